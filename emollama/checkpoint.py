@@ -1,0 +1,154 @@
+"""Checkpoints: the trained tensors under the names of the published files, and what a run needs to go on exactly.
+
+A file is ``{"model", "optimizer", "scaler", "step", "epoch", "global_batch", "config"}``, loads with ``weights_only=True``,
+and has its SHA-256 beside it (``<file>.sha256``), because a flipped bit does not stop torch.load.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from emollama.errors import UserError, listing
+from emollama.optim import trainable
+from emollama.paths import PATHS, read_text, sha256, written_whole
+
+LAST = "checkpoint_last.pth"
+
+
+def save(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint and its digest, each completely or not at all."""
+    with written_whole(path, "wb") as file:
+        torch.save(dict(content), file)
+    with written_whole(digest_path(path)) as file:
+        file.write(f"{sha256(path)}  {path.name}\n")
+
+
+def digest_path(path: str | Path) -> Path:
+    """Where a checkpoint's digest lies."""
+    return Path(f"{path}.sha256")
+
+
+def read(path: str, key: str) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Args:
+        path: a file with at least the entry ``model``.
+        key: the configuration key that named it, for messages.
+
+    Raises:
+        UserError: missing, truncated, changed since it was written, or carrying anything but tensors and plain values.
+    """
+    if not PATHS.isfile(path):
+        raise UserError(f"{key}: no file '{path}'. Correct the path.")
+    digest = str(digest_path(path))
+    if PATHS.isfile(digest) and read_text(digest).split()[:1] != [sha256(path)]:
+        raise UserError(f"{key}: {path} is not what was written: its SHA-256 differs from {digest}. Use another checkpoint.")
+    try:
+        content = torch.load(PATHS.get_local_path(path), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{key}: {path} holds more than tensors and plain values and was not opened, since it could run code: {reason}."
+            " Ask its author for a file that torch.load(weights_only=True) reads."
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{key}: {path} cannot be read (truncated?): {str(error).partition(chr(10))[0]}. Copy it again.") from None
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise UserError(f"{key}: {path} has no entry 'model' with tensors; it is not a checkpoint of this kind")
+    return content
+
+
+def load_trainable(
+    model: nn.Module, stored: Mapping[str, Tensor], *, path: str, allow_missing: list[str], dry: bool = False
+) -> list[str]:
+    """Copy stored tensors into the model's trained parameters.
+
+    Args:
+        model: names its own exceptions (``stored_name``, ``unused_names``, ``absent_together``).
+        stored: name in the file -> tensor.
+        path: the file, for messages.
+        allow_missing: globs of trained tensors that may be absent.
+        dry: only check; the model may be on the meta device.
+
+    Returns:
+        Lines for the log about tensors that keep their initial values or were set aside.
+
+    Raises:
+        UserError: missing, unexpected or misshapen tensors, all of them by name.
+    """
+    naming: Any = model
+    wanted = {naming.stored_name(name): parameter for name, parameter in trainable(model).items()}
+    missing = [name for name in wanted if name not in stored]
+    unexpected = [name for name in stored if name not in wanted]
+    aside = [name for name in unexpected if _matches(name, naming.unused_names)]
+    notes = [f"{path}: set aside tensors that nothing uses: {listing(aside)}"] if aside else []
+    if set(missing) == set(naming.absent_together):
+        notes.append(f"{path}: a MiniGPT-v2 file; initialised: {listing(missing)}")
+        missing = []
+    allowed = [name for name in missing if _matches(name, allow_missing)]
+    if allowed:
+        notes.append(f"{path}: not in the file, initialised as ckpt_allow_missing says: {listing(allowed)}")
+    _refuse(path, wanted, stored, sorted({*missing} - {*allowed}), sorted({*unexpected} - {*aside}))
+    if not dry:
+        with torch.no_grad():
+            for name, parameter in wanted.items():
+                if name in stored:
+                    parameter.copy_(stored[name])
+    return notes
+
+
+def _refuse(
+    path: str, wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor], missing: list[str], unexpected: list[str]
+) -> None:
+    problems = []
+    if missing:
+        problems.append(f"missing tensors, {listing(missing)} (ckpt_allow_missing takes globs of those that may be)")
+    if unexpected:
+        problems.append(f"unexpected tensors, {listing(unexpected)} (are train_llm, lora_target_modules and fusion the same?)")
+    shapes = [
+        f"{name} {tuple(stored[name].shape)} where {tuple(parameter.shape)} is expected"
+        for name, parameter in wanted.items()
+        if name in stored and stored[name].shape != parameter.shape
+    ]
+    if shapes:
+        problems.append(f"tensors of another shape, {listing(shapes)} (are lora_r, slot_dims and llama_model the same?)")
+    if problems:
+        raise UserError(f"checkpoint {path}: {'; '.join(problems)}")
+
+
+def newest(folder: Path) -> Path | None:
+    """The checkpoint of a run's folder that went furthest among those that are complete, or None."""
+    steps = {path: _step_of(path) for path in folder.glob("checkpoint_*.pth")}
+    for path in sorted((path for path in steps if steps[path] >= 0), key=lambda path: steps[path], reverse=True):
+        if digest_path(path).is_file() and read_text(str(digest_path(path))).split()[:1] == [sha256(path)]:
+            return path
+    return None
+
+
+def _step_of(path: Path) -> int:
+    """The step that a checkpoint stores, read without its tensors; -1 for a file that cannot be read."""
+    try:
+        return int(torch.load(path, map_location="meta", weights_only=True, mmap=True)["step"])
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
+        return -1
+
+
+def drop_old(folder: Path, keep_last: int) -> None:
+    """Delete all but the newest ``keep_last`` epoch checkpoints; best and last are never touched."""
+    epochs = {int(found[1]): path for path in folder.iterdir() if (found := re.fullmatch(r"checkpoint_(\d+)\.pth", path.name))}
+    for epoch in sorted(epochs)[: -keep_last or None]:
+        epochs[epoch].unlink()
+        digest_path(epochs[epoch]).unlink(missing_ok=True)
+
+
+def _matches(name: str, globs: tuple[str, ...] | list[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in globs)

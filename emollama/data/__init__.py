@@ -1,0 +1,1 @@
+"""From files on disk to batches: annotation lists, features, prompts, and the order of the draw."""

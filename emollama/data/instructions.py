@@ -1,0 +1,106 @@
+"""Tasks of the emotion datasets: which answers they have, how they are asked, and the weighted pool they are drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from emollama.registry import did_you_mean
+
+_REASONS = [
+    "Look at the face, listen to the voice and read the words: which emotion does this person feel, and what shows it?",
+    "Explain step by step how the facial movements, the tone of voice and the spoken words reveal the person's emotion.",
+    "Which clues in the picture, in the sound and in the words tell how the person feels? Name the emotion they add up to.",
+    "Describe the emotional state of the person and the visual and vocal evidence for it.",
+    "What can be seen and heard that speaks for a particular emotion? Conclude with that emotion.",
+]
+
+BUILT_IN: dict[str, list[str]] = {
+    "emotion": [
+        "Which of these emotions does the person in the video show: {labels}?",
+        "Choose the one label that fits the person's emotion best: {labels}.",
+        "How does the person in the video feel? Answer with one of: {labels}.",
+        "Classify the emotion that is expressed in this clip as one of {labels}.",
+    ],
+    "reason": _REASONS,
+    "reason_v2": _REASONS,
+}
+TASK_NAMES = tuple(BUILT_IN)
+_BREAKS_A_PROMPT = set("{}[]<>,\n\r\t")
+
+
+def user_text(task: str, wording: str, sentence: str | None) -> str:
+    """What the user's turn says: the transcript (absent when None), the task's tag, the wording.
+
+    Source: the training prompt of the published Emotion-LLaMA; the double space before the tag is theirs.
+    """
+    spoken = "" if sentence is None else f"The person in video says: {sentence}.  "
+    return f"{spoken}[{task}] {wording} "
+
+
+def check_labels(labels: Sequence[str], key: str) -> None:
+    """Refuse labels that repeat, are empty, or would break a prompt.
+
+    Raises:
+        ValueError: naming the key, the label and the characters that a label cannot hold.
+    """
+    for label in labels:
+        if not label.strip() or label != label.strip() or _BREAKS_A_PROMPT & set(label):
+            raise ValueError(
+                f"{key}: the label {label!r} would break the prompt. A label has text, no space at its ends, and none of"
+                " { } [ ] < > , or line breaks."
+            )
+    if len(set(labels)) != len(labels):
+        raise ValueError(f"{key}: a label is given twice in {list(labels)}")
+
+
+class TaskPool:
+    """A weighted pool of tasks, each with its wordings.
+
+    Args:
+        pool: task names (one that is repeated weighs more) or a mapping name -> weight.
+        wordings: replaces the built-in wordings of the tasks that it names; ``{labels}`` in one is replaced.
+        prompt_labels: the labels shown for ``{labels}``, in this order.
+
+    Raises:
+        ValueError: an unknown task, no positive weight, or a task without wordings; names the key.
+    """
+
+    def __init__(
+        self,
+        pool: Sequence[str] | Mapping[str, float],
+        wordings: Mapping[str, Sequence[str]],
+        prompt_labels: Sequence[str],
+    ) -> None:
+        weights = dict(pool) if isinstance(pool, Mapping) else {name: float(list(pool).count(name)) for name in pool}
+        for key, names in (("task_pool", weights), ("instructions", wordings)):
+            for name in names:
+                if name not in BUILT_IN:
+                    hint = did_you_mean(str(name), TASK_NAMES)
+                    raise ValueError(f"{key}: unknown task '{name}'.{hint} Known: {', '.join(TASK_NAMES)}")
+        for name, weight in weights.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+                raise ValueError(f"task_pool: the weight of '{name}' is {weight!r}; a weight is a number of at least 0")
+        weights = {name: weight for name, weight in weights.items() if weight > 0}
+        if not weights:
+            raise ValueError(f"task_pool: no task in it. Known: {', '.join(TASK_NAMES)}")
+        self.tasks = tuple(weights)
+        self._cumulative = np.cumsum(list(weights.values())) / sum(weights.values())
+        shown = ", ".join(prompt_labels)
+        self._wordings = {
+            task: [text.replace("{labels}", shown) for text in wordings.get(task, BUILT_IN[task])] for task in self.tasks
+        }
+        for task, texts in self._wordings.items():
+            if not texts:
+                raise ValueError(f"instructions: '{task}' has no wording. Give at least one, or leave the key out.")
+
+    def draw(self, rng: np.random.Generator) -> tuple[str, str]:
+        """A task by its weight, and one of its wordings."""
+        index = int(np.searchsorted(self._cumulative, rng.random(), side="right"))
+        task = self.tasks[min(index, len(self.tasks) - 1)]
+        return task, str(rng.choice(self._wordings[task]))
+
+    def first(self, task: str) -> str:
+        """The first wording of a task: the one that evaluation asks with."""
+        return self._wordings[task][0]

@@ -1,0 +1,206 @@
+"""Rendering: the only file that tokenizes.
+
+A prompt is a list of segments, text and placeholders in turn; ids, labels and placeholders are appended by one helper, so
+that they cannot disagree. A placeholder is an id outside the LLM's embedding table, one for each row that the fusion module
+will put in its place. Text of the user's files is text: nothing in a transcript or an answer becomes structure.
+
+Layouts (source: the published Emotion-LLaMA training and evaluation code):
+
+* ``train``: one BOS, ``[INST] <video>`` | image rows | ``</video> <feature>`` | face, video, audio, class rows |
+  ``</feature> ... [/INST]``, each text segment tokenized alone; then the answer and the end symbol.
+* ``upstream_eval``: two BOS, every row between ``<video>`` and ``</video>``, the words ``<FeatureHere>`` left in the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from emollama.data.batch import IGNORED, Record, Sample
+from emollama.errors import UserError
+
+PromptLayout = Literal["train", "upstream_eval"]
+LossAverage = Literal["sample", "token"]
+HEAD = "<video><VideoHere></video> <feature><FeatureHere></feature> "
+
+
+@dataclass(frozen=True)
+class PromptStyle:
+    """How a model wraps a turn.
+
+    Attributes:
+        template: text with one ``{}`` where the turn's body goes, such as ``[INST] {} [/INST]``.
+        chat_template: False leaves the template out.
+        end_sym: ends every answer.
+        max_txt_len: tokens of one answer, the end symbol included; longer ones are cut before it.
+        max_context_len: tokens of the prompt's text; what exceeds is cut from the start of the user's words.
+    """
+
+    template: str
+    chat_template: bool
+    end_sym: str
+    max_txt_len: int
+    max_context_len: int
+
+    @property
+    def opening(self) -> str:
+        """What stands before the body."""
+        return self.template.partition("{}")[0] if self.chat_template else ""
+
+    @property
+    def closing(self) -> str:
+        """What stands after the body."""
+        return self.template.partition("{}")[2] if self.chat_template else ""
+
+
+@dataclass(frozen=True)
+class Placeholders:
+    """The rows that a fusion module emits, and the ids that stand for them.
+
+    Attributes:
+        video: names of those between ``<video>`` and ``</video>``, in order.
+        feature: names of those between ``<feature>`` and ``</feature>``, in order.
+        first_id: id of the first name; the row count of the LLM's embedding table.
+        rows_out: raw rows by slot (n of each) -> emitted rows by placeholder.
+    """
+
+    video: tuple[str, ...]
+    feature: tuple[str, ...]
+    first_id: int
+    rows_out: Callable[[Mapping[str, int]], dict[str, int]]
+
+    def id_of(self, name: str) -> int:
+        """The id that stands for one row of this placeholder."""
+        return self.first_id + (self.video + self.feature).index(name)
+
+
+class _Rendering:
+    """Ids, labels and weights of one sample, appended together."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.labels: list[int] = []
+        self.answers: list[int] = []  # length of each answer, for the loss weights
+
+    def prompt(self, ids: list[int]) -> None:
+        self.ids += ids
+        self.labels += [IGNORED] * len(ids)
+
+    def answer(self, ids: list[int]) -> None:
+        self.ids += ids
+        self.labels += ids
+        self.answers.append(len(ids))
+
+
+class Prompt:
+    """Turns records into samples, and generated ids into text.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        style: the model's template, end symbol and length limits.
+        placeholders: what the fusion module emits.
+        loss_average: ``sample`` gives each sample's tokens the weights 1 / n, ``token`` gives each token the weight 1.
+    """
+
+    def __init__(
+        self, tokenizer: Any, style: PromptStyle, placeholders: Placeholders, loss_average: LossAverage = "sample"
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.style = style
+        self.placeholders = placeholders
+        self.loss_average = loss_average
+        special = [re.escape(text) for text in tokenizer.get_added_vocab()]
+        self._special = re.compile("|".join(sorted(special, key=len, reverse=True))) if special else None
+
+    def body(self, record: Record) -> str:
+        """The text of the first turn, with the two marks where rows go; reported beside a prediction."""
+        return HEAD + record.turns[0][0]
+
+    def sample(self, record: Record, *, layout: PromptLayout = "train", to_generate: bool = False) -> Sample:
+        """Render a record.
+
+        Args:
+            record: its turns and features.
+            layout: where the rows go (see the module's text).
+            to_generate: stop before the last turn's answer.
+
+        Raises:
+            UserError: a feature whose number of rows the fusion module cannot take; names the clip.
+        """
+        try:
+            counts = self.placeholders.rows_out({slot: len(rows) for slot, rows in record.features.items()})
+        except ValueError as error:
+            raise UserError(f"clip '{record.name}': {error}") from None
+        rendering = _Rendering()
+        if self.tokenizer.bos_token_id is not None:
+            rendering.prompt([self.tokenizer.bos_token_id])
+        cut = 0
+        for turn, (words, answer) in enumerate(record.turns):
+            cut += self._append_prompt(rendering, words, counts if turn == 0 else None, layout, record.name)
+            if answer is not None and not (to_generate and turn == len(record.turns) - 1):
+                cut += self._append_answer(rendering, answer)
+        labels = torch.tensor(rendering.labels)
+        total = sum(rendering.answers) if self.loss_average == "sample" else 1
+        weights = (labels != IGNORED).float() / max(total, 1)
+        return Sample(record.name, record.task, torch.tensor(rendering.ids), labels, weights, record.features, cut)
+
+    def answer_text(self, ids: list[int]) -> str:
+        """Generated ids as an answer: up to the end symbol, special tokens dropped, after the last closing of the template."""
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        text = text.split(self.style.end_sym)[0]
+        closing = self.style.closing.strip()
+        return (text.split(closing)[-1] if closing else text).strip()
+
+    def _append_prompt(
+        self, rendering: _Rendering, words: str, counts: dict[str, int] | None, layout: PromptLayout, name: str
+    ) -> int:
+        """Append one turn without its answer; the rows only where counts are given. Returns the tokens cut."""
+        video, feature = self.placeholders.video, self.placeholders.feature
+        head: list[str | tuple[str, ...]] = []
+        last = ""
+        opening = self.style.opening
+        if counts is not None and layout == "train":
+            head, last = [f"{opening}<video>", video, "</video> <feature>", feature], "</feature> "
+        elif counts is not None:
+            head = [f"{self.tokenizer.bos_token or ''}{opening}<video>", video + feature]
+            last = "</video> <feature><FeatureHere></feature> "
+        else:
+            last = opening
+        pieces = [self._ids(part) if isinstance(part, str) else part for part in head]
+        tail = self._ids(last + self._as_text(words) + self.style.closing)
+        excess = len(tail) + sum(len(part) for part in pieces if isinstance(part, list)) - self.style.max_context_len
+        if excess > 0:
+            kept = len(self._ids(last))
+            if excess > len(tail) - kept:
+                raise UserError(f"clip '{name}': max_context_len {self.style.max_context_len} leaves no room for the prompt")
+            tail = tail[:kept] + tail[kept + excess :]
+        for part in pieces:
+            if isinstance(part, list):
+                rendering.prompt(part)
+            else:
+                for placeholder in part:
+                    rendering.prompt([self.placeholders.id_of(placeholder)] * (counts or {})[placeholder])
+        rendering.prompt(tail)
+        return max(excess, 0)
+
+    def _append_answer(self, rendering: _Rendering, answer: str) -> int:
+        ids = self._ids(self._as_text(answer) + self.style.end_sym)
+        excess = len(ids) - self.style.max_txt_len
+        if excess > 0:
+            end = self._ids(self.style.end_sym)
+            ids = ids[: self.style.max_txt_len - len(end)] + end
+        rendering.answer(ids)
+        return max(excess, 0)
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _as_text(self, text: str) -> str:
+        """The text with a space inside every spelling of a special token, so that the tokenizer reads it as text."""
+        if self._special is None:
+            return text
+        return self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)

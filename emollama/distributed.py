@@ -1,0 +1,177 @@
+"""Processes: torchrun's environment, what ranks tell each other, and the wrapping of the model.
+
+CPU with gloo works as CUDA with nccl does; without torchrun there is one process and no group.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from emollama.errors import EchoedError, UserError
+from emollama.optim import trainable
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the others.
+
+    Attributes:
+        rank, size: number of this process, and how many there are.
+        device: where this process computes.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which writes and speaks."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, on rank 0; an empty list elsewhere. The value must be picklable."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.size if self.is_main else None
+        dist.gather_object(value, values)
+        return values or []
+
+    def on_main(self, function: Callable[[], T]) -> T:
+        """Run on rank 0; every rank gets the result, or learns of the failure.
+
+        Raises:
+            UserError: what the function raised (on other ranks as :class:`EchoedError`).
+        """
+        outcome: list[Any] = [None, None]
+        failure: Exception | None = None
+        if self.is_main:
+            try:
+                outcome[0] = function()
+            except Exception as error:  # told to the others below, then raised again here
+                failure = error
+                outcome[1] = f"{type(error).__name__}: {error}"
+        if self.size > 1:
+            dist.broadcast_object_list(outcome)
+        if failure is not None:
+            raise failure
+        if outcome[1] is not None:
+            raise EchoedError(outcome[1])
+        return outcome[0]  # type: ignore[no-any-return]
+
+    def main_first(self, function: Callable[[], T]) -> T:
+        """Run on rank 0, then on the others: what goes wrong for all of them is told once."""
+        results: list[T] = []
+        self.on_main(lambda: results.append(function()))
+        return results[0] if results else function()
+
+
+def start(device: str = "auto", timeout_minutes: float = 30.0) -> World:
+    """Join the process group that torchrun's environment describes, or be alone.
+
+    Args:
+        device: auto (CUDA where there is any), cuda, or cpu.
+        timeout_minutes: how long a rank waits for the others before it gives up.
+
+    Raises:
+        UserError: CUDA is asked for and absent, or there are fewer GPUs than processes.
+    """
+    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("run.device: cuda, but PyTorch sees no GPU here. Set run.device: cpu or auto.")
+    use_cuda = device != "cpu" and torch.cuda.is_available()
+    if use_cuda and local_rank >= torch.cuda.device_count():
+        raise UserError(f"{local_rank + 1} processes, but {torch.cuda.device_count()} GPUs. Lower torchrun's --nproc-per-node.")
+    where = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(where)
+    if size > 1 and not dist.is_initialized():
+        _end_with_parent()
+        backend = "nccl" if use_cuda else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+    return World(rank, size, where)
+
+
+def stop() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """End this worker when torchrun's launcher is gone; a killed launcher cannot end its workers itself."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class Parallel:
+    """A model whose gradients are averaged over the ranks.
+
+    Args:
+        model: the bare model, on the world's device.
+        world: the processes.
+        kind: ``ddp``.
+    """
+
+    def __init__(self, model: nn.Module, world: World, kind: str = "ddp") -> None:
+        if kind != "ddp":
+            raise UserError(f"run.parallel: unknown value '{kind}'. Known: ddp")
+        self.model = model
+        self._wrapped: nn.Module = model
+        if world.size > 1:
+            frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
+            devices = [world.device] if world.device.type == "cuda" else None
+            self._wrapped = DistributedDataParallel(
+                model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+
+    def __call__(self, *args: Any) -> Any:
+        return self._wrapped(*args)
+
+    def synchronised(self, last: bool) -> AbstractContextManager[Any]:
+        """Around forward and backward of a micro-batch: gradients travel only with a step's last one."""
+        if last or not isinstance(self._wrapped, DistributedDataParallel):
+            return nullcontext()
+        return self._wrapped.no_sync()
+
+    def clip_grad_norm(self, limit: float | None) -> Tensor:
+        """The gradients' global L2 norm, a scalar; they are scaled down to ``limit`` where it is given."""
+        parameters = list(trainable(self.model).values())
+        return nn.utils.clip_grad_norm_(parameters, limit if limit is not None else float("inf"))
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """name -> trained tensor on the CPU. Every rank calls it."""
+        return {name: parameter.detach().cpu() for name, parameter in trainable(self.model).items()}
+
+
+def joined() -> bool:
+    """Whether this process is in a group with others."""
+    return bool(dist.is_initialized())

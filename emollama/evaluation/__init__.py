@@ -1,0 +1,1 @@
+"""What is written about answers: plain functions over plain lists, without torch."""

@@ -1,0 +1,144 @@
+"""What a run says: console lines and a progress bar on rank 0, log.jsonl, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from emollama.paths import written_whole
+
+
+def get_logger() -> logging.Logger:
+    """The package's logger."""
+    return logging.getLogger("emollama")
+
+
+def set_up(is_main: bool) -> None:
+    """Lines with the time on standard error; ranks other than 0 speak only of warnings."""
+    logger = get_logger()
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+        logger.propagate = False
+    logger.setLevel(logging.INFO if is_main else logging.WARNING)
+
+
+def progress(total: int, label: str, *, enabled: bool) -> tqdm[Any]:
+    """A bar on a terminal; nothing where there is none."""
+    return tqdm(total=total, desc=label, disable=not (enabled and sys.stderr.isatty()), dynamic_ncols=True)
+
+
+class RunLog:
+    """Metrics of a run: an object a line in log.jsonl, scalars in TensorBoard, a bar or lines on the console.
+
+    Args:
+        folder: of the run.
+        first_step: where this process begins; what an interrupted one logged from there on is dropped.
+        total_steps: of the run.
+        log_freq: steps between logged ones.
+        enabled: False on ranks that stay silent.
+    """
+
+    def __init__(self, folder: Path, *, first_step: int, total_steps: int, log_freq: int, enabled: bool) -> None:
+        self._first, self._total, self._every, self._enabled = first_step, total_steps, log_freq, enabled
+        self._begun = self._window = time.monotonic()
+        self._waited = 0.0
+        self._tokens = self._samples = 0
+        if enabled:
+            path = folder / "log.jsonl"
+            kept = _lines_before(path, first_step)
+            with written_whole(path) as file:
+                file.writelines(kept)
+            self._file = open(path, "a", encoding="utf-8")
+            self._board = SummaryWriter(str(folder), purge_step=first_step)
+            self._bar = tqdm(
+                total=total_steps, initial=first_step, disable=not sys.stderr.isatty(), unit="step", dynamic_ncols=True
+            )
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around a wait for data, whose share of the time is logged."""
+        asked = time.monotonic()
+        yield
+        self._waited += time.monotonic() - asked
+
+    def step(self, step: int, values: dict[str, Any], samples: int) -> None:
+        """One step is done; its values are logged when due, with the speed since the last logged one.
+
+        Args:
+            step: number of the step, from 0.
+            values: at least epoch, loss, lr and tokens (of this step, over all ranks).
+            samples: of this step, over all ranks.
+        """
+        if not self._enabled:
+            return
+        self._bar.update()
+        self._tokens += values["tokens"]
+        self._samples += samples
+        if step % self._every and step + 1 < self._total:
+            return
+        now = time.monotonic()
+        seconds = now - self._window
+        values = values | {
+            "samples_per_s": self._samples / seconds,
+            "tokens_per_s": self._tokens / seconds,
+            "data_wait": self._waited / seconds,
+            "peak_memory_gb": _peak_memory_gb(),
+        }
+        self._write(step, values, (now - self._begun) / (step + 1 - self._first) * (self._total - step - 1))
+        self._window, self._waited, self._tokens, self._samples = now, 0.0, 0, 0
+
+    def close(self) -> None:
+        """Flush everything."""
+        if self._enabled:
+            self._bar.close()
+            self._board.close()
+            self._file.close()
+
+    def _write(self, step: int, values: dict[str, Any], eta_seconds: float) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if name != "epoch":
+                self._board.add_scalar(f"train/{name}", value, step)
+        text = f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  {values['samples_per_s']:.1f} samples/s"
+        if self._bar.disable:
+            minutes, seconds = divmod(int(eta_seconds), 60)
+            place = f"epoch {values['epoch']}  step {step + 1}/{self._total}"
+            get_logger().info("%s  %s  eta %d:%02d", place, text, minutes, seconds)
+        else:
+            self._bar.set_postfix_str(text)
+
+
+def _peak_memory_gb() -> float:
+    """Most memory that this process ever held: of the GPU where there is one, else of the machine."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _lines_before(path: Path, step: int) -> list[str]:
+    """The whole lines of a log that belong to steps before this one; a line that was cut short is dropped."""
+    if not path.is_file():
+        return []
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if entry["step"] < step:
+            kept.append(line + "\n")
+    return kept

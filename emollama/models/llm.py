@@ -1,0 +1,157 @@
+"""The language model: the only file that imports transformers' models and peft.
+
+Any Hugging Face causal language model in a local folder (Llama, Vicuna, Mistral, Qwen, ...), with LoRA adapters, frozen, or
+trained in full. It can be built on the meta device, from config.json alone, to be counted before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from emollama.errors import UserError
+from emollama.models import attention
+
+TrainLLM = Literal["lora", "none", "full"]
+
+
+@dataclass(frozen=True)
+class LLMOptions:
+    """What to load and what to train of it.
+
+    Attributes:
+        path: the model's folder.
+        train: adapters, nothing, or every weight.
+        lora_r, lora_alpha, lora_dropout, lora_targets: as in peft's LoraConfig.
+        quantize: bits of the frozen weights, None for the dtype they are loaded in.
+        checkpointing: recompute the layers' activations in the backward pass.
+    """
+
+    path: str
+    train: TrainLLM
+    lora_r: int
+    lora_alpha: int
+    lora_dropout: float
+    lora_targets: list[str]
+    quantize: Literal[4, 8] | None
+    checkpointing: bool
+
+
+def read_config(path: str) -> Any:
+    """The model's config.json.
+
+    Raises:
+        UserError: no such folder, or nothing usable in it.
+    """
+    if not os.path.isdir(path):
+        raise UserError(
+            f"model.llama_model: no folder '{path}' (seen from {os.getcwd()}). Download a Hugging Face causal language model"
+            " (config.json, weights, tokenizer) and name its folder."
+        )
+    try:
+        return AutoConfig.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.llama_model: '{path}' is not a Hugging Face model folder: {error}") from None
+
+
+def embedding_rows(config: Any) -> int:
+    """Rows of the embedding table; a tokenizer can be shorter."""
+    return int(config.get_text_config().vocab_size)
+
+
+def width(config: Any) -> int:
+    """The LLM's hidden size."""
+    return int(config.get_text_config().hidden_size)
+
+
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer of a model's folder.
+
+    Raises:
+        UserError: the folder has none.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the data workers are forked
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"model.llama_model: no usable tokenizer in '{path}': {error}") from None
+
+
+def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """Load the model, or only lay out its shapes where ``device`` is meta.
+
+    Args:
+        options: see :class:`LLMOptions`.
+        config: what :func:`read_config` gave.
+        dtype: of the frozen weights. Weights that are trained are float32.
+        device: where it goes.
+
+    Raises:
+        UserError: unreadable weights, LoRA targets that do not exist, quantization without bitsandbytes.
+    """
+    dtype = torch.float32 if options.train == "full" else dtype
+    if device.type == "meta":
+        with device:
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
+            return _prepared(model, options)
+    quantization = _quantization(options, dtype)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            options.path,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention.NAME,
+            local_files_only=True,
+            quantization_config=quantization,
+            device_map={"": device} if quantization else None,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"model.llama_model: cannot load the weights in '{options.path}': {error}") from error
+    if quantization:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    return _prepared(model if quantization else model.to(device), options)
+
+
+def _prepared(model: Any, options: LLMOptions) -> nn.Module:
+    model.requires_grad_(options.train == "full")
+    if options.train == "lora":
+        lora = LoraConfig(
+            r=options.lora_r,
+            lora_alpha=options.lora_alpha,
+            lora_dropout=options.lora_dropout,
+            target_modules=list(options.lora_targets),
+            bias="none",
+            task_type="CAUSAL_LM",
+        )
+        try:
+            model = get_peft_model(model, lora)
+        except ValueError as error:
+            raise UserError(f"model.lora_target_modules: {error}") from None
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    if options.checkpointing:
+        # The name changed in transformers 5.23; the older one still works there, with a warning.
+        name = "activation_checkpointing_enable"
+        enable = getattr(model, name, None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    model.config.use_cache = False
+    return model  # type: ignore[no-any-return]
+
+
+def _quantization(options: LLMOptions, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if options.quantize is None:
+        return None
+    if importlib.util.find_spec("bitsandbytes") is None:
+        key = "load_in_4bit" if options.quantize == 4 else "low_resource"
+        raise UserError(f"model.{key} needs the package bitsandbytes: pip install bitsandbytes (or set {key}: False)")
+    if options.quantize == 4:
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    return BitsAndBytesConfig(load_in_8bit=True)

@@ -1,0 +1,197 @@
+"""MiniGPT-v2 / Emotion-LLaMA: feature rows projected into the prompt of a LoRA-adapted language model.
+
+Letters: T tokens of a packed micro-batch, B samples, L labelled tokens, H the LLM's width, V its vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from emollama.config import MISSING
+from emollama.data.batch import IGNORED, Batch
+from emollama.data.prompt import LossAverage, Placeholders, Prompt, PromptStyle
+from emollama.models import llm, upstream
+from emollama.models.fusion import place_rows
+from emollama.registry import FUSIONS, MODELS
+
+PATCH = 14  # side of an EVA patch in pixels
+
+
+@MODELS.register("minigpt_v2")
+class MiniGPTv2(nn.Module):
+    """The model behind ``arch: minigpt_v2``.
+
+    Args:
+        cfg: the ``model`` block.
+        device: where to build it; the meta device gives shapes without weights.
+        frozen_dtype: dtype of weights that are not trained; trained ones are float32.
+    """
+
+    @dataclass
+    class Config:
+        """Keys of the ``model`` block."""
+
+        llama_model: str = MISSING
+        """Folder of a Hugging Face causal language model with its tokenizer."""
+        ckpt: Union[str, None] = None  # noqa: UP007
+        """Checkpoint whose trainable tensors are loaded at the start."""
+        ckpt_allow_missing: list[str] = field(default_factory=list)
+        """Globs of trainable tensors that ckpt may lack; they keep their initial values."""
+        train_llm: llm.TrainLLM = "lora"
+        """Train adapters, nothing, or every weight of the language model."""
+        lora_r: int = 64
+        """Rank of the adapters."""
+        lora_alpha: int = 16
+        """Scale of the adapters: their output is multiplied by lora_alpha / lora_r."""
+        lora_dropout: float = 0.05
+        """Probability of dropping a component of an adapter's input, in training."""
+        lora_target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
+        """Names of the linear layers that get adapters."""
+        fusion: str = "linear"
+        """Registered fusion module."""
+        slot_dims: dict[str, int] = field(
+            default_factory=lambda: {"image": 1408, "face": 1024, "video": 1024, "audio": 1024}
+        )
+        """Width of each slot's rows; the class row shares the image's."""
+        image_size: int = 448
+        """Side of the frames that the EVA caches were made from, in pixels: (image_size / 14)^2 rows. Used to plan, and to
+        fill a missing image."""
+        dropout: float = 0.0
+        """Probability of dropping a component of the fusion module's output, in training."""
+        use_grad_checkpoint: bool = True
+        """Recompute the language model's activations in the backward pass: less memory, about a third more time."""
+        low_resource: bool = False
+        """Load the language model in 8 bits (needs bitsandbytes)."""
+        load_in_4bit: bool = False
+        """Load the language model in 4 bits (needs bitsandbytes)."""
+        max_txt_len: int = 1024
+        """Tokens of an answer, the end symbol included."""
+        max_context_len: int = 3800
+        """Tokens of the prompt's text, placeholders not counted."""
+        end_sym: str = "</s>"
+        """Ends every answer."""
+        prompt_template: str = "[INST] {} [/INST]"
+        """Wraps a turn; {} is where its text goes."""
+        chat_template: bool = True
+        """False leaves prompt_template out."""
+
+        def __post_init__(self) -> None:
+            if self.prompt_template.count("{}") != 1:
+                raise ValueError(f"prompt_template {self.prompt_template!r} must contain {{}} exactly once")
+            if not self.end_sym:
+                raise ValueError("end_sym is empty; an answer needs an end, such as </s>")
+            if self.low_resource and self.load_in_4bit:
+                raise ValueError("low_resource (8 bits) and load_in_4bit are both on. Keep one.")
+            if self.train_llm == "full" and (self.low_resource or self.load_in_4bit):
+                raise ValueError("train_llm: full cannot train quantized weights. Use lora, or load in full precision.")
+            if self.image_size % (2 * PATCH):
+                raise ValueError(f"image_size {self.image_size} is not a multiple of {2 * PATCH}, so its rows do not group by four")
+            for key, least in (("lora_r", 1), ("lora_alpha", 1), ("max_txt_len", 8), ("max_context_len", 8)):
+                if getattr(self, key) < least:
+                    raise ValueError(f"{key} is {getattr(self, key)}; it must be at least {least}")
+            for key in ("lora_dropout", "dropout"):
+                if not 0 <= getattr(self, key) < 1:
+                    raise ValueError(f"{key} is {getattr(self, key)}; it must be in [0, 1)")
+
+    unused_names = upstream.UNUSED
+    absent_together = upstream.ABSENT_TOGETHER
+    stored_name = staticmethod(upstream.stored_name)
+
+    def __init__(self, cfg: Config, *, device: torch.device, frozen_dtype: torch.dtype) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.llm_config = llm.read_config(cfg.llama_model)
+        options = llm.LLMOptions(
+            path=cfg.llama_model,
+            train=cfg.train_llm,
+            lora_r=cfg.lora_r,
+            lora_alpha=cfg.lora_alpha,
+            lora_dropout=cfg.lora_dropout,
+            lora_targets=cfg.lora_target_modules,
+            quantize=8 if cfg.low_resource else 4 if cfg.load_in_4bit else None,
+            checkpointing=cfg.use_grad_checkpoint,
+        )
+        self.llama_model = llm.build(options, self.llm_config, dtype=frozen_dtype, device=device)
+        with device:
+            self.fusion = FUSIONS.get(cfg.fusion)(cfg.slot_dims, llm.width(self.llm_config), cfg.dropout)
+        self.first_placeholder = llm.embedding_rows(self.llm_config)
+
+    @staticmethod
+    def slot_shapes(cfg: Config) -> dict[str, tuple[int, int]]:
+        """slot -> (rows, width) that one clip is expected to bring."""
+        dims = cfg.slot_dims
+        one_row = {slot: (1, dims[slot]) for slot in dims if slot != "image"}
+        return {"image": ((cfg.image_size // PATCH) ** 2, dims["image"]), "cls": (1, dims["image"]), **one_row}
+
+    @staticmethod
+    def prompt(cfg: Config, loss_average: LossAverage = "sample") -> Prompt:
+        """The renderer that goes with this model; needs the LLM's folder, not its weights."""
+        fusion = FUSIONS.get(cfg.fusion)
+        placeholders = Placeholders(
+            video=fusion.VIDEO,
+            feature=fusion.FEATURE,
+            first_id=llm.embedding_rows(llm.read_config(cfg.llama_model)),
+            rows_out=fusion.rows_out,
+        )
+        style = PromptStyle(cfg.prompt_template, cfg.chat_template, cfg.end_sym, cfg.max_txt_len, cfg.max_context_len)
+        return Prompt(llm.load_tokenizer(cfg.llama_model), style, placeholders, loss_average)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Cross-entropy of each labelled token, (L,) float32, in the batch's order. Logits are made at these places only."""
+        places = (batch.labels != IGNORED).nonzero().squeeze(1)
+        logits = self.llama_model(
+            inputs_embeds=self._embed(batch).unsqueeze(0),
+            position_ids=batch.position_ids.unsqueeze(0),
+            cu_seqlens=batch.cu_seqlens,
+            max_length=batch.max_length,
+            logits_to_keep=places - 1,
+            use_cache=False,
+        ).logits[0]
+        return F.cross_entropy(logits.float(), batch.labels[places], reduction="none")
+
+    @torch.inference_mode()
+    def generate(self, batch: Batch, prompt: Prompt, options: Mapping[str, Any]) -> list[list[int]]:
+        """Continue each sample of a batch that was rendered without answers.
+
+        Args:
+            batch: B prompts.
+            prompt: the renderer that made them; tells where an answer ends.
+            options: keyword arguments of transformers' ``generate``.
+
+        Returns:
+            B lists of new token ids, up to and including the end.
+        """
+        pieces = self._embed(batch).split(batch.lengths)
+        embeddings = torch.nn.utils.rnn.pad_sequence(list(pieces), batch_first=True, padding_side="left")
+        lengths = torch.tensor(batch.lengths, device=embeddings.device)
+        mask = torch.arange(embeddings.shape[1], device=embeddings.device) >= embeddings.shape[1] - lengths[:, None]
+        tokenizer = prompt.tokenizer
+        ends = tokenizer(self.cfg.end_sym, add_special_tokens=False).input_ids
+        stops = {} if ends == [tokenizer.eos_token_id] else {"stop_strings": [self.cfg.end_sym], "tokenizer": tokenizer}
+        out = self.llama_model.generate(
+            inputs_embeds=embeddings,
+            attention_mask=mask.long(),
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.eos_token_id,
+            use_cache=True,
+            **stops,
+            **options,
+        )
+        return [_until(ids, tokenizer.eos_token_id) for ids in out.tolist()]
+
+    def _embed(self, batch: Batch) -> Tensor:
+        """(T, H): rows of the LLM's table for text, rows of the fusion module at placeholders."""
+        table = self.llama_model.get_input_embeddings()
+        is_text = batch.input_ids < self.first_placeholder
+        text = table(batch.input_ids.where(is_text, 0))
+        return place_rows(text, batch.input_ids, self.fusion(batch.slots), self.first_placeholder)
+
+
+def _until(ids: list[int], end: int | None) -> list[int]:
+    return ids[: ids.index(end) + 1] if end in ids else ids

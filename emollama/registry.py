@@ -1,0 +1,82 @@
+"""Names that a YAML file may use, and the classes behind them.
+
+A registry returns classes; building one is ``cls(cfg, **runtime)`` in plain sight. The modules that register the built-in
+components are listed here and imported at the first lookup; a user's own modules come through ``imports:`` in the YAML.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, TypeVar
+
+from emollama.errors import UserError
+
+T = TypeVar("T")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`` Did you mean 'x'?`` (with a leading space) for the nearest known name, or nothing where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+class Registry(Generic[T]):
+    """Classes (or functions) of one kind by name.
+
+    Args:
+        kind: what the names stand for, as error messages say it ("model").
+        modules: imported at the first lookup; importing them registers the built-in components.
+        needs_config: each registered class must hold a dataclass named ``Config``.
+    """
+
+    def __init__(self, kind: str, modules: tuple[str, ...], *, needs_config: bool = True) -> None:
+        self.kind = kind
+        self._modules = modules
+        self._needs_config = needs_config
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """A decorator that enters a class under ``name``.
+
+        Raises:
+            ValueError: the name is taken, or the class has no dataclass ``Config``.
+        """
+
+        def enter(entry: T) -> T:
+            if name in self._entries:
+                raise ValueError(f"{self.kind} '{name}' is registered twice: {self._entries[name]!r} and {entry!r}")
+            if self._needs_config and not dataclasses.is_dataclass(getattr(entry, "Config", None)):
+                raise ValueError(f"{self.kind} '{name}' ({entry!r}) has no @dataclass named Config inside it")
+            self._entries[name] = entry
+            return entry
+
+        return enter
+
+    def get(self, name: str) -> T:
+        """The class registered under ``name``.
+
+        Raises:
+            UserError: nothing has this name; the message holds the nearest one and all that are registered.
+        """
+        known = self.names()
+        if name not in self._entries:
+            hint = did_you_mean(name, known)
+            raise UserError(f"Unknown {self.kind} '{name}'.{hint} Registered: {', '.join(known)}")
+        return self._entries[name]
+
+    def names(self) -> list[str]:
+        """All registered names, sorted."""
+        for module in self._modules:
+            importlib.import_module(module)
+        return sorted(self._entries)
+
+
+MODELS: Registry[Any] = Registry("model", ("emollama.models.minigpt_v2",))
+FUSIONS: Registry[Any] = Registry("fusion", ("emollama.models.fusion",), needs_config=False)
+DATASETS: Registry[Any] = Registry("dataset", ("emollama.datasets.feature_face_caption",))
+TASKS: Registry[Any] = Registry("task", ("emollama.tasks.image_text_pretrain",))
+RUNNERS: Registry[Any] = Registry("runner", ("emollama.runners.runner_base",))
+LR_SCHEDULES: Registry[Any] = Registry("LR schedule", ("emollama.optim",), needs_config=False)

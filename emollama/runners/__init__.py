@@ -1,0 +1,1 @@
+"""Registered runners: the loop."""

@@ -1,0 +1,364 @@
+"""The loop: optimizer steps over epochs, checkpoints and logs when due; evaluation of the configured blocks.
+
+Everything is built in ``__init__``, in the order in which things go wrong most cheaply: files first, weights last.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emollama import checkpoint, distributed, optim
+from emollama.config import RunConfig, write_yaml
+from emollama.data.batch import Batch
+from emollama.data.loader import Order, Split, TrainingSamples, training_loader
+from emollama.data.prompt import LossAverage
+from emollama.errors import UserError, listing
+from emollama.evaluation.files import write_predictions
+from emollama.logging import RunLog, get_logger, progress, set_up
+from emollama.precision import AmpDtype, Precision
+from emollama.registry import LR_SCHEDULES, RUNNERS
+from emollama.runners.resume import resume_content
+
+
+@RUNNERS.register("runner_base")
+class RunnerBase:
+    """The runner behind ``run.runner: runner_base``.
+
+    Args:
+        config: the resolved configuration.
+        training: True builds what :meth:`train` needs, False what :meth:`evaluate` needs.
+
+    Raises:
+        UserError: anything wrong with files, features, checkpoints or the environment, before anything is written.
+    """
+
+    @dataclass
+    class Config:
+        """Keys of the ``run`` block. An iteration is one optimizer step with all its micro-batches."""
+
+        output_dir: str = "checkpoints/save_checkpoint"
+        """Folder of all runs."""
+        job_id: str | None = None
+        """Name of this run's folder in output_dir. Null: the time."""
+        seed: int = 42
+        """Of weights, order, tasks, wordings and dropout."""
+        device: Literal["auto", "cuda", "cpu"] = "auto"
+        """Where to compute."""
+        parallel: Literal["ddp"] = "ddp"
+        """How several processes share the work."""
+        max_epoch: int = 1
+        """Epochs; an epoch is iters_per_epoch iterations, whatever the number of clips."""
+        iters_per_epoch: int = 1000
+        """Iterations of an epoch."""
+        accum_grad_iters: int = 1
+        """Micro-batches of an iteration, on each process."""
+        num_workers: int = 4
+        """Processes that read and tokenize, for each training process."""
+        lr_sched: str = "linear_warmup_cosine_lr"
+        """Registered schedule of the learning rate."""
+        init_lr: float = 1e-5
+        """Learning rate where the decay begins."""
+        min_lr: float = 1e-6
+        """Learning rate where the decay ends."""
+        warmup_lr: float | None = None
+        """Learning rate where the warm-up begins. Null: init_lr."""
+        warmup_steps: int = 0
+        """Iterations of the warm-up."""
+        lr_decay_rate: float = 0.9
+        """Factor per epoch of linear_warmup_step_lr."""
+        weight_decay: float = 0.05
+        """Of AdamW, as a share of the learning rate; biases and norms have none."""
+        beta2: float = 0.999
+        """AdamW's decay of the second moment."""
+        max_grad_norm: float | None = None
+        """Largest L2 norm of all gradients. Null: no clipping."""
+        loss_average: LossAverage = "sample"
+        """sample: mean over each sample's tokens, then over samples. token: mean over all tokens of the global batch."""
+        amp: bool = True
+        """Mixed precision; False is float32 throughout."""
+        amp_dtype: AmpDtype = "auto"
+        """auto: bf16 where the device has it, else fp16."""
+        max_skipped_steps: int = 25
+        """Steps in a row with a loss or gradient that is not finite before the run stops."""
+        log_freq: int = 10
+        """Iterations between logged ones."""
+        save_every_iters: int | None = None
+        """Iterations between writes of checkpoint_last.pth. Null: only at the ends of epochs."""
+        keep_last: int | None = None
+        """How many epoch checkpoints to keep. Null: all."""
+        resume_ckpt_path: str | None = None
+        """A checkpoint to go on from, or auto: the newest complete one of this job_id's folder."""
+
+        def __post_init__(self) -> None:
+            LR_SCHEDULES.get(self.lr_sched)
+            least = {"max_epoch": 1, "iters_per_epoch": 1, "accum_grad_iters": 1, "log_freq": 1, "max_skipped_steps": 1}
+            least |= {"num_workers": 0, "warmup_steps": 0, "seed": 0, "keep_last": 1, "save_every_iters": 1}
+            for key, minimum in least.items():
+                value = getattr(self, key)
+                if value is not None and value < minimum:
+                    raise ValueError(f"{key} is {value}; it must be at least {minimum}")
+            if self.job_id is not None and (not self.job_id or "/" in self.job_id or self.job_id.startswith(".")):
+                raise ValueError(f"job_id {self.job_id!r} is the name of a folder: no '/' in it, no '.' at its start")
+            if self.resume_ckpt_path == "auto" and self.job_id is None:
+                raise ValueError("resume_ckpt_path: auto needs job_id, the name of the run's folder to look in")
+
+    def __init__(self, config: RunConfig, *, training: bool = True) -> None:
+        cfg = self.cfg = config.run
+        self.config = config
+        self._check_blocks(training)
+        self.world = distributed.start(cfg.device)
+        set_up(self.world.is_main)
+        job_id = cfg.job_id or self.world.on_main(lambda: datetime.now().strftime("%Y%m%d%H%M%S"))
+        self.folder = Path(cfg.output_dir) / job_id
+        self.precision = Precision(self.world.device, cfg.amp, cfg.amp_dtype)
+        self.task = config.classes["run.task"]()
+        self.prompt = self.world.main_first(lambda: config.classes["model"].prompt(config.model, cfg.loss_average))
+        self.datasets = self.world.main_first(lambda: self._build_datasets(training))
+        resumed = None
+        if training:
+            self.split = Split(self._batch_size(), cfg.accum_grad_iters, self.world.size, self.world.rank)
+            resumed = self.world.main_first(lambda: resume_content(config, self.folder, self.split.global_batch))
+        self.model = self._build_model(resumed)
+        if training:
+            self._prepare_training(resumed)
+
+    def train(self) -> Path:
+        """Run the steps that are left to do. Returns the run's folder."""
+        cfg = self.cfg
+        self.world.on_main(self._open_folder)
+        log = RunLog(
+            self.folder,
+            first_step=self.first_step,
+            total_steps=self.total_steps,
+            log_freq=cfg.log_freq,
+            enabled=self.world.is_main,
+        )
+        batches = self._step_batches()
+        for step in range(self.first_step, self.total_steps):
+            with log.waiting():
+                micro_batches = next(batches)
+            values = self._step(step, micro_batches)
+            self._stop_if_stuck(micro_batches)
+            log.step(step, {"epoch": step // cfg.iters_per_epoch, **values}, samples=self.split.global_batch)
+            self._save_when_due(step + 1)
+        log.close()
+        return self.folder
+
+    def evaluate(self) -> list[Path]:
+        """Answer every block under ``evaluation_datasets``, each clip once over all ranks. Returns the files written."""
+        self.model.eval()
+        files = []
+        for label, dataset in self.datasets.items():
+            options = self.config.evaluation_datasets[label].task
+            total = len(dataset) * len(dataset.pool.tasks)
+            places = range(self.world.rank, total, self.world.size)
+            own: list[Any] = []
+            with progress(len(places), label, enabled=self.world.is_main) as bar, self.precision.autocast():
+                for part in self.task.evaluate(
+                    self.model, self.prompt, dataset, options, places, self.world.device, self.cfg.seed
+                ):
+                    own += part
+                    bar.update(len(part))
+            gathered = [item for part in self.world.gather(own) for item in part]
+            rows = [asdict(item) for item in sorted(gathered, key=lambda item: (item.name, item.task))]
+            files += self.world.on_main(partial(write_predictions, self.folder / "result", label, rows))
+        self.world.on_main(lambda: write_yaml(self.config, self.folder / "result" / "config.yaml"))
+        return files
+
+    def _step(self, step: int, micro_batches: list[Batch]) -> dict[str, float]:
+        """One optimizer step: every micro-batch's gradients, clipping, the update. Returns what to log, over all ranks."""
+        lr = self.schedule(self.lr_settings, step)
+        optim.set_lr(self.optimizer, lr)
+        scaler = self.precision.scaler
+        loss = self._gradients(step, micro_batches)
+        scaler.unscale_(self.optimizer)
+        norm = self.parallel.clip_grad_norm(self.cfg.max_grad_norm)
+        tokens = sum(len(batch.input_ids) for batch in micro_batches)
+        tokens_cut = sum(batch.tokens_cut for batch in micro_batches)
+        counts = torch.tensor([tokens, tokens_cut], dtype=torch.float64, device=loss.device)
+        mean_loss, tokens, tokens_cut = self.world.sum(torch.cat([loss[None], counts])).tolist()
+        grad_norm = float(norm)
+        finite = math.isfinite(mean_loss) and math.isfinite(grad_norm)  # the same on every rank: both are reduced
+        if finite:
+            scaler.step(self.optimizer)
+        scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.skipped += not finite
+        self.skipped_in_row = 0 if finite else self.skipped_in_row + 1
+        return {
+            "loss": mean_loss,
+            "lr": lr,
+            "grad_norm": grad_norm,
+            "skipped_steps": self.skipped,
+            "tokens": int(tokens),
+            "tokens_cut": int(tokens_cut),
+        }
+
+    def _gradients(self, step: int, micro_batches: list[Batch]) -> Tensor:
+        """Accumulate the gradients of the global batch's mean loss. Returns this rank's part of that mean, float64."""
+        device = self.world.device
+        weights = sum(float(batch.loss_weights.sum(dtype=torch.float64)) for batch in micro_batches)
+        total = self.world.sum(torch.tensor(weights, dtype=torch.float64, device=device))
+        mean_loss = torch.zeros((), dtype=torch.float64, device=device)
+        for micro, batch in enumerate(micro_batches):
+            torch.manual_seed(_seed_of(self.cfg.seed, step, self.world.rank, micro))
+            with self.parallel.synchronised(last=micro + 1 == len(micro_batches)):
+                with self.precision.autocast():
+                    loss = self.task.loss(self.parallel, batch.to(device))
+                # Gradients are averaged over the ranks, but each rank's sum counts in full.
+                self.precision.scaler.scale(loss * (self.world.size / total).float()).backward()
+            mean_loss += loss.detach() / total
+        return mean_loss
+
+    def _step_batches(self) -> Iterator[list[Batch]]:
+        """The micro-batches of each step that is left, in order."""
+        loader = iter(
+            training_loader(
+                self.samples,
+                self.split,
+                first_step=self.first_step,
+                end_step=self.total_steps,
+                num_workers=self.cfg.num_workers,
+                pin_memory=self.world.device.type == "cuda",
+            )
+        )
+        for _ in range(self.first_step, self.total_steps):
+            yield list(itertools.islice(loader, self.cfg.accum_grad_iters))
+
+    def _stop_if_stuck(self, micro_batches: list[Batch]) -> None:
+        if self.skipped_in_row < self.cfg.max_skipped_steps:
+            return
+        names = [name for part in self.world.gather([name for batch in micro_batches for name in batch.names]) for name in part]
+
+        def fail() -> None:
+            raise UserError(
+                f"{self.skipped_in_row} steps in a row gave a loss or gradient that is not finite; the last one's clips"
+                f" {listing(names)}. Lower run.init_lr, set run.max_grad_norm, or look at these clips' features."
+            )
+
+        self.world.on_main(fail)
+
+    def _save_when_due(self, done: int) -> None:
+        """Write checkpoint_<epoch>.pth at an epoch's end, checkpoint_last.pth every ``save_every_iters`` steps."""
+        epoch, within = divmod(done, self.cfg.iters_per_epoch)
+        if within == 0:
+            name = f"checkpoint_{epoch - 1}.pth"
+        elif self.cfg.save_every_iters and done % self.cfg.save_every_iters == 0:
+            name = checkpoint.LAST
+        else:
+            return
+        state = self.parallel.trainable_state()
+        content = {
+            "model": {self.model.stored_name(key): value for key, value in state.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.precision.scaler.state_dict(),
+            "step": done,
+            "epoch": (done - 1) // self.cfg.iters_per_epoch,
+            "global_batch": self.split.global_batch,
+            "config": self.config.plain(),
+        }
+        self.world.on_main(lambda: checkpoint.save(self.folder / name, content))
+        if within == 0 and self.cfg.keep_last:
+            self.world.on_main(lambda: checkpoint.drop_old(self.folder, self.cfg.keep_last))
+
+    def _check_blocks(self, training: bool) -> None:
+        group = "datasets" if training else "evaluation_datasets"
+        if not getattr(self.config, group):
+            raise UserError(f"'{group}' has no block. Add one: {{feature_face_caption: {{annotation_file: ...}}}}")
+
+    def _build_datasets(self, training: bool) -> dict[str, Any]:
+        """label -> dataset, checked: everything that is wrong with any of them is one error."""
+        group = "datasets" if training else "evaluation_datasets"
+        blocks = {label: block if training else block.dataset for label, block in getattr(self.config, group).items()}
+        shapes = self.config.classes["model"].slot_shapes(self.config.model)
+        datasets = {
+            label: self.config.classes[f"{group}.{label}"](block, slot_shapes=shapes, label=f"{group}.{label}", training=training)
+            for label, block in blocks.items()
+        }
+        problems = [text for dataset in datasets.values() for text in dataset.problems()] if self.world.is_main else []
+        if problems:
+            raise UserError("the data cannot be used:\n- " + "\n- ".join(problems))
+        for label, dataset in datasets.items():
+            get_logger().info("%s: %d clips, tasks %s", label, len(dataset), ", ".join(dataset.pool.tasks))
+            for note in dataset.notes:
+                get_logger().info("%s", note)
+        return datasets
+
+    def _build_model(self, resumed: dict[str, Any] | None) -> Any:
+        """The model with its checkpoint; names and shapes are compared before the language model's weights are read."""
+        cfg, build = self.config.model, self.config.classes["model"]
+        allowed = [] if resumed else cfg.ckpt_allow_missing
+
+        def stored() -> dict[str, Tensor] | None:
+            if not (resumed or cfg.ckpt):
+                return None
+            content = resumed or checkpoint.read(cfg.ckpt, "model.ckpt")
+            shapes = build(cfg, device=torch.device("meta"), frozen_dtype=self.precision.frozen_dtype)
+            for note in checkpoint.load_trainable(shapes, content["model"], path=source, allow_missing=allowed, dry=True):
+                get_logger().info("%s", note)
+            return content["model"]
+
+        source = str(self.cfg.resume_ckpt_path if resumed else cfg.ckpt)
+        tensors = self.world.main_first(stored)
+        torch.manual_seed(self.cfg.seed)
+        model = build(cfg, device=self.world.device, frozen_dtype=self.precision.frozen_dtype)
+        if tensors is not None:
+            checkpoint.load_trainable(model, tensors, path=source, allow_missing=allowed)
+        return model
+
+    def _prepare_training(self, resumed: dict[str, Any] | None) -> None:
+        cfg = self.cfg
+        self.schedule = LR_SCHEDULES.get(cfg.lr_sched)
+        warmup_lr = cfg.init_lr if cfg.warmup_lr is None else cfg.warmup_lr
+        self.lr_settings = optim.LRSettings(
+            cfg.init_lr, cfg.min_lr, warmup_lr, cfg.warmup_steps, cfg.lr_decay_rate, cfg.iters_per_epoch, cfg.max_epoch
+        )
+        datasets = list(self.datasets.values())
+        order = Order(
+            seed=cfg.seed,
+            sizes=tuple(len(dataset) for dataset in datasets),
+            ratios=tuple(dataset.cfg.sample_ratio for dataset in datasets),
+            shuffle=tuple(dataset.cfg.shuffle for dataset in datasets),
+        )
+        self.samples = TrainingSamples(datasets, self.prompt, order)
+        self.model.train()
+        self.parallel = distributed.Parallel(self.model, self.world, cfg.parallel)
+        named = optim.trainable(self.model)
+        if not named:
+            raise UserError("model.train_llm: none leaves nothing to train")
+        self.optimizer = optim.adamw(named.items(), lr=cfg.init_lr, weight_decay=cfg.weight_decay, beta2=cfg.beta2)
+        self.total_steps = cfg.max_epoch * cfg.iters_per_epoch
+        self.first_step = 0
+        self.skipped = self.skipped_in_row = 0
+        if resumed:
+            self.optimizer.load_state_dict(resumed["optimizer"])
+            self.precision.scaler.load_state_dict(resumed["scaler"])
+            self.first_step = int(resumed["step"])
+            get_logger().info("resuming at step %d of %d", self.first_step, self.total_steps)
+
+    def _batch_size(self) -> int:
+        sizes = {label: dataset.cfg.batch_size for label, dataset in self.datasets.items()}
+        if len(set(sizes.values())) > 1:
+            raise UserError(f"datasets mixed in one run need one batch_size; these have {sizes}")
+        return next(iter(sizes.values()))
+
+    def _open_folder(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_yaml(self.config, self.folder / "config.yaml")
+        get_logger().info("run folder: %s", self.folder)
+
+
+def _seed_of(*numbers: int) -> int:
+    """One seed from several numbers, well mixed."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

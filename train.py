@@ -1,0 +1,17 @@
+"""Train: ``torchrun --nproc-per-node 4 train.py --cfg-path train_configs/<stage>.yaml [--options a.b=c ...]``."""
+
+from __future__ import annotations
+
+from emollama.cli import entry_point, parse_run
+from emollama.config import load
+
+
+def main() -> None:
+    """Arguments -> configuration -> runner -> train."""
+    arguments = parse_run("Train a model as a YAML file says.")
+    config = load(arguments.cfg_path, arguments.options)
+    config.classes["run"](config).train()
+
+
+if __name__ == "__main__":
+    entry_point(main)
