@@ -61,7 +61,8 @@ def read(path: str, key: str) -> dict[str, Any]:
             " Ask its author for a file that torch.load(weights_only=True) reads."
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{key}: {path} cannot be read (truncated?): {str(error).partition(chr(10))[0]}. Copy it again.") from None
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{key}: {path} cannot be read (truncated?): {reason}. Copy it again.") from None
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UserError(f"{key}: {path} has no entry 'model' with tensors; it is not a checkpoint of this kind")
     return content

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from emollama.errors import UserError
@@ -253,7 +253,7 @@ def _schema(block: _Block) -> type:
     for cls in block.classes:
         hints = typing.get_type_hints(cls.Config)
         for item in dataclasses.fields(cls.Config):
-            fields.append((item.name, hints[item.name], field(default=item.default, default_factory=item.default_factory)))  # type: ignore[arg-type]
+            fields.append((item.name, hints[item.name], field(default=item.default, default_factory=item.default_factory)))
     return dataclasses.make_dataclass(f"Block_{block.path.replace('.', '_')}", fields, kw_only=True)
 
 
@@ -262,7 +262,7 @@ def _merge_layer(block: _Block, layer: _Layer) -> None:
     known = [str(key) for key in block.node]
     keys: dict[str, Any] = {}
     for key, value in layer.tree.items():
-        name = names.get(key, key)
+        name = str(names.get(key, key))
         if name in keys:
             raise UserError(f"{layer.name}: '{block.path}.{key}' and another name of '{name}' are both given. Keep one.")
         if name not in known:
@@ -322,8 +322,8 @@ def _resolve_leniently(tree: DictConfig) -> Any:
 
 
 def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict | DictConfig) and node:
+    if isinstance(node, dict) and node:
         for key, value in node.items():
             yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
     else:
-        yield prefix, list(node) if isinstance(node, list | ListConfig) else node
+        yield prefix, node

@@ -77,7 +77,7 @@ class World:
             raise failure
         if outcome[1] is not None:
             raise EchoedError(outcome[1])
-        return outcome[0]  # type: ignore[no-any-return]
+        return outcome[0]
 
     def main_first(self, function: Callable[[], T]) -> T:
         """Run on rank 0, then on the others: what goes wrong for all of them is told once."""
@@ -154,6 +154,7 @@ class Parallel:
             )
 
     def __call__(self, *args: Any) -> Any:
+        """The model's forward pass, through the wrapper that averages gradients."""
         return self._wrapped(*args)
 
     def synchronised(self, last: bool) -> AbstractContextManager[Any]:

@@ -61,7 +61,7 @@ class RunLog:
             kept = _lines_before(path, first_step)
             with written_whole(path) as file:
                 file.writelines(kept)
-            self._file = open(path, "a", encoding="utf-8")
+            self._file = path.open("a", encoding="utf-8")
             self._board = SummaryWriter(str(folder), purge_step=first_step)
             self._bar = tqdm(
                 total=total_steps, initial=first_step, disable=not sys.stderr.isatty(), unit="step", dynamic_ncols=True

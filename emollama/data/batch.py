@@ -6,6 +6,7 @@ Letters: T tokens of a sample or of a whole micro-batch, B samples, n rows of a 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -103,10 +104,16 @@ class Batch:
         """The batch in page-locked memory; called by the data loader."""
         return self._mapped(lambda tensor: tensor.pin_memory())
 
-    def _mapped(self, function) -> Batch:  # type: ignore[no-untyped-def]
-        tensors = ("input_ids", "labels", "loss_weights", "position_ids", "cu_seqlens")
-        slots = {name: Rows(function(rows.values), rows.offsets) for name, rows in self.slots.items()}
-        return dataclasses.replace(self, slots=slots, **{name: function(getattr(self, name)) for name in tensors})
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        return dataclasses.replace(
+            self,
+            input_ids=function(self.input_ids),
+            labels=function(self.labels),
+            loss_weights=function(self.loss_weights),
+            position_ids=function(self.position_ids),
+            cu_seqlens=function(self.cu_seqlens),
+            slots={name: Rows(function(rows.values), rows.offsets) for name, rows in self.slots.items()},
+        )
 
 
 def collate(samples: list[Sample]) -> Batch:

@@ -49,7 +49,7 @@ def read_annotations(path: str, annotation_format: AnnotationFormat = "auto") ->
         widths = {"auto": (2, 3, 4), "ne": (2,), "ncev": (3, 4)}[annotation_format]
         if len(fields) not in widths:
             expected = " or ".join(str(width) for width in widths)
-            raise UserError(f"{where}: {len(fields)} fields in {row.strip()!r}, expected {expected} (name [count] label [valence])")
+            raise UserError(f"{where}: {len(fields)} fields in {row!r}, expected {expected} (name [count] label [valence])")
         name = safe_name(fields[0], where)
         if name in clips:
             raise UserError(f"{where}: clip '{name}' stands on line {clips[name].line} already. Remove one of the two.")

@@ -159,8 +159,8 @@ def training_loader(
 ) -> DataLoader[Batch]:
     """One pass over all the steps that are left to do; it takes nothing from the global random generators."""
     return DataLoader(
-        samples,
-        batch_sampler=_Places(split, first_step, end_step),  # type: ignore[arg-type]
+        samples,  # type: ignore[arg-type]
+        batch_sampler=_Places(split, first_step, end_step),
         collate_fn=collate,
         num_workers=num_workers,
         pin_memory=pin_memory,

@@ -52,18 +52,20 @@ def packed_attention(
     if _varlen_kernel_runs(query) and not dropout:
         from torch.nn.attention.varlen import varlen_attn
 
-        heads_last = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # (T, heads, E)
-        out = varlen_attn(
-            *heads_last,
-            cu_seqlens,
-            cu_seqlens,
-            max_length,
-            max_length,
+        joined = varlen_attn(
+            query[0].transpose(0, 1),  # (T, H, E)
+            key[0].transpose(0, 1),
+            value[0].transpose(0, 1),
+            cu_seq_q=cu_seqlens,
+            cu_seq_k=cu_seqlens,
+            max_q=max_length,
+            max_k=max_length,
             scale=scaling,
             window_size=((sliding_window or 0) - 1, 0),  # (-1, 0): causal over the whole sequence
             enable_gqa=query.shape[1] != key.shape[1],
         )
-        return out.unsqueeze(0), None
+        assert isinstance(joined, Tensor)
+        return joined.unsqueeze(0), None
     lengths = cu_seqlens.diff().tolist()
     parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
     out = [_causal(*part, scaling=scaling, dropout=dropout, window=sliding_window) for part in parts]
@@ -94,9 +96,9 @@ def _varlen_kernel_runs(query: Tensor) -> bool:
     return torch.cuda.get_device_capability(query.device)[0] >= AMPERE
 
 
-def _packed_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+def _packed_mask(*, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
     """No mask for packed sequences, which come without a padding mask; sdpa's own for padded ones."""
-    return None if attention_mask is None else sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
+    return None if attention_mask is None else sdpa_mask(attention_mask=attention_mask, **kwargs)
 
 
 AttentionInterface.register(NAME, packed_attention)

@@ -51,7 +51,7 @@ class LinearFusion(nn.Module):
         """
         image = counts["image"]
         if image % GROUP:
-            raise ValueError(f"{image} image rows cannot be grouped by {GROUP}: an EVA cache holds 1 + a multiple of {GROUP} rows")
+            raise ValueError(f"{image} image rows do not group by {GROUP}: an EVA cache holds 1 + a multiple of {GROUP} rows")
         return {**counts, "image": image // GROUP}
 
     def forward(self, slots: Mapping[str, Rows]) -> dict[str, Tensor]:

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from emollama.errors import UserError
@@ -84,7 +83,7 @@ def load_tokenizer(path: str) -> Any:
         raise UserError(f"model.llama_model: no usable tokenizer in '{path}': {error}") from None
 
 
-def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch.device) -> Any:
     """Load the model, or only lay out its shapes where ``device`` is meta.
 
     Args:
@@ -119,7 +118,7 @@ def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch
     return _prepared(model if quantization else model.to(device), options)
 
 
-def _prepared(model: Any, options: LLMOptions) -> nn.Module:
+def _prepared(model: Any, options: LLMOptions) -> Any:
     model.requires_grad_(options.train == "full")
     if options.train == "lora":
         lora = LoraConfig(
@@ -143,7 +142,7 @@ def _prepared(model: Any, options: LLMOptions) -> nn.Module:
         enable = getattr(model, name, None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     model.config.use_cache = False
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _quantization(options: LLMOptions, dtype: torch.dtype) -> BitsAndBytesConfig | None:

@@ -91,7 +91,7 @@ class MiniGPTv2(nn.Module):
             if self.train_llm == "full" and (self.low_resource or self.load_in_4bit):
                 raise ValueError("train_llm: full cannot train quantized weights. Use lora, or load in full precision.")
             if self.image_size % (2 * PATCH):
-                raise ValueError(f"image_size {self.image_size} is not a multiple of {2 * PATCH}, so its rows do not group by four")
+                raise ValueError(f"image_size {self.image_size} is not a multiple of {2 * PATCH}: its rows do not group by four")
             for key, least in (("lora_r", 1), ("lora_alpha", 1), ("max_txt_len", 8), ("max_context_len", 8)):
                 if getattr(self, key) < least:
                     raise ValueError(f"{key} is {getattr(self, key)}; it must be at least {least}")
@@ -117,7 +117,7 @@ class MiniGPTv2(nn.Module):
             quantize=8 if cfg.low_resource else 4 if cfg.load_in_4bit else None,
             checkpointing=cfg.use_grad_checkpoint,
         )
-        self.llama_model = llm.build(options, self.llm_config, dtype=frozen_dtype, device=device)
+        self.llama_model: Any = llm.build(options, self.llm_config, dtype=frozen_dtype, device=device)
         with device:
             self.fusion = FUSIONS.get(cfg.fusion)(cfg.slot_dims, llm.width(self.llm_config), cfg.dropout)
         self.first_placeholder = llm.embedding_rows(self.llm_config)

@@ -130,6 +130,7 @@ class RunnerBase:
             self.split = Split(self._batch_size(), cfg.accum_grad_iters, self.world.size, self.world.rank)
             resumed = self.world.main_first(lambda: resume_content(config, self.folder, self.split.global_batch))
         self.model = self._build_model(resumed)
+        self.skipped = self.skipped_in_row = 0
         if training:
             self._prepare_training(resumed)
 
@@ -340,7 +341,6 @@ class RunnerBase:
         self.optimizer = optim.adamw(named.items(), lr=cfg.init_lr, weight_decay=cfg.weight_decay, beta2=cfg.beta2)
         self.total_steps = cfg.max_epoch * cfg.iters_per_epoch
         self.first_step = 0
-        self.skipped = self.skipped_in_row = 0
         if resumed:
             self.optimizer.load_state_dict(resumed["optimizer"])
             self.precision.scaler.load_state_dict(resumed["scaler"])
