@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 
 from emollama import distributed
 from emollama.errors import EchoedError, UserError
@@ -36,3 +38,37 @@ def entry_point(main: Callable[[], None]) -> None:
         os._exit(1) if distributed.joined() else sys.exit(1)
     finally:
         distributed.stop()
+
+
+def main() -> None:
+    """``emollama <command>``."""
+    parser = argparse.ArgumentParser(prog="emollama", description="Tools around training and evaluation.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    planned = commands.add_parser("plan", help="parameters, memory and tokens of a run, without weights or data")
+    add_run_arguments(planned)
+    planned.add_argument("--json", action="store_true", help="print a JSON object instead of tables")
+    planned.set_defaults(run=_plan)
+    shown = commands.add_parser("demo", help="both training stages and inference on an invented corpus")
+    shown.add_argument("--folder", default="demo_run", help="where everything goes (default: demo_run)")
+    shown.add_argument("--seed", type=int, default=42, help="of the corpus and of training")
+    shown.add_argument("--processes", type=int, default=2, help="processes of each torchrun")
+    shown.add_argument("--corpus-only", action="store_true", help="write the corpus and the tiny Llama, and stop")
+    shown.set_defaults(run=_demo)
+    arguments = parser.parse_args()
+    entry_point(lambda: arguments.run(arguments))
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from emollama.config import load
+    from emollama.planning import plan
+
+    result = plan(load(arguments.cfg_path, arguments.options))
+    sys.stdout.write(json.dumps(asdict(result), indent=2) + "\n" if arguments.json else result.text() + "\n")
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from emollama.demo.run import run_demo
+
+    run_demo(
+        arguments.folder, seed=arguments.seed, processes=arguments.processes, corpus_only=arguments.corpus_only
+    )

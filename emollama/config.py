@@ -167,7 +167,7 @@ def _check_top_level(layer: _Layer) -> None:
     for group in ("datasets", "evaluation_datasets"):
         for label, value in layer.tree.get(group, {}).items():
             if not isinstance(value, dict):
-                raise UserError(f"{layer.name}: '{group}.{label}' is a mapping of keys, not {value!r}")
+                raise UserError(f"{layer.name}: '{group}.{label}' is a block of keys, not {value!r}")
             if "/" in str(label) or "." in str(label):
                 raise UserError(f"{layer.name}: the label '{label}' under '{group}' names files: no '/' or '.' in it")
 

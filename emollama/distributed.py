@@ -146,12 +146,12 @@ class Parallel:
         self.model = model
         self._wrapped: nn.Module = model
         if world.size > 1:
+            # What is frozen was loaded from the same files on every rank: only what is trained needs to travel.
             frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
+            buffers = [name for name, _ in model.named_buffers()]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen + buffers)
             devices = [world.device] if world.device.type == "cuda" else None
-            self._wrapped = DistributedDataParallel(
-                model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            self._wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
     def __call__(self, *args: Any) -> Any:
         """The model's forward pass, through the wrapper that averages gradients."""

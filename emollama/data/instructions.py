@@ -59,9 +59,13 @@ class TaskPool:
     """A weighted pool of tasks, each with its wordings.
 
     Args:
-        pool: task names (one that is repeated weighs more) or a mapping name -> weight.
+        pool: a task's name, several (one that is repeated weighs more), or a mapping name -> weight.
         wordings: replaces the built-in wordings of the tasks that it names; ``{labels}`` in one is replaced.
         prompt_labels: the labels shown for ``{labels}``, in this order.
+
+    Attributes:
+        tasks: names of the tasks with a weight above 0.
+        wordings: task -> its wordings, labels filled in.
 
     Raises:
         ValueError: an unknown task, no positive weight, or a task without wordings; names the key.
@@ -69,13 +73,14 @@ class TaskPool:
 
     def __init__(
         self,
-        pool: Sequence[str] | Mapping[str, float],
+        pool: str | Sequence[str] | Mapping[str, float],
         wordings: Mapping[str, Sequence[str]],
         prompt_labels: Sequence[str],
     ) -> None:
-        weights = dict(pool) if isinstance(pool, Mapping) else {name: float(list(pool).count(name)) for name in pool}
-        for key, names in (("task_pool", weights), ("instructions", wordings)):
-            for name in names:
+        names = [pool] if isinstance(pool, str) else list(pool)
+        weights = dict(pool) if isinstance(pool, Mapping) else {name: float(names.count(name)) for name in names}
+        for key, given in (("task_pool", weights), ("instructions", wordings)):
+            for name in given:
                 if name not in BUILT_IN:
                     hint = did_you_mean(str(name), TASK_NAMES)
                     raise ValueError(f"{key}: unknown task '{name}'.{hint} Known: {', '.join(TASK_NAMES)}")
@@ -88,10 +93,10 @@ class TaskPool:
         self.tasks = tuple(weights)
         self._cumulative = np.cumsum(list(weights.values())) / sum(weights.values())
         shown = ", ".join(prompt_labels)
-        self._wordings = {
+        self.wordings = {
             task: [text.replace("{labels}", shown) for text in wordings.get(task, BUILT_IN[task])] for task in self.tasks
         }
-        for task, texts in self._wordings.items():
+        for task, texts in self.wordings.items():
             if not texts:
                 raise ValueError(f"instructions: '{task}' has no wording. Give at least one, or leave the key out.")
 
@@ -99,8 +104,8 @@ class TaskPool:
         """A task by its weight, and one of its wordings."""
         index = int(np.searchsorted(self._cumulative, rng.random(), side="right"))
         task = self.tasks[min(index, len(self.tasks) - 1)]
-        return task, str(rng.choice(self._wordings[task]))
+        return task, str(rng.choice(self.wordings[task]))
 
     def first(self, task: str) -> str:
         """The first wording of a task: the one that evaluation asks with."""
-        return self._wordings[task][0]
+        return self.wordings[task][0]

@@ -69,8 +69,8 @@ class FeatureFaceCaption:
         """Where annotation_file and image_path start. Null: the current directory."""
         image_path: str | None = None
         """Folder of the videos. Not read where features are pre-extracted."""
-        task_pool: Union[list[str], dict[str, Any]] = field(default_factory=lambda: ["emotion"])  # noqa: UP007
-        """Tasks to draw from: a list (a repeated name weighs more) or a mapping name -> weight."""
+        task_pool: Union[str, list[str], dict[str, Any]] = "emotion"  # noqa: UP007
+        """Tasks to draw from: one, a list (a repeated name weighs more) or a mapping name -> weight."""
         instructions: dict[str, list[str]] = field(default_factory=dict)
         """task -> wordings, in place of the built-in ones. {labels} in a wording becomes the prompt labels."""
         labels: list[str] = field(default_factory=lambda: list(LABELS))

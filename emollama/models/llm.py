@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import logging as transformers_logging
 
 from emollama.errors import UserError
 from emollama.models import attention
@@ -96,6 +98,9 @@ def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch
         UserError: unreadable weights, LoRA targets that do not exist, quantization without bitsandbytes.
     """
     dtype = torch.float32 if options.train == "full" else dtype
+    transformers_logging.disable_progress_bar()
+    # peft still asks transformers under the old name.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     if device.type == "meta":
         with device:
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.NAME)

@@ -1,0 +1,33 @@
+# make demo   the main job on the embedded corpus     make test   the fast tests
+# make check  ruff, mypy, tests                       make test-all   every test, the slow ones too
+# VENV=/path/to/venv uses an existing environment instead of creating .venv
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.emollama-installed
+# One thread a process, and freed memory kept: what small float32 batches on a CPU run fastest with.
+FAST = OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 TOKENIZERS_PARALLELISM=false
+
+.PHONY: install demo test test-all check
+
+install: $(STAMP)
+
+$(STAMP): requirements.txt constraints.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . ruff mypy pytest pytest-timeout
+	touch $@
+
+demo: install
+	$(FAST) $(BIN)/python -m emollama demo
+
+test: install
+	$(FAST) $(BIN)/python -m pytest
+
+test-all: install
+	$(FAST) $(BIN)/python -m pytest -m ""
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(FAST) $(BIN)/python -m pytest

@@ -1,0 +1,5 @@
+"""``python -m emollama <command>``."""
+
+from emollama.cli import main
+
+main()

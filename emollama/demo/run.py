@@ -1,0 +1,126 @@
+"""The whole job on an invented corpus: corpus, tiny Llama, stage 1, stage 2, inference on unseen clips, a table.
+
+Training and inference run through the entry scripts, as separate processes under torchrun, exactly as on real data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from emollama.data.clips import read_annotations
+from emollama.demo.corpus import EMOTIONS, make_corpus
+from emollama.demo.tiny_llama import make_tiny_llama
+from emollama.errors import UserError
+from emollama.logging import get_logger, set_up
+from emollama.paths import written_whole
+
+PARTS = ("corpus", "llm", "stage_1", "stage_2", "recognition", "reasoning")
+MARK = "demo.json"  # says that a folder is ours to write anew
+ROOT = Path(__file__).parents[2]
+
+
+def run_demo(folder: str, *, seed: int, processes: int, corpus_only: bool = False) -> None:
+    """Run every step, print a table and, as the last line, the path of a JSON file with the figures.
+
+    Args:
+        folder: where everything goes; an earlier demo in it is replaced.
+        seed: of the corpus, the language model and training.
+        processes: of each torchrun.
+        corpus_only: stop before training.
+
+    Raises:
+        UserError: the folder holds something else, or a step failed.
+    """
+    set_up(is_main=True)
+    root = _emptied(Path(folder))
+    begun = time.monotonic()
+    corpus = make_corpus(root / "corpus", train_clips=2000, fine_clips=1000, test_clips=240, seed=seed)
+    get_logger().info("invented a corpus in %s (everything in it is synthetic)", root / "corpus")
+    make_tiny_llama(root / "llm", corpus.texts, seed=seed, steps=700)
+    get_logger().info("trained a tokenizer and a tiny Llama on its texts, in %s", root / "llm")
+    if corpus_only:
+        return
+    for script, config, options in (
+        ("train.py", "train_configs/demo_stage_1.yaml", ["run.job_id=stage_1", f"run.seed={seed}"]),
+        ("train.py", "train_configs/demo_stage_2.yaml", ["run.job_id=stage_2", f"run.seed={seed}"]),
+        ("eval_emotion_EMER.py", "eval_configs/demo_emotion.yaml", []),
+        ("eval_emotion_EMER.py", "eval_configs/demo_EMER.yaml", []),
+    ):
+        _torchrun(root, processes, script, config, options)
+    figures = _figures(root) | {"seconds": round(time.monotonic() - begun, 1)}
+    path = root / "figures.json"
+    with written_whole(path) as file:
+        json.dump(figures, file, indent=2)
+    sys.stdout.write(_table(figures, root) + f"\n{path.resolve()}\n")
+
+
+def _emptied(root: Path) -> Path:
+    """The folder without an earlier demo's parts."""
+    if root.exists() and any(root.iterdir()) and not (root / MARK).is_file():
+        raise UserError(f"--folder: '{root}' holds something that is not a demo. Name another folder.")
+    for part in PARTS:
+        if (root / part).exists():
+            shutil.rmtree(root / part)
+    root.mkdir(parents=True, exist_ok=True)
+    (root / MARK).write_text('{"what": "parts of the emollama demo; everything is synthetic, and a new demo replaces it"}\n')
+    return root.resolve()
+
+
+def _torchrun(root: Path, processes: int, script: str, config: str, options: Sequence[str]) -> None:
+    line = ["torchrun", "--standalone", "--nproc-per-node", str(processes), script, "--cfg-path", config]
+    line += ["--options", *options] if options else []
+    get_logger().info("running: %s", " ".join(line))
+    command = [sys.executable, "-m", "torch.distributed.run", *line[1:]]
+    environment = os.environ | {"EMOLLAMA_DEMO": str(root), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
+    if done.returncode:
+        raise UserError(f"the demo stopped: '{' '.join(line)}' exited with {done.returncode}; its output above says why")
+
+
+def _figures(root: Path) -> dict[str, Any]:
+    """Accuracies on the unseen clips, from the files of predictions and the lists."""
+    truth = {clip.name: clip.label for clip in read_annotations(str(root / "corpus/test/test_NCEV.txt"))}
+    figures: dict[str, Any] = {"clips": len(truth)}
+    for key, block in (("", "test"), ("_shuffled", "shuffled"), ("_sentence_only", "sentence_only")):
+        answers = _answers(root / f"recognition/result/predictions_{block}.jsonl")
+        figures[f"emotion_accuracy{key}"] = sum(answers[name] == label for name, label in truth.items()) / len(truth)
+    reasons = _answers(root / "reasoning/result/predictions_emer.jsonl")
+    named = {name: set(re.findall(r"\w+", text)) & set(EMOTIONS) for name, text in reasons.items()}
+    figures["reason_label_accuracy"] = sum(named[name] == {label} for name, label in truth.items()) / len(truth)
+    return figures
+
+
+def _answers(path: Path) -> dict[str, str]:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {row["name"]: row["prediction"] for row in rows}
+
+
+def _table(figures: dict[str, Any], root: Path) -> str:
+    rows = [
+        ("emotion, unseen clips", f"{figures['emotion_accuracy']:.1%}"),
+        ("emotion, features and sentences of other clips", f"{figures['emotion_accuracy_shuffled']:.1%}"),
+        ("emotion, from the sentence alone", f"{figures['emotion_accuracy_sentence_only']:.1%}"),
+        ("emotion, chance", f"{1 / len(EMOTIONS):.1%}"),
+        ("reasoning names the right emotion and no other", f"{figures['reason_label_accuracy']:.1%}"),
+        ("unseen clips", str(figures["clips"])),
+        ("seconds", f"{figures['seconds']:.0f}"),
+    ]
+    places = [
+        ("corpus (synthetic)", root / "corpus"),
+        ("tiny Llama", root / "llm"),
+        ("checkpoints, logs, TensorBoard", root / "stage_1"),
+        ("", root / "stage_2"),
+        ("predictions", root / "recognition/result"),
+        ("", root / "reasoning/result"),
+    ]
+    lines = [f"{name:<48}{value:>8}" for name, value in rows]
+    return "\n".join(["", *lines, "", *(f"{name:<32}{place}" for name, place in places)])

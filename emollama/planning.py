@@ -1,0 +1,130 @@
+"""What a run will need, told from its configuration alone: parameters, memory by part, tokens of a sample.
+
+The model is built on the meta device from the LLM's config.json; neither weights nor data are read. Memory figures are
+estimates of what PyTorch allocates; parameters are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from emollama.config import RunConfig
+from emollama.data.batch import Record
+from emollama.data.instructions import TaskPool, user_text
+from emollama.precision import Precision
+from emollama.registry import FUSIONS
+
+CHARACTERS_PER_TOKEN = 4  # of English text, where the folder holds no tokenizer
+SENTENCE_TOKENS, ANSWER_TOKENS = 20, 100  # assumed of a sample, for the memory of activations
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Figures of a run.
+
+    Attributes:
+        parameters: group -> count.
+        memory_gib: part -> GiB on each GPU.
+        tokens: part of one sample -> tokens.
+        notes: what was assumed.
+    """
+
+    parameters: dict[str, int]
+    memory_gib: dict[str, float]
+    tokens: dict[str, int]
+    notes: list[str]
+
+    def text(self) -> str:
+        """The figures as tables."""
+        blocks: list[tuple[str, Mapping[str, float], str]]
+        blocks = [("Parameters", self.parameters, "{:,}"), ("Memory per GPU (GiB, estimated)", self.memory_gib, "{:.2f}")]
+        blocks.append(("Tokens of a sample", self.tokens, "{:,}"))
+        lines = []
+        for title, rows, form in blocks:
+            lines += [title, *(f"  {name:<36}{form.format(value):>16}" for name, value in rows.items()), ""]
+        return "\n".join([*lines, *(f"* {note}" for note in self.notes)])
+
+
+def plan(config: RunConfig) -> Plan:
+    """Build on the meta device and count.
+
+    Args:
+        config: its ``model.llama_model`` needs a config.json; a tokenizer makes the text's tokens exact.
+
+    Raises:
+        UserError: the folder is missing, or the configuration does not fit together.
+    """
+    precision = Precision(torch.device("cpu"), config.run.amp, config.run.amp_dtype)
+    model = config.classes["model"](config.model, device=torch.device("meta"), frozen_dtype=precision.frozen_dtype)
+    parameters = _parameters(model)
+    tokens, notes = _tokens(config)
+    batch = max((block.batch_size for block in config.datasets.values()), default=1)
+    memory = _memory(config, model, sum(tokens.values()), batch)
+    notes.append(f"memory for micro-batches of {batch}, sentences of {SENTENCE_TOKENS} and answers of {ANSWER_TOKENS} tokens")
+    return Plan(parameters, memory, tokens, notes)
+
+
+def _parameters(model: Any) -> dict[str, int]:
+    counts = {"language model, frozen": 0, "language model, trained": 0, "LoRA": 0, "projection": 0}
+    for name, parameter in model.named_parameters():
+        if name.startswith("fusion."):
+            group = "projection"
+        elif "lora_" in name:
+            group = "LoRA"
+        else:
+            group = "language model, trained" if parameter.requires_grad else "language model, frozen"
+        counts[group] += parameter.numel()
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    shown = {name: count for name, count in counts.items() if count}
+    return {**shown, "trainable": trained, "total": sum(counts.values())}
+
+
+def _tokens(config: RunConfig) -> tuple[dict[str, int], list[str]]:
+    model_class = config.classes["model"]
+    shapes = model_class.slot_shapes(config.model)
+    folder = Path(config.model.llama_model)
+    exact = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+    blocks = config.datasets.values()
+    pools = [TaskPool(block.task_pool, block.instructions, block.prompt_labels or block.labels) for block in blocks]
+    texts = [user_text(task, words, "") for pool in pools for task in pool.tasks for words in pool.wordings[task]]
+    texts = texts or [user_text("emotion", "", "")]
+    rows = FUSIONS.get(config.model.fusion).rows_out({slot: count for slot, (count, _) in shapes.items()})
+    if exact:
+        prompt = model_class.prompt(config.model)
+        features = {slot: torch.zeros(count, width) for slot, (count, width) in shapes.items()}
+        lengths = [len(prompt.sample(Record("", "", [(text, None)], features)).input_ids) for text in texts]
+        words = max(lengths) - sum(rows.values())
+    else:
+        words = max(len(text) for text in texts) // CHARACTERS_PER_TOKEN + 30
+    how = "tokenized" if exact else f"estimated at {CHARACTERS_PER_TOKEN} characters a token: {folder} has no tokenizer"
+    named = {f"rows: {name}": count for name, count in rows.items()}
+    return {**named, "prompt text": words, "sentence, answer": SENTENCE_TOKENS + ANSWER_TOKENS}, [f"prompt text is {how}"]
+
+
+def _memory(config: RunConfig, model: Any, tokens: int, batch: int) -> dict[str, float]:
+    size = 2 if config.run.amp else 4
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    frozen = sum(parameter.numel() for parameter in model.parameters()) - trained
+    bytes_each = 1 if config.model.low_resource else 0.5 if config.model.load_in_4bit else size
+    llm = model.llm_config.get_text_config()
+    hidden, inner, layers = llm.hidden_size, llm.intermediate_size, llm.num_hidden_layers
+    total = tokens * batch
+    layer = total * ((10 * hidden + 4 * inner) * size + 4 * hidden * 4)  # norms keep float32 copies
+    saved = layers * total * hidden * size
+    activations = saved + layer if config.model.use_grad_checkpoint else layers * layer
+    logits = batch * ANSWER_TOKENS * llm.vocab_size * (size + 3 * 4)  # the logits, float32 copy, log-softmax and gradient
+    parts = {
+        "frozen weights": frozen * bytes_each,
+        "trained weights (float32)": 4 * trained,
+        "gradients (float32)": 4 * trained,
+        "AdamW moments (float32)": 8 * trained,
+        "activations": activations,
+        "logits at the answers": logits,
+    }
+    return {name: value / GIB for name, value in parts.items()} | {"sum": sum(parts.values()) / GIB}

@@ -1,0 +1,54 @@
+"""Fixtures over the golden corpus. Importing torch and transformers and loading the tiny model happens once a process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from helpers import GOLDEN, golden_tree, loaded
+
+from emollama import checkpoint
+from emollama.config import RunConfig
+
+
+@pytest.fixture(scope="session")
+def golden_config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """The golden corpus, configured."""
+    folder = tmp_path_factory.mktemp("golden")
+    return loaded(folder, golden_tree(folder))
+
+
+@pytest.fixture(scope="session")
+def golden_prompt(golden_config: RunConfig) -> Any:
+    """The tiny Llama's renderer."""
+    return golden_config.classes["model"].prompt(golden_config.model)
+
+
+@pytest.fixture(scope="session")
+def golden_dataset(golden_config: RunConfig) -> Any:
+    """The golden corpus with the answers of all three tasks."""
+    shapes = golden_config.classes["model"].slot_shapes(golden_config.model)
+    block = golden_config.evaluation_datasets["answers"].dataset
+    return golden_config.classes["evaluation_datasets.answers"](block, slot_shapes=shapes, label="golden")
+
+
+@pytest.fixture(scope="session")
+def golden_model(golden_config: RunConfig) -> Any:
+    """The tiny model with the golden checkpoint, in eval mode. Tests leave it as they find it."""
+    model = golden_config.classes["model"](golden_config.model, device=torch.device("cpu"), frozen_dtype=torch.float32)
+    path = str(golden_config.model.ckpt)
+    checkpoint.load_trainable(model, checkpoint.read(path, "model.ckpt")["model"], path=path, allow_missing=[])
+    return model.eval()
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A copy of the golden data, to be spoiled."""
+    return Path(shutil.copytree(GOLDEN / "data", tmp_path / "data"))

@@ -1,0 +1,76 @@
+"""What several test files share: the golden corpus, configurations over it, and ways to spoil both."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from emollama import config
+from emollama.config import RunConfig
+
+GOLDEN = Path(__file__).parent / "golden"
+EXPECTED = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))["clips"]
+TRAJECTORY = json.loads((GOLDEN / "trajectory.json").read_text(encoding="utf-8"))
+NAMES = sorted(EXPECTED)
+TASKS = ("emotion", "reason", "reason_v2")
+FOLDERS = {"image": "eva", "face": "mae_340_UTT", "video": "maeV_399_UTT", "audio": "HL-UTT"}
+
+_CLUES = ["Tell which emotion the person shows and name the clues in the face, the voice and the words that speak for it."]
+WORDINGS = {
+    "emotion": ["Which one of these emotions does the clip show: {labels}?"],
+    "reason": _CLUES,
+    "reason_v2": _CLUES,
+}
+
+
+def golden_tree(folder: Path, data: Path | None = None) -> dict[str, Any]:
+    """A configuration of the golden corpus, as plain dicts to be changed and written.
+
+    Args:
+        folder: the run's outputs go to ``folder / "out"``.
+        data: a copy of the corpus, in place of the original.
+    """
+    block = {
+        "type": "feature_face_caption",
+        "data_root": str(data or GOLDEN / "data"),
+        "annotation_file": "MERR_coarse_grained.txt",
+        "instructions": WORDINGS,
+    }
+    six = ["happy", "sad", "neutral", "angry", "worried", "surprise"]
+    shown = ["happy", "sad", "neutral", "angry", "worried", "surprise", "fear", "contempt", "doubt"]
+    return {
+        "model": {
+            "arch": "minigpt_v2",
+            "llama_model": str(GOLDEN / "llama"),
+            "ckpt": str(GOLDEN / "checkpoint_slim.pth"),
+            "lora_r": 4,
+            "lora_dropout": 0.0,
+            "slot_dims": {"image": 176},
+            "image_size": 112,
+            "use_grad_checkpoint": False,
+        },
+        "datasets": {"golden": {**block, "task_pool": ["emotion"], "shuffle": False, "labels": six, "prompt_labels": shown}},
+        "evaluation_datasets": {"answers": {**block, "task_pool": list(TASKS), "max_new_tokens": 8, "batch_size": 3}},
+        "run": {
+            "max_epoch": 1,
+            "iters_per_epoch": 2,
+            "num_workers": 0,
+            "amp": False,
+            "device": "cpu",
+            "output_dir": str(folder / "out"),
+            "job_id": "run",
+        },
+    }
+
+
+def write(folder: Path, tree: Any) -> str:
+    """Write a tree as YAML (JSON is YAML whose strings are quoted); returns the file's path."""
+    path = folder / "config.yaml"
+    path.write_text(tree if isinstance(tree, str) else json.dumps(tree, indent=1), encoding="utf-8")
+    return str(path)
+
+
+def loaded(folder: Path, tree: Any, *options: str) -> RunConfig:
+    """The configuration that a tree and options give."""
+    return config.load(write(folder, tree), list(options))

@@ -1,0 +1,107 @@
+"""Configurations over the golden corpus, and real processes that run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden"
+NINE = ["happy", "sad", "neutral", "angry", "worried", "surprise", "fear", "contempt", "doubt"]
+REASON = "Tell which emotion the person shows and name the clues in the face, the voice and the words that speak for it."
+WORDINGS = {
+    "emotion": ["Which one of these emotions does the clip show: {labels}?"],
+    "reason": [REASON],
+    "reason_v2": [REASON],
+}
+
+
+def golden_config(folder: Path, *, run: dict | None = None, model: dict | None = None, data: dict | None = None) -> Path:
+    """A YAML file over the golden corpus that trains as the reference did; the dicts override blocks."""
+    block = {
+        "type": "feature_face_caption",
+        "data_root": str(GOLDEN / "data"),
+        "annotation_file": "MERR_coarse_grained.txt",
+        "instructions": WORDINGS,
+        "prompt_labels": NINE,
+    }
+    evaluated = block | {"task_pool": ["emotion", "reason", "reason_v2"], "max_new_tokens": 20, "batch_size": 4}
+    tree = {
+        "model": {
+            "arch": "minigpt_v2",
+            "llama_model": str(GOLDEN / "llama"),
+            "ckpt": str(GOLDEN / "checkpoint_slim.pth"),
+            "lora_r": 4,
+            "lora_dropout": 0.0,
+            "slot_dims": {"image": 176},
+            **(model or {}),
+        },
+        "datasets": {"clips": block | {"task_pool": ["emotion"], "shuffle": False} | (data or {})},
+        "evaluation_datasets": {"train_layout": evaluated, "upstream": evaluated | {"prompt_layout": "upstream_eval"}},
+        "run": {
+            "init_lr": 1e-3,
+            "min_lr": 1e-6,
+            "warmup_lr": 1e-6,
+            "warmup_steps": 3,
+            "max_epoch": 1,
+            "iters_per_epoch": 8,
+            "num_workers": 0,
+            "amp": False,
+            "log_freq": 1,
+            "output_dir": str(folder / "out"),
+            "job_id": "run",
+            **(run or {}),
+        },
+    }
+    path = folder / "config.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def environment() -> dict[str, str]:
+    """This process's environment with one thread each, as small batches want it."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_MAX_": "0", "PYTHONPATH": str(ROOT)}
+
+
+def command(script: str, *arguments: str, processes: int = 1) -> list[str]:
+    """A command line, under torchrun where there are several processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    return [sys.executable, *launcher, script, *arguments]
+
+
+def run(script: str, *arguments: str, processes: int = 1, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run to the end from the repository's root; output is captured."""
+    line = command(script, *arguments, processes=processes)
+    return subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def kill_after_step(line: list[str], log: Path, step: int, timeout: float = 120) -> None:
+    """Start a command in a session of its own and SIGKILL all of it once the log shows this step."""
+    process = subprocess.Popen(
+        line, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    end = time.monotonic() + timeout
+    try:
+        while not any(row["step"] >= step for row in rows(log)):
+            assert process.poll() is None, f"the run ended by itself with {process.returncode}"
+            assert time.monotonic() < end, f"no step {step} in {log}"
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """Objects of a JSON-lines file; a last line that is still being written is left out."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]

@@ -1,0 +1,70 @@
+"""Joining samples into one row without padding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import NAMES
+
+from emollama.data.batch import IGNORED, collate
+
+
+@pytest.fixture
+def samples(golden_dataset, golden_prompt):
+    """Six samples of different length."""
+    tasks = ("emotion", "reason", "reason_v2")
+    return [golden_prompt.sample(golden_dataset.record(i, tasks[i % 3], golden_dataset.pool.first(tasks[i % 3]))) for i in range(6)]
+
+
+def test_ids_labels_and_weights_are_joined_in_order_without_padding(samples):
+    batch = collate(samples)
+    for field in ("input_ids", "labels", "loss_weights"):
+        assert getattr(batch, field).equal(torch.cat([getattr(sample, field) for sample in samples]))
+    assert batch.names == tuple(NAMES) and batch.tasks[:2] == ("emotion", "reason")
+
+
+def test_boundaries_and_lengths_are_those_of_the_samples(samples):
+    batch = collate(samples)
+    lengths = [len(sample.input_ids) for sample in samples]
+    assert len(set(lengths)) > 2
+    assert batch.lengths == lengths and batch.max_length == max(lengths)
+    assert batch.cu_seqlens.dtype == torch.int32 and batch.cu_seqlens[0] == 0
+    assert int(batch.cu_seqlens[-1]) == len(batch.input_ids)
+
+
+def test_positions_restart_with_each_sample(samples):
+    batch = collate(samples)
+    for positions in batch.position_ids.split(batch.lengths):
+        assert positions.tolist() == list(range(len(positions)))
+
+
+def test_rows_of_each_slot_are_joined_with_their_clips_boundaries(samples):
+    batch = collate(samples)
+    assert set(batch.slots) == {"image", "cls", "face", "video", "audio"}
+    for slot, rows in batch.slots.items():
+        assert len(rows.offsets) == 7 and rows.offsets[0] == 0
+        for place, sample in enumerate(samples):
+            assert rows.values[rows.offsets[place] : rows.offsets[place + 1]].equal(sample.slots[slot])
+
+
+def test_cut_tokens_are_summed(samples):
+    from dataclasses import replace
+
+    assert collate([replace(sample, tokens_cut=count) for count, sample in enumerate(samples)]).tokens_cut == 15
+
+
+def test_a_batch_of_one_is_the_sample(samples):
+    batch = collate(samples[:1])
+    assert batch.lengths == [len(samples[0].input_ids)] and batch.input_ids.equal(samples[0].input_ids)
+
+
+def test_moving_a_batch_keeps_every_value(samples):
+    batch = collate(samples)
+    moved = batch.to(torch.device("cpu"))
+    assert moved.input_ids.equal(batch.input_ids) and moved.slots["image"].values.equal(batch.slots["image"].values)
+    assert moved.names == batch.names and moved.lengths == batch.lengths
+
+
+def test_the_first_token_of_a_sample_has_no_label(samples):
+    batch = collate(samples)
+    assert bool((batch.labels[batch.cu_seqlens[:-1].long()] == IGNORED).all())

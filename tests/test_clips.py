@@ -1,0 +1,265 @@
+"""Annotation lists, captions, transcripts, and the text processor of answers."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from emollama.data.clips import missing_names, read_annotations, read_captions, read_transcripts
+from emollama.data.text import TEXT_PROCESSORS, blip_caption
+from emollama.errors import UserError
+
+
+def written(folder, text, name="list.txt"):
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+def rows(folder, text, annotation_format="auto"):
+    return [(clip.name, clip.label) for clip in read_annotations(written(folder, text), annotation_format)]
+
+
+def refusal(call, *args):
+    with pytest.raises(UserError) as error:
+        call(*args)
+    return str(error.value)
+
+
+# Annotation lists
+
+
+@pytest.mark.parametrize(
+    ("text", "annotation_format"),
+    [
+        ("a happy\nb sad\n", "ne"),
+        ("a happy\nb sad\n", "auto"),
+        ("a 3 happy\nb 4 sad\n", "ncev"),
+        ("a 3 happy\nb 4 sad\n", "auto"),
+        ("a 3 happy -1.5\nb 4 sad -10\n", "ncev"),
+        ("a 3 happy -1.5\nb 4 sad -10\n", "auto"),
+    ],
+)
+def test_the_published_forms_of_a_list_give_name_and_label(tmp_path, text, annotation_format):
+    assert rows(tmp_path, text, annotation_format) == [("a", "happy"), ("b", "sad")]
+
+
+def test_the_placeholder_column_of_a_reasoning_list_is_its_label(tmp_path):
+    assert rows(tmp_path, "samplenew_00000019 87 0\n") == [("samplenew_00000019", "0")]
+
+
+def test_names_stay_strings(tmp_path):
+    assert rows(tmp_path, "00012 happy\n1e3 sad\nNaN angry\n0x1f sad\n") == [
+        ("00012", "happy"),
+        ("1e3", "sad"),
+        ("NaN", "angry"),
+        ("0x1f", "sad"),
+    ]
+
+
+def test_blank_lines_tabs_and_windows_line_ends_are_ignored_and_lines_count_from_one(tmp_path):
+    clips = read_annotations(written(tmp_path, "\r\na\t3  happy\r\n  \r\n\r\nb 4 sad"))
+    assert [(clip.name, clip.label, clip.line) for clip in clips] == [("a", "happy", 2), ("b", "sad", 5)]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
+    assert rows(tmp_path, b"\xef\xbb\xbfa happy\n") == [("a", "happy")]
+
+
+def test_file_order_is_kept(tmp_path):
+    assert [name for name, _ in rows(tmp_path, "c x\na x\nb x\n")] == ["c", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "annotation_format", "line"),
+    [
+        ("a happy\nb\n", "auto", 2),
+        ("a 3 happy 1 2\n", "auto", 1),
+        ("a happy\n\nb 3 happy\n", "ne", 3),
+        ("a 3 happy\nb happy\n", "ncev", 2),
+    ],
+)
+def test_a_row_of_another_width_is_refused_with_its_line(tmp_path, text, annotation_format, line):
+    said = refusal(rows, tmp_path, text, annotation_format)
+    assert said.startswith(f"{tmp_path}/list.txt, line {line}: ") and "expected" in said
+
+
+@pytest.mark.parametrize("name", ["../a", "a/../../b", "..", "/etc/passwd", "a\0b", "..\\a", "a\\b", "/"])
+def test_a_name_that_could_leave_its_folder_is_refused_with_its_line(tmp_path, name):
+    said = refusal(rows, tmp_path, f"fine happy\n{name} happy\n")
+    assert said.startswith(f"{tmp_path}/list.txt, line 2: ") and repr(name) in said
+
+
+@pytest.mark.parametrize("name", ["clip.7", "a/b", "a..b", "it's_ok-1", "样本_1"])
+def test_a_name_with_dots_dashes_or_a_subfolder_is_taken(tmp_path, name):
+    assert rows(tmp_path, f"{name} happy\n") == [(name, "happy")]
+
+
+@pytest.mark.parametrize("second", ["a happy", "a sad"])
+def test_a_repeated_name_is_refused_with_both_lines(tmp_path, second):
+    said = refusal(rows, tmp_path, f"a happy\nb sad\n{second}\n")
+    assert "line 3: clip 'a' stands on line 1 already" in said
+
+
+@pytest.mark.parametrize("text", ["", "\n \n\t\n", b"\xef\xbb\xbf"])
+def test_an_empty_list_is_refused(tmp_path, text):
+    assert "the list is empty" in refusal(rows, tmp_path, text)
+
+
+def test_a_list_that_is_not_utf8_names_the_byte(tmp_path):
+    assert "not UTF-8 text (byte 2)" in refusal(rows, tmp_path, b"a \xff\xfe\n")
+
+
+def test_an_absent_list_names_the_key(tmp_path):
+    assert refusal(read_annotations, str(tmp_path / "none.txt")).startswith("annotation_file: no file")
+
+
+# Captions
+
+
+def captions(folder, table, field="caption"):
+    text = table if isinstance(table, str) else json.dumps(table)
+    return read_captions(written(folder, text, "captions.json"), field, "coarse_grained_json_path")
+
+
+def test_the_configured_field_of_each_clip_is_its_caption(tmp_path):
+    table = {"a": {"caption": "one", "smp_reason_caption": "two", "peak_index": "3"}, "00012": {"caption": "three"}}
+    assert captions(tmp_path, table) == {"a": "one", "00012": "three"}
+    assert captions(tmp_path, table, "smp_reason_caption") == {"a": "two"}
+
+
+@pytest.mark.parametrize("value", ["", "  \n", None, 3, ["text"]])
+def test_a_caption_that_is_no_text_counts_as_absent(tmp_path, value):
+    assert captions(tmp_path, {"a": {"caption": value}, "b": {"caption": "yes"}}) == {"b": "yes"}
+
+
+def test_bad_json_names_file_and_line(tmp_path):
+    said = refusal(captions, tmp_path, '{"a": {"caption": "x"},\n"b": }\n')
+    assert said.startswith(f"{tmp_path}/captions.json, line 2: not valid JSON")
+
+
+@pytest.mark.parametrize("table", ["[]", '{"a": "text"}', "3", '[{"caption": "x"}]'])
+def test_json_of_another_shape_is_refused_and_the_shape_is_told(tmp_path, table):
+    assert "one JSON object keyed by clip name" in refusal(captions, tmp_path, table)
+
+
+def test_an_absent_caption_file_names_its_key(tmp_path):
+    assert refusal(read_captions, str(tmp_path / "no.json"), "caption", "my_key").startswith("my_key: no file")
+
+
+# Transcripts
+
+
+def transcripts(folder, text):
+    return read_transcripts(written(folder, text, "words.csv"))
+
+
+@pytest.mark.parametrize("header", ["name,sentence", "name,sentence_en", "name,chinese,english", "english,name"])
+def test_the_three_published_headers_are_read(tmp_path, header):
+    row = ",".join({"name": "a", "chinese": "你好"}.get(column, "hello") for column in header.split(","))
+    assert transcripts(tmp_path, f"{header}\n{row}\n") == {"a": "hello"}
+
+
+def test_quotes_commas_line_breaks_and_doubled_quotes_are_csv(tmp_path):
+    text = 'name,sentence\r\na,"Why, Tom?"\r\nb,"two\nlines"\r\nc,"she said ""no"""\r\n'
+    assert transcripts(tmp_path, text) == {"a": "Why, Tom?", "b": "two\nlines", "c": 'she said "no"'}
+
+
+def test_an_empty_cell_is_a_clip_without_speech(tmp_path):
+    assert transcripts(tmp_path, "name,sentence\na,\nb,  \nc,x\n") == {"a": "", "b": "", "c": "x"}
+
+
+def test_a_csv_with_byte_order_mark_is_read(tmp_path):
+    assert transcripts(tmp_path, b"\xef\xbb\xbfname,sentence\n00012,hi\n") == {"00012": "hi"}
+
+
+def test_blank_csv_lines_are_ignored(tmp_path):
+    assert transcripts(tmp_path, "name,sentence\n\na,x\n\n") == {"a": "x"}
+
+
+def test_an_equal_duplicate_is_taken_and_a_different_one_refused_with_its_line(tmp_path):
+    assert transcripts(tmp_path, "name,sentence\na,x\na,x\n") == {"a": "x"}
+    said = refusal(transcripts, tmp_path, "name,sentence\na,x\nb,z\na,y\n")
+    assert f"{tmp_path}/words.csv, line 4" in said and "'a'" in said
+
+
+@pytest.mark.parametrize("text", ["", "names,reasons\na,b\n", "a,hello\n", "name,text\na,b\n"])
+def test_a_csv_without_the_columns_shows_its_header(tmp_path, text):
+    said = refusal(transcripts, tmp_path, text)
+    assert "line 1: the header is" in said and "sentence_en" in said
+
+
+@pytest.mark.parametrize("text", ['name,sentence\na,"open\n', 'name,sentence\na,"x"y\n', '"name"x,sentence\na,b\n'])
+def test_broken_quoting_is_refused_with_a_line(tmp_path, text):
+    said = refusal(transcripts, tmp_path, text)
+    assert f"{tmp_path}/words.csv, line" in said and "not valid CSV" in said
+
+
+def test_a_sentence_with_unquoted_commas_is_refused_and_not_cut(tmp_path):
+    said = refusal(transcripts, tmp_path, "name,sentence\na,fine\nb,Why, Tom?\n")
+    assert f"{tmp_path}/words.csv, line 3" in said
+
+
+def test_a_row_without_a_name_is_refused_with_its_line(tmp_path):
+    assert f"{tmp_path}/words.csv, line 3" in refusal(transcripts, tmp_path, "name,sentence\na,x\n,lost\n")
+
+
+def test_missing_names_keeps_the_order_asked_for():
+    assert missing_names(["c", "a", "b"], {"a": ""}) == ["c", "b"]
+
+
+# The text processor
+
+
+@pytest.mark.parametrize(
+    ("text", "processed"),
+    [
+        ("A Young Woman", "a young woman"),
+        ("end. of! it", "end of it"),
+        ('a.b!c"d(e)f*g#h:i;j~k', "a b c d e f g h i j k"),
+        ("keeps, these? - 'and' [this] {that} /", "keeps, these? - 'and' [this] {that} /"),
+        ("one\ttab", "one\ttab"),
+        ("one\nline", "one\nline"),
+        ("two\t\ttabs, \n mixed", "two tabs, mixed"),
+        ("dot. space", "dot space"),
+        ("  ends \n", "ends"),
+        ("...", ""),
+        ("", ""),
+        ("ÄÖ É", "äö é"),
+    ],
+)
+def test_blip_caption_follows_the_published_rules(text, processed):
+    assert blip_caption(text, 200) == processed
+
+
+def test_blip_caption_cuts_to_max_words_at_single_spaces():
+    assert blip_caption("one two three four", 3) == "one two three"
+    assert blip_caption("one two three", 3) == "one two three"
+    assert blip_caption("one\ttwo three four", 2) == "one\ttwo three"
+
+
+def random_texts():
+    generator = random.Random(5)
+    letters = "aBÇß İ \t\n\r  .!\"()*#:;~,?'-Σ1"
+    for _ in range(300):
+        yield "".join(generator.choices(letters, k=generator.randrange(60))), generator.randrange(1, 12)
+
+
+def test_blip_caption_leaves_its_own_output_alone():
+    for text, words in random_texts():
+        once = blip_caption(text, words)
+        assert blip_caption(once, words) == once
+
+
+def test_blip_caption_leaves_no_run_of_space_no_listed_mark_and_at_most_max_words():
+    for text, words in random_texts():
+        made = blip_caption(text, words)
+        assert made == made.strip() and "  " not in made and not set('.!"()*#:;~') & set(made)
+        assert len(made.split(" ")) <= words
+
+
+def test_verbatim_changes_nothing():
+    for text, words in random_texts():
+        assert TEXT_PROCESSORS["verbatim"](text, words) == text

@@ -1,0 +1,414 @@
+"""Layers, names, types and interpolations of a configuration."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import yaml
+from helpers import golden_tree, loaded, write
+
+from emollama import config
+from emollama.errors import UserError
+
+SMALL = {
+    "model": {"arch": "minigpt_v2", "llama_model": "some/folder"},
+    "datasets": {"feature_face_caption": {"annotation_file": "list.txt"}},
+}
+
+
+def small(**blocks):
+    """The smallest configuration, with keys added to its blocks."""
+    tree = copy.deepcopy(SMALL)
+    for name, keys in blocks.items():
+        tree.setdefault(name, {}).update(keys)
+    return tree
+
+
+def refusal(folder, tree, *options):
+    with pytest.raises(UserError) as error:
+        loaded(folder, tree, *options)
+    return str(error.value)
+
+
+@pytest.fixture
+def presets(tmp_path, monkeypatch):
+    """A folder of presets in place of the package's, and a function that writes one."""
+    folder = tmp_path / "presets"
+    monkeypatch.setattr(config, "PRESETS", folder)
+
+    def add(kind, name, **keys):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        (folder / kind / f"{name}.yaml").write_text(yaml.safe_dump(keys))
+
+    return add
+
+
+# Layers
+
+
+def test_options_beat_the_yaml_which_beats_the_preset_which_beats_the_default(tmp_path, presets):
+    presets("models", "slim", lora_r=8, lora_alpha=8, max_txt_len=88)
+    tree = small(model={"preset": "slim", "lora_alpha": 9, "max_txt_len": 99})
+    model = loaded(tmp_path, tree, "model.max_txt_len=111").model
+    assert (model.lora_dropout, model.lora_r, model.lora_alpha, model.max_txt_len) == (0.05, 8, 9, 111)
+
+
+def test_a_dataset_preset_lies_under_its_block(tmp_path, presets):
+    presets("datasets", "quiet", transcription_path=None, batch_size=5)
+    tree = small()
+    tree["datasets"]["feature_face_caption"] |= {"preset": "quiet", "batch_size": 6}
+    block = loaded(tmp_path, tree).datasets["feature_face_caption"]
+    assert (block.transcription_path, block.batch_size) == (None, 6)
+
+
+def test_options_choose_the_preset_and_the_component(tmp_path, presets):
+    presets("models", "slim", lora_r=8)
+    assert loaded(tmp_path, small(), "model.preset=slim").model.lora_r == 8
+    assert "Unknown model 'other'" in refusal(tmp_path, small(), "model.arch=other")
+
+
+def test_options_alone_can_add_a_block(tmp_path):
+    options = ["datasets.more.type=feature_face_caption", "datasets.more.annotation_file=more.txt"]
+    assert loaded(tmp_path, small(), *options).datasets["more"].annotation_file == "more.txt"
+
+
+def test_option_values_are_read_as_yaml(tmp_path):
+    options = ["run.init_lr=1e-3", "run.amp=False", "run.max_grad_norm=null", "model.lora_target_modules=[k_proj,o_proj]"]
+    made = loaded(tmp_path, small(run={"max_grad_norm": 1.0}), *options)
+    assert (made.run.init_lr, made.run.amp, made.run.max_grad_norm) == (0.001, False, None)
+    assert made.model.lora_target_modules == ["k_proj", "o_proj"]
+
+
+def test_a_list_replaces_the_lower_layers_list(tmp_path):
+    tree = small(model={"lora_target_modules": ["q_proj"]})
+    assert loaded(tmp_path, tree).model.lora_target_modules == ["q_proj"]
+
+
+# Errors name the layer and the key
+
+
+def test_an_unknown_key_in_the_yaml_names_the_file_the_key_and_the_nearest(tmp_path):
+    text = refusal(tmp_path, small(model={"lora_rnk": 3}))
+    assert text == f"{tmp_path}/config.yaml: unknown key 'model.lora_rnk'. Did you mean 'lora_r'?"
+
+
+def test_an_unknown_key_in_the_options_names_the_options(tmp_path):
+    text = refusal(tmp_path, small(), "run.max_epochs=3")
+    assert text == "--options: unknown key 'run.max_epochs'. Did you mean 'max_epoch'?"
+
+
+def test_an_unknown_key_in_a_preset_names_the_preset_and_its_file(tmp_path, presets):
+    presets("models", "slim", lora_rr=8)
+    text = refusal(tmp_path, small(model={"preset": "slim"}))
+    assert "preset slim (" in text and "models/slim.yaml" in text and "'model.lora_rr'" in text
+
+
+def test_an_unknown_key_of_a_labelled_block_names_its_label(tmp_path):
+    tree = small()
+    tree["datasets"]["mine"] = {"type": "feature_face_caption", "annotation_fil": "x"}
+    assert "unknown key 'datasets.mine.annotation_fil'. Did you mean 'annotation_file'?" in refusal(tmp_path, tree)
+
+
+def test_an_unknown_top_level_key_names_the_nearest_and_all(tmp_path):
+    text = refusal(tmp_path, small() | {"dataset": {}})
+    assert "unknown key 'dataset'. Did you mean 'datasets'?" in text and "evaluation_datasets, run" in text
+
+
+@pytest.mark.parametrize(
+    ("block", "key", "value"),
+    [
+        ("run", "max_epoch", "many"),
+        ("run", "amp", "perhaps"),
+        ("run", "device", "tpu"),
+        ("run", "init_lr", [1]),
+        ("model", "train_llm", "some"),
+        ("model", "slot_dims", {"image": "wide"}),
+        ("model", "lora_target_modules", {"q": 1}),
+    ],
+)
+def test_a_value_of_the_wrong_type_names_the_layer_and_the_key(tmp_path, block, key, value):
+    text = refusal(tmp_path, small(**{block: {key: value}}))
+    assert text.startswith(f"{tmp_path}/config.yaml: '{block}.{key}")
+    assert "\n" not in text
+
+
+def test_a_wrong_type_in_the_options_names_the_options(tmp_path):
+    assert refusal(tmp_path, small(), "run.max_epoch=many").startswith("--options: 'run.max_epoch'")
+
+
+def test_a_wrong_type_in_a_preset_names_the_preset(tmp_path, presets):
+    presets("models", "slim", lora_r="thin")
+    text = refusal(tmp_path, small(model={"preset": "slim"}))
+    assert text.startswith("preset slim (") and "'model.lora_r'" in text
+
+
+@pytest.mark.parametrize("pool", [["emotion", {"reason": 1}], 3, "joy", ["emotion", None]])
+def test_a_task_pool_that_is_no_pool_of_tasks_is_refused_by_name(tmp_path, pool):
+    tree = small(datasets={"feature_face_caption": {"annotation_file": "list.txt", "task_pool": pool}})
+    text = refusal(tmp_path, tree)
+    assert "datasets.feature_face_caption" in text and "task_pool" in text
+
+
+def test_a_missing_value_names_its_key(tmp_path):
+    tree = small()
+    del tree["model"]["llama_model"]
+    assert refusal(tmp_path, tree).startswith("'model.llama_model' is missing")
+    tree = small(datasets={"feature_face_caption": {}})
+    assert refusal(tmp_path, tree).startswith("'datasets.feature_face_caption.annotation_file' is missing")
+
+
+def test_a_missing_arch_lists_the_models(tmp_path):
+    assert "'model.arch' is missing. Registered: minigpt_v2" in refusal(tmp_path, {"model": {"llama_model": "x"}})
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("model.arch=minigptv2", "model.arch: Unknown model 'minigptv2'. Did you mean 'minigpt_v2'?"),
+        ("run.runner=runer_base", "run.runner: Unknown runner 'runer_base'. Did you mean 'runner_base'?"),
+        ("run.task=image_text", "run.task: Unknown task 'image_text'."),
+        ("datasets.a.type=face", "datasets.a.type: Unknown dataset 'face'. Registered:"),
+        ("evaluation_datasets.a.type=face", "evaluation_datasets.a.type: Unknown dataset 'face'."),
+        ("run.lr_sched=cosine", "Unknown LR schedule 'cosine'."),
+    ],
+)
+def test_an_unknown_component_names_its_key(tmp_path, option, said):
+    assert said in refusal(tmp_path, small(), option)
+
+
+def test_a_label_that_is_no_registered_class_asks_for_a_type(tmp_path):
+    tree = small()
+    tree["datasets"]["feature_face_captions"] = {"annotation_file": "x"}
+    text = refusal(tmp_path, tree)
+    assert text.startswith("datasets.feature_face_captions.type: Unknown dataset") and "Did you mean 'feature_face_caption'?" in text
+
+
+def test_an_unknown_preset_names_the_nearest_and_all(tmp_path, presets):
+    presets("models", "slim")
+    presets("models", "wide")
+    text = refusal(tmp_path, small(model={"preset": "slimm"}))
+    assert text == "model.preset: unknown preset 'slimm'. Did you mean 'slim'? Known: slim, wide"
+
+
+@pytest.mark.parametrize("label", ["a/b", "../a", "a.b", "a[0]", ""])
+def test_a_label_that_cannot_name_a_file_is_refused(tmp_path, label):
+    tree = small(datasets={label: {"type": "feature_face_caption", "annotation_file": "x"}})
+    assert f"label '{label}'" in refusal(tmp_path, tree)
+
+
+def test_a_label_may_hold_dashes_and_digits(tmp_path):
+    tree = small(datasets={"mer2024-noise_1": {"type": "feature_face_caption", "annotation_file": "x"}})
+    assert loaded(tmp_path, tree).datasets["mer2024-noise_1"].annotation_file == "x"
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("model.lora_r=0", "model: lora_r is 0"),
+        ("model.prompt_template=Hello", "model: prompt_template 'Hello' must contain {} exactly once"),
+        ("model.image_size=100", "model: image_size 100"),
+        ("model.lora_dropout=1.0", "model: lora_dropout is 1.0"),
+        ("run.job_id=a/b", "run: job_id 'a/b'"),
+        ("run.resume_ckpt_path=auto", "run: resume_ckpt_path: auto needs job_id"),
+        ("run.keep_last=0", "run: keep_last is 0"),
+        ("run.max_epoch=0", "run: max_epoch is 0"),
+        ("datasets.feature_face_caption.batch_size=0", "datasets.feature_face_caption: batch_size is 0"),
+        ("datasets.feature_face_caption.sample_ratio=.nan", "datasets.feature_face_caption: sample_ratio is nan"),
+        ("datasets.feature_face_caption.exclude_labels=[joy]", "exclude_labels: 'joy' is not among labels"),
+    ],
+)
+def test_a_value_out_of_range_names_its_block_and_key(tmp_path, option, said):
+    assert said in refusal(tmp_path, small(), option)
+
+
+def test_top_p_without_a_temperature_is_refused_with_the_remedy(tmp_path):
+    block = {"annotation_file": "x", "top_p": 0.5}
+    text = refusal(tmp_path, small(evaluation_datasets={"feature_face_caption": block}))
+    assert text.startswith("evaluation_datasets.feature_face_caption: top_p has no effect") and "Set a temperature" in text
+
+
+# Files and options that are not what they should be
+
+
+def test_malformed_yaml_names_file_and_line(tmp_path):
+    text = refusal(tmp_path, "model:\n  arch: [minigpt_v2\nrun: {}\n")
+    assert text.startswith(f"{tmp_path}/config.yaml: not valid YAML") and "line 3" in text
+
+
+def test_a_repeated_yaml_key_is_refused(tmp_path):
+    assert "duplicate key" in refusal(tmp_path, "model: {arch: minigpt_v2, lora_r: 1, lora_r: 2, llama_model: x}\n")
+
+
+@pytest.mark.parametrize("text", ["- model\n- run\n", "just text\n"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
+    assert f"{tmp_path}/config.yaml" in refusal(tmp_path, text)
+
+
+def test_an_absent_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="--cfg-path: no file"):
+        config.load(str(tmp_path / "none.yaml"))
+
+
+@pytest.mark.parametrize("tree", [{"model": 3}, {"run": [1]}, {"datasets": {"x": 4}}, {"imports": "module"}, {"datasets": ["x"]}])
+def test_a_block_of_the_wrong_kind_is_named(tmp_path, tree):
+    text = refusal(tmp_path, small() | tree)
+    assert f"'{next(iter(tree))}" in text and text.startswith(f"{tmp_path}/config.yaml")
+
+
+@pytest.mark.parametrize("option", ["run.max_epoch", "=3", "run.max_epoch:3", "--run.max_epoch"])
+def test_an_option_that_is_no_assignment_is_quoted(tmp_path, option):
+    assert refusal(tmp_path, small(), option) == f"--options: '{option}' is not of the form a.b=c"
+
+
+@pytest.mark.parametrize("option", ["run=3", "run.max_epoch.deep=3", "run.max_epoch=[1", "run..max_epoch=1"])
+def test_an_option_that_does_not_fit_the_tree_is_a_user_error(tmp_path, option):
+    assert refusal(tmp_path, small(), option).startswith("--options")
+
+
+# Two names for one thing
+
+
+def test_the_published_names_of_evaluation_files_are_accepted(tmp_path):
+    block = {"eval_file_path": "list.txt", "img_path": "videos"}
+    made = loaded(tmp_path, small(evaluation_datasets={"feature_face_caption": block}, run={"save_path": "there"}))
+    dataset = made.evaluation_datasets["feature_face_caption"].dataset
+    assert (dataset.annotation_file, dataset.image_path, made.run.output_dir) == ("list.txt", "videos", "there")
+
+
+@pytest.mark.parametrize("order", [("eval_file_path", "annotation_file"), ("annotation_file", "eval_file_path")])
+def test_both_names_in_one_layer_are_refused(tmp_path, order):
+    block = dict.fromkeys(order, "list.txt")
+    text = refusal(tmp_path, small(evaluation_datasets={"feature_face_caption": block}))
+    assert "annotation_file" in text and "both given" in text
+
+
+def test_one_name_in_the_yaml_and_the_other_in_the_options_overrides(tmp_path):
+    made = loaded(tmp_path, small(run={"save_path": "there"}), "run.output_dir=here")
+    assert made.run.output_dir == "here"
+
+
+def test_the_evaluation_names_are_unknown_to_training_blocks(tmp_path):
+    text = refusal(tmp_path, small(datasets={"feature_face_caption": {"eval_file_path": "x"}}))
+    assert "unknown key 'datasets.feature_face_caption.eval_file_path'" in text
+
+
+# Weighted pools
+
+
+def test_a_task_pool_takes_integer_and_fractional_weights(tmp_path):
+    weights = {"reason": 0.3, "emotion": 1}
+    tree = small(datasets={"feature_face_caption": {"annotation_file": "x", "task_pool": weights}})
+    assert loaded(tmp_path, tree).datasets["feature_face_caption"].task_pool == weights
+
+
+def test_a_task_pool_takes_a_list_in_place_of_a_presets_mapping(tmp_path, presets):
+    presets("datasets", "weighted", task_pool={"reason": 2})
+    keys = {"annotation_file": "x", "preset": "weighted"}
+    tree = small(datasets={"feature_face_caption": keys})
+    assert loaded(tmp_path, tree).datasets["feature_face_caption"].task_pool == {"reason": 2}
+    keys["task_pool"] = ["emotion", "emotion"]
+    assert loaded(tmp_path, tree).datasets["feature_face_caption"].task_pool == ["emotion", "emotion"]
+
+
+def test_an_evaluation_block_holds_the_datasets_keys_and_the_tasks(tmp_path):
+    block = {"annotation_file": "x", "batch_size": 7, "max_new_tokens": 9}
+    made = loaded(tmp_path, small(evaluation_datasets={"feature_face_caption": block})).evaluation_datasets
+    both = made["feature_face_caption"]
+    assert (both.dataset.batch_size, both.task.max_new_tokens) == (7, 9)
+
+
+# Interpolations, and the tree that is written
+
+
+def test_environment_variables_are_resolved_in_objects_and_nowhere_else(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMA_FOLDER", "/secret/place")
+    made = loaded(tmp_path, small(model={"llama_model": "${oc.env:LLAMA_FOLDER}/7b"}))
+    assert made.model.llama_model == "/secret/place/7b"
+    config.write_yaml(made, tmp_path / "written.yaml")
+    written = (tmp_path / "written.yaml").read_text()
+    for text in (str(made.plain()), written):
+        assert "${oc.env:LLAMA_FOLDER}/7b" in text and "secret" not in text
+
+
+def test_an_environment_variable_that_is_not_set_names_key_and_variable(tmp_path, monkeypatch):
+    monkeypatch.delenv("LLAMA_FOLDER", raising=False)
+    text = refusal(tmp_path, small(model={"llama_model": "${oc.env:LLAMA_FOLDER}"}))
+    assert "'model.llama_model'" in text and "LLAMA_FOLDER" in text and "Set the variable" in text
+
+
+def test_an_environment_variable_of_the_wrong_type_names_the_key(tmp_path, monkeypatch):
+    monkeypatch.setenv("EPOCHS", "many")
+    assert "'run.max_epoch'" in refusal(tmp_path, small(run={"max_epoch": "${oc.env:EPOCHS}"}))
+    monkeypatch.setenv("EPOCHS", "3")
+    assert loaded(tmp_path, small(run={"max_epoch": "${oc.env:EPOCHS}"})).run.max_epoch == 3
+
+
+def test_paths_are_shared_by_interpolation_and_overridden_by_options(tmp_path):
+    tree = small(model={"llama_model": "${paths.root}/llama"}, paths={"root": "/data"})
+    assert loaded(tmp_path, tree).model.llama_model == "/data/llama"
+    assert loaded(tmp_path, tree, "paths.root=/else").model.llama_model == "/else/llama"
+
+
+def test_the_written_tree_is_a_configuration_that_gives_equal_objects(tmp_path, monkeypatch):
+    monkeypatch.setenv("OUT", str(tmp_path))
+    tree = golden_tree(tmp_path)
+    tree["run"] |= {"output_dir": "${oc.env:OUT}/x", "job_id": "007"}
+    tree["model"] |= {"end_sym": "###", "prompt_template": "Human: {} \n\tAssistant: '\"# "}
+    tree["datasets"]["golden"] |= {"labels": ["no", "null", "1e3", "~", "true", "0x1f"], "prompt_labels": None}
+    tree["datasets"]["golden"]["task_pool"] = {"reason": 0.3, "emotion": 1}
+    tree["evaluation_datasets"]["answers"]["eval_file_path"] = tree["evaluation_datasets"]["answers"].pop("annotation_file")
+    first = loaded(tmp_path, tree, "model.lora_r=6")
+    config.write_yaml(first, tmp_path / "written.yaml")
+    second = config.load(str(tmp_path / "written.yaml"))
+    assert (second.model, second.datasets, second.run) == (first.model, first.datasets, first.run)
+    assert second.evaluation_datasets == first.evaluation_datasets
+    assert second.plain() == first.plain()
+    assert second.datasets["golden"].labels == ["no", "null", "1e3", "~", "true", "0x1f"]
+
+
+def test_the_written_tree_needs_no_preset_to_give_equal_objects(tmp_path, presets):
+    presets("models", "slim", lora_r=8)
+    first = loaded(tmp_path, small(model={"preset": "slim", "lora_alpha": 3}))
+    config.write_yaml(first, tmp_path / "written.yaml")
+    presets("models", "slim", lora_r=9)
+    assert config.load(str(tmp_path / "written.yaml")).model == first.model
+
+
+# Comparing with a stored tree
+
+
+def test_a_configuration_does_not_differ_from_its_own_plain_tree(tmp_path, golden_config):
+    assert config.stored_differences(golden_config.plain(), golden_config) == {}
+
+
+def test_differences_are_named_with_both_values(tmp_path):
+    stored = loaded(tmp_path, small(), "model.lora_r=3").plain()
+    now = loaded(tmp_path, small(), "model.lora_target_modules=[k_proj]")
+    assert config.stored_differences(stored, now) == {
+        "model.lora_r": (3, 64),
+        "model.lora_target_modules": (["q_proj", "v_proj"], ["k_proj"]),
+    }
+
+
+def test_a_key_on_one_side_only_is_a_difference_with_none(tmp_path):
+    stored = loaded(tmp_path, small()).plain()
+    now = loaded(tmp_path, small(), "datasets.b.type=feature_face_caption", "datasets.b.annotation_file=x")
+    assert config.stored_differences(stored, now)["datasets.b.annotation_file"] == (None, "x")
+
+
+def test_values_are_compared_after_interpolation(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK_OF_LORA", "5")
+    by_variable = loaded(tmp_path, small(model={"lora_r": "${oc.env:RANK_OF_LORA}"}))
+    literal = loaded(tmp_path, small(model={"lora_r": 5}))
+    assert config.stored_differences(by_variable.plain(), literal) == {}
+    assert config.stored_differences(by_variable.plain(), by_variable) == {}
+    monkeypatch.setenv("RANK_OF_LORA", "6")
+    assert list(config.stored_differences(by_variable.plain(), literal)) == ["model.lora_r"]
+
+
+def test_the_configuration_of_a_file_does_not_depend_on_where_it_is_read_from(tmp_path, monkeypatch):
+    path = write(tmp_path, small())
+    here = config.load(path)
+    monkeypatch.chdir("/")
+    assert config.load(path).plain() == here.plain()

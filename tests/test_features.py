@@ -1,0 +1,365 @@
+"""Feature folders, and what a dataset does about clips without a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from helpers import FOLDERS, NAMES, golden_tree, loaded
+
+from emollama.data import features
+from emollama.data.features import FeatureFolder
+from emollama.errors import UserError
+
+
+def folder(path, slots=("face",), width=1024, wanted=()):
+    return FeatureFolder.open(str(path), slots, width, f"block.{slots[0]}_feature_path", wanted)
+
+
+def stored(path, array, name="clip"):
+    np.save(path / f"{name}.npy", array)
+    return array
+
+
+def refusal(store, name="clip"):
+    with pytest.raises(UserError) as error:
+        store.read(name)
+    return str(error.value)
+
+
+def numbers(*shape, dtype=np.float32):
+    return np.random.default_rng(1).normal(size=shape).astype(dtype)
+
+
+# Reading
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(1024,), (1, 1024)])
+def test_an_utterance_feature_becomes_one_float32_row(tmp_path, shape, dtype):
+    array = stored(tmp_path, numbers(*shape, dtype=dtype))
+    rows = folder(tmp_path).read("clip")
+    assert list(rows) == ["face"] and rows["face"].dtype == torch.float32
+    assert np.array_equal(rows["face"].numpy(), array.reshape(1, 1024).astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_an_eva_cache_is_split_into_the_class_row_and_the_image_rows(tmp_path, dtype):
+    array = stored(tmp_path, numbers(65, 176, dtype=dtype)).astype(np.float32)
+    rows = folder(tmp_path, ("image", "cls"), 176).read("clip")
+    assert np.array_equal(rows["cls"].numpy(), array[:1])
+    assert np.array_equal(rows["image"].numpy(), array[1:])
+
+
+def test_a_fortran_ordered_array_reads_as_its_values(tmp_path):
+    array = stored(tmp_path, np.asfortranarray(numbers(65, 176)))
+    assert np.array_equal(folder(tmp_path, ("image", "cls"), 176).read("clip")["image"].numpy(), array[1:])
+
+
+def test_a_folder_knows_its_clips_and_nothing_else(tmp_path):
+    for name in ("a", "b.c"):
+        stored(tmp_path, numbers(1024), name)
+    (tmp_path / "notes.txt").write_text("x")
+    assert folder(tmp_path).names == {"a", "b.c"}
+
+
+def test_a_clip_in_a_subfolder_is_found_under_its_name(tmp_path):
+    (tmp_path / "part").mkdir()
+    array = stored(tmp_path / "part", numbers(1024))
+    store = folder(tmp_path, wanted=["part/clip", "part/other"])
+    assert store.names == {"part/clip"}
+    assert np.array_equal(store.read("part/clip")["face"].numpy()[0], array)
+
+
+def test_an_absent_folder_names_its_key_and_the_remedy(tmp_path):
+    with pytest.raises(UserError, match=r"block.face_feature_path: no folder .*null"):
+        folder(tmp_path / "none")
+
+
+# Refusing: each error names the file and the slot
+
+BAD_ARRAYS = {
+    "another width": (numbers(1023), "shape (1023,), expected (1024,) or (1, 1024)"),
+    "two rows": (numbers(2, 1024), "shape (2, 1024)"),
+    "three axes": (numbers(1, 1, 1024), "shape (1, 1, 1024)"),
+    "no axis": (np.float32(1), "shape ()"),
+    "no row": (numbers(0, 1024), "shape (0, 1024)"),
+    "NaN": (np.where(np.arange(1024) == 7, np.nan, 1.0), "NaN or inf"),
+    "inf": (np.where(np.arange(1024) == 7, np.inf, 1.0).astype(np.float16), "NaN or inf"),
+    "too large for float32": (np.where(np.arange(1024) == 7, 1e300, 1.0), "NaN or inf"),
+    "integers": (np.ones(1024, dtype=np.int64), "dtype int64"),
+    "complex numbers": (np.ones(1024, dtype=np.complex64), "dtype complex64"),
+    "text": (np.array(["x"] * 1024), "dtype <U1"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ARRAYS)
+def test_an_unusable_array_is_refused_by_file_and_slot(tmp_path, kind):
+    array, said = BAD_ARRAYS[kind]
+    stored(tmp_path, array)
+    text = refusal(folder(tmp_path))
+    assert text.startswith(f"{tmp_path}/clip.npy (slot face): ") and said in text
+    assert folder(tmp_path).problems(["clip"]) == [text]
+
+
+@pytest.mark.parametrize("shape", [(65, 175), (176,), (0, 176), (2, 65, 176)])
+def test_an_eva_cache_of_another_shape_names_both_slots(tmp_path, shape):
+    stored(tmp_path, numbers(*shape))
+    text = refusal(folder(tmp_path, ("image", "cls"), 176))
+    assert "clip.npy (slot image + cls): shape" in text and "(1 + P, 176)" in text
+
+
+def whole_file(path):
+    stored(path, numbers(1024))
+    return (path / "clip.npy").read_bytes()
+
+
+BAD_FILES = {
+    "empty": lambda raw: b"",
+    "a truncated header": lambda raw: raw[:40],
+    "truncated values": lambda raw: raw[:-100],
+    "another kind of file": lambda raw: b"name,sentence\n" * 50,
+    "zero bytes": lambda raw: bytes(len(raw)),
+    "a pickle": lambda raw: pickle.dumps([1.0] * 1024),
+    "an archive cut short": lambda raw: b"PK\x03\x04" + raw[:200],
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_an_unreadable_file_is_refused_by_file_and_slot(tmp_path, kind):
+    (tmp_path / "clip.npy").write_bytes(BAD_FILES[kind](whole_file(tmp_path)))
+    text = refusal(folder(tmp_path))
+    assert text.startswith(f"{tmp_path}/clip.npy (slot face): cannot be read") and "Extract this clip again" in text
+    assert len(folder(tmp_path).problems(["clip"])) == 1
+
+
+def test_an_npz_archive_under_the_name_of_an_array_is_refused(tmp_path):
+    with (tmp_path / "clip.npy").open("wb") as file:
+        np.savez(file, face=numbers(1024))
+    assert refusal(folder(tmp_path)).startswith(f"{tmp_path}/clip.npy (slot face): ")
+
+
+def test_a_link_to_nowhere_is_a_problem_and_no_crash(tmp_path):
+    (tmp_path / "clip.npy").symlink_to(tmp_path / "gone.npy")
+    store = folder(tmp_path)
+    problems = store.problems(["clip"])
+    assert (len(problems) == 1 and "clip.npy" in problems[0]) or "clip" not in store.names
+
+
+class Payload:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_an_object_array_is_refused_and_never_unpickled(tmp_path):
+    proof = tmp_path / "executed"
+    pickle.loads(pickle.dumps(Payload(proof))).close()
+    assert proof.exists()
+    proof.unlink()
+    stored(tmp_path, np.array([Payload(proof)] * 1024, dtype=object))
+    assert "clip.npy (slot face): cannot be read: Object arrays" in refusal(folder(tmp_path))
+    assert folder(tmp_path).problems(["clip"]) != []
+    assert not proof.exists()
+
+
+def test_a_bare_pickle_under_the_name_of_an_array_is_never_unpickled(tmp_path):
+    proof = tmp_path / "executed"
+    (tmp_path / "clip.npy").write_bytes(pickle.dumps(Payload(proof)))
+    refusal(folder(tmp_path))
+    assert not proof.exists()
+
+
+def test_problems_lists_every_bad_file_and_no_absent_one(tmp_path):
+    for name, array in {"a": numbers(3), "b": numbers(1024), "c": numbers(4)}.items():
+        stored(tmp_path, array, name)
+    problems = folder(tmp_path).problems(["a", "b", "c", "absent"])
+    assert [text.split(" (slot")[0] for text in problems] == [f"{tmp_path}/a.npy", f"{tmp_path}/c.npy"]
+
+
+def test_large_files_are_checked_by_header_and_size_at_the_start_and_by_value_when_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "VALUES_CHECKED_UP_TO", 100)
+    stored(tmp_path, numbers(1023), "narrow")
+    stored(tmp_path, np.full(1024, np.nan, dtype=np.float32), "nan")
+    stored(tmp_path, numbers(1024), "short")
+    (tmp_path / "short.npy").write_bytes((tmp_path / "short.npy").read_bytes()[:-4])
+    store = folder(tmp_path)
+    assert [text.split(" (slot")[0] for text in store.problems(["narrow", "nan", "short"])] == [
+        f"{tmp_path}/narrow.npy",
+        f"{tmp_path}/short.npy",
+    ]
+    assert "NaN or inf" in refusal(store, "nan")
+
+
+# A dataset whose clips lack files
+
+
+@pytest.fixture
+def build(tmp_path, corpus):
+    """A function that builds the training dataset over the copied corpus."""
+
+    def made(**keys):
+        tree = golden_tree(tmp_path, corpus)
+        tree["datasets"]["golden"] |= keys
+        config = loaded(tmp_path, tree)
+        shapes = config.classes["model"].slot_shapes(config.model)
+        return config.classes["datasets.golden"](config.datasets["golden"], slot_shapes=shapes, label="datasets.golden")
+
+    return made
+
+
+def remove(corpus, slot, *names):
+    for name in names:
+        (corpus / FOLDERS[slot] / f"{name}.npy").unlink()
+
+
+def test_the_golden_corpus_has_no_problem(build):
+    dataset = build()
+    assert dataset.problems() == [] and dataset.notes == [] and len(dataset) == 6
+
+
+def test_error_lists_all_clips_without_a_file_with_their_count_and_folder(build, corpus):
+    remove(corpus, "audio", NAMES[0], NAMES[4])
+    remove(corpus, "face", NAMES[2])
+    problems = build().problems()
+    assert len(problems) == 2
+    face, audio = problems
+    assert "datasets.golden.face_feature_path" in face and f"clips 1: {NAMES[2]}." in face
+    assert "datasets.golden.audio_feature_path" in audio and f"clips 2: {NAMES[0]}, {NAMES[4]}." in audio
+    assert "missing_features: zero or skip" in audio
+
+
+def test_zero_fills_every_slot_of_the_absent_file_and_counts(build, corpus):
+    remove(corpus, "video", NAMES[0])
+    remove(corpus, "image", NAMES[1])
+    dataset = build(missing_features="zero")
+    assert dataset.problems() == [] and len(dataset) == 6
+    first, second = (dataset.record(index, "emotion", "?").features for index in (0, 1))
+    assert first["video"].shape == (1, 1024) and not first["video"].any() and first["face"].all()
+    assert second["image"].shape == (64, 176) and second["cls"].shape == (1, 176)
+    assert not second["image"].any() and not second["cls"].any()
+    assert sorted(dataset.notes) == [
+        "datasets.golden.image_feature_path: 1 of 6 clips have no file (missing_features: zero)",
+        "datasets.golden.video_feature_path: 1 of 6 clips have no file (missing_features: zero)",
+    ]
+
+
+def test_skip_leaves_the_clips_out_and_counts(build, corpus):
+    remove(corpus, "video", NAMES[0])
+    remove(corpus, "audio", NAMES[3])
+    dataset = build(missing_features="skip")
+    assert [clip.name for clip in dataset.clips] == [NAMES[1], NAMES[2], NAMES[4], NAMES[5]]
+    assert dataset.problems() == [] and len(dataset.notes) == 2
+    assert all("1 of 6 clips have no file (missing_features: skip)" in note for note in dataset.notes)
+
+
+def test_skip_that_leaves_no_clip_is_refused(build, corpus):
+    remove(corpus, "video", *NAMES)
+    with pytest.raises(UserError, match="skip leaves no clip"):
+        build(missing_features="skip")
+
+
+@pytest.mark.parametrize("policy", ["zero", "skip"])
+def test_an_unusable_file_is_no_missing_one(build, corpus, policy):
+    np.save(corpus / "HL-UTT" / f"{NAMES[1]}.npy", numbers(7))
+    problems = build(missing_features=policy).problems()
+    assert len(problems) == 1 and f"{NAMES[1]}.npy (slot audio): shape (7,)" in problems[0]
+
+
+def test_a_slot_without_a_folder_is_present_with_no_rows(build):
+    dataset = build(image_feature_path=None, audio_feature_path=None)
+    record = dataset.record(0, "emotion", "?")
+    shapes = {slot: tuple(rows.shape) for slot, rows in record.features.items()}
+    assert shapes == {"image": (0, 176), "cls": (0, 176), "face": (1, 1024), "video": (1, 1024), "audio": (0, 1024)}
+
+
+def test_image_rows_that_do_not_group_by_four_are_told_at_the_start(build, corpus):
+    np.save(corpus / "eva" / f"{NAMES[1]}.npy", numbers(1 + 63, 176))
+    problems = build().problems()
+    assert len(problems) == 1 and NAMES[1] in problems[0] and "63" in problems[0]
+
+
+# Answers, words and lists of the same dataset
+
+
+def test_answers_are_label_caption_and_fine_caption_after_the_text_processor(build):
+    dataset = build(task_pool=["emotion", "reason", "reason_v2"])
+    answers = {task: dataset.record(1, task, "?").turns[0][1] for task in ("emotion", "reason", "reason_v2")}
+    assert answers["emotion"] == "angry"
+    assert answers["reason"].startswith("the man lowers his brows and shouts his jaw is tight")
+    assert answers["reason_v2"].startswith("the brows are drawn together au04 and the lips")
+
+
+def test_verbatim_keeps_the_answer_as_written(build):
+    record = build(task_pool=["reason"], text_processor="verbatim").record(1, "reason", "?")
+    assert record.turns[0][1].endswith("The emotion is angry!")
+
+
+def test_the_users_turn_is_sentence_tag_and_wording_in_the_published_spacing(build):
+    record = build().record(1, "emotion", "Which?")
+    assert record.turns[0][0] == "The person in video says: Why did you throw away my letters, Tom?.  [emotion] Which? "
+    without = build(transcription_path=None).record(1, "emotion", "Which?")
+    assert without.turns[0][0] == "[emotion] Which? "
+
+
+def test_clips_without_caption_are_listed_with_count_key_and_task(build, corpus):
+    path = corpus / "MERR_coarse_grained.json"
+    path.write_text('{"' + NAMES[0] + '": {"caption": "x"}, "' + NAMES[1] + '": {"other": "x"}}')
+    problems = build(task_pool=["emotion", "reason"]).problems()
+    assert len(problems) == 1
+    assert f"no caption for task reason, clips 5: {', '.join(NAMES[1:])}." in problems[0]
+    assert "coarse_grained_json_path" in problems[0]
+
+
+def test_only_files_of_enabled_tasks_are_opened(build, corpus):
+    (corpus / "MERR_coarse_grained.json").write_text("broken")
+    (corpus / "MERR_fine_grained.json").unlink()
+    assert build(task_pool=["emotion"]).problems() == []
+
+
+def test_evaluation_needs_no_captions(tmp_path, corpus):
+    (corpus / "MERR_coarse_grained.json").unlink()
+    tree = golden_tree(tmp_path, corpus)
+    config = loaded(tmp_path, tree)
+    shapes = config.classes["model"].slot_shapes(config.model)
+    block = config.evaluation_datasets["answers"].dataset
+    dataset = config.classes["evaluation_datasets.answers"](block, slot_shapes=shapes, label="answers", training=False)
+    assert dataset.problems() == []
+    assert dataset.record(0, "reason", "?").turns[0][1] is None
+    assert dataset.record(0, "reason_v2", "?").turns[0][1] is not None
+
+
+def test_excluded_labels_leave_their_clips_out(build):
+    assert [clip.label for clip in build(exclude_labels=["happy", "sad"]).clips] == ["angry", "worried", "surprise", "neutral"]
+
+
+def test_excluding_every_label_is_refused(build, corpus):
+    (corpus / "MERR_coarse_grained.txt").write_text(f"{NAMES[0]} 3 happy\n")
+    with pytest.raises(UserError, match="exclude_labels leaves no clip of 1"):
+        build(exclude_labels=["happy"])
+
+
+def test_an_unknown_label_names_file_line_and_clip_unless_only_reasoning_is_asked(build, corpus):
+    path = corpus / "MERR_coarse_grained.txt"
+    path.write_text(path.read_text().replace("19 worried", "19 joyous"))
+    with pytest.raises(UserError) as error:
+        build()
+    assert f"{path}: unknown label, clips 1: 'joyous' (line 3, {NAMES[2]})" in str(error.value)
+    assert len(build(task_pool=["reason"])) == 6
+
+
+def test_files_beside_the_list_start_at_its_folder_and_the_list_at_data_root(build, corpus):
+    inner = corpus / "lists"
+    inner.mkdir()
+    for path in list(corpus.iterdir()):
+        if path != inner:
+            path.rename(inner / path.name)
+    dataset = build(annotation_file="lists/MERR_coarse_grained.txt", task_pool=["reason"])
+    assert dataset.problems() == [] and dataclasses.asdict(dataset.clips[0])["name"] == NAMES[0]

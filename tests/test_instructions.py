@@ -1,0 +1,120 @@
+"""Task pools, wordings and labels."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from emollama.data.instructions import BUILT_IN, TASK_NAMES, TaskPool, check_labels, user_text
+
+DRAWS = 6000
+
+
+def shares(pool):
+    """task -> share of many seeded draws."""
+    rng = np.random.default_rng(0)
+    counts = Counter(pool.draw(rng)[0] for _ in range(DRAWS))
+    return {task: counts[task] / DRAWS for task in pool.tasks}
+
+
+@pytest.mark.parametrize(
+    ("pool", "expected"),
+    [
+        (["emotion", "reason", "emotion", "emotion"], {"emotion": 0.75, "reason": 0.25}),
+        ({"emotion": 3, "reason": 1}, {"emotion": 0.75, "reason": 0.25}),
+        ({"reason": 0.3, "emotion": 1}, {"reason": 0.3 / 1.3, "emotion": 1 / 1.3}),
+        (["emotion", "reason", "reason_v2"], {"emotion": 1 / 3, "reason": 1 / 3, "reason_v2": 1 / 3}),
+        ("reason", {"reason": 1.0}),
+        ({"emotion": 0, "reason": 2}, {"reason": 1.0}),
+    ],
+)
+def test_tasks_are_drawn_by_their_weights(pool, expected):
+    drawn = shares(TaskPool(pool, {}, ["happy"]))
+    assert set(drawn) == set(expected)
+    for task, share in expected.items():
+        assert drawn[task] == pytest.approx(share, abs=4 * (0.25 / DRAWS) ** 0.5)
+
+
+def test_wordings_of_a_task_are_drawn_evenly_and_only_from_its_own():
+    pool = TaskPool(["emotion", "reason"], {"emotion": ["a", "b", "c"], "reason": ["d"]}, ["happy"])
+    rng = np.random.default_rng(0)
+    counts = Counter(pool.draw(rng) for _ in range(DRAWS))
+    assert set(counts) == {("emotion", "a"), ("emotion", "b"), ("emotion", "c"), ("reason", "d")}
+    for wording in "abc":
+        assert counts["emotion", wording] / DRAWS == pytest.approx(1 / 6, abs=0.025)
+
+
+def test_a_draw_depends_on_the_generator_alone():
+    pool = TaskPool(["emotion", "reason"], {}, ["happy"])
+    draws = [[pool.draw(np.random.default_rng([3, k])) for k in range(50)] for _ in range(2)]
+    assert draws[0] == draws[1] and len(set(draws[0])) > 5
+
+
+def test_labels_are_filled_in_in_order_and_other_braces_stay():
+    wording = 'One of {labels}? Answer as {"label": {}} or {x}; again: {labels}'
+    pool = TaskPool("emotion", {"emotion": [wording]}, ["happy", "sad"])
+    assert pool.first("emotion") == 'One of happy, sad? Answer as {"label": {}} or {x}; again: happy, sad'
+
+
+def test_the_first_wording_is_the_first_of_the_list():
+    pool = TaskPool(["emotion", "reason"], {"emotion": ["one", "two"]}, ["happy"])
+    assert pool.first("emotion") == "one"
+    assert pool.first("reason") == BUILT_IN["reason"][0]
+
+
+@pytest.mark.parametrize("task", TASK_NAMES)
+def test_every_built_in_task_has_several_different_wordings(task):
+    assert len(set(BUILT_IN[task])) == len(BUILT_IN[task]) >= 2
+
+
+def test_every_built_in_wording_of_emotion_shows_the_labels_and_no_other_brace():
+    for wording in BUILT_IN["emotion"]:
+        assert "{labels}" in wording and "{" not in wording.replace("{labels}", "")
+
+
+@pytest.mark.parametrize(
+    ("pool", "wordings", "said"),
+    [
+        (["emotions"], {}, "task_pool: unknown task 'emotions'. Did you mean 'emotion'? Known: emotion, reason, reason_v2"),
+        ("joy", {}, "task_pool: unknown task 'joy'"),
+        (["emotion"], {"reson": ["x"]}, "instructions: unknown task 'reson'. Did you mean 'reason'?"),
+        ([], {}, "task_pool: no task in it"),
+        ({}, {}, "task_pool: no task in it"),
+        ({"emotion": 0}, {}, "task_pool: no task in it"),
+        ({"emotion": -1}, {}, "task_pool: the weight of 'emotion' is -1"),
+        ({"emotion": float("nan")}, {}, "task_pool: the weight of 'emotion' is nan"),
+        ({"emotion": float("inf")}, {}, "task_pool: the weight of 'emotion' is inf"),
+        ({"emotion": True}, {}, "task_pool: the weight of 'emotion' is True"),
+        ({"emotion": "1"}, {}, "task_pool: the weight of 'emotion' is '1'"),
+        ({"emotion": None}, {}, "task_pool: the weight of 'emotion' is None"),
+        (["emotion"], {"emotion": []}, "instructions: 'emotion' has no wording"),
+    ],
+)
+def test_a_pool_that_cannot_be_drawn_from_names_key_and_task(pool, wordings, said):
+    with pytest.raises(ValueError) as error:
+        TaskPool(pool, wordings, ["happy"])
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("label", ["", "  ", " happy", "happy ", "a,b", "{x}", "[INST]", "<s>", "a\nb", "a\tb", "a\rb"])
+def test_a_label_that_would_break_the_prompt_is_refused(label):
+    with pytest.raises(ValueError, match="labels: the label .* would break the prompt"):
+        check_labels(["sad", label], "labels")
+
+
+def test_a_label_given_twice_is_refused():
+    with pytest.raises(ValueError, match="prompt_labels: a label is given twice"):
+        check_labels(["sad", "happy", "sad"], "prompt_labels")
+
+
+@pytest.mark.parametrize("label", ["happy", "positive surprise", "très-heureux", "开心", "a/b"])
+def test_a_label_of_words_in_any_language_is_taken(label):
+    check_labels([label], "labels")
+
+
+def test_the_users_turn_has_two_spaces_before_the_tag_only_after_a_sentence():
+    assert user_text("reason", "Why?", "Go") == "The person in video says: Go.  [reason] Why? "
+    assert user_text("reason", "Why?", "") == "The person in video says: .  [reason] Why? "
+    assert user_text("reason", "Why?", None) == "[reason] Why? "

@@ -1,0 +1,178 @@
+"""The order of the draw, and how it is split over ranks and micro-batches."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from helpers import NAMES
+
+from emollama.data.loader import MIXING_BLOCK, Order, Split, TrainingSamples, training_loader
+
+
+def order(sizes=(7,), ratios=None, shuffle=True, seed=1):
+    return Order(seed=seed, sizes=tuple(sizes), ratios=tuple(ratios or [1.0] * len(sizes)), shuffle=(shuffle,) * len(sizes))
+
+
+def clips(made, places):
+    return [(draw.dataset, draw.clip) for draw in map(made.draw, places)]
+
+
+# Order
+
+
+def test_each_pass_is_a_permutation_and_passes_differ():
+    made = order([7])
+    passes = [[clip for _, clip in clips(made, range(7 * lap, 7 * lap + 7))] for lap in range(20)]
+    assert all(sorted(one) == list(range(7)) for one in passes)
+    assert len({tuple(one) for one in passes}) > 15
+
+
+def test_without_shuffle_the_order_is_the_files_and_wraps():
+    assert [clip for _, clip in clips(order([3], shuffle=False), range(8))] == [0, 1, 2, 0, 1, 2, 0, 1]
+
+
+def test_a_draw_is_a_pure_function_of_seed_and_place():
+    forward = clips(order([7, 5], [1, 2]), range(3000))
+    assert clips(order([7, 5], [1, 2]), reversed(range(3000))) == forward[::-1]
+    assert clips(order([7, 5], [1, 2], seed=2), range(3000)) != forward
+
+
+def test_the_generator_of_a_draw_depends_on_its_place_and_the_seed_alone():
+    def numbers(made, k):
+        return made.draw(k).rng.random(3).tolist()
+
+    assert numbers(order(), 5) == numbers(order(), 5)
+    assert len({tuple(numbers(order(seed=seed), k)) for seed in (1, 2) for k in range(50)}) == 100
+
+
+@pytest.mark.parametrize(
+    ("ratios", "shares"), [([1, 1], [512, 512]), ([3, 1], [768, 256]), ([0.2, 0.1, 0.1], [512, 256, 256]), ([1, 1, 1], None)]
+)
+def test_every_block_of_draws_holds_each_datasets_exact_share(ratios, shares):
+    made = order([11, 7, 5][: len(ratios)], ratios)
+    for block in range(3):
+        counts = Counter(draw for draw, _ in clips(made, range(block * MIXING_BLOCK, (block + 1) * MIXING_BLOCK)))
+        held = [counts[dataset] for dataset in range(len(ratios))]
+        assert held == shares if shares else sorted(held) == [341, 341, 342]
+
+
+def test_a_mixed_dataset_is_drawn_without_replacement_within_its_own_passes():
+    made = order([11, 7], [2, 1])
+    drawn = clips(made, range(2 * MIXING_BLOCK + 100))
+    for dataset, size in enumerate((11, 7)):
+        own = [clip for which, clip in drawn if which == dataset]
+        for first in range(0, len(own) - size + 1, size):
+            assert sorted(own[first : first + size]) == list(range(size))
+
+
+def test_a_small_share_is_not_lost():
+    made = order([5, 5], [1.0, 0.001])
+    assert Counter(dataset for dataset, _ in clips(made, range(MIXING_BLOCK)))[1] >= 1
+
+
+# Split
+
+
+def step_places(step, batch_size, accumulate, world):
+    """Places of one step over all ranks, and how often each occurs."""
+    splits = [Split(batch_size, accumulate, world, rank) for rank in range(world)]
+    return sorted(place for split in splits for micro in split.places(step, step + 1) for place in micro)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_a_step_holds_the_next_global_batch_of_places_each_once_for_any_split(batch_size, accumulate, world):
+    size = batch_size * accumulate * world
+    assert Split(batch_size, accumulate, world, 0).global_batch == size
+    for step in (0, 1, 9):
+        assert step_places(step, batch_size, accumulate, world) == list(range(step * size, (step + 1) * size))
+
+
+def test_every_micro_batch_has_the_batch_size_and_every_rank_as_many():
+    for rank in range(3):
+        micro_batches = list(Split(2, 4, 3, rank).places(5, 7))
+        assert len(micro_batches) == 8 and {len(micro) for micro in micro_batches} == {2}
+
+
+def test_a_resumed_run_draws_what_the_whole_run_would_have():
+    split = Split(2, 3, 2, 1)
+    assert list(split.places(0, 9))[4 * 3 :] == list(split.places(4, 9))
+
+
+# Loader
+
+
+@pytest.fixture
+def samples(golden_dataset, golden_prompt):
+    return TrainingSamples([golden_dataset], golden_prompt, order([len(golden_dataset)], seed=3))
+
+
+def batches(samples, split=None, first=0, end=4, workers=0):
+    split = split or Split(2, 1, 1, 0)
+    return list(training_loader(samples, split, first_step=first, end_step=end, num_workers=workers, pin_memory=False))
+
+
+def contents(made):
+    """(names, tasks, ids, image rows) of batches, comparable."""
+    return [(b.names, b.tasks, b.input_ids.tolist(), b.slots["image"].values.tolist(), b.cu_seqlens.tolist()) for b in made]
+
+
+def clip_tasks(made):
+    return sorted(pair for batch in made for pair in zip(batch.names, batch.tasks, strict=True))
+
+
+def test_a_global_batch_holds_the_same_clips_tasks_and_words_for_any_split(samples):
+    wanted = None
+    for batch_size, accumulate, world in ((4, 1, 1), (1, 4, 1), (2, 1, 2), (1, 2, 2), (1, 1, 4)):
+        ranks = [batches(samples, Split(batch_size, accumulate, world, rank), 1, 2) for rank in range(world)]
+        one_step = [batch for rank in ranks for batch in rank]
+        pieces = sorted(tuple(ids.tolist()) for batch in one_step for ids in batch.input_ids.split(batch.lengths))
+        found = clip_tasks(one_step), pieces
+        wanted = wanted or found
+        assert found == wanted
+
+
+def test_batches_do_not_depend_on_the_number_of_workers(samples):
+    assert contents(batches(samples, workers=2)) == contents(batches(samples, workers=0))
+
+
+def test_a_loader_started_later_gives_the_batches_of_the_whole_run(samples):
+    assert contents(batches(samples))[2:] == contents(batches(samples, first=2))
+
+
+def test_a_pass_of_batches_holds_every_clip_once(samples):
+    made = batches(samples, end=3)
+    assert sorted(name for batch in made for name in batch.names) == NAMES
+
+
+def test_the_tasks_of_the_pool_are_all_drawn(samples):
+    tasks = {samples[k].task for k in range(40)}
+    assert tasks == {"emotion", "reason", "reason_v2"}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loading_takes_nothing_from_the_global_generators(samples, workers):
+    def states():
+        return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
+
+    before = states()
+    assert len(batches(samples, workers=workers)) == 4
+    assert states() == before
+
+
+def test_the_global_generators_change_nothing_about_the_batches(samples):
+    before = contents(batches(samples, end=2))
+    torch.manual_seed(99)
+    np.random.seed(99)
+    random.seed(99)
+    assert contents(batches(samples, end=2)) == before
+
+
+def test_the_loader_knows_its_length(samples):
+    made = training_loader(samples, Split(1, 3, 2, 0), first_step=2, end_step=7, num_workers=0, pin_memory=False)
+    assert len(made) == 15

@@ -1,0 +1,93 @@
+"""The numbers of the published training code, through YAML of our own keys and the entry scripts' code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from running import GOLDEN, golden_config, rows
+
+from emollama.config import load
+
+MARGIN_THAT_DECIDES = 1e-3  # below it two builds of PyTorch may pick different tokens
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parity")
+    config = load(str(golden_config(folder)))
+    return config.classes["run"](config).train()
+
+
+@pytest.fixture(scope="module")
+def predicted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("answers")
+    config = load(str(golden_config(folder)))
+    config.classes["run"](config, training=False).evaluate()
+    return folder / "out" / "run" / "result"
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return json.loads((GOLDEN / "expected.json").read_text())["clips"]
+
+
+@pytest.fixture(scope="module")
+def trajectory():
+    return json.loads((GOLDEN / "trajectory.json").read_text())
+
+
+def test_every_loss_equals_the_reference(predicted, expected):
+    found = rows(predicted / "predictions_train_layout.jsonl")
+    assert len(found) == 18
+    for row in found:
+        assert row["loss"] == pytest.approx(expected[row["name"]][row["task"]]["train_path"]["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(("block", "key"), [("train_layout", "train_prompt_generation"), ("upstream", "eval_generation")])
+def test_greedy_answers_equal_the_reference(predicted, expected, block, key):
+    found = rows(predicted / f"predictions_{block}.jsonl")
+    assert len(found) == 18
+    for row in found:
+        reference = expected[row["name"]][row["task"]]
+        assert row["instruction"] == reference["instruction"]
+        assert row["target"] == reference["answer"]
+        if reference[key]["min_margin"] >= MARGIN_THAT_DECIDES:
+            assert row["prediction"] == reference[key]["text"]
+
+
+def test_the_other_layout_gives_no_loss(predicted):
+    assert all(row["loss"] is None for row in rows(predicted / "predictions_upstream.jsonl"))
+
+
+def test_the_csv_holds_one_answer_a_clip_under_the_scorers_header(predicted):
+    lines = (predicted / "predictions_train_layout_reason_v2.csv").read_text().splitlines()
+    assert lines[0] == "names,chi_reasons"
+    assert len(lines) == 7
+
+
+def test_eight_optimizer_steps_follow_the_reference(trained, trajectory):
+    logged = rows(trained / "log.jsonl")
+    assert [row["step"] for row in logged] == list(range(8))
+    for row, step in zip(logged, trajectory["steps"], strict=True):
+        assert row["loss"] == pytest.approx(step["loss"], rel=1e-4)
+        assert row["lr"] == pytest.approx(step["lr"], rel=1e-12)
+
+
+def test_trained_tensors_end_where_the_reference_ends(trained, trajectory):
+    after = torch.load(trained / "checkpoint_0.pth", weights_only=True)["model"]
+    before = torch.load(GOLDEN / "checkpoint_slim.pth", weights_only=True)["model"]
+    assert set(after) == set(before)
+    for name, norm in trajectory["final_norm"].items():
+        assert after[name].norm().item() == pytest.approx(norm, rel=1e-5)
+        assert (after[name] - before[name]).norm().item() == pytest.approx(trajectory["update_norm"][name], rel=1e-4)
+
+
+def test_a_run_leaves_config_log_events_and_digest(trained: Path):
+    names = {path.name for path in trained.iterdir()}
+    assert {"config.yaml", "log.jsonl", "checkpoint_0.pth", "checkpoint_0.pth.sha256"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    again = load(str(trained / "config.yaml"))
+    assert again.run.init_lr == 1e-3

@@ -1,0 +1,307 @@
+"""Rendering: ids, labels, weights and placeholders of a record."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from helpers import EXPECTED, NAMES, TASKS, WORDINGS
+from torch import zeros
+
+from emollama.data.batch import IGNORED, Record
+from emollama.data.prompt import Prompt
+from emollama.errors import UserError
+
+SLOT_OF = {"<img>": "image", "face": "face", "video": "video", "audio": "audio", "cls": "cls"}
+
+
+def features(image=64):
+    """One clip's raw rows at the golden widths."""
+    rows = {slot: zeros(1, 1024) for slot in ("face", "video", "audio")}
+    return {"image": zeros(image, 176), "cls": zeros(1, 176), **rows}
+
+
+def record(*turns, image=64, task="reason"):
+    return Record("clip_7", task, list(turns), features(image))
+
+
+def styled(prompt, loss_average="sample", **style):
+    """The same renderer with another style."""
+    return Prompt(prompt.tokenizer, dataclasses.replace(prompt.style, **style), prompt.placeholders, loss_average)
+
+
+def placeholder_counts(prompt, sample):
+    return {
+        name: int((sample.input_ids == prompt.placeholders.id_of(name)).sum())
+        for name in prompt.placeholders.video + prompt.placeholders.feature
+    }
+
+
+def text_of(prompt, ids):
+    """Ids below the first placeholder, decoded with special tokens."""
+    return prompt.tokenizer.decode([int(i) for i in ids if i < prompt.placeholders.first_id])
+
+
+def golden_ids(prompt, sequence):
+    return [item if isinstance(item, int) else prompt.placeholders.id_of(SLOT_OF[item]) for item in sequence]
+
+
+def golden_record(dataset, name, task):
+    index = [clip.name for clip in dataset.clips].index(name)
+    return dataset.record(index, task, dataset.pool.first(task))
+
+
+# Golden ids
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("name", NAMES)
+def test_training_ids_and_labels_equal_the_published_codes(golden_prompt, golden_dataset, name, task):
+    expected = EXPECTED[name][task]["train_path"]
+    sample = golden_prompt.sample(golden_record(golden_dataset, name, task))
+    assert sample.input_ids.tolist() == golden_ids(golden_prompt, expected["sequence"])
+    start = expected["prompt_len"]
+    assert sample.labels.tolist() == [IGNORED] * start + sample.input_ids[start:].tolist()
+    assert len(sample.labels) - start == expected["n_target"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("name", NAMES)
+def test_upstream_evaluation_ids_equal_the_published_codes(golden_prompt, golden_dataset, name, task):
+    expected = EXPECTED[name][task]["eval_generation"]["sequence"]
+    asked = golden_prompt.sample(golden_record(golden_dataset, name, task), layout="upstream_eval", to_generate=True)
+    assert asked.input_ids.tolist() == golden_ids(golden_prompt, expected)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_body_and_the_answer_read_as_the_published_codes(golden_prompt, golden_dataset, task):
+    for name in NAMES:
+        made = golden_record(golden_dataset, name, task)
+        assert golden_prompt.body(made) == EXPECTED[name][task]["instruction"]
+        assert made.turns[0][1] == EXPECTED[name][task]["answer"]
+
+
+def test_a_prompt_to_generate_from_is_the_training_prompt_without_its_answer(golden_prompt, golden_dataset):
+    made = golden_record(golden_dataset, NAMES[0], "reason")
+    trained, asked = golden_prompt.sample(made), golden_prompt.sample(made, to_generate=True)
+    assert trained.input_ids[: len(asked.input_ids)].equal(asked.input_ids)
+    assert bool((asked.labels == IGNORED).all()) and float(asked.loss_weights.sum()) == 0
+    assert len(asked.input_ids) == EXPECTED[NAMES[0]]["reason"]["train_path"]["prompt_len"]
+
+
+# Length limits
+
+
+def test_a_long_answer_is_cut_keeps_its_end_and_the_cut_is_counted(golden_prompt):
+    answer = " ".join(["words"] * 60)
+    whole = golden_prompt.sample(record(("Why?", answer)))
+    short = styled(golden_prompt, max_txt_len=10).sample(record(("Why?", answer)))
+    full, kept = (sample.labels[sample.labels != IGNORED].tolist() for sample in (whole, short))
+    assert len(kept) == 10 and kept[-1] == golden_prompt.tokenizer.eos_token_id
+    assert kept[:-1] == full[:9]
+    assert short.tokens_cut == len(full) - 10 and whole.tokens_cut == 0
+
+
+def test_an_answer_of_exactly_max_txt_len_is_not_cut(golden_prompt):
+    whole = golden_prompt.sample(record(("Why?", "a happy person")))
+    size = int((whole.labels != IGNORED).sum())
+    same = styled(golden_prompt, max_txt_len=size).sample(record(("Why?", "a happy person")))
+    assert same.input_ids.equal(whole.input_ids) and same.tokens_cut == 0
+
+
+@pytest.mark.parametrize("layout", ["train", "upstream_eval"])
+def test_a_long_context_loses_words_from_their_start_and_nothing_else(golden_prompt, layout):
+    words = f"The person in video says: {'blah ' * 80}.  [reason] Which clues are there? "
+    whole = golden_prompt.sample(record((words, "yes")), layout=layout)
+    limited = styled(golden_prompt, max_context_len=60)
+    cut = limited.sample(record((words, "yes")), layout=layout)
+    assert placeholder_counts(golden_prompt, cut) == placeholder_counts(golden_prompt, whole)
+    text = text_of(golden_prompt, cut.input_ids)
+    assert text.endswith("[reason] Which clues are there?  [/INST] yes</s>")
+    assert "</feature>" in text and "</video>" in text and text.count("<video>") == 1
+    assert cut.tokens_cut == len(whole.input_ids) - len(cut.input_ids) > 0
+    text_tokens = int((cut.input_ids < golden_prompt.placeholders.first_id).sum()) - int((cut.labels != IGNORED).sum())
+    beginnings = 2 if layout == "upstream_eval" else 1
+    assert 60 <= text_tokens <= 60 + beginnings
+
+
+def test_a_context_of_any_limit_keeps_the_end_of_the_instruction_or_is_refused(golden_prompt):
+    outcomes = set()
+    for limit in range(8, 90):
+        try:
+            sample = styled(golden_prompt, max_context_len=limit).sample(record(("[reason] " + "Why? " * 20, "yes")))
+        except UserError as error:
+            assert "clip 'clip_7'" in str(error) and f"max_context_len {limit}" in str(error)
+            outcomes.add("refused")
+            continue
+        text = text_of(golden_prompt, sample.input_ids)
+        assert text.endswith("[/INST] yes</s>"), f"max_context_len {limit}: {text!r}"
+        assert placeholder_counts(golden_prompt, sample) == {"image": 16, "face": 1, "video": 1, "audio": 1, "cls": 1}
+        outcomes.add("cut" if sample.tokens_cut else "whole")
+    assert outcomes == {"refused", "cut", "whole"}
+
+
+# Text of the user's files is text
+
+
+@pytest.mark.parametrize("layout", ["train", "upstream_eval"])
+@pytest.mark.parametrize(
+    "mark",
+    ["<FeatureHere>", "<VideoHere>", "[/INST]", "</video> <feature><FeatureHere></feature>", "[INST]", "{}", "{labels}", "<img>"],
+)
+def test_marks_of_the_prompt_in_a_transcript_stay_text(golden_prompt, layout, mark):
+    plain = golden_prompt.sample(record(("he said  here", "yes")), layout=layout)
+    marked = golden_prompt.sample(record((f"he said {mark} here", f"yes {mark}")), layout=layout)
+    assert placeholder_counts(golden_prompt, marked) == placeholder_counts(golden_prompt, plain)
+    assert mark in text_of(golden_prompt, marked.input_ids)
+
+
+@pytest.mark.parametrize("place", ["words", "answer"])
+@pytest.mark.parametrize("special", ["<s>", "</s>", "<unk>", "</s></s>", "<<s>s>", "a</s>b", "</</s>s>"])
+def test_special_tokens_in_words_or_answers_are_text(golden_prompt, place, special):
+    words, answer = (f"he said {special} here", "yes") if place == "words" else ("he said", f"yes {special} here")
+    sample = golden_prompt.sample(record((words, answer)))
+    tokenizer = golden_prompt.tokenizer
+    ids = sample.input_ids.tolist()
+    assert ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
+    assert ids.count(tokenizer.eos_token_id) == 1 and ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.unk_token_id not in ids
+    squeezed = text_of(golden_prompt, sample.input_ids).replace(" ", "")
+    assert special.replace(" ", "") in squeezed
+
+
+def test_placeholder_ids_lie_outside_the_embedding_table_and_differ(golden_prompt):
+    places = golden_prompt.placeholders
+    ids = [places.id_of(name) for name in places.video + places.feature]
+    assert ids == list(range(800, 805)) and len(golden_prompt.tokenizer) <= 800
+
+
+def test_image_rows_that_do_not_group_by_four_are_refused_by_clip(golden_prompt):
+    with pytest.raises(UserError, match="clip 'clip_7': 63 image rows do not group by 4"):
+        golden_prompt.sample(record(("Why?", "yes"), image=63))
+
+
+@pytest.mark.parametrize("rows", [0, 4, 8, 1024])
+def test_there_is_one_placeholder_for_each_row_that_fusion_emits(golden_prompt, rows):
+    sample = golden_prompt.sample(record(("Why?", "yes"), image=rows))
+    assert placeholder_counts(golden_prompt, sample) == {"image": rows // 4, "face": 1, "video": 1, "audio": 1, "cls": 1}
+
+
+# Loss weights
+
+
+@pytest.mark.parametrize("answer", ["", "sad", "a long answer of many words that is split into tokens"])
+def test_weights_of_a_sample_sum_to_one_or_to_its_tokens(golden_prompt, answer):
+    for loss_average in ("sample", "token"):
+        sample = styled(golden_prompt, loss_average).sample(record(("Why?", answer)))
+        count = int((sample.labels != IGNORED).sum())
+        assert float(sample.loss_weights.sum()) == pytest.approx(1.0 if loss_average == "sample" else count)
+        assert bool(((sample.loss_weights > 0) == (sample.labels != IGNORED)).all())
+
+
+# Templates, turns and tokenizers
+
+
+def test_without_a_chat_template_the_text_stands_alone(golden_prompt):
+    bare = styled(golden_prompt, chat_template=False).sample(record(("Why? ", "yes")))
+    assert "INST" not in text_of(golden_prompt, bare.input_ids)
+    assert text_of(golden_prompt, bare.input_ids).startswith("<s><video></video> <feature></feature> Why?")
+    assert placeholder_counts(golden_prompt, bare)["image"] == 16
+
+
+def test_another_template_wraps_the_text(golden_prompt):
+    style = styled(golden_prompt, template="USER: {} ASSISTANT:")
+    text = text_of(golden_prompt, style.sample(record(("Why? ", "yes"))).input_ids)
+    assert text.startswith("<s>USER: <video>") and text.endswith("Why?  ASSISTANT: yes</s>")
+
+
+def test_another_end_symbol_ends_every_answer_even_a_cut_one(golden_prompt):
+    hashed = styled(golden_prompt, end_sym="###", max_txt_len=8)
+    end = golden_prompt.tokenizer("###", add_special_tokens=False).input_ids
+    for answer in ("yes", "a long answer of many words that is split into more tokens"):
+        sample = hashed.sample(record(("Why?", answer)))
+        labels = sample.labels[sample.labels != IGNORED].tolist()
+        assert golden_prompt.tokenizer.decode(labels).endswith("###") and len(labels) <= 8
+        assert golden_prompt.tokenizer.eos_token_id not in labels
+    assert labels[-len(end) :] == end
+
+
+def test_every_turn_has_the_template_and_only_answers_have_labels(golden_prompt):
+    turns = [("First? ", "one"), ("Second? ", "two words"), ("Third? ", "three")]
+    sample = golden_prompt.sample(record(*turns))
+    text = text_of(golden_prompt, sample.input_ids)
+    assert text.count("[INST]") == text.count("[/INST]") == 3 and text.count("<video>") == 1
+    assert placeholder_counts(golden_prompt, sample) == {"image": 16, "face": 1, "video": 1, "audio": 1, "cls": 1}
+    answers = text_of(golden_prompt, sample.labels[sample.labels != IGNORED])
+    assert answers.split() == ["one</s>", "two", "words</s>", "three</s>"]
+    assert sample.input_ids.tolist().count(golden_prompt.tokenizer.bos_token_id) == 1
+    assert float(sample.loss_weights.sum()) == pytest.approx(1.0)
+
+
+def test_generation_of_the_last_turn_keeps_the_earlier_answers(golden_prompt):
+    asked = golden_prompt.sample(record(("First? ", "one"), ("Second? ", None)), to_generate=True)
+    text = text_of(golden_prompt, asked.input_ids)
+    assert "one</s>" in text and text.endswith("Second?  [/INST]")
+
+
+class WithoutBos:
+    """A tokenizer that has no token for the beginning."""
+
+    bos_token = bos_token_id = None
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name):
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, *args, **kwargs):
+        return self._tokenizer(*args, **kwargs)
+
+
+@pytest.mark.parametrize("layout", ["train", "upstream_eval"])
+def test_a_tokenizer_without_bos_leaves_only_the_bos_out(golden_prompt, layout):
+    without = Prompt(WithoutBos(golden_prompt.tokenizer), golden_prompt.style, golden_prompt.placeholders)
+    bare = without.sample(record(("Why?", "yes")), layout=layout).input_ids
+    usual = golden_prompt.sample(record(("Why?", "yes")), layout=layout).input_ids
+    assert golden_prompt.tokenizer.bos_token_id not in bare.tolist()
+    drop = 2 if layout == "upstream_eval" else 1
+    assert len(usual) - len(bare) in (drop, drop - 1)
+    assert placeholder_counts(golden_prompt, without.sample(record(("Why?", "yes")), layout=layout))["image"] == 16
+    assert text_of(golden_prompt, bare).split() == text_of(golden_prompt, usual).replace("<s>", "").split()
+
+
+# Generated ids back to text
+
+
+def test_an_answers_text_ends_at_the_end_symbol_and_starts_after_the_template(golden_prompt):
+    def ids(text):
+        return golden_prompt.tokenizer(text, add_special_tokens=False).input_ids
+
+    assert golden_prompt.answer_text(ids("happy</s>")) == "happy"
+    assert golden_prompt.answer_text(ids("happy")) == "happy"
+    assert golden_prompt.answer_text(ids("[INST] so [/INST] sad</s>")) == "sad"
+    assert golden_prompt.answer_text([]) == ""
+    hashed = styled(golden_prompt, end_sym="###")
+    assert hashed.answer_text(ids("happy ### sad")) == "happy"
+
+
+def test_answers_survive_rendering_and_reading_back(golden_prompt, golden_dataset):
+    for name in NAMES:
+        made = golden_record(golden_dataset, name, "reason_v2")
+        sample = golden_prompt.sample(made)
+        ids = sample.labels[sample.labels != IGNORED].tolist()
+        assert golden_prompt.answer_text(ids) == made.turns[0][1]
+
+
+def test_rendering_is_the_same_every_time_and_changes_no_feature(golden_prompt, golden_dataset):
+    made = golden_record(golden_dataset, NAMES[0], "emotion")
+    first, second = golden_prompt.sample(made), golden_prompt.sample(made)
+    assert first.input_ids.equal(second.input_ids)
+    assert all(first.slots[slot] is made.features[slot] for slot in made.features)
+
+
+def test_the_wordings_of_the_golden_corpus_are_the_ones_configured(golden_dataset):
+    assert golden_dataset.pool.first("reason") == WORDINGS["reason"][0]
+    assert torch.is_tensor(golden_dataset.record(0, "emotion", "?").features["image"])

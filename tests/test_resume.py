@@ -1,0 +1,104 @@
+"""A run that is killed and resumed is the run that was left alone, to the bit."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from running import command, golden_config, kill_after_step, rows, run
+
+from emollama.config import load
+from emollama.errors import UserError
+
+STEPS, SAVED_EVERY, KILLED_AFTER = 40, 6, 21
+SETTINGS = {"iters_per_epoch": 30, "max_epoch": 2, "save_every_iters": SAVED_EVERY, "num_workers": 2, "accum_grad_iters": 2}
+DATA = {"task_pool": {"emotion": 0.2, "reason": 0.5, "reason_v2": 0.3}, "shuffle": True, "batch_size": 2, "instructions": {}}
+MODEL = {"lora_dropout": 0.1, "dropout": 0.1}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The run left alone, and the one that was killed in the middle of its first epoch and resumed."""
+    root = tmp_path_factory.mktemp("resume")
+    config = {name: golden_config(root / name, run=SETTINGS, data=DATA, model=MODEL) for name in ("alone", "killed")}
+    done = run("train.py", "--cfg-path", str(config["alone"]))
+    assert done.returncode == 0, done.stderr
+    log = root / "killed/out/run/log.jsonl"
+    kill_after_step(command("train.py", "--cfg-path", str(config["killed"])), log, KILLED_AFTER)
+    assert not (log.parent / "checkpoint_0.pth").exists()
+    shutil.copytree(log.parent, root / "cut")
+    done = run("train.py", "--cfg-path", str(config["killed"]), "--options", "run.resume_ckpt_path=auto")
+    assert done.returncode == 0, done.stderr
+    assert "checkpoint_last.pth" in done.stderr
+    return {"alone": root / "alone/out/run", "killed": root / "killed/out/run", "cut": root / "cut"}
+
+
+def test_losses_are_bit_identical(folders):
+    alone, killed = (rows(folders[name] / "log.jsonl") for name in ("alone", "killed"))
+    assert [row["step"] for row in killed] == list(range(60))
+    assert [row["loss"] for row in killed] == [row["loss"] for row in alone]
+    assert [row["grad_norm"] for row in killed] == [row["grad_norm"] for row in alone]
+
+
+def test_final_tensors_and_optimizer_are_bit_identical(folders):
+    alone, killed = (torch.load(folders[name] / "checkpoint_1.pth", weights_only=True) for name in ("alone", "killed"))
+    for name, tensor in alone["model"].items():
+        assert torch.equal(tensor, killed["model"][name]), name
+    for key, state in alone["optimizer"]["state"].items():
+        assert all(torch.equal(value, killed["optimizer"]["state"][key][part]) for part, value in state.items())
+
+
+def test_dropout_was_on(folders):
+    first = rows(folders["alone"] / "log.jsonl")
+    assert len({row["loss"] for row in first}) == len(first)
+
+
+def resumed(folders, tmp_path, **changes):
+    """A runner that resumes the cut run with changed settings."""
+    shutil.copytree(folders["cut"], tmp_path / "out/run")
+    blocks = {"run": SETTINGS | {"resume_ckpt_path": "auto"}, "data": DATA, "model": MODEL}
+    for key, value in changes.items():
+        blocks[key] = blocks[key] | value
+    config = load(str(golden_config(tmp_path, **blocks)))
+    return config.classes["run"](config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"run": {"init_lr": 2e-3}}, ["run.init_lr", "0.001", "0.002"]),
+        ({"data": {"batch_size": 4}}, ["batch_size", "2", "4"]),
+        ({"model": {"dropout": 0.3}}, ["model.dropout", "0.1", "0.3"]),
+    ],
+)
+def test_another_setting_is_refused_with_both_values(folders, tmp_path, changes, words):
+    with pytest.raises(UserError) as error:
+        resumed(folders, tmp_path, **changes)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_workers_intervals_and_a_larger_max_epoch_may_differ(folders, tmp_path):
+    runner = resumed(folders, tmp_path, run={"num_workers": 0, "save_every_iters": 100, "log_freq": 7, "max_epoch": 3})
+    assert runner.first_step >= SAVED_EVERY
+    assert runner.total_steps == 90
+
+
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(folders, tmp_path):
+    from emollama.checkpoint import newest
+
+    folder = tmp_path / "run"
+    shutil.copytree(folders["alone"], folder)
+    assert newest(folder).name == "checkpoint_1.pth"
+    path = folder / "checkpoint_1.pth"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert newest(folder).name in ("checkpoint_last.pth", "checkpoint_0.pth")
+
+
+def test_auto_without_a_checkpoint_starts_fresh_and_says_so(tmp_path):
+    path = golden_config(tmp_path, run={"resume_ckpt_path": "auto", "iters_per_epoch": 1})
+    done = run("train.py", "--cfg-path", str(path))
+    assert done.returncode == 0, done.stderr
+    assert "starting fresh" in done.stderr
