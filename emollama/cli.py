@@ -54,6 +54,8 @@ def main() -> None:
     shown.add_argument("--processes", type=int, default=2, help="processes of each torchrun")
     shown.add_argument("--corpus-only", action="store_true", help="write the corpus and the tiny Llama, and stop")
     shown.set_defaults(run=_demo)
+    listed = commands.add_parser("reference", help="every configuration key with its default, as Markdown")
+    listed.set_defaults(run=_reference)
     arguments = parser.parse_args()
     entry_point(lambda: arguments.run(arguments))
 
@@ -72,3 +74,9 @@ def _demo(arguments: argparse.Namespace) -> None:
     run_demo(
         arguments.folder, seed=arguments.seed, processes=arguments.processes, corpus_only=arguments.corpus_only
     )
+
+
+def _reference(arguments: argparse.Namespace) -> None:
+    from emollama.reference import markdown
+
+    sys.stdout.write(markdown())

@@ -13,6 +13,7 @@ from emollama.data.batch import Rows
 from emollama.registry import FUSIONS
 
 GROUP = 4  # neighbouring image rows that are joined into one, in raster order
+STEADY_ROWS = 4  # CPU libraries multiply fewer rows than this by another routine, which sums in another order
 
 
 @FUSIONS.register("linear")
@@ -66,13 +67,20 @@ class LinearFusion(nn.Module):
         """
         image = slots["image"].values
         rows = {
-            "image": self.llama_proj(image.reshape(-1, GROUP * image.shape[1])),
-            "face": self.feats_llama_proj1(slots["face"].values),
-            "video": self.feats_llama_proj2(slots["video"].values),
-            "audio": self.feats_llama_proj3(slots["audio"].values),
-            "cls": self.cls_tk_llama_proj(slots["cls"].values),
+            "image": _project(self.llama_proj, image.reshape(-1, GROUP * image.shape[1])),
+            "face": _project(self.feats_llama_proj1, slots["face"].values),
+            "video": _project(self.feats_llama_proj2, slots["video"].values),
+            "audio": _project(self.feats_llama_proj3, slots["audio"].values),
+            "cls": _project(self.cls_tk_llama_proj, slots["cls"].values),
         }
         return {name: self.dropout(value) for name, value in rows.items()}
+
+
+def _project(layer: nn.Module, rows: Tensor) -> Tensor:
+    """The layer on at least ``STEADY_ROWS`` rows, so that a clip's rows do not depend on its micro-batch to the last bit."""
+    lacking = max(0, STEADY_ROWS - len(rows))
+    projected: Tensor = layer(nn.functional.pad(rows, (0, 0, 0, lacking)))
+    return projected[: len(rows)]
 
 
 def place_rows(text: Tensor, ids: Tensor, rows: Mapping[str, Tensor], first_id: int) -> Tensor:

@@ -17,7 +17,7 @@ from emollama.config import MISSING
 from emollama.data.batch import IGNORED, Batch
 from emollama.data.prompt import LossAverage, Placeholders, Prompt, PromptStyle
 from emollama.models import llm, upstream
-from emollama.models.fusion import place_rows
+from emollama.models.fusion import STEADY_ROWS, place_rows
 from emollama.registry import FUSIONS, MODELS
 
 PATCH = 14  # side of an EVA patch in pixels
@@ -145,14 +145,15 @@ class MiniGPTv2(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Cross-entropy of each labelled token, (L,) float32, in the batch's order. Logits are made at these places only."""
         places = (batch.labels != IGNORED).nonzero().squeeze(1)
+        steady = torch.cat([places, places[-1:].expand(max(0, STEADY_ROWS - len(places)))])
         logits = self.llama_model(
             inputs_embeds=self._embed(batch).unsqueeze(0),
             position_ids=batch.position_ids.unsqueeze(0),
             cu_seqlens=batch.cu_seqlens,
             max_length=batch.max_length,
-            logits_to_keep=places - 1,
+            logits_to_keep=steady - 1,
             use_cache=False,
-        ).logits[0]
+        ).logits[0, : len(places)]
         return F.cross_entropy(logits.float(), batch.labels[places], reduction="none")
 
     @torch.inference_mode()

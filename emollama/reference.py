@@ -1,0 +1,67 @@
+"""The reference of configuration keys, made from the components' Config classes and the text under their fields."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+from typing import Any
+
+from emollama.registry import DATASETS, FUSIONS, LR_SCHEDULES, MODELS, RUNNERS, TASKS
+
+INTRODUCTION = """# Configuration
+
+Made by `python -m emollama reference`; edit the texts under the fields of the Config classes instead.
+
+A configuration has the blocks `model`, `datasets`, `evaluation_datasets` and `run`, free values under `paths` (for
+`${paths.x}`), and `imports`, a list of Python modules that register components of yours. Layers: defaults < `preset` < your
+YAML < `--options a.b=c`. `${oc.env:NAME,default}` reads the environment and stays unresolved in what is written beside a run.
+
+The key of a block under `datasets` or `evaluation_datasets` is a free label that outputs carry; `type` names the registered
+class and defaults to the label. `preset` in `model` or in a dataset's block names a file of `emollama/configs/`. A relative path
+starts at the current directory; in a dataset's block `annotation_file` and `image_path` start at `data_root` where it is set,
+and captions, transcripts and feature folders at the annotation file's folder.
+"""
+
+
+def markdown() -> str:
+    """All blocks with their keys, defaults and texts."""
+    sections = [
+        *((f"model, `arch: {name}`", MODELS.get(name)) for name in MODELS.names()),
+        *((f"datasets, `type: {name}`", DATASETS.get(name)) for name in DATASETS.names()),
+        *((f"evaluation_datasets, added by `task: {name}`", TASKS.get(name)) for name in TASKS.names()),
+        *((f"run, `runner: {name}`", RUNNERS.get(name)) for name in RUNNERS.names()),
+    ]
+    parts = [INTRODUCTION]
+    parts += [f"## {title}\n\n| key | default | |\n|---|---|---|\n{_rows(cls.Config)}" for title, cls in sections]
+    parts.append(f"## Names\n\n`fusion`: {_names(FUSIONS)}. `lr_sched`: {_names(LR_SCHEDULES)}. `task`: {_names(TASKS)}.\n")
+    return "\n".join(parts)
+
+
+def _names(registry: Any) -> str:
+    return ", ".join(f"`{name}`" for name in registry.names())
+
+
+def _rows(config: Any) -> str:
+    texts = _field_texts(config)
+    return "".join(f"| `{item.name}` | {_default(item)} | {texts[item.name]} |\n" for item in dataclasses.fields(config))
+
+
+def _default(item: dataclasses.Field[Any]) -> str:
+    value = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+    if value == "???":
+        return "required"
+    shown = {None: "null", True: "True", False: "False"}.get(value) if isinstance(value, bool | None) else None
+    return f"`{shown or value}`"
+
+
+def _field_texts(config: Any) -> dict[str, str]:
+    """field -> the string literal that follows it in the class's source."""
+    (body,) = (node for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(config)))) if isinstance(node, ast.ClassDef))
+    texts = {}
+    for field, text in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            assert isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant), f"{field.target.id} has no text"
+            texts[field.target.id] = " ".join(str(text.value.value).split()).replace("|", "\\|")
+    return texts
