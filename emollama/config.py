@@ -26,15 +26,13 @@ from emollama.errors import UserError
 from emollama.paths import PATHS
 from emollama.registry import DATASETS, MODELS, RUNNERS, TASKS, did_you_mean
 
-__all__ = ["MISSING", "EvaluationBlock", "RunConfig", "load", "stored_differences", "write_yaml"]
+__all__ = ["MISSING", "EvaluationBlock", "RunConfig", "load", "resolved", "write_yaml"]
 
 PRESETS = Path(__file__).parent / "configs"
 TOP_LEVEL = ("imports", "paths", "model", "datasets", "evaluation_datasets", "run")
 
 # Old name -> our name, by kind of block. Giving both is an error.
 OTHER_NAMES = {
-    "model": {},
-    "datasets": {},
     "evaluation_datasets": {"eval_file_path": "annotation_file", "img_path": "image_path"},
     "run": {"save_path": "output_dir"},
 }
@@ -120,16 +118,13 @@ def write_yaml(config: RunConfig, path: Path) -> None:
     path.write_text(OmegaConf.to_yaml(config.tree, resolve=False), encoding="utf-8")
 
 
-def stored_differences(stored: dict[str, Any], config: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Keys whose values differ between a stored plain tree and this configuration, both resolved in this environment.
-
-    Returns:
-        dotted key -> (stored value, present value); a key that one side lacks counts as None there.
-    """
-    then = dict(_flat(_resolve_leniently(OmegaConf.create(stored))))
-    now = dict(_flat(_resolve_leniently(config.tree)))
-    keys = sorted({*then, *now})
-    return {key: (then.get(key), now.get(key)) for key in keys if then.get(key) != now.get(key)}
+def resolved(tree: dict[str, Any]) -> dict[str, Any]:
+    """A plain tree with its interpolations resolved in this environment; as it is, where this environment lacks a variable."""
+    node = OmegaConf.create(tree)
+    try:
+        return typing.cast("dict[str, Any]", OmegaConf.to_container(node, resolve=True))
+    except OmegaConfBaseException:
+        return tree
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
@@ -258,7 +253,7 @@ def _schema(block: _Block) -> type:
 
 
 def _merge_layer(block: _Block, layer: _Layer) -> None:
-    names = OTHER_NAMES[block.kind]
+    names = OTHER_NAMES.get(block.kind, {})
     known = [str(key) for key in block.node]
     keys: dict[str, Any] = {}
     for key, value in layer.tree.items():
@@ -284,7 +279,7 @@ def _resolved(tree: DictConfig, blocks: list[_Block]) -> RunConfig:
         objects[block.path] = [_build(cls.Config, values, block.path) for cls in block.classes]
     classes = {block.path: block.classes[0] for block in blocks}
     classes["run.task"] = TASKS.get(tree.run.task)
-    by_group = {group: {} for group in ("datasets", "evaluation_datasets")}  # type: dict[str, dict[str, Any]]
+    by_group: dict[str, dict[str, Any]] = {"datasets": {}, "evaluation_datasets": {}}
     for block in blocks:
         group, _, label = block.path.partition(".")
         if label:
@@ -312,18 +307,3 @@ def _build(config_class: Any, values: dict[str, Any], path: str) -> Any:
         return config_class(**own)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
-
-
-def _resolve_leniently(tree: DictConfig) -> Any:
-    try:
-        return OmegaConf.to_container(tree, resolve=True)
-    except OmegaConfBaseException:  # a variable of the stored run that this environment lacks
-        return OmegaConf.to_container(tree, resolve=False)
-
-
-def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict) and node:
-        for key, value in node.items():
-            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, node

@@ -52,17 +52,17 @@ def packed_attention(
     if _varlen_kernel_runs(query) and not dropout:
         from torch.nn.attention.varlen import varlen_attn
 
+        groups = query.shape[1] // key.shape[1]
         joined = varlen_attn(
             query[0].transpose(0, 1),  # (T, H, E)
-            key[0].transpose(0, 1),
-            value[0].transpose(0, 1),
+            key[0].repeat_interleave(groups, 0).transpose(0, 1),
+            value[0].repeat_interleave(groups, 0).transpose(0, 1),
             cu_seq_q=cu_seqlens,
             cu_seq_k=cu_seqlens,
             max_q=max_length,
             max_k=max_length,
             scale=scaling,
             window_size=((sliding_window or 0) - 1, 0),  # (-1, 0): causal over the whole sequence
-            enable_gqa=query.shape[1] != key.shape[1],
         )
         assert isinstance(joined, Tensor)
         return joined.unsqueeze(0), None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from emollama import checkpoint
-from emollama.config import RunConfig, stored_differences
+from emollama.config import RunConfig, resolved
 from emollama.errors import UserError
 from emollama.logging import get_logger
 
@@ -78,16 +79,26 @@ def _check_same_run(content: dict[str, Any], config: RunConfig, global_batch: in
             f"run.resume_ckpt_path: {path} lacks {', '.join(lacking)}: it holds weights, not a run. To start from its weights,"
             " set model.ckpt instead."
         )
+    then, now = (dict(_flat(resolved(tree))) for tree in (content["config"], config.plain()))
     found = {
-        key: values
-        for key, values in stored_differences(content["config"], config).items()
-        if not any(fnmatch.fnmatchcase(key, pattern) for pattern in MAY_DIFFER)
+        key: (then.get(key), now.get(key))
+        for key in sorted({*then, *now})
+        if then.get(key) != now.get(key) and not any(fnmatch.fnmatchcase(key, pattern) for pattern in MAY_DIFFER)
     }
     if content["global_batch"] != global_batch:
         found["samples of a step (processes x batch_size x accum_grad_iters)"] = (content["global_batch"], global_batch)
     if found:
-        lines = [f"{key}: {then!r} then, {now!r} now" for key, (then, now) in found.items()]
+        lines = [f"{key}: {old!r} then, {new!r} now" for key, (old, new) in found.items()]
         raise UserError(
             f"run.resume_ckpt_path: {path} belongs to a run that was configured differently: {'; '.join(lines)}. Restore these"
             " values, or start a new run from its weights with model.ckpt."
         )
+
+
+def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf of a plain tree."""
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node

@@ -28,6 +28,7 @@ from emollama.evaluation.files import write_predictions
 from emollama.logging import RunLog, get_logger, progress, set_up
 from emollama.precision import AmpDtype, Precision
 from emollama.registry import LR_SCHEDULES, RUNNERS
+from emollama.runners.build import batch_size, build_datasets, build_model
 from emollama.runners.resume import resume_content
 
 
@@ -116,7 +117,6 @@ class RunnerBase:
     def __init__(self, config: RunConfig, *, training: bool = True) -> None:
         cfg = self.cfg = config.run
         self.config = config
-        self._check_blocks(training)
         self.world = distributed.start(cfg.device)
         set_up(self.world.is_main)
         job_id = cfg.job_id or self.world.on_main(lambda: datetime.now().strftime("%Y%m%d%H%M%S"))
@@ -124,12 +124,12 @@ class RunnerBase:
         self.precision = Precision(self.world.device, cfg.amp, cfg.amp_dtype)
         self.task = config.classes["run.task"]()
         self.prompt = self.world.main_first(lambda: config.classes["model"].prompt(config.model, cfg.loss_average))
-        self.datasets = self.world.main_first(lambda: self._build_datasets(training))
+        self.datasets = self.world.main_first(lambda: build_datasets(config, training=training, check=self.world.is_main))
         resumed = None
         if training:
-            self.split = Split(self._batch_size(), cfg.accum_grad_iters, self.world.size, self.world.rank)
+            self.split = Split(batch_size(self.datasets), cfg.accum_grad_iters, self.world.size, self.world.rank)
             resumed = self.world.main_first(lambda: resume_content(config, self.folder, self.split.global_batch))
-        self.model = self._build_model(resumed)
+        self.model = build_model(config, self.world, self.precision, resumed)
         self.skipped = self.skipped_in_row = 0
         if training:
             self._prepare_training(resumed)
@@ -273,51 +273,6 @@ class RunnerBase:
         if within == 0 and self.cfg.keep_last:
             self.world.on_main(lambda: checkpoint.drop_old(self.folder, self.cfg.keep_last))
 
-    def _check_blocks(self, training: bool) -> None:
-        group = "datasets" if training else "evaluation_datasets"
-        if not getattr(self.config, group):
-            raise UserError(f"'{group}' has no block. Add one: {{feature_face_caption: {{annotation_file: ...}}}}")
-
-    def _build_datasets(self, training: bool) -> dict[str, Any]:
-        """label -> dataset, checked: everything that is wrong with any of them is one error."""
-        group = "datasets" if training else "evaluation_datasets"
-        blocks = {label: block if training else block.dataset for label, block in getattr(self.config, group).items()}
-        shapes = self.config.classes["model"].slot_shapes(self.config.model)
-        datasets = {
-            label: self.config.classes[f"{group}.{label}"](block, slot_shapes=shapes, label=f"{group}.{label}", training=training)
-            for label, block in blocks.items()
-        }
-        problems = [text for dataset in datasets.values() for text in dataset.problems()] if self.world.is_main else []
-        if problems:
-            raise UserError("the data cannot be used:\n- " + "\n- ".join(problems))
-        for label, dataset in datasets.items():
-            get_logger().info("%s: %d clips, tasks %s", label, len(dataset), ", ".join(dataset.pool.tasks))
-            for note in dataset.notes:
-                get_logger().info("%s", note)
-        return datasets
-
-    def _build_model(self, resumed: dict[str, Any] | None) -> Any:
-        """The model with its checkpoint; names and shapes are compared before the language model's weights are read."""
-        cfg, build = self.config.model, self.config.classes["model"]
-        allowed = [] if resumed else cfg.ckpt_allow_missing
-
-        def stored() -> dict[str, Tensor] | None:
-            if not (resumed or cfg.ckpt):
-                return None
-            content = resumed or checkpoint.read(cfg.ckpt, "model.ckpt")
-            shapes = build(cfg, device=torch.device("meta"), frozen_dtype=self.precision.frozen_dtype)
-            for note in checkpoint.load_trainable(shapes, content["model"], path=source, allow_missing=allowed, dry=True):
-                get_logger().info("%s", note)
-            return content["model"]
-
-        source = str(self.cfg.resume_ckpt_path if resumed else cfg.ckpt)
-        tensors = self.world.main_first(stored)
-        torch.manual_seed(self.cfg.seed)
-        model = build(cfg, device=self.world.device, frozen_dtype=self.precision.frozen_dtype)
-        if tensors is not None:
-            checkpoint.load_trainable(model, tensors, path=source, allow_missing=allowed)
-        return model
-
     def _prepare_training(self, resumed: dict[str, Any] | None) -> None:
         cfg = self.cfg
         self.schedule = LR_SCHEDULES.get(cfg.lr_sched)
@@ -346,12 +301,6 @@ class RunnerBase:
             self.precision.scaler.load_state_dict(resumed["scaler"])
             self.first_step = int(resumed["step"])
             get_logger().info("resuming at step %d of %d", self.first_step, self.total_steps)
-
-    def _batch_size(self) -> int:
-        sizes = {label: dataset.cfg.batch_size for label, dataset in self.datasets.items()}
-        if len(set(sizes.values())) > 1:
-            raise UserError(f"datasets mixed in one run need one batch_size; these have {sizes}")
-        return next(iter(sizes.values()))
 
     def _open_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

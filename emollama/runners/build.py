@@ -1,0 +1,92 @@
+"""Datasets and model of a run, checked before anything costs time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emollama import checkpoint
+from emollama.config import RunConfig
+from emollama.distributed import World
+from emollama.errors import UserError
+from emollama.logging import get_logger
+from emollama.precision import Precision
+
+
+def build_datasets(config: RunConfig, *, training: bool, check: bool) -> dict[str, Any]:
+    """label -> dataset, of ``datasets`` or ``evaluation_datasets``.
+
+    Args:
+        config: the resolved configuration.
+        training: which of the two groups.
+        check: look at every clip's files; rank 0 does it for all.
+
+    Raises:
+        UserError: no block, or anything wrong with the data: all of it in one message.
+    """
+    group = "datasets" if training else "evaluation_datasets"
+    blocks = config.datasets if training else {label: block.dataset for label, block in config.evaluation_datasets.items()}
+    if not blocks:
+        raise UserError(f"'{group}' has no block. Add one: {{feature_face_caption: {{annotation_file: ...}}}}")
+    shapes = config.classes["model"].slot_shapes(config.model)
+    datasets = {
+        label: config.classes[f"{group}.{label}"](block, slot_shapes=shapes, label=f"{group}.{label}", training=training)
+        for label, block in blocks.items()
+    }
+    problems = [text for dataset in datasets.values() for text in dataset.problems()] if check else []
+    if problems:
+        raise UserError("the data cannot be used:\n- " + "\n- ".join(problems))
+    for label, dataset in datasets.items():
+        get_logger().info("%s: %d clips, tasks %s", label, len(dataset), ", ".join(dataset.pool.tasks))
+        for note in dataset.notes:
+            get_logger().info("%s", note)
+    return datasets
+
+
+def batch_size(datasets: dict[str, Any]) -> int:
+    """The micro-batch size that all datasets of a run share.
+
+    Raises:
+        UserError: they differ.
+    """
+    sizes = {label: dataset.cfg.batch_size for label, dataset in datasets.items()}
+    if len(set(sizes.values())) > 1:
+        raise UserError(f"datasets mixed in one run need one batch_size; these have {sizes}")
+    return int(next(iter(sizes.values())))
+
+
+def build_model(config: RunConfig, world: World, precision: Precision, resumed: dict[str, Any] | None) -> Any:
+    """The model on this process's device, with its checkpoint's tensors.
+
+    Names and shapes of the checkpoint are compared with a model on the meta device before weights are read.
+
+    Args:
+        config: the resolved configuration.
+        world: the processes; rank 0 checks first.
+        precision: gives the dtype of frozen weights.
+        resumed: content of the checkpoint that the run goes on from; None starts from ``model.ckpt``, if there is one.
+
+    Raises:
+        UserError: an unusable language model or checkpoint.
+    """
+    cfg, model_class = config.model, config.classes["model"]
+    source = str(config.run.resume_ckpt_path if resumed else cfg.ckpt)
+    allowed = [] if resumed else cfg.ckpt_allow_missing
+
+    def checked_tensors() -> dict[str, Tensor] | None:
+        shapes = model_class(cfg, device=torch.device("meta"), frozen_dtype=precision.frozen_dtype)
+        if not (resumed or cfg.ckpt):
+            return None
+        tensors: dict[str, Tensor] = (resumed or checkpoint.read(cfg.ckpt, "model.ckpt"))["model"]
+        for note in checkpoint.load_trainable(shapes, tensors, path=source, allow_missing=allowed, dry=True):
+            get_logger().info("%s", note)
+        return tensors
+
+    tensors = world.main_first(checked_tensors)
+    torch.manual_seed(config.run.seed)
+    model = model_class(cfg, device=world.device, frozen_dtype=precision.frozen_dtype)
+    if tensors is not None:
+        checkpoint.load_trainable(model, tensors, path=source, allow_missing=allowed)
+    return model

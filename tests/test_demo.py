@@ -1,0 +1,110 @@
+"""The embedded demo: its corpus is in the real formats, its Llama is a Hugging Face folder, its figures hold."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from running import run
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from emollama.data.clips import read_annotations, read_captions, read_transcripts
+from emollama.demo.corpus import EMOTIONS, make_corpus
+from emollama.demo.run import _emptied
+from emollama.demo.tiny_llama import make_tiny_llama
+from emollama.demo.vocabulary import FILLER_SENTENCES
+from emollama.errors import UserError
+
+SIZES = {"train_clips": 40, "fine_clips": 10, "test_clips": 12, "texts": 200}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("corpus"), seed=3, **SIZES)
+
+
+def test_lists_captions_and_transcripts_are_read_by_the_datasets_own_readers(corpus):
+    coarse = read_annotations(str(corpus.train / "MERR_coarse_grained.txt"))
+    fine = read_annotations(str(corpus.train / "MERR_fine_grained.txt"))
+    assert (len(coarse), len(fine)) == (40, 10)
+    assert {clip.label for clip in coarse} <= set(EMOTIONS)
+    assert len(read_captions(str(corpus.train / "MERR_coarse_grained.json"), "caption", "k")) == 40
+    captions = read_captions(str(corpus.train / "MERR_fine_grained.json"), "smp_reason_caption", "k")
+    assert all(12 <= len(text.split()) <= 79 for text in captions.values())
+    assert set(read_transcripts(str(corpus.train / "transcription_en_all.csv"))) == {clip.name for clip in coarse}
+
+
+def test_features_have_the_real_widths(corpus):
+    for folder, width in (("mae_340_UTT", 1024), ("maeV_399_UTT", 1024), ("HL-UTT", 1024), ("eva", 1408)):
+        arrays = [np.load(path, allow_pickle=False) for path in sorted((corpus.train / folder).glob("*.npy"))]
+        assert len(arrays) == 40
+        assert {array.shape[-1] for array in arrays} == {width}
+
+
+def test_no_test_sentence_with_a_topic_occurs_in_training(corpus):
+    train = set(read_transcripts(str(corpus.train / "transcription_en_all.csv")).values())
+    test = set(read_transcripts(str(corpus.test / "transcription_en_all.csv")).values())
+    with_topic = test - set(FILLER_SENTENCES)
+    assert with_topic
+    assert not with_topic & train
+    assert not any(sentence in text for sentence in with_topic for text in corpus.texts)
+
+
+def test_shuffled_clips_hold_the_features_and_the_sentence_of_another_clip(corpus):
+    names = [clip.name for clip in read_annotations(str(corpus.test / "test_NCEV.txt"))]
+    for name in names:
+        own = np.load(corpus.test / "HL-UTT" / f"{name}.npy")
+        other = np.load(corpus.test_shuffled / "HL-UTT" / f"{name}.npy")
+        assert own.shape != other.shape or not np.array_equal(own, other)
+
+
+def test_the_same_seed_writes_the_same_bytes(corpus, tmp_path):
+    again = make_corpus(tmp_path, seed=3, **SIZES)
+    assert again.texts == corpus.texts
+    for path in sorted(corpus.train.rglob("*")):
+        if path.is_file():
+            assert path.read_bytes() == (again.train / path.relative_to(corpus.train)).read_bytes()
+
+
+def test_the_corpus_says_that_it_is_synthetic(corpus):
+    assert "synthetic" in (corpus.train.parent / "README.txt").read_text()
+
+
+def test_the_tiny_llama_is_a_hugging_face_folder(corpus, tmp_path):
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    make_tiny_llama(tmp_path, corpus.texts, seed=0, steps=2)
+    assert torch.equal(before, torch.random.get_rng_state())
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    text = "[INST] <video></video> naïve 東京 [/INST]"
+    ids = tokenizer(text).input_ids
+    assert ids[0] == tokenizer.bos_token_id == 1
+    assert tokenizer.decode(ids, skip_special_tokens=True).strip() == text
+    assert len(tokenizer) <= model.config.vocab_size
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="not a demo"):
+        _emptied(tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.slow
+def test_the_demo_reaches_its_figures_within_five_minutes(tmp_path):
+    begun = time.monotonic()
+    done = run("-m", "emollama", "demo", "--folder", str(tmp_path / "demo"), timeout=900)
+    seconds = time.monotonic() - begun
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(Path(done.stdout.splitlines()[-1]).read_text())
+    assert figures["clips"] >= 200
+    assert figures["emotion_accuracy"] >= 0.95
+    assert figures["emotion_accuracy_shuffled"] <= 0.20
+    assert figures["emotion_accuracy_sentence_only"] < 0.6
+    assert figures["reason_label_accuracy"] >= 0.90
+    assert seconds < 600  # 300 on a quiet machine
