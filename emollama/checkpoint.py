@@ -1,6 +1,6 @@
 """Checkpoints: the trained tensors under the names of the published files, and what a run needs to go on exactly.
 
-A file is ``{"model", "optimizer", "scaler", "step", "epoch", "global_batch", "config"}``, loads with ``weights_only=True``,
+A file is ``{"model", "optimizer", "scaler", "step", "epoch", "sizes", "config"}``, loads with ``weights_only=True``,
 and has its SHA-256 beside it (``<file>.sha256``), because a flipped bit does not stop torch.load.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import fnmatch
 import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,16 +24,40 @@ LAST = "checkpoint_last.pth"
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint and its digest, each completely or not at all."""
-    with written_whole(path, "wb") as file:
-        torch.save(dict(content), file)
-    with written_whole(digest_path(path)) as file:
-        file.write(f"{sha256(path)}  {path.name}\n")
+    """Write a checkpoint and its digest. Killed at any moment, it leaves the old file or the new one, with its digest.
+
+    Raises:
+        UserError: the disk refuses (full, read-only); what was there before is untouched.
+    """
+    fresh, digest = path.with_name(f".{path.name}.new"), digest_path(path)
+    try:
+        with written_whole(fresh, "wb") as file:
+            torch.save(dict(content), file)
+        line = f"{sha256(fresh)}  {path.name}\n"
+        earlier = read_text(str(digest)) if digest.is_file() else ""
+        with written_whole(digest) as file:  # both digests are there while the file is exchanged
+            file.write(earlier + line)
+        fresh.replace(path)
+        with written_whole(digest) as file:
+            file.write(line)
+    except (OSError, RuntimeError) as error:
+        fresh.unlink(missing_ok=True)
+        raise UserError(
+            f"{path} could not be written: {error}. Free some space; the checkpoints before it are intact."
+        ) from error
 
 
 def digest_path(path: str | Path) -> Path:
     """Where a checkpoint's digest lies."""
     return Path(f"{path}.sha256")
+
+
+def is_intact(path: str | Path) -> bool | None:
+    """Whether the file's bytes are those that were written; None where no digest lies beside it."""
+    digest = str(digest_path(path))
+    if not PATHS.isfile(digest):
+        return None
+    return sha256(path) in {line.split()[0] for line in read_text(digest).splitlines() if line.strip()}
 
 
 def read(path: str, key: str) -> dict[str, Any]:
@@ -49,9 +72,8 @@ def read(path: str, key: str) -> dict[str, Any]:
     """
     if not PATHS.isfile(path):
         raise UserError(f"{key}: no file '{path}'. Correct the path.")
-    digest = str(digest_path(path))
-    if PATHS.isfile(digest) and read_text(digest).split()[:1] != [sha256(path)]:
-        raise UserError(f"{key}: {path} is not what was written: its SHA-256 differs from {digest}. Use another checkpoint.")
+    if is_intact(path) is False:
+        raise UserError(f"{key}: {path} is not what was written: its SHA-256 differs from {path}.sha256. Use another checkpoint.")
     try:
         content = torch.load(PATHS.get_local_path(path), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -60,7 +82,7 @@ def read(path: str, key: str) -> dict[str, Any]:
             f"{key}: {path} holds more than tensors and plain values and was not opened, since it could run code: {reason}."
             " Ask its author for a file that torch.load(weights_only=True) reads."
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # torch.load meets garbage with errors of many kinds
         reason = str(error).partition("\n")[0]
         raise UserError(f"{key}: {path} cannot be read (truncated?): {reason}. Copy it again.") from None
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
@@ -88,17 +110,21 @@ def load_trainable(
     """
     naming: Any = model
     wanted = {naming.stored_name(name): parameter for name, parameter in trainable(model).items()}
+    strange = [str(name) for name, tensor in stored.items() if not isinstance(tensor, Tensor)]
+    if strange:
+        raise UserError(f"checkpoint {path}: not tensors under 'model', {listing(strange)}; it is not a checkpoint of this kind")
     missing = [name for name in wanted if name not in stored]
     unexpected = [name for name in stored if name not in wanted]
     aside = [name for name in unexpected if _matches(name, naming.unused_names)]
     notes = [f"{path}: set aside tensors that nothing uses: {listing(aside)}"] if aside else []
+    allowed = [name for name in missing if _matches(name, allow_missing)]
+    missing = [name for name in missing if name not in allowed]
     if set(missing) == set(naming.absent_together):
         notes.append(f"{path}: a MiniGPT-v2 file; initialised: {listing(missing)}")
         missing = []
-    allowed = [name for name in missing if _matches(name, allow_missing)]
     if allowed:
         notes.append(f"{path}: not in the file, initialised as ckpt_allow_missing says: {listing(allowed)}")
-    _refuse(path, wanted, stored, sorted({*missing} - {*allowed}), sorted({*unexpected} - {*aside}))
+    _refuse(path, wanted, stored, missing, sorted({*unexpected} - {*aside}))
     if not dry:
         with torch.no_grad():
             for name, parameter in wanted.items():
@@ -130,7 +156,7 @@ def newest(folder: Path) -> Path | None:
     """The checkpoint of a run's folder that went furthest among those that are complete, or None."""
     steps = {path: _step_of(path) for path in folder.glob("checkpoint_*.pth")}
     for path in sorted((path for path in steps if steps[path] >= 0), key=lambda path: steps[path], reverse=True):
-        if digest_path(path).is_file() and read_text(str(digest_path(path))).split()[:1] == [sha256(path)]:
+        if is_intact(path):
             return path
     return None
 
@@ -139,7 +165,7 @@ def _step_of(path: Path) -> int:
     """The step that a checkpoint stores, read without its tensors; -1 for a file that cannot be read."""
     try:
         return int(torch.load(path, map_location="meta", weights_only=True, mmap=True)["step"])
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
+    except Exception:  # another program's file, garbage, a cut file: whatever it is, it is not one to go on from
         return -1
 
 

@@ -71,9 +71,7 @@ def _plan(arguments: argparse.Namespace) -> None:
 def _demo(arguments: argparse.Namespace) -> None:
     from emollama.demo.run import run_demo
 
-    run_demo(
-        arguments.folder, seed=arguments.seed, processes=arguments.processes, corpus_only=arguments.corpus_only
-    )
+    run_demo(arguments.folder, seed=arguments.seed, processes=arguments.processes, corpus_only=arguments.corpus_only)
 
 
 def _reference(arguments: argparse.Namespace) -> None:

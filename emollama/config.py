@@ -11,8 +11,6 @@ Each layer is checked and merged in turn, so that an error names the layer and t
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import sys
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,19 +21,13 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from emollama.errors import UserError
-from emollama.paths import PATHS
+from emollama.layers import OTHER_NAMES, TOP_LEVEL, Layer, check_top_level, import_user_modules, merged_plain, selected
+from emollama.paths import PATHS, written_whole
 from emollama.registry import DATASETS, MODELS, RUNNERS, TASKS, did_you_mean
 
-__all__ = ["MISSING", "EvaluationBlock", "RunConfig", "load", "resolved", "write_yaml"]
+__all__ = ["MISSING", "EvaluationBlock", "RunConfig", "from_plain", "load", "write_yaml"]
 
 PRESETS = Path(__file__).parent / "configs"
-TOP_LEVEL = ("imports", "paths", "model", "datasets", "evaluation_datasets", "run")
-
-# Old name -> our name, by kind of block. Giving both is an error.
-OTHER_NAMES = {
-    "evaluation_datasets": {"eval_file_path": "annotation_file", "img_path": "image_path"},
-    "run": {"save_path": "output_dir"},
-}
 
 
 @dataclass(frozen=True)
@@ -70,11 +62,9 @@ class RunConfig:
         """The tree as plain dicts, lists and scalars, interpolations unresolved (no secret leaves the environment)."""
         return typing.cast("dict[str, Any]", OmegaConf.to_container(self.tree, resolve=False))
 
-
-@dataclass(frozen=True)
-class _Layer:
-    name: str
-    tree: dict[str, Any]
+    def resolved(self) -> dict[str, Any]:
+        """The tree as plain values of their keys' types, interpolations resolved in this environment."""
+        return typing.cast("dict[str, Any]", OmegaConf.to_container(self.tree, resolve=True))
 
 
 @dataclass
@@ -98,14 +88,17 @@ def load(cfg_path: str, options: list[str] | None = None) -> RunConfig:
     Raises:
         UserError: an unknown key, component, preset, a wrong type, a missing value: names layer, key, nearest known key.
     """
-    layers = [_Layer(cfg_path, _read_yaml(cfg_path)), _Layer("--options", _read_options(options or []))]
+    return _merged([Layer(cfg_path, _read_yaml(cfg_path)), Layer("--options", _read_options(options or []))])
+
+
+def _merged(layers: list[Layer]) -> RunConfig:
     for layer in layers:
-        _check_top_level(layer)
-    _import_user_modules(layers)
+        check_top_level(layer)
+    import_user_modules(layers)
     blocks = list(_blocks(layers))
     tree = OmegaConf.create({})
     for name in ("imports", "paths"):
-        OmegaConf.update(tree, name, _merged_plain(layers, name), force_add=True)
+        OmegaConf.update(tree, name, merged_plain(layers, name), force_add=True)
     for block in blocks:
         for layer in _block_layers(block, layers):
             _merge_layer(block, layer)
@@ -115,16 +108,13 @@ def load(cfg_path: str, options: list[str] | None = None) -> RunConfig:
 
 def write_yaml(config: RunConfig, path: Path) -> None:
     """Write the tree beside a run: a valid ``--cfg-path`` that gives the same run again."""
-    path.write_text(OmegaConf.to_yaml(config.tree, resolve=False), encoding="utf-8")
+    with written_whole(path) as file:
+        file.write(OmegaConf.to_yaml(config.tree, resolve=False))
 
 
-def resolved(tree: dict[str, Any]) -> dict[str, Any]:
-    """A plain tree with its interpolations resolved in this environment; as it is, where this environment lacks a variable."""
-    node = OmegaConf.create(tree)
-    try:
-        return typing.cast("dict[str, Any]", OmegaConf.to_container(node, resolve=True))
-    except OmegaConfBaseException:
-        return tree
+def from_plain(tree: dict[str, Any], name: str) -> RunConfig:
+    """A configuration from a stored plain tree, checked like a YAML file; ``name`` is what messages call it."""
+    return _merged([Layer(name, tree)])
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
@@ -149,70 +139,23 @@ def _read_options(options: list[str]) -> dict[str, Any]:
         raise UserError(f"--options: {error}") from None
 
 
-def _check_top_level(layer: _Layer) -> None:
-    for key, value in layer.tree.items():
-        if key not in TOP_LEVEL:
-            raise UserError(f"{layer.name}: unknown key '{key}'.{did_you_mean(key, TOP_LEVEL)} Known: {', '.join(TOP_LEVEL)}")
-        if value is None:
-            layer.tree[key] = [] if key == "imports" else {}
-        elif key == "imports" and not isinstance(value, list):
-            raise UserError(f"{layer.name}: 'imports' is a list of Python module names")
-        elif key != "imports" and not isinstance(value, dict):
-            raise UserError(f"{layer.name}: '{key}' is a mapping, not {value!r}")
-    for group in ("datasets", "evaluation_datasets"):
-        for label, value in layer.tree.get(group, {}).items():
-            if not isinstance(value, dict):
-                raise UserError(f"{layer.name}: '{group}.{label}' is a block of keys, not {value!r}")
-            if "/" in str(label) or "." in str(label):
-                raise UserError(f"{layer.name}: the label '{label}' under '{group}' names files: no '/' or '.' in it")
-
-
-def _import_user_modules(layers: list[_Layer]) -> None:
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    for name in _merged_plain(layers, "imports"):
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise UserError(f"imports: cannot import '{name}': {error}") from error
-
-
-def _merged_plain(layers: list[_Layer], name: str) -> Any:
-    merged: Any = [] if name == "imports" else {}
-    for layer in layers:
-        if name in layer.tree:
-            merged = layer.tree[name] if name == "imports" else {**merged, **layer.tree[name]}
-    return merged
-
-
-def _select(layers: list[_Layer], keys: list[str], default: str | None) -> str | None:
-    """The value that the last layer gives to a key which chooses a component or a preset."""
-    chosen = default
-    for layer in layers:
-        node: Any = layer.tree
-        for key in keys:
-            node = node.get(key) if isinstance(node, dict) else None
-        chosen = chosen if node is None else str(node)
-    return chosen
-
-
-def _blocks(layers: list[_Layer]) -> Iterator[_Block]:
-    arch = _select(layers, ["model", "arch"], None)
+def _blocks(layers: list[Layer]) -> Iterator[_Block]:
+    arch = selected(layers, ["model", "arch"], None)
     if arch is None:
         raise UserError(f"{layers[0].name}: 'model.arch' is missing. Registered: {', '.join(MODELS.names())}")
-    preset = _select(layers, ["model", "preset"], None)
+    preset = selected(layers, ["model", "preset"], None)
     yield _Block("model", "model", [_look_up(MODELS, arch, "model.arch")], {"arch": arch, "preset": preset})
-    runner = typing.cast("str", _select(layers, ["run", "runner"], "runner_base"))
-    task = typing.cast("str", _select(layers, ["run", "task"], "image_text_pretrain"))
+    runner = typing.cast("str", selected(layers, ["run", "runner"], "runner_base"))
+    task = typing.cast("str", selected(layers, ["run", "task"], "image_text_pretrain"))
     task_class = _look_up(TASKS, task, "run.task")
     for group in ("datasets", "evaluation_datasets"):
         labels = dict.fromkeys(label for layer in layers for label in layer.tree.get(group, {}))
         for label in labels:
-            name = typing.cast("str", _select(layers, [group, label, "type"], label))
+            name = typing.cast("str", selected(layers, [group, label, "type"], label))
             classes = [_look_up(DATASETS, name, f"{group}.{label}.type")]
             if group == "evaluation_datasets":
                 classes.append(task_class)
-            preset = _select(layers, [group, label, "preset"], None)
+            preset = selected(layers, [group, label, "preset"], None)
             yield _Block(f"{group}.{label}", group, classes, {"type": name, "preset": preset})
     runner_class = _look_up(RUNNERS, runner, "run.runner")
     yield _Block("run", "run", [runner_class], {"runner": runner, "task": task})
@@ -225,7 +168,7 @@ def _look_up(registry: Any, name: str, key: str) -> Any:
         raise UserError(f"{key}: {error}") from None
 
 
-def _block_layers(block: _Block, layers: list[_Layer]) -> Iterator[_Layer]:
+def _block_layers(block: _Block, layers: list[Layer]) -> Iterator[Layer]:
     block.node = OmegaConf.structured(_schema(block))
     preset = block.selectors.get("preset")
     if preset is not None:
@@ -235,11 +178,11 @@ def _block_layers(block: _Block, layers: list[_Layer]) -> Iterator[_Layer]:
             hint = did_you_mean(preset, known)
             raise UserError(f"{block.path}.preset: unknown preset '{preset}'.{hint} Known: {', '.join(known)}")
         path = str(folder / f"{preset}.yaml")
-        yield _Layer(f"preset {preset} ({path})", _read_yaml(path))
+        yield Layer(f"preset {preset} ({path})", _read_yaml(path))
     group, _, label = block.path.partition(".")
     for layer in layers:
         keys = layer.tree.get(group, {})
-        yield _Layer(layer.name, keys.get(label, {}) if label else keys)
+        yield Layer(layer.name, keys.get(label, {}) if label else keys)
 
 
 def _schema(block: _Block) -> type:
@@ -252,7 +195,7 @@ def _schema(block: _Block) -> type:
     return dataclasses.make_dataclass(f"Block_{block.path.replace('.', '_')}", fields, kw_only=True)
 
 
-def _merge_layer(block: _Block, layer: _Layer) -> None:
+def _merge_layer(block: _Block, layer: Layer) -> None:
     names = OTHER_NAMES.get(block.kind, {})
     known = [str(key) for key in block.node]
     keys: dict[str, Any] = {}
@@ -267,9 +210,9 @@ def _merge_layer(block: _Block, layer: _Layer) -> None:
     for name, value in keys.items():
         try:
             block.node = typing.cast("DictConfig", OmegaConf.merge(block.node, {name: value}))
-        except OmegaConfBaseException as error:
-            first_line = str(error).partition("\n")[0]
-            raise UserError(f"{layer.name}: '{block.path}.{error.full_key or name}': {first_line}") from None
+        except (OmegaConfBaseException, TypeError) as error:
+            key = getattr(error, "full_key", None) or name
+            raise UserError(f"{layer.name}: '{block.path}.{key}': {_first_line(error)}") from None
 
 
 def _resolved(tree: DictConfig, blocks: list[_Block]) -> RunConfig:
@@ -295,10 +238,9 @@ def _container(tree: DictConfig, block: _Block) -> dict[str, Any]:
     except MissingMandatoryValue as error:
         raise UserError(f"'{error.full_key}' is missing: give it a value in the YAML or by --options") from None
     except InterpolationResolutionError as error:
-        first_line = str(error).partition("\n")[0]
-        raise UserError(f"'{error.full_key}': {first_line}. Set the variable, or write the value itself.") from None
+        raise UserError(f"'{error.full_key}': {_first_line(error)}. Set the variable, or write the value itself.") from None
     except OmegaConfBaseException as error:
-        raise UserError(f"'{error.full_key or block.path}': {str(error).partition(chr(10))[0]}") from None
+        raise UserError(f"'{error.full_key or block.path}': {_first_line(error)}") from None
 
 
 def _build(config_class: Any, values: dict[str, Any], path: str) -> Any:
@@ -307,3 +249,7 @@ def _build(config_class: Any, values: dict[str, Any], path: str) -> Any:
         return config_class(**own)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -94,10 +94,10 @@ def _tokens(config: RunConfig) -> tuple[dict[str, int], list[str]]:
     pools = [TaskPool(block.task_pool, block.instructions, block.prompt_labels or block.labels) for block in blocks]
     texts = [user_text(task, words, "") for pool in pools for task in pool.tasks for words in pool.wordings[task]]
     texts = texts or [user_text("emotion", "", "")]
-    rows = FUSIONS.get(config.model.fusion).rows_out({slot: count for slot, (count, _) in shapes.items()})
+    rows = FUSIONS.get(config.model.fusion).rows_out({slot: shape.rows for slot, shape in shapes.items()})
     if exact:
         prompt = model_class.prompt(config.model)
-        features = {slot: torch.zeros(count, width) for slot, (count, width) in shapes.items()}
+        features = {slot: torch.zeros(shape.rows, shape.width) for slot, shape in shapes.items()}
         lengths = [len(prompt.sample(Record("", "", [(text, None)], features)).input_ids) for text in texts]
         words = max(lengths) - sum(rows.values())
     else:

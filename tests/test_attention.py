@@ -36,9 +36,9 @@ def naive(query, key, value, lengths, window=None, scaling=None):
 
 
 def packed(query, key, value, lengths, **kwargs):
-    return packed_attention(
-        nn.Module(), query, key, value, None, cu_seqlens=offsets(lengths), max_length=max(lengths), **kwargs
-    )[0]
+    return packed_attention(nn.Module(), query, key, value, None, cu_seqlens=offsets(lengths), max_length=max(lengths), **kwargs)[
+        0
+    ]
 
 
 @pytest.mark.parametrize("lengths", [[9], [4, 1, 7], [1, 1, 1], [3, 12]])
@@ -53,9 +53,7 @@ def test_packed_attention_is_causal_softmax_within_each_sequence(lengths, heads,
 
 def test_the_scaling_that_a_model_asks_for_is_used():
     query, key, value = tensors(4, 2, 10)
-    torch.testing.assert_close(
-        packed(query, key, value, [6, 4], scaling=0.7), naive(query, key, value, [6, 4], scaling=0.7)
-    )
+    torch.testing.assert_close(packed(query, key, value, [6, 4], scaling=0.7), naive(query, key, value, [6, 4], scaling=0.7))
 
 
 def test_gradients_equal_those_of_masked_softmax():

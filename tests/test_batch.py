@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import NAMES
@@ -13,7 +15,8 @@ from emollama.data.batch import IGNORED, collate
 def samples(golden_dataset, golden_prompt):
     """Six samples of different length."""
     tasks = ("emotion", "reason", "reason_v2")
-    return [golden_prompt.sample(golden_dataset.record(i, tasks[i % 3], golden_dataset.pool.first(tasks[i % 3]))) for i in range(6)]
+    asked = [(clip, tasks[clip % 3]) for clip in range(6)]
+    return [golden_prompt.sample(golden_dataset.record(clip, task, golden_dataset.pool.first(task))) for clip, task in asked]
 
 
 def test_ids_labels_and_weights_are_joined_in_order_without_padding(samples):
@@ -48,8 +51,6 @@ def test_rows_of_each_slot_are_joined_with_their_clips_boundaries(samples):
 
 
 def test_cut_tokens_are_summed(samples):
-    from dataclasses import replace
-
     assert collate([replace(sample, tokens_cut=count) for count, sample in enumerate(samples)]).tokens_cut == 15
 
 

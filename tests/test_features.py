@@ -11,12 +11,12 @@ import torch
 from helpers import FOLDERS, NAMES, golden_tree, loaded
 
 from emollama.data import features
-from emollama.data.features import FeatureFolder
+from emollama.data.features import FeatureFolder, SlotShape
 from emollama.errors import UserError
 
 
 def folder(path, slots=("face",), width=1024, wanted=()):
-    return FeatureFolder.open(str(path), slots, width, f"block.{slots[0]}_feature_path", wanted)
+    return FeatureFolder.open(str(path), slots, SlotShape(1, width), f"block.{slots[0]}_feature_path", wanted)
 
 
 def stored(path, array, name="clip"):

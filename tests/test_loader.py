@@ -10,7 +10,8 @@ import pytest
 import torch
 from helpers import NAMES
 
-from emollama.data.loader import MIXING_BLOCK, Order, Split, TrainingSamples, training_loader
+from emollama.data.loader import MIXING_BLOCK, Order, Split, TrainingSamples, step_batches, training_loader
+from emollama.errors import UserError
 
 
 def order(sizes=(7,), ratios=None, shuffle=True, seed=1):
@@ -114,7 +115,8 @@ def samples(golden_dataset, golden_prompt):
 
 def batches(samples, split=None, first=0, end=4, workers=0):
     split = split or Split(2, 1, 1, 0)
-    return list(training_loader(samples, split, first_step=first, end_step=end, num_workers=workers, pin_memory=False))
+    loader = training_loader(samples, split, first_step=first, end_step=end, num_workers=workers, pin_memory=False)
+    return [batch for step in step_batches(loader, split.accumulate) for batch in step]
 
 
 def contents(made):
@@ -141,7 +143,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(samples):
     assert contents(batches(samples, workers=2)) == contents(batches(samples, workers=0))
 
 
-def test_a_loader_started_later_gives_the_batches_of_the_whole_run(samples):
+def test_a_loader_started_later_gives_the_step_batches_the_whole_run(samples):
     assert contents(batches(samples))[2:] == contents(batches(samples, first=2))
 
 
@@ -171,6 +173,18 @@ def test_the_global_generators_change_nothing_about_the_batches(samples):
     np.random.seed(99)
     random.seed(99)
     assert contents(batches(samples, end=2)) == before
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_user_error_while_loading_is_told_in_its_own_words(golden_dataset, golden_prompt, monkeypatch, workers):
+    def fails(index, task, wording):
+        raise UserError("clip_7.npy (slot face): holds NaN or inf. Extract this clip again.")
+
+    monkeypatch.setattr(golden_dataset, "record", fails)
+    samples = TrainingSamples([golden_dataset], golden_prompt, order([6]))
+    with pytest.raises(UserError) as error:
+        batches(samples, workers=workers)
+    assert str(error.value) == "clip_7.npy (slot face): holds NaN or inf. Extract this clip again."
 
 
 def test_the_loader_knows_its_length(samples):

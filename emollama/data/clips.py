@@ -102,19 +102,28 @@ def read_transcripts(path: str) -> dict[str, str]:
     """
     text = read_text(require_file(path, "transcription_path"))
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    header = list(rows.fieldnames or [])
-    column = next((name for name in SENTENCE_COLUMNS if name in header), None)
-    if "name" not in header or column is None:
-        raise UserError(f"{path}, line 1: the header is {header}; expected 'name' and one of {', '.join(SENTENCE_COLUMNS)}")
     sentences: dict[str, str] = {}
     try:
+        column = _sentence_column(path, list(rows.fieldnames or []))
         for row in rows:
             name, sentence = row["name"], (row[column] or "").strip()
+            if not name or None in row:
+                raise UserError(
+                    f"{path}, line {rows.line_num}: {'no name' if not name else 'more cells than the header has'}."
+                    ' A sentence that holds a comma stands in quotes: name,"Why, Tom?"'
+                )
             if sentences.setdefault(name, sentence) != sentence:
                 raise UserError(f"{path}, line {rows.line_num}: a second, different sentence for '{name}'. Keep one.")
     except csv.Error as error:
         raise UserError(f"{path}, line {rows.line_num}: not valid CSV: {error}") from None
     return sentences
+
+
+def _sentence_column(path: str, header: list[str]) -> str:
+    column = next((name for name in SENTENCE_COLUMNS if name in header), None)
+    if "name" not in header or column is None:
+        raise UserError(f"{path}, line 1: the header is {header}; expected 'name' and one of {', '.join(SENTENCE_COLUMNS)}")
+    return column
 
 
 def missing_names(wanted: Iterable[str], table: dict[str, str]) -> list[str]:

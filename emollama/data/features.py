@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -23,6 +25,20 @@ FLOAT_TYPES = (np.float16, np.float32, np.float64)
 VALUES_CHECKED_UP_TO = 1 << 20  # bytes; the values of larger files are checked when they are read, their headers always
 
 
+class SlotShape(NamedTuple):
+    """What a model expects of a slot.
+
+    Attributes:
+        rows: of one clip; how a missing one is filled with zeros.
+        width: D of each row; checked.
+        group: the number of rows is a multiple of this; checked.
+    """
+
+    rows: int
+    width: int
+    group: int = 1
+
+
 @dataclass(frozen=True)
 class FeatureFolder:
     """The .npy files of one encoder.
@@ -30,19 +46,19 @@ class FeatureFolder:
     Args:
         folder: where they lie.
         slots: the slots that one array fills; ``("image", "cls")`` for an EVA cache, else one name.
-        width: D, the length of a row.
+        shape: what the model expects of the first slot.
         key: the configuration key that named the folder, for messages.
         names: the clips that have a file.
     """
 
     folder: Path
     slots: tuple[str, ...]
-    width: int
+    shape: SlotShape
     key: str
     names: frozenset[str]
 
     @classmethod
-    def open(cls, folder: str, slots: tuple[str, ...], width: int, key: str, wanted: Iterable[str]) -> FeatureFolder:
+    def open(cls, folder: str, slots: tuple[str, ...], shape: SlotShape, key: str, wanted: Iterable[str]) -> FeatureFolder:
         """List a folder once.
 
         Raises:
@@ -53,7 +69,7 @@ class FeatureFolder:
         root = Path(PATHS.get_local_path(folder))
         present = {name.removesuffix(".npy") for name in os.listdir(root) if name.endswith(".npy")}
         nested = {name for name in wanted if "/" in name and (root / f"{name}.npy").is_file()}
-        return cls(root, slots, width, key, frozenset(present | nested))
+        return cls(root, slots, shape, key, frozenset(present | nested))
 
     def path(self, name: str) -> Path:
         """Where a clip's array lies."""
@@ -65,20 +81,12 @@ class FeatureFolder:
         Raises:
             UserError: another width or shape, object dtype, a truncated file, NaN or inf: names file and slot.
         """
-        path = self.path(name)
-        try:
-            array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path} ({self._slot_text}): cannot be read: {error}. Extract this clip again.") from None
-        problem = self._shape_problem(array.shape, array.dtype)
-        if problem is None and not np.isfinite(array).all():
-            problem = "holds NaN or inf"
-        if problem is not None:
-            raise UserError(f"{path} ({self._slot_text}): {problem}. Extract this clip again.")
-        rows = torch.from_numpy(np.atleast_2d(array).astype(np.float32))
-        if self.slots == ("image", "cls"):
-            return {"image": rows[1:], "cls": rows[:1]}
-        return {self.slots[0]: rows}
+        with np.errstate(over="ignore"):  # what overflows is told below
+            array = np.atleast_2d(self._opened(name, None)).astype(np.float32)
+        if not np.isfinite(array).all():
+            raise UserError(self._complaint(name, "holds NaN or inf, or a value beyond float32"))
+        rows = torch.from_numpy(array)
+        return {"image": rows[1:], "cls": rows[:1]} if self._is_cache else {self.slots[0]: rows}
 
     def problems(self, names: Iterable[str]) -> list[str]:
         """What is wrong with the present files of these clips, all of them: header and size always, values of small files."""
@@ -87,31 +95,43 @@ class FeatureFolder:
             return [text for text in pool.map(self._problem, present) if text is not None]
 
     def _problem(self, name: str) -> str | None:
-        path = self.path(name)
-        if path.stat().st_size <= VALUES_CHECKED_UP_TO:
-            try:
-                self.read(name)
-            except UserError as error:
-                return str(error)
-            return None
         try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)  # refuses a file that is shorter than its header says
-        except (OSError, ValueError, EOFError) as error:
-            return f"{path} ({self._slot_text}): cannot be read: {error}. Extract this clip again."
-        problem = self._shape_problem(array.shape, array.dtype)
-        return None if problem is None else f"{path} ({self._slot_text}): {problem}. Extract this clip again."
+            if self.path(name).stat().st_size <= VALUES_CHECKED_UP_TO:
+                self.read(name)
+            else:
+                self._opened(name, "r")  # refuses a file that is shorter than its header says
+        except UserError as error:
+            return str(error)
+        except OSError as error:
+            return self._complaint(name, f"cannot be read: {error}")
+        return None
 
-    def _shape_problem(self, shape: tuple[int, ...], dtype: np.dtype) -> str | None:
-        if dtype not in FLOAT_TYPES:
-            return f"dtype {dtype}, expected float16, float32 or float64"
-        if self.slots == ("image", "cls"):
-            good = len(shape) == 2 and shape[0] >= 1 and shape[1] == self.width
-            expected = f"(1 + P, {self.width})"
+    def _opened(self, name: str, mmap_mode: Literal["r"] | None) -> np.ndarray:
+        """The array, of an acceptable shape and dtype."""
+        try:
+            array = np.load(self.path(name), mmap_mode=mmap_mode, allow_pickle=False)
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
+            raise UserError(self._complaint(name, f"cannot be read: {error}")) from None
+        if not isinstance(array, np.ndarray):
+            raise UserError(self._complaint(name, "is an archive of arrays, expected one array"))
+        if array.dtype not in FLOAT_TYPES:
+            raise UserError(self._complaint(name, f"dtype {array.dtype}, expected float16, float32 or float64"))
+        if self._is_cache:
+            good = array.ndim == 2 and array.shape[0] >= 1 and array.shape[1] == self.shape.width
+            expected = f"(1 + P, {self.shape.width})"
         else:
-            good = shape in ((self.width,), (1, self.width))
-            expected = f"({self.width},) or (1, {self.width})"
-        return None if good else f"shape {shape}, expected {expected}"
+            good = array.shape in ((self.shape.width,), (1, self.shape.width))
+            expected = f"({self.shape.width},) or (1, {self.shape.width})"
+        if not good:
+            raise UserError(self._complaint(name, f"shape {array.shape}, expected {expected}"))
+        if self._is_cache and (len(array) - 1) % self.shape.group:
+            expected = f"a multiple of {self.shape.group} beside the class row"
+            raise UserError(self._complaint(name, f"{len(array) - 1} image rows, expected {expected}"))
+        return array
+
+    def _complaint(self, name: str, problem: str) -> str:
+        return f"{self.path(name)} (slot {' + '.join(self.slots)}): {problem}. Extract this clip again."
 
     @property
-    def _slot_text(self) -> str:
-        return f"slot {' + '.join(self.slots)}"
+    def _is_cache(self) -> bool:
+        return self.slots == ("image", "cls")

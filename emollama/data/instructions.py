@@ -78,6 +78,9 @@ class TaskPool:
         prompt_labels: Sequence[str],
     ) -> None:
         names = [pool] if isinstance(pool, str) else list(pool)
+        for name in names:
+            if not isinstance(name, str):
+                raise ValueError(f"task_pool: {name!r} is not a task's name; weights are given as a mapping {{name: weight}}")
         weights = dict(pool) if isinstance(pool, Mapping) else {name: float(names.count(name)) for name in names}
         for key, given in (("task_pool", weights), ("instructions", wordings)):
             for name in given:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from emollama.data.batch import Batch, Record, Sample, collate
 from emollama.data.instructions import TaskPool
 from emollama.data.prompt import Prompt
+from emollama.errors import UserError
 
 MIXING_BLOCK = 1024  # draws; within each block of them every dataset has its exact share
 _PASS, _MIX, _CLIP = 0, 1, 2  # streams of random numbers that never meet
@@ -67,7 +69,19 @@ class Order:
         shares = np.floor(exact).astype(int)
         for index in np.argsort(shares - exact, kind="stable")[: MIXING_BLOCK - shares.sum()]:
             shares[index] += 1
+        if not shares.all():
+            raise UserError(f"sample_ratio: {self.ratios} leaves a dataset without one of {MIXING_BLOCK} draws. Raise it.")
         object.__setattr__(self, "_shares", tuple(int(share) for share in shares))
+
+    @classmethod
+    def over(cls, datasets: Sequence[ClipDataset], seed: int) -> Order:
+        """The order of these datasets' clips, as their blocks configure it."""
+        return cls(
+            seed=seed,
+            sizes=tuple(len(dataset) for dataset in datasets),
+            ratios=tuple(dataset.cfg.sample_ratio for dataset in datasets),
+            shuffle=tuple(dataset.cfg.shuffle for dataset in datasets),
+        )
 
     def draw(self, k: int) -> Draw:
         """The k-th draw of the run (k from 0)."""
@@ -167,6 +181,20 @@ def training_loader(
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=_one_thread,
     )
+
+
+def step_batches(loader: DataLoader[Batch], accumulate: int) -> Iterator[list[Batch]]:
+    """The micro-batches of each step, ``accumulate`` at a time.
+
+    Raises:
+        UserError: what a worker met, in its own words, without the worker's traceback.
+    """
+    batches = iter(loader)
+    try:
+        while step := list(islice(batches, accumulate)):
+            yield step
+    except UserError as error:
+        raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
 
 
 def _one_thread(worker: int) -> None:

@@ -175,8 +175,9 @@ class Prompt:
         excess = len(tail) + sum(len(part) for part in pieces if isinstance(part, list)) - self.style.max_context_len
         if excess > 0:
             kept = len(self._ids(last))
-            if excess > len(tail) - kept:
-                raise UserError(f"clip '{name}': max_context_len {self.style.max_context_len} leaves no room for the prompt")
+            if excess >= len(tail) - kept - len(self._ids(self.style.closing)):
+                limit = self.style.max_context_len
+                raise UserError(f"clip '{name}': model.max_context_len {limit} leaves no room for the instruction. Raise it.")
             tail = tail[:kept] + tail[kept + excess :]
         for part in pieces:
             if isinstance(part, list):

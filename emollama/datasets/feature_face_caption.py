@@ -23,7 +23,7 @@ from emollama.data.clips import (
     read_captions,
     read_transcripts,
 )
-from emollama.data.features import FeatureFolder
+from emollama.data.features import FeatureFolder, SlotShape
 from emollama.data.instructions import TaskPool, check_labels, user_text
 from emollama.data.text import TEXT_PROCESSORS
 from emollama.errors import UserError, listing
@@ -49,7 +49,7 @@ class FeatureFaceCaption:
 
     Args:
         cfg: the block.
-        slot_shapes: slot -> (rows, width) that the model expects; widths are checked, rows say how a missing one is filled.
+        slot_shapes: slot -> what the model expects of it.
         label: the block's label, for messages.
         training: False for evaluation, which never needs a caption: an answer that is not there is None.
 
@@ -110,8 +110,8 @@ class FeatureFaceCaption:
             check_labels(self.labels, "labels")
             check_labels(self.prompt_labels or [], "prompt_labels")
             for key in ("batch_size", "max_words", "sample_ratio"):
-                if not getattr(self, key) > 0:
-                    raise ValueError(f"{key} is {getattr(self, key)}; it must be above 0")
+                if not 0 < getattr(self, key) < float("inf"):
+                    raise ValueError(f"{key} is {getattr(self, key)}; it must be above 0, and finite")
             for excluded in self.exclude_labels:
                 if excluded not in self.labels:
                     raise ValueError(f"exclude_labels: '{excluded}' is not among labels ({', '.join(self.labels)})")
@@ -121,9 +121,7 @@ class FeatureFaceCaption:
             """A path that starts at the annotation file's folder."""
             return join(os.path.dirname(join(self.data_root, self.annotation_file)), path)
 
-    def __init__(
-        self, cfg: Config, *, slot_shapes: Mapping[str, tuple[int, int]], label: str, training: bool = True
-    ) -> None:
+    def __init__(self, cfg: Config, *, slot_shapes: Mapping[str, SlotShape], label: str, training: bool = True) -> None:
         self.cfg = cfg
         self.label = label
         self.training = training
@@ -133,8 +131,8 @@ class FeatureFaceCaption:
         self.sentences = read_transcripts(cfg.beside_list(cfg.transcription_path)) if cfg.transcription_path else None
         self.captions = {task: self._captions_of(task) for task in self.pool.tasks if task in CAPTIONS}
         self.folders = self._open_folders(slot_shapes)
-        self._zeros = {slot: zeros(rows, width) for slot, (rows, width) in slot_shapes.items()}
-        self._absent = {slot: zeros(0, width) for slot, (_, width) in slot_shapes.items()}
+        self._zeros = {slot: zeros(shape.rows, shape.width) for slot, shape in slot_shapes.items()}
+        self._absent = {slot: zeros(0, shape.width) for slot, shape in slot_shapes.items()}
         self.notes = self._apply_missing_policy()
 
     def __len__(self) -> int:
@@ -210,21 +208,19 @@ class FeatureFaceCaption:
             return {}
         return read_captions(require_file(str(path), f"{self.label}.{key}"), field_name, key)
 
-    def _open_folders(self, slot_shapes: Mapping[str, tuple[int, int]]) -> list[FeatureFolder]:
+    def _open_folders(self, slot_shapes: Mapping[str, SlotShape]) -> list[FeatureFolder]:
         folders = []
         names = [clip.name for clip in self.clips]
         for key, slots in FOLDERS.items():
             path = getattr(self.cfg, key)
             if path is not None:
-                width = slot_shapes[slots[0]][1]
-                folders.append(FeatureFolder.open(self.cfg.beside_list(path), slots, width, f"{self.label}.{key}", names))
+                where, shape = self.cfg.beside_list(path), slot_shapes[slots[0]]
+                folders.append(FeatureFolder.open(where, slots, shape, f"{self.label}.{key}", names))
         return folders
 
     def _apply_missing_policy(self) -> list[str]:
         """Count what is missing and drop clips where the policy says so. Returns lines for the log."""
-        lacking = {
-            folder.key: [clip.name for clip in self.clips if clip.name not in folder.names] for folder in self.folders
-        }
+        lacking = {folder.key: [clip.name for clip in self.clips if clip.name not in folder.names] for folder in self.folders}
         notes = [
             f"{key}: {len(names)} of {len(self.clips)} clips have no file (missing_features: {self.cfg.missing_features})"
             for key, names in lacking.items()

@@ -111,9 +111,7 @@ def _loss(model: LlamaForCausalLM, batch: Sequence[Row]) -> torch.Tensor:
     return (losses * weights[:, 1:].flatten()).sum() / len(batch)
 
 
-def _train(
-    model: LlamaForCausalLM, rows: Sequence[Row], rng: np.random.Generator, steps: int, size: int, lr: float
-) -> None:
+def _train(model: LlamaForCausalLM, rows: Sequence[Row], rng: np.random.Generator, steps: int, size: int, lr: float) -> None:
     """Next-token training of `model` in place on token rows (T,) of any length."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from emollama.data.batch import Rows
+from emollama.errors import UserError
 from emollama.registry import FUSIONS
 
 GROUP = 4  # neighbouring image rows that are joined into one, in raster order
@@ -26,16 +27,18 @@ class LinearFusion(nn.Module):
         dropout: probability of dropping a component of an emitted row, in training.
 
     Raises:
-        ValueError: ``slot_dims`` names other slots than these four.
+        UserError: ``slot_dims`` names other slots than these four.
     """
 
+    IMAGE_GROUP = GROUP
     VIDEO = ("image",)
     FEATURE = ("face", "video", "audio", "cls")
 
     def __init__(self, slot_dims: Mapping[str, int], width: int, dropout: float = 0.0) -> None:
         super().__init__()
         if set(slot_dims) != {"image", "face", "video", "audio"}:
-            raise ValueError(f"slot_dims names {sorted(slot_dims)}; the fusion 'linear' takes image, face, video and audio")
+            names = ", ".join(sorted(slot_dims))
+            raise UserError(f"model.slot_dims names {names}; the fusion 'linear' takes image, face, video and audio")
         self.llama_proj = nn.Linear(GROUP * slot_dims["image"], width)
         self.feats_llama_proj1 = nn.Linear(slot_dims["face"], width)
         self.feats_llama_proj2 = nn.Linear(slot_dims["video"], width)
@@ -101,5 +104,3 @@ def place_rows(text: Tensor, ids: Tensor, rows: Mapping[str, Tensor], first_id: 
             raise ValueError(f"{len(places)} placeholders for '{name}', but {len(value)} rows from the fusion module")
         text = text.index_copy(0, places, value.to(text.dtype))
     return text
-
-

@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
-from emollama.errors import UserError
+from emollama.errors import UserError, listing
 from emollama.models import attention
 
 TrainLLM = Literal["lora", "none", "full"]
@@ -81,7 +82,7 @@ def load_tokenizer(path: str) -> Any:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the data workers are forked
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"model.llama_model: no usable tokenizer in '{path}': {error}") from None
 
 
@@ -107,7 +108,7 @@ def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch
             return _prepared(model, options)
     quantization = _quantization(options, dtype)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             options.path,
             config=config,
             dtype=dtype,
@@ -115,9 +116,14 @@ def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch
             local_files_only=True,
             quantization_config=quantization,
             device_map={"": device} if quantization else None,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model.llama_model: cannot load the weights in '{options.path}': {error}") from error
+    model, report = loaded
+    if report["missing_keys"]:
+        missing = listing(sorted(report["missing_keys"]))
+        raise UserError(f"model.llama_model: the weights in '{options.path}' lack tensors, {missing}. Download them again.")
     if quantization:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return _prepared(model if quantization else model.to(device), options)
@@ -138,9 +144,6 @@ def _prepared(model: Any, options: LLMOptions) -> Any:
             model = get_peft_model(model, lora)
         except ValueError as error:
             raise UserError(f"model.lora_target_modules: {error}") from None
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
     if options.checkpointing:
         # The name changed in transformers 5.23; the older one still works there, with a warning.
         name = "activation_checkpointing_enable"

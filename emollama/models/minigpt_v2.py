@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from emollama.config import MISSING
 from emollama.data.batch import IGNORED, Batch
+from emollama.data.features import SlotShape
 from emollama.data.prompt import LossAverage, Placeholders, Prompt, PromptStyle
 from emollama.models import llm, upstream
 from emollama.models.fusion import STEADY_ROWS, place_rows
@@ -55,9 +56,7 @@ class MiniGPTv2(nn.Module):
         """Names of the linear layers that get adapters."""
         fusion: str = "linear"
         """Registered fusion module."""
-        slot_dims: dict[str, int] = field(
-            default_factory=lambda: {"image": 1408, "face": 1024, "video": 1024, "audio": 1024}
-        )
+        slot_dims: dict[str, int] = field(default_factory=lambda: {"image": 1408, "face": 1024, "video": 1024, "audio": 1024})
         """Width of each slot's rows; the class row shares the image's."""
         image_size: int = 448
         """Side of the frames that the EVA caches were made from, in pixels: (image_size / 14)^2 rows. Used to plan, and to
@@ -95,6 +94,8 @@ class MiniGPTv2(nn.Module):
             for key, least in (("lora_r", 1), ("lora_alpha", 1), ("max_txt_len", 8), ("max_context_len", 8)):
                 if getattr(self, key) < least:
                     raise ValueError(f"{key} is {getattr(self, key)}; it must be at least {least}")
+            if "image" not in self.slot_dims or min(self.slot_dims.values()) < 1:
+                raise ValueError(f"slot_dims {self.slot_dims}: 'image' is needed, and every width is at least 1")
             for key in ("lora_dropout", "dropout"):
                 if not 0 <= getattr(self, key) < 1:
                     raise ValueError(f"{key} is {getattr(self, key)}; it must be in [0, 1)")
@@ -123,11 +124,13 @@ class MiniGPTv2(nn.Module):
         self.first_placeholder = llm.embedding_rows(self.llm_config)
 
     @staticmethod
-    def slot_shapes(cfg: Config) -> dict[str, tuple[int, int]]:
-        """slot -> (rows, width) that one clip is expected to bring."""
+    def slot_shapes(cfg: Config) -> dict[str, SlotShape]:
+        """slot -> what one clip is expected to bring."""
         dims = cfg.slot_dims
-        one_row = {slot: (1, dims[slot]) for slot in dims if slot != "image"}
-        return {"image": ((cfg.image_size // PATCH) ** 2, dims["image"]), "cls": (1, dims["image"]), **one_row}
+        image = SlotShape((cfg.image_size // PATCH) ** 2, dims["image"], FUSIONS.get(cfg.fusion).IMAGE_GROUP)
+        return {"image": image, "cls": SlotShape(1, dims["image"])} | {
+            slot: SlotShape(1, width) for slot, width in dims.items() if slot != "image"
+        }
 
     @staticmethod
     def prompt(cfg: Config, loss_average: LossAverage = "sample") -> Prompt:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from emollama import checkpoint
-from emollama.config import RunConfig, resolved
+from emollama.config import RunConfig, from_plain
 from emollama.errors import UserError
 from emollama.logging import get_logger
 
@@ -35,13 +35,16 @@ MAY_DIFFER = (
 )
 
 
-def resume_content(config: RunConfig, folder: Path, global_batch: int) -> dict[str, Any] | None:
+GLOBAL_BATCH = "samples of a step (processes x batch_size x accum_grad_iters)"
+
+
+def resume_content(config: RunConfig, folder: Path, sizes: dict[str, int]) -> dict[str, Any] | None:
     """The checkpoint to go on from, or None for a fresh run.
 
     Args:
         config: ``run.resume_ckpt_path`` is a file, ``auto``, or None.
         folder: of the run; ``auto`` looks there.
-        global_batch: samples of an optimizer step now.
+        sizes: what, beside the configuration, the order of the draw rests on: name -> number.
 
     Raises:
         UserError: a fresh run would write into a folder that holds checkpoints, or the stored run is another one.
@@ -50,7 +53,7 @@ def resume_content(config: RunConfig, folder: Path, global_batch: int) -> dict[s
     if path is None:
         return None
     content = checkpoint.read(path, "run.resume_ckpt_path")
-    _check_same_run(content, config, global_batch, path)
+    _check_same_run(content, config, sizes, path)
     return content
 
 
@@ -72,21 +75,20 @@ def _chosen(configured: str | None, folder: Path) -> str | None:
     return str(found)
 
 
-def _check_same_run(content: dict[str, Any], config: RunConfig, global_batch: int, path: str) -> None:
-    lacking = [key for key in ("optimizer", "scaler", "step", "global_batch", "config") if key not in content]
+def _check_same_run(content: dict[str, Any], config: RunConfig, sizes: dict[str, int], path: str) -> None:
+    lacking = [key for key in ("optimizer", "scaler", "step", "sizes", "config") if key not in content]
     if lacking:
         raise UserError(
             f"run.resume_ckpt_path: {path} lacks {', '.join(lacking)}: it holds weights, not a run. To start from its weights,"
             " set model.ckpt instead."
         )
-    then, now = (dict(_flat(resolved(tree))) for tree in (content["config"], config.plain()))
+    then, now = (dict(_flat(tree.resolved())) for tree in (from_plain(content["config"], path), config))
     found = {
         key: (then.get(key), now.get(key))
         for key in sorted({*then, *now})
         if then.get(key) != now.get(key) and not any(fnmatch.fnmatchcase(key, pattern) for pattern in MAY_DIFFER)
     }
-    if content["global_batch"] != global_batch:
-        found["samples of a step (processes x batch_size x accum_grad_iters)"] = (content["global_batch"], global_batch)
+    found |= {name: (content["sizes"].get(name), now) for name, now in sizes.items() if content["sizes"].get(name) != now}
     if found:
         lines = [f"{key}: {old!r} then, {new!r} now" for key, (old, new) in found.items()]
         raise UserError(

@@ -5,7 +5,6 @@ Everything is built in ``__init__``, in the order in which things go wrong most 
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from torch import Tensor
 from emollama import checkpoint, distributed, optim
 from emollama.config import RunConfig, write_yaml
 from emollama.data.batch import Batch
-from emollama.data.loader import Order, Split, TrainingSamples, training_loader
+from emollama.data.loader import Order, Split, TrainingSamples, step_batches, training_loader
 from emollama.data.prompt import LossAverage
 from emollama.errors import UserError, listing
 from emollama.evaluation.files import write_predictions
@@ -29,7 +28,7 @@ from emollama.logging import RunLog, get_logger, progress, set_up
 from emollama.precision import AmpDtype, Precision
 from emollama.registry import LR_SCHEDULES, RUNNERS
 from emollama.runners.build import batch_size, build_datasets, build_model
-from emollama.runners.resume import resume_content
+from emollama.runners.resume import GLOBAL_BATCH, resume_content
 
 
 @RUNNERS.register("runner_base")
@@ -128,7 +127,10 @@ class RunnerBase:
         resumed = None
         if training:
             self.split = Split(batch_size(self.datasets), cfg.accum_grad_iters, self.world.size, self.world.rank)
-            resumed = self.world.main_first(lambda: resume_content(config, self.folder, self.split.global_batch))
+            self._sizes = {GLOBAL_BATCH: self.split.global_batch} | {
+                f"clips of {label}": len(dataset) for label, dataset in self.datasets.items()
+            }
+            resumed = self.world.main_first(lambda: resume_content(config, self.folder, self._sizes))
         self.model = build_model(config, self.world, self.precision, resumed)
         self.skipped = self.skipped_in_row = 0
         if training:
@@ -137,7 +139,8 @@ class RunnerBase:
     def train(self) -> Path:
         """Run the steps that are left to do. Returns the run's folder."""
         cfg = self.cfg
-        self.world.on_main(self._open_folder)
+        self.world.on_main(lambda: write_yaml(self.config, self.folder / "config.yaml"))
+        get_logger().info("run folder: %s", self.folder)
         log = RunLog(
             self.folder,
             first_step=self.first_step,
@@ -224,18 +227,15 @@ class RunnerBase:
 
     def _step_batches(self) -> Iterator[list[Batch]]:
         """The micro-batches of each step that is left, in order."""
-        loader = iter(
-            training_loader(
-                self.samples,
-                self.split,
-                first_step=self.first_step,
-                end_step=self.total_steps,
-                num_workers=self.cfg.num_workers,
-                pin_memory=self.world.device.type == "cuda",
-            )
+        loader = training_loader(
+            self.samples,
+            self.split,
+            first_step=self.first_step,
+            end_step=self.total_steps,
+            num_workers=self.cfg.num_workers,
+            pin_memory=self.world.device.type == "cuda",
         )
-        for _ in range(self.first_step, self.total_steps):
-            yield list(itertools.islice(loader, self.cfg.accum_grad_iters))
+        return step_batches(loader, self.cfg.accum_grad_iters)
 
     def _stop_if_stuck(self, micro_batches: list[Batch]) -> None:
         if self.skipped_in_row < self.cfg.max_skipped_steps:
@@ -252,25 +252,25 @@ class RunnerBase:
 
     def _save_when_due(self, done: int) -> None:
         """Write checkpoint_<epoch>.pth at an epoch's end, checkpoint_last.pth every ``save_every_iters`` steps."""
-        epoch, within = divmod(done, self.cfg.iters_per_epoch)
-        if within == 0:
-            name = f"checkpoint_{epoch - 1}.pth"
+        epoch = (done - 1) // self.cfg.iters_per_epoch
+        ends = done % self.cfg.iters_per_epoch == 0
+        if ends:
+            name = f"checkpoint_{epoch}.pth"
         elif self.cfg.save_every_iters and done % self.cfg.save_every_iters == 0:
             name = checkpoint.LAST
         else:
             return
-        state = self.parallel.trainable_state()
         content = {
-            "model": {self.model.stored_name(key): value for key, value in state.items()},
+            "model": {self.model.stored_name(key): value for key, value in self.parallel.trainable_state().items()},
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
             "step": done,
-            "epoch": (done - 1) // self.cfg.iters_per_epoch,
-            "global_batch": self.split.global_batch,
+            "epoch": epoch,
+            "sizes": self._sizes,
             "config": self.config.plain(),
         }
         self.world.on_main(lambda: checkpoint.save(self.folder / name, content))
-        if within == 0 and self.cfg.keep_last:
+        if ends and self.cfg.keep_last:
             self.world.on_main(lambda: checkpoint.drop_old(self.folder, self.cfg.keep_last))
 
     def _prepare_training(self, resumed: dict[str, Any] | None) -> None:
@@ -281,19 +281,11 @@ class RunnerBase:
             cfg.init_lr, cfg.min_lr, warmup_lr, cfg.warmup_steps, cfg.lr_decay_rate, cfg.iters_per_epoch, cfg.max_epoch
         )
         datasets = list(self.datasets.values())
-        order = Order(
-            seed=cfg.seed,
-            sizes=tuple(len(dataset) for dataset in datasets),
-            ratios=tuple(dataset.cfg.sample_ratio for dataset in datasets),
-            shuffle=tuple(dataset.cfg.shuffle for dataset in datasets),
-        )
-        self.samples = TrainingSamples(datasets, self.prompt, order)
+        self.samples = TrainingSamples(datasets, self.prompt, Order.over(datasets, cfg.seed))
         self.model.train()
         self.parallel = distributed.Parallel(self.model, self.world, cfg.parallel)
-        named = optim.trainable(self.model)
-        if not named:
-            raise UserError("model.train_llm: none leaves nothing to train")
-        self.optimizer = optim.adamw(named.items(), lr=cfg.init_lr, weight_decay=cfg.weight_decay, beta2=cfg.beta2)
+        named = optim.trainable(self.model).items()
+        self.optimizer = optim.adamw(named, lr=cfg.init_lr, weight_decay=cfg.weight_decay, beta2=cfg.beta2)
         self.total_steps = cfg.max_epoch * cfg.iters_per_epoch
         self.first_step = 0
         if resumed:
@@ -301,11 +293,6 @@ class RunnerBase:
             self.precision.scaler.load_state_dict(resumed["scaler"])
             self.first_step = int(resumed["step"])
             get_logger().info("resuming at step %d of %d", self.first_step, self.total_steps)
-
-    def _open_folder(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_yaml(self.config, self.folder / "config.yaml")
-        get_logger().info("run folder: %s", self.folder)
 
 
 def _seed_of(*numbers: int) -> int:

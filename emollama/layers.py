@@ -1,0 +1,78 @@
+"""Layers of a configuration before they have types: plain trees, each with the name that messages call it by."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from emollama.errors import UserError
+from emollama.registry import did_you_mean
+
+TOP_LEVEL = ("imports", "paths", "model", "datasets", "evaluation_datasets", "run")
+
+# Old name -> our name, by kind of block. Giving both is an error.
+OTHER_NAMES = {
+    "evaluation_datasets": {"eval_file_path": "annotation_file", "img_path": "image_path"},
+    "run": {"save_path": "output_dir"},
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One source of keys: the YAML file, a preset, the command line."""
+
+    name: str
+    tree: dict[str, Any]
+
+
+def check_top_level(layer: Layer) -> None:
+    """Refuse unknown blocks, values that are no blocks, and labels that cannot name files; an empty block becomes {}."""
+    for key, value in layer.tree.items():
+        if key not in TOP_LEVEL:
+            raise UserError(f"{layer.name}: unknown key '{key}'.{did_you_mean(key, TOP_LEVEL)} Known: {', '.join(TOP_LEVEL)}")
+        if value is None:
+            layer.tree[key] = [] if key == "imports" else {}
+        elif key == "imports" and not isinstance(value, list):
+            raise UserError(f"{layer.name}: 'imports' is a list of Python module names")
+        elif key != "imports" and not isinstance(value, dict):
+            raise UserError(f"{layer.name}: '{key}' is a mapping, not {value!r}")
+    for group in ("datasets", "evaluation_datasets"):
+        for label, value in layer.tree.get(group, {}).items():
+            if not isinstance(value, dict):
+                raise UserError(f"{layer.name}: '{group}.{label}' is a block of keys, not {value!r}")
+            if not re.fullmatch(r"[\w-]+", str(label)):
+                raise UserError(f"{layer.name}: the label '{label}' under '{group}' names files: letters, digits, _ and - only")
+
+
+def import_user_modules(layers: list[Layer]) -> None:
+    """Import what ``imports`` names, so that it registers its components."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    for name in merged_plain(layers, "imports"):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(f"imports: cannot import '{name}': {error}") from error
+
+
+def merged_plain(layers: list[Layer], name: str) -> Any:
+    """``imports`` (the last layer's) or ``paths`` (all layers', the last one's values first)."""
+    merged: Any = [] if name == "imports" else {}
+    for layer in layers:
+        if name in layer.tree:
+            merged = layer.tree[name] if name == "imports" else {**merged, **layer.tree[name]}
+    return merged
+
+
+def selected(layers: list[Layer], keys: list[str], default: str | None) -> str | None:
+    """The value that the last layer gives to a key which chooses a component or a preset."""
+    chosen = default
+    for layer in layers:
+        node: Any = layer.tree
+        for key in keys:
+            node = node.get(key) if isinstance(node, dict) else None
+        chosen = chosen if node is None else str(node)
+    return chosen

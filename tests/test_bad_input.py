@@ -1,0 +1,411 @@
+"""Bad input, end to end: the error names file, line or key and the remedy, and nothing has been written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import FOLDERS, GOLDEN, NAMES, golden_tree, loaded, write
+
+from emollama import checkpoint
+from emollama.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+LIST = "MERR_coarse_grained.txt"
+
+
+@pytest.fixture
+def tree(tmp_path, corpus):
+    """A configuration over the copied corpus, to be spoiled with it."""
+    return golden_tree(tmp_path, corpus)
+
+
+@pytest.fixture
+def refused(tmp_path, tree):
+    """A function that runs the tree and returns the error's text; it checks that no output was written."""
+
+    def text(*options, training=True, output="out"):
+        with pytest.raises(UserError) as error:
+            config = loaded(tmp_path, tree, *options)
+            config.classes["run"](config, training=training)
+        assert not (tmp_path / output).exists()
+        return str(error.value)
+
+    return text
+
+
+def changed(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_the_unspoiled_corpus_runs(tmp_path, tree):
+    config = loaded(tmp_path, tree)
+    assert config.classes["run"](config).total_steps == 2
+    assert not (tmp_path / "out").exists()
+
+
+# Configuration
+
+
+def test_an_unknown_key(refused, tree):
+    tree["run"]["iters_per_epochs"] = 3
+    said = refused()
+    assert "config.yaml: unknown key 'run.iters_per_epochs'. Did you mean 'iters_per_epoch'?" in said
+
+
+def test_an_unknown_component(refused, tree):
+    tree["model"]["arch"] = "minigpt4"
+    assert "model.arch: Unknown model 'minigpt4'. Did you mean 'minigpt_v2'? Registered: " in refused()
+
+
+def test_an_unknown_fusion_names_its_key(refused, tree):
+    tree["model"]["fusion"] = "lineal"
+    said = refused()
+    assert "fusion" in said and "Did you mean 'linear'?" in said
+
+
+def test_slots_that_the_fusion_does_not_take(refused, tree):
+    tree["model"]["slot_dims"]["gait"] = 3
+    assert "slot_dims" in refused()
+
+
+def test_an_unknown_task_in_the_pool(refused, tree):
+    tree["datasets"]["golden"]["task_pool"] = ["emotoin"]
+    said = refused()
+    assert "datasets.golden: task_pool: unknown task 'emotoin'. Did you mean 'emotion'? Known: " in said
+
+
+def test_a_prompt_label_that_would_break_the_template(refused, tree):
+    tree["datasets"]["golden"]["prompt_labels"] = ["happy", "{sad}"]
+    assert "datasets.golden: prompt_labels: the label '{sad}' would break the prompt" in refused()
+
+
+def test_no_training_block(refused, tree):
+    tree["datasets"] = {}
+    assert "'datasets' has no block. Add one" in refused()
+
+
+def test_no_evaluation_block(refused, tree):
+    del tree["evaluation_datasets"]
+    assert "'evaluation_datasets' has no block. Add one" in refused(training=False)
+
+
+def test_blocks_of_different_batch_size(refused, tree):
+    tree["datasets"]["other"] = tree["datasets"]["golden"] | {"batch_size": 3}
+    said = refused()
+    assert "one batch_size" in said and "'other': 3" in said and "'golden': 1" in said
+
+
+# The list
+
+
+def test_an_unknown_label_names_every_row(refused, corpus):
+    changed(corpus / LIST, "worried", "joyful")
+    changed(corpus / LIST, "neutral", "calm")
+    said = refused()
+    assert f"{corpus / LIST}: unknown label, clips 2: 'joyful' (line 3, {NAMES[2]}), 'calm' (line 5, {NAMES[4]})" in said
+    assert "Known: happy" in said
+
+
+def test_a_row_of_wrong_width(refused, corpus):
+    changed(corpus / LIST, "23 angry", "23 angry 1 2")
+    said = refused()
+    assert f"{corpus / LIST}, line 2: 5 fields" in said and "expected" in said
+
+
+def test_a_name_that_climbs_out(refused, corpus):
+    changed(corpus / LIST, NAMES[3], f"../../{NAMES[3]}")
+    said = refused()
+    assert f"{corpus / LIST}, line 4: the clip name '../../{NAMES[3]}' would leave its folder" in said
+
+
+def test_an_empty_list(refused, corpus):
+    (corpus / LIST).write_text("\n")
+    assert f"{corpus / LIST}: the list is empty" in refused()
+
+
+def test_an_absent_list_names_the_key(refused, corpus):
+    (corpus / LIST).unlink()
+    said = refused()
+    assert "annotation_file" in said and str(corpus / LIST) in said
+
+
+# Clips that lack something: all of them, with their count
+
+
+def test_clips_without_captions_transcripts_and_features_are_all_told_at_once(refused, corpus, tree):
+    tree["datasets"]["golden"]["task_pool"] = ["emotion", "reason", "reason_v2"]
+    coarse = json.loads((corpus / "MERR_coarse_grained.json").read_text())
+    (corpus / "MERR_coarse_grained.json").write_text(json.dumps({name: coarse[name] for name in NAMES[2:]}))
+    fine = json.loads((corpus / "MERR_fine_grained.json").read_text())
+    del fine[NAMES[5]]["smp_reason_caption"]
+    (corpus / "MERR_fine_grained.json").write_text(json.dumps(fine))
+    rows = (corpus / "transcription_en_all.csv").read_text().splitlines()
+    (corpus / "transcription_en_all.csv").write_text("\n".join(row for row in rows if NAMES[1] not in row))
+    for slot, folder in FOLDERS.items():
+        (corpus / folder / f"{NAMES[0 if slot == 'image' else 4]}.npy").unlink()
+    said = refused()
+    assert f"no caption for task reason, clips 2: {NAMES[0]}, {NAMES[1]}. Remedy" in said
+    assert f"no caption for task reason_v2, clips 1: {NAMES[5]}. Remedy" in said
+    assert f"no row in transcription_en_all.csv for clips 1: {NAMES[1]}. Remedy" in said
+    assert f"image_feature_path ({corpus}/eva) for clips 1: {NAMES[0]}. Remedy" in said
+    for slot in ("face", "video", "audio"):
+        assert f"{slot}_feature_path ({corpus}/{FOLDERS[slot]}) for clips 1: {NAMES[4]}. Remedy" in said
+
+
+def test_several_blocks_problems_are_told_at_once(refused, tree, corpus):
+    tree["datasets"]["other"] = tree["datasets"]["golden"] | {"annotation_file": "MERR_fine_grained.txt"}
+    (corpus / "HL-UTT" / f"{NAMES[0]}.npy").unlink()
+    said = refused()
+    assert "datasets.golden: no file in" in said and "datasets.other: no file in" in said
+
+
+def test_an_absent_feature_folder_names_the_key(refused, corpus):
+    shutil.rmtree(corpus / "HL-UTT")
+    assert f"datasets.golden.audio_feature_path: no folder '{corpus}/HL-UTT'" in refused()
+
+
+def test_bad_json_of_captions(refused, corpus, tree):
+    tree["datasets"]["golden"]["task_pool"] = ["reason"]
+    (corpus / "MERR_coarse_grained.json").write_text('{\n"a": {"caption": }\n}')
+    assert f"{corpus}/MERR_coarse_grained.json, line 2: not valid JSON" in refused()
+
+
+# Features
+
+
+def spoil(path, kind):
+    array = np.load(path)
+    if kind == "width":
+        array = array[..., :-1]
+    elif kind in ("nan", "inf"):
+        array.flat[7] = float(kind)
+    elif kind == "object":
+        array = array.astype(object)
+    np.save(path, array)
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-40])
+
+
+@pytest.mark.parametrize("slot", FOLDERS)
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("width", "expected (1"),
+        ("nan", "holds NaN or inf"),
+        ("inf", "holds NaN or inf"),
+        ("object", "cannot be read: Object arrays"),
+        ("truncated", "cannot be read"),
+    ],
+)
+def test_an_unusable_feature_names_file_slot_and_remedy(refused, corpus, slot, kind, said):
+    path = corpus / FOLDERS[slot] / f"{NAMES[2]}.npy"
+    spoil(path, kind)
+    text = refused()
+    shown = "image + cls" if slot == "image" else slot
+    assert f"datasets.golden: {path} (slot {shown}): " in text and said in text and "Extract this clip again." in text
+
+
+def test_all_unusable_features_are_told_at_once(refused, corpus):
+    for name, kind in zip(NAMES[:4], ("width", "nan", "object", "truncated"), strict=True):
+        spoil(corpus / "HL-UTT" / f"{name}.npy", kind)
+    said = refused()
+    assert all(f"{corpus}/HL-UTT/{name}.npy (slot audio)" in said for name in NAMES[:4])
+
+
+def test_image_rows_that_do_not_group_by_four(refused, corpus):
+    path = corpus / "eva" / f"{NAMES[1]}.npy"
+    np.save(path, np.load(path)[:-1])
+    said = refused()
+    assert NAMES[1] in said and "63" in said
+
+
+def test_evaluation_checks_the_same_files(refused, corpus):
+    spoil(corpus / "HL-UTT" / f"{NAMES[0]}.npy", "nan")
+    assert "evaluation_datasets.answers: " in refused(training=False)
+
+
+# Checkpoints
+
+
+@pytest.fixture
+def spoiled(tmp_path, tree):
+    """A function that puts a changed copy of the golden checkpoint in the configuration's place; returns its path."""
+
+    def put(change):
+        content = torch.load(GOLDEN / "checkpoint_slim.pth", weights_only=True)
+        change(content)
+        path = tmp_path / "spoiled.pth"
+        torch.save(content, path)
+        tree["model"]["ckpt"] = str(path)
+        return path
+
+    return put
+
+
+def test_a_checkpoint_with_a_missing_tensor(refused, spoiled):
+    path = spoiled(lambda content: content["model"].pop("llama_proj.weight"))
+    said = refused()
+    assert f"checkpoint {path}: missing tensors, 1: llama_proj.weight" in said and "ckpt_allow_missing" in said
+
+
+def test_a_checkpoint_with_an_unexpected_tensor(refused, spoiled):
+    path = spoiled(lambda content: content["model"].update({"lm_head.weight": torch.zeros(1)}))
+    assert f"checkpoint {path}: unexpected tensors, 1: lm_head.weight" in refused()
+
+
+def test_a_checkpoint_of_another_rank(refused, tree):
+    tree["model"]["lora_r"] = 8
+    said = refused()
+    assert "tensors of another shape, 8: " in said and "lora_A.weight (4, 64) where (8, 64)" in said and "lora_r" in said
+
+
+def test_a_truncated_checkpoint(refused, spoiled):
+    path = spoiled(lambda content: None)
+    path.write_bytes(path.read_bytes()[:-500])
+    said = refused()
+    assert f"model.ckpt: {path} cannot be read" in said and "Copy it again" in said
+
+
+class Payload:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_a_checkpoint_with_pickled_code(refused, spoiled, tmp_path):
+    proof = tmp_path / "executed"
+    path = spoiled(lambda content: content.update(config=Payload(proof)))
+    said = refused()
+    assert f"model.ckpt: {path} holds more than tensors" in said and "Ask its author" in said
+    assert not proof.exists()
+
+
+def test_an_absent_checkpoint(refused, tree):
+    tree["model"]["ckpt"] = "nowhere.pth"
+    assert "model.ckpt: no file 'nowhere.pth'" in refused()
+
+
+def test_a_missing_llm_folder(refused, tree):
+    tree["model"]["llama_model"] = "nowhere/llama"
+    said = refused()
+    assert "model.llama_model: no folder 'nowhere/llama'" in said and "Download" in said
+
+
+# Runs that exist
+
+
+def stored_run(tmp_path, tree, **keys):
+    """What a run of this tree would have stored in its folder after a step."""
+    config = loaded(tmp_path, tree)
+    runner = config.classes["run"](config)
+    content = {
+        "model": torch.load(GOLDEN / "checkpoint_slim.pth", weights_only=True)["model"],
+        "optimizer": runner.optimizer.state_dict(),
+        "scaler": {},
+        "step": 1,
+        "epoch": 0,
+        "sizes": runner._sizes,
+        "config": config.plain(),
+    }
+    path = tmp_path / "out" / "run" / "checkpoint_last.pth"
+    checkpoint.save(path, content | keys)
+    return path
+
+
+def refusal(tmp_path, tree, *options):
+    with pytest.raises(UserError) as error:
+        config = loaded(tmp_path, tree, *options)
+        config.classes["run"](config)
+    return str(error.value)
+
+
+def listed(folder):
+    return sorted(str(path) for path in folder.rglob("*"))
+
+
+def test_a_fresh_run_into_a_folder_with_checkpoints(tmp_path, tree):
+    path = stored_run(tmp_path, tree)
+    before = listed(tmp_path / "out")
+    said = refusal(tmp_path, tree)
+    assert f"{path.parent} holds the checkpoints of another run" in said
+    assert "run.resume_ckpt_path: auto" in said and "run.job_id" in said
+    assert listed(tmp_path / "out") == before
+
+
+def test_a_resumed_configuration_that_differs(tmp_path, tree):
+    path = stored_run(tmp_path, tree)
+    before = listed(tmp_path / "out")
+    said = refusal(tmp_path, tree, "run.resume_ckpt_path=auto", "run.init_lr=3e-4", "run.seed=7", "model.lora_alpha=4")
+    assert f"run.resume_ckpt_path: {path}" in said and "Restore these values" in said and "model.ckpt" in said
+    for line in ("run.init_lr: 1e-05 then, 0.0003 now", "run.seed: 42 then, 7 now", "model.lora_alpha: 16 then, 4 now"):
+        assert line in said
+    assert listed(tmp_path / "out") == before
+
+
+def test_a_resumed_run_may_write_a_value_where_a_variable_stood(tmp_path, tree, monkeypatch):
+    monkeypatch.setenv("RANK_OF_LORA", "4")
+    tree["model"]["lora_r"] = "${oc.env:RANK_OF_LORA}"
+    stored_run(tmp_path, tree)
+    for rank in ("${oc.env:RANK_OF_LORA}", 4):
+        tree["model"]["lora_r"] = rank
+        config = loaded(tmp_path, tree, "run.resume_ckpt_path=auto")
+        assert config.classes["run"](config).first_step == 1
+
+
+def test_a_resumed_run_with_another_global_batch(tmp_path, tree):
+    stored_run(tmp_path, tree, sizes={"samples of a step (processes x batch_size x accum_grad_iters)": 6})
+    said = refusal(tmp_path, tree, "run.resume_ckpt_path=auto")
+    assert "samples of a step" in said and "6 then, 1 now" in said
+
+
+def test_a_resumed_run_on_a_list_of_another_length(tmp_path, tree):
+    path = stored_run(tmp_path, tree)
+    content = checkpoint.read(str(path), "x")
+    label = next(name for name in content["sizes"] if name.startswith("clips of"))
+    checkpoint.save(path, content | {"sizes": content["sizes"] | {label: 5}})
+    assert f"{label}: 5 then, 6 now" in refusal(tmp_path, tree, "run.resume_ckpt_path=auto")
+
+
+def test_resuming_from_a_file_of_weights(tmp_path, tree):
+    said = refusal(tmp_path, tree, f"run.resume_ckpt_path={GOLDEN / 'checkpoint_slim.pth'}")
+    assert "lacks optimizer, scaler, step, sizes" in said and "set model.ckpt instead" in said
+
+
+def test_a_resumed_run_may_change_paths_intervals_workers_and_epochs(tmp_path, tree):
+    stored_run(tmp_path, tree)
+    options = ["run.resume_ckpt_path=auto", "run.max_epoch=3", "run.num_workers=1", "run.log_freq=3", "run.keep_last=2"]
+    moved = shutil.copytree(tree["datasets"]["golden"]["data_root"], tmp_path / "moved")
+    config = loaded(tmp_path, tree, *options, f"datasets.golden.data_root={moved}")
+    runner = config.classes["run"](config)
+    assert (runner.first_step, runner.total_steps) == (1, 6)
+
+
+# The command
+
+
+def test_the_command_prints_one_error_without_a_traceback_and_exits_with_one(tmp_path, tree):
+    tree["run"]["max_epochs"] = 3
+    made = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "--cfg-path", write(tmp_path, tree)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert made.returncode == 1 and made.stdout == ""
+    assert made.stderr == f"error: {tmp_path}/config.yaml: unknown key 'run.max_epochs'. Did you mean 'max_epoch'?\n"
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,432 @@
+"""Files of trained tensors: names, completeness, safety, and which one goes on."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import random
+import shutil
+
+import pytest
+import torch
+from helpers import GOLDEN, golden_tree, loaded
+
+from emollama import checkpoint
+from emollama.errors import UserError
+from emollama.models import upstream
+from emollama.optim import trainable
+from emollama.paths import written_whole
+
+SLIM = str(GOLDEN / "checkpoint_slim.pth")
+META = torch.device("meta")
+
+
+@pytest.fixture
+def stored():
+    """The golden checkpoint's tensors, to be spoiled."""
+    return dict(torch.load(SLIM, weights_only=True)["model"])
+
+
+@pytest.fixture
+def model(golden_config):
+    """The tiny model with adapters and projections of other values than the golden ones."""
+    made = golden_config.classes["model"](golden_config.model, device=torch.device("cpu"), frozen_dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in trainable(made).values():
+            parameter.fill_(7.0)
+    return made
+
+
+@pytest.fixture(scope="module")
+def laid_out(golden_config):
+    """The same model's names and shapes."""
+    return golden_config.classes["model"](golden_config.model, device=META, frozen_dtype=torch.float32)
+
+
+def checked(model, stored, *allow_missing):
+    return checkpoint.load_trainable(model, stored, path="file.pth", allow_missing=list(allow_missing), dry=True)
+
+
+def refusal(call, *args):
+    with pytest.raises(UserError) as error:
+        call(*args)
+    return str(error.value)
+
+
+def by_stored_name(model):
+    return {upstream.stored_name(name): parameter for name, parameter in trainable(model).items()}
+
+
+# Names and values
+
+
+def test_the_names_and_shapes_are_those_of_the_published_files(laid_out, stored):
+    ours = {name: parameter.shape for name, parameter in by_stored_name(laid_out).items()}
+    assert ours == {name: tensor.shape for name, tensor in stored.items()}
+
+
+def test_loading_copies_every_tensor(model, stored):
+    assert checkpoint.load_trainable(model, stored, path=SLIM, allow_missing=[]) == []
+    for name, parameter in by_stored_name(model).items():
+        assert parameter.detach().equal(stored[name])
+
+
+def test_a_dry_load_changes_nothing(model, stored):
+    assert checked(model, stored) == []
+    assert all(bool((parameter == 7).all()) for parameter in trainable(model).values())
+
+
+def test_loading_leaves_frozen_weights_alone(model, stored):
+    frozen = {name: parameter.clone() for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    checkpoint.load_trainable(model, stored, path=SLIM, allow_missing=[])
+    now = dict(model.named_parameters())
+    assert frozen and all(now[name].equal(value) for name, value in frozen.items())
+
+
+def test_what_is_saved_is_read_back_equal(tmp_path, stored):
+    content = {"model": stored, "step": 3, "config": {"run": {"seed": 1, "list": [1, None, "x"]}}, "scaler": {}}
+    path = tmp_path / "checkpoint_0.pth"
+    checkpoint.save(path, content)
+    back = checkpoint.read(str(path), "model.ckpt")
+    assert back.keys() == content.keys() and back["config"] == content["config"]
+    assert all(back["model"][name].equal(tensor) for name, tensor in stored.items())
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["checkpoint_0.pth", "checkpoint_0.pth.sha256"]
+
+
+# Missing, unexpected and misshapen tensors
+
+
+def test_the_eight_tensors_that_a_minigpt_v2_file_lacks_are_accepted_together_with_a_note(model, stored):
+    for name in upstream.ABSENT_TOGETHER:
+        del stored[name]
+    (note,) = checkpoint.load_trainable(model, stored, path="file.pth", allow_missing=[])
+    assert "a MiniGPT-v2 file" in note and "8: " in note and all(name in note for name in upstream.ABSENT_TOGETHER)
+    parameters = by_stored_name(model)
+    assert all(bool((parameters[name] == 7).all()) for name in upstream.ABSENT_TOGETHER)
+    assert parameters["llama_proj.weight"].detach().equal(stored["llama_proj.weight"])
+
+
+@pytest.mark.parametrize("kept", upstream.ABSENT_TOGETHER)
+def test_any_seven_of_them_absent_are_refused_by_name(laid_out, stored, kept):
+    absent = [name for name in upstream.ABSENT_TOGETHER if name != kept]
+    for name in absent:
+        del stored[name]
+    said = refusal(checked, laid_out, stored)
+    assert said.startswith("checkpoint file.pth: missing tensors, 7: ") and all(name in said for name in absent)
+    assert kept not in said
+
+
+def test_the_eight_and_one_more_absent_are_refused_by_name(laid_out, stored):
+    for name in (*upstream.ABSENT_TOGETHER, "llama_proj.bias"):
+        del stored[name]
+    assert "missing tensors, 9: " in refusal(checked, laid_out, stored)
+
+
+def test_a_minigpt_v2_file_that_lacks_allowed_tensors_too_is_accepted(laid_out, stored):
+    for name in (*upstream.ABSENT_TOGETHER, "llama_proj.bias"):
+        del stored[name]
+    notes = checked(laid_out, stored, "llama_proj.bias")
+    assert any("llama_proj.bias" in note and "ckpt_allow_missing" in note for note in notes)
+    assert any("a MiniGPT-v2 file" in note for note in notes)
+
+
+def test_missing_tensors_are_named_with_their_count_and_the_remedy(laid_out, stored):
+    gone = [name for name in stored if ".layers.1." in name]
+    for name in gone:
+        del stored[name]
+    said = refusal(checked, laid_out, stored)
+    assert "missing tensors, 4: " in said and all(name in said for name in gone) and "ckpt_allow_missing" in said
+
+
+def test_unexpected_tensors_are_named(laid_out, stored):
+    stored["llama_model.extra.weight"] = torch.zeros(1)
+    assert "unexpected tensors, 1: llama_model.extra.weight" in refusal(checked, laid_out, stored)
+
+
+def test_misshapen_tensors_are_named_with_both_shapes(laid_out, stored):
+    stored["llama_proj.weight"] = torch.zeros(64, 700)
+    stored["llama_proj.bias"] = torch.zeros(1, 64)
+    said = refusal(checked, laid_out, stored)
+    assert "tensors of another shape, 2: " in said
+    assert "llama_proj.weight (64, 700) where (64, 704) is expected" in said and "llama_proj.bias (1, 64)" in said
+
+
+def test_everything_that_is_wrong_is_told_at_once(laid_out, stored):
+    del stored["llama_proj.bias"]
+    stored["other"] = torch.zeros(1)
+    stored["feats_llama_proj1.bias"] = torch.zeros(3)
+    said = refusal(checked, laid_out, stored)
+    assert all(part in said for part in ("missing tensors", "unexpected tensors", "tensors of another shape"))
+
+
+def test_the_unused_tensors_of_published_files_are_set_aside_with_a_note(laid_out, stored):
+    stored["attention.0.weight"] = torch.zeros(1)
+    stored["attention.norm.bias"] = torch.zeros(1)
+    (note,) = checked(laid_out, stored)
+    assert "set aside" in note and "2: attention.0.weight, attention.norm.bias" in note
+
+
+def test_allowed_globs_let_tensors_be_absent_and_the_note_names_them(laid_out, stored):
+    del stored["llama_proj.bias"]
+    refusal(checked, laid_out, stored)
+    (note,) = checked(laid_out, stored, "llama_proj.*")
+    assert "llama_proj.bias" in note and "ckpt_allow_missing" in note
+    refusal(checked, laid_out, stored, "feats_*")
+
+
+def test_allowed_globs_allow_no_other_shape(laid_out, stored):
+    stored["llama_proj.bias"] = torch.zeros(3)
+    assert "another shape" in refusal(checked, laid_out, stored, "*")
+
+
+@pytest.mark.parametrize("value", [3, None, [0.0] * 64, {"weight": 1}])
+def test_an_entry_that_is_no_tensor_is_refused_by_name(laid_out, stored, value):
+    stored["llama_proj.bias"] = value
+    assert "llama_proj.bias" in refusal(checked, laid_out, stored)
+
+
+# Reading
+
+
+def saved(folder, content, name="checkpoint_0.pth"):
+    path = folder / name
+    checkpoint.save(path, content)
+    return path
+
+
+def test_an_absent_file_names_the_key():
+    assert refusal(checkpoint.read, "none.pth", "model.ckpt") == "model.ckpt: no file 'none.pth'. Correct the path."
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
+@pytest.mark.parametrize("digest", [True, False])
+def test_a_truncated_file_is_refused_with_and_without_its_digest(tmp_path, stored, share, digest):
+    path = saved(tmp_path, {"model": stored})
+    raw = path.read_bytes()
+    path.write_bytes(raw[: int(len(raw) * share)])
+    if not digest:
+        checkpoint.digest_path(path).unlink()
+    said = refusal(checkpoint.read, str(path), "model.ckpt")
+    assert said.startswith("model.ckpt: ") and str(path) in said
+
+
+def test_a_flipped_bit_is_found_by_the_digest(tmp_path, stored):
+    path = saved(tmp_path, {"model": stored})
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+    assert "its SHA-256 differs" in refusal(checkpoint.read, str(path), "run.resume_ckpt_path")
+
+
+def test_a_file_without_a_digest_is_read():
+    assert checkpoint.read(SLIM, "model.ckpt")["model"]
+
+
+@pytest.mark.parametrize("content", [{"state_dict": {}}, [1, 2], {"model": [1]}, {"model": None}, 3])
+def test_a_file_without_model_tensors_is_refused(tmp_path, content):
+    path = tmp_path / "other.pth"
+    torch.save(content, path)
+    assert "no entry 'model'" in refusal(checkpoint.read, str(path), "model.ckpt")
+
+
+class Payload:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_pickled_code_is_refused_and_never_executed(tmp_path, stored, new_format):
+    proof, path = tmp_path / "executed", tmp_path / "bad.pth"
+    torch.save({"model": stored, "config": Payload(proof)}, path, _use_new_zipfile_serialization=new_format)
+    said = refusal(checkpoint.read, str(path), "model.ckpt")
+    assert "could run code" in said and str(path) in said
+    assert not proof.exists()
+    torch.load(path, weights_only=False)["config"].close()
+    assert proof.exists()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_bare_pickle_is_refused_and_never_executed(tmp_path):
+    proof, path = tmp_path / "executed", tmp_path / "bad.pth"
+    path.write_bytes(pickle.dumps({"model": {}, "config": Payload(proof)}))
+    refusal(checkpoint.read, str(path), "model.ckpt")
+    assert checkpoint.newest(tmp_path) is None
+    assert not proof.exists()
+
+
+def broken_files():
+    """Bytes that are no checkpoint: random ones, and golden ones with bytes changed (seeded)."""
+    generator = random.Random(7)
+    buffer = io.BytesIO()
+    torch.save({"model": {"a": torch.zeros(3)}, "step": 1}, buffer)
+    old = io.BytesIO()  # without tensors, whose names in the old format are memory addresses
+    torch.save({"model": {}, "step": 1, "list": [1, (2, "x")]}, old, _use_new_zipfile_serialization=False)
+    yield b"name,sentence\n"
+    yield b"<html></html>"
+    for head in (b"", b"\x80\x02", b"\x80\x04", b"PK\x03\x04", b"\x80\x02}q\x00"):
+        for _ in range(8):
+            yield head + generator.randbytes(60)
+    for source in (buffer.getvalue(), old.getvalue()):
+        for _ in range(60):
+            raw = bytearray(source)
+            for _ in range(generator.randrange(1, 4)):
+                raw[generator.randrange(len(raw))] = generator.randrange(256)
+            yield bytes(raw)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_whatever_the_bytes_a_file_is_read_or_refused_and_nothing_else(tmp_path):
+    path = tmp_path / "checkpoint_0.pth"
+    refused, crashes = 0, {}
+    for raw in broken_files():
+        path.write_bytes(raw)
+        try:
+            checkpoint.read(str(path), "model.ckpt")
+        except UserError:
+            refused += 1
+        except Exception as error:
+            crashes.setdefault(type(error).__name__, str(error)[:80])
+    assert refused > 40 and crashes == {}
+
+
+@pytest.mark.parametrize("content", [3, [1], None, {"step": None}, {"step": "x"}, {"step": [1]}, {}, torch.zeros(3)])
+def test_looking_for_the_newest_passes_over_files_of_another_kind(tmp_path, content):
+    path = saved(tmp_path, {"model": {}, "step": 5})
+    torch.save(content, tmp_path / "checkpoint_1.pth")
+    assert checkpoint.newest(tmp_path) == path
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_looking_for_the_newest_survives_whatever_the_bytes(tmp_path):
+    path = saved(tmp_path, {"model": {}, "step": 5}, "checkpoint_0.pth")
+    broken = tmp_path / "checkpoint_1.pth"
+    crashes = {}
+    for raw in broken_files():
+        broken.write_bytes(raw)
+        try:
+            assert checkpoint.newest(tmp_path) == path
+        except Exception as error:
+            crashes.setdefault(type(error).__name__, str(error)[:80])
+    assert crashes == {}
+
+
+# Which one goes on, and which are kept
+
+
+def test_the_newest_is_the_one_that_went_furthest(tmp_path):
+    for name, step in (("0", 100), ("10", 300), ("9", 200), ("last", 250)):
+        saved(tmp_path, {"model": {}, "step": step}, f"checkpoint_{name}.pth")
+    assert checkpoint.newest(tmp_path) == tmp_path / "checkpoint_10.pth"
+    saved(tmp_path, {"model": {}, "step": 301}, "checkpoint_last.pth")
+    assert checkpoint.newest(tmp_path) == tmp_path / "checkpoint_last.pth"
+
+
+def test_incomplete_files_are_passed_over(tmp_path, stored):
+    for name, step in (("checkpoint_0.pth", 1), ("checkpoint_1.pth", 2), ("checkpoint_2.pth", 3), ("checkpoint_3.pth", 4)):
+        saved(tmp_path, {"model": stored, "step": step}, name)
+    truncated, flipped, bare = (tmp_path / f"checkpoint_{number}.pth" for number in (1, 2, 3))
+    truncated.write_bytes(truncated.read_bytes()[:-1000])
+    raw = bytearray(flipped.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    flipped.write_bytes(raw)
+    checkpoint.digest_path(bare).unlink()
+    assert checkpoint.newest(tmp_path) == tmp_path / "checkpoint_0.pth"
+
+
+def test_an_empty_or_absent_folder_has_no_newest(tmp_path):
+    assert checkpoint.newest(tmp_path) is None and checkpoint.newest(tmp_path / "none") is None
+    (tmp_path / "checkpoint_notes.pth.txt").write_text("x")
+    assert checkpoint.newest(tmp_path) is None
+
+
+def test_keep_last_deletes_older_epochs_with_their_digests_and_never_best_or_last(tmp_path):
+    for name in ("checkpoint_1.pth", "checkpoint_9.pth", "checkpoint_10.pth", "checkpoint_best.pth", "checkpoint_last.pth"):
+        saved(tmp_path, {"model": {}, "step": 1}, name)
+    (tmp_path / "notes.txt").write_text("x")
+    checkpoint.drop_old(tmp_path, 2)
+    kept = {"checkpoint_9.pth", "checkpoint_10.pth", "checkpoint_best.pth", "checkpoint_last.pth"}
+    assert {path.name for path in tmp_path.iterdir()} == kept | {f"{name}.sha256" for name in kept} | {"notes.txt"}
+
+
+def test_keep_last_of_more_than_there_are_deletes_nothing(tmp_path):
+    saved(tmp_path, {"model": {}, "step": 1}, "checkpoint_1.pth")
+    checkpoint.drop_old(tmp_path, 3)
+    assert (tmp_path / "checkpoint_1.pth").exists()
+
+
+# Writing
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_no_trace(tmp_path, monkeypatch):
+    path = saved(tmp_path, {"model": {}, "step": 1})
+
+    def half(content, file):
+        file.write(b"half of a file")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(checkpoint.torch, "save", half)
+    with pytest.raises(UserError, match="checkpoint_0.pth could not be written: no space"):
+        checkpoint.save(path, {"model": {}, "step": 2})
+    monkeypatch.undo()
+    assert checkpoint.read(str(path), "x")["step"] == 1 and checkpoint.newest(tmp_path) == path
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["checkpoint_0.pth", "checkpoint_0.pth.sha256"]
+
+
+@pytest.mark.parametrize("moment", range(4))
+def test_a_write_that_is_killed_at_any_moment_leaves_an_intact_checkpoint(tmp_path, monkeypatch, moment):
+    path = saved(tmp_path, {"model": {}, "step": 2}, "checkpoint_last.pth")
+    moves = []
+
+    def killed(move):
+        def step(*arguments):
+            if len(moves) == moment:
+                raise KeyboardInterrupt
+            moves.append(arguments)
+            return move(*arguments)
+
+        return step
+
+    monkeypatch.setattr(os, "replace", killed(os.replace))
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(path, {"model": {}, "step": 3})
+    monkeypatch.undo()
+    assert checkpoint.newest(tmp_path) == path
+    assert checkpoint.read(str(path), "x")["step"] == (3 if moment == 3 else 2)
+
+
+@pytest.mark.parametrize("mode", ["w", "wb"])
+def test_a_file_is_not_seen_before_it_is_whole(tmp_path, mode):
+    path = tmp_path / "deep" / "file"
+    with written_whole(path, mode) as file:
+        file.write(b"x" if mode == "wb" else "x")
+        assert not path.exists()
+    assert path.read_bytes() == b"x"
+
+
+# In a run
+
+
+def test_a_run_writes_files_that_load_under_the_published_names(tmp_path, stored):
+    tree = golden_tree(tmp_path)
+    tree["run"] |= {"iters_per_epoch": 1, "init_lr": 1e-3}
+    config = loaded(tmp_path, tree)
+    folder = config.classes["run"](config).train()
+    content = checkpoint.read(str(folder / "checkpoint_0.pth"), "model.ckpt")
+    assert {name: tensor.shape for name, tensor in content["model"].items()} == {k: v.shape for k, v in stored.items()}
+    assert (content["step"], content["epoch"]) == (1, 0)
+    assert set(content["sizes"].values()) == {1, 6}
+    assert content["config"] == config.plain()
+    assert any(not content["model"][name].equal(tensor) for name, tensor in stored.items())
+    assert all(tensor.isfinite().all() for tensor in content["model"].values())
+    shutil.copy(folder / "checkpoint_0.pth", tmp_path / "start.pth")
+    tree["model"]["ckpt"] = str(tmp_path / "start.pth")
+    again = loaded(tmp_path, tree, "run.job_id=again")
+    runner = again.classes["run"](again)
+    for name, parameter in by_stored_name(runner.model).items():
+        assert parameter.detach().equal(content["model"][name])

@@ -1,0 +1,311 @@
+"""The house's rules, read off the source: layering, style, documentation, sizes, shipped configurations."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from emollama import config
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "emollama"
+FILES = sorted(path for path in PACKAGE.rglob("*.py"))
+ENTRY_POINTS = [ROOT / "train.py", ROOT / "eval_emotion_EMER.py"]
+MAX_FILE, MAX_FUNCTION = 300, 60  # lines
+
+# What may import what. A group is a module or a package of emollama; "data.batch" stands below the rest of data.
+BASE = {"errors", "registry", "paths"}
+DATA = BASE | {"config", "data.batch", "data"}
+MACHINERY = {"optim", "checkpoint", "distributed", "logging", "precision"}
+ALLOWED = {
+    "errors": set(),
+    "registry": {"errors"},
+    "paths": {"errors"},
+    "data.batch": set(),
+    "evaluation": BASE,
+    "layers": {"errors", "registry"},
+    "config": BASE | {"layers"},
+    "data": BASE | {"data.batch"},
+    "encoders": DATA,
+    "datasets": DATA,
+    "models": DATA,
+    "tasks": DATA | {"evaluation"},
+    "precision": set(),
+    "logging": {"errors", "paths"},
+    "optim": {"errors", "registry"},
+    "distributed": {"errors", "optim"},
+    "checkpoint": BASE | {"optim"},
+    "runners": DATA | MACHINERY | {"evaluation"},
+    "planning": DATA | MACHINERY | {"evaluation"},
+    "reference": BASE | {"config"},
+    "demo": DATA | {"logging"},
+    "cli": DATA | MACHINERY | {"evaluation", "planning", "reference", "demo", "encoders"},
+    "__main__": {"cli"},
+    "__init__": set(),
+}
+
+
+def module_name(path):
+    """Dotted name below the package: ``data.batch``, ``runners.runner_base``; a package's own file is the package."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+def group_of(module):
+    if module in ALLOWED:
+        return module
+    return module.partition(".")[0]
+
+
+def tree_of(path):
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+MODULES = {module_name(path): path for path in FILES}
+
+
+def imported(path):
+    """(line, dotted module) of every import of a file, inside functions too; ``from a import b`` gives a.b where that exists."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                is_module = inner.removeprefix("emollama.") in MODULES
+                yield node.lineno, inner if is_module else str(node.module)
+
+
+def own_imports(path):
+    """(line, module below the package) of a file's imports of the package."""
+    for line, name in imported(path):
+        if name.partition(".")[0] == "emollama":
+            yield line, name.removeprefix("emollama").removeprefix(".") or "__init__"
+
+
+def where(path, line):
+    return f"{path.relative_to(ROOT)}:{line}"
+
+
+# Layers
+
+
+def test_every_module_has_a_place_in_the_table_of_layers():
+    assert sorted({group_of(name) for name in MODULES} - set(ALLOWED)) == []
+
+
+def test_imports_go_one_way():
+    wrong = []
+    for name, path in MODULES.items():
+        group = group_of(name)
+        for line, target in own_imports(path):
+            if group_of(target) != group and group_of(target) not in ALLOWED.get(group, set()):
+                wrong.append(f"{where(path, line)} {name} imports {target}")
+    assert wrong == []
+
+
+def test_the_table_of_layers_has_no_circle():
+    done: set[str] = set()
+    while len(done) < len(ALLOWED):
+        ready = {group for group, targets in ALLOWED.items() if group not in done and targets <= done}
+        assert ready, f"a circle among {sorted(set(ALLOWED) - done)}"
+        done |= ready
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    targets = {name: {target for _, target in own_imports(path)} & set(MODULES) for name, path in MODULES.items()}
+    done: set[str] = set()
+    while len(done) < len(targets):
+        ready = {name for name, needs in targets.items() if name not in done and needs - {name} <= done}
+        assert ready, f"a circle among {sorted(set(targets) - done)}"
+        done |= ready
+
+
+@pytest.mark.parametrize(
+    ("library", "places"),
+    [
+        ("omegaconf", {"config"}),
+        ("transformers", {"models.llm", "models.attention", "demo.tiny_llama"}),
+        ("peft", {"models.llm"}),
+        ("iopath", {"paths"}),
+    ],
+)
+def test_a_library_is_imported_in_its_place_only(library, places):
+    found = {name for name, path in MODULES.items() if any(target.split(".")[0] == library for _, target in imported(path))}
+    assert found <= places
+    assert found & places
+
+
+@pytest.mark.parametrize("package", ["evaluation", "registry", "config", "errors", "paths"])
+def test_what_needs_no_tensors_imports_no_torch(package):
+    heavy = {"torch", "transformers", "peft", "torchvision"}
+    files = [path for name, path in MODULES.items() if group_of(name) == package]
+    assert files
+    assert [where(path, line) for path in files for line, name in imported(path) if name.split(".")[0] in heavy] == []
+
+
+def test_the_runner_never_touches_ddp_nor_builds_groups_of_processes():
+    for path in (path for name, path in MODULES.items() if group_of(name) == "runners"):
+        names = {node.attr for node in ast.walk(tree_of(path)) if isinstance(node, ast.Attribute)}
+        names |= {node.id for node in ast.walk(tree_of(path)) if isinstance(node, ast.Name)}
+        assert not names & {"DistributedDataParallel", "init_process_group", "all_reduce", "no_sync", "dist"}, path
+
+
+# Style
+
+
+@pytest.mark.parametrize("path", FILES + ENTRY_POINTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_has_no_print_star_import_or_bare_except(path):
+    wrong = []
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "breakpoint", "eval", "exec"):
+            wrong.append(f"{where(path, node.lineno)} {ast.unparse(node.func)}()")
+        if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names):
+            wrong.append(f"{where(path, node.lineno)} import *")
+        if isinstance(node, ast.ExceptHandler) and node.type is None:
+            wrong.append(f"{where(path, node.lineno)} bare except")
+    assert wrong == []
+
+
+ABSOLUTE = re.compile(r"^(?:/(?:home|root|work|mnt|data|tmp|usr|opt|workspace|share|scratch)\b|[A-Za-z]:\\|~/)")
+
+
+def strings_of(path):
+    """(line, text) of a file's string constants, documentation apart."""
+    tree = tree_of(path)
+    documentation = {
+        id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
+            yield node.lineno, node.value
+
+
+def test_no_file_of_the_package_holds_an_absolute_path():
+    texts = [(where(path, line), text) for path in FILES + ENTRY_POINTS for line, text in strings_of(path)]
+    wrong = [f"{place} {text}" for place, text in texts if ABSOLUTE.match(text)]
+    assert len(texts) > 300
+    assert wrong == []
+
+
+def test_the_global_random_generators_are_seeded_nowhere_but_from_the_step():
+    wrong = []
+    for path in FILES:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("random.seed", "np.random.seed", "numpy.random.seed"):
+                wrong.append(where(path, node.lineno))
+    assert wrong == []
+
+
+def test_configuration_defaults_live_in_one_place():
+    """No ``cfg.get(key, default)`` outside config.py."""
+    wrong = []
+    for path in FILES:
+        if path.name == "config.py":
+            continue
+        for node in ast.walk(tree_of(path)):
+            called = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get"
+            if called and ast.unparse(node.func.value) in ("cfg", "self.cfg", "config", "self.config"):
+                wrong.append(where(path, node.lineno))
+    assert wrong == []
+
+
+# Documentation and sizes
+
+
+def definitions(tree):
+    """(dotted name, node) of the classes and functions of a module that are not inside a function."""
+
+    def inside(node, prefix):
+        for child in node.body:
+            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                yield prefix + child.name, child
+            if isinstance(child, ast.ClassDef):
+                yield from inside(child, f"{prefix}{child.name}.")
+
+    return inside(tree, "")
+
+
+def is_public(name):
+    return not any(part.startswith("_") for part in name.split("."))
+
+
+@pytest.mark.parametrize("path", FILES + ENTRY_POINTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_and_all_its_public_names_are_documented(path):
+    tree = tree_of(path)
+    public = [(name, node) for name, node in definitions(tree) if is_public(name) and not is_stub(node)]
+    silent = [] if ast.get_docstring(tree) else [f"{where(path, 1)} the module"]
+    silent += [f"{where(path, node.lineno)} {name}" for name, node in public if not ast.get_docstring(node)]
+    assert silent == []
+
+
+def is_stub(node):
+    return isinstance(node, ast.FunctionDef) and len(node.body) == 1 and ast.unparse(node.body[0]) == "..."
+
+
+def test_every_field_of_a_config_class_is_documented():
+    """A string follows each field of each class named Config."""
+    silent, count = [], 0
+    for path in FILES:
+        for name, node in definitions(tree_of(path)):
+            if not isinstance(node, ast.ClassDef) or node.name != "Config":
+                continue
+            for child, following in zip(node.body, [*node.body[1:], None], strict=True):
+                if isinstance(child, ast.AnnAssign):
+                    count += 1
+                    text = following.value if isinstance(following, ast.Expr) else None
+                    if not isinstance(text, ast.Constant) or not isinstance(text.value, str):
+                        silent.append(f"{where(path, child.lineno)} {name}.{ast.unparse(child.target)}")
+    assert silent == []
+    assert count > 60
+
+
+def test_every_function_is_annotated():
+    bare = []
+    for path in FILES:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.FunctionDef):
+                arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                unmarked = [item.arg for item in arguments if item.annotation is None and item.arg not in ("self", "cls")]
+                if unmarked or (node.returns is None and node.name != "__init__"):
+                    bare.append(f"{where(path, node.lineno)} {node.name}({', '.join(unmarked)})")
+    assert bare == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_and_its_functions_keep_to_their_sizes(path):
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    long = [f"{where(path, 1)} {lines} lines"] if lines > MAX_FILE else []
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > MAX_FUNCTION:
+            long.append(f"{where(path, node.lineno)} {node.name} {node.end_lineno - node.lineno + 1} lines")
+    assert long == []
+
+
+# Shipped configurations
+
+
+RUNS = sorted([*(ROOT / "train_configs").glob("**/*.yaml"), *(ROOT / "eval_configs").glob("**/*.yaml")])
+PRESETS = sorted((PACKAGE / "configs").glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_shipped_configuration_loads(path, monkeypatch):
+    for variable in set(re.findall(r"\$\{oc\.env:(\w+)\}", path.read_text(encoding="utf-8"))):
+        monkeypatch.setenv(variable, "somewhere")
+    monkeypatch.chdir(ROOT)
+    made = config.load(str(path))
+    assert made.datasets or made.evaluation_datasets
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_shipped_preset_loads(path, tmp_path):
+    keys = {"models": "model.", "datasets": "datasets.feature_face_caption."}[path.parent.name]
+    base = "model: {arch: minigpt_v2, llama_model: x}\ndatasets: {feature_face_caption: {annotation_file: x}}\n"
+    (tmp_path / "config.yaml").write_text(base)
+    assert config.load(str(tmp_path / "config.yaml"), [f"{keys}preset={path.stem}"]).model
