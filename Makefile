@@ -29,5 +29,6 @@ test-all: install
 
 check: install
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(FAST) $(BIN)/python -m pytest
