@@ -36,6 +36,9 @@ def entry_point(main: Callable[[], None]) -> None:
             sys.stderr.write(f"error: {error}\n")
         sys.stderr.flush()
         os._exit(1) if distributed.joined() else sys.exit(1)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; run.resume_ckpt_path: auto goes on from the last checkpoint\n")
+        os._exit(130)
     finally:
         distributed.stop()
 

@@ -50,12 +50,12 @@ class World:
         return tensor
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, on rank 0; an empty list elsewhere. The value must be picklable."""
+        """Every rank's value, in the order of ranks, on every rank. The value must be picklable."""
         if self.size == 1:
             return [value]
-        values: list[Any] | None = [None] * self.size if self.is_main else None
-        dist.gather_object(value, values)
-        return values or []
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     def on_main(self, function: Callable[[], T]) -> T:
         """Run on rank 0; every rank gets the result, or learns of the failure.

@@ -82,7 +82,7 @@ class FeatureFolder:
             UserError: another width or shape, object dtype, a truncated file, NaN or inf: names file and slot.
         """
         with np.errstate(over="ignore"):  # what overflows is told below
-            array = np.atleast_2d(self._opened(name, None)).astype(np.float32)
+            array = np.atleast_2d(self._opened(name, None)).astype(np.float32, copy=False)
         if not np.isfinite(array).all():
             raise UserError(self._complaint(name, "holds NaN or inf, or a value beyond float32"))
         rows = torch.from_numpy(array)

@@ -1,0 +1,54 @@
+"""The README and docs speak of files, targets and keys that exist."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from running import ROOT
+
+from emollama.config import load
+
+DOCS = ["README.md", "docs/architecture.md", "docs/configuration.md", "docs/benchmarks.md"]
+TEXTS = {name: (ROOT / name).read_text() for name in DOCS}
+SHIPPED = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("train_configs/*"), *ROOT.glob("eval_configs/*")])
+
+
+def test_eight_configurations_are_shipped():
+    assert len(SHIPPED) == 8
+
+
+@pytest.mark.parametrize("path", SHIPPED)
+def test_a_shipped_configuration_loads_and_its_header_names_its_command(path):
+    config = load(str(ROOT / path))
+    assert bool(config.datasets) != bool(config.evaluation_datasets)
+    script = "train.py" if config.datasets else "eval_emotion_EMER.py"
+    assert f"{script} --cfg-path {path}" in (ROOT / path).read_text()
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_links_and_configurations_in_the_docs_exist(name):
+    folder = (ROOT / name).parent
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", TEXTS[name]) if "://" not in link]
+    assert all((folder / link).exists() for link in links), links
+    assert all((ROOT / path).is_file() for path in re.findall(r"--cfg-path (\S+\.yaml)", TEXTS[name]))
+
+
+def test_make_targets_in_the_readme_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"make ([a-z-]+)", TEXTS["README.md"]))
+    assert {"demo", "test", "test-all", "check"} <= named <= targets
+
+
+def test_ci_runs_the_readmes_tests_then_all():
+    lines = (ROOT / ".ci/run").read_text().splitlines()
+    assert lines.index("make test") < lines.index("make test-all")
+
+
+def test_constraints_pin_every_requirement():
+    def names(path):
+        lines = (ROOT / path).read_text().splitlines()
+        return {re.split(r"[<>=!]", line)[0].strip().lower().replace("_", "-") for line in lines if line.strip()}
+
+    assert names("requirements.txt") <= names("constraints.txt")
+    assert "2.13" not in re.search(r"^torch==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
