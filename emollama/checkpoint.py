@@ -83,8 +83,8 @@ def read(path: str, key: str) -> dict[str, Any]:
             " Ask its author for a file that torch.load(weights_only=True) reads."
         ) from None
     except Exception as error:  # torch.load meets garbage with errors of many kinds
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{key}: {path} cannot be read (truncated?): {reason}. Copy it again.") from None
+        reason = f"{type(error).__name__} {error}".partition("\n")[0].rstrip(". ")
+        raise UserError(f"{key}: {path} is truncated, or no checkpoint: {reason}. Copy it again.") from None
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UserError(f"{key}: {path} has no entry 'model' with tensors; it is not a checkpoint of this kind")
     return content
@@ -138,16 +138,16 @@ def _refuse(
 ) -> None:
     problems = []
     if missing:
-        problems.append(f"missing tensors, {listing(missing)} (ckpt_allow_missing takes globs of those that may be)")
+        problems.append(f"missing tensors (ckpt_allow_missing takes globs of those that may be), {listing(missing)}")
     if unexpected:
-        problems.append(f"unexpected tensors, {listing(unexpected)} (are train_llm, lora_target_modules and fusion the same?)")
+        problems.append(f"unexpected tensors (are train_llm, lora_target_modules and fusion the same?), {listing(unexpected)}")
     shapes = [
         f"{name} {tuple(stored[name].shape)} where {tuple(parameter.shape)} is expected"
         for name, parameter in wanted.items()
         if name in stored and stored[name].shape != parameter.shape
     ]
     if shapes:
-        problems.append(f"tensors of another shape, {listing(shapes)} (are lora_r, slot_dims and llama_model the same?)")
+        problems.append(f"tensors of another shape (are lora_r, slot_dims and llama_model the same?), {listing(shapes)}")
     if problems:
         raise UserError(f"checkpoint {path}: {'; '.join(problems)}")
 

@@ -144,28 +144,21 @@ def _blocks(layers: list[Layer]) -> Iterator[_Block]:
     if arch is None:
         raise UserError(f"{layers[0].name}: 'model.arch' is missing. Registered: {', '.join(MODELS.names())}")
     preset = selected(layers, ["model", "preset"], None)
-    yield _Block("model", "model", [_look_up(MODELS, arch, "model.arch")], {"arch": arch, "preset": preset})
+    yield _Block("model", "model", [MODELS.get(arch, "model.arch")], {"arch": arch, "preset": preset})
     runner = typing.cast("str", selected(layers, ["run", "runner"], "runner_base"))
     task = typing.cast("str", selected(layers, ["run", "task"], "image_text_pretrain"))
-    task_class = _look_up(TASKS, task, "run.task")
+    task_class = TASKS.get(task, "run.task")
     for group in ("datasets", "evaluation_datasets"):
         labels = dict.fromkeys(label for layer in layers for label in layer.tree.get(group, {}))
         for label in labels:
             name = typing.cast("str", selected(layers, [group, label, "type"], label))
-            classes = [_look_up(DATASETS, name, f"{group}.{label}.type")]
+            classes = [DATASETS.get(name, f"{group}.{label}.type")]
             if group == "evaluation_datasets":
                 classes.append(task_class)
             preset = selected(layers, [group, label, "preset"], None)
             yield _Block(f"{group}.{label}", group, classes, {"type": name, "preset": preset})
-    runner_class = _look_up(RUNNERS, runner, "run.runner")
+    runner_class = RUNNERS.get(runner, "run.runner")
     yield _Block("run", "run", [runner_class], {"runner": runner, "task": task})
-
-
-def _look_up(registry: Any, name: str, key: str) -> Any:
-    try:
-        return registry.get(name)
-    except UserError as error:
-        raise UserError(f"{key}: {error}") from None
 
 
 def _block_layers(block: _Block, layers: list[Layer]) -> Iterator[Layer]:

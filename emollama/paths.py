@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,20 @@ def read_text(path: str) -> str:
         return str(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}). Save the file as UTF-8.") from None
+
+
+def require_writable(folder: Path, key: str) -> None:
+    """Check that files can be written under a folder, which need not exist yet; nothing is left behind.
+
+    Raises:
+        UserError: naming the configuration key.
+    """
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(f"{key}: cannot write under '{existing}': {error.strerror}. Name another folder.") from None
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class Plan:
     def text(self) -> str:
         """The figures as tables."""
         blocks: list[tuple[str, Mapping[str, float], str]]
-        blocks = [("Parameters", self.parameters, "{:,}"), ("Memory per GPU (GiB, estimated)", self.memory_gib, "{:.2f}")]
+        blocks = [("Parameters", self.parameters, "{:,}"), ("Memory per GPU (GiB, estimated)", self.memory_gib, "{:.3f}")]
         blocks.append(("Tokens of a sample", self.tokens, "{:,}"))
         lines = []
         for title, rows, form in blocks:
@@ -64,7 +64,8 @@ def plan(config: RunConfig) -> Plan:
     model = config.classes["model"](config.model, device=torch.device("meta"), frozen_dtype=precision.frozen_dtype)
     parameters = _parameters(model)
     tokens, notes = _tokens(config)
-    batch = max((block.batch_size for block in config.datasets.values()), default=1)
+    blocks = [*config.datasets.values(), *(block.dataset for block in config.evaluation_datasets.values())]
+    batch = max((block.batch_size for block in blocks), default=1)
     memory = _memory(config, model, sum(tokens.values()), batch)
     notes.append(f"memory for micro-batches of {batch}, sentences of {SENTENCE_TOKENS} and answers of {ANSWER_TOKENS} tokens")
     return Plan(parameters, memory, tokens, notes)
@@ -114,17 +115,20 @@ def _memory(config: RunConfig, model: Any, tokens: int, batch: int) -> dict[str,
     bytes_each = 1 if config.model.low_resource else 0.5 if config.model.load_in_4bit else size
     llm = model.llm_config.get_text_config()
     hidden, inner, layers = llm.hidden_size, llm.intermediate_size, llm.num_hidden_layers
-    total = tokens * batch
-    layer = total * ((10 * hidden + 4 * inner) * size + 4 * hidden * 4)  # norms keep float32 copies
-    saved = layers * total * hidden * size
-    activations = saved + layer if config.model.use_grad_checkpoint else layers * layer
-    logits = batch * ANSWER_TOKENS * llm.vocab_size * (size + 3 * 4)  # the logits, float32 copy, log-softmax and gradient
-    parts = {
-        "frozen weights": frozen * bytes_each,
-        "trained weights (float32)": 4 * trained,
-        "gradients (float32)": 4 * trained,
-        "AdamW moments (float32)": 8 * trained,
-        "activations": activations,
-        "logits at the answers": logits,
-    }
+    places = tokens * batch
+    parts = {"frozen weights": frozen * bytes_each, "trained weights (float32)": 4 * trained}
+    if config.datasets:
+        layer = places * ((10 * hidden + 4 * inner) * size + 4 * hidden * 4)  # norms keep float32 copies
+        saved = layers * places * hidden * size
+        parts |= {
+            "gradients (float32)": 4 * trained,
+            "AdamW moments (float32)": 8 * trained,
+            "activations": saved + layer if config.model.use_grad_checkpoint else layers * layer,
+            # the logits, their float32 copy, log-softmax and gradient
+            "logits at the answers": batch * ANSWER_TOKENS * llm.vocab_size * (size + 3 * 4),
+        }
+    else:
+        longest = max((block.task.max_new_tokens for block in config.evaluation_datasets.values()), default=0)
+        heads = getattr(llm, "num_key_value_heads", llm.num_attention_heads) / llm.num_attention_heads
+        parts["key-value cache"] = 2 * layers * hidden * heads * (places + batch * longest) * size
     return {name: value / GIB for name, value in parts.items()} | {"sum": sum(parts.values()) / GIB}

@@ -55,8 +55,8 @@ class Registry(Generic[T]):
 
         return enter
 
-    def get(self, name: str) -> T:
-        """The class registered under ``name``.
+    def get(self, name: str, key: str | None = None) -> T:
+        """The class registered under ``name``; ``key`` is the configuration key that gave it, for the message.
 
         Raises:
             UserError: nothing has this name; the message holds the nearest one and all that are registered.
@@ -64,7 +64,8 @@ class Registry(Generic[T]):
         known = self.names()
         if name not in self._entries:
             hint = did_you_mean(name, known)
-            raise UserError(f"Unknown {self.kind} '{name}'.{hint} Registered: {', '.join(known)}")
+            where = f"{key}: " if key else ""
+            raise UserError(f"{where}Unknown {self.kind} '{name}'.{hint} Registered: {', '.join(known)}")
         return self._entries[name]
 
     def names(self) -> list[str]:

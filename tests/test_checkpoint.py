@@ -113,14 +113,16 @@ def test_any_seven_of_them_absent_are_refused_by_name(laid_out, stored, kept):
     for name in absent:
         del stored[name]
     said = refusal(checked, laid_out, stored)
-    assert said.startswith("checkpoint file.pth: missing tensors, 7: ") and all(name in said for name in absent)
+    assert said.startswith(
+        "checkpoint file.pth: missing tensors (ckpt_allow_missing takes globs of those that may be), 7: "
+    ) and all(name in said for name in absent)
     assert kept not in said
 
 
 def test_the_eight_and_one_more_absent_are_refused_by_name(laid_out, stored):
     for name in (*upstream.ABSENT_TOGETHER, "llama_proj.bias"):
         del stored[name]
-    assert "missing tensors, 9: " in refusal(checked, laid_out, stored)
+    assert "missing tensors (ckpt_allow_missing takes globs of those that may be), 9: " in refusal(checked, laid_out, stored)
 
 
 def test_a_minigpt_v2_file_that_lacks_allowed_tensors_too_is_accepted(laid_out, stored):
@@ -136,19 +138,25 @@ def test_missing_tensors_are_named_with_their_count_and_the_remedy(laid_out, sto
     for name in gone:
         del stored[name]
     said = refusal(checked, laid_out, stored)
-    assert "missing tensors, 4: " in said and all(name in said for name in gone) and "ckpt_allow_missing" in said
+    assert (
+        "missing tensors (ckpt_allow_missing takes globs of those that may be), 4: " in said
+        and all(name in said for name in gone)
+        and "ckpt_allow_missing" in said
+    )
 
 
 def test_unexpected_tensors_are_named(laid_out, stored):
     stored["llama_model.extra.weight"] = torch.zeros(1)
-    assert "unexpected tensors, 1: llama_model.extra.weight" in refusal(checked, laid_out, stored)
+    assert "unexpected tensors (are train_llm, lora_target_modules and fusion the same?), 1: llama_model.extra.weight" in refusal(
+        checked, laid_out, stored
+    )
 
 
 def test_misshapen_tensors_are_named_with_both_shapes(laid_out, stored):
     stored["llama_proj.weight"] = torch.zeros(64, 700)
     stored["llama_proj.bias"] = torch.zeros(1, 64)
     said = refusal(checked, laid_out, stored)
-    assert "tensors of another shape, 2: " in said
+    assert "tensors of another shape (are lora_r, slot_dims and llama_model the same?), 2: " in said
     assert "llama_proj.weight (64, 700) where (64, 704) is expected" in said and "llama_proj.bias (1, 64)" in said
 
 

@@ -188,10 +188,9 @@ class FeatureFaceCaption:
         if "emotion" in self.pool.tasks or self.cfg.exclude_labels:
             unknown = [f"'{clip.label}' (line {clip.line}, {clip.name})" for clip in clips if clip.label not in self.cfg.labels]
             if unknown:
-                raise UserError(
-                    f"{self.list_path}: unknown label, clips {listing(unknown)}. Known: {', '.join(self.cfg.labels)}. Correct the"
-                    " list or the block's labels; only a task_pool without 'emotion' takes a list without labels."
-                )
+                remedy = "correct the list or the block's labels; only a task_pool without 'emotion' takes a list without labels"
+                known = ", ".join(self.cfg.labels)
+                raise UserError(f"{self.list_path}: unknown label (known: {known}; {remedy}), clips {listing(unknown)}")
         kept = [clip for clip in clips if clip.label not in self.cfg.exclude_labels]
         if not kept:
             raise UserError(f"{self.list_path}: exclude_labels leaves no clip of {len(clips)}")

@@ -2,7 +2,7 @@
 
 Every clip has hidden causes. Its emotion fixes one group in each of four channels: facial cues, body motion, tone of
 voice, and the topic of the spoken sentence. A group holds three of the nine emotions, so no channel decides alone;
-any two channels together leave exactly one emotion, and in four of ten clips one channel says nothing. The
+any two channels together leave exactly one emotion, and in one of 25 clips one channel says nothing. The
 features carry the face, the motion and the tone (at a random intensity, with the mark of a speaker, and noise), the
 transcript carries the topic, and the captions describe all of it. Nothing here comes from real people or recordings.
 """
@@ -41,7 +41,7 @@ FOLDERS = {"face": "mae_340_UTT", "video": "maeV_399_UTT", "audio": "HL-UTT", "e
 WITHOUT_FEATURES = shutil.ignore_patterns("*.npy")
 SLOT_WIDTH, EVA_WIDTH, EVA_PATCHES = 1024, 1408, 4  # an EVA array is (1 + EVA_PATCHES, EVA_WIDTH), row 0 the class row
 SPEAKERS = 24
-SILENCES = 10  # one clip in this many has a silent face; the same for motion, tone and topic; never two in a clip
+SILENCES = 100  # one clip in this many has a silent face; the same for motion, tone and topic; never two in a clip
 Array = NDArray[np.floating]
 Wordings = Mapping[str, Sequence[str]]  # task -> its wordings
 Shown = tuple[int, tuple[int, ...]]  # a group, and which of its cues are there

@@ -45,15 +45,15 @@ def run_demo(folder: str, *, seed: int, processes: int, corpus_only: bool = Fals
     begun = time.monotonic()
     corpus = make_corpus(root / "corpus", train_clips=2000, fine_clips=1000, test_clips=240, seed=seed)
     get_logger().info("invented a corpus in %s (everything in it is synthetic)", root / "corpus")
+    get_logger().info("training a tokenizer and a tiny Llama on its texts (a minute or so)")
     make_tiny_llama(root / "llm", corpus.texts, seed=seed, steps=700)
-    get_logger().info("trained a tokenizer and a tiny Llama on its texts, in %s", root / "llm")
     if corpus_only:
         return
     for script, config, options in (
         ("train.py", "train_configs/demo_stage_1.yaml", ["run.job_id=stage_1", f"run.seed={seed}"]),
         ("train.py", "train_configs/demo_stage_2.yaml", ["run.job_id=stage_2", f"run.seed={seed}"]),
-        ("eval_emotion_EMER.py", "eval_configs/demo_emotion.yaml", []),
-        ("eval_emotion_EMER.py", "eval_configs/demo_EMER.yaml", []),
+        ("eval_emotion_EMER.py", "eval_configs/demo_emotion.yaml", ["run.job_id=recognition"]),
+        ("eval_emotion_EMER.py", "eval_configs/demo_EMER.yaml", ["run.job_id=reasoning"]),
     ):
         _torchrun(root, processes, script, config, options)
     figures = _figures(root) | {"seconds": round(time.monotonic() - begun, 1)}

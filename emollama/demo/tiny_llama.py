@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 UNK, BOS, EOS = "<unk>", "<s>", "</s>"
 ANSWER_MARK = "[/INST]"
@@ -29,6 +30,7 @@ def make_tiny_llama(
     global generator is left as it was. `steps` are optimizer steps of `batch_size` texts each, at learning rate `lr`
     (warm-up, then cosine). `hidden` must be divisible by 16, the width of an attention head.
     """
+    transformers_logging.disable_progress_bar()
     tokenizer = train_tokenizer(texts, vocab)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -81,6 +81,7 @@ class MiniGPTv2(nn.Module):
         """False leaves prompt_template out."""
 
         def __post_init__(self) -> None:
+            FUSIONS.get(self.fusion, "fusion")
             if self.prompt_template.count("{}") != 1:
                 raise ValueError(f"prompt_template {self.prompt_template!r} must contain {{}} exactly once")
             if not self.end_sym:

@@ -78,6 +78,7 @@ def build_model(config: RunConfig, world: World, precision: Precision, resumed: 
     def checked_tensors() -> dict[str, Tensor] | None:
         shapes = model_class(cfg, device=torch.device("meta"), frozen_dtype=precision.frozen_dtype)
         if not (resumed or cfg.ckpt):
+            get_logger().warning("model.ckpt is null: projections and adapters start from random values")
             return None
         tensors: dict[str, Tensor] = (resumed or checkpoint.read(cfg.ckpt, "model.ckpt"))["model"]
         for note in checkpoint.load_trainable(shapes, tensors, path=source, allow_missing=allowed, dry=True):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +23,10 @@ from emollama.config import RunConfig, write_yaml
 from emollama.data.batch import Batch
 from emollama.data.loader import Order, Split, TrainingSamples, step_batches, training_loader
 from emollama.data.prompt import LossAverage
-from emollama.errors import UserError, listing
+from emollama.errors import EchoedError, UserError, listing
 from emollama.evaluation.files import write_predictions
 from emollama.logging import RunLog, get_logger, progress, set_up
+from emollama.paths import require_writable
 from emollama.precision import AmpDtype, Precision
 from emollama.registry import LR_SCHEDULES, RUNNERS
 from emollama.runners.build import batch_size, build_datasets, build_model
@@ -101,7 +103,7 @@ class RunnerBase:
         """A checkpoint to go on from, or auto: the newest complete one of this job_id's folder."""
 
         def __post_init__(self) -> None:
-            LR_SCHEDULES.get(self.lr_sched)
+            LR_SCHEDULES.get(self.lr_sched, "lr_sched")
             least = {"max_epoch": 1, "iters_per_epoch": 1, "accum_grad_iters": 1, "log_freq": 1, "max_skipped_steps": 1}
             least |= {"num_workers": 0, "warmup_steps": 0, "seed": 0, "keep_last": 1, "save_every_iters": 1}
             for key, minimum in least.items():
@@ -120,6 +122,7 @@ class RunnerBase:
         set_up(self.world.is_main)
         job_id = cfg.job_id or self.world.on_main(lambda: datetime.now().strftime("%Y%m%d%H%M%S"))
         self.folder = Path(cfg.output_dir) / job_id
+        self.world.on_main(lambda: require_writable(self.folder, "run.output_dir"))
         self.precision = Precision(self.world.device, cfg.amp, cfg.amp_dtype)
         self.task = config.classes["run.task"]()
         self.prompt = self.world.main_first(lambda: config.classes["model"].prompt(config.model, cfg.loss_average))
@@ -240,15 +243,12 @@ class RunnerBase:
     def _stop_if_stuck(self, micro_batches: list[Batch]) -> None:
         if self.skipped_in_row < self.cfg.max_skipped_steps:
             return
-        names = [name for part in self.world.gather([name for batch in micro_batches for name in batch.names]) for name in part]
-
-        def fail() -> None:
-            raise UserError(
-                f"{self.skipped_in_row} steps in a row gave a loss or gradient that is not finite; the last one's clips"
-                f" {listing(names)}. Lower run.init_lr, set run.max_grad_norm, or look at these clips' features."
-            )
-
-        self.world.on_main(fail)
+        names = list(chain(*self.world.gather([name for batch in micro_batches for name in batch.names])))
+        kind = UserError if self.world.is_main else EchoedError
+        raise kind(
+            f"{self.skipped_in_row} steps in a row gave a loss or gradient that is not finite; the last one's clips"
+            f" {listing(names)}. Lower run.init_lr, set run.max_grad_norm, or look at these clips' features."
+        )
 
     def _save_when_due(self, done: int) -> None:
         """Write checkpoint_<epoch>.pth at an epoch's end, checkpoint_last.pth every ``save_every_iters`` steps."""

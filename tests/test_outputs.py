@@ -1,0 +1,76 @@
+"""What a run writes, refuses to write, and says."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from running import ROOT, command, environment, golden_config, rows
+
+from emollama.config import load
+from emollama.errors import UserError
+from emollama.registry import DATASETS
+
+
+def runner_of(path, *options, training=True):
+    config = load(str(path), list(options))
+    return config.classes["run"](config, training=training)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_folder_that_cannot_be_written_is_refused_by_its_key(tmp_path, training):
+    (tmp_path / "file").write_text("in the way")
+    path = golden_config(tmp_path, run={"output_dir": str(tmp_path / "file/deeper")})
+    with pytest.raises(UserError, match="run.output_dir: cannot write under"):
+        runner_of(path, training=training)
+
+
+def test_a_start_from_random_values_is_warned_of(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("emollama"), "propagate", True)
+    runner_of(golden_config(tmp_path, model={"ckpt": None}), training=False)
+    assert "model.ckpt is null" in caplog.text
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_many_stop_the_run(tmp_path):
+    path = golden_config(tmp_path, run={"max_skipped_steps": 3}, model={"ckpt": None})
+    runner = runner_of(path)
+    with torch.no_grad():
+        runner.model.fusion.llama_proj.bias[0] = float("nan")
+    before = {name: value.clone() for name, value in runner.parallel.trainable_state().items()}
+    with pytest.raises(UserError, match=r"3 steps in a row .* clips 1: sample_00000371"):
+        runner.train()
+    after = runner.parallel.trainable_state()
+    assert all(torch.equal(before[name], after[name]) or "llama_proj.bias" in name for name in before)
+    assert [row["skipped_steps"] for row in rows(runner.folder / "log.jsonl")] == [1, 2]
+
+
+def test_an_interrupt_leaves_no_traceback_and_says_how_to_go_on(tmp_path):
+    line = command("train.py", "--cfg-path", str(golden_config(tmp_path, run={"iters_per_epoch": 100_000})))
+    process = subprocess.Popen(line, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
+    for output in process.stderr:
+        if "step 3/" in output:
+            break
+    os.kill(process.pid, signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait(60) == 130
+    assert "interrupted" in rest and "Traceback" not in rest
+
+
+def test_the_documented_dataset_of_ones_own_works_as_written(tmp_path, monkeypatch):
+    text = (ROOT / "docs/architecture.md").read_text()
+    code = re.search(r"```python\n(# my_datasets.py.*?)```", text, re.DOTALL)[1]
+    (tmp_path / "my_datasets.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(DATASETS, "_entries", {name: DATASETS.get(name) for name in DATASETS.names()})
+    base, scaled = (golden_config(tmp_path / name) for name in ("base", "scaled"))
+    own = ["imports=[my_datasets]", "datasets.clips.type=whispering", "datasets.clips.volume=0.25"]
+    plain, quiet = (runner_of(path, *extra).datasets["clips"] for path, extra in ((base, []), (scaled, own)))
+    rows_of = [dataset.record(0, "emotion", "?").features["audio"] for dataset in (plain, quiet)]
+    assert torch.equal(rows_of[1], rows_of[0] * 0.25)
+    sys.modules.pop("my_datasets")
