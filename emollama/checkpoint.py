@@ -1,12 +1,14 @@
 """Checkpoints: the trained tensors under the names of the published files, and what a run needs to go on exactly.
 
-A file is ``{"model", "optimizer", "scaler", "step", "epoch", "sizes", "config"}``, loads with ``weights_only=True``,
+A file is ``{"model", "optimizer", "scaler", "step", "epoch", "skipped", "facts",
+"config"}``, loads with ``weights_only=True``,
 and has its SHA-256 beside it (``<file>.sha256``), because a flipped bit does not stop torch.load.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -31,13 +33,16 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
     """
     fresh, digest = path.with_name(f".{path.name}.new"), digest_path(path)
     try:
-        with written_whole(fresh, "wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with fresh.open("wb") as file:
             torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
         line = f"{sha256(fresh)}  {path.name}\n"
         earlier = read_text(str(digest)) if digest.is_file() else ""
         with written_whole(digest) as file:  # both digests are there while the file is exchanged
             file.write(earlier + line)
-        fresh.replace(path)
+        os.replace(fresh, path)
         with written_whole(digest) as file:
             file.write(line)
     except (OSError, RuntimeError) as error:

@@ -6,11 +6,16 @@ import argparse
 import json
 import os
 import sys
+import time
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import NoReturn
 
 from emollama import distributed
 from emollama.errors import EchoedError, UserError
+
+SPEAKER_FIRST = 3.0  # seconds that a silent process waits, so that the launcher does not end the one that speaks
 
 
 def parse_run(description: str, arguments: list[str] | None = None) -> argparse.Namespace:
@@ -27,20 +32,35 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def entry_point(main: Callable[[], None]) -> None:
-    """Run; an error that is meant for the user is printed without a traceback, once, and exits with 1."""
+    """Run; an error that is meant for the user is printed without a traceback, once, and exits with 1.
+
+    With several processes a failing one leaves at once, without waiting for the others in the group's clean-up.
+    """
     try:
         main()
     except UserError as error:
-        silent = isinstance(error, EchoedError) or (not distributed.joined() and int(os.environ.get("RANK", 0)) > 0)
-        if not silent:
+        every_rank_has_it = not distributed.joined() and int(os.environ.get("LOCAL_RANK", 0)) > 0
+        if isinstance(error, EchoedError) or every_rank_has_it:
+            time.sleep(SPEAKER_FIRST)
+        else:
             sys.stderr.write(f"error: {error}\n")
-        sys.stderr.flush()
-        os._exit(1) if distributed.joined() else sys.exit(1)
+        _leave(1)
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; run.resume_ckpt_path: auto goes on from the last checkpoint\n")
-        os._exit(130)
-    finally:
-        distributed.stop()
+        if int(os.environ.get("RANK", 0)) == 0:
+            sys.stderr.write("interrupted; a training run goes on by run.job_id and run.resume_ckpt_path: auto\n")
+        _leave(130)
+    except Exception:
+        if not distributed.joined():
+            raise
+        traceback.print_exc()
+        _leave(1)
+    distributed.stop()
+
+
+def _leave(status: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def main() -> None:

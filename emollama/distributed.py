@@ -101,8 +101,9 @@ def start(device: str = "auto", timeout_minutes: float = 30.0) -> World:
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("run.device: cuda, but PyTorch sees no GPU here. Set run.device: cpu or auto.")
     use_cuda = device != "cpu" and torch.cuda.is_available()
-    if use_cuda and local_rank >= torch.cuda.device_count():
-        raise UserError(f"{local_rank + 1} processes, but {torch.cuda.device_count()} GPUs. Lower torchrun's --nproc-per-node.")
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if use_cuda and here > torch.cuda.device_count():
+        raise UserError(f"{here} processes, but {torch.cuda.device_count()} GPUs. Lower torchrun's --nproc-per-node.")
     where = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(where)

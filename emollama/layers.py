@@ -49,9 +49,10 @@ def check_top_level(layer: Layer) -> None:
 
 def import_user_modules(layers: list[Layer]) -> None:
     """Import what ``imports`` names, so that it registers its components."""
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    for name in merged_plain(layers, "imports"):
+    names = merged_plain(layers, "imports")
+    if names and "" not in sys.path:
+        sys.path.append("")
+    for name in names:
         try:
             importlib.import_module(name)
         except ImportError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import resource
 import sys
 import time
@@ -95,7 +96,7 @@ class RunLog:
             "samples_per_s": self._samples / seconds,
             "tokens_per_s": self._tokens / seconds,
             "data_wait": self._waited / seconds,
-            "peak_memory_gb": _peak_memory_gb(),
+            "peak_memory_gib": _peak_memory_gib(),
         }
         self._write(step, values, (now - self._begun) / (step + 1 - self._first) * (self._total - step - 1))
         self._window, self._waited, self._tokens, self._samples = now, 0.0, 0, 0
@@ -108,7 +109,8 @@ class RunLog:
             self._file.close()
 
     def _write(self, step: int, values: dict[str, Any], eta_seconds: float) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        plain = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
+        self._file.write(json.dumps({"step": step, **plain}) + "\n")
         self._file.flush()
         for name, value in values.items():
             if name != "epoch":
@@ -122,7 +124,7 @@ class RunLog:
             self._bar.set_postfix_str(text)
 
 
-def _peak_memory_gb() -> float:
+def _peak_memory_gib() -> float:
     """Most memory that this process ever held: of the GPU where there is one, else of the machine."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30

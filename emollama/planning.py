@@ -15,7 +15,7 @@ import torch
 
 from emollama.config import RunConfig
 from emollama.data.batch import Record
-from emollama.data.instructions import TaskPool, user_text
+from emollama.data.instructions import user_text
 from emollama.precision import Precision
 from emollama.registry import FUSIONS
 
@@ -91,8 +91,7 @@ def _tokens(config: RunConfig) -> tuple[dict[str, int], list[str]]:
     shapes = model_class.slot_shapes(config.model)
     folder = Path(config.model.llama_model)
     exact = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
-    blocks = config.datasets.values()
-    pools = [TaskPool(block.task_pool, block.instructions, block.prompt_labels or block.labels) for block in blocks]
+    pools = [block.pool() for block in config.datasets.values() if hasattr(block, "pool")]
     texts = [user_text(task, words, "") for pool in pools for task in pool.tasks for words in pool.wordings[task]]
     texts = texts or [user_text("emotion", "", "")]
     rows = FUSIONS.get(config.model.fusion).rows_out({slot: shape.rows for slot, shape in shapes.items()})

@@ -331,7 +331,8 @@ def stored_run(tmp_path, tree, **keys):
         "scaler": {},
         "step": 1,
         "epoch": 0,
-        "sizes": runner._sizes,
+        "skipped": [0, 0],
+        "facts": runner._facts,
         "config": config.plain(),
     }
     path = tmp_path / "out" / "run" / "checkpoint_last.pth"
@@ -380,7 +381,7 @@ def test_a_resumed_run_may_write_a_value_where_a_variable_stood(tmp_path, tree, 
 
 
 def test_a_resumed_run_with_another_global_batch(tmp_path, tree):
-    stored_run(tmp_path, tree, sizes={"samples of a step (processes x batch_size x accum_grad_iters)": 6})
+    stored_run(tmp_path, tree, facts={"samples of a step (processes x batch_size x accum_grad_iters)": 6})
     said = refusal(tmp_path, tree, "run.resume_ckpt_path=auto")
     assert "samples of a step" in said and "6 then, 1 now" in said
 
@@ -388,14 +389,65 @@ def test_a_resumed_run_with_another_global_batch(tmp_path, tree):
 def test_a_resumed_run_on_a_list_of_another_length(tmp_path, tree):
     path = stored_run(tmp_path, tree)
     content = checkpoint.read(str(path), "x")
-    label = next(name for name in content["sizes"] if name.startswith("clips of"))
-    checkpoint.save(path, content | {"sizes": content["sizes"] | {label: 5}})
+    label = next(name for name in content["facts"] if name.startswith("clips of"))
+    checkpoint.save(path, content | {"facts": content["facts"] | {label: 5}})
     assert f"{label}: 5 then, 6 now" in refusal(tmp_path, tree, "run.resume_ckpt_path=auto")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["datasets.golden.transcription_path=null"], ["datasets.golden.transcription_path", "None now"]),
+        (["datasets.golden.audio_feature_path=null"], ["datasets.golden.audio_feature_path", "None now"]),
+        (["run.amp=True"], ["run.amp: False then, True now", "dtype: 'torch.float32' then, 'torch.bfloat16' now"]),
+        (["datasets.golden.task_pool=[reason,emotion]"], ["task_pool"]),
+    ],
+)
+def test_a_resumed_run_with_other_input_is_refused(tmp_path, tree, options, words):
+    stored_run(tmp_path, tree)
+    said = refusal(tmp_path, tree, "run.resume_ckpt_path=auto", *options)
+    assert all(word in said for word in words), said
+
+
+def test_a_resumed_run_on_a_list_in_another_order(tmp_path, tree):
+    stored_run(tmp_path, tree)
+    path = Path(loaded(tmp_path, tree).datasets["golden"].data_root) / LIST
+    path.write_text("\n".join(reversed(path.read_text().splitlines())))
+    assert "list of golden" in refusal(tmp_path, tree, "run.resume_ckpt_path=auto")
+
+
+def test_a_stored_run_beyond_the_new_end_is_refused(tmp_path, tree):
+    stored_run(tmp_path, tree, step=10**9)
+    assert "run.max_epoch" in refusal(tmp_path, tree, "run.resume_ckpt_path=auto")
+
+
+def test_resuming_imports_nothing_that_a_checkpoint_names(tmp_path, tree, monkeypatch):
+    (tmp_path / "smuggled.py").write_text("raise SystemExit('executed')")
+    monkeypatch.chdir(tmp_path)
+    path = stored_run(tmp_path, tree)
+    content = checkpoint.read(str(path), "x")
+    checkpoint.save(path, content | {"config": content["config"] | {"imports": ["smuggled"]}})
+    config = loaded(tmp_path, tree, "run.resume_ckpt_path=auto")
+    assert config.classes["run"](config).first_step == 1
+
+
+@pytest.mark.parametrize(
+    "option", ["init_lr=-1", "init_lr=nan", "beta2=2", "weight_decay=-3", "max_grad_norm=-1", "max_grad_norm=0"]
+)
+def test_a_run_value_out_of_range_is_refused_by_its_key(tmp_path, tree, option):
+    with pytest.raises(UserError, match=option.partition("=")[0]):
+        loaded(tmp_path, tree, f"run.{option}")
+
+
+def test_every_lora_target_must_exist(refused, tree):
+    tree["model"]["lora_target_modules"] = ["q_proj", "v_projj"]
+    said = refused()
+    assert "model.lora_target_modules: no layer 'v_projj'. Did you mean 'v_proj'?" in said
 
 
 def test_resuming_from_a_file_of_weights(tmp_path, tree):
     said = refusal(tmp_path, tree, f"run.resume_ckpt_path={GOLDEN / 'checkpoint_slim.pth'}")
-    assert "lacks optimizer, scaler, step, sizes" in said and "set model.ckpt instead" in said
+    assert "lacks optimizer, scaler, step, skipped, facts" in said and "set model.ckpt instead" in said
 
 
 def test_a_resumed_run_may_change_paths_intervals_workers_and_epochs(tmp_path, tree):

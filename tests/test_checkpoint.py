@@ -386,7 +386,7 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_trace(tmp_path, monkeyp
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["checkpoint_0.pth", "checkpoint_0.pth.sha256"]
 
 
-@pytest.mark.parametrize("moment", range(4))
+@pytest.mark.parametrize("moment", range(3))
 def test_a_write_that_is_killed_at_any_moment_leaves_an_intact_checkpoint(tmp_path, monkeypatch, moment):
     path = saved(tmp_path, {"model": {}, "step": 2}, "checkpoint_last.pth")
     moves = []
@@ -405,7 +405,7 @@ def test_a_write_that_is_killed_at_any_moment_leaves_an_intact_checkpoint(tmp_pa
         checkpoint.save(path, {"model": {}, "step": 3})
     monkeypatch.undo()
     assert checkpoint.newest(tmp_path) == path
-    assert checkpoint.read(str(path), "x")["step"] == (3 if moment == 3 else 2)
+    assert checkpoint.read(str(path), "x")["step"] == (3 if moment == 2 else 2)
 
 
 @pytest.mark.parametrize("mode", ["w", "wb"])
@@ -428,7 +428,7 @@ def test_a_run_writes_files_that_load_under_the_published_names(tmp_path, stored
     content = checkpoint.read(str(folder / "checkpoint_0.pth"), "model.ckpt")
     assert {name: tensor.shape for name, tensor in content["model"].items()} == {k: v.shape for k, v in stored.items()}
     assert (content["step"], content["epoch"]) == (1, 0)
-    assert set(content["sizes"].values()) == {1, 6}
+    assert {1, 6, "torch.float32"} <= {value for value in content["facts"].values() if not isinstance(value, list)}
     assert content["config"] == config.plain()
     assert any(not content["model"][name].equal(tensor) for name, tensor in stored.items())
     assert all(tensor.isfinite().all() for tensor in content["model"].values())

@@ -135,4 +135,4 @@ def collate(samples: list[Sample]) -> Batch:
 
 def _joined(rows: list[Tensor]) -> Rows:
     counts = torch.tensor([0] + [len(part) for part in rows])
-    return Rows(torch.cat(rows), tuple(counts.cumsum(0).tolist()))
+    return Rows(rows[0] if len(rows) == 1 else torch.cat(rows), tuple(counts.cumsum(0).tolist()))

@@ -35,7 +35,8 @@ def read_annotations(path: str, annotation_format: AnnotationFormat = "auto") ->
 
     Args:
         path: UTF-8 text, no header, blank lines ignored.
-        annotation_format: ``ne`` is ``name label``; ``ncev`` is ``name count label [valence]``; ``auto`` tells by the width.
+        annotation_format: ``ne`` is ``name label``; ``ncev`` is ``name count label [valence]``; ``auto`` tells by the first
+            row's width.
 
     Raises:
         UserError: a row of another width, an unsafe or repeated name, an empty list: names file and line.
@@ -46,10 +47,14 @@ def read_annotations(path: str, annotation_format: AnnotationFormat = "auto") ->
         if not fields:
             continue
         where = f"{path}, line {number}"
-        widths = {"auto": (2, 3, 4), "ne": (2,), "ncev": (3, 4)}[annotation_format]
+        if annotation_format == "auto":
+            annotation_format = "ne" if len(fields) == 2 else "ncev"
+        widths = (2,) if annotation_format == "ne" else (3, 4)
         if len(fields) not in widths:
             expected = " or ".join(str(width) for width in widths)
             raise UserError(f"{where}: {len(fields)} fields in {row!r}, expected {expected} (name [count] label [valence])")
+        if len(fields) > 2 and not fields[1].lstrip("-").isdigit():
+            raise UserError(f"{where}: the second field of {row!r} is a count of frames, not '{fields[1]}' (labels are one word)")
         name = safe_name(fields[0], where)
         if name in clips:
             raise UserError(f"{where}: clip '{name}' stands on line {clips[name].line} already. Remove one of the two.")

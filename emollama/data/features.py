@@ -7,6 +7,7 @@ A folder holds one ``<name>.npy`` a clip. Utterance features (MAE, VideoMAE, HuB
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -88,15 +89,16 @@ class FeatureFolder:
         rows = torch.from_numpy(array)
         return {"image": rows[1:], "cls": rows[:1]} if self._is_cache else {self.slots[0]: rows}
 
-    def problems(self, names: Iterable[str]) -> list[str]:
-        """What is wrong with the present files of these clips, all of them: header and size always, values of small files."""
+    def problems(self, names: Iterable[str], *, all_values: bool = False) -> list[str]:
+        """What is wrong with the present files of these clips: header and size always, values of small files or of all."""
         present = [name for name in names if name in self.names]
+        limit = sys.maxsize if all_values else VALUES_CHECKED_UP_TO
         with ThreadPoolExecutor(16) as pool:
-            return [text for text in pool.map(self._problem, present) if text is not None]
+            return [text for text in pool.map(lambda name: self._problem(name, limit), present) if text is not None]
 
-    def _problem(self, name: str) -> str | None:
+    def _problem(self, name: str, values_up_to: int) -> str | None:
         try:
-            if self.path(name).stat().st_size <= VALUES_CHECKED_UP_TO:
+            if self.path(name).stat().st_size <= values_up_to:
                 self.read(name)
             else:
                 self._opened(name, "r")  # refuses a file that is shorter than its header says

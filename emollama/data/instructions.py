@@ -95,10 +95,8 @@ class TaskPool:
             raise ValueError(f"task_pool: no task in it. Known: {', '.join(TASK_NAMES)}")
         self.tasks = tuple(weights)
         self._cumulative = np.cumsum(list(weights.values())) / sum(weights.values())
-        shown = ", ".join(prompt_labels)
-        self.wordings = {
-            task: [text.replace("{labels}", shown) for text in wordings.get(task, BUILT_IN[task])] for task in self.tasks
-        }
+        self._shown = ", ".join(prompt_labels)
+        self.wordings = {task: [self.filled(text) for text in wordings.get(task, BUILT_IN[task])] for task in self.tasks}
         for task, texts in self.wordings.items():
             if not texts:
                 raise ValueError(f"instructions: '{task}' has no wording. Give at least one, or leave the key out.")
@@ -108,6 +106,10 @@ class TaskPool:
         index = int(np.searchsorted(self._cumulative, rng.random(), side="right"))
         task = self.tasks[min(index, len(self.tasks) - 1)]
         return task, str(rng.choice(self.wordings[task]))
+
+    def filled(self, wording: str) -> str:
+        """The wording with the prompt labels in place of ``{labels}``; other braces are text."""
+        return wording.replace("{labels}", self._shown)
 
     def first(self, task: str) -> str:
         """The first wording of a task: the one that evaluation asks with."""

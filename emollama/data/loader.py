@@ -183,6 +183,11 @@ def training_loader(
     )
 
 
+def seed_of(*numbers: int) -> int:
+    """One seed from several numbers, well mixed."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
 def step_batches(loader: DataLoader[Batch], accumulate: int) -> Iterator[list[Batch]]:
     """The micro-batches of each step, ``accumulate`` at a time.
 

@@ -113,7 +113,7 @@ class Prompt:
         self.style = style
         self.placeholders = placeholders
         self.loss_average = loss_average
-        special = [re.escape(text) for text in tokenizer.get_added_vocab()]
+        special = [re.escape(text) for text in tokenizer.get_added_vocab() if text.strip()]
         self._special = re.compile("|".join(sorted(special, key=len, reverse=True))) if special else None
 
     def body(self, record: Record) -> str:

@@ -95,6 +95,8 @@ class FeatureFaceCaption:
         """Folder of HuBERT features. Null: no audio row."""
         missing_features: Literal["error", "zero", "skip"] = "error"
         """What to do about a clip without a file: stop, use zero rows, or leave the clip out."""
+        check_values: Literal["small", "all"] = "small"
+        """Which files' values are checked for NaN and inf before the start: those up to 1 MiB (larger ones when read), or all."""
         text_processor: Literal["blip_caption", "verbatim"] = "blip_caption"
         """What happens to answers before they are tokenized."""
         max_words: int = 200
@@ -115,7 +117,11 @@ class FeatureFaceCaption:
             for excluded in self.exclude_labels:
                 if excluded not in self.labels:
                     raise ValueError(f"exclude_labels: '{excluded}' is not among labels ({', '.join(self.labels)})")
-            TaskPool(self.task_pool, self.instructions, [])
+            self.pool()
+
+        def pool(self) -> TaskPool:
+            """The tasks with their weights and wordings."""
+            return TaskPool(self.task_pool, self.instructions, self.prompt_labels or self.labels)
 
         def beside_list(self, path: str) -> str:
             """A path that starts at the annotation file's folder."""
@@ -126,7 +132,7 @@ class FeatureFaceCaption:
         self.label = label
         self.training = training
         self.list_path = join(cfg.data_root, cfg.annotation_file)
-        self.pool = TaskPool(cfg.task_pool, cfg.instructions, cfg.prompt_labels or cfg.labels)
+        self.pool = cfg.pool()
         self.clips = self._listed_clips()
         self.sentences = read_transcripts(cfg.beside_list(cfg.transcription_path)) if cfg.transcription_path else None
         self.captions = {task: self._captions_of(task) for task in self.pool.tasks if task in CAPTIONS}
@@ -137,6 +143,10 @@ class FeatureFaceCaption:
 
     def __len__(self) -> int:
         return len(self.clips)
+
+    def names(self) -> list[str]:
+        """The clips' names in order."""
+        return [clip.name for clip in self.clips]
 
     def record(self, index: int, task: str, wording: str) -> Record:
         """Clip ``index`` asked for ``task`` with this wording; the answer is None where evaluation has none."""
@@ -156,7 +166,7 @@ class FeatureFaceCaption:
 
         Opens every feature file of the list; values are read where the file is small.
         """
-        names = [clip.name for clip in self.clips]
+        names = self.names()
         found = []
         for task, table in self.captions.items():
             key, field_name = CAPTIONS[task]
@@ -180,7 +190,7 @@ class FeatureFaceCaption:
                         " missing_features: zero or skip."
                     )
         for folder in self.folders:
-            found += folder.problems(names)
+            found += folder.problems(names, all_values=self.cfg.check_values == "all")
         return [f"{self.label}: {text}" for text in found]
 
     def _listed_clips(self) -> list[Clip]:
@@ -209,7 +219,7 @@ class FeatureFaceCaption:
 
     def _open_folders(self, slot_shapes: Mapping[str, SlotShape]) -> list[FeatureFolder]:
         folders = []
-        names = [clip.name for clip in self.clips]
+        names = self.names()
         for key, slots in FOLDERS.items():
             path = getattr(self.cfg, key)
             if path is not None:

@@ -17,7 +17,7 @@ def write_predictions(folder: Path, block: str, rows: Sequence[dict[str, Any]]) 
     """Write ``predictions_<block>.jsonl``, and for tasks that reason the CSV that EMER's scorers read.
 
     The CSV (``names,chi_reasons``; English text in spite of the name) is called after the block, and after the task too where
-    the block has several.
+    the block has both.
 
     Args:
         folder: created if need be.
@@ -30,13 +30,11 @@ def write_predictions(folder: Path, block: str, rows: Sequence[dict[str, Any]]) 
     files = [folder / f"predictions_{block}.jsonl"]
     with written_whole(files[0]) as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    tasks = sorted({row["task"] for row in rows})
+    tasks = sorted({row["task"] for row in rows} & set(REASONING_TASKS))
     for task in tasks:
-        if task in REASONING_TASKS:
-            suffix = "" if len(tasks) == 1 else f"_{task}"
-            files.append(folder / f"predictions_{block}{suffix}.csv")
-            with written_whole(files[-1]) as file:
-                writer = csv.writer(file)
-                writer.writerow(["names", "chi_reasons"])
-                writer.writerows([row["name"], row["prediction"]] for row in rows if row["task"] == task)
+        files.append(folder / (f"predictions_{block}.csv" if len(tasks) == 1 else f"predictions_{block}_{task}.csv"))
+        with written_whole(files[-1]) as file:
+            writer = csv.writer(file)
+            writer.writerow(["names", "chi_reasons"])
+            writer.writerows([row["name"], row["prediction"]] for row in rows if row["task"] == task)
     return files

@@ -18,6 +18,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from emollama.errors import UserError
+
 NAME = "emollama_packed"
 AMPERE = 8  # major compute capability from which the variable-length kernel runs
 
@@ -47,12 +49,17 @@ def packed_attention(
     """
     if cu_seqlens is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    for unknown in ("softcap", "s_aux"):
+        if kwargs.get(unknown) is not None:
+            raise UserError(f"model.llama_model: its attention uses '{unknown}', which packed training does not know")
+    if query.is_cuda and torch.is_autocast_enabled("cuda"):  # float32 weights leave float32 queries behind the rotation
+        query, key, value = (tensor.to(torch.get_autocast_dtype("cuda")) for tensor in (query, key, value))
     scaling = kwargs.get("scaling")
     dropout = kwargs.get("dropout", 0.0)
     if _varlen_kernel_runs(query) and not dropout:
         from torch.nn.attention.varlen import varlen_attn
 
-        groups = query.shape[1] // key.shape[1]
+        groups = query.shape[1] // key.shape[1]  # enable_gqa is not in every supported PyTorch
         joined = varlen_attn(
             query[0].transpose(0, 1),  # (T, H, E)
             key[0].repeat_interleave(groups, 0).transpose(0, 1),

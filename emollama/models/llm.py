@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from emollama.errors import UserError, listing
 from emollama.models import attention
+from emollama.registry import did_you_mean
 
 TrainLLM = Literal["lora", "none", "full"]
 
@@ -115,7 +116,7 @@ def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch
             attn_implementation=attention.NAME,
             local_files_only=True,
             quantization_config=quantization,
-            device_map={"": device} if quantization else None,
+            device_map={"": device} if device.type == "cuda" else None,
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -126,12 +127,13 @@ def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch
         raise UserError(f"model.llama_model: the weights in '{options.path}' lack tensors, {missing}. Download them again.")
     if quantization:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    return _prepared(model if quantization else model.to(device), options)
+    return _prepared(model, options)
 
 
 def _prepared(model: Any, options: LLMOptions) -> Any:
     model.requires_grad_(options.train == "full")
     if options.train == "lora":
+        _check_targets(model, options.lora_targets)
         lora = LoraConfig(
             r=options.lora_r,
             lora_alpha=options.lora_alpha,
@@ -151,6 +153,14 @@ def _prepared(model: Any, options: LLMOptions) -> Any:
         enable({"use_reentrant": False})
     model.config.use_cache = False
     return model
+
+
+def _check_targets(model: Any, targets: list[str]) -> None:
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name, _ in model.named_modules()):
+            hint = did_you_mean(target, names)
+            raise UserError(f"model.lora_target_modules: no layer '{target}'.{hint} Linear layers: {', '.join(sorted(names))}")
 
 
 def _quantization(options: LLMOptions, dtype: torch.dtype) -> BitsAndBytesConfig | None:

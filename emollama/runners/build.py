@@ -30,6 +30,8 @@ def build_datasets(config: RunConfig, *, training: bool, check: bool) -> dict[st
     blocks = config.datasets if training else {label: block.dataset for label, block in config.evaluation_datasets.items()}
     if not blocks:
         raise UserError(f"'{group}' has no block. Add one: {{feature_face_caption: {{annotation_file: ...}}}}")
+    if training and config.evaluation_datasets:
+        get_logger().info("evaluation_datasets are not answered in training; eval_emotion_EMER.py does it")
     shapes = config.classes["model"].slot_shapes(config.model)
     datasets = {
         label: config.classes[f"{group}.{label}"](block, slot_shapes=shapes, label=f"{group}.{label}", training=training)

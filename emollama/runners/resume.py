@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from emollama import checkpoint
 from emollama.config import RunConfig, from_plain
+from emollama.data.loader import Split
+from emollama.distributed import World
 from emollama.errors import UserError
 from emollama.logging import get_logger
 
@@ -35,26 +38,42 @@ MAY_DIFFER = (
 )
 
 
-GLOBAL_BATCH = "samples of a step (processes x batch_size x accum_grad_iters)"
+def order_facts(split: Split, datasets: dict[str, Any]) -> dict[str, Any]:
+    """What the order of the draw rests on, beside the configuration: name -> value."""
+    facts: dict[str, Any] = {
+        "samples of a step (processes x batch_size x accum_grad_iters)": split.global_batch,
+        "datasets in order": list(datasets),
+    }
+    for label, dataset in datasets.items():
+        names = "\n".join(dataset.names())
+        facts[f"clips of {label}"] = len(dataset)
+        facts[f"list of {label}"] = hashlib.sha256(names.encode()).hexdigest()[:16]
+        facts[f"tasks of {label} in order"] = list(dataset.pool.tasks)
+    return facts
 
 
-def resume_content(config: RunConfig, folder: Path, sizes: dict[str, int]) -> dict[str, Any] | None:
+def resume_content(config: RunConfig, folder: Path, facts: dict[str, Any], world: World) -> dict[str, Any] | None:
     """The checkpoint to go on from, or None for a fresh run.
 
     Args:
         config: ``run.resume_ckpt_path`` is a file, ``auto``, or None.
         folder: of the run; ``auto`` looks there.
-        sizes: what, beside the configuration, the order of the draw rests on: name -> number.
+        facts: what must be as it was, beside the configuration (:func:`order_facts` and the dtype).
+        world: rank 0 chooses, every rank reads.
 
     Raises:
         UserError: a fresh run would write into a folder that holds checkpoints, or the stored run is another one.
     """
-    path = _chosen(config.run.resume_ckpt_path, folder)
+    path = world.on_main(lambda: _chosen(config.run.resume_ckpt_path, folder))
     if path is None:
         return None
-    content = checkpoint.read(path, "run.resume_ckpt_path")
-    _check_same_run(content, config, sizes, path)
-    return content
+
+    def read() -> dict[str, Any]:
+        content = checkpoint.read(path, "run.resume_ckpt_path")
+        _check_same_run(content, config, facts, path)
+        return content
+
+    return world.main_first(read)
 
 
 def _chosen(configured: str | None, folder: Path) -> str | None:
@@ -75,26 +94,34 @@ def _chosen(configured: str | None, folder: Path) -> str | None:
     return str(found)
 
 
-def _check_same_run(content: dict[str, Any], config: RunConfig, sizes: dict[str, int], path: str) -> None:
-    lacking = [key for key in ("optimizer", "scaler", "step", "sizes", "config") if key not in content]
+def _check_same_run(content: dict[str, Any], config: RunConfig, facts: dict[str, Any], path: str) -> None:
+    lacking = [key for key in ("optimizer", "scaler", "step", "skipped", "facts", "config") if key not in content]
     if lacking:
         raise UserError(
             f"run.resume_ckpt_path: {path} lacks {', '.join(lacking)}: it holds weights, not a run. To start from its weights,"
             " set model.ckpt instead."
         )
-    then, now = (dict(_flat(tree.resolved())) for tree in (from_plain(content["config"], path), config))
+    stored = {key: value for key, value in content["config"].items() if key != "imports"}  # no code comes out of a checkpoint
+    then, now = (dict(_flat(tree.resolved())) for tree in (from_plain(stored, path), config))
     found = {
         key: (then.get(key), now.get(key))
         for key in sorted({*then, *now})
-        if then.get(key) != now.get(key) and not any(fnmatch.fnmatchcase(key, pattern) for pattern in MAY_DIFFER)
+        if then.get(key) != now.get(key) and not _may_differ(key, then.get(key), now.get(key))
     }
-    found |= {name: (content["sizes"].get(name), now) for name, now in sizes.items() if content["sizes"].get(name) != now}
+    old = content["facts"]
+    found |= {name: (old.get(name), value) for name, value in facts.items() if old.get(name) != value}
     if found:
         lines = [f"{key}: {old!r} then, {new!r} now" for key, (old, new) in found.items()]
         raise UserError(
             f"run.resume_ckpt_path: {path} belongs to a run that was configured differently: {'; '.join(lines)}. Restore these"
             " values, or start a new run from its weights with model.ckpt."
         )
+
+
+def _may_differ(key: str, then: Any, now: Any) -> bool:
+    """Whether a run may go on with another value: another place of a file may, its absence may not."""
+    turned = key.startswith("datasets.") and (then is None) != (now is None) and not key.endswith("data_root")
+    return not turned and any(fnmatch.fnmatchcase(key, pattern) for pattern in MAY_DIFFER)
 
 
 def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

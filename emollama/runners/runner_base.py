@@ -11,17 +11,17 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import partial
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from emollama import checkpoint, distributed, optim
 from emollama.config import RunConfig, write_yaml
 from emollama.data.batch import Batch
-from emollama.data.loader import Order, Split, TrainingSamples, step_batches, training_loader
+from emollama.data.loader import Order, Split, TrainingSamples, seed_of, step_batches, training_loader
 from emollama.data.prompt import LossAverage
 from emollama.errors import EchoedError, UserError, listing
 from emollama.evaluation.files import write_predictions
@@ -30,7 +30,7 @@ from emollama.paths import require_writable
 from emollama.precision import AmpDtype, Precision
 from emollama.registry import LR_SCHEDULES, RUNNERS
 from emollama.runners.build import batch_size, build_datasets, build_model
-from emollama.runners.resume import GLOBAL_BATCH, resume_content
+from emollama.runners.resume import order_facts, resume_content
 
 
 @RUNNERS.register("runner_base")
@@ -106,10 +106,13 @@ class RunnerBase:
             LR_SCHEDULES.get(self.lr_sched, "lr_sched")
             least = {"max_epoch": 1, "iters_per_epoch": 1, "accum_grad_iters": 1, "log_freq": 1, "max_skipped_steps": 1}
             least |= {"num_workers": 0, "warmup_steps": 0, "seed": 0, "keep_last": 1, "save_every_iters": 1}
+            least |= {"init_lr": 0, "min_lr": 0, "warmup_lr": 0, "weight_decay": 0, "lr_decay_rate": 0}
             for key, minimum in least.items():
                 value = getattr(self, key)
-                if value is not None and value < minimum:
-                    raise ValueError(f"{key} is {value}; it must be at least {minimum}")
+                if value is not None and not minimum <= value < math.inf:
+                    raise ValueError(f"{key} is {value}; it must be at least {minimum}, and finite")
+            if not 0 <= self.beta2 < 1 or (self.max_grad_norm is not None and not 0 < self.max_grad_norm < math.inf):
+                raise ValueError(f"beta2 {self.beta2} must be in [0, 1), max_grad_norm {self.max_grad_norm} above 0 or null")
             if self.job_id is not None and (not self.job_id or "/" in self.job_id or self.job_id.startswith(".")):
                 raise ValueError(f"job_id {self.job_id!r} is the name of a folder: no '/' in it, no '.' at its start")
             if self.resume_ckpt_path == "auto" and self.job_id is None:
@@ -130,12 +133,11 @@ class RunnerBase:
         resumed = None
         if training:
             self.split = Split(batch_size(self.datasets), cfg.accum_grad_iters, self.world.size, self.world.rank)
-            self._sizes = {GLOBAL_BATCH: self.split.global_batch} | {
-                f"clips of {label}": len(dataset) for label, dataset in self.datasets.items()
-            }
-            resumed = self.world.main_first(lambda: resume_content(config, self.folder, self._sizes))
+            self._facts = order_facts(self.split, self.datasets) | {"dtype": str(self.precision.frozen_dtype)}
+            resumed = resume_content(config, self.folder, self._facts, self.world)
         self.model = build_model(config, self.world, self.precision, resumed)
-        self.skipped = self.skipped_in_row = 0
+        self.skipped: int = resumed["skipped"][0] if resumed else 0
+        self.skipped_in_row: int = resumed["skipped"][1] if resumed else 0
         if training:
             self._prepare_training(resumed)
 
@@ -177,8 +179,7 @@ class RunnerBase:
                 ):
                     own += part
                     bar.update(len(part))
-            gathered = [item for part in self.world.gather(own) for item in part]
-            rows = [asdict(item) for item in sorted(gathered, key=lambda item: (item.name, item.task))]
+            rows = sorted(map(asdict, chain(*self.world.gather(own))), key=itemgetter("name", "task"))
             files += self.world.on_main(partial(write_predictions, self.folder / "result", label, rows))
         self.world.on_main(lambda: write_yaml(self.config, self.folder / "result" / "config.yaml"))
         return files
@@ -187,8 +188,7 @@ class RunnerBase:
         """One optimizer step: every micro-batch's gradients, clipping, the update. Returns what to log, over all ranks."""
         lr = self.schedule(self.lr_settings, step)
         optim.set_lr(self.optimizer, lr)
-        scaler = self.precision.scaler
-        loss = self._gradients(step, micro_batches)
+        scaler, loss = self.precision.scaler, self._gradients(step, micro_batches)
         scaler.unscale_(self.optimizer)
         norm = self.parallel.clip_grad_norm(self.cfg.max_grad_norm)
         tokens = sum(len(batch.input_ids) for batch in micro_batches)
@@ -219,7 +219,7 @@ class RunnerBase:
         total = self.world.sum(torch.tensor(weights, dtype=torch.float64, device=device))
         mean_loss = torch.zeros((), dtype=torch.float64, device=device)
         for micro, batch in enumerate(micro_batches):
-            torch.manual_seed(_seed_of(self.cfg.seed, step, self.world.rank, micro))
+            torch.manual_seed(seed_of(self.cfg.seed, step, self.world.rank, micro))
             with self.parallel.synchronised(last=micro + 1 == len(micro_batches)):
                 with self.precision.autocast():
                     loss = self.task.loss(self.parallel, batch.to(device))
@@ -266,7 +266,8 @@ class RunnerBase:
             "scaler": self.precision.scaler.state_dict(),
             "step": done,
             "epoch": epoch,
-            "sizes": self._sizes,
+            "skipped": [self.skipped, self.skipped_in_row],
+            "facts": self._facts,
             "config": self.config.plain(),
         }
         self.world.on_main(lambda: checkpoint.save(self.folder / name, content))
@@ -292,9 +293,8 @@ class RunnerBase:
             self.optimizer.load_state_dict(resumed["optimizer"])
             self.precision.scaler.load_state_dict(resumed["scaler"])
             self.first_step = int(resumed["step"])
+            if self.first_step > self.total_steps:
+                raise UserError(
+                    f"run.max_epoch: the stored run is at step {self.first_step}, beyond {self.total_steps}. Raise it."
+                )
             get_logger().info("resuming at step %d of %d", self.first_step, self.total_steps)
-
-
-def _seed_of(*numbers: int) -> int:
-    """One seed from several numbers, well mixed."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from emollama.data.batch import IGNORED, Batch, Record, collate
-from emollama.data.loader import ClipDataset
+from emollama.data.loader import ClipDataset, seed_of
 from emollama.data.prompt import Prompt, PromptLayout
 from emollama.registry import TASKS
 
@@ -47,7 +47,7 @@ class ImageTextPretrain:
         num_beams: int = 1
         """Beams of the search; 1 searches greedily."""
         temperature: float = 0.0
-        """0 takes the most likely token; above 0 samples, reproducibly from run.seed."""
+        """0 takes the most likely token; above 0 samples, the same for the same run.seed, processes and batch_size."""
         top_p: float = 1.0
         """Share of probability that sampling draws from; needs a temperature above 0."""
         repetition_penalty: float = 1.0
@@ -55,7 +55,7 @@ class ImageTextPretrain:
         prompt_layout: PromptLayout = "train"
         """train: as in training. upstream_eval: as the released checkpoints were evaluated (no loss is given then)."""
         instruction: str = "first"
-        """first: the first wording of each task. Anything else is itself the wording."""
+        """first: the first wording of each task. Anything else is itself the wording; {labels} in it is replaced."""
 
         def __post_init__(self) -> None:
             for key in ("max_new_tokens", "num_beams"):
@@ -77,7 +77,7 @@ class ImageTextPretrain:
                 **(sampling if self.temperature > 0 else greedy),
             }
 
-    def loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+    def loss(self, model: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
         """Sum over the batch's answer tokens of weight x cross-entropy: a scalar, to be divided by the step's weights."""
         weights: Tensor = batch.loss_weights[batch.labels != IGNORED]
         return (model(batch) * weights).sum()
@@ -103,9 +103,9 @@ class ImageTextPretrain:
             records = []
             for place in chunk:
                 clip, task = place // len(tasks), tasks[place % len(tasks)]
-                wording = dataset.pool.first(task) if cfg.instruction == "first" else cfg.instruction
+                wording = dataset.pool.first(task) if cfg.instruction == "first" else dataset.pool.filled(cfg.instruction)
                 records.append(dataset.record(clip, task, wording))
-            yield self._predictions(model, prompt, records, cfg, device, seed + chunk[0])
+            yield self._predictions(model, prompt, records, cfg, device, seed_of(seed, chunk[0]))
 
     def _predictions(
         self, model: Any, prompt: Prompt, records: list[Record], cfg: Config, device: torch.device, seed: int
@@ -129,8 +129,3 @@ class ImageTextPretrain:
         counts = [int((labels != IGNORED).sum()) for labels in batch.labels.split(batch.lengths)]
         means = [losses.mean().item() for losses in model(batch).split(counts)]
         return dict(zip(scored, means, strict=True))
-
-
-def as_rows(predictions: list[Prediction]) -> list[dict[str, Any]]:
-    """Predictions as plain objects, sorted by clip and task."""
-    return [asdict(item) for item in sorted(predictions, key=lambda item: (item.name, item.task))]
