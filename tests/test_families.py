@@ -1,0 +1,101 @@
+"""Other language models by the same code, other precisions, other ways to generate."""
+
+from __future__ import annotations
+
+import math
+import shutil
+
+import pytest
+import torch
+from running import GOLDEN, golden_config, rows
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from emollama.config import load
+
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 832,  # more rows than the tokenizer has pieces
+    "max_position_embeddings": 2048,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+FAMILIES = {
+    "llama": {"rope_theta": 500000.0},
+    "mistral": {"sliding_window": 16},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"head_dim": 16},
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def folder(request, tmp_path):
+    """A random model of another family, with the golden tokenizer."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(request.param, **SMALL, **FAMILIES[request.param])
+    path = tmp_path / request.param
+    AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(GOLDEN / "llama" / name, path)
+    return path
+
+
+def run_of(path, *options, training=True):
+    config = load(str(path), list(options))
+    return config.classes["run"](config, training=training)
+
+
+def test_a_model_of_another_family_trains_and_answers(folder, tmp_path):
+    path = golden_config(tmp_path, model={"llama_model": str(folder), "ckpt": None}, data={"batch_size": 3})
+    run = run_of(path, "run.iters_per_epoch=12", "run.init_lr=5e-3").train()
+    losses = [row["loss"] for row in rows(run / "log.jsonl")]
+    assert all(map(math.isfinite, losses)) and losses[-1] < losses[0] - 0.1
+    run_of(path, f"model.ckpt={run}/checkpoint_0.pth", training=False).evaluate()
+    assert len(rows(run / "result/predictions_train_layout.jsonl")) == 18
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_mixed_precision_follows_float32(tmp_path, dtype):
+    full = run_of(golden_config(tmp_path / "full")).train()
+    mixed = run_of(golden_config(tmp_path / "mixed", run={"amp": True, "amp_dtype": dtype, "iters_per_epoch": 16})).train()
+    content = torch.load(mixed / "checkpoint_0.pth", weights_only=True)
+    assert all(tensor.dtype == torch.float32 for tensor in content["model"].values())
+    first = [rows(folder / "log.jsonl")[0]["loss"] for folder in (full, mixed)]
+    assert first[1] == pytest.approx(first[0], rel=0.02)
+    if dtype == "fp16":
+        steps_done = 16 - content["skipped"][0]
+        assert content["scaler"]["scale"] == 2.0 ** (16 - content["skipped"][0])
+        assert all(state["step"] == steps_done for state in content["optimizer"]["state"].values())
+
+
+def test_answers_do_not_depend_on_the_batch_size(tmp_path):
+    found = []
+    for size in (1, 6):
+        path = golden_config(tmp_path / str(size))
+        options = [f"evaluation_datasets.{block}.batch_size={size}" for block in ("train_layout", "upstream")]
+        run_of(path, *options, training=False).evaluate()
+        found.append(rows(tmp_path / str(size) / "out/run/result/predictions_train_layout.jsonl"))
+    assert [row["prediction"] for row in found[0]] == [row["prediction"] for row in found[1]]
+    assert [row["loss"] for row in found[0]] == pytest.approx([row["loss"] for row in found[1]], rel=1e-6)
+
+
+@pytest.mark.parametrize("options", [["num_beams=3"], ["temperature=0.8", "top_p=0.9"], ["repetition_penalty=1.5"]])
+def test_a_way_of_generating_changes_answers_and_repeats_itself(tmp_path, options):
+    answers = []
+    for number, chosen in enumerate([[], options, options]):
+        path = golden_config(tmp_path / str(number))
+        run_of(path, *(f"evaluation_datasets.train_layout.{option}" for option in chosen), training=False).evaluate()
+        found = rows(tmp_path / str(number) / "out/run/result/predictions_train_layout.jsonl")
+        answers.append([row["prediction"] for row in found])
+    assert answers[0] != answers[1] == answers[2]
+
+
+def test_labels_are_filled_into_an_instruction_of_the_evaluation_block(tmp_path):
+    path = golden_config(tmp_path)
+    wording = "Pick one of {labels} {or none}."
+    run_of(path, f"evaluation_datasets.train_layout.instruction='{wording}'", training=False).evaluate()
+    texts = {row["instruction"] for row in rows(tmp_path / "out/run/result/predictions_train_layout.jsonl")}
+    assert all("Pick one of happy, sad, neutral, " in text and "doubt {or none}. " in text for text in texts)
