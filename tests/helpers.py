@@ -16,6 +16,7 @@ NAMES = sorted(EXPECTED)
 TASKS = ("emotion", "reason", "reason_v2")
 FOLDERS = {"image": "eva", "face": "mae_340_UTT", "video": "maeV_399_UTT", "audio": "HL-UTT"}
 
+NINE = ["happy", "sad", "neutral", "angry", "worried", "surprise", "fear", "contempt", "doubt"]
 _CLUES = ["Tell which emotion the person shows and name the clues in the face, the voice and the words that speak for it."]
 WORDINGS = {
     "emotion": ["Which one of these emotions does the clip show: {labels}?"],
@@ -38,7 +39,6 @@ def golden_tree(folder: Path, data: Path | None = None) -> dict[str, Any]:
         "instructions": WORDINGS,
     }
     six = ["happy", "sad", "neutral", "angry", "worried", "surprise"]
-    shown = ["happy", "sad", "neutral", "angry", "worried", "surprise", "fear", "contempt", "doubt"]
     return {
         "model": {
             "arch": "minigpt_v2",
@@ -50,7 +50,7 @@ def golden_tree(folder: Path, data: Path | None = None) -> dict[str, Any]:
             "image_size": 112,
             "use_grad_checkpoint": False,
         },
-        "datasets": {"golden": {**block, "task_pool": ["emotion"], "shuffle": False, "labels": six, "prompt_labels": shown}},
+        "datasets": {"golden": {**block, "task_pool": ["emotion"], "shuffle": False, "labels": six, "prompt_labels": NINE}},
         "evaluation_datasets": {"answers": {**block, "task_pool": list(TASKS), "max_new_tokens": 8, "batch_size": 3}},
         "run": {
             "max_epoch": 1,

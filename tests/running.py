@@ -12,16 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from helpers import GOLDEN, NINE, WORDINGS
 
 ROOT = Path(__file__).parent.parent
-GOLDEN = Path(__file__).parent / "golden"
-NINE = ["happy", "sad", "neutral", "angry", "worried", "surprise", "fear", "contempt", "doubt"]
-REASON = "Tell which emotion the person shows and name the clues in the face, the voice and the words that speak for it."
-WORDINGS = {
-    "emotion": ["Which one of these emotions does the clip show: {labels}?"],
-    "reason": [REASON],
-    "reason_v2": [REASON],
-}
 
 
 def golden_config(folder: Path, *, run: dict | None = None, model: dict | None = None, data: dict | None = None) -> Path:
