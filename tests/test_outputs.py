@@ -52,13 +52,23 @@ def test_a_step_that_is_not_finite_changes_nothing_and_many_stop_the_run(tmp_pat
 
 def test_an_interrupt_leaves_no_traceback_and_says_how_to_go_on(tmp_path):
     line = command("train.py", "--cfg-path", str(golden_config(tmp_path, run={"iters_per_epoch": 100_000})))
-    process = subprocess.Popen(line, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
-    for output in process.stderr:
-        if "step 3/" in output:
-            break
-    os.kill(process.pid, signal.SIGINT)
-    rest = process.stderr.read()
-    assert process.wait(60) == 130
+    process = subprocess.Popen(
+        line,
+        cwd=ROOT,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    )
+    try:
+        for output in process.stderr:
+            if "step 3/" in output:
+                break
+        os.kill(process.pid, signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
     assert "interrupted" in rest and "Traceback" not in rest
 
 
