@@ -25,6 +25,16 @@ WORDINGS = {
 }
 
 
+def golden_block(data: Path | None = None) -> dict[str, Any]:
+    """A dataset's block over the golden corpus, or over a copy of it."""
+    return {
+        "type": "feature_face_caption",
+        "data_root": str(data or GOLDEN / "data"),
+        "annotation_file": "MERR_coarse_grained.txt",
+        "instructions": WORDINGS,
+    }
+
+
 def golden_tree(folder: Path, data: Path | None = None) -> dict[str, Any]:
     """A configuration of the golden corpus, as plain dicts to be changed and written.
 
@@ -32,12 +42,7 @@ def golden_tree(folder: Path, data: Path | None = None) -> dict[str, Any]:
         folder: the run's outputs go to ``folder / "out"``.
         data: a copy of the corpus, in place of the original.
     """
-    block = {
-        "type": "feature_face_caption",
-        "data_root": str(data or GOLDEN / "data"),
-        "annotation_file": "MERR_coarse_grained.txt",
-        "instructions": WORDINGS,
-    }
+    block = golden_block(data)
     six = ["happy", "sad", "neutral", "angry", "worried", "surprise"]
     return {
         "model": {

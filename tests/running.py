@@ -12,20 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from helpers import GOLDEN, NINE, WORDINGS
+from helpers import GOLDEN, NINE, golden_block
 
 ROOT = Path(__file__).parent.parent
 
 
 def golden_config(folder: Path, *, run: dict | None = None, model: dict | None = None, data: dict | None = None) -> Path:
     """A YAML file over the golden corpus that trains as the reference did; the dicts override blocks."""
-    block = {
-        "type": "feature_face_caption",
-        "data_root": str(GOLDEN / "data"),
-        "annotation_file": "MERR_coarse_grained.txt",
-        "instructions": WORDINGS,
-        "prompt_labels": NINE,
-    }
+    block = golden_block() | {"prompt_labels": NINE}
     evaluated = block | {"task_pool": ["emotion", "reason", "reason_v2"], "max_new_tokens": 20, "batch_size": 4}
     tree = {
         "model": {
