@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
@@ -131,9 +131,9 @@ def _sentence_column(path: str, header: list[str]) -> str:
     return column
 
 
-def missing_names(wanted: Iterable[str], table: dict[str, str]) -> list[str]:
-    """The wanted names that the table lacks, in order."""
-    return [name for name in wanted if name not in table]
+def missing_names(wanted: Iterable[str], present: Container[str]) -> list[str]:
+    """The wanted names that are not present, in order."""
+    return [name for name in wanted if name not in present]
 
 
 def file_exists(path: str | None) -> bool:

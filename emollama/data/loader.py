@@ -26,12 +26,21 @@ _PASS, _MIX, _CLIP = 0, 1, 2  # streams of random numbers that never meet
 
 
 class ClipDataset(Protocol):
-    """What a registered dataset offers to the loader."""
+    """What a registered dataset offers: its tasks, its block (batch_size, shuffle, sample_ratio), lines for the log."""
 
     pool: TaskPool
     cfg: Any
+    notes: list[str]
 
     def __len__(self) -> int: ...
+
+    def names(self) -> list[str]:
+        """The clips' names in order."""
+        ...
+
+    def problems(self) -> list[str]:
+        """Everything that would stop the run later, a line each."""
+        ...
 
     def record(self, index: int, task: str, wording: str) -> Record:
         """Clip ``index`` asked for ``task`` in these words."""

@@ -183,7 +183,7 @@ class FeatureFaceCaption:
                 )
         if self.cfg.missing_features == "error":
             for folder in self.folders:
-                missing = [name for name in names if name not in folder.names]
+                missing = missing_names(names, folder.names)
                 if missing:
                     found.append(
                         f"no file in {folder.key} ({folder.folder}) for clips {listing(missing)}. Remedy: extract them, or set"
@@ -229,7 +229,7 @@ class FeatureFaceCaption:
 
     def _apply_missing_policy(self) -> list[str]:
         """Count what is missing and drop clips where the policy says so. Returns lines for the log."""
-        lacking = {folder.key: [clip.name for clip in self.clips if clip.name not in folder.names] for folder in self.folders}
+        lacking = {folder.key: missing_names(self.names(), folder.names) for folder in self.folders}
         notes = [
             f"{key}: {len(names)} of {len(self.clips)} clips have no file (missing_features: {self.cfg.missing_features})"
             for key, names in lacking.items()
