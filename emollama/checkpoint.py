@@ -11,7 +11,8 @@ import fnmatch
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
         with written_whole(digest) as file:
             file.write(line)
     except (OSError, RuntimeError) as error:
-        fresh.unlink(missing_ok=True)
+        with suppress(OSError):
+            fresh.unlink()
         raise UserError(
             f"{path} could not be written: {error}. Free some space; the checkpoints before it are intact."
         ) from error
@@ -95,6 +97,27 @@ def read(path: str, key: str) -> dict[str, Any]:
     return content
 
 
+def by_stored_name(stored: Mapping[str, Any], stored_name: Callable[[str], str], path: str) -> dict[str, Tensor]:
+    """The tensors of a file under the names of the published files; those of later versions of peft are longer.
+
+    Args:
+        stored: name in the file -> tensor.
+        stored_name: any of a tensor's names -> that of the published files.
+        path: the file, for messages.
+
+    Raises:
+        UserError: something else than a tensor, or two tensors for one name.
+    """
+    strange = [str(name) for name, tensor in stored.items() if not isinstance(tensor, Tensor)]
+    if strange:
+        raise UserError(f"checkpoint {path}: not tensors under 'model', {listing(strange)}; it is not a checkpoint of this kind")
+    named = {stored_name(str(name)): tensor for name, tensor in stored.items()}
+    twice = [str(name) for name in stored if str(name) not in named and stored_name(str(name)) in stored]
+    if twice:
+        raise UserError(f"checkpoint {path}: a second tensor for one name, {listing(twice)}; it is not clear which is meant")
+    return named
+
+
 def load_trainable(
     model: nn.Module, stored: Mapping[str, Tensor], *, path: str, allow_missing: list[str], dry: bool = False
 ) -> list[str]:
@@ -115,9 +138,7 @@ def load_trainable(
     """
     naming: Any = model
     wanted = {naming.stored_name(name): parameter for name, parameter in trainable(model).items()}
-    strange = [str(name) for name, tensor in stored.items() if not isinstance(tensor, Tensor)]
-    if strange:
-        raise UserError(f"checkpoint {path}: not tensors under 'model', {listing(strange)}; it is not a checkpoint of this kind")
+    stored = by_stored_name(stored, naming.stored_name, path)
     missing = [name for name in wanted if name not in stored]
     unexpected = [name for name in stored if name not in wanted]
     aside = [name for name in unexpected if _matches(name, naming.unused_names)]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
+import importlib
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import NoReturn
 
 from emollama import distributed
+from emollama.commands.arguments import add_run_arguments
 from emollama.errors import EchoedError, UserError
 
 SPEAKER_FIRST = 3.0  # seconds that a silent process waits, so that the launcher does not end the one that speaks
@@ -23,12 +23,6 @@ def parse_run(description: str, arguments: list[str] | None = None) -> argparse.
     parser = argparse.ArgumentParser(description=description)
     add_run_arguments(parser)
     return parser.parse_args(arguments)
-
-
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--cfg-path`` and ``--options`` to a parser."""
-    parser.add_argument("--cfg-path", required=True, help="the YAML configuration")
-    parser.add_argument("--options", nargs="*", default=[], metavar="a.b=c", help="values that override the YAML's")
 
 
 def entry_point(main: Callable[[], None]) -> None:
@@ -63,41 +57,17 @@ def _leave(status: int) -> NoReturn:
     os._exit(status)
 
 
+COMMANDS = ("plan", "check_data", "config", "importing", "pack", "checkpoint", "demo", "reference")
+
+
 def main() -> None:
     """``emollama <command>``."""
     parser = argparse.ArgumentParser(prog="emollama", description="Tools around training and evaluation.")
     commands = parser.add_subparsers(dest="command", required=True)
-    planned = commands.add_parser("plan", help="parameters, memory and tokens of a run, without weights or data")
-    add_run_arguments(planned)
-    planned.add_argument("--json", action="store_true", help="print a JSON object instead of tables")
-    planned.set_defaults(run=_plan)
-    shown = commands.add_parser("demo", help="both training stages and inference on an invented corpus")
-    shown.add_argument("--folder", default="demo_run", help="where everything goes (default: demo_run)")
-    shown.add_argument("--seed", type=int, default=42, help="of the corpus and of training")
-    shown.add_argument("--processes", type=int, default=2, help="processes of each torchrun")
-    shown.add_argument("--corpus-only", action="store_true", help="write the corpus and the tiny Llama, and stop")
-    shown.set_defaults(run=_demo)
-    listed = commands.add_parser("reference", help="every configuration key with its default, as Markdown")
-    listed.set_defaults(run=_reference)
+    for name in COMMANDS:
+        module = importlib.import_module(f"emollama.commands.{name}")
+        command = commands.add_parser(module.NAME, help=module.HELP, description=module.__doc__)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
     arguments = parser.parse_args()
     entry_point(lambda: arguments.run(arguments))
-
-
-def _plan(arguments: argparse.Namespace) -> None:
-    from emollama.config import load
-    from emollama.planning import plan
-
-    result = plan(load(arguments.cfg_path, arguments.options))
-    sys.stdout.write(json.dumps(asdict(result), indent=2) + "\n" if arguments.json else result.text() + "\n")
-
-
-def _demo(arguments: argparse.Namespace) -> None:
-    from emollama.demo.run import run_demo
-
-    run_demo(arguments.folder, seed=arguments.seed, processes=arguments.processes, corpus_only=arguments.corpus_only)
-
-
-def _reference(arguments: argparse.Namespace) -> None:
-    from emollama.reference import markdown
-
-    sys.stdout.write(markdown())

@@ -4,8 +4,8 @@ Each registered component holds its own ``@dataclass class Config``. A run's con
 
     dataclass defaults  <  preset (emollama/configs/)  <  the user's YAML  <  --options a.b=c
 
-Each layer is checked and merged in turn, so that an error names the layer and the key. ``${oc.env:NAME}`` and
-``${paths.x}`` work everywhere; the tree that is written beside a run keeps them unresolved.
+Each layer is checked and merged in turn, so that an error names the layer and the key, and every value knows where it came
+from. ``${oc.env:NAME}`` and ``${paths.x}`` work everywhere; the tree that is written beside a run keeps them unresolved.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, KeyValidationError, MissingMandatoryValue, OmegaConfBaseException
 
+from emollama import predecessors
 from emollama.errors import UserError
-from emollama.layers import OTHER_NAMES, TOP_LEVEL, Layer, check_top_level, import_user_modules, merged_plain, selected
+from emollama.layers import TOP_LEVEL, Layer, check_top_level, import_user_modules, leaves, merged_plain, selected
 from emollama.paths import PATHS, written_whole
 from emollama.registry import DATASETS, MODELS, RUNNERS, TASKS, did_you_mean
 
 __all__ = ["MISSING", "EvaluationBlock", "RunConfig", "from_plain", "load", "write_yaml"]
 
 PRESETS = Path(__file__).parent / "configs"
+FREE = ("imports", "paths")  # what is no component's block
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,9 @@ class RunConfig:
         run: Config of the runner class.
         classes: block path ("model", "datasets.x", "run") -> registered class; "run.task" -> task class.
         tree: everything as it was configured, defaults included, interpolations unresolved.
+        sources: dotted key of every value in the tree -> where it came from: "default", or the name of a layer.
+        warnings: what the user should read before the run: the keys of the predecessors that have no effect, in one text.
+        test_only: whether a file of the predecessors asks not to train (``run.evaluate: True``).
     """
 
     model: Any
@@ -57,6 +62,21 @@ class RunConfig:
     run: Any
     classes: dict[str, Any]
     tree: DictConfig
+    sources: dict[str, str]
+    warnings: list[str]
+    test_only: bool
+
+    def require_training(self) -> None:
+        """Refuse to train what asks for evaluation alone.
+
+        Raises:
+            UserError: with the script to run instead.
+        """
+        if self.test_only:
+            raise UserError(
+                "'run.evaluate' is True: this configuration is for evaluation alone. Answer its evaluation_datasets with"
+                " eval_emotion_EMER.py, or train with --options run.evaluate=False."
+            )
 
     def plain(self) -> dict[str, Any]:
         """The tree as plain dicts, lists and scalars, interpolations unresolved (no secret leaves the environment)."""
@@ -76,6 +96,8 @@ class _Block:
     classes: list[Any]
     selectors: dict[str, str | None]
     node: DictConfig = field(default_factory=OmegaConf.create)
+    sources: dict[str, str] = field(default_factory=dict)
+    without_effect: dict[str, str] = field(default_factory=dict)
 
 
 def load(cfg_path: str, options: list[str] | None = None) -> RunConfig:
@@ -91,19 +113,20 @@ def load(cfg_path: str, options: list[str] | None = None) -> RunConfig:
     return _merged([Layer(cfg_path, _read_yaml(cfg_path)), Layer("--options", _read_options(options or []))])
 
 
-def _merged(layers: list[Layer]) -> RunConfig:
+def _merged(given: list[Layer]) -> RunConfig:
+    layers = [predecessors.translated(layer) for layer in given]
     for layer in layers:
         check_top_level(layer)
     import_user_modules(layers)
     blocks = list(_blocks(layers))
     tree = OmegaConf.create({})
-    for name in ("imports", "paths"):
+    for name in FREE:
         OmegaConf.update(tree, name, merged_plain(layers, name), force_add=True)
     for block in blocks:
         for layer in _block_layers(block, layers):
             _merge_layer(block, layer)
         OmegaConf.update(tree, block.path, block.node, force_add=True)
-    return _resolved(tree, blocks)
+    return _resolved(tree, blocks, layers)
 
 
 def write_yaml(config: RunConfig, path: Path) -> None:
@@ -150,7 +173,8 @@ def _blocks(layers: list[Layer]) -> Iterator[_Block]:
     task_class = TASKS.get(task, "run.task")
     for group in ("datasets", "evaluation_datasets"):
         labels = dict.fromkeys(label for layer in layers for label in layer.tree.get(group, {}))
-        for label in labels:
+        lenders = predecessors.left_out(layers) if group == "datasets" else []
+        for label in (label for label in labels if label not in lenders):
             name = typing.cast("str", selected(layers, [group, label, "type"], label))
             classes = [DATASETS.get(name, f"{group}.{label}.type")]
             if group == "evaluation_datasets":
@@ -175,7 +199,7 @@ def _block_layers(block: _Block, layers: list[Layer]) -> Iterator[Layer]:
     group, _, label = block.path.partition(".")
     for layer in layers:
         keys = layer.tree.get(group, {})
-        yield Layer(layer.name, keys.get(label, {}) if label else keys)
+        yield Layer(layer.name, keys.get(label, {}) if label else keys, layer.written)
 
 
 def _schema(block: _Block) -> type:
@@ -189,39 +213,54 @@ def _schema(block: _Block) -> type:
 
 
 def _merge_layer(block: _Block, layer: Layer) -> None:
-    names = OTHER_NAMES.get(block.kind, {})
     known = [str(key) for key in block.node]
-    keys: dict[str, Any] = {}
-    for key, value in layer.tree.items():
-        name = str(names.get(key, key))
-        if name in keys:
-            raise UserError(f"{layer.name}: '{block.path}.{key}' and another name of '{name}' are both given. Keep one.")
+    for name, value in layer.tree.items():
+        path = f"{block.path}.{name}"
+        written = layer.written.get(path, str(name))
         if name not in known:
-            hint = did_you_mean(str(key), [*known, *names])
-            raise UserError(f"{layer.name}: unknown key '{block.path}.{key}'.{hint}")
-        keys[name] = value
-    for name, value in keys.items():
+            words = predecessors.WITHOUT_EFFECT[block.kind].get(name)
+            if words is None:
+                hint = did_you_mean(written.rpartition(".")[2], [*known, *predecessors.old_names(block.kind)])
+                raise UserError(f"{layer.name}: unknown key '{block.path}.{written}'.{hint}")
+            block.without_effect[f"{block.path}.{written}"] = words
+            continue
         try:
             block.node = typing.cast("DictConfig", OmegaConf.merge(block.node, {name: value}))
         except (OmegaConfBaseException, TypeError) as error:
-            key = getattr(error, "full_key", None) or name
-            raise UserError(f"{layer.name}: '{block.path}.{key}': {_first_line(error)}") from None
+            key = layer.written.get(path) or getattr(error, "full_key", None) or name
+            quotes = ". Write it in quotes." if isinstance(error, KeyValidationError) else ""
+            raise UserError(f"{layer.name}: '{block.path}.{key}': {_first_line(error)}{quotes}") from None
+        block.sources |= dict.fromkeys((key for key, _ in leaves(value, path)), layer.source(path))
 
 
-def _resolved(tree: DictConfig, blocks: list[_Block]) -> RunConfig:
-    objects: dict[str, list[Any]] = {}
-    for block in blocks:
-        values = _container(tree, block)
-        objects[block.path] = [_build(cls.Config, values, block.path) for cls in block.classes]
-    classes = {block.path: block.classes[0] for block in blocks}
-    classes["run.task"] = TASKS.get(tree.run.task)
+def _resolved(tree: DictConfig, blocks: list[_Block], layers: list[Layer]) -> RunConfig:
+    values = {block.path: _container(tree, block) for block in blocks}
+    objects = {block.path: [_build(cls.Config, values[block.path], block.path) for cls in block.classes] for block in blocks}
     by_group: dict[str, dict[str, Any]] = {"datasets": {}, "evaluation_datasets": {}}
-    for block in blocks:
-        group, _, label = block.path.partition(".")
+    for path, made in objects.items():
+        group, _, label = path.partition(".")
         if label:
-            made = objects[block.path]
             by_group[group][label] = made[0] if group == "datasets" else EvaluationBlock(*made)
-    return RunConfig(objects["model"][0], **by_group, run=objects["run"][0], classes=classes, tree=tree)
+    without_effect = {key: words for block in blocks for key, words in block.without_effect.items()}
+    return RunConfig(
+        model=objects["model"][0],
+        **by_group,
+        run=objects["run"][0],
+        classes={block.path: block.classes[0] for block in blocks} | {"run.task": TASKS.get(tree.run.task)},
+        tree=tree,
+        sources=_sources(tree, blocks, layers),
+        warnings=predecessors.warning(layers, without_effect, values),
+        test_only=predecessors.test_only(layers),
+    )
+
+
+def _sources(tree: DictConfig, blocks: list[_Block], layers: list[Layer]) -> dict[str, str]:
+    """Dotted key of every value in the tree -> where it came from."""
+    given = {key: source for block in blocks for key, source in block.sources.items()}
+    for layer in layers:
+        free = {name: value for name, value in layer.tree.items() if name in FREE}
+        given |= dict.fromkeys((key for key, _ in leaves(free)), layer.name)
+    return {key: given.get(key, "default") for key, _ in leaves(OmegaConf.to_container(tree, resolve=False))}
 
 
 def _container(tree: DictConfig, block: _Block) -> dict[str, Any]:

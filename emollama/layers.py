@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from emollama.errors import UserError
@@ -13,19 +14,33 @@ from emollama.registry import did_you_mean
 
 TOP_LEVEL = ("imports", "paths", "model", "datasets", "evaluation_datasets", "run")
 
-# Old name -> our name, by kind of block. Giving both is an error.
-OTHER_NAMES = {
-    "evaluation_datasets": {"eval_file_path": "annotation_file", "img_path": "image_path"},
-    "run": {"save_path": "output_dir"},
-}
-
 
 @dataclass(frozen=True)
 class Layer:
-    """One source of keys: the YAML file, a preset, the command line."""
+    """One source of keys: the YAML file, a preset, the command line.
+
+    Attributes:
+        name: what messages call it.
+        tree: its keys, in our names.
+        written: our dotted key -> the key as it is written within its block, where that is another one.
+    """
 
     name: str
     tree: dict[str, Any]
+    written: dict[str, str] = field(default_factory=dict)
+
+    def source(self, key: str) -> str:
+        """Where the value of a key of ours came from: the layer, and the key's other name."""
+        return f"{self.name} (as {self.written[key]})" if key in self.written else self.name
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf of a plain tree; a list and an empty block are leaves."""
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node
 
 
 def check_top_level(layer: Layer) -> None:

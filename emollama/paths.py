@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from iopath.common.file_io import PathManager
+from iopath.common.file_io import HTTPURLHandler, PathManager
 
 from emollama.errors import UserError
 
 PATHS = PathManager()
+PATHS.register_handler(HTTPURLHandler())
 
 
 def join(root: str | None, path: str) -> str:
-    """``path`` seen from ``root``; an absolute path, or no root, leaves it as it is."""
-    return os.path.join(root, path) if root else path
+    """``path`` seen from ``root``; an absolute path, a URL, or no root leaves it as it is."""
+    return os.path.join(root, path) if root and "://" not in path else path
 
 
 def require_file(path: str, key: str) -> str:
@@ -75,6 +77,58 @@ def written_whole(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_new(output: str | Path, sources: Iterable[str | Path] = ()) -> Path:
+    """Where a new folder goes.
+
+    Args:
+        output: not there yet, or an empty folder.
+        sources: folders that are only read; the output must not lie in one.
+
+    Raises:
+        UserError: something lies there, it lies in a source, or nothing can be written there.
+    """
+    place = Path(output).resolve()
+    if os.path.lexists(place) and (not place.is_dir() or any(place.iterdir())):
+        raise UserError(f"--output: '{output}' exists already and is not an empty folder. Name a new one.")
+    for source in sources:
+        if place.is_relative_to(Path(source).resolve()):
+            raise UserError(f"--output: '{output}' lies in the source '{source}', which is not changed. Name another folder.")
+    require_writable(place, "--output")
+    return place
+
+
+@contextmanager
+def new_folder(output: str | Path, sources: Iterable[str | Path] = ()) -> Iterator[Path]:
+    """Write a folder so that it is there completely or not at all: a temporary name, flushed to disk, then renamed.
+
+    Args:
+        output, sources: as :func:`require_new`.
+
+    Raises:
+        UserError: as :func:`require_new`; the disk refuses (full, read-only).
+    """
+    place = require_new(output, sources)
+    temporary = place.with_name(f"{unfinished(place)}{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in [*temporary.iterdir(), temporary]:
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        os.replace(temporary, place)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"--output: cannot write '{output}': {reason}. Make room, or name another folder.") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def unfinished(place: Path) -> str:
+    """How the names of folders begin that :func:`new_folder` is writing for a place, or was when it was killed."""
+    return f".{place.name}.tmp"
 
 
 def sha256(path: str | Path) -> str:

@@ -27,14 +27,17 @@ and captions, transcripts and feature folders at the annotation file's folder.
 
 def markdown() -> str:
     """All blocks with their keys, defaults and texts."""
+    datasets = {name: _rows(DATASETS.get(name).Config) for name in DATASETS.names()}
+    shared = [row for row in next(iter(datasets.values())) if all(row in rows for rows in datasets.values())]
     sections = [
-        *((f"model, `arch: {name}`", MODELS.get(name)) for name in MODELS.names()),
-        *((f"datasets, `type: {name}`", DATASETS.get(name)) for name in DATASETS.names()),
-        *((f"evaluation_datasets, added by `task: {name}`", TASKS.get(name)) for name in TASKS.names()),
-        *((f"run, `runner: {name}`", RUNNERS.get(name)) for name in RUNNERS.names()),
+        *((f"model, `arch: {name}`", _rows(MODELS.get(name).Config)) for name in MODELS.names()),
+        ("datasets, of every type", shared),
+        *((f"datasets, `type: {name}`", [row for row in rows if row not in shared]) for name, rows in datasets.items()),
+        *((f"evaluation_datasets, added by `task: {name}`", _rows(TASKS.get(name).Config)) for name in TASKS.names()),
+        *((f"run, `runner: {name}`", _rows(RUNNERS.get(name).Config)) for name in RUNNERS.names()),
     ]
     parts = [INTRODUCTION]
-    parts += [f"## {title}\n\n| key | default | |\n|---|---|---|\n{_rows(cls.Config)}" for title, cls in sections]
+    parts += [f"## {title}\n\n| key | default | |\n|---|---|---|\n{''.join(rows)}" for title, rows in sections if rows]
     parts.append(f"## Names\n\n`fusion`: {_names(FUSIONS)}. `lr_sched`: {_names(LR_SCHEDULES)}. `task`: {_names(TASKS)}.\n")
     return "\n".join(parts)
 
@@ -43,9 +46,9 @@ def _names(registry: Any) -> str:
     return ", ".join(f"`{name}`" for name in registry.names())
 
 
-def _rows(config: Any) -> str:
+def _rows(config: Any) -> list[str]:
     texts = _field_texts(config)
-    return "".join(f"| `{item.name}` | {_default(item)} | {texts[item.name]} |\n" for item in dataclasses.fields(config))
+    return [f"| `{item.name}` | {_default(item)} | {texts[item.name]} |\n" for item in dataclasses.fields(config)]
 
 
 def _default(item: dataclasses.Field[Any]) -> str:
@@ -57,7 +60,14 @@ def _default(item: dataclasses.Field[Any]) -> str:
 
 
 def _field_texts(config: Any) -> dict[str, str]:
-    """field -> the string literal that follows it in the class's source."""
+    """field -> the string literal that follows it in the class's source, or in that of the class it is inherited from."""
+    texts: dict[str, str] = {}
+    for cls in reversed([cls for cls in config.__mro__ if dataclasses.is_dataclass(cls)]):
+        texts |= _own_texts(cls)
+    return texts
+
+
+def _own_texts(config: Any) -> dict[str, str]:
     (body,) = (node for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(config)))) if isinstance(node, ast.ClassDef))
     texts = {}
     for field, text in zip(body.body, body.body[1:], strict=False):

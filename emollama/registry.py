@@ -77,7 +77,8 @@ class Registry(Generic[T]):
 
 MODELS: Registry[Any] = Registry("model", ("emollama.models.minigpt_v2",))
 FUSIONS: Registry[Any] = Registry("fusion", ("emollama.models.fusion",), needs_config=False)
-DATASETS: Registry[Any] = Registry("dataset", ("emollama.datasets.feature_face_caption",))
+_DATASETS = ("feature_face_caption", "mer2024_caption", "dfew", "emer", "custom")
+DATASETS: Registry[Any] = Registry("dataset", tuple(f"emollama.datasets.{name}" for name in _DATASETS))
 TASKS: Registry[Any] = Registry("task", ("emollama.tasks.image_text_pretrain",))
 RUNNERS: Registry[Any] = Registry("runner", ("emollama.runners.runner_base",))
 LR_SCHEDULES: Registry[Any] = Registry("LR schedule", ("emollama.optim",), needs_config=False)

@@ -18,6 +18,12 @@ from emollama import checkpoint
 from emollama.config import RunConfig
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What was checked before is remembered for this session of tests only, in its processes too."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def golden_config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """The golden corpus, configured."""

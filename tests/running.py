@@ -29,6 +29,7 @@ def golden_config(folder: Path, *, run: dict | None = None, model: dict | None =
             "lora_r": 4,
             "lora_dropout": 0.0,
             "slot_dims": {"image": 176},
+            "image_size": 112,
             **(model or {}),
         },
         "datasets": {"clips": block | {"task_pool": ["emotion"], "shuffle": False} | (data or {})},

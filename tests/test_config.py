@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
+import json
 
 import pytest
 import yaml
 from helpers import golden_tree, loaded, write
 
 from emollama import config
+from emollama.commands import config as show
 from emollama.errors import UserError
+from emollama.layers import leaves
 
 SMALL = {
     "model": {"arch": "minigpt_v2", "llama_model": "some/folder"},
@@ -267,33 +271,6 @@ def test_an_option_that_does_not_fit_the_tree_is_a_user_error(tmp_path, option):
     assert refusal(tmp_path, small(), option).startswith("--options")
 
 
-# Two names for one thing
-
-
-def test_the_published_names_of_evaluation_files_are_accepted(tmp_path):
-    block = {"eval_file_path": "list.txt", "img_path": "videos"}
-    made = loaded(tmp_path, small(evaluation_datasets={"feature_face_caption": block}, run={"save_path": "there"}))
-    dataset = made.evaluation_datasets["feature_face_caption"].dataset
-    assert (dataset.annotation_file, dataset.image_path, made.run.output_dir) == ("list.txt", "videos", "there")
-
-
-@pytest.mark.parametrize("order", [("eval_file_path", "annotation_file"), ("annotation_file", "eval_file_path")])
-def test_both_names_in_one_layer_are_refused(tmp_path, order):
-    block = dict.fromkeys(order, "list.txt")
-    text = refusal(tmp_path, small(evaluation_datasets={"feature_face_caption": block}))
-    assert "annotation_file" in text and "both given" in text
-
-
-def test_one_name_in_the_yaml_and_the_other_in_the_options_overrides(tmp_path):
-    made = loaded(tmp_path, small(run={"save_path": "there"}), "run.output_dir=here")
-    assert made.run.output_dir == "here"
-
-
-def test_the_evaluation_names_are_unknown_to_training_blocks(tmp_path):
-    text = refusal(tmp_path, small(datasets={"feature_face_caption": {"eval_file_path": "x"}}))
-    assert "unknown key 'datasets.feature_face_caption.eval_file_path'" in text
-
-
 # Weighted pools
 
 
@@ -392,3 +369,82 @@ def test_the_configuration_of_a_file_does_not_depend_on_where_it_is_read_from(tm
     here = config.load(path)
     monkeypatch.chdir("/")
     assert config.load(path).plain() == here.plain()
+
+
+# Where a value came from
+
+
+def shown(folder, tree, *options, form=()):
+    """What ``emollama config show`` prints."""
+    parser = argparse.ArgumentParser()
+    show.add_arguments(parser)
+    line = ["show", "--cfg-path", write(folder, tree), *form, *(["--options", *options] if options else [])]
+    show.run(parser.parse_args(line))
+
+
+def test_every_value_has_a_source(tmp_path):
+    made = loaded(tmp_path, golden_tree(tmp_path), "run.seed=3")
+    assert set(made.sources) == {key for key, _ in leaves(made.plain())}
+    assert set(made.sources.values()) == {"default", f"{tmp_path}/config.yaml", "--options"}
+
+
+def test_the_source_is_the_last_layer_that_gave_the_value(tmp_path, presets):
+    presets("models", "slim", lora_r=8, lora_alpha=8, max_txt_len=88)
+    tree = small(model={"preset": "slim", "lora_alpha": 9, "max_txt_len": 99}, paths={"a": 1, "b": 2})
+    sources = loaded(tmp_path, tree, "model.max_txt_len=111", "paths.b=3").sources
+    assert sources["model.lora_dropout"] == "default"
+    assert sources["model.lora_r"].startswith("preset slim (")
+    assert sources["model.lora_alpha"] == sources["paths.a"] == f"{tmp_path}/config.yaml"
+    assert sources["model.max_txt_len"] == sources["paths.b"] == "--options"
+
+
+def test_each_entry_of_a_mapping_has_its_own_source(tmp_path):
+    sources = loaded(tmp_path, small(model={"slot_dims": {"image": 176}})).sources
+    assert (sources["model.slot_dims.image"], sources["model.slot_dims.face"]) == (f"{tmp_path}/config.yaml", "default")
+
+
+def test_a_source_tells_the_other_name_that_the_value_was_given_by(tmp_path):
+    tree = small()
+    tree["datasets"]["feature_face_caption"] = {"build_info": {"ann_path": "list.txt"}}
+    sources = loaded(tmp_path, tree, "run.save_path=there").sources
+    assert sources["datasets.feature_face_caption.annotation_file"] == f"{tmp_path}/config.yaml (as build_info.ann_path)"
+    assert sources["run.output_dir"] == "--options (as save_path)"
+
+
+def test_what_is_shown_is_itself_the_configuration(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("LLAMA_FOLDER", "/somewhere")
+    tree = golden_tree(tmp_path) | {"paths": {"my root": "x"}}
+    tree["model"] |= {"llama_model": "${oc.env:LLAMA_FOLDER}", "end_sym": "###", "prompt_template": "# {}: '\"\n"}
+    tree["datasets"]["golden"] |= {"labels": ["no", "null", "1e3", "~", "# x"], "prompt_labels": None}
+    shown(tmp_path, tree, "run.init_lr=1e-7")
+    (tmp_path / "shown.yaml").write_text(capsys.readouterr().out)
+    assert config.load(str(tmp_path / "shown.yaml")).plain() == loaded(tmp_path, tree, "run.init_lr=1e-7").plain()
+
+
+def test_a_line_shows_the_value_and_its_layer(tmp_path, capsys):
+    shown(tmp_path, small(), "run.seed=3")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["seed:", "3", "#", "--options"] in lines
+    assert ["annotation_file:", '"list.txt"', "#", f"{tmp_path}/config.yaml"] in lines
+    assert ["lora_r:", "64", "#", "default"] in lines
+
+
+def test_machines_get_the_value_and_the_layer_of_each_key(tmp_path, capsys):
+    shown(tmp_path, small(), "run.seed=3", form=["--json"])
+    values = json.loads(capsys.readouterr().out)
+    assert values["run.seed"] == {"value": 3, "layer": "--options"}
+    assert values["model.lora_target_modules"] == {"value": ["q_proj", "v_proj"], "layer": "default"}
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_an_environment_variable_is_shown_by_its_name(tmp_path, capsys, monkeypatch, form):
+    monkeypatch.setenv("LLAMA_FOLDER", "/secret/place")
+    shown(tmp_path, small(model={"llama_model": "${oc.env:LLAMA_FOLDER}/7b"}), form=form)
+    said = capsys.readouterr()
+    assert "${oc.env:LLAMA_FOLDER}/7b" in said.out and "secret" not in said.out + said.err
+
+
+def test_the_warning_goes_beside_what_is_shown(tmp_path, capsys):
+    shown(tmp_path, small(run={"wandb_log": True}), form=["--json"])
+    said = capsys.readouterr()
+    assert json.loads(said.out) and said.err.startswith("warning: ") and "run.wandb_log" in said.err

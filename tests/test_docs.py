@@ -9,13 +9,13 @@ from running import ROOT
 
 from emollama.config import load
 
-DOCS = ["README.md", "docs/architecture.md", "docs/configuration.md", "docs/benchmarks.md"]
+DOCS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 TEXTS = {name: (ROOT / name).read_text() for name in DOCS}
 SHIPPED = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("train_configs/*"), *ROOT.glob("eval_configs/*")])
 
 
-def test_eight_configurations_are_shipped():
-    assert len(SHIPPED) == 8
+def test_ten_configurations_are_shipped():
+    assert len(SHIPPED) == 10
 
 
 @pytest.mark.parametrize("path", SHIPPED)

@@ -10,12 +10,14 @@ import pytest
 import torch
 from helpers import NAMES
 
-from emollama.data.loader import MIXING_BLOCK, Order, Split, TrainingSamples, step_batches, training_loader
+from emollama.data.loader import Split, TrainingSamples, step_batches, training_loader
+from emollama.data.order import MIXING_BLOCK, Deck, Order
 from emollama.errors import UserError
 
 
 def order(sizes=(7,), ratios=None, shuffle=True, seed=1):
-    return Order(seed=seed, sizes=tuple(sizes), ratios=tuple(ratios or [1.0] * len(sizes)), shuffle=(shuffle,) * len(sizes))
+    ratios = ratios or [1.0] * len(sizes)
+    return Order(seed, tuple(Deck(size, ratio, shuffle) for size, ratio in zip(sizes, ratios, strict=True)))
 
 
 def clips(made, places):
@@ -177,7 +179,7 @@ def test_the_global_generators_change_nothing_about_the_batches(samples):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_user_error_while_loading_is_told_in_its_own_words(golden_dataset, golden_prompt, monkeypatch, workers):
-    def fails(index, task, wording):
+    def fails(index, task, wording, rng):
         raise UserError("clip_7.npy (slot face): holds NaN or inf. Extract this clip again.")
 
     monkeypatch.setattr(golden_dataset, "record", fails)

@@ -27,7 +27,8 @@ ALLOWED = {
     "data.batch": set(),
     "evaluation": BASE,
     "layers": {"errors", "registry"},
-    "config": BASE | {"layers"},
+    "predecessors": {"errors", "layers"},
+    "config": BASE | {"layers", "predecessors"},
     "data": BASE | {"data.batch"},
     "encoders": DATA,
     "datasets": DATA,
@@ -38,11 +39,17 @@ ALLOWED = {
     "optim": {"errors", "registry"},
     "distributed": {"errors", "optim"},
     "checkpoint": BASE | {"optim"},
-    "runners": DATA | MACHINERY | {"evaluation"},
+    "runners": DATA | MACHINERY | {"evaluation", "layers"},
     "planning": DATA | MACHINERY | {"evaluation"},
     "reference": BASE | {"config"},
     "demo": DATA | {"logging"},
-    "cli": DATA | MACHINERY | {"evaluation", "planning", "reference", "demo", "encoders"},
+    "importers": BASE | {"data"},
+    "doctor": DATA | MACHINERY | {"datasets", "runners", "planning"},
+    "exchange": BASE | MACHINERY | {"models"},
+    "commands": DATA
+    | MACHINERY
+    | {"layers", "models", "evaluation", "planning", "reference", "demo", "encoders", "importers", "exchange", "doctor"},
+    "cli": {"errors", "distributed", "commands"},
     "__main__": {"cli"},
     "__init__": set(),
 }
@@ -131,7 +138,7 @@ def test_no_modules_import_each_other_in_a_circle():
     [
         ("omegaconf", {"config"}),
         ("transformers", {"models.llm", "models.attention", "demo.tiny_llama"}),
-        ("peft", {"models.llm"}),
+        ("peft", {"models.llm", "models.adapters"}),
         ("iopath", {"paths"}),
     ],
 )
@@ -141,7 +148,7 @@ def test_a_library_is_imported_in_its_place_only(library, places):
     assert found & places
 
 
-@pytest.mark.parametrize("package", ["evaluation", "registry", "config", "errors", "paths"])
+@pytest.mark.parametrize("package", ["evaluation", "registry", "config", "errors", "paths", "importers"])
 def test_what_needs_no_tensors_imports_no_torch(package):
     heavy = {"torch", "transformers", "peft", "torchvision"}
     files = [path for name, path in MODULES.items() if group_of(name) == package]
@@ -249,11 +256,11 @@ def is_stub(node):
 
 
 def test_every_field_of_a_config_class_is_documented():
-    """A string follows each field of each class named Config."""
+    """A string follows each field of each class whose name ends in Config and whose fields are keys of the YAML."""
     silent, count = [], 0
     for path in FILES:
         for name, node in definitions(tree_of(path)):
-            if not isinstance(node, ast.ClassDef) or node.name != "Config":
+            if not isinstance(node, ast.ClassDef) or node.name not in ("Config", "ClipConfig"):
                 continue
             for child, following in zip(node.body, [*node.body[1:], None], strict=True):
                 if isinstance(child, ast.AnnAssign):

@@ -1,7 +1,9 @@
-"""Annotation lists, captions and transcripts: small text files read whole into plain tables.
+"""Annotation lists, captions, transcripts and tables: small text files read whole.
 
-Formats (source: the published MERR and MER2023/2024 files): a list row is ``name [count] [label [valence]]`` separated by
-white space; captions are a JSON object keyed by name; transcripts are a CSV with a name and a sentence column.
+Formats (source: the published MERR, MER2023/2024, EMER and DFEW files): a list row is ``name [count] [label [valence]]``
+separated by white space; captions are a JSON object keyed by name; transcripts and tables are CSV files with a header.
+
+Row by row, what is wrong goes to ``report``, and the reader goes on without the row; by default the first such row is an error.
 """
 
 from __future__ import annotations
@@ -9,71 +11,180 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Container, Iterable
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
+from emollama.data.problems import Problem, Report, refuse
 from emollama.errors import UserError
 from emollama.paths import PATHS, read_text, require_file
 
 AnnotationFormat = Literal["auto", "ne", "ncev"]
-SENTENCE_COLUMNS = ("sentence", "sentence_en", "english")
+LABELS = ("happy", "sad", "neutral", "angry", "worried", "surprise", "fear", "contempt", "doubt")
+NAME_COLUMNS = ("name", "names", "video_name")
+SENTENCE_COLUMNS = ("sentence", "sentence_en", "english", "subtitles")
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One row of an annotation list. ``label`` is the column as written; nothing has been checked against labels yet."""
+    """One row of an annotation list or table. ``label`` is as written; nothing has been checked against labels yet.
+
+    Attributes:
+        name: which feature files are called after.
+        label: "" where the file has none.
+        line: where the row stands in its file.
+        columns: the row's other cells by column.
+    """
 
     name: str
     label: str
     line: int
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_annotations(path: str, annotation_format: AnnotationFormat = "auto") -> list[Clip]:
+@dataclass(frozen=True)
+class Table:
+    """Everything written about the clips of a dataset.
+
+    Attributes:
+        clips: in file order.
+        sentences: name -> what is said; None where no transcript is configured.
+        captions: task -> name -> the answer to it.
+    """
+
+    clips: list[Clip]
+    sentences: dict[str, str] | None = None
+    captions: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+def read_annotations(path: str, annotation_format: AnnotationFormat = "auto", report: Report = refuse) -> list[Clip]:
     """Read an annotation list in file order.
 
     Args:
         path: UTF-8 text, no header, blank lines ignored.
         annotation_format: ``ne`` is ``name label``; ``ncev`` is ``name count label [valence]``; ``auto`` tells by the first
             row's width.
+        report: told of rows of another width, unsafe names and repeated ones, with file and line.
 
     Raises:
-        UserError: a row of another width, an unsafe or repeated name, an empty list: names file and line.
+        UserError: no usable row, or what :func:`refuse` refuses.
     """
     clips: dict[str, Clip] = {}
     for number, row in enumerate(read_text(require_file(path, "annotation_file")).splitlines(), 1):
         fields = row.split()
         if not fields:
             continue
-        where = f"{path}, line {number}"
         if annotation_format == "auto":
             annotation_format = "ne" if len(fields) == 2 else "ncev"
-        widths = (2,) if annotation_format == "ne" else (3, 4)
-        if len(fields) not in widths:
-            expected = " or ".join(str(width) for width in widths)
-            raise UserError(f"{where}: {len(fields)} fields in {row!r}, expected {expected} (name [count] label [valence])")
-        if len(fields) > 2 and not fields[1].lstrip("-").isdigit():
-            raise UserError(f"{where}: the second field of {row!r} is a count of frames, not '{fields[1]}' (labels are one word)")
-        name = safe_name(fields[0], where)
-        if name in clips:
-            raise UserError(f"{where}: clip '{name}' stands on line {clips[name].line} already. Remove one of the two.")
-        clips[name] = Clip(name, fields[1] if len(fields) == 2 else fields[2], number)
+        try:
+            clip = _listed(fields, row, annotation_format, number)
+            _enter(clips, clip)
+        except ValueError as error:
+            report(Problem("list", f"{path}, line {number}: {error}", (fields[0],)))
     if not clips:
-        raise UserError(f"{path}: the list is empty. A row is 'name count label [valence]' or 'name label'.")
+        raise UserError(f"{path}: the list is empty, or no row is usable. A row is 'name count label [valence]' or 'name label'.")
     return list(clips.values())
 
 
-def safe_name(name: str, where: str) -> str:
+def _listed(fields: list[str], row: str, annotation_format: AnnotationFormat, number: int) -> Clip:
+    widths = (2,) if annotation_format == "ne" else (3, 4)
+    if len(fields) not in widths:
+        expected = " or ".join(str(width) for width in widths)
+        raise ValueError(
+            f"{len(fields)} fields in {row!r}, expected {expected} (name [count] label [valence]; no space in names)"
+        )
+    if len(fields) == 2:
+        return Clip(safe_name(fields[0]), fields[1], number)
+    if not fields[1].lstrip("-").isdigit():
+        raise ValueError(f"the second field of {row!r} is a count of frames, not '{fields[1]}' (labels are one word)")
+    return Clip(safe_name(fields[0]), fields[2], number, dict(zip(("count", "valence"), fields[1::2], strict=False)))
+
+
+def _enter(clips: dict[str, Clip], clip: Clip) -> None:
+    if clip.name in clips:
+        raise ValueError(f"clip '{clip.name}' stands on line {clips[clip.name].line} already. Remove one of the two.")
+    clips[clip.name] = clip
+
+
+def safe_name(name: str) -> str:
     """The name, if a file called after it stays inside its folder.
 
     Raises:
-        UserError: an absolute name, one that climbs out with ``..``, or one with a NUL byte or a backslash.
+        ValueError: an absolute name, one that climbs out with ``..``, or one with a NUL byte or a backslash.
     """
     path = PurePosixPath(name)
     if not name or path.is_absolute() or ".." in path.parts or "\0" in name or "\\" in name:
-        raise UserError(f"{where}: the clip name {name!r} would leave its folder. Names are relative, without '..'.")
+        raise ValueError(f"the clip name {name!r} would leave its folder. Names are relative, without '..'.")
     return name
+
+
+def read_rows(path: str, key: str, report: Report = refuse) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """The header of a CSV file, and (line, cells by column) of each row; cells are stripped, empty rows passed over.
+
+    Args:
+        path: UTF-8, separated by commas; a cell that holds a comma stands in quotes.
+        key: the configuration key, for messages.
+        report: told of rows with more cells than the header has.
+
+    Raises:
+        UserError: no such file, no CSV, or a header that repeats a column.
+    """
+    reader = csv.DictReader(io.StringIO(read_text(require_file(path, key)), newline=""), strict=True, restval="")
+    rows = []
+    try:
+        header = [name.strip() for name in reader.fieldnames or []]
+        if len(set(header)) < len(header):
+            raise UserError(f"{path}, line 1: the header {header} names a column twice")
+        reader.fieldnames = header
+        for row in reader:
+            if None in row:
+                text = 'more cells than the header has. A cell that holds a comma stands in quotes: name,"Why, Tom?"'
+                report(Problem("list", f"{path}, line {reader.line_num}: {text}", (row[header[0]],)))
+            elif any(row.values()):
+                rows.append((reader.line_num, {column: cell.strip() for column, cell in row.items()}))
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: not valid CSV: {error}") from None
+    return header, rows
+
+
+def column_of(path: str, header: Sequence[str], known: Sequence[str]) -> str:
+    """The first of the known columns that a header has.
+
+    Raises:
+        UserError: it has none of them.
+    """
+    for name in known:
+        if name in header:
+            return name
+    raise UserError(f"{path}, line 1: the header is {header}; expected one of the columns {', '.join(known)}")
+
+
+def read_clip_table(path: str, label_column: str | None, report: Report = refuse) -> list[Clip]:
+    """Read a CSV table of clips: a column of :data:`NAME_COLUMNS`, and any others.
+
+    Args:
+        path: the file.
+        label_column: holds the label; None where there is none.
+        report: told of rows without a name, unsafe names and repeated ones, with file and line.
+
+    Raises:
+        UserError: no row, or a header without these columns.
+    """
+    clips: dict[str, Clip] = {}
+    header, rows = read_rows(path, "annotation_file", report)
+    name_column = column_of(path, header, NAME_COLUMNS)
+    if label_column is not None:
+        column_of(path, header, [label_column])
+    for line, row in rows:
+        name = row.pop(name_column)
+        try:
+            _enter(clips, Clip(safe_name(name), row.pop(label_column, "") if label_column else "", line, row))
+        except ValueError as error:
+            report(Problem("list", f"{path}, line {line}: {error if name else 'the row has no name'}", (name,)))
+    if not clips:
+        raise UserError(f"{path}: no usable row. A header with {' or '.join(NAME_COLUMNS)} comes first, then a row a clip.")
+    return list(clips.values())
 
 
 def read_captions(path: str, field: str, key: str) -> dict[str, str]:
@@ -85,50 +196,47 @@ def read_captions(path: str, field: str, key: str) -> dict[str, str]:
         key: the configuration key, for messages.
 
     Raises:
-        UserError: not JSON (with its line), or not an object of objects.
+        UserError: not JSON (with its line), a clip named twice, or not an object of objects.
     """
+    text = read_text(require_file(path, key))
     try:
-        table = json.loads(read_text(require_file(path, key)))
+        table = json.loads(text, object_pairs_hook=_no_repetition)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from None
+        raise UserError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}. JSON holds no comments.") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}. Keep one.") from None
     if not isinstance(table, dict) or not all(isinstance(entry, dict) for entry in table.values()):
         raise UserError(f"{path}: expected one JSON object keyed by clip name, each value an object with '{field}'")
     captions = {name: entry.get(field) for name, entry in table.items()}
     return {name: text for name, text in captions.items() if isinstance(text, str) and text.strip()}
 
 
-def read_transcripts(path: str) -> dict[str, str]:
-    """Read a transcript CSV: a ``name`` column and one of ``sentence``, ``sentence_en``, ``english``.
+def _no_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"'{next(name for name in names if names.count(name) > 1)}' stands in it twice")
+    return table
+
+
+def read_transcripts(path: str, report: Report = refuse) -> dict[str, str]:
+    """Read a transcript CSV: a ``name`` column and one of :data:`SENTENCE_COLUMNS`.
 
     An empty cell is a clip without speech and is read as an empty string.
 
     Raises:
-        UserError: columns missing, a row without a name, or two different sentences for one clip.
+        UserError: columns missing; a row without a name, or two different sentences for one clip, unless reported.
     """
-    text = read_text(require_file(path, "transcription_path"))
-    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     sentences: dict[str, str] = {}
-    try:
-        column = _sentence_column(path, list(rows.fieldnames or []))
-        for row in rows:
-            name, sentence = row["name"], (row[column] or "").strip()
-            if not name or None in row:
-                raise UserError(
-                    f"{path}, line {rows.line_num}: {'no name' if not name else 'more cells than the header has'}."
-                    ' A sentence that holds a comma stands in quotes: name,"Why, Tom?"'
-                )
-            if sentences.setdefault(name, sentence) != sentence:
-                raise UserError(f"{path}, line {rows.line_num}: a second, different sentence for '{name}'. Keep one.")
-    except csv.Error as error:
-        raise UserError(f"{path}, line {rows.line_num}: not valid CSV: {error}") from None
+    header, rows = read_rows(path, "transcription_path", report)
+    name_column, column = column_of(path, header, NAME_COLUMNS), column_of(path, header, SENTENCE_COLUMNS)
+    for line, row in rows:
+        name, sentence = row[name_column], row[column]
+        if not name:
+            report(Problem("transcript", f"{path}, line {line}: the row has no name"))
+        elif sentences.setdefault(name, sentence) != sentence:
+            report(Problem("transcript", f"{path}, line {line}: a second, different sentence for '{name}'. Keep one.", (name,)))
     return sentences
-
-
-def _sentence_column(path: str, header: list[str]) -> str:
-    column = next((name for name in SENTENCE_COLUMNS if name in header), None)
-    if "name" not in header or column is None:
-        raise UserError(f"{path}, line 1: the header is {header}; expected 'name' and one of {', '.join(SENTENCE_COLUMNS)}")
-    return column
 
 
 def missing_names(wanted: Iterable[str], present: Container[str]) -> list[str]:

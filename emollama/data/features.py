@@ -1,80 +1,101 @@
-"""Feature stores: (clip name, slot) -> raw rows.
+"""Features: (clip name, slot) -> raw rows, checked against what the model expects.
 
-A folder holds one ``<name>.npy`` a clip. Utterance features (MAE, VideoMAE, HuBERT) are (D,) or (1, D); an EVA cache is
-(1 + P, D), whose row 0 is the class token and the rest the image, so that one array serves the slots ``cls`` and ``image``.
+Utterance features (MAE, VideoMAE, HuBERT) are (D,) or (1, D); an EVA cache is (1 + P, D), whose row 0 is the class token and
+the rest the image, so that one array serves the slots ``cls`` and ``image``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, NamedTuple
-from zipfile import BadZipFile
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from emollama.data.problems import Problem
+from emollama.data.seen import Seen
+from emollama.data.stores import ArrayStore, open_store
 from emollama.errors import UserError
-from emollama.paths import PATHS
 
+T = TypeVar("T")
 FLOAT_TYPES = (np.float16, np.float32, np.float64)
-VALUES_CHECKED_UP_TO = 1 << 20  # bytes; the values of larger files are checked when they are read, their headers always
+VALUES_CHECKED_UP_TO = 1 << 20  # bytes; the values of larger arrays are checked when they are read, their headers always
+PATCH = 14  # side of an EVA patch in pixels
+READERS = 16  # threads at most
+BATCH = 512  # arrays after which the number of threads is chosen anew
+ALIKE = "alike"  # in place of a digest, where all values are the same number
 
 
 class SlotShape(NamedTuple):
     """What a model expects of a slot.
 
     Attributes:
-        rows: of one clip; how a missing one is filled with zeros.
+        rows: of one clip; checked for the image, and how a missing slot is filled with zeros.
         width: D of each row; checked.
-        group: the number of rows is a multiple of this; checked.
     """
 
     rows: int
     width: int
-    group: int = 1
+
+
+class Look(NamedTuple):
+    """What a look at a good array told, all in words.
+
+    Attributes:
+        dtype, shape: as stored.
+        size: bytes of its values.
+        digest: of its values, to tell equal arrays; :data:`ALIKE` where they are all one number, "" where they were not read.
+    """
+
+    dtype: str
+    shape: str
+    size: str
+    digest: str
+
+
+class Survey(NamedTuple):
+    """Looks at the good arrays by clip, and what is wrong with the others."""
+
+    good: dict[str, Look]
+    problems: list[Problem]
 
 
 @dataclass(frozen=True)
-class FeatureFolder:
-    """The .npy files of one encoder.
+class Features:
+    """The arrays of one encoder, as rows of the slots that they fill.
 
     Args:
-        folder: where they lie.
+        store: the arrays.
+        path: where they lie, as configured.
         slots: the slots that one array fills; ``("image", "cls")`` for an EVA cache, else one name.
         shape: what the model expects of the first slot.
-        key: the configuration key that named the folder, for messages.
-        names: the clips that have a file.
+        key: the configuration key that named the store, for messages.
     """
 
-    folder: Path
+    store: ArrayStore
+    path: str
     slots: tuple[str, ...]
     shape: SlotShape
     key: str
-    names: frozenset[str]
 
     @classmethod
-    def open(cls, folder: str, slots: tuple[str, ...], shape: SlotShape, key: str, wanted: Iterable[str]) -> FeatureFolder:
-        """List a folder once.
+    def open(cls, path: str, slots: tuple[str, ...], shape: SlotShape, key: str) -> Features:
+        """Open the store at a path.
 
         Raises:
-            UserError: there is no such folder.
+            UserError: there is none.
         """
-        if not PATHS.isdir(folder):
-            raise UserError(f"{key}: no folder '{folder}' (seen from {os.getcwd()}). Correct the path, or set {key}: null.")
-        root = Path(PATHS.get_local_path(folder))
-        present = {name.removesuffix(".npy") for name in os.listdir(root) if name.endswith(".npy")}
-        nested = {name for name in wanted if "/" in name and (root / f"{name}.npy").is_file()}
-        return cls(root, slots, shape, key, frozenset(present | nested))
+        return cls(open_store(path, key), path, slots, shape, key)
 
-    def path(self, name: str) -> Path:
-        """Where a clip's array lies."""
-        return self.folder / f"{name}.npy"
+    def __contains__(self, name: object) -> bool:
+        return name in self.store
 
     def read(self, name: str) -> dict[str, Tensor]:
         """The clip's rows by slot, float32: {"image": (P, D), "cls": (1, D)} or {slot: (n, D)}.
@@ -82,58 +103,119 @@ class FeatureFolder:
         Raises:
             UserError: another width or shape, object dtype, a truncated file, NaN or inf: names file and slot.
         """
-        with np.errstate(over="ignore"):  # what overflows is told below
-            array = np.atleast_2d(self._opened(name, None)).astype(np.float32, copy=False)
-        if not np.isfinite(array).all():
-            raise UserError(self._complaint(name, "holds NaN or inf, or a value beyond float32"))
-        rows = torch.from_numpy(array)
+        rows = torch.from_numpy(np.atleast_2d(self._finite(name, self._stored(self.store.load, name))))
         return {"image": rows[1:], "cls": rows[:1]} if self._is_cache else {self.slots[0]: rows}
 
-    def problems(self, names: Iterable[str], *, all_values: bool = False) -> list[str]:
-        """What is wrong with the present files of these clips: header and size always, values of small files or of all."""
-        present = [name for name in names if name in self.names]
+    def problems(self, names: Iterable[str], *, all_values: bool = False) -> list[Problem]:
+        """What is wrong with the present arrays of these clips: header and size always, values of small ones or of all."""
+        return self.survey(names, all_values=all_values).problems
+
+    def survey(self, names: Iterable[str], *, all_values: bool = False, advance: Callable[[int], Any] = int) -> Survey:
+        """Look at the present arrays of these clips: at header and size of each, at the values of small ones or of all.
+
+        What was found good is remembered by its stamp (:mod:`emollama.data.seen`) and not opened again.
+
+        Args:
+            names: the clips.
+            all_values: read large arrays too.
+            advance: told how many more arrays have been looked at.
+        """
         limit = sys.maxsize if all_values else VALUES_CHECKED_UP_TO
-        with ThreadPoolExecutor(16) as pool:
-            return [text for text in pool.map(lambda name: self._problem(name, limit), present) if text is not None]
+        present = [name for name in names if name in self.store]
+        seen = Seen.load("arrays", os.path.abspath(self.path), str(self.slots), str(tuple(self.shape)), str(limit))
+        survey = Survey({}, [])
+        for batch, looks in _in_batches(lambda name: self._look(name, limit, seen), present):
+            for name, look in zip(batch, looks, strict=True):
+                if isinstance(look, Problem):
+                    survey.problems.append(look)
+                else:
+                    survey.good[name] = look
+            advance(len(batch))
+        seen.save()
+        return survey
 
-    def _problem(self, name: str, values_up_to: int) -> str | None:
+    def _look(self, name: str, values_up_to: int, seen: Seen) -> Look | Problem:
         try:
-            if self.path(name).stat().st_size <= values_up_to:
-                self.read(name)
-            else:
-                self._opened(name, "r")  # refuses a file that is shorter than its header says
+            stamp = self._stored(self.store.stamp, name)
+            if (known := seen.recall(name, stamp)) is not None:
+                return Look(*known.split("|"))
+            look = self._first_look(name, stamp[0], values_up_to)
         except UserError as error:
-            return str(error)
-        except OSError as error:
-            return self._complaint(name, f"cannot be read: {error}")
-        return None
+            return Problem("unusable features", str(error), (name,))
+        seen.add(name, stamp, "|".join(look))
+        return look
 
-    def _opened(self, name: str, mmap_mode: Literal["r"] | None) -> np.ndarray:
-        """The array, of an acceptable shape and dtype."""
+    def _first_look(self, name: str, file_size: int, values_up_to: int) -> Look:
+        if file_size > values_up_to:  # else the array in it is small too
+            shape, dtype = self._stored(self.store.header, name)
+            self._check_shape(name, shape, dtype)
+            size = int(np.prod(shape)) * dtype.itemsize
+            if size > values_up_to:
+                return Look(str(dtype), str(shape), str(size), "")
+        array = self._stored(self.store.load, name)
+        self._finite(name, array)
+        digest = hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=8).hexdigest()
+        alike = (array == array.flat[0]).all()
+        return Look(str(array.dtype), str(array.shape), str(array.nbytes), ALIKE if alike else digest)
+
+    def _stored(self, read: Callable[[str], Any], name: str) -> Any:
+        """What one of the store's methods gives; its errors name the place."""
         try:
-            array = np.load(self.path(name), mmap_mode=mmap_mode, allow_pickle=False)
-        except (OSError, ValueError, EOFError, BadZipFile) as error:
-            raise UserError(self._complaint(name, f"cannot be read: {error}")) from None
-        if not isinstance(array, np.ndarray):
-            raise UserError(self._complaint(name, "is an archive of arrays, expected one array"))
-        if array.dtype not in FLOAT_TYPES:
-            raise UserError(self._complaint(name, f"dtype {array.dtype}, expected float16, float32 or float64"))
-        if self._is_cache:
-            good = array.ndim == 2 and array.shape[0] >= 1 and array.shape[1] == self.shape.width
-            expected = f"(1 + P, {self.shape.width})"
-        else:
-            good = array.shape in ((self.shape.width,), (1, self.shape.width))
-            expected = f"({self.shape.width},) or (1, {self.shape.width})"
-        if not good:
-            raise UserError(self._complaint(name, f"shape {array.shape}, expected {expected}"))
-        if self._is_cache and (len(array) - 1) % self.shape.group:
-            expected = f"a multiple of {self.shape.group} beside the class row"
-            raise UserError(self._complaint(name, f"{len(array) - 1} image rows, expected {expected}"))
+            return read(name)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise UserError(self._complaint(name, f"cannot be read: {reason}")) from None
+
+    def _finite(self, name: str, array: np.ndarray) -> np.ndarray:
+        """The array in float32, as it is read in training, if nothing is wrong with it."""
+        self._check_shape(name, array.shape, array.dtype)
+        with np.errstate(over="ignore"):  # what overflows is told below
+            array = array.astype(np.float32, copy=False)
+        if not np.isfinite(array).all():
+            raise UserError(self._complaint(name, "holds NaN or inf, or a value beyond float32"))
         return array
 
+    def _check_shape(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        rows, width = self.shape
+        if dtype not in FLOAT_TYPES:
+            raise UserError(self._complaint(name, f"dtype {dtype}, expected float16, float32 or float64"))
+        if not self._is_cache and shape not in ((width,), (1, width)):
+            raise UserError(self._complaint(name, f"shape {shape}, expected ({width},) or (1, {width})"))
+        if self._is_cache and shape != (1 + rows, width):
+            side, found = round(rows**0.5) * PATCH, _side(shape)
+            made = f"; it was made at image_size {found}" if found and found != side else ""
+            expected = f"expected ({1 + rows}, {width}), which is image_size {side}{made}"
+            raise UserError(self._complaint(name, f"shape {shape}, {expected}"))
+
     def _complaint(self, name: str, problem: str) -> str:
-        return f"{self.path(name)} (slot {' + '.join(self.slots)}): {problem}. Extract this clip again."
+        return f"{self.store.place(name)} (slot {' + '.join(self.slots)}): {problem}. Extract this clip again."
 
     @property
     def _is_cache(self) -> bool:
         return self.slots == ("image", "cls")
+
+
+def _side(shape: tuple[int, ...]) -> int | None:
+    """The image_size that an EVA cache of this shape was made at; None where no square of patches gives its rows."""
+    patches = round(max(shape[0] - 1, 0) ** 0.5) if len(shape) == 2 else 0
+    return patches * PATCH if patches and patches**2 == shape[0] - 1 else None
+
+
+def _in_batches(look: Callable[[str], T], names: Sequence[str]) -> Iterator[tuple[Sequence[str], list[T]]]:
+    """What ``look`` gives for each name, in order, a batch at a time.
+
+    As many threads look as keep one core busy: several where files are waited for, one where they are in memory (more would
+    hand Python's lock to and fro, which takes longer than looking).
+    """
+    readers = 1
+    with ThreadPoolExecutor(READERS) as pool:
+        for first in range(0, len(names), BATCH):
+            batch = names[first : first + BATCH]
+            begun, worked = time.perf_counter(), time.process_time()
+            size = -(-len(batch) // readers)
+            shares = [batch[start : start + size] for start in range(0, len(batch), size)]
+            looks = pool.map(lambda share: [look(name) for name in share], shares) if readers > 1 else [list(map(look, batch))]
+            found = [one for share in looks for one in share]
+            busy = (time.process_time() - worked) / (time.perf_counter() - begun)  # cores
+            readers = min(READERS, max(1, round(readers / max(busy, 1 / READERS))))
+            yield batch, found

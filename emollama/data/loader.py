@@ -1,14 +1,9 @@
-"""The order of the draw: which clips make which step.
-
-It is a pure function of (seed, k) where k = step x global batch + index in the global batch. Rank and micro-batch follow from
-the index, so a step holds the same samples for any world size x accumulation, and a resumed run needs nothing but its step.
-"""
+"""From the order of the draw to micro-batches: what a dataset offers, and how a global batch is split and loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
@@ -18,15 +13,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from emollama.data.batch import Batch, Record, Sample, collate
 from emollama.data.instructions import TaskPool
+from emollama.data.order import Deck, Order
+from emollama.data.problems import Problem
 from emollama.data.prompt import Prompt
 from emollama.errors import UserError
 
-MIXING_BLOCK = 1024  # draws; within each block of them every dataset has its exact share
-_PASS, _MIX, _CLIP = 0, 1, 2  # streams of random numbers that never meet
-
 
 class ClipDataset(Protocol):
-    """What a registered dataset offers: its tasks, its block (batch_size, shuffle, sample_ratio), lines for the log."""
+    """What a registered dataset offers: its tasks, its block (batch_size), lines for the log."""
 
     pool: TaskPool
     cfg: Any
@@ -38,85 +32,17 @@ class ClipDataset(Protocol):
         """The clips' names in order."""
         ...
 
-    def problems(self) -> list[str]:
-        """Everything that would stop the run later, a line each."""
+    def problems(self) -> list[Problem]:
+        """Everything that would stop the run later."""
         ...
 
-    def record(self, index: int, task: str, wording: str) -> Record:
-        """Clip ``index`` asked for ``task`` in these words."""
+    def deck(self) -> Deck:
+        """How its clips are drawn in training."""
         ...
 
-
-@dataclass(frozen=True)
-class Draw:
-    """Which clip stands at place k of the run, and the generator for everything random about it."""
-
-    dataset: int
-    clip: int
-    rng: np.random.Generator
-
-
-@dataclass(frozen=True)
-class Order:
-    """The infinite sequence of draws.
-
-    Attributes:
-        seed: the run's seed.
-        sizes: clips in each dataset.
-        ratios: share of each dataset, any positive scale.
-        shuffle: per dataset; False is file order, wrapping at the end.
-    """
-
-    seed: int
-    sizes: tuple[int, ...]
-    ratios: tuple[float, ...]
-    shuffle: tuple[bool, ...]
-    _shares: tuple[int, ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        exact = np.array(self.ratios) / sum(self.ratios) * MIXING_BLOCK
-        shares = np.floor(exact).astype(int)
-        for index in np.argsort(shares - exact, kind="stable")[: MIXING_BLOCK - shares.sum()]:
-            shares[index] += 1
-        if not shares.all():
-            raise UserError(f"sample_ratio: {self.ratios} leaves a dataset without one of {MIXING_BLOCK} draws. Raise it.")
-        object.__setattr__(self, "_shares", tuple(int(share) for share in shares))
-
-    @classmethod
-    def over(cls, datasets: Sequence[ClipDataset], seed: int) -> Order:
-        """The order of these datasets' clips, as their blocks configure it."""
-        return cls(
-            seed=seed,
-            sizes=tuple(len(dataset) for dataset in datasets),
-            ratios=tuple(dataset.cfg.sample_ratio for dataset in datasets),
-            shuffle=tuple(dataset.cfg.shuffle for dataset in datasets),
-        )
-
-    def draw(self, k: int) -> Draw:
-        """The k-th draw of the run (k from 0)."""
-        dataset, place = (0, k) if len(self.sizes) == 1 else self._mixed(k)
-        lap, index = divmod(place, self.sizes[dataset])
-        clip = index
-        if self.shuffle[dataset]:
-            clip = int(_permutation(self.seed, dataset, lap, self.sizes[dataset])[index])
-        return Draw(dataset, clip, _generator(self.seed, _CLIP, k))
-
-    def _mixed(self, k: int) -> tuple[int, int]:
-        """(dataset, how many draws of it came before the k-th)."""
-        block, index = divmod(k, MIXING_BLOCK)
-        sequence = np.repeat(np.arange(len(self.sizes)), self._shares)
-        sequence = sequence[_generator(self.seed, _MIX, block).permutation(MIXING_BLOCK)]
-        dataset = int(sequence[index])
-        return dataset, block * self._shares[dataset] + int((sequence[:index] == dataset).sum())
-
-
-def _generator(seed: int, stream: int, *numbers: int) -> np.random.Generator:
-    return np.random.default_rng([seed, stream, *numbers])
-
-
-@lru_cache(maxsize=8)
-def _permutation(seed: int, dataset: int, lap: int, size: int) -> np.ndarray:
-    return _generator(seed, _PASS, dataset, lap).permutation(size)
+    def record(self, index: int, task: str, wording: str, rng: np.random.Generator | None = None) -> Record:
+        """Clip ``index`` asked for ``task`` in these words; ``rng`` is for what is random in training, None in evaluation."""
+        ...
 
 
 class TrainingSamples(Dataset[Sample]):
@@ -131,7 +57,7 @@ class TrainingSamples(Dataset[Sample]):
         draw = self.order.draw(k)
         dataset = self.datasets[draw.dataset]
         task, wording = dataset.pool.draw(draw.rng)
-        return self.prompt.sample(dataset.record(draw.clip, task, wording))
+        return self.prompt.sample(dataset.record(draw.clip, task, wording, draw.rng))
 
 
 @dataclass(frozen=True)

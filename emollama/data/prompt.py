@@ -14,7 +14,7 @@ Layouts (source: the published Emotion-LLaMA training and evaluation code):
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -155,21 +155,33 @@ class Prompt:
         closing = self.style.closing.strip()
         return (text.split(closing)[-1] if closing else text).strip()
 
+    def answer_lengths(self, answers: Sequence[str]) -> list[int]:
+        """Tokens of each answer with its end symbol, as they would be without ``max_txt_len``."""
+        return self._lengths([self._as_text(answer) + self.style.end_sym for answer in answers])
+
+    def prompt_lengths(self, words: Sequence[str], layout: PromptLayout = "train") -> list[int]:
+        """Tokens of the text of a first turn with each of these user's words, as they would be without ``max_context_len``."""
+        head, last = self._before_words(layout)
+        fixed = sum(len(self._ids(part)) for part in head if isinstance(part, str))
+        return [fixed + length for length in self._lengths([last + self._as_text(text) + self.style.closing for text in words])]
+
+    def _before_words(self, layout: PromptLayout) -> tuple[list[str | tuple[str, ...]], str]:
+        """What stands before the user's words in a first turn: texts and placeholders, and the text right before the words."""
+        video, feature = self.placeholders.video, self.placeholders.feature
+        opening = self.style.opening
+        head: list[str | tuple[str, ...]]
+        if layout == "train":
+            head, last = [f"{opening}<video>", video, "</video> <feature>", feature], "</feature> "
+        else:
+            head = [f"{self.tokenizer.bos_token or ''}{opening}<video>", video + feature]
+            last = "</video> <feature><FeatureHere></feature> "
+        return head, last
+
     def _append_prompt(
         self, rendering: _Rendering, words: str, counts: dict[str, int] | None, layout: PromptLayout, name: str
     ) -> int:
         """Append one turn without its answer; the rows only where counts are given. Returns the tokens cut."""
-        video, feature = self.placeholders.video, self.placeholders.feature
-        head: list[str | tuple[str, ...]] = []
-        last = ""
-        opening = self.style.opening
-        if counts is not None and layout == "train":
-            head, last = [f"{opening}<video>", video, "</video> <feature>", feature], "</feature> "
-        elif counts is not None:
-            head = [f"{self.tokenizer.bos_token or ''}{opening}<video>", video + feature]
-            last = "</video> <feature><FeatureHere></feature> "
-        else:
-            last = opening
+        head, last = ([], self.style.opening) if counts is None else self._before_words(layout)
         pieces = [self._ids(part) if isinstance(part, str) else part for part in head]
         tail = self._ids(last + self._as_text(words) + self.style.closing)
         excess = len(tail) + sum(len(part) for part in pieces if isinstance(part, list)) - self.style.max_context_len
@@ -199,6 +211,9 @@ class Prompt:
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _lengths(self, texts: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False).input_ids] if texts else []
 
     def _as_text(self, text: str) -> str:
         """The text with a space inside every spelling of a special token, so that the tokenizer reads it as text."""

@@ -30,7 +30,6 @@ class LinearFusion(nn.Module):
         UserError: ``slot_dims`` names other slots than these four.
     """
 
-    IMAGE_GROUP = GROUP
     VIDEO = ("image",)
     FEATURE = ("face", "video", "audio", "cls")
 

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from emollama.config import MISSING
 from emollama.data.batch import IGNORED, Batch
-from emollama.data.features import SlotShape
+from emollama.data.features import PATCH, SlotShape
 from emollama.data.prompt import LossAverage, Placeholders, Prompt, PromptStyle
+from emollama.errors import require_at_least
 from emollama.models import llm, upstream
 from emollama.models.fusion import STEADY_ROWS, place_rows
 from emollama.registry import FUSIONS, MODELS
-
-PATCH = 14  # side of an EVA patch in pixels
 
 
 @MODELS.register("minigpt_v2")
@@ -59,8 +58,8 @@ class MiniGPTv2(nn.Module):
         slot_dims: dict[str, int] = field(default_factory=lambda: {"image": 1408, "face": 1024, "video": 1024, "audio": 1024})
         """Width of each slot's rows; the class row shares the image's."""
         image_size: int = 448
-        """Side of the frames that the EVA caches were made from, in pixels: (image_size / 14)^2 rows. Used to plan, and to
-        fill a missing image."""
+        """Side of the frames that the EVA caches were made from, in pixels: (image_size / 14)^2 rows beside the class row.
+        A cache made at another size is an error."""
         dropout: float = 0.0
         """Probability of dropping a component of the fusion module's output, in training."""
         use_grad_checkpoint: bool = True
@@ -92,9 +91,8 @@ class MiniGPTv2(nn.Module):
                 raise ValueError("train_llm: full cannot train quantized weights. Use lora, or load in full precision.")
             if self.image_size % (2 * PATCH):
                 raise ValueError(f"image_size {self.image_size} is not a multiple of {2 * PATCH}: its rows do not group by four")
-            for key, least in (("lora_r", 1), ("lora_alpha", 1), ("max_txt_len", 8), ("max_context_len", 8)):
-                if getattr(self, key) < least:
-                    raise ValueError(f"{key} is {getattr(self, key)}; it must be at least {least}")
+            require_at_least(1, self, "lora_r", "lora_alpha")
+            require_at_least(8, self, "max_txt_len", "max_context_len")
             if "image" not in self.slot_dims or min(self.slot_dims.values()) < 1:
                 raise ValueError(f"slot_dims {self.slot_dims}: 'image' is needed, and every width is at least 1")
             for key in ("lora_dropout", "dropout"):
@@ -128,7 +126,7 @@ class MiniGPTv2(nn.Module):
     def slot_shapes(cfg: Config) -> dict[str, SlotShape]:
         """slot -> what one clip is expected to bring."""
         dims = cfg.slot_dims
-        image = SlotShape((cfg.image_size // PATCH) ** 2, dims["image"], FUSIONS.get(cfg.fusion).IMAGE_GROUP)
+        image = SlotShape((cfg.image_size // PATCH) ** 2, dims["image"])
         return {"image": image, "cls": SlotShape(1, dims["image"])} | {
             slot: SlotShape(1, width) for slot, width in dims.items() if slot != "image"
         }

@@ -37,7 +37,7 @@ def build_datasets(config: RunConfig, *, training: bool, check: bool) -> dict[st
         label: config.classes[f"{group}.{label}"](block, slot_shapes=shapes, label=f"{group}.{label}", training=training)
         for label, block in blocks.items()
     }
-    problems = [text for dataset in datasets.values() for text in dataset.problems()] if check else []
+    problems = [problem.text for dataset in datasets.values() for problem in dataset.problems()] if check else []
     if problems:
         raise UserError("the data cannot be used:\n- " + "\n- ".join(problems))
     for label, dataset in datasets.items():
@@ -82,7 +82,9 @@ def build_model(config: RunConfig, world: World, precision: Precision, resumed: 
         if not (resumed or cfg.ckpt):
             get_logger().warning("model.ckpt is null: projections and adapters start from random values")
             return None
-        tensors: dict[str, Tensor] = (resumed or checkpoint.read(cfg.ckpt, "model.ckpt"))["model"]
+        content = resumed or checkpoint.read(cfg.ckpt, "model.ckpt")
+        tensors: dict[str, Tensor] = content["model"]
+        _compare_alpha(content, cfg.lora_alpha, source)
         for note in checkpoint.load_trainable(shapes, tensors, path=source, allow_missing=allowed, dry=True):
             get_logger().info("%s", note)
         return tensors
@@ -93,3 +95,14 @@ def build_model(config: RunConfig, world: World, precision: Precision, resumed: 
     if tensors is not None:
         checkpoint.load_trainable(model, tensors, path=source, allow_missing=allowed)
     return model
+
+
+def _compare_alpha(content: dict[str, Any], lora_alpha: int, source: str) -> None:
+    """Warn where adapters were trained at another scale: their shapes do not tell."""
+    stored = content.get("config")
+    block = stored.get("model") if isinstance(stored, dict) else None
+    alpha = block.get("lora_alpha", lora_alpha) if isinstance(block, dict) else lora_alpha
+    if alpha != lora_alpha:
+        get_logger().warning(
+            "%s was trained with lora_alpha %s, this run has %s: its adapters are rescaled", source, alpha, lora_alpha
+        )

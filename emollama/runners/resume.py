@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from emollama.config import RunConfig, from_plain
 from emollama.data.loader import Split
 from emollama.distributed import World
 from emollama.errors import UserError
+from emollama.layers import leaves
 from emollama.logging import get_logger
 
 # What may differ between a stored run and its continuation: paths, intervals, workers, the number of epochs.
@@ -49,6 +49,7 @@ def order_facts(split: Split, datasets: dict[str, Any]) -> dict[str, Any]:
         facts[f"clips of {label}"] = len(dataset)
         facts[f"list of {label}"] = hashlib.sha256(names.encode()).hexdigest()[:16]
         facts[f"tasks of {label} in order"] = list(dataset.pool.tasks)
+        facts[f"shards or difficulty of {label}"] = dataset.deck().digest()
     return facts
 
 
@@ -102,7 +103,7 @@ def _check_same_run(content: dict[str, Any], config: RunConfig, facts: dict[str,
             " set model.ckpt instead."
         )
     stored = {key: value for key, value in content["config"].items() if key != "imports"}  # no code comes out of a checkpoint
-    then, now = (dict(_flat(tree.resolved())) for tree in (from_plain(stored, path), config))
+    then, now = (dict(leaves(tree.resolved())) for tree in (from_plain(stored, path), config))
     found = {
         key: (then.get(key), now.get(key))
         for key in sorted({*then, *now})
@@ -122,12 +123,3 @@ def _may_differ(key: str, then: Any, now: Any) -> bool:
     """Whether a run may go on with another value: another place of a file may, its absence may not."""
     turned = key.startswith("datasets.") and (then is None) != (now is None) and not key.endswith("data_root")
     return not turned and any(fnmatch.fnmatchcase(key, pattern) for pattern in MAY_DIFFER)
-
-
-def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every leaf of a plain tree."""
-    if isinstance(node, dict) and node:
-        for key, value in node.items():
-            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, node

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from itertools import chain
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,14 +20,16 @@ from torch import Tensor
 from emollama import checkpoint, distributed, optim
 from emollama.config import RunConfig, write_yaml
 from emollama.data.batch import Batch
-from emollama.data.loader import Order, Split, TrainingSamples, seed_of, step_batches, training_loader
+from emollama.data.loader import Split, TrainingSamples, seed_of, step_batches, training_loader
+from emollama.data.order import Order
 from emollama.data.prompt import LossAverage
-from emollama.errors import EchoedError, UserError, listing
+from emollama.errors import EchoedError, UserError, listing, require_at_least
 from emollama.evaluation.files import write_predictions
-from emollama.logging import RunLog, get_logger, progress, set_up
+from emollama.logging import RunLog, get_logger, set_up
 from emollama.paths import require_writable
 from emollama.precision import AmpDtype, Precision
 from emollama.registry import LR_SCHEDULES, RUNNERS
+from emollama.runners.answering import Answering
 from emollama.runners.build import batch_size, build_datasets, build_model
 from emollama.runners.resume import order_facts, resume_content
 
@@ -77,6 +78,9 @@ class RunnerBase:
         """Learning rate where the warm-up begins. Null: init_lr."""
         warmup_steps: int = 0
         """Iterations of the warm-up."""
+        stages: list[dict[str, Any]] = field(default_factory=list)
+        """Stages of the learning rate, [{init_lr: 1e-5, epochs: 15}, {init_lr: 5e-6, epochs: 15}]: each runs the schedule anew,
+        with min_lr, warmup_lr and warmup_steps of its own or the run's. max_epoch is their sum. Empty: one stage."""
         lr_decay_rate: float = 0.9
         """Factor per epoch of linear_warmup_step_lr."""
         weight_decay: float = 0.05
@@ -104,13 +108,11 @@ class RunnerBase:
 
         def __post_init__(self) -> None:
             LR_SCHEDULES.get(self.lr_sched, "lr_sched")
-            least = {"max_epoch": 1, "iters_per_epoch": 1, "accum_grad_iters": 1, "log_freq": 1, "max_skipped_steps": 1}
-            least |= {"num_workers": 0, "warmup_steps": 0, "seed": 0, "keep_last": 1, "save_every_iters": 1}
-            least |= {"init_lr": 0, "min_lr": 0, "warmup_lr": 0, "weight_decay": 0, "lr_decay_rate": 0}
-            for key, minimum in least.items():
-                value = getattr(self, key)
-                if value is not None and not minimum <= value < math.inf:
-                    raise ValueError(f"{key} is {value}; it must be at least {minimum}, and finite")
+            self.max_epoch = optim.total_epochs(self.stages, self.max_epoch)
+            require_at_least(1, self, "max_epoch", "iters_per_epoch", "accum_grad_iters", "log_freq", "max_skipped_steps")
+            require_at_least(1, self, "keep_last", "save_every_iters")
+            require_at_least(0, self, "num_workers", "warmup_steps", "seed")
+            require_at_least(0, self, "init_lr", "min_lr", "warmup_lr", "weight_decay", "lr_decay_rate")
             if not 0 <= self.beta2 < 1 or (self.max_grad_norm is not None and not 0 < self.max_grad_norm < math.inf):
                 raise ValueError(f"beta2 {self.beta2} must be in [0, 1), max_grad_norm {self.max_grad_norm} above 0 or null")
             if self.job_id is not None and (not self.job_id or "/" in self.job_id or self.job_id.startswith(".")):
@@ -119,10 +121,14 @@ class RunnerBase:
                 raise ValueError("resume_ckpt_path: auto needs job_id, the name of the run's folder to look in")
 
     def __init__(self, config: RunConfig, *, training: bool = True) -> None:
+        if training:
+            config.require_training()
         cfg = self.cfg = config.run
         self.config = config
         self.world = distributed.start(cfg.device)
         set_up(self.world.is_main)
+        for text in config.warnings:
+            get_logger().warning("%s", text)
         job_id = cfg.job_id or self.world.on_main(lambda: datetime.now().strftime("%Y%m%d%H%M%S"))
         self.folder = Path(cfg.output_dir) / job_id
         self.world.on_main(lambda: require_writable(self.folder, "run.output_dir"))
@@ -167,26 +173,17 @@ class RunnerBase:
     def evaluate(self) -> list[Path]:
         """Answer every block under ``evaluation_datasets``, each clip once over all ranks. Returns the files written."""
         self.model.eval()
+        answering = Answering(self.task, self.model, self.prompt, self.world, self.precision, self.cfg.seed)
         files = []
         for label, dataset in self.datasets.items():
-            options = self.config.evaluation_datasets[label].task
-            total = len(dataset) * len(dataset.pool.tasks)
-            places = range(self.world.rank, total, self.world.size)
-            own: list[Any] = []
-            with progress(len(places), label, enabled=self.world.is_main) as bar, self.precision.autocast():
-                for part in self.task.evaluate(
-                    self.model, self.prompt, dataset, options, places, self.world.device, self.cfg.seed
-                ):
-                    own += part
-                    bar.update(len(part))
-            rows = sorted(map(asdict, chain(*self.world.gather(own))), key=itemgetter("name", "task"))
+            rows = answering.rows(label, dataset, self.config.evaluation_datasets[label].task)
             files += self.world.on_main(partial(write_predictions, self.folder / "result", label, rows))
         self.world.on_main(lambda: write_yaml(self.config, self.folder / "result" / "config.yaml"))
         return files
 
     def _step(self, step: int, micro_batches: list[Batch]) -> dict[str, float]:
         """One optimizer step: every micro-batch's gradients, clipping, the update. Returns what to log, over all ranks."""
-        lr = self.schedule(self.lr_settings, step)
+        lr = self.learning_rate(step)
         optim.set_lr(self.optimizer, lr)
         scaler, loss = self.precision.scaler, self._gradients(step, micro_batches)
         scaler.unscale_(self.optimizer)
@@ -276,13 +273,11 @@ class RunnerBase:
 
     def _prepare_training(self, resumed: dict[str, Any] | None) -> None:
         cfg = self.cfg
-        self.schedule = LR_SCHEDULES.get(cfg.lr_sched)
-        warmup_lr = cfg.init_lr if cfg.warmup_lr is None else cfg.warmup_lr
-        self.lr_settings = optim.LRSettings(
-            cfg.init_lr, cfg.min_lr, warmup_lr, cfg.warmup_steps, cfg.lr_decay_rate, cfg.iters_per_epoch, cfg.max_epoch
-        )
+        self.learning_rate = optim.learning_rate(cfg)
         datasets = list(self.datasets.values())
-        self.samples = TrainingSamples(datasets, self.prompt, Order.over(datasets, cfg.seed))
+        epoch_draws = self.split.global_batch * cfg.iters_per_epoch
+        order = Order(cfg.seed, tuple(dataset.deck() for dataset in datasets), epoch_draws)
+        self.samples = TrainingSamples(datasets, self.prompt, order)
         self.model.train()
         self.parallel = distributed.Parallel(self.model, self.world, cfg.parallel)
         named = optim.trainable(self.model).items()

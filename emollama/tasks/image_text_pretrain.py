@@ -12,6 +12,7 @@ from torch import Tensor
 from emollama.data.batch import IGNORED, Batch, Record, collate
 from emollama.data.loader import ClipDataset, seed_of
 from emollama.data.prompt import Prompt, PromptLayout
+from emollama.errors import require_at_least
 from emollama.registry import TASKS
 
 
@@ -58,9 +59,7 @@ class ImageTextPretrain:
         """first: the first wording of each task. Anything else is itself the wording; {labels} in it is replaced."""
 
         def __post_init__(self) -> None:
-            for key in ("max_new_tokens", "num_beams"):
-                if getattr(self, key) < 1:
-                    raise ValueError(f"{key} is {getattr(self, key)}; it must be at least 1")
+            require_at_least(1, self, "max_new_tokens", "num_beams")
             if self.temperature < 0 or self.repetition_penalty <= 0 or not 0 < self.top_p <= 1:
                 raise ValueError("temperature must be at least 0, repetition_penalty above 0, top_p above 0 and at most 1")
             if self.top_p < 1 and self.temperature == 0:

@@ -1,0 +1,31 @@
+"""``emollama check-data``: everything that a run would read, looked at before it costs time on a GPU."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from emollama.commands.arguments import add_run_arguments
+
+NAME = "check-data"
+HELP = "what is wrong with the clips, captions, transcripts and features of a configuration; exits with 1 if anything is"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--cfg-path``, ``--options``, ``--json``."""
+    add_run_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print a JSON object with every clip's name instead of tables")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the report; problems end the command with 1."""
+    from emollama.config import load
+    from emollama.doctor.check import check
+    from emollama.doctor.report import text_of
+
+    report = check(load(arguments.cfg_path, arguments.options))
+    text = json.dumps(report.plain(), indent=1) + "\n" if arguments.json else text_of(report)
+    sys.stdout.write(text.encode("utf-8", "backslashreplace").decode())  # names of files need not be text
+    if report.of_level("problem"):
+        raise SystemExit(1)

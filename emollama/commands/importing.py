@@ -1,0 +1,106 @@
+"""``emollama import``: clips that others published, as the lists, captions and transcripts that the datasets read."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from emollama.data.clips import LABELS, SENTENCE_COLUMNS
+from emollama.importers import emer, mer, mer_factory, mertools, videos, written
+from emollama.importers.intake import Intake
+from emollama.importers.labels import BUILT_IN, SKIP, LabelMap, read_label_map
+from emollama.paths import new_folder
+
+NAME = "import"
+HELP = "turn what other projects publish into lists, captions and transcripts"
+
+SOURCES = {  # kind -> (how its source is given, what it is)
+    "mer-factory": ("FOLDER", "a folder of MER-Factory's <clip>_merr_data.json files"),
+    "mertools": ("FILE --split SPLIT", "a label file of MERTools (.npz)"),
+    "emer": ("FILE", "the truth of EMER: names,emotions,subtitles,reasons or name,chinese,english"),
+    "mer2024": ("FILE ...", "tables of MER2024: name,discrete[,valence] or name,openset"),
+    "mer2025": ("FILE ...", "tables of MER2025: name,discrete[,valence], name,openset, name,reason, or name"),
+    "videos": ("FOLDER TABLE", "a folder of videos and a table of their labels (DFEW: --label-map dfew)"),
+}
+VIDEO_COLUMNS = ("name", "label", "sentence", "caption")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """A sub-command a kind, each with its source, ``--output`` and what labels and problems mean."""
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    for kind, (given, text) in SOURCES.items():
+        usage = f"%(prog)s {given} --output FOLDER [options]"  # source first: options of several values would swallow it
+        one = kinds.add_parser(kind, help=text, description=f"Import {text}.", usage=usage)
+        _add_source(one, kind)
+        one.add_argument("--output", required=True, metavar="FOLDER", help="the new folder to write")
+        stop = "stop, or leave out the clips that have problems (default: error)"
+        one.add_argument("--on-problem", choices=("error", "skip"), default="error", help=stop)
+        sentences = " or ".join(f"name,{column}" for column in SENTENCE_COLUMNS)
+        one.add_argument("--transcripts", metavar="CSV", help=f"what is said: {sentences}")
+        if kind != "emer":
+            one.add_argument("--labels", nargs="+", default=list(LABELS), help=f"the vocabulary (default: {' '.join(LABELS)})")
+            maps = f"what the source's labels are called here: a YAML or JSON file 'theirs: ours' or 'theirs: {SKIP}'"
+            also = f"; or {', '.join(BUILT_IN)}; several are applied one after another"
+            one.add_argument("--label-map", nargs="+", default=[], metavar="MAP", help=maps + also)
+
+
+def _add_source(parser: argparse.ArgumentParser, kind: str) -> None:
+    if kind == "mer-factory":
+        parser.add_argument("source", metavar="FOLDER")
+        parser.add_argument("--overrides", metavar="CSV", help=f"name,label: labels (or '{SKIP}') that win over the files'")
+        texts = "texts that make the coarse caption (default: final_summary)"
+        parser.add_argument("--caption", nargs="+", choices=mer_factory.CAPTIONS, default=["final_summary"], help=texts)
+        peak = f"whose emotion is the label; where no peak stands at the overall peak: '{mer_factory.UNKNOWN}', or the first's"
+        parser.add_argument("--peak", choices=mer_factory.PEAKS, default="overall", help=peak)
+    elif kind == "videos":
+        parser.add_argument("source", metavar="FOLDER")
+        parser.add_argument("table", metavar="TABLE", help="CSV: the video's name, its label; sentence and caption if there are")
+        for column in VIDEO_COLUMNS:
+            usual = " or ".join(getattr(videos.Columns, column))
+            parser.add_argument(f"--{column}-column", metavar="COLUMN", help=f"default: {usual}")
+    elif kind in ("mer2024", "mer2025"):
+        joined = "several are joined by name; a table of labels says which clips are taken"
+        parser.add_argument("source", nargs="+", metavar="FILE", help=joined)
+    else:
+        parser.add_argument("source", metavar="FILE")
+    if kind == "mertools":
+        parser.add_argument("--split", nargs="+", required=True, help="train, test1, test2, test3: entries <split>_corpus")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Read the source, write the folder, print what was taken and what was not."""
+    is_folder = arguments.kind in ("mer-factory", "videos")
+    with new_folder(arguments.output, [arguments.source] if is_folder else []) as folder:
+        report = _imported(arguments, folder)
+    sys.stdout.write(written.summary(report, arguments.output))
+
+
+def _imported(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    labels = () if arguments.kind == "emer" else arguments.labels
+    maps = () if arguments.kind == "emer" else [read_label_map(path) for path in arguments.label_map]
+    intake = Intake(LabelMap(labels, maps))
+    _read(arguments, intake)
+    sentences = written.read_sentences(arguments.transcripts, intake) if arguments.transcripts else {}
+    intake.settle(arguments.on_problem)
+    if arguments.transcripts:
+        written.add_sentences(intake, sentences, arguments.transcripts)
+    settings = {key: value for key, value in vars(arguments).items() if key not in ("run", "command")}
+    return written.write(folder, intake, settings)
+
+
+def _read(arguments: argparse.Namespace, intake: Intake) -> None:
+    source = arguments.source
+    if arguments.kind == "mer-factory":
+        mer_factory.read(source, intake, caption=arguments.caption, peak=arguments.peak, overrides=arguments.overrides)
+    elif arguments.kind == "mertools":
+        mertools.read(source, arguments.split, intake)
+    elif arguments.kind == "emer":
+        emer.read(source, intake)
+    elif arguments.kind == "videos":
+        given = {column: getattr(arguments, f"{column}_column") for column in VIDEO_COLUMNS}
+        columns = videos.Columns(**{column: (name,) for column, name in given.items() if name})
+        videos.read(source, arguments.table, columns, intake)
+    else:
+        mer.read(source, intake)

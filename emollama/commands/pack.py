@@ -1,0 +1,110 @@
+"""``emollama pack``: features into packed or tar shards, an index for tar shards, and whether packed shards are whole."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from decimal import ROUND_UP, Context
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from emollama.data.packing import Report
+
+NAME = "pack"
+HELP = "features into packed or tar shards; an index for tars; a check of packed shards"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--source``, ``--check`` or ``--index``; ``--output`` and how to pack."""
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--source", nargs="+", metavar="STORE", help="folders of .npy files, tar shards or packed shards to pack")
+    task.add_argument("--check", metavar="FOLDER", help="read packed shards and compare every byte's digest")
+    task.add_argument("--index", metavar="SHARDS", help="write the indexes of tar shards: a folder, or name-{000..011}.tar")
+    parser.add_argument("--output", metavar="FOLDER", help="a new folder (of --index: for indexes that go not beside the tars)")
+    parser.add_argument("--to", choices=("packed", "tar"), default="packed", help="kind of shards (default: packed)")
+    parser.add_argument(
+        "--dtype",
+        choices=("stored", "float16", "int8"),
+        default="stored",
+        help="values as they are (default), rounded to float16, or int8 with a scale a row; prints how far they are off",
+    )
+    parser.add_argument("--shard-gib", type=float, default=1.0, metavar="N", help="size of a shard in GiB (default: 1)")
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave out and list arrays that are unreadable, or hold NaN or inf"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Pack, index or check, and say what was done."""
+    if arguments.check:
+        _check(arguments.check)
+    elif arguments.index:
+        _index(arguments.index, arguments.output)
+    else:
+        _pack(arguments)
+
+
+def rounded_up(figure: float) -> str:
+    """Three digits that are not below the figure: ``1.23e-04``."""
+    return f"{float(Context(prec=3, rounding=ROUND_UP).create_decimal(figure)):.2e}"
+
+
+def _pack(arguments: argparse.Namespace) -> None:
+    os.environ["WDS_SECURE"] = "1"  # before webdataset is imported
+    from emollama.data.packing import gather, leftovers, pack
+    from emollama.data.shard_writers import PackedWriter, TarWriter
+    from emollama.errors import UserError
+    from emollama.logging import progress
+    from emollama.paths import new_folder
+
+    if not arguments.output:
+        raise UserError("--source needs --output FOLDER, the folder of the shards.")
+    if arguments.to == "tar" and arguments.dtype == "int8":
+        raise UserError("--dtype int8 needs the scales of packed shards. Take --to packed, or --dtype float16.")
+    if not arguments.shard_gib > 0:
+        raise UserError(f"--shard-gib: {arguments.shard_gib}, expected a size above 0.")
+    with new_folder(Path(arguments.output), arguments.source) as folder:
+        sources = gather(arguments.source)
+        shard_bytes = int(arguments.shard_gib * 2**30)
+        writer = TarWriter(folder, shard_bytes) if arguments.to == "tar" else PackedWriter(folder, shard_bytes)
+        with progress(len(sources), "pack", enabled=True) as bar:
+            report = pack(sources, writer, values=arguments.dtype, skip_bad=arguments.skip_bad, advance=bar.update)
+    sys.stdout.write(_told(report, arguments.dtype, arguments.output))
+    for left in leftovers(Path(arguments.output)):
+        sys.stdout.write(f"left by a pack that was killed, or of one that is running: {left}\n")
+
+
+def _told(report: Report, dtype: str, output: str) -> str:
+    shards, size = report.written
+    lines = [f"{report.clips} clips packed into {output}, {size / 2**30:.2f} GiB; shards: {shards}"]
+    if dtype != "stored":
+        absolute, relative = map(rounded_up, report.deviation)
+        lines.append(f"{dtype}: every value within {absolute} of its source, {relative} of the largest value of its array")
+    if report.skipped:
+        lines += [f"{len(report.skipped)} clips left out:", *(f"  {problem}" for problem in report.skipped)]
+    return "\n".join(lines) + "\n"
+
+
+def _index(shards: str, output: str | None) -> None:
+    from emollama.data.packing import index_tars
+
+    written = index_tars(shards, Path(output) if output else None)
+    sys.stdout.write(f"{len(written)} indexes written: {', '.join(map(str, written))}\n")
+    if output:
+        sys.stdout.write(f"Name '{output}' in the configuration, in place of the shards.\n")
+
+
+def _check(folder: str) -> None:
+    from emollama.data.packed import PackedStore
+    from emollama.errors import UserError
+    from emollama.logging import progress
+
+    store = PackedStore.open(folder)
+    with progress(store.shards, "check", enabled=True) as bar:
+        damaged = store.damaged(bar.update)
+    if damaged:
+        told = "".join(f"  {shard}: {', '.join(clips) or 'none'}\n" for shard, clips in damaged.items())
+        raise UserError(f"{folder}: {len(damaged)} shards are not as they were written. Clips that changed:\n{told}Pack again.")
+    sys.stdout.write(f"{folder}: {len(store)} clips, every shard as it was written\n")

@@ -1,0 +1,28 @@
+"""``emollama plan``: what a run will need."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+
+from emollama.commands.arguments import add_run_arguments
+
+NAME = "plan"
+HELP = "parameters, memory and tokens of a run, without weights or data"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--cfg-path``, ``--options``, ``--json``."""
+    add_run_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print a JSON object instead of tables")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the plan."""
+    from emollama.config import load
+    from emollama.planning import plan
+
+    result = plan(load(arguments.cfg_path, arguments.options))
+    sys.stdout.write(json.dumps(asdict(result), indent=2) + "\n" if arguments.json else result.text() + "\n")

@@ -1,0 +1,207 @@
+"""Packing: what lies in source stores is checked, converted and written as shards, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from emollama.data import tar_index, tars
+from emollama.data.quantize import NONE, Deviation, Values, deviation, encoded
+from emollama.data.shard_writers import Writer, Written
+from emollama.data.stores import ArrayStore, NpyFolder, open_store
+from emollama.errors import UserError, listing
+from emollama.paths import PATHS, unfinished
+
+READERS = 4  # threads that read and convert, while one writes
+AHEAD = 16  # arrays read before they are written
+TOLD = 20  # problems that an error tells one by one
+FLOAT_TYPES = (np.float16, np.float32, np.float64)  # what the readers of features accept
+
+
+class Unfit(ValueError):
+    """An array that cannot be packed; the message names it."""
+
+
+class TooLarge(Unfit):
+    """A value that the chosen type cannot hold."""
+
+
+class Prepared(NamedTuple):
+    """An array as it will be written, and how far that is from the source."""
+
+    parts: tuple[np.ndarray, ...]
+    deviation: Deviation
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was packed.
+
+    Attributes:
+        clips: how many.
+        written: shards and bytes.
+        deviation: the worst of all clips.
+        skipped: what was wrong with each clip that was left out.
+    """
+
+    clips: int
+    written: Written
+    deviation: Deviation
+    skipped: list[str]
+
+
+def gather(paths: list[str]) -> dict[str, ArrayStore]:
+    """The clips of several sources, sorted, and the store that holds each.
+
+    Raises:
+        UserError: no such store, none that holds a clip, or a clip in two of them.
+    """
+    found: dict[str, ArrayStore] = {}
+    twice = []
+    for path in paths:
+        store = open_store(path, "--source")
+        for name in _names(store):
+            if name in found:
+                twice.append(f"{found[name].place(name)} and {store.place(name)}")
+            found[name] = store
+    if twice:
+        raise UserError(f"--source: clips of the same name, {_lines(sorted(twice))}Rename them, or leave out a source.")
+    if not found:
+        raise UserError(f"--source: no arrays in {', '.join(paths)}.")
+    return {name: found[name] for name in sorted(found)}
+
+
+def pack(
+    sources: dict[str, ArrayStore], writer: Writer, *, values: Values, skip_bad: bool = False, advance: Callable[[], object]
+) -> Report:
+    """Check, convert and write every array.
+
+    Args:
+        sources: the clips in order, and where each lies.
+        writer: of the shards.
+        values: how they are stored.
+        skip_bad: leave out arrays that are unreadable or hold NaN or inf, instead of refusing all.
+        advance: called after each clip.
+
+    Raises:
+        UserError: unfit arrays, all named; nothing should be kept of what was written.
+    """
+    worst, count = NONE, 0
+    skipped: list[str] = []
+    too_large: list[str] = []
+    with closing(writer), ThreadPoolExecutor(READERS) as pool:
+        for name, future in _ahead(pool, lambda name: prepare(sources[name], name, values), sources):
+            try:
+                parts, deviates = future.result()
+            except Unfit as error:
+                (too_large if isinstance(error, TooLarge) else skipped).append(str(error))
+            else:
+                if not too_large and (skip_bad or not skipped):  # else only looking for more problems
+                    writer.add(name, parts)
+                    worst, count = worst.or_worse(deviates), count + 1
+            advance()
+    if too_large:
+        raise UserError(f"values too large for --dtype {values}, {_lines(too_large)}Choose another --dtype.")
+    if skipped and not skip_bad:
+        raise UserError(f"unfit arrays, {_lines(skipped)}Extract these clips again, or leave them out with --skip-bad.")
+    if not count:
+        raise UserError(f"nothing is left to pack: unfit arrays, {_lines(skipped)}Extract these clips again.")
+    return Report(count, writer.finish(), worst, skipped)
+
+
+def prepare(store: ArrayStore, name: str, values: Values) -> Prepared:
+    """Read, check and convert an array.
+
+    Raises:
+        Unfit: unreadable, not of float16, float32 or float64, without values, NaN or inf, or too large.
+    """
+    try:
+        array = store.load(name)
+    except (OSError, ValueError, MemoryError) as error:
+        raise Unfit(f"{store.place(name)}: cannot be read: {error}") from None
+    if array.dtype not in FLOAT_TYPES:
+        raise Unfit(f"{store.place(name)}: dtype {array.dtype}, expected float16, float32 or float64")
+    if array.ndim == 0 or array.size == 0:
+        raise Unfit(f"{store.place(name)}: shape {array.shape}, which holds no rows")
+    if not np.isfinite(array).all():
+        raise Unfit(f"{store.place(name)}: holds NaN or inf")
+    try:
+        parts, back = encoded(array, values)
+    except OverflowError as error:
+        raise TooLarge(f"{store.place(name)}: {error}") from None
+    return Prepared(parts, NONE if values == "stored" else deviation(array, back))
+
+
+def leftovers(output: Path) -> list[Path]:
+    """Folders of packs into the same place that did not come to their end."""
+    return sorted(path for path in output.absolute().parent.iterdir() if path.name.startswith(unfinished(output)))
+
+
+def index_tars(path: str, output: Path | None) -> list[Path]:
+    """Write the indexes of tar shards, beside them or into a folder; returns the files.
+
+    Raises:
+        UserError: no shards; a shard with members that do not belong there; a place that cannot be written.
+    """
+    shards = tars.shards_of(tars.split_slot(path)[0])
+    names = [os.path.basename(shard) for shard in shards]
+    if twice := sorted({name for name in names if output and names.count(name) > 1}):
+        raise UserError(f"--output: shards of the same name, {listing(twice)}. Index them into different folders.")
+    written = []
+    for shard, name in zip(shards, names, strict=True):
+        here = tars.is_here(shard)
+        if not here and output is None:
+            raise UserError(f"{shard}: nothing can be written beside it. Name a folder for the indexes with --output.")
+        place = None if output is None else os.path.abspath(shard) if here else shard
+        target = (output or Path(shard).parent) / (name + tar_index.SUFFIX)
+        try:
+            tar_index.write(tar_index.scan(PATHS.get_local_path(shard), shard, place), target)
+        except OSError as error:
+            raise UserError(f"{shard}: cannot write '{target}': {error}. Name a folder for the indexes with --output.") from None
+        written.append(target)
+    return written
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, work: Callable[[str], Prepared], names: Iterable[str]
+) -> Iterator[tuple[str, Future[Prepared]]]:
+    """Each name with its work begun, in order, a few of them ahead of what is taken."""
+    waiting: deque[tuple[str, Future[Prepared]]] = deque()
+    for name in names:
+        waiting.append((name, pool.submit(work, name)))
+        if len(waiting) > AHEAD:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _names(store: ArrayStore) -> Iterator[str]:
+    """The clips of a store; of a folder of .npy files those in folders below too, as ``a/b``."""
+    if not isinstance(store, NpyFolder):
+        yield from store.names()
+        return
+    for folder, _, files in os.walk(store.folder, onerror=_refuse):
+        below = os.path.relpath(folder, store.folder)
+        prefix = "" if below == "." else f"{below}/"
+        yield from (prefix + name.removesuffix(".npy") for name in files if name.endswith(".npy"))
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"--source: cannot read '{error.filename}': {error.strerror}.")
+
+
+def _some(items: list[str]) -> list[str]:
+    rest = len(items) - TOLD
+    return [*items[:TOLD], f"and {rest} more"] if rest > 0 else items
+
+
+def _lines(problems: list[str]) -> str:
+    """``3:`` and a line each, and the end of the last line."""
+    return f"{len(problems)}:\n" + "".join(f"  {problem}\n" for problem in _some(problems))

@@ -1,0 +1,186 @@
+"""Writing shards: packed ones (:mod:`emollama.data.packed`) and webdataset's tars with their indexes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import IO, Any, NamedTuple, Protocol
+
+import numpy as np
+
+from emollama.data import packed, tar_index
+from emollama.data.name_index import entries_of, joined, table_of
+from emollama.data.packed import ALIGNMENT, HEAD_BYTES, Kind, shard_name
+from emollama.paths import written_whole
+
+
+class Written(NamedTuple):
+    """What was written: shards, and their bytes together."""
+
+    shards: int
+    bytes: int
+
+
+class Writer(Protocol):
+    """Takes arrays one after another into a folder."""
+
+    def add(self, name: str, parts: tuple[np.ndarray, ...]) -> None:
+        """Write an array, as :func:`emollama.data.quantize.encoded` gives it."""
+        ...
+
+    def finish(self) -> Written:
+        """End the last shard and write what describes all."""
+        ...
+
+    def close(self) -> None:
+        """Close files that are still open."""
+        ...
+
+
+class PackedWriter:
+    """Packed shards.
+
+    Args:
+        folder: which exists and is empty.
+        shard_bytes: a shard is ended before it grows beyond this, unless by a single array.
+    """
+
+    def __init__(self, folder: Path, shard_bytes: int) -> None:
+        self.folder, self.shard_bytes = folder, shard_bytes
+        self._names: list[str] = []
+        self._places: list[tuple[int, int, int, int]] = []  # kind, shard, offset, check
+        self._kinds: dict[Kind, int] = {}
+        self._shards: list[dict[str, Any]] = []
+        self._open: _Shard | None = None
+
+    def add(self, name: str, parts: tuple[np.ndarray, ...]) -> None:
+        """Write an array: its values, or the scales of its rows and int8 values."""
+        kind = Kind(parts[-1].shape, parts[-1].dtype, len(parts[0]) if len(parts) == 2 else 0)
+        if self._open is not None and self._open.size + kind.nbytes > self.shard_bytes:
+            self.close()
+        if self._open is None:
+            self._open = _Shard(self.folder / shard_name(len(self._shards)))
+        offset, check = self._open.append(parts)
+        self._names.append(name)
+        self._places.append((self._kinds.setdefault(kind, len(self._kinds)), len(self._shards), offset, check))
+
+    def finish(self) -> Written:
+        """End the last shard; write index and description."""
+        self.close()
+        entries = entries_of(self._names)
+        for column, values in zip(("kind", "shard", "offset", "check"), zip(*self._places, strict=True), strict=True):
+            entries[column] = values
+        table = table_of(entries)
+        ends, text = joined(self._names)
+        index = _Shard(self.folder / packed.INDEX)
+        index.append((table, ends, text))
+        about = {
+            "format": packed.FORMAT,
+            "version": packed.VERSION,
+            "clips": len(self._names),
+            "kinds": [{"shape": kind.shape, "dtype": kind.dtype.str, "scales": kind.scales} for kind in self._kinds],
+            "table_bytes": table.nbytes,
+            "index": index.end(),
+            "shards": self._shards,
+        }
+        with written_whole(self.folder / packed.ABOUT) as file:
+            json.dump(about, file, indent=1)
+        return Written(len(self._shards), sum(shard["bytes"] for shard in self._shards))
+
+    def close(self) -> None:
+        """End the last shard."""
+        if self._open is not None:
+            self._shards.append(self._open.end())
+            self._open = None
+
+
+class _Shard:
+    """A file that is written once, with its digests."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "wb")  # noqa: SIM115
+        self.size = 0
+        self._sha256 = hashlib.sha256()
+        self._head = b""
+
+    def append(self, parts: tuple[np.ndarray, ...]) -> tuple[int, int]:
+        """Write at the next aligned place; returns it, and the checksum of what was written."""
+        self._write(bytes(-self.size % ALIGNMENT))
+        offset, check = self.size, 0
+        for part in parts:
+            raw = part.reshape(-1).view(np.uint8).data
+            check = zlib.crc32(raw, check)
+            self._write(raw)
+        return offset, check
+
+    def end(self) -> dict[str, Any]:
+        """Flush to disk; returns size and digests."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return {"bytes": self.size, "head": zlib.crc32(self._head), "sha256": self._sha256.hexdigest()}
+
+    def _write(self, raw: bytes | memoryview) -> None:
+        self._file.write(raw)
+        self._sha256.update(raw)
+        self._head += raw[: HEAD_BYTES - len(self._head)]
+        self.size += len(raw)
+
+
+class TarWriter:
+    """webdataset's shards ``shard-00000.tar`` and so on, of ``<name>.npy`` members, each with its index.
+
+    Args:
+        folder: which exists and is empty.
+        shard_bytes: a shard is ended when its arrays have reached this.
+    """
+
+    def __init__(self, folder: Path, shard_bytes: int) -> None:
+        from webdataset import ShardWriter
+
+        self._written: list[Path] = []
+        self._file: IO[bytes] | None = None
+        self._shards = ShardWriter(
+            str(folder).replace("%", "%%") + "/shard-%05d.tar",
+            maxcount=2**62,
+            maxsize=shard_bytes,
+            opener=self._open,
+            post=self._end,
+            verbose=0,
+            encoder=False,
+            mtime=0,
+            format="PAX_FORMAT",
+        )
+
+    def add(self, name: str, parts: tuple[np.ndarray, ...]) -> None:
+        """Write an array as an .npy member."""
+        (array,) = parts
+        member = io.BytesIO()
+        np.lib.format.write_array(member, array, allow_pickle=False)
+        self._shards.write({"__key__": name, "npy": member.getvalue()})
+
+    def finish(self) -> Written:
+        """End the last shard and index all."""
+        self.close()
+        for shard in self._written:
+            tar_index.write(tar_index.scan(str(shard), shard.name), f"{shard}{tar_index.SUFFIX}")
+        return Written(len(self._written), sum(shard.stat().st_size for shard in self._written))
+
+    def close(self) -> None:
+        """End the last shard."""
+        self._shards.finish()
+
+    def _open(self, path: str) -> IO[bytes]:
+        self._written.append(Path(path))
+        self._file = open(path, "wb")  # noqa: SIM115
+        return self._file
+
+    def _end(self, path: str) -> None:
+        assert self._file is not None
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()

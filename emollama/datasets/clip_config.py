@@ -1,0 +1,108 @@
+"""The keys that all datasets of clips share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Union
+
+from emollama.config import MISSING
+from emollama.data.augmentation import Augmentation, AugmentationKind
+from emollama.data.clips import LABELS
+from emollama.data.curriculum import Curriculum
+from emollama.data.instructions import TaskPool, check_labels
+from emollama.errors import require_at_least
+
+
+@dataclass
+class ClipConfig:
+    """Keys that all datasets of clips share. Relative paths start at the current directory, or at ``data_root``."""
+
+    annotation_file: str = MISSING
+    """The list of clips."""
+    data_root: str | None = None
+    """Where annotation_file and image_path start. Null: the current directory."""
+    image_path: str | None = None
+    """Folder of the videos. Not read where features are pre-extracted."""
+    task_pool: Union[str, list[str], dict[str, Any]] = "emotion"  # noqa: UP007
+    """Tasks to draw from: one, a list (a repeated name weighs more) or a mapping name -> weight."""
+    instructions: dict[str, list[str]] = field(default_factory=dict)
+    """task -> wordings, in place of the built-in ones. {labels} in a wording becomes the prompt labels."""
+    labels: list[str] = field(default_factory=lambda: list(LABELS))
+    """Labels that clips may have."""
+    prompt_labels: list[str] | None = None
+    """Labels shown in the prompt, in this order. Null: the same as labels."""
+    label_map: dict[str, str] = field(default_factory=dict)
+    """Label in the file -> label here. Labels that it does not name stay as they are."""
+    exclude_labels: list[str] = field(default_factory=list)
+    """Clips with these labels are left out."""
+    exclude: list[str] = field(default_factory=list)
+    """Names of clips that are left out, such as those whose caption is a refusal."""
+    transcription_path: str | None = None
+    """What is said, a CSV with name and sentence; starts at the annotation file's folder. Null: what the list itself says,
+    or prompts without a sentence."""
+    image_feature_path: str | None = "eva"
+    """EVA caches, (1 + P, width) each, row 0 the class token: a folder of .npy files or of packed shards, or tar shards
+    (a folder, or name-{000..011}.tar). Null: no image and class rows."""
+    face_feature_path: str | None = "mae_340_UTT"
+    """MAE features, as image_feature_path. Null: no face row."""
+    video_feature_path: str | None = "maeV_399_UTT"
+    """VideoMAE features, as image_feature_path. Null: no video row."""
+    audio_feature_path: str | None = "HL-UTT"
+    """HuBERT features, as image_feature_path. Null: no audio row."""
+    missing_features: Literal["error", "zero", "skip"] = "error"
+    """What to do about a clip without a file: stop, use zero rows, or leave the clip out."""
+    check_values: Literal["small", "all"] = "small"
+    """Whose values are checked for NaN and inf before the start: arrays up to 1 MiB (larger ones when read), or all."""
+    text_processor: Literal["blip_caption", "verbatim"] = "blip_caption"
+    """What happens to answers before they are tokenized."""
+    max_words: int = 200
+    """Words of an answer that blip_caption keeps."""
+    shuffle: bool = True
+    """False draws the clips in file order, wrapping at the end."""
+    shuffle_window: int = 4
+    """Tar shards whose clips are shuffled together; shards themselves come in random order. Other stores shuffle freely."""
+    batch_size: int = 1
+    """Samples of a micro-batch on one process."""
+    sample_ratio: float = 1.0
+    """Share of this block among several datasets blocks, any positive scale."""
+    enable_augmentation: bool = False
+    """Change features at random in training, as augmentations says; evaluation never does."""
+    augmentation_prob: float = 0.5
+    """Probability of each augmentation for each clip drawn."""
+    augmentations: list[AugmentationKind] = field(default_factory=lambda: ["noise", "drop_modality", "mask_rows"])
+    """noise: Gaussian noise on face, video and audio rows. drop_modality: one modality's rows become zeros. mask_rows: some
+    image rows become zeros."""
+    augmentation_noise: float = 0.1
+    """Standard deviation of the noise, as a share of each array's own."""
+    augmentation_mask: float = 0.25
+    """Share of the image rows that mask_rows sets to zero."""
+    curriculum: dict[str, Any] = field(default_factory=dict)
+    """{by: modalities | answer_length | a column of the list, epochs: n, descending: False}: in epoch e of n only the
+    (e + 1) / n easiest clips are drawn; small values are easy. Empty: all clips from the start."""
+
+    def __post_init__(self) -> None:
+        check_labels(self.labels, "labels")
+        check_labels(self.prompt_labels or [], "prompt_labels")
+        require_at_least(1, self, "batch_size", "max_words", "shuffle_window")
+        if not 0 < self.sample_ratio < float("inf"):
+            raise ValueError(f"sample_ratio is {self.sample_ratio}; it must be above 0, and finite")
+        for key, used in (("exclude_labels", self.exclude_labels), ("label_map", self.label_map.values())):
+            for label in used:
+                if label not in self.labels:
+                    raise ValueError(f"{key}: '{label}' is not among labels ({', '.join(self.labels)})")
+        self.pool()
+        self.augmentation()
+        self.course()
+
+    def pool(self) -> TaskPool:
+        """The tasks with their weights and wordings."""
+        return TaskPool(self.task_pool, self.instructions, self.prompt_labels or self.labels)
+
+    def augmentation(self) -> Augmentation | None:
+        """What happens to features in training."""
+        made = Augmentation(self.augmentation_prob, tuple(self.augmentations), self.augmentation_noise, self.augmentation_mask)
+        return made if self.enable_augmentation else None
+
+    def course(self) -> Curriculum | None:
+        """Which clips come first."""
+        return Curriculum.of(self.curriculum)

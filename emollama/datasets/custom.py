@@ -1,0 +1,62 @@
+"""Your own clips: one CSV with the columns name, emotion, sentence, reason, of which only the first is needed."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from emollama.data.clips import Clip, Table, column_of, read_clip_table
+from emollama.datasets.clip_config import ClipConfig
+from emollama.datasets.feature_clips import FeatureClips
+from emollama.errors import UserError
+from emollama.registry import DATASETS
+
+NEEDED_BY = {"emotion": "emotion", "reason": "reason", "reason_v2": "reason"}  # task -> what its answers are
+
+
+@DATASETS.register("custom")
+class Custom(FeatureClips):
+    """The dataset behind a ``custom`` block."""
+
+    @dataclass
+    class Config(ClipConfig):
+        """Keys of a ``custom`` block."""
+
+        columns: dict[str, str] = field(default_factory=dict)
+        """emotion, sentence or reason -> how that column is called in your table. Other columns serve the curriculum."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            for key in self.columns:
+                if key not in ("emotion", "sentence", "reason"):
+                    raise ValueError(f"columns: unknown key '{key}'. Known: emotion, sentence, reason")
+
+    cfg: Config
+
+    def read_table(self) -> Table:
+        """The table; a task without its column is refused."""
+        path = self.list_path()
+        clips = read_clip_table(path, None, self.report)
+        header = list(clips[0].columns)
+        for key in self.cfg.columns:
+            column_of(path, header, [self._column(key)])
+        for task in self.pool.tasks if self.training else ():
+            if self._column(NEEDED_BY[task]) not in header:
+                raise UserError(
+                    f"{path}, line 1: the task '{task}' of {self.label}.task_pool needs the column"
+                    f" '{self._column(NEEDED_BY[task])}'; beside the name, the header has {', '.join(header) or 'nothing'}."
+                    f" Add it, name yours in {self.label}.columns, or take the task out."
+                )
+        sentences, reasons = self._texts(clips, "sentence"), self._texts(clips, "reason")
+        emotions = self._texts(clips, "emotion") or {}
+        labelled = [dataclasses.replace(clip, label=emotions.get(clip.name, "")) for clip in clips]
+        captions = {name: text for name, text in (reasons or {}).items() if text}
+        return Table(labelled, sentences, {task: captions for task in self.pool.tasks if task != "emotion"})
+
+    def _column(self, key: str) -> str:
+        return self.cfg.columns.get(key, key)
+
+    def _texts(self, clips: list[Clip], key: str) -> dict[str, str] | None:
+        """name -> cell; None where the table has no such column."""
+        column = self._column(key)
+        return {clip.name: clip.columns[column] for clip in clips} if column in clips[0].columns else None

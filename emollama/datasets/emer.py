@@ -1,0 +1,70 @@
+"""EMER: clips with a description of their emotion, as the first or second published table or as a plain list."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Union
+
+from emollama.data.clips import Table, column_of, file_exists, read_annotations, read_captions, read_clip_table
+from emollama.datasets.clip_config import ClipConfig
+from emollama.datasets.feature_clips import FeatureClips
+from emollama.registry import DATASETS
+
+DESCRIPTIONS = ("reasons", "english")  # columns of the first and the second table
+CAPTION_FIELD = "smp_reason_caption"
+
+
+@DATASETS.register("emer")
+class EMER(FeatureClips):
+    """The dataset behind an ``emer`` block. The tasks ``reason`` and ``reason_v2`` have answers.
+
+    The file tells its form: ``names,emotions,subtitles,reasons`` (V1), ``name,chinese,english`` (V2), or a list of
+    ``name count 0``, whose captions are optional.
+    """
+
+    @dataclass
+    class Config(ClipConfig):
+        """Keys of an ``emer`` block."""
+
+        annotation_file: str = "EMER_NCE.txt"
+        """The V1 or V2 table (.csv), or a list (.txt)."""
+        task_pool: Union[str, list[str], dict[str, Any]] = "reason_v2"  # noqa: UP007
+        """Tasks to draw from: one, a list (a repeated name weighs more) or a mapping name -> weight."""
+        captions_path: str | None = "MERR_fine_grained.json"
+        """Descriptions for a list, as an object keyed by name with smp_reason_caption; starts at the annotation file's folder.
+        Evaluation does without where the default is not there, or null."""
+
+    cfg: Config
+
+    def read_table(self) -> Table:
+        """The table in whichever form."""
+        path = self.list_path()
+        if not path.endswith(".csv"):
+            return Table(read_annotations(path, report=self.report), None, self._answers(self._listed_captions()))
+        clips = read_clip_table(path, None, self.report)
+        first = clips[0].columns
+        column = column_of(path, list(first), DESCRIPTIONS)
+        labelled = [dataclasses.replace(clip, label=clip.columns.get("emotions", "")) for clip in clips]
+        sentences = {clip.name: clip.columns["subtitles"] for clip in clips} if "subtitles" in first else None
+        captions = {clip.name: clip.columns[column] for clip in clips if clip.columns[column]}
+        return Table(labelled, sentences, self._answers(captions))
+
+    def caption_place(self, task: str) -> str:
+        """The table, or the list's captions."""
+        if self.list_path().endswith(".csv"):
+            return self.list_path()
+        if self.cfg.captions_path is None:
+            return f"name their file in {self.label}.captions_path, which is null"
+        return f"'{CAPTION_FIELD}' in {self.cfg.captions_path}"
+
+    def _answers(self, captions: dict[str, str]) -> dict[str, dict[str, str]]:
+        return {task: captions for task in self.pool.tasks if task != "emotion"}
+
+    def _listed_captions(self) -> dict[str, str]:
+        if self.cfg.captions_path is None or self.pool.tasks == ("emotion",):
+            return {}
+        path = self.beside_list(self.cfg.captions_path)
+        if not self.training and self.cfg.captions_path == self.Config.captions_path and not file_exists(path):
+            return {}
+        return read_captions(path, CAPTION_FIELD, f"{self.label}.captions_path")

@@ -1,0 +1,212 @@
+"""What the emotion datasets share: clips with texts and pre-extracted features.
+
+One clip's way: its row of the list -> label and caption (the answer), transcript (the words), features by slot -> Record.
+A dataset's own file says where its texts lie (:meth:`FeatureClips.read_table`); everything else is here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import zeros
+
+from emollama.data.batch import Record
+from emollama.data.clips import Clip, Table, missing_names, read_transcripts
+from emollama.data.curriculum import Curriculum, numbers
+from emollama.data.features import Features, SlotShape
+from emollama.data.instructions import user_text
+from emollama.data.order import Deck
+from emollama.data.problems import Problem
+from emollama.data.text import TEXT_PROCESSORS
+from emollama.errors import UserError, listing
+from emollama.paths import join
+
+FOLDERS = {  # configuration key -> the slots that its arrays fill
+    "image_feature_path": ("image", "cls"),
+    "face_feature_path": ("face",),
+    "video_feature_path": ("video",),
+    "audio_feature_path": ("audio",),
+}
+
+
+class FeatureClips:
+    """The base of a dataset of clips.
+
+    Args:
+        cfg: the block.
+        slot_shapes: slot -> what the model expects of it.
+        label: the block's label, for messages.
+        training: False for evaluation, which never needs a caption: an answer that is not there is None.
+
+    Attributes:
+        table: all texts, as read.
+        clips: the rows of the table that take part, labels mapped.
+        features: one for each configured folder.
+        notes: lines for the log.
+
+    Raises:
+        UserError: files that are missing or unreadable; what is wrong with single clips is told by :meth:`problems`.
+    """
+
+    def __init__(self, cfg: Any, *, slot_shapes: Mapping[str, SlotShape], label: str, training: bool = True) -> None:
+        self.cfg = cfg
+        self.label = label
+        self.training = training
+        self.pool = cfg.pool()
+        self._augmentation = cfg.augmentation()
+        self._found: list[Problem] = []
+        self.table = self.read_table()
+        if cfg.transcription_path is not None:
+            sentences = read_transcripts(self.beside_list(cfg.transcription_path), self.report)
+            self.table = dataclasses.replace(self.table, sentences=sentences)
+        self.clips = self._chosen_clips()
+        self.features = [
+            Features.open(self.beside_list(path), slots, slot_shapes[slots[0]], f"{label}.{key}")
+            for key, slots in FOLDERS.items()
+            if (path := getattr(cfg, key)) is not None
+        ]
+        self._zeros = {slot: zeros(shape.rows, shape.width) for slot, shape in slot_shapes.items()}
+        self._absent = {slot: zeros(0, shape.width) for slot, shape in slot_shapes.items()}
+        self.notes = self._apply_missing_policy()
+
+    def read_table(self) -> Table:
+        """Read the list and its captions; each dataset's own. Faults of single rows go to :meth:`report`."""
+        raise NotImplementedError
+
+    def list_path(self) -> str:
+        """The annotation file, seen from the current directory."""
+        return join(self.cfg.data_root, self.cfg.annotation_file)
+
+    def beside_list(self, path: str) -> str:
+        """A path that starts at the annotation file's folder."""
+        return join(os.path.dirname(self.list_path()), path)
+
+    def caption_place(self, task: str) -> str:
+        """Where a task's answers are read from, for messages."""
+        return self.list_path()
+
+    def report(self, problem: Problem) -> None:
+        """Keep what a reader found, for :meth:`problems`."""
+        self._found.append(problem)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def names(self) -> list[str]:
+        """The clips' names in order."""
+        return [clip.name for clip in self.clips]
+
+    def record(self, index: int, task: str, wording: str, rng: np.random.Generator | None = None) -> Record:
+        """Clip ``index`` asked for ``task`` with this wording; the answer is None where evaluation has none.
+
+        With ``rng``, the draw's generator, features are augmented as the block says.
+        """
+        clip = self.clips[index]
+        sentence = None if self.table.sentences is None else self.table.sentences[clip.name]
+        features = dict(self._absent)
+        for source in self.features:
+            present = clip.name in source
+            features.update(source.read(clip.name) if present else {slot: self._zeros[slot] for slot in source.slots})
+        if rng is not None and self._augmentation is not None:
+            features = self._augmentation(features, rng)
+        return Record(clip.name, task, [(user_text(task, wording, sentence), self.answer(clip, task))], features)
+
+    def answer(self, clip: Clip, task: str) -> str | None:
+        """What the clip's answer to a task is, as it is trained on; None where there is none."""
+        text = clip.label or None if task == "emotion" else self.table.captions.get(task, {}).get(clip.name)
+        return None if text is None else TEXT_PROCESSORS[self.cfg.text_processor](text, self.cfg.max_words)
+
+    def problems(self) -> list[Problem]:
+        """Everything that would stop the run later: faulty rows, what each clip lacks, and which features are unusable.
+
+        Looks at every array of the clips; values are read where they are small.
+        """
+        found = [*self._found, *self._missing_texts(), *self._curriculum_problems()]
+        names = self.names()
+        for source in self.features:
+            missing = missing_names(names, source)
+            if missing and self.cfg.missing_features == "error":
+                text = f"no array in {source.key} ({source.path}) for clips {listing(missing)}. Remedy: extract them, or set"
+                found.append(Problem("missing features", f"{text} missing_features: zero or skip.", tuple(missing)))
+            found += source.problems(names, all_values=self.cfg.check_values == "all")
+        return [dataclasses.replace(problem, text=f"{self.label}: {problem.text}") for problem in found]
+
+    def deck(self) -> Deck:
+        """How the clips are drawn: freely, by shard where a store is cheaper to read so, easy first in a curriculum."""
+        cfg, course = self.cfg, self.cfg.course()
+        groups = (source.store.groups(self.names()) for source in self.features)
+        shards = next((found for found in groups if found is not None), None)
+        easy, phases = (self._difficulty(course), course.epochs) if course else (None, 1)
+        return Deck(len(self), cfg.sample_ratio, cfg.shuffle, shards, cfg.shuffle_window, easy, phases)
+
+    def _difficulty(self, course: Curriculum) -> np.ndarray:
+        """(len(self),) float64, easy is small."""
+        if course.by == "modalities":
+            values: list[float] = [sum(clip.name not in source for source in self.features) for clip in self.clips]
+        elif course.by == "answer_length":
+            values = [max(len((self.answer(clip, task) or "").split()) for task in self.pool.tasks) for clip in self.clips]
+        else:
+            values = numbers(self.clips, course.by, "curriculum.by", self.list_path())
+        return np.array(values) * (-1.0 if course.descending else 1.0)
+
+    def _curriculum_problems(self) -> list[Problem]:
+        course = self.cfg.course() if self.training else None
+        try:
+            if course:
+                self._difficulty(course)
+        except UserError as error:
+            return [Problem("list", str(error))]
+        return []
+
+    def _missing_texts(self) -> list[Problem]:
+        names = self.names()
+        found = []
+        for task in self.pool.tasks if self.training else ():
+            missing = [] if task == "emotion" else missing_names(names, self.table.captions.get(task, {}))
+            if missing:
+                remedy = f"add them ({self.caption_place(task)}), or take the clips off the list, or '{task}' out of task_pool"
+                text = f"no caption for task {task}, clips {listing(missing)}. Remedy: {remedy}."
+                found.append(Problem("caption", text, tuple(missing)))
+        missing = [] if self.table.sentences is None else missing_names(names, self.table.sentences)
+        if missing:
+            text = f"no row in {self.cfg.transcription_path} for clips {listing(missing)}. Remedy: add the rows (an empty"
+            text += " sentence is a clip without speech), or set transcription_path: null."
+            found.append(Problem("transcript", text, tuple(missing)))
+        return found
+
+    def _chosen_clips(self) -> list[Clip]:
+        cfg = self.cfg
+        clips = [dataclasses.replace(clip, label=cfg.label_map.get(clip.label, clip.label)) for clip in self.table.clips]
+        if "emotion" in self.pool.tasks or cfg.exclude_labels:
+            counted = [clip for clip in clips if clip.name not in cfg.exclude and (clip.label or self.training)]
+            unknown = [clip for clip in counted if clip.label not in cfg.labels]
+            if unknown:
+                named = listing([f"'{clip.label}' (line {clip.line}, {clip.name})" for clip in unknown])
+                remedy = "correct the list, labels or label_map; only a task_pool without 'emotion' takes a list without labels"
+                text = f"{self.list_path()}: unknown label (known: {', '.join(cfg.labels)}; {remedy}), clips {named}"
+                self.report(Problem("label", text, tuple(clip.name for clip in unknown)))
+        strange = missing_names(cfg.exclude, {clip.name for clip in clips})
+        if strange:
+            raise UserError(f"{self.label}.exclude names clips that {self.list_path()} does not list, {listing(strange)}")
+        kept = [clip for clip in clips if clip.label not in cfg.exclude_labels and clip.name not in cfg.exclude]
+        if not kept:
+            raise UserError(f"{self.list_path()}: exclude and exclude_labels leave no clip of {len(clips)}")
+        return kept
+
+    def _apply_missing_policy(self) -> list[str]:
+        """Count what is missing and drop clips where the policy says so. Returns lines for the log."""
+        policy, count = self.cfg.missing_features, len(self.clips)
+        if policy == "error":
+            return []  # problems() tells
+        lacking = {source.key: missing_names(self.names(), source) for source in self.features}
+        if policy == "skip":
+            dropped = {name for names in lacking.values() for name in names}
+            self.clips = [clip for clip in self.clips if clip.name not in dropped]
+            if not self.clips:
+                raise UserError(f"{self.label}: missing_features: skip leaves no clip; every clip lacks a feature file")
+        note = f"of {count} clips have no array (missing_features: {policy})"
+        return [f"{key}: {len(names)} {note}" for key, names in lacking.items() if names]

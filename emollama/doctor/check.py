@@ -1,0 +1,141 @@
+"""Look at everything that a run would read: each block on its own, then what they share."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from typing import Any
+
+from emollama.config import RunConfig
+from emollama.data.instructions import user_text
+from emollama.data.prompt import PromptLayout
+from emollama.datasets.feature_clips import FeatureClips
+from emollama.doctor import arrays, texts
+from emollama.doctor.arrays import Fingerprints, Surveyed
+from emollama.doctor.findings import Block, Finding, Lengths, Report
+from emollama.doctor.tokens import Ruler
+from emollama.errors import UserError
+from emollama.runners.build import batch_size
+
+
+def check(config: RunConfig) -> Report:
+    """Look at every block under ``datasets`` and ``evaluation_datasets``.
+
+    What is wrong with one block is told, and the others are still looked at. Nothing of the user's is changed.
+
+    Raises:
+        UserError: there is no block.
+    """
+    if not config.datasets and not config.evaluation_datasets:
+        raise UserError("no block under 'datasets' or 'evaluation_datasets': there is nothing to check")
+    examination = _Examination(config)
+    gc.freeze()  # the libraries that were imported are not searched for garbage over and over
+    try:
+        for label, cfg in config.datasets.items():
+            examination.block(f"datasets.{label}", cfg)
+        for label, block in config.evaluation_datasets.items():
+            examination.block(f"evaluation_datasets.{label}", block.dataset, block.task)
+        examination.what_blocks_share()
+    finally:
+        gc.unfreeze()
+    return examination.report
+
+
+class _Examination:
+    """The report as it grows, and what is kept of each block to compare it with the others."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.report = Report(findings=[Finding("note", "configuration", text) for text in config.warnings])
+        self._config = config
+        self._shapes = config.classes["model"].slot_shapes(config.model)
+        self._ruler = Ruler(config)
+        self._trained: dict[str, Any] = {}
+        self._prints: dict[str, Fingerprints] = {}
+        self._stores: dict[str, Any] = {}  # place -> the arrays there
+        self._listed: dict[str, set[str]] = defaultdict(set)  # place -> clips of the lists that use it
+        if self._ruler.why_estimated:
+            text = "lengths are estimated from the number of characters, because the language model cannot be read"
+            self._tell(Finding("note", "lengths", f"{text}: {self._ruler.why_estimated}"))
+
+    def block(self, label: str, cfg: Any, options: Any = None) -> None:
+        """Look at one block; ``options`` are an evaluation block's, how its answers are asked for."""
+        training, made = options is None, self._config.classes[label]
+        dataset = self._unless_refused(
+            "unreadable", label, lambda: made(cfg, slot_shapes=self._shapes, label=label, training=training)
+        )
+        if dataset is None:
+            return
+        if training:
+            self._trained[label] = dataset
+            self._unless_refused("order", label, dataset.deck)
+        group, _, name = label.partition(".")
+        block = Block(label, self._config.resolved()[group][name]["type"], None, len(dataset), len(dataset))
+        self.report.blocks.append(block)
+        self._prints[label] = Fingerprints(dataset.names(), training)
+        if isinstance(dataset, FeatureClips):
+            self._features(block, dataset)
+            self._texts(block, dataset, options)
+        else:
+            self._tell(Finding("note", "block", "no list of clips with features: only its own checks were made", label))
+        self._tell(*(Finding("note", "missing features", note.removeprefix(f"{label}."), label) for note in dataset.notes))
+        self._tell(*(Finding.of(problem, label) for problem in dataset.problems()))
+
+    def what_blocks_share(self) -> None:
+        """Clips that are both trained on and tested with, arrays that no list names, sizes of micro-batches."""
+        self._tell(*arrays.overlaps(self._prints))
+        for place, store in self._stores.items():
+            unlisted = sorted(name for name in store.names() if name not in self._listed[place])
+            if unlisted:
+                self.report.unlisted_arrays[place] = unlisted
+        if self._trained:
+            self._unless_refused("batch_size", "", lambda: batch_size(self._trained))
+
+    def _unless_refused(self, kind: str, block: str, step: Callable[[], Any]) -> Any:
+        """What a step of building a run gives; None, and a problem told, where it refuses."""
+        try:
+            return step()
+        except UserError as error:
+            self._tell(Finding("problem", kind, str(error).removeprefix(f"{block}: "), block))
+            return None
+
+    def _tell(self, *findings: Finding) -> None:
+        self.report.findings += findings
+
+    def _features(self, block: Block, dataset: FeatureClips) -> None:
+        names = dataset.names()
+        block.reading = arrays.measure_reading(dataset.features, names)
+        all_values = dataset.cfg.check_values == "all"
+        surveyed = [Surveyed.of(source, names, all_values=all_values, block=block.label) for source in dataset.features]
+        dataset.features = list(surveyed)
+        for source in surveyed:
+            block.arrays.append(arrays.table_of(source, names))
+            self._tell(*arrays.notes_of(source, block.label))
+            self._prints[block.label].digests[source.slots[0]] = arrays.digests_of(source)
+            place = os.path.abspath(source.path)
+            self._stores[place] = source.store
+            self._listed[place].update(clip.name for clip in dataset.table.clips)
+
+    def _texts(self, block: Block, dataset: FeatureClips, options: Any) -> None:
+        block.list_file, block.listed = dataset.list_path(), len(dataset.table.clips)
+        block.labels = dict(Counter(clip.label for clip in dataset.clips if clip.label).most_common())
+        block.sentences = texts.sentence_counts(dataset)
+        block.other_answers = texts.other_answers(dataset, self._shapes)
+        answers = texts.answers(dataset)
+        self._tell(*texts.caption_findings(dataset), *texts.answer_findings(dataset, answers))
+        for task, by_clip in answers.items():
+            given = {name: answer for name, answer in by_clip.items() if answer is not None}
+            block.answers[task] = len(given)
+            if given:
+                self._measured(block, self._ruler.answers(block.label, task, given))
+        layout: PromptLayout = options.prompt_layout if options else "train"
+        asked = texts.asked(dataset.pool, options.instruction if options else None)
+        longest = asked[self._ruler.longest([user_text(task, wording, "") for task, wording in asked], layout)]
+        self._measured(block, self._ruler.prompts(block.label, texts.user_words(dataset, *longest), layout))
+        self._ruler.save()
+
+    def _measured(self, block: Block, told: tuple[Lengths, list[Finding]]) -> None:
+        lengths, findings = told
+        block.lengths.append(lengths)
+        self._tell(*findings)

@@ -1,0 +1,167 @@
+"""Checkpoints made from checkpoints: averages, PEFT folders, files from PEFT folders, merged language models."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from emollama import checkpoint
+from emollama.errors import UserError, listing
+from emollama.exchange.describe import layout_difference
+from emollama.exchange.weights import ADAPTERS, ADAPTERS_CONFIG, PROJECTORS, Weights, read
+from emollama.models import adapters, merging
+from emollama.paths import new_folder, sha256
+
+
+def average(sources: list[str], output: str) -> None:
+    """Write the mean of checkpoints as one that holds weights only, and lists their epochs.
+
+    Sums are made in float64, one checkpoint after the other. The halves of adapters are averaged each, which suits
+    checkpoints of one run.
+
+    Args:
+        sources: two or more of what :func:`read` reads.
+        output: the file to write.
+
+    Raises:
+        UserError: other names, shapes, dtypes or alphas, all of them by name; one checkpoint only; an output that is there.
+    """
+    place = require_new_file(output)
+    if len(sources) < 2:
+        raise UserError("an average is made of at least two checkpoints")
+    first = read(sources[0], "average")
+    sums = {name: tensor.double() for name, tensor in first.tensors.items()}
+    epochs = [first.facts.get("epoch")]
+    for source in sources[1:]:
+        other = read(source, "average")
+        _require_same_layout(first, other)
+        for name, tensor in other.tensors.items():
+            sums[name] += tensor
+        epochs.append(other.facts.get("epoch"))
+    means = {name: (sums.pop(name) / len(sources)).to(tensor.dtype) for name, tensor in first.tensors.items()}
+    checkpoint.save(place, {"model": means, "epoch": epochs, "averaged": list(sources), **_config(first)})
+
+
+def _require_same_layout(first: Weights, other: Weights) -> None:
+    found = layout_difference(first, other)
+    sides = (first.source, found["only_in_first"]), (other.source, found["only_in_second"])
+    problems = [f"only in {source}, {listing(names)}" for source, names in sides if names]
+    for key in ("shapes", "dtypes"):
+        problems += [f"{name} {one} and {another}" for name, (one, another) in found[key].items()]
+    if found["lora_alpha"]:
+        problems.append("lora_alpha {} and {}".format(*found["lora_alpha"]))
+    if problems:
+        raise UserError(f"{first.source} and {other.source} have no average: {'; '.join(problems)}")
+
+
+def to_pth(weights: Weights, output: str) -> None:
+    """Write a checkpoint file that holds weights and configuration, with its digest.
+
+    Raises:
+        UserError: the output is there already, or cannot be written.
+    """
+    place = require_new_file(output)
+    epoch = {"epoch": weights.facts["epoch"]} if "epoch" in weights.facts else {}
+    checkpoint.save(place, {"model": _own_memory(weights.tensors), **epoch, **_config(weights)})
+
+
+def to_peft(weights: Weights, output: str, alpha: float | None, llama_model: str | None) -> None:
+    """Write a folder that peft loads upon the language model, with everything that is no adapter in projectors.safetensors.
+
+    Args:
+        weights: with LoRA adapters.
+        output: the folder to write.
+        alpha: where none is stored.
+        llama_model: the language model's folder, to check that the adapters fit and to be named in adapter_config.json; None
+            leaves that out.
+
+    Raises:
+        UserError: no alpha or two, adapters that are incomplete or do not fit, an output that is there already.
+    """
+    parts = adapters.split(weights.tensors, weights.source)
+    if llama_model is not None:
+        adapters.check_base(llama_model, parts, weights.source)
+    config = adapters.peft_config(
+        parts, alpha=_alpha(weights, alpha), dropout=weights.setting("lora_dropout") or 0.0, base=llama_model
+    )
+    with new_folder(output) as folder:
+        (folder / ADAPTERS_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        _save_tensors(parts.named(), folder / ADAPTERS)
+        if parts.rest:
+            _save_tensors(parts.rest, folder / PROJECTORS)
+
+
+def to_merged(weights: Weights, output: str, alpha: float | None, llama_model: str) -> None:
+    """Write the language model's folder with the adapters merged in, and the rest in projectors.safetensors.
+
+    Args:
+        weights: with LoRA adapters.
+        output: the folder to write.
+        alpha: where none is stored.
+        llama_model: the language model's folder, weights in safetensors. The merged weights have their dtype.
+
+    Raises:
+        UserError: as :func:`to_peft`, or weights that cannot be read or are quantized.
+    """
+    parts = adapters.split(weights.tensors, weights.source)
+    adapters.check_base(llama_model, parts, weights.source)
+    scale = _alpha(weights, alpha) / parts.rank
+    with new_folder(output) as folder:
+        merging.merge(Path(llama_model), parts, scale, folder)
+        if parts.rest:
+            _save_tensors(parts.rest, folder / PROJECTORS)
+
+
+def _alpha(weights: Weights, given: float | None) -> float:
+    stored = weights.lora_alpha
+    if stored is None and given is None:
+        raise UserError(
+            f"{weights.source} does not say with which lora_alpha it was trained. Give it by --lora-alpha (16 for the released"
+            " Emotion-LLaMA and MiniGPT-v2)."
+        )
+    if stored is not None and given is not None and stored != given:
+        raise UserError(f"--lora-alpha is {given:g}, but {weights.source} was trained with {stored:g}. Leave the option out.")
+    value = given if stored is None else stored
+    assert value is not None
+    if not 0 < value < float("inf"):
+        raise UserError(f"lora_alpha is {value:g}; it must be above 0, and finite")
+    return int(value) if value == int(value) else value
+
+
+def _config(weights: Weights) -> dict[str, Any]:
+    return {"config": weights.facts["config"]} if "config" in weights.facts else {}
+
+
+def _own_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous copies: safetensors takes no others, and of a view its whole storage would be saved."""
+    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """A safetensors file with its digest beside it."""
+    try:
+        save_file(_own_memory(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
+    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors writes files that only their owner reads
+    checkpoint.digest_path(path).write_text(f"{sha256(path)}  {path.name}\n", encoding="utf-8")
+
+
+def require_new_file(output: str) -> Path:
+    """Where a new file goes.
+
+    Raises:
+        UserError: something is there already.
+    """
+    place = Path(os.path.abspath(output))
+    if os.path.lexists(place):
+        kind = "a folder. Name a file." if place.is_dir() else "there already. Name another place, or delete it."
+        raise UserError(f"--output: '{output}' is {kind}")
+    return place

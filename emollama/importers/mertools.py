@@ -1,0 +1,45 @@
+"""``mertools``: label files of MERTools, an .npz with ``<split>_corpus`` = {name: {"emo": label, "val": valence}}.
+
+Source: the preprocessing of MERTools (MER2023, MER2024, IEMOCAP, MELD). A valence of "" or -10 means that there is none; where
+labels are withheld MERTools writes "neutral" for every clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from emollama.data.problems import Problem
+from emollama.importers.intake import Entry, Intake, valence_of
+from emollama.importers.npz import read_dictionaries
+
+
+def read(path: str, splits: Sequence[str], intake: Intake) -> None:
+    """Take the clips of these splits in order.
+
+    Raises:
+        UserError: see :func:`~emollama.importers.npz.read_dictionaries`.
+    """
+    for key, table in read_dictionaries(path, [f"{split}_corpus" for split in splits]).items():
+        before = len(intake.entries)
+        raw_labels = set()
+        for name, given in table.items():
+            where = f"{path}, {key}, '{name}'"
+            if not isinstance(name, str) or not isinstance(given, Mapping) or not isinstance(given.get("emo"), str | int):
+                intake.report(Problem("row", f"{where}: expected a name with {{'emo': label, 'val': valence}}", (str(name),)))
+            elif name in intake.entries:
+                intake.report(Problem("repeated", f"{where}: the clip stands in another of these splits too", (name,)))
+            elif intake.is_usable(name, where):
+                raw_labels.add(str(given["emo"]))
+                _take(name, given, where, intake)
+        if raw_labels == {"neutral"} and len(intake.entries) - before > 1:
+            intake.notes.append(f"every clip of {key} is 'neutral': so MERTools fills splits whose labels are withheld")
+
+
+def _take(name: str, given: Mapping[str, Any], where: str, intake: Intake) -> None:
+    label = intake.label(str(given["emo"]), name, where)
+    if label is not None:
+        try:
+            intake.take(Entry(name, label, valence=valence_of(given.get("val"))))
+        except ValueError as error:
+            intake.report(Problem("valence", f"{where}: {error}", (name,)))

@@ -1,0 +1,137 @@
+"""Dictionaries stored in .npz files, read without running what a pickle may ask to run.
+
+numpy stores a dictionary as an array of objects, which is a pickle, and unpickling calls whatever function the file names. Here
+a file may name five: the four with which numpy describes arrays and scalars of plain types, and the one that stands for bytes in
+old pickles. None of the five is called either: small stand-ins are, which build lists and numbers. Anything else is refused by
+its name before it is looked up, so that nothing of it is imported or run.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+import zlib
+from typing import Any
+
+import numpy as np
+
+from emollama.errors import UserError
+from emollama.paths import PATHS, require_file
+
+PLAIN_TYPE = re.compile(r"[biufUS]\d+|O8?")
+UNREADABLE = (
+    ValueError, TypeError, AttributeError, LookupError, EOFError, OSError, ArithmeticError, RuntimeError, MemoryError,
+    pickle.UnpicklingError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
+
+class _Refused(Exception):
+    """The pickle names something that is not admitted."""
+
+
+class _Type:
+    """Stands in for numpy.dtype: a plain type with its byte order."""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        if not isinstance(code, str) or not PLAIN_TYPE.fullmatch(code):
+            raise _Refused(f"numpy.dtype({code!r})")
+        self.code = code
+        self.order = "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1]
+        if self.order not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5]):
+            raise _Refused("a numpy.dtype with fields")
+
+    def values(self, raw: bytes) -> list[Any]:
+        """The numbers or strings that these bytes are."""
+        if self.code.startswith("O"):
+            raise _Refused("objects in place of bytes")
+        values: list[Any] = np.frombuffer(raw, np.dtype(self.order + self.code)).tolist()
+        return values
+
+
+class _Array:
+    """Stands in for numpy.ndarray: a flat list of values."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, _, kind, _, values = state
+        self.values = list(values) if kind.code.startswith("O") else kind.values(values)
+
+
+def _array(*_: Any) -> _Array:
+    return _Array()
+
+
+def _scalar(kind: _Type, raw: bytes) -> Any:
+    return kind.values(raw)[0]
+
+
+def _bytes(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise _Refused(f"_codecs.encode(..., {encoding!r})")
+    return text.encode("latin1")
+
+
+_ADMITTED: dict[tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): _array,
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy", "ndarray"): "numpy.ndarray",  # an argument of _reconstruct, never called
+    ("numpy", "dtype"): _Type,
+    ("_codecs", "encode"): _bytes,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        known = module.replace("numpy._core", "numpy.core"), name
+        if known not in _ADMITTED:
+            raise _Refused(f"{module}.{name}")
+        return _ADMITTED[known]
+
+
+def read_dictionaries(path: str, keys: list[str]) -> dict[str, dict[Any, Any]]:
+    """The dictionaries under these keys of an .npz file; other entries are not opened.
+
+    Raises:
+        UserError: no .npz file, an absent key (with those that are there), an entry that is no dictionary of plain values, or one
+            that names code: what it names is told, and was not run.
+    """
+    local = PATHS.get_local_path(require_file(path, "FILE"))
+    if not zipfile.is_zipfile(local):
+        raise UserError(f"{path}: not an .npz file (or cut off). It is the label file that MERTools writes with numpy's savez.")
+    return {key: _read(path, local, key) for key in keys}
+
+
+def _read(path: str, local: str, key: str) -> dict[Any, Any]:
+    try:
+        with zipfile.ZipFile(local) as archive:
+            present = [name.removesuffix(".npy") for name in archive.namelist()]
+            found = _dictionary(archive, f"{key}.npy") if key in present else None
+    except _Refused as refused:
+        raise UserError(
+            f"{path}, '{key}': refused: it names {refused}, which no table of labels needs. Nothing of it was run. Do not open"
+            " this file with numpy's allow_pickle=True; ask where it comes from."
+        ) from None
+    except UNREADABLE as error:
+        raise UserError(f"{path}, '{key}': cannot be read as a dictionary of labels ({error or type(error).__name__})") from None
+    if found is None:
+        raise UserError(f"{path}: no '{key}' in it. It holds: {', '.join(present)}.")
+    return found
+
+
+def _dictionary(archive: zipfile.ZipFile, name: str) -> dict[Any, Any]:
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(file)
+        if not dtype.hasobject or shape != ():
+            raise ValueError(f"it is an array of {dtype}, shape {shape}")
+        array = _Unpickler(file).load()
+    if not isinstance(array, _Array) or len(array.values) != 1 or not isinstance(array.values[0], dict):
+        raise ValueError("it is not one dictionary")
+    return dict(array.values[0])

@@ -1,0 +1,291 @@
+"""Features changed at random in training: what each kind does, when nothing happens, and that a draw repeats it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers import FOLDERS, NAMES, golden_tree, loaded
+
+from emollama.data.augmentation import MODALITIES, Augmentation
+from emollama.data.loader import Split, TrainingSamples, step_batches, training_loader
+from emollama.data.order import Order
+from emollama.errors import UserError
+
+KINDS = ("noise", "drop_modality", "mask_rows")
+
+
+def features(rows=64, absent=()):
+    """Rows of every slot that say something; absent slots are zeros."""
+    draw = np.random.default_rng(2)
+    shapes = {"image": (rows, 16), "cls": (1, 16), "face": (1, 1024), "video": (1, 1024), "audio": (1, 1024)}
+    made = {slot: torch.from_numpy(draw.normal(3.0, 2.0, shape).astype(np.float32)) for slot, shape in shapes.items()}
+    return made | {slot: torch.zeros_like(made[slot]) for slot in absent}
+
+
+def augmented(given, kinds, k=0, prob=1.0, noise=0.1, mask=0.25):
+    return Augmentation(prob, kinds, noise, mask)(dict(given), np.random.default_rng([9, k]))
+
+
+def changed(given, made):
+    return {slot for slot in given if not torch.equal(given[slot], made[slot])}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[slot], other[slot]) for slot in one)
+
+
+# Each kind
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5])
+def test_noise_has_the_given_share_of_each_arrays_own_deviation_and_spares_the_image(share):
+    given = features()
+    given["video"] = given["video"] * 100
+    made = augmented(given, ("noise",), noise=share)
+    assert changed(given, made) == {"face", "video", "audio"}
+    for slot in ("face", "video", "audio"):
+        noise = made[slot] - given[slot]
+        assert noise.dtype == torch.float32 and noise.shape == given[slot].shape
+        assert float(noise.std() / given[slot].std()) == pytest.approx(share, rel=0.1)
+        assert abs(float(noise.mean() / given[slot].std())) < 0.15 * share
+    parts = [made[slot] - given[slot] for slot in ("face", "audio")]
+    assert abs(float(torch.corrcoef(torch.cat(parts))[0, 1])) < 0.15
+
+
+def test_noise_leaves_a_missing_modality_at_zero():
+    made = augmented(features(absent=("video",)), ("noise",))
+    assert not made["video"].any() and made["face"].any()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("rows", [1, 0])
+def test_slots_without_rows_stay_without(rows):
+    given = features() | {slot: torch.zeros(0, 16) for slot in ("image", "cls")} | {"face": torch.zeros(0, 1024)}
+    given["audio"] = given["audio"][:rows]
+    for k in range(20):
+        made = augmented(given, KINDS, k)
+        assert {slot: made[slot].shape for slot in made} == {slot: given[slot].shape for slot in given}
+
+
+def test_a_modality_is_dropped_whole_and_each_in_its_turn():
+    given = features()
+    dropped = []
+    for k in range(400):
+        made = augmented(given, ("drop_modality",), k)
+        dropped.append(tuple(slot for slot in given if slot in changed(given, made)))
+        assert not any(made[slot].any() for slot in dropped[-1])
+    assert set(dropped) == set(MODALITIES)
+    assert all(60 < dropped.count(slots) < 140 for slots in MODALITIES)
+
+
+def test_the_last_modality_is_never_dropped():
+    given = features(absent=("face", "video", "audio"))
+    assert all(same(augmented(given, ("drop_modality",), k), given) for k in range(30))
+    given = features(absent=("image", "cls", "face", "video"))
+    assert all(same(augmented(given, ("drop_modality",), k), given) for k in range(30))
+    twice = [augmented(features(absent=("face", "video")), ("drop_modality",) * 3, k) for k in range(30)]
+    assert all(any(rows.any() for rows in made.values()) for made in twice)
+
+
+def test_an_image_whose_class_row_alone_is_left_counts_as_a_modality():
+    given = features(absent=("image", "video", "audio"))
+    left = {tuple(slot for slot, rows in augmented(given, ("drop_modality",), k).items() if rows.any()) for k in range(30)}
+    assert left == {("cls",), ("face",)}
+
+
+@pytest.mark.parametrize(("mask", "count"), [(0.0, 0), (0.25, 16), (0.5, 32), (0.3, 19), (1.0, 64)])
+def test_mask_sets_its_share_of_the_image_rows_to_zero(mask, count):
+    given = features()
+    hit = torch.zeros(64, dtype=torch.int64)
+    for k in range(60):
+        made = augmented(given, ("mask_rows",), k, mask=mask)
+        gone = ~made["image"].any(dim=1)
+        assert int(gone.sum()) == count and torch.equal(made["image"][~gone], given["image"][~gone])
+        assert changed(given, made) <= {"image"}
+        hit += gone
+    assert 0 < count < 64 or set(hit.tolist()) == {60 * count // 64}
+    assert count == 0 or hit.min() > 0
+
+
+def test_each_kind_happens_with_the_given_probability_by_itself():
+    given = features()
+    seen = [augmented(given, KINDS, k, prob=0.5) for k in range(400)]
+    noisy = [bool({"face", "video", "audio"} <= changed(given, made)) for made in seen]
+    dropped = [any(not rows.any() for slot, rows in made.items() if slot != "image") for made in seen]
+    masked = [16 <= int((~made["image"].any(dim=1)).sum()) < 64 for made in seen]
+    for happened in (noisy, dropped, masked):
+        assert 140 < sum(happened) < 260
+    together = sum(all(three) for three in zip(noisy, dropped, masked, strict=True))
+    assert 20 < together < 80 and any(changed(given, made) == set() for made in seen)
+
+
+# When nothing happens, and to what
+
+
+def test_probability_zero_and_no_kind_change_nothing():
+    given = features()
+    for k in range(20):
+        assert same(augmented(given, KINDS, k, prob=0.0), given)
+        assert same(augmented(given, (), k), given)
+
+
+def test_the_tensors_that_came_in_are_untouched():
+    given = features()
+    before = {slot: rows.clone() for slot, rows in given.items()}
+    for k in range(10):
+        augmented(given, KINDS, k, noise=5.0, mask=1.0)
+    assert same(given, before)
+
+
+def test_the_same_draw_gives_the_same_features_and_another_draw_others():
+    given = features()
+    for k in range(10):
+        assert same(augmented(given, KINDS, k), augmented(given, KINDS, k))
+    assert not same(augmented(given, KINDS, 1), augmented(given, KINDS, 2))
+
+
+# Through a dataset's block
+
+
+@pytest.fixture
+def build(tmp_path):
+    """A function that builds the golden corpus under ``datasets`` or ``evaluation_datasets``."""
+
+    def made(training=True, **keys):
+        tree = golden_tree(tmp_path)
+        label, group = ("golden", "datasets") if training else ("answers", "evaluation_datasets")
+        tree[group][label] |= {"task_pool": ["emotion", "reason"], "shuffle": True, **keys}
+        config = loaded(tmp_path, tree)
+        shapes = config.classes["model"].slot_shapes(config.model)
+        block = config.datasets[label] if training else config.evaluation_datasets[label].dataset
+        return config.classes[f"{group}.{label}"](block, slot_shapes=shapes, label=label, training=training)
+
+    return made
+
+
+ON = {"enable_augmentation": True, "augmentation_prob": 1.0}
+
+
+def read(dataset, k=0, index=0):
+    return dataset.record(index, "emotion", "Which?", np.random.default_rng(k)).features
+
+
+def test_nothing_changes_without_enable_augmentation_or_with_probability_zero(build):
+    plain = build().record(0, "emotion", "Which?").features
+    assert same(read(build(augmentation_prob=1.0)), plain)
+    assert same(read(build(enable_augmentation=True, augmentation_prob=0.0)), plain)
+    assert changed(plain, read(build(**ON))) >= {"image", "face"}
+
+
+def test_a_block_hands_all_its_keys_to_the_augmentation(build):
+    plain = read(build())
+    only = build(**ON, augmentations=["mask_rows"], augmentation_mask=0.5)
+    made = read(only)
+    assert changed(plain, made) == {"image"} and int((~made["image"].any(dim=1)).sum()) == 32
+    loud = read(build(**ON, augmentations=["noise"], augmentation_noise=2.0))
+    assert float((loud["face"] - plain["face"]).std() / plain["face"].std()) == pytest.approx(2.0, rel=0.1)
+
+
+def test_evaluation_is_never_augmented(build, golden_config, golden_prompt, golden_model):
+    task = golden_config.classes["run.task"]()
+    options = task.Config(max_new_tokens=3)
+    plain, given = (
+        list(task.evaluate(golden_model, golden_prompt, dataset, options, range(12), torch.device("cpu"), 1))
+        for dataset in (build(training=False), build(training=False, **ON, augmentation_noise=9.0))
+    )
+    assert given == plain and all(row.loss is not None for part in plain for row in part)
+
+
+def test_files_and_shared_zero_rows_stay_as_they_are(build, golden_config):
+    dataset = build(**ON, video_feature_path=None, augmentation_noise=3.0)
+    zeros = {slot: rows.clone() for slot, rows in (dataset._zeros | dataset._absent).items()}
+    first = dataset.record(1, "emotion", "Which?").features
+    for k in range(10):
+        read(dataset, k, 1)
+    assert same(dataset.record(1, "emotion", "Which?").features, first)
+    assert same(dataset._zeros | dataset._absent, zeros)
+    stored = np.load(f"{dataset.cfg.data_root}/{FOLDERS['audio']}/{NAMES[1]}.npy")
+    assert np.array_equal(first["audio"].numpy().ravel(), stored.ravel())
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"augmentation_prob": 1.5}, "augmentation_prob is 1.5; it must be from 0 to 1"),
+        ({"augmentation_prob": -0.1}, "augmentation_prob is -0.1"),
+        ({"augmentation_prob": float("nan")}, "augmentation_prob is nan"),
+        ({"augmentation_mask": 2.0}, "augmentation_mask is 2.0; it must be from 0 to 1"),
+        ({"augmentation_noise": -1.0}, "augmentation_noise is -1.0; it must be at least 0"),
+        ({"augmentation_noise": float("inf")}, "augmentation_noise is inf"),
+        ({"augmentations": ["noise", "noises"]}, "augmentations[1]': Invalid value 'noises', expected one of"),
+        ({"augmentations": "noise"}, "augmentations"),
+        ({"enable_augmentation": "perhaps"}, "enable_augmentation"),
+    ],
+)
+@pytest.mark.parametrize("enabled", [True, False])
+def test_bad_values_are_refused_by_block_and_key_even_where_they_are_off(build, keys, said, enabled):
+    with pytest.raises(UserError) as error:
+        build(**{"enable_augmentation": enabled, **keys})
+    assert "datasets.golden" in str(error.value) and said in str(error.value)
+
+
+# Through the loader
+
+
+@pytest.fixture
+def samples(build, golden_prompt):
+    """A function that gives the training samples of the golden corpus with these keys."""
+
+    def made(**keys):
+        dataset = build(**keys)
+        return TrainingSamples([dataset], golden_prompt, Order(3, (dataset.deck(),), 8))
+
+    return made
+
+
+def loaded_samples(made, split, first=0, end=3, workers=0):
+    """(name, ids, rows by slot) of the samples of these steps, in the order of the loader."""
+    loader = training_loader(made, split, first_step=first, end_step=end, num_workers=workers, pin_memory=False)
+    found = []
+    for batch in (batch for step in step_batches(loader, split.accumulate) for batch in step):
+        ids = [part.tolist() for part in batch.input_ids.split(batch.lengths)]
+        slots = [
+            {slot: rows.values[rows.offsets[i] : rows.offsets[i + 1]].tolist() for slot, rows in batch.slots.items()}
+            for i in range(len(batch.names))
+        ]
+        found += zip(batch.names, ids, slots, strict=True)
+    return found
+
+
+def in_any_order(found):
+    return sorted(found, key=repr)
+
+
+def test_augmentation_changes_features_and_neither_clips_tasks_nor_words(samples):
+    plain, given = (loaded_samples(samples(**keys), Split(4, 1, 1, 0)) for keys in ({}, ON))
+    assert [(name, ids) for name, ids, _ in given] == [(name, ids) for name, ids, _ in plain]
+    assert all(one[2] != other[2] for one, other in zip(given, plain, strict=True))
+
+
+def test_augmented_batches_do_not_depend_on_workers_or_the_step_they_start_at(samples):
+    given, split = samples(**ON), Split(2, 2, 1, 0)
+    whole = loaded_samples(given, split)
+    assert loaded_samples(given, split, workers=2) == whole
+    assert loaded_samples(given, split, first=2) == whole[8:]
+
+
+def test_an_augmented_global_batch_is_the_same_for_any_world_and_accumulation(samples):
+    given = samples(**ON)
+    wanted = in_any_order(loaded_samples(given, Split(4, 1, 1, 0), 1, 2))
+    for batch_size, accumulate, world in ((1, 4, 1), (2, 1, 2), (1, 2, 2), (1, 1, 4)):
+        ranks = [loaded_samples(given, Split(batch_size, accumulate, world, rank), 1, 2) for rank in range(world)]
+        assert in_any_order(sample for rank in ranks for sample in rank) == wanted
+
+
+def test_a_clip_is_changed_differently_each_time_it_is_drawn(samples):
+    given = samples(**ON, augmentations=["noise"])
+    by_name = {}
+    for name, _, slots in loaded_samples(given, Split(6, 1, 1, 0), 0, 4):
+        by_name.setdefault(name, []).append(slots["face"][0][0])
+    assert all(len(values) == 4 == len(set(values)) for values in by_name.values()) and len(by_name) == 6

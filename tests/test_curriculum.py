@@ -1,0 +1,149 @@
+"""What a curriculum sorts clips by, from its keys to the order of the draw."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers import NAMES, golden_tree, loaded
+
+from emollama.data.curriculum import Curriculum
+from emollama.data.order import Order
+from emollama.errors import UserError
+
+LIST = "MERR_fine_grained.txt"  # name, count, label, valence
+
+
+@pytest.fixture
+def build(tmp_path, corpus):
+    """A function that builds the golden training block with a curriculum."""
+
+    def made(by, epochs=3, descending=False, **keys):
+        tree = golden_tree(tmp_path, corpus)
+        course = {"by": by, "epochs": epochs, "descending": descending}
+        tree["datasets"]["golden"] |= {"annotation_file": LIST, "shuffle": True, "curriculum": course, **keys}
+        config = loaded(tmp_path, tree)
+        shapes = config.classes["model"].slot_shapes(config.model)
+        return config.classes["datasets.golden"](config.datasets["golden"], slot_shapes=shapes, label="datasets.golden")
+
+    return made
+
+
+def drawn(dataset, places, epoch_draws=10):
+    """Places in the list of the clips that are drawn."""
+    made = Order(1, (dataset.deck(),), epoch_draws)
+    return {made.draw(k).clip for k in places}
+
+
+def table(corpus, text):
+    (corpus / "table.csv").write_text(text)
+    return {"type": "custom", "annotation_file": "table.csv"}
+
+
+# Keys
+
+
+def test_no_key_is_no_curriculum_and_descending_is_off_by_default():
+    assert Curriculum.of({}) is None
+    assert Curriculum.of({"by": "modalities", "epochs": 4}) == Curriculum("modalities", 4, False)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"by": "x", "epoch": 3}, "unknown key 'epoch'. Did you mean 'epochs'?"),
+        ({"epochs": 3}, "curriculum.by is None"),
+        ({"by": "", "epochs": 3}, "curriculum.by is ''"),
+        ({"by": ["x"], "epochs": 3}, "curriculum.by is ['x']"),
+        ({"by": "x"}, "curriculum.epochs is None"),
+        ({"by": "x", "epochs": 0}, "curriculum.epochs is 0"),
+        ({"by": "x", "epochs": 1.5}, "curriculum.epochs is 1.5"),
+        ({"by": "x", "epochs": True}, "curriculum.epochs is True"),
+        ({"by": "x", "epochs": 3, "descending": "no"}, "curriculum.descending is 'no'"),
+    ],
+)
+def test_wrong_keys_and_values_are_refused_by_name(given, said):
+    with pytest.raises(ValueError) as error:
+        Curriculum.of(given)
+    assert str(error.value).startswith("curriculum") and said in str(error.value)
+
+
+def test_a_wrong_curriculum_is_told_with_its_block(tmp_path):
+    tree = golden_tree(tmp_path)
+    with pytest.raises(UserError, match=r"^datasets\.golden: curriculum\.epochs is 0; it is a number of epochs, at least 1$"):
+        loaded(tmp_path, tree, "datasets.golden.curriculum.by=modalities", "datasets.golden.curriculum.epochs=0")
+
+
+# Measures
+
+
+def test_a_column_of_the_list_sorts_by_its_numbers(build):
+    dataset = build("valence")  # 2.5, -2, -2, 1, 0, -2
+    assert dataset.deck().difficulty.tolist() == [2.5, -2.0, -2.0, 1.0, 0.0, -2.0]
+    assert drawn(dataset, range(10)) == {1, 2} and drawn(dataset, range(10, 20)) == {1, 2, 5, 4}
+    assert drawn(build("count"), range(10)) == {0, 3}  # 13 and 18 frames
+
+
+def test_descending_draws_the_large_values_first(build):
+    assert drawn(build("valence", descending=True), range(10)) == {0, 3}
+
+
+def test_modalities_draws_the_clips_that_lack_none_first(build, corpus):
+    for folder, name in (("HL-UTT", NAMES[0]), ("HL-UTT", NAMES[3]), ("maeV_399_UTT", NAMES[3]), ("eva", NAMES[5])):
+        (corpus / folder / f"{name}.npy").unlink()
+    dataset = build("modalities", epochs=2, missing_features="zero")
+    assert dataset.deck().difficulty.tolist() == [1.0, 0.0, 0.0, 2.0, 0.0, 1.0]
+    assert drawn(dataset, range(10)) == {1, 2, 4}
+    assert drawn(dataset, range(10, 20)) == set(range(6))
+
+
+def test_answer_length_is_the_longest_answer_of_the_pools_tasks_in_words(build, corpus):
+    text = "name,emotion,reason\n"
+    text += f"{NAMES[0]},happy,one two three.\n{NAMES[1]},sad,she weeps and sighs\n{NAMES[2]},angry,he shouts\n"
+    emotions = build("answer_length", **table(corpus, text), task_pool=["emotion"])
+    assert emotions.deck().difficulty.tolist() == [1.0, 1.0, 1.0]
+    both = build("answer_length", **table(corpus, text), task_pool=["emotion", "reason"])
+    assert both.deck().difficulty.tolist() == [3.0, 4.0, 2.0]
+
+
+def test_a_further_column_of_a_table_serves_the_curriculum(build, corpus):
+    text = f"name,emotion,hardness\n{NAMES[0]},happy,1e3\n{NAMES[1]},sad,-2\n{NAMES[2]},sad,0.5\n"
+    dataset = build("hardness", **table(corpus, text))
+    assert dataset.problems() == []
+    assert drawn(dataset, range(10)) == {1} and drawn(dataset, range(20, 40)) == {0, 1, 2}
+
+
+# What cannot be sorted
+
+
+def test_a_column_that_is_not_there_is_told_at_the_start_with_the_known_ones(build, corpus):
+    (problem,) = build("valance").problems()
+    assert problem.text == (
+        f"datasets.golden: curriculum.by 'valance': {corpus}/{LIST} has no such column. Did you mean 'valence'?"
+        " Known: modalities, answer_length, count, valence"
+    )
+
+
+@pytest.mark.parametrize("cell", ["", "easy", "nan", "inf", "1;5"])
+def test_rows_without_a_number_are_all_told_at_the_start_with_their_lines(build, corpus, cell):
+    text = f"name,emotion,hardness\n{NAMES[0]},happy,{cell}\n{NAMES[1]},sad,1\n{NAMES[2]},sad,?\n"
+    (problem,) = build("hardness", **table(corpus, text)).problems()
+    assert "datasets.golden: curriculum.by 'hardness': " in problem.text and f"{corpus}/table.csv" in problem.text
+    assert f"clips 2: {cell!r} (line 2, {NAMES[0]}), '?' (line 4, {NAMES[2]})" in problem.text
+    remaining = build("hardness", **table(corpus, text), exclude=[NAMES[0], NAMES[2]])
+    assert remaining.problems() == [] and drawn(remaining, range(9)) == {0}
+
+
+def test_evaluation_needs_no_column_of_a_curriculum(tmp_path, corpus):
+    tree = golden_tree(tmp_path, corpus)
+    tree["evaluation_datasets"]["answers"]["curriculum"] = {"by": "nothing", "epochs": 2}
+    config = loaded(tmp_path, tree)
+    shapes = config.classes["model"].slot_shapes(config.model)
+    block = config.evaluation_datasets["answers"].dataset
+    made = config.classes["evaluation_datasets.answers"](block, slot_shapes=shapes, label="answers", training=False)
+    assert made.problems() == []
+
+
+def test_without_a_curriculum_the_deck_is_plain(build, corpus):
+    deck = build("valence", curriculum={}).deck()
+    assert deck.difficulty is None and deck.phases == 1 and deck.digest() is None
+    assert np.array_equal(deck.clips(0), np.arange(6))

@@ -1,0 +1,524 @@
+"""The registered datasets: what each reads, and how it says what is wrong. Files and features are invented."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from itertools import chain, combinations
+
+import numpy as np
+import pytest
+import torch
+from helpers import GOLDEN, NINE, golden_tree, loaded
+
+from emollama.errors import UserError
+
+SIX = ["neutral", "angry", "happy", "sad", "worried", "surprise"]
+NO_FEATURES = dict.fromkeys(("image_feature_path", "face_feature_path", "video_feature_path", "audio_feature_path"))
+MADE = {"image": "eva", "face": "mae_340_UTT", "video": "maeV_399_UTT", "audio": "HL-UTT"}
+
+
+def put(folder, files):
+    """Write text or bytes under a folder."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def put_features(folder, names, folders=MADE, patches=64, width=176):
+    """A .npy of each slot for each clip, whose values are the clip's number in names plus 1."""
+    for slot, place in folders.items():
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        for number, name in enumerate(names, 1):
+            shape = (1 + patches, width) if slot == "image" else (1024,)
+            np.save(folder / place / f"{name}.npy", np.full(shape, number, dtype=np.float32))
+
+
+@pytest.fixture
+def build(tmp_path):
+    """A function that writes files, and builds one block of this type over them; without features unless asked."""
+
+    def made(kind, files, *options, training=True, features=False, **keys):
+        put(tmp_path, files)
+        tree = golden_tree(tmp_path)
+        group, other = ("datasets", "evaluation_datasets")[:: 1 if training else -1]
+        tree[group] = {kind: {"data_root": str(tmp_path), **({} if features else NO_FEATURES), **keys}}
+        tree[other] = {}
+        config = loaded(tmp_path, tree, *options)
+        shapes = config.classes["model"].slot_shapes(config.model)
+        block = config.datasets[kind] if training else config.evaluation_datasets[kind].dataset
+        return config.classes[f"{group}.{kind}"](block, slot_shapes=shapes, label=f"{group}.{kind}", training=training)
+
+    return made
+
+
+def refusal(build, *given, **keys):
+    with pytest.raises(UserError) as error:
+        build(*given, **keys)
+    return str(error.value)
+
+
+def said(dataset):
+    return [problem.text for problem in dataset.problems()]
+
+
+def answers(dataset, task):
+    return [dataset.answer(clip, task) for clip in dataset.clips]
+
+
+def words(dataset, index=0):
+    """The user's turn of a clip."""
+    return dataset.record(index, dataset.pool.tasks[0], "Which?").turns[0][0]
+
+
+both = pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+
+
+# mer2024_caption
+
+MER24 = {
+    "list.txt": "samplenew_1 12 sad\nsamplenew_2 9 neutral\n",
+    "transcription_all_new.csv": 'name,sentence_en\nsamplenew_1,"No, Ada, not today"\nsamplenew_2,\n',
+}
+MER24_FOLDERS = {"image": "eva", "face": "mae_340_23_UTT", "video": "maeVideo_399_23_UTT", "audio": "HL_23_UTT"}
+
+
+@both
+def test_mer2024_reads_its_own_transcript_and_feature_folders(build, tmp_path, training):
+    put_features(tmp_path, ["samplenew_1", "samplenew_2"], MER24_FOLDERS)
+    dataset = build("mer2024_caption", MER24, training=training, features=True, annotation_file="list.txt")
+    assert said(dataset) == [] and answers(dataset, "emotion") == ["sad", "neutral"]
+    assert words(dataset) == "The person in video says: No, Ada, not today.  [emotion] Which? "
+    assert words(dataset, 1) == "The person in video says: .  [emotion] Which? "
+    assert {slot: float(rows[0, 0]) for slot, rows in dataset.record(1, "emotion", "?").features.items()} == dict.fromkeys(
+        ("image", "cls", "face", "video", "audio"), 2.0
+    )
+    shutil.rmtree(tmp_path / "HL_23_UTT")
+    text = refusal(build, "mer2024_caption", {}, training=training, features=True, annotation_file="list.txt")
+    assert "mer2024_caption.audio_feature_path: no folder" in text and "HL_23_UTT" in text
+
+
+def test_mer2024_scores_six_labels_and_shows_nine_in_the_prompt(build):
+    dataset = build("mer2024_caption", MER24, annotation_file="list.txt")
+    assert dataset.cfg.labels == SIX
+    shown = ", ".join(NINE)
+    assert all(shown in wording for wording in dataset.pool.wordings["emotion"])
+    files = MER24 | {"list.txt": MER24["list.txt"].replace("9 neutral", "9 fear")}
+    (text,) = said(build("mer2024_caption", files, annotation_file="list.txt"))
+    assert "list.txt: unknown label (known: neutral, angry" in text and "'fear' (line 2, samplenew_2)" in text
+
+
+def test_mer2024_takes_captions_as_merr_does(build):
+    captions = {name: {"caption": f"Face of {name}."} for name in ("samplenew_1", "samplenew_2")}
+    files = MER24 | {"MERR_coarse_grained.json": json.dumps(captions)}
+    dataset = build("mer2024_caption", files, annotation_file="list.txt", task_pool=["reason"])
+    assert said(dataset) == [] and answers(dataset, "reason")[1] == "face of samplenew_2"
+
+
+# dfew
+
+
+def folds(rows="1,1\n2,2\n16372,6\n"):
+    """The ten tables of five folds; fold n's clips are numbered from n x 100, each split its own."""
+    tables = {"train(single-labeled)/set_1.csv": "video_name,label\n" + rows}
+    for fold in range(1, 6):
+        tables.setdefault(f"train(single-labeled)/set_{fold}.csv", f"video_name,label\n{fold}01,1\n")
+        tables[f"test(single-labeled)/set_{fold}.csv"] = f"video_name,label\n{fold}50,7\n"
+    return tables
+
+
+@pytest.mark.parametrize("fold", range(1, 6))
+@both
+def test_dfew_takes_the_folds_table_train_under_datasets_and_test_under_evaluation(build, training, fold):
+    group = "datasets" if training else "evaluation_datasets"
+    dataset = build("dfew", folds("101,1\n"), f"{group}.dfew.fold={fold}", training=training)
+    assert dataset.names() == [f"00{fold}01" if training else f"00{fold}50"] and said(dataset) == []
+
+
+def test_dfew_takes_another_split_where_it_is_named(build):
+    assert build("dfew", folds(), split="test", fold=3).names() == ["00350"]
+    assert build("dfew", folds(), split="train", fold=2, training=False).names() == ["00201"]
+
+
+def test_dfew_maps_the_ids_one_to_seven_and_pads_names_with_zeros(build):
+    rows = "".join(f"{10**place},{place}\n" for place in range(1, 5)) + "5,5\n6,6\n7,7\n"
+    dataset = build("dfew", folds(rows))
+    labels = ["happy", "sad", "neutral", "angry", "surprise", "disgust", "fear"]
+    assert answers(dataset, "emotion") == labels and said(dataset) == []
+    assert dataset.names() == ["00010", "00100", "01000", "10000", "00005", "00006", "00007"]
+    assert ", ".join(labels) in dataset.pool.first("emotion")
+    assert build("dfew", folds(), zero_pad=0).names() == ["1", "2", "16372"]
+
+
+def test_dfew_folds_share_the_features_at_data_root(build, tmp_path):
+    put_features(tmp_path, ["00001", "00150", "00201"])
+    for training, keys, value in ((True, {}, 1.0), (False, {}, 2.0), (True, {"fold": 2}, 3.0)):
+        dataset = build("dfew", folds("1,1\n"), training=training, features=True, **keys)
+        assert said(dataset) == []
+        assert float(dataset.record(0, "emotion", "?").features["face"][0, 0]) == value
+    transcript = {"said.csv": "name,sentence\n00001,Good morning\n"}
+    assert "Good morning" in words(build("dfew", folds("1,1\n") | transcript, transcription_path="said.csv"))
+
+
+def test_dfew_names_file_and_line_of_an_id_without_a_label(build, tmp_path):
+    (text,) = said(build("dfew", folds("1,1\n2,8\n3,0\n")))
+    assert f"{tmp_path}/train(single-labeled)/set_1.csv: unknown label" in text
+    assert "clips 2: '8' (line 3, 00002), '0' (line 4, 00003)" in text and "label_map" in text
+
+
+def test_dfew_takes_a_label_map_over_its_own(build):
+    labels = ["happy", "sad", "neutral", "angry", "surprise", "fear", "contempt"]
+    dataset = build("dfew", folds(), label_map={"6": "contempt"}, labels=labels)
+    assert answers(dataset, "emotion") == ["happy", "sad", "contempt"] and said(dataset) == []
+    assert "datasets.dfew: label_map: 'disgust' is not among labels" in refusal(build, "dfew", folds(), labels=NINE)
+    left = build("dfew", folds(), exclude_labels=["disgust"])
+    assert left.names() == ["00001", "00002"]
+
+
+def test_dfew_label_map_takes_its_numbers_in_quotes_and_says_so(tmp_path):
+    text = "model: {arch: minigpt_v2, llama_model: x}\ndatasets: {dfew: {data_root: x, label_map: {%s: sad}}}\n"
+    for made in (loaded(tmp_path, text % "'6'"), loaded(tmp_path, text % "'1'", "datasets.dfew.label_map.6=sad")):
+        assert made.datasets["dfew"].label_map["6"] == "sad"
+    with pytest.raises(UserError, match=r"'datasets\.dfew\.label_map\.6': Key 6 .* Write it in quotes\."):
+        loaded(tmp_path, text % "6")
+
+
+@pytest.mark.parametrize("fold", [0, 6, -1])
+def test_dfew_refuses_another_fold(build, fold):
+    assert refusal(build, "dfew", folds(), fold=fold) == f"datasets.dfew: fold is {fold}; DFEW has the folds 1 to 5"
+
+
+def test_dfew_refuses_what_is_no_fold_or_has_no_table(build):
+    assert "'datasets.dfew.fold'" in refusal(build, "dfew", folds(), fold="two")
+    text = refusal(build, "dfew", folds(), fold=2, annotation_file="{split}/set_{fold}.csv")
+    assert "annotation_file: no file" in text and "train/set_2.csv" in text
+
+
+def test_dfew_tells_clips_that_are_the_same_once_padded(build, tmp_path):
+    dataset = build("dfew", folds("1,1\n2,2\n001,3\n2,4\n"))
+    assert dataset.names() == ["00001", "00002"]
+    again, padded = said(dataset)
+    assert "set_1.csv, line 5: clip '2' stands on line 3 already" in again
+    assert f"{tmp_path}/train(single-labeled)/set_1.csv, line 4: clip '001' is '00001', which stands on line 2 already" in padded
+
+
+def test_dfew_has_no_answers_to_other_tasks(build):
+    (text,) = said(build("dfew", folds(), task_pool=["emotion", "reason"]))
+    assert "no caption for task reason, clips 3: 00001, 00002, 16372." in text
+
+
+# emer
+
+V1 = 'names,emotions,subtitles,reasons\nclip_1,"joy, pride",We won!,She smiles broadly.\nclip_2,doubt,,"He frowns, then sighs"\n'
+V2 = 'name,chinese,english\nclip_1,笑,She smiles broadly.\nclip_2,皱眉,"He frowns, then sighs"\n'
+PLAIN = "clip_1 30 0\nclip_2 41 0\n"
+TOLD = ["she smiles broadly", "he frowns, then sighs"]
+
+
+@both
+def test_emer_reads_the_first_table_with_subtitles_and_reasons(build, training):
+    dataset = build("emer", {"truth.csv": V1}, training=training, annotation_file="truth.csv")
+    assert dataset.pool.tasks == ("reason_v2",) and said(dataset) == []
+    assert answers(dataset, "reason_v2") == TOLD and dataset.names() == ["clip_1", "clip_2"]
+    assert words(dataset) == "The person in video says: We won!.  [reason_v2] Which? "
+    assert words(dataset, 1) == "The person in video says: .  [reason_v2] Which? "
+
+
+@both
+def test_emer_reads_the_second_table_without_sentences(build, training):
+    dataset = build("emer", {"truth.csv": V2}, training=training, annotation_file="truth.csv")
+    assert answers(dataset, "reason_v2") == TOLD and said(dataset) == []
+    assert words(dataset) == "[reason_v2] Which? "
+
+
+@both
+def test_emer_reads_a_list_with_captions_beside_it(build, training):
+    captions = {
+        "clip_1": {"smp_reason_caption": "She smiles broadly."},
+        "clip_2": {"smp_reason_caption": "He frowns, then sighs"},
+    }
+    files = {"EMER_NCE.txt": PLAIN, "MERR_fine_grained.json": json.dumps(captions)}
+    dataset = build("emer", files, training=training)
+    assert answers(dataset, "reason_v2") == TOLD and said(dataset) == []
+
+
+@pytest.mark.parametrize("keys", [{}, {"captions_path": None}])
+def test_emer_evaluates_a_list_without_captions_and_does_not_train_on_it(build, tmp_path, keys):
+    dataset = build("emer", {"EMER_NCE.txt": PLAIN}, training=False, **keys)
+    assert answers(dataset, "reason_v2") == [None, None] and said(dataset) == []
+    if keys:
+        (text,) = said(build("emer", {}, **keys))
+        assert "no caption for task reason_v2, clips 2: clip_1, clip_2" in text and "captions_path, which is null" in text
+    else:
+        assert "datasets.emer.captions_path: no file" in refusal(build, "emer", {}, **keys)
+
+
+@both
+def test_emer_names_a_captions_file_that_was_asked_for_and_is_not_there(build, training):
+    text = refusal(build, "emer", {"EMER_NCE.txt": PLAIN}, training=training, captions_path="captoins.json")
+    assert "datasets.emer.captions_path: no file" in text and "captoins.json" in text
+
+
+@pytest.mark.parametrize("table", [V1.replace('"He frowns, then sighs"', " "), V2.replace('"He frowns, then sighs"', "")])
+def test_an_empty_description_is_told_in_training_and_no_target_in_evaluation(build, tmp_path, table):
+    (text,) = said(build("emer", {"truth.csv": table}, annotation_file="truth.csv"))
+    assert f"no caption for task reason_v2, clips 1: clip_2. Remedy: add them ({tmp_path}/truth.csv)" in text
+    assert answers(build("emer", {}, training=False, annotation_file="truth.csv"), "reason_v2") == [TOLD[0], None]
+    assert said(build("emer", {}, annotation_file="truth.csv", exclude=["clip_2"])) == []
+
+
+@both
+def test_emer_gives_both_reasoning_tasks_the_same_answers(build, training):
+    keys = {"annotation_file": "truth.csv", "task_pool": {"reason": 1, "reason_v2": 2}}
+    dataset = build("emer", {"truth.csv": V1}, training=training, **keys)
+    assert answers(dataset, "reason") == answers(dataset, "reason_v2") == TOLD
+
+
+def test_emer_reads_a_transcript_of_its_own_over_the_subtitles(build):
+    files = {"truth.csv": V1, "said.csv": "name,chinese,english\nclip_1,x,Hooray\nclip_2,y,Oh dear\n"}
+    dataset = build("emer", files, annotation_file="truth.csv", transcription_path="said.csv")
+    assert "says: Oh dear." in words(dataset, 1)
+
+
+def test_emer_shows_the_header_of_a_table_without_descriptions(build, tmp_path):
+    text = refusal(build, "emer", {"truth.csv": "name,openset\nclip_1,[happy]\n"}, annotation_file="truth.csv")
+    assert f"{tmp_path}/truth.csv, line 1: the header is" in text and "openset" in text and "reasons, english" in text
+
+
+# custom
+
+CELLS = {"emotion": ["happy", "sad"], "sentence": ["Well done", ""], "reason": ["She smiles.", "He cries."]}
+SUBSETS = list(chain.from_iterable(combinations(CELLS, size) for size in range(4)))
+NEEDS = {"emotion": "emotion", "reason": "reason", "reason_v2": "reason"}
+
+
+def table(columns, names=("007", "a b")):
+    rows = [",".join([name, *(CELLS[column][place] for column in columns)]) for place, name in enumerate(names)]
+    return "\n".join([",".join(["name", *columns]), *rows]) + "\n"
+
+
+@pytest.mark.parametrize("columns", SUBSETS, ids=lambda columns: "+".join(columns) or "name alone")
+@pytest.mark.parametrize("task", NEEDS)
+def test_custom_trains_on_every_subset_of_columns_that_has_what_the_task_needs(build, tmp_path, columns, task):
+    files = {"clips.csv": table(columns)}
+    keys = {"annotation_file": "clips.csv", "task_pool": [task]}
+    if NEEDS[task] not in columns:
+        text = refusal(build, "custom", files, **keys)
+        assert text.startswith(f"{tmp_path}/clips.csv, line 1: the task '{task}' of datasets.custom.task_pool needs the column")
+        assert f"'{NEEDS[task]}'; beside the name, the header has {', '.join(columns) or 'nothing'}." in text
+        assert "datasets.custom.columns" in text and "take the task out" in text
+        return
+    dataset = build("custom", files, **keys)
+    assert said(dataset) == [] and dataset.names() == ["007", "a b"]
+    wanted = ["happy", "sad"] if task == "emotion" else ["she smiles", "he cries"]
+    assert answers(dataset, task) == wanted
+    assert words(dataset, 0).startswith("The person in video says: Well done.  [" if "sentence" in columns else f"[{task}] ")
+
+
+@pytest.mark.parametrize("columns", SUBSETS, ids=lambda columns: "+".join(columns) or "name alone")
+def test_custom_evaluates_any_subset_of_columns_and_has_no_target_where_there_is_none(build, columns):
+    files = {"clips.csv": table(columns)}
+    dataset = build("custom", files, training=False, annotation_file="clips.csv", task_pool=list(NEEDS))
+    assert said(dataset) == []
+    assert answers(dataset, "emotion") == (["happy", "sad"] if "emotion" in columns else [None, None])
+    for task in ("reason", "reason_v2"):
+        assert answers(dataset, task) == (["she smiles", "he cries"] if "reason" in columns else [None, None])
+
+
+def test_custom_answers_questions_about_clips_without_labels(build, golden_model, golden_prompt, golden_config):
+    dataset = build("custom", {"clips.csv": "name\na\nb\n"}, training=False, annotation_file="clips.csv")
+    task = golden_config.classes["run.task"]()
+    options = task.Config(max_new_tokens=2)
+    parts = task.evaluate(golden_model, golden_prompt, dataset, options, range(2), torch.device("cpu"), 1)
+    assert [(row.name, row.target, row.loss) for part in parts for row in part] == [("a", None, None), ("b", None, None)]
+
+
+def test_custom_columns_may_have_names_of_ones_own(build, tmp_path):
+    text = "video_name,Label,text,why\n1,happy,Hello,She smiles.\n"
+    keys = {"annotation_file": "clips.csv", "columns": {"emotion": "Label", "sentence": "text", "reason": "why"}}
+    dataset = build("custom", {"clips.csv": text}, task_pool=["emotion", "reason"], **keys)
+    assert said(dataset) == [] and answers(dataset, "emotion") == ["happy"] and answers(dataset, "reason") == ["she smiles"]
+    assert "says: Hello." in words(dataset)
+    said_of_typo = refusal(build, "custom", {}, annotation_file="clips.csv", columns={"emotion": "label"})
+    assert f"{tmp_path}/clips.csv, line 1: the header is" in said_of_typo and "'Label'" in said_of_typo
+    assert "one of the columns label" in said_of_typo
+    wrong = refusal(build, "custom", {}, annotation_file="clips.csv", columns={"emotions": "Label"})
+    assert wrong == "datasets.custom: columns: unknown key 'emotions'. Known: emotion, sentence, reason"
+
+
+def test_custom_names_every_row_with_an_empty_or_unknown_emotion(build, tmp_path):
+    text = "name,emotion\na,happy\nb,\nc,Happy\nd,  \n"
+    (problem,) = build("custom", {"clips.csv": text}, annotation_file="clips.csv").problems()
+    assert f"{tmp_path}/clips.csv: unknown label" in problem.text and problem.clips == ("b", "c", "d")
+    assert "clips 3: '' (line 3, b), 'Happy' (line 4, c), '' (line 5, d)" in problem.text
+    evaluated = build("custom", {}, training=False, annotation_file="clips.csv")
+    assert len(said(evaluated)) == 1 and "clips 1: 'Happy' (line 4, c)" in said(evaluated)[0]
+    assert said(build("custom", {}, annotation_file="clips.csv", exclude=["b", "c", "d"])) == []
+
+
+def test_custom_names_every_row_with_an_empty_reason(build):
+    text = "name,reason\na,She smiles.\nb,\n"
+    (problem,) = build("custom", {"clips.csv": text}, annotation_file="clips.csv", task_pool="reason").problems()
+    assert "no caption for task reason, clips 1: b." in problem.text
+
+
+def test_custom_names_keep_their_zeros_and_spaces_and_find_their_features(build, tmp_path):
+    names = ["00012", "12", "a b", "part/c"]
+    put_features(tmp_path, names[:3])
+    for folder in MADE.values():
+        (tmp_path / folder / "part").mkdir()
+        shutil.copy(tmp_path / folder / "12.npy", tmp_path / folder / "part" / "c.npy")
+    text = "name,emotion\n" + "".join(f"{name},happy\n" for name in names)
+    dataset = build("custom", {"clips.csv": text}, features=True, annotation_file="clips.csv")
+    assert said(dataset) == [] and dataset.names() == names
+    values = [float(dataset.record(index, "emotion", "?").features["audio"][0, 0]) for index in range(4)]
+    assert values == [1.0, 2.0, 3.0, 2.0]
+
+
+def test_further_columns_of_a_custom_table_are_kept_and_not_shown(build):
+    text = "name,emotion,hardness,note\na,happy,3,x\n"
+    dataset = build("custom", {"clips.csv": text}, annotation_file="clips.csv")
+    assert dataset.clips[0].columns["hardness"] == "3" and words(dataset) == "[emotion] Which? "
+
+
+# What all share
+
+
+def test_a_label_map_renames_before_labels_are_checked_and_excluded(build):
+    text = "name,emotion\na,HAPPY\nb,blue\nc,fear\n"
+    keys = {"label_map": {"HAPPY": "happy", "blue": "sad"}, "exclude_labels": ["sad"]}
+    dataset = build("custom", {"clips.csv": text}, annotation_file="clips.csv", **keys)
+    assert said(dataset) == [] and [(clip.name, clip.label) for clip in dataset.clips] == [("a", "happy"), ("c", "fear")]
+    wrong = refusal(build, "custom", {}, annotation_file="clips.csv", label_map={"blue": "sadness"})
+    assert wrong.startswith("datasets.custom: label_map: 'sadness' is not among labels (happy, sad")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_exclude_leaves_clips_out_and_refuses_names_that_are_not_listed(build, tmp_path, training):
+    keys = {"annotation_file": "clips.csv", "training": training}
+    text = "name,emotion\na,happy\nb,joy\nc,sad\n"
+    dataset = build("custom", {"clips.csv": text}, exclude=["b"], **keys)
+    assert dataset.names() == ["a", "c"] and said(dataset) == []
+    wrong = refusal(build, "custom", {}, exclude=["a", "aa", "cc"], **keys)
+    assert f"datasets.custom.exclude names clips that {tmp_path}/clips.csv does not list, 2: aa, cc" in wrong
+    assert "leave no clip of 3" in refusal(build, "custom", {}, exclude=["a", "b", "c"], **keys)
+
+
+@pytest.mark.parametrize("kind", ["custom", "emer", "dfew"])
+def test_a_byte_order_mark_and_windows_line_ends_are_read_over(build, kind):
+    texts = {
+        "custom": ("clips.csv", "name,emotion\r\n1,happy\r\n\r\n2,sad\r\n"),
+        "emer": ("clips.csv", "name,chinese,english\r\n1,x,Glad.\r\n2,y,Sad.\r\n"),
+        "dfew": ("train(single-labeled)/set_1.csv", "video_name,label\r\n1,1\r\n2,2\r\n"),
+    }
+    place, text = texts[kind]
+    keys = {} if kind == "dfew" else {"annotation_file": place}
+    dataset = build(kind, {place: b"\xef\xbb\xbf" + text.encode()}, **keys)
+    assert said(dataset) == [] and [name.lstrip("0") for name in dataset.names()] == ["1", "2"]
+
+
+def test_a_table_with_tabs_shows_its_header(build, tmp_path):
+    text = refusal(build, "custom", {"clips.csv": "name\temotion\na\thappy\n"}, annotation_file="clips.csv")
+    assert f"{tmp_path}/clips.csv, line 1: the header is ['name\\temotion']; expected one of the columns name" in text
+
+
+def test_captions_with_comments_or_a_clip_twice_are_refused_by_file(build, tmp_path):
+    keys = {"annotation_file": "list.txt", "task_pool": ["reason"]}
+    path = tmp_path / "MERR_coarse_grained.json"
+    comment = '{\n// checked by hand\n"samplenew_1": {"caption": "x"}}'
+    text = refusal(build, "mer2024_caption", MER24 | {path.name: comment}, **keys)
+    assert f"{path}, line 2: not valid JSON" in text and "JSON holds no comments" in text
+    twice = '{"samplenew_1": {"caption": "x"}, "samplenew_1": {"caption": "y"}}'
+    text = refusal(build, "mer2024_caption", {path.name: twice}, **keys)
+    assert text == f"{path}: 'samplenew_1' stands in it twice. Keep one."
+
+
+def test_a_run_tells_every_problem_of_every_block_at_once(tmp_path):
+    custom = b"\xef\xbb\xbfname,emotion,hardness\r\na,happy,1\r\na,sad,2\r\n../b,sad,1\r\n,sad,1\r\nc,blue,x\r\nd,sad,1,2\r\n"
+    put(
+        tmp_path,
+        {
+            "clips.csv": custom,
+            **folds("1,1\n2,8\n0001,2\n"),
+            "EMER_NCE.txt": "clip_1\t30\t0\nclip_2 0\nclip_3 many 0\n",
+            "MERR_fine_grained.json": '{"clip_9": {"smp_reason_caption": "x"}}',
+            "said.csv": "name,sentence\nclip_7,x\n,y\n",
+        },
+    )
+    put_features(tmp_path, ["00001", "00002"])
+    np.save(tmp_path / "HL-UTT" / "00002.npy", np.full(1024, np.nan, dtype=np.float32))
+    (tmp_path / "eva" / "00001.npy").unlink()
+    tree = golden_tree(tmp_path)
+    shared = {"data_root": str(tmp_path), **NO_FEATURES}
+    tree["datasets"] = {
+        "custom": shared | {"annotation_file": "clips.csv", "curriculum": {"by": "hardness", "epochs": 2}},
+        "dfew": {"data_root": str(tmp_path)},
+        "emer": shared | {"transcription_path": "said.csv"},
+    }
+    tree["model"]["ckpt"] = str(tmp_path / "nowhere.pth")  # would be told next: nothing of the model is read before
+    config = loaded(tmp_path, tree)
+    with pytest.raises(UserError) as error:
+        config.classes["run"](config)
+    text = str(error.value)
+    first, *lines = text.split("\n- ")
+    assert first == "the data cannot be used:" and not (tmp_path / "out").exists()
+    wanted = [
+        f"datasets.custom: {tmp_path}/clips.csv, line 3: clip 'a' stands on line 2 already",
+        f"datasets.custom: {tmp_path}/clips.csv, line 4: the clip name '../b' would leave its folder",
+        f"datasets.custom: {tmp_path}/clips.csv, line 5: the row has no name",
+        f"datasets.custom: {tmp_path}/clips.csv, line 7: more cells than the header has",
+        f"datasets.custom: {tmp_path}/clips.csv: unknown label",
+        "datasets.custom: curriculum.by 'hardness': ",
+        f"datasets.dfew: {tmp_path}/train(single-labeled)/set_1.csv, line 4: clip '0001' is '00001'",
+        f"datasets.dfew: {tmp_path}/train(single-labeled)/set_1.csv: unknown label",
+        "datasets.dfew: no array in datasets.dfew.image_feature_path",
+        f"datasets.dfew: {tmp_path}/HL-UTT/00002.npy (slot audio): holds NaN or inf",
+        f"datasets.emer: {tmp_path}/EMER_NCE.txt, line 2: 2 fields",
+        f"datasets.emer: {tmp_path}/EMER_NCE.txt, line 3: the second field of",
+        "datasets.emer: no caption for task reason_v2, clips 1: clip_1.",
+        "datasets.emer: no row in said.csv for clips 1: clip_1.",
+        f"datasets.emer: {tmp_path}/said.csv, line 3: the row has no name",
+    ]
+    assert [start for start in wanted if not any(line.startswith(start) for line in lines)] == []
+    assert len(lines) == len(wanted)
+
+
+# image_size
+
+
+@pytest.mark.parametrize(("image_size", "patches", "placeholders"), [(448, 1024, 256), (224, 256, 64)])
+def test_image_size_gives_a_clip_its_image_placeholders_and_four_more(tmp_path, image_size, patches, placeholders):
+    put(tmp_path, {"clips.csv": "name,emotion\na,happy\n"})
+    put_features(tmp_path, ["a"], patches=patches, width=16)
+    tree = golden_tree(tmp_path)
+    tree["model"] |= {"image_size": image_size, "slot_dims": {"image": 16}}
+    tree["datasets"] = {"custom": {"data_root": str(tmp_path), "annotation_file": "clips.csv"}}
+    config = loaded(tmp_path, tree)
+    shapes = config.classes["model"].slot_shapes(config.model)
+    dataset = config.classes["datasets.custom"](config.datasets["custom"], slot_shapes=shapes, label="custom")
+    prompt = config.classes["model"].prompt(config.model)
+    assert said(dataset) == []
+    for layout in ("train", "upstream_eval"):
+        ids = prompt.sample(dataset.record(0, "emotion", "Which?"), layout=layout).input_ids
+        counts = [int((ids == prompt.placeholders.id_of(name)).sum()) for name in ("image", "face", "video", "audio", "cls")]
+        assert counts == [placeholders, 1, 1, 1, 1]
+        assert int((ids >= prompt.placeholders.first_id).sum()) == placeholders + 4
+
+
+@pytest.mark.parametrize(("made_at", "patches", "image_size"), [(448, 1024, 224), (224, 256, 448)])
+def test_a_cache_made_at_the_other_size_names_both_sizes_before_any_weight_is_read(tmp_path, made_at, patches, image_size):
+    put(tmp_path, {"clips.csv": "name,emotion\na,happy\n"})
+    put_features(tmp_path, ["a"], patches=patches, width=16)
+    llama = shutil.copytree(GOLDEN / "llama", tmp_path / "llama", ignore=shutil.ignore_patterns("*.safetensors"))
+    tree = golden_tree(tmp_path)
+    tree["model"] |= {"image_size": image_size, "slot_dims": {"image": 16}, "llama_model": str(llama), "ckpt": "nowhere.pth"}
+    block = {"type": "custom", "data_root": str(tmp_path), "annotation_file": "clips.csv"}
+    tree["datasets"], tree["evaluation_datasets"] = {"clips": block}, {"asked": block}
+    config = loaded(tmp_path, tree)
+    for training, label in ((True, "datasets.clips"), (False, "evaluation_datasets.asked")):
+        with pytest.raises(UserError) as error:
+            config.classes["run"](config, training=training)
+        text = str(error.value)
+        assert f"{label}: {tmp_path}/eva/a.npy (slot image + cls): shape ({1 + patches}, 16)" in text
+        assert f"which is image_size {image_size}; it was made at image_size {made_at}" in text
+    assert not (tmp_path / "out").exists()

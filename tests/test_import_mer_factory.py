@@ -1,0 +1,210 @@
+"""The kind mer-factory: labels from peaks, captions, overrides, bad files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from importing import listed, run, sentences, table, tree, written
+
+from emollama.errors import UserError
+from emollama.importers.mer_factory import raw_label
+
+PEAKS = ["Peak at 0.27s: happy (moderate), angry (slight)", "Peak at 2.88s: angry (slight), contempt (slight)"]
+
+
+def record(**changes):
+    """A record as MER-Factory writes it, about nobody."""
+    return {
+        "source_path": "clips/somebody.mp4",
+        "audio_path": "clips/somebody.wav",
+        "chronological_emotion_peaks": PEAKS,
+        "overall_peak_frame_info": {
+            "frame_number": 86,
+            "timestamp": 2.8833,
+            "top_aus_intensities": {"AU04_r": 2.1, "AU23_r": 1.0},
+        },
+        "coarse_descriptions_at_peak": {
+            "visual_expression": "Brow lowerer (intensity: 2.10)",
+            "visual_objective": "A room.",
+            "audio_analysis": "Loud.",
+            "video_content": "N/A",
+        },
+        "final_summary": "The person is **angry**.\n\nThe brow says so.",
+    } | changes
+
+
+def factory(folder, **records):
+    """A MER-Factory output folder: name -> record (a dict), or the file's text."""
+    for name, one in records.items():
+        written(folder / name / f"{name}_merr_data.json", one if isinstance(one, str) else json.dumps(one, indent=4))
+        written(folder / name / f"{name}_au_analysis.json", "{}")
+        written(folder / name / f"{name}.csv", "frame,timestamp\n1,0.0\n")
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+def refusal(folder, out, *arguments):
+    with pytest.raises(UserError) as error:
+        run("mer-factory", folder, "--output", out, *arguments)
+    assert not out.exists()
+    return str(error.value)
+
+
+def test_a_folder_becomes_a_list_with_both_captions_and_is_not_changed(tmp_path, out):
+    folder = factory(tmp_path / "f", **{"00012": record(), "b": record(final_summary="", ground_truth_label="sadness")})
+    before = tree(folder)
+    words = written(tmp_path / "words.csv", 'name,sentence\n00012,"No, Tom"\nb,\n')
+    run("mer-factory", folder, "--output", out, "--transcripts", words)
+    assert listed(out) == [("00012", "angry"), ("b", "sad")]
+    assert table(out / "MERR_coarse_grained.json") == {"00012": {"caption": "The person is **angry**.\n\nThe brow says so."}}
+    assert table(out / "MERR_fine_grained.json") == {
+        "00012": {
+            "smp_reason_caption": "The person is **angry**.\n\nThe brow says so.",
+            "peak_index": "86",
+            "peak_AU_list": ["AU04", "AU23"],
+            "visual_prior_list": ["Brow lowerer (intensity: 2.10)", "A room."],
+            "audio_prior_list": "Loud.",
+            "pseu_emotion": "angry",
+        }
+    }
+    assert sentences(out) == [["00012", "No, Tom"], ["b", ""]]
+    assert table(out / "import_report.json")["taken_without"] == {
+        "MERR_coarse_grained.json": ["b"], "MERR_fine_grained.json": ["b"],
+    }  # fmt: skip
+    assert tree(folder) == before
+
+
+def test_the_coarse_caption_is_made_of_the_chosen_texts_that_say_something(tmp_path, out):
+    run("mer-factory", factory(tmp_path / "f", a=record()), "--output", out, "--caption", "audio_analysis", "video_content",
+        "visual_objective")  # fmt: skip
+    assert table(out / "MERR_coarse_grained.json") == {"a": {"caption": "Loud. A room."}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "overall", "or_first"),
+    [
+        ({}, "angry", "angry"),
+        ({"overall_peak_frame_info": {"timestamp": 0.3}}, "happy", "happy"),
+        ({"overall_peak_frame_info": {"timestamp": 9.0}}, "unknown", "happy"),
+        ({"overall_peak_frame_info": {}}, "unknown", "happy"),
+        ({"overall_peak_frame_info": None}, "unknown", "happy"),
+        ({"chronological_emotion_peaks": ["neutral"]}, "neutral", "neutral"),
+        ({"chronological_emotion_peaks": []}, "unknown", "unknown"),
+        ({"chronological_emotion_peaks": None}, "unknown", "unknown"),
+        ({"chronological_emotion_peaks": [""]}, "unknown", "unknown"),
+        ({"chronological_emotion_peaks": ["Peak at 2.88s: "]}, "unknown", "unknown"),
+        (
+            {"chronological_emotion_peaks": ["Peak at 2.88s: mixed feelings (strong), sad (slight)"]},
+            "mixed feelings",
+            "mixed feelings",
+        ),
+        ({"chronological_emotion_peaks": ["Peak at 3s: sad"], "overall_peak_frame_info": {"timestamp": 3}}, "sad", "sad"),
+    ],
+)
+def test_the_label_is_the_strongest_emotion_at_the_overall_peak(changes, overall, or_first):
+    assert raw_label(record(**changes), "overall") == overall
+    assert raw_label(record(**changes), "overall-or-first") == or_first
+
+
+def test_labels_that_nobody_decided_are_told_together_and_a_map_decides_them(tmp_path, out):
+    disgust = ["Peak at 2.88s: disgust (strong)"]
+    folder = factory(
+        tmp_path / "f",
+        a=record(),
+        b=record(chronological_emotion_peaks=disgust),
+        c=record(chronological_emotion_peaks=disgust),
+        d=record(chronological_emotion_peaks=[]),
+        e=record(chronological_emotion_peaks=["neutral"]),
+    )
+    said = refusal(folder, out)
+    assert "problems: 2." in said
+    assert f"{folder}/b/b_merr_data.json: the label 'disgust' is none of happy, sad" in said and "(2 clips have it)" in said
+    assert f"{folder}/d/d_merr_data.json (no peak at the time of the overall peak): the label 'unknown' is none of" in said
+    maps = written(tmp_path / "map.yaml", "disgust: contempt\nunknown: skip\n")
+    run("mer-factory", folder, "--output", out, "--label-map", maps)
+    assert listed(out) == [("a", "angry"), ("b", "contempt"), ("c", "contempt"), ("e", "neutral")]
+    assert table(out / "import_report.json")["left_out"] == {"the label map skips 'unknown'": ["d"]}
+
+
+def test_overrides_win_over_map_truth_and_peaks(tmp_path, out):
+    folder = factory(tmp_path / "f", a=record(), b=record(ground_truth_label="sad"), c=record(chronological_emotion_peaks=[]),
+                     d=record())  # fmt: skip
+    over = written(tmp_path / "over.csv", "\ufeffname,label\r\na,happy\r\nb,fearful\r\nc,doubt\r\nd,skip\r\n")
+    maps = written(tmp_path / "map.yaml", "happy: skip\n")
+    run("mer-factory", folder, "--output", out, "--overrides", over, "--label-map", maps)
+    assert listed(out) == [("a", "happy"), ("b", "fear"), ("c", "doubt")]
+    assert table(out / "import_report.json")["left_out"] == {"the overrides say skip": ["d"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("name,label\na,hapy\n", "line 2: the column 'label' says 'hapy'; expected one of happy"),
+        ("name,emotion\na,happy\n", "line 2: the column 'label' says ''"),
+        ("name,label\nz,happy\n", "line 2: no clip is called 'z'"),
+        ("name,label\na,happy\na,sad\n", "line 3: 'a' says something else than in"),
+    ],
+)
+def test_bad_overrides_are_refused_with_their_line(tmp_path, out, text, says):
+    over = written(tmp_path / "over.csv", text)
+    said = refusal(factory(tmp_path / "f", a=record()), out, "--overrides", over)
+    assert f"{over}, " in said and says in said
+
+
+def test_clips_of_one_name_are_named_with_both_paths(tmp_path, out):
+    folder = factory(tmp_path / "f" / "one", a=record()).parent
+    factory(folder / "two", a=record(), b=record())
+    said = refusal(folder, out)
+    assert f"'a' is the name of 2 clips: {folder}/one/a/a_merr_data.json, {folder}/two/a/a_merr_data.json" in said
+    run("mer-factory", folder, "--output", out, "--on-problem", "skip")
+    assert listed(out) == [("b", "angry")]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{\n "final_summary": "x",\n', "line 3: not valid JSON"),
+        ('{\n // mine\n "chronological_emotion_peaks": []}', "line 2: not valid JSON"),
+        ("", "line 1: not valid JSON"),
+        ("[]", "no record of MER-Factory's MER pipeline"),
+        ('{"final_summary": "x"}', "'chronological_emotion_peaks' is missing"),
+        ('{"chronological_emotion_peaks": ["neutral"], "final_summary": "\\ud83d"}', "half of a character"),
+    ],
+)
+def test_a_broken_file_is_told_with_its_line_or_left_out(tmp_path, out, text, says):
+    folder = factory(tmp_path / "f", a=record(), b=text)
+    said = refusal(folder, out)
+    assert f"{folder}/b/b_merr_data.json" in said and says in said and "problems: 1." in said
+    run("mer-factory", folder, "--output", out, "--on-problem", "skip")
+    assert listed(out) == [("a", "angry")]
+    assert table(out / "import_report.json")["problems"][0]["clips"] == ["b"]
+
+
+def test_a_file_that_is_not_utf8_is_a_problem(tmp_path, out):
+    folder = factory(tmp_path / "f", a=record())
+    written(folder / "b" / "b_merr_data.json", b'{"final_summary": "\xff"}')
+    assert f"{folder}/b/b_merr_data.json: not UTF-8 text" in refusal(folder, out)
+
+
+def test_names_with_spaces_are_problems(tmp_path, out):
+    folder = factory(tmp_path / "f", **{"my clip": record(), "a": record()})
+    assert "the name 'my clip' holds white space" in refusal(folder, out)
+    run("mer-factory", folder, "--output", out, "--on-problem", "skip")
+    assert listed(out) == [("a", "angry")]
+
+
+def test_texts_of_other_kinds_are_read_as_absent(tmp_path, out):
+    odd = record(coarse_descriptions_at_peak=["x"], final_summary={"a": 1}, overall_peak_frame_info={"timestamp": 2.88})
+    run("mer-factory", factory(tmp_path / "f", a=odd), "--output", out)
+    assert sorted(path.name for path in out.iterdir()) == ["clips.txt", "import_report.json"]
+
+
+def test_a_folder_without_records_is_refused(tmp_path, out):
+    written(tmp_path / "f" / "a.json", "{}")
+    assert "no file named <clip>_merr_data.json anywhere below it" in refusal(tmp_path / "f", out)
+    assert "no folder" in refusal(tmp_path / "nowhere", out)

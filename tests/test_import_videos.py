@@ -1,0 +1,124 @@
+"""The kind videos: files found, names matched, labels named, links and collisions."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from importing import listed, run, sentences, table, tree, written
+
+from emollama.errors import UserError
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+def refusal(*arguments):
+    with pytest.raises(UserError) as error:
+        run(*arguments)
+    return str(error.value)
+
+
+def videos(folder, *names):
+    for name in names:
+        written(folder / name, b"video")
+    return folder
+
+
+def test_videos_take_the_labels_of_a_table_with_and_without_endings(tmp_path, out):
+    folder = videos(tmp_path / "v", "a.mp4", "00012.AVI", "sub/c.v2.mkv", "notes.txt", ".hidden.mp4", "._a.mp4")
+    rows = "video_name,emotion,sentence,caption\na,anger,Hi,She hits.\n00012.avi,sad,,\nc.v2,joy,x,\n"
+    run("videos", folder, written(tmp_path / "l.csv", rows), "--output", out)
+    assert listed(out) == [("a", "angry"), ("00012", "sad"), ("sub/c.v2", "happy")]
+    assert sentences(out) == [["a", "Hi"], ["00012", ""], ["sub/c.v2", "x"]]
+    assert table(out / "MERR_coarse_grained.json") == {"a": {"caption": "She hits."}}
+
+
+def test_other_columns_can_be_named(tmp_path, out):
+    table_file = written(tmp_path / "l.csv", "clip,name,gold,words\na,x,sad,Hi\n")
+    columns = ("--name-column", "clip", "--label-column", "gold", "--sentence-column", "words")
+    run("videos", videos(tmp_path / "v", "a.mp4"), table_file, "--output", out, *columns)
+    assert listed(out) == [("a", "sad")] and sentences(out) == [["a", "Hi"]]
+
+
+def test_dfews_ids_are_its_labels_and_the_seventh_needs_the_users_word(tmp_path, out):
+    folder = videos(tmp_path / "v", *(f"{i}.mp4" for i in range(1, 8)))
+    rows = written(tmp_path / "set_1.csv", "video_name,label\n" + "".join(f"{i},{i}\n" for i in range(1, 8)))
+    said = refusal("videos", folder, rows, "--output", out, "--label-map", "dfew")
+    assert "problems: 1." in said and "the label '6', which a map makes 'disgust'," in said
+    maps = written(tmp_path / "map.yaml", "disgust: skip\n")
+    run("videos", folder, rows, "--output", out, "--label-map", "dfew", maps)
+    assert [label for _, label in listed(out)] == ["happy", "sad", "neutral", "angry", "surprise", "fear"]
+    seven = ["happy", "sad", "neutral", "angry", "surprise", "disgust", "fear"]
+    run("videos", folder, rows, "--output", tmp_path / "seven", "--label-map", "dfew", "--labels", *seven)
+    assert [label for _, label in listed(tmp_path / "seven")] == seven
+
+
+def test_videos_without_a_row_are_counted_and_rows_without_a_video_are_problems(tmp_path, out):
+    folder = videos(tmp_path / "v", "a.mp4", "b.mp4")
+    rows = written(tmp_path / "l.csv", "name,label\na,sad\nz,sad\n")
+    assert f"{rows}, line 3: no video is called 'z'" in refusal("videos", folder, rows, "--output", out)
+    run("videos", folder, rows, "--output", out, "--on-problem", "skip")
+    assert listed(out) == [("a", "sad")]
+    assert table(out / "import_report.json")["left_out"] == {f"videos without a row of their own in {rows}": ["b"]}
+
+
+def test_a_name_that_fits_several_videos_needs_its_folder(tmp_path, out):
+    folder = videos(tmp_path / "v", "one/a.mp4", "two/a.mp4", "two/b.mp4")
+    vague = written(tmp_path / "vague.csv", "name,label\na,sad\n")
+    assert "'a' fits several videos: one/a, two/a. Write the folder too." in refusal("videos", folder, vague, "--output", out)
+    exact = written(tmp_path / "exact.csv", "name,label\none/a.mp4,sad\nv\\two\\a.mp4,happy\none/b,sad\n")
+    said = refusal("videos", folder, exact, "--output", out)
+    assert "problems: 1." in said and "line 4: no video is called 'one/b'" in said
+    run("videos", folder, exact, "--output", out, "--on-problem", "skip")
+    assert listed(out) == [("one/a", "sad"), ("two/a", "happy")]
+
+
+def test_videos_of_one_name_collide_and_are_named_with_both_paths(tmp_path, out):
+    folder = videos(tmp_path / "v", "a.mp4", "a.avi", "b.mp4", "c d.mp4")
+    rows = written(tmp_path / "l.csv", "name,label\nb,sad\nc d,sad\n")
+    said = refusal("videos", folder, rows, "--output", out)
+    assert f"{folder}/a.avi, {folder}/a.mp4" in said and "the name 'c d' holds white space" in said
+    run("videos", folder, rows, "--output", out, "--on-problem", "skip")
+    assert listed(out) == [("b", "sad")]
+
+
+def test_linked_videos_are_taken_linked_folders_told_and_broken_links_problems(tmp_path, out):
+    folder = videos(tmp_path / "v", "a.mp4")
+    videos(tmp_path / "elsewhere", "b.mp4", "c.mp4")
+    (folder / "b.mp4").symlink_to(tmp_path / "elsewhere" / "b.mp4")
+    (folder / "more").symlink_to(tmp_path / "elsewhere")
+    (folder / "loop").symlink_to(folder)
+    (folder / "gone.mp4").symlink_to(tmp_path / "nothing.mp4")
+    rows = written(tmp_path / "l.csv", "name,label\na,sad\nb,happy\n")
+    assert f"{folder}/gone.mp4: a link that leads nowhere" in refusal("videos", folder, rows, "--output", out)
+    run("videos", folder, rows, "--output", out, "--on-problem", "skip")
+    assert listed(out) == [("a", "sad"), ("b", "happy")]
+    links = table(out / "import_report.json")["left_out"]["links to folders, which are not entered"]
+    assert links == [f"{folder}/loop", f"{folder}/more"]
+
+
+def test_a_file_name_that_is_not_utf8_is_a_problem_and_not_a_traceback(tmp_path, out):
+    folder = videos(tmp_path / "v", "a.mp4")
+    try:
+        written(folder / os.fsdecode(b"b\xff.mp4"), b"video")
+    except OSError:
+        pytest.skip("this file system refuses such names")
+    rows = written(tmp_path / "l.csv", "name,label\na,sad\n")
+    assert "b\\udcff.mp4': the name is not UTF-8" in refusal("videos", folder, rows, "--output", out)
+
+
+@pytest.mark.parametrize("inside", ["v", "v/out"])
+def test_an_output_in_the_source_folder_is_refused(tmp_path, inside):
+    folder = videos(tmp_path / "v", "a.mp4")
+    rows = written(tmp_path / "l.csv", "name,label\na,sad\n")
+    assert "--output" in refusal("videos", folder, rows, "--output", tmp_path / inside)
+    assert tree(folder) == {"a.mp4": b"video"}
+
+
+@pytest.mark.parametrize(("files", "says"), [((), "no folder"), (("notes.txt",), "no video anywhere below it")])
+def test_a_folder_without_videos_is_refused(tmp_path, out, files, says):
+    folder = videos(tmp_path / "v", *files)
+    assert says in refusal("videos", folder, written(tmp_path / "l.csv", "name,label\na,sad\n"), "--output", out)

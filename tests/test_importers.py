@@ -1,0 +1,476 @@
+"""The written form, label maps, tables, and the kinds emer, mer2024 and mer2025."""
+
+from __future__ import annotations
+
+import random
+import re
+import unicodedata
+
+import pytest
+import running
+from importing import listed, run, sentences, table, tree, written
+
+from emollama.data.clips import LABELS, read_annotations, read_captions, read_transcripts
+from emollama.data.problems import Problem
+from emollama.errors import UserError
+from emollama.importers.intake import Entry, Intake, valence_of
+from emollama.importers.labels import LabelMap, read_label_map
+from emollama.importers.mer import words_of
+from emollama.importers.written import write
+from emollama.paths import new_folder
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+def refusal(*arguments):
+    with pytest.raises(UserError) as error:
+        run(*arguments)
+    return str(error.value)
+
+
+def mer(tmp_path, text, *arguments, out):
+    """Import one table of labels."""
+    run("mer2024", written(tmp_path / "label.csv", text), "--output", out, *arguments)
+    return listed(out)
+
+
+def mer_refusal(tmp_path, text, *arguments):
+    said = refusal("mer2024", written(tmp_path / "label.csv", text), "--output", tmp_path / "out", *arguments)
+    assert not (tmp_path / "out").exists()
+    return said
+
+
+# The written form
+
+
+def test_the_written_form_passes_the_readers_of_the_datasets_for_any_names_and_texts(tmp_path):
+    generator = random.Random(3)
+    letters = [chr(code) for code in (*range(0x21, 0x250), 0x4E2D, 0x85, 0x2028, 0x3000, 0x1F600)]
+    texts = [*letters, " ", "\t", "\n", "\r\n", '"', ","]
+    intake = Intake(LabelMap(LABELS))
+    for _ in range(400):
+        name = "".join(generator.choices(letters, k=generator.randrange(1, 12)))
+        if intake.is_usable(name, "here"):
+            text = "".join(generator.choices(texts, k=30)) + "x"
+            intake.take(Entry(name, generator.choice(LABELS), None, text.strip(), text, {"smp_reason_caption": text}))
+    with new_folder(tmp_path / "out") as folder:
+        write(folder, intake, {})
+    assert 100 < len(intake.entries) < 400
+    entries = intake.entries.values()
+    assert listed(tmp_path / "out") == [(entry.name, entry.label) for entry in entries]
+    coarse = read_captions(str(tmp_path / "out" / "MERR_coarse_grained.json"), "caption", "")
+    fine = read_captions(str(tmp_path / "out" / "MERR_fine_grained.json"), "smp_reason_caption", "")
+    assert coarse == fine == {entry.name: entry.caption for entry in entries}
+    assert read_transcripts(str(tmp_path / "out" / "transcription_en_all.csv")) == {e.name: e.sentence for e in entries}
+
+
+@pytest.mark.parametrize("name", ["a b", "a\tb", "a\u3000b", "a\x85b", "", " ", "../a", "/a", "a\\b", "a\0"])
+def test_a_name_that_a_list_cannot_hold_is_a_problem(name):
+    intake = Intake(LabelMap(LABELS))
+    assert not intake.is_usable(name, "here, line 3")
+    assert intake.problems[0].text.startswith("here, line 3: ") and intake.problems[0].kind == "name"
+
+
+@pytest.mark.parametrize(
+    ("values", "rows"),
+    [
+        ([("sad", 1.5), ("happy", None)], "a 0 sad 1.5\nb 0 happy -10\n"),
+        ([("sad", None), ("happy", None)], "a sad\nb happy\n"),
+        ([("0", None), ("0", None)], "a 0 0\nb 0 0\n"),
+    ],
+)
+def test_the_list_has_the_columns_that_are_known(tmp_path, values, rows):
+    intake = Intake(LabelMap(LABELS))
+    for name, (label, valence) in zip("ab", values, strict=True):
+        intake.take(Entry(name, label, valence))
+    with new_folder(tmp_path / "out") as folder:
+        write(folder, intake, {})
+    assert (tmp_path / "out" / "clips.txt").read_text() == rows
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["clips.txt", "import_report.json"]
+
+
+def test_the_report_says_what_was_taken_what_was_not_and_why(tmp_path, out, capsys):
+    words = written(tmp_path / "words.csv", "name,sentence\na,hi\n")
+    maps = written(tmp_path / "map.yaml", "bored: skip\n")
+    text = "name,discrete\na,sad\nb,happy\nc,bored\nd e,sad\nf,sad\nf,sad\n"
+    mer(tmp_path, text, "--on-problem", "skip", "--label-map", maps, "--transcripts", words, out=out)
+    report = table(out / "import_report.json")
+    assert report["clips"] == 3 and report["labels"] == {"sad": 2, "happy": 1}
+    assert report["files"] == {"clips.txt": 3, "transcription_en_all.csv": 1}
+    assert report["taken_without"] == {"transcription_en_all.csv": ["b", "f"]}
+    assert report["left_out"] == {
+        f"repeated rows of {tmp_path}/label.csv that say the same": ["f"],
+        "the label map skips 'bored'": ["c"],
+    }
+    assert [(problem["kind"], problem["clips"]) for problem in report["problems"]] == [("name", ["d e"])]
+    assert report["settings"]["kind"] == "mer2024" and report["settings"]["on_problem"] == "skip"
+    shown = capsys.readouterr().out
+    assert "3 clips taken" in shown and "(sad 2, happy 1)" in shown and "the label map skips 'bored': c" in shown
+    assert "1 name: d e" in shown
+
+
+def test_all_problems_are_told_at_once_and_nothing_is_written(tmp_path):
+    said = mer_refusal(tmp_path, "name,discrete\na b,sad\nc,\nd,bored\ne,bored\nf,tired\n")
+    assert said.startswith("nothing was written; problems: 4.") and "--on-problem skip" in said
+    assert f"{tmp_path}/label.csv, line 2: the name 'a b' holds white space" in said
+    assert f"{tmp_path}/label.csv, line 3: 'c' has no label" in said
+    assert f"{tmp_path}/label.csv, line 4: the label 'bored' is none of" in said and "2 clips have it" in said
+    assert f"{tmp_path}/label.csv, line 6: the label 'tired'" in said
+
+
+def test_hundreds_of_problems_are_counted_and_the_first_shown(tmp_path):
+    said = mer_refusal(tmp_path, "name,discrete\n" + "".join(f"a {i},sad\n" for i in range(300)))
+    assert "problems: 300." in said and "... and 250 more" in said and said.count("\n") == 51
+
+
+def test_an_import_that_leaves_no_clip_is_refused(tmp_path):
+    said = mer_refusal(tmp_path, "name,discrete\na,bored\n", "--on-problem", "skip")
+    assert "no clip is left" in said and "'bored'" in said
+
+
+@pytest.mark.parametrize("blocked", ["file", "filled"])
+def test_an_output_folder_that_holds_something_is_refused_and_left_alone(tmp_path, blocked):
+    out = tmp_path / "out"
+    written(out if blocked == "file" else out / "mine.txt", "mine")
+    source = written(tmp_path / "label.csv", "name,discrete\na,sad\n")
+    assert "not an empty folder" in refusal("mer2024", source, "--output", out)
+    assert tree(tmp_path) == {"label.csv": source.read_bytes(), "out" if blocked == "file" else "out/mine.txt": b"mine"}
+
+
+def test_an_empty_output_folder_is_filled_and_no_temporary_folder_stays(tmp_path, out):
+    out.mkdir()
+    assert mer(tmp_path, "name,discrete\na,sad\n", out=out) == [("a", "sad")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["label.csv", "out"]
+
+
+def test_an_output_folder_that_is_filled_meanwhile_is_not_touched(tmp_path):
+    intake = Intake(LabelMap(LABELS))
+    intake.take(Entry("a", "sad"))
+    with pytest.raises(UserError, match="cannot write"), new_folder(tmp_path / "out") as folder:
+        write(folder, intake, {})
+        written(tmp_path / "out/theirs.txt", "theirs")
+    assert tree(tmp_path) == {"out/theirs.txt": b"theirs"}
+
+
+def test_an_output_folder_that_cannot_be_made_is_told_before_anything_is_read(tmp_path):
+    below_a_file = written(tmp_path / "file", "") / "out"
+    assert "--output: cannot write" in refusal("emer", tmp_path / "absent.csv", "--output", below_a_file)
+
+
+def test_the_source_is_not_changed(tmp_path, out):
+    text = b"\xef\xbb\xbfname,discrete\r\na,sad\r\n"
+    mer(tmp_path, text, out=out)
+    assert (tmp_path / "label.csv").read_bytes() == text
+
+
+# Labels
+
+
+@pytest.mark.parametrize(
+    ("raw", "label"),
+    [
+        ("Happiness", "happy"),
+        (" joy ", "happy"),
+        ("anger", "angry"),
+        ("surprised", "surprise"),
+        ("SAD", "sad"),
+        ("disgust", None),
+        ("unknown", None),
+        ("mad", None),
+        ("", None),
+    ],
+)
+def test_only_obvious_synonyms_are_known_without_a_map(raw, label):
+    assert LabelMap(LABELS).resolve(raw) == label
+
+
+def test_synonyms_lead_to_whatever_form_the_vocabulary_has_but_never_to_two():
+    assert LabelMap(["anger", "joy"]).resolve("happy") == "joy"
+    assert LabelMap(["happy", "joy"]).resolve("happiness") is None
+
+
+def test_maps_are_applied_one_after_another_and_win_over_the_vocabulary():
+    labels = LabelMap(LABELS, [{"6": "Disgust", "sad": "worried"}, {"DISGUST": "contempt", "fear": "skip"}])
+    assert [labels.resolve(raw) for raw in ("6", "sad", "fear", "happy", "skip")] == [
+        "contempt", "worried", "skip", "happy", None,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["map.yaml", "map.json"])
+def test_a_label_map_reads_as_text_in_both_forms(tmp_path, name):
+    text = '{"no": "neutral",\n\t"6": "fear"}' if name == "map.json" else "# ours\nno: neutral\n6: fear\n"
+    assert read_label_map(str(written(tmp_path / name, "\ufeff" + text))) == {"no": "neutral", "6": "fear"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("m.yaml", "a: sad\nb:\n", "line 2: a label map is written as"),
+        ("m.yaml", "a: sad\na: fear\n", "line 2: 'a' is mapped to 'sad' already"),
+        ("m.yaml", "a: sad\n b: [\n", "line 2: not valid YAML"),
+        ("m.yaml", "- a\n- b\n", "a label map is written as"),
+        ("m.yaml", "", "a label map is written as"),
+        ("m.yaml", "a: {b: c}\n", "line 1: a label map is written as"),
+        ("m.json", '{"a": "sad",\n// mine\n"b": "sad"}', "line 2: not valid JSON"),
+        ("m.json", '{"a": "sad", "A ": "fear"}', "'A ' is mapped to 'sad' already"),
+        ("m.json", '{"a": 3}', "'a': a label map is written as"),
+        ("m.json", '["a"]', "a label map is written as"),
+    ],
+)
+def test_a_broken_label_map_is_refused_with_its_place(tmp_path, name, text, says):
+    with pytest.raises(UserError) as error:
+        read_label_map(str(written(tmp_path / name, text)))
+    assert str(error.value).startswith(f"{tmp_path}/{name}") and says in str(error.value)
+
+
+def test_a_map_that_leads_outside_the_vocabulary_is_told_with_the_nearest_label(tmp_path):
+    maps = written(tmp_path / "map.yaml", "bored: hapy\n")
+    said = mer_refusal(tmp_path, "name,discrete\na,bored\n", "--label-map", maps)
+    assert "'bored', which a map makes 'hapy'," in said and "Did you mean 'happy'?" in said
+
+
+@pytest.mark.parametrize("labels", [["very sad"], ["skip"], ["0"], ["sad", "Sad"], [""]])
+def test_a_vocabulary_that_a_list_cannot_hold_is_refused(labels):
+    with pytest.raises(UserError, match="--labels"):
+        LabelMap(labels)
+
+
+def test_another_vocabulary_replaces_the_nine(tmp_path, out):
+    assert mer(tmp_path, "name,discrete\na,bored\n", "--labels", "bored", "calm", out=out) == [("a", "bored")]
+    assert "the label 'sad' is none of bored" in mer_refusal_elsewhere(tmp_path)
+
+
+def mer_refusal_elsewhere(tmp_path):
+    source = written(tmp_path / "two.csv", "name,discrete\na,sad\n")
+    return refusal("mer2024", source, "--output", tmp_path / "out2", "--labels", "bored")
+
+
+# Tables
+
+
+def test_mer_labels_keep_order_names_and_valences(tmp_path, out):
+    text = "name,discrete,valence\n00012,sad,-1.25\nb,Happy,\nc,worried,-10\n"
+    assert mer(tmp_path, text, out=out) == [("00012", "sad"), ("b", "happy"), ("c", "worried")]
+    assert (out / "clips.txt").read_text() == "00012 0 sad -1.25\nb 0 happy -10\nc 0 worried -10\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\xef\xbb\xbfname,discrete\r\na,sad\r\n\r\nb,sad\r\n",
+        b'"name", discrete ,more\n a ,sad,"x, y"\nb,\tsad\t,\n',
+        b"index,discrete,name\n0,sad,a\n1,sad,b",
+    ],
+)
+def test_byte_order_marks_windows_line_ends_quotes_and_other_columns_are_read_over(tmp_path, out, text):
+    assert mer(tmp_path, text, out=out) == [("a", "sad"), ("b", "sad")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "line", "says"),
+    [
+        ("a,sad\na\tb,sad\n", 3, "holds white space"),
+        ("a,sad\n,sad\n", 3, "the row has no name"),
+        ("a,sad\nb\n", 3, "'b' has no label"),
+        ("a,sad\nb,sad,1,2\n", 3, "more cells than the header"),
+        ("a,sad\nb,sad,high\n", 3, "the valence 'high' is no number"),
+        ("a,sad\nb,sad,nan\n", 3, "the valence 'nan' is no number"),
+        ("a,sad\n../b,sad\n", 3, "would leave its folder"),
+    ],
+)
+def test_a_bad_row_is_told_with_its_line_or_left_out(tmp_path, out, rows, line, says):
+    text = "name,discrete,valence\n" + rows
+    said = mer_refusal(tmp_path, text)
+    assert f"{tmp_path}/label.csv, line {line}: " in said and says in said
+    assert mer(tmp_path, text, "--on-problem", "skip", out=out) == [("a", "sad")]
+    assert len(table(out / "import_report.json")["problems"]) == 1
+
+
+def test_contradicting_rows_are_told_with_both_lines_and_neither_is_taken(tmp_path, out):
+    text = "name,discrete\na,sad\nb,sad\na,happy\n"
+    said = mer_refusal(tmp_path, text)
+    assert f"{tmp_path}/label.csv, line 4: 'a' says something else than in {tmp_path}/label.csv, line 2" in said
+    assert mer(tmp_path, text, "--on-problem", "skip", out=out) == [("b", "sad")]
+
+
+def test_equal_rows_are_taken_once_and_counted(tmp_path, out):
+    assert mer(tmp_path, "name,discrete\na,sad\na,sad\n", out=out) == [("a", "sad")]
+    assert list(table(out / "import_report.json")["left_out"].values()) == [["a"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("name,emotion\na,sad\n", "line 1: the header is name,emotion; expected name,discrete[,valence]"),
+        ("name\tdiscrete\na\tsad\n", "the header is name\tdiscrete; expected name,discrete"),
+        ("a,sad\nb,happy\n", "line 1: the header is a,sad; expected"),
+        ("clip,discrete\na,sad\n", "expected one of the columns name"),
+        ("name,name,discrete\na,b,sad\n", "names a column twice"),
+        ("name,discrete\n", "no row in it"),
+        ("", "no row in it"),
+        ('name,discrete\na,"sad\n', "not valid CSV"),
+        (b"name,discrete\na,\xff\n", "not UTF-8 text"),
+        ("name,sentence_en\na,hi\n", "Give it as --transcripts"),
+        ("name,chinese,english\na,x,y\n", "Give it as --transcripts"),
+    ],
+)
+def test_a_file_that_is_no_table_of_labels_is_refused(tmp_path, text, says):
+    said = mer_refusal(tmp_path, text, "--on-problem", "skip")
+    assert said.startswith(f"{tmp_path}/label.csv") and says in said
+
+
+def test_an_absent_file_is_told(tmp_path, out):
+    assert "FILE: no file" in refusal("mer2025", tmp_path / "none.csv", "--output", out)
+
+
+@pytest.mark.parametrize("value", ["", None, -10, "-10", -10.0])
+def test_an_empty_valence_and_minus_ten_are_none(value):
+    assert valence_of(value) is None
+
+
+# mer2024 and mer2025: words, reasons, candidates
+
+
+def test_words_and_reasons_are_joined_by_name(tmp_path, out):
+    words = written(tmp_path / "ov.csv", "name,openset\nb,\"['angry', 'mad']\"\na,['sad']\n")
+    reasons = written(tmp_path / "reason.csv", "name,reason\na,He weeps.\nc,\n")
+    spoken = written(tmp_path / "words.csv", "name,chinese,english\na,x,No.\nb,y,\nother,z,Hm\n")
+    run("mer2025", words, reasons, "--transcripts", spoken, "--output", out)
+    assert (out / "clips.txt").read_text() == "b 0 0\na 0 0\nc 0 0\n"
+    assert table(out / "openset.json") == {"b": ["angry", "mad"], "a": ["sad"]}
+    assert table(out / "MERR_fine_grained.json") == {"a": {"smp_reason_caption": "He weeps."}}
+    assert sentences(out) == [["b", ""], ["a", "No."]]
+    assert table(out / "import_report.json")["taken_without"]["transcription_en_all.csv"] == ["c"]
+
+
+def test_a_table_of_labels_says_which_clips_are_taken(tmp_path, out):
+    labels = written(tmp_path / "label.csv", "name,discrete\na,sad\nb,bored\n")
+    words = written(tmp_path / "ov.csv", "name,openset\na,[low]\nz,[high]\n")
+    run("mer2025", words, labels, "--output", out, "--on-problem", "skip")
+    assert listed(out) == [("a", "sad")] and table(out / "openset.json") == {"a": ["low"]}
+    assert table(out / "import_report.json")["left_out"] == {"clips without a usable row in the table of labels": ["z"]}
+
+
+def test_a_table_of_labels_without_a_usable_row_takes_no_clip_of_the_others(tmp_path, out):
+    labels = written(tmp_path / "label.csv", "name,discrete\n,sad\n")
+    words = written(tmp_path / "ov.csv", "name,openset\na,[low]\n")
+    assert "no clip is left" in refusal("mer2025", words, labels, "--output", out, "--on-problem", "skip")
+
+
+def test_a_list_of_candidates_has_no_labels(tmp_path, out):
+    run("mer2025", written(tmp_path / "all.csv", "name\n007\n008\n"), "--output", out)
+    assert (out / "clips.txt").read_text() == "007 0 0\n008 0 0\n"
+
+
+def test_two_tables_of_one_kind_are_refused(tmp_path, out):
+    one, two = (written(tmp_path / name, "name,openset\na,[x]\n") for name in ("one.csv", "two.csv"))
+    assert f"{two}: a second table with the column 'openset'" in refusal("mer2025", one, two, "--output", out)
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        ("['a', 'b c']", ["a", "b c"]),
+        ("[\"can't cope\", 'b']", ["can't cope", "b"]),
+        ("[a, b,]", ["a", "b"]),
+        ("a, b, a", ["a", "b"]),
+        ("[]", []),
+        ("", []),
+    ],
+)
+def test_words_are_read_with_and_without_quotes_and_brackets(cell, words):
+    assert words_of(cell) == words
+
+
+# Transcripts beside a source
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("name,sentence\nx1,hi\n", "a row for none of the clips. Its names look like 'x1', the clips' like 'a'"),
+        ("name,words\na,hi\n", "expected one of the columns sentence"),
+        ("name,sentence\na,hi\na,ho\n", "line 3: a second, different sentence for 'a'"),
+        ("name,sentence\na,hi, ho\n", "line 2: more cells"),
+    ],
+)
+def test_bad_transcripts_are_refused(tmp_path, text, says):
+    words = written(tmp_path / "words.csv", text)
+    said = mer_refusal(tmp_path, "name,discrete\na,sad\n", "--transcripts", words)
+    assert f"{words}" in said and says in said
+
+
+def test_a_clip_with_two_sentences_is_taken_without_one_where_problems_are_skipped(tmp_path, out):
+    words = written(tmp_path / "words.csv", "name,sentence\na,hi\na,ho\nb,x\n")
+    mer(tmp_path, "name,discrete\na,sad\nb,sad\n", "--transcripts", words, "--on-problem", "skip", out=out)
+    assert sentences(out) == [["b", "x"]] and len(listed(out)) == 2
+
+
+# emer
+
+
+def test_the_first_emer_gives_descriptions_and_sentences_without_labels(tmp_path, out):
+    text = 'names,emotions,subtitles,reasons\n00012,angry,"No, Tom",He shouts.\nb,happy,,"She\nlaughs."\nc,sad,x,\n'
+    run("emer", written(tmp_path / "gt.csv", "\ufeff" + text), "--output", out)
+    assert (out / "clips.txt").read_text() == "00012 0 0\nb 0 0\nc 0 0\n"
+    assert table(out / "MERR_fine_grained.json") == {
+        "00012": {"smp_reason_caption": "He shouts.", "pseu_emotion": "angry", "text": "No, Tom"},
+        "b": {"smp_reason_caption": "She\nlaughs.", "pseu_emotion": "happy"},
+    }
+    assert sentences(out) == [["00012", "No, Tom"], ["b", ""], ["c", "x"]]
+    assert table(out / "import_report.json")["taken_without"] == {"MERR_fine_grained.json": ["c"]}
+
+
+def test_the_second_emer_gives_the_english_description(tmp_path, out):
+    run("emer", written(tmp_path / "gt.csv", "name,chinese,english\na,他笑。,He laughs.\n"), "--output", out)
+    assert table(out / "MERR_fine_grained.json") == {"a": {"smp_reason_caption": "He laughs.", "chinese": "他笑。"}}
+    assert not (out / "transcription_en_all.csv").exists()
+
+
+@pytest.mark.parametrize("header", ["names,chi_reasons", "name,english", "a,b,c"])
+def test_a_table_that_is_not_emers_truth_is_told_both_headers(tmp_path, out, header):
+    said = refusal("emer", written(tmp_path / "gt.csv", f"{header}\na,b\n"), "--output", out)
+    assert f"the header is {header};" in said and "names,emotions,subtitles,reasons or name,chinese,english" in said
+
+
+def test_emer_rows_that_contradict_are_problems(tmp_path, out):
+    source = written(tmp_path / "gt.csv", "name,chinese,english\na,x,One.\na,x,Two.\nb c,x,y\nd,x,y\n")
+    said = refusal("emer", source, "--output", out)
+    assert "line 3: 'a' says something else" in said and "line 4: the name 'b c'" in said
+    run("emer", source, "--output", out, "--on-problem", "skip")
+    assert listed(out) == [("d", "0")]
+
+
+def test_a_problem_of_a_reader_is_gathered_like_any_other():
+    intake = Intake(LabelMap(LABELS))
+    intake.report(Problem("list", "file, line 2: odd"))
+    with pytest.raises(UserError, match="file, line 2: odd"):
+        intake.settle("error")
+
+
+def test_decomposed_and_composed_names_stay_two_names(tmp_path, out):
+    names = [unicodedata.normalize(form, "é") for form in ("NFC", "NFD")]
+    text = "name,discrete\n" + "".join(f"{name},sad\n" for name in names)
+    mer(tmp_path, text, out=out)
+    assert [clip.name for clip in read_annotations(str(out / "clips.txt"))] == names
+
+
+# The command
+
+
+def test_the_command_prints_a_refusal_without_a_traceback_and_exits_with_one(tmp_path, out):
+    source = written(tmp_path / "label.csv", "name,discrete\na b,sad\n")
+    ended = running.run("-m", "emollama", "import", "mer2024", str(source), "--output", str(out))
+    assert ended.returncode == 1 and not out.exists()
+    assert ended.stderr.startswith("error: nothing was written; problems: 1.") and "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("kind", ["mer-factory", "mertools", "emer", "mer2024", "mer2025", "videos"])
+def test_every_kind_explains_itself_with_the_source_first(kind, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(kind, "--help")
+    assert ended.value.code == 0
+    assert re.match(rf"usage: \S+( \S+)* {kind} (FILE|FOLDER)", capsys.readouterr().out)

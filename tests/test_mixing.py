@@ -1,0 +1,215 @@
+"""Two datasets of different types in one run with curricula, augmentation and stages at once: shares, and exact resuming."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections import Counter
+
+import pytest
+import torch
+import yaml
+from helpers import GOLDEN, NAMES
+from running import command, golden_config, kill_after_step, rows
+
+from emollama.config import load
+from emollama.data.loader import training_loader
+from emollama.data.order import MIXING_BLOCK
+from emollama.errors import UserError
+
+ITERS, EPOCHS, SAVED_EVERY, KILLED_AFTER, GLOBAL_BATCH = 12, 4, 5, 27, 4
+STAGES = [{"init_lr": 1e-3, "epochs": 2}, {"init_lr": 4e-4, "epochs": 2, "warmup_steps": 2}]
+RUN = {"stages": STAGES, "iters_per_epoch": ITERS, "save_every_iters": SAVED_EVERY, "accum_grad_iters": 2, "device": "cpu"}
+MODEL = {"lora_dropout": 0.1, "dropout": 0.1, "use_grad_checkpoint": False}
+AIDS = {"enable_augmentation": True, "augmentation_prob": 0.7, "augmentation_noise": 0.3}
+LISTED = AIDS | {
+    "task_pool": {"emotion": 1, "reason": 2, "reason_v2": 1},
+    "shuffle": True,
+    "batch_size": 2,
+    "sample_ratio": 2.0,
+    "curriculum": {"by": "answer_length", "epochs": 3},
+}
+TABLE = AIDS | {
+    "type": "custom",
+    "annotation_file": "clips.csv",
+    "task_pool": ["emotion", "reason"],
+    "batch_size": 2,
+    "sample_ratio": 1.0,
+    "curriculum": {"by": "hardness", "epochs": 4, "descending": True},
+}
+HARDNESS = {NAMES[0]: 3.5, NAMES[1]: -1.0, NAMES[3]: 8.0, NAMES[4]: 0.0, NAMES[5]: 2.0}  # five of the six clips
+
+
+def corpus(folder, hardness=HARDNESS):
+    """The golden corpus with a table of clips beside its list."""
+    shutil.copytree(GOLDEN / "data", folder)
+    cells = [f"{name},happy,He laughs aloud.,{value}" for name, value in hardness.items()]
+    (folder / "clips.csv").write_text("\n".join(["name,emotion,reason,hardness", *cells]) + "\n")
+    return folder
+
+
+def configured(folder, data, *, run=None, table=None):
+    """A YAML file that trains on both."""
+    path = golden_config(folder, run={"max_epoch": 1, **RUN, **(run or {})}, model=MODEL, data=LISTED | {"data_root": str(data)})
+    tree = yaml.safe_load(path.read_text())
+    tree["datasets"]["table"] = TABLE | {"data_root": str(data), **(table or {})}
+    del tree["evaluation_datasets"]
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def runner(path, *options):
+    config = load(str(path), list(options))
+    return config.classes["run"](config)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As the processes that are started have."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The run left alone, and one that was killed in its second stage and resumed, on other numbers of workers."""
+    root = tmp_path_factory.mktemp("mixing")
+    data = corpus(root / "data")
+    path = {name: configured(root / name, data) for name in ("alone", "killed")}
+    runner(path["alone"]).train()
+    log = root / "killed/out/run/log.jsonl"
+    kill_after_step(command("train.py", "--cfg-path", str(path["killed"]), "--options", "run.num_workers=2"), log, KILLED_AFTER)
+    assert not (log.parent / f"checkpoint_{EPOCHS - 1}.pth").exists()
+    shutil.copytree(log.parent, root / "cut")
+    resumed = runner(path["killed"], "run.resume_ckpt_path=auto", "run.num_workers=1")
+    assert resumed.first_step >= ITERS * 2  # in the second stage
+    resumed.train()
+    return {"alone": root / "alone/out/run", "killed": root / "killed/out/run", "cut": root / "cut", "data": data}
+
+
+@pytest.fixture
+def cut(runs, tmp_path):
+    """A function that builds a runner which resumes the killed run with changes."""
+
+    def resumed(**changes):
+        shutil.copytree(runs["cut"], tmp_path / "out/run")
+        data = changes.pop("data", runs["data"])
+        return runner(configured(tmp_path, data, **changes), "run.resume_ckpt_path=auto")
+
+    return resumed
+
+
+# Resuming
+
+
+def test_losses_gradients_and_rates_are_bit_identical_after_resuming_with_everything_on(runs):
+    alone, killed = (rows(runs[name] / "log.jsonl") for name in ("alone", "killed"))
+    assert [row["step"] for row in killed] == [row["step"] for row in alone] == list(range(ITERS * EPOCHS))
+    for key in ("loss", "grad_norm", "lr", "tokens"):
+        assert [row[key] for row in killed] == [row[key] for row in alone], key
+    assert len({row["loss"] for row in alone}) == len(alone)
+
+
+def test_final_tensors_and_optimizer_are_bit_identical_after_resuming_with_everything_on(runs):
+    last = f"checkpoint_{EPOCHS - 1}.pth"
+    alone, killed = (torch.load(runs[name] / last, weights_only=True) for name in ("alone", "killed"))
+    assert alone["model"].keys() == killed["model"].keys()
+    for name, tensor in alone["model"].items():
+        assert torch.equal(tensor, killed["model"][name]), name
+    for key, state in alone["optimizer"]["state"].items():
+        assert all(torch.equal(value, killed["optimizer"]["state"][key][part]) for part, value in state.items())
+
+
+def test_a_run_of_two_stages_logs_each_stages_rates_and_ends_with_their_epochs(runs):
+    found = [row["lr"] for row in rows(runs["alone"] / "log.jsonl")]
+    for stage, (init, warmup) in enumerate(((1e-3, 3), (4e-4, 2))):
+        for place in range(2 * ITERS):
+            cosine = 1e-6 + (init - 1e-6) * (1 + math.cos(math.pi * place / (2 * ITERS))) / 2
+            wanted = 1e-6 + (init - 1e-6) * place / warmup if place < warmup else cosine
+            assert found[2 * ITERS * stage + place] == pytest.approx(wanted, rel=1e-9)
+    assert (runs["alone"] / f"checkpoint_{EPOCHS - 1}.pth").exists()
+
+
+def test_the_config_written_beside_a_run_loads_again_and_is_the_same_run(runs):
+    path = runs["alone"] / "config.yaml"
+    assert load(str(path)).resolved() == load(str(runs["alone"].parent.parent / "config.yaml")).resolved()
+    again = runner(path, "run.resume_ckpt_path=auto")
+    assert again.first_step == again.total_steps == ITERS * EPOCHS and again.cfg.max_epoch == EPOCHS
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"run": {"stages": [STAGES[0], {"init_lr": 1e-4, "epochs": 2}]}}, ["run.stages", "0.0004", "0.0001"]),
+        ({"table": {"sample_ratio": 0.5}}, ["datasets.table.sample_ratio", "1.0 then, 0.5 now"]),
+        ({"table": {"augmentation_noise": 0.2}}, ["datasets.table.augmentation_noise", "0.3 then, 0.2 now"]),
+        ({"table": {"curriculum": {"by": "hardness", "epochs": 3}}}, ["datasets.table.curriculum.epochs", "4 then, 3 now"]),
+        ({"table": {"enable_augmentation": False}}, ["datasets.table.enable_augmentation", "True then, False now"]),
+    ],
+)
+def test_a_resumed_run_refuses_other_stages_shares_augmentation_or_curriculum(cut, changes, words):
+    with pytest.raises(UserError) as error:
+        cut(**changes)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_a_resumed_run_refuses_a_table_whose_hardness_changed(cut, tmp_path):
+    moved = corpus(tmp_path / "moved")
+    assert cut(data=moved).first_step >= 2 * ITERS
+    shutil.rmtree(tmp_path / "out")
+    changed = corpus(tmp_path / "changed", HARDNESS | {NAMES[0]: -7.0})
+    with pytest.raises(UserError, match="difficulty of table: '[0-9a-f]+' then, '[0-9a-f]+' now"):
+        cut(data=changed)
+
+
+# The draw of the real runner
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """A runner over both, two workers."""
+    root = tmp_path_factory.mktemp("mixed")
+    table = {"instructions": {task: ["Tell me:"] for task in ("emotion", "reason")}}  # marks the table's samples
+    return runner(configured(root, corpus(root / "data"), table=table))
+
+
+def test_the_runners_batches_hold_each_datasets_exact_share_of_every_block(mixed):
+    """The marks are the words of the table's questions, read back from the rendered ids."""
+    mark = mixed.prompt.tokenizer("Tell me:", add_special_tokens=False).input_ids[1:]
+    steps = MIXING_BLOCK // GLOBAL_BATCH
+    assert mixed.split.global_batch == GLOBAL_BATCH
+    for block in (0, 1):
+        span = {"first_step": block * steps, "end_step": (block + 1) * steps}
+        from_table = total = 0
+        for batch in training_loader(mixed.samples, mixed.split, **span, num_workers=2, pin_memory=False):
+            for ids in batch.input_ids.split(batch.lengths):
+                listed = ids.tolist()
+                from_table += any(listed[at : at + len(mark)] == mark for at in range(len(listed)))
+                total += 1
+        assert (total, from_table) == (MIXING_BLOCK, 341)
+
+
+def test_in_the_real_run_both_curricula_grow_with_the_epochs(mixed):
+    draws = ITERS * GLOBAL_BATCH
+    seen = [[mixed.samples.order.draw(k) for k in range(epoch * draws, (epoch + 1) * draws)] for epoch in range(EPOCHS + 1)]
+    names = [dataset.names() for dataset in mixed.samples.datasets]
+
+    def pool(epoch, which):
+        return {names[which][draw.clip] for draw in epoch if draw.dataset == which}
+
+    assert [len(pool(epoch, 0)) for epoch in seen] == [2, 4, 6, 6, 6]
+    hardest_first = sorted(HARDNESS, key=HARDNESS.get, reverse=True)
+    for number, epoch in enumerate(seen):
+        assert pool(epoch, 1) == set(hardest_first[: -(-5 * min(number + 1, 4) // 4)])
+
+
+def test_in_the_real_run_features_are_augmented_and_both_types_are_trained_on(mixed):
+    changed = Counter()
+    for k in range(40):
+        draw = mixed.samples.order.draw(k)
+        dataset = mixed.samples.datasets[draw.dataset]
+        plain = dataset.record(draw.clip, "emotion", "?").features
+        changed[type(dataset).__name__] += any(not torch.equal(plain[slot], mixed.samples[k].slots[slot]) for slot in plain)
+    assert set(changed) == {"FeatureFaceCaption", "Custom"} and min(changed.values()) > 8

@@ -1,0 +1,208 @@
+"""Decks: shards that are read together, and curricula whose pools grow."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from emollama.data.loader import Split
+from emollama.data.order import MIXING_BLOCK, Deck, Order
+
+SIZE = 23
+SHARDS = np.repeat(np.arange(8), 3)[:SIZE]  # eight shards of three clips, the last of two
+HARD = np.random.default_rng(5).permutation(SIZE).astype(float)  # clip -> its place from easy to hard
+
+
+def order(*decks, epoch_draws=1, seed=4):
+    return Order(seed, decks, epoch_draws)
+
+
+def drawn(made, places, dataset=0):
+    """Clips of one dataset in the order of the draw."""
+    return [draw.clip for draw in map(made.draw, places) if draw.dataset == dataset]
+
+
+# Without shards and curriculum
+
+
+@pytest.mark.parametrize("seed", [0, 42])
+@pytest.mark.parametrize("ratios", [(1.0,), (3.0, 1.0)])
+def test_a_plain_deck_is_drawn_by_the_permutation_of_seed_dataset_and_pass(seed, ratios):
+    made = order(*(Deck(7 - 2 * place, ratio) for place, ratio in enumerate(ratios)), seed=seed)
+    for dataset, deck in enumerate(made.decks):
+        found = drawn(made, range(400), dataset)
+        passes = [np.random.default_rng([seed, 0, dataset, lap]).permutation(deck.size) for lap in range(60)]
+        assert found == np.concatenate(passes).tolist()[: len(found)]
+        assert len(found) > 4 * deck.size
+
+
+def test_the_length_of_an_epoch_changes_nothing_without_a_curriculum():
+    places = range(200)
+    assert drawn(order(Deck(SIZE), epoch_draws=3), places) == drawn(order(Deck(SIZE), epoch_draws=50), places)
+    shards = Deck(SIZE, shards=SHARDS, window=2)
+    assert drawn(order(shards, epoch_draws=3), places) == drawn(order(shards, epoch_draws=50), places)
+
+
+# Shards
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 8, 100])
+def test_clips_of_a_window_of_shards_come_together_and_each_pass_is_a_permutation(window):
+    made = order(Deck(SIZE, shards=SHARDS, window=window))
+    for lap in range(12):
+        found = drawn(made, range(lap * SIZE, (lap + 1) * SIZE))
+        assert sorted(found) == list(range(SIZE))
+        shards_left = dict(Counter(SHARDS.tolist()))
+        at, seen = 0, []
+        while at < SIZE:  # a window ends where `window` whole shards have been read
+            open_shards: set[int] = set()
+            while at < SIZE and (len(open_shards) < window or any(shards_left[shard] for shard in open_shards)):
+                shard = int(SHARDS[found[at]])
+                open_shards.add(shard)
+                shards_left[shard] -= 1
+                at += 1
+            assert not any(shards_left[shard] for shard in open_shards)
+            seen.append(len(open_shards))
+        assert seen == [window] * (8 // window) + [8 % window] * bool(8 % window)
+
+
+def test_shards_come_in_another_order_each_pass_and_their_clips_too():
+    made = order(Deck(SIZE, shards=SHARDS, window=1))
+    passes = [drawn(made, range(lap * SIZE, (lap + 1) * SIZE)) for lap in range(30)]
+    assert len({tuple(dict.fromkeys(SHARDS[one].tolist())) for one in passes}) > 25
+    inside = {tuple(clip for clip in one if SHARDS[clip] == 0) for one in passes}
+    assert len(inside) == 6  # every order of a shard's three clips
+
+
+def test_a_window_mixes_the_clips_of_its_shards():
+    made = order(Deck(SIZE, shards=SHARDS, window=4))
+    first = [SHARDS[clip] for clip in drawn(made, range(12))]
+    assert sum(one != other for one, other in pairwise(first)) > 3
+
+
+def test_without_shuffle_shards_do_not_matter():
+    assert drawn(order(Deck(SIZE, shuffle=False, shards=SHARDS)), range(30)) == [*range(SIZE), *range(7)]
+
+
+# Curriculum
+
+
+@pytest.mark.parametrize(("phases", "epoch_draws"), [(1, 40), (3, 40), (4, 7), (5, 60), (30, 25)])
+def test_epoch_e_of_n_draws_the_easiest_share_only_and_afterwards_all(phases, epoch_draws):
+    made = order(Deck(SIZE, difficulty=HARD, phases=phases), epoch_draws=epoch_draws)
+    for epoch in range(phases):
+        pool = np.argsort(HARD)[: -(-SIZE * (epoch + 1) // phases)].tolist()
+        assert len(pool) >= SIZE * (epoch + 1) / phases > len(pool) - 1
+        begin, end = epoch * epoch_draws, (epoch + 1) * epoch_draws
+        found = drawn(made, range(begin, end))
+        assert set(found) <= set(pool)
+        for first in range(0, len(found) - len(pool) + 1, len(pool)):
+            assert sorted(found[first : first + len(pool)]) == sorted(pool)
+    begin = (phases - 1) * epoch_draws
+    for lap in range(4):
+        assert sorted(drawn(made, range(begin + lap * SIZE, begin + (lap + 1) * SIZE))) == list(range(SIZE))
+
+
+def test_passes_and_phases_of_a_curriculum_differ():
+    made = order(Deck(SIZE, difficulty=np.zeros(SIZE), phases=2), epoch_draws=10 * SIZE)
+    firsts = {tuple(drawn(made, range(lap * 12, lap * 12 + 12))) for lap in range(15)}
+    assert len(firsts) == 15
+    slow = order(Deck(SIZE, difficulty=np.zeros(SIZE), phases=2 * SIZE), epoch_draws=SIZE)
+    last = [drawn(slow, range(epoch * SIZE, (epoch + 1) * SIZE)) for epoch in (2 * SIZE - 2, 2 * SIZE - 1)]
+    assert sorted(last[0]) == sorted(last[1]) == list(range(SIZE)) and last[0] != last[1]
+
+
+def test_equally_easy_clips_enter_in_file_order():
+    made = order(Deck(6, difficulty=np.zeros(6), phases=3), epoch_draws=10)
+    assert set(drawn(made, range(10))) == {0, 1}
+    assert set(drawn(made, range(10, 20))) == {0, 1, 2, 3}
+
+
+def test_without_shuffle_a_curriculum_goes_from_easy_to_hard_and_wraps():
+    made = order(Deck(4, shuffle=False, difficulty=np.array([3.0, 1.0, 2.0, 0.0]), phases=2), epoch_draws=5)
+    assert drawn(made, range(5)) == [3, 1, 3, 1, 3]
+    assert drawn(made, range(5, 11)) == [3, 1, 2, 0, 3, 1]
+
+
+def test_a_curriculum_over_shards_keeps_both_promises():
+    made = order(Deck(SIZE, shards=SHARDS, window=1, difficulty=HARD, phases=2), epoch_draws=36)
+    pool = sorted(np.argsort(HARD)[:12].tolist())
+    for lap in range(3):
+        found = drawn(made, range(12 * lap, 12 * lap + 12))
+        assert sorted(found) == pool
+        visits = [shard for shard, before in zip(SHARDS[found], [-1, *SHARDS[found]], strict=False) if shard != before]
+        assert len(visits) == len(set(visits))
+
+
+def test_mixed_curricula_restart_their_passes_at_their_own_epochs():
+    decks = (Deck(SIZE, 2.0, difficulty=HARD, phases=3), Deck(9, 1.0, difficulty=-np.arange(9.0), phases=2), Deck(5, 0.5))
+    epoch = 1500  # no multiple of the mixing block
+    made = order(*decks, epoch_draws=epoch)
+    whole = [made.draw(k) for k in range(4 * epoch)]
+    for dataset, deck in enumerate(decks):
+        for phase in range(deck.phases):
+            end = (phase + 1) * epoch if phase + 1 < deck.phases else len(whole)
+            found = [draw.clip for draw in whole[phase * epoch : end] if draw.dataset == dataset]
+            pool = sorted(deck.clips(phase).tolist())
+            assert len(pool) == -(-deck.size * (phase + 1) // deck.phases) and len(found) > 3 * len(pool)
+            for first in range(0, len(found) - len(pool) + 1, len(pool)):
+                assert sorted(found[first : first + len(pool)]) == pool
+
+
+# Everything at once
+
+
+def everything(seed=4):
+    decks = (
+        Deck(SIZE, 3.0, shards=SHARDS, window=2),
+        Deck(9, 1.0, difficulty=np.arange(9.0), phases=4),
+        Deck(SIZE, 1.0, shards=SHARDS, window=3, difficulty=HARD, phases=2),
+        Deck(5, 0.5, shuffle=False),
+    )
+    return order(*decks, epoch_draws=700, seed=seed)
+
+
+def listed(made, places):
+    return [(draw.dataset, draw.clip, draw.rng.random()) for draw in map(made.draw, places)]
+
+
+def test_a_draw_is_a_pure_function_of_seed_and_place_with_shards_and_curricula_too():
+    forward = listed(everything(), range(3000))
+    assert listed(everything(), reversed(range(3000))) == forward[::-1]
+    scattered = np.random.default_rng(0).permutation(3000)[:300].tolist()
+    assert listed(everything(), scattered) == [forward[k] for k in scattered]
+    assert listed(everything(seed=5), range(3000)) != forward
+
+
+def test_shares_stay_exact_with_shards_and_curricula():
+    held = Counter(draw[0] for draw in listed(everything(), range(MIXING_BLOCK, 2 * MIXING_BLOCK)))
+    assert [held[dataset] for dataset in range(4)] == [559, 186, 186, 93]
+
+
+@pytest.mark.parametrize("split", [(1, 6, 1), (6, 1, 1), (2, 1, 3), (1, 3, 2)])
+def test_a_step_draws_the_same_clips_for_any_world_accumulation_and_batch_size(split):
+    batch_size, accumulate, world = split
+    made = everything()
+    for step in (0, 116, 117, 400):  # step 116 straddles the first epoch of 700 draws
+        places = [
+            place
+            for rank in range(world)
+            for micro in Split(batch_size, accumulate, world, rank).places(step, step + 1)
+            for place in micro
+        ]
+        assert sorted(listed(made, places)) == sorted(listed(everything(), range(6 * step, 6 * step + 6)))
+
+
+def test_a_digest_tells_shards_and_difficulties_apart_and_is_none_without():
+    digests = [
+        Deck(SIZE, difficulty=HARD).digest(),
+        Deck(SIZE, difficulty=-HARD).digest(),
+        Deck(SIZE, shards=SHARDS).digest(),
+        Deck(SIZE, shards=SHARDS, difficulty=HARD).digest(),
+        Deck(SIZE, 0.5, shuffle=False).digest(),
+    ]
+    assert len(set(digests)) == 5 and digests[-1] is None
+    assert Deck(SIZE, difficulty=HARD.copy()).digest() == digests[0]

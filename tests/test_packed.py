@@ -1,0 +1,301 @@
+"""Packed shards: values, names, what is found when they open, and how fast names are found."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import pytest
+
+from emollama.data.name_index import NameIndex, entries_of, table_of
+from emollama.data.packed import PackedStore, is_packed
+from emollama.data.shard_writers import PackedWriter
+from emollama.errors import UserError
+
+NAMES = ["00012", "12", "a b", "a/b", "c.d", "clip_7", "表情", "\u00e9", "e\u0301", "\udcff", "", "z\0"]
+NAMES += ["x" * 43, "x" * 44, "y" * 300]  # the longest that stands in an entry, and longer ones
+LARGE = 2**30
+
+
+def numbers(*shape, dtype=np.float32, seed=1):
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+def arrays_of_every_kind():
+    shapes = [((16,), np.float32), ((1, 16), np.float32), ((16,), np.float64), ((5, 8), np.float16)]
+    return {name: numbers(*shapes[place % 4][0], dtype=shapes[place % 4][1], seed=place) for place, name in enumerate(NAMES)}
+
+
+def written(folder, arrays, shard_bytes=LARGE):
+    folder.mkdir(parents=True)
+    writer = PackedWriter(folder, shard_bytes)
+    for name, array in arrays.items():
+        writer.add(name, (np.ascontiguousarray(array),))
+    writer.finish()
+    return PackedStore.open(folder)
+
+
+def same(first, second):
+    return first.dtype == second.dtype and first.shape == second.shape and np.array_equal(first, second)
+
+
+def refusal(folder):
+    with pytest.raises(UserError) as error:
+        PackedStore.open(folder)
+    return str(error.value)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Eight clips in four shards."""
+    written(tmp_path / "packed", {f"clip_{number}": numbers(64, seed=number) for number in range(8)}, 512)
+    return tmp_path / "packed"
+
+
+# Reading
+
+
+def test_arrays_of_different_shapes_and_types_read_back_identical(tmp_path):
+    arrays = arrays_of_every_kind()
+    store = written(tmp_path / "packed", arrays)
+    assert all(same(store.load(name), array) for name, array in arrays.items())
+    assert all(store.header(name) == (array.shape, array.dtype) for name, array in arrays.items())
+
+
+def test_names_are_strings_as_they_are(tmp_path):
+    store = written(tmp_path / "packed", arrays_of_every_kind())
+    assert list(store.names()) == NAMES and len(store) == len(NAMES)
+    assert all(name in store for name in NAMES)
+    assert not any(name in store for name in ["0012", "clip_", "clip_7 ", "clip_7\0", "z", "A B", "x" * 42, "x" * 45, 12, None])
+
+
+def test_names_with_the_same_checksum_are_told_apart(tmp_path):
+    """CRC-32 is 4ddb0c25 for both."""
+    store = written(tmp_path / "packed", {"plumless": numbers(4, seed=1), "buckeroo": numbers(4, seed=2)})
+    assert same(store.load("plumless"), numbers(4, seed=1)) and same(store.load("buckeroo"), numbers(4, seed=2))
+
+
+def test_an_array_that_was_read_is_the_readers_own(folder):
+    store = PackedStore.open(folder)
+    store.load("clip_1")[:] = 0
+    assert same(store.load("clip_1"), numbers(64, seed=1))
+
+
+def test_arrays_that_are_all_alike_lie_at_a_fixed_stride_in_shards_of_the_asked_size(folder):
+    raw = b"".join((folder / f"shard-{number:05d}.bin").read_bytes() for number in range(4))
+    assert same(np.frombuffer(raw, np.float32).reshape(8, 64), np.stack([numbers(64, seed=number) for number in range(8)]))
+    assert {path.stat().st_size for path in folder.glob("shard-*.bin")} == {512}
+
+
+def test_a_clip_that_is_absent_is_an_error_with_its_name(folder):
+    store = PackedStore.open(folder)
+    for read in (store.load, store.header, store.stamp):
+        with pytest.raises(OSError, match="clip_9"):
+            read("clip_9")
+
+
+def test_messages_say_shard_and_clip(folder):
+    assert PackedStore.open(folder).place("clip_7") == f"{folder}/shard-00003.bin, clip_7"
+
+
+def test_a_stamp_changes_with_the_shard_and_differs_between_clips(folder):
+    store = PackedStore.open(folder)
+    before = store.stamp("clip_0")
+    assert before == store.stamp("clip_0") != store.stamp("clip_1")
+    (folder / "shard-00000.bin").touch()
+    assert store.stamp("clip_0") != before
+
+
+def sums(store, names):
+    return [float(store.load(name).sum()) for name in names]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_processes_and_threads_read_what_one_process_reads(folder, method):
+    store, names = PackedStore.open(folder), [f"clip_{number}" for number in range(8)]
+    expected = sums(store, names)
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        assert pool.starmap(sums, [(store, [name]) for name in names]) == [[value] for value in expected]
+    with ThreadPoolExecutor(8) as threads:
+        assert [*threads.map(lambda name: sums(store, [name])[0], names * 50)] == expected * 50
+
+
+def test_a_pickled_store_carries_no_arrays_and_no_names(tmp_path):
+    store = written(tmp_path / "packed", {f"clip_{number}": numbers(64) for number in range(1000)})
+    assert len(pickle.dumps(store)) < 500
+
+
+# What is found when a store opens
+
+
+def cut(path, by=1):
+    path.write_bytes(path.read_bytes()[:-by])
+
+
+def flip(path, place):
+    raw = bytearray(path.read_bytes())
+    raw[place] ^= 1
+    path.write_bytes(bytes(raw))
+
+
+@pytest.mark.parametrize("name", ["shard-00003.bin", "shard-00000.bin", "index.bin"])
+def test_a_file_that_was_cut_short_is_found(folder, name):
+    cut(folder / name)
+    assert name in refusal(folder) and "bytes" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["shard-00002.bin", "index.bin", "store.json"])
+def test_a_file_that_is_missing_is_found(folder, name):
+    (folder / name).unlink()
+    assert name in refusal(folder)
+    assert is_packed(str(folder))
+
+
+def test_a_description_that_was_cut_short_is_found(folder):
+    cut(folder / "store.json", 40)
+    assert "store.json: not JSON" in refusal(folder)
+
+
+@pytest.mark.parametrize("key", ["clips", "kinds", "shards", "index", "table_bytes"])
+def test_a_description_that_lacks_a_key_is_found(folder, key):
+    about = json.loads((folder / "store.json").read_text())
+    del about[key]
+    (folder / "store.json").write_text(json.dumps(about))
+    assert key in refusal(folder)
+
+
+@pytest.mark.parametrize("dtype", ["|O", "O", [["a", "O"]], "<U4"])
+def test_a_description_of_arrays_of_objects_is_refused(folder, dtype):
+    """numpy would take the bytes of a map for addresses."""
+    about = json.loads((folder / "store.json").read_text())
+    about["kinds"][0]["dtype"] = dtype
+    (folder / "store.json").write_text(json.dumps(about))
+    assert "dtype" in refusal(folder)
+
+
+def test_a_later_version_is_refused(folder):
+    about = json.loads((folder / "store.json").read_text())
+    (folder / "store.json").write_text(json.dumps(about | {"version": 2}))
+    assert "version 1" in refusal(folder)
+
+
+def test_a_flipped_bit_in_the_index_is_found(folder):
+    flip(folder / "index.bin", 700)
+    assert "index.bin" in refusal(folder) and "digest" in refusal(folder)
+
+
+@pytest.mark.parametrize("files", [["shard-00001.bin"], ["index.bin"], ["index.bin", "store.json"]])
+def test_files_of_another_store_of_the_same_clips_are_found(folder, tmp_path, files):
+    other = {f"clip_{number}": numbers(64, seed=100 + number) for number in range(8)}
+    other["clip_0"] = numbers(64, dtype=np.float32, seed=5)
+    written(tmp_path / "other", dict(reversed(other.items())), 512)
+    for name in files:
+        (folder / name).write_bytes((tmp_path / "other" / name).read_bytes())
+    assert "not whole" in refusal(folder)
+
+
+def test_a_shard_that_shrank_after_the_store_was_opened_is_an_error(folder):
+    store = PackedStore.open(folder)
+    cut(folder / "shard-00003.bin")
+    with pytest.raises(ValueError, match="shard-00003"):
+        store.load("clip_7")
+
+
+def test_a_folder_of_npy_files_is_not_packed(tmp_path):
+    np.save(tmp_path / "clip.npy", numbers(4))
+    assert not is_packed(str(tmp_path)) and not is_packed(str(tmp_path / "none"))
+
+
+def test_a_flipped_bit_in_the_first_bytes_of_a_shard_is_found(folder):
+    flip(folder / "shard-00002.bin", 300)
+    assert "shard-00002.bin: not the shard" in refusal(folder)
+
+
+def test_a_flipped_bit_behind_them_is_found_by_the_check_which_names_the_clip(tmp_path):
+    store = written(tmp_path / "packed", {f"clip_{number}": numbers(2048, seed=number) for number in range(4)})
+    assert store.damaged(list) == {}
+    flip(tmp_path / "packed/shard-00000.bin", 2 * 8192 + 77)
+    assert PackedStore.open(tmp_path / "packed").damaged(list) == {"shard-00000.bin": ["clip_2"]}
+
+
+# Looking names up
+
+
+def test_a_name_that_stands_twice_is_told_with_both_places():
+    with pytest.raises(ValueError) as error:
+        table_of(entries_of(["a", "b", "c", "b"]))
+    assert error.value.args == (1, 3)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 1000, 50_000])
+def test_every_name_of_a_table_is_found_at_its_place_and_no_other_name(count):
+    names = [f"sample_{number:08d}" for number in range(count)]
+    entries = entries_of(names)
+    entries["offset"] = np.arange(count)
+    index = NameIndex(table_of(entries).view(np.uint8).data, count)
+    assert [index.find(name)[3] for name in names] == list(range(count))
+    assert not any(index.find(f"sample_{number:08d}") for number in range(count, 2 * count))
+
+
+def store_of(folder: Path, count: int) -> PackedStore:
+    return written(folder / str(count), {f"sample_{number:08d}": np.zeros(1, np.float32) for number in range(count)})
+
+
+def seconds(work):
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def lookup_ratio(small, large):
+    """Seconds of lookups of random names in a large store, as a multiple of those in a small one; each the least of rounds."""
+    times = {}
+    for store in (small, large):
+        asked = [f"sample_{number:08d}" for number in np.random.default_rng(0).integers(0, len(store), 50_000)]
+        times[store] = (asked, [])
+    for _ in range(6):
+        for store, (asked, found) in times.items():
+            found.append(seconds(lambda store=store, asked=asked: [name in store for name in asked]))
+    return min(times[large][1]) / min(times[small][1])
+
+
+def test_lookups_and_opening_stay_fast_as_a_store_grows(tmp_path):
+    large = store_of(tmp_path, 100_000)
+    assert lookup_ratio(store_of(tmp_path, 1000), large) <= 3
+    assert median(seconds(lambda: PackedStore.open(large.folder)) for _ in range(3)) <= 2
+
+
+@pytest.mark.slow
+def test_an_index_of_a_million_clips_opens_in_half_a_second_and_lookups_stay_flat(tmp_path):
+    large = store_of(tmp_path, 1_000_000)
+    assert median(seconds(lambda: PackedStore.open(large.folder)) for _ in range(5)) <= 0.5
+    assert lookup_ratio(store_of(tmp_path, 1000), large) <= 1.5
+
+
+def reading_ratio(tmp_path, shape, dtype, count):
+    """Median seconds of np.load from a folder, as a multiple of those of packed shards."""
+    arrays = {f"sample_{number:08d}": numbers(*shape, dtype=dtype, seed=number) for number in range(count)}
+    (tmp_path / "npy").mkdir()
+    for name, array in arrays.items():
+        np.save(tmp_path / "npy" / f"{name}.npy", array)
+    store = written(tmp_path / "packed", arrays)
+    ways = [lambda name: np.load(tmp_path / "npy" / f"{name}.npy", allow_pickle=False), store.load]
+    order = [f"sample_{number:08d}" for number in np.random.default_rng(1).permutation(count)]
+    times = [[seconds(lambda way=way: [way(name).shape for name in order]) for way in ways] for _ in range(6)]
+    return median(row[0] for row in times[1:]) / median(row[1] for row in times[1:])
+
+
+def test_utterance_features_read_faster_from_packed_shards_than_from_files(tmp_path):
+    assert reading_ratio(tmp_path, (1024,), np.float32, 500) >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shape", "dtype", "count", "ratio"), [((1025, 1408), "f2", 100, 1.3), ((1024,), "f4", 4000, 15)])
+def test_packed_shards_read_as_much_faster_as_promised(tmp_path, shape, dtype, count, ratio):
+    assert reading_ratio(tmp_path, shape, dtype, count) >= ratio

@@ -1,0 +1,82 @@
+"""A run reads .npy files, packed shards and tar shards alike."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from helpers import FOLDERS
+from running import GOLDEN, golden_config, rows, run
+
+from emollama.config import load
+
+KEYS = {slot: f"{slot}_feature_path" for slot in FOLDERS}
+STEPS, SAVED_AFTER = 16, 5
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """Kind of store -> the keys of a block that reads it."""
+    root = tmp_path_factory.mktemp("stores")
+    made = {"npy": {}}
+    for kind in ("packed", "tar"):
+        for folder in FOLDERS.values():
+            source, output = GOLDEN / "data" / folder, root / kind / folder
+            shards = ["--to", kind, "--shard-gib", "5e-5"]
+            done = run("-m", "emollama", "pack", "--source", str(source), "--output", str(output), *shards)
+            assert done.returncode == 0, done.stderr
+        made[kind] = {KEYS[slot]: str(root / kind / folder) for slot, folder in FOLDERS.items()}
+    assert len(list((root / "tar/eva").glob("*.tar"))) == 3
+    return made
+
+
+def trained(folder, data, **settings):
+    """The folder of a run of 16 steps over the golden corpus."""
+    run = {"iters_per_epoch": STEPS, "save_every_iters": SAVED_AFTER, **settings}
+    config = load(str(golden_config(folder, run=run, data=data)))
+    return config.classes["run"](config).train()
+
+
+def losses(folder):
+    return [row["loss"] for row in rows(folder / "log.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def in_file_order(stores, tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    return {kind: losses(trained(root / kind, keys)) for kind, keys in stores.items()}
+
+
+@pytest.mark.parametrize("kind", ["packed", "tar"])
+def test_losses_are_those_of_a_folder_of_files_to_the_bit(in_file_order, kind):
+    assert len(in_file_order["npy"]) == STEPS
+    assert in_file_order[kind] == in_file_order["npy"]
+
+
+@pytest.mark.parametrize("kind", ["packed", "tar"])
+def test_a_shuffled_run_resumes_exactly(stores, tmp_path, kind):
+    data = stores[kind] | {"shuffle": True, "shuffle_window": 2}
+    alone = trained(tmp_path / "alone", data)
+    (tmp_path / "cut/out/run").mkdir(parents=True)
+    for name in ("checkpoint_last.pth", "checkpoint_last.pth.sha256"):
+        shutil.copy(alone / name, tmp_path / "cut/out/run")
+    assert torch.load(alone / "checkpoint_last.pth", weights_only=True)["step"] == 3 * SAVED_AFTER
+    resumed = trained(tmp_path / "cut", data, resume_ckpt_path="auto")
+    assert losses(resumed) == losses(alone)[3 * SAVED_AFTER :]
+
+
+def test_clips_of_a_window_of_tar_shards_are_drawn_together(stores, tmp_path):
+    config = load(str(golden_config(tmp_path, data=stores["tar"] | {"shuffle": True, "shuffle_window": 1})))
+    shapes = config.classes["model"].slot_shapes(config.model)
+    dataset = config.classes["datasets.clips"](config.datasets["clips"], slot_shapes=shapes, label="clips")
+    deck = dataset.deck()
+    assert sorted(deck.shards.tolist()) == [0, 0, 1, 1, 2, 2] and deck.window == 1
+
+
+def test_a_run_on_tars_does_not_go_on_with_files_whose_order_differs(stores, tmp_path):
+    data = stores["tar"] | {"shuffle": True}
+    folder = trained(tmp_path, data)
+    assert (folder / "checkpoint_0.pth").is_file()
+    with pytest.raises(ValueError, match=r"shards or difficulty of clips"):
+        trained(tmp_path, {"shuffle": True}, resume_ckpt_path="auto", max_epoch=2)

@@ -1,0 +1,534 @@
+"""Tar shards: what is read through an index, what a shard may hold, and shards that lie elsewhere."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import http.server
+import io
+import json
+import multiprocessing
+import os
+import pickle
+import tarfile
+import threading
+
+import numpy as np
+import pytest
+import webdataset
+from iopath.common.file_io import HTTPURLHandler, PathHandler
+
+from emollama.data import tar_index
+from emollama.data.packing import index_tars
+from emollama.data.tars import TarStore, is_tars, shards_of, split_slot
+from emollama.errors import UserError
+from emollama.paths import PATHS
+
+
+def numbers(*shape, dtype=np.float32, seed=1):
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+def npy(array, **options):
+    file = io.BytesIO()
+    np.save(file, array, **options)
+    return file.getvalue()
+
+
+def tar_of(path, members, format=tarfile.PAX_FORMAT):
+    """Write a tar of (name, bytes) or ready-made members."""
+    with tarfile.open(path, "w", format=format) as tar:
+        for member, raw in members:
+            info = member if isinstance(member, tarfile.TarInfo) else tarfile.TarInfo(member)
+            info.size = len(raw)
+            tar.addfile(info, io.BytesIO(raw))
+    return path
+
+
+def indexed(path, members, **options):
+    tar_of(path, members, **options)
+    index_tars(str(path), None)
+    return TarStore.open(str(path))
+
+
+def same(first, second):
+    return first.dtype == second.dtype and first.shape == second.shape and np.array_equal(first, second)
+
+
+def refusal(work, *arguments):
+    with pytest.raises(UserError) as error:
+        work(*arguments)
+    return str(error.value)
+
+
+def stored(folder, shards=3, clips=4, seed=0):
+    """Shards train-000.tar and so on, their names and arrays; indexed."""
+    folder.mkdir(exist_ok=True)
+    arrays = {f"clip_{number}": numbers(16, seed=seed + number) for number in range(shards * clips)}
+    names = list(arrays)
+    for shard in range(shards):
+        mine = names[shard * clips : (shard + 1) * clips]
+        tar_of(folder / f"train-{shard:03d}.tar", [(f"{name}.npy", npy(arrays[name])) for name in mine])
+    index_tars(str(folder), None)
+    return arrays
+
+
+# Reading
+
+
+@pytest.mark.parametrize("path", ["", "/train-{000..002}.tar", "/train-*.tar", "/train-{000,001,002}.tar", "/train-0*.tar::"])
+def test_a_folder_braces_and_stars_name_shards(tmp_path, path):
+    arrays = stored(tmp_path / "shards")
+    assert is_tars(f"{tmp_path}/shards{path}")
+    store = TarStore.open(f"{tmp_path}/shards{path}")
+    assert list(store.names()) == list(arrays)
+    assert all(same(store.load(name), array) for name, array in arrays.items())
+
+
+def test_one_shard_is_read_alone(tmp_path):
+    arrays = stored(tmp_path / "shards")
+    store = TarStore.open(f"{tmp_path}/shards/train-001.tar")
+    assert list(store.names()) == list(arrays)[4:8]
+    assert "clip_4" in store and "clip_3" not in store and 4 not in store
+
+
+def test_the_shards_of_the_clips_are_told(tmp_path):
+    stored(tmp_path / "shards")
+    store = TarStore.open(f"{tmp_path}/shards")
+    assert store.groups(["clip_11", "clip_0", "clip_5", "nobody", "clip_6"]).tolist() == [2, 0, 1, -1, 1]
+    assert store.place("clip_5") == f"{tmp_path}/shards/train-001.tar, clip_5.npy"
+
+
+def test_several_arrays_of_a_clip_are_told_apart_by_slot(tmp_path):
+    """As webdataset's own writer writes them, with JSON beside the arrays."""
+    face, video = (
+        {f"clip_{number}": numbers(8, dtype=dtype, seed=number) for number in range(5)} for dtype in (np.float32, np.float16)
+    )
+    with webdataset.TarWriter(str(tmp_path / "train.tar")) as writer:
+        for name in face:
+            writer.write({"__key__": name, "face.npy": face[name], "video.npy": video[name], "json": {"label": "happy"}})
+    index_tars(f"{tmp_path}/train.tar", None)
+    for slot, arrays in {"face": face, "video": video}.items():
+        store = TarStore.open(f"{tmp_path}/train.tar::{slot}")
+        assert list(store.names()) == list(arrays) and "clip_1.face" not in store
+        assert all(same(store.load(name), array) for name, array in arrays.items())
+
+
+def test_a_slot_that_is_not_said_or_not_there_is_an_error_that_names_those_there_are(tmp_path):
+    members = [(f"clip_{number}.{slot}.npy", npy(numbers(4))) for number in range(3) for slot in ("face", "video")]
+    tar_of(tmp_path / "train.tar", members)
+    index_tars(f"{tmp_path}/train.tar", None)
+    assert "train.tar::face'" in refusal(TarStore.open, f"{tmp_path}/train.tar")
+    text = refusal(TarStore.open, f"{tmp_path}/train.tar::fcae")
+    assert ".fcae.npy" in text and ".face.npy, .video.npy" in text
+
+
+def test_dots_in_the_names_of_clips_are_kept(tmp_path):
+    store = indexed(tmp_path / "a.tar", [("clip.1.npy", npy(numbers(4, seed=1))), ("clip.npy", npy(numbers(4, seed=2)))])
+    assert list(store.names()) == ["clip.1", "clip"]
+    tar_of(tmp_path / "b.tar", [("v.1-2.npy", npy(numbers(4))), ("v.2-3.npy", npy(numbers(4)))])
+    index_tars(f"{tmp_path}/b.tar", None)
+    assert "::" in refusal(TarStore.open, f"{tmp_path}/b.tar")
+    assert list(TarStore.open(f"{tmp_path}/b.tar::").names()) == ["v.1-2", "v.2-3"]
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_tars_of_every_format_are_read(tmp_path, format):
+    names = ["clip_7", "a b", "a/b", "00012", "表情", "d" * 60 + "/" + "x" * 90]
+    arrays = {name: numbers(4, seed=number) for number, name in enumerate(names)}
+    store = indexed(tmp_path / "train.tar", [(f"{name}.npy", npy(array)) for name, array in arrays.items()], format=format)
+    assert list(store.names()) == names
+    assert all(same(store.load(name), array) for name, array in arrays.items())
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.asfortranarray(numbers(5, 8)), numbers(1, 16, dtype=np.float64), numbers(6, dtype=">f4"), numbers(33, 7, dtype="f2")],
+)
+def test_arrays_read_as_the_values_that_numpy_wrote(tmp_path, array):
+    store = indexed(tmp_path / "train.tar", [("clip.npy", npy(array))])
+    assert same(store.load("clip"), array)
+    assert store.header("clip") == (array.shape, array.dtype)
+
+
+def test_a_tar_of_a_folder_with_entries_for_folders_is_read(tmp_path):
+    (tmp_path / "data/deep").mkdir(parents=True)
+    np.save(tmp_path / "data/deep/clip.npy", numbers(4))
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        tar.add(tmp_path / "data", "./")
+    index_tars(f"{tmp_path}/train.tar", None)
+    assert same(TarStore.open(f"{tmp_path}/train.tar").load("deep/clip"), numbers(4))
+
+
+def test_an_array_that_was_read_is_the_readers_own(tmp_path):
+    arrays = stored(tmp_path / "shards")
+    store = TarStore.open(f"{tmp_path}/shards")
+    store.load("clip_1")[:] = 0
+    assert same(store.load("clip_1"), arrays["clip_1"])
+
+
+def test_a_clip_that_is_absent_is_an_error_with_its_name(tmp_path):
+    stored(tmp_path / "shards")
+    store = TarStore.open(f"{tmp_path}/shards")
+    for read in (store.load, store.header, store.stamp):
+        with pytest.raises(OSError, match="clip_99"):
+            read("clip_99")
+
+
+def sums(store, names):
+    return [float(store.load(name).sum()) for name in names]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_processes_read_what_one_process_reads(tmp_path, method):
+    names = list(stored(tmp_path / "shards"))
+    store = TarStore.open(f"{tmp_path}/shards")
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        assert pool.starmap(sums, [(store, [name]) for name in names]) == [[value] for value in sums(store, names)]
+
+
+# What a shard may hold
+
+
+class Trap:
+    """Leaves a file behind where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+GOOD = ("clip.npy", npy(numbers(4)))
+
+
+@pytest.mark.parametrize(
+    "name", ["clip.pkl", "clip.pyd", "clip.pickle", "clip.pth", "clip.npz", "clip.txt", "clip", "clip.npy.gz"]
+)
+def test_a_member_that_is_neither_npy_nor_json_is_refused_with_tar_and_name(tmp_path, name):
+    tar_of(tmp_path / "train.tar", [GOOD, (name, pickle.dumps(Trap(str(tmp_path / "sprung"))))])
+    text = refusal(index_tars, f"{tmp_path}/train.tar", None)
+    assert "train.tar" in text and f"'{name}'" in text
+    assert not (tmp_path / "sprung").exists() and not (tmp_path / "train.tar.idx.npz").exists()
+
+
+def test_pickled_objects_in_an_npy_member_are_refused_unread(tmp_path):
+    array = np.array([Trap(str(tmp_path / "sprung"))], dtype=object)
+    tar_of(tmp_path / "train.tar", [GOOD, ("trap.npy", npy(array, allow_pickle=True))])
+    text = refusal(index_tars, f"{tmp_path}/train.tar", None)
+    assert "'trap.npy'" in text and "object" in text
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("name", ["../clip.npy", "a/../../clip.npy", "/clip.npy", "a/..", "../x.json"])
+def test_a_member_that_names_a_place_outside_is_refused(tmp_path, name):
+    tar_of(tmp_path / "train.tar", [GOOD, (name, npy(numbers(4)))])
+    text = refusal(index_tars, f"{tmp_path}/train.tar", None)
+    assert f"'{name}'" in text and "outside" in text
+
+
+@pytest.mark.parametrize("type", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices_are_refused(tmp_path, type):
+    member = tarfile.TarInfo("link.npy")
+    member.type, member.linkname = type, "clip.npy"
+    tar_of(tmp_path / "train.tar", [GOOD, (member, b"")])
+    text = refusal(index_tars, f"{tmp_path}/train.tar", None)
+    assert "'link.npy'" in text and "link" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "problem"),
+    [
+        ("clip_2.npy", npy(numbers(4))[:-1], "1 bytes are missing"),
+        ("clip_2.npy", npy(numbers(4)) + b"xx", "2 bytes too many"),
+        ("clip_2.npy", b"no array", "magic"),
+        ("clip_2.npy", b"", "magic"),
+        ("clip_2.npy", npy(np.array(["text"])), "dtype <U4"),
+        ("clip_2.json", b'{"label": "hap', "not JSON"),
+        ("clip_2.json", b"[" * 100_000, "not JSON"),
+        ("clip.npy", npy(numbers(4)), "twice"),
+        ("./clip.npy", npy(numbers(4)), "twice"),
+    ],
+)
+def test_a_member_that_is_not_what_its_name_says_is_refused(tmp_path, name, raw, problem):
+    tar_of(tmp_path / "train.tar", [GOOD, (name, raw)])
+    text = refusal(index_tars, f"{tmp_path}/train.tar", None)
+    assert f"'{name}'" in text and problem in text
+
+
+@pytest.mark.parametrize("kept", [2100, 2048, 1536, 700, 512, 100, 0])
+def test_a_half_written_shard_is_refused(tmp_path, kept):
+    """Two members of 1024 bytes each, then the end mark."""
+    path = tar_of(tmp_path / "train.tar", [(f"clip_{number}.npy", npy(numbers(64))) for number in range(2)])
+    path.write_bytes(path.read_bytes()[:kept])
+    assert "train.tar" in refusal(index_tars, str(path), None)
+
+
+def test_a_header_that_was_damaged_is_refused(tmp_path):
+    path = tar_of(tmp_path / "train.tar", [(f"clip_{number}.npy", npy(numbers(64))) for number in range(4)])
+    raw = bytearray(path.read_bytes())
+    raw[2 * 1024 + 3] ^= 1
+    path.write_bytes(raw)
+    assert "after 2 arrays" in refusal(index_tars, str(path), None)
+
+
+def test_a_compressed_shard_is_refused(tmp_path):
+    path = tar_of(tmp_path / "train.tar", [GOOD])
+    (tmp_path / "train.tar.gz").write_bytes(gzip.compress(path.read_bytes()))
+    assert is_tars(f"{tmp_path}/train.tar.gz")
+    assert "Decompress" in refusal(TarStore.open, f"{tmp_path}/train.tar.gz")
+    assert "compress" in refusal(index_tars, f"{tmp_path}/train.tar.gz", None)
+
+
+def test_a_shard_without_arrays_is_refused(tmp_path):
+    tar_of(tmp_path / "train.tar", [("clip.json", b"{}")])
+    assert "no .npy" in refusal(index_tars, f"{tmp_path}/train.tar", None)
+
+
+# Paths
+
+
+def test_a_path_that_means_no_shard_is_an_error(tmp_path):
+    stored(tmp_path / "shards")
+    assert "train-003.tar" in refusal(TarStore.open, f"{tmp_path}/shards/train-{{000..003}}.tar")
+    assert "val-*.tar" in refusal(TarStore.open, f"{tmp_path}/shards/val-*.tar")
+    assert "braces" in refusal(TarStore.open, f"{tmp_path}/shards/train-{{000..002.tar")
+
+
+def test_a_folder_of_npy_files_with_a_tar_among_them_stays_a_folder_of_npy_files(tmp_path):
+    np.save(tmp_path / "clip.npy", numbers(4))
+    tar_of(tmp_path / "backup.tar", [GOOD])
+    assert not is_tars(str(tmp_path)) and not is_tars(str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("path", "parts"),
+    [
+        ("a.tar", ("a.tar", None)),
+        ("a.tar::face", ("a.tar", "face")),
+        ("a.tar::", ("a.tar", "")),
+        ("http://[::1]:80/a.tar", ("http://[::1]:80/a.tar", None)),
+        ("http://[::1]:80/a.tar::face", ("http://[::1]:80/a.tar", "face")),
+    ],
+)
+def test_a_slot_is_what_follows_two_colons_at_the_end(path, parts):
+    assert split_slot(path) == parts
+
+
+# Indexes
+
+
+def test_shards_without_an_index_are_an_error_with_the_command_that_writes_it(tmp_path):
+    tar_of(tmp_path / "train.tar", [GOOD])
+    assert f"emollama pack --index '{tmp_path}/train.tar'" in refusal(TarStore.open, f"{tmp_path}/train.tar")
+
+
+def test_an_index_in_another_folder_stands_for_the_shards(tmp_path, monkeypatch):
+    arrays = stored(tmp_path / "shards")
+    for path in (tmp_path / "shards").glob("*.npz"):
+        path.unlink()
+    before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "shards").iterdir())
+    monkeypatch.chdir(tmp_path)
+    index_tars("shards/train-{000..002}.tar", tmp_path / "indexes")
+    assert is_tars(f"{tmp_path}/indexes")
+    monkeypatch.chdir("/")
+    store = TarStore.open(f"{tmp_path}/indexes")
+    assert all(same(store.load(name), array) for name, array in arrays.items())
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "shards").iterdir())
+
+
+def test_an_index_whose_tar_is_gone_is_an_error(tmp_path):
+    stored(tmp_path / "shards")
+    index_tars(f"{tmp_path}/shards", tmp_path / "indexes")
+    (tmp_path / "shards/train-001.tar").unlink()
+    assert "train-001.tar" in refusal(TarStore.open, f"{tmp_path}/indexes")
+
+
+def test_shards_of_the_same_name_are_not_indexed_into_one_folder(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        tar_of(tmp_path / folder / "train.tar", [GOOD])
+    text = refusal(index_tars, f"{tmp_path}/{{a,b}}/train.tar", tmp_path / "indexes")
+    assert "train.tar" in text and not (tmp_path / "indexes").exists()
+
+
+def test_an_index_of_another_shard_of_the_same_size_is_noticed(tmp_path):
+    stored(tmp_path / "shards")
+    first, second = (tmp_path / f"shards/train-00{number}.tar.idx.npz" for number in (0, 1))
+    second.write_bytes(first.read_bytes())
+    text = refusal(TarStore.open, f"{tmp_path}/shards/train-001.tar")
+    assert "another shard" in text and f"emollama pack --index '{tmp_path}/shards/train-001.tar'" in text
+
+
+def test_an_index_of_a_shard_that_has_grown_is_noticed(tmp_path):
+    stored(tmp_path / "shards")
+    with tarfile.open(tmp_path / "shards/train-002.tar", "a") as tar:
+        for number in range(20):
+            tar.addfile(tarfile.TarInfo(f"late_{number}.npy"), io.BytesIO(b""))
+    assert "train-002.tar" in refusal(TarStore.open, f"{tmp_path}/shards")
+
+
+def test_an_index_of_a_shard_whose_members_were_exchanged_is_noticed_when_they_are_read(tmp_path):
+    arrays = {f"clip_{number}": npy(numbers(4, seed=number)) for number in range(3)}
+    indexed(tmp_path / "train.tar", [(f"{name}.npy", raw) for name, raw in arrays.items()])
+    tar_of(tmp_path / "train.tar", [(f"{name}.npy", arrays[name]) for name in ("clip_0", "clip_2", "clip_1")])
+    store = TarStore.open(f"{tmp_path}/train.tar")
+    assert same(store.load("clip_0"), numbers(4, seed=0))
+    for name in ("clip_1", "clip_2"):
+        with pytest.raises(ValueError, match="another shard"):
+            store.load(name)
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[:-30], lambda raw: b"", lambda raw: b"x" * 500, lambda raw: npy(numbers(4))])
+def test_a_damaged_index_is_an_error_with_the_command_that_writes_it(tmp_path, damage):
+    stored(tmp_path / "shards")
+    path = tmp_path / "shards/train-001.tar.idx.npz"
+    path.write_bytes(damage(path.read_bytes()))
+    assert "emollama pack --index" in refusal(TarStore.open, f"{tmp_path}/shards")
+
+
+def test_an_index_with_pickled_objects_is_refused_unread(tmp_path):
+    stored(tmp_path / "shards")
+    with open(tmp_path / "shards/train-001.tar.idx.npz", "wb") as file:
+        np.savez(file, about=np.array([Trap(str(tmp_path / "sprung"))], dtype=object))
+    assert "emollama pack --index" in refusal(TarStore.open, f"{tmp_path}/shards")
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"version": 7}, "version 7"),
+        ({"layouts": [[[16], "|O", False, 640]]}, "plain numbers"),
+        ({"layouts": [[[16], [["a", "O"]], False, 640]]}, "index"),
+        ({"layouts": [[[10**9], "<f4", False, 640]]}, "beyond the end"),
+        ({"layouts": [[[-1], "<f4", False, 640]]}, "index"),
+        ({"layouts": []}, "index"),
+        ({"layouts": 3}, "index"),
+    ],
+)
+def test_an_index_that_says_what_none_should_is_refused(tmp_path, change, problem):
+    """Another version; arrays of objects, whose bytes numpy would take for addresses; arrays beyond the shard."""
+    stored(tmp_path / "shards")
+    path = tmp_path / "shards/train-001.tar.idx.npz"
+    arrays = dict(np.load(path))
+    about = json.loads(arrays["about"].tobytes()) | change
+    np.savez(path, **arrays | {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)})
+    text = refusal(TarStore.open, f"{tmp_path}/shards")
+    assert problem in text and "emollama pack --index" in text
+
+
+def test_a_clip_in_two_shards_is_an_error_with_both(tmp_path):
+    for name in ("a", "b"):
+        tar_of(tmp_path / f"{name}.tar", [(f"only_{name}.npy", npy(numbers(4))), GOOD])
+    index_tars(str(tmp_path), None)
+    text = refusal(TarStore.open, str(tmp_path))
+    assert "'clip.npy'" in text and "a.tar" in text and "b.tar" in text
+
+
+# Shards elsewhere
+
+
+class Attic(PathHandler):
+    """Files under a prefix, copied when they are first asked for; counts what was fetched."""
+
+    def __init__(self, root, cache):
+        super().__init__()
+        self.root, self.cache, self.fetched = root, cache, []
+
+    def _get_supported_prefixes(self):
+        return ["attic://"]
+
+    def _get_local_path(self, path, force=False, **options):
+        name = path.removeprefix("attic://")
+        target = self.cache / name
+        if not target.exists():
+            self.fetched.append(name)
+            target.write_bytes((self.root / name).read_bytes())
+        return str(target)
+
+    def _isfile(self, path, **options):
+        return (self.root / path.removeprefix("attic://")).is_file()
+
+    def _isdir(self, path, **options):
+        return False
+
+
+@pytest.fixture
+def attic(tmp_path):
+    (tmp_path / "cache").mkdir()
+    handler = Attic(tmp_path / "shards", tmp_path / "cache")
+    PATHS.register_handler(handler, allow_override=True)
+    yield handler
+    del PATHS._path_handlers["attic://"]
+
+
+def test_a_registered_handler_fetches_each_shard_at_its_first_use_only(tmp_path, attic):
+    arrays = stored(tmp_path / "shards")
+    store = TarStore.open("attic://train-{000..002}.tar")
+    assert attic.fetched == [f"train-00{number}.tar.idx.npz" for number in range(3)]
+    assert store.header("clip_5") == ((16,), np.float32)
+    assert store.stamp("clip_5") and len(attic.fetched) == 3
+    assert same(store.load("clip_5"), arrays["clip_5"]) and same(store.load("clip_6"), arrays["clip_6"])
+    assert attic.fetched[3:] == ["train-001.tar"]
+    assert "train-003.tar" in refusal(TarStore.open, "attic://train-{000..003}.tar")
+
+
+def test_an_index_of_remote_shards_is_written_into_a_folder(tmp_path, attic):
+    arrays = stored(tmp_path / "shards")
+    for path in (tmp_path / "shards").glob("*.npz"):
+        path.unlink()
+    assert "--output" in refusal(TarStore.open, "attic://train-000.tar")
+    assert "--output" in refusal(index_tars, "attic://train-000.tar", None)
+    index_tars("attic://train-{000..002}.tar", tmp_path / "indexes")
+    store = TarStore.open(str(tmp_path / "indexes"))
+    assert all(same(store.load(name), array) for name, array in arrays.items())
+    assert store.place("clip_5") == "attic://train-001.tar, clip_5.npy"
+
+
+def test_a_remote_shard_that_is_not_the_indexed_one_is_noticed_when_it_is_read(tmp_path, attic):
+    stored(tmp_path / "shards")
+    store = TarStore.open("attic://train-{000..002}.tar")
+    path = tmp_path / "shards/train-001.tar"
+    path.write_bytes(path.read_bytes()[:-512])
+    with pytest.raises(ValueError, match="train-001.tar: its index"):
+        store.load("clip_5")
+
+
+@pytest.fixture
+def web(tmp_path, monkeypatch):
+    """A server on this machine; yields its address."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    handler = functools.partial(Quiet, directory=str(tmp_path / "shards"))
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    for variable in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    PATHS.register_handler(HTTPURLHandler(), allow_override=True)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+    for prefix in HTTPURLHandler()._get_supported_prefixes():
+        del PATHS._path_handlers[prefix]
+
+
+def test_shards_are_read_over_http(tmp_path, web):
+    arrays = stored(tmp_path / "shards")
+    path = f"{web}/train-{{000..002}}.tar"
+    assert is_tars(path) and shards_of(path)[2] == f"{web}/train-002.tar"
+    store = TarStore.open(path)
+    assert all(same(store.load(name), array) for name, array in arrays.items())
+    assert "emollama pack --index" in refusal(TarStore.open, f"{web}/train-003.tar")
+
+
+def test_an_index_is_read_by_whoever_opens_it_later(tmp_path):
+    arrays = stored(tmp_path / "shards")
+    index = tar_index.read(f"{tmp_path}/shards/train-000.tar.idx.npz")
+    assert index.endings == {"npy": 4} and index.size == (tmp_path / "shards/train-000.tar").stat().st_size
+    assert len(pickle.dumps(TarStore.open(f"{tmp_path}/shards"))) < 500
+    assert sorted(arrays) == sorted(TarStore.open(f"{tmp_path}/shards").names())
