@@ -33,7 +33,7 @@ class Planted:
         self.rng = np.random.default_rng(7)
         self.labels = {name: LABELS[int(self.rng.integers(len(LABELS)))] for name in self.names}
         self.expected: dict[tuple[str, str], set[str]] = {}
-        self._free = iter(self.names[3 : clips : max(1, clips // 60)])  # where faults go: spread over the list
+        self._free = iter(self.names[3 : clips : max(1, clips // 120)])  # where faults go: spread over the list
         for feature in FEATURES.values():
             (folder / feature).mkdir(parents=True)
         self._arrays(self.names)

@@ -29,7 +29,7 @@ FLOAT_TYPES = (np.float16, np.float32, np.float64)
 VALUES_CHECKED_UP_TO = 1 << 20  # bytes; the values of larger arrays are checked when they are read, their headers always
 PATCH = 14  # side of an EVA patch in pixels
 READERS = 16  # threads at most
-BATCH = 512  # arrays after which the number of threads is chosen anew
+SHARE = 64  # arrays that each thread looks at before their number is chosen anew
 ALIKE = "alike"  # in place of a digest, where all values are the same number
 
 
@@ -207,15 +207,13 @@ def _in_batches(look: Callable[[str], T], names: Sequence[str]) -> Iterator[tupl
     As many threads look as keep one core busy: several where files are waited for, one where they are in memory (more would
     hand Python's lock to and fro, which takes longer than looking).
     """
-    readers = 1
+    readers, first = 1, 0
     with ThreadPoolExecutor(READERS) as pool:
-        for first in range(0, len(names), BATCH):
-            batch = names[first : first + BATCH]
+        while batch := names[first : first + SHARE * readers]:
             begun, worked = time.perf_counter(), time.process_time()
-            size = -(-len(batch) // readers)
-            shares = [batch[start : start + size] for start in range(0, len(batch), size)]
-            looks = pool.map(lambda share: [look(name) for name in share], shares) if readers > 1 else [list(map(look, batch))]
+            shares = [batch[start : start + SHARE] for start in range(0, len(batch), SHARE)]
+            looks = (pool.map if readers > 1 else map)(lambda share: [look(name) for name in share], shares)
             found = [one for share in looks for one in share]
             busy = (time.process_time() - worked) / (time.perf_counter() - begun)  # cores
-            readers = min(READERS, max(1, round(readers / max(busy, 1 / READERS))))
+            first, readers = first + len(batch), min(READERS, max(1, int(readers / max(busy, 1 / READERS))))
             yield batch, found

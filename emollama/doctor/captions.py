@@ -75,7 +75,7 @@ NEAR = {  # label -> words that speak for it without naming it
 }
 _NEGATION = (
     r"(?:\b(?:not|no|never|without|neither|nor|than|hardly|barely|lacks?|lacking|instead of|absence of|free of|\w+n't)"
-    r"\W+(?:\w+\W+){0,2})?"
+    r"[ '-]+(?:(?!but\b)\w+[ '-]+){0,2})?"
 )
 
 

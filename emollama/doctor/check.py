@@ -69,11 +69,13 @@ class _Examination:
             return
         if training:
             self._trained[label] = dataset
-            self._unless_refused("order", label, dataset.deck)
+        self._unless_refused("unreadable", label, lambda: self._examine(label, dataset, options))
+
+    def _examine(self, label: str, dataset: Any, options: Any) -> None:
         group, _, name = label.partition(".")
         block = Block(label, self._config.resolved()[group][name]["type"], None, len(dataset), len(dataset))
         self.report.blocks.append(block)
-        self._prints[label] = Fingerprints(dataset.names(), training)
+        self._prints[label] = Fingerprints(dataset.names(), options is None)
         if isinstance(dataset, FeatureClips):
             self._features(block, dataset)
             self._texts(block, dataset, options)

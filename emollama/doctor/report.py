@@ -92,7 +92,7 @@ def _findings(findings: Sequence[Finding]) -> Iterator[str]:
         found = list(group)
         clips = len({name for finding in found for name in finding.clips})
         where = f"{block}: " if block else ""
-        yield f"  {where}{kind}{f' ({clips:,} clip{"s" * (clips > 1)})' if clips else ''}"
+        yield f"  {where}{kind}" + (f", {clips:,} clip{'s' * (clips > 1)}" if clips else "")
         yield from (f"    - {_shown(finding)}" for finding in found[:FINDINGS_SHOWN])
         if len(found) > FINDINGS_SHOWN:
             yield f"    - and {len(found) - FINDINGS_SHOWN:,} more of this kind (--json has all)"

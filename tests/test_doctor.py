@@ -1,0 +1,548 @@
+"""The doctor: what it finds in data, what it leaves in peace, and what it remembers."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import shutil
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from helpers import FOLDERS, GOLDEN, NAMES, golden_tree, loaded, write
+from planted import Planted, not_found
+
+from emollama import config
+from emollama.data import features
+from emollama.data.batch import Record
+from emollama.data.features import Features, SlotShape
+from emollama.data.instructions import TaskPool
+from emollama.data.order import Deck
+from emollama.data.problems import Problem
+from emollama.data.stores import NpyFolder
+from emollama.doctor.captions import LabelWords, is_refusal
+from emollama.doctor.check import check
+from emollama.doctor.report import text_of
+from emollama.errors import UserError
+from emollama.registry import DATASETS
+
+LIST, CAPTIONS, TRANSCRIPTS = "MERR_coarse_grained.txt", "MERR_coarse_grained.json", "transcription_en_all.csv"
+BLOCK = "datasets.golden"
+
+
+@pytest.fixture
+def tree(tmp_path, corpus):
+    """A configuration of one training block over the copied corpus, to be spoiled with it."""
+    made = golden_tree(tmp_path, corpus)
+    del made["evaluation_datasets"]
+    made["datasets"]["golden"]["task_pool"] = ["emotion", "reason"]
+    return made
+
+
+@pytest.fixture
+def checked(tmp_path, tree):
+    """A function that looks at the tree."""
+    return lambda *options: check(loaded(tmp_path, tree, *options))
+
+
+def found(report, kind, level=None):
+    """The clips that findings of a kind name."""
+    return [
+        name for finding in report.findings if finding.kind == kind and level in (None, finding.level) for name in finding.clips
+    ]
+
+
+def texts(report, level="problem"):
+    return " | ".join(finding.text for finding in report.of_level(level))
+
+
+def change_captions(corpus, change):
+    path = corpus / CAPTIONS
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+# Everything together
+
+
+def test_the_golden_corpus_has_nothing_to_tell_but_its_figures(checked):
+    report = checked()
+    assert report.findings == [] and report.summary == "0 problems, 0 notes" and report.unlisted_arrays == {}
+    (block,) = report.blocks
+    assert (block.label, block.type, block.clips, block.listed) == (BLOCK, "feature_face_caption", 6, 6)
+    assert block.labels == dict.fromkeys(("happy", "angry", "worried", "surprise", "neutral", "sad"), 1) and block.imbalance == 1
+    assert block.answers == {"emotion": 6, "reason": 6} and block.other_answers == {"reason_v2": 6}
+    assert block.sentences == {"clips": 6, "empty": 0, "different": 6, "of clips not listed": 2}
+    assert [(row.slots, row.present, row.missing, row.unusable, row.values_read) for row in block.arrays] == [
+        (("image", "cls"), 6, 0, 0, 6),
+        (("face",), 6, 0, 0, 6),
+        (("video",), 6, 0, 0, 6),
+        (("audio",), 6, 0, 0, 6),
+    ]
+    assert block.arrays[0].bytes == 6 * 65 * 176 * 4 and block.arrays[0].kinds == {"float32 (65, 176)": 6}
+    assert block.reading.clips_measured == 6 and block.reading.seconds_all_clips > 0
+
+
+@pytest.mark.parametrize("clips", [150, 1200])
+def test_every_planted_fault_is_found_and_nothing_else(tmp_path, clips):
+    planted = Planted(tmp_path / "corpus", clips, GOLDEN / "llama")
+    report = check(config.load(str(planted.config)))
+    assert not_found(planted.expected, report.plain()["findings"]) == {}
+    assert len(planted.expected) > 15
+    assert report.unlisted_arrays == {str(tmp_path / "corpus/maeV_399_UTT"): ["clip_of_nobody"]}
+    first = report.blocks[0]
+    assert first.sentences["empty"] == 2 and len(first.arrays[0].kinds) == 4
+
+
+def test_a_second_look_tells_the_same_and_a_change_since_then_is_seen(tmp_path):
+    planted = Planted(tmp_path / "corpus", 150, GOLDEN / "llama")
+    first, second = (check(config.load(str(planted.config))).plain() for _ in range(2))
+    for block in (*first["blocks"], *second["blocks"]):
+        del block["reading"]
+    assert first == second
+    np.save(planted.folder / "HL-UTT" / f"{planted.names[0]}.npy", np.full(1024, np.nan, np.float32))
+    report = check(config.load(str(planted.config)))
+    assert planted.names[0] in found(report, "unusable features")
+
+
+def test_lengths_that_were_remembered_are_measured_anew_when_a_text_changes(checked, corpus):
+    before = checked().blocks[0].lengths[1]
+    change_captions(corpus, lambda content: content[NAMES[0]].update(caption="a longer text than all others " * 8))
+    after = checked().blocks[0].lengths[1]
+    assert before.what == after.what == "answers of reason" and after.maximum > 100 > before.maximum
+
+
+def test_nothing_of_the_source_is_changed(checked, corpus):
+    def digests():
+        return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in corpus.rglob("*") if path.is_file()}
+
+    before = digests()
+    checked()
+    assert digests() == before
+
+
+def test_without_a_cache_folder_that_can_be_written_everything_is_looked_at_each_time(checked, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert checked().findings == [] == checked().findings
+
+
+def test_a_configuration_without_blocks_is_refused(checked, tree):
+    tree["datasets"] = {}
+    with pytest.raises(UserError, match="nothing to check"):
+        checked()
+
+
+def test_a_block_that_cannot_be_read_leaves_the_others_to_be_checked(checked, tree, corpus):
+    tree["datasets"]["second"] = tree["datasets"]["golden"] | {"annotation_file": "absent.txt"}
+    tree["datasets"]["third"] = tree["datasets"]["golden"] | {"face_feature_path": "nowhere"}
+    (corpus / FOLDERS["audio"] / f"{NAMES[2]}.npy").unlink()
+    report = checked()
+    assert [block.label for block in report.blocks] == [BLOCK]
+    assert {finding.block for finding in report.findings if finding.kind == "unreadable"} == {"datasets.second", "datasets.third"}
+    assert "absent.txt" in texts(report) and "face_feature_path: no folder" in texts(report)
+    assert found(report, "missing features") == [NAMES[2]]
+
+
+def test_what_stops_a_run_beside_its_clips_is_told(checked, tree):
+    tree["datasets"]["other"] = tree["datasets"]["golden"] | {"batch_size": 3}
+    tree["datasets"]["golden"]["curriculum"] = {"by": "valence", "epochs": 2}
+    report = checked()
+    assert {finding.kind for finding in report.of_level("problem")} == {"list", "batch_size"}
+    assert "one batch_size" in texts(report) and "curriculum.by" in texts(report)
+
+
+@DATASETS.register("bare_for_the_doctor")
+class Bare:
+    """The least that a dataset of one's own offers."""
+
+    @dataclass
+    class Config:
+        """No keys but those that all need."""
+
+        batch_size: int = 1
+        shuffle: bool = True
+        sample_ratio: float = 1.0
+
+    def __init__(self, cfg, **built_with):
+        self.cfg, self.notes, self.pool = cfg, ["bare note"], TaskPool("emotion", {}, ["happy"])
+
+    def __len__(self):
+        return 2
+
+    def names(self):
+        return [NAMES[0], "b"]
+
+    def problems(self):
+        return [Problem("list", "its own complaint", ("b",))]
+
+    def deck(self):
+        return Deck(2, 1.0, True)
+
+    def record(self, index, task, wording, rng=None):
+        return Record(self.names()[index], task, [(wording, "happy")], {})
+
+
+def test_a_dataset_of_ones_own_is_asked_for_its_own_problems_and_names(checked, tree):
+    tree["evaluation_datasets"] = {"bare": {"type": "bare_for_the_doctor"}}
+    report = checked()
+    assert "its own complaint" in texts(report) and "bare note" in texts(report, "note")
+    assert found(report, "train/test overlap") == [NAMES[0]]
+
+
+# Captions
+
+REFUSALS = """I'm sorry, but I cannot provide a description of this clip.
+I am sorry, but I can't assist with that request.
+I’m sorry, I am unable to determine the emotion of the person.
+I'm really sorry, but I'm not able to identify people in images.
+Sorry, but I can't help with this.
+I apologize, but I cannot analyze the video without more information.
+I apologise; I can not see the picture.
+My apologies, but I am unable to process the audio clip.
+Unfortunately, I cannot view the video you mention.
+Unfortunately, as an AI, I do not have access to the footage.
+As an AI language model, I don't have the ability to watch videos.
+As a large language model I cannot see images.
+As an AI, I cannot feel emotions, but the clues suggest sadness.
+As an artificial intelligence model, I can only read text.
+I'm sorry, but as an AI assistant I cannot describe real people.
+I'm just an AI and cannot see the frames.
+I cannot determine the emotional state from the given clues.
+I can't identify the person in the image.
+I do not have access to the video.
+The clues are short. I cannot infer the emotion from this information.
+Please provide more information about the video.
+No image was provided.
+I'm sorry, there is not enough information to describe the emotion.
+"I'm sorry, but I cannot assist with that."
+I'M SORRY,   BUT I CANNOT FULFILL THIS REQUEST.
+抱歉，我无法描述这个视频。
+作为一个AI语言模型，我无法观看视频。""".splitlines()
+
+DESCRIPTIONS = """She says: I am sorry. Her voice trembles and she looks down.
+The man says "I'm sorry, but I cannot help you" and turns away.
+The man says “I’m sorry, but I cannot help you” and turns away.
+'I'm sorry, I can't help you,' the doctor says with lowered brows.
+She apologizes: I'm sorry, but I can't provide this. I cannot describe the image. Her eyes are wet.
+The woman whispers that she is sorry but cannot stay.
+He says, I'm sorry, I can't do this any more, and the brows drop.
+The person cannot hide her anger; the lips are pressed together.
+The subtitle reads: As an AI language model I cannot love. He laughs.
+The young man works as an AI engineer and smiles.
+She plays a robot and speaks as an AI assistant would.
+The actor is unable to describe what happened, his voice breaks.
+Sorry and ashamed, the boy looks at the floor.
+Unfortunately the dog has died, and the girl cries.
+Unfortunately for him, he cannot find the key and is worried.
+The clerk says: please provide more information. The man frowns.
+I can hear a trembling voice and see drawn brows, which suggests fear.
+In the picture no one is smiling; no information was lost on her.
+The man pleads that he does not have access to the money.
+It is difficult to determine the emotion without context, but she seems calm.
+她说：对不起，我不能留下。""".splitlines()
+
+
+@pytest.mark.parametrize("caption", REFUSALS)
+def test_a_refusal_of_a_language_model_is_known(caption):
+    assert is_refusal(caption)
+
+
+@pytest.mark.parametrize("caption", [*DESCRIPTIONS, ""])
+def test_a_description_that_reports_an_apology_is_no_refusal(caption):
+    assert not is_refusal(caption)
+
+
+NINE = ("happy", "sad", "neutral", "angry", "worried", "surprise", "fear", "contempt", "doubt")
+
+
+@pytest.mark.parametrize(
+    ("caption", "own", "other"),
+    [
+        ("His jaw is tight, which speaks of anger.", "happy", "angry"),
+        ("She is visibly surprised.", "sad", "surprise"),
+        ("The tone is worried, and he worries on.", "happy", "worried"),
+        ("Everything points to SADNESS.", "neutral", "sad"),
+        ("He is not happy but sad.", "angry", "sad"),
+        ("The tone is calm rather than angry, and she is sad.", "worried", "sad"),
+    ],
+)
+def test_a_caption_that_names_one_other_label_is_a_hint(caption, own, other):
+    assert LabelWords(NINE).other(caption, own) == other
+
+
+@pytest.mark.parametrize(
+    ("caption", "own"),
+    [
+        ("The voice is low and the brows are drawn.", "happy"),
+        ("First angry, then happy.", "happy"),
+        ("Anger and fear mix in the face.", "sad"),
+        ("She is anxious, with a trace of fear.", "worried"),
+        ("No anger is heard in the tone.", "neutral"),
+        ("He is no longer angry.", "neutral"),
+        ("It is without any doubt a warm smile.", "happy"),
+        ('She says "I am so happy" and weeps.', "sad"),
+        ("She says: I am so happy.", "sad"),
+        ("The sadler works on.", "happy"),
+        ("This is sad.", "label of another list"),
+    ],
+)
+def test_a_caption_that_says_nothing_clear_against_the_label_is_left_in_peace(caption, own):
+    assert LabelWords(NINE).other(caption, own) is None
+
+
+def test_labels_of_ones_own_are_known_with_their_close_forms():
+    words = LabelWords(("Cosy", "grim"))
+    assert words.other("A cosiness lies in the voice.", "grim") == "Cosy"
+    assert words.other("She stares grimly.", "Cosy") == "grim"
+
+
+def test_hints_are_exact_on_invented_captions_that_name_emotions_in_many_ways():
+    rng = np.random.default_rng(3)
+    frames = (  # {own}: the clip's label; {a}, {b}: others
+        ("The face looks {own}, not {a}.", False),
+        ("One could think of {a}, or of {b}.", False),
+        ('He asks "are you {a}?" and laughs.', False),
+        ("The tone is flat and the eyes are wide.", False),
+        ("It starts with {a} and ends with {own}.", False),
+        ("The eyes are wide: this is {a}.", True),
+        ("The person seems {a}, and neither {b} nor anything else.", True),
+    )
+    words, told, meant = LabelWords(NINE), 0, 0
+    for _ in range(2000):
+        own, a, b = rng.choice(NINE, 3, replace=False)
+        frame, disagrees = frames[int(rng.integers(len(frames)))]
+        hint = words.other(frame.format(own=own, a=a, b=b), own)
+        assert hint == (a if disagrees else None), frame
+        told, meant = told + (hint is not None), meant + disagrees
+    assert told == meant > 400
+
+
+def test_refusals_name_the_key_that_leaves_them_out_and_leaving_them_out_mends_it(checked, tree, corpus):
+    change_captions(corpus, lambda content: content[NAMES[1]].update(caption="As an AI language model, I cannot see."))
+    report = checked()
+    assert found(report, "refusal", "problem") == [NAMES[1]] and f"{BLOCK}.exclude" in texts(report)
+    tree["datasets"]["golden"]["exclude"] = [NAMES[1]]
+    assert checked().findings == [] and checked().blocks[0].clips == 5
+
+
+# Features
+
+
+def test_arrays_of_every_kind_are_counted_by_dtype_and_shape(checked, corpus):
+    np.save(corpus / FOLDERS["face"] / f"{NAMES[0]}.npy", np.linspace(0, 1, 1024, dtype=np.float16))
+    np.save(corpus / FOLDERS["face"] / f"{NAMES[1]}.npy", np.linspace(0, 1, 1024, dtype=np.float64)[None])
+    face = checked().blocks[0].arrays[1]
+    assert face.kinds["float16 (1024,)"] == 1 and face.kinds["float64 (1, 1024)"] == 1
+    assert face.bytes == 1024 * (2 + 8 + 4 * 4)
+
+
+def test_values_of_large_arrays_are_read_only_when_asked_for_and_the_report_counts_them(checked, corpus, monkeypatch):
+    monkeypatch.setattr(features, "VALUES_CHECKED_UP_TO", 5000)
+    array = np.load(corpus / "eva" / f"{NAMES[0]}.npy")
+    array[3, 3] = np.nan
+    np.save(corpus / "eva" / f"{NAMES[0]}.npy", array)
+    report = checked()
+    assert report.findings == [] and [row.values_read for row in report.blocks[0].arrays] == [0, 6, 6, 6]
+    report = checked(f"{BLOCK}.check_values=all")
+    assert found(report, "unusable features") == [NAMES[0]] and "NaN" in texts(report)
+    assert [row.values_read for row in report.blocks[0].arrays] == [5, 6, 6, 6]
+
+
+@pytest.mark.parametrize("policy", ["zero", "skip"])
+def test_missing_features_that_the_block_allows_are_a_note(checked, corpus, policy):
+    (corpus / FOLDERS["video"] / f"{NAMES[0]}.npy").unlink()
+    report = checked(f"{BLOCK}.missing_features={policy}")
+    assert report.summary == "0 problems, 1 note" and "1 of 6 clips have no array" in texts(report, "note")
+
+
+class SlowFolder(NpyFolder):
+    """A disk on which every array has to be waited for."""
+
+    def load(self, name):
+        time.sleep(0.004)
+        return np.random.default_rng(int(name)).normal(size=8)
+
+    def stamp(self, name):
+        return (100, 1)
+
+
+def test_several_arrays_are_waited_for_at_once_where_the_disk_is_slow_and_their_order_is_kept(tmp_path):
+    names = [str(number) for number in range(2000)]
+    source = Features(SlowFolder(tmp_path, frozenset(names)), str(tmp_path), ("face",), SlotShape(1, 8), "key")
+    begun = time.perf_counter()
+    survey = source.survey(names)
+    assert time.perf_counter() - begun < 4 and list(survey.good) == names  # one after another they take 8 s
+
+
+# Texts and lengths
+
+
+@pytest.mark.parametrize(("limit", "kind"), [("max_txt_len=30", "answers cut"), ("max_context_len=72", "prompts cut")])
+def test_what_is_cut_is_what_a_run_would_cut_to_the_token(checked, tree, tmp_path, limit, kind):
+    report = checked(f"model.{limit}")
+    made = loaded(tmp_path, tree, f"model.{limit}")
+    prompt = made.classes["model"].prompt(made.model)
+    shapes = made.classes["model"].slot_shapes(made.model)
+    dataset = made.classes[BLOCK](made.datasets["golden"], slot_shapes=shapes, label=BLOCK)
+    cut = {
+        name: max(
+            prompt.sample(dataset.record(index, task, wording)).tokens_cut
+            for task in dataset.pool.tasks
+            for wording in dataset.pool.wordings[task]
+        )
+        for index, name in enumerate(dataset.names())
+    }
+    (finding,) = report.of_level("problem")
+    allowed = int(limit.partition("=")[2])
+    expected = tuple(f"{name} ({allowed + tokens} tokens)" for name, tokens in cut.items() if tokens)
+    assert finding.kind == kind and finding.details == expected and 0 < len(expected) < 6
+    assert sum(lengths.cut for lengths in report.blocks[0].lengths) == len(expected)
+
+
+def test_without_the_language_model_lengths_are_estimated_and_cuts_are_notes(checked, tree, tmp_path):
+    tree["model"]["llama_model"] = str(tmp_path / "not downloaded yet")
+    report = checked("model.max_txt_len=10")
+    assert report.of_level("problem") == [] and not any(lengths.exact for lengths in report.blocks[0].lengths)
+    assert "lengths are estimated" in texts(report, "note") and "not downloaded yet" in texts(report, "note")
+    assert len(found(report, "answers cut", "note")) == 6
+    assert "tokens, estimated" in text_of(report)
+
+
+def test_a_model_folder_without_config_json_is_no_obstacle(checked, tree, tmp_path):
+    folder = shutil.copytree(GOLDEN / "llama", tmp_path / "llama")
+    (folder / "config.json").unlink()
+    tree["model"]["llama_model"] = str(folder)
+    assert checked().of_level("problem") == []
+
+
+def test_clips_of_an_evaluation_without_answers_are_a_note(checked, tree, corpus):
+    tree["evaluation_datasets"] = {"answers": tree["datasets"]["golden"]}
+    tree["datasets"] = {}
+    change_captions(corpus, lambda content: content.pop(NAMES[3]))
+    report = checked()
+    assert report.summary == "0 problems, 1 note" and found(report, "no answer") == [NAMES[3]]
+    assert report.blocks[0].answers == {"emotion": 6, "reason": 5}
+
+
+def test_messy_tables_are_read_as_they_are(tmp_path, tree, corpus):
+    """A byte order mark, CRLF, names of digits only, a name twice, empty cells, a row too long, spaces."""
+    names = ["00012", "12", "7", "00012", "8"]
+    folder = tmp_path / "own"
+    for number, place in enumerate(FOLDERS.values()):
+        (folder / place).mkdir(parents=True)
+        for name in names:
+            if place != "eva":
+                np.save(folder / place / f"{name}.npy", np.linspace(number, int(name), 1024, dtype=np.float32))
+    rows = ["name,emotion,sentence,reason", "00012, happy ,Hello,she smiles", "12,sad,,", ",,,", "7,angry,,he frowns"]
+    rows += ["00012,happy,Hello,she smiles", "8,sad,a,b,c", ",sad,words,why", '9,sad,"one, two",', ""]
+    (folder / "own.csv").write_bytes(("\ufeff" + "\r\n".join(rows) + "\r\n").encode())
+    block = {"type": "custom", "data_root": str(folder), "annotation_file": "own.csv", "task_pool": ["emotion", "reason"]}
+    tree["datasets"] = {"own": block | {"image_feature_path": None}}
+    report = check(loaded(tmp_path, tree))
+    assert sorted(found(report, "list")) == ["", "00012", "8"] and "line 6" in texts(report) and "line 7" in texts(report)
+    assert found(report, "caption") == ["12", "9"] and set(found(report, "missing features")) == {"9"}
+    (figures,) = report.blocks
+    assert figures.clips == 4 and figures.labels == {"sad": 2, "happy": 1, "angry": 1}
+    assert figures.sentences == {"clips": 4, "empty": 2, "different": 3, "of clips not listed": 0}
+
+
+def test_a_transcript_with_a_byte_order_mark_and_crlf_keeps_its_first_column(checked, corpus):
+    rows = [("name", "sentence"), *((name, "") for name in NAMES)]
+    with (corpus / TRANSCRIPTS).open("w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file, lineterminator="\r\n").writerows(rows)
+    report = checked()
+    assert report.findings == [] and report.blocks[0].sentences["empty"] == 6
+
+
+# Blocks that share clips
+
+
+@pytest.fixture
+def two_blocks(tree, corpus):
+    """The training block beside a test block of three clips, whose arrays lie in folders of their own."""
+    folder = corpus / "test"
+    for place in FOLDERS.values():
+        (folder / place).mkdir(parents=True)
+    tree["evaluation_datasets"] = {
+        "test": tree["datasets"]["golden"]
+        | {"annotation_file": "test/list.txt", "task_pool": "emotion", "transcription_path": None}
+    }
+
+    def made(names):
+        """``names``: clip of the test -> the clip of training whose arrays it gets; None: arrays of its own."""
+        (folder / "list.txt").write_text("".join(f"{name} happy\n" for name in names))
+        for place in FOLDERS.values():
+            for name, source in names.items():
+                array = np.load(corpus / place / f"{source or NAMES[0]}.npy")
+                np.save(folder / place / f"{name}.npy", array if source else array * 0.5 + len(name) + ord(name[-1]))
+
+    return made
+
+
+def test_a_clip_that_is_trained_on_and_tested_with_is_a_problem(checked, two_blocks):
+    two_blocks({NAMES[1]: NAMES[1], "fresh_1": None})
+    report = checked()
+    assert found(report, "train/test overlap", "problem") == [NAMES[1]]
+    assert "datasets.golden and evaluation_datasets.test" in texts(report) and "exclude" in texts(report)
+
+
+def test_the_same_arrays_under_another_name_are_a_problem(checked, two_blocks):
+    two_blocks({"renamed": NAMES[1], "fresh_1": None})
+    report = checked()
+    assert found(report, "train/test overlap", "problem") == [NAMES[1]]
+    assert f"{NAMES[1]} = renamed" in text_of(report)
+
+
+def test_the_same_name_with_other_arrays_throughout_is_a_note(checked, two_blocks):
+    two_blocks({NAMES[1]: None, "fresh_1": None})
+    report = checked()
+    assert report.of_level("problem") == [] and found(report, "same names", "note") == [NAMES[1]]
+
+
+def test_arrays_of_zeros_make_no_two_clips_the_same(checked, two_blocks, corpus):
+    two_blocks({"fresh_1": None, "fresh_2": None})
+    for place, name in ((corpus, NAMES[0]), (corpus, NAMES[1]), (corpus / "test", "fresh_1")):
+        np.save(place / FOLDERS["face"] / f"{name}.npy", np.zeros(1024, np.float32))
+    report = checked()
+    assert report.of_level("problem") == []
+    assert sorted(found(report, "constant features", "note")) == sorted([NAMES[0], NAMES[1], "fresh_1"])
+
+
+def test_arrays_of_clips_that_another_block_lists_are_listed(checked, tree, corpus):
+    rows = (corpus / LIST).read_text().splitlines(keepends=True)
+    (corpus / LIST).write_text("".join(rows[:4]))
+    assert {len(names) for names in checked().unlisted_arrays.values()} == {2}
+    (corpus / "rest.txt").write_text("".join(rows[4:]))
+    tree["evaluation_datasets"] = {"rest": tree["datasets"]["golden"] | {"annotation_file": "rest.txt"}}
+    report = checked()
+    assert report.unlisted_arrays == {} and found(report, "train/test overlap") == []
+
+
+# The report
+
+
+def test_the_table_shows_a_few_clips_of_many_and_the_object_all_of_them(tmp_path, tree, corpus):
+    rows = "".join(f"absent_{number:03d} 5 happy\n" for number in range(200))
+    (corpus / LIST).write_text((corpus / LIST).read_text() + rows)
+    for number in range(30):
+        np.save(corpus / FOLDERS["face"] / f"absent_{number:03d}.npy", np.ones(3, np.float32))
+    report = check(config.load(write(tmp_path, tree)))
+    table, plain = text_of(report), report.plain()
+    assert max(map(len, table.splitlines())) < 800 and "absent_150" not in table
+    assert "and 190 more" in table and "and 25 more of this kind" in table
+    (face, *_) = (finding for finding in plain["findings"] if "face_feature_path" in finding["text"])
+    assert len(face["clips"]) == 170
+    assert table.splitlines()[-1] == report.summary == f"{plain['problems']} problems, {plain['notes']} notes"
+
+
+def test_columns_are_aligned(checked):
+    lines = text_of(checked()).splitlines()
+    (head,) = (line for line in lines if line.startswith("  features"))
+    rows = lines[lines.index(head) + 1 : lines.index(head) + 5]
+    for column in ("clips", "missing", "unusable", "values read", "MiB"):
+        end = head.index(column) + len(column)
+        assert all(row[end - 1] != " " and row[end : end + 2] == "  " for row in rows), column
