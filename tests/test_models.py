@@ -15,7 +15,7 @@ from torch import zeros
 
 from emollama.data.batch import IGNORED, Record, Rows, collate
 from emollama.errors import UserError
-from emollama.models import llm
+from emollama.models import llm, llm_weights
 from emollama.models.fusion import LinearFusion, place_rows
 from emollama.optim import trainable
 
@@ -459,6 +459,6 @@ def test_a_folder_without_a_usable_tokenizer_names_the_key(llama, content):
 
 
 def test_quantization_without_bitsandbytes_names_the_key_and_the_package(build, monkeypatch):
-    monkeypatch.setattr(llm.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(llm_weights.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"model.load_in_4bit needs the package bitsandbytes: pip install"):
         build(load_in_4bit=True)

@@ -16,7 +16,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from emollama.errors import UserError, listing
-from emollama.models import llm, upstream
+from emollama.models import llm, llm_weights, upstream
 from emollama.paths import read_text
 
 OWNER = "llama_model."  # the language model within ours; peft's own names begin after it
@@ -160,9 +160,9 @@ def check_base(folder: str, adapters: Adapters, source: str) -> None:
         UserError: no such folder, or what does not fit, by name.
     """
     targets = target_modules(adapters.layers)
-    options = llm.LLMOptions(folder, "lora", adapters.rank, 1, 0.0, targets, None, False)
+    options = llm_weights.LLMOptions(folder, "lora", adapters.rank, 1, 0.0, targets, None, False)
     try:
-        model = llm.build(options, llm.read_config(folder), dtype=torch.float32, device=torch.device("meta"))
+        model = llm_weights.build(options, llm.read_config(folder), dtype=torch.float32, device=torch.device("meta"))
     except UserError as error:
         said = str(error).removeprefix("model.llama_model: ").removeprefix("model.lora_target_modules: ")
         raise UserError(f"--llama-model: {said}") from None

@@ -104,10 +104,12 @@ class MiniGPTv2(nn.Module):
     stored_name = staticmethod(upstream.stored_name)
 
     def __init__(self, cfg: Config, *, device: torch.device, frozen_dtype: torch.dtype) -> None:
+        from emollama.models import llm_weights  # here, because it takes seconds, and most commands need no weights
+
         super().__init__()
         self.cfg = cfg
         self.llm_config = llm.read_config(cfg.llama_model)
-        options = llm.LLMOptions(
+        options = llm_weights.LLMOptions(
             path=cfg.llama_model,
             train=cfg.train_llm,
             lora_r=cfg.lora_r,
@@ -117,7 +119,7 @@ class MiniGPTv2(nn.Module):
             quantize=8 if cfg.low_resource else 4 if cfg.load_in_4bit else None,
             checkpointing=cfg.use_grad_checkpoint,
         )
-        self.llama_model: Any = llm.build(options, self.llm_config, dtype=frozen_dtype, device=device)
+        self.llama_model: Any = llm_weights.build(options, self.llm_config, dtype=frozen_dtype, device=device)
         with device:
             self.fusion = FUSIONS.get(cfg.fusion)(cfg.slot_dims, llm.width(self.llm_config), cfg.dropout)
         self.first_placeholder = llm.embedding_rows(self.llm_config)

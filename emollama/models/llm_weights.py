@@ -1,0 +1,131 @@
+"""The language model itself: with LoRA adapters, frozen, or trained in full; the only file that builds one.
+
+It can be built on the meta device, from config.json alone, to be counted before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.utils import logging as transformers_logging
+
+from emollama.errors import UserError, listing
+from emollama.models import attention
+from emollama.models.llm import TrainLLM
+from emollama.registry import did_you_mean
+
+
+@dataclass(frozen=True)
+class LLMOptions:
+    """What to load and what to train of it.
+
+    Attributes:
+        path: the model's folder.
+        train: adapters, nothing, or every weight.
+        lora_r, lora_alpha, lora_dropout, lora_targets: as in peft's LoraConfig.
+        quantize: bits of the frozen weights, None for the dtype they are loaded in.
+        checkpointing: recompute the layers' activations in the backward pass.
+    """
+
+    path: str
+    train: TrainLLM
+    lora_r: int
+    lora_alpha: int
+    lora_dropout: float
+    lora_targets: list[str]
+    quantize: Literal[4, 8] | None
+    checkpointing: bool
+
+
+def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch.device) -> Any:
+    """Load the model, or only lay out its shapes where ``device`` is meta.
+
+    Args:
+        options: see :class:`LLMOptions`.
+        config: what :func:`read_config` gave.
+        dtype: of the frozen weights. Weights that are trained are float32.
+        device: where it goes.
+
+    Raises:
+        UserError: unreadable weights, LoRA targets that do not exist, quantization without bitsandbytes.
+    """
+    dtype = torch.float32 if options.train == "full" else dtype
+    transformers_logging.disable_progress_bar()
+    # peft still asks transformers under the old name.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    if device.type == "meta":
+        with device:
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
+            return _prepared(model, options)
+    quantization = _quantization(options, dtype)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            options.path,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention.NAME,
+            local_files_only=True,
+            quantization_config=quantization,
+            device_map={"": device} if device.type == "cuda" else None,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"model.llama_model: cannot load the weights in '{options.path}': {error}") from error
+    model, report = loaded
+    if report["missing_keys"]:
+        missing = listing(sorted(report["missing_keys"]))
+        raise UserError(f"model.llama_model: the weights in '{options.path}' lack tensors, {missing}. Download them again.")
+    if quantization:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    return _prepared(model, options)
+
+
+def _prepared(model: Any, options: LLMOptions) -> Any:
+    model.requires_grad_(options.train == "full")
+    if options.train == "lora":
+        _check_targets(model, options.lora_targets)
+        lora = LoraConfig(
+            r=options.lora_r,
+            lora_alpha=options.lora_alpha,
+            lora_dropout=options.lora_dropout,
+            target_modules=list(options.lora_targets),
+            bias="none",
+            task_type="CAUSAL_LM",
+        )
+        try:
+            model = get_peft_model(model, lora)
+        except ValueError as error:
+            raise UserError(f"model.lora_target_modules: {error}") from None
+    if options.checkpointing:
+        # The name changed in transformers 5.23; the older one still works there, with a warning.
+        name = "activation_checkpointing_enable"
+        enable = getattr(model, name, None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    model.config.use_cache = False
+    return model
+
+
+def _check_targets(model: Any, targets: list[str]) -> None:
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name, _ in model.named_modules()):
+            hint = did_you_mean(target, names)
+            raise UserError(f"model.lora_target_modules: no layer '{target}'.{hint} Linear layers: {', '.join(sorted(names))}")
+
+
+def _quantization(options: LLMOptions, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if options.quantize is None:
+        return None
+    if importlib.util.find_spec("bitsandbytes") is None:
+        key = "load_in_4bit" if options.quantize == 4 else "low_resource"
+        raise UserError(f"model.{key} needs the package bitsandbytes: pip install bitsandbytes (or set {key}: False)")
+    if options.quantize == 4:
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    return BitsAndBytesConfig(load_in_8bit=True)
