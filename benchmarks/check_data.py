@@ -56,8 +56,8 @@ def timed(planted: Planted, cache: Path) -> tuple[dict[str, float], dict[str, li
     before, begun = cpu(), time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     figures = {"wall_s": time.perf_counter() - begun, "cpu_s": cpu() - before}
-    if done.returncode != 1:
-        raise SystemExit(f"check-data ended with {done.returncode}, expected 1 (problems): {done.stderr}")
+    if done.returncode != 1 or not done.stdout:
+        raise SystemExit(f"check-data ended with {done.returncode}; expected a report and 1 (problems): {done.stderr}")
     return figures, not_found(planted.expected, json.loads(done.stdout)["findings"])
 
 

@@ -20,12 +20,12 @@ from statistics import median
 import numpy as np
 
 from emollama.commands.pack import rounded_up
-from emollama.data.packed import PackedStore
-from emollama.data.packing import Report, pack
-from emollama.data.quantize import Values
-from emollama.data.shard_writers import PackedWriter, TarWriter
-from emollama.data.stores import NpyFolder
-from emollama.data.tars import TarStore
+from emollama.stores.packed import PackedStore
+from emollama.stores.packing import Report, pack
+from emollama.stores.quantize import Values
+from emollama.stores.shard_writers import PackedWriter, TarWriter
+from emollama.stores.store import NpyFolder
+from emollama.stores.tars import TarStore
 
 ROUNDS = 5
 SHARD = 2**30

@@ -21,12 +21,12 @@ from emollama.data.features import Features, SlotShape
 from emollama.data.instructions import TaskPool
 from emollama.data.order import Deck
 from emollama.data.problems import Problem
-from emollama.data.stores import NpyFolder
 from emollama.doctor.captions import LabelWords, is_refusal
 from emollama.doctor.check import check
 from emollama.doctor.report import text_of
 from emollama.errors import UserError
 from emollama.registry import DATASETS
+from emollama.stores.store import NpyFolder
 
 LIST, CAPTIONS, TRANSCRIPTS = "MERR_coarse_grained.txt", "MERR_coarse_grained.json", "transcription_en_all.csv"
 BLOCK = "datasets.golden"

@@ -17,10 +17,10 @@ import pytest
 import webdataset
 
 from emollama.commands import pack
-from emollama.data.packed import PackedStore
-from emollama.data.stores import open_store
-from emollama.data.tars import TarStore
 from emollama.errors import UserError
+from emollama.stores.packed import PackedStore
+from emollama.stores.store import open_store
+from emollama.stores.tars import TarStore
 
 ROOT = Path(__file__).parent.parent
 

@@ -13,10 +13,10 @@ from statistics import median
 import numpy as np
 import pytest
 
-from emollama.data.name_index import NameIndex, entries_of, table_of
-from emollama.data.packed import PackedStore, is_packed
-from emollama.data.shard_writers import PackedWriter
 from emollama.errors import UserError
+from emollama.stores.name_index import NameIndex, entries_of, table_of
+from emollama.stores.packed import PackedStore, is_packed
+from emollama.stores.shard_writers import PackedWriter
 
 NAMES = ["00012", "12", "a b", "a/b", "c.d", "clip_7", "表情", "\u00e9", "e\u0301", "\udcff", "", "z\0"]
 NAMES += ["x" * 43, "x" * 44, "y" * 300]  # the longest that stands in an entry, and longer ones

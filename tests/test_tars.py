@@ -18,11 +18,11 @@ import pytest
 import webdataset
 from iopath.common.file_io import HTTPURLHandler, PathHandler
 
-from emollama.data import tar_index
-from emollama.data.packing import index_tars
-from emollama.data.tars import TarStore, is_tars, shards_of, split_slot
 from emollama.errors import UserError
 from emollama.paths import PATHS
+from emollama.stores import tar_index
+from emollama.stores.packing import index_tars
+from emollama.stores.tars import TarStore, is_tars, shards_of, split_slot
 
 
 def numbers(*shape, dtype=np.float32, seed=1):

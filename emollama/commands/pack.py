@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from emollama.data.packing import Report
+    from emollama.stores.packing import Report
 
 NAME = "pack"
 HELP = "features into packed or tar shards; an index for tars; a check of packed shards"
@@ -53,11 +53,11 @@ def rounded_up(figure: float) -> str:
 
 def _pack(arguments: argparse.Namespace) -> None:
     os.environ["WDS_SECURE"] = "1"  # before webdataset is imported
-    from emollama.data.packing import gather, leftovers, pack
-    from emollama.data.shard_writers import PackedWriter, TarWriter
     from emollama.errors import UserError
     from emollama.logging import progress
     from emollama.paths import new_folder
+    from emollama.stores.packing import gather, leftovers, pack
+    from emollama.stores.shard_writers import PackedWriter, TarWriter
 
     if not arguments.output:
         raise UserError("--source needs --output FOLDER, the folder of the shards.")
@@ -88,7 +88,7 @@ def _told(report: Report, dtype: str, output: str) -> str:
 
 
 def _index(shards: str, output: str | None) -> None:
-    from emollama.data.packing import index_tars
+    from emollama.stores.packing import index_tars
 
     written = index_tars(shards, Path(output) if output else None)
     sys.stdout.write(f"{len(written)} indexes written: {', '.join(map(str, written))}\n")
@@ -97,9 +97,9 @@ def _index(shards: str, output: str | None) -> None:
 
 
 def _check(folder: str) -> None:
-    from emollama.data.packed import PackedStore
     from emollama.errors import UserError
     from emollama.logging import progress
+    from emollama.stores.packed import PackedStore
 
     store = PackedStore.open(folder)
     with progress(store.shards, "check", enabled=True) as bar:

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from emollama.data.problems import Problem
 from emollama.data.seen import Seen
-from emollama.data.stores import ArrayStore, open_store
 from emollama.errors import UserError
+from emollama.stores.store import ArrayStore, open_store
 
 T = TypeVar("T")
 FLOAT_TYPES = (np.float16, np.float32, np.float64)

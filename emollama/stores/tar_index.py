@@ -20,9 +20,9 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from emollama.data.name_index import ENTRY, entries_of, joined
 from emollama.errors import UserError
 from emollama.paths import PATHS, written_whole
+from emollama.stores.name_index import ENTRY, entries_of, joined
 
 SUFFIX = ".idx.npz"
 VERSION = 1
@@ -55,7 +55,7 @@ class TarIndex:
         size: bytes of the shard.
         layouts: of the arrays.
         endings: how many members the names of webdataset give each ending: ``{"npy": 8}`` or ``{"face.npy": 8, "video.npy": 8}``.
-        entries: (n,) of :data:`emollama.data.name_index.ENTRY`; the name is the member's without ``.npy``.
+        entries: (n,) of :data:`emollama.stores.name_index.ENTRY`; the name is the member's without ``.npy``.
         ends, names: the names, joined.
     """
 

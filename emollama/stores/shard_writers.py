@@ -1,4 +1,4 @@
-"""Writing shards: packed ones (:mod:`emollama.data.packed`) and webdataset's tars with their indexes."""
+"""Writing shards: packed ones (:mod:`emollama.stores.packed`) and webdataset's tars with their indexes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from emollama.data import packed, tar_index
-from emollama.data.name_index import entries_of, joined, table_of
-from emollama.data.packed import ALIGNMENT, HEAD_BYTES, Kind, shard_name
 from emollama.paths import written_whole
+from emollama.stores import packed, tar_index
+from emollama.stores.name_index import entries_of, joined, table_of
+from emollama.stores.packed import ALIGNMENT, HEAD_BYTES, Kind, shard_name
 
 
 class Written(NamedTuple):
@@ -29,7 +29,7 @@ class Writer(Protocol):
     """Takes arrays one after another into a folder."""
 
     def add(self, name: str, parts: tuple[np.ndarray, ...]) -> None:
-        """Write an array, as :func:`emollama.data.quantize.encoded` gives it."""
+        """Write an array, as :func:`emollama.stores.quantize.encoded` gives it."""
         ...
 
     def finish(self) -> Written:

@@ -13,9 +13,9 @@ from typing import Protocol
 
 import numpy as np
 
-from emollama.data import packed, tars
 from emollama.errors import UserError
 from emollama.paths import PATHS
+from emollama.stores import packed, tars
 
 
 class ArrayStore(Protocol):

@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emollama.data import tar_index, tars
-from emollama.data.quantize import NONE, Deviation, Values, deviation, encoded
-from emollama.data.shard_writers import Writer, Written
-from emollama.data.stores import ArrayStore, NpyFolder, open_store
 from emollama.errors import UserError, listing
 from emollama.paths import PATHS, unfinished
+from emollama.stores import tar_index, tars
+from emollama.stores.quantize import NONE, Deviation, Values, deviation, encoded
+from emollama.stores.shard_writers import Writer, Written
+from emollama.stores.store import ArrayStore, NpyFolder, open_store
 
 READERS = 4  # threads that read and convert, while one writes
 AHEAD = 16  # arrays read before they are written

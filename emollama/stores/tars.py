@@ -1,4 +1,4 @@
-"""Tar shards as webdataset writes them, read by clip name through a sidecar index a shard (:mod:`emollama.data.tar_index`).
+"""Tar shards as webdataset writes them, read by clip name through a sidecar index a shard (:mod:`emollama.stores.tar_index`).
 
 A path names a folder of shards, one shard, or several: ``shards/train-{000..003}.tar``, ``shards/train-*.tar``. With one array a
 clip a member is ``<name>.npy``. With several it is ``<name>.<slot>.npy``, and the path ends with the slot that is meant:
@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from braceexpand import braceexpand
 
-from emollama.data import tar_index
-from emollama.data.name_index import NameIndex, separated, table_of
-from emollama.data.tar_index import Layout, TarIndex
 from emollama.errors import UserError
 from emollama.paths import PATHS
+from emollama.stores import tar_index
+from emollama.stores.name_index import NameIndex, separated, table_of
+from emollama.stores.tar_index import Layout, TarIndex
 
 MAPS_KEPT = 128  # shards mapped at once by a store in a process; each takes a file descriptor
 _TAR = (".tar", ".tar.gz", ".tgz")
@@ -86,7 +86,7 @@ def is_here(shard: str) -> bool:
 
 
 class TarStore:
-    """The arrays of tar shards by clip name. Fulfils ``emollama.data.stores.ArrayStore``.
+    """The arrays of tar shards by clip name. Fulfils ``emollama.stores.store.ArrayStore``.
 
     A shard is fetched (``PATHS.get_local_path``) and mapped at its first use in a process; those on this machine are also looked
     at when the store opens. A pickled store opens again where it is unpickled.

@@ -1,9 +1,9 @@
 """Packed shards: the arrays of one encoder one after another in a few large files, read by memory map.
 
 A folder holds ``store.json`` (what the arrays are; size and digests of every file), ``index.bin`` (a hash table of
-:mod:`emollama.data.name_index`, then where each name ends, then the names) and ``shard-00000.bin`` and so on: arrays in C order,
-each at a multiple of 64 bytes, so that arrays which are all alike lie at a fixed stride. With int8 values an array is preceded
-by the float32 scales of its rows. ``emollama pack`` writes such folders.
+:mod:`emollama.stores.name_index`, then where each name ends, then the names) and ``shard-00000.bin`` and so on: arrays in C
+order, each at a multiple of 64 bytes, so that arrays which are all alike lie at a fixed stride. With int8 values an array is
+preceded by the float32 scales of its rows. ``emollama pack`` writes such folders.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from emollama.data.name_index import NameIndex, separated
-from emollama.data.quantize import restored
 from emollama.errors import UserError
 from emollama.paths import PATHS, read_text, sha256
+from emollama.stores.name_index import NameIndex, separated
+from emollama.stores.quantize import restored
 
 ABOUT, INDEX = "store.json", "index.bin"
 FORMAT, VERSION = "emollama packed arrays", 1
@@ -66,7 +66,7 @@ def is_packed(folder: str) -> bool:
 
 
 class PackedStore:
-    """The arrays of a folder of packed shards, by clip name. Fulfils ``emollama.data.stores.ArrayStore``.
+    """The arrays of a folder of packed shards, by clip name. Fulfils ``emollama.stores.store.ArrayStore``.
 
     Opening maps the index; a shard is mapped at its first use in a process. A pickled store opens again where it is unpickled.
     A shard that is cut short while it is mapped ends the process (SIGBUS), as with any memory map.

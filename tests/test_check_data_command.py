@@ -1,0 +1,100 @@
+"""``emollama check-data`` as a process: what it prints, its exit status, and its speed on as many clips as MERR has."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import FOLDERS, NAMES, golden_tree, write
+from running import ROOT, environment, run
+
+from emollama.commands import check_data
+
+
+@pytest.fixture
+def tree(tmp_path, corpus):
+    """One training block over the copied corpus."""
+    made = golden_tree(tmp_path, corpus)
+    del made["evaluation_datasets"]
+    return made
+
+
+def started(folder, tree, *arguments):
+    """The command as a process."""
+    return run("-m", "emollama", "check-data", "--cfg-path", write(folder, tree), *arguments)
+
+
+@pytest.fixture
+def printed(tmp_path, tree, capsys):
+    """A function that runs the command in this process and gives its exit status and what it printed."""
+
+    def made(*arguments):
+        parser = argparse.ArgumentParser()
+        check_data.add_arguments(parser)
+        try:
+            check_data.run(parser.parse_args(["--cfg-path", write(tmp_path, tree), *arguments]))
+        except SystemExit as end:
+            return end.code, capsys.readouterr().out
+        return 0, capsys.readouterr().out
+
+    return made
+
+
+def test_clean_data_exit_with_0_after_tables_on_standard_output(tmp_path, tree):
+    done = started(tmp_path, tree)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "0 problems, 0 notes"
+    for words in ("datasets.golden (feature_face_caption", "6 clips", "happy 1", "image + cls", "answers of emotion", "reading"):
+        assert words in done.stdout
+    assert "Problems" not in done.stdout and not (tmp_path / "out").exists()
+
+
+def test_problems_exit_with_1_and_name_clips_files_and_the_remedy(tmp_path, tree, corpus):
+    missing = corpus / FOLDERS["audio"] / f"{NAMES[1]}.npy"
+    missing.unlink()
+    with (corpus / "MERR_coarse_grained.txt").open("a") as file:
+        file.write(f"{NAMES[0]} 3 happy\n")
+    done = started(tmp_path, tree)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert NAMES[1] in done.stdout and "missing_features: zero or skip" in done.stdout and "line 7" in done.stdout
+    assert done.stdout.splitlines()[-1] == "2 problems, 0 notes"
+
+
+def test_json_is_one_object_with_every_name(printed, corpus):
+    with (corpus / "MERR_coarse_grained.txt").open("a") as file:
+        file.writelines(f"absent_{number} 3 happy\n" for number in range(50))
+    strange = os.fsencode(corpus / FOLDERS["face"]) + b"/not\xffutf8.npy"  # the name of a file need not be text
+    Path(os.fsdecode(strange)).write_bytes(b"")
+    status, text = printed("--json")
+    report = json.loads(text)
+    assert status == 1 and report["problems"] == len(report["findings"]) == 5
+    for finding in report["findings"]:
+        assert set(finding["clips"]) == {f"absent_{number}" for number in range(50)}
+    (block,) = report["blocks"]
+    assert block["labels"]["happy"] == 51 and block["imbalance"] == 51
+    assert ["not\udcffutf8"] in report["unlisted_arrays"].values()
+    status, table = printed()
+    assert status == 1 and "\\udcff" in table
+
+
+def test_options_override_the_file(printed):
+    status, table = printed("--options", "datasets.golden.image_feature_path=null", "model.max_txt_len=8")
+    assert status == 0 and "image + cls" not in table and "face" in table
+
+
+@pytest.mark.slow
+def test_as_many_clips_as_merr_has_take_less_than_a_minute_and_less_than_ten_seconds_again():
+    script = str(ROOT / "benchmarks/check_data.py")
+    done = subprocess.run(
+        [sys.executable, script, "--json"], env=environment(), capture_output=True, text=True, timeout=800, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    assert report["clips"] == 28_618 and report["wrong"] == {"cold": {}, "warm": {}}
+    assert report["cold"]["wall_s"] < 60
+    assert report["warm"]["cpu_s"] < 10  # wall time doubles where the machine's cores are shared
