@@ -143,13 +143,14 @@ def load_trainable(
     unexpected = [name for name in stored if name not in wanted]
     aside = [name for name in unexpected if _matches(name, naming.unused_names)]
     notes = [f"{path}: set aside tensors that nothing uses: {listing(aside)}"] if aside else []
-    allowed = [name for name in missing if _matches(name, allow_missing)]
-    missing = [name for name in missing if name not in allowed]
-    if set(missing) == set(naming.absent_together):
-        notes.append(f"{path}: a MiniGPT-v2 file; initialised: {listing(missing)}")
+    together, allowed = set(naming.absent_together), {name for name in missing if _matches(name, allow_missing)}
+    if together <= set(missing) <= together | allowed:
+        notes.append(f"{path}: a MiniGPT-v2 file; initialised: {listing(sorted(together))}")
+        allowed -= together
         missing = []
+    missing = [name for name in missing if name not in allowed]
     if allowed:
-        notes.append(f"{path}: not in the file, initialised as ckpt_allow_missing says: {listing(allowed)}")
+        notes.append(f"{path}: not in the file, initialised as ckpt_allow_missing says: {listing(sorted(allowed))}")
     _refuse(path, wanted, stored, missing, sorted({*unexpected} - {*aside}))
     if not dry:
         with torch.no_grad():

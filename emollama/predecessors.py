@@ -59,6 +59,8 @@ WITHOUT_EFFECT: dict[str, dict[str, str]] = {
         **dict.fromkeys(("early_stopping_patience", "early_stopping_min_delta"), _VALIDATION),
     },
 }
+# Keys of a block that names no clips and only lends processors to an evaluation.
+LENT = {"vis_processor", "text_processor", "max_words", "batch_size", "sample_ratio", "data_type", "task_pool", "evaluation_task"}
 PREPROCESS = "processors stand in the datasets' blocks"
 
 
@@ -93,8 +95,7 @@ def left_out(layers: list[Layer]) -> list[str]:
     for layer in layers:
         for label, keys in layer.tree.get("datasets", {}).items():
             blocks.setdefault(label, set()).update(keys)
-    clips = {"annotation_file", "image_path", "preset"}
-    return [label for label, keys in blocks.items() if "vis_processor" in keys and not keys & clips]
+    return [label for label, keys in blocks.items() if "vis_processor" in keys and keys <= LENT]
 
 
 def test_only(layers: list[Layer]) -> bool:
@@ -131,7 +132,7 @@ def warning(layers: list[Layer], without_effect: dict[str, str], blocks: dict[st
     for key, words in found.items():
         keys_of.setdefault(words, []).append(key)
     lines = [f"- {', '.join(keys)}: {words}" for words, keys in keys_of.items()]
-    return ["\n".join([f"{layers[0].name}: keys of the predecessors that have no effect here, or another one:", *lines])]
+    return ["\n".join([f"{layers[0].name}: keys of the predecessors that do nothing here, or something else:", *lines])]
 
 
 def _block(layer: str, path: str, keys: Any, written: dict[str, str]) -> Any:

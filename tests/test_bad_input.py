@@ -409,11 +409,23 @@ def test_a_resumed_run_with_other_input_is_refused(tmp_path, tree, options, word
     assert all(word in said for word in words), said
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [("MERR_coarse_grained.txt", " happy", " sad"), ("transcription_en_all.csv", "letters, Tom", "papers, Tom")],
+)
+def test_a_resumed_run_with_other_labels_or_words_under_the_same_names_is_refused(tmp_path, tree, corpus, name, old, new):
+    stored_run(tmp_path, tree)
+    path = corpus / name
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+    assert "list and texts of golden" in refusal(tmp_path, tree, "run.resume_ckpt_path=auto")
+
+
 def test_a_resumed_run_on_a_list_in_another_order(tmp_path, tree):
     stored_run(tmp_path, tree)
     path = Path(loaded(tmp_path, tree).datasets["golden"].data_root) / LIST
     path.write_text("\n".join(reversed(path.read_text().splitlines())))
-    assert "list of golden" in refusal(tmp_path, tree, "run.resume_ckpt_path=auto")
+    assert "list and texts of golden" in refusal(tmp_path, tree, "run.resume_ckpt_path=auto")
 
 
 def test_a_stored_run_beyond_the_new_end_is_refused(tmp_path, tree):
@@ -474,3 +486,15 @@ def test_the_command_prints_one_error_without_a_traceback_and_exits_with_one(tmp
     assert made.returncode == 1 and made.stdout == ""
     assert made.stderr == f"error: {tmp_path}/config.yaml: unknown key 'run.max_epochs'. Did you mean 'max_epoch'?\n"
     assert not (tmp_path / "out").exists()
+
+
+def test_resuming_by_itself_needs_the_runs_name(refused, tree):
+    tree["run"] |= {"resume_ckpt_path": "auto", "job_id": None}
+    assert "run.resume_ckpt_path: auto needs run.job_id" in refused()
+
+
+def test_evaluation_without_a_checkpoint(tmp_path, tree):
+    tree["model"]["ckpt"] = None
+    config = loaded(tmp_path, tree)
+    with pytest.raises(UserError, match="model.ckpt is null: nothing that was trained would answer"):
+        config.classes["run"](config, training=False)

@@ -438,3 +438,10 @@ def test_a_run_writes_files_that_load_under_the_published_names(tmp_path, stored
     runner = again.classes["run"](again)
     for name, parameter in by_stored_name(runner.model).items():
         assert parameter.detach().equal(content["model"][name])
+
+
+def test_a_minigpt_v2_file_may_have_gaps_that_are_allowed_beside_its_own(laid_out, stored):
+    together = sorted(laid_out.absent_together)
+    kept = {name: tensor for name, tensor in stored.items() if name not in together and name != "llama_proj.bias"}
+    notes = checked(laid_out, kept, "llama_proj.bias", "cls_tk_llama_proj.*")
+    assert "a MiniGPT-v2 file" in notes[0] and "1: llama_proj.bias" in notes[1]

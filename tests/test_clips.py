@@ -263,3 +263,41 @@ def test_blip_caption_leaves_no_run_of_space_no_listed_mark_and_at_most_max_word
 def test_verbatim_changes_nothing():
     for text, words in random_texts():
         assert TEXT_PROCESSORS["verbatim"](text, words) == text
+
+
+# Files that were cut or edited by hand
+
+
+def test_a_row_with_too_few_cells_is_refused_and_no_clip_without_speech(tmp_path):
+    said = refusal(transcripts, tmp_path, "name,sentence\na,x\nb\n")
+    assert f"{tmp_path}/words.csv, line 3: fewer cells than the header has" in said
+
+
+@pytest.mark.parametrize(("text", "line"), [('name,sentence\na,"x"y\n', 2), ('name,sentence\na,x\nb,z\nc,"x"y\n', 4)])
+def test_broken_quoting_names_the_line_it_stands_on(tmp_path, text, line):
+    assert f"{tmp_path}/words.csv, line {line}: not valid CSV" in refusal(transcripts, tmp_path, text)
+
+
+def test_every_faulty_row_is_reported_and_the_others_are_read(tmp_path):
+    found = []
+    text = "a happy\nb\n../c sad\na sad\nd angry\n"
+    clips = read_annotations(written(tmp_path, text), report=found.append)
+    assert [clip.name for clip in clips] == ["a", "d"]
+    assert [problem.text.partition(": ")[0] for problem in found] == [f"{tmp_path}/list.txt, line {line}" for line in (2, 3, 4)]
+
+
+def test_a_name_with_a_control_character_is_refused(tmp_path):
+    assert "control character" in refusal(rows, tmp_path, "a\x1b[31m happy\n")
+
+
+def test_lines_are_counted_as_an_editor_counts_them(tmp_path):
+    path = written(tmp_path, "a\u2028x happy\nb sad\n")
+    assert [clip.line for clip in read_annotations(path, "ne", report=lambda problem: None)] == [2]
+
+
+def test_json_without_end_is_refused(tmp_path):
+    assert "nested too deeply" in refusal(captions, tmp_path, "[" * 100_000)
+
+
+def test_a_clip_that_stands_twice_in_json_is_refused(tmp_path):
+    assert "'a' stands in it twice" in refusal(captions, tmp_path, '{"a": {"caption": "x"}, "a": {"caption": "y"}}')

@@ -215,7 +215,6 @@ def test_a_label_may_hold_dashes_and_digits(tmp_path):
         ("model.image_size=100", "model: image_size 100"),
         ("model.lora_dropout=1.0", "model: lora_dropout is 1.0"),
         ("run.job_id=a/b", "run: job_id 'a/b'"),
-        ("run.resume_ckpt_path=auto", "run: resume_ckpt_path: auto needs job_id"),
         ("run.keep_last=0", "run: keep_last is 0"),
         ("run.max_epoch=0", "run: max_epoch is 0"),
         ("datasets.feature_face_caption.batch_size=0", "datasets.feature_face_caption: batch_size is 0"),

@@ -79,7 +79,7 @@ def test_a_wrong_curriculum_is_told_with_its_block(tmp_path):
 def test_a_column_of_the_list_sorts_by_its_numbers(build):
     dataset = build("valence")  # 2.5, -2, -2, 1, 0, -2
     assert dataset.deck().difficulty.tolist() == [2.5, -2.0, -2.0, 1.0, 0.0, -2.0]
-    assert drawn(dataset, range(10)) == {1, 2} and drawn(dataset, range(10, 20)) == {1, 2, 5, 4}
+    assert drawn(dataset, range(10)) < {1, 2, 5} and drawn(dataset, range(10, 20)) == {1, 2, 5, 4}
     assert drawn(build("count"), range(10)) == {0, 3}  # 13 and 18 frames
 
 
@@ -146,4 +146,4 @@ def test_evaluation_needs_no_column_of_a_curriculum(tmp_path, corpus):
 def test_without_a_curriculum_the_deck_is_plain(build, corpus):
     deck = build("valence", curriculum={}).deck()
     assert deck.difficulty is None and deck.phases == 1 and deck.digest() is None
-    assert np.array_equal(deck.clips(0), np.arange(6))
+    assert np.array_equal(deck.clips(0, np.random.default_rng(0)), np.arange(6))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import time
 
 import pytest
 import torch
-from running import ROOT, command, environment, golden_config, rows, run
+from running import GOLDEN, ROOT, command, environment, golden_config, rows, run
 
 # batch size, accumulation, processes: three splits of one global batch of four
 SPLITS = {"accumulate": (1, 4, 1), "ranks": (1, 2, 2), "batch": (4, 1, 1)}
@@ -32,6 +34,17 @@ def splits(tmp_path_factory):
         done = run("tests/workers/splits.py", *configs, processes=processes)
         assert done.returncode == 0, done.stderr
     return folders
+
+
+def test_processes_that_see_other_data_do_not_train(tmp_path):
+    for rank, label in ((0, "happy"), (1, "sad")):
+        shutil.copytree(GOLDEN / "data", tmp_path / str(rank))
+        path = tmp_path / str(rank) / "MERR_coarse_grained.txt"
+        path.write_text(re.sub(r"(sample_00000104 \d+) \w+", rf"\1 {label}", path.read_text()))
+    config = golden_config(tmp_path / "run", data={"data_root": f"{tmp_path}/${{oc.env:RANK}}"})
+    done = run("train.py", "--cfg-path", str(config), processes=2)
+    assert done.returncode != 0 and not (tmp_path / "run/out").exists()
+    assert done.stderr.count("error: process 1 does not see what process 0 sees: list and texts of clips.") == 1
 
 
 def tensors(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pickle
 
 import numpy as np
@@ -369,3 +370,42 @@ def test_files_beside_the_list_start_at_its_folder_and_the_list_at_data_root(bui
             path.rename(inner / path.name)
     dataset = build(annotation_file="lists/MERR_coarse_grained.txt", task_pool=["reason"])
     assert dataset.problems() == [] and dataclasses.asdict(dataset.clips[0])["name"] == NAMES[0]
+
+
+# What was found good before
+
+
+def test_an_array_that_changed_under_its_old_time_is_looked_at_again(tmp_path):
+    stored(tmp_path, numbers(1024))
+    store = folder(tmp_path)
+    assert store.problems(["clip"]) == []
+    path = tmp_path / "clip.npy"
+    before = path.stat()
+    np.save(path, np.full(1024, np.nan, np.float32))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert "NaN" in store.problems(["clip"])[0].text
+
+
+def test_an_unchanged_array_is_not_opened_again(tmp_path, monkeypatch):
+    stored(tmp_path, numbers(1024))
+    assert folder(tmp_path).problems(["clip"]) == []
+    opened = []
+    monkeypatch.setattr("emollama.stores.store.NpyFolder.load", lambda self, name: opened.append(name))
+    assert folder(tmp_path).problems(["clip"]) == [] and opened == []
+
+
+def test_without_a_home_everything_is_looked_at(tmp_path, monkeypatch):
+    stored(tmp_path, numbers(3))
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("pathlib.Path.home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert len(folder(tmp_path).problems(["clip"])) == 1
+
+
+def test_an_array_that_vanishes_during_a_run_stops_it_and_is_no_zero_row(build, corpus):
+    dataset = build()
+    remove(corpus, "face", NAMES[0])
+    with pytest.raises(UserError, match="sample_00000104"):
+        dataset.record(0, "emotion", "?")
+    with pytest.raises(UserError, match=r"face_feature_path: no array of 'sample_00000104'"):
+        build().record(0, "emotion", "?")

@@ -20,6 +20,12 @@ def order(*decks, epoch_draws=1, seed=4):
     return Order(seed, decks, epoch_draws)
 
 
+def easiest(deck, phase):
+    """Clips of a phase, where no two are equally difficult."""
+    by = np.arange(deck.size) if deck.difficulty is None else np.argsort(deck.difficulty)
+    return sorted(by[: deck.count(phase)].tolist())
+
+
 def drawn(made, places, dataset=0):
     """Clips of one dataset in the order of the draw."""
     return [draw.clip for draw in map(made.draw, places) if draw.dataset == dataset]
@@ -115,10 +121,20 @@ def test_passes_and_phases_of_a_curriculum_differ():
     assert sorted(last[0]) == sorted(last[1]) == list(range(SIZE)) and last[0] != last[1]
 
 
-def test_equally_easy_clips_enter_in_file_order():
-    made = order(Deck(6, difficulty=np.zeros(6), phases=3), epoch_draws=10)
-    assert set(drawn(made, range(10))) == {0, 1}
-    assert set(drawn(made, range(10, 20))) == {0, 1, 2, 3}
+def test_equally_easy_clips_enter_at_random_and_stay():
+    chosen = set()
+    for seed in range(20):
+        made = order(Deck(6, difficulty=np.zeros(6), phases=3), epoch_draws=10, seed=seed)
+        first, second = set(drawn(made, range(10))), set(drawn(made, range(10, 20)))
+        assert len(first) == 2 and len(second) == 4 and first < second
+        chosen |= first
+    assert chosen == set(range(6))
+
+
+def test_a_difficulty_that_is_not_known_comes_last_in_either_direction():
+    for values in ([np.nan, 3.0, 1.0, 2.0], [np.nan, -3.0, -1.0, -2.0]):
+        made = order(Deck(4, difficulty=np.array(values), phases=4), epoch_draws=12)
+        assert all(0 not in drawn(made, range(12 * phase, 12 * phase + 12)) for phase in range(3))
 
 
 def test_without_shuffle_a_curriculum_goes_from_easy_to_hard_and_wraps():
@@ -146,7 +162,7 @@ def test_mixed_curricula_restart_their_passes_at_their_own_epochs():
         for phase in range(deck.phases):
             end = (phase + 1) * epoch if phase + 1 < deck.phases else len(whole)
             found = [draw.clip for draw in whole[phase * epoch : end] if draw.dataset == dataset]
-            pool = sorted(deck.clips(phase).tolist())
+            pool = easiest(deck, phase)
             assert len(pool) == -(-deck.size * (phase + 1) // deck.phases) and len(found) > 3 * len(pool)
             for first in range(0, len(found) - len(pool) + 1, len(pool)):
                 assert sorted(found[first : first + len(pool)]) == pool

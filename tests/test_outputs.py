@@ -33,7 +33,7 @@ def test_a_folder_that_cannot_be_written_is_refused_by_its_key(tmp_path, trainin
 
 def test_a_start_from_random_values_is_warned_of(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("emollama"), "propagate", True)
-    runner_of(golden_config(tmp_path, model={"ckpt": None}), training=False)
+    runner_of(golden_config(tmp_path, model={"ckpt": None}))
     assert "model.ckpt is null" in caplog.text
 
 

@@ -243,7 +243,7 @@ WITHOUT_EFFECT_IN_TRAINING = [
     *(f"run.{key}" for key in ("early_stopping_patience", "early_stopping_min_delta")),
     *(f"run.{key}" for key in ("world_size", "dist_url", "distributed", "wandb_log", "job_name")),
 ]
-HEADLINE = "keys of the predecessors that have no effect here"
+HEADLINE = "keys of the predecessors that do nothing here"
 
 
 def filled(text, folder, **words):
@@ -624,6 +624,11 @@ def test_the_processors_of_an_evaluation_are_left_out(tmp_path):
 def test_processors_of_a_dataset_that_nobody_registered_are_left_out_too(tmp_path):
     tree = small(model={"ckpt": ""}) | {"datasets": {"cc_sbu_align": {"vis_processor": {"train": {"name": "blip2_image_eval"}}}}}
     assert loaded(tmp_path, tree).datasets == {}
+
+
+def test_a_block_that_says_more_than_processors_is_trained_on(tmp_path):
+    blocks = {"dfew": {"data_root": "x", "vis_processor": {"train": {"name": "blip2_image_train"}}}}
+    assert list(loaded(tmp_path, small() | {"datasets": blocks}).datasets) == ["dfew"]
 
 
 @pytest.mark.parametrize("name", ["annotation_file", "build_info.ann_path"])

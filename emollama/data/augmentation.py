@@ -36,6 +36,8 @@ class Augmentation:
         for key, value in (("augmentation_prob", self.prob), ("augmentation_mask", self.mask)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{key} is {value}; it must be from 0 to 1")
+        if len(set(self.kinds)) < len(self.kinds):
+            raise ValueError(f"augmentations: {list(self.kinds)} names a kind twice")
         if not 0 <= self.noise < float("inf"):
             raise ValueError(f"augmentation_noise is {self.noise}; it must be at least 0, and finite")
 

@@ -17,14 +17,16 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from emollama.data.problems import Problem, Report, refuse
-from emollama.errors import UserError
+from emollama.errors import UserError, listing
 from emollama.paths import PATHS, read_text, require_file
 
 AnnotationFormat = Literal["auto", "ne", "ncev"]
 LABELS = ("happy", "sad", "neutral", "angry", "worried", "surprise", "fear", "contempt", "doubt")
+DFEW_LABELS = {"1": "happy", "2": "sad", "3": "neutral", "4": "angry", "5": "surprise", "6": "disgust", "7": "fear"}
+NO_VALENCE = -10  # in the valence column of a list: not known
 NAME_COLUMNS = ("name", "names", "video_name")
 SENTENCE_COLUMNS = ("sentence", "sentence_en", "english", "subtitles")
-_SUSPICIOUS = {"/", "\\", "\0"}  # what a name that leaves its folder needs, unless it is ".."
+_SUSPICIOUS = {"/", "\\", *map(chr, [*range(32), 127])}  # what a name that leaves its folder needs, unless it is ".."
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def read_annotations(path: str, annotation_format: AnnotationFormat = "auto", re
         UserError: no usable row, or what :func:`refuse` refuses.
     """
     clips: dict[str, Clip] = {}
-    for number, row in enumerate(read_text(require_file(path, "annotation_file")).splitlines(), 1):
+    for number, row in enumerate(_lines(read_text(require_file(path, "annotation_file"))), 1):
         fields = row.split()
         if not fields:
             continue
@@ -88,6 +90,11 @@ def read_annotations(path: str, annotation_format: AnnotationFormat = "auto", re
     return list(clips.values())
 
 
+def _lines(text: str) -> list[str]:
+    """The lines as an editor counts them; ``str.splitlines`` would break at form feeds and other signs too."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
 def _listed(fields: list[str], row: str, annotation_format: AnnotationFormat, number: int) -> Clip:
     widths = (2,) if annotation_format == "ne" else (3, 4)
     if len(fields) not in widths:
@@ -97,7 +104,7 @@ def _listed(fields: list[str], row: str, annotation_format: AnnotationFormat, nu
         )
     if len(fields) == 2:
         return Clip(safe_name(fields[0]), fields[1], number)
-    if not fields[1].lstrip("-").isdigit():
+    if not fields[1].removeprefix("-").isdecimal():
         raise ValueError(f"the second field of {row!r} is a count of frames, not '{fields[1]}' (labels are one word)")
     return Clip(safe_name(fields[0]), fields[2], number, dict(zip(("count", "valence"), fields[1::2], strict=False)))
 
@@ -112,13 +119,15 @@ def safe_name(name: str) -> str:
     """The name, if a file called after it stays inside its folder.
 
     Raises:
-        ValueError: an absolute name, one that climbs out with ``..``, or one with a NUL byte or a backslash.
+        ValueError: an absolute name, one that climbs out with ``..``, or one with a backslash or a control character.
     """
     if name and not _SUSPICIOUS & {*name} and ".." not in name:
         return name
     path = PurePosixPath(name)
-    if not name or path.is_absolute() or ".." in path.parts or "\0" in name or "\\" in name:
+    if not name or path.is_absolute() or ".." in path.parts or "\\" in name:
         raise ValueError(f"the clip name {name!r} would leave its folder. Names are relative, without '..'.")
+    if (_SUSPICIOUS - {"/"}) & {*name}:
+        raise ValueError(f"the clip name {name!r} holds a control character")
     return name
 
 
@@ -128,12 +137,12 @@ def read_rows(path: str, key: str, report: Report = refuse) -> tuple[list[str], 
     Args:
         path: UTF-8, separated by commas; a cell that holds a comma stands in quotes.
         key: the configuration key, for messages.
-        report: told of rows with more cells than the header has.
+        report: told of rows with more or fewer cells than the header has.
 
     Raises:
         UserError: no such file, no CSV, or a header that repeats a column.
     """
-    reader = csv.DictReader(io.StringIO(read_text(require_file(path, key)), newline=""), strict=True, restval="")
+    reader = csv.DictReader(io.StringIO(read_text(require_file(path, key)), newline=""), strict=True)
     rows = []
     try:
         header = [name.strip() for name in reader.fieldnames or []]
@@ -141,13 +150,15 @@ def read_rows(path: str, key: str, report: Report = refuse) -> tuple[list[str], 
             raise UserError(f"{path}, line 1: the header {header} names a column twice")
         reader.fieldnames = header
         for row in reader:
-            if None in row:
+            if None in row or None in row.values():
                 text = 'more cells than the header has. A cell that holds a comma stands in quotes: name,"Why, Tom?"'
+                if None not in row:
+                    text = "fewer cells than the header has. An empty cell needs its comma: name,"
                 report(Problem("list", f"{path}, line {reader.line_num}: {text}", (row[header[0]],)))
             elif any(row.values()):
                 rows.append((reader.line_num, {column: cell.strip() for column, cell in row.items()}))
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: not valid CSV: {error}") from None
+        raise UserError(f"{path}, line {reader.reader.line_num}: not valid CSV: {error}") from None
     return header, rows
 
 
@@ -190,28 +201,44 @@ def read_clip_table(path: str, label_column: str | None, report: Report = refuse
     return list(clips.values())
 
 
-def read_captions(path: str, field: str, key: str) -> dict[str, str]:
+def read_captions(path: str, field: str, key: str, report: Report = refuse) -> dict[str, str]:
     """Read ``{name: {field: caption, ...}}`` and keep the captions that are non-empty text.
 
     Args:
         path: the JSON file.
         field: which key of each clip's object is the caption.
         key: the configuration key, for messages.
+        report: told of clips whose entry is no object.
 
     Raises:
-        UserError: not JSON (with its line), a clip named twice, or not an object of objects.
+        UserError: not JSON (with its line), a clip named twice, or no object.
     """
-    text = read_text(require_file(path, key))
+    table = read_json(require_file(path, key))
+    expected = f"expected one JSON object keyed by clip name, each value an object with '{field}'"
+    if not isinstance(table, dict):
+        raise UserError(f"{path}: {expected}")
+    entries = {name: entry for name, entry in table.items() if isinstance(entry, dict)}
+    if strange := [name for name in table if name not in entries]:
+        report(Problem("caption", f"{path}: {expected}; no object stands under {listing(strange)}", tuple(strange)))
+    captions = {name: entry.get(field) for name, entry in entries.items()}
+    return {name: text for name, text in captions.items() if isinstance(text, str) and text.strip()}
+
+
+def read_json(path: str) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        UserError: not JSON (with its line), nested without end, or an object with the same key twice.
+    """
+    text = read_text(path)
     try:
-        table = json.loads(text, object_pairs_hook=_no_repetition)
+        return json.loads(text, object_pairs_hook=_no_repetition)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}. JSON holds no comments.") from None
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply for JSON of this kind") from None
     except ValueError as error:
         raise UserError(f"{path}: {error}. Keep one.") from None
-    if not isinstance(table, dict) or not all(isinstance(entry, dict) for entry in table.values()):
-        raise UserError(f"{path}: expected one JSON object keyed by clip name, each value an object with '{field}'")
-    captions = {name: entry.get(field) for name, entry in table.items()}
-    return {name: text for name, text in captions.items() if isinstance(text, str) and text.strip()}
 
 
 def _no_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

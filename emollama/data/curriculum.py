@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from emollama.data.clips import Clip
+from emollama.data.clips import NO_VALENCE, Clip
 from emollama.errors import UserError, listing
 from emollama.registry import did_you_mean
 
@@ -52,7 +52,7 @@ class Curriculum:
 
 
 def numbers(clips: Sequence[Clip], column: str, key: str, path: str) -> list[float]:
-    """A column of the clips' rows as numbers.
+    """A column of the clips' rows as numbers; a valence that is not known is NaN, which is sorted last.
 
     Args:
         clips: as read.
@@ -71,7 +71,8 @@ def numbers(clips: Sequence[Clip], column: str, key: str, path: str) -> list[flo
     wrong = [f"{cell!r} (line {clip.line}, {clip.name})" for clip, cell in zip(clips, cells, strict=True) if not _is_number(cell)]
     if wrong:
         raise UserError(f"{key} '{column}': {path} holds no number for clips {listing(wrong)}. Correct or exclude them.")
-    return [float(cell) for cell in cells]
+    unknown = NO_VALENCE if column == "valence" else None
+    return [math.nan if float(cell) == unknown else float(cell) for cell in cells]
 
 
 def _is_number(cell: str) -> bool:

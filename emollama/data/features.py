@@ -22,10 +22,10 @@ from torch import Tensor
 from emollama.data.problems import Problem
 from emollama.data.seen import Seen
 from emollama.errors import UserError
+from emollama.stores.npy import FLOAT_TYPES
 from emollama.stores.store import ArrayStore, open_store
 
 T = TypeVar("T")
-FLOAT_TYPES = (np.float16, np.float32, np.float64)
 VALUES_CHECKED_UP_TO = 1 << 20  # bytes; the values of larger arrays are checked when they are read, their headers always
 PATCH = 14  # side of an EVA patch in pixels
 READERS = 16  # threads at most
@@ -139,7 +139,7 @@ class Features:
             stamp = self._stored(self.store.stamp, name)
             if (known := seen.recall(name, stamp)) is not None:
                 return Look(*known.split("|"))
-            look = self._first_look(name, stamp[0], values_up_to)
+            look = self._first_look(name, stamp[0] if stamp else sys.maxsize, values_up_to)
         except UserError as error:
             return Problem("unusable features", str(error), (name,))
         seen.add(name, stamp, "|".join(look))
@@ -185,7 +185,7 @@ class Features:
             side, found = round(rows**0.5) * PATCH, _side(shape)
             made = f"; it was made at image_size {found}" if found and found != side else ""
             expected = f"expected ({1 + rows}, {width}), which is image_size {side}{made}"
-            raise UserError(self._complaint(name, f"shape {shape}, {expected}"))
+            raise UserError(self._complaint(name, f"shape {shape}, {expected} (or set model.image_size)"))
 
     def _complaint(self, name: str, problem: str) -> str:
         return f"{self.store.place(name)} (slot {' + '.join(self.slots)}): {problem}. Extract this clip again."

@@ -32,6 +32,10 @@ class ClipDataset(Protocol):
         """The clips' names in order."""
         ...
 
+    def digest(self) -> str:
+        """Of what is asked and answered, which a resumed run must find again."""
+        ...
+
     def problems(self) -> list[Problem]:
         """Everything that would stop the run later."""
         ...

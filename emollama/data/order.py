@@ -15,7 +15,7 @@ import numpy as np
 from emollama.errors import UserError
 
 MIXING_BLOCK = 1024  # draws; within each block of them every dataset has its exact share
-_PASS, _MIX, _CLIP = 0, 1, 2  # streams of random numbers that never meet
+_PASS, _MIX, _CLIP, _TIES = 0, 1, 2, 3  # streams of random numbers that never meet
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class Deck:
         shards: (size,) shard number of each clip; shards come in random order, clips are shuffled within ``window`` of them.
             None: all clips are shuffled together.
         window: shards.
-        difficulty: (size,) what a curriculum sorts by, small first; None without one.
+        difficulty: (size,) what a curriculum sorts by, small first, NaN last, equals at random; None without one.
         phases: epochs of the curriculum.
     """
 
@@ -45,11 +45,11 @@ class Deck:
         """Clips of a phase: (phase + 1) / phases of all, rounded up."""
         return -(-self.size * (phase + 1) // self.phases)
 
-    def clips(self, phase: int) -> np.ndarray:
-        """The clips of a phase: all in file order, or in a curriculum the easiest ones, easy first."""
+    def clips(self, phase: int, rng: np.random.Generator) -> np.ndarray:
+        """The clips of a phase: all in file order, or in a curriculum the easiest ones, easy first; ``rng`` parts equals."""
         if self.difficulty is None:
             return np.arange(self.size)
-        return np.argsort(self.difficulty, kind="stable")[: self.count(phase)]
+        return np.lexsort((rng.permutation(self.size), self.difficulty))[: self.count(phase)]
 
     def digest(self) -> str | None:
         """Of everything here that the configuration does not tell; None where it tells all."""
@@ -128,7 +128,7 @@ def _generator(seed: int, stream: int, *numbers: int) -> np.random.Generator:
 @lru_cache(maxsize=16)
 def _sequence(seed: int, deck: Deck, dataset: int, phase: int, lap: int) -> np.ndarray:
     """The clips of one pass in the order in which they are drawn."""
-    clips = deck.clips(phase)
+    clips = deck.clips(phase, _generator(seed, _TIES, dataset))
     if not deck.shuffle:
         return clips
     rng = _generator(seed, _PASS, dataset, lap, *([phase] if deck.phases > 1 else []))

@@ -30,19 +30,21 @@ class Seen:
     @classmethod
     def load(cls, kind: str, *what: str) -> Seen:
         """What is remembered about one question; ``what`` is everything beside the stamps that the answer rests on."""
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emollama"
         digest = hashlib.sha256(json.dumps([VERSION, *what]).encode()).hexdigest()[:24]
-        path = root / f"{kind}-{digest}.json"
         try:
+            root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emollama"
+            path = root / f"{kind}-{digest}.json"
             known = json.loads(path.read_text(encoding="utf-8"))
+        except RuntimeError:  # no home
+            return cls(Path(os.devnull))
         except (OSError, ValueError):
             known = {}
         return cls(path, known if isinstance(known, dict) else {})
 
     def recall(self, name: str, stamp: Stamp) -> str | None:
-        """What was found under this name and this very stamp; None where nothing good was."""
+        """What was found under this name and this very stamp; None where nothing good was, or the stamp is empty."""
         known, _, found = str(self.known.get(name)).partition(";")
-        return found if known == str(stamp) else None
+        return found if stamp and known == str(stamp) else None
 
     def add(self, name: str, stamp: Stamp, found: str) -> None:
         """Remember a good one."""
@@ -51,6 +53,6 @@ class Seen:
 
     def save(self) -> None:
         """Write what was added, if the cache folder can be written."""
-        if self._grown:
+        if self._grown and self.path != Path(os.devnull):
             with contextlib.suppress(OSError), written_whole(self.path) as file:
                 json.dump(self.known, file)

@@ -6,14 +6,12 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
-from emollama.data.clips import Clip, Table, read_clip_table
+from emollama.data.clips import DFEW_LABELS, Clip, Table, read_clip_table
 from emollama.data.problems import Problem
 from emollama.datasets.clip_config import ClipConfig
 from emollama.datasets.feature_clips import FeatureClips
 from emollama.paths import join
 from emollama.registry import DATASETS
-
-LABELS = {"1": "happy", "2": "sad", "3": "neutral", "4": "angry", "5": "surprise", "6": "disgust", "7": "fear"}
 
 
 @DATASETS.register("dfew")
@@ -32,9 +30,9 @@ class DFEW(FeatureClips):
         """The fold's table, video_name,label; {split} and {fold} are filled in."""
         zero_pad: int = 5
         """Digits that clip names are filled up to with zeros (1 -> 00001), as feature files are called. 0: as written."""
-        labels: list[str] = field(default_factory=lambda: list(LABELS.values()))
+        labels: list[str] = field(default_factory=lambda: list(DFEW_LABELS.values()))
         """Labels that clips may have."""
-        label_map: dict[str, str] = field(default_factory=lambda: dict(LABELS))
+        label_map: dict[str, str] = field(default_factory=lambda: dict(DFEW_LABELS))
         """Label in the file -> label here. Labels that it does not name stay as they are."""
 
         def __post_init__(self) -> None:

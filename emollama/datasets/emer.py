@@ -11,7 +11,7 @@ from emollama.datasets.clip_config import ClipConfig
 from emollama.datasets.feature_clips import FeatureClips
 from emollama.registry import DATASETS
 
-DESCRIPTIONS = ("reasons", "english")  # columns of the first and the second table
+DESCRIPTIONS = ("reasons", "english", "chi_reasons")  # columns of the two tables, and of answers to them
 CAPTION_FIELD = "smp_reason_caption"
 
 
@@ -67,4 +67,4 @@ class EMER(FeatureClips):
         path = self.beside_list(self.cfg.captions_path)
         if not self.training and self.cfg.captions_path == self.Config.captions_path and not file_exists(path):
             return {}
-        return read_captions(path, CAPTION_FIELD, f"{self.label}.captions_path")
+        return read_captions(path, CAPTION_FIELD, f"{self.label}.captions_path", self.report)

@@ -7,6 +7,8 @@ A dataset's own file says where its texts lie (:meth:`FeatureClips.read_table`);
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -61,8 +63,7 @@ class FeatureClips:
         self._found: list[Problem] = []
         self.table = self.read_table()
         if cfg.transcription_path is not None:
-            sentences = read_transcripts(self.beside_list(cfg.transcription_path), self.report)
-            self.table = dataclasses.replace(self.table, sentences=sentences)
+            self.table = dataclasses.replace(self.table, sentences=self._transcripts())
         self.clips = self._chosen_clips()
         self.features = [
             Features.open(self.beside_list(path), slots, slot_shapes[slots[0]], f"{label}.{key}")
@@ -71,11 +72,18 @@ class FeatureClips:
         ]
         self._zeros = {slot: zeros(shape.rows, shape.width) for slot, shape in slot_shapes.items()}
         self._absent = {slot: zeros(0, shape.width) for slot, shape in slot_shapes.items()}
-        self.notes = self._apply_missing_policy()
+        self.notes = [*self._apply_missing_policy(), *self._curriculum_notes()]
 
     def read_table(self) -> Table:
         """Read the list and its captions; each dataset's own. Faults of single rows go to :meth:`report`."""
         raise NotImplementedError
+
+    def _transcripts(self) -> dict[str, str] | None:
+        try:
+            return read_transcripts(self.beside_list(self.cfg.transcription_path), self.report)
+        except UserError as error:
+            self.report(Problem("transcript", str(error)))
+            return None
 
     def list_path(self) -> str:
         """The annotation file, seen from the current directory."""
@@ -96,6 +104,12 @@ class FeatureClips:
     def __len__(self) -> int:
         return len(self.clips)
 
+    def digest(self) -> str:
+        """Of what is asked and answered: names, labels, sentences, captions of the pool's tasks, in order."""
+        said, tasks = self.table.sentences or {}, self.pool.tasks
+        rows = [[clip.name, said.get(clip.name), *(self.answer(clip, task) for task in tasks)] for clip in self.clips]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
     def names(self) -> list[str]:
         """The clips' names in order."""
         return [clip.name for clip in self.clips]
@@ -109,8 +123,12 @@ class FeatureClips:
         sentence = None if self.table.sentences is None else self.table.sentences[clip.name]
         features = dict(self._absent)
         for source in self.features:
-            present = clip.name in source
-            features.update(source.read(clip.name) if present else {slot: self._zeros[slot] for slot in source.slots})
+            if clip.name in source:
+                features |= source.read(clip.name)
+            elif self.cfg.missing_features == "zero":
+                features |= {slot: self._zeros[slot] for slot in source.slots}
+            else:
+                raise UserError(f"{source.key}: no array of '{clip.name}' in {source.path}; it was there at the start of the run")
         if rng is not None and self._augmentation is not None:
             features = self._augmentation(features, rng)
         return Record(clip.name, task, [(user_text(task, wording, sentence), self.answer(clip, task))], features)
@@ -162,6 +180,12 @@ class FeatureClips:
             return [Problem("list", str(error))]
         return []
 
+    def _curriculum_notes(self) -> list[str]:
+        course = self.cfg.course() if self.training and not self._curriculum_problems() else None
+        if course is None or len(np.unique(self._difficulty(course))) > 1:
+            return []
+        return [f"{self.label}.curriculum: by {course.by} all clips are equal; each of its epochs draws a random part of them"]
+
     def _missing_texts(self) -> list[Problem]:
         names = self.names()
         found = []
@@ -179,10 +203,10 @@ class FeatureClips:
         return found
 
     def _chosen_clips(self) -> list[Clip]:
-        cfg = self.cfg
+        cfg, excluded = self.cfg, set(self.cfg.exclude)
         clips = [dataclasses.replace(clip, label=cfg.label_map.get(clip.label, clip.label)) for clip in self.table.clips]
         if "emotion" in self.pool.tasks or cfg.exclude_labels:
-            counted = [clip for clip in clips if clip.name not in cfg.exclude and (clip.label or self.training)]
+            counted = [clip for clip in clips if clip.name not in excluded and (clip.label or self.training)]
             unknown = [clip for clip in counted if clip.label not in cfg.labels]
             if unknown:
                 named = listing([f"'{clip.label}' (line {clip.line}, {clip.name})" for clip in unknown])
@@ -192,7 +216,7 @@ class FeatureClips:
         strange = missing_names(cfg.exclude, {clip.name for clip in clips})
         if strange:
             raise UserError(f"{self.label}.exclude names clips that {self.list_path()} does not list, {listing(strange)}")
-        kept = [clip for clip in clips if clip.label not in cfg.exclude_labels and clip.name not in cfg.exclude]
+        kept = [clip for clip in clips if clip.label not in cfg.exclude_labels and clip.name not in excluded]
         if not kept:
             raise UserError(f"{self.list_path()}: exclude and exclude_labels leave no clip of {len(clips)}")
         return kept

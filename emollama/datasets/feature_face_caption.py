@@ -55,4 +55,4 @@ class FeatureFaceCaption(FeatureClips):
         path = None if configured is None else self.beside_list(configured)
         if not self.training and (configured is None or (configured == default and not file_exists(path))):
             return {}
-        return read_captions(require_file(str(path), f"{self.label}.{key}"), field, key)
+        return read_captions(require_file(str(path), f"{self.label}.{key}"), field, key, self.report)

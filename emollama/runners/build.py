@@ -29,7 +29,8 @@ def build_datasets(config: RunConfig, *, training: bool, check: bool) -> dict[st
     group = "datasets" if training else "evaluation_datasets"
     blocks = config.datasets if training else {label: block.dataset for label, block in config.evaluation_datasets.items()}
     if not blocks:
-        raise UserError(f"'{group}' has no block. Add one: {{feature_face_caption: {{annotation_file: ...}}}}")
+        without = "".join(config.warnings) and " (blocks that name no clips are left out, see the warning)"
+        raise UserError(f"'{group}' has no block{without}. Add one: {{feature_face_caption: {{annotation_file: ...}}}}")
     if training and config.evaluation_datasets:
         get_logger().info("evaluation_datasets are not answered in training; eval_emotion_EMER.py does it")
     shapes = config.classes["model"].slot_shapes(config.model)
@@ -59,7 +60,7 @@ def batch_size(datasets: dict[str, Any]) -> int:
     return int(next(iter(sizes.values())))
 
 
-def build_model(config: RunConfig, world: World, precision: Precision, resumed: dict[str, Any] | None) -> Any:
+def build_model(config: RunConfig, world: World, precision: Precision, resumed: dict[str, Any] | None, *, training: bool) -> Any:
     """The model on this process's device, with its checkpoint's tensors.
 
     Names and shapes of the checkpoint are compared with a model on the meta device before weights are read.
@@ -69,6 +70,7 @@ def build_model(config: RunConfig, world: World, precision: Precision, resumed: 
         world: the processes; rank 0 checks first.
         precision: gives the dtype of frozen weights.
         resumed: content of the checkpoint that the run goes on from; None starts from ``model.ckpt``, if there is one.
+        training: False for evaluation, which needs a checkpoint.
 
     Raises:
         UserError: an unusable language model or checkpoint.
@@ -80,6 +82,11 @@ def build_model(config: RunConfig, world: World, precision: Precision, resumed: 
     def checked_tensors() -> dict[str, Tensor] | None:
         shapes = model_class(cfg, device=torch.device("meta"), frozen_dtype=precision.frozen_dtype)
         if not (resumed or cfg.ckpt):
+            if not training and not cfg.ckpt_allow_missing:
+                raise UserError(
+                    "model.ckpt is null: nothing that was trained would answer. Name a checkpoint, or set"
+                    " model.ckpt_allow_missing: ['*'] to hear random projections and adapters."
+                )
             get_logger().warning("model.ckpt is null: projections and adapters start from random values")
             return None
         content = resumed or checkpoint.read(cfg.ckpt, "model.ckpt")

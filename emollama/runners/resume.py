@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 from pathlib import Path
 from typing import Any
 
 from emollama import checkpoint
 from emollama.config import RunConfig, from_plain
 from emollama.data.loader import Split
+from emollama.data.order import Deck
 from emollama.distributed import World
-from emollama.errors import UserError
+from emollama.errors import EchoedError, UserError
 from emollama.layers import leaves
 from emollama.logging import get_logger
 
@@ -38,18 +38,27 @@ MAY_DIFFER = (
 )
 
 
-def order_facts(split: Split, datasets: dict[str, Any]) -> dict[str, Any]:
-    """What the order of the draw rests on, beside the configuration: name -> value."""
+def order_facts(split: Split, datasets: dict[str, Any], decks: list[Deck], world: World) -> dict[str, Any]:
+    """What the order of the draw rests on, beside the configuration: name -> value.
+
+    Raises:
+        UserError: another process sees other clips or texts.
+    """
     facts: dict[str, Any] = {
         "samples of a step (processes x batch_size x accum_grad_iters)": split.global_batch,
         "datasets in order": list(datasets),
     }
-    for label, dataset in datasets.items():
-        names = "\n".join(dataset.names())
+    for (label, dataset), deck in zip(datasets.items(), decks, strict=True):
         facts[f"clips of {label}"] = len(dataset)
-        facts[f"list of {label}"] = hashlib.sha256(names.encode()).hexdigest()[:16]
+        facts[f"list and texts of {label}"] = dataset.digest()
         facts[f"tasks of {label} in order"] = list(dataset.pool.tasks)
-        facts[f"shards or difficulty of {label}"] = dataset.deck().digest()
+        facts[f"shards or difficulty of {label}"] = deck.digest()
+    for rank, theirs in enumerate(world.gather(facts)):
+        different = [name for name, value in facts.items() if theirs[name] != value]
+        if different:
+            kind = UserError if world.is_main else EchoedError
+            named = ", ".join(different)
+            raise kind(f"process {rank} does not see what process {world.rank} sees: {named}. Give all nodes the same data.")
     return facts
 
 
@@ -88,6 +97,10 @@ def _chosen(configured: str | None, folder: Path) -> str | None:
     if configured != "auto":
         return configured
     found = checkpoint.newest(folder)
+    written = found.stat().st_mtime_ns if found else 0
+    for path in folder.glob("checkpoint_*.pth"):
+        if path.stat().st_mtime_ns > written and not checkpoint.is_intact(path):
+            get_logger().warning("%s is damaged or incomplete, and is passed over", path)
     if found is None:
         get_logger().info("resume_ckpt_path: auto found no complete checkpoint in %s: starting fresh", folder)
         return None

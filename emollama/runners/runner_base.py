@@ -117,8 +117,6 @@ class RunnerBase:
                 raise ValueError(f"beta2 {self.beta2} must be in [0, 1), max_grad_norm {self.max_grad_norm} above 0 or null")
             if self.job_id is not None and (not self.job_id or "/" in self.job_id or self.job_id.startswith(".")):
                 raise ValueError(f"job_id {self.job_id!r} is the name of a folder: no '/' in it, no '.' at its start")
-            if self.resume_ckpt_path == "auto" and self.job_id is None:
-                raise ValueError("resume_ckpt_path: auto needs job_id, the name of the run's folder to look in")
 
     def __init__(self, config: RunConfig, *, training: bool = True) -> None:
         if training:
@@ -127,8 +125,10 @@ class RunnerBase:
         self.config = config
         self.world = distributed.start(cfg.device)
         set_up(self.world.is_main)
-        for text in config.warnings:
+        for text in config.warnings if self.world.is_main else ():
             get_logger().warning("%s", text)
+        if training and cfg.resume_ckpt_path == "auto" and cfg.job_id is None:
+            raise UserError("run.resume_ckpt_path: auto needs run.job_id, the name of the run's folder to look in")
         job_id = cfg.job_id or self.world.on_main(lambda: datetime.now().strftime("%Y%m%d%H%M%S"))
         self.folder = Path(cfg.output_dir) / job_id
         self.world.on_main(lambda: require_writable(self.folder, "run.output_dir"))
@@ -139,9 +139,11 @@ class RunnerBase:
         resumed = None
         if training:
             self.split = Split(batch_size(self.datasets), cfg.accum_grad_iters, self.world.size, self.world.rank)
-            self._facts = order_facts(self.split, self.datasets) | {"dtype": str(self.precision.frozen_dtype)}
+            self.decks = [dataset.deck() for dataset in self.datasets.values()]
+            facts = order_facts(self.split, self.datasets, self.decks, self.world)
+            self._facts = facts | {"dtype": str(self.precision.frozen_dtype)}
             resumed = resume_content(config, self.folder, self._facts, self.world)
-        self.model = build_model(config, self.world, self.precision, resumed)
+        self.model = build_model(config, self.world, self.precision, resumed, training=training)
         self.skipped: int = resumed["skipped"][0] if resumed else 0
         self.skipped_in_row: int = resumed["skipped"][1] if resumed else 0
         if training:
@@ -276,7 +278,7 @@ class RunnerBase:
         self.learning_rate = optim.learning_rate(cfg)
         datasets = list(self.datasets.values())
         epoch_draws = self.split.global_batch * cfg.iters_per_epoch
-        order = Order(cfg.seed, tuple(dataset.deck() for dataset in datasets), epoch_draws)
+        order = Order(cfg.seed, tuple(self.decks), epoch_draws)
         self.samples = TrainingSamples(datasets, self.prompt, order)
         self.model.train()
         self.parallel = distributed.Parallel(self.model, self.world, cfg.parallel)

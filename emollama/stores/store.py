@@ -16,6 +16,7 @@ import numpy as np
 from emollama.errors import UserError
 from emollama.paths import PATHS
 from emollama.stores import packed, tars
+from emollama.stores.npy import npy_header
 
 
 class ArrayStore(Protocol):
@@ -48,7 +49,7 @@ class ArrayStore(Protocol):
         ...
 
     def stamp(self, name: str) -> tuple[int, ...]:
-        """Numbers that change when the array may have changed: size, time of modification, place in its file."""
+        """Numbers that change when the array may have changed; empty where nothing tells, so that it is looked at each time."""
         ...
 
     def groups(self, names: Sequence[str]) -> np.ndarray | None:
@@ -92,9 +93,7 @@ class NpyFolder:
             OSError, ValueError: unreadable, or shorter than it says.
         """
         with open(self.place(name), "rb") as file:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(file)
+            shape, _, dtype = npy_header(file)
             lacking = file.tell() + int(np.prod(shape)) * dtype.itemsize - os.fstat(file.fileno()).st_size
         if lacking > 0:
             raise ValueError(f"{lacking} bytes are missing at its end")
@@ -105,9 +104,9 @@ class NpyFolder:
         return f"{self.folder}/{name}.npy"
 
     def stamp(self, name: str) -> tuple[int, ...]:
-        """Size and time of modification."""
+        """Size, times of modification and of change (which copying tools do not set), and inode."""
         status = os.stat(self.place(name))
-        return status.st_size, status.st_mtime_ns
+        return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
     def groups(self, names: Sequence[str]) -> np.ndarray | None:
         """None: any order of files is as good."""
