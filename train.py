@@ -14,4 +14,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    entry_point(main)
+    entry_point(main, when_interrupted="interrupted; a run that saved goes on by run.job_id and run.resume_ckpt_path: auto")

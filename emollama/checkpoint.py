@@ -84,10 +84,10 @@ def read(path: str, key: str) -> dict[str, Any]:
     try:
         content = torch.load(PATHS.get_local_path(path), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).partition("\n")[0]
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" ({found[1]})" if found else ""
         raise UserError(
-            f"{key}: {path} holds more than tensors and plain values and was not opened, since it could run code: {reason}."
-            " Ask its author for a file that torch.load(weights_only=True) reads."
+            f"{key}: {path} holds more than tensors and plain values{what} and was not opened, since it could run code. Ask its author for a file that torch.load(weights_only=True) reads."
         ) from None
     except Exception as error:  # torch.load meets garbage with errors of many kinds
         reason = f"{type(error).__name__} {error}".partition("\n")[0].rstrip(". ")

@@ -25,7 +25,7 @@ def parse_run(description: str, arguments: list[str] | None = None) -> argparse.
     return parser.parse_args(arguments)
 
 
-def entry_point(main: Callable[[], None]) -> None:
+def entry_point(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> None:
     """Run; an error that is meant for the user is printed without a traceback, once, and exits with 1.
 
     With several processes a failing one leaves at once, without waiting for the others in the group's clean-up.
@@ -41,7 +41,7 @@ def entry_point(main: Callable[[], None]) -> None:
         _leave(1)
     except KeyboardInterrupt:
         if int(os.environ.get("RANK", 0)) == 0:
-            sys.stderr.write("interrupted; a training run goes on by run.job_id and run.resume_ckpt_path: auto\n")
+            sys.stderr.write(f"{when_interrupted}\n")
         _leave(130)
     except Exception:
         if not distributed.joined():

@@ -135,6 +135,14 @@ def _table(report: dict[str, Any]) -> list[str]:
     ]
 
 
+def _settings(config: dict[str, tuple[Any, Any]], arguments: argparse.Namespace) -> list[str]:
+    """Lines about the stored configurations; one where only one of the two has any."""
+    for side, source in enumerate((arguments.first, arguments.second)):
+        if config and all(pair[side] is None for pair in config.values()):
+            return [f"config, does not count: {source} has none"]
+    return [f"config, does not count: {key}: {one!r} | {other!r}" for key, (one, other) in config.items()]
+
+
 def _differences(report: dict[str, Any], arguments: argparse.Namespace) -> str:
     lines = [f"only in {arguments.first}: {name}" for name in report["only_in_first"]]
     lines += [f"only in {arguments.second}: {name}" for name in report["only_in_second"]]
@@ -148,7 +156,7 @@ def _differences(report: dict[str, Any], arguments: argparse.Namespace) -> str:
             "NaN or infinity in one of them" if found["max_abs"] is None else "max |a - b| {max_abs:.3g}, relative {relative:.3g}"
         )
         lines.append(f"{name}: {size.format(**found)}")
-    lines += [f"config, does not count: {key}: {one!r} | {other!r}" for key, (one, other) in report["config"].items()]
+    lines += _settings(report["config"], arguments)
     largest = max((found["relative"] or 0.0 for found in report["tensors"].values()), default=0.0)
     verdict = "equal" if report["equal"] else "different"
     compared = f"{len(report['tensors'])} tensors compared, largest relative difference {largest:.3g}"
