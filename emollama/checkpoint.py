@@ -87,7 +87,8 @@ def read(path: str, key: str) -> dict[str, Any]:
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f" ({found[1]})" if found else ""
         raise UserError(
-            f"{key}: {path} holds more than tensors and plain values{what} and was not opened, since it could run code. Ask its author for a file that torch.load(weights_only=True) reads."
+            f"{key}: {path} holds more than tensors and plain values{what} and was not opened, since it could run code."
+            " Ask its author for a file that torch.load(weights_only=True) reads."
         ) from None
     except Exception as error:  # torch.load meets garbage with errors of many kinds
         reason = f"{type(error).__name__} {error}".partition("\n")[0].rstrip(". ")

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-FEATURES = {"face": "mae_340_UTT", "video": "maeV_399_UTT", "audio": "HL-UTT"}
+FEATURES = {"image": "eva", "face": "mae_340_UTT", "video": "maeV_399_UTT", "audio": "HL-UTT"}
 LABELS = ("happy", "sad", "neutral", "angry", "worried", "surprise", "fear", "contempt", "doubt")
 WIDTH = 1024
+IMAGE = (1 + 64, 176)  # an EVA cache of image_size 112 and this width
 TEST_CLIPS = 40
 CUES = ("the brows rise", "the lips part", "the chin drops", "the eyes narrow", "the head turns", "the hands open")
 TONES = ("bright", "low", "shaky", "sharp", "flat", "warm")
@@ -50,12 +51,14 @@ class Planted:
         return name
 
     def _arrays(self, names: list[str]) -> None:
-        """Every kind of good array: float32 and float16, (1024,) and (1, 1024)."""
-        headers = {(shape, dtype): _header(shape, dtype) for shape in ((WIDTH,), (1, WIDTH)) for dtype in ("<f4", "<f2")}
-        for feature in FEATURES.values():
+        """Every kind of good array: float32 and float16, (1024,) and (1, 1024), and images."""
+        shapes = (IMAGE, (WIDTH,), (1, WIDTH))
+        headers = {(shape, dtype): _header(shape, dtype) for shape in shapes for dtype in ("<f4", "<f2")}
+        for slot, feature in FEATURES.items():
             for number, name in enumerate(names):
-                shape, dtype = ((1, WIDTH) if number % 7 == 0 else (WIDTH,)), ("<f2" if number % 11 == 0 else "<f4")
-                values = self.rng.standard_normal(WIDTH, np.float32).astype(dtype)
+                shape = IMAGE if slot == "image" else (1, WIDTH) if number % 7 == 0 else (WIDTH,)
+                dtype = "<f2" if number % 11 == 0 else "<f4"
+                values = self.rng.standard_normal(int(np.prod(shape)), np.float32).astype(dtype)
                 Path(self.folder / feature / f"{name}.npy").write_bytes(headers[shape, dtype] + values.tobytes())
 
     def _list(self) -> None:
@@ -69,7 +72,8 @@ class Planted:
 
     def _captions(self) -> None:
         captions = {name: self._caption(name, number) for number, name in enumerate(self.names)}
-        captions[self._plant("caption")] = ""
+        captions[empty := self._plant("caption")] = ""
+        self.expected["empty caption", "datasets.merr"] = {empty}
         del captions[self._plant("caption")]
         captions[self._plant("refusal")] = "I'm sorry, but I cannot describe the emotion of the person in this clip."
         captions[self._plant("refusal")] = "As an AI language model, I am unable to watch the video."
@@ -107,12 +111,21 @@ class Planted:
         def path(feature: str, name: str) -> Path:
             return self.folder / FEATURES[feature] / f"{name}.npy"
 
-        def good() -> np.ndarray:
-            return self.rng.standard_normal(WIDTH, np.float32)
+        def good(shape: int | tuple[int, ...] = WIDTH) -> np.ndarray:
+            return self.rng.standard_normal(shape, np.float32)
 
-        for feature in ("face", "face", "audio"):
+        for feature in ("image", "face", "face", "audio"):
             path(feature, self._plant("missing features")).unlink()
+        spoiled = good(IMAGE)
+        spoiled[40, 7] = np.nan
         broken = {
+            "image": [
+                spoiled,
+                good((1 + 16, IMAGE[1])),
+                good((IMAGE[0], WIDTH)),
+                good(IMAGE)[None],
+                good(IMAGE).astype(np.int32),
+            ],
             "face": [np.where(np.arange(WIDTH) == 5, np.nan, good()).astype(np.float32), good()[:-1]],
             "video": [np.ones(WIDTH, np.int64), good().reshape(2, -1)],
             "audio": [np.where(np.arange(WIDTH) == 5, np.inf, good()).astype(np.float32), np.array([{}] * 3)],
@@ -120,8 +133,9 @@ class Planted:
         for feature, arrays in broken.items():
             for array in arrays:
                 np.save(path(feature, self._plant("unusable features")), array, allow_pickle=True)
-        cut = path("video", self._plant("unusable features"))
-        cut.write_bytes(cut.read_bytes()[:-100])
+        for feature in ("image", "video"):
+            cut = path(feature, self._plant("unusable features"))
+            cut.write_bytes(cut.read_bytes()[:-100])
         path("audio", self._plant("unusable features")).write_bytes(b"")
         np.save(path("face", self._plant("constant features")), np.zeros(WIDTH, np.float32))
         twins = [self._plant("same features") for _ in range(2)]
@@ -142,7 +156,7 @@ class Planted:
         (self.folder / "test.txt").write_text("\n".join(rows), encoding="utf-8")
 
     def _configuration(self, llama: Path) -> Path:
-        block = {"type": "feature_face_caption", "data_root": str(self.folder), "image_feature_path": None}
+        block = {"type": "feature_face_caption", "data_root": str(self.folder)}
         tested = block | {"annotation_file": "test.txt", "transcription_path": None}
         tree: dict[str, Any] = {
             "model": {
@@ -150,7 +164,7 @@ class Planted:
                 "llama_model": str(llama),
                 "max_txt_len": 256,
                 "max_context_len": 512,
-                "slot_dims": {"image": 176},
+                "slot_dims": {"image": IMAGE[1]},
                 "image_size": 112,
             },
             "datasets": {"merr": block | {"annotation_file": "list.txt", "task_pool": ["emotion", "reason"]}},

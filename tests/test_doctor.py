@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import running
+import torch
 from helpers import FOLDERS, GOLDEN, NAMES, golden_tree, loaded, write
 from planted import Planted, not_found
 
-from emollama import config
+from emollama import checkpoint, config, optim
 from emollama.data import features
 from emollama.data.batch import Record
 from emollama.data.features import Features, SlotShape
@@ -94,7 +96,7 @@ def test_every_planted_fault_is_found_and_nothing_else(tmp_path, clips):
     assert len(planted.expected) > 15
     assert report.unlisted_arrays == {str(tmp_path / "corpus/maeV_399_UTT"): ["clip_of_nobody"]}
     first = report.blocks[0]
-    assert first.sentences["empty"] == 2 and len(first.arrays[0].kinds) == 4
+    assert first.sentences["empty"] == 2 and len(first.arrays[1].kinds) == 4
 
 
 def test_a_second_look_tells_the_same_and_a_change_since_then_is_seen(tmp_path):
@@ -102,6 +104,8 @@ def test_a_second_look_tells_the_same_and_a_change_since_then_is_seen(tmp_path):
     first, second = (check(config.load(str(planted.config))).plain() for _ in range(2))
     for block in (*first["blocks"], *second["blocks"]):
         del block["reading"]
+    for look in (first, second):
+        del look["training"]["free_bytes"]
     assert first == second
     np.save(planted.folder / "HL-UTT" / f"{planted.names[0]}.npy", np.full(1024, np.nan, np.float32))
     report = check(config.load(str(planted.config)))
@@ -113,6 +117,16 @@ def test_lengths_that_were_remembered_are_measured_anew_when_a_text_changes(chec
     change_captions(corpus, lambda content: content[NAMES[0]].update(caption="a longer text than all others " * 8))
     after = checked().blocks[0].lengths[1]
     assert before.what == after.what == "answers of reason" and after.maximum > 100 > before.maximum
+
+
+def test_a_second_look_loads_nothing_of_the_language_model(tmp_path, tree):
+    path = write(tmp_path, tree)
+    look = "from emollama import config; from emollama.doctor.check import check; report = check(config.load(sys.argv[1]))"
+    module, exact = "'transformers.models.llama.configuration_llama'", "[lengths.exact for lengths in report.blocks[0].lengths]"
+    tell = f"print({module} in sys.modules, {exact})"
+    first, second = (running.run("-c", f"import sys; {look}; {tell}", path) for _ in range(2))
+    assert first.stdout == "True [True, True, True]\n", first.stderr
+    assert second.stdout == "False [True, True, True]\n", second.stderr
 
 
 def test_nothing_of_the_source_is_changed(checked, corpus):
@@ -428,6 +442,34 @@ def test_clips_of_an_evaluation_without_answers_are_a_note(checked, tree, corpus
     assert report.blocks[0].answers == {"emotion": 6, "reason": 5}
 
 
+def test_captions_that_are_empty_are_counted_apart_from_absent_ones(checked, corpus):
+    def spoil(content):
+        del content[NAMES[0]]
+        content[NAMES[1]]["caption"] = " \n"
+        content[NAMES[2]]["caption"] = None
+        content[NAMES[3]] = {}
+
+    change_captions(corpus, spoil)
+    report = checked()
+    assert found(report, "caption", "problem") == NAMES[:4] and found(report, "empty caption", "note") == NAMES[1:3]
+    assert report.summary == "1 problem, 1 note"
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("emer", "names,emotions,subtitles,reasons\n{0},sad,x,\n{1},sad,x,why\n"),
+        ("emer", "name,chinese,english\n{0},x,\n{1},x,why\n"),
+        ("custom", "name,emotion,reason\n{0},sad,\n{1},sad,why\n"),
+    ],
+)
+def test_empty_cells_of_a_table_are_empty_captions(checked, tree, corpus, kind, text):
+    (corpus / "table.csv").write_text(text.format(*NAMES))
+    block = {"type": kind, "data_root": str(corpus), "annotation_file": "table.csv", "task_pool": ["reason"]}
+    tree["datasets"]["golden"] = block
+    assert found(checked(), "caption", "problem") == found(checked(), "empty caption", "note") == [NAMES[0]]
+
+
 def test_messy_tables_are_read_as_they_are(tmp_path, tree, corpus):
     """A byte order mark, CRLF, names of digits only, a name twice, empty cells, a row too long, spaces."""
     names = ["00012", "12", "7", "00012", "8"]
@@ -520,6 +562,56 @@ def test_arrays_of_clips_that_another_block_lists_are_listed(checked, tree, corp
     tree["evaluation_datasets"] = {"rest": tree["datasets"]["golden"] | {"annotation_file": "rest.txt"}}
     report = checked()
     assert report.unlisted_arrays == {} and found(report, "train/test overlap") == []
+
+
+# What training takes
+
+
+def test_passes_over_each_blocks_clips_follow_steps_batch_and_share(checked, tree, corpus):
+    (corpus / "two.txt").write_text("".join((corpus / LIST).read_text().splitlines(keepends=True)[:2]))
+    tree["datasets"]["golden"] |= {"batch_size": 2, "sample_ratio": 3}
+    tree["datasets"]["two"] = tree["datasets"]["golden"] | {"annotation_file": "two.txt", "sample_ratio": 1}
+    report = checked("run.max_epoch=2", "run.iters_per_epoch=10", "run.accum_grad_iters=4")
+    assert (report.training.steps, report.training.samples_a_step) == (20, 8)
+    assert report.training.passes == {BLOCK: 160 * 0.75 / 6, "datasets.two": 160 * 0.25 / 2}
+    assert "20 steps of 8 samples, which is datasets.golden 20.00 times, datasets.two 20.00 times" in text_of(report)
+
+
+def test_the_size_of_a_checkpoint_is_that_of_the_file(checked, tree, tmp_path):
+    made = loaded(tmp_path, tree)
+    model = made.classes["model"](made.model, device=torch.device("cpu"), frozen_dtype=torch.float32)
+    named = optim.trainable(model)
+    optimizer = optim.adamw(named.items(), lr=1e-5, weight_decay=0.05, beta2=0.999)
+    for parameter in named.values():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    values = {name: parameter.detach() for name, parameter in named.items()}
+    checkpoint.save(tmp_path / "checkpoint.pth", {"model": values, "optimizer": optimizer.state_dict()})
+    for training in (checked().training, checked().training):  # measured, then remembered
+        assert training.checkpoint_bytes == pytest.approx((tmp_path / "checkpoint.pth").stat().st_size, rel=0.05)
+    assert checked("model.lora_r=8").training.trained_parameters > training.trained_parameters
+
+
+def test_checkpoints_that_do_not_fit_the_disk_are_a_problem_and_keeping_fewer_mends_it(checked):
+    report = checked("run.max_epoch=1000000000")
+    assert [finding.kind for finding in report.of_level("problem")] == ["disk"]
+    assert "run.output_dir" in texts(report) and "run.keep_last" in texts(report)
+    report = checked("run.max_epoch=1000000000", "run.keep_last=2", "run.save_every_iters=1")
+    assert report.findings == [] and report.training.checkpoints == 4
+    assert checked("run.max_epoch=1", "run.keep_last=2").training.checkpoints == 1
+
+
+def test_without_the_models_configuration_the_size_of_a_checkpoint_is_unknown_and_said_to_be(checked, tree, tmp_path):
+    tree["model"]["llama_model"] = str(tmp_path / "not downloaded yet")
+    report = checked()
+    assert report.training.checkpoint_bytes is None and report.training.free_bytes > 0
+    assert "checkpoints  of unknown size" in text_of(report)
+
+
+def test_a_configuration_that_trains_nothing_has_no_figures_of_training(checked, tree):
+    tree["evaluation_datasets"] = {"answers": tree["datasets"].pop("golden")}
+    report = checked()
+    assert report.training is None and report.plain()["training"] is None and "training" not in text_of(report)
 
 
 # The report

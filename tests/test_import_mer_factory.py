@@ -90,14 +90,14 @@ def test_the_coarse_caption_is_made_of_the_chosen_texts_that_say_something(tmp_p
     [
         ({}, "angry", "angry"),
         ({"overall_peak_frame_info": {"timestamp": 0.3}}, "happy", "happy"),
-        ({"overall_peak_frame_info": {"timestamp": 9.0}}, "unknown", "happy"),
-        ({"overall_peak_frame_info": {}}, "unknown", "happy"),
-        ({"overall_peak_frame_info": None}, "unknown", "happy"),
+        ({"overall_peak_frame_info": {"timestamp": 9.0}}, None, "happy"),
+        ({"overall_peak_frame_info": {}}, None, "happy"),
+        ({"overall_peak_frame_info": None}, None, "happy"),
         ({"chronological_emotion_peaks": ["neutral"]}, "neutral", "neutral"),
-        ({"chronological_emotion_peaks": []}, "unknown", "unknown"),
-        ({"chronological_emotion_peaks": None}, "unknown", "unknown"),
-        ({"chronological_emotion_peaks": [""]}, "unknown", "unknown"),
-        ({"chronological_emotion_peaks": ["Peak at 2.88s: "]}, "unknown", "unknown"),
+        ({"chronological_emotion_peaks": []}, None, None),
+        ({"chronological_emotion_peaks": [""]}, None, None),
+        ({"chronological_emotion_peaks": ["Peak at 2.88s: "]}, None, None),
+        ({"chronological_emotion_peaks": ["Peak at 2.88s: unknown"]}, "unknown", "unknown"),
         (
             {"chronological_emotion_peaks": ["Peak at 2.88s: mixed feelings (strong), sad (slight)"]},
             "mixed feelings",
@@ -129,6 +129,20 @@ def test_labels_that_nobody_decided_are_told_together_and_a_map_decides_them(tmp
     run("mer-factory", folder, "--output", out, "--label-map", maps)
     assert listed(out) == [("a", "angry"), ("b", "contempt"), ("c", "contempt"), ("e", "neutral")]
     assert table(out / "import_report.json")["left_out"] == {"the label map skips 'unknown'": ["d"]}
+
+
+def test_a_peak_that_is_there_and_says_unknown_is_not_told_to_be_absent(tmp_path, out):
+    folder = factory(tmp_path / "f", a=record(chronological_emotion_peaks=["Peak at 2.88s: unknown"]))
+    said = refusal(folder, out)
+    assert f"{folder}/a/a_merr_data.json: the label 'unknown' is none of" in said and "no peak" not in said
+
+
+@pytest.mark.parametrize("peaks", ["Peak at 2.88s: angry (slight)", None, {"0": "neutral"}, [{"time": 2.88}]])
+def test_peaks_that_are_no_list_of_texts_are_a_problem_which_no_map_hides(tmp_path, out, peaks):
+    folder = factory(tmp_path / "f", a=record(), b=record(chronological_emotion_peaks=peaks))
+    maps = written(tmp_path / "map.yaml", "unknown: skip\n")
+    said = refusal(folder, out, "--label-map", maps)
+    assert f"{folder}/b/b_merr_data.json: " in said and "'chronological_emotion_peaks' is no list of texts" in said
 
 
 def test_overrides_win_over_map_truth_and_peaks(tmp_path, out):
@@ -172,7 +186,8 @@ def test_clips_of_one_name_are_named_with_both_paths(tmp_path, out):
         ('{\n // mine\n "chronological_emotion_peaks": []}', "line 2: not valid JSON"),
         ("", "line 1: not valid JSON"),
         ("[]", "no record of MER-Factory's MER pipeline"),
-        ('{"final_summary": "x"}', "'chronological_emotion_peaks' is missing"),
+        ('{"final_summary": "x"}', "'chronological_emotion_peaks' is no list of texts"),
+        ("[" * 100_000, "nested too deeply"),
         ('{"chronological_emotion_peaks": ["neutral"], "final_summary": "\\ud83d"}', "half of a character"),
     ],
 )

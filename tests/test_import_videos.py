@@ -85,6 +85,30 @@ def test_videos_of_one_name_collide_and_are_named_with_both_paths(tmp_path, out)
     assert listed(out) == [("b", "sad")]
 
 
+def test_a_video_whose_row_is_a_problem_is_not_told_a_second_time_as_one_without_a_row(tmp_path, out):
+    folder = videos(tmp_path / "v", "a.mp4", "b.mp4", "c d.mp4", "e.mp4")
+    rows = written(tmp_path / "l.csv", "name,label\na,sad\na,happy\nb,sad\nc d,sad\n")
+    run("videos", folder, rows, "--output", out, "--on-problem", "skip")
+    report = table(out / "import_report.json")
+    assert [problem["clips"] for problem in report["problems"]] == [["a"], ["c d"]]
+    assert report["left_out"] == {f"videos without a row of their own in {rows}": ["e"]}
+
+
+def test_a_folder_that_cannot_be_read_is_a_problem(tmp_path, out, monkeypatch):
+    folder = videos(tmp_path / "v", "a.mp4")
+    deep = folder.resolve()
+    monkeypatch.chdir(deep)
+    for _ in range(20):  # a path beyond what the system opens, which stops even root
+        os.mkdir("d" * 250)
+        os.chdir("d" * 250)
+    monkeypatch.chdir(tmp_path)
+    rows = written(tmp_path / "l.csv", "name,label\na,sad\n")
+    said = refusal("videos", folder, rows, "--output", out)
+    assert "problems: 1." in said and "the folder cannot be read (File name too long)" in said
+    run("videos", folder, rows, "--output", out, "--on-problem", "skip")
+    assert listed(out) == [("a", "sad")] and len(table(out / "import_report.json")["problems"]) == 1
+
+
 def test_linked_videos_are_taken_linked_folders_told_and_broken_links_problems(tmp_path, out):
     folder = videos(tmp_path / "v", "a.mp4")
     videos(tmp_path / "elsewhere", "b.mp4", "c.mp4")

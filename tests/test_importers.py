@@ -272,21 +272,28 @@ def test_byte_order_marks_windows_line_ends_quotes_and_other_columns_are_read_ov
 @pytest.mark.parametrize(
     ("rows", "line", "says"),
     [
-        ("a,sad\na\tb,sad\n", 3, "holds white space"),
-        ("a,sad\n,sad\n", 3, "the row has no name"),
-        ("a,sad\nb\n", 3, "'b' has no label"),
-        ("a,sad\nb,sad,1,2\n", 3, "more cells than the header"),
-        ("a,sad\nb,sad,high\n", 3, "the valence 'high' is no number"),
-        ("a,sad\nb,sad,nan\n", 3, "the valence 'nan' is no number"),
-        ("a,sad\n../b,sad\n", 3, "would leave its folder"),
+        ("a\tb,sad,\n", 3, "holds white space"),
+        (",sad,\n", 3, "the row has no name"),
+        ("b,,\n", 3, "'b' has no label"),
+        ("b\n", 3, "fewer cells than the header"),
+        ("b,sad\n", 3, "fewer cells than the header"),
+        ("b,sad,1,2\n", 3, "more cells than the header"),
+        ("b,sad,high\n", 3, "the valence 'high' is no number"),
+        ("b,sad,nan\n", 3, "the valence 'nan' is no number"),
+        ("../b,sad,\n", 3, "would leave its folder"),
     ],
 )
 def test_a_bad_row_is_told_with_its_line_or_left_out(tmp_path, out, rows, line, says):
-    text = "name,discrete,valence\n" + rows
+    text = "name,discrete,valence\na,sad,\n" + rows
     said = mer_refusal(tmp_path, text)
     assert f"{tmp_path}/label.csv, line {line}: " in said and says in said
     assert mer(tmp_path, text, "--on-problem", "skip", out=out) == [("a", "sad")]
     assert len(table(out / "import_report.json")["problems"]) == 1
+
+
+def test_a_file_whose_rows_are_all_faulty_is_told_row_by_row(tmp_path):
+    said = mer_refusal(tmp_path, "name,discrete\na\nb\n")
+    assert "problems: 2." in said and "line 2: fewer cells" in said and "line 3: fewer cells" in said
 
 
 def test_contradicting_rows_are_told_with_both_lines_and_neither_is_taken(tmp_path, out):
@@ -430,10 +437,19 @@ def test_the_second_emer_gives_the_english_description(tmp_path, out):
     assert not (out / "transcription_en_all.csv").exists()
 
 
-@pytest.mark.parametrize("header", ["names,chi_reasons", "name,english", "a,b,c"])
-def test_a_table_that_is_not_emers_truth_is_told_both_headers(tmp_path, out, header):
+def test_predictions_of_emer_are_descriptions_too(tmp_path, out):
+    run("emer", written(tmp_path / "pred.csv", 'names,chi_reasons\n00012,"He shouts, so he is angry."\nb,\n'), "--output", out)
+    assert (out / "clips.txt").read_text() == "00012 0 0\nb 0 0\n"
+    assert table(out / "MERR_fine_grained.json") == {"00012": {"smp_reason_caption": "He shouts, so he is angry."}}
+
+
+@pytest.mark.parametrize("header", ["names,reasons", "name,english", "a,b,c"])
+def test_a_table_that_is_not_emers_is_told_all_headers(tmp_path, out, header):
     said = refusal("emer", written(tmp_path / "gt.csv", f"{header}\na,b\n"), "--output", out)
-    assert f"the header is {header};" in said and "names,emotions,subtitles,reasons or name,chinese,english" in said
+    assert (
+        f"the header is {header};" in said
+        and "names,emotions,subtitles,reasons or name,chinese,english or names,chi_reasons" in said
+    )
 
 
 def test_emer_rows_that_contradict_are_problems(tmp_path, out):

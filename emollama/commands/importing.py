@@ -19,7 +19,7 @@ HELP = "turn what other projects publish into lists, captions and transcripts"
 SOURCES = {  # kind -> (how its source is given, what it is)
     "mer-factory": ("FOLDER", "a folder of MER-Factory's <clip>_merr_data.json files"),
     "mertools": ("FILE --split SPLIT", "a label file of MERTools (.npz)"),
-    "emer": ("FILE", "the truth of EMER: names,emotions,subtitles,reasons or name,chinese,english"),
+    "emer": ("FILE", "a table of EMER: names,emotions,subtitles,reasons, name,chinese,english, or predictions names,chi_reasons"),
     "mer2024": ("FILE ...", "tables of MER2024: name,discrete[,valence] or name,openset"),
     "mer2025": ("FILE ...", "tables of MER2025: name,discrete[,valence], name,openset, name,reason, or name"),
     "videos": ("FOLDER TABLE", "a folder of videos and a table of their labels (DFEW: --label-map dfew)"),

@@ -12,7 +12,7 @@ from emollama.config import RunConfig
 from emollama.data.instructions import user_text
 from emollama.data.prompt import PromptLayout
 from emollama.datasets.feature_clips import FeatureClips
-from emollama.doctor import arrays, texts
+from emollama.doctor import arrays, forecast, texts
 from emollama.doctor.arrays import Fingerprints, Surveyed
 from emollama.doctor.findings import Block, Finding, Lengths, Report
 from emollama.doctor.tokens import Ruler
@@ -38,6 +38,7 @@ def check(config: RunConfig) -> Report:
         for label, block in config.evaluation_datasets.items():
             examination.block(f"evaluation_datasets.{label}", block.dataset, block.task)
         examination.what_blocks_share()
+        examination.what_training_takes()
     finally:
         gc.unfreeze()
     return examination.report
@@ -55,9 +56,6 @@ class _Examination:
         self._prints: dict[str, Fingerprints] = {}
         self._stores: dict[str, Any] = {}  # place -> the arrays there
         self._listed: dict[str, set[str]] = defaultdict(set)  # place -> clips of the lists that use it
-        if self._ruler.why_estimated:
-            text = "lengths are estimated from the number of characters, because the language model cannot be read"
-            self._tell(Finding("note", "lengths", f"{text}: {self._ruler.why_estimated}"))
 
     def block(self, label: str, cfg: Any, options: Any = None) -> None:
         """Look at one block; ``options`` are an evaluation block's, how its answers are asked for."""
@@ -85,14 +83,23 @@ class _Examination:
         self._tell(*(Finding.of(problem, label) for problem in dataset.problems()))
 
     def what_blocks_share(self) -> None:
-        """Clips that are both trained on and tested with, arrays that no list names, sizes of micro-batches."""
+        """Clips that are both trained on and tested with, arrays that no list names, how lengths were told."""
         self._tell(*arrays.overlaps(self._prints))
         for place, store in self._stores.items():
             unlisted = sorted(name for name in store.names() if name not in self._listed[place])
             if unlisted:
                 self.report.unlisted_arrays[place] = unlisted
-        if self._trained:
-            self._unless_refused("batch_size", "", lambda: batch_size(self._trained))
+        if self._ruler.why_estimated:
+            text = "lengths are estimated from the number of characters, because the language model cannot be read"
+            self._tell(Finding("note", "lengths", f"{text}: {self._ruler.why_estimated}"))
+
+    def what_training_takes(self) -> None:
+        """Passes over the data, and the disk that checkpoints need."""
+        size = self._unless_refused("batch_size", "", lambda: batch_size(self._trained)) if self._trained else None
+        if size is None:
+            return
+        self.report.training = forecast.training_of(self._config, self._trained, size)
+        self._tell(*filter(None, [forecast.disk_finding(self.report.training)]))
 
     def _unless_refused(self, kind: str, block: str, step: Callable[[], Any]) -> Any:
         """What a step of building a run gives; None, and a problem told, where it refuses."""
@@ -125,7 +132,7 @@ class _Examination:
         block.sentences = texts.sentence_counts(dataset)
         block.other_answers = texts.other_answers(dataset, self._shapes)
         answers = texts.answers(dataset)
-        self._tell(*texts.caption_findings(dataset), *texts.answer_findings(dataset, answers))
+        self._tell(*texts.caption_findings(dataset), *texts.empty_captions(dataset), *texts.answer_findings(dataset, answers))
         for task, by_clip in answers.items():
             given = {name: answer for name, answer in by_clip.items() if answer is not None}
             block.answers[task] = len(given)
@@ -133,7 +140,7 @@ class _Examination:
                 self._measured(block, self._ruler.answers(block.label, task, given))
         layout: PromptLayout = options.prompt_layout if options else "train"
         asked = texts.asked(dataset.pool, options.instruction if options else None)
-        longest = asked[self._ruler.longest([user_text(task, wording, "") for task, wording in asked], layout)]
+        longest = asked[self._ruler.longest(block.label, [user_text(task, wording, "") for task, wording in asked], layout)]
         self._measured(block, self._ruler.prompts(block.label, texts.user_words(dataset, *longest), layout))
         self._ruler.save()
 

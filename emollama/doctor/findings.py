@@ -96,6 +96,30 @@ class Reading:
     seconds_all_clips: float
 
 
+@dataclass(frozen=True)
+class Training:
+    """What training takes beside its clips, on one process.
+
+    Attributes:
+        steps: of the whole run.
+        samples_a_step: batch_size x accum_grad_iters.
+        passes: label of the block -> how often each of its clips is drawn on average.
+        trained_parameters: None where the language model's config.json cannot be read.
+        checkpoint_bytes: of one file, estimated; None as above.
+        checkpoints: files that lie there at once, at most.
+        output_dir, free_bytes: where they go, and how much space there is.
+    """
+
+    steps: int
+    samples_a_step: int
+    passes: dict[str, float]
+    trained_parameters: int | None
+    checkpoint_bytes: int | None
+    checkpoints: int
+    output_dir: str
+    free_bytes: int
+
+
 @dataclass
 class Block:
     """Figures of one block.
@@ -136,11 +160,15 @@ class Block:
 
 @dataclass
 class Report:
-    """Everything: the blocks' figures, the findings, and arrays that no block's list names (place -> clips)."""
+    """Everything: the blocks' figures, the findings, arrays that no block's list names (place -> clips), and the run's needs.
+
+    ``training`` is None where no block is trained on.
+    """
 
     blocks: list[Block] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     unlisted_arrays: dict[str, list[str]] = field(default_factory=dict)
+    training: Training | None = None
 
     def of_level(self, level: Level) -> list[Finding]:
         """The problems, or the notes."""
@@ -157,4 +185,11 @@ class Report:
         blocks = [asdict(block) | {"imbalance": block.imbalance} for block in self.blocks]
         counts = {"problems": len(self.of_level("problem")), "notes": len(self.of_level("note"))}
         findings = [asdict(finding) for finding in self.findings]
-        return {**counts, "findings": findings, "blocks": blocks, "unlisted_arrays": self.unlisted_arrays}
+        training = asdict(self.training) if self.training else None
+        return {
+            **counts,
+            "findings": findings,
+            "blocks": blocks,
+            "unlisted_arrays": self.unlisted_arrays,
+            "training": training,
+        }

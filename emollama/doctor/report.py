@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
-from emollama.doctor.findings import Arrays, Block, Finding, Lengths, Report
+from emollama.doctor.findings import Arrays, Block, Finding, Lengths, Report, Training
+from emollama.doctor.forecast import GIB
 
 NAMES_SHOWN = 10  # of a finding's clips
 FINDINGS_SHOWN = 5  # of one kind in one block
@@ -18,6 +19,8 @@ def text_of(report: Report) -> str:
     lines: list[str] = []
     for block in report.blocks:
         lines += [*_block(block), ""]
+    if report.training:
+        lines += [*_training(report.training), ""]
     for place, names in report.unlisted_arrays.items():
         lines += [f"{place}: {len(names):,} of its arrays are of clips that no list here names: {_some(names)}", ""]
     for heading, found in (("Problems", report.of_level("problem")), ("Notes", report.of_level("note"))):
@@ -62,6 +65,20 @@ def _block(block: Block) -> Iterator[str]:
             "cut",
         ]
         yield from _table(heads, map(_lengths, block.lengths))
+
+
+def _training(training: Training) -> Iterator[str]:
+    passes = ", ".join(f"{label} {count:,.2f} times" for label, count in training.passes.items())
+    yield f"training, one process assumed: {training.steps:,} steps of {training.samples_a_step:,} samples, which is {passes}"
+    free = f"{training.free_bytes / GIB:,.1f} GiB are free"
+    if training.checkpoint_bytes is None:
+        yield f"  checkpoints  of unknown size: the language model's config.json cannot be read; {free} for {training.output_dir}"
+        return
+    size, all_files = training.checkpoint_bytes / GIB, training.checkpoint_bytes * training.checkpoints / GIB
+    yield (
+        f"  checkpoints  about {size:,.3f} GiB each ({training.trained_parameters:,} trained parameters with AdamW's moments),"
+        f" {training.checkpoints} at most: {all_files:,.3f} GiB; {free} for {training.output_dir}"
+    )
 
 
 def _arrays(row: Arrays) -> list[str]:

@@ -8,9 +8,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from emollama.data.clips import file_exists, read_json
 from emollama.data.features import SlotShape
 from emollama.data.instructions import TASK_NAMES, TaskPool, user_text
+from emollama.datasets.custom import Custom
+from emollama.datasets.emer import CAPTION_FIELD, DESCRIPTIONS, EMER
 from emollama.datasets.feature_clips import FOLDERS, FeatureClips
+from emollama.datasets.feature_face_caption import CAPTIONS, FeatureFaceCaption
 from emollama.doctor.captions import LabelWords, is_refusal
 from emollama.doctor.findings import Finding
 from emollama.errors import UserError
@@ -75,6 +79,36 @@ def caption_findings(dataset: FeatureClips) -> Iterator[Finding]:
         if strange:
             text = f"{place}: captions of clips that {dataset.list_path()} does not list"
             yield Finding("note", "unlisted captions", text, dataset.label, strange)
+
+
+def empty_captions(dataset: FeatureClips) -> Iterator[Finding]:
+    """Captions that stand in their file and hold no text; the readers take these clips as clips without one."""
+    for task, captions in dataset.table.captions.items():
+        without = [name for name in dataset.names() if name not in captions]
+        given = _places(dataset, task) if without else {}
+        empty = tuple(name for name in without if name in given)
+        if empty:
+            text = f"{dataset.caption_place(task)}: of the clips without a caption for task {task}, these have an empty one"
+            yield Finding("note", "empty caption", text, dataset.label, empty)
+
+
+def _places(dataset: FeatureClips, task: str) -> set[str]:
+    """Clips whose caption has a place in its file, be it filled or not."""
+    clips = dataset.table.clips
+    if isinstance(dataset, Custom):
+        column = dataset.cfg.columns.get("reason", "reason")
+        return {clip.name for clip in clips if column in clip.columns}
+    if isinstance(dataset, EMER) and dataset.list_path().endswith(".csv"):
+        return {clip.name for clip in clips if any(column in clip.columns for column in DESCRIPTIONS)}
+    if isinstance(dataset, FeatureFaceCaption):
+        key, field = CAPTIONS[task]
+    elif isinstance(dataset, EMER):
+        key, field = "captions_path", CAPTION_FIELD
+    else:
+        return set()
+    configured = getattr(dataset.cfg, key)
+    path = None if configured is None else dataset.beside_list(configured)
+    return {name for name, entry in read_json(str(path)).items() if field in entry} if file_exists(path) else set()
 
 
 def answers(dataset: FeatureClips) -> dict[str, dict[str, str | None]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,54 +25,54 @@ Measure = Callable[[Sequence[str]], list[int]]
 class Ruler:
     """Lengths of texts in tokens; without a usable language model they are estimated from characters.
 
-    Lengths that the tokenizer gave are remembered, as long as its folder's files and the texts stay as they are.
+    Lengths that the tokenizer gave are remembered, as long as its folder's files, the model's keys and the texts stay as they
+    are; where all are, it is not loaded.
 
     Attributes:
-        why_estimated: why there is no tokenizer; None where there is one.
+        why_estimated: why lengths had to be estimated; None where they were not.
     """
 
     def __init__(self, config: RunConfig) -> None:
         self.why_estimated: str | None = None
         self._limits = {key: int(getattr(config.model, key)) for key in ("max_txt_len", "max_context_len")}
-        path = config.model.llama_model
+        self._model, self._class = config.model, config.classes["model"]
+        path = self._model.llama_model
+        self._seen = Seen.load("lengths", os.path.abspath(path), _files(path), self._class.__qualname__, repr(self._model))
+
+    @cached_property
+    def _prompt(self) -> Any | None:
+        """The renderer; None where the language model cannot be read."""
         try:
-            self._prompt = config.classes["model"].prompt(config.model)
+            return self._class.prompt(self._model)
         except UserError as error:
-            self._prompt, self.why_estimated = None, str(error)
-            return
-        files = sorted((entry.name, *_stamp(entry)) for entry in os.scandir(path) if entry.is_file())
-        self._seen = Seen.load("lengths", os.path.abspath(path), str(files), str(self._prompt.style))
+            self.why_estimated = str(error)
+            return None
 
     def answers(self, block: str, task: str, answers: Mapping[str, str]) -> tuple[Lengths, list[Finding]]:
         """Figures of a task's answers by clip (at least one), and those that are cut."""
-        measure = self._prompt.answer_lengths if self._prompt else _estimate
-        tokens = self._measured(f"{block}, {task}", list(answers.values()), measure)
+        tokens = self._measured(f"{block}, {task}", list(answers.values()), lambda prompt: prompt.answer_lengths)
         return self._told(block, f"answers of {task}", dict(zip(answers, tokens, strict=True)), "max_txt_len")
 
     def prompts(self, block: str, words: Mapping[str, str], layout: PromptLayout) -> tuple[Lengths, list[Finding]]:
         """Figures of the text of prompts by clip (at least one), and those that are cut; ``words`` are the user's."""
-        tokens = self._measured(f"{block}, prompts, {layout}", list(words.values()), self._of_prompts(layout))
+        tokens = self._measured(f"{block}, prompts, {layout}", list(words.values()), _of_prompts(layout))
         return self._told(block, "prompts", dict(zip(words, tokens, strict=True)), "max_context_len")
 
-    def longest(self, words: Sequence[str], layout: PromptLayout) -> int:
+    def longest(self, block: str, words: Sequence[str], layout: PromptLayout) -> int:
         """The number of the user's words that make the longest prompt."""
-        return int(np.argmax(self._of_prompts(layout)(words)))
+        return int(np.argmax(self._measured(f"{block}, wordings, {layout}", words, _of_prompts(layout))))
 
     def save(self) -> None:
         """Remember what was measured."""
-        if self._prompt:
-            self._seen.save()
+        self._seen.save()
 
-    def _of_prompts(self, layout: PromptLayout) -> Measure:
-        prompt = self._prompt
-        return (lambda words: prompt.prompt_lengths(words, layout)) if prompt else _estimate
-
-    def _measured(self, name: str, texts: Sequence[str], measure: Measure) -> list[int]:
+    def _measured(self, name: str, texts: Sequence[str], measure_of: Callable[[Any], Measure]) -> list[int]:
         digest = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogateescape")).hexdigest()
         stamp = (len(texts), int(digest[:15], 16))
-        known = self._seen.recall(name, stamp) if self._prompt else None
+        known = self._seen.recall(name, stamp)
         if known is not None:
             return [int(length) for length in known.split()]
+        measure = measure_of(self._prompt) if self._prompt else _estimate
         lengths: list[int] = []
         with progress(len(texts), f"{name}: tokens", enabled=True) as bar:
             for first in range(0, len(texts), CHUNK):
@@ -86,7 +87,7 @@ class Ruler:
         cut = {name: length for name, length in tokens.items() if length > limit}
         lengths = Lengths(
             what=what,
-            exact=self._prompt is not None,
+            exact=self.why_estimated is None,
             texts=len(values),
             minimum=int(values.min()),
             median=float(np.median(values)),
@@ -107,6 +108,14 @@ def _estimate(texts: Sequence[str]) -> list[int]:
     return [len(text) // CHARACTERS_PER_TOKEN + 1 for text in texts]
 
 
-def _stamp(entry: os.DirEntry[Any]) -> tuple[int, int]:
-    status = entry.stat()
-    return status.st_size, status.st_mtime_ns
+def _of_prompts(layout: PromptLayout) -> Callable[[Any], Measure]:
+    return lambda prompt: lambda words: list(prompt.prompt_lengths(words, layout))
+
+
+def _files(folder: str) -> str:
+    """Names, sizes and times of a folder's files; "" where there is no such folder."""
+    try:
+        stamps = [(entry.name, entry.stat()) for entry in os.scandir(folder) if entry.is_file()]
+    except OSError:
+        return ""
+    return str(sorted((name, status.st_size, status.st_mtime_ns) for name, status in stamps))

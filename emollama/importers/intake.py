@@ -6,14 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from emollama.data.clips import safe_name
+from emollama.data.clips import NO_VALENCE, safe_name
 from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.importers.labels import NO_LABEL, SKIP, LabelMap
 from emollama.registry import did_you_mean
 
 OnProblem = Literal["error", "skip"]
-NO_VALENCE = -10  # what MER's lists hold where no valence is known
 PROBLEMS_SHOWN = 50
 
 

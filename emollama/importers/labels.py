@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 
 import yaml
 
+from emollama.data.clips import DFEW_LABELS, read_json
 from emollama.errors import UserError
 from emollama.paths import read_text, require_file
 
 SKIP = "skip"  # what a map or an override says in place of a label: leave the clip out
 NO_LABEL = "0"  # what a list without labels holds in the label's column
-BUILT_IN = {  # maps that are called by name; source: the label ids of DFEW's split files
-    "dfew": {"1": "happy", "2": "sad", "3": "neutral", "4": "angry", "5": "surprise", "6": "disgust", "7": "fear"},
-}
+BUILT_IN = {"dfew": DFEW_LABELS}  # maps that are called by name
 SYNONYMS = (
     ("happy", "happiness", "joy", "joyful"),
     ("sad", "sadness"),
@@ -79,30 +77,27 @@ def read_label_map(path: str) -> dict[str, str]:
     """
     if path in BUILT_IN:
         return dict(BUILT_IN[path])
-    text = read_text(require_file(path, "--label-map"))
+    require_file(path, "--label-map")
     table: dict[str, str] = {}
-    for raw, label, where in _json_pairs(path, text) if path.endswith(".json") else _yaml_pairs(path, text):
+    for raw, label, where in _json_pairs(path) if path.endswith(".json") else _yaml_pairs(path):
         if table.setdefault(raw.strip().casefold(), label) != label:
             raise UserError(f"{where}: '{raw}' is mapped to '{table[raw.strip().casefold()]}' already. Keep one.")
     return table
 
 
-def _json_pairs(path: str, text: str) -> Iterator[tuple[str, str, str]]:
-    try:
-        pairs = json.loads(text, object_pairs_hook=tuple)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}. JSON holds no comments.") from None
-    if not isinstance(pairs, tuple):
+def _json_pairs(path: str) -> Iterator[tuple[str, str, str]]:
+    table = read_json(path)
+    if not isinstance(table, dict):
         raise _no_map(path)
-    for raw, label in pairs:
+    for raw, label in table.items():
         if not isinstance(label, str) or not label.strip():
             raise _no_map(f"{path}, '{raw}'")
         yield raw, label.strip(), path
 
 
-def _yaml_pairs(path: str, text: str) -> Iterator[tuple[str, str, str]]:
+def _yaml_pairs(path: str) -> Iterator[tuple[str, str, str]]:
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = yaml.compose(read_text(path), Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"{path}, line {line}: not valid YAML: {error.problem}") from None

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from emollama.data.clips import read_json
 from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.importers.intake import Entry, Intake
 from emollama.importers.labels import SKIP
 from emollama.importers.sources import Sheet, files_below, rows_by_name
-from emollama.paths import read_text
 
 SUFFIX = "_merr_data.json"
 DESCRIPTIONS = ("visual_expression", "visual_objective", "audio_analysis", "video_content")
@@ -76,18 +76,17 @@ def _overrides(path: str, found: Mapping[str, Any], intake: Intake) -> dict[str,
 
 def _record(path: Path, name: str, intake: Intake) -> dict[str, Any] | None:
     try:
-        record = json.loads(read_text(str(path)))
+        record = read_json(str(path))
         json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         text = f"{path}: holds half of a character (a surrogate alone), which no text file can"
-    except json.JSONDecodeError as error:
-        text = f"{path}, line {error.lineno}: not valid JSON: {error.msg}. It is cut off, or holds comments (JSON has none)."
     except (OSError, UserError) as error:
         text = str(error)
     else:
-        if isinstance(record, dict) and "chronological_emotion_peaks" in record:
-            return record
-        text = f"{path}: no record of MER-Factory's MER pipeline; 'chronological_emotion_peaks' is missing"
+        peaks = record.get("chronological_emotion_peaks") if isinstance(record, dict) else None
+        if isinstance(peaks, list) and all(isinstance(peak, str) for peak in peaks):
+            return dict(record)
+        text = f"{path}: no record of MER-Factory's MER pipeline: 'chronological_emotion_peaks' is no list of texts"
     intake.report(Problem("file", text, (name,)))
     return None
 
@@ -101,24 +100,26 @@ def _label(
         return None if said[name] == SKIP else said[name]
     truth = record.get("ground_truth_label")
     raw = truth if isinstance(truth, str) and truth.strip() else raw_label(record, peak)
-    return intake.label(raw, name, f"{path} (no peak at the time of the overall peak)" if raw == UNKNOWN else str(path))
+    if raw is None:
+        return intake.label(UNKNOWN, name, f"{path} (no peak at the time of the overall peak)")
+    return intake.label(raw, name, str(path))
 
 
-def raw_label(record: Mapping[str, Any], peak: str) -> str:
-    """The emotion that a record's peaks give, in MER-Factory's words; :data:`UNKNOWN` where they give none.
+def raw_label(record: Mapping[str, Any], peak: str) -> str | None:
+    """The emotion that a record's peaks give, in MER-Factory's words; None where they give none.
 
     A clip without any peak has the one word "neutral" in place of peaks.
     """
-    peaks = [text for text in _listed(record["chronological_emotion_peaks"]) if isinstance(text, str)]
+    peaks: list[str] = record["chronological_emotion_peaks"]
     timed = [(float(match[1]), match[2].strip()) for match in map(_PEAK.search, peaks) if match]
     if not timed:
-        return peaks[0].strip() if len(peaks) == 1 and peaks[0].strip() and ":" not in peaks[0] else UNKNOWN
+        return peaks[0].strip() if len(peaks) == 1 and peaks[0].strip() and ":" not in peaks[0] else None
     strongest = _mapping(record.get("overall_peak_frame_info")).get("timestamp")
     if isinstance(strongest, int | float):
         time, label = min(timed, key=lambda peak: abs(peak[0] - strongest))
         if abs(time - strongest) <= SAME_TIME:
             return label
-    return timed[0][1] if peak == "overall-or-first" else UNKNOWN
+    return timed[0][1] if peak == "overall-or-first" else None
 
 
 def _entry(name: str, label: str, record: Mapping[str, Any], caption: Sequence[str]) -> Entry:
@@ -135,10 +136,6 @@ def _entry(name: str, label: str, record: Mapping[str, Any], caption: Sequence[s
     }
     coarse = " ".join(texts[key] for key in caption if key in texts)
     return Entry(name, label, caption=coarse or None, fine=fine if fine["smp_reason_caption"] else None)
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _mapping(value: Any) -> dict[str, Any]:

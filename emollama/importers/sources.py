@@ -32,10 +32,11 @@ class Sheet(NamedTuple):
         """Read a file.
 
         Raises:
-            UserError: no such file, no CSV, a column twice, or no row.
+            UserError: no such file, no CSV, a column twice, or no row (rows that are all faulty are problems).
         """
+        faults = len(intake.problems)
         header, rows = read_rows(path, "FILE", intake.report)
-        if not rows:
+        if not rows and len(intake.problems) == faults:
             raise UserError(f"{path}: no row in it. The first line names the columns, then comes a row a clip.")
         return cls(path, header, rows)
 
@@ -75,12 +76,19 @@ def rows_by_name(
 def files_below(folder: str, intake: Intake) -> Iterator[Path]:
     """Files anywhere below a folder in order; hidden ones are passed over, linked folders are not entered but told.
 
+    A folder that cannot be read is a problem.
+
     Raises:
         UserError: there is no such folder.
     """
     if not os.path.isdir(folder):
         raise UserError(f"FOLDER: no folder '{folder}' (seen from {os.getcwd()}). Correct the path.")
-    for root, folders, files in os.walk(folder):
+
+    def unread(error: OSError) -> None:
+        text = f"{error.filename}: the folder cannot be read ({error.strerror}), so nothing below it was looked at."
+        intake.report(Problem("folder", f"{text} Correct its permissions."))
+
+    for root, folders, files in os.walk(folder, onerror=unread):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in folders:
             if os.path.islink(os.path.join(root, name)):

@@ -52,8 +52,9 @@ def read(folder: str, table: str, columns: Columns, intake: Intake) -> None:
             said = None if sentence is None else cells[sentence]
             shown = None if caption is None else cells[caption] or None
             intake.take(Entry(name, label, sentence=said, caption=shown))
+    told = {name for problem in intake.problems for name in problem.clips}
     for name in found:
-        if name not in rows:
+        if name not in rows and name not in told:
             intake.leave_out(f"videos without a row of their own in {table}", name)
 
 

@@ -15,10 +15,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from emollama.data.clips import read_transcripts
+from emollama.data.clips import NO_VALENCE, read_transcripts
 from emollama.data.problems import Problem
 from emollama.errors import UserError
-from emollama.importers.intake import NO_VALENCE, Entry, Intake
+from emollama.importers.intake import Entry, Intake
 from emollama.importers.labels import NO_LABEL
 from emollama.paths import written_whole
 
