@@ -13,6 +13,7 @@ import argparse
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -20,6 +21,8 @@ from statistics import median
 import numpy as np
 
 from emollama.commands.pack import rounded_up
+from emollama.stores import tar_index, tar_set
+from emollama.stores.name_index import entries_of, joined
 from emollama.stores.packed import PackedStore
 from emollama.stores.packing import Report, pack
 from emollama.stores.quantize import Values
@@ -73,6 +76,38 @@ def index_of(folder: Path, count: int) -> PackedStore:
         writer.add(f"sample_{number:08d}", (value,))
     writer.finish()
     return PackedStore.open(folder)
+
+
+def tar_index_of(folder: Path, count: int) -> str:
+    """Ten sparse shards of 4 KiB arrays, every byte zero, and their indexes as :class:`TarWriter` writes them; their path."""
+    folder.mkdir()
+    layout = tar_index.Layout((1024,), np.dtype(np.float32), False, 640)
+    indexes, paths, each = [], [f"{folder}/shard-{number:05d}.tar{tar_index.SUFFIX}" for number in range(10)], count // 10
+    for number, path in enumerate(paths):
+        names = [f"sample_{place:08d}" for place in range(number * each, (number + 1) * each)]
+        entries = entries_of(names)
+        entries["offset"], entries["check"] = 640 + 5120 * np.arange(each, dtype=np.uint64), zlib.crc32(bytes(640))
+        indexes.append(tar_index.TarIndex(None, 5120 * each, (layout,), {"npy": each}, entries, *joined(names)))
+        tar_index.write(indexes[-1], path)
+        with open(path.removesuffix(tar_index.SUFFIX), "wb") as file:
+            file.truncate(5120 * each)
+    tar_set.write(indexes, paths)
+    return str(folder)
+
+
+def tell_tars(folder: Path, count: int) -> None:
+    """Print how long the index of ten tar shards takes to open, to tell the shards of all clips, and a lookup."""
+    path = tar_index_of(folder / "tars", count)
+    names = [f"sample_{place:08d}" for place in np.random.default_rng(0).permutation(count // 10 * 10)]
+    opened = median(timed(TarStore.open, [path]) for _ in range(ROUNDS))
+    store = TarStore.open(path)
+    grouped = median(timed(lambda _: store.groups(names), [path]) for _ in range(ROUNDS))
+    found = median(timed(store.__contains__, names[:100_000]) for _ in range(ROUNDS))
+    sys.stdout.write(f"index of {count} clips in 10 tars opens in {opened:.3f} s, tells the shards of all in {grouped:.3f} s")
+    sys.stdout.write(f"   lookup {1e6 * found:6.3f} us\n")
+    for index_set in Path(path).glob(f"*{tar_set.SUFFIX}"):
+        index_set.unlink()
+    sys.stdout.write(f"  from the sidecars alone it opens in {timed(TarStore.open, [path]):.3f} s\n")
 
 
 def lookups(folder: Path, counts: Sequence[int], asked: int) -> tuple[float, dict[int, float]]:
@@ -129,6 +164,7 @@ def main() -> None:
         sys.stdout.write(f"index of {arguments.clips} clips opens in {opened:.3f} s\n")
         for count, seconds in found.items():
             sys.stdout.write(f"  lookup in {count:8} clips {1e6 * seconds:6.3f} us   ratio {seconds / found[1000]:.2f}\n")
+        tell_tars(folder, arguments.clips)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import os
 import re
 import resource
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ import webdataset
 from emollama.commands import pack
 from emollama.errors import UserError
 from emollama.stores.packed import PackedStore
-from emollama.stores.store import open_store
+from emollama.stores.store import NpyFolder, open_store
 from emollama.stores.tars import TarStore
 
 ROOT = Path(__file__).parent.parent
@@ -95,6 +97,20 @@ def test_a_folder_packs_to_tars_that_read_back_identical(tmp_path, source, array
     store = open_store(str(tmp_path / "out"), "key")
     assert isinstance(store, TarStore) and len(list((tmp_path / "out").glob("shard-*.tar"))) > 1
     assert_same(store, arrays)
+
+
+def test_the_path_to_tars_of_clips_with_dots_in_their_names_is_printed(tmp_path, capsys):
+    arrays = {"a.b": numbers(4), "deep.er/c.d.e": numbers(4)}
+    packed("--source", folder_of(tmp_path / "source", arrays), "--output", tmp_path / "out", "--to", "tar")
+    path = re.search(r"Name '(.*)' in the configuration", capsys.readouterr().out)[1]
+    assert path == f"{tmp_path}/out::"
+    assert_same(open_store(path, "key"), arrays)
+
+
+def test_no_path_is_printed_where_it_is_the_output(tmp_path, source, capsys):
+    for kind in ("packed", "tar"):
+        packed("--source", source, "--output", tmp_path / kind, "--to", kind)
+    assert "Name" not in capsys.readouterr().out
 
 
 def test_webdataset_reads_the_tars_that_are_written(tmp_path):
@@ -174,6 +190,52 @@ def test_a_single_array_larger_than_a_shard_gets_its_own(tmp_path):
     packed("--source", tmp_path / "source", "--output", tmp_path / "out", "--shard-gib", 2**-20)
     assert len(list((tmp_path / "out").glob("shard-*.bin"))) == 3
     assert_same(PackedStore.open(tmp_path / "out"), arrays)
+
+
+NPY = {"plain": numbers(5, 8), "row": numbers(7), "fortran": np.asfortranarray(numbers(5, 8)), "large": numbers(3, 4, 5)}
+NPY |= {"big endian": numbers(6, dtype=">f4"), "double": numbers(1, 9, dtype=np.float64), "half": numbers(4, dtype="f2")}
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0)])
+def test_npy_files_read_as_numpy_reads_them(tmp_path, version):
+    extra = {"scalar": np.float32(2), "empty": np.zeros((0, 4)), "bool": np.array([True]), "text": np.array(["a"])}
+    for name, array in (NPY | extra | {"fields": np.zeros(2, "f4,f8")}).items():
+        with open(tmp_path / f"{name}.npy", "wb") as file:
+            np.lib.format.write_array(file, np.asanyarray(array), version)
+        found, expected = NpyFolder.open(tmp_path).load(name), np.load(tmp_path / f"{name}.npy")
+        assert (found.dtype, found.shape) == (expected.dtype, expected.shape) and np.array_equal(found, expected), name
+        assert found.flags.f_contiguous == expected.flags.f_contiguous
+        assert NpyFolder.open(tmp_path).header(name) == (expected.shape, expected.dtype)
+
+
+class Litter:
+    """Garbage whose end lets other threads run."""
+
+    def __init__(self):
+        self.itself = self
+
+    def __del__(self):
+        for _ in range(300):
+            pass
+
+
+def littering(read):
+    Litter()
+    return read()
+
+
+def test_many_threads_read_headers(tmp_path):
+    """numpy parses them with Python's parser, which in Python 3.11 gives a SystemError where garbage is collected meanwhile."""
+    np.save(tmp_path / "clip.npy", numbers(5, 8))
+    store, before, interval = NpyFolder.open(tmp_path), gc.get_threshold(), sys.getswitchinterval()
+    gc.set_threshold(5, 2, 2)
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            assert {*threads.map(lambda _: littering(lambda: store.header("clip")[0]), range(16_000))} == {(5, 8)}
+    finally:
+        gc.set_threshold(*before)
+        sys.setswitchinterval(interval)
 
 
 # What is refused
@@ -292,7 +354,7 @@ def test_a_disk_that_is_full_is_an_error_and_leaves_nothing(tmp_path, source):
     assert_nothing_was_left(tmp_path)
 
 
-@pytest.mark.parametrize("size", ["0", "-1", "nan"])
+@pytest.mark.parametrize("size", ["0", "-1", "nan", "inf", "1e300"])
 def test_a_size_of_shards_that_is_none_is_refused(tmp_path, source, size):
     assert "--shard-gib" in refusal("--source", source, "--output", tmp_path / "out", f"--shard-gib={size}")
 

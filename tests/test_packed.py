@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
+import os
 import pickle
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +16,8 @@ import numpy as np
 import pytest
 
 from emollama.errors import UserError
-from emollama.stores.name_index import NameIndex, entries_of, table_of
-from emollama.stores.packed import PackedStore, is_packed
+from emollama.stores.name_index import ENTRY, NameIndex, entries_of, table_of
+from emollama.stores.packed import PackedStore, digest, is_packed
 from emollama.stores.shard_writers import PackedWriter
 
 NAMES = ["00012", "12", "a b", "a/b", "c.d", "clip_7", "表情", "\u00e9", "e\u0301", "\udcff", "", "z\0"]
@@ -43,6 +45,13 @@ def written(folder, arrays, shard_bytes=LARGE):
 
 def same(first, second):
     return first.dtype == second.dtype and first.shape == second.shape and np.array_equal(first, second)
+
+
+def redescribed(folder, change):
+    """Change what store.json says, with a digest that fits."""
+    about = json.loads((folder / "store.json").read_text())
+    change(about)
+    (folder / "store.json").write_text(json.dumps(about | {"digest": digest(about)}))
 
 
 def refusal(folder):
@@ -112,6 +121,15 @@ def test_a_stamp_changes_with_the_shard_and_differs_between_clips(folder):
     assert store.stamp("clip_0") != before
 
 
+def test_a_stamp_changes_with_a_shard_that_was_exchanged_for_one_of_the_same_size_and_time(folder):
+    store, shard = PackedStore.open(folder), folder / "shard-00000.bin"
+    before, status = store.stamp("clip_0"), shard.stat()
+    (folder / "new").write_bytes(bytes(512))
+    os.utime(folder / "new", ns=(status.st_atime_ns, status.st_mtime_ns))
+    (folder / "new").replace(shard)
+    assert shard.stat().st_mtime_ns == status.st_mtime_ns and store.stamp("clip_0") != before
+
+
 def sums(store, names):
     return [float(store.load(name).sum()) for name in names]
 
@@ -164,18 +182,66 @@ def test_a_description_that_was_cut_short_is_found(folder):
 
 @pytest.mark.parametrize("key", ["clips", "kinds", "shards", "index", "table_bytes"])
 def test_a_description_that_lacks_a_key_is_found(folder, key):
-    about = json.loads((folder / "store.json").read_text())
-    del about[key]
-    (folder / "store.json").write_text(json.dumps(about))
+    redescribed(folder, lambda about: about.pop(key))
     assert key in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda about: about["kinds"][0].update(shape=[32]),
+        lambda about: about.update(clips=7),
+        lambda about: about["shards"].reverse(),
+        lambda about: about.pop("digest"),
+    ],
+)
+def test_a_description_that_was_changed_is_found_by_its_digest(folder, change):
+    """With a smaller shape, say, part of each array would be read."""
+    about = json.loads((folder / "store.json").read_text())
+    change(about)
+    (folder / "store.json").write_text(json.dumps(about))
+    assert "store.json: its digest" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kinds": []},
+        {"kinds": [{"shape": [64, 64], "dtype": "<f4", "scales": 0}]},
+        {"kinds": [{"shape": [2**80], "dtype": "<f4", "scales": 0}]},
+        {"kinds": [{"shape": [-64], "dtype": "<f4", "scales": 0}]},
+        {"kinds": [{"shape": [], "dtype": "<f4", "scales": 0}]},
+        {"kinds": [{"shape": [64.0], "dtype": "<f4", "scales": 0}]},
+        {"kinds": [{"shape": [64], "dtype": "<f4", "scales": 2}]},
+        {"kinds": [{"shape": [8, 8], "dtype": "|i1", "scales": 1}]},
+        {"kinds": 3},
+        *({"clips": count} for count in (0, 7, 9, 10**9, 10**30, -1, 8.0, "8", None)),
+        *({"table_bytes": size} for size in (0, 64, 576, 1280, 1100, 10**9, 10**30, -64, 1152.0, None)),
+        {"shards": []},
+        {"shards": 4},
+        {"index": None},
+    ],
+    ids=str,
+)
+def test_a_description_that_says_what_cannot_be_is_refused_whoever_wrote_it(folder, change):
+    redescribed(folder, lambda about: about.update(change))
+    assert "not whole" in refusal(folder)
+
+
+def test_places_beyond_a_shard_are_refused_whoever_wrote_them(folder):
+    """Of the last array, whose offset is made 2**64 - 64: with its size that overflows to 192."""
+    raw = bytearray((folder / "index.bin").read_bytes())
+    table = np.frombuffer(raw, ENTRY, json.loads((folder / "store.json").read_text())["table_bytes"] // 64)
+    table["offset"][np.flatnonzero(table["key"] != b"")[-1]] = 2**64 - 64
+    (folder / "index.bin").write_bytes(raw)
+    redescribed(folder, lambda about: about["index"].update(sha256=hashlib.sha256(raw).hexdigest()))
+    assert "beyond the end" in refusal(folder)
 
 
 @pytest.mark.parametrize("dtype", ["|O", "O", [["a", "O"]], "<U4"])
 def test_a_description_of_arrays_of_objects_is_refused(folder, dtype):
     """numpy would take the bytes of a map for addresses."""
-    about = json.loads((folder / "store.json").read_text())
-    about["kinds"][0]["dtype"] = dtype
-    (folder / "store.json").write_text(json.dumps(about))
+    redescribed(folder, lambda about: about["kinds"][0].update(dtype=dtype))
     assert "dtype" in refusal(folder)
 
 
@@ -238,9 +304,19 @@ def test_every_name_of_a_table_is_found_at_its_place_and_no_other_name(count):
     names = [f"sample_{number:08d}" for number in range(count)]
     entries = entries_of(names)
     entries["offset"] = np.arange(count)
-    index = NameIndex(table_of(entries).view(np.uint8).data, count)
+    index = NameIndex(table_of(entries), count)
     assert [index.find(name)[3] for name in names] == list(range(count))
     assert not any(index.find(f"sample_{number:08d}") for number in range(count, 2 * count))
+
+
+def test_many_names_are_looked_up_at_once_as_one_by_one():
+    names = [*NAMES, *(f"sample_{number:08d}" for number in range(1000))]
+    entries = entries_of(names)
+    entries["shard"] = np.arange(len(names)) % 7
+    index = NameIndex(table_of(entries), len(names))
+    asked = [*reversed(names), "nobody", "x" * 42, "x" * 45, "z", "\u00e8"]
+    one_by_one = [found[2] if (found := index.find(name)) else -1 for name in asked]
+    assert index.shards(asked).tolist() == one_by_one and one_by_one[-5:] == [-1] * 5 and index.shards([]).tolist() == []
 
 
 def store_of(folder: Path, count: int) -> PackedStore:

@@ -12,15 +12,20 @@ import os
 import pickle
 import tarfile
 import threading
+import time
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
 import webdataset
 from iopath.common.file_io import HTTPURLHandler, PathHandler
 
+from emollama.data.features import Features, SlotShape
 from emollama.errors import UserError
 from emollama.paths import PATHS
-from emollama.stores import tar_index
+from emollama.stores import tar_index, tar_set
+from emollama.stores.name_index import entries_of, joined
 from emollama.stores.packing import index_tars
 from emollama.stores.tars import TarStore, is_tars, shards_of, split_slot
 
@@ -173,6 +178,20 @@ def test_a_clip_that_is_absent_is_an_error_with_its_name(tmp_path):
     for read in (store.load, store.header, store.stamp):
         with pytest.raises(OSError, match="clip_99"):
             read("clip_99")
+
+
+def test_a_stamp_changes_with_a_shard_of_which_only_values_changed(tmp_path):
+    """Size, headers and time of modification stay."""
+    stored(tmp_path / "shards")
+    store, shard = TarStore.open(f"{tmp_path}/shards"), tmp_path / "shards/train-001.tar"
+    before, status = store.stamp("clip_5"), shard.stat()
+    assert before == store.stamp("clip_5") != store.stamp("clip_6")
+    raw = bytearray(shard.read_bytes())
+    raw[1024 + 512 + 128 + 10] ^= 1  # behind a member, and the headers of the next
+    time.sleep(0.02)  # the clock of file systems ticks every few milliseconds
+    shard.write_bytes(raw)
+    os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert shard.stat().st_mtime_ns == status.st_mtime_ns and store.stamp("clip_5") != before
 
 
 def sums(store, names):
@@ -427,6 +446,134 @@ def test_a_clip_in_two_shards_is_an_error_with_both(tmp_path):
     assert "'clip.npy'" in text and "a.tar" in text and "b.tar" in text
 
 
+# Sets
+
+
+def sidecars(folder, numbers):
+    return [f"{folder}/train-{number:03d}.tar.idx.npz" for number in numbers]
+
+
+def test_a_set_serves_any_of_its_shards_as_their_sidecars_do(tmp_path):
+    arrays = stored(tmp_path / "shards", shards=4)
+    _, numbers = tar_set.find(sidecars(tmp_path / "shards", [3, 1]))
+    assert numbers == [3, 1]
+    asked = [*arrays, "nobody"]
+
+    def read(path):
+        store = TarStore.open(path)
+        names = list(store.names())
+        assert all(same(store.load(name), arrays[name]) for name in names)
+        return names, store.groups(asked).tolist(), [name in store for name in asked], [store.place(name) for name in names]
+
+    paths = [f"{tmp_path}/shards{part}" for part in ("", "/train-{003,001}.tar", "/train-002.tar", "/train-*.tar")]
+    by_set = [read(path) for path in paths]
+    (tmp_path / "shards/train-000.tar.4.set").unlink()
+    assert tar_set.find(sidecars(tmp_path / "shards", [3, 1])) is None
+    assert [read(path) for path in paths] == by_set
+    assert by_set[1][1][4:8] == [1] * 4 and by_set[1][1][-5:] == [0] * 4 + [-1] and by_set[1][1][:4] == [-1] * 4
+
+
+def test_a_set_knows_slots(tmp_path):
+    for shard in range(2):
+        members = [(f"clip_{shard}{number}.{slot}.npy", npy(numbers(4))) for number in "ab" for slot in ("face", "video")]
+        tar_of(tmp_path / f"train-{shard:03d}.tar", members)
+    index_tars(str(tmp_path), None)
+    assert tar_set.find(sidecars(tmp_path, [0, 1]))
+    store = TarStore.open(f"{tmp_path}::video")
+    assert list(store.names()) == ["clip_0a", "clip_0b", "clip_1a", "clip_1b"]
+    assert store.groups(["clip_1b", "clip_0a", "clip_0a.face"]).tolist() == [1, 0, -1]
+
+
+def test_a_set_whose_shards_were_indexed_anew_is_not_taken(tmp_path):
+    """Two arrays of a shard changed places: its size and its first headers are as they were."""
+    arrays = stored(tmp_path / "shards")
+    before = sidecars(tmp_path / "shards", [0, 1, 2])
+    assert tar_set.find(before)
+    order = ["clip_4", "clip_6", "clip_5", "clip_7"]
+    tar_of(tmp_path / "shards/train-001.tar", [(f"{name}.npy", npy(arrays[name])) for name in order])
+    index_tars(f"{tmp_path}/shards/train-001.tar", None)
+    assert tar_set.find(before) is None and tar_set.find([before[0], before[2]]) and tar_set.find([before[1]])
+    store = TarStore.open(f"{tmp_path}/shards")
+    assert all(same(store.load(name), array) for name, array in arrays.items())
+    index_tars(f"{tmp_path}/shards", None)
+    assert tar_set.find(before)
+
+
+@pytest.mark.parametrize("place", [0, 9, 17, 70, 500, 2000, -5])
+def test_a_damaged_set_is_not_taken(tmp_path, place):
+    arrays = stored(tmp_path / "shards")
+    path = tmp_path / "shards/train-000.tar.3.set"
+    whole = path.read_bytes()
+    raw = bytearray(whole)
+    raw[place] ^= 1
+    for damaged in (bytes(raw), whole[:place], b""):
+        path.write_bytes(damaged)
+        assert tar_set.find(sidecars(tmp_path / "shards", [0, 1, 2])) is None
+        assert sorted(TarStore.open(f"{tmp_path}/shards").names()) == sorted(arrays)
+
+
+def test_a_set_into_another_folder_stands_for_shards_elsewhere(tmp_path):
+    arrays = stored(tmp_path / "shards")
+    index_tars(f"{tmp_path}/shards", tmp_path / "indexes")
+    assert tar_set.find(sidecars(tmp_path / "indexes", [0, 1, 2]))
+    store = TarStore.open(str(tmp_path / "indexes"))
+    assert all(same(store.load(name), array) for name, array in arrays.items())
+    assert store.place("clip_5") == f"{tmp_path}/shards/train-001.tar, clip_5.npy"
+
+
+def test_shards_of_several_folders_are_read_together(tmp_path):
+    first, second = stored(tmp_path / "a", shards=1), stored(tmp_path / "b", shards=2)
+    index_tars(f"{tmp_path}/{{a/train-000,b/train-001}}.tar", None)
+    store = TarStore.open(f"{tmp_path}/{{a/train-000,b/train-001}}.tar")
+    assert list(store.names()) == [*first, *list(second)[4:]]
+    assert all(same(store.load(name), second[name]) for name in list(second)[4:])
+
+
+def large_set(folder, count):
+    """Ten sparse shards, and their indexes as of so many arrays; every byte of the shards is zero."""
+    folder.mkdir()
+    head, stride, each = 640, 5120, count // 10
+    layout = tar_index.Layout((1024,), np.dtype(np.float32), False, head)
+    indexes, paths = [], sidecars(folder, range(10))
+    for shard, path in enumerate(paths):
+        names = [f"sample_{number:08d}" for number in range(shard * each, (shard + 1) * each)]
+        entries = entries_of(names)
+        entries["offset"], entries["check"] = head + stride * np.arange(each, dtype=np.uint64), zlib.crc32(bytes(head))
+        indexes.append(tar_index.TarIndex(None, stride * each, (layout,), {"npy": each}, entries, *joined(names)))
+        tar_index.write(indexes[-1], path)
+        with open(path.removesuffix(".idx.npz"), "wb") as file:
+            file.truncate(stride * each)
+    tar_set.write(indexes, paths)
+
+
+def seconds(work):
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+@pytest.mark.parametrize("count", [100_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+def test_an_index_of_a_million_clips_opens_in_half_a_second_and_tells_their_shards_in_one(tmp_path, count):
+    large_set(tmp_path / "shards", count)
+    names = [f"sample_{number:08d}" for number in np.random.default_rng(0).permutation(count)]
+    opening = min(seconds(lambda: TarStore.open(f"{tmp_path}/shards")) for _ in range(3))
+    store = TarStore.open(f"{tmp_path}/shards/train-*.tar")
+    grouping = min(seconds(lambda: store.groups(names)) for _ in range(2))
+    assert store.groups(names).tolist() == [int(name[7:]) // (count // 10) for name in names]
+    assert not store.load(names[0]).any() and opening <= 0.5 and grouping <= 1
+
+
+def test_an_opened_set_takes_no_memory_of_its_own(tmp_path):
+    """The index of 200,000 clips fills 28 MiB; what a process maps it does not own."""
+    large_set(tmp_path / "shards", 200_000)
+    TarStore.open(f"{tmp_path}/shards/train-000.tar")
+    tracemalloc.start()
+    store = TarStore.open(f"{tmp_path}/shards")
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "sample_00199999" in store and kept < 2**20
+
+
 # Shards elsewhere
 
 
@@ -469,7 +616,7 @@ def test_a_registered_handler_fetches_each_shard_at_its_first_use_only(tmp_path,
     store = TarStore.open("attic://train-{000..002}.tar")
     assert attic.fetched == [f"train-00{number}.tar.idx.npz" for number in range(3)]
     assert store.header("clip_5") == ((16,), np.float32)
-    assert store.stamp("clip_5") and len(attic.fetched) == 3
+    assert store.stamp("clip_5") == () and len(attic.fetched) == 3
     assert same(store.load("clip_5"), arrays["clip_5"]) and same(store.load("clip_6"), arrays["clip_6"])
     assert attic.fetched[3:] == ["train-001.tar"]
     assert "train-003.tar" in refusal(TarStore.open, "attic://train-{000..003}.tar")
@@ -494,6 +641,26 @@ def test_a_remote_shard_that_is_not_the_indexed_one_is_noticed_when_it_is_read(t
     path.write_bytes(path.read_bytes()[:-512])
     with pytest.raises(ValueError, match="train-001.tar: its index"):
         store.load("clip_5")
+
+
+def test_arrays_of_remote_shards_are_looked_at_each_time(tmp_path, attic, monkeypatch):
+    """Nothing tells whether their values changed."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "remembered"))
+    arrays = stored(tmp_path / "shards")
+
+    def problems(path):
+        return Features.open(path, ("face",), SlotShape(1, 16), "face_feature_path").problems(list(arrays))
+
+    paths = ["attic://train-{000..002}.tar", f"{tmp_path}/shards"]
+    assert [problems(path) for path in paths] == [[], []]
+    for shard in (tmp_path / "shards/train-001.tar", tmp_path / "cache/train-001.tar"):
+        raw = bytearray(shard.read_bytes())
+        raw[1024 + 640 : 1024 + 644] = np.float32(np.nan).tobytes()
+        time.sleep(0.02)
+        shard.write_bytes(raw)
+    for path in paths:
+        (problem,) = problems(path)
+        assert problem.clips == ("clip_5",) and "NaN" in problem.text
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 NAME = "pack"
 HELP = "features into packed or tar shards; an index for tars; a check of packed shards"
 
+MOST_GIB = 2**20  # of a shard
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """``--source``, ``--check`` or ``--index``; ``--output`` and how to pack."""
@@ -63,8 +65,8 @@ def _pack(arguments: argparse.Namespace) -> None:
         raise UserError("--source needs --output FOLDER, the folder of the shards.")
     if arguments.to == "tar" and arguments.dtype == "int8":
         raise UserError("--dtype int8 needs the scales of packed shards. Take --to packed, or --dtype float16.")
-    if not arguments.shard_gib > 0:
-        raise UserError(f"--shard-gib: {arguments.shard_gib}, expected a size above 0.")
+    if not 0 < arguments.shard_gib <= MOST_GIB:
+        raise UserError(f"--shard-gib: {arguments.shard_gib}, expected a size above 0 and of {MOST_GIB} at most.")
     with new_folder(Path(arguments.output), arguments.source) as folder:
         sources = gather(arguments.source)
         shard_bytes = int(arguments.shard_gib * 2**30)
@@ -77,8 +79,10 @@ def _pack(arguments: argparse.Namespace) -> None:
 
 
 def _told(report: Report, dtype: str, output: str) -> str:
-    shards, size = report.written
+    shards, size, ending = report.written
     lines = [f"{report.clips} clips packed into {output}, {size / 2**30:.2f} GiB; shards: {shards}"]
+    if ending:
+        lines.append(f"Name '{output}{ending}' in the configuration: the dots belong to the clips' names.")
     if dtype != "stored":
         absolute, relative = map(rounded_up, report.deviation)
         lines.append(f"{dtype}: every value within {absolute} of its source, {relative} of the largest value of its array")

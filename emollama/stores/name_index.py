@@ -11,6 +11,7 @@ import hashlib
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from mmap import mmap
 
 import numpy as np
@@ -24,13 +25,25 @@ _UNPACK = struct.Struct(f"<{KEY_BYTES}sIIQI").unpack_from
 _EMPTY = bytes(KEY_BYTES)
 _LENGTHS = [bytes([length + 1]) for length in range(KEY_BYTES)]  # the last byte of a key: of a name of so many bytes
 _LONG = b"\xff"  # of a digest
+_FAR = 2**62  # bytes; no file is as long
 
 
 def entries_of(names: Sequence[str]) -> np.ndarray:
     """(n,) entries with their keys set and everything else zero."""
     entries = np.zeros(len(names), ENTRY)
-    entries["key"] = [_key(name) for name in names]
+    entries["key"] = keys_of(names)
     return entries
+
+
+def keys_of(names: Sequence[str]) -> np.ndarray:
+    """(n,) keys."""
+    raw = [name.encode("utf-8", "surrogateescape") for name in names]
+    keys = np.array(raw, f"S{KEY_BYTES}")
+    lengths = np.fromiter(map(len, raw), np.int64, len(raw))
+    keys.view(np.uint8).reshape(-1, KEY_BYTES)[:, -1] = lengths + 1
+    for place in np.flatnonzero(lengths >= KEY_BYTES):
+        keys[place] = _key(raw[place])
+    return keys
 
 
 def table_of(entries: np.ndarray) -> np.ndarray:
@@ -50,6 +63,38 @@ def table_of(entries: np.ndarray) -> np.ndarray:
     return table
 
 
+def entries_in(table: np.ndarray, count: int) -> np.ndarray:
+    """(count,) entries of a table.
+
+    Raises:
+        ValueError: it holds another number of them, or a search in it would not end.
+    """
+    full = table.view(np.uint8).reshape(len(table), _ENTRY_BYTES)[:, KEY_BYTES - 1] != 0
+    if not count or np.count_nonzero(full) != count or len(table) <= slots_of(count) or full[-1]:
+        raise ValueError(f"its table is not one of {count} arrays")
+    return table[full]
+
+
+def require_within(entries: np.ndarray, array_bytes: Sequence[int], shard_bytes: Sequence[int]) -> None:
+    """Check that entries point at arrays which lie within their shards.
+
+    Args:
+        entries: (n,), n > 0.
+        array_bytes: of the arrays of each kind.
+        shard_bytes: of each shard.
+
+    Raises:
+        ValueError: they do not.
+    """
+    kinds, shards = entries["kind"], entries["shard"]
+    if kinds.max() >= len(array_bytes) or shards.max() >= len(shard_bytes):
+        raise ValueError("it names kinds or shards that there are not")
+    sizes = np.array([min(size, _FAR) for size in array_bytes], np.int64)
+    room = np.array([min(size, _FAR) for size in shard_bytes], np.int64)[shards] - sizes[kinds]
+    if room.min() < 0 or (entries["offset"] > room.astype(np.uint64)).any():
+        raise ValueError("arrays beyond the end of the shard")
+
+
 def slots_of(count: int) -> int:
     """How many slots the names are spread over."""
     return 2 * count | 1
@@ -59,17 +104,18 @@ class NameIndex:
     """Lookups in a table.
 
     Args:
-        table: the bytes of :func:`table_of`; what follows them is not looked at.
+        table: of :func:`table_of`, in memory or mapped.
         count: of the entries in it.
     """
 
-    def __init__(self, table: mmap | memoryview, count: int) -> None:
-        self._table = table
+    def __init__(self, table: np.ndarray, count: int) -> None:
+        self._rows = table
+        self._table = table.view(np.uint8).data
         self._slots = slots_of(count)
 
     def find(self, name: str) -> tuple[bytes, int, int, int, int] | None:
         """(key, kind, shard, offset, check) of a name, or None."""
-        key = _key(name)
+        key = _key(name.encode("utf-8", "surrogateescape"))
         place = zlib.crc32(key) % self._slots * _ENTRY_BYTES
         entry = _UNPACK(self._table, place)
         while entry[0] != key:
@@ -79,6 +125,20 @@ class NameIndex:
             entry = _UNPACK(self._table, place)
         return entry
 
+    def shards(self, names: Sequence[str]) -> np.ndarray:
+        """(n,) int64 shard of each of many names, -1 where there is none."""
+        keys = keys_of(names)
+        row = _homes(keys, self._slots)
+        shards = np.full(len(names), -1, np.int64)
+        asked = np.arange(len(names))  # the names that are still looked for
+        while asked.size:
+            there = self._rows["key"][row]
+            hit = there == keys
+            shards[asked[hit]] = self._rows["shard"][row[hit]]
+            onward = ~hit & (there != b"")
+            asked, keys, row = asked[onward], keys[onward], row[onward] + 1
+        return shards
+
 
 def joined(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """The names one after another: (n,) uint64 where each ends, and their bytes."""
@@ -86,16 +146,29 @@ def joined(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     return np.cumsum([len(name) for name in raw], dtype=np.uint64), np.frombuffer(b"".join(raw), np.uint8)
 
 
-def separated(ends: np.ndarray, text: np.ndarray) -> Iterator[str]:
-    """What :func:`joined` joined."""
-    raw, begin = text.tobytes(), 0
-    for end in ends.tolist():
-        yield raw[begin:end].decode("utf-8", "surrogateescape")
-        begin = end
+def columns(raw: mmap, begin: int, table_bytes: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A table and joined names as they lie one after another in a file: the table, where each name ends, their bytes.
+
+    Raises:
+        ValueError, TypeError: they do not lie there.
+    """
+    table = np.frombuffer(raw, np.uint8, table_bytes, begin).view(ENTRY)
+    ends = np.frombuffer(raw, np.uint64, count, begin + table_bytes)
+    text = np.frombuffer(raw, np.uint8, offset=begin + table_bytes + ends.nbytes)
+    if not len(ends) or ends[-1] != len(text) or (ends[1:] < ends[:-1]).any():
+        raise ValueError(f"no names of {count} arrays behind the table")
+    return table, ends, text
 
 
-def _key(name: str) -> bytes:
-    raw = name.encode("utf-8", "surrogateescape")
+def separated(ends: np.ndarray, text: np.ndarray, first: int = 0, last: int | None = None) -> Iterator[str]:
+    """What :func:`joined` joined; of it the names from ``first`` to before ``last``."""
+    stops = [int(ends[first - 1]) if first else 0, *ends[first:last].tolist()]
+    raw, start = text[stops[0] : stops[-1]].tobytes(), stops[0]
+    for begin, end in pairwise(stops):
+        yield raw[begin - start : end - start].decode("utf-8", "surrogateescape")
+
+
+def _key(raw: bytes) -> bytes:
     if len(raw) < KEY_BYTES:
         return raw.ljust(KEY_BYTES - 1, b"\0") + _LENGTHS[len(raw)]
     return hashlib.blake2b(raw, digest_size=KEY_BYTES - 1).digest() + _LONG

@@ -1,7 +1,7 @@
 """Packed shards: the arrays of one encoder one after another in a few large files, read by memory map.
 
-A folder holds ``store.json`` (what the arrays are; size and digests of every file), ``index.bin`` (a hash table of
-:mod:`emollama.stores.name_index`, then where each name ends, then the names) and ``shard-00000.bin`` and so on: arrays in C
+A folder holds ``store.json`` (what the arrays are; size and digests of every file, and its own), ``index.bin`` (a hash table
+of :mod:`emollama.stores.name_index`, then where each name ends, then the names) and ``shard-00000.bin`` and so on: arrays in C
 order, each at a multiple of 64 bytes, so that arrays which are all alike lie at a fixed stride. With int8 values an array is
 preceded by the float32 scales of its rows. ``emollama pack`` writes such folders.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import mmap
 import os
 import zlib
@@ -22,7 +23,7 @@ import numpy as np
 
 from emollama.errors import UserError
 from emollama.paths import PATHS, read_text, sha256
-from emollama.stores.name_index import NameIndex, separated
+from emollama.stores.name_index import NameIndex, columns, entries_in, require_within, separated
 from emollama.stores.quantize import restored
 
 ABOUT, INDEX = "store.json", "index.bin"
@@ -49,12 +50,18 @@ class Kind(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes of one array in its shard."""
-        return 4 * self.scales + int(np.prod(self.shape)) * self.dtype.itemsize
+        return 4 * self.scales + math.prod(self.shape) * self.dtype.itemsize
 
 
 def shard_name(number: int) -> str:
     """``shard-00003.bin``."""
     return f"shard-{number:05d}.bin"
+
+
+def digest(about: dict[str, Any]) -> str:
+    """Hexadecimal SHA-256 of a description, of everything in it but that."""
+    rest = {key: value for key, value in about.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def is_packed(folder: str) -> bool:
@@ -74,9 +81,12 @@ class PackedStore:
 
     def __init__(self, folder: Path, about: dict[str, Any], index: mmap.mmap) -> None:
         self.folder = folder
-        self._about, self._index_bytes, self._table_bytes = about, index, about["table_bytes"]
-        self._index = NameIndex(index, about["clips"])
+        self._about = about
         self._kinds = [_kind(**kind) for kind in about["kinds"]]
+        table, self._ends, self._text = columns(index, 0, about["table_bytes"], about["clips"])
+        sizes = [shard["bytes"] for shard in about["shards"]]
+        require_within(entries_in(table, len(self)), [kind.nbytes for kind in self._kinds], sizes)
+        self._index = NameIndex(table, len(self))
         self._shard = functools.lru_cache(MAPS_KEPT)(self._mapped)
 
     @classmethod
@@ -92,8 +102,10 @@ class PackedStore:
             for number, shard in enumerate(about["shards"]):
                 _check_shard(root / shard_name(number), shard)
             return cls(root, about, _mapped_index(root, about))
-        except (KeyError, TypeError) as error:
-            raise _damaged(root / ABOUT, f"an entry is missing or unknown: {error}") from None
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise _damaged(root / ABOUT, f"an entry is missing, unknown or wrong: {error}") from None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PackedStore.open, (str(self.folder),)
@@ -106,8 +118,7 @@ class PackedStore:
 
     def names(self) -> Iterable[str]:
         """Every clip, in the order in which they were packed."""
-        ends = np.frombuffer(self._index_bytes, "<u8", len(self), self._table_bytes)
-        return separated(ends, np.frombuffer(self._index_bytes, np.uint8, offset=self._table_bytes + ends.nbytes))
+        return separated(self._ends, self._text)
 
     def load(self, name: str) -> np.ndarray:
         """The clip's array, copied: as it was packed; float32 where values are int8.
@@ -139,14 +150,14 @@ class PackedStore:
         return f"{self.folder / shard_name(entry[2]) if entry else self.folder}, {name}"
 
     def stamp(self, name: str) -> tuple[int, ...]:
-        """Size and time of modification of the shard, place in it, checksum.
+        """The shard's size, times of modification and of change, and inode; the array's place in it.
 
         Raises:
             OSError: no such clip or shard.
         """
-        _, _, shard, offset, check = self._find(name)
+        _, _, shard, offset, _ = self._find(name)
         status = os.stat(self.folder / shard_name(shard))
-        return status.st_size, status.st_mtime_ns, offset, check
+        return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, offset
 
     def groups(self, names: Sequence[str]) -> np.ndarray | None:
         """None: any order is as good."""
@@ -198,12 +209,18 @@ def _read_about(root: Path) -> dict[str, Any]:
         raise _damaged(path, f"not JSON: {error}") from None
     if not isinstance(about, dict) or (about.get("format"), about.get("version")) != (FORMAT, VERSION):
         raise _damaged(path, f"not '{FORMAT}', version {VERSION}")
+    if about.get("digest") != digest(about):
+        raise _damaged(path, "its digest is not the one that was written")
     return about
 
 
 def _kind(shape: list[int], dtype: str, scales: int) -> Kind:
     if dtype not in TYPES:  # of others, objects say, the bytes could be anything
         raise TypeError(f"dtype {dtype}")
+    if not shape or any(not isinstance(size, int) or size < 1 for size in shape):
+        raise ValueError(f"shape {shape}")
+    if scales != (math.prod(shape[:-1]) if dtype == "|i1" else 0):
+        raise ValueError(f"{scales} scales of {dtype} values, shape {shape}")
     return Kind(tuple(shape), np.dtype(dtype), scales)
 
 

@@ -15,15 +15,16 @@ import numpy as np
 
 from emollama.errors import UserError, listing
 from emollama.paths import PATHS, unfinished
-from emollama.stores import tar_index, tars
+from emollama.stores import tar_index, tar_set, tars
+from emollama.stores.npy import FLOAT_TYPES
 from emollama.stores.quantize import NONE, Deviation, Values, deviation, encoded
 from emollama.stores.shard_writers import Writer, Written
 from emollama.stores.store import ArrayStore, NpyFolder, open_store
+from emollama.stores.tar_index import TarIndex
 
 READERS = 4  # threads that read and convert, while one writes
 AHEAD = 16  # arrays read before they are written
 TOLD = 20  # problems that an error tells one by one
-FLOAT_TYPES = (np.float16, np.float32, np.float64)  # what the readers of features accept
 
 
 class Unfit(ValueError):
@@ -146,7 +147,7 @@ def leftovers(output: Path) -> list[Path]:
 
 
 def index_tars(path: str, output: Path | None) -> list[Path]:
-    """Write the indexes of tar shards, beside them or into a folder; returns the files.
+    """Write the indexes of tar shards and of their set, beside them or into a folder; returns those of the shards.
 
     Raises:
         UserError: no shards; a shard with members that do not belong there; a place that cannot be written.
@@ -155,7 +156,7 @@ def index_tars(path: str, output: Path | None) -> list[Path]:
     names = [os.path.basename(shard) for shard in shards]
     if twice := sorted({name for name in names if output and names.count(name) > 1}):
         raise UserError(f"--output: shards of the same name, {listing(twice)}. Index them into different folders.")
-    written = []
+    written: dict[str, TarIndex] = {}
     for shard, name in zip(shards, names, strict=True):
         here = tars.is_here(shard)
         if not here and output is None:
@@ -163,11 +164,15 @@ def index_tars(path: str, output: Path | None) -> list[Path]:
         place = None if output is None else os.path.abspath(shard) if here else shard
         target = (output or Path(shard).parent) / (name + tar_index.SUFFIX)
         try:
-            tar_index.write(tar_index.scan(PATHS.get_local_path(shard), shard, place), target)
+            index = tar_index.scan(PATHS.get_local_path(shard), shard, place)
+            tar_index.write(index, target)
+            written[str(target)] = index
         except OSError as error:
             raise UserError(f"{shard}: cannot write '{target}': {error}. Name a folder for the indexes with --output.") from None
-        written.append(target)
-    return written
+    for folder in sorted({os.path.dirname(path) for path in written}):
+        paths = [path for path in written if os.path.dirname(path) == folder]
+        tar_set.write([written[path] for path in paths], paths)
+    return [Path(path) for path in written]
 
 
 def _ahead(

@@ -13,16 +13,23 @@ from typing import IO, Any, NamedTuple, Protocol
 import numpy as np
 
 from emollama.paths import written_whole
-from emollama.stores import packed, tar_index
+from emollama.stores import packed, tar_index, tar_set
 from emollama.stores.name_index import entries_of, joined, table_of
 from emollama.stores.packed import ALIGNMENT, HEAD_BYTES, Kind, shard_name
 
 
 class Written(NamedTuple):
-    """What was written: shards, and their bytes together."""
+    """What was written.
+
+    Attributes:
+        shards: how many.
+        bytes: of all together.
+        ending: what follows the folder in a path to it: ``::`` for tars in which every clip's name has a dot.
+    """
 
     shards: int
     bytes: int
+    ending: str = ""
 
 
 class Writer(Protocol):
@@ -78,7 +85,7 @@ class PackedWriter:
         ends, text = joined(self._names)
         index = _Shard(self.folder / packed.INDEX)
         index.append((table, ends, text))
-        about = {
+        about: dict[str, Any] = {
             "format": packed.FORMAT,
             "version": packed.VERSION,
             "clips": len(self._names),
@@ -87,6 +94,7 @@ class PackedWriter:
             "index": index.end(),
             "shards": self._shards,
         }
+        about["digest"] = packed.digest(about)
         with written_whole(self.folder / packed.ABOUT) as file:
             json.dump(about, file, indent=1)
         return Written(len(self._shards), sum(shard["bytes"] for shard in self._shards))
@@ -166,9 +174,13 @@ class TarWriter:
     def finish(self) -> Written:
         """End the last shard and index all."""
         self.close()
-        for shard in self._written:
-            tar_index.write(tar_index.scan(str(shard), shard.name), f"{shard}{tar_index.SUFFIX}")
-        return Written(len(self._written), sum(shard.stat().st_size for shard in self._written))
+        indexes = [tar_index.scan(str(shard), shard.name) for shard in self._written]
+        paths = [f"{shard}{tar_index.SUFFIX}" for shard in self._written]
+        for index, path in zip(indexes, paths, strict=True):
+            tar_index.write(index, path)
+        tar_set.write(indexes, paths)
+        dotted = not any("npy" in index.endings for index in indexes)
+        return Written(len(indexes), sum(index.size for index in indexes), "::" if dotted else "")
 
     def close(self) -> None:
         """End the last shard."""

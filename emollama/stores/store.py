@@ -16,7 +16,7 @@ import numpy as np
 from emollama.errors import UserError
 from emollama.paths import PATHS
 from emollama.stores import packed, tars
-from emollama.stores.npy import npy_header
+from emollama.stores.npy import npy_header, read_npy
 
 
 class ArrayStore(Protocol):
@@ -83,8 +83,7 @@ class NpyFolder:
             OSError, ValueError: unreadable, pickled objects, or an archive.
         """
         with open(self.place(name), "rb") as file:
-            array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
-        return array
+            return read_npy(file)
 
     def header(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
         """Shape and dtype, from the first bytes.
@@ -126,6 +125,7 @@ def open_store(path: str, key: str) -> ArrayStore:
     if tars.is_tars(path):
         return tars.TarStore.open(path)
     if not PATHS.isdir(path):
-        raise UserError(f"{key}: no folder '{path}' (seen from {os.getcwd()}). Correct the path, or set {key}: null.")
+        remedy = "" if key.startswith("--") else f", or set {key}: null"
+        raise UserError(f"{key}: no folder '{path}' (seen from {os.getcwd()}). Correct the path{remedy}.")
     folder = PATHS.get_local_path(path)
     return packed.PackedStore.open(folder) if packed.is_packed(folder) else NpyFolder.open(Path(folder))

@@ -13,6 +13,7 @@ import posixpath
 import tarfile
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -22,12 +23,13 @@ import numpy as np
 
 from emollama.errors import UserError
 from emollama.paths import PATHS, written_whole
-from emollama.stores.name_index import ENTRY, entries_of, joined
+from emollama.stores.name_index import ENTRY, entries_of, joined, require_within
+from emollama.stores.npy import npy_header
 
 SUFFIX = ".idx.npz"
 VERSION = 1
 PLAIN = "fiub"  # kinds of dtypes: numbers that are nothing but their bytes
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_DIRECTORY = 1024  # bytes at the end of a sidecar, in which a zip's directory lies
 
 
 class Layout(NamedTuple):
@@ -44,6 +46,11 @@ class Layout(NamedTuple):
     dtype: np.dtype
     fortran: bool
     head: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of an array's values."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,7 @@ def scan(local: str, shown: str, tar: str | None = None) -> TarIndex:
 
 def write(index: TarIndex, path: str | Path) -> None:
     """Write a sidecar."""
-    layouts = [[layout.shape, layout.dtype.str, layout.fortran, layout.head] for layout in index.layouts]
+    layouts = described(index.layouts)
     about = {"version": VERSION, "tar": index.tar, "bytes": index.size, "layouts": layouts, "endings": index.endings}
     text = np.frombuffer(json.dumps(about).encode(), np.uint8)
     with written_whole(path, "wb") as file:
@@ -119,10 +126,11 @@ def read(path: str) -> TarIndex:
             about: dict[str, Any] = json.loads(arrays["about"].tobytes())
             if about["version"] != VERSION or arrays["entries"].dtype != ENTRY:
                 raise ValueError(f"of version {about['version']}, expected {VERSION}")
-            layouts = tuple(Layout(tuple(shape), np.dtype(dtype), *rest) for shape, dtype, *rest in about["layouts"])
             columns = arrays["entries"], arrays["ends"], arrays["names"]
-        index = TarIndex(about["tar"], about["bytes"], layouts, about["endings"], *columns)
-        _check(index)
+        index = TarIndex(about["tar"], about["bytes"], layouts_of(about["layouts"]), about["endings"], *columns)
+        if not len(index.entries) or len(index.ends) != len(index.entries):
+            raise ValueError("no arrays, or not as many as names")
+        require_within(index.entries, [layout.nbytes for layout in index.layouts], [index.size])
         return index
     except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, EOFError, BadZipFile) as error:
         tar = path.removesuffix(SUFFIX)
@@ -132,17 +140,31 @@ def read(path: str) -> TarIndex:
         ) from None
 
 
-def _check(index: TarIndex) -> None:
-    """Refuse what would read objects or beyond the shard, whoever wrote it.
+def seal(path: str | Path) -> list[int]:
+    """Size of a sidecar and checksum of its end, where a zip keeps the checksums of everything in it."""
+    with open(path, "rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - _DIRECTORY))
+        return [size, zlib.crc32(file.read())]
+
+
+def described(layouts: Sequence[Layout]) -> list[Any]:
+    """Layouts in JSON."""
+    return [[layout.shape, layout.dtype.str, layout.fortran, layout.head] for layout in layouts]
+
+
+def layouts_of(described: list[Any]) -> tuple[Layout, ...]:
+    """Layouts from JSON.
 
     Raises:
-        ValueError, IndexError, OverflowError: the index says so.
+        ValueError, TypeError: none, or of arrays that would read objects, whoever wrote them.
     """
-    if any(layout.dtype.kind not in PLAIN for layout in index.layouts):
+    layouts = tuple(Layout(tuple(shape), np.dtype(dtype), *rest) for shape, dtype, *rest in described)
+    if any(layout.dtype.kind not in PLAIN for layout in layouts):
         raise ValueError("arrays of other things than plain numbers")
-    sizes = np.array([math.prod(layout.shape) * layout.dtype.itemsize for layout in index.layouts], np.uint64)
-    if not len(index.entries) or (index.entries["offset"] + sizes[index.entries["kind"]]).max() > index.size:
-        raise ValueError("arrays beyond the end of the shard")
+    if any(not isinstance(size, int) or size < 0 for layout in layouts for size in (*layout.shape, layout.head)):
+        raise ValueError("sizes below zero")
+    return layouts
 
 
 def _members(shard: tarfile.TarFile, file: IO[bytes], shown: str) -> dict[str, tuple[Layout, int, int]]:
@@ -196,14 +218,12 @@ def _layout(file: IO[bytes], member: tarfile.TarInfo) -> tuple[Layout, int]:
         ValueError: it is no array of plain numbers, or not as long as its header says.
     """
     file.seek(member.offset_data)
-    version = np.lib.format.read_magic(file)
-    if version not in _HEADERS:
-        raise ValueError(f"npy version {version}")
-    shape, fortran, dtype = _HEADERS[version](file)
+    shape, fortran, dtype = npy_header(file)
     if dtype.kind not in PLAIN:
         raise ValueError(f"dtype {dtype}")
     offset = file.tell()
-    lacking = offset + int(np.prod(shape)) * dtype.itemsize - member.offset_data - member.size
+    layout = Layout(shape, dtype, fortran, offset - member.offset)
+    lacking = offset + layout.nbytes - member.offset_data - member.size
     if lacking:
         raise ValueError(f"{abs(lacking)} bytes {'are missing' if lacking > 0 else 'too many'} at its end")
-    return Layout(shape, dtype, fortran, offset - member.offset), offset
+    return layout, offset

@@ -23,9 +23,10 @@ from braceexpand import braceexpand
 
 from emollama.errors import UserError
 from emollama.paths import PATHS
-from emollama.stores import tar_index
-from emollama.stores.name_index import NameIndex, separated, table_of
-from emollama.stores.tar_index import Layout, TarIndex
+from emollama.stores import tar_index, tar_set
+from emollama.stores.name_index import NameIndex, separated
+from emollama.stores.tar_index import TarIndex
+from emollama.stores.tar_set import TarSet
 
 MAPS_KEPT = 128  # shards mapped at once by a store in a process; each takes a file descriptor
 _TAR = (".tar", ".tar.gz", ".tgz")
@@ -92,15 +93,13 @@ class TarStore:
     at when the store opens. A pickled store opens again where it is unpickled.
     """
 
-    def __init__(self, path: str, slot: str | None, shards: list[str], indexes: list[TarIndex]) -> None:
-        self.path, self._shards, self._indexes = path, shards, indexes
+    def __init__(self, path: str, slot: str | None, shards: list[str], held: tuple[TarSet, list[int]]) -> None:
+        self.path, self._shards = path, shards
+        self._set, self._numbers = held  # of the shards in the set
         self._suffix = f".{slot}" if slot else ""
-        self._layouts, entries = _merged(indexes)
-        try:
-            self._index = NameIndex(table_of(entries).view(np.uint8).data, len(entries))
-        except ValueError as error:
-            name, places = self._twins(entries, error.args)
-            raise UserError(f"member '{name}.npy' is in both {places[0]} and {places[1]}. Leave one of them out.") from None
+        self._index = NameIndex(self._set.table, len(self._set.ends))
+        self._places = np.full(len(self._set.shards) + 1, -1)  # number in the set -> in self._shards; -1 -> -1
+        self._places[self._numbers] = np.arange(len(shards))
         self._shard = functools.lru_cache(MAPS_KEPT)(self._mapped)
 
     @classmethod
@@ -117,10 +116,11 @@ class TarStore:
         paths = [shard if shard.endswith(tar_index.SUFFIX) else shard + tar_index.SUFFIX for shard in found]
         for shard in found:
             is_here(shard)
-        indexes = [tar_index.read(index) for index in paths]
-        shards = [index.tar or at.removesuffix(tar_index.SUFFIX) for at, index in zip(paths, indexes, strict=True)]
-        _check_slot(pattern, slot, indexes)
-        store = cls(path, slot, shards, indexes)
+        held = tar_set.find(paths) or _built(paths)
+        known = [held[0].shards[number] for number in held[1]]
+        shards = [_place(shard, index) for shard, index in zip(known, paths, strict=True)]
+        _check_slot(pattern, slot, {ending for shard in known for ending in shard.endings})
+        store = cls(path, slot, shards, held)
         for number, shard in enumerate(shards):
             if is_here(shard):
                 store._checked(number)
@@ -130,12 +130,12 @@ class TarStore:
         return TarStore.open, (self.path,)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._index.find(name + self._suffix) is not None
+        return isinstance(name, str) and self._entry(name) is not None
 
     def names(self) -> Iterable[str]:
         """Every clip that has an array (of the slot), shard by shard."""
-        for index in self._indexes:
-            for name in separated(index.ends, index.names):
+        for number in self._numbers:
+            for name in self._set.names(number):
                 if name.endswith(self._suffix):
                     yield name.removesuffix(self._suffix)
 
@@ -145,8 +145,8 @@ class TarStore:
         Raises:
             OSError, ValueError: no such clip, or its shard cannot be fetched or is not the one that was indexed.
         """
-        _, kind, number, offset, check = self._find(name)
-        layout = self._layouts[kind]
+        kind, number, offset, check = self._find(name)
+        layout = self._set.layouts[kind]
         shard = self._shard(number)
         if zlib.crc32(shard[offset - layout.head : offset]) != check:
             raise _stale(self._shards[number])
@@ -160,34 +160,41 @@ class TarStore:
         Raises:
             OSError: no such clip.
         """
-        layout = self._layouts[self._find(name)[1]]
+        layout = self._set.layouts[self._find(name)[0]]
         return layout.shape, layout.dtype
 
     def place(self, name: str) -> str:
         """Shard and member."""
-        entry = self._index.find(name + self._suffix)
-        return f"{self._shards[entry[2]] if entry else self.path}, {name}{self._suffix}.npy"
+        entry = self._entry(name)
+        return f"{self._shards[entry[1]] if entry else self.path}, {name}{self._suffix}.npy"
 
     def stamp(self, name: str) -> tuple[int, ...]:
-        """Size and time of modification (0 for a remote one) of the shard, place in it, checksum of the headers.
+        """The shard's size, times of modification and of change, and inode; the array's place in it. Empty for a remote one.
 
         Raises:
             OSError: no such clip.
         """
-        _, _, number, offset, check = self._find(name)
+        _, number, offset, _ = self._find(name)
         try:
-            changed = os.stat(self._shards[number]).st_mtime_ns
+            status = os.stat(self._shards[number])
         except OSError:
-            changed = 0
-        return self._indexes[number].size, changed, offset, check
+            return ()
+        return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, offset
 
     def groups(self, names: Sequence[str]) -> np.ndarray | None:
         """(len(names),) int64 number of the shard in which each clip lies; -1 where there is none."""
-        found = (self._index.find(name + self._suffix) for name in names)
-        return np.fromiter((entry[2] if entry else -1 for entry in found), np.int64, len(names))
+        places: np.ndarray = self._places[self._index.shards([name + self._suffix for name in names] if self._suffix else names)]
+        return places
 
-    def _find(self, name: str) -> tuple[bytes, int, int, int, int]:
-        entry = self._index.find(name + self._suffix)
+    def _entry(self, name: str) -> tuple[int, int, int, int] | None:
+        """(kind, number in ``_shards``, offset, check), or None."""
+        found = self._index.find(name + self._suffix)
+        if found is None or (place := int(self._places[found[2]])) < 0:
+            return None
+        return found[1], place, found[3], found[4]
+
+    def _find(self, name: str) -> tuple[int, int, int, int]:
+        entry = self._entry(name)
         if entry is None:
             raise FileNotFoundError(f"no member '{name}{self._suffix}.npy' in {self.path}")
         return entry
@@ -195,41 +202,45 @@ class TarStore:
     def _mapped(self, number: int) -> mmap.mmap:
         with open(PATHS.get_local_path(self._shards[number]), "rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if len(data) != self._indexes[number].size:
+        if len(data) != self._set.shards[self._numbers[number]].bytes:
             raise _stale(self._shards[number])
         return data
 
     def _checked(self, number: int) -> None:
         """Compare a shard's size and its first array's headers with the index."""
-        first = self._indexes[number].entries[0]
+        first = self._index.find(next(self._set.names(self._numbers[number])))
         try:
             data = self._shard(number)
         except OSError as error:
             raise UserError(f"{self._shards[number]}: cannot be read: {error.strerror}.") from None
-        head = self._indexes[number].layouts[first["kind"]].head
-        if zlib.crc32(data[int(first["offset"]) - head : int(first["offset"])]) != first["check"]:
+        if first is None or zlib.crc32(data[first[3] - self._set.layouts[first[1]].head : first[3]]) != first[4]:
             raise _stale(self._shards[number])
 
-    def _twins(self, entries: np.ndarray, rows: tuple[int, ...]) -> tuple[str, list[str]]:
-        names = [name for index in self._indexes for name in separated(index.ends, index.names)]
-        return names[rows[0]], [self._shards[entries["shard"][row]] for row in rows]
+
+def _built(paths: list[str]) -> tuple[TarSet, list[int]]:
+    """The set of shards from their sidecars, and their numbers in it.
+
+    Raises:
+        UserError: no sidecar, or a clip in two shards.
+    """
+    indexes = [tar_index.read(path) for path in paths]
+    try:
+        return tar_set.built(indexes, paths), list(range(len(paths)))
+    except ValueError as error:
+        owners = [number for number, index in enumerate(indexes) for _ in index.ends]
+        names = [name for index in indexes for name in separated(index.ends, index.names)]
+        places = [_place(indexes[owners[row]], paths[owners[row]]) for row in error.args]
+        raise UserError(
+            f"member '{names[error.args[0]]}.npy' is in both {places[0]} and {places[1]}. Leave one of them out."
+        ) from None
 
 
-def _merged(indexes: list[TarIndex]) -> tuple[list[Layout], np.ndarray]:
-    """The layouts and entries of all shards; entries point into these layouts and say their shard."""
-    layouts: list[Layout] = []
-    parts = []
-    for number, index in enumerate(indexes):
-        entries = index.entries.copy()
-        entries["shard"] = number
-        entries["kind"] += len(layouts)
-        layouts += index.layouts
-        parts.append(entries)
-    return layouts, np.concatenate(parts)
+def _place(known: TarIndex | tar_set.Shard, index: str) -> str:
+    """Where a shard lies."""
+    return known.tar or index.removesuffix(tar_index.SUFFIX)
 
 
-def _check_slot(pattern: str, slot: str | None, indexes: list[TarIndex]) -> None:
-    endings = {ending for index in indexes for ending in index.endings}
+def _check_slot(pattern: str, slot: str | None, endings: set[str]) -> None:
     shown = ", ".join(f".{ending}" for ending in sorted(endings)[:8])
     if slot and f"{slot}.npy" not in endings and not any(ending.endswith(f".{slot}.npy") for ending in endings):
         raise UserError(f"{pattern}::{slot}: no member ends with .{slot}.npy; they end with {shown}. Correct the slot.")
