@@ -426,3 +426,9 @@ def test_indexes_are_written_beside_tars_or_into_a_folder(tmp_path, source, arra
     assert f"Name '{tmp_path}/indexes'" in capsys.readouterr().out
     assert_same(open_store(str(tmp_path / "indexes"), "key"), arrays)
     assert not index.exists()
+
+
+def test_tar_shards_are_not_called_damaged_packed_ones(tmp_path):
+    source = folder_of(tmp_path / "source", {"a": numbers(4)}) or tmp_path / "source"
+    packed("--source", source, "--output", tmp_path / "out", "--to", "tar")
+    assert "holds tar shards, which are checked as they are read" in refusal("--check", tmp_path / "out")

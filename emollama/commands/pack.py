@@ -104,7 +104,10 @@ def _check(folder: str) -> None:
     from emollama.errors import UserError
     from emollama.logging import progress
     from emollama.stores.packed import PackedStore
+    from emollama.stores.tars import is_tars
 
+    if is_tars(folder):
+        raise UserError(f"--check: '{folder}' holds tar shards, which are checked as they are read. --check is for packed shards.")
     store = PackedStore.open(folder)
     with progress(store.shards, "check", enabled=True) as bar:
         damaged = store.damaged(bar.update)
