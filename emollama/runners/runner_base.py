@@ -294,4 +294,5 @@ class RunnerBase:
                 raise UserError(
                     f"run.max_epoch: the stored run is at step {self.first_step}, beyond {self.total_steps}. Raise it."
                 )
-            get_logger().info("resuming at step %d of %d", self.first_step, self.total_steps)
+            left = "" if self.first_step < self.total_steps else ": nothing is left to do"
+            get_logger().info("resuming at step %d of %d%s", self.first_step, self.total_steps, left)
