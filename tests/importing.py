@@ -8,8 +8,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from emollama.commands import importing
 from emollama.data.clips import read_annotations
+from emollama.errors import UserError
 
 
 def run(*arguments: object) -> None:
@@ -17,6 +20,13 @@ def run(*arguments: object) -> None:
     parser = argparse.ArgumentParser()
     importing.add_arguments(parser)
     importing.run(parser.parse_args([str(argument) for argument in arguments]))
+
+
+def refusal(*arguments: object) -> str:
+    """What the command says when it refuses these arguments."""
+    with pytest.raises(UserError) as error:
+        run(*arguments)
+    return str(error.value)
 
 
 def written(path: Path, text: str | bytes) -> Path:

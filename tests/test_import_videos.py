@@ -5,20 +5,12 @@ from __future__ import annotations
 import os
 
 import pytest
-from importing import listed, run, sentences, table, tree, written
-
-from emollama.errors import UserError
+from importing import listed, refusal, run, sentences, table, tree, written
 
 
 @pytest.fixture
 def out(tmp_path):
     return tmp_path / "out"
-
-
-def refusal(*arguments):
-    with pytest.raises(UserError) as error:
-        run(*arguments)
-    return str(error.value)
 
 
 def videos(folder, *names):

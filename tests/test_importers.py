@@ -8,7 +8,7 @@ import unicodedata
 
 import pytest
 import running
-from importing import listed, run, sentences, table, tree, written
+from importing import listed, refusal, run, sentences, table, tree, written
 
 from emollama.data.clips import LABELS, read_annotations, read_captions, read_transcripts
 from emollama.data.problems import Problem
@@ -23,12 +23,6 @@ from emollama.paths import new_folder
 @pytest.fixture
 def out(tmp_path):
     return tmp_path / "out"
-
-
-def refusal(*arguments):
-    with pytest.raises(UserError) as error:
-        run(*arguments)
-    return str(error.value)
 
 
 def mer(tmp_path, text, *arguments, out):

@@ -107,7 +107,7 @@ def _check(folder: str) -> None:
     from emollama.stores.tars import is_tars
 
     if is_tars(folder):
-        raise UserError(f"--check: '{folder}' holds tar shards, which are checked as they are read. --check is for packed shards.")
+        raise UserError(f"--check: '{folder}' holds tar shards, which are checked as they are read; it is for packed shards.")
     store = PackedStore.open(folder)
     with progress(store.shards, "check", enabled=True) as bar:
         damaged = store.damaged(bar.update)

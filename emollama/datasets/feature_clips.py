@@ -18,7 +18,7 @@ from torch import zeros
 
 from emollama.data.batch import Record
 from emollama.data.clips import Clip, Table, missing_names, read_transcripts
-from emollama.data.curriculum import Curriculum, numbers
+from emollama.data.curriculum import numbers
 from emollama.data.features import Features, SlotShape
 from emollama.data.instructions import user_text
 from emollama.data.order import Deck
@@ -72,7 +72,8 @@ class FeatureClips:
         ]
         self._zeros = {slot: zeros(shape.rows, shape.width) for slot, shape in slot_shapes.items()}
         self._absent = {slot: zeros(0, shape.width) for slot, shape in slot_shapes.items()}
-        self.notes = [*self._apply_missing_policy(), *self._curriculum_notes()]
+        self.notes = self._apply_missing_policy()
+        self._difficulty = self._measured_difficulty()
 
     def read_table(self) -> Table:
         """Read the list and its captions; each dataset's own. Faults of single rows go to :meth:`report`."""
@@ -143,7 +144,7 @@ class FeatureClips:
 
         Looks at every array of the clips; values are read where they are small.
         """
-        found = [*self._found, *self._missing_texts(), *self._curriculum_problems()]
+        found = [*self._found, *self._missing_texts()]
         names = self.names()
         for source in self.features:
             missing = missing_names(names, source)
@@ -158,33 +159,30 @@ class FeatureClips:
         cfg, course = self.cfg, self.cfg.course()
         groups = (source.store.groups(self.names()) for source in self.features)
         shards = next((found for found in groups if found is not None), None)
-        easy, phases = (self._difficulty(course), course.epochs) if course else (None, 1)
-        return Deck(len(self), cfg.sample_ratio, cfg.shuffle, shards, cfg.shuffle_window, easy, phases)
+        phases = course.epochs if course and self._difficulty is not None else 1
+        return Deck(len(self), cfg.sample_ratio, cfg.shuffle, shards, cfg.shuffle_window, self._difficulty, phases)
 
-    def _difficulty(self, course: Curriculum) -> np.ndarray:
-        """(len(self),) float64, easy is small."""
-        if course.by == "modalities":
-            values: list[float] = [sum(clip.name not in source for source in self.features) for clip in self.clips]
-        elif course.by == "answer_length":
-            values = [max(len((self.answer(clip, task) or "").split()) for task in self.pool.tasks) for clip in self.clips]
-        else:
-            values = numbers(self.clips, course.by, "curriculum.by", self.list_path())
+    def _measured_difficulty(self) -> np.ndarray | None:
+        """(len(self),) float64, easy is small; None without a curriculum, or with one that :meth:`problems` refuses."""
+        course = self.cfg.course() if self.training else None
+        if course is None:
+            return None
+        try:
+            values = self._values(course.by)
+        except UserError as error:
+            self.report(Problem("list", str(error)))
+            return None
+        if len(np.unique(values)) == 1:
+            by = f"by {course.by} all clips are equal"
+            self.notes.append(f"{self.label}.curriculum: {by}; each of its epochs draws a random part of them")
         return np.array(values) * (-1.0 if course.descending else 1.0)
 
-    def _curriculum_problems(self) -> list[Problem]:
-        course = self.cfg.course() if self.training else None
-        try:
-            if course:
-                self._difficulty(course)
-        except UserError as error:
-            return [Problem("list", str(error))]
-        return []
-
-    def _curriculum_notes(self) -> list[str]:
-        course = self.cfg.course() if self.training and not self._curriculum_problems() else None
-        if course is None or len(np.unique(self._difficulty(course))) > 1:
-            return []
-        return [f"{self.label}.curriculum: by {course.by} all clips are equal; each of its epochs draws a random part of them"]
+    def _values(self, by: str) -> list[float]:
+        if by == "modalities":
+            return [sum(clip.name not in source for source in self.features) for clip in self.clips]
+        if by == "answer_length":
+            return [max(len((self.answer(clip, task) or "").split()) for task in self.pool.tasks) for clip in self.clips]
+        return numbers(self.clips, by, "curriculum.by", self.list_path())
 
     def _missing_texts(self) -> list[Problem]:
         names = self.names()
