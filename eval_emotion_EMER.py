@@ -12,7 +12,7 @@ from emollama.logging import get_logger
 
 def main() -> None:
     """Arguments -> configuration -> runner -> evaluate."""
-    arguments = parse_run("Generate answers for the blocks under evaluation_datasets.")
+    arguments = parse_run("Answer the blocks under evaluation_datasets, and score the answers.")
     config = load(arguments.cfg_path, arguments.options)
     for path in config.classes["run"](config, training=False).evaluate():
         get_logger().info("wrote %s", path)

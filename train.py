@@ -7,10 +7,12 @@ from emollama.config import load
 
 
 def main() -> None:
-    """Arguments -> configuration -> runner -> train."""
+    """Arguments -> configuration -> runner -> train, or evaluate where ``run.evaluate_only`` says so."""
     arguments = parse_run("Train a model as a YAML file says.")
     config = load(arguments.cfg_path, arguments.options)
-    config.classes["run"](config).train()
+    alone = config.run.evaluate_only
+    runner = config.classes["run"](config, training=not alone)
+    _ = runner.evaluate() if alone else runner.train()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import fnmatch
 import os
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from emollama.optim import trainable
 from emollama.paths import PATHS, read_text, sha256, written_whole
 
 LAST = "checkpoint_last.pth"
+BEST = "checkpoint_best.pth"
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
@@ -178,6 +179,26 @@ def _refuse(
         problems.append(f"tensors of another shape (are lora_r, slot_dims and llama_model the same?), {listing(shapes)}")
     if problems:
         raise UserError(f"checkpoint {path}: {'; '.join(problems)}")
+
+
+def mean(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of several files' tensors, summed in float64 one file after the other, in the first one's dtypes.
+
+    Raises:
+        UserError: they do not hold the same tensors.
+    """
+    rest = iter(parts)
+    first = next(rest)
+    sums = {name: tensor.double() for name, tensor in first.items()}
+    count = 1
+    for part in rest:
+        count += 1
+        different = sorted(part.keys() ^ sums.keys())
+        if different:
+            raise UserError(f"these checkpoints have no mean: only some of them hold the tensors {listing(different)}")
+        for name, tensor in part.items():
+            sums[name] += tensor
+    return {name: (sums.pop(name) / count).to(tensor.dtype) for name, tensor in first.items()}
 
 
 def newest(folder: Path) -> Path | None:

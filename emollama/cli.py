@@ -57,7 +57,20 @@ def _leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-COMMANDS = ("plan", "check_data", "config", "importing", "pack", "checkpoint", "demo", "reference")
+COMMANDS = (
+    "plan",
+    "check_data",
+    "config",
+    "importing",
+    "pack",
+    "checkpoint",
+    "score",
+    "rate",
+    "report",
+    "compare",
+    "demo",
+    "reference",
+)
 
 
 def main() -> None:

@@ -34,10 +34,11 @@ FREE = ("imports", "paths")  # what is no component's block
 
 @dataclass(frozen=True)
 class EvaluationBlock:
-    """A block under ``evaluation_datasets``: the dataset's own keys, and the task's (how answers are generated)."""
+    """A block under ``evaluation_datasets``: the dataset's keys, the task's (how to answer), and its scoring's."""
 
     dataset: Any
     task: Any
+    scoring: Any
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,6 @@ class RunConfig:
         tree: everything as it was configured, defaults included, interpolations unresolved.
         sources: dotted key of every value in the tree -> where it came from: "default", or the name of a layer.
         warnings: what the user should read before the run: the keys of the predecessors that have no effect, in one text.
-        test_only: whether a file of the predecessors asks not to train (``run.evaluate: True``).
     """
 
     model: Any
@@ -64,19 +64,6 @@ class RunConfig:
     tree: DictConfig
     sources: dict[str, str]
     warnings: list[str]
-    test_only: bool
-
-    def require_training(self) -> None:
-        """Refuse to train what asks for evaluation alone.
-
-        Raises:
-            UserError: with the script to run instead.
-        """
-        if self.test_only:
-            raise UserError(
-                "'run.evaluate' is True: this configuration is for evaluation alone. Answer its evaluation_datasets with"
-                " eval_emotion_EMER.py, or train with --options run.evaluate=False."
-            )
 
     def plain(self) -> dict[str, Any]:
         """The tree as plain dicts, lists and scalars, interpolations unresolved (no secret leaves the environment)."""
@@ -178,7 +165,7 @@ def _blocks(layers: list[Layer]) -> Iterator[_Block]:
             name = typing.cast("str", selected(layers, [group, label, "type"], label))
             classes = [DATASETS.get(name, f"{group}.{label}.type")]
             if group == "evaluation_datasets":
-                classes.append(task_class)
+                classes += [task_class, task_class.scoring]
             preset = selected(layers, [group, label, "preset"], None)
             yield _Block(f"{group}.{label}", group, classes, {"type": name, "preset": preset})
     runner_class = RUNNERS.get(runner, "run.runner")
@@ -250,7 +237,6 @@ def _resolved(tree: DictConfig, blocks: list[_Block], layers: list[Layer]) -> Ru
         tree=tree,
         sources=_sources(tree, blocks, layers),
         warnings=predecessors.warning(layers, without_effect, values),
-        test_only=predecessors.test_only(layers),
     )
 
 

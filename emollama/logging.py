@@ -36,6 +36,16 @@ def set_up(is_main: bool) -> None:
     logger.setLevel(logging.INFO if is_main else logging.WARNING)
 
 
+def log_metrics(metrics: dict[str, float | None], before: str = "") -> None:
+    """A line for each task of each block; ``metrics`` are "block/task/metric" -> value."""
+    lines: dict[str, list[str]] = {}
+    for key, value in metrics.items():
+        place, _, name = key.rpartition("/")
+        lines.setdefault(place, []).append(f"{name} {'-' if value is None else format(value, '.4f')}")
+    for place, shown in lines.items():
+        get_logger().info("%s%s: %s", before, place, "  ".join(shown))
+
+
 def progress(total: int, label: str, *, enabled: bool) -> tqdm[Any]:
     """A bar on a terminal; nothing where there is none."""
     return tqdm(total=total, desc=label, disable=not (enabled and sys.stderr.isatty()), dynamic_ncols=True)
@@ -59,9 +69,9 @@ class RunLog:
         self._tokens = self._samples = 0
         if enabled:
             path = folder / "log.jsonl"
-            kept = _lines_before(path, first_step)
+            kept = entries_before(path, first_step)
             with written_whole(path) as file:
-                file.writelines(kept)
+                file.writelines(json.dumps(entry) + "\n" for entry in kept)
             self._file = path.open("a", encoding="utf-8")
             self._board = SummaryWriter(str(folder), purge_step=first_step)
             self._bar = tqdm(
@@ -101,6 +111,30 @@ class RunLog:
         self._write(step, values, (now - self._begun) / (step + 1 - self._first) * (self._total - step - 1))
         self._window, self._waited, self._tokens, self._samples = now, 0.0, 0, 0
 
+    def evaluation(
+        self, step: int, epoch: int, metrics: dict[str, float | None], answers: dict[str, list[dict[str, Any]]]
+    ) -> None:
+        """An evaluation is done: its metrics and a few answers on the console and in TensorBoard.
+
+        Args:
+            step: the last one before it, from 0.
+            epoch: which one it ended, from 0.
+            metrics: "block/task/metric" -> value.
+            answers: block -> rows with name, task, prediction and reference.
+        """
+        if not self._enabled:
+            return
+        log_metrics(metrics, f"epoch {epoch}, ")
+        for name, value in metrics.items():
+            if value is not None:
+                self._board.add_scalar(f"eval/{name}", value, step)
+        for block, rows in answers.items():
+            for row in rows:
+                get_logger().info("%s (%s): %s  | truth: %s", row["name"], row["task"], row["prediction"], row["reference"])
+                text = f"{row['prediction']}\n\n*truth:* {row['reference']}"
+                self._board.add_text(f"eval/{block}/{row['task']}/{row['name']}", text, step)
+        self._board.flush()
+
     def close(self) -> None:
         """Flush everything."""
         if self._enabled:
@@ -131,8 +165,8 @@ def _peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def _lines_before(path: Path, step: int) -> list[str]:
-    """The whole lines of a log that belong to steps before this one; a line that was cut short is dropped."""
+def entries_before(path: Path, step: int) -> list[dict[str, Any]]:
+    """The entries of a log, an object a line, that belong to steps before this one; a line that was cut short is dropped."""
     if not path.is_file():
         return []
     kept = []
@@ -142,5 +176,5 @@ def _lines_before(path: Path, step: int) -> list[str]:
         except json.JSONDecodeError:
             continue
         if entry["step"] < step:
-            kept.append(line + "\n")
+            kept.append(entry)
     return kept

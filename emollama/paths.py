@@ -79,6 +79,15 @@ def written_whole(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         temporary.unlink(missing_ok=True)
 
 
+def cache_folder() -> Path:
+    """The user's cache folder for this project, ``$XDG_CACHE_HOME/emollama`` or ``~/.cache/emollama``; it need not exist.
+
+    Raises:
+        RuntimeError: the user has no home.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emollama"
+
+
 def require_new(output: str | Path, sources: Iterable[str | Path] = ()) -> Path:
     """Where a new folder goes.
 

@@ -27,7 +27,9 @@ TEXT_PROCESSOR = {"name": "text_processor", "max_words": "max_words"}
 _FEATURES = "no frame is read here: image features are pre-extracted (image_feature_path)"
 _ENCODER = "no image encoder runs here: image features are pre-extracted"
 _PROCESSES = "torchrun says how many processes there are"
-_VALIDATION = "a run is not validated while it trains; eval_emotion_EMER.py answers evaluation_datasets"
+_VALIDATION = "every block under evaluation_datasets is answered: while training with run.evaluate, alone by eval_emotion_EMER.py"
+_BEST = "the best checkpoint is kept by run.save_best and run.metric, whose direction is known"
+_PATIENCE = "training ends early by run.early_stop_patience"
 _NAME = "a run's folder is named by run.job_id"
 _DATASET_KEYS = {
     "vis_processor": _FEATURES,
@@ -52,11 +54,10 @@ WITHOUT_EFFECT: dict[str, dict[str, str]] = {
         "wandb_log": "TensorBoard events are written to the run's folder",
         **dict.fromkeys(("job_name", "name"), _NAME),
         "train_splits": "every block under datasets is trained on",
-        "evaluate": "train.py trains, eval_emotion_EMER.py answers",
         **dict.fromkeys(("batch_size_train", "batch_size_eval"), "each dataset's block has its batch_size"),
         **dict.fromkeys(("valid_splits", "test_splits", "evaluation"), _VALIDATION),
-        **dict.fromkeys(("metric_for_best_model", "best_model_split", "greater_is_better"), _VALIDATION),
-        **dict.fromkeys(("early_stopping_patience", "early_stopping_min_delta"), _VALIDATION),
+        **dict.fromkeys(("metric_for_best_model", "best_model_split", "greater_is_better"), _BEST),
+        **dict.fromkeys(("early_stopping_patience", "early_stopping_min_delta"), _PATIENCE),
     },
 }
 # Keys of a block that names no clips and only lends processors to an evaluation.
@@ -96,18 +97,6 @@ def left_out(layers: list[Layer]) -> list[str]:
         for label, keys in layer.tree.get("datasets", {}).items():
             blocks.setdefault(label, set()).update(keys)
     return [label for label, keys in blocks.items() if "vis_processor" in keys and keys <= LENT]
-
-
-def test_only(layers: list[Layer]) -> bool:
-    """Whether ``run.evaluate`` asks for evaluation alone, as the last layer says.
-
-    Raises:
-        UserError: it is neither True nor False.
-    """
-    given = selected(layers, ["run", "evaluate"], "False")
-    if given not in ("True", "False"):
-        raise UserError(f"'run.evaluate' is True or False, not {given!r}")
-    return given == "True"
 
 
 def warning(layers: list[Layer], without_effect: dict[str, str], blocks: dict[str, dict[str, Any]]) -> list[str]:
@@ -181,6 +170,8 @@ def _other_meanings(layers: list[Layer], blocks: dict[str, dict[str, Any]]) -> I
     model, run = blocks["model"], blocks["run"]
     if selected(layers, ["model", "use_grad_checkpoint"], None) == "True" and not _renamed(layers, "model.use_grad_checkpoint"):
         yield "model.use_grad_checkpoint", "is the language model's here, and was the image encoder's"
+    if run.get("evaluate") is True:
+        yield "run.evaluate", "answers evaluation_datasets while training; run.evaluate_only answers without training"
     for key, size in dict(_frame_sizes(layers)).items():
         if size != model.get("image_size", size):
             yield key, f"is {size}, but EVA caches are expected of frames of model.image_size {model['image_size']}"

@@ -8,7 +8,7 @@ import inspect
 import textwrap
 from typing import Any
 
-from emollama.registry import DATASETS, FUSIONS, LR_SCHEDULES, MODELS, RUNNERS, TASKS
+from emollama.registry import DATASETS, FUSIONS, JUDGES, LR_SCHEDULES, METRICS, MODELS, RUNNERS, TASKS
 
 INTRODUCTION = """# Configuration
 
@@ -34,11 +34,14 @@ def markdown() -> str:
         ("datasets, of every type", shared),
         *((f"datasets, `type: {name}`", [row for row in rows if row not in shared]) for name, rows in datasets.items()),
         *((f"evaluation_datasets, added by `task: {name}`", _rows(TASKS.get(name).Config)) for name in TASKS.names()),
+        *((f"evaluation_datasets, scores of `task: {name}`", _rows(TASKS.get(name).scoring.Config)) for name in TASKS.names()),
+        *((f"evaluation_datasets, `judge: {{type: {name}}}`", _rows(JUDGES.get(name).Config)) for name in JUDGES.names()),
         *((f"run, `runner: {name}`", _rows(RUNNERS.get(name).Config)) for name in RUNNERS.names()),
     ]
     parts = [INTRODUCTION]
     parts += [f"## {title}\n\n| key | default | |\n|---|---|---|\n{''.join(rows)}" for title, rows in sections if rows]
-    parts.append(f"## Names\n\n`fusion`: {_names(FUSIONS)}. `lr_sched`: {_names(LR_SCHEDULES)}. `task`: {_names(TASKS)}.\n")
+    names = {"fusion": FUSIONS, "lr_sched": LR_SCHEDULES, "task": TASKS, "metric": METRICS}
+    parts.append("## Names\n\n" + " ".join(f"`{key}`: {_names(registry)}." for key, registry in names.items()) + "\n")
     return "\n".join(parts)
 
 
@@ -53,7 +56,7 @@ def _rows(config: Any) -> list[str]:
 
 def _default(item: dataclasses.Field[Any]) -> str:
     value = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
-    if value == "???":
+    if value in ("???", dataclasses.MISSING):
         return "required"
     shown = {None: "null", True: "True", False: "False"}.get(value) if isinstance(value, bool | None) else None
     return f"`{shown or value}`"

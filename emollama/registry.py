@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 from emollama.errors import UserError
@@ -68,11 +68,47 @@ class Registry(Generic[T]):
             raise UserError(f"{where}Unknown {self.kind} '{name}'.{hint} Registered: {', '.join(known)}")
         return self._entries[name]
 
+    def configured(self, block: Mapping[str, Any], key: str) -> tuple[Any, Any]:
+        """A class and its Config, of a block of keys inside another component's: ``{type: name, ...keys of its Config}``.
+
+        Args:
+            block: the keys; ``type`` chooses the class.
+            key: the block's name, for messages.
+
+        Raises:
+            UserError: no type, an unknown one, a key that its Config does not have or lacks, or what it refuses.
+        """
+        if "type" not in block:
+            raise UserError(f"{key}: 'type' is missing. Registered: {', '.join(self.names())}")
+        chosen: Any = self.get(str(block["type"]), f"{key}.type")
+        fields = dataclasses.fields(chosen.Config)
+        known = [item.name for item in fields]
+        given = {str(name): value for name, value in block.items() if name != "type"}
+        for name in given:
+            if name not in known:
+                raise UserError(f"unknown key '{key}.{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}")
+        for item in fields:
+            if item.name not in given and item.default is item.default_factory is dataclasses.MISSING:
+                raise UserError(f"'{key}.{item.name}' is missing: {block['type']} needs it")
+        try:
+            return chosen, chosen.Config(**given)
+        except ValueError as error:
+            raise UserError(f"{key}: {error}") from None
+
+    def built(self, block: Mapping[str, Any], key: str) -> Any:
+        """A component of such a block; see :meth:`configured`."""
+        chosen, cfg = self.configured(block, key)
+        return chosen(cfg)
+
     def names(self) -> list[str]:
         """All registered names, sorted."""
+        return sorted(self.in_order())
+
+    def in_order(self) -> list[str]:
+        """All registered names in the order of registration."""
         for module in self._modules:
             importlib.import_module(module)
-        return sorted(self._entries)
+        return list(self._entries)
 
 
 MODELS: Registry[Any] = Registry("model", ("emollama.models.minigpt_v2",))
@@ -82,3 +118,6 @@ DATASETS: Registry[Any] = Registry("dataset", tuple(f"emollama.datasets.{name}" 
 TASKS: Registry[Any] = Registry("task", ("emollama.tasks.image_text_pretrain",))
 RUNNERS: Registry[Any] = Registry("runner", ("emollama.runners.runner_base",))
 LR_SCHEDULES: Registry[Any] = Registry("LR schedule", ("emollama.optim",), needs_config=False)
+_METRICS = ("losses", "recognition", "openset", "wheels", "emer")
+METRICS: Registry[Any] = Registry("metric", tuple(f"emollama.evaluation.{name}" for name in _METRICS), needs_config=False)
+JUDGES: Registry[Any] = Registry("judge", ("emollama.evaluation.judges.lexical", "emollama.evaluation.judges.openai"))

@@ -198,10 +198,10 @@ def test_evaluation_is_never_augmented(build, golden_config, golden_prompt, gold
     task = golden_config.classes["run.task"]()
     options = task.Config(max_new_tokens=3)
     plain, given = (
-        list(task.evaluate(golden_model, golden_prompt, dataset, options, range(12), torch.device("cpu"), 1))
+        task.answer([golden_model], golden_prompt, dataset, options, task.questions(dataset, options), 1)
         for dataset in (build(training=False), build(training=False, **ON, augmentation_noise=9.0))
     )
-    assert given == plain and all(row.loss is not None for part in plain for row in part)
+    assert given == plain and all(row.loss is not None for row in plain)
 
 
 def test_files_and_shared_zero_rows_stay_as_they_are(build, golden_config):

@@ -8,7 +8,6 @@ from itertools import chain, combinations
 
 import numpy as np
 import pytest
-import torch
 from helpers import GOLDEN, NINE, golden_tree, loaded
 
 from emollama.errors import UserError
@@ -329,8 +328,9 @@ def test_custom_answers_questions_about_clips_without_labels(build, golden_model
     dataset = build("custom", {"clips.csv": "name\na\nb\n"}, training=False, annotation_file="clips.csv")
     task = golden_config.classes["run.task"]()
     options = task.Config(max_new_tokens=2)
-    parts = task.evaluate(golden_model, golden_prompt, dataset, options, range(2), torch.device("cpu"), 1)
-    assert [(row.name, row.target, row.loss) for part in parts for row in part] == [("a", None, None), ("b", None, None)]
+    questions = task.questions(dataset, options)
+    rows = task.answer([golden_model], golden_prompt, dataset, options, questions, 1)
+    assert [(row.name, row.target, row.reference, row.loss) for row in rows] == [(name, None, None, None) for name in "ab"]
 
 
 def test_custom_columns_may_have_names_of_ones_own(build, tmp_path):

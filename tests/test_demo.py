@@ -107,4 +107,5 @@ def test_the_demo_reaches_its_figures_within_five_minutes(tmp_path):
     assert figures["emotion_accuracy_shuffled"] <= 0.20
     assert figures["emotion_accuracy_sentence_only"] < 0.6
     assert figures["reason_label_accuracy"] >= 0.90
+    assert figures["clue_overlap"] >= figures["clue_overlap_stage_1"] + 1  # of 10 points
     assert seconds < 600  # 300 on a quiet machine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -83,16 +84,22 @@ def test_ranks_hold_equal_gradients(splits):
     assert all(torch.equal(both[0][name], both[1][name]) for name in both[0])
 
 
-def test_two_processes_predict_each_clip_exactly_once_and_as_one_process_does(tmp_path):
-    answers = {}
-    for processes in (1, 2):
-        path = golden_config(tmp_path / str(processes))
-        done = run("eval_emotion_EMER.py", "--cfg-path", str(path), processes=processes)
+def test_two_processes_and_eight_at_once_answer_each_clip_once_and_as_one_alone_does(tmp_path):
+    answers, losses, metrics = [], [], []
+    for processes, size in ((1, 1), (2, 8)):
+        folder = tmp_path / str(processes)
+        options = [f"evaluation_datasets.{block}.batch_size={size}" for block in ("train_layout", "upstream")]
+        done = run("eval_emotion_EMER.py", "--cfg-path", str(golden_config(folder)), "--options", *options, processes=processes)
         assert done.returncode == 0, done.stderr
-        found = rows(tmp_path / str(processes) / "out/run/result/predictions_train_layout.jsonl")
-        answers[processes] = [(row["name"], row["task"], row["prediction"]) for row in found]
-        assert len({(row["name"], row["task"]) for row in found}) == len(found) == 18
-    assert answers[1] == answers[2]
+        result = folder / "out/run/result"
+        found = [row for name in ("train_layout", "upstream") for row in rows(result / f"predictions_{name}.jsonl")]
+        assert len(found) == 36
+        answers.append([(row["name"], row["task"], row["prediction"]) for row in found])
+        losses.append([row["loss"] for row in found[:18]])
+        metrics.append(json.loads((result / "metrics_train_layout.json").read_text())["tasks"]["emotion"]["metrics"])
+    assert answers[0] == answers[1] and len(set(answers[0][:18])) == 18
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert metrics[0] == pytest.approx(metrics[1], abs=1e-5) and {"loss", "waf"} <= metrics[0].keys()
 
 
 def test_an_error_of_all_ranks_is_told_once(tmp_path):

@@ -16,11 +16,12 @@ from torch import zeros
 from emollama.data.batch import IGNORED, Record, Rows, collate
 from emollama.errors import UserError
 from emollama.models import llm, llm_weights
+from emollama.models.decoding import Choice, continued
 from emollama.models.fusion import LinearFusion, place_rows
 from emollama.optim import trainable
 
 CPU = torch.device("cpu")
-GREEDY = {"max_new_tokens": 12, "num_beams": 1, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+GREEDY = Choice(max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
@@ -337,9 +338,10 @@ def test_dropout_acts_in_training_and_not_in_evaluation(build, samples, key):
 
 
 def generated(model, prompt, asked, size, **options):
-    out = []
+    out, choice = [], dataclasses.replace(GREEDY, **options)
     for first in range(0, len(asked), size):
-        out += model.generate(collate(asked[first : first + size]), prompt, GREEDY | options)
+        part = asked[first : first + size]
+        out += continued([model], collate(part), choice, prompt.is_finished, range(len(part)))
     return out
 
 
@@ -353,7 +355,7 @@ def test_greedy_answers_do_not_depend_on_the_batch_size(golden_model, golden_pro
 def test_a_generated_token_is_the_likeliest_after_the_tokens_before_it(golden_model, golden_prompt, golden_dataset):
     record = golden_dataset.record(0, "reason", golden_dataset.pool.first("reason"))
     sample = golden_prompt.sample(record, to_generate=True)
-    made = golden_model.generate(collate([sample]), golden_prompt, GREEDY)[0]
+    made = generated(golden_model, golden_prompt, [sample], 1)[0]
     ids = sample.input_ids
     for token in made[:6]:
         batch = collate([dataclasses.replace(sample, input_ids=ids, labels=ids, loss_weights=ids.float())])
@@ -395,7 +397,7 @@ def test_an_end_symbol_of_hashes_trains_and_generates(build, golden_dataset, tmp
     labels = batch.labels[batch.labels != IGNORED].tolist()
     assert prompt.tokenizer.decode(labels) == "happy###"
     assert torch.isfinite(losses(model, prompt.sample(record))).all()
-    answer = model.generate(collate([prompt.sample(record, to_generate=True)]), prompt, GREEDY | {"max_new_tokens": 3})[0]
+    answer = generated(model, prompt, [prompt.sample(record, to_generate=True)], 1, max_new_tokens=3)[0]
     assert 1 <= len(answer) <= 3
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import GOLDEN, TRAJECTORY, WORDINGS, loaded, write
+from helpers import GOLDEN, TRAJECTORY, WORDINGS, loaded
 from running import ROOT, environment, rows
 
 from emollama import config
@@ -682,30 +681,16 @@ def test_a_key_that_a_component_has_is_the_components(tmp_path, monkeypatch):
     assert made.datasets["own"].data_type == "images" and made.warnings == []
 
 
-# Test only
+# Evaluation while training
 
 
-def test_a_file_that_asks_for_a_test_alone_is_not_trained(tmp_path):
+def test_a_file_that_asks_for_evaluation_is_told_what_that_means_here(tmp_path):
     tree = yaml.safe_load(REFERENCE)
-    tree["run"] |= {"evaluate": True, "output_dir": str(tmp_path / "out")}
-    made = loaded(tmp_path, tree)
-    with pytest.raises(UserError, match=r"run\.evaluate.*eval_emotion_EMER\.py.*run\.evaluate=False"):
-        made.classes["run"](made)
-    assert not (tmp_path / "out").exists()
+    tree["run"] |= {"evaluate": True}
+    assert "run.evaluate_only" in noted(loaded(tmp_path, tree))["run.evaluate"]
+    tree["run"] |= {"evaluate": False}
+    assert "run.evaluate" not in noted(loaded(tmp_path, tree))
 
 
-def test_the_last_layer_says_whether_it_is_a_test_alone(tmp_path):
-    assert loaded(tmp_path, small(run={"evaluate": False}), "run.evaluate=True").test_only
-    made = loaded(tmp_path, small(run={"evaluate": True}), "run.evaluate=False")
-    made.require_training()
-    assert "run.evaluate" in noted(made)
-
-
-def test_an_answer_that_is_neither_true_nor_false_is_refused(tmp_path):
-    assert "'run.evaluate' is True or False, not 'perhaps'" in refusal(tmp_path, small(run={"evaluate": "perhaps"}))
-
-
-def test_nothing_of_the_users_file_is_changed(tmp_path):
-    path = Path(write(tmp_path, STAGE_1))
-    config.load(str(path))
-    assert path.read_text() == STAGE_1
+def test_evaluation_that_is_neither_true_nor_false_is_refused(tmp_path):
+    assert "run.evaluate" in refusal(tmp_path, small(run={"evaluate": "perhaps"}))

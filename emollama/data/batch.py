@@ -24,12 +24,14 @@ class Record:
         task: the task's name.
         turns: (what the user says, the answer); an answer of None is one to be generated.
         features: slot -> raw rows (n, D), float32.
+        reference: the last turn's answer as the data has it, before any text processor.
     """
 
     name: str
     task: str
     turns: list[tuple[str, str | None]]
     features: dict[str, Tensor]
+    reference: str | None = None
 
 
 @dataclass(frozen=True)

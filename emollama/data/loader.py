@@ -44,6 +44,10 @@ class ClipDataset(Protocol):
         """How its clips are drawn in training."""
         ...
 
+    def words(self, index: int, task: str, wording: str) -> str:
+        """What the user says about clip ``index``, as in its record; no feature is read."""
+        ...
+
     def record(self, index: int, task: str, wording: str, rng: np.random.Generator | None = None) -> Record:
         """Clip ``index`` asked for ``task`` in these words; ``rng`` is for what is random in training, None in evaluation."""
         ...

@@ -114,6 +114,8 @@ class Prompt:
         self.placeholders = placeholders
         self.loss_average = loss_average
         special = [re.escape(text) for text in tokenizer.get_added_vocab() if text.strip()]
+        # Tokens within which the end symbol's text must show; only one where the tokenizer ends sequences with it anyway.
+        self._end_tokens = 1 if self.ends_with_eos else len(style.end_sym) + 1
         self._special = re.compile("|".join(sorted(special, key=len, reverse=True))) if special else None
 
     def body(self, record: Record) -> str:
@@ -147,6 +149,23 @@ class Prompt:
         total = sum(rendering.answers) if self.loss_average == "sample" else 1
         weights = (labels != IGNORED).float() / max(total, 1)
         return Sample(record.name, record.task, torch.tensor(rendering.ids), labels, weights, record.features, cut)
+
+    @property
+    def ends_with_eos(self) -> bool:
+        """Whether the end symbol is the tokenizer's own end of a sequence, one token."""
+        return bool(self._ids(self.style.end_sym) == [self.tokenizer.eos_token_id])
+
+    def is_finished(self, ids: list[int]) -> bool:
+        """Whether a generated answer ends here: with the tokenizer's end of a sequence, or with the end symbol's text."""
+        if ids[-1] == self.tokenizer.eos_token_id:
+            return True
+        if self._end_tokens == 1:
+            return False
+        return self.style.end_sym in self.tokenizer.decode(ids[-self._end_tokens :])
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Tokens of an answer with its end, as training has them."""
+        return self._ids(self._as_text(answer) + self.style.end_sym)
 
     def answer_text(self, ids: list[int]) -> str:
         """Generated ids as an answer: up to the end symbol, special tokens dropped, after the last closing of the template."""
@@ -201,7 +220,7 @@ class Prompt:
         return max(excess, 0)
 
     def _append_answer(self, rendering: _Rendering, answer: str) -> int:
-        ids = self._ids(self._as_text(answer) + self.style.end_sym)
+        ids = self.answer_ids(answer)
         excess = len(ids) - self.style.max_txt_len
         if excess > 0:
             end = self._ids(self.style.end_sym)

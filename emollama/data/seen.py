@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from emollama.paths import written_whole
+from emollama.paths import cache_folder, written_whole
 
 Stamp = tuple[int, ...]
 VERSION = 1  # of what is checked; another one asks everything anew
@@ -32,8 +32,7 @@ class Seen:
         """What is remembered about one question; ``what`` is everything beside the stamps that the answer rests on."""
         digest = hashlib.sha256(json.dumps([VERSION, *what]).encode()).hexdigest()[:24]
         try:
-            root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emollama"
-            path = root / f"{kind}-{digest}.json"
+            path = cache_folder() / f"{kind}-{digest}.json"
             known = json.loads(path.read_text(encoding="utf-8"))
         except RuntimeError:  # no home
             return cls(Path(os.devnull))

@@ -37,6 +37,9 @@ class ClipConfig:
     """Clips with these labels are left out."""
     exclude: list[str] = field(default_factory=list)
     """Names of clips that are left out, such as those whose caption is a refusal."""
+    held_out: float = 0.0
+    """Share of the clips, chosen by their names: under datasets they are not trained on, under evaluation_datasets they alone
+    are answered. Lists that share clips hold out the same ones."""
     transcription_path: str | None = None
     """What is said, a CSV with name and sentence; starts at the annotation file's folder. Null: what the list itself says,
     or prompts without a sentence."""
@@ -90,6 +93,8 @@ class ClipConfig:
             for label in used:
                 if label not in self.labels:
                     raise ValueError(f"{key}: '{label}' is not among labels ({', '.join(self.labels)})")
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"held_out is {self.held_out}; it is a share of the clips, at least 0 and below 1")
         self.pool()
         self.augmentation()
         self.course()

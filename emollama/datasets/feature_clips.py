@@ -121,7 +121,6 @@ class FeatureClips:
         With ``rng``, the draw's generator, features are augmented as the block says.
         """
         clip = self.clips[index]
-        sentence = None if self.table.sentences is None else self.table.sentences[clip.name]
         features = dict(self._absent)
         for source in self.features:
             if clip.name in source:
@@ -132,11 +131,21 @@ class FeatureClips:
                 raise UserError(f"{source.key}: no array of '{clip.name}' in {source.path}; it was there at the start of the run")
         if rng is not None and self._augmentation is not None:
             features = self._augmentation(features, rng)
-        return Record(clip.name, task, [(user_text(task, wording, sentence), self.answer(clip, task))], features)
+        turn = (self.words(index, task, wording), self.answer(clip, task))
+        return Record(clip.name, task, [turn], features, self.reference(clip, task))
+
+    def words(self, index: int, task: str, wording: str) -> str:
+        """What the user says about clip ``index``: the sentence, the task, the wording."""
+        sentence = None if self.table.sentences is None else self.table.sentences[self.clips[index].name]
+        return user_text(task, wording, sentence)
+
+    def reference(self, clip: Clip, task: str) -> str | None:
+        """The data's own answer to a task, unprocessed; None where there is none."""
+        return clip.label or None if task == "emotion" else self.table.captions.get(task, {}).get(clip.name)
 
     def answer(self, clip: Clip, task: str) -> str | None:
         """What the clip's answer to a task is, as it is trained on; None where there is none."""
-        text = clip.label or None if task == "emotion" else self.table.captions.get(task, {}).get(clip.name)
+        text = self.reference(clip, task)
         return None if text is None else TEXT_PROCESSORS[self.cfg.text_processor](text, self.cfg.max_words)
 
     def problems(self) -> list[Problem]:
@@ -217,7 +226,13 @@ class FeatureClips:
         kept = [clip for clip in clips if clip.label not in cfg.exclude_labels and clip.name not in excluded]
         if not kept:
             raise UserError(f"{self.list_path()}: exclude and exclude_labels leave no clip of {len(clips)}")
-        return kept
+        if not cfg.held_out:
+            return kept
+        chosen = [clip for clip in kept if (_place(clip.name) < cfg.held_out) != self.training]
+        if not chosen:
+            side = "to train on" if self.training else "to answer"
+            raise UserError(f"{self.label}.held_out: {cfg.held_out} of {len(kept)} clips leaves none {side}. Change the share.")
+        return chosen
 
     def _apply_missing_policy(self) -> list[str]:
         """Count what is missing and drop clips where the policy says so. Returns lines for the log."""
@@ -232,3 +247,8 @@ class FeatureClips:
                 raise UserError(f"{self.label}: missing_features: skip leaves no clip; every clip lacks a feature file")
         note = f"of {count} clips have no array (missing_features: {policy})"
         return [f"{key}: {len(names)} {note}" for key, names in lacking.items() if names]
+
+
+def _place(name: str) -> float:
+    """A place in [0, 1) that a clip has by its name alone, so that lists which share clips hold out the same ones."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64

@@ -139,8 +139,10 @@ def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
 def _words(rng: np.random.Generator, clip: Clip) -> dict[str, str]:
     """One way to say what the clip shows: the fields of the caption templates."""
     face, motion, tone, _ = _groups(clip.emotion)
+    cues = [_pick(rng, FACES[face][i][1:]) for i in clip.face] or [HIDDEN["face"]]
     return {
-        "face": " and ".join(_pick(rng, FACES[face][i][1:]) for i in clip.face) or HIDDEN["face"],
+        "cue": cues[0],
+        "face": " and ".join(cues),
         "motion": MOTIONS[motion][clip.motion[0]] if clip.motion else HIDDEN["motion"],
         "tone": TONES[tone][clip.tone[0]] if clip.tone else HIDDEN["tone"],
         "topic": HIDDEN["topic"] if clip.topic is None else TOPICS[clip.topic],
@@ -152,7 +154,8 @@ def _draw_texts(rng: np.random.Generator, count: int, wordings: Wordings, exclud
     """Prompts in the template with their answers, of clips that are in no list; words stand where features will be.
 
     From these the language model learns the language, and what goes with what in words, as a real one would know it.
-    It sees no feature. Captions in `exclude` (those of the test clips) are left out.
+    It sees no feature, and knows both kinds of captions, but not which task asks for which. Captions in `exclude` (those
+    of the test clips) are left out.
     """
     lines: list[str] = []
     while len(lines) < count:
@@ -160,7 +163,7 @@ def _draw_texts(rng: np.random.Generator, count: int, wordings: Wordings, exclud
         seen, words = _words(rng, clip), _words(rng, clip)
         task = _pick(rng, tuple(wordings))
         wording = _pick(rng, wordings[task]).replace("{labels}", ", ".join(EMOTIONS))
-        caption = _pick(rng, FINE if task == "reason_v2" else COARSE).format(**words)
+        caption = _pick(rng, FINE if rng.integers(2) else COARSE).format(**words)
         answer = clip.emotion if task == "emotion" else blip_caption(caption, 200)
         if caption not in exclude:
             lines.append(

@@ -23,7 +23,7 @@ from emollama.errors import UserError
 from emollama.logging import get_logger, set_up
 from emollama.paths import written_whole
 
-PARTS = ("corpus", "llm", "stage_1", "stage_2", "recognition", "reasoning")
+PARTS = ("corpus", "llm", "stage_1", "stage_2", "recognition", "reasoning", "reasoning_stage_1")
 MARK = "demo.json"  # says that a folder is ours to write anew
 ROOT = Path(__file__).parents[2]
 
@@ -49,11 +49,13 @@ def run_demo(folder: str, *, seed: int, processes: int, corpus_only: bool = Fals
     make_tiny_llama(root / "llm", corpus.texts, seed=seed, steps=700)
     if corpus_only:
         return
+    stage_1 = ["model.ckpt=${paths.root}/stage_1/checkpoint_3.pth"]
     for script, config, options in (
         ("train.py", "train_configs/demo_stage_1.yaml", ["run.job_id=stage_1", f"run.seed={seed}"]),
         ("train.py", "train_configs/demo_stage_2.yaml", ["run.job_id=stage_2", f"run.seed={seed}"]),
         ("eval_emotion_EMER.py", "eval_configs/demo_emotion.yaml", ["run.job_id=recognition"]),
         ("eval_emotion_EMER.py", "eval_configs/demo_EMER.yaml", ["run.job_id=reasoning"]),
+        ("eval_emotion_EMER.py", "eval_configs/demo_EMER.yaml", ["run.job_id=reasoning_stage_1", *stage_1]),
     ):
         _torchrun(root, processes, script, config, options)
     figures = _figures(root) | {"seconds": round(time.monotonic() - begun, 1)}
@@ -95,6 +97,9 @@ def _figures(root: Path) -> dict[str, Any]:
         figures[f"emotion_accuracy{key}"] = sum(answers[name] == label for name, label in truth.items()) / len(truth)
     reasons = _answers(root / "reasoning/result/predictions_emer.jsonl")
     named = {name: set(re.findall(r"\w+", text)) & set(EMOTIONS) for name, text in reasons.items()}
+    for key, run in (("", "reasoning"), ("_stage_1", "reasoning_stage_1")):
+        metrics = json.loads((root / f"{run}/result/metrics_emer.json").read_text(encoding="utf-8"))
+        figures[f"clue_overlap{key}"] = metrics["tasks"]["reason_v2"]["metrics"]["clue_overlap"]
     figures["reason_label_accuracy"] = sum(named[name] == {label} for name, label in truth.items()) / len(truth)
     return figures
 
@@ -111,6 +116,8 @@ def _table(figures: dict[str, Any], root: Path) -> str:
         ("emotion, from the sentence alone", f"{figures['emotion_accuracy_sentence_only']:.1%}"),
         ("emotion, chance", f"{1 / len(EMOTIONS):.1%}"),
         ("reasoning names the right emotion and no other", f"{figures['reason_label_accuracy']:.1%}"),
+        ("clues shared with the truth (0 to 10), stage 2", f"{figures['clue_overlap']:.2f}"),
+        ("clues shared with the truth (0 to 10), stage 1", f"{figures['clue_overlap_stage_1']:.2f}"),
         ("unseen clips", str(figures["clips"])),
         ("seconds", f"{figures['seconds']:.0f}"),
     ]
@@ -119,7 +126,7 @@ def _table(figures: dict[str, Any], root: Path) -> str:
         ("tiny Llama", root / "llm"),
         ("checkpoints, logs, TensorBoard", root / "stage_1"),
         ("", root / "stage_2"),
-        ("predictions", root / "recognition/result"),
+        ("predictions, scores, report", root / "recognition/result"),
         ("", root / "reasoning/result"),
     ]
     lines = [f"{name:<48}{value:>8}" for name, value in rows]

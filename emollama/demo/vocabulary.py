@@ -37,10 +37,11 @@ SENTENCES = (
 # What stands for a channel that says nothing.
 HIDDEN = {"face": "a half hidden face", "motion": "keeps still", "tone": "muffled", "topic": "the words say little"}
 FILLER_SENTENCES = ("Yes, well, you know", "All right then", "So here we are", "Okay, let me think", "")
+# A coarse caption names one facial cue, the tone and the topic; a fine one every cue of the face, and the motion too.
 COARSE = (
-    "The picture shows {face}. The person {motion}, the voice is {tone} and {topic}. This suggests {emotion}.",
-    "There is {face}; the person {motion}. The voice sounds {tone} and {topic}. The feeling is {emotion}.",
-    "We see {face} and hear a {tone} voice. The person {motion}, {topic}, and the state is {emotion}.",
+    "The picture shows {cue}. The voice is {tone} and {topic}. This suggests {emotion}.",
+    "There is {cue}. The voice sounds {tone} and {topic}. The feeling is {emotion}.",
+    "We see {cue} and hear a {tone} voice. Since {topic}, the state is {emotion}.",
 )
 FINE = (
     "In the video, {face} can be seen and the person {motion}. The tone of voice is {tone}, and {topic}. "

@@ -1,13 +1,17 @@
-"""Files of predictions."""
+"""Files of predictions and of metrics."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from emollama.evaluation.answers import Answer
+from emollama.evaluation.emer import ClueOverlaps, LabelOverlaps
+from emollama.evaluation.recognition import Labels, confusion, per_class
+from emollama.evaluation.scoring import TaskScores
 from emollama.paths import written_whole
 
 REASONING_TASKS = ("reason", "reason_v2")
@@ -38,3 +42,58 @@ def write_predictions(folder: Path, block: str, rows: Sequence[dict[str, Any]]) 
             writer.writerow(["names", "chi_reasons"])
             writer.writerows([row["name"], row["prediction"]] for row in rows if row["task"] == task)
     return files
+
+
+def write_metrics(folder: Path, block: str, scores: Mapping[str, TaskScores], source: str | None) -> Path:
+    """Write ``metrics_<block>.json``: each task's metrics, and what they rest on.
+
+    Args:
+        folder: created if need be.
+        block: the evaluation block's label.
+        scores: task -> scores.
+        source: the checkpoint that answered; None while training.
+    """
+    path = folder / f"metrics_{block}.json"
+    content = {"block": block, "checkpoint": source, "tasks": {task: described(found) for task, found in scores.items()}}
+    with written_whole(path) as file:
+        json.dump(content, file, indent=1, ensure_ascii=False)
+    return path
+
+
+def described(scores: TaskScores) -> dict[str, Any]:
+    """Scores as plain values: clips, metrics, and by kind of evidence what a reader would ask for next."""
+    content: dict[str, Any] = {"clips": scores.clips, "metrics": scores.metrics}
+    labels = scores.evidence.get(Labels)
+    if isinstance(labels, Labels):
+        content["recognition"] = {
+            "labels": list(labels.labels),
+            "confusion": confusion(labels),
+            "per_class": per_class(labels),
+            "invalid": _invalid(labels, scores.answers),
+        }
+    judged = [found for kind in (ClueOverlaps, LabelOverlaps) if isinstance(found := scores.evidence.get(kind), kind)]
+    if judged:
+        content["judge"] = scores.judge | {"failures": [failure for found in judged for failure in found.failures()]}
+        content["clip_scores"] = list(_clip_scores(judged))
+    return content
+
+
+def _invalid(labels: Labels, answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """The answers that no label was read out of."""
+    texts = {answer.name: answer.prediction for answer in answers}
+    rows = zip(labels.names, labels.truth, labels.read, strict=True)
+    return [{"name": name, "reference": truth, "prediction": texts[name]} for name, truth, read in rows if read is None]
+
+
+def _clip_scores(judged: Sequence[ClueOverlaps | LabelOverlaps]) -> Iterator[dict[str, Any]]:
+    """A row a clip: its scores, and the emotion words they rest on."""
+    rows: dict[str, dict[str, Any]] = {}
+    for found in judged:
+        for place, name in enumerate(found.names):
+            row = rows.setdefault(name, {"name": name})
+            if isinstance(found, ClueOverlaps):
+                row["clue_overlap"] = found.verdicts[place].score
+            else:
+                row["label_overlap"] = found.verdicts[place].score
+                row["true_words"], row["predicted_words"] = found.true_words[place], found.predicted_words[place]
+    yield from rows.values()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from emollama.paths import new_folder, sha256
 def average(sources: list[str], output: str) -> None:
     """Write the mean of checkpoints as one that holds weights only, and lists their epochs.
 
-    Sums are made in float64, one checkpoint after the other. The halves of adapters are averaged each, which suits
+    The halves of adapters are averaged each, which suits
     checkpoints of one run.
 
     Args:
@@ -37,15 +38,17 @@ def average(sources: list[str], output: str) -> None:
     if len(sources) < 2:
         raise UserError("an average is made of at least two checkpoints")
     first = read(sources[0], "average")
-    sums = {name: tensor.double() for name, tensor in first.tensors.items()}
     epochs = [first.facts.get("epoch")]
-    for source in sources[1:]:
-        other = read(source, "average")
-        _require_same_layout(first, other)
-        for name, tensor in other.tensors.items():
-            sums[name] += tensor
-        epochs.append(other.facts.get("epoch"))
-    means = {name: (sums.pop(name) / len(sources)).to(tensor.dtype) for name, tensor in first.tensors.items()}
+
+    def parts() -> Iterator[dict[str, Tensor]]:
+        yield first.tensors
+        for source in sources[1:]:
+            other = read(source, "average")
+            _require_same_layout(first, other)
+            epochs.append(other.facts.get("epoch"))
+            yield other.tensors
+
+    means = checkpoint.mean(parts())
     checkpoint.save(place, {"model": means, "epoch": epochs, "averaged": list(sources), **_config(first)})
 
 

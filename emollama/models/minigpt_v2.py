@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any, Literal, Union
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from emollama.data.features import PATCH, SlotShape
 from emollama.data.prompt import LossAverage, Placeholders, Prompt, PromptStyle
 from emollama.errors import require_at_least
 from emollama.models import llm, upstream
+from emollama.models.decoding import Unfinished, empty_cache
 from emollama.models.fusion import STEADY_ROWS, place_rows
 from emollama.registry import FUSIONS, MODELS
 
@@ -39,8 +40,11 @@ class MiniGPTv2(nn.Module):
 
         llama_model: str = MISSING
         """Folder of a Hugging Face causal language model with its tokenizer."""
-        ckpt: Union[str, None] = None  # noqa: UP007
-        """Checkpoint whose trainable tensors are loaded at the start."""
+        ckpt: Union[str, list[str], None] = None  # noqa: UP007
+        """Checkpoint whose trainable tensors are loaded at the start. Several are an ensemble."""
+        ensemble: Literal["predictions", "weights"] = "predictions"
+        """How several checkpoints answer. predictions: by the mean of their distributions (of next tokens, or of labels).
+        weights: as one model, the mean of their tensors; the halves of adapters are averaged each."""
         ckpt_allow_missing: list[str] = field(default_factory=list)
         """Globs of trainable tensors that ckpt may lack; they keep their initial values."""
         train_llm: llm.TrainLLM = "lora"
@@ -124,6 +128,12 @@ class MiniGPTv2(nn.Module):
             self.fusion = FUSIONS.get(cfg.fusion)(cfg.slot_dims, llm.width(self.llm_config), cfg.dropout)
         self.first_placeholder = llm.embedding_rows(self.llm_config)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        table: torch.nn.Module = self.llama_model.get_input_embeddings()
+        return next(table.parameters()).device
+
     @staticmethod
     def slot_shapes(cfg: Config) -> dict[str, SlotShape]:
         """slot -> what one clip is expected to bring."""
@@ -149,20 +159,32 @@ class MiniGPTv2(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Cross-entropy of each labelled token, (L,) float32, in the batch's order. Logits are made at these places only."""
         places = (batch.labels != IGNORED).nonzero().squeeze(1)
-        steady = torch.cat([places, places[-1:].expand(max(0, STEADY_ROWS - len(places)))])
-        logits = self.llama_model(
-            inputs_embeds=self._embed(batch).unsqueeze(0),
-            position_ids=batch.position_ids.unsqueeze(0),
-            cu_seqlens=batch.cu_seqlens,
-            max_length=batch.max_length,
-            logits_to_keep=steady - 1,
-            use_cache=False,
-        ).logits[0, : len(places)]
+        logits = self._packed_logits(batch, _steady(places) - 1, use_cache=False)[: len(places)]
         return F.cross_entropy(logits.float(), batch.labels[places], reduction="none")
 
+    def begin(self, batch: Batch) -> tuple[Tensor, Unfinished]:
+        """Read B prompts: next-token logits (B, V) float32, and where the sequences stand."""
+        cache = empty_cache()
+        last = batch.cu_seqlens[1:].long() - 1
+        logits = self._packed_logits(batch, _steady(last), past_key_values=cache, use_cache=True)[: len(last)]
+        return logits.float(), Unfinished.of_packed(cache, batch.lengths)
+
+    def advance(self, ids: Tensor, state: Unfinished) -> Tensor:
+        """Read (B, Q) more tokens into ``state.cache``: logits behind each of them, (B, Q, V) float32."""
+        mask, positions = state.grown(ids.shape[1])
+        table = self.llama_model.get_input_embeddings()
+        logits: Tensor = self.llama_model(
+            inputs_embeds=table(ids),
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=state.cache,
+            use_cache=True,
+        ).logits
+        return logits.float()
+
     @torch.inference_mode()
-    def generate(self, batch: Batch, prompt: Prompt, options: Mapping[str, Any]) -> list[list[int]]:
-        """Continue each sample of a batch that was rendered without answers.
+    def beam_search(self, batch: Batch, prompt: Prompt, options: Mapping[str, Any]) -> list[list[int]]:
+        """Continue each sample of a batch that was rendered without answers, by transformers' own search.
 
         Args:
             batch: B prompts.
@@ -177,8 +199,7 @@ class MiniGPTv2(nn.Module):
         lengths = torch.tensor(batch.lengths, device=embeddings.device)
         mask = torch.arange(embeddings.shape[1], device=embeddings.device) >= embeddings.shape[1] - lengths[:, None]
         tokenizer = prompt.tokenizer
-        ends = tokenizer(self.cfg.end_sym, add_special_tokens=False).input_ids
-        stops = {} if ends == [tokenizer.eos_token_id] else {"stop_strings": [self.cfg.end_sym], "tokenizer": tokenizer}
+        stops = {} if prompt.ends_with_eos else {"stop_strings": [self.cfg.end_sym], "tokenizer": tokenizer}
         out = self.llama_model.generate(
             inputs_embeds=embeddings,
             attention_mask=mask.long(),
@@ -190,12 +211,29 @@ class MiniGPTv2(nn.Module):
         )
         return [_until(ids, tokenizer.eos_token_id) for ids in out.tolist()]
 
+    def _packed_logits(self, batch: Batch, places: Tensor, **cache: Any) -> Tensor:
+        """(len(places), V): next-token logits behind these places of a packed batch, which is one row."""
+        logits: Tensor = self.llama_model(
+            inputs_embeds=self._embed(batch).unsqueeze(0),
+            position_ids=batch.position_ids.unsqueeze(0),
+            cu_seqlens=batch.cu_seqlens,
+            max_length=batch.max_length,
+            logits_to_keep=places,
+            **cache,
+        ).logits[0]
+        return logits
+
     def _embed(self, batch: Batch) -> Tensor:
         """(T, H): rows of the LLM's table for text, rows of the fusion module at placeholders."""
         table = self.llama_model.get_input_embeddings()
         is_text = batch.input_ids < self.first_placeholder
         text = table(batch.input_ids.where(is_text, 0))
         return place_rows(text, batch.input_ids, self.fusion(batch.slots), self.first_placeholder)
+
+
+def _steady(places: Tensor) -> Tensor:
+    """The places, the last one repeated where there are few: the head is never asked for fewer rows than are steady."""
+    return torch.cat([places, places[-1:].expand(max(0, STEADY_ROWS - len(places)))])
 
 
 def _until(ids: list[int], end: int | None) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from operator import itemgetter
@@ -20,36 +21,40 @@ class Answering:
 
     Attributes:
         task: says how a clip is asked and answered.
-        model: in eval mode while it answers.
+        members: the model in eval mode, or the members of an ensemble.
         prompt: the model's renderer.
-        world: the processes; each takes every n-th (clip, task) pair.
+        world: the processes, which share the questions out among them.
         precision: of the model's arithmetic.
         seed: of sampling, where temperature is above 0.
     """
 
     task: Any
-    model: Any
+    members: Sequence[Any]
     prompt: Prompt
     world: World
     precision: Precision
     seed: int
 
     def rows(self, label: str, dataset: ClipDataset, options: Any) -> list[dict[str, Any]]:
-        """Answer every clip for every task of its pool.
+        """Answer every clip for every task of its pool, the longest prompts first.
 
         Args:
             label: the block's, for the progress bar.
             dataset: the block's clips.
-            options: the task's Config: how to generate.
+            options: the task's Config: how to answer.
 
         Returns:
             A dictionary an answer, sorted by name and task, the same on every rank.
         """
-        total = len(dataset) * len(dataset.pool.tasks)
-        places = range(self.world.rank, total, self.world.size)
-        own: list[Any] = []
-        with progress(len(places), label, enabled=self.world.is_main) as bar, self.precision.autocast():
-            for part in self.task.evaluate(self.model, self.prompt, dataset, options, places, self.world.device, self.seed):
-                own += part
+        questions = self.task.questions(dataset, options)
+        words = [dataset.words(asked.clip, asked.task, asked.wording) for asked in questions]
+        lengths = self.prompt.prompt_lengths(words, options.prompt_layout)
+        by_length = sorted(range(len(questions)), key=lambda place: -lengths[place])
+        own = [questions[place] for place in by_length[self.world.rank :: self.world.size]]
+        answers: list[Any] = []
+        with progress(len(own), label, enabled=self.world.is_main) as bar, self.precision.autocast():
+            for first in range(0, len(own), dataset.cfg.batch_size):
+                part = own[first : first + dataset.cfg.batch_size]
+                answers += self.task.answer(self.members, self.prompt, dataset, options, part, self.seed)
                 bar.update(len(part))
-        return sorted(map(asdict, chain(*self.world.gather(own))), key=itemgetter("name", "task"))
+        return sorted(map(asdict, chain(*self.world.gather(answers))), key=itemgetter("name", "task"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,29 +17,29 @@ from emollama.logging import get_logger
 from emollama.precision import Precision
 
 
-def build_datasets(config: RunConfig, *, training: bool, check: bool) -> dict[str, Any]:
-    """label -> dataset, of ``datasets`` or ``evaluation_datasets``.
+def training_blocks(config: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Path of each block under ``datasets`` -> (its class, its Config)."""
+    return {f"datasets.{label}": (config.classes[f"datasets.{label}"], cfg) for label, cfg in config.datasets.items()}
+
+
+def build_datasets(config: RunConfig, blocks: Mapping[str, tuple[Any, Any]], *, training: bool, check: bool) -> dict[str, Any]:
+    """Path of each block -> dataset.
 
     Args:
         config: the resolved configuration.
-        training: which of the two groups.
+        blocks: path of each block -> (its class, its Config).
+        training: whether the clips are trained on, or answered.
         check: look at every clip's files; rank 0 does it for all.
 
     Raises:
         UserError: no block, or anything wrong with the data: all of it in one message.
     """
-    group = "datasets" if training else "evaluation_datasets"
-    blocks = config.datasets if training else {label: block.dataset for label, block in config.evaluation_datasets.items()}
     if not blocks:
         without = "".join(config.warnings) and " (blocks that name no clips are left out, see the warning)"
-        raise UserError(f"'{group}' has no block{without}. Add one: {{feature_face_caption: {{annotation_file: ...}}}}")
-    if training and config.evaluation_datasets:
-        get_logger().info("evaluation_datasets are not answered in training; eval_emotion_EMER.py does it")
+        group, other = ("datasets", "") if training else ("evaluation_datasets", ", or hold clips out of 'datasets' (held_out)")
+        raise UserError(f"'{group}' has no block{without}. Add one: {{feature_face_caption: {{annotation_file: ...}}}}{other}")
     shapes = config.classes["model"].slot_shapes(config.model)
-    datasets = {
-        label: config.classes[f"{group}.{label}"](block, slot_shapes=shapes, label=f"{group}.{label}", training=training)
-        for label, block in blocks.items()
-    }
+    datasets = {path: made(cfg, slot_shapes=shapes, label=path, training=training) for path, (made, cfg) in blocks.items()}
     problems = [problem.text for dataset in datasets.values() for problem in dataset.problems()] if check else []
     if problems:
         raise UserError("the data cannot be used:\n- " + "\n- ".join(problems))
@@ -60,48 +62,70 @@ def batch_size(datasets: dict[str, Any]) -> int:
     return int(next(iter(sizes.values())))
 
 
-def build_model(config: RunConfig, world: World, precision: Precision, resumed: dict[str, Any] | None, *, training: bool) -> Any:
-    """The model on this process's device, with its checkpoint's tensors.
+def build_models(
+    config: RunConfig, world: World, precision: Precision, resumed: dict[str, Any] | None, *, training: bool
+) -> list[Any]:
+    """The model on this process's device, with its checkpoint's tensors; one for each checkpoint of an ensemble.
 
-    Names and shapes of the checkpoint are compared with a model on the meta device before weights are read.
+    Names and shapes of the checkpoints are compared with a model on the meta device before weights are read. The members of
+    an ensemble share what is frozen.
 
     Args:
         config: the resolved configuration.
         world: the processes; rank 0 checks first.
         precision: gives the dtype of frozen weights.
         resumed: content of the checkpoint that the run goes on from; None starts from ``model.ckpt``, if there is one.
-        training: False for evaluation, which needs a checkpoint.
+        training: False for evaluation, which needs a checkpoint, and may have several.
 
     Raises:
         UserError: an unusable language model or checkpoint.
     """
     cfg, model_class = config.model, config.classes["model"]
-    source = str(config.run.resume_ckpt_path if resumed else cfg.ckpt)
+    sources = [str(config.run.resume_ckpt_path)] if resumed else checkpoint_paths(cfg.ckpt)
     allowed = [] if resumed else cfg.ckpt_allow_missing
+    voting = not resumed and is_ensemble(cfg)
+    if training and voting:
+        raise UserError(
+            "model.ckpt lists several checkpoints, but training starts from one. Name one, or set model.ensemble: weights to"
+            " start from their mean."
+        )
 
-    def checked_tensors() -> dict[str, Tensor] | None:
+    def checked_tensors() -> list[dict[str, Tensor]]:
         shapes = model_class(cfg, device=torch.device("meta"), frozen_dtype=precision.frozen_dtype)
-        if not (resumed or cfg.ckpt):
+        if not sources:
             if not training and not cfg.ckpt_allow_missing:
                 raise UserError(
                     "model.ckpt is null: nothing that was trained would answer. Name a checkpoint, or set"
                     " model.ckpt_allow_missing: ['*'] to hear random projections and adapters."
                 )
             get_logger().warning("model.ckpt is null: projections and adapters start from random values")
-            return None
-        content = resumed or checkpoint.read(cfg.ckpt, "model.ckpt")
-        tensors: dict[str, Tensor] = content["model"]
-        _compare_alpha(content, cfg.lora_alpha, source)
-        for note in checkpoint.load_trainable(shapes, tensors, path=source, allow_missing=allowed, dry=True):
-            get_logger().info("%s", note)
-        return tensors
+        found = []
+        for source in sources:
+            content = resumed or checkpoint.read(source, "model.ckpt")
+            _compare_alpha(content, cfg.lora_alpha, source)
+            for note in checkpoint.load_trainable(shapes, content["model"], path=source, allow_missing=allowed, dry=True):
+                get_logger().info("%s", note)
+            found.append(content["model"])
+        return found if voting or len(found) < 2 else [checkpoint.mean(found)]
 
     tensors = world.main_first(checked_tensors)
     torch.manual_seed(config.run.seed)
     model = model_class(cfg, device=world.device, frozen_dtype=precision.frozen_dtype)
-    if tensors is not None:
-        checkpoint.load_trainable(model, tensors, path=source, allow_missing=allowed)
-    return model
+    frozen = {id(value): value for value in [*model.parameters(), *model.buffers()] if not value.requires_grad}
+    members = [model, *(copy.deepcopy(model, dict(frozen)) for _ in tensors[1:])]
+    for member, stored in zip(members, tensors, strict=False):
+        checkpoint.load_trainable(member, stored, path=", ".join(sources), allow_missing=allowed)
+    return members
+
+
+def checkpoint_paths(ckpt: str | list[str] | None) -> list[str]:
+    """The files that ``model.ckpt`` names."""
+    return [ckpt] if isinstance(ckpt, str) else list(ckpt or [])
+
+
+def is_ensemble(cfg: Any) -> bool:
+    """Whether a model's block asks for several models that vote."""
+    return len(checkpoint_paths(cfg.ckpt)) > 1 and cfg.ensemble == "predictions"
 
 
 def _compare_alpha(content: dict[str, Any], lora_alpha: int, source: str) -> None:

@@ -35,6 +35,12 @@ MAY_DIFFER = (
     "run.save_every_iters",
     "run.keep_last",
     "run.max_skipped_steps",
+    "run.evaluate*",
+    "run.eval_epoch_interval",
+    "run.metric",
+    "run.save_best",
+    "run.early_stop_patience",
+    "run.show_clips",
 )
 
 

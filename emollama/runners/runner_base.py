@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,16 +21,18 @@ from emollama.config import RunConfig, write_yaml
 from emollama.data.batch import Batch
 from emollama.data.loader import Split, TrainingSamples, seed_of, step_batches, training_loader
 from emollama.data.order import Order
-from emollama.data.prompt import LossAverage
-from emollama.errors import EchoedError, UserError, listing, require_at_least
-from emollama.evaluation.files import write_predictions
-from emollama.logging import RunLog, get_logger, set_up
+from emollama.errors import EchoedError, UserError, listing
+from emollama.logging import RunLog, get_logger, log_metrics, set_up
 from emollama.paths import require_writable
-from emollama.precision import AmpDtype, Precision
-from emollama.registry import LR_SCHEDULES, RUNNERS
+from emollama.precision import Precision
+from emollama.registry import RUNNERS
+from emollama.reporting.report import write_report
 from emollama.runners.answering import Answering
-from emollama.runners.build import batch_size, build_datasets, build_model
+from emollama.runners.build import batch_size, build_datasets, build_models, checkpoint_paths, training_blocks
+from emollama.runners.evaluation import Evaluation, build_blocks
 from emollama.runners.resume import order_facts, resume_content
+from emollama.runners.run_config import RunnerConfig
+from emollama.runners.validation import Validation
 
 
 @RUNNERS.register("runner_base")
@@ -46,81 +47,9 @@ class RunnerBase:
         UserError: anything wrong with files, features, checkpoints or the environment, before anything is written.
     """
 
-    @dataclass
-    class Config:
-        """Keys of the ``run`` block. An iteration is one optimizer step with all its micro-batches."""
-
-        output_dir: str = "checkpoints/save_checkpoint"
-        """Folder of all runs."""
-        job_id: str | None = None
-        """Name of this run's folder in output_dir. Null: the time."""
-        seed: int = 42
-        """Of weights, order, tasks, wordings and dropout."""
-        device: Literal["auto", "cuda", "cpu"] = "auto"
-        """Where to compute."""
-        parallel: Literal["ddp"] = "ddp"
-        """How several processes share the work."""
-        max_epoch: int = 1
-        """Epochs; an epoch is iters_per_epoch iterations, whatever the number of clips."""
-        iters_per_epoch: int = 1000
-        """Iterations of an epoch."""
-        accum_grad_iters: int = 1
-        """Micro-batches of an iteration, on each process."""
-        num_workers: int = 4
-        """Processes that read and tokenize, for each training process."""
-        lr_sched: str = "linear_warmup_cosine_lr"
-        """Registered schedule of the learning rate."""
-        init_lr: float = 1e-5
-        """Learning rate where the decay begins."""
-        min_lr: float = 1e-6
-        """Learning rate where the decay ends."""
-        warmup_lr: float | None = None
-        """Learning rate where the warm-up begins. Null: init_lr."""
-        warmup_steps: int = 0
-        """Iterations of the warm-up."""
-        stages: list[dict[str, Any]] = field(default_factory=list)
-        """Stages of the learning rate, [{init_lr: 1e-5, epochs: 15}, {init_lr: 5e-6, epochs: 15}]: each runs the schedule anew,
-        with min_lr, warmup_lr and warmup_steps of its own or the run's. max_epoch is their sum. Empty: one stage."""
-        lr_decay_rate: float = 0.9
-        """Factor per epoch of linear_warmup_step_lr."""
-        weight_decay: float = 0.05
-        """Of AdamW, as a share of the learning rate; biases and norms have none."""
-        beta2: float = 0.999
-        """AdamW's decay of the second moment."""
-        max_grad_norm: float | None = None
-        """Largest L2 norm of all gradients. Null: no clipping."""
-        loss_average: LossAverage = "sample"
-        """sample: mean over each sample's tokens, then over samples. token: mean over all tokens of the global batch."""
-        amp: bool = True
-        """Mixed precision; False is float32 throughout."""
-        amp_dtype: AmpDtype = "auto"
-        """auto: bf16 where the device has it, else fp16."""
-        max_skipped_steps: int = 25
-        """Steps in a row with a loss or gradient that is not finite before the run stops."""
-        log_freq: int = 10
-        """Iterations between logged ones."""
-        save_every_iters: int | None = None
-        """Iterations between writes of checkpoint_last.pth. Null: only at the ends of epochs."""
-        keep_last: int | None = None
-        """How many epoch checkpoints to keep. Null: all."""
-        resume_ckpt_path: str | None = None
-        """A checkpoint to go on from, or auto: the newest complete one of this job_id's folder."""
-
-        def __post_init__(self) -> None:
-            LR_SCHEDULES.get(self.lr_sched, "lr_sched")
-            self.max_epoch = optim.total_epochs(self.stages, self.max_epoch)
-            require_at_least(1, self, "max_epoch", "iters_per_epoch", "accum_grad_iters", "log_freq", "max_skipped_steps")
-            require_at_least(1, self, "keep_last", "save_every_iters")
-            require_at_least(0, self, "num_workers", "warmup_steps", "seed")
-            require_at_least(0, self, "init_lr", "min_lr", "warmup_lr", "weight_decay", "lr_decay_rate")
-            if not 0 <= self.beta2 < 1 or (self.max_grad_norm is not None and not 0 < self.max_grad_norm < math.inf):
-                raise ValueError(f"beta2 {self.beta2} must be in [0, 1), max_grad_norm {self.max_grad_norm} above 0 or null")
-            if self.job_id is not None and (not self.job_id or "/" in self.job_id or self.job_id.startswith(".")):
-                raise ValueError(f"job_id {self.job_id!r} is the name of a folder: no '/' in it, no '.' at its start")
+    Config = RunnerConfig
 
     def __init__(self, config: RunConfig, *, training: bool = True) -> None:
-        if training:
-            config.require_training()
         cfg = self.cfg = config.run
         self.config = config
         self.world = distributed.start(cfg.device)
@@ -135,7 +64,7 @@ class RunnerBase:
         self.precision = Precision(self.world.device, cfg.amp, cfg.amp_dtype)
         self.task = config.classes["run.task"]()
         self.prompt = self.world.main_first(lambda: config.classes["model"].prompt(config.model, cfg.loss_average))
-        self.datasets = self.world.main_first(lambda: build_datasets(config, training=training, check=self.world.is_main))
+        self._build_data(training)
         resumed = None
         if training:
             self.split = Split(batch_size(self.datasets), cfg.accum_grad_iters, self.world.size, self.world.rank)
@@ -143,7 +72,8 @@ class RunnerBase:
             facts = order_facts(self.split, self.datasets, self.decks, self.world)
             self._facts = facts | {"dtype": str(self.precision.frozen_dtype)}
             resumed = resume_content(config, self.folder, self._facts, self.world)
-        self.model = build_model(config, self.world, self.precision, resumed, training=training)
+        self.members = build_models(config, self.world, self.precision, resumed, training=training)
+        self.model = self.members[0]
         self.skipped: int = resumed["skipped"][0] if resumed else 0
         self.skipped_in_row: int = resumed["skipped"][1] if resumed else 0
         if training:
@@ -162,26 +92,66 @@ class RunnerBase:
             enabled=self.world.is_main,
         )
         batches = self._step_batches()
+        ended = self._evaluate_when_due(self.first_step, log)
         for step in range(self.first_step, self.total_steps):
+            if ended:
+                break
             with log.waiting():
                 micro_batches = next(batches)
             values = self._step(step, micro_batches)
             self._stop_if_stuck(micro_batches)
             log.step(step, {"epoch": step // cfg.iters_per_epoch, **values}, samples=self.split.global_batch)
             self._save_when_due(step + 1)
+            ended = self._evaluate_when_due(step + 1, log)
         log.close()
+        self.world.on_main(self._report)
         return self.folder
 
     def evaluate(self) -> list[Path]:
-        """Answer every block under ``evaluation_datasets``, each clip once over all ranks. Returns the files written."""
-        self.model.eval()
-        answering = Answering(self.task, self.model, self.prompt, self.world, self.precision, self.cfg.seed)
-        files = []
-        for label, dataset in self.datasets.items():
-            rows = answering.rows(label, dataset, self.config.evaluation_datasets[label].task)
-            files += self.world.on_main(partial(write_predictions, self.folder / "result", label, rows))
-        self.world.on_main(lambda: write_yaml(self.config, self.folder / "result" / "config.yaml"))
-        return files
+        """Answer and score every block under ``evaluation_datasets``, each clip once. Returns the files written."""
+        for member in self.members:
+            member.eval()
+        source = ", ".join(checkpoint_paths(self.config.model.ckpt)) or None
+        result = self.folder / "result"
+        outcome = Evaluation(self.blocks, self._answering(), source).run(result)
+        log_metrics(outcome.metrics)
+        self.world.on_main(lambda: write_yaml(self.config, result / "config.yaml"))
+        return [*outcome.files, *self.world.on_main(self._report)]
+
+    def _build_data(self, training: bool) -> None:
+        """What is trained on, and what is answered; rank 0 looks at every file first."""
+        config, check = self.config, self.world.is_main
+        self.datasets: dict[str, Any] = {}
+        if training:
+            blocks = training_blocks(config)
+            made = self.world.main_first(lambda: build_datasets(config, blocks, training=True, check=check))
+            self.datasets = {path.removeprefix("datasets."): dataset for path, dataset in made.items()}
+        if self.cfg.evaluate or not training:
+            self.blocks = self.world.main_first(lambda: build_blocks(config, check=check))
+        elif config.evaluation_datasets:
+            get_logger().info("evaluation_datasets are not answered: run.evaluate is False")
+
+    def _report(self) -> list[Path]:
+        """Write the report anew. A run that took days does not end because a picture could not be drawn."""
+        try:
+            return [write_report(self.folder)]
+        except Exception as error:
+            get_logger().warning("no report: %s: %s. Try: emollama report %s", type(error).__name__, error, self.folder)
+            return []
+
+    def _answering(self) -> Answering:
+        return Answering(self.task, self.members, self.prompt, self.world, self.precision, self.cfg.seed)
+
+    def _evaluate_when_due(self, done: int, log: RunLog) -> bool:
+        """Evaluate if it is time. Returns whether training has come to its end early."""
+        if self.validation is None:
+            return False
+        if self.validation.due(done):
+            self.validation.run(done, log, lambda: self._save(checkpoint.BEST, done))
+            self.world.on_main(self._report)
+        if self.validation.exhausted and done < self.total_steps:
+            get_logger().info("run.early_stop_patience: no better %s for a while; training ends here", self.cfg.metric)
+        return self.validation.exhausted
 
     def _step(self, step: int, micro_batches: list[Batch]) -> dict[str, float]:
         """One optimizer step: every micro-batch's gradients, clipping, the update. Returns what to log, over all ranks."""
@@ -251,27 +221,27 @@ class RunnerBase:
 
     def _save_when_due(self, done: int) -> None:
         """Write checkpoint_<epoch>.pth at an epoch's end, checkpoint_last.pth every ``save_every_iters`` steps."""
-        epoch = (done - 1) // self.cfg.iters_per_epoch
-        ends = done % self.cfg.iters_per_epoch == 0
-        if ends:
-            name = f"checkpoint_{epoch}.pth"
-        elif self.cfg.save_every_iters and done % self.cfg.save_every_iters == 0:
-            name = checkpoint.LAST
-        else:
-            return
+        cfg = self.cfg
+        if done % cfg.iters_per_epoch == 0:
+            self._save(f"checkpoint_{done // cfg.iters_per_epoch - 1}.pth", done)
+            if cfg.keep_last:
+                self.world.on_main(partial(checkpoint.drop_old, self.folder, cfg.keep_last))
+        elif cfg.save_every_iters and done % cfg.save_every_iters == 0:
+            self._save(checkpoint.LAST, done)
+
+    def _save(self, name: str, done: int) -> None:
+        """Write a checkpoint of the run after ``done`` steps. Every rank calls it."""
         content = {
             "model": {self.model.stored_name(key): value for key, value in self.parallel.trainable_state().items()},
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
             "step": done,
-            "epoch": epoch,
+            "epoch": (done - 1) // self.cfg.iters_per_epoch,
             "skipped": [self.skipped, self.skipped_in_row],
             "facts": self._facts,
             "config": self.config.plain(),
         }
         self.world.on_main(lambda: checkpoint.save(self.folder / name, content))
-        if ends and self.cfg.keep_last:
-            self.world.on_main(lambda: checkpoint.drop_old(self.folder, self.cfg.keep_last))
 
     def _prepare_training(self, resumed: dict[str, Any] | None) -> None:
         cfg = self.cfg
@@ -296,3 +266,7 @@ class RunnerBase:
                 )
             left = "" if self.first_step < self.total_steps else ": nothing is left to do"
             get_logger().info("resuming at step %d of %d%s", self.first_step, self.total_steps, left)
+        self.validation: Validation | None = None
+        if cfg.evaluate:
+            evaluation = Evaluation(self.blocks, self._answering(), None, tolerant=True)
+            self.validation = Validation(cfg, evaluation, self.folder, self.first_step)

@@ -1,10 +1,12 @@
-"""Answering questions about a clip: the weighted loss of its answer tokens, and answers generated for evaluation."""
+"""Answering questions about a clip: the weighted loss of its answer tokens, and answers given in evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +15,20 @@ from emollama.data.batch import IGNORED, Batch, Record, collate
 from emollama.data.loader import ClipDataset, seed_of
 from emollama.data.prompt import Prompt, PromptLayout
 from emollama.errors import require_at_least
+from emollama.evaluation.scoring import Scoring
+from emollama.models.decoding import Choice, continued, likelihoods
 from emollama.registry import TASKS
+
+Answered = tuple[str, dict[str, float] | None]  # an answer, and the labels' probabilities where labels were compared
+
+
+@dataclass(frozen=True)
+class Question:
+    """One clip (its number in the dataset) asked for one task in these words."""
+
+    clip: int
+    task: str
+    wording: str
 
 
 @dataclass(frozen=True)
@@ -22,9 +37,11 @@ class Prediction:
 
     Attributes:
         instruction: the turn's text with the marks where feature rows go.
-        prediction: what was generated.
-        target: the answer of the data, or None where there is none.
+        prediction: what was answered.
+        target: the answer of the data as it is trained on, or None where there is none.
+        reference: the answer of the data as its file has it.
         loss: mean cross-entropy (natural logarithm) over the target's tokens, in the training layout; None without a target.
+        label_probabilities: label -> probability among the labels, where labels were compared; else None.
     """
 
     name: str
@@ -32,23 +49,30 @@ class Prediction:
     instruction: str
     prediction: str
     target: str | None
+    reference: str | None
     loss: float | None
+    label_probabilities: dict[str, float] | None = None
 
 
 @TASKS.register("image_text_pretrain")
 class ImageTextPretrain:
     """The task behind ``run.task: image_text_pretrain``."""
 
+    scoring = Scoring
+
     @dataclass
     class Config:
-        """Keys of a block under ``evaluation_datasets`` beside the dataset's own: how answers are asked for and generated."""
+        """Keys of a block under ``evaluation_datasets`` beside the dataset's own: how clips are asked and answers found."""
 
+        answer_by: Literal["generate", "likelihood"] = "generate"
+        """How the task emotion is answered. generate: in the model's own words. likelihood: the most probable of labels. Other
+        tasks always generate."""
         max_new_tokens: int = 500
         """Tokens of an answer at most."""
         num_beams: int = 1
         """Beams of the search; 1 searches greedily."""
         temperature: float = 0.0
-        """0 takes the most likely token; above 0 samples, the same for the same run.seed, processes and batch_size."""
+        """0 takes the most likely token; above 0 samples, the same for the same run.seed."""
         top_p: float = 1.0
         """Share of probability that sampling draws from; needs a temperature above 0."""
         repetition_penalty: float = 1.0
@@ -57,6 +81,8 @@ class ImageTextPretrain:
         """train: as in training. upstream_eval: as the released checkpoints were evaluated (no loss is given then)."""
         instruction: str = "first"
         """first: the first wording of each task. Anything else is itself the wording; {labels} in it is replaced."""
+        mask_slots: list[str] = field(default_factory=list)
+        """Slots whose rows are replaced by zeros, to see what they contribute: image, cls, face, video, audio."""
 
         def __post_init__(self) -> None:
             require_at_least(1, self, "max_new_tokens", "num_beams")
@@ -64,16 +90,21 @@ class ImageTextPretrain:
                 raise ValueError("temperature must be at least 0, repetition_penalty above 0, top_p above 0 and at most 1")
             if self.top_p < 1 and self.temperature == 0:
                 raise ValueError("top_p has no effect at temperature 0. Set a temperature above 0, or leave top_p out.")
+            if self.num_beams > 1 and self.temperature > 0:
+                raise ValueError("num_beams and temperature are both above what searches greedily. Set one of them only.")
 
-        def generation(self) -> dict[str, Any]:
+        def choice(self) -> Choice:
+            """How tokens are chosen, without beams."""
+            return Choice(self.max_new_tokens, self.temperature, self.top_p, self.repetition_penalty)
+
+        def beams(self) -> dict[str, Any]:
             """Keyword arguments for transformers' ``generate``."""
-            sampling = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
-            greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
             return {
                 "max_new_tokens": self.max_new_tokens,
                 "num_beams": self.num_beams,
                 "repetition_penalty": self.repetition_penalty,
-                **(sampling if self.temperature > 0 else greedy),
+                "do_sample": False,
+                **dict.fromkeys(("temperature", "top_p", "top_k")),
             }
 
     def loss(self, model: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
@@ -81,50 +112,87 @@ class ImageTextPretrain:
         weights: Tensor = batch.loss_weights[batch.labels != IGNORED]
         return (model(batch) * weights).sum()
 
-    def evaluate(
-        self, model: Any, prompt: Prompt, dataset: ClipDataset, cfg: Config, places: range, device: torch.device, seed: int
-    ) -> Iterator[list[Prediction]]:
-        """Generate answers, a micro-batch at a time, and score the targets where there are any.
+    def questions(self, dataset: ClipDataset, cfg: Config) -> list[Question]:
+        """Every clip asked for every task of its pool."""
+        pool = dataset.pool
+        wordings = {task: pool.first(task) if cfg.instruction == "first" else pool.filled(cfg.instruction) for task in pool.tasks}
+        return [Question(clip, task, wording) for clip in range(len(dataset)) for task, wording in wordings.items()]
+
+    def answer(
+        self, members: Sequence[Any], prompt: Prompt, dataset: ClipDataset, cfg: Config, questions: Sequence[Question], seed: int
+    ) -> list[Prediction]:
+        """Answer some questions together, and score their targets where there are any.
 
         Args:
-            model: in eval mode.
-            prompt: the model's renderer.
-            dataset: asked for every task of its pool, clip by clip.
-            cfg: how to generate.
-            places: which (clip, task) pairs to do, by number; this rank's share.
-            device: where the model is.
-            seed: of the sampling, where temperature is above 0.
+            members: the model in eval mode, or the members of an ensemble.
+            prompt: the models' renderer.
+            dataset: the clips.
+            cfg: how to answer.
+            questions: one micro-batch of them.
+            seed: of sampling, where temperature is above 0.
         """
-        tasks = dataset.pool.tasks
-        size = dataset.cfg.batch_size
-        for first in range(0, len(places), size):
-            chunk = places[first : first + size]
-            records = []
-            for place in chunk:
-                clip, task = place // len(tasks), tasks[place % len(tasks)]
-                wording = dataset.pool.first(task) if cfg.instruction == "first" else dataset.pool.filled(cfg.instruction)
-                records.append(dataset.record(clip, task, wording))
-            yield self._predictions(model, prompt, records, cfg, device, seed_of(seed, chunk[0]))
-
-    def _predictions(
-        self, model: Any, prompt: Prompt, records: list[Record], cfg: Config, device: torch.device, seed: int
-    ) -> list[Prediction]:
-        asked = collate([prompt.sample(record, layout=cfg.prompt_layout, to_generate=True) for record in records])
-        torch.manual_seed(seed)
-        texts = [prompt.answer_text(ids) for ids in model.generate(asked.to(device), prompt, cfg.generation())]
-        losses = self._losses(model, prompt, records, device) if cfg.prompt_layout == "train" else {}
+        records = [_masked(dataset.record(asked.clip, asked.task, asked.wording), cfg.mask_slots) for asked in questions]
+        seeds = [seed_of(seed, asked.clip, dataset.pool.tasks.index(asked.task)) for asked in questions]
+        by_label = {place for place, asked in enumerate(questions) if asked.task == "emotion" and cfg.answer_by == "likelihood"}
+        found: dict[int, Answered] = {}
+        for places in (sorted(by_label), [place for place in range(len(records)) if place not in by_label]):
+            if not places:
+                continue
+            samples = [prompt.sample(records[place], layout=cfg.prompt_layout, to_generate=True) for place in places]
+            batch = collate(samples).to(members[0].device)
+            if places[0] in by_label:
+                answers = _most_likely(members, prompt, batch, dataset.cfg.labels)
+            else:
+                answers = _generated(members, prompt, batch, cfg, [seeds[place] for place in places])
+            found |= dict(zip(places, answers, strict=True))
+        losses = _losses(members, prompt, records) if cfg.prompt_layout == "train" else {}
         return [
-            Prediction(record.name, record.task, prompt.body(record), text, record.turns[-1][1], losses.get(place))
-            for place, (record, text) in enumerate(zip(records, texts, strict=True))
+            Prediction(
+                name=record.name,
+                task=record.task,
+                instruction=prompt.body(record),
+                prediction=found[place][0],
+                target=record.turns[-1][1],
+                reference=record.reference,
+                loss=losses.get(place),
+                label_probabilities=found[place][1],
+            )
+            for place, record in enumerate(records)
         ]
 
-    @torch.inference_mode()
-    def _losses(self, model: Any, prompt: Prompt, records: list[Record], device: torch.device) -> dict[int, float]:
-        """place in records -> mean loss of that record's target."""
-        scored = [place for place, record in enumerate(records) if record.turns[-1][1] is not None]
-        if not scored:
-            return {}
-        batch = collate([prompt.sample(records[place]) for place in scored]).to(device)
-        counts = [int((labels != IGNORED).sum()) for labels in batch.labels.split(batch.lengths)]
-        means = [losses.mean().item() for losses in model(batch).split(counts)]
-        return dict(zip(scored, means, strict=True))
+
+def _masked(record: Record, slots: Sequence[str]) -> Record:
+    """The record with zeros in the rows of these slots."""
+    zeros = {slot: torch.zeros_like(record.features[slot]) for slot in slots}
+    return dataclasses.replace(record, features=record.features | zeros)
+
+
+def _generated(
+    members: Sequence[Any], prompt: Prompt, batch: Batch, cfg: ImageTextPretrain.Config, seeds: list[int]
+) -> list[Answered]:
+    if cfg.num_beams == 1:
+        ids = continued(members, batch, cfg.choice(), prompt.is_finished, seeds)
+    else:
+        (model,) = members
+        ids = model.beam_search(batch, prompt, cfg.beams())
+    return [(prompt.answer_text(answer), None) for answer in ids]
+
+
+def _most_likely(members: Sequence[Any], prompt: Prompt, batch: Batch, labels: Sequence[str]) -> list[Answered]:
+    """(the most probable label, label -> probability) of each prompt."""
+    shares = likelihoods(members, batch, [prompt.answer_ids(label) for label in labels])
+    tables = [dict(zip(labels, row, strict=True)) for row in shares.tolist()]
+    return [(max(table, key=table.__getitem__), table) for table in tables]
+
+
+@torch.inference_mode()
+def _losses(members: Sequence[Any], prompt: Prompt, records: list[Record]) -> dict[int, float]:
+    """place in records -> mean loss of that record's target; of an ensemble that of its mean distribution."""
+    scored = [place for place, record in enumerate(records) if record.turns[-1][1] is not None]
+    if not scored:
+        return {}
+    batch = collate([prompt.sample(records[place]) for place in scored]).to(members[0].device)
+    counts = [int((labels != IGNORED).sum()) for labels in batch.labels.split(batch.lengths)]
+    by_member = torch.stack([member(batch) for member in members])  # (members, labelled tokens)
+    losses = math.log(len(members)) - by_member.neg().logsumexp(0)
+    return dict(zip(scored, [part.mean().item() for part in losses.split(counts)], strict=True))

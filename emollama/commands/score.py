@@ -1,0 +1,194 @@
+"""``emollama score``: files of answers of any model, scored side by side against what is true.
+
+Prints each metric with its 95% interval (bootstrap over the clips), differences from the first file on the clips that both have
+scores for, and what was odd about the answers. Answers are .jsonl files of a run, CSV tables (names,chi_reasons; name with
+prediction, english, label or openset), or .npz submissions; truth is a table of EMER, a table or list of labels, a table of words
+(openset), or captions (.json).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from emollama.evaluation.matching import Matching
+    from emollama.evaluation.scoring import Scoring, TaskScores
+    from emollama.evaluation.statistics import Resampling
+
+NAME = "score"
+HELP = "score files of answers side by side, with intervals and paired differences"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is scored, by which metrics and judge, and where the figures go."""
+    add_answers(parser, required=True)
+    judged = "who judges descriptions: lexical, or openai model=... base_url=... (its keys as key=value)"
+    parser.add_argument("--judge", nargs="+", default=[], metavar=("TYPE", "KEY=VALUE"), help=judged)
+    everything = "metrics to compute (default: all that answers and truth allow); the first ones lead the table"
+    parser.add_argument("--metrics", nargs="+", default=[], metavar="METRIC", help=everything)
+    parser.add_argument("--labels", nargs="+", metavar="LABEL", help="labels that answers may have (default: those of the truth)")
+    parser.add_argument("--aliases", nargs="+", default=[], metavar="WORD=LABEL", help="words that stand for a label: joy=happy")
+    rule = "how a label is read out of an answer (default: search, a whole word)"
+    parser.add_argument("--answer-rule", choices=("search", "exact", "last_word"), default="search", help=rule)
+    several = "what an answer that names several labels is (default: invalid)"
+    parser.add_argument("--several-hits", choices=("invalid", "first", "last"), default="invalid", help=several)
+    parser.add_argument("--synonyms", metavar="FILE", help="groups of synonyms for the ov metrics: a JSON list of lists of words")
+    parser.add_argument("--wheels", metavar="FOLDER", help="emotion wheels in MERTools' layout, for the ew metrics")
+    parser.add_argument("--wheel-level", type=int, choices=(1, 2), default=1, help="level at which ew compares (default: 1)")
+    parser.add_argument("--output", metavar="FOLDER", help="write scores.json (everything) and scores.csv (a row a clip)")
+    add_resampling(parser)
+
+
+def add_answers(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """``--predictions``, ``--truth``, ``--task``."""
+    parser.add_argument("--predictions", nargs="+", required=required, metavar="FILE", help="files of answers, one a model")
+    truth = "what is true: labels, descriptions, emotion words, a file of each (default: the references in .jsonl files)"
+    parser.add_argument("--truth", nargs="+", default=[], metavar="FILE", help=truth)
+    task = "the only task to look at, of files that hold several: emotion, reason, reason_v2"
+    parser.add_argument("--task", metavar="NAME", help=task)
+
+
+def add_resampling(parser: argparse.ArgumentParser, seed: str = "of the draws (default: 0)") -> None:
+    """``--resamples``, ``--seed``."""
+    parser.add_argument("--resamples", type=int, default=1000, metavar="N", help="of the bootstrap (default: 1000; 0: none)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help=seed)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Score, print, and write where asked."""
+    from emollama.evaluation.matching import match
+    from emollama.evaluation.records import write_records
+    from emollama.evaluation.statistics import Resampling
+
+    resampling = Resampling(arguments.resamples, arguments.seed)
+    if arguments.output:
+        _require_free(arguments.output, [*arguments.predictions, *arguments.truth])
+    aliases = pairs(arguments.aliases, "--aliases", "WORD=LABEL")
+    matching = match(arguments.predictions, arguments.truth, arguments.task, aliases)
+    scoring = _scoring(arguments, matching, aliases)
+    scores = _scores(scoring, matching)
+    record = _record(arguments, matching, scoring, scores, resampling)
+    sys.stdout.write(_text(record, matching.truth.is_emer))
+    if arguments.output:
+        written = write_records(Path(arguments.output), record, scores)
+        sys.stdout.write(f"written: {', '.join(map(str, written))}\n")
+
+
+def _require_free(output: str, sources: Sequence[str]) -> None:
+    """Check that the output can be written and is no source, before anybody is asked anything."""
+    from emollama.errors import UserError
+    from emollama.paths import require_writable
+
+    if Path(output).exists() and not Path(output).is_dir():
+        raise UserError(f"--output: '{output}' is a file. Name a folder.")
+    require_writable(Path(output), "--output")
+    for source in sources:
+        if Path(source).resolve() in {(Path(output) / name).resolve() for name in ("scores.json", "scores.csv")}:
+            raise UserError(f"--output: '{source}' is read, and would be written over. Name another folder.")
+
+
+def _scoring(arguments: argparse.Namespace, matching: Matching, aliases: dict[str, str]) -> Scoring:
+    from emollama.errors import UserError
+    from emollama.evaluation.matching import labels_of
+    from emollama.evaluation.scoring import Scoring
+
+    try:
+        cfg = Scoring.Config(
+            metrics=arguments.metrics,
+            answer_rule=arguments.answer_rule,
+            several_hits=arguments.several_hits,
+            aliases=aliases,
+            judge=_judge(arguments.judge),
+            openset_path=matching.truth.openset_path,
+            synonyms_path=arguments.synonyms,
+            wheel_folder=arguments.wheels,
+            wheel_level=arguments.wheel_level,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return Scoring(cfg, labels=labels_of(matching.truth, arguments.labels), tasks=[*matching.tasks], key="score")
+
+
+def _scores(scoring: Scoring, matching: Matching) -> dict[str, dict[str, TaskScores]]:
+    """task -> file -> its scores."""
+    scores: dict[str, dict[str, TaskScores]] = {task: {} for task in matching.tasks}
+    for file in matching.files:
+        tasks = [task for task, files in matching.tasks.items() if file in files]
+        found = scoring.score([answer for task in tasks for answer in matching.tasks[task][file].answers])
+        for task in tasks:
+            scores[task][file] = found[task]
+    return scores
+
+
+def pairs(items: Sequence[str], option: str, form: str) -> dict[str, str]:
+    """``key=value`` arguments as a mapping.
+
+    Raises:
+        UserError: one without a key or =, or a key twice.
+    """
+    from emollama.errors import UserError
+
+    found: dict[str, str] = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not key or not equals:
+            raise UserError(f"{option}: '{item}' is not {form}")
+        if key in found:
+            raise UserError(f"{option}: '{key}' is given twice")
+        found[key] = value
+    return found
+
+
+def _judge(given: Sequence[str]) -> dict[str, Any]:
+    """The judge's block."""
+    if not given:
+        return {}
+    kind, *keys = given
+    return {"type": kind} | {key: _value(text) for key, text in pairs(keys, "--judge", "KEY=VALUE").items()}
+
+
+def _value(text: str) -> Any:
+    """60, 0.5, true, null as such; anything else is text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _record(
+    arguments: argparse.Namespace,
+    matching: Matching,
+    scoring: Scoring,
+    scores: dict[str, dict[str, TaskScores]],
+    resampling: Resampling,
+) -> dict[str, Any]:
+    from emollama.evaluation.records import task_record
+
+    tasks = {task: {"files": task_record(found, matching.tasks[task], resampling)} for task, found in scores.items()}
+    judged = any("judge" in record for task in tasks.values() for record in task["files"].values())
+    return {
+        "predictions": arguments.predictions,
+        "truth": arguments.truth,
+        "resamples": resampling.resamples,
+        "seed": resampling.seed,
+        "judge": {"name": scoring.judge.name, **scoring.judge.usage()} if scoring.judge and judged else None,
+        "tasks": tasks,
+    }
+
+
+def _text(record: dict[str, Any], is_emer: bool) -> str:
+    from emollama.evaluation import tables
+
+    lines: list[str] = []
+    for task, found in record["tasks"].items():
+        lines += [*tables.task_text(task, found["files"]), *tables.counts(found["files"]), ""]
+        lines += [*tables.lists(found["files"]), ""]
+    if record["judge"]:
+        lines += [tables.judge_line(record["judge"]), ""]
+        lines += [*tables.published(), ""] if is_emer else []
+    return "\n".join(lines) + "\n"

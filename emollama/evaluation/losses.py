@@ -1,0 +1,29 @@
+"""The validation loss as a metric."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from emollama.evaluation.metrics import Metric
+from emollama.registry import METRICS
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Mean cross-entropy of each clip's target, natural logarithm; clips without a target are not among them."""
+
+    names: tuple[str, ...]
+    values: tuple[float, ...]
+
+    def take(self, places: Sequence[int]) -> Self:
+        """The losses at these places."""
+        return type(self)(tuple(self.names[i] for i in places), tuple(self.values[i] for i in places))
+
+
+def _mean(losses: Losses) -> float | None:
+    return sum(losses.values) / len(losses.values) if losses.values else None
+
+
+METRICS.register("loss")(Metric("loss", Losses, _mean, higher_is_better=False, top=None))

@@ -1,0 +1,17 @@
+"""What was published for EMER, to be read beside scores of one's own and not to be compared with them."""
+
+from __future__ import annotations
+
+EMER = {  # model -> clue overlap, label overlap; source: the paper that describes Emotion-LLaMA
+    "Emotion-LLaMA": (7.83, 6.25),
+    "Valley": (7.24, 5.77),
+    "VideoChat-Embed": (7.15, 5.65),
+    "PandaGPT": (7.14, 5.51),
+    "Video-ChatGPT": (6.95, 5.74),
+    "Video-LLaMA": (6.64, 4.89),
+    "VideoChat-Text": (6.42, 3.94),
+}
+CAUTION = (
+    "Published for EMER (100 clips), by another judge, which is retired: NOT comparable with the figures above.",
+    "Only what one and the same judge said about the same clips can be compared.",
+)

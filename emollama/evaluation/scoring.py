@@ -1,0 +1,214 @@
+"""From answers to figures: which metrics a block's tasks and keys allow, the evidence that they need, their values.
+
+Everything that can be wrong about the keys is found when a :class:`Scoring` is made, before anything is generated.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from emollama.errors import UserError, listing, require_at_least
+from emollama.evaluation.answers import Answer
+from emollama.evaluation.emer import ClueOverlaps, LabelOverlaps, judge_clues, judge_labels
+from emollama.evaluation.judges.judge import JudgeUnreachable
+from emollama.evaluation.labels import AnswerRule, LabelReader, SeveralHits
+from emollama.evaluation.losses import Losses
+from emollama.evaluation.metrics import Evidence, Metric, metric
+from emollama.evaluation.openset import OpenSets, listed_words, read_openset, read_synonyms
+from emollama.evaluation.recognition import Labels
+from emollama.evaluation.wheels import Wheels, WheelSets
+from emollama.registry import JUDGES, METRICS
+
+DESCRIBING = ("reason", "reason_v2", "")  # tasks whose answers describe; "" is a file's that does not say
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """Scores of one task's answers.
+
+    Attributes:
+        answers: what was scored.
+        metrics: name -> value; None where nothing could be computed.
+        evidence: what they were computed from, by class.
+        judge: the judge's name where one was asked, and what that took; empty where none was.
+    """
+
+    answers: Sequence[Answer]
+    metrics: dict[str, float | None]
+    evidence: dict[type, Evidence]
+    judge: dict[str, Any]
+
+    @property
+    def clips(self) -> int:
+        """How many answers there were."""
+        return len(self.answers)
+
+
+class Scoring:
+    """Scores the answers of a block, or of a file.
+
+    Args:
+        cfg: its keys.
+        labels: that answers of the task ``emotion`` may have.
+        tasks: that there are answers to.
+        key: what messages call the block.
+
+    Raises:
+        UserError: an unknown metric, one that cannot be computed here, a judge that is configured wrongly, unusable files.
+    """
+
+    @dataclass
+    class Config:
+        """Keys of a block under ``evaluation_datasets`` about its scores."""
+
+        metrics: list[str] = field(default_factory=list)
+        """Metrics to compute. Empty: all that the block's tasks and the keys below allow."""
+        answer_rule: AnswerRule = "search"
+        """How a label is read out of an answer. exact: the whole answer is a label. search: the answer is one, or names one
+        as a whole word. last_word: its last word, as the predecessors did."""
+        several_hits: SeveralHits = "invalid"
+        """What an answer that names several labels is: invalid, or the first or last of them."""
+        aliases: dict[str, str] = field(default_factory=dict)
+        """Word in an answer -> label that it stands for, such as {joyful: happy}; so labels of another set are carried over."""
+        judge: dict[str, Any] = field(default_factory=dict)
+        """Who judges descriptions: {type: lexical}, or {type: openai, model: ..., base_url: ...}. Empty: nobody does, and
+        there is no clue_overlap and label_overlap."""
+        openset_path: str | None = None
+        """Each clip's true emotion words (name,openset as CSV, or an imported openset.json), for the metrics ov and ew. Starts
+        at the current directory."""
+        synonyms_path: str | None = None
+        """Groups of synonyms for ov, a JSON list of lists of words. Null: every word is a group of its own."""
+        wheel_folder: str | None = None
+        """Emotion wheels in the layout of MERTools, for ew."""
+        wheel_level: int = 1
+        """Level of the wheels at which ew compares: 1 or 2."""
+
+        def __post_init__(self) -> None:
+            for name in self.metrics:
+                METRICS.get(name, "metrics")
+            require_at_least(1, self, "wheel_level")
+            if self.wheel_level > 2:
+                raise ValueError(f"wheel_level is {self.wheel_level}; it is 1 or 2")
+            if self.judge:
+                JUDGES.configured(self.judge, "judge")
+
+    def __init__(self, cfg: Config, *, labels: Sequence[str], tasks: Sequence[str], key: str) -> None:
+        self.cfg = cfg
+        self.key = key
+        self.judge: Any = JUDGES.built(cfg.judge, f"{key}.judge") if cfg.judge else None
+        try:
+            self._reader = LabelReader(labels, cfg.aliases, cfg.answer_rule, cfg.several_hits)
+            self._openset = read_openset(cfg.openset_path) if cfg.openset_path else None
+            self._synonyms = read_synonyms(cfg.synonyms_path) if cfg.synonyms_path else {}
+            self._wheels = Wheels.read(cfg.wheel_folder, cfg.wheel_level) if cfg.wheel_folder else None
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from None
+        self._gather: dict[type, Callable[[list[Answer]], Evidence]] = {
+            Losses: self._losses,
+            Labels: self._labels,
+            ClueOverlaps: self._clues,
+            LabelOverlaps: self._label_overlaps,
+            OpenSets: self._open_sets,
+            WheelSets: self._wheel_sets,
+        }
+        self.metrics = {task: self._possible(task) for task in tasks}
+        self._refuse_impossible()
+
+    def score(self, answers: Sequence[Answer], *, tolerant: bool = False) -> dict[str, TaskScores]:
+        """task -> its scores. Answers of tasks that were not announced are left out.
+
+        Args:
+            answers: of any of the tasks.
+            tolerant: metrics of a judge that cannot be reached are None, with a warning.
+
+        Raises:
+            JudgeUnreachable: unless tolerant.
+        """
+        by_task = {task: [answer for answer in answers if answer.task == task] for task in self.metrics}
+        return {task: self._scores(by_task[task], metrics, tolerant) for task, metrics in self.metrics.items()}
+
+    def _scores(self, answers: list[Answer], metrics: list[str], tolerant: bool) -> TaskScores:
+        chosen = {name: metric(name) for name in metrics}
+        kinds = dict.fromkeys(found.evidence for found in chosen.values())
+        evidence: dict[type, Evidence] = {}
+        for kind in kinds:
+            try:
+                evidence[kind] = self._gather[kind](answers)
+            except JudgeUnreachable as error:
+                if not tolerant:
+                    raise
+                logging.getLogger("emollama").warning("%s: %s", self.key, error)
+        values = {
+            name: found.value(evidence[found.evidence]) if found.evidence in evidence else None for name, found in chosen.items()
+        }
+        asked = self.judge if {ClueOverlaps, LabelOverlaps} & {*kinds} else None
+        judge = {"name": asked.name, **asked.usage()} if asked else {}
+        return TaskScores(answers, values, evidence, judge)
+
+    def _possible(self, task: str) -> list[str]:
+        """The metrics that are wanted and can be computed for a task."""
+        return [name for name in self.cfg.metrics or METRICS.in_order() if self._lacking(metric(name), task) is None]
+
+    def _refuse_impossible(self) -> None:
+        for name in self.cfg.metrics:
+            if not any(name in possible for possible in self.metrics.values()):
+                lacking = {str(self._lacking(metric(name), task)) for task in self.metrics}
+                raise UserError(f"{self.key}.metrics: '{name}' cannot be computed here: it needs {' or '.join(sorted(lacking))}")
+
+    def _lacking(self, found: Metric, task: str) -> str | None:
+        """What a metric would need to be computed for a task; None where nothing is lacking."""
+        kind = found.evidence
+        if kind not in self._gather:
+            return f"evidence of the kind {kind.__name__}, which nothing gathers"
+        if kind is Labels and task != "emotion":
+            return "the task 'emotion'"
+        if kind in (ClueOverlaps, LabelOverlaps):
+            if task not in DESCRIBING:
+                return "a task that describes (reason, reason_v2)"
+            return None if self.judge else "a judge; set judge: {type: lexical}, or another one"
+        if kind in (OpenSets, WheelSets) and self._openset is None:
+            return "openset_path, the clips' true emotion words"
+        return "wheel_folder, the emotion wheels" if kind is WheelSets and self._wheels is None else None
+
+    def _losses(self, answers: list[Answer]) -> Losses:
+        known = [(answer.name, answer.loss) for answer in answers if answer.loss is not None]
+        return Losses(tuple(name for name, _ in known), tuple(loss for _, loss in known))
+
+    def _labels(self, answers: list[Answer]) -> Labels:
+        known = [answer for answer in answers if answer.reference is not None]
+        readings = [self._reader.read(answer.prediction) for answer in known]
+        return Labels(
+            names=tuple(answer.name for answer in known),
+            truth=tuple(str(answer.reference) for answer in known),
+            read=tuple(reading.label for reading in readings),
+            named=tuple(reading.named for reading in readings),
+            labels=self._reader.labels,
+        )
+
+    def _clues(self, answers: list[Answer]) -> ClueOverlaps:
+        return judge_clues(self.judge, [answer for answer in answers if answer.reference is not None])
+
+    def _label_overlaps(self, answers: list[Answer]) -> LabelOverlaps:
+        return judge_labels(self.judge, [answer for answer in answers if answer.reference is not None])
+
+    def _open_sets(self, answers: list[Answer]) -> OpenSets:
+        return OpenSets.of(*self._word_sets(answers), self._synonyms)
+
+    def _wheel_sets(self, answers: list[Answer]) -> WheelSets:
+        assert self._wheels is not None
+        return WheelSets.of(*self._word_sets(answers), self._wheels)
+
+    def _word_sets(self, answers: list[Answer]) -> tuple[list[str], list[Sequence[str]], list[Sequence[str]]]:
+        """(clip, its true words, its predicted words), three lists; without clips whose words nobody could find."""
+        assert self._openset is not None
+        counted = {answer.name: answer.prediction for answer in answers if answer.name in self._openset}
+        predicted = listed_words(counted, self.judge or JUDGES.built({"type": "lexical"}, "judge"))
+        unread = [name for name, words in predicted.items() if words is None]
+        if unread:
+            text = "%s: no emotion words were found by the judge and ov and ew leave out clips %s"
+            logging.getLogger("emollama").warning(text, self.key, listing(unread))
+        names = [name for name, words in predicted.items() if words is not None]
+        return names, [self._openset[name] for name in names], [predicted[name] or () for name in names]

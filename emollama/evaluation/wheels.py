@@ -1,0 +1,201 @@
+"""EW metrics: emotion words compared on emotion wheels.
+
+Source: the scorer published for MER2025 track 2 and MER-UniBench (MERTools, MER2025_Track23, evaluation/wheel.py), and the folder
+emotion_wheel that it reads:
+
+* ``format.csv``, ``name,format``: a word, and a list of forms of it.
+* ``synonym.xlsx``, pairs of columns ``word_run<n>,synonym_run<n>``: a word that is on a wheel, and a list of synonyms.
+* ``wheel1.xlsx`` to ``wheel5.xlsx``, ``level1,level2,level3``: from the inner ring outwards; an empty cell repeats the one above.
+
+A word is followed from its form over the synonyms to words that are on wheels, and on each wheel from the alphabetically first
+of those that it has to its cluster, a word of level 1 or of level 2. A word that leads nowhere is dropped. On each wheel, clips
+whose truth is empty after that are left out, and a prediction that is empty after that scores 0 and 0. Precision and recall are
+averaged over clips; F is the harmonic mean of these two means, 0 where both are 0 (the published scorer yields nan there). Each
+of the three is then averaged over the wheels, without those on which no clip's truth has a place.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from emollama.data.clips import column_of, read_rows
+from emollama.errors import UserError
+from emollama.evaluation.metrics import Metric
+from emollama.evaluation.words import plain_words, split_words
+from emollama.paths import PATHS, join
+from emollama.registry import METRICS
+
+FORMS, SYNONYMS = "format.csv", "synonym.xlsx"
+WHEELS = tuple(f"wheel{number}.xlsx" for number in range(1, 6))
+RINGS = ("level1", "level2", "level3")
+Tree = dict[str, dict[str, list[str]]]  # level 1 -> level 2 -> words of level 3
+Clusters = tuple[frozenset[str], ...]  # a set a wheel
+
+
+@dataclass(frozen=True)
+class Wheels:
+    """The wheels, ready for looking words up: for each wheel, form of a word -> cluster."""
+
+    clusters: tuple[Mapping[str, str], ...]
+
+    @classmethod
+    def read(cls, folder: str, level: int) -> Self:
+        """Read a folder.
+
+        Args:
+            folder: with the files that the head of this module describes.
+            level: 1 (few, wide clusters) or 2.
+
+        Raises:
+            UserError: missing files, all of them named; a sheet without its columns, or that is none; a word in the synonyms'
+                sheet that is on no wheel.
+        """
+        assert level in (1, 2), level
+        missing = [file for file in (FORMS, SYNONYMS, *WHEELS) if not PATHS.isfile(join(folder, file))]
+        if missing:
+            raise UserError(f"wheel_folder: '{folder}' lacks {', '.join(missing)}. It is the folder emotion_wheel of MERTools.")
+        trees = [_tree(_sheet(join(folder, file), RINGS)) for file in WHEELS]
+        on_wheels = {word for tree in trees for word in _clusters(tree, 1)}
+        heads = _heads(join(folder, SYNONYMS), on_wheels)
+        reached = {form: sorted(_follow(words, heads)) for form, words in _forms(join(folder, FORMS)).items()}
+        return cls(tuple(_by_form(reached, _clusters(tree, level)) for tree in trees))
+
+    def of(self, words: Iterable[str]) -> Clusters:
+        """The clusters of these words on each wheel."""
+        known = plain_words(words)
+        return tuple(frozenset(table[word] for word in known if word in table) for table in self.clusters)
+
+
+@dataclass(frozen=True)
+class WheelSets:
+    """Clusters of each clip's truth and prediction."""
+
+    names: tuple[str, ...]
+    truth: tuple[Clusters, ...]
+    predicted: tuple[Clusters, ...]
+
+    @classmethod
+    def of(
+        cls, names: Sequence[str], true_words: Sequence[Sequence[str]], predicted_words: Sequence[Sequence[str]], wheels: Wheels
+    ) -> Self:
+        """From words of the clips."""
+        return cls(tuple(names), tuple(map(wheels.of, true_words)), tuple(map(wheels.of, predicted_words)))
+
+    def take(self, places: Sequence[int]) -> Self:
+        """The same about the clips at these places."""
+        names = tuple(self.names[i] for i in places)
+        return type(self)(names, tuple(self.truth[i] for i in places), tuple(self.predicted[i] for i in places))
+
+
+def _scores(sets: WheelSets) -> list[tuple[float, float, float]]:
+    """Precision, recall and F on each wheel that has a place for some clip's truth."""
+    scores = []
+    for truths, predictions in zip(zip(*sets.truth, strict=True), zip(*sets.predicted, strict=True), strict=True):
+        pairs = [(true, predicted) for true, predicted in zip(truths, predictions, strict=True) if true]
+        if pairs:
+            precision = sum(len(true & predicted) / max(len(predicted), 1) for true, predicted in pairs) / len(pairs)
+            recall = sum(len(true & predicted) / len(true) for true, predicted in pairs) / len(pairs)
+            both = precision + recall
+            scores.append((precision, recall, 2 * precision * recall / both if both else 0.0))
+    return scores
+
+
+def _mean(figure: int) -> Callable[[WheelSets], float | None]:
+    def value(sets: WheelSets) -> float | None:
+        values = [scores[figure] for scores in _scores(sets)]
+        return sum(values) / len(values) if values else None
+
+    return value
+
+
+METRICS.register("ew_precision")(Metric("precision on emotion wheels", WheelSets, _mean(0)))
+METRICS.register("ew_recall")(Metric("recall on emotion wheels", WheelSets, _mean(1)))
+METRICS.register("ew")(Metric("F on emotion wheels (EW)", WheelSets, _mean(2)))
+
+
+def _sheet(path: str, columns: Sequence[str] = ()) -> list[dict[str, str]]:
+    """The rows of a workbook's first sheet below its header: column -> text, in lower case, "" where the cell is empty.
+
+    Raises:
+        UserError: no workbook, or columns that are missing.
+    """
+    import openpyxl
+
+    try:
+        with PATHS.open(path, "rb") as file:
+            lines = list(openpyxl.load_workbook(file, data_only=True).worksheets[0].iter_rows(values_only=True))
+    except (zipfile.BadZipFile, OSError, LookupError, ValueError, TypeError, SyntaxError) as error:
+        raise UserError(f"{path}: cannot be read as an Excel workbook ({error or type(error).__name__})") from None
+    texts = [["" if cell is None else str(cell).lower().strip() for cell in line] for line in lines]
+    header = texts[0] if texts else []
+    if missing := [column for column in columns if column not in header]:
+        raise UserError(f"{path}: its first sheet lacks the columns {', '.join(missing)}; it has {', '.join(header) or 'none'}")
+    return [dict(zip(header, line, strict=True)) for line in texts[1:]]
+
+
+def _tree(rows: Iterable[Mapping[str, str]]) -> Tree:
+    tree: Tree = {}
+    above = dict.fromkeys(RINGS, "")
+    for row in rows:
+        above = {ring: row[ring] or above[ring] for ring in RINGS}
+        inner, middle, outer = above.values()
+        tree.setdefault(inner, {}).setdefault(middle, []).append(outer)
+    return tree
+
+
+def _clusters(tree: Tree, level: int) -> dict[str, str]:
+    """Word of a wheel -> its cluster.
+
+    At level 2 a word of level 1 is in the alphabetically first cluster below it. Of a word that a wheel has twice, the later
+    place counts.
+    """
+    clusters: dict[str, str] = {}
+    for inner, branches in tree.items():
+        clusters[inner] = inner if level == 1 else min(branches)
+        for middle, outer in branches.items():
+            clusters |= dict.fromkeys((middle, *outer), inner if level == 1 else middle)
+    return clusters
+
+
+def _heads(path: str, on_wheels: Collection[str]) -> dict[str, set[str]]:
+    """Word -> the words on wheels that it is, or is a synonym of."""
+    rows = _sheet(path)
+    columns = list(rows[0]) if rows else []
+    runs = [column.removeprefix("word_") for column in columns if column.startswith("word_")] or ["run1"]
+    if missing := {f"{kind}_{run}" for kind in ("word", "synonym") for run in runs} - {*columns}:
+        raise UserError(f"{path}: its first sheet lacks the columns {', '.join(sorted(missing))}")
+    heads: dict[str, set[str]] = defaultdict(set)
+    for number, row in enumerate(rows, 2):
+        for run in runs:
+            word = row[f"word_{run}"]
+            if word and word not in on_wheels:
+                raise UserError(f"{path}, row {number}: '{word}' is on none of the wheels. Are all files of one version?")
+            for synonym in (word, *split_words(row[f"synonym_{run}"])) if word else ():
+                heads[synonym].add(word)
+    return heads
+
+
+def _forms(path: str) -> dict[str, set[str]]:
+    """Form of a word -> the words that it is a form of."""
+    header, rows = read_rows(path, "wheel_folder")
+    name, form_column = column_of(path, header, ["name"]), column_of(path, header, ["format"])
+    forms: dict[str, set[str]] = defaultdict(set)
+    for _, row in rows:
+        word = row[name].lower()
+        for form in (word, *split_words(row[form_column])):
+            forms[form].add(word)
+    return forms
+
+
+def _follow(words: Iterable[str], heads: Mapping[str, set[str]]) -> set[str]:
+    return {head for word in words for head in heads.get(word, ())}
+
+
+def _by_form(reached: Mapping[str, Sequence[str]], clusters: Mapping[str, str]) -> dict[str, str]:
+    """Form of a word -> cluster, where the wheel has one of the words reached."""
+    first = {form: next((word for word in words if word in clusters), "") for form, words in reached.items()}
+    return {form: clusters[word] for form, word in first.items() if clusters.get(word)}

@@ -1,0 +1,41 @@
+"""Lists of emotion words, as one text a clip."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+_ITEM = re.compile(r"""\s*(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)"|([^,'"\[\]][^,"\[\]]*)?)\s*(?:,|$)""")
+SHOWN = 60  # characters of a text in a message
+
+
+def parse_words(text: str) -> tuple[str, ...]:
+    """The words of ``['happy', "don't care"]``, of ``[happy, don't care]`` or of ``happy, don't care``; none of an empty text.
+
+    Returns:
+        :func:`plain_words` of them.
+
+    Raises:
+        ValueError: brackets or quotes without their partner, a list in a list, quoted words without a comma between them.
+    """
+    text = text.strip()
+    inside = text[1:-1] if text.startswith("[") and text.endswith("]") and len(text) > 1 else text
+    words, place = [], 0
+    while place < len(inside):
+        item = _ITEM.match(inside, place)
+        if item is None:
+            short = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+            raise ValueError(f"not a list of words: {short}  (a list is ['happy', 'sad'], or happy, sad)")
+        words.append(re.sub(r"\\(.)", r"\1", item[1] or item[2] or "") or item[3] or "")
+        place = item.end()
+    return plain_words(words)
+
+
+def split_words(text: str) -> tuple[str, ...]:
+    """The words of any text, as the scorers of MERTools take a list apart: one bracket off each end, cut at quotes and commas."""
+    return plain_words(re.split("['\",]", text.strip().removeprefix("[").removesuffix("]")))
+
+
+def plain_words(words: Iterable[str]) -> tuple[str, ...]:
+    """The words in lower case, without space at their ends, empty ones and repetition; in order."""
+    return tuple(dict.fromkeys(plain for word in words if (plain := word.lower().strip())))

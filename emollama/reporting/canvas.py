@@ -1,0 +1,75 @@
+"""What all plots share: colours, style, and the way to a PNG. Colours are those of Okabe and Ito, which the colour-blind tell
+apart."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+GREY, QUIET = "#8a8f98", "#5c636d"
+DPI = 160
+WIDTH = 10.5  # inches, of a picture as wide as a page
+STYLE = {
+    "text.parse_math": False,
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "axes.labelcolor": "#3c4148",
+    "axes.edgecolor": "#b9bec6",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e8ec",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#3c4148",
+    "ytick.color": "#3c4148",
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.frameon": False,
+    "agg.path.chunksize": 20_000,
+}
+
+
+def png(draw: Callable[[Figure], None], width: float, height: float, top: float = 0.0) -> bytes:
+    """What ``draw`` puts on a figure, as a PNG; without a display, and without any state of pyplot.
+
+    Args:
+        draw: is given the empty figure.
+        width, height: inches.
+        top: inches that the layout leaves free above.
+    """
+    with _styled():
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(width, height), layout="constrained")
+        figure.get_layout_engine().set(rect=(0, 0, 1, 1 - top / height), h_pad=0.1)  # type: ignore[union-attr, call-arg]
+        draw(figure)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
+    return buffer.getvalue()
+
+
+def short(name: str, most: int = 24) -> str:
+    """A name that fits."""
+    name = " ".join(name.split())
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+@contextmanager
+def _styled() -> Iterator[None]:
+    """Our style, whatever the user's matplotlibrc says; no warnings about signs that the font lacks."""
+    import matplotlib.style
+
+    with matplotlib.style.context(STYLE, after_reset=True), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

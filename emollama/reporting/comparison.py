@@ -1,0 +1,191 @@
+"""Several runs side by side: their figures, the settings in which they differ, and their metrics by epoch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from emollama.errors import UserError
+from emollama.registry import did_you_mean
+from emollama.reporting.lenient import Notes, mapping
+from emollama.reporting.measures import higher_is_better, place_of, title_of
+from emollama.reporting.panels import Line, Panel
+from emollama.reporting.run_files import CONFIG, RESULT, RunFiles, best_validation, by_key, read_run
+
+NAMES_THE_FOLDER = ("run.job_id", "run.output_dir")  # which runs always differ in
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Figures of a run at one of its checkpoints.
+
+    Attributes:
+        run: its name.
+        of: "evaluation" by the script, the "best" validation, the "last" one, or "best, last" where these are one.
+        epoch: of the validation; None of an evaluation by the script.
+        checkpoint: that was evaluated; "" where the files do not say.
+        metrics: ``<block>/<task>/<metric>`` -> value.
+    """
+
+    run: str
+    of: str
+    epoch: int | None
+    checkpoint: str
+    metrics: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is known of several runs.
+
+    Attributes:
+        runs: name -> the run, in the order in which they were named.
+        keys: ``<block>/<task>/<metric>`` of all that are compared.
+        standings: at least one for each run.
+        settings: dotted key -> run -> its value, of the keys in which configurations differ; without runs that lack the key.
+        notes: what is missing.
+    """
+
+    runs: dict[str, RunFiles]
+    keys: list[str]
+    standings: list[Standing]
+    settings: dict[str, dict[str, Any]]
+    notes: Notes
+
+
+def compared(folders: Sequence[Path], metrics: Sequence[str] = ()) -> Comparison:
+    """Compare runs.
+
+    Args:
+        folders: of the runs.
+        metrics: names of metrics; empty: all that any of the runs has.
+
+    Raises:
+        UserError: fewer than two runs, one named twice, a folder that is no run's, a metric that no run has.
+    """
+    runs = dict(zip(distinct_names(folders), (read_run(folder, answers=False) for folder in folders), strict=True))
+    standings = [standing for name, run in runs.items() for standing in _standings(name, run)]
+    every = [
+        *(standing.metrics for standing in standings),
+        *(found.metrics for run in runs.values() for found in run.validations),
+    ]
+    keys = _chosen(list(dict.fromkeys(chain(*every))), metrics)
+    notes = [*chain(*(run.notes for run in runs.values())), *_lacking(runs, keys, standings)]
+    configs = {name: config for name, run in runs.items() if (config := _config(run, notes)) is not None}
+    return Comparison(runs, keys, standings, dict(_differing(configs)), notes)
+
+
+def distinct_names(folders: Sequence[Path]) -> list[str]:
+    """The folders' names; where two are the same, with as much of the way to them as tells them apart.
+
+    Raises:
+        UserError: fewer than two folders, or one that is named twice.
+    """
+    places = [folder.resolve() for folder in folders]
+    if len(places) < 2:
+        raise UserError("one run is nothing to compare: name the folders of two runs or more")
+    if twice := [str(place) for place in places if places.count(place) > 1]:
+        raise UserError(f"'{twice[0]}' is named twice. Name each run once.")
+    names = []
+    for place in places:
+        same = [other for other in places if other.name == place.name]
+        depth = next(deep for deep in range(1, len(place.parts) + 1) if len({other.parts[-deep:] for other in same}) == len(same))
+        names.append(os.path.join(*place.parts[-depth:]))
+    return names
+
+
+def panels_of(comparison: Comparison) -> list[Panel]:
+    """A panel a metric with a line a run, those by epoch first; what the script evaluated is a level.
+
+    Metrics that a single run has at a single checkpoint are left out: there is nothing to compare.
+    """
+    levels = {found.run: found.metrics for found in comparison.standings if found.epoch is None}
+    panels = []
+    for key in comparison.keys:
+        lines = []
+        for name, run in comparison.runs.items():
+            points = [(found.epoch, value) for found in run.validations if (value := found.metrics.get(key)) is not None]
+            lines.append(Line(name, points, levels.get(name, {}).get(key)))
+        metric = key.rpartition("/")[2]
+        if sum(len(line.points) + (line.level is not None) for line in lines) > 1:
+            panels.append(Panel(title_of(metric), place_of(key), higher_is_better(metric), lines))
+    return sorted(panels, key=lambda panel: not any(line.points for line in panel.lines))
+
+
+def leaders(comparison: Comparison, key: str) -> list[Standing]:
+    """Those that are best in a metric; none where fewer than two have it, or nobody knows which way is better."""
+    better = higher_is_better(key.rpartition("/")[2])
+    values = [value for found in comparison.standings if (value := found.metrics.get(key)) is not None]
+    if better is None or len(values) < 2:
+        return []
+    best = max(values) if better else min(values)
+    return [found for found in comparison.standings if found.metrics.get(key) == best]
+
+
+def _standings(name: str, run: RunFiles) -> Iterator[Standing]:
+    if run.results and run.results_epoch is None:
+        checkpoints = dict.fromkeys(result.checkpoint for result in run.results if result.checkpoint)
+        yield Standing(name, "evaluation", None, ", ".join(checkpoints), by_key(run.results))
+    best = best_validation(run.validations)
+    last = run.validations[-1] if run.validations else None
+    if best and best is not last:
+        yield Standing(name, "best", best.epoch, "", best.metrics)
+    if last:
+        yield Standing(name, "best, last" if best is last else "last", last.epoch, "", last.metrics)
+    if not last and (not run.results or run.results_epoch is not None):
+        yield Standing(name, "no figures", None, "", {})
+
+
+def _chosen(keys: Sequence[str], metrics: Sequence[str]) -> list[str]:
+    known = list(dict.fromkeys(key.rpartition("/")[2] for key in keys))
+    for name in metrics:
+        if name not in known:
+            told = f"They have: {', '.join(known)}" if known else "They have no metrics at all."
+            raise UserError(f"--metric: none of the runs has '{name}'.{did_you_mean(name, known)} {told}")
+    return [key for key in keys if not metrics or key.rpartition("/")[2] in metrics]
+
+
+def _lacking(runs: Mapping[str, RunFiles], keys: Sequence[str], standings: Sequence[Standing]) -> Iterator[str]:
+    """Which figures a run does not have at any of its checkpoints: of a block's task altogether, or single ones."""
+    for name in runs:
+        own = set(chain(*(found.metrics for found in standings if found.run == name)))
+        places = {key.rpartition("/")[0] for key in own}
+        missing = dict.fromkeys(
+            key if key.rpartition("/")[0] in places else key.rpartition("/")[0].rstrip("/") for key in keys if key not in own
+        )
+        if not own:
+            yield f"{name}: no figures: neither result/metrics_*.json nor a line of eval.jsonl. Evaluate it."
+        elif missing:
+            yield f"{name}: has no {', '.join(missing)}"
+
+
+def _config(run: RunFiles, notes: Notes) -> dict[str, Any] | None:
+    """A run's configuration, unresolved; None where it has none that can be read."""
+    import yaml
+
+    raw = run.configs.get(CONFIG) or run.configs.get(f"{RESULT}/{CONFIG}")
+    if raw is None:
+        notes.append(f"{run.folder}: no {CONFIG}: its settings are not known")
+        return None
+    try:
+        return mapping(yaml.safe_load(raw))
+    except (yaml.YAMLError, ValueError, RecursionError):
+        notes.append(f"{run.folder / CONFIG}: not valid YAML: its settings are not known")
+        return None
+
+
+def _differing(blocks: Mapping[str, dict[str, Any]], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """(dotted key, run -> value) wherever blocks of keys differ; one that not every run has is not taken apart."""
+    for key in dict.fromkeys(chain(*blocks.values())):
+        values = {name: block[key] for name, block in blocks.items() if key in block}
+        everywhere = len(values) == len(blocks)
+        if everywhere and all(isinstance(value, dict) for value in values.values()):
+            yield from _differing(values, f"{prefix}{key}.")
+        elif (
+            not (everywhere and len({repr(value) for value in values.values()}) == 1) and f"{prefix}{key}" not in NAMES_THE_FOLDER
+        ):
+            yield f"{prefix}{key}", values

@@ -1,0 +1,98 @@
+"""The parts of a report that are about one task of a block."""
+
+from __future__ import annotations
+
+import base64
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from emollama.reporting.canvas import DPI
+from emollama.reporting.confusion import confusion_matrix
+from emollama.reporting.lenient import mapping, objects, text
+from emollama.reporting.run_files import CONFIG, RESULT, RunFiles, TaskResult
+from emollama.reporting.samples import Sample, samples_of
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A plot: the file that it is in, and what it shows."""
+
+    file: str
+    png: bytes
+    words: str
+
+    @property
+    def source(self) -> str:
+        """The image itself, as the address of an ``img``."""
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
+
+    @property
+    def width(self) -> int:
+        """How wide a page shows it, in CSS pixels, so that its letters have the size that they were drawn with."""
+        (pixels,) = struct.unpack(">I", self.png[16:20])  # of the PNG's first chunk
+        return round(pixels * 96 / DPI)
+
+
+@dataclass(frozen=True)
+class Section:
+    """What a report says of one task of a block."""
+
+    result: TaskResult
+    samples: list[Sample]
+    confusion: Picture | None
+
+    @property
+    def clips(self) -> int:
+        """How many answers there are."""
+        return len(self.result.predictions) if self.result.clips is None else self.result.clips
+
+    @property
+    def instruction(self) -> str:
+        """What the first clip was asked."""
+        return "".join(text(row.get("instruction")) for row in self.result.predictions[:1])
+
+    @property
+    def failures(self) -> list[dict[str, Any]]:
+        """What a judge could not say: name, metric, failure."""
+        return objects(self.result.judge.get("failures"))
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """What judging took."""
+        return {name: value for name, value in self.result.judge.items() if name not in ("name", "failures")}
+
+
+def sections_of(run: RunFiles) -> list[Section]:
+    """A section for each task of each block with results."""
+    blocks = _evaluation_blocks(run)
+    return [_section(result, mapping(blocks.get(result.block))) for result in run.results]
+
+
+def picture(name: str, png: bytes | None, words: str) -> Picture | None:
+    """A plot, where there is one."""
+    return Picture(name, png, words) if png else None
+
+
+def _section(result: TaskResult, keys: Mapping[str, Any]) -> Section:
+    found, confusion = result.recognition, None
+    if found and found.confusion:
+        name = re.sub(r"[^\w-]", "_", f"confusion_{result.block}_{result.task}")[:100] + ".png"
+        png = confusion_matrix(found.labels, found.confusion)
+        confusion = picture(name, png, f"Confusion matrix of {result.block}, {result.task}: the truth by row")
+    return Section(result, samples_of(result, keys), confusion)
+
+
+def _evaluation_blocks(run: RunFiles) -> dict[str, Any]:
+    """Label -> keys of the blocks in the configuration that the results come from; none where that cannot be told."""
+    import yaml
+
+    scripts = f"{RESULT}/{CONFIG}"
+    name = scripts if run.results_epoch is None and scripts in run.configs else CONFIG
+    try:
+        tree = yaml.safe_load(run.configs.get(name, ""))
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return mapping(mapping(tree).get("evaluation_datasets"))

@@ -1,0 +1,123 @@
+"""The evaluation blocks of a run: each answered, scored, and written. One path for the scripts and for validation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from emollama.config import EvaluationBlock, RunConfig
+from emollama.data.loader import ClipDataset
+from emollama.errors import UserError, listing
+from emollama.evaluation.answers import Answer
+from emollama.evaluation.files import write_metrics, write_predictions
+from emollama.evaluation.judges.judge import JudgeUnreachable
+from emollama.runners.answering import Answering
+from emollama.runners.build import build_datasets, is_ensemble
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One evaluation block.
+
+    Attributes:
+        dataset: its clips.
+        options: the task's Config: how to answer.
+        scoring: how to score.
+    """
+
+    dataset: ClipDataset
+    options: Any
+    scoring: Any
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an evaluation gave.
+
+    Attributes:
+        metrics: "block/task/metric" -> value; None where nothing could be computed.
+        rows: block -> its answers, sorted by name and task.
+        files: what was written.
+    """
+
+    metrics: dict[str, float | None]
+    rows: dict[str, Rows]
+    files: list[Path]
+
+
+def build_blocks(config: RunConfig, *, check: bool) -> dict[str, Block]:
+    """label -> block, of ``evaluation_datasets``; where there is none, of the clips that ``datasets`` hold out.
+
+    Raises:
+        UserError: no block, anything wrong with the data or with how it is to be scored.
+    """
+    task = config.classes["run.task"]
+    given = {f"evaluation_datasets.{label}": block for label, block in config.evaluation_datasets.items()} or {
+        f"datasets.{label}": EvaluationBlock(cfg, task.Config(), task.scoring.Config())
+        for label, cfg in config.datasets.items()
+        if getattr(cfg, "held_out", 0)
+    }
+    classes = {key: (config.classes[key], block.dataset) for key, block in given.items()}
+    datasets = build_datasets(config, classes, training=False, check=check)
+    slots = list(config.classes["model"].slot_shapes(config.model))
+    made = {}
+    for key, block in given.items():
+        dataset = datasets[key]
+        strange = [slot for slot in block.task.mask_slots if slot not in slots]
+        if strange:
+            raise UserError(f"{key}.mask_slots: no slots {listing(strange)}. This model has {', '.join(slots)}.")
+        if block.task.num_beams > 1 and is_ensemble(config.model):
+            raise UserError(f"{key}.num_beams: beams are searched with one model. Set num_beams: 1, or model.ensemble: weights.")
+        scoring = task.scoring(block.scoring, labels=dataset.cfg.labels, tasks=dataset.pool.tasks, key=key)
+        made[key.partition(".")[2]] = Block(dataset, block.task, scoring)
+    return made
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Answers and scores blocks.
+
+    Attributes:
+        blocks: label -> block.
+        answering: who answers.
+        source: the checkpoint that answers, for the files; None while training.
+        tolerant: a judge that cannot be reached costs its metrics, not the run.
+    """
+
+    blocks: dict[str, Block]
+    answering: Answering
+    source: str | None
+    tolerant: bool = False
+
+    def run(self, folder: Path) -> Outcome:
+        """Answer every block, each clip once over all ranks, and write predictions and metrics into a folder.
+
+        Raises:
+            UserError: a judge that cannot be reached, unless tolerant; the predictions are written by then.
+        """
+        world = self.answering.world
+        outcome = Outcome({}, {}, [])
+        for label, block in self.blocks.items():
+            rows = self.answering.rows(label, block.dataset, block.options)
+            outcome.files.extend(world.on_main(partial(write_predictions, folder, label, rows)))
+            metrics, path = world.on_main(partial(self._scored, folder, label, block, rows))
+            outcome.metrics.update(metrics)
+            outcome.files.append(path)
+            outcome.rows[label] = rows
+        return outcome
+
+    def _scored(self, folder: Path, label: str, block: Block, rows: Rows) -> tuple[dict[str, float | None], Path]:
+        answers = [Answer(row["name"], row["task"], row["prediction"], row["reference"], row["loss"]) for row in rows]
+        try:
+            scores = block.scoring.score(answers, tolerant=self.tolerant)
+        except JudgeUnreachable as error:
+            raise JudgeUnreachable(
+                f"{error} The answers are in {folder}/predictions_{label}.jsonl: 'emollama score' scores them without generating"
+                " them again."
+            ) from None
+        path = write_metrics(folder, label, scores, self.source)
+        return {f"{label}/{task}/{name}": value for task, found in scores.items() for name, value in found.metrics.items()}, path

@@ -1,0 +1,110 @@
+"""Evaluation while training: when it is due, which checkpoint is the best, when to stop.
+
+What was found stands in ``eval.jsonl``, a line an evaluation, under the number of the last step before it. Which one is the
+best, and how many came after it, is read from those lines, so that a resumed run knows it too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from emollama.distributed import World
+from emollama.errors import UserError, listing
+from emollama.evaluation.metrics import metric
+from emollama.logging import RunLog, entries_before, get_logger
+from emollama.paths import written_whole
+from emollama.registry import did_you_mean
+from emollama.runners.evaluation import Evaluation
+
+
+class Validation:
+    """Evaluates a model between epochs.
+
+    Args:
+        cfg: the ``run`` block.
+        evaluation: what to answer, and how.
+        folder: of the run.
+        first_step: where this process begins; evaluations behind it are forgotten.
+
+    Raises:
+        UserError: ``run.metric`` is computed by no block, or by several.
+    """
+
+    def __init__(self, cfg: Any, evaluation: Evaluation, folder: Path, first_step: int) -> None:
+        self._cfg = cfg
+        self._evaluation = evaluation
+        self._world: World = evaluation.answering.world
+        self._folder = folder
+        self._key = self._watched()
+        self._metric = metric(self._key.rpartition("/")[2])
+        self._past = self._world.on_main(lambda: entries_before(folder / "eval.jsonl", first_step))
+
+    def due(self, done: int) -> bool:
+        """Whether to evaluate after ``done`` steps: at the ends of epochs, and not if this was done before."""
+        cfg = self._cfg
+        epochs, rest = divmod(done, cfg.iters_per_epoch)
+        ends = rest == 0 and epochs > 0 and (epochs % cfg.eval_epoch_interval == 0 or epochs == cfg.max_epoch)
+        return ends and all(entry["step"] != done - 1 for entry in self._past)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether as many evaluations as ``early_stop_patience`` came after the best one."""
+        patience, best = self._cfg.early_stop_patience, self._best()
+        return patience is not None and len(self._past) - (best + 1 if best is not None else 0) >= patience
+
+    def run(self, done: int, log: RunLog, save_best: Callable[[], None]) -> None:
+        """Evaluate after ``done`` steps, and keep the checkpoint if it is the best so far.
+
+        The checkpoint is written before the line that calls it the best: a run that is killed in between evaluates again.
+        """
+        epoch = done // self._cfg.iters_per_epoch - 1
+        model = self._evaluation.answering.members[0]
+        model.eval()
+        outcome = self._evaluation.run(self._folder / "result" / f"epoch_{epoch}")
+        model.train()
+        value, best = outcome.metrics[self._key], self._best()
+        is_best = value is not None and (best is None or self._metric.better(value, self._past[best]["metrics"][self._key]))
+        if is_best and self._cfg.save_best:
+            save_best()
+        self._past.append({"step": done - 1, "epoch": epoch, "metrics": outcome.metrics, "best": is_best})
+        self._world.on_main(self._write)
+        log.evaluation(done - 1, epoch, outcome.metrics, {label: self._shown(rows) for label, rows in outcome.rows.items()})
+        if value is None:
+            get_logger().warning("%s has no value after epoch %d: it cannot be the best", self._key, epoch)
+
+    def _best(self) -> int | None:
+        """Number of the best evaluation so far."""
+        return max((i for i, entry in enumerate(self._past) if entry["best"]), default=None)
+
+    def _write(self) -> None:
+        with written_whole(self._folder / "eval.jsonl") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in self._past)
+
+    def _shown(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """A few answers, evenly spread over the clips' names."""
+        count = min(self._cfg.show_clips, len(rows))
+        return [rows[place * len(rows) // count] for place in range(count)]
+
+    def _watched(self) -> str:
+        """The key "block/task/metric" that ``run.metric`` means."""
+        wanted = self._cfg.metric.split(".")
+        known = [
+            (label, task, name)
+            for label, block in self._evaluation.blocks.items()
+            for task, names in block.scoring.metrics.items()
+            for name in names
+        ]
+        meant = [key for key in known if key[2] == wanted[-1] and set(wanted[:-1]) <= {key[0], key[1]}]
+        if len(meant) == 1:
+            return "/".join(meant[0])
+        if meant:
+            raise UserError(f"run.metric: '{self._cfg.metric}' is computed more than once. Name one of {_dotted(meant)}.")
+        hint = did_you_mean(wanted[-1], [key[2] for key in known])
+        raise UserError(f"run.metric: nothing computes '{self._cfg.metric}' here.{hint} Computed: {_dotted(known)}")
+
+
+def _dotted(keys: list[tuple[str, str, str]]) -> str:
+    return listing([".".join(key) for key in keys])

@@ -1,0 +1,212 @@
+"""``emollama compare``: its table is what the files of the runs say, and what they lack is told."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import shutil
+
+import pytest
+from invented_runs import CONFIG, validation_rows, write_json, write_lines, write_results, write_run
+from PIL import Image
+from running import run
+
+from emollama.commands import compare as command
+from emollama.errors import UserError
+from emollama.reporting.comparison import compared, panels_of
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two trained runs with the same name, and one that was only evaluated."""
+    first, second = write_run(tmp_path / "a/stage_2"), write_run(tmp_path / "b/stage_2", epochs=8, best=7)
+    for folder in (first, second):
+        shutil.rmtree(folder / "result")
+    (second / "config.yaml").write_text(CONFIG.replace("1.0e-05", "5.0e-06") + "  weight_decay: 0.1\n")
+    write_results(tmp_path / "zero_shot/result", 40, None)
+    (tmp_path / "zero_shot/result/config.yaml").write_text(CONFIG.replace("lora_r: 64", "lora_r: 8"))
+    return [first, second, tmp_path / "zero_shot"]
+
+
+@pytest.fixture
+def printed(runs, tmp_path, capsys):
+    """A function that compares the runs and gives what is printed; the chart goes to ``tmp_path / chart.png``."""
+
+    def made(*arguments, folders=runs):
+        parser = argparse.ArgumentParser()
+        command.add_arguments(parser)
+        given = [*map(str, folders), "--output", str(tmp_path / "chart.png"), *arguments]
+        command.run(parser.parse_args(given))
+        return capsys.readouterr().out
+
+    return made
+
+
+def rows_of(text, heading):
+    """Cells of the table under a heading, split at two spaces or more."""
+    lines = text.split(f"{heading} (* the best of a column)\n")[1].split("\n\n")[0].splitlines()
+    return [line.split() for line in lines]
+
+
+def size_of(path):
+    return Image.open(io.BytesIO(path.read_bytes())).size
+
+
+def test_the_table_has_a_row_for_each_of_a_runs_checkpoints_that_the_files_know(printed, tmp_path):
+    text = printed("--metric", "waf")
+    first, second = validation_rows(6, 4), validation_rows(8, 7)
+    script = json.loads((tmp_path / "zero_shot/result/metrics_dev.json").read_text())["tasks"]["emotion"]["metrics"]["waf"]
+    best, last, other = (row["metrics"]["dev/emotion/waf"] for row in (first[4], first[5], second[7]))
+    leader = max(best, last, other, script)
+    shown = [f"{value:.4f}{'*' if value == leader else ''}" for value in (best, last, other, script)]
+    assert rows_of(text, "dev/emotion") == [
+        ["run", "figures", "epoch", "waf"],
+        ["a/stage_2", "best", "4", shown[0]],
+        ["a/stage_2", "last", "5", shown[1]],
+        ["b/stage_2", "best,", "last", "7", shown[2]],
+        ["zero_shot", "evaluation", "-", shown[3]],
+    ]
+
+
+def test_json_holds_every_figure_of_the_files_at_full_precision(printed, runs):
+    found = json.loads(printed("--json"))
+    written = validation_rows(6, 4)
+    key = "emer/reason/clue_overlap"
+    assert found["standings"][0] == {
+        "run": "a/stage_2", "of": "best", "epoch": 4, "checkpoint": None, "metrics": written[4]["metrics"],
+    }  # fmt: skip
+    assert found["by_epoch"][key]["a/stage_2"] == [[row["epoch"], row["metrics"][key]] for row in written]
+    assert found["runs"]["zero_shot"] == str(runs[2])
+    assert found["notes"] == []
+
+
+def test_the_best_of_a_column_follows_the_metrics_direction(printed):
+    (head, *rows) = rows_of(printed("--metric", "loss"), "emer/reason")
+    values = {row[-1].rstrip("*"): row[-1].endswith("*") for row in rows}
+    assert head[-1] == "loss"
+    assert [value for value, best in values.items() if best] == [min(values, key=float)]
+
+
+def test_settings_that_differ_are_listed_and_no_others(printed):
+    text = printed("--metric", "waf").split("Settings that differ\n")[1].split("\n\n")[0]
+    assert [line.split() for line in text.splitlines()] == [
+        ["a/stage_2", "b/stage_2", "zero_shot"],
+        ["model.lora_r", "64", "64", "8"],
+        ["run.init_lr", "1e-05", "5e-06", "1e-05"],
+        ["run.weight_decay", "-", "0.1", "-"],
+    ]
+
+
+def test_a_block_that_a_run_does_not_have_is_one_line(printed, runs):
+    (runs[0] / "config.yaml").write_text(
+        CONFIG.replace("  emer:\n    task_pool: [reason]\n", "  other:\n    task_pool: [reason]\n")
+    )
+    text = printed("--metric", "waf").split("Settings that differ\n")[1].split("\n\n")[0]
+    lines = [line.split() for line in text.splitlines() if "evaluation_datasets" in line]
+    assert lines == [
+        ["evaluation_datasets.other", "(2", "keys)", "-", "-"],
+        ["evaluation_datasets.emer", "-", "(2", "keys)", "(2", "keys)"],
+    ]
+
+
+def test_interpolations_stay_unresolved(printed, runs, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "secret-of-the-environment")
+    (runs[1] / "config.yaml").write_text(CONFIG.replace("oc.env:JUDGE_KEY", "oc.env:OTHER_KEY"))
+    settings = json.loads(printed("--json"))["settings"]
+    assert settings["evaluation_datasets.emer.judge.api_key"] == {
+        "a/stage_2": "${oc.env:JUDGE_KEY}", "b/stage_2": "${oc.env:OTHER_KEY}", "zero_shot": "${oc.env:JUDGE_KEY}",
+    }  # fmt: skip
+
+
+def test_the_chart_has_a_panel_for_each_metric(printed, tmp_path):
+    text = printed()
+    assert text.splitlines()[-1] == f"chart: {tmp_path / 'chart.png'}"
+    width, height = size_of(tmp_path / "chart.png")
+    assert 1200 <= width <= 2000 and 1000 <= height <= 2500  # eight panels in three rows
+    printed("--metric", "waf", "--metric", "clue_overlap")
+    assert size_of(tmp_path / "chart.png")[1] < height / 2
+
+
+def test_a_run_without_epochs_is_a_level_and_the_others_are_lines(runs):
+    panels = {(panel.title, panel.place): panel for panel in panels_of(compared(runs))}
+    first, second, third = panels["clue overlap", "emer · reason"].lines
+    written = validation_rows(6, 4)
+    assert first.points == [(row["epoch"], value) for row in written if (value := row["metrics"]["emer/reason/clue_overlap"])]
+    assert (first.name, first.level, len(second.points)) == ("a/stage_2", None, 7)
+    assert (third.name, third.points) == ("zero_shot", []) and third.level is not None
+
+
+def test_runs_without_any_epochs_are_charted_too(printed, tmp_path):
+    write_results(tmp_path / "other/result", 40)
+    folders = [tmp_path / "zero_shot", tmp_path / "other"]
+    assert "chart: " in printed(folders=folders)
+    assert size_of(tmp_path / "chart.png")[0] > 1000
+
+
+def test_a_figure_that_one_run_has_once_makes_no_panel(printed, runs, tmp_path):
+    (runs[0] / "eval.jsonl").unlink()
+    write_lines(runs[1] / "eval.jsonl", [{"epoch": 0, "metrics": {"dev/emotion/waf": 0.5, "dev/emotion/own": 0.5}}])
+    assert {panel.title for panel in panels_of(compared(runs))} == {"weighted F1 (WAF)"}
+    text = printed("--metric", "own")
+    assert text.splitlines()[-1] == "no chart: there is nothing to compare"
+    assert ["b/stage_2", "last", "0", "0.5000"] in rows_of(text, "dev/emotion")
+    assert not (tmp_path / "chart.png").exists()
+
+
+def test_what_a_run_lacks_is_a_dash_and_a_note(printed, runs):
+    (runs[2] / "result/metrics_emer.json").unlink()
+    (runs[2] / "result/config.yaml").unlink()
+    (runs[1] / "eval.jsonl").write_text('{"epoch": 0, "metr')
+    text = printed()
+    assert ["zero_shot", "evaluation", *"----"] in rows_of(text, "emer/reason")
+    assert ["b/stage_2", "no", "figures", *"------"] in rows_of(text, "dev/emotion")
+    for note in (
+        "note: zero_shot: has no emer/reason\n",
+        f"note: {runs[2]}: no config.yaml: its settings are not known",
+        "note: b/stage_2: no figures: neither result/metrics_*.json nor a line of eval.jsonl",
+        "eval.jsonl: 1 of 1 lines read hold no JSON object",
+    ):
+        assert note in text
+
+
+def test_a_metric_of_a_users_own_module_is_shown_without_a_best(printed, runs):
+    for folder in runs[:2]:
+        write_lines(folder / "eval.jsonl", [{"epoch": epoch, "metrics": {"dev/emotion/own": 0.5 + epoch}} for epoch in (0, 1)])
+    rows = rows_of(printed("--metric", "own"), "dev/emotion")
+    assert [row[-1] for row in rows] == ["own", "1.5000", "1.5000", "-"]
+
+
+def test_an_unknown_metric_is_refused_with_those_that_there_are(printed, tmp_path):
+    with pytest.raises(UserError, match=r"none of the runs has 'waff'. Did you mean 'waf'\? They have: waf, war, .*clue_overlap"):
+        printed("--metric", "waff")
+    assert not (tmp_path / "chart.png").exists()
+
+
+def test_fewer_than_two_runs_one_named_twice_and_what_is_none_are_refused(printed, runs, tmp_path):
+    with pytest.raises(UserError, match="two runs or more"):
+        printed(folders=runs[:1])
+    with pytest.raises(UserError, match="named twice"):
+        printed(folders=[runs[0], runs[0].parent / "../a/stage_2"])
+    with pytest.raises(UserError, match="holds none of"):
+        printed(folders=[runs[0], tmp_path / "a"])
+
+
+@pytest.mark.parametrize("output", ["chart.svg", "chart", "folder.png"])
+def test_a_chart_is_a_png_file(printed, tmp_path, output):
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(UserError, match="--output"):
+        printed("--output", str(tmp_path / output))
+
+
+def test_names_tell_runs_apart_with_no_more_of_the_way_than_needed(tmp_path):
+    places = ["x/one/run", "x/two/run", "other"]
+    for place in places:
+        write_json(tmp_path / place / "result/metrics_dev.json", {"tasks": {"emotion": {"metrics": {"waf": 0.5}}}})
+    assert [*compared([tmp_path / place for place in places]).runs] == ["one/run", "two/run", "other"]
+
+
+def test_the_command_is_one_of_emollamas(runs, tmp_path):
+    done = run("-m", "emollama", "compare", *map(str, runs), "--metric", "waf", "--output", str(tmp_path / "waf.png"))
+    assert done.returncode == 0, done.stderr
+    assert "dev/emotion" in done.stdout and (tmp_path / "waf.png").is_file()

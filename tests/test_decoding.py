@@ -1,0 +1,115 @@
+"""Continuing prompts together: the same ids as alone, as transformers' own search, and as arithmetic on full passes."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from helpers import NINE, TASKS
+
+from emollama.data.batch import Record, collate
+from emollama.models.decoding import Choice, continued, likelihoods
+
+GREEDY = Choice(max_new_tokens=20)
+
+
+@pytest.fixture(scope="module")
+def asked(golden_dataset, golden_prompt):
+    """Eighteen prompts of several lengths without their answers."""
+    places = [(clip, task) for clip in range(6) for task in TASKS]
+    records = [golden_dataset.record(clip, task, golden_dataset.pool.first(task)) for clip, task in places]
+    return [golden_prompt.sample(record, to_generate=True) for record in records]
+
+
+@pytest.fixture(scope="module")
+def other(golden_model):
+    """A model that shares what is frozen and has other adapters."""
+    frozen = {id(value): value for value in golden_model.parameters() if not value.requires_grad}
+    made = copy.deepcopy(golden_model, frozen)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.requires_grad:
+                parameter += 0.03 * torch.randn(parameter.shape, generator=generator)
+    return made
+
+
+def answers(members, prompt, samples, choice=GREEDY, seeds=None):
+    return continued(members, collate(samples), choice, prompt.is_finished, seeds or range(len(samples)))
+
+
+def transformers_own(model, prompt, samples, **options):
+    plain = {"max_new_tokens": 20, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    return model.beam_search(collate(samples), prompt, plain | {"num_beams": 1} | options)
+
+
+def test_greedy_answers_are_those_of_transformers_own_search(golden_model, golden_prompt, asked):
+    assert answers([golden_model], golden_prompt, asked) == transformers_own(golden_model, golden_prompt, asked)
+
+
+def test_a_repetition_penalty_acts_as_in_transformers(golden_model, golden_prompt, asked):
+    penalised = answers([golden_model], golden_prompt, asked, Choice(20, repetition_penalty=1.7))
+    # One prompt a time: with padded embeddings transformers leaves as many new tokens unpenalised as there is padding.
+    alone = [transformers_own(golden_model, golden_prompt, [sample], repetition_penalty=1.7)[0] for sample in asked]
+    assert penalised == alone
+    assert penalised != answers([golden_model], golden_prompt, asked)
+
+
+def test_a_sampled_answer_depends_on_its_own_seed_alone(golden_model, golden_prompt, asked):
+    choice = Choice(12, temperature=1.3, top_p=0.9)
+    together = answers([golden_model], golden_prompt, asked[:6], choice, range(6))
+    alone = [answers([golden_model], golden_prompt, [asked[i]], choice, [i])[0] for i in range(6)]
+    assert together == alone
+    assert answers([golden_model], golden_prompt, asked[:6], choice, range(10, 16)) != together
+
+
+def test_an_ensemble_of_one_model_twice_answers_as_the_model(golden_model, golden_prompt, asked):
+    assert answers([golden_model, golden_model], golden_prompt, asked) == answers([golden_model], golden_prompt, asked)
+
+
+def next_distribution(model, sample, ids):
+    """Probabilities of the next token by one full pass over prompt and ids."""
+    tokens = torch.cat([sample.input_ids, torch.tensor(ids, dtype=torch.long)])
+    batch = collate([type(sample)(sample.name, sample.task, tokens, tokens, tokens.float(), sample.slots)])
+    with torch.inference_mode():
+        logits = model.llama_model(inputs_embeds=model._embed(batch)[None], use_cache=False).logits[0, -1]
+    return logits.double().softmax(-1)
+
+
+def test_an_ensemble_takes_the_likeliest_token_of_the_mean_distribution(golden_model, other, golden_prompt, asked):
+    made = answers([golden_model, other], golden_prompt, asked[:4])
+    single = [answers([model], golden_prompt, asked[:4]) for model in (golden_model, other)]
+    assert made not in single and single[0] != single[1]
+    for sample, ids in zip(asked[:4], made, strict=True):
+        for place in range(min(5, len(ids))):
+            mean = sum(next_distribution(model, sample, ids[:place]) for model in (golden_model, other)) / 2
+            assert int(mean.argmax()) == ids[place]
+
+
+def test_likelihoods_are_those_of_the_answers_losses(golden_model, golden_prompt, golden_dataset, asked):
+    shares = likelihoods([golden_model], collate(asked[:3]), [golden_prompt.answer_ids(label) for label in NINE])
+    assert shares.shape == (3, 9)
+    record = golden_dataset.record(0, TASKS[1], golden_dataset.pool.first(TASKS[1]))
+    words = record.turns[0][0]
+    totals = []
+    for label in NINE:
+        answered = golden_prompt.sample(Record(record.name, record.task, [(words, label)], record.features))
+        with torch.inference_mode():
+            totals.append(-golden_model(collate([answered])).double().sum())
+    assert shares[1].allclose(torch.stack(totals).softmax(0), atol=1e-5)
+    assert shares[1].max() > 0.3 and shares.sum(1).allclose(torch.ones(3, dtype=torch.float64))
+
+
+def test_likelihoods_of_an_ensemble_are_the_mean_of_its_members(golden_model, other, golden_prompt, asked):
+    labels = [golden_prompt.answer_ids(label) for label in NINE]
+    both = likelihoods([golden_model, other], collate(asked[:3]), labels)
+    each = [likelihoods([model], collate(asked[:3]), labels) for model in (golden_model, other)]
+    assert both.allclose(sum(each) / 2)
+    assert not each[0].allclose(each[1], atol=1e-3)
+
+
+def test_a_prompt_is_left_as_it_was_by_labels_that_were_tried(golden_model, golden_prompt, asked):
+    labels = [golden_prompt.answer_ids(label) for label in NINE]
+    forward = likelihoods([golden_model], collate(asked[:2]), labels)
+    assert likelihoods([golden_model], collate(asked[:2]), labels[::-1]).flip(1).allclose(forward, atol=1e-6)

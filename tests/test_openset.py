@@ -1,0 +1,266 @@
+"""Open-vocabulary words: how they are read, and the set metrics of MER2024-OV."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from dataclasses import dataclass, field
+
+import pytest
+from importing import run, written
+
+from emollama.errors import UserError
+from emollama.evaluation.judges.judge import Extraction
+from emollama.evaluation.metrics import metric
+from emollama.evaluation.openset import OpenSets, listed_words, read_openset, read_synonyms
+from emollama.evaluation.submission import write_submission
+from emollama.evaluation.words import parse_words, split_words
+
+GROUPS = {"glad": "happy", "happy": "happy", "cheerful": "happy", "cross": "angry", "angry": "angry"}
+
+
+def scores(truth, predicted, synonyms=GROUPS):
+    names = [f"clip_{i}" for i in range(len(truth))]
+    sets = OpenSets.of(names, truth, predicted, synonyms)
+    return [metric(name).value(sets) for name in ("ov_precision", "ov_recall", "ov")]
+
+
+# The metrics
+
+
+def test_a_hand_computed_case():
+    truth = [["glad", "calm"], ["cross"], ["sad", "tired", "hurt"]]
+    predicted = [["happy", "cheerful"], ["cross", "glad", "sad"], ["hurt", "sad"]]
+    # G and P of the clips: {happy, calm} and {happy}; {angry} and {angry, happy, sad}; {sad, tired, hurt} and {hurt, sad}
+    precision, recall = (1 + 1 / 3 + 1) / 3, (1 / 2 + 1 + 2 / 3) / 3
+    assert scores(truth, predicted) == pytest.approx([precision, recall, (precision + recall) / 2], abs=1e-12)
+
+
+def test_words_of_no_group_are_groups_of_their_own():
+    assert scores([["wistful"]], [["wistful"]]) == [1, 1, 1]
+    assert scores([["wistful"]], [["pensive"]]) == [0, 0, 0]
+
+
+def test_case_space_and_repetition_of_words_do_not_count():
+    assert scores([["Happy", " glad "]], [["CHEERFUL", "cheerful"]]) == [1, 1, 1]
+
+
+def test_an_empty_prediction_scores_nothing_and_counts():
+    assert scores([["happy"], ["sad"]], [["happy"], []]) == [0.5, 0.5, 0.5]
+
+
+def test_clips_without_true_words_are_left_out():
+    assert scores([["happy"], []], [["happy"], ["sad"]]) == [1, 1, 1]
+    assert scores([["happy"], []], [["happy"], []]) == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("truth", "predicted"), [([], []), ([[], []], [["sad"], []])])
+def test_where_nothing_can_be_compared_there_is_no_figure(truth, predicted):
+    assert scores(truth, predicted) == [None] * 3
+
+
+def test_random_sets_score_as_the_published_formula_says():
+    rng = random.Random(1)
+    words = [*GROUPS, "sad", "calm", "proud"]
+    for _ in range(50):
+        truth = [rng.sample(words, rng.randrange(1, 5)) for _ in range(8)]
+        predicted = [rng.sample(words, rng.randrange(5)) for _ in range(8)]
+        precisions, recalls = [], []
+        for true, given in zip(truth, predicted, strict=True):
+            g, p = ({GROUPS.get(word, word) for word in side} for side in (true, given))
+            precisions.append(len(g & p) / len(p) if p else 0)
+            recalls.append(len(g & p) / len(g) if p else 0)
+        found = scores(truth, predicted)
+        means = sum(precisions) / 8, sum(recalls) / 8
+        assert found == pytest.approx([*means, sum(means) / 2], abs=1e-12)
+        assert all(math.isfinite(figure) for figure in found)
+
+
+def test_taking_clips_keeps_what_belongs_together_and_may_repeat():
+    sets = OpenSets.of(["a", "b"], [["happy"], ["sad"]], [["glad"], ["angry"]], GROUPS).take([0, 1, 0])
+    assert sets.names == ("a", "b", "a")
+    assert metric("ov").value(sets) == pytest.approx(2 / 3)
+
+
+# Lists of words
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        ("['happy', 'sad']", ("happy", "sad")),
+        ("['happy']", ("happy",)),
+        ("[happy, sad]", ("happy", "sad")),
+        ('["Happy", "don\'t care"]', ("happy", "don't care")),
+        (str(["don't", 'the "end"', 'it\'s "so"']), ("don't", 'the "end"', 'it\'s "so"')),
+        ("happy", ("happy",)),
+        ("don't care, sad", ("don't care", "sad")),
+        (" looking forward to ,happy, ", ("looking forward to", "happy")),
+        ("['a, b', 'c']", ("a, b", "c")),
+        ("['happy', 'Happy', ' sad ']", ("happy", "sad")),
+        ("['高兴', '难过']", ("高兴", "难过")),
+        ("[]", ()),
+        ("['']", ()),
+        ("", ()),
+        (" ", ()),
+    ],
+)
+def test_a_cell_holds_a_list_or_plain_words(cell, words):
+    assert parse_words(cell) == words
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "['happy', 'sad'",
+        "'happy', 'sad']",
+        "['happy' 'sad']",
+        "[['happy'], ['sad']]",
+        "['happy]",
+        "['don't care', 'sad']",
+        "[",
+        "]",
+    ],
+)
+def test_a_cell_that_is_no_list_is_refused(cell):
+    with pytest.raises(ValueError, match="not a list of words"):
+        parse_words(cell)
+
+
+def test_any_text_can_be_cut_as_the_published_scorers_do():
+    assert split_words("['happy' 'sad'") == ("happy", "sad")
+    assert split_words("[happy, 'don't care']") == ("happy", "don", "t care")
+
+
+# Files
+
+
+def test_a_csv_holds_lists_and_single_words_by_clip(tmp_path):
+    path = written(tmp_path / "truth.csv", "name,openset\n00012,\"['Angry', 'mad']\"\nb,['surprised']\nc,[]\nd,calm\n")
+    assert read_openset(str(path)) == {"00012": ("angry", "mad"), "b": ("surprised",), "c": (), "d": ("calm",)}
+
+
+def test_what_an_import_writes_is_read(tmp_path):
+    path = written(tmp_path / "words.csv", "name,openset\na,\"['Sad', 'tired']\"\nb,['calm']\n")
+    run("mer2025", path, "--output", tmp_path / "imported")
+    assert (
+        read_openset(str(tmp_path / "imported/openset.json"))
+        == read_openset(str(path))
+        == {"a": ("sad", "tired"), "b": ("calm",)}
+    )
+
+
+def test_a_submission_is_read(tmp_path):
+    write_submission(str(tmp_path / "words.npz"), ["a", "b"], [["happy", "don't care"], []])
+    assert read_openset(str(tmp_path / "words.npz")) == {"a": ("happy", "don't care"), "b": ()}
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "fault"),
+    [
+        ("t.csv", "name,openset\na,['sad']\nb,\"['sad', 'tired'\"\n", "t.csv, line 3: not a list of words: ['sad', 'tired'"),
+        ("t.csv", "name,openset\na,['sad']\na,['sad']\n", "t.csv, line 3: a second row for 'a'"),
+        ("t.csv", "name,openset\n,['sad']\n", "t.csv, line 2: the row has no name"),
+        ("t.csv", "name,words\na,sad\n", "expected one of the columns openset"),
+        ("t.csv", "clip,openset\na,sad\n", "expected one of the columns name, names, video_name"),
+        ("t.csv", "name,openset\na,sad,tired\n", "t.csv, line 2: more cells than the header has"),
+        ("t.json", '{"a": ["sad"], "a": []}', "'a' stands in it twice"),
+        ("t.json", '{"a": ["sad"], "b": "tired"}', "t.json, 'b': expected a list of words"),
+        ("t.json", '{"a": ["sad", 3]}', "t.json, 'a': expected a list of words"),
+        ("t.json", '["sad"]', "expected one object keyed by clip name"),
+        ("t.json", "{", "t.json, line 1: not valid JSON"),
+    ],
+)
+def test_a_faulty_file_is_refused_with_the_place(tmp_path, file, text, fault):
+    with pytest.raises(UserError) as error:
+        read_openset(str(written(tmp_path / file, text)))
+    assert fault in str(error.value)
+
+
+def test_a_file_that_is_not_there_is_told_by_its_key(tmp_path):
+    with pytest.raises(UserError, match="^openset_path: no file"):
+        read_openset(str(tmp_path / "none.csv"))
+    with pytest.raises(UserError, match="^synonyms_path: no file"):
+        read_synonyms(str(tmp_path / "none.json"))
+
+
+# Synonyms
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        [["Happy", "glad", " cheerful "], ["angry", "cross"], []],
+        {"glad": "happy", "cheerful": "happy", "cross": "angry"},
+    ],
+)
+def test_synonyms_are_groups_of_words_or_words_with_their_group(tmp_path, table):
+    assert read_synonyms(str(written(tmp_path / "s.json", json.dumps(table)))) == GROUPS
+
+
+def test_groups_may_be_numbered(tmp_path):
+    synonyms = read_synonyms(str(written(tmp_path / "s.json", '{"glad": 1, "happy": 1, "cross": 2}')))
+    assert synonyms["glad"] == synonyms["happy"] != synonyms["cross"]
+
+
+@pytest.mark.parametrize(
+    ("table", "fault"),
+    [
+        ([["happy", "glad"], ["fond", "Glad"]], "'glad' stands in the groups of 'happy' and of 'fond'"),
+        ({"glad": "happy", "happy": "content"}, "'happy' stands in the groups of 'happy' and of 'content'"),
+        (["happy", "glad"], "expected a list of groups of words"),
+        ([["happy", 1]], "expected a list of groups of words"),
+        ({"happy": None}, "expected a list of groups of words"),
+        ("happy", "expected a list of groups of words"),
+    ],
+)
+def test_faulty_synonyms_are_refused(tmp_path, table, fault):
+    with pytest.raises(UserError) as error:
+        read_synonyms(str(written(tmp_path / "s.json", json.dumps(table))))
+    assert fault in str(error.value)
+
+
+# Words of predictions
+
+
+@dataclass
+class Finder:
+    """A judge that finds the words it knows, and fails where it is told to."""
+
+    asked: list[list[str]] = field(default_factory=list)
+
+    def emotion_words(self, texts):
+        self.asked.append([*texts])
+        known = ("happy", "sad")
+        return [
+            Extraction(None, "no answer") if "fail" in text else Extraction(tuple(word for word in known if word in text))
+            for text in texts
+        ]
+
+
+def test_lists_are_taken_apart_and_only_descriptions_are_given_to_the_judge():
+    judge = Finder()
+    predictions = {
+        "a": "['Calm', 'proud']",
+        "b": "He is happy.",
+        "c": "",
+        "d": "this will fail",
+        "e": " [calm] ",
+        "f": "['calm', 'sad",
+        "g": "[]",
+        "h": "sad",
+    }
+    words = listed_words(predictions, judge)
+    assert [*words] == [*predictions]
+    assert words == {
+        "a": ("calm", "proud"), "b": ("happy",), "c": (), "d": None, "e": ("calm",), "f": ("sad",), "g": (), "h": ("sad",),
+    }  # fmt: skip
+    assert judge.asked == [["He is happy.", "this will fail", "['calm', 'sad", "sad"]]
+
+
+def test_the_judge_is_not_asked_where_nothing_is_described():
+    judge = Finder()
+    assert listed_words({"a": "[happy]", "b": "  "}, judge) == {"a": ("happy",), "b": ()}
+    assert listed_words({}, judge) == {}
+    assert judge.asked == []

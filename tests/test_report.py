@@ -1,0 +1,439 @@
+"""result/report.html: what it shows is what the files say, it needs nothing else, and nothing in the files can break it."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+
+import pytest
+from invented_runs import (
+    CONFIG,
+    SIX,
+    description_rows,
+    description_scores,
+    label_rows,
+    label_scores,
+    log_rows,
+    validation_rows,
+    write_json,
+    write_lines,
+    write_run,
+)
+from PIL import Image
+from running import ROOT, environment, run
+
+from emollama.commands import report as command
+from emollama.errors import UserError
+from emollama.reporting.report import write_report
+
+HOSTILE = "</td></pre></style><script>alert(1)</script><img src=http://example.org/x onerror=alert(2)>"
+VOID = {"meta", "img", "col", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Elements of a page with their attributes and texts; tables by their class as rows of cells."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.elements, self.open, self.tables, self.words, self.described = [], [], [], [], []
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.close()
+        assert self.open == [], "elements that are not closed"
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append((dict(attributes).get("class", ""), []))
+        if tag == "tr":
+            self.tables[-1][1].append([])
+        if tag in ("td", "th"):
+            self.tables[-1][1][-1].append("")
+        if tag == "data":
+            self.tables and self.open.count("table") and self.add(dict(attributes)["value"] + "=")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        if "style" not in self.open:
+            self.words.append(text)
+        if {"article", "strong"} <= {*self.open}:
+            self.described.append(text)
+        if {"td", "th"} & {*self.open}:
+            self.add(text)
+
+    def add(self, text):
+        self.tables[-1][1][-1][-1] += text
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+    def rows(self, kind):
+        """Rows of the tables of this class, without their heads."""
+        found = [rows for name, rows in self.tables if kind in name.split()]
+        assert found, f"no table {kind}"
+        return [[cell.strip() for cell in row] for rows in found for row in rows]
+
+    def images(self):
+        sources = [attributes["src"] for tag, attributes in self.elements if tag == "img"]
+        return [base64.b64decode(source.removeprefix("data:image/png;base64,"), validate=True) for source in sources]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A whole run's folder and its report."""
+    folder = write_run(tmp_path_factory.mktemp("runs") / "stage_2", steps=600)
+    return folder, Page(write_report(folder))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A small run's folder, to be spoiled."""
+    return write_run(tmp_path / "spoilt", clips=40)
+
+
+def value_of(cell):
+    """The number in a cell, as it is in the file and as it is shown."""
+    whole, _, shown = cell.partition("=")
+    return (float(whole) if whole else None), shown
+
+
+# What is shown
+
+
+def test_the_report_lies_in_result_and_has_every_part(whole):
+    folder, page = whole
+    assert (folder / "result/report.html").is_file()
+    parts = {attributes.get("id") for tag, attributes in page.elements if tag == "section"}
+    assert parts == {"scores", "training", "epochs", "task-1", "task-2", "configuration", "versions"}
+    for words in ("stage_2", "runs/stage_2/checkpoint_best.pth", "invented-judge-1", "6, the best at epoch 4", "599 (epoch 5)"):
+        assert words in page.text
+
+
+def test_scores_are_those_of_the_files(whole):
+    folder, page = whole
+    shown = [value_of(row[1]) for row in page.rows("scores")]
+    files = [json.loads((folder / f"result/metrics_{block}.json").read_text())["tasks"] for block in ("dev", "emer")]
+    written = [value for tasks in files for content in tasks.values() for value in content["metrics"].values()]
+    assert [value for value, _ in shown] == written
+    assert all(abs(float(text) - value) <= 0.005 for value, text in shown)
+
+
+def test_confusions_and_classes_are_those_of_the_files(whole):
+    folder, page = whole
+    recognition = json.loads((folder / "result/metrics_dev.json").read_text())["tasks"]["emotion"]["recognition"]
+    head, *rows = page.rows("confusion")
+    assert head == ["truth", *SIX, "invalid"]
+    assert rows == [[label, *map(str, counts)] for label, counts in zip(SIX, recognition["confusion"], strict=True)]
+    shown = [[row[0], int(row[1]), *(value_of(cell)[0] for cell in row[2:])] for row in page.rows("per-class")[1:]]
+    assert shown == [[row[key] for key in ("label", "support", "precision", "recall", "f1")] for row in recognition["per_class"]]
+
+
+def test_metrics_by_epoch_are_those_of_eval_jsonl(whole):
+    _, page = whole
+    head, *rows = page.rows("epochs")
+    written = validation_rows(6, 4)
+    assert head == ["epoch", *written[0]["metrics"]]
+    assert [row[0] for row in rows] == ["0", "1", "2", "3", "4 (best)", "5"]
+    assert [[value_of(cell)[0] for cell in row[1:]] for row in rows] == [[*row["metrics"].values()] for row in written]
+
+
+def test_answers_are_half_wrong_half_right_and_of_every_label(whole):
+    folder, page = whole
+    written = {row["name"]: row for row in map(json.loads, (folder / "result/predictions_dev.jsonl").open())}
+    rows = page.rows("samples")[1:]
+    assert len(rows) == 20
+    for name, truth, answer, read, verdict in rows:
+        assert (truth, answer) == (written[name]["reference"], written[name]["prediction"])
+        assert verdict == ("✓ right" if read == truth else "✗ wrong")
+        assert read == next((label for label in SIX if label in answer), "invalid")
+    assert [row[4] for row in rows] == ["✗ wrong"] * 10 + ["✓ right"] * 10
+    assert {row[1] for row in rows[10:]} == {*SIX}
+
+
+def test_labels_are_read_as_the_configuration_says(folder):
+    rows = [{"name": name, "task": "emotion", "prediction": answer, "reference": "happy"}
+            for name, answer in (("a", "joyful"), ("b", "sad, no: happy"), ("c", "happy"))]  # fmt: skip
+    content = label_scores([{"loss": 0.0, **row} for row in rows])
+    content["recognition"]["invalid"] = []
+    write_lines(folder / "result/predictions_dev.jsonl", rows)
+    write_json(folder / "result/metrics_dev.json", {"tasks": {"emotion": content}})
+    assert [row[3] for row in Page(write_report(folder)).rows("samples")[1:]] == ["invalid", "invalid", "happy"]
+    keys = "    several_hits: last\n    aliases: {joyful: happy}\n"
+    (folder / "result/config.yaml").write_text(CONFIG.replace("    answer_rule: search\n", keys))
+    assert [row[3] for row in Page(write_report(folder)).rows("samples")[1:]] == ["happy", "happy", "happy"]
+
+
+def test_descriptions_go_from_the_worst_judged_to_the_best_beside_the_truth(whole):
+    _, page = whole
+    rows, scores = description_rows(30)
+    known = {row["name"]: row["clue_overlap"] + row["label_overlap"] for row in scores if row["clue_overlap"] is not None}
+    judged = [known[name] for name in page.described]
+    assert len(judged) == 8 and judged == sorted(judged)
+    assert (judged[0], judged[-1]) == (min(known.values()), max(known.values()))
+    for row in rows:
+        if row["name"] in page.described:
+            assert f"Truth {row['reference']}" in page.text and f"Answer {row['prediction']}" in page.text
+
+
+def test_judges_usage_and_failures_are_told(whole):
+    _, page = whole
+    for words in ("calls 90", "prompt tokens 412,345", "cost 0.1284", "1 judgement failed"):
+        assert words in page.text
+    assert page.rows("failures")[1:] == [["invented_00000005", "clue_overlap", "the reply has no number"]]
+
+
+def test_the_configuration_is_shown_as_it_stands_and_nothing_of_the_environment(folder, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "secret-of-the-environment")
+    source = write_report(folder).read_text()
+    assert "${oc.env:JUDGE_KEY}" in source and "${oc.env:LLAMA_FOLDER}" in source
+    assert "secret-of-the-environment" not in source
+
+
+def test_without_the_script_the_best_validation_is_shown_and_else_the_last(folder):
+    for epoch in (0, 4, 5):
+        shutil.copytree(folder / "result", folder / f"moved/epoch_{epoch}")
+        path = folder / f"moved/epoch_{epoch}/metrics_emer.json"
+        content = json.loads(path.read_text())
+        content["tasks"]["reason"]["metrics"]["clue_overlap"] = float(epoch)
+        write_json(path, content)
+    shutil.rmtree(folder / "result")
+    (folder / "moved").rename(folder / "result")
+    assert ["clue overlap", "4.0=4.00", "of 10"] in Page(write_report(folder)).rows("scores")
+    (folder / "eval.jsonl").unlink()
+    page = Page(write_report(folder))
+    assert ["clue overlap", "5.0=5.00", "of 10"] in page.rows("scores")
+    assert [row[0] for row in page.rows("epochs")[1:]] == ["0", "4", "5"]
+
+
+def test_pictures_in_the_page_are_the_files_beside_it_and_show_something(whole):
+    folder, page = whole
+    files = {path.name: path.read_bytes() for path in (folder / "result/plots").iterdir()}
+    assert set(files) == {"training.png", "metrics_by_epoch.png", "confusion_dev_emotion.png"}
+    assert sorted(page.images()) == sorted(files.values())
+    for content in files.values():
+        image = Image.open(io.BytesIO(content))
+        image.load()
+        assert 800 <= image.width <= 2000 and 600 <= image.height <= 3000
+        assert len(image.convert("RGB").getcolors(1_000_000)) > 50
+    assert len(page.source) < 3_000_000
+
+
+def test_nothing_is_left_of_the_writing(whole):
+    folder, _ = whole
+    assert [path for path in folder.rglob("*") if "tmp" in path.name] == []
+
+
+# What it must not do
+
+
+def test_a_page_refers_to_nothing_outside_itself(whole):
+    _, page = whole
+    ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
+    assert not {tag for tag, _ in page.elements} & {"script", "link", "iframe", "object", "embed", "base", "form", "video"}
+    for _, attributes in page.elements:
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in ("src", "href", "srcset", "action", "data", "poster", "background"):
+                assert value.startswith("data:image/png;base64,") or value.removeprefix("#") in ids
+    assert "url(" not in page.source and "@import" not in page.source
+    policy = next(attributes["content"] for tag, attributes in page.elements if "http-equiv" in attributes)
+    assert policy.startswith("default-src 'none'; img-src data:;")
+
+
+def test_hostile_texts_are_shown_as_texts(folder):
+    rows, scores = label_rows(40), label_scores(label_rows(40))
+    for row in (*rows, *scores["recognition"]["invalid"]):
+        row["prediction"] = row["name"] = row["reference"] = row["instruction"] = HOSTILE
+    scores["recognition"]["labels"] = [*scores["recognition"]["labels"][:-1], HOSTILE]
+    scores["recognition"]["per_class"][0]["label"] = HOSTILE
+    scores["metrics"][HOSTILE] = 0.5
+    scores["judge"] = {"name": HOSTILE, HOSTILE: HOSTILE, "failures": [{"name": HOSTILE, "metric": HOSTILE, "failure": HOSTILE}]}
+    write_lines(folder / "result/predictions_dev.jsonl", rows)
+    write_json(folder / "result/metrics_dev.json", {"checkpoint": HOSTILE, "tasks": {"emotion": scores, HOSTILE: {"clips": 1}}})
+    described, judged = description_rows(8)
+    for row in described:
+        row["prediction"] = row["reference"] = HOSTILE
+    write_lines(folder / "result/predictions_emer.jsonl", described)
+    write_lines(folder / "eval.jsonl", [{"epoch": 0, "metrics": {f"a/{HOSTILE}/{HOSTILE}": 0.5}}])
+    (folder / "config.yaml").write_text(HOSTILE)
+    page = Page(write_report(folder))
+    assert not {tag for tag, _ in page.elements} & {"script", "iframe"}
+    assert all(attributes["src"].startswith("data:") for tag, attributes in page.elements if tag == "img")
+    assert page.text.count("<script>alert(1)</script>") > 30
+    assert judged
+
+
+def test_texts_that_no_page_can_hold_and_labels_that_no_font_has_do_no_harm(folder):
+    rows = label_rows(40)
+    for row in rows:
+        row["prediction"] = "nul \x00 bell \x07 half \ud83d $x^{ 高兴 \u202e"
+    scores = label_scores(rows)
+    scores["recognition"]["labels"] = ["$x^{", "高兴", "\ud83d", "a" * 300, "\n", "worried"]
+    (folder / "result/predictions_dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "result/metrics_dev.json").write_text(json.dumps({"tasks": {"emotion": scores}}))
+    page = Page(write_report(folder))
+    assert "nul � bell � half ? $x^{ 高兴" in page.text
+    assert not any(ord(sign) < 32 and sign not in "\n\t" for sign in page.source)
+
+
+def test_a_report_is_written_without_torch(folder):
+    code = (
+        "import sys; from pathlib import Path; import emollama.reporting.comparison\n"
+        "from emollama.reporting.report import write_report\n"
+        "assert not {'torch', 'matplotlib', 'jinja2'} & {*sys.modules}; write_report(Path(sys.argv[1]))\n"
+        "assert not {'torch', 'transformers', 'matplotlib.pyplot'} & {*sys.modules}"
+    )
+    line = [sys.executable, "-c", code, str(folder)]
+    done = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# Files that are missing, spoilt or large
+
+
+@pytest.mark.parametrize(
+    ("kept", "parts"),
+    [
+        ("log.jsonl", {"training"}),
+        ("eval.jsonl", {"epochs"}),
+        ("config.yaml", {"configuration"}),
+        ("result/metrics_dev.json", {"scores", "task-1"}),
+        ("result/predictions_emer.jsonl", {"scores", "task-1"}),
+    ],
+)
+def test_one_file_alone_makes_a_report_of_what_it_holds(folder, kept, parts):
+    for path in [path for path in folder.rglob("*") if path.is_file() and path != folder / kept]:
+        path.unlink()
+    page = Page(write_report(folder))
+    assert {attributes["id"] for tag, attributes in page.elements if tag == "section"} == parts | {"versions"}
+    assert "Not everything could be read" not in page.text
+
+
+def test_a_line_that_was_cut_short_is_told_and_the_others_are_shown(folder):
+    with (folder / "eval.jsonl").open("a") as file:
+        file.write('{"step": 3500, "epoch": 6, "metrics": {"dev/emo')
+    (folder / "result/metrics_dev.json").write_text('{"tasks": ')
+    page = Page(write_report(folder))
+    assert "eval.jsonl: 1 of 7 lines read hold no JSON object" in page.text
+    assert "metrics_dev.json: holds no JSON object" in page.text
+    assert len(page.rows("epochs")) == 7
+
+
+def spoilt(value, rng, share):
+    """A value some of whose parts are something else."""
+    if rng.random() < share:
+        return rng.choice([None, True, -1, 10**400, float("nan"), "", "text", "\ud83d", [], {}, [[None]], {"a": {"b": 1}}])
+    if isinstance(value, dict):
+        return {"" if rng.random() < share / 3 else key: spoilt(item, rng, share) for key, item in value.items()}
+    return [spoilt(item, rng, share) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_odd_content_never_stops_a_report(folder, seed):
+    rng = random.Random(seed)
+    share = (0.003, 0.02, 0.1, 0.4)[seed]
+    for path in sorted([*folder.rglob("*.json"), *folder.rglob("*.jsonl")]):
+        lines = path.read_text().splitlines()
+        text = "\n".join(json.dumps(spoilt(json.loads(line), rng, share)) for line in lines)
+        path.write_bytes(text.encode()[: rng.randrange(len(text) // 2, len(text) + 1)] + rng.choice([b"", b"\xff\x00"]))
+    assert Page(write_report(folder)).text
+
+
+@pytest.mark.parametrize("made", [None, "empty", "other"])
+def test_what_is_no_runs_folder_is_refused_with_the_files_that_it_lacks(tmp_path, made):
+    folder = tmp_path / "folder"
+    if made:
+        (folder / "result").mkdir(parents=True)
+    if made == "other":
+        (folder / "notes.txt").write_text("a file")
+    with pytest.raises(UserError, match="no folder|holds none of log.jsonl, eval.jsonl"):
+        write_report(folder)
+    assert not (folder / "result/report.html").exists()
+
+
+def test_a_place_that_cannot_be_written_is_told(folder):
+    shutil.rmtree(folder / "result")
+    (folder / "result").write_text("a file")
+    with pytest.raises(UserError, match="cannot write"):
+        write_report(folder)
+
+
+def test_a_large_run_is_reported_in_seconds_and_its_page_stays_small(folder):
+    write_lines(folder / "log.jsonl", log_rows(150_000))
+    rows = label_rows(20_000)
+    for row in rows[:3]:
+        row["prediction"] = "no label here " * 10_000
+    write_lines(folder / "result/predictions_dev.jsonl", rows)
+    content = label_scores(rows)
+    write_json(folder / "result/metrics_dev.json", {"tasks": {"emotion": content}})
+    described, scores = description_rows(2000)
+    write_lines(folder / "result/predictions_emer.jsonl", described)
+    write_json(folder / "result/metrics_emer.json", {"tasks": {"reason": description_scores(described, scores)}})
+    began = time.process_time()
+    page = Page(write_report(folder))
+    assert time.process_time() - began < 5
+    assert len(page.source) < 3_000_000
+    left = len(content["recognition"]["invalid"]) - 100
+    assert len(page.rows("invalid")) == 101 and f"And {left} more; all are in predictions_dev.jsonl." in page.text
+    assert "149,999 (epoch 5)" in page.text
+
+
+# The command, and a browser
+
+
+def parsed(*arguments):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return parser.parse_args([str(argument) for argument in arguments])
+
+
+def test_the_command_prints_where_the_reports_are(folder, capsys):
+    (folder / "result/report.html").unlink(missing_ok=True)
+    command.run(parsed(folder, f"{folder}/"))
+    assert capsys.readouterr().out == f"{folder}/result/report.html\n" * 2
+    assert (folder / "result/report.html").is_file()
+
+
+def test_the_command_writes_nothing_where_one_of_the_folders_is_none_of_a_run(folder, tmp_path):
+    with pytest.raises(UserError, match="no folder"):
+        command.run(parsed(folder, tmp_path / "absent"))
+    assert not (folder / "result/report.html").exists()
+
+
+def browser():
+    return next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+
+
+@pytest.mark.skipif(browser() is None, reason="no Chromium is installed")
+def test_a_browser_without_a_network_shows_the_report(whole, tmp_path):
+    folder, _ = whole
+    flags = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --hide-scrollbars".split()
+    offline = ["--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND", "--proxy-server=127.0.0.1:9"]
+    place = [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'page.png'}", "--window-size=1200,3000"]
+    line = [browser(), *flags, *offline, *place, (folder / "result/report.html").as_uri()]
+    subprocess.run(line, capture_output=True, timeout=120, check=True)
+    shown = Image.open(tmp_path / "page.png").convert("RGB")
+    assert shown.size == (1200, 3000)
+    for top in range(0, 3000, 500):
+        assert len(shown.crop((0, top, 1200, top + 500)).getcolors(1_000_000)) > 5  # something stands in each part of the page
+    plot = Image.open(folder / "result/plots/confusion_dev_emotion.png").convert("RGB")
+    _, colour = max((count, colour) for count, colour in plot.getcolors(1_000_000) if len({*colour}) == 3)
+    assert colour in {found for _, found in shown.getcolors(1_000_000)}  # pictures are shown too
+
+
+def test_the_command_is_one_of_emollamas():
+    done = run("-m", "emollama", "report", "absent_folder")
+    assert done.returncode == 1 and "no folder 'absent_folder'" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,556 @@
+"""``emollama score``: every form of file, what is counted, tables, written files, exit codes; with the real judge of words."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+
+import numpy as np
+import openpyxl
+import pytest
+from judging import in_turn, judge_server, refusal, sensibly
+from running import run
+
+from emollama.commands import score
+from emollama.errors import UserError
+from emollama.evaluation.matching import match
+from emollama.evaluation.reading import read_answers, read_truth
+from emollama.evaluation.submission import write_submission
+
+TRUTH = {
+    "clip_1": "She smiles warmly and her voice is bright, so she seems happy.",
+    "clip_2": "His fists are clenched and he shouts; he is angry.",
+    "clip_3": "Tears run down her cheeks and she sobs, deeply sad.",
+    "clip_4": "He speaks evenly with a still face and appears calm.",
+}
+KEY = "sk-secret-of-this-test"
+LABELS = {"clip_1": "happy", "clip_2": "angry", "clip_3": "sad", "clip_4": "neutral"}
+
+
+@pytest.fixture
+def scored(capsys):
+    """A function that runs ``emollama score`` in this process and returns what it prints."""
+    parser = argparse.ArgumentParser()
+    score.add_arguments(parser)
+    parser.set_defaults(resamples=100)  # for speed
+
+    def call(*arguments):
+        score.run(parser.parse_args([str(argument) for argument in arguments]))
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture
+def refused(scored):
+    def call(*arguments):
+        with pytest.raises(UserError) as error:
+            scored(*arguments)
+        return str(error.value)
+
+    return call
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A function that writes a CSV of a header and rows."""
+
+    def write(name, header, rows):
+        with open(tmp_path / name, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([header.split(","), *rows])
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
+def emer(table):
+    """The truth of four descriptions, as EMER's first table."""
+    return table("emer.csv", "names,emotions,subtitles,reasons", [[n, "x", "Well, then.", text] for n, text in TRUTH.items()])
+
+
+@pytest.fixture
+def perfect(table):
+    return table("perfect.csv", "names,chi_reasons", TRUTH.items())
+
+
+@pytest.fixture
+def poor(table):
+    return table("poor.csv", "names,chi_reasons", [[name, "A person sits in a room."] for name in TRUTH])
+
+
+def jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def rows_of_run(task, predictions, references):
+    keys = {"task": task, "instruction": "?", "target": "x", "loss": 0.5}
+    return [{"name": name, "prediction": text, "reference": references.get(name), **keys} for name, text in predictions.items()]
+
+
+def written(folder):
+    with open(folder / "scores.csv", encoding="utf-8", newline="") as file:
+        return json.loads((folder / "scores.json").read_text(encoding="utf-8")), list(csv.DictReader(file))
+
+
+def values(record, task):
+    """file's name without its ending -> metric -> value."""
+    files = record["tasks"][task]["files"]
+    name = {file: file.rpartition("/")[2].rpartition(".")[0] for file in files}
+    return {name[file]: {key: one["value"] for key, one in found["estimates"].items()} for file, found in files.items()}
+
+
+# Files of answers and of truth
+
+
+def test_every_form_of_answers_is_read(table, tmp_path):
+    words = {"clip_1": ("happy", "don't care"), "clip_2": ()}
+    write_submission(str(tmp_path / "words.npz"), [*words], [*words.values()])
+    forms = {
+        table("a.csv", "names,chi_reasons", [["clip_1", "glad, she is"]]): ("", "glad, she is", False),
+        table("b.csv", "name,english", [["clip_1", "glad"]]): ("", "glad", False),
+        table("c.csv", "name,prediction", [["clip_1", "glad"]]): ("", "glad", False),
+        table("d.csv", "name,label", [["clip_1", "happy"]]): ("", "happy", True),
+        table("e.csv", "name,openset", [["clip_1", "['glad', 'proud']"]]): ("", "['glad', 'proud']", False),
+        tmp_path / "words.npz": ("", """['happy', "don't care"]""", False),
+        jsonl(tmp_path / "f.jsonl", [{"name": "clip_1", "prediction": "glad"}]): ("", "glad", False),
+        jsonl(tmp_path / "g.jsonl", rows_of_run("emotion", {"clip_1": "happy"}, LABELS)): ("emotion", "happy", False),
+    }
+    for path, (task, text, of_labels) in forms.items():
+        found = read_answers(str(path))
+        assert (found.answers[0].name, found.answers[0].task, found.answers[0].prediction) == ("clip_1", task, text)
+        assert found.of_labels == of_labels
+    assert read_answers(str(tmp_path / "words.npz")).answers[1].prediction == "[]"
+    (answer,) = read_answers(str(tmp_path / "g.jsonl")).answers
+    assert (answer.reference, answer.loss) == ("happy", 0.5)
+
+
+def test_every_form_of_truth_is_read(table, tmp_path, emer):
+    (tmp_path / "list.txt").write_text("clip_1 12 happy\nclip_2 9 angry -1.5\n")
+    (tmp_path / "captions.json").write_text(
+        json.dumps({"clip_1": {"caption": "coarse", "smp_reason_caption": "fine"}, "clip_2": {"caption": "only"}})
+    )
+    (tmp_path / "openset.json").write_text(json.dumps({"clip_1": ["happy"]}))
+    found = {path: read_truth(str(path)) for path in tmp_path.iterdir()}
+    assert found[emer].references["reason_v2"] == found[emer].references[""] == TRUTH
+    assert found[emer].is_emer
+    assert found[tmp_path / "list.txt"].references == {"emotion": {"clip_1": "happy", "clip_2": "angry"}}
+    captions = found[tmp_path / "captions.json"].references
+    assert captions["reason"] == {"clip_1": "coarse", "clip_2": "only"}
+    assert captions["reason_v2"] == captions[""] == {"clip_1": "fine", "clip_2": "only"}
+    assert found[tmp_path / "openset.json"].openset == {"clip_1": ("happy",)}
+    v2 = read_truth(str(table("v2.csv", "name,chinese,english", [["clip_1", "-", "glad"], ["clip_2", "-", ""]])))
+    assert v2.references["reason"] == {"clip_1": "glad"}
+    for header in ("name,label", "name,discrete", "name,discrete,valence"):
+        row = ["clip_1", "happy", "1"][: header.count(",") + 1]
+        assert read_truth(str(table("l.csv", header, [row]))).references == {"emotion": {"clip_1": "happy"}}
+    own = read_truth(str(table("own.csv", "name,emotion,reason", [["clip_1", "happy", "smiles"]])))
+    assert (own.references["emotion"], own.references["reason"]) == ({"clip_1": "happy"}, {"clip_1": "smiles"})
+    assert not own.is_emer
+
+
+def test_dfews_numbers_are_its_emotions_and_names_match_with_and_without_zeros(table, scored, tmp_path):
+    truth = table("set_1.csv", "video_name,label", [["1", "1"], ["2", "6"], ["16000", "7"]])
+    ours = jsonl(tmp_path / "ours.jsonl", rows_of_run("emotion", {"00001": "happy", "00002": "fear", "16000": "fear"}, {}))
+    theirs = table("theirs.csv", "video_name,label", [["1", "1"], ["2", "6"], ["16000", "2"]])
+    text = scored("--predictions", ours, theirs, "--truth", truth, "--output", tmp_path / "out")
+    assert "labels happy fear disgust" in text
+    record, _ = written(tmp_path / "out")
+    found = values(record, "emotion")
+    assert (found["ours"]["war"], found["theirs"]["war"]) == (2 / 3, 2 / 3)
+    assert found["theirs"]["invalid_rate"] == 1 / 3  # sad is no label of these clips
+    twice = table("twice.csv", "video_name,label", [["1", "1"], ["00001", "2"]])
+    with pytest.raises(UserError, match="with zeros before its number and without"):
+        match([str(twice)], [str(truth)])
+
+
+def test_a_list_with_a_placeholder_in_place_of_emotions_is_refused_as_truth(refused, perfect, tmp_path):
+    (tmp_path / "EMER_NCE.txt").write_text("clip_1 12 0\nclip_2 9 0\n")
+    assert "the labels 0 are numbers" in refused("--predictions", perfect, "--truth", tmp_path / "EMER_NCE.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("twice.csv", "name,prediction\nclip_1,a\nclip_2,b\nclip_1,c\nclip_2,d\n", ["line 4", "line 2 already", "line 5"]),
+        ("twice.jsonl", '{"name": "clip_1", "prediction": "a"}\n' * 2, ["line 2", "line 1 already"]),
+        ("list.jsonl", '["clip_1"]\n{"name": "clip_1"}\n{"name": 1, "prediction": "a"}\n', ["line 1", "line 2", "line 3"]),
+        ("cut.jsonl", '{"name": "clip_1", "predic', ["line 1: not valid JSON"]),
+        ("empty.jsonl", "\n", ["no answer in it"]),
+        ("empty.csv", "name,prediction\n", ["no usable row"]),
+        ("other.csv", "name,text\nclip_1,a\n", ["expected one of the columns chi_reasons, prediction"]),
+        ("wide.csv", "name,prediction\nclip_1,a,b\n", ["line 2", "more cells than the header"]),
+        ("answers.txt", "clip_1 happy\n", ["answers are read from .jsonl"]),
+        ("broken.npz", "no archive", ["broken.npz"]),
+        ("gone.csv", None, ["--predictions: no file"]),
+    ],
+)
+def test_an_unusable_file_of_answers_is_refused_with_its_lines(refused, tmp_path, emer, name, content, words):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    told = refused("--predictions", tmp_path / name, "--truth", emer, "--judge", "lexical")
+    assert name in told and all(word in told for word in words), told
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("twice.csv", "names,reasons\nclip_1,a\nclip_1,b\n", "line 2 already"),
+        ("other.csv", "name,text\nclip_1,a\n", "expected one of the columns reasons, english"),
+        ("none.json", '{"clip_1": {"text": "a"}}', "no clip has 'smp_reason_caption'"),
+        ("list.json", "[]", "expected one JSON object"),
+        ("truth.npz", "", "truth is read from"),
+        ("gone.csv", None, "--truth: no file"),
+    ],
+)
+def test_an_unusable_file_of_truth_is_refused(refused, tmp_path, perfect, name, content, words):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    assert words in refused("--predictions", perfect, "--truth", tmp_path / name, "--judge", "lexical")
+
+
+def test_broken_characters_and_nan_in_a_file_of_answers_do_no_harm(scored, table, tmp_path):
+    line = '{"name": "clip_1", "prediction": "happy \\ud83d", "reference": "happy", "loss": NaN, "task": "emotion"}\n'
+    (tmp_path / "a.jsonl").write_text(line + line.replace("clip_1", "clip_2").replace("happy \\ud83d", "\\ud83d"))
+    text = scored("--predictions", tmp_path / "a.jsonl", "--output", tmp_path / "out")
+    assert "without a usable label (1): clip_2 '?'" in text
+    found = values(written(tmp_path / "out")[0], "emotion")["a"]
+    assert (found["war"], found["loss"]) == (0.5, None)
+
+
+# Bringing them together
+
+
+def test_missing_unknown_empty_and_invalid_answers_are_counted_and_listed(scored, table, tmp_path):
+    truth = table("truth.csv", "name,label", LABELS.items())
+    rows = [["clip_1", "Happy."], ["clip_2", ""], ["clip_3", "gloomy"], ["clip_9", "sad"]]
+    answers = table("a.csv", "name,prediction", rows)
+    text = scored("--predictions", answers, "--truth", truth, "--output", tmp_path / "out", "--metrics", "war", "invalid_rate")
+    row = next(line for line in text.splitlines() if line.startswith(f"{answers} ") and line.endswith("-"))
+    assert row.split()[1:] == ["3", "1", "1", "1", "3", "-"]
+    assert "count as empty (1): clip_4" in text
+    assert "no truth is known, left out (1): clip_9" in text
+    assert "empty answers (1): clip_2" in text
+    assert "without a usable label (3): clip_2 ''; clip_3 'gloomy'; clip_4 ''" in text
+    record, rows = written(tmp_path / "out")
+    found = record["tasks"]["emotion"]["files"][str(answers)]
+    assert (found["metrics"], found["clips"]) == ({"war": 0.25, "invalid_rate": 0.75}, 4)
+    assert (found["missing"], found["unknown"], found["empty"]) == (["clip_4"], ["clip_9"], ["clip_2"])
+    assert [(row["name"], row["truth"], row["label"]) for row in rows] == [
+        ("clip_1", "happy", "happy"),
+        ("clip_2", "angry", ""),
+        ("clip_3", "sad", ""),
+        ("clip_4", "neutral", ""),
+    ]
+
+
+def test_a_missing_description_scores_0(scored, table, emer, tmp_path):
+    answers = table("half.csv", "names,chi_reasons", [*TRUTH.items()][:2])
+    scored("--predictions", answers, "--truth", emer, "--judge", "lexical", "--output", tmp_path / "out")
+    record, rows = written(tmp_path / "out")
+    assert values(record, "")["half"] == {"clue_overlap": 5, "label_overlap": 5, "loss": None}
+    assert [row["clue_overlap"] for row in rows] == ["10.0", "10.0", "0.0", "0.0"]
+
+
+def test_files_without_a_clip_in_common_are_refused_with_examples_of_both(refused, table, emer):
+    answers = table("a.csv", "names,chi_reasons", [["video_1.mp4", "a"]])
+    told = refused("--predictions", answers, "--truth", emer, "--judge", "lexical")
+    assert "no clip in common" in told and "'video_1.mp4'" in told and "'clip_1', 'clip_2'" in told
+
+
+def test_the_references_of_a_run_are_the_truth_of_the_other_files_too(scored, table, tmp_path):
+    ours = jsonl(tmp_path / "ours.jsonl", rows_of_run("reason_v2", dict.fromkeys(TRUTH, "He waits."), TRUTH))
+    theirs = table("theirs.csv", "names,chi_reasons", TRUTH.items())
+    scored("--predictions", ours, theirs, "--judge", "lexical", "--output", tmp_path / "out")
+    found = values(written(tmp_path / "out")[0], "reason_v2")
+    assert found["theirs"]["clue_overlap"] == 10 > found["ours"]["clue_overlap"]
+    assert (found["ours"]["loss"], found["theirs"]["loss"]) == (0.5, None)
+
+
+def test_references_that_contradict_each_other_are_refused(refused, tmp_path):
+    one = jsonl(tmp_path / "one.jsonl", rows_of_run("emotion", LABELS, LABELS))
+    other = jsonl(tmp_path / "other.jsonl", rows_of_run("emotion", LABELS, LABELS | {"clip_2": "sad"}))
+    assert "the reference of 'clip_2' (emotion) is another one" in refused("--predictions", one, other)
+
+
+def test_tasks_that_are_not_looked_at_do_not_count(scored, table, tmp_path):
+    one = jsonl(tmp_path / "one.jsonl", rows_of_run("emotion", LABELS, LABELS) + rows_of_run("reason", TRUTH, {}))
+    other = jsonl(tmp_path / "other.jsonl", rows_of_run("emotion", LABELS, LABELS | {"clip_2": "sad"}))
+    described = jsonl(tmp_path / "described.jsonl", rows_of_run("reason_v2", TRUTH, TRUTH))
+    theirs = table("theirs.csv", "names,chi_reasons", TRUTH.items())
+    files = ("--predictions", one, other, "--truth", table("truth.csv", "name,reason", TRUTH.items()))
+    assert "task reason: 4 clips" in scored(*files[:2], *files[3:], "--task", "reason", "--judge", "lexical")
+    text = scored("--predictions", one, described, theirs, "--judge", "lexical")  # nothing is true about the reasons of the first
+    assert "task reason_v2: 4 clips" in text and "task reason:" not in text
+
+
+def test_answers_without_any_truth_are_refused(refused, perfect):
+    assert "--truth is needed" in refused("--predictions", perfect, "--judge", "lexical")
+
+
+def test_several_tasks_of_a_file_are_scored_each_against_its_own_truth(scored, tmp_path, refused, table):
+    rows = rows_of_run("emotion", LABELS, LABELS) + rows_of_run("reason", TRUTH, TRUTH) + rows_of_run("reason_v2", TRUTH, TRUTH)
+    ours = jsonl(tmp_path / "ours.jsonl", rows)
+    text = scored("--predictions", ours, "--judge", "lexical", "--output", tmp_path / "out")
+    assert [line for line in text.splitlines() if line.startswith("task ")] == [
+        "task emotion: 4 clips; labels happy sad neutral angry",
+        "task reason: 4 clips",
+        "task reason_v2: 4 clips",
+    ]
+    record, _ = written(tmp_path / "out")
+    assert values(record, "emotion")["ours"]["waf"] == 1 and values(record, "reason")["ours"]["label_overlap"] == 10
+    only = scored("--predictions", ours, "--task", "emotion")
+    assert "task emotion" in only and "task reason" not in only
+    theirs = table("theirs.csv", "name,english", TRUTH.items())
+    assert "may be to reason or reason_v2" in refused("--predictions", ours, theirs, "--judge", "lexical")
+    both = scored("--predictions", ours, theirs, "--judge", "lexical", "--task", "reason")
+    assert "Differences from" in both and "reason_v2" not in both
+    told = refused("--predictions", ours, "--task", "caption")
+    assert "none of the answers to the task 'caption' has a reference; their tasks are emotion, reason, reason_v2" in told
+    truth = table("truth.csv", "name,label", LABELS.items())
+    told = refused("--predictions", ours, "--truth", truth, "--task", "caption")
+    assert "nothing to score. It has answers to emotion, reason, reason_v2; the truth is about emotion." in told
+
+
+def test_a_file_that_does_not_answer_a_task_is_not_in_its_table(scored, tmp_path, table):
+    rows = rows_of_run("emotion", LABELS, LABELS) + rows_of_run("reason", TRUTH, TRUTH)
+    ours = jsonl(tmp_path / "ours.jsonl", rows)
+    theirs = table("theirs.csv", "name,label", LABELS.items())
+    scored("--predictions", theirs, ours, "--judge", "lexical", "--output", tmp_path / "out")
+    record, _ = written(tmp_path / "out")
+    assert [*values(record, "emotion")] == ["theirs", "ours"] and [*values(record, "reason")] == ["ours"]
+
+
+def test_a_file_given_twice_is_refused(refused, perfect, emer):
+    assert "given twice" in refused("--predictions", perfect, perfect, "--truth", emer)
+
+
+def test_two_truths_of_one_kind_are_refused(refused, perfect, emer, table):
+    other = table("other.csv", "name,english", TRUTH.items())
+    assert "Give one of each kind" in refused("--predictions", perfect, "--truth", emer, other)
+
+
+# Labels
+
+
+def test_labels_aliases_and_rules_reach_the_reader_and_aliases_the_truth_too(scored, refused, table, tmp_path):
+    truth = table("truth.csv", "name,label", [["a", "Joy"], ["b", "sad"], ["c", "sad"]])
+    answers = table("a.csv", "name,prediction", [["a", "a happy person"], ["b", "sad, not happy"], ["c", "gloom"]])
+    common = ("--predictions", answers, "--truth", truth, "--labels", "happy", "sad", "--output", tmp_path / "out")
+    assert "the truth has others: 'Joy'" in refused(*common)
+    for rules, accuracy in (
+        (("joy=happy",), 1 / 3),
+        (("joy=happy", "gloom=sad"), 2 / 3),
+        (("joy=happy", "gloom=sad", "--several-hits", "first"), 1),
+        (("joy=happy", "gloom=sad", "--answer-rule", "exact"), 1 / 3),
+    ):
+        scored(*common, "--aliases", *rules)
+        assert values(written(tmp_path / "out")[0], "emotion")["a"]["war"] == accuracy, rules
+
+
+# Metrics, judges, words
+
+
+def test_an_unknown_or_impossible_metric_is_refused(refused, perfect, emer):
+    common = ("--predictions", perfect, "--truth", emer)
+    assert "Did you mean 'clue_overlap'?" in refused(*common, "--metrics", "clue_overlaps")
+    assert "'clue_overlap' cannot be computed here: it needs a judge" in refused(*common, "--metrics", "clue_overlap")
+    assert "'waf' cannot be computed here: it needs the task 'emotion'" in refused(*common, "--metrics", "waf")
+    assert "'ew' cannot be computed here" in refused(*common, "--metrics", "ew")
+
+
+def test_descriptions_without_a_judge_say_what_is_lacking(scored, perfect, emer):
+    assert "descriptions are scored by a judge, --judge" in scored("--predictions", perfect, "--truth", emer)
+
+
+@pytest.mark.parametrize(
+    ("judge", "words"),
+    [
+        (["lexicle"], "Did you mean 'lexical'?"),
+        (["lexical", "model=x"], "unknown key 'judge.model'"),
+        (["openai", "model"], "'model' is not KEY=VALUE"),
+        (["openai", "model=x", "model=y"], "'model' is given twice"),
+        (["openai", "model=x", "concurrency=many"], "concurrency"),
+    ],
+)
+def test_a_judge_that_is_configured_wrongly_is_refused(refused, perfect, emer, judge, words):
+    assert words in refused("--predictions", perfect, "--truth", emer, "--judge", *judge)
+
+
+def test_words_are_scored_against_words_with_synonyms(scored, table, tmp_path):
+    truth = table("openset.csv", "name,openset", [["a", "['happy', 'proud']"], ["b", "['sad']"]])
+    write_submission(str(tmp_path / "words.npz"), ["a"], [["glad"]])
+    (tmp_path / "synonyms.json").write_text('[["happy", "glad"]]')
+    listed = table("listed.csv", "name,openset", [["a", "['proud', 'happy']"], ["b", "[]"]])
+    text = scored(
+        "--predictions", tmp_path / "words.npz", listed, "--truth", truth, "--synonyms", tmp_path / "synonyms.json",
+        "--output", tmp_path / "out",
+    )  # fmt: skip
+    assert "descriptions: 2 clips" in text and "empty answers (1): b" in text
+    found = values(written(tmp_path / "out")[0], "")
+    assert (found["words"]["ov_precision"], found["words"]["ov_recall"], found["words"]["ov"]) == (0.5, 0.25, 0.375)
+    assert (found["listed"]["ov_precision"], found["listed"]["ov_recall"]) == (0.5, 0.5)
+
+
+def wheel_folder(place, levels):
+    """Five equal wheels whose inner ring is good and bad."""
+    place.mkdir()
+    sheets = {
+        "synonym": [["word_run1", "synonym_run1"], *([row[2], "[]"] for row in levels[1:])],
+        **{f"wheel{number}": levels for number in range(1, 6)},
+    }
+    for name, rows in sheets.items():
+        book = openpyxl.Workbook()
+        for row in rows:
+            book.active.append(row)
+        book.save(place / f"{name}.xlsx")
+    (place / "format.csv").write_text("name,format\n" + "".join(f"{row[2]},[]\n" for row in levels[1:]))
+    return place
+
+
+def test_words_are_scored_on_wheels_at_both_levels(scored, refused, table, tmp_path):
+    levels = [["level1", "level2", "level3"], ["good", "merry", "glad"], ["good", "warm", "fond"], ["bad", "low", "glum"]]
+    wheels = wheel_folder(tmp_path / "wheels", levels)
+    truth = table("openset.csv", "name,openset", [["a", "['glad']"], ["b", "['glum']"]])
+    answers = table("a.csv", "name,openset", [["a", "['fond']"], ["b", "['glum']"]])
+    common = ("--predictions", answers, "--truth", truth, "--wheels")
+    for level, figure in ((1, 1.0), (2, 0.5)):
+        scored(*common, wheels, "--wheel-level", level, "--output", tmp_path / "out")
+        assert values(written(tmp_path / "out")[0], "")["a"]["ew"] == figure
+    (wheels / "wheel3.xlsx").unlink()
+    assert "lacks wheel3.xlsx" in refused(*common, wheels)
+
+
+def test_descriptions_and_words_are_true_at_once(scored, perfect, emer, table, tmp_path):
+    words = table("openset.csv", "name,openset", [[name, f"['{label}']"] for name, label in LABELS.items()])
+    scored("--predictions", perfect, "--truth", emer, words, "--judge", "lexical", "--output", tmp_path / "out")
+    found = values(written(tmp_path / "out")[0], "")["perfect"]
+    assert found["clue_overlap"] == 10 and found["ov_recall"] == 0.75  # calm is not neutral
+
+
+# A judge that is asked
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """Arguments that name a judge on loopback, with a cache and a key of the test's own."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    cache = tmp_path / "cache.sqlite3"
+    return lambda server: ["--judge", "openai", "model=m", f"base_url={server.url}", "concurrency=1", f"cache_path={cache}"]
+
+
+def test_failures_of_a_judge_are_listed_and_stand_on_neither_side_of_a_difference(scored, perfect, poor, emer, asked, tmp_path):
+    def failing(call):
+        reluctant = call.kind == "clues" and "shouts" in call.data["reference"] and "sits" in call.data["candidate"]
+        return "I would rather not." if reluctant else sensibly(call)
+
+    with judge_server(failing) as server:
+        arguments = ("--predictions", perfect, poor, "--truth", emer, *asked(server), "--metrics", "clue_overlap")
+        text = scored(*arguments, "--output", tmp_path / "out")
+    assert f"{poor}: no score from the judge (1): clip_2 (clue_overlap): " in text
+    record, rows = written(tmp_path / "out")
+    first, second = (record["tasks"][""]["files"][str(path)] for path in (perfect, poor))
+    assert second["estimates"]["clue_overlap"]["clips"] == second["differences"]["clue_overlap"]["clips"] == 3
+    assert first["estimates"]["clue_overlap"] == {"value": 7, "low": 7, "high": 7, "clips": 4}
+    assert [row["clue_overlap"] for row in rows if row["file"] == str(poor)] == ["7.0", "", "7.0", "7.0"]
+    assert "judge m: " in text and f", calls {len(server.calls)}, cached 0, " in text
+
+
+def test_a_second_run_asks_nothing_and_the_key_is_written_nowhere(scored, perfect, poor, emer, asked, tmp_path):
+    with judge_server() as server:
+        arguments = ("--predictions", perfect, poor, "--truth", emer, *asked(server))
+        first = scored(*arguments, "--output", tmp_path / "out")
+        calls = len(server.calls)
+        second = scored(*arguments)
+    assert calls == len(server.calls) > 0 and ", calls 0, " in second
+    assert first.split("judge m:")[0] == second.split("judge m:")[0]
+    assert KEY not in first and not any(KEY.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_a_judge_that_goes_away_stops_the_command_which_goes_on_where_it_stopped(refused, scored, perfect, emer, asked, tmp_path):
+    with judge_server(in_turn("Score: 5", "Score: 5", refusal(401), "Score: 6")) as server:
+        arguments = ("--predictions", perfect, "--truth", emer, *asked(server), "--metrics", "clue_overlap")
+        told = refused(*arguments, "--output", tmp_path / "out")
+        assert "2 of 4" in told and "run the same command again" in told
+        assert not (tmp_path / "out").exists()
+        scored(*arguments, "--output", tmp_path / "out")
+    assert len(server.calls) == 5
+    assert values(written(tmp_path / "out")[0], "")["perfect"] == {"clue_overlap": 5.5}
+
+
+# Tables and files
+
+
+def test_the_published_table_stands_under_scores_of_emer_and_is_marked(scored, perfect, poor, emer, table):
+    text = scored("--predictions", perfect, poor, "--truth", emer, "--judge", "lexical")
+    ours, published = text.split("Published for EMER")
+    assert "NOT comparable" in published.splitlines()[0]
+    assert "Emotion-LLaMA            7.83           6.25" in published
+    assert "judge lexical: calls 0, cached 0" in ours
+    own = table("own.csv", "name,reason", TRUTH.items())
+    assert "Published" not in scored("--predictions", perfect, "--truth", own, "--judge", "lexical")
+
+
+def test_the_written_record_holds_figures_intervals_differences_and_the_clips_scores(scored, perfect, poor, emer, tmp_path):
+    folder = tmp_path / "out"
+    arguments = ("--predictions", perfect, poor, "--truth", emer, "--judge", "lexical", "--seed", 5, "--resamples", 200)
+    arguments += ("--metrics", "label_overlap", "clue_overlap")
+    text = scored(*arguments, "--output", folder)
+    record, rows = written(folder)
+    first, second = (record["tasks"][""]["files"][str(path)] for path in (perfect, poor))
+    assert (record["resamples"], record["seed"], record["judge"]) == (200, 5, {"name": "lexical", "calls": 0, "cached": 0})
+    assert [*first["estimates"]] == ["label_overlap", "clue_overlap"]
+    assert first["estimates"]["clue_overlap"] == {"value": 10, "low": 10, "high": 10, "clips": 4}
+    apart = second["differences"]["clue_overlap"]
+    assert apart["value"] == second["estimates"]["clue_overlap"]["value"] - 10 < 0 and apart["p"] < 0.05
+    assert first["differences"] == {}
+    clips = {row["name"]: row["clue_overlap"] for row in second["clip_scores"]}
+    assert np.mean([*clips.values()]) == second["metrics"]["clue_overlap"]
+    assert [(row["file"], row["name"], float(row["clue_overlap"])) for row in rows[4:]] == [
+        (str(poor), name, found) for name, found in clips.items()
+    ]
+    assert text == scored(*arguments) + f"written: {folder}/scores.json, {folder}/scores.csv\n"
+
+
+def test_text_that_a_spreadsheet_would_run_is_written_harmlessly(scored, table, tmp_path):
+    truth = table("truth.csv", "name,label", [["=1+1", "happy"], ["b", "sad"]])
+    answers = table("a.csv", "name,prediction", [["=1+1", "happy"], ["b", "sad"]])
+    scored("--predictions", answers, "--truth", truth, "--output", tmp_path / "out")
+    assert [row["name"] for row in written(tmp_path / "out")[1]] == ["'=1+1", "b"]
+
+
+def test_an_output_that_cannot_be_or_would_replace_a_source_is_refused_first(refused, perfect, emer, tmp_path):
+    common = ("--predictions", perfect, "--truth", emer, "--judge", "lexical", "--output")
+    assert "is a file" in refused(*common, emer)
+    captions = tmp_path / "scores.json"
+    captions.write_text(json.dumps({name: {"caption": text} for name, text in TRUTH.items()}))
+    told = refused("--predictions", perfect, "--truth", captions, "--judge", "lexical", "--output", tmp_path)
+    assert "would be written over" in told
+
+
+def test_an_unreachable_judge_ends_the_command_with_1_and_writes_nothing(perfect, emer, tmp_path):
+    judge = [
+        "openai",
+        "model=none",
+        "base_url=http://127.0.0.1:9/v1",
+        "key_env=null",
+        "retries=0",
+        f"cache_path={tmp_path}/cache",
+    ]
+    left = run(
+        "-m", "emollama", "score", "--predictions", str(perfect), "--truth", str(emer), "--judge", *judge,
+        "--output", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert left.returncode == 1 and left.stdout == ""
+    assert "Traceback" not in left.stderr and "run the same command again" in left.stderr.casefold()
+    assert not (tmp_path / "out").exists()
+
+
+def test_as_a_program_it_exits_with_0_and_leaves_its_sources_alone(perfect, emer, tmp_path):
+    before = [path.read_bytes() for path in (perfect, emer)]
+    done = run("-m", "emollama", "score", "--predictions", str(perfect), "--truth", str(emer), "--judge", "lexical")
+    assert (done.returncode, done.stderr) == (0, "") and "clue_overlap" in done.stdout
+    assert [path.read_bytes() for path in (perfect, emer)] == before

@@ -1,0 +1,305 @@
+"""Evaluation while training and alone: what is answered, which checkpoint is best, when a run ends, what stays untouched."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from helpers import GOLDEN, golden_block, golden_tree, loaded
+
+from emollama.errors import UserError
+from emollama.evaluation.metrics import Metric
+from emollama.evaluation.recognition import Labels
+from emollama.registry import METRICS
+
+TRAINING = {"max_epoch": 3, "iters_per_epoch": 2, "init_lr": 1e-3, "min_lr": 1e-3, "log_freq": 1}
+EVALUATED = {"evaluate": True, "metric": "answers.emotion.loss"}
+
+
+def tree(folder, *, run=None, block=None, data=None, model=None):
+    made = golden_tree(folder)
+    made["run"] |= TRAINING | (run or {})
+    made["model"] |= {"lora_dropout": 0.1} | (model or {})
+    made["datasets"]["golden"] |= {"shuffle": True, "task_pool": ["emotion", "reason"]} | (data or {})
+    made["evaluation_datasets"]["answers"] |= {"task_pool": ["emotion", "reason_v2"]} | (block or {})
+    return made
+
+
+def trained(folder, *options, **parts):
+    folder.mkdir(exist_ok=True)
+    config = loaded(folder, tree(folder, **parts), *options)
+    return config.classes["run"](config).train()
+
+
+def answered(folder, *options, **parts):
+    folder.mkdir(exist_ok=True)
+    config = loaded(folder, tree(folder, **parts), *options)
+    config.classes["run"](config, training=False).evaluate()
+    return folder / "out/run/result"
+
+
+def refused(folder, *, training=True, **parts):
+    config = loaded(folder, tree(folder, **parts))
+    with pytest.raises(UserError) as error:
+        config.classes["run"](config, training=training)
+    assert not (folder / "out").exists()
+    return str(error.value)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def by_clip(result, task="emotion"):
+    return {row["name"]: row for row in lines(result / "predictions_answers.jsonl") if row["task"] == task}
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """A run of three epochs that is evaluated after each, and keeps the best checkpoint."""
+    return trained(
+        tmp_path_factory.mktemp("evaluated"), run=EVALUATED | {"save_best": True}, block={"judge": {"type": "lexical"}}
+    )
+
+
+# What training does not notice
+
+
+def test_a_run_that_is_evaluated_has_the_losses_of_one_that_is_not_to_the_bit(evaluated, tmp_path):
+    keys = ("step", "loss", "grad_norm", "lr", "tokens")
+    plain = trained(tmp_path / "plain")
+    one, other = ([{key: row[key] for key in keys} for row in lines(run / "log.jsonl")] for run in (evaluated, plain))
+    assert one == other and len(one) == 6
+
+
+# What an evaluation leaves
+
+
+def test_each_evaluation_has_a_line_and_files_of_its_own(evaluated):
+    past = lines(evaluated / "eval.jsonl")
+    assert [(entry["epoch"], entry["step"]) for entry in past] == [(0, 1), (1, 3), (2, 5)]
+    for entry in past:
+        files = json.loads((evaluated / f"result/epoch_{entry['epoch']}/metrics_answers.json").read_text())
+        flat = {f"answers/{task}/{name}": v for task, found in files["tasks"].items() for name, v in found["metrics"].items()}
+        assert flat == entry["metrics"] and {"answers/emotion/waf", "answers/reason_v2/clue_overlap"} <= flat.keys()
+
+
+def test_the_validation_loss_is_the_mean_of_the_clips_losses(evaluated):
+    rows = by_clip(evaluated / "result/epoch_1").values()
+    mean = sum(row["loss"] for row in rows) / len(rows)
+    assert lines(evaluated / "eval.jsonl")[1]["metrics"]["answers/emotion/loss"] == pytest.approx(mean, abs=1e-9)
+
+
+def test_the_best_checkpoint_is_that_of_the_epoch_with_the_least_loss(evaluated):
+    past = lines(evaluated / "eval.jsonl")
+    losses = [entry["metrics"]["answers/emotion/loss"] for entry in past]
+    epoch = losses.index(min(losses))
+    assert [i for i, entry in enumerate(past) if entry["best"]][-1] == epoch
+    best, same = (torch.load(evaluated / f"checkpoint_{name}.pth", weights_only=True) for name in ("best", epoch))
+    assert best["step"] == same["step"] and all(best["model"][key].equal(same["model"][key]) for key in same["model"])
+
+
+def test_shown_answers_and_metrics_are_in_tensorboard(evaluated):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(evaluated)).Reload()
+    assert [event.step for event in board.Scalars("eval/answers/emotion/loss")] == [1, 3, 5]
+    texts = [tag for tag in board.Tags()["tensors"] if tag.startswith("eval/answers/")]
+    assert len(texts) == 3
+
+
+def test_a_report_lies_beside_the_results(evaluated):
+    assert "<html" in (evaluated / "result/report.html").read_text(encoding="utf-8")
+
+
+# When a run ends, and how it goes on
+
+
+def test_a_run_ends_after_as_many_evaluations_without_a_better_metric_as_patience_says(tmp_path):
+    still = EVALUATED | {"init_lr": 0.0, "min_lr": 0.0, "max_epoch": 8, "early_stop_patience": 2}
+    folder = trained(tmp_path / "still", run=still)
+    assert [entry["best"] for entry in lines(folder / "eval.jsonl")] == [True, False, False]
+    assert lines(folder / "log.jsonl")[-1]["epoch"] == 2
+    resumed = trained(tmp_path / "still", run=still | {"resume_ckpt_path": "auto"})
+    assert len(lines(resumed / "eval.jsonl")) == 3 and lines(resumed / "log.jsonl")[-1]["epoch"] == 2
+
+
+def test_a_resumed_run_evaluates_what_it_missed_and_knows_its_best(evaluated, tmp_path):
+    run = EVALUATED | {"save_best": True}
+    folder = trained(tmp_path / "again", run=run, block={"judge": {"type": "lexical"}})
+    (folder / "checkpoint_2.pth").unlink()
+    (folder / "checkpoint_best.pth").unlink()
+    (folder / "eval.jsonl").write_text("".join((folder / "eval.jsonl").read_text().splitlines(keepends=True)[:1]))
+    trained(tmp_path / "again", run=run | {"resume_ckpt_path": "auto"}, block={"judge": {"type": "lexical"}})
+    assert lines(folder / "eval.jsonl") == lines(evaluated / "eval.jsonl")
+    best = [torch.load(run / "checkpoint_best.pth", weights_only=True)["model"] for run in (folder, evaluated)]
+    assert all(best[0][key].equal(best[1][key]) for key in best[1])
+
+
+def test_evaluation_falls_on_every_nth_epoch_and_the_last(tmp_path):
+    folder = trained(tmp_path / "run", run=EVALUATED | {"eval_epoch_interval": 2})
+    assert [entry["epoch"] for entry in lines(folder / "eval.jsonl")] == [1, 2]
+
+
+def test_a_judge_that_cannot_be_reached_costs_its_metric_and_not_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOME_KEY", "k")
+    judge = {"type": "openai", "model": "m", "base_url": "http://127.0.0.1:9/v1", "key_env": "SOME_KEY", "retries": 0}
+    judge["cache_path"] = str(tmp_path / "cache.sqlite")
+    folder = trained(tmp_path / "run", run=EVALUATED | {"max_epoch": 1}, block={"judge": judge})
+    metrics = lines(folder / "eval.jsonl")[0]["metrics"]
+    assert metrics["answers/reason_v2/clue_overlap"] is None and metrics["answers/reason_v2/loss"] > 0
+    config = loaded(tmp_path / "run", tree(tmp_path / "run", run={"job_id": "alone"}, block={"judge": judge}))
+    with pytest.raises(UserError, match="127.0.0.1:9"):
+        config.classes["run"](config, training=False).evaluate()
+    assert len(lines(tmp_path / "run/out/alone/result/predictions_answers.jsonl")) == 12
+
+
+# What is asked for and cannot be
+
+
+def test_a_metric_that_nothing_computes_is_refused_with_those_that_are_computed(tmp_path):
+    assert "Did you mean 'waf'?" in refused(tmp_path, run=EVALUATED | {"metric": "waff"})
+    assert "nothing computes 'clue_overlap'" in refused(tmp_path, run=EVALUATED | {"metric": "clue_overlap"})
+
+
+def test_a_metric_of_two_tasks_is_refused_with_their_names(tmp_path):
+    text = refused(tmp_path, run=EVALUATED | {"metric": "loss"})
+    assert "answers.emotion.loss, answers.reason_v2.loss" in text
+
+
+def test_a_block_cannot_ask_for_a_metric_of_a_judge_that_it_does_not_have(tmp_path):
+    text = refused(tmp_path, training=False, block={"metrics": ["clue_overlap"]})
+    assert "evaluation_datasets.answers.metrics" in text and "judge: {type: lexical}" in text
+
+
+def test_an_unknown_metric_of_a_block_is_refused_with_the_nearest(tmp_path):
+    with pytest.raises(UserError, match="Did you mean 'waf'"):
+        loaded(tmp_path, tree(tmp_path, block={"metrics": ["wafs"]}))
+
+
+def test_save_best_without_evaluation_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"save_best needs metrics while training. Set run\.evaluate: True"):
+        loaded(tmp_path, tree(tmp_path, run={"save_best": True}))
+
+
+def test_save_best_takes_a_metrics_name(tmp_path):
+    config = loaded(tmp_path, tree(tmp_path, run={"evaluate": True, "save_best": "waf"}))
+    assert config.run.metric == "waf" and config.run.save_best is True
+
+
+def test_a_metric_of_ones_own_is_computed_and_watched(tmp_path):
+    METRICS.register("first_label")(Metric("answers that are the first label", Labels, lambda found: 0.25))
+    try:
+        folder = trained(tmp_path / "run", run={"evaluate": True, "max_epoch": 1, "save_best": "first_label"})
+    finally:
+        del METRICS._entries["first_label"]
+    assert lines(folder / "eval.jsonl")[0]["metrics"]["answers/emotion/first_label"] == 0.25
+
+
+# Clips that are held out
+
+
+def test_held_out_clips_are_answered_and_not_trained_on(tmp_path):
+    config = loaded(tmp_path, tree(tmp_path, data={"held_out": 0.5}, block={"held_out": 0.5}))
+    shapes = config.classes["model"].slot_shapes(config.model)
+    both = []
+    for key, block, training in (
+        ("datasets.golden", config.datasets["golden"], True),
+        ("evaluation_datasets.answers", config.evaluation_datasets["answers"].dataset, False),
+    ):
+        both.append(set(config.classes[key](block, slot_shapes=shapes, label=key, training=training).names()))
+    assert both[0] and both[1] and not both[0] & both[1] and len(both[0] | both[1]) == 6
+
+
+def test_without_evaluation_blocks_the_held_out_clips_are_answered(tmp_path):
+    made = tree(tmp_path, data={"held_out": 0.5}, run={"evaluate": True, "max_epoch": 1, "metric": "golden.emotion.loss"})
+    made["evaluation_datasets"] = {}
+    config = loaded(tmp_path, made)
+    folder = config.classes["run"](config).train()
+    answered = {row["name"] for row in lines(folder / "result/epoch_0/predictions_golden.jsonl")}
+    assert 0 < len(answered) < 6
+
+
+def test_a_share_that_leaves_no_clip_is_refused(tmp_path):
+    assert "held_out: 0.001 of 6 clips leaves none to answer" in refused(tmp_path, training=False, block={"held_out": 0.001})
+
+
+# How answers are found
+
+
+def test_labels_compared_by_likelihood_are_one_of_the_labels_with_probabilities(tmp_path):
+    rows = by_clip(answered(tmp_path / "run", block={"answer_by": "likelihood"}))
+    for row in rows.values():
+        shares = row["label_probabilities"]
+        assert sum(shares.values()) == pytest.approx(1.0) and row["prediction"] == max(shares, key=shares.get)
+    described = by_clip(tmp_path / "run/out/run/result", "reason_v2")
+    assert all(row["label_probabilities"] is None for row in described.values())
+
+
+def test_masked_slots_answer_as_if_their_features_were_zero(tmp_path):
+    corpus = shutil.copytree(GOLDEN / "data", tmp_path / "data")
+    for folder in ("HL-UTT", "mae_340_UTT"):
+        shutil.rmtree(corpus / folder)
+        (corpus / folder).mkdir()
+    masked = by_clip(answered(tmp_path / "masked", block={"mask_slots": ["audio", "face"]}))
+    zeroed = {**golden_block(corpus), "missing_features": "zero"}
+    assert by_clip(answered(tmp_path / "zeroed", block=zeroed)) == masked
+    assert by_clip(answered(tmp_path / "whole")) != masked
+
+
+def test_an_unknown_slot_is_refused_with_those_of_the_model(tmp_path):
+    text = refused(tmp_path, training=False, block={"mask_slots": ["voice"]})
+    assert "mask_slots: no slots 1: voice. This model has image, cls, face, video, audio." in text
+
+
+# Several checkpoints
+
+
+@pytest.fixture(scope="module")
+def two(evaluated):
+    return [str(evaluated / f"checkpoint_{epoch}.pth") for epoch in (0, 2)]
+
+
+def test_an_ensemble_of_one_checkpoint_twice_answers_as_that_checkpoint(tmp_path, two):
+    alone = by_clip(answered(tmp_path / "alone", model={"ckpt": two[0]}))
+    twice = by_clip(answered(tmp_path / "twice", model={"ckpt": [two[0], two[0]]}))
+    assert twice.keys() == alone.keys()
+    for name, row in twice.items():
+        assert row["prediction"] == alone[name]["prediction"]
+        assert row["loss"] == pytest.approx(alone[name]["loss"], abs=1e-6)
+
+
+def test_the_loss_of_an_ensemble_is_that_of_the_mean_distribution(tmp_path, two):
+    both = by_clip(answered(tmp_path / "both", model={"ckpt": two}))
+    each = [by_clip(answered(tmp_path / f"run{i}", model={"ckpt": path})) for i, path in enumerate(two)]
+    for name, row in both.items():
+        losses = [rows[name]["loss"] for rows in each]
+        assert min(losses) - 1e-6 <= row["loss"] <= sum(losses) / 2 + 1e-6  # Jensen: the mean distribution is no worse
+
+
+def test_an_ensemble_of_likelihoods_has_the_mean_of_its_members_probabilities(tmp_path, two):
+    block = {"answer_by": "likelihood", "task_pool": ["emotion"]}
+    both = by_clip(answered(tmp_path / "both", model={"ckpt": two}, block=block))
+    each = [by_clip(answered(tmp_path / f"run{i}", model={"ckpt": path}, block=block)) for i, path in enumerate(two)]
+    for name, row in both.items():
+        for label, share in row["label_probabilities"].items():
+            assert share == pytest.approx(sum(rows[name]["label_probabilities"][label] for rows in each) / 2, abs=1e-9)
+
+
+def test_an_ensemble_of_weights_answers_as_the_mean_checkpoint(tmp_path, two):
+    from emollama.exchange.convert import average
+
+    average(two, str(tmp_path / "mean.pth"))
+    weights = by_clip(answered(tmp_path / "weights", model={"ckpt": two, "ensemble": "weights"}))
+    assert weights == by_clip(answered(tmp_path / "mean", model={"ckpt": str(tmp_path / "mean.pth")}))
+
+
+def test_training_refuses_an_ensemble_of_predictions(tmp_path, two):
+    assert "training starts from one" in refused(tmp_path, model={"ckpt": two})
+
+
+def test_beams_need_one_model(tmp_path, two):
+    text = refused(tmp_path, training=False, model={"ckpt": two}, block={"num_beams": 2})
+    assert "num_beams" in text and "ensemble: weights" in text

@@ -1,0 +1,290 @@
+"""EW metrics on an invented folder of wheels, and the file in which words are handed in."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import random
+import zipfile
+
+import numpy as np
+import openpyxl
+import pytest
+from importing import written
+
+from emollama.errors import UserError
+from emollama.evaluation.metrics import metric
+from emollama.evaluation.submission import read_submission, write_submission
+from emollama.evaluation.wheels import Wheels, WheelSets
+
+RINGS = ("level1", "level2", "level3")
+WHEEL = (
+    ("Bright ", "Lively", "glee"),
+    (None, None, "Romp"),
+    (None, "Gentle", "ease"),
+    ("Dark", "Heavy", "tears"),
+    (None, "Bitter", "guilt"),
+)
+SYNONYMS = (
+    ("word_run1", "synonym_run1", "word_run2", "synonym_run2"),
+    ("Glee", "['mirth', 'fun']", "glee", "mirth, 'sunshine'"),
+    ("ease", "['rest', 'Mirth']", "ease", "[]"),
+    ("tears", None, "guilt", "['shame']"),
+    ("romp", "[]", "bright", "[shine]"),
+    ("dark", "[]", None, None),
+)
+FORMS = """name,format
+glee,"gleeful,gleefully"
+mirth,"mirthful,merry"
+ease,"['easy', 'eases']"
+shame,ashamed
+tears,"tear,tearful"
+shine,shiny
+dark,
+cloud,cloudy
+"""
+
+
+def sheet(path, rows):
+    book = openpyxl.Workbook()
+    for row in rows:
+        book.active.append(row)
+    book.create_sheet("notes").append(["not read"])
+    book.save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Five equal wheels."""
+    place = tmp_path / "emotion_wheel"
+    written(place / "format.csv", FORMS)
+    sheet(place / "synonym.xlsx", SYNONYMS)
+    for number in range(1, 6):
+        sheet(place / f"wheel{number}.xlsx", [RINGS, *WHEEL])
+    return place
+
+
+def figures(wheels, truth, predicted):
+    sets = WheelSets.of([str(i) for i in range(len(truth))], truth, predicted, wheels)
+    return [metric(name).value(sets) for name in ("ew_precision", "ew_recall", "ew")]
+
+
+@pytest.mark.parametrize(
+    ("word", "level_1", "level_2"),
+    [
+        ("glee", "bright", "lively"),
+        ("gleefully", "bright", "lively"),
+        (" Gleeful ", "bright", "lively"),
+        ("merry", "bright", "gentle"),  # mirth is a synonym of ease and of glee: the first by the alphabet
+        ("easy", "bright", "gentle"),
+        ("shiny", "bright", "gentle"),  # bright itself: at level 2 the first cluster below it
+        ("dark", "dark", "bitter"),
+        ("tearful", "dark", "heavy"),
+        ("ashamed", "dark", "bitter"),
+        ("romp", None, None),  # on the wheels, but no form of anything
+        ("fun", None, None),
+        ("cloudy", None, None),  # a form of a word that is a synonym of nothing
+        ("table", None, None),
+        ("", None, None),
+    ],
+)
+def test_a_word_is_followed_from_its_form_over_the_synonyms_to_a_cluster(folder, word, level_1, level_2):
+    for level, cluster in ((1, level_1), (2, level_2)):
+        assert Wheels.read(str(folder), level).of([word]) == (frozenset({cluster} - {None}),) * 5
+
+
+TRUTH = [["gleeful", "ashamed"], ["tearful"], ["table", "chair"], ["glee"], ["Easy", "tears"]]
+PREDICTED = [["easy"], ["merry", "table"], ["shiny"], [], ["rest", "ease", "ashamed", "chair"]]
+
+
+def test_a_hand_computed_case_at_level_1(folder):
+    # {bright dark}:{bright}, {dark}:{bright}, left out, {bright}:{}, {bright dark}:{bright dark}
+    precision, recall = (1 + 0 + 0 + 1) / 4, (1 / 2 + 0 + 0 + 1) / 4
+    expected = [precision, recall, 2 * precision * recall / (precision + recall)]
+    assert figures(Wheels.read(str(folder), 1), TRUTH, PREDICTED) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_hand_computed_case_at_level_2(folder):
+    # {lively bitter}:{gentle}, {heavy}:{gentle}, left out, {lively}:{}, {gentle heavy}:{gentle bitter}
+    precision, recall = (0 + 0 + 0 + 1 / 2) / 4, (0 + 0 + 0 + 1 / 2) / 4
+    assert figures(Wheels.read(str(folder), 2), TRUTH, PREDICTED) == pytest.approx([precision, recall, 1 / 8], abs=1e-12)
+
+
+def test_each_figure_is_averaged_over_wheels_and_f_is_made_on_each(folder):
+    # wheel 5 knows tears and guilt alone, in one cluster: {w}:{}, {w}:{}, left out, left out, {w}:{w}
+    sheet(folder / "wheel5.xlsx", [RINGS, ("wet", "drop", "tears"), (None, None, "guilt")])
+    precision, recall = 1 / 2, 3 / 8
+    both = 2 * precision * recall / (precision + recall)
+    expected = [(4 * precision + 1 / 3) / 5, (4 * recall + 1 / 3) / 5, (4 * both + 1 / 3) / 5]
+    assert figures(Wheels.read(str(folder), 1), TRUTH, PREDICTED) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_wheel_without_a_place_for_any_truth_is_left_out_of_the_mean(folder):
+    sheet(folder / "wheel2.xlsx", [RINGS, ("odd", "odd", "odd")])
+    assert figures(Wheels.read(str(folder), 1), [["glee"]], [["ease"]]) == [1, 1, 1]
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_where_precision_and_recall_are_0_f_is_0(folder, level):
+    assert figures(Wheels.read(str(folder), level), [["glee"], ["ease"]], [["tears"], []]) == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("truth", "predicted"), [([], []), ([[], ["table"]], [["glee"], []])])
+def test_where_no_truth_has_a_place_there_is_no_figure(folder, truth, predicted):
+    assert figures(Wheels.read(str(folder), 1), truth, predicted) == [None] * 3
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_random_words_give_figures_from_0_to_1_and_the_truth_itself_gives_1(folder, level):
+    wheels, rng = Wheels.read(str(folder), level), random.Random(level)
+    words = ["gleeful", "merry", "easy", "tear", "ashamed", "shiny", "dark", "table"]
+    for _ in range(100):
+        truth, predicted = ([rng.sample(words, rng.randrange(4)) for _ in range(3)] for _ in range(2))
+        found = figures(wheels, truth, predicted)
+        assert found == [None] * 3 or all(math.isfinite(figure) and 0 <= figure <= 1 for figure in found)
+        assert figures(wheels, truth, truth) in ([1, 1, 1], [None] * 3)
+
+
+def test_of_a_word_that_a_wheel_has_twice_the_later_place_counts(folder):
+    sheet(folder / "wheel1.xlsx", [RINGS, *WHEEL, (None, "Sticky", "glee")])
+    assert [Wheels.read(str(folder), level).of(["gleeful"])[0] for level in (1, 2)] == [{"dark"}, {"sticky"}]
+
+
+def test_taking_clips_keeps_what_belongs_together_and_may_repeat(folder):
+    sets = WheelSets.of(["a", "b"], [["glee"], ["tears"]], [["ease"], ["ease"]], Wheels.read(str(folder), 1)).take([1, 0, 0])
+    assert sets.names == ("b", "a", "a")
+    assert metric("ew_recall").value(sets) == pytest.approx(2 / 3)
+
+
+# Folders that are not as they should be
+
+
+def refusal(folder):
+    with pytest.raises(UserError) as error:
+        Wheels.read(str(folder), 1)
+    return str(error.value)
+
+
+def test_missing_files_are_told_all_at_once(folder):
+    for file in ("format.csv", "wheel2.xlsx", "wheel5.xlsx"):
+        (folder / file).unlink()
+    assert refusal(folder).startswith(f"wheel_folder: '{folder}' lacks format.csv, wheel2.xlsx, wheel5.xlsx.")
+
+
+def test_a_folder_that_is_not_there_lacks_everything(tmp_path):
+    text = refusal(tmp_path / "none")
+    assert all(file in text for file in ("format.csv", "synonym.xlsx", *(f"wheel{number}.xlsx" for number in range(1, 6))))
+
+
+@pytest.mark.parametrize(
+    ("file", "rows", "fault"),
+    [
+        ("wheel3.xlsx", [("level1", "level2"), ("a", "b")], "lacks the columns level3; it has level1, level2"),
+        ("wheel3.xlsx", [], "lacks the columns level1, level2, level3; it has none"),
+        ("synonym.xlsx", [("word_run1", "synonym_run1", "word_run2"), ("glee", "", "")], "lacks the columns synonym_run2"),
+        ("synonym.xlsx", [("word", "synonym"), ("glee", "")], "lacks the columns synonym_run1, word_run1"),
+        ("synonym.xlsx", [("word_run1", "synonym_run1"), ("glee", ""), ("glea", "")], "row 3: 'glea' is on none of the wheels"),
+    ],
+)
+def test_a_sheet_of_another_form_is_refused_by_name(folder, file, rows, fault):
+    sheet(folder / file, rows)
+    assert str(folder / file) in refusal(folder) and fault in refusal(folder)
+
+
+def test_files_that_are_no_workbooks_or_tables_are_refused_by_name(folder):
+    written(folder / "format.csv", "word,forms\nglee,gleeful\n")
+    assert "format.csv, line 1" in refusal(folder)
+    for content in (b"level1,level2,level3\n", b"", b"PK\x03\x04 and no more"):
+        written(folder / "wheel4.xlsx", content)
+        assert f"{folder / 'wheel4.xlsx'}: cannot be read as an Excel workbook" in refusal(folder)
+
+
+def test_a_workbook_with_a_spoiled_part_is_refused_by_name(folder):
+    spoiled = folder / "spoiled.xlsx"
+    with zipfile.ZipFile(folder / "wheel1.xlsx") as source, zipfile.ZipFile(spoiled, "w") as target:
+        for part in source.namelist():
+            target.writestr(part, b"<not xml" if part.endswith(("sheet1.xml", "workbook.xml")) else source.read(part))
+    spoiled.replace(folder / "wheel1.xlsx")
+    assert f"{folder / 'wheel1.xlsx'}: cannot be read as an Excel workbook" in refusal(folder)
+
+
+# Submissions
+
+WORDS = {"00012": ("happy", "don't care"), "b": (), "c": ("难过",)}
+
+
+def test_a_submission_holds_texts_and_is_read_back(tmp_path):
+    path = str(tmp_path / "new" / "words.npz")
+    write_submission(path, [*WORDS], [*WORDS.values()])
+    with np.load(path, allow_pickle=False) as archive:
+        assert sorted(archive) == ["fileitems", "filenames"]
+        assert archive["filenames"].tolist() == [*WORDS]
+        assert archive["fileitems"].tolist() == ["['happy', \"don't care\"]", "[]", "['难过']"]
+    assert read_submission(path) == WORDS
+
+
+def test_a_submission_without_clips_is_one(tmp_path):
+    write_submission(str(tmp_path / "words.npz"), [], [])
+    assert read_submission(str(tmp_path / "words.npz")) == {}
+
+
+def test_what_others_hand_in_is_read_even_where_an_item_is_no_list(tmp_path):
+    items = ["['Happy','sad']", "[happy, sad]", "happy", "['don't', 'sad'", ""]
+    np.savez_compressed(tmp_path / "words.npz", filenames=[*"abcde"], fileitems=items)
+    assert read_submission(str(tmp_path / "words.npz")) == {
+        "a": ("happy", "sad"), "b": ("happy", "sad"), "c": ("happy",), "d": ("don", "t", "sad"), "e": (),
+    }  # fmt: skip
+
+
+class Trap:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_objects_in_a_submission_are_refused_and_not_opened(tmp_path):
+    trap = np.empty(1, dtype=object)
+    trap[0] = Trap(tmp_path / "sprung")
+    np.savez(tmp_path / "words.npz", filenames=["a"], fileitems=trap)
+    written(tmp_path / "bare.npz", pickle.dumps(trap[0]))
+    for file in ("words.npz", "bare.npz"):
+        with pytest.raises(UserError) as error:
+            read_submission(str(tmp_path / file))
+        assert f"{tmp_path / file}: cannot be read as an .npz of texts" in str(error.value) and "pickles" in str(error.value)
+    assert not (tmp_path / "sprung").exists()
+    np.load(tmp_path / "words.npz", allow_pickle=True)["fileitems"][0].close()
+    assert (tmp_path / "sprung").exists()  # the trap would have worked
+
+
+@pytest.mark.parametrize(
+    ("arrays", "fault"),
+    [
+        ({"filenames": ["a"]}, "lacks fileitems"),
+        ({"names": ["a"]}, "lacks filenames and fileitems"),
+        ({"filenames": ["a", "b"], "fileitems": ["[sad]"]}, "2 filenames, but 1 fileitems"),
+        ({"filenames": ["a", "a"], "fileitems": ["[sad]", "[]"]}, "clip 'a' stands in filenames twice"),
+        ({"filenames": ["a"], "fileitems": [["sad"]]}, "not one text a clip"),
+        ({"filenames": [1], "fileitems": ["sad"]}, "not one text a clip"),
+    ],
+)
+def test_a_submission_of_another_form_is_refused(tmp_path, arrays, fault):
+    np.savez(tmp_path / "words.npz", **arrays)
+    with pytest.raises(UserError) as error:
+        read_submission(str(tmp_path / "words.npz"))
+    assert str(error.value).startswith(f"{tmp_path / 'words.npz'}: ") and fault in str(error.value)
+
+
+def test_a_file_that_is_none_or_cut_off_is_refused(tmp_path):
+    path = tmp_path / "words.npz"
+    with pytest.raises(UserError, match="no file"):
+        read_submission(str(path))
+    write_submission(str(path), [*WORDS], [*WORDS.values()])
+    whole = path.read_bytes()
+    for content in (whole[:-30], whole[:40], b"", b"text", whole[:60] + b"\0\0\0\0\0\0" + whole[66:]):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="cannot be read as an .npz of texts"):
+            read_submission(str(path))
