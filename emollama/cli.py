@@ -66,6 +66,7 @@ COMMANDS = (
     "checkpoint",
     "score",
     "rate",
+    "submission",
     "report",
     "compare",
     "demo",

@@ -108,6 +108,19 @@ def require_new(output: str | Path, sources: Iterable[str | Path] = ()) -> Path:
     return place
 
 
+def require_new_file(output: str) -> Path:
+    """Where a new file goes.
+
+    Raises:
+        UserError: something is there already.
+    """
+    place = Path(os.path.abspath(output))
+    if os.path.lexists(place):
+        kind = "a folder. Name a file." if place.is_dir() else "there already. Name another place, or delete it."
+        raise UserError(f"--output: '{output}' is {kind}")
+    return place
+
+
 @contextmanager
 def new_folder(output: str | Path, sources: Iterable[str | Path] = ()) -> Iterator[Path]:
     """Write a folder so that it is there completely or not at all: a temporary name, flushed to disk, then renamed.

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import GOLDEN, golden_block, golden_tree, loaded
+from helpers import GOLDEN, NINE, golden_block, golden_tree, loaded
 
 from emollama.errors import UserError
 from emollama.evaluation.metrics import Metric
@@ -236,6 +236,22 @@ def test_labels_compared_by_likelihood_are_one_of_the_labels_with_probabilities(
         assert sum(shares.values()) == pytest.approx(1.0) and row["prediction"] == max(shares, key=shares.get)
     described = by_clip(tmp_path / "run/out/run/result", "reason_v2")
     assert all(row["label_probabilities"] is None for row in described.values())
+
+
+def test_other_labels_are_scored_through_a_label_map_and_aliases_with_the_prompt_of_training(tmp_path):
+    others = {label: f"rather {label}" for label in NINE}
+    keys = {"labels": list(others.values()), "label_map": others, "aliases": others, "prompt_labels": NINE}
+    plain, carried = (
+        answered(tmp_path / name, block={"task_pool": ["emotion"], "labels": NINE} | keys)
+        for name, keys in (("plain", {}), ("carried", keys))
+    )
+    assert [row["prediction"] for row in lines(plain / "predictions_answers.jsonl")] == [
+        row["prediction"] for row in lines(carried / "predictions_answers.jsonl")
+    ]
+    found = [json.loads((result / "metrics_answers.json").read_text())["tasks"]["emotion"] for result in (plain, carried)]
+    for metric in ("waf", "uar", "hit_rate", "invalid_rate"):
+        assert found[0]["metrics"][metric] == found[1]["metrics"][metric]
+    assert found[1]["recognition"]["labels"] == list(others.values())
 
 
 def test_masked_slots_answer_as_if_their_features_were_zero(tmp_path):

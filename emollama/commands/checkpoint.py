@@ -76,7 +76,7 @@ def _convert(arguments: argparse.Namespace) -> None:
     from emollama.errors import UserError
     from emollama.exchange import convert
     from emollama.exchange.weights import read
-    from emollama.paths import require_new
+    from emollama.paths import require_new, require_new_file
 
     alpha, base = arguments.lora_alpha, arguments.llama_model
     if arguments.to == "merged" and base is None:
@@ -84,7 +84,7 @@ def _convert(arguments: argparse.Namespace) -> None:
     if arguments.to == "pth" and (alpha, base) != (None, None):
         raise UserError("--lora-alpha and --llama-model have no meaning with --to pth. Leave them out.")
     if arguments.to == "pth":
-        convert.require_new_file(arguments.output)
+        require_new_file(arguments.output)
     else:
         require_new(arguments.output)
     weights = read(arguments.source, "convert")

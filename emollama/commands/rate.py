@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emollama.commands.score import add_answers, add_resampling
+from emollama.commands.arguments import add_answers, add_resampling
 
 if TYPE_CHECKING:
     from emollama.evaluation.agreement import Agreement

@@ -9,11 +9,12 @@ prediction, english, label or openset), or .npz submissions; truth is a table of
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from emollama.commands.arguments import add_answers, add_judge, add_resampling, judge_block, pairs
 
 if TYPE_CHECKING:
     from emollama.evaluation.matching import Matching
@@ -27,8 +28,7 @@ HELP = "score files of answers side by side, with intervals and paired differenc
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is scored, by which metrics and judge, and where the figures go."""
     add_answers(parser, required=True)
-    judged = "who judges descriptions: lexical, or openai model=... base_url=... (its keys as key=value)"
-    parser.add_argument("--judge", nargs="+", default=[], metavar=("TYPE", "KEY=VALUE"), help=judged)
+    add_judge(parser)
     everything = "metrics to compute (default: all that answers and truth allow); the first ones lead the table"
     parser.add_argument("--metrics", nargs="+", default=[], metavar="METRIC", help=everything)
     parser.add_argument("--labels", nargs="+", metavar="LABEL", help="labels that answers may have (default: those of the truth)")
@@ -42,21 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wheel-level", type=int, choices=(1, 2), default=1, help="level at which ew compares (default: 1)")
     parser.add_argument("--output", metavar="FOLDER", help="write scores.json (everything) and scores.csv (a row a clip)")
     add_resampling(parser)
-
-
-def add_answers(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    """``--predictions``, ``--truth``, ``--task``."""
-    parser.add_argument("--predictions", nargs="+", required=required, metavar="FILE", help="files of answers, one a model")
-    truth = "what is true: labels, descriptions, emotion words, a file of each (default: the references in .jsonl files)"
-    parser.add_argument("--truth", nargs="+", default=[], metavar="FILE", help=truth)
-    task = "the only task to look at, of files that hold several: emotion, reason, reason_v2"
-    parser.add_argument("--task", metavar="NAME", help=task)
-
-
-def add_resampling(parser: argparse.ArgumentParser, seed: str = "of the draws (default: 0)") -> None:
-    """``--resamples``, ``--seed``."""
-    parser.add_argument("--resamples", type=int, default=1000, metavar="N", help="of the bootstrap (default: 1000; 0: none)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help=seed)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -103,7 +88,7 @@ def _scoring(arguments: argparse.Namespace, matching: Matching, aliases: dict[st
             answer_rule=arguments.answer_rule,
             several_hits=arguments.several_hits,
             aliases=aliases,
-            judge=_judge(arguments.judge),
+            judge=judge_block(arguments.judge),
             openset_path=matching.truth.openset_path,
             synonyms_path=arguments.synonyms,
             wheel_folder=arguments.wheels,
@@ -123,41 +108,6 @@ def _scores(scoring: Scoring, matching: Matching) -> dict[str, dict[str, TaskSco
         for task in tasks:
             scores[task][file] = found[task]
     return scores
-
-
-def pairs(items: Sequence[str], option: str, form: str) -> dict[str, str]:
-    """``key=value`` arguments as a mapping.
-
-    Raises:
-        UserError: one without a key or =, or a key twice.
-    """
-    from emollama.errors import UserError
-
-    found: dict[str, str] = {}
-    for item in items:
-        key, equals, value = item.partition("=")
-        if not key or not equals:
-            raise UserError(f"{option}: '{item}' is not {form}")
-        if key in found:
-            raise UserError(f"{option}: '{key}' is given twice")
-        found[key] = value
-    return found
-
-
-def _judge(given: Sequence[str]) -> dict[str, Any]:
-    """The judge's block."""
-    if not given:
-        return {}
-    kind, *keys = given
-    return {"type": kind} | {key: _value(text) for key, text in pairs(keys, "--judge", "KEY=VALUE").items()}
-
-
-def _value(text: str) -> Any:
-    """60, 0.5, true, null as such; anything else is text."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def _record(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from emollama.errors import UserError, listing
 from emollama.exchange.describe import layout_difference
 from emollama.exchange.weights import ADAPTERS, ADAPTERS_CONFIG, PROJECTORS, Weights, read
 from emollama.models import adapters, merging
-from emollama.paths import new_folder, sha256
+from emollama.paths import new_folder, require_new_file, sha256
 
 
 def average(sources: list[str], output: str) -> None:
@@ -155,16 +154,3 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         raise OSError(str(error)) from None
     path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors writes files that only their owner reads
     checkpoint.digest_path(path).write_text(f"{sha256(path)}  {path.name}\n", encoding="utf-8")
-
-
-def require_new_file(output: str) -> Path:
-    """Where a new file goes.
-
-    Raises:
-        UserError: something is there already.
-    """
-    place = Path(os.path.abspath(output))
-    if os.path.lexists(place):
-        kind = "a folder. Name a file." if place.is_dir() else "there already. Name another place, or delete it."
-        raise UserError(f"--output: '{output}' is {kind}")
-    return place
