@@ -85,6 +85,15 @@ class RunLog:
         yield
         self._waited += time.monotonic() - asked
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what is no training: its time counts neither as speed nor towards the end's estimate."""
+        begun = time.monotonic()
+        yield
+        seconds = time.monotonic() - begun
+        self._window += seconds
+        self._begun += seconds
+
     def step(self, step: int, values: dict[str, Any], samples: int) -> None:
         """One step is done; its values are logged when due, with the speed since the last logged one.
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
+import sys
 
 import pytest
 import torch
-from helpers import GOLDEN, NINE, golden_block, golden_tree, loaded
+from helpers import GOLDEN, NINE, golden_block, golden_tree, loaded, write
+from running import ROOT
 
 from emollama.errors import UserError
 from emollama.evaluation.metrics import Metric
@@ -319,3 +322,16 @@ def test_training_refuses_an_ensemble_of_predictions(tmp_path, two):
 def test_beams_need_one_model(tmp_path, two):
     text = refused(tmp_path, training=False, model={"ckpt": two}, block={"num_beams": 2})
     assert "num_beams" in text and "ensemble: weights" in text
+
+
+# The entry scripts
+
+
+def test_train_py_answers_without_training_where_evaluate_only_says_so(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    path = write(tmp_path, tree(tmp_path))
+    options = ["run.job_id=alone", "run.evaluate_only=True"]
+    monkeypatch.setattr(sys, "argv", ["train.py", "--cfg-path", path, "--options", *options])
+    importlib.import_module("train").main()
+    assert not (tmp_path / "out/alone/log.jsonl").exists() and not list((tmp_path / "out/alone").glob("*.pth"))
+    assert by_clip(tmp_path / "out/alone/result") == by_clip(answered(tmp_path))

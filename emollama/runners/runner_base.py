@@ -147,8 +147,9 @@ class RunnerBase:
         if self.validation is None:
             return False
         if self.validation.due(done):
-            self.validation.run(done, log, lambda: self._save(checkpoint.BEST, done))
-            self.world.on_main(self._report)
+            with log.paused():
+                self.validation.run(done, log, lambda: self._save(checkpoint.BEST, done))
+                self.world.on_main(self._report)
         if self.validation.exhausted and done < self.total_steps:
             get_logger().info("run.early_stop_patience: no better %s for a while; training ends here", self.cfg.metric)
         return self.validation.exhausted
