@@ -269,6 +269,12 @@ def test_the_references_of_a_run_are_the_truth_of_the_other_files_too(scored, ta
     assert (found["ours"]["loss"], found["theirs"]["loss"]) == (0.5, None)
 
 
+def test_what_a_file_of_truth_does_not_speak_of_is_taken_from_the_references_of_the_run(scored, table, emer, tmp_path):
+    said = rows_of_run("reason_v2", TRUTH, {}) + rows_of_run("emotion", {"a": "happy"}, {"a": "happy"})
+    printed = scored("--predictions", jsonl(tmp_path / "both.jsonl", said), "--truth", emer, "--judge", "lexical")
+    assert "task emotion: 1 clips" in printed and "task reason_v2: 4 clips" in printed
+
+
 def test_references_that_contradict_each_other_are_refused(refused, tmp_path):
     one = jsonl(tmp_path / "one.jsonl", rows_of_run("emotion", LABELS, LABELS))
     other = jsonl(tmp_path / "other.jsonl", rows_of_run("emotion", LABELS, LABELS | {"clip_2": "sad"}))

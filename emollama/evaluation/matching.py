@@ -116,10 +116,10 @@ def _truth(given: Sequence[TruthFile], files: Sequence[AnswerFile], task: str | 
     """All files of truth as one, completed by the references of answers (to one task, or None for all)."""
     references: dict[str, dict[str, str]] = {}
     for file in given:
-        for task, table in file.references.items():
-            if task in references:
+        for kind, table in file.references.items():
+            if kind in references:
                 raise UserError(f"--truth: {file.path} says the same kind of thing as another file. Give one of each kind.")
-            references[task] = table
+            references[kind] = table
     words = [file for file in given if file.openset is not None]
     if len(words) > 1:
         raise UserError(f"--truth: emotion words in {' and in '.join(file.path for file in words)}. Give one of each kind.")
@@ -137,7 +137,7 @@ def _truth(given: Sequence[TruthFile], files: Sequence[AnswerFile], task: str | 
         openset={name: tuple(found) for file in words for name, found in (file.openset or {}).items()},
         openset_path=words[0].path if words else None,
         digits=max((file.digits for file in given), default=0),
-        is_emer=any(file.is_emer for file in given) or any(task in own for task in DESCRIBING),
+        is_emer=any(file.is_emer for file in given) or any(kind in own for kind in DESCRIBING),
     )
 
 
