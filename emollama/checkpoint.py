@@ -11,6 +11,7 @@ import fnmatch
 import os
 import pickle
 import re
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -53,6 +54,21 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
         raise UserError(
             f"{path} could not be written: {error}. Free some space; the checkpoints before it are intact."
         ) from error
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a checkpoint with its digest; what was at the target is replaced whole.
+
+    Raises:
+        UserError: the source is not what was written.
+    """
+    if is_intact(source) is False:
+        raise UserError(f"{source} is not what was written: its SHA-256 differs from {digest_path(source)}")
+    digest = sha256(source)
+    with written_whole(digest_path(target)) as file:
+        file.write(f"{digest}  {target.name}\n")
+    with source.open("rb") as content, written_whole(target, "wb") as file:
+        shutil.copyfileobj(content, file)
 
 
 def digest_path(path: str | Path) -> Path:
@@ -203,15 +219,15 @@ def mean(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 def newest(folder: Path) -> Path | None:
     """The checkpoint of a run's folder that went furthest among those that are complete, or None."""
-    steps = {path: _step_of(path) for path in folder.glob("checkpoint_*.pth")}
+    steps = {path: step_of(path) for path in folder.glob("checkpoint_*.pth")}
     for path in sorted((path for path in steps if steps[path] >= 0), key=lambda path: steps[path], reverse=True):
         if is_intact(path):
             return path
     return None
 
 
-def _step_of(path: Path) -> int:
-    """The step that a checkpoint stores, read without its tensors; -1 for a file that cannot be read."""
+def step_of(path: Path) -> int:
+    """The step that a checkpoint stores, read without its tensors; -1 for a file that is not there or cannot be read."""
     try:
         return int(torch.load(path, map_location="meta", weights_only=True, mmap=True)["step"])
     except Exception:  # another program's file, garbage, a cut file: whatever it is, it is not one to go on from

@@ -64,6 +64,12 @@ def test_a_sampled_answer_depends_on_its_own_seed_alone(golden_model, golden_pro
     assert answers([golden_model], golden_prompt, asked[:6], choice, range(10, 16)) != together
 
 
+def test_top_p_leaves_only_the_likeliest_tokens_to_sample_from(golden_model, golden_prompt, asked):
+    greedy = answers([golden_model], golden_prompt, asked[:6])
+    assert answers([golden_model], golden_prompt, asked[:6], Choice(20, temperature=1.5, top_p=1e-6)) == greedy
+    assert answers([golden_model], golden_prompt, asked[:6], Choice(20, temperature=1.5)) != greedy
+
+
 def test_an_ensemble_of_one_model_twice_answers_as_the_model(golden_model, golden_prompt, asked):
     assert answers([golden_model, golden_model], golden_prompt, asked) == answers([golden_model], golden_prompt, asked)
 

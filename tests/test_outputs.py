@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -15,7 +16,9 @@ from running import ROOT, command, environment, golden_config, rows
 
 from emollama.config import load
 from emollama.errors import UserError
-from emollama.registry import DATASETS
+from emollama.evaluation.files import write_predictions
+from emollama.evaluation.losses import Losses
+from emollama.registry import DATASETS, METRICS
 
 
 def runner_of(path, *options, training=True):
@@ -48,6 +51,13 @@ def test_a_step_that_is_not_finite_changes_nothing_and_many_stop_the_run(tmp_pat
     after = runner.parallel.trainable_state()
     assert all(torch.equal(before[name], after[name]) or "llama_proj.bias" in name for name in before)
     assert [row["skipped_steps"] for row in rows(runner.folder / "log.jsonl")] == [1, 2]
+
+
+def test_a_loss_that_is_not_finite_is_null_in_files_and_no_mean(tmp_path):
+    row = {"name": "a", "task": "emotion", "prediction": "happy", "loss": float("nan")}
+    (path,) = write_predictions(tmp_path, "block", [row])
+    assert json.loads(path.read_text(), parse_constant=pytest.fail)["loss"] is None
+    assert METRICS.get("loss").value(Losses(("a", "b"), (float("nan"), 1.0))) is None
 
 
 def test_an_interrupt_leaves_no_traceback_and_says_how_to_go_on(tmp_path):

@@ -385,6 +385,15 @@ def test_a_judge_that_is_configured_wrongly_is_refused(refused, perfect, emer, j
     assert words in refused("--predictions", perfect, "--truth", emer, "--judge", *judge)
 
 
+def test_words_without_brackets_are_lists_on_both_sides(scored, table, tmp_path):
+    words = table("words.csv", "name,openset", [["a", "happy, pensive"], ["b", "['sad', 'pensive']"], ["c", "thoughtful"]])
+    answers = table("same.csv", "name,openset", [["a", "happy, pensive"], ["b", "['sad', 'pensive']"], ["c", "thoughtful"]])
+    scored("--predictions", answers, "--truth", words, "--output", tmp_path / "out")
+    record, _ = written(tmp_path / "out")
+    (task,) = record["tasks"]
+    assert values(record, task)["same"]["ov"] == 1.0
+
+
 def test_words_are_scored_against_words_with_synonyms(scored, table, tmp_path):
     truth = table("openset.csv", "name,openset", [["a", "['happy', 'proud']"], ["b", "['sad']"]])
     write_submission(str(tmp_path / "words.npz"), ["a"], [["glad"]])

@@ -96,7 +96,12 @@ def _scoring(arguments: argparse.Namespace, matching: Matching, aliases: dict[st
         )
     except ValueError as error:
         raise UserError(str(error)) from None
-    return Scoring(cfg, labels=labels_of(matching.truth, arguments.labels), tasks=[*matching.tasks], key="score")
+    return Scoring(
+        cfg,
+        labels=labels_of(matching.truth, arguments.labels),
+        tasks=dict.fromkeys(matching.tasks, ("reference", "loss")),
+        key="score",
+    )
 
 
 def _scores(scoring: Scoring, matching: Matching) -> dict[str, dict[str, TaskScores]]:

@@ -44,6 +44,14 @@ class ClipDataset(Protocol):
         """How its clips are drawn in training."""
         ...
 
+    def has_reference(self, task: str) -> bool:
+        """Whether any clip's answer to a task is known."""
+        ...
+
+    def as_answer(self, text: str) -> str:
+        """A text as it is trained on where it is an answer."""
+        ...
+
     def words(self, index: int, task: str, wording: str) -> str:
         """What the user says about clip ``index``, as in its record; no feature is read."""
         ...

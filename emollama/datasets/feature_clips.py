@@ -146,7 +146,15 @@ class FeatureClips:
     def answer(self, clip: Clip, task: str) -> str | None:
         """What the clip's answer to a task is, as it is trained on; None where there is none."""
         text = self.reference(clip, task)
-        return None if text is None else TEXT_PROCESSORS[self.cfg.text_processor](text, self.cfg.max_words)
+        return None if text is None else self.as_answer(text)
+
+    def as_answer(self, text: str) -> str:
+        """A text as it is trained on where it is an answer."""
+        return TEXT_PROCESSORS[self.cfg.text_processor](text, self.cfg.max_words)
+
+    def has_reference(self, task: str) -> bool:
+        """Whether any clip's answer to a task is known."""
+        return any(self.reference(clip, task) is not None for clip in self.clips)
 
     def problems(self) -> list[Problem]:
         """Everything that would stop the run later: faulty rows, what each clip lacks, and which features are unusable.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def write_predictions(folder: Path, block: str, rows: Sequence[dict[str, Any]]) 
     """
     files = [folder / f"predictions_{block}.jsonl"]
     with written_whole(files[0]) as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.writelines(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows)
     tasks = sorted({row["task"] for row in rows} & set(REASONING_TASKS))
     for task in tasks:
         files.append(folder / (f"predictions_{block}.csv" if len(tasks) == 1 else f"predictions_{block}_{task}.csv"))
@@ -42,6 +43,11 @@ def write_predictions(folder: Path, block: str, rows: Sequence[dict[str, Any]]) 
             writer.writerow(["names", "chi_reasons"])
             writer.writerows([row["name"], row["prediction"]] for row in rows if row["task"] == task)
     return files
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with null for a loss that is not finite, which JSON cannot say."""
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
 
 
 def write_metrics(folder: Path, block: str, scores: Mapping[str, TaskScores], source: str | None) -> Path:

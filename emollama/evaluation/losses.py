@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -23,7 +24,8 @@ class Losses:
 
 
 def _mean(losses: Losses) -> float | None:
-    return sum(losses.values) / len(losses.values) if losses.values else None
+    mean = sum(losses.values) / len(losses.values) if losses.values else math.inf
+    return mean if math.isfinite(mean) else None
 
 
 METRICS.register("loss")(Metric("loss", Losses, _mean, higher_is_better=False, top=None))

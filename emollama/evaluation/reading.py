@@ -79,6 +79,8 @@ def read_answers(path: str) -> AnswerFile:
     clips = _whole(lambda report: read_clip_table(path, None, report))
     column = column_of(path, list(clips[0].columns), ANSWER_COLUMNS)
     texts = {clip.name: clip.columns[column] for clip in clips}
+    if column == "openset":
+        texts = {name: repr(list(words)) for name, words in read_openset(path, "--predictions").items()}
     if column in LABEL_COLUMNS:
         texts = _emotions(path, texts)
     return AnswerFile(path, tuple(Answer(name, "", text) for name, text in texts.items()), column in LABEL_COLUMNS)

@@ -6,7 +6,7 @@ Everything that can be wrong about the keys is found when a :class:`Scoring` is 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,9 @@ from emollama.evaluation.wheels import Wheels, WheelSets
 from emollama.registry import JUDGES, METRICS
 
 DESCRIBING = ("reason", "reason_v2", "")  # tasks whose answers describe; "" is a file's that does not say
+JUDGED = (ClueOverlaps, LabelOverlaps)
+ASKING = (*JUDGED, OpenSets, WheelSets)  # words of descriptions are the judge's too
+COUNTED = ("calls", "cached", "failed", "prompt_tokens", "completion_tokens", "cost")
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Scoring:
     Args:
         cfg: its keys.
         labels: that answers of the task ``emotion`` may have.
-        tasks: that there are answers to.
+        tasks: each task that there are answers to -> what the answers come with: "reference", "loss", or nothing.
         key: what messages call the block.
 
     Raises:
@@ -95,9 +98,10 @@ class Scoring:
             if self.judge:
                 JUDGES.configured(self.judge, "judge")
 
-    def __init__(self, cfg: Config, *, labels: Sequence[str], tasks: Sequence[str], key: str) -> None:
+    def __init__(self, cfg: Config, *, labels: Sequence[str], tasks: Mapping[str, Collection[str]], key: str) -> None:
         self.cfg = cfg
         self.key = key
+        self._given = tasks
         self.judge: Any = JUDGES.built(cfg.judge, f"{key}.judge") if cfg.judge else None
         try:
             self._reader = LabelReader(labels, cfg.aliases, cfg.answer_rule, cfg.several_hits)
@@ -107,15 +111,18 @@ class Scoring:
         except UserError as error:
             raise UserError(f"{key}: {error}") from None
         self._gather: dict[type, Callable[[list[Answer]], Evidence]] = {
-            Losses: self._losses,
             Labels: self._labels,
             ClueOverlaps: self._clues,
             LabelOverlaps: self._label_overlaps,
             OpenSets: self._open_sets,
             WheelSets: self._wheel_sets,
+            Losses: self._losses,
         }
         self.metrics = {task: self._possible(task) for task in tasks}
         self._refuse_impossible()
+        if self.judge and not any(metric(name).evidence in JUDGED for names in self.metrics.values() for name in names):
+            text = "%s.judge: the data has no description to compare with, so nothing is judged. Name data that has them."
+            logging.getLogger("emollama").warning(text, key)
 
     def score(self, answers: Sequence[Answer], *, tolerant: bool = False) -> dict[str, TaskScores]:
         """task -> its scores. Answers of tasks that were not announced are left out.
@@ -132,25 +139,28 @@ class Scoring:
 
     def _scores(self, answers: list[Answer], metrics: list[str], tolerant: bool) -> TaskScores:
         chosen = {name: metric(name) for name in metrics}
-        kinds = dict.fromkeys(found.evidence for found in chosen.values())
+        kinds = [kind for kind in self._gather if any(found.evidence is kind for found in chosen.values())]
+        judged = any(kind in JUDGED for kind in kinds)
+        before = self.judge.usage() if judged else {}
         evidence: dict[type, Evidence] = {}
-        for kind in kinds:
-            try:
+        try:
+            for kind in sorted(kinds, key=ASKING.__contains__):  # what a judge may be asked for comes last
                 evidence[kind] = self._gather[kind](answers)
-            except JudgeUnreachable as error:
-                if not tolerant:
-                    raise
-                logging.getLogger("emollama").warning("%s: %s", self.key, error)
+        except JudgeUnreachable as error:
+            if not tolerant:
+                raise
+            logging.getLogger("emollama").warning("%s: %s", self.key, error)
         values = {
             name: found.value(evidence[found.evidence]) if found.evidence in evidence else None for name, found in chosen.items()
         }
-        asked = self.judge if {ClueOverlaps, LabelOverlaps} & {*kinds} else None
-        judge = {"name": asked.name, **asked.usage()} if asked else {}
+        judge = {"name": self.judge.name, **_spent(before, self.judge.usage())} if judged else {}
         return TaskScores(answers, values, evidence, judge)
 
     def _possible(self, task: str) -> list[str]:
         """The metrics that are wanted and can be computed for a task."""
-        return [name for name in self.cfg.metrics or METRICS.in_order() if self._lacking(metric(name), task) is None]
+        possible = [name for name in self.cfg.metrics or METRICS.in_order() if self._lacking(metric(name), task) is None]
+        order = list(self._gather)
+        return possible if self.cfg.metrics else sorted(possible, key=lambda name: order.index(metric(name).evidence))
 
     def _refuse_impossible(self) -> None:
         for name in self.cfg.metrics:
@@ -163,12 +173,16 @@ class Scoring:
         kind = found.evidence
         if kind not in self._gather:
             return f"evidence of the kind {kind.__name__}, which nothing gathers"
+        if kind is Losses and "loss" not in self._given[task]:
+            return "clips with an answer to learn from, and prompt_layout: train"
         if kind is Labels and task != "emotion":
             return "the task 'emotion'"
-        if kind in (ClueOverlaps, LabelOverlaps):
-            if task not in DESCRIBING:
-                return "a task that describes (reason, reason_v2)"
-            return None if self.judge else "a judge; set judge: {type: lexical}, or another one"
+        if kind in JUDGED and task not in DESCRIBING:
+            return "a task that describes (reason, reason_v2)"
+        if kind in JUDGED and self.judge is None:
+            return "a judge; set judge: {type: lexical}, or another one"
+        if (kind is Labels or kind in JUDGED) and "reference" not in self._given[task]:
+            return f"clips whose true answer to '{task}' is known: labels in the list, or descriptions"
         if kind in (OpenSets, WheelSets) and self._openset is None:
             return "openset_path, the clips' true emotion words"
         return "wheel_folder, the emotion wheels" if kind is WheelSets and self._wheels is None else None
@@ -212,3 +226,9 @@ class Scoring:
             logging.getLogger("emollama").warning(text, self.key, listing(unread))
         names = [name for name, words in predicted.items() if words is not None]
         return names, [self._openset[name] for name in names], [predicted[name] or () for name in names]
+
+
+def _spent(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """What was used between two accounts of a judge."""
+    counts = {key: after[key] - (before[key] or 0) for key in COUNTED if after.get(key) is not None}
+    return {**after, **counts}

@@ -56,25 +56,33 @@ def build_blocks(config: RunConfig, *, check: bool) -> dict[str, Block]:
         UserError: no block, anything wrong with the data or with how it is to be scored.
     """
     task = config.classes["run.task"]
-    given = {f"evaluation_datasets.{label}": block for label, block in config.evaluation_datasets.items()} or {
+    blocks = {f"evaluation_datasets.{label}": block for label, block in config.evaluation_datasets.items()} or {
         f"datasets.{label}": EvaluationBlock(cfg, task.Config(), task.scoring.Config())
         for label, cfg in config.datasets.items()
         if getattr(cfg, "held_out", 0)
     }
-    classes = {key: (config.classes[key], block.dataset) for key, block in given.items()}
+    classes = {key: (config.classes[key], block.dataset) for key, block in blocks.items()}
     datasets = build_datasets(config, classes, training=False, check=check)
     slots = list(config.classes["model"].slot_shapes(config.model))
     made = {}
-    for key, block in given.items():
+    for key, block in blocks.items():
         dataset = datasets[key]
         strange = [slot for slot in block.task.mask_slots if slot not in slots]
         if strange:
             raise UserError(f"{key}.mask_slots: no slots {listing(strange)}. This model has {', '.join(slots)}.")
         if block.task.num_beams > 1 and is_ensemble(config.model):
             raise UserError(f"{key}.num_beams: beams are searched with one model. Set num_beams: 1, or model.ensemble: weights.")
-        scoring = task.scoring(block.scoring, labels=dataset.cfg.labels, tasks=dataset.pool.tasks, key=key)
+        given = {name: _comes_with(dataset, name, block.task) for name in dataset.pool.tasks}
+        scoring = task.scoring(block.scoring, labels=dataset.cfg.labels, tasks=given, key=key)
         made[key.partition(".")[2]] = Block(dataset, block.task, scoring)
     return made
+
+
+def _comes_with(dataset: ClipDataset, task: str, options: Any) -> list[str]:
+    """What answers to a task come with: a reference where any clip has one, and then a loss in the layout of training."""
+    if not dataset.has_reference(task):
+        return []
+    return ["reference", "loss"] if options.prompt_layout == "train" else ["reference"]
 
 
 @dataclass(frozen=True)

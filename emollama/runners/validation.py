@@ -7,10 +7,11 @@ best, and how many came after it, is read from those lines, so that a resumed ru
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from emollama import checkpoint
 from emollama.distributed import World
 from emollama.errors import UserError, listing
 from emollama.evaluation.metrics import metric
@@ -41,6 +42,7 @@ class Validation:
         self._key = self._watched()
         self._metric = metric(self._key.rpartition("/")[2])
         self._past = self._world.on_main(lambda: entries_before(folder / "eval.jsonl", first_step))
+        self._kept = self._world.on_main(self._best_on_disk)
 
     def due(self, done: int) -> bool:
         """Whether to evaluate after ``done`` steps: at the ends of epochs, and not if this was done before."""
@@ -51,9 +53,10 @@ class Validation:
 
     @property
     def exhausted(self) -> bool:
-        """Whether as many evaluations as ``early_stop_patience`` came after the best one."""
-        patience, best = self._cfg.early_stop_patience, self._best()
-        return patience is not None and len(self._past) - (best + 1 if best is not None else 0) >= patience
+        """Whether as many evaluations as ``early_stop_patience`` came after the best one; those without a value do not count."""
+        values = [value for value in self._values() if value is not None]
+        patience = self._cfg.early_stop_patience
+        return patience is not None and bool(values) and len(values) - 1 - self._place_of_best(values) >= patience
 
     def run(self, done: int, log: RunLog, save_best: Callable[[], None]) -> None:
         """Evaluate after ``done`` steps, and keep the checkpoint if it is the best so far.
@@ -65,28 +68,58 @@ class Validation:
         model.eval()
         outcome = self._evaluation.run(self._folder / "result" / f"epoch_{epoch}")
         model.train()
-        value, best = outcome.metrics[self._key], self._best()
-        is_best = value is not None and (best is None or self._metric.better(value, self._past[best]["metrics"][self._key]))
-        if is_best and self._cfg.save_best:
+        value = outcome.metrics[self._key]
+        known = [*self._values(), value]
+        lost = self._cfg.save_best and not self._kept  # no checkpoint of a better one is there
+        is_best = value is not None and (lost or self._place_of_best(known) == len(known) - 1)
+        if self._cfg.save_best and is_best:
             save_best()
+            self._kept = True
         self._past.append({"step": done - 1, "epoch": epoch, "metrics": outcome.metrics, "best": is_best})
         self._world.on_main(self._write)
         log.evaluation(done - 1, epoch, outcome.metrics, {label: self._shown(rows) for label, rows in outcome.rows.items()})
         if value is None:
             get_logger().warning("%s has no value after epoch %d: it cannot be the best", self._key, epoch)
 
-    def _best(self) -> int | None:
-        """Number of the best evaluation so far."""
-        return max((i for i, entry in enumerate(self._past) if entry["best"]), default=None)
+    def _values(self) -> list[float | None]:
+        """What is watched, at every evaluation so far; None where it was not computed."""
+        return [entry["metrics"].get(self._key) for entry in self._past]
+
+    def _place_of_best(self, values: Sequence[float | None]) -> int:
+        """Where the best of some values stands, the first of equal ones; -1 where there is none."""
+        best = -1
+        for place, value in enumerate(values):
+            if value is not None and (best < 0 or self._metric.better(value, values[best] or 0.0)):
+                best = place
+        return best
+
+    def _best_on_disk(self) -> bool:
+        """Whether checkpoint_best.pth is that of the best evaluation so far; it is fetched from that epoch's where it is not."""
+        best = self._place_of_best(self._values())
+        if best < 0 or not self._cfg.save_best:
+            return False
+        wanted, path = self._past[best]["step"] + 1, self._folder / checkpoint.BEST
+        if checkpoint.step_of(path) == wanted:
+            return True
+        source = self._folder / f"checkpoint_{self._past[best]['epoch']}.pth"
+        if checkpoint.step_of(source) != wanted:
+            text = "epoch %d was the best, but neither %s nor %s is of it: the next evaluation counts as the best"
+            get_logger().warning(text, self._past[best]["epoch"], path, source)
+            return False
+        checkpoint.copy(source, path)
+        get_logger().info("%s is now that of epoch %d", path, self._past[best]["epoch"])
+        return True
 
     def _write(self) -> None:
         with written_whole(self._folder / "eval.jsonl") as file:
             file.writelines(json.dumps(entry) + "\n" for entry in self._past)
 
     def _shown(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """A few answers, evenly spread over the clips' names."""
-        count = min(self._cfg.show_clips, len(rows))
-        return [rows[place * len(rows) // count] for place in range(count)]
+        """The answers about a few clips, evenly spread over the names."""
+        names = list(dict.fromkeys(row["name"] for row in rows))
+        count = min(self._cfg.show_clips, len(names))
+        chosen = {names[place * len(names) // count] for place in range(count)}
+        return [row for row in rows if row["name"] in chosen]
 
     def _watched(self) -> str:
         """The key "block/task/metric" that ``run.metric`` means."""

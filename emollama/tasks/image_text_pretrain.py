@@ -141,7 +141,7 @@ class ImageTextPretrain:
             samples = [prompt.sample(records[place], layout=cfg.prompt_layout, to_generate=True) for place in places]
             batch = collate(samples).to(members[0].device)
             if places[0] in by_label:
-                answers = _most_likely(members, prompt, batch, dataset.cfg.labels)
+                answers = _most_likely(members, prompt, batch, dataset)
             else:
                 answers = _generated(members, prompt, batch, cfg, [seeds[place] for place in places])
             found |= dict(zip(places, answers, strict=True))
@@ -178,9 +178,10 @@ def _generated(
     return [(prompt.answer_text(answer), None) for answer in ids]
 
 
-def _most_likely(members: Sequence[Any], prompt: Prompt, batch: Batch, labels: Sequence[str]) -> list[Answered]:
-    """(the most probable label, label -> probability) of each prompt."""
-    shares = likelihoods(members, batch, [prompt.answer_ids(label) for label in labels])
+def _most_likely(members: Sequence[Any], prompt: Prompt, batch: Batch, dataset: ClipDataset) -> list[Answered]:
+    """(the most probable label, label -> probability) of each prompt; labels are compared as answers are trained on."""
+    labels = dataset.cfg.labels
+    shares = likelihoods(members, batch, [prompt.answer_ids(dataset.as_answer(label)) for label in labels])
     tables = [dict(zip(labels, row, strict=True)) for row in shares.tolist()]
     return [(max(table, key=table.__getitem__), table) for table in tables]
 
