@@ -102,6 +102,21 @@ def test_two_processes_and_eight_at_once_answer_each_clip_once_and_as_one_alone_
     assert metrics[0] == pytest.approx(metrics[1], abs=1e-5) and {"loss", "waf"} <= metrics[0].keys()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("amp", [False, True])
+def test_two_processes_that_evaluate_train_to_the_bit_as_two_that_do_not(tmp_path, amp):
+    found = []
+    for evaluate in (True, False):
+        keys = {"amp": amp, "evaluate": evaluate, "metric": "train_layout.emotion.loss", "max_epoch": 2, "iters_per_epoch": 3}
+        path = golden_config(tmp_path / str(evaluate), run=keys, model={"lora_dropout": 0.1})
+        done = run("train.py", "--cfg-path", str(path), processes=2)
+        assert done.returncode == 0, done.stderr
+        log = rows(tmp_path / str(evaluate) / "out/run/log.jsonl")
+        found.append([(row["loss"], row["grad_norm"]) for row in log])
+    assert found[0] == found[1] and len(found[0]) == 6
+    assert len(rows(tmp_path / "True/out/run/eval.jsonl")) == 2
+
+
 def test_an_error_of_all_ranks_is_told_once(tmp_path):
     path = golden_config(tmp_path, data={"coarse_grained_json_path": "nowhere.json", "task_pool": ["reason"]})
     done = run("train.py", "--cfg-path", str(path), processes=2)

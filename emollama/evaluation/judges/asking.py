@@ -106,14 +106,18 @@ class Asking:
 def _answer(outcome: Reply | NoReply, read: Callable[[str], T]) -> Answer[T]:
     if isinstance(outcome, NoReply):
         return Answer(None, outcome.reason, "")
-    if outcome.finish == "length":
-        return Answer(None, "the reply was cut off: raise max_tokens and set ask_again: true", outcome.text)
-    if not outcome.text.strip():
-        return Answer(None, f"the reply is empty (finish_reason '{outcome.finish}')", outcome.text)
     try:
-        return Answer(read(outcome.text), None, outcome.text)
+        return Answer(_value(outcome, read), None, outcome.text)
     except Unreadable as error:
-        return Answer(None, str(error), outcome.text)
+        return Answer(None, f"{error} (ask_again: true asks anew)", outcome.text)
+
+
+def _value(reply: Reply, read: Callable[[str], T]) -> T:
+    if reply.finish == "length":
+        raise Unreadable("the reply was cut off: raise max_tokens")
+    if not reply.text.strip():
+        raise Unreadable(f"the reply is empty (finish_reason '{reply.finish}')")
+    return read(reply.text)
 
 
 def _total(counts: Sequence[int | None]) -> int | None:

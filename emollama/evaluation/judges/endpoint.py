@@ -7,9 +7,14 @@ every text that comes back: a reply, or an error in which a server repeats what 
 from __future__ import annotations
 
 import json
+import math
 import os
+import random
+import re
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +24,11 @@ from emollama.evaluation.judges.judge import JudgeUnreachable
 from emollama.evaluation.judges.prompts import Messages, encodable
 from emollama.evaluation.judges.replies import excerpt
 
-GIVE_UP_AFTER = 16  # failed questions in a row, each with its retries
+GIVE_UP_AFTER = 16  # failed questions in a row, each with its retries; a timed-out one counts for several
 CONNECT_SECONDS = 10.0
-SECRET = 12  # characters; what is shorter is a stand-in such as "none" or "x", and may be a part of any text
+LONGEST_PAUSE = 60.0  # seconds; where a server asks for a longer one, the usual pause is made
+SECRET = 6  # characters; what is shorter is a stand-in such as "none" or "x", and may be a part of any text
+_TOO_LATE = (408, 504, 524)  # a server or proxy on the way tells of a timeout
 _NO_MONEY = "insufficient_quota"  # the code of a 429 that no waiting helps
 _NO_CONNECTION = ("ConnectError", "ConnectTimeout")  # of httpx: refused, unknown host, bad certificate; nobody there
 
@@ -34,11 +41,13 @@ class NoReply:
         reason: why, without the key.
         hopeless: whether other questions will fare no better.
         forbidden: whether they may not either, unless others were answered: the key has no access, or this text is not wanted.
+        timed_out: whether it had to be waited for.
     """
 
     reason: str
     hopeless: bool = False
     forbidden: bool = False
+    timed_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,20 +90,20 @@ class Endpoint:
             What came, in the order of the questions.
 
         Raises:
-            JudgeUnreachable: nobody answers, the key or the model is refused, no question of the batch was answered, or
-                GIVE_UP_AFTER in a row were not. Questions that were not sent by then are not sent.
+            JudgeUnreachable: nobody answers, the key or the model is refused, no question of the batch was answered,
+                GIVE_UP_AFTER in a row were not, or as many timed out in a row as are under way at a time (2 at least). Questions
+                that were not sent by then are not sent. It comes 3 timeouts after the last reply at the latest where all is
+                silence (5 with a concurrency of 1), and half a second: a question timed out twice, and another was under way.
         """
         import openai
 
         key = self.key()
         limits = openai.Timeout(self.timeout, connect=min(self.timeout, CONNECT_SECONDS))
-        client = openai.OpenAI(api_key=key or "none", base_url=self.url, timeout=limits, max_retries=self.retries)
-
-        def hidden(text: str) -> str:
-            return encodable(text.replace(key, "[key]") if key and len(key) >= SECRET else text)
+        client = openai.OpenAI(api_key=key or "none", base_url=self.url, timeout=limits, max_retries=0)
+        hidden, stopped = _hiding(key), threading.Event()
 
         def asked(place: int) -> Reply | NoReply:
-            outcome = self._ask_one(client, questions[place], hidden)
+            outcome = self._ask_one(client, questions[place], hidden, stopped)
             if isinstance(outcome, Reply):
                 keep(place, outcome)
             return outcome
@@ -105,6 +114,7 @@ class Endpoint:
                 futures = [pool.submit(asked, place) for place in range(len(questions))]
                 self._watch(futures, known)
             finally:
+                stopped.set()
                 pool.shutdown(cancel_futures=True)
         return [future.result() for future in futures]
 
@@ -116,36 +126,77 @@ class Endpoint:
             if isinstance(outcome, Reply):
                 answered, in_a_row = answered + 1, 0
                 continue
-            missed, in_a_row = missed + 1, in_a_row + 1
+            missed += 1
+            in_a_row += math.ceil(GIVE_UP_AFTER / max(2, self.concurrency)) if outcome.timed_out else 1
             in_vain = outcome.forbidden or missed == len(futures)
-            if outcome.hopeless or in_a_row == GIVE_UP_AFTER or (in_vain and not answered + known):
+            if outcome.hopeless or in_a_row >= GIVE_UP_AFTER or (in_vain and not answered + known):
                 raise JudgeUnreachable(
                     f"the judge '{self.model}' at {self.url} does not answer: {outcome.reason}. The replies that came before "
                     f"({answered + known} of {len(futures) + known} of this step) are kept: run the same command again to go on."
                 )
 
-    def _ask_one(self, client: Any, messages: Messages, hidden: Callable[[str], str]) -> Reply | NoReply:
+    def _ask_one(
+        self, client: Any, messages: Messages, hidden: Callable[[str], str], stopped: threading.Event
+    ) -> Reply | NoReply:
+        """What comes of one question, with its further attempts: at most one after a timeout."""
         import openai
 
         optional = {"temperature": self.temperature, "max_tokens": self.max_tokens}
         given = {name: value for name, value in optional.items() if value is not None}
-        try:
-            response = client.chat.completions.with_raw_response.create(model=self.model, messages=messages, **given)
-        except openai.APITimeoutError as error:
-            return NoReply(f"no reply within {self.timeout:g} s", _nobody_there(error))
-        except openai.APIConnectionError as error:
+        attempt = 0
+        while True:
+            try:
+                response = client.chat.completions.with_raw_response.create(model=self.model, messages=messages, **given)
+                return _reply(response.text, hidden)
+            except openai.OpenAIError as error:
+                outcome, pause = self._no_reply(error, hidden), _pause(error, attempt)
+                retries = 1 if outcome.timed_out else self.retries if _may_pass(error) else 0
+            if attempt >= min(retries, self.retries) or stopped.wait(pause):
+                return outcome
+            attempt += 1
+
+    def _no_reply(self, error: Exception, hidden: Callable[[str], str]) -> NoReply:
+        import openai
+
+        if isinstance(error, openai.APITimeoutError):
+            return NoReply(f"no reply within {self.timeout:g} s", _nobody_there(error), timed_out=True)
+        if isinstance(error, openai.APIConnectionError):
             return NoReply(f"no connection ({hidden(str(error.__cause__ or error))})", _nobody_there(error))
-        except openai.APIStatusError as error:
-            reason = f"{excerpt(hidden(str(error.message)), 200)}{self._remedy(error.status_code)}"
-            return NoReply(reason, error.status_code in (401, 404) or error.code == _NO_MONEY, error.status_code == 403)
-        except openai.OpenAIError as error:
-            return NoReply(hidden(str(error)))
-        return _reply(response.text, hidden)
+        if isinstance(error, openai.APIStatusError):
+            status, reason = error.status_code, f"{excerpt(hidden(str(error.message)), 200)}{self._remedy(error.status_code)}"
+            return NoReply(reason, status in (401, 404) or error.code == _NO_MONEY, status == 403, status in _TOO_LATE)
+        return NoReply(hidden(str(error)))
 
     def _remedy(self, status: int) -> str:
         """What to look at when a server refuses."""
         key = f" (see the key in {self.key_env})" if self.key_env else " (the server wants a key: see key_env)"
         return {401: key, 403: key, 404: " (see model and base_url)"}.get(status, "")
+
+
+def _hiding(key: str | None) -> Callable[[str], str]:
+    """What takes the key out of a text: a short one only where it stands as a key."""
+    if key is None:
+        return encodable
+    secret = re.compile(re.escape(key) if len(key) >= SECRET else f"(?<=Bearer ){re.escape(key)}")
+    return lambda text: encodable(secret.sub("[key]", text))
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same question may fare better later."""
+    import openai
+
+    status = getattr(error, "status_code", 0)
+    return isinstance(error, openai.APIConnectionError) or status in (409, 429) or status >= 500
+
+
+def _pause(error: Exception, attempt: int) -> float:
+    """Seconds until the next attempt: what the server asks for, or ever more, not the same for all threads."""
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        with suppress(ValueError):
+            if 0 < (seconds := float(headers.get(name, "")) * unit) <= LONGEST_PAUSE:
+                return seconds
+    return 0.5 * 2 ** min(attempt, 4) * random.uniform(0.75, 1.0)
 
 
 def _nobody_there(error: Exception) -> bool:

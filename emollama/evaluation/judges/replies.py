@@ -1,8 +1,8 @@
 """Strict reading of a language model's reply. Whatever is not plainly a score or a list of words is a failure with its reason.
 
-A score is a line of its own, the reply's only one of that kind, and its first or last: ``8``, ``7.5``, ``10/10``, ``7.5 of 10``,
-``7.5 out of 10``, each also after ``Score:``, and in bold. So a score that a reply quotes from a text it judges stands beside
-the judge's own, or in the middle, and is not taken for it.
+A score is the whole of a reply, ``8``, ``10/10``, ``7.5 of 10``, ``7.5 out of 10``, each also as ``Score: 8``; or the last line of
+a longer one, there with the word, and only where no other line is a score with that word. So a score that a reply repeats from a
+text it judges is not taken for the judge's own. What a model thinks aloud in a leading ``<think>...</think>`` is no part of its reply.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import re
 MOST = 10.0
 _LONG = 80  # characters; no line of a score has so many
 _NUMBER = r"-?[0-9]+(?:\.[0-9]+)?"
-_BOLD = r"(?:\*\*)?"
-_LABEL = rf"(?:{_BOLD}score{_BOLD}\s*:\s*{_BOLD}\s*)?"
-_SCORE = re.compile(rf"{_LABEL}{_BOLD}({_NUMBER})(?:\s*(?:/|of|out of)\s*({_NUMBER}))?\.?{_BOLD}\.?", re.IGNORECASE)
+_MARKS = "[*_`]*"  # bold, italics, code
+_LABEL = rf"(?:(?:[-*+]|#+)\s+)?{_MARKS}(?:final\s+)?score{_MARKS}\s*:\s*{_MARKS}\s*"
+_SCORE = re.compile(rf"({_LABEL})?{_MARKS}({_NUMBER})(?:\s*(?:/|of|out of)\s*({_NUMBER}))?\.?{_MARKS}\.?", re.IGNORECASE)
+_THINK, _END = "<think>", "</think>"
 
 
 class Unreadable(ValueError):
@@ -29,17 +30,14 @@ def read_score(reply: str) -> float:
         Unreadable: there is none, several, or one outside the scale.
     """
     lines = _lines(reply)
-    found = [(place, match) for place, line in enumerate(lines) if len(line) < _LONG and (match := _SCORE.fullmatch(line))]
-    if not found:
-        raise Unreadable(f"no line of the reply is a score: {excerpt(reply)}")
+    found = [match for line in lines if len(line) < _LONG and (match := _SCORE.fullmatch(line)) and (match[1] or len(lines) == 1)]
     if len(found) > 1:
-        raise Unreadable(f"{len(found)} lines of the reply are scores: {', '.join(match[0] for _, match in found)}")
-    place, match = found[0]
-    if place not in (0, len(lines) - 1):
-        raise Unreadable(f"a score stands in the middle of the reply, not on its first or last line: {match[0]}")
-    score, most = float(match[1]), float(match[2] or MOST)
+        raise Unreadable(f"{len(found)} lines of the reply are scores: {', '.join(match[0] for match in found)}")
+    if not found or found[0][0] != lines[-1]:
+        raise Unreadable(f"the reply does not end with a line 'Score: N': {excerpt(reply)}")
+    score, most = float(found[0][2]), float(found[0][3] or MOST)
     if most != MOST or not 0 <= score <= MOST:
-        raise Unreadable(f"'{match[0]}' is not a score from 0 to 10")
+        raise Unreadable(f"'{found[0][0]}' is not a score from 0 to 10")
     return score
 
 
@@ -68,6 +66,12 @@ def excerpt(text: str, length: int = 80) -> str:
 
 
 def _lines(reply: str) -> list[str]:
+    """The lines that are not empty, without what was thought before them."""
+    reply = reply.strip()
+    if reply.startswith(_THINK):
+        _, end, reply = reply.partition(_END)
+        if not end:
+            raise Unreadable(f"the reply does not get beyond {_THINK}")
     return [line for line in map(str.strip, reply.splitlines()) if line]
 
 
