@@ -220,7 +220,7 @@ def mean(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 def newest(folder: Path) -> Path | None:
     """The checkpoint of a run's folder that went furthest among those that are complete, or None."""
     steps = {path: step_of(path) for path in folder.glob("checkpoint_*.pth")}
-    for path in sorted((path for path in steps if steps[path] >= 0), key=lambda path: steps[path], reverse=True):
+    for path in sorted((path for path in steps if steps[path] >= 0), key=lambda path: (-steps[path], path.name == BEST)):
         if is_intact(path):
             return path
     return None

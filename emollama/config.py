@@ -22,7 +22,16 @@ from omegaconf.errors import InterpolationResolutionError, KeyValidationError, M
 
 from emollama import predecessors
 from emollama.errors import UserError
-from emollama.layers import TOP_LEVEL, Layer, check_top_level, import_user_modules, leaves, merged_plain, selected
+from emollama.layers import (
+    TOP_LEVEL,
+    Layer,
+    check_top_level,
+    drop_removed,
+    import_user_modules,
+    leaves,
+    merged_plain,
+    selected,
+)
 from emollama.paths import PATHS, written_whole
 from emollama.registry import DATASETS, MODELS, RUNNERS, TASKS, did_you_mean
 
@@ -102,6 +111,7 @@ def load(cfg_path: str, options: list[str] | None = None) -> RunConfig:
 
 def _merged(given: list[Layer]) -> RunConfig:
     layers = [predecessors.translated(layer) for layer in given]
+    drop_removed(layers)
     for layer in layers:
         check_top_level(layer)
     import_user_modules(layers)

@@ -43,6 +43,22 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, node
 
 
+def drop_removed(layers: list[Layer]) -> None:
+    """Take out the datasets' blocks that a later layer sets to null: ``evaluation_datasets.x=null``, or ``=null`` for all."""
+    for number, layer in enumerate(layers):
+        for group in ("datasets", "evaluation_datasets"):
+            earlier = [given for other in layers[:number] if isinstance(given := other.tree.get(group), dict)]
+            blocks = layer.tree.get(group, {})
+            if blocks is None:
+                for given in earlier:
+                    given.clear()
+            elif isinstance(blocks, dict):
+                known = {label for given in earlier for label in given}
+                for label in [label for label, keys in blocks.items() if keys is None and label in known]:
+                    for given in [*earlier, blocks]:
+                        given.pop(label, None)
+
+
 def check_top_level(layer: Layer) -> None:
     """Refuse unknown blocks, values that are no blocks, and labels that cannot name files; an empty block becomes {}."""
     for key, value in layer.tree.items():

@@ -310,6 +310,12 @@ def test_looking_for_the_newest_passes_over_files_of_another_kind(tmp_path, cont
     assert checkpoint.newest(tmp_path) == path
 
 
+def test_of_two_checkpoints_of_one_step_the_epochs_own_is_taken_before_the_best(tmp_path):
+    for name in ("checkpoint_best.pth", "checkpoint_3.pth"):
+        saved(tmp_path, {"model": {}, "step": 5}, name)
+    assert checkpoint.newest(tmp_path).name == "checkpoint_3.pth"
+
+
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_looking_for_the_newest_survives_whatever_the_bytes(tmp_path):
     path = saved(tmp_path, {"model": {}, "step": 5}, "checkpoint_0.pth")

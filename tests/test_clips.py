@@ -59,6 +59,11 @@ def test_names_stay_strings(tmp_path):
     ]
 
 
+def test_names_alone_are_clips_without_labels(tmp_path):
+    assert rows(tmp_path, "a\nb\n") == rows(tmp_path, "a\nb\n", "n") == [("a", ""), ("b", "")]
+    assert "line 2" in refusal(rows, tmp_path, "a\nb happy\n")
+
+
 def test_blank_lines_tabs_and_windows_line_ends_are_ignored_and_lines_count_from_one(tmp_path):
     clips = read_annotations(written(tmp_path, "\r\na\t3  happy\r\n  \r\n\r\nb 4 sad"))
     assert [(clip.name, clip.label, clip.line) for clip in clips] == [("a", "happy", 2), ("b", "sad", 5)]

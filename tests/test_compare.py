@@ -15,6 +15,7 @@ from running import run
 from emollama.commands import compare as command
 from emollama.errors import UserError
 from emollama.reporting.comparison import compared, panels_of
+from emollama.reporting.panels import legend_of
 
 
 @pytest.fixture
@@ -88,26 +89,49 @@ def test_the_best_of_a_column_follows_the_metrics_direction(printed):
     assert [value for value, best in values.items() if best] == [min(values, key=float)]
 
 
-def test_settings_that_differ_are_listed_and_no_others(printed):
-    text = printed("--metric", "waf").split("Settings that differ\n")[1].split("\n\n")[0]
-    assert [line.split() for line in text.splitlines()] == [
+def settings_of(text):
+    return [line.split() for line in text.split("Settings that differ\n")[1].split("\n\n")[0].splitlines()]
+
+
+def test_settings_that_differ_are_listed_and_no_others_those_of_training_only_of_runs_that_trained(printed):
+    assert settings_of(printed("--metric", "waf")) == [
         ["a/stage_2", "b/stage_2", "zero_shot"],
         ["model.lora_r", "64", "64", "8"],
-        ["run.init_lr", "1e-05", "5e-06", "1e-05"],
+        ["run.init_lr", "1e-05", "5e-06", "-"],
         ["run.weight_decay", "-", "0.1", "-"],
     ]
 
 
-def test_a_block_that_a_run_does_not_have_is_one_line(printed, runs):
-    (runs[0] / "config.yaml").write_text(
-        CONFIG.replace("  emer:\n    task_pool: [reason]\n", "  other:\n    task_pool: [reason]\n")
-    )
-    text = printed("--metric", "waf").split("Settings that differ\n")[1].split("\n\n")[0]
-    lines = [line.split() for line in text.splitlines() if "evaluation_datasets" in line]
-    assert lines == [
-        ["evaluation_datasets.other", "(2", "keys)", "-", "-"],
-        ["evaluation_datasets.emer", "-", "(2", "keys)", "(2", "keys)"],
+def test_training_is_no_difference_to_a_run_that_was_only_evaluated_but_the_seed_is(printed, runs):
+    given = CONFIG.replace("seed: 42", "seed: 1").replace("1.0e-05", "1.0e-06").replace("batch_size: 4", "batch_size: 9")
+    (runs[2] / "result/config.yaml").write_text(given)
+    shown = settings_of(printed("--metric", "waf", folders=runs[1:]))
+    assert shown == [["stage_2", "zero_shot"], ["run.seed", "42", "1"]]
+
+
+BLOCKS = "evaluation_datasets:\n"
+LONG = "".join(f"    key_{place}: 1\n" for place in range(40))
+
+
+def test_of_a_block_that_a_run_does_not_have_the_keys_that_tell_it_from_the_others_are_listed(printed, runs):
+    (runs[0] / "config.yaml").write_text(f"{BLOCKS}  all:\n    mask_slots: []\n    judge: {{type: lexical}}\n{LONG}")
+    (runs[1] / "config.yaml").write_text(f"{BLOCKS}  deaf:\n    mask_slots: [audio]\n    judge: {{type: lexical}}\n{LONG}")
+    assert settings_of(printed("--metric", "waf", folders=runs[:2])) == [
+        ["a/stage_2", "b/stage_2"],
+        ["evaluation_datasets.all.mask_slots", "[]", "-"],
+        ["evaluation_datasets.deaf.mask_slots", "-", '["audio"]'],
     ]
+
+
+def test_evaluation_that_a_run_does_not_have_is_listed_where_it_is_short_and_else_counted(printed, runs):
+    (runs[0] / "config.yaml").write_text("model: {lora_r: 8}\n")
+    (runs[1] / "config.yaml").write_text(f"model: {{lora_r: 8}}\n{BLOCKS}  dev:\n    judge: {{type: lexical}}\n    top_p: 0.5\n")
+    assert settings_of(printed("--metric", "waf", folders=runs[:2]))[1:] == [
+        ["evaluation_datasets.dev.judge.type", "-", '"lexical"'],
+        ["evaluation_datasets.dev.top_p", "-", "0.5"],
+    ]
+    (runs[1] / "config.yaml").write_text(f"model: {{lora_r: 8}}\n{BLOCKS}  dev:\n{LONG}")
+    assert settings_of(printed("--metric", "waf", folders=runs[:2]))[1:] == [["evaluation_datasets.dev", "-", "(40", "keys)"]]
 
 
 def test_interpolations_stay_unresolved(printed, runs, monkeypatch):
@@ -144,6 +168,15 @@ def test_runs_without_any_epochs_are_charted_too(printed, tmp_path):
     assert size_of(tmp_path / "chart.png")[0] > 1000
 
 
+def test_the_legend_names_the_run_even_where_only_one_has_curves(runs):
+    marks = legend_of(panels_of(compared(runs[1:], ["label_overlap"])))
+    assert [mark["label"] for mark in marks] == ["stage_2", "zero_shot", "best epoch", "evaluated by the script"]
+    shutil.rmtree(runs[2] / "result")
+    write_lines(runs[2] / "log.jsonl", [{"step": 0}])
+    marks = legend_of(panels_of(compared(runs[1:])))
+    assert [mark["label"] for mark in marks] == ["stage_2", "best epoch"]
+
+
 def test_a_figure_that_one_run_has_once_makes_no_panel(printed, runs, tmp_path):
     (runs[0] / "eval.jsonl").unlink()
     write_lines(runs[1] / "eval.jsonl", [{"epoch": 0, "metrics": {"dev/emotion/waf": 0.5, "dev/emotion/own": 0.5}}])
@@ -154,13 +187,13 @@ def test_a_figure_that_one_run_has_once_makes_no_panel(printed, runs, tmp_path):
     assert not (tmp_path / "chart.png").exists()
 
 
-def test_what_a_run_lacks_is_a_dash_and_a_note(printed, runs):
+def test_what_a_run_lacks_is_a_note_and_no_row_of_dashes(printed, runs):
     (runs[2] / "result/metrics_emer.json").unlink()
     (runs[2] / "result/config.yaml").unlink()
     (runs[1] / "eval.jsonl").write_text('{"epoch": 0, "metr')
     text = printed()
-    assert ["zero_shot", "evaluation", *"----"] in rows_of(text, "emer/reason")
-    assert ["b/stage_2", "no", "figures", *"------"] in rows_of(text, "dev/emotion")
+    assert [row[0] for row in rows_of(text, "emer/reason")] == ["run", "a/stage_2", "a/stage_2"]
+    assert [row[0] for row in rows_of(text, "dev/emotion")] == ["run", "a/stage_2", "a/stage_2", "zero_shot"]
     for note in (
         "note: zero_shot: has no emer/reason\n",
         f"note: {runs[2]}: no config.yaml: its settings are not known",
@@ -174,7 +207,24 @@ def test_a_metric_of_a_users_own_module_is_shown_without_a_best(printed, runs):
     for folder in runs[:2]:
         write_lines(folder / "eval.jsonl", [{"epoch": epoch, "metrics": {"dev/emotion/own": 0.5 + epoch}} for epoch in (0, 1)])
     rows = rows_of(printed("--metric", "own"), "dev/emotion")
-    assert [row[-1] for row in rows] == ["own", "1.5000", "1.5000", "-"]
+    assert [row[-1] for row in rows] == ["own", "1.5000", "1.5000"]
+
+
+def test_figures_that_a_judge_who_was_away_did_not_give_are_told_with_its_error(printed, runs):
+    task = {"metrics": {"clue_overlap": None, "loss": 0.5}, "judge": {"name": "j", "unreachable": "connection refused"}}
+    write_json(runs[2] / "result/metrics_emer.json", {"tasks": {"reason": task}})
+    text = printed("--metric", "clue_overlap")
+    assert [row[0] for row in rows_of(text, "emer/reason")] == ["run", "a/stage_2", "a/stage_2", "b/stage_2"]
+    assert "note: zero_shot: emer/reason: the judge could not be reached: connection refused\n" in text
+    assert "note: zero_shot: has no emer/reason" in text
+    text = printed("--metric", "clue_overlap", folders=[runs[2], write_run_without_figures(runs)])
+    assert "the best of a column" not in text and "no chart" in text
+
+
+def write_run_without_figures(runs):
+    folder = runs[0].parent / "stage_0"
+    write_lines(folder / "log.jsonl", [{"step": 0}])
+    return folder
 
 
 def test_an_unknown_metric_is_refused_with_those_that_there_are(printed, tmp_path):

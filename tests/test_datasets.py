@@ -417,9 +417,9 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read_over(build, kind):
     assert said(dataset) == [] and [name.lstrip("0") for name in dataset.names()] == ["1", "2"]
 
 
-def test_a_table_with_tabs_shows_its_header(build, tmp_path):
+def test_a_table_with_tabs_is_refused_with_the_remedy(build, tmp_path):
     text = refusal(build, "custom", {"clips.csv": "name\temotion\na\thappy\n"}, annotation_file="clips.csv")
-    assert f"{tmp_path}/clips.csv, line 1: the header is ['name\\temotion']; expected one of the columns name" in text
+    assert f"{tmp_path}/clips.csv, line 1: the columns seem to be separated by tabs. Save it as CSV with commas." in text
 
 
 def test_captions_with_comments_or_a_clip_twice_are_refused_by_file(build, tmp_path):

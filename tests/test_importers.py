@@ -306,7 +306,7 @@ def test_equal_rows_are_taken_once_and_counted(tmp_path, out):
     ("text", "says"),
     [
         ("name,emotion\na,sad\n", "line 1: the header is name,emotion; expected name,discrete[,valence]"),
-        ("name\tdiscrete\na\tsad\n", "the header is name\tdiscrete; expected name,discrete"),
+        ("name\tdiscrete\na\tsad\n", "the columns seem to be separated by tabs. Save it as CSV with commas."),
         ("a,sad\nb,happy\n", "line 1: the header is a,sad; expected"),
         ("clip,discrete\na,sad\n", "expected one of the columns name"),
         ("name,name,discrete\na,b,sad\n", "names a column twice"),

@@ -121,6 +121,8 @@ def test_a_cell_holds_a_list_or_plain_words(cell, words):
         "['don't care', 'sad']",
         "[",
         "]",
+        "[1,2]",
+        "happy, -3.5",
     ],
 )
 def test_a_cell_that_is_no_list_is_refused(cell):
@@ -193,6 +195,7 @@ def test_a_file_that_is_not_there_is_told_by_its_key(tmp_path):
     [
         [["Happy", "glad", " cheerful "], ["angry", "cross"], []],
         {"glad": "happy", "cheerful": "happy", "cross": "angry"},
+        {"happy": ["glad", "Cheerful"], "angry": ["cross", "angry"]},
     ],
 )
 def test_synonyms_are_groups_of_words_or_words_with_their_group(tmp_path, table):
@@ -211,6 +214,9 @@ def test_groups_may_be_numbered(tmp_path):
         ({"glad": "happy", "happy": "content"}, "'happy' stands in the groups of 'happy' and of 'content'"),
         (["happy", "glad"], "expected a list of groups of words"),
         ([["happy", 1]], "expected a list of groups of words"),
+        ({"happy": ["glad"], "cross": "angry"}, "an object of one kind"),
+        ({"happy": {"glad": 1}}, "expected a list of groups of words"),
+        ({"happy": ["glad", 1]}, "expected a list of groups of words"),
         ({"happy": None}, "expected a list of groups of words"),
         ("happy", "expected a list of groups of words"),
     ],

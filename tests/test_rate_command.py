@@ -95,7 +95,7 @@ def number(clip):
 
 def figures(text, model):
     """The two values of a model in the printed table."""
-    row = next(line for line in text.splitlines() if line.split()[:1] and line.split()[0].endswith(f"/{model}"))
+    row = next(line for line in text.splitlines() if line.split()[:1] and line.split()[0] == model and "is" not in line.split())
     return [float(cell) for cell in row.split()[1:]]
 
 
@@ -271,7 +271,7 @@ def test_a_judges_scores_join_the_agreement(rated, capsys, files, sheet, tmp_pat
     common = ("--read", one, "--key", tmp_path / "sheet.key.json", "--resamples", 0)
     text = rated(*common, "--scores", tmp_path / "judged/scores.json")
     assert [" ".join(line.split()[1:4]) for line in text.splitlines() if " / " in line] == ["/ judge lexical"] * 2
-    with pytest.raises(UserError, match="no scores of a judge"):
+    with pytest.raises(UserError, match="no scores of a judge for answers that name no task"):
         rated(*common, "--scores", tmp_path / "sheet.key.json")
     record = json.loads((tmp_path / "judged/scores.json").read_text())
     (tmp_path / "other.json").write_text(json.dumps(record).replace("/good.csv", "/x.csv").replace("/bad.csv", "/y.csv"))
@@ -305,6 +305,37 @@ def test_a_cell_that_holds_no_points_is_refused_with_its_line(refused, sheet, tm
 def test_a_sheet_whose_rows_are_not_the_keys_is_refused(refused, sheet, tmp_path, change, words):
     told = refused("--read", spoiled(sheet, tmp_path / "filled.csv", change), "--key", tmp_path / "sheet.key.json")
     assert all(word in told for word in words), told
+
+
+@pytest.mark.parametrize("column", ["truth", "description"])
+def test_a_text_that_was_changed_is_refused_with_its_line(refused, sheet, tmp_path, column):
+    path = spoiled(
+        sheet, tmp_path / "filled.csv", lambda rows: rows[1].update({column: rows[1][column] + " Really.", "clue_overlap": 5})
+    )
+    told = refused("--read", path, "--key", tmp_path / "sheet.key.json")
+    assert "filled.csv, line 3, item 'i" in told and f"{column} is not the text that was written" in told and "\n" not in told
+
+
+def test_what_a_spreadsheet_does_to_texts_is_no_change(rated, tmp_path):
+    texts = ["=1+1", "two\nlines", "two\r\nlines, of old", " space at its ends\n", "'quoted'", "\t=1", "'=1"]
+    rows = [{"name": f"c{place}", "task": "reason", "prediction": text, "reference": text} for place, text in enumerate(texts)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rated("--predictions", tmp_path / "a.jsonl", "--output", tmp_path / "sheet.csv")
+    for number, change in enumerate([
+        lambda text: text, str.strip, lambda text: text.removeprefix("'") if text[1:].startswith(("=", "\t")) else text,
+        lambda text: text.replace("\r\n", "\n"), lambda text: text.replace("\r\n", "\n").replace("\n", "\r\n"),
+    ]):  # fmt: skip
+        path = filled(tmp_path / "sheet.csv", tmp_path / f"filled{number}.csv", lambda model, clip: (7, 7))
+        table = [[row["item"], change(row["truth"]), change(row["description"]), 7, 7, ""] for row in rows_of(path)]
+        write(path, [[*rows_of(path)[0]], *table])
+        assert "clue_overlap 0, label_overlap 0" in rated("--read", path, "--key", tmp_path / "sheet.key.json", "--resamples", 0)
+
+
+def test_a_sheet_with_semicolons_is_refused_in_one_message(refused, sheet, tmp_path):
+    rows = [";".join(row.values()) for row in rows_of(sheet)]
+    (tmp_path / "semi.csv").write_text("\n".join([";".join(rows_of(sheet)[0]), *rows]))
+    told = refused("--read", tmp_path / "semi.csv", "--key", tmp_path / "sheet.key.json")
+    assert "separated by ';'" in told and "\n" not in told
 
 
 def test_all_faults_of_a_sheet_are_told_at_once(refused, sheet, tmp_path):

@@ -27,12 +27,19 @@ from invented_runs import (
     write_lines,
     write_run,
 )
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 from running import ROOT, environment, run
 
 from emollama.commands import report as command
 from emollama.errors import UserError
+from emollama.reporting.configuration import USUAL, USUAL_OF_LABELS, unusual_of
+from emollama.reporting.curves import curves_of, draw_curves
+from emollama.reporting.panels import Line, Panel, draw_panel, legend_of
 from emollama.reporting.report import write_report
+from emollama.reporting.run_files import read_run
+from emollama.reporting.sections import sections_of
 
 HOSTILE = "</td></pre></style><script>alert(1)</script><img src=http://example.org/x onerror=alert(2)>"
 VOID = {"meta", "img", "col", "br", "link", "input", "hr"}
@@ -236,6 +243,118 @@ def test_nothing_is_left_of_the_writing(whole):
     assert [path for path in folder.rglob("*") if "tmp" in path.name] == []
 
 
+def test_the_only_line_of_a_runs_own_metrics_has_no_name_in_the_legend():
+    line = Line("", [(0, 0.5), (1, 0.6)])
+    assert [mark["label"] for mark in legend_of([Panel("loss", "dev", False, [line])])] == ["best epoch"]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 20, 33, 250, 1000, 150_000])
+def test_ticks_of_steps_are_whole_and_where_they_say(steps):
+    figure = Figure()
+    draw_curves(figure, curves_of([{"step": step, "loss": 1.0, "lr": 0.1} for step in (0, steps - 1)]))
+    FigureCanvasAgg(figure).draw()
+    axis = figure.axes[-1].xaxis
+    ticks = [(tick.get_loc(), tick.label1.get_text()) for tick in axis.get_major_ticks()]
+    assert ticks == [(place, f"{place:,.0f}") for place, _ in ticks]
+    assert all(place == int(place) for place, _ in ticks)
+    assert 1 <= len(ticks) <= 12 and (steps == 1 or len(ticks) > 1)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 6, 20, 300])
+def test_ticks_of_epochs_are_whole(epochs):
+    figure = Figure(figsize=(4, 3))
+    ax = figure.subplots()
+    draw_panel(ax, Panel("loss", "dev", False, [Line("", [(epoch, 0.5) for epoch in range(epochs)])]), [""], 0)
+    FigureCanvasAgg(figure).draw()
+    assert all(tick.get_loc() == int(tick.label1.get_text()) for tick in ax.xaxis.get_major_ticks())
+
+
+# Why scores are missing, and what they mean
+
+
+def spoilt_scores(folder, block, **changed):
+    """Write a block's only task anew, with other parts; None takes a part out."""
+    path = folder / f"result/metrics_{block}.json"
+    content = json.loads(path.read_text())
+    for scores in content["tasks"].values():
+        scores |= changed
+        for key in [key for key, value in changed.items() if value is None]:
+            del scores[key]
+    write_json(path, content)
+
+
+def test_a_judge_that_could_not_be_reached_is_named_with_its_error_beside_the_missing_scores(folder):
+    error = "http://judge.invalid:1/v1: connection refused after 5 attempts"
+    judge = {"name": "invented-judge-1", "calls": 0, "unreachable": error}
+    spoilt_scores(
+        folder, "emer", metrics={"clue_overlap": None, "label_overlap": None, "loss": 0.5}, judge=judge, clip_scores=None
+    )
+    page = Page(write_report(folder))
+    told = f"The judge invented-judge-1 could not be reached , so there is no clue overlap, label overlap: {error}"
+    assert page.text.count(told) == 2  # beside the scores, and in the task's own part
+    assert "Judge invented-judge-1 (could not be reached)" in page.text
+    assert "emollama score scores them" in page.text.replace("  ", " ")
+    assert "unreachable" not in page.text and "the means are over" not in page.text
+    assert ["loss", "0.5=0.5000", "lower is better"] in page.rows("scores")
+
+
+def test_without_truth_a_report_says_that_there_are_answers_only(folder):
+    for block, noun in (("dev", "labels"), ("emer", "descriptions")):
+        path = folder / f"result/predictions_{block}.jsonl"
+        rows = [json.loads(line) | {"reference": None, "target": None, "loss": None} for line in path.open()]
+        write_lines(path, rows)
+        for metrics in ({}, {"loss": None}):
+            spoilt_scores(folder, block, metrics=metrics, recognition=None, judge=None, clip_scores=None)
+            page = Page(write_report(folder))
+            assert f"Answers only: the data has no {noun} to compare with." in page.text
+    assert rows[0]["prediction"] in page.text and "(none in the data)" in page.text
+
+
+def test_a_judge_that_failed_every_clip_is_told(folder):
+    judge = {"name": "j", "failures": [{"name": "a", "metric": "clue_overlap", "failure": "the reply has no number"}]}
+    spoilt_scores(folder, "emer", metrics={"clue_overlap": None}, judge=judge, clip_scores=None)
+    page = Page(write_report(folder))
+    assert "Every judgement failed." in page.text and "the means are over" not in page.text
+
+
+def test_blocks_stand_in_the_order_of_the_configuration_and_others_at_the_end(folder):
+    (folder / "config.yaml").write_text("evaluation_datasets:\n  emer: {}\n  dev: {}\n")
+    for block in ("extra", "another"):
+        write_json(folder / f"result/metrics_{block}.json", {"tasks": {"emotion": {"metrics": {"waf": 0.5}}}})
+    assert [result.block for result in read_run(folder).results] == ["emer", "dev", "another", "extra"]
+    (folder / "result/config.yaml").write_text("evaluation_datasets:\n  extra: {}\n  emer: {}\n")
+    assert [result.block for result in read_run(folder).results] == ["extra", "emer", "another", "dev"]
+
+
+def test_keys_that_change_what_a_score_means_stand_beside_it(folder):
+    (folder / "result/config.yaml").write_text(
+        "model: {ckpt: [a.pth, b.pth, c.pth], ensemble: predictions}\n"
+        "evaluation_datasets:\n"
+        "  dev: {mask_slots: [audio, face], answer_by: likelihood, prompt_layout: train, aliases: {joyful: happy}}\n"
+        '  emer: {prompt_layout: upstream_eval, answer_by: likelihood, instruction: "What is felt?", mask_slots: []}\n'
+    )
+    dev, emer = sections_of(read_run(folder))
+    ensemble = "3 checkpoints: the mean of their predictions"
+    assert dev.unusual == ["slots masked: audio, face", "answered by: likelihood", "aliases: joyful → happy", ensemble]
+    assert emer.unusual == ["prompt layout: upstream_eval", "instruction: What is felt?", ensemble]
+    page = Page(write_report(folder))
+    assert page.text.count("slots masked: audio, face") == 2  # beside the scores, and in the task's own part
+
+
+def test_nothing_is_unusual_about_defaults():
+    script = (
+        "import dataclasses, json, sys; from emollama.tasks.image_text_pretrain import ImageTextPretrain as Task\n"
+        "from emollama.datasets.clip_config import ClipConfig\n"
+        "made = [ClipConfig('list.txt'), Task.Config(), Task.scoring.Config()]\n"
+        "sys.stdout.write(json.dumps({k: v for one in made for k, v in dataclasses.asdict(one).items()}))"
+    )
+    line = [sys.executable, "-c", script]
+    done = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True)
+    keys = json.loads(done.stdout)
+    assert {*USUAL, *USUAL_OF_LABELS} <= {*keys}
+    assert list(unusual_of(keys, "emotion")) == []
+
+
 # What it must not do
 
 
@@ -330,6 +449,16 @@ def test_a_line_that_was_cut_short_is_told_and_the_others_are_shown(folder):
     assert "eval.jsonl: 1 of 7 lines read hold no JSON object" in page.text
     assert "metrics_dev.json: holds no JSON object" in page.text
     assert len(page.rows("epochs")) == 7
+
+
+def test_a_spoilt_file_is_told_once(folder):
+    (folder / "eval.jsonl").unlink()
+    (folder / "result").rename(folder / "moved")
+    (folder / "result").mkdir()
+    (folder / "moved").rename(folder / "result/epoch_3")
+    (folder / "result/epoch_3/metrics_dev.json").write_text('{"tasks": ')
+    assert len(read_run(folder).notes) == 1
+    assert Page(write_report(folder)).text.count("metrics_dev.json: holds no JSON object") == 1
 
 
 def spoilt(value, rng, share):

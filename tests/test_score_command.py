@@ -228,8 +228,8 @@ def test_missing_unknown_empty_and_invalid_answers_are_counted_and_listed(scored
     rows = [["clip_1", "Happy."], ["clip_2", ""], ["clip_3", "gloomy"], ["clip_9", "sad"]]
     answers = table("a.csv", "name,prediction", rows)
     text = scored("--predictions", answers, "--truth", truth, "--output", tmp_path / "out", "--metrics", "war", "invalid_rate")
-    row = next(line for line in text.splitlines() if line.startswith(f"{answers} ") and line.endswith("-"))
-    assert row.split()[1:] == ["3", "1", "1", "1", "3", "-"]
+    row = next(line for line in text.splitlines() if line.startswith("a.csv ") and line.endswith("-"))
+    assert row.split()[1:] == ["2", "1", "1", "1", "3", "-"]
     assert "count as empty (1): clip_4" in text
     assert "no truth is known, left out (1): clip_9" in text
     assert "empty answers (1): clip_2" in text
@@ -260,6 +260,35 @@ def test_files_without_a_clip_in_common_are_refused_with_examples_of_both(refuse
     assert "no clip in common" in told and "'video_1.mp4'" in told and "'clip_1', 'clip_2'" in told
 
 
+@pytest.mark.parametrize("name", ["{}.mp4", "videos/{}", "videos/{}.avi"])
+def test_names_that_differ_by_a_folder_or_an_ending_alone_are_told(refused, table, emer, name):
+    answers = table("a.csv", "names,chi_reasons", [[name.format(clip), text] for clip, text in TRUTH.items()])
+    told = refused("--predictions", answers, "--truth", emer, "--judge", "lexical")
+    assert "no clip in common" in told and "differ by a folder or an ending alone" in told
+    other = table("b.csv", "names,chi_reasons", [["x.mp4", "a"]])
+    assert "differ by" not in refused("--predictions", other, "--truth", emer, "--judge", "lexical")
+
+
+def test_a_task_that_is_none_is_refused_by_name(refused, perfect, emer):
+    told = refused("--predictions", perfect, "--truth", emer, "--task", "emotions")
+    assert (
+        "--task: there is no task 'emotions'. Did you mean 'emotion'?" in told and "Known are emotion, reason, reason_v2." in told
+    )
+
+
+@pytest.mark.parametrize(("sign", "called"), [(";", "';'"), ("\t", "tabs")])
+def test_a_table_with_other_separators_is_refused_in_one_message(refused, perfect, emer, tmp_path, sign, called):
+    text = f'"name"{sign}"prediction"\nclip_1{sign}"glad, she is"\nclip_2{sign}"sad, and tired, too"\n'
+    (tmp_path / "other.csv").write_text(text)
+    for files in (
+        ("--predictions", tmp_path / "other.csv", "--truth", emer),
+        ("--predictions", perfect, "--truth", tmp_path / "other.csv"),
+    ):
+        told = refused(*files)
+        assert f"other.csv, line 1: the columns seem to be separated by {called}. Save it as CSV with commas." in told
+        assert "\n" not in told
+
+
 def test_the_references_of_a_run_are_the_truth_of_the_other_files_too(scored, table, tmp_path):
     ours = jsonl(tmp_path / "ours.jsonl", rows_of_run("reason_v2", dict.fromkeys(TRUTH, "He waits."), TRUTH))
     theirs = table("theirs.csv", "names,chi_reasons", TRUTH.items())
@@ -278,7 +307,7 @@ def test_what_a_file_of_truth_does_not_speak_of_is_taken_from_the_references_of_
 def test_references_that_contradict_each_other_are_refused(refused, tmp_path):
     one = jsonl(tmp_path / "one.jsonl", rows_of_run("emotion", LABELS, LABELS))
     other = jsonl(tmp_path / "other.jsonl", rows_of_run("emotion", LABELS, LABELS | {"clip_2": "sad"}))
-    assert "the reference of 'clip_2' (emotion) is another one" in refused("--predictions", one, other)
+    assert "the reference of 'clip_2', of the task 'emotion', is another one" in refused("--predictions", one, other)
 
 
 def test_tasks_that_are_not_looked_at_do_not_count(scored, table, tmp_path):
@@ -313,11 +342,11 @@ def test_several_tasks_of_a_file_are_scored_each_against_its_own_truth(scored, t
     assert "may be to reason or reason_v2" in refused("--predictions", ours, theirs, "--judge", "lexical")
     both = scored("--predictions", ours, theirs, "--judge", "lexical", "--task", "reason")
     assert "Differences from" in both and "reason_v2" not in both
-    told = refused("--predictions", ours, "--task", "caption")
-    assert "none of the answers to the task 'caption' has a reference; their tasks are emotion, reason, reason_v2" in told
+    told = refused("--predictions", theirs, "--task", "reason")
+    assert "none of the answers to the task 'reason' has a reference; their tasks are reason" in told
     truth = table("truth.csv", "name,label", LABELS.items())
-    told = refused("--predictions", ours, "--truth", truth, "--task", "caption")
-    assert "nothing to score. It has answers to emotion, reason, reason_v2; the truth is about emotion." in told
+    told = refused("--predictions", theirs, "--truth", truth, "--task", "reason")
+    assert "nothing to score. It has answers to reason; the truth is about emotion." in told
 
 
 def test_a_file_that_does_not_answer_a_task_is_not_in_its_table(scored, tmp_path, table):
@@ -344,16 +373,17 @@ def test_two_truths_of_one_kind_are_refused(refused, perfect, emer, table):
 def test_labels_aliases_and_rules_reach_the_reader_and_aliases_the_truth_too(scored, refused, table, tmp_path):
     truth = table("truth.csv", "name,label", [["a", "Joy"], ["b", "sad"], ["c", "sad"]])
     answers = table("a.csv", "name,prediction", [["a", "a happy person"], ["b", "sad, not happy"], ["c", "gloom"]])
-    common = ("--predictions", answers, "--truth", truth, "--labels", "happy", "sad", "--output", tmp_path / "out")
-    assert "the truth has others: 'Joy'" in refused(*common)
+    common = ("--predictions", answers, "--truth", truth, "--labels", "happy", "sad", "--output")
+    assert "the truth has others: 'Joy'" in refused(*common, tmp_path / "none")
     for rules, accuracy in (
         (("joy=happy",), 1 / 3),
         (("joy=happy", "gloom=sad"), 2 / 3),
         (("joy=happy", "gloom=sad", "--several-hits", "first"), 1),
         (("joy=happy", "gloom=sad", "--answer-rule", "exact"), 1 / 3),
     ):
-        scored(*common, "--aliases", *rules)
-        assert values(written(tmp_path / "out")[0], "emotion")["a"]["war"] == accuracy, rules
+        out = tmp_path / "_".join(rules)
+        scored(*common, out, "--aliases", *rules)
+        assert values(written(out)[0], "emotion")["a"]["war"] == accuracy, rules
 
 
 # Metrics, judges, words
@@ -394,6 +424,35 @@ def test_words_without_brackets_are_lists_on_both_sides(scored, table, tmp_path)
     assert values(record, task)["same"]["ov"] == 1.0
 
 
+def test_clips_without_true_words_have_no_score_and_are_not_counted_among_those_behind_a_figure(scored, table):
+    truth = table("openset.csv", "name,openset", [["a", "['happy']"], ["b", "[]"], ["c", "['sad']"]])
+    answers = table("a.csv", "name,openset", [["a", "['happy']"], ["b", "['sad']"], ["c", "[]"]])
+    text = scored("--predictions", answers, "--truth", truth)
+    assert "0.5000          0.5000          0.5000" in text and text.count("2 of 3") == 3
+
+
+def test_broken_lists_of_words_are_told(scored, table, tmp_path):
+    truth = table("openset.csv", "name,openset", [[name, "['happy']"] for name in "abcde"])
+    texts = ['["happy","proud"', "[1,2]", "['happy']", "[She] is happy", "happy, proud"]
+    answers = table("a.csv", "name,prediction", zip("abcde", texts, strict=True))
+    np.savez(tmp_path / "w.npz", filenames=np.array([*"abcde"]), fileitems=np.array(texts))
+    text = scored("--predictions", answers, tmp_path / "w.npz", "--truth", truth)
+    told = [line.rpartition(" (")[2] for line in text.splitlines() if "broken lists of words" in line]
+    assert told == ["2): a, b", "3): a, b, d"]
+
+
+@pytest.mark.parametrize("cell", ['["happy","proud"', "[1,2]"])
+def test_broken_lists_of_words_are_refused_in_the_truth_with_their_line(refused, table, cell):
+    truth = table("openset.csv", "name,openset", [["a", "['happy']"], ["b", cell]])
+    answers = table("a.csv", "name,openset", [["a", "['happy']"], ["b", "[]"]])
+    assert f"openset.csv, line 3: not a list of words: {cell}" in refused("--predictions", answers, "--truth", truth)
+
+
+def test_a_task_that_is_not_said_has_a_name_in_the_table_of_clips(scored, perfect, emer, tmp_path):
+    scored("--predictions", perfect, "--truth", emer, "--judge", "lexical", "--output", tmp_path / "out")
+    assert {row["task"] for row in written(tmp_path / "out")[1]} == {"unnamed"}
+
+
 def test_words_are_scored_against_words_with_synonyms(scored, table, tmp_path):
     truth = table("openset.csv", "name,openset", [["a", "['happy', 'proud']"], ["b", "['sad']"]])
     write_submission(str(tmp_path / "words.npz"), ["a"], [["glad"]])
@@ -403,7 +462,7 @@ def test_words_are_scored_against_words_with_synonyms(scored, table, tmp_path):
         "--predictions", tmp_path / "words.npz", listed, "--truth", truth, "--synonyms", tmp_path / "synonyms.json",
         "--output", tmp_path / "out",
     )  # fmt: skip
-    assert "descriptions: 2 clips" in text and "empty answers (1): b" in text
+    assert "emotion words: 2 clips" in text and "empty answers (1): b" in text
     found = values(written(tmp_path / "out")[0], "")
     assert (found["words"]["ov_precision"], found["words"]["ov_recall"], found["words"]["ov"]) == (0.5, 0.25, 0.375)
     assert (found["listed"]["ov_precision"], found["listed"]["ov_recall"]) == (0.5, 0.5)
@@ -432,8 +491,8 @@ def test_words_are_scored_on_wheels_at_both_levels(scored, refused, table, tmp_p
     answers = table("a.csv", "name,openset", [["a", "['fond']"], ["b", "['glum']"]])
     common = ("--predictions", answers, "--truth", truth, "--wheels")
     for level, figure in ((1, 1.0), (2, 0.5)):
-        scored(*common, wheels, "--wheel-level", level, "--output", tmp_path / "out")
-        assert values(written(tmp_path / "out")[0], "")["a"]["ew"] == figure
+        scored(*common, wheels, "--wheel-level", level, "--output", tmp_path / f"out{level}")
+        assert values(written(tmp_path / f"out{level}")[0], "")["a"]["ew"] == figure
     (wheels / "wheel3.xlsx").unlink()
     assert "lacks wheel3.xlsx" in refused(*common, wheels)
 
@@ -465,13 +524,29 @@ def test_failures_of_a_judge_are_listed_and_stand_on_neither_side_of_a_differenc
     with judge_server(failing) as server:
         arguments = ("--predictions", perfect, poor, "--truth", emer, *asked(server), "--metrics", "clue_overlap")
         text = scored(*arguments, "--output", tmp_path / "out")
-    assert f"{poor}: no score from the judge (1): clip_2 (clue_overlap): " in text
+    assert "poor.csv: no score from the judge (1): clip_2 (clue_overlap): " in text
+    assert [line.split() for line in text.splitlines() if line.startswith("  clips")] == [["clips", "3", "of", "4"]]
+    assert ", failed 1 (questions without a usable reply)" in text
     record, rows = written(tmp_path / "out")
     first, second = (record["tasks"][""]["files"][str(path)] for path in (perfect, poor))
     assert second["estimates"]["clue_overlap"]["clips"] == second["differences"]["clue_overlap"]["clips"] == 3
     assert first["estimates"]["clue_overlap"] == {"value": 7, "low": 7, "high": 7, "clips": 4}
     assert [row["clue_overlap"] for row in rows if row["file"] == str(poor)] == ["7.0", "", "7.0", "7.0"]
     assert "judge m: " in text and f", calls {len(server.calls)}, cached 0, " in text
+
+
+def test_a_metric_whose_judgements_all_failed_stays_in_the_table_with_the_reason(scored, perfect, emer, asked, tmp_path):
+    def failing(call):
+        return sensibly(call) if call.kind == "clues" and "shouts" not in call.data["reference"] else "I would rather not."
+
+    with judge_server(failing) as server:
+        text = scored("--predictions", perfect, "--truth", emer, *asked(server))
+    assert "clue_overlap  label_overlap" in text
+    row = next(line for line in text.splitlines() if line.startswith("perfect.csv  "))
+    assert row.split()[1:] == ["7.00", "-"]
+    assert "3 of 4         0 of 4" in next(line for line in text.splitlines() if line.startswith("  clips"))
+    assert "perfect.csv: label_overlap: no clip has a score; most often: emotion words of the truth: " in text
+    assert "clue_overlap 1, label_overlap 4" in text.split("judge failed")[1]
 
 
 def test_a_second_run_asks_nothing_and_the_key_is_written_nowhere(scored, perfect, poor, emer, asked, tmp_path):
@@ -489,7 +564,7 @@ def test_a_judge_that_goes_away_stops_the_command_which_goes_on_where_it_stopped
     with judge_server(in_turn("Score: 5", "Score: 5", refusal(401), "Score: 6")) as server:
         arguments = ("--predictions", perfect, "--truth", emer, *asked(server), "--metrics", "clue_overlap")
         told = refused(*arguments, "--output", tmp_path / "out")
-        assert "2 of 4" in told and "run the same command again" in told
+        assert "2 of 4" in told and "run the same command again" in told.casefold()
         assert not (tmp_path / "out").exists()
         scored(*arguments, "--output", tmp_path / "out")
     assert len(server.calls) == 5
@@ -497,6 +572,24 @@ def test_a_judge_that_goes_away_stops_the_command_which_goes_on_where_it_stopped
 
 
 # Tables and files
+
+
+def test_tables_show_the_shortest_tail_that_tells_files_apart(scored, perfect, emer, tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/perfect.csv").write_bytes(perfect.read_bytes())
+    (tmp_path / "far.csv").write_bytes(perfect.read_bytes())
+    files = [tmp_path / "one/perfect.csv", perfect, tmp_path / "far.csv"]
+    text = scored("--predictions", *files, "--truth", emer, "--judge", "lexical")
+    assert text.splitlines()[:3] == [
+        f"one/perfect.csv is {files[0]}", f"{tmp_path.name}/perfect.csv is {perfect}", f"far.csv is {files[2]}",
+    ]  # fmt: skip
+    assert all(text.count(str(file)) == 1 for file in files)
+
+
+def test_p_at_the_least_that_the_draws_can_tell_is_marked(scored, perfect, poor, emer):
+    arguments = ("--predictions", perfect, poor, "--truth", emer, "--judge", "lexical", "--metrics", "clue_overlap")
+    assert "p <= 0.010 (4)" in scored(*arguments, "--resamples", 200)
+    assert "p <= 0.003 (4)" in scored(*arguments, "--resamples", 800)  # 0.0025, rounded up
 
 
 def test_the_published_table_stands_under_scores_of_emer_and_is_marked(scored, perfect, poor, emer, table):
@@ -537,13 +630,15 @@ def test_text_that_a_spreadsheet_would_run_is_written_harmlessly(scored, table, 
     assert [row["name"] for row in written(tmp_path / "out")[1]] == ["'=1+1", "b"]
 
 
-def test_an_output_that_cannot_be_or_would_replace_a_source_is_refused_first(refused, perfect, emer, tmp_path):
+def test_an_output_that_cannot_be_or_would_replace_a_file_is_refused_first(refused, perfect, emer, tmp_path):
     common = ("--predictions", perfect, "--truth", emer, "--judge", "lexical", "--output")
     assert "is a file" in refused(*common, emer)
-    captions = tmp_path / "scores.json"
-    captions.write_text(json.dumps({name: {"caption": text} for name, text in TRUTH.items()}))
-    told = refused("--predictions", perfect, "--truth", captions, "--judge", "lexical", "--output", tmp_path)
-    assert "would be written over" in told
+    for name in ("scores.json", "scores.csv"):
+        (tmp_path / name).write_text("what was written before")
+        told = refused("--predictions", perfect, "--truth", tmp_path / "gone.csv", "--output", tmp_path)
+        assert f"{name}' is there already. Name another place" in told
+        assert (tmp_path / name).read_text() == "what was written before"
+        (tmp_path / name).unlink()
 
 
 def test_an_unreachable_judge_ends_the_command_with_1_and_writes_nothing(perfect, emer, tmp_path):

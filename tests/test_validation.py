@@ -192,9 +192,12 @@ def test_a_judge_that_cannot_be_reached_costs_its_metric_and_not_the_run(tmp_pat
     metrics = lines(folder / "eval.jsonl")[0]["metrics"]
     assert metrics["answers/reason_v2/clue_overlap"] is None and metrics["answers/reason_v2/loss"] > 0
     config = loaded(tmp_path / "run", tree(tmp_path / "run", run={"job_id": "alone"}, block={"judge": judge}))
-    with pytest.raises(UserError, match="127.0.0.1:9"):
+    with pytest.raises(UserError, match="127.0.0.1:9.*'emollama score'"):
         config.classes["run"](config, training=False).evaluate()
-    assert len(lines(tmp_path / "run/out/alone/result/predictions_answers.jsonl")) == 12
+    result = tmp_path / "run/out/alone/result"
+    assert len(lines(result / "predictions_answers.jsonl")) == 12 and (result / "report.html").is_file()
+    tasks = json.loads((result / "metrics_answers.json").read_text())["tasks"]
+    assert tasks["emotion"]["metrics"]["waf"] is not None and "127.0.0.1:9" in tasks["reason_v2"]["judge"]["unreachable"]
 
 
 # What is asked for and cannot be
@@ -202,7 +205,10 @@ def test_a_judge_that_cannot_be_reached_costs_its_metric_and_not_the_run(tmp_pat
 
 def test_a_metric_that_nothing_computes_is_refused_with_those_that_are_computed(tmp_path):
     assert "Did you mean 'waf'?" in refused(tmp_path, run=EVALUATED | {"metric": "waff"})
-    assert "nothing computes 'clue_overlap'" in refused(tmp_path, run=EVALUATED | {"metric": "clue_overlap"})
+    text = refused(tmp_path, run=EVALUATED | {"metric": "clue_overlap"})
+    assert "nothing computes 'clue_overlap' here" in text and "a judge; set judge: {type: lexical}" in text
+    text = refused(tmp_path, run=EVALUATED | {"metric": "nowhere.waf"})
+    assert "names no block or task that computes it. Name one of 1: answers.emotion.waf" in text
 
 
 def test_a_metric_of_two_tasks_is_refused_with_their_names(tmp_path):
@@ -218,7 +224,7 @@ def test_a_block_cannot_ask_for_a_metric_of_a_judge_that_it_does_not_have(tmp_pa
 def test_a_metric_without_anything_to_compare_with_is_refused(tmp_path):
     no_captions = {"fine_grained_json_path": None, "task_pool": ["reason_v2"], "judge": {"type": "lexical"}}
     text = refused(tmp_path, training=False, block=no_captions | {"metrics": ["clue_overlap"]})
-    assert "'clue_overlap' cannot be computed here: it needs clips whose true answer to 'reason_v2' is known" in text
+    assert "'clue_overlap' cannot be computed here: it needs clips whose true answer is known" in text
     assert "nothing computes 'clue_overlap'" in refused(tmp_path, run=EVALUATED | {"metric": "clue_overlap"}, block=no_captions)
     upstream = {"prompt_layout": "upstream_eval", "metrics": ["loss"]}
     assert "prompt_layout: train" in refused(tmp_path, training=False, block=upstream)
@@ -237,8 +243,13 @@ def test_an_unknown_metric_of_a_block_is_refused_with_the_nearest(tmp_path):
 
 
 def test_save_best_without_evaluation_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"save_best needs metrics while training. Set run\.evaluate: True"):
-        loaded(tmp_path, tree(tmp_path, run={"save_best": True}))
+    with pytest.raises(UserError, match=r"save_best and early_stop_patience: metrics.*Set run\.evaluate: True"):
+        loaded(tmp_path, tree(tmp_path, run={"save_best": True, "early_stop_patience": 2}))
+
+
+def test_save_best_and_another_metric_are_refused(tmp_path):
+    with pytest.raises(UserError, match="save_best is 'waf' and metric 'loss'. Name one metric"):
+        loaded(tmp_path, tree(tmp_path, run={"evaluate": True, "save_best": "waf", "metric": "loss"}))
 
 
 def test_save_best_takes_a_metrics_name(tmp_path):
@@ -268,6 +279,16 @@ def test_held_out_clips_are_answered_and_not_trained_on(tmp_path):
     ):
         both.append(set(config.classes[key](block, slot_shapes=shapes, label=key, training=training).names()))
     assert both[0] and both[1] and not both[0] & both[1] and len(both[0] | both[1]) == 6
+
+
+def test_clips_that_are_trained_on_and_answered_are_warned_of(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("emollama"), "propagate", True)
+    for held_out, warned in ((0.0, True), (0.5, False)):
+        caplog.clear()
+        keys = {"held_out": held_out}
+        config = loaded(tmp_path, tree(tmp_path, run=EVALUATED, data=keys, block={"held_out": 0.5}))
+        config.classes["run"](config)
+        assert ("are trained on too (datasets.golden): set held_out in both blocks" in caplog.text) is warned
 
 
 def test_without_evaluation_blocks_the_held_out_clips_are_answered(tmp_path):
@@ -303,6 +324,20 @@ def test_labels_are_compared_by_likelihood_as_answers_are_trained_on(tmp_path):
     for name, row in given.items():
         assert row["prediction"] == loud[plain[name]["prediction"]] and row["target"] == plain[name]["target"]
         assert list(row["label_probabilities"].values()) == list(plain[name]["label_probabilities"].values())
+
+
+def test_the_likelihoods_of_a_label_and_of_its_aliases_add_up(tmp_path):
+    block = {"answer_by": "likelihood", "task_pool": ["emotion"], "labels": NINE, "prompt_labels": NINE}
+    plain = by_clip(answered(tmp_path / "plain", block=block))
+    coarse = {"glad": ["happy", "surprise"], "low": [label for label in NINE if label not in ("happy", "surprise")]}
+    keys = {"labels": list(coarse), "aliases": {word: label for label, words in coarse.items() for word in words}}
+    keys["label_map"] = keys["aliases"]
+    given = by_clip(answered(tmp_path / "coarse", block=block | keys))
+    for name, row in given.items():
+        before, after = plain[name]["label_probabilities"], row["label_probabilities"]
+        assert sum(after.values()) == pytest.approx(1.0)
+        odds = sum(before[word] for word in coarse["glad"]) / sum(before[word] for word in coarse["low"])
+        assert after["glad"] / after["low"] == pytest.approx(odds, rel=0.2)  # "glad" and "low" themselves are hardly likely
 
 
 def test_other_labels_are_scored_through_a_label_map_and_aliases_with_the_prompt_of_training(tmp_path):

@@ -85,9 +85,11 @@ def _lines(comparison: Comparison, chart: str | None) -> Iterator[str]:
 
     for place in dict.fromkeys(key.rpartition("/")[0] for key in comparison.keys):
         keys = [key for key in comparison.keys if key.rpartition("/")[0] == place]
-        yield f"{place.rstrip('/')} (* the best of a column)"
-        yield from (f"  {line}" for line in aligned(list(_figures(comparison, keys))))
-        yield ""
+        head, *rows = _figures(comparison, keys)
+        if rows:
+            yield f"{place.rstrip('/')} (* the best of a column)"
+            yield from (f"  {line}" for line in aligned([head, *rows]))
+            yield ""
     if comparison.settings:
         names = list(comparison.runs)
         rows = [[key, *(_setting(values, name) for name in names)] for key, values in comparison.settings.items()]
@@ -99,18 +101,16 @@ def _lines(comparison: Comparison, chart: str | None) -> Iterator[str]:
 
 
 def _figures(comparison: Comparison, keys: list[str]) -> Iterator[list[str]]:
-    """A row a standing, a column a metric; a run that has none of them has one row of dashes."""
+    """A row a standing with any of the metrics, a column a metric."""
     from emollama.reporting.comparison import leaders
     from emollama.reporting.measures import digits_of, figure
 
     names = [key.rpartition("/")[2] for key in keys]
     best = {key: leaders(comparison, key) for key in keys}
     yield ["run", "figures", "epoch", *(f"{name} " for name in names)]
-    told: set[str] = set()
     for found in comparison.standings:
-        if not {*keys} & {*found.metrics} and found.run in told:
+        if all(found.metrics.get(key) is None for key in keys):
             continue
-        told.add(found.run)
         cells = []
         for key, name in zip(keys, names, strict=True):
             value = found.metrics.get(key)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,8 +102,12 @@ def _read(arguments: argparse.Namespace) -> None:
     if not any(points for one in ratings for points in one.points.values()):
         raise UserError(f"--read: no cell of {', '.join(arguments.read)} is filled in")
     judge = [rating.judges_points(arguments.scores, key)] if arguments.scores else []
+    short = tables.short_names([*key.models, *arguments.read])
+    ratings = [replace(one, rater=short[one.rater]) for one in ratings]
     record = comparison_record(rating.scores_of(key, ratings), resampling)
-    lines = [*tables.task_text(key.task, record), *_unfilled(key, ratings), ""]
+    lines = [*told, ""] if (told := tables.paths_told(short)) else []
+    lines += tables.task_text(key.task, {short[model]: found for model, found in record.items()})
+    lines += [*_unfilled(key, ratings), ""]
     if pairs := agreements([*ratings, *judge]):
         lines += ["Agreement: quadratic-weighted kappa of whole points, Spearman's rank correlation"]
         lines += tables.aligned([["", "scale", "items", "kappa", "Spearman"], *map(_row, pairs)])

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,26 +36,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--answer-rule", choices=("search", "exact", "last_word"), default="search", help=rule)
     several = "what an answer that names several labels is (default: invalid)"
     parser.add_argument("--several-hits", choices=("invalid", "first", "last"), default="invalid", help=several)
-    parser.add_argument("--synonyms", metavar="FILE", help="groups of synonyms for the ov metrics: a JSON list of lists of words")
+    synonyms = 'groups of synonyms for the ov metrics: JSON, [["happy", "glad"], ...], {"happy": ["glad"]} or {"glad": "happy"}'
+    parser.add_argument("--synonyms", metavar="FILE", help=synonyms)
     parser.add_argument("--wheels", metavar="FOLDER", help="emotion wheels in MERTools' layout, for the ew metrics")
     parser.add_argument("--wheel-level", type=int, choices=(1, 2), default=1, help="level at which ew compares (default: 1)")
-    parser.add_argument("--output", metavar="FOLDER", help="write scores.json (everything) and scores.csv (a row a clip)")
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="write scores.json (everything) and scores.csv (a row a clip), new ones"
+    )
     add_resampling(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Score, print, and write where asked."""
+    from emollama.evaluation.judges.judge import JudgeUnreachable
     from emollama.evaluation.matching import match
     from emollama.evaluation.records import write_records
     from emollama.evaluation.statistics import Resampling
 
     resampling = Resampling(arguments.resamples, arguments.seed)
     if arguments.output:
-        _require_free(arguments.output, [*arguments.predictions, *arguments.truth])
+        _require_free(arguments.output)
     aliases = pairs(arguments.aliases, "--aliases", "WORD=LABEL")
     matching = match(arguments.predictions, arguments.truth, arguments.task, aliases)
     scoring = _scoring(arguments, matching, aliases)
-    scores = _scores(scoring, matching)
+    try:
+        scores = _scores(scoring, matching)
+    except JudgeUnreachable as error:
+        raise JudgeUnreachable(f"{error} Then run the same command again: it goes on from there.") from None
     record = _record(arguments, matching, scoring, scores, resampling)
     sys.stdout.write(_text(record, matching.truth.is_emer))
     if arguments.output:
@@ -64,17 +70,17 @@ def run(arguments: argparse.Namespace) -> None:
         sys.stdout.write(f"written: {', '.join(map(str, written))}\n")
 
 
-def _require_free(output: str, sources: Sequence[str]) -> None:
-    """Check that the output can be written and is no source, before anybody is asked anything."""
+def _require_free(output: str) -> None:
+    """Check that the output can be written and replaces nothing, before anybody is asked anything."""
     from emollama.errors import UserError
-    from emollama.paths import require_writable
+    from emollama.evaluation.records import WRITTEN
+    from emollama.paths import require_new_file, require_writable
 
     if Path(output).exists() and not Path(output).is_dir():
         raise UserError(f"--output: '{output}' is a file. Name a folder.")
     require_writable(Path(output), "--output")
-    for source in sources:
-        if Path(source).resolve() in {(Path(output) / name).resolve() for name in ("scores.json", "scores.csv")}:
-            raise UserError(f"--output: '{source}' is read, and would be written over. Name another folder.")
+    for name in WRITTEN:
+        require_new_file(str(Path(output) / name))
 
 
 def _scoring(arguments: argparse.Namespace, matching: Matching, aliases: dict[str, str]) -> Scoring:
@@ -87,8 +93,7 @@ def _scoring(arguments: argparse.Namespace, matching: Matching, aliases: dict[st
             metrics=arguments.metrics,
             answer_rule=arguments.answer_rule,
             several_hits=arguments.several_hits,
-            aliases=aliases,
-            judge=judge_block(arguments.judge),
+            judge=judge_block(arguments.judge) or None,
             openset_path=matching.truth.openset_path,
             synonyms_path=arguments.synonyms,
             wheel_folder=arguments.wheels,
@@ -99,6 +104,7 @@ def _scoring(arguments: argparse.Namespace, matching: Matching, aliases: dict[st
     return Scoring(
         cfg,
         labels=labels_of(matching.truth, arguments.labels),
+        aliases=aliases,
         tasks=dict.fromkeys(matching.tasks, ("reference", "loss")),
         key="score",
     )
@@ -139,10 +145,11 @@ def _record(
 def _text(record: dict[str, Any], is_emer: bool) -> str:
     from emollama.evaluation import tables
 
-    lines: list[str] = []
+    short = tables.short_names(record["predictions"])
+    lines = [*told, ""] if (told := tables.paths_told(short)) else []
     for task, found in record["tasks"].items():
-        lines += [*tables.task_text(task, found["files"]), *tables.counts(found["files"]), ""]
-        lines += [*tables.lists(found["files"]), ""]
+        files = {short[file]: one for file, one in found["files"].items()}
+        lines += [*tables.task_text(task, files), *tables.counts(files), "", *tables.lists(files), ""]
     if record["judge"]:
         lines += [tables.judge_line(record["judge"]), ""]
         lines += [*tables.published(), ""] if is_emer else []

@@ -20,7 +20,8 @@ from emollama.data.problems import Problem, Report, refuse
 from emollama.errors import UserError, listing
 from emollama.paths import PATHS, read_text, require_file
 
-AnnotationFormat = Literal["auto", "ne", "ncev"]
+AnnotationFormat = Literal["auto", "n", "ne", "ncev"]
+WIDTHS = {"n": (1,), "ne": (2,), "ncev": (3, 4)}  # fields of a row
 LABELS = ("happy", "sad", "neutral", "angry", "worried", "surprise", "fear", "contempt", "doubt")
 DFEW_LABELS = {"1": "happy", "2": "sad", "3": "neutral", "4": "angry", "5": "surprise", "6": "disgust", "7": "fear"}
 NO_VALENCE = -10  # in the valence column of a list: not known
@@ -66,8 +67,8 @@ def read_annotations(path: str, annotation_format: AnnotationFormat = "auto", re
 
     Args:
         path: UTF-8 text, no header, blank lines ignored.
-        annotation_format: ``ne`` is ``name label``; ``ncev`` is ``name count label [valence]``; ``auto`` tells by the first
-            row's width.
+        annotation_format: ``n`` is ``name``; ``ne`` is ``name label``; ``ncev`` is ``name count label [valence]``; ``auto`` tells
+            by the first row's width.
         report: told of rows of another width, unsafe names and repeated ones, with file and line.
 
     Raises:
@@ -79,7 +80,7 @@ def read_annotations(path: str, annotation_format: AnnotationFormat = "auto", re
         if not fields:
             continue
         if annotation_format == "auto":
-            annotation_format = "ne" if len(fields) == 2 else "ncev"
+            annotation_format = "n" if len(fields) == 1 else "ne" if len(fields) == 2 else "ncev"
         try:
             clip = _listed(fields, row, annotation_format, number)
             _enter(clips, clip)
@@ -96,14 +97,14 @@ def _lines(text: str) -> list[str]:
 
 
 def _listed(fields: list[str], row: str, annotation_format: AnnotationFormat, number: int) -> Clip:
-    widths = (2,) if annotation_format == "ne" else (3, 4)
+    widths = WIDTHS[annotation_format]
     if len(fields) not in widths:
         expected = " or ".join(str(width) for width in widths)
         raise ValueError(
             f"{len(fields)} fields in {row!r}, expected {expected} (name [count] label [valence]; no space in names)"
         )
-    if len(fields) == 2:
-        return Clip(safe_name(fields[0]), fields[1], number)
+    if len(fields) <= 2:
+        return Clip(safe_name(fields[0]), fields[1] if fields[1:] else "", number)
     if not fields[1].removeprefix("-").isdecimal():
         raise ValueError(f"the second field of {row!r} is a count of frames, not '{fields[1]}' (labels are one word)")
     return Clip(safe_name(fields[0]), fields[2], number, dict(zip(("count", "valence"), fields[1::2], strict=False)))
@@ -140,9 +141,14 @@ def read_rows(path: str, key: str, report: Report = refuse) -> tuple[list[str], 
         report: told of rows with more or fewer cells than the header has.
 
     Raises:
-        UserError: no such file, no CSV, or a header that repeats a column.
+        UserError: no such file, no CSV, semicolons or tabs in place of commas, or a header that repeats a column.
     """
-    reader = csv.DictReader(io.StringIO(read_text(require_file(path, key)), newline=""), strict=True)
+    text = read_text(require_file(path, key))
+    first = _lines(text)[0]
+    if "," not in first and (separator := next((sign for sign in ";\t" if sign in first), None)):
+        told = "';'" if separator == ";" else "tabs"
+        raise UserError(f"{path}, line 1: the columns seem to be separated by {told}. Save it as CSV with commas.")
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     rows = []
     try:
         header = [name.strip() for name in reader.fieldnames or []]
@@ -151,10 +157,10 @@ def read_rows(path: str, key: str, report: Report = refuse) -> tuple[list[str], 
         reader.fieldnames = header
         for row in reader:
             if None in row or None in row.values():
-                text = 'more cells than the header has. A cell that holds a comma stands in quotes: name,"Why, Tom?"'
+                fault = 'more cells than the header has. A cell that holds a comma stands in quotes: name,"Why, Tom?"'
                 if None not in row:
-                    text = "fewer cells than the header has. An empty cell needs its comma: name,"
-                report(Problem("list", f"{path}, line {reader.line_num}: {text}", (row[header[0]],)))
+                    fault = "fewer cells than the header has. An empty cell needs its comma: name,"
+                report(Problem("list", f"{path}, line {reader.line_num}: {fault}", (row[header[0]],)))
             elif any(row.values()):
                 rows.append((reader.line_num, {column: cell.strip() for column, cell in row.items()}))
     except csv.Error as error:

@@ -26,7 +26,7 @@ class FeatureFaceCaption(FeatureClips):
         """Keys of a ``feature_face_caption`` block."""
 
         annotation_format: AnnotationFormat = "auto"
-        """ne, ncev, or auto (told by the number of fields)."""
+        """n (names alone, to be answered), ne, ncev, or auto (told by the number of fields)."""
         coarse_grained_json_path: str | None = "MERR_coarse_grained.json"
         """Captions of the task reason; starts at the annotation file's folder."""
         fine_grained_json_path: str | None = "MERR_fine_grained.json"

@@ -78,8 +78,9 @@ def described(scores: TaskScores) -> dict[str, Any]:
             "invalid": _invalid(labels, scores.answers),
         }
     judged = [found for kind in (ClueOverlaps, LabelOverlaps) if isinstance(found := scores.evidence.get(kind), kind)]
-    if judged:
+    if scores.judge:
         content["judge"] = scores.judge | {"failures": [failure for found in judged for failure in found.failures()]}
+    if judged:
         content["clip_scores"] = list(_clip_scores(judged))
     return content
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from os.path import splitext
 
 from emollama.data.clips import LABELS
 from emollama.errors import UserError
 from emollama.evaluation.answers import Answer
-from emollama.evaluation.reading import AnswerFile, TruthFile, read_answers, read_truth
+from emollama.evaluation.reading import CAPTION_FIELDS, AnswerFile, TruthFile, read_answers, read_truth
 from emollama.evaluation.scoring import DESCRIBING
+from emollama.evaluation.words import is_broken_list
+from emollama.registry import did_you_mean
 
 EMPTY = ("", "[]")  # an answer without words
 EXAMPLES = 3
+TASKS = ("emotion", *CAPTION_FIELDS)
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,14 @@ class Matched:
         missing: clips without an answer.
         unknown: answers to clips of which no truth is known; they are left out.
         empty: clips whose answer has no words.
+        unreadable: clips whose answer is a broken list of words.
     """
 
     answers: tuple[Answer, ...]
     missing: tuple[str, ...]
     unknown: tuple[str, ...]
     empty: tuple[str, ...]
+    unreadable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,11 +81,13 @@ def match(
         aliases: true label -> the label that it stands for; case does not count.
 
     Raises:
-        UserError: unusable files, a file given twice, no truth, or no clip in common.
+        UserError: unusable files, a file given twice, a task that is none, no truth, or no clip in common.
     """
     if len(set(predictions)) < len(predictions):
         raise UserError(f"--predictions: a file is given twice in {' '.join(predictions)}")
-    files = [_said(read_answers(path), task or "") for path in predictions]
+    files = [read_answers(path) for path in predictions]
+    _require_task(task, files)
+    files = [_said(file, task or "") for file in files]
     truth = _relabelled(_truth([read_truth(path) for path in truths], files, task), aliases or {})
     files = [_with_tasks(file, files, truth, task) for file in files]
     tasks: dict[str, dict[str, Matched]] = {}
@@ -87,6 +95,17 @@ def match(
         for asked in sorted({answer.task for answer in file.answers}):
             tasks.setdefault(asked, {})[file.path] = _matched(file, asked, truth)
     return Matching(tuple(predictions), truth, tasks)
+
+
+def task_told(task: str) -> str:
+    """A task as messages call it."""
+    return f"the task '{task}'" if task else "answers that name no task"
+
+
+def _require_task(task: str | None, files: Sequence[AnswerFile]) -> None:
+    known = list(dict.fromkeys([*TASKS, *(answer.task for file in files for answer in file.answers if answer.task)]))
+    if task is not None and task not in known:
+        raise UserError(f"--task: there is no task '{task}'.{did_you_mean(task, known)} Known are {', '.join(known)}.")
 
 
 def labels_of(truth: Truth, given: Sequence[str] | None) -> list[str]:
@@ -155,7 +174,7 @@ def _own_references(answers: Iterable[tuple[str, Answer]]) -> dict[str, dict[str
         reference = str(answer.reference)
         if found.setdefault(answer.task, {}).setdefault(answer.name, reference) != reference:
             raise UserError(
-                f"{path}: the reference of '{answer.name}' ({answer.task}) is another one than in a file before it."
+                f"{path}: the reference of '{answer.name}', of {task_told(answer.task)}, is another one than in a file before it."
                 " Say with --truth what is true."
             )
     return found
@@ -179,7 +198,8 @@ def _with_tasks(file: AnswerFile, files: Sequence[AnswerFile], truth: Truth, tas
     if not wanted:
         said, about = ({*filter(None, tasks)} for tasks in ({a.task for a in file.answers}, truth.references))
         here = f"It has answers to {', '.join(sorted(said)) or 'no task in particular'}"
-        raise UserError(f"{file.path}: nothing to score. {here}; the truth is about {', '.join(sorted(about))}.")
+        there = ", ".join(sorted(about)) or "descriptions of no task in particular"
+        raise UserError(f"{file.path}: nothing to score. {here}; the truth is about {there}.")
     return replace(file, answers=tuple(answer for answer in file.answers if answer.task in wanted))
 
 
@@ -205,14 +225,25 @@ def _matched(file: AnswerFile, task: str, truth: Truth) -> Matched:
         raise UserError(f"{file.path}: a clip is there twice, with zeros before its number and without. Keep one of the two.")
     if not given.keys() & {*names}:
         told = [", ".join(map(repr, sorted(some)[:EXAMPLES])) for some in (given, names)]
-        raise UserError(f"{file.path}: no clip in common with the truth. Its clips are called {told[0]}, the truth's {told[1]}.")
+        alike = {_bare(name) for name in given} & {_bare(name) for name in names}
+        hint = " They differ by a folder or an ending alone: write the names alike." if alike else ""
+        raise UserError(
+            f"{file.path}: no clip in common with the truth. Its clips are called {told[0]}, the truth's {told[1]}.{hint}"
+        )
+    broken = {_called(name, truth.digits) for name in file.unreadable}
     answers = [replace(given.get(name, Answer(name, task, "")), name=name, reference=known.get(name)) for name in names]
     return Matched(
         answers=tuple(answers),
         missing=tuple(name for name in names if name not in given),
         unknown=tuple(sorted(given.keys() - {*names})),
         empty=tuple(a.name for a in answers if a.name in given and a.prediction.strip() in EMPTY),
+        unreadable=tuple(a.name for a in answers if a.name in broken or (task in DESCRIBING and is_broken_list(a.prediction))),
     )
+
+
+def _bare(name: str) -> str:
+    """A clip's name without folders and without an ending."""
+    return splitext(name.replace("\\", "/").rpartition("/")[2])[0]
 
 
 def _called(name: str, digits: int) -> str:

@@ -125,8 +125,8 @@ def read_synonyms(path: str, key: str = "synonyms_path") -> dict[str, str]:
     """Groups of synonyms: word -> the group's name, which is one of its words.
 
     Args:
-        path: JSON: a list of groups, each a list of words and called by the first of them; or an object ``{word: group}``, where
-            the group's name counts as a word of it.
+        path: JSON: a list of groups, each a list of words and called by the first of them; or an object ``{group: [word, ...]}``
+            or ``{word: group}``, where the group's name counts as a word of it.
         key: the configuration key, for messages.
 
     Raises:
@@ -134,13 +134,16 @@ def read_synonyms(path: str, key: str = "synonyms_path") -> dict[str, str]:
     """
     table = read_json(require_file(path, key))
     groups = table
-    if isinstance(table, dict):
-        named: dict[Any, list[Any]] = {}
+    if isinstance(table, dict) and all(map(_is_list_of_words, table.values())):
+        groups = [[group, *words] for group, words in table.items()]
+    elif isinstance(table, dict) and all(isinstance(group, str | int) for group in table.values()):
+        named: dict[str, list[str]] = {}
         for word, group in table.items():
-            named.setdefault(str(group) if isinstance(group, int) else group, []).append(word)
+            named.setdefault(str(group), []).append(word)
         groups = [[group, *words] for group, words in named.items()]
-    if not isinstance(groups, list) or not all(_is_list_of_words(group) for group in groups):
-        raise UserError(f'{path}: expected a list of groups of words, [["happy", "glad"], ["sad"]], or {{"glad": "happy"}}')
+    if not isinstance(groups, list) or not all(map(_is_list_of_words, groups)):
+        forms = '[["happy", "glad"], ["sad"]], or an object of one kind: {"happy": ["glad"]} or {"glad": "happy"}'
+        raise UserError(f"{path}: expected a list of groups of words, {forms}")
     synonyms: dict[str, str] = {}
     for group in map(plain_words, groups):
         for word in group:

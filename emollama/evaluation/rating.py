@@ -7,6 +7,7 @@ spreadsheet would run as formulas have an apostrophe in front.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
 import secrets
@@ -23,15 +24,16 @@ from emollama.errors import UserError
 from emollama.evaluation.answers import Answer
 from emollama.evaluation.emer import ClueOverlaps, LabelOverlaps
 from emollama.evaluation.judges.judge import Verdict
-from emollama.evaluation.matching import EMPTY, Matched
+from emollama.evaluation.matching import EMPTY, Matched, task_told
 from emollama.evaluation.metrics import metric
-from emollama.evaluation.records import harmless
+from emollama.evaluation.records import FORMULA, harmless
 from emollama.evaluation.scoring import TaskScores
 from emollama.paths import require_file, written_whole
 
 SCALES = {"clue_overlap": ClueOverlaps, "label_overlap": LabelOverlaps}
 TOP = 10  # of both scales
-COLUMNS = ("item", "truth", "description", *SCALES, "comment")
+TEXTS = ("truth", "description")
+COLUMNS = ("item", *TEXTS, *SCALES, "comment")
 NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
@@ -52,6 +54,7 @@ class Key:
         seed: of the choice of clips and of all orders.
         models: files of answers, in the order of tables.
         items: row -> whose.
+        digests: row -> those of its texts, truth and description.
         empty: descriptions without words, which score 0 without being rated.
     """
 
@@ -59,6 +62,7 @@ class Key:
     seed: int
     models: list[str]
     items: dict[str, Item]
+    digests: dict[str, list[str]]
     empty: list[Item] = field(default_factory=list)
 
 
@@ -96,14 +100,15 @@ def write_sheets(
     told = [item for item, answer in answers.items() if answer.prediction.strip() not in EMPTY]
     shuffled = [told[place] for place in rng.permutation(len(told))]
     items = {f"i{number:0{len(str(len(told)))}}": item for number, item in enumerate(shuffled, 1)}
-    key = Key(task, seed, [*files], items, empty)
+    rows = [(name, answers[item]) for name, item in items.items()]
+    digests = {name: [_digest(str(answer.reference)), _digest(answer.prediction)] for name, answer in rows}
+    key = Key(task, seed, [*files], items, digests, empty)
     sheets = [output.with_name(f"{output.stem}_rater{number}{output.suffix}") for number in range(1, raters + 1)]
     paths = [*(sheets if raters > 1 else [output]), output.with_suffix(".key.json")]
     if there := [str(path) for path in paths if path.exists()]:
         raise UserError(f"--output: {', '.join(there)} is there already, and may be filled in. Name another file.")
     with written_whole(paths[-1]) as file:
         json.dump(asdict(key), file, indent=1, ensure_ascii=False)
-    rows = [(name, answers[item]) for name, item in items.items()]
     for path in paths[:-1]:
         _write_sheet(path, [rows[place] for place in rng.permutation(len(rows))])
     return key, paths
@@ -118,6 +123,15 @@ def _drawn(files: Mapping[str, Matched], clips: int | None, rng: np.random.Gener
         names = [names[place] for place in rng.choice(len(names), clips, replace=False)]
     chosen = set(names)
     return {Item(file, a.name): a for file, found in files.items() for a in found.answers if a.name in chosen}
+
+
+def _digest(text: str) -> str:
+    """Of a text, whether or not an apostrophe guards it, its lines end in another way, or space is lost at its ends."""
+    text = text.strip()
+    if text.startswith("'") and text[1:].startswith(FORMULA):
+        text = text[1:].strip()
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _write_sheet(path: Path, rows: Sequence[tuple[str, Answer]]) -> None:
@@ -139,7 +153,8 @@ def read_key(path: str) -> Key:
     try:
         items = {name: Item(**item) for name, item in content["items"].items()}
         empty = [Item(**item) for item in content["empty"]]
-        return Key(content["task"], content["seed"], list(content["models"]), items, empty)
+        digests = {name: list(content["digests"][name]) for name in items}
+        return Key(content["task"], content["seed"], list(content["models"]), items, digests, empty)
     except (TypeError, KeyError, AttributeError):
         raise UserError(f"{path}: not the key of a rating sheet. It is the .key.json that was written with the sheet.") from None
 
@@ -148,11 +163,12 @@ def read_ratings(path: str, key: Key) -> Ratings:
     """Read a filled sheet.
 
     Raises:
-        UserError: rows that are not the key's, lacking or repeated ones, and cells that hold no points, all with their lines.
+        UserError: rows that are not the key's, lacking, changed or repeated ones, and cells that hold no points, all with their
+            lines.
     """
     problems: list[Problem] = []
     header, rows = read_rows(path, "--read", problems.append)
-    for column in ("item", *SCALES):
+    for column in ("item", *TEXTS, *SCALES):
         column_of(path, header, [column])
     faults = [problem.text for problem in problems]
     points: dict[str, dict[str, float]] = {scale: {} for scale in SCALES}
@@ -163,6 +179,9 @@ def read_ratings(path: str, key: Key) -> Ratings:
             faults.append(f"{path}, line {line}: the item '{name}' is none of this key's. Restore the cell.")
         elif lines.setdefault(name, line) != line:
             faults.append(f"{path}, line {line}: the item '{name}' stands on line {lines[name]} already. Remove one of the two.")
+        for column, digest in zip(TEXTS, key.digests.get(name, ()), strict=False):
+            if _digest(row[column]) != digest:
+                faults.append(f"{path}, line {line}, item '{name}': {column} is not the text that was written. Restore the cell.")
         for scale in SCALES:
             try:
                 if row[scale] and name in key.items:
@@ -214,7 +233,7 @@ def judges_points(path: str, key: Key) -> Ratings:
         given = {(model, row["name"]): row for model, record in files.items() for row in record.get("clip_scores", [])}
         judge = content["judge"]["name"]
     except (TypeError, KeyError, AttributeError):
-        told = f"no scores of a judge for the task '{key.task}'. It is written by emollama score --judge ... --output FOLDER"
+        told = f"no scores of a judge for {task_told(key.task)}. It is written by emollama score --judge ... --output FOLDER"
         raise UserError(f"{path}: {told}") from None
     points: dict[str, dict[str, float]] = {scale: {} for scale in SCALES}
     for name, item in key.items.items():

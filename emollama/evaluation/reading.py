@@ -18,7 +18,8 @@ from emollama.data.problems import Problem, Report
 from emollama.errors import UserError
 from emollama.evaluation.answers import Answer
 from emollama.evaluation.openset import read_openset
-from emollama.evaluation.submission import read_submission
+from emollama.evaluation.submission import read_items, read_submission
+from emollama.evaluation.words import is_list
 from emollama.paths import read_text, require_file
 
 LABEL_COLUMNS = ("label", "discrete", "emotion")
@@ -37,11 +38,13 @@ class AnswerFile:
         path: as given.
         answers: in file order; their task is "" where the file does not say.
         of_labels: whether the file's column holds labels.
+        unreadable: clips of a submission whose list of words is none.
     """
 
     path: str
     answers: tuple[Answer, ...]
     of_labels: bool = False
+    unreadable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ def read_answers(path: str) -> AnswerFile:
     if path.endswith(".jsonl"):
         return AnswerFile(path, tuple(_of_run(path)))
     if path.endswith(".npz"):
-        return AnswerFile(path, tuple(Answer(name, "", repr(list(words))) for name, words in read_submission(path).items()))
+        answers = tuple(Answer(name, "", repr(list(words))) for name, words in read_submission(path).items())
+        return AnswerFile(path, answers, unreadable=tuple(name for name, item in read_items(path).items() if not is_list(item)))
     if not path.endswith(".csv"):
         raise UserError(f"{path}: answers are read from .jsonl files of a run, from .csv tables and from .npz submissions")
     clips = _whole(lambda report: read_clip_table(path, None, report))

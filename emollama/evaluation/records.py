@@ -17,6 +17,7 @@ from emollama.evaluation.scoring import TaskScores
 from emollama.evaluation.statistics import Resampling, compare
 from emollama.paths import written_whole
 
+WRITTEN = ("scores.json", "scores.csv")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how cells begin that a spreadsheet would run
 
 
@@ -29,6 +30,7 @@ def task_record(scores: Mapping[str, TaskScores], matched: Mapping[str, Matched]
             "missing": matched[file].missing,
             "empty": matched[file].empty,
             "unknown": matched[file].unknown,
+            "unreadable": matched[file].unreadable,
         }
         for file, record in comparison_record(scores, resampling).items()
     }
@@ -58,7 +60,7 @@ def write_records(folder: Path, record: Mapping[str, Any], scores: Mapping[str, 
     Returns:
         The files written.
     """
-    files = [folder / "scores.json", folder / "scores.csv"]
+    files = [folder / name for name in WRITTEN]
     with written_whole(files[0]) as file:
         json.dump(record, file, indent=1, ensure_ascii=False)
     rows = [row for task, by_file in scores.items() for path, found in by_file.items() for row in clip_rows(task, path, found)]
@@ -74,7 +76,7 @@ def clip_rows(task: str, path: str, scores: TaskScores) -> Iterator[dict[str, An
     """A row a clip: its label as it was read, and every other metric of this clip alone."""
     rows: dict[str, dict[str, Any]] = {}
     for answer in scores.answers:
-        rows[answer.name] = {"task": task, "file": path, "name": answer.name}
+        rows[answer.name] = {"task": task or "unnamed", "file": path, "name": answer.name}
     for kind, evidence in scores.evidence.items():
         if isinstance(evidence, Labels):
             for name, truth, read in zip(evidence.names, evidence.truth, evidence.read, strict=True):

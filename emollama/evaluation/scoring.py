@@ -36,7 +36,8 @@ class TaskScores:
         answers: what was scored.
         metrics: name -> value; None where nothing could be computed.
         evidence: what they were computed from, by class.
-        judge: the judge's name where one was asked, and what that took; empty where none was.
+        judge: the judge's name where one was asked, what that took, and why it was ``unreachable`` if it was; empty where none
+            was asked.
     """
 
     answers: Sequence[Answer]
@@ -56,6 +57,7 @@ class Scoring:
     Args:
         cfg: its keys.
         labels: that answers of the task ``emotion`` may have.
+        aliases: word in an answer -> label that it stands for.
         tasks: each task that there are answers to -> what the answers come with: "reference", "loss", or nothing.
         key: what messages call the block.
 
@@ -74,16 +76,15 @@ class Scoring:
         as a whole word. last_word: its last word, as the predecessors did."""
         several_hits: SeveralHits = "invalid"
         """What an answer that names several labels is: invalid, or the first or last of them."""
-        aliases: dict[str, str] = field(default_factory=dict)
-        """Word in an answer -> label that it stands for, such as {joyful: happy}; so labels of another set are carried over."""
-        judge: dict[str, Any] = field(default_factory=dict)
-        """Who judges descriptions: {type: lexical}, or {type: openai, model: ..., base_url: ...}. Empty: nobody does, and
-        there is no clue_overlap and label_overlap."""
+        judge: dict[str, Any] | None = None
+        """Who judges descriptions: {type: lexical}, or {type: openai, model: ..., base_url: ...}. Null: nobody does, and there is
+        no clue_overlap and label_overlap."""
         openset_path: str | None = None
         """Each clip's true emotion words (name,openset as CSV, or an imported openset.json), for the metrics ov and ew. Starts
         at the current directory."""
         synonyms_path: str | None = None
-        """Groups of synonyms for ov, a JSON list of lists of words. Null: every word is a group of its own."""
+        """Groups of synonyms for ov, JSON: a list of lists of words, {group: [words]} or {word: group}. Null: every word is a
+        group of its own."""
         wheel_folder: str | None = None
         """Emotion wheels in the layout of MERTools, for ew."""
         wheel_level: int = 1
@@ -98,13 +99,21 @@ class Scoring:
             if self.judge:
                 JUDGES.configured(self.judge, "judge")
 
-    def __init__(self, cfg: Config, *, labels: Sequence[str], tasks: Mapping[str, Collection[str]], key: str) -> None:
+    def __init__(
+        self,
+        cfg: Config,
+        *,
+        labels: Sequence[str],
+        aliases: Mapping[str, str],
+        tasks: Mapping[str, Collection[str]],
+        key: str,
+    ) -> None:
         self.cfg = cfg
         self.key = key
         self._given = tasks
         self.judge: Any = JUDGES.built(cfg.judge, f"{key}.judge") if cfg.judge else None
         try:
-            self._reader = LabelReader(labels, cfg.aliases, cfg.answer_rule, cfg.several_hits)
+            self._reader = LabelReader(labels, aliases, cfg.answer_rule, cfg.several_hits)
             self._openset = read_openset(cfg.openset_path) if cfg.openset_path else None
             self._synonyms = read_synonyms(cfg.synonyms_path) if cfg.synonyms_path else {}
             self._wheels = Wheels.read(cfg.wheel_folder, cfg.wheel_level) if cfg.wheel_folder else None
@@ -143,6 +152,7 @@ class Scoring:
         judged = any(kind in JUDGED for kind in kinds)
         before = self.judge.usage() if judged else {}
         evidence: dict[type, Evidence] = {}
+        unreachable: dict[str, str] = {}
         try:
             for kind in sorted(kinds, key=ASKING.__contains__):  # what a judge may be asked for comes last
                 evidence[kind] = self._gather[kind](answers)
@@ -150,10 +160,11 @@ class Scoring:
             if not tolerant:
                 raise
             logging.getLogger("emollama").warning("%s: %s", self.key, error)
+            unreachable = {"unreachable": str(error)}
         values = {
             name: found.value(evidence[found.evidence]) if found.evidence in evidence else None for name, found in chosen.items()
         }
-        judge = {"name": self.judge.name, **_spent(before, self.judge.usage())} if judged else {}
+        judge = {"name": self.judge.name, **_spent(before, self.judge.usage()), **unreachable} if judged else {}
         return TaskScores(answers, values, evidence, judge)
 
     def _possible(self, task: str) -> list[str]:
@@ -165,8 +176,12 @@ class Scoring:
     def _refuse_impossible(self) -> None:
         for name in self.cfg.metrics:
             if not any(name in possible for possible in self.metrics.values()):
-                lacking = {str(self._lacking(metric(name), task)) for task in self.metrics}
-                raise UserError(f"{self.key}.metrics: '{name}' cannot be computed here: it needs {' or '.join(sorted(lacking))}")
+                raise UserError(f"{self.key}.metrics: '{name}' cannot be computed here: it needs {self.needs(name)}")
+
+    def needs(self, name: str) -> str:
+        """What a metric would need that this block does not have."""
+        lacking = {self._lacking(metric(name), task) for task in self._given} - {None}
+        return " or ".join(sorted(map(str, lacking)))
 
     def _lacking(self, found: Metric, task: str) -> str | None:
         """What a metric would need to be computed for a task; None where nothing is lacking."""
@@ -182,7 +197,7 @@ class Scoring:
         if kind in JUDGED and self.judge is None:
             return "a judge; set judge: {type: lexical}, or another one"
         if (kind is Labels or kind in JUDGED) and "reference" not in self._given[task]:
-            return f"clips whose true answer to '{task}' is known: labels in the list, or descriptions"
+            return "clips whose true answer is known: labels in the list, or descriptions"
         if kind in (OpenSets, WheelSets) and self._openset is None:
             return "openset_path, the clips' true emotion words"
         return "wheel_folder, the emotion wheels" if kind is WheelSets and self._wheels is None else None

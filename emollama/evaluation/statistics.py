@@ -14,8 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emollama.errors import UserError
+from emollama.evaluation.emer import ClueOverlaps, LabelOverlaps
 from emollama.evaluation.metrics import Evidence, metric
+from emollama.evaluation.openset import OpenSets
 from emollama.evaluation.scoring import TaskScores
+from emollama.evaluation.wheels import WheelSets
 
 COVERED = (2.5, 97.5)  # percentiles
 FEWEST = 100  # resamples from which such percentiles can be read
@@ -70,9 +73,11 @@ class Difference(Estimate):
 
     Attributes:
         p: two-sided: twice the share of draws on the rarer side of 0; None where there is no interval.
+        at_most: whether p is the least that so many draws can tell, so that it may be smaller.
     """
 
     p: float | None = None
+    at_most: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,11 +108,16 @@ def compare(scores: Mapping[str, TaskScores], resampling: Resampling) -> Compari
 
 
 def scored(evidence: Any) -> Any:
-    """The evidence about the clips that have a score: without those about which a judge failed."""
-    verdicts = getattr(evidence, "verdicts", None)
-    if verdicts is None:
+    """The evidence about the clips that have a score: without those about which a judge failed or no true word is known."""
+    if isinstance(evidence, ClueOverlaps | LabelOverlaps):
+        known = [verdict.score is not None for verdict in evidence.verdicts]
+    elif isinstance(evidence, OpenSets):
+        known = [bool(words) for words in evidence.truth]
+    elif isinstance(evidence, WheelSets):
+        known = [any(wheels) for wheels in evidence.truth]
+    else:
         return evidence
-    return evidence.take([place for place, verdict in enumerate(verdicts) if verdict.score is not None])
+    return evidence.take([place for place, is_known in enumerate(known) if is_known])
 
 
 class _Resampled:
@@ -153,7 +163,7 @@ class _Resampled:
             return Difference(None, None, None, len(common))
         apart = draws[name] - first_draws[name]
         low, high = _interval(apart, len(common))
-        return Difference(one - other, low, high, len(common), None if low is None else _p_value(apart))
+        return Difference(one - other, low, high, len(common), *((None, False) if low is None else _p_value(apart)))
 
 
 def _interval(values: Values, clips: int) -> tuple[float | None, float | None]:
@@ -164,8 +174,8 @@ def _interval(values: Values, clips: int) -> tuple[float | None, float | None]:
     return float(low), float(high)
 
 
-def _p_value(apart: Values) -> float:
-    """Draws that are 0 count on both sides; one draw is added to each, so that p is never 0."""
+def _p_value(apart: Values) -> tuple[float, bool]:
+    """p, and whether no draw lies on the rarer side; draws of 0 count on both, to each of which one is added: p is never 0."""
     apart = apart[~np.isnan(apart)]
-    rarer = min((apart <= 0).sum(), (apart >= 0).sum())
-    return min(1.0, 2 * (1 + float(rarer)) / (1 + len(apart)))
+    rarer = int(min((apart <= 0).sum(), (apart >= 0).sum()))
+    return min(1.0, 2 * (1 + rarer) / (1 + len(apart))), rarer == 0

@@ -44,18 +44,30 @@ def read_submission(path: str) -> dict[str, tuple[str, ...]]:
     Raises:
         UserError: no such file, other arrays, arrays of Python objects (pickles, which are not opened), or a clip twice.
     """
-    filenames, items = _texts(path)
-    if len(filenames) != len(items):
-        raise UserError(f"{path}: {len(filenames)} filenames, but {len(items)} fileitems. It needs one item a clip.")
     words: dict[str, tuple[str, ...]] = {}
-    for name, item in zip(filenames, items, strict=True):
-        if name in words:
-            raise UserError(f"{path}: clip '{name}' stands in filenames twice. Keep one.")
+    for name, item in read_items(path).items():
         try:
             words[name] = parse_words(item)
         except ValueError:
             words[name] = split_words(item)
     return words
+
+
+def read_items(path: str) -> dict[str, str]:
+    """Clip -> its words as the file writes them.
+
+    Raises:
+        UserError: as :func:`read_submission`.
+    """
+    filenames, items = _texts(path)
+    if len(filenames) != len(items):
+        raise UserError(f"{path}: {len(filenames)} filenames, but {len(items)} fileitems. It needs one item a clip.")
+    found: dict[str, str] = {}
+    for name, item in zip(filenames, items, strict=True):
+        if name in found:
+            raise UserError(f"{path}: clip '{name}' stands in filenames twice. Keep one.")
+        found[name] = item
+    return found
 
 
 def _texts(path: str) -> list[list[str]]:

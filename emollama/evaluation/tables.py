@@ -5,21 +5,45 @@ All functions take the plain values of a ``scores.json`` (:func:`~emollama.evalu
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from math import ceil
 from typing import Any
 
+from emollama.evaluation.emer import ClueOverlaps, LabelOverlaps
 from emollama.evaluation.metrics import metric
+from emollama.evaluation.openset import OpenSets
 from emollama.evaluation.published import CAUTION, EMER
+from emollama.evaluation.wheels import WheelSets
 
 Files = Mapping[str, Mapping[str, Any]]  # file -> what is recorded about it
 WIDTH = 5  # metrics side by side
+LEAST_P = 0.001  # that is shown
 SHOWN = 10  # names of a list; --output has all
 TEXT_SHOWN = 60  # characters of an answer
 LISTS = {
     "missing": "clips without an answer, which count as empty",
     "unknown": "answers to clips of which no truth is known, left out",
     "empty": "empty answers",
+    "unreadable": "broken lists of words, read as descriptions (in .npz: cut at quotes and commas)",
 }
+KINDS = {"descriptions": (ClueOverlaps, LabelOverlaps), "emotion words": (OpenSets, WheelSets)}
+
+
+def short_names(paths: Sequence[str]) -> dict[str, str]:
+    """path -> its shortest tail that no other path ends with."""
+    parts = {path: path.split("/") for path in paths}
+    found = {}
+    for path, own in parts.items():
+        others = [each for other, each in parts.items() if other != path]
+        depth = next((n for n in range(1, len(own)) if all(each[-n:] != own[-n:] for each in others)), len(own))
+        found[path] = "/".join(own[-depth:])
+    return found
+
+
+def paths_told(short: Mapping[str, str]) -> list[str]:
+    """What the tables' short names stand for; nothing where they are the paths."""
+    return [f"{name} is {path}" for path, name in short.items() if name != path]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -35,21 +59,19 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def task_text(task: str, files: Files) -> Iterator[str]:
     """Everything about one task's figures, line by line."""
     first, *others = files
-    metrics = [name for name in files[first]["estimates"] if any(_known(files[file], name) for file in files)]
+    metrics = [
+        name for name in files[first]["estimates"] if any(_known(one, name) or _failed(one, name) for one in files.values())
+    ]
     labels = f"; labels {' '.join(files[first]['recognition']['labels'])}" if "recognition" in files[first] else ""
-    yield f"{f'task {task}' if task else 'descriptions'}: {files[first]['clips']} clips{labels}"
+    yield f"{f'task {task}' if task else _kind(files[first])}: {files[first]['clips']} clips{labels}"
     if not metrics:
-        judged = any("judge" in record for record in files.values())
-        yield (
-            "no figures: no answer of the judge is of use"
-            if judged
-            else "no figures: descriptions are scored by a judge, --judge"
-        )
+        yield "no figures: descriptions are scored by a judge, --judge"
     parts = [metrics[start : start + WIDTH] for start in range(0, len(metrics), WIDTH)]
     for some in parts:
         yield ""
         yield from figures(files, some)
     legend = [f"{name}: {_title(name)}" for name in metrics if _title(name) != name.replace("_", " ")]
+    legend += [f"{file}: {name}: {reason}" for file, record in files.items() for name, reason in _nothing(record, metrics)]
     yield from ["", *legend] if legend else []
     if others and metrics:
         yield ""
@@ -61,12 +83,14 @@ def task_text(task: str, files: Files) -> Iterator[str]:
 
 
 def figures(files: Files, metrics: Sequence[str]) -> list[str]:
-    """A row a file: each metric's value, and its interval beneath."""
+    """A row a file: each metric's value, beneath it its interval, and the clips with a score where these are not all."""
     rows = [["", *metrics]]
     for file, record in files.items():
         found = [(name, record["estimates"][name]) for name in metrics]
         rows.append([file, *(_number(name, one["value"]) for name, one in found)])
         rows.append(["", *(_interval(name, one) for name, one in found)])
+        some = [f"{one['clips']} of {record['clips']}" if one["clips"] < record["clips"] else "" for _, one in found]
+        rows += [["  clips", *some]] if any(some) else []
     return aligned(rows)
 
 
@@ -82,13 +106,15 @@ def differences(files: Files, metrics: Sequence[str]) -> list[str]:
 
 
 def counts(files: Files) -> list[str]:
-    """A row a file: how many clips were answered, and what was odd about answers."""
+    """A row a file: how many clips were answered with words, and what was odd about answers; clips without a score by metric."""
     rows = [["", "answered", "missing", "empty", "no truth", "invalid", "judge failed"]]
     for file, record in files.items():
         missing, empty, unknown = (len(record[kind]) for kind in ("missing", "empty", "unknown"))
         invalid = len(record["recognition"]["invalid"]) if "recognition" in record else "-"
-        failed = len(record["judge"]["failures"]) if "judge" in record else "-"
-        rows.append([file, *map(str, (record["clips"] - missing, missing, empty, unknown, invalid, failed))])
+        by_metric = Counter(row["metric"] for row in record["judge"]["failures"]) if "judge" in record else {}
+        failed = ", ".join(f"{name} {number}" for name, number in by_metric.items()) or ("0" if "judge" in record else "-")
+        answered = record["clips"] - missing - empty
+        rows.append([file, *map(str, (answered, missing, empty, unknown, invalid, failed))])
     return aligned(rows)
 
 
@@ -115,12 +141,33 @@ def published() -> list[str]:
 def judge_line(judge: Mapping[str, Any]) -> str:
     """Who judged, and what it took."""
     usage = {key.replace("_", " "): value for key, value in judge.items() if key != "name" and value is not None}
+    if "failed" in usage:
+        usage["failed"] = f"{usage['failed']} (questions without a usable reply)"
     told = (f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in usage.items())
     return f"judge {judge['name']}: {', '.join(told)}"
 
 
 def _known(record: Mapping[str, Any], name: str) -> bool:
     return record["estimates"][name]["value"] is not None
+
+
+def _failed(record: Mapping[str, Any], name: str) -> list[str]:
+    """Why clips have no score of a metric, one reason a clip."""
+    failures = record["judge"]["failures"] if "judge" in record else []
+    return [row["failure"] for row in failures if row["metric"] == name]
+
+
+def _nothing(record: Mapping[str, Any], metrics: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(metric, why there is no figure), of metrics on which every judgement failed."""
+    for name in metrics:
+        if not _known(record, name) and (reasons := Counter(_failed(record, name)).most_common(1)):
+            yield name, f"no clip has a score; most often: {reasons[0][0]} ({reasons[0][1]} clips)"
+
+
+def _kind(record: Mapping[str, Any]) -> str:
+    """What answers without a task are, by the metrics that they have."""
+    found = {metric(name).evidence for name in record["estimates"]}
+    return " and ".join(kind for kind, evidence in KINDS.items() if found & {*evidence}) or "descriptions"
 
 
 def _title(name: str) -> str:
@@ -147,7 +194,12 @@ def _interval(name: str, one: Mapping[str, Any]) -> str:
 
 
 def _sureness(one: Mapping[str, Any]) -> str:
-    return "-" if one["p"] is None else f"p {one['p']:.3f} ({one['clips']})"
+    """p, as a bound (rounded up) where it is the least that the draws can tell or smaller than what is shown; the clips."""
+    if one["p"] is None:
+        return "-"
+    if one["at_most"] or one["p"] < LEAST_P:
+        return f"p <= {ceil(one['p'] / LEAST_P) * LEAST_P:.3f} ({one['clips']})"
+    return f"p {one['p']:.3f} ({one['clips']})"
 
 
 def _listed(title: str, items: Sequence[str], separator: str) -> Iterator[str]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 _ITEM = re.compile(r"""\s*(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)"|([^,'"\[\]][^,"\[\]]*)?)\s*(?:,|$)""")
+_NUMBER = re.compile(r"[-+]?\d+(\.\d*)?\s*")
 SHOWN = 60  # characters of a text in a message
 
 
@@ -16,19 +17,37 @@ def parse_words(text: str) -> tuple[str, ...]:
         :func:`plain_words` of them.
 
     Raises:
-        ValueError: brackets or quotes without their partner, a list in a list, quoted words without a comma between them.
+        ValueError: brackets or quotes without their partner, a list in a list, quoted words without a comma between them,
+            numbers.
     """
     text = text.strip()
     inside = text[1:-1] if text.startswith("[") and text.endswith("]") and len(text) > 1 else text
     words, place = [], 0
     while place < len(inside):
         item = _ITEM.match(inside, place)
-        if item is None:
+        if item is None or _NUMBER.fullmatch(item[3] or ""):
             short = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
             raise ValueError(f"not a list of words: {short}  (a list is ['happy', 'sad'], or happy, sad)")
         words.append(re.sub(r"\\(.)", r"\1", item[1] or item[2] or "") or item[3] or "")
         place = item.end()
     return plain_words(words)
+
+
+def is_broken_list(text: str) -> bool:
+    """Whether a text is no list that looks like one: brackets at both ends, or one at an end without a partner."""
+    text = text.strip()
+    opened, closed = text.startswith("["), text.endswith("]")
+    meant = (opened and (closed or "]" not in text)) or (closed and "[" not in text)
+    return meant and not is_list(text)
+
+
+def is_list(text: str) -> bool:
+    """Whether :func:`parse_words` reads it."""
+    try:
+        parse_words(text)
+    except ValueError:
+        return False
+    return True
 
 
 def split_words(text: str) -> tuple[str, ...]:

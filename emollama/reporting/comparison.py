@@ -11,12 +11,12 @@ from typing import Any
 
 from emollama.errors import UserError
 from emollama.registry import did_you_mean
-from emollama.reporting.lenient import Notes, mapping
+from emollama.reporting.configuration import CONFIG, RESULT, parsed
+from emollama.reporting.lenient import Notes, text
 from emollama.reporting.measures import higher_is_better, place_of, title_of
 from emollama.reporting.panels import Line, Panel
-from emollama.reporting.run_files import CONFIG, RESULT, RunFiles, best_validation, by_key, read_run
-
-NAMES_THE_FOLDER = ("run.job_id", "run.output_dir")  # which runs always differ in
+from emollama.reporting.run_files import RunFiles, best_validation, by_key, read_run
+from emollama.reporting.settings import settings_that_differ
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Comparison:
         runs: name -> the run, in the order in which they were named.
         keys: ``<block>/<task>/<metric>`` of all that are compared.
         standings: at least one for each run.
-        settings: dotted key -> run -> its value, of the keys in which configurations differ; without runs that lack the key.
+        settings: dotted key -> run -> its value, of the keys in which configurations differ; without runs that lack the key, and
+            of keys about training without runs that did not train.
         notes: what is missing.
     """
 
@@ -76,7 +77,8 @@ def compared(folders: Sequence[Path], metrics: Sequence[str] = ()) -> Comparison
     keys = _chosen(list(dict.fromkeys(chain(*every))), metrics)
     notes = [*chain(*(run.notes for run in runs.values())), *_lacking(runs, keys, standings)]
     configs = {name: config for name, run in runs.items() if (config := _config(run, notes)) is not None}
-    return Comparison(runs, keys, standings, dict(_differing(configs)), notes)
+    trained = [name for name, run in runs.items() if run.trained]
+    return Comparison(runs, keys, standings, dict(settings_that_differ(configs, trained)), notes)
 
 
 def distinct_names(folders: Sequence[Path]) -> list[str]:
@@ -151,8 +153,11 @@ def _chosen(keys: Sequence[str], metrics: Sequence[str]) -> list[str]:
 
 def _lacking(runs: Mapping[str, RunFiles], keys: Sequence[str], standings: Sequence[Standing]) -> Iterator[str]:
     """Which figures a run does not have at any of its checkpoints: of a block's task altogether, or single ones."""
-    for name in runs:
-        own = set(chain(*(found.metrics for found in standings if found.run == name)))
+    for name, run in runs.items():
+        for result in run.results:
+            if error := text(result.judge.get("unreachable")):
+                yield f"{name}: {result.block}/{result.task}: the judge could not be reached: {error}"
+        own = {key for found in standings if found.run == name for key, value in found.metrics.items() if value is not None}
         places = {key.rpartition("/")[0] for key in own}
         missing = dict.fromkeys(
             key if key.rpartition("/")[0] in places else key.rpartition("/")[0].rstrip("/") for key in keys if key not in own
@@ -165,27 +170,11 @@ def _lacking(runs: Mapping[str, RunFiles], keys: Sequence[str], standings: Seque
 
 def _config(run: RunFiles, notes: Notes) -> dict[str, Any] | None:
     """A run's configuration, unresolved; None where it has none that can be read."""
-    import yaml
-
     raw = run.configs.get(CONFIG) or run.configs.get(f"{RESULT}/{CONFIG}")
     if raw is None:
         notes.append(f"{run.folder}: no {CONFIG}: its settings are not known")
         return None
-    try:
-        return mapping(yaml.safe_load(raw))
-    except (yaml.YAMLError, ValueError, RecursionError):
+    found = parsed(raw)
+    if found is None:
         notes.append(f"{run.folder / CONFIG}: not valid YAML: its settings are not known")
-        return None
-
-
-def _differing(blocks: Mapping[str, dict[str, Any]], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """(dotted key, run -> value) wherever blocks of keys differ; one that not every run has is not taken apart."""
-    for key in dict.fromkeys(chain(*blocks.values())):
-        values = {name: block[key] for name, block in blocks.items() if key in block}
-        everywhere = len(values) == len(blocks)
-        if everywhere and all(isinstance(value, dict) for value in values.values()):
-            yield from _differing(values, f"{prefix}{key}.")
-        elif (
-            not (everywhere and len({repr(value) for value in values.values()}) == 1) and f"{prefix}{key}" not in NAMES_THE_FOLDER
-        ):
-            yield f"{prefix}{key}", values
+    return found

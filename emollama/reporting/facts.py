@@ -23,13 +23,17 @@ def facts_of(run: RunFiles) -> Iterator[tuple[str, str]]:
         checkpoints = dict.fromkeys(result.checkpoint for result in run.results if result.checkpoint)
         unnamed = "not named in the files" if epoch is None else f"the weights after epoch {epoch}"
         yield "Evaluated checkpoint", ", ".join(checkpoints) or unnamed
-    if judges := dict.fromkeys(text(result.judge["name"]) for result in run.results if "name" in result.judge):
+    if judges := dict.fromkeys(_judge(result.judge) for result in run.results if "name" in result.judge):
         yield "Judge", ", ".join(judges)
     if run.validations:
         best = best_validation(run.validations)
         yield "Validations", f"{len(run.validations)}" + (f", the best at epoch {best.epoch}" if best else "")
     if run.steps:
         yield from _training(run.steps)
+
+
+def _judge(judge: Mapping[str, Any]) -> str:
+    return text(judge["name"]) + (" (could not be reached)" if judge.get("unreachable") else "")
 
 
 def _training(steps: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:

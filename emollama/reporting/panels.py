@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from emollama.reporting.canvas import COLOURS, GREY, QUIET, WIDTH, png, short
+from emollama.reporting.canvas import COLOURS, GREY, QUIET, WIDTH, count_in_whole_numbers, png, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,21 +60,19 @@ def metric_panels(panels: Sequence[Panel], kept: int | None = None) -> bytes | N
         panels: at most :data:`PANELS` of them are drawn.
         kept: an epoch to mark in all of them: the best one by the metric that the run watches.
     """
-    drawn = [replace(panel, lines=[line for line in panel.lines if line.points or line.level is not None]) for panel in panels]
-    panels = [panel for panel in drawn if panel.lines][:PANELS]
+    panels = [drawn for panel in panels if (drawn := replace(panel, lines=list(filter(_shows, panel.lines)))).lines][:PANELS]
     if not panels:
         return None
-    names = list(dict.fromkeys(line.name for panel in panels for line in panel.lines))
+    names = _names(panels)
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    levels = any(line.level is not None for panel in panels if _by_epoch(panel) for line in panel.lines)
-    marks = _marks(names, kept, by_epoch=any(map(_by_epoch, panels)), levels=levels)
+    marks = legend_of(panels, kept)
     top = 0.2 + 0.24 * math.ceil(len(marks) / 3) if marks else 0.0  # inches for the legend
 
     def draw(figure: Figure) -> None:
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         for ax, panel in zip(axes, panels, strict=False):
-            _draw_panel(ax, panel, names, kept)
+            draw_panel(ax, panel, names, kept)
         for ax in axes[len(panels) :]:
             ax.set_axis_off()
         handles = [_handle(look) for look in marks]
@@ -83,13 +81,20 @@ def metric_panels(panels: Sequence[Panel], kept: int | None = None) -> bytes | N
     return png(draw, WIDTH if columns == 3 else 1 + 4.2 * columns, top + 2.45 * rows, top=top)
 
 
+def _names(panels: Sequence[Panel]) -> list[str]:
+    return list(dict.fromkeys(line.name for panel in panels for line in panel.lines if _shows(line)))
+
+
+def _shows(line: Line) -> bool:
+    return bool(line.points) or line.level is not None
+
+
 def _by_epoch(panel: Panel) -> bool:
     return any(line.points for line in panel.lines)
 
 
-def _draw_panel(ax: Axes, panel: Panel, names: Sequence[str], kept: int | None) -> None:
-    from matplotlib.ticker import MaxNLocator
-
+def draw_panel(ax: Axes, panel: Panel, names: Sequence[str], kept: int | None) -> None:
+    """One panel; ``names`` are those of all lines of the picture, in the order of their colours."""
     better = {True: "higher is better", False: "lower is better", None: ""}[panel.higher_is_better]
     ax.set_title(short(panel.title, 40), pad=17)
     ax.text(0, 1.04, short(panel.place, 48), transform=ax.transAxes, fontsize=8.5, color=QUIET)
@@ -110,7 +115,7 @@ def _draw_panel(ax: Axes, panel: Panel, names: Sequence[str], kept: int | None) 
     if kept is not None:
         ax.axvline(kept, zorder=1, **KEPT)
     ax.set_xlabel("epoch")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    count_in_whole_numbers(ax.xaxis, 8)
 
 
 def _draw_best(ax: Axes, best: tuple[int, float] | None, colour: str, *, above: bool) -> None:
@@ -132,9 +137,11 @@ def _look(place: int) -> dict[str, Any]:
     return {"color": colour, "marker": marker, "linestyle": dashes, "linewidth": 1.6, "markersize": 4.5}
 
 
-def _marks(names: Sequence[str], kept: int | None, *, by_epoch: bool, levels: bool) -> list[dict[str, Any]]:
-    """What the legend explains: the runs where there are several, and the marks that occur."""
-    marks = [_look(place) | {"label": short(name, 40)} for place, name in enumerate(names) if len(names) > 1]
+def legend_of(panels: Sequence[Panel], kept: int | None = None) -> list[dict[str, Any]]:
+    """What the legend explains, each with its "label" and look: the runs, where they have names, and the marks that occur."""
+    by_epoch = any(map(_by_epoch, panels))
+    levels = any(line.level is not None for panel in panels if _by_epoch(panel) for line in panel.lines)
+    marks = [_look(place) | {"label": short(name, 40)} for place, name in enumerate(_names(panels)) if name]
     if by_epoch:
         marks.append(RING | {"markeredgecolor": QUIET, "markersize": 8, "label": "best epoch"})
     if by_epoch and kept is not None:

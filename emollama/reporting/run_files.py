@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from emollama.errors import UserError
+from emollama.reporting.configuration import CONFIG, RESULT, blocks_of, evaluated_with
 from emollama.reporting.lenient import (
     Notes,
     mapping,
@@ -27,7 +28,7 @@ from emollama.reporting.lenient import (
     whole,
 )
 
-LOG, EVALUATIONS, CONFIG, RESULT = "log.jsonl", "eval.jsonl", "config.yaml", "result"
+LOG, EVALUATIONS = "log.jsonl", "eval.jsonl"
 LOG_LINES = 60_000  # that are read of a longer log
 
 
@@ -64,7 +65,7 @@ class TaskResult:
         clips: how many answers there were; None where the file does not say.
         metrics: name -> value.
         recognition: of the task that recognises labels.
-        judge: its name, its usage, its failures; empty where nobody judged.
+        judge: its name, its usage, its failures, and why it could not be reached; empty where nobody judged.
         clip_scores: name -> its scores and words; empty where nobody judged.
         predictions: name, prediction, target, reference of each clip.
     """
@@ -89,10 +90,12 @@ class RunFiles:
         folder: of the run.
         steps: the logged steps, in order; each has at least "step".
         validations: by epoch.
-        results: of the evaluation script; where it has not run, of the best validation, else of the last one.
+        results: of the evaluation script; where it has not run, of the best validation, else of the last one. Blocks stand in
+            the order of the configuration, those that it does not name at the end.
         results_epoch: the epoch of that validation; None where the script has run, or there are no results.
         configs: file -> its text, nothing in it resolved.
         notes: what could not be read.
+        trained: whether it has a log of training.
     """
 
     folder: Path
@@ -102,6 +105,7 @@ class RunFiles:
     results_epoch: int | None
     configs: dict[str, str]
     notes: Notes
+    trained: bool
 
 
 def read_run(folder: Path, *, answers: bool = True) -> RunFiles:
@@ -116,16 +120,18 @@ def read_run(folder: Path, *, answers: bool = True) -> RunFiles:
     """
     notes: Notes = []
     require_run(folder)
-    validations = _validations(folder, notes)
+    configs = {name: found for name in (CONFIG, f"{RESULT}/{CONFIG}") if (found := read_text(folder / name, notes))}
+    validations = _validations(folder, notes, configs)
     place, epoch = _place(folder, validations)
     return RunFiles(
         folder=folder,
         steps=_steps(read_lines(folder / LOG, notes, LOG_LINES)) if answers else [],
         validations=validations,
-        results=list(_results(place, notes, answers)),
+        results=list(_results(place, notes, _order(configs, epoch), answers)),
         results_epoch=epoch,
-        configs={name: found for name in (CONFIG, f"{RESULT}/{CONFIG}") if (found := read_text(folder / name, notes))},
-        notes=notes,
+        configs=configs,
+        notes=list(dict.fromkeys(notes)),
+        trained=(folder / LOG).is_file(),
     )
 
 
@@ -158,12 +164,13 @@ def _steps(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [last[step] | {"step": step} for step in sorted(last)]
 
 
-def _validations(folder: Path, notes: Notes) -> list[Validation]:
+def _validations(folder: Path, notes: Notes, configs: Mapping[str, str]) -> list[Validation]:
     """Those of eval.jsonl; where there are none, those that left a folder of results."""
     rows = {epoch: row for row in read_lines(folder / EVALUATIONS, notes) if (epoch := whole(row.get("epoch"))) is not None}
     found = {epoch: Validation(epoch, numbers(row.get("metrics")), row.get("best") is True) for epoch, row in rows.items()}
     if not found:
-        found = {epoch: Validation(epoch, by_key(list(_results(place, notes)))) for epoch, place in _epoch_folders(folder)}
+        for epoch, place in _epoch_folders(folder):
+            found[epoch] = Validation(epoch, by_key(list(_results(place, notes, _order(configs, epoch)))))
     return [found[epoch] for epoch in sorted(found)]
 
 
@@ -182,11 +189,17 @@ def _place(folder: Path, validations: Sequence[Validation]) -> tuple[Path, int |
     return places[epoch], epoch
 
 
-def _results(place: Path, notes: Notes, answers: bool = False) -> Iterator[TaskResult]:
-    """Every task of every block with figures or predictions in a folder of results."""
+def _order(configs: Mapping[str, str], epoch: int | None) -> list[str]:
+    """The blocks' labels as the configuration of the results has them."""
+    return [text(label) for label in blocks_of(evaluated_with(configs, epoch))]
+
+
+def _results(place: Path, notes: Notes, order: Sequence[str], answers: bool = False) -> Iterator[TaskResult]:
+    """Every task of every block with figures or predictions in a folder of results; blocks in the order, others at the end."""
     scored = {path.stem.removeprefix("metrics_"): path for path in sorted(place.glob("metrics_*.json"))}
     answered = {path.stem.removeprefix("predictions_"): path for path in sorted(place.glob("predictions_*.jsonl"))}
-    for block in sorted({*scored, *answered}):
+    blocks = sorted({*scored, *answered})
+    for block in sorted(blocks, key=[*order, *blocks].index):
         content = read_object(scored[block], notes) if block in scored else {}
         rows = read_lines(answered[block], notes) if answers and block in answered else []
         tasks = mapping(content.get("tasks"))

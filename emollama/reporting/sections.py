@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from emollama.reporting.canvas import DPI
+from emollama.reporting.configuration import blocks_of, ensemble_of, evaluated_with, unusual_of
 from emollama.reporting.confusion import confusion_matrix
 from emollama.reporting.lenient import mapping, objects, text
-from emollama.reporting.run_files import CONFIG, RESULT, RunFiles, TaskResult
+from emollama.reporting.measures import title_of
+from emollama.reporting.run_files import RunFiles, TaskResult
 from emollama.reporting.samples import Sample, samples_of
 
 
@@ -38,11 +40,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """What a report says of one task of a block."""
+    """What a report says of one task of a block; ``unusual`` is what its configuration changes about its scores' meaning."""
 
     result: TaskResult
     samples: list[Sample]
     confusion: Picture | None
+    unusual: list[str]
 
     @property
     def clips(self) -> int:
@@ -62,13 +65,36 @@ class Section:
     @property
     def usage(self) -> dict[str, Any]:
         """What judging took."""
-        return {name: value for name, value in self.result.judge.items() if name not in ("name", "failures")}
+        return {name: value for name, value in self.result.judge.items() if name not in ("name", "failures", "unreachable")}
+
+    @property
+    def unreachable(self) -> str:
+        """Why the judge could not be reached; "" where it was, or nobody was to judge."""
+        return text(self.result.judge.get("unreachable"))
+
+    @property
+    def missing(self) -> str:
+        """The metrics without a value, as tables show their names."""
+        return ", ".join(title_of(name) for name, value in self.result.metrics.items() if value is None)
+
+    @property
+    def why_none(self) -> str:
+        """Why there is no score at all; "" where there is one, or the judge could not be reached."""
+        result = self.result
+        if self.unreachable or any(value is not None for value in result.metrics.values()):
+            return ""
+        if result.predictions and not any(row.get(key) for row in result.predictions for key in ("reference", "target")):
+            truth = "labels" if result.task == "emotion" else "descriptions"
+            return f"Answers only: the data has no {truth} to compare with."
+        return "Every judgement failed." if self.failures else "No scores in the files."
 
 
 def sections_of(run: RunFiles) -> list[Section]:
     """A section for each task of each block with results."""
-    blocks = _evaluation_blocks(run)
-    return [_section(result, mapping(blocks.get(result.block))) for result in run.results]
+    tree = evaluated_with(run.configs, run.results_epoch)
+    blocks = blocks_of(tree)
+    ensemble = list(ensemble_of(tree)) if run.results_epoch is None else []  # while training, that is where it began
+    return [_section(result, mapping(blocks.get(result.block)), ensemble) for result in run.results]
 
 
 def picture(name: str, png: bytes | None, words: str) -> Picture | None:
@@ -76,23 +102,10 @@ def picture(name: str, png: bytes | None, words: str) -> Picture | None:
     return Picture(name, png, words) if png else None
 
 
-def _section(result: TaskResult, keys: Mapping[str, Any]) -> Section:
+def _section(result: TaskResult, keys: Mapping[str, Any], ensemble: list[str]) -> Section:
     found, confusion = result.recognition, None
     if found and found.confusion:
         name = re.sub(r"[^\w-]", "_", f"confusion_{result.block}_{result.task}")[:100] + ".png"
         png = confusion_matrix(found.labels, found.confusion)
         confusion = picture(name, png, f"Confusion matrix of {result.block}, {result.task}: the truth by row")
-    return Section(result, samples_of(result, keys), confusion)
-
-
-def _evaluation_blocks(run: RunFiles) -> dict[str, Any]:
-    """Label -> keys of the blocks in the configuration that the results come from; none where that cannot be told."""
-    import yaml
-
-    scripts = f"{RESULT}/{CONFIG}"
-    name = scripts if run.results_epoch is None and scripts in run.configs else CONFIG
-    try:
-        tree = yaml.safe_load(run.configs.get(name, ""))
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return {}
-    return mapping(mapping(tree).get("evaluation_datasets"))
+    return Section(result, samples_of(result, keys), confusion, [*unusual_of(keys, result.task), *ensemble])

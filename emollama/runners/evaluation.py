@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from emollama.data.loader import ClipDataset
 from emollama.errors import UserError, listing
 from emollama.evaluation.answers import Answer
 from emollama.evaluation.files import write_metrics, write_predictions
-from emollama.evaluation.judges.judge import JudgeUnreachable
+from emollama.logging import get_logger
 from emollama.runners.answering import Answering
 from emollama.runners.build import build_datasets, is_ensemble
 
@@ -42,11 +43,13 @@ class Outcome:
         metrics: "block/task/metric" -> value; None where nothing could be computed.
         rows: block -> its answers, sorted by name and task.
         files: what was written.
+        unreachable: block -> why its judge could not be asked, where it could not.
     """
 
     metrics: dict[str, float | None]
     rows: dict[str, Rows]
     files: list[Path]
+    unreachable: dict[str, str]
 
 
 def build_blocks(config: RunConfig, *, check: bool) -> dict[str, Block]:
@@ -73,9 +76,19 @@ def build_blocks(config: RunConfig, *, check: bool) -> dict[str, Block]:
         if block.task.num_beams > 1 and is_ensemble(config.model):
             raise UserError(f"{key}.num_beams: beams are searched with one model. Set num_beams: 1, or model.ensemble: weights.")
         given = {name: _comes_with(dataset, name, block.task) for name in dataset.pool.tasks}
-        scoring = task.scoring(block.scoring, labels=dataset.cfg.labels, tasks=given, key=key)
+        scoring = task.scoring(block.scoring, labels=dataset.cfg.labels, aliases=block.task.aliases, tasks=given, key=key)
         made[key.partition(".")[2]] = Block(dataset, block.task, scoring)
     return made
+
+
+def warn_of_training_clips(blocks: Mapping[str, Block], trained: Mapping[str, ClipDataset]) -> None:
+    """Warn of clips that are trained on and answered too, by their names: what is measured on them says little."""
+    for label, block in blocks.items():
+        names = set(block.dataset.names())
+        for other, dataset in trained.items():
+            if common := names & set(dataset.names()):
+                text = "evaluation_datasets.%s: %d of its %d clips are trained on too (datasets.%s): set held_out in both blocks"
+                get_logger().warning(text, label, len(common), len(names), other)
 
 
 def _comes_with(dataset: ClipDataset, task: str, options: Any) -> list[str]:
@@ -93,39 +106,34 @@ class Evaluation:
         blocks: label -> block.
         answering: who answers.
         source: the checkpoint that answers, for the files; None while training.
-        tolerant: a judge that cannot be reached costs its metrics, not the run.
     """
 
     blocks: dict[str, Block]
     answering: Answering
     source: str | None
-    tolerant: bool = False
 
     def run(self, folder: Path) -> Outcome:
         """Answer every block, each clip once over all ranks, and write predictions and metrics into a folder.
 
-        Raises:
-            UserError: a judge that cannot be reached, unless tolerant; the predictions are written by then.
+        A judge that cannot be reached costs its metrics, which are None then.
         """
         world = self.answering.world
-        outcome = Outcome({}, {}, [])
+        outcome = Outcome({}, {}, [], {})
         for label, block in self.blocks.items():
             rows = self.answering.rows(label, block.dataset, block.options)
             outcome.files.extend(world.on_main(partial(write_predictions, folder, label, rows)))
-            metrics, path = world.on_main(partial(self._scored, folder, label, block, rows))
+            metrics, unreachable, path = world.on_main(partial(self._scored, folder, label, block, rows))
             outcome.metrics.update(metrics)
+            outcome.unreachable.update(unreachable)
             outcome.files.append(path)
             outcome.rows[label] = rows
         return outcome
 
-    def _scored(self, folder: Path, label: str, block: Block, rows: Rows) -> tuple[dict[str, float | None], Path]:
+    def _scored(self, folder: Path, label: str, block: Block, rows: Rows) -> tuple[dict[str, float | None], dict[str, str], Path]:
+        """Metrics by their long names, why the judge could not be asked, and the file written."""
         answers = [Answer(row["name"], row["task"], row["prediction"], row["reference"], row["loss"]) for row in rows]
-        try:
-            scores = block.scoring.score(answers, tolerant=self.tolerant)
-        except JudgeUnreachable as error:
-            raise JudgeUnreachable(
-                f"{error} The answers are in {folder}/predictions_{label}.jsonl: 'emollama score' scores them without generating"
-                " them again."
-            ) from None
-        path = write_metrics(folder, label, scores, self.source)
-        return {f"{label}/{task}/{name}": value for task, found in scores.items() for name, value in found.metrics.items()}, path
+        scores = block.scoring.score(answers, tolerant=True)
+        metrics = {f"{label}/{task}/{name}": value for task, found in scores.items() for name, value in found.metrics.items()}
+        missed = [found.judge["unreachable"] for found in scores.values() if "unreachable" in found.judge]
+        unreachable = {label: missed[0]} if missed else {}
+        return metrics, unreachable, write_metrics(folder, label, scores, self.source)

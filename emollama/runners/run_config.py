@@ -78,8 +78,8 @@ class RunnerConfig:
     """Only answer and score, as eval_emotion_EMER.py does."""
     eval_epoch_interval: int = 1
     """Epochs between evaluations; the last epoch always ends with one."""
-    metric: str = "loss"
-    """What is best: a metric, or block.metric or block.task.metric where several blocks or tasks have it."""
+    metric: str | None = None
+    """What is best: a metric, or block.metric or block.task.metric where several blocks or tasks have it. Null: loss."""
     save_best: Union[bool, str] = False  # noqa: UP007
     """Keep the checkpoint with the best metric as checkpoint_best.pth. A metric's name is True with that metric."""
     early_stop_patience: int | None = None
@@ -89,12 +89,14 @@ class RunnerConfig:
 
     def __post_init__(self) -> None:
         if isinstance(self.save_best, str):
-            if self.metric not in ("loss", self.save_best):
+            if self.metric not in (None, self.save_best):
                 raise ValueError(f"save_best is '{self.save_best}' and metric '{self.metric}'. Name one metric.")
             self.metric, self.save_best = self.save_best, True
-        for key in ("save_best", "early_stop_patience"):
-            if getattr(self, key) and not self.evaluate:
-                raise ValueError(f"{key} needs metrics while training. Set run.evaluate: True, or leave {key} out.")
+        self.metric = self.metric or "loss"
+        useless = [key for key in ("save_best", "early_stop_patience") if getattr(self, key) and not self.evaluate]
+        if useless:
+            named = " and ".join(useless)
+            raise ValueError(f"{named}: metrics while training are needed. Set run.evaluate: True, or leave {named} out.")
         LR_SCHEDULES.get(self.lr_sched, "lr_sched")
         self.max_epoch = optim.total_epochs(self.stages, self.max_epoch)
         require_at_least(1, self, "max_epoch", "iters_per_epoch", "accum_grad_iters", "log_freq", "max_skipped_steps")

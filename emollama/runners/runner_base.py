@@ -29,7 +29,7 @@ from emollama.registry import RUNNERS
 from emollama.reporting.report import write_report
 from emollama.runners.answering import Answering
 from emollama.runners.build import batch_size, build_datasets, build_models, checkpoint_paths, training_blocks
-from emollama.runners.evaluation import Evaluation, build_blocks
+from emollama.runners.evaluation import Evaluation, build_blocks, warn_of_training_clips
 from emollama.runners.resume import order_facts, resume_content
 from emollama.runners.run_config import RunnerConfig
 from emollama.runners.validation import Validation
@@ -116,7 +116,12 @@ class RunnerBase:
         outcome = Evaluation(self.blocks, self._answering(), source).run(result)
         log_metrics(outcome.metrics)
         self.world.on_main(lambda: write_yaml(self.config, result / "config.yaml"))
-        return [*outcome.files, *self.world.on_main(self._report)]
+        files = [*outcome.files, *self.world.on_main(self._report)]
+        if outcome.unreachable:
+            kind = UserError if self.world.is_main else EchoedError
+            told = "; ".join(f"{label}: {why}" for label, why in outcome.unreachable.items())
+            raise kind(f"{told} The answers and all other scores are in {result}: 'emollama score' has the answers judged later.")
+        return files
 
     def _build_data(self, training: bool) -> None:
         """What is trained on, and what is answered; rank 0 looks at every file first."""
@@ -128,6 +133,8 @@ class RunnerBase:
             self.datasets = {path.removeprefix("datasets."): dataset for path, dataset in made.items()}
         if self.cfg.evaluate or not training:
             self.blocks = self.world.main_first(lambda: build_blocks(config, check=check))
+            if check:
+                warn_of_training_clips(self.blocks, self.datasets)
         elif config.evaluation_datasets:
             get_logger().info("evaluation_datasets are not answered: run.evaluate is False")
 
@@ -151,7 +158,8 @@ class RunnerBase:
                 self.validation.run(done, log, lambda: self._save(checkpoint.BEST, done))
                 self.world.on_main(self._report)
         if self.validation.exhausted and done < self.total_steps:
-            get_logger().info("run.early_stop_patience: no better %s for a while; training ends here", self.cfg.metric)
+            text = "run.early_stop_patience: no better %s in %d evaluations; training ends here"
+            get_logger().info(text, self.cfg.metric, self.cfg.early_stop_patience)
         return self.validation.exhausted
 
     def _step(self, step: int, micro_batches: list[Batch]) -> dict[str, float]:
@@ -269,5 +277,5 @@ class RunnerBase:
             get_logger().info("resuming at step %d of %d%s", self.first_step, self.total_steps, left)
         self.validation: Validation | None = None
         if cfg.evaluate:
-            evaluation = Evaluation(self.blocks, self._answering(), None, tolerant=True)
+            evaluation = Evaluation(self.blocks, self._answering(), None)
             self.validation = Validation(cfg, evaluation, self.folder, self.first_step)

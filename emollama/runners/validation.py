@@ -17,7 +17,7 @@ from emollama.errors import UserError, listing
 from emollama.evaluation.metrics import metric
 from emollama.logging import RunLog, entries_before, get_logger
 from emollama.paths import written_whole
-from emollama.registry import did_you_mean
+from emollama.registry import METRICS, did_you_mean
 from emollama.runners.evaluation import Evaluation
 
 
@@ -75,6 +75,7 @@ class Validation:
         if self._cfg.save_best and is_best:
             save_best()
             self._kept = True
+            get_logger().info("%s %.4f is the best so far: kept as %s", self._key, value, checkpoint.BEST)
         self._past.append({"step": done - 1, "epoch": epoch, "metrics": outcome.metrics, "best": is_best})
         self._world.on_main(self._write)
         log.evaluation(done - 1, epoch, outcome.metrics, {label: self._shown(rows) for label, rows in outcome.rows.items()})
@@ -130,13 +131,18 @@ class Validation:
             for task, names in block.scoring.metrics.items()
             for name in names
         ]
-        meant = [key for key in known if key[2] == wanted[-1] and set(wanted[:-1]) <= {key[0], key[1]}]
+        named = [key for key in known if key[2] == wanted[-1]]
+        meant = [key for key in named if set(wanted[:-1]) <= {key[0], key[1]}]
         if len(meant) == 1:
             return "/".join(meant[0])
-        if meant:
-            raise UserError(f"run.metric: '{self._cfg.metric}' is computed more than once. Name one of {_dotted(meant)}.")
-        hint = did_you_mean(wanted[-1], [key[2] for key in known])
-        raise UserError(f"run.metric: nothing computes '{self._cfg.metric}' here.{hint} Computed: {_dotted(known)}")
+        if named:
+            which = "is computed more than once" if meant else "names no block or task that computes it"
+            raise UserError(f"run.metric: '{self._cfg.metric}' {which}. Name one of {_dotted(meant or named)}.")
+        if wanted[-1] in METRICS.names():
+            needs = {block.scoring.needs(wanted[-1]) for block in self._evaluation.blocks.values()}
+            raise UserError(f"run.metric: nothing computes '{self._cfg.metric}' here: it needs {' or '.join(sorted(needs))}")
+        hint = did_you_mean(wanted[-1], METRICS.names())
+        raise UserError(f"run.metric: unknown metric '{self._cfg.metric}'.{hint} Computed here: {_dotted(known)}")
 
 
 def _dotted(keys: list[tuple[str, str, str]]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -81,6 +81,9 @@ class ImageTextPretrain:
         """train: as in training. upstream_eval: as the released checkpoints were evaluated (no loss is given then)."""
         instruction: str = "first"
         """first: the first wording of each task. Anything else is itself the wording; {labels} in it is replaced."""
+        aliases: dict[str, str] = field(default_factory=dict)
+        """Word in an answer -> label that it stands for, such as {joyful: happy}; so labels of another set are carried over. With
+        answer_by: likelihood the probabilities of a label and of its words add up."""
         mask_slots: list[str] = field(default_factory=list)
         """Slots whose rows are replaced by zeros, to see what they contribute: image, cls, face, video, audio."""
 
@@ -141,7 +144,7 @@ class ImageTextPretrain:
             samples = [prompt.sample(records[place], layout=cfg.prompt_layout, to_generate=True) for place in places]
             batch = collate(samples).to(members[0].device)
             if places[0] in by_label:
-                answers = _most_likely(members, prompt, batch, dataset)
+                answers = _most_likely(members, prompt, batch, dataset, cfg.aliases)
             else:
                 answers = _generated(members, prompt, batch, cfg, [seeds[place] for place in places])
             found |= dict(zip(places, answers, strict=True))
@@ -178,12 +181,20 @@ def _generated(
     return [(prompt.answer_text(answer), None) for answer in ids]
 
 
-def _most_likely(members: Sequence[Any], prompt: Prompt, batch: Batch, dataset: ClipDataset) -> list[Answered]:
-    """(the most probable label, label -> probability) of each prompt; labels are compared as answers are trained on."""
-    labels = dataset.cfg.labels
-    shares = likelihoods(members, batch, [prompt.answer_ids(dataset.as_answer(label)) for label in labels])
-    tables = [dict(zip(labels, row, strict=True)) for row in shares.tolist()]
-    return [(max(table, key=table.__getitem__), table) for table in tables]
+def _most_likely(
+    members: Sequence[Any], prompt: Prompt, batch: Batch, dataset: ClipDataset, aliases: Mapping[str, str]
+) -> list[Answered]:
+    """(the most probable label, label -> probability) of each prompt; words are compared as answers are trained on."""
+    labels = list(dataset.cfg.labels)
+    meaning = {dataset.as_answer(word): label for word, label in [*aliases.items(), *zip(labels, labels, strict=True)]}
+    shares = likelihoods(members, batch, [prompt.answer_ids(word) for word in meaning])
+    answers: list[Answered] = []
+    for row in shares.tolist():
+        table = dict.fromkeys(labels, 0.0)
+        for label, share in zip(meaning.values(), row, strict=True):
+            table[label] += share
+        answers.append((max(table, key=table.__getitem__), table))
+    return answers
 
 
 @torch.inference_mode()

@@ -93,7 +93,7 @@ class Endpoint:
             JudgeUnreachable: nobody answers, the key or the model is refused, no question of the batch was answered,
                 GIVE_UP_AFTER in a row were not, or as many timed out in a row as are under way at a time (2 at least). Questions
                 that were not sent by then are not sent. It comes 3 timeouts after the last reply at the latest where all is
-                silence (5 with a concurrency of 1), and half a second: a question timed out twice, and another was under way.
+                silence (5 with a concurrency of 1), and a second: a question timed out twice, and another was under way.
         """
         import openai
 
@@ -132,7 +132,7 @@ class Endpoint:
             if outcome.hopeless or in_a_row >= GIVE_UP_AFTER or (in_vain and not answered + known):
                 raise JudgeUnreachable(
                     f"the judge '{self.model}' at {self.url} does not answer: {outcome.reason}. The replies that came before "
-                    f"({answered + known} of {len(futures) + known} of this step) are kept: run the same command again to go on."
+                    f"({answered + known} of {len(futures) + known} of this step) are kept."
                 )
 
     def _ask_one(
@@ -177,7 +177,7 @@ def _hiding(key: str | None) -> Callable[[str], str]:
     """What takes the key out of a text: a short one only where it stands as a key."""
     if key is None:
         return encodable
-    secret = re.compile(re.escape(key) if len(key) >= SECRET else f"(?<=Bearer ){re.escape(key)}")
+    secret = re.compile(re.escape(key) if len(key) >= SECRET else f"(?<=[Bb]earer ){re.escape(key)}")
     return lambda text: encodable(secret.sub("[key]", text))
 
 

@@ -46,11 +46,11 @@ class OpenAIJudge:
         concurrency: int = 4
         """Questions under way at a time."""
         timeout: float = 60.0
-        """Seconds of silence after which an attempt is given up. A judge that falls silent is given up after 3 times as long (5 times
-        with concurrency 1)."""
+        """Seconds of silence after which an attempt is given up. A judge that falls silent is given up after 3 times as long
+        (5 times with concurrency 1)."""
         retries: int = 4
-        """Further attempts after 429, 5xx or a lost connection, each after a longer pause (0.5 to 8 s, or what the server asks for,
-        up to 60 s); after a timeout at most one."""
+        """Further attempts after 429, 5xx or a lost connection, each after a longer pause (0.5 to 8 s, or what the server asks
+        for, up to 60 s); after a timeout at most one."""
         temperature: float | None = 0.0
         """Sampling temperature. Null: not sent, for models that refuse it."""
         max_tokens: int | None = 1024

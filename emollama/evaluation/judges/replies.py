@@ -1,8 +1,8 @@
 """Strict reading of a language model's reply. Whatever is not plainly a score or a list of words is a failure with its reason.
 
-A score is the whole of a reply, ``8``, ``10/10``, ``7.5 of 10``, ``7.5 out of 10``, each also as ``Score: 8``; or the last line of
-a longer one, there with the word, and only where no other line is a score with that word. So a score that a reply repeats from a
-text it judges is not taken for the judge's own. What a model thinks aloud in a leading ``<think>...</think>`` is no part of its reply.
+A score is the whole of a reply, ``8``, ``10/10``, ``7.5 of 10``, ``7.5 out of 10``, each also as ``Score: 8``; or the last line
+of a longer one, there with the word, and only where no other line is a score with that word. So a score that a reply repeats from
+a text it judges is not taken for the judge's own. What a model thinks in a leading ``<think>...</think>`` is not its reply.
 """
 
 from __future__ import annotations

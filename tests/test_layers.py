@@ -1,0 +1,29 @@
+"""Layers of a configuration: what a later one takes out of an earlier one."""
+
+from __future__ import annotations
+
+import pytest
+from helpers import golden_tree, loaded
+
+from emollama.errors import UserError
+
+
+def test_null_removes_a_block_that_an_earlier_layer_has(tmp_path):
+    tree = golden_tree(tmp_path)
+    tree["evaluation_datasets"]["second"] = dict(tree["evaluation_datasets"]["answers"])
+    assert list(loaded(tmp_path, tree, "evaluation_datasets.second=null").evaluation_datasets) == ["answers"]
+    made = loaded(tmp_path, tree, "evaluation_datasets=null")
+    assert made.evaluation_datasets == {} and list(made.datasets) == ["golden"]
+    assert list(loaded(tmp_path, tree).evaluation_datasets) == ["answers", "second"]
+
+
+def test_null_for_a_block_that_is_nowhere_is_refused(tmp_path):
+    with pytest.raises(UserError, match="'evaluation_datasets.other' is a block of keys, not None"):
+        loaded(tmp_path, golden_tree(tmp_path), "evaluation_datasets.other=null")
+
+
+def test_null_takes_the_judge_out_of_a_block(tmp_path):
+    tree = golden_tree(tmp_path)
+    tree["evaluation_datasets"]["answers"]["judge"] = {"type": "lexical"}
+    made = loaded(tmp_path, tree, "evaluation_datasets.answers.judge=null")
+    assert made.evaluation_datasets["answers"].scoring.judge is None
