@@ -149,7 +149,7 @@ class Scoring:
     def _scores(self, answers: list[Answer], metrics: list[str], tolerant: bool) -> TaskScores:
         chosen = {name: metric(name) for name in metrics}
         kinds = [kind for kind in self._gather if any(found.evidence is kind for found in chosen.values())]
-        judged = any(kind in JUDGED for kind in kinds)
+        judged = self.judge is not None and any(kind in ASKING for kind in kinds)
         before = self.judge.usage() if judged else {}
         evidence: dict[type, Evidence] = {}
         unreachable: dict[str, str] = {}

@@ -88,10 +88,10 @@ class Validation:
 
     def _place_of_best(self, values: Sequence[float | None]) -> int:
         """Where the best of some values stands, the first of equal ones; -1 where there is none."""
-        best = -1
+        best, top = -1, None
         for place, value in enumerate(values):
-            if value is not None and (best < 0 or self._metric.better(value, values[best] or 0.0)):
-                best = place
+            if value is not None and (top is None or self._metric.better(value, top)):
+                best, top = place, value
         return best
 
     def _best_on_disk(self) -> bool:
