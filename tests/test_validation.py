@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from helpers import GOLDEN, NINE, golden_block, golden_tree, loaded, write
+from helpers import GOLDEN, NAMES, NINE, golden_block, golden_tree, loaded, write
 from running import ROOT
 
 from emollama.errors import UserError
@@ -453,3 +453,20 @@ def test_train_py_answers_without_training_where_evaluate_only_says_so(tmp_path,
     importlib.import_module("train").main()
     assert not (tmp_path / "out/alone/log.jsonl").exists() and not list((tmp_path / "out/alone").glob("*.pth"))
     assert by_clip(tmp_path / "out/alone/result") == by_clip(answered(tmp_path))
+
+
+def test_emers_own_table_is_answered_and_its_descriptions_are_judged_as_they_stand(tmp_path):
+    corpus = shutil.copytree(GOLDEN / "data", tmp_path / "data")
+    described = "Brows are raised, and the VOICE (soft) trembles: she seems worried."
+    rows = [f'{name},"worried","Well, then.","{described}"' for name in NAMES]
+    (corpus / "EMER.csv").write_text("\n".join(["names,emotions,subtitles,reasons", *rows]) + "\n")
+    made = tree(tmp_path)
+    keys = {"data_root": str(corpus), "annotation_file": "EMER.csv", "max_new_tokens": 8, "batch_size": 8}
+    made["evaluation_datasets"] = {"emer": keys | {"judge": {"type": "lexical"}}}
+    config = loaded(tmp_path, made)
+    config.classes["run"](config, training=False).evaluate()
+    result = tmp_path / "out/run/result"
+    found = lines(result / "predictions_emer.jsonl")
+    assert {row["reference"] for row in found} == {described} and "Well, then." in found[0]["instruction"]
+    metrics = json.loads((result / "metrics_emer.json").read_text())["tasks"]["reason_v2"]["metrics"]
+    assert 0 <= metrics["clue_overlap"] < 10 and metrics["label_overlap"] is not None
