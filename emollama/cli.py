@@ -28,7 +28,7 @@ def parse_run(description: str, arguments: list[str] | None = None) -> argparse.
 def entry_point(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> None:
     """Run; an error that is meant for the user is printed without a traceback, once, and exits with 1.
 
-    With several processes a failing one leaves at once, without waiting for the others in the group's clean-up.
+    With several processes each leaves at once, a failing one without waiting for the others in the group's clean-up.
     """
     try:
         main()
@@ -48,7 +48,9 @@ def entry_point(main: Callable[[], None], *, when_interrupted: str = "interrupte
             raise
         traceback.print_exc()
         _leave(1)
-    distributed.stop()
+    if distributed.joined():
+        distributed.stop()
+        _leave(0)  # at once: threads of the libraries now and then abort the interpreter's clean-up of a finished process
 
 
 def _leave(status: int) -> NoReturn:
