@@ -8,6 +8,9 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.emollama-installed
 # One thread a process, and freed memory kept: what small float32 batches on a CPU run fastest with.
 FAST = OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 TOKENIZERS_PARALLELISM=false
+# Tests run in WORKERS processes, each test file in one of them.
+WORKERS ?= 2
+SPREAD = -n $(WORKERS) --dist loadfile
 
 .PHONY: install demo test test-all check
 
@@ -15,20 +18,20 @@ install: $(STAMP)
 
 $(STAMP): requirements.txt constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . ruff mypy pytest pytest-timeout
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . ruff mypy pytest pytest-timeout pytest-xdist
 	touch $@
 
 demo: install
 	$(FAST) $(BIN)/python -m emollama demo
 
 test: install
-	$(FAST) $(BIN)/python -m pytest
+	$(FAST) $(BIN)/python -m pytest $(SPREAD)
 
 test-all: install
-	$(FAST) $(BIN)/python -m pytest -m ""
+	$(FAST) $(BIN)/python -m pytest $(SPREAD) -m ""
 
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(FAST) $(BIN)/python -m pytest
+	$(FAST) $(BIN)/python -m pytest $(SPREAD)

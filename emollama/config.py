@@ -23,6 +23,7 @@ from omegaconf.errors import InterpolationResolutionError, KeyValidationError, M
 from emollama import predecessors
 from emollama.errors import UserError
 from emollama.layers import (
+    GROUPS,
     TOP_LEVEL,
     Layer,
     check_top_level,
@@ -33,7 +34,7 @@ from emollama.layers import (
     selected,
 )
 from emollama.paths import PATHS, written_whole
-from emollama.registry import DATASETS, MODELS, RUNNERS, TASKS, did_you_mean
+from emollama.registry import DATASETS, ENCODERS, EXTRACTORS, MODELS, RUNNERS, TASKS, did_you_mean
 
 __all__ = ["MISSING", "EvaluationBlock", "RunConfig", "from_plain", "load", "write_yaml"]
 
@@ -55,9 +56,11 @@ class RunConfig:
     """The resolved configuration: a Config object for each component, and the tree that they came from.
 
     Attributes:
-        model: Config of the class ``model_class``.
+        model: Config of the model's class; None in a configuration of an extraction alone.
+        encoders: label -> Config of the block's encoder class.
         datasets: label -> Config of the block's dataset class.
         evaluation_datasets: label -> :class:`EvaluationBlock`.
+        extraction: Config of the extractor's class; None without such a block.
         run: Config of the runner class.
         classes: block path ("model", "datasets.x", "run") -> registered class; "run.task" -> task class.
         tree: everything as it was configured, defaults included, interpolations unresolved.
@@ -66,8 +69,10 @@ class RunConfig:
     """
 
     model: Any
+    encoders: dict[str, Any]
     datasets: dict[str, Any]
     evaluation_datasets: dict[str, EvaluationBlock]
+    extraction: Any
     run: Any
     classes: dict[str, Any]
     tree: DictConfig
@@ -96,26 +101,27 @@ class _Block:
     without_effect: dict[str, str] = field(default_factory=dict)
 
 
-def load(cfg_path: str, options: list[str] | None = None) -> RunConfig:
+def load(cfg_path: str, options: list[str] | None = None, *, needs_model: bool = True) -> RunConfig:
     """Read a YAML file and ``--options``, check every key and value, and build the components' Config objects.
 
     Args:
         cfg_path: the YAML file.
         options: ``a.b=c`` pairs that override it.
+        needs_model: False takes a configuration without a model too, to extract features for one that comes later.
 
     Raises:
         UserError: an unknown key, component, preset, a wrong type, a missing value: names layer, key, nearest known key.
     """
-    return _merged([Layer(cfg_path, _read_yaml(cfg_path)), Layer("--options", _read_options(options or []))])
+    return _merged([Layer(cfg_path, _read_yaml(cfg_path)), Layer("--options", _read_options(options or []))], needs_model)
 
 
-def _merged(given: list[Layer]) -> RunConfig:
+def _merged(given: list[Layer], needs_model: bool = True) -> RunConfig:
     layers = [predecessors.translated(layer) for layer in given]
     drop_removed(layers)
     for layer in layers:
         check_top_level(layer)
     import_user_modules(layers)
-    blocks = list(_blocks(layers))
+    blocks = list(_blocks(layers, needs_model))
     tree = OmegaConf.create({})
     for name in FREE:
         OmegaConf.update(tree, name, merged_plain(layers, name), force_add=True)
@@ -159,12 +165,19 @@ def _read_options(options: list[str]) -> dict[str, Any]:
         raise UserError(f"--options: {error}") from None
 
 
-def _blocks(layers: list[Layer]) -> Iterator[_Block]:
-    arch = selected(layers, ["model", "arch"], None)
-    if arch is None:
-        raise UserError(f"{layers[0].name}: 'model.arch' is missing. Registered: {', '.join(MODELS.names())}")
-    preset = selected(layers, ["model", "preset"], None)
-    yield _Block("model", "model", [MODELS.get(arch, "model.arch")], {"arch": arch, "preset": preset})
+def _blocks(layers: list[Layer], needs_model: bool) -> Iterator[_Block]:
+    if needs_model or any(layer.tree.get("model") for layer in layers):
+        arch = selected(layers, ["model", "arch"], None)
+        if arch is None:
+            raise UserError(f"{layers[0].name}: 'model.arch' is missing. Registered: {', '.join(MODELS.names())}")
+        preset = selected(layers, ["model", "preset"], None)
+        yield _Block("model", "model", [MODELS.get(arch, "model.arch")], {"arch": arch, "preset": preset})
+    for label in dict.fromkeys(label for layer in layers for label in layer.tree.get("encoders", {})):
+        name = typing.cast("str", selected(layers, ["encoders", label, "type"], label))
+        yield _Block(f"encoders.{label}", "encoders", [ENCODERS.get(name, f"encoders.{label}.type")], {"type": name})
+    if any(layer.tree.get("extraction") for layer in layers):
+        name = typing.cast("str", selected(layers, ["extraction", "type"], "videos"))
+        yield _Block("extraction", "extraction", [EXTRACTORS.get(name, "extraction.type")], {"type": name})
     runner = typing.cast("str", selected(layers, ["run", "runner"], "runner_base"))
     task = typing.cast("str", selected(layers, ["run", "task"], "image_text_pretrain"))
     task_class = TASKS.get(task, "run.task")
@@ -233,15 +246,16 @@ def _merge_layer(block: _Block, layer: Layer) -> None:
 def _resolved(tree: DictConfig, blocks: list[_Block], layers: list[Layer]) -> RunConfig:
     values = {block.path: _container(tree, block) for block in blocks}
     objects = {block.path: [_build(cls.Config, values[block.path], block.path) for cls in block.classes] for block in blocks}
-    by_group: dict[str, dict[str, Any]] = {"datasets": {}, "evaluation_datasets": {}}
+    by_group: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
     for path, made in objects.items():
         group, _, label = path.partition(".")
         if label:
-            by_group[group][label] = made[0] if group == "datasets" else EvaluationBlock(*made)
+            by_group[group][label] = EvaluationBlock(*made) if group == "evaluation_datasets" else made[0]
     without_effect = {key: words for block in blocks for key, words in block.without_effect.items()}
     return RunConfig(
-        model=objects["model"][0],
+        model=objects.get("model", [None])[0],
         **by_group,
+        extraction=objects.get("extraction", [None])[0],
         run=objects["run"][0],
         classes={block.path: block.classes[0] for block in blocks} | {"run.task": TASKS.get(tree.run.task)},
         tree=tree,

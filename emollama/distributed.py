@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -37,6 +37,7 @@ class World:
     rank: int
     size: int
     device: torch.device
+    _counters: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -56,6 +57,14 @@ class World:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+    def count(self, counter: str, more: int = 1) -> int:
+        """Add to a counter that all ranks share, which begins with 0; returns what it was before. Waits for nobody."""
+        if self.size > 1:
+            return int(dist.distributed_c10d._get_default_store().add(counter, more)) - more
+        before = self._counters.get(counter, 0)
+        self._counters[counter] = before + more
+        return before
 
     def on_main(self, function: Callable[[], T]) -> T:
         """Run on rank 0; every rank gets the result, or learns of the failure.
@@ -86,12 +95,13 @@ class World:
         return results[0] if results else function()
 
 
-def start(device: str = "auto", timeout_minutes: float = 30.0) -> World:
+def start(device: str = "auto", timeout_minutes: float = 30.0, key: str = "run.device") -> World:
     """Join the process group that torchrun's environment describes, or be alone.
 
     Args:
         device: auto (CUDA where there is any), cuda, or cpu.
         timeout_minutes: how long a rank waits for the others before it gives up.
+        key: the configuration key of the device, for messages.
 
     Raises:
         UserError: CUDA is asked for and absent, or there are fewer GPUs than processes.
@@ -99,7 +109,7 @@ def start(device: str = "auto", timeout_minutes: float = 30.0) -> World:
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("run.device: cuda, but PyTorch sees no GPU here. Set run.device: cpu or auto.")
+        raise UserError(f"{key}: cuda, but PyTorch sees no GPU here. Set {key}: cpu or auto.")
     use_cuda = device != "cpu" and torch.cuda.is_available()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if use_cuda and here > torch.cuda.device_count():

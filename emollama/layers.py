@@ -12,7 +12,8 @@ from typing import Any
 from emollama.errors import UserError
 from emollama.registry import did_you_mean
 
-TOP_LEVEL = ("imports", "paths", "model", "datasets", "evaluation_datasets", "run")
+TOP_LEVEL = ("imports", "paths", "model", "encoders", "datasets", "evaluation_datasets", "extraction", "run")
+GROUPS = ("encoders", "datasets", "evaluation_datasets")  # of labelled blocks
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def drop_removed(layers: list[Layer]) -> None:
-    """Take out the datasets' blocks that a later layer sets to null: ``evaluation_datasets.x=null``, or ``=null`` for all."""
+    """Take out the labelled blocks that a later layer sets to null: ``evaluation_datasets.x=null``, or ``=null`` for all."""
     for number, layer in enumerate(layers):
-        for group in ("datasets", "evaluation_datasets"):
+        for group in GROUPS:
             earlier = [given for other in layers[:number] if isinstance(given := other.tree.get(group), dict)]
             blocks = layer.tree.get(group, {})
             if blocks is None:
@@ -70,7 +71,7 @@ def check_top_level(layer: Layer) -> None:
             raise UserError(f"{layer.name}: 'imports' is a list of Python module names")
         elif key != "imports" and not isinstance(value, dict):
             raise UserError(f"{layer.name}: '{key}' is a mapping, not {value!r}")
-    for group in ("datasets", "evaluation_datasets"):
+    for group in GROUPS:
         for label, value in layer.tree.get(group, {}).items():
             if not isinstance(value, dict):
                 raise UserError(f"{layer.name}: '{group}.{label}' is a block of keys, not {value!r}")

@@ -88,23 +88,24 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emollama"
 
 
-def require_new(output: str | Path, sources: Iterable[str | Path] = ()) -> Path:
+def require_new(output: str | Path, sources: Iterable[str | Path] = (), key: str = "--output") -> Path:
     """Where a new folder goes.
 
     Args:
         output: not there yet, or an empty folder.
         sources: folders that are only read; the output must not lie in one.
+        key: the option or configuration key of the output, for messages.
 
     Raises:
         UserError: something lies there, it lies in a source, or nothing can be written there.
     """
     place = Path(output).resolve()
     if os.path.lexists(place) and (not place.is_dir() or any(place.iterdir())):
-        raise UserError(f"--output: '{output}' exists already and is not an empty folder. Name a new one.")
+        raise UserError(f"{key}: '{output}' exists already and is not an empty folder. Name a new one.")
     for source in sources:
         if place.is_relative_to(Path(source).resolve()):
-            raise UserError(f"--output: '{output}' lies in the source '{source}', which is not changed. Name another folder.")
-    require_writable(place, "--output")
+            raise UserError(f"{key}: '{output}' lies in the source '{source}', which is not changed. Name another folder.")
+    require_writable(place, key)
     return place
 
 
@@ -122,16 +123,16 @@ def require_new_file(output: str) -> Path:
 
 
 @contextmanager
-def new_folder(output: str | Path, sources: Iterable[str | Path] = ()) -> Iterator[Path]:
+def new_folder(output: str | Path, sources: Iterable[str | Path] = (), key: str = "--output") -> Iterator[Path]:
     """Write a folder so that it is there completely or not at all: a temporary name, flushed to disk, then renamed.
 
     Args:
-        output, sources: as :func:`require_new`.
+        output, sources, key: as :func:`require_new`.
 
     Raises:
         UserError: as :func:`require_new`; the disk refuses (full, read-only).
     """
-    place = require_new(output, sources)
+    place = require_new(output, sources, key)
     temporary = place.with_name(f"{unfinished(place)}{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
@@ -143,7 +144,7 @@ def new_folder(output: str | Path, sources: Iterable[str | Path] = ()) -> Iterat
         os.replace(temporary, place)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"--output: cannot write '{output}': {reason}. Make room, or name another folder.") from None
+        raise UserError(f"{key}: cannot write '{output}': {reason}. Make room, or name another folder.") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

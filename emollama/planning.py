@@ -15,6 +15,7 @@ import torch
 
 from emollama.config import RunConfig
 from emollama.data.batch import Record
+from emollama.data.features import FRAME
 from emollama.data.instructions import user_text
 from emollama.precision import Precision
 from emollama.registry import FUSIONS
@@ -72,10 +73,12 @@ def plan(config: RunConfig) -> Plan:
 
 
 def _parameters(model: Any) -> dict[str, int]:
-    counts = {"language model, frozen": 0, "language model, trained": 0, "LoRA": 0, "projection": 0}
+    counts = {"image encoder, frozen": 0, "language model, frozen": 0, "language model, trained": 0, "LoRA": 0, "projection": 0}
     for name, parameter in model.named_parameters():
         if name.startswith("fusion."):
             group = "projection"
+        elif name.startswith("vit."):
+            group = "image encoder, frozen"
         elif "lora_" in name:
             group = "LoRA"
         else:
@@ -88,7 +91,7 @@ def _parameters(model: Any) -> dict[str, int]:
 
 def _tokens(config: RunConfig) -> tuple[dict[str, int], list[str]]:
     model_class = config.classes["model"]
-    shapes = model_class.slot_shapes(config.model)
+    shapes = {slot: shape for slot, shape in model_class.slot_shapes(config.model).items() if slot != FRAME}
     folder = Path(config.model.llama_model)
     exact = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
     pools = [block.pool() for block in config.datasets.values() if hasattr(block, "pool")]
@@ -110,12 +113,15 @@ def _tokens(config: RunConfig) -> tuple[dict[str, int], list[str]]:
 def _memory(config: RunConfig, model: Any, tokens: int, batch: int) -> dict[str, float]:
     size = 2 if config.run.amp else 4
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    frozen = sum(parameter.numel() for parameter in model.parameters()) - trained
+    encoder = [parameter for name, parameter in model.named_parameters() if name.startswith("vit.")]
+    frozen = sum(parameter.numel() for parameter in model.parameters()) - trained - sum(map(torch.Tensor.numel, encoder))
     bytes_each = 1 if config.model.low_resource else 0.5 if config.model.load_in_4bit else size
     llm = model.llm_config.get_text_config()
     hidden, inner, layers = llm.hidden_size, llm.intermediate_size, llm.num_hidden_layers
     places = tokens * batch
     parts = {"frozen weights": frozen * bytes_each, "trained weights (float32)": 4 * trained}
+    if encoder:
+        parts["image encoder"] = sum(parameter.numel() * parameter.element_size() for parameter in encoder)
     if config.datasets:
         layer = places * ((10 * hidden + 4 * inner) * size + 4 * hidden * 4)  # norms keep float32 copies
         saved = layers * places * hidden * size

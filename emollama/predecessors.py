@@ -20,12 +20,14 @@ RENAMED = {
     "model": {"use_grad_checkpoint_llm": "use_grad_checkpoint"},
     "datasets": {"ann_path": "annotation_file"},
     "evaluation_datasets": {"ann_path": "annotation_file", "eval_file_path": "annotation_file", "img_path": "image_path"},
+    "encoders": {},
+    "extraction": {},
     "run": {"save_path": "output_dir"},
 }
 TEXT_PROCESSOR = {"name": "text_processor", "max_words": "max_words"}
 
-_FEATURES = "no frame is read here: image features are pre-extracted (image_feature_path)"
-_ENCODER = "no image encoder runs here: image features are pre-extracted"
+_FEATURES = "frames become model.image_size pixels wide and high; or image features are pre-extracted (image_feature_path)"
+_ENCODER = "the image encoder is EVA-CLIP ViT-g/14, frozen: model.vit_weights, or pre-extracted features"
 _PROCESSES = "torchrun says how many processes there are"
 _VALIDATION = "every block under evaluation_datasets is answered: while training with run.evaluate, alone by eval_emotion_EMER.py"
 _BEST = "the best checkpoint is kept by run.save_best and run.metric, whose direction is known"
@@ -34,20 +36,20 @@ _NAME = "a run's folder is named by run.job_id"
 _DATASET_KEYS = {
     "vis_processor": _FEATURES,
     "data_type": _FEATURES,
-    "frame_selection": _FEATURES,
-    "peak_index_path": _FEATURES,
     "evaluation_task": _VALIDATION,
 }
 WITHOUT_EFFECT: dict[str, dict[str, str]] = {
     "model": {
         "model_type": "presets are chosen by model.preset",
-        **dict.fromkeys(("vit_model", "vit_precision", "freeze_vit", "drop_path_rate"), _ENCODER),
+        **dict.fromkeys(("vit_model", "freeze_vit", "drop_path_rate"), _ENCODER),
         **dict.fromkeys(("q_former_model", "num_query_token", "has_qformer", "freeze_qformer"), "no Q-Former runs here"),
         **dict.fromkeys(("prompt", "prompt_path"), "questions come from a dataset's instructions"),
         "device_8bit": "every process has its own device",
     },
     "datasets": _DATASET_KEYS,
     "evaluation_datasets": _DATASET_KEYS,
+    "encoders": {},
+    "extraction": {},
     "run": {
         **dict.fromkeys(("dist_url", "dist_backend", "world_size", "rank", "gpu", "distributed"), _PROCESSES),
         "use_dist_eval_sampler": "clips are always shared out among the processes, each answered once",
@@ -76,7 +78,7 @@ def translated(layer: Layer) -> Layer:
     for group, block in layer.tree.items():
         if group in DATASETS and isinstance(block, dict):
             tree[group] = {label: _block(layer.name, f"{group}.{label}", keys, written) for label, keys in block.items()}
-        elif group in RENAMED:
+        elif group in ("model", "run"):
             tree[group] = _block(layer.name, group, block, written)
         elif group == "preprocess":
             written[group] = group  # for the warning; it has no place in the tree
@@ -167,7 +169,7 @@ def _processor(splits: dict[str, Any], wanted: str) -> Iterator[tuple[str, Any, 
 
 def _other_meanings(layers: list[Layer], blocks: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:
     """(key, what it means here) where a file of theirs would mean something else."""
-    model, run = blocks["model"], blocks["run"]
+    model, run = blocks.get("model", {}), blocks["run"]
     if selected(layers, ["model", "use_grad_checkpoint"], None) == "True" and not _renamed(layers, "model.use_grad_checkpoint"):
         yield "model.use_grad_checkpoint", "is the language model's here, and was the image encoder's"
     if run.get("evaluate") is True:

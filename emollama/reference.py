@@ -8,20 +8,21 @@ import inspect
 import textwrap
 from typing import Any
 
-from emollama.registry import DATASETS, FUSIONS, JUDGES, LR_SCHEDULES, METRICS, MODELS, RUNNERS, TASKS
+from emollama.registry import DATASETS, ENCODERS, EXTRACTORS, FUSIONS, JUDGES, LR_SCHEDULES, METRICS, MODELS, RUNNERS, TASKS
 
 INTRODUCTION = """# Configuration
 
 Made by `python -m emollama reference`; edit the texts under the fields of the Config classes instead.
 
-A configuration has the blocks `model`, `datasets`, `evaluation_datasets` and `run`, free values under `paths` (for
-`${paths.x}`), and `imports`, a list of Python modules that register components of yours. Layers: defaults < `preset` < your
-YAML < `--options a.b=c`. `${oc.env:NAME,default}` reads the environment and stays unresolved in what is written beside a run.
+A configuration has the blocks `model`, `encoders`, `datasets`, `evaluation_datasets`, `extraction` and `run`, free values under
+`paths` (for `${paths.x}`), and `imports`, a list of Python modules that register components of yours. Layers: defaults <
+`preset` < your YAML < `--options a.b=c`. `${oc.env:NAME,default}` reads the environment and stays unresolved in what is written
+beside a run.
 
-The key of a block under `datasets` or `evaluation_datasets` is a free label that outputs carry; `type` names the registered
-class and defaults to the label. `preset` in `model` or in a dataset's block names a file of `emollama/configs/`. A relative path
-starts at the current directory; in a dataset's block `annotation_file` and `image_path` start at `data_root` where it is set,
-and captions, transcripts and feature folders at the annotation file's folder.
+The key of a block under `encoders`, `datasets` or `evaluation_datasets` is a free label that outputs carry; `type` names the
+registered class and defaults to the label. `preset` in `model` or in a dataset's block names a file of `emollama/configs/`. A
+relative path starts at the current directory; in a dataset's block `annotation_file` and `image_path` start at `data_root` where
+it is set, and captions, transcripts and feature folders at the annotation file's folder.
 """
 
 
@@ -36,6 +37,8 @@ def markdown() -> str:
         *((f"evaluation_datasets, added by `task: {name}`", _rows(TASKS.get(name).Config)) for name in TASKS.names()),
         *((f"evaluation_datasets, scores of `task: {name}`", _rows(TASKS.get(name).scoring.Config)) for name in TASKS.names()),
         *((f"evaluation_datasets, `judge: {{type: {name}}}`", _rows(JUDGES.get(name).Config)) for name in JUDGES.names()),
+        *((f"encoders, `type: {name}`", _rows(ENCODERS.get(name).Config)) for name in ENCODERS.in_order()),
+        *((f"extraction, `type: {name}`", _rows(EXTRACTORS.get(name).Config)) for name in EXTRACTORS.names()),
         *((f"run, `runner: {name}`", _rows(RUNNERS.get(name).Config)) for name in RUNNERS.names()),
     ]
     parts = [INTRODUCTION]

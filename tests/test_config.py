@@ -116,7 +116,7 @@ def test_an_unknown_key_of_a_labelled_block_names_its_label(tmp_path):
 
 def test_an_unknown_top_level_key_names_the_nearest_and_all(tmp_path):
     text = refusal(tmp_path, small() | {"dataset": {}})
-    assert "unknown key 'dataset'. Did you mean 'datasets'?" in text and "evaluation_datasets, run" in text
+    assert "unknown key 'dataset'. Did you mean 'datasets'?" in text and "evaluation_datasets, extraction, run" in text
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,7 @@ OURS = {
         "arch": "minigpt_v2",
         "max_txt_len": 1024,
         "image_size": 112,
+        "vit_precision": "fp32",
         "end_sym": "</s>",
         "llama_model": f"{GOLDEN}/llama",
         "ckpt": f"{GOLDEN}/checkpoint_slim.pth",

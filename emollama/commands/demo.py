@@ -1,23 +1,31 @@
-"""``emollama demo``: the main job on an invented corpus."""
+"""``emollama demo``: the main job on an invented corpus, or invented videos to begin from raw files."""
 
 from __future__ import annotations
 
 import argparse
 
 NAME = "demo"
-HELP = "both training stages and inference on an invented corpus"
+HELP = "both training stages and inference on an invented corpus; or invented videos to start from"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--folder``, ``--seed``, ``--processes``, ``--corpus-only``."""
-    parser.add_argument("--folder", default="demo_run", help="where everything goes (default: demo_run)")
+    """``--folder``, ``--seed``, ``--processes``, and ``--corpus-only`` or ``--videos-only``."""
+    folder = "where everything goes (default: demo_run, or demo_videos with --videos-only)"
+    parser.add_argument("--folder", default=None, help=folder)
     parser.add_argument("--seed", type=int, default=42, help="of the corpus and of training")
     parser.add_argument("--processes", type=int, default=2, help="processes of each torchrun")
-    parser.add_argument("--corpus-only", action="store_true", help="write the corpus and the tiny Llama, and stop")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--corpus-only", action="store_true", help="write the corpus and the tiny Llama, and stop")
+    videos = "write videos, a table of labels, tiny encoders and a tiny Llama, for train_configs/demo_videos.yaml, and stop"
+    part.add_argument("--videos-only", action="store_true", help=videos)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run everything and print the figures."""
-    from emollama.demo.run import run_demo
+    """Run everything and print the figures; or write what is asked for."""
+    from emollama.demo.run import make_videos_demo, run_demo
 
-    run_demo(arguments.folder, seed=arguments.seed, processes=arguments.processes, corpus_only=arguments.corpus_only)
+    if arguments.videos_only:
+        make_videos_demo(arguments.folder or "demo_videos", seed=arguments.seed)
+    else:
+        folder = arguments.folder or "demo_run"
+        run_demo(folder, seed=arguments.seed, processes=arguments.processes, corpus_only=arguments.corpus_only)

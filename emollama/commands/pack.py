@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from decimal import ROUND_UP, Context
@@ -58,7 +59,7 @@ def _pack(arguments: argparse.Namespace) -> None:
     from emollama.errors import UserError
     from emollama.logging import progress
     from emollama.paths import new_folder
-    from emollama.stores.packing import gather, leftovers, pack
+    from emollama.stores.packing import common_manifest, gather, leftovers, pack
     from emollama.stores.shard_writers import PackedWriter, TarWriter
 
     if not arguments.output:
@@ -67,12 +68,16 @@ def _pack(arguments: argparse.Namespace) -> None:
         raise UserError("--dtype int8 needs the scales of packed shards. Take --to packed, or --dtype float16.")
     if not 0 < arguments.shard_gib <= MOST_GIB:
         raise UserError(f"--shard-gib: {arguments.shard_gib}, expected a size above 0 and of {MOST_GIB} at most.")
+    manifest = common_manifest(arguments.source)
     with new_folder(Path(arguments.output), arguments.source) as folder:
         sources = gather(arguments.source)
         shard_bytes = int(arguments.shard_gib * 2**30)
         writer = TarWriter(folder, shard_bytes) if arguments.to == "tar" else PackedWriter(folder, shard_bytes)
         with progress(len(sources), "pack", enabled=True) as bar:
             report = pack(sources, writer, values=arguments.dtype, skip_bad=arguments.skip_bad, advance=bar.update)
+        if manifest is not None:
+            stored = manifest.dtype if arguments.dtype == "stored" else arguments.dtype
+            dataclasses.replace(manifest, dtype=stored).write(folder)
     sys.stdout.write(_told(report, arguments.dtype, arguments.output))
     for left in leftovers(Path(arguments.output)):
         sys.stdout.write(f"left by a pack that was killed, or of one that is running: {left}\n")

@@ -28,6 +28,8 @@ from emollama.stores.store import ArrayStore, open_store
 T = TypeVar("T")
 VALUES_CHECKED_UP_TO = 1 << 20  # bytes; the values of larger arrays are checked when they are read, their headers always
 PATCH = 14  # side of an EVA patch in pixels
+FRAME = "frame"  # slot of pixels from which an image encoder inside the model makes the rows of IMAGE
+IMAGE = ("image", "cls")
 READERS = 16  # threads at most
 SHARE = 64  # arrays that each thread looks at before their number is chosen anew
 ALIKE = "alike"  # in place of a digest, where all values are the same number
@@ -77,6 +79,7 @@ class Features:
         slots: the slots that one array fills; ``("image", "cls")`` for an EVA cache, else one name.
         shape: what the model expects of the first slot.
         key: the configuration key that named the store, for messages.
+        remedy: what to do about an array that cannot be used.
     """
 
     store: ArrayStore
@@ -84,6 +87,7 @@ class Features:
     slots: tuple[str, ...]
     shape: SlotShape
     key: str
+    remedy: str = "Extract this clip again."
 
     @classmethod
     def open(cls, path: str, slots: tuple[str, ...], shape: SlotShape, key: str) -> Features:
@@ -96,6 +100,11 @@ class Features:
 
     def __contains__(self, name: object) -> bool:
         return name in self.store
+
+    @property
+    def fills(self) -> tuple[str, ...]:
+        """The slots that hold rows of these arrays in the end: a frame's become image and class rows in the model."""
+        return IMAGE if self.slots == (FRAME,) else self.slots
 
     def read(self, name: str) -> dict[str, Tensor]:
         """The clip's rows by slot, float32: {"image": (P, D), "cls": (1, D)} or {slot: (n, D)}.
@@ -188,11 +197,11 @@ class Features:
             raise UserError(self._complaint(name, f"shape {shape}, {expected} (or set model.image_size)"))
 
     def _complaint(self, name: str, problem: str) -> str:
-        return f"{self.store.place(name)} (slot {' + '.join(self.slots)}): {problem}. Extract this clip again."
+        return f"{self.store.place(name)} (slot {' + '.join(self.slots)}): {problem}. {self.remedy}"
 
     @property
     def _is_cache(self) -> bool:
-        return self.slots == ("image", "cls")
+        return self.slots == IMAGE
 
 
 def _side(shape: tuple[int, ...]) -> int | None:

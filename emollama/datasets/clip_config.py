@@ -11,6 +11,7 @@ from emollama.data.clips import LABELS
 from emollama.data.curriculum import Curriculum
 from emollama.data.instructions import TaskPool, check_labels
 from emollama.errors import require_at_least
+from emollama.media.choice import FrameChoice
 
 
 @dataclass
@@ -22,7 +23,12 @@ class ClipConfig:
     data_root: str | None = None
     """Where annotation_file and image_path start. Null: the current directory."""
     image_path: str | None = None
-    """Folder of the videos. Not read where features are pre-extracted."""
+    """Folder of the videos, <name>.mp4 or .avi: read where image_feature_path is null."""
+    frame_selection: FrameChoice = "first"
+    """Which frame of a video is read: first (as published), middle, random (the same one each time), or peak."""
+    peak_index_path: str | None = None
+    """Which frame is the most expressive, for peak: captions with peak_index (.json), or a CSV name,peak_index; starts at the
+    annotation file's folder."""
     task_pool: Union[str, list[str], dict[str, Any]] = "emotion"  # noqa: UP007
     """Tasks to draw from: one, a list (a repeated name weighs more) or a mapping name -> weight."""
     instructions: dict[str, list[str]] = field(default_factory=dict)
@@ -45,7 +51,8 @@ class ClipConfig:
     or prompts without a sentence."""
     image_feature_path: str | None = "eva"
     """EVA caches, (1 + P, width) each, row 0 the class token: a folder of .npy files or of packed shards, or tar shards
-    (a folder, or name-{000..011}.tar). Null: no image and class rows."""
+    (a folder, or name-{000..011}.tar). Null: frames of image_path go through the model's own encoder (model.vit_weights) in each
+    step; or, without image_path, there are no image and class rows."""
     face_feature_path: str | None = "mae_340_UTT"
     """MAE features, as image_feature_path. Null: no face row."""
     video_feature_path: str | None = "maeV_399_UTT"

@@ -19,16 +19,17 @@ from torch import zeros
 from emollama.data.batch import Record
 from emollama.data.clips import Clip, Table, missing_names, read_transcripts
 from emollama.data.curriculum import numbers
-from emollama.data.features import Features, SlotShape
+from emollama.data.features import FRAME, IMAGE, Features, SlotShape
 from emollama.data.instructions import user_text
 from emollama.data.order import Deck
 from emollama.data.problems import Problem
 from emollama.data.text import TEXT_PROCESSORS
+from emollama.datasets.frame_store import open_frames
 from emollama.errors import UserError, listing
 from emollama.paths import join
 
 FOLDERS = {  # configuration key -> the slots that its arrays fill
-    "image_feature_path": ("image", "cls"),
+    "image_feature_path": IMAGE,
     "face_feature_path": ("face",),
     "video_feature_path": ("video",),
     "audio_feature_path": ("audio",),
@@ -70,6 +71,10 @@ class FeatureClips:
             for key, slots in FOLDERS.items()
             if (path := getattr(cfg, key)) is not None
         ]
+        if cfg.image_feature_path is None and cfg.image_path is not None:
+            peaks = None if cfg.peak_index_path is None else self.beside_list(cfg.peak_index_path)
+            folder = join(cfg.data_root, cfg.image_path)
+            self.features.append(open_frames(folder, slot_shapes.get(FRAME), label, cfg.frame_selection, peaks))
         self._zeros = {slot: zeros(shape.rows, shape.width) for slot, shape in slot_shapes.items()}
         self._absent = {slot: zeros(0, shape.width) for slot, shape in slot_shapes.items()}
         self.notes = self._apply_missing_policy()
@@ -126,7 +131,7 @@ class FeatureClips:
             if clip.name in source:
                 features |= source.read(clip.name)
             elif self.cfg.missing_features == "zero":
-                features |= {slot: self._zeros[slot] for slot in source.slots}
+                features |= {slot: self._zeros[slot] for slot in source.fills}
             else:
                 raise UserError(f"{source.key}: no array of '{clip.name}' in {source.path}; it was there at the start of the run")
         if rng is not None and self._augmentation is not None:
@@ -166,7 +171,8 @@ class FeatureClips:
         for source in self.features:
             missing = missing_names(names, source)
             if missing and self.cfg.missing_features == "error":
-                text = f"no array in {source.key} ({source.path}) for clips {listing(missing)}. Remedy: extract them, or set"
+                what = "video (or peak)" if source.slots == (FRAME,) else "array"
+                text = f"no {what} in {source.key} ({source.path}) for clips {listing(missing)}. Remedy: add them, or set"
                 found.append(Problem("missing features", f"{text} missing_features: zero or skip.", tuple(missing)))
             found += source.problems(names, all_values=self.cfg.check_values == "all")
         return [dataclasses.replace(problem, text=f"{self.label}: {problem.text}") for problem in found]

@@ -1,6 +1,7 @@
 """The whole job on an invented corpus: corpus, tiny Llama, stage 1, stage 2, inference on unseen clips, a table.
 
 Training and inference run through the entry scripts, as separate processes under torchrun, exactly as on real data.
+Invented videos are only written: the commands that lead from them to answers are the user's.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from typing import Any
 
 from emollama.data.clips import read_annotations
 from emollama.demo.corpus import EMOTIONS, make_corpus
+from emollama.demo.tiny_encoders import make_tiny_encoders
 from emollama.demo.tiny_llama import make_tiny_llama
+from emollama.demo.videos import draw_texts, make_videos
 from emollama.errors import UserError
 from emollama.logging import get_logger, set_up
 from emollama.paths import written_whole
 
 PARTS = ("corpus", "llm", "stage_1", "stage_2", "recognition", "reasoning", "reasoning_stage_1")
+VIDEO_PARTS = ("videos", "unseen", "labels.csv", "llm", "encoders", "clips", "trained")
 MARK = "demo.json"  # says that a folder is ours to write anew
 ROOT = Path(__file__).parents[2]
 
@@ -65,13 +69,35 @@ def run_demo(folder: str, *, seed: int, processes: int, corpus_only: bool = Fals
     sys.stdout.write(_table(figures, root) + f"\n{path.resolve()}\n")
 
 
-def _emptied(root: Path) -> Path:
-    """The folder without an earlier demo's parts."""
+def make_videos_demo(folder: str, *, seed: int) -> None:
+    """Write videos with a table of labels, and the tiny encoders and language model of ``train_configs/demo_videos.yaml``.
+
+    Args:
+        folder: where everything goes; an earlier demo in it is replaced, with what was made of it.
+        seed: of everything.
+
+    Raises:
+        UserError: the folder holds something else.
+    """
+    set_up(is_main=True)
+    root = _emptied(Path(folder), VIDEO_PARTS)
+    make_videos(root, clips=120, unseen=18, seed=seed)
+    get_logger().info("invented 120 videos with labels.csv, and 18 unseen ones, in %s (discs and tones, no people)", root)
+    make_tiny_encoders(root / "encoders", seed=seed)
+    get_logger().info("saved tiny encoders of the real classes with random weights: they know nothing")
+    make_tiny_llama(root / "llm", draw_texts(seed, 2000), seed=seed, steps=200)
+    get_logger().info("trained a tiny Llama on invented texts. What comes next stands in train_configs/demo_videos.yaml")
+
+
+def _emptied(root: Path, parts: Sequence[str] = PARTS) -> Path:
+    """The folder without these parts of an earlier demo."""
     if root.exists() and any(root.iterdir()) and not (root / MARK).is_file():
         raise UserError(f"--folder: '{root}' holds something that is not a demo. Name another folder.")
-    for part in PARTS:
-        if (root / part).exists():
+    for part in parts:
+        if (root / part).is_dir():
             shutil.rmtree(root / part)
+        else:
+            (root / part).unlink(missing_ok=True)
     root.mkdir(parents=True, exist_ok=True)
     (root / MARK).write_text('{"what": "parts of the emollama demo; everything is synthetic, and a new demo replaces it"}\n')
     return root.resolve()

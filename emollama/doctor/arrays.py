@@ -60,14 +60,14 @@ def _read(source: Features, name: str) -> None:
 class Surveyed(Features):
     """Features of a block whose clips have been looked at; they are not looked at again."""
 
-    survey_made: Survey
+    survey_made: Survey = field(kw_only=True)
 
     @classmethod
     def of(cls, source: Features, names: Sequence[str], *, all_values: bool, block: str) -> Surveyed:
         """Look at the arrays of a block's clips, with a progress bar."""
         with progress(len(names), f"{block}: {' + '.join(source.slots)}", enabled=True) as bar:
             made = source.survey(names, all_values=all_values, advance=bar.update)
-        return cls(source.store, source.path, source.slots, source.shape, source.key, made)
+        return cls(**vars(source), survey_made=made)
 
     def problems(self, names: Iterable[str], *, all_values: bool = False) -> list[Problem]:
         """What was found wrong."""

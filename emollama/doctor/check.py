@@ -17,6 +17,7 @@ from emollama.doctor.arrays import Fingerprints, Surveyed
 from emollama.doctor.findings import Block, Finding, Lengths, Report
 from emollama.doctor.tokens import Ruler
 from emollama.errors import UserError
+from emollama.runners import recipes
 from emollama.runners.build import batch_size
 
 
@@ -52,6 +53,7 @@ class _Examination:
         self._config = config
         self._shapes = config.classes["model"].slot_shapes(config.model)
         self._ruler = Ruler(config)
+        self._datasets: dict[str, Any] = {}
         self._trained: dict[str, Any] = {}
         self._prints: dict[str, Fingerprints] = {}
         self._stores: dict[str, Any] = {}  # place -> the arrays there
@@ -65,6 +67,7 @@ class _Examination:
         )
         if dataset is None:
             return
+        self._datasets[label] = dataset
         if training:
             self._trained[label] = dataset
         self._unless_refused("unreadable", label, lambda: self._examine(label, dataset, options))
@@ -85,6 +88,8 @@ class _Examination:
     def what_blocks_share(self) -> None:
         """Clips that are both trained on and tested with, arrays that no list names, how lengths were told."""
         self._tell(*arrays.overlaps(self._prints))
+        unlike = recipes.compare(self._config, self._datasets)[1]
+        self._tell(*(Finding("problem", "features made otherwise", f"{text}. {recipes.REMEDY}") for text in unlike))
         for place, store in self._stores.items():
             unlisted = sorted(name for name in store.names() if name not in self._listed[place])
             if unlisted:

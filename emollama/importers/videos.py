@@ -11,8 +11,7 @@ from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.importers.intake import Entry, Intake
 from emollama.importers.sources import Sheet, files_below, rows_by_name
-
-ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".flv", ".wmv", ".mpg", ".mpeg", ".m4v")
+from emollama.media.files import ENDINGS
 
 
 @dataclass(frozen=True)

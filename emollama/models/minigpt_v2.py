@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from emollama.config import MISSING
 from emollama.data.batch import IGNORED, Batch
-from emollama.data.features import PATCH, SlotShape
+from emollama.data.features import FRAME, PATCH, SlotShape
 from emollama.data.prompt import LossAverage, Placeholders, Prompt, PromptStyle
+from emollama.encoders.encoder import Arithmetic
 from emollama.errors import require_at_least
-from emollama.models import llm, upstream
+from emollama.models import frames, llm, upstream
 from emollama.models.decoding import Unfinished, empty_cache
 from emollama.models.fusion import STEADY_ROWS, place_rows
 from emollama.registry import FUSIONS, MODELS
@@ -64,6 +65,13 @@ class MiniGPTv2(nn.Module):
         image_size: int = 448
         """Side of the frames that the EVA caches were made from, in pixels: (image_size / 14)^2 rows beside the class row.
         A cache made at another size is an error."""
+        vit_weights: str | None = None
+        """Weights of the image encoder (eva_vit_g.pth) for datasets whose image_feature_path is null: their frames go through it
+        in each step. It is never trained and never saved. Null: image features are pre-extracted."""
+        vit_precision: Arithmetic = "fp16"
+        """Arithmetic of the image encoder."""
+        use_grad_checkpoint_vit: bool = False
+        """Recompute the image encoder's activations. As it is frozen, none are kept in any case, and nothing is saved by it."""
         dropout: float = 0.0
         """Probability of dropping a component of the fusion module's output, in training."""
         use_grad_checkpoint: bool = True
@@ -126,6 +134,7 @@ class MiniGPTv2(nn.Module):
         self.llama_model: Any = llm_weights.build(options, self.llm_config, dtype=frozen_dtype, device=device)
         with device:
             self.fusion = FUSIONS.get(cfg.fusion)(cfg.slot_dims, llm.width(self.llm_config), cfg.dropout)
+        self.vit = frames.build(cfg.vit_weights, cfg, device) if cfg.vit_weights is not None else None
         self.first_placeholder = llm.embedding_rows(self.llm_config)
 
     @property
@@ -139,9 +148,9 @@ class MiniGPTv2(nn.Module):
         """slot -> what one clip is expected to bring."""
         dims = cfg.slot_dims
         image = SlotShape((cfg.image_size // PATCH) ** 2, dims["image"])
-        return {"image": image, "cls": SlotShape(1, dims["image"])} | {
-            slot: SlotShape(1, width) for slot, width in dims.items() if slot != "image"
-        }
+        others = {slot: SlotShape(1, width) for slot, width in dims.items() if slot != "image"}
+        pixels = {FRAME: SlotShape(1, 3 * cfg.image_size**2)} if cfg.vit_weights is not None else {}
+        return {"image": image, "cls": SlotShape(1, dims["image"])} | others | pixels
 
     @staticmethod
     def prompt(cfg: Config, loss_average: LossAverage = "sample") -> Prompt:
@@ -151,7 +160,7 @@ class MiniGPTv2(nn.Module):
             video=fusion.VIDEO,
             feature=fusion.FEATURE,
             first_id=llm.embedding_rows(llm.read_config(cfg.llama_model)),
-            rows_out=fusion.rows_out,
+            rows_out=frames.with_frames(fusion.rows_out, (cfg.image_size // PATCH) ** 2),
         )
         style = PromptStyle(cfg.prompt_template, cfg.chat_template, cfg.end_sym, cfg.max_txt_len, cfg.max_context_len)
         return Prompt(llm.load_tokenizer(cfg.llama_model), style, placeholders, loss_average)
@@ -228,7 +237,8 @@ class MiniGPTv2(nn.Module):
         table = self.llama_model.get_input_embeddings()
         is_text = batch.input_ids < self.first_placeholder
         text = table(batch.input_ids.where(is_text, 0))
-        return place_rows(text, batch.input_ids, self.fusion(batch.slots), self.first_placeholder)
+        slots = batch.slots if self.vit is None else frames.encoded(batch.slots, self.vit)
+        return place_rows(text, batch.input_ids, self.fusion(slots), self.first_placeholder)
 
 
 def _steady(places: Tensor) -> Tensor:

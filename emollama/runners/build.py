@@ -14,7 +14,9 @@ from emollama.config import RunConfig
 from emollama.distributed import World
 from emollama.errors import UserError
 from emollama.logging import get_logger
+from emollama.paths import require_file
 from emollama.precision import Precision
+from emollama.runners import recipes
 
 
 def training_blocks(config: RunConfig) -> dict[str, tuple[Any, Any]]:
@@ -63,7 +65,13 @@ def batch_size(datasets: dict[str, Any]) -> int:
 
 
 def build_models(
-    config: RunConfig, world: World, precision: Precision, resumed: dict[str, Any] | None, *, training: bool
+    config: RunConfig,
+    world: World,
+    precision: Precision,
+    resumed: dict[str, Any] | None,
+    features: Mapping[str, recipes.Facts],
+    *,
+    training: bool,
 ) -> list[Any]:
     """The model on this process's device, with its checkpoint's tensors; one for each checkpoint of an ensemble.
 
@@ -75,6 +83,7 @@ def build_models(
         world: the processes; rank 0 checks first.
         precision: gives the dtype of frozen weights.
         resumed: content of the checkpoint that the run goes on from; None starts from ``model.ckpt``, if there is one.
+        features: slot -> how the run's features were made, where that is known.
         training: False for evaluation, which needs a checkpoint, and may have several.
 
     Raises:
@@ -92,17 +101,16 @@ def build_models(
 
     def checked_tensors() -> list[dict[str, Tensor]]:
         shapes = model_class(cfg, device=torch.device("meta"), frozen_dtype=precision.frozen_dtype)
+        if not training:
+            require_checkpoint(cfg)
         if not sources:
-            if not training and not cfg.ckpt_allow_missing:
-                raise UserError(
-                    "model.ckpt is null: nothing that was trained would answer. Name a checkpoint, or set"
-                    " model.ckpt_allow_missing: ['*'] to hear random projections and adapters."
-                )
             get_logger().warning("model.ckpt is null: projections and adapters start from random values")
         found = []
         for source in sources:
             content = resumed or checkpoint.read(source, "model.ckpt")
             _compare_alpha(content, cfg.lora_alpha, source)
+            unlike = recipes.unlike_checkpoint(content.get("features"), features, source)
+            recipes.require_alike(unlike, config.run.allow_other_features)
             for note in checkpoint.load_trainable(shapes, content["model"], path=source, allow_missing=allowed, dry=True):
                 get_logger().info("%s", note)
             found.append(content["model"])
@@ -116,6 +124,21 @@ def build_models(
     for member, stored in zip(members, tensors, strict=False):
         checkpoint.load_trainable(member, stored, path=", ".join(sources), allow_missing=allowed)
     return members
+
+
+def require_checkpoint(cfg: Any) -> None:
+    """Refuse a model's block whose checkpoint is not there, before anything costs time.
+
+    Raises:
+        UserError: it names none, or no file.
+    """
+    if not cfg.ckpt and not cfg.ckpt_allow_missing:
+        raise UserError(
+            "model.ckpt is null: nothing that was trained would answer. Name a checkpoint, or set"
+            " model.ckpt_allow_missing: ['*'] to hear random projections and adapters."
+        )
+    for path in checkpoint_paths(cfg.ckpt):
+        require_file(path, "model.ckpt")
 
 
 def checkpoint_paths(ckpt: str | list[str] | None) -> list[str]:

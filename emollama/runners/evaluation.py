@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from emollama.config import EvaluationBlock, RunConfig
+from emollama.data.features import FRAME, IMAGE
 from emollama.data.loader import ClipDataset
 from emollama.errors import UserError, listing
 from emollama.evaluation.answers import Answer
@@ -66,13 +67,16 @@ def build_blocks(config: RunConfig, *, check: bool) -> dict[str, Block]:
     }
     classes = {key: (config.classes[key], block.dataset) for key, block in blocks.items()}
     datasets = build_datasets(config, classes, training=False, check=check)
-    slots = list(config.classes["model"].slot_shapes(config.model))
+    slots = [slot for slot in config.classes["model"].slot_shapes(config.model) if slot != FRAME]
     made = {}
     for key, block in blocks.items():
         dataset = datasets[key]
         strange = [slot for slot in block.task.mask_slots if slot not in slots]
         if strange:
             raise UserError(f"{key}.mask_slots: no slots {listing(strange)}. This model has {', '.join(slots)}.")
+        if {*IMAGE} & {*block.task.mask_slots} and any(FRAME in source.slots for source in getattr(dataset, "features", ())):
+            text = "image and class rows that the model makes of frames cannot be masked. Extract them: emollama extract"
+            raise UserError(f"{key}.mask_slots: {text}")
         if block.task.num_beams > 1 and is_ensemble(config.model):
             raise UserError(f"{key}.num_beams: beams are searched with one model. Set num_beams: 1, or model.ensemble: weights.")
         given = {name: _comes_with(dataset, name, block.task) for name in dataset.pool.tasks}

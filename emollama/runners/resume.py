@@ -22,6 +22,8 @@ MAY_DIFFER = (
     "*_path",
     "*.data_root",
     "*.annotation_file",
+    "encoders.*",
+    "extraction.*",
     "evaluation_datasets*",
     "model.llama_model",
     "model.ckpt",
@@ -41,6 +43,7 @@ MAY_DIFFER = (
     "run.save_best",
     "run.early_stop_patience",
     "run.show_clips",
+    "run.allow_other_features",
 )
 
 

@@ -72,6 +72,9 @@ class RunnerConfig:
     """How many epoch checkpoints to keep. Null: all."""
     resume_ckpt_path: str | None = None
     """A checkpoint to go on from, or auto: the newest complete one of this job_id's folder."""
+    allow_other_features: bool = False
+    """Go on, with a warning, where features were made otherwise (another encoder, layer, pooling, frame) than those of another
+    block, of the encoders that this file configures, or of the checkpoint's training."""
     evaluate: bool = False
     """Answer and score evaluation_datasets while training; where there is none, the clips that datasets hold out."""
     evaluate_only: bool = False

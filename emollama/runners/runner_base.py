@@ -27,9 +27,10 @@ from emollama.paths import require_writable
 from emollama.precision import Precision
 from emollama.registry import RUNNERS
 from emollama.reporting.report import write_report
+from emollama.runners import recipes
 from emollama.runners.answering import Answering
 from emollama.runners.build import batch_size, build_datasets, build_models, checkpoint_paths, training_blocks
-from emollama.runners.evaluation import Evaluation, build_blocks, warn_of_training_clips
+from emollama.runners.evaluation import Block, Evaluation, build_blocks, warn_of_training_clips
 from emollama.runners.resume import order_facts, resume_content
 from emollama.runners.run_config import RunnerConfig
 from emollama.runners.validation import Validation
@@ -70,9 +71,10 @@ class RunnerBase:
             self.split = Split(batch_size(self.datasets), cfg.accum_grad_iters, self.world.size, self.world.rank)
             self.decks = [dataset.deck() for dataset in self.datasets.values()]
             facts = order_facts(self.split, self.datasets, self.decks, self.world)
-            self._facts = facts | {"dtype": str(self.precision.frozen_dtype)}
+            made = {f"how {slot} features were made": told for slot, told in self.features.items()}
+            self._facts = facts | made | {"dtype": str(self.precision.frozen_dtype)}
             resumed = resume_content(config, self.folder, self._facts, self.world)
-        self.members = build_models(config, self.world, self.precision, resumed, training=training)
+        self.members = build_models(config, self.world, self.precision, resumed, self.features, training=training)
         self.model = self.members[0]
         self.skipped: int = resumed["skipped"][0] if resumed else 0
         self.skipped_in_row: int = resumed["skipped"][1] if resumed else 0
@@ -131,12 +133,16 @@ class RunnerBase:
             blocks = training_blocks(config)
             made = self.world.main_first(lambda: build_datasets(config, blocks, training=True, check=check))
             self.datasets = {path.removeprefix("datasets."): dataset for path, dataset in made.items()}
+        self.blocks: dict[str, Block] = {}
         if self.cfg.evaluate or not training:
             self.blocks = self.world.main_first(lambda: build_blocks(config, check=check))
             if check:
                 warn_of_training_clips(self.blocks, self.datasets)
         elif config.evaluation_datasets:
             get_logger().info("evaluation_datasets are not answered: run.evaluate is False")
+        made = {f"datasets.{label}": dataset for label, dataset in self.datasets.items()}
+        made |= {f"evaluation_datasets.{label}": block.dataset for label, block in self.blocks.items()}
+        self.features = self.world.main_first(lambda: recipes.of_run(config, made))
 
     def _report(self) -> list[Path]:
         """Write the report anew. A run that took days does not end because a picture could not be drawn."""
@@ -248,6 +254,7 @@ class RunnerBase:
             "epoch": (done - 1) // self.cfg.iters_per_epoch,
             "skipped": [self.skipped, self.skipped_in_row],
             "facts": self._facts,
+            "features": self.features,
             "config": self.config.plain(),
         }
         self.world.on_main(lambda: checkpoint.save(self.folder / name, content))

@@ -16,6 +16,7 @@ import numpy as np
 from emollama.errors import UserError, listing
 from emollama.paths import PATHS, unfinished
 from emollama.stores import tar_index, tar_set, tars
+from emollama.stores.manifest import FILE, Manifest, differences
 from emollama.stores.npy import FLOAT_TYPES
 from emollama.stores.quantize import NONE, Deviation, Values, deviation, encoded
 from emollama.stores.shard_writers import Writer, Written
@@ -78,6 +79,24 @@ def gather(paths: list[str]) -> dict[str, ArrayStore]:
     if not found:
         raise UserError(f"--source: no arrays in {', '.join(paths)}.")
     return {name: found[name] for name in sorted(found)}
+
+
+def common_manifest(paths: list[str]) -> Manifest | None:
+    """How the arrays of several sources were made; None where nobody knows.
+
+    Raises:
+        UserError: they were made otherwise, or only some of them tell.
+    """
+    known = {path: Manifest.read(path) for path in paths}
+    first, *others = known
+    for other in others:
+        one, two = known[first], known[other]
+        if (one is None) != (two is None):
+            silent = first if one is None else other
+            raise UserError(f"--source: '{silent}' has no {FILE}, others do. Pack it apart, or give it theirs if it was made so.")
+        if one and two and (different := differences(one.facts(), two.facts())):
+            raise UserError(f"--source: '{first}' and '{other}' were made differently: {'; '.join(different)}. Pack them apart.")
+    return known[first]
 
 
 def pack(

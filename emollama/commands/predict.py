@@ -1,0 +1,51 @@
+"""``emollama predict``: features of videos extracted, and the model asked about them, by the code of the evaluation."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from emollama.commands.arguments import add_run_arguments
+
+if TYPE_CHECKING:
+    from emollama.prediction.answers import Answer
+
+NAME = "predict"
+HELP = "answer about videos: extract their features, and ask the model as in evaluation"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--cfg-path``, ``--options``, ``--video``, ``--text``, ``--task``, ``--json``."""
+    add_run_arguments(parser)
+    parser.add_argument("--video", nargs="+", required=True, metavar="FILE", help="the videos to ask about")
+    parser.add_argument("--text", metavar="SENTENCE", help="what is said in the video")
+    task = "emotion, reason or reason_v2 (default: the first task of the configuration's first block)"
+    parser.add_argument("--task", metavar="NAME", help=task)
+    parser.add_argument("--json", action="store_true", help="print an object a video, in a line each")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print what the model was given of each video, and what it answers."""
+    from emollama.config import load
+    from emollama.errors import UserError
+    from emollama.prediction.answers import predict
+
+    if arguments.text is not None and len(arguments.video) > 1:
+        raise UserError(f"--text says what is said in one video, and --video names {len(arguments.video)}. Ask one by one.")
+    config = load(arguments.cfg_path, arguments.options)
+    for answer in predict(config, arguments.video, text=arguments.text, task=arguments.task):
+        sys.stdout.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n" if arguments.json else _told(answer))
+
+
+def _told(answer: Answer) -> str:
+    lines = [answer.video]
+    lines += [f"  {slot:<10}{modality.state:<9}{modality.why}" for slot, modality in answer.modalities.items()]
+    said = "no sentence in the prompt" if answer.sentence is None else f'"{answer.sentence}"'
+    lines.append(f"  {'sentence':<10}{said}")
+    lines.append(f"  {answer.task:<10}{answer.answer}")
+    shares = sorted((answer.label_probabilities or {}).items(), key=lambda item: -item[1])
+    lines += [f"  {'':<10}{share:7.1%}  {label}" for label, share in shares]
+    return "\n".join(lines) + "\n"

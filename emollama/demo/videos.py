@@ -1,0 +1,156 @@
+"""Invented videos with sound, and a table of labels: where a folder of one's own clips would stand.
+
+A disc on a noisy ground, and a tone. Two emotions share each colour, two each movement, three each pitch: none decides alone, the
+colour with either of the others does. Brightness, place, speed, loudness, noise, size, length and the rates of frames and samples
+are random; the sentences say nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emollama.data.instructions import BUILT_IN
+from emollama.paths import written_whole
+
+Place = tuple[float, float]  # across and down, in halves of the shorter side from the picture's middle
+Array = NDArray[np.floating]
+
+COLOURS = {"yellow": (1.0, 0.9, 0.1), "blue": (0.1, 0.2, 0.9), "red": (0.9, 0.1, 0.1)}  # of the disc
+MOTIONS: dict[str, Callable[[float], Place]] = {  # phase in radians -> where the disc is
+    "bounces": lambda phase: (0.0, 0.5 * math.sin(phase)),
+    "rests": lambda phase: (0.0, 0.0),
+    "shakes": lambda phase: (0.5 * math.sin(2 * phase), 0.0),
+}
+PITCHES = {"high": 1300.0, "low": 220.0}  # of the tone, in Hz
+LOOKS = {  # emotion -> colour, movement, pitch
+    "happy": ("yellow", "bounces", "high"),
+    "sad": ("blue", "rests", "low"),
+    "neutral": ("yellow", "rests", "low"),
+    "angry": ("red", "shakes", "low"),
+    "worried": ("blue", "shakes", "high"),
+    "surprise": ("red", "bounces", "high"),
+}
+SENTENCES = (
+    "The letter came this morning", "We will see them next week", "Somebody called about the ticket", "It is on the table",
+    "That is what they said to me", "I am going there tomorrow", "He took the last chair", "", "They want me to travel north",
+)  # fmt: skip
+SIZES = ((64, 48), (80, 64), (96, 72), (112, 112))  # width, height in pixels
+FRAME_RATES, SAMPLE_RATES = (12, 15, 25), (16000, 22050, 44100)  # per second
+README = (
+    "Everything in this folder is invented by a program (seed {seed}). videos/ and unseen/ show coloured discs and play tones,\n"
+    "no people; labels.csv says which emotion each stands for. encoders/ hold the real architectures, very small, with random\n"
+    "weights: they know nothing. llm/ is a tiny language model that has read invented texts. Results on it say that the\n"
+    "machinery works, and nothing about real data.\n"
+)
+
+
+def make_videos(folder: Path, *, clips: int, unseen: int, seed: int) -> None:
+    """Write ``videos/``, ``labels.csv`` and ``unseen/<emotion>_<number>.mp4``; the same arguments give the same files.
+
+    Args:
+        folder: where to write.
+        clips: videos with a row in the table, of each emotion alike.
+        unseen: videos without one.
+        seed: of everything random.
+    """
+    emotions = tuple(LOOKS)
+    rows = []
+    for index in range(clips):
+        rng = np.random.default_rng([seed, 0, index])
+        name, emotion = f"clip_{index:03d}", emotions[index % len(emotions)]
+        write_video(folder / "videos" / f"{name}.mp4", emotion, rng)
+        rows.append((name, emotion, SENTENCES[rng.integers(len(SENTENCES))]))
+    for index in range(unseen):
+        emotion = emotions[index % len(emotions)]
+        path = folder / "unseen" / f"{emotion}_{index // len(emotions) + 1}.mp4"
+        write_video(path, emotion, np.random.default_rng([seed, 1, index]))
+    with written_whole(folder / "labels.csv") as file:
+        csv.writer(file).writerows([("name", "emotion", "sentence"), *rows])
+    (folder / "README.txt").write_text(README.format(seed=seed), encoding="utf-8")
+
+
+def write_video(path: Path, emotion: str, rng: np.random.Generator) -> None:
+    """One video with sound, H.264 and AAC in MP4, of 1 to 2 seconds."""
+    import av
+
+    width, height = SIZES[rng.integers(len(SIZES))]
+    frame_rate, sample_rate = (int(rng.choice(rates)) for rates in (FRAME_RATES, SAMPLE_RATES))
+    channels, seconds = int(rng.integers(1, 3)), rng.uniform(1.0, 2.0)
+    colour, motion, pitch = LOOKS[emotion]
+    disc = _Disc.drawn(rng, COLOURS[colour])
+    phases = rng.uniform(0, 2 * math.pi) + rng.uniform(4, 6) * np.arange(round(seconds * frame_rate)) / frame_rate
+    pictures = [disc.picture(rng, (height, width), MOTIONS[motion](phase)) for phase in phases]
+    wave = _wave(PITCHES[pitch], rng, round(seconds * sample_rate), sample_rate)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=frame_rate, options={"preset": "ultrafast"})
+        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+        layout = "stereo" if channels == 2 else "mono"
+        audio = container.add_stream("aac", rate=sample_rate, layout=layout)
+        for picture in pictures:
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(video.encode(None))
+        planes = np.repeat(wave[None], channels, 0)
+        for first in range(0, len(wave), 1024):
+            frame = av.AudioFrame.from_ndarray(planes[:, first : first + 1024].copy(), format="fltp", layout=layout)
+            frame.sample_rate, frame.pts = sample_rate, first
+            container.mux(audio.encode(frame))
+        container.mux(audio.encode(None))
+
+
+@dataclass(frozen=True)
+class _Disc:
+    """What stays the same in all pictures of a clip: colour (3,) and ground in [0, 1], radius and shift as a Place has them."""
+
+    colour: Array
+    ground: float
+    radius: float
+    shift: Array
+
+    @classmethod
+    def drawn(cls, rng: np.random.Generator, colour: tuple[float, float, float]) -> _Disc:
+        shade = np.array(colour) * rng.uniform(0.7, 1.0) + rng.normal(0, 0.04, 3)
+        return cls(shade, rng.uniform(0.1, 0.4), rng.uniform(0.45, 0.6), rng.uniform(-0.15, 0.15, 2))
+
+    def picture(self, rng: np.random.Generator, size: tuple[int, int], place: Place) -> NDArray[np.uint8]:
+        """(H, W, 3) with the disc at a place."""
+        height, width = size
+        down, across = np.mgrid[:height, :width]
+        x, y = np.array(place) + self.shift
+        half = min(size) / 2
+        inside = ((across - width / 2) / half - x) ** 2 + ((down - height / 2) / half - y) ** 2 < self.radius**2
+        picture = np.where(inside[..., None], self.colour, self.ground) + rng.normal(0, 0.06, (height, width, 3))
+        return (255 * picture.clip(0, 1)).astype(np.uint8)
+
+
+def _wave(pitch: float, rng: np.random.Generator, count: int, rate: int) -> Array:
+    """``count`` samples of sound (S,) float32 in [-1, 1]: a tone with an overtone, and noise."""
+    turns = pitch * rng.uniform(0.8, 1.25) * np.arange(count) / rate
+    tone = np.sin(2 * math.pi * turns) + 0.4 * np.sin(4 * math.pi * turns)
+    sound = rng.uniform(0.3, 0.5) * tone + rng.normal(0, 0.05, count)
+    return sound.clip(-1, 1).astype(np.float32)
+
+
+def draw_texts(seed: int, count: int, wordings: Sequence[str] = BUILT_IN["emotion"]) -> list[str]:
+    """Prompts with their answers for the tiny language model: words for what is seen and heard stand where features will be.
+
+    From these it knows which colour, movement and pitch go with which emotion; it has seen no feature.
+    """
+    rng = np.random.default_rng([seed, 2])
+    labels, lines = ", ".join(LOOKS), []
+    for _ in range(count):
+        emotion = tuple(LOOKS)[rng.integers(len(LOOKS))]
+        colour, motion, pitch = LOOKS[emotion]
+        sentence = SENTENCES[rng.integers(len(SENTENCES))]
+        said = f"The person in video says: {sentence}.  " if rng.integers(4) else ""
+        wording = wordings[int(rng.integers(len(wordings)))].replace("{labels}", labels)
+        seen = f"<video> {colour} </video> <feature> {colour} {motion} {pitch} </feature>"
+        lines.append(f"[INST] {seen} {said}[emotion] {wording}  [/INST] {emotion}")
+    return lines

@@ -1,0 +1,124 @@
+"""What every encoder offers, and the keys that all of them share.
+
+Letters: D an encoder's width, P patches of an image, F frames or images, S samples of sound.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emollama.config import MISSING
+from emollama.data.features import SlotShape
+from emollama.errors import require_at_least
+from emollama.media.source import Source
+
+Arithmetic = Literal["fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class EncoderConfig:
+    """Keys that all encoders share."""
+
+    weights: str = MISSING
+    """Where the pretrained weights lie: a local folder or file; nothing is downloaded."""
+    folder: str = MISSING
+    """Name of the folder of this encoder's features, below extraction.output."""
+    batch_size: int = 8
+    """Images, clips or pieces of sound that are encoded together. Features do not depend on it beyond rounding."""
+    precision: Arithmetic = "fp32"
+    """Arithmetic of the encoder: fp32, or mixed with bf16 or fp16. Features are float32 in any case."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Values of the stored arrays."""
+    random_weights: bool = False
+    """Take random weights in place of pretrained ones, for tests: the features mean nothing."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "batch_size")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an encoder makes, known before its weights are read.
+
+    Attributes:
+        shape: rows and width of its arrays, the class row not counted.
+        recipe: every setting that changes the numbers, as plain values: encoder, layers, pooling, frames, sizes.
+    """
+
+    shape: SlotShape
+    recipe: dict[str, Any]
+
+
+class Encoder(ABC):
+    """A pretrained encoder of one modality.
+
+    Args:
+        cfg: the block under ``encoders``.
+        device: where it computes.
+
+    Attributes:
+        SLOTS: what its arrays fill; ``("image", "cls")`` for arrays whose row 0 is the class token, else one name.
+
+    Raises:
+        UserError: weights that are missing, of another architecture, or do not fit.
+    """
+
+    SLOTS: ClassVar[tuple[str, ...]]
+    Config: ClassVar[type[EncoderConfig]]
+
+    def __init__(self, cfg: Any, *, device: torch.device) -> None:
+        self.cfg = cfg
+        self.device = device
+
+    @classmethod
+    @abstractmethod
+    def describe(cls, cfg: Any, key: str) -> Description:
+        """What an encoder configured so makes; looks at names and shapes of the weights, not at their values.
+
+        Args:
+            cfg: the block.
+            key: the block's dotted name, for messages.
+
+        Raises:
+            UserError: no weights there, those of another architecture, or settings that do not fit them.
+        """
+
+    @abstractmethod
+    def load(self, source: Source) -> Tensor:
+        """Read a clip and bring it into the form that :meth:`encode` takes, on the CPU; called in several threads.
+
+        Raises:
+            Unusable: nothing can be made of the clip.
+        """
+
+    @abstractmethod
+    def encode(self, loaded: Sequence[Tensor]) -> list[np.ndarray]:
+        """Features of some clips: (D,) float32 each, or (1 + P, D). Those of a clip do not depend on the others."""
+
+    def arithmetic(self) -> torch.autocast:
+        """Around a forward pass: the configured precision, whatever is set outside."""
+        mixed = self.cfg.precision != "fp32"
+        dtype = DTYPES[self.cfg.precision] if mixed else torch.bfloat16
+        return torch.autocast(self.device.type, dtype=dtype, enabled=mixed)
+
+
+def in_batches(forward: Callable[[Tensor], Tensor], items: Tensor, size: int) -> Tensor:
+    """``forward`` over (N, ...) items, ``size`` at a time; what it gives, joined.
+
+    The last batch is filled up with copies, so that an item is always one of ``size``: kernels that are chosen by the batch's
+    shape then give it the same numbers whatever its company.
+    """
+    parts = []
+    for first in range(0, len(items), size):
+        part = items[first : first + size]
+        fill = part[-1:].expand(size - len(part), *part.shape[1:])
+        parts.append(forward(torch.cat([part, fill]))[: len(part)])
+    return torch.cat(parts)

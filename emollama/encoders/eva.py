@@ -1,0 +1,108 @@
+"""EVA-CLIP ViT-g/14 over one frame of a clip: the class row and the patches' rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emollama.data.features import PATCH, SlotShape
+from emollama.encoders.encoder import Description, Encoder, EncoderConfig, in_batches
+from emollama.encoders.eva_vit import HEAD, IDENTITY, EvaShape, EvaVit, read_eva, read_ln_vision
+from emollama.media.choice import FrameChoice, chosen_frame
+from emollama.media.frames import read_frames
+from emollama.media.images import blip2_image
+from emollama.media.source import Source
+from emollama.registry import ENCODERS
+
+
+@ENCODERS.register("eva")
+class Eva(Encoder):
+    """The encoder behind an ``eva`` block: arrays (1 + P, D) of one frame, row 0 the class token."""
+
+    SLOTS = ("image", "cls")
+
+    @dataclass
+    class Config(EncoderConfig):
+        """Keys of an ``eva`` block; ``weights`` is a file such as eva_vit_g.pth."""
+
+        folder: str = "eva"
+        """Name of the folder of this encoder's features, below extraction.output."""
+        image_size: int = 448
+        """Side that frames are resized to, in pixels; positions are interpolated where the weights are for another."""
+        frame_selection: FrameChoice = "first"
+        """Which frame is taken. Published checkpoints saw the first; for training of your own: peak is better than middle, and
+        middle than first. random is the same frame each time, by extraction.seed and the clip's name."""
+        ln_vision: str = IDENTITY
+        """The norm behind the transformer: identity as in minigpt_v2 and Emotion-LLaMA, or BLIP-2's Q-Former file for minigpt4.
+        The one in place of the other gives wrong features silently."""
+        depth: int = 39
+        """Blocks that run; the published file holds one more."""
+        width: int = 1408
+        """With random_weights: width of the transformer. Else the file tells."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.image_size < 2 * PATCH or self.image_size % (2 * PATCH):
+                raise ValueError(f"image_size is {self.image_size}; it must be a multiple of {2 * PATCH}, two patches")
+            if self.width % HEAD:
+                raise ValueError(f"width is {self.width}; it must be a multiple of {HEAD}, a head")
+            if self.depth < 1:
+                raise ValueError(f"depth is {self.depth}; at least one block must run")
+
+    cfg: Config
+
+    def __init__(self, cfg: Config, *, device: torch.device) -> None:
+        super().__init__(cfg, device=device)
+        if cfg.random_weights:
+            torch.manual_seed(0)
+            self.vit = EvaVit(_random_shape(cfg), image_size=cfg.image_size, precision=cfg.precision, device=device)
+        else:
+            self.vit = EvaVit.load(
+                cfg.weights,
+                image_size=cfg.image_size,
+                depth=cfg.depth,
+                ln_vision=cfg.ln_vision,
+                precision=cfg.precision,
+                device=device,
+                key="encoders.eva.weights",
+            )
+
+    @classmethod
+    def describe(cls, cfg: Config, key: str) -> Description:
+        """Rows and width; refuses weights that are no EVA transformer's."""
+        shape = _random_shape(cfg) if cfg.random_weights else read_eva(cfg.weights, f"{key}.weights", cfg.depth)[0]
+        norm = torch.stack(read_ln_vision(cfg.ln_vision, shape.width, f"{key}.ln_vision"))
+        recipe: dict[str, Any] = {
+            "encoder": "eva",
+            "depth": shape.depth,
+            "image_size": cfg.image_size,
+            "resize": "bicubic, aspect not kept",
+            "frame_selection": cfg.frame_selection,
+            "ln_vision": IDENTITY if cfg.ln_vision == IDENTITY else hashlib.sha256(norm.numpy().data).hexdigest()[:16],
+            "pooling": "none",
+            "precision": cfg.precision,
+        }
+        return Description(SlotShape((cfg.image_size // PATCH) ** 2, shape.width), recipe)
+
+    def load(self, source: Source) -> Tensor:
+        """One frame, (3, side, side) normalised."""
+        (frame,) = read_frames(source.video, lambda count: [chosen_frame(self.cfg.frame_selection, count, source)])
+        return blip2_image(frame, self.cfg.image_size)
+
+    @torch.inference_mode()
+    def encode(self, loaded: Sequence[Tensor]) -> list[np.ndarray]:
+        """(1 + P, D) float32 of each frame."""
+        images = torch.stack(list(loaded))
+        rows = in_batches(lambda part: self.vit(part.to(self.device)).cpu(), images, self.cfg.batch_size)
+        return list(rows.numpy())
+
+
+def _random_shape(cfg: Eva.Config) -> EvaShape:
+    published = EvaShape()
+    return EvaShape(cfg.width, cfg.depth, round(published.inner / published.width * cfg.width))

@@ -1,0 +1,125 @@
+"""HuBERT over a clip's sound: the states of some layers, their sum, the mean over time. wav2vec 2.0 and WavLM alike.
+
+Letters: S samples of sound, T states over time, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emollama.data.features import SlotShape
+from emollama.encoders import hugging_face
+from emollama.encoders.encoder import Description, Encoder, EncoderConfig
+from emollama.encoders.weights import read_tensors
+from emollama.errors import UserError
+from emollama.media.sound import read_sound
+from emollama.media.source import Source
+from emollama.registry import ENCODERS
+
+KINDS = ("hubert", "wav2vec2", "wavlm")
+SHORTEST = 1  # seconds; shorter sound is filled up with silence, a shorter rest of long sound is not cut off
+WITHOUT_MASKS = {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}  # of training; so no file needs to hold their vector
+
+
+@ENCODERS.register("hubert")
+class Hubert(Encoder):
+    """The encoder behind a ``hubert`` block: (D,) of a clip's sound."""
+
+    SLOTS = ("audio",)
+
+    @dataclass
+    class Config(EncoderConfig):
+        """Keys of a ``hubert`` block; ``weights`` is a Hugging Face folder. A clip is encoded alone, whatever batch_size is."""
+
+        folder: str = "HL-UTT"
+        """Name of the folder of this encoder's features, below extraction.output."""
+        layers: list[int] = field(default_factory=lambda: [-1])
+        """Layers whose states are summed, counted from the last, which is -1. Published features are of the last alone; the sum
+        of [-4, -3, -2, -1] is another vector, of which checkpoints trained on the last know nothing."""
+        chunk_seconds: float = 30.0
+        """Longer sound is encoded in pieces of so many seconds, and the mean taken over all of them."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if not self.layers or max(self.layers) > -1 or len(set(self.layers)) < len(self.layers):
+                raise ValueError(f"layers is {self.layers}; count each once, from the last: -1, -2, ...")
+            if self.chunk_seconds < SHORTEST:
+                raise ValueError(f"chunk_seconds is {self.chunk_seconds}; it must be at least {SHORTEST}")
+
+    cfg: Config
+
+    def __init__(self, cfg: Config, *, device: torch.device) -> None:
+        super().__init__(cfg, device=device)
+        key = "encoders.hubert.weights"
+        config = hugging_face.read_config(cfg.weights, key, KINDS, **WITHOUT_MASKS)
+        _check_layers(cfg, config.num_hidden_layers, "encoders.hubert")
+        self.processor = hugging_face.sound_processor(cfg.weights, key)
+        if cfg.random_weights:
+            model = hugging_face.build_random(config, key)
+        else:
+            model = hugging_face.build(config, read_tensors(cfg.weights, key), source=cfg.weights, key=key)
+        self.model = model.to(device)
+
+    @classmethod
+    def describe(cls, cfg: Config, key: str) -> Description:
+        """Width and recipe; refuses a folder of another kind of model, and layers that it does not have."""
+        config = hugging_face.read_config(cfg.weights, f"{key}.weights", KINDS)
+        _check_layers(cfg, config.num_hidden_layers, key)
+        processor = hugging_face.sound_processor(cfg.weights, f"{key}.weights")
+        recipe: dict[str, Any] = {
+            "encoder": config.model_type,
+            "layers": sorted(cfg.layers),
+            "pooling": "mean over time",
+            "rate": processor.sampling_rate,
+            "normalized": bool(processor.do_normalize),
+            "chunk_seconds": cfg.chunk_seconds,
+            "precision": cfg.precision,
+        }
+        return Description(SlotShape(1, config.hidden_size), recipe)
+
+    def load(self, source: Source) -> Tensor:
+        """(S,) samples of one second or more, normalised as the folder says; silence after short sound."""
+        rate = self.processor.sampling_rate
+        sound = read_sound(source.video, rate)
+        values: Tensor = self.processor(sound, sampling_rate=rate, return_tensors="pt").input_values[0]
+        return torch.nn.functional.pad(values, (0, max(0, SHORTEST * rate - len(values))))
+
+    @torch.inference_mode()
+    def encode(self, loaded: Sequence[Tensor]) -> list[np.ndarray]:
+        """(D,) float32 of each sound."""
+        rate = self.processor.sampling_rate
+        features = []
+        for sound in loaded:
+            pieces = sound.split(piece_lengths(len(sound), round(self.cfg.chunk_seconds * rate), SHORTEST * rate))
+            features.append(torch.cat([self._states(piece) for piece in pieces]).mean(0).cpu().numpy())
+        return features
+
+    def _states(self, piece: Tensor) -> Tensor:
+        """(S,) samples -> (T, D) float32: the sum of the layers."""
+        with self.arithmetic():
+            given = self.model(piece[None].to(self.device), output_hidden_states=True)
+        # The last of the hidden states lacks the final norm, in models whose layers begin with a norm.
+        states = (*given.hidden_states[:-1], given.last_hidden_state)
+        return torch.stack([states[layer][0].float() for layer in sorted(self.cfg.layers)]).sum(0)
+
+
+def piece_lengths(samples: int, chunk: int, shortest: int) -> list[int]:
+    """Lengths of the pieces of a long sound: ``chunk`` each, then the rest; a rest below ``shortest`` joins the piece before."""
+    whole, rest = divmod(samples, chunk)
+    if whole and rest < shortest:
+        return [chunk] * (whole - 1) + [chunk + rest]
+    return [chunk] * whole + [rest]
+
+
+def _check_layers(cfg: Hubert.Config, layers: int, key: str) -> None:
+    """Refuse layers beyond those of a model; the first that counts is what goes into its layers."""
+    if min(cfg.layers) < -(layers + 1):
+        raise UserError(
+            f"{key}.layers: the model has {layers} layers, so that {-(layers + 1)} is the first state; got {min(cfg.layers)}"
+        )

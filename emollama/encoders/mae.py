@@ -1,0 +1,118 @@
+"""MAE's vision transformer over the faces of a clip: a vector an image, the mean over the images.
+
+Letters: F images, P patches of one, S their side in pixels, D width.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emollama.data.features import SlotShape
+from emollama.encoders import hugging_face
+from emollama.encoders.encoder import Description, Encoder, in_batches
+from emollama.encoders.originals import build_mae, read_mae
+from emollama.encoders.pixels import FaceConfig, Pixels
+from emollama.encoders.weights import read_tensors
+from emollama.media.faces import face_images
+from emollama.media.source import Source
+from emollama.registry import ENCODERS
+
+KIND = "vit_mae"
+Tokens = Callable[[Tensor], Tensor]  # (F, 3, S, S) -> (F, 1 + P, D) after the final norm; row 0 is the class token
+
+
+@ENCODERS.register("mae")
+class Mae(Encoder):
+    """The encoder behind a ``mae`` block: (D,) of a clip's faces."""
+
+    SLOTS = ("face",)
+
+    @dataclass
+    class Config(FaceConfig):
+        """Keys of a ``mae`` block; ``weights`` is a Hugging Face folder, or an original MAE file (.pth).
+
+        The published mae_340 features were made of OpenFace's images in [0, 1]: ``image_mean: [0, 0, 0]`` and
+        ``image_std: [1, 1, 1]``.
+        """
+
+        folder: str = "mae_340_UTT"
+        """Name of the folder of this encoder's features, below extraction.output."""
+        batch_size: int = 32
+        """Face images that are encoded together. Features do not depend on it beyond rounding."""
+        pooling: Literal["cls", "patches"] = "cls"
+        """An image's vector, after the final norm: the class token, as published, or the mean over the patches."""
+
+    cfg: Config
+
+    def __init__(self, cfg: Config, *, device: torch.device) -> None:
+        super().__init__(cfg, device=device)
+        key = "encoders.mae"
+        self.pixels = Pixels(cfg, KIND, _sizes(cfg, key)[1], key)
+        self.tokens = _of_file(cfg, key, device) if _is_file(cfg) else _of_folder(cfg, key, device)
+
+    @classmethod
+    def describe(cls, cfg: Config, key: str) -> Description:
+        """Width and recipe; refuses a folder of another kind of model, and a file that holds none."""
+        width, side = _sizes(cfg, key)
+        recipe: dict[str, Any] = {
+            "encoder": "mae",
+            "pooling": f"{cfg.pooling}, mean over images",
+            **cfg.face_recipe,
+            **Pixels(cfg, KIND, side, key).recipe,
+            "precision": cfg.precision,
+        }
+        return Description(SlotShape(1, width), recipe)
+
+    def load(self, source: Source) -> Tensor:
+        """(F, 3, S, S) of the clip's faces."""
+        return self.pixels(face_images(source, self.cfg.face, self.cfg.max_frames))
+
+    @torch.inference_mode()
+    def encode(self, loaded: Sequence[Tensor]) -> list[np.ndarray]:
+        """(D,) float32 of each clip."""
+        vectors = in_batches(self._vectors, torch.cat(list(loaded)), self.cfg.batch_size)
+        return [part.mean(0).numpy() for part in vectors.split([len(images) for images in loaded])]
+
+    def _vectors(self, images: Tensor) -> Tensor:
+        """(F, 3, S, S) -> (F, D) float32."""
+        with self.arithmetic():
+            rows = self.tokens(images.to(self.device)).float()
+        return (rows[:, 0] if self.cfg.pooling == "cls" else rows[:, 1:].mean(1)).cpu()
+
+
+def _is_file(cfg: Mae.Config) -> bool:
+    return os.path.isfile(cfg.weights) and not cfg.random_weights
+
+
+def _sizes(cfg: Mae.Config, key: str) -> tuple[int, int]:
+    """D and S of the weights."""
+    if _is_file(cfg):
+        vit, side, _ = read_mae(cfg.weights, f"{key}.weights")
+        return vit.width, side
+    config = hugging_face.read_config(cfg.weights, f"{key}.weights", (KIND,))
+    return config.hidden_size, config.image_size
+
+
+def _of_file(cfg: Mae.Config, key: str, device: torch.device) -> Tokens:
+    model: Any = build_mae(cfg.weights, f"{key}.weights").to(device)
+    return lambda images: model.forward_features(images)
+
+
+def _of_folder(cfg: Mae.Config, key: str, device: torch.device) -> Tokens:
+    """The model of a folder; nothing of an image is masked, and rising "noise" leaves the patches in their order."""
+    key, path = f"{key}.weights", cfg.weights
+    config = hugging_face.read_config(path, key, (KIND,), mask_ratio=0.0)
+    if cfg.random_weights:
+        model = hugging_face.build_random(config, key)
+    else:
+        model = hugging_face.build(config, read_tensors(path, key), source=path, key=key)
+    model.to(device)
+    order = torch.arange((config.image_size // config.patch_size) ** 2, device=device)
+    return lambda images: model(images, noise=order.expand(len(images), -1)).last_hidden_state

@@ -1,0 +1,130 @@
+"""VideoMAE over frames of a clip: the mean of all tokens.
+
+Letters: F frames, S their side in pixels, D width.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emollama.data.features import SlotShape
+from emollama.encoders import hugging_face
+from emollama.encoders.encoder import Description, Encoder, in_batches
+from emollama.encoders.originals import read_videomae
+from emollama.encoders.pixels import FaceConfig, Pixels
+from emollama.encoders.weights import read_tensors
+from emollama.media.choice import segment_middles
+from emollama.media.faces import face_images
+from emollama.media.frames import read_frames
+from emollama.media.source import Source
+from emollama.registry import ENCODERS
+
+KIND = "videomae"
+
+
+@ENCODERS.register("videomae")
+class VideoMae(Encoder):
+    """The encoder behind a ``videomae`` block: (D,) of a clip's frames."""
+
+    SLOTS = ("video",)
+
+    @dataclass
+    class Config(FaceConfig):
+        """Keys of a ``videomae`` block; ``weights`` is a Hugging Face folder, or an original VideoMAE file (.pth).
+
+        The published maeV_399 features were made of OpenFace's images in [0, 1], in pairs, without the norm: ``images: faces``,
+        ``sampling: pairs``, ``final_norm: False``, ``image_mean: [0, 0, 0]``, ``image_std: [1, 1, 1]``.
+        """
+
+        folder: str = "maeV_399_UTT"
+        """Name of the folder of this encoder's features, below extraction.output."""
+        images: Literal["frames", "faces"] = "frames"
+        """What the frames show: all of the video's frame, or the face in it."""
+        sampling: Literal["middles", "pairs"] = "middles"
+        """Which 16 frames: the middle one of each of 16 equal segments, or two neighbours in the middle of each of 8."""
+        final_norm: bool | None = None
+        """Whether tokens pass the norm behind the last layer before their mean is taken. Null: as the weights were trained, which
+        is True for those of pretraining and False for fine-tuned ones."""
+
+    cfg: Config
+
+    def __init__(self, cfg: Config, *, device: torch.device) -> None:
+        super().__init__(cfg, device=device)
+        key = "encoders.videomae"
+        self.config, tensors = _read(cfg, f"{key}.weights")
+        self.pixels = Pixels(cfg, KIND, self.config.image_size, key)
+        if cfg.random_weights:
+            model = hugging_face.build_random(self.config, f"{key}.weights")
+        else:
+            stored = _with_biases(tensors or read_tensors(cfg.weights, f"{key}.weights"))
+            model = hugging_face.build(self.config, stored, source=cfg.weights, key=f"{key}.weights")
+        self.model = model.to(device)
+
+    @classmethod
+    def describe(cls, cfg: Config, key: str) -> Description:
+        """Width and recipe; refuses a folder of another kind of model, and a file that holds none."""
+        config, _ = _read(cfg, f"{key}.weights")
+        recipe: dict[str, Any] = {
+            "encoder": "videomae",
+            "pooling": "mean over tokens",
+            "final_norm": not config.use_mean_pooling,
+            "frames": config.num_frames,
+            "images": cfg.images,
+            "sampling": cfg.sampling,
+            **(cfg.face_recipe if cfg.images == "faces" else {}),
+            **Pixels(cfg, KIND, config.image_size, key).recipe,
+            "precision": cfg.precision,
+        }
+        return Description(SlotShape(1, config.hidden_size), recipe)
+
+    def load(self, source: Source) -> Tensor:
+        """(F, 3, S, S) of the chosen frames."""
+        choose = segment_middles if self.cfg.sampling == "middles" else segment_pairs
+        if self.cfg.images == "frames":
+            return self.pixels(read_frames(source.video, lambda count: choose(count, self.config.num_frames)))
+        faces = face_images(source, self.cfg.face, self.cfg.max_frames)
+        return self.pixels([faces[number] for number in choose(len(faces), self.config.num_frames)])
+
+    @torch.inference_mode()
+    def encode(self, loaded: Sequence[Tensor]) -> list[np.ndarray]:
+        """(D,) float32 of each clip."""
+        return list(in_batches(self._vectors, torch.stack(list(loaded)), self.cfg.batch_size).numpy())
+
+    def _vectors(self, frames: Tensor) -> Tensor:
+        """(clips, F, 3, S, S) -> (clips, D) float32."""
+        with self.arithmetic():
+            tokens: Tensor = self.model(frames.to(self.device)).last_hidden_state
+        return tokens.float().mean(1).cpu()
+
+
+def segment_pairs(count: int, n: int) -> list[int]:
+    """n of ``count`` frames: two neighbours in the middle of each of n / 2 equal segments."""
+    tick = (count - 1) / (n // 2)
+    starts = [int(tick / 2 + tick * number) for number in range(n // 2)]
+    return [min(start + after, count - 1) for start in starts for after in (0, 1)]
+
+
+def _read(cfg: VideoMae.Config, key: str) -> tuple[Any, dict[str, Tensor]]:
+    """The model's configuration; and its tensors, where a file had to be read to tell."""
+    if os.path.isfile(cfg.weights) and not cfg.random_weights:
+        return read_videomae(cfg.weights, cfg.final_norm, key)
+    changes = {} if cfg.final_norm is None else {"use_mean_pooling": not cfg.final_norm}
+    return hugging_face.read_config(cfg.weights, key, (KIND,), **changes), {}
+
+
+def _with_biases(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Biases under the names that every version of transformers reads.
+
+    Published weights say q_bias and v_bias, which some versions pass over, and have none for the keys, which some versions want;
+    it changes nothing.
+    """
+    named = {name.replace(".q_bias", ".query.bias").replace(".v_bias", ".value.bias"): value for name, value in tensors.items()}
+    queries = {name: value for name, value in named.items() if name.endswith(".query.bias")}
+    return {name.replace(".query.", ".key."): torch.zeros_like(value) for name, value in queries.items()} | named

@@ -1,0 +1,170 @@
+"""The extractor behind an ``extraction`` block: a folder of videos in, a folder of features for each encoder out."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from emollama import distributed
+from emollama.config import MISSING, RunConfig
+from emollama.errors import UserError, require_at_least
+from emollama.extraction import failures
+from emollama.extraction.clips import find_clips
+from emollama.extraction.disk import locked, writing
+from emollama.extraction.failures import Failure
+from emollama.extraction.jobs import Job, described, planned
+from emollama.extraction.work import Share
+from emollama.logging import get_logger, set_up
+from emollama.paths import require_writable, unfinished
+from emollama.registry import EXTRACTORS
+
+WAIT_MINUTES = 24 * 60.0  # that processes wait for one that packs; one that dies ends all at once
+REASONS = 10  # that a summary tells one by one
+
+
+@EXTRACTORS.register("videos")
+class VideoExtraction:
+    """Extracts the features of many videos with every encoder under ``encoders``, one encoder after another.
+
+    Args:
+        config: the resolved configuration.
+
+    Raises:
+        UserError: there is no such device.
+    """
+
+    @dataclass
+    class Config:
+        """Keys of the ``extraction`` block. Relative paths start at the current directory."""
+
+        videos: str = MISSING
+        """Folder of the videos; a clip's name is its path below it, without the ending."""
+        output: str = MISSING
+        """Folder to write into: a folder of features for each encoder, and failures.csv."""
+        annotation_file: str | None = None
+        """List of the clips to do: .txt, the name first, or .csv with a column name. Null: every video below the folder."""
+        face_path: str | None = None
+        """Folder of face images as OpenFace writes them: <name>/ or <name>_aligned/. Null: faces are found in the frames."""
+        peak_index_path: str | None = None
+        """Which frame of a clip is the most expressive: captions with peak_index (.json), or a CSV name,peak_index."""
+        stored_as: Literal["npy", "packed"] = "npy"
+        """A .npy file a clip, or packed shards. Those are written when every clip is done or failed; till then arrays lie in
+        <folder>.npy_parts. Clips that come later are packed anew with the earlier ones, which takes space for both meanwhile."""
+        failures: Literal["report", "zero"] = "report"
+        """What becomes of a clip that an encoder can make nothing of: report leaves it out (the dataset's missing_features then
+        says what that means), zero writes an array of zeros. Either way it is a row of failures.csv, tried again next time."""
+        num_workers: int = 4
+        """Threads that read videos on each process."""
+        device: Literal["auto", "cuda", "cpu"] = "auto"
+        """Where the encoders run. auto: CUDA where there is any. On a CPU the last bits of features depend on the number of
+        threads (OMP_NUM_THREADS, which torchrun sets to 1)."""
+        seed: int = 42
+        """Of what is chosen at random, such as frames."""
+
+        def __post_init__(self) -> None:
+            require_at_least(1, self, "num_workers")
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config, self.cfg = config, config.extraction
+        self.output = Path(self.cfg.output)
+        self.world = distributed.start(self.cfg.device, WAIT_MINUTES, "extraction.device")
+        set_up(self.world.is_main)
+        for text in config.warnings if self.world.is_main else ():
+            get_logger().warning("%s", text)
+        self._failures: dict[tuple[str, str], Failure] = {}  # (folder, clip) -> row, on rank 0
+
+    def run(self) -> None:
+        """Do what is left to do.
+
+        Raises:
+            UserError: anything wrong with files or weights, before anything is written; a full disk; nothing could be done.
+        """
+        with ExitStack() as held:
+            jobs = self.world.on_main(lambda: self._prepared(held))
+            arrays = sum(self._extract(job) for job in jobs)
+            self.world.on_main(lambda: self._conclude(jobs, arrays))
+
+    def _prepared(self, held: ExitStack) -> list[Job]:
+        """Check everything, then make the folders ready."""
+        descriptions = described(self.config)
+        clips = find_clips(self.cfg)
+        require_writable(self.output, "extraction.output")
+        self._failures = {(row.folder, row.name): row for row in failures.read(self.output)}
+        jobs = planned(self.config, descriptions, clips, set(self._failures))
+        with writing(self.output):
+            self.output.mkdir(parents=True, exist_ok=True)
+        held.enter_context(locked(self.output))
+        for left in self.output.glob(f"{unfinished(self.output / failures.FILE)}*"):
+            left.unlink()
+        for job in jobs:
+            job.arrays.open(job.manifest)
+        return jobs
+
+    def _extract(self, job: Job) -> int:
+        """Do one encoder's clips; returns how many arrays there are."""
+        begun = time.monotonic()
+        share = Share(job, self.world)
+        try:
+            if job.todo:
+                place = f"{self.world.size} on {self.world.device.type}"
+                get_logger().info("%s: %d clips to do; processes: %s", job.label, len(job.todo), place)
+                encoder = self.config.classes[f"encoders.{job.label}"]
+                share.work(self.world.main_first(lambda: encoder(job.cfg, device=self.world.device)), self.cfg.num_workers)
+        except KeyboardInterrupt:
+            if self.world.is_main:
+                self._record(job, share.failed)
+            raise
+        shares = self.world.gather((share.done, share.failed))
+        done = sum(done for done, _ in shares)
+        failed = dict.fromkeys(job.absent, "no video file")
+        for _, reasons in shares:
+            failed |= reasons
+        self.world.on_main(lambda: self._settle(job, failed))
+        get_logger().info("%s", _summary(job, done, failed, time.monotonic() - begun))
+        return job.before + done
+
+    def _settle(self, job: Job, failed: dict[str, str]) -> None:
+        """Every clip of an encoder is done or failed."""
+        for name in [*job.absent, *(source.name for source in job.todo)]:
+            self._failures.pop((job.cfg.folder, name), None)
+        self._record(job, failed)
+        zeros = np.zeros(job.shape, job.cfg.dtype) if self.cfg.failures == "zero" else None
+        job.arrays.require([source.name for source in job.todo if source.name not in failed])
+        job.arrays.settle(list(failed), zeros)
+        job.arrays.finish()
+
+    def _record(self, job: Job, failed: dict[str, str]) -> None:
+        """Write failures.csv with these rows too."""
+        videos = {source.name: str(source.video) for source in job.todo}
+        for name, reason in failed.items():
+            row = Failure(name, job.slot, job.label, job.cfg.folder, videos.get(name, ""), reason)
+            self._failures[job.cfg.folder, name] = row
+        with writing(self.output / failures.FILE):
+            failures.write(self.output, self._failures.values())
+
+    def _conclude(self, jobs: list[Job], arrays: int) -> None:
+        folders = {job.cfg.folder for job in jobs}
+        failed = sum(row.folder in folders for row in self._failures.values())
+        told = f"{self.output / failures.FILE} says which and why; the same command tries them again"
+        if not arrays:
+            raise UserError(f"no features could be extracted: {told}.")
+        if failed:
+            get_logger().info("%d failed: %s", failed, told)
+
+
+def _summary(job: Job, done: int, failed: dict[str, str], seconds: float) -> str:
+    """``mae: 100 clips, 80 done before, 18 done now (3.2 clips/s), 2 failed``, and a line for each reason."""
+    clips = job.before + len(job.todo) + len(job.absent)
+    speed = f" ({(done + len(failed)) / seconds:.1f} clips/s)" if done else ""
+    lines = [f"{job.label}: {clips} clips, {job.before} done before, {done} done now{speed}, {len(failed)} failed"]
+    reasons = Counter(failed.values()).most_common()
+    lines += [f"  {count} {reason}" for reason, count in reasons[:REASONS]]
+    if rest := sum(count for _, count in reasons[REASONS:]):
+        lines.append(f"  {rest} for other reasons")
+    return "\n".join(lines)

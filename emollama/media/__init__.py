@@ -1,0 +1,1 @@
+"""Videos: which file is a clip's, its frames, its sound, the faces in it."""

@@ -1,0 +1,105 @@
+"""The faces of a clip: images that OpenFace wrote, or squares of its frames.
+
+H, W are an image's height and width.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import cv2
+import cv2.data
+import numpy as np
+from PIL import Image
+
+from emollama.media.choice import segment_middles
+from emollama.media.frames import read_frames
+from emollama.media.source import Source, Unusable
+
+FaceChoice = Literal["detect", "centre"]
+ENDINGS = (".bmp", ".png", ".jpg", ".jpeg")
+CASCADE = "haarcascade_frontalface_alt2.xml"  # OpenCV's own
+MARGIN = 0.1  # of the box's side, added on each side; the box reaches from the forehead to the chin
+SMALLEST = 8  # a face's side is at least this part of the frame's shorter side
+SEARCHED = 480  # pixels of the shorter side of what is searched; larger frames are searched in a smaller copy
+
+_THREAD = threading.local()
+
+
+def face_images(source: Source, find: FaceChoice = "detect", max_frames: int = 32) -> list[np.ndarray]:
+    """Pictures of a clip's face in the order of frames or names, (H, W, 3) uint8 RGB each, of any size.
+
+    Args:
+        source: the clip. Where it has a folder of faces, these are taken, all of them; nothing is searched for in its frames.
+        find: what is taken of the frames otherwise. ``detect``: a square around the largest face of each frame, frames without
+            one left out. ``centre``: the middle square of each frame, for videos that show little more than a face.
+        max_frames: at most so many frames, evenly spaced.
+
+    Raises:
+        Unusable: no face, a face image that cannot be read, or a broken video.
+    """
+    if source.faces is not None:
+        return [_read(path) for path in _written(source.faces, source.name)]
+    frames = read_frames(source.video, lambda count: segment_middles(count, min(count, max_frames)))
+    if find == "centre":
+        return [centre(frame) for frame in frames]
+    faces = [frame[square] for frame in frames if (square := _largest_face(frame)) is not None]
+    if not faces:
+        raise Unusable(f"no face found in {len(frames)} of its frames")
+    return faces
+
+
+def centre(image: np.ndarray) -> np.ndarray:
+    """The square in the middle of an image, of its shorter side."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    return image[_square((width - side) // 2, (height - side) // 2, side)]
+
+
+def _written(faces: Path, name: str) -> list[Path]:
+    """A clip's face images as OpenFace and its users file them."""
+    last = PurePosixPath(name).name
+    for folder in (faces / f"{name}_aligned", faces / name / f"{last}_aligned", faces / name):
+        found = sorted(path for path in folder.glob("*") if path.suffix.lower() in ENDINGS and not path.name.startswith("."))
+        if found:
+            return found
+    raise Unusable(f"no face image in {faces / name} or {faces / name}_aligned")
+
+
+def _read(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError):
+        raise Unusable(f"its face image {path} cannot be read") from None
+
+
+def _largest_face(frame: np.ndarray) -> tuple[slice, slice] | None:
+    """Where the largest face of a frame is, with a margin, as rows and columns of a square."""
+    height, width = frame.shape[:2]
+    shorter = min(height, width)
+    scale = max(1.0, shorter / SEARCHED)
+    searched = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+    if scale > 1:
+        searched = cv2.resize(searched, (round(width / scale), round(height / scale)), interpolation=cv2.INTER_AREA)
+    smallest = round(shorter / scale / SMALLEST)
+    boxes = _cascade().detectMultiScale(searched, scaleFactor=1.1, minNeighbors=5, minSize=(smallest, smallest))
+    if not len(boxes):
+        return None
+    x, y, face, _ = (int(number * scale) for number in max(boxes.tolist(), key=lambda box: (box[2], box)))
+    side = min(round(face * (1 + 2 * MARGIN)), shorter)
+    left, top = (min(max(at - (side - face) // 2, 0), end - side) for at, end in ((x, width), (y, height)))
+    return _square(left, top, side)
+
+
+def _square(left: int, top: int, side: int) -> tuple[slice, slice]:
+    return slice(top, top + side), slice(left, left + side)
+
+
+def _cascade() -> Any:
+    """The detector of this thread: one cannot be used by two at once."""
+    if not hasattr(_THREAD, "cascade"):
+        _THREAD.cascade = cv2.CascadeClassifier(str(Path(cv2.data.haarcascades, CASCADE)))
+    return _THREAD.cascade

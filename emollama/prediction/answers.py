@@ -1,0 +1,172 @@
+"""The path from videos to answers. What is answered here is what an evaluation of the same clips would answer."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from emollama import distributed
+from emollama.config import RunConfig
+from emollama.datasets.feature_clips import FOLDERS
+from emollama.distributed import World
+from emollama.errors import UserError
+from emollama.logging import get_logger, set_up
+from emollama.media.files import ENDINGS
+from emollama.media.source import Source
+from emollama.precision import Precision
+from emollama.prediction.lender import Lender, find_lender
+from emollama.prediction.videos import Extracted, extract, find_videos
+from emollama.runners import recipes
+from emollama.runners.answering import Answering
+from emollama.runners.build import build_models, require_checkpoint
+from emollama.runners.evaluation import Block, build_blocks
+
+
+@dataclass(frozen=True)
+class Modality:
+    """What the model is given for a slot.
+
+    Attributes:
+        state: real, rows of this video; zero, zeros in their place, since its encoder can make nothing of this video; missing,
+            there is no encoder for it or no such feature in the block.
+        why: where the rows come from, or why there are none.
+    """
+
+    state: Literal["real", "zero", "missing"]
+    why: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is said about one video.
+
+    Attributes:
+        video: its path, as given.
+        task: what was asked.
+        prompt: the user's turn with the marks where rows go.
+        sentence: what is said in the video, as the model was told; None where it was told nothing of it.
+        modalities: slot -> what the model was given.
+        answer: the answer.
+        label_probabilities: label -> probability among the labels, where labels were compared.
+    """
+
+    video: str
+    task: str
+    prompt: str
+    sentence: str | None
+    modalities: dict[str, Modality]
+    answer: str
+    label_probabilities: dict[str, float] | None
+
+
+def predict(config: RunConfig, videos: Sequence[str], *, text: str | None = None, task: str | None = None) -> list[Answer]:
+    """Answer about each video.
+
+    Args:
+        config: with a model and its checkpoint, ``encoders``, and the block that lends labels and wordings: the first of
+            ``evaluation_datasets``, then of ``datasets``, that asks the task.
+        videos: paths.
+        text: what is said in them. None: an empty sentence where the block's clips have sentences, else no sentence.
+        task: emotion, reason or reason_v2. None: the first of the block.
+
+    Raises:
+        UserError: no such video, or one of which nothing reaches the model; no checkpoint; an unknown task; anything that
+            would stop an extraction or an evaluation.
+    """
+    set_up(is_main=True)
+    for warning in config.warnings:
+        get_logger().warning("%s", warning)
+    lender = find_lender(config, task)
+    sources = find_videos(config, videos)
+    require_checkpoint(config.model)
+    sentence = _sentence(lender, config, text)
+    world = distributed.start(config.run.device)
+    with tempfile.TemporaryDirectory(prefix="emollama-") as folder:
+        made = extract(config, lender.slots, sources, Path(folder, "features"), world)
+        asking = lender.asking(config, sources, sentence, _folders(lender, made, Path(folder)), _linked(sources, Path(folder)))
+        block = next(iter(build_blocks(asking, check=True).values()))
+        given = {name: _modalities(lender, block, name, made) for name in sources}
+        _refuse_empty(sources, given)
+        rows = {row["name"]: row for row in _rows(asking, lender.key, block, world)}
+    return [
+        Answer(
+            video=video,
+            task=lender.task,
+            prompt=rows[name]["instruction"],
+            sentence=sentence,
+            modalities=given[name],
+            answer=rows[name]["prediction"],
+            label_probabilities=rows[name]["label_probabilities"],
+        )
+        for video, name in zip(videos, sources, strict=True)
+    ]
+
+
+def _sentence(lender: Lender, config: RunConfig, text: str | None) -> str | None:
+    """What the model is told to be said in the videos; says how that was decided."""
+    usual = lender.has_sentences(config)
+    if text is None and usual:
+        get_logger().info("no --text: asked with an empty sentence, since the clips of %s have sentences", lender.key)
+    if text is not None and not usual:
+        get_logger().warning("--text: the clips of %s have no sentences, the model may never have read one", lender.key)
+    return text.strip() if text is not None else "" if usual else None
+
+
+def _folders(lender: Lender, made: Mapping[str, Extracted], folder: Path) -> dict[str, Path]:
+    """First slot -> where its arrays are looked for: an empty folder where no encoder makes them."""
+    nothing = folder / "nothing"
+    nothing.mkdir()
+    return {slot: made[slot].folder if slot in made else nothing for slot in lender.slots}
+
+
+def _linked(sources: Mapping[str, Source], folder: Path) -> Path:
+    """A folder in which the videos are called by their clips' names."""
+    videos = folder / "videos"
+    for name, source in sources.items():
+        ending = source.video.suffix if source.video.suffix.lower() in ENDINGS else ENDINGS[0]
+        link = videos / f"{name}{ending}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(source.video.resolve())
+    return videos
+
+
+def _modalities(lender: Lender, block: Block, name: str, made: Mapping[str, Extracted]) -> dict[str, Modality]:
+    """Slot -> what the model is given, as the dataset that is asked has it."""
+    present = {slot: name in source for source in getattr(block.dataset, "features", ()) for slot in source.fills}
+    found = {}
+    for key, slots in FOLDERS.items():
+        encoded = made.get(slots[0])
+        source = encoded.encoder if encoded else "model.vit_weights"
+        for slot in slots:
+            if slot not in present:
+                found[slot] = Modality("missing", f"{lender.key}.{key} is null")
+            elif slot in block.options.mask_slots:
+                found[slot] = Modality("zero", f"{lender.key}.mask_slots")
+            elif present[slot]:
+                found[slot] = Modality("real", source)
+            elif encoded or lender.reads_frames:
+                found[slot] = Modality("zero", f"{source}: {encoded.failed[name] if encoded else 'no peak of it is known'}")
+            else:
+                found[slot] = Modality("missing", f"no block under 'encoders' makes {slot} features; zeros stand for them")
+    return found
+
+
+def _refuse_empty(sources: Mapping[str, Source], given: Mapping[str, Mapping[str, Modality]]) -> None:
+    for name, modalities in given.items():
+        if not any(modality.state == "real" for modality in modalities.values()):
+            told = "".join(f"\n- {slot}: {modality.state}, {modality.why}" for slot, modality in modalities.items())
+            raise UserError(f"--video: nothing of '{sources[name].video}' reaches the model:{told}")
+
+
+def _rows(config: RunConfig, key: str, block: Block, world: World) -> list[dict[str, Any]]:
+    """The model's answers, a dictionary a clip."""
+    run, model = config.run, config.classes["model"]
+    precision = Precision(world.device, run.amp, run.amp_dtype)
+    features = recipes.of_run(config, {key: block.dataset})
+    prompt = model.prompt(config.model, run.loss_average)
+    members = build_models(config, world, precision, None, features, training=False)
+    answering = Answering(config.classes["run.task"](), [member.eval() for member in members], prompt, world, precision, run.seed)
+    return answering.rows(key, block.dataset, block.options)

@@ -1,0 +1,122 @@
+"""How features were made, compared: a run's blocks with each other, with its ``encoders``, and with its checkpoint.
+
+Features without a manifest tell nothing, and are taken as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from emollama.config import RunConfig
+from emollama.errors import UserError
+from emollama.logging import get_logger
+from emollama.stores.manifest import Manifest, differences
+
+Facts = dict[str, Any]
+ROUNDING = ("precision",)  # facts that change numbers by rounding only
+REMEDY = "Extract them alike; or set run.allow_other_features: True to go on with a warning."
+
+
+class Made(NamedTuple):
+    """What one place's features are: where they lie, by configuration key and path, and how they were made."""
+
+    where: str
+    slots: tuple[str, ...]
+    manifest: Manifest
+
+    @property
+    def facts(self) -> Facts:
+        """Everything that makes features differ by more than rounding."""
+        return {key: value for key, value in self.manifest.facts().items() if key not in ROUNDING}
+
+
+def compare(config: RunConfig, datasets: Mapping[str, Any]) -> tuple[dict[str, Facts], list[str]]:
+    """Look at the manifests of all blocks of a run.
+
+    Args:
+        config: its ``encoders``, where there are any, say how features are meant to be made.
+        datasets: path of each block -> dataset.
+
+    Returns:
+        slot -> how its features were made, and what does not fit together, in words.
+    """
+    found = [made for dataset in datasets.values() for made in _manifests(dataset)]
+    problems = [
+        f"{made.where}: {_kind(made.manifest)}, and {' + '.join(made.slots)} is expected" for made in found if _misplaced(made)
+    ]
+    first: dict[str, Made] = {}
+    for made in (made for made in found if not _misplaced(made)):
+        other = first.setdefault(made.slots[0], made)
+        if different := differences(other.facts, made.facts):
+            problems.append(f"{other.where} and {made.where} were made differently: {'; '.join(different)}")
+    problems += _unlike_encoders(config, first)
+    return {slot: made.facts for slot, made in first.items()}, list(dict.fromkeys(problems))
+
+
+def of_run(config: RunConfig, datasets: Mapping[str, Any]) -> dict[str, Facts]:
+    """slot -> how its features were made, of a run whose blocks agree (see :func:`compare`).
+
+    Raises:
+        UserError: they do not, and ``run.allow_other_features`` is False.
+    """
+    made, problems = compare(config, datasets)
+    require_alike(problems, config.run.allow_other_features)
+    return made
+
+
+def require_alike(problems: list[str], allowed: bool) -> None:
+    """Refuse features that do not fit together, or warn of them where that is wanted.
+
+    Raises:
+        UserError: all of the problems.
+    """
+    if problems and not allowed:
+        raise UserError("features that do not fit together:\n- " + "\n- ".join(problems) + f"\n{REMEDY}")
+    for problem in problems:
+        get_logger().warning("%s", problem)
+
+
+def unlike_checkpoint(stored: Any, features: Mapping[str, Facts], source: str) -> list[str]:
+    """What differs between the features that a checkpoint was trained on and those of this run.
+
+    Args:
+        stored: the checkpoint's own slot -> facts; None in files that do not tell.
+        features: slot -> facts of this run.
+        source: the checkpoint's path, for messages.
+    """
+    known = stored if isinstance(stored, dict) else {}
+    found = {slot: differences(known[slot], facts) for slot, facts in features.items() if slot in known}
+    return [f"{source} was trained on {slot} features made otherwise: {'; '.join(told)}" for slot, told in found.items() if told]
+
+
+def _manifests(dataset: Any) -> Iterator[Made]:
+    for source in getattr(dataset, "features", ()):
+        if (manifest := Manifest.read(source.path)) is not None:
+            yield Made(f"{source.key} ({source.path})", source.slots, manifest)
+
+
+def _misplaced(made: Made) -> bool:
+    return made.manifest.slots != made.slots
+
+
+def _kind(manifest: Manifest) -> str:
+    return f"holds {' + '.join(manifest.slots)} features of the encoder {manifest.recipe.get('encoder')}"
+
+
+def _unlike_encoders(config: RunConfig, first: Mapping[str, Made]) -> Iterator[str]:
+    """Folders made otherwise than the run's own ``encoders`` would make them; weights that are not here tell nothing."""
+    for label, cfg in config.encoders.items():
+        encoder = config.classes[f"encoders.{label}"]
+        made = first.get(encoder.SLOTS[0])
+        if made is None:
+            continue
+        try:
+            recipe = encoder.describe(cfg, f"encoders.{label}").recipe
+        except UserError as error:
+            get_logger().info("encoders.%s is not compared with %s: %s", label, made.where, error)
+            continue
+        wanted = {key: value for key, value in recipe.items() if key not in ROUNDING}
+        held = {key: made.manifest.recipe.get(key) for key in wanted}
+        if different := differences(wanted, held):
+            yield f"encoders.{label} and {made.where} do not agree: {'; '.join(different)}"

@@ -1,0 +1,133 @@
+"""The invented videos, the tiny encoders, and the README's way from a folder of videos to an answer."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+import torch
+from running import ROOT, environment
+from safetensors import safe_open
+from transformers import HubertModel, VideoMAEModel, ViTMAEModel
+
+from emollama.demo.tiny_encoders import make_tiny_encoders
+from emollama.demo.videos import LOOKS, SIZES, draw_texts, make_videos
+
+SHIMS = {"emollama": "-m emollama", "torchrun": "-m torch.distributed.run --standalone"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    make_videos(folder, clips=12, unseen=6, seed=1)
+    return folder
+
+
+def test_every_video_has_pictures_and_sound(made):
+    videos = sorted([*made.glob("videos/*.mp4"), *made.glob("unseen/*.mp4")])
+    assert len(videos) == 18
+    for path in videos:
+        with av.open(str(path)) as container:
+            assert 0.9 < container.duration / av.time_base < 2.2
+            pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+            assert (pictures[0].shape[1], pictures[0].shape[0]) in SIZES
+            container.seek(0)
+            assert sum(frame.samples for frame in container.decode(audio=0)) > 10_000
+
+
+def test_the_table_names_every_video_and_all_emotions_alike(made):
+    rows = list(csv.DictReader((made / "labels.csv").open()))
+    assert [row["name"] for row in rows] == sorted(path.stem for path in made.glob("videos/*.mp4"))
+    assert all([row["emotion"] for row in rows].count(emotion) == 2 for emotion in LOOKS)
+    assert {path.stem for path in made.glob("unseen/*.mp4")} == {f"{emotion}_1" for emotion in LOOKS}
+
+
+def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(made, tmp_path):
+    make_videos(tmp_path / "again", clips=3, unseen=1, seed=1)
+    for name in ("videos/clip_000.mp4", "videos/clip_001.mp4", "videos/clip_002.mp4", "unseen/happy_1.mp4"):
+        assert (made / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    make_videos(tmp_path / "other", clips=1, unseen=0, seed=2)
+    assert (made / "videos/clip_000.mp4").read_bytes() != (tmp_path / "other/videos/clip_000.mp4").read_bytes()
+
+
+def test_the_folder_says_that_all_is_invented_and_that_the_encoders_know_nothing(made):
+    text = (made / "README.txt").read_text()
+    assert "invented" in text
+    assert "know nothing" in text
+
+
+def test_a_colour_leaves_two_emotions_and_the_pitch_decides():
+    assert len({colour for colour, _, _ in LOOKS.values()}) == len(LOOKS) / 2
+    assert len({(colour, pitch) for colour, _, pitch in LOOKS.values()}) == len(LOOKS)
+
+
+def test_texts_tell_what_goes_with_what():
+    texts = draw_texts(0, 200)
+    assert {text.rpartition(" ")[2] for text in texts} == set(LOOKS)
+    assert all(" ".join(LOOKS[text.rpartition(" ")[2]]) in text for text in texts)
+
+
+def test_the_tiny_encoders_are_of_the_real_classes_and_complete(tmp_path):
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    make_tiny_encoders(tmp_path / "one", seed=1)
+    assert torch.equal(before, torch.random.get_rng_state())
+    for name, kind in (("hubert", HubertModel), ("mae", ViTMAEModel), ("videomae", VideoMAEModel)):
+        _, told = kind.from_pretrained(tmp_path / "one" / name, output_loading_info=True)
+        assert not told["missing_keys"]
+        assert not told["unexpected_keys"]
+    with safe_open(tmp_path / "one/eva_vit.safetensors", "pt") as file:
+        assert {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.1.attn.q_bias"} <= set(file.keys())
+    make_tiny_encoders(tmp_path / "two", seed=1)
+    for path in (tmp_path / "one").rglob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
+
+
+def commands_of_the_readme() -> list[str]:
+    """The lines of the README's block that begins with the invented videos; a backslash joins two."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    block = next(block for block in blocks if "--videos-only" in block)
+    lines = block.replace("\\\n", " ").splitlines()
+    return [line.partition(" #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def workplace(folder: Path) -> dict[str, str]:
+    """An environment in which a folder looks like the repository's root; ``emollama`` and ``torchrun`` are this Python's."""
+    for name in ("train.py", "train_configs"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "bin").mkdir()
+    for name, arguments in SHIMS.items():
+        shim = folder / "bin" / name
+        shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
+        shim.chmod(shim.stat().st_mode | stat.S_IXUSR)
+    return environment() | {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+
+
+def shell(command: str, folder: Path, variables: dict[str, str]) -> str:
+    """What a command prints; it must succeed."""
+    done = subprocess.run(
+        command, shell=True, cwd=folder, env=variables, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_readmes_five_commands_lead_from_videos_to_answers_about_unseen_ones(tmp_path):
+    variables, commands = workplace(tmp_path), commands_of_the_readme()
+    assert len(commands) <= 5
+    told = [shell(command, tmp_path, variables) for command in commands]
+    assert re.search(r"^  emotion +\w+$", told[-1], re.MULTILINE)
+    everyone = re.sub(r"--video \S+", "--json --video demo_videos/unseen/*.mp4", commands[-1])
+    answers = [json.loads(line) for line in shell(everyone, tmp_path, variables).splitlines()]
+    right = [Path(answer["video"]).name.startswith(f"{answer['answer']}_") for answer in answers]
+    assert len(right) == 18
+    assert sum(right) / len(right) >= 0.8  # chance is one in six

@@ -1,0 +1,641 @@
+"""HuBERT, MAE and VideoMAE: the same numbers as transformers gives by itself, whatever the company; weights that do not fit."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import encoding
+import numpy as np
+import pytest
+import torch
+from encoding import CPU, RATE, face_clip, faces_of, save_hubert, save_mae, save_videomae, shaken, sound_clip, sound_of
+from media_files import write_video
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoModel,
+    HubertModel,
+    VideoMAEForVideoClassification,
+    VideoMAEModel,
+    ViTMAEConfig,
+    ViTMAEModel,
+    Wav2Vec2Config,
+    Wav2Vec2Model,
+    WavLMConfig,
+    WavLMModel,
+)
+
+from emollama.encoders.hubert import Hubert, piece_lengths
+from emollama.encoders.mae import Mae
+from emollama.encoders.videomae import VideoMae, segment_pairs
+from emollama.encoders.weights import digest, read_tensors
+from emollama.errors import UserError
+from emollama.media.choice import segment_middles
+from emollama.media.frames import read_frames
+from emollama.media.source import Source
+
+SECONDS = {"short": 0.4, "spoken": 1.3, "longer": 2.5}
+PATCHES = (encoding.IMAGE["image_size"] // encoding.IMAGE["patch_size"]) ** 2
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The three encoders as they are published, and clips: sound, faces and a video."""
+    root = tmp_path_factory.mktemp("encoders")
+    save_hubert(root / "hubert")
+    save_mae(root / "mae")
+    save_videomae(root / "videomae")
+    write_video(root / "clip.mp4", 40)
+    write_video(root / "other.mp4", pictures=[np.full((80, 64, 3), 30 * number, np.uint8) for number in range(7)])
+    return root
+
+
+@pytest.fixture(scope="module")
+def clips(folders):
+    return {
+        "hubert": [sound_clip(folders, name, seconds) for name, seconds in SECONDS.items()],
+        "mae": [face_clip(folders, name, count) for name, count in (("anna", 5), ("ben", 1), ("clara", 9))],
+        "videomae": [Source(name, folders / f"{name}.mp4") for name in ("clip", "other")],
+    }
+
+
+CLASSES = {"hubert": Hubert, "mae": Mae, "videomae": VideoMae}
+
+
+def made(name, path, **keys):
+    encoder = CLASSES[name]
+    return encoder(encoder.Config(weights=str(path), **keys), device=CPU)
+
+
+def encoded(encoder, *sources):
+    return encoder.encode([encoder.load(source) for source in sources])
+
+
+def close(found, expected, bound=1e-5):
+    assert found.dtype == np.float32
+    assert found.shape == tuple(expected.shape)
+    assert np.abs(expected).max() > 0.1
+    return np.abs(found - np.asarray(expected)).max() <= bound
+
+
+# HuBERT
+
+
+def direct_states(folder, source, *, silence=0):
+    """All states of a clip's sound, (T, D) each, in the published sense: the last one behind the final norm."""
+    values = AutoFeatureExtractor.from_pretrained(folder)(sound_of(source), sampling_rate=RATE, return_tensors="pt").input_values
+    values = torch.cat([values, torch.zeros(1, silence)], dim=1)
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        outputs = model(values, output_hidden_states=True)
+    return [state[0] for state in outputs.hidden_states[:-1]] + [outputs.last_hidden_state[0]]
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("stable", [True, False])
+def test_hubert_equals_transformers_and_the_mean_over_time(tmp_path, stable, normalize):
+    folder, clip = save_hubert(tmp_path / "hubert", stable=stable, normalize=normalize), sound_clip(tmp_path, "clip", 1.7)
+    (found,) = encoded(made("hubert", folder), clip)
+    assert close(found, direct_states(folder, clip)[-1].mean(0))
+
+
+def test_huberts_last_state_is_behind_the_final_norm(folders, clips):
+    (found,) = encoded(made("hubert", folders / "hubert"), clips["hubert"][1])
+    model = HubertModel.from_pretrained(folders / "hubert", dtype=torch.float32).eval()
+    behind = []
+    model.encoder.layer_norm.register_forward_hook(lambda module, given, result: behind.append(result))
+    sound = AutoFeatureExtractor.from_pretrained(folders / "hubert")(
+        sound_of(clips["hubert"][1]), sampling_rate=RATE, return_tensors="pt"
+    )
+    with torch.no_grad():
+        model(sound.input_values)
+    assert close(found, behind[0][0].mean(0))
+
+
+@pytest.mark.parametrize("stable", [True, False])
+@pytest.mark.parametrize("layers", [[-1], [-2, -1], [-1, -2, -3, -4], [-3]])
+def test_the_states_of_several_layers_are_summed(tmp_path, stable, layers):
+    folder, clip = save_hubert(tmp_path / "hubert", stable=stable), sound_clip(tmp_path, "clip", 1.2)
+    states = direct_states(folder, clip)
+    (found,) = encoded(made("hubert", folder, layers=layers), clip)
+    assert close(found, sum(states[layer] for layer in layers).mean(0), 2e-5)
+
+
+@pytest.mark.parametrize("kind", [(Wav2Vec2Config, Wav2Vec2Model), (WavLMConfig, WavLMModel)])
+def test_wav2vec_and_wavlm_are_taken_too(tmp_path, kind):
+    folder, clip = save_hubert(tmp_path / "model", kind=kind), sound_clip(tmp_path, "clip", 1.2)
+    (found,) = encoded(made("hubert", folder), clip)
+    assert close(found, direct_states(folder, clip)[-1].mean(0))
+
+
+def test_sound_below_one_second_is_filled_up_with_silence(folders, clips):
+    encoder, clip = made("hubert", folders / "hubert"), clips["hubert"][0]
+    assert len(encoder.load(clip)) == RATE
+    expected = direct_states(folders / "hubert", clip, silence=RATE - len(sound_of(clip)))[-1].mean(0)
+    assert close(encoded(encoder, clip)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("samples", "pieces"),
+    [(5, [5]), (10, [10]), (12, [12]), (13, [10, 3]), (20, [10, 10]), (21, [10, 11]), (22, [10, 12]), (29, [10, 10, 9])],
+)
+def test_a_rest_of_long_sound_is_a_piece_unless_it_is_too_short(samples, pieces):
+    assert piece_lengths(samples, 10, 3) == pieces
+
+
+def test_long_sound_is_encoded_in_pieces_and_its_mean_is_over_all_of_them(folders, clips):
+    clip = clips["hubert"][2]
+    values = AutoFeatureExtractor.from_pretrained(folders / "hubert")(
+        sound_of(clip), sampling_rate=RATE, return_tensors="pt"
+    ).input_values
+    model = HubertModel.from_pretrained(folders / "hubert", dtype=torch.float32).eval()
+    with torch.no_grad():
+        states = torch.cat([model(values[:, :16800]).last_hidden_state[0], model(values[:, 16800:]).last_hidden_state[0]])
+    (found,) = encoded(made("hubert", folders / "hubert", chunk_seconds=1.05), clip)
+    assert close(found, states.mean(0))
+    assert not close(found, encoded(made("hubert", folders / "hubert"), clip)[0])
+
+
+def test_published_hubert_weights_under_their_older_names_load_without_the_vector_of_masks(folders, clips, tmp_path):
+    tensors = load_file(folders / "hubert/model.safetensors")
+    del tensors["masked_spec_embed"]
+    older = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+    for new, old in older.items():
+        tensors[f"encoder.pos_conv_embed.conv.{old}"] = tensors.pop(f"encoder.pos_conv_embed.conv.{new}")
+    shutil.copytree(folders / "hubert", tmp_path / "older", ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save(tensors, tmp_path / "older/pytorch_model.bin")
+    found, expected = (encoded(made("hubert", path), clips["hubert"][1])[0] for path in (tmp_path / "older", folders / "hubert"))
+    assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("layers", [[], [0], [1], [-1, -1]])
+def test_layers_that_count_from_the_front_or_twice_are_refused(layers):
+    with pytest.raises(ValueError, match="count each once, from the last"):
+        Hubert.Config(weights="x", layers=layers)
+
+
+def test_a_layer_that_the_model_does_not_have_is_refused(folders):
+    cfg = Hubert.Config(weights=str(folders / "hubert"), layers=[-5])
+    with pytest.raises(UserError, match=r"encoders\.h\.layers: the model has 3 layers"):
+        Hubert.describe(cfg, "encoders.h")
+
+
+# MAE
+
+
+def direct_rows(folder, images, mean=encoding.MEAN, std=encoding.STD):
+    """(F, 1 + P, D) of face images."""
+    processor = AutoImageProcessor.from_pretrained(folder, image_mean=mean, image_std=std)
+    pixels = processor(images, return_tensors="pt").pixel_values
+    model = ViTMAEModel.from_pretrained(folder, mask_ratio=0.0, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return model(pixels, noise=torch.arange(float(PATCHES)).repeat(len(images), 1)).last_hidden_state
+
+
+@pytest.mark.parametrize("pooling", ["cls", "patches"])
+def test_mae_equals_transformers_and_the_mean_over_images(folders, clips, pooling):
+    rows = direct_rows(folders / "mae", faces_of("clara", 9))
+    expected = rows[:, 0].mean(0) if pooling == "cls" else rows[:, 1:].mean((0, 1))
+    (found,) = encoded(made("mae", folders / "mae", pooling=pooling, batch_size=4), clips["mae"][2])
+    assert close(found, expected)
+
+
+def test_mae_masks_nothing_and_keeps_the_patches_in_order(folders, clips):
+    encoder = made("mae", folders / "mae")
+    rows = encoder.tokens(encoder.load(clips["mae"][0]))
+    assert rows.shape[1] == 1 + PATCHES
+    assert torch.allclose(rows, direct_rows(folders / "mae", faces_of("anna", 5)), atol=1e-5)
+
+
+def test_pixels_stay_as_they_are_with_a_mean_of_zero_and_a_deviation_of_one(folders, clips):
+    loaded = made("mae", folders / "mae", image_mean=[0.0, 0.0, 0.0], image_std=[1.0, 1.0, 1.0]).load(clips["mae"][1])
+    resized = np.asarray(Image.fromarray(faces_of("ben", 1)[0]).resize((32, 32), Image.Resampling.BILINEAR)) / 255
+    assert np.abs(loaded[0].permute(1, 2, 0).numpy() - resized).max() < 1.01 / 255
+
+
+def save_original_mae(path):
+    """A file as MAE's own code writes it: decoder, optimizer and arguments in it. Returns its tensors."""
+    width, inner = encoding.SIZES["hidden_size"], encoding.SIZES["intermediate_size"]
+    shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 1 + PATCHES, width), "mask_token": (1, 1, 8)}
+    shapes |= {"patch_embed.proj.weight": (width, 3, 8, 8), "patch_embed.proj.bias": (width,), "norm.weight": (width,)}
+    shapes |= {"norm.bias": (width,), "decoder_blocks.0.norm1.weight": (8,), "decoder_embed.weight": (8, width)}
+    for number in range(encoding.SIZES["num_hidden_layers"]):
+        block = {
+            "attn.qkv": (3 * width, width),
+            "attn.proj": (width, width),
+            "mlp.fc1": (inner, width),
+            "mlp.fc2": (width, inner),
+        }
+        parts = {f"{name}.weight": shape for name, shape in block.items()} | {
+            f"{name}.bias": shape[:1] for name, shape in block.items()
+        }
+        parts |= {f"{norm}.{part}": (width,) for norm in ("norm1", "norm2") for part in ("weight", "bias")}
+        shapes |= {f"blocks.{number}.{name}": shape for name, shape in parts.items()}
+    generator = torch.Generator().manual_seed(3)
+    tensors = {}
+    for name, shape in shapes.items():
+        spread = 0.3 if len(shape) == 1 else torch.Size(shape[1:]).numel() ** -0.5
+        tensors[name] = torch.randn(shape, generator=generator) * spread + ("norm" in name and "weight" in name)
+    torch.save({"model": tensors, "optimizer": {"state": {}}, "epoch": 340, "args": argparse.Namespace(lr=0.1)}, path)
+    return tensors
+
+
+MAE_NAMES = {
+    "cls_token": "embeddings.cls_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "blocks.": "encoder.layer.",
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attn.proj": "attention.output.dense",
+    "attn.": "attention.attention.",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+
+
+def published_names(tensors, names):
+    """Original names -> those of Hugging Face folders, written anew here."""
+    renamed = {}
+    for name, value in tensors.items():
+        for old, new in names.items():
+            name = name.replace(old, new)
+        if ".qkv." in name:
+            for part, share in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                renamed[name.replace(".qkv.", f".{part}.")] = share
+        else:
+            renamed[name.replace("norm.", "layernorm.") if name.startswith("norm.") else name] = value
+    return renamed
+
+
+def test_an_original_mae_file_equals_transformers_with_the_same_weights(clips, tmp_path):
+    tensors = save_original_mae(tmp_path / "mae_340.pth")
+    used = {name: value for name, value in tensors.items() if "decoder" not in name and name != "mask_token"}
+    model, report = ViTMAEModel.from_pretrained(
+        None,
+        config=ViTMAEConfig(**encoding.SIZES, **encoding.IMAGE, mask_ratio=0.0),
+        state_dict=published_names(used, MAE_NAMES),
+        output_loading_info=True,
+    )
+    assert not report["missing_keys"]
+    encoder = made("mae", tmp_path / "mae_340.pth")
+    pixels = encoder.load(clips["mae"][2])
+    with torch.no_grad():
+        rows = model.eval()(pixels, noise=torch.arange(float(PATCHES)).repeat(len(pixels), 1)).last_hidden_state
+    assert close(encoder.encode([pixels])[0], rows[:, 0].mean(0))
+    assert Mae.describe(encoder.cfg, "encoders.m").shape == (1, 64)
+
+
+def test_an_original_mae_file_gets_the_normalisation_of_imagenet(folders, clips, tmp_path):
+    save_original_mae(tmp_path / "mae.pth")
+    assert torch.equal(
+        made("mae", tmp_path / "mae.pth").load(clips["mae"][0]), made("mae", folders / "mae").load(clips["mae"][0])
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("blocks.1.mlp.fc2.bias"), r"lacks, or has in another shape, 1: blocks\.1\.mlp\.fc2\.bias"),
+        (lambda tensors: tensors.update({"blocks.0.gamma_1": torch.ones(64)}), r"unknown tensors, 1: blocks\.0\.gamma_1"),
+        (lambda tensors: tensors.pop("pos_embed"), r"holds no MAE encoder \(its tensors: cls_token, mask_token"),
+    ],
+)
+def test_a_file_that_is_not_maes_is_refused(tmp_path, change, message):
+    tensors = save_original_mae(tmp_path / "mae.pth")
+    change(tensors)
+    torch.save(tensors, tmp_path / "mae.pth")
+    with pytest.raises(UserError, match=message):
+        made("mae", tmp_path / "mae.pth")
+
+
+def test_a_file_of_the_other_kind_is_refused(tmp_path):
+    save_original_mae(tmp_path / "mae.pth")
+    with pytest.raises(UserError, match=r"encoders\.videomae\.weights: '.*mae\.pth' holds no VideoMAE encoder"):
+        made("videomae", tmp_path / "mae.pth")
+    with pytest.raises(UserError, match=r"encoders\.hubert\.weights: no folder '.*mae\.pth'"):
+        made("hubert", tmp_path / "mae.pth")
+
+
+# VideoMAE
+
+
+def direct_tokens(folder, frames, **changes):
+    """(T, D) of 16 frames."""
+    pixels = AutoImageProcessor.from_pretrained(folder)(list(frames), return_tensors="pt").pixel_values
+    model = VideoMAEModel.from_pretrained(folder, dtype=torch.float32, **changes).eval()
+    with torch.no_grad():
+        return model(pixels).last_hidden_state[0]
+
+
+def test_videomae_equals_transformers_and_the_mean_over_tokens(folders, clips):
+    frames = read_frames(folders / "clip.mp4", lambda count: segment_middles(count, 16))
+    (found,) = encoded(made("videomae", folders / "videomae"), clips["videomae"][0])
+    tokens = direct_tokens(folders / "videomae", frames)
+    assert tokens.shape == (8 * PATCHES, 64)
+    assert close(found, tokens.mean(0))
+
+
+def test_a_fine_tuned_videomae_has_no_final_norm_and_one_of_pretraining_need_not_use_its_own(folders, clips, tmp_path):
+    frames = read_frames(folders / "clip.mp4", lambda count: segment_middles(count, 16))
+    tuned = save_videomae(tmp_path / "tuned", model=VideoMAEForVideoClassification, mean_pooling=True)
+    (found,) = encoded(made("videomae", tuned), clips["videomae"][0])
+    assert close(found, direct_tokens(tuned, frames).mean(0))
+    (bare,) = encoded(made("videomae", folders / "videomae", final_norm=False), clips["videomae"][0])
+    assert close(bare, direct_tokens(folders / "videomae", frames, use_mean_pooling=True).mean(0))
+    with pytest.raises(UserError, match=r"lack tensors, 2: layernorm\.bias, layernorm\.weight"):
+        made("videomae", tuned, final_norm=True)
+
+
+VIDEOMAE_NAMES = {**{old: new for old, new in MAE_NAMES.items() if old not in ("cls_token", "pos_embed")}}
+
+
+@pytest.mark.parametrize("final_norm", [None, False])
+def test_an_original_videomae_file_equals_transformers_with_the_same_weights(tmp_path, clips, final_norm):
+    width, inner, layers = 64, 96, 2
+    config = VideoMAEModel.config_class(
+        **{**encoding.SIZES, "num_hidden_layers": layers},
+        patch_size=32,
+        layer_norm_eps=1e-6,
+        use_mean_pooling=final_norm is False,
+    )
+    generator = torch.Generator().manual_seed(4)
+    shapes = {"patch_embed.proj.weight": (width, 3, 2, 32, 32), "patch_embed.proj.bias": (width,)}
+    shapes |= {"norm.weight": (width,), "norm.bias": (width,)}
+    for number in range(layers):
+        block = {"attn.qkv.weight": (3 * width, width), "attn.q_bias": (width,), "attn.v_bias": (width,)}
+        for part, shape in {"attn.proj": (width, width), "mlp.fc1": (inner, width), "mlp.fc2": (width, inner)}.items():
+            block |= {f"{part}.weight": shape, f"{part}.bias": shape[:1]}
+        block |= {f"{norm}.{part}": (width,) for norm in ("norm1", "norm2") for part in ("weight", "bias")}
+        shapes |= {f"blocks.{number}.{name}": shape for name, shape in block.items()}
+    tensors = {
+        name: torch.randn(shape, generator=generator) * (0.3 if len(shape) == 1 else torch.Size(shape[1:]).numel() ** -0.5)
+        for name, shape in shapes.items()
+    }
+    stored = {f"encoder.{name}": value for name, value in tensors.items()} | {"decoder.head.weight": torch.ones(3, 3)}
+    torch.save({"module": stored | {"mask_token": torch.ones(1, 1, 3)}}, tmp_path / "maev_399.pth")
+    named = published_names(tensors, VIDEOMAE_NAMES)
+    biases = {name.replace("q_bias", "query.bias").replace("v_bias", "value.bias"): value for name, value in named.items()}
+    biases |= {name.replace("query", "key"): torch.zeros(width) for name in biases if name.endswith("query.bias")}
+    model, report = VideoMAEModel.from_pretrained(None, config=config, state_dict=biases, output_loading_info=True)
+    assert not report["missing_keys"]
+    encoder = made("videomae", tmp_path / "maev_399.pth", final_norm=final_norm)
+    pixels = encoder.load(clips["videomae"][0])
+    assert pixels.shape == (16, 3, 224, 224)
+    with torch.no_grad():
+        expected = model.eval()(pixels[None]).last_hidden_state[0].mean(0)
+    assert close(encoder.encode([pixels])[0], expected)
+
+
+def test_published_videomae_biases_are_read_under_their_names(folders, clips, tmp_path):
+    tensors = {}
+    for name, value in load_file(folders / "videomae/model.safetensors").items():
+        if not name.endswith(".key.bias"):
+            tensors[name.replace("query.bias", "q_bias").replace("value.bias", "v_bias")] = value
+    assert any("q_bias" in name for name in tensors)
+    shutil.copytree(folders / "videomae", tmp_path / "older")
+    save_file(tensors, tmp_path / "older/model.safetensors", {"format": "pt"})
+    found, expected = (
+        encoded(made("videomae", path), clips["videomae"][0])[0] for path in (tmp_path / "older", folders / "videomae")
+    )
+    assert np.abs(found - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize(("count", "pairs"), [(17, [2, 3, 6, 7, 10, 11, 14, 15]), (4, [0, 1, 1, 2, 1, 2, 2, 3]), (1, [0] * 8)])
+def test_pairs_are_two_neighbours_in_the_middle_of_each_segment(count, pairs):
+    assert segment_pairs(count, 8) == pairs
+
+
+def test_videomae_takes_pairs_and_faces_when_told(folders, clips):
+    path, clip = folders / "videomae", clips["videomae"][0]
+    pairs = read_frames(clip.video, lambda count: segment_pairs(count, 16))
+    assert close(encoded(made("videomae", path, sampling="pairs"), clip)[0], direct_tokens(path, pairs).mean(0))
+    faces = [faces_of("clara", 9)[number] for number in segment_pairs(9, 16)]
+    (found,) = encoded(made("videomae", path, sampling="pairs", images="faces"), clips["mae"][2])
+    assert close(found, direct_tokens(path, faces).mean(0))
+
+
+def test_a_video_of_fewer_frames_than_wanted_repeats_some(folders, clips):
+    assert made("videomae", folders / "videomae").load(clips["videomae"][1]).shape == (16, 3, 32, 32)
+
+
+# All of them
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("batch_size", [2, 8])
+def test_a_clip_gets_the_same_numbers_in_any_company_to_the_bit(folders, clips, name, batch_size):
+    encoder = made(name, folders / name, batch_size=batch_size)
+    loaded = [encoder.load(source) for source in clips[name]]
+    alone = [encoder.encode([one])[0] for one in loaded]
+    for order in (range(len(loaded)), reversed(range(len(loaded))), [1, 0, 0, 1, 1]):
+        numbers = list(order)
+        together = encoder.encode([loaded[number] for number in numbers])
+        assert all(np.array_equal(found, alone[number]) for found, number in zip(together, numbers, strict=True))
+
+
+def test_images_and_clips_are_always_encoded_batch_size_at_a_time(folders, clips):
+    """Kernels are chosen by the batch's shape, so that this is what keeps a clip's numbers."""
+    seen = []
+    mae, videomae = (made(name, folders / name, batch_size=4) for name in ("mae", "videomae"))
+    tokens = mae.tokens
+    mae.tokens = lambda images: seen.append(len(images)) or tokens(images)
+    encoded(mae, *clips["mae"])
+    videomae.model.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
+    encoded(videomae, clips["videomae"][0])
+    assert seen == [4] * 5
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_clips_are_read_alike_in_several_threads(folders, clips, name):
+    encoder = made(name, folders / name)
+    expected = [encoder.load(source) for source in clips[name]]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(encoder.load, clips[name] * 4))
+    assert all(torch.equal(one, other) for one, other in zip(found, expected * 4, strict=True))
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_bfloat16_is_near_float32_and_comes_out_as_float32(folders, clips, name):
+    exact, mixed = (encoded(made(name, folders / name, precision=kind), *clips[name]) for kind in ("fp32", "bf16"))
+    for one, other in zip(exact, mixed, strict=True):
+        assert other.dtype == np.float32
+        assert 0 < np.abs(one - other).max() < 0.05 * np.abs(one).max()
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_weights_in_half_precision_are_computed_with_in_float32(folders, clips, tmp_path, name):
+    shutil.copytree(folders / name, tmp_path / "half")
+    told = json.loads((tmp_path / "half/config.json").read_text(encoding="utf-8"))
+    (tmp_path / "half/config.json").write_text(json.dumps(told | {"dtype": "float16"}), encoding="utf-8")
+    halves = {key: value.half() for key, value in load_file(folders / name / "model.safetensors").items()}
+    save_file(halves, tmp_path / "half/model.safetensors", {"format": "pt"})
+    found, expected = (encoded(made(name, path), clips[name][0])[0] for path in (tmp_path / "half", folders / name))
+    assert 0 < np.abs(found - expected).max() < 0.01 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_random_weights_are_told_and_the_same_each_time_and_leave_the_generator_alone(folders, clips, tmp_path, caplog, name):
+    shutil.copytree(folders / name, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.manual_seed(7)
+    expected = torch.rand(2)
+    torch.manual_seed(7)
+    encoders = [made(name, tmp_path / "bare", random_weights=True) for _ in range(2)]
+    assert torch.equal(torch.rand(2), expected)
+    first, second = (encoded(encoder, clips[name][0])[0] for encoder in encoders)
+    assert np.array_equal(first, second)
+    assert "random weights" in caplog.text
+    assert not np.allclose(first, encoded(made(name, folders / name), clips[name][0])[0], atol=1e-2)
+
+
+SETTINGS = {
+    "hubert": [{"layers": [-2, -1]}, {"chunk_seconds": 10.0}, {"precision": "bf16"}],
+    "mae": [{"pooling": "patches"}, {"face": "centre"}, {"max_frames": 3}, {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}],
+    "videomae": [
+        {"images": "faces"},
+        {"sampling": "pairs"},
+        {"final_norm": False},
+        {"image_mean": [0.0] * 3, "image_std": [1.0] * 3},
+    ],
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_recipe_is_plain_and_tells_every_setting_that_changes_the_numbers(folders, name):
+    cfg = CLASSES[name].Config(weights=str(folders / name))
+    plain = CLASSES[name].describe(cfg, "encoders.x")
+    assert plain.shape == (1, 64)
+    assert json.loads(json.dumps(plain.recipe)) == plain.recipe
+    recipes = [plain.recipe] + [CLASSES[name].describe(replace(cfg, **keys), "encoders.x").recipe for keys in SETTINGS[name]]
+    assert len({json.dumps(recipe) for recipe in recipes}) == len(recipes)
+    assert CLASSES[name].describe(replace(cfg, batch_size=3, folder="other"), "encoders.x") == plain
+
+
+# Weights that do not fit
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_missing_folder_says_what_to_download(tmp_path, name):
+    with pytest.raises(UserError, match=r"encoders\.x\.weights: no folder '.*nowhere'.*Download a .*Hugging Face"):
+        CLASSES[name].describe(CLASSES[name].Config(weights=str(tmp_path / "nowhere")), "encoders.x")
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_another_architecture_is_refused_with_both_names(folders, name):
+    other = "mae" if name != "mae" else "hubert"
+    kind = {"hubert": "'hubert'", "mae": "'vit_mae'"}[other]
+    wanted = {"hubert": "hubert or", "mae": "vit_mae", "videomae": "videomae"}[name]
+    for attempt in (
+        lambda: made(name, folders / other),
+        lambda: CLASSES[name].describe(CLASSES[name].Config(weights=str(folders / other)), "encoders.x"),
+    ):
+        with pytest.raises(UserError, match=rf"holds a model of the kind {kind}, not {wanted}"):
+            attempt()
+
+
+def spoiled(folder, target, change):
+    """A copy of a folder whose tensors were changed."""
+    shutil.copytree(folder, target)
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, target / "model.safetensors", {"format": "pt"})
+    return target
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_missing_and_misshapen_tensors_are_named(folders, tmp_path, name):
+    victim = next(key for key in load_file(folders / name / "model.safetensors") if "layers.1.f" in key or "layer.1.i" in key)
+    for number, (change, message) in enumerate(
+        [
+            (lambda tensors: tensors.pop(victim), "lack tensors, 1: "),
+            (
+                lambda tensors: tensors.update({victim: torch.ones(3)}),
+                r"another shape, 1: .* \(3,\) where config\.json says \(96,",
+            ),
+        ]
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            made(name, spoiled(folders / name, tmp_path / str(number), change))
+        assert victim.split(".")[-1] in str(error.value)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_parts_of_a_folder_that_are_missing_or_broken_are_named(folders, tmp_path, name):
+    shutil.copytree(folders / name, tmp_path / "broken")
+    (tmp_path / "broken/model.safetensors").write_bytes(b"version https://example.org/pointer\noid sha256:00\n")
+    with pytest.raises(UserError, match=r"model\.safetensors is truncated, or no file of weights"):
+        made(name, tmp_path / "broken")
+    (tmp_path / "broken/model.safetensors").unlink()
+    with pytest.raises(UserError, match="no weights"):
+        made(name, tmp_path / "broken")
+    (tmp_path / "broken/preprocessor_config.json").unlink()
+    with pytest.raises(UserError, match=r"no preprocessor_config\.json in the folder"):
+        made(name, tmp_path / "broken")
+    (tmp_path / "broken/config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match=r"config\.json, line 1: not valid JSON"):
+        made(name, tmp_path / "broken")
+    (tmp_path / "broken/config.json").unlink()
+    with pytest.raises(UserError, match=r"no config\.json in the folder"):
+        made(name, tmp_path / "broken")
+
+
+def test_a_configuration_with_wrong_values_is_refused(folders, tmp_path):
+    shutil.copytree(folders / "videomae", tmp_path / "wrong")
+    told = json.loads((tmp_path / "wrong/config.json").read_text(encoding="utf-8"))
+    (tmp_path / "wrong/config.json").write_text(json.dumps(told | {"hidden_size": "wide"}), encoding="utf-8")
+    with pytest.raises(UserError, match=r"encoders\.videomae\.weights: .*"):
+        made("videomae", tmp_path / "wrong")
+
+
+def test_a_processor_for_images_of_another_size_is_refused(folders, tmp_path):
+    shutil.copytree(folders / "mae", tmp_path / "other")
+    told = json.loads((tmp_path / "other/preprocessor_config.json").read_text(encoding="utf-8"))
+    (tmp_path / "other/preprocessor_config.json").write_text(json.dumps(told | {"size": 48}), encoding="utf-8")
+    with pytest.raises(UserError, match="makes images of 48 x 48 pixels, and the model takes 32 x 32"):
+        made("mae", tmp_path / "other")
+
+
+@pytest.mark.parametrize("values", [{"image_mean": [0.0] * 3}, {"image_mean": [0.0], "image_std": [1.0]}])
+def test_half_of_a_normalisation_is_refused(values):
+    with pytest.raises(ValueError, match="give three numbers each, or neither"):
+        Mae.Config(weights="x", **values)
+
+
+def test_a_file_that_could_run_code_is_not_opened(tmp_path):
+    torch.save({"model": {"a": torch.ones(1)}, "hook": shaken}, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match=r"holds more than tensors and plain values \(encoding\.shaken\) and was not opened"):
+        read_tensors(str(tmp_path / "evil.pth"), "weights")
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing of the kind", b"PK\x03\x04 and no more"])
+def test_a_file_that_holds_no_weights_is_refused(tmp_path, content):
+    (tmp_path / "broken.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"broken\.pth is truncated, or no file of weights.*Download it again"):
+        read_tensors(str(tmp_path / "broken.pth"), "weights")
+
+
+def test_tensors_are_read_from_older_files_and_from_folders_in_several_pieces(tmp_path):
+    torch.save({"a": torch.ones(2)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert read_tensors(str(tmp_path / "old.pth"), "weights").keys() == {"a"}
+    (tmp_path / "pieces").mkdir()
+    for number in (1, 2):
+        save_file({f"part{number}": torch.ones(1)}, tmp_path / f"pieces/model-0000{number}-of-00002.safetensors")
+    torch.save({"unread": torch.ones(1)}, tmp_path / "pieces/pytorch_model.bin")
+    assert read_tensors(str(tmp_path / "pieces"), "weights").keys() == {"part1", "part2"}
+
+
+def test_the_digest_of_a_folder_changes_with_its_weights_and_configuration_alone(folders, tmp_path):
+    shutil.copytree(folders / "mae", tmp_path / "copy")
+    before = digest(str(folders / "mae"))
+    (tmp_path / "copy/README.md").write_text("words", encoding="utf-8")
+    assert digest(str(tmp_path / "copy")) == before
+    (tmp_path / "copy/config.json").write_text("{}", encoding="utf-8")
+    changed = digest(str(tmp_path / "copy"))
+    (tmp_path / "copy/model.safetensors").write_bytes(b"other")
+    assert len({before, changed, digest(str(tmp_path / "copy"))}) == 3

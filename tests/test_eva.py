@@ -1,0 +1,217 @@
+"""EVA: the published numbers through the original names, any image size, and files that do not fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import GOLDEN
+from media_files import picture, write_video
+from safetensors.torch import load_file, save_file
+
+from emollama.encoders.eva import Eva
+from emollama.encoders.eva_vit import EvaShape, EvaVit, interpolated, read_eva, read_ln_vision
+from emollama.errors import UserError
+from emollama.media.source import Source
+
+WEIGHTS = GOLDEN / "vision/eva_tiny.safetensors"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def known():
+    return load_file(GOLDEN / "vision/image_to_features.safetensors")
+
+
+def load(path=WEIGHTS, *, size=112, ln_vision="identity", precision="fp32", depth=39):
+    return EvaVit.load(
+        str(path), image_size=size, depth=depth, ln_vision=str(ln_vision), precision=precision, device=CPU, key="weights"
+    )
+
+
+def bare():
+    """The tensors under the names of ``eva_vit_g.pth``."""
+    return {name.removeprefix("visual_encoder."): value for name, value in load_file(WEIGHTS).items()}
+
+
+def test_features_are_the_published_ones_through_the_original_names(known):
+    assert (load(ln_vision=WEIGHTS)(known["image"]) - known["features"]).abs().max() < 1e-4
+
+
+def test_the_norm_behind_the_transformer_is_the_identity_or_a_files(known, tmp_path):
+    expected = F.layer_norm(known["vit_out"], (176,), eps=1e-5)
+    assert (load()(known["image"]) - expected).abs().max() < 1e-4
+    norm = {"ln_vision.weight": torch.randn(176), "ln_vision.bias": torch.randn(176)}
+    torch.save({"model": norm}, tmp_path / "blip2.pth")
+    rows = load(ln_vision=tmp_path / "blip2.pth")(known["image"])
+    assert (rows - (expected * norm["ln_vision.weight"] + norm["ln_vision.bias"])).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_pth_file_with_a_block_too_many_and_a_head_gives_the_same(known, tmp_path, wrapped):
+    tensors = {name: value for name, value in bare().items() if not name.startswith("ln_vision")}
+    tensors |= {name.replace("blocks.1.", "blocks.2."): value + 1 for name, value in tensors.items() if "blocks.1." in name}
+    tensors |= {"norm.weight": torch.ones(176), "head.bias": torch.ones(3), "mask_token": torch.ones(1, 1, 176)}
+    torch.save({"model": tensors} if wrapped else tensors, tmp_path / "eva_vit_g.pth")
+    made = load(tmp_path / "eva_vit_g.pth", depth=2)
+    assert torch.equal(made(known["image"]), load()(known["image"]))
+
+
+def test_half_precision_weights_are_read_into_float32(known, tmp_path):
+    save_file({name: value.half() for name, value in load_file(WEIGHTS).items()}, tmp_path / "half.safetensors")
+    made = load(tmp_path / "half.safetensors")
+    assert {value.dtype for value in made.parameters()} == {torch.float32}
+    assert (made(known["image"]) - load()(known["image"])).abs().max() < 0.05
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("bf16", 0.1), ("fp16", 0.02)])
+def test_mixed_precision_is_near_float32_and_comes_out_as_float32(known, precision, bound):
+    made = load(precision=precision)
+    rows = made(known["image"])
+    assert rows.dtype == torch.float32
+    assert 0 < (rows - load()(known["image"])).abs().max() < bound
+    assert made.visual_encoder.blocks[0].mlp.fc1.weight.dtype in (torch.bfloat16, torch.float16)
+    assert made.visual_encoder.blocks[0].norm1.weight.dtype == torch.float32
+
+
+def test_positions_of_another_size_are_interpolated_bicubically_without_antialiasing():
+    positions = torch.randn(1, 1 + 64, 176)
+    made = interpolated(positions, 16)
+    grid = positions[:, 1:].reshape(1, 8, 8, 176).permute(0, 3, 1, 2)
+    expected = F.interpolate(grid, (4, 4), mode="bicubic").permute(0, 2, 3, 1).reshape(1, 16, 176)
+    assert torch.allclose(made[:, 1:], expected, atol=1e-6)
+    assert torch.equal(made[:, :1], positions[:, :1])
+    assert interpolated(positions, 64) is positions
+
+
+@pytest.mark.parametrize(("size", "rows"), [(56, 17), (112, 65), (224, 257)])
+def test_any_image_size_gives_a_row_for_each_patch_and_the_class(size, rows):
+    made = load(size=size)(torch.randn(1, 3, size, size))
+    assert made.shape == (1, rows, 176)
+    assert made.isfinite().all()
+
+
+def test_it_stays_frozen_and_in_eval_mode():
+    made = load().train()
+    assert not made.training
+    assert not any(value.requires_grad for value in made.parameters())
+    assert made(torch.randn(1, 3, 112, 112, requires_grad=True)).grad_fn is None
+
+
+def test_on_the_meta_device_names_and_shapes_are_checked_without_values():
+    made = EvaVit.load(
+        str(WEIGHTS), image_size=112, depth=39, ln_vision="identity", precision="fp32", device=torch.device("meta"), key="k"
+    )
+    assert {value.device.type for value in made.parameters()} == {"meta"}
+
+
+def spoiled(tmp_path, change):
+    tensors = load_file(WEIGHTS)
+    change(tensors)
+    save_file(tensors, tmp_path / "spoiled.safetensors")
+    return tmp_path / "spoiled.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda t: t.pop("visual_encoder.blocks.1.attn.v_bias"), "lacks, or has in another shape, 1: blocks.1.attn.v_bias"),
+        (lambda t: t.pop("visual_encoder.pos_embed"), "pos_embed"),
+        (lambda t: t.update({"visual_encoder.blocks.0.more": torch.ones(1)}), "unknown tensors, 1: blocks.0.more"),
+        (lambda t: t.pop("visual_encoder.blocks.0.attn.q_bias"), "holds no EVA transformer"),
+        (lambda t: t.update({"visual_encoder.patch_embed.proj.weight": torch.ones(176, 3, 16, 16)}), "patches of 16"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_by_tensor_and_file(tmp_path, change, told):
+    with pytest.raises(UserError, match=r"weights: '.*spoiled\.safetensors'") as refusal:
+        load(spoiled(tmp_path, change))
+    assert told in str(refusal.value)
+
+
+def test_a_missing_file_is_named_with_its_key(tmp_path):
+    with pytest.raises(UserError, match=r"weights: no file .*nowhere\.pth"):
+        load(tmp_path / "nowhere.pth")
+
+
+def test_ln_vision_of_another_width_or_from_a_file_without_it_is_refused(tmp_path):
+    save_file({"ln_vision.weight": torch.ones(8), "ln_vision.bias": torch.zeros(8)}, tmp_path / "narrow.safetensors")
+    with pytest.raises(UserError, match="8 wide, and the image encoder 176"):
+        read_ln_vision(str(tmp_path / "narrow.safetensors"), 176, "ln_vision")
+    save_file({"x": torch.ones(1)}, tmp_path / "none.safetensors")
+    with pytest.raises(UserError, match="holds no ln_vision"):
+        read_ln_vision(str(tmp_path / "none.safetensors"), 176, "ln_vision")
+
+
+# The encoder of an extraction
+
+
+def encoder(**keys):
+    return Eva(Eva.Config(**{"weights": str(WEIGHTS), "image_size": 112, **keys}), device=CPU)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    for number in range(5):
+        write_video(folder / f"clip_{number}.mp4", pictures=[picture(number + more) for more in range(4)])
+    return [Source(f"clip_{number}", folder / f"clip_{number}.mp4") for number in range(5)]
+
+
+def test_a_clips_array_is_the_same_to_the_bit_in_any_company(videos):
+    eva = encoder(batch_size=4)
+    loaded = [eva.load(source) for source in videos]
+    together = eva.encode(loaded)
+    for place, alone in enumerate(loaded):
+        assert (eva.encode([alone])[0] == together[place]).all()
+
+
+def test_description_and_arrays_agree(videos):
+    eva = encoder(frame_selection="middle")
+    described = Eva.describe(eva.cfg, "encoders.eva")
+    (array,) = eva.encode([eva.load(videos[0])])
+    assert array.shape == (1 + described.shape.rows, described.shape.width) == (65, 176)
+    assert str(array.dtype) == "float32"
+    assert described.recipe["frame_selection"] == "middle"
+
+
+def test_the_recipe_tells_an_identity_norm_from_a_loaded_one():
+    recipes = [Eva.describe(encoder(ln_vision=choice).cfg, "k").recipe["ln_vision"] for choice in ("identity", str(WEIGHTS))]
+    assert recipes[0] == "identity"
+    assert recipes[1] != recipes[0]
+    assert "eva_tiny" not in recipes[1]  # the same norm in another file is the same
+
+
+@pytest.mark.parametrize(("keys", "told"), [({"image_size": 100}, "multiple of 28"), ({"image_size": 14}, "multiple of 28")])
+def test_an_image_size_that_patches_do_not_fill_is_refused(keys, told):
+    with pytest.raises(ValueError, match=told):
+        Eva.Config(weights="x", **keys)
+
+
+def test_random_weights_come_only_by_their_flag_and_are_the_same_each_time(videos):
+    made = [encoder(random_weights=True, weights="", width=176, depth=1) for _ in range(2)]
+    arrays = [eva.encode([eva.load(videos[0])])[0] for eva in made]
+    assert (arrays[0] == arrays[1]).all()
+    with pytest.raises(UserError):
+        encoder(weights="")
+
+
+@pytest.mark.slow
+def test_the_full_vit_g_runs_an_image_of_448_pixels_on_the_cpu(tmp_path):
+    """Width 1408, 39 blocks, random weights in a file under the original names with positions for 224 pixels."""
+    shape = EvaShape()
+    with torch.device("meta"):
+        built = EvaVit(shape, image_size=224, precision="fp32", device=torch.device("meta"))
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        name: torch.empty(value.shape, dtype=torch.float16).normal_(0, 0.02, generator=generator)
+        for name, value in built.visual_encoder.state_dict().items()
+    }
+    torch.save(tensors, tmp_path / "eva_vit_g.pth")
+    del tensors
+    assert read_eva(str(tmp_path / "eva_vit_g.pth"), "weights", 39)[0] == shape
+    made = load(tmp_path / "eva_vit_g.pth", size=448, precision="bf16")
+    count = sum(value.numel() for value in made.visual_encoder.parameters())
+    assert 0.98e9 < count < 1.0e9
+    rows = made(torch.randn(1, 3, 448, 448))
+    assert rows.shape == (1, 1025, 1408)
+    assert rows.isfinite().all()

@@ -1,0 +1,702 @@
+"""Extraction around the encoders: what is written, what is refused, failures, stopping and going on, several processes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import encoding
+import numpy as np
+import pytest
+import torch
+import yaml
+from media_files import write_broken, write_video
+from running import ROOT, command, environment
+
+from emollama import config as configuration
+from emollama.errors import UserError
+from emollama.extraction.arrays import Arrays
+from emollama.logging import get_logger
+from emollama.registry import ENCODERS
+from emollama.stores.manifest import Manifest
+from emollama.stores.packed import PackedStore
+
+IMPORTED = "tests.workers.byte_encoders"
+SENTENCE = "the quick brown fox jumps over the lazy dog"
+TROUBLE = {"text": "no video", "empty": "", "broken": "clip broken", "heavy": "clip heavy", "endless": "clip endless"}
+WHY = {
+    "text": "no clip",
+    "empty": "no clip",
+    "broken": "OSError: a bad sector",
+    "heavy": "RuntimeError: too heavy",
+    "endless": "features that are no finite numbers with precision fp32, dtype float32",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_encoders():
+    """The encoders that configurations here import are known to no other tests."""
+    yield
+    for name in ("bytes", "grid", "slow"):
+        ENCODERS._entries.pop(name, None)
+    sys.modules.pop(IMPORTED, None)
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder with weights and 9 clips, two of them in folders below, one of them with a space."""
+    names = [*(f"clip_{number}" for number in range(6)), "a/clip_0", "a/b/x", "with space"]
+    (tmp_path / "weights.bin").write_bytes(b"seed")
+    add_clips(tmp_path, names)
+    return tmp_path
+
+
+@pytest.fixture
+def told():
+    """What is logged."""
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    get_logger().addHandler(handler)
+    yield lines
+    get_logger().removeHandler(handler)
+
+
+def add_clips(place, names, content="clip {name} " + SENTENCE):
+    for number, name in enumerate(names):
+        path = place / "videos" / f"{name}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content.format(name=name) + " " * number)
+
+
+def add_trouble(place):
+    for name, content in TROUBLE.items():
+        (place / "videos" / f"{name}.mp4").write_text(content)
+
+
+def configured(place, *, encoders=("bytes",), model=None, **extraction):
+    """A YAML file; each encoder's keys may be given as a mapping."""
+    keys = encoders if isinstance(encoders, dict) else {label: {} for label in encoders}
+    tree = {
+        "imports": [IMPORTED],
+        "encoders": {label: {"weights": str(place / "weights.bin"), "batch_size": 3} | given for label, given in keys.items()},
+        "extraction": {"videos": str(place / "videos"), "output": str(place / "out"), "device": "cpu", **extraction},
+    } | ({"model": model} if model else {})
+    path = place / "config.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return str(path)
+
+
+def extract(path, *options):
+    """In this process, with one thread for arithmetic, as the processes that tests start have."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        config = configuration.load(path, list(options), needs_model=False)
+        config.classes["extraction"](config).run()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def command_line(path, *options, processes=1):
+    return command("-m", "emollama", "extract", "--cfg-path", path, *options, processes=processes)
+
+
+def run(path, *options, processes=1):
+    line = command_line(path, *options, processes=processes)
+    return subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def rows(place):
+    with open(place / "out/failures.csv", newline="") as file:
+        return {(row["folder"], row["name"]): row for row in csv.DictReader(file)}
+
+
+def expected(place, name, width=24):
+    matrix = np.random.default_rng(list(b"seed")).standard_normal((256, width), np.float32)
+    counts = np.bincount(np.frombuffer((place / f"videos/{name}.mp4").read_bytes(), np.uint8), minlength=256)
+    return counts.astype(np.float32) @ matrix
+
+
+def refusal(path, *options):
+    with pytest.raises(UserError) as error:
+        extract(path, *options)
+    return str(error.value)
+
+
+# What is written
+
+
+def test_each_clip_has_its_array_under_its_name_and_nothing_else_is_there(place, told):
+    extract(configured(place, encoders=("bytes", "grid")))
+    names = {path.relative_to(place / "videos").with_suffix("").as_posix() for path in (place / "videos").rglob("*.mp4")}
+    assert len(names) == 9 and {"a/b/x", "with space"} <= names
+    arrays = {f"{folder}/{name}.npy" for folder in ("bytes", "grid") for name in names}
+    assert contents(place / "out").keys() == arrays | {"failures.csv", "bytes/manifest.json", "grid/manifest.json"}
+    for name in names:
+        array = np.load(place / f"out/bytes/{name}.npy")
+        assert array.dtype == np.float32 and np.allclose(array, expected(place, name), atol=1e-4)
+        assert np.load(place / f"out/grid/{name}.npy").shape == (5, 24)
+    assert rows(place) == {}
+    assert any(line.startswith("bytes: 9 clips, 0 done before, 9 done now (") and line.endswith(", 0 failed") for line in told)
+
+
+def test_the_manifest_tells_recipe_weights_and_versions(place):
+    extract(configured(place, encoders={"mine": {"type": "bytes", "folder": "features", "dtype": "float16", "layers": [-2, -1]}}))
+    manifest = Manifest.read(str(place / "out/features"))
+    assert manifest.slots == ("face",) and (manifest.rows, manifest.width, manifest.dtype) == (1, 24, "float16")
+    assert manifest.recipe == {"encoder": "bytes", "layers": [-2, -1]}
+    assert manifest.weights == "19b25856e1c150ca834cffc8b59b23adbd0ec0389e58eb22b3b64768098d002b"  # sha256sum of "seed"
+    assert (
+        manifest.versions["torch"] == torch.__version__ and {"emollama", "transformers", "timm", "av"} <= manifest.versions.keys()
+    )
+    assert np.load(place / "out/features/clip_0.npy").dtype == np.float16
+
+
+@pytest.mark.parametrize("ending", ["txt", "csv"])
+def test_of_a_list_the_named_clips_are_done_and_one_without_a_video_is_a_row(place, ending):
+    text = {"txt": "clip_1 25 happy\nnowhere 10 sad\na/b/x 3 sad\n", "csv": "name,label\nclip_1,happy\nnowhere,sad\na/b/x,sad\n"}
+    (place / f"list.{ending}").write_text(text[ending])
+    extract(configured(place, annotation_file=str(place / f"list.{ending}")))
+    assert {path for path in contents(place / "out") if path.endswith(".npy")} == {"bytes/clip_1.npy", "bytes/a/b/x.npy"}
+    (row,) = rows(place).values()
+    told = {"name": "nowhere", "slot": "face", "encoder": "bytes", "folder": "bytes", "video": "", "reason": "no video file"}
+    assert row == told
+
+
+def test_a_clip_that_is_done_stays_done_when_its_video_is_gone(place):
+    (place / "list.txt").write_text("clip_1\nclip_2\n")
+    path = configured(place, annotation_file=str(place / "list.txt"))
+    extract(path)
+    (place / "videos/clip_1.mp4").unlink()
+    before = contents(place / "out")
+    extract(path)
+    assert contents(place / "out") == before and rows(place) == {}
+
+
+def test_finished_clips_are_not_redone(place):
+    path = configured(place)
+    extract(path)
+    (place / "out/bytes/clip_3.npy").unlink()
+    before = {file: file.stat().st_ino for file in (place / "out/bytes").rglob("*.npy")}
+    extract(path)
+    after = {file: file.stat().st_ino for file in (place / "out/bytes").rglob("*.npy")}
+    assert len(after) == 9 and all(after[file] == inode for file, inode in before.items())
+
+
+# What is refused, before anything is written
+
+LLM = {"arch": "minigpt_v2", "llama_model": "nowhere", "slot_dims": {"image": 24, "face": 24}, "image_size": 28}
+TWO = {"bytes": {}, "other": {"type": "bytes"}}
+REFUSED = {
+    "no encoder": ({"encoders": {}}, ["'encoders' has no block"]),
+    "one folder": ({"encoders": {"bytes": {}, "grid": {"folder": "bytes"}}}, ["encoders.bytes", "encoders.grid", "same folder"]),
+    "one slot": ({"encoders": TWO | {"other": {"type": "bytes", "folder": "b"}}}, ["encoders.bytes", "same slot, 'face'"]),
+    "a way out": ({"encoders": {"bytes": {"folder": "../b"}}}, ["encoders.bytes.folder"]),
+    "no folder": ({"videos": "nowhere"}, ["extraction.videos", "nowhere"]),
+    "no faces": ({"face_path": "nowhere"}, ["extraction.face_path", "nowhere"]),
+    "no list": ({"annotation_file": "nowhere.txt"}, ["annotation_file", "nowhere.txt"]),
+    "other width": ({"encoders": {"bytes": {"width": 16}}, "model": LLM}, ["encoders.bytes", "16", "model.slot_dims", "24"]),
+    "other size": (
+        {"encoders": ["grid"], "model": LLM | {"image_size": 56}},
+        ["encoders.grid.image_size", "model.image_size", "16"],
+    ),
+    "not a place": ({"output": "/dev/null/out"}, ["extraction.output"]),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_work_is_refused_with_its_key_and_nothing_is_written(place, case):
+    keys, words = REFUSED[case]
+    before = contents(place)
+    text = refusal(configured(place, **keys))
+    assert all(word in text for word in words), text
+    assert {name: raw for name, raw in contents(place).items() if name != "config.yaml"} == before
+
+
+def test_features_that_fit_the_model_are_extracted(place):
+    extract(configured(place, encoders=("bytes", "grid"), model=LLM))
+    assert len(list((place / "out").rglob("*.npy"))) == 18
+
+
+@pytest.mark.parametrize("name", ["../clip_1", "/clip_1", "a\\b", "x" * 240])
+def test_a_listed_name_that_no_array_can_have_is_refused(place, name):
+    (place / "list.txt").write_text(f"clip_0\n{name}\n")
+    text = refusal(configured(place, annotation_file=str(place / "list.txt")))
+    assert "list.txt" in text and name.replace("\\", "\\\\") in text and not (place / "out").exists()
+
+
+def test_a_video_whose_name_is_no_utf_8_is_refused(place):
+    with open(os.fsencode(place / "videos") + b"/caf\xe9.mp4", "wb") as file:
+        file.write(b"clip")
+    assert r"'caf\udce9'" in refusal(configured(place))
+
+
+def test_a_list_none_of_whose_clips_has_a_video_is_refused(place):
+    (place / "list.txt").write_text("clip_0.mp4\nclip_1.mp4\n")
+    text = refusal(configured(place, annotation_file=str(place / "list.txt")))
+    assert "none of the 2 clips" in text and "which have no endings" in text and not (place / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"layers": [-4, -1]}, ["layers: [-1] and [-4, -1]"]),
+        ({"dtype": "float16"}, ["dtype: 'float32' and 'float16'"]),
+        ({"width": 16}, ["width: 24 and 16"]),
+        ({"type": "grid", "folder": "bytes"}, ["encoder: 'bytes' and 'grid'", "slots"]),
+        ("weights", ["weights: '19b25856"]),
+    ],
+)
+@pytest.mark.parametrize("stored_as", ["npy", "packed"])
+def test_features_made_otherwise_are_not_mixed(place, change, words, stored_as):
+    extract(configured(place, stored_as=stored_as))
+    add_clips(place, ["later"])
+    if change == "weights":
+        (place / "weights.bin").write_bytes(b"other")
+        change = {}
+    before = contents(place / "out")
+    text = refusal(configured(place, encoders={"bytes": change}, stored_as=stored_as))
+    assert all(word in text for word in [*words, str(place / "out/bytes"), "Name another folder, or delete that one"]), text
+    assert contents(place / "out") == before
+
+
+def test_arrays_of_which_nobody_knows_how_they_were_made_are_not_mixed_with(place):
+    (place / "out/bytes").mkdir(parents=True)
+    np.save(place / "out/bytes/old.npy", np.zeros(24, np.float32))
+    before = contents(place / "out")
+    assert "holds arrays and no manifest.json" in refusal(configured(place))
+    assert contents(place / "out") == before
+
+
+def test_a_file_of_failures_that_is_somebody_elses_is_not_overwritten(place):
+    (place / "out").mkdir()
+    (place / "out/failures.csv").write_text("my,own,notes\n1,2,3\n")
+    assert "failures.csv: not a list of failed clips" in refusal(configured(place))
+    assert (place / "out/failures.csv").read_text() == "my,own,notes\n1,2,3\n"
+
+
+@pytest.mark.parametrize(("first", "second"), [("npy", "packed"), ("packed", "npy")])
+def test_one_folder_is_not_stored_in_two_ways(place, first, second):
+    extract(configured(place, stored_as=first))
+    before = contents(place / "out")
+    text = refusal(configured(place, stored_as=second))
+    assert "stored_as" in text and str(place / "out/bytes") in text
+    assert contents(place / "out") == before
+
+
+def test_other_versions_of_libraries_are_told_and_go_on(place, told):
+    extract(configured(place))
+    manifest = json.loads((place / "out/bytes/manifest.json").read_text())
+    manifest["versions"]["timm"] = "0.1"
+    (place / "out/bytes/manifest.json").write_text(json.dumps(manifest))
+    add_clips(place, ["later"])
+    extract(configured(place))
+    assert any("begun with other versions" in line and "timm: '0.1'" in line for line in told)
+    assert (place / "out/bytes/later.npy").exists()
+
+
+# Failures
+
+
+@pytest.mark.parametrize("failures", ["report", "zero"])
+def test_clips_that_fail_are_rows_and_zeros_where_wanted_and_the_others_are_done(place, told, failures):
+    add_trouble(place)
+    extract(configured(place, encoders=("bytes", "grid"), failures=failures))
+    for folder, shape in (("bytes", (24,)), ("grid", (5, 24))):
+        assert {name: row["reason"] for (where, name), row in rows(place).items() if where == folder} == WHY
+        for name in TROUBLE:
+            path = place / f"out/{folder}/{name}.npy"
+            assert path.exists() == (failures == "zero")
+            if failures == "zero":
+                array = np.load(path)
+                assert array.shape == shape and array.dtype == np.float32 and not array.any()
+        assert len(list((place / "out" / folder).rglob("*.npy"))) == 9 + len(TROUBLE) * (failures == "zero")
+    assert rows(place)["grid", "text"]["video"] == str(place / "videos/text.mp4")
+    assert rows(place)["grid", "text"]["slot"] == "image"
+    summary = next(line for line in told if line.startswith("bytes: 14 clips,"))
+    assert "9 done now" in summary and "5 failed" in summary and "\n  2 no clip" in summary
+    assert f"10 failed: {place}/out/failures.csv says which and why" in told[-1]
+
+
+@pytest.mark.parametrize("stored_as", ["npy", "packed"])
+@pytest.mark.parametrize("failures", ["report", "zero"])
+def test_a_second_run_tries_failures_again_and_a_clip_that_works_now_leaves_the_list(place, failures, stored_as):
+    add_trouble(place)
+    path = configured(place, failures=failures, stored_as=stored_as)
+    extract(path)
+    (place / "videos/text.mp4").write_text("clip " + SENTENCE)
+    extract(path)
+    assert {name for _, name in rows(place)} == TROUBLE.keys() - {"text"}
+    assert np.allclose(loaded(place, "text"), expected(place, "text"), atol=1e-4)
+
+
+def loaded(place, name, folder="bytes"):
+    path = place / f"out/{folder}/{name}.npy"
+    return np.load(path) if path.exists() else PackedStore.open(place / "out" / folder).load(name)
+
+
+@pytest.mark.parametrize("stored_as", ["npy", "packed"])
+def test_zeros_go_when_failures_are_to_be_left_out(place, stored_as):
+    add_trouble(place)
+    extract(configured(place, failures="zero", stored_as=stored_as))
+    extract(configured(place, failures="report", stored_as=stored_as))
+    store = place / "out/bytes"
+    names = {*PackedStore.open(store).names()} if stored_as == "packed" else {path.stem for path in store.rglob("*.npy")}
+    assert len(names) in (8, 9) and not names & TROUBLE.keys() and rows(place).keys() == {("bytes", name) for name in TROUBLE}
+
+
+def test_no_zeros_are_written_before_their_rows_are(place):
+    add_trouble(place)
+    (place / "out/failures.csv").mkdir(parents=True)  # where the list cannot be written
+    assert "failures.csv" in refusal(configured(place, failures="zero"))
+    assert {path.stem for path in (place / "out/bytes").rglob("*.npy")} & TROUBLE.keys() == set()
+
+
+def test_failures_of_another_encoder_stay_in_the_list(place):
+    add_trouble(place)
+    extract(configured(place, failures="zero"))
+    extract(configured(place, encoders=("grid",)))
+    assert {folder for folder, _ in rows(place)} == {"bytes", "grid"} and len(rows(place)) == 2 * len(TROUBLE)
+
+
+def test_values_beyond_float16_are_a_row_and_no_infinity(place):
+    add_clips(place, ["large"], "clip large")
+    extract(configured(place, encoders={"bytes": {"dtype": "float16"}}))
+    assert [name for _, name in rows(place)] == ["large"] and not (place / "out/bytes/large.npy").exists()
+
+
+def test_an_encoder_that_does_not_keep_its_word_is_an_error_and_the_finished_clips_stay(place):
+    add_clips(place, ["small"], "clip wide")
+    text = refusal(configured(place))
+    assert "(48,)" in text and "(24,)" in text and "encoders.bytes" in text
+    assert len(list((place / "out").rglob("*.npy"))) >= 6
+
+
+def test_too_little_memory_of_the_device_is_an_error_with_its_keys_and_the_finished_clips_stay(place):
+    add_clips(place, ["small"], "clip hungry")
+    text = refusal(configured(place))
+    assert "encoders.bytes.batch_size: 3" in text and "encoders.bytes.precision" in text
+    assert len(list((place / "out").rglob("*.npy"))) >= 6
+
+
+def test_a_run_that_gets_nothing_done_fails_and_says_where_to_look(place):
+    for path in (place / "videos").rglob("*.mp4"):
+        path.write_text("no clip at all")
+    done = run(configured(place))
+    assert done.returncode == 1 and "error: no features could be extracted" in done.stderr and "Traceback" not in done.stderr
+    assert f"{place}/out/failures.csv" in done.stderr
+    assert "no features could be extracted" in refusal(configured(place, output=str(place / "packed"), stored_as="packed"))
+
+
+# Packed
+
+
+def test_packed_features_are_those_of_the_folder_and_bring_their_manifest(place):
+    extract(configured(place, output=str(place / "plain")))
+    extract(configured(place, stored_as="packed"))
+    store = PackedStore.open(place / "out/bytes")
+    assert len(store) == 9 and not (place / "out/bytes.npy_parts").exists()
+    for name in store.names():
+        assert np.array_equal(store.load(name), np.load(place / f"plain/bytes/{name}.npy"))
+    assert Manifest.read(str(place / "out/bytes")) == Manifest.read(str(place / "plain/bytes"))
+    assert {path.name for path in (place / "out").iterdir()} == {"bytes", "failures.csv"}
+
+
+def test_packing_again_with_nothing_new_touches_nothing(place):
+    add_trouble(place)
+    path = configured(place, stored_as="packed")
+    extract(path)
+    inodes = {file: file.stat().st_ino for file in (place / "out/bytes").iterdir()}
+    extract(path)
+    assert {file: file.stat().st_ino for file in (place / "out/bytes").iterdir()} == inodes
+    assert {path.name for path in (place / "out").iterdir()} == {"bytes", "failures.csv"}
+
+
+def test_clips_that_come_later_are_packed_with_the_earlier_ones(place):
+    path = configured(place, stored_as="packed")
+    extract(path)
+    earlier = {name: loaded(place, name) for name in PackedStore.open(place / "out/bytes").names()}
+    add_clips(place, ["later"])
+    extract(path)
+    store = PackedStore.open(place / "out/bytes")
+    assert {*store.names()} == {*earlier, "later"} and np.allclose(store.load("later"), expected(place, "later"), atol=1e-4)
+    assert all(np.array_equal(store.load(name), array) for name, array in earlier.items())
+
+
+def move_into_parts(out):
+    """As a run that is killed while it packs anew leaves it."""
+    extract_parts(out)
+    (out / "bytes").rename(out / "bytes.npy_parts/.packed")
+
+
+def extract_parts(out, count=2):
+    """As a run that is killed before it has packed some new arrays, or has packed and not yet removed them, leaves it."""
+    store = PackedStore.open(out / "bytes")
+    (out / "bytes.npy_parts").mkdir()
+    shutil.copy(out / "bytes/manifest.json", out / "bytes.npy_parts")
+    for name in [*store.names()][-count:]:
+        np.save(out / f"bytes.npy_parts/{name}.npy", store.load(name))
+
+
+def copy_into_parts(out):
+    """As a run that is killed after it has packed anew leaves it."""
+    extract_parts(out)
+    shutil.copytree(out / "bytes", out / "bytes.npy_parts/.packed")
+
+
+@pytest.mark.parametrize("state", [move_into_parts, extract_parts, copy_into_parts])
+def test_a_run_that_was_killed_while_it_packed_is_brought_to_its_end(place, state):
+    path = configured(place, stored_as="packed")
+    extract(path)
+    clean = contents(place / "out")
+    state(place / "out")
+    extract(path)
+    assert contents(place / "out") == clean
+
+
+# Stopping and going on
+
+
+def in_child(function, *arguments):
+    """A process forked off this one, which has imported everything already."""
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def many(place, clips):
+    """A folder of some more clips, with trouble, and a slow encoder over it."""
+    add_clips(place, [f"more_{number:02d}" for number in range(clips)])
+    add_trouble(place)
+    return {"bytes": {"seconds": 0.03}, "grid": {"seconds": 0.01}}
+
+
+@pytest.mark.parametrize("stored_as", ["npy", "packed"])
+def test_killed_ten_times_at_random_moments_the_files_are_those_of_one_clean_run(place, stored_as):
+    keys = {"encoders": many(place, 60), "failures": "zero", "num_workers": 1, "stored_as": stored_as}
+    begun = time.monotonic()
+    clean = in_child(extract, configured(place, **keys, output=str(place / "clean")))
+    clean.join()
+    seconds = time.monotonic() - begun
+    moments = random.Random(stored_as)
+    path, killed, counts = configured(place, **keys), 0, []
+    while killed < 10:
+        process = in_child(extract, path)
+        process.join(moments.uniform(0, 0.25 * seconds))
+        assert process.exitcode in (None, 0), "the run failed"
+        killed += process.exitcode is None
+        process.kill()
+        process.join()
+        counts.append(len(list((place / "out").rglob("*.npy"))))
+        if process.exitcode == 0:
+            for file in (place / "out").rglob("*"):
+                file.is_file() and file.unlink()
+    again = in_child(extract, path)
+    again.join()
+    assert again.exitcode == 0 and clean.exitcode == 0
+    assert contents(place / "out") == contents(place / "clean") and len(contents(place / "clean")) >= 9
+    assert len(set(counts)) > 4, counts
+
+
+def test_what_killed_runs_left_half_written_is_removed(place):
+    path = configured(place)
+    extract(path)
+    clean = contents(place / "out")
+    for left in ("bytes/.clip_1.npy.tmp77", "bytes/a/.clip_0.npy.tmp123456", "bytes/.manifest.json.tmp5", ".failures.csv.tmp7"):
+        (place / "out" / left).write_bytes(b"half")
+    (place / "out/.bytes.tmp9").mkdir()
+    (place / "out/.bytes.tmp9/shard-00000.bin").write_bytes(b"half")
+    extract(path)
+    assert contents(place / "out") == clean
+
+
+def test_a_second_run_beside_the_first_is_refused(place):
+    path = configured(place, encoders=many(place, 60))
+    first = in_child(extract, path)
+    wait_for_arrays(place, 1)
+    assert "another extraction is writing into" in refusal(path)
+    first.join()
+    assert first.exitcode == 0
+
+
+def wait_for_arrays(place, count, seconds=60):
+    end = time.monotonic() + seconds
+    while len([*(place / "out").rglob("*.npy")]) < count:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_an_interrupt_stops_at_once_and_the_same_command_goes_on(place):
+    keys = {"encoders": many(place, 20), "num_workers": 2}
+    extract(configured(place, **keys, output=str(place / "clean")))
+    path = configured(place, **keys | {"encoders": {label: {"seconds": 0.5} for label in keys["encoders"]}})
+    process = subprocess.Popen(command_line(path), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
+    wait_for_arrays(place, 1)
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130 and time.monotonic() - begun < 3
+    assert "the same command goes on from here" in told and "Traceback" not in told
+    assert len([*(place / "out").rglob("*.npy")]) < 20 and (place / "out/failures.csv").is_file()
+    extract(configured(place, **keys))
+    assert contents(place / "out") == contents(place / "clean")
+
+
+# The disk
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 128 KiB."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "none", str(folder)], capture_output=True).returncode:
+        pytest.skip("only root may mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("stored_as", ["npy", "packed"])
+def test_a_full_disk_stops_the_run_with_nothing_half_written_and_it_goes_on_when_there_is_room(place, small_disk, stored_as):
+    add_clips(place, [f"more_{number}" for number in range(20)])
+    keys = {"encoders": {"bytes": {"width": 1800}}, "stored_as": stored_as}  # 7 KiB a clip, 29 of them
+    extract(configured(place, **keys, output=str(place / "clean")))
+    path = configured(place, **keys)
+    text = refusal(path)
+    assert "disk is full" in text and "same command again" in text and str(small_disk) in text
+    written = contents(small_disk)
+    assert 5 < sum(name.endswith(".npy") for name in written) < 29 and not any(".tmp" in name for name in written)
+    assert all(len(raw) == 128 + 4 * 1800 for name, raw in written.items() if name.endswith(".npy"))
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    extract(path)
+    assert contents(small_disk) == contents(place / "clean")
+
+
+# Real files, real encoders, several processes
+
+VIDEOS = {
+    "plain.mp4": {},
+    "slow.avi": {"frames": 20, "fps": 12, "sound": (0.5, 0.2), "rate": 22050},
+    "below/long.mp4": {"frames": 60, "fps": 30, "rate": 16000},
+    "one.mp4": {"frames": 1},
+    "turned.mp4": {"turned": (90,), "sound": (0.3,)},
+    "silent.mp4": {"frames": 17, "sound": ()},
+}
+BROKEN = ("text", "empty", "cut")
+FOLDERS = {"eva": (1 + 4, 176), "mae_340_UTT": (64,), "maeV_399_UTT": (64,), "HL-UTT": (64,)}
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """Videos of several kinds with broken ones among them, and a tiny encoder of each kind, extracted into ``alone``."""
+    place = tmp_path_factory.mktemp("real")
+    (place / "videos/below").mkdir(parents=True)
+    for name, keys in VIDEOS.items():
+        write_video(place / "videos" / name, **keys)
+    (place / "other").mkdir()
+    for name in BROKEN:
+        write_broken(place / "other")[name].rename(place / f"videos/{name}.mp4")
+    (place / "weights.bin").write_bytes(b"seed")
+    extract(all_four(place, output=str(place / "alone")))
+    return place
+
+
+def all_four(place, more=None, **extraction):
+    encoders = {
+        "eva": {"random_weights": True, "width": 176, "depth": 2, "image_size": 28, "frame_selection": "middle"},
+        "mae": {"weights": str(encoding.save_mae(place / "mae")), "face": "centre"},
+        "videomae": {"weights": str(encoding.save_videomae(place / "videomae"))},
+        "hubert": {"weights": str(encoding.save_hubert(place / "hubert"))},
+    }
+    return configured(place, encoders=encoders | (more or {}), **extraction)
+
+
+def failed(folder):
+    with open(folder / "failures.csv", newline="") as file:
+        return {(row["slot"], row["name"]): row["reason"] for row in csv.DictReader(file)}
+
+
+def test_all_four_slots_of_real_files_are_extracted_and_broken_ones_are_rows(real):
+    found = failed(real / "alone")
+    slots = ("image", "face", "video", "audio")
+    assert found.keys() == {(slot, name) for slot in slots for name in BROKEN} | {("audio", "silent")}
+    assert "audio" in found["audio", "silent"] and all(reason and "Error" not in reason for reason in found.values()), found
+    for folder, shape in FOLDERS.items():
+        names = [name.rpartition(".")[0] for name in VIDEOS if (folder, name) != ("HL-UTT", "silent.mp4")]
+        files = {path for path in contents(real / "alone" / folder) if path.endswith(".npy")}
+        assert files == {f"{name}.npy" for name in names}
+        arrays = [np.load(real / f"alone/{folder}/{name}.npy") for name in names]
+        assert {(array.shape, array.dtype) for array in arrays} == {(shape, np.dtype(np.float32))}
+        assert len({array.tobytes() for array in arrays}) == len(names), "no two clips are alike"
+
+
+def test_zeros_stand_in_for_what_real_files_do_not_have(real):
+    extract(all_four(real, failures="zero", output=str(real / "zero")))
+    assert failed(real / "zero") == failed(real / "alone")
+    for folder, shape in FOLDERS.items():
+        assert len([*(real / "zero" / folder).rglob("*.npy")]) == len(VIDEOS) + len(BROKEN)
+        for name in BROKEN:
+            array = np.load(real / f"zero/{folder}/{name}.npy")
+            assert array.shape == shape and not array.any()
+    assert not np.load(real / "zero/HL-UTT/silent.npy").any() and np.load(real / "zero/eva/silent.npy").any()
+
+
+def test_a_clips_features_do_not_depend_on_its_company(real):
+    (real / "list.txt").write_text("one\nslow\n")
+    extract(all_four(real, output=str(real / "few"), annotation_file=str(real / "list.txt")))
+    for folder in FOLDERS:
+        for name in ("one", "slow"):
+            few, all_of_them = (real / place / folder / f"{name}.npy" for place in ("few", "alone"))
+            assert few.read_bytes() == all_of_them.read_bytes()
+
+
+def test_two_processes_share_the_clips_and_write_what_one_alone_does(real):
+    slow = {"slow": {"type": "slow"}}
+    extract(all_four(real, slow, output=str(real / "alone")))
+    done = run(all_four(real, slow, num_workers=1), processes=2)
+    assert done.returncode == 0, done.stderr
+    assert contents(real / "out") == contents(real / "alone") and len(contents(real / "out")) == 4 * 6 - 1 + 9 + 5 + 1
+    (told,) = [line for line in done.stderr.splitlines() if "slow: 9 clips, 0 done before, 9 done now (" in line]
+    assert float(told.split("9 done now (")[1].split()[0]) > 3.3, "one process alone reads 3 clips in a second"
+
+
+def test_arrays_that_others_wrote_and_the_first_process_does_not_see_are_an_error(tmp_path):
+    arrays = Arrays(tmp_path, "bytes", packed=False)
+    arrays.write("a/b", np.zeros(4))
+    arrays.require(["a/b"])
+    with pytest.raises(UserError, match="does not see 1 arrays that others wrote, such as 'c.npy'.*all machines share"):
+        arrays.require(["a/b", "c"])
+
+
+@pytest.mark.slow
+def test_two_processes_killed_ten_times_write_the_files_of_one_clean_run(place):
+    extract(configured(place, encoders=many(place, 120), failures="zero", output=str(place / "clean")))
+    encoders = {label: {"seconds": 0.1} for label in ("bytes", "grid")}  # 13 s for two processes
+    path, moments = configured(place, encoders=encoders, failures="zero", num_workers=1), random.Random(1)
+    for _ in range(10):
+        before = len([*(place / "out").rglob("*.npy")])
+        line = command_line(path, processes=2)
+        process = subprocess.Popen(line, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL, start_new_session=True)
+        try:
+            wait_for_arrays(place, before + 1)
+            time.sleep(moments.uniform(0, 0.5))
+            assert process.poll() is None
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert run(path, processes=2).returncode == 0
+    assert contents(place / "out") == contents(place / "clean")

@@ -1,0 +1,610 @@
+"""Videos found, their frames, sound and faces; real files of many kinds, good and broken."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import av
+import cv2
+import matplotlib.cbook
+import numpy as np
+import pytest
+import torch
+from media_files import (
+    TONE,
+    damage,
+    noise,
+    number_of,
+    picture,
+    tone,
+    write_broken,
+    write_sound,
+    write_trimmed,
+    write_video,
+)
+from PIL import Image
+from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize, ToTensor
+
+from emollama.errors import UserError
+from emollama.media.choice import chosen_frame, read_peaks, segment_middles
+from emollama.media.faces import centre, face_images
+from emollama.media.files import ENDINGS, find_video, videos_below
+from emollama.media.frames import _outline, probe, read_frames, read_with_decord, read_with_pyav
+from emollama.media.images import MEAN, STD, blip2_image
+from emollama.media.sound import read_sound
+from emollama.media.source import Source, Unusable
+
+SCATTERED = [7, 0, 39, 39, 12, 25]
+KINDS = {
+    "mpeg4.mp4": {},
+    "mpeg4.avi": {"codec": "mpeg4", "fps": 15, "sound": (0.5, 0.2)},
+    "h264.mp4": {"codec": "libx264", "fps": 30},
+    "h264.avi": {"codec": "libx264"},
+    "h264.mkv": {"codec": "libx264", "fps": 50},
+    "long_groups.mp4": {"codec": "libx264", "gop": 250},
+    "mpeg2.avi": {"codec": "mpeg2video"},
+    "wmv2.wmv": {"codec": "wmv2"},
+    "vp8.webm": {"codec": "libvpx", "sound": ()},
+    "one_a_second.mp4": {"fps": 1, "sound": ()},
+    "deep_colours.mp4": {"codec": "libx264", "pixels": "yuv420p10le"},
+    "uneven_times.mkv": {"codec": "libx264", "times": [40 * n + n % 3 * 11 for n in range(40)], "sound": ()},
+}
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """Name -> a video of 40 frames."""
+    folder = tmp_path_factory.mktemp("films")
+    return {name: write_video(folder / name, 40, **given) for name, given in KINDS.items()}
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    return write_broken(tmp_path_factory.mktemp("broken"))
+
+
+def asked(path, *choices):
+    """The frames' own numbers, and the counts that the choice was given."""
+    counts = []
+
+    def choose(count):
+        counts.append(count)
+        return [choice if choice >= 0 else count + choice for choice in choices]
+
+    return [number_of(image) for image in read_frames(path, choose)], counts
+
+
+def reason(path, read=lambda path: read_frames(path, lambda count: [0])):
+    """Why a file is unusable, which is one short line."""
+    with pytest.raises(Unusable) as caught:
+        read(path)
+    text = str(caught.value)
+    assert 0 < len(text) < 300 and "\n" not in text
+    return text
+
+
+# Frames
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_frames_that_are_asked_for_come_in_any_order(films, name):
+    assert asked(films[name], *SCATTERED) == (SCATTERED, [40])
+    assert asked(films[name], 20) == ([20], [40])
+    assert asked(films[name], -1) == ([39], [40])
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_both_readers_give_the_same_pixels(films, name):
+    outline = _outline(films[name])
+    assert outline == (40, name != "deep_colours.mp4")
+    if outline.plain:
+        by_decord = read_with_decord(films[name], set(SCATTERED))
+        by_pyav, decoded = read_with_pyav(films[name], set(SCATTERED))
+        assert by_decord.keys() == by_pyav.keys() == set(SCATTERED) and decoded == 40
+        assert all(np.array_equal(by_decord[number], by_pyav[number]) for number in SCATTERED)
+
+
+@pytest.mark.parametrize("width", [16, 24, 48, 72])
+def test_narrow_videos_that_decord_reads_wrongly_have_three_channels(tmp_path, width):
+    pictures = [np.full((64, width, 3), 20 * number, np.uint8) for number in range(4)]
+    frames = read_frames(write_video(tmp_path / "narrow.mp4", pictures=pictures), range)
+    assert frames.shape == (4, 64, width, 3)
+    assert [round(frame.mean() / 20) for frame in frames] == [0, 1, 2, 3]
+
+
+def test_without_decord_the_frames_are_the_same(films, monkeypatch):
+    wanted = {name: read_frames(path, lambda count: SCATTERED) for name, path in films.items()}
+    monkeypatch.setitem(sys.modules, "decord", None)
+    assert read_with_decord(films["h264.mp4"], {0}) is None
+    assert all(np.array_equal(read_frames(path, lambda count: SCATTERED), wanted[name]) for name, path in films.items())
+
+
+def test_frames_are_rgb_of_the_size_of_the_video(films):
+    frames = read_frames(films["mpeg4.mp4"], lambda count: range(5))
+    assert frames.shape == (5, 48, 64, 3) and frames.dtype == np.uint8
+    assert np.abs(frames[3].astype(int) - picture(3)).mean() < 12
+
+
+def test_one_frame_is_a_video(tmp_path):
+    for name in ("one.mp4", "one.avi"):
+        assert asked(write_video(tmp_path / name, 1), 0, -1, 0) == ([0, 0, 0], [1])
+
+
+def test_a_video_without_sound_has_frames(tmp_path):
+    assert asked(write_video(tmp_path / "mute.avi", 21, fps=15, sound=()), -1) == ([20], [21])
+
+
+def test_frames_that_a_cut_left_in_the_file_do_not_count(films, tmp_path):
+    cut = write_trimmed(tmp_path / "cut.mp4", films["h264.mp4"], 5)
+    with av.open(str(cut)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        assert len(packets) == 40 and any(packet.is_discard for packet in packets)
+    assert asked(cut, 0, -1) == ([5, 39], [35])
+
+
+@pytest.mark.parametrize("turned", [(90,), (180,), (270,), (-90,), (0, True), (0, False, True), (90, True)], ids=str)
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_turned_and_mirrored_videos_are_upright(tmp_path, turned, codec):
+    degrees, across, down = (*turned, False, False)[:3]
+    stored = read_frames(write_video(tmp_path / "stored.mp4", 4, codec=codec), lambda count: [2])[0]
+    shown = np.rot90(stored, degrees // 90)
+    shown = shown[:: -1 if down else 1, :: -1 if across else 1]
+    path = write_video(tmp_path / "turned.mp4", 4, codec=codec, turned=turned)
+    assert np.array_equal(read_frames(path, lambda count: [2])[0], shown)
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_turned_videos_look_as_another_player_shows_them(tmp_path, degrees):
+    path = write_video(tmp_path / "turned.mp4", 4, turned=(degrees,))
+    player = cv2.VideoCapture(str(path))
+    read, shown = player.read()
+    assert read
+    ours = read_frames(path, lambda count: [0])[0]
+    assert ours.shape == shown.shape
+    assert np.abs(ours.astype(int) - shown[..., ::-1]).mean() < 3
+
+
+def test_a_tilt_is_not_followed(tmp_path):
+    path = write_video(tmp_path / "tilted.mp4", 4, turned=(135,))
+    assert asked(path, 2)[0] == [2]
+
+
+def test_many_threads_read_what_one_reads(films, tmp_path):
+    turned = write_video(tmp_path / "turned.mp4", 40, turned=(90,))
+    paths = [*films.values(), turned] * 4
+    alone = [read_frames(path, lambda count: SCATTERED) for path in paths]
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(lambda path: read_frames(path, lambda count: SCATTERED), paths))
+    assert all(np.array_equal(one, other) for one, other in zip(alone, together, strict=True))
+
+
+def test_names_with_colons_spaces_and_other_letters(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a: b.mp4", "файл 1%03d.avi", "-i.mp4", "concat:x.mp4"):
+        assert asked(write_video(tmp_path / name, 3).name, 2)[0] == [2]
+        assert len(read_sound(name)) > 0
+
+
+def test_tags_in_another_encoding_do_no_harm(tmp_path):
+    path = write_video(tmp_path / "a.avi", 3, tags={"title": "TITLE"})
+    data = path.read_bytes()
+    assert b"TITLE" in data
+    path.write_bytes(data.replace(b"TITLE", b"\xb2\xe2\xca\xd4\xff"))
+    assert asked(path, 2)[0] == [2]
+    assert len(read_sound(path)) > 0
+
+
+# Broken videos
+
+
+def test_broken_videos_tell_why(broken):
+    reasons = {kind: reason(path) for kind, path in broken.items()}
+    for kind in ("text", "empty", "cut", "noise"):
+        assert reasons[kind] == "its video cannot be read (invalid data found when processing input)"
+    assert reasons["absent"] == "its video cannot be read (no such file or directory)"
+    assert reasons["folder"] == "its video cannot be read (is a directory)"
+    assert reasons["sound"] == "no video track in it"
+
+
+def test_a_probe_finds_a_video_or_tells_why_not(films, broken):
+    for path in films.values():
+        probe(path)
+    for path in broken.values():
+        reason(path, probe)
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_of_a_video_that_breaks_off_counts_what_decodes(tmp_path, codec):
+    path = write_video(tmp_path / "half.mp4", 60, codec=codec, index_first=True, sound=(), gop=6)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    (first, last), counts = asked(path, 0, -1)
+    assert first == 0 and 5 < last < 50
+    assert counts[-1] == last + 1
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.mkv"])
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_of_a_video_that_is_damaged_halfway_the_good_frames_come(tmp_path, name, codec):
+    path = damage(write_video(tmp_path / name, 60, codec=codec, sound=(), gop=6), 30)
+    assert asked(path, 0, 12, 20)[0] == [0, 12, 20]
+    numbers = [number_of(image) for image in read_frames(path, range)]
+    assert numbers[:25] == list(range(25))
+
+
+def test_a_video_that_breaks_off_before_what_is_wanted_whatever_its_length(tmp_path):
+    path = damage(write_video(tmp_path / "a.mp4", 60, codec="libx264", sound=()), 30)
+    text = reason(path, lambda path: read_frames(path, lambda count: [59]))
+    assert text.startswith("it has only ")
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi"])
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264", "mpeg2video"])
+def test_of_a_damaged_video_the_same_frames_come_without_decord(tmp_path, monkeypatch, name, codec):
+    path = damage(write_video(tmp_path / name, 60, codec=codec, sound=(), gop=6), 30)
+    by_decord = asked(path, 0, 20, -1)
+    monkeypatch.setitem(sys.modules, "decord", None)
+    assert asked(path, 0, 20, -1) == by_decord
+
+
+def test_frames_of_another_size_than_the_first_get_its_size(tmp_path):
+    small = write_video(tmp_path / "small.avi", 2, codec="mjpeg", pixels="yuvj420p", sound=())
+    large = [np.array(Image.fromarray(picture(number)).resize((128, 96))) for number in (2, 3)]
+    large = write_video(tmp_path / "large.avi", pictures=large, codec="mjpeg", pixels="yuvj420p", sound=())
+    with av.open(str(small)) as first, av.open(str(large)) as second, av.open(str(tmp_path / "both.avi"), "w") as both:
+        stream = both.add_stream_from_template(first.streams.video[0])
+        packets = [packet for file in (first, second) for packet in file.demux(video=0) if packet.size]
+        for number, packet in enumerate(packets):
+            packet.stream, packet.pts, packet.dts = stream, number, number
+            both.mux(packet)
+    assert asked(tmp_path / "both.avi", 0, 1, 2, 3)[0] == [0, 1, 2, 3]
+    by_pyav, _ = read_with_pyav(tmp_path / "both.avi", {0, 3})
+    assert by_pyav[3].shape == by_pyav[0].shape and number_of(by_pyav[3]) == 3
+
+
+def test_a_video_that_breaks_in_its_first_frame_is_unusable(tmp_path):
+    reason(damage(write_video(tmp_path / "a.mp4", 10, codec="libx264", sound=(), gop=100), 0))
+
+
+def test_randomly_damaged_files_end_as_frames_or_reasons(tmp_path):
+    rng = np.random.default_rng(1)
+    sources = [write_video(tmp_path / "whole.mp4", codec="libx264"), write_video(tmp_path / "whole.avi")]
+    outcomes = []
+    for number in range(60):
+        data = bytearray(sources[number % 2].read_bytes())
+        for place in rng.integers(0, len(data), rng.integers(1, 60)):
+            data[place] = rng.integers(256)
+        path = tmp_path / f"damaged{sources[number % 2].suffix}"
+        path.write_bytes(data[: rng.integers(len(data) // 2, len(data) + 1)])
+        for read in (lambda path: read_frames(path, lambda count: [0, count - 1]), read_sound):
+            try:
+                outcomes.append(len(read(path)) > 0)
+            except Unusable:
+                outcomes.append(False)
+    assert 10 < sum(outcomes) < 110
+
+
+def test_no_library_writes_to_stderr(films, broken, tmp_path, capfd):
+    holed = write_video(tmp_path / "holed.avi", 60, sound=())
+    data = holed.read_bytes()
+    begin, end = len(data) // 2, len(data) * 8 // 10
+    holed.write_bytes(data[:begin] + bytes(end - begin) + data[end:])
+    for path in (*films.values(), *broken.values(), holed):
+        for read in (probe, lambda path: read_frames(path, lambda count: [0, count - 1]), read_sound):
+            with contextlib.suppress(Unusable):
+                read(path)
+    captured = capfd.readouterr()
+    assert captured.err == captured.out == ""
+
+
+def test_a_choice_may_refuse_the_clip(films):
+    source = Source("a", films["h264.mp4"])
+    assert "peak" in reason(source.video, lambda path: read_frames(path, lambda count: [chosen_frame("peak", count, source)]))
+
+
+# Sound
+
+
+def loudest(sound, rate=16000):
+    """The strongest frequency in Hz."""
+    return np.abs(np.fft.rfft(sound)).argmax() * rate / len(sound)
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000])
+@pytest.mark.parametrize("amplitudes", [(0.5,), (0.6, 0.4)], ids=["mono", "stereo"])
+def test_a_tone_keeps_its_pitch_loudness_and_length_at_any_rate(tmp_path, rate, amplitudes):
+    sound = read_sound(write_sound(tmp_path / "a.wav", tone(1.0, rate, *amplitudes), rate))
+    assert sound.dtype == np.float32 and sound.ndim == 1
+    assert abs(len(sound) - 16000) <= 2
+    assert abs(loudest(sound) - TONE) < 1
+    expected = tone(1.0, 16000, 0.5)[0]
+    assert np.abs(sound[200:15800] - expected[200:15800]).max() < 2e-3
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.mkv", "a.mov"])
+@pytest.mark.parametrize("rate", [8000, 44100, 48000])
+def test_the_sound_of_a_video_is_as_long_as_the_video(tmp_path, name, rate):
+    sound = read_sound(write_video(tmp_path / name, 50, rate=rate, sound=(0.5, 0.5)))
+    frames = 3 if name.endswith(".avi") else 1  # MP3 in .avi has its encoder's delay, of which the file says nothing
+    assert 0 <= len(sound) - 32000 <= frames * 1152 * 16000 / rate
+    assert abs(loudest(sound[8000:24000]) - TONE) < 1
+    assert np.sqrt(2 * (sound[8000:24000] ** 2).mean()) == pytest.approx(0.5, rel=0.06)
+
+
+def test_stereo_becomes_the_mean_of_its_channels(tmp_path):
+    def peak(*amplitudes):
+        return np.abs(read_sound(write_sound(tmp_path / "a.wav", tone(1.0, 16000, *amplitudes), 16000))).max()
+
+    assert peak(0.8, 0) == pytest.approx(0.4, abs=1e-3)
+    assert peak(0.8, 0.8) == pytest.approx(0.8, abs=1e-3)
+    assert peak(0.8, -0.8) == pytest.approx(0, abs=1e-3)
+    assert peak(0.6, 0.3, 0.0, 0.0, 0.0, 0.0) == pytest.approx(0.15, abs=1e-3)
+
+
+def test_sound_stays_within_one(tmp_path):
+    square = np.sign(tone(0.5, 44100, 1.0, 1.0))
+    sound = read_sound(write_sound(tmp_path / "a.wav", square, 44100))
+    assert np.abs(sound).max() == 1
+
+
+def test_sound_that_needs_no_resampling_is_read(tmp_path):
+    sound = read_sound(write_video(tmp_path / "a.mp4", 50, rate=16000))
+    assert np.array_equal(sound, read_sound(tmp_path / "a.mp4", 16000))
+    assert 32000 <= len(sound) <= 33024
+
+
+def test_another_rate_can_be_asked_for(tmp_path):
+    sound = read_sound(write_sound(tmp_path / "a.wav", tone(1.0, 44100, 0.5), 44100), rate=24000)
+    assert abs(len(sound) - 24000) <= 2
+    assert abs(loudest(sound, 24000) - TONE) < 1
+
+
+def test_sound_shorter_than_a_frame_is_read(tmp_path):
+    assert abs(len(read_sound(write_sound(tmp_path / "a.wav", tone(0.01, 48000, 0.5), 48000))) - 160) <= 1
+    assert len(read_sound(write_video(tmp_path / "a.mp4", 1, fps=50))) > 0
+
+
+def test_without_sound_the_reason_is_told(broken, tmp_path):
+    assert reason(write_video(tmp_path / "mute.mp4", 3, sound=()), read_sound) == "no audio track in it"
+    assert "cannot be read" in reason(broken["text"], read_sound)
+    assert "cannot be read" in reason(broken["empty"], read_sound)
+    assert len(read_sound(broken["sound"])) > 0
+
+
+def test_an_audio_track_without_packets_is_unusable(tmp_path):
+    for name in ("a.wav", "a.mp4"):
+        path = write_sound(tmp_path / name, tone(0, 44100, 0.5), 44100)
+        assert reason(path, read_sound)
+    path = write_video(tmp_path / "a.avi", 3, rate=44100)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"01wb", b"JUNK"))
+    assert reason(path, read_sound) == "its audio track is empty"
+    assert asked(path, 2)[0] == [2]
+
+
+def test_of_sound_that_breaks_off_counts_what_decodes(tmp_path):
+    path = write_video(tmp_path / "a.mp4", pictures=[], frames=100, index_first=True)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    assert 20000 < len(read_sound(path)) < 60000
+
+
+# Files
+
+
+def test_videos_are_found_below_a_folder_by_name(tmp_path):
+    for name in ("b.avi", "a.MP4", "deep/er/c.d.mkv", ".hidden.mp4", ".folder/x.mp4", "notes.txt", "label.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = videos_below(tmp_path, "extraction.videos")
+    assert {name: path.name for name, path in found.items()} == {"a": "a.MP4", "b": "b.avi", "deep/er/c.d": "c.d.mkv"}
+    assert videos_below(str(tmp_path), "extraction.videos") == found
+
+
+def test_a_folder_without_usable_videos_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"extraction.videos: no folder '.*absent'"):
+        videos_below(tmp_path / "absent", "extraction.videos")
+    with pytest.raises(UserError, match="extraction.videos: no video anywhere below"):
+        videos_below(tmp_path, "extraction.videos")
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "a.avi").touch()
+    with pytest.raises(UserError, match=r"'a' is the name of two videos, .*a.avi and .*a.mp4. Rename one"):
+        videos_below(tmp_path, "extraction.videos")
+
+
+def test_the_video_of_a_name_is_found(tmp_path):
+    (tmp_path / "x").mkdir()
+    for name in ("b.AVI", "x/c.mkv", "d.mp4", "d.mkv", "e.f.mov"):
+        (tmp_path / name).touch()
+    (tmp_path / "g.mp4").mkdir()
+    found = {name: find_video(tmp_path, name) for name in ("b", "x/c", "d", "e.f", "e", "g")}
+    assert {name: path and path.name for name, path in found.items()} == {
+        "b": "b.AVI", "x/c": "c.mkv", "d": "d.mp4", "e.f": "e.f.mov", "e": None, "g": None,
+    }  # fmt: skip
+    assert ENDINGS[:2] == (".mp4", ".avi")
+
+
+# Choice
+
+
+def test_frames_are_chosen_as_configured():
+    source = Source("a", Path("a.mp4"), peak=12)
+    assert [chosen_frame("first", count, source) for count in (1, 40)] == [0, 0]
+    assert [chosen_frame("middle", count, source) for count in (1, 2, 40, 41)] == [0, 1, 20, 20]
+    assert [chosen_frame("peak", count, source) for count in (1, 12, 13, 40)] == [0, 11, 12, 12]
+
+
+def test_random_frames_depend_on_seed_and_name_alone():
+    def choose(seed, name, count=1000):
+        return chosen_frame("random", count, Source(name, Path("x.mp4"), seed=seed))
+
+    assert [choose(1, "a"), choose(1, "b"), choose(2, "a")] == [choose(1, "a"), choose(1, "b"), choose(2, "a")]
+    numbers = [choose(seed, name) for seed in range(20) for name in "abcdefghij"]
+    assert len(set(numbers)) > 150 and 0 <= min(numbers) < 50 and 950 < max(numbers) < 1000
+    assert {choose(seed, "a", 1) for seed in range(5)} == {0}
+    code = "from emollama.media.choice import *; print(chosen_frame('random', 1000, Source('a', None, seed=1)))"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(other.stdout) == choose(1, "a")
+
+
+def test_segments_have_their_middle_frame():
+    assert segment_middles(16, 16) == list(range(16))
+    assert segment_middles(160, 16) == list(range(5, 160, 10))
+    assert segment_middles(9, 1) == [4]
+    assert segment_middles(1, 3) == [0, 0, 0]
+    assert segment_middles(2, 4) == [0, 0, 1, 1]
+    assert all(0 <= number < count for count in range(1, 50) for number in segment_middles(count, 16))
+
+
+def test_peaks_are_read_from_captions_and_tables(tmp_path):
+    captions = tmp_path / "captions.json"
+    captions.write_text(json.dumps({"a": {"peak_index": "12", "text": "x"}, "00012": {"peak_index": 3}, "c": {"text": "y"}}))
+    assert read_peaks(str(captions)) == {"a": 12, "00012": 3}
+    table = tmp_path / "peaks.csv"
+    table.write_text("name,peak_index,remark\na,12,\n00012, 3,x\na,12,again\n")
+    assert read_peaks(str(table)) == {"a": 12, "00012": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("p.json", '{"a": {"peak_index": "-1"}}', "peak_index of 'a' is '-1'"),
+        ("p.json", '{"a": {"peak_index": true}}', "peak_index of 'a' is True"),
+        ("p.json", '{"a": {"peak_index": "2.5"}}', "expected the number of a frame"),
+        ("p.json", '{"a": {"caption": "x"}}', "expected one JSON object keyed by clip name"),
+        ("p.json", '["a"]', "expected one JSON object keyed by clip name"),
+        ("p.json", "{", "line 1: not valid JSON"),
+        ("p.csv", "name,peak_index\na,\n", "line 2: the peak_index of 'a' is ''"),
+        ("p.csv", "name,peak_index\na,1\na,2\n", "line 3: a second, different peak_index of 'a'"),
+        ("p.csv", "name,peak\na,1\n", "peak_index"),
+    ],
+)
+def test_peaks_that_are_none_are_refused(tmp_path, name, text, told):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError) as caught:
+        read_peaks(str(tmp_path / name))
+    assert told in str(caught.value) and name in str(caught.value)
+
+
+def test_a_file_of_peaks_that_is_absent_is_named(tmp_path):
+    with pytest.raises(UserError, match="peak_index_path: no file"):
+        read_peaks(str(tmp_path / "absent.json"))
+
+
+# Images
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (600, 512), (1, 1), (13, 700)], ids=str)
+@pytest.mark.parametrize("size", [28, 448])
+def test_a_blip2_image_is_what_torchvision_makes_of_it(shape, size):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
+    theirs = Compose([Resize((size, size), InterpolationMode.BICUBIC), ToTensor(), Normalize(MEAN, STD)])(Image.fromarray(image))
+    ours = blip2_image(image, size)
+    assert ours.shape == (3, size, size) and ours.dtype == torch.float32
+    assert torch.equal(ours, theirs)
+
+
+# Faces
+
+
+@pytest.fixture(scope="module")
+def portrait():
+    """(600, 512, 3): a photograph of Grace Hopper, in the public domain, which comes with matplotlib."""
+    with Image.open(matplotlib.cbook.get_sample_data("grace_hopper.jpg")) as image:
+        return np.array(image.convert("RGB"))
+
+
+@pytest.fixture(scope="module")
+def face_film(portrait, tmp_path_factory):
+    """Grey, three times the portrait with its face further right, grey."""
+    grey = np.full((600, 800, 3), 90, np.uint8)
+    pictures = [grey, *(grey.copy() for _ in range(3)), grey]
+    for shown, at in zip(pictures[1:4], (0, 100, 200), strict=True):
+        shown[:, at : at + 512] = portrait
+    return write_video(tmp_path_factory.mktemp("faces") / "a.mp4", pictures=pictures, sound=())
+
+
+def test_the_face_of_a_frame_is_found(face_film):
+    faces = face_images(Source("a", face_film))
+    assert len(faces) == 3
+    for face, at in zip(faces, (0, 100, 200), strict=True):
+        side = face.shape[0]
+        assert face.shape == (side, side, 3) and side < 300
+        frame = read_frames(face_film, lambda count, number=1 + at // 100: [number])[0]
+        left, top = cv2.minMaxLoc(cv2.matchTemplate(frame, np.ascontiguousarray(face), cv2.TM_SQDIFF))[2]
+        assert left - at < 205 and left - at + side > 320  # her eyes are between, and below the top, her chin above the bottom
+        assert top < 165 and top + side > 315
+
+
+@pytest.mark.parametrize("scale", [0.2, 3])
+def test_small_and_large_faces_are_found(portrait, tmp_path, scale):
+    size = (int(512 * scale) // 2 * 2, int(600 * scale) // 2 * 2)
+    path = write_video(tmp_path / "a.mp4", pictures=[np.array(Image.fromarray(portrait).resize(size))], sound=())
+    (face,) = face_images(Source("a", path))
+    assert 0.4 < face.shape[0] / size[0] < 0.75
+
+
+def test_of_two_faces_the_larger_is_taken(portrait, tmp_path):
+    shown = np.full((600, 900, 3), 90, np.uint8)
+    shown[:, :512] = portrait
+    shown[:300, 600:856] = np.array(Image.fromarray(portrait).resize((256, 300)))
+    (face,) = face_images(Source("a", write_video(tmp_path / "a.mp4", pictures=[shown], sound=())))
+    assert face.shape[0] > 200
+
+
+@pytest.mark.parametrize("shown", [np.s_[80:, 150:430], np.s_[:336, 60:384]], ids=["top and left", "bottom and right"])
+def test_a_face_at_the_edge_is_a_square_inside_the_frame(portrait, tmp_path, shown):
+    path = write_video(tmp_path / "a.mp4", pictures=[portrait[shown]], sound=())
+    (face,) = face_images(Source("a", path))
+    assert face.shape[0] == face.shape[1] > 230
+
+
+def test_as_many_frames_are_searched_as_allowed(face_film):
+    assert len(face_images(Source("a", face_film), max_frames=1)) == 1
+    assert len(face_images(Source("a", face_film), "centre", 3)) == 3
+    assert len(face_images(Source("a", face_film), "centre")) == 5
+
+
+def test_threads_find_the_same_faces(face_film):
+    alone = face_images(Source("a", face_film))
+    with ThreadPoolExecutor(4) as threads:
+        for found in threads.map(lambda _: face_images(Source("a", face_film)), range(8)):
+            assert all(np.array_equal(one, other) for one, other in zip(alone, found, strict=True))
+
+
+def test_a_video_without_a_face_is_unusable(films, broken):
+    source = Source("a", films["h264.mp4"])
+    assert reason(source, face_images) == "no face found in 32 of its frames"
+    assert "cannot be read" in reason(Source("a", broken["text"]), face_images)
+
+
+def test_the_centre_is_the_square_of_the_shorter_side(films):
+    image = np.arange(6 * 10 * 3).reshape(6, 10, 3)
+    assert np.array_equal(centre(image), image[:, 2:8])
+    assert np.array_equal(centre(image.transpose(1, 0, 2)), image.transpose(1, 0, 2)[2:8])
+    faces = face_images(Source("a", films["h264.mp4"]), "centre", 4)
+    frames = read_frames(films["h264.mp4"], lambda count: segment_middles(count, 4))
+    assert np.array_equal(np.stack(faces), frames[:, :, 8:56])
+
+
+@pytest.mark.parametrize("folder", ["x/a", "x/a_aligned", "x/a/a_aligned"])
+def test_openface_images_are_taken_in_order_all_of_them(tmp_path, folder):
+    (tmp_path / folder).mkdir(parents=True)
+    for number, ending in ((2, "bmp"), (1, "png"), (3, "BMP")):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / folder / f"frame_det_00_{number:06}.{ending}")
+    (tmp_path / folder / "frames.csv").touch()
+    faces = face_images(Source("x/a", Path("absent.mp4"), tmp_path), max_frames=1)
+    assert [face[0, 0, 0] for face in faces] == [1, 2, 3]
+
+
+def test_absent_and_unreadable_face_images_are_told(tmp_path):
+    source = Source("a", Path("absent.mp4"), tmp_path)
+    assert "no face image in" in reason(source, face_images)
+    (tmp_path / "a").mkdir()
+    for content in (b"", noise(100), b"BM" + noise(100)):
+        (tmp_path / "a" / "1.bmp").write_bytes(content)
+        assert f"{os.path.join('a', '1.bmp')} cannot be read" in reason(source, face_images)

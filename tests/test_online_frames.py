@@ -1,0 +1,207 @@
+"""Frames through the image encoder in the step: the same numbers as cached features, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from statistics import median
+
+import numpy as np
+import pytest
+import torch
+from helpers import GOLDEN, golden_tree, loaded
+from media_files import picture, write_video
+
+from emollama.checkpoint import read
+from emollama.encoders.eva import Eva
+from emollama.errors import UserError
+from emollama.media.source import Source
+from emollama.planning import plan
+from emollama.runners.runner_base import RunnerBase
+
+WEIGHTS = str(GOLDEN / "vision/eva_tiny.safetensors")
+NAMES = [line.split()[0] for line in (GOLDEN / "data/MERR_coarse_grained.txt").read_text().splitlines() if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Videos of the golden clips, and EVA caches of their first frames in float32."""
+    folder = tmp_path_factory.mktemp("clips")
+    (folder / "videos").mkdir()
+    (folder / "eva").mkdir()
+    encoder = Eva(Eva.Config(weights=WEIGHTS, image_size=112), device=torch.device("cpu"))
+    for number, name in enumerate(NAMES):
+        path = folder / "videos" / (f"{name}.avi" if number % 2 else f"{name}.mp4")
+        write_video(path, pictures=[picture(3 * number + more) for more in range(5 + number)])
+        (rows,) = encoder.encode([encoder.load(Source(name, path))])
+        np.save(folder / "eva" / f"{name}.npy", rows)
+    return folder
+
+
+def tree(tmp_path, clips, *, online, **data):
+    made = golden_tree(tmp_path)
+    images = {"image_feature_path": None, "image_path": str(clips / "videos")}
+    keys = (images if online else {"image_feature_path": str(clips / "eva")}) | data
+    for block in (*made["datasets"].values(), *made["evaluation_datasets"].values()):
+        block.update(keys)
+    made["model"] |= {"vit_weights": WEIGHTS, "vit_precision": "fp32"} if online else {}
+    made["run"] |= {"iters_per_epoch": 4, "log_freq": 1, "job_id": "online" if online else "cached"}
+    return made
+
+
+def trained(tmp_path, clips, *, online, **data):
+    config = loaded(tmp_path, tree(tmp_path, clips, online=online, **data))
+    folder = RunnerBase(config).train()
+    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()], folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, clips):
+    return {online: trained(tmp_path_factory.mktemp("run"), clips, online=online, batch_size=3) for online in (False, True)}
+
+
+def test_training_losses_are_those_of_cached_features(runs):
+    cached, online = runs[False][0], runs[True][0]
+    assert len(cached) == 4
+    assert np.abs(np.array(cached) - online).max() <= 1e-5
+
+
+def test_the_encoder_is_neither_trained_nor_saved(runs):
+    stored = read(str(runs[True][1] / "checkpoint_0.pth"), "k")["model"]
+    assert set(stored) == set(read(str(runs[False][1] / "checkpoint_0.pth"), "k")["model"])
+    assert not any(name.startswith(("vit", "visual_encoder")) for name in stored)
+
+
+def answers(tmp_path, clips, *, online):
+    config = loaded(tmp_path, tree(tmp_path, clips, online=online))
+    RunnerBase(config, training=False).evaluate()
+    path = next((tmp_path / "out").rglob("predictions_answers.jsonl"))
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_answers_and_their_losses_are_those_of_cached_features(tmp_path, clips):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    cached, online = (answers(tmp_path / name, clips, online=choice) for name, choice in (("a", False), ("b", True)))
+    assert [row["prediction"] for row in cached] == [row["prediction"] for row in online]
+    assert max(abs(one["loss"] - other["loss"]) for one, other in zip(cached, online, strict=True)) <= 1e-5
+
+
+def test_a_step_may_hold_cached_and_online_clips_and_clips_without_a_video(tmp_path, clips):
+    """Two datasets in one batch, one of them lacking some videos: each clip's loss is what it is alone."""
+    made = tree(tmp_path, clips, online=True, missing_features="zero")
+    made["datasets"]["cached"] = copy.deepcopy(tree(tmp_path, clips, online=False)["datasets"]["golden"])
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in sorted((clips / "videos").iterdir())[:3]:
+        (few / path.name).symlink_to(path)
+    made["datasets"]["golden"]["image_path"] = str(few)
+    runner = RunnerBase(loaded(tmp_path, made))
+    records = [dataset.record(index, "emotion", "x") for dataset in runner.datasets.values() for index in (0, 4, 5)]
+    from emollama.data.batch import collate
+
+    samples = [runner.prompt.sample(record) for record in records]
+    with torch.no_grad():
+        runner.model.eval()
+        together = runner.model(collate(samples))
+        alone = torch.cat([runner.model(collate([sample])) for sample in samples])
+    assert {len(record.features["frame"]) for record in records} == {0, 1}
+    assert (together - alone).abs().max() < 1e-5
+
+
+def test_the_encoder_takes_its_time_in_each_step(tmp_path, clips, capsys):
+    """Printed: seconds of a step with the encoder in it, over seconds of a step with cached rows."""
+    runners = {}
+    for online in (False, True):
+        (tmp_path / str(online)).mkdir()
+        runners[online] = RunnerBase(loaded(tmp_path / str(online), tree(tmp_path, clips, online=online, batch_size=3)))
+    steps = {online: list(runner._step_batches()) for online, runner in runners.items()}
+    ratios = []
+    for _ in range(3):
+        seconds = {}
+        for online, runner in runners.items():
+            begun = time.perf_counter()
+            for step, batches in enumerate(steps[online]):
+                runner._step(step, batches)
+            seconds[online] = time.perf_counter() - begun
+        ratios.append(seconds[True] / seconds[False])
+    with capsys.disabled():
+        print(f"\na step with the tiny image encoder in it takes {median(ratios):.2f} times as long as one with cached rows")
+    assert median(ratios) > 1
+
+
+def test_gradient_checkpointing_of_the_encoder_changes_no_number(tmp_path, clips, runs):
+    made = tree(tmp_path, clips, online=True, batch_size=3)
+    made["model"]["use_grad_checkpoint_vit"] = True
+    folder = RunnerBase(loaded(tmp_path, made)).train()
+    assert [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()] == runs[True][0]
+
+
+def test_a_plan_counts_the_encoder_as_frozen(tmp_path, clips):
+    made = [plan(loaded(tmp_path, tree(tmp_path, clips, online=online))) for online in (True, False)]
+    count = made[0].parameters["image encoder, frozen"]
+    assert made[0].parameters["total"] - count == made[1].parameters["total"]
+    assert made[0].parameters["trainable"] == made[1].parameters["trainable"]
+    assert made[0].tokens == made[1].tokens
+
+
+# What is refused before weights are loaded
+
+
+def refused(tmp_path, made):
+    with pytest.raises(UserError) as refusal:
+        RunnerBase(loaded(tmp_path, made))
+    assert not (tmp_path / "out").exists()
+    return str(refusal.value)
+
+
+def test_videos_without_an_encoder_in_the_model_are_refused_with_three_remedies(tmp_path, clips):
+    made = tree(tmp_path, clips, online=True)
+    made["model"]["vit_weights"] = None
+    told = refused(tmp_path, made)
+    assert all(word in told for word in ("model.vit_weights is null", "image_feature_path", "image_path: null"))
+
+
+def test_neither_caches_nor_videos_is_a_model_without_image_rows(tmp_path, clips):
+    made = tree(tmp_path, clips, online=False, image_feature_path=None)
+    runner = RunnerBase(loaded(tmp_path, made))
+    assert len(runner.datasets["golden"].record(0, "emotion", "x").features["image"]) == 0
+
+
+def test_every_missing_and_broken_video_is_named_at_once(tmp_path, clips):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for path in sorted((clips / "videos").iterdir())[2:]:
+        (videos / path.name).symlink_to(path)
+    (videos / f"{NAMES[0]}.mp4").write_text("no video")
+    told = refused(tmp_path, tree(tmp_path, clips, online=True, image_path=str(videos)))
+    assert NAMES[1] in told
+    assert f"{NAMES[0]}.mp4" in told
+    assert "take the clip off the list" in told
+
+
+def test_peaks_without_their_file_and_an_encoder_of_another_width_are_refused(tmp_path, clips):
+    told = refused(tmp_path, tree(tmp_path, clips, online=True, frame_selection="peak"))
+    assert "peak_index_path" in told
+    made = tree(tmp_path, clips, online=True)
+    made["model"]["slot_dims"] = {"image": 352}
+    made["model"]["ckpt"] = None
+    told = refused(tmp_path, made)
+    assert "176 wide, model.slot_dims.image 352" in told
+
+
+def test_peak_frames_follow_the_captions_peak_index(tmp_path, clips):
+    data = {"frame_selection": "peak", "peak_index_path": "MERR_coarse_grained.json"}
+    runner = RunnerBase(loaded(tmp_path, tree(tmp_path, clips, online=True, **data)))
+    first = RunnerBase(loaded(tmp_path, tree(tmp_path, clips, online=True)))
+    frames = [made.datasets["golden"].record(0, "emotion", "x").features["frame"] for made in (runner, first)]
+    assert frames[0].shape == (1, 3 * 112**2)
+    assert not torch.equal(*frames)
+
+
+def test_masking_rows_that_the_model_makes_is_refused(tmp_path, clips):
+    made = tree(tmp_path, clips, online=True)
+    made["evaluation_datasets"]["answers"]["mask_slots"] = ["image"]
+    with pytest.raises(UserError, match=r"answers\.mask_slots: .*emollama extract"):
+        RunnerBase(loaded(tmp_path, made), training=False)

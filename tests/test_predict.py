@@ -1,0 +1,312 @@
+"""predict: what is said of a video is what the evaluation says of it, and what the model was given is told."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from helpers import write
+from running import run
+
+from emollama import config
+from emollama.commands import predict as predict_command
+from emollama.demo.tiny_encoders import make_tiny_encoders
+from emollama.demo.tiny_llama import make_tiny_llama
+from emollama.demo.videos import draw_texts, make_videos
+from emollama.errors import UserError
+from emollama.prediction.answers import predict
+from emollama.prediction.videos import find_videos
+
+LABELS = ["happy", "sad", "neutral", "angry", "worried", "surprise"]
+CLIPS = [f"clip_{number:03d}" for number in range(6)]
+
+
+def tree_over(root: Path) -> dict:
+    """A configuration over invented videos: encoders, their features, a block to train on, one to answer."""
+    block = {
+        "type": "custom",
+        "data_root": str(root),
+        "annotation_file": "labels.csv",
+        "labels": LABELS,
+        "task_pool": ["emotion"],
+        "instructions": {"emotion": ["Which of {labels} is it?"]},
+        **{f"{key}_feature_path": f"features/{key}" for key in ("image", "face", "video", "audio")},
+    }
+    encoders = root / "encoders"
+    return {
+        "model": {
+            "arch": "minigpt_v2",
+            "preset": "tiny",
+            "llama_model": str(root / "llm"),
+            "ckpt": str(root / "out/trained/checkpoint_0.pth"),
+            "image_size": 56,
+            "slot_dims": {"image": 176, "face": 64, "video": 64, "audio": 64},
+        },
+        "encoders": {
+            "eva": {"weights": str(encoders / "eva_vit.safetensors"), "image_size": 56, "folder": "image"},
+            "mae": {"weights": str(encoders / "mae"), "face": "centre", "folder": "face"},
+            "videomae": {"weights": str(encoders / "videomae"), "folder": "video"},
+            "hubert": {"weights": str(encoders / "hubert"), "folder": "audio"},
+        },
+        "extraction": {"videos": str(root / "videos"), "output": str(root / "features"), "device": "cpu"},
+        "datasets": {"clips": block},
+        "evaluation_datasets": {"answers": {**block, "answer_by": "likelihood"}},
+        "run": {
+            "output_dir": str(root / "out"),
+            "max_epoch": 1,
+            "iters_per_epoch": 2,
+            "init_lr": 1e-2,
+            "num_workers": 0,
+            "device": "cpu",
+            "amp": False,
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Invented videos, their features, and a model that was trained on them for two steps."""
+    root = tmp_path_factory.mktemp("predict")
+    make_videos(root, clips=len(CLIPS), unseen=2, seed=5)
+    make_tiny_encoders(root / "encoders", seed=5)
+    make_tiny_llama(root / "llm", draw_texts(5, 100), seed=5, steps=3)
+    tree = tree_over(root)
+    path = write(root, tree)
+    extraction = config.load(path)
+    extraction.classes["extraction"](extraction).run()
+    training = config.load(path, ["model.ckpt=null", "run.job_id=trained"])
+    training.classes["run"](training).train()
+    return root
+
+
+def asked(root, videos, *options, **arguments):
+    """The answers by the configuration of the folder, changed by options."""
+    return predict(config.load(str(root / "config.yaml"), list(options)), [str(video) for video in videos], **arguments)
+
+
+def evaluated(root, *options, job="answers"):
+    """name -> row of the evaluation's file of predictions."""
+    made = config.load(str(root / "config.yaml"), [*options, f"run.job_id={job}"])
+    made.classes["run"](made, training=False).evaluate()
+    lines = (root / f"out/{job}/result/predictions_answers.jsonl").read_text().splitlines()
+    return {row["name"]: row for row in map(json.loads, lines)}
+
+
+def sentences(root):
+    lines = (root / "labels.csv").read_text().splitlines()[1:]
+    return {line.split(",")[0]: line.split(",", 2)[2].strip('"') for line in lines}
+
+
+def write_clip(path, *, sound):
+    """A short video of noise, with sound or without any."""
+    rng = np.random.default_rng(1)
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("mpeg4", rate=10)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        audio = container.add_stream("aac", rate=16000, layout="mono") if sound else None
+        for _ in range(8):
+            picture = rng.integers(0, 255, (48, 64, 3)).astype(np.uint8)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(video.encode(None))
+        if audio is not None:
+            frame = av.AudioFrame.from_ndarray(rng.normal(0, 0.1, (1, 1024)).astype(np.float32), format="fltp", layout="mono")
+            frame.sample_rate = 16000
+            container.mux(audio.encode(frame))
+            container.mux(audio.encode(None))
+
+
+@pytest.mark.parametrize("options", [(), ("evaluation_datasets.answers.prompt_layout=upstream_eval",)])
+def test_an_answer_is_that_of_the_evaluation_on_the_same_clip(world, options):
+    rows = evaluated(world, *options)
+    for name in CLIPS[:3]:
+        (answer,) = asked(world, [world / f"videos/{name}.mp4"], *options, text=sentences(world)[name])
+        assert answer.prompt == rows[name]["instruction"]
+        assert answer.answer == rows[name]["prediction"]
+        assert answer.label_probabilities == pytest.approx(rows[name]["label_probabilities"], abs=1e-6)
+    assert len({tuple(row["label_probabilities"].values()) for row in rows.values()}) == len(CLIPS)
+
+
+def test_generated_words_are_those_of_the_evaluation_too(world):
+    options = ["evaluation_datasets.answers.answer_by=generate", "evaluation_datasets.answers.max_new_tokens=8"]
+    rows = evaluated(world, *options, job="generated")
+    (answer,) = asked(world, [world / f"videos/{CLIPS[0]}.mp4"], *options, text=sentences(world)[CLIPS[0]])
+    assert answer.answer == rows[CLIPS[0]]["prediction"]
+    assert answer.label_probabilities is None
+
+
+def test_several_videos_are_answered_in_their_order(world):
+    videos = [world / f"videos/{CLIPS[2]}.mp4", world / "unseen/happy_1.mp4", world / f"videos/{CLIPS[0]}.mp4"]
+    together = asked(world, videos)
+    assert [answer.video for answer in together] == list(map(str, videos))
+    for video, answer in zip(videos, together, strict=True):
+        assert asked(world, [video])[0].label_probabilities == pytest.approx(answer.label_probabilities, abs=1e-6)
+
+
+def test_all_modalities_of_a_whole_video_are_real(world):
+    (answer,) = asked(world, [world / "unseen/happy_1.mp4"])
+    assert {slot: modality.state for slot, modality in answer.modalities.items()} == dict.fromkeys(
+        ("image", "cls", "face", "video", "audio"), "real"
+    )
+
+
+def test_a_video_without_sound_has_zeros_for_it_and_the_reason_is_told(world, tmp_path):
+    write_clip(tmp_path / "silent.mp4", sound=False)
+    (answer,) = asked(world, [tmp_path / "silent.mp4"])
+    assert answer.modalities["audio"].state == "zero"
+    assert "no audio" in answer.modalities["audio"].why
+    (masked,) = asked(world, [tmp_path / "silent.mp4"], "evaluation_datasets.answers.mask_slots=[audio]")
+    assert masked.label_probabilities == pytest.approx(answer.label_probabilities, abs=1e-6)
+
+
+def test_what_no_encoder_makes_is_missing(world):
+    (answer,) = asked(world, [world / "unseen/happy_1.mp4"], "encoders.hubert=null")
+    assert answer.modalities["audio"].state == "missing"
+    assert "zeros" in answer.modalities["audio"].why
+    assert answer.modalities["video"].state == "real"
+
+
+def test_a_feature_that_the_block_does_not_have_is_missing(world):
+    (answer,) = asked(world, [world / "unseen/happy_1.mp4"], "evaluation_datasets.answers.face_feature_path=null")
+    assert answer.modalities["face"].state == "missing"
+    assert "face_feature_path is null" in answer.modalities["face"].why
+
+
+def test_a_masked_slot_is_told_to_be_zero(world):
+    (answer,) = asked(world, [world / "unseen/happy_1.mp4"], "evaluation_datasets.answers.mask_slots=[video]")
+    assert answer.modalities["video"].state == "zero"
+    assert "mask_slots" in answer.modalities["video"].why
+
+
+def test_without_text_the_sentence_is_empty_where_the_clips_have_sentences(world):
+    (answer,) = asked(world, [world / "unseen/happy_1.mp4"])
+    assert answer.sentence == ""
+    assert "The person in video says: .  [emotion]" in answer.prompt
+
+
+def test_without_text_there_is_no_sentence_where_the_clips_have_none(world, tmp_path):
+    (tmp_path / "names.csv").write_text("name,emotion\nclip_000,happy\n")
+    option = f"evaluation_datasets.answers.annotation_file={tmp_path / 'names.csv'}"
+    (answer,) = asked(world, [world / "unseen/happy_1.mp4"], option)
+    assert answer.sentence is None
+    assert "The person in video says" not in answer.prompt
+
+
+def test_a_frame_through_the_models_own_encoder_gives_the_answer_of_extracted_features(world):
+    video = world / "unseen/happy_1.mp4"
+    (cached,) = asked(world, [video])
+    options = [f"model.vit_weights={world / 'encoders/eva_vit.safetensors'}", "model.vit_precision=fp32", "encoders.eva=null"]
+    options += [
+        "evaluation_datasets.answers.image_feature_path=null",
+        f"evaluation_datasets.answers.image_path={world / 'videos'}",
+    ]
+    (online,) = asked(world, [video], *options)
+    assert online.modalities["image"].state == "real"
+    assert online.label_probabilities == pytest.approx(cached.label_probabilities, abs=1e-4)
+
+
+def test_a_block_is_borrowed_without_its_list(world):
+    (here,) = asked(world, [world / "unseen/happy_1.mp4"], text="Yes")
+    (away,) = asked(world, [world / "unseen/happy_1.mp4"], "evaluation_datasets.answers.data_root=gone", text="Yes")
+    assert away.label_probabilities == pytest.approx(here.label_probabilities, abs=1e-6)
+
+
+def test_a_task_of_another_block_is_asked_in_its_words(world):
+    options = ["datasets.clips.task_pool=[reason]", "datasets.clips.instructions={reason: [Tell why.]}"]
+    (answer,) = asked(world, [world / "unseen/happy_1.mp4"], *options, task="reason")
+    assert answer.task == "reason"
+    assert "[reason] Tell why." in answer.prompt
+
+
+def test_a_clip_of_the_extraction_keeps_its_name_and_what_is_known_of_it(world, tmp_path):
+    (tmp_path / "peaks.csv").write_text("name,peak_index\nsub/a.b,3\n")
+    videos = tmp_path / "videos"
+    for path in (videos / "sub/a.b.mp4", tmp_path / "a.b.mp4", tmp_path / "again/a.b.mp4", tmp_path / "line\nbreak.mp4"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((world / "unseen/happy_1.mp4").read_bytes())
+    options = [f"extraction.videos={videos}", f"extraction.peak_index_path={tmp_path / 'peaks.csv'}", "extraction.seed=7"]
+    options.append(f"extraction.face_path={tmp_path}")
+    made = config.load(str(world / "config.yaml"), options)
+    paths = [videos / "sub/../sub/a.b.mp4", tmp_path / "a.b.mp4", tmp_path / "again/a.b.mp4", tmp_path / "line\nbreak.mp4"]
+    found = find_videos(made, [str(path) for path in paths])
+    assert list(found) == ["sub/a.b", "a.b", "video_2", "video_3"]
+    assert [source.peak for source in found.values()] == [3, None, None, None]
+    assert {(source.seed, source.faces) for source in found.values()} == {(7, tmp_path)}
+
+
+def test_a_frame_that_nobody_knows_is_zero(world, tmp_path):
+    (tmp_path / "peaks.csv").write_text("name,peak_index\nother,3\n")
+    block = "evaluation_datasets.answers"
+    options = [f"model.vit_weights={world / 'encoders/eva_vit.safetensors'}", f"{block}.image_path={world / 'videos'}"]
+    options += [f"{block}.image_feature_path=null", f"{block}.frame_selection=peak"]
+    (answer,) = asked(world, [world / "unseen/happy_1.mp4"], *options, f"{block}.peak_index_path={tmp_path / 'peaks.csv'}")
+    assert (answer.modalities["image"].state, answer.modalities["cls"].state) == ("zero", "zero")
+    assert "peak" in answer.modalities["image"].why
+
+
+# What is refused, before weights are loaded
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments", "words"),
+    [
+        ([], {"task": "emotions"}, "unknown task 'emotions'. Did you mean 'emotion'"),
+        (["model.ckpt=null"], {}, "model.ckpt is null"),
+        (["model.ckpt=gone.pth"], {}, "no file 'gone.pth'"),
+        (["datasets=null", "evaluation_datasets=null"], {}, "no block under evaluation_datasets or datasets"),
+        (["encoders.hubert.weights=gone"], {}, "encoders.hubert.weights"),
+        (["model.slot_dims.audio=32"], {}, "audio"),
+        (["encoders=null"], {}, "nothing of"),
+        (["encoders.hubert.layers=[-2]"], {}, "layers"),
+    ],
+)
+def test_a_configuration_that_cannot_answer_is_refused(world, options, arguments, words):
+    with pytest.raises(UserError, match=words.replace("[", r"\[")):
+        asked(world, [world / "unseen/happy_1.mp4"], "model.llama_model=" + str(world / "llm"), *options, **arguments)
+
+
+def test_what_is_no_video_is_refused_before_anything_else(world, tmp_path):
+    (tmp_path / "text.mp4").write_text("not a video")
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    for name, words in (("gone.mp4", "no file"), ("text.mp4", "text.mp4"), ("empty.mp4", "empty.mp4")):
+        with pytest.raises(UserError, match=words):
+            asked(world, [tmp_path / name], "model.llama_model=gone", "encoders.mae.weights=gone")
+
+
+def test_the_command_prints_one_object_a_video(world):
+    videos = [str(world / "unseen/happy_1.mp4"), str(world / "unseen/sad_1.mp4")]
+    done = run("-m", "emollama", "predict", "--cfg-path", str(world / "config.yaml"), "--json", "--video", *videos)
+    assert done.returncode == 0, done.stderr
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert [first["video"], second["video"]] == videos
+    assert set(first) == {"video", "task", "prompt", "sentence", "modalities", "answer", "label_probabilities"}
+    assert first["modalities"]["audio"] == {"state": "real", "why": "encoders.hubert"}
+
+
+def command(world, *arguments):
+    """Run the command in this process."""
+    parser = argparse.ArgumentParser()
+    predict_command.add_arguments(parser)
+    predict_command.run(parser.parse_args(["--cfg-path", str(world / "config.yaml"), *arguments]))
+
+
+def test_the_command_prints_what_was_given_and_what_is_answered(world, capsys):
+    video = str(world / "unseen/happy_1.mp4")
+    command(world, "--video", video, "--text", "Well, yes")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == [video]
+    assert ["audio", "real", "encoders.hubert"] in lines
+    assert ["sentence", '"Well,', 'yes"'] in lines
+    (answer,) = [line[1] for line in lines if line[0] == "emotion"]
+    shares = {line[1]: float(line[0].rstrip("%")) for line in lines if line[0].endswith("%")}
+    assert max(shares, key=shares.__getitem__) == answer
+    assert sum(shares.values()) == pytest.approx(100, abs=1)
+
+
+def test_one_text_for_several_videos_is_refused(world):
+    videos = [str(world / "unseen/happy_1.mp4"), str(world / "unseen/sad_1.mp4")]
+    with pytest.raises(UserError, match="Ask one by one"):
+        command(world, "--text", "Yes", "--video", *videos)

@@ -1,0 +1,183 @@
+"""How features were made is written beside them, and compared before they are mixed, trained on or answered with."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+
+import pytest
+from helpers import GOLDEN, golden_tree, loaded
+from running import run
+
+from emollama.checkpoint import read
+from emollama.doctor.check import check
+from emollama.encoders.eva import Eva
+from emollama.errors import UserError
+from emollama.runners.runner_base import RunnerBase
+from emollama.stores.manifest import FILE, Manifest, differences
+
+HUBERT = Manifest(
+    slots=("audio",),
+    rows=1,
+    width=1024,
+    recipe={"encoder": "hubert", "layers": [-1], "pooling": "mean", "precision": "fp32"},
+    weights="ab" * 32,
+    dtype="float32",
+    versions={"torch": "2"},
+)
+
+
+def changed(**recipe):
+    return dataclasses.replace(HUBERT, recipe=HUBERT.recipe | recipe)
+
+
+@pytest.fixture
+def two_corpora(tmp_path):
+    """A tree that trains on one copy of the golden corpus and answers another."""
+    for name in ("train", "test"):
+        shutil.copytree(GOLDEN / "data", tmp_path / name)
+    made = golden_tree(tmp_path)
+    made["datasets"]["golden"]["data_root"] = str(tmp_path / "train")
+    made["evaluation_datasets"]["answers"] |= {"data_root": str(tmp_path / "test"), "task_pool": ["emotion"]}
+    made["run"] |= {"evaluate": True}
+    return made
+
+
+def describe(tmp_path, train=None, test=None):
+    for name, manifest in (("train", train), ("test", test)):
+        if manifest is not None:
+            manifest.write(tmp_path / name / "HL-UTT")
+
+
+def refused(tmp_path, tree, *options, training=True):
+    with pytest.raises(UserError) as refusal:
+        RunnerBase(loaded(tmp_path, tree, *options), training=training)
+    return str(refusal.value)
+
+
+def test_a_manifest_is_read_as_it_was_written(tmp_path):
+    HUBERT.write(tmp_path)
+    assert Manifest.read(str(tmp_path)) == HUBERT
+
+
+def test_differences_are_told_by_name_with_both_values():
+    assert differences(HUBERT.facts(), changed(layers=[-4, -3, -2, -1]).facts()) == ["layers: [-1] and [-4, -3, -2, -1]"]
+    assert differences({"a": 1}, {"b": 1}) == ["a: 1 and None", "b: None and 1"]
+    assert differences(HUBERT.facts(), HUBERT.facts()) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"format": "another", "version": 1}', '{"format": "emollama features", "version": 1}']
+)
+def test_a_file_that_is_no_manifest_is_refused_by_name(tmp_path, text):
+    (tmp_path / FILE).write_text(text)
+    with pytest.raises(UserError, match=FILE):
+        Manifest.read(str(tmp_path))
+
+
+def test_features_without_a_manifest_are_taken_as_they_are(tmp_path, two_corpora):
+    assert RunnerBase(loaded(tmp_path, two_corpora)).features == {}
+
+
+def test_blocks_of_a_run_whose_features_are_pooled_otherwise_are_refused(tmp_path, two_corpora):
+    describe(tmp_path, HUBERT, changed(pooling="max"))
+    told = refused(tmp_path, two_corpora)
+    assert "datasets.golden.audio_feature_path" in told
+    assert "evaluation_datasets.answers.audio_feature_path" in told
+    assert "pooling: 'mean' and 'max'" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_weights_of_the_same_encoder_are_refused(tmp_path, two_corpora):
+    describe(tmp_path, HUBERT, dataclasses.replace(HUBERT, weights="cd" * 32))
+    assert "weights: 'abab" in refused(tmp_path, two_corpora)
+
+
+def test_precision_and_library_versions_do_not_matter(tmp_path, two_corpora):
+    describe(tmp_path, HUBERT, dataclasses.replace(changed(precision="bf16"), versions={"torch": "3"}))
+    assert list(RunnerBase(loaded(tmp_path, two_corpora)).features) == ["audio"]
+
+
+def test_a_key_goes_on_with_a_warning(tmp_path, two_corpora, caplog, monkeypatch):
+    describe(tmp_path, HUBERT, changed(pooling="max"))
+    monkeypatch.setattr(logging.getLogger("emollama"), "propagate", True)
+    with caplog.at_level("WARNING", logger="emollama"):
+        RunnerBase(loaded(tmp_path, two_corpora, "run.allow_other_features=True"))
+    assert "pooling: 'mean' and 'max'" in caplog.text
+
+
+def test_a_folder_of_another_slot_is_refused(tmp_path, two_corpora):
+    describe(tmp_path, dataclasses.replace(HUBERT, slots=("face",), recipe={"encoder": "mae"}))
+    told = refused(tmp_path, two_corpora)
+    assert "holds face features of the encoder mae, and audio is expected" in told
+
+
+def test_a_checkpoint_answers_only_features_made_as_those_it_was_trained_on(tmp_path, two_corpora):
+    two_corpora["run"]["evaluate"] = False
+    describe(tmp_path, HUBERT)
+    folder = RunnerBase(loaded(tmp_path, two_corpora)).train()
+    assert read(str(folder / "checkpoint_0.pth"), "k")["features"]["audio"]["pooling"] == "mean"
+    two_corpora["model"]["ckpt"] = str(folder / "checkpoint_0.pth")
+    describe(tmp_path, test=HUBERT)
+    assert RunnerBase(loaded(tmp_path, two_corpora), training=False).features
+    describe(tmp_path, test=changed(layers=[-4, -3, -2, -1]))
+    told = refused(tmp_path, two_corpora, training=False)
+    assert "checkpoint_0.pth was trained on audio features made otherwise: layers: [-1] and [-4, -3, -2, -1]" in told
+
+
+def test_a_resumed_run_must_find_features_made_alike(tmp_path, two_corpora):
+    two_corpora["run"] |= {"evaluate": False, "max_epoch": 2}
+    describe(tmp_path, HUBERT)
+    folder = RunnerBase(loaded(tmp_path, two_corpora)).train()
+    (folder / "checkpoint_1.pth").unlink()
+    describe(tmp_path, changed(layers=[-2]))
+    told = refused(tmp_path, two_corpora, "run.resume_ckpt_path=auto")
+    assert "how audio features were made" in told
+
+
+def test_the_check_before_a_run_tells_it_too(tmp_path, two_corpora):
+    describe(tmp_path, HUBERT, changed(pooling="max"))
+    found = check(loaded(tmp_path, two_corpora)).findings
+    assert any(finding.kind == "features made otherwise" and "pooling" in finding.text for finding in found)
+
+
+def test_the_runs_own_encoders_are_compared_with_the_folders(tmp_path, two_corpora):
+    weights = str(GOLDEN / "vision/eva_tiny.safetensors")
+    two_corpora["encoders"] = {"eva": {"weights": weights, "image_size": 112, "frame_selection": "middle"}}
+    for frame, fits in (("first", False), ("middle", True)):
+        described = Eva.describe(Eva.Config(weights=weights, image_size=112, frame_selection=frame), "k")
+        manifest = Manifest(("image", "cls"), *described.shape, described.recipe, "ef" * 32, "float32")
+        for name in ("train", "test"):
+            manifest.write(tmp_path / name / "eva")
+        if fits:
+            assert "image" in RunnerBase(loaded(tmp_path, two_corpora)).features
+        else:
+            assert "frame_selection: 'middle' and 'first'" in refused(tmp_path, two_corpora)
+
+
+def test_encoders_whose_weights_are_not_here_stop_nothing(tmp_path, two_corpora):
+    describe(tmp_path, HUBERT, HUBERT)
+    two_corpora["encoders"] = {"hubert": {"weights": str(tmp_path / "nowhere")}}
+    assert RunnerBase(loaded(tmp_path, two_corpora)).features
+
+
+def test_packed_features_carry_the_manifest_along(tmp_path):
+    shutil.copytree(GOLDEN / "data/HL-UTT", tmp_path / "HL-UTT")
+    HUBERT.write(tmp_path / "HL-UTT")
+    for kind in ("packed", "tar"):
+        done = run("-m", "emollama", "pack", "--source", str(tmp_path / "HL-UTT"), "--output", str(tmp_path / kind), "--to", kind)
+        assert done.returncode == 0, done.stderr
+        assert Manifest.read(str(tmp_path / kind)) == HUBERT
+
+
+def test_sources_that_were_made_otherwise_are_not_packed_together(tmp_path):
+    for name, manifest in (("a", HUBERT), ("b", changed(pooling="max"))):
+        shutil.copytree(GOLDEN / "data/HL-UTT", tmp_path / name)
+        manifest.write(tmp_path / name)
+    for path in (tmp_path / "b").glob("*.npy"):
+        path.rename(path.with_stem(f"other_{path.stem}"))
+    done = run("-m", "emollama", "pack", "--source", str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(tmp_path / "c"))
+    assert done.returncode == 1
+    assert "pooling: 'mean' and 'max'" in done.stderr
+    assert not (tmp_path / "c").exists()

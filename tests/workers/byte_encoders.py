@@ -1,0 +1,105 @@
+"""Encoders of files that are no videos, for tests of what goes on around them: a matrix times how often each byte occurs.
+
+A file begins with ``clip``, or cannot be read. What follows may ask for trouble: ``broken`` (reading fails), ``heavy`` (encoding
+fails), ``hungry`` (of the device's memory), ``endless`` (features are no numbers), ``wide`` (of another shape), ``large``
+(beyond float16).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from emollama.data.features import SlotShape
+from emollama.encoders.encoder import Description, Encoder, EncoderConfig
+from emollama.media.source import Unusable
+from emollama.registry import ENCODERS
+
+
+@ENCODERS.register("bytes")
+class Bytes(Encoder):
+    """(D,) of a file."""
+
+    SLOTS = ("face",)
+
+    @dataclass
+    class Config(EncoderConfig):
+        folder: str = "bytes"
+        width: int = 24
+        seconds: float = 0.0
+        layers: list[int] = field(default_factory=lambda: [-1])
+
+    def __init__(self, cfg, *, device):
+        super().__init__(cfg, device=device)
+        rng = np.random.default_rng(list(Path(cfg.weights).read_bytes()))
+        self.matrix = torch.from_numpy(rng.standard_normal((256, cfg.width), np.float32)).to(device)
+
+    @classmethod
+    def describe(cls, cfg, key):
+        return Description(SlotShape(1, cfg.width), {"encoder": "bytes", "layers": cfg.layers})
+
+    def load(self, source):
+        time.sleep(self.cfg.seconds)
+        content = source.video.read_bytes()
+        if content.startswith(b"clip broken"):
+            raise OSError("a bad sector")
+        if not content.startswith(b"clip"):
+            raise Unusable("no clip")
+        return torch.frombuffer(bytearray(content), dtype=torch.uint8)
+
+    def encode(self, loaded):
+        if any(words(content).startswith(b"clip heavy") for content in loaded):
+            raise RuntimeError("too\nheavy")
+        if any(words(content).startswith(b"clip hungry") for content in loaded):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [self.rows(content) for content in loaded]
+
+    def rows(self, content):
+        counts = torch.bincount(content.long(), minlength=256).float().to(self.device)
+        features = (counts @ self.matrix).cpu().numpy()
+        if words(content).startswith(b"clip wide"):
+            return np.concatenate([features, features])
+        factors = {b"clip endless": np.nan, b"clip large": 1e6}
+        return features * next((factor for start, factor in factors.items() if words(content).startswith(start)), np.float32(1))
+
+
+@ENCODERS.register("grid")
+class Grid(Bytes):
+    """(1 + 4, D) of a file."""
+
+    SLOTS = ("image", "cls")
+
+    @dataclass
+    class Config(Bytes.Config):
+        folder: str = "grid"
+
+    @classmethod
+    def describe(cls, cfg, key):
+        return Description(SlotShape(4, cfg.width), {"encoder": "grid"})
+
+    def rows(self, content):
+        return np.stack([super(Grid, self).rows(content[row:]) for row in range(5)])
+
+
+@ENCODERS.register("slow")
+class Slow(Bytes):
+    """(D,) of any file, a third of a second for each."""
+
+    SLOTS = ("other",)
+
+    @dataclass
+    class Config(Bytes.Config):
+        folder: str = "slow"
+        seconds: float = 0.33
+
+    def load(self, source):
+        time.sleep(self.cfg.seconds)
+        return torch.frombuffer(bytearray(source.video.read_bytes() + b"."), dtype=torch.uint8)
+
+
+def words(content):
+    return bytes(content[:16].numpy())
