@@ -37,7 +37,7 @@ def markdown() -> str:
         *((f"evaluation_datasets, added by `task: {name}`", _rows(TASKS.get(name).Config)) for name in TASKS.names()),
         *((f"evaluation_datasets, scores of `task: {name}`", _rows(TASKS.get(name).scoring.Config)) for name in TASKS.names()),
         *((f"evaluation_datasets, `judge: {{type: {name}}}`", _rows(JUDGES.get(name).Config)) for name in JUDGES.names()),
-        *((f"encoders, `type: {name}`", _rows(ENCODERS.get(name).Config)) for name in ENCODERS.in_order()),
+        *((f"encoders, `type: {name}`", _rows(ENCODERS.get(name).Config)) for name in ENCODERS.names()),
         *((f"extraction, `type: {name}`", _rows(EXTRACTORS.get(name).Config)) for name in EXTRACTORS.names()),
         *((f"run, `runner: {name}`", _rows(RUNNERS.get(name).Config)) for name in RUNNERS.names()),
     ]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import time
-from statistics import median
 
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ from helpers import GOLDEN, golden_tree, loaded
 from media_files import picture, write_video
 
 from emollama.checkpoint import read
+from emollama.data.batch import collate
 from emollama.encoders.eva import Eva
 from emollama.errors import UserError
 from emollama.media.source import Source
@@ -99,8 +98,6 @@ def test_a_step_may_hold_cached_and_online_clips_and_clips_without_a_video(tmp_p
     made["datasets"]["golden"]["image_path"] = str(few)
     runner = RunnerBase(loaded(tmp_path, made))
     records = [dataset.record(index, "emotion", "x") for dataset in runner.datasets.values() for index in (0, 4, 5)]
-    from emollama.data.batch import collate
-
     samples = [runner.prompt.sample(record) for record in records]
     with torch.no_grad():
         runner.model.eval()
@@ -108,27 +105,6 @@ def test_a_step_may_hold_cached_and_online_clips_and_clips_without_a_video(tmp_p
         alone = torch.cat([runner.model(collate([sample])) for sample in samples])
     assert {len(record.features["frame"]) for record in records} == {0, 1}
     assert (together - alone).abs().max() < 1e-5
-
-
-def test_the_encoder_takes_its_time_in_each_step(tmp_path, clips, capsys):
-    """Printed: seconds of a step with the encoder in it, over seconds of a step with cached rows."""
-    runners = {}
-    for online in (False, True):
-        (tmp_path / str(online)).mkdir()
-        runners[online] = RunnerBase(loaded(tmp_path / str(online), tree(tmp_path, clips, online=online, batch_size=3)))
-    steps = {online: list(runner._step_batches()) for online, runner in runners.items()}
-    ratios = []
-    for _ in range(3):
-        seconds = {}
-        for online, runner in runners.items():
-            begun = time.perf_counter()
-            for step, batches in enumerate(steps[online]):
-                runner._step(step, batches)
-            seconds[online] = time.perf_counter() - begun
-        ratios.append(seconds[True] / seconds[False])
-    with capsys.disabled():
-        print(f"\na step with the tiny image encoder in it takes {median(ratios):.2f} times as long as one with cached rows")
-    assert median(ratios) > 1
 
 
 def test_gradient_checkpointing_of_the_encoder_changes_no_number(tmp_path, clips, runs):

@@ -37,7 +37,7 @@ class Eva(Encoder):
         """Side that frames are resized to, in pixels; positions are interpolated where the weights are for another."""
         frame_selection: FrameChoice = "first"
         """Which frame is taken. Published checkpoints saw the first; for training of your own: peak is better than middle, and
-        middle than first. random is the same frame each time, by extraction.seed and the clip's name."""
+        middle than first. random is the same frame each time, by the clip's name."""
         ln_vision: str = IDENTITY
         """The norm behind the transformer: identity as in minigpt_v2 and Emotion-LLaMA, or BLIP-2's Q-Former file for minigpt4.
         The one in place of the other gives wrong features silently."""

@@ -45,7 +45,7 @@ def find_clips(cfg: Any) -> Clips:
     videos, absent = _listed(cfg) if cfg.annotation_file is not None else (videos_below(cfg.videos, "extraction.videos"), [])
     _refuse_unusable([*videos, *absent], cfg)
     faces = Path(cfg.face_path) if cfg.face_path is not None else None
-    return Clips({name: Source(name, path, faces, peaks.get(name), cfg.seed) for name, path in videos.items()}, absent)
+    return Clips({name: Source(name, path, faces, peaks.get(name)) for name, path in videos.items()}, absent)
 
 
 def _listed(cfg: Any) -> tuple[dict[str, Path], list[str]]:

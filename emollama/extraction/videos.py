@@ -64,8 +64,6 @@ class VideoExtraction:
         device: Literal["auto", "cuda", "cpu"] = "auto"
         """Where the encoders run. auto: CUDA where there is any. On a CPU the last bits of features depend on the number of
         threads (OMP_NUM_THREADS, which torchrun sets to 1)."""
-        seed: int = 42
-        """Of what is chosen at random, such as frames."""
 
         def __post_init__(self) -> None:
             require_at_least(1, self, "num_workers")

@@ -21,7 +21,7 @@ def chosen_frame(choice: FrameChoice, count: int, source: Source) -> int:
     """The number of the frame that is taken of a clip, from 0.
 
     Args:
-        choice: ``random`` is the same for the same seed and name; ``peak`` is the most expressive one, or the last where it lies
+        choice: ``random`` is the same one for the same name; ``peak`` is the most expressive one, or the last where it lies
             behind that.
         count: frames of the clip.
         source: the clip.
@@ -34,7 +34,7 @@ def chosen_frame(choice: FrameChoice, count: int, source: Source) -> int:
     if choice == "middle":
         return count // 2
     if choice == "random":
-        digest = hashlib.sha256(f"{source.seed} {source.name}".encode()).digest()
+        digest = hashlib.sha256(source.name.encode()).digest()
         return int(np.random.default_rng(list(digest)).integers(count))
     if source.peak is None:
         raise Unusable("nobody said which of its frames is the peak")

@@ -19,11 +19,9 @@ class Source:
         video: its file, which may be broken.
         faces: folder of its face images, as OpenFace writes them; None where faces are to be found in the frames.
         peak: number of its most expressive frame, from 0; None where nobody said.
-        seed: of what is chosen at random.
     """
 
     name: str
     video: Path
     faces: Path | None = None
     peak: int | None = None
-    seed: int = 0

@@ -54,7 +54,7 @@ def find_videos(config: RunConfig, videos: Sequence[str]) -> dict[str, Source]:
             raise UserError(f"--video: '{video}' is of no use: {error}") from None
         name = _name(Path(video), Path(cfg.videos))
         name = f"video_{number}" if name is None or name in found else name
-        found[name] = Source(name, Path(video).absolute(), faces, peaks.get(name), cfg.seed)
+        found[name] = Source(name, Path(video).absolute(), faces, peaks.get(name))
     return found
 
 
