@@ -1,7 +1,7 @@
 """Checkpoints: the trained tensors under the names of the published files, and what a run needs to go on exactly.
 
-A file is ``{"model", "optimizer", "scaler", "step", "epoch", "skipped", "facts",
-"config"}``, loads with ``weights_only=True``,
+A file is ``{"model", "optimizer", "scaler", "step", "epoch", "skipped", "facts", "features", "config"}``; ``features`` tells,
+slot by slot, how the features were made that it was trained on. It loads with ``weights_only=True``,
 and has its SHA-256 beside it (``<file>.sha256``), because a flipped bit does not stop torch.load.
 """
 

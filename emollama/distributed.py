@@ -88,6 +88,28 @@ class World:
             raise EchoedError(outcome[1])
         return outcome[0]
 
+    def everywhere(self, function: Callable[[], T]) -> list[T]:
+        """Run on every rank; each gets all results, in the order of ranks, or learns of a failure. Waits for all of them.
+
+        Raises:
+            UserError: of this rank, or on rank 0 of another one (on the others :class:`EchoedError`).
+            Exception: whatever else the function raised here.
+        """
+        outcome: list[Any] = [None, None]
+        failure: Exception | None = None
+        try:
+            outcome[0] = function()
+        except Exception as error:  # told to the others below, then raised again here
+            failure = error
+            outcome[1] = str(error) if isinstance(error, UserError) else f"process {self.rank}: {type(error).__name__}: {error}"
+        outcomes = self.gather(outcome)
+        if failure is not None and (self.is_main or not isinstance(failure, UserError)):
+            raise failure
+        for _, text in outcomes:
+            if text is not None:
+                raise UserError(text) if self.is_main else EchoedError(text)
+        return [result for result, _ in outcomes]
+
     def main_first(self, function: Callable[[], T]) -> T:
         """Run on rank 0, then on the others: what goes wrong for all of them is told once."""
         results: list[T] = []

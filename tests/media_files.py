@@ -111,6 +111,17 @@ def write_trimmed(path, source, frames):
     return Path(path)
 
 
+def write_shortened(path, source, kind, seconds):
+    """Write a file anew whose sound, or whose pictures, end early."""
+    with av.open(str(source)) as whole, av.open(str(path), "w") as container:
+        streams = {given.index: container.add_stream_from_template(given) for given in whole.streams}
+        for packet in whole.demux():
+            if packet.dts is not None and (packet.stream.type != kind or packet.dts * packet.time_base < seconds):
+                packet.stream = streams[packet.stream_index]
+                container.mux(packet)
+    return path
+
+
 def write_broken(folder):
     """Files that are no videos with frames, by what is wrong with them."""
     whole = write_video(folder / "whole.mp4").read_bytes()
@@ -126,10 +137,16 @@ def noise(size):
     return np.random.default_rng(0).bytes(size)
 
 
-def damage(path, frame):
-    """Overwrite a frame of a video with noise, as it lies in the file."""
+def cut(path, share):
+    """Leave the first part of a file, as a copy that was stopped does."""
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    return path
+
+
+def damage(path, number, kind="video"):
+    """Overwrite a frame of a video, or a packet of its sound, with noise, as it lies in the file."""
     with av.open(str(path)) as container:
-        packet = [packet for packet in container.demux(video=0) if packet.size][frame]
+        packet = [packet for packet in container.demux(**{kind: 0}) if packet.size][number]
     data = bytearray(path.read_bytes())
     data[packet.pos : packet.pos + packet.size] = noise(packet.size)
     path.write_bytes(data)

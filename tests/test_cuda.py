@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import encoding
+import numpy as np
 import pytest
 import torch
+from helpers import GOLDEN
+from media_files import write_video
 from running import golden_config, rows
 
 from emollama.config import load
+from emollama.encoders.eva import Eva
+from emollama.encoders.hubert import Hubert
+from emollama.encoders.mae import Mae
+from emollama.encoders.videomae import VideoMae
+from emollama.media.source import Source
 from emollama.models.attention import packed_attention
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -32,3 +41,43 @@ def test_training_on_the_gpu_follows_the_cpu(tmp_path, amp, dtype):
         config = load(str(golden_config(tmp_path / device, run=settings)))
         losses[device] = [row["loss"] for row in rows(config.classes["run"](config).train() / "log.jsonl")]
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=0.05 if amp else 1e-3)
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory):
+    """Each encoder's class, the keys of its weights, and three clips for it."""
+    root = tmp_path_factory.mktemp("encoders")
+    films = [Source(f"film_{count}", write_video(root / f"film_{count}.mp4", count)) for count in (20, 31, 47)]
+    sounds = [encoding.sound_clip(root, name, seconds) for name, seconds in (("a", 0.7), ("bb", 1.4), ("ccc", 2.3))]
+    faces = [encoding.face_clip(root, name, count) for name, count in (("anna", 3), ("ben", 1), ("clara", 9))]
+    return {
+        "eva": (Eva, {"weights": str(GOLDEN / "vision/eva_tiny.safetensors"), "image_size": 112}, films),
+        "hubert": (Hubert, {"weights": str(encoding.save_hubert(root / "hubert"))}, sounds),
+        "mae": (Mae, {"weights": str(encoding.save_mae(root / "mae"))}, faces),
+        "videomae": (VideoMae, {"weights": str(encoding.save_videomae(root / "videomae"))}, films),
+    }
+
+
+def built(encoders, name, device, **keys):
+    kind, given, _ = encoders[name]
+    return kind(kind.Config(**given, **keys), device=torch.device(device), key="encoders.x")
+
+
+@pytest.mark.parametrize("name", ["eva", "hubert", "mae", "videomae"])
+@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-4), ("bf16", 0.1), ("fp16", 0.02)])
+def test_features_of_the_gpu_are_those_of_the_cpu(encoders, name, precision, bound):
+    exact, encoder = built(encoders, name, "cpu"), built(encoders, name, "cuda", precision=precision)
+    loaded = [exact.load(clip) for clip in encoders[name][2]]
+    for one, other in zip(exact.encode(loaded), encoder.encode(loaded), strict=True):
+        assert other.dtype == np.float32 and np.abs(one - other).max() < bound * np.abs(one).max()
+
+
+@pytest.mark.parametrize("name", ["eva", "hubert", "mae", "videomae"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_clip_gets_the_same_numbers_in_any_company_to_the_bit_on_the_gpu(encoders, name, precision):
+    encoder = built(encoders, name, "cuda", precision=precision, batch_size=4)
+    loaded = [encoder.load(clip) for clip in encoders[name][2]]
+    alone = [encoder.encode([one])[0] for one in loaded]
+    for order in ([0, 1, 2], [2, 1, 0], [1, 0, 0, 1, 1]):
+        together = encoder.encode([loaded[number] for number in order])
+        assert all(np.array_equal(found, alone[number]) for found, number in zip(together, order, strict=True))

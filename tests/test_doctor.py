@@ -14,6 +14,7 @@ import pytest
 import running
 import torch
 from helpers import FOLDERS, GOLDEN, NAMES, golden_tree, loaded, write
+from media_files import picture, write_video
 from planted import Planted, not_found
 
 from emollama import checkpoint, config, optim
@@ -543,6 +544,19 @@ def test_the_same_name_with_other_arrays_throughout_is_a_note(checked, two_block
     two_blocks({NAMES[1]: None, "fresh_1": None})
     report = checked()
     assert report.of_level("problem") == [] and found(report, "same names", "note") == [NAMES[1]]
+
+
+def test_videos_that_begin_with_the_same_frame_are_not_the_same(checked, two_blocks, tree, corpus):
+    two_blocks({"fresh_1": None, "fresh_2": None})
+    (corpus / "videos").mkdir()
+    for name in (*NAMES, "fresh_1", "fresh_2"):
+        write_video(corpus / f"videos/{name}.mp4", pictures=[picture(0)], sound=())
+    for blocks in (tree["datasets"], tree["evaluation_datasets"]):
+        for block in blocks.values():
+            block |= {"image_feature_path": None, "image_path": str(corpus / "videos")}
+    tree["model"]["vit_weights"] = str(GOLDEN / "vision/eva_tiny.safetensors")
+    report = checked()
+    assert report.of_level("problem") == [] and found(report, "same features") == []
 
 
 def test_arrays_of_zeros_make_no_two_clips_the_same(checked, two_blocks, corpus):

@@ -68,9 +68,9 @@ def clips(folders):
 CLASSES = {"hubert": Hubert, "mae": Mae, "videomae": VideoMae}
 
 
-def made(name, path, **keys):
+def made(name, path, device=CPU, **keys):
     encoder = CLASSES[name]
-    return encoder(encoder.Config(weights=str(path), **keys), device=CPU)
+    return encoder(encoder.Config(weights=str(path), **keys), device=device, key="encoders.x")
 
 
 def encoded(encoder, *sources):
@@ -317,9 +317,9 @@ def test_a_file_that_is_not_maes_is_refused(tmp_path, change, message):
 
 def test_a_file_of_the_other_kind_is_refused(tmp_path):
     save_original_mae(tmp_path / "mae.pth")
-    with pytest.raises(UserError, match=r"encoders\.videomae\.weights: '.*mae\.pth' holds no VideoMAE encoder"):
+    with pytest.raises(UserError, match=r"encoders\.x\.weights: '.*mae\.pth' holds no VideoMAE encoder"):
         made("videomae", tmp_path / "mae.pth")
-    with pytest.raises(UserError, match=r"encoders\.hubert\.weights: no folder '.*mae\.pth'"):
+    with pytest.raises(UserError, match=r"encoders\.x\.weights: no folder '.*mae\.pth'"):
         made("hubert", tmp_path / "mae.pth")
 
 
@@ -426,6 +426,21 @@ def test_a_video_of_fewer_frames_than_wanted_repeats_some(folders, clips):
 
 
 # All of them
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_weights_that_fit_are_not_refused_on_the_meta_device_and_a_label_is_any_word(folders, tmp_path, name):
+    made(name, folders / name, torch.device("meta"))
+    with pytest.raises(UserError, match=r"^encoders\.x\.weights: no folder"):
+        made(name, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_convolutions_of_float32_keep_their_bits_while_it_runs_and_not_beyond(folders, clips, name):
+    encoder, seen, before = made(name, folders / name), [], torch.backends.cudnn.allow_tf32
+    with torch.nn.modules.module.register_module_forward_hook(lambda *given: seen.append(torch.backends.cudnn.allow_tf32)):
+        encoded(encoder, clips[name][0])
+    assert set(seen) == {False} and torch.backends.cudnn.allow_tf32 is before is True
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -548,8 +563,9 @@ def spoiled(folder, target, change):
     return target
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("name", CLASSES)
-def test_missing_and_misshapen_tensors_are_named(folders, tmp_path, name):
+def test_missing_and_misshapen_tensors_are_named(folders, tmp_path, name, device):
     victim = next(key for key in load_file(folders / name / "model.safetensors") if "layers.1.f" in key or "layer.1.i" in key)
     for number, (change, message) in enumerate(
         [
@@ -561,7 +577,7 @@ def test_missing_and_misshapen_tensors_are_named(folders, tmp_path, name):
         ]
     ):
         with pytest.raises(UserError, match=message) as error:
-            made(name, spoiled(folders / name, tmp_path / str(number), change))
+            made(name, spoiled(folders / name, tmp_path / str(number), change), torch.device(device))
         assert victim.split(".")[-1] in str(error.value)
 
 
@@ -589,7 +605,7 @@ def test_a_configuration_with_wrong_values_is_refused(folders, tmp_path):
     shutil.copytree(folders / "videomae", tmp_path / "wrong")
     told = json.loads((tmp_path / "wrong/config.json").read_text(encoding="utf-8"))
     (tmp_path / "wrong/config.json").write_text(json.dumps(told | {"hidden_size": "wide"}), encoding="utf-8")
-    with pytest.raises(UserError, match=r"encoders\.videomae\.weights: .*"):
+    with pytest.raises(UserError, match=r"encoders\.x\.weights: .*"):
         made("videomae", tmp_path / "wrong")
 
 

@@ -146,7 +146,7 @@ def test_ln_vision_of_another_width_or_from_a_file_without_it_is_refused(tmp_pat
 
 
 def encoder(**keys):
-    return Eva(Eva.Config(**{"weights": str(WEIGHTS), "image_size": 112, **keys}), device=CPU)
+    return Eva(Eva.Config(**{"weights": str(WEIGHTS), "image_size": 112, **keys}), device=CPU, key="encoders.e")
 
 
 @pytest.fixture(scope="module")
@@ -191,8 +191,24 @@ def test_random_weights_come_only_by_their_flag_and_are_the_same_each_time(video
     made = [encoder(random_weights=True, weights="", width=176, depth=1) for _ in range(2)]
     arrays = [eva.encode([eva.load(videos[0])])[0] for eva in made]
     assert (arrays[0] == arrays[1]).all()
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=r"^encoders\.e\.weights: "):
         encoder(weights="")
+
+
+def test_random_weights_are_told_and_leave_the_generator_alone(caplog):
+    torch.manual_seed(7)
+    expected = torch.rand(2)
+    torch.manual_seed(7)
+    encoder(random_weights=True, weights="", width=176, depth=1)
+    assert torch.equal(torch.rand(2), expected)
+    assert "encoders.e.weights: random weights" in caplog.text
+
+
+def test_convolutions_of_float32_keep_their_bits_while_it_runs_and_not_beyond(videos):
+    eva, seen, before = encoder(), [], torch.backends.cudnn.allow_tf32
+    eva.vit.visual_encoder.patch_embed.proj.register_forward_hook(lambda *given: seen.append(torch.backends.cudnn.allow_tf32))
+    eva.encode([eva.load(videos[0])])
+    assert seen == [False] and torch.backends.cudnn.allow_tf32 is before is True
 
 
 @pytest.mark.slow

@@ -747,6 +747,26 @@ def test_checkpoints_of_other_layouts_have_no_average_and_the_reasons_are_named(
     assert not (tmp_path / "mean.pth").exists()
 
 
+def made(**recipe):
+    """Entries of a checkpoint that was trained on audio features made this way."""
+    return {"features": {"audio": {"encoder": "hubert", "layers": [-1], **recipe}}}
+
+
+def test_how_the_features_were_made_goes_along_into_averages_and_files(tmp_path):
+    told, silent = numbered(tmp_path, 0, released(), **made()), numbered(tmp_path, 1, released())
+    convert.average([silent, told], str(tmp_path / "mean.pth"))
+    convert.to_pth(read(told, "k"), str(tmp_path / "copy.pth"))
+    for name in ("mean.pth", "copy.pth"):
+        assert checkpoint.read(str(tmp_path / name), "k")["features"] == made()["features"]
+
+
+def test_checkpoints_of_features_made_differently_have_no_average(tmp_path):
+    files = [numbered(tmp_path, 0, released(), **made()), numbered(tmp_path, 1, released(), **made(layers=[-2]))]
+    said = refusal(convert.average, files, str(tmp_path / "mean.pth"))
+    assert "audio features made otherwise, layers: [-1] and [-2]" in said
+    assert not (tmp_path / "mean.pth").exists()
+
+
 def test_one_checkpoint_has_no_average(file, tmp_path):
     assert "at least two" in refusal(convert.average, [file], str(tmp_path / "mean.pth"))
 

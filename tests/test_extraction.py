@@ -8,25 +8,35 @@ import logging
 import multiprocessing
 import os
 import random
+import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from errno import ENOSPC
+from types import SimpleNamespace
 
 import encoding
 import numpy as np
 import pytest
 import torch
 import yaml
+from helpers import GOLDEN
 from media_files import write_broken, write_video
 from running import ROOT, command, environment
+from safetensors.torch import load_file, save_file
 
+from emollama import cli
 from emollama import config as configuration
 from emollama.errors import UserError
+from emollama.extraction import progress
 from emollama.extraction.arrays import Arrays
+from emollama.extraction.videos import _summary
 from emollama.logging import get_logger
 from emollama.registry import ENCODERS
+from emollama.runners.recipes import problems_of
 from emollama.stores.manifest import Manifest
 from emollama.stores.packed import PackedStore
 
@@ -107,13 +117,36 @@ def extract(path, *options):
         torch.set_num_threads(threads)
 
 
-def command_line(path, *options, processes=1):
-    return command("-m", "emollama", "extract", "--cfg-path", path, *options, processes=processes)
+def in_child(function, *arguments):
+    """A process forked off this one, which has imported everything already."""
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+    process.start()
+    return process
 
 
-def run(path, *options, processes=1):
-    line = command_line(path, *options, processes=processes)
-    return subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+def commanded(path, told, variables):
+    """The command itself, in a forked process; what it says goes into a file."""
+    os.environ.update(variables)
+    get_logger().handlers.clear()
+    torch.set_num_threads(1)
+    with open(told, "w", buffering=1) as sys.stderr:
+        os.dup2(sys.stderr.fileno(), 2)
+        sys.argv = ["emollama", "extract", "--cfg-path", path]
+        cli.main()
+
+
+def together(place, path, processes):
+    """Run the command in some processes of one group; (exit status, what it said) of each."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
+    group |= {"LOCAL_WORLD_SIZE": str(processes)} if processes > 1 else {}
+    files = [place / f"told_{rank}" for rank in range(processes)]
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} | group for rank in range(processes)]
+    running = [in_child(commanded, path, file, rank) for file, rank in zip(files, ranks, strict=True)]
+    for process in running:
+        process.join(120)
+        process.kill()
+    return [(process.exitcode, file.read_text()) for process, file in zip(running, files, strict=True)]
 
 
 def contents(folder):
@@ -197,6 +230,29 @@ def test_finished_clips_are_not_redone(place):
     assert len(after) == 9 and all(after[file] == inode for file, inode in before.items())
 
 
+def test_where_there_is_no_terminal_lines_tell_how_far_it_is(place, told, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    extract(configured(place))  # three groups; when the first one is encoded, nothing is written yet
+    assert [line.split(" clips")[0] for line in told if "eta" in line] == [f"bytes: {done} of 9" for done in (3, 6, 9)]
+
+
+def test_given_faces_stand_in_the_manifest_for_the_keys_that_find_some(tmp_path):
+    clip = encoding.face_clip(tmp_path, "anna", 3)
+    (tmp_path / "videos").mkdir()
+    write_video(tmp_path / "videos/anna.mp4")
+    weights = str(encoding.save_mae(tmp_path / "mae"))
+    for frames in (32, 64):
+        path = configured(tmp_path, encoders={"mae": {"weights": weights, "max_frames": frames}}, face_path=str(clip.faces))
+        extract(path)
+    manifest = Manifest.read(str(tmp_path / "out/mae_340_UTT"))
+    assert manifest.inputs == {"faces": "images"} and not {"face", "max_frames"} & manifest.recipe.keys()
+    source = SimpleNamespace(slots=("face",), fills=("face",), path=str(tmp_path / "out/mae_340_UTT"), key="datasets.a.face")
+    config = configuration.load(path, [], needs_model=False)
+    assert problems_of(config, {"a": SimpleNamespace(features=[source])}) == []
+    config.encoders["mae"].pooling = "patches"
+    assert "pooling" in problems_of(config, {"a": SimpleNamespace(features=[source])})[0]
+
+
 # What is refused, before anything is written
 
 LLM = {"arch": "minigpt_v2", "llama_model": "nowhere", "slot_dims": {"image": 24, "face": 24}, "image_size": 28}
@@ -272,6 +328,44 @@ def test_features_made_otherwise_are_not_mixed(place, change, words, stored_as):
     text = refusal(configured(place, encoders={"bytes": change}, stored_as=stored_as))
     assert all(word in text for word in [*words, str(place / "out/bytes"), "Name another folder, or delete that one"]), text
     assert contents(place / "out") == before
+
+
+@pytest.mark.parametrize("stored_as", ["npy", "packed"])
+@pytest.mark.parametrize("then", ["npy", "packed"])
+def test_a_run_that_made_nothing_does_not_stand_in_the_way_of_a_corrected_one(place, stored_as, then):
+    video = place / "videos/clip_0.mp4"
+    content = video.read_text()
+    for path in (place / "videos").rglob("*.mp4"):
+        path.write_text("no clip")
+    assert "no features could be extracted" in refusal(configured(place, stored_as=stored_as))
+    video.write_text(content)
+    extract(configured(place, encoders={"bytes": {"layers": [-2]}}, stored_as=then))
+    assert Manifest.read(str(place / "out/bytes")).recipe["layers"] == [-2]
+    assert np.allclose(loaded(place, "clip_0"), expected(place, "clip_0"), atol=1e-4)
+    assert {path.name for path in (place / "out").iterdir()} == {"bytes", "failures.csv"}
+
+
+@pytest.mark.parametrize("damage", ["truncated", "a tensor less"])
+@pytest.mark.parametrize("kind", ["eva", "mae", "videomae", "hubert"])
+def test_weights_of_a_later_encoder_are_looked_at_before_the_first_one_begins(place, kind, damage):
+    if kind == "eva":
+        folder, file = place, place / "eva.safetensors"
+        shutil.copy(GOLDEN / "vision/eva_tiny.safetensors", file)
+    else:
+        folder = {"mae": encoding.save_mae, "videomae": encoding.save_videomae, "hubert": encoding.save_hubert}[kind](
+            place / kind
+        )
+        file = folder / "model.safetensors"
+    if damage == "truncated":
+        os.truncate(file, file.stat().st_size - 100)
+    else:
+        tensors = load_file(file)
+        tensors.pop(next(name for name in tensors if "layer.1." in name or "layers.1." in name or "blocks.1.attn.v" in name))
+        save_file(tensors, file, {"format": "pt"})
+    later = {"type": kind, "weights": str(file if kind == "eva" else folder), **({"image_size": 112} if kind == "eva" else {})}
+    text = refusal(configured(place, encoders={"first": {"type": "slow"}, "later": later}))
+    assert text.startswith("encoders.later.weights: ") and ("truncated" in text or "1: " in text), text
+    assert not (place / "out").exists()
 
 
 def test_arrays_of_which_nobody_knows_how_they_were_made_are_not_mixed_with(place):
@@ -393,12 +487,32 @@ def test_too_little_memory_of_the_device_is_an_error_with_its_keys_and_the_finis
     assert len(list((place / "out").rglob("*.npy"))) >= 6
 
 
+def test_an_encoder_that_makes_nothing_of_any_clip_fails_the_run_and_the_others_arrays_stay(place):
+    eva = {"weights": str(GOLDEN / "vision/eva_tiny.safetensors"), "image_size": 112}
+    told = refusal(configured(place, encoders={"eva": eva, "bytes": {}}))
+    assert "no features could be extracted by encoders.eva, of any clip" in told and "failures.csv" in told
+    assert len(list((place / "out/bytes").rglob("*.npy"))) == 9
+
+
+def test_peaks_without_a_file_that_says_where_they_are_are_refused_before_anything_is_written(place):
+    eva = {"weights": str(GOLDEN / "vision/eva_tiny.safetensors"), "image_size": 112, "frame_selection": "peak"}
+    told = refusal(configured(place, encoders={"eva": eva}))
+    assert "encoders.eva.frame_selection: peak needs extraction.peak_index_path" in told
+    assert not (place / "out").exists()
+
+
+def test_reasons_that_differ_in_a_number_alone_are_counted_together():
+    job = SimpleNamespace(label="mae", before=0, todo=[None] * 3, absent=[])
+    text = _summary(job, 0, {"a": "no face found in 20 of its frames", "b": "no face found in 5 of its frames", "c": "cut"}, 1.0)
+    assert text.splitlines()[1:] == ["  2 no face found in n of its frames", "  1 cut"]
+
+
 def test_a_run_that_gets_nothing_done_fails_and_says_where_to_look(place):
     for path in (place / "videos").rglob("*.mp4"):
         path.write_text("no clip at all")
-    done = run(configured(place))
-    assert done.returncode == 1 and "error: no features could be extracted" in done.stderr and "Traceback" not in done.stderr
-    assert f"{place}/out/failures.csv" in done.stderr
+    ((status, told),) = together(place, configured(place), 1)
+    assert status == 1 and "error: no features could be extracted" in told and "Traceback" not in told
+    assert f"{place}/out/failures.csv" in told
     assert "no features could be extracted" in refusal(configured(place, output=str(place / "packed"), stored_as="packed"))
 
 
@@ -471,43 +585,47 @@ def test_a_run_that_was_killed_while_it_packed_is_brought_to_its_end(place, stat
 # Stopping and going on
 
 
-def in_child(function, *arguments):
-    """A process forked off this one, which has imported everything already."""
-    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
-    process.start()
-    return process
-
-
-def many(place, clips):
-    """A folder of some more clips, with trouble, and a slow encoder over it."""
+def many(place, clips, seconds=0.0):
+    """A folder of some more clips, with trouble, and two encoders over it that take some time for each."""
     add_clips(place, [f"more_{number:02d}" for number in range(clips)])
     add_trouble(place)
-    return {"bytes": {"seconds": 0.03}, "grid": {"seconds": 0.01}}
+    return {"bytes": {"seconds": seconds}, "grid": {"seconds": seconds / 2}}
+
+
+def extract_until_killed(path, output, changes):
+    """Extract, and be killed when so many files of the output were begun or renamed: before that, or in the middle of writing."""
+    left = [changes]
+
+    def watch(event, arguments):
+        begun = event == "open" and arguments[2] & os.O_WRONLY
+        if (begun or event == "os.rename") and str(arguments[0]).startswith(output):
+            left[0] -= 1
+            if left[0] == 0 and begun:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50))  # a write beyond so many bytes kills
+            elif left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    sys.addaudithook(watch)
+    extract(path)
 
 
 @pytest.mark.parametrize("stored_as", ["npy", "packed"])
-def test_killed_ten_times_at_random_moments_the_files_are_those_of_one_clean_run(place, stored_as):
-    keys = {"encoders": many(place, 60), "failures": "zero", "num_workers": 1, "stored_as": stored_as}
-    begun = time.monotonic()
-    clean = in_child(extract, configured(place, **keys, output=str(place / "clean")))
-    clean.join()
-    seconds = time.monotonic() - begun
-    moments = random.Random(stored_as)
-    path, killed, counts = configured(place, **keys), 0, []
-    while killed < 10:
-        process = in_child(extract, path)
-        process.join(moments.uniform(0, 0.25 * seconds))
-        assert process.exitcode in (None, 0), "the run failed"
-        killed += process.exitcode is None
-        process.kill()
+def test_killed_ten_times_at_random_places_the_files_are_those_of_one_clean_run(place, stored_as):
+    keys = {"encoders": many(place, 30), "failures": "zero", "num_workers": 1, "stored_as": stored_as}
+    extract(configured(place, **keys, output=str(place / "clean")))
+    places = random.Random(stored_as)
+    path, counts = configured(place, **keys), []
+    while len(counts) < 10:
+        process = in_child(extract_until_killed, path, str(place / "out"), places.randint(1, 60))
         process.join()
-        counts.append(len(list((place / "out").rglob("*.npy"))))
-        if process.exitcode == 0:
-            for file in (place / "out").rglob("*"):
-                file.is_file() and file.unlink()
-    again = in_child(extract, path)
-    again.join()
-    assert again.exitcode == 0 and clean.exitcode == 0
+        if process.exitcode == 0:  # it was done before
+            shutil.rmtree(place / "out")
+        else:
+            assert process.exitcode in (-signal.SIGKILL, -signal.SIGXFSZ), "the run failed"
+            counts.append(len(list((place / "out").rglob("*.npy"))))
+    extract(path)
     assert contents(place / "out") == contents(place / "clean") and len(contents(place / "clean")) >= 9
     assert len(set(counts)) > 4, counts
 
@@ -525,10 +643,11 @@ def test_what_killed_runs_left_half_written_is_removed(place):
 
 
 def test_a_second_run_beside_the_first_is_refused(place):
-    path = configured(place, encoders=many(place, 60))
-    first = in_child(extract, path)
+    first = in_child(extract, configured(place, encoders=many(place, 10, seconds=0.05), num_workers=1))
     wait_for_arrays(place, 1)
-    assert "another extraction is writing into" in refusal(path)
+    assert "another extraction is writing into" in refusal(configured(place))
+    otherwise = configured(place, encoders={"bytes": {"layers": [-2]}})
+    assert "another extraction is writing into" in refusal(otherwise), "what changes meanwhile is not looked at"
     first.join()
     assert first.exitcode == 0
 
@@ -544,12 +663,13 @@ def test_an_interrupt_stops_at_once_and_the_same_command_goes_on(place):
     keys = {"encoders": many(place, 20), "num_workers": 2}
     extract(configured(place, **keys, output=str(place / "clean")))
     path = configured(place, **keys | {"encoders": {label: {"seconds": 0.5} for label in keys["encoders"]}})
-    process = subprocess.Popen(command_line(path), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
+    process = in_child(commanded, path, place / "told", {})
     wait_for_arrays(place, 1)
     begun = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130 and time.monotonic() - begun < 3
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 130 and time.monotonic() - begun < 3
+    told = (place / "told").read_text()
     assert "the same command goes on from here" in told and "Traceback" not in told
     assert len([*(place / "out").rglob("*.npy")]) < 20 and (place / "out/failures.csv").is_file()
     extract(configured(place, **keys))
@@ -559,21 +679,32 @@ def test_an_interrupt_stops_at_once_and_the_same_command_goes_on(place):
 # The disk
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 128 KiB."""
+@pytest.fixture(params=["its own", "any"])
+def small_disk(tmp_path, request, monkeypatch):
+    """A folder on a disk of 128 KiB, and what makes room there: a file system of its own, or any that says it is full."""
     folder = tmp_path / "out"
     folder.mkdir()
+    if request.param == "any":
+        monkeypatch.setattr(os, "fsync", lambda descriptor: refuse_beyond(folder, 2**17))
+        yield folder, monkeypatch.undo
+        return
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "none", str(folder)], capture_output=True).returncode:
         pytest.skip("only root may mount a file system")
-    yield folder
+    yield folder, lambda: subprocess.run(["mount", "-o", "remount,size=4m", str(folder)], check=True)
     subprocess.run(["umount", str(folder)], check=True)
+
+
+def refuse_beyond(folder, size):
+    """As a disk does that has no more room when a file's bytes are to reach it."""
+    if sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) > size:
+        raise OSError(ENOSPC, os.strerror(ENOSPC))
 
 
 @pytest.mark.parametrize("stored_as", ["npy", "packed"])
 def test_a_full_disk_stops_the_run_with_nothing_half_written_and_it_goes_on_when_there_is_room(place, small_disk, stored_as):
+    small_disk, make_room = small_disk
     add_clips(place, [f"more_{number}" for number in range(20)])
-    keys = {"encoders": {"bytes": {"width": 1800}}, "stored_as": stored_as}  # 7 KiB a clip, 29 of them
+    keys = {"encoders": {"bytes": {"width": 1800}}, "stored_as": stored_as, "num_workers": 1}  # 7 KiB a clip, 29 of them
     extract(configured(place, **keys, output=str(place / "clean")))
     path = configured(place, **keys)
     text = refusal(path)
@@ -581,7 +712,7 @@ def test_a_full_disk_stops_the_run_with_nothing_half_written_and_it_goes_on_when
     written = contents(small_disk)
     assert 5 < sum(name.endswith(".npy") for name in written) < 29 and not any(".tmp" in name for name in written)
     assert all(len(raw) == 128 + 4 * 1800 for name, raw in written.items() if name.endswith(".npy"))
-    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    make_room()
     extract(path)
     assert contents(small_disk) == contents(place / "clean")
 
@@ -667,11 +798,20 @@ def test_a_clips_features_do_not_depend_on_its_company(real):
 def test_two_processes_share_the_clips_and_write_what_one_alone_does(real):
     slow = {"slow": {"type": "slow"}}
     extract(all_four(real, slow, output=str(real / "alone")))
-    done = run(all_four(real, slow, num_workers=1), processes=2)
-    assert done.returncode == 0, done.stderr
+    (status, said), (other, silent) = together(real, all_four(real, slow, num_workers=1), 2)
+    assert (status, other) == (0, 0) and "Traceback" not in said + silent, said + silent
     assert contents(real / "out") == contents(real / "alone") and len(contents(real / "out")) == 4 * 6 - 1 + 9 + 5 + 1
-    (told,) = [line for line in done.stderr.splitlines() if "slow: 9 clips, 0 done before, 9 done now (" in line]
+    (told,) = [line for line in said.splitlines() if "slow: 9 clips, 0 done before, 9 done now (" in line]
     assert float(told.split("9 done now (")[1].split()[0]) > 3.3, "one process alone reads 3 clips in a second"
+
+
+def test_an_error_of_one_process_alone_is_told_once_and_the_others_end_without_a_word(place):
+    encoders = many(place, 30, seconds=0.05) | {"bytes": {"seconds": 0.05, "hungry_process": 1}}
+    (status, said), (other, silent) = together(place, configured(place, encoders=encoders, num_workers=1), 2)
+    assert (status, other) == (1, 1)
+    assert said.count("error: encoders.bytes.batch_size: 3 is more than the device's memory holds") == 1
+    assert "Traceback" not in said + silent and "error" not in silent, said + silent
+    assert len([*(place / "out").rglob("*.npy")]) < 30, "the other one takes no more clips"
 
 
 def test_arrays_that_others_wrote_and_the_first_process_does_not_see_are_an_error(tmp_path):
@@ -684,19 +824,21 @@ def test_arrays_that_others_wrote_and_the_first_process_does_not_see_are_an_erro
 
 @pytest.mark.slow
 def test_two_processes_killed_ten_times_write_the_files_of_one_clean_run(place):
-    extract(configured(place, encoders=many(place, 120), failures="zero", output=str(place / "clean")))
-    encoders = {label: {"seconds": 0.1} for label in ("bytes", "grid")}  # 13 s for two processes
-    path, moments = configured(place, encoders=encoders, failures="zero", num_workers=1), random.Random(1)
+    quick = many(place, 300)
+    extract(configured(place, encoders=quick, failures="zero", output=str(place / "clean")))
+    slow = {label: {"seconds": 0.1} for label in quick}  # 31 s for two processes
+    keys, moments = {"failures": "zero", "num_workers": 1}, random.Random(1)
+    line = command("-m", "emollama", "extract", "--cfg-path", configured(place, **keys, encoders=slow), processes=2)
     for _ in range(10):
         before = len([*(place / "out").rglob("*.npy")])
-        line = command_line(path, processes=2)
         process = subprocess.Popen(line, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL, start_new_session=True)
         try:
-            wait_for_arrays(place, before + 1)
+            wait_for_arrays(place, before + moments.randint(1, 10))
             time.sleep(moments.uniform(0, 0.5))
             assert process.poll() is None
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    assert run(path, processes=2).returncode == 0
+    configured(place, **keys, encoders=quick)
+    assert subprocess.run(line, cwd=ROOT, env=environment(), timeout=300, check=False).returncode == 0
     assert contents(place / "out") == contents(place / "clean")

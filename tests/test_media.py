@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +19,14 @@ import pytest
 import torch
 from media_files import (
     TONE,
+    cut,
     damage,
     noise,
     number_of,
     picture,
     tone,
     write_broken,
+    write_shortened,
     write_sound,
     write_trimmed,
     write_video,
@@ -89,6 +92,10 @@ def reason(path, read=lambda path: read_frames(path, lambda count: [0])):
     return text
 
 
+def every_frame(path):
+    return read_frames(path, range)
+
+
 # Frames
 
 
@@ -102,7 +109,7 @@ def test_the_frames_that_are_asked_for_come_in_any_order(films, name):
 @pytest.mark.parametrize("name", KINDS)
 def test_both_readers_give_the_same_pixels(films, name):
     outline = _outline(films[name])
-    assert outline == (40, name != "deep_colours.mp4")
+    assert outline[1:] == (40, name != "deep_colours.mp4")
     if outline.plain:
         by_decord = read_with_decord(films[name], set(SCATTERED))
         by_pyav, decoded = read_with_pyav(films[name], set(SCATTERED))
@@ -219,26 +226,82 @@ def test_a_probe_finds_a_video_or_tells_why_not(films, broken):
         reason(path, probe)
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.avi", "a.mkv"])
 @pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
-def test_of_a_video_that_breaks_off_counts_what_decodes(tmp_path, codec):
-    path = write_video(tmp_path / "half.mp4", 60, codec=codec, index_first=True, sound=(), gop=6)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_files_that_are_cut_off_are_unusable_whatever_is_wanted_of_them(tmp_path, name, codec, share):
+    path = cut(write_video(tmp_path / name, 60, codec=codec, index_first=name in ("a.mp4", "a.mov"), gop=6), share)
+    told = [reason(path), reason(path, every_frame), reason(path, read_sound)]
+    assert all(
+        re.fullmatch(r"only [012]\.. of 2\.. seconds of its (video|audio) are there: the file is cut off or damaged", x)
+        for x in told
+    )
+
+
+def test_a_file_that_lacks_little_or_does_not_tell_its_length_is_read_as_far_as_it_goes(tmp_path):
+    path = cut(write_video(tmp_path / "a.mp4", 60, index_first=True, sound=(), gop=6), 0.97)
     (first, last), counts = asked(path, 0, -1)
-    assert first == 0 and 5 < last < 50
+    assert first == 0 and 53 < last < 59
     assert counts[-1] == last + 1
+    path = cut(write_video(tmp_path / "a.wmv", 60, codec="wmv2"), 0.5)
+    assert 20 < len(read_frames(path, range)) < 40
+    assert 0.8 < len(read_sound(path)) / 16000 < 1.6
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.mkv"])
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("one.mp4", {"frames": 1}),
+        ("one.mkv", {"frames": 1}),
+        ("one.avi", {"frames": 1}),
+        ("slow.avi", {"frames": 1, "fps": 1}),  # its header counts two
+        ("uneven.avi", {"frames": 40, "times": [80 * number for number in range(40)], "sound": ()}),
+        ("late.mkv", {"frames": 40, "times": [*range(0, 1560, 40), 20000], "sound": ()}),
+        ("late.avi", {"frames": 40, "times": [*range(0, 1560, 40), 20000], "sound": ()}),
+    ],
+)
+def test_whole_files_of_odd_lengths_are_whole(tmp_path, name, given):
+    path = write_video(tmp_path / name, **given)
+    assert len(read_frames(path, range)) == given["frames"]
+    assert given.get("sound") == () or len(read_sound(path)) > 0
+
+
+@pytest.mark.parametrize(("ending", "source"), [("mp4", "h264.mp4"), ("avi", "h264.avi"), ("mkv", "h264.mp4")])
+def test_sound_and_pictures_may_be_of_different_lengths(films, tmp_path, ending, source):
+    path = films[source]
+    seconds = len(read_sound(path)) / 16000
+    assert len(read_frames(write_shortened(tmp_path / f"a.{ending}", path, "audio", 0.3), range)) == 40
+    assert 0.2 < len(read_sound(tmp_path / f"a.{ending}")) / 16000 < 0.4
+    assert 5 <= len(read_frames(write_shortened(tmp_path / f"b.{ending}", path, "video", 0.3), range)) < 20
+    assert len(read_sound(tmp_path / f"b.{ending}")) / 16000 == pytest.approx(seconds, abs=0.03)
+
+
+def test_the_first_frame_alone_is_decoded_once_and_is_the_same(films, tmp_path, monkeypatch):
+    paths = [*films.values(), write_video(tmp_path / "turned.mp4", 4, turned=(90,))]
+    first = [read_frames(path, lambda count: [0, 1])[:1] for path in paths]
+    for reader in ("read_with_decord", "read_with_pyav"):
+        monkeypatch.delattr(f"emollama.media.frames.{reader}")
+    assert all(np.array_equal(read_frames(path, lambda count: [0]), one) for path, one in zip(paths, first, strict=True))
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi"])
 @pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
 def test_of_a_video_that_is_damaged_halfway_the_good_frames_come(tmp_path, name, codec):
     path = damage(write_video(tmp_path / name, 60, codec=codec, sound=(), gop=6), 30)
     assert asked(path, 0, 12, 20)[0] == [0, 12, 20]
-    numbers = [number_of(image) for image in read_frames(path, range)]
-    assert numbers[:25] == list(range(25))
+    assert re.fullmatch("only [23]. of its 60 frames can be decoded: it is damaged", reason(path, every_frame))
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.mkv"])
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_a_video_that_is_damaged_near_its_end_counts_up_to_there(tmp_path, name, codec):
+    path = damage(write_video(tmp_path / name, 60, codec=codec, sound=(), gop=6), 57)
+    numbers = [number_of(image) for image in every_frame(path)]
+    assert numbers[:54] == list(range(54)) and len(numbers) < 60
 
 
 def test_a_video_that_breaks_off_before_what_is_wanted_whatever_its_length(tmp_path):
-    path = damage(write_video(tmp_path / "a.mp4", 60, codec="libx264", sound=()), 30)
+    path = damage(write_video(tmp_path / "a.mp4", 60, codec="libx264", sound=()), 57)
     text = reason(path, lambda path: read_frames(path, lambda count: [59]))
     assert text.startswith("it has only ")
 
@@ -246,7 +309,7 @@ def test_a_video_that_breaks_off_before_what_is_wanted_whatever_its_length(tmp_p
 @pytest.mark.parametrize("name", ["a.mp4", "a.avi"])
 @pytest.mark.parametrize("codec", ["mpeg4", "libx264", "mpeg2video"])
 def test_of_a_damaged_video_the_same_frames_come_without_decord(tmp_path, monkeypatch, name, codec):
-    path = damage(write_video(tmp_path / name, 60, codec=codec, sound=(), gop=6), 30)
+    path = damage(write_video(tmp_path / name, 60, codec=codec, sound=(), gop=6), 57)
     by_decord = asked(path, 0, 20, -1)
     monkeypatch.setitem(sys.modules, "decord", None)
     assert asked(path, 0, 20, -1) == by_decord
@@ -280,7 +343,7 @@ def test_randomly_damaged_files_end_as_frames_or_reasons(tmp_path):
         for place in rng.integers(0, len(data), rng.integers(1, 60)):
             data[place] = rng.integers(256)
         path = tmp_path / f"damaged{sources[number % 2].suffix}"
-        path.write_bytes(data[: rng.integers(len(data) // 2, len(data) + 1)])
+        path.write_bytes(data[: rng.integers(len(data) * 19 // 20, len(data) + 1)])
         for read in (lambda path: read_frames(path, lambda count: [0, count - 1]), read_sound):
             try:
                 outcomes.append(len(read(path)) > 0)
@@ -387,10 +450,17 @@ def test_an_audio_track_without_packets_is_unusable(tmp_path):
     assert asked(path, 2)[0] == [2]
 
 
-def test_of_sound_that_breaks_off_counts_what_decodes(tmp_path):
-    path = write_video(tmp_path / "a.mp4", pictures=[], frames=100, index_first=True)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
-    assert 20000 < len(read_sound(path)) < 60000
+def test_sound_that_is_cut_off_is_unusable(tmp_path):
+    for name in ("a.mp4", "a.avi", "a.mkv"):
+        path = cut(write_video(tmp_path / name, pictures=[], frames=100, index_first=name == "a.mp4"), 0.6)
+        assert reason(path, read_sound).endswith("seconds of its audio are there: the file is cut off or damaged")
+
+
+def test_damaged_sound_counts_up_to_there_where_that_is_near_its_end(tmp_path):
+    path = damage(write_video(tmp_path / "a.mp4", pictures=[], frames=100), 160, "audio")
+    assert 55000 < len(read_sound(path)) < 62000
+    path = damage(write_video(tmp_path / "a.mp4", pictures=[], frames=100), 80, "audio")
+    assert re.fullmatch(r"only [78]. of the 17. packets of its sound can be decoded: it is damaged", reason(path, read_sound))
 
 
 # Files

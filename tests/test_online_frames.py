@@ -10,14 +10,17 @@ import pytest
 import torch
 from helpers import GOLDEN, golden_tree, loaded
 from media_files import picture, write_video
+from safetensors.torch import load_file, save_file
 
 from emollama.checkpoint import read
 from emollama.data.batch import collate
 from emollama.encoders.eva import Eva
+from emollama.encoders.weights import digest
 from emollama.errors import UserError
 from emollama.media.source import Source
 from emollama.planning import plan
 from emollama.runners.runner_base import RunnerBase
+from emollama.stores.manifest import Manifest
 
 WEIGHTS = str(GOLDEN / "vision/eva_tiny.safetensors")
 NAMES = [line.split()[0] for line in (GOLDEN / "data/MERR_coarse_grained.txt").read_text().splitlines() if line.strip()]
@@ -29,7 +32,7 @@ def clips(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
     (folder / "videos").mkdir()
     (folder / "eva").mkdir()
-    encoder = Eva(Eva.Config(weights=WEIGHTS, image_size=112), device=torch.device("cpu"))
+    encoder = Eva(Eva.Config(weights=WEIGHTS, image_size=112), device=torch.device("cpu"), key="encoders.eva")
     for number, name in enumerate(NAMES):
         path = folder / "videos" / (f"{name}.avi" if number % 2 else f"{name}.mp4")
         write_video(path, pictures=[picture(3 * number + more) for more in range(5 + number)])
@@ -154,7 +157,7 @@ def test_every_missing_and_broken_video_is_named_at_once(tmp_path, clips):
     told = refused(tmp_path, tree(tmp_path, clips, online=True, image_path=str(videos)))
     assert NAMES[1] in told
     assert f"{NAMES[0]}.mp4" in told
-    assert "take the clip off the list" in told
+    assert "leave the clip out (exclude)" in told
 
 
 def test_peaks_without_their_file_and_an_encoder_of_another_width_are_refused(tmp_path, clips):
@@ -181,3 +184,77 @@ def test_masking_rows_that_the_model_makes_is_refused(tmp_path, clips):
     made["evaluation_datasets"]["answers"]["mask_slots"] = ["image"]
     with pytest.raises(UserError, match=r"answers\.mask_slots: .*emollama extract"):
         RunnerBase(loaded(tmp_path, made), training=False)
+
+
+# Augmentation
+
+
+def augmented(tmp_path, clips, *, online, kind):
+    """Features of a clip drawn many times, changed by one kind of augmentation each time."""
+    data = {"enable_augmentation": True, "augmentation_prob": 1.0, "augmentations": [kind]}
+    dataset = RunnerBase(loaded(tmp_path, tree(tmp_path, clips, online=online, **data))).datasets["golden"]
+    return [dataset.record(0, "emotion", "x", np.random.default_rng(draw)).features for draw in range(60)]
+
+
+def test_dropping_a_modality_drops_a_frame_as_often_as_cached_rows(tmp_path, clips):
+    drawn = {online: augmented(tmp_path, clips, online=online, kind="drop_modality") for online in (False, True)}
+    dropped = [not features["image"].any() for features in drawn[False]]
+    assert 5 < sum(dropped) < 30
+    assert [not len(features["frame"]) for features in drawn[True]] == dropped
+    for features, gone in zip(drawn[True], dropped, strict=True):
+        assert features["image"].shape == ((64, 176) if gone else (0, 176))
+        assert features["cls"].shape == ((1, 176) if gone else (0, 176))
+        assert not features["image"].any()
+
+
+def test_noise_leaves_pixels_alone_and_masking_rows_of_frames_is_refused(tmp_path, clips):
+    frames = [features["frame"] for features in augmented(tmp_path, clips, online=True, kind="noise")]
+    assert all(torch.equal(frame, frames[0]) for frame in frames)
+    with pytest.raises(UserError, match=r"augmentations: mask_rows .*Take it out"):
+        augmented(tmp_path, clips, online=True, kind="mask_rows")
+
+
+# Cached and online rows that would be made otherwise
+
+
+def written(tmp_path, clips, choice):
+    """A copy of the caches with a manifest that tells of another frame, or of the same."""
+    described = Eva.describe(Eva.Config(WEIGHTS, image_size=112, frame_selection=choice), "k")
+    folder = tmp_path / choice
+    folder.mkdir()
+    for path in (clips / "eva").iterdir():
+        (folder / path.name).symlink_to(path)
+    Manifest(("image", "cls"), *described.shape, described.recipe, digest(WEIGHTS), "float32").write(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(("choice", "fits"), [("first", True), ("middle", False)])
+def test_caches_and_frames_are_mixed_only_if_they_are_made_alike(tmp_path, clips, choice, fits):
+    made = tree(tmp_path, clips, online=True)
+    made["datasets"]["cached"] = made["datasets"]["golden"] | {"image_feature_path": written(tmp_path, clips, choice)}
+    if fits:
+        assert RunnerBase(loaded(tmp_path, made)).features["image"]["frame_selection"] == "first"
+    else:
+        assert "frame_selection: 'first' and 'middle'" in refused(tmp_path, made)
+
+
+def test_a_checkpoint_of_frames_answers_no_caches_of_another_frame_or_encoder(tmp_path, clips, runs):
+    made = tree(tmp_path, clips, online=False, image_feature_path=written(tmp_path, clips, "middle"))
+    made["model"]["ckpt"] = str(runs[True][1] / "checkpoint_0.pth")
+    with pytest.raises(UserError, match="trained on image features made otherwise: frame_selection: 'first' and 'middle'"):
+        RunnerBase(loaded(tmp_path, made), training=False)
+    tensors = {name: value * 1.01 for name, value in load_file(WEIGHTS).items()}
+    save_file(tensors, tmp_path / "other.safetensors")
+    made = tree(tmp_path, clips, online=True)
+    made["model"] |= {"ckpt": str(runs[True][1] / "checkpoint_0.pth"), "vit_weights": str(tmp_path / "other.safetensors")}
+    with pytest.raises(UserError, match="made otherwise: weights: "):
+        RunnerBase(loaded(tmp_path, made), training=False)
+
+
+def test_a_file_called_manifest_among_the_videos_means_nothing(tmp_path, clips):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for path in (clips / "videos").iterdir():
+        (videos / path.name).symlink_to(path)
+    (videos / "manifest.json").write_text('{"clips": 12}')
+    assert RunnerBase(loaded(tmp_path, tree(tmp_path, clips, online=True, image_path=str(videos)))).datasets

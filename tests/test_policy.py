@@ -43,14 +43,14 @@ ALLOWED = {
     "optim": {"errors", "registry"},
     "distributed": {"errors", "optim"},
     "checkpoint": BASE | {"optim"},
-    "runners": DATA | MACHINERY | {"evaluation", "layers", "reporting"},
+    "runners": DATA | MACHINERY | {"media", "encoders", "evaluation", "layers", "reporting"},
     "planning": DATA | MACHINERY | {"evaluation"},
     "prediction": DATA | MACHINERY | {"media", "encoders", "extraction", "datasets", "runners"},
     "reference": BASE | {"config"},
     "demo": DATA | {"logging"},
     "importers": BASE | {"data", "media"},
     "doctor": DATA | MACHINERY | {"datasets", "runners", "planning"},
-    "exchange": BASE | MACHINERY | {"models"},
+    "exchange": BASE | MACHINERY | {"models", "stores"},
     "commands": DATA
     | MACHINERY
     | {"layers", "models", "evaluation", "reporting", "planning", "reference"}

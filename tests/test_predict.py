@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 from helpers import write
-from running import run
+from media_files import cut
 
 from emollama import config
 from emollama.commands import predict as predict_command
@@ -18,7 +18,7 @@ from emollama.demo.tiny_encoders import make_tiny_encoders
 from emollama.demo.tiny_llama import make_tiny_llama
 from emollama.demo.videos import draw_texts, make_videos
 from emollama.errors import UserError
-from emollama.prediction.answers import predict
+from emollama.prediction.answers import Modality, predict
 from emollama.prediction.videos import find_videos
 
 LABELS = ["happy", "sad", "neutral", "angry", "worried", "surprise"]
@@ -169,6 +169,34 @@ def test_what_no_encoder_makes_is_missing(world):
     assert answer.modalities["video"].state == "real"
 
 
+def online(world, *more):
+    """Options by which the model makes rows of frames itself."""
+    block = "evaluation_datasets.answers"
+    paths = [f"{block}.image_path={world / 'videos'}", f"{block}.image_feature_path=null"]
+    return [f"model.vit_weights={world / 'encoders/eva_vit.safetensors'}", "model.vit_precision=fp32", *paths, *more]
+
+
+def test_what_no_encoder_makes_is_missing_beside_frames_too(world):
+    (answer,) = asked(world, [world / "unseen/happy_1.mp4"], *online(world, "encoders.hubert=null"))
+    assert answer.modalities["image"] == Modality("real", "model.vit_weights")
+    assert answer.modalities["audio"].state == "missing"
+    assert "no block under 'encoders'" in answer.modalities["audio"].why
+
+
+def test_a_video_that_is_cut_off_has_zeros_and_the_reason_is_told(world, tmp_path):
+    whole = (world / "unseen/happy_1.mp4").read_bytes()
+    (tmp_path / "whole.mp4").write_bytes(whole)
+    with av.open(str(tmp_path / "whole.mp4")) as source, av.open(str(tmp_path / "cut.mkv"), "w") as target:
+        streams = {given.index: target.add_stream_from_template(given) for given in source.streams}
+        for packet in source.demux():
+            if packet.dts is not None:
+                packet.stream = streams[packet.stream.index]
+                target.mux(packet)
+    cut(tmp_path / "cut.mkv", 0.5)
+    with pytest.raises(UserError, match="face: zero, encoders.mae: only .* seconds of its video are there"):
+        asked(world, [tmp_path / "cut.mkv"])
+
+
 def test_a_feature_that_the_block_does_not_have_is_missing(world):
     (answer,) = asked(world, [world / "unseen/happy_1.mp4"], "evaluation_datasets.answers.face_feature_path=null")
     assert answer.modalities["face"].state == "missing"
@@ -198,14 +226,9 @@ def test_without_text_there_is_no_sentence_where_the_clips_have_none(world, tmp_
 def test_a_frame_through_the_models_own_encoder_gives_the_answer_of_extracted_features(world):
     video = world / "unseen/happy_1.mp4"
     (cached,) = asked(world, [video])
-    options = [f"model.vit_weights={world / 'encoders/eva_vit.safetensors'}", "model.vit_precision=fp32", "encoders.eva=null"]
-    options += [
-        "evaluation_datasets.answers.image_feature_path=null",
-        f"evaluation_datasets.answers.image_path={world / 'videos'}",
-    ]
-    (online,) = asked(world, [video], *options)
-    assert online.modalities["image"].state == "real"
-    assert online.label_probabilities == pytest.approx(cached.label_probabilities, abs=1e-4)
+    (made,) = asked(world, [video], *online(world, "encoders.eva=null"))
+    assert made.modalities["image"].state == "real"
+    assert made.label_probabilities == pytest.approx(cached.label_probabilities, abs=1e-4)
 
 
 def test_a_block_is_borrowed_without_its_list(world):
@@ -240,11 +263,25 @@ def test_a_clip_of_the_extraction_keeps_its_name_and_what_is_known_of_it(world, 
 def test_a_frame_that_nobody_knows_is_zero(world, tmp_path):
     (tmp_path / "peaks.csv").write_text("name,peak_index\nother,3\n")
     block = "evaluation_datasets.answers"
-    options = [f"model.vit_weights={world / 'encoders/eva_vit.safetensors'}", f"{block}.image_path={world / 'videos'}"]
-    options += [f"{block}.image_feature_path=null", f"{block}.frame_selection=peak"]
-    (answer,) = asked(world, [world / "unseen/happy_1.mp4"], *options, f"{block}.peak_index_path={tmp_path / 'peaks.csv'}")
+    options = [f"{block}.frame_selection=peak", f"{block}.peak_index_path={tmp_path / 'peaks.csv'}"]
+    options.append("run.allow_other_features=True")
+    (answer,) = asked(world, [world / "unseen/happy_1.mp4"], *online(world, "encoders.eva=null", *options))
     assert (answer.modalities["image"].state, answer.modalities["cls"].state) == ("zero", "zero")
-    assert "peak" in answer.modalities["image"].why
+    why = answer.modalities["image"].why
+    assert "peak" in why and f"'happy_1', in {block}.peak_index_path" in why and f"{block}.frame_selection=middle" in why
+
+
+def test_an_unknown_peak_of_a_feature_is_told_with_what_helps(world, tmp_path):
+    (tmp_path / "peaks.csv").write_text("name,peak_index\nother,3\n")
+    peaks = f"extraction.peak_index_path={tmp_path / 'peaks.csv'}"
+    options = [peaks, "encoders.eva.frame_selection=peak", "run.allow_other_features=True"]
+    (answer,) = asked(world, [world / "unseen/happy_1.mp4"], *options)
+    assert answer.modalities["image"].state == "zero"
+    for word in ("the name 'happy_1', in extraction.peak_index_path", "encoders.eva.frame_selection=middle with run.allow_other"):
+        assert word in answer.modalities["image"].why
+    (tmp_path / "peaks.csv").write_text("name,peak_index\nhappy_1,3\n")
+    (answer,) = asked(world, [world / "unseen/happy_1.mp4"], *options)
+    assert answer.modalities["image"].state == "real"
 
 
 # What is refused, before weights are loaded
@@ -276,11 +313,10 @@ def test_what_is_no_video_is_refused_before_anything_else(world, tmp_path):
             asked(world, [tmp_path / name], "model.llama_model=gone", "encoders.mae.weights=gone")
 
 
-def test_the_command_prints_one_object_a_video(world):
+def test_the_command_prints_one_object_a_video(world, capsys):
     videos = [str(world / "unseen/happy_1.mp4"), str(world / "unseen/sad_1.mp4")]
-    done = run("-m", "emollama", "predict", "--cfg-path", str(world / "config.yaml"), "--json", "--video", *videos)
-    assert done.returncode == 0, done.stderr
-    first, second = map(json.loads, done.stdout.splitlines())
+    command(world, "--json", "--video", *videos)
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert [first["video"], second["video"]] == videos
     assert set(first) == {"video", "task", "prompt", "sentence", "modalities", "answer", "label_probabilities"}
     assert first["modalities"]["audio"] == {"state": "real", "why": "encoders.hubert"}

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import logging
 import shutil
 
 import pytest
 from helpers import GOLDEN, golden_tree, loaded
-from running import run
 
 from emollama.checkpoint import read
+from emollama.commands import pack
 from emollama.doctor.check import check
 from emollama.encoders.eva import Eva
+from emollama.encoders.weights import digest
 from emollama.errors import UserError
 from emollama.runners.runner_base import RunnerBase
 from emollama.stores.manifest import FILE, Manifest, differences
@@ -54,6 +56,13 @@ def refused(tmp_path, tree, *options, training=True):
     with pytest.raises(UserError) as refusal:
         RunnerBase(loaded(tmp_path, tree, *options), training=training)
     return str(refusal.value)
+
+
+def packed(*arguments):
+    """Run the command in this process."""
+    parser = argparse.ArgumentParser()
+    pack.add_arguments(parser)
+    pack.run(parser.parse_args([str(argument) for argument in arguments]))
 
 
 def test_a_manifest_is_read_as_it_was_written(tmp_path):
@@ -133,7 +142,22 @@ def test_a_resumed_run_must_find_features_made_alike(tmp_path, two_corpora):
     (folder / "checkpoint_1.pth").unlink()
     describe(tmp_path, changed(layers=[-2]))
     told = refused(tmp_path, two_corpora, "run.resume_ckpt_path=auto")
-    assert "how audio features were made" in told
+    assert "checkpoint_0.pth was trained on audio features made otherwise: layers: [-1] and [-2]" in told
+    assert RunnerBase(loaded(tmp_path, two_corpora, "run.resume_ckpt_path=auto", "run.allow_other_features=True")).first_step
+
+
+def test_what_only_evaluation_reads_is_not_what_a_checkpoint_was_trained_on(tmp_path, two_corpora):
+    describe(tmp_path, test=HUBERT)
+    folder = RunnerBase(loaded(tmp_path, two_corpora)).train()
+    assert read(str(folder / "checkpoint_0.pth"), "k")["features"] == {}
+
+
+def test_a_manifest_that_came_later_does_not_stop_a_resumed_run(tmp_path, two_corpora):
+    two_corpora["run"] |= {"evaluate": False, "max_epoch": 2}
+    folder = RunnerBase(loaded(tmp_path, two_corpora)).train()
+    (folder / "checkpoint_1.pth").unlink()
+    describe(tmp_path, HUBERT, HUBERT)
+    assert RunnerBase(loaded(tmp_path, two_corpora, "run.resume_ckpt_path=auto", "run.evaluate=True")).first_step
 
 
 def test_the_check_before_a_run_tells_it_too(tmp_path, two_corpora):
@@ -147,13 +171,15 @@ def test_the_runs_own_encoders_are_compared_with_the_folders(tmp_path, two_corpo
     two_corpora["encoders"] = {"eva": {"weights": weights, "image_size": 112, "frame_selection": "middle"}}
     for frame, fits in (("first", False), ("middle", True)):
         described = Eva.describe(Eva.Config(weights=weights, image_size=112, frame_selection=frame), "k")
-        manifest = Manifest(("image", "cls"), *described.shape, described.recipe, "ef" * 32, "float32")
+        manifest = Manifest(("image", "cls"), *described.shape, described.recipe, digest(weights), "float32")
         for name in ("train", "test"):
             manifest.write(tmp_path / name / "eva")
         if fits:
             assert "image" in RunnerBase(loaded(tmp_path, two_corpora)).features
         else:
             assert "frame_selection: 'middle' and 'first'" in refused(tmp_path, two_corpora)
+    dataclasses.replace(manifest, weights="ef" * 32).write(tmp_path / "train/eva")
+    assert "encoders.eva and datasets.golden.image_feature_path" in refused(tmp_path, two_corpora)
 
 
 def test_encoders_whose_weights_are_not_here_stop_nothing(tmp_path, two_corpora):
@@ -166,9 +192,29 @@ def test_packed_features_carry_the_manifest_along(tmp_path):
     shutil.copytree(GOLDEN / "data/HL-UTT", tmp_path / "HL-UTT")
     HUBERT.write(tmp_path / "HL-UTT")
     for kind in ("packed", "tar"):
-        done = run("-m", "emollama", "pack", "--source", str(tmp_path / "HL-UTT"), "--output", str(tmp_path / kind), "--to", kind)
-        assert done.returncode == 0, done.stderr
+        packed("--source", tmp_path / "HL-UTT", "--output", tmp_path / kind, "--to", kind)
         assert Manifest.read(str(tmp_path / kind)) == HUBERT
+
+
+def test_tars_named_by_a_pattern_have_the_manifest_beside_them(tmp_path, two_corpora):
+    for name, manifest in (("train", HUBERT), ("test", changed(pooling="max"))):
+        describe(tmp_path, **{name: manifest})
+        packed("--source", tmp_path / name / "HL-UTT", "--output", tmp_path / name / "tars", "--to", "tar")
+    for path in ("shard-00000.tar", "shard-{00000..00000}.tar", "shard-*.tar::"):
+        assert Manifest.read(str(tmp_path / "train/tars" / path)) == HUBERT
+        assert Manifest.read(str(tmp_path / "absent" / path)) is None
+    two_corpora["datasets"]["golden"]["audio_feature_path"] = "tars/shard-{00000..00000}.tar"
+    two_corpora["evaluation_datasets"]["answers"]["audio_feature_path"] = "tars/shard-*.tar::"
+    assert "pooling: 'mean' and 'max'" in refused(tmp_path, two_corpora)
+
+
+def test_tars_that_are_packed_anew_or_indexed_elsewhere_keep_the_manifest(tmp_path):
+    shutil.copytree(GOLDEN / "data/HL-UTT", tmp_path / "HL-UTT")
+    HUBERT.write(tmp_path / "HL-UTT")
+    packed("--source", tmp_path / "HL-UTT", "--output", tmp_path / "tars", "--to", "tar")
+    packed("--source", tmp_path / "tars/shard-{00000..00000}.tar", "--output", tmp_path / "again")
+    packed("--index", tmp_path / "tars/shard-*.tar", "--output", tmp_path / "indexes")
+    assert Manifest.read(str(tmp_path / "again")) == Manifest.read(str(tmp_path / "indexes")) == HUBERT
 
 
 def test_sources_that_were_made_otherwise_are_not_packed_together(tmp_path):
@@ -177,7 +223,6 @@ def test_sources_that_were_made_otherwise_are_not_packed_together(tmp_path):
         manifest.write(tmp_path / name)
     for path in (tmp_path / "b").glob("*.npy"):
         path.rename(path.with_stem(f"other_{path.stem}"))
-    done = run("-m", "emollama", "pack", "--source", str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(tmp_path / "c"))
-    assert done.returncode == 1
-    assert "pooling: 'mean' and 'max'" in done.stderr
+    with pytest.raises(UserError, match="pooling: 'mean' and 'max'"):
+        packed("--source", tmp_path / "a", tmp_path / "b", "--output", tmp_path / "c")
     assert not (tmp_path / "c").exists()

@@ -97,11 +97,13 @@ def _told(report: Report, dtype: str, output: str) -> str:
 
 
 def _index(shards: str, output: str | None) -> None:
-    from emollama.stores.packing import index_tars
+    from emollama.stores.packing import common_manifest, index_tars
 
     written = index_tars(shards, Path(output) if output else None)
     sys.stdout.write(f"{len(written)} indexes written: {', '.join(map(str, written))}\n")
     if output:
+        if (manifest := common_manifest([shards])) is not None:
+            manifest.write(output)
         sys.stdout.write(f"Name '{output}' in the configuration, in place of the shards.\n")
 
 

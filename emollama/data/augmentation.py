@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from emollama.data.features import FRAME, IMAGE, PATCH
+
 AugmentationKind = Literal["noise", "drop_modality", "mask_rows"]
-MODALITIES = (("image", "cls"), ("face",), ("video",), ("audio",))
+MODALITIES = (IMAGE, ("face",), ("video",), ("audio",))
 
 
 @dataclass(frozen=True)
@@ -55,15 +57,21 @@ class Augmentation:
         return features
 
     def _noisy(self, features: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
-        rows_of = {slot: rows for slot, rows in features.items() if slot not in MODALITIES[0] and rows.numel()}
+        rows_of = {slot: rows for slot, rows in features.items() if slot not in (*IMAGE, FRAME) and rows.numel()}
         return {slot: rows + _normal(rows, rng) * rows.std(correction=0) * self.noise for slot, rows in rows_of.items()}
 
     def _dropped(self, features: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
         """One modality's rows as zeros; the last one that says anything stays."""
+        frame = features.get(FRAME, torch.zeros(0, 0))
         present = [slots for slots in MODALITIES if any(features[slot].any() for slot in slots if slot in features)]
+        present = [IMAGE, *present] if len(frame) else present
         if len(present) < 2:
             return {}
-        return {slot: torch.zeros_like(features[slot]) for slot in present[rng.integers(len(present))]}
+        dropped = present[rng.integers(len(present))]
+        if dropped == IMAGE and len(frame):  # rows of zeros in place of those that the model would make of the frame
+            counts = {"image": frame.shape[1] // 3 // PATCH**2, "cls": 1}
+            return {FRAME: frame[:0]} | {slot: torch.zeros(count, features[slot].shape[1]) for slot, count in counts.items()}
+        return {slot: torch.zeros_like(features[slot]) for slot in dropped}
 
     def _masked(self, features: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
         rows = features["image"].clone()

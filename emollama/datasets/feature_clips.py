@@ -72,6 +72,9 @@ class FeatureClips:
             if (path := getattr(cfg, key)) is not None
         ]
         if cfg.image_feature_path is None and cfg.image_path is not None:
+            if training and cfg.enable_augmentation and "mask_rows" in cfg.augmentations:
+                text = f"{label}.augmentations: mask_rows cannot mask the rows that the model makes of frames"
+                raise UserError(f"{text} (image_feature_path: null). Take it out of the list, or extract the rows.")
             peaks = None if cfg.peak_index_path is None else self.beside_list(cfg.peak_index_path)
             folder = join(cfg.data_root, cfg.image_path)
             self.features.append(open_frames(folder, slot_shapes.get(FRAME), label, cfg.frame_selection, peaks))

@@ -18,7 +18,7 @@ from emollama.media.images import blip2_image
 from emollama.media.source import Source
 from emollama.paths import PATHS
 
-REMEDY = "Replace the video, or take the clip off the list."
+REMEDY = "Replace the video, or leave the clip out (exclude)."
 
 
 def open_frames(folder: str, shape: SlotShape | None, label: str, choice: FrameChoice, peaks: str | None) -> Features:
@@ -40,7 +40,8 @@ def open_frames(folder: str, shape: SlotShape | None, label: str, choice: FrameC
             " model.vit_weights is null. Name its weights there, or caches in image_feature_path, or set image_path: null."
         )
     if not PATHS.isdir(folder):
-        raise UserError(f"{label}.image_path: no folder '{folder}' (seen from {os.getcwd()}). Correct the path.")
+        text = f"{label}.image_path: no folder '{folder}' (seen from {os.getcwd()}; it starts at data_root)"
+        raise UserError(f"{text}. Correct the path.")
     if choice == "peak" and peaks is None:
         raise UserError(f"{label}.frame_selection: peak needs peak_index_path, which says where the peaks are")
     found = read_peaks(peaks) if choice == "peak" and peaks is not None else {}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from emollama.data.features import ALIKE, Features, Survey
+from emollama.data.features import ALIKE, FRAME, Features, Survey
 from emollama.data.problems import Problem
 from emollama.doctor.findings import Arrays, Finding, Reading
 from emollama.errors import UserError
@@ -111,7 +111,9 @@ def notes_of(source: Surveyed, block: str) -> Iterator[Finding]:
 
 
 def digests_of(source: Surveyed) -> dict[str, str]:
-    """Clip -> digest, where there is one that tells arrays apart."""
+    """Clip -> digest, where there is one that tells arrays apart: one frame of a video does not, many begin with the same."""
+    if source.slots == (FRAME,):
+        return {}
     return {name: look.digest for name, look in source.survey_made.good.items() if look.digest not in ("", ALIKE)}
 
 

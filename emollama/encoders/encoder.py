@@ -6,7 +6,8 @@ Letters: D an encoder's width, P patches of an image, F frames or images, S samp
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +21,7 @@ from emollama.errors import require_at_least
 from emollama.media.source import Source
 
 Arithmetic = Literal["fp32", "bf16", "fp16"]
+FACE_KEYS = ("face", "max_frames")  # entries of a recipe that say nothing where images of faces are given
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -62,7 +64,8 @@ class Encoder(ABC):
 
     Args:
         cfg: the block under ``encoders``.
-        device: where it computes.
+        device: where it computes; on the meta device names and shapes of the weights are looked at, and nothing can be encoded.
+        key: the block's dotted name, for messages.
 
     Attributes:
         SLOTS: what its arrays fill; ``("image", "cls")`` for arrays whose row 0 is the class token, else one name.
@@ -74,9 +77,10 @@ class Encoder(ABC):
     SLOTS: ClassVar[tuple[str, ...]]
     Config: ClassVar[type[EncoderConfig]]
 
-    def __init__(self, cfg: Any, *, device: torch.device) -> None:
+    def __init__(self, cfg: Any, *, device: torch.device, key: str) -> None:
         self.cfg = cfg
         self.device = device
+        self.key = key
 
     @classmethod
     @abstractmethod
@@ -103,11 +107,18 @@ class Encoder(ABC):
     def encode(self, loaded: Sequence[Tensor]) -> list[np.ndarray]:
         """Features of some clips: (D,) float32 each, or (1 + P, D). Those of a clip do not depend on the others."""
 
-    def arithmetic(self) -> torch.autocast:
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
         """Around a forward pass: the configured precision, whatever is set outside."""
         mixed = self.cfg.precision != "fp32"
         dtype = DTYPES[self.cfg.precision] if mixed else torch.bfloat16
-        return torch.autocast(self.device.type, dtype=dtype, enabled=mixed)
+        with exact_convolutions(), torch.autocast(self.device.type, dtype=dtype, enabled=mixed):
+            yield
+
+
+def exact_convolutions() -> AbstractContextManager[None]:
+    """Around a forward pass: convolutions of float32 values keep all of their bits, which cuDNN cuts to 10 unless told."""
+    return torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
 
 
 def in_batches(forward: Callable[[Tensor], Tensor], items: Tensor, size: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from emollama.data.features import PATCH, SlotShape
 from emollama.encoders.encoder import Description, Encoder, EncoderConfig, in_batches
 from emollama.encoders.eva_vit import HEAD, IDENTITY, EvaShape, EvaVit, read_eva, read_ln_vision
+from emollama.encoders.weights import random_weights
 from emollama.media.choice import FrameChoice, chosen_frame
 from emollama.media.frames import read_frames
 from emollama.media.images import blip2_image
@@ -57,11 +58,12 @@ class Eva(Encoder):
 
     cfg: Config
 
-    def __init__(self, cfg: Config, *, device: torch.device) -> None:
-        super().__init__(cfg, device=device)
+    def __init__(self, cfg: Config, *, device: torch.device, key: str) -> None:
+        super().__init__(cfg, device=device, key=key)
         if cfg.random_weights:
-            torch.manual_seed(0)
-            self.vit = EvaVit(_random_shape(cfg), image_size=cfg.image_size, precision=cfg.precision, device=device)
+            with random_weights(f"{key}.weights"):
+                vit = EvaVit(_random_shape(cfg), image_size=cfg.image_size, precision=cfg.precision, device=torch.device("cpu"))
+            self.vit = vit.to(device)
         else:
             self.vit = EvaVit.load(
                 cfg.weights,
@@ -70,7 +72,7 @@ class Eva(Encoder):
                 ln_vision=cfg.ln_vision,
                 precision=cfg.precision,
                 device=device,
-                key="encoders.eva.weights",
+                key=f"{key}.weights",
             )
 
     @classmethod

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emollama.data.features import PATCH
-from emollama.encoders.encoder import DTYPES, Arithmetic
-from emollama.encoders.weights import read_tensors
-from emollama.errors import UserError, listing
+from emollama.encoders.encoder import DTYPES, Arithmetic, exact_convolutions
+from emollama.encoders.weights import read_tensors, require_fit
+from emollama.errors import UserError
 
 HEAD = 88  # width of an attention head
 LN_EPS = 1e-5  # of ln_vision; the blocks' norms have 1e-6
@@ -148,12 +148,7 @@ class EvaVit(nn.Module):
         made = cls(shape, image_size=image_size, precision=precision, device=torch.device("meta"))
         tensors["pos_embed"] = interpolated(tensors["pos_embed"], made.patches) if "pos_embed" in tensors else torch.empty(0)
         weight, bias = read_ln_vision(ln_vision, shape.width, f"{key} (ln_vision)")
-        wanted = made.visual_encoder.state_dict()
-        wrong = [name for name, value in wanted.items() if name not in tensors or tensors[name].shape != value.shape]
-        strange = sorted(set(tensors) - set(wanted))
-        if wrong or strange:
-            text = f"lacks, or has in another shape, {listing(wrong)}" if wrong else f"has unknown tensors, {listing(strange)}"
-            raise UserError(f"{key}: '{path}' {text}. {REMEDY}")
+        require_fit(tensors, made.visual_encoder.state_dict(), file=f"{key}: '{path}'", remedy=REMEDY)
         if device.type != "meta":
             made.to_empty(device=device)
             for zeros in made.visual_encoder.buffers():  # the keys' biases, which no file holds
@@ -171,7 +166,7 @@ class EvaVit(nn.Module):
         """(F, 3, side, side) normalised pixels -> (F, 1 + P, D) float32; row 0 is the class token."""
         half = self.precision != "fp32"
         dtype = DTYPES[self.precision] if half else torch.bfloat16
-        with torch.autocast(images.device.type, dtype=dtype, enabled=half):
+        with exact_convolutions(), torch.autocast(images.device.type, dtype=dtype, enabled=half):
             rows = self.visual_encoder.forward_features(images)
         with torch.autocast(images.device.type, enabled=False):
             return F.layer_norm(rows.float(), (rows.shape[-1],), self.ln_vision.weight, self.ln_vision.bias, LN_EPS)

@@ -54,17 +54,16 @@ class Hubert(Encoder):
 
     cfg: Config
 
-    def __init__(self, cfg: Config, *, device: torch.device) -> None:
-        super().__init__(cfg, device=device)
-        key = "encoders.hubert.weights"
-        config = hugging_face.read_config(cfg.weights, key, KINDS, **WITHOUT_MASKS)
-        _check_layers(cfg, config.num_hidden_layers, "encoders.hubert")
-        self.processor = hugging_face.sound_processor(cfg.weights, key)
+    def __init__(self, cfg: Config, *, device: torch.device, key: str) -> None:
+        super().__init__(cfg, device=device, key=key)
+        config = hugging_face.read_config(cfg.weights, f"{key}.weights", KINDS, **WITHOUT_MASKS)
+        _check_layers(cfg, config.num_hidden_layers, key)
+        self.processor = hugging_face.sound_processor(cfg.weights, f"{key}.weights")
         if cfg.random_weights:
-            model = hugging_face.build_random(config, key)
+            self.model = hugging_face.build_random(config, device=device, key=f"{key}.weights")
         else:
-            model = hugging_face.build(config, read_tensors(cfg.weights, key), source=cfg.weights, key=key)
-        self.model = model.to(device)
+            tensors = read_tensors(cfg.weights, f"{key}.weights")
+            self.model = hugging_face.build(config, tensors, source=cfg.weights, device=device, key=f"{key}.weights")
 
     @classmethod
     def describe(cls, cfg: Config, key: str) -> Description:

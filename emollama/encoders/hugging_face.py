@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from emollama.data.clips import read_json
-from emollama.encoders.weights import CONFIG
+from emollama.encoders.weights import CONFIG, random_weights
 from emollama.errors import UserError, listing
 
 PROCESSOR = "preprocessor_config.json"
@@ -55,13 +54,14 @@ def new_config(kind: str, **settings: Any) -> Any:
     return AutoConfig.for_model(kind, **settings)
 
 
-def build(config: Any, tensors: Mapping[str, Tensor], *, source: str, key: str) -> nn.Module:
-    """The bare model (without a head or a decoder) with its weights, float32 on the CPU, in eval mode.
+def build(config: Any, tensors: Mapping[str, Tensor], *, source: str, device: torch.device, key: str) -> nn.Module:
+    """The bare model (without a head or a decoder) with its weights, float32, in eval mode.
 
     Args:
         config: of the model.
         tensors: name -> value; those of heads and decoders are left out.
         source: where they come from, for messages.
+        device: where it computes; on the meta device nothing but names and shapes is looked at.
         key: the configuration key that named it, for messages.
 
     Raises:
@@ -79,6 +79,7 @@ def build(config: Any, tensors: Mapping[str, Tensor], *, source: str, key: str) 
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,  # they are told below
                 output_loading_info=True,
+                device_map="meta" if device.type == "meta" else None,
             )
         except Exception as error:  # a config.json that contradicts itself
             raise UserError(f"{key}: cannot build the model of '{source}': {_first_line(error)}. Download it again.") from error
@@ -87,18 +88,16 @@ def build(config: Any, tensors: Mapping[str, Tensor], *, source: str, key: str) 
     if missing or shapes:
         what = f"lack tensors, {listing(missing)}" if missing else f"have tensors of another shape, {listing(sorted(shapes))}"
         raise UserError(f"{key}: the weights in '{source}' {what}. Download them again, with their {CONFIG}.")
-    return model.requires_grad_(False).eval()
+    return model.requires_grad_(False).eval().to(device)
 
 
-def build_random(config: Any, key: str) -> nn.Module:
+def build_random(config: Any, *, device: torch.device, key: str) -> nn.Module:
     """The bare model with random weights, the same each time; says so."""
     from transformers import AutoModel
 
-    logging.getLogger("emollama").warning("%s: random weights, for tests: the features mean nothing", key)
-    with torch.random.fork_rng(devices=[]), _quietly():
-        torch.manual_seed(0)
+    with random_weights(key), _quietly():
         model: nn.Module = AutoModel.from_config(config, dtype=torch.float32)
-    return model.requires_grad_(False).eval()
+    return model.requires_grad_(False).eval().to(device)
 
 
 def sound_processor(path: str, key: str) -> Any:

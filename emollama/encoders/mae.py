@@ -51,9 +51,8 @@ class Mae(Encoder):
 
     cfg: Config
 
-    def __init__(self, cfg: Config, *, device: torch.device) -> None:
-        super().__init__(cfg, device=device)
-        key = "encoders.mae"
+    def __init__(self, cfg: Config, *, device: torch.device, key: str) -> None:
+        super().__init__(cfg, device=device, key=key)
         self.pixels = Pixels(cfg, KIND, _sizes(cfg, key)[1], key)
         self.tokens = _of_file(cfg, key, device) if _is_file(cfg) else _of_folder(cfg, key, device)
 
@@ -110,9 +109,8 @@ def _of_folder(cfg: Mae.Config, key: str, device: torch.device) -> Tokens:
     key, path = f"{key}.weights", cfg.weights
     config = hugging_face.read_config(path, key, (KIND,), mask_ratio=0.0)
     if cfg.random_weights:
-        model = hugging_face.build_random(config, key)
+        model = hugging_face.build_random(config, device=device, key=key)
     else:
-        model = hugging_face.build(config, read_tensors(path, key), source=path, key=key)
-    model.to(device)
+        model = hugging_face.build(config, read_tensors(path, key), source=path, device=device, key=key)
     order = torch.arange((config.image_size // config.patch_size) ** 2, device=device)
     return lambda images: model(images, noise=order.expand(len(images), -1)).last_hidden_state

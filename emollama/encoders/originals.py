@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from emollama.encoders.hugging_face import new_config
-from emollama.encoders.weights import read_tensors
+from emollama.encoders.weights import read_tensors, require_fit
 from emollama.errors import UserError, listing
 
 BLOCK = re.compile(r"blocks\.(\d+)\.")
@@ -102,12 +102,7 @@ def build_mae(path: str, key: str) -> nn.Module:
             global_pool="",
             norm_layer=partial(nn.LayerNorm, eps=EPS),
         )
-    wanted = model.state_dict()
-    wrong = sorted(name for name in wanted if name not in tensors or tensors[name].shape != wanted[name].shape)
-    strange = sorted(set(tensors) - set(wanted))
-    if wrong or strange:
-        text = f"lacks, or has in another shape, {listing(wrong)}" if wrong else f"has unknown tensors, {listing(strange)}"
-        raise UserError(f"{key}: '{path}' {text}. Name a file of MAE's pretraining.")
+    require_fit(tensors, model.state_dict(), file=f"{key}: '{path}'", remedy="Name a file of MAE's pretraining.")
     model.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
     return model.requires_grad_(False).eval()
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from emollama.data.clips import read_json
 from emollama.encoders import hugging_face
-from emollama.encoders.encoder import EncoderConfig
+from emollama.encoders.encoder import FACE_KEYS, EncoderConfig
 from emollama.errors import UserError, require_at_least
 from emollama.media.faces import FaceChoice
 
@@ -57,7 +57,7 @@ class FaceConfig(PixelConfig):
     @property
     def face_recipe(self) -> dict[str, Any]:
         """These keys, as part of a recipe."""
-        return {"face": self.face, "max_frames": self.max_frames}
+        return {name: getattr(self, name) for name in FACE_KEYS}
 
 
 class Pixels:

@@ -55,17 +55,15 @@ class VideoMae(Encoder):
 
     cfg: Config
 
-    def __init__(self, cfg: Config, *, device: torch.device) -> None:
-        super().__init__(cfg, device=device)
-        key = "encoders.videomae"
+    def __init__(self, cfg: Config, *, device: torch.device, key: str) -> None:
+        super().__init__(cfg, device=device, key=key)
         self.config, tensors = _read(cfg, f"{key}.weights")
         self.pixels = Pixels(cfg, KIND, self.config.image_size, key)
         if cfg.random_weights:
-            model = hugging_face.build_random(self.config, f"{key}.weights")
+            self.model = hugging_face.build_random(self.config, device=device, key=f"{key}.weights")
         else:
             stored = _with_biases(tensors or read_tensors(cfg.weights, f"{key}.weights"))
-            model = hugging_face.build(self.config, stored, source=cfg.weights, key=f"{key}.weights")
-        self.model = model.to(device)
+            self.model = hugging_face.build(self.config, stored, source=cfg.weights, device=device, key=f"{key}.weights")
 
     @classmethod
     def describe(cls, cfg: Config, key: str) -> Description:

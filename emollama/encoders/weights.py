@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import logging
 import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from emollama.errors import UserError
+from emollama.data.seen import Seen
+from emollama.errors import UserError, listing
 from emollama.paths import PATHS, sha256
 
 CONFIG = "config.json"
@@ -36,12 +39,25 @@ def weight_files(path: str) -> list[Path]:
 
 
 def digest(path: str) -> str:
-    """SHA-256 of a weights file; of a folder, over the names and digests of config.json and its weight files."""
+    """SHA-256 of a weights file; of a folder, over the names and digests of config.json and its weight files.
+
+    A file that did not change since is not read again.
+    """
     if not os.path.isdir(path):
-        return sha256(path)
+        return _remembered_sha256(Path(path))
     files = [Path(path, CONFIG), *weight_files(path)]
-    lines = [f"{sha256(file)}  {file.name}\n" for file in files if file.is_file()]
+    lines = [f"{_remembered_sha256(file)}  {file.name}\n" for file in files if file.is_file()]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _remembered_sha256(path: Path) -> str:
+    seen, status = Seen.load("weights", os.path.abspath(path)), os.stat(path)
+    stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    if (known := seen.recall(path.name, stamp)) is None:
+        known = sha256(path)
+        seen.add(path.name, stamp, known)
+        seen.save()
+    return known
 
 
 def read_tensors(path: str, key: str) -> dict[str, Tensor]:
@@ -61,6 +77,34 @@ def read_tensors(path: str, key: str) -> dict[str, Tensor]:
     for file in files:
         tensors |= _read_file(str(file), key)
     return tensors
+
+
+def require_fit(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, file: str, remedy: str) -> None:
+    """Check that a file holds the tensors of a model, and no others.
+
+    Args:
+        tensors: name -> value, of the file.
+        wanted: the same of the model, on any device.
+        file: its configuration key and path, for messages.
+        remedy: for messages.
+
+    Raises:
+        UserError: a tensor is missing, of another shape, or unknown: names all of them.
+    """
+    wrong = sorted(name for name in wanted if name not in tensors or tensors[name].shape != wanted[name].shape)
+    strange = sorted(set(tensors) - set(wanted))
+    if wrong or strange:
+        what = f"lacks, or has in another shape, {listing(wrong)}" if wrong else f"has unknown tensors, {listing(strange)}"
+        raise UserError(f"{file} {what}. {remedy}")
+
+
+@contextmanager
+def random_weights(key: str) -> Iterator[None]:
+    """Around what builds a model with random weights on the CPU: they are the same each time. Says so, and under which key."""
+    logging.getLogger("emollama").warning("%s: random weights, for tests: the features mean nothing", key)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def _read_file(path: str, key: str) -> dict[str, Tensor]:

@@ -18,40 +18,46 @@ from emollama.exchange.describe import layout_difference
 from emollama.exchange.weights import ADAPTERS, ADAPTERS_CONFIG, PROJECTORS, Weights, read
 from emollama.models import adapters, merging
 from emollama.paths import new_folder, require_new_file, sha256
+from emollama.stores.manifest import differences
 
 
 def average(sources: list[str], output: str) -> None:
     """Write the mean of checkpoints as one that holds weights only, and lists their epochs.
 
     The halves of adapters are averaged each, which suits
-    checkpoints of one run.
+    checkpoints of one run. How their features were made goes along.
 
     Args:
         sources: two or more of what :func:`read` reads.
         output: the file to write.
 
     Raises:
-        UserError: other names, shapes, dtypes or alphas, all of them by name; one checkpoint only; an output that is there.
+        UserError: other names, shapes, dtypes, alphas or features made otherwise, all of them by name; one checkpoint only; an
+            output that is there.
     """
     place = require_new_file(output)
     if len(sources) < 2:
         raise UserError("an average is made of at least two checkpoints")
     first = read(sources[0], "average")
     epochs = [first.facts.get("epoch")]
+    features = dict(first.facts.get("features") or {})
 
     def parts() -> Iterator[dict[str, Tensor]]:
         yield first.tensors
         for source in sources[1:]:
             other = read(source, "average")
-            _require_same_layout(first, other)
+            _require_alike(first, other, features)
+            features.update(other.facts.get("features") or {})
             epochs.append(other.facts.get("epoch"))
             yield other.tensors
 
     means = checkpoint.mean(parts())
-    checkpoint.save(place, {"model": means, "epoch": epochs, "averaged": list(sources), **_config(first)})
+    told = {"features": features} if features else {}
+    checkpoint.save(place, {"model": means, "epoch": epochs, "averaged": list(sources), **_entries(first, "config"), **told})
 
 
-def _require_same_layout(first: Weights, other: Weights) -> None:
+def _require_alike(first: Weights, other: Weights, features: dict[str, Any]) -> None:
+    """Compare layouts, and how the features of the slots were made of which both sides tell."""
     found = layout_difference(first, other)
     sides = (first.source, found["only_in_first"]), (other.source, found["only_in_second"])
     problems = [f"only in {source}, {listing(names)}" for source, names in sides if names]
@@ -59,19 +65,20 @@ def _require_same_layout(first: Weights, other: Weights) -> None:
         problems += [f"{name} {one} and {another}" for name, (one, another) in found[key].items()]
     if found["lora_alpha"]:
         problems.append("lora_alpha {} and {}".format(*found["lora_alpha"]))
+    for slot, facts in (other.facts.get("features") or {}).items():
+        problems += [f"{slot} features made otherwise, {told}" for told in differences(features.get(slot, facts), facts)]
     if problems:
         raise UserError(f"{first.source} and {other.source} have no average: {'; '.join(problems)}")
 
 
 def to_pth(weights: Weights, output: str) -> None:
-    """Write a checkpoint file that holds weights and configuration, with its digest.
+    """Write a checkpoint file that holds weights, configuration and how the features were made, with its digest.
 
     Raises:
         UserError: the output is there already, or cannot be written.
     """
     place = require_new_file(output)
-    epoch = {"epoch": weights.facts["epoch"]} if "epoch" in weights.facts else {}
-    checkpoint.save(place, {"model": _own_memory(weights.tensors), **epoch, **_config(weights)})
+    checkpoint.save(place, {"model": _own_memory(weights.tensors), **_entries(weights, "epoch", "config", "features")})
 
 
 def to_peft(weights: Weights, output: str, alpha: float | None, llama_model: str | None) -> None:
@@ -137,8 +144,8 @@ def _alpha(weights: Weights, given: float | None) -> float:
     return int(value) if value == int(value) else value
 
 
-def _config(weights: Weights) -> dict[str, Any]:
-    return {"config": weights.facts["config"]} if "config" in weights.facts else {}
+def _entries(weights: Weights, *names: str) -> dict[str, Any]:
+    return {name: weights.facts[name] for name in names if name in weights.facts}
 
 
 def _own_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

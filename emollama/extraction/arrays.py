@@ -20,6 +20,7 @@ from emollama.errors import UserError
 from emollama.extraction.disk import writing
 from emollama.logging import get_logger, progress
 from emollama.paths import new_folder, unfinished, written_whole
+from emollama.stores.manifest import FILE as MANIFEST
 from emollama.stores.manifest import Manifest, differences
 from emollama.stores.packed import PackedStore, is_packed
 from emollama.stores.packing import pack
@@ -48,19 +49,19 @@ class Arrays:
         self._dropped: set[str] = set()
 
     def require_fit(self, manifest: Manifest) -> None:
-        """Refuse a place whose arrays this run would make or store otherwise. Writes nothing.
+        """Refuse a place whose arrays this run would make or store otherwise; a manifest alone is no reason. Writes nothing.
 
         Raises:
             UserError: every difference, and the remedy.
         """
         shards = is_packed(str(self.folder)) or is_tars(str(self.folder))
-        if self.packed and not shards and self.folder.exists() and any(self.folder.iterdir()):
+        if self.packed and not shards and not _is_bare(self.folder):
             text = f"{self.folder}: holds files that are no packed shards, and extraction.stored_as is packed."
             raise UserError(f"{text} Set stored_as: npy (emollama pack packs them later), or name another folder.")
-        if not self.packed and (shards or self.parts.exists()):
+        if not self.packed and (shards or not _is_bare(self.parts)):
             text = f"{self.folder if shards else self.parts}: written by stored_as: packed, and extraction.stored_as is npy."
             raise UserError(f"{text} Set it back, name another folder, or delete that one.")
-        for place in (self.folder, self.parts, self.parts / EARLIER):
+        for place in self._places():
             _require_alike(place, manifest)
 
     def open(self, manifest: Manifest) -> None:
@@ -71,9 +72,16 @@ class Arrays:
         for path in _files(self.place):
             if _LEFT.fullmatch(os.path.basename(path)):
                 os.unlink(path)
+        other = self.folder if self.packed else self.parts
         with writing(self.place):
-            held = Manifest.read(str(self.folder)) or Manifest.read(str(self.parts))
-            (held or manifest).write(self.place)
+            held = [Manifest.read(str(place)) for place in self._places() if _has_arrays(place)]
+            if other.exists() and _is_bare(other):
+                shutil.rmtree(other.resolve())
+            (held[0] if held and held[0] else manifest).write(self.place)
+
+    def _places(self) -> tuple[Path, Path, Path]:
+        """Where arrays may lie."""
+        return self.folder, self.parts, self.parts / EARLIER
 
     def stores(self) -> dict[str, ArrayStore]:
         """The clips that have an array, and where it lies; of two the newer one."""
@@ -139,7 +147,7 @@ class Arrays:
             with new_folder(self.folder, key="extraction.output") as folder:
                 with progress(len(sources), f"pack {self.folder.name}", enabled=True) as bar:
                     pack(sources, PackedWriter(folder, SHARD_BYTES), values="stored", advance=bar.update)
-                shutil.copyfile(self.parts / "manifest.json", folder / "manifest.json")
+                shutil.copyfile(self.parts / MANIFEST, folder / MANIFEST)
             self._remove_parts()
 
     def _remove_parts(self) -> None:
@@ -150,12 +158,12 @@ class Arrays:
 
 
 def _require_alike(place: Path, manifest: Manifest) -> None:
+    if not _has_arrays(place):
+        return
     held = Manifest.read(str(place))
     if held is None:
-        if place.is_dir() and (is_packed(str(place)) or is_tars(str(place)) or any(_npy_names(place))):
-            text = f"{place}: holds arrays and no manifest.json, so that nobody knows how they were made."
-            raise UserError(f"{text} Name another folder, or delete that one.")
-        return
+        text = f"{place}: holds arrays and no manifest.json, so that nobody knows how they were made."
+        raise UserError(f"{text} Name another folder, or delete that one.")
     if different := differences(_facts(held), _facts(manifest)):
         text = f"{place}: its features were made otherwise than this run would (there, and asked for): {'; '.join(different)}."
         raise UserError(f"{text} Name another folder, or delete that one.")
@@ -165,6 +173,15 @@ def _require_alike(place: Path, manifest: Manifest) -> None:
 
 def _facts(manifest: Manifest) -> dict[str, object]:
     return manifest.facts() | {"slots": manifest.slots, "dtype": manifest.dtype}
+
+
+def _has_arrays(place: Path) -> bool:
+    return is_packed(str(place)) or is_tars(str(place)) or any(_npy_names(place))
+
+
+def _is_bare(place: Path) -> bool:
+    """Whether there is nothing but what a run writes before its first array."""
+    return all(name == MANIFEST or _LEFT.fullmatch(name) for _, _, files in os.walk(place) for name in files)
 
 
 def _files(place: Path) -> Iterator[str]:

@@ -14,7 +14,7 @@ import torch
 import emollama
 from emollama.config import RunConfig
 from emollama.data.clips import safe_name
-from emollama.encoders.encoder import Description
+from emollama.encoders.encoder import FACE_KEYS, Description
 from emollama.encoders.weights import digest
 from emollama.errors import UserError
 from emollama.extraction.arrays import Arrays
@@ -72,6 +72,17 @@ def described(config: RunConfig) -> dict[str, Description]:
         for label, description in found.items():
             _require_same(label, description, classes[label].SLOTS[0], shapes)
     return found
+
+
+def require_weights(config: RunConfig) -> None:
+    """Look at the weights of all encoders before the first one begins its hours: names and shapes of tensors, no values.
+
+    Raises:
+        UserError: files that are missing, truncated, or lack a tensor.
+    """
+    for label, cfg in config.encoders.items():
+        if not cfg.random_weights:
+            config.classes[f"encoders.{label}"](cfg, device=torch.device("meta"), key=f"encoders.{label}")
 
 
 def planned(config: RunConfig, descriptions: dict[str, Description], clips: Clips, failed: set[tuple[str, str]]) -> list[Job]:
@@ -143,6 +154,7 @@ def _manifest(slots: tuple[str, ...], block: Any, description: Description, *, f
     recipe = json.loads(json.dumps(description.recipe))  # as it is read back
     weights = "random" if block.random_weights else digest(block.weights)
     inputs = {"faces": "images"} if faces and "face" in recipe else {}
+    recipe = {name: value for name, value in recipe.items() if not (inputs and name in FACE_KEYS)}
     return Manifest(slots, *description.shape, recipe, weights, block.dtype, _versions(), inputs)
 
 

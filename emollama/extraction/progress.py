@@ -34,7 +34,7 @@ class Progress:
             return
         self._bar.update(finished - self._bar.n)
         now = time.monotonic()
-        if self._bar.disable and now - self._told >= SECONDS:
+        if self._bar.disable and finished and now - self._told >= SECONDS:
             rate = finished / (now - self._begun)
             minutes, seconds = divmod(int((self.total - finished) / rate), 60)
             text = "%s: %d of %d clips, %.1f clips/s, eta %d:%02d"

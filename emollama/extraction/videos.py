@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from contextlib import ExitStack
@@ -13,12 +14,13 @@ import numpy as np
 
 from emollama import distributed
 from emollama.config import MISSING, RunConfig
+from emollama.encoders.encoder import Description
 from emollama.errors import UserError, require_at_least
 from emollama.extraction import failures
 from emollama.extraction.clips import find_clips
 from emollama.extraction.disk import locked, writing
 from emollama.extraction.failures import Failure
-from emollama.extraction.jobs import Job, described, planned
+from emollama.extraction.jobs import Job, described, planned, require_weights
 from emollama.extraction.work import Share
 from emollama.logging import get_logger, set_up
 from emollama.paths import require_writable, unfinished
@@ -85,47 +87,56 @@ class VideoExtraction:
         """
         with ExitStack() as held:
             jobs = self.world.on_main(lambda: self._prepared(held))
-            arrays = sum(self._extract(job) for job in jobs)
-            self.world.on_main(lambda: self._conclude(jobs, arrays))
+            outcomes = {job.label: self._extract(job) for job in jobs}
+            self.world.on_main(lambda: self._conclude(outcomes))
 
     def _prepared(self, held: ExitStack) -> list[Job]:
-        """Check everything, then make the folders ready."""
+        """Check everything, then make the folders ready. What lies in the output is looked at behind the lock."""
         descriptions = described(self.config)
+        if self.cfg.peak_index_path is None:
+            _refuse_peaks(descriptions)
         clips = find_clips(self.cfg)
+        require_weights(self.config)
         require_writable(self.output, "extraction.output")
-        self._failures = {(row.folder, row.name): row for row in failures.read(self.output)}
-        jobs = planned(self.config, descriptions, clips, set(self._failures))
         with writing(self.output):
             self.output.mkdir(parents=True, exist_ok=True)
         held.enter_context(locked(self.output))
+        self._failures = {(row.folder, row.name): row for row in failures.read(self.output)}
+        jobs = planned(self.config, descriptions, clips, set(self._failures))
         for left in self.output.glob(f"{unfinished(self.output / failures.FILE)}*"):
             left.unlink()
         for job in jobs:
             job.arrays.open(job.manifest)
         return jobs
 
-    def _extract(self, job: Job) -> int:
-        """Do one encoder's clips; returns how many arrays there are."""
+    def _extract(self, job: Job) -> tuple[int, int]:
+        """Do one encoder's clips; returns how many arrays there are, and how many clips failed."""
         begun = time.monotonic()
-        share = Share(job, self.world)
-        try:
-            if job.todo:
-                place = f"{self.world.size} on {self.world.device.type}"
-                get_logger().info("%s: %d clips to do; processes: %s", job.label, len(job.todo), place)
-                encoder = self.config.classes[f"encoders.{job.label}"]
-                share.work(self.world.main_first(lambda: encoder(job.cfg, device=self.world.device)), self.cfg.num_workers)
-        except KeyboardInterrupt:
-            if self.world.is_main:
-                self._record(job, share.failed)
-            raise
-        shares = self.world.gather((share.done, share.failed))
+        if job.todo:
+            place = f"{self.world.size} on {self.world.device.type}"
+            get_logger().info("%s: %d clips to do; processes: %s", job.label, len(job.todo), place)
+        shares = self.world.everywhere(lambda: self._share(job))
         done = sum(done for done, _ in shares)
         failed = dict.fromkeys(job.absent, "no video file")
         for _, reasons in shares:
             failed |= reasons
         self.world.on_main(lambda: self._settle(job, failed))
         get_logger().info("%s", _summary(job, done, failed, time.monotonic() - begun))
-        return job.before + done
+        return job.before + done, len(failed)
+
+    def _share(self, job: Job) -> tuple[int, dict[str, str]]:
+        """Do what this process gets of an encoder's clips; how many are done, and why others failed."""
+        share = Share(job, self.world)
+        encoder = self.config.classes[f"encoders.{job.label}"]
+        try:
+            if job.todo:
+                made = self.world.main_first(lambda: encoder(job.cfg, device=self.world.device, key=f"encoders.{job.label}"))
+                share.work(made, self.cfg.num_workers)
+        except KeyboardInterrupt:
+            if self.world.is_main:
+                self._record(job, share.failed)
+            raise
+        return share.done, share.failed
 
     def _settle(self, job: Job, failed: dict[str, str]) -> None:
         """Every clip of an encoder is done or failed."""
@@ -146,14 +157,20 @@ class VideoExtraction:
         with writing(self.output / failures.FILE):
             failures.write(self.output, self._failures.values())
 
-    def _conclude(self, jobs: list[Job], arrays: int) -> None:
-        folders = {job.cfg.folder for job in jobs}
-        failed = sum(row.folder in folders for row in self._failures.values())
+    def _conclude(self, outcomes: dict[str, tuple[int, int]]) -> None:
+        """Say what failed; ``outcomes`` are label -> (arrays, failed clips)."""
         told = f"{self.output / failures.FILE} says which and why; the same command tries them again"
-        if not arrays:
-            raise UserError(f"no features could be extracted: {told}.")
-        if failed:
+        if barren := [f"encoders.{label}" for label, (arrays, _) in outcomes.items() if not arrays]:
+            raise UserError(f"no features could be extracted by {', '.join(barren)}, of any clip: {told}.")
+        if failed := sum(failed for _, failed in outcomes.values()):
             get_logger().info("%d failed: %s", failed, told)
+
+
+def _refuse_peaks(descriptions: dict[str, Description]) -> None:
+    for label, description in descriptions.items():
+        if description.recipe.get("frame_selection") == "peak":
+            text = f"encoders.{label}.frame_selection: peak needs extraction.peak_index_path, which says where the peaks are."
+            raise UserError(f"{text} Name it, or choose first, middle or random.")
 
 
 def _summary(job: Job, done: int, failed: dict[str, str], seconds: float) -> str:
@@ -161,7 +178,7 @@ def _summary(job: Job, done: int, failed: dict[str, str], seconds: float) -> str
     clips = job.before + len(job.todo) + len(job.absent)
     speed = f" ({(done + len(failed)) / seconds:.1f} clips/s)" if done else ""
     lines = [f"{job.label}: {clips} clips, {job.before} done before, {done} done now{speed}, {len(failed)} failed"]
-    reasons = Counter(failed.values()).most_common()
+    reasons = Counter(re.sub(r"\d+(\.\d+)?", "n", reason) for reason in failed.values()).most_common()
     lines += [f"  {count} {reason}" for reason, count in reasons[:REASONS]]
     if rest := sum(count for _, count in reasons[REASONS:]):
         lines.append(f"  {rest} for other reasons")

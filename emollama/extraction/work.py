@@ -50,17 +50,30 @@ class Share:
         """Take clips until none is left. Threads read ahead, and write a group's arrays while the next one is encoded.
 
         Raises:
-            UserError: a full disk, too little memory of the device, an encoder that does not keep its word.
+            UserError: a full disk, too little memory of the device, an encoder that does not keep its word. The other
+                processes then end what they began, and take no more.
         """
+        try:
+            with _pool(threads) as pool, closing(Progress(self.job.label, len(self.job.todo), self.world)) as progress:
+                self._work(encoder, pool, AHEAD * threads, progress)
+        except Exception:
+            self.world.count(self._taken, len(self.job.todo))
+            raise
+
+    @property
+    def _taken(self) -> str:
+        """The counter that says which clip is the next to be taken."""
+        return f"{self.job.label} taken"
+
+    def _work(self, encoder: Encoder, pool: ThreadPoolExecutor, ahead: int, progress: Progress) -> None:
         begun: list[Future[None]] = []
-        with _pool(threads) as pool, closing(Progress(self.job.label, len(self.job.todo), self.world)) as progress:
-            for group in self._groups(encoder, pool, AHEAD * threads):
-                arrays = list(self._arrays(encoder, group))
-                self._finish(begun)
-                begun = [pool.submit(self.job.arrays.write, name, array) for name, array in arrays]
-                progress.reach(self.done + len(self.failed))
+        for group in self._groups(encoder, pool, ahead):
+            arrays = list(self._arrays(encoder, group))
             self._finish(begun)
+            begun = [pool.submit(self.job.arrays.write, name, array) for name, array in arrays]
             progress.reach(self.done + len(self.failed))
+        self._finish(begun)
+        progress.reach(self.done + len(self.failed))
 
     def _finish(self, begun: list[Future[None]]) -> None:
         for future in begun:
@@ -85,7 +98,7 @@ class Share:
     def _reading(self, encoder: Encoder, pool: ThreadPoolExecutor, ahead: int) -> Iterator[tuple[Source, Future[Tensor]]]:
         """The clips that this process takes, their reading begun."""
         waiting: deque[tuple[Source, Future[Tensor]]] = deque()
-        while (place := self.world.count(f"{self.job.label} taken")) < len(self.job.todo):
+        while (place := self.world.count(self._taken)) < len(self.job.todo):
             source = self.job.todo[place]
             waiting.append((source, pool.submit(encoder.load, source)))
             if len(waiting) == ahead:

@@ -15,6 +15,7 @@ from emollama.paths import require_file
 
 FrameChoice = Literal["first", "middle", "random", "peak"]
 PEAK = "peak_index"
+NO_PEAK = "nobody said which of its frames is the peak"
 
 
 def chosen_frame(choice: FrameChoice, count: int, source: Source) -> int:
@@ -37,7 +38,7 @@ def chosen_frame(choice: FrameChoice, count: int, source: Source) -> int:
         digest = hashlib.sha256(source.name.encode()).digest()
         return int(np.random.default_rng(list(digest)).integers(count))
     if source.peak is None:
-        raise Unusable("nobody said which of its frames is the peak")
+        raise Unusable(NO_PEAK)
     return min(source.peak, count - 1)
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 
-from emollama.media.containers import opened
+from emollama.media.containers import ENOUGH, opened, packets
 from emollama.media.source import Unusable
 
 Choose = Callable[[int], Sequence[int]]
@@ -30,17 +30,23 @@ def read_frames(path: str | os.PathLike[str], choose: Choose) -> np.ndarray:
     Args:
         path: the video.
         choose: is given the number of frames, and names those wanted, from 0, in any order, repeated or not. Where a video breaks
-            off before the last of them, it is asked again with the number of those that decode.
+            before the last of them, it is asked again with the number of those that decode.
 
     Raises:
-        Unusable: no video that opens, no frame that decodes, or frames wanted that are not there.
+        Unusable: no video that opens or one that is cut off (:func:`emollama.media.containers.packets`), no frame that decodes, a
+            video that breaks before the last frame wanted and has lost a tenth of its frames there, or frames wanted that are not
+            there.
     """
     outline = _outline(path)
     wanted = choose(outline.frames)
+    if not any(wanted):
+        return np.stack([outline.first] * len(wanted))
     frames = read_with_decord(path, set(wanted)) if outline.plain else None
     if frames is None:
         frames, decoded = read_with_pyav(path, set(wanted))
         if len(frames) < len(set(wanted)):
+            if decoded < ENOUGH * outline.frames:
+                raise Unusable(f"only {decoded} of its {outline.frames} frames can be decoded: it is damaged")
             wanted = choose(decoded)
             frames, _ = read_with_pyav(path, set(wanted))
             if len(frames) < len(set(wanted)):
@@ -107,14 +113,16 @@ def read_with_decord(path: str | os.PathLike[str], wanted: set[int]) -> dict[int
 
 
 class _Outline(NamedTuple):
-    """What is known of a video whose first frame alone was decoded.
+    """What is known of a video of which the first frame alone was decoded.
 
     Attributes:
+        first: the first frame, (H, W, 3) uint8 RGB.
         frames: their number, by the packets that are to be shown; fewer decode where the video is broken.
         plain: whether decord is to be trusted: not where frames are turned or mirrored, where colours have more than 8 bits, or
             where the file seems not to be whole: it breaks off, begins amid frames, or has some that are not to be shown.
     """
 
+    first: np.ndarray
     frames: int
     plain: bool
 
@@ -123,7 +131,7 @@ def _outline(path: str | os.PathLike[str]) -> _Outline:
     frames, first, whole = 0, None, True
     with opened(path, "video") as (container, stream):
         try:
-            for packet in container.demux(stream):
+            for packet in packets(container, stream):
                 if first is None:
                     first = next(iter(packet.decode()), None)
                 if packet.size:
@@ -133,10 +141,11 @@ def _outline(path: str | os.PathLike[str]) -> _Outline:
             if first is None:
                 raise
             whole = False
-    if first is None or not frames:
-        raise Unusable("none of its frames can be decoded")
-    eight_bits = all(component.bits == 8 for component in first.format.components)
-    return _Outline(frames, whole and eight_bits and _turn(first) is None)
+        if first is None or not frames:
+            raise Unusable("none of its frames can be decoded")
+        eight_bits = all(component.bits == 8 for component in first.format.components)
+        image, turn = first.to_ndarray(format="rgb24"), _turn(first)
+    return _Outline(_upright(image, turn), frames, whole and eight_bits and turn is None)
 
 
 def _turn(frame: Any) -> tuple[int, int, int, int] | None:

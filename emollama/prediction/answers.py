@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from emollama import distributed
+from emollama import checkpoint, distributed
 from emollama.config import RunConfig
+from emollama.data.features import IMAGE
 from emollama.datasets.feature_clips import FOLDERS
 from emollama.distributed import World
 from emollama.errors import UserError
 from emollama.logging import get_logger, set_up
+from emollama.media.choice import NO_PEAK
 from emollama.media.files import ENDINGS
 from emollama.media.source import Source
 from emollama.precision import Precision
@@ -21,7 +23,7 @@ from emollama.prediction.lender import Lender, find_lender
 from emollama.prediction.videos import Extracted, extract, find_videos
 from emollama.runners import recipes
 from emollama.runners.answering import Answering
-from emollama.runners.build import build_models, require_checkpoint
+from emollama.runners.build import build_models, checkpoint_paths, require_checkpoint
 from emollama.runners.evaluation import Block, build_blocks
 
 
@@ -82,6 +84,8 @@ def predict(config: RunConfig, videos: Sequence[str], *, text: str | None = None
     lender = find_lender(config, task)
     sources = find_videos(config, videos)
     require_checkpoint(config.model)
+    for path in checkpoint_paths(config.model.ckpt):  # before videos are encoded, which takes longer
+        checkpoint.read(path, "model.ckpt")
     sentence = _sentence(lender, config, text)
     world = distributed.start(config.run.device)
     with tempfile.TemporaryDirectory(prefix="emollama-") as folder:
@@ -139,7 +143,8 @@ def _modalities(lender: Lender, block: Block, name: str, made: Mapping[str, Extr
     found = {}
     for key, slots in FOLDERS.items():
         encoded = made.get(slots[0])
-        source = encoded.encoder if encoded else "model.vit_weights"
+        online = slots == IMAGE and lender.reads_frames
+        source = "model.vit_weights" if online else encoded.encoder if encoded else ""
         for slot in slots:
             if slot not in present:
                 found[slot] = Modality("missing", f"{lender.key}.{key} is null")
@@ -147,11 +152,21 @@ def _modalities(lender: Lender, block: Block, name: str, made: Mapping[str, Extr
                 found[slot] = Modality("zero", f"{lender.key}.mask_slots")
             elif present[slot]:
                 found[slot] = Modality("real", source)
-            elif encoded or lender.reads_frames:
-                found[slot] = Modality("zero", f"{source}: {encoded.failed[name] if encoded else 'no peak of it is known'}")
+            elif online:
+                found[slot] = Modality("zero", f"{source}: {NO_PEAK}. {_remedy(lender.key, lender.key, name)}")
+            elif encoded:
+                why = encoded.failed[name]
+                remedy = f". {_remedy('extraction', source, name)}" if why == NO_PEAK else ""
+                found[slot] = Modality("zero", f"{source}: {why}{remedy}")
             else:
                 found[slot] = Modality("missing", f"no block under 'encoders' makes {slot} features; zeros stand for them")
     return found
+
+
+def _remedy(peaks: str, frames: str, name: str) -> str:
+    """What helps where nobody knows the peak: the blocks that name the file of peaks and say which frame is taken."""
+    other = f"{frames}.frame_selection=middle with run.allow_other_features=True"
+    return f"Give its row, of the name '{name}', in {peaks}.peak_index_path; or ask by another frame: {other}"
 
 
 def _refuse_empty(sources: Mapping[str, Source], given: Mapping[str, Mapping[str, Modality]]) -> None:

@@ -39,23 +39,30 @@ def find_videos(config: RunConfig, videos: Sequence[str]) -> dict[str, Source]:
     """name -> video, in order; each is opened once. A clip of the extraction keeps its name, and with it its random frame.
 
     Raises:
-        UserError: no such file, or none that holds a video.
+        UserError: files that are not there or hold no video: all of them.
     """
+    if useless := [told for video in videos if (told := _useless(video))]:
+        raise UserError("--video: " + "; ".join(useless))
     cfg = _settings(config, "")
     peaks = read_peaks(cfg.peak_index_path) if cfg.peak_index_path is not None else {}
     faces = Path(cfg.face_path) if cfg.face_path is not None else None
     found: dict[str, Source] = {}
     for number, video in enumerate(videos):
-        if not os.path.isfile(video):
-            raise UserError(f"--video: no file '{video}' (seen from {os.getcwd()}). Correct the path.")
-        try:
-            probe(Path(video))
-        except Unusable as error:
-            raise UserError(f"--video: '{video}' is of no use: {error}") from None
         name = _name(Path(video), Path(cfg.videos))
         name = f"video_{number}" if name is None or name in found else name
         found[name] = Source(name, Path(video).absolute(), faces, peaks.get(name))
     return found
+
+
+def _useless(video: str) -> str | None:
+    """Why nothing can be made of a file; None where it is a video."""
+    if not os.path.isfile(video):
+        return f"no file '{video}' (seen from {os.getcwd()}). Correct the path"
+    try:
+        probe(Path(video))
+    except Unusable as error:
+        return f"'{video}' is of no use: {error}"
+    return None
 
 
 def extract(config: RunConfig, slots: set[str], sources: dict[str, Source], output: Path, world: World) -> dict[str, Extracted]:
@@ -82,8 +89,9 @@ def extract(config: RunConfig, slots: set[str], sources: dict[str, Source], outp
     for job in planned(config, described(config), Clips(sources, []), set()):
         job.arrays.open(job.manifest)
         share = Share(job, world)
-        share.work(config.classes[f"encoders.{job.label}"](job.cfg, device=world.device), config.extraction.num_workers)
-        made[job.slot] = Extracted(f"encoders.{job.label}", job.arrays.folder, share.failed)
+        key = f"encoders.{job.label}"
+        share.work(config.classes[key](job.cfg, device=world.device, key=key), config.extraction.num_workers)
+        made[job.slot] = Extracted(key, job.arrays.folder, share.failed)
     return made
 
 

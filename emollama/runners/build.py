@@ -90,7 +90,7 @@ def build_models(
         UserError: an unusable language model or checkpoint.
     """
     cfg, model_class = config.model, config.classes["model"]
-    sources = [str(config.run.resume_ckpt_path)] if resumed else checkpoint_paths(cfg.ckpt)
+    sources = [str(resumed["path"])] if resumed else checkpoint_paths(cfg.ckpt)
     allowed = [] if resumed else cfg.ckpt_allow_missing
     voting = not resumed and is_ensemble(cfg)
     if training and voting:

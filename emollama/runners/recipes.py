@@ -9,8 +9,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from emollama.config import RunConfig
+from emollama.data.features import FRAME, IMAGE
+from emollama.encoders.encoder import FACE_KEYS
+from emollama.encoders.eva import Eva
+from emollama.encoders.eva_vit import EvaShape, read_eva
+from emollama.encoders.weights import digest
 from emollama.errors import UserError
 from emollama.logging import get_logger
+from emollama.media.choice import FrameChoice
 from emollama.stores.manifest import Manifest, differences
 
 Facts = dict[str, Any]
@@ -19,7 +25,7 @@ REMEDY = "Extract them alike; or set run.allow_other_features: True to go on wit
 
 
 class Made(NamedTuple):
-    """What one place's features are: where they lie, by configuration key and path, and how they were made."""
+    """What one place's features are: where they lie, by configuration key and path, and how they were or will be made."""
 
     where: str
     slots: tuple[str, ...]
@@ -31,17 +37,14 @@ class Made(NamedTuple):
         return {key: value for key, value in self.manifest.facts().items() if key not in ROUNDING}
 
 
-def compare(config: RunConfig, datasets: Mapping[str, Any]) -> tuple[dict[str, Facts], list[str]]:
-    """Look at the manifests of all blocks of a run.
+def problems_of(config: RunConfig, datasets: Mapping[str, Any]) -> list[str]:
+    """What does not fit together among the features of a run, in words.
 
     Args:
         config: its ``encoders``, where there are any, say how features are meant to be made.
         datasets: path of each block -> dataset.
-
-    Returns:
-        slot -> how its features were made, and what does not fit together, in words.
     """
-    found = [made for dataset in datasets.values() for made in _manifests(dataset)]
+    found = [made for dataset in datasets.values() for made in _all_made(config, dataset)]
     problems = [
         f"{made.where}: {_kind(made.manifest)}, and {' + '.join(made.slots)} is expected" for made in found if _misplaced(made)
     ]
@@ -51,18 +54,23 @@ def compare(config: RunConfig, datasets: Mapping[str, Any]) -> tuple[dict[str, F
         if different := differences(other.facts, made.facts):
             problems.append(f"{other.where} and {made.where} were made differently: {'; '.join(different)}")
     problems += _unlike_encoders(config, first)
-    return {slot: made.facts for slot, made in first.items()}, list(dict.fromkeys(problems))
+    return list(dict.fromkeys(problems))
 
 
-def of_run(config: RunConfig, datasets: Mapping[str, Any]) -> dict[str, Facts]:
-    """slot -> how its features were made, of a run whose blocks agree (see :func:`compare`).
+def of_run(config: RunConfig, datasets: Mapping[str, Any], others: Mapping[str, Any] | None = None) -> dict[str, Facts]:
+    """slot -> how the features of these datasets were made, where that is known.
+
+    Args:
+        config: of the run.
+        datasets: path of each block -> dataset.
+        others: more blocks that have to fit to them.
 
     Raises:
-        UserError: they do not, and ``run.allow_other_features`` is False.
+        UserError: they do not fit together, and ``run.allow_other_features`` is False.
     """
-    made, problems = compare(config, datasets)
-    require_alike(problems, config.run.allow_other_features)
-    return made
+    require_alike(problems_of(config, {**datasets, **(others or {})}), config.run.allow_other_features)
+    found = [made for dataset in datasets.values() for made in _all_made(config, dataset)]
+    return {made.slots[0]: made.facts for made in reversed(found)}
 
 
 def require_alike(problems: list[str], allowed: bool) -> None:
@@ -90,10 +98,24 @@ def unlike_checkpoint(stored: Any, features: Mapping[str, Facts], source: str) -
     return [f"{source} was trained on {slot} features made otherwise: {'; '.join(told)}" for slot, told in found.items() if told]
 
 
-def _manifests(dataset: Any) -> Iterator[Made]:
+def _all_made(config: RunConfig, dataset: Any) -> Iterator[Made]:
     for source in getattr(dataset, "features", ()):
-        if (manifest := Manifest.read(source.path)) is not None:
-            yield Made(f"{source.key} ({source.path})", source.slots, manifest)
+        online = source.slots == (FRAME,)
+        manifest = _to_be_made(config.model, source.store.choice) if online else Manifest.read(source.path)
+        if manifest is not None:
+            yield Made(f"{source.key} ({source.path})", source.fills, manifest)
+
+
+def _to_be_made(model: Any, choice: FrameChoice) -> Manifest:
+    """How the image encoder inside the model will make rows of frames: what a manifest of caches would say.
+
+    Raises:
+        UserError: weights that are missing or no EVA transformer's.
+    """
+    read_eva(model.vit_weights, "model.vit_weights", EvaShape.depth)  # names the key that is at fault
+    cfg = Eva.Config(model.vit_weights, image_size=model.image_size, precision=model.vit_precision, frame_selection=choice)
+    described = Eva.describe(cfg, "model")
+    return Manifest(IMAGE, *described.shape, described.recipe, digest(model.vit_weights), "float32")
 
 
 def _misplaced(made: Made) -> bool:
@@ -105,7 +127,7 @@ def _kind(manifest: Manifest) -> str:
 
 
 def _unlike_encoders(config: RunConfig, first: Mapping[str, Made]) -> Iterator[str]:
-    """Folders made otherwise than the run's own ``encoders`` would make them; weights that are not here tell nothing."""
+    """What was made otherwise than the run's own ``encoders`` would make it; weights that are not here tell nothing."""
     for label, cfg in config.encoders.items():
         encoder = config.classes[f"encoders.{label}"]
         made = first.get(encoder.SLOTS[0])
@@ -113,10 +135,12 @@ def _unlike_encoders(config: RunConfig, first: Mapping[str, Made]) -> Iterator[s
             continue
         try:
             recipe = encoder.describe(cfg, f"encoders.{label}").recipe
+            weights = "random" if cfg.random_weights else digest(cfg.weights)
         except UserError as error:
             get_logger().info("encoders.%s is not compared with %s: %s", label, made.where, error)
             continue
-        wanted = {key: value for key, value in recipe.items() if key not in ROUNDING}
-        held = {key: made.manifest.recipe.get(key) for key in wanted}
+        silent = ROUNDING + (FACE_KEYS if "faces" in made.manifest.inputs else ())
+        wanted = {key: value for key, value in recipe.items() if key not in silent} | {"weights": weights}
+        held = {key: made.facts.get(key) for key in wanted}
         if different := differences(wanted, held):
             yield f"encoders.{label} and {made.where} do not agree: {'; '.join(different)}"

@@ -26,6 +26,7 @@ MAY_DIFFER = (
     "extraction.*",
     "evaluation_datasets*",
     "model.llama_model",
+    "model.vit_weights",
     "model.ckpt",
     "model.ckpt_allow_missing",
     "run.output_dir",
@@ -72,7 +73,7 @@ def order_facts(split: Split, datasets: dict[str, Any], decks: list[Deck], world
 
 
 def resume_content(config: RunConfig, folder: Path, facts: dict[str, Any], world: World) -> dict[str, Any] | None:
-    """The checkpoint to go on from, or None for a fresh run.
+    """The content of the checkpoint to go on from, its ``path`` with it, or None for a fresh run.
 
     Args:
         config: ``run.resume_ckpt_path`` is a file, ``auto``, or None.
@@ -90,7 +91,7 @@ def resume_content(config: RunConfig, folder: Path, facts: dict[str, Any], world
     def read() -> dict[str, Any]:
         content = checkpoint.read(path, "run.resume_ckpt_path")
         _check_same_run(content, config, facts, path)
-        return content
+        return content | {"path": path}
 
     return world.main_first(read)
 

@@ -71,8 +71,7 @@ class RunnerBase:
             self.split = Split(batch_size(self.datasets), cfg.accum_grad_iters, self.world.size, self.world.rank)
             self.decks = [dataset.deck() for dataset in self.datasets.values()]
             facts = order_facts(self.split, self.datasets, self.decks, self.world)
-            made = {f"how {slot} features were made": told for slot, told in self.features.items()}
-            self._facts = facts | made | {"dtype": str(self.precision.frozen_dtype)}
+            self._facts = facts | {"dtype": str(self.precision.frozen_dtype)}
             resumed = resume_content(config, self.folder, self._facts, self.world)
         self.members = build_models(config, self.world, self.precision, resumed, self.features, training=training)
         self.model = self.members[0]
@@ -140,9 +139,8 @@ class RunnerBase:
                 warn_of_training_clips(self.blocks, self.datasets)
         elif config.evaluation_datasets:
             get_logger().info("evaluation_datasets are not answered: run.evaluate is False")
-        made = {f"datasets.{label}": dataset for label, dataset in self.datasets.items()}
-        made |= {f"evaluation_datasets.{label}": block.dataset for label, block in self.blocks.items()}
-        self.features = self.world.main_first(lambda: recipes.of_run(config, made))
+        answered = {label: block.dataset for label, block in self.blocks.items()}
+        self.features = self.world.main_first(lambda: recipes.of_run(config, self.datasets or answered, answered))
 
     def _report(self) -> list[Path]:
         """Write the report anew. A run that took days does not end because a picture could not be drawn."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from emollama.errors import UserError
 from emollama.paths import PATHS, read_text, written_whole
+from emollama.stores import tars
 
 FILE = "manifest.json"
 FORMAT, VERSION = "emollama features", 1
@@ -44,14 +45,18 @@ class Manifest:
             file.write("\n")
 
     @classmethod
-    def read(cls, folder: str) -> Manifest | None:
-        """The manifest of a folder; None where there is none.
+    def read(cls, store: str) -> Manifest | None:
+        """The manifest in the folder of a store, beside tars where these are named; None where there is none.
+
+        Args:
+            store: a path as :func:`emollama.stores.store.open_store` takes it.
 
         Raises:
             UserError: a file of that name which is none.
         """
-        path = os.path.join(folder, FILE)
-        if "{" in folder or not PATHS.isfile(path):
+        pattern, _ = tars.split_slot(store)
+        path = os.path.join(os.path.dirname(pattern) if pattern.endswith(".tar") else pattern, FILE)
+        if "{" in path or not PATHS.isfile(path):
             return None
         try:
             content = json.loads(read_text(path))
