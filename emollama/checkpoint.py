@@ -102,9 +102,10 @@ def read(path: str, key: str) -> dict[str, Any]:
         content = torch.load(PATHS.get_local_path(path), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f" ({found[1]})" if found else ""
+        if found is None:
+            raise UserError(f"{key}: {path} is truncated, or no checkpoint. Name another file, or copy it again.") from None
         raise UserError(
-            f"{key}: {path} holds more than tensors and plain values{what} and was not opened, since it could run code."
+            f"{key}: {path} holds more than tensors and plain values ({found[1]}) and was not opened, since it could run code."
             " Ask its author for a file that torch.load(weights_only=True) reads."
         ) from None
     except Exception as error:  # torch.load meets garbage with errors of many kinds

@@ -39,9 +39,9 @@ def entry_point(main: Callable[[], None], *, when_interrupted: str = "interrupte
         else:
             sys.stderr.write(f"error: {error}\n")
         _leave(1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         if int(os.environ.get("RANK", 0)) == 0:
-            sys.stderr.write(f"{when_interrupted}\n")
+            sys.stderr.write(f"{str(stopped) or when_interrupted}\n")
         _leave(130)
     except Exception:
         if not distributed.joined():

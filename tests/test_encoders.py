@@ -33,10 +33,10 @@ from transformers import (
 
 from emollama.encoders.hubert import Hubert, piece_lengths
 from emollama.encoders.mae import Mae
-from emollama.encoders.videomae import VideoMae, segment_pairs
+from emollama.encoders.videomae import VideoMae
 from emollama.encoders.weights import digest, read_tensors
 from emollama.errors import UserError
-from emollama.media.choice import segment_middles
+from emollama.media.choice import segment_middles, segment_pairs
 from emollama.media.frames import read_frames
 from emollama.media.source import Source
 

@@ -19,7 +19,6 @@ def run(arguments: argparse.Namespace) -> None:
     """Extract what is left to do; says what was done and what failed."""
     from emollama.config import load
     from emollama.errors import UserError
-    from emollama.logging import get_logger
 
     config = load(arguments.cfg_path, arguments.options, needs_model=False)
     if config.extraction is None:
@@ -28,5 +27,4 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         extraction.run()
     except KeyboardInterrupt:
-        get_logger().info("stopped; the same command goes on from here")
-        raise
+        raise KeyboardInterrupt("stopped; the same command goes on from here") from None

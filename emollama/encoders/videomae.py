@@ -20,7 +20,7 @@ from emollama.encoders.encoder import Description, Encoder, in_batches
 from emollama.encoders.originals import read_videomae
 from emollama.encoders.pixels import FaceConfig, Pixels
 from emollama.encoders.weights import read_tensors
-from emollama.media.choice import segment_middles
+from emollama.media.choice import segment_middles, segment_pairs
 from emollama.media.faces import face_images
 from emollama.media.frames import read_frames
 from emollama.media.source import Source
@@ -100,13 +100,6 @@ class VideoMae(Encoder):
         with self.arithmetic():
             tokens: Tensor = self.model(frames.to(self.device)).last_hidden_state
         return tokens.float().mean(1).cpu()
-
-
-def segment_pairs(count: int, n: int) -> list[int]:
-    """n of ``count`` frames: two neighbours in the middle of each of n / 2 equal segments."""
-    tick = (count - 1) / (n // 2)
-    starts = [int(tick / 2 + tick * number) for number in range(n // 2)]
-    return [min(start + after, count - 1) for start in starts for after in (0, 1)]
 
 
 def _read(cfg: VideoMae.Config, key: str) -> tuple[Any, dict[str, Tensor]]:

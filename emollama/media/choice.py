@@ -47,6 +47,13 @@ def segment_middles(count: int, segments: int) -> list[int]:
     return [count * (2 * segment + 1) // (2 * segments) for segment in range(segments)]
 
 
+def segment_pairs(count: int, n: int) -> list[int]:
+    """n of ``count`` frames: two neighbours in the middle of each of n / 2 equal segments."""
+    tick = (count - 1) / (n // 2)
+    starts = [int(tick / 2 + tick * number) for number in range(n // 2)]
+    return [min(start + after, count - 1) for start in starts for after in (0, 1)]
+
+
 def read_peaks(path: str) -> dict[str, int]:
     """Clip -> number of its most expressive frame, from 0.
 

@@ -19,7 +19,7 @@ from emollama.media.choice import NO_PEAK
 from emollama.media.files import ENDINGS
 from emollama.media.source import Source
 from emollama.precision import Precision
-from emollama.prediction.lender import Lender, find_lender
+from emollama.prediction.template import Template, find_template
 from emollama.prediction.videos import Extracted, extract, find_videos
 from emollama.runners import recipes
 from emollama.runners.answering import Answering
@@ -68,7 +68,7 @@ def predict(config: RunConfig, videos: Sequence[str], *, text: str | None = None
     """Answer about each video.
 
     Args:
-        config: with a model and its checkpoint, ``encoders``, and the block that lends labels and wordings: the first of
+        config: with a model and its checkpoint, ``encoders``, and the block that they are asked by: the first of
             ``evaluation_datasets``, then of ``datasets``, that asks the task.
         videos: paths.
         text: what is said in them. None: an empty sentence where the block's clips have sentences, else no sentence.
@@ -81,24 +81,26 @@ def predict(config: RunConfig, videos: Sequence[str], *, text: str | None = None
     set_up(is_main=True)
     for warning in config.warnings:
         get_logger().warning("%s", warning)
-    lender = find_lender(config, task)
+    template = find_template(config, task)
     sources = find_videos(config, videos)
     require_checkpoint(config.model)
     for path in checkpoint_paths(config.model.ckpt):  # before videos are encoded, which takes longer
         checkpoint.read(path, "model.ckpt")
-    sentence = _sentence(lender, config, text)
+    sentence = _sentence(template, config, text)
     world = distributed.start(config.run.device)
     with tempfile.TemporaryDirectory(prefix="emollama-") as folder:
-        made = extract(config, lender.slots, sources, Path(folder, "features"), world)
-        asking = lender.asking(config, sources, sentence, _folders(lender, made, Path(folder)), _linked(sources, Path(folder)))
+        made = extract(config, template.slots, sources, Path(folder, "features"), world)
+        asking = template.asking(
+            config, sources, sentence, _folders(template, made, Path(folder)), _linked(sources, Path(folder))
+        )
         block = next(iter(build_blocks(asking, check=True).values()))
-        given = {name: _modalities(lender, block, name, made) for name in sources}
+        given = {name: _modalities(template, block, name, made) for name in sources}
         _refuse_empty(sources, given)
-        rows = {row["name"]: row for row in _rows(asking, lender.key, block, world)}
+        rows = {row["name"]: row for row in _rows(asking, template.key, block, world)}
     return [
         Answer(
             video=video,
-            task=lender.task,
+            task=template.task,
             prompt=rows[name]["instruction"],
             sentence=sentence,
             modalities=given[name],
@@ -109,21 +111,21 @@ def predict(config: RunConfig, videos: Sequence[str], *, text: str | None = None
     ]
 
 
-def _sentence(lender: Lender, config: RunConfig, text: str | None) -> str | None:
+def _sentence(template: Template, config: RunConfig, text: str | None) -> str | None:
     """What the model is told to be said in the videos; says how that was decided."""
-    usual = lender.has_sentences(config)
+    usual = template.has_sentences(config)
     if text is None and usual:
-        get_logger().info("no --text: asked with an empty sentence, since the clips of %s have sentences", lender.key)
+        get_logger().info("no --text: asked with an empty sentence, since the clips of %s have sentences", template.key)
     if text is not None and not usual:
-        get_logger().warning("--text: the clips of %s have no sentences, the model may never have read one", lender.key)
+        get_logger().warning("--text: the clips of %s have no sentences, the model may never have read one", template.key)
     return text.strip() if text is not None else "" if usual else None
 
 
-def _folders(lender: Lender, made: Mapping[str, Extracted], folder: Path) -> dict[str, Path]:
+def _folders(template: Template, made: Mapping[str, Extracted], folder: Path) -> dict[str, Path]:
     """First slot -> where its arrays are looked for: an empty folder where no encoder makes them."""
     nothing = folder / "nothing"
     nothing.mkdir()
-    return {slot: made[slot].folder if slot in made else nothing for slot in lender.slots}
+    return {slot: made[slot].folder if slot in made else nothing for slot in template.slots}
 
 
 def _linked(sources: Mapping[str, Source], folder: Path) -> Path:
@@ -137,23 +139,23 @@ def _linked(sources: Mapping[str, Source], folder: Path) -> Path:
     return videos
 
 
-def _modalities(lender: Lender, block: Block, name: str, made: Mapping[str, Extracted]) -> dict[str, Modality]:
+def _modalities(template: Template, block: Block, name: str, made: Mapping[str, Extracted]) -> dict[str, Modality]:
     """Slot -> what the model is given, as the dataset that is asked has it."""
     present = {slot: name in source for source in getattr(block.dataset, "features", ()) for slot in source.fills}
     found = {}
     for key, slots in FOLDERS.items():
         encoded = made.get(slots[0])
-        online = slots == IMAGE and lender.reads_frames
+        online = slots == IMAGE and template.reads_frames
         source = "model.vit_weights" if online else encoded.encoder if encoded else ""
         for slot in slots:
             if slot not in present:
-                found[slot] = Modality("missing", f"{lender.key}.{key} is null")
+                found[slot] = Modality("missing", f"{template.key}.{key} is null")
             elif slot in block.options.mask_slots:
-                found[slot] = Modality("zero", f"{lender.key}.mask_slots")
+                found[slot] = Modality("zero", f"{template.key}.mask_slots")
             elif present[slot]:
                 found[slot] = Modality("real", source)
             elif online:
-                found[slot] = Modality("zero", f"{source}: {NO_PEAK}. {_remedy(lender.key, lender.key, name)}")
+                found[slot] = Modality("zero", f"{source}: {NO_PEAK}. {_remedy(template.key, template.key, name)}")
             elif encoded:
                 why = encoded.failed[name]
                 remedy = f". {_remedy('extraction', source, name)}" if why == NO_PEAK else ""

@@ -1,4 +1,4 @@
-"""The block of a configuration that lends everything but its clips: labels, wordings, features, sentences, how to answer."""
+"""The block of a configuration that other clips are asked by: its labels, wordings, features, sentences, ways to answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WHOLE_LIST = {"exclude": [], "exclude_labels": [], "held_out": 0.0, "curriculum"
 
 
 @dataclass(frozen=True)
-class Lender:
+class Template:
     """A block under ``evaluation_datasets`` or ``datasets``.
 
     Attributes:
@@ -89,7 +89,7 @@ class Lender:
         return dataclasses.replace(config, evaluation_datasets={label: block}, classes=classes)
 
 
-def find_lender(config: RunConfig, task: str | None) -> Lender:
+def find_template(config: RunConfig, task: str | None) -> Template:
     """The first block, those of ``evaluation_datasets`` before ``datasets``, that asks the task; else the first of all.
 
     Args:
@@ -113,4 +113,4 @@ def find_lender(config: RunConfig, task: str | None) -> Lender:
     if task is not None and not asking:
         get_logger().warning("no block of this configuration asks the task '%s': the model may not have learnt it", task)
     key = (asking or list(usable))[0]
-    return Lender(key, config.classes[key], usable[key], task or usable[key].dataset.pool().tasks[0])
+    return Template(key, config.classes[key], usable[key], task or usable[key].dataset.pool().tasks[0])
