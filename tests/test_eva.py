@@ -10,7 +10,7 @@ from media_files import picture, write_video
 from safetensors.torch import load_file, save_file
 
 from emollama.encoders.eva import Eva
-from emollama.encoders.eva_vit import EvaShape, EvaVit, interpolated, read_eva, read_ln_vision
+from emollama.encoders.eva_vit import EvaFiles, EvaShape, EvaVit, interpolated, read_eva, read_ln_vision
 from emollama.errors import UserError
 from emollama.media.source import Source
 
@@ -24,9 +24,7 @@ def known():
 
 
 def load(path=WEIGHTS, *, size=112, ln_vision="identity", precision="fp32", depth=39):
-    return EvaVit.load(
-        str(path), image_size=size, depth=depth, ln_vision=str(ln_vision), precision=precision, device=CPU, key="weights"
-    )
+    return EvaVit.load(EvaFiles(str(path), size, precision, depth, str(ln_vision)), device=CPU, key="weights")
 
 
 def bare():
@@ -99,9 +97,7 @@ def test_it_stays_frozen_and_in_eval_mode():
 
 
 def test_on_the_meta_device_names_and_shapes_are_checked_without_values():
-    made = EvaVit.load(
-        str(WEIGHTS), image_size=112, depth=39, ln_vision="identity", precision="fp32", device=torch.device("meta"), key="k"
-    )
+    made = EvaVit.load(EvaFiles(str(WEIGHTS), 112, "fp32"), device=torch.device("meta"), key="k")
     assert {value.device.type for value in made.parameters()} == {"meta"}
 
 

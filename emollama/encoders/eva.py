@@ -13,7 +13,7 @@ from torch import Tensor
 
 from emollama.data.features import PATCH, SlotShape
 from emollama.encoders.encoder import Description, Encoder, EncoderConfig, in_batches
-from emollama.encoders.eva_vit import HEAD, IDENTITY, EvaShape, EvaVit, read_eva, read_ln_vision
+from emollama.encoders.eva_vit import HEAD, IDENTITY, EvaFiles, EvaShape, EvaVit, read_eva, read_ln_vision
 from emollama.encoders.weights import random_weights
 from emollama.media.choice import FrameChoice, chosen_frame
 from emollama.media.frames import read_frames
@@ -65,15 +65,8 @@ class Eva(Encoder):
                 vit = EvaVit(_random_shape(cfg), image_size=cfg.image_size, precision=cfg.precision, device=torch.device("cpu"))
             self.vit = vit.to(device)
         else:
-            self.vit = EvaVit.load(
-                cfg.weights,
-                image_size=cfg.image_size,
-                depth=cfg.depth,
-                ln_vision=cfg.ln_vision,
-                precision=cfg.precision,
-                device=device,
-                key=f"{key}.weights",
-            )
+            files = EvaFiles(cfg.weights, cfg.image_size, cfg.precision, cfg.depth, cfg.ln_vision)
+            self.vit = EvaVit.load(files, device=device, key=f"{key}.weights")
 
     @classmethod
     def describe(cls, cfg: Config, key: str) -> Description:

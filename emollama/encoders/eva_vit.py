@@ -40,6 +40,25 @@ class EvaShape:
     inner: int = 6144
 
 
+@dataclass(frozen=True)
+class EvaFiles:
+    """Where a pretrained encoder lies, and how it is to run.
+
+    Attributes:
+        path: see :func:`read_eva`.
+        image_size: side of the images in pixels; positions are interpolated where the file has those of another size.
+        precision: of the arithmetic.
+        depth: blocks that run.
+        ln_vision: see :func:`read_ln_vision`.
+    """
+
+    path: str
+    image_size: int
+    precision: Arithmetic
+    depth: int = EvaShape.depth
+    ln_vision: str = IDENTITY
+
+
 def read_eva(path: str, key: str, depth: int) -> tuple[EvaShape, dict[str, Tensor]]:
     """Shape and tensors of a weights file, under timm's names, which are the original ones.
 
@@ -128,27 +147,22 @@ class EvaVit(nn.Module):
         self.requires_grad_(False).eval()
 
     @classmethod
-    def load(
-        cls, path: str, *, image_size: int, depth: int, ln_vision: str, precision: Arithmetic, device: torch.device, key: str
-    ) -> EvaVit:
+    def load(cls, files: EvaFiles, *, device: torch.device, key: str) -> EvaVit:
         """Build it from files.
 
         Args:
-            path: see :func:`read_eva`.
-            image_size: side of the images; positions are interpolated where the file has those of another size.
-            depth: blocks that run.
-            ln_vision: see :func:`read_ln_vision`.
-            precision, device: as for the class; on the meta device nothing but names and shapes is looked at.
+            files: where they lie, and how they are to run.
+            device: as for the class; on the meta device nothing but names and shapes is looked at.
             key: the configuration key that named the file, for messages.
 
         Raises:
             UserError: files that are missing, or lack a tensor.
         """
-        shape, tensors = read_eva(path, key, depth)
-        made = cls(shape, image_size=image_size, precision=precision, device=torch.device("meta"))
+        shape, tensors = read_eva(files.path, key, files.depth)
+        made = cls(shape, image_size=files.image_size, precision=files.precision, device=torch.device("meta"))
         tensors["pos_embed"] = interpolated(tensors["pos_embed"], made.patches) if "pos_embed" in tensors else torch.empty(0)
-        weight, bias = read_ln_vision(ln_vision, shape.width, f"{key} (ln_vision)")
-        require_fit(tensors, made.visual_encoder.state_dict(), file=f"{key}: '{path}'", remedy=REMEDY)
+        weight, bias = read_ln_vision(files.ln_vision, shape.width, f"{key} (ln_vision)")
+        require_fit(tensors, made.visual_encoder.state_dict(), file=f"{key}: '{files.path}'", remedy=REMEDY)
         if device.type != "meta":
             made.to_empty(device=device)
             for zeros in made.visual_encoder.buffers():  # the keys' biases, which no file holds

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from emollama.data.batch import Rows
 from emollama.data.features import FRAME
-from emollama.encoders.eva_vit import IDENTITY, EvaShape, EvaVit
+from emollama.encoders.eva_vit import EvaFiles, EvaVit
 from emollama.errors import UserError
 
 RowsOut = Callable[[Mapping[str, int]], dict[str, int]]
@@ -26,15 +26,7 @@ def build(weights: str, cfg: Any, device: torch.device) -> EvaVit:
         UserError: a file that is missing or no EVA transformer's, or another width than ``slot_dims.image``.
     """
     key = "model.vit_weights"
-    made = EvaVit.load(
-        weights,
-        image_size=cfg.image_size,
-        depth=EvaShape.depth,
-        ln_vision=IDENTITY,
-        precision=cfg.vit_precision,
-        device=device,
-        key=key,
-    )
+    made = EvaVit.load(EvaFiles(weights, cfg.image_size, cfg.vit_precision), device=device, key=key)
     if made.width != cfg.slot_dims["image"]:
         raise UserError(f"{key}: '{weights}' is {made.width} wide, model.slot_dims.image {cfg.slot_dims['image']}. Correct one.")
     made.visual_encoder.set_grad_checkpointing(cfg.use_grad_checkpoint_vit)
