@@ -248,9 +248,9 @@ def test_given_faces_stand_in_the_manifest_for_the_keys_that_find_some(tmp_path)
     assert manifest.inputs == {"faces": "images"} and not {"face", "max_frames"} & manifest.recipe.keys()
     source = SimpleNamespace(slots=("face",), fills=("face",), path=str(tmp_path / "out/mae_340_UTT"), key="datasets.a.face")
     config = configuration.load(path, [], needs_model=False)
-    assert problems_of(config, {"a": SimpleNamespace(features=[source])}) == []
+    assert problems_of(config, [SimpleNamespace(features=[source])]) == []
     config.encoders["mae"].pooling = "patches"
-    assert "pooling" in problems_of(config, {"a": SimpleNamespace(features=[source])})[0]
+    assert "pooling" in problems_of(config, [SimpleNamespace(features=[source])])[0]
 
 
 # What is refused, before anything is written

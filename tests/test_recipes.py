@@ -98,6 +98,12 @@ def test_blocks_of_a_run_whose_features_are_pooled_otherwise_are_refused(tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+def test_blocks_of_one_label_are_compared_too(tmp_path, two_corpora):
+    two_corpora["evaluation_datasets"] = {"golden": two_corpora["evaluation_datasets"]["answers"]}
+    describe(tmp_path, HUBERT, changed(pooling="max"))
+    assert "pooling: 'mean' and 'max'" in refused(tmp_path, two_corpora)
+
+
 def test_other_weights_of_the_same_encoder_are_refused(tmp_path, two_corpora):
     describe(tmp_path, HUBERT, dataclasses.replace(HUBERT, weights="cd" * 32))
     assert "weights: 'abab" in refused(tmp_path, two_corpora)

@@ -88,7 +88,7 @@ class _Examination:
     def what_blocks_share(self) -> None:
         """Clips that are both trained on and tested with, arrays that no list names, how lengths were told."""
         self._tell(*arrays.overlaps(self._prints))
-        unlike = recipes.problems_of(self._config, self._datasets)
+        unlike = recipes.problems_of(self._config, self._datasets.values())
         self._tell(*(Finding("problem", "features made otherwise", f"{text}. {recipes.REMEDY}") for text in unlike))
         for place, store in self._stores.items():
             unlisted = sorted(name for name in store.names() if name not in self._listed[place])

@@ -182,7 +182,7 @@ def _rows(config: RunConfig, key: str, block: Block, world: World) -> list[dict[
     """The model's answers, a dictionary a clip."""
     run, model = config.run, config.classes["model"]
     precision = Precision(world.device, run.amp, run.amp_dtype)
-    features = recipes.of_run(config, {key: block.dataset})
+    features = recipes.of_run(config, [block.dataset])
     prompt = model.prompt(config.model, run.loss_average)
     members = build_models(config, world, precision, None, features, training=False)
     answering = Answering(config.classes["run.task"](), [member.eval() for member in members], prompt, world, precision, run.seed)

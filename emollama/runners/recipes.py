@@ -5,7 +5,7 @@ Features without a manifest tell nothing, and are taken as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from emollama.config import RunConfig
@@ -37,14 +37,33 @@ class Made(NamedTuple):
         return {key: value for key, value in self.manifest.facts().items() if key not in ROUNDING}
 
 
-def problems_of(config: RunConfig, datasets: Mapping[str, Any]) -> list[str]:
-    """What does not fit together among the features of a run, in words.
+def problems_of(config: RunConfig, datasets: Iterable[Any]) -> list[str]:
+    """What does not fit together among the features of some datasets, in words.
 
     Args:
         config: its ``encoders``, where there are any, say how features are meant to be made.
-        datasets: path of each block -> dataset.
+        datasets: of a run.
     """
-    found = [made for dataset in datasets.values() for made in _all_made(config, dataset)]
+    return _problems(config, list(_all_made(config, datasets)))
+
+
+def of_run(config: RunConfig, datasets: Iterable[Any], others: Iterable[Any] = ()) -> dict[str, Facts]:
+    """slot -> how the features of these datasets were made, where that is known.
+
+    Args:
+        config: of the run.
+        datasets: those that are trained on; where nothing is trained, those that are answered.
+        others: more datasets, which have to fit to them.
+
+    Raises:
+        UserError: they do not fit together, and ``run.allow_other_features`` is False.
+    """
+    own = list(_all_made(config, datasets))
+    require_alike(_problems(config, [*own, *_all_made(config, others)]), config.run.allow_other_features)
+    return {made.slots[0]: made.facts for made in reversed(own)}
+
+
+def _problems(config: RunConfig, found: Sequence[Made]) -> list[str]:
     problems = [
         f"{made.where}: {_kind(made.manifest)}, and {' + '.join(made.slots)} is expected" for made in found if _misplaced(made)
     ]
@@ -55,22 +74,6 @@ def problems_of(config: RunConfig, datasets: Mapping[str, Any]) -> list[str]:
             problems.append(f"{other.where} and {made.where} were made differently: {'; '.join(different)}")
     problems += _unlike_encoders(config, first)
     return list(dict.fromkeys(problems))
-
-
-def of_run(config: RunConfig, datasets: Mapping[str, Any], others: Mapping[str, Any] | None = None) -> dict[str, Facts]:
-    """slot -> how the features of these datasets were made, where that is known.
-
-    Args:
-        config: of the run.
-        datasets: path of each block -> dataset.
-        others: more blocks that have to fit to them.
-
-    Raises:
-        UserError: they do not fit together, and ``run.allow_other_features`` is False.
-    """
-    require_alike(problems_of(config, {**datasets, **(others or {})}), config.run.allow_other_features)
-    found = [made for dataset in datasets.values() for made in _all_made(config, dataset)]
-    return {made.slots[0]: made.facts for made in reversed(found)}
 
 
 def require_alike(problems: list[str], allowed: bool) -> None:
@@ -98,8 +101,8 @@ def unlike_checkpoint(stored: Any, features: Mapping[str, Facts], source: str) -
     return [f"{source} was trained on {slot} features made otherwise: {'; '.join(told)}" for slot, told in found.items() if told]
 
 
-def _all_made(config: RunConfig, dataset: Any) -> Iterator[Made]:
-    for source in getattr(dataset, "features", ()):
+def _all_made(config: RunConfig, datasets: Iterable[Any]) -> Iterator[Made]:
+    for source in (source for dataset in datasets for source in getattr(dataset, "features", ())):
         online = source.slots == (FRAME,)
         manifest = _to_be_made(config.model, source.store.choice) if online else Manifest.read(source.path)
         if manifest is not None:

@@ -139,8 +139,9 @@ class RunnerBase:
                 warn_of_training_clips(self.blocks, self.datasets)
         elif config.evaluation_datasets:
             get_logger().info("evaluation_datasets are not answered: run.evaluate is False")
-        answered = {label: block.dataset for label, block in self.blocks.items()}
-        self.features = self.world.main_first(lambda: recipes.of_run(config, self.datasets or answered, answered))
+        answered = [block.dataset for block in self.blocks.values()]
+        trained, others = (self.datasets.values(), answered) if training else (answered, [])
+        self.features = self.world.main_first(lambda: recipes.of_run(config, trained, others))
 
     def _report(self) -> list[Path]:
         """Write the report anew. A run that took days does not end because a picture could not be drawn."""
