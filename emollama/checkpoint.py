@@ -163,7 +163,7 @@ def load_trainable(
     aside = [name for name in unexpected if _matches(name, naming.unused_names)]
     notes = [f"{path}: set aside tensors that nothing uses: {listing(aside)}"] if aside else []
     together, allowed = set(naming.absent_together), {name for name in missing if _matches(name, allow_missing)}
-    if together <= set(missing) <= together | allowed:
+    if together and together <= set(missing) <= together | allowed:
         notes.append(f"{path}: a MiniGPT-v2 file; initialised: {listing(sorted(together))}")
         allowed -= together
         missing = []

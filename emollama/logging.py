@@ -1,4 +1,4 @@
-"""What a run says: console lines and a progress bar on rank 0, log.jsonl, TensorBoard."""
+"""What a run says: console lines and a progress bar on rank 0, log.jsonl, TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from emollama.paths import written_whole
+from emollama.tracking import Tracking
 
 
 def get_logger() -> logging.Logger:
@@ -54,19 +56,26 @@ def progress(total: int, label: str, *, enabled: bool) -> tqdm[Any]:
 class RunLog:
     """Metrics of a run: an object a line in log.jsonl, scalars in TensorBoard, a bar or lines on the console.
 
+    A context: leaving it flushes and closes everything.
+
     Args:
         folder: of the run.
         first_step: where this process begins; what an interrupted one logged from there on is dropped.
         total_steps: of the run.
+        epoch_steps: of an epoch.
         log_freq: steps between logged ones.
         enabled: False on ranks that stay silent.
     """
 
-    def __init__(self, folder: Path, *, first_step: int, total_steps: int, log_freq: int, enabled: bool) -> None:
-        self._first, self._total, self._every, self._enabled = first_step, total_steps, log_freq, enabled
+    def __init__(
+        self, folder: Path, *, first_step: int, total_steps: int, epoch_steps: int, log_freq: int, enabled: bool
+    ) -> None:
+        self._folder, self._first, self._total, self._enabled = folder, first_step, total_steps, enabled
+        self._epoch_steps, self._every = epoch_steps, log_freq
         self._begun = self._window = time.monotonic()
         self._waited = 0.0
-        self._tokens = self._samples = 0
+        self._steps = self._tokens = self._samples = 0
+        self._tracking: Tracking | None = None
         if enabled:
             path = folder / "log.jsonl"
             kept = entries_before(path, first_step)
@@ -77,6 +86,25 @@ class RunLog:
             self._bar = tqdm(
                 total=total_steps, initial=first_step, disable=not sys.stderr.isatty(), unit="step", dynamic_ncols=True
             )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._enabled:
+            self._bar.close()
+            self._board.close()
+            self._file.close()
+        if self._tracking:
+            self._tracking.close(failed=kind is not None)
+
+    def track(self, project: str, config: dict[str, Any]) -> None:
+        """Send the scalars to Weights & Biases too; a resumed run goes on there.
+
+        Raises:
+            UserError: it does not start: nobody is logged in, or the network is away.
+        """
+        self._tracking = Tracking(self._folder, project, config, resumed=self._first > 0)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -105,6 +133,7 @@ class RunLog:
         if not self._enabled:
             return
         self._bar.update()
+        self._steps += 1
         self._tokens += values["tokens"]
         self._samples += samples
         if step % self._every and step + 1 < self._total:
@@ -114,11 +143,14 @@ class RunLog:
         values = values | {
             "samples_per_s": self._samples / seconds,
             "tokens_per_s": self._tokens / seconds,
+            "step_time": seconds / self._steps,
+            "data_time": self._waited / self._steps,
             "data_wait": self._waited / seconds,
             "peak_memory_gib": _peak_memory_gib(),
         }
-        self._write(step, values, (now - self._begun) / (step + 1 - self._first) * (self._total - step - 1))
-        self._window, self._waited, self._tokens, self._samples = now, 0.0, 0, 0
+        self._write(step, values)
+        self._show(step, values, (now - self._begun) / (step + 1 - self._first))
+        self._window, self._waited, self._steps, self._tokens, self._samples = now, 0.0, 0, 0, 0
 
     def evaluation(
         self, step: int, epoch: int, metrics: dict[str, float | None], answers: dict[str, list[dict[str, Any]]]
@@ -134,9 +166,7 @@ class RunLog:
         if not self._enabled:
             return
         log_metrics(metrics, f"epoch {epoch}, ")
-        for name, value in metrics.items():
-            if value is not None:
-                self._board.add_scalar(f"eval/{name}", value, step)
+        self._scalars(step, {f"eval/{name}": value for name, value in metrics.items() if value is not None})
         for block, rows in answers.items():
             for row in rows:
                 get_logger().info("%s (%s): %s  | truth: %s", row["name"], row["task"], row["prediction"], row["reference"])
@@ -144,27 +174,33 @@ class RunLog:
                 self._board.add_text(f"eval/{block}/{row['task']}/{row['name']}", text, step)
         self._board.flush()
 
-    def close(self) -> None:
-        """Flush everything."""
-        if self._enabled:
-            self._bar.close()
-            self._board.close()
-            self._file.close()
-
-    def _write(self, step: int, values: dict[str, Any], eta_seconds: float) -> None:
+    def _write(self, step: int, values: dict[str, Any]) -> None:
         plain = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
         self._file.write(json.dumps({"step": step, **plain}) + "\n")
         self._file.flush()
+        self._scalars(step, {f"train/{name}": value for name, value in values.items() if name != "epoch"})
+
+    def _scalars(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
-            if name != "epoch":
-                self._board.add_scalar(f"train/{name}", value, step)
-        text = f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  {values['samples_per_s']:.1f} samples/s"
+            self._board.add_scalar(name, value, step)
+        if self._tracking:
+            self._tracking.scalars(step, values)
+
+    def _show(self, step: int, values: dict[str, Any], step_seconds: float) -> None:
+        """The step within its epoch, the time until the epoch's end, and the figures that LAVIS shows, in its words."""
+        steps = self._epoch_steps
+        done = step % steps
+        place = f"data epoch: [{values['epoch']}]  [{done:{len(str(steps))}d}/{steps}]"
+        figures = (
+            f"lr: {values['lr']:.6f}  loss: {values['loss']:.4f}  time: {values['step_time']:.4f}"
+            f"  data: {values['data_time']:.4f}  max mem: {values['peak_memory_gib'] * 1024:.0f}"
+        )
         if self._bar.disable:
-            minutes, seconds = divmod(int(eta_seconds), 60)
-            place = f"epoch {values['epoch']}  step {step + 1}/{self._total}"
-            get_logger().info("%s  %s  eta %d:%02d", place, text, minutes, seconds)
+            eta = timedelta(seconds=int(step_seconds * (steps - done - 1)))
+            get_logger().info("Train: %s  eta: %s  %s", place, eta, figures)
         else:
-            self._bar.set_postfix_str(text)
+            self._bar.set_description_str(place, refresh=False)
+            self._bar.set_postfix_str(figures)
 
 
 def _peak_memory_gib() -> float:

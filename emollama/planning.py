@@ -6,6 +6,7 @@ estimates of what PyTorch allocates; parameters are exact.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,12 @@ import torch
 from emollama.config import RunConfig
 from emollama.data.batch import Record
 from emollama.data.features import FRAME
-from emollama.data.instructions import user_text
 from emollama.precision import Precision
-from emollama.registry import FUSIONS
 
 CHARACTERS_PER_TOKEN = 4  # of English text, where the folder holds no tokenizer
 SENTENCE_TOKENS, ANSWER_TOKENS = 20, 100  # assumed of a sample, for the memory of activations
 GIB = 2**30
+VIT, QFORMER = "vit.", "qformer."  # in names of parameters
 
 
 @dataclass(frozen=True)
@@ -64,20 +64,24 @@ def plan(config: RunConfig) -> Plan:
     precision = Precision(torch.device("cpu"), config.run.amp, config.run.amp_dtype)
     model = config.classes["model"](config.model, device=torch.device("meta"), frozen_dtype=precision.frozen_dtype)
     parameters = _parameters(model)
-    tokens, notes = _tokens(config)
+    tokens, notes = _tokens(config, model)
     blocks = [*config.datasets.values(), *(block.dataset for block in config.evaluation_datasets.values())]
     batch = max((block.batch_size for block in blocks), default=1)
     memory = _memory(config, model, sum(tokens.values()), batch)
+    notes.append(f"trained tensors: {', '.join(_trained_names(model))}")
     notes.append(f"memory for micro-batches of {batch}, sentences of {SENTENCE_TOKENS} and answers of {ANSWER_TOKENS} tokens")
     return Plan(parameters, memory, tokens, notes)
 
 
 def _parameters(model: Any) -> dict[str, int]:
-    counts = {"image encoder, frozen": 0, "language model, frozen": 0, "language model, trained": 0, "LoRA": 0, "projection": 0}
+    groups = ("image encoder, frozen", "Q-Former, frozen", "language model, frozen", "language model, trained", "LoRA")
+    counts = dict.fromkeys((*groups, "projection"), 0)
     for name, parameter in model.named_parameters():
         if name.startswith("fusion."):
             group = "projection"
-        elif name.startswith("vit."):
+        elif QFORMER in name:
+            group = "Q-Former, frozen"
+        elif VIT in name:
             group = "image encoder, frozen"
         elif "lora_" in name:
             group = "LoRA"
@@ -89,17 +93,20 @@ def _parameters(model: Any) -> dict[str, int]:
     return {**shown, "trainable": trained, "total": sum(counts.values())}
 
 
-def _tokens(config: RunConfig) -> tuple[dict[str, int], list[str]]:
-    model_class = config.classes["model"]
-    shapes = {slot: shape for slot, shape in model_class.slot_shapes(config.model).items() if slot != FRAME}
+def _trained_names(model: Any) -> list[str]:
+    """Names in a checkpoint of what is trained, with * for the number of a layer."""
+    trained = [model.stored_name(name) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in trained))
+
+
+def _tokens(config: RunConfig, model: Any) -> tuple[dict[str, int], list[str]]:
+    shapes = {slot: shape for slot, shape in model.slot_shapes(config.model).items() if slot != FRAME}
     folder = Path(config.model.llama_model)
     exact = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
-    pools = [block.pool() for block in config.datasets.values() if hasattr(block, "pool")]
-    texts = [user_text(task, words, "") for pool in pools for task in pool.tasks for words in pool.wordings[task]]
-    texts = texts or [user_text("emotion", "", "")]
-    rows = FUSIONS.get(config.model.fusion).rows_out({slot: shape.rows for slot, shape in shapes.items()})
+    texts = [text for block in config.datasets.values() if hasattr(block, "turns") for text in block.turns()] or [""]
+    rows = model.fusion.rows_out({slot: shape.rows for slot, shape in shapes.items()})
     if exact:
-        prompt = model_class.prompt(config.model)
+        prompt = model.prompt(config.model)
         features = {slot: torch.zeros(shape.rows, shape.width) for slot, shape in shapes.items()}
         lengths = [len(prompt.sample(Record("", "", [(text, None)], features)).input_ids) for text in texts]
         words = max(lengths) - sum(rows.values())
@@ -113,7 +120,7 @@ def _tokens(config: RunConfig) -> tuple[dict[str, int], list[str]]:
 def _memory(config: RunConfig, model: Any, tokens: int, batch: int) -> dict[str, float]:
     size = 2 if config.run.amp else 4
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    encoder = [parameter for name, parameter in model.named_parameters() if name.startswith("vit.")]
+    encoder = [parameter for name, parameter in model.named_parameters() if VIT in name or QFORMER in name]
     frozen = sum(parameter.numel() for parameter in model.parameters()) - trained - sum(map(torch.Tensor.numel, encoder))
     bytes_each = 1 if config.model.low_resource else 0.5 if config.model.load_in_4bit else size
     llm = model.llm_config.get_text_config()
@@ -121,7 +128,7 @@ def _memory(config: RunConfig, model: Any, tokens: int, batch: int) -> dict[str,
     places = tokens * batch
     parts = {"frozen weights": frozen * bytes_each, "trained weights (float32)": 4 * trained}
     if encoder:
-        parts["image encoder"] = sum(parameter.numel() * parameter.element_size() for parameter in encoder)
+        parts["frozen encoders"] = sum(parameter.numel() * parameter.element_size() for parameter in encoder)
     if config.datasets:
         layer = places * ((10 * hidden + 4 * inner) * size + 4 * hidden * 4)  # norms keep float32 copies
         saved = layers * places * hidden * size

@@ -42,7 +42,8 @@ WITHOUT_EFFECT: dict[str, dict[str, str]] = {
     "model": {
         "model_type": "presets are chosen by model.preset",
         **dict.fromkeys(("vit_model", "freeze_vit", "drop_path_rate"), _ENCODER),
-        **dict.fromkeys(("q_former_model", "num_query_token", "has_qformer", "freeze_qformer"), "no Q-Former runs here"),
+        **dict.fromkeys(("q_former_model", "num_query_token", "has_qformer"), "this model has no Q-Former"),
+        "freeze_qformer": "where there is a Q-Former, it is frozen",
         **dict.fromkeys(("prompt", "prompt_path"), "questions come from a dataset's instructions"),
         "device_8bit": "every process has its own device",
     },
@@ -53,7 +54,6 @@ WITHOUT_EFFECT: dict[str, dict[str, str]] = {
     "run": {
         **dict.fromkeys(("dist_url", "dist_backend", "world_size", "rank", "gpu", "distributed"), _PROCESSES),
         "use_dist_eval_sampler": "clips are always shared out among the processes, each answered once",
-        "wandb_log": "TensorBoard events are written to the run's folder",
         **dict.fromkeys(("job_name", "name"), _NAME),
         "train_splits": "every block under datasets is trained on",
         **dict.fromkeys(("batch_size_train", "batch_size_eval"), "each dataset's block has its batch_size"),
@@ -176,7 +176,7 @@ def _other_meanings(layers: list[Layer], blocks: dict[str, dict[str, Any]]) -> I
         yield "run.evaluate", "answers evaluation_datasets while training; run.evaluate_only answers without training"
     for key, size in dict(_frame_sizes(layers)).items():
         if size != model.get("image_size", size):
-            yield key, f"is {size}, but EVA caches are expected of frames of model.image_size {model['image_size']}"
+            yield key, f"is {size}, but images, and frames of EVA caches, have the size of model.image_size {model['image_size']}"
     if run.get("accum_grad_iters", 1) > 1:
         words = "count optimizer steps here, and counted micro-batches: divided by accum_grad_iters they are what they were"
         yield "run.iters_per_epoch, run.warmup_steps", words

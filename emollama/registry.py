@@ -111,9 +111,9 @@ class Registry(Generic[T]):
         return list(self._entries)
 
 
-MODELS: Registry[Any] = Registry("model", ("emollama.models.minigpt_v2",))
+MODELS: Registry[Any] = Registry("model", ("emollama.models.minigpt_v2", "emollama.models.minigpt4"))
 FUSIONS: Registry[Any] = Registry("fusion", ("emollama.models.fusion",), needs_config=False)
-_DATASETS = ("feature_face_caption", "mer2024_caption", "dfew", "emer", "custom")
+_DATASETS = ("feature_face_caption", "mer2024_caption", "dfew", "emer", "custom", "flickr30k_caption")
 DATASETS: Registry[Any] = Registry("dataset", tuple(f"emollama.datasets.{name}" for name in _DATASETS))
 TASKS: Registry[Any] = Registry("task", ("emollama.tasks.image_text_pretrain",))
 RUNNERS: Registry[Any] = Registry("runner", ("emollama.runners.runner_base",))
@@ -121,6 +121,6 @@ LR_SCHEDULES: Registry[Any] = Registry("LR schedule", ("emollama.optim",), needs
 _ENCODERS = ("eva", "mae", "videomae", "hubert")
 ENCODERS: Registry[Any] = Registry("encoder", tuple(f"emollama.encoders.{name}" for name in _ENCODERS))
 EXTRACTORS: Registry[Any] = Registry("extractor", ("emollama.extraction.videos",))
-_METRICS = ("losses", "recognition", "openset", "wheels", "emer")
+_METRICS = ("losses", "recognition", "openset", "wheels", "emer", "captions.metrics")
 METRICS: Registry[Any] = Registry("metric", tuple(f"emollama.evaluation.{name}" for name in _METRICS), needs_config=False)
 JUDGES: Registry[Any] = Registry("judge", ("emollama.evaluation.judges.lexical", "emollama.evaluation.judges.openai"))

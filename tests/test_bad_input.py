@@ -63,8 +63,8 @@ def test_an_unknown_key(refused, tree):
 
 
 def test_an_unknown_component(refused, tree):
-    tree["model"]["arch"] = "minigpt4"
-    assert "model.arch: Unknown model 'minigpt4'. Did you mean 'minigpt_v2'? Registered: " in refused()
+    tree["model"]["arch"] = "minigptv2"
+    assert "model.arch: Unknown model 'minigptv2'. Did you mean 'minigpt_v2'? Registered: " in refused()
 
 
 def test_an_unknown_fusion_names_its_key(refused, tree):

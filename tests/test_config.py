@@ -163,7 +163,7 @@ def test_a_missing_value_names_its_key(tmp_path):
 
 
 def test_a_missing_arch_lists_the_models(tmp_path):
-    assert "'model.arch' is missing. Registered: minigpt_v2" in refusal(tmp_path, {"model": {"llama_model": "x"}})
+    assert "'model.arch' is missing. Registered: minigpt4, minigpt_v2" in refusal(tmp_path, {"model": {"llama_model": "x"}})
 
 
 @pytest.mark.parametrize(
@@ -444,6 +444,6 @@ def test_an_environment_variable_is_shown_by_its_name(tmp_path, capsys, monkeypa
 
 
 def test_the_warning_goes_beside_what_is_shown(tmp_path, capsys):
-    shown(tmp_path, small(run={"wandb_log": True}), form=["--json"])
+    shown(tmp_path, small(run={"job_name": "first"}), form=["--json"])
     said = capsys.readouterr()
-    assert json.loads(said.out) and said.err.startswith("warning: ") and "run.wandb_log" in said.err
+    assert json.loads(said.out) and said.err.startswith("warning: ") and "run.job_name" in said.err

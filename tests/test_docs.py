@@ -11,11 +11,11 @@ from emollama.config import load
 
 DOCS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 TEXTS = {name: (ROOT / name).read_text() for name in DOCS}
-SHIPPED = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("train_configs/*"), *ROOT.glob("eval_configs/*")])
+SHIPPED = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("train_configs/*.yaml"), *ROOT.glob("eval_configs/*.yaml")])
 
 
-def test_eleven_configurations_are_shipped():
-    assert len(SHIPPED) == 11
+def test_fifteen_configurations_are_shipped():
+    assert len(SHIPPED) == 15
 
 
 @pytest.mark.parametrize("path", SHIPPED)

@@ -69,3 +69,43 @@ def tokens_of(config, spoken):
     prompt = config.classes["model"].prompt(config.model)
     text = "</feature> The person in video says: {}.  [emotion] "
     return len(prompt.tokenizer(text.format(spoken)).input_ids) - len(prompt.tokenizer(text.format("")).input_ids)
+
+
+# MiniGPT-4
+
+
+def flickr(llama_folder, *options):
+    path = str(ROOT / "train_configs/minigpt4_flickr_finetune.yaml")
+    return plan(load(path, [f"model.llama_model={llama_folder}", *options]))
+
+
+def test_minigpt4_at_llama_2_7b_shape_trains_exactly_the_published_projection(llama_folder):
+    found = flickr(llama_folder)
+    assert found.parameters["trainable"] == found.parameters["projection"] == 768 * 4096 + 4096 == 3_149_824
+    assert "trained tensors: llama_proj.weight, llama_proj.bias" in found.notes
+
+
+def test_its_frozen_parts_have_the_published_sizes(llama_folder):
+    counts = flickr(llama_folder).parameters
+    assert counts["image encoder, frozen"] == 985_897_344  # EVA ViT-g at 224 pixels, 39 blocks, with ln_vision
+    assert counts["Q-Former, frozen"] == 105_162_240
+    assert counts["language model, frozen"] == 6_738_415_616
+
+
+def test_without_a_q_former_four_joined_rows_are_projected(llama_folder):
+    found = flickr(llama_folder, "model.has_qformer=False")
+    assert found.parameters["trainable"] == 4 * 1408 * 4096 + 4096
+    assert found.tokens["rows: image"] == 64 and "Q-Former, frozen" not in found.parameters
+
+
+def test_the_command_prints_the_projections_size_and_names(llama_folder):
+    path = "train_configs/minigpt4_flickr_finetune.yaml"
+    done = run("-m", "emollama", "plan", "--cfg-path", path, "--options", f"model.llama_model={llama_folder}")
+    assert done.returncode == 0, done.stderr
+    assert "3,149,824" in done.stdout and "trained tensors: llama_proj.weight, llama_proj.bias\n" in done.stdout
+
+
+def test_what_is_trained_is_named_once_for_all_layers(llama_folder):
+    path = str(ROOT / "train_configs/Emotion-LLaMA_finetune.yaml")
+    (note,) = [note for note in plan(load(path, [f"model.llama_model={llama_folder}"])).notes if note.startswith("trained")]
+    assert note.count("lora_A") == 2 and "layers.*.self_attn.q_proj.lora_A.weight" in note

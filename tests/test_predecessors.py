@@ -241,7 +241,7 @@ WITHOUT_EFFECT_IN_TRAINING = [
     *(f"run.{key}" for key in ("evaluate", "train_splits", "valid_splits", "test_splits", "evaluation")),
     *(f"run.{key}" for key in ("metric_for_best_model", "best_model_split", "greater_is_better")),
     *(f"run.{key}" for key in ("early_stopping_patience", "early_stopping_min_delta")),
-    *(f"run.{key}" for key in ("world_size", "dist_url", "distributed", "wandb_log", "job_name")),
+    *(f"run.{key}" for key in ("world_size", "dist_url", "distributed", "job_name")),
 ]
 HEADLINE = "keys of the predecessors that do nothing here"
 
@@ -590,9 +590,12 @@ def test_a_build_info_without_a_list_says_that_the_list_is_missing(tmp_path):
     assert refusal(tmp_path, tree).startswith("'datasets.feature_face_caption.annotation_file' is missing")
 
 
-def test_a_model_of_theirs_that_is_not_built_is_an_unknown_model(tmp_path):
-    tree = small(model={"arch": "minigpt4", "model_type": "pretrain_vicuna0", "prompt_path": "p.txt"})
-    assert "Unknown model 'minigpt4'" in refusal(tmp_path, tree)
+def test_keys_of_minigpt4_are_this_models_own(tmp_path):
+    given = {"arch": "minigpt4", "q_former_model": "q.pth", "num_query_token": 8, "has_qformer": True, "prompt_path": "p.txt"}
+    made = loaded(tmp_path, small(model=given | {"model_type": "pretrain_vicuna0", "freeze_qformer": True}))
+    told = noted(made)
+    assert {"model.model_type", "model.freeze_qformer"} <= told.keys()
+    assert not {f"model.{key}" for key in given} & told.keys() and made.model.q_former_model == "q.pth"
 
 
 # The warning
@@ -611,7 +614,7 @@ def test_there_is_one_warning_a_key_a_line(tmp_path, text):
 
 def test_options_count_too(tmp_path):
     tree = small() | {"datasets": {"feature_face_caption": {"annotation_file": "a"}}}
-    assert noted(loaded(tmp_path, tree, "run.wandb_log=True")).keys() == {"run.wandb_log"}
+    assert noted(loaded(tmp_path, tree, "run.job_name=x")).keys() == {"run.job_name"}
 
 
 def test_the_processors_of_an_evaluation_are_left_out(tmp_path):
@@ -647,8 +650,8 @@ def test_frames_of_another_size_have_words_of_their_own(tmp_path):
 
 
 def test_accumulated_micro_batches_are_named_above_one(tmp_path):
-    assert "run.iters_per_epoch" not in noted(loaded(tmp_path, small(run={"wandb_log": True, "accum_grad_iters": 1})))
-    said = noted(loaded(tmp_path, small(run={"wandb_log": True, "accum_grad_iters": 2})))
+    assert "run.iters_per_epoch" not in noted(loaded(tmp_path, small(run={"job_name": "x", "accum_grad_iters": 1})))
+    said = noted(loaded(tmp_path, small(run={"job_name": "x", "accum_grad_iters": 2})))
     assert "counted micro-batches" in said["run.warmup_steps"] and "counted micro-batches" in said["run.iters_per_epoch"]
 
 

@@ -272,7 +272,8 @@ def test_names_that_differ_by_a_folder_or_an_ending_alone_are_told(refused, tabl
 def test_a_task_that_is_none_is_refused_by_name(refused, perfect, emer):
     told = refused("--predictions", perfect, "--truth", emer, "--task", "emotions")
     assert (
-        "--task: there is no task 'emotions'. Did you mean 'emotion'?" in told and "Known are emotion, reason, reason_v2." in told
+        "--task: there is no task 'emotions'. Did you mean 'emotion'?" in told
+        and "Known are emotion, reason, reason_v2, caption." in told
     )
 
 

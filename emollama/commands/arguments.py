@@ -21,7 +21,7 @@ def add_answers(parser: argparse.ArgumentParser, *, required: bool) -> None:
     parser.add_argument("--predictions", nargs="+", required=required, metavar="FILE", help="files of answers, one a model")
     truth = "what is true: labels, descriptions, emotion words, a file of each (default: the references in .jsonl files)"
     parser.add_argument("--truth", nargs="+", default=[], metavar="FILE", help=truth)
-    task = "the only task to look at, of files that hold several: emotion, reason, reason_v2"
+    task = "the only task to look at, of files that hold several: emotion, reason, reason_v2, caption"
     parser.add_argument("--task", metavar="NAME", help=task)
 
 

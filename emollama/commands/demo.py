@@ -1,16 +1,16 @@
-"""``emollama demo``: the main job on an invented corpus, or invented videos to begin from raw files."""
+"""``emollama demo``: the main job on an invented corpus; or invented videos, or drawings with captions, to begin from."""
 
 from __future__ import annotations
 
 import argparse
 
 NAME = "demo"
-HELP = "both training stages and inference on an invented corpus; or invented videos to start from"
+HELP = "both training stages and inference on an invented corpus; or invented videos or captioned drawings to start from"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--folder``, ``--seed``, ``--processes``, and ``--corpus-only`` or ``--videos-only``."""
-    folder = "where everything goes (default: demo_run, or demo_videos with --videos-only)"
+    """``--folder``, ``--seed``, ``--processes``, and ``--corpus-only``, ``--videos-only`` or ``--captions-only``."""
+    folder = "where everything goes (default: demo_run; demo_videos with --videos-only, demo_flickr with --captions-only)"
     parser.add_argument("--folder", default=None, help=folder)
     parser.add_argument("--seed", type=int, default=42, help="of the corpus and of training")
     parser.add_argument("--processes", type=int, default=2, help="processes of each torchrun")
@@ -18,14 +18,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     part.add_argument("--corpus-only", action="store_true", help="write the corpus and the tiny Llama, and stop")
     videos = "write videos, a table of labels, tiny encoders and a tiny Llama, for train_configs/demo_videos.yaml, and stop"
     part.add_argument("--videos-only", action="store_true", help=videos)
+    drawings = "write drawings with captions in Flickr30k's form and tiny models, for train_configs/demo_flickr.yaml, and stop"
+    part.add_argument("--captions-only", action="store_true", help=drawings)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run everything and print the figures; or write what is asked for."""
-    from emollama.demo.run import make_videos_demo, run_demo
+    from emollama.demo.run import make_flickr_demo, make_videos_demo, run_demo
 
     if arguments.videos_only:
         make_videos_demo(arguments.folder or "demo_videos", seed=arguments.seed)
+    elif arguments.captions_only:
+        make_flickr_demo(arguments.folder or "demo_flickr", seed=arguments.seed)
     else:
         folder = arguments.folder or "demo_run"
         run_demo(folder, seed=arguments.seed, processes=arguments.processes, corpus_only=arguments.corpus_only)

@@ -40,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--synonyms", metavar="FILE", help=synonyms)
     parser.add_argument("--wheels", metavar="FOLDER", help="emotion wheels in MERTools' layout, for the ew metrics")
     parser.add_argument("--wheel-level", type=int, choices=(1, 2), default=1, help="level at which ew compares (default: 1)")
+    words = "how captions are split into words: ptb needs Java (default: auto, ptb where Java is)"
+    parser.add_argument("--caption-tokenizer", choices=("auto", "ptb", "treebank"), default="auto", help=words)
     parser.add_argument(
         "--output", metavar="FOLDER", help="write scores.json (everything) and scores.csv (a row a clip), new ones"
     )
@@ -98,6 +100,7 @@ def _scoring(arguments: argparse.Namespace, matching: Matching, aliases: dict[st
             synonyms_path=arguments.synonyms,
             wheel_folder=arguments.wheels,
             wheel_level=arguments.wheel_level,
+            caption_tokenizer=arguments.caption_tokenizer,
         )
     except ValueError as error:
         raise UserError(str(error)) from None

@@ -24,14 +24,16 @@ class Record:
         task: the task's name.
         turns: (what the user says, the answer); an answer of None is one to be generated.
         features: slot -> raw rows (n, D), float32.
-        reference: the last turn's answer as the data has it, before any text processor.
+        reference: the last turn's answer as the data has it, before any text processor; a list where there are several.
+        keep: where the model is to keep the rows that it makes of this clip's frame (a place in :mod:`emollama.stores.kept`).
     """
 
     name: str
     task: str
     turns: list[tuple[str, str | None]]
     features: dict[str, Tensor]
-    reference: str | None = None
+    reference: str | list[str] | None = None
+    keep: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Sample:
         loss_weights: (T,) float32, 0 where labels are ignored.
         slots: slot -> raw rows (n, D).
         tokens_cut: how many tokens of text did not fit.
+        keep: as the record's.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Sample:
     loss_weights: Tensor
     slots: dict[str, Tensor]
     tokens_cut: int = 0
+    keep: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class Batch:
         max_length: tokens of the longest sample.
         slots: slot -> :class:`Rows`; every slot that the fusion module declares, with 0 rows where a clip has none.
         tokens_cut: tokens of text that did not fit, over all samples.
+        keep: B places or None, as the records'.
     """
 
     names: tuple[str, ...]
@@ -92,6 +97,7 @@ class Batch:
     max_length: int
     slots: dict[str, Rows]
     tokens_cut: int
+    keep: tuple[str | None, ...]
 
     @property
     def lengths(self) -> list[int]:
@@ -132,6 +138,7 @@ def collate(samples: list[Sample]) -> Batch:
         max_length=int(lengths.max()),
         slots={slot: _joined([sample.slots[slot] for sample in samples]) for slot in samples[0].slots},
         tokens_cut=sum(sample.tokens_cut for sample in samples),
+        keep=tuple(sample.keep for sample in samples),
     )
 
 

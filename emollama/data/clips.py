@@ -149,13 +149,15 @@ def read_rows(path: str, key: str, report: Report = refuse) -> tuple[list[str], 
         told = "';'" if separator == ";" else "tabs"
         raise UserError(f"{path}, line 1: the columns seem to be separated by {told}. Save it as CSV with commas.")
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    rows = []
+    rows, begin = [], 1
     try:
         header = [name.strip() for name in reader.fieldnames or []]
         if len(set(header)) < len(header):
             raise UserError(f"{path}, line 1: the header {header} names a column twice")
         reader.fieldnames = header
+        begin = reader.line_num + 1
         for row in reader:
+            begin = reader.line_num + 1
             if None in row or None in row.values():
                 fault = 'more cells than the header has. A cell that holds a comma stands in quotes: name,"Why, Tom?"'
                 if None not in row:
@@ -164,7 +166,8 @@ def read_rows(path: str, key: str, report: Report = refuse) -> tuple[list[str], 
             elif any(row.values()):
                 rows.append((reader.line_num, {column: cell.strip() for column, cell in row.items()}))
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.reader.line_num}: not valid CSV: {error}") from None
+        begun = f" (in the row that begins on line {begin})" if begin < reader.reader.line_num else ""
+        raise UserError(f"{path}, line {reader.reader.line_num}: not valid CSV: {error}{begun}") from None
     return header, rows
 
 

@@ -41,10 +41,12 @@ class SlotShape(NamedTuple):
     Attributes:
         rows: of one clip; checked for the image, and how a missing slot is filled with zeros.
         width: D of each row; checked.
+        kept_in: folder where the model keeps rows that it made of frames (:mod:`emollama.stores.kept`); None: nowhere.
     """
 
     rows: int
     width: int
+    kept_in: str | None = None
 
 
 class Look(NamedTuple):
@@ -131,7 +133,7 @@ class Features:
         """
         limit = sys.maxsize if all_values else VALUES_CHECKED_UP_TO
         present = [name for name in names if name in self.store]
-        seen = Seen.load("arrays", os.path.abspath(self.path), str(self.slots), str(tuple(self.shape)), str(limit))
+        seen = Seen.load("arrays", os.path.abspath(self.path), str(self.slots), str(tuple(self.shape[:2])), str(limit))
         survey = Survey({}, [])
         for batch, looks in _in_batches(lambda name: self._look(name, limit, seen), present):
             for name, look in zip(batch, looks, strict=True):
@@ -185,7 +187,7 @@ class Features:
         return array
 
     def _check_shape(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        rows, width = self.shape
+        rows, width = self.shape.rows, self.shape.width
         if dtype not in FLOAT_TYPES:
             raise UserError(self._complaint(name, f"dtype {dtype}, expected float16, float32 or float64"))
         if not self._is_cache and shape not in ((width,), (1, width)):

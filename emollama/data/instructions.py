@@ -62,6 +62,7 @@ class TaskPool:
         pool: a task's name, several (one that is repeated weighs more), or a mapping name -> weight.
         wordings: replaces the built-in wordings of the tasks that it names; ``{labels}`` in one is replaced.
         prompt_labels: the labels shown for ``{labels}``, in this order.
+        built_in: the tasks that there are, with their wordings.
 
     Attributes:
         tasks: names of the tasks with a weight above 0.
@@ -76,6 +77,7 @@ class TaskPool:
         pool: str | Sequence[str] | Mapping[str, float],
         wordings: Mapping[str, Sequence[str]],
         prompt_labels: Sequence[str],
+        built_in: Mapping[str, Sequence[str]] = BUILT_IN,
     ) -> None:
         names = [pool] if isinstance(pool, str) else list(pool)
         for name in names:
@@ -84,19 +86,19 @@ class TaskPool:
         weights = dict(pool) if isinstance(pool, Mapping) else {name: float(names.count(name)) for name in names}
         for key, given in (("task_pool", weights), ("instructions", wordings)):
             for name in given:
-                if name not in BUILT_IN:
-                    hint = did_you_mean(str(name), TASK_NAMES)
-                    raise ValueError(f"{key}: unknown task '{name}'.{hint} Known: {', '.join(TASK_NAMES)}")
+                if name not in built_in:
+                    hint = did_you_mean(str(name), built_in)
+                    raise ValueError(f"{key}: unknown task '{name}'.{hint} Known: {', '.join(built_in)}")
         for name, weight in weights.items():
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
                 raise ValueError(f"task_pool: the weight of '{name}' is {weight!r}; a weight is a number of at least 0")
         weights = {name: weight for name, weight in weights.items() if weight > 0}
         if not weights:
-            raise ValueError(f"task_pool: no task in it. Known: {', '.join(TASK_NAMES)}")
+            raise ValueError(f"task_pool: no task in it. Known: {', '.join(built_in)}")
         self.tasks = tuple(weights)
         self._cumulative = np.cumsum(list(weights.values())) / sum(weights.values())
         self._shown = ", ".join(prompt_labels)
-        self.wordings = {task: [self.filled(text) for text in wordings.get(task, BUILT_IN[task])] for task in self.tasks}
+        self.wordings = {task: [self.filled(text) for text in wordings.get(task, built_in[task])] for task in self.tasks}
         for task, texts in self.wordings.items():
             if not texts:
                 raise ValueError(f"instructions: '{task}' has no wording. Give at least one, or leave the key out.")

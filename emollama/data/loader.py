@@ -73,7 +73,7 @@ class TrainingSamples(Dataset[Sample]):
         draw = self.order.draw(k)
         dataset = self.datasets[draw.dataset]
         task, wording = dataset.pool.draw(draw.rng)
-        return self.prompt.sample(dataset.record(draw.clip, task, wording, draw.rng))
+        return self.prompt.sample(dataset.record(draw.clip, task, wording, draw.rng), rng=draw.rng)
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from emollama.data.batch import IGNORED, Record, Sample
 from emollama.errors import UserError
 
 PromptLayout = Literal["train", "upstream_eval"]
+Parts = list[str | tuple[str, ...]]  # texts, and names of placeholders, in the order in which they stand
 LossAverage = Literal["sample", "token"]
 HEAD = "<video><VideoHere></video> <feature><FeatureHere></feature> "
 
@@ -119,16 +121,28 @@ class Prompt:
         self._special = re.compile("|".join(sorted(special, key=len, reverse=True))) if special else None
 
     def body(self, record: Record) -> str:
-        """The text of the first turn, with the two marks where rows go; reported beside a prediction."""
+        """The text of the first turn, with marks where rows go; reported beside a prediction."""
         return HEAD + record.turns[0][0]
 
-    def sample(self, record: Record, *, layout: PromptLayout = "train", to_generate: bool = False) -> Sample:
+    def worded(self, words: str, rng: np.random.Generator | None) -> str:
+        """What the user says in the first turn, where the record says ``words``; ``rng`` is for what is random in training."""
+        return words
+
+    def sample(
+        self,
+        record: Record,
+        *,
+        layout: PromptLayout = "train",
+        to_generate: bool = False,
+        rng: np.random.Generator | None = None,
+    ) -> Sample:
         """Render a record.
 
         Args:
             record: its turns and features.
             layout: where the rows go (see the module's text).
             to_generate: stop before the last turn's answer.
+            rng: of the draw in training; None in evaluation.
 
         Raises:
             UserError: a feature whose number of rows the fusion module cannot take; names the clip.
@@ -142,13 +156,18 @@ class Prompt:
             rendering.prompt([self.tokenizer.bos_token_id])
         cut = 0
         for turn, (words, answer) in enumerate(record.turns):
-            cut += self._append_prompt(rendering, words, counts if turn == 0 else None, layout, record.name)
+            if turn == 0:
+                parts, last, words = self.first_turn(self.worded(words, rng), layout)
+            else:
+                parts, last = [], self.style.opening
+            cut += self._append_prompt(rendering, parts, (last, words), counts, record.name)
             if answer is not None and not (to_generate and turn == len(record.turns) - 1):
                 cut += self._append_answer(rendering, answer)
         labels = torch.tensor(rendering.labels)
         total = sum(rendering.answers) if self.loss_average == "sample" else 1
         weights = (labels != IGNORED).float() / max(total, 1)
-        return Sample(record.name, record.task, torch.tensor(rendering.ids), labels, weights, record.features, cut)
+        ids = torch.tensor(rendering.ids)
+        return Sample(record.name, record.task, ids, labels, weights, record.features, cut, record.keep)
 
     @property
     def ends_with_eos(self) -> bool:
@@ -180,28 +199,30 @@ class Prompt:
 
     def prompt_lengths(self, words: Sequence[str], layout: PromptLayout = "train") -> list[int]:
         """Tokens of the text of a first turn with each of these user's words, as they would be without ``max_context_len``."""
-        head, last = self._before_words(layout)
-        fixed = sum(len(self._ids(part)) for part in head if isinstance(part, str))
-        return [fixed + length for length in self._lengths([last + self._as_text(text) + self.style.closing for text in words])]
+        turns = [self.first_turn(self.worded(text, None), layout) for text in words]
+        texts = [[part for part in parts if isinstance(part, str)] for parts, _, _ in turns]
+        known = {part: len(self._ids(part)) for part in {part for own in texts for part in own}}
+        tails = self._lengths([last + self._as_text(rest) + self.style.closing for _, last, rest in turns])
+        return [sum(known[part] for part in own) + tail for own, tail in zip(texts, tails, strict=True)]
 
-    def _before_words(self, layout: PromptLayout) -> tuple[list[str | tuple[str, ...]], str]:
-        """What stands before the user's words in a first turn: texts and placeholders, and the text right before the words."""
+    def first_turn(self, words: str, layout: PromptLayout) -> tuple[Parts, str, str]:
+        """A first turn in three: what stands before the user's words, the text right before them, and the words."""
         video, feature = self.placeholders.video, self.placeholders.feature
         opening = self.style.opening
-        head: list[str | tuple[str, ...]]
+        head: Parts
         if layout == "train":
             head, last = [f"{opening}<video>", video, "</video> <feature>", feature], "</feature> "
         else:
             head = [f"{self.tokenizer.bos_token or ''}{opening}<video>", video + feature]
             last = "</video> <feature><FeatureHere></feature> "
-        return head, last
+        return head, last, words
 
     def _append_prompt(
-        self, rendering: _Rendering, words: str, counts: dict[str, int] | None, layout: PromptLayout, name: str
+        self, rendering: _Rendering, parts: Parts, end: tuple[str, str], counts: Mapping[str, int], name: str
     ) -> int:
-        """Append one turn without its answer; the rows only where counts are given. Returns the tokens cut."""
-        head, last = ([], self.style.opening) if counts is None else self._before_words(layout)
-        pieces = [self._ids(part) if isinstance(part, str) else part for part in head]
+        """Append one turn without its answer: its parts, then ``end``, a text and the user's words. Returns the tokens cut."""
+        last, words = end
+        pieces = [self._ids(part) if isinstance(part, str) else part for part in parts]
         tail = self._ids(last + self._as_text(words) + self.style.closing)
         excess = len(tail) + sum(len(part) for part in pieces if isinstance(part, list)) - self.style.max_context_len
         if excess > 0:
@@ -215,7 +236,7 @@ class Prompt:
                 rendering.prompt(part)
             else:
                 for placeholder in part:
-                    rendering.prompt([self.placeholders.id_of(placeholder)] * (counts or {})[placeholder])
+                    rendering.prompt([self.placeholders.id_of(placeholder)] * counts[placeholder])
         rendering.prompt(tail)
         return max(excess, 0)
 

@@ -9,7 +9,7 @@ from emollama.config import MISSING
 from emollama.data.augmentation import Augmentation, AugmentationKind
 from emollama.data.clips import LABELS
 from emollama.data.curriculum import Curriculum
-from emollama.data.instructions import TaskPool, check_labels
+from emollama.data.instructions import TaskPool, check_labels, user_text
 from emollama.errors import require_at_least
 from emollama.media.choice import FrameChoice
 
@@ -109,6 +109,11 @@ class ClipConfig:
     def pool(self) -> TaskPool:
         """The tasks with their weights and wordings."""
         return TaskPool(self.task_pool, self.instructions, self.prompt_labels or self.labels)
+
+    def turns(self) -> list[str]:
+        """What users may say about a clip without speech."""
+        pool = self.pool()
+        return [user_text(task, wording, "") for task in pool.tasks for wording in pool.wordings[task]]
 
     def augmentation(self) -> Augmentation | None:
         """What happens to features in training."""

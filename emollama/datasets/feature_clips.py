@@ -66,10 +66,14 @@ class FeatureClips:
         if cfg.transcription_path is not None:
             self.table = dataclasses.replace(self.table, sentences=self._transcripts())
         self.clips = self._chosen_clips()
+        folders = {key: path for key in FOLDERS if (path := getattr(cfg, key)) is not None}
+        for key in folders:
+            if strange := [slot for slot in FOLDERS[key] if slot not in slot_shapes]:
+                told = f"{label}.{key}: this model has no slot '{strange[0]}', it has {', '.join(slot_shapes)}"
+                raise UserError(f"{told}. Set {key}: null, or choose another model.arch.")
         self.features = [
-            Features.open(self.beside_list(path), slots, slot_shapes[slots[0]], f"{label}.{key}")
-            for key, slots in FOLDERS.items()
-            if (path := getattr(cfg, key)) is not None
+            Features.open(self.beside_list(path), FOLDERS[key], slot_shapes[FOLDERS[key][0]], f"{label}.{key}")
+            for key, path in folders.items()
         ]
         if cfg.image_feature_path is None and cfg.image_path is not None:
             if training and cfg.enable_augmentation and "mask_rows" in cfg.augmentations:
@@ -245,7 +249,7 @@ class FeatureClips:
             raise UserError(f"{self.list_path()}: exclude and exclude_labels leave no clip of {len(clips)}")
         if not cfg.held_out:
             return kept
-        chosen = [clip for clip in kept if (_place(clip.name) < cfg.held_out) != self.training]
+        chosen = [clip for clip in kept if (place_by_name(clip.name) < cfg.held_out) != self.training]
         if not chosen:
             side = "to train on" if self.training else "to answer"
             raise UserError(f"{self.label}.held_out: {cfg.held_out} of {len(kept)} clips leaves none {side}. Change the share.")
@@ -266,6 +270,6 @@ class FeatureClips:
         return [f"{key}: {len(names)} {note}" for key, names in lacking.items() if names]
 
 
-def _place(name: str) -> float:
+def place_by_name(name: str) -> float:
     """A place in [0, 1) that a clip has by its name alone, so that lists which share clips hold out the same ones."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64

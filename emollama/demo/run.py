@@ -1,7 +1,7 @@
 """The whole job on an invented corpus: corpus, tiny Llama, stage 1, stage 2, inference on unseen clips, a table.
 
 Training and inference run through the entry scripts, as separate processes under torchrun, exactly as on real data.
-Invented videos are only written: the commands that lead from them to answers are the user's.
+Invented videos, and drawings with captions, are only written: the commands that lead from them to answers are the user's.
 """
 
 from __future__ import annotations
@@ -17,10 +17,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from emollama.data.clips import read_annotations
 from emollama.demo.corpus import EMOTIONS, make_corpus
+from emollama.demo.drawing_captions import draw_texts as draw_texts_of_scenes
+from emollama.demo.drawing_files import write_drawings
 from emollama.demo.tiny_encoders import make_tiny_encoders
 from emollama.demo.tiny_llama import make_tiny_llama
+from emollama.demo.tiny_projection import make_pretrained
 from emollama.demo.videos import draw_texts, make_videos
 from emollama.errors import UserError
 from emollama.logging import get_logger, set_up
@@ -28,6 +33,7 @@ from emollama.paths import written_whole
 
 PARTS = ("corpus", "llm", "stage_1", "stage_2", "recognition", "reasoning", "reasoning_stage_1")
 VIDEO_PARTS = ("videos", "unseen", "labels.csv", "llm", "encoders", "clips", "trained")
+FLICKR_PARTS = ("flickr30k", "second", "encoders", "llm", "projection.pth", "prompts.txt", "visual_cache", "trained")
 MARK = "demo.json"  # says that a folder is ours to write anew
 ROOT = Path(__file__).parents[2]
 
@@ -87,6 +93,29 @@ def make_videos_demo(folder: str, *, seed: int) -> None:
     get_logger().info("saved tiny encoders of the real classes with random weights: they know nothing")
     make_tiny_llama(root / "llm", draw_texts(seed, 2000), seed=seed, steps=200)
     get_logger().info("trained a tiny Llama on invented texts. What comes next stands in train_configs/demo_videos.yaml")
+
+
+def make_flickr_demo(folder: str, *, seed: int) -> None:
+    """Write drawings with captions, and the tiny encoders, language model and projection of ``train_configs/demo_flickr.yaml``.
+
+    Args:
+        folder: where everything goes; an earlier demo in it is replaced, with what was made of it.
+        seed: of everything.
+
+    Raises:
+        UserError: the folder holds something else.
+    """
+    set_up(is_main=True)
+    root = _emptied(Path(folder), FLICKR_PARTS)
+    write_drawings(root, seed=seed)
+    get_logger().info("invented drawings with captions in %s, in the forms of Flickr30k and of COCO", root)
+    get_logger().info("training a tiny Llama on invented texts (half a minute or so)")
+    make_tiny_llama(root / "llm", draw_texts_of_scenes(np.random.default_rng([seed, 2]), 6000), seed=seed, steps=600)
+    get_logger().info("training a tiny EVA transformer and Q-Former to see drawings (a minute or so)")
+    seen, loss = make_pretrained(root, root / "llm", seed=seed)
+    text = "they name %.1f%% of the facts of unseen drawings; the projection has learnt to say alt texts (loss %.2f)"
+    get_logger().info(text, 100 * seen, loss)
+    get_logger().info("what comes next stands in train_configs/demo_flickr.yaml")
 
 
 def _emptied(root: Path, parts: Sequence[str] = PARTS) -> Path:

@@ -12,7 +12,8 @@ from emollama.config import RunConfig
 from emollama.data.instructions import user_text
 from emollama.data.prompt import PromptLayout
 from emollama.datasets.feature_clips import FeatureClips
-from emollama.doctor import arrays, forecast, texts
+from emollama.datasets.flickr30k_caption import TASK, Flickr30kCaption
+from emollama.doctor import arrays, captioned, forecast, texts
 from emollama.doctor.arrays import Fingerprints, Surveyed
 from emollama.doctor.findings import Block, Finding, Lengths, Report
 from emollama.doctor.tokens import Ruler
@@ -78,8 +79,12 @@ class _Examination:
         self.report.blocks.append(block)
         self._prints[label] = Fingerprints(dataset.names(), options is None)
         if isinstance(dataset, FeatureClips):
-            self._features(block, dataset)
+            self._features(block, dataset, all_values=dataset.cfg.check_values == "all")
+            self._listed_clips(dataset)
             self._texts(block, dataset, options)
+        elif isinstance(dataset, Flickr30kCaption):
+            self._features(block, dataset, all_values=False)
+            self._captions(block, dataset, options)
         else:
             self._tell(Finding("note", "block", "no list of clips with features: only its own checks were made", label))
         self._tell(*(Finding("note", "missing features", note.removeprefix(f"{label}."), label) for note in dataset.notes))
@@ -117,16 +122,18 @@ class _Examination:
     def _tell(self, *findings: Finding) -> None:
         self.report.findings += findings
 
-    def _features(self, block: Block, dataset: FeatureClips) -> None:
+    def _features(self, block: Block, dataset: FeatureClips | Flickr30kCaption, *, all_values: bool) -> None:
         names = dataset.names()
         block.reading = arrays.measure_reading(dataset.features, names)
-        all_values = dataset.cfg.check_values == "all"
         surveyed = [Surveyed.of(source, names, all_values=all_values, block=block.label) for source in dataset.features]
         dataset.features = list(surveyed)
         for source in surveyed:
             block.arrays.append(arrays.table_of(source, names))
             self._tell(*arrays.notes_of(source, block.label))
             self._prints[block.label].digests[source.slots[0]] = arrays.digests_of(source)
+
+    def _listed_clips(self, dataset: FeatureClips) -> None:
+        for source in dataset.features:
             place = os.path.abspath(source.path)
             self._stores[place] = source.store
             self._listed[place].update(clip.name for clip in dataset.table.clips)
@@ -147,6 +154,17 @@ class _Examination:
         asked = texts.asked(dataset.pool, options.instruction if options else None)
         longest = asked[self._ruler.longest(block.label, [user_text(task, wording, "") for task, wording in asked], layout)]
         self._measured(block, self._ruler.prompts(block.label, texts.user_words(dataset, *longest), layout))
+        self._ruler.save()
+
+    def _captions(self, block: Block, dataset: Flickr30kCaption, options: Any) -> None:
+        block.list_file, block.listed = dataset.list_path(), dataset.listed
+        block.answers[TASK] = sum(bool(image.captions) for image in dataset.images)
+        self._tell(*captioned.findings(dataset))
+        if longest := captioned.longest(dataset):
+            self._measured(block, self._ruler.answers(block.label, TASK, longest))
+        layout: PromptLayout = options.prompt_layout if options else "train"
+        wordings = {words: words for _, words in texts.asked(dataset.pool, options.instruction if options else None)}
+        self._measured(block, self._ruler.prompts(block.label, wordings, layout))
         self._ruler.save()
 
     def _measured(self, block: Block, told: tuple[Lengths, list[Finding]]) -> None:

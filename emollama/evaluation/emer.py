@@ -65,9 +65,7 @@ def judge_clues(judge: Judge, answers: Sequence[Answer]) -> ClueOverlaps:
         UserError: the judge cannot be asked.
     """
     given = [_without_asking(answer) for answer in answers]
-    pairs = [
-        (answer.reference or "", answer.prediction) for answer, verdict in zip(answers, given, strict=True) if verdict is None
-    ]
+    pairs = [(answer.truth or "", answer.prediction) for answer, verdict in zip(answers, given, strict=True) if verdict is None]
     return ClueOverlaps(tuple(answer.name for answer in answers), _filled(given, pairs, judge.clue_overlap))
 
 
@@ -79,10 +77,10 @@ def judge_labels(judge: Judge, answers: Sequence[Answer]) -> LabelOverlaps:
     """
     given = [_without_asking(answer) for answer in answers]
     asked = [answer for answer, verdict in zip(answers, given, strict=True) if verdict is None]
-    texts = list(dict.fromkeys(text for answer in asked for text in (answer.reference or "", answer.prediction)))
+    texts = list(dict.fromkeys(text for answer in asked for text in (answer.truth or "", answer.prediction)))
     found = dict(zip(texts, judge.emotion_words(texts) if texts else [], strict=True))
     nothing = Extraction(())
-    true = [found.get(answer.reference or "", nothing) for answer in answers]
+    true = [found.get(answer.truth or "", nothing) for answer in answers]
     predicted = [found.get(answer.prediction, nothing) for answer in answers]
     given = [verdict or _by_words(*words) for verdict, *words in zip(given, true, predicted, strict=True)]
     pairs = [
@@ -98,7 +96,7 @@ def judge_labels(judge: Judge, answers: Sequence[Answer]) -> LabelOverlaps:
 
 def _without_asking(answer: Answer) -> Verdict | None:
     """The verdict on an answer that needs no judge."""
-    if not (answer.reference or "").strip():
+    if not (answer.truth or "").strip():
         return Verdict(None, "the truth is empty")
     return None if answer.prediction.strip() else Verdict(0.0, explanation="the prediction is empty")
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from emollama.evaluation.answers import Answer
+from emollama.evaluation.captions.evidence import CaptionNumbers
 from emollama.evaluation.emer import ClueOverlaps, LabelOverlaps
+from emollama.evaluation.metrics import metric
 from emollama.evaluation.recognition import Labels, confusion, per_class
 from emollama.evaluation.scoring import TaskScores
 from emollama.paths import written_whole
 
 REASONING_TASKS = ("reason", "reason_v2")
+OF_CLIPS = ("rouge_l", "cider_d", "meteor", "spice")  # metrics of captions that say something of a single clip
 
 
 def write_predictions(folder: Path, block: str, rows: Sequence[dict[str, Any]]) -> list[Path]:
@@ -82,7 +85,23 @@ def described(scores: TaskScores) -> dict[str, Any]:
         content["judge"] = scores.judge | {"failures": [failure for found in judged for failure in found.failures()]}
     if judged:
         content["clip_scores"] = list(_clip_scores(judged))
+    if captioned := [found for found in scores.evidence.values() if isinstance(found, CaptionNumbers)]:
+        content["captions"] = _captions(captioned[0], scores.answers)
+        content["clip_scores"] = list(_caption_scores(captioned, scores.metrics))
     return content
+
+
+def _captions(found: CaptionNumbers, answers: Sequence[Answer]) -> dict[str, Any]:
+    """By which words captions were compared, and which clips had none to compare with."""
+    scored = {*found.names}
+    return {"tokenizer": found.tokenizer, "without_reference": [each.name for each in answers if each.name not in scored]}
+
+
+def _caption_scores(captioned: Sequence[CaptionNumbers], metrics: Collection[str]) -> Iterator[dict[str, Any]]:
+    """A row a clip: its figures alone."""
+    chosen = {name: found for name in OF_CLIPS if name in metrics for found in captioned if type(found) is metric(name).evidence}
+    for place, name in enumerate(captioned[0].names):
+        yield {"name": name} | {key: metric(key).value(found.take([place])) for key, found in chosen.items()}
 
 
 def _invalid(labels: Labels, answers: Sequence[Answer]) -> list[dict[str, Any]]:

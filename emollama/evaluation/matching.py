@@ -8,7 +8,8 @@ from os.path import splitext
 
 from emollama.data.clips import LABELS
 from emollama.errors import UserError
-from emollama.evaluation.answers import Answer
+from emollama.evaluation.answers import Answer, Reference
+from emollama.evaluation.captions.gathering import CAPTION
 from emollama.evaluation.reading import CAPTION_FIELDS, AnswerFile, TruthFile, read_answers, read_truth
 from emollama.evaluation.scoring import DESCRIBING
 from emollama.evaluation.words import is_broken_list
@@ -16,7 +17,7 @@ from emollama.registry import did_you_mean
 
 EMPTY = ("", "[]")  # an answer without words
 EXAMPLES = 3
-TASKS = ("emotion", *CAPTION_FIELDS)
+TASKS = ("emotion", *CAPTION_FIELDS, CAPTION)
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,14 @@ class Truth:
     """What is true about the clips.
 
     Attributes:
-        references: task -> clip -> label or description.
+        references: task -> clip -> label, description, or captions.
         openset: clip -> emotion words; empty where none are known.
         openset_path: their file.
         digits: that clips are called with that are called by numbers; 0 for names as written.
         is_emer: whether descriptions may be EMER's.
     """
 
-    references: dict[str, dict[str, str]] = field(default_factory=dict)
+    references: dict[str, Mapping[str, Reference]] = field(default_factory=dict)
     openset: dict[str, tuple[str, ...]] = field(default_factory=dict)
     openset_path: str | None = None
     digits: int = 0
@@ -114,7 +115,7 @@ def labels_of(truth: Truth, given: Sequence[str] | None) -> list[str]:
     Raises:
         UserError: the truth has others than those given (all of them are told).
     """
-    known = set(truth.references.get("emotion", {}).values())
+    known = set(map(str, truth.references.get("emotion", {}).values()))
     if given is None:
         return sorted(known, key=lambda label: (LABELS.index(label) if label in LABELS else len(LABELS), label))
     if other := sorted(label for label in known if label.casefold() not in {name.casefold() for name in given}):
@@ -127,13 +128,14 @@ def _relabelled(truth: Truth, aliases: Mapping[str, str]) -> Truth:
     if "emotion" not in truth.references:
         return truth
     meaning = {alias.casefold(): label for alias, label in aliases.items()}
-    labels = {name: meaning.get(label.casefold(), label) for name, label in truth.references["emotion"].items()}
+    given = {name: str(label) for name, label in truth.references["emotion"].items()}
+    labels = {name: meaning.get(label.casefold(), label) for name, label in given.items()}
     return replace(truth, references=truth.references | {"emotion": labels})
 
 
 def _truth(given: Sequence[TruthFile], files: Sequence[AnswerFile], task: str | None) -> Truth:
     """All files of truth as one, completed by the references of answers (to one task, or None for all)."""
-    references: dict[str, dict[str, str]] = {}
+    references: dict[str, Mapping[str, Reference]] = {}
     for file in given:
         for kind, table in file.references.items():
             if kind in references:
@@ -143,7 +145,7 @@ def _truth(given: Sequence[TruthFile], files: Sequence[AnswerFile], task: str | 
     if len(words) > 1:
         raise UserError(f"--truth: emotion words in {' and in '.join(file.path for file in words)}. Give one of each kind.")
     answers = [(file.path, answer) for file in files for answer in file.answers if task is None or answer.task == task]
-    own = _own_references((path, answer) for path, answer in answers if answer.reference and answer.task not in references)
+    own = _own_references((path, answer) for path, answer in answers if _told(answer) and answer.task not in references)
     if not references and not own and not words:
         answered = sorted({answer.task for file in files for answer in file.answers} - {""})
         told = f"; their tasks are {', '.join(answered)}" if answered else ""
@@ -160,7 +162,7 @@ def _truth(given: Sequence[TruthFile], files: Sequence[AnswerFile], task: str | 
     )
 
 
-def _own_references(answers: Iterable[tuple[str, Answer]]) -> dict[str, dict[str, str]]:
+def _own_references(answers: Iterable[tuple[str, Answer]]) -> dict[str, dict[str, Reference]]:
     """task -> clip -> the reference that answers bring along.
 
     Args:
@@ -169,15 +171,20 @@ def _own_references(answers: Iterable[tuple[str, Answer]]) -> dict[str, dict[str
     Raises:
         UserError: one clip has two references.
     """
-    found: dict[str, dict[str, str]] = {}
+    found: dict[str, dict[str, Reference]] = {}
     for path, answer in answers:
-        reference = str(answer.reference)
+        reference = _told(answer)
         if found.setdefault(answer.task, {}).setdefault(answer.name, reference) != reference:
             raise UserError(
                 f"{path}: the reference of '{answer.name}', of {task_told(answer.task)}, is another one than in a file before it."
                 " Say with --truth what is true."
             )
     return found
+
+
+def _told(answer: Answer) -> Reference:
+    """The reference that an answer brings along: of captions a list."""
+    return answer.captions if answer.task == CAPTION else answer.truth or ""
 
 
 def _said(file: AnswerFile, task: str) -> AnswerFile:
@@ -204,10 +211,11 @@ def _with_tasks(file: AnswerFile, files: Sequence[AnswerFile], truth: Truth, tas
 
 
 def _task_of_silent(file: AnswerFile, files: Sequence[AnswerFile], truth: Truth) -> str:
-    """The task of answers that do not say theirs: that of the other files, where the truth has labels or descriptions for it."""
+    """The task of answers that do not say theirs: that of the other files, where the truth has what fits it."""
     described = any(known in DESCRIBING for known in truth.references)
     labelled = "emotion" in truth.references and (file.of_labels or not described)
-    fitting = ["emotion"] if labelled else DESCRIBING
+    captioned = CAPTION in truth.references and not described
+    fitting = ["emotion"] if labelled else [CAPTION] if captioned else [CAPTION, *DESCRIBING]
     said = {answer.task for other in files for answer in other.answers if truth.openset or answer.task in truth.references}
     near = sorted(said & {*fitting} - {""})
     if len(near) > 1:

@@ -101,7 +101,7 @@ def write_sheets(
     shuffled = [told[place] for place in rng.permutation(len(told))]
     items = {f"i{number:0{len(str(len(told)))}}": item for number, item in enumerate(shuffled, 1)}
     rows = [(name, answers[item]) for name, item in items.items()]
-    digests = {name: [_digest(str(answer.reference)), _digest(answer.prediction)] for name, answer in rows}
+    digests = {name: [_digest(str(answer.truth)), _digest(answer.prediction)] for name, answer in rows}
     key = Key(task, seed, [*files], items, digests, empty)
     sheets = [output.with_name(f"{output.stem}_rater{number}{output.suffix}") for number in range(1, raters + 1)]
     paths = [*(sheets if raters > 1 else [output]), output.with_suffix(".key.json")]
@@ -140,7 +140,7 @@ def _write_sheet(path: Path, rows: Sequence[tuple[str, Answer]]) -> None:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for name, answer in rows:
-            writer.writerow([name, harmless(str(answer.reference)), harmless(answer.prediction), "", "", ""])
+            writer.writerow([name, harmless(str(answer.truth)), harmless(answer.prediction), "", "", ""])
 
 
 def read_key(path: str) -> Key:

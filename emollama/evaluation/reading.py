@@ -3,7 +3,8 @@
 Answers: ``predictions_*.jsonl`` of a run; CSV ``names,chi_reasons`` (English in spite of the name) and ``name`` with one of
 :data:`ANSWER_COLUMNS`; submissions (``.npz``) of lists of words. Truth: tables of EMER (``names,emotions,subtitles,reasons`` and
 ``name,chinese,english``), of labels (``name,label``, ``name,discrete``, DFEW's ``video_name,label``), of words
-(``name,openset``) and of one's own (``name,emotion,reason``); annotation lists (``.txt``); captions and words as JSON objects.
+(``name,openset``) and of one's own (``name,emotion,reason``); annotation lists (``.txt``); captions and words as JSON objects;
+captions of images (:mod:`emollama.data.captions`).
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from emollama.data.captions import read_captioned
 from emollama.data.clips import DFEW_LABELS, Clip, column_of, read_annotations, read_clip_table, read_json
 from emollama.data.problems import Problem, Report
 from emollama.errors import UserError
-from emollama.evaluation.answers import Answer
+from emollama.evaluation.answers import Answer, Reference
+from emollama.evaluation.captions.gathering import CAPTION
 from emollama.evaluation.openset import read_openset
 from emollama.evaluation.submission import read_items, read_submission
 from emollama.evaluation.words import is_list
@@ -53,14 +56,14 @@ class TruthFile:
 
     Attributes:
         path: as given.
-        references: task -> clip -> its label or description.
+        references: task -> clip -> its label, description or captions.
         openset: clip -> its emotion words, where the file holds them.
         digits: how many digits clips are called with that are called by numbers; 0 for names as written.
         is_emer: whether it is one of EMER's tables.
     """
 
     path: str
-    references: Mapping[str, dict[str, str]] = field(default_factory=dict)
+    references: Mapping[str, Mapping[str, Reference]] = field(default_factory=dict)
     openset: Mapping[str, tuple[str, ...]] | None = None
     digits: int = 0
     is_emer: bool = False
@@ -149,13 +152,16 @@ def _answer(line: str) -> Answer:
         raise ValueError(f"not valid JSON: {error.msg}") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    optional = {"task": str, "reference": str, "loss": float | int}
+    optional = {"task": str, "reference": str | list, "loss": float | int}
     kinds: dict[str, Any] = {"name": str, "prediction": str} | {key: kind | None for key, kind in optional.items()}
     if not isinstance(row, dict) or not all(isinstance(row.get(key), kind) for key, kind in kinds.items()):
         raise ValueError("expected an object with the texts 'name' and 'prediction', and 'task', 'reference' and 'loss' if known")
-    name, prediction = _written(row["name"]), _written(row["prediction"])
-    reference = None if row.get("reference") is None else _written(row["reference"])
-    return Answer(name, row.get("task") or "", prediction, reference, row.get("loss"))
+    reference = row.get("reference")
+    if isinstance(reference, list) and not all(isinstance(text, str) for text in reference):
+        raise ValueError("'reference' is a list, and not all of it are texts")
+    if reference is not None:
+        reference = list(map(_written, reference)) if isinstance(reference, list) else _written(reference)
+    return Answer(_written(row["name"]), row.get("task") or "", _written(row["prediction"]), reference, row.get("loss"))
 
 
 def _written(text: str) -> str:
@@ -201,13 +207,15 @@ def _emotions(path: str, labels: dict[str, str]) -> dict[str, str]:
 
 
 def _of_object(path: str) -> TruthFile:
-    """Captions (an object a clip) or words (a list a clip)."""
+    """Captions (an object a clip, or images with several each) or words (a list a clip)."""
     table: Any = read_json(path)
+    if (isinstance(table, dict) and "annotations" in table) or (isinstance(table, list) and table):
+        return TruthFile(path, {CAPTION: {image.name: list(image.captions) for image in read_captioned(path) if image.captions}})
     if not isinstance(table, dict) or not table:
         raise UserError(f"{path}: expected one JSON object keyed by clip name, with captions or lists of words")
     if all(isinstance(words, list) for words in table.values()):
         return TruthFile(path, openset=read_openset(path))
-    references = {task: _captions(table, fields) for task, fields in CAPTION_FIELDS.items()}
+    references: dict[str, dict[str, str]] = {task: _captions(table, fields) for task, fields in CAPTION_FIELDS.items()}
     references[""] = references["reason_v2"]
     if not references[""]:
         raise UserError(f"{path}: no clip has 'smp_reason_caption' or 'caption'")

@@ -8,10 +8,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from emollama.errors import UserError, listing, require_at_least
 from emollama.evaluation.answers import Answer
+from emollama.evaluation.captions.evidence import CAPTION_EVIDENCE, CaptionNumbers
+from emollama.evaluation.captions.gathering import CAPTION, CaptionGathering
+from emollama.evaluation.captions.java import JavaFailed
+from emollama.evaluation.captions.tokenizers import TokenizerChoice
 from emollama.evaluation.emer import ClueOverlaps, LabelOverlaps, judge_clues, judge_labels
 from emollama.evaluation.judges.judge import JudgeUnreachable
 from emollama.evaluation.labels import AnswerRule, LabelReader, SeveralHits
@@ -89,6 +94,9 @@ class Scoring:
         """Emotion wheels in the layout of MERTools, for ew."""
         wheel_level: int = 1
         """Level of the wheels at which ew compares: 1 or 2."""
+        caption_tokenizer: TokenizerChoice = "auto"
+        """How captions are split into words. ptb: Stanford's tokenizer, as in COCO's evaluation; needs Java. treebank: NLTK's,
+        whose figures are near those of ptb, not equal. auto: ptb where Java is."""
 
         def __post_init__(self) -> None:
             for name in self.metrics:
@@ -119,12 +127,15 @@ class Scoring:
             self._wheels = Wheels.read(cfg.wheel_folder, cfg.wheel_level) if cfg.wheel_folder else None
         except UserError as error:
             raise UserError(f"{key}: {error}") from None
+        captioned = "reference" in tasks.get(CAPTION, ())
+        self._captions = CaptionGathering(cfg.caption_tokenizer, key) if captioned else None
         self._gather: dict[type, Callable[[list[Answer]], Evidence]] = {
             Labels: self._labels,
             ClueOverlaps: self._clues,
             LabelOverlaps: self._label_overlaps,
             OpenSets: self._open_sets,
             WheelSets: self._wheel_sets,
+            **{kind: partial(self._caption_numbers, kind) for kind in CAPTION_EVIDENCE},
             Losses: self._losses,
         }
         self.metrics = {task: self._possible(task) for task in tasks}
@@ -138,10 +149,10 @@ class Scoring:
 
         Args:
             answers: of any of the tasks.
-            tolerant: metrics of a judge that cannot be reached are None, with a warning.
+            tolerant: metrics of a judge that cannot be reached, and of a Java program that fails, are None, with a warning.
 
         Raises:
-            JudgeUnreachable: unless tolerant.
+            JudgeUnreachable, JavaFailed: unless tolerant.
         """
         by_task = {task: [answer for answer in answers if answer.task == task] for task in self.metrics}
         return {task: self._scores(by_task[task], metrics, tolerant) for task, metrics in self.metrics.items()}
@@ -151,21 +162,29 @@ class Scoring:
         kinds = [kind for kind in self._gather if any(found.evidence is kind for found in chosen.values())]
         judged = self.judge is not None and any(kind in ASKING for kind in kinds)
         before = self.judge.usage() if judged else {}
-        evidence: dict[type, Evidence] = {}
-        unreachable: dict[str, str] = {}
-        try:
-            for kind in sorted(kinds, key=ASKING.__contains__):  # what a judge may be asked for comes last
-                evidence[kind] = self._gather[kind](answers)
-        except JudgeUnreachable as error:
-            if not tolerant:
-                raise
-            logging.getLogger("emollama").warning("%s: %s", self.key, error)
-            unreachable = {"unreachable": str(error)}
+        evidence, failure = self._gathered(kinds, answers, tolerant)
+        unreachable = {"unreachable": str(failure)} if failure else {}
         values = {
             name: found.value(evidence[found.evidence]) if found.evidence in evidence else None for name, found in chosen.items()
         }
         judge = {"name": self.judge.name, **_spent(before, self.judge.usage()), **unreachable} if judged else {}
         return TaskScores(answers, values, evidence, judge)
+
+    def _gathered(
+        self, kinds: list[type], answers: list[Answer], tolerant: bool
+    ) -> tuple[dict[type, Evidence], JudgeUnreachable | None]:
+        """The evidence of these kinds as far as it can be had, and why the judge could not be asked, where it could not."""
+        evidence: dict[type, Evidence] = {}
+        for kind in sorted(kinds, key=ASKING.__contains__):  # what a judge may be asked for comes last
+            try:
+                evidence[kind] = self._gather[kind](answers)
+            except (JudgeUnreachable, JavaFailed) as error:
+                if not tolerant:
+                    raise
+                logging.getLogger("emollama").warning("%s: %s", self.key, error)
+                if isinstance(error, JudgeUnreachable):
+                    return evidence, error
+        return evidence, None
 
     def _possible(self, task: str) -> list[str]:
         """The metrics that are wanted and can be computed for a task."""
@@ -192,6 +211,10 @@ class Scoring:
             return "clips with an answer to learn from, and prompt_layout: train"
         if kind is Labels and task != "emotion":
             return "the task 'emotion'"
+        if kind in CAPTION_EVIDENCE and task != CAPTION:
+            return f"the task '{CAPTION}'"
+        if kind in CAPTION_EVIDENCE:
+            return self._captions.lacking(kind) if self._captions else "clips whose true captions are known"
         if kind in JUDGED and task not in DESCRIBING:
             return "a task that describes (reason, reason_v2)"
         if kind in JUDGED and self.judge is None:
@@ -202,6 +225,10 @@ class Scoring:
             return "openset_path, the clips' true emotion words"
         return "wheel_folder, the emotion wheels" if kind is WheelSets and self._wheels is None else None
 
+    def _caption_numbers(self, kind: type[CaptionNumbers], answers: list[Answer]) -> Evidence:
+        assert self._captions is not None
+        return self._captions.gather(kind, answers)
+
     def _losses(self, answers: list[Answer]) -> Losses:
         known = [(answer.name, answer.loss) for answer in answers if answer.loss is not None]
         return Losses(tuple(name for name, _ in known), tuple(loss for _, loss in known))
@@ -211,7 +238,7 @@ class Scoring:
         readings = [self._reader.read(answer.prediction) for answer in known]
         return Labels(
             names=tuple(answer.name for answer in known),
-            truth=tuple(str(answer.reference) for answer in known),
+            truth=tuple(str(answer.truth) for answer in known),
             read=tuple(reading.label for reading in readings),
             named=tuple(reading.named for reading in readings),
             labels=self._reader.labels,

@@ -63,14 +63,15 @@ def task_text(task: str, files: Files) -> Iterator[str]:
         name for name in files[first]["estimates"] if any(_known(one, name) or _failed(one, name) for one in files.values())
     ]
     labels = f"; labels {' '.join(files[first]['recognition']['labels'])}" if "recognition" in files[first] else ""
-    yield f"{f'task {task}' if task else _kind(files[first])}: {files[first]['clips']} clips{labels}"
+    words = f"; tokenizer: {files[first]['captions']['tokenizer']}" if "captions" in files[first] else ""
+    yield f"{f'task {task}' if task else _kind(files[first])}: {files[first]['clips']} clips{labels}{words}"
     if not metrics:
         yield "no figures: descriptions are scored by a judge, --judge"
     parts = [metrics[start : start + WIDTH] for start in range(0, len(metrics), WIDTH)]
     for some in parts:
         yield ""
         yield from figures(files, some)
-    legend = [f"{name}: {_title(name)}" for name in metrics if _title(name) != name.replace("_", " ")]
+    legend = [f"{name}: {_title(name)}" for name in metrics if _title(name).lower().replace("-", " ") != name.replace("_", " ")]
     legend += [f"{file}: {name}: {reason}" for file, record in files.items() for name, reason in _nothing(record, metrics)]
     yield from ["", *legend] if legend else []
     if others and metrics:

@@ -1,6 +1,6 @@
-"""Frames through the frozen image encoder in the step, where a dataset brings pixels in place of cached rows.
+"""Frames through a frozen image encoder in the step, where a dataset brings pixels in place of rows.
 
-Letters: F frames of a micro-batch, P patches of one, D the image rows' width.
+Letters: F frames of a micro-batch, n rows of a slot that are made of one, D their width.
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ import torch
 from torch import Tensor
 
 from emollama.data.batch import Rows
-from emollama.data.features import FRAME
-from emollama.encoders.eva_vit import EvaFiles, EvaVit
+from emollama.data.features import FRAME, IMAGE
+from emollama.encoders.eva import Eva
+from emollama.encoders.eva_vit import IDENTITY, EvaFiles, EvaShape, EvaVit, read_eva
+from emollama.encoders.weights import digest
 from emollama.errors import UserError
+from emollama.media.choice import FrameChoice
+from emollama.stores.manifest import Manifest
 
 RowsOut = Callable[[Mapping[str, int]], dict[str, int]]
 
@@ -33,31 +37,62 @@ def build(weights: str, cfg: Any, device: torch.device) -> EvaVit:
     return made
 
 
-def with_frames(rows_out: RowsOut, patches: int) -> RowsOut:
-    """A fusion module's ``rows_out`` for clips that may bring a frame: it counts as the rows that are made of it."""
+def manifest(weights: str, cfg: Any, choice: FrameChoice, ln_vision: str = IDENTITY) -> Manifest:
+    """What a manifest of this encoder's caches would say.
+
+    Args:
+        weights: of the encoder.
+        cfg: the model's block.
+        choice: which frame of a video is taken.
+        ln_vision: as :func:`~emollama.encoders.eva_vit.read_ln_vision` takes it.
+
+    Raises:
+        UserError: weights that are missing or no EVA transformer's.
+    """
+    read_eva(weights, "model.vit_weights", EvaShape.depth)  # names the key that is at fault
+    eva = Eva.Config(weights, image_size=cfg.image_size, precision=cfg.vit_precision, frame_selection=choice, ln_vision=ln_vision)
+    described = Eva.describe(eva, "model")
+    return Manifest(IMAGE, described.shape.rows, described.shape.width, described.recipe, digest(weights), "float32")
+
+
+def with_frames(rows_out: RowsOut, made: Mapping[str, int]) -> RowsOut:
+    """A fusion module's ``rows_out`` for clips that may bring a frame: it counts as the rows that are made of it.
+
+    Args:
+        rows_out: raw rows by slot -> rows emitted by placeholder.
+        made: slot -> rows that are made of a frame.
+    """
 
     def counted(counts: Mapping[str, int]) -> dict[str, int]:
         rest = {slot: count for slot, count in counts.items() if slot != FRAME}
-        frame = counts.get(FRAME, 0)
-        return rows_out(rest | {"image": rest["image"] + frame * patches, "cls": rest["cls"] + frame})
+        return rows_out(rest | {slot: rest[slot] + counts.get(FRAME, 0) * rows for slot, rows in made.items()})
 
     return counted
 
 
-def encoded(slots: Mapping[str, Rows], vit: EvaVit) -> dict[str, Rows]:
-    """The slots without frames: each frame's rows stand where its clip's image and class rows are.
+def image_and_class(vit: EvaVit) -> Callable[[Tensor], dict[str, Tensor]]:
+    """(F, 3, side, side) -> the rows of an EVA cache, image (F, P, D) and class token (F, 1, D)."""
+
+    def made(images: Tensor) -> dict[str, Tensor]:
+        rows = vit(images)
+        return {"image": rows[:, 1:], "cls": rows[:, :1]}
+
+    return made
+
+
+def encoded(slots: Mapping[str, Rows], encode: Callable[[Tensor], Mapping[str, Tensor]]) -> dict[str, Rows]:
+    """The slots without frames: rows made of a frame stand behind those that its clip brings itself.
 
     Args:
         slots: with the slot ``frame``, (F, 3 x side x side).
-        vit: the encoder, (F, 3, side, side) -> (F, 1 + P, D).
+        encode: (F, 3, side, side) -> slot -> (F, n, D).
     """
     rest = {slot: rows for slot, rows in slots.items() if slot != FRAME}
     frames = slots[FRAME]
     if not len(frames.values):
         return rest
     side = round((frames.values.shape[1] / 3) ** 0.5)
-    rows = vit(frames.values.reshape(-1, 3, side, side))
-    made = {"image": rows[:, 1:], "cls": rows[:, :1]}
+    made = encode(frames.values.reshape(-1, 3, side, side))
     return rest | {slot: _joined(slots[slot], frames.offsets, parts) for slot, parts in made.items()}
 
 

@@ -78,6 +78,33 @@ class LinearFusion(nn.Module):
         return {name: self.dropout(value) for name, value in rows.items()}
 
 
+class ImageProjection(nn.Module):
+    """One linear projection of an image's rows, as published with MiniGPT-4 (``llama_proj`` is the layer's name there).
+
+    Args:
+        rows_width: D.
+        width: H.
+        dropout: probability of dropping a component of an emitted row, in training.
+    """
+
+    VIDEO = ("image",)
+    FEATURE = ()
+
+    def __init__(self, rows_width: int, width: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.llama_proj = nn.Linear(rows_width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    @staticmethod
+    def rows_out(counts: Mapping[str, int]) -> dict[str, int]:
+        """Raw rows of one clip by slot -> rows emitted by placeholder: as many."""
+        return {"image": counts["image"]}
+
+    def forward(self, slots: Mapping[str, Rows]) -> dict[str, Tensor]:
+        """{"image": rows (n, D) of all clips, joined} -> {"image": (n, H)}."""
+        return {"image": self.dropout(_project(self.llama_proj, slots["image"].values))}
+
+
 def _project(layer: nn.Module, rows: Tensor) -> Tensor:
     """The layer on at least ``STEADY_ROWS`` rows, so that a clip's rows do not depend on its micro-batch to the last bit."""
     lacking = max(0, STEADY_ROWS - len(rows))

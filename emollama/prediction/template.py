@@ -107,8 +107,8 @@ def find_template(config: RunConfig, task: str | None) -> Template:
         blocks[f"datasets.{label}"] = EvaluationBlock(cfg, kind.Config(), kind.scoring.Config())
     usable = {key: block for key, block in blocks.items() if issubclass(config.classes[key], FeatureClips)}
     if not usable:
-        text = "no block under evaluation_datasets or datasets that labels and wordings could be taken from"
-        raise UserError(f"{text}. Add one, as the checkpoint was trained with.")
+        text = "no block under evaluation_datasets or datasets that labels and wordings of clips could be taken from"
+        raise UserError(f"{text}. Add one, as the checkpoint was trained with (images are captioned by emollama eval).")
     asking = [key for key, block in usable.items() if task in block.dataset.pool().tasks]
     if task is not None and not asking:
         get_logger().warning("no block of this configuration asks the task '%s': the model may not have learnt it", task)

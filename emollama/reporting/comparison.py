@@ -75,7 +75,7 @@ def compared(folders: Sequence[Path], metrics: Sequence[str] = ()) -> Comparison
         *(found.metrics for run in runs.values() for found in run.validations),
     ]
     keys = _chosen(list(dict.fromkeys(chain(*every))), metrics)
-    notes = [*chain(*(run.notes for run in runs.values())), *_lacking(runs, keys, standings)]
+    notes = [*chain(*(run.notes for run in runs.values())), *_lacking(runs, keys, standings), *_split_apart(runs)]
     configs = {name: config for name, run in runs.items() if (config := _config(run, notes)) is not None}
     trained = [name for name, run in runs.items() if run.trained]
     return Comparison(runs, keys, standings, dict(settings_that_differ(configs, trained)), notes)
@@ -166,6 +166,19 @@ def _lacking(runs: Mapping[str, RunFiles], keys: Sequence[str], standings: Seque
             yield f"{name}: no figures: neither result/metrics_*.json nor a line of eval.jsonl. Evaluate it."
         elif missing:
             yield f"{name}: has no {', '.join(missing)}"
+
+
+def _split_apart(runs: Mapping[str, RunFiles]) -> Iterator[str]:
+    """Tasks whose captions were split into words in several ways, so that their figures are not quite comparable."""
+    ways: dict[str, dict[str, str]] = {}
+    for name, run in runs.items():
+        for result in run.results:
+            if result.tokenizer:
+                ways.setdefault(f"{result.block}/{result.task}", {})[name] = result.tokenizer
+    for place, by_run in ways.items():
+        if len(set(by_run.values())) > 1:
+            told = ", ".join(f"{name} by {way}" for name, way in by_run.items())
+            yield f"{place}: captions were split into words in different ways, their figures are not quite comparable: {told}"
 
 
 def _config(run: RunFiles, notes: Notes) -> dict[str, Any] | None:

@@ -66,7 +66,8 @@ class TaskResult:
         metrics: name -> value.
         recognition: of the task that recognises labels.
         judge: its name, its usage, its failures, and why it could not be reached; empty where nobody judged.
-        clip_scores: name -> its scores and words; empty where nobody judged.
+        clip_scores: name -> its scores and words; empty where nobody judged, and of labels.
+        tokenizer: that split captions into words; "" of other answers.
         predictions: name, prediction, target, reference of each clip.
     """
 
@@ -79,6 +80,7 @@ class TaskResult:
     recognition: Recognition | None = None
     judge: dict[str, Any] = field(default_factory=dict)
     clip_scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tokenizer: str = ""
     predictions: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -228,6 +230,7 @@ def _result(bare: TaskResult, scores: Mapping[str, Any]) -> TaskResult:
         recognition=_recognition(recognition) if recognition else None,
         judge=mapping(scores.get("judge")),
         clip_scores={text(row.get("name")): row for row in objects(scores.get("clip_scores"))},
+        tokenizer=text(mapping(scores.get("captions")).get("tokenizer")),
         predictions=bare.predictions,
     )
 
@@ -242,6 +245,6 @@ def _recognition(found: Mapping[str, Any]) -> Recognition:
 
 
 def score_of(row: Mapping[str, Any]) -> dict[str, float]:
-    """The scores of a clip: clue_overlap and label_overlap, without those that failed."""
-    found = {name: number(row.get(name)) for name in ("clue_overlap", "label_overlap")}
+    """The scores of a clip: clue_overlap and label_overlap, without those that failed; of a caption cider_d."""
+    found = {name: number(row.get(name)) for name in ("clue_overlap", "label_overlap", "cider_d")}
     return {name: value for name, value in found.items() if value is not None}

@@ -24,11 +24,11 @@ class Sample:
 
     Attributes:
         name: the clip.
-        truth: the data's own text, else the training target; None where there is neither.
+        truth: the data's own text, a line each where there are several, else the training target; None where there is neither.
         answer: what was answered.
         read: the label in it, "" where there is none or none is wanted.
         right: whether that is the truth; None of a description.
-        scores: clue_overlap, label_overlap, as far as they are known.
+        scores: clue_overlap, label_overlap, cider_d, as far as they are known.
         words: the emotion words found in (truth, answer), where somebody looked for them.
         loss: of the target.
     """
@@ -111,4 +111,7 @@ def _judged(result: TaskResult, row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _truth(row: Mapping[str, Any]) -> str | None:
-    return next((text(row[key]) for key in ("reference", "target") if row.get(key) is not None), None)
+    found = next((row[key] for key in ("reference", "target") if row.get(key) is not None), None)
+    if found is None:
+        return None
+    return "\n".join(texts(found)) if isinstance(found, list) else text(found)

@@ -40,7 +40,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """What a report says of one task of a block; ``unusual`` is what its configuration changes about its scores' meaning."""
+    """What a report says of one task of a block; ``unusual`` is what else its scores' meaning depends on."""
 
     result: TaskResult
     samples: list[Sample]
@@ -84,7 +84,7 @@ class Section:
         if self.unreachable or any(value is not None for value in result.metrics.values()):
             return ""
         if result.predictions and not any(row.get(key) for row in result.predictions for key in ("reference", "target")):
-            truth = "labels" if result.task == "emotion" else "descriptions"
+            truth = {"emotion": "labels", "caption": "captions"}.get(result.task, "descriptions")
             return f"Answers only: the data has no {truth} to compare with."
         return "Every judgement failed." if self.failures else "No scores in the files."
 
@@ -108,4 +108,5 @@ def _section(result: TaskResult, keys: Mapping[str, Any], ensemble: list[str]) -
         name = re.sub(r"[^\w-]", "_", f"confusion_{result.block}_{result.task}")[:100] + ".png"
         png = confusion_matrix(found.labels, found.confusion)
         confusion = picture(name, png, f"Confusion matrix of {result.block}, {result.task}: the truth by row")
-    return Section(result, samples_of(result, keys), confusion, [*unusual_of(keys, result.task), *ensemble])
+    words = [f"tokenizer: {result.tokenizer}"] if result.tokenizer else []
+    return Section(result, samples_of(result, keys), confusion, [*unusual_of(keys, result.task), *ensemble, *words])

@@ -9,19 +9,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from emollama.config import RunConfig
-from emollama.data.features import FRAME, IMAGE
+from emollama.data.features import FRAME
 from emollama.encoders.encoder import FACE_KEYS
-from emollama.encoders.eva import Eva
-from emollama.encoders.eva_vit import EvaShape, read_eva
 from emollama.encoders.weights import digest
 from emollama.errors import UserError
 from emollama.logging import get_logger
-from emollama.media.choice import FrameChoice
 from emollama.stores.manifest import Manifest, differences
 
 Facts = dict[str, Any]
 ROUNDING = ("precision",)  # facts that change numbers by rounding only
-REMEDY = "Extract them alike; or set run.allow_other_features: True to go on with a warning."
+REMEDY = "Extract them alike, or name the same encoders; or set run.allow_other_features: True to go on with a warning."
 
 
 class Made(NamedTuple):
@@ -104,21 +101,12 @@ def unlike_checkpoint(stored: Any, features: Mapping[str, Facts], source: str) -
 def _all_made(config: RunConfig, datasets: Iterable[Any]) -> Iterator[Made]:
     for source in (source for dataset in datasets for source in getattr(dataset, "features", ())):
         online = source.slots == (FRAME,)
-        manifest = _to_be_made(config.model, source.store.choice) if online else Manifest.read(source.path)
+        if online:
+            manifest = config.classes["model"].made_of_frames(config.model, source.store.choice)
+        else:
+            manifest = Manifest.read(source.path)
         if manifest is not None:
-            yield Made(f"{source.key} ({source.path})", source.fills, manifest)
-
-
-def _to_be_made(model: Any, choice: FrameChoice) -> Manifest:
-    """How the image encoder inside the model will make rows of frames: what a manifest of caches would say.
-
-    Raises:
-        UserError: weights that are missing or no EVA transformer's.
-    """
-    read_eva(model.vit_weights, "model.vit_weights", EvaShape.depth)  # names the key that is at fault
-    cfg = Eva.Config(model.vit_weights, image_size=model.image_size, precision=model.vit_precision, frame_selection=choice)
-    described = Eva.describe(cfg, "model")
-    return Manifest(IMAGE, *described.shape, described.recipe, digest(model.vit_weights), "float32")
+            yield Made(f"{source.key} ({source.path})", manifest.slots if online else source.fills, manifest)
 
 
 def _misplaced(made: Made) -> bool:

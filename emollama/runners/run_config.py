@@ -66,6 +66,10 @@ class RunnerConfig:
     """Steps in a row with a loss or gradient that is not finite before the run stops."""
     log_freq: int = 10
     """Iterations between logged ones."""
+    wandb_log: bool = False
+    """Send what TensorBoard gets to Weights & Biases too. WANDB_MODE=offline keeps it in the run's folder, for wandb sync."""
+    wandb_project: str = "emollama"
+    """Project there; the run is called like its folder."""
     save_every_iters: int | None = None
     """Iterations between writes of checkpoint_last.pth. Null: only at the ends of epochs."""
     keep_last: int | None = None

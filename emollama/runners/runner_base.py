@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emollama import checkpoint, distributed, optim
+from emollama import checkpoint, distributed, optim, tracking
 from emollama.config import RunConfig, write_yaml
 from emollama.data.batch import Batch
 from emollama.data.loader import Split, TrainingSamples, seed_of, step_batches, training_loader
@@ -59,6 +59,8 @@ class RunnerBase:
             get_logger().warning("%s", text)
         if training and cfg.resume_ckpt_path == "auto" and cfg.job_id is None:
             raise UserError("run.resume_ckpt_path: auto needs run.job_id, the name of the run's folder to look in")
+        if training and cfg.wandb_log:
+            self.world.on_main(tracking.require)
         job_id = cfg.job_id or self.world.on_main(lambda: datetime.now().strftime("%Y%m%d%H%M%S"))
         self.folder = Path(cfg.output_dir) / job_id
         self.world.on_main(lambda: require_writable(self.folder, "run.output_dir"))
@@ -89,22 +91,14 @@ class RunnerBase:
             self.folder,
             first_step=self.first_step,
             total_steps=self.total_steps,
+            epoch_steps=cfg.iters_per_epoch,
             log_freq=cfg.log_freq,
             enabled=self.world.is_main,
         )
-        batches = self._step_batches()
-        ended = self._evaluate_when_due(self.first_step, log)
-        for step in range(self.first_step, self.total_steps):
-            if ended:
-                break
-            with log.waiting():
-                micro_batches = next(batches)
-            values = self._step(step, micro_batches)
-            self._stop_if_stuck(micro_batches)
-            log.step(step, {"epoch": step // cfg.iters_per_epoch, **values}, samples=self.split.global_batch)
-            self._save_when_due(step + 1)
-            ended = self._evaluate_when_due(step + 1, log)
-        log.close()
+        with log:
+            if cfg.wandb_log:
+                self.world.on_main(lambda: log.track(cfg.wandb_project, self.config.plain()))
+            self._train_steps(log)
         self.world.on_main(self._report)
         return self.folder
 
@@ -166,6 +160,21 @@ class RunnerBase:
             text = "run.early_stop_patience: no better %s in %d evaluations; training ends here"
             get_logger().info(text, self.cfg.metric, self.cfg.early_stop_patience)
         return self.validation.exhausted
+
+    def _train_steps(self, log: RunLog) -> None:
+        """The steps that are left, with evaluations and checkpoints when due."""
+        batches = self._step_batches()
+        ended = self._evaluate_when_due(self.first_step, log)
+        for step in range(self.first_step, self.total_steps):
+            if ended:
+                break
+            with log.waiting():
+                micro_batches = next(batches)
+            values = self._step(step, micro_batches)
+            self._stop_if_stuck(micro_batches)
+            log.step(step, {"epoch": step // self.cfg.iters_per_epoch, **values}, samples=self.split.global_batch)
+            self._save_when_due(step + 1)
+            ended = self._evaluate_when_due(step + 1, log)
 
     def _step(self, step: int, micro_batches: list[Batch]) -> dict[str, float]:
         """One optimizer step: every micro-batch's gradients, clipping, the update. Returns what to log, over all ranks."""

@@ -39,7 +39,7 @@ class Prediction:
         instruction: the turn's text with the marks where feature rows go.
         prediction: what was answered.
         target: the answer of the data as it is trained on, or None where there is none.
-        reference: the answer of the data as its file has it.
+        reference: the answer of the data as its file has it; a list where there are several.
         loss: mean cross-entropy (natural logarithm) over the target's tokens, in the training layout; None without a target.
         label_probabilities: label -> probability among the labels, where labels were compared; else None.
     """
@@ -49,7 +49,7 @@ class Prediction:
     instruction: str
     prediction: str
     target: str | None
-    reference: str | None
+    reference: str | list[str] | None
     loss: float | None
     label_probabilities: dict[str, float] | None = None
 

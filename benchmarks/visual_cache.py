@@ -1,0 +1,147 @@
+"""What a training epoch of minigpt4 costs with model.cache_visual and without it; the losses are the same.
+
+    OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 python benchmarks/visual_cache.py
+
+Both runs train on the same drawn pictures from the same start in one process and take turns, epoch by epoch. Encoders and
+language model have random weights; the options give their sizes. The first epoch fills the cache and is told apart. The ratio is
+that of all work to the language model's: the larger that is, the smaller the ratio. Exits with 1 where a loss differs by more
+than 1e-5.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from emollama.config import load
+from emollama.demo.drawing_files import TABLE, write_flickr
+from emollama.demo.tiny_llama import make_tiny_llama
+from emollama.encoders.eva_vit import EvaShape, EvaVit
+from emollama.encoders.qformer import QFormer, QFormerShape, under_original_names
+from emollama.runners.runner_base import RunnerBase
+
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    """Print seconds of an epoch of both, the ratio of their medians, and the largest difference of a loss."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default, what in (
+        ("images", 32, "in an epoch"),
+        ("batch-size", 8, "images of a step"),
+        ("rounds", 5, "epochs of each run behind the first"),
+        ("image-size", 224, "pixels"),
+        ("vit-width", 704, "of the image encoder: a multiple of 88; published: 1408"),
+        ("vit-depth", 12, "blocks of the image encoder; published: 39"),
+        ("llm-width", 256, "of the language model: a multiple of 16"),
+        ("llm-layers", 4, "of the language model"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{what} (default: {default})")
+    sizes = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        seconds, furthest = measure(make_runners(Path(folder), sizes), sizes)
+    cached, computed = (median(times[1:]) for times in (seconds["cached"], seconds["computed"]))
+    first = f"the first {seconds['cached'][0]:.2f} s"
+    sys.stdout.write(f"{sizes.images} images, {sizes.rounds} epochs each in turn, medians:\n")
+    sys.stdout.write(f"cached {cached:.2f} s an epoch ({first}), computed {computed:.2f} s, ratio {computed / cached:.1f}\n")
+    sys.stdout.write(f"largest difference of a loss {furthest:.1e}\n")
+    raise SystemExit(0 if furthest <= 1e-5 else 1)
+
+
+def measure(runners: dict[str, RunnerBase], sizes: argparse.Namespace) -> tuple[dict[str, list[float]], float]:
+    """Seconds of each epoch of both, and the largest difference of a loss."""
+    batches = {name: runner._step_batches() for name, runner in runners.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    losses: dict[str, list[float]] = {name: [] for name in runners}
+    steps = sizes.images // sizes.batch_size
+    for epoch in range(1 + sizes.rounds):
+        for name, runner in runners.items():
+            begun = time.perf_counter()
+            for step in range(epoch * steps, (epoch + 1) * steps):
+                losses[name].append(runner._step(step, next(batches[name]))["loss"])
+            seconds[name].append(time.perf_counter() - begun)
+    return seconds, max(abs(one - other) for one, other in zip(*losses.values(), strict=True))
+
+
+def make_runners(folder: Path, sizes: argparse.Namespace) -> dict[str, RunnerBase]:
+    """A run that keeps what the encoders make, and one that does not, over the same files."""
+    write_flickr(folder, {"train": sizes.images}, seed=1)
+    entries = []
+    with (folder / TABLE).open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            told = json.loads(row["raw"])
+            entries.append({"image_id": Path(row["filename"]).stem, "caption": " ".join(told), "captions": told})
+    (folder / "train.json").write_text(json.dumps({"annotations": entries}), encoding="utf-8")
+    texts = [entry["caption"] for entry in entries]
+    make_tiny_llama(folder / "llm", texts, seed=1, steps=1, batch_size=2, hidden=sizes.llm_width, layers=sizes.llm_layers)
+    write_encoders(folder, sizes)
+    runners = {}
+    for name, is_cached in (("cached", True), ("computed", False)):
+        file = folder / f"{name}.yaml"
+        file.write_text(json.dumps(settings(folder, sizes, name, is_cached)), encoding="utf-8")
+        runners[name] = RunnerBase(load(str(file), []))
+    return runners
+
+
+def write_encoders(folder: Path, sizes: argparse.Namespace) -> None:
+    """An image encoder of the options' sizes and a Q-Former of the published ones, with random weights."""
+    torch.manual_seed(1)
+    shape = EvaShape(sizes.vit_width, sizes.vit_depth, 4 * sizes.vit_width)
+    vit = EvaVit(shape, image_size=sizes.image_size, precision="fp32", device=CPU)
+    torch.save(dict(vit.visual_encoder.state_dict()), folder / "eva.pth")
+    qformer = QFormer(QFormerShape(vision=sizes.vit_width), device=CPU)
+    torch.nn.init.normal_(qformer.query_tokens)
+    norm = {f"ln_vision.{name}": value for name, value in vit.ln_vision.state_dict().items()}
+    torch.save({"model": norm | under_original_names(qformer.state_dict())}, folder / "q_former.pth")
+    for name, module in (("image encoder", vit), ("Q-Former", qformer)):
+        sys.stdout.write(f"{name}: {sum(value.numel() for value in module.parameters()) / 1e6:.0f} million weights\n")
+
+
+def settings(folder: Path, sizes: argparse.Namespace, name: str, is_cached: bool) -> dict[str, Any]:
+    """Configuration of a run."""
+    model = {
+        "arch": "minigpt4",
+        "llama_model": str(folder / "llm"),
+        "vit_weights": str(folder / "eva.pth"),
+        "vit_precision": "fp32",
+        "q_former_model": str(folder / "q_former.pth"),
+        "image_size": sizes.image_size,
+        "cache_visual": is_cached,
+        "visual_cache_path": str(folder / "cache"),
+    }
+    captions = {
+        "annotation_file": str(folder / "train.json"),
+        "image_path": str(folder / "images"),
+        "batch_size": sizes.batch_size,
+    }
+    run = {
+        "task": "image_text_pretrain",
+        "output_dir": str(folder / "runs"),
+        "job_id": name,
+        "init_lr": 1e-3,
+        "min_lr": 1e-4,
+        "warmup_lr": 1e-4,
+        "warmup_steps": 1,
+        "weight_decay": 0.05,
+        "max_epoch": 1 + sizes.rounds,
+        "iters_per_epoch": sizes.images // sizes.batch_size,
+        "num_workers": 0,
+        "seed": 42,
+        "device": "cpu",
+        "amp": False,
+        "evaluate": False,
+    }
+    return {"model": model, "datasets": {"flickr30k_caption": captions}, "run": run}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""``emollama prepare``: published data sets of images, as the datasets read them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from emollama.errors import UserError
+from emollama.importers import caption_files, flickr30k
+
+NAME = "prepare"
+HELP = "turn Flickr30k as it is published into a caption file a split"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """A sub-command a data set."""
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    text = "Flickr30k: captions of images"
+    one = kinds.add_parser("flickr30k", help=text, description=f"Prepare {text}.")
+    forms = "flickr_annotations_30k.csv, dataset_flickr30k.json or results_20130124.token; the content tells which"
+    one.add_argument("--annotations", required=True, metavar="FILE", help=forms)
+    one.add_argument("--images", required=True, metavar="FOLDER", help="the images; they are only read")
+    beside = "where to write flickr30k_<split>.json; files that are there are not replaced (default: beside --annotations)"
+    one.add_argument("--output", metavar="FOLDER", help=beside)
+    names = "splits to write (default: all); for a token file without --splits the one that all images go to"
+    one.add_argument("--split", nargs="+", metavar="NAME", help=names)
+    lists = "for a token file: lists of images called after their splits (train.txt ...), or a folder of them"
+    one.add_argument("--splits", nargs="+", metavar="LIST", help=lists)
+    look = "what is looked at: that images open (default), that all of each can be decoded, or only that the files are there"
+    one.add_argument("--check-images", choices=("headers", "all", "none"), default="headers", help=look)
+    stop = "stop, or leave out the images that have problems (default: error)"
+    one.add_argument("--on-problem", choices=("error", "skip"), default="error", help=stop)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the files and tell what is in them."""
+    folder = Path(arguments.output or os.path.dirname(arguments.annotations))
+    caption_files.require_place(folder, arguments.images)
+    collection = flickr30k.read(arguments.annotations)
+    splits = _splits(arguments, collection)
+    caption_files.require_new(folder, splits)
+    usable = caption_files.with_images(splits, arguments.images, arguments.check_images, collection)
+    caption_files.settle(collection, usable, arguments.on_problem)
+    settings = {key: value for key, value in vars(arguments).items() if key not in ("run", "command")}
+    report = caption_files.write(folder, usable, collection, settings)
+    text = caption_files.summary(report, folder)
+    sys.stdout.write(text.encode("utf-8", "backslashreplace").decode())  # names of files need not be text
+
+
+def _splits(arguments: argparse.Namespace, collection: flickr30k.Collection) -> caption_files.Splits:
+    """split -> images, of those that are asked for.
+
+    Raises:
+        UserError: a split that there is not; lists of splits for a file that has its own, or none for one that has none.
+    """
+    path, images = arguments.annotations, list(collection.images.values())
+    own = list(dict.fromkeys(image.split for image in images if image.split is not None))
+    if arguments.splits:
+        if own:
+            raise UserError(f"--splits: {path} has its own splits: {', '.join(own)}. Leave --splits out.")
+        found = flickr30k.by_splits(collection, flickr30k.read_splits(arguments.splits))
+        return caption_files.chosen(found, arguments.split, ", ".join(arguments.splits))
+    if own or not images:
+        return caption_files.chosen({name: [i for i in images if i.split == name] for name in own}, arguments.split, path)
+    if len(arguments.split or ()) != 1:
+        text = f"{path} says nothing of splits. Name their lists (--splits train.txt val.txt test.txt, or their folder), or one"
+        raise UserError(f"{text} name for all images (--split test).")
+    return {arguments.split[0]: images}

@@ -1,0 +1,52 @@
+"""``emollama sweep``: what training began from and each epoch's checkpoint, evaluated alike: a table and a line chart.
+
+Goes on where it was stopped, and evaluates only the new epochs of a run that is still training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from emollama.commands.arguments import add_run_arguments, pairs
+
+NAME = "sweep"
+HELP = "evaluate all checkpoints of a run; a table and a chart of the metrics by epoch; alone or under torchrun"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--cfg-path``, ``--options``, ``--run-folder``, ``--checkpoints``, ``--output``, ``--again``, ``--table-only``."""
+    add_run_arguments(parser)
+    folder = "of the training run (torchrun takes --run for an option of its own)"
+    parser.add_argument("--run-folder", "--run", type=Path, required=True, metavar="FOLDER", dest="folder", help=folder)
+    more = "further rows: a name and a checkpoint each; pretrained=FILE replaces what config.yaml of the run says"
+    parser.add_argument("--checkpoints", nargs="+", default=[], metavar="LABEL=FILE", help=more)
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="(default: sweep_<name of the YAML file> in the run's folder)"
+    )
+    parser.add_argument("--again", action="store_true", help="evaluate what was evaluated before, too")
+    parser.add_argument("--table-only", action="store_true", help="evaluate nothing: draw table and chart again")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Evaluate what is left to do, and write table and chart."""
+    from emollama.reporting.sweep import read_sweep, write_sweep
+
+    output = arguments.output or arguments.folder / f"sweep_{Path(arguments.cfg_path).stem}"
+    if arguments.table_only:
+        sys.stdout.write(write_sweep(read_sweep(output)))
+        return
+    from emollama.config import load
+    from emollama.sweeping.evaluate import Sweep
+    from emollama.sweeping.rows import rows_of
+
+    def configured(values: list[str]) -> object:
+        return load(arguments.cfg_path, [*arguments.options, *values])
+
+    more = pairs(arguments.checkpoints, "--checkpoints", "LABEL=FILE")
+    sweep = Sweep(configured, rows_of(arguments.folder, more), arguments.folder, output)
+    try:
+        sys.stdout.write(sweep.run(again=arguments.again))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped; the same command goes on from here") from None

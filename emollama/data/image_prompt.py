@@ -1,0 +1,83 @@
+"""Prompts of MiniGPT-4: one image inside the text, where ``<ImageHere>`` stands; wordings out of a file of prompts.
+
+Source of the form: the published MiniGPT-4 training code. One BOS, then the text before the image and the text behind it, each
+tokenized alone, the image's rows between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from emollama.data.batch import Record
+from emollama.data.prompt import LossAverage, Parts, Placeholders, Prompt, PromptLayout, PromptStyle
+from emollama.errors import UserError, listing
+from emollama.paths import read_text, require_file
+
+MARK = "<ImageHere>"
+IMAGE = f"<Img>{MARK}</Img> "  # goes before a wording that does not say where the image stands
+BUILT_IN = (
+    f"{IMAGE}Describe this picture.",
+    f"{IMAGE}What does this picture show?",
+    f"{IMAGE}Tell what can be seen in this image.",
+    f"{IMAGE}Write a caption for this image.",
+)
+
+
+def read_prompts(path: str, key: str) -> tuple[str, ...]:
+    """The prompts of a file, a line each; blank lines are passed over.
+
+    Args:
+        path: UTF-8 text.
+        key: the configuration key that named it, for messages.
+
+    Raises:
+        UserError: no such file, no prompt in it, or lines in which ``<ImageHere>`` does not stand exactly once.
+    """
+    lines = {number: line for number, line in enumerate(read_text(require_file(path, key)).splitlines(), 1) if line.strip()}
+    strange = [str(number) for number, line in lines.items() if line.count(MARK) != 1]
+    if strange:
+        raise UserError(f"{key}: in '{path}' {MARK} does not stand exactly once in lines {listing(strange)}. Correct them.")
+    if not lines:
+        raise UserError(f"{key}: '{path}' holds no prompt. A prompt is a line such as {IMAGE}Describe this picture.")
+    return tuple(lines.values())
+
+
+class ImagePrompt(Prompt):
+    """Turns records with one image into samples. A record that says nothing is asked with one of the model's own prompts.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        style: the model's template, end symbol and length limits.
+        placeholders: what the fusion module emits, all of it where ``<ImageHere>`` stands.
+        prompts: the model's own; one is drawn in training, evaluation takes the first.
+        loss_average: as :class:`~emollama.data.prompt.Prompt` has it.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        style: PromptStyle,
+        placeholders: Placeholders,
+        prompts: Sequence[str],
+        loss_average: LossAverage = "sample",
+    ) -> None:
+        super().__init__(tokenizer, style, placeholders, loss_average)
+        self.prompts = prompts
+
+    def body(self, record: Record) -> str:
+        """The text of the first turn, with the mark where the image's rows go."""
+        return self.worded(record.turns[0][0], None)
+
+    def worded(self, words: str, rng: np.random.Generator | None) -> str:
+        """The words with the image's mark; one of the model's own prompts where there are none."""
+        if not words.strip():
+            return self.prompts[0 if rng is None else int(rng.integers(len(self.prompts)))]
+        return words if MARK in words else IMAGE + words
+
+    def first_turn(self, words: str, layout: PromptLayout) -> tuple[Parts, str, str]:
+        """The text before the image and the image's rows, nothing, and the text behind the image; the same in every layout."""
+        before, _, behind = words.partition(MARK)
+        return [self.style.opening + before, self.placeholders.video], "", behind

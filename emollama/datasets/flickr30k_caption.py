@@ -1,0 +1,240 @@
+"""Flickr30k and whatever has its form: images with several captions each, of which a model learns to say one or all."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, zeros
+
+from emollama.config import MISSING
+from emollama.data.batch import Record
+from emollama.data.captions import Captioned, read_captioned
+from emollama.data.clips import missing_names
+from emollama.data.features import FRAME, SlotShape
+from emollama.data.instructions import TaskPool
+from emollama.data.order import Deck
+from emollama.data.problems import Problem
+from emollama.data.text import TEXT_PROCESSORS
+from emollama.datasets.feature_clips import place_by_name
+from emollama.datasets.image_files import open_images
+from emollama.errors import UserError, listing, require_at_least
+from emollama.media.pictures import ENDINGS, image_files
+from emollama.paths import join
+from emollama.registry import DATASETS
+from emollama.stores.kept import KeptRows
+
+TASK = "caption"
+WORDINGS = {TASK: [""]}  # the model's own prompts
+
+
+@DATASETS.register("flickr30k_caption")
+class Flickr30kCaption:
+    """The dataset behind a ``flickr30k_caption`` block. Its one task is ``caption``.
+
+    Args:
+        cfg: the block.
+        slot_shapes: slot -> what the model expects of it.
+        label: the block's label, for messages.
+        training: False for evaluation.
+
+    Attributes:
+        listed: how many images the caption file has.
+        images: those that take part.
+        features: the images' pixels.
+        notes: lines for the log.
+
+    Raises:
+        UserError: a file or folder that is missing or unreadable; what is wrong with single images is told by :meth:`problems`.
+    """
+
+    @dataclass
+    class Config:
+        """Keys of a ``flickr30k_caption`` block. Relative paths start at the current directory, or at ``data_root``."""
+
+        annotation_file: str = MISSING
+        """Captions as JSON: MiniGPT-4's form (what emollama prepare flickr30k writes), or COCO's."""
+        data_root: str | None = None
+        """Where annotation_file and image_path start. Null: the current directory."""
+        image_path: str = MISSING
+        """Folder of the images: <image_id>.jpg, .jpeg or .png, or as COCO's form names them."""
+        captions: Literal["joined", "random", "first"] = "joined"
+        """What is learnt of an image's captions: all in one text, one at random (evaluation takes the first), or the first. An
+        answer is compared with each of them."""
+        instructions: list[str] = field(default_factory=list)
+        """Wordings that ask for a caption, <ImageHere> where the image goes. Empty: the model's own prompts."""
+        missing_images: Literal["error", "skip"] = "error"
+        """What to do about an image that is missing or cannot be read: stop, or leave it out."""
+        exclude: list[str] = field(default_factory=list)
+        """Names of images that are left out: <image_id>, or the file's name without its ending."""
+        held_out: float = 0.0
+        """Share of the images, chosen by their names: under datasets they are not trained on, under evaluation_datasets they
+        alone are answered."""
+        text_processor: Literal["blip_caption", "verbatim"] = "verbatim"
+        """What happens to captions before they are tokenized."""
+        max_words: int = 200
+        """Words of a caption that blip_caption keeps."""
+        shuffle: bool = True
+        """False draws the images in file order, wrapping at the end."""
+        batch_size: int = 1
+        """Samples of a micro-batch on one process."""
+        sample_ratio: float = 1.0
+        """Share of this block among several datasets blocks, any positive scale."""
+
+        def __post_init__(self) -> None:
+            require_at_least(1, self, "batch_size", "max_words")
+            if not 0 < self.sample_ratio < float("inf"):
+                raise ValueError(f"sample_ratio is {self.sample_ratio}; it must be above 0, and finite")
+            if not 0 <= self.held_out < 1:
+                raise ValueError(f"held_out is {self.held_out}; it is a share of the images, at least 0 and below 1")
+
+        @property
+        def labels(self) -> list[str]:
+            """None: captions are no labels."""
+            return []
+
+        def pool(self) -> TaskPool:
+            """The task with its wordings."""
+            return TaskPool(TASK, {TASK: self.instructions} if self.instructions else {}, (), WORDINGS)
+
+        def turns(self) -> list[str]:
+            """What users may say."""
+            return self.pool().wordings[TASK]
+
+    cfg: Config
+
+    def __init__(self, cfg: Config, *, slot_shapes: Mapping[str, SlotShape], label: str, training: bool = True) -> None:
+        self.cfg = cfg
+        self.label = label
+        self.training = training
+        self.pool = cfg.pool()
+        self.notes: list[str] = []
+        self._found: list[Problem] = []
+        listed = read_captioned(self.list_path(), self._found.append)
+        self.listed = len(listed)
+        self.images = self._chosen(listed)
+        folder, key = join(cfg.data_root, cfg.image_path), f"{label}.image_path"
+        present = image_files(folder, [image.file for image in self.images], key)
+        files = {image.name: present[image.file] for image in self.images if image.file in present}
+        self.features = [open_images(folder, files, slot_shapes.get(FRAME), key)]
+        if cfg.missing_images == "skip":
+            self._skip_missing()
+        self._absent = {slot: zeros(0, shape.width) for slot, shape in slot_shapes.items()}
+        kept = slot_shapes["image"]
+        self._kept = None if kept.kept_in is None else KeptRows(kept.kept_in, (kept.rows, kept.width))
+
+    def list_path(self) -> str:
+        """The caption file, seen from the current directory."""
+        return join(self.cfg.data_root, self.cfg.annotation_file)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def names(self) -> list[str]:
+        """The images' names in order."""
+        return [image.name for image in self.images]
+
+    def digest(self) -> str:
+        """Of the names and captions, in order."""
+        rows = [[image.name, image.joined, *image.captions] for image in self.images]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+    def deck(self) -> Deck:
+        """How the images are drawn: freely, or in file order."""
+        return Deck(len(self), self.cfg.sample_ratio, self.cfg.shuffle)
+
+    def record(self, index: int, task: str, wording: str, rng: np.random.Generator | None = None) -> Record:
+        """Image ``index`` asked for a caption with this wording: its pixels, or the rows that the model made of them before.
+
+        ``rng``, the draw's generator, draws one of its captions where they are learnt at random.
+        """
+        image = self.images[index]
+        features, keep = self._rows(image)
+        turn = (self.words(index, task, wording), self.as_answer(self._learnt(image, rng)))
+        return Record(image.name, task, [turn], self._absent | features, list(image.captions), keep)
+
+    def words(self, index: int, task: str, wording: str) -> str:
+        """What the user says: the wording."""
+        return wording
+
+    def as_answer(self, text: str) -> str:
+        """A text as it is trained on where it is an answer."""
+        return TEXT_PROCESSORS[self.cfg.text_processor](text, self.cfg.max_words)
+
+    def has_reference(self, task: str) -> bool:
+        """Whether any image has a caption."""
+        return any(image.captions for image in self.images)
+
+    def problems(self) -> list[Problem]:
+        """Everything that would stop the run later: faulty entries, images without captions, missing and unreadable images."""
+        found, names = list(self._found), self.names()
+        silent = [image.name for image in self.images if not image.captions]
+        if silent:
+            text = f"{self.list_path()}: no caption of images {listing(silent)}. Add them, or leave the images out (exclude)."
+            found.append(Problem("caption", text, tuple(silent)))
+        (source,) = self.features
+        missing = missing_names(names, source)
+        if missing:
+            told = listing(missing) if len(missing) < len(names) else f"{len(names)}, which is all, such as '{names[0]}'"
+            text = f"{source.key} ({source.path}): no file of images {told} (endings: {' '.join(ENDINGS)})."
+            remedy = "Add them, leave them out (exclude), or set missing_images: skip."
+            found.append(Problem("missing features", f"{text} {remedy}", tuple(missing)))
+        found += source.problems(names)
+        return [dataclasses.replace(problem, text=f"{self.label}: {problem.text}") for problem in found]
+
+    def _learnt(self, image: Captioned, rng: np.random.Generator | None) -> str:
+        if self.cfg.captions == "joined":
+            return image.joined
+        if self.cfg.captions == "first" or rng is None:
+            return image.captions[0]
+        return image.captions[int(rng.integers(len(image.captions)))]
+
+    def _rows(self, image: Captioned) -> tuple[dict[str, Tensor], str | None]:
+        """What is there of the image by slot, and where the model is to keep what it makes of its pixels."""
+        (source,) = self.features
+        if image.name not in source:
+            raise UserError(f"{source.key}: no file of '{image.name}' in {source.path}; it was there at the start of the run")
+        if self._kept is None:
+            return source.read(image.name), None
+        path = source.store.place(image.name)
+        try:
+            place = self._kept.place(path)
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}; it was there at the start of the run") from None
+        rows = self._kept.read(place)
+        return (source.read(image.name), place) if rows is None else ({"image": torch.from_numpy(rows)}, None)
+
+    def _chosen(self, listed: list[Captioned]) -> list[Captioned]:
+        """The images that take part, whether they are there or not."""
+        strange = missing_names(self.cfg.exclude, {image.name for image in listed})
+        if strange:
+            raise UserError(f"{self.label}.exclude names images that {self.list_path()} does not list, {listing(strange)}")
+        kept = [image for image in listed if image.name not in set(self.cfg.exclude)]
+        if not kept:
+            raise UserError(f"{self.list_path()}: exclude leaves no image of {len(listed)}")
+        if not self.cfg.held_out:
+            return kept
+        chosen = [image for image in kept if (place_by_name(image.name) < self.cfg.held_out) != self.training]
+        if not chosen:
+            side = "to train on" if self.training else "to answer"
+            raise UserError(f"{self.label}.held_out: {self.cfg.held_out} of {len(kept)} images leaves none {side}. Change it.")
+        return chosen
+
+    def _skip_missing(self) -> None:
+        """Leave out the images that are missing or cannot be read."""
+        names, (source,) = self.names(), self.features
+        missing = missing_names(names, source)
+        unusable = [name for problem in source.problems(names) for name in problem.clips]
+        dropped = {*missing, *unusable}
+        self.images = [image for image in self.images if image.name not in dropped]
+        if not self.images:
+            raise UserError(f"{source.key}: missing_images: skip leaves no image; none of {len(names)} is in {source.path}")
+        if dropped:
+            text = f"{source.key}: {len(missing)} images have no file, {len(unusable)} cannot be read (missing_images: skip)"
+            self.notes.append(f"{text}: {', '.join(sorted(dropped)[:10])}{' ...' * (len(dropped) > 10)}")

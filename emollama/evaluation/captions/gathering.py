@@ -1,0 +1,56 @@
+"""From answers to the numbers that metrics of captions need, and what is lacking here for that."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from emollama.errors import UserError, listing
+from emollama.evaluation.answers import Answer
+from emollama.evaluation.captions.evidence import Alignments, CaptionNumbers, Captions, Propositions
+from emollama.evaluation.captions.java import NEEDS_JAVA, lacks_java, lacks_spice
+from emollama.evaluation.captions.tokenizers import NO_JAVA, TokenizerChoice, tokenizer
+
+CAPTION = "caption"  # the task whose answers are compared with several references
+
+
+class CaptionGathering:
+    """Gathers numbers about captions.
+
+    Args:
+        choice: how captions are split into words.
+        key: what messages call the block.
+
+    Raises:
+        UserError: the chosen tokenizer cannot run here.
+    """
+
+    def __init__(self, choice: TokenizerChoice, key: str) -> None:
+        self._key = key
+        self._told: list[str] = []
+        try:
+            self._tokenizer = tokenizer(choice)
+        except UserError as error:
+            raise UserError(f"{key}.{error}") from None
+        if self._tokenizer.name == NO_JAVA:
+            text = "%s.caption_tokenizer: treebank splits captions, for there is no Java (its figures are near ptb's, not equal)"
+            logging.getLogger("emollama").warning(f"{text}, and METEOR is left out. For both there must be %s", key, NEEDS_JAVA)
+
+    def lacking(self, kind: type) -> str | None:
+        """What a kind of evidence would need; None where nothing is lacking."""
+        if kind is Propositions:
+            return lacks_spice()
+        return lacks_java() if kind is Alignments else None
+
+    def gather(self, kind: type[CaptionNumbers], answers: Sequence[Answer]) -> CaptionNumbers:
+        """The numbers of the answers that have references; of the others is told, once.
+
+        Raises:
+            JavaFailed: a program did not run.
+        """
+        bare = [answer.name for answer in answers if not answer.captions]
+        if bare and bare != self._told:
+            text = "%s: no true caption is known of, and metrics of captions leave out, clips %s"
+            logging.getLogger("emollama").warning(text, self._key, listing(bare))
+            self._told = bare
+        return kind.of(Captions.of(answers, self._tokenizer))

@@ -1,0 +1,191 @@
+"""The written form of images with captions: a JSON file a split, of MiniGPT-4's form, and a report."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from emollama.data.problems import Problem
+from emollama.errors import UserError
+from emollama.importers.flickr30k import Collection, Image, abridged
+from emollama.importers.intake import PROBLEMS_SHOWN, OnProblem
+from emollama.media.pictures import image_files, probe_picture, read_picture
+from emollama.media.source import Unusable
+from emollama.paths import require_writable, written_whole
+
+CheckImages = Literal["headers", "all", "none"]
+CAPTIONS = 5  # of an image, as published
+REPORT = "prepare_report.json"
+READERS = 16
+NAMES_SHOWN = 8  # in the summary
+
+Splits = Mapping[str, Sequence[Image]]
+
+
+def require_place(folder: Path, images: str) -> None:
+    """Check that files can be written to a folder, which does not lie in that of the images.
+
+    Raises:
+        UserError: they cannot, or it does.
+    """
+    if folder.resolve().is_relative_to(Path(images).resolve()):
+        raise UserError(f"--output: '{folder}' lies in --images '{images}', which is not changed. Name another folder.")
+    require_writable(folder, "--output")
+
+
+def require_new(folder: Path, splits: Splits) -> None:
+    """Check that nothing would be replaced.
+
+    Raises:
+        UserError: files of these splits are there.
+    """
+    taken = [name for name in (*map(_file, splits), REPORT) if os.path.lexists(folder / name)]
+    if taken:
+        raise UserError(f"--output: in '{folder}' there is {', '.join(taken)} already. Name another folder, or delete them.")
+
+
+def chosen(splits: Splits, wanted: Sequence[str] | None, source: str) -> dict[str, Sequence[Image]]:
+    """The wanted splits, in this order; None takes all.
+
+    Raises:
+        UserError: a split that there is not.
+    """
+    strange = [name for name in wanted or () if name not in splits]
+    if strange:
+        raise UserError(f"--split: no split '{strange[0]}' in {source}. It has: {', '.join(splits) or 'none'}.")
+    return {name: splits[name] for name in wanted or splits}
+
+
+def with_images(splits: Splits, folder: str, check: CheckImages, collection: Collection) -> dict[str, list[Image]]:
+    """The images whose files are there and can be read; the others are problems.
+
+    Args:
+        splits: split -> images.
+        folder: of their files.
+        check: whether files are opened, decoded, or only looked for.
+        collection: told of the problems.
+
+    Raises:
+        UserError: no such folder, or one that holds none of the images.
+    """
+    images = [image for members in splits.values() for image in members]
+    present = image_files(folder, [image.file for image in images], "--images")
+    if images and not present:
+        found = f"none of the {len(images):,} images, such as {images[0].file}, is in '{folder}'"
+        raise UserError(f"--images: {found}. Name the folder that holds the files themselves.")
+    missing = tuple(image.file for image in images if image.file not in present)
+    if missing:
+        collection.problems.append(
+            Problem("missing image", f"--images: no file in {folder} of these images, {abridged(missing)}", missing)
+        )
+    look = {"headers": probe_picture, "all": read_picture, "none": None}[check]
+    faults = _faults([Path(folder, file) for file in present], look) if look else {}
+    collection.problems += [Problem("unreadable image", f"{path}: {why}", (path.name,)) for path, why in faults.items()]
+    usable = {file for file in present if Path(folder, file) not in faults}
+    return {split: [image for image in members if image.file in usable] for split, members in splits.items()}
+
+
+def _faults(paths: Sequence[Path], look: Any) -> dict[Path, str]:
+    """Path -> what is wrong with its image."""
+
+    def fault(path: Path) -> str | None:
+        try:
+            look(path)
+        except Unusable as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return {path: why for path, why in zip(paths, pool.map(fault, paths), strict=True) if why is not None}
+
+
+def settle(collection: Collection, splits: Splits, on_problem: OnProblem) -> None:
+    """Let the problems stop the command, unless they are to be skipped.
+
+    Raises:
+        UserError: all problems at once; or no image is left.
+    """
+    told = [problem.text for problem in collection.problems]
+    shown = "".join(f"\n  {text}" for text in told[:PROBLEMS_SHOWN])
+    shown += f"\n  ... and {len(told) - PROBLEMS_SHOWN} more" if len(told) > PROBLEMS_SHOWN else ""
+    if told and on_problem == "error":
+        remedy = "Mend them, or leave these images out with --on-problem skip"
+        raise UserError(f"nothing was written; problems: {len(told)}. {remedy}.{shown}")
+    if not any(splits.values()):
+        left = "".join(f"\n  {len(names)} left out: {reason}" for reason, names in collection.left_out.items())
+        raise UserError(f"nothing was written; no image is left{shown}{left}")
+
+
+def write(folder: Path, splits: Splits, collection: Collection, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a file a split and the report, or nothing where the disk refuses.
+
+    Args:
+        folder: need not exist yet.
+        splits: split -> images.
+        collection: what is wrong or left out, for the report.
+        settings: what the command was asked to do, for the report.
+
+    Returns:
+        The report.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    report = _report(splits, collection, settings)
+    tables = {_file(split): {"annotations": list(map(_entry, images))} for split, images in splits.items()}
+    made = []
+    try:
+        for name, table in {**tables, REPORT: report}.items():
+            with written_whole(folder / name) as file:
+                json.dump(table, file, indent=1, ensure_ascii=False)
+            made.append(folder / name)
+    except OSError as error:
+        for path in made:
+            path.unlink()
+        text = f"--output: cannot write to '{folder}': {error.strerror or error}"
+        raise UserError(f"{text}. Make room, or name another folder.") from None
+    return report
+
+
+def _report(splits: Splits, collection: Collection, settings: Mapping[str, Any]) -> dict[str, Any]:
+    everything = [image for images in splits.values() for image in images]
+    return {
+        "settings": dict(settings),
+        "splits": {split: len(images) for split, images in splits.items()},
+        "captions": {split: sum(len(image.captions) for image in images) for split, images in splits.items()},
+        "other_number_of_captions": {i.name: len(i.captions) for i in everything if len(i.captions) != CAPTIONS},
+        "left_out": collection.left_out,
+        "problems": [asdict(problem) for problem in collection.problems],
+    }
+
+
+def _file(split: str) -> str:
+    return f"flickr30k_{split}.json"
+
+
+def _entry(image: Image) -> dict[str, Any]:
+    return {"image_id": image.name, "caption": " ".join(image.captions), "captions": list(image.captions)}
+
+
+def summary(report: Mapping[str, Any], folder: Path) -> str:
+    """The report for the terminal; where names are many, the first few."""
+    splits, captions = report["splits"], report["captions"]
+    lines = [f"{sum(splits.values()):,} images -> {folder}"]
+    lines += [f"{count:8,} {_file(split)} ({captions[split]:,} captions)" for split, count in splits.items()]
+    other = [f"{name} ({count})" for name, count in report["other_number_of_captions"].items()]
+    lines += [f"{len(other):8,} have other than {CAPTIONS} captions: {_some(other)}"] if other else []
+    groups = dict(report["left_out"])
+    for problem in report["problems"]:
+        groups.setdefault(f"problem: {problem['kind']}", []).extend(problem["clips"] or [problem["text"]])
+    lines += ["left out:"] if groups else []
+    lines += [f"{len(names):8,} {reason}: {_some(names)}" for reason, names in groups.items()]
+    return "\n".join([*lines, f"All names stand in {REPORT}.\n"])
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else "")

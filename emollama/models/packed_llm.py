@@ -1,0 +1,215 @@
+"""What every model here is around: a language model that reads packed micro-batches, with rows in place of some tokens.
+
+Letters: T tokens of a packed micro-batch, B samples, L labelled tokens, H the LLM's width, V its vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Union
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from emollama.config import MISSING
+from emollama.data.batch import IGNORED, Batch, Rows
+from emollama.data.prompt import Prompt, PromptStyle
+from emollama.errors import require_at_least
+from emollama.models import llm, upstream
+from emollama.models.decoding import Unfinished, empty_cache
+from emollama.models.fusion import STEADY_ROWS, place_rows
+
+
+@dataclass
+class LLMConfig:
+    """Keys of a ``model`` block about its language model."""
+
+    llama_model: str = MISSING
+    """Folder of a Hugging Face causal language model with its tokenizer."""
+    ckpt: Union[str, list[str], None] = None  # noqa: UP007
+    """Checkpoint whose trainable tensors are loaded at the start. Several are an ensemble."""
+    ensemble: Literal["predictions", "weights"] = "predictions"
+    """How several checkpoints answer. predictions: by the mean of their distributions (of next tokens, or of labels).
+    weights: as one model, the mean of their tensors; the halves of adapters are averaged each."""
+    ckpt_allow_missing: list[str] = field(default_factory=list)
+    """Globs of trainable tensors that ckpt may lack; they keep their initial values."""
+    train_llm: llm.TrainLLM = "lora"
+    """Train adapters, nothing, or every weight of the language model."""
+    lora_r: int = 64
+    """Rank of the adapters."""
+    lora_alpha: int = 16
+    """Scale of the adapters: their output is multiplied by lora_alpha / lora_r."""
+    lora_dropout: float = 0.05
+    """Probability of dropping a component of an adapter's input, in training."""
+    lora_target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
+    """Names of the linear layers that get adapters."""
+    dropout: float = 0.0
+    """Probability of dropping a component of a projected row, in training."""
+    use_grad_checkpoint: bool = True
+    """Recompute the language model's activations in the backward pass: less memory, about a third more time."""
+    low_resource: bool = False
+    """Load the language model in 8 bits (needs bitsandbytes)."""
+    load_in_4bit: bool = False
+    """Load the language model in 4 bits (needs bitsandbytes)."""
+    max_txt_len: int = 1024
+    """Tokens of an answer, the end symbol included."""
+    max_context_len: int = 3800
+    """Tokens of the prompt's text, placeholders not counted."""
+    end_sym: str = "</s>"
+    """Ends every answer."""
+    prompt_template: str = "[INST] {} [/INST]"
+    """Wraps a turn; {} is where its text goes."""
+    chat_template: bool = True
+    """False leaves prompt_template out."""
+
+    def __post_init__(self) -> None:
+        if self.prompt_template.count("{}") != 1:
+            raise ValueError(f"prompt_template {self.prompt_template!r} must contain {{}} exactly once")
+        if not self.end_sym:
+            raise ValueError("end_sym is empty; an answer needs an end, such as </s>")
+        if self.low_resource and self.load_in_4bit:
+            raise ValueError("low_resource (8 bits) and load_in_4bit are both on. Keep one.")
+        if self.train_llm == "full" and (self.low_resource or self.load_in_4bit):
+            raise ValueError("train_llm: full cannot train quantized weights. Use lora, or load in full precision.")
+        require_at_least(1, self, "lora_r", "lora_alpha")
+        require_at_least(8, self, "max_txt_len", "max_context_len")
+        for key in ("lora_dropout", "dropout"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(f"{key} is {getattr(self, key)}; it must be in [0, 1)")
+
+    def style(self) -> PromptStyle:
+        """How a turn is wrapped and an answer ended."""
+        return PromptStyle(self.prompt_template, self.chat_template, self.end_sym, self.max_txt_len, self.max_context_len)
+
+
+class PackedLLM(nn.Module, ABC):
+    """A language model with a fusion module, trained and read on packed micro-batches.
+
+    Args:
+        cfg: the ``model`` block.
+        device: where to build it; the meta device gives shapes without weights.
+        frozen_dtype: dtype of weights that are not trained; trained ones are float32.
+
+    Attributes:
+        fusion: raw rows by slot -> rows of the LLM's width by placeholder; the subclass sets it.
+    """
+
+    unused_names: tuple[str, ...] = upstream.UNUSED
+    absent_together: tuple[str, ...] = ()
+    stored_name = staticmethod(upstream.stored_name)
+    fusion: nn.Module
+
+    def __init__(self, cfg: Any, *, device: torch.device, frozen_dtype: torch.dtype) -> None:
+        from emollama.models import llm_weights  # here, because it takes seconds, and most commands need no weights
+
+        super().__init__()
+        self.cfg = cfg
+        self.llm_config = llm.read_config(cfg.llama_model)
+        options = llm_weights.LLMOptions(
+            path=cfg.llama_model,
+            train=cfg.train_llm,
+            lora_r=cfg.lora_r,
+            lora_alpha=cfg.lora_alpha,
+            lora_dropout=cfg.lora_dropout,
+            lora_targets=cfg.lora_target_modules,
+            quantize=8 if cfg.low_resource else 4 if cfg.load_in_4bit else None,
+            checkpointing=cfg.use_grad_checkpoint,
+        )
+        self.llama_model: Any = llm_weights.build(options, self.llm_config, dtype=frozen_dtype, device=device)
+        self.first_placeholder = llm.embedding_rows(self.llm_config)
+
+    @abstractmethod
+    def raw_rows(self, batch: Batch) -> Mapping[str, Rows]:
+        """The slots that the fusion module takes; frames have become rows."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        table: torch.nn.Module = self.llama_model.get_input_embeddings()
+        return next(table.parameters()).device
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Cross-entropy of each labelled token, (L,) float32, in the batch's order. Logits are made at these places only."""
+        places = (batch.labels != IGNORED).nonzero().squeeze(1)
+        logits = self._packed_logits(batch, _steady(places) - 1, use_cache=False)[: len(places)]
+        return F.cross_entropy(logits.float(), batch.labels[places], reduction="none")
+
+    def begin(self, batch: Batch) -> tuple[Tensor, Unfinished]:
+        """Read B prompts: next-token logits (B, V) float32, and where the sequences stand."""
+        cache = empty_cache()
+        last = batch.cu_seqlens[1:].long() - 1
+        logits = self._packed_logits(batch, _steady(last), past_key_values=cache, use_cache=True)[: len(last)]
+        return logits.float(), Unfinished.of_packed(cache, batch.lengths)
+
+    def advance(self, ids: Tensor, state: Unfinished) -> Tensor:
+        """Read (B, Q) more tokens into ``state.cache``: logits behind each of them, (B, Q, V) float32."""
+        mask, positions = state.grown(ids.shape[1])
+        table = self.llama_model.get_input_embeddings()
+        logits: Tensor = self.llama_model(
+            inputs_embeds=table(ids),
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=state.cache,
+            use_cache=True,
+        ).logits
+        return logits.float()
+
+    @torch.inference_mode()
+    def beam_search(self, batch: Batch, prompt: Prompt, options: Mapping[str, Any]) -> list[list[int]]:
+        """Continue each sample of a batch that was rendered without answers, by transformers' own search.
+
+        Args:
+            batch: B prompts.
+            prompt: the renderer that made them; tells where an answer ends.
+            options: keyword arguments of transformers' ``generate``.
+
+        Returns:
+            B lists of new token ids, up to and including the end.
+        """
+        pieces = self._embed(batch).split(batch.lengths)
+        embeddings = torch.nn.utils.rnn.pad_sequence(list(pieces), batch_first=True, padding_side="left")
+        lengths = torch.tensor(batch.lengths, device=embeddings.device)
+        mask = torch.arange(embeddings.shape[1], device=embeddings.device) >= embeddings.shape[1] - lengths[:, None]
+        tokenizer = prompt.tokenizer
+        stops = {} if prompt.ends_with_eos else {"stop_strings": [self.cfg.end_sym], "tokenizer": tokenizer}
+        out = self.llama_model.generate(
+            inputs_embeds=embeddings,
+            attention_mask=mask.long(),
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.eos_token_id,
+            use_cache=True,
+            **stops,
+            **options,
+        )
+        return [_until(ids, tokenizer.eos_token_id) for ids in out.tolist()]
+
+    def _packed_logits(self, batch: Batch, places: Tensor, **cache: Any) -> Tensor:
+        """(len(places), V): next-token logits behind these places of a packed batch, which is one row."""
+        logits: Tensor = self.llama_model(
+            inputs_embeds=self._embed(batch).unsqueeze(0),
+            position_ids=batch.position_ids.unsqueeze(0),
+            cu_seqlens=batch.cu_seqlens,
+            max_length=batch.max_length,
+            logits_to_keep=places,
+            **cache,
+        ).logits[0]
+        return logits
+
+    def _embed(self, batch: Batch) -> Tensor:
+        """(T, H): rows of the LLM's table for text, rows of the fusion module at placeholders."""
+        table = self.llama_model.get_input_embeddings()
+        is_text = batch.input_ids < self.first_placeholder
+        text = table(batch.input_ids.where(is_text, 0))
+        return place_rows(text, batch.input_ids, self.fusion(self.raw_rows(batch)), self.first_placeholder)
+
+
+def _steady(places: Tensor) -> Tensor:
+    """The places, the last one repeated where there are few: the head is never asked for fewer rows than are steady."""
+    return torch.cat([places, places[-1:].expand(max(0, STEADY_ROWS - len(places)))])
+
+
+def _until(ids: list[int], end: int | None) -> list[int]:
+    return ids[: ids.index(end) + 1] if end in ids else ids

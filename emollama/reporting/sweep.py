@@ -1,0 +1,193 @@
+"""A sweep out of its files: a row a checkpoint, a column a metric, as CSV, Markdown, JSON and a chart."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from emollama.errors import UserError, listing
+from emollama.paths import written_whole
+from emollama.reporting.lenient import Notes, mapping, numbers, read_object, text, texts, whole
+from emollama.reporting.measures import digits_of, figure, higher_is_better
+from emollama.reporting.sweep_chart import sweep_chart
+
+RECORD, SUMMARY, RESULT = "evaluated.json", "sweep.json", "result"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of a sweep.
+
+    Attributes:
+        label: its folder's name.
+        epoch: of its checkpoint; -1 of what training began from, None of a file that was named.
+        files: its checkpoints, several where their mean is meant; none of random values.
+        sha256: of the files.
+        configuration: digest of what figures rest on beside them.
+        run: name of the training run's folder.
+        blocks: that were answered.
+    """
+
+    label: str
+    epoch: int | None
+    files: tuple[str, ...]
+    sha256: tuple[str, ...] = ()
+    configuration: str = ""
+    run: str = ""
+    blocks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The rows of a sweep that were evaluated alike, in order.
+
+    Attributes:
+        folder: of the sweep.
+        configuration: digest that the rows share.
+        rows: the rows.
+        metrics: label -> column -> value.
+        columns: column (``block.metric``, with the task between them where the block has several) -> ``block/task/metric``.
+        notes: what is left out.
+    """
+
+    folder: Path
+    configuration: str
+    rows: list[Row]
+    metrics: dict[str, dict[str, float | None]]
+    columns: dict[str, str]
+    notes: Notes = field(default_factory=list)
+
+
+def read_records(folder: Path) -> list[Row]:
+    """The rows that were evaluated, in order: the start, epochs, then files that were named."""
+    found = [Row(**_plain(content)) for path in folder.glob(f"*/{RECORD}") if (content := read_object(path, []))]
+    return sorted(found, key=lambda row: (row.epoch is None, row.epoch or 0, row.label))
+
+
+def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
+    several = {key: tuple(texts(content.get(key))) for key in ("files", "sha256", "blocks")}
+    return (
+        several
+        | {"epoch": whole(content.get("epoch"))}
+        | {key: text(content.get(key)) for key in ("label", "configuration", "run")}
+    )
+
+
+def missing(folder: Path, row: Row) -> list[str]:
+    """The files of metrics that a recorded row lacks."""
+    return [str(path) for block in row.blocks if not (path := _metrics_file(folder, row, block)).is_file()]
+
+
+def _metrics_file(folder: Path, row: Row, block: str) -> Path:
+    return folder / row.label / RESULT / f"metrics_{block}.json"
+
+
+def read_sweep(folder: Path, configuration: str | None = None) -> Sweep:
+    """Read a sweep's files.
+
+    Args:
+        folder: of the sweep.
+        configuration: digest that rows are to have; None: that of the last sweep into this folder.
+
+    Raises:
+        UserError: nothing was evaluated there, or metrics are missing.
+    """
+    notes: Notes = []
+    configuration = configuration or text(read_object(folder / SUMMARY, notes).get("configuration"))
+    records = read_records(folder)
+    rows = [row for row in records if row.configuration == configuration]
+    if not rows:
+        raise UserError(f"'{folder}' holds no sweep. Run the command without --table-only, or name its folder by --output.")
+    if left := [row.label for row in records if row not in rows]:
+        notes.append(f"evaluated with another configuration, and left out: {', '.join(left)}")
+    if lacking := list(chain(*(missing(folder, row) for row in rows))):
+        raise UserError(f"metrics are missing, {listing(lacking)}. Run the command without --table-only.")
+    found = {row.label: dict(_metrics(folder, row, notes)) for row in rows}
+    keys = list(dict.fromkeys(chain(*found.values())))
+    if not keys:
+        raise UserError(f"'{folder}': no block has a metric. What metrics need: docs/evaluation.md")
+    columns = {_column(key, keys): key for key in keys}
+    metrics = {label: {column: values.get(key) for column, key in columns.items()} for label, values in found.items()}
+    return Sweep(folder, configuration, rows, metrics, columns, notes)
+
+
+def _metrics(folder: Path, row: Row, notes: Notes) -> Iterator[tuple[str, float | None]]:
+    """(``block/task/metric``, value)."""
+    for block in row.blocks:
+        tasks = mapping(read_object(_metrics_file(folder, row, block), notes).get("tasks"))
+        for task, scores in tasks.items():
+            for name, value in numbers(mapping(scores).get("metrics")).items():
+                yield f"{block}/{task}/{name}", value
+
+
+def _column(key: str, keys: Sequence[str]) -> str:
+    block, task, name = key.split("/")
+    several = len({other.split("/")[1] for other in keys if other.split("/")[0] == block}) > 1
+    return f"{block}.{task}.{name}" if several else f"{block}.{name}"
+
+
+def best_of(sweep: Sweep) -> dict[str, list[str]]:
+    """Column -> the rows that are best in it; none where nobody knows which way is better, or all are equal."""
+    best: dict[str, list[str]] = {}
+    for column, key in sweep.columns.items():
+        better = higher_is_better(key.rpartition("/")[2])
+        values = {label: value for label, found in sweep.metrics.items() if (value := found[column]) is not None}
+        if better is not None and len(set(values.values())) > 1:
+            top = (max if better else min)(values.values())
+            best[column] = [label for label, value in values.items() if value == top]
+    return best
+
+
+def write_sweep(sweep: Sweep) -> str:
+    """Write sweep.json, sweep.csv, sweep.md and sweep.png into its folder. Returns the Markdown."""
+    best = best_of(sweep)
+    rows = [{**asdict(row), "metrics": sweep.metrics[row.label]} for row in sweep.rows]
+    with written_whole(sweep.folder / SUMMARY) as file:
+        json.dump({"configuration": sweep.configuration, "columns": sweep.columns, "best": best, "rows": rows}, file, indent=1)
+    with written_whole(sweep.folder / "sweep.csv") as file:
+        writer = csv.writer(file)
+        writer.writerow(["checkpoint", "epoch", "file", *sweep.columns])
+        for row in sweep.rows:
+            epoch = row.epoch if row.epoch is not None and row.epoch >= 0 else ""
+            writer.writerow([row.label, epoch, " ".join(row.files), *sweep.metrics[row.label].values()])
+    markdown = "".join(f"{line}\n" for line in _markdown(sweep, best))
+    with written_whole(sweep.folder / "sweep.md") as file:
+        file.write(markdown)
+    with written_whole(sweep.folder / "sweep.png", "wb") as file:
+        file.write(_chart(sweep))
+    return markdown
+
+
+def _chart(sweep: Sweep) -> bytes:
+    ticks = [str(row.epoch) if row.epoch is not None and row.epoch >= 0 else row.label for row in sweep.rows]
+    series = {key: [sweep.metrics[row.label][column] for row in sweep.rows] for column, key in sweep.columns.items()}
+    return sweep_chart(ticks, sum(row.epoch is None for row in sweep.rows), series)
+
+
+def _markdown(sweep: Sweep, best: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """A table a block, the best of each column in bold; then what the rows are."""
+    for block in dict.fromkeys(key.partition("/")[0] for key in sweep.columns.values()):
+        columns = [column for column, key in sweep.columns.items() if key.partition("/")[0] == block]
+        yield f"| checkpoint | {' | '.join(columns)} |"
+        yield f"|---|{'---:|' * len(columns)}"
+        for row in sweep.rows:
+            cells = [_cell(column, row.label, sweep, best) for column in columns]
+            yield f"| {row.label} | {' | '.join(cells)} |"
+        yield ""
+    yield "**Bold**: the best of a column."
+    for row in sweep.rows:
+        if not row.files:
+            yield f"{row.label}: what training began from, random projections and adapters."
+        elif row.epoch == -1:
+            yield f"{row.label}: what training began from, {', '.join(row.files)}."
+    yield from (f"Note: {note}" for note in sweep.notes)
+
+
+def _cell(column: str, label: str, sweep: Sweep, best: Mapping[str, Sequence[str]]) -> str:
+    shown = figure(sweep.metrics[label][column], digits_of(column.rpartition(".")[2]))
+    return f"**{shown}**" if label in best.get(column, ()) else shown

@@ -1,0 +1,82 @@
+"""Rows that a model made of images, kept as .npy files, so that they are made once.
+
+A file's name tells the image's file name, size and time of modification: an image that was changed, or another one of the same
+name, has a place of its own. What is beside that, how rows were made, stands in the folder's manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from emollama.errors import UserError
+from emollama.paths import written_whole
+from emollama.stores.manifest import Manifest, differences
+from emollama.stores.npy import read_npy
+
+
+@dataclass(frozen=True)
+class KeptRows:
+    """A folder of rows.
+
+    Attributes:
+        folder: need not exist yet.
+        shape: (rows, width) of an image.
+    """
+
+    folder: str
+    shape: tuple[int, int]
+
+    @staticmethod
+    def place(image: str) -> str:
+        """Where rows of an image stand below the folder.
+
+        Raises:
+            OSError: there is no such file.
+        """
+        status = os.stat(image)
+        told = f"{os.path.basename(image)}|{status.st_size}|{status.st_mtime_ns}"
+        digest = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+        return os.path.join(digest[:2], f"{digest[2:]}.npy")
+
+    def read(self, place: str) -> np.ndarray | None:
+        """The rows (rows, width) float32 at a place; None where there are none, or none that are whole."""
+        try:
+            with open(os.path.join(self.folder, place), "rb") as file:
+                found = read_npy(file)
+        except (OSError, ValueError):
+            return None
+        return found if found.shape == self.shape and found.dtype == np.float32 and np.isfinite(found).all() else None
+
+    def write(self, place: str, rows: np.ndarray) -> None:
+        """Keep rows (rows, width) float32. Where the disk refuses, a warning says so and they are not kept."""
+        try:
+            with written_whole(os.path.join(self.folder, place), "wb") as file:
+                np.save(file, rows)
+        except OSError as error:
+            text = "%s: rows are not kept (%s): they are made again each time. Make room, or name another folder."
+            logging.getLogger("emollama").warning(text, self.folder, error.strerror)
+
+    def require_alike(self, manifest: Manifest, key: str, *, write: bool) -> None:
+        """Check that the folder holds rows made as this manifest says.
+
+        Args:
+            manifest: how rows are made now.
+            key: the configuration key that named the folder, for messages.
+            write: write the manifest where there is none.
+
+        Raises:
+            UserError: they were made otherwise; names what differs.
+        """
+        held = Manifest.read(self.folder)
+        if held is not None and (different := differences(held.facts(), manifest.facts())):
+            told = "; ".join(different)
+            raise UserError(f"{key}: '{self.folder}' holds rows that were made otherwise: {told}. Name another folder.")
+        if held is None and write:
+            Path(self.folder).mkdir(parents=True, exist_ok=True)
+            manifest.write(self.folder)

@@ -1,0 +1,1 @@
+"""Sweeps: all checkpoints of a training run, evaluated alike."""

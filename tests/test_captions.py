@@ -1,0 +1,383 @@
+"""Metrics of captions: published check values, pycocoevalcap's own functions, cuts of the evidence, files and tables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import random
+
+import numpy as np
+import pytest
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
+
+from emollama.commands import score
+from emollama.errors import UserError
+from emollama.evaluation.answers import Answer
+from emollama.evaluation.captions.evidence import (
+    Alignments,
+    Captions,
+    Consensus,
+    NGrams,
+    Propositions,
+    Subsequences,
+    spice_scores,
+)
+from emollama.evaluation.captions.java import JavaFailed, folder_of, java, lacks_spice
+from emollama.evaluation.files import described, write_metrics, write_predictions
+from emollama.evaluation.metrics import metric
+from emollama.evaluation.rating import write_sheets
+from emollama.evaluation.reading import read_answers, read_truth
+from emollama.evaluation.scoring import Scoring
+from emollama.evaluation.statistics import Resampling, compare
+from emollama.reporting.comparison import compared
+from emollama.reporting.report import write_report
+
+needs_java = pytest.mark.skipif(java() is None, reason="no Java runtime on this machine")
+WORDS = "a man woman dog dogs is are run runs running the big large child in on street road two of house , . '".split()
+PLAIN = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d"]
+CHECKED = [
+    Answer(
+        "one", "caption", "a man is speaking",
+        ["a man speaks.", "someone speaks.", "a man is speaking while a bird is chirping in the background"],
+    ),
+    Answer("two", "caption", "rain falls", ["rain is falling hard on a surface"]),
+]  # fmt: skip
+HOSTILE = ["", "  ", "...", "a\nb", "a\tb\r\nc", "a ||| b |||", "|||", "東京 😀", "\u2028", "</s>", "EVAL ||| 1 2"]
+
+
+def scored(answers, **keys):
+    """Scores of answers to the task caption, without Java unless the keys say so."""
+    cfg = Scoring.Config(**{"caption_tokenizer": "treebank", "metrics": PLAIN} | keys)
+    made = Scoring(cfg, labels=[], aliases={}, tasks={"caption": ("reference",)}, key="k")
+    return made.score(answers)["caption"]
+
+
+def caption(rng, least=1):
+    return " ".join(rng.choice(WORDS) for _ in range(rng.randint(least, 12)))
+
+
+def random_captions(seed, clips=12):
+    """Captions as a tokenizer would leave them: with empty and with repeated candidates, 1 to 5 references."""
+    rng = random.Random(seed)
+    references = [[caption(rng) for _ in range(rng.randint(1, 5))] for _ in range(clips)]
+    predicted = [rng.choice(["", caption(rng), caption(rng), "a man is running", rng.choice(true)]) for true in references]
+    return Captions(tuple(f"c{place}" for place in range(clips)), predicted, references, "none")
+
+
+def theirs(captions):
+    """The two dictionaries that pycocoevalcap takes."""
+    return dict(enumerate(captions.references)), {place: [text] for place, text in enumerate(captions.predicted)}
+
+
+def alone(evidence, name):
+    """A metric of each clip by itself."""
+    return [metric(name).value(evidence.take([place])) for place in range(len(evidence.names))]
+
+
+# Values
+
+
+@pytest.mark.parametrize("tokenizer", ["treebank", pytest.param("ptb", marks=needs_java)])
+def test_the_published_check_values_hold_with_both_tokenizers(tokenizer):
+    found = scored(CHECKED, caption_tokenizer=tokenizer)
+    assert found.metrics["cider_d"] == pytest.approx(0.9614, abs=1e-4)
+    assert alone(found.evidence[Consensus], "cider_d") == pytest.approx([1.3641, 0.5587], abs=1e-4)
+    assert found.metrics["bleu_1"] == pytest.approx(0.4278, abs=1e-4)
+    assert found.evidence[NGrams].tokenizer == tokenizer
+
+
+def test_on_200_random_sets_all_values_are_pycocoevalcaps():
+    for seed in range(200):
+        captions = random_captions(seed)
+        true, said = theirs(captions)
+        counts, parts, weights = NGrams.of(captions), Subsequences.of(captions), Consensus.of(captions)
+        whole, by_clip = Bleu(4).compute_score(true, said, verbose=0)
+        for longest in range(4):
+            name = f"bleu_{longest + 1}"
+            assert metric(name).value(counts) == pytest.approx(whole[longest], abs=1e-6)
+            assert alone(counts, name) == pytest.approx(by_clip[longest], abs=1e-6)
+        whole, by_clip = Rouge().compute_score(true, said)
+        assert (metric("rouge_l").value(parts), alone(parts, "rouge_l")) == (
+            pytest.approx(whole, abs=1e-6),
+            pytest.approx(by_clip, abs=1e-6),
+        )
+        whole, by_clip = Cider().compute_score(true, said)
+        assert metric("cider_d").value(weights) == pytest.approx(whole, abs=1e-6)
+        assert alone(weights, "cider_d") == pytest.approx(by_clip, abs=1e-6)
+
+
+@needs_java
+def test_meteor_is_pycocoevalcaps_over_the_set_over_clips_and_over_any_cut():
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    captions = random_captions(7, clips=150)
+    program, (true, said) = Meteor(), theirs(captions)
+    whole, by_clip = program.compute_score(true, said)
+    found = Alignments.of(captions)
+    assert any(true == [text] or text in true for true, text in zip(captions.references, captions.predicted, strict=True))
+    assert metric("meteor").value(found) == pytest.approx(whole, abs=1e-6)
+    assert alone(found, "meteor") == pytest.approx(by_clip, abs=1e-6)
+    places = random.Random(1).choices(range(150), k=40)  # with repeats
+    drawn = {new: true[old] for new, old in enumerate(places)}, {new: said[old] for new, old in enumerate(places)}
+    assert metric("meteor").value(found.take(places)) == pytest.approx(program.compute_score(*drawn)[0], abs=1e-6)
+
+
+def test_weights_of_words_are_those_of_the_whole_set_whatever_is_taken():
+    whole = Consensus.of(random_captions(3, clips=30))
+    half = list(range(0, 30, 2))
+    assert alone(whole.take(half), "cider_d") == [alone(whole, "cider_d")[place] for place in half]
+    captions = random_captions(3, clips=30)
+    part = Captions(captions.names[:15], captions.predicted[:15], captions.references[:15], "none")
+    assert alone(Consensus.of(part), "cider_d") != pytest.approx(alone(whole.take(range(15)), "cider_d"), abs=1e-3)
+
+
+def test_all_places_are_the_whole_and_repeats_a_recomputation():
+    captions = random_captions(5, clips=40)
+    places = random.Random(0).choices(range(40), k=40)
+    drawn = Captions(
+        *([list(each)[place] for place in places] for each in (captions.names, captions.predicted, captions.references)), ""
+    )
+    for kind, names in ((NGrams, PLAIN[:4]), (Subsequences, ["rouge_l"]), (Consensus, ["cider_d"])):
+        whole = kind.of(captions)
+        for name in names:
+            assert metric(name).value(whole.take(range(40))) == metric(name).value(whole)
+            if kind is not Consensus:
+                assert metric(name).value(whole.take(places)) == pytest.approx(metric(name).value(kind.of(drawn)), abs=1e-12)
+    assert NGrams.of(captions).take(places).names == tuple(captions.names[place] for place in places)
+
+
+def test_a_thousand_draws_of_a_thousand_clips_are_no_recomputation():
+    rng = np.random.default_rng(0)
+    found = NGrams(tuple(map(str, range(1000))), rng.integers(1, 9, (1000, 10)).astype(float), "none")
+    cuts = [found.take(places) for places in Resampling(100, 0).draws(1000).tolist()]
+    assert len({metric("bleu_4").value(cut) for cut in cuts}) > 50
+
+
+# What may be in captions
+
+
+@pytest.mark.parametrize("tokenizer", ["treebank", pytest.param("ptb", marks=needs_java)])
+def test_hostile_and_empty_texts_give_figures_and_empty_ones_0(tokenizer):
+    rng = random.Random(0)
+    answers = [Answer(f"p{place}", "caption", text, ["a b c", caption(rng)]) for place, text in enumerate(HOSTILE)]
+    answers += [Answer(f"r{place}", "caption", "a man", [text, "x"]) for place, text in enumerate(HOSTILE)]
+    names = [*PLAIN, *(["meteor"] if tokenizer == "ptb" else [])]
+    found = scored(answers, caption_tokenizer=tokenizer, metrics=names)
+    assert [*found.metrics] == names
+    assert all(value is not None and math.isfinite(value) for value in found.metrics.values())
+    for name in names:
+        evidence = found.evidence[metric(name).evidence]
+        by_clip = dict(zip(evidence.names, alone(evidence, name), strict=True))
+        assert [by_clip[f"p{place}"] for place in (0, 1, 2, 8)] == [0, 0, 0, 0], name
+
+
+@pytest.mark.parametrize("tokenizer", ["treebank", pytest.param("ptb", marks=needs_java)])
+def test_only_empty_captions_score_0(tokenizer):
+    names = [*PLAIN, *(["meteor"] if tokenizer == "ptb" else [])]
+    pairs = (("", "a man"), ("...", "..."), ("a man", "..."))
+    answers = [Answer(str(place), "caption", said, [true]) for place, (said, true) in enumerate(pairs)]
+    found = scored(answers, caption_tokenizer=tokenizer, metrics=names)
+    assert found.metrics == pytest.approx(dict.fromkeys(names, 0), abs=1e-9)
+
+
+def test_no_answer_at_all_gives_no_figure():
+    assert scored([]).metrics == dict.fromkeys(PLAIN)
+
+
+def test_one_caption_counts_as_a_list_of_one():
+    pair = [Answer("a", "caption", "a man runs", "a man runs fast"), CHECKED[1]]
+    assert scored(pair).metrics == scored([Answer("a", "caption", "a man runs", ["a man runs fast"]), CHECKED[1]]).metrics
+
+
+def test_clips_without_references_are_left_out_and_named(caplog):
+    bare = [Answer("bare", "caption", "a dog"), Answer("none", "caption", "a dog", []), Answer("blank", "caption", "x", [" "])]
+    with caplog.at_level(logging.WARNING, "emollama"):
+        found = scored([*CHECKED, *bare])
+    assert "no true caption is known of, and metrics of captions leave out, clips 3: bare, none, blank" in caplog.text
+    assert found.metrics == scored(CHECKED).metrics
+    assert described(found)["captions"] == {"tokenizer": "treebank", "without_reference": ["bare", "none", "blank"]}
+
+
+# SPICE, as far as it goes without its models
+
+
+def test_spices_file_is_read_in_any_order_and_undefined_scores_are_0():
+    rows = [(1, 0.5), (0, None), (2, "NaN"), (3, float("nan"))]
+    results = [{"image_id": place, "scores": {"All": {"f": f, "pr": 1.0}}} for place, f in rows]
+    assert spice_scores(results, 4) == [[0.0], [0.5], [0.0], [0.0]]
+    with pytest.raises(JavaFailed, match="scores of 1 clips, not of 2"):
+        spice_scores(results[1:2], 2)
+
+
+@needs_java
+@pytest.mark.skipif(lacks_spice() is None, reason="SPICE's models are there")
+def test_spice_starts_and_what_stops_it_is_told_and_costs_its_figure_alone(caplog, monkeypatch):
+    captions = Captions(("a",), ["a man runs"], [["a man runs"]], "none")
+    with pytest.raises(JavaFailed, match=r"SPICE failed in Java .*edu/stanford/nlp"):
+        Propositions.of(captions)
+    monkeypatch.setattr("emollama.evaluation.captions.gathering.lacks_spice", lambda: None)
+    made = Scoring(Scoring.Config(metrics=["bleu_1", "spice"]), labels=[], aliases={}, tasks={"caption": ("reference",)}, key="k")
+    with caplog.at_level(logging.WARNING, "emollama"):
+        found = made.score(CHECKED, tolerant=True)["caption"].metrics
+    assert found == {"bleu_1": pytest.approx(0.4278, abs=1e-4), "spice": None}
+    assert "k: SPICE failed in Java" in caplog.text
+    with pytest.raises(JavaFailed):
+        made.score(CHECKED)
+
+
+@needs_java
+@pytest.mark.skipif(lacks_spice() is not None, reason="SPICE's models are not there")
+def test_spice_of_a_reference_itself_is_1():
+    captions = Captions(("a", "b"), ["a man rides a brown horse", ""], [["a man rides a brown horse"]] * 2, "none")
+    assert alone(Propositions.of(captions), "spice") == [1, 0]
+
+
+@needs_java
+def test_nothing_is_written_into_the_librarys_folder():
+    before = {str(path) for path in folder_of("").rglob("*") if "__pycache__" not in path.parts}
+    scored(CHECKED, caption_tokenizer="ptb", metrics=["bleu_1"])
+    assert {str(path) for path in folder_of("").rglob("*") if "__pycache__" not in path.parts} == before
+
+
+# Files, tables, reports
+
+
+def rows_of(clips=30, seed=0, noise=0.5):
+    """Rows as a run writes them."""
+    rng, other = random.Random(0), random.Random(seed)
+    rows = []
+    for place in range(clips):
+        true = [caption(rng, 4) for _ in range(rng.randint(1, 5))]
+        said = caption(other) if other.random() < noise else other.choice(true)
+        keys = {"task": "caption", "instruction": "?", "target": " ".join(true), "loss": None}
+        rows.append({"name": f"image_{place}", "prediction": said, "reference": true, **keys})
+    return rows
+
+
+@pytest.fixture
+def told(capsys):
+    """A function that runs ``emollama score`` in this process and returns what it prints."""
+    parser = argparse.ArgumentParser()
+    score.add_arguments(parser)
+    parser.set_defaults(resamples=100, caption_tokenizer="treebank", metrics=PLAIN)
+
+    def call(*arguments):
+        score.run(parser.parse_args([str(argument) for argument in arguments]))
+        return capsys.readouterr().out
+
+    return call
+
+
+def test_a_runs_file_is_scored_again_from_itself_alone(told, tmp_path):
+    (path,) = write_predictions(tmp_path, "flickr30k", rows_of())
+    text = told("--predictions", path, "--output", tmp_path / "out")
+    assert "task caption: 30 clips; tokenizer: treebank\n" in text
+    assert "bleu_4" in text and "BLEU-4" not in text  # a name that says it all has no legend
+    record = json.loads((tmp_path / "out/scores.json").read_text())["tasks"]["caption"]["files"][str(path)]
+    answers = [Answer(row["name"], "caption", row["prediction"], row["reference"]) for row in rows_of()]
+    assert record["metrics"] == pytest.approx(scored(answers).metrics)
+    for name in PLAIN:
+        one = record["estimates"][name]
+        assert one["low"] < one["value"] < one["high"] and one["clips"] == 30
+    lines = (tmp_path / "out/scores.csv").read_text().splitlines()
+    assert lines[0] == "task,file,name,bleu_1,bleu_2,bleu_3,bleu_4,rouge_l,cider_d" and len(lines) == 31
+
+
+def test_two_files_are_compared_on_the_same_clips_and_no_java_is_told(told, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (good,) = write_predictions(tmp_path, "good", rows_of(noise=0.1))
+    (poor,) = write_predictions(tmp_path, "poor", rows_of(seed=1, noise=0.9)[:28])
+    text = told("--predictions", good, poor, "--caption-tokenizer", "auto")
+    assert "tokenizer: treebank (no Java)" in text
+    assert "Differences from predictions_good.jsonl" in text and "p <= 0.020 (30)" in text
+    assert "clips without an answer, which count as empty (2): image_28, image_29" in text
+
+
+def test_other_models_captions_are_scored_against_a_caption_file(told, tmp_path):
+    rows = rows_of(4)
+    (tmp_path / "other.csv").write_text("name,prediction\n" + "".join(f'{row["name"]},"{row["prediction"]}"\n' for row in rows))
+    entries = [{"image_id": row["name"], "caption": " ".join(row["reference"]), "captions": row["reference"]} for row in rows]
+    (tmp_path / "test.json").write_text(json.dumps({"annotations": entries}))
+    (tmp_path / "bare.json").write_text(json.dumps(entries))
+    (path,) = write_predictions(tmp_path, "own", rows)
+    for truth in (["--truth", tmp_path / "test.json"], ["--truth", tmp_path / "bare.json"]):
+        assert "task caption: 4 clips" in told("--predictions", tmp_path / "other.csv", *truth)
+    assert "task caption: 4 clips" in told("--predictions", path, tmp_path / "other.csv")
+    assert read_truth(str(tmp_path / "test.json")).references == {"caption": {row["name"]: row["reference"] for row in rows}}
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"), [([1], "not all of it are texts"), ({"a": "b"}, "expected an object"), (5, "expected")]
+)
+def test_a_reference_that_is_no_text_nor_list_of_texts_is_refused_with_its_line(tmp_path, reference, words):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"name": "a", "prediction": "x", "task": "caption", "reference": reference}))
+    with pytest.raises(UserError, match=rf"line 1: .*{words}"):
+        read_answers(str(path))
+
+
+def test_lists_of_references_come_back_as_they_were_written(tmp_path):
+    rows = rows_of(3)
+    rows[0]["reference"] = ["half a pair \ud83d", 'a "quote"\nand a line']
+    rows[0]["prediction"] = "x"
+    path = tmp_path / "predictions_a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_answers(str(path)).answers
+    assert found[0].reference == ["half a pair ?", 'a "quote"\nand a line']
+    assert [answer.reference for answer in found[1:]] == [row["reference"] for row in rows[1:]]
+
+
+def test_where_one_text_is_wanted_several_references_are_a_line_each(tmp_path):
+    answer = Answer("a", "reason", "She smiles.", ["She smiles.", "Her voice is bright."])
+    assert answer.truth == "She smiles.\nHer voice is bright."
+    cfg = Scoring.Config(judge={"type": "lexical"}, metrics=["clue_overlap"])
+    made = Scoring(cfg, labels=[], aliases={}, tasks={"reason": ("reference",)}, key="k")
+    assert 0 < made.score([answer])["reason"].metrics["clue_overlap"] < 10
+    (path,) = (tmp_path / "a.jsonl",)
+    path.write_text(json.dumps({"name": "a", "task": "reason", "prediction": "She smiles.", "reference": answer.reference}))
+    from emollama.evaluation.matching import match
+
+    files = match([str(path)], []).tasks["reason"]
+    write_sheets(tmp_path / "sheet.csv", "reason", files, clips=None, raters=1, seed=0)
+    assert "She smiles.\nHer voice is bright." in (tmp_path / "sheet.csv").read_text(encoding="utf-8-sig")
+
+
+def test_intervals_of_captions_figures_are_quick_and_seeded():
+    answers = [Answer(row["name"], "caption", row["prediction"], row["reference"]) for row in rows_of(60)]
+    found = [compare({"a": scored(answers)}, Resampling(200, 3)).estimates["a"] for _ in range(2)]
+    assert found[0] == found[1] and all(one.low < one.high for one in found[0].values())
+
+
+def run_folder(folder, tokenizer):
+    """A run's folder with an evaluation of captions."""
+    rows = rows_of()
+    answers = [Answer(row["name"], "caption", row["prediction"], row["reference"]) for row in rows]
+    write_predictions(folder / "result", "flickr30k", rows)
+    write_metrics(folder / "result", "flickr30k", {"caption": scored(answers)}, "checkpoint_4.pth")
+    path = folder / "result/metrics_flickr30k.json"
+    path.write_text(path.read_text().replace('"tokenizer": "treebank"', f'"tokenizer": "{tokenizer}"'))
+    return folder
+
+
+def test_the_report_shows_captions_metrics_tokenizer_and_samples_with_all_references(tmp_path):
+    folder = run_folder(tmp_path / "run", "treebank (no Java)")
+    written = json.loads((folder / "result/metrics_flickr30k.json").read_text())["tasks"]["caption"]
+    assert [*written["clip_scores"][0]] == ["name", "rouge_l", "cider_d"]
+    page = write_report(folder).read_text(encoding="utf-8")
+    for words in ("BLEU-4", "ROUGE-L", "CIDEr-D", "tokenizer: treebank (no Java)", "from the worst score to the best", "cider d"):
+        assert words in page
+    best = max(written["clip_scores"], key=lambda row: row["cider_d"])["name"]
+    true = next(row["reference"] for row in rows_of() if row["name"] == best)
+    assert "\n".join(true).replace("'", "&#39;") in page
+    assert "[&#34;" not in page
+
+
+def test_a_comparison_of_runs_tells_that_their_captions_were_split_in_different_ways(tmp_path):
+    folders = [run_folder(tmp_path / name, way) for name, way in (("a", "ptb"), ("b", "treebank"), ("c", "ptb"))]
+    notes = [note for note in compared(folders).notes if "split" in note]
+    assert len(notes) == 1 and "flickr30k/caption" in notes[0] and "a by ptb, b by treebank, c by ptb" in notes[0]
+    assert not [note for note in compared(folders[::2]).notes if "split" in note]

@@ -1,0 +1,216 @@
+"""The drawn world for captioning: true captions, unseen test scenes, encoders that see; four commands that lead to a table."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from running import ROOT, environment
+
+from emollama.demo.drawing_captions import CAPTIONS, FLICKR, HINTS, SECOND, captions, draw_texts
+from emollama.demo.drawing_files import HEADER, TABLE, write_flickr, write_second
+from emollama.demo.drawings import COLOURS, GROUNDS, SHAPES, SIZES, WORDS, draw_picture, draw_scene
+from emollama.demo.tiny_vision import QFORMER, TinyVision, draw_batch, learn_to_see, told_share
+from emollama.encoders.eva_vit import EvaFiles, EvaVit
+from emollama.encoders.qformer import QFormer
+
+COUNTS = {"train": 20, "val": 4, "test": 10}
+CPU = torch.device("cpu")
+THING = re.compile(rf"\b(?:(\w+) )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b")
+SIZE_OF = {"big": "big", "large": "big", "small": "small", "little": "small"}
+FIRST_OF_LEFT, FIRST_OF_ABOVE = {"left", "right", "beside", "next"}, {"above", "over", "top", "below", "under"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawings")
+    write_flickr(folder, COUNTS, seed=3)
+    write_second(folder / "second", 5, seed=3)
+    return folder
+
+
+def rows_of(folder):
+    with (folder / TABLE).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_table_has_flickr30ks_form_and_every_image_is_there(made):
+    rows = rows_of(made)
+    assert tuple(rows[0]) == HEADER == ("raw", "sentids", "split", "filename", "img_id")
+    assert {split: sum(row["split"] == split for row in rows) for split in COUNTS} == COUNTS
+    assert all(len(set(json.loads(row["raw"]))) == len(json.loads(row["sentids"])) == CAPTIONS for row in rows)
+    assert {row["filename"] for row in rows} == {path.name for path in made.glob("images/*.jpg")}
+    assert all(re.fullmatch(r"\d{10}\.jpg", row["filename"]) for row in rows)
+    assert {Image.open(path).format for path in made.glob("images/*")} == {"JPEG"}
+
+
+def test_the_second_set_has_the_form_of_cocos_captions(made):
+    content = json.loads((made / "second/captions.json").read_text())
+    ids = [image["id"] for image in content["images"]]
+    assert all((made / "second/images" / image["file_name"]).is_file() for image in content["images"])
+    assert [row["image_id"] for row in content["annotations"]] == [number for number in ids for _ in range(CAPTIONS)]
+    assert len({row["id"] for row in content["annotations"]}) == CAPTIONS * len(ids)
+
+
+def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(made, tmp_path):
+    write_flickr(tmp_path / "again", COUNTS, seed=3)
+    write_flickr(tmp_path / "other", COUNTS, seed=4)
+    for path in (TABLE, "images/7000000000.jpg"):
+        assert (made / path).read_bytes() == (tmp_path / "again" / path).read_bytes()
+        assert (made / path).read_bytes() != (tmp_path / "other" / path).read_bytes()
+
+
+def test_a_shuffled_image_is_another_ones(made):
+    names = [row["filename"] for row in rows_of(made) if row["split"] == "test"]
+    own, shuffled = ([(made / folder / name).read_bytes() for name in names] for folder in ("images", "shuffled"))
+    assert sorted(own) == sorted(shuffled)
+    assert not any(one == other for one, other in zip(own, shuffled, strict=True))
+
+
+@pytest.mark.parametrize("templates", [FLICKR, SECOND])
+def test_captions_say_nothing_that_the_scene_is_not(templates):
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        scene = draw_scene(rng, "train")
+        told = captions(rng, scene, templates)
+        assert len(set(told)) == CAPTIONS
+        for text in told:
+            first, second = THING.findall(text)
+            for (size, *named), thing in zip((first, second), (scene.first, scene.second), strict=True):
+                assert named == [thing.colour, thing.shape]
+                assert SIZE_OF.get(size, thing.size) == thing.size
+            words = set(re.findall(r"\w+", text))
+            assert words & set(GROUNDS) <= {scene.ground}
+            assert not words & (FIRST_OF_ABOVE if scene.place == "left" else FIRST_OF_LEFT)
+
+
+def test_pictures_show_the_colours_where_the_scene_has_them():
+    rng = np.random.default_rng(1)
+    for _ in range(100):
+        scene = draw_scene(rng, "test")
+        pixels = np.asarray(draw_picture(rng, scene)).astype(int)
+        height, width, _ = pixels.shape
+        left = (pixels[:, : width // 2], pixels[:, width // 2 :])
+        halves = left if scene.place == "left" else (pixels[: height // 2], pixels[height // 2 :])
+        assert nearest(pixels[0, 0], GROUNDS) == scene.ground
+        for half, thing in zip(halves, (scene.first, scene.second), strict=True):
+            other = half.reshape(-1, 3)[(abs(half - pixels[0, 0]) > 45).any(-1).ravel()]
+            assert {nearest(pixel, COLOURS) for pixel in other[::20]} == {thing.colour}
+
+
+def nearest(pixel, named):
+    return min(named, key=lambda name: abs(np.array(named[name]) - pixel).sum())
+
+
+def test_no_pair_of_coloured_shapes_is_in_two_splits():
+    rng = np.random.default_rng(2)
+    pairs = {split: {pair(draw_scene(rng, split)) for _ in range(1500)} for split in COUNTS}
+    assert not pairs["train"] & pairs["test"]
+    assert not pairs["train"] & pairs["val"]
+    assert not pairs["val"] & pairs["test"]
+    assert all(
+        {pair[0] for pair in pairs[split]} == {pair[0] for pair in pairs["train"]} for split in pairs
+    )  # each alone is known
+
+
+def pair(scene):
+    return tuple((thing.colour, thing.shape) for thing in (scene.first, scene.second))
+
+
+def test_the_llamas_texts_show_only_scenes_of_training():
+    rng = np.random.default_rng(2)
+    unseen = {" ".join(f"{colour} {shape}" for colour, shape in pair(draw_scene(rng, "test"))) for _ in range(1500)}
+    known = {*WORDS, *(word for manner in HINTS.values() for word in manner.values())}
+    for text in draw_texts(np.random.default_rng(0), 500):
+        facts = re.search(r"<Img> (.*) </Img>", text)[1].split()
+        assert set(facts) <= known
+        assert " ".join([*facts[1:3], *facts[5:7]]).lower() not in unseen
+
+
+def test_every_fact_is_a_word():
+    scene = draw_scene(np.random.default_rng(0), "train")
+    assert len(scene.facts) == QFORMER.queries
+    assert set(scene.facts) <= set(WORDS)
+    assert scene.facts[0] in SIZES
+    assert len(WORDS) == len(set(WORDS))
+
+
+def test_the_tiny_encoders_learn_and_their_files_give_the_same_rows(tmp_path):
+    torch.manual_seed(0)
+    rng, vision = np.random.default_rng(0), TinyVision()
+    readout = learn_to_see(vision, rng, scenes=200, steps=40)
+    scenes = [draw_scene(rng, "test") for _ in range(60)]
+    assert told_share(vision, readout, scenes, rng) > 0.44  # a guess is right in less than 0.4
+    vision.save(tmp_path / "eva.pth", tmp_path / "q_former.pth")
+    files = EvaFiles(str(tmp_path / "eva.pth"), 56, "fp32", ln_vision=str(tmp_path / "q_former.pth"))
+    vit = EvaVit.load(files, device=CPU, key="vit_weights")
+    q_former = QFormer.load(str(tmp_path / "q_former.pth"), device=CPU, key="q_former_model")
+    images, _ = draw_batch(rng, scenes[:4])
+    with torch.no_grad():
+        assert (q_former(vit(images)) - vision(images)).abs().max() < 1e-5
+
+
+SHIMS = {"emollama": "-m emollama", "torchrun": "-m torch.distributed.run --standalone"}
+LINKED = ("train.py", "train_configs", "eval_configs")
+
+
+def workplace(folder: Path) -> dict[str, str]:
+    """An environment in which a folder looks like the repository's root; ``emollama`` and ``torchrun`` are this Python's."""
+    for name in LINKED:
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "bin").mkdir()
+    for name, arguments in SHIMS.items():
+        shim = folder / "bin" / name
+        shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
+        shim.chmod(shim.stat().st_mode | stat.S_IXUSR)
+    return environment() | {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+
+
+def run_commands(folder: Path) -> str:
+    """Run the commands of the README's block, which also begin the demo's YAML file; what they told. Each must succeed."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if block.startswith("emollama demo --captions-only")]
+    commands = block.splitlines()
+    header = (ROOT / "train_configs/demo_flickr.yaml").read_text()
+    assert commands == re.findall(r"^# ((?:emollama|torchrun) .*)$", header, re.MULTILINE)
+    told, variables = "", workplace(folder)
+    for command in commands:
+        done = subprocess.run(
+            command, shell=True, cwd=folder, env=variables, capture_output=True, text=True, timeout=600, check=False
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        told += done.stdout + done.stderr
+    return told
+
+
+@pytest.mark.slow
+def test_four_commands_lead_to_captions_that_improve_and_it_is_the_picture_that_does_it(tmp_path):
+    told = run_commands(tmp_path)
+    assert float(re.search(r"they name ([\d.]+)% of the facts of unseen drawings", told)[1]) >= 95
+    found = tmp_path / "demo_flickr/trained/sweep_demo_flickr"
+    first, last = figures(found / "pretrained"), figures(found / "epoch_4")
+    for metric, margin in {"bleu_4": 0.2, "rouge_l": 0.1, "cider_d": 0.8}.items():
+        assert last["flickr30k"][metric] >= first["flickr30k"][metric] + margin
+        assert last["flickr30k"][metric] >= last["shuffled"][metric] + margin
+    assert last["second"]["bleu_4"] > first["second"]["bleu_4"]
+    with (found / "sweep.csv").open(newline="") as file:
+        assert [row["checkpoint"] for row in csv.DictReader(file)] == ["pretrained", *(f"epoch_{n}" for n in range(5))]
+    assert "epoch_4" in (found / "sweep.md").read_text()
+    assert Image.open(found / "sweep.png").width >= 600
+
+
+def figures(folder):
+    """block -> metric -> value."""
+    blocks = ("flickr30k", "shuffled", "second")
+    contents = {block: json.loads((folder / f"result/metrics_{block}.json").read_text()) for block in blocks}
+    return {block: content["tasks"]["caption"]["metrics"] for block, content in contents.items()}

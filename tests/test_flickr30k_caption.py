@@ -1,0 +1,370 @@
+"""The dataset ``flickr30k_caption``: both forms of caption files, the images, what is learnt, what is refused, check-data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from captioned import captions_of, coco, drawn, entries, images
+from helpers import GOLDEN, golden_tree, loaded
+from PIL import Image
+
+from emollama.data.features import FRAME, SlotShape
+from emollama.data.instructions import TaskPool
+from emollama.data.text import blip_caption
+from emollama.datasets.flickr30k_caption import WORDINGS, Flickr30kCaption
+from emollama.doctor.check import check
+from emollama.doctor.report import text_of
+from emollama.errors import UserError
+from emollama.media.images import blip2_image
+from emollama.media.pictures import read_picture
+from emollama.media.source import Unusable
+from emollama.stores.kept import KeptRows
+
+NAMES = ("11", "12", "13", "14")
+SIDE = 28
+SHAPES = {"image": SlotShape(32, 768), FRAME: SlotShape(1, 3 * SIDE**2)}
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Four images with captions."""
+    images(tmp_path / "images", NAMES)
+    put(tmp_path, {"annotations": entries(NAMES)})
+    return tmp_path
+
+
+def put(place, tree):
+    (place / "captions.json").write_text(json.dumps(tree))
+
+
+def config(place, **keys):
+    return Flickr30kCaption.Config(**{"annotation_file": "captions.json", "data_root": str(place), "image_path": "images"} | keys)
+
+
+def made(place, *, training=True, shapes=SHAPES, **keys):
+    return Flickr30kCaption(config(place, **keys), slot_shapes=shapes, label="flickr", training=training)
+
+
+def problems(place, **keys):
+    return "\n".join(problem.text for problem in made(place, **keys).problems())
+
+
+def refusal(place, **keys):
+    with pytest.raises(UserError) as error:
+        made(place, **keys)
+    return str(error.value)
+
+
+# Forms
+
+
+@pytest.mark.parametrize("form", ["object", "list", "numbers", "coco"])
+def test_every_form_gives_the_same_names_and_captions_in_order(place, form):
+    tree = entries(NAMES)
+    if form == "numbers":
+        tree = [entry | {"image_id": int(entry["image_id"])} for entry in tree]
+    put(place, {"object": {"annotations": tree}, "list": tree, "numbers": tree, "coco": coco(NAMES)}[form])
+    dataset = made(place)
+    assert dataset.names() == list(NAMES) and len(dataset) == 4 and not dataset.problems()
+    assert [dataset.record(place_, "caption", "").reference for place_ in range(4)] == [captions_of(name) for name in NAMES]
+
+
+def test_a_caption_without_the_list_is_the_one_reference(place):
+    put(place, entries(NAMES, several=False))
+    record = made(place, captions="random").record(1, "caption", "", np.random.default_rng(0))
+    assert record.reference == [record.turns[0][1]] == [" ".join(captions_of("12"))]
+
+
+def test_images_of_both_forms_may_lie_in_folders_and_have_other_endings(place):
+    drawn(place / "images/more/21.JPG")
+    drawn(place / "images/22.jpeg")
+    drawn(place / "images/23.png")
+    names = ["more/21", "22", "23"]
+    put(place, entries(names))
+    assert not made(place).problems()
+    tree = coco(names, "png")
+    tree["images"][0]["file_name"], tree["images"][1]["file_name"] = "more/21.JPG", "22.jpeg"
+    put(place, tree)
+    assert not made(place).problems() and made(place).names() == names
+
+
+# What is learnt and asked
+
+
+def test_an_answer_is_all_captions_joined_the_first_or_one_that_the_generator_draws(place):
+    def learnt(choice, rng=None):
+        return made(place, captions=choice).record(0, "caption", "", rng).turns[0][1]
+
+    assert learnt("joined") == learnt("joined", np.random.default_rng(1)) == " ".join(captions_of("11"))
+    assert learnt("first", np.random.default_rng(1)) == learnt("random") == captions_of("11")[0]
+    drawn_ = [learnt("random", np.random.default_rng(seed)) for seed in range(60)]
+    assert {*drawn_} == {*captions_of("11")}
+    assert drawn_ == [learnt("random", np.random.default_rng(seed)) for seed in range(60)]
+
+
+def test_captions_are_taken_as_they_are_unless_a_processor_is_named(place):
+    processed = made(place, captions="first", text_processor="blip_caption", max_words=2).record(0, "caption", "")
+    assert processed.turns[0][1] == blip_caption(captions_of("11")[0], 2) != captions_of("11")[0]
+    assert processed.reference == captions_of("11")
+
+
+def test_without_instructions_nothing_is_said_and_with_them_one_of_them_alone(place):
+    dataset = made(place)
+    assert dataset.pool.tasks == ("caption",) and dataset.pool.first("caption") == "" and dataset.has_reference("caption")
+    dataset = made(place, instructions=["<ImageHere> Describe it.", "What is this?"])
+    task, wording = dataset.pool.draw(np.random.default_rng(0))
+    assert dataset.words(0, task, wording) == dataset.record(0, task, wording).turns[0][0] == wording
+    assert dataset.pool.first("caption") == dataset.cfg.turns()[0] == "<ImageHere> Describe it."
+
+
+def test_a_pool_over_other_tasks_knows_these_alone():
+    with pytest.raises(ValueError, match=r"unknown task 'emotion'\. Known: caption"):
+        TaskPool("emotion", {}, (), WORDINGS)
+    assert TaskPool("caption", {}, (), WORDINGS).wordings == {"caption": [""]}
+
+
+def test_the_digest_follows_the_captions(place):
+    before = made(place).digest()
+    assert made(place).digest() == before
+    tree = entries(NAMES)
+    tree[2]["captions"][4] = "Another one."
+    put(place, tree)
+    assert made(place).digest() != before
+
+
+def test_training_and_evaluation_hold_out_the_same_images(place):
+    names = [str(number) for number in range(100)]
+    put(place, entries(names))
+    trained, answered = (made(place, held_out=0.3, training=training).names() for training in (True, False))
+    assert sorted(trained + answered) == sorted(names) and 15 < len(answered) < 45
+
+
+# Images
+
+
+def test_a_record_brings_the_pixels_as_the_predecessors_resize_them_and_no_rows(place):
+    features = made(place).record(2, "caption", "").features
+    assert {slot: tuple(rows.shape) for slot, rows in features.items()} == {FRAME: (1, 3 * SIDE**2), "image": (0, 768)}
+    with Image.open(place / "images/13.jpg") as image:
+        expected = blip2_image(np.array(image.convert("RGB")), SIDE)
+    assert torch.equal(features[FRAME].reshape(3, SIDE, SIDE), expected)
+
+
+def test_a_record_says_where_rows_are_to_be_kept_and_brings_those_that_are(place):
+    shapes = SHAPES | {"image": SlotShape(32, 768, str(place / "kept"))}
+    dataset = made(place, shapes=shapes)
+    record = dataset.record(0, "caption", "")
+    kept = KeptRows(str(place / "kept"), (32, 768))
+    assert record.keep == kept.place(str(place / "images/11.jpg")) and len(record.features[FRAME]) == 1
+    rows = np.random.default_rng(0).standard_normal((32, 768)).astype(np.float32)
+    kept.write(record.keep, rows)
+    again = dataset.record(0, "caption", "")
+    assert again.keep is None and np.array_equal(again.features["image"], rows)
+    assert tuple(again.features[FRAME].shape) == (0, 3 * SIDE**2)
+    drawn(place / "images/11.jpg", "blue", size=(60, 60))
+    assert len(dataset.record(0, "caption", "").features[FRAME]) == 1, "the image has changed"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "1", "CMYK", "I;16"])
+def test_pixels_of_every_mode_are_the_colours_that_are_seen(tmp_path, mode):
+    plain = Image.open(drawn(tmp_path / "plain.png"))
+    path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
+    if mode == "I;16":
+        Image.fromarray(np.array(plain.convert("L")).astype(np.uint16) * 256 + 17).save(path)
+    else:
+        (plain.quantize() if mode == "P" else plain.convert(mode)).save(path)
+    seen = {"L": "L", "LA": "L", "I;16": "L", "1": "1"}.get(mode, "RGB")
+    pixels, expected = read_picture(path), np.array(plain.convert(seen).convert("RGB"))
+    assert pixels.shape == (30, 40, 3) and pixels.dtype == np.uint8 and np.ptp(pixels) > 20
+    assert np.abs(pixels.astype(int) - expected).max() <= (40 if mode == "CMYK" else 1)
+
+
+def test_an_orientation_in_the_tags_turns_nothing(tmp_path):
+    path = drawn(tmp_path / "plain.png")
+    tags = Image.Exif()
+    tags[0x0112] = 6  # orientation: a quarter turn
+    with Image.open(path) as image:
+        image.save(tmp_path / "turned.png", exif=tags)
+    with Image.open(tmp_path / "turned.png") as image:
+        assert image.getexif()[0x0112] == 6
+    assert np.array_equal(read_picture(tmp_path / "turned.png"), read_picture(path))
+
+
+def test_images_of_32_bits_are_refused(tmp_path):
+    Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "x.tiff")
+    with pytest.raises(Unusable, match="32 bits"):
+        read_picture(tmp_path / "x.tiff")
+
+
+def spoil(place):
+    """Each of the four images broken in its own way: text, nothing, cut off, missing."""
+    folder = place / "images"
+    (folder / "11.jpg").write_text("no image")
+    (folder / "12.jpg").write_bytes(b"")
+    whole = drawn(folder / "13.jpg", size=(300, 200)).read_bytes()
+    (folder / "13.jpg").write_bytes(whole[: len(whole) - 300])
+    (folder / "14.jpg").unlink()
+
+
+def test_missing_and_unreadable_images_are_all_told_before_the_start(place):
+    images(place / "images", ["15"])
+    put(place, entries([*NAMES, "15"]))
+    spoil(place)
+    for _ in range(2):  # what was found bad is not remembered as good
+        told = problems(place)
+        assert "no file of images 1: 14" in told and "missing_images: skip" in told
+        assert (
+            "11.jpg (slot frame): cannot be read: it is no image." in told
+            and "12.jpg (slot frame): cannot be read: the file is empty." in told
+        )
+        assert "13.jpg (slot frame): cannot be read: it is cut off or damaged (" in told and "15" not in told.replace("150", "")
+
+
+def test_images_that_are_missing_or_unreadable_are_left_out_on_demand(place):
+    images(place / "images", ["15"])
+    put(place, entries([*NAMES, "15"]))
+    spoil(place)
+    dataset = made(place, missing_images="skip")
+    assert dataset.names() == ["15"] and not dataset.problems()
+    (note,) = dataset.notes
+    assert "1 images have no file, 3 cannot be read" in note and "11, 12, 13, 14" in note
+    put(place, entries(NAMES))
+    assert "leaves no image" in refusal(place, missing_images="skip")
+
+
+def test_a_folder_without_any_of_the_images_is_told_with_one_name(place):
+    (place / "other").mkdir()
+    told = problems(place, image_path="other")
+    assert "no file of images 4, which is all, such as '11'" in told and "12" not in told
+    assert "flickr.image_path: no folder" in refusal(place, image_path="absent")
+
+
+def test_an_image_that_vanishes_in_the_run_is_named(place):
+    shapes = SHAPES | {"image": SlotShape(32, 768, str(place / "kept"))}
+    for dataset in (made(place), made(place, shapes=shapes)):
+        os.rename(place / "images/12.jpg", place / "gone")
+        with pytest.raises(UserError, match=r"12\.jpg"):
+            dataset.record(1, "caption", "")
+        os.rename(place / "gone", place / "images/12.jpg")
+
+
+def test_a_model_without_an_encoder_takes_no_images(place):
+    assert "model.vit_weights" in refusal(place, shapes={"image": SlotShape(64, 176)})
+
+
+# Captions
+
+
+def test_faulty_entries_are_told_all_at_once(place):
+    tree = entries(NAMES)
+    tree += [entries(["11"])[0], {"caption": "A."}, {"image_id": "../x", "caption": "A."}, {"image_id": "9", "captions": "A."}]
+    tree += [{"image_id": True, "caption": "A."}, "text", {"image_id": "8", "caption": "", "captions": []}]
+    put(place, {"annotations": tree})
+    told = problems(place)
+    for number, says in enumerate(("'11' stands in annotations[0]", "with image_id", "leave its folder", "no list of texts")):
+        assert any(f"annotations[{4 + number}]" in line and says in line for line in told.splitlines())
+    assert "annotations[8]: True is no image" in told and "annotations[9]: expected an object" in told
+    assert "no caption of images 1: 8" in told
+    put(place, {"annotations": [*tree[:4], tree[-1]]})
+    assert not made(place, exclude=["8"]).problems()
+
+
+def test_faulty_entries_of_cocos_form_are_told_all_at_once(place):
+    tree = coco(NAMES)
+    tree["images"] += [{"id": 0, "file_name": "15.jpg"}, {"id": 50, "file_name": "../a.jpg"}, {"id": 51, "file_name": "11.png"}]
+    tree["images"] += [{"id": 52, "file_name": "plain"}, {"id": 53}, {"id": 54, "file_name": "99.jpg"}]
+    tree["annotations"] += [{"image_id": 70, "caption": "A."}, {"image_id": 71, "caption": "A."}, {"image_id": 1, "caption": 5}]
+    put(place, tree)
+    told = problems(place)
+    assert "images[4]: the id 0 is that of '11.jpg'" in told and "images[5]: the clip name '../a' would leave" in told
+    assert "images[6]: the image '11' stands in images[0]" in told and "images[7]: the file_name 'plain'" in told
+    assert "images[8]: expected an object with id and file_name" in told and "image_id 2: 70, 71" in told
+    assert "annotations[22]: the caption '5' is no text" in told and "no caption of images 1: 99" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"x": 1}', "expected"),
+        ("[]", "no image in it"),
+        ('[{"image_id": "../1", "caption": "a"}]', "The first problem"),
+        ("[{", "not valid JSON"),
+        ('{"images": [{"filename": "1.jpg", "sentences": []}]}', "emollama prepare flickr30k"),
+    ],
+)
+def test_files_of_another_form_are_refused(place, text, says):
+    (place / "captions.json").write_text(text)
+    told = refusal(place)
+    assert "captions.json" in told and says in told
+
+
+def test_names_to_exclude_must_be_listed(place):
+    assert made(place, exclude=["12"]).names() == ["11", "13", "14"]
+    assert "flickr.exclude names images" in refusal(place, exclude=["12", "77"]) and "77" in refusal(place, exclude=["77"])
+    assert "leaves no image" in refusal(place, exclude=list(NAMES))
+
+
+@pytest.mark.parametrize("keys", [{"batch_size": 0}, {"sample_ratio": 0}, {"held_out": 1.0}, {"max_words": 0}])
+def test_values_that_make_no_sense_are_refused_by_key(place, keys):
+    with pytest.raises(ValueError, match=next(iter(keys))):
+        config(place, **keys)
+
+
+# check-data
+
+
+@pytest.fixture
+def examined(tmp_path, place):
+    """A function that checks a configuration over the images and gives the report; the model has the golden encoder."""
+
+    def report(**keys):
+        tree = golden_tree(tmp_path)
+        tree["model"] |= {"vit_weights": str(GOLDEN / "vision/eva_tiny.safetensors"), "vit_precision": "fp32"}
+        block = dataclasses.asdict(config(place, **keys)) | {"type": "flickr30k_caption"}
+        tree["datasets"] = {"flickr": block}
+        del tree["evaluation_datasets"]
+        return check(loaded(tmp_path, tree))
+
+    return report
+
+
+def test_check_data_measures_captions_and_images(examined):
+    report = examined(instructions=["Describe it in a word.", "What?"])
+    (block,) = report.blocks
+    assert not report.of_level("problem"), text_of(report)
+    assert block.clips == block.listed == 4 and block.answers == {"caption": 4} and block.list_file.endswith("captions.json")
+    assert [row.what for row in block.lengths] == ["answers of caption", "prompts"]
+    assert block.lengths[0].texts == 4 and block.lengths[1].texts == 2 and block.reading.clips_measured == 4
+    (row,) = block.arrays
+    assert (row.present, row.missing, row.unusable) == (4, 0, 0) and row.slots == (FRAME,)
+    assert "answers of caption" in text_of(report)
+
+
+def test_check_data_tells_what_is_wrong_with_images_and_odd_about_captions(examined, place):
+    images(place / "images", ["15", "16"])
+    tree = entries([*NAMES, "15", "16"])
+    tree[4]["captions"] = tree[4]["captions"][:4]
+    tree[5] |= {key: tree[0][key] for key in ("caption", "captions")}
+    put(place, tree)
+    spoil(place)
+    report = examined()
+    kinds = {finding.kind: finding.clips for finding in report.of_level("problem")}
+    assert kinds["missing features"] == ("14",)
+    assert {name for finding in report.of_level("problem") for name in finding.clips} == set(NAMES)
+    notes = {finding.kind: finding for finding in report.of_level("note")}
+    assert notes["captions"].details == ("15 (4)",) and notes["repeated caption"].clips == ("11", "16")
+    report = examined(missing_images="skip")
+    assert not report.of_level("problem") and "3 cannot be read" in text_of(report)
+
+
+def test_check_data_tells_captions_that_would_be_cut(examined, place):
+    tree = entries(NAMES)
+    tree[3]["caption"] = "square " * 2000
+    put(place, tree)
+    (cut,) = [finding for finding in examined().of_level("problem") if finding.kind == "answers cut"]
+    assert cut.clips == ("14",)

@@ -1,0 +1,137 @@
+"""Prompts with one image in them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers import GOLDEN
+
+from emollama.data.batch import IGNORED, Record
+from emollama.data.image_prompt import BUILT_IN, ImagePrompt, read_prompts
+from emollama.data.prompt import Placeholders, PromptStyle
+from emollama.errors import UserError
+from emollama.models.llm import load_tokenizer
+
+ROWS = 5
+FIRST_ID = 800
+PROMPTS = ("<Img><ImageHere></Img> Describe it.", "See <ImageHere> and tell.", "<ImageHere>")
+
+
+def made(template="[INST] {} [/INST] ", end="</s>", *, prompts=PROMPTS, max_txt_len=160, max_context_len=3800):
+    style = PromptStyle(template, True, end, max_txt_len, max_context_len)
+    placeholders = Placeholders(("image",), (), FIRST_ID, lambda counts: {"image": counts["image"]})
+    return ImagePrompt(load_tokenizer(str(GOLDEN / "llama")), style, placeholders, prompts)
+
+
+def record(words="", answer="two dogs run"):
+    return Record("clip", "caption", [(words, answer)], {"image": torch.zeros(ROWS, 4)}, keep="aa/bb.npy")
+
+
+def ids(prompt, text):
+    return prompt.tokenizer(text, add_special_tokens=False).input_ids
+
+
+def test_the_rows_stand_between_the_text_before_the_mark_and_the_text_behind_it():
+    prompt = made()
+    sample = prompt.sample(record())
+    begin = [prompt.tokenizer.bos_token_id, *ids(prompt, "[INST] <Img>"), *[FIRST_ID] * ROWS]
+    asked = begin + ids(prompt, "</Img> Describe it. [/INST] ")
+    answer = ids(prompt, "two dogs run</s>")
+    assert sample.input_ids.tolist() == asked + answer
+    assert sample.labels.tolist() == [IGNORED] * len(asked) + answer
+
+
+def test_a_prompt_that_begins_and_ends_with_the_mark_has_no_text_around_it_without_a_template():
+    prompt = made("{}")
+    sample = prompt.sample(record("<ImageHere>"), to_generate=True)
+    assert sample.input_ids.tolist() == [prompt.tokenizer.bos_token_id, *[FIRST_ID] * ROWS]
+
+
+def test_vicunas_template_and_end_are_found_again_in_a_sample():
+    prompt = made("###Human: {} ###Assistant: ", "###")
+    sample = prompt.sample(record())
+    answer = sample.labels[sample.labels != IGNORED].tolist()
+    assert answer == ids(prompt, "two dogs run###")
+    asked = sample.input_ids[: -len(answer)].tolist()
+    assert asked[-len(ids(prompt, "</Img> Describe it. ###Assistant: ")) :] == ids(prompt, "</Img> Describe it. ###Assistant: ")
+    assert prompt.is_finished(answer) and not prompt.is_finished(answer[:-1])
+    assert prompt.answer_text(answer) == "two dogs run"
+
+
+def test_without_words_training_draws_a_prompt_and_evaluation_takes_the_first():
+    prompt = made()
+    drawn = [prompt.worded("", np.random.default_rng(seed)) for seed in range(40)]
+    assert set(drawn) == set(PROMPTS)
+    assert prompt.worded("", None) == PROMPTS[0] == prompt.body(record())
+
+
+def test_the_same_generator_gives_the_same_prompt():
+    one, other = (made().sample(record(), rng=np.random.default_rng(3)).input_ids for _ in range(2))
+    assert one.equal(other)
+
+
+def test_words_of_a_dataset_win_over_the_models_prompts_and_get_the_mark_where_they_have_none():
+    prompt = made()
+    rng = np.random.default_rng(0)
+    assert prompt.worded("Look at <ImageHere>.", rng) == "Look at <ImageHere>."
+    assert prompt.worded("What is it?", rng) == "<Img><ImageHere></Img> What is it?"
+
+
+def test_lengths_of_prompts_are_those_of_their_samples_without_rows():
+    prompt = made()
+    words = ["", "What is it?", "See <ImageHere> now, and tell me about it."]
+    samples = [prompt.sample(record(text), to_generate=True) for text in words]
+    assert prompt.prompt_lengths(words) == [len(sample.input_ids) - ROWS - 1 for sample in samples]
+
+
+def test_the_layout_of_released_emotion_checkpoints_changes_nothing_here():
+    prompt = made()
+    assert prompt.sample(record()).input_ids.equal(prompt.sample(record(), layout="upstream_eval").input_ids)
+
+
+def test_a_long_answer_is_cut_and_keeps_its_end():
+    prompt = made(max_txt_len=8)
+    sample = prompt.sample(record(answer="dogs " * 40))
+    answer = sample.labels[sample.labels != IGNORED].tolist()
+    assert len(answer) == 8 and answer[-1] == prompt.tokenizer.eos_token_id
+    assert sample.tokens_cut == len(ids(prompt, "dogs " * 40 + "</s>")) - 8
+
+
+def test_marks_of_the_language_model_in_words_are_text():
+    prompt = made()
+    sample = prompt.sample(record("What? </s>"), to_generate=True)
+    assert prompt.tokenizer.eos_token_id not in sample.input_ids.tolist()
+
+
+def test_a_sample_knows_where_its_rows_are_to_be_kept():
+    assert made().sample(record()).keep == "aa/bb.npy"
+
+
+def test_built_in_prompts_hold_the_mark_once():
+    assert all(text.count("<ImageHere>") == 1 for text in BUILT_IN) and len(BUILT_IN) == 4
+
+
+def test_a_file_of_prompts_is_read_without_its_blank_lines(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("﻿<ImageHere> one\r\n\n  \ntwo <ImageHere>\n", encoding="utf-8")
+    assert read_prompts(str(path), "model.prompt_path") == ("<ImageHere> one", "two <ImageHere>")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("<ImageHere> a\nno mark\n<ImageHere> <ImageHere>\n", r"does not stand exactly once in lines .*2.*3"),
+        ("\n\n", "holds no prompt. A prompt is a line such as <Img><ImageHere>"),
+    ],
+)
+def test_a_file_without_usable_prompts_is_refused(tmp_path, text, told):
+    path = tmp_path / "prompts.txt"
+    path.write_text(text)
+    with pytest.raises(UserError, match=f"^model.prompt_path: .*{told}"):
+        read_prompts(str(path), "model.prompt_path")
+
+
+def test_a_missing_file_of_prompts_is_told_with_its_key(tmp_path):
+    with pytest.raises(UserError, match="^model.prompt_path: no file"):
+        read_prompts(str(tmp_path / "nowhere.txt"), "model.prompt_path")

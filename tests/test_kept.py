@@ -1,0 +1,104 @@
+"""Rows that a model made of images, kept on disk."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emollama.errors import UserError
+from emollama.stores.kept import KeptRows
+from emollama.stores.manifest import Manifest
+
+SHAPE = (3, 4)
+ROWS = np.arange(12, dtype=np.float32).reshape(SHAPE)
+MADE = Manifest(("image",), *SHAPE, {"encoder": "eva, q-former", "image_size": 56}, "abc", "float32")
+
+
+@pytest.fixture
+def kept(tmp_path):
+    return KeptRows(str(tmp_path / "cache"), SHAPE)
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "one.jpg"
+    path.write_bytes(b"pixels")
+    return path
+
+
+def test_rows_come_back_to_the_bit(kept, image):
+    place = kept.place(str(image))
+    assert kept.read(place) is None
+    kept.write(place, ROWS)
+    assert kept.read(place).tobytes() == ROWS.tobytes()
+
+
+def test_a_changed_image_has_another_place(kept, image):
+    before = kept.place(str(image))
+    os.utime(image, ns=(0, 12345))
+    changed = kept.place(str(image))
+    image.write_bytes(b"more pixels")
+    os.utime(image, ns=(0, 12345))
+    assert len({before, changed, kept.place(str(image))}) == 3
+
+
+def test_images_of_the_same_name_in_two_folders_have_two_places(kept, image, tmp_path):
+    other = tmp_path / "other" / image.name
+    other.parent.mkdir()
+    other.write_bytes(b"other pixels")
+    assert kept.place(str(image)) != kept.place(str(other))
+
+
+def test_a_copy_that_kept_its_time_keeps_its_place(kept, image, tmp_path):
+    copy = tmp_path / "moved" / image.name
+    copy.parent.mkdir()
+    copy.write_bytes(image.read_bytes())
+    os.utime(copy, ns=(0, image.stat().st_mtime_ns))
+    assert kept.place(str(image)) == kept.place(str(copy))
+
+
+@pytest.mark.parametrize("what", ["cut", "empty", "other shape", "other dtype", "nan", "text"])
+def test_a_spoiled_file_counts_as_not_there(kept, image, what):
+    place = kept.place(str(image))
+    kept.write(place, ROWS)
+    path = Path(kept.folder, place)
+    content = path.read_bytes()
+    spoiled = {"cut": content[:-5], "empty": b"", "text": b"no array"}
+    if what in spoiled:
+        path.write_bytes(spoiled[what])
+    elif what == "nan":
+        np.save(path, np.full(SHAPE, np.nan, np.float32))
+    else:
+        np.save(path, ROWS.reshape(4, 3) if what == "other shape" else ROWS.astype(np.float64))
+    assert kept.read(place) is None
+
+
+def test_a_disk_that_refuses_is_told_and_stops_nothing(kept, image, caplog):
+    Path(kept.folder).touch()  # a file where the folder should be
+    with caplog.at_level(logging.WARNING, "emollama"):
+        kept.write(kept.place(str(image)), ROWS)
+    assert "rows are not kept" in caplog.text and "name another folder" in caplog.text
+
+
+def test_a_new_folder_gets_the_manifest_and_takes_the_same_again(kept):
+    kept.require_alike(MADE, "model.visual_cache_path", write=True)
+    assert Manifest.read(kept.folder).facts() == MADE.facts()
+    kept.require_alike(MADE, "model.visual_cache_path", write=True)
+
+
+def test_only_looking_writes_nothing(kept):
+    kept.require_alike(MADE, "model.visual_cache_path", write=False)
+    assert not os.path.exists(kept.folder)
+
+
+@pytest.mark.parametrize("write", [True, False])
+def test_rows_of_other_encoders_are_refused_with_what_differs(kept, write):
+    kept.require_alike(MADE, "model.visual_cache_path", write=True)
+    other = Manifest(("image",), *SHAPE, {"encoder": "eva, q-former", "image_size": 112}, "def", "float32")
+    told = r"^model.visual_cache_path: '.*' holds rows .*image_size: 56 and 112; weights: 'abc' and 'def'.*Name another folder"
+    with pytest.raises(UserError, match=told):
+        kept.require_alike(other, "model.visual_cache_path", write=write)

@@ -1,0 +1,207 @@
+"""What a run says of its steps: the console's line, log.jsonl, and Weights & Biases beside TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import subprocess
+import sys
+
+import pytest
+from helpers import golden_tree, loaded, write
+from running import ROOT, command, environment, golden_config, rows, run
+
+from emollama.config import load
+from emollama.errors import UserError
+
+LINE = re.compile(
+    r"Train: data epoch: \[(\d+)\]  \[ *(\d+)/12\]  eta: \d:\d\d:\d\d  lr: 0\.\d{6}  loss: (\d+\.\d{4})  time: (\d+\.\d{4})"
+    r"  data: (\d+\.\d{4})  max mem: (\d+)$"
+)
+TRACKED = {"max_epoch": 2, "iters_per_epoch": 2, "wandb_log": True, "wandb_project": "golden"}
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """What a run of two epochs of 12 steps says, and its folder."""
+    folder = tmp_path_factory.mktemp("told")
+    path = golden_config(folder, run={"max_epoch": 2, "iters_per_epoch": 12, "log_freq": 5})
+    done = run("train.py", "--cfg-path", str(path))
+    assert done.returncode == 0, done.stderr
+    return done.stderr, folder / "out/run"
+
+
+def test_a_line_names_the_epoch_the_step_in_it_and_the_figures(told):
+    said, folder = told
+    found = [match.groups() for line in said.splitlines() if (match := LINE.search(line))]
+    logged = rows(folder / "log.jsonl")
+    assert [(int(epoch), int(step)) for epoch, step, *_ in found] == [(0, 0), (0, 5), (0, 10), (1, 3), (1, 8), (1, 11)]
+    assert [loss for _, _, loss, *_ in found] == [f"{row['loss']:.4f}" for row in logged]
+    assert [int(memory) for *_, memory in found] == [round(row["peak_memory_gib"] * 1024) for row in logged]
+    assert " [ 5/12]" in said
+
+
+def test_the_time_of_a_step_and_its_wait_for_data_are_logged(told):
+    logged = rows(told[1] / "log.jsonl")
+    assert all(0 <= row["data_time"] <= row["step_time"] < 60 for row in logged)
+    assert all(row["data_wait"] == pytest.approx(row["data_time"] / row["step_time"]) for row in logged)
+    assert {"samples_per_s", "tokens_per_s", "peak_memory_gib", "grad_norm", "tokens"} <= logged[0].keys()
+
+
+def records(path):
+    """The records of a .wandb file: blocks of 32 KiB with chunks of a record, each behind CRC, length and kind of chunk."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    raw, at, whole = path.read_bytes(), 7, b""
+    assert raw[:4] == b":W&B"
+    while at + 7 <= len(raw):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        length, kind = struct.unpack("<HB", raw[at + 4 : at + 7])
+        whole += raw[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # a record in one chunk, the last chunk of one
+            yield Record.FromString(whole)
+            whole = b""
+
+
+def history(folder):
+    """Each logged row, of all processes of a run, and the ids of the runs."""
+    found, ids = [], set()
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        for record in records(path):
+            if record.WhichOneof("record_type") == "run":
+                ids.add(record.run.run_id)
+            if record.WhichOneof("record_type") == "history":
+                items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+                found.append(items)
+    return found, ids
+
+
+def ended(line, **more):
+    """A process that has run to its end."""
+    return subprocess.run(line, cwd=ROOT, env=environment() | more, capture_output=True, text=True, timeout=300, check=False)
+
+
+def offline(path, *options, processes=1):
+    line = command("train.py", "--cfg-path", str(path), "--options", *options, processes=processes)
+    return ended(line, WANDB_MODE="offline", GOLDEN_SECRET="sesame-42")
+
+
+def tampered(path, code):
+    """Training by one process, offline, after each step of which ``after(runner, steps)`` of the code is called."""
+    frame = (
+        "import os, sys\nfrom emollama.cli import entry_point\nfrom emollama.config import load\n"
+        "config = load(sys.argv[1])\nrunner = config.classes['run'](config)\nsave = runner._save_when_due\n"
+        "runner._save_when_due = lambda done: (save(done), after(runner, done))\nentry_point(runner.train)\n"
+    )
+    return ended([sys.executable, "-c", f"{code}\n{frame}", str(path)], WANDB_MODE="offline")
+
+
+def tracked_tree(folder):
+    tree = golden_tree(folder)
+    tree["run"] |= TRACKED | {"log_freq": 1, "evaluate": True, "metric": "answers.emotion.loss"}
+    tree["paths"] = {"secret": "${oc.env:GOLDEN_SECRET}"}
+    return write(folder, tree)
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory):
+    """A run of two epochs by two processes, tracked offline, then gone on with for another epoch."""
+    folder = tmp_path_factory.mktemp("tracked")
+    path = tracked_tree(folder)
+    for more in ([], ["run.max_epoch=3", "run.resume_ckpt_path=auto"]):
+        done = offline(path, *more, processes=2)
+        assert done.returncode == 0, done.stderr
+    return folder / "out/run"
+
+
+def test_an_offline_run_holds_the_scalars_of_tensorboard_under_their_names(tracked):
+    logged, past = rows(tracked / "log.jsonl"), rows(tracked / "eval.jsonl")
+    found, ids = history(tracked)
+    losses = [(row["step"], row["train/loss"]) for row in found if "train/loss" in row]
+    assert losses == [(row["step"], row["loss"]) for row in logged] and len(losses) == 6
+    assert {f"train/{key}" for key in logged[0].keys() - {"step", "epoch"}} <= next(
+        row for row in found if "train/lr" in row
+    ).keys()
+    measured = [(row["step"], row["eval/answers/emotion/loss"]) for row in found if "eval/answers/emotion/loss" in row]
+    assert measured == [(row["step"], row["metrics"]["answers/emotion/loss"]) for row in past] and len(measured) == 3
+    assert ids == {(tracked / "wandb_id.txt").read_text().strip()}
+
+
+def test_a_tracked_run_bears_its_folders_name_and_its_configuration_without_secrets(tracked):
+    files = sorted(tracked.glob("wandb/offline-run-*/*.wandb"))
+    assert len(files) == 2  # a process each time, of one run
+    begun = next(record.run for record in records(files[0]) if record.WhichOneof("record_type") == "run")
+    config = {item.key: json.loads(item.value_json) for item in begun.config.update}
+    assert (begun.display_name, begun.project) == ("run", "golden")
+    assert config["run"]["iters_per_epoch"] == 2 and config["paths"]["secret"] == "${oc.env:GOLDEN_SECRET}"
+    assert all(b"sesame-42" not in path.read_bytes() for path in tracked.rglob("*") if path.is_file())
+
+
+SPOIL = """
+import torch
+def after(runner, done):
+    with torch.no_grad():
+        runner.model.fusion.llama_proj.bias[0] = float("nan")
+"""
+KILL = """
+import os, signal, subprocess
+def after(runner, done):
+    if done == 3:
+        line = ["ps", "-o", "pid=,comm=", "--ppid", str(os.getpid())]
+        children = subprocess.run(line, capture_output=True, text=True, check=True).stdout.splitlines()
+        (core,) = [int(child.split()[0]) for child in children if "wandb" in child]
+        os.kill(core, signal.SIGKILL)
+"""
+
+
+def test_a_run_that_fails_leaves_what_it_logged(tmp_path):
+    path = golden_config(tmp_path, run={**TRACKED, "max_skipped_steps": 1, "log_freq": 1})
+    done = tampered(path, SPOIL)
+    assert done.returncode == 1 and "steps in a row" in done.stderr
+    found, _ = history(tmp_path / "out/run")
+    assert [row["step"] for row in found if "train/loss" in row] == [0]
+
+
+def test_a_run_whose_tracking_dies_trains_on(tmp_path):
+    done = tampered(golden_config(tmp_path, run={**TRACKED, "iters_per_epoch": 6, "log_freq": 1}), KILL)
+    assert done.returncode == 0, done.stderr
+    assert len(rows(tmp_path / "out/run/log.jsonl")) == 12 and (tmp_path / "out/run/checkpoint_1.pth").exists()
+    assert done.stderr.count("Weights & Biases gets no more of this run") == 1
+
+
+def test_a_missing_package_is_told_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config = load(str(golden_config(tmp_path, run=TRACKED)))
+    with pytest.raises(UserError, match="the package wandb is not installed. Install it"):
+        config.classes["run"](config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nobody_logged_in_is_told_once_with_the_remedy_before_anything_is_read(tmp_path):
+    path = golden_config(tmp_path, run=TRACKED)
+    line = command("train.py", "--cfg-path", str(path), processes=2)
+    bare = {key: value for key, value in environment().items() if not key.startswith("WANDB_")} | {"HOME": str(tmp_path)}
+    done = subprocess.run(line, cwd=ROOT, env=bare, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1 and done.stderr.count("error: run.wandb_log") == 1
+    assert "nobody is logged in" in done.stderr and "WANDB_MODE=offline" in done.stderr and "tracking.py" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_mode_is_a_user_error():
+    code = "from emollama.tracking import require; require()"
+    kept = environment() | {"WANDB_MODE": "ofline"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=kept, capture_output=True, text=True, check=False)
+    assert "UserError: run.wandb_log: Weights & Biases did not start: " in done.stderr
+
+
+def test_tracking_may_be_turned_on_when_a_run_goes_on(tmp_path):
+    tree = golden_tree(tmp_path)
+    first = loaded(tmp_path, tree)
+    first.classes["run"](first).train()
+    done = offline(tmp_path / "config.yaml", "run.max_epoch=2", "run.resume_ckpt_path=auto", "run.wandb_log=true")
+    assert done.returncode == 0, done.stderr
+    assert history(tmp_path / "out/run")[0]

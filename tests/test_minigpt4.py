@@ -1,0 +1,465 @@
+"""MiniGPT-4: what is trained, how an image enters the language model, what is kept of the frozen encoders' work."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from flickr_world import make_flickr_world
+from running import run
+from transformers import AutoModelForCausalLM
+
+from emollama import checkpoint
+from emollama.config import load
+from emollama.data.batch import IGNORED, collate
+from emollama.encoders.eva_vit import EvaFiles, EvaVit
+from emollama.encoders.qformer import QFormer
+from emollama.errors import UserError
+from emollama.registry import DATASETS, MODELS
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    made = make_flickr_world(tmp_path_factory.mktemp("flickr"))
+    content = torch.load(made.q_former)
+    content["model"]["ln_vision.weight"] += torch.linspace(-0.2, 0.2, 176)  # not the identity
+    torch.save(content, made.q_former)
+    return made
+
+
+def configured(world, folder, *options, model=None, data=None, run=None):
+    """The path of a YAML file over the world; the dicts override blocks."""
+    block = {"image_path": str(world.images), "batch_size": 3} | (data or {})
+    test = {"type": "flickr30k_caption", "annotation_file": str(world.test), "batch_size": 4, "max_new_tokens": 8}
+    tree = {
+        "model": world.model(visual_cache_path=str(folder / "cache"), **(model or {})),
+        "datasets": {"flickr30k_caption": {"annotation_file": str(world.train)} | block},
+        "evaluation_datasets": {
+            "test": {"image_path": str(world.images), "metrics": ["bleu_1", "cider_d", "loss"], "caption_tokenizer": "treebank"}
+            | test
+        },
+        "run": {
+            "output_dir": str(folder / "out"),
+            "job_id": "run",
+            "max_epoch": 2,
+            "iters_per_epoch": 4,
+            "init_lr": 1e-2,
+            "amp": False,
+            "num_workers": 0,
+            "log_freq": 1,
+        }
+        | (run or {}),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def trained(world, folder, *options, **blocks):
+    """Train in this process. Returns the run's folder."""
+    config = load(str(configured(world, folder, **blocks)), list(options))
+    return config.classes["run"](config).train()
+
+
+def logged(folder, key="loss"):
+    return [json.loads(line)[key] for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+
+
+def refusal(world, folder, **blocks):
+    with pytest.raises(UserError) as refused:
+        trained(world, folder, **blocks)
+    return str(refused.value)
+
+
+def built(world, **changes):
+    """(model with random or given projection, renderer, its Config)."""
+    keys = world.model(**changes)
+    keys.pop("arch")
+    made = MODELS.get("minigpt4")
+    cfg = made.Config(**keys)
+    torch.manual_seed(0)
+    return made(cfg, device=CPU, frozen_dtype=torch.float32).eval(), made.prompt(cfg), cfg
+
+
+def records(world, cfg, split="train", **keys):
+    made = DATASETS.get("flickr30k_caption")
+    block = made.Config(annotation_file=str(getattr(world, split)), image_path=str(world.images), **keys)
+    dataset = made(block, slot_shapes=MODELS.get("minigpt4").slot_shapes(cfg), label="data", training=False)
+    return [dataset.record(index, "caption", "") for index in range(len(dataset))]
+
+
+def rows_of(world, cfg, record):
+    """(rows, width) of a record's image, by the encoders alone."""
+    eva = EvaFiles(str(world.eva), cfg.image_size, "fp32", ln_vision=str(world.q_former))
+    vit = EvaVit.load(eva, device=CPU, key="eva")
+    rows = vit(record.features["frame"].reshape(1, 3, cfg.image_size, cfg.image_size))
+    if cfg.has_qformer:
+        return QFormer.load(str(world.q_former), device=CPU, key="q")(rows)[0]
+    groups = rows[0, 1:].split(4)
+    return torch.stack([torch.cat(list(group)) for group in groups])
+
+
+# What is trained
+
+
+def test_only_the_projection_is_trained_and_stored(world, tmp_path):
+    content = checkpoint.read(str(trained(world, tmp_path) / "checkpoint_1.pth"), "k")
+    assert {name: tuple(value.shape) for name, value in content["model"].items()} == {
+        "llama_proj.weight": (64, 64),
+        "llama_proj.bias": (64,),
+    }
+
+
+def test_training_moves_the_projection_and_nothing_else(world):
+    model, prompt, cfg = built(world)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], lr=1.0)
+    model.train()
+    model(collate([prompt.sample(record) for record in records(world, cfg)[:3]])).sum().backward()
+    optimizer.step()
+    moved = [name for name, value in model.state_dict().items() if not value.equal(before[name])]
+    assert sorted(moved) == ["fusion.llama_proj.bias", "fusion.llama_proj.weight"]
+
+
+def test_the_language_model_can_have_adapters_too(world):
+    model, _, _ = built(world, train_llm="lora", lora_r=2)
+    trained = {model.stored_name(name) for name, value in model.named_parameters() if value.requires_grad}
+    assert sum(".lora_A." in name for name in trained) == 4 and "llama_proj.weight" in trained
+
+
+def test_a_published_file_with_buffers_of_its_frozen_parts_is_loaded(world, tmp_path):
+    model, _, _ = built(world)
+    stored = checkpoint.read(str(world.projection), "k")["model"]
+    extra = {"Qformer.bert.embeddings.position_ids": torch.arange(4)[None]}
+    extra["llama_model.model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+    checkpoint.load_trainable(model, {**stored, **extra}, path="file", allow_missing=[])
+    assert model.fusion.llama_proj.weight.equal(stored["llama_proj.weight"])
+
+
+def test_a_checkpoint_of_the_other_model_is_refused_by_its_tensors_names(world, tmp_path):
+    model, _, _ = built(world)
+    weights = {"llama_proj.weight": torch.zeros(64, 704), "llama_proj.bias": torch.zeros(64)}
+    stored = weights | {"feats_llama_proj1.bias": torch.ones(1)}
+    with pytest.raises(UserError, match=r"llama_proj.weight.*feats_llama_proj1.bias|feats_llama_proj1.bias.*llama_proj.weight"):
+        checkpoint.load_trainable(model, stored, path="file", allow_missing=[])
+
+
+# How an image enters
+
+
+@pytest.mark.parametrize("changes", [{}, {"has_qformer": False, "vit_width": 176}], ids=["q-former", "without"])
+def test_losses_are_those_of_plain_transformers_on_embeddings_put_together_by_hand(world, changes):
+    model, prompt, cfg = built(world, prompt_template="[INST] {} [/INST] ", **changes)
+    found = records(world, cfg)[:3]
+    plain = AutoModelForCausalLM.from_pretrained(world.llama, dtype=torch.float32, attn_implementation="eager").eval()
+    table = plain.get_input_embeddings()
+    losses = model(collate([prompt.sample(record) for record in found])).split([len(answer(prompt, r)) for r in found])
+
+    def ids(text):
+        return prompt.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
+
+    for record, loss in zip(found, losses, strict=True):
+        image = model.fusion.llama_proj(rows_of(world, cfg, record))
+        asked = [table(torch.tensor([1])), table(ids("[INST] <Img>")), image, table(ids("</Img> Describe this image. [/INST] "))]
+        target = ids(record.turns[0][1] + "</s>")[: cfg.max_txt_len]
+        target[-1] = prompt.tokenizer.eos_token_id  # a long answer is cut before its end
+        embeddings = torch.cat([*asked, table(target)])[None]
+        labels = torch.full((1, embeddings.shape[1]), IGNORED)
+        labels[0, -len(target) :] = target
+        assert loss.mean().item() == pytest.approx(plain(inputs_embeds=embeddings, labels=labels).loss.item(), abs=1e-5)
+
+
+def answer(prompt, record):
+    labels = prompt.sample(record).labels
+    return labels[labels != IGNORED]
+
+
+def test_without_a_q_former_four_neighbouring_rows_become_one(world):
+    _, _, cfg = built(world, has_qformer=False, vit_width=176)
+    shapes = MODELS.get("minigpt4").slot_shapes(cfg)
+    assert shapes["image"][:2] == (4, 704) and shapes["frame"].width == 3 * 56 * 56
+
+
+def test_without_a_q_formers_file_the_norm_is_the_identity(world):
+    named, _, _ = built(world, has_qformer=False, vit_width=176)
+    bare, _, _ = built(world, has_qformer=False, vit_width=176, q_former_model=None)
+    assert bare.vision.vit.ln_vision.weight.equal(torch.ones(176))
+    assert not named.vision.vit.ln_vision.weight.equal(torch.ones(176))
+
+
+def test_an_images_rows_are_the_same_bits_alone_and_in_company(world):
+    model, prompt, cfg = built(world)
+    samples = [prompt.sample(record) for record in records(world, cfg)[:7]]
+    together = model.raw_rows(collate(samples))["image"].values
+    alone = torch.cat([model.raw_rows(collate([sample]))["image"].values for sample in samples])
+    assert together.equal(alone)
+
+
+def test_the_encoders_stay_in_eval_mode_and_in_float32_under_autocast(world):
+    model, prompt, cfg = built(world)
+    batch = collate([prompt.sample(records(world, cfg)[0])])
+    expected = model.raw_rows(batch)["image"].values
+    model.train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model.raw_rows(batch)["image"].values.equal(expected)
+    assert not model.vision.vit.training and not model.vision.qformer.training
+
+
+# What is kept
+
+
+def test_cached_and_uncached_training_give_the_same_losses_to_the_bit(world, tmp_path):
+    plain = logged(trained(world, tmp_path / "plain"))
+    first = logged(trained(world, tmp_path / "cached", model={"cache_visual": True}))
+    again = logged(trained(world, tmp_path / "cached", "run.job_id=again", model={"cache_visual": True}))
+    assert plain == first == again and len(set(plain)) == 8
+
+
+def test_the_encoders_see_each_image_once(world, tmp_path, monkeypatch):
+    from emollama.models.vision import TOGETHER, FrozenVision
+
+    seen = []
+    encode = FrozenVision._encode
+    monkeypatch.setattr(FrozenVision, "_encode", lambda self, images: seen.append(len(images)) or encode(self, images))
+    trained(world, tmp_path, model={"cache_visual": True}, data={"batch_size": 4}, run={"iters_per_epoch": 3})
+    assert seen == [TOGETHER] * 3  # 12 images, drawn twice each
+    trained(world, tmp_path, "run.job_id=again", model={"cache_visual": True})
+    assert len(seen) == 3
+
+
+def test_a_micro_batch_may_hold_kept_rows_and_new_images(world, tmp_path):
+    model, prompt, cfg = built(world, cache_visual=True, visual_cache_path=str(tmp_path / "cache"))
+    new = [prompt.sample(record) for record in records(world, cfg)[:4]]
+    expected = model(collate(new))
+    kept = [prompt.sample(record) for record in records(world, cfg)[:4]]
+    assert [len(sample.slots["frame"]) for sample in kept] == [0] * 4
+    mixed = [kept[0], new[1], new[2], kept[3]]
+    assert model(collate(mixed)).equal(expected)
+
+
+def test_a_spoiled_file_of_kept_rows_is_made_again(world, tmp_path):
+    model, prompt, cfg = built(world, cache_visual=True, visual_cache_path=str(tmp_path / "cache"))
+    model(collate([prompt.sample(records(world, cfg)[0])]))
+    (path,) = (tmp_path / "cache").glob("*/*.npy")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    model(collate([prompt.sample(records(world, cfg)[0])]))
+    assert path.read_bytes() == whole
+
+
+def test_rows_kept_by_other_weights_stop_the_run_before_anything_is_written(world, tmp_path):
+    trained(world, tmp_path, model={"cache_visual": True})
+    other = make_flickr_world(tmp_path / "other", seed=2)
+    blocks = {"cache_visual": True, "vit_weights": str(other.eva), "q_former_model": str(other.q_former)}
+    told = refusal(world, tmp_path, model=blocks, run={"job_id": "other"})
+    assert told.startswith("model.visual_cache_path: ") and "weights: " in told and "Name another folder" in told
+    assert not (tmp_path / "out/other").exists()
+
+
+def test_a_run_with_a_cache_resumes_to_the_bit(world, tmp_path):
+    whole = trained(world, tmp_path / "whole", model={"cache_visual": True})
+    trained(world, tmp_path / "parts", "run.max_epoch=1", "run.lr_sched=linear_warmup_step_lr", model={"cache_visual": True})
+    expected = trained(world, tmp_path / "step", "run.lr_sched=linear_warmup_step_lr", model={"cache_visual": True})
+    resumed = trained(
+        world, tmp_path / "parts", "run.lr_sched=linear_warmup_step_lr", "run.resume_ckpt_path=auto", model={"cache_visual": True}
+    )
+    assert logged(resumed) == logged(expected) != logged(whole)
+    one, other = (checkpoint.read(str(folder / "checkpoint_1.pth"), "k")["model"] for folder in (resumed, expected))
+    assert all(one[name].equal(other[name]) for name in one)
+
+
+def test_the_cache_may_be_turned_on_when_a_run_is_resumed(world, tmp_path):
+    options = ("run.lr_sched=linear_warmup_step_lr",)
+    trained(world, tmp_path, "run.max_epoch=1", *options)
+    resumed = trained(world, tmp_path, "run.resume_ckpt_path=auto", *options, model={"cache_visual": True})
+    assert len(logged(resumed)) == 8
+
+
+# Errors
+
+
+@pytest.mark.parametrize("key", ["vit_weights", "q_former_model"])
+def test_a_missing_file_of_weights_is_told_with_its_key_before_anything_is_written(world, tmp_path, key):
+    told = refusal(world, tmp_path, model={key: "nowhere.pth"})
+    assert told.startswith(f"model.{key}: no file 'nowhere.pth'")
+    assert not (tmp_path / "out/run").exists()
+
+
+def test_a_checkpoint_is_not_evaluated_with_encoders_that_it_was_not_trained_with(world, tmp_path):
+    folder = trained(world, tmp_path)
+    other = make_flickr_world(tmp_path / "other", seed=2)
+    options = [f"model.ckpt={folder}/checkpoint_1.pth", f"model.q_former_model={other.q_former}", "run.job_id=other"]
+    config = load(str(folder / "config.yaml"), options)
+    with pytest.raises(UserError, match=r"(?s)was trained on image features made otherwise: .*weights: .*allow_other_features"):
+        config.classes["run"](config, training=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"num_query_token": 32}, "model.num_query_token is 32, and in model.q_former_model '.*' it is 8"),
+        ({"query_width": 768}, "model.query_width is 768, and in model.q_former_model '.*' it is 64"),
+        ({"has_qformer": False}, "model.vit_width is 1408, and in model.vit_weights '.*' it is 176"),
+    ],
+)
+def test_sizes_that_the_files_do_not_have_are_told(world, tmp_path, changes, told):
+    with pytest.raises(UserError, match=told):
+        trained(world, tmp_path, model=changes)
+
+
+def test_files_swapped_are_told(world, tmp_path):
+    told = refusal(world, tmp_path, model={"vit_weights": str(world.q_former), "q_former_model": str(world.eva)})
+    assert told.startswith("model.vit_weights: ") and "holds no EVA transformer" in told
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"image_size": 50}, "image_size is 50; it must be a multiple of 28"),
+        ({"q_former_model": None}, "q_former_model is null"),
+        ({"num_query_token": 0}, "num_query_token"),
+        ({"prompt_template": "[INST]"}, "must contain {} exactly once"),
+        ({"end_sym": ""}, "end_sym is empty"),
+    ],
+)
+def test_keys_that_make_no_sense_are_refused_at_loading(world, tmp_path, changes, told):
+    with pytest.raises(UserError) as refused:
+        load(str(configured(world, tmp_path, model=changes)))
+    assert told in str(refused.value)
+
+
+def test_emotion_clips_are_told_that_this_model_has_no_slot_for_them(world, tmp_path, corpus):
+    tree = yaml.safe_load(configured(world, tmp_path).read_text())
+    tree["datasets"] = {"feature_face_caption": {"annotation_file": str(corpus / "MERR_coarse_grained.txt")}}
+    path = tmp_path / "clips.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    config = load(str(path))
+    told = r"datasets.feature_face_caption.image_feature_path: .*no slot 'cls'.*image_feature_path: null"
+    with pytest.raises(UserError, match=told):
+        config.classes["run"](config)
+
+
+# Evaluation, processes
+
+
+@pytest.fixture(scope="module")
+def two_processes(world, tmp_path_factory):
+    """(folder, output) of a run of two processes that evaluates while training, with a cache."""
+    folder = tmp_path_factory.mktemp("two")
+    path = configured(world, folder, model={"cache_visual": True}, run={"evaluate": True, "device": "cpu"})
+    done = run("train.py", "--cfg-path", str(path), processes=2)
+    assert done.returncode == 0, done.stderr
+    return folder / "out/run", done.stderr
+
+
+def test_two_processes_train_as_one_with_twice_the_batch(world, two_processes, tmp_path):
+    one = logged(trained(world, tmp_path, data={"batch_size": 6}))
+    assert logged(two_processes[0]) == pytest.approx(one, abs=2e-5)
+
+
+def test_every_test_image_is_answered_once_with_all_its_captions_as_reference(world, two_processes):
+    lines = (two_processes[0] / "result/epoch_1/predictions_test.jsonl").read_text().splitlines()
+    rows = {row["name"]: row for row in map(json.loads, lines)}
+    entries = json.loads(world.test.read_text())["annotations"]
+    assert len(lines) == len(entries) == 6
+    assert {name: row["reference"] for name, row in rows.items()} == {each["image_id"]: each["captions"] for each in entries}
+    assert {row["instruction"] for row in rows.values()} == {"<Img><ImageHere></Img> Describe this image."}
+
+
+def test_two_processes_share_what_is_kept(world, two_processes):
+    assert len(list((two_processes[0].parents[1] / "cache").glob("*/*.npy"))) == 12 + 6
+
+
+def test_one_process_answers_and_scores_as_two_did(world, two_processes):
+    folder = two_processes[0]
+    config = load(str(folder / "config.yaml"), [f"model.ckpt={folder}/checkpoint_1.pth", "run.job_id=alone"])
+    config.classes["run"](config, training=False).evaluate()
+    found = folder.parent / "alone/result"
+    alone = [json.loads(line) for line in (found / "predictions_test.jsonl").read_text().splitlines()]
+    then = [json.loads(line) for line in (folder / "result/epoch_1/predictions_test.jsonl").read_text().splitlines()]
+    assert [row["prediction"] for row in alone] == [row["prediction"] for row in then]
+    assert [row["loss"] for row in alone] == pytest.approx([row["loss"] for row in then], abs=1e-6)
+    one, two = (
+        json.loads((at / "metrics_test.json").read_text())["tasks"]["caption"] for at in (found, folder / "result/epoch_1")
+    )
+    assert one["metrics"] == pytest.approx(two["metrics"], abs=1e-9)  # CIDEr-D among them: its weights are of the whole set
+
+
+def test_the_run_of_a_released_configurations_keys_warns_once_and_trains(world, tmp_path, caplog):
+    text = f"""
+model:
+  arch: minigpt4
+  model_type: pretrain_vicuna0
+  freeze_vit: True
+  freeze_qformer: True
+  vit_model: eva_clip_g
+  has_qformer: True
+  q_former_model: {world.q_former}
+  num_query_token: 8
+  query_width: 64
+  vit_weights: {world.eva}
+  vit_precision: fp32
+  image_size: 56
+  llama_model: {world.llama}
+  ckpt: {world.projection}
+  max_txt_len: 160
+  end_sym: "###"
+  prompt_path: {world.prompts}
+  prompt_template: '###Human: {{}} ###Assistant: '
+datasets:
+  flickr30k_caption:
+    batch_size: 2
+    vis_processor: {{train: {{name: blip2_image_train, image_size: 56}}}}
+    text_processor: {{train: {{name: blip_caption}}}}
+    build_info: {{ann_path: {world.train}, image_path: {world.images}}}
+run:
+  task: image_text_pretrain
+  lr_sched: linear_warmup_cosine_lr
+  init_lr: 3e-5
+  min_lr: 1e-5
+  warmup_lr: 1e-6
+  weight_decay: 0.05
+  max_epoch: 1
+  iters_per_epoch: 2
+  num_workers: 0
+  warmup_steps: 1
+  seed: 42
+  output_dir: {tmp_path}/out
+  amp: False
+  resume_ckpt_path: null
+  evaluate: False
+  train_splits: ["train"]
+  device: "cpu"
+  world_size: 1
+  dist_url: "env://"
+  distributed: True
+  wandb_log: False
+  job_name: minigpt4_finetune
+  log_freq: 1
+"""
+    path = tmp_path / "theirs.yaml"
+    path.write_text(text)
+    config = load(str(path))
+    assert len(config.warnings) == 1
+    told = config.warnings[0]
+    for key in ("model.model_type", "model.freeze_qformer", "run.job_name", "datasets.flickr30k_caption.vis_processor"):
+        assert key in told
+    for key in ("q_former_model", "prompt_path", "num_query_token", "has_qformer", "wandb_log"):
+        assert key not in told
+    assert len(logged(config.classes["run"](config).train())) == 2
+
+
+def test_on_the_meta_device_the_published_encoders_stand_in_for_files_that_are_not_there(world):
+    _, _, cfg = built(world)
+    cfg = dataclasses.replace(cfg, vit_weights="nowhere", image_size=224)
+    model = MODELS.get("minigpt4")(cfg, device=META, frozen_dtype=torch.float32)
+    assert sum(value.numel() for value in model.vision.vit.parameters()) == 985_897_344
+    assert not os.path.exists("visual_cache")

@@ -1,0 +1,302 @@
+"""``emollama prepare flickr30k``: the three published forms to one, and what is refused."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+
+import pytest
+from captioned import COLUMNS, SPLITS, captions_of, drawn, images, karpathy, rows, table, tokens
+
+from emollama.commands import prepare
+from emollama.errors import UserError
+
+
+@pytest.fixture
+def place(tmp_path):
+    images(tmp_path / "images")
+    return tmp_path
+
+
+def run(place, source, *arguments):
+    parser = argparse.ArgumentParser()
+    prepare.add_arguments(parser)
+    given = ["flickr30k", "--annotations", source, "--images", place / "images", "--output", place / "out", *arguments]
+    prepare.run(parser.parse_args([str(argument) for argument in given]))
+
+
+def refusal(place, source, *arguments):
+    with pytest.raises(UserError) as error:
+        run(place, source, *arguments)
+    assert not (place / "out").exists()
+    return str(error.value)
+
+
+def written(place):
+    """split -> its entries."""
+    files = sorted((place / "out").glob("flickr30k_*.json"))
+    return {path.stem.removeprefix("flickr30k_"): json.loads(path.read_text("utf-8"))["annotations"] for path in files}
+
+
+EXPECTED = {
+    split: [
+        {"image_id": name, "caption": " ".join(captions_of(name)), "captions": captions_of(name)}
+        for name, own in SPLITS.items()
+        if own == split
+    ]
+    for split in ("train", "val", "test")
+}
+
+
+def lists(place):
+    folder = place / "lists"
+    folder.mkdir()
+    for split in ("train", "val", "test"):
+        names = [name for name, own in SPLITS.items() if own == split]
+        (folder / f"{split}.txt").write_text("\n".join(f"{name}.jpg" if split == "val" else name for name in names) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_the_table_becomes_a_file_a_split_with_all_captions_and_their_joined_text(place, encoding):
+    run(place, table(place / "flickr.csv", encoding=encoding))
+    assert written(place) == EXPECTED
+
+
+def test_karpathys_file_and_the_token_file_become_the_same(place):
+    run(place, karpathy(place / "any_name"))
+    assert written(place) == EXPECTED
+    for path in (place / "out").iterdir():
+        path.unlink()
+    run(place, tokens(place / "any_name"), "--splits", lists(place))
+    assert written(place) == EXPECTED
+
+
+def test_lists_of_splits_may_be_files_and_images_of_no_list_are_left_out_and_told(place, capsys):
+    folder = lists(place)
+    run(place, tokens(place / "t"), "--splits", folder / "test.txt", folder / "val.txt")
+    assert {split: len(entries) for split, entries in written(place).items()} == {"test": 1, "val": 1}
+    assert "2 in no list of --splits: 11, 12" in capsys.readouterr().out
+
+
+def test_a_token_file_without_lists_goes_to_the_one_split_that_is_named(place):
+    assert "--splits train.txt" in refusal(place, tokens(place / "t"))
+    run(place, tokens(place / "t"), "--split", "test")
+    assert [entry["image_id"] for entry in written(place)["test"]] == list(SPLITS)
+
+
+def test_splits_can_be_picked_and_one_that_is_not_there_is_refused_with_those_that_are(place):
+    told = refusal(place, table(place / "t.csv"), "--split", "test", "dev")
+    assert "no split 'dev'" in told and "train, val, test" in told
+    run(place, table(place / "t.csv"), "--split", "test", "val")
+    assert written(place) == {split: EXPECTED[split] for split in ("test", "val")}
+
+
+def test_the_summary_counts_images_captions_and_those_without_five(place, capsys):
+    given = rows()
+    given[0][0] = json.dumps(captions_of("11", 4))
+    run(place, table(place / "t.csv", given))
+    told = capsys.readouterr().out
+    assert "4 images -> " in told and "2 flickr30k_train.json (9 captions)" in told
+    assert "1 have other than 5 captions: 11 (4)" in told and "left out" not in told
+    report = json.loads((place / "out/prepare_report.json").read_text())
+    assert report["other_number_of_captions"] == {"11": 4} and report["settings"]["check_images"] == "headers"
+
+
+def test_files_are_written_beside_the_annotations_where_no_output_is_named(place):
+    parser = argparse.ArgumentParser()
+    prepare.add_arguments(parser)
+    source = table(place / "t.csv")
+    before = sorted(os.listdir(place))
+    prepare.run(parser.parse_args(["flickr30k", "--annotations", str(source), "--images", str(place / "images")]))
+    made = {*os.listdir(place)} - {*before}
+    assert made == {"prepare_report.json", *(f"flickr30k_{split}.json" for split in EXPECTED)}
+
+
+def test_no_file_is_replaced_and_others_in_the_folder_are_left_alone(place):
+    (place / "out").mkdir()
+    (place / "out/notes.txt").write_text("mine")
+    run(place, table(place / "t.csv"), "--split", "test")
+    before = {path.name: path.read_bytes() for path in (place / "out").iterdir()}
+    with pytest.raises(UserError, match=r"flickr30k_test.json, prepare_report.json already"):
+        run(place, table(place / "t.csv"))
+    assert {path.name: path.read_bytes() for path in (place / "out").iterdir()} == before
+
+
+def test_nothing_is_written_among_the_images_or_below_a_file(place):
+    with pytest.raises(UserError, match="lies in --images"):
+        run(place, table(place / "t.csv"), "--output", place / "images")
+    with pytest.raises(UserError, match="cannot write under"):
+        run(place, table(place / "t.csv"), "--output", place / "t.csv" / "new")
+    assert len(os.listdir(place / "images")) == len(SPLITS)
+
+
+# What is wrong with rows
+
+BROKEN = {
+    "[A square.": "no JSON list",
+    '"A square."': "no list of texts",
+    "[]": "is empty",
+    '["a", 5]': "is no text",
+    '["a", " "]': "a caption is empty",
+    r'["a \ud83d"]': "half of a character",
+}
+
+
+def test_every_broken_cell_is_told_with_its_line_at_once_and_skipped_on_demand(place, capsys):
+    names = [str(number) for number in range(20, 20 + len(BROKEN))]
+    images(place / "images", names)
+    given = rows([*SPLITS, *names])
+    for row, cell in zip(given[len(SPLITS) :], BROKEN, strict=True):
+        row[0] = cell
+    path = table(place / "t.csv", given)
+    told = refusal(place, path)
+    assert f"problems: {len(BROKEN)}" in told and "--on-problem skip" in told
+    for line, says in enumerate(BROKEN.values(), len(SPLITS) + 2):
+        (one,) = [row for row in told.splitlines() if f"t.csv, line {line}:" in row]
+        assert says in one
+    run(place, path, "--on-problem", "skip")
+    assert written(place) == EXPECTED
+    assert f"{len(BROKEN)} problem: row" in capsys.readouterr().out
+
+
+def test_a_row_with_a_cell_too_few_and_an_unclosed_quote_are_told_with_their_lines(place):
+    path = table(place / "t.csv")
+    path.write_text(path.read_text() + "x,y\n")
+    assert "line 6: fewer cells" in refusal(place, path)
+    text = path.read_text().splitlines()
+    text[2] = '"' + text[2]
+    path.write_text("\n".join(text))
+    assert "line 3" in refusal(place, path)
+    text = table(path).read_text().splitlines()
+    text[2] = "".join(text[2].rsplit('"', 1))
+    path.write_text("\n".join(text))
+    told = refusal(place, path)
+    assert "not valid CSV" in told and "the row that begins on line 3" in told
+
+
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("../11.jpg", "leave its folder"),
+        ("/etc/x.jpg", "leave its folder"),
+        ("11.txt", "ends with none of .jpg .jpeg .png"),
+        ("", "names no file"),
+        ("12.jpg", "'12' stands in"),
+        ("12.png", "'12' stands in"),
+    ],
+)
+def test_names_that_leave_the_folder_are_no_images_or_stand_twice_are_told(place, file, says):
+    given = rows()
+    given[3][3] = file
+    told = refusal(place, table(place / "t.csv", given))
+    assert "line 5" in told and says in told
+
+
+def test_of_an_image_that_stands_twice_the_first_row_is_kept_when_problems_are_skipped(place):
+    given = [*rows(), [json.dumps(["Another."]), "[]", "test", "11.jpg", "9"]]
+    path = table(place / "t.csv", given)
+    assert "line 6: the image '11' stands in" in refusal(place, path)
+    run(place, path, "--on-problem", "skip")
+    assert written(place) == EXPECTED
+
+
+@pytest.mark.parametrize("split", ["", "../x", "a b"])
+def test_a_split_without_a_usable_name_is_told(place, split):
+    given = rows()
+    given[1][2] = split
+    assert "line 3: the split of '12.jpg'" in refusal(place, table(place / "t.csv", given))
+
+
+def test_headers_with_unknown_or_missing_columns_are_refused_with_those_expected(place):
+    told = refusal(place, table(place / "t.csv", header=("raw", "sentids", "splits", "filename", "img_id")))
+    assert "lacks split" in told and "Did you mean 'split'?" in told
+    given = [[*row, "x"] for row in rows()]
+    told = refusal(place, table(place / "t.csv", given, header=(*COLUMNS, "url")))
+    assert "unknown columns: 'url'" in told and "raw,sentids,split,filename,img_id" in told
+
+
+def test_a_karpathy_entry_without_sentences_and_a_token_line_without_a_number_are_told(place):
+    tree = json.loads(karpathy(place / "k").read_text())
+    del tree["images"][1]["sentences"]
+    tree["images"][2]["sentences"][0] = {"tokens": []}
+    (place / "k").write_text(json.dumps(tree))
+    told = refusal(place, place / "k")
+    assert "images[1]: expected an object" in told and "images[2]: the caption 'None' is no text" in told
+    path = tokens(place / "t")
+    path.write_text(path.read_text("utf-8") + "11.jpg a square\n11.jpg#0\tAgain.\n", "utf-8")
+    told = refusal(place, path, "--split", "test")
+    assert "line 21: '11.jpg a square' is not" in told and "line 22: a second caption 0 of '11.jpg'" in told
+
+
+def test_lists_that_share_images_or_name_strange_ones_are_refused(place):
+    folder = lists(place)
+    (folder / "val.txt").write_text("13\n11\n")
+    told = refusal(place, tokens(place / "t"), "--splits", folder)
+    assert "'11' stands in" in told and "val.txt, line 2" in told
+    (folder / "val.txt").write_text("13\n99\n")
+    assert "val.txt, line 2: images of the list val that the annotations do not have" in refusal(
+        place, tokens(place / "t"), "--splits", folder
+    )
+    assert "has its own splits: train, val, test" in refusal(place, table(place / "t.csv"), "--splits", folder)
+
+
+# Images
+
+
+def test_missing_and_unreadable_images_are_listed_or_left_out(place, capsys):
+    images(place / "images", ["21", "22", "23", "24"])
+    (place / "images/21.jpg").unlink()
+    (place / "images/22.jpg").write_text("no image")
+    (place / "images/23.jpg").write_bytes(b"")
+    whole = (place / "images/24.jpg").read_bytes()
+    (place / "images/24.jpg").write_bytes(whole[: len(whole) // 2])
+    path = table(place / "t.csv", rows([*SPLITS, "21", "22", "23", "24"]))
+    told = refusal(place, path)
+    assert "of these images, 1: 21.jpg" in told and "22.jpg: it is no image" in told and "23.jpg: the file is empty" in told
+    assert "24.jpg: it is cut off or damaged (" in told
+    run(place, path, "--on-problem", "skip")
+    assert written(place) == EXPECTED
+    told = capsys.readouterr().out
+    assert "1 problem: missing image: 21.jpg" in told and "3 problem: unreadable image: 22.jpg, 23.jpg, 24.jpg" in told
+
+
+def test_damage_inside_a_file_is_found_when_all_is_decoded_and_nothing_is_opened_with_none(place):
+    path = drawn(place / "images/11.png", size=(300, 200))
+    (place / "images/11.jpg").unlink()
+    broken = bytearray(path.read_bytes())
+    broken[len(broken) // 2] ^= 255
+    path.write_bytes(broken)
+    given = rows()
+    given[0][3] = "11.png"
+    source = table(place / "t.csv", given)
+    assert "11.png: it is cut off or damaged" in refusal(place, source, "--check-images", "all")
+    run(place, source, "--check-images", "none")
+    assert written(place) == EXPECTED
+
+
+def test_a_folder_without_any_of_the_images_is_told_once(place):
+    (place / "empty").mkdir()
+    told = refusal(place, table(place / "t.csv"), "--images", place / "empty")
+    assert "none of the 4 images, such as 11.jpg" in told and told.count("jpg") == 1
+    assert "no folder" in refusal(place, table(place / "t.csv"), "--images", place / "absent")
+
+
+def test_an_empty_file_and_one_that_is_not_there_are_refused(place):
+    (place / "empty").write_text(" \n")
+    assert "is empty" in refusal(place, place / "empty")
+    assert "--annotations: no file" in refusal(place, place / "absent")
+
+
+@pytest.mark.slow
+def test_as_many_rows_as_flickr30k_has_take_seconds(place):
+    names = [str(number) for number in range(100_000, 131_014)]
+    for name in names:
+        os.link(place / "images/11.jpg", place / f"images/{name}.jpg")
+    path = table(place / "t.csv", rows(names))
+    begun = time.perf_counter()
+    run(place, path)
+    assert time.perf_counter() - begun < 60
+    assert len(written(place)["train"]) == 31_014

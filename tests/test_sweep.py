@@ -1,0 +1,301 @@
+"""``emollama sweep``: every checkpoint of a run evaluated as ``emollama eval`` would, once; its table and chart say what the
+files say. ``emollama eval`` is the script."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import GOLDEN, golden_tree, loaded, write
+from PIL import Image
+from running import run
+
+from emollama import checkpoint
+from emollama.commands import sweep as command
+from emollama.config import load
+from emollama.errors import UserError
+from emollama.reporting.sweep import best_of, read_sweep
+from emollama.reporting.sweep_chart import panels_of, sweep_chart
+
+LABELS = ["pretrained", "epoch_0", "epoch_1"]
+
+
+def tree(folder, *, model=None):
+    """A run of two epochs; two blocks are evaluated, of which one has two tasks."""
+    made = golden_tree(folder)
+    made["model"] |= model or {}
+    made["run"] |= {"max_epoch": 2, "iters_per_epoch": 2, "init_lr": 1e-3, "min_lr": 1e-3}
+    answers = made["evaluation_datasets"]["answers"]
+    one = answers | {"task_pool": ["emotion"], "metrics": ["waf", "loss"]}
+    made["evaluation_datasets"] = {"words": one, "both": answers | {"task_pool": ["emotion", "reason"], "metrics": ["loss"]}}
+    return made
+
+
+def trained(folder, **parts):
+    """The folder of a run, and the YAML file that evaluates it."""
+    config = loaded(folder, tree(folder, **parts))
+    run_folder = config.classes["run"](config).train()
+    evaluation = tree(folder, **parts)
+    evaluation["model"]["ckpt"] = None
+    del evaluation["datasets"]
+    (folder / "eval").mkdir()
+    return run_folder, Path(write(folder / "eval", evaluation))
+
+
+def swept(capsys, run_folder, cfg, *arguments):
+    """What a sweep prints, in this process."""
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    command.run(parser.parse_args(["--cfg-path", str(cfg), "--run-folder", str(run_folder), *arguments]))
+    return capsys.readouterr().out
+
+
+def refused(capsys, run_folder, cfg, *arguments):
+    with pytest.raises(UserError) as error:
+        swept(capsys, run_folder, cfg, *arguments)
+    return str(error.value)
+
+
+def figures(result):
+    """``block/task/metric`` -> value, of a folder of results."""
+    files = [json.loads(path.read_text()) for path in sorted(result.glob("metrics_*.json"))]
+    return {
+        f"{file['block']}/{task}/{name}": value
+        for file in files
+        for task, found in file["tasks"].items()
+        for name, value in found["metrics"].items()
+    }
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A run and the sweep over it, by two processes."""
+    folder = tmp_path_factory.mktemp("sweep")
+    run_folder, cfg = trained(folder)
+    ended = run("-m", "emollama", "sweep", "--cfg-path", str(cfg), "--run-folder", str(run_folder), processes=2)
+    assert ended.returncode == 0, ended.stderr
+    return run_folder, cfg, ended
+
+
+@pytest.fixture
+def again(done, tmp_path):
+    """A copy of the run with its sweep, to be spoiled, and the YAML file."""
+    return Path(shutil.copytree(done[0], tmp_path / "run")), done[1]
+
+
+def stamps(folder):
+    return {path.parent.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/result/metrics_words.json")}
+
+
+# What it writes
+
+
+def test_each_checkpoint_has_the_figures_that_an_evaluation_of_it_alone_gives(done, tmp_path):
+    run_folder, cfg, _ = done
+    files = {"pretrained": GOLDEN / "checkpoint_slim.pth", "epoch_1": run_folder / "checkpoint_1.pth"}
+    for label, file in files.items():
+        options = [f"model.ckpt={file}", f"run.output_dir={tmp_path}", f"run.job_id={label}"]
+        alone = run("-m", "emollama", "eval", "--cfg-path", str(cfg), "--options", *options)
+        assert alone.returncode == 0, alone.stderr
+        found, wanted = (figures(place / label / "result") for place in (run_folder / "sweep_config", tmp_path))
+        assert found == pytest.approx(wanted, abs=1e-6) and len(wanted) == 4
+    assert figures(run_folder / "sweep_config/epoch_0/result") != figures(run_folder / "sweep_config/epoch_1/result")
+
+
+def test_the_table_has_a_row_a_checkpoint_and_a_column_a_metric(done):
+    folder = done[0] / "sweep_config"
+    head, *rows = csv.reader(io.StringIO((folder / "sweep.csv").read_text()))
+    assert head == ["checkpoint", "epoch", "file", "words.waf", "words.loss", "both.emotion.loss", "both.reason.loss"]
+    assert [row[:2] for row in rows] == [["pretrained", ""], ["epoch_0", "0"], ["epoch_1", "1"]]
+    for label, *_, waf, loss, _, reason in rows:
+        found = figures(folder / label / "result")
+        wanted = [found["words/emotion/waf"], found["words/emotion/loss"], found["both/reason/loss"]]
+        assert [float(value) for value in (waf, loss, reason)] == wanted
+    assert [row["label"] for row in json.loads((folder / "sweep.json").read_text())["rows"]] == LABELS
+
+
+def test_the_best_of_a_column_is_bold_and_the_table_is_printed_once(done):
+    folder, said = done[0] / "sweep_config", done[2].stdout
+    text = (folder / "sweep.md").read_text()
+    losses = {label: figures(folder / label / "result")["words/emotion/loss"] for label in LABELS}
+    best = min(losses, key=losses.get)
+    lines = {line.split(" | ")[0][2:]: line for line in text.splitlines() if line.startswith("| ")}
+    assert [f"**{losses[label]:.4f}**" in text for label in LABELS] == [label == best for label in LABELS], lines
+    assert said == text and "pretrained: what training began from, " in text
+
+
+def test_the_chart_is_a_picture_with_a_panel_a_scale(done):
+    Image.open(done[0] / "sweep_config/sweep.png").verify()
+    series = {f"a/caption/{name}": [0.1, 0.2] for name in ("bleu_4", "rouge_l", "loss", "cider_d")} | {
+        "b/emotion/waf": [0.1, None]
+    }
+    panels = panels_of(series)
+    together = [[key.rpartition("/")[2] for key in keys] for keys in panels.values()]
+    assert together == [["bleu_4", "rouge_l"], ["loss"], ["cider_d"], ["waf"]]
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 60])
+def test_a_chart_is_drawn_of_few_and_of_many_checkpoints(epochs):
+    ticks = ["untrained", *map(str, range(epochs)), "published"]
+    picture = Image.open(io.BytesIO(sweep_chart(ticks, 1, {"a/caption/bleu_4": [0.1 * (at % 7) for at in range(epochs + 2)]})))
+    assert picture.width > 800
+
+
+# What it does not do twice
+
+
+def test_what_was_evaluated_is_not_evaluated_again_until_again_is_said(again, capsys):
+    run_folder, cfg = again
+    before = stamps(run_folder / "sweep_config")
+    swept(capsys, run_folder, cfg)
+    assert stamps(run_folder / "sweep_config") == before and before.keys() == set(LABELS)
+    swept(capsys, run_folder, cfg, "--again")
+    assert all(stamps(run_folder / "sweep_config")[label] > before[label] for label in LABELS)
+
+
+def test_a_new_epoch_and_another_checkpoint_of_an_old_one_are_evaluated(again, capsys):
+    run_folder, cfg = again
+    folder, before = run_folder / "sweep_config", stamps(run_folder / "sweep_config")
+    checkpoint.copy(run_folder / "checkpoint_1.pth", run_folder / "checkpoint_2.pth")
+    checkpoint.copy(run_folder / "checkpoint_1.pth", run_folder / "checkpoint_0.pth")
+    text = swept(capsys, run_folder, cfg)
+    changed = {label for label, stamp in stamps(folder).items() if before.get(label) != stamp}
+    assert changed == {"epoch_0", "epoch_2"} and "| epoch_2 |" in text
+    assert figures(folder / "epoch_0/result") == pytest.approx(figures(folder / "epoch_1/result"), abs=1e-6)
+
+
+def test_another_configuration_is_evaluated_anew_and_never_stands_beside_the_old_one(again, capsys):
+    run_folder, cfg = again
+    checkpoint.digest_path(run_folder / "checkpoint_0.pth").unlink()
+    (run_folder / "checkpoint_0.pth").unlink()
+    before = stamps(run_folder / "sweep_config")
+    text = swept(capsys, run_folder, cfg, "--options", "evaluation_datasets.words.metrics=[war]")
+    after = stamps(run_folder / "sweep_config")
+    assert {label for label in LABELS if after[label] != before[label]} == {"pretrained", "epoch_1"}
+    assert "words.war" in text and "| epoch_0 |" not in text and "left out: epoch_0" in text
+
+
+def test_a_dropped_checkpoint_keeps_its_row(again, capsys):
+    run_folder, cfg = again
+    (run_folder / "checkpoint_0.pth").unlink()
+    assert "| epoch_0 |" in swept(capsys, run_folder, cfg)
+
+
+def test_table_and_chart_are_drawn_again_from_the_files(again, capsys):
+    run_folder, cfg = again
+    folder = run_folder / "sweep_config"
+    text = (folder / "sweep.md").read_text()
+    for name in ("sweep.md", "sweep.csv", "sweep.png"):
+        (folder / name).unlink()
+    assert swept(capsys, run_folder, cfg, "--table-only") == text == (folder / "sweep.md").read_text()
+    Image.open(folder / "sweep.png").verify()
+    (folder / "epoch_0/result/metrics_both.json").unlink()
+    assert "metrics are missing, 1: " in refused(capsys, run_folder, cfg, "--table-only")
+    before = stamps(folder)
+    swept(capsys, run_folder, cfg)
+    assert {label for label in LABELS if stamps(folder)[label] != before[label]} == {"epoch_0"}
+
+
+def test_equal_rows_have_no_best(again):
+    folder = again[0] / "sweep_config"
+    for label in LABELS:
+        path = folder / label / "result/metrics_words.json"
+        content = json.loads(path.read_text())
+        content["tasks"]["emotion"]["metrics"]["waf"] = 0.25
+        path.write_text(json.dumps(content))
+    assert "words.waf" not in best_of(read_sweep(folder))
+
+
+# Where training began
+
+
+def test_a_run_from_random_values_begins_with_a_row_of_them(tmp_path, capsys):
+    run_folder, cfg = trained(tmp_path, model={"ckpt": None})
+    text = swept(capsys, run_folder, cfg, "--checkpoints", f"golden={GOLDEN / 'checkpoint_slim.pth'}")
+    assert [line.split(" | ")[0] for line in text.splitlines()[2:6]] == ["| untrained", "| epoch_0", "| epoch_1", "| golden"]
+    assert "untrained: what training began from, random projections and adapters" in text
+    config = load(str(cfg), ["model.ckpt_allow_missing=['*']"])
+    runner = config.classes["run"](config, training=False)
+    runner.folder = tmp_path / "alone"
+    runner.evaluate()
+    assert figures(tmp_path / "alone/result") == pytest.approx(figures(run_folder / "sweep_config/untrained/result"), abs=1e-6)
+
+
+# What it refuses, before it evaluates anything
+
+
+def test_a_folder_that_is_no_run_is_refused(done, tmp_path, capsys):
+    cfg = done[1]
+    assert "no folder" in refused(capsys, tmp_path / "nowhere", cfg)
+    assert "it is no folder of a run" in refused(capsys, tmp_path, cfg)
+    shutil.copy(done[0] / "config.yaml", tmp_path)
+    assert "no checkpoint_<epoch>.pth" in refused(capsys, tmp_path, cfg)
+    assert "holds no sweep" in refused(capsys, tmp_path, cfg, "--table-only")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("epoch_0=x.pth", "is the name of an epoch's row"),
+        ("a/b=x.pth", "names a folder"),
+        ("mine=nowhere.pth", "no file 'nowhere.pth'"),
+    ],
+)
+def test_a_label_or_file_that_cannot_be_is_refused(again, capsys, given, told):
+    assert told in refused(capsys, *again, "--checkpoints", given, "--output", str(again[0] / "new"))
+    assert not (again[0] / "new").exists()
+
+
+def test_a_damaged_checkpoint_is_refused_before_any_is_evaluated(again, capsys):
+    run_folder, cfg = again
+    raw = bytearray((run_folder / "checkpoint_1.pth").read_bytes())
+    raw[-100] ^= 1
+    (run_folder / "checkpoint_1.pth").write_bytes(raw)
+    assert "epoch_1: " in (said := refused(capsys, run_folder, cfg, "--output", str(run_folder / "new"))) and "SHA-256" in said
+    assert not (run_folder / "new").exists()
+
+
+def test_another_models_checkpoint_is_refused_by_its_tensors_before_any_is_evaluated(again, tmp_path, capsys):
+    run_folder, cfg = again
+    content = torch.load(run_folder / "checkpoint_1.pth", weights_only=True)
+    content["model"]["stranger.weight"] = torch.zeros(2)
+    torch.save(content, tmp_path / "other.pth")
+    said = refused(capsys, run_folder, cfg, "--checkpoints", f"other={tmp_path / 'other.pth'}", "--again")
+    assert "other.pth: unexpected tensors" in said and "stranger.weight" in said
+    assert (run_folder / "sweep_config/epoch_0/evaluated.json").exists()
+    assert not list((run_folder / "sweep_config").glob("other/result"))
+
+
+def test_an_evaluation_of_another_architecture_is_told_once_by_two_processes(again):
+    run_folder, cfg = again
+    text = (run_folder / "config.yaml").read_text().replace("arch: minigpt_v2", "arch: minigpt4", 1)
+    (run_folder / "config.yaml").write_text(text)
+    ended = run("-m", "emollama", "sweep", "--cfg-path", str(cfg), "--run-folder", str(run_folder), processes=2)
+    assert ended.returncode == 1 and ended.stderr.count("error: ") == 1
+
+
+def test_the_sweep_of_another_run_is_not_written_over(again, tmp_path, capsys):
+    run_folder, cfg = again
+    other = Path(shutil.copytree(run_folder, tmp_path / "other"))
+    said = refused(capsys, other, cfg, "--output", str(run_folder / "sweep_config"))
+    assert "holds the sweep of another run, run" in said
+
+
+# The command that evaluates
+
+
+def test_the_script_and_the_command_are_one(done, tmp_path):
+    run_folder, cfg, _ = done
+    wanted = figures(run_folder / "sweep_config/epoch_1/result")
+    file = run_folder / "checkpoint_1.pth"
+    given = ["--cfg-path", str(cfg), "--options", f"model.ckpt={file}", f"run.output_dir={tmp_path}", "run.job_id=script"]
+    ended = run("eval_emotion_EMER.py", *given)
+    assert ended.returncode == 0 and "wrote " in ended.stderr, ended.stderr
+    assert figures(tmp_path / "script/result") == pytest.approx(wanted, abs=1e-6)
