@@ -6,6 +6,8 @@ import encoding
 import numpy as np
 import pytest
 import torch
+import yaml
+from flickr_world import make_flickr_world
 from helpers import GOLDEN
 from media_files import write_video
 from running import golden_config, rows
@@ -81,3 +83,23 @@ def test_a_clip_gets_the_same_numbers_in_any_company_to_the_bit_on_the_gpu(encod
     for order in ([0, 1, 2], [2, 1, 0], [1, 0, 0, 1, 1]):
         together = encoder.encode([loaded[number] for number in order])
         assert all(np.array_equal(found, alone[number]) for found, number in zip(together, order, strict=True))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_minigpt4_with_kept_rows_trains_as_without_on_the_gpu(tmp_path, precision):
+    world = make_flickr_world(tmp_path)
+    losses = []
+    for kept, name in ((False, "plain"), (True, "first"), (True, "again")):
+        changes = {"cache_visual": kept, "visual_cache_path": str(tmp_path / "cache"), "vit_precision": precision}
+        settings = {"device": "cuda", "amp": True, "amp_dtype": "bf16", "max_epoch": 2, "iters_per_epoch": 4, "num_workers": 0}
+        tree = {
+            "model": world.model(**changes),
+            "datasets": {"flickr30k_caption": {"annotation_file": str(world.train), "image_path": str(world.images)}},
+            "run": settings | {"log_freq": 1, "output_dir": str(tmp_path / "out"), "job_id": name},
+        }
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(tree))
+        config = load(str(path))
+        losses.append([row["loss"] for row in rows(config.classes["run"](config).train() / "log.jsonl")])
+    plain, first, again = losses
+    assert first == pytest.approx(plain, rel=1e-3) and again == pytest.approx(plain, rel=1e-3)
