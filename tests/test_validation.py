@@ -207,6 +207,8 @@ def test_a_metric_that_nothing_computes_is_refused_with_those_that_are_computed(
     assert "Did you mean 'waf'?" in refused(tmp_path, run=EVALUATED | {"metric": "waff"})
     text = refused(tmp_path, run=EVALUATED | {"metric": "clue_overlap"})
     assert "nothing computes 'clue_overlap' here" in text and "a judge; set judge: {type: lexical}" in text
+    text = refused(tmp_path, run=EVALUATED | {"metric": "war"}, block={"metrics": ["waf"]})
+    assert "nothing computes 'war' here: it needs its name in evaluation_datasets.answers.metrics" in text
     text = refused(tmp_path, run=EVALUATED | {"metric": "nowhere.waf"})
     assert "names no block or task that computes it. Name one of 1: answers.emotion.waf" in text
 

@@ -200,7 +200,7 @@ class Scoring:
     def needs(self, name: str) -> str:
         """What a metric would need that this block does not have."""
         lacking = {self._lacking(metric(name), task) for task in self._given} - {None}
-        return " or ".join(sorted(map(str, lacking)))
+        return " or ".join(sorted(map(str, lacking))) or f"its name in {self.key}.metrics"
 
     def _lacking(self, found: Metric, task: str) -> str | None:
         """What a metric would need to be computed for a task; None where nothing is lacking."""

@@ -39,7 +39,7 @@ class Validation:
         self._evaluation = evaluation
         self._world: World = evaluation.answering.world
         self._folder = folder
-        self._key = self._watched()
+        self._key = self._world.on_main(self._watched)
         self._metric = metric(self._key.rpartition("/")[2])
         self._past = self._world.on_main(lambda: entries_before(folder / "eval.jsonl", first_step))
         self._kept = self._world.on_main(self._best_on_disk)
