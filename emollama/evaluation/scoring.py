@@ -199,8 +199,8 @@ class Scoring:
 
     def needs(self, name: str) -> str:
         """What a metric would need that this block does not have."""
-        lacking = {self._lacking(metric(name), task) for task in self._given} - {None}
-        return " or ".join(sorted(map(str, lacking))) or f"its name in {self.key}.metrics"
+        lacking = {self._lacking(metric(name), task) for task in self._given}
+        return f"its name in {self.key}.metrics" if None in lacking else " or ".join(sorted(map(str, lacking)))
 
     def _lacking(self, found: Metric, task: str) -> str | None:
         """What a metric would need to be computed for a task; None where nothing is lacking."""
