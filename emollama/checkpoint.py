@@ -143,7 +143,8 @@ def load_trainable(
     """Copy stored tensors into the model's trained parameters.
 
     Args:
-        model: names its own exceptions (``stored_name``, ``unused_names``, ``absent_together``).
+        model: names its own exceptions (``stored_name``, ``unused_names``, ``absent_together``), and the keys that its
+            shapes depend on (``shape_keys``).
         stored: name in the file -> tensor.
         path: the file, for messages.
         allow_missing: globs of trained tensors that may be absent.
@@ -170,7 +171,7 @@ def load_trainable(
     missing = [name for name in missing if name not in allowed]
     if allowed:
         notes.append(f"{path}: not in the file, initialised as ckpt_allow_missing says: {listing(sorted(allowed))}")
-    _refuse(path, wanted, stored, missing, sorted({*unexpected} - {*aside}))
+    _refuse(path, wanted, stored, (missing, sorted({*unexpected} - {*aside})), naming.shape_keys)
     if not dry:
         with torch.no_grad():
             for name, parameter in wanted.items():
@@ -180,8 +181,9 @@ def load_trainable(
 
 
 def _refuse(
-    path: str, wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor], missing: list[str], unexpected: list[str]
+    path: str, wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor], names: tuple[list[str], list[str]], shape_keys: str
 ) -> None:
+    missing, unexpected = names
     problems = []
     if missing:
         problems.append(f"missing tensors (ckpt_allow_missing takes globs of those that may be), {listing(missing)}")
@@ -193,7 +195,7 @@ def _refuse(
         if name in stored and stored[name].shape != parameter.shape
     ]
     if shapes:
-        problems.append(f"tensors of another shape (are lora_r, slot_dims and llama_model the same?), {listing(shapes)}")
+        problems.append(f"tensors of another shape (are {shape_keys} the same?), {listing(shapes)}")
     if problems:
         raise UserError(f"checkpoint {path}: {'; '.join(problems)}")
 

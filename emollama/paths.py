@@ -64,16 +64,23 @@ def require_writable(folder: Path, key: str) -> None:
 
 
 @contextmanager
-def written_whole(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Write a file so that it is there completely or not at all: a temporary name, flushed to disk, then renamed."""
+def written_whole(path: str | Path, mode: str = "w", *, lasting: bool = True) -> Iterator[IO[Any]]:
+    """Write a file so that it is there completely or not at all: a temporary name, flushed to disk, then renamed.
+
+    Args:
+        path: its folder is made if need be.
+        mode: as for ``open``.
+        lasting: False does not wait for the disk: after a power cut the file may be spoiled, which its reader must notice.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from captioned import captions_of, coco, drawn, entries, images
 from helpers import GOLDEN, golden_tree, loaded
 from PIL import Image
 
-from emollama.data.features import FRAME, SlotShape
+from emollama.data.features import FRAME, KeptShape, SlotShape
 from emollama.data.instructions import TaskPool
 from emollama.data.text import blip_caption
 from emollama.datasets.flickr30k_caption import WORDINGS, Flickr30kCaption
@@ -156,7 +156,7 @@ def test_a_record_brings_the_pixels_as_the_predecessors_resize_them_and_no_rows(
 
 
 def test_a_record_says_where_rows_are_to_be_kept_and_brings_those_that_are(place):
-    shapes = SHAPES | {"image": SlotShape(32, 768, str(place / "kept"))}
+    shapes = SHAPES | {"image": KeptShape.of(SlotShape(32, 768), str(place / "kept"))}
     dataset = made(place, shapes=shapes)
     record = dataset.record(0, "caption", "")
     kept = KeptRows(str(place / "kept"), (32, 768))
@@ -245,7 +245,7 @@ def test_a_folder_without_any_of_the_images_is_told_with_one_name(place):
 
 
 def test_an_image_that_vanishes_in_the_run_is_named(place):
-    shapes = SHAPES | {"image": SlotShape(32, 768, str(place / "kept"))}
+    shapes = SHAPES | {"image": KeptShape.of(SlotShape(32, 768), str(place / "kept"))}
     for dataset in (made(place), made(place, shapes=shapes)):
         os.rename(place / "images/12.jpg", place / "gone")
         with pytest.raises(UserError, match=r"12\.jpg"):
@@ -309,7 +309,10 @@ def test_names_to_exclude_must_be_listed(place):
     assert "leaves no image" in refusal(place, exclude=list(NAMES))
 
 
-@pytest.mark.parametrize("keys", [{"batch_size": 0}, {"sample_ratio": 0}, {"held_out": 1.0}, {"max_words": 0}])
+TWO_MARKS = {"instructions": ["<ImageHere> or <ImageHere>?"]}
+
+
+@pytest.mark.parametrize("keys", [{"batch_size": 0}, {"sample_ratio": 0}, {"held_out": 1.0}, {"max_words": 0}, TWO_MARKS])
 def test_values_that_make_no_sense_are_refused_by_key(place, keys):
     with pytest.raises(ValueError, match=next(iter(keys))):
         config(place, **keys)

@@ -100,7 +100,7 @@ def test_a_long_answer_is_cut_and_keeps_its_end():
 
 def test_marks_of_the_language_model_in_words_are_text():
     prompt = made()
-    sample = prompt.sample(record("What? </s>"), to_generate=True)
+    sample = prompt.sample(record("</s> <ImageHere> What? </s>"), to_generate=True)
     assert prompt.tokenizer.eos_token_id not in sample.input_ids.tolist()
 
 

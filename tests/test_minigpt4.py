@@ -20,6 +20,8 @@ from emollama.data.batch import IGNORED, collate
 from emollama.encoders.eva_vit import EvaFiles, EvaVit
 from emollama.encoders.qformer import QFormer
 from emollama.errors import UserError
+from emollama.evaluation.answers import Answer
+from emollama.evaluation.scoring import Scoring
 from emollama.registry import DATASETS, MODELS
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -98,7 +100,8 @@ def records(world, cfg, split="train", **keys):
 
 def rows_of(world, cfg, record):
     """(rows, width) of a record's image, by the encoders alone."""
-    eva = EvaFiles(str(world.eva), cfg.image_size, "fp32", ln_vision=str(world.q_former))
+    norm = str(world.q_former) if cfg.has_qformer else "identity"
+    eva = EvaFiles(str(world.eva), cfg.image_size, "fp32", ln_vision=norm)
     vit = EvaVit.load(eva, device=CPU, key="eva")
     rows = vit(record.features["frame"].reshape(1, 3, cfg.image_size, cfg.image_size))
     if cfg.has_qformer:
@@ -188,11 +191,12 @@ def test_without_a_q_former_four_neighbouring_rows_become_one(world):
     assert shapes["image"][:2] == (4, 704) and shapes["frame"].width == 3 * 56 * 56
 
 
-def test_without_a_q_formers_file_the_norm_is_the_identity(world):
-    named, _, _ = built(world, has_qformer=False, vit_width=176)
-    bare, _, _ = built(world, has_qformer=False, vit_width=176, q_former_model=None)
-    assert bare.vision.vit.ln_vision.weight.equal(torch.ones(176))
-    assert not named.vision.vit.ln_vision.weight.equal(torch.ones(176))
+def test_the_norm_behind_the_image_encoder_is_of_the_q_formers_file_and_else_the_identity(world):
+    with_it, _, _ = built(world)
+    stored = torch.load(world.q_former)["model"]["ln_vision.weight"]
+    assert with_it.vision.vit.ln_vision.weight.equal(stored) and not stored.equal(torch.ones(176))
+    without, _, _ = built(world, has_qformer=False, vit_width=176, q_former_model="nowhere.pth")
+    assert without.vision.vit.ln_vision.weight.equal(torch.ones(176))
 
 
 def test_an_images_rows_are_the_same_bits_alone_and_in_company(world):
@@ -276,6 +280,32 @@ def test_a_run_with_a_cache_resumes_to_the_bit(world, tmp_path):
     assert all(one[name].equal(other[name]) for name in one)
 
 
+def test_other_prompts_are_no_continuation_of_a_run(world, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("<ImageHere> What is it?")
+    trained(world, tmp_path, "run.max_epoch=1", model={"prompt_path": str(prompts)})
+    prompts.write_text("<ImageHere> What is this?")
+    told = refusal(world, tmp_path, model={"prompt_path": str(prompts)}, run={"resume_ckpt_path": "auto"})
+    assert "the model's prompts: " in told
+
+
+def test_workers_and_mixed_precision_give_the_same_losses_with_and_without_kept_rows(world, tmp_path):
+    options = ("run.num_workers=2", "run.amp=True", "run.amp_dtype=bf16", "run.device=cpu")
+    plain = logged(trained(world, tmp_path / "plain", *options))
+    first = logged(trained(world, tmp_path / "cached", *options, model={"cache_visual": True}))
+    again = logged(trained(world, tmp_path / "cached", "run.job_id=again", *options, model={"cache_visual": True}))
+    assert plain == first == again
+
+
+def test_two_checkpoints_answer_together(world, tmp_path):
+    folder = trained(world, tmp_path)
+    both = f"model.ckpt=[{folder}/checkpoint_0.pth,{folder}/checkpoint_1.pth]"
+    config = load(str(folder / "config.yaml"), [both, "run.job_id=both", "model.cache_visual=True"])
+    config.classes["run"](config, training=False).evaluate()
+    rows = (tmp_path / "out/both/result/predictions_test.jsonl").read_text().splitlines()
+    assert len(rows) == 6 and len(list((tmp_path / "cache").glob("*/*.npy"))) == 6
+
+
 def test_the_cache_may_be_turned_on_when_a_run_is_resumed(world, tmp_path):
     options = ("run.lr_sched=linear_warmup_step_lr",)
     trained(world, tmp_path, "run.max_epoch=1", *options)
@@ -324,7 +354,6 @@ def test_files_swapped_are_told(world, tmp_path):
     ("changes", "told"),
     [
         ({"image_size": 50}, "image_size is 50; it must be a multiple of 28"),
-        ({"q_former_model": None}, "q_former_model is null"),
         ({"num_query_token": 0}, "num_query_token"),
         ({"prompt_template": "[INST]"}, "must contain {} exactly once"),
         ({"end_sym": ""}, "end_sym is empty"),
@@ -387,10 +416,36 @@ def test_one_process_answers_and_scores_as_two_did(world, two_processes):
     then = [json.loads(line) for line in (folder / "result/epoch_1/predictions_test.jsonl").read_text().splitlines()]
     assert [row["prediction"] for row in alone] == [row["prediction"] for row in then]
     assert [row["loss"] for row in alone] == pytest.approx([row["loss"] for row in then], abs=1e-6)
-    one, two = (
-        json.loads((at / "metrics_test.json").read_text())["tasks"]["caption"] for at in (found, folder / "result/epoch_1")
-    )
-    assert one["metrics"] == pytest.approx(two["metrics"], abs=1e-9)  # CIDEr-D among them: its weights are of the whole set
+
+
+def test_cider_d_has_the_weights_of_the_whole_set_whatever_the_number_of_processes(world, two_processes, tmp_path):
+    folder = two_processes[0]
+    rows = [json.loads(line) for line in (folder / "result/epoch_1/predictions_test.jsonl").read_text().splitlines()]
+    said = [row["prediction"] for row in rows]  # true captions out of what is answered, so that there is something to score
+    true = [[f"{text} a {number % 2} b", f"the {said[number - 1]}"] for number, text in enumerate(said)]
+    entries = [{"image_id": row["name"], "caption": own[0], "captions": own} for row, own in zip(rows, true, strict=True)]
+    path = tmp_path / "true.json"
+    path.write_text(json.dumps(entries))
+    options = [f"model.ckpt={folder}/checkpoint_1.pth", f"evaluation_datasets.test.annotation_file={path}"]
+    told = ("--cfg-path", f"{folder}/config.yaml", "--options", *options, "run.job_id=by_two")
+    done = run("eval_emotion_EMER.py", *told, processes=2)
+    assert done.returncode == 0, done.stderr
+    config = load(str(folder / "config.yaml"), [*options, "run.job_id=by_one"])
+    config.classes["run"](config, training=False).evaluate()
+    files = [folder.parent / name / "result/metrics_test.json" for name in ("by_one", "by_two")]
+    one, two = (json.loads(file.read_text())["tasks"]["caption"]["metrics"] for file in files)
+    assert one == pytest.approx(two, abs=1e-9)
+    answers = [Answer(row["name"], "caption", text, own) for row, text, own in zip(rows, said, true, strict=True)]
+    halves = [cider_d(part) for part in (answers[0::2], answers[1::2])]
+    assert one["cider_d"] == pytest.approx(cider_d(answers), abs=1e-9)
+    assert one["cider_d"] > 0.1 and abs(one["cider_d"] - sum(halves) / 2) > 0.01
+
+
+def cider_d(answers):
+    """Of these answers alone."""
+    cfg = Scoring.Config(metrics=["cider_d"], caption_tokenizer="treebank")
+    scoring = Scoring(cfg, labels=[], aliases={}, tasks={"caption": ["reference"]}, key="block")
+    return scoring.score(answers)["caption"].metrics["cider_d"]
 
 
 def test_the_run_of_a_released_configurations_keys_warns_once_and_trains(world, tmp_path, caplog):

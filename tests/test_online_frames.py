@@ -224,7 +224,7 @@ def written(tmp_path, clips, choice):
     folder.mkdir()
     for path in (clips / "eva").iterdir():
         (folder / path.name).symlink_to(path)
-    Manifest(("image", "cls"), *described.shape[:2], described.recipe, digest(WEIGHTS), "float32").write(folder)
+    Manifest(("image", "cls"), *described.shape, described.recipe, digest(WEIGHTS), "float32").write(folder)
     return str(folder)
 
 

@@ -46,7 +46,7 @@ ALLOWED = {
     "checkpoint": BASE | {"optim"},
     "runners": DATA | MACHINERY | {"media", "encoders", "evaluation", "layers", "reporting"},
     "planning": DATA | MACHINERY | {"evaluation"},
-    "sweeping": BASE | MACHINERY | {"config", "layers", "reporting", "runners"},
+    "sweeping": BASE | MACHINERY | {"config", "layers", "encoders", "reporting", "runners"},
     "prediction": DATA | MACHINERY | {"media", "encoders", "extraction", "datasets", "runners"},
     "reference": BASE | {"config"},
     "demo": DATA | {"media", "encoders", "logging"},

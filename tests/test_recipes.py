@@ -177,7 +177,7 @@ def test_the_runs_own_encoders_are_compared_with_the_folders(tmp_path, two_corpo
     two_corpora["encoders"] = {"eva": {"weights": weights, "image_size": 112, "frame_selection": "middle"}}
     for frame, fits in (("first", False), ("middle", True)):
         described = Eva.describe(Eva.Config(weights=weights, image_size=112, frame_selection=frame), "k")
-        manifest = Manifest(("image", "cls"), *described.shape[:2], described.recipe, digest(weights), "float32")
+        manifest = Manifest(("image", "cls"), *described.shape, described.recipe, digest(weights), "float32")
         for name in ("train", "test"):
             manifest.write(tmp_path / name / "eva")
         if fits:

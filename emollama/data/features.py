@@ -41,12 +41,27 @@ class SlotShape(NamedTuple):
     Attributes:
         rows: of one clip; checked for the image, and how a missing slot is filled with zeros.
         width: D of each row; checked.
-        kept_in: folder where the model keeps rows that it made of frames (:mod:`emollama.stores.kept`); None: nowhere.
     """
 
     rows: int
     width: int
-    kept_in: str | None = None
+
+
+class KeptShape(SlotShape):
+    """Of a slot whose rows the model makes of frames, and keeps.
+
+    Attributes:
+        kept_in: the folder where it keeps them (:mod:`emollama.stores.kept`).
+    """
+
+    kept_in: str
+
+    @classmethod
+    def of(cls, shape: SlotShape, folder: str) -> KeptShape:
+        """The shape with its folder."""
+        made = cls(*shape)
+        made.kept_in = folder
+        return made
 
 
 class Look(NamedTuple):
@@ -133,7 +148,7 @@ class Features:
         """
         limit = sys.maxsize if all_values else VALUES_CHECKED_UP_TO
         present = [name for name in names if name in self.store]
-        seen = Seen.load("arrays", os.path.abspath(self.path), str(self.slots), str(tuple(self.shape[:2])), str(limit))
+        seen = Seen.load("arrays", os.path.abspath(self.path), str(self.slots), str(tuple(self.shape)), str(limit))
         survey = Survey({}, [])
         for batch, looks in _in_batches(lambda name: self._look(name, limit, seen), present):
             for name, look in zip(batch, looks, strict=True):
@@ -187,7 +202,7 @@ class Features:
         return array
 
     def _check_shape(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        rows, width = self.shape.rows, self.shape.width
+        rows, width = self.shape
         if dtype not in FLOAT_TYPES:
             raise UserError(self._complaint(name, f"dtype {dtype}, expected float16, float32 or float64"))
         if not self._is_cache and shape not in ((width,), (1, width)):

@@ -6,6 +6,7 @@ tokenized alone, the image's rows between them.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,6 +68,10 @@ class ImagePrompt(Prompt):
         super().__init__(tokenizer, style, placeholders, loss_average)
         self.prompts = prompts
 
+    def digest(self) -> str:
+        """Of the model's own prompts."""
+        return hashlib.sha256("\n".join(self.prompts).encode()).hexdigest()[:16]
+
     def body(self, record: Record) -> str:
         """The text of the first turn, with the mark where the image's rows go."""
         return self.worded(record.turns[0][0], None)
@@ -80,4 +85,4 @@ class ImagePrompt(Prompt):
     def first_turn(self, words: str, layout: PromptLayout) -> tuple[Parts, str, str]:
         """The text before the image and the image's rows, nothing, and the text behind the image; the same in every layout."""
         before, _, behind = words.partition(MARK)
-        return [self.style.opening + before, self.placeholders.video], "", behind
+        return [self.style.opening + self._as_text(before), self.placeholders.video], "", behind

@@ -124,6 +124,10 @@ class Prompt:
         """The text of the first turn, with marks where rows go; reported beside a prediction."""
         return HEAD + record.turns[0][0]
 
+    def digest(self) -> str | None:
+        """Of what this renderer may say by itself, which a resumed run must find again; None where it says nothing."""
+        return None
+
     def worded(self, words: str, rng: np.random.Generator | None) -> str:
         """What the user says in the first turn, where the record says ``words``; ``rng`` is for what is random in training."""
         return words

@@ -17,7 +17,8 @@ from emollama.config import MISSING
 from emollama.data.batch import Record
 from emollama.data.captions import Captioned, read_captioned
 from emollama.data.clips import missing_names
-from emollama.data.features import FRAME, SlotShape
+from emollama.data.features import FRAME, KeptShape, SlotShape
+from emollama.data.image_prompt import MARK
 from emollama.data.instructions import TaskPool
 from emollama.data.order import Deck
 from emollama.data.problems import Problem
@@ -89,6 +90,9 @@ class Flickr30kCaption:
 
         def __post_init__(self) -> None:
             require_at_least(1, self, "batch_size", "max_words")
+            for wording in self.instructions:
+                if wording.count(MARK) > 1:
+                    raise ValueError(f"instructions: {wording!r} holds {MARK} more than once; there is one image")
             if not 0 < self.sample_ratio < float("inf"):
                 raise ValueError(f"sample_ratio is {self.sample_ratio}; it must be above 0, and finite")
             if not 0 <= self.held_out < 1:
@@ -127,7 +131,7 @@ class Flickr30kCaption:
             self._skip_missing()
         self._absent = {slot: zeros(0, shape.width) for slot, shape in slot_shapes.items()}
         kept = slot_shapes["image"]
-        self._kept = None if kept.kept_in is None else KeptRows(kept.kept_in, (kept.rows, kept.width))
+        self._kept = KeptRows(kept.kept_in, kept) if isinstance(kept, KeptShape) else None
 
     def list_path(self) -> str:
         """The caption file, seen from the current directory."""

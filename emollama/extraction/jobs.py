@@ -134,7 +134,7 @@ def _refuse_twins(values: dict[str, str], what: str) -> None:
 def _require_same(label: str, description: Description, slot: str, shapes: dict[str, Any]) -> None:
     if slot not in shapes:
         return
-    (rows, width), key = description.shape[:2], f"encoders.{label}"
+    (rows, width), key = description.shape, f"encoders.{label}"
     if width != shapes[slot].width:
         text = f"{key}.weights: features of slot '{slot}' are {width} wide, and model.slot_dims expects {shapes[slot].width}."
         raise UserError(f"{text} Name the weights that the model is meant for, or set model.slot_dims: {{{slot}: {width}}}.")
@@ -144,7 +144,7 @@ def _require_same(label: str, description: Description, slot: str, shapes: dict[
 
 
 def _array_shape(slots: tuple[str, ...], description: Description) -> tuple[int, ...]:
-    rows, width = description.shape[:2]
+    rows, width = description.shape
     if "cls" in slots:
         return 1 + rows, width
     return (width,) if rows == 1 else (rows, width)
@@ -155,7 +155,7 @@ def _manifest(slots: tuple[str, ...], block: Any, description: Description, *, f
     weights = "random" if block.random_weights else digest(block.weights)
     inputs = {"faces": "images"} if faces and "face" in recipe else {}
     recipe = {name: value for name, value in recipe.items() if not (inputs and name in FACE_KEYS)}
-    return Manifest(slots, description.shape.rows, description.shape.width, recipe, weights, block.dtype, _versions(), inputs)
+    return Manifest(slots, *description.shape, recipe, weights, block.dtype, _versions(), inputs)
 
 
 def _versions() -> dict[str, str]:

@@ -81,6 +81,8 @@ class LinearFusion(nn.Module):
 class ImageProjection(nn.Module):
     """One linear projection of an image's rows, as published with MiniGPT-4 (``llama_proj`` is the layer's name there).
 
+    It is no choice of a YAML file, and not registered: the model is that projection.
+
     Args:
         rows_width: D.
         width: H.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from emollama.data.batch import Batch, Rows
-from emollama.data.features import FRAME, PATCH, SlotShape
+from emollama.data.features import FRAME, PATCH, KeptShape, SlotShape
 from emollama.data.image_prompt import BUILT_IN, ImagePrompt, read_prompts
 from emollama.data.prompt import LossAverage, Placeholders
 from emollama.encoders.encoder import Arithmetic
@@ -36,8 +36,10 @@ class MiniGPT4(PackedLLM):
 
         train_llm: llm.TrainLLM = "none"
         """Train adapters, nothing, or every weight of the language model."""
-        prompt_template: str = "[INST] {} [/INST] "
-        """Wraps a turn; {} is where its text goes. Llama 2's; for Vicuna: '###Human: {} ###Assistant: ' with end_sym '###'."""
+        prompt_template: str = "###Human: {} ###Assistant: "
+        """Wraps a turn; {} is where its text goes. Vicuna's; for Llama 2: '[INST] {} [/INST] ' with end_sym '</s>'."""
+        end_sym: str = "###"
+        """Ends every answer."""
         max_txt_len: int = 160
         """Tokens of an answer, the end symbol included."""
         prompt_path: str | None = None
@@ -50,10 +52,11 @@ class MiniGPT4(PackedLLM):
         vit_precision: Arithmetic = "fp16"
         """Arithmetic of the image encoder. The Q-Former's is float32."""
         has_qformer: bool = True
-        """False leaves the Q-Former out: four neighbouring rows of the image encoder are joined into one, as MiniGPT-v2 does."""
-        q_former_model: str | None = "blip2_pretrained_flant5xxl.pth"
+        """True as in MiniGPT-4 with Vicuna. False as in MiniGPT-4 with Llama 2: four neighbouring rows of the image encoder are
+        joined into one, and the norm behind them is the identity."""
+        q_former_model: str = "blip2_pretrained_flant5xxl.pth"
         """BLIP-2's file: the Q-Former, and the norm behind the image encoder (ln_vision). They are never trained and never saved.
-        Null, where has_qformer is False: the norm is the identity."""
+        Not read where has_qformer is False."""
         num_query_token: int = QFormerShape.queries
         """Rows that the Q-Former makes of an image; the file's number."""
         query_width: int = QFormerShape.width
@@ -70,8 +73,6 @@ class MiniGPT4(PackedLLM):
             if self.image_size < 2 * PATCH or self.image_size % (2 * PATCH):
                 raise ValueError(f"image_size is {self.image_size}; it must be a multiple of {2 * PATCH}, two patches")
             require_at_least(1, self, "num_query_token", "query_width", "vit_width")
-            if self.has_qformer and self.q_former_model is None:
-                raise ValueError("q_former_model is null. Name BLIP-2's file, or set has_qformer: False.")
 
         @property
         def patches(self) -> int:
@@ -80,6 +81,7 @@ class MiniGPT4(PackedLLM):
 
     # What the published training code stores of the Q-Former, beside what is trained.
     unused_names = (*upstream.UNUSED, "Qformer.bert.embeddings.position_ids")
+    shape_keys = "has_qformer, llama_model and lora_r"
 
     def __init__(self, cfg: Config, *, device: torch.device, frozen_dtype: torch.dtype) -> None:
         super().__init__(cfg, device=device, frozen_dtype=frozen_dtype)
@@ -92,8 +94,9 @@ class MiniGPT4(PackedLLM):
     def slot_shapes(cfg: Config) -> dict[str, SlotShape]:
         """slot -> what one clip is expected to bring."""
         rows, width = (cfg.num_query_token, cfg.query_width) if cfg.has_qformer else (cfg.patches // GROUP, GROUP * cfg.vit_width)
-        kept_in = cfg.visual_cache_path if cfg.cache_visual else None
-        return {"image": SlotShape(rows, width, kept_in), FRAME: SlotShape(1, 3 * cfg.image_size**2)}
+        image = SlotShape(rows, width)
+        kept = KeptShape.of(image, cfg.visual_cache_path) if cfg.cache_visual else image
+        return {"image": kept, FRAME: SlotShape(1, 3 * cfg.image_size**2)}
 
     @staticmethod
     def made_of_frames(cfg: Config, choice: FrameChoice) -> Manifest:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emollama.data.features import SlotShape
+from emollama.data.features import KeptShape, SlotShape
 from emollama.encoders.encoder import in_batches
 from emollama.encoders.eva_vit import IDENTITY, EvaFiles, EvaShape, EvaVit, read_eva, read_ln_vision
 from emollama.encoders.qformer import HEAD, QFormer, QFormerShape, read_qformer
@@ -49,7 +49,7 @@ class FrozenVision(nn.Module):
 
     def __init__(self, cfg: Any, shape: SlotShape, *, device: torch.device) -> None:
         super().__init__()
-        self._kept = KeptRows(shape.kept_in, (shape.rows, shape.width)) if shape.kept_in is not None else None
+        self._kept = KeptRows(shape.kept_in, shape) if isinstance(shape, KeptShape) else None
         if device.type == "meta" and (absent := [path for path in _files(cfg) if not PATHS.isfile(path)]):
             text = "no file %s: figures are those of the published encoders"
             logging.getLogger("emollama").info(text, " and ".join(absent))
@@ -122,11 +122,12 @@ def manifest(cfg: Any, shape: SlotShape, choice: FrameChoice) -> Manifest:
 
 
 def _files(cfg: Any) -> list[str]:
-    return [path for path in (cfg.vit_weights, cfg.q_former_model) if path is not None]
+    return [cfg.vit_weights, cfg.q_former_model] if cfg.has_qformer else [cfg.vit_weights]
 
 
 def _norm(cfg: Any) -> str:
-    return cfg.q_former_model or IDENTITY
+    """The published model takes the norm out of BLIP-2's file together with the Q-Former, and else leaves it as it was made."""
+    return str(cfg.q_former_model) if cfg.has_qformer else IDENTITY
 
 
 def _require_norm(cfg: Any) -> None:

@@ -73,7 +73,7 @@ class RunnerBase:
             self.split = Split(batch_size(self.datasets), cfg.accum_grad_iters, self.world.size, self.world.rank)
             self.decks = [dataset.deck() for dataset in self.datasets.values()]
             facts = order_facts(self.split, self.datasets, self.decks, self.world)
-            self._facts = facts | {"dtype": str(self.precision.frozen_dtype)}
+            self._facts = facts | {"dtype": str(self.precision.frozen_dtype), "the model's prompts": self.prompt.digest()}
             resumed = resume_content(config, self.folder, self._facts, self.world)
         self.members = build_models(config, self.world, self.precision, resumed, self.features, training=training)
         self.model = self.members[0]

@@ -1,7 +1,7 @@
 """Rows that a model made of images, kept as .npy files, so that they are made once.
 
-A file's name tells the image's file name, size and time of modification: an image that was changed, or another one of the same
-name, has a place of its own. What is beside that, how rows were made, stands in the folder's manifest.
+A file is called after the digest of the image's bytes: an image that was changed has another place, and one that lies in two
+folders has one. How rows were made stands in the folder's manifest.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +40,8 @@ class KeptRows:
         Raises:
             OSError: there is no such file.
         """
-        status = os.stat(image)
-        told = f"{os.path.basename(image)}|{status.st_size}|{status.st_mtime_ns}"
-        digest = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+        with open(image, "rb") as file:
+            digest = hashlib.blake2b(file.read(), digest_size=16).hexdigest()
         return os.path.join(digest[:2], f"{digest[2:]}.npy")
 
     def read(self, place: str) -> np.ndarray | None:
@@ -54,13 +54,12 @@ class KeptRows:
         return found if found.shape == self.shape and found.dtype == np.float32 and np.isfinite(found).all() else None
 
     def write(self, place: str, rows: np.ndarray) -> None:
-        """Keep rows (rows, width) float32. Where the disk refuses, a warning says so and they are not kept."""
+        """Keep rows (rows, width) float32. Where the disk refuses, they are not kept, and a warning says so once."""
         try:
-            with written_whole(os.path.join(self.folder, place), "wb") as file:
+            with written_whole(os.path.join(self.folder, place), "wb", lasting=False) as file:
                 np.save(file, rows)
         except OSError as error:
-            text = "%s: rows are not kept (%s): they are made again each time. Make room, or name another folder."
-            logging.getLogger("emollama").warning(text, self.folder, error.strerror)
+            _warn_once(self.folder, str(error.strerror))
 
     def require_alike(self, manifest: Manifest, key: str, *, write: bool) -> None:
         """Check that the folder holds rows made as this manifest says.
@@ -80,3 +79,9 @@ class KeptRows:
         if held is None and write:
             Path(self.folder).mkdir(parents=True, exist_ok=True)
             manifest.write(self.folder)
+
+
+@cache
+def _warn_once(folder: str, reason: str) -> None:
+    text = "%s: rows are not kept (%s): they are made again each time. Make room, or name another folder."
+    logging.getLogger("emollama").warning(text, folder, reason)
