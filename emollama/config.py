@@ -239,7 +239,9 @@ def _merge_layer(block: _Block, layer: Layer) -> None:
         except (OmegaConfBaseException, TypeError) as error:
             key = layer.written.get(path) or getattr(error, "full_key", None) or name
             quotes = ". Write it in quotes." if isinstance(error, KeyValidationError) else ""
-            raise UserError(f"{layer.name}: '{block.path}.{key}': {_first_line(error)}{quotes}") from None
+            of = {item.name: item.type for cls in block.classes for item in dataclasses.fields(cls.Config)}
+            expected = f" (expected {of[name]})" if name in of else ""
+            raise UserError(f"{layer.name}: '{block.path}.{key}': {_first_line(error)}{expected}{quotes}") from None
         block.sources |= dict.fromkeys((key for key, _ in leaves(value, path)), layer.source(path))
 
 

@@ -21,6 +21,8 @@ from tqdm import tqdm
 from emollama.paths import written_whole
 from emollama.tracking import Tracking
 
+SHOWN_REFERENCES = 2  # of the captions of an image
+
 
 def get_logger() -> logging.Logger:
     """The package's logger."""
@@ -75,6 +77,7 @@ class RunLog:
         self._begun = self._window = time.monotonic()
         self._waited = 0.0
         self._steps = self._tokens = self._samples = 0
+        self._cut_told = False
         self._tracking: Tracking | None = None
         if enabled:
             path = folder / "log.jsonl"
@@ -127,7 +130,7 @@ class RunLog:
 
         Args:
             step: number of the step, from 0.
-            values: at least epoch, loss, lr and tokens (of this step, over all ranks).
+            values: at least epoch, loss, lr, tokens and tokens_cut (of this step, over all ranks).
             samples: of this step, over all ranks.
         """
         if not self._enabled:
@@ -136,6 +139,7 @@ class RunLog:
         self._steps += 1
         self._tokens += values["tokens"]
         self._samples += samples
+        self._warn_of_cuts(step, values["tokens_cut"])
         if step % self._every and step + 1 < self._total:
             return
         now = time.monotonic()
@@ -161,7 +165,7 @@ class RunLog:
             step: the last one before it, from 0.
             epoch: which one it ended, from 0.
             metrics: "block/task/metric" -> value.
-            answers: block -> rows with name, task, prediction and reference.
+            answers: block -> rows with name, task, prediction and reference; of several references the first two are shown.
         """
         if not self._enabled:
             return
@@ -169,10 +173,18 @@ class RunLog:
         self._scalars(step, {f"eval/{name}": value for name, value in metrics.items() if value is not None})
         for block, rows in answers.items():
             for row in rows:
-                get_logger().info("%s (%s): %s  | truth: %s", row["name"], row["task"], row["prediction"], row["reference"])
-                text = f"{row['prediction']}\n\n*truth:* {row['reference']}"
+                truth = _told(row["reference"])
+                get_logger().info("%s (%s): %s  | truth: %s", row["name"], row["task"], row["prediction"], truth)
+                text = f"{row['prediction']}\n\n*truth:* {truth}"
                 self._board.add_text(f"eval/{block}/{row['task']}/{row['name']}", text, step)
         self._board.flush()
+
+    def _warn_of_cuts(self, step: int, tokens: int) -> None:
+        """Tell, once, that texts do not fit."""
+        if tokens and not self._cut_told:
+            text = "%d tokens of answers or prompts did not fit (model.max_txt_len, max_context_len) in step %d; log.jsonl counts"
+            get_logger().warning(f"{text} them as tokens_cut; emollama check-data names the clips", tokens, step)
+            self._cut_told = True
 
     def _write(self, step: int, values: dict[str, Any]) -> None:
         plain = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
@@ -201,6 +213,14 @@ class RunLog:
         else:
             self._bar.set_description_str(place, refresh=False)
             self._bar.set_postfix_str(figures)
+
+
+def _told(reference: str | list[str] | None) -> str | None:
+    """A reference on one line."""
+    if not isinstance(reference, list):
+        return reference
+    shown, more = reference[:SHOWN_REFERENCES], len(reference) - SHOWN_REFERENCES
+    return " / ".join(shown) + (f" (+{more})" if more > 0 else "")
 
 
 def _peak_memory_gib() -> float:

@@ -26,7 +26,7 @@ from emollama.evaluation.captions.evidence import (
     Subsequences,
     spice_scores,
 )
-from emollama.evaluation.captions.java import JavaFailed, folder_of, java, lacks_spice
+from emollama.evaluation.captions.java import NEEDS_JAVA, JavaFailed, folder_of, java, lacks_java, lacks_spice, run_java
 from emollama.evaluation.files import described, write_metrics, write_predictions
 from emollama.evaluation.metrics import metric
 from emollama.evaluation.rating import write_sheets
@@ -236,6 +236,29 @@ def test_spice_of_a_reference_itself_is_1():
     assert alone(Propositions.of(captions), "spice") == [1, 0]
 
 
+def programs(folder, monkeypatch, text):
+    """The PATH holds one file, ``java``."""
+    path = folder / "java"
+    path.write_text(text)
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+def test_a_java_that_is_no_program_of_this_machine_is_none(tmp_path, monkeypatch):
+    programs(tmp_path, monkeypatch, "\x00\x01 of another machine")
+    assert java() is None and lacks_java() == NEEDS_JAVA
+    with pytest.raises(JavaFailed, match="METEOR: Java does not start"):
+        run_java("METEOR", [], tmp_path)
+    assert set(scored(CHECKED, metrics=[], caption_tokenizer="auto").metrics) >= {"bleu_1", "cider_d"}
+
+
+def test_a_java_program_that_does_not_end_is_stopped_and_told(tmp_path, monkeypatch):
+    programs(tmp_path, monkeypatch, '#!/bin/sh\n[ "$1" = -version ] || exec /bin/sleep 60\n')
+    monkeypatch.setattr("emollama.evaluation.captions.java.LIMIT", 0.6)
+    with pytest.raises(JavaFailed, match=r"METEOR: Java did not end within 0.01 minutes and was stopped"):
+        run_java("METEOR", [], tmp_path)
+
+
 @needs_java
 def test_nothing_is_written_into_the_librarys_folder():
     before = {str(path) for path in folder_of("").rglob("*") if "__pycache__" not in path.parts}
@@ -308,6 +331,90 @@ def test_other_models_captions_are_scored_against_a_caption_file(told, tmp_path)
         assert "task caption: 4 clips" in told("--predictions", tmp_path / "other.csv", *truth)
     assert "task caption: 4 clips" in told("--predictions", path, tmp_path / "other.csv")
     assert read_truth(str(tmp_path / "test.json")).references == {"caption": {row["name"]: row["reference"] for row in rows}}
+
+
+COCO_SAID = {42: "a dog runs in the street", 7: "a man reads a book"}
+COCO_TRUE = {42: ["a dog runs on the street", "the dog is running"], 7: ["a man reads a large book", "someone reads"]}
+
+
+def coco(folder):
+    """COCO's captions of two images, whose numbers and names are as COCO's are."""
+    images = [{"id": number, "file_name": f"{number:012d}.jpg", "height": 2} for number in COCO_TRUE]
+    captions = [{"image_id": number, "caption": text} for number, texts in COCO_TRUE.items() for text in texts]
+    annotations = [{"id": place, **caption} for place, caption in enumerate(captions)]
+    path = folder / "captions_val2017.json"
+    path.write_text(json.dumps({"info": {}, "licenses": [], "images": images, "annotations": annotations}))
+    return path
+
+
+def results(path, names):
+    """COCO_SAID under other names, as COCO's results."""
+    path.write_text(json.dumps([{"image_id": names(number), "caption": text} for number, text in COCO_SAID.items()]))
+    return path
+
+
+@pytest.mark.parametrize(
+    "names",
+    [int, str, "{:012d}".format, "{:012d}.jpg".format],
+    ids=["numbers", "numbers as texts", "names", "names of files"],
+)
+def test_cocos_results_are_scored_against_cocos_captions(told, tmp_path, names):
+    path = results(tmp_path / "results.json", names)
+    text = told("--predictions", path, "--truth", coco(tmp_path), "--output", tmp_path / "out")
+    assert "task caption: 2 clips" in text and "no truth is known" not in text
+    found = json.loads((tmp_path / "out/scores.json").read_text())["tasks"]["caption"]["files"][str(path)]
+    answers = [Answer(f"{number:012d}", "caption", COCO_SAID[number], COCO_TRUE[number]) for number in COCO_SAID]
+    assert found["metrics"] == pytest.approx(scored(answers).metrics) and found["metrics"]["bleu_4"] > 0
+    assert (found["missing"], found["unknown"]) == ([], [])
+
+
+def test_a_table_of_image_ids_is_read_as_cocos_results_are(told, tmp_path):
+    table, truth = tmp_path / "results.csv", coco(tmp_path)
+    table.write_text("image_id,caption\n" + "".join(f'{number},"{text}"\n' for number, text in COCO_SAID.items()))
+    assert read_answers(str(table)).answers == read_answers(str(results(tmp_path / "results.json", int))).answers
+    assert "task caption: 2 clips" in told("--predictions", table, tmp_path / "results.json", "--truth", truth)
+
+
+def test_image_ids_are_matched_with_the_clips_of_a_run_and_numbers_it_does_not_know_are_told(told, tmp_path):
+    rows = [{"name": f"{number:012d}", "prediction": "a dog", "reference": COCO_TRUE[number]} for number in COCO_SAID]
+    (own,) = write_predictions(tmp_path, "own", [{**row, "task": "caption", "instruction": "?", "target": "x"} for row in rows])
+    other = results(tmp_path / "other.json", "{:012d}.jpg".format)
+    assert "task caption: 2 clips" in told("--predictions", own, other)
+    with pytest.raises(UserError, match="called '42', '7', .* give COCO's captions with --truth, whose \"images\" tell"):
+        told("--predictions", own, results(tmp_path / "numbers.json", int))
+    both = results(tmp_path / "both.json", {42: 42, 7: "000000000042.jpg"}.get)
+    with pytest.raises(UserError, match="a clip is there twice, by its number and its file"):
+        told("--predictions", both, "--truth", coco(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.json", '{"7": "a dog"}', r"a\.json: answers in \.json files are COCO's results, \[{\"image_id\": 7"),
+        ("a.json", "[]", "no answer in it"),
+        ("a.json", '[{"image_id": 7, "caption": "x"}, {"image_id": true, "caption": "x"}, 5]', "entry 2: .*\n.*entry 3: "),
+        ("a.json", '[{"image_id": 7, "caption": null}]', "entry 1: expected an image_id and its caption"),
+        ("a.json", '[{"image_id": 7, "caption": "x"}, {"image_id": "7", "caption": "y"}]', "entry 2: .*in entry 1 already"),
+        ("a.csv", "image_id,caption\n7,x\n7,y\n8,x,y\n", "line 4: more cells.*\n.*line 3: .*in line 2 already"),
+        ("a.csv", "image_id,caption\n,x\n", "line 2: expected an image_id"),
+    ],
+)
+def test_captions_by_image_that_are_faulty_are_refused_with_their_places(tmp_path, name, content, words):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=words):
+        read_answers(str(tmp_path / name))
+
+
+def test_the_lack_of_java_is_told_once_and_only_of_what_was_asked_for(caplog, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with caplog.at_level(logging.WARNING, "emollama"):
+        with pytest.raises(UserError, match="k.metrics: 'meteor' cannot be computed here: it needs a Java runtime"):
+            scored(CHECKED, caption_tokenizer="auto", metrics=["meteor"])
+        assert not caplog.records
+        scored(CHECKED, caption_tokenizer="auto", metrics=["bleu_1"])
+        assert len(caplog.records) == 1 and "treebank splits captions" in caplog.text and "METEOR" not in caplog.text
+        scored(CHECKED, caption_tokenizer="auto", metrics=[])
+    assert len(caplog.records) == 2 and "METEOR is left out" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from captioned import captions_of, coco, drawn, entries, images
+from flickr_world import make_flickr_world
 from helpers import GOLDEN, golden_tree, loaded
 from PIL import Image
 
+from emollama.commands import eval as evaluate
 from emollama.data.features import FRAME, KeptShape, SlotShape
 from emollama.data.instructions import TaskPool
 from emollama.data.text import blip_caption
@@ -116,7 +119,7 @@ def test_captions_are_taken_as_they_are_unless_a_processor_is_named(place):
 def test_without_instructions_nothing_is_said_and_with_them_one_of_them_alone(place):
     dataset = made(place)
     assert dataset.pool.tasks == ("caption",) and dataset.pool.first("caption") == "" and dataset.has_reference("caption")
-    dataset = made(place, instructions=["<ImageHere> Describe it.", "What is this?"])
+    dataset = made(place, instructions={"caption": ["<ImageHere> Describe it.", "What is this?"]})
     task, wording = dataset.pool.draw(np.random.default_rng(0))
     assert dataset.words(0, task, wording) == dataset.record(0, task, wording).turns[0][0] == wording
     assert dataset.pool.first("caption") == dataset.cfg.turns()[0] == "<ImageHere> Describe it."
@@ -287,6 +290,35 @@ def test_faulty_entries_of_cocos_form_are_told_all_at_once(place):
     assert "annotations[22]: the caption '5' is no text" in told and "no caption of images 1: 99" in told
 
 
+def test_many_faults_are_told_by_the_first_ten_and_a_count(place):
+    put(place, entries(NAMES) + [{"image_id": f"../{number}", "caption": "A."} for number in range(300)])
+    found = made(place).problems()
+    assert len(found) == 11 and "annotations[4]" in found[0].text and "290 more entries" in found[-1].text
+    assert len(found[-1].clips) == 290 and max(len(problem.text) for problem in found) < 400
+
+
+def test_a_file_of_objects_is_refused_in_one_line(place):
+    put(place, coco(NAMES) | {"annotations": [{"id": number, "image_id": 0, "bbox": [1, 2, 3, 4]} for number in range(300)]})
+    told = refusal(place)
+    assert """none of its 300 "annotations" has a "caption", as in the files of objects""" in told and "\n" not in told
+
+
+def test_cocos_form_without_its_images_is_told_as_that_in_one_line(place):
+    put(place, coco([*NAMES, "15"])["annotations"])
+    images(place / "images", "01234")
+    (found,) = made(place).problems()
+    assert 'more than once, 5: 0, 1, 2, 3, 4. It looks like COCO\'s form without its "images"' in found.text
+
+
+@pytest.mark.parametrize("entry", [{"id": 2}, {"id": 2, "file_name": "plain"}, {"file_name": "13.jpg"}, "13.jpg"])
+def test_a_faulty_image_is_told_once_and_not_for_its_captions_too(place, entry):
+    tree = coco(NAMES)
+    tree["images"][2] = entry
+    put(place, tree)
+    (found,) = made(place).problems()
+    assert "images[2]" in found.text
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -309,13 +341,72 @@ def test_names_to_exclude_must_be_listed(place):
     assert "leaves no image" in refusal(place, exclude=list(NAMES))
 
 
-TWO_MARKS = {"instructions": ["<ImageHere> or <ImageHere>?"]}
+WORDED_WRONGLY = [
+    {"instructions": {"caption": ["<ImageHere> or <ImageHere>?"]}},
+    {"instructions": {"caption": ["What?", "<imagehere> What?"]}},
+    {"instructions": {"captions": ["What?"]}},
+    {"instructions": {"caption": []}},
+]
 
 
-@pytest.mark.parametrize("keys", [{"batch_size": 0}, {"sample_ratio": 0}, {"held_out": 1.0}, {"max_words": 0}, TWO_MARKS])
+@pytest.mark.parametrize("keys", [{"batch_size": 0}, {"sample_ratio": 0}, {"held_out": 1.0}, {"max_words": 0}, *WORDED_WRONGLY])
 def test_values_that_make_no_sense_are_refused_by_key(place, keys):
     with pytest.raises(ValueError, match=next(iter(keys))):
         config(place, **keys)
+
+
+def test_instructions_of_another_form_are_refused_with_the_one_expected(tmp_path, place):
+    tree = golden_tree(tmp_path)
+    block = {"type": "flickr30k_caption", "annotation_file": "captions.json", "image_path": "images"}
+    tree["datasets"] = {"flickr": block | {"instructions": ["What?"]}}
+    with pytest.raises(UserError, match=r"flickr\.instructions': .*expected dict\[str, list\[str\]\]"):
+        loaded(tmp_path, tree)
+
+
+# Images without captions
+
+
+@pytest.mark.parametrize("form", ["list", "empty", "coco"])
+def test_images_without_captions_are_answered_in_evaluation_and_refused_in_training(place, form):
+    tree = {
+        "list": [{"image_id": name} for name in NAMES],
+        "empty": {"annotations": [{"image_id": name, "caption": "", "captions": []} for name in NAMES]},
+        "coco": coco(NAMES) | {"annotations": []},
+    }[form]
+    put(place, tree)
+    dataset = made(place, training=False)
+    assert not dataset.problems() and not dataset.has_reference("caption")
+    assert dataset.notes == ["flickr: images without captions are answered and not scored, 4: 11, 12, 13, 14"]
+    for choice in ("joined", "first", "random"):
+        record = made(place, training=False, captions=choice).record(0, "caption", "")
+        assert record.reference is None and record.turns == [("", None)]
+    assert "no caption of images 4: 11, 12, 13, 14" in problems(place) and not made(place).notes
+
+
+def test_pictures_of_ones_own_are_captioned_by_a_list_of_names(tmp_path):
+    world = make_flickr_world(tmp_path / "world")
+    annotated = json.loads(world.test.read_text())["annotations"]
+    names = [entry["image_id"] for entry in annotated]
+    (tmp_path / "mine.json").write_text(json.dumps([{"image_id": name} for name in names]))
+    (tmp_path / "half.json").write_text(json.dumps([*annotated[:3], *({"image_id": name} for name in names[3:])]))
+    block = {"type": "flickr30k_caption", "image_path": str(world.images), "max_new_tokens": 4, "caption_tokenizer": "treebank"}
+    blocks = {name: block | {"annotation_file": str(tmp_path / f"{name}.json")} for name in ("mine", "half")}
+    tree = {"model": world.model(), "evaluation_datasets": blocks, "run": {"device": "cpu", "amp": False}}
+    tree["run"]["output_dir"] = str(tmp_path / "out")
+    (tmp_path / "eval.yaml").write_text(json.dumps(tree))
+    evaluate.run(argparse.Namespace(cfg_path=str(tmp_path / "eval.yaml"), options=[]))
+
+    def answers(label):
+        (path,) = (tmp_path / "out").rglob(f"predictions_{label}.jsonl")
+        (metrics,) = (tmp_path / "out").rglob(f"metrics_{label}.json")
+        return [json.loads(line) for line in path.read_text().splitlines()], json.loads(metrics.read_text())
+
+    rows, metrics = answers("mine")
+    assert [row["name"] for row in rows] == sorted(names)
+    assert {(row["reference"], row["target"], row["loss"]) for row in rows} == {(None, None, None)}
+    assert "bleu_1" not in json.dumps(metrics)
+    rows, metrics = answers("half")
+    assert [row["name"] for row in rows if row["reference"]] == sorted(names[:3]) and "bleu_1" in json.dumps(metrics)
 
 
 # check-data
@@ -325,19 +416,21 @@ def test_values_that_make_no_sense_are_refused_by_key(place, keys):
 def examined(tmp_path, place):
     """A function that checks a configuration over the images and gives the report; the model has the golden encoder."""
 
-    def report(**keys):
+    def report(evaluation=None, **keys):
+        """``evaluation``: keys of an evaluation block; None trains on the images."""
         tree = golden_tree(tmp_path)
         tree["model"] |= {"vit_weights": str(GOLDEN / "vision/eva_tiny.safetensors"), "vit_precision": "fp32"}
         block = dataclasses.asdict(config(place, **keys)) | {"type": "flickr30k_caption"}
-        tree["datasets"] = {"flickr": block}
-        del tree["evaluation_datasets"]
+        groups = ("datasets", "evaluation_datasets") if evaluation is None else ("evaluation_datasets", "datasets")
+        tree[groups[0]] = {"flickr": block | (evaluation or {})}
+        del tree[groups[1]]
         return check(loaded(tmp_path, tree))
 
     return report
 
 
 def test_check_data_measures_captions_and_images(examined):
-    report = examined(instructions=["Describe it in a word.", "What?"])
+    report = examined(instructions={"caption": ["Describe it in a word.", "What?"]})
     (block,) = report.blocks
     assert not report.of_level("problem"), text_of(report)
     assert block.clips == block.listed == 4 and block.answers == {"caption": 4} and block.list_file.endswith("captions.json")
@@ -371,3 +464,13 @@ def test_check_data_tells_captions_that_would_be_cut(examined, place):
     put(place, tree)
     (cut,) = [finding for finding in examined().of_level("problem") if finding.kind == "answers cut"]
     assert cut.clips == ("14",)
+    for metrics, kinds in ([], ["answers cut"]), (["loss", "bleu_1"], ["answers cut"]), (["bleu_1"], []):
+        report = examined(evaluation={"metrics": metrics})
+        assert [finding.kind for finding in report.of_level("problem")] == kinds and report.blocks[0].lengths[0].cut == 1
+
+
+def test_check_data_counts_images_without_captions_as_a_note_where_they_are_answered(examined, place):
+    put(place, [*entries(NAMES[:3]), {"image_id": "14"}])
+    assert [finding.kind for finding in examined().of_level("problem")] == ["caption"]
+    report = examined(evaluation={})
+    assert not report.of_level("problem") and "answered and not scored, 1: 14" in text_of(report)

@@ -78,6 +78,10 @@ def test_words_of_a_dataset_win_over_the_models_prompts_and_get_the_mark_where_t
     assert prompt.worded("What is it?", rng) == "<Img><ImageHere></Img> What is it?"
 
 
+def test_a_prompt_of_a_file_without_the_mark_has_the_image_first_too():
+    assert made(prompts=("What is it?",)).worded("", None) == "<Img><ImageHere></Img> What is it?"
+
+
 def test_lengths_of_prompts_are_those_of_their_samples_without_rows():
     prompt = made()
     words = ["", "What is it?", "See <ImageHere> now, and tell me about it."]
@@ -121,7 +125,11 @@ def test_a_file_of_prompts_is_read_without_its_blank_lines(tmp_path):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("<ImageHere> a\nno mark\n<ImageHere> <ImageHere>\n", r"does not stand exactly once in lines .*2.*3"),
+        (
+            "<ImageHere> a\nno mark\n<ImageHere> <ImageHere>\n",
+            r"line 3: '<ImageHere> <ImageHere>' must hold <ImageHere>, spelt so, once",
+        ),
+        ("<ImageHere> a\n\nsee <Imagehere>\n", r"line 3: 'see <Imagehere>' must hold <ImageHere>, spelt so, once"),
         ("\n\n", "holds no prompt. A prompt is a line such as <Img><ImageHere>"),
     ],
 )

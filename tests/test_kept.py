@@ -91,6 +91,27 @@ def test_only_looking_writes_nothing(kept):
 def test_rows_of_other_encoders_are_refused_with_what_differs(kept, write):
     kept.require_alike(MADE, "model.visual_cache_path", write=True)
     other = Manifest(("image",), *SHAPE, {"encoder": "eva, q-former", "image_size": 112}, "def", "float32")
-    told = r"^model.visual_cache_path: '.*' holds rows .*image_size: 56 and 112; weights: 'abc' and 'def'.*Name another folder"
+    told = (
+        r"^model.visual_cache_path: the folder holds rows .*image_size: 56 and 112; weights: 'abc' and 'def'\. Delete '.*', and"
+    )
     with pytest.raises(UserError, match=told):
         kept.require_alike(other, "model.visual_cache_path", write=write)
+
+
+@pytest.mark.parametrize("spoiled", ["gone", "no JSON"])
+def test_rows_of_which_nobody_knows_how_they_were_made_are_refused(kept, image, spoiled):
+    kept.require_alike(MADE, "model.visual_cache_path", write=True)
+    kept.write(kept.place(str(image)), ROWS)
+    manifest = Path(kept.folder, "manifest.json")
+    manifest.unlink() if spoiled == "gone" else manifest.write_text("{")
+    with pytest.raises(UserError, match=r"^model.visual_cache_path: .*nobody knows how .* were made\. Delete '.*'"):
+        kept.require_alike(MADE, "model.visual_cache_path", write=True)
+
+
+@pytest.mark.parametrize("write", [True, False])
+def test_a_folder_that_cannot_be_made_is_told_with_its_key(tmp_path, write):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="^model.visual_cache_path: "):
+        KeptRows(str(tmp_path / "file"), SHAPE).require_alike(MADE, "model.visual_cache_path", write=write)
+    with pytest.raises(UserError, match="^model.visual_cache_path: cannot write"):
+        KeptRows("/proc/kept", SHAPE).require_alike(MADE, "model.visual_cache_path", write=write)

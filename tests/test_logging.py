@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import struct
 import subprocess
@@ -14,6 +15,7 @@ from running import ROOT, command, environment, golden_config, rows, run
 
 from emollama.config import load
 from emollama.errors import UserError
+from emollama.logging import RunLog
 
 LINE = re.compile(
     r"Train: data epoch: \[(\d+)\]  \[ *(\d+)/12\]  eta: \d:\d\d:\d\d  lr: 0\.\d{6}  loss: (\d+\.\d{4})  time: (\d+\.\d{4})"
@@ -47,6 +49,41 @@ def test_the_time_of_a_step_and_its_wait_for_data_are_logged(told):
     assert all(0 <= row["data_time"] <= row["step_time"] < 60 for row in logged)
     assert all(row["data_wait"] == pytest.approx(row["data_time"] / row["step_time"]) for row in logged)
     assert {"samples_per_s", "tokens_per_s", "peak_memory_gib", "grad_norm", "tokens"} <= logged[0].keys()
+
+
+@pytest.fixture
+def log(tmp_path):
+    with RunLog(tmp_path, first_step=0, total_steps=8, epoch_steps=8, log_freq=4, enabled=True) as made:
+        yield made
+
+
+STEP = {"epoch": 0, "loss": 1.0, "lr": 0.1, "tokens": 5}
+
+
+def test_texts_that_do_not_fit_are_told_once_also_between_logged_steps(log, caplog):
+    with caplog.at_level(logging.WARNING, "emollama"):
+        for step, cut in enumerate([0, 0, 3, 9, 2]):
+            log.step(step, {**STEP, "tokens_cut": cut}, samples=1)
+    assert [record.getMessage() for record in caplog.records] == [
+        "3 tokens of answers or prompts did not fit (model.max_txt_len, max_context_len) in step 2; log.jsonl counts them as"
+        " tokens_cut; emollama check-data names the clips"
+    ]
+
+
+def test_of_an_images_captions_the_first_two_are_shown_and_the_others_counted(log, caplog, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    truths = {"five": ["a dog", "a cat", "x", "y", "z"], "two": ["a dog", "a cat"], "text": "happy", "none": None}
+    rows = [{"name": name, "task": "caption", "prediction": "dogs", "reference": truth} for name, truth in truths.items()]
+    with caplog.at_level(logging.INFO, "emollama"):
+        log.evaluation(0, 0, {}, {"block": rows})
+    told = {"five": "a dog / a cat (+3)", "two": "a dog / a cat", "text": "happy", "none": "None"}
+    expected = [f"{name} (caption): dogs  | truth: {text}" for name, text in told.items()]
+    assert [record.getMessage() for record in caplog.records] == expected
+    board = EventAccumulator(str(tmp_path)).Reload()
+    for name, text in told.items():
+        (event,) = board.Tensors(f"eval/block/caption/{name}/text_summary")
+        assert event.tensor_proto.string_val[0].decode() == f"dogs\n\n*truth:* {text}"
 
 
 def records(path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -264,7 +265,7 @@ def test_rows_kept_by_other_weights_stop_the_run_before_anything_is_written(worl
     other = make_flickr_world(tmp_path / "other", seed=2)
     blocks = {"cache_visual": True, "vit_weights": str(other.eva), "q_former_model": str(other.q_former)}
     told = refusal(world, tmp_path, model=blocks, run={"job_id": "other"})
-    assert told.startswith("model.visual_cache_path: ") and "weights: " in told and "Name another folder" in told
+    assert told.startswith("model.visual_cache_path: ") and "weights: " in told and "name another folder" in told
     assert not (tmp_path / "out/other").exists()
 
 
@@ -328,8 +329,19 @@ def test_a_checkpoint_is_not_evaluated_with_encoders_that_it_was_not_trained_wit
     other = make_flickr_world(tmp_path / "other", seed=2)
     options = [f"model.ckpt={folder}/checkpoint_1.pth", f"model.q_former_model={other.q_former}", "run.job_id=other"]
     config = load(str(folder / "config.yaml"), options)
-    with pytest.raises(UserError, match=r"(?s)was trained on image features made otherwise: .*weights: .*allow_other_features"):
+    with pytest.raises(UserError, match=r"(?s)was trained on image features made otherwise: .*q_former_model: .*allow_other"):
         config.classes["run"](config, training=False)
+
+
+def test_a_checkpoint_that_learnt_another_prompt_is_warned_of(world, tmp_path, caplog, monkeypatch):
+    folder = trained(world, tmp_path)
+    monkeypatch.setattr(logging.getLogger("emollama"), "propagate", True)
+    changed = ["model.prompt_template='###Human: {} ###Assistant: '", "model.end_sym='###'"]
+    config = load(str(folder / "config.yaml"), [f"model.ckpt={folder}/checkpoint_1.pth", "run.job_id=other", *changed])
+    config.classes["run"](config, training=False)
+    template = world.model()["prompt_template"]
+    assert f"was trained with prompt_template {template!r}, this run has '###Human: {{}} ###Assistant: '" in caplog.text
+    assert "was trained with end_sym '</s>', this run has '###': it ends its answers otherwise" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -371,7 +383,7 @@ def test_emotion_clips_are_told_that_this_model_has_no_slot_for_them(world, tmp_
     path = tmp_path / "clips.yaml"
     path.write_text(yaml.safe_dump(tree))
     config = load(str(path))
-    told = r"datasets.feature_face_caption.image_feature_path: .*no slot 'cls'.*image_feature_path: null"
+    told = r"datasets.feature_face_caption: .*no slots for .*cls, face, video, audio .*it has image, frame.*flickr30k_caption"
     with pytest.raises(UserError, match=told):
         config.classes["run"](config)
 

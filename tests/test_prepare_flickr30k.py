@@ -34,6 +34,15 @@ def refusal(place, source, *arguments):
     return str(error.value)
 
 
+def refusal_without_output(place, source, *arguments):
+    """A refusal where an output is there from before."""
+    os.rename(place / "out", place / "before") if (place / "out").exists() else None
+    try:
+        return refusal(place, source, *arguments)
+    finally:
+        os.rename(place / "before", place / "out") if (place / "before").exists() else None
+
+
 def written(place):
     """split -> its entries."""
     files = sorted((place / "out").glob("flickr30k_*.json"))
@@ -203,6 +212,20 @@ def test_of_an_image_that_stands_twice_the_first_row_is_kept_when_problems_are_s
     assert written(place) == EXPECTED
 
 
+def test_an_img_id_that_stands_twice_is_told_with_both_rows(place):
+    given = rows()
+    given[3][4] = given[1][4]
+    path = table(place / "t.csv", given)
+    assert f"line 5: the img_id '1' stands in {path}, line 3 already" in refusal(place, path)
+
+
+@pytest.mark.parametrize("columns", [COLUMNS, COLUMNS[:4]])
+def test_a_table_without_img_ids_is_taken_as_it_is(place, columns):
+    given = [[*row[:4], ""][: len(columns)] for row in rows()]
+    run(place, table(place / "t.csv", given, columns))
+    assert written(place) == EXPECTED
+
+
 @pytest.mark.parametrize("split", ["", "../x", "a b"])
 def test_a_split_without_a_usable_name_is_told(place, split):
     given = rows()
@@ -224,11 +247,97 @@ def test_a_karpathy_entry_without_sentences_and_a_token_line_without_a_number_ar
     tree["images"][2]["sentences"][0] = {"tokens": []}
     (place / "k").write_text(json.dumps(tree))
     told = refusal(place, place / "k")
-    assert "images[1]: expected an object" in told and "images[2]: the caption 'None' is no text" in told
+    assert """images[1]: "sentences" is missing; expected a list of {"raw": "a caption"} (image '12.jpg')""" in told
+    assert """images[2]: sentences[0] is {'tokens': []}; expected {"raw": "a caption"} (image '13.jpg')""" in told
     path = tokens(place / "t")
     path.write_text(path.read_text("utf-8") + "11.jpg a square\n11.jpg#0\tAgain.\n", "utf-8")
     told = refusal(place, path, "--split", "test")
     assert "line 21: '11.jpg a square' is not" in told and "line 22: a second caption 0 of '11.jpg'" in told
+
+
+def test_karpathys_images_without_a_split_are_told_as_those_with_an_empty_one(place):
+    tree = json.loads(karpathy(place / "k").read_text())
+    del tree["images"][1]["split"]
+    tree["images"][2]["split"] = ""
+    tree["images"][3]["split"] = None
+    (place / "k").write_text(json.dumps(tree))
+    told = refusal(place, place / "k")
+    for number, name in ((1, "12"), (2, "13"), (3, "14")):
+        assert f"images[{number}]: the split of '{name}.jpg' is ''; expected a name" in told
+    del tree["images"][0]["split"]
+    (place / "k").write_text(json.dumps(tree))
+    assert "problems: 4" in refusal(place, place / "k", "--split", "test")
+
+
+@pytest.mark.parametrize(("split", "usual"), [("trian", "train"), ("Train", "train"), ("tes", "test"), ("restvla", "restval")])
+def test_a_split_that_is_almost_a_usual_one_is_a_problem_in_every_form(place, capsys, split, usual):
+    given = rows()
+    given[1][2] = split
+    path = table(place / "t.csv", given)
+    says = f"a split called '{split}' (images 1: 12.jpg). Did you mean '{usual}'?"
+    assert f"{path}: {says}" in refusal(place, path)
+    run(place, path, "--on-problem", "skip")
+    assert split not in written(place) and "1 problem: split: 12.jpg" in capsys.readouterr().out
+    report = json.loads((place / "out/prepare_report.json").read_text())
+    assert report["left_out"] == {"problem: split": ["12.jpg"]}
+    told = refusal_without_output(place, tokens(place / "t"), "--split", split)
+    assert f"a split called '{split}' (images 4: 11.jpg" in told and f"Did you mean '{usual}'?" in told
+    (place / f"{split}.txt").write_text("12\n")
+    assert says in refusal_without_output(place, tokens(place / "t"), "--splits", place / f"{split}.txt")
+
+
+@pytest.mark.parametrize("split", ["dev", "all", "validation", "trainval", "test2017", "minival", "rest", "restval"])
+def test_splits_with_names_of_their_own_are_taken(place, split):
+    given = rows()
+    given[1][2] = split
+    run(place, table(place / "t.csv", given))
+    assert [entry["image_id"] for entry in written(place)[split]] == ["12"]
+
+
+def test_no_file_is_written_of_a_split_that_no_image_is_left_of(place, capsys):
+    (place / "images/13.jpg").unlink()
+    run(place, table(place / "t.csv"), "--on-problem", "skip")
+    assert written(place) == {split: EXPECTED[split] for split in ("train", "test")}
+    assert "0 flickr30k_val.json is not written: no image is left" in capsys.readouterr().out
+
+
+def test_rows_that_are_left_out_are_told_a_line_each_and_named_in_the_report(place, capsys):
+    names = [str(number) for number in range(20, 32)]
+    images(place / "images", names)
+    given = rows([*SPLITS, *names])
+    for row in given[len(SPLITS) :]:
+        row[0] = "[]"
+    given.append([*given[0][:4], "99"])  # 11.jpg once more, which is not left out
+    run(place, table(place / "t.csv", given), "--on-problem", "skip")
+    told = capsys.readouterr().out.splitlines()
+    begin = told.index("      13 problem: row")
+    assert [f"line {line}: the list of captions is empty" in told[begin + 1 + line - 6] for line in range(6, 16)] == [True] * 10
+    assert told[begin + 11].strip() == "... and 3 more" and max(map(len, told)) < 200
+    report = json.loads((place / "out/prepare_report.json").read_text())
+    assert report["left_out"] == {"problem: row": [f"{name}.jpg" for name in names]}
+    assert [problem["clips"] for problem in report["problems"]] == [[f"{name}.jpg"] for name in [*names, "11"]]
+
+
+def test_the_table_of_tokens_is_read_as_the_token_file_is(place):
+    lines = ["image_name| comment_number| comment"]
+    lines += [f"{name}.jpg| {number}| {text}" for name in SPLITS for number, text in enumerate(captions_of(name))]
+    lines[3] = lines[3].replace("| 2|", "| 2  ")  # as in one row of the published one
+    path = place / "results.csv"
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    assert "says nothing of splits" in refusal(place, path)
+    run(place, path, "--splits", lists(place))
+    assert written(place) == EXPECTED
+    path.write_text("\n".join([*lines, "15.jpg, 0, A square."]), "utf-8")
+    assert "line 22: '15.jpg, 0, A square.' is not 'name.jpg| 0| a caption'" in refusal_without_output(
+        place, path, "--split", "test"
+    )
+
+
+def test_images_are_found_where_the_dataset_finds_them(place):
+    os.rename(place / "images/12.jpg", place / "images/12.JPG")
+    os.rename(place / "images/13.jpg", place / "images/13.jpeg")
+    run(place, table(place / "t.csv"), "--check-images", "all")
+    assert written(place) == EXPECTED
 
 
 def test_lists_that_share_images_or_name_strange_ones_are_refused(place):

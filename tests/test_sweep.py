@@ -6,11 +6,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from flickr_world import make_flickr_world
 from helpers import GOLDEN, golden_tree, loaded, write
 from PIL import Image
 from running import run
@@ -19,8 +22,10 @@ from emollama import checkpoint
 from emollama.commands import sweep as command
 from emollama.config import load
 from emollama.errors import UserError
-from emollama.reporting.sweep import best_of, read_sweep
+from emollama.reporting.sweep import Row, best_of, read_sweep, write_sweep
 from emollama.reporting.sweep_chart import panels_of, sweep_chart
+from emollama.runners.runner_base import RunnerBase
+from emollama.sweeping.basis import basis_of, changes, compared
 
 LABELS = ["pretrained", "epoch_0", "epoch_1"]
 
@@ -90,8 +95,19 @@ def again(done, tmp_path):
     return Path(shutil.copytree(done[0], tmp_path / "run")), done[1]
 
 
-def stamps(folder):
-    return {path.parent.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/result/metrics_words.json")}
+def stamps(folder, block="words"):
+    return {path.parent.parent.name: path.stat().st_mtime_ns for path in folder.glob(f"*/result/metrics_{block}.json")}
+
+
+def answered(folder, before):
+    """The (row, block) that were answered since."""
+    return {
+        (label, block) for block, old in before.items() for label, at in stamps(folder, block).items() if old.get(label) != at
+    }
+
+
+def since(folder):
+    return {block: stamps(folder, block) for block in ("words", "both")}
 
 
 # What it writes
@@ -182,6 +198,121 @@ def test_another_configuration_is_evaluated_anew_and_never_stands_beside_the_old
     assert "words.war" in text and "| epoch_0 |" not in text and "left out: epoch_0" in text
 
 
+def test_captions_that_are_rewritten_in_place_are_answered_again_in_their_block_alone(again, corpus, capsys, caplog):
+    run_folder, cfg = again
+    folder, before = run_folder / "sweep_config", since(run_folder / "sweep_config")
+    moved = ["--options", *(f"evaluation_datasets.{block}.data_root={corpus}" for block in before)]
+    swept(capsys, run_folder, cfg, *moved)
+    assert answered(folder, before) == {(label, block) for label in LABELS for block in before}  # arrays are known by their place
+    losses = {label: figures(folder / label / "result") for label in LABELS}
+    before = since(folder)
+    captions = corpus / "MERR_coarse_grained.json"
+    captions.write_text(captions.read_text().replace("A young woman", "An old man"))
+    with caplog.at_level(logging.INFO, "emollama"):
+        text = swept(capsys, run_folder, cfg, *moved)
+    assert answered(folder, before) == {(label, "both") for label in LABELS}
+    told = "evaluated again, the captions or lists of block both changed: pretrained, epoch_0, epoch_1"
+    assert told in caplog.messages and sum("captions or lists" in line for line in caplog.messages) == 1
+    now = {label: figures(folder / label / "result") for label in LABELS}
+    changed = {key for label in LABELS for key in now[label] if now[label][key] != losses[label][key]}
+    assert changed == {"both/reason/loss"} and all(f"| {label} |" in text for label in LABELS)
+    before = since(folder)
+    swept(capsys, run_folder, cfg, *moved)
+    assert answered(folder, before) == set()
+
+
+def test_a_block_that_is_taken_out_costs_nothing_and_one_that_comes_back_is_answered_alone(again, capsys):
+    run_folder, cfg = again
+    folder, before = run_folder / "sweep_config", since(run_folder / "sweep_config")
+    text = swept(capsys, run_folder, cfg, "--options", "evaluation_datasets.both=null")
+    assert answered(folder, before) == set() and "| checkpoint | words.waf | words.loss |" in text and "both" not in text
+    swept(capsys, run_folder, cfg)
+    assert answered(folder, before) == {(label, "both") for label in LABELS}
+
+
+def test_a_row_that_is_stopped_midway_is_not_taken_for_what_it_was(again, capsys, monkeypatch):
+    run_folder, cfg = again
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunnerBase, "evaluate", stop)
+        with pytest.raises(KeyboardInterrupt):
+            swept(capsys, run_folder, cfg, "--options", "evaluation_datasets.both.max_new_tokens=3")
+    folder, before = run_folder / "sweep_config", since(run_folder / "sweep_config")
+    swept(capsys, run_folder, cfg)
+    assert answered(folder, before) == {("pretrained", "words"), ("pretrained", "both")}
+
+
+@pytest.fixture
+def captioning(tmp_path):
+    """A small world of captions, and why an evaluation of it would be made again since it was last asked."""
+    world = make_flickr_world(tmp_path / "world")
+    block = {"type": "flickr30k_caption", "annotation_file": str(world.test), "image_path": str(world.images)}
+
+    def reasons(changes_of=None, data=None, **model):
+        made = {"model": world.model(**model), "evaluation_datasets": {"a": block | (data or {}), "b": block}}
+        basis = basis_of(loaded(tmp_path, made | {"run": {"device": "cpu", "amp": False}}), 1)
+        row = Row("epoch_0", 0, (), basis=basis)
+        return row, changes(changes_of, row) if changes_of else None
+
+    return world, reasons
+
+
+def test_files_that_are_changed_in_place_are_noticed_by_what_they_hold(captioning, tmp_path):
+    world, reasons = captioning
+    shutil.copytree(world.llama, tmp_path / "llama")
+    given = {"llama_model": str(tmp_path / "llama")}
+    row, _ = reasons(**given)
+    assert reasons(row, **given)[1] == {}
+
+    world.prompts.write_text("<Img><ImageHere></Img> What is it?\n")
+    content = torch.load(world.q_former)
+    content["model"]["query_tokens"] += 1
+    torch.save(content, world.q_former)
+    with (tmp_path / "llama/config.json").open("a") as file:
+        file.write("\n")
+    listed = json.loads(world.test.read_text())
+    listed["annotations"][0]["captions"][0] += " indeed"
+    (tmp_path / "list.json").write_text(json.dumps(listed))
+
+    told = reasons(row, data={"annotation_file": str(tmp_path / "list.json")}, **given)[1]
+    shared = ["the language model changed", "the model's prompts changed", "the way image features are made changed"]
+    assert told == {"": shared, "a": ["the captions or lists of block a changed"]}
+
+
+def test_the_same_files_at_another_place_are_the_same(captioning, tmp_path, monkeypatch):
+    world, reasons = captioning
+    row, _ = reasons()
+    moved = Path(shutil.copytree(world.prompts.parent, tmp_path / "moved"))
+    monkeypatch.chdir(moved)
+    files = {key: world.model()[key] for key in ("prompt_path", "vit_weights", "q_former_model")}
+    data = {"annotation_file": world.test.name, "image_path": os.path.relpath(world.images)}
+    assert reasons(row, data=data, **{key: Path(path).name for key, path in files.items()})[1] == {}
+    pictures = {"annotation_file": world.test.name, "image_path": world.images.name}
+    assert reasons(row, data=pictures)[1] == {"a": ["the place of images or features of block a changed"]}
+
+
+def test_what_answers_are_compared_with_is_known_by_its_content(captioning, tmp_path):
+    _, reasons = captioning
+    groups, data = tmp_path / "groups.json", {"synonyms_path": str(tmp_path / "groups.json")}
+    groups.write_text('[["glad", "happy"]]')
+    row, _ = reasons(data=data)
+    other = tmp_path / "other" / groups.name
+    other.parent.mkdir()
+    shutil.copy(groups, other)
+    assert reasons(row, data={"synonyms_path": str(other)})[1] == {}
+    groups.write_text('[["glad", "sad"]]')
+    assert reasons(row, data=data)[1] == {"a": ["what answers of block a are compared with changed"]}
+
+
+def test_weights_that_merely_moved_are_no_difference_between_run_and_evaluation(captioning):
+    world, _ = captioning
+    moved = {"q_former_model": "elsewhere.pth", "vit_weights": "x.pth", "prompt_path": None, "lora_dropout": 0.5}
+    assert compared(world.model()) == compared(world.model(**moved)) != compared(world.model(image_size=224))
+
+
 def test_a_dropped_checkpoint_keeps_its_row(again, capsys):
     run_folder, cfg = again
     (run_folder / "checkpoint_0.pth").unlink()
@@ -198,9 +329,18 @@ def test_table_and_chart_are_drawn_again_from_the_files(again, capsys):
     Image.open(folder / "sweep.png").verify()
     (folder / "epoch_0/result/metrics_both.json").unlink()
     assert "metrics are missing, 1: " in refused(capsys, run_folder, cfg, "--table-only")
-    before = stamps(folder)
+    before = since(folder)
     swept(capsys, run_folder, cfg)
-    assert {label for label in LABELS if stamps(folder)[label] != before[label]} == {"epoch_0"}
+    assert answered(folder, before) == {("epoch_0", "both")}
+
+
+def test_lost_metrics_of_one_row_do_not_stop_the_evaluation_of_another(again, capsys):
+    run_folder, cfg = again
+    (run_folder / "sweep_config/epoch_1/result/metrics_both.json").unlink()
+    assert "| epoch_1 |" in swept(capsys, run_folder, cfg, "--again")
+    (run_folder / "sweep_config/epoch_1/result/metrics_both.json").unlink()
+    (run_folder / "checkpoint_1.pth").unlink()
+    assert "| epoch_1 |" not in swept(capsys, run_folder, cfg)
 
 
 def test_equal_rows_have_no_best(again):
@@ -211,6 +351,24 @@ def test_equal_rows_have_no_best(again):
         content["tasks"]["emotion"]["metrics"]["waf"] = 0.25
         path.write_text(json.dumps(content))
     assert "words.waf" not in best_of(read_sweep(folder))
+
+
+def test_figures_below_what_is_shown_are_a_plain_nought_and_none_of_them_is_best(again):
+    folder = again[0] / "sweep_config"
+    for number, label in enumerate(LABELS):
+        path = folder / label / "result/metrics_words.json"
+        content = json.loads(path.read_text())
+        found = content["tasks"]["emotion"]["metrics"]
+        found |= {"waf": 5.18e-10 / 10 ** (3 * number), "war": 0.2 + 1e-6 * number, "uar": 0.2 * number}
+        path.write_text(json.dumps(content))
+    sweep = read_sweep(folder)
+    text = write_sweep(sweep)
+    rows = {line.split(" | ")[0]: line.split(" | ") for line in text.splitlines()[:5]}
+    figures_of = dict(zip((cell.strip(" |") for cell in rows["| checkpoint"]), rows["| epoch_1"], strict=True))
+    shown = {name: figures_of[f"words.{name}"].strip(" |") for name in ("waf", "war", "uar")}
+    assert shown == {"waf": "0.0000", "war": "0.2000", "uar": "**0.4000**"}
+    assert not {"words.waf", "words.war"} & best_of(sweep).keys()
+    assert "5.18e-10" in (folder / "sweep.csv").read_text() and "5.18e-10" in (folder / "sweep.json").read_text()
 
 
 # Where training began

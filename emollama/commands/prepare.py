@@ -19,14 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     text = "Flickr30k: captions of images"
     one = kinds.add_parser("flickr30k", help=text, description=f"Prepare {text}.")
-    forms = "flickr_annotations_30k.csv, dataset_flickr30k.json or results_20130124.token; the content tells which"
+    forms = "flickr_annotations_30k.csv, dataset_flickr30k.json, results_20130124.token or results.csv; the content tells which"
     one.add_argument("--annotations", required=True, metavar="FILE", help=forms)
     one.add_argument("--images", required=True, metavar="FOLDER", help="the images; they are only read")
     beside = "where to write flickr30k_<split>.json; files that are there are not replaced (default: beside --annotations)"
     one.add_argument("--output", metavar="FOLDER", help=beside)
-    names = "splits to write (default: all); for a token file without --splits the one that all images go to"
+    names = "splits to write (default: all); for a file without splits, and without --splits, the one that all images go to"
     one.add_argument("--split", nargs="+", metavar="NAME", help=names)
-    lists = "for a token file: lists of images called after their splits (train.txt ...), or a folder of them"
+    lists = "for a file without splits: lists of images called after their splits (train.txt ...), or a folder of them"
     one.add_argument("--splits", nargs="+", metavar="LIST", help=lists)
     look = "what is looked at: that images open (default), that all of each can be decoded, or only that the files are there"
     one.add_argument("--check-images", choices=("headers", "all", "none"), default="headers", help=look)
@@ -56,15 +56,18 @@ def _splits(arguments: argparse.Namespace, collection: flickr30k.Collection) -> 
         UserError: a split that there is not; lists of splits for a file that has its own, or none for one that has none.
     """
     path, images = arguments.annotations, list(collection.images.values())
+    if not images:
+        return {}
     own = list(dict.fromkeys(image.split for image in images if image.split is not None))
     if arguments.splits:
         if own:
             raise UserError(f"--splits: {path} has its own splits: {', '.join(own)}. Leave --splits out.")
-        found = flickr30k.by_splits(collection, flickr30k.read_splits(arguments.splits))
-        return caption_files.chosen(found, arguments.split, ", ".join(arguments.splits))
-    if own or not images:
-        return caption_files.chosen({name: [i for i in images if i.split == name] for name in own}, arguments.split, path)
-    if len(arguments.split or ()) != 1:
+        found, source = flickr30k.by_splits(collection, flickr30k.read_splits(arguments.splits)), ", ".join(arguments.splits)
+    elif own:
+        found, source = {name: [image for image in images if image.split == name] for name in own}, path
+    elif len(arguments.split or ()) == 1:
+        found, source = {arguments.split[0]: images}, "--split"
+    else:
         text = f"{path} says nothing of splits. Name their lists (--splits train.txt val.txt test.txt, or their folder), or one"
         raise UserError(f"{text} name for all images (--split test).")
-    return {arguments.split[0]: images}
+    return caption_files.chosen(flickr30k.rightly_spelt(collection, found, source), arguments.split, source)

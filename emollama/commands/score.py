@@ -2,8 +2,9 @@
 
 Prints each metric with its 95% interval (bootstrap over the clips), differences from the first file on the clips that both have
 scores for, and what was odd about the answers. Answers are .jsonl files of a run, CSV tables (names,chi_reasons; name with
-prediction, english, label or openset), or .npz submissions; truth is a table of EMER, a table or list of labels, a table of words
-(openset), or captions (.json).
+prediction, english, label or openset; image_id,caption), COCO's results (.json), or .npz submissions; truth is a table of EMER, a
+table or list of labels, a table of words (openset), or captions (.json). An image_id is the image's number in COCO's captions, or
+the name of its file without or with the ending.
 """
 
 from __future__ import annotations

@@ -6,22 +6,25 @@ Forms (source: the published data of MiniGPT-4 and of COCO; the file tells which
   whose file is called ``<image_id>.jpg``. ``captions`` are optional; ``caption`` is all that is said in one text.
 * ``{"images": [{"id": 7, "file_name": "x.jpg"}], "annotations": [{"image_id": 7, "caption": "..."}, ...]}``: an entry a caption.
 
-Entry by entry, what is wrong goes to ``report``, and the reader goes on without the entry.
+Entry by entry, what is wrong goes to ``report``, and the reader goes on without the entry. An image may come without captions.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from emollama.data.clips import read_json, safe_name
 from emollama.data.problems import Problem, Report, refuse
-from emollama.errors import UserError, listing
+from emollama.errors import UserError
 from emollama.paths import require_file
 
 FORM = '{"annotations": [{"image_id": "...", "caption": "...", "captions": ["...", ...]}]}, or COCO\'s with "images" beside'
+FAULTS_TOLD = 10  # of a kind, each by itself
+NAMES_SHOWN = 100
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def read_captioned(path: str, report: Report = refuse) -> list[Captioned]:
         report: told of entries that are of no use, unsafe and repeated names, and captions of images that are not listed.
 
     Raises:
-        UserError: no such file, not JSON, another form, or no usable entry.
+        UserError: no such file, not JSON, another form, annotations without captions, or no usable entry.
     """
     table = read_json(require_file(path, "annotation_file"))
     problems: list[Problem] = []
@@ -67,9 +70,25 @@ def read_captioned(path: str, report: Report = refuse) -> list[Captioned]:
     if not found:
         first = f" The first problem: {problems[0].text}" if problems else ""
         raise UserError(f"{path}: no image in it, or no entry that is usable; expected {FORM}.{first}")
-    for problem in problems:
+    for problem in _told(path, problems):
         report(problem)
     return found
+
+
+def abridged(names: Sequence[str]) -> str:
+    """``3: a, b, c``: how many they are, and the first hundred."""
+    more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
+    return f"{len(names):,}: {', '.join(names[:NAMES_SHOWN])}{more}"
+
+
+def _told(path: str, problems: list[Problem]) -> Iterator[Problem]:
+    """The problems; of each kind the first few, then one for all others."""
+    for kind in dict.fromkeys(problem.kind for problem in problems):
+        alike = [problem for problem in problems if problem.kind == kind]
+        yield from alike[:FAULTS_TOLD]
+        if others := alike[FAULTS_TOLD:]:
+            names = tuple(name for problem in others for name in problem.clips)
+            yield Problem(kind, f"{path}: {len(others):,} more entries that are of no use, down to: {others[-1].text}", names)
 
 
 def texts_of(value: Any) -> tuple[str, ...]:
@@ -104,6 +123,9 @@ class _Names:
     def __init__(self) -> None:
         self._places: dict[str, str] = {}
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
+
     def entered(self, name: str, where: str, remedy: str) -> str:
         safe_name(name)
         if (first := self._places.setdefault(name, where)) != where:
@@ -113,7 +135,12 @@ class _Names:
 
 def _of_entries(path: str, entries: list[Any], report: Report) -> Iterator[Captioned]:
     names, remedy = _Names(), "Keep one entry, with all captions in its list 'captions'."
+    if repeated := _repeated(entries):
+        text = f"{path}: image_ids that stand in it more than once, {abridged(repeated)}. It looks like COCO's form without its"
+        report(Problem("caption", f'{text} "images": add them, or make one entry an image, with a list "captions".', repeated))
     for number, entry in enumerate(entries):
+        if repeated and str(entry.get("image_id") if isinstance(entry, dict) else "") in names:
+            continue
         where = f"annotations[{number}]"
         try:
             given = _fields(entry, "image_id")
@@ -126,8 +153,18 @@ def _of_entries(path: str, entries: list[Any], report: Report) -> Iterator[Capti
             report(Problem("caption", f"{path}, {where}: {error}", (told,) if told else ()))
 
 
+def _repeated(entries: list[Any]) -> tuple[str, ...]:
+    """The images that have several entries, in a file whose entries have one caption each."""
+    given = [entry for entry in entries if isinstance(entry, dict)]
+    if any("captions" in entry for entry in given):
+        return ()
+    counts = Counter(str(entry["image_id"]) for entry in given if "image_id" in entry)
+    return tuple(name for name, count in counts.items() if count > 1)
+
+
 def _of_coco(path: str, table: dict[str, Any], report: Report) -> Iterator[Captioned]:
     files: dict[str, str] = {}
+    faulty: set[str] = set()  # ids of images that are of no use; "" where one has none
     names = _Names()
     for number, entry in enumerate(table["images"]):
         where = f"images[{number}]"
@@ -142,10 +179,11 @@ def _of_coco(path: str, table: dict[str, Any], report: Report) -> Iterator[Capti
             files[key] = file
         except ValueError as error:
             report(Problem("list", f"{path}, {where}: {error}"))
+            faulty.add(str(entry.get("id", "")) if isinstance(entry, dict) else "")
     captions = _captions_by_id(path, table["annotations"], report)
-    strange = [key for key in captions if key not in files]
-    if strange:
-        text = f'{path}: captions of images that its "images" do not list, image_id {listing(strange)}. Add them, or take'
+    strange = [key for key in captions if key not in files and key not in faulty]
+    if strange and "" not in faulty:
+        text = f'{path}: captions of images that its "images" do not list, image_id {abridged(strange)}. Add them, or take'
         report(Problem("caption", f"{text} the captions out.", tuple(strange)))
     for key, file in files.items():
         texts = tuple(captions.get(key, ()))
@@ -154,6 +192,9 @@ def _of_coco(path: str, table: dict[str, Any], report: Report) -> Iterator[Capti
 
 def _captions_by_id(path: str, entries: list[Any], report: Report) -> dict[str, list[str]]:
     captions: dict[str, list[str]] = {}
+    if entries and not any(isinstance(entry, dict) and "caption" in entry for entry in entries):
+        told = f'none of its {len(entries):,} "annotations" has a "caption", as in the files of objects ("instances") of COCO'
+        raise UserError(f"{path}: {told}. Name the file of captions.")
     for number, entry in enumerate(entries):
         try:
             given = _fields(entry, "image_id", "caption")

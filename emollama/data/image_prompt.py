@@ -7,6 +7,7 @@ tokenized alone, the image's rows between them.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,10 +15,11 @@ import numpy as np
 
 from emollama.data.batch import Record
 from emollama.data.prompt import LossAverage, Parts, Placeholders, Prompt, PromptLayout, PromptStyle
-from emollama.errors import UserError, listing
+from emollama.errors import UserError
 from emollama.paths import read_text, require_file
 
 MARK = "<ImageHere>"
+MISSPELT = re.compile(r"<\s*image\s*here\s*>", re.IGNORECASE)
 IMAGE = f"<Img>{MARK}</Img> "  # goes before a wording that does not say where the image stands
 BUILT_IN = (
     f"{IMAGE}Describe this picture.",
@@ -25,6 +27,18 @@ BUILT_IN = (
     f"{IMAGE}Tell what can be seen in this image.",
     f"{IMAGE}Write a caption for this image.",
 )
+
+
+def checked(wording: str) -> str:
+    """The wording, if the image has one place in it or none (then it goes first).
+
+    Raises:
+        ValueError: ``<ImageHere>`` stands in it more than once, or is misspelt.
+    """
+    marks = MISSPELT.findall(wording)
+    if len(marks) > 1 or (marks and marks[0] != MARK):
+        raise ValueError(f"{wording!r} must hold {MARK}, spelt so, once; or not at all, and the image goes first")
+    return wording
 
 
 def read_prompts(path: str, key: str) -> tuple[str, ...]:
@@ -35,15 +49,17 @@ def read_prompts(path: str, key: str) -> tuple[str, ...]:
         key: the configuration key that named it, for messages.
 
     Raises:
-        UserError: no such file, no prompt in it, or lines in which ``<ImageHere>`` does not stand exactly once.
+        UserError: no such file, no prompt in it, or a line that :func:`checked` refuses.
     """
-    lines = {number: line for number, line in enumerate(read_text(require_file(path, key)).splitlines(), 1) if line.strip()}
-    strange = [str(number) for number, line in lines.items() if line.count(MARK) != 1]
-    if strange:
-        raise UserError(f"{key}: in '{path}' {MARK} does not stand exactly once in lines {listing(strange)}. Correct them.")
-    if not lines:
+    prompts = []
+    for number, line in enumerate(read_text(require_file(path, key)).splitlines(), 1):
+        try:
+            prompts += [checked(line)] if line.strip() else []
+        except ValueError as error:
+            raise UserError(f"{key}: '{path}', line {number}: {error}") from None
+    if not prompts:
         raise UserError(f"{key}: '{path}' holds no prompt. A prompt is a line such as {IMAGE}Describe this picture.")
-    return tuple(lines.values())
+    return tuple(prompts)
 
 
 class ImagePrompt(Prompt):
@@ -79,7 +95,7 @@ class ImagePrompt(Prompt):
     def worded(self, words: str, rng: np.random.Generator | None) -> str:
         """The words with the image's mark; one of the model's own prompts where there are none."""
         if not words.strip():
-            return self.prompts[0 if rng is None else int(rng.integers(len(self.prompts)))]
+            words = self.prompts[0 if rng is None else int(rng.integers(len(self.prompts)))]
         return words if MARK in words else IMAGE + words
 
     def first_turn(self, words: str, layout: PromptLayout) -> tuple[Parts, str, str]:

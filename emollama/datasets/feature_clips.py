@@ -67,10 +67,10 @@ class FeatureClips:
             self.table = dataclasses.replace(self.table, sentences=self._transcripts())
         self.clips = self._chosen_clips()
         folders = {key: path for key in FOLDERS if (path := getattr(cfg, key)) is not None}
-        for key in folders:
-            if strange := [slot for slot in FOLDERS[key] if slot not in slot_shapes]:
-                told = f"{label}.{key}: this model has no slot '{strange[0]}', it has {', '.join(slot_shapes)}"
-                raise UserError(f"{told}. Set {key}: null, or choose another model.arch.")
+        if strange := {slot: key for key in folders for slot in FOLDERS[key] if slot not in slot_shapes}:
+            told = f"{label}: the model has no slots for {listing(list(strange))} rows of clips; it has {', '.join(slot_shapes)}"
+            keys = " and ".join(dict.fromkeys(f"{key}: null" for key in strange.values()))
+            raise UserError(f"{told}. Set {keys}; or model.arch: minigpt_v2. Images with captions are a flickr30k_caption block.")
         self.features = [
             Features.open(self.beside_list(path), FOLDERS[key], slot_shapes[FOLDERS[key][0]], f"{label}.{key}")
             for key, path in folders.items()

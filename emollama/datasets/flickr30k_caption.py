@@ -15,10 +15,10 @@ from torch import Tensor, zeros
 
 from emollama.config import MISSING
 from emollama.data.batch import Record
-from emollama.data.captions import Captioned, read_captioned
+from emollama.data.captions import Captioned, abridged, read_captioned
 from emollama.data.clips import missing_names
 from emollama.data.features import FRAME, KeptShape, SlotShape
-from emollama.data.image_prompt import MARK
+from emollama.data.image_prompt import checked
 from emollama.data.instructions import TaskPool
 from emollama.data.order import Deck
 from emollama.data.problems import Problem
@@ -43,7 +43,7 @@ class Flickr30kCaption:
         cfg: the block.
         slot_shapes: slot -> what the model expects of it.
         label: the block's label, for messages.
-        training: False for evaluation.
+        training: False for evaluation, where images without captions are answered and not scored.
 
     Attributes:
         listed: how many images the caption file has.
@@ -66,10 +66,10 @@ class Flickr30kCaption:
         image_path: str = MISSING
         """Folder of the images: <image_id>.jpg, .jpeg or .png, or as COCO's form names them."""
         captions: Literal["joined", "random", "first"] = "joined"
-        """What is learnt of an image's captions: all in one text, one at random (evaluation takes the first), or the first. An
-        answer is compared with each of them."""
-        instructions: list[str] = field(default_factory=list)
-        """Wordings that ask for a caption, <ImageHere> where the image goes. Empty: the model's own prompts."""
+        """What is learnt of an image's captions, and what loss is of: all in one text, one at random (evaluation takes the
+        first), or the first. An answer is compared with each of them."""
+        instructions: dict[str, list[str]] = field(default_factory=dict)
+        """caption -> wordings that ask for one, <ImageHere> where the image goes. Empty: the model's own prompts."""
         missing_images: Literal["error", "skip"] = "error"
         """What to do about an image that is missing or cannot be read: stop, or leave it out."""
         exclude: list[str] = field(default_factory=list)
@@ -90,9 +90,11 @@ class Flickr30kCaption:
 
         def __post_init__(self) -> None:
             require_at_least(1, self, "batch_size", "max_words")
-            for wording in self.instructions:
-                if wording.count(MARK) > 1:
-                    raise ValueError(f"instructions: {wording!r} holds {MARK} more than once; there is one image")
+            for wording in self.turns():
+                try:
+                    checked(wording)
+                except ValueError as error:
+                    raise ValueError(f"instructions: {error}") from None
             if not 0 < self.sample_ratio < float("inf"):
                 raise ValueError(f"sample_ratio is {self.sample_ratio}; it must be above 0, and finite")
             if not 0 <= self.held_out < 1:
@@ -105,7 +107,7 @@ class Flickr30kCaption:
 
         def pool(self) -> TaskPool:
             """The task with its wordings."""
-            return TaskPool(TASK, {TASK: self.instructions} if self.instructions else {}, (), WORDINGS)
+            return TaskPool(TASK, self.instructions, (), WORDINGS)
 
         def turns(self) -> list[str]:
             """What users may say."""
@@ -129,6 +131,9 @@ class Flickr30kCaption:
         self.features = [open_images(folder, files, slot_shapes.get(FRAME), key)]
         if cfg.missing_images == "skip":
             self._skip_missing()
+        self._silent = [image.name for image in self.images if not image.captions]
+        if self._silent and not training:
+            self.notes.append(f"{label}: images without captions are answered and not scored, {abridged(self._silent)}")
         self._absent = {slot: zeros(0, shape.width) for slot, shape in slot_shapes.items()}
         kept = slot_shapes["image"]
         self._kept = KeptRows(kept.kept_in, kept) if isinstance(kept, KeptShape) else None
@@ -156,12 +161,14 @@ class Flickr30kCaption:
     def record(self, index: int, task: str, wording: str, rng: np.random.Generator | None = None) -> Record:
         """Image ``index`` asked for a caption with this wording: its pixels, or the rows that the model made of them before.
 
-        ``rng``, the draw's generator, draws one of its captions where they are learnt at random.
+        ``rng``, the draw's generator, draws one of its captions where they are learnt at random. Answer and reference are None
+        where it has none.
         """
         image = self.images[index]
         features, keep = self._rows(image)
-        turn = (self.words(index, task, wording), self.as_answer(self._learnt(image, rng)))
-        return Record(image.name, task, [turn], self._absent | features, list(image.captions), keep)
+        answer = self.as_answer(self._learnt(image, rng)) if image.captions else None
+        turn = (self.words(index, task, wording), answer)
+        return Record(image.name, task, [turn], self._absent | features, list(image.captions) or None, keep)
 
     def words(self, index: int, task: str, wording: str) -> str:
         """What the user says: the wording."""
@@ -176,16 +183,16 @@ class Flickr30kCaption:
         return any(image.captions for image in self.images)
 
     def problems(self) -> list[Problem]:
-        """Everything that would stop the run later: faulty entries, images without captions, missing and unreadable images."""
+        """Everything that would stop the run later: faulty entries, missing and unreadable images, in training no caption."""
         found, names = list(self._found), self.names()
-        silent = [image.name for image in self.images if not image.captions]
-        if silent:
-            text = f"{self.list_path()}: no caption of images {listing(silent)}. Add them, or leave the images out (exclude)."
-            found.append(Problem("caption", text, tuple(silent)))
+        if self._silent and self.training:
+            told = abridged(self._silent)
+            text = f"{self.list_path()}: no caption of images {told}. Add them, or leave the images out (exclude)."
+            found.append(Problem("caption", text, tuple(self._silent)))
         (source,) = self.features
         missing = missing_names(names, source)
         if missing:
-            told = listing(missing) if len(missing) < len(names) else f"{len(names)}, which is all, such as '{names[0]}'"
+            told = abridged(missing) if len(missing) < len(names) else f"{len(names)}, which is all, such as '{names[0]}'"
             text = f"{source.key} ({source.path}): no file of images {told} (endings: {' '.join(ENDINGS)})."
             remedy = "Add them, leave them out (exclude), or set missing_images: skip."
             found.append(Problem("missing features", f"{text} {remedy}", tuple(missing)))

@@ -17,6 +17,9 @@ from emollama.demo.drawing_captions import PROMPTS, alt_text, in_template
 from emollama.demo.drawings import draw_scene
 from emollama.demo.tiny_vision import TinyVision, draw_batch, learn_to_see, told_share
 
+BATCH_SIZE = 32  # pictures of an optimizer step of the projection
+LR = 1e-2  # it begins with
+
 
 def make_pretrained(folder: Path, llm: Path, *, seed: int) -> tuple[float, float]:
     """Write ``encoders/eva_vit.pth``, ``encoders/q_former.pth`` and ``projection.pth``.
@@ -43,10 +46,7 @@ def make_pretrained(folder: Path, llm: Path, *, seed: int) -> tuple[float, float
     return told, loss
 
 
-def pretrain_projection(
-    vision: TinyVision, llm: Path, path: Path, rng: np.random.Generator, *, scenes: int, steps: int, batch_size: int = 32,
-    lr: float = 1e-2,
-) -> float:  # fmt: skip
+def pretrain_projection(vision: TinyVision, llm: Path, path: Path, rng: np.random.Generator, *, scenes: int, steps: int) -> float:
     """Train a projection so that the Llama says the alt texts of pictures, and save it as MiniGPT-4's is: ``{"model": {...}}``.
 
     Args:
@@ -55,7 +55,7 @@ def pretrain_projection(
         path: of the new file.
         rng: of the pictures (of the training split) and batches.
         scenes: how many pictures.
-        steps: optimizer steps of ``batch_size`` pictures at a falling learning rate ``lr``.
+        steps: optimizer steps, at a falling learning rate.
 
     Returns:
         The last batch's loss.
@@ -67,10 +67,10 @@ def pretrain_projection(
         rows = vision(draw_batch(rng, drawn)[0])
     answers = _padded(tokenizer, [alt_text(scene) for scene in drawn])
     projection = nn.Linear(rows.shape[-1], model.config.hidden_size)
-    optimizer = torch.optim.AdamW(projection.parameters(), lr=lr)
+    optimizer = torch.optim.AdamW(projection.parameters(), lr=LR)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
     for step in range(steps):
-        chosen = torch.from_numpy(rng.integers(scenes, size=batch_size))
+        chosen = torch.from_numpy(rng.integers(scenes, size=BATCH_SIZE))
         before, behind = in_template(PROMPTS[step % len(PROMPTS)])
         prompt = [tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids for text in (before, behind)]
         loss = _loss(model, projection(rows[chosen]), prompt, answers[chosen])

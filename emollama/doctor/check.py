@@ -87,7 +87,7 @@ class _Examination:
             self._captions(block, dataset, options)
         else:
             self._tell(Finding("note", "block", "no list of clips with features: only its own checks were made", label))
-        self._tell(*(Finding("note", "missing features", note.removeprefix(f"{label}."), label) for note in dataset.notes))
+        self._tell(*(Finding("note", "dataset", note.removeprefix(f"{label}."), label) for note in dataset.notes))
         self._tell(*(Finding.of(problem, label) for problem in dataset.problems()))
 
     def what_blocks_share(self) -> None:
@@ -161,11 +161,18 @@ class _Examination:
         block.answers[TASK] = sum(bool(image.captions) for image in dataset.images)
         self._tell(*captioned.findings(dataset))
         if longest := captioned.longest(dataset):
-            self._measured(block, self._ruler.answers(block.label, TASK, longest))
+            lengths, cut = self._ruler.answers(block.label, TASK, longest)
+            self._measured(block, (lengths, cut if self._loss_counts(block.label) else []))
         layout: PromptLayout = options.prompt_layout if options else "train"
         wordings = {words: words for _, words in texts.asked(dataset.pool, options.instruction if options else None)}
         self._measured(block, self._ruler.prompts(block.label, wordings, layout))
         self._ruler.save()
+
+    def _loss_counts(self, label: str) -> bool:
+        """Whether anything rests on the loss of a block's answers: training, or a metric of an evaluation."""
+        group, _, name = label.partition(".")
+        metrics = self._config.evaluation_datasets[name].scoring.metrics if group == "evaluation_datasets" else []
+        return not metrics or "loss" in metrics
 
     def _measured(self, block: Block, told: tuple[Lengths, list[Finding]]) -> None:
         lengths, findings = told

@@ -48,6 +48,7 @@ class Truth:
         openset: clip -> emotion words; empty where none are known.
         openset_path: their file.
         digits: that clips are called with that are called by numbers; 0 for names as written.
+        ids: an image's number -> its name.
         is_emer: whether descriptions may be EMER's.
     """
 
@@ -56,6 +57,7 @@ class Truth:
     openset_path: str | None = None
     digits: int = 0
     is_emer: bool = False
+    ids: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def match(
     _require_task(task, files)
     files = [_said(file, task or "") for file in files]
     truth = _relabelled(_truth([read_truth(path) for path in truths], files, task), aliases or {})
-    files = [_with_tasks(file, files, truth, task) for file in files]
+    files = [_with_tasks(_by_name(file, truth), files, truth, task) for file in files]
     tasks: dict[str, dict[str, Matched]] = {}
     for file in files:
         for asked in sorted({answer.task for answer in file.answers}):
@@ -159,6 +161,7 @@ def _truth(given: Sequence[TruthFile], files: Sequence[AnswerFile], task: str | 
         openset_path=words[0].path if words else None,
         digits=max((file.digits for file in given), default=0),
         is_emer=any(file.is_emer for file in given) or any(kind in own for kind in DESCRIBING),
+        ids={number: name for file in given for number, name in file.ids.items()},
     )
 
 
@@ -190,6 +193,19 @@ def _told(answer: Answer) -> Reference:
 def _said(file: AnswerFile, task: str) -> AnswerFile:
     """The file's answers with a task for those that do not say theirs."""
     return replace(file, answers=tuple(replace(answer, task=answer.task or task) for answer in file.answers))
+
+
+def _by_name(file: AnswerFile, truth: Truth) -> AnswerFile:
+    """The file's answers by the truth's names of images, which have no ending, where it calls them by an ``image_id``."""
+    if not file.by_image:
+        return file
+    known = truth.references.get(CAPTION, {})
+
+    def name(given: str) -> str:
+        whole = truth.ids.get(given, given)
+        return splitext(whole)[0] if whole not in known and splitext(whole)[0] in known else whole
+
+    return replace(file, answers=tuple(replace(answer, name=name(answer.name)) for answer in file.answers))
 
 
 def _with_tasks(file: AnswerFile, files: Sequence[AnswerFile], truth: Truth, task: str | None) -> AnswerFile:
@@ -230,14 +246,10 @@ def _matched(file: AnswerFile, task: str, truth: Truth) -> Matched:
     asked = [answer for answer in file.answers if answer.task == task]
     given = {_called(answer.name, truth.digits): answer for answer in asked}
     if len(given) < len(asked):
-        raise UserError(f"{file.path}: a clip is there twice, with zeros before its number and without. Keep one of the two.")
+        images, clips = "by its number and its file, or with an ending and without", "with zeros before its number and without"
+        raise UserError(f"{file.path}: a clip is there twice, {images if file.by_image else clips}. Keep one of the two.")
     if not given.keys() & {*names}:
-        told = [", ".join(map(repr, sorted(some)[:EXAMPLES])) for some in (given, names)]
-        alike = {_bare(name) for name in given} & {_bare(name) for name in names}
-        hint = " They differ by a folder or an ending alone: write the names alike." if alike else ""
-        raise UserError(
-            f"{file.path}: no clip in common with the truth. Its clips are called {told[0]}, the truth's {told[1]}.{hint}"
-        )
+        raise _nothing_in_common(file, sorted(given), names, truth)
     broken = {_called(name, truth.digits) for name in file.unreadable}
     answers = [replace(given.get(name, Answer(name, task, "")), name=name, reference=known.get(name)) for name in names]
     return Matched(
@@ -247,6 +259,16 @@ def _matched(file: AnswerFile, task: str, truth: Truth) -> Matched:
         empty=tuple(a.name for a in answers if a.name in given and a.prediction.strip() in EMPTY),
         unreadable=tuple(a.name for a in answers if a.name in broken or (task in DESCRIBING and is_broken_list(a.prediction))),
     )
+
+
+def _nothing_in_common(file: AnswerFile, given: Sequence[str], names: Sequence[str], truth: Truth) -> UserError:
+    ours, theirs = (", ".join(map(repr, some[:EXAMPLES])) for some in (given, names))
+    hint = ""
+    if {_bare(name) for name in given} & {_bare(name) for name in names}:
+        hint = " They differ by a folder or an ending alone: write the names alike."
+    elif file.by_image and not truth.ids and all(name.isdecimal() for name in given):
+        hint = " If these are numbers of images, give COCO's captions with --truth, whose \"images\" tell the files' names."
+    return UserError(f"{file.path}: no clip in common with the truth. Its clips are called {ours}, the truth's {theirs}.{hint}")
 
 
 def _bare(name: str) -> str:

@@ -1,21 +1,24 @@
 """Files of answers, ours and others', and files that say what is true about clips. The form is told by ending and header.
 
 Answers: ``predictions_*.jsonl`` of a run; CSV ``names,chi_reasons`` (English in spite of the name) and ``name`` with one of
-:data:`ANSWER_COLUMNS`; submissions (``.npz``) of lists of words. Truth: tables of EMER (``names,emotions,subtitles,reasons`` and
-``name,chinese,english``), of labels (``name,label``, ``name,discrete``, DFEW's ``video_name,label``), of words
-(``name,openset``) and of one's own (``name,emotion,reason``); annotation lists (``.txt``); captions and words as JSON objects;
-captions of images (:mod:`emollama.data.captions`).
+:data:`ANSWER_COLUMNS`; submissions (``.npz``) of lists of words; captions by image: COCO's results, a JSON list of
+``{"image_id": 7, "caption": "..."}`` (source: COCO's page on the format of results), and CSV ``image_id,caption``.
+
+Truth: tables of EMER (``names,emotions,subtitles,reasons`` and ``name,chinese,english``), of labels (``name,label``,
+``name,discrete``, DFEW's ``video_name,label``), of words (``name,openset``) and of one's own (``name,emotion,reason``);
+annotation lists (``.txt``); captions and words as JSON objects; captions of images (:mod:`emollama.data.captions`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from os.path import splitext
 from typing import Any
 
 from emollama.data.captions import read_captioned
-from emollama.data.clips import DFEW_LABELS, Clip, column_of, read_annotations, read_clip_table, read_json
+from emollama.data.clips import DFEW_LABELS, Clip, column_of, read_annotations, read_clip_table, read_json, read_rows
 from emollama.data.problems import Problem, Report
 from emollama.errors import UserError
 from emollama.evaluation.answers import Answer, Reference
@@ -29,6 +32,8 @@ LABEL_COLUMNS = ("label", "discrete", "emotion")
 DESCRIPTION_COLUMNS = ("reasons", "english", "reason")
 ANSWER_COLUMNS = ("chi_reasons", "prediction", "english", "reason", "reasons", "label", "discrete", "openset")
 CAPTION_FIELDS = {"reason": ("caption", "smp_reason_caption"), "reason_v2": ("smp_reason_caption", "caption")}
+IMAGE_COLUMNS = {"image_id", "caption"}
+RESULTS = 'COCO\'s results, [{"image_id": 7, "caption": "..."}, ...]'
 EMER_COLUMNS = ("reasons", "english")  # that only EMER's tables have
 DFEW_DIGITS = 5  # that clips of DFEW are called with; its tables leave out the zeros
 
@@ -42,12 +47,14 @@ class AnswerFile:
         answers: in file order; their task is "" where the file does not say.
         of_labels: whether the file's column holds labels.
         unreadable: clips of a submission whose list of words is none.
+        by_image: whether answers are called by an ``image_id``: an image's number, or its file without or with the ending.
     """
 
     path: str
     answers: tuple[Answer, ...]
     of_labels: bool = False
     unreadable: tuple[str, ...] = ()
+    by_image: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,7 @@ class TruthFile:
         references: task -> clip -> its label, description or captions.
         openset: clip -> its emotion words, where the file holds them.
         digits: how many digits clips are called with that are called by numbers; 0 for names as written.
+        ids: an image's number -> its name, where the file lists the two.
         is_emer: whether it is one of EMER's tables.
     """
 
@@ -67,6 +75,7 @@ class TruthFile:
     openset: Mapping[str, tuple[str, ...]] | None = None
     digits: int = 0
     is_emer: bool = False
+    ids: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_answers(path: str) -> AnswerFile:
@@ -81,8 +90,16 @@ def read_answers(path: str) -> AnswerFile:
     if path.endswith(".npz"):
         answers = tuple(Answer(name, "", repr(list(words))) for name, words in read_submission(path).items())
         return AnswerFile(path, answers, unreadable=tuple(name for name, item in read_items(path).items() if not is_list(item)))
+    if path.endswith(".json"):
+        return AnswerFile(path, tuple(_of_results(path)), by_image=True)
     if not path.endswith(".csv"):
-        raise UserError(f"{path}: answers are read from .jsonl files of a run, from .csv tables and from .npz submissions")
+        known = f".jsonl files of a run, from .csv tables, from .npz submissions and from .json files ({RESULTS})"
+        raise UserError(f"{path}: answers are read from {known}")
+    problems: list[Problem] = []
+    header, rows = read_rows(path, "--predictions", problems.append)
+    if {*header} >= IMAGE_COLUMNS:
+        entries = ((f"line {line}", row) for line, row in rows)
+        return AnswerFile(path, tuple(_by_image(path, entries, problems)), by_image=True)
     clips = _whole(lambda report: read_clip_table(path, None, report))
     column = column_of(path, list(clips[0].columns), ANSWER_COLUMNS)
     texts = {clip.name: clip.columns[column] for clip in clips}
@@ -138,6 +155,45 @@ def _of_run(path: str) -> Iterator[Answer]:
     _refuse(problems)
     if not lines:
         raise UserError(f"{path}: no answer in it")
+
+
+def _of_results(path: str) -> list[Answer]:
+    table = read_json(path)
+    if not isinstance(table, list):
+        raise UserError(f"{path}: answers in .json files are {RESULTS}")
+    return _by_image(path, ((f"entry {number}", entry) for number, entry in enumerate(table, 1)), [])
+
+
+def _by_image(path: str, entries: Iterable[tuple[str, Any]], problems: list[Problem]) -> list[Answer]:
+    """A caption an image.
+
+    Args:
+        path: the file.
+        entries: each with its place in the file, as messages tell it.
+        problems: that the file has already.
+    """
+    places: dict[str, str] = {}
+    answers = []
+    for place, entry in entries:
+        try:
+            answer = _captioned(entry)
+            if (first := places.setdefault(answer.name, place)) != place:
+                raise ValueError(f"the image '{answer.name}' has a caption in {first} already. Keep one of the two.")
+            answers.append(answer)
+        except ValueError as error:
+            problems.append(Problem("list", f"{path}, {place}: {error}"))
+    _refuse(problems)
+    if not answers:
+        raise UserError(f"{path}: no answer in it")
+    return answers
+
+
+def _captioned(entry: Any) -> Answer:
+    """The answer of an entry; other keys than the two are passed over."""
+    name, caption = (entry.get("image_id"), entry.get("caption")) if isinstance(entry, dict) else (None, None)
+    if isinstance(name, bool) or not isinstance(name, int | str) or not str(name).strip() or not isinstance(caption, str):
+        raise ValueError(f'expected an image_id and its caption, {{"image_id": 7, "caption": "..."}}, found {str(entry)[:60]}')
+    return Answer(_written(str(name)), CAPTION, _written(caption))
 
 
 def _answer(line: str) -> Answer:
@@ -210,7 +266,10 @@ def _of_object(path: str) -> TruthFile:
     """Captions (an object a clip, or images with several each) or words (a list a clip)."""
     table: Any = read_json(path)
     if (isinstance(table, dict) and "annotations" in table) or (isinstance(table, list) and table):
-        return TruthFile(path, {CAPTION: {image.name: list(image.captions) for image in read_captioned(path) if image.captions}})
+        captions = {image.name: list(image.captions) for image in read_captioned(path) if image.captions}
+        listed = table.get("images") if isinstance(table, dict) else None
+        images = listed if isinstance(listed, list) else ()  # as in read_captioned, which has looked at them
+        return TruthFile(path, {CAPTION: captions}, ids={str(image["id"]): splitext(image["file_name"])[0] for image in images})
     if not isinstance(table, dict) or not table:
         raise UserError(f"{path}: expected one JSON object keyed by clip name, with captions or lists of words")
     if all(isinstance(words, list) for words in table.values()):

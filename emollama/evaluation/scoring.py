@@ -140,6 +140,8 @@ class Scoring:
         }
         self.metrics = {task: self._possible(task) for task in tasks}
         self._refuse_impossible()
+        if self._captions and any(metric(name).evidence in CAPTION_EVIDENCE for name in self.metrics[CAPTION]):
+            self._captions.warn(without_meteor=not cfg.metrics)
         if self.judge and not any(metric(name).evidence in JUDGED for names in self.metrics.values() for name in names):
             text = "%s.judge: the data has no description to compare with, so nothing is judged. Name data that has them."
             logging.getLogger("emollama").warning(text, key)

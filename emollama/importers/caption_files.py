@@ -10,9 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+from emollama.data.captions import abridged
 from emollama.data.problems import Problem
 from emollama.errors import UserError
-from emollama.importers.flickr30k import Collection, Image, abridged
+from emollama.importers.flickr30k import Collection, Image
 from emollama.importers.intake import PROBLEMS_SHOWN, OnProblem
 from emollama.media.pictures import image_files, probe_picture, read_picture
 from emollama.media.source import Unusable
@@ -23,6 +24,7 @@ CAPTIONS = 5  # of an image, as published
 REPORT = "prepare_report.json"
 READERS = 16
 NAMES_SHOWN = 8  # in the summary
+ROWS_SHOWN = 10
 
 Splits = Mapping[str, Sequence[Image]]
 
@@ -62,7 +64,7 @@ def chosen(splits: Splits, wanted: Sequence[str] | None, source: str) -> dict[st
 
 
 def with_images(splits: Splits, folder: str, check: CheckImages, collection: Collection) -> dict[str, list[Image]]:
-    """The images whose files are there and can be read; the others are problems.
+    """The images whose files are there, as the dataset looks for them, and can be read; the others are problems.
 
     Args:
         splits: split -> images.
@@ -74,20 +76,23 @@ def with_images(splits: Splits, folder: str, check: CheckImages, collection: Col
         UserError: no such folder, or one that holds none of the images.
     """
     images = [image for members in splits.values() for image in members]
-    present = image_files(folder, [image.file for image in images], "--images")
+    present = image_files(folder, [image.name for image in images], "--images")
     if images and not present:
         found = f"none of the {len(images):,} images, such as {images[0].file}, is in '{folder}'"
         raise UserError(f"--images: {found}. Name the folder that holds the files themselves.")
-    missing = tuple(image.file for image in images if image.file not in present)
+    missing = tuple(image.file for image in images if image.name not in present)
     if missing:
         collection.problems.append(
             Problem("missing image", f"--images: no file in {folder} of these images, {abridged(missing)}", missing)
         )
     look = {"headers": probe_picture, "all": read_picture, "none": None}[check]
-    faults = _faults([Path(folder, file) for file in present], look) if look else {}
-    collection.problems += [Problem("unreadable image", f"{path}: {why}", (path.name,)) for path, why in faults.items()]
-    usable = {file for file in present if Path(folder, file) not in faults}
-    return {split: [image for image in members if image.file in usable] for split, members in splits.items()}
+    paths = {name: Path(folder, file) for name, file in present.items()}
+    faults = _faults(list(paths.values()), look) if look else {}
+    for name, path in paths.items():
+        if path in faults:
+            collection.problems.append(Problem("unreadable image", f"{path}: {faults[path]}", (present[name],)))
+    usable = {name for name, path in paths.items() if path not in faults}
+    return {split: [image for image in members if image.name in usable] for split, members in splits.items()}
 
 
 def _faults(paths: Sequence[Path], look: Any) -> dict[Path, str]:
@@ -122,7 +127,7 @@ def settle(collection: Collection, splits: Splits, on_problem: OnProblem) -> Non
 
 
 def write(folder: Path, splits: Splits, collection: Collection, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Write a file a split and the report, or nothing where the disk refuses.
+    """Write a file of each split that has images, and the report; or nothing where the disk refuses.
 
     Args:
         folder: need not exist yet.
@@ -137,7 +142,7 @@ def write(folder: Path, splits: Splits, collection: Collection, settings: Mappin
         UserError: the disk refuses.
     """
     report = _report(splits, collection, settings)
-    tables = {_file(split): {"annotations": list(map(_entry, images))} for split, images in splits.items()}
+    tables = {_file(split): {"annotations": list(map(_entry, images))} for split, images in splits.items() if images}
     made = []
     try:
         for name, table in {**tables, REPORT: report}.items():
@@ -159,9 +164,21 @@ def _report(splits: Splits, collection: Collection, settings: Mapping[str, Any])
         "splits": {split: len(images) for split, images in splits.items()},
         "captions": {split: sum(len(image.captions) for image in images) for split, images in splits.items()},
         "other_number_of_captions": {i.name: len(i.captions) for i in everything if len(i.captions) != CAPTIONS},
-        "left_out": collection.left_out,
+        "left_out": collection.left_out | _left_out_for_problems(collection),
         "problems": [asdict(problem) for problem in collection.problems],
     }
+
+
+def _left_out_for_problems(collection: Collection) -> dict[str, list[str]]:
+    """Reason -> files; or what is wrong with a row that names none. A file that another row gives is not left out."""
+    left_out: dict[str, list[str]] = {}
+    taken = {image.file for image in collection.images.values()}
+    for problem in collection.problems:
+        is_row = problem.kind == "row"
+        names = [name for name in problem.clips if not (is_row and name in taken)] if problem.clips else [problem.text]
+        if names:
+            left_out.setdefault(f"problem: {problem.kind}", []).extend(names)
+    return left_out
 
 
 def _file(split: str) -> str:
@@ -176,14 +193,18 @@ def summary(report: Mapping[str, Any], folder: Path) -> str:
     """The report for the terminal; where names are many, the first few."""
     splits, captions = report["splits"], report["captions"]
     lines = [f"{sum(splits.values()):,} images -> {folder}"]
-    lines += [f"{count:8,} {_file(split)} ({captions[split]:,} captions)" for split, count in splits.items()]
+    for split, count in splits.items():
+        told = f"({captions[split]:,} captions)" if count else "is not written: no image is left"
+        lines.append(f"{count:8,} {_file(split)} {told}")
     other = [f"{name} ({count})" for name, count in report["other_number_of_captions"].items()]
     lines += [f"{len(other):8,} have other than {CAPTIONS} captions: {_some(other)}"] if other else []
-    groups = dict(report["left_out"])
-    for problem in report["problems"]:
-        groups.setdefault(f"problem: {problem['kind']}", []).extend(problem["clips"] or [problem["text"]])
-    lines += ["left out:"] if groups else []
+    rows = [problem["text"] for problem in report["problems"] if problem["kind"] == "row"]
+    groups = {reason: names for reason, names in report["left_out"].items() if reason != "problem: row"}
+    lines += ["left out:"] if groups or rows else []
     lines += [f"{len(names):8,} {reason}: {_some(names)}" for reason, names in groups.items()]
+    lines += [f"{len(rows):8,} problem: row"] if rows else []
+    lines += [f"{'':9}{text}" for text in rows[:ROWS_SHOWN]]
+    lines += [f"{'':9}... and {len(rows) - ROWS_SHOWN:,} more"] if len(rows) > ROWS_SHOWN else []
     return "\n".join([*lines, f"All names stand in {REPORT}.\n"])
 
 

@@ -1,8 +1,9 @@
-"""Flickr30k in the three forms that it is published in; the file's content tells which it is.
+"""Flickr30k in the forms that it is published in; the file's content tells which it is.
 
 * table: a CSV with :data:`COLUMNS`, a row an image; ``raw`` is a JSON list of its captions in one quoted cell
 * Karpathy's: ``{"images": [{"filename": "1.jpg", "split": "train", "sentences": [{"raw": "..."}]}]}``
 * token file: lines ``1.jpg#0<TAB>caption``, which say nothing of splits
+* table of tokens: a header ``image_name| comment_number| comment`` and lines ``1.jpg| 0| caption``, nothing of splits either
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
-from emollama.data.captions import texts_of
+from emollama.data.captions import abridged, texts_of
 from emollama.data.clips import read_json, read_rows, safe_name
 from emollama.data.problems import Problem
 from emollama.errors import UserError
@@ -25,8 +27,11 @@ from emollama.registry import did_you_mean
 
 COLUMNS = ("raw", "sentids", "split", "filename", "img_id")
 NEEDED = ("raw", "split", "filename")
-NAMES_SHOWN = 100  # in a refusal
+SPLITS = ("train", "val", "test", "restval")  # as published
+NEAR = 0.8  # ratio of difflib from which another name is one of these, misspelt
 _TOKEN_LINE = re.compile(r"([^\t#]+)#(\d+)\t(.*)")
+_TOKEN_ROW = re.compile(r"([^|]+?)\s*\|\s*(\d+)(?:\s*\|\s*|\s+)(.*)")  # one row of the published table lacks its second bar
+_TOKEN_HEADER = re.compile(r"image_name\s*\|\s*comment_number\s*\|\s*comment\s*")
 _SPLIT_NAME = re.compile(r"[\w-]+")
 
 
@@ -39,12 +44,14 @@ class Image:
         file: the same with it.
         captions: at least one.
         split: None where the source says nothing of splits.
+        img_id: of the table; empty where it has none.
     """
 
     name: str
     file: str
     captions: tuple[str, ...]
     split: str | None
+    img_id: str = ""
 
 
 @dataclass
@@ -60,26 +67,28 @@ class Collection:
     images: dict[str, Image] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
-    _places: dict[str, str] = field(default_factory=dict)
+    _places: dict[tuple[str, str], str] = field(default_factory=dict)
 
-    def take(self, where: str, make: Callable[[], Image]) -> None:
-        """Take what a row gives, or note what is wrong with it; of two images of one name the first is taken."""
+    def take(self, where: str, file: Any, make: Callable[[], Image]) -> None:
+        """Take what a row about a file gives, or note what is wrong; of two images of one name or img_id the first is taken."""
         try:
             image = make()
-            if image.name in self.images:
-                raise ValueError(f"the image '{image.name}' stands in {self._places[image.name]} already. Keep one of the two.")
+            keys = [(what, value) for what, value in (("image", image.name), ("img_id", image.img_id)) if value]
+            for key in keys:
+                if key in self._places:
+                    raise ValueError(f"the {key[0]} '{key[1]}' stands in {self._places[key]} already. Keep one of the two.")
         except ValueError as error:
-            self.problems.append(Problem("row", f"{where}: {error}"))
+            self.problems.append(Problem("row", f"{where}: {error}", (file,) if isinstance(file, str) and file else ()))
         else:
             self.images[image.name] = image
-            self._places[image.name] = where
+            self._places |= dict.fromkeys(keys, where)
 
 
 def read(path: str) -> Collection:
     """Read a source in whichever form.
 
     Raises:
-        UserError: no such file, a form that is none of the three, or no row.
+        UserError: no such file, a form that is none of these, or no row.
     """
     text = read_text(require_file(path, "--annotations"))
     begin = text.lstrip()[:1]
@@ -89,7 +98,9 @@ def read(path: str) -> Collection:
     if begin in ("{", "["):
         _read_karpathy(path, collection)
     elif any(map(_TOKEN_LINE.match, text.splitlines()[:10])):
-        _read_tokens(path, text, collection)
+        _read_tokens(path, text, _TOKEN_LINE, collection)
+    elif _TOKEN_HEADER.fullmatch(text.lstrip().splitlines()[0]):
+        _read_tokens(path, text, _TOKEN_ROW, collection)
     else:
         _read_table(path, collection)
     if not collection.images and not collection.problems:
@@ -108,7 +119,7 @@ def _read_table(path: str, collection: Collection) -> None:
         near = [did_you_mean(column, COLUMNS) for column in strange]
         raise UserError(f"{path}, line 1: the header {told}.{''.join(near)} Expected {','.join(COLUMNS)}.")
     for line, cells in rows:
-        collection.take(f"{path}, line {line}", partial(_of_row, cells))
+        collection.take(f"{path}, line {line}", cells["filename"], partial(_of_row, cells))
 
 
 def _of_row(cells: Mapping[str, str]) -> Image:
@@ -117,7 +128,7 @@ def _of_row(cells: Mapping[str, str]) -> Image:
         captions = json.loads(raw)
     except (json.JSONDecodeError, RecursionError):
         raise ValueError(f'the cell raw is no JSON list of captions: {raw[:60]!r}. Expected "[""..."", ""...""]".') from None
-    return _image(cells["filename"], captions, cells["split"])
+    return replace(_image(cells["filename"], captions, cells["split"]), img_id=cells.get("img_id", "").strip())
 
 
 def _read_karpathy(path: str, collection: Collection) -> None:
@@ -126,35 +137,42 @@ def _read_karpathy(path: str, collection: Collection) -> None:
     if not isinstance(entries, list):
         raise UserError(f'{path}: expected {{"images": [{{"filename", "split", "sentences": [{{"raw"}}]}}]}}')
     for number, entry in enumerate(entries):
-        collection.take(f"{path}, images[{number}]", partial(_of_karpathy, entry))
+        file = entry.get("filename") if isinstance(entry, dict) else None
+        collection.take(f"{path}, images[{number}]", file, partial(_of_karpathy, entry))
 
 
 def _of_karpathy(entry: Any) -> Image:
-    if not isinstance(entry, dict) or not isinstance(entry.get("sentences"), list):
+    if not isinstance(entry, dict):
         raise ValueError(f"expected an object with filename, split and sentences, found {str(entry)[:60]}")
-    sentences = entry["sentences"]
-    raw = [sentence.get("raw") if isinstance(sentence, dict) else None for sentence in sentences]
-    return _image(entry.get("filename"), raw, entry.get("split"))
+    sentences, of = entry.get("sentences"), f"(image '{entry.get('filename')}')"
+    if not isinstance(sentences, list):
+        found = f"is {str(sentences)[:60]!r}" if "sentences" in entry else "is missing"
+        raise ValueError(f'"sentences" {found}; expected a list of {{"raw": "a caption"}} {of}')
+    for number, sentence in enumerate(sentences):
+        if not isinstance(sentence, dict) or not isinstance(sentence.get("raw"), str):
+            raise ValueError(f'sentences[{number}] is {str(sentence)[:60]}; expected {{"raw": "a caption"}} {of}')
+    return _image(entry.get("filename"), [sentence["raw"] for sentence in sentences], entry.get("split") or "")
 
 
-def _read_tokens(path: str, text: str, collection: Collection) -> None:
+def _read_tokens(path: str, text: str, form: re.Pattern[str], collection: Collection) -> None:
     captions: dict[str, dict[int, str]] = {}
     lines: dict[str, int] = {}
     for line, row in enumerate(text.replace("\r\n", "\n").split("\n"), 1):
-        match = _TOKEN_LINE.fullmatch(row)
+        match = form.fullmatch(row)
         where = f"{path}, line {line}"
         if match is not None:
             file, number = match[1].strip(), int(match[2])
             lines.setdefault(file, line)
             if number in captions.setdefault(file, {}):
-                collection.problems.append(Problem("row", f"{where}: a second caption {number} of '{file}'. Keep one."))
+                collection.problems.append(Problem("row", f"{where}: a second caption {number} of '{file}'. Keep one.", (file,)))
             else:
                 captions[file][number] = match[3]
-        elif row.strip():
-            collection.problems.append(Problem("row", f"{where}: {row[:60]!r} is not 'name.jpg#0', a tab and a caption"))
+        elif row.strip() and not _TOKEN_HEADER.fullmatch(row.strip()):
+            expected = "'name.jpg#0', a tab and a caption" if form is _TOKEN_LINE else "'name.jpg| 0| a caption'"
+            collection.problems.append(Problem("row", f"{where}: {row[:60]!r} is not {expected}"))
     for file, texts in captions.items():
         ordered = [texts[number] for number in sorted(texts)]
-        collection.take(f"{path}, line {lines[file]}", partial(_image, file, ordered, None))
+        collection.take(f"{path}, line {lines[file]}", file, partial(_image, file, ordered, None))
 
 
 def _image(file: Any, captions: Any, split: Any) -> Image:
@@ -176,10 +194,23 @@ def _image(file: Any, captions: Any, split: Any) -> Image:
         raise ValueError(f"{error} (image '{name}')") from None
 
 
-def abridged(names: Sequence[str]) -> str:
-    """``3: a, b, c``: how many they are, and the first hundred."""
-    more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
-    return f"{len(names):,}: {', '.join(names[:NAMES_SHOWN])}{more}"
+def rightly_spelt(collection: Collection, splits: Mapping[str, list[Image]], source: str) -> dict[str, list[Image]]:
+    """The splits, empty where the name is one of :data:`SPLITS` misspelt, which is a problem, told as one of the source."""
+    meant = {split: _meant(split) for split in splits}
+    for split, usual in meant.items():
+        if usual:
+            files = tuple(image.file for image in splits[split])
+            text = f"{source}: a split called '{split}' (images {abridged(files)}). Did you mean '{usual}'?"
+            collection.problems.append(Problem("split", text, files))
+    return {split: [] if meant[split] else images for split, images in splits.items()}
+
+
+def _meant(split: str) -> str | None:
+    """The published split that a name is, misspelt; None for one of them, and for names of their own such as trainval or dev."""
+    lower = split.lower()
+    alike = [usual for usual in SPLITS if sorted(usual) == sorted(lower)] or get_close_matches(lower, SPLITS, 1, NEAR)
+    own = split in SPLITS or (lower not in SPLITS and any(usual in lower for usual in SPLITS))
+    return alike[0] if alike and not own else None
 
 
 def read_splits(places: Iterable[str]) -> dict[str, dict[str, str]]:

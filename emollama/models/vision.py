@@ -114,11 +114,11 @@ def manifest(cfg: Any, shape: SlotShape, choice: FrameChoice) -> Manifest:
         if found.vision != eva.width:
             text = f"{VIT}: '{cfg.vit_weights}' makes rows {eva.width} wide, and {QFORMER} '{cfg.q_former_model}' takes rows"
             raise UserError(f"{text} {found.vision} wide. Name files that belong together.")
-        made, weights = {"encoder": "eva, q-former"}, f"{eva.weights} {digest(cfg.q_former_model)}"
+        made = {"q_former_model": digest(cfg.q_former_model)[:16]}
     else:
         _require_equal("vit_width", cfg.vit_width, eva.width, VIT, cfg.vit_weights)
-        made, weights = {"pooling": f"{GROUP} neighbouring rows joined"}, eva.weights
-    return replace(eva, slots=("image",), rows=shape.rows, width=shape.width, recipe={**eva.recipe, **made}, weights=weights)
+        made = {"pooling": f"{GROUP} neighbouring rows joined"}
+    return replace(eva, slots=("image",), rows=shape.rows, width=shape.width, recipe={**eva.recipe, **made})
 
 
 def _files(cfg: Any) -> list[str]:

@@ -13,10 +13,11 @@ from typing import Any
 from emollama.errors import UserError, listing
 from emollama.paths import written_whole
 from emollama.reporting.lenient import Notes, mapping, numbers, read_object, text, texts, whole
-from emollama.reporting.measures import digits_of, figure, higher_is_better
+from emollama.reporting.measures import digits_of, figure, higher_is_better, known_metric
 from emollama.reporting.sweep_chart import sweep_chart
 
 RECORD, SUMMARY, RESULT = "evaluated.json", "sweep.json", "result"
+Basis = dict[str, dict[str, str]]  # block, "" for all of them -> what its figures rest on -> a digest
 
 
 @dataclass(frozen=True)
@@ -28,18 +29,21 @@ class Row:
         epoch: of its checkpoint; -1 of what training began from, None of a file that was named.
         files: its checkpoints, several where their mean is meant; none of random values.
         sha256: of the files.
-        configuration: digest of what figures rest on beside them.
+        basis: what figures rest on beside them.
         run: name of the training run's folder.
-        blocks: that were answered.
     """
 
     label: str
     epoch: int | None
     files: tuple[str, ...]
     sha256: tuple[str, ...] = ()
-    configuration: str = ""
+    basis: Basis = field(default_factory=dict)
     run: str = ""
-    blocks: tuple[str, ...] = ()
+
+    @property
+    def blocks(self) -> list[str]:
+        """Those that it answers."""
+        return [label for label in self.basis if label]
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Sweep:
 
     Attributes:
         folder: of the sweep.
-        configuration: digest that the rows share.
+        basis: that the rows share.
         rows: the rows.
         metrics: label -> column -> value.
         columns: column (``block.metric``, with the task between them where the block has several) -> ``block/task/metric``.
@@ -56,7 +60,7 @@ class Sweep:
     """
 
     folder: Path
-    configuration: str
+    basis: Basis
     rows: list[Row]
     metrics: dict[str, dict[str, float | None]]
     columns: dict[str, str]
@@ -70,42 +74,44 @@ def read_records(folder: Path) -> list[Row]:
 
 
 def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
-    several = {key: tuple(texts(content.get(key))) for key in ("files", "sha256", "blocks")}
-    return (
-        several
-        | {"epoch": whole(content.get("epoch"))}
-        | {key: text(content.get(key)) for key in ("label", "configuration", "run")}
-    )
+    several = {key: tuple(texts(content.get(key))) for key in ("files", "sha256")}
+    single = {key: text(content.get(key)) for key in ("label", "run")}
+    return several | single | {"epoch": whole(content.get("epoch")), "basis": _basis(content)}
 
 
-def missing(folder: Path, row: Row) -> list[str]:
-    """The files of metrics that a recorded row lacks."""
-    return [str(path) for block in row.blocks if not (path := _metrics_file(folder, row, block)).is_file()]
+def _basis(content: Mapping[str, Any]) -> Basis:
+    blocks = mapping(content.get("basis")).items()
+    return {label: {what: text(value) for what, value in mapping(parts).items()} for label, parts in blocks}
+
+
+def missing(folder: Path, row: Row) -> dict[str, str]:
+    """Block -> the file of metrics that a row lacks."""
+    return {block: str(path) for block in row.blocks if not (path := _metrics_file(folder, row, block)).is_file()}
 
 
 def _metrics_file(folder: Path, row: Row, block: str) -> Path:
     return folder / row.label / RESULT / f"metrics_{block}.json"
 
 
-def read_sweep(folder: Path, configuration: str | None = None) -> Sweep:
+def read_sweep(folder: Path, basis: Basis | None = None) -> Sweep:
     """Read a sweep's files.
 
     Args:
         folder: of the sweep.
-        configuration: digest that rows are to have; None: that of the last sweep into this folder.
+        basis: that rows are to have; None: that of the last sweep into this folder.
 
     Raises:
         UserError: nothing was evaluated there, or metrics are missing.
     """
     notes: Notes = []
-    configuration = configuration or text(read_object(folder / SUMMARY, notes).get("configuration"))
+    basis = basis or _basis(read_object(folder / SUMMARY, notes))
     records = read_records(folder)
-    rows = [row for row in records if row.configuration == configuration]
+    rows = [row for row in records if row.basis == basis]
     if not rows:
         raise UserError(f"'{folder}' holds no sweep. Run the command without --table-only, or name its folder by --output.")
     if left := [row.label for row in records if row not in rows]:
-        notes.append(f"evaluated with another configuration, and left out: {', '.join(left)}")
-    if lacking := list(chain(*(missing(folder, row) for row in rows))):
+        notes.append(f"evaluated with another configuration or other data, and left out: {', '.join(left)}")
+    if lacking := list(chain(*(missing(folder, row).values() for row in rows))):
         raise UserError(f"metrics are missing, {listing(lacking)}. Run the command without --table-only.")
     found = {row.label: dict(_metrics(folder, row, notes)) for row in rows}
     keys = list(dict.fromkeys(chain(*found.values())))
@@ -113,7 +119,7 @@ def read_sweep(folder: Path, configuration: str | None = None) -> Sweep:
         raise UserError(f"'{folder}': no block has a metric. What metrics need: docs/evaluation.md")
     columns = {_column(key, keys): key for key in keys}
     metrics = {label: {column: values.get(key) for column, key in columns.items()} for label, values in found.items()}
-    return Sweep(folder, configuration, rows, metrics, columns, notes)
+    return Sweep(folder, basis, rows, metrics, columns, notes)
 
 
 def _metrics(folder: Path, row: Row, notes: Notes) -> Iterator[tuple[str, float | None]]:
@@ -132,12 +138,12 @@ def _column(key: str, keys: Sequence[str]) -> str:
 
 
 def best_of(sweep: Sweep) -> dict[str, list[str]]:
-    """Column -> the rows that are best in it; none where nobody knows which way is better, or all are equal."""
+    """Column -> the rows that are best in it; none where nobody knows which way is better, or all show the same figure."""
     best: dict[str, list[str]] = {}
     for column, key in sweep.columns.items():
         better = higher_is_better(key.rpartition("/")[2])
         values = {label: value for label, found in sweep.metrics.items() if (value := found[column]) is not None}
-        if better is not None and len(set(values.values())) > 1:
+        if better is not None and len({_figure(value, key) for value in values.values()}) > 1:
             top = (max if better else min)(values.values())
             best[column] = [label for label, value in values.items() if value == top]
     return best
@@ -148,7 +154,7 @@ def write_sweep(sweep: Sweep) -> str:
     best = best_of(sweep)
     rows = [{**asdict(row), "metrics": sweep.metrics[row.label]} for row in sweep.rows]
     with written_whole(sweep.folder / SUMMARY) as file:
-        json.dump({"configuration": sweep.configuration, "columns": sweep.columns, "best": best, "rows": rows}, file, indent=1)
+        json.dump({"basis": sweep.basis, "columns": sweep.columns, "best": best, "rows": rows}, file, indent=1)
     with written_whole(sweep.folder / "sweep.csv") as file:
         writer = csv.writer(file)
         writer.writerow(["checkpoint", "epoch", "file", *sweep.columns])
@@ -189,5 +195,14 @@ def _markdown(sweep: Sweep, best: Mapping[str, Sequence[str]]) -> Iterator[str]:
 
 
 def _cell(column: str, label: str, sweep: Sweep, best: Mapping[str, Sequence[str]]) -> str:
-    shown = figure(sweep.metrics[label][column], digits_of(column.rpartition(".")[2]))
+    shown = _figure(sweep.metrics[label][column], sweep.columns[column])
     return f"**{shown}**" if label in best.get(column, ()) else shown
+
+
+def _figure(value: float | None, key: str) -> str:
+    """A value of ``block/task/metric``: with the same decimals always where the metric has a best value."""
+    name = key.rpartition("/")[2]
+    known, digits = known_metric(name), digits_of(name)
+    if value is None or known is None or known.top is None:
+        return figure(value, digits)
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no -0.0000

@@ -18,6 +18,14 @@ from emollama.paths import require_file
 from emollama.precision import Precision
 from emollama.runners import recipes
 
+# Keys of a model that no shape in a checkpoint tells -> what comes of another value.
+UNSEEN = {
+    "lora_alpha": "its adapters are rescaled",
+    "prompt_template": "it is asked otherwise than it learnt",
+    "chat_template": "it is asked otherwise than it learnt",
+    "end_sym": "it ends its answers otherwise",
+}
+
 
 def training_blocks(config: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Path of each block under ``datasets`` -> (its class, its Config)."""
@@ -108,7 +116,7 @@ def build_models(
         found = []
         for source in sources:
             content = resumed or checkpoint.read(source, "model.ckpt")
-            _compare_alpha(content, cfg.lora_alpha, source)
+            _compare_keys(content, cfg, source)
             unlike = recipes.unlike_checkpoint(content.get("features"), features, source)
             recipes.require_alike(unlike, config.run.allow_other_features)
             for note in checkpoint.load_trainable(shapes, content["model"], path=source, allow_missing=allowed, dry=True):
@@ -151,12 +159,12 @@ def is_ensemble(cfg: Any) -> bool:
     return len(checkpoint_paths(cfg.ckpt)) > 1 and cfg.ensemble == "predictions"
 
 
-def _compare_alpha(content: dict[str, Any], lora_alpha: int, source: str) -> None:
-    """Warn where adapters were trained at another scale: their shapes do not tell."""
+def _compare_keys(content: dict[str, Any], cfg: Any, source: str) -> None:
+    """Warn where a checkpoint was trained with another value of what its shapes do not tell."""
     stored = content.get("config")
     block = stored.get("model") if isinstance(stored, dict) else None
-    alpha = block.get("lora_alpha", lora_alpha) if isinstance(block, dict) else lora_alpha
-    if alpha != lora_alpha:
-        get_logger().warning(
-            "%s was trained with lora_alpha %s, this run has %s: its adapters are rescaled", source, alpha, lora_alpha
-        )
+    for key, outcome in UNSEEN.items():
+        own = getattr(cfg, key, None)
+        then = block.get(key, own) if isinstance(block, dict) else own
+        if then != own:
+            get_logger().warning("%s was trained with %s %r, this run has %r: %s", source, key, then, own, outcome)

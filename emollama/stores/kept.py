@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from emollama.errors import UserError
-from emollama.paths import written_whole
-from emollama.stores.manifest import Manifest, differences
+from emollama.paths import require_writable, written_whole
+from emollama.stores.manifest import FILE, Manifest, differences
 from emollama.stores.npy import read_npy
 
 
@@ -70,15 +70,25 @@ class KeptRows:
             write: write the manifest where there is none.
 
         Raises:
-            UserError: they were made otherwise; names what differs.
+            UserError: they were made otherwise (names what differs), nobody knows how, or nothing can be written there.
         """
-        held = Manifest.read(self.folder)
+        remedy = f"Delete '{self.folder}', and the rows are made again, or name another folder."
+        try:
+            held = Manifest.read(self.folder)
+        except UserError:
+            raise UserError(
+                f"{key}: the folder's {FILE} cannot be read, so nobody knows how its rows were made. {remedy}"
+            ) from None
         if held is not None and (different := differences(held.facts(), manifest.facts())):
-            told = "; ".join(different)
-            raise UserError(f"{key}: '{self.folder}' holds rows that were made otherwise: {told}. Name another folder.")
+            raise UserError(f"{key}: the folder holds rows that were made otherwise: {'; '.join(different)}. {remedy}")
+        if held is None and any(Path(self.folder).glob("*/*.npy")):
+            raise UserError(f"{key}: the folder holds rows and no {FILE}, so nobody knows how they were made. {remedy}")
+        require_writable(Path(self.folder), key)
         if held is None and write:
-            Path(self.folder).mkdir(parents=True, exist_ok=True)
-            manifest.write(self.folder)
+            try:
+                manifest.write(self.folder)
+            except OSError as error:
+                raise UserError(f"{key}: cannot write in '{self.folder}': {error.strerror}. Name another folder.") from None
 
 
 @cache

@@ -1,17 +1,17 @@
 """All checkpoints of a training run, evaluated alike, one after the other, by the runner's own evaluation.
 
 A row is one model: what training began from, an epoch's checkpoint, or a file that is named. Each has a folder with its answers
-and metrics (``result``) and, once it is done, a record of what was evaluated: the digest of the checkpoint and of everything in
-the configuration that the figures rest on. A row whose record still holds is not evaluated again.
+and metrics (``result``) and, once it is done, a record of what was evaluated: the digest of the checkpoint and of all that the
+figures of each block rest on (:mod:`emollama.sweeping.basis`). What a record still holds of is not evaluated again.
 """
 
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,13 @@ from emollama import checkpoint, distributed
 from emollama.config import RunConfig
 from emollama.distributed import World
 from emollama.errors import UserError
-from emollama.layers import leaves
 from emollama.logging import get_logger, set_up
 from emollama.optim import trainable
 from emollama.paths import require_writable, sha256, written_whole
 from emollama.reporting.sweep import RECORD, Row, missing, read_records, read_sweep, write_sweep
 from emollama.runners import recipes
+from emollama.sweeping.basis import basis_of, changes, compared
 from emollama.sweeping.rows import Start
-
-OF_FIGURES = ("runner", "task", "seed", "amp", "amp_dtype")  # keys of ``run`` that figures rest on
-# Keys of ``model`` that may be others than in training, without a word; so may paths and weights' files.
-MAY_DIFFER = {"ckpt", "ckpt_allow_missing", "ensemble", "preset", "llama_model", "lora_dropout", "cache_visual"}
 
 
 class Sweep:
@@ -53,6 +49,7 @@ class Sweep:
         self._world: World = distributed.start(self._config.run.device)
         set_up(self._world.is_main)
         self._runner: Any = None
+        self._blocks: dict[str, Any] = {}
 
     def run(self, *, again: bool) -> str:
         """Evaluate what is not done yet, all of it with ``again``. Returns the table, which only rank 0 gets.
@@ -63,16 +60,20 @@ class Sweep:
         """
         world = self._world
         self._rows = world.on_main(self._known)
-        waiting = world.on_main(lambda: [row for row in self._rows if again or not self._is_done(row)])
+        waiting = world.on_main(lambda: self._waiting(again=again))
         if passed := len(self._rows) - len(waiting):
             get_logger().info("%d of %d checkpoints were evaluated before; --again evaluates them anew", passed, len(self._rows))
-        for place, row in enumerate(waiting):
+        for place, (row, blocks) in enumerate(waiting):
             self._prepare(row)
             if not place:
-                world.on_main(lambda: self._check(waiting))
-            get_logger().info("%s (%d of %d): %s", row.label, place + 1, len(waiting), ", ".join(row.files) or "random values")
+                world.on_main(lambda: self._check([row for row, _ in waiting]))
+            files = ", ".join(row.files) or "random values"
+            get_logger().info("%s (%d of %d), %s: %s", row.label, place + 1, len(waiting), ", ".join(blocks), files)
+            world.on_main(lambda row=row: self._record_of(row).unlink(missing_ok=True))  # type: ignore[misc]
+            self._runner.blocks = {label: self._blocks[label] for label in blocks}
             self._runner.evaluate()
             world.on_main(lambda row=row: self._record(row))  # type: ignore[misc]
+            world.on_main(self._written)
         told = world.on_main(self._written)
         return told if world.is_main else ""
 
@@ -88,47 +89,51 @@ class Sweep:
             raise UserError(
                 f"--output: '{self._output}' holds the sweep of another run, {', '.join(others)}. Name another folder."
             )
-        configuration = self._digest()
         for key, (then, now) in self._differences().items():
-            get_logger().warning("model.%s: %r in the run, %r in this evaluation", key, then, now)
+            get_logger().warning("%s: %r in the run, %r in this evaluation", key, then, now)
         if not self._rows[0].files:
             text = "the run began from random projections and adapters (model.ckpt: null): its first row is them, of run.seed %d"
             get_logger().info(text, self._start.seed)
-        rows = []
-        for row in self._rows:
-            digests = tuple(_digest_of(path, row.label) for path in row.files)
-            rows.append(replace(row, sha256=digests, configuration=configuration, run=self._run_name))
-        return rows
-
-    def _digest(self) -> str:
-        """Of everything in the configuration that figures rest on, beside the checkpoint."""
-        tree = self._config.resolved()
-        data = "evaluation_datasets" if tree.get("evaluation_datasets") else "datasets"
-        model = {key: value for key, value in tree["model"].items() if key not in ("ckpt", "ckpt_allow_missing", "ensemble")}
-        run = {key: tree["run"][key] for key in OF_FIGURES} | {"seed": self._start.seed}
-        content = {"model": model, "data": tree.get(data), "run": run}
-        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+        digests = [tuple(_digest_of(path, row.label) for path in row.files) for row in self._rows]
+        basis = basis_of(self._config, self._start.seed)
+        told = zip(self._rows, digests, strict=True)
+        return [replace(row, sha256=digest, basis=basis, run=self._run_name) for row, digest in told]
 
     def _differences(self) -> dict[str, tuple[Any, Any]]:
-        """Key of ``model`` -> (the run's value, the evaluation's), where they differ and it may matter.
+        """``model.<key>`` -> (the run's value, the evaluation's), where they differ and it may matter.
 
         Raises:
             UserError: they are not even of one architecture.
         """
-        then, now = (dict(leaves(tree)) for tree in (self._start.model, self._config.resolved()["model"]))
-        if then["arch"] != now["arch"]:
-            raise UserError(
-                f"model.arch: the run trained '{then['arch']}', and this evaluation has '{now['arch']}'. Use its model."
-            )
-        keys = [key for key in sorted({*then, *now}) if key not in MAY_DIFFER and not key.endswith(("_path", "_weights"))]
-        return {key: (then.get(key), now.get(key)) for key in keys if then.get(key) != now.get(key)}
+        then, now = (compared(tree) for tree in (self._start.model, self._config.resolved()["model"]))
+        trained, given = then["model.arch"], now["model.arch"]
+        if trained != given:
+            raise UserError(f"model.arch: the run trained '{trained}', and this evaluation has '{given}'. Use its model.")
+        return {key: (then.get(key), now.get(key)) for key in sorted({*then, *now}) if then.get(key) != now.get(key)}
 
-    def _is_done(self, row: Row) -> bool:
-        """Whether the row's record says just this, and its metrics are there."""
-        found = next((other for other in read_records(self._output) if other.label == row.label), None)
-        if found is None or (found.sha256, found.configuration) != (row.sha256, row.configuration):
-            return False
-        return not missing(self._output, found)
+    def _waiting(self, *, again: bool) -> list[tuple[Row, list[str]]]:
+        """The rows to be evaluated, each with its blocks. Tells why those are that were evaluated before."""
+        earlier = {row.label: row for row in read_records(self._output) if row.basis}
+        for row in earlier.values():
+            if missing(self._output, row):  # no row of the table until they are there again
+                self._record_of(row).unlink()
+        waiting: list[tuple[Row, list[str]]] = []
+        reasons: dict[str, list[str]] = {}
+        for row in self._rows:
+            then, blocks = earlier.get(row.label), row.blocks
+            if then is not None and not again:
+                changed = {label: [f"the metrics of block {label} are missing"] for label in missing(self._output, row)}
+                changed |= changes(then, row)
+                for reason in chain(*changed.values()):
+                    reasons.setdefault(reason, []).append(row.label)
+                blocks = [label for label in blocks if label in changed or "" in changed]
+                if not blocks and then.basis != row.basis:  # a block less
+                    self._record(row)
+            if blocks:
+                waiting.append((row, blocks))
+        for reason, labels in reasons.items():
+            get_logger().info("evaluated again, %s: %s", reason, ", ".join(labels))
+        return waiting
 
     def _prepare(self, row: Row) -> None:
         """Give the runner the row's tensors; a new runner, where there is none or the checkpoint lacks any that are trained."""
@@ -145,6 +150,7 @@ class Sweep:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self._runner = config.classes["run"](config, training=False)
+        self._blocks = self._runner.blocks
 
     def _values(self, row: Row) -> list[str]:
         """The options that make the evaluation's configuration the row's."""
@@ -178,13 +184,15 @@ class Sweep:
                 unlike = recipes.unlike_checkpoint(content.get("features"), self._runner.features, file)
                 recipes.require_alike(unlike, self._config.run.allow_other_features)
 
+    def _record_of(self, row: Row) -> Path:
+        return self._output / row.label / RECORD
+
     def _record(self, row: Row) -> None:
-        with written_whole(self._output / row.label / RECORD) as file:
-            json.dump(asdict(replace(row, blocks=tuple(self._runner.blocks))), file, indent=1)
-        self._written()
+        with written_whole(self._record_of(row)) as file:
+            json.dump(asdict(row), file, indent=1)
 
     def _written(self) -> str:
-        return write_sweep(read_sweep(self._output, self._rows[0].configuration))
+        return write_sweep(read_sweep(self._output, self._rows[0].basis))
 
 
 def _digest_of(path: str, label: str) -> str:

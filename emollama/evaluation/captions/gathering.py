@@ -32,9 +32,13 @@ class CaptionGathering:
             self._tokenizer = tokenizer(choice)
         except UserError as error:
             raise UserError(f"{key}.{error}") from None
+
+    def warn(self, *, without_meteor: bool) -> None:
+        """Tell what the lack of Java changes, where it changes anything."""
         if self._tokenizer.name == NO_JAVA:
-            text = "%s.caption_tokenizer: treebank splits captions, for there is no Java (its figures are near ptb's, not equal)"
-            logging.getLogger("emollama").warning(f"{text}, and METEOR is left out. For both there must be %s", key, NEEDS_JAVA)
+            text = "treebank splits captions, for there is no Java (its figures are near ptb's, not equal)"
+            need = ", and METEOR is left out. For both there must be" if without_meteor else ". For ptb there must be"
+            logging.getLogger("emollama").warning("%s.caption_tokenizer: %s%s %s", self._key, text, need, NEEDS_JAVA)
 
     def lacking(self, kind: type) -> str | None:
         """What a kind of evidence would need; None where nothing is lacking."""

@@ -14,6 +14,7 @@ from emollama.errors import UserError
 NEEDS_JAVA = "a Java runtime: install one (on Debian: apt install default-jre-headless), so that 'java' is found on the PATH"
 MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")  # of SPICE's parser, which pycocoevalcap leaves out
 TOLD = 500  # characters of a program's complaint
+LIMIT = 20 * 60  # seconds that a program may take
 
 
 class JavaFailed(UserError):
@@ -28,7 +29,10 @@ def java() -> str | None:
 
 @cache
 def _starts(path: str) -> bool:
-    return subprocess.run([path, "-version"], capture_output=True).returncode == 0
+    try:
+        return subprocess.run([path, "-version"], capture_output=True).returncode == 0
+    except OSError:  # a file that is no program of this machine
+        return False
 
 
 def folder_of(part: str) -> Path:
@@ -65,11 +69,13 @@ def run_java(what: str, arguments: Sequence[str], folder: Path, text: str = "") 
         What it wrote on its standard output.
 
     Raises:
-        JavaFailed: it ended with an error, or there is no Java.
+        JavaFailed: it ended with an error or not in time, or there is no Java.
     """
     command = [java() or "java", "-Dfile.encoding=UTF-8", *arguments]
     try:
-        done = subprocess.run(command, cwd=folder, input=text.encode("utf-8", "replace"), capture_output=True)
+        done = subprocess.run(command, cwd=folder, input=text.encode("utf-8", "replace"), capture_output=True, timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        raise JavaFailed(f"{what}: Java did not end within {LIMIT / 60:g} minutes and was stopped.") from None
     except OSError as error:
         raise JavaFailed(f"{what}: Java does not start: {error.strerror}. It needs {NEEDS_JAVA}") from None
     if done.returncode:
