@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
-import stat
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import ROOT, environment
+from readme_commands import commands_of_the_readme, shell, workplace
+from running import ROOT
 
 from emollama.demo.drawing_captions import CAPTIONS, FLICKR, HINTS, SECOND, captions, draw_texts
 from emollama.demo.drawing_files import HEADER, TABLE, write_flickr, write_second
@@ -160,42 +156,12 @@ def test_the_tiny_encoders_learn_and_their_files_give_the_same_rows(tmp_path):
         assert (q_former(vit(images)) - vision(images)).abs().max() < 1e-5
 
 
-SHIMS = {"emollama": "-m emollama", "torchrun": "-m torch.distributed.run --standalone"}
-LINKED = ("train.py", "train_configs", "eval_configs")
-
-
-def workplace(folder: Path) -> dict[str, str]:
-    """An environment in which a folder looks like the repository's root; ``emollama`` and ``torchrun`` are this Python's."""
-    for name in LINKED:
-        (folder / name).symlink_to(ROOT / name)
-    (folder / "bin").mkdir()
-    for name, arguments in SHIMS.items():
-        shim = folder / "bin" / name
-        shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
-        shim.chmod(shim.stat().st_mode | stat.S_IXUSR)
-    return environment() | {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-
-
-def run_commands(folder: Path) -> str:
-    """Run the commands of the README's block, which also begin the demo's YAML file; what they told. Each must succeed."""
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    (block,) = [block for block in blocks if block.startswith("emollama demo --captions-only")]
-    commands = block.splitlines()
-    header = (ROOT / "train_configs/demo_flickr.yaml").read_text()
-    assert commands == re.findall(r"^# ((?:emollama|torchrun) .*)$", header, re.MULTILINE)
-    told, variables = "", workplace(folder)
-    for command in commands:
-        done = subprocess.run(
-            command, shell=True, cwd=folder, env=variables, capture_output=True, text=True, timeout=600, check=False
-        )
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
-        told += done.stdout + done.stderr
-    return told
-
-
 @pytest.mark.slow
 def test_four_commands_lead_to_captions_that_improve_and_it_is_the_picture_that_does_it(tmp_path):
-    told = run_commands(tmp_path)
+    commands, variables = commands_of_the_readme("--captions-only"), workplace(tmp_path)
+    header = (ROOT / "train_configs/demo_flickr.yaml").read_text()
+    assert commands == re.findall(r"^# ((?:emollama|torchrun) .*)$", header, re.MULTILINE)
+    told = "".join(done.stdout + done.stderr for done in (shell(command, tmp_path, variables) for command in commands))
     assert float(re.search(r"they name ([\d.]+)% of the facts of unseen drawings", told)[1]) >= 95
     found = tmp_path / "demo_flickr/trained/sweep_demo_flickr"
     first, last = figures(found / "pretrained"), figures(found / "epoch_4")

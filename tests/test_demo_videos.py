@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
-import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import av
 import pytest
 import torch
-from running import ROOT, environment
+from readme_commands import commands_of_the_readme, shell, workplace
 from safetensors import safe_open
 from transformers import HubertModel, VideoMAEModel, ViTMAEModel
 
 from emollama.demo.tiny_encoders import make_tiny_encoders
 from emollama.demo.videos import LOOKS, SIZES, draw_texts, make_videos
-
-SHIMS = {"emollama": "-m emollama", "torchrun": "-m torch.distributed.run --standalone"}
 
 
 @pytest.fixture(scope="module")
@@ -91,43 +85,14 @@ def test_the_tiny_encoders_are_of_the_real_classes_and_complete(tmp_path):
         assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
 
 
-def commands_of_the_readme() -> list[str]:
-    """The lines of the README's block that begins with the invented videos; a backslash joins two."""
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    block = next(block for block in blocks if "--videos-only" in block)
-    lines = block.replace("\\\n", " ").splitlines()
-    return [line.partition(" #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
-
-
-def workplace(folder: Path) -> dict[str, str]:
-    """An environment in which a folder looks like the repository's root; ``emollama`` and ``torchrun`` are this Python's."""
-    for name in ("train.py", "train_configs"):
-        (folder / name).symlink_to(ROOT / name)
-    (folder / "bin").mkdir()
-    for name, arguments in SHIMS.items():
-        shim = folder / "bin" / name
-        shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
-        shim.chmod(shim.stat().st_mode | stat.S_IXUSR)
-    return environment() | {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-
-
-def shell(command: str, folder: Path, variables: dict[str, str]) -> str:
-    """What a command prints; it must succeed."""
-    done = subprocess.run(
-        command, shell=True, cwd=folder, env=variables, capture_output=True, text=True, timeout=600, check=False
-    )
-    assert done.returncode == 0, f"{command}\n{done.stderr}"
-    return done.stdout
-
-
 @pytest.mark.slow
 def test_the_readmes_five_commands_lead_from_videos_to_answers_about_unseen_ones(tmp_path):
-    variables, commands = workplace(tmp_path), commands_of_the_readme()
+    variables, commands = workplace(tmp_path), commands_of_the_readme("--videos-only")
     assert len(commands) <= 5
-    told = [shell(command, tmp_path, variables) for command in commands]
+    told = [shell(command, tmp_path, variables).stdout for command in commands]
     assert re.search(r"^  emotion +\w+$", told[-1], re.MULTILINE)
     everyone = re.sub(r"--video \S+", "--json --video demo_videos/unseen/*.mp4", commands[-1])
-    answers = [json.loads(line) for line in shell(everyone, tmp_path, variables).splitlines()]
+    answers = [json.loads(line) for line in shell(everyone, tmp_path, variables).stdout.splitlines()]
     right = [Path(answer["video"]).name.startswith(f"{answer['answer']}_") for answer in answers]
     assert len(right) == 18
     assert sum(right) / len(right) >= 0.8  # chance is one in six
