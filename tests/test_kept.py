@@ -72,7 +72,7 @@ def test_a_disk_that_refuses_is_told_once_and_stops_nothing(kept, image, caplog,
     Path(kept.folder).touch()  # a file where the folder should be
     for _ in range(3):
         kept.write(kept.place(str(image)), ROWS)
-    (told,) = [record.getMessage() for record in caplog.records]
+    (told,) = {id(record): record.getMessage() for record in caplog.records}.values()  # other tests may have added handlers
     assert "rows are not kept" in told and "name another folder" in told
 
 
