@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from emollama.cli import entry_point
 from emollama.config import load
 from emollama.optim import trainable
 
@@ -28,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry_point(main)  # leaves as the scripts do: the libraries' threads may abort the clean-up of a finished process
