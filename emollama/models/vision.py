@@ -57,7 +57,8 @@ class FrozenVision(nn.Module):
             return
         if self._kept is not None:
             self._kept.require_alike(manifest(cfg, shape, "first"), "model.visual_cache_path", write=device.type != "meta")
-        _require_norm(cfg)
+        else:
+            _require_agreement(cfg)
         files = EvaFiles(cfg.vit_weights, cfg.image_size, cfg.vit_precision, ln_vision=_norm(cfg))
         self.vit = EvaVit.load(files, device=device, key=VIT)
         self.qformer = QFormer.load(cfg.q_former_model, device=device, key=QFORMER) if cfg.has_qformer else None
@@ -105,18 +106,11 @@ def manifest(cfg: Any, shape: SlotShape, choice: FrameChoice) -> Manifest:
     Raises:
         UserError: weights that are missing, of another architecture, or of another size than configured.
     """
-    _require_norm(cfg)
+    _require_agreement(cfg)
     eva = frames.manifest(cfg.vit_weights, cfg, choice, _norm(cfg))
     if cfg.has_qformer:
-        found, _ = read_qformer(cfg.q_former_model, QFORMER)
-        _require_equal("query_width", cfg.query_width, found.width, QFORMER, cfg.q_former_model)
-        _require_equal("num_query_token", cfg.num_query_token, found.queries, QFORMER, cfg.q_former_model)
-        if found.vision != eva.width:
-            text = f"{VIT}: '{cfg.vit_weights}' makes rows {eva.width} wide, and {QFORMER} '{cfg.q_former_model}' takes rows"
-            raise UserError(f"{text} {found.vision} wide. Name files that belong together.")
         made = {"q_former_model": digest(cfg.q_former_model)[:16]}
     else:
-        _require_equal("vit_width", cfg.vit_width, eva.width, VIT, cfg.vit_weights)
         made = {"pooling": f"{GROUP} neighbouring rows joined"}
     return replace(eva, slots=("image",), rows=shape.rows, width=shape.width, recipe={**eva.recipe, **made})
 
@@ -130,9 +124,19 @@ def _norm(cfg: Any) -> str:
     return str(cfg.q_former_model) if cfg.has_qformer else IDENTITY
 
 
-def _require_norm(cfg: Any) -> None:
+def _require_agreement(cfg: Any) -> None:
+    """Check, on names and shapes alone, that the files fit the configured sizes and each other."""
     eva, _ = read_eva(cfg.vit_weights, VIT, EvaShape.depth)
     read_ln_vision(_norm(cfg), eva.width, QFORMER)  # names the key that is at fault
+    if not cfg.has_qformer:
+        _require_equal("vit_width", cfg.vit_width, eva.width, VIT, cfg.vit_weights)
+        return
+    found, _ = read_qformer(cfg.q_former_model, QFORMER)
+    _require_equal("query_width", cfg.query_width, found.width, QFORMER, cfg.q_former_model)
+    _require_equal("num_query_token", cfg.num_query_token, found.queries, QFORMER, cfg.q_former_model)
+    if found.vision != eva.width:
+        text = f"{VIT}: '{cfg.vit_weights}' makes rows {eva.width} wide, and {QFORMER} '{cfg.q_former_model}' takes rows"
+        raise UserError(f"{text} {found.vision} wide. Name files that belong together.")
 
 
 def _require_equal(key: str, configured: int, found: int, file_key: str, path: str) -> None:
