@@ -63,6 +63,7 @@ class Sweep:
         waiting = world.on_main(lambda: self._waiting(again=again))
         if passed := len(self._rows) - len(waiting):
             get_logger().info("%d of %d checkpoints were evaluated before; --again evaluates them anew", passed, len(self._rows))
+        told = "" if waiting else world.on_main(self._written)
         for place, (row, blocks) in enumerate(waiting):
             self._prepare(row)
             if not place:
@@ -73,8 +74,7 @@ class Sweep:
             self._runner.blocks = {label: self._blocks[label] for label in blocks}
             self._runner.evaluate()
             world.on_main(lambda row=row: self._record(row))  # type: ignore[misc]
-            world.on_main(self._written)
-        told = world.on_main(self._written)
+            told = world.on_main(self._written)
         return told if world.is_main else ""
 
     def _known(self) -> list[Row]:
