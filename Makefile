@@ -18,7 +18,7 @@ install: $(STAMP)
 
 $(STAMP): requirements.txt constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . ruff mypy pytest pytest-timeout pytest-xdist
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . ruff mypy pytest pytest-timeout pytest-xdist pytest-randomly
 	touch $@
 
 demo: install
