@@ -33,7 +33,7 @@ from emollama.layers import (
     merged_plain,
     selected,
 )
-from emollama.paths import PATHS, written_whole
+from emollama.paths import PATHS, find_shipped, written_whole
 from emollama.registry import DATASETS, ENCODERS, EXTRACTORS, MODELS, RUNNERS, TASKS, did_you_mean
 
 __all__ = ["MISSING", "EvaluationBlock", "RunConfig", "from_plain", "load", "write_yaml"]
@@ -144,10 +144,9 @@ def from_plain(tree: dict[str, Any], name: str) -> RunConfig:
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
-    if not PATHS.isfile(path):
-        raise UserError(f"--cfg-path: no file '{path}'")
+    found = find_shipped(path, "--cfg-path")
     try:
-        loaded = OmegaConf.load(PATHS.get_local_path(path))
+        loaded = OmegaConf.load(PATHS.get_local_path(found))
     except Exception as error:  # YAML's and OmegaConf's own families of errors; the text names line and column
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(loaded, DictConfig):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -17,6 +19,9 @@ from emollama.errors import UserError
 
 PATHS = PathManager()
 PATHS.register_handler(HTTPURLHandler())
+
+PACKAGE = Path(__file__).parent
+SHIPPED = ("train_configs", "eval_configs")  # folders of configurations that the package contains
 
 
 def join(root: str | None, path: str) -> str:
@@ -33,6 +38,43 @@ def require_file(path: str, key: str) -> str:
     if not PATHS.isfile(path):
         raise UserError(f"{key}: no file '{path}' (seen from {os.getcwd()}). Correct the path.")
     return path
+
+
+def packaged_copy(path: str) -> Path | None:
+    """Where the package has its copy of a relative path below one of the SHIPPED folders; None for any other path."""
+    parts = Path(os.path.normpath(path)).parts
+    return PACKAGE.joinpath(*parts) if len(parts) > 1 and parts[0] in SHIPPED else None
+
+
+def find_shipped(path: str, key: str) -> str:
+    """The path if it is a file, else the package's copy of it, which is logged.
+
+    Args:
+        path: seen from the working folder. Only paths below the SHIPPED folders have a copy.
+        key: the option or configuration key, for messages.
+
+    Raises:
+        UserError: neither exists; the message names both places.
+    """
+    copy = packaged_copy(path)
+    if PATHS.isfile(path) or copy is None:
+        return require_file(path, key)
+    if copy.is_file():
+        _log_copy(path, copy)
+        return str(copy)
+    folder = PACKAGE / copy.relative_to(PACKAGE).parts[0]
+    names = sorted(str(file.relative_to(PACKAGE)) for file in folder.rglob(f"*{copy.suffix}") if file.is_file())
+    raise UserError(
+        f"{key}: no file '{path}', neither in the working folder ({os.getcwd()}) nor in the package ({copy})."
+        f" Correct the path. The package contains {', '.join(names)}."
+    )
+
+
+@functools.cache
+def _log_copy(path: str, copy: Path) -> None:
+    """Log once in a process, on the first rank of a machine, that a packaged file is used."""
+    if os.environ.get("RANK", "0") == "0":
+        logging.getLogger("emollama").info("using the packaged copy of %s (%s)", path, copy.resolve())
 
 
 def read_text(path: str) -> str:

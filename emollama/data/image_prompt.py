@@ -16,7 +16,7 @@ import numpy as np
 from emollama.data.batch import Record
 from emollama.data.prompt import LossAverage, Parts, Placeholders, Prompt, PromptLayout, PromptStyle
 from emollama.errors import UserError
-from emollama.paths import read_text, require_file
+from emollama.paths import find_shipped, read_text
 
 MARK = "<ImageHere>"
 MISSPELT = re.compile(r"<\s*image\s*here\s*>", re.IGNORECASE)
@@ -52,7 +52,7 @@ def read_prompts(path: str, key: str) -> tuple[str, ...]:
         UserError: no such file, no prompt in it, or a line that :func:`checked` refuses.
     """
     prompts = []
-    for number, line in enumerate(read_text(require_file(path, key)).splitlines(), 1):
+    for number, line in enumerate(read_text(find_shipped(path, key)).splitlines(), 1):
         try:
             prompts += [checked(line)] if line.strip() else []
         except ValueError as error:

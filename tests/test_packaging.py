@@ -1,0 +1,114 @@
+"""What the package contains: the shipped configurations, in a wheel and in a clone, and when they are used."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from running import ROOT
+
+from emollama import paths
+from emollama.config import load
+from emollama.errors import UserError
+from emollama.paths import find_shipped, packaged_copy
+
+CONFIGS = sorted(str(path.relative_to(ROOT)) for folder in paths.SHIPPED for path in (ROOT / folder).rglob("*") if path.is_file())
+STAGE_1 = "train_configs/demo_stage_1.yaml"
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """An empty working folder; copies that were logged before are logged again."""
+    monkeypatch.chdir(tmp_path)
+    paths._log_copy.cache_clear()
+    return tmp_path
+
+
+def test_each_shipped_file_has_a_packaged_copy_with_the_same_bytes():
+    different = [path for path in CONFIGS if packaged_copy(path).read_bytes() != (ROOT / path).read_bytes()]
+    assert len(CONFIGS) > 15
+    assert different == []
+
+
+def test_without_a_file_in_the_working_folder_the_packaged_copy_is_used_and_logged_once(elsewhere, caplog):
+    with caplog.at_level(logging.INFO, "emollama"):
+        config = load(STAGE_1)
+        load(STAGE_1)
+    assert config.model.llama_model == "demo_run/llm"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"using the packaged copy of {STAGE_1} ({(ROOT / STAGE_1).resolve()})"
+    ]
+
+
+def test_a_file_in_the_working_folder_wins(elsewhere, caplog):
+    (elsewhere / "train_configs").mkdir()
+    text = (ROOT / STAGE_1).read_text()
+    (elsewhere / STAGE_1).write_text(text.replace("batch_size: 12", "batch_size: 7"))
+    with caplog.at_level(logging.INFO, "emollama"):
+        config = load(STAGE_1)
+    assert config.datasets["feature_face_caption"].batch_size == 7
+    assert caplog.records == []
+
+
+def test_the_prompts_of_a_shipped_configuration_are_found_from_anywhere(elsewhere):
+    config = load("train_configs/minigpt4_flickr_finetune.yaml")
+    assert not Path(config.model.prompt_path).exists()
+    from emollama.data.image_prompt import read_prompts
+
+    assert read_prompts(config.model.prompt_path, "model.prompt_path")
+
+
+@pytest.mark.parametrize("path", ["train_configs/demo_stage_3.yaml", "./train_configs//demo_stage_3.yaml"])
+def test_a_file_that_is_nowhere_is_an_error_that_names_both_places_and_what_exists(elsewhere, path):
+    with pytest.raises(UserError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert f"--cfg-path: no file '{path}'" in message
+    assert str(elsewhere) in message
+    assert str(paths.PACKAGE / "train_configs/demo_stage_3.yaml") in message
+    assert STAGE_1 in message
+
+
+@pytest.mark.parametrize("path", ["demo_stage_1.yaml", "mine/train_configs/demo_stage_1.yaml", "train_configs/../README.md"])
+def test_only_paths_below_the_shipped_folders_have_a_packaged_copy(elsewhere, path):
+    assert packaged_copy(path) is None
+    with pytest.raises(UserError, match="--cfg-path: no file"):
+        find_shipped(path, "--cfg-path")
+
+
+def test_an_absolute_path_has_no_packaged_copy(elsewhere):
+    with pytest.raises(UserError, match="no file"):
+        find_shipped(str(elsewhere / STAGE_1), "--cfg-path")
+
+
+def test_only_the_first_rank_logs_the_packaged_copy(elsewhere, caplog, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with caplog.at_level(logging.INFO, "emollama"):
+        load(STAGE_1)
+    assert caplog.records == []
+
+
+def test_a_wheel_contains_every_module_configuration_and_template(tmp_path):
+    pytest.importorskip("setuptools", minversion="77")
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("emollama", *paths.SHIPPED):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    build = "import setuptools.build_meta, sys; setuptools.build_meta.build_wheel(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("emollama-*.whl")
+    files = zipfile.ZipFile(wheel).namelist()
+    expected = {f"emollama/{path}" for path in CONFIGS}
+    expected |= {
+        str(path.relative_to(ROOT)) for path in (ROOT / "emollama").rglob("*.*") if path.suffix in (".py", ".yaml", ".j2")
+    }
+    expected.add("emollama/py.typed")
+    assert {name for name in files if name.startswith("emollama/")} == expected
+    assert sum(name.endswith("/describe_image.txt") for name in files) == 1
