@@ -128,6 +128,22 @@ def written_whole(path: str | Path, mode: str = "w", *, lasting: bool = True) ->
         temporary.unlink(missing_ok=True)
 
 
+def restore_permissions(*paths: Path) -> None:
+    """Give files the permissions of a file that ``open`` creates beside them.
+
+    Some libraries write to a private temporary file (mode 0600) and rename it. An empty file shows what the umask and the
+    folder's default access list allow; reading the umask itself is not thread-safe.
+    """
+    for folder in {path.parent for path in paths}:
+        probe = folder / f".permissions.tmp{os.getpid()}"
+        probe.touch()
+        mode = probe.stat().st_mode & 0o777
+        probe.unlink()
+        for path in paths:
+            if path.parent == folder:
+                path.chmod(mode)
+
+
 def cache_folder() -> Path:
     """The user's cache folder for this project, ``$XDG_CACHE_HOME/emollama`` or ``~/.cache/emollama``; it need not exist.
 

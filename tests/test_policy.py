@@ -25,6 +25,7 @@ ALLOWED = {
     "registry": {"errors"},
     "paths": {"errors"},
     "data.batch": set(),
+    "tensor_files": {"paths"},
     "evaluation": BASE | {"data"},
     "reporting": BASE | {"data", "evaluation", "__init__"},
     "layers": {"errors", "registry"},
@@ -35,7 +36,7 @@ ALLOWED = {
     "media": {"errors", "paths", "data"},
     "encoders": DATA | {"media"},
     "datasets": DATA | {"media"},
-    "models": DATA | {"media", "encoders"},
+    "models": DATA | {"media", "encoders", "tensor_files"},
     "extraction": DATA | MACHINERY | {"media", "encoders", "__init__"},
     "tasks": DATA | {"evaluation", "models"},
     "precision": set(),
@@ -49,10 +50,10 @@ ALLOWED = {
     "sweeping": BASE | MACHINERY | {"config", "layers", "encoders", "reporting", "runners"},
     "prediction": DATA | MACHINERY | {"media", "encoders", "extraction", "datasets", "runners"},
     "reference": BASE | {"config"},
-    "demo": DATA | {"media", "encoders", "logging"},
+    "demo": DATA | {"media", "encoders", "logging", "tensor_files"},
     "importers": BASE | {"data", "media"},
     "doctor": DATA | MACHINERY | {"datasets", "runners", "planning"},
-    "exchange": BASE | MACHINERY | {"models", "stores"},
+    "exchange": BASE | MACHINERY | {"models", "stores", "tensor_files"},
     "commands": DATA
     | MACHINERY
     | {"layers", "models", "evaluation", "reporting", "planning", "reference"}

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import HubertConfig, HubertModel, VideoMAEConfig, VideoMAEModel, ViTMAEConfig, ViTMAEModel
 from transformers.utils import logging as transformers_logging
+
+from emollama.tensor_files import save_pretrained, save_tensors
 
 WIDTH = 64  # of the features of faces, videos and sound
 EVA_WIDTH, EVA_HEADS, EVA_BLOCKS, EVA_PATCHES = 176, 2, 2, 16  # D, heads of 88, blocks, patches (4 x 4 of 14 pixels)
@@ -36,9 +37,9 @@ def make_tiny_encoders(folder: Path, *, seed: int) -> None:
             "num_attention_heads": 4,
             "intermediate_size": 2 * WIDTH,
         }
-        ViTMAEModel(ViTMAEConfig(**sizes)).save_pretrained(folder / "mae")
-        VideoMAEModel(VideoMAEConfig(**sizes, num_frames=16, tubelet_size=2)).save_pretrained(folder / "videomae")
-        save_file(_eva_tensors(), folder / "eva_vit.safetensors")
+        save_pretrained(ViTMAEModel(ViTMAEConfig(**sizes)), folder / "mae")
+        save_pretrained(VideoMAEModel(VideoMAEConfig(**sizes, num_frames=16, tubelet_size=2)), folder / "videomae")
+        save_tensors(_eva_tensors(), folder / "eva_vit.safetensors")
     for name in ("mae", "videomae"):
         content = {"do_normalize": True, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
         _write_json(folder / name, content)
@@ -57,7 +58,7 @@ def _save_hubert(folder: Path) -> None:
         num_conv_pos_embeddings=16,
         num_conv_pos_embedding_groups=4,
     )
-    HubertModel(config).save_pretrained(folder)
+    save_pretrained(HubertModel(config), folder)
     _write_json(folder, {"do_normalize": True, "sampling_rate": 16000, "return_attention_mask": True})
 
 

@@ -13,6 +13,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from emollama.tensor_files import save_pretrained
+
 UNK, BOS, EOS = "<unk>", "<s>", "</s>"
 ANSWER_MARK = "[/INST]"
 PROMPT_WEIGHT = 0.2  # weight of a text's prompt (up to ANSWER_MARK) in its loss, where its answer has 1
@@ -38,8 +40,8 @@ def make_tiny_llama(
     rows = [_row(tokenizer, text) for text in texts]
     _train(model, rows, np.random.default_rng(seed), steps, batch_size, lr)
     model.eval()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_pretrained(model, folder)
+    save_pretrained(tokenizer, folder)
 
 
 def train_tokenizer(texts: Sequence[str], vocab: int) -> PreTrainedTokenizerFast:

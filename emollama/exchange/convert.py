@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from emollama import checkpoint
@@ -19,6 +18,7 @@ from emollama.exchange.weights import ADAPTERS, ADAPTERS_CONFIG, PROJECTORS, Wei
 from emollama.models import adapters, merging
 from emollama.paths import new_folder, require_new_file, sha256
 from emollama.stores.manifest import differences
+from emollama.tensor_files import save_tensors
 
 
 def average(sources: list[str], output: str) -> None:
@@ -156,8 +156,7 @@ def _own_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """A safetensors file with its digest beside it."""
     try:
-        save_file(_own_memory(tensors), path, metadata={"format": "pt"})
+        save_tensors(_own_memory(tensors), path, {"format": "pt"})
     except SafetensorError as error:
         raise OSError(str(error)) from None
-    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors writes files that only their owner reads
     checkpoint.digest_path(path).write_text(f"{sha256(path)}  {path.name}\n", encoding="utf-8")

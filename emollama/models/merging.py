@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from emollama.errors import UserError, listing
 from emollama.models.adapters import Adapters
 from emollama.paths import read_text
+from emollama.tensor_files import save_tensors
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MERGEABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -48,7 +48,7 @@ def merge(folder: Path, adapters: Adapters, scale: float, place: Path) -> None:
         tensors, metadata = _read(folder / file)
         for name in tensors.keys() & pairs.keys():
             tensors[name] = _merged(name, tensors[name], pairs[name], scale)
-        save_file(tensors, place / file, metadata=metadata or {"format": "pt"})
+        save_tensors(tensors, place / file, metadata or {"format": "pt"})
     for path in folder.iterdir():
         if path.is_file() and path.suffix not in WEIGHTS and (path.name == INDEX or not path.name.endswith(".index.json")):
             shutil.copyfile(path, place / path.name)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
@@ -66,6 +67,15 @@ def count_in_whole_numbers(axis: Axis, most: int) -> None:
 
     axis.set_major_locator(MaxNLocator(nbins=most, integer=True, min_n_ticks=1))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def log_scale(axes: Axes) -> None:
+    """Set a logarithmic y axis with plain tick labels: matplotlib's own are TeX, which :data:`STYLE` does not render."""
+    from matplotlib.ticker import FuncFormatter, LogFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(LogFormatter())
 
 
 def short(name: str, most: int = 24) -> str:

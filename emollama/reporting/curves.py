@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emollama.reporting.canvas import COLOURS, WIDTH, count_in_whole_numbers, png
+from emollama.reporting.canvas import COLOURS, WIDTH, count_in_whole_numbers, log_scale, png
 from emollama.reporting.lenient import number
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _draw_curve(ax: Axes, at: NDArray[np.float64], values: NDArray[np.float64], 
     else:
         ax.plot(at, values, color=colour, linewidth=1.6, marker="o" if len(values) < 20 else "", markersize=3)
     if values.min() > 0 and smooth and values.max() > 100 * np.median(values):
-        ax.set_yscale("log")
+        log_scale(ax)
 
 
 def smoothed(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
