@@ -8,9 +8,9 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.emollama-installed
 # One thread a process, and freed memory kept: what small float32 batches on a CPU run fastest with.
 FAST = OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 TOKENIZERS_PARALLELISM=false
-# Tests run in WORKERS processes, each test file in one of them.
+# Tests run in WORKERS processes. A test file stays in one of them; files that fork processes stay together (tests/conftest.py).
 WORKERS ?= 2
-SPREAD = -n $(WORKERS) --dist loadfile
+SPREAD = -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 .PHONY: install demo test test-all check
 

@@ -122,7 +122,7 @@ def _merged(given: list[Layer], needs_model: bool = True) -> RunConfig:
         check_top_level(layer)
     import_user_modules(layers)
     blocks = list(_blocks(layers, needs_model))
-    tree = OmegaConf.create({})
+    tree = OmegaConf.create({}, flags={"no_deepcopy_set_nodes": True})
     for name in FREE:
         OmegaConf.update(tree, name, merged_plain(layers, name), force_add=True)
     for block in blocks:
@@ -234,7 +234,8 @@ def _merge_layer(block: _Block, layer: Layer) -> None:
             block.without_effect[f"{block.path}.{written}"] = words
             continue
         try:
-            block.node = typing.cast("DictConfig", OmegaConf.merge(block.node, {name: value}))
+            # In place: OmegaConf.merge would copy the whole block for every key.
+            block.node.merge_with({name: value})
         except (OmegaConfBaseException, TypeError) as error:
             key = layer.written.get(path) or getattr(error, "full_key", None) or name
             quotes = ". Write it in quotes." if isinstance(error, KeyValidationError) else ""

@@ -1,9 +1,10 @@
-"""Fixtures over the golden corpus. Importing torch and transformers and loading the tiny model happens once a process."""
+"""Fixtures over the golden corpus, and processes. Nothing here imports torch before a test needs it."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,38 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
-import torch
+import ranks as forks
 from helpers import GOLDEN, golden_tree, loaded
 
-from emollama import checkpoint
 from emollama.config import RunConfig
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tell xdist which tests stay together: those of a file, and all files that fork from the server of tests/ranks.py."""
+    forking = {item.path for item in items if {"ranks", "launch"} & set(getattr(item, "fixturenames", ()))}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("forks" if item.path in forking else item.path.name))
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[forks.ForkServer]:
+    """The server from which ``launch`` and ``ranks`` fork; it starts when it is first used."""
+    yield forks.SERVER
+    forks.SERVER.close()
+
+
+@pytest.fixture(scope="session")
+def launch(fork_server: forks.ForkServer) -> Any:
+    """``launch("train.py", "--cfg-path", path, processes=2)``: a command in new processes, see :func:`ranks.launch`."""
+    return forks.launch
+
+
+@pytest.fixture(scope="session")
+def ranks(fork_server: forks.ForkServer) -> Iterator[forks.Ranks]:
+    """``ranks(function, ...)``: a function in two processes of one group, see :class:`ranks.Ranks`."""
+    both = forks.Ranks()
+    yield both
+    both.close()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -48,6 +76,10 @@ def golden_dataset(golden_config: RunConfig) -> Any:
 @pytest.fixture(scope="session")
 def golden_model(golden_config: RunConfig) -> Any:
     """The tiny model with the golden checkpoint, in eval mode. Tests leave it as they find it."""
+    import torch
+
+    from emollama import checkpoint
+
     model = golden_config.classes["model"](golden_config.model, device=torch.device("cpu"), frozen_dtype=torch.float32)
     path = str(golden_config.model.ckpt)
     checkpoint.load_trainable(model, checkpoint.read(path, "model.ckpt")["model"], path=path, allow_missing=[])

@@ -1,4 +1,4 @@
-"""Configurations over the golden corpus, and real processes that run them."""
+"""Configurations over the golden corpus, and real processes that run them (ranks.py has faster ones)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from typing import Any
 
 import yaml
 from helpers import GOLDEN, NINE, golden_block
-
-ROOT = Path(__file__).parent.parent
+from ranks import ROOT, environment
 
 
 def golden_config(folder: Path, *, run: dict | None = None, model: dict | None = None, data: dict | None = None) -> Path:
@@ -53,11 +52,6 @@ def golden_config(folder: Path, *, run: dict | None = None, model: dict | None =
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(tree))
     return path
-
-
-def environment() -> dict[str, str]:
-    """This process's environment with one thread each, as small batches want it."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_MAX_": "0", "PYTHONPATH": str(ROOT)}
 
 
 def command(script: str, *arguments: str, processes: int = 1) -> list[str]:

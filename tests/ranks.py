@@ -1,0 +1,338 @@
+"""Processes that start in milliseconds: forked from a server that has torch, transformers and peft loaded.
+
+A new interpreter needs about ten CPU seconds to import these libraries, a fork of the server none. There are two ways to use it:
+
+* ``launch(...)`` (fixture) runs a script or ``-m module`` in one or several processes, as a shell or torchrun would: each
+  process is new, has its own environment and exit status, and may be killed. The result is that of ``subprocess.run``.
+* ``ranks(function, ...)`` (fixture) calls a function in two processes that share one process group (gloo) for the whole
+  session, and returns the list of both results.
+
+What is about torchrun itself needs the real one: ``running.command``.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing import connection, forkserver
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+HANG = 600.0  # seconds after which something hangs; a loaded machine takes far less
+GRACE = 30.0  # seconds between SIGTERM and SIGKILL, as torchrun gives
+
+PRELOADED = [
+    "torch",
+    "torch.distributed",
+    "torch.nn.parallel",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "pytest",
+    "transformers.models.llama.modeling_llama",
+    "peft",
+    "emollama.cli",
+    "emollama.datasets.feature_face_caption",
+    "emollama.models.minigpt_v2",
+    "emollama.runners.runner_base",
+    "emollama.tasks.image_text_pretrain",
+]
+
+
+def environment() -> dict[str, str]:
+    """This process's environment with one thread each, as small batches want it."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_MAX_": "0", "PYTHONPATH": str(ROOT)}
+
+
+class ForkServer:
+    """Starts at the first use. :meth:`close` ends it, which adds its CPU time to that of this process's children."""
+
+    def __init__(self) -> None:
+        self._context: Any = None
+        self._processes: list[Any] = []
+
+    def process(self, target: Callable[..., None], *args: Any) -> Any:
+        """A started process that runs ``target(*args)``; the target must be importable, the arguments picklable."""
+        if self._context is None:
+            self._context = multiprocessing.get_context("forkserver")
+            self._context.set_forkserver_preload(PRELOADED)
+            with _environ(environment() | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}):
+                forkserver.ensure_running()
+        process = self._context.Process(target=target, args=args)
+        process.start()
+        self._processes = [*(one for one in self._processes if one.exitcode is None), process]
+        return process
+
+    def close(self) -> None:
+        """End the server and the processes that are left."""
+        for process in self._processes:
+            process.kill()
+            process.join()
+        if self._context is not None:
+            forkserver._forkserver._stop()
+            self._context = None
+
+
+SERVER = ForkServer()
+
+
+class Group:
+    """The variables that torchrun gives to each of several processes.
+
+    The store, through which they meet, is in this process and chooses its own port: no port can be taken in between.
+    """
+
+    def __init__(self, size: int) -> None:
+        from torch.distributed import TCPStore
+
+        self.size = size
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def variables(self, rank: int) -> dict[str, str]:
+        """For one of the processes."""
+        return {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(self.size),
+            "LOCAL_WORLD_SIZE": str(self.size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(self._store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RESTART_COUNT": "0",
+        }
+
+
+# Commands
+
+
+@dataclass
+class Launched:
+    """Processes that run a command, as a shell or torchrun would have started them."""
+
+    arguments: list[str]
+    processes: list[Any]
+    folder: Path
+    group: Group | None
+    _failed: float | None = field(default=None)
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the processes, in the order of ranks."""
+        return [process.pid for process in self.processes]
+
+    def poll(self) -> int | None:
+        """The exit status once all have ended, else None. When one fails, the others are ended, as by torchrun."""
+        codes = [process.exitcode for process in self.processes]
+        if any(codes) and self._failed is None:
+            self._failed = time.monotonic()
+            self.send_signal(signal.SIGTERM)
+        if self._failed is not None and time.monotonic() > self._failed + GRACE:
+            self.send_signal(signal.SIGKILL)
+        if None in codes:
+            return None
+        return codes[0] if len(codes) == 1 else int(any(codes))
+
+    def send_signal(self, number: int) -> None:
+        """To every process that is left."""
+        for process in self.processes:
+            if process.exitcode is None:
+                os.kill(process.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL to every process and those that it started."""
+        for process in self.processes:
+            if process.exitcode is None:
+                with suppress(ProcessLookupError):  # a process that has hardly begun leads no group yet
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.kill()
+        for process in self.processes:
+            process.join()
+
+    def wait(self, timeout: float = HANG) -> subprocess.CompletedProcess[str]:
+        """Wait for all of them; returns the exit status and what all of them wrote."""
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            left = [process.sentinel for process in self.processes if process.exitcode is None]
+            if time.monotonic() > end:
+                self.kill()
+                raise AssertionError(f"{self.arguments} hangs:\n{self.stderr()}")
+            connection.wait(left, timeout=1.0)
+        code = self.poll()
+        done = subprocess.CompletedProcess(self.arguments, code, (self.folder / "stdout").read_text(), self.stderr())
+        shutil.rmtree(self.folder)
+        return done
+
+    def stderr(self) -> str:
+        """What all of them have written so far."""
+        return (self.folder / "stderr").read_text()
+
+
+def start(*arguments: str, processes: int = 1, cwd: Path = ROOT, env: dict[str, str] | None = None) -> Launched:
+    """Start ``python <arguments>`` in new processes; see :func:`launch`."""
+    folder = Path(tempfile.mkdtemp())
+    for name in ("stdout", "stderr"):
+        (folder / name).touch()
+    line = [str(argument) for argument in arguments]
+    group = Group(processes) if processes > 1 else None
+    started = []
+    for rank in range(processes):
+        variables = (environment() if env is None else env) | (group.variables(rank) if group else {})
+        started.append(SERVER.process(_program, line, variables, str(cwd), str(folder)))
+    return Launched(line, started, folder, group)
+
+
+def launch(*arguments: str, processes: int = 1, cwd: Path = ROOT, env: dict[str, str] | None = None) -> Any:
+    """Run ``python <arguments>`` to the end in new processes; returns a ``subprocess.CompletedProcess``.
+
+    Args:
+        arguments: ``train.py --cfg-path ...`` or ``-m emollama eval ...``.
+        processes: more than 1 have the environment that torchrun makes. One that fails ends the others; the status is 1 then.
+        cwd: where it runs.
+        env: all variables; default: this process's. Those that libraries read when they are imported have no effect.
+    """
+    return start(*arguments, processes=processes, cwd=cwd, env=env).wait()
+
+
+def _program(arguments: list[str], variables: dict[str, str], cwd: str, folder: str) -> None:
+    """In a fork: what the interpreter does with a command line."""
+    os.setsid()
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        opened = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_APPEND)
+        os.dup2(opened, number)
+        os.close(opened)
+    os.environ.clear()
+    os.environ.update(variables)
+    os.chdir(cwd)
+    is_module = arguments[0] == "-m"
+    first = cwd if is_module else str(Path(cwd, arguments[0]).parent)
+    own = [path for path in sys.path if path not in ("", str(ROOT), str(ROOT / "tests"))]
+    sys.path[:] = [first, *filter(None, variables.get("PYTHONPATH", "").split(os.pathsep)), *own]
+    sys.argv[:] = arguments[is_module:]
+    try:
+        if is_module:
+            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(arguments[0], run_name="__main__")
+        status = 0
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        if isinstance(ended.code, str):
+            sys.stderr.write(f"{ended.code}\n")
+    except KeyboardInterrupt:
+        status = 130
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+# Functions
+
+
+class Ranks:
+    """Two processes in one group. They start at the first call, and anew after a call that failed."""
+
+    SIZE = 2
+
+    def __init__(self) -> None:
+        self._processes: list[Any] = []
+        self._ends: list[connection.Connection] = []
+
+    def __call__(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """``function(*args)`` in every process; returns all results, in the order of ranks.
+
+        Args:
+            function: of a module that can be imported. The process group is joined; ``emollama.distributed.start`` returns it.
+            args: picklable, as is the result.
+
+        Raises:
+            AssertionError: with the traceback of each process that failed.
+        """
+        if not self._processes:
+            self._start()
+        for end in self._ends:
+            end.send((function, args, dict(os.environ), os.getcwd()))
+        results, failures = [None] * self.SIZE, {}
+        waiting = dict(enumerate(self._ends))
+        # A process that waits for one that failed waits in vain: it gets some time to fail by itself.
+        until = time.monotonic() + HANG
+        while waiting and time.monotonic() < until:
+            for end in connection.wait(list(waiting.values()), timeout=1.0):
+                rank = self._ends.index(end)
+                del waiting[rank]
+                try:
+                    results[rank], failure = end.recv()
+                except EOFError:
+                    failure = "ended by itself"
+                if failure:
+                    failures[rank] = failure
+                    until = min(until, time.monotonic() + GRACE)
+        failures |= dict.fromkeys(waiting, "does not answer")
+        if failures:
+            self.close()
+            raise AssertionError("\n".join(f"rank {rank}: {failure}" for rank, failure in sorted(failures.items())))
+        return results
+
+    def close(self) -> None:
+        """End both processes."""
+        for process in self._processes:
+            process.kill()
+            process.join()
+        self._processes, self._ends = [], []
+
+    def _start(self) -> None:
+        self._group = Group(self.SIZE)
+        for rank in range(self.SIZE):
+            own, other = multiprocessing.Pipe()
+            self._processes.append(SERVER.process(_serve, other, self._group.variables(rank)))
+            self._ends.append(own)
+            other.close()
+
+
+def _serve(end: connection.Connection, variables: dict[str, str]) -> None:
+    """In a fork: join the group, then call what is asked for until the other end is closed."""
+    os.environ.update(variables)
+    from emollama import distributed
+
+    distributed.start("cpu")
+    while True:
+        try:
+            function, args, environ, cwd = end.recv()
+        except EOFError:
+            os._exit(0)
+        os.environ.clear()
+        os.environ.update(environ | variables)
+        os.chdir(cwd)
+        try:
+            answer = function(*args), None
+        except BaseException:
+            answer = None, traceback.format_exc()
+        end.send(answer)
+
+
+class _environ:
+    """This process's environment, changed inside ``with``."""
+
+    def __init__(self, variables: dict[str, str]) -> None:
+        self.variables = variables
+
+    def __enter__(self) -> None:
+        self.before = dict(os.environ)
+        os.environ.update(self.variables)
+
+    def __exit__(self, *_: object) -> None:
+        os.environ.clear()
+        os.environ.update(self.before)
