@@ -13,7 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import ranks as forks
-from helpers import GOLDEN, golden_tree, loaded
+from helpers import GOLDEN, golden_tree, loaded, loaded_shipped_configs
 
 from emollama.config import RunConfig
 
@@ -50,6 +50,12 @@ def ranks(fork_server: forks.ForkServer) -> Iterator[forks.Ranks]:
 def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What was checked before is remembered for this session of tests only, in its processes too."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def shipped_configs() -> dict[str, RunConfig]:
+    """Path below the repository's root -> each shipped configuration, loaded once. Variables have the value "somewhere"."""
+    return loaded_shipped_configs()
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from emollama import config
 from emollama.config import RunConfig
@@ -79,3 +82,17 @@ def write(folder: Path, tree: Any) -> str:
 def loaded(folder: Path, tree: Any, *options: str) -> RunConfig:
     """The configuration that a tree and options give."""
     return config.load(write(folder, tree), list(options))
+
+
+def loaded_shipped_configs() -> dict[str, RunConfig]:
+    """Path below the repository's root -> each configuration under train_configs and eval_configs."""
+    root = Path(__file__).parent.parent
+    paths = sorted(path for folder in ("train_configs", "eval_configs") for path in (root / folder).glob("**/*.yaml"))
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        for path in paths:
+            for variable in set(re.findall(r"\$\{oc\.env:(\w+)\}", path.read_text(encoding="utf-8"))):
+                patch.setenv(variable, "somewhere")
+            found[str(path.relative_to(root))] = config.load(str(path))
+    return found
