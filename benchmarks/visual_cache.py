@@ -25,8 +25,9 @@ import torch
 from emollama.config import load
 from emollama.demo.drawing_files import TABLE, write_flickr
 from emollama.demo.tiny_llama import make_tiny_llama
-from emollama.encoders.eva_vit import EvaShape, EvaVit
-from emollama.encoders.qformer import QFormer, QFormerShape, under_original_names
+from emollama.encoders.eva_vit import EvaVit
+from emollama.encoders.qformer import QFormer, under_original_names
+from emollama.encoders.shapes import EvaShape, QFormerShape
 from emollama.runners.runner_base import RunnerBase
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, KeyValidationError, MissingMandatoryValue, OmegaConfBaseException
 
 from emollama import predecessors
+from emollama.blocks import Block, chosen_blocks
 from emollama.errors import UserError
 from emollama.layers import (
     GROUPS,
@@ -31,10 +32,9 @@ from emollama.layers import (
     import_user_modules,
     leaves,
     merged_plain,
-    selected,
 )
 from emollama.paths import PATHS, find_shipped, written_whole
-from emollama.registry import DATASETS, ENCODERS, EXTRACTORS, MODELS, RUNNERS, TASKS, did_you_mean
+from emollama.registry import TASKS, Components, did_you_mean
 
 __all__ = ["MISSING", "EvaluationBlock", "RunConfig", "from_plain", "load", "write_yaml"]
 
@@ -62,7 +62,7 @@ class RunConfig:
         evaluation_datasets: label -> :class:`EvaluationBlock`.
         extraction: Config of the extractor's class; None without such a block.
         run: Config of the runner class.
-        classes: block path ("model", "datasets.x", "run") -> registered class; "run.task" -> task class.
+        classes: block path ("model", "datasets.x", "run") -> registered class; "run.task" -> task class. See :class:`Components`.
         tree: everything as it was configured, defaults included, interpolations unresolved.
         sources: dotted key of every value in the tree -> where it came from: "default", or the name of a layer.
         warnings: what the user should read before the run: the keys of the predecessors that have no effect, in one text.
@@ -74,7 +74,7 @@ class RunConfig:
     evaluation_datasets: dict[str, EvaluationBlock]
     extraction: Any
     run: Any
-    classes: dict[str, Any]
+    classes: Mapping[str, Any]
     tree: DictConfig
     sources: dict[str, str]
     warnings: list[str]
@@ -86,19 +86,6 @@ class RunConfig:
     def resolved(self) -> dict[str, Any]:
         """The tree as plain values of their keys' types, interpolations resolved in this environment."""
         return typing.cast("dict[str, Any]", OmegaConf.to_container(self.tree, resolve=True))
-
-
-@dataclass
-class _Block:
-    """One component's block of keys while its layers are merged."""
-
-    path: str
-    kind: str
-    classes: list[Any]
-    selectors: dict[str, str | None]
-    node: DictConfig = field(default_factory=OmegaConf.create)
-    sources: dict[str, str] = field(default_factory=dict)
-    without_effect: dict[str, str] = field(default_factory=dict)
 
 
 def load(cfg_path: str, options: list[str] | None = None, *, needs_model: bool = True) -> RunConfig:
@@ -121,7 +108,7 @@ def _merged(given: list[Layer], needs_model: bool = True) -> RunConfig:
     for layer in layers:
         check_top_level(layer)
     import_user_modules(layers)
-    blocks = list(_blocks(layers, needs_model))
+    blocks = list(chosen_blocks(layers, needs_model))
     tree = OmegaConf.create({}, flags={"no_deepcopy_set_nodes": True})
     for name in FREE:
         OmegaConf.update(tree, name, merged_plain(layers, name), force_add=True)
@@ -164,37 +151,7 @@ def _read_options(options: list[str]) -> dict[str, Any]:
         raise UserError(f"--options: {error}") from None
 
 
-def _blocks(layers: list[Layer], needs_model: bool) -> Iterator[_Block]:
-    if needs_model or any(layer.tree.get("model") for layer in layers):
-        arch = selected(layers, ["model", "arch"], None)
-        if arch is None:
-            raise UserError(f"{layers[0].name}: 'model.arch' is missing. Registered: {', '.join(MODELS.names())}")
-        preset = selected(layers, ["model", "preset"], None)
-        yield _Block("model", "model", [MODELS.get(arch, "model.arch")], {"arch": arch, "preset": preset})
-    for label in dict.fromkeys(label for layer in layers for label in layer.tree.get("encoders", {})):
-        name = typing.cast("str", selected(layers, ["encoders", label, "type"], label))
-        yield _Block(f"encoders.{label}", "encoders", [ENCODERS.get(name, f"encoders.{label}.type")], {"type": name})
-    if any(layer.tree.get("extraction") for layer in layers):
-        name = typing.cast("str", selected(layers, ["extraction", "type"], "videos"))
-        yield _Block("extraction", "extraction", [EXTRACTORS.get(name, "extraction.type")], {"type": name})
-    runner = typing.cast("str", selected(layers, ["run", "runner"], "runner_base"))
-    task = typing.cast("str", selected(layers, ["run", "task"], "image_text_pretrain"))
-    task_class = TASKS.get(task, "run.task")
-    for group in ("datasets", "evaluation_datasets"):
-        labels = dict.fromkeys(label for layer in layers for label in layer.tree.get(group, {}))
-        lenders = predecessors.left_out(layers) if group == "datasets" else []
-        for label in (label for label in labels if label not in lenders):
-            name = typing.cast("str", selected(layers, [group, label, "type"], label))
-            classes = [DATASETS.get(name, f"{group}.{label}.type")]
-            if group == "evaluation_datasets":
-                classes += [task_class, task_class.scoring]
-            preset = selected(layers, [group, label, "preset"], None)
-            yield _Block(f"{group}.{label}", group, classes, {"type": name, "preset": preset})
-    runner_class = RUNNERS.get(runner, "run.runner")
-    yield _Block("run", "run", [runner_class], {"runner": runner, "task": task})
-
-
-def _block_layers(block: _Block, layers: list[Layer]) -> Iterator[Layer]:
+def _block_layers(block: Block, layers: list[Layer]) -> Iterator[Layer]:
     block.node = OmegaConf.structured(_schema(block))
     preset = block.selectors.get("preset")
     if preset is not None:
@@ -211,17 +168,17 @@ def _block_layers(block: _Block, layers: list[Layer]) -> Iterator[Layer]:
         yield Layer(layer.name, keys.get(label, {}) if label else keys, layer.written)
 
 
-def _schema(block: _Block) -> type:
+def _schema(block: Block) -> type:
     """One dataclass with the block's selecting keys and the fields of all its Config classes."""
     fields: list[Any] = [(key, str | None, field(default=value)) for key, value in block.selectors.items()]
-    for cls in block.classes:
-        hints = typing.get_type_hints(cls.Config)
-        for item in dataclasses.fields(cls.Config):
+    for config_class in block.configs:
+        hints = typing.get_type_hints(config_class)
+        for item in dataclasses.fields(config_class):
             fields.append((item.name, hints[item.name], field(default=item.default, default_factory=item.default_factory)))
     return dataclasses.make_dataclass(f"Block_{block.path.replace('.', '_')}", fields, kw_only=True)
 
 
-def _merge_layer(block: _Block, layer: Layer) -> None:
+def _merge_layer(block: Block, layer: Layer) -> None:
     known = [str(key) for key in block.node]
     for name, value in layer.tree.items():
         path = f"{block.path}.{name}"
@@ -239,15 +196,15 @@ def _merge_layer(block: _Block, layer: Layer) -> None:
         except (OmegaConfBaseException, TypeError) as error:
             key = layer.written.get(path) or getattr(error, "full_key", None) or name
             quotes = ". Write it in quotes." if isinstance(error, KeyValidationError) else ""
-            of = {item.name: item.type for cls in block.classes for item in dataclasses.fields(cls.Config)}
+            of = {item.name: item.type for config_class in block.configs for item in dataclasses.fields(config_class)}
             expected = f" (expected {of[name]})" if name in of else ""
             raise UserError(f"{layer.name}: '{block.path}.{key}': {_first_line(error)}{expected}{quotes}") from None
         block.sources |= dict.fromkeys((key for key, _ in leaves(value, path)), layer.source(path))
 
 
-def _resolved(tree: DictConfig, blocks: list[_Block], layers: list[Layer]) -> RunConfig:
+def _resolved(tree: DictConfig, blocks: list[Block], layers: list[Layer]) -> RunConfig:
     values = {block.path: _container(tree, block) for block in blocks}
-    objects = {block.path: [_build(cls.Config, values[block.path], block.path) for cls in block.classes] for block in blocks}
+    objects = {block.path: [_build(keys, values[block.path], block.path) for keys in block.configs] for block in blocks}
     by_group: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
     for path, made in objects.items():
         group, _, label = path.partition(".")
@@ -259,14 +216,14 @@ def _resolved(tree: DictConfig, blocks: list[_Block], layers: list[Layer]) -> Ru
         **by_group,
         extraction=objects.get("extraction", [None])[0],
         run=objects["run"][0],
-        classes={block.path: block.classes[0] for block in blocks} | {"run.task": TASKS.get(tree.run.task)},
+        classes=Components({block.path: block.chosen for block in blocks} | {"run.task": (TASKS, tree.run.task)}),
         tree=tree,
         sources=_sources(tree, blocks, layers),
         warnings=predecessors.warning(layers, without_effect, values),
     )
 
 
-def _sources(tree: DictConfig, blocks: list[_Block], layers: list[Layer]) -> dict[str, str]:
+def _sources(tree: DictConfig, blocks: list[Block], layers: list[Layer]) -> dict[str, str]:
     """Dotted key of every value in the tree -> where it came from."""
     given = {key: source for block in blocks for key, source in block.sources.items()}
     for layer in layers:
@@ -275,7 +232,7 @@ def _sources(tree: DictConfig, blocks: list[_Block], layers: list[Layer]) -> dic
     return {key: given.get(key, "default") for key, _ in leaves(OmegaConf.to_container(tree, resolve=False))}
 
 
-def _container(tree: DictConfig, block: _Block) -> dict[str, Any]:
+def _container(tree: DictConfig, block: Block) -> dict[str, Any]:
     try:
         node = OmegaConf.select(tree, block.path)
         return typing.cast("dict[str, Any]", OmegaConf.to_container(node, resolve=True, throw_on_missing=True))

@@ -16,7 +16,7 @@ import torch
 
 from emollama.config import RunConfig
 from emollama.data.batch import Record
-from emollama.data.features import FRAME
+from emollama.data.slots import FRAME
 from emollama.precision import Precision
 
 CHARACTERS_PER_TOKEN = 4  # of English text, where the folder holds no tokenizer

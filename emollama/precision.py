@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Literal
 
 import torch
 
-AmpDtype = Literal["auto", "bf16", "fp16"]
+from emollama.dtypes import AmpDtype
 
 
 class Precision:

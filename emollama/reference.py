@@ -28,18 +28,21 @@ it is set, and captions, transcripts and feature folders at the annotation file'
 
 def markdown() -> str:
     """All blocks with their keys, defaults and texts."""
-    datasets = {name: _rows(DATASETS.get(name).Config) for name in DATASETS.names()}
+    datasets = {name: _rows(DATASETS.config(name)) for name in DATASETS.names()}
     shared = [row for row in next(iter(datasets.values())) if all(row in rows for rows in datasets.values())]
     sections = [
-        *((f"model, `arch: {name}`", _rows(MODELS.get(name).Config)) for name in MODELS.names()),
+        *((f"model, `arch: {name}`", _rows(MODELS.config(name))) for name in MODELS.names()),
         ("datasets, of every type", shared),
         *((f"datasets, `type: {name}`", [row for row in rows if row not in shared]) for name, rows in datasets.items()),
-        *((f"evaluation_datasets, added by `task: {name}`", _rows(TASKS.get(name).Config)) for name in TASKS.names()),
-        *((f"evaluation_datasets, scores of `task: {name}`", _rows(TASKS.get(name).scoring.Config)) for name in TASKS.names()),
-        *((f"evaluation_datasets, `judge: {{type: {name}}}`", _rows(JUDGES.get(name).Config)) for name in JUDGES.names()),
-        *((f"encoders, `type: {name}`", _rows(ENCODERS.get(name).Config)) for name in ENCODERS.names()),
-        *((f"extraction, `type: {name}`", _rows(EXTRACTORS.get(name).Config)) for name in EXTRACTORS.names()),
-        *((f"run, `runner: {name}`", _rows(RUNNERS.get(name).Config)) for name in RUNNERS.names()),
+        *((f"evaluation_datasets, added by `task: {name}`", _rows(TASKS.config(name))) for name in TASKS.names()),
+        *(
+            (f"evaluation_datasets, scores of `task: {name}`", _rows(TASKS.attribute(name, "scoring").Config))
+            for name in TASKS.names()
+        ),
+        *((f"evaluation_datasets, `judge: {{type: {name}}}`", _rows(JUDGES.config(name))) for name in JUDGES.names()),
+        *((f"encoders, `type: {name}`", _rows(ENCODERS.config(name))) for name in ENCODERS.names()),
+        *((f"extraction, `type: {name}`", _rows(EXTRACTORS.config(name))) for name in EXTRACTORS.names()),
+        *((f"run, `runner: {name}`", _rows(RUNNERS.config(name))) for name in RUNNERS.names()),
     ]
     parts = [INTRODUCTION]
     parts += [f"## {title}\n\n| key | default | |\n|---|---|---|\n{''.join(rows)}" for title, rows in sections if rows]

@@ -1,7 +1,9 @@
 """Names that a YAML file may use, and the classes behind them.
 
-A registry returns classes; building one is ``cls(cfg, **runtime)`` in plain sight. The modules that register the built-in
-components are listed here and imported at the first lookup; a user's own modules come through ``imports:`` in the YAML.
+A registry returns classes; building one is ``cls(cfg, **runtime)`` in plain sight. The built-in components are listed in the
+tables below as "module:Class", and a look-up imports only the module that it needs. Where a class needs torch, its Config lives
+in a torch-free module of its own (:class:`BuiltIn`), so that a configuration is checked without torch. A user's own modules come
+through ``imports:`` in the YAML; they register their classes with a decorator.
 """
 
 from __future__ import annotations
@@ -9,8 +11,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
 
 from emollama.errors import UserError
 
@@ -23,18 +26,32 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean '{near[0]}'?" if near else ""
 
 
+@dataclass(frozen=True)
+class BuiltIn:
+    """Where a built-in component is defined.
+
+    Attributes:
+        target: "module:Class".
+        light: attribute of the class -> "module:name" of the same object in a module without torch.
+    """
+
+    target: str
+    light: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
 class Registry(Generic[T]):
     """Classes (or functions) of one kind by name.
 
     Args:
         kind: what the names stand for, as error messages say it ("model").
-        modules: imported at the first lookup; importing them registers the built-in components.
+        built_in: name -> where the built-in component is; its module is imported when the component is looked up.
         needs_config: each registered class must hold a dataclass named ``Config``.
     """
 
-    def __init__(self, kind: str, modules: tuple[str, ...], *, needs_config: bool = True) -> None:
+    def __init__(self, kind: str, built_in: Mapping[str, str | BuiltIn] | None = None, *, needs_config: bool = True) -> None:
         self.kind = kind
-        self._modules = modules
+        given = built_in or {}
+        self._built_in = {name: BuiltIn(place) if isinstance(place, str) else place for name, place in given.items()}
         self._needs_config = needs_config
         self._entries: dict[str, T] = {}
 
@@ -46,8 +63,9 @@ class Registry(Generic[T]):
         """
 
         def enter(entry: T) -> T:
-            if name in self._entries:
-                raise ValueError(f"{self.kind} '{name}' is registered twice: {self._entries[name]!r} and {entry!r}")
+            taken = self._entries.get(name, self._built_in.get(name))
+            if taken is not None:
+                raise ValueError(f"{self.kind} '{name}' is registered twice: {taken!r} and {entry!r}")
             if self._needs_config and not dataclasses.is_dataclass(getattr(entry, "Config", None)):
                 raise ValueError(f"{self.kind} '{name}' ({entry!r}) has no @dataclass named Config inside it")
             self._entries[name] = entry
@@ -55,18 +73,32 @@ class Registry(Generic[T]):
 
         return enter
 
+    def require(self, name: str, key: str | None = None) -> None:
+        """Check that a name is registered, without importing anything; arguments and errors as for :meth:`get`."""
+        if name not in self._entries and name not in self._built_in:
+            hint = did_you_mean(name, self.names())
+            where = f"{key}: " if key else ""
+            raise UserError(f"{where}Unknown {self.kind} '{name}'.{hint} Registered: {', '.join(self.names())}")
+
     def get(self, name: str, key: str | None = None) -> T:
         """The class registered under ``name``; ``key`` is the configuration key that gave it, for the message.
 
         Raises:
             UserError: nothing has this name; the message holds the nearest one and all that are registered.
         """
-        known = self.names()
-        if name not in self._entries:
-            hint = did_you_mean(name, known)
-            where = f"{key}: " if key else ""
-            raise UserError(f"{where}Unknown {self.kind} '{name}'.{hint} Registered: {', '.join(known)}")
-        return self._entries[name]
+        self.require(name, key)
+        return self._entries[name] if name in self._entries else cast("T", _imported(self._built_in[name].target))
+
+    def attribute(self, name: str, attribute: str, key: str | None = None) -> Any:
+        """An attribute of the class registered under ``name``, without importing the class where the table says how."""
+        self.require(name, key)
+        if name not in self._entries and attribute in self._built_in[name].light:
+            return _imported(self._built_in[name].light[attribute])
+        return getattr(self.get(name), attribute)
+
+    def config(self, name: str, key: str | None = None) -> Any:
+        """The Config of the class registered under ``name``, from its torch-free module; see :meth:`get`."""
+        return self.attribute(name, "Config", key)
 
     def configured(self, block: Mapping[str, Any], key: str) -> tuple[Any, Any]:
         """A class and its Config, of a block of keys inside another component's: ``{type: name, ...keys of its Config}``.
@@ -105,22 +137,86 @@ class Registry(Generic[T]):
         return sorted(self.in_order())
 
     def in_order(self) -> list[str]:
-        """All registered names in the order of registration."""
-        for module in self._modules:
-            importlib.import_module(module)
-        return list(self._entries)
+        """All registered names: the built-in ones in the table's order, then the user's in the order of registration."""
+        return list(self._built_in | self._entries)
 
 
-MODELS: Registry[Any] = Registry("model", ("emollama.models.minigpt_v2", "emollama.models.minigpt4"))
-FUSIONS: Registry[Any] = Registry("fusion", ("emollama.models.fusion",), needs_config=False)
-_DATASETS = ("feature_face_caption", "mer2024_caption", "dfew", "emer", "custom", "flickr30k_caption")
-DATASETS: Registry[Any] = Registry("dataset", tuple(f"emollama.datasets.{name}" for name in _DATASETS))
-TASKS: Registry[Any] = Registry("task", ("emollama.tasks.image_text_pretrain",))
-RUNNERS: Registry[Any] = Registry("runner", ("emollama.runners.runner_base",))
-LR_SCHEDULES: Registry[Any] = Registry("LR schedule", ("emollama.optim",), needs_config=False)
-_ENCODERS = ("eva", "mae", "videomae", "hubert")
-ENCODERS: Registry[Any] = Registry("encoder", tuple(f"emollama.encoders.{name}" for name in _ENCODERS))
-EXTRACTORS: Registry[Any] = Registry("extractor", ("emollama.extraction.videos",))
-_METRICS = ("losses", "recognition", "openset", "wheels", "emer", "captions.metrics")
-METRICS: Registry[Any] = Registry("metric", tuple(f"emollama.evaluation.{name}" for name in _METRICS), needs_config=False)
-JUDGES: Registry[Any] = Registry("judge", ("emollama.evaluation.judges.lexical", "emollama.evaluation.judges.openai"))
+class Components(Mapping[str, Any]):
+    """Block path -> registered class. A look-up imports the class's module; nothing is imported before.
+
+    Args:
+        chosen: block path -> (registry, name in it).
+    """
+
+    def __init__(self, chosen: Mapping[str, tuple[Registry[Any], str]]) -> None:
+        self._chosen = dict(chosen)
+
+    def __getitem__(self, path: str) -> Any:
+        registry, name = self._chosen[path]
+        return registry.get(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._chosen)
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+
+def _imported(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _with_config(package: str, classes: Mapping[str, str]) -> dict[str, str | BuiltIn]:
+    """name -> "module:Class" below a package, whose Config is ``<Class>Config`` in the package's module ``configs``."""
+    return {
+        name: BuiltIn(f"{package}.{place}", {"Config": f"{package}.configs:{place.partition(':')[2]}Config"})
+        for name, place in classes.items()
+    }
+
+
+def _in_modules(package: str, modules: Mapping[str, str]) -> dict[str, str | BuiltIn]:
+    """module below a package -> names that stand there in capitals."""
+    return {name: f"{package}.{module}:{name.upper()}" for module, names in modules.items() for name in names.split()}
+
+
+MODELS: Registry[Any] = Registry(
+    "model", _with_config("emollama.models", {"minigpt_v2": "minigpt_v2:MiniGPTv2", "minigpt4": "minigpt4:MiniGPT4"})
+)
+FUSIONS: Registry[Any] = Registry("fusion", {"linear": "emollama.models.fusion:LinearFusion"}, needs_config=False)
+_DATASETS = {
+    "feature_face_caption": "feature_face_caption:FeatureFaceCaption",
+    "mer2024_caption": "mer2024_caption:MER2024Caption",
+    "dfew": "dfew:DFEW",
+    "emer": "emer:EMER",
+    "custom": "custom:Custom",
+    "flickr30k_caption": "flickr30k_caption:Flickr30kCaption",
+}
+DATASETS: Registry[Any] = Registry("dataset", _with_config("emollama.datasets", _DATASETS))
+_IMAGE_TEXT = {
+    "Config": "emollama.tasks.configs:ImageTextPretrainConfig",
+    "scoring": "emollama.evaluation.scoring:Scoring",
+}
+TASKS: Registry[Any] = Registry(
+    "task", {"image_text_pretrain": BuiltIn("emollama.tasks.image_text_pretrain:ImageTextPretrain", _IMAGE_TEXT)}
+)
+_RUN_CONFIG = {"Config": "emollama.runners.run_config:RunnerConfig"}
+RUNNERS: Registry[Any] = Registry("runner", {"runner_base": BuiltIn("emollama.runners.runner_base:RunnerBase", _RUN_CONFIG)})
+_LR_SCHEDULES = ("linear_warmup_cosine_lr", "linear_warmup_step_lr")
+LR_SCHEDULES: Registry[Any] = Registry(
+    "LR schedule", {name: f"emollama.lr_schedules:{name}" for name in _LR_SCHEDULES}, needs_config=False
+)
+_ENCODERS = {"eva": "eva:Eva", "mae": "mae:Mae", "videomae": "videomae:VideoMae", "hubert": "hubert:Hubert"}
+ENCODERS: Registry[Any] = Registry("encoder", _with_config("emollama.encoders", _ENCODERS))
+EXTRACTORS: Registry[Any] = Registry("extractor", _with_config("emollama.extraction", {"videos": "videos:VideoExtraction"}))
+_METRICS = {
+    "losses": "loss",
+    "recognition": "war waf uar macro_f1 precision recall hit_rate invalid_rate",
+    "openset": "ov_precision ov_recall ov",
+    "wheels": "ew_precision ew_recall ew",
+    "emer": "clue_overlap label_overlap",
+    "captions.metrics": "bleu_1 bleu_2 bleu_3 bleu_4 rouge_l cider_d meteor spice",
+}
+METRICS: Registry[Any] = Registry("metric", _in_modules("emollama.evaluation", _METRICS), needs_config=False)
+_JUDGES = {"lexical": "lexical:LexicalJudge", "openai": "openai:OpenAIJudge"}
+JUDGES: Registry[Any] = Registry("judge", {name: f"emollama.evaluation.judges.{place}" for name, place in _JUDGES.items()})

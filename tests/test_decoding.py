@@ -9,7 +9,8 @@ import torch
 from helpers import NINE, TASKS
 
 from emollama.data.batch import Record, collate
-from emollama.models.decoding import Choice, continued, likelihoods
+from emollama.models.decoding import continued, likelihoods
+from emollama.models.sampling import Choice
 
 GREEDY = Choice(max_new_tokens=20)
 

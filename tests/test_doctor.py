@@ -20,10 +20,11 @@ from planted import Planted, not_found
 from emollama import checkpoint, config, optim
 from emollama.data import features
 from emollama.data.batch import Record
-from emollama.data.features import Features, SlotShape
+from emollama.data.features import Features
 from emollama.data.instructions import TaskPool
 from emollama.data.order import Deck
 from emollama.data.problems import Problem
+from emollama.data.slots import SlotShape
 from emollama.doctor.captions import LabelWords, is_refusal
 from emollama.doctor.check import check
 from emollama.doctor.report import text_of

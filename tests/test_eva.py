@@ -10,7 +10,8 @@ from media_files import picture, write_video
 from safetensors.torch import load_file, save_file
 
 from emollama.encoders.eva import Eva
-from emollama.encoders.eva_vit import EvaFiles, EvaShape, EvaVit, interpolated, read_eva, read_ln_vision
+from emollama.encoders.eva_vit import EvaFiles, EvaVit, interpolated, read_eva, read_ln_vision
+from emollama.encoders.shapes import EvaShape
 from emollama.errors import UserError
 from emollama.media.source import Source
 

@@ -12,7 +12,8 @@ import torch
 from helpers import FOLDERS, NAMES, golden_tree, loaded
 
 from emollama.data import features
-from emollama.data.features import Features, SlotShape
+from emollama.data.features import Features
+from emollama.data.slots import SlotShape
 from emollama.errors import UserError
 
 

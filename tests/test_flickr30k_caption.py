@@ -16,10 +16,11 @@ from helpers import GOLDEN, golden_tree, loaded
 from PIL import Image
 
 from emollama.commands import eval as evaluate
-from emollama.data.features import FRAME, KeptShape, SlotShape
 from emollama.data.instructions import TaskPool
+from emollama.data.slots import FRAME, KeptShape, SlotShape
 from emollama.data.text import blip_caption
-from emollama.datasets.flickr30k_caption import WORDINGS, Flickr30kCaption
+from emollama.datasets.configs import CAPTION_WORDINGS
+from emollama.datasets.flickr30k_caption import Flickr30kCaption
 from emollama.doctor.check import check
 from emollama.doctor.report import text_of
 from emollama.errors import UserError
@@ -127,8 +128,8 @@ def test_without_instructions_nothing_is_said_and_with_them_one_of_them_alone(pl
 
 def test_a_pool_over_other_tasks_knows_these_alone():
     with pytest.raises(ValueError, match=r"unknown task 'emotion'\. Known: caption"):
-        TaskPool("emotion", {}, (), WORDINGS)
-    assert TaskPool("caption", {}, (), WORDINGS).wordings == {"caption": [""]}
+        TaskPool("emotion", {}, (), CAPTION_WORDINGS)
+    assert TaskPool("caption", {}, (), CAPTION_WORDINGS).wordings == {"caption": [""]}
 
 
 def test_the_digest_follows_the_captions(place):

@@ -9,7 +9,8 @@ from helpers import GOLDEN
 
 from emollama.data.batch import IGNORED, Record
 from emollama.data.image_prompt import BUILT_IN, ImagePrompt, read_prompts
-from emollama.data.prompt import Placeholders, PromptStyle
+from emollama.data.prompt import Placeholders
+from emollama.data.prompt_style import PromptStyle
 from emollama.errors import UserError
 from emollama.models.llm import load_tokenizer
 

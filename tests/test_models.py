@@ -16,8 +16,9 @@ from torch import zeros
 from emollama.data.batch import IGNORED, Record, Rows, collate
 from emollama.errors import UserError
 from emollama.models import llm, llm_weights
-from emollama.models.decoding import Choice, continued
+from emollama.models.decoding import continued
 from emollama.models.fusion import LinearFusion, place_rows
+from emollama.models.sampling import Choice
 from emollama.optim import trainable
 
 CPU = torch.device("cpu")

@@ -9,8 +9,9 @@ import torch
 from helpers import TRAJECTORY
 from torch import nn
 
+from emollama.lr_schedules import LRSettings, linear_warmup_cosine_lr, linear_warmup_step_lr
 from emollama.models import upstream
-from emollama.optim import LRSettings, adamw, linear_warmup_cosine_lr, linear_warmup_step_lr, set_lr, trainable
+from emollama.optim import adamw, set_lr, trainable
 
 
 def settings(**changes):

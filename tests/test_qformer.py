@@ -9,7 +9,8 @@ from helpers import GOLDEN
 from safetensors.torch import load_file, save_file
 
 from emollama.encoders.eva_vit import read_ln_vision
-from emollama.encoders.qformer import QFormer, QFormerShape, read_qformer
+from emollama.encoders.qformer import QFormer, read_qformer
+from emollama.encoders.shapes import QFormerShape
 from emollama.errors import UserError
 
 WEIGHTS = GOLDEN / "qformer/weights.safetensors"

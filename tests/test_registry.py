@@ -9,7 +9,21 @@ import pytest
 from helpers import golden_tree, loaded
 
 from emollama.errors import UserError
-from emollama.registry import DATASETS, MODELS, Registry, did_you_mean
+from emollama.registry import (
+    DATASETS,
+    ENCODERS,
+    EXTRACTORS,
+    FUSIONS,
+    JUDGES,
+    LR_SCHEDULES,
+    METRICS,
+    MODELS,
+    RUNNERS,
+    TASKS,
+    BuiltIn,
+    Registry,
+    did_you_mean,
+)
 
 
 class Good:
@@ -19,7 +33,7 @@ class Good:
 
 
 def registry(*names):
-    made = Registry("thing", ())
+    made = Registry("thing")
     for name in names:
         made.register(name)(type(name, (Good,), {}))
     return made
@@ -65,19 +79,49 @@ def test_a_class_without_a_config_dataclass_is_refused_at_registration(inner):
 
 
 def test_a_registry_of_functions_needs_no_config():
-    rates = Registry("rate", (), needs_config=False)
+    rates = Registry("rate", needs_config=False)
     rates.register("double")(lambda value: 2 * value)
     assert rates.get("double")(3) == 6
 
 
-def test_modules_are_imported_at_the_first_lookup_and_not_before(tmp_path, monkeypatch):
-    (tmp_path / "lazy_parts.py").write_text("LOADED = True\n")
+def test_a_lookup_imports_only_the_module_of_that_name(tmp_path, monkeypatch):
+    (tmp_path / "lazy_one.py").write_text("class One:\n    Config = None\n")
+    (tmp_path / "lazy_two.py").write_text("raise AssertionError\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    things = Registry("thing", ("lazy_parts",))
-    assert "lazy_parts" not in sys.modules
-    assert things.names() == []
-    assert "lazy_parts" in sys.modules
-    del sys.modules["lazy_parts"]
+    things = Registry("thing", {"one": "lazy_one:One", "two": "lazy_two:Two"})
+    assert things.names() == ["one", "two"]
+    things.require("two")
+    assert "lazy_one" not in sys.modules
+    assert things.get("one") is sys.modules["lazy_one"].One
+    assert "lazy_two" not in sys.modules
+    del sys.modules["lazy_one"]
+
+
+def test_the_config_of_a_built_in_class_is_read_without_its_module(tmp_path, monkeypatch):
+    (tmp_path / "heavy_part.py").write_text("raise AssertionError\n")
+    (tmp_path / "light_part.py").write_text("class PartConfig:\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    things = Registry("thing", {"part": BuiltIn("heavy_part:Part", {"Config": "light_part:PartConfig"})})
+    assert things.config("part") is sys.modules["light_part"].PartConfig
+    assert things.register("own")(Good) is Good
+    assert things.config("own") is Good.Config
+    with pytest.raises(ValueError, match="thing 'part' is registered twice"):
+        things.register("part")(Good)
+    del sys.modules["light_part"]
+
+
+ALL = (MODELS, FUSIONS, DATASETS, TASKS, RUNNERS, LR_SCHEDULES, ENCODERS, EXTRACTORS, METRICS, JUDGES)
+
+
+def test_every_built_in_name_leads_to_its_class_and_every_light_attribute_to_the_same_object():
+    light = 0
+    for known in ALL:
+        for name, entry in known._built_in.items():
+            found = known.get(name)
+            for attribute in entry.light:
+                light += 1
+                assert known.attribute(name, attribute) is getattr(found, attribute), (known.kind, name, attribute)
+    assert light >= 15
 
 
 def test_the_published_components_are_registered():

@@ -8,7 +8,7 @@ import pytest
 from helpers import golden_tree, loaded
 
 from emollama.errors import UserError
-from emollama.optim import learning_rate, total_epochs
+from emollama.lr_schedules import learning_rate, total_epochs
 from emollama.runners.runner_base import RunnerBase
 
 ITERS = 10

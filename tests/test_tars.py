@@ -21,7 +21,8 @@ import pytest
 import webdataset
 from iopath.common.file_io import HTTPURLHandler, PathHandler
 
-from emollama.data.features import Features, SlotShape
+from emollama.data.features import Features
+from emollama.data.slots import SlotShape
 from emollama.errors import UserError
 from emollama.paths import PATHS
 from emollama.stores import tar_index, tar_set

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from emollama.data.features import FRAME, IMAGE, PATCH
+from emollama.data.slots import FRAME, IMAGE, PATCH
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 AugmentationKind = Literal["noise", "drop_modality", "mask_rows"]
 MODALITIES = (IMAGE, ("face",), ("video",), ("audio",))
@@ -62,6 +63,8 @@ class Augmentation:
 
     def _dropped(self, features: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
         """One modality's rows as zeros; the last one that says anything stays."""
+        import torch  # here, so that the Config classes can check an augmentation without torch
+
         frame = features.get(FRAME, torch.zeros(0, 0))
         present = [slots for slots in MODALITIES if any(features[slot].any() for slot in slots if slot in features)]
         present = [IMAGE, *present] if len(frame) else present
@@ -74,10 +77,14 @@ class Augmentation:
         return {slot: torch.zeros_like(features[slot]) for slot in dropped}
 
     def _masked(self, features: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
+        import torch
+
         rows = features["image"].clone()
         rows[torch.from_numpy(rng.permutation(len(rows))[: round(self.mask * len(rows))])] = 0
         return {"image": rows}
 
 
 def _normal(rows: Tensor, rng: np.random.Generator) -> Tensor:
+    import torch
+
     return torch.from_numpy(rng.standard_normal(rows.shape, np.float32))

@@ -21,47 +21,16 @@ from torch import Tensor
 
 from emollama.data.problems import Problem
 from emollama.data.seen import Seen
+from emollama.data.slots import FRAME, IMAGE, PATCH, SlotShape
 from emollama.errors import UserError
 from emollama.stores.npy import FLOAT_TYPES
 from emollama.stores.store import ArrayStore, open_store
 
 T = TypeVar("T")
 VALUES_CHECKED_UP_TO = 1 << 20  # bytes; the values of larger arrays are checked when they are read, their headers always
-PATCH = 14  # side of an EVA patch in pixels
-FRAME = "frame"  # slot of pixels from which an image encoder inside the model makes the rows of IMAGE
-IMAGE = ("image", "cls")
 READERS = 16  # threads at most
 SHARE = 64  # arrays that each thread looks at before their number is chosen anew
 ALIKE = "alike"  # in place of a digest, where all values are the same number
-
-
-class SlotShape(NamedTuple):
-    """What a model expects of a slot.
-
-    Attributes:
-        rows: of one clip; checked for the image, and how a missing slot is filled with zeros.
-        width: D of each row; checked.
-    """
-
-    rows: int
-    width: int
-
-
-class KeptShape(SlotShape):
-    """Of a slot whose rows the model makes of frames, and keeps.
-
-    Attributes:
-        kept_in: the folder where it keeps them (:mod:`emollama.stores.kept`).
-    """
-
-    kept_in: str
-
-    @classmethod
-    def of(cls, shape: SlotShape, folder: str) -> KeptShape:
-        """The shape with its folder."""
-        made = cls(*shape)
-        made.kept_in = folder
-        return made
 
 
 class Look(NamedTuple):

@@ -7,19 +7,18 @@ tokenized alone, the image's rows between them.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from emollama.data.batch import Record
-from emollama.data.prompt import LossAverage, Parts, Placeholders, Prompt, PromptLayout, PromptStyle
+from emollama.data.image_mark import MARK, checked
+from emollama.data.prompt import Parts, Placeholders, Prompt
+from emollama.data.prompt_style import LossAverage, PromptLayout, PromptStyle
 from emollama.errors import UserError
 from emollama.paths import find_shipped, read_text
 
-MARK = "<ImageHere>"
-MISSPELT = re.compile(r"<\s*image\s*here\s*>", re.IGNORECASE)
 IMAGE = f"<Img>{MARK}</Img> "  # goes before a wording that does not say where the image stands
 BUILT_IN = (
     f"{IMAGE}Describe this picture.",
@@ -27,18 +26,6 @@ BUILT_IN = (
     f"{IMAGE}Tell what can be seen in this image.",
     f"{IMAGE}Write a caption for this image.",
 )
-
-
-def checked(wording: str) -> str:
-    """The wording, if the image has one place in it or none (then it goes first).
-
-    Raises:
-        ValueError: ``<ImageHere>`` stands in it more than once, or is misspelt.
-    """
-    marks = MISSPELT.findall(wording)
-    if len(marks) > 1 or (marks and marks[0] != MARK):
-        raise ValueError(f"{wording!r} must hold {MARK}, spelt so, once; or not at all, and the image goes first")
-    return wording
 
 
 def read_prompts(path: str, key: str) -> tuple[str, ...]:

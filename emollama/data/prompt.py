@@ -16,47 +16,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from emollama.data.batch import IGNORED, Record, Sample
+from emollama.data.prompt_style import LossAverage, PromptLayout, PromptStyle
 from emollama.errors import UserError
 
-PromptLayout = Literal["train", "upstream_eval"]
 Parts = list[str | tuple[str, ...]]  # texts, and names of placeholders, in the order in which they stand
-LossAverage = Literal["sample", "token"]
 HEAD = "<video><VideoHere></video> <feature><FeatureHere></feature> "
-
-
-@dataclass(frozen=True)
-class PromptStyle:
-    """How a model wraps a turn.
-
-    Attributes:
-        template: text with one ``{}`` where the turn's body goes, such as ``[INST] {} [/INST]``.
-        chat_template: False leaves the template out.
-        end_sym: ends every answer.
-        max_txt_len: tokens of one answer, the end symbol included; longer ones are cut before it.
-        max_context_len: tokens of the prompt's text; what exceeds is cut from the start of the user's words.
-    """
-
-    template: str
-    chat_template: bool
-    end_sym: str
-    max_txt_len: int
-    max_context_len: int
-
-    @property
-    def opening(self) -> str:
-        """What stands before the body."""
-        return self.template.partition("{}")[0] if self.chat_template else ""
-
-    @property
-    def closing(self) -> str:
-        """What stands after the body."""
-        return self.template.partition("{}")[2] if self.chat_template else ""
 
 
 @dataclass(frozen=True)

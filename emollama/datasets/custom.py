@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
 
 from emollama.data.clips import Clip, Table, column_of, read_clip_table
-from emollama.datasets.clip_config import ClipConfig
+from emollama.datasets.configs import CustomConfig
 from emollama.datasets.feature_clips import FeatureClips
 from emollama.errors import UserError
-from emollama.registry import DATASETS
 
 NEEDED_BY = {"emotion": "emotion", "reason": "reason", "reason_v2": "reason"}  # task -> what its answers are
 
 
-@DATASETS.register("custom")
 class Custom(FeatureClips):
     """The dataset behind a ``custom`` block."""
 
-    @dataclass
-    class Config(ClipConfig):
-        """Keys of a ``custom`` block."""
+    Config = CustomConfig
 
-        columns: dict[str, str] = field(default_factory=dict)
-        """emotion, sentence or reason -> how that column is called in your table. Other columns serve the curriculum."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            for key in self.columns:
-                if key not in ("emotion", "sentence", "reason"):
-                    raise ValueError(f"columns: unknown key '{key}'. Known: emotion, sentence, reason")
-
-    cfg: Config
+    cfg: CustomConfig
 
     def read_table(self) -> Table:
         """The table; a task without its column is refused."""

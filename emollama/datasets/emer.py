@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Any, Union
 
 from emollama.data.clips import Table, column_of, file_exists, read_annotations, read_captions, read_clip_table
-from emollama.datasets.clip_config import ClipConfig
+from emollama.datasets.configs import EMERConfig
 from emollama.datasets.feature_clips import FeatureClips
-from emollama.registry import DATASETS
 
 DESCRIPTIONS = ("reasons", "english", "chi_reasons")  # columns of the two tables, and of answers to them
 CAPTION_FIELD = "smp_reason_caption"
 
 
-@DATASETS.register("emer")
 class EMER(FeatureClips):
     """The dataset behind an ``emer`` block. The tasks ``reason`` and ``reason_v2`` have answers.
 
@@ -23,19 +19,9 @@ class EMER(FeatureClips):
     ``name count 0``, whose captions are optional.
     """
 
-    @dataclass
-    class Config(ClipConfig):
-        """Keys of an ``emer`` block."""
+    Config = EMERConfig
 
-        annotation_file: str = "EMER_NCE.txt"
-        """The V1 or V2 table (.csv), or a list (.txt)."""
-        task_pool: Union[str, list[str], dict[str, Any]] = "reason_v2"  # noqa: UP007
-        """Tasks to draw from: one, a list (a repeated name weighs more) or a mapping name -> weight."""
-        captions_path: str | None = "MERR_fine_grained.json"
-        """Descriptions for a list, as an object keyed by name with smp_reason_caption; starts at the annotation file's folder.
-        Evaluation does without where the default is not there, or null."""
-
-    cfg: Config
+    cfg: EMERConfig
 
     def read_table(self) -> Table:
         """The table in whichever form."""

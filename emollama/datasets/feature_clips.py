@@ -19,10 +19,11 @@ from torch import zeros
 from emollama.data.batch import Record
 from emollama.data.clips import Clip, Table, missing_names, read_transcripts
 from emollama.data.curriculum import numbers
-from emollama.data.features import FRAME, IMAGE, Features, SlotShape
+from emollama.data.features import Features
 from emollama.data.instructions import user_text
 from emollama.data.order import Deck
 from emollama.data.problems import Problem
+from emollama.data.slots import FRAME, IMAGE, SlotShape
 from emollama.data.text import TEXT_PROCESSORS
 from emollama.datasets.frame_store import open_frames
 from emollama.errors import UserError, listing

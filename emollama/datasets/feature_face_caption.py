@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from emollama.data.clips import AnnotationFormat, Table, file_exists, read_annotations, read_captions
-from emollama.datasets.clip_config import ClipConfig
+from emollama.data.clips import Table, file_exists, read_annotations, read_captions
+from emollama.datasets.configs import FeatureFaceCaptionConfig
 from emollama.datasets.feature_clips import FeatureClips
 from emollama.errors import UserError
 from emollama.paths import require_file
-from emollama.registry import DATASETS
 
 CAPTIONS = {  # task -> (configuration key, field of the clip's JSON object)
     "reason": ("coarse_grained_json_path", "caption"),
@@ -17,24 +14,12 @@ CAPTIONS = {  # task -> (configuration key, field of the clip's JSON object)
 }
 
 
-@DATASETS.register("feature_face_caption")
 class FeatureFaceCaption(FeatureClips):
     """The dataset behind a ``feature_face_caption`` block: MERR, MER2023, and every other list of that form."""
 
-    @dataclass
-    class Config(ClipConfig):
-        """Keys of a ``feature_face_caption`` block."""
+    Config = FeatureFaceCaptionConfig
 
-        annotation_format: AnnotationFormat = "auto"
-        """n (names alone, to be answered), ne, ncev, or auto (told by the number of fields)."""
-        coarse_grained_json_path: str | None = "MERR_coarse_grained.json"
-        """Captions of the task reason; starts at the annotation file's folder."""
-        fine_grained_json_path: str | None = "MERR_fine_grained.json"
-        """Captions of the task reason_v2; starts at the annotation file's folder."""
-        transcription_path: str | None = "transcription_en_all.csv"
-        """What is said: name,sentence; starts at the annotation file's folder. Null: prompts without a sentence."""
-
-    cfg: Config
+    cfg: FeatureFaceCaptionConfig
 
     def read_table(self) -> Table:
         """The list, and the captions that the tasks need."""

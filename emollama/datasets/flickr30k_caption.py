@@ -6,36 +6,27 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, zeros
 
-from emollama.config import MISSING
 from emollama.data.batch import Record
 from emollama.data.captions import Captioned, abridged, read_captioned
 from emollama.data.clips import missing_names
-from emollama.data.features import FRAME, KeptShape, SlotShape
-from emollama.data.image_prompt import checked
-from emollama.data.instructions import TaskPool
 from emollama.data.order import Deck
 from emollama.data.problems import Problem
+from emollama.data.slots import FRAME, KeptShape, SlotShape
 from emollama.data.text import TEXT_PROCESSORS
+from emollama.datasets.configs import Flickr30kCaptionConfig
 from emollama.datasets.feature_clips import place_by_name
 from emollama.datasets.image_files import open_images
-from emollama.errors import UserError, listing, require_at_least
+from emollama.errors import UserError, listing
 from emollama.media.pictures import ENDINGS, image_files
 from emollama.paths import join
-from emollama.registry import DATASETS
 from emollama.stores.kept import KeptRows
 
-TASK = "caption"
-WORDINGS = {TASK: [""]}  # the model's own prompts
 
-
-@DATASETS.register("flickr30k_caption")
 class Flickr30kCaption:
     """The dataset behind a ``flickr30k_caption`` block. Its one task is ``caption``.
 
@@ -55,67 +46,13 @@ class Flickr30kCaption:
         UserError: a file or folder that is missing or unreadable; what is wrong with single images is told by :meth:`problems`.
     """
 
-    @dataclass
-    class Config:
-        """Keys of a ``flickr30k_caption`` block. Relative paths start at the current directory, or at ``data_root``."""
+    Config = Flickr30kCaptionConfig
 
-        annotation_file: str = MISSING
-        """Captions as JSON: MiniGPT-4's form (what emollama prepare flickr30k writes), or COCO's."""
-        data_root: str | None = None
-        """Where annotation_file and image_path start. Null: the current directory."""
-        image_path: str = MISSING
-        """Folder of the images: <image_id>.jpg, .jpeg or .png, or as COCO's form names them."""
-        captions: Literal["joined", "random", "first"] = "joined"
-        """What is learnt of an image's captions, and what loss is of: all in one text, one at random (evaluation takes the
-        first), or the first. An answer is compared with each of them."""
-        instructions: dict[str, list[str]] = field(default_factory=dict)
-        """caption -> wordings that ask for one, <ImageHere> where the image goes. Empty: the model's own prompts."""
-        missing_images: Literal["error", "skip"] = "error"
-        """What to do about an image that is missing or cannot be read: stop, or leave it out."""
-        exclude: list[str] = field(default_factory=list)
-        """Names of images that are left out: <image_id>, or the file's name without its ending."""
-        held_out: float = 0.0
-        """Share of the images, chosen by their names: under datasets they are not trained on, under evaluation_datasets they
-        alone are answered."""
-        text_processor: Literal["blip_caption", "verbatim"] = "verbatim"
-        """What happens to captions before they are tokenized."""
-        max_words: int = 200
-        """Words of a caption that blip_caption keeps."""
-        shuffle: bool = True
-        """False draws the images in file order, wrapping at the end."""
-        batch_size: int = 1
-        """Samples of a micro-batch on one process."""
-        sample_ratio: float = 1.0
-        """Share of this block among several datasets blocks, any positive scale."""
+    cfg: Flickr30kCaptionConfig
 
-        def __post_init__(self) -> None:
-            require_at_least(1, self, "batch_size", "max_words")
-            for wording in self.turns():
-                try:
-                    checked(wording)
-                except ValueError as error:
-                    raise ValueError(f"instructions: {error}") from None
-            if not 0 < self.sample_ratio < float("inf"):
-                raise ValueError(f"sample_ratio is {self.sample_ratio}; it must be above 0, and finite")
-            if not 0 <= self.held_out < 1:
-                raise ValueError(f"held_out is {self.held_out}; it is a share of the images, at least 0 and below 1")
-
-        @property
-        def labels(self) -> list[str]:
-            """None: captions are no labels."""
-            return []
-
-        def pool(self) -> TaskPool:
-            """The task with its wordings."""
-            return TaskPool(TASK, self.instructions, (), WORDINGS)
-
-        def turns(self) -> list[str]:
-            """What users may say."""
-            return self.pool().wordings[TASK]
-
-    cfg: Config
-
-    def __init__(self, cfg: Config, *, slot_shapes: Mapping[str, SlotShape], label: str, training: bool = True) -> None:
+    def __init__(
+        self, cfg: Flickr30kCaptionConfig, *, slot_shapes: Mapping[str, SlotShape], label: str, training: bool = True
+    ) -> None:
         self.cfg = cfg
         self.label = label
         self.training = training

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from emollama.data.features import FRAME, Features, SlotShape
+from emollama.data.features import Features
+from emollama.data.slots import FRAME, SlotShape
 from emollama.errors import UserError
 from emollama.media.choice import FrameChoice, chosen_frame, read_peaks
 from emollama.media.files import find_video

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emollama.data.features import FRAME, Features, Look, SlotShape
+from emollama.data.features import Features, Look
+from emollama.data.slots import FRAME, SlotShape
 from emollama.errors import UserError
 from emollama.media.choice import FrameChoice
 from emollama.media.images import blip2_image

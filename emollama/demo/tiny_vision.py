@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emollama.demo.drawings import WORDS, Scene, draw_picture, draw_scene
-from emollama.encoders.eva_vit import LN_EPS, EvaShape, EvaVit
-from emollama.encoders.qformer import RENAMED, QFormer, QFormerShape
+from emollama.encoders.eva_vit import LN_EPS, EvaVit
+from emollama.encoders.qformer import RENAMED, QFormer
+from emollama.encoders.shapes import EvaShape, QFormerShape
 from emollama.media.images import blip2_image
 
 IMAGE_SIZE = 56

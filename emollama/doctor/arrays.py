@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from emollama.data.features import ALIKE, FRAME, Features, Survey
+from emollama.data.features import ALIKE, Features, Survey
 from emollama.data.problems import Problem
+from emollama.data.slots import FRAME
 from emollama.doctor.findings import Arrays, Finding, Reading
 from emollama.errors import UserError
 from emollama.logging import progress

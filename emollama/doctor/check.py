@@ -10,9 +10,10 @@ from typing import Any
 
 from emollama.config import RunConfig
 from emollama.data.instructions import user_text
-from emollama.data.prompt import PromptLayout
+from emollama.data.prompt_style import PromptLayout
+from emollama.datasets.configs import CAPTION_TASK
 from emollama.datasets.feature_clips import FeatureClips
-from emollama.datasets.flickr30k_caption import TASK, Flickr30kCaption
+from emollama.datasets.flickr30k_caption import Flickr30kCaption
 from emollama.doctor import arrays, captioned, forecast, texts
 from emollama.doctor.arrays import Fingerprints, Surveyed
 from emollama.doctor.findings import Block, Finding, Lengths, Report
@@ -158,10 +159,10 @@ class _Examination:
 
     def _captions(self, block: Block, dataset: Flickr30kCaption, options: Any) -> None:
         block.list_file, block.listed = dataset.list_path(), dataset.listed
-        block.answers[TASK] = sum(bool(image.captions) for image in dataset.images)
+        block.answers[CAPTION_TASK] = sum(bool(image.captions) for image in dataset.images)
         self._tell(*captioned.findings(dataset))
         if longest := captioned.longest(dataset):
-            lengths, cut = self._ruler.answers(block.label, TASK, longest)
+            lengths, cut = self._ruler.answers(block.label, CAPTION_TASK, longest)
             self._measured(block, (lengths, cut if self._loss_counts(block.label) else []))
         layout: PromptLayout = options.prompt_layout if options else "train"
         wordings = {words: words for _, words in texts.asked(dataset.pool, options.instruction if options else None)}

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from emollama.data.clips import file_exists, read_json
-from emollama.data.features import SlotShape
 from emollama.data.instructions import TASK_NAMES, TaskPool, user_text
+from emollama.data.slots import SlotShape
 from emollama.datasets.custom import Custom
 from emollama.datasets.emer import CAPTION_FIELD, DESCRIPTIONS, EMER
 from emollama.datasets.feature_clips import FOLDERS, FeatureClips

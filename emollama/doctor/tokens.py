@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from emollama.config import RunConfig
-from emollama.data.prompt import PromptLayout
+from emollama.data.prompt_style import PromptLayout
 from emollama.data.seen import Seen
 from emollama.doctor.findings import Finding, Lengths
 from emollama.errors import UserError

@@ -9,41 +9,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from emollama.config import MISSING
-from emollama.data.features import SlotShape
-from emollama.errors import require_at_least
+from emollama.data.slots import SlotShape
+from emollama.encoders.configs import EncoderConfig
 from emollama.media.source import Source
 
-Arithmetic = Literal["fp32", "bf16", "fp16"]
-FACE_KEYS = ("face", "max_frames")  # entries of a recipe that say nothing where images of faces are given
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass
-class EncoderConfig:
-    """Keys that all encoders share."""
-
-    weights: str = MISSING
-    """Where the pretrained weights lie: a local folder or file; nothing is downloaded."""
-    folder: str = MISSING
-    """Name of the folder of this encoder's features, below extraction.output."""
-    batch_size: int = 8
-    """Images, clips or pieces of sound that are encoded together. Features do not depend on it beyond rounding."""
-    precision: Arithmetic = "fp32"
-    """Arithmetic of the encoder: fp32, or mixed with bf16 or fp16. Features are float32 in any case."""
-    dtype: Literal["float32", "float16"] = "float32"
-    """Values of the stored arrays."""
-    random_weights: bool = False
-    """Take random weights in place of pretrained ones, for tests: the features mean nothing."""
-
-    def __post_init__(self) -> None:
-        require_at_least(1, self, "batch_size")
 
 
 @dataclass(frozen=True)

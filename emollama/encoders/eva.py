@@ -4,61 +4,34 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from emollama.data.features import PATCH, SlotShape
-from emollama.encoders.encoder import Description, Encoder, EncoderConfig, in_batches
-from emollama.encoders.eva_vit import HEAD, IDENTITY, EvaFiles, EvaShape, EvaVit, read_eva, read_ln_vision
+from emollama.data.slots import PATCH, SlotShape
+from emollama.encoders.configs import EvaConfig
+from emollama.encoders.encoder import Description, Encoder, in_batches
+from emollama.encoders.eva_vit import EvaFiles, EvaVit, read_eva, read_ln_vision
+from emollama.encoders.shapes import IDENTITY, EvaShape
 from emollama.encoders.weights import random_weights
-from emollama.media.choice import FrameChoice, chosen_frame
+from emollama.media.choice import chosen_frame
 from emollama.media.frames import read_frames
 from emollama.media.images import blip2_image
 from emollama.media.source import Source
-from emollama.registry import ENCODERS
 
 
-@ENCODERS.register("eva")
 class Eva(Encoder):
     """The encoder behind an ``eva`` block: arrays (1 + P, D) of one frame, row 0 the class token."""
 
     SLOTS = ("image", "cls")
 
-    @dataclass
-    class Config(EncoderConfig):
-        """Keys of an ``eva`` block; ``weights`` is a file such as eva_vit_g.pth."""
+    Config = EvaConfig
 
-        folder: str = "eva"
-        """Name of the folder of this encoder's features, below extraction.output."""
-        image_size: int = 448
-        """Side that frames are resized to, in pixels; positions are interpolated where the weights are for another."""
-        frame_selection: FrameChoice = "first"
-        """Which frame is taken. Published checkpoints saw the first; for training of your own: peak is better than middle, and
-        middle than first. random is the same frame each time, by the clip's name."""
-        ln_vision: str = IDENTITY
-        """The norm behind the transformer: identity as in minigpt_v2 and Emotion-LLaMA, or BLIP-2's Q-Former file for minigpt4.
-        The one in place of the other gives wrong features silently."""
-        depth: int = 39
-        """Blocks that run; the published file holds one more."""
-        width: int = 1408
-        """With random_weights: width of the transformer. Else the file tells."""
+    cfg: EvaConfig
 
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if self.image_size < 2 * PATCH or self.image_size % (2 * PATCH):
-                raise ValueError(f"image_size is {self.image_size}; it must be a multiple of {2 * PATCH}, two patches")
-            if self.width % HEAD:
-                raise ValueError(f"width is {self.width}; it must be a multiple of {HEAD}, a head")
-            if self.depth < 1:
-                raise ValueError(f"depth is {self.depth}; at least one block must run")
-
-    cfg: Config
-
-    def __init__(self, cfg: Config, *, device: torch.device, key: str) -> None:
+    def __init__(self, cfg: EvaConfig, *, device: torch.device, key: str) -> None:
         super().__init__(cfg, device=device, key=key)
         if cfg.random_weights:
             with random_weights(f"{key}.weights"):
@@ -69,7 +42,7 @@ class Eva(Encoder):
             self.vit = EvaVit.load(files, device=device, key=f"{key}.weights")
 
     @classmethod
-    def describe(cls, cfg: Config, key: str) -> Description:
+    def describe(cls, cfg: EvaConfig, key: str) -> Description:
         """Rows and width; refuses weights that are no EVA transformer's."""
         shape = _random_shape(cfg) if cfg.random_weights else read_eva(cfg.weights, f"{key}.weights", cfg.depth)[0]
         norm = torch.stack(read_ln_vision(cfg.ln_vision, shape.width, f"{key}.ln_vision"))
@@ -98,6 +71,6 @@ class Eva(Encoder):
         return list(rows.numpy())
 
 
-def _random_shape(cfg: Eva.Config) -> EvaShape:
+def _random_shape(cfg: EvaConfig) -> EvaShape:
     published = EvaShape()
     return EvaShape(cfg.width, cfg.depth, round(published.inner / published.width * cfg.width))

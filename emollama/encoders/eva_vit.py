@@ -12,32 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emollama.data.features import PATCH
-from emollama.encoders.encoder import DTYPES, Arithmetic, exact_convolutions
+from emollama.data.slots import PATCH
+from emollama.dtypes import Arithmetic
+from emollama.encoders.encoder import DTYPES, exact_convolutions
+from emollama.encoders.shapes import EVA_HEAD, IDENTITY, EvaShape
 from emollama.encoders.weights import read_tensors, require_fit
 from emollama.errors import UserError
 
-HEAD = 88  # width of an attention head
 LN_EPS = 1e-5  # of ln_vision; the blocks' norms have 1e-6
 UNUSED = re.compile(r"(norm|fc_norm|head|lm_head)\.|mask_token|rel_pos_bias")  # in published files, and never run here
 BLOCK = re.compile(r"blocks\.(\d+)\.")
-IDENTITY = "identity"
 REMEDY = "Name a file such as eva_vit_g.pth."
-
-
-@dataclass(frozen=True)
-class EvaShape:
-    """Sizes of the transformer; the defaults are those of the published ViT-g.
-
-    Attributes:
-        width: D.
-        depth: blocks that run; the published file holds one more, whose output nobody uses.
-        inner: width inside the feed-forward layers.
-    """
-
-    width: int = 1408
-    depth: int = 39
-    inner: int = 6144
 
 
 @dataclass(frozen=True)
@@ -81,8 +66,10 @@ def read_eva(path: str, key: str, depth: int) -> tuple[EvaShape, dict[str, Tenso
             f"{key}: '{path}' holds no EVA transformer (its tensors: {held}, ...). Name a file such as eva_vit_g.pth."
         )
     width, patch = embedding.shape[0], embedding.shape[-1]
-    if patch != PATCH or width % HEAD:
-        raise UserError(f"{key}: '{path}' has patches of {patch} and width {width}; expected {PATCH}, and a multiple of {HEAD}")
+    if patch != PATCH or width % EVA_HEAD:
+        raise UserError(
+            f"{key}: '{path}' has patches of {patch} and width {width}; expected {PATCH}, and a multiple of {EVA_HEAD}"
+        )
     depth = min(depth, max(blocks) + 1)
     kept = {name: value for name, value in tensors.items() if not (match := BLOCK.match(name)) or int(match[1]) < depth}
     return EvaShape(width, depth, first.shape[0]), kept
@@ -134,7 +121,7 @@ class EvaVit(nn.Module):
                 patch_size=PATCH,
                 embed_dim=shape.width,
                 depth=shape.depth,
-                num_heads=shape.width // HEAD,
+                num_heads=shape.width // EVA_HEAD,
                 mlp_ratio=shape.inner / shape.width,
                 num_classes=0,
                 global_pool="",

@@ -6,55 +6,35 @@ Letters: S samples of sound, T states over time, D width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from emollama.data.features import SlotShape
+from emollama.data.slots import SlotShape
 from emollama.encoders import hugging_face
-from emollama.encoders.encoder import Description, Encoder, EncoderConfig
+from emollama.encoders.configs import SHORTEST, HubertConfig
+from emollama.encoders.encoder import Description, Encoder
 from emollama.encoders.weights import read_tensors
 from emollama.errors import UserError
 from emollama.media.sound import read_sound
 from emollama.media.source import Source
-from emollama.registry import ENCODERS
 
 KINDS = ("hubert", "wav2vec2", "wavlm")
-SHORTEST = 1  # seconds; shorter sound is filled up with silence, a shorter rest of long sound is not cut off
 WITHOUT_MASKS = {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}  # of training; so no file needs to hold their vector
 
 
-@ENCODERS.register("hubert")
 class Hubert(Encoder):
     """The encoder behind a ``hubert`` block: (D,) of a clip's sound."""
 
     SLOTS = ("audio",)
 
-    @dataclass
-    class Config(EncoderConfig):
-        """Keys of a ``hubert`` block; ``weights`` is a Hugging Face folder. A clip is encoded alone, whatever batch_size is."""
+    Config = HubertConfig
 
-        folder: str = "HL-UTT"
-        """Name of the folder of this encoder's features, below extraction.output."""
-        layers: list[int] = field(default_factory=lambda: [-1])
-        """Layers whose states are summed, counted from the last, which is -1. Published features are of the last alone; the sum
-        of [-4, -3, -2, -1] is another vector, of which checkpoints trained on the last know nothing."""
-        chunk_seconds: float = 30.0
-        """Longer sound is encoded in pieces of so many seconds, and the mean taken over all of them."""
+    cfg: HubertConfig
 
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if not self.layers or max(self.layers) > -1 or len(set(self.layers)) < len(self.layers):
-                raise ValueError(f"layers is {self.layers}; count each once, from the last: -1, -2, ...")
-            if self.chunk_seconds < SHORTEST:
-                raise ValueError(f"chunk_seconds is {self.chunk_seconds}; it must be at least {SHORTEST}")
-
-    cfg: Config
-
-    def __init__(self, cfg: Config, *, device: torch.device, key: str) -> None:
+    def __init__(self, cfg: HubertConfig, *, device: torch.device, key: str) -> None:
         super().__init__(cfg, device=device, key=key)
         config = hugging_face.read_config(cfg.weights, f"{key}.weights", KINDS, **WITHOUT_MASKS)
         _check_layers(cfg, config.num_hidden_layers, key)
@@ -66,7 +46,7 @@ class Hubert(Encoder):
             self.model = hugging_face.build(config, tensors, source=cfg.weights, device=device, key=f"{key}.weights")
 
     @classmethod
-    def describe(cls, cfg: Config, key: str) -> Description:
+    def describe(cls, cfg: HubertConfig, key: str) -> Description:
         """Width and recipe; refuses a folder of another kind of model, and layers that it does not have."""
         config = hugging_face.read_config(cfg.weights, f"{key}.weights", KINDS)
         _check_layers(cfg, config.num_hidden_layers, key)
@@ -116,7 +96,7 @@ def piece_lengths(samples: int, chunk: int, shortest: int) -> list[int]:
     return [chunk] * whole + [rest]
 
 
-def _check_layers(cfg: Hubert.Config, layers: int, key: str) -> None:
+def _check_layers(cfg: HubertConfig, layers: int, key: str) -> None:
     """Refuse layers beyond those of a model; the first that counts is what goes into its layers."""
     if min(cfg.layers) < -(layers + 1):
         raise UserError(

@@ -7,57 +7,42 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from emollama.data.features import SlotShape
+from emollama.data.slots import SlotShape
 from emollama.encoders import hugging_face
+from emollama.encoders.configs import MaeConfig
 from emollama.encoders.encoder import Description, Encoder, in_batches
 from emollama.encoders.originals import build_mae, read_mae
-from emollama.encoders.pixels import FaceConfig, Pixels
+from emollama.encoders.pixels import Pixels
 from emollama.encoders.weights import read_tensors
 from emollama.media.faces import face_images
 from emollama.media.source import Source
-from emollama.registry import ENCODERS
 
 KIND = "vit_mae"
 Tokens = Callable[[Tensor], Tensor]  # (F, 3, S, S) -> (F, 1 + P, D) after the final norm; row 0 is the class token
 
 
-@ENCODERS.register("mae")
 class Mae(Encoder):
     """The encoder behind a ``mae`` block: (D,) of a clip's faces."""
 
     SLOTS = ("face",)
 
-    @dataclass
-    class Config(FaceConfig):
-        """Keys of a ``mae`` block; ``weights`` is a Hugging Face folder, or an original MAE file (.pth).
+    Config = MaeConfig
 
-        The published mae_340 features were made of OpenFace's images in [0, 1]: ``image_mean: [0, 0, 0]`` and
-        ``image_std: [1, 1, 1]``.
-        """
+    cfg: MaeConfig
 
-        folder: str = "mae_340_UTT"
-        """Name of the folder of this encoder's features, below extraction.output."""
-        batch_size: int = 32
-        """Face images that are encoded together. Features do not depend on it beyond rounding."""
-        pooling: Literal["cls", "patches"] = "cls"
-        """An image's vector, after the final norm: the class token, as published, or the mean over the patches."""
-
-    cfg: Config
-
-    def __init__(self, cfg: Config, *, device: torch.device, key: str) -> None:
+    def __init__(self, cfg: MaeConfig, *, device: torch.device, key: str) -> None:
         super().__init__(cfg, device=device, key=key)
         self.pixels = Pixels(cfg, KIND, _sizes(cfg, key)[1], key)
         self.tokens = _of_file(cfg, key, device) if _is_file(cfg) else _of_folder(cfg, key, device)
 
     @classmethod
-    def describe(cls, cfg: Config, key: str) -> Description:
+    def describe(cls, cfg: MaeConfig, key: str) -> Description:
         """Width and recipe; refuses a folder of another kind of model, and a file that holds none."""
         width, side = _sizes(cfg, key)
         recipe: dict[str, Any] = {
@@ -86,11 +71,11 @@ class Mae(Encoder):
         return (rows[:, 0] if self.cfg.pooling == "cls" else rows[:, 1:].mean(1)).cpu()
 
 
-def _is_file(cfg: Mae.Config) -> bool:
+def _is_file(cfg: MaeConfig) -> bool:
     return os.path.isfile(cfg.weights) and not cfg.random_weights
 
 
-def _sizes(cfg: Mae.Config, key: str) -> tuple[int, int]:
+def _sizes(cfg: MaeConfig, key: str) -> tuple[int, int]:
     """D and S of the weights."""
     if _is_file(cfg):
         vit, side, _ = read_mae(cfg.weights, f"{key}.weights")
@@ -99,12 +84,12 @@ def _sizes(cfg: Mae.Config, key: str) -> tuple[int, int]:
     return config.hidden_size, config.image_size
 
 
-def _of_file(cfg: Mae.Config, key: str, device: torch.device) -> Tokens:
+def _of_file(cfg: MaeConfig, key: str, device: torch.device) -> Tokens:
     model: Any = build_mae(cfg.weights, f"{key}.weights").to(device)
     return lambda images: model.forward_features(images)
 
 
-def _of_folder(cfg: Mae.Config, key: str, device: torch.device) -> Tokens:
+def _of_folder(cfg: MaeConfig, key: str, device: torch.device) -> Tokens:
     """The model of a folder; nothing of an image is masked, and rising "noise" leaves the patches in their order."""
     key, path = f"{key}.weights", cfg.weights
     config = hugging_face.read_config(path, key, (KIND,), mask_ratio=0.0)

@@ -6,7 +6,6 @@ Letters: F images or frames, S side in pixels.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,48 +15,10 @@ from torch import Tensor
 
 from emollama.data.clips import read_json
 from emollama.encoders import hugging_face
-from emollama.encoders.encoder import FACE_KEYS, EncoderConfig
-from emollama.errors import UserError, require_at_least
-from emollama.media.faces import FaceChoice
+from emollama.encoders.configs import PixelConfig
+from emollama.errors import UserError
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-
-
-@dataclass
-class PixelConfig(EncoderConfig):
-    """Keys of the encoders that look at images."""
-
-    image_mean: list[float] | None = None
-    """Subtracted from the red, green and blue of pixels in [0, 1]. Null: what belongs to the weights, ImageNet's for a .pth."""
-    image_std: list[float] | None = None
-    """Divides them after that. Null as for image_mean; [0, 0, 0] and [1, 1, 1] leave the pixels as they are."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        given = [values for values in (self.image_mean, self.image_std) if values is not None]
-        if len(given) == 1 or any(len(values) != 3 for values in given) or 0 in (self.image_std or ()):
-            raise ValueError(
-                f"image_mean is {self.image_mean} and image_std {self.image_std}; give three numbers each, or neither"
-            )
-
-
-@dataclass
-class FaceConfig(PixelConfig):
-    """Keys of the encoders that look at faces."""
-
-    face: FaceChoice = "detect"
-    """Where extraction.face_path gives no images: detect finds the largest face of a frame, centre cuts its centre out."""
-    max_frames: int = 32
-    """Where extraction.face_path gives no images: frames of a clip, equally spaced, whose faces are taken."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_at_least(1, self, "max_frames")
-
-    @property
-    def face_recipe(self) -> dict[str, Any]:
-        """These keys, as part of a recipe."""
-        return {name: getattr(self, name) for name in FACE_KEYS}
 
 
 class Pixels:

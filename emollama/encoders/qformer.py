@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from emollama.encoders.shapes import QFormerShape
 from emollama.encoders.weights import read_tensors, require_fit
 from emollama.errors import UserError, listing
 
@@ -34,29 +34,6 @@ FIRST = "Qformer.bert.encoder.layer.0"
 # What tells the sizes, with the dimensions of each: (1, Q, W), (inner, W), (W, D).
 TELLING = {"query_tokens": 3, f"{FIRST}.intermediate_query.dense.weight": 2, f"{FIRST}.crossattention.self.key.weight": 2}
 REMEDY = "Name an original file of BLIP-2 such as blip2_pretrained_flant5xxl.pth."
-
-
-@dataclass(frozen=True)
-class QFormerShape:
-    """Sizes of the transformer; the defaults are the published ones.
-
-    Attributes:
-        width: W.
-        layers: how many.
-        heads: attention heads of each.
-        inner: width inside the feed-forward layers.
-        every: the first of each so many layers looks at the image.
-        queries: Q.
-        vision: D.
-    """
-
-    width: int = 768
-    layers: int = 12
-    heads: int = 12
-    inner: int = 3072
-    every: int = 2
-    queries: int = 32
-    vision: int = 1408
 
 
 def read_qformer(path: str, key: str, heads: int | None = None) -> tuple[QFormerShape, dict[str, Tensor]]:

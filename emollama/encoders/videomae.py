@@ -7,55 +7,37 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from emollama.data.features import SlotShape
+from emollama.data.slots import SlotShape
 from emollama.encoders import hugging_face
+from emollama.encoders.configs import VideoMaeConfig
 from emollama.encoders.encoder import Description, Encoder, in_batches
 from emollama.encoders.originals import read_videomae
-from emollama.encoders.pixels import FaceConfig, Pixels
+from emollama.encoders.pixels import Pixels
 from emollama.encoders.weights import read_tensors
 from emollama.media.choice import segment_middles, segment_pairs
 from emollama.media.faces import face_images
 from emollama.media.frames import read_frames
 from emollama.media.source import Source
-from emollama.registry import ENCODERS
 
 KIND = "videomae"
 
 
-@ENCODERS.register("videomae")
 class VideoMae(Encoder):
     """The encoder behind a ``videomae`` block: (D,) of a clip's frames."""
 
     SLOTS = ("video",)
 
-    @dataclass
-    class Config(FaceConfig):
-        """Keys of a ``videomae`` block; ``weights`` is a Hugging Face folder, or an original VideoMAE file (.pth).
+    Config = VideoMaeConfig
 
-        The published maeV_399 features were made of OpenFace's images in [0, 1], in pairs, without the norm: ``images: faces``,
-        ``sampling: pairs``, ``final_norm: False``, ``image_mean: [0, 0, 0]``, ``image_std: [1, 1, 1]``.
-        """
+    cfg: VideoMaeConfig
 
-        folder: str = "maeV_399_UTT"
-        """Name of the folder of this encoder's features, below extraction.output."""
-        images: Literal["frames", "faces"] = "frames"
-        """What the frames show: all of the video's frame, or the face in it."""
-        sampling: Literal["middles", "pairs"] = "middles"
-        """Which 16 frames: the middle one of each of 16 equal segments, or two neighbours in the middle of each of 8."""
-        final_norm: bool | None = None
-        """Whether tokens pass the norm behind the last layer before their mean is taken. Null: as the weights were trained, which
-        is True for those of pretraining and False for fine-tuned ones."""
-
-    cfg: Config
-
-    def __init__(self, cfg: Config, *, device: torch.device, key: str) -> None:
+    def __init__(self, cfg: VideoMaeConfig, *, device: torch.device, key: str) -> None:
         super().__init__(cfg, device=device, key=key)
         self.config, tensors = _read(cfg, f"{key}.weights")
         self.pixels = Pixels(cfg, KIND, self.config.image_size, key)
@@ -66,7 +48,7 @@ class VideoMae(Encoder):
             self.model = hugging_face.build(self.config, stored, source=cfg.weights, device=device, key=f"{key}.weights")
 
     @classmethod
-    def describe(cls, cfg: Config, key: str) -> Description:
+    def describe(cls, cfg: VideoMaeConfig, key: str) -> Description:
         """Width and recipe; refuses a folder of another kind of model, and a file that holds none."""
         config, _ = _read(cfg, f"{key}.weights")
         recipe: dict[str, Any] = {
@@ -102,7 +84,7 @@ class VideoMae(Encoder):
         return tokens.float().mean(1).cpu()
 
 
-def _read(cfg: VideoMae.Config, key: str) -> tuple[Any, dict[str, Tensor]]:
+def _read(cfg: VideoMaeConfig, key: str) -> tuple[Any, dict[str, Tensor]]:
     """The model's configuration; and its tensors, where a file had to be read to tell."""
     if os.path.isfile(cfg.weights) and not cfg.random_weights:
         return read_videomae(cfg.weights, cfg.final_norm, key)

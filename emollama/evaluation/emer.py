@@ -17,7 +17,6 @@ from typing import Any, Self
 from emollama.evaluation.answers import Answer
 from emollama.evaluation.judges.judge import Extraction, Judge, Verdict
 from emollama.evaluation.metrics import Metric
-from emollama.registry import METRICS
 
 Failures = list[dict[str, str]]
 
@@ -134,5 +133,5 @@ def _mean(overlaps: ClueOverlaps | LabelOverlaps) -> float | None:
     return sum(scores) / len(scores) if scores else None
 
 
-METRICS.register("clue_overlap")(Metric("clue overlap", ClueOverlaps, _mean, top=10.0))
-METRICS.register("label_overlap")(Metric("label overlap", LabelOverlaps, _mean, top=10.0))
+CLUE_OVERLAP = Metric("clue overlap", ClueOverlaps, _mean, top=10.0)
+LABEL_OVERLAP = Metric("label overlap", LabelOverlaps, _mean, top=10.0)

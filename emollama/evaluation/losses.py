@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Self
 
 from emollama.evaluation.metrics import Metric
-from emollama.registry import METRICS
 
 
 @dataclass(frozen=True)
@@ -28,4 +27,4 @@ def _mean(losses: Losses) -> float | None:
     return mean if math.isfinite(mean) else None
 
 
-METRICS.register("loss")(Metric("loss", Losses, _mean, higher_is_better=False, top=None))
+LOSS = Metric("loss", Losses, _mean, higher_is_better=False, top=None)

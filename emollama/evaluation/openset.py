@@ -20,7 +20,6 @@ from emollama.evaluation.metrics import Metric
 from emollama.evaluation.submission import read_submission
 from emollama.evaluation.words import parse_words, plain_words
 from emollama.paths import require_file
-from emollama.registry import METRICS
 
 Words = tuple[str, ...]
 
@@ -69,9 +68,9 @@ def _score(sets: OpenSets) -> float | None:
     return None if precision is None or recall is None else (precision + recall) / 2
 
 
-METRICS.register("ov_precision")(Metric("precision of open-vocabulary words", OpenSets, _precision))
-METRICS.register("ov_recall")(Metric("recall of open-vocabulary words", OpenSets, _recall))
-METRICS.register("ov")(Metric("open-vocabulary score (mean of precision and recall)", OpenSets, _score))
+OV_PRECISION = Metric("precision of open-vocabulary words", OpenSets, _precision)
+OV_RECALL = Metric("recall of open-vocabulary words", OpenSets, _recall)
+OV = Metric("open-vocabulary score (mean of precision and recall)", OpenSets, _score)
 
 
 def read_openset(path: str, key: str = "openset_path") -> dict[str, Words]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from emollama.errors import UserError
 from emollama.evaluation.metrics import Metric
-from emollama.registry import METRICS, did_you_mean
+from emollama.registry import did_you_mean
 
 INVALID = -1  # the class of invalid answers, beside places in the labels
 _PRECISION, _RECALL, _F1, _SUPPORT = range(4)
@@ -131,11 +131,11 @@ def _invalid(labels: Labels) -> list[bool]:
     return [read is None for read in labels.read]
 
 
-METRICS.register("war")(Metric("accuracy (WAR)", Labels, _share(_right)))
-METRICS.register("waf")(Metric("weighted F1 (WAF)", Labels, _averaged(_F1, weighted=True)))
-METRICS.register("uar")(Metric("mean recall of the classes (UAR)", Labels, _averaged(_RECALL, weighted=False)))
-METRICS.register("macro_f1")(Metric("mean F1 of the classes", Labels, _averaged(_F1, weighted=False)))
-METRICS.register("precision")(Metric("weighted precision", Labels, _averaged(_PRECISION, weighted=True)))
-METRICS.register("recall")(Metric("weighted recall", Labels, _averaged(_RECALL, weighted=True)))
-METRICS.register("hit_rate")(Metric("answers that name the true label", Labels, _share(_named)))
-METRICS.register("invalid_rate")(Metric("invalid answers", Labels, _share(_invalid), higher_is_better=False, top=None))
+WAR = Metric("accuracy (WAR)", Labels, _share(_right))
+WAF = Metric("weighted F1 (WAF)", Labels, _averaged(_F1, weighted=True))
+UAR = Metric("mean recall of the classes (UAR)", Labels, _averaged(_RECALL, weighted=False))
+MACRO_F1 = Metric("mean F1 of the classes", Labels, _averaged(_F1, weighted=False))
+PRECISION = Metric("weighted precision", Labels, _averaged(_PRECISION, weighted=True))
+RECALL = Metric("weighted recall", Labels, _averaged(_RECALL, weighted=True))
+HIT_RATE = Metric("answers that name the true label", Labels, _share(_named))
+INVALID_RATE = Metric("invalid answers", Labels, _share(_invalid), higher_is_better=False, top=None)

@@ -27,7 +27,6 @@ from emollama.errors import UserError
 from emollama.evaluation.metrics import Metric
 from emollama.evaluation.words import plain_words, split_words
 from emollama.paths import PATHS, join
-from emollama.registry import METRICS
 
 FORMS, SYNONYMS = "format.csv", "synonym.xlsx"
 WHEELS = tuple(f"wheel{number}.xlsx" for number in range(1, 6))
@@ -112,9 +111,9 @@ def _mean(figure: int) -> Callable[[WheelSets], float | None]:
     return value
 
 
-METRICS.register("ew_precision")(Metric("precision on emotion wheels", WheelSets, _mean(0)))
-METRICS.register("ew_recall")(Metric("recall on emotion wheels", WheelSets, _mean(1)))
-METRICS.register("ew")(Metric("F on emotion wheels (EW)", WheelSets, _mean(2)))
+EW_PRECISION = Metric("precision on emotion wheels", WheelSets, _mean(0))
+EW_RECALL = Metric("recall on emotion wheels", WheelSets, _mean(1))
+EW = Metric("F on emotion wheels (EW)", WheelSets, _mean(2))
 
 
 def _sheet(path: str, columns: Sequence[str] = ()) -> list[dict[str, str]]:

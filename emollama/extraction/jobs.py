@@ -14,7 +14,8 @@ import torch
 import emollama
 from emollama.config import RunConfig
 from emollama.data.clips import safe_name
-from emollama.encoders.encoder import FACE_KEYS, Description
+from emollama.encoders.configs import FACE_KEYS
+from emollama.encoders.encoder import Description
 from emollama.encoders.weights import digest
 from emollama.errors import UserError
 from emollama.extraction.arrays import Arrays

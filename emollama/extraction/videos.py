@@ -6,31 +6,28 @@ import re
 import time
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from emollama import distributed
-from emollama.config import MISSING, RunConfig
+from emollama.config import RunConfig
 from emollama.encoders.encoder import Description
-from emollama.errors import UserError, require_at_least
+from emollama.errors import UserError
 from emollama.extraction import failures
 from emollama.extraction.clips import find_clips
+from emollama.extraction.configs import VideoExtractionConfig
 from emollama.extraction.disk import locked, writing
 from emollama.extraction.failures import Failure
 from emollama.extraction.jobs import Job, described, planned, require_weights
 from emollama.extraction.work import Share
 from emollama.logging import get_logger, set_up
 from emollama.paths import require_writable, unfinished
-from emollama.registry import EXTRACTORS
 
 WAIT_MINUTES = 24 * 60.0  # that processes wait for one that packs; one that dies ends all at once
 REASONS = 10  # that a summary tells one by one
 
 
-@EXTRACTORS.register("videos")
 class VideoExtraction:
     """Extracts the features of many videos with every encoder under ``encoders``, one encoder after another.
 
@@ -41,34 +38,7 @@ class VideoExtraction:
         UserError: there is no such device.
     """
 
-    @dataclass
-    class Config:
-        """Keys of the ``extraction`` block. Relative paths start at the current directory."""
-
-        videos: str = MISSING
-        """Folder of the videos; a clip's name is its path below it, without the ending."""
-        output: str = MISSING
-        """Folder to write into: a folder of features for each encoder, and failures.csv."""
-        annotation_file: str | None = None
-        """List of the clips to do: .txt, the name first, or .csv with a column name. Null: every video below the folder."""
-        face_path: str | None = None
-        """Folder of face images as OpenFace writes them: <name>/ or <name>_aligned/. Null: faces are found in the frames."""
-        peak_index_path: str | None = None
-        """Which frame of a clip is the most expressive: captions with peak_index (.json), or a CSV name,peak_index."""
-        stored_as: Literal["npy", "packed"] = "npy"
-        """A .npy file a clip, or packed shards. Those are written when every clip is done or failed; till then arrays lie in
-        <folder>.npy_parts. Clips that come later are packed anew with the earlier ones, which takes space for both meanwhile."""
-        failures: Literal["report", "zero"] = "report"
-        """What becomes of a clip that an encoder can make nothing of: report leaves it out (the dataset's missing_features then
-        says what that means), zero writes an array of zeros. Either way it is a row of failures.csv, tried again next time."""
-        num_workers: int = 4
-        """Threads that read videos on each process."""
-        device: Literal["auto", "cuda", "cpu"] = "auto"
-        """Where the encoders run. auto: CUDA where there is any. On a CPU the last bits of features depend on the number of
-        threads (OMP_NUM_THREADS, which torchrun sets to 1)."""
-
-        def __post_init__(self) -> None:
-            require_at_least(1, self, "num_workers")
+    Config = VideoExtractionConfig
 
     def __init__(self, config: RunConfig) -> None:
         self.config, self.cfg = config, config.extraction

@@ -14,6 +14,7 @@ from emollama.media.source import Source, Unusable
 from emollama.paths import require_file
 
 FrameChoice = Literal["first", "middle", "random", "peak"]
+FaceChoice = Literal["detect", "centre"]
 PEAK = "peak_index"
 NO_PEAK = "nobody said which of its frames is the peak"
 

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import cv2.data
 import numpy as np
 from PIL import Image
 
-from emollama.media.choice import segment_middles
+from emollama.media.choice import FaceChoice, segment_middles
 from emollama.media.frames import read_frames
 from emollama.media.source import Source, Unusable
 
-FaceChoice = Literal["detect", "centre"]
 ENDINGS = (".bmp", ".png", ".jpg", ".jpeg")
 CASCADE = "haarcascade_frontalface_alt2.xml"  # OpenCV's own
 MARGIN = 0.1  # of the box's side, added on each side; the box reaches from the forehead to the chin

@@ -25,6 +25,7 @@ from transformers.generation.logits_process import (
 )
 
 from emollama.data.batch import Batch
+from emollama.models.sampling import Choice
 
 
 def empty_cache() -> Any:
@@ -81,34 +82,6 @@ class Reader(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Choice:
-    """How the next token is chosen.
-
-    Attributes:
-        max_new_tokens: of a sequence.
-        temperature: 0 takes the most likely token, above 0 samples.
-        top_p: share of probability that sampling draws from.
-        repetition_penalty: above 1 makes generated tokens less likely.
-    """
-
-    max_new_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-
-    def processors(self) -> LogitsProcessorList:
-        """transformers' own processors of (ids so far, scores)."""
-        found = LogitsProcessorList()
-        if self.repetition_penalty != 1:
-            found.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
-        if self.temperature > 0:
-            found.append(TemperatureLogitsWarper(self.temperature))
-            if self.top_p < 1:
-                found.append(TopPLogitsWarper(self.top_p))
-        return found
-
-
 @torch.inference_mode()
 def continued(
     readers: Sequence[Reader], batch: Batch, choice: Choice, is_finished: Callable[[list[int]], bool], seeds: Sequence[int]
@@ -129,7 +102,7 @@ def continued(
     begun = [reader.begin(batch) for reader in readers]
     states = [state for _, state in begun]
     scores = _voted([logits for logits, _ in begun])
-    processors = choice.processors()
+    processors = _processors(choice)
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds] if choice.temperature > 0 else []
     answers: list[list[int]] = [[] for _ in batch.names]
     rows = list(range(len(answers)))  # which sequence each row of the caches belongs to
@@ -200,3 +173,15 @@ def _rows(packed: Tensor, lengths: list[int]) -> Tensor:
     """(1, heads, T, E) -> (B, heads, W, E), padded with zeros on the left."""
     pieces = packed[0].transpose(0, 1).split(lengths)
     return pad_sequence(list(pieces), batch_first=True, padding_side="left").transpose(1, 2)
+
+
+def _processors(choice: Choice) -> LogitsProcessorList:
+    """transformers' own processors of (ids so far, scores)."""
+    found = LogitsProcessorList()
+    if choice.repetition_penalty != 1:
+        found.append(RepetitionPenaltyLogitsProcessor(choice.repetition_penalty))
+    if choice.temperature > 0:
+        found.append(TemperatureLogitsWarper(choice.temperature))
+        if choice.top_p < 1:
+            found.append(TopPLogitsWarper(choice.top_p))
+    return found

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from emollama.data.batch import Rows
-from emollama.data.features import FRAME, IMAGE
+from emollama.data.slots import FRAME, IMAGE
 from emollama.encoders.eva import Eva
-from emollama.encoders.eva_vit import IDENTITY, EvaFiles, EvaShape, EvaVit, read_eva
+from emollama.encoders.eva_vit import EvaFiles, EvaVit, read_eva
+from emollama.encoders.shapes import IDENTITY, EvaShape
 from emollama.encoders.weights import digest
 from emollama.errors import UserError
 from emollama.media.choice import FrameChoice

@@ -11,13 +11,11 @@ from torch import Tensor, nn
 
 from emollama.data.batch import Rows
 from emollama.errors import UserError
-from emollama.registry import FUSIONS
 
 GROUP = 4  # neighbouring image rows that are joined into one, in raster order
 STEADY_ROWS = 4  # CPU libraries multiply fewer rows than this by another routine, which sums in another order
 
 
-@FUSIONS.register("linear")
 class LinearFusion(nn.Module):
     """Five linear projections, as published with Emotion-LLaMA (the names of the layers are those of its checkpoints).
 

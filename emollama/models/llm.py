@@ -7,13 +7,11 @@ Any Hugging Face causal language model in a local folder (Llama, Vicuna, Mistral
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
 
 from emollama.errors import UserError
-
-TrainLLM = Literal["lora", "none", "full"]
 
 
 def read_config(path: str) -> Any:

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from emollama.errors import UserError, listing
 from emollama.models import attention
-from emollama.models.llm import TrainLLM
+from emollama.models.configs import TrainLLM
 from emollama.registry import did_you_mean
 
 

@@ -7,82 +7,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, Union
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emollama.config import MISSING
 from emollama.data.batch import IGNORED, Batch, Rows
-from emollama.data.prompt import Prompt, PromptStyle
-from emollama.errors import require_at_least
+from emollama.data.prompt import Prompt
 from emollama.models import llm, upstream
 from emollama.models.decoding import Unfinished, empty_cache
 from emollama.models.fusion import STEADY_ROWS, place_rows
-
-
-@dataclass
-class LLMConfig:
-    """Keys of a ``model`` block about its language model."""
-
-    llama_model: str = MISSING
-    """Folder of a Hugging Face causal language model with its tokenizer."""
-    ckpt: Union[str, list[str], None] = None  # noqa: UP007
-    """Checkpoint whose trainable tensors are loaded at the start. Several are an ensemble."""
-    ensemble: Literal["predictions", "weights"] = "predictions"
-    """How several checkpoints answer. predictions: by the mean of their distributions (of next tokens, or of labels).
-    weights: as one model, the mean of their tensors; the halves of adapters are averaged each."""
-    ckpt_allow_missing: list[str] = field(default_factory=list)
-    """Globs of trainable tensors that ckpt may lack; they keep their initial values."""
-    train_llm: llm.TrainLLM = "lora"
-    """Train adapters, nothing, or every weight of the language model."""
-    lora_r: int = 64
-    """Rank of the adapters."""
-    lora_alpha: int = 16
-    """Scale of the adapters: their output is multiplied by lora_alpha / lora_r."""
-    lora_dropout: float = 0.05
-    """Probability of dropping a component of an adapter's input, in training."""
-    lora_target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
-    """Names of the linear layers that get adapters."""
-    dropout: float = 0.0
-    """Probability of dropping a component of a projected row, in training."""
-    use_grad_checkpoint: bool = True
-    """Recompute the language model's activations in the backward pass: less memory, about a third more time."""
-    low_resource: bool = False
-    """Load the language model in 8 bits (needs bitsandbytes)."""
-    load_in_4bit: bool = False
-    """Load the language model in 4 bits (needs bitsandbytes)."""
-    max_txt_len: int = 1024
-    """Tokens of an answer, the end symbol included."""
-    max_context_len: int = 3800
-    """Tokens of the prompt's text, placeholders not counted."""
-    end_sym: str = "</s>"
-    """Ends every answer."""
-    prompt_template: str = "[INST] {} [/INST]"
-    """Wraps a turn; {} is where its text goes."""
-    chat_template: bool = True
-    """False leaves prompt_template out."""
-
-    def __post_init__(self) -> None:
-        if self.prompt_template.count("{}") != 1:
-            raise ValueError(f"prompt_template {self.prompt_template!r} must contain {{}} exactly once")
-        if not self.end_sym:
-            raise ValueError("end_sym is empty; an answer needs an end, such as </s>")
-        if self.low_resource and self.load_in_4bit:
-            raise ValueError("low_resource (8 bits) and load_in_4bit are both on. Keep one.")
-        if self.train_llm == "full" and (self.low_resource or self.load_in_4bit):
-            raise ValueError("train_llm: full cannot train quantized weights. Use lora, or load in full precision.")
-        require_at_least(1, self, "lora_r", "lora_alpha")
-        require_at_least(8, self, "max_txt_len", "max_context_len")
-        for key in ("lora_dropout", "dropout"):
-            if not 0 <= getattr(self, key) < 1:
-                raise ValueError(f"{key} is {getattr(self, key)}; it must be in [0, 1)")
-
-    def style(self) -> PromptStyle:
-        """How a turn is wrapped and an answer ended."""
-        return PromptStyle(self.prompt_template, self.chat_template, self.end_sym, self.max_txt_len, self.max_context_len)
 
 
 class PackedLLM(nn.Module, ABC):

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emollama.data.features import KeptShape, SlotShape
+from emollama.data.slots import KeptShape, SlotShape
 from emollama.encoders.encoder import in_batches
-from emollama.encoders.eva_vit import IDENTITY, EvaFiles, EvaShape, EvaVit, read_eva, read_ln_vision
-from emollama.encoders.qformer import HEAD, QFormer, QFormerShape, read_qformer
+from emollama.encoders.eva_vit import EvaFiles, EvaVit, read_eva, read_ln_vision
+from emollama.encoders.qformer import HEAD, QFormer, read_qformer
+from emollama.encoders.shapes import IDENTITY, EvaShape, QFormerShape
 from emollama.encoders.weights import digest
 from emollama.errors import UserError
 from emollama.media.choice import FrameChoice

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from emollama import checkpoint, distributed
 from emollama.config import RunConfig
-from emollama.data.features import IMAGE
+from emollama.data.slots import IMAGE
 from emollama.datasets.feature_clips import FOLDERS
 from emollama.distributed import World
 from emollama.errors import UserError

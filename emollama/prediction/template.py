@@ -85,7 +85,7 @@ class Template:
         cfg = dataclasses.replace(self.cfg, **changes)
         label = self.key.partition(".")[2]
         block = EvaluationBlock(cfg, self.block.task, config.classes["run.task"].scoring.Config())
-        classes = config.classes | {f"evaluation_datasets.{label}": made}
+        classes = {**config.classes, f"evaluation_datasets.{label}": made}
         return dataclasses.replace(config, evaluation_datasets={label: block}, classes=classes)
 
 

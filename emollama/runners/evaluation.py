@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from emollama.config import EvaluationBlock, RunConfig
-from emollama.data.features import FRAME, IMAGE
 from emollama.data.loader import ClipDataset
+from emollama.data.slots import FRAME, IMAGE
 from emollama.errors import UserError, listing
 from emollama.evaluation.answers import Answer
 from emollama.evaluation.files import write_metrics, write_predictions

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from emollama.config import RunConfig
-from emollama.data.features import FRAME
-from emollama.encoders.encoder import FACE_KEYS
+from emollama.data.slots import FRAME
+from emollama.encoders.configs import FACE_KEYS
 from emollama.encoders.weights import digest
 from emollama.errors import UserError
 from emollama.logging import get_logger

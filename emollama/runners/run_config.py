@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, Union
 
-from emollama import optim
-from emollama.data.prompt import LossAverage
+from emollama import lr_schedules
+from emollama.data.prompt_style import LossAverage
+from emollama.dtypes import AmpDtype
 from emollama.errors import require_at_least
-from emollama.precision import AmpDtype
 from emollama.registry import LR_SCHEDULES
 
 
@@ -104,8 +104,8 @@ class RunnerConfig:
         if useless:
             named = " and ".join(useless)
             raise ValueError(f"{named}: metrics while training are needed. Set run.evaluate: True, or leave {named} out.")
-        LR_SCHEDULES.get(self.lr_sched, "lr_sched")
-        self.max_epoch = optim.total_epochs(self.stages, self.max_epoch)
+        LR_SCHEDULES.require(self.lr_sched, "lr_sched")
+        self.max_epoch = lr_schedules.total_epochs(self.stages, self.max_epoch)
         require_at_least(1, self, "max_epoch", "iters_per_epoch", "accum_grad_iters", "log_freq", "max_skipped_steps")
         require_at_least(1, self, "keep_last", "save_every_iters", "eval_epoch_interval", "early_stop_patience")
         require_at_least(0, self, "num_workers", "warmup_steps", "seed", "show_clips")

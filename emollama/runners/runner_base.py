@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emollama import checkpoint, distributed, optim, tracking
+from emollama import checkpoint, distributed, lr_schedules, optim, tracking
 from emollama.config import RunConfig, write_yaml
 from emollama.data.batch import Batch
 from emollama.data.loader import Split, TrainingSamples, seed_of, step_batches, training_loader
@@ -25,7 +25,6 @@ from emollama.errors import EchoedError, UserError, listing
 from emollama.logging import RunLog, get_logger, log_metrics, set_up
 from emollama.paths import require_writable
 from emollama.precision import Precision
-from emollama.registry import RUNNERS
 from emollama.reporting.report import write_report
 from emollama.runners import recipes
 from emollama.runners.answering import Answering
@@ -36,7 +35,6 @@ from emollama.runners.run_config import RunnerConfig
 from emollama.runners.validation import Validation
 
 
-@RUNNERS.register("runner_base")
 class RunnerBase:
     """The runner behind ``run.runner: runner_base``.
 
@@ -269,7 +267,7 @@ class RunnerBase:
 
     def _prepare_training(self, resumed: dict[str, Any] | None) -> None:
         cfg = self.cfg
-        self.learning_rate = optim.learning_rate(cfg)
+        self.learning_rate = lr_schedules.learning_rate(cfg)
         datasets = list(self.datasets.values())
         epoch_draws = self.split.global_batch * cfg.iters_per_epoch
         order = Order(cfg.seed, tuple(self.decks), epoch_draws)

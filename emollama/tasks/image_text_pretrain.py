@@ -5,19 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from emollama.data.batch import IGNORED, Batch, Record, collate
 from emollama.data.loader import ClipDataset, seed_of
-from emollama.data.prompt import Prompt, PromptLayout
-from emollama.errors import require_at_least
+from emollama.data.prompt import Prompt
 from emollama.evaluation.scoring import Scoring
-from emollama.models.decoding import Choice, continued, likelihoods
-from emollama.registry import TASKS
+from emollama.models.decoding import continued, likelihoods
+from emollama.tasks.configs import ImageTextPretrainConfig
 
 Answered = tuple[str, dict[str, float] | None]  # an answer, and the labels' probabilities where labels were compared
 
@@ -54,75 +53,32 @@ class Prediction:
     label_probabilities: dict[str, float] | None = None
 
 
-@TASKS.register("image_text_pretrain")
 class ImageTextPretrain:
     """The task behind ``run.task: image_text_pretrain``."""
 
     scoring = Scoring
 
-    @dataclass
-    class Config:
-        """Keys of a block under ``evaluation_datasets`` beside the dataset's own: how clips are asked and answers found."""
-
-        answer_by: Literal["generate", "likelihood"] = "generate"
-        """How the task emotion is answered. generate: in the model's own words. likelihood: the most probable of labels. Other
-        tasks always generate."""
-        max_new_tokens: int = 500
-        """Tokens of an answer at most."""
-        num_beams: int = 1
-        """Beams of the search; 1 searches greedily."""
-        temperature: float = 0.0
-        """0 takes the most likely token; above 0 samples, the same for the same run.seed."""
-        top_p: float = 1.0
-        """Share of probability that sampling draws from; needs a temperature above 0."""
-        repetition_penalty: float = 1.0
-        """Above 1 makes tokens that were generated before less likely."""
-        prompt_layout: PromptLayout = "train"
-        """train: as in training. upstream_eval: as the released checkpoints were evaluated (no loss is given then)."""
-        instruction: str = "first"
-        """first: the first wording of each task. Anything else is itself the wording; {labels} in it is replaced."""
-        aliases: dict[str, str] = field(default_factory=dict)
-        """Word in an answer -> label that it stands for, such as {joyful: happy}; so labels of another set are carried over. With
-        answer_by: likelihood the probabilities of a label and of its words add up."""
-        mask_slots: list[str] = field(default_factory=list)
-        """Slots whose rows are replaced by zeros, to see what they contribute: image, cls, face, video, audio."""
-
-        def __post_init__(self) -> None:
-            require_at_least(1, self, "max_new_tokens", "num_beams")
-            if self.temperature < 0 or self.repetition_penalty <= 0 or not 0 < self.top_p <= 1:
-                raise ValueError("temperature must be at least 0, repetition_penalty above 0, top_p above 0 and at most 1")
-            if self.top_p < 1 and self.temperature == 0:
-                raise ValueError("top_p has no effect at temperature 0. Set a temperature above 0, or leave top_p out.")
-            if self.num_beams > 1 and self.temperature > 0:
-                raise ValueError("num_beams and temperature are both above what searches greedily. Set one of them only.")
-
-        def choice(self) -> Choice:
-            """How tokens are chosen, without beams."""
-            return Choice(self.max_new_tokens, self.temperature, self.top_p, self.repetition_penalty)
-
-        def beams(self) -> dict[str, Any]:
-            """Keyword arguments for transformers' ``generate``."""
-            return {
-                "max_new_tokens": self.max_new_tokens,
-                "num_beams": self.num_beams,
-                "repetition_penalty": self.repetition_penalty,
-                "do_sample": False,
-                **dict.fromkeys(("temperature", "top_p", "top_k")),
-            }
+    Config = ImageTextPretrainConfig
 
     def loss(self, model: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
         """Sum over the batch's answer tokens of weight x cross-entropy: a scalar, to be divided by the step's weights."""
         weights: Tensor = batch.loss_weights[batch.labels != IGNORED]
         return (model(batch) * weights).sum()
 
-    def questions(self, dataset: ClipDataset, cfg: Config) -> list[Question]:
+    def questions(self, dataset: ClipDataset, cfg: ImageTextPretrainConfig) -> list[Question]:
         """Every clip asked for every task of its pool."""
         pool = dataset.pool
         wordings = {task: pool.first(task) if cfg.instruction == "first" else pool.filled(cfg.instruction) for task in pool.tasks}
         return [Question(clip, task, wording) for clip in range(len(dataset)) for task, wording in wordings.items()]
 
     def answer(
-        self, members: Sequence[Any], prompt: Prompt, dataset: ClipDataset, cfg: Config, questions: Sequence[Question], seed: int
+        self,
+        members: Sequence[Any],
+        prompt: Prompt,
+        dataset: ClipDataset,
+        cfg: ImageTextPretrainConfig,
+        questions: Sequence[Question],
+        seed: int,
     ) -> list[Prediction]:
         """Answer some questions together, and score their targets where there are any.
 
@@ -171,7 +127,7 @@ def _masked(record: Record, slots: Sequence[str]) -> Record:
 
 
 def _generated(
-    members: Sequence[Any], prompt: Prompt, batch: Batch, cfg: ImageTextPretrain.Config, seeds: list[int]
+    members: Sequence[Any], prompt: Prompt, batch: Batch, cfg: ImageTextPretrainConfig, seeds: list[int]
 ) -> list[Answered]:
     if cfg.num_beams == 1:
         ids = continued(members, batch, cfg.choice(), prompt.is_finished, seeds)

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from emollama.data.features import SlotShape
-from emollama.encoders.encoder import Description, Encoder, EncoderConfig
+from emollama.data.slots import SlotShape
+from emollama.encoders.configs import EncoderConfig
+from emollama.encoders.encoder import Description, Encoder
 from emollama.media.source import Unusable
 from emollama.registry import ENCODERS
 

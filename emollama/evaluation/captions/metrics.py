@@ -21,7 +21,6 @@ from emollama.evaluation.captions.evidence import (
     Subsequences,
 )
 from emollama.evaluation.metrics import Metric
-from emollama.registry import METRICS
 
 TINY, SMALL = 1e-15, 1e-9  # by which pycocoevalcap keeps BLEU from dividing by 0
 # METEOR 1.5 for English: weight of recall, exponent and share of the penalty, weight of content words, weights of the stages
@@ -63,9 +62,8 @@ def _meteor(found: Alignments) -> float | None:
     return float(mean * (1 - GAMMA * (2 * chunks / totals[21:].sum()) ** BETA))
 
 
-for _words in range(1, LONGEST + 1):
-    METRICS.register(f"bleu_{_words}")(Metric(f"BLEU-{_words}", NGrams, _bleu(_words)))
-METRICS.register("rouge_l")(Metric("ROUGE-L", Subsequences, _mean))
-METRICS.register("cider_d")(Metric("CIDEr-D", Consensus, _mean, top=None))
-METRICS.register("meteor")(Metric("METEOR", Alignments, _meteor))
-METRICS.register("spice")(Metric("SPICE", Propositions, _mean))
+BLEU_1, BLEU_2, BLEU_3, BLEU_4 = (Metric(f"BLEU-{words}", NGrams, _bleu(words)) for words in range(1, LONGEST + 1))
+ROUGE_L = Metric("ROUGE-L", Subsequences, _mean)
+CIDER_D = Metric("CIDEr-D", Consensus, _mean, top=None)
+METEOR = Metric("METEOR", Alignments, _meteor)
+SPICE = Metric("SPICE", Propositions, _mean)

@@ -18,10 +18,8 @@ from typing import Any
 from emollama.evaluation.judges.judge import Extraction, Verdict
 from emollama.evaluation.judges.wheel import FAMILY, nearness
 from emollama.evaluation.judges.words import clues, emotion_words, weight
-from emollama.registry import JUDGES
 
 
-@JUDGES.register("lexical")
 class LexicalJudge:
     """Judges by words alone; see the module for what that is worth."""
 

@@ -20,12 +20,10 @@ from emollama.evaluation.judges.endpoint import Endpoint
 from emollama.evaluation.judges.judge import Extraction, Verdict
 from emollama.evaluation.judges.prompts import Messages, clue_question, label_question, words_question
 from emollama.evaluation.judges.replies import read_score, read_words
-from emollama.registry import JUDGES
 
 OFFICIAL = "https://api.openai.com/v1"
 
 
-@JUDGES.register("openai")
 class OpenAIJudge:
     """Asks a language model, several questions at a time.
 
