@@ -183,7 +183,15 @@ PLACES = {
 }
 # Packages and single modules that need no tensors.
 TORCH_FREE = {"evaluation", "reporting", "registry", "config", "blocks", "layers", "predecessors", "errors", "paths", "stores"}
-TORCH_FREE |= {"importers", "dtypes", "lr_schedules", "reference", "runners.run_config", "datasets.clip_config", "encoders.shapes"}
+TORCH_FREE |= {
+    "importers",
+    "dtypes",
+    "lr_schedules",
+    "reference",
+    "runners.run_config",
+    "datasets.clip_config",
+    "encoders.shapes",
+}
 TORCH_FREE |= {"data.slots", "data.prompt_style", "data.image_mark", "models.sampling"}
 TORCH_FREE |= {f"{package}.configs" for package in ("models", "datasets", "encoders", "extraction", "tasks")}
 
