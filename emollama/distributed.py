@@ -6,8 +6,7 @@ CPU with gloo works as CUDA with nccl does; without torchrun there is one proces
 from __future__ import annotations
 
 import os
-import threading
-import time
+import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from emollama.errors import EchoedError, UserError
+from emollama.errors import EchoedCrash, EchoedError, UserError
 from emollama.optim import trainable
 
 T = TypeVar("T")
@@ -70,22 +69,19 @@ class World:
         """Run on rank 0; every rank gets the result, or learns of the failure.
 
         Raises:
-            UserError: what the function raised (on other ranks as :class:`EchoedError`).
+            Exception: what the function raised; on the other ranks :class:`EchoedError` or :class:`EchoedCrash`.
         """
         outcome: list[Any] = [None, None]
         failure: Exception | None = None
         if self.is_main:
-            try:
-                outcome[0] = function()
-            except Exception as error:  # told to the others below, then raised again here
-                failure = error
-                outcome[1] = f"{type(error).__name__}: {error}"
+            outcome[0], failure = _attempt(function)
+            outcome[1] = self._echo(failure)
         if self.size > 1:
             dist.broadcast_object_list(outcome)
         if failure is not None:
             raise failure
         if outcome[1] is not None:
-            raise EchoedError(outcome[1])
+            raise outcome[1]
         return outcome[0]
 
     def everywhere(self, function: Callable[[], T]) -> list[T]:
@@ -93,21 +89,16 @@ class World:
 
         Raises:
             UserError: of this rank, or on rank 0 of another one (on the others :class:`EchoedError`).
+            EchoedCrash: another rank raised something else.
             Exception: whatever else the function raised here.
         """
-        outcome: list[Any] = [None, None]
-        failure: Exception | None = None
-        try:
-            outcome[0] = function()
-        except Exception as error:  # told to the others below, then raised again here
-            failure = error
-            outcome[1] = str(error) if isinstance(error, UserError) else f"process {self.rank}: {type(error).__name__}: {error}"
-        outcomes = self.gather(outcome)
+        result, failure = _attempt(function)
+        outcomes: list[tuple[Any, EchoedError | EchoedCrash | None]] = self.gather((result, self._echo(failure)))
+        echoes = [echo for _, echo in outcomes if echo is not None]
         if failure is not None and (self.is_main or not isinstance(failure, UserError)):
             raise failure
-        for _, text in outcomes:
-            if text is not None:
-                raise UserError(text) if self.is_main else EchoedError(text)
+        for echo in echoes:
+            raise UserError(*echo.args) if self.is_main and isinstance(echo, EchoedError) else echo
         return [result for result, _ in outcomes]
 
     def main_first(self, function: Callable[[], T]) -> T:
@@ -115,6 +106,23 @@ class World:
         results: list[T] = []
         self.on_main(lambda: results.append(function()))
         return results[0] if results else function()
+
+    def _echo(self, failure: Exception | None) -> EchoedError | EchoedCrash | None:
+        """What the other ranks raise if this one fails."""
+        if failure is None or isinstance(failure, EchoedError | EchoedCrash):
+            return failure
+        if isinstance(failure, UserError):
+            return EchoedError(str(failure))
+        trace = "".join(traceback.format_exception(failure))
+        return EchoedCrash(f"{type(failure).__name__}: {failure}", self.rank, trace)
+
+
+def _attempt(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    """The function's result, or what it raised."""
+    try:
+        return function(), None
+    except Exception as error:  # raised again by the caller, on every rank
+        return None, error
 
 
 def start(device: str = "auto", timeout_minutes: float = 30.0, key: str = "run.device") -> World:
@@ -135,12 +143,12 @@ def start(device: str = "auto", timeout_minutes: float = 30.0, key: str = "run.d
     use_cuda = device != "cpu" and torch.cuda.is_available()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if use_cuda and here > torch.cuda.device_count():
-        raise UserError(f"{here} processes, but {torch.cuda.device_count()} GPUs. Lower torchrun's --nproc-per-node.")
+        gpus = torch.cuda.device_count()
+        raise UserError(f"{here} processes, but {gpus} GPUs. Lower the number of processes (torchrun's --nproc-per-node).")
     where = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(where)
     if size > 1 and not dist.is_initialized():
-        _end_with_parent()
         backend = "nccl" if use_cuda else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
     return World(rank, size, where)
@@ -150,18 +158,6 @@ def stop() -> None:
     """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _end_with_parent() -> None:
-    """End this worker when torchrun's launcher is gone; a killed launcher cannot end its workers itself."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 class Parallel:

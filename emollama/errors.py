@@ -14,7 +14,35 @@ class UserError(ValueError):
 
 
 class EchoedError(UserError):
-    """A :class:`UserError` of rank 0, raised again on another rank, which stays silent about it."""
+    """A :class:`UserError` of another rank, raised again on this one, which does not print it."""
+
+
+class EchoedCrash(RuntimeError):
+    """An unexpected exception of another rank, raised again on this one, which does not print it.
+
+    Attributes:
+        rank: of the process that crashed.
+        trace: its traceback.
+    """
+
+    def __init__(self, message: str, rank: int, trace: str) -> None:
+        super().__init__(message, rank, trace)  # all of them, for pickle
+        self.rank, self.trace = rank, trace
+
+    def __str__(self) -> str:
+        return f"process {self.rank}: {self.args[0]}"
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the command to stop.
+
+    Attributes:
+        signal_number: such as SIGINT or SIGTERM.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
 
 
 def listing(items: list[str] | tuple[str, ...]) -> str:

@@ -25,6 +25,9 @@ MACHINERY = {"optim", "lr_schedules", "checkpoint", "distributed", "logging", "p
 ALLOWED = {
     "errors": set(),
     "dtypes": set(),
+    "failures": {"errors"},
+    "launcher": {"errors", "failures"},
+    "entry": {"errors", "failures"},
     "registry": {"errors"},
     "paths": {"errors"},
     "data.batch": set(),
@@ -61,9 +64,9 @@ ALLOWED = {
     "exchange": BASE | MACHINERY | {"models", "stores", "tensor_files"},
     "commands": DATA
     | MACHINERY
-    | {"layers", "models", "evaluation", "reporting", "planning", "reference"}
+    | {"layers", "models", "evaluation", "reporting", "planning", "reference", "launcher"}
     | {"demo", "encoders", "extraction", "prediction", "importers", "exchange", "doctor", "sweeping"},
-    "cli": {"errors", "distributed", "commands"},
+    "cli": {"entry", "commands"},
     "__main__": {"cli"},
     "__init__": set(),
 }

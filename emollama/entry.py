@@ -1,0 +1,126 @@
+"""How a program ends: errors printed once and last, exit statuses, signals; alone, as a launcher, and as a worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+from emollama.errors import Interrupted, UserError
+from emollama.failures import LAUNCHER, WorkerCrash, formatted, is_worker, prints, recorded
+
+
+def entry_point(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> None:
+    """Run a program, and end the process if it failed, was interrupted, or was one of several.
+
+    A worker ends at once, a failing one without waiting for the others in the process group's clean-up, a successful one
+    because threads of the libraries now and then abort the interpreter's clean-up of a finished process.
+
+    Args:
+        main: the program.
+        when_interrupted: printed after Ctrl-C, if the program itself does not say more.
+    """
+    if status := run(main, when_interrupted=when_interrupted):
+        leave(status)
+    if _leave_process_group():
+        leave(0)
+
+
+def run(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> int:
+    """Run a program and return its exit status; errors are printed, without a traceback if they are the user's.
+
+    Args:
+        main: the program.
+        when_interrupted: printed after Ctrl-C, if the program itself does not say more.
+
+    Raises:
+        Exception: an unexpected one, if this process is not a worker.
+    """
+    worker = is_worker()
+    if worker:
+        _end_with_parent()
+    received: list[int] = []
+    try:
+        with _terminable(received, enabled=not worker):
+            recorded(main)()
+    except UserError as error:
+        _print_error(error, f"error: {error}")
+        return 1
+    except WorkerCrash as crash:
+        _print(str(crash))
+        return crash.status
+    except KeyboardInterrupt as stopped:
+        if int(os.environ.get("RANK", 0)) == 0 and LAUNCHER not in os.environ:
+            _print(str(stopped) or when_interrupted)
+        number = stopped.signal_number if isinstance(stopped, Interrupted) else (received or [signal.SIGINT])[0]
+        return 128 + number
+    except Exception as error:
+        if not worker:
+            raise
+        _print_error(error, formatted(error))
+        return 1
+    return 0
+
+
+def leave(status: int) -> NoReturn:
+    """End this process at once."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _print_error(error: Exception, text: str) -> None:
+    if is_worker():
+        # The launcher may have seen another rank ending, and must not end this one while it writes.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if prints(error):
+        _print(text)
+
+
+def _print(text: str) -> None:
+    sys.stderr.write(f"{text.rstrip()}\n")
+
+
+@contextmanager
+def _terminable(received: list[int], *, enabled: bool) -> Iterator[None]:
+    """Let SIGTERM raise KeyboardInterrupt, as Ctrl-C does, and note it; a worker ends without a word instead."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    if not enabled or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave_process_group() -> bool:
+    """Leave the process group; returns whether there was one."""
+    dist = sys.modules.get("torch.distributed")  # without torch there is no group
+    if dist is None or not dist.is_available() or not dist.is_initialized():
+        return False
+    dist.destroy_process_group()
+    return True
+
+
+def _end_with_parent() -> None:
+    """End this worker when its launcher is gone; a killed launcher cannot end its workers itself."""
+    parent = int(os.environ.get(LAUNCHER) or os.getppid())
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

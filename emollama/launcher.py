@@ -1,0 +1,218 @@
+"""Start a command in several processes on this machine, through torchrun's Python API."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from emollama.errors import Interrupted, UserError
+from emollama.failures import LAUNCHER, is_worker, reason
+
+HOST = "localhost"
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # that torch elastic handles
+
+
+def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--nproc``, ``--gpus``, ``--master-port``."""
+    number = parser.add_mutually_exclusive_group()
+    number.add_argument(
+        "--nproc", type=_positive, metavar="N", help="number of processes (default: one per visible GPU; without GPUs one)"
+    )
+    number.add_argument("--gpus", type=_positive, metavar="N", help="number of processes, each on a GPU of its own")
+    port = "port on which the processes find each other (default: a free one)"
+    parser.add_argument("--master-port", type=_positive, metavar="PORT", help=port)
+    parser.set_defaults(argv=None)
+
+
+def launched(
+    arguments: argparse.Namespace, device: str, *, key: str = "run.device", when_interrupted: str = "interrupted"
+) -> bool:
+    """Run the command in several processes, if it was asked for or there are several GPUs.
+
+    Args:
+        arguments: of the command, with those of :func:`add_launch_arguments`; ``argv`` is the command line after the program's
+            name, None for this process's.
+        device: auto, cuda or cpu: where the command computes.
+        key: the configuration key of the device, for messages.
+        when_interrupted: printed after Ctrl-C.
+
+    Returns:
+        Whether the command has been run. False: this process is a worker, or the only one, and does the work itself.
+
+    Raises:
+        UserError: there are fewer GPUs than processes, the port is in use, or a worker raised one.
+        WorkerCrash: a worker ended otherwise.
+        Interrupted: a signal ended this process; the workers have ended.
+    """
+    if is_worker():
+        return False
+    processes = process_count(arguments.nproc, arguments.gpus, device, visible_gpus, key)
+    if processes == 1:
+        return False
+    argv = sys.argv[1:] if arguments.argv is None else arguments.argv
+    launch(argv, processes, port=arguments.master_port, when_interrupted=when_interrupted)
+    return True
+
+
+def visible_gpus() -> int:
+    """The number of GPUs that PyTorch sees."""
+    import torch
+
+    return int(torch.cuda.device_count())
+
+
+def process_count(nproc: int | None, gpus: int | None, device: str, visible: Callable[[], int], key: str = "run.device") -> int:
+    """How many processes a command runs in.
+
+    Args:
+        nproc: ``--nproc``, if given.
+        gpus: ``--gpus``, if given.
+        device: auto, cuda or cpu.
+        visible: counts the GPUs; it is called only if their number matters.
+        key: the configuration key of the device, for messages.
+
+    Raises:
+        UserError: there are fewer GPUs than processes that need one.
+    """
+    if gpus is not None:
+        if device == "cpu":
+            raise UserError(f"--gpus {gpus}: {key} is cpu. Set {key}=auto, or use --nproc {gpus} for processes on the CPU.")
+        if gpus > visible():
+            remedy = f"Use --nproc {gpus} for processes on the CPU." if visible() == 0 else "Lower --gpus."
+            raise UserError(f"--gpus {gpus}: PyTorch sees {_gpus(visible())} on this machine. {remedy}")
+        return gpus
+    if nproc is None:
+        return 1 if device == "cpu" else max(1, visible())
+    if nproc > 1 and device != "cpu" and 0 < visible() < nproc:
+        raise UserError(f"--nproc {nproc}: PyTorch sees {_gpus(visible())} on this machine. Lower --nproc, or set {key}=cpu.")
+    return nproc
+
+
+def launch(argv: Sequence[str], processes: int, *, port: int | None = None, when_interrupted: str = "interrupted") -> None:
+    """Run ``emollama <argv>`` in several processes, and wait for all of them.
+
+    Args:
+        argv: the command line after the program's name; a worker ignores the launcher's options in it.
+        processes: 2 or more.
+        port: on which the processes find each other; None takes a free one.
+        when_interrupted: the text of :class:`Interrupted`.
+
+    Raises:
+        UserError: the port is in use, there is no place for temporary files, or a worker raised one.
+        WorkerCrash: a worker ended otherwise.
+        Interrupted: a signal ended this process; the workers have ended.
+    """
+    if port is not None:
+        require_free(port)
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    with _temporary_folder() as logs, _worker_environment(), _signals_restored(), _silent_logging():
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id=str(uuid.uuid4()),
+            rdzv_backend="c10d",
+            rdzv_endpoint=f"{HOST}:{port or 0}",
+            max_restarts=0,
+            local_addr=HOST,
+            logs_specs=DefaultLogsSpecs(log_dir=str(logs)),
+        )
+        try:
+            elastic_launch(config, sys.executable)("-u", *_program(), *argv)
+        except ChildFailedError as error:
+            raise reason(error.failures, processes) from None
+        except SignalException as stopped:
+            raise Interrupted(when_interrupted, stopped.sigval) from None
+        except KeyboardInterrupt:  # before torch elastic handles signals
+            raise KeyboardInterrupt(when_interrupted) from None
+
+
+def require_free(port: int) -> None:
+    """Check that a port can be used.
+
+    Raises:
+        UserError: it is in use, or not a port.
+    """
+    remedy = "Choose another one, or leave --master-port out: a free port is chosen then."
+    if port > 65535:
+        raise UserError(f"--master-port {port}: ports end at 65535. {remedy}")
+    try:
+        with socket.create_server((HOST, port)):
+            pass
+    except OSError as error:
+        raise UserError(f"--master-port {port}: {(error.strerror or str(error)).lower()}. {remedy}") from None
+
+
+def _positive(text: str) -> int:
+    """The type of options that are counts."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
+    return int(text)
+
+
+def _gpus(count: int) -> str:
+    return {0: "no GPU", 1: "1 GPU"}.get(count, f"{count} GPUs")
+
+
+def _program() -> list[str]:
+    """How Python starts this program: by its console script if it was started so, else as a module."""
+    script = Path(sys.argv[0])
+    return [str(script)] if script.name == "emollama" and script.is_file() else ["-m", "emollama"]
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """A folder for the workers' error files."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="emollama-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise UserError(f"no folder for temporary files: {error}. Set TMPDIR to a folder that can be written to.") from None
+    with folder as name:
+        yield Path(name)
+
+
+@contextmanager
+def _worker_environment() -> Iterator[None]:
+    """Environment variables that the workers inherit; torchrun, too, gives each of several processes one thread."""
+    settings = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), LAUNCHER: str(os.getpid())}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ |= settings
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@contextmanager
+def _signals_restored() -> Iterator[None]:
+    """Restore the signal handlers afterwards: torch elastic installs its own."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _silent_logging() -> Iterator[None]:
+    """Hide what torch elastic logs in this process; the reason of a failure is printed by the command."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
