@@ -66,12 +66,13 @@ def order_facts(split: Split, datasets: dict[str, Any], decks: list[Deck], world
         facts[f"list and texts of {label}"] = dataset.digest()
         facts[f"tasks of {label} in order"] = list(dataset.pool.tasks)
         facts[f"shards or difficulty of {label}"] = deck.digest()
-    for rank, theirs in enumerate(world.gather(facts)):
-        different = [name for name, value in facts.items() if theirs[name] != value]
+    first, *others = world.gather(facts)
+    for rank, theirs in enumerate(others, 1):
+        different = [name for name, value in first.items() if theirs[name] != value]
         if different:
             kind = UserError if world.is_main else EchoedError
             named = ", ".join(different)
-            raise kind(f"process {rank} does not see what process {world.rank} sees: {named}. Give all nodes the same data.")
+            raise kind(f"process {rank} does not see what process 0 sees: {named}. Give all nodes the same data.")
     return facts
 
 
