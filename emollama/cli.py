@@ -1,54 +1,44 @@
-"""Command lines: what the entry scripts share, and ``python -m emollama <command>``."""
+"""Command lines: ``emollama <command>``, and what the entry scripts share."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
+import sys
+from collections.abc import Sequence
 
-from emollama.commands.arguments import add_run_arguments
-from emollama.entry import entry_point
+from emollama.commands.arguments import add_output_options, add_run_arguments, apply_output_options
+from emollama.commands.parser import Parser, parse
+from emollama.entry import entry_point, run
 
 __all__ = ["entry_point", "main", "parse_run"]
 
 
-def parse_run(description: str, arguments: list[str] | None = None) -> argparse.Namespace:
-    """``--cfg-path`` and ``--options``, as every command that reads a configuration takes them."""
-    parser = argparse.ArgumentParser(description=description)
+def parse_run(description: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """``--cfg-path`` and ``--options`` of an entry script; ``--quiet``, ``--verbose`` and ``--debug`` are applied."""
+    parser = Parser(description=description)
     add_run_arguments(parser)
-    return parser.parse_args(arguments)
+    add_output_options(parser)
+    parsed: argparse.Namespace = parser.parse_args(arguments)
+    apply_output_options(parsed)
+    return parsed
 
 
-COMMANDS = (
-    "train",
-    "plan",
-    "check_data",
-    "config",
-    "importing",
-    "prepare",
-    "extract",
-    "pack",
-    "checkpoint",
-    "eval",
-    "sweep",
-    "predict",
-    "score",
-    "rate",
-    "submission",
-    "report",
-    "compare",
-    "demo",
-    "reference",
-)
+def main(argv: Sequence[str] | None = None) -> None:
+    """``emollama <command>``.
 
+    Args:
+        argv: the command line without the program's name. None takes that of this process, and ends the process at once if the
+            command failed or joined a process group.
 
-def main() -> None:
-    """``emollama <command>``."""
-    parser = argparse.ArgumentParser(prog="emollama", description="Tools around training and evaluation.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name in COMMANDS:
-        module = importlib.import_module(f"emollama.commands.{name}")
-        command = commands.add_parser(module.NAME, help=module.HELP, description=module.__doc__)
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
-    arguments = parser.parse_args()
-    entry_point(lambda: arguments.run(arguments))
+    Raises:
+        SystemExit: with ``argv``, the command failed; its code is the exit status.
+    """
+    arguments = parse(sys.argv[1:] if argv is None else list(argv))
+    apply_output_options(arguments)
+    if argv is None:
+        entry_point(lambda: arguments.run(arguments))
+        return
+    if hasattr(arguments, "argv"):
+        arguments.argv = list(argv)
+    if status := run(lambda: arguments.run(arguments)):
+        raise SystemExit(status)

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from emollama.errors import Interrupted, UserError
+from emollama.errors import EchoedError, Interrupted, UserError
 from emollama.failures import LAUNCHER, WorkerCrash, formatted, is_worker, prints, recorded
+from emollama.verbosity import show_traceback
 
 
 def entry_point(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> None:
@@ -50,6 +51,8 @@ def run(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> i
         with _terminable(received, enabled=not worker):
             recorded(main)()
     except UserError as error:
+        if not isinstance(error, EchoedError):
+            show_traceback()
         _print_error(error, f"error: {error}")
         return 1
     except WorkerCrash as crash:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from emollama.paths import written_whole
 from emollama.tracking import Tracking
+from emollama.verbosity import log_level
 
 SHOWN_REFERENCES = 2  # of the captions of an image
 
@@ -37,7 +38,7 @@ def set_up(is_main: bool) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
         logger.propagate = False
-    logger.setLevel(logging.INFO if is_main else logging.WARNING)
+    logger.setLevel(log_level(is_main=is_main))
 
 
 def log_metrics(metrics: dict[str, float | None], before: str = "") -> None:

@@ -11,14 +11,31 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
-
-from iopath.common.file_io import HTTPURLHandler, PathManager
+from typing import IO, TYPE_CHECKING, Any
 
 from emollama.errors import UserError
 
-PATHS = PathManager()
-PATHS.register_handler(HTTPURLHandler())
+if TYPE_CHECKING:
+    from iopath.common.file_io import PathManager
+
+
+@functools.cache
+def _path_manager() -> PathManager:
+    from iopath.common.file_io import HTTPURLHandler, PathManager
+
+    manager = PathManager()
+    manager.register_handler(HTTPURLHandler())
+    return manager
+
+
+class _Paths:
+    """iopath's path manager, which is imported when it is used: many commands only need the other functions of this module."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_path_manager(), name)
+
+
+PATHS = _Paths()
 
 PACKAGE = Path(__file__).parent
 SHIPPED = ("train_configs", "eval_configs")  # folders of configurations that the package contains

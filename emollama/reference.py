@@ -6,9 +6,23 @@ import ast
 import dataclasses
 import inspect
 import textwrap
+from dataclasses import dataclass
 from typing import Any
 
-from emollama.registry import DATASETS, ENCODERS, EXTRACTORS, FUSIONS, JUDGES, LR_SCHEDULES, METRICS, MODELS, RUNNERS, TASKS
+from emollama.errors import UserError
+from emollama.registry import (
+    DATASETS,
+    ENCODERS,
+    EXTRACTORS,
+    FUSIONS,
+    JUDGES,
+    LR_SCHEDULES,
+    METRICS,
+    MODELS,
+    RUNNERS,
+    TASKS,
+    did_you_mean,
+)
 
 INTRODUCTION = """# Configuration
 
@@ -26,29 +40,86 @@ it is set, and captions, transcripts and feature folders at the annotation file'
 """
 
 
-def markdown() -> str:
-    """All blocks with their keys, defaults and texts."""
-    datasets = {name: _rows(DATASETS.config(name)) for name in DATASETS.names()}
-    shared = [row for row in next(iter(datasets.values())) if all(row in rows for rows in datasets.values())]
-    sections = [
-        *((f"model, `arch: {name}`", _rows(MODELS.config(name))) for name in MODELS.names()),
-        ("datasets, of every type", shared),
-        *((f"datasets, `type: {name}`", [row for row in rows if row not in shared]) for name, rows in datasets.items()),
-        *((f"evaluation_datasets, added by `task: {name}`", _rows(TASKS.config(name))) for name in TASKS.names()),
+@dataclass(frozen=True)
+class Section:
+    """The keys of one Config class.
+
+    Attributes:
+        block: "model", "datasets", ...: the first part of the keys' dotted names.
+        title: the block with the component, as Markdown.
+        config: the class.
+    """
+
+    block: str
+    title: str
+    config: Any
+
+
+def sections() -> list[Section]:
+    """All Config classes, in the order of the reference."""
+    evaluation = "evaluation_datasets"
+    return [
+        *(Section("model", f"model, `arch: {name}`", MODELS.config(name)) for name in MODELS.names()),
+        *(Section("datasets", f"datasets, `type: {name}`", DATASETS.config(name)) for name in DATASETS.names()),
+        *(Section(evaluation, f"{evaluation}, added by `task: {name}`", TASKS.config(name)) for name in TASKS.names()),
         *(
-            (f"evaluation_datasets, scores of `task: {name}`", _rows(TASKS.attribute(name, "scoring").Config))
+            Section(evaluation, f"{evaluation}, scores of `task: {name}`", TASKS.attribute(name, "scoring").Config)
             for name in TASKS.names()
         ),
-        *((f"evaluation_datasets, `judge: {{type: {name}}}`", _rows(JUDGES.config(name))) for name in JUDGES.names()),
-        *((f"encoders, `type: {name}`", _rows(ENCODERS.config(name))) for name in ENCODERS.names()),
-        *((f"extraction, `type: {name}`", _rows(EXTRACTORS.config(name))) for name in EXTRACTORS.names()),
-        *((f"run, `runner: {name}`", _rows(RUNNERS.config(name))) for name in RUNNERS.names()),
+        *(Section(evaluation, f"{evaluation}, `judge: {{type: {name}}}`", JUDGES.config(name)) for name in JUDGES.names()),
+        *(Section("encoders", f"encoders, `type: {name}`", ENCODERS.config(name)) for name in ENCODERS.names()),
+        *(Section("extraction", f"extraction, `type: {name}`", EXTRACTORS.config(name)) for name in EXTRACTORS.names()),
+        *(Section("run", f"run, `runner: {name}`", RUNNERS.config(name)) for name in RUNNERS.names()),
     ]
-    parts = [INTRODUCTION]
-    parts += [f"## {title}\n\n| key | default | |\n|---|---|---|\n{''.join(rows)}" for title, rows in sections if rows]
+
+
+def markdown() -> str:
+    """All blocks with their keys, defaults and texts."""
+    tables = [(section.title, section.block, _rows(section.config)) for section in sections()]
+    datasets = [rows for _, block, rows in tables if block == "datasets"]
+    shared = [row for row in datasets[0] if all(row in rows for rows in datasets)]
+    parts, shared_written = [INTRODUCTION], False
+    for title, block, rows in tables:
+        if block == "datasets" and not shared_written:
+            parts.append(_table("datasets, of every type", shared))
+            shared_written = True
+        own = [row for row in rows if block != "datasets" or row not in shared]
+        parts += [_table(title, own)] if own else []
     names = {"fusion": FUSIONS, "lr_sched": LR_SCHEDULES, "task": TASKS, "metric": METRICS}
     parts.append("## Names\n\n" + " ".join(f"`{key}`: {_names(registry)}." for key, registry in names.items()) + "\n")
     return "\n".join(parts)
+
+
+def describe(key: str) -> str:
+    """The default and text of a key, for each component that has it.
+
+    Args:
+        key: ``run.metric``. A block's label may be given or left out (``datasets.batch_size``, ``datasets.mine.batch_size``), and
+            a name without a block is searched in all of them.
+
+    Raises:
+        UserError: no block has this key; names the nearest one.
+    """
+    block, name = key.split(".")[0] if "." in key else None, key.split(".")[-1]
+    components: dict[tuple[str, str], list[str]] = {}
+    known: dict[str, None] = {}
+    for section in sections():
+        blocks = [section.block, "evaluation_datasets"] if section.block == "datasets" else [section.block]
+        for item in dataclasses.fields(section.config):
+            known |= dict.fromkeys(f"{own}.{item.name}" for own in blocks)
+            if item.name == name and block in (None, *blocks):
+                text = _field_texts(section.config)[name].replace("\\|", "|")
+                shown = f"  default: {_default(item).strip('`')}\n  {text}\n"
+                component = section.title.partition(", ")[2].replace("`", "")
+                components.setdefault((section.block if block is None else block, shown), []).append(component)
+    if not components:
+        near = did_you_mean(key, known) or did_you_mean(key, {full.partition(".")[2] for full in known})
+        raise UserError(f"no configuration key '{key}'.{near} 'emollama reference' prints all keys.")
+    return "\n".join(f"{own}.{name} ({'; '.join(names)})\n{shown}" for (own, shown), names in components.items())
+
+
+def _table(title: str, rows: list[str]) -> str:
+    return f"## {title}\n\n| key | default | |\n|---|---|---|\n{''.join(rows)}"
 
 
 def _names(registry: Any) -> str:

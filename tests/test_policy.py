@@ -19,7 +19,7 @@ ENTRY_POINTS = [ROOT / "train.py", ROOT / "eval_emotion_EMER.py"]
 MAX_FILE, MAX_FUNCTION = 300, 60  # lines
 
 # What may import what. A group is a module or a package of emollama; "data.batch" stands below the rest of data.
-BASE = {"errors", "registry", "paths", "listing", "dtypes"}
+BASE = {"errors", "registry", "paths", "dtypes"}
 DATA = BASE | {"config", "stores", "data.batch", "data"}
 MACHINERY = {"optim", "lr_schedules", "checkpoint", "distributed", "logging", "precision", "tracking"}
 ALLOWED = {
@@ -27,10 +27,10 @@ ALLOWED = {
     "dtypes": set(),
     "failures": {"errors"},
     "launcher": {"errors", "failures"},
-    "entry": {"errors", "failures"},
+    "verbosity": set(),
+    "entry": {"errors", "failures", "verbosity"},
     "registry": {"errors"},
     "paths": {"errors"},
-    "listing": {"paths"},
     "data.batch": set(),
     "tensor_files": {"paths"},
     "evaluation": BASE | {"data"},
@@ -39,7 +39,7 @@ ALLOWED = {
     "predecessors": {"errors", "layers"},
     "blocks": {"errors", "registry", "layers", "predecessors"},
     "config": BASE | {"layers", "predecessors", "blocks"},
-    "stores": {"errors", "paths", "listing"},
+    "stores": {"errors", "paths"},
     "data": BASE | {"stores", "data.batch"},
     "media": {"errors", "paths", "data"},
     "encoders": DATA | {"media"},
@@ -49,7 +49,7 @@ ALLOWED = {
     "tasks": DATA | {"evaluation", "models"},
     "precision": {"dtypes"},
     "tracking": {"errors", "paths"},
-    "logging": {"errors", "paths", "tracking"},
+    "logging": {"errors", "paths", "tracking", "verbosity"},
     "optim": set(),
     "lr_schedules": {"registry"},
     "distributed": {"errors", "optim"},
@@ -65,7 +65,7 @@ ALLOWED = {
     "exchange": BASE | MACHINERY | {"models", "stores", "tensor_files"},
     "commands": DATA
     | MACHINERY
-    | {"layers", "models", "evaluation", "reporting", "planning", "reference", "launcher"}
+    | {"layers", "models", "evaluation", "reporting", "planning", "reference", "launcher", "verbosity", "__init__"}
     | {"demo", "encoders", "extraction", "prediction", "importers", "exchange", "doctor", "sweeping"},
     "cli": {"entry", "commands"},
     "__main__": {"cli"},

@@ -8,12 +8,28 @@ from collections.abc import Sequence
 from typing import Any
 
 from emollama.errors import UserError
+from emollama.verbosity import configure
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--cfg-path`` and ``--options`` to a parser."""
     parser.add_argument("--cfg-path", required=True, help="the YAML configuration")
     parser.add_argument("--options", nargs="*", default=[], metavar="a.b=c", help="values that override the YAML's")
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--quiet``, ``--verbose`` and ``--debug``, which every command has."""
+    amount = parser.add_mutually_exclusive_group()
+    given: dict[str, Any] = {"action": "store_true", "default": argparse.SUPPRESS}
+    amount.add_argument("-q", "--quiet", help="print warnings and errors only", **given)
+    amount.add_argument("-v", "--verbose", help="print debug messages and the libraries' warnings too", **given)
+    parser.add_argument("--debug", help="print the traceback of every error", **given)
+
+
+def apply_output_options(arguments: argparse.Namespace) -> None:
+    """Apply the options of :func:`add_output_options` to this process, and remove them from the arguments."""
+    given = vars(arguments)
+    configure(**{name: given.pop(name, False) for name in ("quiet", "verbose", "debug")})
 
 
 def add_answers(parser: argparse.ArgumentParser, *, required: bool) -> None:

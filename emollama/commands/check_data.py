@@ -10,6 +10,8 @@ from emollama.commands.arguments import add_run_arguments
 
 NAME = "check-data"
 HELP = "what is wrong with the clips, captions, transcripts and features of a configuration; exits with 1 if anything is"
+EXAMPLE = "emollama check-data --cfg-path train_configs/custom.yaml"
+DOCS = "docs/data.md#check-before-you-train"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 NAME = "compare"
 HELP = "a table of several runs' metrics, the settings that differ, and a chart of metrics by epoch"
+EXAMPLE = "emollama compare checkpoints/run_a checkpoints/run_b"
+DOCS = "docs/evaluation.md#the-report"
 SETTING = 40  # characters of a setting that are shown
 
 

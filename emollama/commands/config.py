@@ -13,6 +13,8 @@ from emollama.commands.arguments import add_run_arguments
 
 NAME = "config"
 HELP = "the resolved configuration, each value with where it came from"
+EXAMPLE = "emollama config show --cfg-path train_configs/custom.yaml"
+DOCS = "docs/configuration.md"
 SHOW = (
     "Print the configuration of a YAML file with the layer that gave each value; what is printed is itself a configuration."
     " Interpolations such as ${oc.env:NAME} are shown as they are written, so that nothing secret is printed."

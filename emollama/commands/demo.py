@@ -6,6 +6,8 @@ import argparse
 
 NAME = "demo"
 HELP = "both training stages and inference on an invented corpus; or invented videos or captioned drawings to start from"
+EXAMPLE = "emollama demo"
+DOCS = "README.md#start"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

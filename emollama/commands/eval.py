@@ -8,6 +8,8 @@ from emollama.commands.arguments import add_run_arguments
 
 NAME = "eval"
 HELP = "answer the blocks under evaluation_datasets, and score the answers; alone or under torchrun"
+EXAMPLE = "emollama eval --cfg-path eval_configs/eval_emotion_EMER.yaml"
+DOCS = "README.md#evaluate"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,8 @@ from emollama.commands.arguments import add_run_arguments
 
 NAME = "extract"
 HELP = "videos into features, by the encoders of a configuration; goes on where it was stopped"
+EXAMPLE = "emollama extract --cfg-path train_configs/demo_videos.yaml"
+DOCS = "docs/extraction.md#extract"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

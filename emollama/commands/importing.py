@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from emollama.data.clips import LABELS, SENTENCE_COLUMNS
-from emollama.importers import emer, mer, mer_factory, mertools, videos, written
+from emollama.importers import emer, mer, mer_factory, videos, written
 from emollama.importers.intake import Intake
 from emollama.importers.labels import BUILT_IN, SKIP, LabelMap, read_label_map
 from emollama.paths import new_folder
 
 NAME = "import"
 HELP = "turn what other projects publish into lists, captions and transcripts"
+EXAMPLE = "emollama import mertools labels.npz --split train --output mer"
+DOCS = "docs/data.md#import"
 
 SOURCES = {  # kind -> (how its source is given, what it is)
     "mer-factory": ("FOLDER", "a folder of MER-Factory's <clip>_merr_data.json files"),
@@ -95,6 +97,8 @@ def _read(arguments: argparse.Namespace, intake: Intake) -> None:
     if arguments.kind == "mer-factory":
         mer_factory.read(source, intake, caption=arguments.caption, peak=arguments.peak, overrides=arguments.overrides)
     elif arguments.kind == "mertools":
+        from emollama.importers import mertools  # here, because it imports NumPy
+
         mertools.read(source, arguments.split, intake)
     elif arguments.kind == "emer":
         emer.read(source, intake)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 NAME = "pack"
 HELP = "features into packed or tar shards; an index for tars; a check of packed shards"
+EXAMPLE = "emollama pack --source features/eva --output features/eva_packed"
+DOCS = "docs/data.md#features"
 
 MOST_GIB = 2**20  # of a shard
 
@@ -109,7 +111,6 @@ def _index(shards: str, output: str | None) -> None:
 
 def _check(folder: str) -> None:
     from emollama.errors import UserError
-    from emollama.listing import abbreviated
     from emollama.logging import progress
     from emollama.stores.packed import PackedStore
     from emollama.stores.tars import is_tars
@@ -120,8 +121,6 @@ def _check(folder: str) -> None:
     with progress(store.shards, "check", enabled=True) as bar:
         damaged = store.damaged(bar.update)
     if damaged:
-        told = abbreviated((f"{shard}: {abbreviated(clips) or 'none'}" for shard, clips in damaged.items()), "\n  ")
-        raise UserError(
-            f"{folder}: {len(damaged)} shards are not as they were written. Clips that changed:\n  {told}\nPack again."
-        )
+        told = "".join(f"  {shard}: {', '.join(clips) or 'none'}\n" for shard, clips in damaged.items())
+        raise UserError(f"{folder}: {len(damaged)} shards are not as they were written. Clips that changed:\n{told}Pack again.")
     sys.stdout.write(f"{folder}: {len(store)} clips, every shard as it was written\n")

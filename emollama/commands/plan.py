@@ -11,6 +11,8 @@ from emollama.commands.arguments import add_run_arguments
 
 NAME = "plan"
 HELP = "parameters, memory and tokens of a run, without weights or data"
+EXAMPLE = "emollama plan --cfg-path train_configs/custom.yaml"
+DOCS = "README.md#train"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

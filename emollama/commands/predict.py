@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 NAME = "predict"
 HELP = "answer about videos: extract their features, and ask the model as in evaluation"
+EXAMPLE = "emollama predict --cfg-path train_configs/demo_videos.yaml --video clip.mp4"
+DOCS = "docs/extraction.md#ask-about-a-video"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,12 +6,18 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from emollama.errors import UserError
-from emollama.importers import caption_files, flickr30k
+
+if TYPE_CHECKING:
+    from emollama.importers.caption_files import Splits
+    from emollama.importers.flickr30k import Collection
 
 NAME = "prepare"
 HELP = "turn Flickr30k as it is published into a caption file a split"
+EXAMPLE = "emollama prepare flickr30k --annotations results.csv --images images"
+DOCS = "docs/data.md#images-with-captions"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the files and tell what is in them."""
+    from emollama.importers import caption_files, flickr30k
+
     folder = Path(arguments.output or os.path.dirname(arguments.annotations))
     caption_files.require_place(folder, arguments.images)
     collection = flickr30k.read(arguments.annotations)
@@ -49,12 +57,14 @@ def run(arguments: argparse.Namespace) -> None:
     sys.stdout.write(text.encode("utf-8", "backslashreplace").decode())  # names of files need not be text
 
 
-def _splits(arguments: argparse.Namespace, collection: flickr30k.Collection) -> caption_files.Splits:
+def _splits(arguments: argparse.Namespace, collection: Collection) -> Splits:
     """split -> images, of those that are asked for.
 
     Raises:
         UserError: a split that there is not; lists of splits for a file that has its own, or none for one that has none.
     """
+    from emollama.importers import caption_files, flickr30k
+
     path, images = arguments.annotations, list(collection.images.values())
     if not images:
         return {}

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 NAME = "rate"
 HELP = "blinded rating sheets for human judges, and filled sheets read back with agreement figures"
+EXAMPLE = "emollama rate --predictions a.jsonl b.jsonl --truth truth.csv --output sheet.csv"
+DOCS = "docs/evaluation.md#people-as-judges"
 SCALES = """Points from 0 to 10. clue_overlap: how much of the truth's evidence for the emotion (face, voice, words, body) the
 description shares. label_overlap: how far the emotions that both name agree. What cannot be rated stays empty.
 """

@@ -1,20 +1,23 @@
-"""``emollama reference``: docs/configuration.md, made from the code."""
+"""``emollama reference``: every configuration key as Markdown (docs/configuration.md), or the description of one key."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-NAME = "reference"
-HELP = "every configuration key with its default, as Markdown"
+HELP = "describe one configuration key, or print all of them as Markdown"
+EXAMPLE = "emollama reference run.metric"
+DOCS = "docs/configuration.md"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """None."""
+    """The key."""
+    key = "such as run.metric, datasets.batch_size or batch_size (default: print all keys as Markdown)"
+    parser.add_argument("key", nargs="?", metavar="KEY", help=key)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the Markdown."""
-    from emollama.reference import markdown
+    """Print the Markdown, or the key."""
+    from emollama.reference import describe, markdown
 
-    sys.stdout.write(markdown())
+    sys.stdout.write(markdown() if arguments.key is None else describe(arguments.key))

@@ -8,6 +8,8 @@ from pathlib import Path
 
 NAME = "report"
 HELP = "write result/report.html of a run: curves, scores, sample answers, configuration"
+EXAMPLE = "emollama report checkpoints/run"
+DOCS = "docs/evaluation.md#the-report"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

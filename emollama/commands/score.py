@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 NAME = "score"
 HELP = "score files of answers side by side, with intervals and paired differences"
+EXAMPLE = "emollama score --predictions a.jsonl b.jsonl --truth truth.csv"
+DOCS = "docs/evaluation.md#score-files-side-by-side"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,8 @@ from emollama.commands.arguments import add_judge, judge_block
 
 NAME = "submission"
 HELP = "write the emotion words of answers as a challenge's .npz (filenames, fileitems)"
+EXAMPLE = "emollama submission --predictions answers.jsonl --output submission.npz"
+DOCS = "docs/evaluation.md#score-files-side-by-side"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,11 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Find the words of every answer and write them."""
-    from emollama.errors import UserError
+    from emollama.errors import UserError, listing
     from emollama.evaluation.openset import listed_words
     from emollama.evaluation.reading import read_answers
     from emollama.evaluation.submission import write_submission
-    from emollama.listing import listing
     from emollama.paths import require_new_file
     from emollama.registry import JUDGES
 

@@ -13,6 +13,8 @@ from emollama.commands.arguments import add_run_arguments, pairs
 
 NAME = "sweep"
 HELP = "evaluate all checkpoints of a run; a table and a chart of the metrics by epoch; alone or under torchrun"
+EXAMPLE = "emollama sweep --cfg-path eval_configs/eval_emotion.yaml --run-folder RUN"
+DOCS = "docs/evaluation.md#every-checkpoint-of-a-run"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,8 @@ from emollama.launcher import add_launch_arguments, launched
 
 NAME = "train"
 HELP = "train a model, in one process or in several"
+EXAMPLE = "emollama train --cfg-path train_configs/custom.yaml"
+DOCS = "README.md#train"
 WHEN_INTERRUPTED = "interrupted; a run that saved a checkpoint resumes with run.job_id and run.resume_ckpt_path: auto"
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import yaml
-
 from emollama.data.clips import DFEW_LABELS, read_json
 from emollama.errors import UserError
 from emollama.paths import read_text, require_file
@@ -96,6 +94,8 @@ def _json_pairs(path: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _yaml_pairs(path: str) -> Iterator[tuple[str, str, str]]:
+    import yaml
+
     try:
         root = yaml.compose(read_text(path), Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:

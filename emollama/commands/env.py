@@ -1,0 +1,122 @@
+"""``emollama env``: versions, devices and programs of this machine, for bug reports. No paths or keys are printed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import emollama
+
+HELP = "print versions, devices and programs, for bug reports"
+EXAMPLE = "emollama env --json"
+DOCS = "README.md#more"
+
+PACKAGES = [
+    *("torch", "transformers", "peft", "numpy", "omegaconf", "tokenizers", "safetensors", "bitsandbytes", "timm", "decord", "av"),
+    *("opencv-python-headless", "pillow", "webdataset", "iopath", "scikit-learn", "pycocoevalcap", "nltk", "openai"),
+    *("tensorboard", "wandb", "matplotlib", "rich"),
+]
+PROGRAMS = {"java": "-version", "ffmpeg": "-version", "nvidia-smi": "--version"}
+VARIABLES = ("OMP_NUM_THREADS", "MALLOC_MMAP_MAX_", "TOKENIZERS_PARALLELISM", "CUDA_VISIBLE_DEVICES", "WANDB_MODE", "LC_ALL")
+SECONDS = 20  # that a program may take to print its version
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--json``."""
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the report."""
+    found = report()
+    sys.stdout.write(json.dumps(found, indent=2) + "\n" if arguments.json else "".join(f"{line}\n" for line in _lines(found)))
+
+
+def report() -> dict[str, Any]:
+    """Everything that is printed; values that are not there are None."""
+    return {
+        "emollama": emollama.__version__,
+        "python": f"{platform.python_version()} ({platform.python_implementation()})",
+        "system": platform.platform(),
+        "cpu": {"model": _cpu_model(), "cores": os.cpu_count(), "usable": _usable_cores()},
+        "memory_gib": _memory_gib(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "torch": _torch(),
+        "programs": {name: _program(name, option) for name, option in PROGRAMS.items()},
+        "variables": {name: os.environ.get(name) for name in VARIABLES},
+    }
+
+
+def _torch() -> dict[str, Any]:
+    """What PyTorch was built for and which devices it sees; an error's text if it cannot be imported."""
+    try:
+        import torch
+    except Exception as error:  # a broken installation is what such a report is for
+        return {"error": f"{type(error).__name__}: {error}"}
+    devices = []
+    for index in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(index)
+        devices.append(f"{found.name}, {found.total_memory / 2**30:.1f} GiB, compute capability {found.major}.{found.minor}")
+    return {"cuda": torch.version.cuda, "hip": torch.version.hip, "devices": devices, "threads": torch.get_num_threads()}
+
+
+def _version(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _program(name: str, option: str) -> str | None:
+    """The first line that a program prints about its version; None where it is not installed."""
+    import shutil
+    import subprocess
+
+    path = shutil.which(name)
+    if path is None:
+        return None
+    try:
+        done = subprocess.run([path, option], capture_output=True, text=True, errors="replace", timeout=SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"does not run: {type(error).__name__}"
+    return (done.stdout or done.stderr).strip().partition("\n")[0] or "installed"
+
+
+def _usable_cores() -> int | None:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _cpu_model() -> str | None:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or None
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (OSError, ValueError):
+        return None
+
+
+def _lines(found: dict[str, Any]) -> Iterator[str]:
+    """``name: value`` a line; the entries of a group are indented."""
+    for name, value in found.items():
+        if isinstance(value, dict):
+            yield f"{name}:"
+            yield from (f"  {line}" for line in _lines(value))
+        elif isinstance(value, list):
+            yield f"{name}: {'; '.join(value) or 'none'}"
+        else:
+            yield f"{name}: {'-' if value is None else value}"

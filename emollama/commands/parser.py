@@ -1,0 +1,145 @@
+"""The command line: ``emollama [options] COMMAND [options]``, its help, and its errors."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+from emollama import __version__
+from emollama.commands import COMMANDS
+from emollama.commands.arguments import add_output_options
+from emollama.registry import did_you_mean
+
+DESCRIPTION = "Train and evaluate multimodal emotion language models."
+NAMES = tuple(name for name, _, _ in COMMANDS)
+INDENT, NAME_WIDTH = "  ", 12
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, with the nearest name for a misspelled command, option or choice."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter} | settings)
+        self._given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does it; the arguments are remembered for :meth:`error`."""
+        self._given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(self._given, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and exit with 2. An unknown option is named even if argparse complains of something else first."""
+        known = set(self._known_options())
+        words = [word.partition("=")[0] for word in self._given]
+        unknown = [word for word in words if _is_option(word) and not any(option.startswith(word) for option in known)]
+        if unknown:
+            message = f"unknown option '{unknown[0]}'.{did_you_mean(unknown[0], known)}"
+        self.exit(2, f"{self.prog}: error: {message}\n'{self.prog} --help' lists the options.\n")
+
+    def _known_options(self) -> Iterator[str]:
+        """The option strings of this parser and of its sub-parsers."""
+        for action in self._actions:
+            yield from action.option_strings
+            if isinstance(action, argparse._SubParsersAction):
+                for parser in action.choices.values():
+                    yield from parser._known_options()
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            hint = did_you_mean(str(value), choices)
+            raise argparse.ArgumentError(action, f"invalid choice: '{value}'.{hint} Choices: {', '.join(choices)}")
+
+
+def build_parser(names: Sequence[str] = NAMES) -> Parser:
+    """The parser of the whole command line.
+
+    Args:
+        names: commands whose modules are imported; the parser knows only these.
+    """
+    parser = Parser(prog="emollama", usage="%(prog)s [options] COMMAND ...", description=DESCRIPTION, add_help=False)
+    parser.add_argument("-h", "--help", action="store_true", help="show this help and exit")
+    parser.add_argument("--version", action="version", version=f"emollama {__version__}", help="show the version and exit")
+    add_output_options(parser)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", prog="emollama", parser_class=Parser)
+    modules = {name: module for name, _, module in COMMANDS}
+    for name in names:
+        module = _module(modules[name])
+        about = f"example: {module.EXAMPLE}\ndocumentation: {module.DOCS}"
+        description = textwrap.dedent(module.__doc__ or "")
+        command = commands.add_parser(name, help=module.HELP, description=description, epilog=about)
+        module.add_arguments(command)
+        _add_to_all(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The parsed command line; only the module of the command in it is imported.
+
+    Args:
+        arguments: without the name of the program.
+
+    Returns:
+        ``run`` is the command's function. Without a command, or with ``--help`` before it, ``run`` prints the help.
+
+    Raises:
+        SystemExit: 2 after an error, 0 after ``--help`` of a command or ``--version``.
+    """
+    name = next((word for word in arguments if not word.startswith("-")), None)
+    if name is not None and name not in NAMES:
+        hint = did_you_mean(name, NAMES)
+        sys.stderr.write(f"emollama: error: unknown command '{name}'.{hint}\n'emollama --help' lists the commands.\n")
+        raise SystemExit(2)
+    parsed = build_parser([name] if name else []).parse_args(arguments)
+    if parsed.help or name is None:
+        parsed.run = lambda _: sys.stdout.write(overview())
+    return parsed
+
+
+def overview() -> str:
+    """The help of the program: usage, options, and the commands by group, each with an example and a link."""
+    parser = build_parser([])
+    width = max(60, min(shutil.get_terminal_size().columns, 110))
+    options = "\n".join(f"{INDENT}{left:<{NAME_WIDTH + 2}} {text}" for left, text in _options(parser))
+    parts = [f"usage: emollama [options] COMMAND ...\n\n{DESCRIPTION}\n\nOptions:\n{options}"]
+    for group in dict.fromkeys(group for _, group, _ in COMMANDS):
+        entries = [_entry(name, _module(module), width) for name, belongs, module in COMMANDS if belongs == group]
+        parts.append("\n".join([f"{group}:", *entries]))
+    parts.append("'emollama COMMAND --help' describes a command.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _entry(name: str, module: Any, width: int) -> str:
+    """The lines of one command."""
+    inner = INDENT * 2 + " " * NAME_WIDTH
+    text = textwrap.fill(module.HELP, width, initial_indent=f"{INDENT}{name:<{NAME_WIDTH}}{INDENT}", subsequent_indent=inner)
+    return f"{text}\n{inner}$ {module.EXAMPLE}\n{inner}{module.DOCS}"
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
+    for action in parser._actions:
+        if action.option_strings and action.help:
+            yield ", ".join(action.option_strings), action.help
+
+
+def _add_to_all(parser: argparse.ArgumentParser) -> None:
+    """Accept the program's own options after the command too, and after its sub-commands."""
+    add_output_options(parser)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                _add_to_all(inner)
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"emollama.commands.{name}")
+
+
+def _is_option(word: str) -> bool:
+    return (word.startswith("--") and len(word) > 2) or (len(word) == 2 and word[0] == "-" and word[1].isalpha())

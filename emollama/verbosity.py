@@ -1,0 +1,45 @@
+"""How much a program prints: quiet, normal or verbose, and whether tracebacks are shown. Set once, by the command line."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+import warnings
+from dataclasses import dataclass
+
+
+@dataclass
+class Verbosity:
+    """Settings of this process.
+
+    Attributes:
+        level: -1 prints warnings and errors only, 0 is normal, 1 adds debug messages and the libraries' warnings.
+        debug: print the traceback of an error that is usually printed as one line.
+    """
+
+    level: int = 0
+    debug: bool = False
+
+
+SETTINGS = Verbosity()
+
+
+def configure(*, quiet: bool = False, verbose: bool = False, debug: bool = False) -> None:
+    """Apply ``--quiet``, ``--verbose`` and ``--debug`` to this process."""
+    SETTINGS.level, SETTINGS.debug = verbose - quiet, debug
+    logger = logging.getLogger("emollama")
+    logger.setLevel(log_level(is_main=True) if quiet or verbose else logging.NOTSET)
+    if verbose:
+        warnings.simplefilter("default")
+
+
+def log_level(*, is_main: bool) -> int:
+    """The level of the package's logger; processes other than the main one log warnings only."""
+    return {-1: logging.WARNING, 0: logging.INFO, 1: logging.DEBUG}[SETTINGS.level] if is_main else logging.WARNING
+
+
+def show_traceback() -> None:
+    """Print the traceback of the exception that is being handled, if ``--debug`` asks for it."""
+    if SETTINGS.debug:
+        traceback.print_exc(file=sys.stderr)
