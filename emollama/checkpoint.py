@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emollama.errors import UserError, listing
+from emollama.errors import UserError
+from emollama.listing import listing
 from emollama.optim import trainable
 from emollama.paths import PATHS, read_text, sha256, written_whole
 

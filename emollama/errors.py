@@ -45,11 +45,6 @@ class Interrupted(KeyboardInterrupt):
         self.signal_number = signal_number
 
 
-def listing(items: list[str] | tuple[str, ...]) -> str:
-    """``3: a, b, c``: the count of the items, then all of them."""
-    return f"{len(items)}: {', '.join(items)}"
-
-
 def require_at_least(minimum: float, cfg: Any, *keys: str) -> None:
     """Refuse values of a Config that are below a minimum, or not finite; None passes.
 

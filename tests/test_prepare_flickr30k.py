@@ -312,7 +312,7 @@ def test_rows_that_are_left_out_are_told_a_line_each_and_named_in_the_report(pla
     told = capsys.readouterr().out.splitlines()
     begin = told.index("      13 problem: row")
     assert [f"line {line}: the list of captions is empty" in told[begin + 1 + line - 6] for line in range(6, 16)] == [True] * 10
-    assert told[begin + 11].strip() == "... and 3 more" and max(map(len, told)) < 200
+    assert told[begin + 11].strip() == "... and 3 more (prepare_report.json)" and max(map(len, told)) < 200
     report = json.loads((place / "out/prepare_report.json").read_text())
     assert report["left_out"] == {"problem: row": [f"{name}.jpg" for name in names]}
     assert [problem["clips"] for problem in report["problems"]] == [[f"{name}.jpg"] for name in [*names, "11"]]

@@ -100,6 +100,8 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 
 def _inspection(report: dict[str, Any]) -> str:
+    from emollama.listing import abbreviated
+
     words = {True: "as written", None: "no .sha256 beside it"}
     lines = [f"{report['source']}: {report['kind']}"]
     lines += [
@@ -119,7 +121,7 @@ def _inspection(report: dict[str, Any]) -> str:
     if report["set_aside"]:
         lines.append(f"{'set aside':<11} {len(report['set_aside'])} tensors that nothing uses, of the groups marked -")
     if report["not_finite"]:
-        lines.append(f"{'not finite':<11} {', '.join(report['not_finite'])}")
+        lines.append(f"{'not finite':<11} {abbreviated(report['not_finite'], where='--json has all')}")
     return "\n".join([*lines, "", *_table(report), ""])
 
 

@@ -111,6 +111,7 @@ def _index(shards: str, output: str | None) -> None:
 
 def _check(folder: str) -> None:
     from emollama.errors import UserError
+    from emollama.listing import abbreviated
     from emollama.logging import progress
     from emollama.stores.packed import PackedStore
     from emollama.stores.tars import is_tars
@@ -121,6 +122,8 @@ def _check(folder: str) -> None:
     with progress(store.shards, "check", enabled=True) as bar:
         damaged = store.damaged(bar.update)
     if damaged:
-        told = "".join(f"  {shard}: {', '.join(clips) or 'none'}\n" for shard, clips in damaged.items())
-        raise UserError(f"{folder}: {len(damaged)} shards are not as they were written. Clips that changed:\n{told}Pack again.")
+        told = abbreviated((f"{shard}: {abbreviated(clips) or 'none'}" for shard, clips in damaged.items()), "\n  ")
+        raise UserError(
+            f"{folder}: {len(damaged)} shards are not as they were written. Clips that changed:\n  {told}\nPack again."
+        )
     sys.stdout.write(f"{folder}: {len(store)} clips, every shard as it was written\n")

@@ -13,18 +13,18 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from emollama.data.clips import read_json, safe_name
 from emollama.data.problems import Problem, Report, refuse
 from emollama.errors import UserError
+from emollama.listing import listing
 from emollama.paths import require_file
 
 FORM = '{"annotations": [{"image_id": "...", "caption": "...", "captions": ["...", ...]}]}, or COCO\'s with "images" beside'
 FAULTS_TOLD = 10  # of a kind, each by itself
-NAMES_SHOWN = 100
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,6 @@ def read_captioned(path: str, report: Report = refuse) -> list[Captioned]:
     for problem in _told(path, problems):
         report(problem)
     return found
-
-
-def abridged(names: Sequence[str]) -> str:
-    """``3: a, b, c``: how many they are, and the first hundred."""
-    more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
-    return f"{len(names):,}: {', '.join(names[:NAMES_SHOWN])}{more}"
 
 
 def _told(path: str, problems: list[Problem]) -> Iterator[Problem]:
@@ -136,7 +130,7 @@ class _Names:
 def _of_entries(path: str, entries: list[Any], report: Report) -> Iterator[Captioned]:
     names, remedy = _Names(), "Keep one entry, with all captions in its list 'captions'."
     if repeated := _repeated(entries):
-        text = f"{path}: image_ids that stand in it more than once, {abridged(repeated)}. It looks like COCO's form without its"
+        text = f"{path}: image_ids that stand in it more than once, {listing(repeated)}. It looks like COCO's form without its"
         report(Problem("caption", f'{text} "images": add them, or make one entry an image, with a list "captions".', repeated))
     for number, entry in enumerate(entries):
         if repeated and str(entry.get("image_id") if isinstance(entry, dict) else "") in names:
@@ -183,7 +177,7 @@ def _of_coco(path: str, table: dict[str, Any], report: Report) -> Iterator[Capti
     captions = _captions_by_id(path, table["annotations"], report)
     strange = [key for key in captions if key not in files and key not in faulty]
     if strange and "" not in faulty:
-        text = f'{path}: captions of images that its "images" do not list, image_id {abridged(strange)}. Add them, or take'
+        text = f'{path}: captions of images that its "images" do not list, image_id {listing(strange)}. Add them, or take'
         report(Problem("caption", f"{text} the captions out.", tuple(strange)))
     for key, file in files.items():
         texts = tuple(captions.get(key, ()))

@@ -17,7 +17,8 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from emollama.data.problems import Problem, Report, refuse
-from emollama.errors import UserError, listing
+from emollama.errors import UserError
+from emollama.listing import abbreviated, listing
 from emollama.paths import PATHS, read_text, require_file
 
 AnnotationFormat = Literal["auto", "n", "ne", "ncev"]
@@ -153,7 +154,7 @@ def read_rows(path: str, key: str, report: Report = refuse) -> tuple[list[str], 
     try:
         header = [name.strip() for name in reader.fieldnames or []]
         if len(set(header)) < len(header):
-            raise UserError(f"{path}, line 1: the header {header} names a column twice")
+            raise UserError(f"{path}, line 1: the header names a column twice: {abbreviated(header)}")
         reader.fieldnames = header
         begin = reader.line_num + 1
         for row in reader:
@@ -180,7 +181,7 @@ def column_of(path: str, header: Sequence[str], known: Sequence[str]) -> str:
     for name in known:
         if name in header:
             return name
-    raise UserError(f"{path}, line 1: the header is {header}; expected one of the columns {', '.join(known)}")
+    raise UserError(f"{path}, line 1: the header is {abbreviated(header)}; expected one of the columns {', '.join(known)}")
 
 
 def read_clip_table(path: str, label_column: str | None, report: Report = refuse) -> list[Clip]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from emollama.data.clips import NO_VALENCE, Clip
-from emollama.errors import UserError, listing
+from emollama.errors import UserError
+from emollama.listing import abbreviated, listing
 from emollama.registry import did_you_mean
 
 KEYS = ("by", "epochs", "descending")
@@ -66,7 +67,7 @@ def numbers(clips: Sequence[Clip], column: str, key: str, path: str) -> list[flo
     known = ["modalities", "answer_length", *clips[0].columns]
     if not any(column in clip.columns for clip in clips):
         hint = did_you_mean(column, known)
-        raise UserError(f"{key} '{column}': {path} has no such column.{hint} Known: {', '.join(known)}")
+        raise UserError(f"{key} '{column}': {path} has no such column.{hint} Known: {abbreviated(known)}")
     cells = [clip.columns.get(column, "") for clip in clips]
     wrong = [f"{cell!r} (line {clip.line}, {clip.name})" for clip, cell in zip(clips, cells, strict=True) if not _is_number(cell)]
     if wrong:

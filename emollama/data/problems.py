@@ -16,11 +16,13 @@ class Problem:
         kind: what it is about: "list", "label", "caption", "transcript", "missing features" or "unusable features".
         text: names file, line or key, and the remedy.
         clips: whose it is, where it is some clips'.
+        details: the clips again, each with what is wrong with it; or nothing.
     """
 
     kind: str
     text: str
     clips: tuple[str, ...] = ()
+    details: tuple[str, ...] = ()
 
 
 Report = Callable[[Problem], None]

@@ -8,6 +8,7 @@ from emollama.data.clips import Clip, Table, column_of, read_clip_table
 from emollama.datasets.configs import CustomConfig
 from emollama.datasets.feature_clips import FeatureClips
 from emollama.errors import UserError
+from emollama.listing import abbreviated
 
 NEEDED_BY = {"emotion": "emotion", "reason": "reason", "reason_v2": "reason"}  # task -> what its answers are
 
@@ -30,7 +31,7 @@ class Custom(FeatureClips):
             if self._column(NEEDED_BY[task]) not in header:
                 raise UserError(
                     f"{path}, line 1: the task '{task}' of {self.label}.task_pool needs the column"
-                    f" '{self._column(NEEDED_BY[task])}'; beside the name, the header has {', '.join(header) or 'nothing'}."
+                    f" '{self._column(NEEDED_BY[task])}'; beside the name, the header has {abbreviated(header) or 'nothing'}."
                     f" Add it, name yours in {self.label}.columns, or take the task out."
                 )
         sentences, reasons = self._texts(clips, "sentence"), self._texts(clips, "reason")

@@ -26,7 +26,8 @@ from emollama.data.problems import Problem
 from emollama.data.slots import FRAME, IMAGE, SlotShape
 from emollama.data.text import TEXT_PROCESSORS
 from emollama.datasets.frame_store import open_frames
-from emollama.errors import UserError, listing
+from emollama.errors import UserError
+from emollama.listing import abbreviated, listing
 from emollama.paths import join
 
 FOLDERS = {  # configuration key -> the slots that its arrays fill
@@ -238,10 +239,10 @@ class FeatureClips:
             counted = [clip for clip in clips if clip.name not in excluded and (clip.label or self.training)]
             unknown = [clip for clip in counted if clip.label not in cfg.labels]
             if unknown:
-                named = listing([f"'{clip.label}' (line {clip.line}, {clip.name})" for clip in unknown])
+                named = tuple(f"'{clip.label}' (line {clip.line}, {clip.name})" for clip in unknown)
                 remedy = "correct the list, labels or label_map; only a task_pool without 'emotion' takes a list without labels"
-                text = f"{self.list_path()}: unknown label (known: {', '.join(cfg.labels)}; {remedy}), clips {named}"
-                self.report(Problem("label", text, tuple(clip.name for clip in unknown)))
+                text = f"{self.list_path()}: unknown label (known: {abbreviated(cfg.labels)}; {remedy}), clips {listing(named)}"
+                self.report(Problem("label", text, tuple(clip.name for clip in unknown), named))
         strange = missing_names(cfg.exclude, {clip.name for clip in clips})
         if strange:
             raise UserError(f"{self.label}.exclude names clips that {self.list_path()} does not list, {listing(strange)}")

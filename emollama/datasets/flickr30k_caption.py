@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, zeros
 
 from emollama.data.batch import Record
-from emollama.data.captions import Captioned, abridged, read_captioned
+from emollama.data.captions import Captioned, read_captioned
 from emollama.data.clips import missing_names
 from emollama.data.order import Deck
 from emollama.data.problems import Problem
@@ -21,7 +21,8 @@ from emollama.data.text import TEXT_PROCESSORS
 from emollama.datasets.configs import Flickr30kCaptionConfig
 from emollama.datasets.feature_clips import place_by_name
 from emollama.datasets.image_files import open_images
-from emollama.errors import UserError, listing
+from emollama.errors import UserError
+from emollama.listing import abbreviated, listing
 from emollama.media.pictures import ENDINGS, image_files
 from emollama.paths import join
 from emollama.stores.kept import KeptRows
@@ -70,7 +71,7 @@ class Flickr30kCaption:
             self._skip_missing()
         self._silent = [image.name for image in self.images if not image.captions]
         if self._silent and not training:
-            self.notes.append(f"{label}: images without captions are answered and not scored, {abridged(self._silent)}")
+            self.notes.append(f"{label}: images without captions are answered and not scored, {listing(self._silent)}")
         self._absent = {slot: zeros(0, shape.width) for slot, shape in slot_shapes.items()}
         kept = slot_shapes["image"]
         self._kept = KeptRows(kept.kept_in, kept) if isinstance(kept, KeptShape) else None
@@ -123,13 +124,13 @@ class Flickr30kCaption:
         """Everything that would stop the run later: faulty entries, missing and unreadable images, in training no caption."""
         found, names = list(self._found), self.names()
         if self._silent and self.training:
-            told = abridged(self._silent)
+            told = listing(self._silent)
             text = f"{self.list_path()}: no caption of images {told}. Add them, or leave the images out (exclude)."
             found.append(Problem("caption", text, tuple(self._silent)))
         (source,) = self.features
         missing = missing_names(names, source)
         if missing:
-            told = abridged(missing) if len(missing) < len(names) else f"{len(names)}, which is all, such as '{names[0]}'"
+            told = listing(missing) if len(missing) < len(names) else f"{len(names)}, which is all, such as '{names[0]}'"
             text = f"{source.key} ({source.path}): no file of images {told} (endings: {' '.join(ENDINGS)})."
             remedy = "Add them, leave them out (exclude), or set missing_images: skip."
             found.append(Problem("missing features", f"{text} {remedy}", tuple(missing)))
@@ -185,4 +186,4 @@ class Flickr30kCaption:
             raise UserError(f"{source.key}: missing_images: skip leaves no image; none of {len(names)} is in {source.path}")
         if dropped:
             text = f"{source.key}: {len(missing)} images have no file, {len(unusable)} cannot be read (missing_images: skip)"
-            self.notes.append(f"{text}: {', '.join(sorted(dropped)[:10])}{' ...' * (len(dropped) > 10)}")
+            self.notes.append(f"{text}: {abbreviated(sorted(dropped))}")

@@ -35,7 +35,7 @@ class Finding:
     @classmethod
     def of(cls, problem: Problem, block: str) -> Finding:
         """What a dataset itself says would stop the run."""
-        return cls("problem", problem.kind, problem.text.removeprefix(f"{block}: "), block, problem.clips, names_clips=True)
+        return cls("problem", problem.kind, problem.text.removeprefix(f"{block}: "), block, problem.clips, problem.details, True)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from itertools import groupby
 
 from emollama.doctor.findings import Arrays, Block, Finding, Lengths, Report, Training
 from emollama.doctor.forecast import GIB
+from emollama.listing import abbreviated
 
-NAMES_SHOWN = 10  # of a finding's clips
 FINDINGS_SHOWN = 5  # of one kind in one block
+JSON = "--json has all"
 TEXT_SHOWN = 600  # characters of a finding
 LABELS_SHOWN = 12
 
@@ -22,7 +23,10 @@ def text_of(report: Report) -> str:
     if report.training:
         lines += [*_training(report.training), ""]
     for place, names in report.unlisted_arrays.items():
-        lines += [f"{place}: {len(names):,} of its arrays are of clips that no list here names: {_some(names)}", ""]
+        lines += [
+            f"{place}: {len(names):,} of its arrays are of clips that no list here names: {abbreviated(names, where=JSON)}",
+            "",
+        ]
     for heading, found in (("Problems", report.of_level("problem")), ("Notes", report.of_level("note"))):
         if found:
             lines += [heading, *_findings(found), ""]
@@ -84,7 +88,12 @@ def _training(training: Training) -> Iterator[str]:
 def _arrays(row: Arrays) -> list[str]:
     numbers = [row.present, row.missing, row.unusable, row.values_read]
     kinds = [f"{count:,} {kind}" for kind, count in row.kinds.items()]
-    return [" + ".join(row.slots), *(f"{number:,}" for number in numbers), f"{row.bytes / 2**20:,.1f}", _some(kinds, 4)]
+    return [
+        " + ".join(row.slots),
+        *(f"{number:,}" for number in numbers),
+        f"{row.bytes / 2**20:,.1f}",
+        abbreviated(kinds, where=JSON),
+    ]
 
 
 def _lengths(row: Lengths) -> list[str]:
@@ -112,21 +121,16 @@ def _findings(findings: Sequence[Finding]) -> Iterator[str]:
         yield f"  {where}{kind}" + (f", {clips:,} clip{'s' * (clips > 1)}" if clips else "")
         yield from (f"    - {_shown(finding)}" for finding in found[:FINDINGS_SHOWN])
         if len(found) > FINDINGS_SHOWN:
-            yield f"    - and {len(found) - FINDINGS_SHOWN:,} more of this kind (--json has all)"
+            yield f"    - and {len(found) - FINDINGS_SHOWN:,} more of this kind ({JSON})"
 
 
 def _shown(finding: Finding) -> str:
     """The text with a few of the clips."""
     if finding.names_clips:
-        text = finding.text.replace(", ".join(finding.clips), _some(finding.clips)) if finding.clips else finding.text
+        text = finding.text
     else:
-        text = f"{finding.text}: {_some(finding.details or finding.clips)}" if finding.clips else finding.text
-    return text if len(text) <= TEXT_SHOWN else f"{text[:TEXT_SHOWN]} ... (--json has all)"
-
-
-def _some(items: Sequence[str], shown: int = NAMES_SHOWN) -> str:
-    more = [f"and {len(items) - shown:,} more"] if len(items) > shown else []
-    return ", ".join([*items[:shown], *more])
+        text = f"{finding.text}: {abbreviated(finding.details or finding.clips, where=JSON)}" if finding.clips else finding.text
+    return text if len(text) <= TEXT_SHOWN else f"{text[:TEXT_SHOWN]} ... ({JSON})"
 
 
 def _counts(counts: Mapping[str, int]) -> str:

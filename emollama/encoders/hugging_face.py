@@ -15,7 +15,8 @@ from transformers.utils import logging as transformers_logging
 
 from emollama.data.clips import read_json
 from emollama.encoders.weights import CONFIG, random_weights
-from emollama.errors import UserError, listing
+from emollama.errors import UserError
+from emollama.listing import listing
 
 PROCESSOR = "preprocessor_config.json"
 

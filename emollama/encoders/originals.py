@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from emollama.encoders.hugging_face import new_config
 from emollama.encoders.weights import read_tensors, require_fit
-from emollama.errors import UserError, listing
+from emollama.errors import UserError
+from emollama.listing import listing
 
 BLOCK = re.compile(r"blocks\.(\d+)\.")
 EPS = 1e-6  # of the norms

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from emollama.encoders.shapes import QFormerShape
 from emollama.encoders.weights import read_tensors, require_fit
-from emollama.errors import UserError, listing
+from emollama.errors import UserError
+from emollama.listing import listing
 
 HEAD = 64  # width of an attention head of every published one
 # Parts of the names in a BLIP-2 file -> in the state dict of QFormer.

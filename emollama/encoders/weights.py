@@ -23,7 +23,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from emollama.data.seen import Seen
-from emollama.errors import UserError, listing
+from emollama.errors import UserError
+from emollama.listing import listing
 from emollama.paths import PATHS, sha256
 
 CONFIG = "config.json"

@@ -28,6 +28,7 @@ from emollama.evaluation.matching import EMPTY, Matched, task_told
 from emollama.evaluation.metrics import metric
 from emollama.evaluation.records import FORMULA, harmless
 from emollama.evaluation.scoring import TaskScores
+from emollama.listing import abbreviated, listing
 from emollama.paths import require_file, written_whole
 
 SCALES = {"clue_overlap": ClueOverlaps, "label_overlap": LabelOverlaps}
@@ -189,9 +190,9 @@ def read_ratings(path: str, key: Key) -> Ratings:
             except ValueError as error:
                 faults.append(f"{path}, line {line}, item '{name}': {scale}: {error}")
     if lacking := [name for name in key.items if name not in lines]:
-        faults.append(f"{path}: rows were removed: {', '.join(lacking)}. Restore them; a row that is not rated stays empty.")
+        faults.append(f"{path}: rows were removed, {listing(lacking)}. Restore them; a row that is not rated stays empty.")
     if faults:
-        raise UserError("\n".join(faults))
+        raise UserError(abbreviated(faults, "\n"))
     return Ratings(path, points)
 
 

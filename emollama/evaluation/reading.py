@@ -26,6 +26,7 @@ from emollama.evaluation.captions.gathering import CAPTION
 from emollama.evaluation.openset import read_openset
 from emollama.evaluation.submission import read_items, read_submission
 from emollama.evaluation.words import is_list
+from emollama.listing import abbreviated
 from emollama.paths import read_text, require_file
 
 LABEL_COLUMNS = ("label", "discrete", "emotion")
@@ -244,7 +245,7 @@ def _whole(read: Callable[[Report], list[Clip]]) -> list[Clip]:
 def _refuse(problems: Sequence[Problem]) -> None:
     """All that is wrong with a file at once."""
     if problems:
-        raise UserError("\n".join(problem.text for problem in problems))
+        raise UserError(abbreviated((problem.text for problem in problems), "\n"))
 
 
 def _emotions(path: str, labels: dict[str, str]) -> dict[str, str]:
@@ -258,7 +259,7 @@ def _emotions(path: str, labels: dict[str, str]) -> dict[str, str]:
         return {name: DFEW_LABELS.get(label, "") for name, label in labels.items()}
     if numbers := sorted(label for label in written if label.lstrip("-").isdecimal()):
         told = "EMER's lists hold 0 in place of an emotion; its tables (.csv) and captions (.json) hold descriptions"
-        raise UserError(f"{path}: the labels {', '.join(numbers)} are numbers, not emotions, nor DFEW's 1 to 7. {told}.")
+        raise UserError(f"{path}: the labels {abbreviated(numbers)} are numbers, not emotions, nor DFEW's 1 to 7. {told}.")
     return labels
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from emollama.errors import UserError
 from emollama.evaluation.metrics import Metric
+from emollama.listing import abbreviated
 from emollama.registry import did_you_mean
 
 INVALID = -1  # the class of invalid answers, beside places in the labels
@@ -51,7 +52,7 @@ class Labels:
         for name, label in zip(self.names, self.truth, strict=True):
             if label.casefold() not in spelled:
                 raise UserError(
-                    f"labels: the true label of clip '{name}' is '{label}', which is none of {', '.join(self.labels)}."
+                    f"labels: the true label of clip '{name}' is '{label}', which is none of {abbreviated(self.labels)}."
                     f"{did_you_mean(label, self.labels)} Correct the list of clips, or add it to labels."
                 )
         object.__setattr__(self, "truth", tuple(spelled[label.casefold()] for label in self.truth))

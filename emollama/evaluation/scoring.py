@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from emollama.errors import UserError, listing, require_at_least
+from emollama.errors import UserError, require_at_least
 from emollama.evaluation.answers import Answer
 from emollama.evaluation.captions.evidence import CAPTION_EVIDENCE, CaptionNumbers
 from emollama.evaluation.captions.gathering import CAPTION, CaptionGathering
@@ -25,6 +25,7 @@ from emollama.evaluation.metrics import Evidence, Metric, metric
 from emollama.evaluation.openset import OpenSets, listed_words, read_openset, read_synonyms
 from emollama.evaluation.recognition import Labels
 from emollama.evaluation.wheels import Wheels, WheelSets
+from emollama.listing import listing
 from emollama.registry import JUDGES, METRICS
 
 DESCRIBING = ("reason", "reason_v2", "")  # tasks whose answers describe; "" is a file's that does not say

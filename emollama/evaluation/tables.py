@@ -15,11 +15,11 @@ from emollama.evaluation.metrics import metric
 from emollama.evaluation.openset import OpenSets
 from emollama.evaluation.published import CAUTION, EMER
 from emollama.evaluation.wheels import WheelSets
+from emollama.listing import abbreviated
 
 Files = Mapping[str, Mapping[str, Any]]  # file -> what is recorded about it
 WIDTH = 5  # metrics side by side
 LEAST_P = 0.001  # that is shown
-SHOWN = 10  # names of a list; --output has all
 TEXT_SHOWN = 60  # characters of an answer
 LISTS = {
     "missing": "clips without an answer, which count as empty",
@@ -205,5 +205,4 @@ def _sureness(one: Mapping[str, Any]) -> str:
 
 def _listed(title: str, items: Sequence[str], separator: str) -> Iterator[str]:
     if items:
-        more = f"{separator}and {len(items) - SHOWN} more (--output lists all)" if len(items) > SHOWN else ""
-        yield f"{title} ({len(items)}): {separator.join(items[:SHOWN])}{more}"
+        yield f"{title} ({len(items)}): {abbreviated(items, separator, where='--output lists all')}"

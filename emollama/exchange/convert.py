@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from emollama import checkpoint
-from emollama.errors import UserError, listing
+from emollama.errors import UserError
 from emollama.exchange.describe import layout_difference
 from emollama.exchange.weights import ADAPTERS, ADAPTERS_CONFIG, PROJECTORS, Weights, read
+from emollama.listing import listing
 from emollama.models import adapters, merging
 from emollama.paths import new_folder, require_new_file, sha256
 from emollama.stores.manifest import differences

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from emollama import checkpoint
-from emollama.errors import UserError, listing
+from emollama.errors import UserError
+from emollama.listing import listing
 from emollama.models import adapters, upstream
 
 ADAPTERS, ADAPTERS_CONFIG, PROJECTORS = "adapter_model.safetensors", "adapter_config.json", "projectors.safetensors"

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from emollama.data.clips import read_annotations, read_clip_table, safe_name
-from emollama.errors import UserError, listing
+from emollama.errors import UserError
+from emollama.listing import listing
 from emollama.media.choice import read_peaks
 from emollama.media.files import find_video, videos_below
 from emollama.media.source import Source
 
 LONGEST = 230  # bytes of a part of a name; file systems allow 255, endings included
-SHOWN = 10  # names that a message tells
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,9 @@ def _refuse_unusable(names: list[str], cfg: Any) -> None:
     """Names that no array can be called after, all told at once."""
     bad = [repr(name) for name in names if not _is_usable(name)]
     if bad:
-        told = listing(bad[:SHOWN]) + (f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else "")
-        text = f"{cfg.annotation_file or cfg.videos}: no file of features can be called after the clips {told}. Rename them:"
+        text = (
+            f"{cfg.annotation_file or cfg.videos}: no file of features can be called after the clips {listing(bad)}. Rename them:"
+        )
         raise UserError(f"{text} UTF-8, no backslash, no control character, at most {LONGEST} bytes between slashes.")
 
 

@@ -10,11 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from emollama.data.captions import abridged
 from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.importers.flickr30k import Collection, Image
-from emollama.importers.intake import PROBLEMS_SHOWN, OnProblem
+from emollama.importers.intake import OnProblem
+from emollama.listing import abbreviated, listing
 from emollama.media.pictures import image_files, probe_picture, read_picture
 from emollama.media.source import Unusable
 from emollama.paths import require_writable, written_whole
@@ -23,8 +23,6 @@ CheckImages = Literal["headers", "all", "none"]
 CAPTIONS = 5  # of an image, as published
 REPORT = "prepare_report.json"
 READERS = 16
-NAMES_SHOWN = 8  # in the summary
-ROWS_SHOWN = 10
 
 Splits = Mapping[str, Sequence[Image]]
 
@@ -83,7 +81,7 @@ def with_images(splits: Splits, folder: str, check: CheckImages, collection: Col
     missing = tuple(image.file for image in images if image.name not in present)
     if missing:
         collection.problems.append(
-            Problem("missing image", f"--images: no file in {folder} of these images, {abridged(missing)}", missing)
+            Problem("missing image", f"--images: no file in {folder} of these images, {listing(missing)}", missing)
         )
     look = {"headers": probe_picture, "all": read_picture, "none": None}[check]
     paths = {name: Path(folder, file) for name, file in present.items()}
@@ -116,8 +114,7 @@ def settle(collection: Collection, splits: Splits, on_problem: OnProblem) -> Non
         UserError: all problems at once; or no image is left.
     """
     told = [problem.text for problem in collection.problems]
-    shown = "".join(f"\n  {text}" for text in told[:PROBLEMS_SHOWN])
-    shown += f"\n  ... and {len(told) - PROBLEMS_SHOWN} more" if len(told) > PROBLEMS_SHOWN else ""
+    shown = "\n  " + abbreviated(told, "\n  ") if told else ""
     if told and on_problem == "error":
         remedy = "Mend them, or leave these images out with --on-problem skip"
         raise UserError(f"nothing was written; problems: {len(told)}. {remedy}.{shown}")
@@ -203,10 +200,9 @@ def summary(report: Mapping[str, Any], folder: Path) -> str:
     lines += ["left out:"] if groups or rows else []
     lines += [f"{len(names):8,} {reason}: {_some(names)}" for reason, names in groups.items()]
     lines += [f"{len(rows):8,} problem: row"] if rows else []
-    lines += [f"{'':9}{text}" for text in rows[:ROWS_SHOWN]]
-    lines += [f"{'':9}... and {len(rows) - ROWS_SHOWN:,} more"] if len(rows) > ROWS_SHOWN else []
+    lines += [f"{'':9}" + abbreviated(rows, f"\n{'':9}", where=REPORT)] if rows else []
     return "\n".join([*lines, f"All names stand in {REPORT}.\n"])
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMES_SHOWN]) + (f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else "")
+    return abbreviated(names, where=REPORT)

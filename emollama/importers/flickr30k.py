@@ -17,10 +17,11 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
-from emollama.data.captions import abridged, texts_of
+from emollama.data.captions import texts_of
 from emollama.data.clips import read_json, read_rows, safe_name
 from emollama.data.problems import Problem
 from emollama.errors import UserError
+from emollama.listing import abbreviated, listing
 from emollama.media.pictures import ENDINGS
 from emollama.paths import read_text, require_file
 from emollama.registry import did_you_mean
@@ -115,7 +116,7 @@ def _read_table(path: str, collection: Collection) -> None:
     strange = [column for column in header if column not in COLUMNS]
     missing = [column for column in NEEDED if column not in header]
     if strange or missing:
-        told = f"lacks {', '.join(missing)}" if missing else f"has unknown columns: {', '.join(map(repr, strange))}"
+        told = f"lacks {', '.join(missing)}" if missing else f"has unknown columns: {abbreviated(map(repr, strange))}"
         near = [did_you_mean(column, COLUMNS) for column in strange]
         raise UserError(f"{path}, line 1: the header {told}.{''.join(near)} Expected {','.join(COLUMNS)}.")
     for line, cells in rows:
@@ -200,7 +201,7 @@ def rightly_spelt(collection: Collection, splits: Mapping[str, list[Image]], sou
     for split, usual in meant.items():
         if usual:
             files = tuple(image.file for image in splits[split])
-            text = f"{source}: a split called '{split}' (images {abridged(files)}). Did you mean '{usual}'?"
+            text = f"{source}: a split called '{split}' (images {listing(files)}). Did you mean '{usual}'?"
             collection.problems.append(Problem("split", text, files))
     return {split: [] if meant[split] else images for split, images in splits.items()}
 
@@ -265,6 +266,6 @@ def by_splits(collection: Collection, splits: Mapping[str, Mapping[str, str]]) -
     for split, names in splits.items():
         strange = tuple(name for name in names if name not in collection.images)
         if strange:
-            text = f"images of the list {split} that the annotations do not have, or not rightly, {abridged(strange)}"
+            text = f"images of the list {split} that the annotations do not have, or not rightly, {listing(strange)}"
             collection.problems.append(Problem("split", f"{names[strange[0]]}: {text}", strange))
     return {split: [image for name, image in collection.images.items() if name in names] for split, names in splits.items()}

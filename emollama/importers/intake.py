@@ -10,10 +10,10 @@ from emollama.data.clips import NO_VALENCE, safe_name
 from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.importers.labels import NO_LABEL, SKIP, LabelMap
+from emollama.listing import abbreviated
 from emollama.registry import did_you_mean
 
 OnProblem = Literal["error", "skip"]
-PROBLEMS_SHOWN = 50
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,7 @@ class Intake:
         for raw, clips in self._unknown.items():
             self.report(Problem("label", self._complaint(raw, clips), tuple(name for name, _ in clips)))
         self._unknown = {}
-        shown = "".join(f"\n  {problem.text}" for problem in self.problems[:PROBLEMS_SHOWN])
-        more = len(self.problems) - PROBLEMS_SHOWN
-        shown += f"\n  ... and {more} more" if more > 0 else ""
+        shown = "\n  " + abbreviated((problem.text for problem in self.problems), "\n  ") if self.problems else ""
         if self.problems and on_problem == "error":
             remedy = "Mend them, or leave these clips out with --on-problem skip"
             raise UserError(f"nothing was written; problems: {len(self.problems)}. {remedy}.{shown}")
@@ -117,7 +115,7 @@ class Intake:
         mapped = self.labels.mapped(raw)
         became = "" if mapped == raw else f", which a map makes '{mapped}',"
         return (
-            f"{clips[0][1]}: the label '{raw}'{became} is none of {', '.join(self.labels.labels)}"
+            f"{clips[0][1]}: the label '{raw}'{became} is none of {abbreviated(self.labels.labels)}"
             f" ({len(clips)} clips have it).{did_you_mean(mapped, self.labels.labels)}"
             f" Say with --label-map what it is: '{raw}: LABEL', or '{raw}: {SKIP}'."
         )

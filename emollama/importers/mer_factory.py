@@ -17,6 +17,7 @@ from emollama.errors import UserError
 from emollama.importers.intake import Entry, Intake
 from emollama.importers.labels import SKIP
 from emollama.importers.sources import Sheet, files_below, rows_by_name
+from emollama.listing import abbreviated
 
 SUFFIX = "_merr_data.json"
 DESCRIPTIONS = ("visual_expression", "visual_objective", "audio_analysis", "video_content")
@@ -50,7 +51,7 @@ def read(folder: str, intake: Intake, *, caption: Sequence[str], peak: str, over
     said = _overrides(overrides, found, intake) if overrides else {}
     for name, paths in found.items():
         if len(paths) > 1:
-            text = f"'{name}' is the name of {len(paths)} clips: {', '.join(map(str, paths))}. Rename all but one."
+            text = f"'{name}' is the name of {len(paths)} clips: {abbreviated(map(str, paths))}. Rename all but one."
             intake.report(Problem("repeated", text, (name,)))
         elif intake.is_usable(name, str(paths[0])):
             record = _record(paths[0], name, intake)
@@ -65,7 +66,7 @@ def _overrides(path: str, found: Mapping[str, Any], intake: Intake) -> dict[str,
         word = row.cells.get("label", "")
         label = SKIP if word == SKIP else intake.labels.word(word)
         if label is None:
-            known = ", ".join(intake.labels.labels)
+            known = abbreviated(intake.labels.labels)
             raise UserError(f"{row.where}: the column 'label' says {word!r}; expected one of {known}, or {SKIP}")
         if name in found:
             said[name] = label

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from emollama.errors import UserError
+from emollama.listing import abbreviated
 from emollama.paths import PATHS, require_file
 
 PLAIN_TYPE = re.compile(r"[biufUS]\d+|O8?")
@@ -120,7 +121,7 @@ def _read(path: str, local: str, key: str) -> dict[Any, Any]:
     except UNREADABLE as error:
         raise UserError(f"{path}, '{key}': cannot be read as a dictionary of labels ({error or type(error).__name__})") from None
     if found is None:
-        raise UserError(f"{path}: no '{key}' in it. It holds: {', '.join(present)}.")
+        raise UserError(f"{path}: no '{key}' in it. It holds: {abbreviated(present)}.")
     return found
 
 

@@ -11,6 +11,7 @@ from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.importers.intake import Entry, Intake
 from emollama.importers.sources import Sheet, files_below, rows_by_name
+from emollama.listing import abbreviated
 from emollama.media.files import ENDINGS
 
 
@@ -67,7 +68,7 @@ def _videos(folder: str, intake: Intake) -> list[str]:
         raise UserError(f"{folder}: no video anywhere below it (endings: {' '.join(ENDINGS)})")
     for name, same in list(paths.items()):
         if len(same) > 1:
-            text = f"'{name}' is the name of {len(same)} videos: {', '.join(map(str, same))}. Rename all but one."
+            text = f"'{name}' is the name of {len(same)} videos: {abbreviated(map(str, same))}. Rename all but one."
             intake.report(Problem("repeated", text, (name,)))
         elif same[0].is_file():
             continue
@@ -95,7 +96,7 @@ class _Names:
     def miss(self, name: str) -> str:
         """Why a name leads to no video."""
         fitting = self._fitting(name)
-        several = f"'{name}' fits several videos: {', '.join(fitting)}. Write the folder too."
+        several = f"'{name}' fits several videos: {abbreviated(fitting)}. Write the folder too."
         return several if fitting else f"no video is called '{name}'"
 
     def _fitting(self, name: str) -> list[str]:

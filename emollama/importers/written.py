@@ -20,11 +20,11 @@ from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.importers.intake import Entry, Intake
 from emollama.importers.labels import NO_LABEL
+from emollama.listing import abbreviated
 from emollama.paths import written_whole
 
 LIST, COARSE, FINE = "clips.txt", "MERR_coarse_grained.json", "MERR_fine_grained.json"
 TRANSCRIPTS, OPENSET, REPORT = "transcription_en_all.csv", "openset.json", "import_report.json"
-NAMES_SHOWN = 8
 
 
 def read_sentences(path: str, intake: Intake) -> dict[str, str]:
@@ -136,4 +136,4 @@ def summary(report: Mapping[str, Any], folder: str) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMES_SHOWN]) + (f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else "")
+    return abbreviated(names, where=REPORT)

@@ -15,7 +15,8 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from emollama.errors import UserError, listing
+from emollama.errors import UserError
+from emollama.listing import abbreviated, listing
 from emollama.models import llm, llm_weights, upstream
 from emollama.paths import read_text
 
@@ -76,7 +77,7 @@ def split(tensors: Mapping[str, Tensor], source: str) -> Adapters:
     ranks = {size for pair in layers.values() for size in (pair["A"].shape[:1], pair["B"].shape[1:])}
     if len(ranks) > 1 or len(next(iter(ranks))) != 1:
         shapes = sorted({f"A {tuple(pair['A'].shape)} B {tuple(pair['B'].shape)}" for pair in layers.values()})
-        raise UserError(f"{source}: the adapters have no common rank; their shapes are {', '.join(shapes)}")
+        raise UserError(f"{source}: the adapters have no common rank; their shapes are {abbreviated(shapes)}")
     return Adapters(layers, next(iter(ranks))[0], rest)
 
 

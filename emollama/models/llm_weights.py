@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
-from emollama.errors import UserError, listing
+from emollama.errors import UserError
+from emollama.listing import abbreviated, listing
 from emollama.models import attention
 from emollama.models.configs import TrainLLM
 from emollama.registry import did_you_mean
@@ -117,7 +118,7 @@ def _check_targets(model: Any, targets: list[str]) -> None:
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name, _ in model.named_modules()):
             hint = did_you_mean(target, names)
-            raise UserError(f"model.lora_target_modules: no layer '{target}'.{hint} Linear layers: {', '.join(sorted(names))}")
+            raise UserError(f"model.lora_target_modules: no layer '{target}'.{hint} Linear layers: {abbreviated(sorted(names))}")
 
 
 def _quantization(options: LLMOptions, dtype: torch.dtype) -> BitsAndBytesConfig | None:

@@ -14,7 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from emollama.errors import UserError, listing
+from emollama.errors import UserError
+from emollama.listing import listing
 from emollama.models.adapters import Adapters
 from emollama.paths import read_text
 from emollama.tensor_files import save_tensors

@@ -16,6 +16,7 @@ from emollama.extraction.clips import Clips
 from emollama.extraction.jobs import described, planned
 from emollama.extraction.videos import VideoExtraction
 from emollama.extraction.work import Share
+from emollama.listing import abbreviated
 from emollama.media.choice import read_peaks
 from emollama.media.frames import probe
 from emollama.media.source import Source, Unusable
@@ -42,7 +43,7 @@ def find_videos(config: RunConfig, videos: Sequence[str]) -> dict[str, Source]:
         UserError: files that are not there or hold no video: all of them.
     """
     if useless := [told for video in videos if (told := _useless(video))]:
-        raise UserError("--video: " + "; ".join(useless))
+        raise UserError("--video: " + abbreviated(useless, "; "))
     cfg = _settings(config, "")
     peaks = read_peaks(cfg.peak_index_path) if cfg.peak_index_path is not None else {}
     faces = Path(cfg.face_path) if cfg.face_path is not None else None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from emollama.errors import UserError
+from emollama.listing import abbreviated
 from emollama.registry import did_you_mean
 from emollama.reporting.configuration import CONFIG, RESULT, parsed
 from emollama.reporting.lenient import Notes, text
@@ -146,7 +147,7 @@ def _chosen(keys: Sequence[str], metrics: Sequence[str]) -> list[str]:
     known = list(dict.fromkeys(key.rpartition("/")[2] for key in keys))
     for name in metrics:
         if name not in known:
-            told = f"They have: {', '.join(known)}" if known else "They have no metrics at all."
+            told = f"They have: {abbreviated(known)}" if known else "They have no metrics at all."
             raise UserError(f"--metric: none of the runs has '{name}'.{did_you_mean(name, known)} {told}")
     return [key for key in keys if not metrics or key.rpartition("/")[2] in metrics]
 
@@ -165,7 +166,7 @@ def _lacking(runs: Mapping[str, RunFiles], keys: Sequence[str], standings: Seque
         if not own:
             yield f"{name}: no figures: neither result/metrics_*.json nor a line of eval.jsonl. Evaluate it."
         elif missing:
-            yield f"{name}: has no {', '.join(missing)}"
+            yield f"{name}: has no {abbreviated(missing)}"
 
 
 def _split_apart(runs: Mapping[str, RunFiles]) -> Iterator[str]:

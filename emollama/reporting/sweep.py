@@ -10,7 +10,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from emollama.errors import UserError, listing
+from emollama.errors import UserError
+from emollama.listing import abbreviated, listing
 from emollama.paths import written_whole
 from emollama.reporting.lenient import Notes, mapping, numbers, read_object, text, texts, whole
 from emollama.reporting.measures import digits_of, figure, higher_is_better, known_metric
@@ -110,7 +111,7 @@ def read_sweep(folder: Path, basis: Basis | None = None) -> Sweep:
     if not rows:
         raise UserError(f"'{folder}' holds no sweep. Run the command without --table-only, or name its folder by --output.")
     if left := [row.label for row in records if row not in rows]:
-        notes.append(f"evaluated with another configuration or other data, and left out: {', '.join(left)}")
+        notes.append(f"evaluated with another configuration or other data, and left out: {abbreviated(left)}")
     if lacking := list(chain(*(missing(folder, row).values() for row in rows))):
         raise UserError(f"metrics are missing, {listing(lacking)}. Run the command without --table-only.")
     found = {row.label: dict(_metrics(folder, row, notes)) for row in rows}

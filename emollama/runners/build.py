@@ -13,6 +13,7 @@ from emollama import checkpoint
 from emollama.config import RunConfig
 from emollama.distributed import World
 from emollama.errors import UserError
+from emollama.listing import LINES, abbreviated
 from emollama.logging import get_logger
 from emollama.paths import require_file
 from emollama.precision import Precision
@@ -52,7 +53,7 @@ def build_datasets(config: RunConfig, blocks: Mapping[str, tuple[Any, Any]], *, 
     datasets = {path: made(cfg, slot_shapes=shapes, label=path, training=training) for path, (made, cfg) in blocks.items()}
     problems = [problem.text for dataset in datasets.values() for problem in dataset.problems()] if check else []
     if problems:
-        raise UserError("the data cannot be used:\n- " + "\n- ".join(problems))
+        raise UserError(f"the data cannot be used:{LINES}{abbreviated(problems, LINES)}")
     for label, dataset in datasets.items():
         get_logger().info("%s: %d clips, tasks %s", label, len(dataset), ", ".join(dataset.pool.tasks))
         for note in dataset.notes:

@@ -11,9 +11,10 @@ from typing import Any
 from emollama.config import EvaluationBlock, RunConfig
 from emollama.data.loader import ClipDataset
 from emollama.data.slots import FRAME, IMAGE
-from emollama.errors import UserError, listing
+from emollama.errors import UserError
 from emollama.evaluation.answers import Answer
 from emollama.evaluation.files import write_metrics, write_predictions
+from emollama.listing import listing
 from emollama.logging import get_logger
 from emollama.runners.answering import Answering
 from emollama.runners.build import build_datasets, is_ensemble

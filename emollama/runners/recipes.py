@@ -13,6 +13,7 @@ from emollama.data.slots import FRAME
 from emollama.encoders.configs import FACE_KEYS
 from emollama.encoders.weights import digest
 from emollama.errors import UserError
+from emollama.listing import LINES, abbreviated
 from emollama.logging import get_logger
 from emollama.stores.manifest import Manifest, differences
 
@@ -80,7 +81,7 @@ def require_alike(problems: list[str], allowed: bool) -> None:
         UserError: all of the problems.
     """
     if problems and not allowed:
-        raise UserError("features that do not fit together:\n- " + "\n- ".join(problems) + f"\n{REMEDY}")
+        raise UserError(f"features that do not fit together:{LINES}{abbreviated(problems, LINES)}\n{REMEDY}")
     for problem in problems:
         get_logger().warning("%s", problem)
 

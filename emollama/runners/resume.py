@@ -13,6 +13,7 @@ from emollama.data.order import Deck
 from emollama.distributed import World
 from emollama.errors import EchoedError, UserError
 from emollama.layers import leaves
+from emollama.listing import abbreviated
 from emollama.logging import get_logger
 
 # What may differ between a stored run and its continuation: paths, intervals, workers, the number of epochs.
@@ -139,9 +140,9 @@ def _check_same_run(content: dict[str, Any], config: RunConfig, facts: dict[str,
     old = content["facts"]
     found |= {name: (old.get(name), value) for name, value in facts.items() if old.get(name) != value}
     if found:
-        lines = [f"{key}: {old!r} then, {new!r} now" for key, (old, new) in found.items()]
+        changed = abbreviated((f"{key}: {old!r} then, {new!r} now" for key, (old, new) in found.items()), "; ")
         raise UserError(
-            f"run.resume_ckpt_path: {path} belongs to a run that was configured differently: {'; '.join(lines)}. Restore these"
+            f"run.resume_ckpt_path: {path} belongs to a run that was configured differently: {changed}. Restore these"
             " values, or start a new run from its weights with model.ckpt."
         )
 

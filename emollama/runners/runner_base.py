@@ -21,7 +21,8 @@ from emollama.config import RunConfig, write_yaml
 from emollama.data.batch import Batch
 from emollama.data.loader import Split, TrainingSamples, seed_of, step_batches, training_loader
 from emollama.data.order import Order
-from emollama.errors import EchoedError, UserError, listing
+from emollama.errors import EchoedError, UserError
+from emollama.listing import listing
 from emollama.logging import RunLog, get_logger, log_metrics, set_up
 from emollama.paths import require_writable
 from emollama.precision import Precision

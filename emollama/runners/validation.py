@@ -13,8 +13,9 @@ from typing import Any
 
 from emollama import checkpoint
 from emollama.distributed import World
-from emollama.errors import UserError, listing
+from emollama.errors import UserError
 from emollama.evaluation.metrics import metric
+from emollama.listing import listing
 from emollama.logging import RunLog, entries_before, get_logger
 from emollama.paths import written_whole
 from emollama.registry import METRICS, did_you_mean

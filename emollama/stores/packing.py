@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emollama.errors import UserError, listing
+from emollama.errors import UserError
+from emollama.listing import abbreviated, listing
 from emollama.paths import PATHS, unfinished
 from emollama.stores import tar_index, tar_set, tars
 from emollama.stores.manifest import FILE, Manifest, differences
@@ -25,7 +26,6 @@ from emollama.stores.tar_index import TarIndex
 
 READERS = 4  # threads that read and convert, while one writes
 AHEAD = 16  # arrays read before they are written
-TOLD = 20  # problems that an error tells one by one
 
 
 class Unfit(ValueError):
@@ -221,11 +221,6 @@ def _refuse(error: OSError) -> None:
     raise UserError(f"--source: cannot read '{error.filename}': {error.strerror}.")
 
 
-def _some(items: list[str]) -> list[str]:
-    rest = len(items) - TOLD
-    return [*items[:TOLD], f"and {rest} more"] if rest > 0 else items
-
-
 def _lines(problems: list[str]) -> str:
     """``3:`` and a line each, and the end of the last line."""
-    return f"{len(problems)}:\n" + "".join(f"  {problem}\n" for problem in _some(problems))
+    return f"{len(problems):,}:\n  " + abbreviated(problems, "\n  ") + "\n"

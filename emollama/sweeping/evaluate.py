@@ -21,6 +21,7 @@ from emollama import checkpoint, distributed
 from emollama.config import RunConfig
 from emollama.distributed import World
 from emollama.errors import UserError
+from emollama.listing import abbreviated
 from emollama.logging import get_logger, set_up
 from emollama.optim import trainable
 from emollama.paths import require_writable, sha256, written_whole
@@ -87,7 +88,7 @@ class Sweep:
         earlier = read_records(self._output)
         if others := sorted({row.run for row in earlier} - {self._run_name}):
             raise UserError(
-                f"--output: '{self._output}' holds the sweep of another run, {', '.join(others)}. Name another folder."
+                f"--output: '{self._output}' holds the sweep of another run, {abbreviated(others)}. Name another folder."
             )
         for key, (then, now) in self._differences().items():
             get_logger().warning("%s: %r in the run, %r in this evaluation", key, then, now)

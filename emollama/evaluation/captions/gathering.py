@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from emollama.errors import UserError, listing
+from emollama.errors import UserError
 from emollama.evaluation.answers import Answer
 from emollama.evaluation.captions.evidence import Alignments, CaptionNumbers, Captions, Propositions
 from emollama.evaluation.captions.java import NEEDS_JAVA, lacks_java, lacks_spice
 from emollama.evaluation.captions.tokenizers import NO_JAVA, TokenizerChoice, tokenizer
+from emollama.listing import listing
 
 CAPTION = "caption"  # the task whose answers are compared with several references
 
