@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -48,13 +49,25 @@ def published():
     }
 
 
-def released(rank=64, seed=0, angles=True):
-    """Random tensors under the names of a released Emotion-LLaMA file, with adapters of another rank than the golden ones."""
-    torch.manual_seed(seed)
+@functools.lru_cache
+def random_tensors(seed):
+    """Random tensors under the names of a released Emotion-LLaMA file, with adapters of rank 64 (the golden ones have rank 4).
+
+    The tensors named ``attention.*``, which nothing uses, are small here, so that files are 1 MB rather than 20.
+    """
+    generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, (shape, _) in published().items():
-        sizes = [rank if ".lora_" in name and size == 4 else size for size in shape]
-        tensors[name] = torch.randn(sizes) * 0.1
+        sizes = [64 if ".lora_" in name and size == 4 else size for size in shape]
+        if name.startswith("attention."):
+            sizes = [min(size, 16) for size in sizes]
+        tensors[name] = torch.randn(sizes, generator=generator) * 0.1
+    return tensors
+
+
+def released(seed=0, angles=True):
+    """A new dict of :func:`random_tensors`, with the rotary angles that older files hold. Tests do not write into the tensors."""
+    tensors = dict(random_tensors(seed))
     if angles:
         tensors |= {f"llama_model.base_model.model.model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(8) for i in (0, 1)}
     return tensors
@@ -76,13 +89,28 @@ def by_stored_name(model):
     return {upstream.stored_name(name): parameter.detach() for name, parameter in trainable(model).items()}
 
 
-@pytest.fixture
-def file(tmp_path):
-    """A checkpoint of rank 64 with its configuration, and what the published files hold beside."""
-    path = tmp_path / "file.pth"
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory):
+    """A folder with ``file.pth``, a checkpoint of rank 64 with its configuration, and ``peft``, the folder exported from it."""
+    path = tmp_path_factory.mktemp("origin") / "file.pth"
     config = {"model": {"lora_r": 64, "lora_alpha": 16, "lora_dropout": 0.05, "llama_model": "elsewhere"}, "run": {"seed": 1}}
     checkpoint.save(path, {"model": released(), "config": config, "epoch": 3, "step": 40, "optimizer": {}, "scaler": {}})
-    return str(path)
+    exported(str(path), path.parent / "peft")
+    return path.parent
+
+
+@pytest.fixture
+def file(origin, tmp_path):
+    """A copy of the checkpoint with its digest, which the test may change."""
+    for name in ("file.pth", "file.pth.sha256"):
+        shutil.copy(origin / name, tmp_path)
+    return str(tmp_path / "file.pth")
+
+
+@pytest.fixture
+def folder(origin, file, tmp_path):
+    """A copy of the PEFT folder beside the copy of the checkpoint, which the test may change."""
+    return Path(shutil.copytree(origin / "peft", tmp_path / "peft"))
 
 
 def without_config(path):
@@ -246,11 +274,11 @@ def test_targets_are_last_names_where_every_block_has_them_and_whole_names_elsew
 # The same numbers outside
 
 
-@pytest.fixture
-def embedded(tmp_path, file, golden_dataset, golden_prompt):
-    """Text and feature rows of a clip as inputs_embeds (1, T, H), our logits, those without adapters, and the batch."""
-    model = model_of(tmp_path)
-    load(model, checkpoint.read(file, "x")["model"])
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory, golden_dataset, golden_prompt):
+    """Text and feature rows of a clip as inputs_embeds (1, T, H), our logits with the adapters, and the batch."""
+    model = model_of(tmp_path_factory.mktemp("embedded"))
+    load(model, released())
     record = golden_dataset.record(0, "reason", golden_dataset.pool.first("reason"))
     batch = collate([golden_prompt.sample(record)])
     with torch.no_grad():
@@ -483,11 +511,6 @@ def test_a_language_model_that_cannot_be_merged_into_is_refused(file, tmp_path, 
 
 
 # PEFT folders that cannot be read
-
-
-@pytest.fixture
-def folder(file, tmp_path):
-    return exported(file, tmp_path / "peft")
 
 
 def configured(folder, **keys):
