@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 
 import pytest
 import torch
 from helpers import FOLDERS
-from running import GOLDEN, golden_config, rows, run
+from running import GOLDEN, golden_config, rows
 
+from emollama.commands import pack
 from emollama.config import load
+from emollama.runners import runner_base
 
 KEYS = {slot: f"{slot}_feature_path" for slot in FOLDERS}
 STEPS, SAVED_AFTER = 16, 5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_reports():
+    """Runs write no report here: drawing it takes longer than the training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner_base, "write_report", lambda folder: None)
+        yield
+
+
+def packed(*arguments):
+    """Run ``emollama pack`` in this process."""
+    parser = argparse.ArgumentParser()
+    pack.add_arguments(parser)
+    pack.run(parser.parse_args([str(argument) for argument in arguments]))
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +41,7 @@ def stores(tmp_path_factory):
     for kind in ("packed", "tar"):
         for folder in FOLDERS.values():
             source, output = GOLDEN / "data" / folder, root / kind / folder
-            shards = ["--to", kind, "--shard-gib", "5e-5"]
-            done = run("-m", "emollama", "pack", "--source", str(source), "--output", str(output), *shards)
-            assert done.returncode == 0, done.stderr
+            packed("--source", source, "--output", output, "--to", kind, "--shard-gib", "5e-5")
         made[kind] = {KEYS[slot]: str(root / kind / folder) for slot, folder in FOLDERS.items()}
     assert len(list((root / "tar/eva").glob("*.tar"))) == 3
     return made
