@@ -10,7 +10,9 @@ from. ``${oc.env:NAME}`` and ``${paths.x}`` work everywhere; the tree that is wr
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -152,7 +154,7 @@ def _read_options(options: list[str]) -> dict[str, Any]:
 
 
 def _block_layers(block: Block, layers: list[Layer]) -> Iterator[Layer]:
-    block.node = OmegaConf.structured(_schema(block))
+    block.node = _empty(block)
     preset = block.selectors.get("preset")
     if preset is not None:
         folder = PRESETS / ("models" if block.kind == "model" else "datasets")
@@ -168,18 +170,25 @@ def _block_layers(block: Block, layers: list[Layer]) -> Iterator[Layer]:
         yield Layer(layer.name, keys.get(label, {}) if label else keys, layer.written)
 
 
-def _schema(block: Block) -> type:
-    """One dataclass with the block's selecting keys and the fields of all its Config classes."""
-    fields: list[Any] = [(key, str | None, field(default=value)) for key, value in block.selectors.items()]
-    for config_class in block.configs:
+def _empty(block: Block) -> DictConfig:
+    """A new typed node with the block's selecting keys and the fields of all its Config classes, at their defaults."""
+    return copy.deepcopy(_structured(tuple(block.configs), tuple(block.selectors.items())))
+
+
+@functools.lru_cache(maxsize=256)
+def _structured(config_classes: tuple[type, ...], selectors: tuple[tuple[str, str | None], ...]) -> DictConfig:
+    """The node that :func:`_empty` copies. Building it takes several times as long as copying it."""
+    fields: list[Any] = [(key, str | None, field(default=value)) for key, value in selectors]
+    for config_class in config_classes:
         hints = typing.get_type_hints(config_class)
         for item in dataclasses.fields(config_class):
             fields.append((item.name, hints[item.name], field(default=item.default, default_factory=item.default_factory)))
-    return dataclasses.make_dataclass(f"Block_{block.path.replace('.', '_')}", fields, kw_only=True)
+    return typing.cast("DictConfig", OmegaConf.structured(dataclasses.make_dataclass("Block", fields, kw_only=True)))
 
 
 def _merge_layer(block: Block, layer: Layer) -> None:
     known = [str(key) for key in block.node]
+    values: dict[str, Any] = {}
     for name, value in layer.tree.items():
         path = f"{block.path}.{name}"
         written = layer.written.get(path, str(name))
@@ -190,16 +199,29 @@ def _merge_layer(block: Block, layer: Layer) -> None:
                 raise UserError(f"{layer.name}: unknown key '{block.path}.{written}'.{hint}")
             block.without_effect[f"{block.path}.{written}"] = words
             continue
-        try:
-            # In place: OmegaConf.merge would copy the whole block for every key.
-            block.node.merge_with({name: value})
-        except (OmegaConfBaseException, TypeError) as error:
-            key = layer.written.get(path) or getattr(error, "full_key", None) or name
-            quotes = ". Write it in quotes." if isinstance(error, KeyValidationError) else ""
-            of = {item.name: item.type for config_class in block.configs for item in dataclasses.fields(config_class)}
-            expected = f" (expected {of[name]})" if name in of else ""
-            raise UserError(f"{layer.name}: '{block.path}.{key}': {_first_line(error)}{expected}{quotes}") from None
+        values[name] = value
         block.sources |= dict.fromkeys((key for key, _ in leaves(value, path)), layer.source(path))
+    try:
+        if values:  # in place, and all keys at once: every merge visits the whole block
+            block.node.merge_with(values)
+    except (OmegaConfBaseException, TypeError) as error:
+        raise _refusal(block, layer, values, error) from None
+
+
+def _refusal(block: Block, layer: Layer, values: dict[str, Any], error: Exception) -> UserError:
+    """The error for the first of the values that cannot be merged. Merging them one by one finds it."""
+    name = ""
+    for key, value in values.items():
+        try:
+            _empty(block).merge_with({key: value})
+        except (OmegaConfBaseException, TypeError) as found:
+            name, error = key, found
+            break
+    written = layer.written.get(f"{block.path}.{name}") or getattr(error, "full_key", None) or name
+    quotes = ". Write it in quotes." if isinstance(error, KeyValidationError) else ""
+    of = {item.name: item.type for config_class in block.configs for item in dataclasses.fields(config_class)}
+    expected = f" (expected {of[name]})" if name in of else ""
+    return UserError(f"{layer.name}: '{block.path}.{written}': {_first_line(error)}{expected}{quotes}")
 
 
 def _resolved(tree: DictConfig, blocks: list[Block], layers: list[Layer]) -> RunConfig:
