@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -89,9 +90,14 @@ def find_shipped(path: str, key: str) -> str:
 
 @functools.cache
 def _log_copy(path: str, copy: Path) -> None:
-    """Log once in a process, on the first rank of a machine, that a packaged file is used."""
-    if os.environ.get("RANK", "0") == "0":
-        logging.getLogger("emollama").info("using the packaged copy of %s (%s)", path, copy.resolve())
+    """Log once in a process, on the first rank, that a packaged file is used; to standard error while there is no handler yet."""
+    logger, text = logging.getLogger("emollama"), f"using the packaged copy of {path} ({copy.resolve()})"
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if logger.hasHandlers():
+        logger.info("%s", text)
+    elif logger.level <= logging.INFO and "EMOLLAMA_LAUNCHER" not in os.environ:  # --quiet; the launcher has printed it
+        sys.stderr.write(f"{text}\n")
 
 
 def read_text(path: str) -> str:

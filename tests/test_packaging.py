@@ -93,6 +93,19 @@ def test_only_the_first_rank_logs_the_packaged_copy(elsewhere, caplog, monkeypat
     assert caplog.records == []
 
 
+def test_before_logging_is_set_up_the_line_goes_to_standard_error_unless_quiet(elsewhere, capsys, monkeypatch):
+    logger = logging.getLogger("emollama")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "propagate", False)
+    monkeypatch.setattr(logger, "level", logging.NOTSET)
+    load(STAGE_1)
+    assert capsys.readouterr().err.startswith(f"using the packaged copy of {STAGE_1} (")
+    paths._log_copy.cache_clear()
+    monkeypatch.setattr(logger, "level", logging.WARNING)
+    load(STAGE_1)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_wheel_contains_every_module_configuration_and_template(tmp_path):
     pytest.importorskip("setuptools", minversion="77")
     source = tmp_path / "source"

@@ -62,12 +62,13 @@ ALLOWED = {
     "reference": BASE | {"config"},
     "demo": DATA | {"media", "encoders", "logging", "tensor_files"},
     "importers": BASE | {"data", "media"},
+    "starter": BASE | {"data", "media", "stores"},
     "doctor": DATA | MACHINERY | {"datasets", "runners", "planning"},
     "exchange": BASE | MACHINERY | {"models", "stores", "tensor_files"},
     "commands": DATA
     | MACHINERY
     | {"layers", "models", "evaluation", "reporting", "planning", "reference", "launcher", "verbosity", "__init__"}
-    | {"demo", "encoders", "extraction", "prediction", "importers", "exchange", "doctor", "sweeping"},
+    | {"demo", "encoders", "extraction", "prediction", "importers", "exchange", "doctor", "sweeping", "starter"},
     "cli": {"entry", "commands"},
     "__main__": {"cli"},
     "__init__": set(),
@@ -190,6 +191,7 @@ PLACES = {
 TORCH_FREE = {"evaluation", "reporting", "registry", "config", "blocks", "layers", "predecessors", "errors", "paths", "stores"}
 TORCH_FREE |= {
     "importers",
+    "starter",
     "dtypes",
     "lr_schedules",
     "reference",

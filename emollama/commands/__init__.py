@@ -31,6 +31,7 @@ COMMANDS = (  # (name, group in the help, module below this package)
     ("report", REPORTS, "report"),
     ("compare", REPORTS, "compare"),
     ("demo", SETUP, "demo"),
+    ("init", SETUP, "init"),
     ("config", SETUP, "config"),
     ("reference", SETUP, "reference"),
     ("env", SETUP, "env"),

@@ -1,0 +1,51 @@
+"""``emollama init``: a starter configuration, filled in with what a data folder contains."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from emollama.errors import UserError
+
+HELP = "write a starter YAML, filled in with what is found in a data folder"
+EXAMPLE = "emollama init stage1 --data /data/emotion"
+DOCS = "README.md#install-as-a-package"
+KINDS = ("stage1", "stage2", "emer", "recognition", "custom", "videos", "flickr30k")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The kind, ``--data``, ``--output``."""
+    kinds = f"what the configuration is for: {', '.join(KINDS)}. Without one, the kinds are listed"
+    parser.add_argument("kind", nargs="?", choices=KINDS, metavar="KIND", help=kinds)
+    data = "where to look (default: $EMOLLAMA_DATA, else data/ if it exists, else the working folder)"
+    parser.add_argument("--data", metavar="FOLDER", help=data)
+    parser.add_argument("--output", metavar="FILE", help="the file to write (default: KIND.yaml); an existing one is an error")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the file; print what was found, what is missing and the next commands."""
+    from emollama.paths import require_new_file, require_writable, written_whole
+    from emollama.starter.kinds import KINDS as ABOUT
+    from emollama.starter.starter import make
+
+    if arguments.kind is None:
+        lines = [f"  {name:<12}{ABOUT[name].text}\n" for name in KINDS]
+        sys.stdout.write(f"Kinds of configurations (emollama init KIND [--data FOLDER]):\n{''.join(lines)}")
+        return
+    output = arguments.output or f"{arguments.kind}.yaml"
+    place = require_new_file(output)
+    require_writable(place.parent, "--output")
+    folder = arguments.data or os.environ.get("EMOLLAMA_DATA") or ("data" if os.path.isdir("data") else ".")
+    starter = make(arguments.kind, Path(folder), output)
+    try:
+        with written_whole(place) as file:
+            file.write(starter.text)
+    except OSError as error:
+        raise UserError(f"--output: cannot write '{output}': {error.strerror}. Name another file.") from None
+    lines = [f"Wrote {output} for {folder}.", "Found:", *(f"  {line}" for line in starter.found)]
+    if starter.missing:
+        lines += ["Missing (search the file for MISSING):", *(f"  {line}" for line in starter.missing)]
+    lines += ["Next:", *(f"  {command}" for command in starter.commands)]
+    sys.stdout.write("\n".join(lines) + "\n")

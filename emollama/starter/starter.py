@@ -1,0 +1,110 @@
+"""From a kind and a data folder to the text of a starter configuration."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from emollama.errors import UserError
+from emollama.paths import packaged_copy, read_text
+from emollama.starter.draft import Draft
+from emollama.starter.kinds import KINDS, Kind, NothingUsable
+from emollama.starter.survey import DEMO, Survey
+from emollama.starter.yaml_text import YamlText
+
+DEMO_PARENTS = 3  # levels above the data folder where a demo may begin
+FROM_DEMO = ("encoders", "extraction", "datasets", "evaluation_datasets")  # blocks that videos takes from the demo's file
+
+
+@dataclass(frozen=True)
+class Starter:
+    """A starter configuration that is not written yet.
+
+    Attributes:
+        text: of the file.
+        found, missing: a line for each thing that was found, or that the configuration still needs.
+        commands: to run next.
+    """
+
+    text: str
+    found: list[str]
+    missing: list[str]
+    commands: list[str]
+
+
+def make(name: str, data: Path, output: str) -> Starter:
+    """Fill in the shipped configuration of a kind with what a data folder contains.
+
+    Args:
+        name: of the kind.
+        data: the folder; the folder of ``emollama demo``, one inside it, or one that contains it will do too.
+        output: the file that will be written, for the commands.
+
+    Raises:
+        UserError: no such folder, or nothing in it that this kind can use.
+    """
+    kind, survey = KINDS[name], Survey(data)
+    for source, folder, is_demo in _candidates(kind, survey):
+        draft = Draft(_own_videos(source) if name == "videos" and not is_demo else _shipped(source), folder, folder.root)
+        draft.text.set("paths.root", str(draft.root), "the folder that holds everything below")
+        try:
+            before = kind.fill(draft)
+        except NothingUsable:
+            continue
+        steps = ["extract", "check-data", "train"] if name == "videos" else ["check-data", kind.command]
+        commands = [*before, *(f"emollama {step} --cfg-path {shlex.quote(output)}" for step in steps)]
+        draft.text.set_header(_header(name, source, draft, commands))
+        return Starter(str(draft.text), draft.found, draft.missing, commands)
+    raise UserError(
+        f"--data: nothing in '{data}' that '{name}' can use. Looked for: {'; '.join(kind.wanted)}. Name the folder that"
+        f" contains them. The shipped {kind.template} can be used without init: --cfg-path {kind.template}"
+    )
+
+
+def _candidates(kind: Kind, survey: Survey) -> Iterator[tuple[str, Survey, bool]]:
+    """(shipped configuration, folder, whether it is a demo) in the order in which they are tried."""
+    parents = [survey.root, *survey.root.parents][: DEMO_PARENTS + 1]
+    around = next((folder for folder in parents if (folder / DEMO).is_file() and _has_part(folder, kind)), None)
+    if around is not None:
+        yield kind.demo, Survey(around), True
+        return
+    yield kind.template, survey, False
+    for folder in survey.demos:
+        if _has_part(folder, kind):
+            yield kind.demo, Survey(folder), True
+
+
+def _has_part(demo: Path, kind: Kind) -> bool:
+    return bool(kind.demo_part) and (demo / kind.demo_part).is_dir()
+
+
+def _shipped(path: str) -> YamlText:
+    """The packaged copy of a shipped configuration."""
+    copy = packaged_copy(path)
+    assert copy is not None
+    return YamlText(read_text(str(copy)))
+
+
+def _own_videos(source: str) -> YamlText:
+    """The videos' configuration for models of published sizes: the model and run of stage 1, everything else of the demo's."""
+    demo, stage_1 = _shipped(source), _shipped(KINDS["stage1"].template)
+    text = YamlText("\n".join([*(f"# {line}" for line in demo.header()), "", "paths:", f"  root: {demo.get('paths.root')}"]))
+    for name, origin in (("model", stage_1), *((name, demo) for name in FROM_DEMO), ("run", stage_1)):
+        text.lines += ["", *origin.block(name)]
+    text.drop("extraction.device")
+    text.set("datasets.feature_face_caption.batch_size", 1)
+    text.set("evaluation_datasets.held_out.batch_size", 8)
+    text.set("run.evaluate", True)
+    return text
+
+
+def _header(name: str, source: str, draft: Draft, commands: list[str]) -> list[str]:
+    """The shipped file's first lines without its commands, then where this file comes from and what to run."""
+    first = [line for line in draft.text.header() if not line.startswith(("torchrun ", "emollama ", "  "))][:1]
+    lines = [*first, f"Written by `emollama init {name}` from {source}, for {draft.survey.root}.", "Next:"]
+    lines += [f"  {command}" for command in commands]
+    if draft.missing:
+        lines += ["Still missing (marked MISSING below):", *(f"  {line}" for line in draft.missing)]
+    return lines

@@ -1,0 +1,420 @@
+"""emollama init: starter configurations, filled in with what a folder contains."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from helpers import GOLDEN
+
+from emollama.commands import init, pack
+from emollama.config import load
+from emollama.errors import UserError
+from emollama.paths import packaged_copy
+from emollama.starter.kinds import KINDS
+from emollama.starter.yaml_text import YamlText, scalar
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """An empty data folder below the working folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EMOLLAMA_DATA", raising=False)
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"
+
+
+def run(kind, data=None, output=None):
+    init.run(SimpleNamespace(kind=kind, data=data and str(data), output=output and str(output)))
+
+
+def loaded(kind, data=None):
+    """Write the configuration of a kind and load it."""
+    run(kind, data)
+    return load(f"{kind}.yaml", needs_model=True)
+
+
+def missing(kind):
+    """Keys that the written file marks as missing."""
+    lines = Path(f"{kind}.yaml").read_text().splitlines()
+    return [line.partition(":")[0].strip() for line in lines if "# MISSING" in line]
+
+
+def write_arrays(folder, names, shape):
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(folder / f"{name}.npy", np.zeros(shape, np.float32))
+
+
+def write_features(folder, names, width=8, rows=5):
+    write_arrays(folder / "eva", names, (rows, width))
+    for name in ("mae_340_UTT", "maeV_399_UTT", "HL-UTT"):
+        write_arrays(folder / name, names, (width,))
+
+
+def write_list(path, labels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"clip_{i} 10 {label}\n" for i, label in enumerate(labels)))
+    return [f"clip_{i}" for i in range(len(labels))]
+
+
+def write_table(path, header, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def write_llm(folder):
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "tokenizer.model").touch()
+
+
+def add_golden(data):
+    """The golden corpus as a complete folder for stages 1 and 2."""
+    shutil.copytree(GOLDEN / "data", data / "MERR")
+    shutil.copytree(GOLDEN / "llama", data / "checkpoints/Llama-2-7b-chat-hf")
+    shutil.copy(GOLDEN / "checkpoint_slim.pth", data / "checkpoints/minigptv2_checkpoint.pth")
+    shutil.copy(GOLDEN / "checkpoint_slim.pth", data / "checkpoints/stage_1.pth")
+
+
+# Complete folders
+
+
+@pytest.mark.parametrize("kind", ["stage1", "stage2"])
+def test_a_complete_folder_gives_a_configuration_that_passes_check_data(data, kind, capsys):
+    from emollama.doctor.check import check
+
+    add_golden(data)
+    config = loaded(kind)
+    assert missing(kind) == []
+    assert config.model.slot_dims == {"image": 176, "face": 1024, "video": 1024, "audio": 1024}
+    assert config.model.image_size == 112
+    assert [str(finding) for finding in check(config).of_level("problem")] == []
+    out = capsys.readouterr().out
+    assert f"emollama train --cfg-path {kind}.yaml" in out
+    assert "Missing" not in out
+
+
+def test_the_comments_of_the_shipped_file_stay_and_its_settings_too(data):
+    add_golden(data)
+    config = loaded("stage2")
+    text = Path("stage2.yaml").read_text()
+    assert text.startswith("# Stage 2: MERR fine-grained")
+    assert "Written by `emollama init stage2` from train_configs/minigptv2_tuning_stage_2.yaml" in text
+    assert "# {reason: 0.3, reason_v2: 0.7} mixes by weight" in text
+    shipped = load("train_configs/minigptv2_tuning_stage_2.yaml")
+    assert config.run == shipped.run
+    assert config.datasets["feature_face_caption"].annotation_file == "MERR_fine_grained.txt"
+    assert config.model.ckpt == str(data / "checkpoints/stage_1.pth")
+
+
+def test_a_demo_folder_gives_the_demos_settings(data, tmp_path, monkeypatch):
+    demo = tmp_path / "demo_run"
+    shutil.copytree(GOLDEN / "data", demo / "corpus/train")
+    shutil.copytree(GOLDEN / "llama", demo / "llm")
+    (demo / "demo.json").write_text("{}")
+    data.rmdir()
+    config = loaded("stage1")  # demo_run lies in the working folder
+    assert config.tree.model.preset == "tiny"
+    assert config.datasets["feature_face_caption"].data_root == str(demo / "corpus/train")
+    assert config.run.output_dir == str(demo)
+    assert missing("stage1") == []
+    run("stage1", demo / "corpus/train", "inside.yaml")  # a folder inside the demo
+    assert load("inside.yaml").plain() == config.plain()
+
+
+def test_data_of_ones_own_comes_before_a_demo_in_the_same_folder(data, tmp_path):
+    add_golden(data)
+    shutil.copytree(GOLDEN / "data", data / "demo_run/corpus/train")
+    (data / "demo_run/demo.json").write_text("{}")
+    assert loaded("stage1").datasets["feature_face_caption"].data_root == str(data / "MERR")
+
+
+# Partial folders
+
+
+def test_what_is_missing_is_marked_and_said_with_its_remedy(data, capsys):
+    names = write_list(data / "mine.txt", ["happy", "sad"])
+    write_arrays(data / "HL-UTT", names, (16,))
+    config = loaded("stage1")
+    block = config.datasets["feature_face_caption"]
+    assert block.task_pool == ["emotion"]
+    assert (block.annotation_file, block.audio_feature_path) == ("mine.txt", "HL-UTT")
+    assert config.model.slot_dims["audio"] == 16
+    assert set(missing("stage1")) == {
+        "llama_model", "ckpt", "transcription_path", "image_feature_path", "face_feature_path", "video_feature_path"
+    }  # fmt: skip
+    out = capsys.readouterr().out
+    assert "model.ckpt: no such file; download the MiniGPT-v2 checkpoint" in out
+    assert "no captions or labels were found for reason" in out
+
+
+def test_labels_outside_the_nine_are_written_into_the_block(data):
+    write_features(data, write_list(data / "mine.txt", ["happiness", "sadness", "happiness"]))
+    assert loaded("stage1").datasets["feature_face_caption"].labels == ["happiness", "sadness"]
+
+
+def test_features_in_another_folder_and_clips_without_them_are_named(data):
+    names = write_list(data / "lists/train.txt", ["happy", "sad", "angry"])
+    write_features(data / "features", names[:2])
+    config = loaded("stage1")
+    assert config.datasets["feature_face_caption"].image_feature_path == str(data / "features/eva")
+    assert "for 2 clips; 1 clips have none" in Path("stage1.yaml").read_text()
+
+
+def test_a_training_list_is_preferred_for_training_and_a_test_list_for_evaluation(data):
+    names = write_list(data / "test.txt", ["happy", "sad"])
+    write_list(data / "train.txt", ["happy", "sad"])
+    write_features(data, names)
+    assert loaded("stage1").datasets["feature_face_caption"].annotation_file == "train.txt"
+    config = loaded("recognition")
+    assert config.evaluation_datasets.keys() == {"clips"}
+    assert config.evaluation_datasets["clips"].dataset.annotation_file == "test.txt"
+
+
+def test_an_eva_cache_with_another_number_of_rows_is_marked(data):
+    write_features(data, write_list(data / "mine.txt", ["happy", "sad"]), rows=7)
+    run("stage1")
+    assert "image_size" in missing("stage1")
+
+
+def test_names_with_folders_are_found_in_feature_folders(data):
+    (data / "mine.txt").write_text("a/clip happy\nb/clip sad\n")
+    write_features(data, ["a/clip", "b/clip"])
+    assert loaded("stage1").datasets["feature_face_caption"].face_feature_path == "mae_340_UTT"
+
+
+@pytest.mark.parametrize("form", ["packed", "tar"])
+def test_features_in_shards_are_found(data, form, capsys):
+    source = data.parent / "source"
+    write_arrays(source, write_list(data / "mine.txt", ["happy", "sad"]), (16,))
+    parser = argparse.ArgumentParser()
+    pack.add_arguments(parser)
+    pack.run(parser.parse_args(["--source", str(source), "--output", str(data / "hubert_shards"), "--to", form]))
+    config = loaded("stage1")
+    assert config.datasets["feature_face_caption"].audio_feature_path == "hubert_shards"
+    assert config.model.slot_dims["audio"] == 16
+
+
+# The other kinds
+
+
+def test_recognition_keeps_the_blocks_whose_data_is_there(data):
+    write_features(data / "MER2024", write_list(data / "MER2024/MER2024-noise_NCE.txt", ["happy", "sad"]))
+    write_table(data / "DFEW/test(single-labeled)/set_1.csv", ["video_name", "label"], [["1", "1"], ["2", "3"]])
+    write_features(data / "DFEW", ["00001", "00002"])
+    config = loaded("recognition")
+    assert config.evaluation_datasets.keys() == {"mer2024", "dfew"}
+    assert config.evaluation_datasets["mer2024"].dataset.face_feature_path == "mae_340_UTT"  # what is there, not the default
+    assert config.evaluation_datasets["dfew"].dataset.data_root == str(data / "DFEW")
+
+
+def test_emer_takes_the_published_table(data):
+    write_table(data / "EMER/emer.csv", ["names", "emotions", "subtitles", "reasons"], [["clip_0", "sad", "Oh", "It is sad"]])
+    write_features(data / "EMER", ["clip_0"])
+    config = loaded("emer")
+    assert config.evaluation_datasets["emer"].dataset.annotation_file == "emer.csv"
+    assert config.evaluation_datasets["emer"].dataset.transcription_path is None
+
+
+def test_custom_takes_a_table_and_names_its_columns(data):
+    write_table(data / "mine/clips.csv", ["name", "label", "sentence"], [["clip_0", "happy", "Hello"], ["clip_1", "sad", ""]])
+    write_features(data / "mine", ["clip_0", "clip_1"])
+    config = loaded("custom")
+    assert config.datasets.keys() == {"custom"}
+    assert config.datasets["custom"].columns == {"emotion": "label"}
+    assert config.datasets["custom"].task_pool == ["emotion"]
+
+
+def test_custom_is_mixed_with_merr_where_it_is_there(data):
+    add_golden(data)
+    write_table(data / "custom/clips.csv", ["name", "emotion", "reason"], [["clip_0", "happy", "A smile"]])
+    write_features(data / "custom", ["clip_0"], width=1024)
+    config = loaded("custom")
+    assert config.datasets.keys() == {"custom", "feature_face_caption"}
+    assert config.datasets["custom"].task_pool == ["emotion", "reason"]
+
+
+def test_videos_of_ones_own_get_encoders_of_published_sizes_and_an_import_first(data, capsys):
+    (data / "films").mkdir()
+    (data / "films/a.mp4").touch()
+    write_table(data / "labels.csv", ["name", "emotion"], [["a", "joy"]])
+    (data / "checkpoints").mkdir()
+    (data / "checkpoints/eva_vit_g.pth").touch()
+    config = loaded("videos")
+    assert config.extraction.videos == str(data / "films")
+    assert config.encoders["eva"].image_size == 448
+    assert config.encoders["eva"].weights == str(data / "checkpoints/eva_vit_g.pth")
+    assert config.tree.model.get("preset") is None
+    assert config.run.init_lr == 1e-5
+    assert config.run.evaluate
+    assert config.datasets["feature_face_caption"].labels == ["joy"]
+    assert {"mae", "videomae", "hubert"} <= set(missing("videos"))
+    commands = capsys.readouterr().out.rpartition("Next:\n")[2].splitlines()
+    assert commands[0].strip().startswith(f"emollama import videos {data}/films {data}/labels.csv --output ")
+    assert [line.split()[1] for line in commands] == ["import", "extract", "check-data", "train"]
+
+
+def test_flickr30k_takes_a_prepared_caption_file(data):
+    (data / "pictures").mkdir()
+    (data / "pictures/1.jpg").touch()
+    (data / "flickr30k_train.json").write_text(json.dumps([{"image_id": "1", "caption": "A dog"}]))
+    write_llm(data / "checkpoints/vicuna-7b")
+    write_llm(data / "checkpoints/another")
+    config = loaded("flickr30k")
+    assert config.datasets["flickr30k_caption"].image_path == "pictures"
+    assert config.model.llama_model == str(data / "checkpoints/vicuna-7b")
+
+
+def test_flickr30k_as_published_is_prepared_first(data, capsys):
+    (data / "flickr30k/images").mkdir(parents=True)
+    (data / "flickr30k/images/1.jpg").touch()
+    (data / "flickr30k/flickr_annotations_30k.csv").write_text("raw,filename\n")
+    run("flickr30k")
+    command = capsys.readouterr().out.rpartition("Next:\n")[2].splitlines()[0].split()
+    assert command[:3] == ["emollama", "prepare", "flickr30k"]
+    assert command[4] == str(data / "flickr30k/flickr_annotations_30k.csv")
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_with_nothing_usable_is_refused_with_what_was_looked_for(data, kind):
+    (data / "README.txt").write_text("Nothing of use in here, really.\n")
+    (data / "notes.json").write_text("{}")
+    with pytest.raises(UserError) as caught:
+        run(kind)
+    message = str(caught.value)
+    assert message.startswith(f"--data: nothing in 'data' that '{kind}' can use. Looked for: ")
+    assert KINDS[kind].wanted[0] in message
+    assert not Path(f"{kind}.yaml").exists()
+
+
+def test_an_existing_file_is_not_replaced(data):
+    add_golden(data)
+    Path("stage1.yaml").write_text("mine")
+    with pytest.raises(UserError, match="--output: 'stage1.yaml' is there already"):
+        run("stage1")
+    assert Path("stage1.yaml").read_text() == "mine"
+
+
+def test_a_folder_that_does_not_exist_is_refused(data):
+    with pytest.raises(UserError, match="--data: no folder"):
+        run("stage1", data / "nowhere")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_for_the_output_is_refused(data, tmp_path):
+    add_golden(data)
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="--output: cannot write"):
+        run("stage1")
+    tmp_path.chmod(0o700)
+
+
+# Choices
+
+
+def test_the_variable_of_the_data_folder_is_the_default(data, tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    add_golden(other)
+    monkeypatch.setenv("EMOLLAMA_DATA", str(other))
+    assert loaded("stage1").datasets["feature_face_caption"].data_root == str(other / "MERR")
+
+
+def test_without_a_kind_the_kinds_are_listed(data, capsys):
+    run(None)
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out for name in KINDS)
+    assert tuple(KINDS) == init.KINDS
+
+
+def test_each_kind_is_made_from_a_shipped_file():
+    for kind in KINDS.values():
+        assert packaged_copy(kind.template).is_file()
+        assert packaged_copy(kind.demo).is_file()
+
+
+def test_the_usual_names_are_the_datasets_defaults():
+    from emollama.datasets.feature_face_caption import FeatureFaceCaption
+    from emollama.datasets.mer2024_caption import MER2024Caption
+    from emollama.models.minigpt_v2 import MiniGPTv2
+    from emollama.starter import blocks, models
+
+    for name, cls in (("", FeatureFaceCaption), ("mer2024_caption", MER2024Caption)):
+        config = cls.Config(annotation_file="x")
+        assert blocks.USUAL[name] == {slot: getattr(config, f"{slot}_feature_path") for slot in blocks.SLOTS}
+        assert blocks.TRANSCRIPTS[name or "feature_face_caption"] == config.transcription_path
+        assert {key: usual for key, usual, _ in blocks.CAPTIONS.values()} == {
+            key: getattr(config, key) for key, _, _ in blocks.CAPTIONS.values()
+        }
+    assert MiniGPTv2.Config(llama_model="x").slot_dims == models.WIDTHS
+
+
+# Edits of YAML text
+
+TEXT = """# first
+model:
+  arch: x                                # the model
+  end_sym: "###"
+  prompt: "a # b"    # ask
+# between
+data:
+  one:
+    a: 1
+    # inside
+    b: [1, 2]
+
+  two:
+    a: 2
+"""
+
+
+def test_a_value_is_replaced_and_its_comment_stays():
+    text = YamlText(TEXT)
+    text.set("model.arch", "z")
+    text.set("model.prompt", "c")
+    text.set("data.two.a", {"x": "{y}"}, "two")
+    lines = str(text).splitlines()
+    edited = [lines[place].split("  #") for place in (2, 4, -1)]
+    assert [value.rstrip() for value, _ in edited] == ["  arch: z", "  prompt: c", '    a: {x: "{y}"}']
+    assert [comment for _, comment in edited] == [" the model", " ask", " two"]
+    assert {lines[place].index("#") for place in (2, 4, -1)} == {43}
+
+
+def test_values_are_read_without_their_comments():
+    text = YamlText(TEXT)
+    assert text.get("model.end_sym") == '"###"'
+    assert text.get("model.prompt") == '"a # b"'
+    assert text.get("data.one.c") is None
+    assert text.keys("data") == ["one", "two"]
+
+
+def test_new_keys_go_to_the_end_of_their_block_and_dropped_ones_leave_the_others():
+    text = YamlText(TEXT)
+    text.set("model.new", 1)
+    text.set("data.one.c", True)
+    text.drop("data.two")
+    text.drop("data.three")
+    text.rename("data.one", "first")
+    expected = TEXT.replace("# ask\n", "# ask\n  new: 1\n").replace("  one:", "  first:")
+    assert str(text) == expected.replace("\n\n  two:\n    a: 2\n", "\n    c: true\n")
+
+
+@pytest.mark.parametrize("value", ["yes", "1e5", "a: b", "#x", "-", "", "x#y", "a, b", "{a}", "007", "~", "null", "plain/path 2"])
+def test_text_reads_back_as_the_same_text(value):
+    import yaml
+
+    assert yaml.safe_load(f"a: {scalar(value)}") == {"a": value}
+    assert yaml.safe_load(f"a: {scalar([value, 1])}") == {"a": [value, 1]}
+    assert yaml.safe_load(f"a: {scalar({'k': value})}") == {"a": {"k": value}}
