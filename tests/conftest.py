@@ -11,6 +11,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import plots
 import pytest
 import ranks as forks
 from helpers import GOLDEN, golden_tree, loaded, loaded_shipped_configs
@@ -50,6 +51,20 @@ def ranks(fork_server: forks.ForkServer) -> Iterator[forks.Ranks]:
 def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What was checked before is remembered for this session of tests only, in its processes too."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def blank_plots() -> Iterator[None]:
+    """Plots are not rendered: see plots.py."""
+    with plots.plots(plots.white_pixel):
+        yield
+
+
+@pytest.fixture
+def rendered_plots() -> Iterator[None]:
+    """Plots are rendered in this test."""
+    with plots.plots(plots.RENDERED):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -214,11 +214,16 @@ def _program(arguments: list[str], variables: dict[str, str], cwd: str, folder: 
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(cwd)
+    import plots
+
+    from emollama.reporting import canvas
+
     is_module = arguments[0] == "-m"
     first = cwd if is_module else str(Path(cwd, arguments[0]).parent)
     own = [path for path in sys.path if path not in ("", str(ROOT), str(ROOT / "tests"))]
     sys.path[:] = [first, *filter(None, variables.get("PYTHONPATH", "").split(os.pathsep)), *own]
     sys.argv[:] = arguments[is_module:]
+    canvas.rendered = plots.white_pixel
     try:
         if is_module:
             runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 
 import pytest
@@ -12,7 +13,7 @@ from emollama.evaluation.captions.java import java, lacks_spice
 from emollama.evaluation.captions.tokenizers import NO_JAVA, Tokenizer, ptb, tokenizer, treebank
 from emollama.evaluation.scoring import Scoring
 
-needs_java = pytest.mark.skipif(java() is None, reason="no Java runtime on this machine")
+needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="no Java runtime on this machine")
 ODD = [
     'A man says "hello there" to the crowd.',
     "The dog's owner doesn't know; they can't see 'it'.",

@@ -45,7 +45,7 @@ PLOTS = {
 
 
 @pytest.fixture
-def drawn(monkeypatch):
+def drawn(monkeypatch, rendered_plots):
     """The figures that were saved."""
     figures, save = [], Figure.savefig
 

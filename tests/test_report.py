@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import base64
+import dataclasses
 import io
 import json
 import random
 import shutil
 import subprocess
 import sys
-import time
 from html.parser import HTMLParser
 
 import pytest
@@ -27,10 +27,9 @@ from invented_runs import (
     write_lines,
     write_run,
 )
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
-from running import ROOT, environment, run
+from plots import RENDERED, plots
+from running import ROOT, environment
 
 from emollama.commands import report as command
 from emollama.errors import UserError
@@ -102,7 +101,8 @@ class Page(HTMLParser):
 def whole(tmp_path_factory):
     """A whole run's folder and its report."""
     folder = write_run(tmp_path_factory.mktemp("runs") / "stage_2", steps=600)
-    return folder, Page(write_report(folder))
+    with plots(RENDERED):
+        return folder, Page(write_report(folder))
 
 
 @pytest.fixture
@@ -248,13 +248,19 @@ def test_the_only_line_of_a_runs_own_metrics_has_no_name_in_the_legend():
     assert [mark["label"] for mark in legend_of([Panel("loss", "dev", False, [line])])] == ["best epoch"]
 
 
+def ticks_of(axis):
+    """(place, label) of each of an axis's major ticks."""
+    places = axis.get_majorticklocs()
+    return list(zip(places, axis.get_major_formatter().format_ticks(places), strict=True))
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 20, 33, 250, 1000, 150_000])
 def test_ticks_of_steps_are_whole_and_where_they_say(steps):
+    from matplotlib.figure import Figure
+
     figure = Figure()
     draw_curves(figure, curves_of([{"step": step, "loss": 1.0, "lr": 0.1} for step in (0, steps - 1)]))
-    FigureCanvasAgg(figure).draw()
-    axis = figure.axes[-1].xaxis
-    ticks = [(tick.get_loc(), tick.label1.get_text()) for tick in axis.get_major_ticks()]
+    ticks = ticks_of(figure.axes[-1].xaxis)
     assert ticks == [(place, f"{place:,.0f}") for place, _ in ticks]
     assert all(place == int(place) for place, _ in ticks)
     assert 1 <= len(ticks) <= 12 and (steps == 1 or len(ticks) > 1)
@@ -262,11 +268,13 @@ def test_ticks_of_steps_are_whole_and_where_they_say(steps):
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 6, 20, 300])
 def test_ticks_of_epochs_are_whole(epochs):
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4, 3))
     ax = figure.subplots()
     draw_panel(ax, Panel("loss", "dev", False, [Line("", [(epoch, 0.5) for epoch in range(epochs)])]), [""], 0)
-    FigureCanvasAgg(figure).draw()
-    assert all(tick.get_loc() == int(tick.label1.get_text()) for tick in ax.xaxis.get_major_ticks())
+    ticks = ticks_of(ax.xaxis)
+    assert ticks and all(place == int(label) for place, label in ticks)
 
 
 # Why scores are missing, and what they mean
@@ -342,15 +350,11 @@ def test_keys_that_change_what_a_score_means_stand_beside_it(folder):
 
 
 def test_nothing_is_unusual_about_defaults():
-    script = (
-        "import dataclasses, json, sys; from emollama.tasks.image_text_pretrain import ImageTextPretrain as Task\n"
-        "from emollama.datasets.clip_config import ClipConfig\n"
-        "made = [ClipConfig('list.txt'), Task.Config(), Task.scoring.Config()]\n"
-        "sys.stdout.write(json.dumps({k: v for one in made for k, v in dataclasses.asdict(one).items()}))"
-    )
-    line = [sys.executable, "-c", script]
-    done = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True)
-    keys = json.loads(done.stdout)
+    from emollama.datasets.clip_config import ClipConfig
+    from emollama.tasks.image_text_pretrain import ImageTextPretrain
+
+    made = (ClipConfig("list.txt"), ImageTextPretrain.Config(), ImageTextPretrain.scoring.Config())
+    keys = {key: value for one in made for key, value in dataclasses.asdict(one).items()}
     assert {*USUAL, *USUAL_OF_LABELS} <= {*keys}
     assert list(unusual_of(keys, "emotion")) == []
 
@@ -372,7 +376,7 @@ def test_a_page_refers_to_nothing_outside_itself(whole):
     assert policy.startswith("default-src 'none'; img-src data:;")
 
 
-def test_hostile_texts_are_shown_as_texts(folder):
+def test_hostile_texts_are_shown_as_texts(folder, rendered_plots):
     rows, scores = label_rows(40), label_scores(label_rows(40))
     for row in (*rows, *scores["recognition"]["invalid"]):
         row["prediction"] = row["name"] = row["reference"] = row["instruction"] = HOSTILE
@@ -395,7 +399,7 @@ def test_hostile_texts_are_shown_as_texts(folder):
     assert judged
 
 
-def test_texts_that_no_page_can_hold_and_labels_that_no_font_has_do_no_harm(folder):
+def test_texts_that_no_page_can_hold_and_labels_that_no_font_has_do_no_harm(folder, rendered_plots):
     rows = label_rows(40)
     for row in rows:
         row["prediction"] = "nul \x00 bell \x07 half \ud83d $x^{ 高兴 \u202e"
@@ -409,6 +413,7 @@ def test_texts_that_no_page_can_hold_and_labels_that_no_font_has_do_no_harm(fold
 
 
 def test_a_report_is_written_without_torch(folder):
+    write_lines(folder / "eval.jsonl", [{"epoch": 0, "metrics": {"dev/emotion/loss": 0.5}}])
     code = (
         "import sys; from pathlib import Path; import emollama.reporting.comparison\n"
         "from emollama.reporting.report import write_report\n"
@@ -470,8 +475,8 @@ def spoilt(value, rng, share):
     return [spoilt(item, rng, share) for item in value] if isinstance(value, list) else value
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_odd_content_never_stops_a_report(folder, seed):
+@pytest.mark.parametrize("seed", [1, 3, pytest.param(0, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+def test_odd_content_never_stops_a_report(folder, seed, rendered_plots):
     rng = random.Random(seed)
     share = (0.003, 0.02, 0.1, 0.4)[seed]
     for path in sorted([*folder.rglob("*.json"), *folder.rglob("*.jsonl")]):
@@ -500,24 +505,23 @@ def test_a_place_that_cannot_be_written_is_told(folder):
         write_report(folder)
 
 
-def test_a_large_run_is_reported_in_seconds_and_its_page_stays_small(folder):
-    write_lines(folder / "log.jsonl", log_rows(150_000))
-    rows = label_rows(20_000)
+@pytest.mark.parametrize(("steps", "clips"), [(3000, 5000), pytest.param(150_000, 20_000, marks=pytest.mark.slow)])
+def test_the_page_of_a_large_run_stays_small(folder, steps, clips):
+    write_lines(folder / "log.jsonl", log_rows(steps))
+    rows = label_rows(clips)
     for row in rows[:3]:
         row["prediction"] = "no label here " * 10_000
     write_lines(folder / "result/predictions_dev.jsonl", rows)
     content = label_scores(rows)
     write_json(folder / "result/metrics_dev.json", {"tasks": {"emotion": content}})
-    described, scores = description_rows(2000)
+    described, scores = description_rows(clips // 10)
     write_lines(folder / "result/predictions_emer.jsonl", described)
     write_json(folder / "result/metrics_emer.json", {"tasks": {"reason": description_scores(described, scores)}})
-    began = time.process_time()
     page = Page(write_report(folder))
-    assert time.process_time() - began < 5
     assert len(page.source) < 3_000_000
     left = len(content["recognition"]["invalid"]) - 100
     assert len(page.rows("invalid")) == 101 and f"And {left} more; all are in predictions_dev.jsonl." in page.text
-    assert "149,999 (epoch 5)" in page.text
+    assert f"{steps - 1:,} (epoch 5)" in page.text
 
 
 # The command, and a browser
@@ -563,6 +567,6 @@ def test_a_browser_without_a_network_shows_the_report(whole, tmp_path):
     assert colour in {found for _, found in shown.getcolors(1_000_000)}  # pictures are shown too
 
 
-def test_the_command_is_one_of_emollamas():
-    done = run("-m", "emollama", "report", "absent_folder")
+def test_the_command_is_one_of_emollamas(launch):
+    done = launch("-m", "emollama", "report", "absent_folder")
     assert done.returncode == 1 and "no folder 'absent_folder'" in done.stderr and "Traceback" not in done.stderr

@@ -56,8 +56,13 @@ def png(draw: Callable[[Figure], None], width: float, height: float, top: float 
         figure = Figure(figsize=(width, height), layout="constrained")
         figure.get_layout_engine().set(rect=(0, 0, 1, 1 - top / height), h_pad=0.1)  # type: ignore[union-attr, call-arg]
         draw(figure)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
+        return rendered(figure)
+
+
+def rendered(figure: Figure) -> bytes:
+    """A finished figure as a PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
     return buffer.getvalue()
 
 

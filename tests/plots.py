@@ -1,0 +1,30 @@
+"""Rendering of plots, which takes most of the time of a short training run or of a report.
+
+Tests build every plot but do not render it: its file is one white pixel. A test of pictures uses the fixture ``rendered_plots``.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from emollama.reporting import canvas
+
+WHITE_PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4//8/AAX+Av4N70a4AAAAAElFTkSuQmCC")
+RENDERED = canvas.rendered
+
+
+@contextmanager
+def plots(render: Callable[..., bytes]) -> Iterator[None]:
+    """Inside ``with``, plots are rendered by a function of a figure: :data:`RENDERED`, or :func:`white_pixel`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(canvas, "rendered", render)
+        yield
+
+
+def white_pixel(figure: object) -> bytes:
+    """The smallest PNG, in place of a figure."""
+    return WHITE_PIXEL
