@@ -1,8 +1,7 @@
-"""``emollama check-data`` as a process: what it prints, its exit status, and its speed on as many clips as MERR has."""
+"""``emollama check-data``: what it prints, its exit status, and its speed on as many clips as MERR has."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -11,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from helpers import FOLDERS, NAMES, golden_tree, write
-from running import ROOT, environment, run
+from running import ROOT, environment
 
-from emollama.commands import check_data
+from emollama import cli
 
 
 @pytest.fixture
@@ -24,45 +23,41 @@ def tree(tmp_path, corpus):
     return made
 
 
-def started(folder, tree, *arguments):
-    """The command as a process."""
-    return run("-m", "emollama", "check-data", "--cfg-path", write(folder, tree), *arguments)
-
-
 @pytest.fixture
 def printed(tmp_path, tree, capsys):
-    """A function that runs the command in this process and gives its exit status and what it printed."""
+    """A function that runs the command in this process and returns its exit status and what it printed."""
 
     def made(*arguments):
-        parser = argparse.ArgumentParser()
-        check_data.add_arguments(parser)
+        status = 0
         try:
-            check_data.run(parser.parse_args(["--cfg-path", write(tmp_path, tree), *arguments]))
+            cli.main(["check-data", "--cfg-path", write(tmp_path, tree), *arguments])
         except SystemExit as end:
-            return end.code, capsys.readouterr().out
-        return 0, capsys.readouterr().out
+            status = end.code
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err
+        return status, printed.out
 
     return made
 
 
-def test_clean_data_exit_with_0_after_tables_on_standard_output(tmp_path, tree):
-    done = started(tmp_path, tree)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "0 problems, 0 notes"
+def test_clean_data_exit_with_0_after_tables_on_standard_output(tmp_path, printed):
+    status, text = printed()
+    assert status == 0
+    assert text.splitlines()[-1] == "0 problems, 0 notes"
     for words in ("datasets.golden (feature_face_caption", "6 clips", "happy 1", "image + cls", "answers of emotion", "reading"):
-        assert words in done.stdout
-    assert "Problems" not in done.stdout and not (tmp_path / "out").exists()
+        assert words in text
+    assert "Problems" not in text and not (tmp_path / "out").exists()
 
 
-def test_problems_exit_with_1_and_name_clips_files_and_the_remedy(tmp_path, tree, corpus):
+def test_problems_exit_with_1_and_name_clips_files_and_the_remedy(printed, corpus):
     missing = corpus / FOLDERS["audio"] / f"{NAMES[1]}.npy"
     missing.unlink()
     with (corpus / "MERR_coarse_grained.txt").open("a") as file:
         file.write(f"{NAMES[0]} 3 happy\n")
-    done = started(tmp_path, tree)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert NAMES[1] in done.stdout and "missing_features: zero or skip" in done.stdout and "line 7" in done.stdout
-    assert done.stdout.splitlines()[-1] == "2 problems, 0 notes"
+    status, text = printed()
+    assert status == 1
+    assert NAMES[1] in text and "missing_features: zero or skip" in text and "line 7" in text
+    assert text.splitlines()[-1] == "2 problems, 0 notes"
 
 
 def test_json_is_one_object_with_every_name(printed, corpus):

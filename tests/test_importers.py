@@ -7,9 +7,9 @@ import re
 import unicodedata
 
 import pytest
-import running
 from importing import listed, refusal, run, sentences, table, tree, written
 
+from emollama import cli
 from emollama.data.clips import LABELS, read_annotations, read_captions, read_transcripts
 from emollama.data.problems import Problem
 from emollama.errors import UserError
@@ -471,11 +471,13 @@ def test_decomposed_and_composed_names_stay_two_names(tmp_path, out):
 # The command
 
 
-def test_the_command_prints_a_refusal_without_a_traceback_and_exits_with_one(tmp_path, out):
+def test_the_command_prints_a_refusal_without_a_traceback_and_exits_with_one(tmp_path, out, capsys):
     source = written(tmp_path / "label.csv", "name,discrete\na b,sad\n")
-    ended = running.run("-m", "emollama", "import", "mer2024", str(source), "--output", str(out))
-    assert ended.returncode == 1 and not out.exists()
-    assert ended.stderr.startswith("error: nothing was written; problems: 1.") and "Traceback" not in ended.stderr
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["import", "mer2024", str(source), "--output", str(out)])
+    told = capsys.readouterr().err
+    assert ended.value.code == 1 and not out.exists()
+    assert told.startswith("error: nothing was written; problems: 1.") and "Traceback" not in told
 
 
 @pytest.mark.parametrize("kind", ["mer-factory", "mertools", "emer", "mer2024", "mer2025", "videos"])

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -515,9 +514,7 @@ def test_a_random_frame_depends_on_the_name_alone():
     numbers = [choose(str(number)) for number in range(200)]
     assert len(set(numbers)) > 150 and 0 <= min(numbers) < 50 and 950 < max(numbers) < 1000
     assert {choose(name, 1) for name in "abc"} == {0}
-    code = "from emollama.media.choice import *; print(chosen_frame('random', 1000, Source('7', None)))"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(other.stdout) == numbers[7]
+    assert numbers[:3] == [752, 96, 973]  # in every process, whatever the seed of Python's hashes
 
 
 def test_segments_have_their_middle_frame():
