@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from emollama.commands.arguments import add_output_options, add_run_arguments, apply_output_options
+from emollama.commands.arguments import add_dry_run, add_output_options, add_run_arguments, apply_output_options
 from emollama.commands.parser import Parser, parse
 from emollama.entry import entry_point, run
 
@@ -14,10 +14,15 @@ __all__ = ["entry_point", "main", "parse_run"]
 
 
 def parse_run(description: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """``--cfg-path`` and ``--options`` of an entry script; ``--quiet``, ``--verbose`` and ``--debug`` are applied."""
+    """The options of the entry scripts, which run in one process, or as workers of torchrun.
+
+    ``--quiet``, ``--verbose`` and ``--debug`` are applied.
+    """
     parser = Parser(description=description)
     add_run_arguments(parser)
+    add_dry_run(parser)
     add_output_options(parser)
+    parser.set_defaults(nproc=1, gpus=None, master_port=None, argv=None)
     parsed: argparse.Namespace = parser.parse_args(arguments)
     apply_output_options(parsed)
     return parsed

@@ -10,7 +10,7 @@ import socket
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,34 +33,18 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(argv=None)
 
 
-def launched(
-    arguments: argparse.Namespace, device: str, *, key: str = "run.device", when_interrupted: str = "interrupted"
-) -> bool:
-    """Run the command in several processes, if it was asked for or there are several GPUs.
+def processes_for(arguments: argparse.Namespace, device: str, key: str = "run.device") -> int:
+    """How many processes a command runs in: as many as were asked for, else one per visible GPU; 1 in a worker.
 
     Args:
-        arguments: of the command, with those of :func:`add_launch_arguments`; ``argv`` is the command line after the program's
-            name, None for this process's.
+        arguments: of the command, with those of :func:`add_launch_arguments`.
         device: auto, cuda or cpu: where the command computes.
         key: the configuration key of the device, for messages.
-        when_interrupted: printed after Ctrl-C.
-
-    Returns:
-        Whether the command has been run. False: this process is a worker, or the only one, and does the work itself.
 
     Raises:
-        UserError: there are fewer GPUs than processes, the port is in use, or a worker raised one.
-        WorkerCrash: a worker ended otherwise.
-        Interrupted: a signal ended this process; the workers have ended.
+        UserError: there are fewer GPUs than processes that need one.
     """
-    if is_worker():
-        return False
-    processes = process_count(arguments.nproc, arguments.gpus, device, visible_gpus, key)
-    if processes == 1:
-        return False
-    argv = sys.argv[1:] if arguments.argv is None else arguments.argv
-    launch(argv, processes, port=arguments.master_port, when_interrupted=when_interrupted)
-    return True
+    return 1 if is_worker() else process_count(arguments.nproc, arguments.gpus, device, visible_gpus, key)
 
 
 def visible_gpus() -> int:
@@ -97,13 +81,13 @@ def process_count(nproc: int | None, gpus: int | None, device: str, visible: Cal
     return nproc
 
 
-def launch(argv: Sequence[str], processes: int, *, port: int | None = None, when_interrupted: str = "interrupted") -> None:
-    """Run ``emollama <argv>`` in several processes, and wait for all of them.
+def launch(arguments: argparse.Namespace, processes: int, *, when_interrupted: str = "interrupted") -> None:
+    """Run a command in several processes, and wait for all of them.
 
     Args:
-        argv: the command line after the program's name; a worker ignores the launcher's options in it.
+        arguments: of the command, with those of :func:`add_launch_arguments`; the workers get ``argv``, or this process's
+            command line if that is None, and ignore the launcher's options in it.
         processes: 2 or more.
-        port: on which the processes find each other; None takes a free one.
         when_interrupted: the text of :class:`Interrupted`.
 
     Raises:
@@ -111,6 +95,8 @@ def launch(argv: Sequence[str], processes: int, *, port: int | None = None, when
         WorkerCrash: a worker ended otherwise.
         Interrupted: a signal ended this process; the workers have ended.
     """
+    argv = sys.argv[1:] if arguments.argv is None else arguments.argv
+    port = arguments.master_port
     if port is not None:
         require_free(port)
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException

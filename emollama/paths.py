@@ -100,6 +100,17 @@ def _log_copy(path: str, copy: Path) -> None:
         sys.stderr.write(f"{text}\n")
 
 
+def require_folder(path: str, key: str) -> str:
+    """The path, if it is a folder.
+
+    Raises:
+        UserError: naming the configuration key.
+    """
+    if not os.path.isdir(path):
+        raise UserError(f"{key}: no folder '{path}' (seen from {os.getcwd()}). Correct the path.")
+    return path
+
+
 def read_text(path: str) -> str:
     """The whole file as UTF-8 text (a byte order mark is dropped).
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -15,6 +14,7 @@ from flickr_world import make_flickr_world
 from helpers import GOLDEN, golden_tree, loaded
 from PIL import Image
 
+from emollama.cli import parse_run
 from emollama.commands import eval as evaluate
 from emollama.data.instructions import TaskPool
 from emollama.data.slots import FRAME, KeptShape, SlotShape
@@ -395,7 +395,7 @@ def test_pictures_of_ones_own_are_captioned_by_a_list_of_names(tmp_path):
     tree = {"model": world.model(), "evaluation_datasets": blocks, "run": {"device": "cpu", "amp": False}}
     tree["run"]["output_dir"] = str(tmp_path / "out")
     (tmp_path / "eval.yaml").write_text(json.dumps(tree))
-    evaluate.run(argparse.Namespace(cfg_path=str(tmp_path / "eval.yaml"), options=[]))
+    evaluate.run(parse_run("", ["--cfg-path", str(tmp_path / "eval.yaml")]))
 
     def answers(label):
         (path,) = (tmp_path / "out").rglob(f"predictions_{label}.jsonl")

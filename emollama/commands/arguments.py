@@ -32,6 +32,12 @@ def apply_output_options(arguments: argparse.Namespace) -> None:
     configure(**{name: given.pop(name, False) for name in ("quiet", "verbose", "debug")})
 
 
+def add_dry_run(parser: argparse.ArgumentParser) -> None:
+    """``--dry-run``."""
+    text = "check the configuration, data, checkpoints and memory without loading weights, print a summary, and stop"
+    parser.add_argument("--dry-run", action="store_true", help=text)
+
+
 def add_answers(parser: argparse.ArgumentParser, *, required: bool) -> None:
     """``--predictions``, ``--truth``, ``--task``."""
     parser.add_argument("--predictions", nargs="+", required=required, metavar="FILE", help="files of answers, one a model")

@@ -1,20 +1,23 @@
-"""``emollama extract``: videos -> the arrays that datasets read; alone, or by many processes under torchrun."""
+"""``emollama extract``: videos -> the arrays that datasets read, in one process or in several."""
 
 from __future__ import annotations
 
 import argparse
 
 from emollama.commands.arguments import add_run_arguments
+from emollama.launcher import add_launch_arguments, launch, processes_for
 
 NAME = "extract"
 HELP = "videos into features, by the encoders of a configuration; goes on where it was stopped"
 EXAMPLE = "emollama extract --cfg-path train_configs/demo_videos.yaml"
 DOCS = "docs/extraction.md#extract"
+WHEN_INTERRUPTED = "stopped; the same command goes on from here"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--cfg-path``, ``--options``."""
+    """``--cfg-path``, ``--options``, and those of the launcher."""
     add_run_arguments(parser)
+    add_launch_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -25,8 +28,12 @@ def run(arguments: argparse.Namespace) -> None:
     config = load(arguments.cfg_path, arguments.options, needs_model=False)
     if config.extraction is None:
         raise UserError(f"{arguments.cfg_path}: no 'extraction' block. Add one: {{videos: FOLDER, output: FOLDER}}")
+    processes = processes_for(arguments, config.extraction.device, "extraction.device")
+    if processes > 1:
+        launch(arguments, processes, when_interrupted=WHEN_INTERRUPTED)
+        return
     extraction = config.classes["extraction"](config)
     try:
         extraction.run()
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped; the same command goes on from here") from None
+        raise KeyboardInterrupt(WHEN_INTERRUPTED) from None

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from emollama.commands.arguments import add_run_arguments
+from emollama.launcher import add_launch_arguments
 
 if TYPE_CHECKING:
     from emollama.prediction.answers import Answer
@@ -20,8 +21,9 @@ DOCS = "docs/extraction.md#ask-about-a-video"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--cfg-path``, ``--options``, ``--video``, ``--text``, ``--task``, ``--json``."""
+    """``--cfg-path``, ``--options``, ``--video``, ``--text``, ``--task``, ``--json``, and those of the launcher."""
     add_run_arguments(parser)
+    add_launch_arguments(parser)
     parser.add_argument("--video", nargs="+", required=True, metavar="FILE", help="the videos to ask about")
     parser.add_argument("--text", metavar="SENTENCE", help="what is said in the video")
     task = "emotion, reason or reason_v2 (default: the first task of the configuration's first block)"
@@ -37,6 +39,10 @@ def run(arguments: argparse.Namespace) -> None:
 
     if arguments.text is not None and len(arguments.video) > 1:
         raise UserError(f"--text says what is said in one video, and --video names {len(arguments.video)}. Ask one by one.")
+    if (arguments.nproc or arguments.gpus or 1) > 1:
+        option = f"--nproc {arguments.nproc}" if arguments.nproc else f"--gpus {arguments.gpus}"
+        remedy = "Leave it out; to share many videos among processes, use emollama extract, then emollama eval."
+        raise UserError(f"{option}: predict answers in one process. {remedy}")
     config = load(arguments.cfg_path, arguments.options)
     for answer in predict(config, arguments.video, text=arguments.text, task=arguments.task):
         sys.stdout.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n" if arguments.json else _told(answer))

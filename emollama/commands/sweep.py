@@ -8,18 +8,22 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from emollama.commands.arguments import add_run_arguments, pairs
+from emollama.launcher import add_launch_arguments, launch, processes_for
 
 NAME = "sweep"
-HELP = "evaluate all checkpoints of a run; a table and a chart of the metrics by epoch; alone or under torchrun"
+HELP = "evaluate all checkpoints of a run; a table and a chart of the metrics by epoch"
 EXAMPLE = "emollama sweep --cfg-path eval_configs/eval_emotion.yaml --run-folder RUN"
 DOCS = "docs/evaluation.md#every-checkpoint-of-a-run"
+WHEN_INTERRUPTED = "stopped; the same command goes on from here"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--cfg-path``, ``--options``, ``--run-folder``, ``--checkpoints``, ``--output``, ``--again``, ``--table-only``."""
+    """``--cfg-path``, ``--options``, ``--run-folder``, ``--checkpoints``, ``--output``, ``--again``, ``--table-only``, launcher's."""
     add_run_arguments(parser)
+    add_launch_arguments(parser)
     folder = "of the training run (torchrun takes --run for an option of its own)"
     parser.add_argument("--run-folder", "--run", type=Path, required=True, metavar="FOLDER", dest="folder", help=folder)
     more = "further rows: a name and a checkpoint each; pretrained=FILE replaces what config.yaml of the run says"
@@ -40,15 +44,20 @@ def run(arguments: argparse.Namespace) -> None:
         sys.stdout.write(write_sweep(read_sweep(output)))
         return
     from emollama.config import load
+
+    def configured(values: list[str]) -> Any:
+        return load(arguments.cfg_path, [*arguments.options, *values])
+
+    processes = processes_for(arguments, configured(["model.ckpt=null"]).run.device)
+    if processes > 1:
+        launch(arguments, processes, when_interrupted=WHEN_INTERRUPTED)
+        return
     from emollama.sweeping.evaluate import Sweep
     from emollama.sweeping.rows import rows_of
-
-    def configured(values: list[str]) -> object:
-        return load(arguments.cfg_path, [*arguments.options, *values])
 
     more = pairs(arguments.checkpoints, "--checkpoints", "LABEL=FILE")
     sweep = Sweep(configured, rows_of(arguments.folder, more), arguments.folder, output)
     try:
         sys.stdout.write(sweep.run(again=arguments.again))
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped; the same command goes on from here") from None
+        raise KeyboardInterrupt(WHEN_INTERRUPTED) from None

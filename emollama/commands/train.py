@@ -1,12 +1,13 @@
-"""``emollama train``: train the model of a YAML file, in one process or in several; train.py is the same, for torchrun."""
+"""``emollama train``: train the model of a YAML file, in one process or in several; train.py does the same under torchrun."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-from emollama.commands.arguments import add_run_arguments
-from emollama.launcher import add_launch_arguments, launched
+from emollama.commands.arguments import add_dry_run, add_run_arguments
+from emollama.launcher import add_launch_arguments, launch, processes_for
 
 NAME = "train"
 HELP = "train a model, in one process or in several"
@@ -16,20 +17,28 @@ WHEN_INTERRUPTED = "interrupted; a run that saved a checkpoint resumes with run.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--cfg-path``, ``--options``, ``--nproc`` or ``--gpus``, ``--master-port``."""
+    """``--cfg-path``, ``--options``, ``--dry-run``, and those of the launcher."""
     add_run_arguments(parser)
+    add_dry_run(parser)
     add_launch_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Configuration -> processes -> runner -> train, or evaluate if ``run.evaluate_only`` says so."""
+    """Train, or evaluate if ``run.evaluate_only`` says so; or only check, with ``--dry-run``."""
     from emollama.config import load
     from emollama.paths import require_writable
 
     config = load(arguments.cfg_path, arguments.options)
-    require_writable(Path(config.run.output_dir), "run.output_dir")
-    if launched(arguments, config.run.device, when_interrupted=WHEN_INTERRUPTED):
+    training = not config.run.evaluate_only
+    processes = processes_for(arguments, config.run.device)
+    if arguments.dry_run:
+        from emollama.doctor.dry_run import dry_run
+
+        sys.stdout.write(dry_run(config, training=training, processes=processes))
         return
-    only_evaluate = config.run.evaluate_only
-    runner = config.classes["run"](config, training=not only_evaluate)
-    _ = runner.evaluate() if only_evaluate else runner.train()
+    if processes > 1:
+        require_writable(Path(config.run.output_dir), "run.output_dir")  # before the processes take seconds to start
+        launch(arguments, processes, when_interrupted=WHEN_INTERRUPTED)
+        return
+    runner = config.classes["run"](config, training=training)
+    _ = runner.train() if training else runner.evaluate()

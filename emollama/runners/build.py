@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from emollama.distributed import World
 from emollama.errors import UserError
 from emollama.listing import LINES, abbreviated
 from emollama.logging import get_logger
-from emollama.paths import require_file
+from emollama.paths import require_file, require_folder
 from emollama.precision import Precision
 from emollama.runners import recipes
 
@@ -98,34 +99,8 @@ def build_models(
     Raises:
         UserError: an unusable language model or checkpoint.
     """
-    cfg, model_class = config.model, config.classes["model"]
-    sources = [str(resumed["path"])] if resumed else checkpoint_paths(cfg.ckpt)
-    allowed = [] if resumed else cfg.ckpt_allow_missing
-    voting = not resumed and is_ensemble(cfg)
-    if training and voting:
-        raise UserError(
-            "model.ckpt lists several checkpoints, but training starts from one. Name one, or set model.ensemble: weights to"
-            " start from their mean."
-        )
-
-    def checked_tensors() -> list[dict[str, Tensor]]:
-        shapes = model_class(cfg, device=torch.device("meta"), frozen_dtype=precision.frozen_dtype)
-        if not training:
-            require_checkpoint(cfg)
-        if not sources:
-            get_logger().warning("model.ckpt is null: projections and adapters start from random values")
-        found = []
-        for source in sources:
-            content = resumed or checkpoint.read(source, "model.ckpt")
-            _compare_keys(content, cfg, source)
-            unlike = recipes.unlike_checkpoint(content.get("features"), features, source)
-            recipes.require_alike(unlike, config.run.allow_other_features)
-            for note in checkpoint.load_trainable(shapes, content["model"], path=source, allow_missing=allowed, dry=True):
-                get_logger().info("%s", note)
-            found.append(content["model"])
-        return found if voting or len(found) < 2 else [checkpoint.mean(found)]
-
-    tensors = world.main_first(checked_tensors)
+    tensors = world.main_first(lambda: checkpoint_tensors(config, precision, resumed, features, training=training))
+    cfg, model_class, (sources, allowed) = config.model, config.classes["model"], _sources(config, resumed)
     torch.manual_seed(config.run.seed)
     model = model_class(cfg, device=world.device, frozen_dtype=precision.frozen_dtype)
     frozen = {id(value): value for value in [*model.parameters(), *model.buffers()] if not value.requires_grad}
@@ -133,6 +108,68 @@ def build_models(
     for member, stored in zip(members, tensors, strict=False):
         checkpoint.load_trainable(member, stored, path=", ".join(sources), allow_missing=allowed)
     return members
+
+
+def checkpoint_tensors(
+    config: RunConfig,
+    precision: Precision,
+    resumed: dict[str, Any] | None,
+    features: Mapping[str, recipes.Facts],
+    *,
+    training: bool,
+) -> list[dict[str, Tensor]]:
+    """Stored name -> tensor, for each member of the ensemble; empty if the model starts from random values.
+
+    Names and shapes are compared with a model on the meta device; no weights of the language model are read.
+
+    Args:
+        config, precision, resumed, features, training: as of :func:`build_models`.
+
+    Raises:
+        UserError: an unusable language model or checkpoint.
+    """
+    cfg, voting = config.model, not resumed and is_ensemble(config.model)
+    if training and voting:
+        raise UserError(
+            "model.ckpt lists several checkpoints, but training starts from one. Name one, or set model.ensemble: weights to"
+            " start from their mean."
+        )
+    shapes = config.classes["model"](cfg, device=torch.device("meta"), frozen_dtype=precision.frozen_dtype)
+    if not training:
+        require_checkpoint(cfg)
+    sources, allowed = _sources(config, resumed)
+    if not sources:
+        get_logger().warning("model.ckpt is null: projections and adapters start from random values")
+    found = []
+    for source in sources:
+        content = resumed or checkpoint.read(source, "model.ckpt")
+        _compare_keys(content, cfg, source)
+        unlike = recipes.unlike_checkpoint(content.get("features"), features, source)
+        recipes.require_alike(unlike, config.run.allow_other_features)
+        for note in checkpoint.load_trainable(shapes, content["model"], path=source, allow_missing=allowed, dry=True):
+            get_logger().info("%s", note)
+        found.append(content["model"])
+    return found if voting or len(found) < 2 else [checkpoint.mean(found)]
+
+
+def _sources(config: RunConfig, resumed: dict[str, Any] | None) -> tuple[list[str], list[str]]:
+    """The files that the model's tensors come from, and globs of names that may be absent in them."""
+    if resumed:
+        return [str(resumed["path"])], []
+    return checkpoint_paths(config.model.ckpt), config.model.ckpt_allow_missing
+
+
+def missing_files(cfg: Any) -> list[str]:
+    """What a model's block names and is not there: the language model's folder, checkpoints; a message each."""
+    steps = [partial(require_folder, cfg.llama_model, "model.llama_model")]
+    steps += [partial(require_file, path, "model.ckpt") for path in checkpoint_paths(cfg.ckpt)]
+    messages = []
+    for step in steps:
+        try:
+            step()
+        except UserError as error:
+            messages.append(str(error))
+    return messages
 
 
 def require_checkpoint(cfg: Any) -> None:

@@ -15,6 +15,7 @@ from emollama.errors import EchoedError, UserError
 from emollama.layers import leaves
 from emollama.listing import abbreviated
 from emollama.logging import get_logger
+from emollama.precision import Precision
 
 # What may differ between a stored run and its continuation: paths, intervals, workers, the number of epochs.
 MAY_DIFFER = (
@@ -77,13 +78,34 @@ def order_facts(split: Split, datasets: dict[str, Any], decks: list[Deck], world
     return facts
 
 
+def run_facts(order: dict[str, Any], precision: Precision, prompt: Any) -> dict[str, Any]:
+    """Everything that must be the same in a stored run and its continuation, beside the configuration: name -> value.
+
+    Args:
+        order: of :func:`order_facts`.
+        precision: of the run.
+        prompt: the model's renderer.
+    """
+    return order | {"dtype": str(precision.frozen_dtype), "the model's prompts": prompt.digest()}
+
+
+def require_job_id(run: Any) -> None:
+    """Check that a run which is to be resumed automatically has a name.
+
+    Raises:
+        UserError: ``run.job_id`` is null.
+    """
+    if run.resume_ckpt_path == "auto" and run.job_id is None:
+        raise UserError("run.resume_ckpt_path: auto needs run.job_id, the name of the run's folder to look in")
+
+
 def resume_content(config: RunConfig, folder: Path, facts: dict[str, Any], world: World) -> dict[str, Any] | None:
     """The content of the checkpoint to go on from, its ``path`` with it, or None for a fresh run.
 
     Args:
         config: ``run.resume_ckpt_path`` is a file, ``auto``, or None.
         folder: of the run; ``auto`` looks there.
-        facts: what must be as it was, beside the configuration (:func:`order_facts` and the dtype).
+        facts: what must be as it was, beside the configuration (:func:`run_facts`).
         world: rank 0 chooses, every rank reads.
 
     Raises:

@@ -31,7 +31,7 @@ from emollama.runners import recipes
 from emollama.runners.answering import Answering
 from emollama.runners.build import batch_size, build_datasets, build_models, checkpoint_paths, training_blocks
 from emollama.runners.evaluation import Block, Evaluation, build_blocks, warn_of_training_clips
-from emollama.runners.resume import order_facts, resume_content
+from emollama.runners.resume import order_facts, require_job_id, resume_content, run_facts
 from emollama.runners.run_config import RunnerConfig
 from emollama.runners.validation import Validation
 
@@ -56,8 +56,8 @@ class RunnerBase:
         set_up(self.world.is_main)
         for text in config.warnings if self.world.is_main else ():
             get_logger().warning("%s", text)
-        if training and cfg.resume_ckpt_path == "auto" and cfg.job_id is None:
-            raise UserError("run.resume_ckpt_path: auto needs run.job_id, the name of the run's folder to look in")
+        if training:
+            require_job_id(cfg)
         if training and cfg.wandb_log:
             self.world.on_main(tracking.require)
         job_id = cfg.job_id or self.world.on_main(lambda: datetime.now().strftime("%Y%m%d%H%M%S"))
@@ -72,7 +72,7 @@ class RunnerBase:
             self.split = Split(batch_size(self.datasets), cfg.accum_grad_iters, self.world.size, self.world.rank)
             self.decks = [dataset.deck() for dataset in self.datasets.values()]
             facts = order_facts(self.split, self.datasets, self.decks, self.world)
-            self._facts = facts | {"dtype": str(self.precision.frozen_dtype), "the model's prompts": self.prompt.digest()}
+            self._facts = run_facts(facts, self.precision, self.prompt)
             resumed = resume_content(config, self.folder, self._facts, self.world)
         self.members = build_models(config, self.world, self.precision, resumed, self.features, training=training)
         self.model = self.members[0]
