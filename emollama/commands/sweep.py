@@ -21,7 +21,7 @@ WHEN_INTERRUPTED = "stopped; the same command goes on from here"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--cfg-path``, ``--options``, ``--run-folder``, ``--checkpoints``, ``--output``, ``--again``, ``--table-only``, launcher's."""
+    """``--run-folder``, ``--checkpoints``, ``--output``, ``--again``, ``--table-only``; those of a run and of the launcher."""
     add_run_arguments(parser)
     add_launch_arguments(parser)
     folder = "of the training run (torchrun takes --run for an option of its own)"
