@@ -5,6 +5,7 @@ CPU with gloo works as CUDA with nccl does; without torchrun there is one proces
 
 from __future__ import annotations
 
+import logging
 import os
 import traceback
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from emollama.errors import EchoedCrash, EchoedError, UserError
 from emollama.optim import trainable
 
 T = TypeVar("T")
+LOGGER = logging.getLogger("emollama")
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,17 @@ class World:
         return [result for result, _ in outcomes]
 
     def main_first(self, function: Callable[[], T]) -> T:
-        """Run on rank 0, then on the others: what goes wrong for all of them is told once."""
+        """Run on rank 0, then on the others: what goes wrong for all of them is told once, and so is what it warns of."""
         results: list[T] = []
         self.on_main(lambda: results.append(function()))
-        return results[0] if results else function()
+        if results:
+            return results[0]
+        level = LOGGER.level
+        LOGGER.setLevel(logging.ERROR)  # rank 0 has already logged these warnings
+        try:
+            return function()
+        finally:
+            LOGGER.setLevel(level)
 
     def _echo(self, failure: Exception | None) -> EchoedError | EchoedCrash | None:
         """What the other ranks raise if this one fails."""

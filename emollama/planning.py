@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from emollama.config import RunConfig
+from emollama.console import aligned
 from emollama.data.batch import Record
 from emollama.data.slots import FRAME
 from emollama.precision import Precision
@@ -46,9 +47,10 @@ class Plan:
         blocks: list[tuple[str, Mapping[str, float], str]]
         blocks = [("Parameters", self.parameters, "{:,}"), ("Memory per GPU (GiB, estimated)", self.memory_gib, "{:.3f}")]
         blocks.append(("Tokens of a sample", self.tokens, "{:,}"))
+        table = iter(aligned([[name, form.format(value)] for _, rows, form in blocks for name, value in rows.items()]))
         lines = []
-        for title, rows, form in blocks:
-            lines += [title, *(f"  {name:<36}{form.format(value):>16}" for name, value in rows.items()), ""]
+        for title, rows, _ in blocks:
+            lines += [title, *(f"  {next(table)}" for _ in rows), ""]
         return "\n".join([*lines, *(f"* {note}" for note in self.notes)])
 
 
@@ -63,7 +65,9 @@ def plan(config: RunConfig) -> Plan:
     """
     precision = Precision(torch.device("cpu"), config.run.amp, config.run.amp_dtype)
     model = config.classes["model"](config.model, device=torch.device("meta"), frozen_dtype=precision.frozen_dtype)
-    parameters = _parameters(model)
+    parameters = parameter_groups(model)
+    trained = sum(parameter_groups(model, only_trained=True).values())
+    parameters |= {"trainable": trained, "total": sum(parameters.values())}
     tokens, notes = _tokens(config, model)
     blocks = [*config.datasets.values(), *(block.dataset for block in config.evaluation_datasets.values())]
     batch = max((block.batch_size for block in blocks), default=1)
@@ -73,10 +77,13 @@ def plan(config: RunConfig) -> Plan:
     return Plan(parameters, memory, tokens, notes)
 
 
-def _parameters(model: Any) -> dict[str, int]:
+def parameter_groups(model: Any, *, only_trained: bool = False) -> dict[str, int]:
+    """Number of parameters of each group that has any; ``only_trained`` counts those that require gradients."""
     groups = ("image encoder, frozen", "Q-Former, frozen", "language model, frozen", "language model, trained", "LoRA")
     counts = dict.fromkeys((*groups, "projection"), 0)
     for name, parameter in model.named_parameters():
+        if only_trained and not parameter.requires_grad:
+            continue
         if name.startswith("fusion."):
             group = "projection"
         elif QFORMER in name:
@@ -88,9 +95,7 @@ def _parameters(model: Any) -> dict[str, int]:
         else:
             group = "language model, trained" if parameter.requires_grad else "language model, frozen"
         counts[group] += parameter.numel()
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    shown = {name: count for name, count in counts.items() if count}
-    return {**shown, "trainable": trained, "total": sum(counts.values())}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _trained_names(model: Any) -> list[str]:

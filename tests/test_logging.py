@@ -15,7 +15,7 @@ from running import ROOT, command, environment, golden_config, rows, run
 
 from emollama.config import load
 from emollama.errors import UserError
-from emollama.logging import RunLog
+from emollama.run_log import RunLog
 
 LINE = re.compile(
     r"Train: data epoch: \[(\d+)\]  \[ *(\d+)/12\]  eta: \d:\d\d:\d\d  lr: 0\.\d{6}  loss: (\d+\.\d{4})  time: (\d+\.\d{4})"

@@ -19,11 +19,13 @@ ENTRY_POINTS = [ROOT / "train.py", ROOT / "eval_emotion_EMER.py"]
 MAX_FILE, MAX_FUNCTION = 300, 60  # lines
 
 # What may import what. A group is a module or a package of emollama; "data.batch" stands below the rest of data.
-BASE = {"errors", "registry", "paths", "listing", "dtypes"}
+BASE = {"errors", "registry", "paths", "listing", "dtypes", "console"}
 DATA = BASE | {"config", "stores", "data.batch", "data"}
-MACHINERY = {"optim", "lr_schedules", "checkpoint", "distributed", "logging", "precision", "tracking"}
+MACHINERY = {"optim", "lr_schedules", "checkpoint", "distributed", "logging", "run_log", "precision", "tracking"}
 ALLOWED = {
     "errors": set(),
+    "bars": set(),
+    "console": {"bars"},
     "dtypes": set(),
     "failures": {"errors"},
     "launcher": {"errors", "failures"},
@@ -50,12 +52,13 @@ ALLOWED = {
     "tasks": DATA | {"evaluation", "models"},
     "precision": {"dtypes"},
     "tracking": {"errors", "paths"},
-    "logging": {"errors", "paths", "tracking", "verbosity"},
+    "logging": {"console", "verbosity"},
+    "run_log": {"errors", "paths", "logging", "console", "tracking"},
     "optim": set(),
     "lr_schedules": {"registry"},
     "distributed": {"errors", "optim"},
     "checkpoint": BASE | {"optim"},
-    "runners": DATA | MACHINERY | {"media", "encoders", "evaluation", "layers", "reporting"},
+    "runners": DATA | MACHINERY | {"media", "encoders", "evaluation", "layers", "planning", "reporting"},
     "planning": DATA | MACHINERY | {"evaluation"},
     "sweeping": BASE | MACHINERY | {"config", "layers", "encoders", "reporting", "runners"},
     "prediction": DATA | MACHINERY | {"media", "encoders", "extraction", "datasets", "runners"},
@@ -184,6 +187,7 @@ PLACES = {
     "openai": {"evaluation.judges.endpoint"},
     "matplotlib": {"reporting.canvas", "reporting.confusion", "reporting.panels", "reporting.curves"} | {"reporting.sweep_chart"},
     "wandb": {"tracking"},
+    "rich": {"bars"},
     "pycocoevalcap": {"evaluation.captions.evidence"},
     "nltk": {"evaluation.captions.tokenizers"},
 }
@@ -192,7 +196,10 @@ TORCH_FREE = {"evaluation", "reporting", "registry", "config", "blocks", "layers
 TORCH_FREE |= {
     "importers",
     "starter",
+    "bars",
+    "console",
     "dtypes",
+    "logging",
     "lr_schedules",
     "reference",
     "runners.run_config",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 
 from emollama.commands.arguments import add_run_arguments
+from emollama.console import write
 
 NAME = "check-data"
 HELP = "what is wrong with the clips, captions, transcripts and features of a configuration; exits with 1 if anything is"
@@ -28,6 +28,6 @@ def run(arguments: argparse.Namespace) -> None:
 
     report = check(load(arguments.cfg_path, arguments.options))
     text = json.dumps(report.plain(), indent=1) + "\n" if arguments.json else text_of(report)
-    sys.stdout.write(text.encode("utf-8", "backslashreplace").decode())  # names of files need not be text
+    write(text)
     if report.of_level("problem"):
         raise SystemExit(1)

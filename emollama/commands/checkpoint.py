@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from typing import Any
+
+from emollama.console import aligned, write
 
 NAME = "checkpoint"
 HELP = "inspect, diff, average, convert checkpoints (PEFT folders, merged models)"
@@ -51,7 +52,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
     weights = read(arguments.source, "inspect")
     report = inspect(weights) | ({"all": every_tensor(weights)} if arguments.all else {})
-    sys.stdout.write(json.dumps(report, indent=2, default=str) + "\n" if arguments.json else _inspection(report))
+    write(json.dumps(report, indent=2, default=str) + "\n" if arguments.json else _inspection(report))
 
 
 def _diff(arguments: argparse.Namespace) -> None:
@@ -62,7 +63,7 @@ def _diff(arguments: argparse.Namespace) -> None:
     if not 0 <= arguments.tolerance < math.inf:
         raise UserError(f"--tolerance is {arguments.tolerance}; it must be at least 0, and finite")
     report = diff(read(arguments.first, "diff"), read(arguments.second, "diff"), arguments.tolerance)
-    sys.stdout.write(json.dumps(report, indent=2, default=str) + "\n" if arguments.json else _differences(report, arguments))
+    write(json.dumps(report, indent=2, default=str) + "\n" if arguments.json else _differences(report, arguments))
     if not report["equal"]:
         raise SystemExit(1)
 
@@ -71,7 +72,7 @@ def _average(arguments: argparse.Namespace) -> None:
     from emollama.exchange.convert import average
 
     average(arguments.sources, arguments.output)
-    sys.stdout.write(f"{arguments.output}: the mean of {len(arguments.sources)} checkpoints\n")
+    write(f"{arguments.output}: the mean of {len(arguments.sources)} checkpoints\n")
 
 
 def _convert(arguments: argparse.Namespace) -> None:
@@ -96,7 +97,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         convert.to_peft(weights, arguments.output, alpha, base)
     else:
         convert.to_merged(weights, arguments.output, alpha, base)
-    sys.stdout.write(f"{arguments.output}: written\n")
+    write(f"{arguments.output}: written\n")
 
 
 def _inspection(report: dict[str, Any]) -> str:
@@ -108,21 +109,19 @@ def _inspection(report: dict[str, Any]) -> str:
         f"  {found['file']}  {found['bytes']:,} bytes  SHA-256 {found['sha256']}, {words[found['as_written']]}"
         for found in report["files"]
     ]
-    lines += [f"{key:<11} {report[key]}" for key in ("step", "epoch") if report[key] is not None]
-    lines.append(f"{'parameters':<11} {report['parameters']:,} in {report['tensors']} tensors")
+    rows = [[key, str(report[key])] for key in ("step", "epoch") if report[key] is not None]
+    rows.append(["parameters", f"{report['parameters']:,} in {report['tensors']} tensors"])
     lora = report["lora"]
     if lora:
         alpha = "not stored" if lora["alpha"] is None else f"{lora['alpha']:g}"
         ranks = ", ".join(map(str, lora["ranks"]))
-        lines.append(
-            f"{'LoRA':<11} rank {ranks}, alpha {alpha}, {lora['layers']} linear layers ({', '.join(lora['targets'])}),"
-            f" {lora['parameters']:,} parameters"
-        )
+        layers = f"{lora['layers']} linear layers ({', '.join(lora['targets'])})"
+        rows.append(["LoRA", f"rank {ranks}, alpha {alpha}, {layers}, {lora['parameters']:,} parameters"])
     if report["set_aside"]:
-        lines.append(f"{'set aside':<11} {len(report['set_aside'])} tensors that nothing uses, of the groups marked -")
+        rows.append(["set aside", f"{len(report['set_aside'])} tensors that nothing uses, of the groups marked -"])
     if report["not_finite"]:
-        lines.append(f"{'not finite':<11} {abbreviated(report['not_finite'], where='--json has all')}")
-    return "\n".join([*lines, "", *_table(report), ""])
+        rows.append(["not finite", abbreviated(report["not_finite"], where="--json has all")])
+    return "\n".join([*lines, *aligned(rows, left=(0, 1)), "", *_table(report), ""])
 
 
 def _table(report: dict[str, Any]) -> list[str]:
@@ -132,11 +131,11 @@ def _table(report: dict[str, Any]) -> list[str]:
         rows = [(name, found["shape"], found["dtype"], "") for name, found in report["all"].items()]
     else:
         rows = [(found["name"], found["shape"], found["dtype"], f"x {found['tensors']}") for found in report["groups"]]
-    wide = max((len(row[0]) for row in rows), default=0)
-    return [
-        f"{'-' if is_unused(name) else ' '} {name:<{wide}}  {'x'.join(map(str, shape)):>12}  {dtype:<9} {count}".rstrip()
+    cells = [
+        [f"{'-' if is_unused(name) else ' '} {name}", "x".join(map(str, shape)), dtype, count]
         for name, shape, dtype, count in rows
     ]
+    return aligned(cells, left=(0, 2, 3))
 
 
 def _settings(config: dict[str, tuple[Any, Any]], arguments: argparse.Namespace) -> list[str]:

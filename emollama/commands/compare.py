@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from emollama.console import aligned, write
 
 if TYPE_CHECKING:
     from emollama.reporting.comparison import Comparison
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
         text = json.dumps(_plain(comparison, written), indent=1, ensure_ascii=False, default=str) + "\n"
     else:
         text = "".join(f"{line}\n" for line in _lines(comparison, written))
-    sys.stdout.write(text.encode("utf-8", "backslashreplace").decode())  # names of folders need not be text
+    write(text)
 
 
 def _plain(comparison: Comparison, chart: str | None) -> dict[str, Any]:
@@ -83,14 +84,12 @@ def _plain(comparison: Comparison, chart: str | None) -> dict[str, Any]:
 
 def _lines(comparison: Comparison, chart: str | None) -> Iterator[str]:
     """Tables of figures, a table of settings, notes, the chart's file."""
-    from emollama.evaluation.tables import aligned
-
     for place in dict.fromkeys(key.rpartition("/")[0] for key in comparison.keys):
         keys = [key for key in comparison.keys if key.rpartition("/")[0] == place]
         head, *rows = _figures(comparison, keys)
         if rows:
             yield f"{place.rstrip('/')} (* the best of a column)"
-            yield from (f"  {line}" for line in aligned([head, *rows]))
+            yield from (f"  {line}" for line in aligned([head, *rows], left=range(len(head))))
             yield ""
     if comparison.settings:
         names = list(comparison.runs)
@@ -109,14 +108,14 @@ def _figures(comparison: Comparison, keys: list[str]) -> Iterator[list[str]]:
 
     names = [key.rpartition("/")[2] for key in keys]
     best = {key: leaders(comparison, key) for key in keys}
-    yield ["run", "figures", "epoch", *(f"{name} " for name in names)]
+    yield ["run", "figures", "epoch", *names]
     for found in comparison.standings:
         if all(found.metrics.get(key) is None for key in keys):
             continue
         cells = []
         for key, name in zip(keys, names, strict=True):
             value = found.metrics.get(key)
-            cells.append((figure(value, digits_of(name)) if value is not None else "-") + ("*" if found in best[key] else " "))
+            cells.append((figure(value, digits_of(name)) if value is not None else "-") + ("*" if found in best[key] else ""))
         yield [found.run, found.of, "-" if found.epoch is None else str(found.epoch), *cells]
 
 

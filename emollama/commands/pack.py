@@ -10,6 +10,8 @@ from decimal import ROUND_UP, Context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from emollama.console import Progress
+
 if TYPE_CHECKING:
     from emollama.stores.packing import Report
 
@@ -59,7 +61,6 @@ def rounded_up(figure: float) -> str:
 def _pack(arguments: argparse.Namespace) -> None:
     os.environ["WDS_SECURE"] = "1"  # before webdataset is imported
     from emollama.errors import UserError
-    from emollama.logging import progress
     from emollama.paths import new_folder
     from emollama.stores.packing import common_manifest, gather, leftovers, pack
     from emollama.stores.shard_writers import PackedWriter, TarWriter
@@ -75,7 +76,7 @@ def _pack(arguments: argparse.Namespace) -> None:
         sources = gather(arguments.source)
         shard_bytes = int(arguments.shard_gib * 2**30)
         writer = TarWriter(folder, shard_bytes) if arguments.to == "tar" else PackedWriter(folder, shard_bytes)
-        with progress(len(sources), "pack", enabled=True) as bar:
+        with Progress(len(sources), "pack", unit="clips") as bar:
             report = pack(sources, writer, values=arguments.dtype, skip_bad=arguments.skip_bad, advance=bar.update)
         if manifest is not None:
             stored = manifest.dtype if arguments.dtype == "stored" else arguments.dtype
@@ -112,14 +113,13 @@ def _index(shards: str, output: str | None) -> None:
 def _check(folder: str) -> None:
     from emollama.errors import UserError
     from emollama.listing import abbreviated
-    from emollama.logging import progress
     from emollama.stores.packed import PackedStore
     from emollama.stores.tars import is_tars
 
     if is_tars(folder):
         raise UserError(f"--check: '{folder}' holds tar shards, which are checked as they are read; it is for packed shards.")
     store = PackedStore.open(folder)
-    with progress(store.shards, "check", enabled=True) as bar:
+    with Progress(store.shards, "check", unit="shards") as bar:
         damaged = store.damaged(bar.update)
     if damaged:
         told = abbreviated((f"{shard}: {abbreviated(clips) or 'none'}" for shard, clips in damaged.items()), "\n  ")

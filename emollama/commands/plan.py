@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 
 from emollama.commands.arguments import add_run_arguments
+from emollama.console import write
 
 NAME = "plan"
 HELP = "parameters, memory and tokens of a run, without weights or data"
@@ -27,4 +27,4 @@ def run(arguments: argparse.Namespace) -> None:
     from emollama.planning import plan
 
     result = plan(load(arguments.cfg_path, arguments.options))
-    sys.stdout.write(json.dumps(asdict(result), indent=2) + "\n" if arguments.json else result.text() + "\n")
+    write(json.dumps(asdict(result), indent=2) + "\n" if arguments.json else result.text() + "\n")

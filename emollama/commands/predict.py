@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from emollama.commands.arguments import add_run_arguments
+from emollama.console import aligned, write
 from emollama.launcher import add_launch_arguments
 
 if TYPE_CHECKING:
@@ -45,15 +45,14 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"{option}: predict answers in one process. {remedy}")
     config = load(arguments.cfg_path, arguments.options)
     for answer in predict(config, arguments.video, text=arguments.text, task=arguments.task):
-        sys.stdout.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n" if arguments.json else _told(answer))
+        write(json.dumps(asdict(answer), ensure_ascii=False) + "\n" if arguments.json else _told(answer))
 
 
 def _told(answer: Answer) -> str:
-    lines = [answer.video]
-    lines += [f"  {slot:<10}{modality.state:<9}{modality.why}" for slot, modality in answer.modalities.items()]
     said = "no sentence in the prompt" if answer.sentence is None else f'"{answer.sentence}"'
-    lines.append(f"  {'sentence':<10}{said}")
-    lines.append(f"  {answer.task:<10}{answer.answer}")
     shares = sorted((answer.label_probabilities or {}).items(), key=lambda item: -item[1])
-    lines += [f"  {'':<10}{share:7.1%}  {label}" for label, share in shares]
-    return "\n".join(lines) + "\n"
+    states = iter(aligned([[modality.state, modality.why] for modality in answer.modalities.values()], left=(0, 1)))
+    probabilities = aligned([[f"{share:.1%}", label] for label, share in shares], left=(1,))
+    rows = [[slot, next(states)] for slot in answer.modalities]
+    rows += [["sentence", said], [answer.task, answer.answer], *(["", line] for line in probabilities)]
+    return "\n".join([answer.video, *(f"  {line}" for line in aligned(rows, left=(0, 1)))]) + "\n"

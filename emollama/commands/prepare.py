@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from emollama.console import write
 from emollama.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     settings = {key: value for key, value in vars(arguments).items() if key not in ("run", "command")}
     report = caption_files.write(folder, usable, collection, settings)
     text = caption_files.summary(report, folder)
-    sys.stdout.write(text.encode("utf-8", "backslashreplace").decode())  # names of files need not be text
+    write(text)
 
 
 def _splits(arguments: argparse.Namespace, collection: Collection) -> Splits:

@@ -8,12 +8,12 @@ table as ``emollama score`` makes, and how far the raters agree.
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emollama.commands.arguments import add_answers, add_resampling
+from emollama.console import aligned, write
 
 if TYPE_CHECKING:
     from emollama.evaluation.agreement import Agreement
@@ -78,7 +78,7 @@ def _write(arguments: argparse.Namespace) -> None:
         raise UserError(f"rate: one task is rated at a time, and here is {found}. Choose with --task, or give descriptions.")
     task = described[0]
     key, paths = write_sheets(output, task, tasks[task], clips=arguments.clips, raters=arguments.raters, seed=arguments.seed)
-    sys.stdout.write(_told(key, paths))
+    write(_told(key, paths))
 
 
 def _told(key: Key, paths: list[Path]) -> str:
@@ -112,8 +112,8 @@ def _read(arguments: argparse.Namespace) -> None:
     lines += [*_unfilled(key, ratings), ""]
     if pairs := agreements([*ratings, *judge]):
         lines += ["Agreement: quadratic-weighted kappa of whole points, Spearman's rank correlation"]
-        lines += tables.aligned([["", "scale", "items", "kappa", "Spearman"], *map(_row, pairs)])
-    sys.stdout.write("\n".join(lines) + "\n")
+        lines += aligned([["", "scale", "items", "kappa", "Spearman"], *map(_row, pairs)])
+    write("\n".join(lines) + "\n")
 
 
 def _unfilled(key: Key, ratings: list[Ratings]) -> list[str]:

@@ -10,11 +10,11 @@ the name of its file without or with the ending.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emollama.commands.arguments import add_answers, add_judge, add_resampling, judge_block, pairs
+from emollama.console import write
 
 if TYPE_CHECKING:
     from emollama.evaluation.matching import Matching
@@ -69,10 +69,10 @@ def run(arguments: argparse.Namespace) -> None:
     except JudgeUnreachable as error:
         raise JudgeUnreachable(f"{error} Then run the same command again: it goes on from there.") from None
     record = _record(arguments, matching, scoring, scores, resampling)
-    sys.stdout.write(_text(record, matching.truth.is_emer))
+    write(_text(record, matching.truth.is_emer))
     if arguments.output:
         written = write_records(Path(arguments.output), record, scores)
-        sys.stdout.write(f"written: {', '.join(map(str, written))}\n")
+        write(f"written: {', '.join(map(str, written))}\n")
 
 
 def _require_free(output: str) -> None:

@@ -6,11 +6,11 @@ Goes on where it was stopped, and evaluates only the new epochs of a run that is
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from emollama.commands.arguments import add_run_arguments, pairs
+from emollama.console import write
 from emollama.launcher import add_launch_arguments, launch, processes_for
 
 NAME = "sweep"
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     output = arguments.output or arguments.folder / f"sweep_{Path(arguments.cfg_path).stem}"
     if arguments.table_only:
-        sys.stdout.write(write_sweep(read_sweep(output)))
+        write(write_sweep(read_sweep(output)))
         return
     from emollama.config import load
 
@@ -58,6 +58,6 @@ def run(arguments: argparse.Namespace) -> None:
     more = pairs(arguments.checkpoints, "--checkpoints", "LABEL=FILE")
     sweep = Sweep(configured, rows_of(arguments.folder, more), arguments.folder, output)
     try:
-        sys.stdout.write(sweep.run(again=arguments.again))
+        write(sweep.run(again=arguments.again))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(WHEN_INTERRUPTED) from None

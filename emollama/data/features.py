@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from emollama.console import Progress
 from emollama.data.problems import Problem
 from emollama.data.seen import Seen
 from emollama.data.slots import FRAME, IMAGE, PATCH, SlotShape
@@ -103,7 +104,9 @@ class Features:
 
     def problems(self, names: Iterable[str], *, all_values: bool = False) -> list[Problem]:
         """What is wrong with the present arrays of these clips: header and size always, values of small ones or of all."""
-        return self.survey(names, all_values=all_values).problems
+        names = list(names)
+        with Progress(len(names), f"checking {self.key}", unit="clips") as bar:
+            return self.survey(names, all_values=all_values, advance=bar.update).problems
 
     def survey(self, names: Iterable[str], *, all_values: bool = False, advance: Callable[[int], Any] = int) -> Survey:
         """Look at the present arrays of these clips: at header and size of each, at the values of small ones or of all.

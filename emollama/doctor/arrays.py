@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
+from emollama.console import Progress
 from emollama.data.features import ALIKE, Features, Survey
 from emollama.data.problems import Problem
 from emollama.data.slots import FRAME
 from emollama.doctor.findings import Arrays, Finding, Reading
 from emollama.errors import UserError
-from emollama.logging import progress
 
 MEASURED_CLIPS, MEASURED_SECONDS = 64, 5.0  # the reading is measured on so many clips, for so long at most
 
@@ -66,7 +66,7 @@ class Surveyed(Features):
     @classmethod
     def of(cls, source: Features, names: Sequence[str], *, all_values: bool, block: str) -> Surveyed:
         """Look at the arrays of a block's clips, with a progress bar."""
-        with progress(len(names), f"{block}: {' + '.join(source.slots)}", enabled=True) as bar:
+        with Progress(len(names), f"{block}: {' + '.join(source.slots)}") as bar:
             made = source.survey(names, all_values=all_values, advance=bar.update)
         return cls(**vars(source), survey_made=made)
 

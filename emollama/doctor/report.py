@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
+from emollama.console import aligned
 from emollama.doctor.findings import Arrays, Block, Finding, Lengths, Report, Training
 from emollama.doctor.forecast import GIB
 from emollama.listing import abbreviated
@@ -103,12 +104,8 @@ def _lengths(row: Lengths) -> list[str]:
 
 def _table(heads: list[str], rows: Iterator[list[str]] | map[list[str]]) -> Iterator[str]:
     """Aligned columns: the first to the left, numbers to the right, a last column of text as it is."""
-    cells = [heads, *rows]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(heads))]
-    for row in cells:
-        padded = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        last = row[-1] if heads[-1] == "kinds" else padded[-1]
-        yield "  " + "  ".join([row[0].ljust(widths[0]), *padded[1:-1], last]).rstrip()
+    left = [0, *(number for number, head in enumerate(heads) if head == "kinds")]
+    yield from (f"  {line}" for line in aligned([heads, *rows], left=left))
 
 
 def _findings(findings: Sequence[Finding]) -> Iterator[str]:

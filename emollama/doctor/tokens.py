@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from emollama.config import RunConfig
+from emollama.console import Progress
 from emollama.data.prompt_style import PromptLayout
 from emollama.data.seen import Seen
 from emollama.doctor.findings import Finding, Lengths
 from emollama.errors import UserError
-from emollama.logging import progress
 from emollama.planning import CHARACTERS_PER_TOKEN
 
 CHUNK = 2000  # texts that are tokenized between two steps of the progress bar
@@ -74,7 +74,7 @@ class Ruler:
             return [int(length) for length in known.split()]
         measure = measure_of(self._prompt) if self._prompt else _estimate
         lengths: list[int] = []
-        with progress(len(texts), f"{name}: tokens", enabled=True) as bar:
+        with Progress(len(texts), f"{name}: tokens") as bar:
             for first in range(0, len(texts), CHUNK):
                 lengths += measure(texts[first : first + CHUNK])
                 bar.update(len(lengths) - first)

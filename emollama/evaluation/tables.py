@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 from typing import Any
 
+from emollama.console import aligned
 from emollama.evaluation.emer import ClueOverlaps, LabelOverlaps
 from emollama.evaluation.metrics import metric
 from emollama.evaluation.openset import OpenSets
@@ -44,16 +45,6 @@ def short_names(paths: Sequence[str]) -> dict[str, str]:
 def paths_told(short: Mapping[str, str]) -> list[str]:
     """What the tables' short names stand for; nothing where they are the paths."""
     return [f"{name} is {path}" for path, name in short.items() if name != path]
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    first, *others = widths
-    return [
-        "  ".join([row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], others, strict=True))]).rstrip()
-        for row in rows
-    ]
 
 
 def task_text(task: str, files: Files) -> Iterator[str]:

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from emollama.console import Progress
 from emollama.errors import UserError
 from emollama.extraction.disk import writing
-from emollama.logging import get_logger, progress
+from emollama.logging import get_logger
 from emollama.paths import new_folder, unfinished, written_whole
 from emollama.stores.manifest import FILE as MANIFEST
 from emollama.stores.manifest import Manifest, differences
@@ -145,7 +146,7 @@ class Arrays:
         sources = {name: stores[name] for name in sorted(stores) if name not in self._dropped}
         if sources:
             with new_folder(self.folder, key="extraction.output") as folder:
-                with progress(len(sources), f"pack {self.folder.name}", enabled=True) as bar:
+                with Progress(len(sources), f"pack {self.folder.name}", unit="clips") as bar:
                     pack(sources, PackedWriter(folder, SHARD_BYTES), values="stored", advance=bar.update)
                 shutil.copyfile(self.parts / MANIFEST, folder / MANIFEST)
             self._remove_parts()

@@ -20,7 +20,7 @@ from emollama.distributed import World
 from emollama.encoders.encoder import Encoder
 from emollama.errors import UserError
 from emollama.extraction.jobs import Job
-from emollama.extraction.progress import Progress
+from emollama.extraction.progress import SharedProgress
 from emollama.media.source import Source, Unusable
 
 AHEAD = 2  # clips for each reading thread, taken and not yet encoded
@@ -54,7 +54,7 @@ class Share:
                 processes then end what they began, and take no more.
         """
         try:
-            with _pool(threads) as pool, closing(Progress(self.job.label, len(self.job.todo), self.world)) as progress:
+            with _pool(threads) as pool, closing(SharedProgress(self.job.label, len(self.job.todo), self.world)) as progress:
                 self._work(encoder, pool, AHEAD * threads, progress)
         except Exception:
             self.world.count(self._taken, len(self.job.todo))
@@ -65,7 +65,7 @@ class Share:
         """The counter that says which clip is the next to be taken."""
         return f"{self.job.label} taken"
 
-    def _work(self, encoder: Encoder, pool: ThreadPoolExecutor, ahead: int, progress: Progress) -> None:
+    def _work(self, encoder: Encoder, pool: ThreadPoolExecutor, ahead: int, progress: SharedProgress) -> None:
         begun: list[Future[None]] = []
         for group in self._groups(encoder, pool, ahead):
             arrays = list(self._arrays(encoder, group))

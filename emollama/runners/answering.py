@@ -8,10 +8,10 @@ from itertools import chain
 from operator import itemgetter
 from typing import Any
 
+from emollama.console import Progress
 from emollama.data.loader import ClipDataset
 from emollama.data.prompt import Prompt
 from emollama.distributed import World
-from emollama.logging import progress
 from emollama.precision import Precision
 
 
@@ -52,7 +52,7 @@ class Answering:
         by_length = sorted(range(len(questions)), key=lambda place: -lengths[place])
         own = [questions[place] for place in by_length[self.world.rank :: self.world.size]]
         answers: list[Any] = []
-        with progress(len(own), label, enabled=self.world.is_main) as bar, self.precision.autocast():
+        with Progress(len(own), f"answering {label}", enabled=self.world.is_main) as bar, self.precision.autocast():
             for first in range(0, len(own), dataset.cfg.batch_size):
                 part = own[first : first + dataset.cfg.batch_size]
                 answers += self.task.answer(self.members, self.prompt, dataset, options, part, self.seed)

@@ -55,8 +55,7 @@ def build_datasets(config: RunConfig, blocks: Mapping[str, tuple[Any, Any]], *, 
     problems = [problem.text for dataset in datasets.values() for problem in dataset.problems()] if check else []
     if problems:
         raise UserError(f"the data cannot be used:{LINES}{abbreviated(problems, LINES)}")
-    for label, dataset in datasets.items():
-        get_logger().info("%s: %d clips, tasks %s", label, len(dataset), ", ".join(dataset.pool.tasks))
+    for dataset in datasets.values():
         for note in dataset.notes:
             get_logger().info("%s", note)
     return datasets
@@ -138,8 +137,6 @@ def checkpoint_tensors(
     if not training:
         require_checkpoint(cfg)
     sources, allowed = _sources(config, resumed)
-    if not sources:
-        get_logger().warning("model.ckpt is null: projections and adapters start from random values")
     found = []
     for source in sources:
         content = resumed or checkpoint.read(source, "model.ckpt")

@@ -6,6 +6,7 @@ Everything is built in ``__init__``, in the order in which things go wrong most 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
@@ -23,11 +24,12 @@ from emollama.data.loader import Split, TrainingSamples, seed_of, step_batches, 
 from emollama.data.order import Order
 from emollama.errors import EchoedError, UserError
 from emollama.listing import listing
-from emollama.logging import RunLog, get_logger, log_metrics, set_up
+from emollama.logging import get_logger, log_metrics, set_up
 from emollama.paths import require_writable
 from emollama.precision import Precision
 from emollama.reporting.report import write_report
-from emollama.runners import recipes
+from emollama.run_log import RunLog
+from emollama.runners import recipes, summary
 from emollama.runners.answering import Answering
 from emollama.runners.build import batch_size, build_datasets, build_models, checkpoint_paths, training_blocks
 from emollama.runners.evaluation import Block, Evaluation, build_blocks, warn_of_training_clips
@@ -76,6 +78,7 @@ class RunnerBase:
             resumed = resume_content(config, self.folder, self._facts, self.world)
         self.members = build_models(config, self.world, self.precision, resumed, self.features, training=training)
         self.model = self.members[0]
+        self.resumed_from = str(resumed["path"]) if resumed else None
         self.skipped: int = resumed["skipped"][0] if resumed else 0
         self.skipped_in_row: int = resumed["skipped"][1] if resumed else 0
         if training:
@@ -83,9 +86,9 @@ class RunnerBase:
 
     def train(self) -> Path:
         """Run the steps that are left to do. Returns the run's folder."""
-        cfg = self.cfg
+        cfg, begun = self.cfg, time.monotonic()
         self.world.on_main(lambda: write_yaml(self.config, self.folder / "config.yaml"))
-        get_logger().info("run folder: %s", self.folder)
+        summary.show_start(self, self.resumed_from, summary.training_steps(cfg, self.split, self.first_step))
         log = RunLog(
             self.folder,
             first_step=self.first_step,
@@ -97,12 +100,15 @@ class RunnerBase:
         with log:
             if cfg.wandb_log:
                 self.world.on_main(lambda: log.track(cfg.wandb_project, self.config.plain()))
+            log.hyper_parameters(summary.hyper_parameters(self.config), summary.scalar_tags(self.blocks))
             self._train_steps(log)
-        self.world.on_main(self._report)
+        best = self.validation.best() if self.validation else None
+        summary.show_end(self, time.monotonic() - begun, self.world.on_main(self._report), best)
         return self.folder
 
     def evaluate(self) -> list[Path]:
         """Answer and score every block under ``evaluation_datasets``, each clip once. Returns the files written."""
+        summary.show_start(self)
         for member in self.members:
             member.eval()
         source = ", ".join(checkpoint_paths(self.config.model.ckpt)) or None
@@ -130,8 +136,6 @@ class RunnerBase:
             self.blocks = self.world.main_first(lambda: build_blocks(config, check=check))
             if check:
                 warn_of_training_clips(self.blocks, self.datasets)
-        elif config.evaluation_datasets:
-            get_logger().info("evaluation_datasets are not answered: run.evaluate is False")
         answered = [block.dataset for block in self.blocks.values()]
         trained, others = (self.datasets.values(), answered) if training else (answered, [])
         self.features = self.world.main_first(lambda: recipes.of_run(config, trained, others))
@@ -173,6 +177,7 @@ class RunnerBase:
             self._stop_if_stuck(micro_batches)
             log.step(step, {"epoch": step // self.cfg.iters_per_epoch, **values}, samples=self.split.global_batch)
             self._save_when_due(step + 1)
+            log.end_epoch_when_due(step + 1)
             ended = self._evaluate_when_due(step + 1, log)
 
     def _step(self, step: int, micro_batches: list[Batch]) -> dict[str, float]:
@@ -287,8 +292,6 @@ class RunnerBase:
                 raise UserError(
                     f"run.max_epoch: the stored run is at step {self.first_step}, beyond {self.total_steps}. Raise it."
                 )
-            left = "" if self.first_step < self.total_steps else ": nothing is left to do"
-            get_logger().info("resuming at step %d of %d%s", self.first_step, self.total_steps, left)
         self.validation: Validation | None = None
         if cfg.evaluate:
             evaluation = Evaluation(self.blocks, self._answering(), None)

@@ -16,9 +16,10 @@ from emollama.distributed import World
 from emollama.errors import UserError
 from emollama.evaluation.metrics import metric
 from emollama.listing import listing
-from emollama.logging import RunLog, entries_before, get_logger
+from emollama.logging import get_logger
 from emollama.paths import written_whole
 from emollama.registry import METRICS, did_you_mean
+from emollama.run_log import RunLog, entries_before
 from emollama.runners.evaluation import Evaluation
 
 
@@ -58,6 +59,13 @@ class Validation:
         values = [value for value in self._values() if value is not None]
         patience = self._cfg.early_stop_patience
         return patience is not None and bool(values) and len(values) - 1 - self._place_of_best(values) >= patience
+
+    def best(self) -> tuple[str, float, int] | None:
+        """Key, value and epoch of the best evaluation so far; None where no evaluation has a value."""
+        values = self._values()
+        place = self._place_of_best(values)
+        value = values[place] if place >= 0 else None
+        return None if value is None else (self._key, value, self._past[place]["epoch"])
 
     def run(self, done: int, log: RunLog, save_best: Callable[[], None]) -> None:
         """Evaluate after ``done`` steps, and keep the checkpoint if it is the best so far.

@@ -1,0 +1,184 @@
+"""The summaries that a run prints at its start and at its end, and the hyper-parameters that it logs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from emollama.config import RunConfig
+from emollama.console import aligned, duration
+from emollama.data.loader import ClipDataset, Split
+from emollama.distributed import World
+from emollama.layers import leaves
+from emollama.logging import get_logger
+from emollama.planning import parameter_groups
+from emollama.precision import Precision
+from emollama.runners.build import checkpoint_paths
+from emollama.runners.evaluation import Block
+
+# What follows the training of a shipped configuration: the command and its configuration.
+NEXT = {
+    "Emotion-LLaMA_finetune.yaml": ("train", "train_configs/minigptv2_tuning_stage_2.yaml"),
+    "minigptv2_tuning_stage_2.yaml": ("eval", "eval_configs/eval_emotion_EMER.yaml"),
+    "custom.yaml": ("eval", "eval_configs/eval_emotion.yaml"),
+    "minigpt4_flickr_finetune.yaml": ("eval", "eval_configs/eval_flickr30k.yaml"),
+    "demo_stage_1.yaml": ("train", "train_configs/demo_stage_2.yaml"),
+    "demo_stage_2.yaml": ("eval", "eval_configs/demo_EMER.yaml"),
+    "demo_flickr.yaml": ("eval", "eval_configs/demo_flickr.yaml"),
+}
+Rows = list[tuple[str, str]]
+
+
+class Run(Protocol):
+    """What a summary needs of a runner."""
+
+    config: RunConfig
+    folder: Path
+    world: World
+    precision: Precision
+    model: Any
+    datasets: dict[str, Any]
+    blocks: dict[str, Block]
+
+
+def show_start(run: Run, resumed: str | None = None, steps: Rows | None = None) -> None:
+    """Log where and with what a run computes.
+
+    Args:
+        run: the runner.
+        resumed: the checkpoint from which a training run resumes.
+        steps: of training (:func:`training_steps`); None for an evaluation.
+    """
+    if not get_logger().isEnabledFor(logging.INFO):
+        return
+    rows = _environment(run.folder, run.world, run.precision) + _weights(run.model, run.config, resumed)
+    _show(rows + _samples(run.datasets, run.blocks) + (steps or []))
+    if steps and run.config.evaluation_datasets and not run.blocks:
+        get_logger().info("evaluation_datasets are not evaluated during training: run.evaluate is False")
+
+
+def show_end(run: Run, seconds: float, report: list[Path], best: tuple[str, float, int] | None) -> None:
+    """Log time, best metric and its checkpoint, report, and the commands to run next.
+
+    Args:
+        run: the runner.
+        seconds: that training took.
+        report: the report that was written; empty where that failed.
+        best: key, value and epoch of the best evaluation; None where nothing was evaluated.
+    """
+    if not get_logger().isEnabledFor(logging.INFO):
+        return
+    rows, folder = [("total time", duration(seconds))], run.folder
+    checkpoint = _last_checkpoint(folder)
+    if best:
+        key, value, epoch = best
+        paths = (folder / "checkpoint_best.pth", folder / f"checkpoint_{epoch}.pth")
+        checkpoint = next((path for path in paths if path.is_file()), checkpoint)
+        rows.append(("best metric", f"{key} {value:.4f} after epoch {epoch}"))
+    if checkpoint:
+        rows.append(("best checkpoint" if best else "last checkpoint", str(checkpoint)))
+    rows += [("report", str(path)) for path in report]
+    if checkpoint:
+        rows.append(("next command", _next_command(folder, run.config, checkpoint)))
+    _show([*rows, ("TensorBoard", f"tensorboard --logdir {shlex.quote(str(folder))}")])
+
+
+def _show(rows: Rows) -> None:
+    for line in aligned(rows, left=(0, 1)):
+        get_logger().info("%s", line)
+
+
+def _environment(folder: Path, world: World, precision: Precision) -> Rows:
+    """Where a run writes, where it computes, and in which precision."""
+    device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else world.device.type
+    kind = f"{_name(precision.frozen_dtype)} with float32 trained weights" if precision.amp else "float32"
+    return [("run folder", str(folder)), ("devices", f"{_processes(world.size)} on {device}"), ("precision", kind)]
+
+
+def _weights(model: Any, config: RunConfig, resumed: str | None) -> Rows:
+    """Trainable parameters by group, and the checkpoint that the weights come from."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    groups = parameter_groups(model, only_trained=True)
+    trained = sum(groups.values())
+    shares = [(f"  {name.removesuffix(', trained')}", f"{count:,} ({count / total:.2%})") for name, count in groups.items()]
+    sources = [resumed] if resumed else checkpoint_paths(config.model.ckpt)
+    source = ", ".join(sources) or "none: projections and adapters have random values"
+    parameters = ("trainable parameters", f"{trained:,} of {total:,} ({trained / total:.2%})")
+    return [("checkpoint", source), parameters, *shares]
+
+
+def _samples(datasets: Mapping[str, ClipDataset], blocks: Mapping[str, Block]) -> Rows:
+    """The number of samples of each dataset that is trained on and of each block that is evaluated."""
+    rows = [(f"training set {label}", _size(dataset)) for label, dataset in datasets.items()]
+    for label, block in blocks.items():
+        held_out = ", held out of training" if getattr(block.dataset.cfg, "held_out", 0) else ""
+        rows.append((f"evaluation set {label}", _size(block.dataset) + held_out))
+    return rows
+
+
+def training_steps(cfg: Any, split: Split, first_step: int) -> Rows:
+    """The number of steps, what a step consists of, and where a resumed run begins."""
+    total = cfg.max_epoch * cfg.iters_per_epoch
+    counted = f"{total:,} ({cfg.max_epoch} epochs x {cfg.iters_per_epoch:,} iterations)"
+    parts = f"{_processes(split.world)} x {split.accumulate} accumulated x micro-batch of {split.batch_size}"
+    rows = [("steps", counted), ("samples per step", f"{split.global_batch} ({parts})")]
+    if first_step:
+        left = "" if first_step < total else ": no step is left"
+        rows.append(("resuming", f"at step {first_step:,} of {total:,}{left}"))
+    return rows
+
+
+def hyper_parameters(config: RunConfig) -> dict[str, bool | int | float | str]:
+    """Dotted key -> value, of the blocks model, datasets and run."""
+    tree = config.plain()  # interpolations stay unresolved: no secret is written
+    found = {key: value for name in ("model", "datasets", "run") for key, value in leaves(tree.get(name, {}), name)}
+    return {
+        key: value if isinstance(value, bool | int | float | str) else json.dumps(value, default=str)
+        for key, value in found.items()
+        if value is not None
+    }
+
+
+def scalar_tags(blocks: Mapping[str, Block]) -> list[str]:
+    """Tags of the scalars that TensorBoard shows beside the hyper-parameters."""
+    tasks = [(label, task, names) for label, block in blocks.items() for task, names in block.scoring.metrics.items()]
+    return ["train/loss", *(f"eval/{label}/{task}/{name}" for label, task, names in tasks for name in names)]
+
+
+def _processes(number: int) -> str:
+    return f"{number} process{'es' * (number > 1)}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _size(dataset: ClipDataset) -> str:
+    return f"{len(dataset.names()):,} samples, tasks {', '.join(dataset.pool.tasks)}"
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the last epoch that has one."""
+    paths = folder.glob("checkpoint_*.pth")
+    numbered = {int(number): path for path in paths if (number := path.stem.removeprefix("checkpoint_")).isdecimal()}
+    return numbered[max(numbered)] if numbered else None
+
+
+def _next_command(folder: Path, config: RunConfig, checkpoint: Path) -> str:
+    """What to run with the checkpoint: the follow-up of a shipped configuration, or the evaluation of the run's own blocks."""
+    layers = [source for source in config.sources.values() if source not in ("default", "--options")]
+    own = next((NEXT[name] for name in map(os.path.basename, layers) if name in NEXT), None)
+    if own is None and not (config.evaluation_datasets or any(getattr(cfg, "held_out", 0) for cfg in config.datasets.values())):
+        return f"emollama checkpoint inspect {shlex.quote(str(checkpoint))}"
+    command, path = own or ("eval", str(folder / "config.yaml"))
+    paths = config.plain()["paths"] if own else {}
+    options = [f"paths.{key}={value}" for key, value in paths.items() if config.sources.get(f"paths.{key}") == "--options"]
+    line = ["emollama", command, "--cfg-path", path, "--options", f"model.ckpt={checkpoint}", *options]
+    return " ".join(map(shlex.quote, line))
