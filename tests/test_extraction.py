@@ -28,10 +28,9 @@ from media_files import write_broken, write_video
 from running import ROOT, command, environment
 from safetensors.torch import load_file, save_file
 
-from emollama import cli
+from emollama import cli, console
 from emollama import config as configuration
 from emollama.errors import UserError
-from emollama.extraction import progress
 from emollama.extraction.arrays import Arrays
 from emollama.extraction.videos import _summary
 from emollama.logging import get_logger
@@ -231,9 +230,9 @@ def test_finished_clips_are_not_redone(place):
 
 
 def test_where_there_is_no_terminal_lines_tell_how_far_it_is(place, told, monkeypatch):
-    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
     extract(configured(place))  # three groups; when the first one is encoded, nothing is written yet
-    assert [line.split(" clips")[0] for line in told if "eta" in line] == [f"bytes: {done} of 9" for done in (3, 6, 9)]
+    assert [line.split(" clips")[0] for line in told if " of 9 clips (" in line] == [f"bytes: {done} of 9" for done in (3, 6, 9)]
 
 
 def test_given_faces_stand_in_the_manifest_for_the_keys_that_find_some(tmp_path):

@@ -1,0 +1,352 @@
+"""Console output: bars and colour on a terminal, plain text and occasional lines elsewhere, summaries, hyper-parameters."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import pty
+import re
+import sys
+
+import pytest
+from helpers import golden_tree, loaded
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from emollama import bars, console
+from emollama.console import Progress, aligned, is_terminal, write
+from emollama.distributed import World
+from emollama.logging import get_logger, set_up
+from emollama.run_log import RunLog
+
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+STEP = {"epoch": 0, "loss": 1.0, "lr": 0.1, "tokens": 5, "tokens_cut": 0}
+
+
+class Clock:
+    """Seconds that a test sets."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def level():
+    """The package's logger at INFO, as a command sets it, and back."""
+    logger = get_logger()
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    yield logger
+    logger.setLevel(before)
+
+
+@pytest.fixture
+def terminal(level, monkeypatch):
+    """Standard error as a terminal of 80 columns; returns a function that gives what was drawn so far."""
+    from rich.console import Console
+
+    drawn = io.StringIO()
+    shown = bars.Display(Console(file=drawn, force_terminal=True, width=80, color_system="standard"))
+    monkeypatch.setattr(bars, "display", lambda: shown)
+    monkeypatch.setattr(console, "is_terminal", lambda stream: True)
+    return drawn.getvalue
+
+
+def read_now(descriptor):
+    """What can be read without waiting; "" where that is nothing."""
+    try:
+        return os.read(descriptor, 1 << 16).decode()
+    except BlockingIOError:
+        return ""
+
+
+def logged(caplog):
+    return list(dict.fromkeys(record.getMessage() for record in caplog.records))
+
+
+# Tables
+
+
+def test_a_table_is_aligned_and_neither_wrapped_nor_marked_up():
+    rows = [["", "value", "what"], ["a", "[0.1, 0.2]", "x" * 300], ["日本語", "7", "[bold]:smile:"]]
+    assert aligned(rows, left=(0, 2)) == [
+        "             value  what",
+        f"a       [0.1, 0.2]  {'x' * 300}",
+        "日本語           7  [bold]:smile:",
+    ]
+    assert aligned([]) == []
+
+
+def test_results_are_plain_in_a_pipe_and_coloured_on_a_terminal(capsys, monkeypatch):
+    text = f"accuracy 0.5 of 'x' \udc80 \x1b[2J {'y' * 200} [red]\n"
+    plain = text.replace("\udc80", "\\udc80").replace("\x1b", "\\x1b")
+    write(text)
+    assert capsys.readouterr().out == plain
+    monkeypatch.setattr(console, "is_terminal", lambda stream: True)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    write(text)
+    coloured = capsys.readouterr().out
+    assert "\x1b[" in coloured and ESCAPES.sub("", coloured) == plain
+    monkeypatch.setenv("NO_COLOR", "1")
+    write("accuracy 0.5\n")
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]", capsys.readouterr().out)
+
+
+# Progress without a terminal
+
+
+def test_without_a_terminal_a_line_comes_about_every_ten_seconds(level, caplog, capsys):
+    clock = Clock()
+    with caplog.at_level(logging.INFO, "emollama"), Progress(200, "answering test", unit="clips", clock=clock) as bar:
+        for clock.now in range(1, 41):
+            bar.update(5)
+    assert logged(caplog) == [
+        "answering test: 50 of 200 clips (25%), 5.0 clips/s, eta 0:00:30",
+        "answering test: 100 of 200 clips (50%), 5.0 clips/s, eta 0:00:20",
+        "answering test: 150 of 200 clips (75%), 5.0 clips/s, eta 0:00:10",
+        "answering test: 200 of 200 clips (100%) in 0:00:40",
+    ]
+    assert "\x1b" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("total", "seconds", "enabled", "least"),
+    [(3, 3, True, logging.INFO), (30, 30, False, logging.INFO), (30, 30, True, logging.WARNING)],
+    ids=["short", "another rank", "quiet"],
+)
+def test_what_is_short_disabled_or_quiet_writes_no_line(caplog, total, seconds, enabled, least):
+    clock = Clock()
+    with caplog.at_level(least, "emollama"), Progress(total, "x", enabled=enabled, clock=clock) as bar:
+        for clock.now in range(seconds):
+            bar.update()
+    assert logged(caplog) == []
+
+
+def test_a_phase_that_fails_does_not_claim_to_be_complete(level, caplog):
+    clock = Clock()
+    with caplog.at_level(logging.INFO, "emollama"), pytest.raises(KeyError), Progress(9, "x", clock=clock) as bar:
+        bar.update(3)
+        clock.now = 60.0
+        raise KeyError
+    assert logged(caplog) == []
+
+
+# Bars
+
+
+def test_a_bar_fits_80_columns_and_disappears(terminal):
+    clock = Clock()
+    label = "checking datasets.feature_face_caption.face_feature_path"
+    with Progress(28618, label, unit="clips", clock=clock) as bar:
+        clock.now = 3600.0
+        bar.update(12861)
+        lines = ESCAPES.sub("", terminal()).replace("\r", "\n").split("\n")
+        assert max(map(len, lines)) <= 80
+        assert "12861/28618  45% 3.6 clips/s, eta 1:13:30" in lines[-1]
+    assert terminal().endswith("\r\x1b[2K\x1b[?25h\r")  # the bar's line is erased, and the cursor is back
+
+
+def test_a_log_line_is_written_above_the_bar(terminal):
+    clock = Clock()
+    handler = console.ConsoleHandler()
+    with Progress(4, "bar", clock=clock) as bar:
+        handler.emit(logging.LogRecord("emollama", logging.WARNING, "", 0, "careful [x] %s", ("y" * 100,), None))
+        clock.now = 1.0
+        bar.update(2)
+        drawn = terminal()
+    line = f"careful [x] {'y' * 100}"
+    assert line in ESCAPES.sub("", drawn) and "\x1b[33m" in drawn  # in one piece, in yellow
+    assert ESCAPES.sub("", drawn).rindex("2/4") > ESCAPES.sub("", drawn).index(line)
+
+
+def test_a_bar_within_a_bar_disappears_before_the_outer_one(terminal):
+    clock = Clock()
+    with Progress(4, "outer", clock=clock) as outer:
+        with Progress(2, "inner", clock=clock) as inner:
+            clock.now = 1.0
+            inner.update()
+        clock.now = 2.0
+        before = len(terminal())
+        outer.update()
+        last = ESCAPES.sub("", terminal()[before:])
+    assert "inner" in terminal() and "outer" in last and "inner" not in last
+
+
+def test_the_bar_of_training_shows_lavis_figures_below_it(terminal, tmp_path, monkeypatch):
+    monkeypatch.setattr(console, "REFRESH_SECONDS", 0.0)
+    with RunLog(tmp_path, first_step=0, total_steps=4, epoch_steps=2, log_freq=1, enabled=True) as log:
+        for step in range(4):
+            log.step(step, {**STEP, "epoch": step // 2}, samples=1)
+        drawn = ESCAPES.sub("", terminal())
+    assert "epoch 1 [0/2]" in drawn and re.search(r"lr: 0\.1\d+  loss: 1\.0000  time: .*  data: .*  max mem: \d+", drawn)
+    assert max(map(len, re.split(r"[\r\n]", drawn))) <= 80
+
+
+def test_a_pty_is_a_terminal_unless_it_is_dumb(monkeypatch, level):
+    master, slave = pty.openpty()
+    with os.fdopen(slave, "w") as stream:
+        for name in ("dumb", "unknown"):
+            monkeypatch.setenv("TERM", name)
+            assert not is_terminal(stream)
+        monkeypatch.setenv("TERM", "xterm")
+        assert is_terminal(stream)
+        monkeypatch.setattr(bars, "display", bars.display.__wrapped__)
+        monkeypatch.setattr(sys, "stderr", stream)
+        with Progress(10, "on a pty"):
+            pass
+        stream.flush()
+        os.set_blocking(master, False)
+        drawn = "".join(iter(lambda: read_now(master), ""))
+    os.close(master)
+    assert "on a pty" in drawn and drawn.startswith("\x1b[?25l") and "\x1b[?25h" in drawn  # the cursor is hidden, then shown
+
+
+def test_a_forked_process_leaves_the_terminal_to_its_parent(monkeypatch):
+    from rich.console import Console
+    from rich.file_proxy import FileProxy
+
+    stream = io.StringIO()
+    before = bars.display()
+    monkeypatch.setattr(sys, "stderr", FileProxy(Console(file=stream), stream))
+    bars._leave_display_to_parent()
+    assert sys.stderr is stream and bars.display() is not before
+
+
+def test_log_lines_go_to_the_present_standard_error_and_have_no_control_characters(capsys):
+    logger = get_logger()
+    before, level, logger.handlers = logger.handlers, logger.level, []
+    try:
+        set_up(is_main=True)
+        logger.info("an answer \x1b[31m with a colour\n  and a second line")
+    finally:
+        logger.handlers = before
+        logger.setLevel(level)
+    out, err = capsys.readouterr()
+    assert out == "" and re.fullmatch(r"\d\d:\d\d:\d\d an answer \\x1b\[31m with a colour\n  and a second line\n", err)
+
+
+# Summaries
+
+
+TRAINING = {"max_epoch": 2, "iters_per_epoch": 2, "log_freq": 1, "evaluate": True, "metric": "answers.emotion.loss"}
+
+
+def tree(folder):
+    made = golden_tree(folder)
+    made["run"] |= TRAINING | {"save_best": True}
+    return made
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of two epochs: its folder and its messages; then those of its continuation by an epoch."""
+    folder = tmp_path_factory.mktemp("console")
+    messages = []
+
+    class Collector(logging.Handler):
+        def emit(self, record):
+            messages.append(record.getMessage())
+
+    collector, logger = Collector(), get_logger()
+    logger.addHandler(collector)
+    try:
+        parts = []
+        for options in ([], ["run.max_epoch=3", "run.resume_ckpt_path=auto"]):
+            config = loaded(folder, tree(folder), *options)
+            config.classes["run"](config).train()
+            parts.append(list(messages))
+            messages.clear()
+    finally:
+        logger.removeHandler(collector)
+    return folder / "out/run", *parts
+
+
+def value_of(messages, name):
+    (found,) = {line.removeprefix(name).strip() for line in messages if re.match(rf"{re.escape(name)}  +", line)}
+    return found
+
+
+def test_the_start_says_where_with_what_and_how_long_a_run_trains(trained):
+    folder, messages, _ = trained
+    assert value_of(messages, "run folder") == str(folder)
+    assert value_of(messages, "devices") == "1 process on cpu" and value_of(messages, "precision") == "float32"
+    assert value_of(messages, "checkpoint").endswith("checkpoint_slim.pth")
+    share = r"[\d,]+ \(\d+\.\d\d%\)"
+    assert re.fullmatch(rf"([\d,]+) of ([\d,]+) \(\d+\.\d\d%\)", value_of(messages, "trainable parameters"))
+    groups = [value_of(messages, f"  {name}") for name in ("projection", "LoRA")]
+    assert all(re.fullmatch(share, group) for group in groups)
+    numbers = [int(text.split()[0].replace(",", "")) for text in (value_of(messages, "trainable parameters"), *groups)]
+    assert numbers[0] == sum(numbers[1:]) > 0
+    assert value_of(messages, "training set golden") == "6 samples, tasks emotion"
+    assert value_of(messages, "evaluation set answers").startswith("6 samples")
+    assert value_of(messages, "steps") == "4 (2 epochs x 2 iterations)"
+    assert re.fullmatch(r"\d+ \(1 process x \d+ accumulated x micro-batch of \d+\)", value_of(messages, "samples per step"))
+
+
+def test_an_epoch_ends_with_its_average_loss_its_duration_and_its_checkpoint(trained):
+    folder, messages, _ = trained
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    for epoch in range(2):
+        losses = [row["loss"] for row in rows if row["epoch"] == epoch]
+        (line,) = (line for line in messages if line.startswith(f"epoch {epoch}: "))
+        path = folder / f"checkpoint_{epoch}.pth"
+        assert re.fullmatch(rf"epoch {epoch}: average loss {sum(losses) / 2:.4f}, duration 0:\d\d:\d\d, checkpoint {path}", line)
+
+
+def test_the_end_names_the_best_checkpoint_the_report_and_the_next_command(trained):
+    folder, messages, _ = trained
+    past = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
+    best = min(past[:2], key=lambda entry: entry["metrics"]["answers/emotion/loss"])
+    metric = f"answers/emotion/loss {best['metrics']['answers/emotion/loss']:.4f} after epoch {best['epoch']}"
+    assert value_of(messages, "best metric") == metric
+    assert value_of(messages, "best checkpoint") == str(folder / "checkpoint_best.pth")
+    assert value_of(messages, "report") == str(folder / "result/report.html")
+    command = f"emollama eval --cfg-path {folder}/config.yaml --options model.ckpt={folder}/checkpoint_best.pth"
+    assert value_of(messages, "next command") == command
+    assert value_of(messages, "TensorBoard") == f"tensorboard --logdir {folder}"
+    assert re.fullmatch(r"\d+:\d\d:\d\d", value_of(messages, "total time"))
+
+
+def test_a_resumed_run_says_where_it_resumes(trained):
+    folder, _, messages = trained
+    assert value_of(messages, "resuming") == "at step 4 of 6"
+    assert value_of(messages, "checkpoint") == str(folder / "checkpoint_1.pth")
+
+
+def test_tensorboard_shows_hyper_parameters_beside_the_last_metrics_of_the_same_run(trained):
+    folder, *_ = trained
+    assert not [path for path in folder.rglob("events.out.*") if path.parent != folder]  # no run within the run
+    board = EventAccumulator(str(folder)).Reload()
+    content = board.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    start = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    assert start["run.init_lr"].number_value == pytest.approx(1e-5) and start["run.max_epoch"].number_value == 2
+    assert start["model.arch"].string_value == "minigpt_v2" and start["run.evaluate"].number_value == 1
+    content = board.summary_metadata["_hparams_/experiment"].plugin_data.content
+    experiment = plugin_data_pb2.HParamsPluginData.FromString(content).experiment
+    tags = {info.name.tag for info in experiment.metric_infos}
+    assert {"train/loss", "eval/answers/emotion/loss"} <= tags
+    assert tags & {*board.Tags()["scalars"]} >= {"train/loss", "eval/answers/emotion/loss"}
+    assert "_hparams_/session_end_info" in board.summary_metadata  # the session has ended well
+
+
+def test_a_run_that_fails_has_no_successful_session(tmp_path):
+    with pytest.raises(KeyError), RunLog(tmp_path, first_step=0, total_steps=2, epoch_steps=2, log_freq=1, enabled=True) as log:
+        log.hyper_parameters({"a": 1}, ["train/loss"])
+        raise KeyError
+    metadata = EventAccumulator(str(tmp_path)).Reload().summary_metadata
+    assert "_hparams_/session_start_info" in metadata and "_hparams_/session_end_info" not in metadata
+
+
+def test_other_ranks_do_not_repeat_the_warnings_of_rank_0(monkeypatch, caplog):
+    world = World(rank=1, size=2, device=None)
+    monkeypatch.setattr(World, "on_main", lambda self, function: None)
+    with caplog.at_level(logging.WARNING, "emollama"):
+        assert world.main_first(lambda: get_logger().warning("a key has no effect") or 7) == 7
+        assert get_logger().level == logging.WARNING
+    assert logged(caplog) == []
