@@ -278,7 +278,7 @@ def test_the_start_says_where_with_what_and_how_long_a_run_trains(trained):
     assert value_of(messages, "devices") == "1 process on cpu" and value_of(messages, "precision") == "float32"
     assert value_of(messages, "checkpoint").endswith("checkpoint_slim.pth")
     share = r"[\d,]+ \(\d+\.\d\d%\)"
-    assert re.fullmatch(rf"([\d,]+) of ([\d,]+) \(\d+\.\d\d%\)", value_of(messages, "trainable parameters"))
+    assert re.fullmatch(r"([\d,]+) of ([\d,]+) \(\d+\.\d\d%\)", value_of(messages, "trainable parameters"))
     groups = [value_of(messages, f"  {name}") for name in ("projection", "LoRA")]
     assert all(re.fullmatch(share, group) for group in groups)
     numbers = [int(text.split()[0].replace(",", "")) for text in (value_of(messages, "trainable parameters"), *groups)]
