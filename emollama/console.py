@@ -144,7 +144,7 @@ class Progress:
         self._refreshed = now
         if self._display is not None:
             self._display.update(self._bar, self.label, done, self._speed_and_eta(now), self.detail)
-        elif self.lines and done < self.total:
+        elif self.lines and self._initial < done < self.total:
             self._logger.info("%s (%d%%)%s", self._count(), 100 * done // self.total, self._speed_and_eta(now))
 
     def exclude(self, seconds: float) -> None:
