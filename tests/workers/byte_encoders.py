@@ -24,7 +24,7 @@ from emollama.registry import ENCODERS
 
 @ENCODERS.register("bytes")
 class Bytes(Encoder):
-    """(D,) of a file."""
+    """(D,) of a file. Reading the clip ``stuck`` ends when a file ``go`` is beside the weights."""
 
     SLOTS = ("face",)
 
@@ -33,6 +33,7 @@ class Bytes(Encoder):
         folder: str = "bytes"
         width: int = 24
         seconds: float = 0.0
+        stuck: str = ""
         hungry_process: int = -1
         layers: list[int] = field(default_factory=lambda: [-1])
 
@@ -47,6 +48,8 @@ class Bytes(Encoder):
 
     def load(self, source):
         time.sleep(self.cfg.seconds)
+        if source.name == self.cfg.stuck:
+            wait_until(Path(self.cfg.weights).with_name("go").exists)
         content = source.video.read_bytes()
         if content.startswith(b"clip broken"):
             raise OSError("a bad sector")
@@ -89,20 +92,34 @@ class Grid(Bytes):
         return np.stack([super(Grid, self).rows(content[row:]) for row in range(5)])
 
 
-@ENCODERS.register("slow")
-class Slow(Bytes):
-    """(D,) of any file, a third of a second for each."""
+@ENCODERS.register("meeting")
+class Meeting(Bytes):
+    """(D,) of any file. With ``place``, a folder, no process reads its first one before ``processes`` of them do."""
 
     SLOTS = ("other",)
 
     @dataclass
     class Config(Bytes.Config):
-        folder: str = "slow"
-        seconds: float = 0.33
+        folder: str = "meeting"
+        place: str = ""
+        processes: int = 1
 
     def load(self, source):
-        time.sleep(self.cfg.seconds)
+        if self.cfg.place:
+            self._meet(Path(self.cfg.place))
         return torch.frombuffer(bytearray(source.video.read_bytes() + b"."), dtype=torch.uint8)
+
+    def _meet(self, place):
+        (place / os.environ["RANK"]).touch()
+        wait_until(lambda: len(list(place.iterdir())) == self.cfg.processes)
+
+
+def wait_until(condition):
+    """Wait; five minutes are longer than anything takes that works."""
+    end = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def words(content):
