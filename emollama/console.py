@@ -10,9 +10,10 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Self, TypeVar
 
+Item = TypeVar("Item")
 LINE_SECONDS = 10.0  # between lines of progress without a terminal; a phase that lasted longer ends with a line everywhere
 REFRESH_SECONDS = 0.25  # between redrawings of a bar
 COLUMN_GAP = 2
@@ -55,6 +56,14 @@ def duration(seconds: float) -> str:
 
 def _printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode().translate(CONTROL_CHARACTERS)
+
+
+def track(items: Iterable[Item], total: int, label: str, *, unit: str = "") -> Iterator[Item]:
+    """Yield the items, and show the progress of the loop over them (:class:`Progress`)."""
+    with Progress(total, label, unit=unit) as progress:
+        for item in items:
+            yield item
+            progress.update()
 
 
 class ConsoleHandler(logging.Handler):

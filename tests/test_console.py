@@ -9,14 +9,17 @@ import os
 import pty
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 from helpers import golden_tree, loaded
+from running import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from emollama import bars, console
-from emollama.console import Progress, aligned, is_terminal, write
+from emollama.console import Progress, aligned, is_terminal, track, write
+from emollama.demo.environment import FAST, restart_with_fast_settings
 from emollama.distributed import World
 from emollama.logging import get_logger, set_up
 from emollama.run_log import RunLog
@@ -113,6 +116,14 @@ def test_without_a_terminal_a_line_comes_about_every_ten_seconds(level, caplog, 
         "answering test: 200 of 200 clips (100%) in 0:00:40",
     ]
     assert "\x1b" not in "".join(capsys.readouterr())
+
+
+def test_a_tracked_loop_gives_its_items_and_counts_them(level, caplog, monkeypatch):
+    monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
+    with caplog.at_level(logging.INFO, "emollama"):
+        assert list(track("abc", 3, "x", unit="letters")) == ["a", "b", "c"]
+    lines = [line.partition(" letters")[0] for line in logged(caplog)]
+    assert lines == ["x: 1 of 3", "x: 2 of 3", "x: 3 of 3"]
 
 
 @pytest.mark.parametrize(
@@ -350,3 +361,31 @@ def test_other_ranks_do_not_repeat_the_warnings_of_rank_0(monkeypatch, caplog):
         assert world.main_first(lambda: get_logger().warning("a key has no effect") or 7) == 7
         assert get_logger().level == logging.WARNING
     assert logged(caplog) == []
+
+
+# The demo's environment
+
+
+def test_the_demo_starts_again_once_with_the_variables_of_make_demo(monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execve", lambda *arguments: started.append(arguments))
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "emollama", "demo", "--seed", "7"])
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    for name in ("MALLOC_MMAP_MAX_", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.delenv(name, raising=False)
+    restart_with_fast_settings()
+    assert started == []  # a test is another program
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=SimpleNamespace(name="emollama.__main__")))
+    restart_with_fast_settings()
+    ((program, line, environment),) = started
+    assert program == line[0] == sys.executable and line[1:] == ["-m", "emollama", "demo", "--seed", "7"]
+    assert {name: environment[name] for name in FAST} == FAST | {"OMP_NUM_THREADS": "3"}
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__file__="/somewhere/bin/emollama"))
+    restart_with_fast_settings()
+    assert len(started) == 1
+
+
+def test_the_variables_are_those_of_the_makefile():
+    (line,) = (line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("FAST = "))
+    assert dict(pair.split("=") for pair in line.removeprefix("FAST = ").split()) == FAST

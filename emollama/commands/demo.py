@@ -26,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run everything and print the figures; or write what is asked for."""
+    from emollama.demo.environment import restart_with_fast_settings
+
+    restart_with_fast_settings()
     from emollama.demo.run import make_flickr_demo, make_videos_demo, run_demo
 
     if arguments.videos_only:

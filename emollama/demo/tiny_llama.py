@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from emollama.console import track
 from emollama.tensor_files import save_pretrained
 
 UNK, BOS, EOS = "<unk>", "<s>", "</s>"
@@ -123,7 +124,7 @@ def _train(model: LlamaForCausalLM, rows: Sequence[Row], rng: np.random.Generato
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda k: min((k + 1) / warmup, 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * k / steps)))
     )
-    for batch in _batches(rows, rng, steps, size):
+    for batch in track(_batches(rows, rng, steps, size), steps, "training a tiny Llama", unit="steps"):
         loss = _loss(model, batch)
         optimizer.zero_grad()
         loss.backward()

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from emollama.console import track
 from emollama.demo.drawing_captions import PROMPTS, alt_text, in_template
 from emollama.demo.drawings import draw_scene
 from emollama.demo.tiny_vision import TinyVision, draw_batch, learn_to_see, told_share
@@ -69,7 +70,7 @@ def pretrain_projection(vision: TinyVision, llm: Path, path: Path, rng: np.rando
     projection = nn.Linear(rows.shape[-1], model.config.hidden_size)
     optimizer = torch.optim.AdamW(projection.parameters(), lr=LR)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
-    for step in range(steps):
+    for step in track(range(steps), steps, "training a projection", unit="steps"):
         chosen = torch.from_numpy(rng.integers(scenes, size=BATCH_SIZE))
         before, behind = in_template(PROMPTS[step % len(PROMPTS)])
         prompt = [tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids for text in (before, behind)]

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from emollama.console import track
 from emollama.demo.drawings import WORDS, Scene, draw_picture, draw_scene
 from emollama.encoders.eva_vit import LN_EPS, EvaVit
 from emollama.encoders.qformer import RENAMED, QFormer
@@ -81,7 +82,7 @@ def learn_to_see(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda k: min((k + 1) / warmup, 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * k / steps)))
     )
-    for _ in range(steps):
+    for _ in track(range(steps), steps, "training tiny encoders", unit="steps"):
         chosen = torch.from_numpy(rng.integers(scenes, size=batch_size))
         logits = readout(vision(images[chosen]))
         loss = F.cross_entropy(logits.flatten(0, 1), facts[chosen].flatten())

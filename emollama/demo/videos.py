@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from emollama.console import track
 from emollama.data.instructions import BUILT_IN
 from emollama.paths import written_whole
 
@@ -62,7 +63,7 @@ def make_videos(folder: Path, *, clips: int, unseen: int, seed: int) -> None:
     """
     emotions = tuple(LOOKS)
     rows = []
-    for index in range(clips):
+    for index in track(range(clips), clips, "writing videos", unit="clips"):
         rng = np.random.default_rng([seed, 0, index])
         name, emotion = f"clip_{index:03d}", emotions[index % len(emotions)]
         write_video(folder / "videos" / f"{name}.mp4", emotion, rng)
