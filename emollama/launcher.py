@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -138,7 +139,8 @@ def require_free(port: int) -> None:
         with socket.create_server((HOST, port)):
             pass
     except OSError as error:
-        raise UserError(f"--master-port {port}: {(error.strerror or str(error)).lower()}. {remedy}") from None
+        cause = "the port is in use" if error.errno == errno.EADDRINUSE else os.strerror(error.errno or 0).lower()
+        raise UserError(f"--master-port {port}: {cause}. {remedy}") from None
 
 
 def _positive(text: str) -> int:

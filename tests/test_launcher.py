@@ -1,0 +1,377 @@
+"""Commands in several processes: how many, what is checked before they start, and how their errors and signals end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from running import golden_config
+
+from emollama import entry, failures, launcher
+from emollama.cli import main, parse_run
+from emollama.commands import eval as eval_command
+from emollama.commands import train as train_command
+from emollama.errors import EchoedCrash, EchoedError, UserError
+from emollama.failures import CRASH, USER, WorkerCrash, reason
+
+# Imported by every process that loads the configuration; outside a worker it does nothing.
+FAULTS = """
+import os, signal, time
+from pathlib import Path
+from emollama.errors import UserError
+
+folder, rank = Path(__file__).parent, os.environ.get("RANK")
+if rank is not None:
+    (folder / f"pid_{rank}.tmp").write_text(str(os.getpid()))
+    (folder / f"pid_{rank}.tmp").rename(folder / f"pid_{rank}")
+if rank == "0":
+    signal.pause()  # until the launcher ends it
+if rank == "1":
+    while not (folder / "pid_0").exists():
+        time.sleep(0.01)
+    FAULT
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    return golden_config(tmp_path)
+
+
+@pytest.fixture
+def faulty(tmp_path, monkeypatch, request):
+    """``faulty(code)``: a configuration whose rank 1 runs this code while it loads, and rank 0 waits."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+
+    def make(code):
+        name = f"faults_of_{abs(hash(request.node.name))}"
+        (tmp_path / f"{name}.py").write_text(FAULTS.replace("FAULT", code))
+        path = golden_config(tmp_path)
+        path.write_text(path.read_text() + f"imports: [{name}]\n")
+        return str(path)
+
+    yield make
+    for name in [name for name in sys.modules if name.startswith("faults_of_")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def no_launch(monkeypatch):
+    """The names of commands that would have been launched."""
+    launched = []
+    for module in (train_command, eval_command):
+        monkeypatch.setattr(module, "launch", lambda arguments, processes, **_: launched.append(processes))
+    return launched
+
+
+def status_of(*argv):
+    """The exit status of ``emollama <argv>``, run in this process."""
+    try:
+        main(argv)
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def parsed(*argv):
+    parser = ArgumentParser()
+    launcher.add_launch_arguments(parser)
+    return parser.parse_args(argv)
+
+
+# How many processes
+
+
+@pytest.mark.parametrize(
+    ("nproc", "gpus", "device", "visible", "count"),
+    [
+        (None, None, "auto", 0, 1),
+        (None, None, "auto", 4, 4),
+        (None, None, "cuda", 2, 2),
+        (None, None, "cpu", 4, 1),
+        (3, None, "auto", 0, 3),
+        (3, None, "cpu", 2, 3),
+        (1, None, "auto", 4, 1),
+        (2, None, "auto", 4, 2),
+        (None, 2, "auto", 4, 2),
+    ],
+)
+def test_number_of_processes(nproc, gpus, device, visible, count):
+    assert launcher.process_count(nproc, gpus, device, lambda: visible) == count
+
+
+@pytest.mark.parametrize(
+    ("nproc", "gpus", "device", "visible", "message"),
+    [
+        (None, 3, "auto", 0, "--gpus 3: PyTorch sees no GPU on this machine. Use --nproc 3 for processes on the CPU."),
+        (None, 3, "auto", 2, "--gpus 3: PyTorch sees 2 GPUs on this machine. Lower --gpus."),
+        (None, 2, "cpu", 2, "--gpus 2: run.device is cpu. Set run.device=auto, or use --nproc 2 for processes on the CPU."),
+        (3, None, "auto", 1, "--nproc 3: PyTorch sees 1 GPU on this machine. Lower --nproc, or set run.device=cpu."),
+    ],
+)
+def test_too_few_gpus(nproc, gpus, device, visible, message):
+    with pytest.raises(UserError) as error:
+        launcher.process_count(nproc, gpus, device, lambda: visible)
+    assert str(error.value) == message
+
+
+def test_nproc_and_gpus_exclude_each_other_and_are_positive(capsys):
+    for argv in (["--nproc", "2", "--gpus", "2"], ["--nproc", "0"], ["--gpus", "-1"], ["--nproc", "two"]):
+        with pytest.raises(SystemExit) as end:
+            parsed(*argv)
+        assert end.value.code == 2
+    assert "not allowed with argument --nproc" in capsys.readouterr().err
+
+
+def test_a_worker_never_launches(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert launcher.processes_for(parsed("--nproc", "4"), "auto") == 1
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "extract", "predict", "sweep"])
+def test_every_command_that_computes_has_the_options(command, capsys):
+    assert status_of(command, "--help") == 0
+    shown = capsys.readouterr().out
+    assert all(option in shown for option in ("--nproc", "--gpus", "--master-port"))
+
+
+def test_entry_scripts_run_in_one_process(monkeypatch):
+    monkeypatch.setattr(launcher, "visible_gpus", lambda: 8)
+    assert launcher.processes_for(parse_run("", ["--cfg-path", "x.yaml"]), "cpu") == 1
+    monkeypatch.setattr(launcher, "visible_gpus", lambda: pytest.fail("one process needs no count"))
+    assert launcher.processes_for(parse_run("", ["--cfg-path", "x.yaml"]), "auto") == 1
+
+
+# Before anything starts
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_errors_of_the_configuration_are_found_before_the_launch(command, config, no_launch, capfd):
+    assert status_of(command, "--nproc", "2", "--cfg-path", str(config), "--options", "run.init_lrr=1") == 1
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) <= 5 and "run.init_lrr" in lines[-1] and lines[-1].startswith("error: ")
+    assert no_launch == []
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_an_output_folder_that_cannot_be_written_is_found_before_the_launch(command, config, no_launch, capfd):
+    blocked = config.parent / "file"
+    blocked.write_text("")
+    argv = (command, "--nproc", "2", "--cfg-path", str(config), "--options")
+    assert status_of(*argv, f"run.output_dir={blocked}/runs") == 1
+    message = capfd.readouterr().err
+    assert message.startswith(f"error: run.output_dir: cannot write under '{blocked}'") and "Name another folder." in message
+    assert no_launch == []
+    assert status_of(*argv, f"run.output_dir={config.parent}/runs") == 0
+    assert no_launch == [2]
+
+
+def test_gpus_on_a_machine_without_any(config, no_launch, capfd, monkeypatch):
+    monkeypatch.setattr(launcher, "visible_gpus", lambda: 0)
+    assert status_of("train", "--gpus", "3", "--cfg-path", str(config)) == 1
+    assert "--gpus 3: PyTorch sees no GPU" in capfd.readouterr().err
+    assert no_launch == []
+
+
+def test_a_port_that_is_in_use_or_does_not_exist():
+    with socket.create_server((launcher.HOST, 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"^--master-port {port}: the port is in use. Choose another one"):
+            launcher.launch(Namespace(argv=["train"], master_port=port), 2)
+    with pytest.raises(UserError, match="^--master-port 70000: ports end at 65535"):
+        launcher.require_free(70000)
+
+
+def test_no_place_for_temporary_files(monkeypatch):
+    def refused(**_):
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(launcher.tempfile, "TemporaryDirectory", refused)
+    with pytest.raises(UserError, match="Set TMPDIR"):
+        launcher.launch(Namespace(argv=["train"], master_port=None), 2)
+
+
+def test_predict_answers_in_one_process(config, capfd):
+    assert status_of("predict", "--nproc", "2", "--cfg-path", str(config), "--video", "a.mp4") == 1
+    assert "--nproc 2: predict answers in one process" in capfd.readouterr().err
+
+
+# Why workers failed
+
+
+def failure(exitcode, kind=None, text="", time_ns=0, rank=0):
+    """What the launcher gets of a worker; without a kind, the worker recorded nothing."""
+    extra = {"py_callstack": text, "timestamp": "0", "kind": kind, "time_ns": time_ns, "rank": rank}
+    return SimpleNamespace(exitcode=exitcode, error_file_data={"message": {"extraInfo": extra} if kind else "<NONE>"})
+
+
+TERMINATED = failure(-signal.SIGTERM)
+
+
+def test_a_user_error_comes_first_whichever_rank_has_it():
+    lost = failure(1, CRASH, "RuntimeError: Connection closed by peer", time_ns=5)
+    for rank in (0, 1):
+        error = reason({rank: failure(1, USER, "clip x is broken", time_ns=9), 1 - rank: lost}, 2)
+        assert type(error) is UserError and str(error) == "clip x is broken"
+
+
+def test_the_earliest_crash_is_reported_with_its_rank_and_its_traceback_last():
+    first, later = failure(1, CRASH, "Traceback 1\nKeyError: 'x'\n", 5, rank=1), failure(1, CRASH, "Traceback 0", 9)
+    error = reason({0: later, 1: first, 2: TERMINATED}, 3)
+    assert isinstance(error, WorkerCrash) and error.status == 1
+    assert str(error) == "process 1 of 3 failed:\nTraceback 1\nKeyError: 'x'"
+
+
+@pytest.mark.parametrize(
+    ("exitcode", "status", "text"),
+    [
+        (-signal.SIGSEGV, 139, "was ended by SIGSEGV"),
+        (-signal.SIGKILL, 137, "was ended by SIGKILL. The system may have run out of memory"),
+        (-63, 191, "was ended by signal 63"),
+        (7, 7, "ended with exit status 7 and no message"),
+    ],
+)
+def test_a_process_that_ended_without_a_record_comes_before_those_that_lost_it(exitcode, status, text):
+    lost = failure(1, CRASH, "RuntimeError: Connection closed by peer")
+    error = reason({0: lost, 1: failure(exitcode), 2: TERMINATED}, 3)
+    assert isinstance(error, WorkerCrash) and error.status == status
+    assert str(error) == f"error: process 1 of 3 {text}"
+
+
+def test_error_files_have_the_format_of_torch_elastic(tmp_path, monkeypatch):
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    monkeypatch.setenv("RANK", "1")
+    path = tmp_path / "error.json"
+    monkeypatch.setenv(failures.ERROR_FILE, str(path))
+
+    def main():
+        raise UserError("clip x is broken")
+
+    with pytest.raises(UserError):
+        failures.recorded(main)()
+    child = ProcessFailure(local_rank=1, pid=1, exitcode=1, error_file=str(path))
+    assert "traceback : clip x is broken" in ChildFailedError("train", {1: child}).format_msg()
+    assert str(reason({1: child}, 2)) == "clip x is broken"
+
+
+def test_an_echoed_crash_is_recorded_with_the_traceback_of_the_rank_that_crashed(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    recorded = failures.entry(EchoedCrash("KeyError: 'x'", 1, "Traceback of rank 1"))["message"]["extraInfo"]
+    assert (recorded["kind"], recorded["rank"], recorded["py_callstack"]) == (CRASH, 1, "Traceback of rank 1")
+    assert failures.entry(EchoedError("bad"))["message"]["extraInfo"]["kind"] == USER
+    try:
+        {}["missing"]
+    except KeyError as error:
+        extra = failures.entry(error)["message"]["extraInfo"]
+    assert extra["kind"] == CRASH and extra["py_callstack"].endswith("KeyError: 'missing'\n")
+
+
+@pytest.fixture
+def worker(tmp_path, monkeypatch):
+    """This process looks like a worker of torchrun whose error file has been written."""
+    path = tmp_path / "attempt_0" / "1" / "error.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(failures.entry(UserError("x"))))
+    for name, value in {failures.ERROR_FILE: str(path), "LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv(failures.LAUNCHER, raising=False)
+    return path
+
+
+def test_under_torchrun_the_first_failing_worker_prints_and_the_others_do_not(worker):
+    assert [failures.prints(error) for error in (EchoedError("x"), UserError("x"), KeyError("x"))] == [True, False, False]
+
+
+def test_under_our_launcher_no_worker_prints(worker, monkeypatch):
+    monkeypatch.setenv(failures.LAUNCHER, "1")
+    assert not failures.prints(UserError("x"))
+
+
+def test_a_worker_that_could_not_record_its_error_prints_it(worker):
+    worker.unlink()
+    assert failures.prints(UserError("x")) and failures.prints(KeyError("x"))
+    assert not failures.prints(EchoedError("x")) and not failures.prints(EchoedCrash("x", 0, ""))
+
+
+# Signals
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_single_process_with_one_line(number, status, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    assert entry.run(lambda: os.kill(os.getpid(), number), when_interrupted="stopped here") == status
+    assert capsys.readouterr().err == "stopped here\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# Real launches
+
+
+def living(folder):
+    """Workers that are still there."""
+    found = []
+    for path in folder.glob("pid_?"):
+        try:
+            os.kill(int(path.read_text()), 0)
+        except ProcessLookupError:
+            continue
+        found.append(path.name)
+    return found
+
+
+def test_an_error_of_one_rank_is_all_that_is_printed(faulty, tmp_path, capfd):
+    path = faulty('raise UserError("only rank 1 has this problem")')
+    handlers = [signal.getsignal(number) for number in launcher.SIGNALS]
+    assert status_of("train", "--nproc", "2", "--cfg-path", path) == 1
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "error: only rank 1 has this problem\n")
+    assert {path.name for path in tmp_path.glob("pid_?")} == {"pid_0", "pid_1"} and living(tmp_path) == []
+    assert [signal.getsignal(number) for number in launcher.SIGNALS] == handlers
+    assert failures.LAUNCHER not in os.environ
+
+
+def test_an_interrupt_ends_all_workers_with_one_line(faulty, tmp_path, capfd):
+    path = faulty("os.kill(os.getppid(), signal.SIGINT); signal.pause()")
+    assert status_of("train", "--nproc", "2", "--cfg-path", path) == 130
+    assert capfd.readouterr().err == f"{train_command.WHEN_INTERRUPTED}\n"
+    assert {path.name for path in tmp_path.glob("pid_?")} == {"pid_0", "pid_1"} and living(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "status", "last"),
+    [
+        ('{}["missing"]', 1, "KeyError: 'missing'"),
+        ("os._exit(7)", 7, "error: process 1 of 2 ended with exit status 7 and no message"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", 139, "error: process 1 of 2 was ended by SIGSEGV"),
+        ("os.kill(os.getppid(), signal.SIGTERM); signal.pause()", 143, train_command.WHEN_INTERRUPTED),
+    ],
+    ids=["crash", "exit", "signal", "terminated"],
+)
+def test_the_exit_status_of_a_worker_is_that_of_the_command(faulty, tmp_path, capfd, fault, status, last):
+    assert status_of("train", "--nproc", "2", "--cfg-path", faulty(fault)) == status
+    assert capfd.readouterr().err.splitlines()[-1] == last
+    assert living(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_the_summary_of_torchrun_contains_the_message(faulty, capfd):
+    import subprocess
+
+    path = faulty('raise UserError("only rank 1 has this problem")')
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "emollama"]
+    done = subprocess.run([*line, "eval", "--cfg-path", path], cwd=Path(__file__).parent.parent, check=False)
+    err = capfd.readouterr().err
+    assert done.returncode == 1
+    assert [text for text in err.splitlines() if text.startswith("error: ")] == ["error: only rank 1 has this problem"]
+    assert "traceback : only rank 1 has this problem" in err.partition("FAILED")[2]
