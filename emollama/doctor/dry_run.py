@@ -59,7 +59,7 @@ def dry_run(config: RunConfig, *, training: bool, processes: int = 1) -> str:
         count = len(checks.problems)
         text = checks.problems[0] if count == 1 else f"{count} problems:\n- " + "\n- ".join(checks.problems)
         raise UserError(text)
-    lines = "".join(f"{name:<20} {text}\n" for name, text in checks.summary.items())
+    lines = "".join(f"{name:<28} {text}\n" for name, text in checks.summary.items())
     return f"{lines}no problem was found; nothing was written\n" if world.is_main else ""
 
 
