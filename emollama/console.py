@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
+from emollama.verbosity import SETTINGS
+
 Item = TypeVar("Item")
 LINE_SECONDS = 10.0  # between lines of progress without a terminal; a phase that lasted longer ends with a line everywhere
 REFRESH_SECONDS = 0.25  # between redrawings of a bar
@@ -58,6 +60,16 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode().translate(CONTROL_CHARACTERS)
 
 
+def _log(text: str) -> None:
+    """Log a line; commands that set up no logger write it directly."""
+    logger = logging.getLogger("emollama")
+    if logger.isEnabledFor(logging.INFO):
+        logger.info("%s", text)
+    else:
+        sys.stderr.write(f"{_printable(text)}\n")
+        sys.stderr.flush()
+
+
 def track(items: Iterable[Item], total: int, label: str, *, unit: str = "") -> Iterator[Item]:
     """Yield the items, and show the progress of the loop over them (:class:`Progress`)."""
     with Progress(total, label, unit=unit) as progress:
@@ -87,7 +99,7 @@ class ConsoleHandler(logging.Handler):
 class Progress:
     """Progress of a long phase: a bar on a terminal, else a log line about every ten seconds. A context that ends it.
 
-    Nothing is shown where it is disabled or where the package's logger is quieter than INFO.
+    Nothing is shown where it is disabled, or with ``--quiet``.
 
     Args:
         total: number of items.
@@ -117,8 +129,7 @@ class Progress:
     ) -> None:
         self.total, self.label, self.done = total, label, initial
         self._unit, self._initial, self._clock = unit, initial, clock
-        self._logger = logging.getLogger("emollama")
-        self.shown = enabled and self._logger.isEnabledFor(logging.INFO)
+        self.shown = enabled and SETTINGS.level >= 0
         self._begun = self._refreshed = clock()
         self._display: Any = None
         if self.shown and is_terminal(sys.stderr):
@@ -154,7 +165,7 @@ class Progress:
         if self._display is not None:
             self._display.update(self._bar, self.label, done, self._speed_and_eta(now), self.detail)
         elif self.lines and self._initial < done < self.total:
-            self._logger.info("%s (%d%%)%s", self._count(), 100 * done // self.total, self._speed_and_eta(now))
+            _log(f"{self._count()} ({100 * done // self.total}%){self._speed_and_eta(now)}")
 
     def exclude(self, seconds: float) -> None:
         """Exclude a pause from the speed and the estimate."""
@@ -167,7 +178,7 @@ class Progress:
             self._display.remove(self._bar)
             self._display = None
         if self.shown and self.lines and self.done >= self.total and seconds >= LINE_SECONDS:
-            self._logger.info("%s (100%%) in %s", self._count(), duration(seconds))
+            _log(f"{self._count()} (100%) in {duration(seconds)}")
         self.shown = False
 
     def _count(self) -> str:

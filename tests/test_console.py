@@ -23,6 +23,7 @@ from emollama.demo.environment import FAST, restart_with_fast_settings
 from emollama.distributed import World
 from emollama.logging import get_logger, set_up
 from emollama.run_log import RunLog
+from emollama.verbosity import SETTINGS
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 STEP = {"epoch": 0, "loss": 1.0, "lr": 0.1, "tokens": 5, "tokens_cut": 0}
@@ -127,16 +128,26 @@ def test_a_tracked_loop_gives_its_items_and_counts_them(level, caplog, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("total", "seconds", "enabled", "least"),
-    [(3, 3, True, logging.INFO), (30, 30, False, logging.INFO), (30, 30, True, logging.WARNING)],
+    ("total", "seconds", "enabled", "verbosity"),
+    [(3, 3, True, 0), (30, 30, False, 0), (30, 30, True, -1)],
     ids=["short", "another rank", "quiet"],
 )
-def test_what_is_short_disabled_or_quiet_writes_no_line(caplog, total, seconds, enabled, least):
+def test_what_is_short_disabled_or_quiet_writes_no_line(level, caplog, capsys, monkeypatch, total, seconds, enabled, verbosity):
     clock = Clock()
-    with caplog.at_level(least, "emollama"), Progress(total, "x", enabled=enabled, clock=clock) as bar:
+    monkeypatch.setattr(SETTINGS, "level", verbosity)
+    with caplog.at_level(logging.INFO, "emollama"), Progress(total, "x", enabled=enabled, clock=clock) as bar:
         for clock.now in range(seconds):
             bar.update()
-    assert logged(caplog) == []
+    assert logged(caplog) == [] and "".join(capsys.readouterr()) == ""
+
+
+def test_commands_without_a_logger_write_the_lines_to_standard_error(level, capsys, monkeypatch):
+    monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
+    level.setLevel(logging.WARNING)
+    assert list(track("ab", 2, "check \x1b")) == ["a", "b"]
+    out, err = capsys.readouterr()
+    lines = [line.partition("%)")[0] for line in err.splitlines()]
+    assert out == "" and lines == ["check \\x1b: 1 of 2 (50", "check \\x1b: 2 of 2 (100"]
 
 
 def test_a_phase_that_fails_does_not_claim_to_be_complete(level, caplog):

@@ -25,7 +25,7 @@ MACHINERY = {"optim", "lr_schedules", "checkpoint", "distributed", "logging", "r
 ALLOWED = {
     "errors": set(),
     "bars": set(),
-    "console": {"bars"},
+    "console": {"bars", "verbosity"},
     "dtypes": set(),
     "failures": {"errors"},
     "launcher": {"errors", "failures"},

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+from emollama.console import track
 from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.importers.flickr30k import Collection, Image
@@ -104,7 +105,8 @@ def _faults(paths: Sequence[Path], look: Any) -> dict[Path, str]:
         return None
 
     with ThreadPoolExecutor(READERS) as pool:
-        return {path: why for path, why in zip(paths, pool.map(fault, paths), strict=True) if why is not None}
+        reasons = track(pool.map(fault, paths), len(paths), "checking images", unit="images")
+        return {path: reason for path, reason in zip(paths, reasons, strict=True) if reason is not None}
 
 
 def settle(collection: Collection, splits: Splits, on_problem: OnProblem) -> None:

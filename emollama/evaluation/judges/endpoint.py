@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from emollama.console import track
 from emollama.errors import UserError
 from emollama.evaluation.judges.cache import Reply
 from emollama.evaluation.judges.judge import JudgeUnreachable
@@ -121,7 +122,8 @@ class Endpoint:
     def _watch(self, futures: list[Future[Reply | NoReply]], known: int) -> None:
         """See the outcomes come, and stop where going on is of no use."""
         answered = missed = in_a_row = 0
-        for future in as_completed(futures):
+        label = f"asking {self.model}"
+        for future in track(as_completed(futures), len(futures), label, unit="questions"):
             outcome = future.result()
             if isinstance(outcome, Reply):
                 answered, in_a_row = answered + 1, 0
