@@ -1,16 +1,15 @@
 """The whole job on an invented corpus: corpus, tiny Llama, stage 1, stage 2, inference on unseen clips, a table.
 
-Training and inference run through the entry scripts, as separate processes under torchrun, exactly as on real data.
-Invented videos, and drawings with captions, are only written: the commands that lead from them to answers are the user's.
+Training and inference run as ``emollama train`` and ``emollama eval`` in processes of their own, exactly as on real data.
+Of invented videos, and of drawings with captions, only the files are written; the user runs the commands that are printed.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
+import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from emollama.data.clips import read_annotations
 from emollama.demo.corpus import EMOTIONS, make_corpus
 from emollama.demo.drawing_captions import draw_texts as draw_texts_of_scenes
 from emollama.demo.drawing_files import write_drawings
+from emollama.demo.steps import Place, next_steps, run_step
 from emollama.demo.tiny_encoders import make_tiny_encoders
 from emollama.demo.tiny_llama import make_tiny_llama
 from emollama.demo.tiny_projection import make_pretrained
@@ -35,7 +35,6 @@ PARTS = ("corpus", "llm", "stage_1", "stage_2", "recognition", "reasoning", "rea
 VIDEO_PARTS = ("videos", "unseen", "labels.csv", "llm", "encoders", "clips", "trained")
 FLICKR_PARTS = ("flickr30k", "second", "encoders", "llm", "projection.pth", "prompts.txt", "visual_cache", "trained")
 MARK = "demo.json"  # says that a folder is ours to write anew
-ROOT = Path(__file__).parents[2]
 
 
 def run_demo(folder: str, *, seed: int, processes: int, corpus_only: bool = False) -> None:
@@ -44,7 +43,7 @@ def run_demo(folder: str, *, seed: int, processes: int, corpus_only: bool = Fals
     Args:
         folder: where everything goes; an earlier demo in it is replaced.
         seed: of the corpus, the language model and training.
-        processes: of each torchrun.
+        processes: of each training and evaluation.
         corpus_only: stop before training.
 
     Raises:
@@ -59,15 +58,16 @@ def run_demo(folder: str, *, seed: int, processes: int, corpus_only: bool = Fals
     make_tiny_llama(root / "llm", corpus.texts, seed=seed, steps=700)
     if corpus_only:
         return
+    place = Place(root, "EMOLLAMA_DEMO", "demo_run")
     stage_1 = ["model.ckpt=${paths.root}/stage_1/checkpoint_3.pth"]
-    for script, config, options in (
-        ("train.py", "train_configs/demo_stage_1.yaml", ["run.job_id=stage_1", f"run.seed={seed}"]),
-        ("train.py", "train_configs/demo_stage_2.yaml", ["run.job_id=stage_2", f"run.seed={seed}"]),
-        ("eval_emotion_EMER.py", "eval_configs/demo_emotion.yaml", ["run.job_id=recognition"]),
-        ("eval_emotion_EMER.py", "eval_configs/demo_EMER.yaml", ["run.job_id=reasoning"]),
-        ("eval_emotion_EMER.py", "eval_configs/demo_EMER.yaml", ["run.job_id=reasoning_stage_1", *stage_1]),
+    for command, config, options in (
+        ("train", "train_configs/demo_stage_1.yaml", ["run.job_id=stage_1", f"run.seed={seed}"]),
+        ("train", "train_configs/demo_stage_2.yaml", ["run.job_id=stage_2", f"run.seed={seed}"]),
+        ("eval", "eval_configs/demo_emotion.yaml", ["run.job_id=recognition"]),
+        ("eval", "eval_configs/demo_EMER.yaml", ["run.job_id=reasoning"]),
+        ("eval", "eval_configs/demo_EMER.yaml", ["run.job_id=reasoning_stage_1", *stage_1]),
     ):
-        _torchrun(root, processes, script, config, options)
+        run_step(place, [command, "--cfg-path", config, "--nproc", str(processes), "--options", *options])
     figures = _figures(root) | {"seconds": round(time.monotonic() - begun, 1)}
     path = root / "figures.json"
     with written_whole(path) as file:
@@ -92,7 +92,8 @@ def make_videos_demo(folder: str, *, seed: int) -> None:
     make_tiny_encoders(root / "encoders", seed=seed)
     get_logger().info("saved tiny encoders of the real classes with random weights: they know nothing")
     make_tiny_llama(root / "llm", draw_texts(seed, 2000), seed=seed, steps=200)
-    get_logger().info("trained a tiny Llama on invented texts. What comes next stands in train_configs/demo_videos.yaml")
+    get_logger().info("trained a tiny Llama on invented texts")
+    _print_next("train_configs/demo_videos.yaml", Place(root, "EMOLLAMA_DEMO_VIDEOS", "demo_videos"))
 
 
 def make_flickr_demo(folder: str, *, seed: int) -> None:
@@ -115,7 +116,11 @@ def make_flickr_demo(folder: str, *, seed: int) -> None:
     seen, loss = make_pretrained(root, root / "llm", seed=seed)
     text = "they name %.1f%% of the facts of unseen drawings; the projection has learnt to say alt texts (loss %.2f)"
     get_logger().info(text, 100 * seen, loss)
-    get_logger().info("what comes next stands in train_configs/demo_flickr.yaml")
+    _print_next("train_configs/demo_flickr.yaml", Place(root, "EMOLLAMA_DEMO_FLICKR", "demo_flickr"))
+
+
+def _print_next(config: str, place: Place) -> None:
+    sys.stdout.write("\n".join(["", "Next:", *(f"  {line}" for line in next_steps(config, place))]) + "\n")
 
 
 def _emptied(root: Path, parts: Sequence[str] = PARTS) -> Path:
@@ -130,17 +135,6 @@ def _emptied(root: Path, parts: Sequence[str] = PARTS) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     (root / MARK).write_text('{"what": "parts of the emollama demo; everything is synthetic, and a new demo replaces it"}\n')
     return root.resolve()
-
-
-def _torchrun(root: Path, processes: int, script: str, config: str, options: Sequence[str]) -> None:
-    line = ["torchrun", "--standalone", "--nproc-per-node", str(processes), script, "--cfg-path", config]
-    line += ["--options", *options] if options else []
-    get_logger().info("running: %s", " ".join(line))
-    command = [sys.executable, "-m", "torch.distributed.run", *line[1:]]
-    environment = os.environ | {"EMOLLAMA_DEMO": str(root), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
-    if done.returncode:
-        raise UserError(f"the demo stopped: '{' '.join(line)}' exited with {done.returncode}; its output above says why")
 
 
 def _figures(root: Path) -> dict[str, Any]:
@@ -185,4 +179,5 @@ def _table(figures: dict[str, Any], root: Path) -> str:
         ("", root / "reasoning/result"),
     ]
     lines = [f"{name:<48}{value:>8}" for name, value in rows]
-    return "\n".join(["", *lines, "", *(f"{name:<32}{place}" for name, place in places)])
+    following = f"next, train on it with settings of your own: emollama init stage1 --data {shlex.quote(str(root))}"
+    return "\n".join(["", *lines, "", *(f"{name:<32}{place}" for name, place in places), "", following, ""])

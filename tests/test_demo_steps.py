@@ -1,0 +1,86 @@
+"""The demo's commands: those that it runs, from any folder, and those that it prints."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from running import ROOT
+
+from emollama.commands.parser import NAMES
+from emollama.demo import steps
+from emollama.demo.steps import Place, next_steps, run_step
+from emollama.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty working folder without variables of demos."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("EMOLLAMA_DEMO", "EMOLLAMA_DEMO_VIDEOS", "EMOLLAMA_DEMO_FLICKR"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The processes that were started; each returns the status that is set here."""
+    made = SimpleNamespace(started=[], status=0)
+
+    def start(command, **settings):
+        made.started.append((command, settings))
+        return subprocess.CompletedProcess(command, made.status)
+
+    monkeypatch.setattr(steps.subprocess, "run", start)
+    return made
+
+
+def test_a_step_runs_this_package_in_the_working_folder(folder, calls):
+    place = Place(folder / "elsewhere", "EMOLLAMA_DEMO", "demo_run")
+    run_step(place, ["train", "--cfg-path", "train_configs/demo_stage_1.yaml", "--nproc", "2"])
+    ((command, settings),) = calls.started
+    assert command[:3] == [sys.executable, "-m", "emollama"]
+    assert command[3:] == ["train", "--cfg-path", "train_configs/demo_stage_1.yaml", "--nproc", "2"]
+    assert "cwd" not in settings
+    assert settings["env"]["EMOLLAMA_DEMO"] == str(folder / "elsewhere")
+
+
+def test_a_step_that_fails_stops_the_demo_with_its_command_line(folder, calls):
+    calls.status = 3
+    with pytest.raises(UserError, match=r"'EMOLLAMA_DEMO=\S+/other emollama eval x' exited with 3"):
+        run_step(Place(folder / "other", "EMOLLAMA_DEMO", "demo_run"), ["eval", "x"])
+
+
+def test_the_variable_is_shown_only_where_it_is_needed(folder, monkeypatch):
+    place = Place((folder / "demo_run").resolve(), "EMOLLAMA_DEMO", "demo_run")
+    assert place.shown(["train"]) == "emollama train"
+    assert Place(folder / "a b", "EMOLLAMA_DEMO", "demo_run").shown(["train"]) == f"EMOLLAMA_DEMO='{folder}/a b' emollama train"
+    monkeypatch.setenv("EMOLLAMA_DEMO", "/elsewhere")
+    assert place.shown(["train"]) == f"EMOLLAMA_DEMO={folder}/demo_run emollama train"
+
+
+@pytest.mark.parametrize(
+    ("config", "variable", "default", "commands"),
+    [
+        ("demo_videos", "EMOLLAMA_DEMO_VIDEOS", "demo_videos", ["import", "extract", "train", "predict"]),
+        ("demo_flickr", "EMOLLAMA_DEMO_FLICKR", "demo_flickr", ["prepare", "train", "sweep"]),
+    ],
+)
+def test_the_next_steps_are_those_of_the_shipped_header_for_the_demos_folder(folder, config, variable, default, commands):
+    path = f"train_configs/{config}.yaml"
+    lines = next_steps(path, Place((folder / default).resolve(), variable, default))
+    assert [shlex.split(line)[1] for line in lines] == commands
+    header = (ROOT / path).read_text().replace("\\\n#   ", "")
+    assert lines == [line for line in re.findall(r"^# (emollama .*)$", header, re.MULTILINE) if " demo " not in line]
+    moved = next_steps(path, Place(folder / "other", variable, default))
+    for line in moved:
+        words = [word for word in shlex.split(line) if not word.startswith(f"{variable}=")]
+        assert words[:1] == ["emollama"]
+        assert words[1] in NAMES
+        assert not re.search(rf"(^|[ =]){default}/", line)
+        assert line.startswith(f"{variable}={folder}/other ") == ("--cfg-path" in words)
+    assert any(f"{folder}/other/" in line for line in moved)
