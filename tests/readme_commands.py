@@ -1,4 +1,4 @@
-"""The README's blocks of commands, run literally in a folder of their own."""
+"""The README's blocks of commands, run literally in an empty folder, as with an installed package."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from pathlib import Path
 
 from running import ROOT, environment
 
-SHIMS = {"emollama": "-m emollama", "torchrun": "-m torch.distributed.run --standalone"}
-LINKED = ("train.py", "train_configs", "eval_configs")
+SHIMS = {"emollama": "-m emollama"}
 
 
 def commands_of_the_readme(mark: str) -> list[str]:
@@ -24,9 +23,7 @@ def commands_of_the_readme(mark: str) -> list[str]:
 
 
 def workplace(folder: Path) -> dict[str, str]:
-    """An environment in which a folder looks like the repository's root; ``emollama`` and ``torchrun`` are this Python's."""
-    for name in LINKED:
-        (folder / name).symlink_to(ROOT / name)
+    """An environment for an empty folder in which ``emollama`` is this Python's: shipped configurations come from the package."""
     (folder / "bin").mkdir()
     for name, arguments in SHIMS.items():
         shim = folder / "bin" / name

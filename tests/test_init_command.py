@@ -332,6 +332,14 @@ def test_the_variable_of_the_data_folder_is_the_default(data, tmp_path, monkeypa
     assert loaded("stage1").datasets["feature_face_caption"].data_root == str(other / "MERR")
 
 
+def test_a_wrong_variable_is_named_in_the_error(data, monkeypatch):
+    monkeypatch.setenv("EMOLLAMA_DATA", "nowhere")
+    with pytest.raises(UserError, match="EMOLLAMA_DATA: no folder 'nowhere'"):
+        run("stage1")
+    with pytest.raises(UserError, match="--data: nothing in"):
+        run("stage1", data)
+
+
 def test_without_a_kind_the_kinds_are_listed(data, capsys):
     run(None)
     out = capsys.readouterr().out

@@ -37,14 +37,16 @@ def run(arguments: argparse.Namespace) -> None:
     output = arguments.output or f"{arguments.kind}.yaml"
     place = require_new_file(output)
     require_writable(place.parent, "--output")
-    folder = arguments.data or os.environ.get("EMOLLAMA_DATA") or ("data" if os.path.isdir("data") else ".")
-    starter = make(arguments.kind, Path(folder), output)
+    variable = os.environ.get("EMOLLAMA_DATA")
+    folder = arguments.data or variable or ("data" if os.path.isdir("data") else ".")
+    source = "--data" if arguments.data or not variable else "EMOLLAMA_DATA"
+    starter = make(arguments.kind, Path(folder), output, source)
     try:
         with written_whole(place) as file:
             file.write(starter.text)
     except OSError as error:
         raise UserError(f"--output: cannot write '{output}': {error.strerror}. Name another file.") from None
-    lines = [f"Wrote {output} for {folder}.", "Found:", *(f"  {line}" for line in starter.found)]
+    lines = [f"Wrote {output} for {starter.folder}.", "Found:", *(f"  {line}" for line in starter.found)]
     if starter.missing:
         lines += ["Missing (search the file for MISSING):", *(f"  {line}" for line in starter.missing)]
     lines += ["Next:", *(f"  {command}" for command in starter.commands)]

@@ -24,43 +24,51 @@ class Starter:
 
     Attributes:
         text: of the file.
+        folder: whose contents it describes.
         found, missing: a line for each thing that was found, or that the configuration still needs.
         commands: to run next.
     """
 
     text: str
+    folder: Path
     found: list[str]
     missing: list[str]
     commands: list[str]
 
 
-def make(name: str, data: Path, output: str) -> Starter:
+def make(name: str, data: Path, output: str, source: str = "--data") -> Starter:
     """Fill in the shipped configuration of a kind with what a data folder contains.
 
     Args:
         name: of the kind.
         data: the folder; the folder of ``emollama demo``, one inside it, or one that contains it will do too.
         output: the file that will be written, for the commands.
+        source: the option or variable that named the folder, for messages.
 
     Raises:
         UserError: no such folder, or nothing in it that this kind can use.
     """
-    kind, survey = KINDS[name], Survey(data)
-    for source, folder, is_demo in _candidates(kind, survey):
-        draft = Draft(_own_videos(source) if name == "videos" and not is_demo else _shipped(source), folder, folder.root)
+    kind, survey = KINDS[name], Survey(data, source)
+    for template, folder, is_demo in _candidates(kind, survey):
+        draft = Draft(_own_videos(template) if name == "videos" and not is_demo else _shipped(template), folder, folder.root)
         draft.text.set("paths.root", str(draft.root), "the folder that holds everything below")
         try:
             before = kind.fill(draft)
         except NothingUsable:
             continue
         steps = ["extract", "check-data", "train"] if name == "videos" else ["check-data", kind.command]
-        commands = [*before, *(f"emollama {step} --cfg-path {shlex.quote(output)}" for step in steps)]
-        draft.text.set_header(_header(name, source, draft, commands))
-        return Starter(str(draft.text), draft.found, draft.missing, commands)
+        commands = [*before, *(_command(step, output, is_demo) for step in steps)]
+        draft.text.set_header(_header(name, template, draft, commands))
+        return Starter(str(draft.text), draft.root, draft.found, draft.missing, commands)
     raise UserError(
-        f"--data: nothing in '{data}' that '{name}' can use. Looked for: {'; '.join(kind.wanted)}. Name the folder that"
+        f"{source}: nothing in '{data}' that '{name}' can use. Looked for: {'; '.join(kind.wanted)}. Name the folder that"
         f" contains them. The shipped {kind.template} can be used without init: --cfg-path {kind.template}"
     )
+
+
+def _command(step: str, output: str, is_demo: bool) -> str:
+    processes = " --nproc 2" if is_demo and step in ("train", "eval", "extract") else ""  # the demo runs on the CPU
+    return f"emollama {step} --cfg-path {shlex.quote(output)}{processes}"
 
 
 def _candidates(kind: Kind, survey: Survey) -> Iterator[tuple[str, Survey, bool]]:

@@ -87,8 +87,12 @@ class FeatureFolder:
 class Survey:
     """The files below a folder. Hidden folders, virtual environments, results of runs and demos below it are left out.
 
-    Attributes:
+    Args:
         root: the folder.
+        source: the option or variable that named it, for messages.
+
+    Attributes:
+        root: the folder, absolute.
         files: folder -> the names of its files.
         demos: folders of ``emollama demo`` below the root.
 
@@ -96,9 +100,9 @@ class Survey:
         UserError: no such folder.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, source: str = "--data") -> None:
         if not root.is_dir():
-            raise UserError(f"--data: no folder '{root}' (seen from {os.getcwd()}). Correct the path.")
+            raise UserError(f"{source}: no folder '{root}' (seen from {os.getcwd()}). Correct the path.")
         self.root = Path(os.path.abspath(root))
         self.demos: list[Path] = []
         self.files = dict(_walk(self.root, self.demos))
