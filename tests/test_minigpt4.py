@@ -12,7 +12,6 @@ import pytest
 import torch
 import yaml
 from flickr_world import make_flickr_world
-from running import run
 from transformers import AutoModelForCausalLM
 
 from emollama import checkpoint
@@ -72,6 +71,12 @@ def trained(world, folder, *options, **blocks):
     return config.classes["run"](config).train()
 
 
+@pytest.fixture(scope="module")
+def plain(world, tmp_path_factory):
+    """The folder of a run without a cache. Tests leave it as they find it."""
+    return trained(world, tmp_path_factory.mktemp("plain"))
+
+
 def logged(folder, key="loss"):
     return [json.loads(line)[key] for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
 
@@ -114,8 +119,8 @@ def rows_of(world, cfg, record):
 # What is trained
 
 
-def test_only_the_projection_is_trained_and_stored(world, tmp_path):
-    content = checkpoint.read(str(trained(world, tmp_path) / "checkpoint_1.pth"), "k")
+def test_only_the_projection_is_trained_and_stored(plain):
+    content = checkpoint.read(str(plain / "checkpoint_1.pth"), "k")
     assert {name: tuple(value.shape) for name, value in content["model"].items()} == {
         "llama_proj.weight": (64, 64),
         "llama_proj.bias": (64,),
@@ -221,11 +226,10 @@ def test_the_encoders_stay_in_eval_mode_and_in_float32_under_autocast(world):
 # What is kept
 
 
-def test_cached_and_uncached_training_give_the_same_losses_to_the_bit(world, tmp_path):
-    plain = logged(trained(world, tmp_path / "plain"))
+def test_cached_and_uncached_training_give_the_same_losses_to_the_bit(world, plain, tmp_path):
     first = logged(trained(world, tmp_path / "cached", model={"cache_visual": True}))
     again = logged(trained(world, tmp_path / "cached", "run.job_id=again", model={"cache_visual": True}))
-    assert plain == first == again and len(set(plain)) == 8
+    assert logged(plain) == first == again and len(set(first)) == 8
 
 
 def test_the_encoders_see_each_image_once(world, tmp_path, monkeypatch):
@@ -269,14 +273,13 @@ def test_rows_kept_by_other_weights_stop_the_run_before_anything_is_written(worl
     assert not (tmp_path / "out/other").exists()
 
 
-def test_a_run_with_a_cache_resumes_to_the_bit(world, tmp_path):
-    whole = trained(world, tmp_path / "whole", model={"cache_visual": True})
+def test_a_run_with_a_cache_resumes_to_the_bit(world, plain, tmp_path):
     trained(world, tmp_path / "parts", "run.max_epoch=1", "run.lr_sched=linear_warmup_step_lr", model={"cache_visual": True})
     expected = trained(world, tmp_path / "step", "run.lr_sched=linear_warmup_step_lr", model={"cache_visual": True})
     resumed = trained(
         world, tmp_path / "parts", "run.lr_sched=linear_warmup_step_lr", "run.resume_ckpt_path=auto", model={"cache_visual": True}
     )
-    assert logged(resumed) == logged(expected) != logged(whole)
+    assert logged(resumed) == logged(expected) != logged(plain)
     one, other = (checkpoint.read(str(folder / "checkpoint_1.pth"), "k")["model"] for folder in (resumed, expected))
     assert all(one[name].equal(other[name]) for name in one)
 
@@ -298,10 +301,10 @@ def test_workers_and_mixed_precision_give_the_same_losses_with_and_without_kept_
     assert plain == first == again
 
 
-def test_two_checkpoints_answer_together(world, tmp_path):
-    folder = trained(world, tmp_path)
-    both = f"model.ckpt=[{folder}/checkpoint_0.pth,{folder}/checkpoint_1.pth]"
-    config = load(str(folder / "config.yaml"), [both, "run.job_id=both", "model.cache_visual=True"])
+def test_two_checkpoints_answer_together(plain, tmp_path):
+    both = f"model.ckpt=[{plain}/checkpoint_0.pth,{plain}/checkpoint_1.pth]"
+    places = [f"run.output_dir={tmp_path / 'out'}", "run.job_id=both", f"model.visual_cache_path={tmp_path / 'cache'}"]
+    config = load(str(plain / "config.yaml"), [both, *places, "model.cache_visual=True"])
     config.classes["run"](config, training=False).evaluate()
     rows = (tmp_path / "out/both/result/predictions_test.jsonl").read_text().splitlines()
     assert len(rows) == 6 and len(list((tmp_path / "cache").glob("*/*.npy"))) == 6
@@ -324,20 +327,19 @@ def test_a_missing_file_of_weights_is_told_with_its_key_before_anything_is_writt
     assert not (tmp_path / "out/run").exists()
 
 
-def test_a_checkpoint_is_not_evaluated_with_encoders_that_it_was_not_trained_with(world, tmp_path):
-    folder = trained(world, tmp_path)
+def test_a_checkpoint_is_not_evaluated_with_encoders_that_it_was_not_trained_with(plain, tmp_path):
     other = make_flickr_world(tmp_path / "other", seed=2)
-    options = [f"model.ckpt={folder}/checkpoint_1.pth", f"model.q_former_model={other.q_former}", "run.job_id=other"]
-    config = load(str(folder / "config.yaml"), options)
+    options = [f"model.ckpt={plain}/checkpoint_1.pth", f"model.q_former_model={other.q_former}"]
+    config = load(str(plain / "config.yaml"), [*options, f"run.output_dir={tmp_path}"])
     with pytest.raises(UserError, match=r"(?s)was trained on image features made otherwise: .*q_former_model: .*allow_other"):
         config.classes["run"](config, training=False)
 
 
-def test_a_checkpoint_that_learnt_another_prompt_is_warned_of(world, tmp_path, caplog, monkeypatch):
-    folder = trained(world, tmp_path)
+def test_a_checkpoint_that_learnt_another_prompt_is_warned_of(world, plain, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("emollama"), "propagate", True)
     changed = ["model.prompt_template='###Human: {} ###Assistant: '", "model.end_sym='###'"]
-    config = load(str(folder / "config.yaml"), [f"model.ckpt={folder}/checkpoint_1.pth", "run.job_id=other", *changed])
+    options = [f"model.ckpt={plain}/checkpoint_1.pth", f"run.output_dir={tmp_path}", *changed]
+    config = load(str(plain / "config.yaml"), options)
     config.classes["run"](config, training=False)
     template = world.model()["prompt_template"]
     assert f"was trained with prompt_template {template!r}, this run has '###Human: {{}} ###Assistant: '" in caplog.text
@@ -392,11 +394,11 @@ def test_emotion_clips_are_told_that_this_model_has_no_slot_for_them(world, tmp_
 
 
 @pytest.fixture(scope="module")
-def two_processes(world, tmp_path_factory):
+def two_processes(world, tmp_path_factory, launch):
     """(folder, output) of a run of two processes that evaluates while training, with a cache."""
     folder = tmp_path_factory.mktemp("two")
     path = configured(world, folder, model={"cache_visual": True}, run={"evaluate": True, "device": "cpu"})
-    done = run("train.py", "--cfg-path", str(path), processes=2)
+    done = launch("train.py", "--cfg-path", str(path), processes=2)
     assert done.returncode == 0, done.stderr
     return folder / "out/run", done.stderr
 
@@ -430,7 +432,7 @@ def test_one_process_answers_and_scores_as_two_did(world, two_processes):
     assert [row["loss"] for row in alone] == pytest.approx([row["loss"] for row in then], abs=1e-6)
 
 
-def test_cider_d_has_the_weights_of_the_whole_set_whatever_the_number_of_processes(world, two_processes, tmp_path):
+def test_cider_d_has_the_weights_of_the_whole_set_whatever_the_number_of_processes(two_processes, tmp_path, launch):
     folder = two_processes[0]
     rows = [json.loads(line) for line in (folder / "result/epoch_1/predictions_test.jsonl").read_text().splitlines()]
     said = [row["prediction"] for row in rows]  # true captions out of what is answered, so that there is something to score
@@ -440,7 +442,7 @@ def test_cider_d_has_the_weights_of_the_whole_set_whatever_the_number_of_process
     path.write_text(json.dumps(entries))
     options = [f"model.ckpt={folder}/checkpoint_1.pth", f"evaluation_datasets.test.annotation_file={path}"]
     told = ("--cfg-path", f"{folder}/config.yaml", "--options", *options, "run.job_id=by_two")
-    done = run("eval_emotion_EMER.py", *told, processes=2)
+    done = launch("eval_emotion_EMER.py", *told, processes=2)
     assert done.returncode == 0, done.stderr
     config = load(str(folder / "config.yaml"), [*options, "run.job_id=by_one"])
     config.classes["run"](config, training=False).evaluate()

@@ -3,6 +3,7 @@ files say. ``emollama eval`` is the script."""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import json
@@ -16,9 +17,9 @@ import torch
 from flickr_world import make_flickr_world
 from helpers import GOLDEN, golden_tree, loaded, write
 from PIL import Image
-from running import run
 
 from emollama import checkpoint
+from emollama.commands import eval as evaluation
 from emollama.commands import sweep as command
 from emollama.config import load
 from emollama.errors import UserError
@@ -35,7 +36,7 @@ def tree(folder, *, model=None):
     made = golden_tree(folder)
     made["model"] |= model or {}
     made["run"] |= {"max_epoch": 2, "iters_per_epoch": 2, "init_lr": 1e-3, "min_lr": 1e-3}
-    answers = made["evaluation_datasets"]["answers"]
+    answers = made["evaluation_datasets"]["answers"] | {"max_new_tokens": 4}
     one = answers | {"task_pool": ["emotion"], "metrics": ["waf", "loss"]}
     made["evaluation_datasets"] = {"words": one, "both": answers | {"task_pool": ["emotion", "reason"], "metrics": ["loss"]}}
     return made
@@ -54,8 +55,6 @@ def trained(folder, **parts):
 
 def swept(capsys, run_folder, cfg, *arguments):
     """What a sweep prints, in this process."""
-    import argparse
-
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     command.run(parser.parse_args(["--cfg-path", str(cfg), "--run-folder", str(run_folder), *arguments]))
@@ -80,11 +79,11 @@ def figures(result):
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def done(tmp_path_factory, launch):
     """A run and the sweep over it, by two processes."""
     folder = tmp_path_factory.mktemp("sweep")
     run_folder, cfg = trained(folder)
-    ended = run("-m", "emollama", "sweep", "--cfg-path", str(cfg), "--run-folder", str(run_folder), processes=2)
+    ended = launch("-m", "emollama", "sweep", "--cfg-path", str(cfg), "--run-folder", str(run_folder), processes=2)
     assert ended.returncode == 0, ended.stderr
     return run_folder, cfg, ended
 
@@ -118,8 +117,7 @@ def test_each_checkpoint_has_the_figures_that_an_evaluation_of_it_alone_gives(do
     files = {"pretrained": GOLDEN / "checkpoint_slim.pth", "epoch_1": run_folder / "checkpoint_1.pth"}
     for label, file in files.items():
         options = [f"model.ckpt={file}", f"run.output_dir={tmp_path}", f"run.job_id={label}"]
-        alone = run("-m", "emollama", "eval", "--cfg-path", str(cfg), "--options", *options)
-        assert alone.returncode == 0, alone.stderr
+        evaluation.run(argparse.Namespace(cfg_path=str(cfg), options=options))
         found, wanted = (figures(place / label / "result") for place in (run_folder / "sweep_config", tmp_path))
         assert found == pytest.approx(wanted, abs=1e-6) and len(wanted) == 4
     assert figures(run_folder / "sweep_config/epoch_0/result") != figures(run_folder / "sweep_config/epoch_1/result")
@@ -239,7 +237,7 @@ def test_a_row_that_is_stopped_midway_is_not_taken_for_what_it_was(again, capsys
     with monkeypatch.context() as patch:
         patch.setattr(RunnerBase, "evaluate", stop)
         with pytest.raises(KeyboardInterrupt):
-            swept(capsys, run_folder, cfg, "--options", "evaluation_datasets.both.max_new_tokens=3")
+            swept(capsys, run_folder, cfg, "--options", "evaluation_datasets.both.max_new_tokens=2")
     folder, before = run_folder / "sweep_config", since(run_folder / "sweep_config")
     swept(capsys, run_folder, cfg)
     assert answered(folder, before) == {("pretrained", "words"), ("pretrained", "both")}
@@ -431,11 +429,11 @@ def test_another_models_checkpoint_is_refused_by_its_tensors_before_any_is_evalu
     assert not list((run_folder / "sweep_config").glob("other/result"))
 
 
-def test_an_evaluation_of_another_architecture_is_told_once_by_two_processes(again):
+def test_an_evaluation_of_another_architecture_is_told_once_by_two_processes(again, launch):
     run_folder, cfg = again
     text = (run_folder / "config.yaml").read_text().replace("arch: minigpt_v2", "arch: minigpt4", 1)
     (run_folder / "config.yaml").write_text(text)
-    ended = run("-m", "emollama", "sweep", "--cfg-path", str(cfg), "--run-folder", str(run_folder), processes=2)
+    ended = launch("-m", "emollama", "sweep", "--cfg-path", str(cfg), "--run-folder", str(run_folder), processes=2)
     assert ended.returncode == 1 and ended.stderr.count("error: ") == 1
 
 
@@ -449,11 +447,11 @@ def test_the_sweep_of_another_run_is_not_written_over(again, tmp_path, capsys):
 # The command that evaluates
 
 
-def test_the_script_and_the_command_are_one(done, tmp_path):
+def test_the_script_and_the_command_are_one(done, tmp_path, launch):
     run_folder, cfg, _ = done
     wanted = figures(run_folder / "sweep_config/epoch_1/result")
     file = run_folder / "checkpoint_1.pth"
     given = ["--cfg-path", str(cfg), "--options", f"model.ckpt={file}", f"run.output_dir={tmp_path}", "run.job_id=script"]
-    ended = run("eval_emotion_EMER.py", *given)
+    ended = launch("eval_emotion_EMER.py", *given)
     assert ended.returncode == 0 and "wrote " in ended.stderr, ended.stderr
     assert figures(tmp_path / "script/result") == pytest.approx(wanted, abs=1e-6)
