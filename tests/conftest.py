@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,25 @@ def ranks(fork_server: forks.ForkServer) -> Iterator[forks.Ranks]:
 def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What was checked before is remembered for this session of tests only, in its processes too."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def emollama(capsys: pytest.CaptureFixture[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``emollama("report", folder)``: a command in this process; returns its exit status and what it wrote."""
+    from emollama.cli import main
+
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+        line = [str(argument) for argument in arguments]
+        capsys.readouterr()
+        try:
+            main(line)
+            status = 0
+        except SystemExit as ended:
+            assert isinstance(ended.code, int)
+            status = ended.code
+        return subprocess.CompletedProcess(line, status, *capsys.readouterr())
+
+    return call
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -188,6 +188,9 @@ def start(*arguments: str, processes: int = 1, cwd: Path = ROOT, env: dict[str, 
     started = []
     for rank in range(processes):
         variables = (environment() if env is None else env) | (group.variables(rank) if group else {})
+        if group:
+            (folder / str(rank)).mkdir()
+            variables["TORCHELASTIC_ERROR_FILE"] = str(folder / str(rank) / "error.json")
         started.append(SERVER.process(_program, line, variables, str(cwd), str(folder)))
     return Launched(line, started, folder, group)
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import signal
-import subprocess
-import time
 
 import pytest
 import torch
 from helpers import GOLDEN
-from running import ROOT, command, environment, run
 
 from emollama import checkpoint
 from emollama.commands import checkpoint as commands
@@ -22,7 +19,7 @@ LLAMA = str(GOLDEN / "llama")
 
 
 @pytest.fixture
-def emollama(capsys):
+def printed(capsys):
     """A function that runs ``emollama checkpoint`` in this process and returns what it prints."""
     parser = argparse.ArgumentParser()
     commands.add_arguments(parser)
@@ -51,8 +48,8 @@ def refusal(call, *arguments):
     return str(error.value)
 
 
-def test_inspect_prints_groups_adapters_and_digest(emollama, changed):
-    lines = emollama("inspect", changed).splitlines()
+def test_inspect_prints_groups_adapters_and_digest(printed, changed):
+    lines = printed("inspect", changed).splitlines()
     assert lines[0] == f"{changed}: checkpoint"
     assert "SHA-256 " in lines[1] and lines[1].endswith(", as written")
     assert "LoRA        rank 4, alpha 16, 4 linear layers (q_proj, v_proj), 2,048 parameters" in lines
@@ -66,25 +63,25 @@ def test_inspect_prints_groups_adapters_and_digest(emollama, changed):
         "2",
     ]
     assert next(line for line in lines if line.startswith("- ")).split()[1] == "attention.fc_out.bias"
-    assert "no .sha256 beside it" in emollama("inspect", SLIM)
+    assert "no .sha256 beside it" in printed("inspect", SLIM)
 
 
-def test_inspect_all_prints_every_tensor(emollama):
+def test_inspect_all_prints_every_tensor(printed):
     stored = torch.load(SLIM, weights_only=True)["model"]
-    text = emollama("inspect", SLIM, "--all")
+    text = printed("inspect", SLIM, "--all")
     assert all(name in text for name in stored)
-    found = json.loads(emollama("inspect", SLIM, "--all", "--json"))
+    found = json.loads(printed("inspect", SLIM, "--all", "--json"))
     assert found["all"] == {name: {"shape": list(tensor.shape), "dtype": "float32"} for name, tensor in stored.items()}
-    assert "all" not in json.loads(emollama("inspect", SLIM, "--json"))
+    assert "all" not in json.loads(printed("inspect", SLIM, "--json"))
 
 
-def test_diff_of_equal_files_exits_with_0(emollama):
-    assert emollama("diff", SLIM, SLIM) == "equal: 18 tensors compared, largest relative difference 0\n"
+def test_diff_of_equal_files_exits_with_0(printed):
+    assert printed("diff", SLIM, SLIM) == "equal: 18 tensors compared, largest relative difference 0\n"
 
 
-def test_diff_prints_what_differs_and_exits_with_1(emollama, changed, capsys):
+def test_diff_prints_what_differs_and_exits_with_1(printed, changed, capsys):
     with pytest.raises(SystemExit) as left:
-        emollama("diff", SLIM, changed)
+        printed("diff", SLIM, changed)
     assert left.value.code == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"only in {changed}: attention.fc_out.bias"
@@ -92,37 +89,37 @@ def test_diff_prints_what_differs_and_exits_with_1(emollama, changed, capsys):
     assert lines[2] == "config, does not count: run.seed: 64 | 7"
     assert lines[3].startswith("different: 18 tensors compared, largest relative difference ")
     with pytest.raises(SystemExit):
-        emollama("diff", SLIM, changed, "--json")
+        printed("diff", SLIM, changed, "--json")
     found = json.loads(capsys.readouterr().out)
     assert (found["equal"], found["beyond"], found["only_in_second"]) == (False, ["llama_proj.bias"], ["attention.fc_out.bias"])
 
 
-def test_diff_to_a_tolerance(emollama, changed, tmp_path):
+def test_diff_to_a_tolerance(printed, changed, tmp_path):
     stored = torch.load(SLIM, weights_only=True)
     stored["model"]["llama_proj.bias"] *= 1 + 1e-6
     torch.save(stored, tmp_path / "near.pth")
-    assert emollama("diff", SLIM, tmp_path / "near.pth", "--tolerance", "1e-5").startswith("equal")
+    assert printed("diff", SLIM, tmp_path / "near.pth", "--tolerance", "1e-5").startswith("equal")
     with pytest.raises(SystemExit):
-        emollama("diff", SLIM, tmp_path / "near.pth", "--tolerance", "1e-7")
+        printed("diff", SLIM, tmp_path / "near.pth", "--tolerance", "1e-7")
 
 
 @pytest.mark.parametrize("value", ["-1", "nan", "inf"])
-def test_a_tolerance_without_meaning_is_refused(emollama, value):
-    assert "--tolerance" in refusal(emollama, "diff", SLIM, SLIM, f"--tolerance={value}")
+def test_a_tolerance_without_meaning_is_refused(printed, value):
+    assert "--tolerance" in refusal(printed, "diff", SLIM, SLIM, f"--tolerance={value}")
 
 
-def test_convert_there_and_back_leaves_no_difference(emollama, tmp_path):
-    assert emollama("convert", SLIM, "--to", "peft", "--output", tmp_path / "peft") == f"{tmp_path / 'peft'}: written\n"
-    emollama("convert", tmp_path / "peft", "--to", "pth", "--output", tmp_path / "back.pth")
-    assert emollama("diff", SLIM, tmp_path / "back.pth").endswith("equal: 18 tensors compared, largest relative difference 0\n")
+def test_convert_there_and_back_leaves_no_difference(printed, tmp_path):
+    assert printed("convert", SLIM, "--to", "peft", "--output", tmp_path / "peft") == f"{tmp_path / 'peft'}: written\n"
+    printed("convert", tmp_path / "peft", "--to", "pth", "--output", tmp_path / "back.pth")
+    assert printed("diff", SLIM, tmp_path / "back.pth").endswith("equal: 18 tensors compared, largest relative difference 0\n")
 
 
-def test_convert_to_merged_and_average_write_where_they_say(emollama, tmp_path, changed):
-    emollama("convert", SLIM, "--to", "merged", "--llama-model", LLAMA, "--output", tmp_path / "merged")
+def test_convert_to_merged_and_average_write_where_they_say(printed, tmp_path, changed):
+    printed("convert", SLIM, "--to", "merged", "--llama-model", LLAMA, "--output", tmp_path / "merged")
     assert (tmp_path / "merged/model.safetensors").is_file() and (tmp_path / "merged/tokenizer.json").is_file()
-    said = emollama("average", SLIM, SLIM, "--output", tmp_path / "mean.pth")
+    said = printed("average", SLIM, SLIM, "--output", tmp_path / "mean.pth")
     assert said == f"{tmp_path / 'mean.pth'}: the mean of 2 checkpoints\n"
-    assert emollama("diff", SLIM, tmp_path / "mean.pth").startswith("equal")
+    assert printed("diff", SLIM, tmp_path / "mean.pth").startswith("equal")
 
 
 @pytest.mark.parametrize(
@@ -136,8 +133,8 @@ def test_convert_to_merged_and_average_write_where_they_say(emollama, tmp_path, 
         (["--to", "peft", "--llama-model", str(GOLDEN / "data")], "--llama-model: "),
     ],
 )
-def test_arguments_that_do_not_go_together_are_refused(emollama, tmp_path, arguments, words):
-    assert words in refusal(emollama, "convert", SLIM, *arguments, "--output", tmp_path / "out")
+def test_arguments_that_do_not_go_together_are_refused(printed, tmp_path, arguments, words):
+    assert words in refusal(printed, "convert", SLIM, *arguments, "--output", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -150,34 +147,44 @@ def test_arguments_that_do_not_go_together_are_refused(emollama, tmp_path, argum
         ["convert", "nothing.pth", "--to", "peft", "--output", "x"],
     ],
 )
-def test_a_missing_source_is_told_with_the_command(emollama, arguments, tmp_path, monkeypatch):
+def test_a_missing_source_is_told_with_the_command(printed, arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert refusal(emollama, *arguments).startswith(f"{arguments[0]}: no file 'nothing")
+    assert refusal(printed, *arguments).startswith(f"{arguments[0]}: no file 'nothing")
 
 
-def test_a_folder_where_a_file_is_expected_is_told(emollama, tmp_path):
-    assert "has no adapter_config.json" in refusal(emollama, "inspect", tmp_path)
-    assert "has no adapter_config.json" in refusal(emollama, "inspect", LLAMA)
+def test_a_folder_where_a_file_is_expected_is_told(printed, tmp_path):
+    assert "has no adapter_config.json" in refusal(printed, "inspect", tmp_path)
+    assert "has no adapter_config.json" in refusal(printed, "inspect", LLAMA)
 
 
-def test_as_a_program_it_exits_with_1_and_no_traceback(changed, tmp_path):
-    different = run("-m", "emollama", "checkpoint", "diff", SLIM, changed)
+def test_as_a_program_it_exits_with_1_and_no_traceback(emollama, changed, tmp_path):
+    different = emollama("checkpoint", "diff", SLIM, changed)
     assert (different.returncode, different.stderr) == (1, "") and "different: " in different.stdout
-    wrong = run("-m", "emollama", "checkpoint", "inspect", str(tmp_path))
+    wrong = emollama("checkpoint", "inspect", tmp_path)
     assert wrong.returncode == 1 and wrong.stderr.startswith("error: inspect: ") and "Traceback" not in wrong.stderr
 
 
-def test_a_killed_process_leaves_nothing_under_the_outputs_name(tmp_path):
-    tensors = torch.load(SLIM, weights_only=True)["model"] | {"large": torch.zeros(2**26)}
-    torch.save({"model": tensors}, tmp_path / "large.pth")
-    arguments = ("-m", "emollama", "checkpoint", "convert", str(tmp_path / "large.pth"), "--lora-alpha", "16")
-    line = command(*arguments, "--to", "peft", "--output", str(tmp_path / "out"))
-    process = subprocess.Popen(line, cwd=ROOT, env=environment())
-    end = time.monotonic() + 120
-    while not list(tmp_path.glob(".out.tmp*/projectors.safetensors")):
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+KILLED = """
+import os, signal, sys
+from emollama.cli import main
+
+replace = os.replace
+
+def killed(source, target):
+    if os.path.isdir(source):
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+
+os.replace = killed
+main(sys.argv[1:])
+"""
+
+
+def test_a_killed_process_leaves_nothing_under_the_outputs_name(launch, tmp_path):
+    """It is killed at the last moment, when everything is written and the folder gets its name."""
+    (tmp_path / "killed.py").write_text(KILLED)
+    arguments = ("checkpoint", "convert", SLIM, "--lora-alpha", "16", "--to", "peft", "--output", str(tmp_path / "out"))
+    done = launch(str(tmp_path / "killed.py"), *arguments)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (tmp_path / "out").exists()
-    assert list(tmp_path.glob(".out.tmp*"))
+    assert list(tmp_path.glob(".out.tmp*/projectors.safetensors"))

@@ -10,7 +10,6 @@ import shutil
 import pytest
 from invented_runs import CONFIG, validation_rows, write_json, write_lines, write_results, write_run
 from PIL import Image
-from running import run
 
 from emollama.commands import compare as command
 from emollama.errors import UserError
@@ -143,7 +142,7 @@ def test_interpolations_stay_unresolved(printed, runs, monkeypatch):
     }  # fmt: skip
 
 
-def test_the_chart_has_a_panel_for_each_metric(printed, tmp_path):
+def test_the_chart_has_a_panel_for_each_metric(printed, tmp_path, rendered_plots):
     text = printed()
     assert text.splitlines()[-1] == f"chart: {tmp_path / 'chart.png'}"
     width, height = size_of(tmp_path / "chart.png")
@@ -161,7 +160,7 @@ def test_a_run_without_epochs_is_a_level_and_the_others_are_lines(runs):
     assert (third.name, third.points) == ("zero_shot", []) and third.level is not None
 
 
-def test_runs_without_any_epochs_are_charted_too(printed, tmp_path):
+def test_runs_without_any_epochs_are_charted_too(printed, tmp_path, rendered_plots):
     write_results(tmp_path / "other/result", 40)
     folders = [tmp_path / "zero_shot", tmp_path / "other"]
     assert "chart: " in printed(folders=folders)
@@ -256,7 +255,7 @@ def test_names_tell_runs_apart_with_no_more_of_the_way_than_needed(tmp_path):
     assert [*compared([tmp_path / place for place in places]).runs] == ["one/run", "two/run", "other"]
 
 
-def test_the_command_is_one_of_emollamas(runs, tmp_path):
-    done = run("-m", "emollama", "compare", *map(str, runs), "--metric", "waf", "--output", str(tmp_path / "waf.png"))
+def test_the_command_is_one_of_emollamas(runs, tmp_path, emollama):
+    done = emollama("compare", *runs, "--metric", "waf", "--output", str(tmp_path / "waf.png"))
     assert done.returncode == 0, done.stderr
     assert "dev/emotion" in done.stdout and (tmp_path / "waf.png").is_file()

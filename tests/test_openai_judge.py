@@ -12,6 +12,7 @@ import traceback
 
 import pytest
 from judging import Response, completion, in_turn, judge_server, refusal, sensibly, unused_url
+from ranks import start
 
 from emollama.errors import UserError
 from emollama.evaluation.judges import replies
@@ -94,13 +95,16 @@ def test_results_stand_in_the_order_asked_though_answers_come_in_another(built):
 
 
 def test_as_many_questions_are_under_way_as_allowed_and_no_more(built):
-    lock, now, most = threading.Lock(), [0], [0]
+    lock, now, most, reached = threading.Lock(), [0], [0], threading.Event()
 
     def slowly(call):
         with lock:
             now[0] += 1
             most[0] = max(most[0], now[0])
-        time.sleep(0.05)
+            if now[0] == 3:
+                reached.set()
+        reached.wait(60)
+        time.sleep(0.02)  # so that a fourth would be seen
         with lock:
             now[0] -= 1
         return "Score: 1"
@@ -247,6 +251,8 @@ def test_a_reply_that_quotes_the_score_of_a_prediction_is_a_failure(built, frame
 
 # Answers that do not come
 
+NEVER = 600.0  # seconds before an answer that nobody waits for
+
 
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_passing_trouble_is_retried(built, status):
@@ -285,21 +291,16 @@ def test_one_question_without_an_answer_is_a_recorded_failure_and_the_others_go_
 
 
 def test_a_question_that_takes_too_long_is_a_recorded_failure(built):
-    slow = Response(**vars(completion("Score: 9")) | {"delay": 1.0})
-    with judge_server(trouble_for("1", slow)) as server:
-        verdicts = built(server.url, timeout=0.2, retries=0).clue_overlap(pairs(3))
+    with judge_server(trouble_for("1", Response(delay=NEVER))) as server:
+        verdicts = built(server.url, timeout=2.0, retries=0).clue_overlap(pairs(3))
     assert [verdict.score for verdict in verdicts] == [5, None, 5]
-    assert "0.2 s" in verdicts[1].failure
+    assert "within 2 s" in verdicts[1].failure
 
 
-@pytest.mark.parametrize(("concurrency", "timeouts", "calls"), [(1, 5, 5), (4, 3, 12), (32, 3, 96)])
-def test_a_silent_judge_is_given_up_after_a_few_timeouts_however_many_retries_are_set(built, concurrency, timeouts, calls):
-    with judge_server(lambda call: Response(delay=20)) as server:
-        judge, begun = built(server.url, timeout=0.3, retries=4, concurrency=concurrency), time.perf_counter()
-        with pytest.raises(JudgeUnreachable, match="0.3 s"):
-            judge.clue_overlap(pairs(100))
-        pauses_and_overhead = 2 * 0.5 + 1.0
-        assert time.perf_counter() - begun < timeouts * 0.3 + pauses_and_overhead
+@pytest.mark.parametrize(("concurrency", "calls"), [(1, 5), (4, 12), (32, 96)])
+def test_a_silent_judge_is_given_up_after_a_few_timeouts_however_many_retries_are_set(built, concurrency, calls):
+    with judge_server(lambda call: Response(delay=NEVER)) as server, pytest.raises(JudgeUnreachable, match="0.3 s"):
+        built(server.url, timeout=0.3, retries=4, concurrency=concurrency).clue_overlap(pairs(100))
     assert len(server.calls) <= calls
 
 
@@ -310,9 +311,8 @@ def test_a_gateway_that_gives_up_waiting_counts_as_a_timeout(built):
 
 
 def test_timeouts_between_answers_are_recorded_and_the_others_go_on(built):
-    slow = Response(**vars(completion("Score: 9")) | {"delay": 1.0})
-    with judge_server(lambda call: slow if int(call.data["candidate"].split()[1]) % 2 else "Score: 5") as server:
-        verdicts = built(server.url, timeout=0.1, retries=0, concurrency=1).clue_overlap(pairs(9))
+    with judge_server(lambda call: Response(delay=NEVER) if int(call.data["candidate"].split()[1]) % 2 else "Score: 5") as server:
+        verdicts = built(server.url, timeout=1.5, retries=0, concurrency=1).clue_overlap(pairs(9))
     assert [verdict.score for verdict in verdicts] == [5, None] * 4 + [5]
 
 
@@ -321,7 +321,7 @@ def test_a_further_attempt_is_made_when_the_server_asks_for_it(built):
     with judge_server(in_turn(later, "Score: 3")) as server:
         begun = time.perf_counter()
         assert only(built(server.url)).score == 3
-    assert 1.0 <= time.perf_counter() - begun < 2.0
+    assert time.perf_counter() - begun >= 1.0
 
 
 def test_what_had_no_answer_is_asked_anew_the_next_time(built):
@@ -494,26 +494,31 @@ assert scores == [7] * 60, scores
 """
 
 
-def test_several_processes_use_one_cache_at_a_time(tmp_path):
+@pytest.fixture
+def asking(launch, tmp_path):
+    """A function that starts a process which asks 40 questions, some twice; their names begin with a letter."""
+    (tmp_path / "ask.py").write_text(ASK)
+    return lambda server, name: start(str(tmp_path / "ask.py"), server.url, str(tmp_path / "cache.sqlite3"), name)
+
+
+def test_several_processes_use_one_cache_at_a_time(asking, tmp_path):
     with judge_server() as server:
-        asked = [sys.executable, "-c", ASK, server.url, str(tmp_path / "cache.sqlite3")]
-        processes = [subprocess.Popen([*asked, name]) for name in ("a", "b")]
-        assert [process.wait(60) for process in processes] == [0, 0]
+        processes = [asking(server, name) for name in ("a", "b")]
+        assert [process.wait().returncode for process in processes] == [0, 0]
     with sqlite3.connect(tmp_path / "cache.sqlite3") as cache:
         assert cache.execute("SELECT count(*) FROM replies").fetchone() == (80,)
 
 
-def test_what_a_killed_process_was_told_is_not_asked_again(built, tmp_path):
+def test_what_a_killed_process_was_told_is_not_asked_again(built, asking):
     def slowly(call):
         return Response(**vars(completion("Score: 7")) | {"delay": 0.02})
 
     with judge_server(slowly) as server:
-        process = subprocess.Popen([sys.executable, "-c", ASK, server.url, str(tmp_path / "cache.sqlite3"), "a"])
+        process = asking(server, "a")
         while len(server.calls) < 20:
             assert process.poll() is None
             time.sleep(0.01)
         process.kill()
-        process.wait()
         judge = built(server.url)
         assert {verdict.score for verdict in judge.clue_overlap([(f"a{i}", "p") for i in range(40)])} == {7}
     assert judge.usage()["cached"] >= 20 - 4
@@ -711,10 +716,9 @@ def test_the_package_is_imported_only_when_questions_are_asked(tmp_path):
 
 
 def test_reading_a_reply_takes_no_time_however_long_it_is():
-    begun = time.perf_counter()
+    """Quadratic work would take hours, and the test would be stopped."""
     for reply in ("*" * 200_000, "score:" + " " * 200_000 + "x", "[" * 200_000, "8" * 200_000, "\n".join(["Score: 8"] * 20_000)):
         with pytest.raises(replies.Unreadable):
             replies.read_score(reply)
         with pytest.raises(replies.Unreadable):
             replies.read_words(reply)
-    assert time.perf_counter() - begun < 5

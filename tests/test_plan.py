@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from running import GOLDEN, ROOT, golden_config, run
+from running import GOLDEN, ROOT, golden_config
 
 from emollama.config import load
 from emollama.planning import plan
@@ -39,9 +39,9 @@ def test_stage_1_at_llama_2_7b_shape_counts_the_published_parameters(llama_folde
     assert counts["language model, frozen"] + counts["LoRA"] == 6_771_970_048
 
 
-def test_the_command_prints_them(llama_folder):
+def test_the_command_prints_them(llama_folder, emollama):
     path = "train_configs/Emotion-LLaMA_finetune.yaml"
-    done = run("-m", "emollama", "plan", "--cfg-path", path, "--options", f"model.llama_model={llama_folder}")
+    done = emollama("plan", "--cfg-path", path, "--options", f"model.llama_model={llama_folder}")
     assert done.returncode == 0, done.stderr
     for figure in ("33,554,432", "41,439,232", "74,993,664"):
         assert figure in done.stdout
@@ -98,9 +98,9 @@ def test_without_a_q_former_four_joined_rows_are_projected(llama_folder):
     assert found.tokens["rows: image"] == 64 and "Q-Former, frozen" not in found.parameters
 
 
-def test_the_command_prints_the_projections_size_and_names(llama_folder):
+def test_the_command_prints_the_projections_size_and_names(llama_folder, emollama):
     path = "train_configs/minigpt4_flickr_finetune.yaml"
-    done = run("-m", "emollama", "plan", "--cfg-path", path, "--options", f"model.llama_model={llama_folder}")
+    done = emollama("plan", "--cfg-path", path, "--options", f"model.llama_model={llama_folder}")
     assert done.returncode == 0, done.stderr
     assert "3,149,824" in done.stdout and "trained tensors: llama_proj.weight, llama_proj.bias\n" in done.stdout
 

@@ -9,7 +9,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from running import run
 from scipy.stats import binomtest
 
 from emollama.commands import rate, score
@@ -295,9 +294,9 @@ def test_a_cell_that_holds_no_points_is_refused_with_its_line(refused, sheet, tm
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda rows: rows[0].update(item="i99"), ["line 2: the item 'i99' is none of this key's", "rows were removed: i"]),
+        (lambda rows: rows[0].update(item="i99"), ["line 2: the item 'i99' is none of this key's", "rows were removed, 1: i"]),
         (lambda rows: rows[1].update(item=rows[0]["item"]), ["line 3: the item 'i", "stands on line 2 already"]),
-        (lambda rows: rows.pop(), ["rows were removed: i"]),
+        (lambda rows: rows.pop(), ["rows were removed, 1: i"]),
         (lambda rows: [row.pop("item") for row in rows], ["expected one of the columns item"]),
         (lambda rows: None, ["no cell of"]),
     ],
@@ -359,9 +358,9 @@ def test_a_sheet_given_twice_or_without_its_key_is_refused(refused, sheet, tmp_p
     assert "given twice" in refused("--read", sheet, sheet, "--key", tmp_path / "sheet.key.json")
 
 
-def test_as_a_program_it_writes_and_reads(files, tmp_path):
-    wrote = run("-m", "emollama", "rate", *map(str, files), "--output", str(tmp_path / "sheet.csv"))
+def test_as_a_program_it_writes_and_reads(files, tmp_path, emollama):
+    wrote = emollama("rate", *files, "--output", str(tmp_path / "sheet.csv"))
     assert (wrote.returncode, wrote.stderr) == (0, "")
     path = filled(tmp_path / "sheet.csv", tmp_path / "filled.csv", lambda model, clip: (number(clip) % 11, 3))
-    read = run("-m", "emollama", "rate", "--read", str(path), "--key", str(tmp_path / "sheet.key.json"))
+    read = emollama("rate", "--read", str(path), "--key", str(tmp_path / "sheet.key.json"))
     assert (read.returncode, read.stderr) == (0, "") and "clue_overlap" in read.stdout

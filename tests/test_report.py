@@ -567,6 +567,6 @@ def test_a_browser_without_a_network_shows_the_report(whole, tmp_path):
     assert colour in {found for _, found in shown.getcolors(1_000_000)}  # pictures are shown too
 
 
-def test_the_command_is_one_of_emollamas(launch):
-    done = launch("-m", "emollama", "report", "absent_folder")
+def test_the_command_is_one_of_emollamas(emollama):
+    done = emollama("report", "absent_folder")
     assert done.returncode == 1 and "no folder 'absent_folder'" in done.stderr and "Traceback" not in done.stderr

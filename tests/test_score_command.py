@@ -10,7 +10,6 @@ import numpy as np
 import openpyxl
 import pytest
 from judging import in_turn, judge_server, refusal, sensibly
-from running import run
 
 from emollama.commands import score
 from emollama.errors import UserError
@@ -642,7 +641,7 @@ def test_an_output_that_cannot_be_or_would_replace_a_file_is_refused_first(refus
         (tmp_path / name).unlink()
 
 
-def test_an_unreachable_judge_ends_the_command_with_1_and_writes_nothing(perfect, emer, tmp_path):
+def test_an_unreachable_judge_ends_the_command_with_1_and_writes_nothing(perfect, emer, tmp_path, emollama):
     judge = [
         "openai",
         "model=none",
@@ -651,8 +650,7 @@ def test_an_unreachable_judge_ends_the_command_with_1_and_writes_nothing(perfect
         "retries=0",
         f"cache_path={tmp_path}/cache",
     ]
-    left = run(
-        "-m", "emollama", "score", "--predictions", str(perfect), "--truth", str(emer), "--judge", *judge,
+    left = emollama("score", "--predictions", str(perfect), "--truth", str(emer), "--judge", *judge,
         "--output", str(tmp_path / "out"),
     )  # fmt: skip
     assert left.returncode == 1 and left.stdout == ""
@@ -660,8 +658,8 @@ def test_an_unreachable_judge_ends_the_command_with_1_and_writes_nothing(perfect
     assert not (tmp_path / "out").exists()
 
 
-def test_as_a_program_it_exits_with_0_and_leaves_its_sources_alone(perfect, emer, tmp_path):
+def test_as_a_program_it_exits_with_0_and_leaves_its_sources_alone(perfect, emer, tmp_path, emollama):
     before = [path.read_bytes() for path in (perfect, emer)]
-    done = run("-m", "emollama", "score", "--predictions", str(perfect), "--truth", str(emer), "--judge", "lexical")
+    done = emollama("score", "--predictions", str(perfect), "--truth", str(emer), "--judge", "lexical")
     assert (done.returncode, done.stderr) == (0, "") and "clue_overlap" in done.stdout
     assert [path.read_bytes() for path in (perfect, emer)] == before

@@ -156,7 +156,7 @@ def test_the_chart_is_a_picture_with_a_panel_a_scale(done):
 
 
 @pytest.mark.parametrize("epochs", [0, 1, 60])
-def test_a_chart_is_drawn_of_few_and_of_many_checkpoints(epochs):
+def test_a_chart_is_drawn_of_few_and_of_many_checkpoints(epochs, rendered_plots):
     ticks = ["untrained", *map(str, range(epochs)), "published"]
     picture = Image.open(io.BytesIO(sweep_chart(ticks, 1, {"a/caption/bleu_4": [0.1 * (at % 7) for at in range(epochs + 2)]})))
     assert picture.width > 800
