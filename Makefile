@@ -1,5 +1,6 @@
-# make demo   the main job on the embedded corpus     make test   the fast tests
-# make check  ruff, mypy, tests                       make test-all   every test, the slow ones too
+# make demo   the main job on the embedded corpus     make test       the fast tests
+# make check  ruff, mypy, tests                       make test-slow  the slow tests      make test-all  both
+# make test-random   the fast tests in three random orders, while other processes keep the processors busy
 # VENV=/path/to/venv uses an existing environment instead of creating .venv
 
 PYTHON ?= python3
@@ -10,9 +11,11 @@ STAMP = $(VENV)/.emollama-installed
 FAST = OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 TOKENIZERS_PARALLELISM=false
 # Tests run in WORKERS processes. A test file stays in one of them; files that fork processes stay together (tests/conftest.py).
 WORKERS ?= 2
+# Orders in which test-random runs the tests.
+SEEDS ?= 1 2 3
 SPREAD = -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: install demo test test-all check
+.PHONY: install demo test test-slow test-all test-random check
 
 install: $(STAMP)
 
@@ -27,8 +30,15 @@ demo: install
 test: install
 	$(FAST) $(BIN)/python -m pytest $(SPREAD)
 
+test-slow: install
+	$(FAST) $(BIN)/python -m pytest $(SPREAD) -m "slow or gpu"
+
 test-all: install
 	$(FAST) $(BIN)/python -m pytest $(SPREAD) -m ""
+
+test-random: install
+	busy=""; for _ in $$(seq $(WORKERS)); do (while :; do :; done) & busy="$$busy $$!"; done; trap "kill $$busy" EXIT; \
+	for seed in $(SEEDS); do $(FAST) $(BIN)/python -m pytest $(SPREAD) -p randomly -p "no:cacheprovider" --randomly-seed=$$seed || exit 1; done
 
 check: install
 	$(BIN)/ruff check .

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,30 @@ from emollama.config import RunConfig
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tell xdist which tests stay together: those of a file, and all files that fork from the server of tests/ranks.py."""
-    forking = {item.path for item in items if {"ranks", "launch"} & set(getattr(item, "fixturenames", ()))}
+    forking = {item.path for item in items if {"fork_server", "ranks", "launch"} & set(getattr(item, "fixturenames", ()))}
     for item in items:
         item.add_marker(pytest.mark.xdist_group("forks" if item.path in forking else item.path.name))
+
+
+class StandardError(logging.StreamHandler):
+    """Writes to the standard error of the moment, which is another one in each test."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+        self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+
+    @property
+    def stream(self) -> Any:
+        """Where to write."""
+        return sys.stderr
+
+
+@pytest.fixture(scope="session", autouse=True)
+def package_log() -> None:
+    """The package's log goes to standard error and to ``caplog`` in every test, whichever test sets it up first."""
+    logger = logging.getLogger("emollama")
+    logger.addHandler(StandardError())
+    logger.setLevel(logging.INFO)
 
 
 @pytest.fixture(scope="session")
@@ -89,7 +112,7 @@ def rendered_plots() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shipped_configs() -> dict[str, RunConfig]:
-    """Path below the repository's root -> each shipped configuration, loaded once. Variables have the value "somewhere"."""
+    """Path below the repository's root -> each shipped configuration, loaded once, without any variable set."""
     return loaded_shipped_configs()
 
 

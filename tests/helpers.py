@@ -85,14 +85,12 @@ def loaded(folder: Path, tree: Any, *options: str) -> RunConfig:
 
 
 def loaded_shipped_configs() -> dict[str, RunConfig]:
-    """Path below the repository's root -> each configuration under train_configs and eval_configs."""
+    """Path below the repository's root -> each configuration under train_configs and eval_configs, without any variable set."""
     root = Path(__file__).parent.parent
     paths = sorted(path for folder in ("train_configs", "eval_configs") for path in (root / folder).glob("**/*.yaml"))
-    found = {}
+    texts = {str(path.relative_to(root)): path.read_text(encoding="utf-8") for path in paths}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        for path in paths:
-            for variable in set(re.findall(r"\$\{oc\.env:(\w+)\}", path.read_text(encoding="utf-8"))):
-                patch.setenv(variable, "somewhere")
-            found[str(path.relative_to(root))] = config.load(str(path))
-    return found
+        for variable in {name for text in texts.values() for name in re.findall(r"\$\{oc\.env:(\w+)", text)}:
+            patch.delenv(variable, raising=False)
+        return {path: config.load(path) for path in texts}

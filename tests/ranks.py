@@ -7,6 +7,7 @@ A new interpreter needs about ten CPU seconds to import these libraries, a fork 
 * ``ranks(function, ...)`` (fixture) calls a function in two processes that share one process group (gloo) for the whole
   session, and returns the list of both results.
 
+Plots are not rendered in these processes (tests/plots.py).
 What is about torchrun itself needs the real one: ``running.command``.
 """
 
@@ -29,6 +30,8 @@ from multiprocessing import connection, forkserver
 from pathlib import Path
 from typing import Any
 
+import plots
+
 ROOT = Path(__file__).parent.parent
 HANG = 600.0  # seconds after which something hangs; a loaded machine takes far less
 GRACE = 30.0  # seconds between SIGTERM and SIGKILL, as torchrun gives
@@ -40,11 +43,14 @@ PRELOADED = [
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
     "pytest",
+    "torch.utils.tensorboard",
     "transformers.models.llama.modeling_llama",
     "peft",
+    "wandb",
     "emollama.cli",
     "emollama.datasets.feature_face_caption",
     "emollama.models.minigpt_v2",
+    "emollama.reporting.report",
     "emollama.runners.runner_base",
     "emollama.tasks.image_text_pretrain",
 ]
@@ -159,6 +165,12 @@ class Launched:
         for process in self.processes:
             process.join()
 
+    def kill_alone(self) -> None:
+        """SIGKILL to the processes, but not to those that they started."""
+        for process in self.processes:
+            process.kill()
+            process.join()
+
     def wait(self, timeout: float = HANG) -> subprocess.CompletedProcess[str]:
         """Wait for all of them; returns the exit status and what all of them wrote."""
         end = time.monotonic() + timeout
@@ -207,9 +219,11 @@ def launch(*arguments: str, processes: int = 1, cwd: Path = ROOT, env: dict[str,
     return start(*arguments, processes=processes, cwd=cwd, env=env).wait()
 
 
-def _program(arguments: list[str], variables: dict[str, str], cwd: str, folder: str) -> None:
+def _program(arguments: list[str], variables: dict[str, str], cwd: str, folder: str, own_session: bool = True) -> None:
     """In a fork: what the interpreter does with a command line."""
-    os.setsid()
+    if own_session:
+        os.setsid()
+    _as_a_process_of_its_own()
     for number, name in ((1, "stdout"), (2, "stderr")):
         opened = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_APPEND)
         os.dup2(opened, number)
@@ -245,6 +259,12 @@ def _program(arguments: list[str], variables: dict[str, str], cwd: str, folder: 
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def _as_a_process_of_its_own() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    multiprocessing.set_start_method(None, force=True)  # the default, in place of what the server's parent chose
+    plots.plots(plots.white_pixel).__enter__()
 
 
 # Functions
@@ -313,6 +333,7 @@ class Ranks:
 def _serve(end: connection.Connection, variables: dict[str, str]) -> None:
     """In a fork: join the group, then call what is asked for until the other end is closed."""
     os.environ.update(variables)
+    _as_a_process_of_its_own()
     from emollama import distributed
 
     distributed.start("cpu")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,7 +11,7 @@ from typing import Any
 
 import yaml
 from helpers import GOLDEN, NINE, golden_block
-from ranks import ROOT, environment
+from ranks import HANG, ROOT, Launched, environment
 
 
 def golden_config(folder: Path, *, run: dict | None = None, model: dict | None = None, data: dict | None = None) -> Path:
@@ -66,20 +64,16 @@ def run(script: str, *arguments: str, processes: int = 1, timeout: float = 300) 
     return subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout, check=False)
 
 
-def kill_after_step(line: list[str], log: Path, step: int, timeout: float = 120) -> None:
-    """Start a command in a session of its own and SIGKILL all of it once the log shows this step."""
-    process = subprocess.Popen(
-        line, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    end = time.monotonic() + timeout
+def kill_after_step(started: Launched, log: Path, step: int) -> None:
+    """SIGKILL a started command and all that it started once the log shows this step."""
+    end = time.monotonic() + HANG
     try:
         while not any(row["step"] >= step for row in rows(log)):
-            assert process.poll() is None, f"the run ended by itself with {process.returncode}"
+            assert started.poll() is None, f"the run ended by itself: {started.stderr()}"
             assert time.monotonic() < end, f"no step {step} in {log}"
             time.sleep(0.02)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        started.kill()
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

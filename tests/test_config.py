@@ -299,13 +299,13 @@ def test_an_evaluation_block_holds_the_datasets_keys_and_the_tasks(tmp_path):
 
 
 def test_environment_variables_are_resolved_in_objects_and_nowhere_else(tmp_path, monkeypatch):
-    monkeypatch.setenv("LLAMA_FOLDER", "/secret/place")
+    monkeypatch.setenv("LLAMA_FOLDER", "/sesame-42/place")
     made = loaded(tmp_path, small(model={"llama_model": "${oc.env:LLAMA_FOLDER}/7b"}))
-    assert made.model.llama_model == "/secret/place/7b"
+    assert made.model.llama_model == "/sesame-42/place/7b"
     config.write_yaml(made, tmp_path / "written.yaml")
     written = (tmp_path / "written.yaml").read_text()
     for text in (str(made.plain()), written):
-        assert "${oc.env:LLAMA_FOLDER}/7b" in text and "secret" not in text
+        assert "${oc.env:LLAMA_FOLDER}/7b" in text and "sesame-42" not in text
 
 
 def test_an_environment_variable_that_is_not_set_names_key_and_variable(tmp_path, monkeypatch):
@@ -437,10 +437,10 @@ def test_machines_get_the_value_and_the_layer_of_each_key(tmp_path, capsys):
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
 def test_an_environment_variable_is_shown_by_its_name(tmp_path, capsys, monkeypatch, form):
-    monkeypatch.setenv("LLAMA_FOLDER", "/secret/place")
+    monkeypatch.setenv("LLAMA_FOLDER", "/sesame-42/place")
     shown(tmp_path, small(model={"llama_model": "${oc.env:LLAMA_FOLDER}/7b"}), form=form)
     said = capsys.readouterr()
-    assert "${oc.env:LLAMA_FOLDER}/7b" in said.out and "secret" not in said.out + said.err
+    assert "${oc.env:LLAMA_FOLDER}/7b" in said.out and "sesame-42" not in said.out + said.err
 
 
 def test_the_warning_goes_beside_what_is_shown(tmp_path, capsys):

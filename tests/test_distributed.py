@@ -1,4 +1,4 @@
-"""Several processes: gloo on this machine, through torchrun."""
+"""Several processes: gloo on this machine. Where nothing else is said, they are forks (tests/ranks.py)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import subprocess
 import time
 
 import pytest
-import torch
-from running import GOLDEN, ROOT, command, environment, golden_config, rows, run
+from ranks import HANG, start
+from running import GOLDEN, ROOT, command, environment, golden_config, rows
+from workers import splits as worker
 
 # batch size, accumulation, processes: three splits of one global batch of four
 SPLITS = {"accumulate": (1, 4, 1), "ranks": (1, 2, 2), "batch": (4, 1, 1)}
@@ -21,7 +22,7 @@ TASKS = {"emotion": 1, "reason": 1, "reason_v2": 1}  # answers of very different
 
 
 @pytest.fixture(scope="module")
-def splits(tmp_path_factory):
+def splits(tmp_path_factory, ranks):
     """(split, average) -> folder with gradients_0.pt and the run's output."""
     root = tmp_path_factory.mktemp("splits")
     folders = {}
@@ -32,31 +33,37 @@ def splits(tmp_path_factory):
             settings = {"accum_grad_iters": accumulate, "loss_average": average, "iters_per_epoch": 5, "warmup_steps": 0}
             data = {"batch_size": batch, "task_pool": TASKS, "shuffle": True}
             configs.append(str(golden_config(folder, run=settings, data=data)))
-        done = run("tests/workers/splits.py", *configs, processes=processes)
-        assert done.returncode == 0, done.stderr
+        _ = ranks(worker.train, configs) if processes > 1 else worker.train(configs)
     return folders
 
 
-def test_processes_that_see_other_data_do_not_train(tmp_path):
+def test_processes_that_see_other_data_do_not_train(tmp_path, launch):
     for rank, label in ((0, "happy"), (1, "sad")):
         shutil.copytree(GOLDEN / "data", tmp_path / str(rank))
         path = tmp_path / str(rank) / "MERR_coarse_grained.txt"
         path.write_text(re.sub(r"(sample_00000104 \d+) \w+", rf"\1 {label}", path.read_text()))
     config = golden_config(tmp_path / "run", data={"data_root": f"{tmp_path}/${{oc.env:RANK}}"})
-    done = run("train.py", "--cfg-path", str(config), processes=2)
+    done = launch("train.py", "--cfg-path", str(config), processes=2)
     assert done.returncode != 0 and not (tmp_path / "run/out").exists()
     assert done.stderr.count("error: process 1 does not see what process 0 sees: list and texts of clips.") == 1
 
 
 def tensors(folder):
+    import torch
+
     return torch.load(folder / "out" / "run" / "checkpoint_0.pth", weights_only=True)["model"]
+
+
+def first_gradients(folder, rank=0):
+    import torch
+
+    return torch.load(folder / f"gradients_{rank}.pt", weights_only=True)
 
 
 @pytest.mark.parametrize("average", AVERAGES)
 @pytest.mark.parametrize("split", ["ranks", "batch"])
 def test_first_gradients_do_not_depend_on_the_split(splits, split, average):
-    reference = torch.load(splits["accumulate", average] / "gradients_0.pt", weights_only=True)
-    found = torch.load(splits[split, average] / "gradients_0.pt", weights_only=True)
+    reference, found = (first_gradients(splits[name, average]) for name in ("accumulate", split))
     assert set(found) == set(reference)
     for name, gradient in reference.items():
         assert gradient.norm() > 0
@@ -66,7 +73,9 @@ def test_first_gradients_do_not_depend_on_the_split(splits, split, average):
 @pytest.mark.parametrize("average", AVERAGES)
 @pytest.mark.parametrize("split", ["ranks", "batch"])
 def test_five_steps_end_in_the_same_place_for_every_split(splits, split, average):
-    start = torch.load(ROOT / "tests/golden/checkpoint_slim.pth", weights_only=True)["model"]
+    import torch
+
+    start = torch.load(GOLDEN / "checkpoint_slim.pth", weights_only=True)["model"]
     reference, found = tensors(splits["accumulate", average]), tensors(splits[split, average])
     largest = max((reference[name] - start[name]).abs().max() for name in reference)
     assert largest > 1e-3
@@ -80,16 +89,17 @@ def test_both_loss_averages_differ_where_answers_differ_in_length(splits):
 
 
 def test_ranks_hold_equal_gradients(splits):
-    both = [torch.load(splits["ranks", "sample"] / f"gradients_{rank}.pt", weights_only=True) for rank in (0, 1)]
-    assert all(torch.equal(both[0][name], both[1][name]) for name in both[0])
+    one, other = (first_gradients(splits["ranks", "sample"], rank) for rank in (0, 1))
+    assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
 
 
-def test_two_processes_and_eight_at_once_answer_each_clip_once_and_as_one_alone_does(tmp_path):
+def test_two_processes_and_eight_at_once_answer_each_clip_once_and_as_one_alone_does(tmp_path, launch):
     answers, losses, metrics = [], [], []
     for processes, size in ((1, 1), (2, 8)):
         folder = tmp_path / str(processes)
         options = [f"evaluation_datasets.{block}.batch_size={size}" for block in ("train_layout", "upstream")]
-        done = run("eval_emotion_EMER.py", "--cfg-path", str(golden_config(folder)), "--options", *options, processes=processes)
+        told = ["--cfg-path", str(golden_config(folder)), "--options", *options]
+        done = launch("eval_emotion_EMER.py", *told, processes=processes)
         assert done.returncode == 0, done.stderr
         result = folder / "out/run/result"
         found = [row for name in ("train_layout", "upstream") for row in rows(result / f"predictions_{name}.jsonl")]
@@ -104,12 +114,12 @@ def test_two_processes_and_eight_at_once_answer_each_clip_once_and_as_one_alone_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("amp", [False, True])
-def test_two_processes_that_evaluate_train_to_the_bit_as_two_that_do_not(tmp_path, amp):
+def test_two_processes_that_evaluate_train_to_the_bit_as_two_that_do_not(tmp_path, launch, amp):
     found = []
     for evaluate in (True, False):
         keys = {"amp": amp, "evaluate": evaluate, "metric": "train_layout.emotion.loss", "max_epoch": 2, "iters_per_epoch": 3}
         path = golden_config(tmp_path / str(evaluate), run=keys, model={"lora_dropout": 0.1})
-        done = run("train.py", "--cfg-path", str(path), processes=2)
+        done = launch("train.py", "--cfg-path", str(path), processes=2)
         assert done.returncode == 0, done.stderr
         log = rows(tmp_path / str(evaluate) / "out/run/log.jsonl")
         found.append([(row["loss"], row["grad_norm"]) for row in log])
@@ -117,28 +127,63 @@ def test_two_processes_that_evaluate_train_to_the_bit_as_two_that_do_not(tmp_pat
     assert len(rows(tmp_path / "True/out/run/eval.jsonl")) == 2
 
 
-def test_an_error_of_all_ranks_is_told_once(tmp_path):
+def test_an_error_of_all_ranks_is_told_once(tmp_path, launch):
     path = golden_config(tmp_path, data={"coarse_grained_json_path": "nowhere.json", "task_pool": ["reason"]})
-    done = run("train.py", "--cfg-path", str(path), processes=2)
+    done = launch("train.py", "--cfg-path", str(path), processes=2)
     assert done.returncode != 0
     assert done.stderr.count("error: ") == 1
     assert "nowhere.json" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_workers_end_when_the_launcher_is_killed(tmp_path):
+# A launcher that forks its two processes, as torchrun starts them.
+LAUNCHER = """
+import multiprocessing, os, sys
+from ranks import Group, _program
+
+group, context = Group(2), multiprocessing.get_context("fork")
+for rank in range(2):
+    arguments = sys.argv[2:], os.environ | group.variables(rank), os.getcwd(), sys.argv[1], False
+    context.Process(target=_program, args=arguments).start()
+for process in multiprocessing.active_children():
+    process.join()
+"""
+
+
+def test_workers_end_when_the_launcher_is_killed(tmp_path, fork_server):
+    (tmp_path / "launcher.py").write_text(LAUNCHER)
+    for name in ("stdout", "stderr"):
+        (tmp_path / name).touch()
+    path = golden_config(tmp_path, run={"iters_per_epoch": 100_000})
+    variables = environment() | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    line = [str(tmp_path / "launcher.py"), str(tmp_path), "train.py", "--cfg-path", str(path)]
+    launcher = start(*line, env=variables)
+    ended_with_its_launcher(launcher.pids[0], tmp_path / "out/run/log.jsonl", launcher.kill_alone)
+
+
+@pytest.mark.slow
+def test_workers_end_when_torchrun_is_killed(tmp_path):
     path = golden_config(tmp_path, run={"iters_per_epoch": 100_000})
     line = command("train.py", "--cfg-path", str(path), processes=2)
     launcher = subprocess.Popen(line, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL, start_new_session=True)
-    log = tmp_path / "out/run/log.jsonl"
-    try:
-        wait_until(lambda: len(rows(log)) > 3, 120)
+
+    def kill():
         launcher.send_signal(signal.SIGKILL)
         launcher.wait()
-        wait_until(lambda: not members(launcher.pid), 30)
+
+    ended_with_its_launcher(launcher.pid, tmp_path / "out/run/log.jsonl", kill)
+
+
+def ended_with_its_launcher(session, log, kill):
+    """Kill a launcher once its processes train; they must end by themselves."""
+    try:
+        wait_until(lambda: len(rows(log)) > 3)
+        assert len(members(session)) > 2
+        kill()
+        wait_until(lambda: not members(session))
     finally:
-        if members(launcher.pid):
-            os.killpg(launcher.pid, signal.SIGKILL)
+        if members(session):
+            os.killpg(session, signal.SIGKILL)
 
 
 def members(session: int) -> list[int]:
@@ -147,8 +192,8 @@ def members(session: int) -> list[int]:
     return [int(line.split()[0]) for line in listed.splitlines() if not line.split()[1].startswith("Z")]
 
 
-def wait_until(condition, seconds: float) -> None:
-    end = time.monotonic() + seconds
+def wait_until(condition) -> None:
+    end = time.monotonic() + HANG
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.1)

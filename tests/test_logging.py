@@ -6,12 +6,12 @@ import json
 import logging
 import re
 import struct
-import subprocess
 import sys
 
 import pytest
 from helpers import golden_tree, loaded, write
-from running import ROOT, command, environment, golden_config, rows, run
+from ranks import environment
+from running import golden_config, rows
 
 from emollama.config import load
 from emollama.errors import UserError
@@ -25,11 +25,11 @@ TRACKED = {"max_epoch": 2, "iters_per_epoch": 2, "wandb_log": True, "wandb_proje
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
+def told(tmp_path_factory, launch):
     """What a run of two epochs of 12 steps says, and its folder."""
     folder = tmp_path_factory.mktemp("told")
     path = golden_config(folder, run={"max_epoch": 2, "iters_per_epoch": 12, "log_freq": 5})
-    done = run("train.py", "--cfg-path", str(path))
+    done = launch("train.py", "--cfg-path", str(path))
     assert done.returncode == 0, done.stderr
     return done.stderr, folder / "out/run"
 
@@ -117,24 +117,31 @@ def history(folder):
     return found, ids
 
 
-def ended(line, **more):
-    """A process that has run to its end."""
-    return subprocess.run(line, cwd=ROOT, env=environment() | more, capture_output=True, text=True, timeout=300, check=False)
+@pytest.fixture(scope="module")
+def offline(launch):
+    """Training from a file, tracked offline."""
+
+    def trained(path, *options, processes=1):
+        variables = environment() | {"WANDB_MODE": "offline", "GOLDEN_SECRET": "sesame-42"}
+        return launch("train.py", "--cfg-path", str(path), "--options", *options, processes=processes, env=variables)
+
+    return trained
 
 
-def offline(path, *options, processes=1):
-    line = command("train.py", "--cfg-path", str(path), "--options", *options, processes=processes)
-    return ended(line, WANDB_MODE="offline", GOLDEN_SECRET="sesame-42")
-
-
-def tampered(path, code):
-    """Training by one process, offline, after each step of which ``after(runner, steps)`` of the code is called."""
+@pytest.fixture
+def tampered(launch, tmp_path):
+    """Training by one process, offline, after each step of which ``after(runner, steps)`` of a code is called."""
     frame = (
         "import os, sys\nfrom emollama.cli import entry_point\nfrom emollama.config import load\n"
         "config = load(sys.argv[1])\nrunner = config.classes['run'](config)\nsave = runner._save_when_due\n"
         "runner._save_when_due = lambda done: (save(done), after(runner, done))\nentry_point(runner.train)\n"
     )
-    return ended([sys.executable, "-c", f"{code}\n{frame}", str(path)], WANDB_MODE="offline")
+
+    def trained(path, code):
+        (tmp_path / "tampered.py").write_text(f"{code}\n{frame}")
+        return launch(str(tmp_path / "tampered.py"), str(path), env=environment() | {"WANDB_MODE": "offline"})
+
+    return trained
 
 
 def tracked_tree(folder):
@@ -145,7 +152,7 @@ def tracked_tree(folder):
 
 
 @pytest.fixture(scope="module")
-def tracked(tmp_path_factory):
+def tracked(tmp_path_factory, offline):
     """A run of two epochs by two processes, tracked offline, then gone on with for another epoch."""
     folder = tmp_path_factory.mktemp("tracked")
     path = tracked_tree(folder)
@@ -195,7 +202,7 @@ def after(runner, done):
 """
 
 
-def test_a_run_that_fails_leaves_what_it_logged(tmp_path):
+def test_a_run_that_fails_leaves_what_it_logged(tmp_path, tampered):
     path = golden_config(tmp_path, run={**TRACKED, "max_skipped_steps": 1, "log_freq": 1})
     done = tampered(path, SPOIL)
     assert done.returncode == 1 and "steps in a row" in done.stderr
@@ -203,7 +210,7 @@ def test_a_run_that_fails_leaves_what_it_logged(tmp_path):
     assert [row["step"] for row in found if "train/loss" in row] == [0]
 
 
-def test_a_run_whose_tracking_dies_trains_on(tmp_path):
+def test_a_run_whose_tracking_dies_trains_on(tmp_path, tampered):
     done = tampered(golden_config(tmp_path, run={**TRACKED, "iters_per_epoch": 6, "log_freq": 1}), KILL)
     assert done.returncode == 0, done.stderr
     assert len(rows(tmp_path / "out/run/log.jsonl")) == 12 and (tmp_path / "out/run/checkpoint_1.pth").exists()
@@ -218,24 +225,22 @@ def test_a_missing_package_is_told_before_anything_is_read(tmp_path, monkeypatch
     assert not (tmp_path / "out").exists()
 
 
-def test_nobody_logged_in_is_told_once_with_the_remedy_before_anything_is_read(tmp_path):
+def test_nobody_logged_in_is_told_once_with_the_remedy_before_anything_is_read(tmp_path, launch):
     path = golden_config(tmp_path, run=TRACKED)
-    line = command("train.py", "--cfg-path", str(path), processes=2)
     bare = {key: value for key, value in environment().items() if not key.startswith("WANDB_")} | {"HOME": str(tmp_path)}
-    done = subprocess.run(line, cwd=ROOT, env=bare, capture_output=True, text=True, timeout=120, check=False)
+    done = launch("train.py", "--cfg-path", str(path), processes=2, env=bare)
     assert done.returncode == 1 and done.stderr.count("error: run.wandb_log") == 1
     assert "nobody is logged in" in done.stderr and "WANDB_MODE=offline" in done.stderr and "tracking.py" not in done.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_mode_is_a_user_error():
-    code = "from emollama.tracking import require; require()"
-    kept = environment() | {"WANDB_MODE": "ofline"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=kept, capture_output=True, text=True, check=False)
+def test_an_unknown_mode_is_a_user_error(tmp_path, launch):
+    (tmp_path / "program.py").write_text("from emollama.tracking import require; require()")
+    done = launch(str(tmp_path / "program.py"), env=environment() | {"WANDB_MODE": "ofline"})
     assert "UserError: run.wandb_log: Weights & Biases did not start: " in done.stderr
 
 
-def test_tracking_may_be_turned_on_when_a_run_goes_on(tmp_path):
+def test_tracking_may_be_turned_on_when_a_run_goes_on(tmp_path, offline):
     tree = golden_tree(tmp_path)
     first = loaded(tmp_path, tree)
     first.classes["run"](first).train()

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import re
 import signal
-import subprocess
 import sys
+import time
 
 import pytest
-import torch
-from running import ROOT, command, environment, golden_config, rows
+from ranks import HANG, start
+from running import ROOT, golden_config, rows
 
 from emollama.config import load
 from emollama.errors import UserError
@@ -34,13 +32,14 @@ def test_a_folder_that_cannot_be_written_is_refused_by_its_key(tmp_path, trainin
         runner_of(path, training=training)
 
 
-def test_a_start_from_random_values_is_warned_of(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("emollama"), "propagate", True)
+def test_a_start_from_random_values_is_warned_of(tmp_path, caplog):
     runner_of(golden_config(tmp_path, model={"ckpt": None}))
     assert "model.ckpt is null" in caplog.text
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_many_stop_the_run(tmp_path):
+    import torch
+
     path = golden_config(tmp_path, run={"max_skipped_steps": 3}, model={"ckpt": None})
     runner = runner_of(path)
     with torch.no_grad():
@@ -60,26 +59,24 @@ def test_a_loss_that_is_not_finite_is_null_in_files_and_no_mean(tmp_path):
     assert METRICS.get("loss").value(Losses(("a", "b"), (float("nan"), 1.0))) is None
 
 
-def test_an_interrupt_leaves_no_traceback_and_says_how_to_go_on(tmp_path):
-    line = command("train.py", "--cfg-path", str(golden_config(tmp_path, run={"iters_per_epoch": 100_000})))
-    process = subprocess.Popen(
-        line,
-        cwd=ROOT,
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
-    )
-    try:
-        for output in process.stderr:
-            if "[     3/100000]" in output:
-                break
-        os.kill(process.pid, signal.SIGINT)
-        rest = process.stderr.read()
-        assert process.wait(60) == 130
-    finally:
-        process.kill()
-    assert "interrupted" in rest and "Traceback" not in rest
+def test_an_interrupt_leaves_no_traceback_and_says_how_to_go_on(tmp_path, fork_server):
+    started = start("train.py", "--cfg-path", str(golden_config(tmp_path, run={"iters_per_epoch": 100_000})))
+    end = time.monotonic() + HANG
+    while not rows(tmp_path / "out/run/log.jsonl"):
+        assert started.poll() is None and time.monotonic() < end, started.stderr()
+        time.sleep(0.05)
+    started.send_signal(signal.SIGINT)
+    done = started.wait()
+    assert done.returncode == 130
+    assert "interrupted" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_command_prints_one_error_without_a_traceback_and_exits_with_one(tmp_path, launch):
+    path = golden_config(tmp_path, run={"max_epochs": 3})
+    done = launch("train.py", "--cfg-path", str(path))
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == f"error: {path}: unknown key 'run.max_epochs'. Did you mean 'max_epoch'?\n"
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_documented_dataset_of_ones_own_works_as_written(tmp_path, monkeypatch):
@@ -92,5 +89,5 @@ def test_the_documented_dataset_of_ones_own_works_as_written(tmp_path, monkeypat
     own = ["imports=[my_datasets]", "datasets.clips.type=whispering", "datasets.clips.volume=0.25"]
     plain, quiet = (runner_of(path, *extra).datasets["clips"] for path, extra in ((base, []), (scaled, own)))
     rows_of = [dataset.record(0, "emotion", "?").features["audio"] for dataset in (plain, quiet)]
-    assert torch.equal(rows_of[1], rows_of[0] * 0.25)
+    assert rows_of[1].equal(rows_of[0] * 0.25)
     sys.modules.pop("my_datasets")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from helpers import GOLDEN, TRAJECTORY, WORDINGS, loaded
-from running import ROOT, environment, rows
+from running import rows
 
 from emollama import config
 from emollama.errors import UserError
@@ -299,12 +297,19 @@ def test_the_references_keys_give_the_configuration_that_ours_give(tmp_path):
     assert theirs.warnings and not ours.warnings
 
 
-def scripts_in_one_process(*lines):
+SCRIPTS = """
+import json, runpy, sys
+for line in json.loads(sys.argv[1]):
+    sys.argv = line
+    print("=====", file=sys.stderr, flush=True)
+    runpy.run_path(line[0], run_name="__main__")
+"""
+
+
+def scripts_in_one_process(launch, folder, lines):
     """Run command lines of the entry scripts one after the other; returns what each said on standard error."""
-    code = "import json, runpy, sys\nfor line in json.loads(sys.argv[1]):\n    sys.argv = line\n"
-    code += "    print('=====', file=sys.stderr, flush=True)\n    runpy.run_path(line[0], run_name='__main__')\n"
-    line = [sys.executable, "-c", code, json.dumps(lines)]
-    done = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    (folder / "scripts.py").write_text(SCRIPTS)
+    done = launch(str(folder / "scripts.py"), json.dumps(lines))
     assert done.returncode == 0, done.stderr
     return done.stderr.split("=====\n")[1:]
 
@@ -342,7 +347,7 @@ def minigpt_v2_checkpoint(cfg_path, path):
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory):
+def ran(tmp_path_factory, launch):
     """The reference's run and the released files of stage 1, stage 2 and EMER, through the entry scripts."""
     folder = tmp_path_factory.mktemp("predecessors")
     names = real_shapes(folder / "data")
@@ -371,7 +376,7 @@ def ran(tmp_path_factory):
     for name, options in [("reference", as_then), ("stage_1", on_cpu), ("stage_2", on_cpu), ("EMER", short)]:
         script = "eval_emotion_EMER.py" if name == "EMER" else "train.py"
         lines.append([script, "--cfg-path", str(folder / f"{name}.yaml"), "--options", f"run.job_id={name}", *options])
-    return folder / "out", names, dict(zip(texts, scripts_in_one_process(*lines), strict=True))
+    return folder / "out", names, dict(zip(texts, scripts_in_one_process(launch, folder, lines), strict=True))
 
 
 def test_training_from_the_references_keys_follows_the_reference(ran):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 
 import pytest
-import torch
-from running import command, golden_config, kill_after_step, rows, run
+from ranks import start
+from running import golden_config, kill_after_step, rows
 
 from emollama.config import load
 from emollama.errors import UserError
@@ -18,17 +18,17 @@ MODEL = {"lora_dropout": 0.1, "dropout": 0.1}
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(tmp_path_factory, launch):
     """The run left alone, and the one that was killed in the middle of its first epoch and resumed."""
     root = tmp_path_factory.mktemp("resume")
     config = {name: golden_config(root / name, run=SETTINGS, data=DATA, model=MODEL) for name in ("alone", "killed")}
-    done = run("train.py", "--cfg-path", str(config["alone"]))
+    done = launch("train.py", "--cfg-path", str(config["alone"]))
     assert done.returncode == 0, done.stderr
     log = root / "killed/out/run/log.jsonl"
-    kill_after_step(command("train.py", "--cfg-path", str(config["killed"])), log, KILLED_AFTER)
+    kill_after_step(start("train.py", "--cfg-path", str(config["killed"])), log, KILLED_AFTER)
     assert not (log.parent / "checkpoint_0.pth").exists()
     shutil.copytree(log.parent, root / "cut")
-    done = run("train.py", "--cfg-path", str(config["killed"]), "--options", "run.resume_ckpt_path=auto")
+    done = launch("train.py", "--cfg-path", str(config["killed"]), "--options", "run.resume_ckpt_path=auto")
     assert done.returncode == 0, done.stderr
     assert "checkpoint_last.pth" in done.stderr
     return {"alone": root / "alone/out/run", "killed": root / "killed/out/run", "cut": root / "cut"}
@@ -42,6 +42,8 @@ def test_losses_are_bit_identical(folders):
 
 
 def test_final_tensors_and_optimizer_are_bit_identical(folders):
+    import torch
+
     alone, killed = (torch.load(folders[name] / "checkpoint_1.pth", weights_only=True) for name in ("alone", "killed"))
     for name, tensor in alone["model"].items():
         assert torch.equal(tensor, killed["model"][name]), name
@@ -97,8 +99,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(folders, tmp_pat
     assert newest(folder).name in ("checkpoint_last.pth", "checkpoint_0.pth")
 
 
-def test_auto_without_a_checkpoint_starts_fresh_and_says_so(tmp_path):
-    path = golden_config(tmp_path, run={"resume_ckpt_path": "auto", "iters_per_epoch": 1})
-    done = run("train.py", "--cfg-path", str(path))
-    assert done.returncode == 0, done.stderr
-    assert "starting fresh" in done.stderr
+def test_auto_without_a_checkpoint_starts_fresh_and_says_so(tmp_path, caplog):
+    config = load(str(golden_config(tmp_path, run={"resume_ckpt_path": "auto", "iters_per_epoch": 1})))
+    assert config.classes["run"](config).first_step == 0
+    assert "starting fresh" in caplog.text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import logging
 import shutil
 import sys
 
@@ -232,8 +231,7 @@ def test_a_metric_without_anything_to_compare_with_is_refused(tmp_path):
     assert "prompt_layout: train" in refused(tmp_path, training=False, block=upstream)
 
 
-def test_a_judge_with_nothing_to_compare_with_is_warned_of(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("emollama"), "propagate", True)
+def test_a_judge_with_nothing_to_compare_with_is_warned_of(tmp_path, caplog):
     no_captions = {"fine_grained_json_path": None, "task_pool": ["reason_v2"], "judge": {"type": "lexical"}}
     answered(tmp_path / "run", block=no_captions)
     assert "evaluation_datasets.answers.judge: the data has no description to compare with" in caplog.text
@@ -283,8 +281,7 @@ def test_held_out_clips_are_answered_and_not_trained_on(tmp_path):
     assert both[0] and both[1] and not both[0] & both[1] and len(both[0] | both[1]) == 6
 
 
-def test_clips_that_are_trained_on_and_answered_are_warned_of(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("emollama"), "propagate", True)
+def test_clips_that_are_trained_on_and_answered_are_warned_of(tmp_path, caplog):
     for held_out, warned in ((0.0, True), (0.5, False)):
         caplog.clear()
         keys = {"held_out": held_out}
