@@ -21,6 +21,8 @@ from emollama.paths import written_whole
 from emollama.tracking import Tracking
 
 SHOWN_REFERENCES = 2  # of the captions of an image
+# TensorBoard's writer sleeps this long if an interrupt keeps its wake-up call back; the end of the run waits for it.
+FLUSH_SECONDS = 5
 
 
 class TrainingBar(Progress):
@@ -62,7 +64,7 @@ class RunLog:
             with written_whole(path) as file:
                 file.writelines(json.dumps(entry) + "\n" for entry in kept)
             self._file = path.open("a", encoding="utf-8")
-            self._board = SummaryWriter(str(folder), purge_step=first_step)
+            self._board = SummaryWriter(str(folder), purge_step=first_step, flush_secs=FLUSH_SECONDS)
             self._events: Any = self._board.file_writer
 
     def __enter__(self) -> Self:

@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,34 +19,30 @@ import ranks as forks
 from helpers import GOLDEN, golden_tree, loaded, loaded_shipped_configs
 
 from emollama.config import RunConfig
+from emollama.logging import set_up
+
+# Groups of tests that take longest, which xdist therefore starts first; then both workers end at about the same time.
+LONG = (
+    "forks sweep validation minigpt4 report exchange captions doctor predict extraction flickr30k_caption recipes datasets"
+    " online_frames openai_judge media bad_input encoders score_command"
+).split()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tell xdist which tests stay together: those of a file, and all files that fork from the server of tests/ranks.py."""
     forking = {item.path for item in items if {"fork_server", "ranks", "launch"} & set(getattr(item, "fixturenames", ()))}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("forks" if item.path in forking else item.path.name))
+    groups = {item: "forks" if item.path in forking else item.path.stem.removeprefix("test_") for item in items}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    if hasattr(config, "workerinput") and not config.pluginmanager.hasplugin("randomly"):
+        items.sort(key=lambda item: LONG.index(groups[item]) if groups[item] in LONG else len(LONG))
 
 
-class StandardError(logging.StreamHandler):
-    """Writes to the standard error of the moment, which is another one in each test."""
-
-    def __init__(self) -> None:
-        logging.Handler.__init__(self)
-        self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-
-    @property
-    def stream(self) -> Any:
-        """Where to write."""
-        return sys.stderr
-
-
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def package_log() -> None:
-    """The package's log goes to standard error and to ``caplog`` in every test, whichever test sets it up first."""
-    logger = logging.getLogger("emollama")
-    logger.addHandler(StandardError())
-    logger.setLevel(logging.INFO)
+    """The package's log goes to standard error and to ``caplog`` in every test, whatever earlier tests did with it."""
+    set_up(is_main=True)
+    logging.getLogger("emollama").propagate = True
 
 
 @pytest.fixture(scope="session")

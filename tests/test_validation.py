@@ -26,7 +26,7 @@ def tree(folder, *, run=None, block=None, data=None, model=None):
     made["run"] |= TRAINING | (run or {})
     made["model"] |= {"lora_dropout": 0.1} | (model or {})
     made["datasets"]["golden"] |= {"shuffle": True, "task_pool": ["emotion", "reason"]} | (data or {})
-    made["evaluation_datasets"]["answers"] |= {"task_pool": ["emotion", "reason_v2"]} | (block or {})
+    made["evaluation_datasets"]["answers"] |= {"task_pool": ["emotion", "reason_v2"], "max_new_tokens": 4} | (block or {})
     return made
 
 
