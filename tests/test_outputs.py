@@ -32,9 +32,9 @@ def test_a_folder_that_cannot_be_written_is_refused_by_its_key(tmp_path, trainin
         runner_of(path, training=training)
 
 
-def test_a_start_from_random_values_is_warned_of(tmp_path, caplog):
-    runner_of(golden_config(tmp_path, model={"ckpt": None}))
-    assert "model.ckpt is null" in caplog.text
+def test_a_start_from_random_values_is_reported(tmp_path, caplog):
+    runner_of(golden_config(tmp_path, run={"iters_per_epoch": 1}, model={"ckpt": None})).train()
+    assert "none: projections and adapters have random values" in caplog.text
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_many_stop_the_run(tmp_path):
