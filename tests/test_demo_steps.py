@@ -84,3 +84,11 @@ def test_the_next_steps_are_those_of_the_shipped_header_for_the_demos_folder(fol
         assert not re.search(rf"(^|[ =]){default}/", line)
         assert line.startswith(f"{variable}={folder}/other ") == ("--cfg-path" in words)
     assert any(f"{folder}/other/" in line for line in moved)
+
+
+def test_a_demo_in_a_place_that_cannot_be_written_is_refused_before_it_starts(folder):
+    from emollama.demo.run import _emptied
+
+    (folder / "file").touch()
+    with pytest.raises(UserError, match="--folder: cannot write under"):
+        _emptied(folder / "file" / "demo")

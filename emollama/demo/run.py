@@ -29,7 +29,7 @@ from emollama.demo.tiny_projection import make_pretrained
 from emollama.demo.videos import draw_texts, make_videos
 from emollama.errors import UserError
 from emollama.logging import get_logger, set_up
-from emollama.paths import written_whole
+from emollama.paths import require_writable, written_whole
 
 PARTS = ("corpus", "llm", "stage_1", "stage_2", "recognition", "reasoning", "reasoning_stage_1")
 VIDEO_PARTS = ("videos", "unseen", "labels.csv", "llm", "encoders", "clips", "trained")
@@ -127,6 +127,7 @@ def _emptied(root: Path, parts: Sequence[str] = PARTS) -> Path:
     """The folder without these parts of an earlier demo."""
     if root.exists() and any(root.iterdir()) and not (root / MARK).is_file():
         raise UserError(f"--folder: '{root}' holds something that is not a demo. Name another folder.")
+    require_writable(root, "--folder")
     for part in parts:
         if (root / part).is_dir():
             shutil.rmtree(root / part)
