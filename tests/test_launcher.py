@@ -200,11 +200,6 @@ def test_no_place_for_temporary_files(monkeypatch):
         launcher.launch(Namespace(argv=["train"], master_port=None), 2)
 
 
-def test_predict_answers_in_one_process(config, capfd):
-    assert status_of("predict", "--nproc", "2", "--cfg-path", str(config), "--video", "a.mp4") == 1
-    assert "--nproc 2: predict answers in one process" in capfd.readouterr().err
-
-
 # Why workers failed
 
 

@@ -322,6 +322,21 @@ def test_the_command_prints_one_object_a_video(world, capsys):
     assert first["modalities"]["audio"] == {"state": "real", "why": "encoders.hubert"}
 
 
+@pytest.mark.slow
+def test_two_processes_share_the_videos_and_answer_as_one(world, launch, capsys):
+    videos = [str(world / "unseen/happy_1.mp4"), str(world / "unseen/sad_1.mp4"), str(world / "videos/clip_000.mp4")]
+    arguments = ["--cfg-path", str(world / "config.yaml"), "--json", "--video", *videos]
+    done = launch("-m", "emollama", "predict", *arguments, processes=2)
+    assert done.returncode == 0, done.stderr
+    two = [json.loads(line) for line in done.stdout.splitlines()]
+    command(world, *arguments[2:])
+    one = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    shares = [[answer.pop("label_probabilities") for answer in answers] for answers in (one, two)]
+    assert two == one and len(one) == 3
+    for left, right in zip(*shares, strict=True):
+        assert right == pytest.approx(left, abs=1e-5)
+
+
 def command(world, *arguments):
     """Run the command in this process."""
     parser = argparse.ArgumentParser()

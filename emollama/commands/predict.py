@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from emollama.commands.arguments import add_run_arguments
 from emollama.console import aligned, write
-from emollama.launcher import add_launch_arguments
+from emollama.launcher import add_launch_arguments, launch, processes_for
 
 if TYPE_CHECKING:
     from emollama.prediction.answers import Answer
@@ -35,16 +36,20 @@ def run(arguments: argparse.Namespace) -> None:
     """Print what the model was given of each video, and what it answers."""
     from emollama.config import load
     from emollama.errors import UserError
-    from emollama.prediction.answers import predict
 
     if arguments.text is not None and len(arguments.video) > 1:
         raise UserError(f"--text says what is said in one video, and --video names {len(arguments.video)}. Ask one by one.")
-    if (arguments.nproc or arguments.gpus or 1) > 1:
-        option = f"--nproc {arguments.nproc}" if arguments.nproc else f"--gpus {arguments.gpus}"
-        remedy = "Leave it out; to share many videos among processes, use emollama extract, then emollama eval."
-        raise UserError(f"{option}: predict answers in one process. {remedy}")
     config = load(arguments.cfg_path, arguments.options)
-    for answer in predict(config, arguments.video, text=arguments.text, task=arguments.task):
+    processes = processes_for(arguments, config.run.device)
+    if arguments.nproc is None and arguments.gpus is None:
+        processes = min(processes, len(arguments.video))
+    if processes > 1:
+        launch(arguments, processes)
+        return
+    from emollama.prediction.answers import predict
+
+    answers = predict(config, arguments.video, text=arguments.text, task=arguments.task)
+    for answer in answers if int(os.environ.get("RANK", 0)) == 0 else ():
         write(json.dumps(asdict(answer), ensure_ascii=False) + "\n" if arguments.json else _told(answer))
 
 

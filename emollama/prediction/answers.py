@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -65,7 +66,7 @@ class Answer:
 
 
 def predict(config: RunConfig, videos: Sequence[str], *, text: str | None = None, task: str | None = None) -> list[Answer]:
-    """Answer about each video.
+    """Answer about each video. Several processes share the videos; each gets all answers.
 
     Args:
         config: with a model and its checkpoint, ``encoders``, and the block that they are asked by: the first of
@@ -78,22 +79,18 @@ def predict(config: RunConfig, videos: Sequence[str], *, text: str | None = None
         UserError: no such video, or one of which nothing reaches the model; no checkpoint; an unknown task; anything that
             would stop an extraction or an evaluation.
     """
-    set_up(is_main=True)
-    for warning in config.warnings:
-        get_logger().warning("%s", warning)
-    template = find_template(config, task)
-    sources = find_videos(config, videos)
-    require_checkpoint(config.model)
-    for path in checkpoint_paths(config.model.ckpt):  # before videos are encoded, which takes longer
-        checkpoint.read(path, "model.ckpt")
-    sentence = _sentence(template, config, text)
     world = distributed.start(config.run.device)
-    with tempfile.TemporaryDirectory(prefix="emollama-") as folder:
-        made = extract(config, template.slots, sources, Path(folder, "features"), world)
-        asking = template.asking(
-            config, sources, sentence, _folders(template, made, Path(folder)), _linked(sources, Path(folder))
-        )
-        block = next(iter(build_blocks(asking, check=True).values()))
+    set_up(world.is_main)
+    for warning in config.warnings if world.is_main else ():
+        get_logger().warning("%s", warning)
+    template, sources, sentence = world.main_first(lambda: _checked(config, videos, text, task))
+    with ExitStack() as held:
+        # Rank 0 removes the folder after all answers were gathered, when no other rank reads it any more.
+        folder = Path(world.on_main(lambda: held.enter_context(tempfile.TemporaryDirectory(prefix="emollama-"))))
+        made = extract(config, template.slots, sources, folder / "features", world)
+        folders, linked = world.on_main(lambda: (_folders(template, made, folder), _linked(sources, folder)))
+        asking = template.asking(config, sources, sentence, folders, linked)
+        block = world.main_first(lambda: next(iter(build_blocks(asking, check=world.is_main).values())))
         given = {name: _modalities(template, block, name, made) for name in sources}
         _refuse_empty(sources, given)
         rows = {row["name"]: row for row in _rows(asking, template.key, block, world)}
@@ -109,6 +106,18 @@ def predict(config: RunConfig, videos: Sequence[str], *, text: str | None = None
         )
         for video, name in zip(videos, sources, strict=True)
     ]
+
+
+def _checked(
+    config: RunConfig, videos: Sequence[str], text: str | None, task: str | None
+) -> tuple[Template, dict[str, Source], str | None]:
+    """How the videos are asked, name -> video, and what is said in them; everything is checked that can be before encoding."""
+    template = find_template(config, task)
+    sources = find_videos(config, videos)
+    require_checkpoint(config.model)
+    for path in checkpoint_paths(config.model.ckpt):  # before videos are encoded, which takes longer
+        checkpoint.read(path, "model.ckpt")
+    return template, sources, _sentence(template, config, text)
 
 
 def _sentence(template: Template, config: RunConfig, text: str | None) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from emollama.data.clips import safe_name
 from emollama.distributed import World
 from emollama.errors import UserError
 from emollama.extraction.clips import Clips
-from emollama.extraction.jobs import described, planned
+from emollama.extraction.jobs import Job, described, planned
 from emollama.extraction.videos import VideoExtraction
 from emollama.extraction.work import Share
 from emollama.listing import abbreviated
@@ -74,7 +75,7 @@ def extract(config: RunConfig, slots: set[str], sources: dict[str, Source], outp
         slots: those that are wanted; encoders of others do not run.
         sources: the videos.
         output: where the folders of arrays go.
-        world: this process.
+        world: the processes, which share the videos.
 
     Returns:
         The first slot that an encoder's arrays fill -> what it made.
@@ -87,13 +88,29 @@ def extract(config: RunConfig, slots: set[str], sources: dict[str, Source], outp
         return {}
     config = dataclasses.replace(config, encoders=wanted, extraction=_settings(config, str(output)))
     made = {}
-    for job in planned(config, described(config), Clips(sources, []), set()):
-        job.arrays.open(job.manifest)
-        share = Share(job, world)
-        key = f"encoders.{job.label}"
-        share.work(config.classes[key](job.cfg, device=world.device, key=key), config.extraction.num_workers)
-        made[job.slot] = Extracted(key, job.arrays.folder, share.failed)
+    for job in world.on_main(lambda: _opened(config, sources)):
+        failed: dict[str, str] = {}
+        for reasons in world.everywhere(partial(_share, config, job, world)):
+            failed |= reasons
+        made[job.slot] = Extracted(f"encoders.{job.label}", job.arrays.folder, failed)
     return made
+
+
+def _opened(config: RunConfig, sources: dict[str, Source]) -> list[Job]:
+    """What each encoder has to do, with its folder of arrays ready."""
+    jobs = planned(config, described(config), Clips(sources, []), set())
+    for job in jobs:
+        job.arrays.open(job.manifest)
+    return jobs
+
+
+def _share(config: RunConfig, job: Job, world: World) -> dict[str, str]:
+    """Do what this process gets of an encoder's videos; returns why nothing could be made of some."""
+    share, key = Share(job, world), f"encoders.{job.label}"
+    encoder = config.classes[key]
+    made = world.main_first(lambda: encoder(job.cfg, device=world.device, key=key))
+    share.work(made, config.extraction.num_workers)
+    return share.failed
 
 
 def _settings(config: RunConfig, output: str) -> Any:
