@@ -145,6 +145,14 @@ def golden_model(golden_config: RunConfig) -> Any:
     return model.eval()
 
 
+@pytest.fixture(scope="module")
+def no_reports() -> Iterator[None]:
+    """The runs of a module write no report: drawing it takes longer than training the tiny model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("emollama.runners.runner_base.write_report", lambda folder: Path(folder) / "report.html")
+        yield
+
+
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """A copy of the golden data, to be spoiled."""

@@ -12,18 +12,10 @@ from running import GOLDEN, golden_config, rows
 
 from emollama.commands import pack
 from emollama.config import load
-from emollama.runners import runner_base
 
+pytestmark = pytest.mark.usefixtures("no_reports")
 KEYS = {slot: f"{slot}_feature_path" for slot in FOLDERS}
 STEPS, SAVED_AFTER = 16, 5
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_reports():
-    """Runs write no report here: drawing it takes longer than the training."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner_base, "write_report", lambda folder: None)
-        yield
 
 
 def packed(*arguments):
@@ -59,7 +51,7 @@ def losses(folder):
 
 
 @pytest.fixture(scope="module")
-def in_file_order(stores, tmp_path_factory):
+def in_file_order(no_reports, stores, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     return {kind: losses(trained(root / kind, keys)) for kind, keys in stores.items()}
 
