@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from torch import Tensor, nn
 
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
-from emollama.models import llm, llm_weights, upstream
+from emollama.models import upstream
 from emollama.paths import read_text
 
 OWNER = "llama_model."  # the language model within ours; peft's own names begin after it
@@ -103,6 +102,8 @@ def peft_config(adapters: Adapters, *, alpha: float, dropout: float, base: str |
         dropout: of the training, for one who goes on with it.
         base: the language model's folder, if it is known.
     """
+    from peft import LoraConfig
+
     config: dict[str, Any] = LoraConfig(
         r=adapters.rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # peft's own files hold fractions too
@@ -130,6 +131,8 @@ def read_peft_config(path: str) -> dict[str, Any]:
         raise UserError(f"{path} has no key 'peft_type': it is not what peft writes")
     if stored["peft_type"] != "LORA":
         raise UserError(f"{path}: peft_type is {stored['peft_type']}; LORA is what can be read")
+    from peft import LoraConfig
+
     plain = LoraConfig().to_dict()
     extras = [
         f"{key} = {json.dumps(value)}"
@@ -160,6 +163,8 @@ def check_base(folder: str, adapters: Adapters, source: str) -> None:
     Raises:
         UserError: no such folder, or what does not fit, by name.
     """
+    from emollama.models import llm, llm_weights  # here, because they import transformers
+
     targets = target_modules(adapters.layers)
     options = llm_weights.LLMOptions(folder, "lora", adapters.rank, 1, 0.0, targets, None, False)
     try:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer
-
 from emollama.errors import UserError
 
 
@@ -25,6 +23,8 @@ def read_config(path: str) -> Any:
             f"model.llama_model: no folder '{path}' (seen from {os.getcwd()}). Download a Hugging Face causal language model"
             " (config.json, weights, tokenizer) and name its folder."
         )
+    from transformers import AutoConfig
+
     try:
         return AutoConfig.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -47,6 +47,8 @@ def load_tokenizer(path: str) -> Any:
     Raises:
         UserError: the folder has none.
     """
+    from transformers import AutoTokenizer
+
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the data workers are forked
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True)

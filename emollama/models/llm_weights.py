@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
@@ -84,6 +83,8 @@ def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch
         missing = listing(sorted(report["missing_keys"]))
         raise UserError(f"model.llama_model: the weights in '{options.path}' lack tensors, {missing}. Download them again.")
     if quantization:
+        from peft import prepare_model_for_kbit_training
+
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return _prepared(model, options)
 
@@ -92,6 +93,8 @@ def _prepared(model: Any, options: LLMOptions) -> Any:
     model.requires_grad_(options.train == "full")
     if options.train == "lora":
         _check_targets(model, options.lora_targets)
+        from peft import LoraConfig, get_peft_model  # only here: a model without adapters does not need peft
+
         lora = LoraConfig(
             r=options.lora_r,
             lora_alpha=options.lora_alpha,
