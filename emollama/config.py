@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import logging
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -109,6 +110,7 @@ def _merged(given: list[Layer], needs_model: bool = True) -> RunConfig:
     drop_removed(layers)
     for layer in layers:
         check_top_level(layer)
+        logging.getLogger("emollama").debug("configuration layer %s: %s", layer.name, ", ".join(layer.tree) or "empty")
     import_user_modules(layers)
     blocks = list(chosen_blocks(layers, needs_model))
     tree = OmegaConf.create({}, flags={"no_deepcopy_set_nodes": True})

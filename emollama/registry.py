@@ -11,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
@@ -164,6 +166,8 @@ class Components(Mapping[str, Any]):
 
 def _imported(place: str) -> Any:
     module, _, name = place.partition(":")
+    if module not in sys.modules:
+        logging.getLogger("emollama").debug("importing %s", module)
     return getattr(importlib.import_module(module), name)
 
 

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
 from emollama.console import Progress, duration
 from emollama.logging import get_logger, log_metrics
@@ -64,6 +62,8 @@ class RunLog:
             with written_whole(path) as file:
                 file.writelines(json.dumps(entry) + "\n" for entry in kept)
             self._file = path.open("a", encoding="utf-8")
+            from torch.utils.tensorboard import SummaryWriter  # here: ranks that write nothing do not need it
+
             self._board = SummaryWriter(str(folder), purge_step=first_step, flush_secs=FLUSH_SECONDS)
             self._events: Any = self._board.file_writer
 
@@ -97,6 +97,8 @@ class RunLog:
         """
         if not self._enabled:
             return
+        from torch.utils.tensorboard.summary import hparams
+
         experiment, session_start, self._session_end = hparams(dict(values), dict.fromkeys(metrics, 0.0))
         self._events.add_summary(experiment)
         self._events.add_summary(session_start)

@@ -27,9 +27,10 @@ SETTINGS = Verbosity()
 
 def configure(*, quiet: bool = False, verbose: bool = False, debug: bool = False) -> None:
     """Apply ``--quiet``, ``--verbose`` and ``--debug`` to this process."""
+    before = SETTINGS.level
     SETTINGS.level, SETTINGS.debug = verbose - quiet, debug
-    logger = logging.getLogger("emollama")
-    logger.setLevel(log_level(is_main=True) if quiet or verbose else logging.NOTSET)
+    if SETTINGS.level or before:
+        logging.getLogger("emollama").setLevel(log_level(is_main=True) if SETTINGS.level else logging.NOTSET)
     if verbose:
         warnings.simplefilter("default")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +30,12 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
 def apply_output_options(arguments: argparse.Namespace) -> None:
     """Apply the options of :func:`add_output_options` to this process, and remove them from the arguments."""
     given = vars(arguments)
-    configure(**{name: given.pop(name, False) for name in ("quiet", "verbose", "debug")})
+    options = {name: given.pop(name, False) for name in ("quiet", "verbose", "debug")}
+    configure(**options)
+    if options["verbose"]:
+        from emollama.logging import set_up
+
+        set_up(is_main=os.environ.get("RANK", "0") == "0")
 
 
 def add_dry_run(parser: argparse.ArgumentParser) -> None:

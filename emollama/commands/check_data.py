@@ -8,8 +8,7 @@ import json
 from emollama.commands.arguments import add_run_arguments
 from emollama.console import write
 
-NAME = "check-data"
-HELP = "what is wrong with the clips, captions, transcripts and features of a configuration; exits with 1 if anything is"
+HELP = "check the samples, captions, transcripts and features of a configuration; exits with 1 if anything is wrong"
 EXAMPLE = "emollama check-data --cfg-path train_configs/custom.yaml"
 DOCS = "docs/data.md#check-before-you-train"
 

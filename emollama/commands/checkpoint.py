@@ -9,8 +9,7 @@ from typing import Any
 
 from emollama.console import aligned, write
 
-NAME = "checkpoint"
-HELP = "inspect, diff, average, convert checkpoints (PEFT folders, merged models)"
+HELP = "inspect, compare, average and convert checkpoints (PEFT folders, merged models)"
 EXAMPLE = "emollama checkpoint inspect checkpoint_best.pth"
 DOCS = "docs/checkpoints.md"
 SOURCE = "a checkpoint (.pth), a PEFT folder, or a .safetensors file"

@@ -13,8 +13,7 @@ from emollama.console import aligned, write
 if TYPE_CHECKING:
     from emollama.reporting.comparison import Comparison
 
-NAME = "compare"
-HELP = "a table of several runs' metrics, the settings that differ, and a chart of metrics by epoch"
+HELP = "compare runs: metrics, settings that differ, and a chart of metrics by epoch"
 EXAMPLE = "emollama compare checkpoints/run_a checkpoints/run_b"
 DOCS = "docs/evaluation.md#the-report"
 SETTING = 40  # characters of a setting that are shown

@@ -11,7 +11,7 @@ import sys
 
 HELP = "print a completion script for a shell"
 EXAMPLE = "emollama completion bash > ~/.local/share/bash-completion/completions/emollama"
-DOCS = "README.md#more"
+DOCS = "README.md#command-line"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,8 +11,7 @@ from typing import Any
 
 from emollama.commands.arguments import add_run_arguments
 
-NAME = "config"
-HELP = "the resolved configuration, each value with where it came from"
+HELP = "show the resolved configuration, and which layer set each value"
 EXAMPLE = "emollama config show --cfg-path train_configs/custom.yaml"
 DOCS = "docs/configuration.md"
 SHOW = (

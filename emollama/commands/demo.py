@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-NAME = "demo"
-HELP = "both training stages and inference on an invented corpus; or invented videos or captioned drawings to start from"
+HELP = "train and evaluate on an invented corpus, or write invented videos or captioned drawings to start from"
 EXAMPLE = "emollama demo"
 DOCS = "README.md#start"
 

@@ -14,7 +14,7 @@ import emollama
 
 HELP = "print versions, devices and programs, for bug reports"
 EXAMPLE = "emollama env --json"
-DOCS = "README.md#more"
+DOCS = "README.md#command-line"
 
 PACKAGES = [
     *("torch", "transformers", "peft", "numpy", "omegaconf", "tokenizers", "safetensors", "bitsandbytes", "timm", "decord", "av"),

@@ -9,7 +9,6 @@ from pathlib import Path
 from emollama.commands.arguments import add_dry_run, add_run_arguments
 from emollama.launcher import add_launch_arguments, launch, processes_for
 
-NAME = "eval"
 HELP = "answer the blocks under evaluation_datasets and score the answers, in one process or in several"
 EXAMPLE = "emollama eval --cfg-path eval_configs/eval_emotion_EMER.yaml"
 DOCS = "README.md#evaluate"

@@ -7,8 +7,7 @@ import argparse
 from emollama.commands.arguments import add_run_arguments
 from emollama.launcher import add_launch_arguments, launch, processes_for
 
-NAME = "extract"
-HELP = "videos into features, by the encoders of a configuration; goes on where it was stopped"
+HELP = "extract features from videos with the encoders of a configuration; resumes where it stopped"
 EXAMPLE = "emollama extract --cfg-path train_configs/demo_videos.yaml"
 DOCS = "docs/extraction.md#extract"
 WHEN_INTERRUPTED = "stopped; the same command goes on from here"

@@ -13,8 +13,7 @@ from emollama.importers.intake import Intake
 from emollama.importers.labels import BUILT_IN, SKIP, LabelMap, read_label_map
 from emollama.paths import new_folder
 
-NAME = "import"
-HELP = "turn what other projects publish into lists, captions and transcripts"
+HELP = "convert data of other projects into lists, captions and transcripts"
 EXAMPLE = "emollama import mertools labels.npz --split train --output mer"
 DOCS = "docs/data.md#import"
 

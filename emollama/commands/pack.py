@@ -15,8 +15,7 @@ from emollama.console import Progress
 if TYPE_CHECKING:
     from emollama.stores.packing import Report
 
-NAME = "pack"
-HELP = "features into packed or tar shards; an index for tars; a check of packed shards"
+HELP = "pack features into packed or tar shards; index tar shards; check packed shards"
 EXAMPLE = "emollama pack --source features/eva --output features/eva_packed"
 DOCS = "docs/data.md#features"
 

@@ -9,8 +9,7 @@ from dataclasses import asdict
 from emollama.commands.arguments import add_run_arguments
 from emollama.console import write
 
-NAME = "plan"
-HELP = "parameters, memory and tokens of a run, without weights or data"
+HELP = "estimate parameters, memory and tokens of a run, without weights or data"
 EXAMPLE = "emollama plan --cfg-path train_configs/custom.yaml"
 DOCS = "README.md#train"
 

@@ -15,8 +15,7 @@ from emollama.launcher import add_launch_arguments, launch, processes_for
 if TYPE_CHECKING:
     from emollama.prediction.answers import Answer
 
-NAME = "predict"
-HELP = "answer about videos: extract their features, and ask the model as in evaluation"
+HELP = "ask the model about a video: extract its features, and answer as in evaluation"
 EXAMPLE = "emollama predict --cfg-path train_configs/demo_videos.yaml --video clip.mp4"
 DOCS = "docs/extraction.md#ask-about-a-video"
 

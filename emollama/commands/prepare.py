@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from emollama.importers.caption_files import Splits
     from emollama.importers.flickr30k import Collection
 
-NAME = "prepare"
-HELP = "turn Flickr30k as it is published into a caption file a split"
+HELP = "convert Flickr30k as published into one caption file per split"
 EXAMPLE = "emollama prepare flickr30k --annotations results.csv --images images"
 DOCS = "docs/data.md#images-with-captions"
 

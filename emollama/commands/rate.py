@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from emollama.evaluation.agreement import Agreement
     from emollama.evaluation.rating import Key, Ratings
 
-NAME = "rate"
-HELP = "blinded rating sheets for human judges, and filled sheets read back with agreement figures"
+HELP = "write blinded rating sheets for human raters; read filled sheets and report their agreement"
 EXAMPLE = "emollama rate --predictions a.jsonl b.jsonl --truth truth.csv --output sheet.csv"
 DOCS = "docs/evaluation.md#people-as-judges"
 SCALES = """Points from 0 to 10. clue_overlap: how much of the truth's evidence for the emotion (face, voice, words, body) the

@@ -6,7 +6,6 @@ import argparse
 import sys
 from pathlib import Path
 
-NAME = "report"
 HELP = "write result/report.html of a run: curves, scores, sample answers, configuration"
 EXAMPLE = "emollama report checkpoints/run"
 DOCS = "docs/evaluation.md#the-report"

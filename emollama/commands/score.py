@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from emollama.evaluation.scoring import Scoring, TaskScores
     from emollama.evaluation.statistics import Resampling
 
-NAME = "score"
 HELP = "score files of answers side by side, with intervals and paired differences"
 EXAMPLE = "emollama score --predictions a.jsonl b.jsonl --truth truth.csv"
 DOCS = "docs/evaluation.md#score-files-side-by-side"

@@ -7,7 +7,6 @@ import sys
 
 from emollama.commands.arguments import add_judge, judge_block
 
-NAME = "submission"
 HELP = "write the emotion words of answers as a challenge's .npz (filenames, fileitems)"
 EXAMPLE = "emollama submission --predictions answers.jsonl --output submission.npz"
 DOCS = "docs/evaluation.md#score-files-side-by-side"

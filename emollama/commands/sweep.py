@@ -13,8 +13,7 @@ from emollama.commands.arguments import add_run_arguments, pairs
 from emollama.console import write
 from emollama.launcher import add_launch_arguments, launch, processes_for
 
-NAME = "sweep"
-HELP = "evaluate all checkpoints of a run; a table and a chart of the metrics by epoch"
+HELP = "evaluate every checkpoint of a run; write a table and a chart of the metrics by epoch"
 EXAMPLE = "emollama sweep --cfg-path eval_configs/eval_emotion.yaml --run-folder RUN"
 DOCS = "docs/evaluation.md#every-checkpoint-of-a-run"
 WHEN_INTERRUPTED = "stopped; the same command goes on from here"

@@ -9,7 +9,6 @@ from pathlib import Path
 from emollama.commands.arguments import add_dry_run, add_run_arguments
 from emollama.launcher import add_launch_arguments, launch, processes_for
 
-NAME = "train"
 HELP = "train a model, in one process or in several"
 EXAMPLE = "emollama train --cfg-path train_configs/custom.yaml"
 DOCS = "README.md#train"

@@ -1,0 +1,316 @@
+"""The command line: light imports, help, errors, options that every command has, the small commands."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from emollama import __version__, cli
+from emollama.commands import COMMANDS
+from emollama.commands.parser import build_parser, overview
+from emollama.errors import UserError
+from emollama.logging import set_up
+
+ROOT = Path(__file__).parent.parent
+NAMES = [name for name, _, _ in COMMANDS]
+CONFIGURATION = ROOT / "train_configs/custom.yaml"
+
+
+def called(capsys, *arguments):
+    """(exit status, standard output, standard error) of a command in this process."""
+    capsys.readouterr()
+    status = 0
+    try:
+        cli.main([str(argument) for argument in arguments])
+    except SystemExit as ended:
+        status = ended.code or 0
+    return status, *capsys.readouterr()
+
+
+@pytest.fixture(autouse=True)
+def _verbosity():
+    """Each test starts and ends with the normal verbosity."""
+    logger = logging.getLogger("emollama")
+    level = logger.level
+    yield
+    cli.apply_output_options(cli.Parser().parse_args([]))
+    logger.setLevel(level)
+
+
+# Imports
+
+
+@pytest.fixture(scope="module")
+def light(tmp_path_factory):
+    """What tests/workers/light_commands.py found: one process for all commands that import no torch."""
+    folder = tmp_path_factory.mktemp("light")
+    (folder / "work").mkdir()
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    variables = os.environ | {"PYTHONPATH": paths, "EMOLLAMA_DATA": "data", "COLUMNS": "80", "MPLBACKEND": "Agg"}
+    script = ROOT / "tests/workers/light_commands.py"
+    line = [sys.executable, str(script), str(folder / "found.json"), str(CONFIGURATION)]
+    done = subprocess.run(line, cwd=folder / "work", env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "found.json").read_text())
+
+
+def test_commands_without_tensors_import_no_torch(light):
+    assert {name: heavy for name, heavy in light["loaded"].items() if heavy} == {}
+    assert len(light["loaded"]) >= 18
+
+
+def test_these_commands_do_their_work(light):
+    failed = {name: text for name, (status, text) in light["output"].items() if status != (2 if name == "trian" else 0)}
+    assert failed == {}
+    output = {name: text for name, (_, text) in light["output"].items()}
+    assert output[""] == output["--help"]
+    assert output["--version"] == f"emollama {__version__}\n"
+    assert output["reference"] == (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+    assert "run.metric (runner: runner_base)\n  default: null\n" in output["reference run.metric"]
+    assert "every shard as it was written" in output["pack --check packed"]
+
+
+# Help
+
+
+def test_every_command_has_a_line_an_example_and_documentation_in_the_help():
+    text = overview()
+    for name, group, module in COMMANDS:
+        command = importlib.import_module(f"emollama.commands.{module}")
+        assert re.search(rf"^{group}:$", text, re.MULTILINE)
+        assert re.search(rf"^  {name} ", text, re.MULTILINE)
+        assert f"$ {command.EXAMPLE}\n" in text
+        assert command.HELP.split()[0] in text
+
+
+@pytest.mark.parametrize(("name", "module"), [(name, module) for name, _, module in COMMANDS])
+def test_the_example_is_a_valid_command_line(name, module):
+    example = importlib.import_module(f"emollama.commands.{module}").EXAMPLE
+    words = shlex.split(example.partition(" > ")[0])
+    assert words[:2] == ["emollama", name]
+    assert build_parser([name]).parse_args(words[1:]).command == name
+
+
+def anchors(page):
+    """The anchors of a page's headings, as GitHub makes them."""
+    lines = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
+def test_the_documentation_that_the_help_names_exists():
+    wrong = []
+    for _, _, module in COMMANDS:
+        page, _, anchor = importlib.import_module(f"emollama.commands.{module}").DOCS.partition("#")
+        if not (ROOT / page).is_file() or (anchor and anchor not in anchors(ROOT / page)):
+            wrong.append(f"{module}: {page}#{anchor}")
+    assert wrong == []
+
+
+def test_the_help_of_a_command_ends_with_its_example_and_documentation(capsys):
+    status, text, _ = called(capsys, "pack", "--help")
+    assert status == 0
+    assert text.rstrip().endswith("documentation: docs/data.md#features")
+    assert "usage: emollama pack " in text
+    assert "--debug" in text
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("trian --cfg-path x", "emollama: error: unknown command 'trian'. Did you mean 'train'?"),
+        ("chek-data", "emollama: error: unknown command 'chek-data'. Did you mean 'check-data'?"),
+        ("zzzz", "emollama: error: unknown command 'zzzz'."),
+        ("--frob", "emollama: error: unknown option '--frob'."),
+        ("--verion", "emollama: error: unknown option '--verion'. Did you mean '--version'?"),
+        ("train --cfg-pth x", "emollama train: error: unknown option '--cfg-pth'. Did you mean '--cfg-path'?"),
+        ("train --cfg-path x --optoins a.b=1", "unknown option '--optoins'. Did you mean '--options'?"),
+        ("train --cfg-path x --npro=2 --gpuss=1", "unknown option '--gpuss'. Did you mean '--gpus'?"),
+        ("train --cfg-path x -z", "unknown option '-z'."),
+        ("checkpoint inspect a --jsn", "unknown option '--jsn'. Did you mean '--json'?"),
+        ("checkpoint inspct a", "invalid choice: 'inspct'. Did you mean 'inspect'? Choices: inspect, diff, average, convert"),
+        ("pack --source a --output b --to zip", "argument --to: invalid choice: 'zip'. Choices: packed, tar"),
+        ("train", "emollama train: error: the following arguments are required: --cfg-path"),
+        ("report run --quiet --verbose", "not allowed with argument"),
+    ],
+)
+def test_a_wrong_command_line_is_answered_in_one_line_with_the_nearest_name(line, message, capsys):
+    status, out, err = called(capsys, *line.split())
+    first, second = err.splitlines()
+    assert (status, out) == (2, "")
+    assert message in first
+    assert re.fullmatch(r"'emollama( [\w-]+)* --help' lists the (options|commands)\.", second)
+
+
+def test_the_entry_scripts_answer_alike(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.parse_run("Train.", ["--cfg-pth", "x"])
+    assert ended.value.code == 2
+    assert "unknown option '--cfg-pth'. Did you mean '--cfg-path'?" in capsys.readouterr().err
+
+
+def test_an_error_in_this_process_ends_with_its_status_and_not_the_process(capsys):
+    status, out, err = called(capsys, "config", "show", "--cfg-path", "nowhere.yaml")
+    assert (status, out) == (1, "")
+    assert err.startswith("error: --cfg-path: no file 'nowhere.yaml'")
+
+
+# Options that every command has
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_debug_prints_the_traceback_and_the_error_last(place, capsys):
+    line = ["config", "show", "--cfg-path", "nowhere.yaml"]
+    status, _, err = called(capsys, *(["--debug", *line] if place == "before" else [*line, "--debug"]))
+    assert status == 1
+    assert err.startswith("Traceback (most recent call last):")
+    assert err.splitlines()[-1].startswith("error: --cfg-path: no file 'nowhere.yaml'")
+
+
+def test_debug_ends_with_its_command(capsys):
+    called(capsys, "--debug", "reference", "run.metrc")
+    _, _, err = called(capsys, "reference", "run.metrc")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("options", "main", "others"),
+    [
+        ([], logging.INFO, logging.WARNING),
+        (["-q"], logging.WARNING, logging.WARNING),
+        (["--verbose"], logging.DEBUG, logging.WARNING),
+    ],
+)
+def test_quiet_and_verbose_set_the_level_of_the_log_lines(options, main, others, capsys):
+    for line in ([*options, "reference", "run.metric"], ["reference", "run.metric", *options]):
+        assert called(capsys, *line)[0] == 0
+        set_up(is_main=True)
+        assert logging.getLogger("emollama").level == main
+        set_up(is_main=False)
+        assert logging.getLogger("emollama").level == others
+    arguments = cli.parse_run("Train.", ["--cfg-path", "x", *options])
+    assert {"quiet", "verbose", "debug"} & vars(arguments).keys() == set()
+    set_up(is_main=True)
+    assert logging.getLogger("emollama").level == main
+
+
+def test_verbose_prints_debug_messages_and_quiet_hides_what_is_no_warning(capsys, monkeypatch):
+    monkeypatch.setenv("EMOLLAMA_DATA", "data")
+    line = ["config", "show", "--cfg-path", CONFIGURATION]
+    status, shown, err = called(capsys, *line, "-v")
+    assert status == 0
+    assert f"configuration layer {CONFIGURATION}: " in err
+    assert called(capsys, *line, "-q")[1:] == (shown, "")
+
+
+def test_commands_get_no_options_that_are_not_theirs(monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(importlib.import_module("emollama.commands.report"), "run", seen.append)
+    assert called(capsys, "-q", "report", "folder", "--debug")[0] == 0
+    assert {"quiet", "verbose", "debug"} & vars(seen[0]).keys() == set()
+
+
+# Small commands
+
+
+def test_a_key_of_several_components_is_described_once_for_each_text(capsys):
+    _, text, _ = called(capsys, "reference", "batch_size")
+    assert text.startswith("datasets.batch_size (type: custom; type: dfew;")
+    assert "encoders.batch_size (type: mae)\n  default: 32\n" in text
+    _, labelled, _ = called(capsys, "reference", "evaluation_datasets.mine.num_beams")
+    assert labelled.startswith("evaluation_datasets.num_beams (added by task: image_text_pretrain)\n  default: 1\n")
+    _, shared, _ = called(capsys, "reference", "evaluation_datasets.held_out")
+    assert shared.startswith("evaluation_datasets.held_out (type: custom;")
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("run.metrc", " Did you mean 'run.metric'?"),
+        ("metrc", " Did you mean 'run.metric'?"),
+        ("run.zzzzzz", ""),
+        ("model.metric", ""),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_one(key, hint, capsys):
+    status, out, err = called(capsys, "reference", key)
+    assert (status, out) == (1, "")
+    assert err.startswith(f"error: no configuration key '{key}'.{hint}")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_the_completion_knows_every_command_and_its_options(shell, capsys):
+    status, text, _ = called(capsys, "completion", shell)
+    assert status == 0
+    assert [name for name in NAMES if name not in text] == []
+    assert "cfg-path" in text
+    assert "on-problem" in text
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_the_completion_is_a_valid_script(shell, capsys, tmp_path):
+    import shutil
+
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell}")
+    (tmp_path / "script").write_text(called(capsys, "completion", shell)[1])
+    subprocess.run([shell, "-n", str(tmp_path / "script")], check=True)
+
+
+def test_env_reports_versions_devices_and_programs(capsys, monkeypatch):
+    import torch
+
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    status, text, _ = called(capsys, "env", "--json")
+    found = json.loads(text)
+    assert status == 0
+    assert found["emollama"] == __version__
+    assert found["packages"]["torch"] == torch.__version__.partition("+")[0]
+    assert found["torch"]["cuda"] == torch.version.cuda
+    assert len(found["torch"]["devices"]) == torch.cuda.device_count()
+    assert set(found["programs"]) == {"java", "ffmpeg", "nvidia-smi"}
+    _, plain, _ = called(capsys, "env")
+    assert f"emollama: {__version__}\n" in plain
+    assert "  torch: " in plain
+    assert "sk-secret" not in text + plain
+
+
+def test_a_package_or_program_that_is_missing_or_broken_is_reported(monkeypatch, tmp_path, capsys):
+    broken = tmp_path / "java"
+    broken.write_text("#!/nowhere/interpreter\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    _, text, _ = called(capsys, "env", "--json")
+    found = json.loads(text)
+    assert found["torch"]["error"].startswith(("ImportError", "ModuleNotFoundError"))
+    assert found["programs"] == {"java": "does not run: FileNotFoundError", "ffmpeg": None, "nvidia-smi": None}
+
+
+def test_a_user_error_keeps_its_cause_for_debugging():
+    from emollama import entry
+    from emollama.verbosity import SETTINGS
+
+    SETTINGS.debug = True
+    try:
+
+        def fails():
+            try:
+                raise OSError("the disk")
+            except OSError as error:
+                raise UserError("no room") from error
+
+        assert entry.run(fails) == 1
+    finally:
+        SETTINGS.debug = False

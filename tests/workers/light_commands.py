@@ -1,0 +1,91 @@
+"""Run every command that must not import torch, one after another in this process; print those that imported it.
+
+The arguments are the file to write and a folder to work in. The file gets {command: [heavy libraries loaded after it]}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+
+HEAVY = {"torch", "transformers", "peft", "torchvision", "webdataset"}
+LABELS = {"clip_1": "happy", "clip_2": "angry", "clip_3": "sad"}
+
+
+def write_inputs() -> None:
+    """Lists, captions, images, arrays and runs for the commands, in the working folder."""
+    import numpy as np
+    from invented_runs import write_run
+    from PIL import Image
+
+    with open("labels.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("name", "discrete"), *LABELS.items()])
+    Path("truth.csv").write_text("name,label\n" + "".join(f"{name},{label}\n" for name, label in LABELS.items()))
+    Path("words.csv").write_text("name,english\n" + "".join(f"{name},She frowns; she is sad.\n" for name in LABELS))
+    rows = [{"name": name, "task": "emotion", "prediction": "sad", "reference": label} for name, label in LABELS.items()]
+    Path("answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("images").mkdir()
+    captions = []
+    for number in range(2):
+        Image.new("RGB", (8, 8)).save(f"images/{number}.jpg")
+        captions += [f"{number}.jpg| {index}| A grey square." for index in range(5)]
+    Path("results.csv").write_text("image_name| comment_number| comment\n" + "\n".join(captions) + "\n")
+    Path("features").mkdir()
+    for name in LABELS:
+        np.save(f"features/{name}.npy", np.ones((1, 4), np.float32))
+    for name in ("run_a", "run_b"):
+        write_run(Path(name))
+
+
+def commands(configuration: str) -> list[list[str]]:
+    """The command lines."""
+    answers = ["--predictions", "answers.jsonl", "--truth", "truth.csv"]
+    described = ["--predictions", "words.csv", "--truth", "words.csv"]
+    return [
+        [],
+        ["--help"],
+        ["--version"],
+        ["train", "--help"],
+        ["trian"],
+        ["config", "show", "--cfg-path", configuration],
+        ["reference"],
+        ["reference", "run.metric"],
+        ["completion", "bash"],
+        ["import", "mer2024", "labels.csv", "--output", "imported"],
+        ["prepare", "flickr30k", "--annotations", "results.csv", "--images", "images", "--split", "test"],
+        ["pack", "--source", "features", "--output", "packed"],
+        ["pack", "--check", "packed"],
+        ["score", *answers, "--resamples", "100"],
+        ["score", *described, "--judge", "lexical", "--resamples", "100"],
+        ["rate", *described, "--output", "sheet.csv"],
+        ["compare", "run_a", "run_b"],
+        ["report", "run_a"],
+    ]
+
+
+def main() -> None:
+    """Run the commands."""
+    from emollama.cli import main as emollama
+
+    write_inputs()
+    loaded, output = {}, {}
+    for line in commands(sys.argv[2]):
+        text = io.StringIO()
+        status = None
+        with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+            try:
+                emollama(line)
+            except SystemExit as ended:
+                status = ended.code
+        name = " ".join(line)
+        loaded[name] = sorted(HEAVY & sys.modules.keys())
+        output[name] = [status or 0, text.getvalue()]
+    Path(sys.argv[1]).write_text(json.dumps({"loaded": loaded, "output": output}))
+
+
+if __name__ == "__main__":
+    main()
