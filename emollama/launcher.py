@@ -192,7 +192,8 @@ def _signals_restored() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # not one of Python's
+                signal.signal(number, handler)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import torch
 import yaml
 from running import golden_config
 
+from emollama import launcher
 from emollama.cli import main
 from emollama.commands import train as train_command
 from emollama.models import llm_weights
@@ -34,6 +35,7 @@ def no_weights(monkeypatch):
         return build(options, config, dtype=dtype, device=device)
 
     monkeypatch.setattr(llm_weights, "build", built)
+    monkeypatch.setattr(launcher, "visible_gpus", lambda: 0)
     monkeypatch.setattr(train_command, "launch", lambda *_, **__: pytest.fail("--dry-run launches processes"))
 
 

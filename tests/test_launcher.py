@@ -40,6 +40,12 @@ if rank == "1":
 """
 
 
+@pytest.fixture(autouse=True)
+def no_gpus(monkeypatch):
+    """The machine has no GPU, whatever it has."""
+    monkeypatch.setattr(launcher, "visible_gpus", lambda: 0)
+
+
 @pytest.fixture
 def config(tmp_path):
     return golden_config(tmp_path)
@@ -175,8 +181,7 @@ def test_an_output_folder_that_cannot_be_written_is_found_before_the_launch(comm
     assert no_launch == [2]
 
 
-def test_gpus_on_a_machine_without_any(config, no_launch, capfd, monkeypatch):
-    monkeypatch.setattr(launcher, "visible_gpus", lambda: 0)
+def test_gpus_on_a_machine_without_any(config, no_launch, capfd):
     assert status_of("train", "--gpus", "3", "--cfg-path", str(config)) == 1
     assert "--gpus 3: PyTorch sees no GPU" in capfd.readouterr().err
     assert no_launch == []
