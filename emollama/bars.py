@@ -71,6 +71,7 @@ class Display:
         if self._bars is None:
             return
         self._bars.remove_task(bar)
+        self._bars.refresh()
         if not self._bars.tasks:
             self._bars.stop()
             self._bars = None

@@ -18,11 +18,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from emollama import bars, console
+from emollama.config import load
 from emollama.console import Progress, aligned, is_terminal, track, write
 from emollama.demo.environment import FAST, restart_with_fast_settings
 from emollama.distributed import World
 from emollama.logging import get_logger, set_up
 from emollama.run_log import RunLog
+from emollama.runners import summary
 from emollama.verbosity import SETTINGS
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -193,11 +195,12 @@ def test_a_bar_within_a_bar_disappears_before_the_outer_one(terminal):
         with Progress(2, "inner", clock=clock) as inner:
             clock.now = 1.0
             inner.update()
-        clock.now = 2.0
         before = len(terminal())
-        outer.update()
+        bars.display().log("a line", logging.INFO)
         last = ESCAPES.sub("", terminal()[before:])
-    assert "inner" in terminal() and "outer" in last and "inner" not in last
+        clock.now = 2.0
+        outer.update()
+    assert "inner" in terminal() and "a line" in last and "outer" in last and "inner" not in last
 
 
 def test_the_bar_of_training_shows_lavis_figures_below_it(terminal, tmp_path, monkeypatch):
@@ -333,6 +336,19 @@ def test_the_end_names_the_best_checkpoint_the_report_and_the_next_command(train
     assert value_of(messages, "next command") == command
     assert value_of(messages, "TensorBoard") == f"tensorboard --logdir {folder}"
     assert re.fullmatch(r"\d+:\d\d:\d\d", value_of(messages, "total time"))
+
+
+def test_the_command_after_a_shipped_configuration_names_the_next_one_and_the_places_of_this_run(monkeypatch, tmp_path):
+    name = str(ROOT / "train_configs/demo_stage_1.yaml")
+    monkeypatch.setenv("EMOLLAMA_DEMO", "/somewhere/a demo")
+    config = load(name, ["run.job_id=stage_1"])
+    command = summary._next_command(tmp_path, config, tmp_path / "checkpoint_3.pth")
+    options = f"model.ckpt={tmp_path}/checkpoint_3.pth 'paths.root=/somewhere/a demo'"
+    assert command == f"emollama train --cfg-path train_configs/demo_stage_2.yaml --options {options}"
+    monkeypatch.delenv("EMOLLAMA_DEMO")
+    assert "paths" not in summary._next_command(tmp_path, load(name), tmp_path / "checkpoint_3.pth")
+    assert [path for _, path in summary.NEXT.values() if not (ROOT / path).is_file()] == []
+    assert [each for each in summary.NEXT if not (ROOT / "train_configs" / each).is_file()] == []
 
 
 def test_a_resumed_run_says_where_it_resumes(trained):

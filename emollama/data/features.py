@@ -105,7 +105,7 @@ class Features:
     def problems(self, names: Iterable[str], *, all_values: bool = False) -> list[Problem]:
         """What is wrong with the present arrays of these clips: header and size always, values of small ones or of all."""
         names = list(names)
-        with Progress(len(names), f"checking {self.key}", unit="clips") as bar:
+        with Progress(len(names), f"checking {' + '.join(self.slots)}", unit="clips") as bar:
             return self.survey(names, all_values=all_values, advance=bar.update).problems
 
     def survey(self, names: Iterable[str], *, all_values: bool = False, advance: Callable[[int], Any] = int) -> Survey:

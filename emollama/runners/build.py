@@ -100,6 +100,8 @@ def build_models(
     """
     tensors = world.main_first(lambda: checkpoint_tensors(config, precision, resumed, features, training=training))
     cfg, model_class, (sources, allowed) = config.model, config.classes["model"], _sources(config, resumed)
+    if world.is_main:
+        get_logger().info("loading the language model from %s", cfg.llama_model)
     torch.manual_seed(config.run.seed)
     model = model_class(cfg, device=world.device, frozen_dtype=precision.frozen_dtype)
     frozen = {id(value): value for value in [*model.parameters(), *model.buffers()] if not value.requires_grad}

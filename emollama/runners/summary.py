@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -126,7 +127,7 @@ def _samples(datasets: Mapping[str, ClipDataset], blocks: Mapping[str, Block]) -
 def training_steps(cfg: Any, split: Split, first_step: int) -> Rows:
     """The number of steps, what a step consists of, and where a resumed run begins."""
     total = cfg.max_epoch * cfg.iters_per_epoch
-    counted = f"{total:,} ({cfg.max_epoch} epochs x {cfg.iters_per_epoch:,} iterations)"
+    counted = f"{total:,} ({cfg.max_epoch} epoch{'s' * (cfg.max_epoch > 1)} x {cfg.iters_per_epoch:,} iterations)"
     parts = f"{_processes(split.world)} x {split.accumulate} accumulated x micro-batch of {split.batch_size}"
     rows = [("steps", counted), ("samples per step", f"{split.global_batch} ({parts})")]
     if first_step:
@@ -178,7 +179,16 @@ def _next_command(folder: Path, config: RunConfig, checkpoint: Path) -> str:
     if own is None and not (config.evaluation_datasets or any(getattr(cfg, "held_out", 0) for cfg in config.datasets.values())):
         return f"emollama checkpoint inspect {shlex.quote(str(checkpoint))}"
     command, path = own or ("eval", str(folder / "config.yaml"))
-    paths = config.plain()["paths"] if own else {}
-    options = [f"paths.{key}={value}" for key, value in paths.items() if config.sources.get(f"paths.{key}") == "--options"]
-    line = ["emollama", command, "--cfg-path", path, "--options", f"model.ckpt={checkpoint}", *options]
+    line = ["emollama", command, "--cfg-path", path, "--options", f"model.ckpt={checkpoint}", *_path_options(config)]
     return " ".join(map(shlex.quote, line))
+
+
+def _path_options(config: RunConfig) -> list[str]:
+    """Options for the paths that this run has from ``--options`` or from a variable of its environment."""
+    resolved = config.resolved().get("paths", {})
+    options = []
+    for key, value in config.plain().get("paths", {}).items():
+        variables = re.findall(r"\$\{oc\.env:(\w+)", str(value))
+        if config.sources.get(f"paths.{key}") == "--options" or any(name in os.environ for name in variables):
+            options.append(f"paths.{key}={resolved[key]}")
+    return options
