@@ -248,11 +248,14 @@ def test_recognition_keeps_the_blocks_whose_data_is_there(data):
 
 
 def test_emer_takes_the_published_table(data):
-    write_table(data / "EMER/emer.csv", ["names", "emotions", "subtitles", "reasons"], [["clip_0", "sad", "Oh", "It is sad"]])
+    write_table(
+        data / "EMER/emer.csv", ["names", "emotions", "subtitles", "reasons"], [["clip_0", "sad, tired", "Oh", "It is sad"]]
+    )
     write_features(data / "EMER", ["clip_0"])
     config = loaded("emer")
     assert config.evaluation_datasets["emer"].dataset.annotation_file == "emer.csv"
     assert config.evaluation_datasets["emer"].dataset.transcription_path is None
+    assert "tired" not in Path("emer.yaml").read_text()  # labels matter to the task emotion alone
 
 
 def test_custom_takes_a_table_and_names_its_columns(data):
@@ -262,6 +265,13 @@ def test_custom_takes_a_table_and_names_its_columns(data):
     assert config.datasets.keys() == {"custom"}
     assert config.datasets["custom"].columns == {"emotion": "label"}
     assert config.datasets["custom"].task_pool == ["emotion"]
+
+
+def test_a_table_without_answers_is_marked(data):
+    write_table(data / "custom/clips.csv", ["name", "sentence"], [["clip_0", "Hello"]])
+    write_features(data / "custom", ["clip_0"])
+    run("custom")
+    assert "task_pool" in missing("custom")
 
 
 def test_custom_is_mixed_with_merr_where_it_is_there(data):

@@ -109,12 +109,18 @@ def _columns(draft: Draft, block: Block, table: ClipFile) -> None:
     if renamed:
         draft.have(f"{block.path}.columns", renamed, "columns of the table that have other names")
     tasks = [task for task, column in (("emotion", emotion), ("reason", reason)) if column is not None]
-    draft.have(f"{block.path}.task_pool", tasks, f"the table has the columns {', '.join(table.columns)}")
+    note = f"the table has the columns {', '.join(table.columns)}"
+    if tasks:
+        draft.have(f"{block.path}.task_pool", tasks, note)
+    else:
+        draft.lack(f"{block.path}.task_pool", note, "add a column emotion or reason")
 
 
 def _labels(draft: Draft, block: Block, listed: ClipFile) -> None:
     if block.type == "dfew" or f"{block.path}.preset" in draft.text or not listed.labels:
         return
+    if "emotion" not in _tasks(draft, block):
+        return  # labels matter to that task alone
     labels = [label for label, _ in listed.labels.most_common()]
     key = f"{block.path}.labels"
     if key in draft.text or not {*labels} <= {*LABELS}:
