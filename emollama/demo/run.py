@@ -10,7 +10,6 @@ import json
 import re
 import shlex
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from emollama.console import aligned, write
 from emollama.data.clips import read_annotations
 from emollama.demo.corpus import EMOTIONS, make_corpus
 from emollama.demo.drawing_captions import draw_texts as draw_texts_of_scenes
@@ -72,7 +72,7 @@ def run_demo(folder: str, *, seed: int, processes: int, corpus_only: bool = Fals
     path = root / "figures.json"
     with written_whole(path) as file:
         json.dump(figures, file, indent=2)
-    sys.stdout.write(_table(figures, root) + f"\n{path.resolve()}\n")
+    write(_table(figures, root) + f"\n{path.resolve()}\n")
 
 
 def make_videos_demo(folder: str, *, seed: int) -> None:
@@ -120,7 +120,7 @@ def make_flickr_demo(folder: str, *, seed: int) -> None:
 
 
 def _print_next(config: str, place: Place) -> None:
-    sys.stdout.write("\n".join(["", "Next:", *(f"  {line}" for line in next_steps(config, place))]) + "\n")
+    write("\n".join(["", "Next:", *(f"  {line}" for line in next_steps(config, place))]) + "\n")
 
 
 def _emptied(root: Path, parts: Sequence[str] = PARTS) -> Path:
@@ -171,7 +171,7 @@ def _table(figures: dict[str, Any], root: Path) -> str:
         ("unseen clips", str(figures["clips"])),
         ("seconds", f"{figures['seconds']:.0f}"),
     ]
-    places = [
+    places: list[tuple[str, Path | str]] = [
         ("corpus (synthetic)", root / "corpus"),
         ("tiny Llama", root / "llm"),
         ("checkpoints, logs, TensorBoard", root / "stage_1"),
@@ -179,6 +179,7 @@ def _table(figures: dict[str, Any], root: Path) -> str:
         ("predictions, scores, report", root / "recognition/result"),
         ("", root / "reasoning/result"),
     ]
-    lines = [f"{name:<48}{value:>8}" for name, value in rows]
     following = f"next, train on it with settings of your own: emollama init stage1 --data {shlex.quote(str(root))}"
-    return "\n".join(["", *lines, "", *(f"{name:<32}{place}" for name, place in places), "", following, ""])
+    places.append(("TensorBoard of all runs", f"tensorboard --logdir {shlex.quote(str(root))}"))
+    tables = [*aligned(rows), "", *aligned([(name, str(place)) for name, place in places], left=(0, 1))]
+    return "\n".join(["", *tables, "", following, ""])
