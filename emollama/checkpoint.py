@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from emollama.checkpoint_files import other_architecture, require_checkpoint_file
 from emollama.errors import UserError
 from emollama.listing import listing
 from emollama.optim import trainable
@@ -95,8 +96,7 @@ def read(path: str, key: str) -> dict[str, Any]:
     Raises:
         UserError: missing, truncated, changed since it was written, or carrying anything but tensors and plain values.
     """
-    if not PATHS.isfile(path):
-        raise UserError(f"{key}: no file '{path}'. Correct the path.")
+    require_checkpoint_file(path, key)
     if is_intact(path) is False:
         raise UserError(f"{key}: {path} is not what was written: its SHA-256 differs from {path}.sha256. Use another checkpoint.")
     try:
@@ -144,8 +144,8 @@ def load_trainable(
     """Copy stored tensors into the model's trained parameters.
 
     Args:
-        model: names its own exceptions (``stored_name``, ``unused_names``, ``absent_together``), and the keys that its
-            shapes depend on (``shape_keys``).
+        model: names its own exceptions (``stored_name``, ``unused_names``, ``absent_together``), the keys that its
+            shapes depend on (``shape_keys``), and its ``model.arch`` (``architecture``).
         stored: name in the file -> tensor.
         path: the file, for messages.
         allow_missing: globs of trained tensors that may be absent.
@@ -172,7 +172,7 @@ def load_trainable(
     missing = [name for name in missing if name not in allowed]
     if allowed:
         notes.append(f"{path}: not in the file, initialised as ckpt_allow_missing says: {listing(sorted(allowed))}")
-    _refuse(path, wanted, stored, (missing, sorted({*unexpected} - {*aside})), naming.shape_keys)
+    _refuse(path, wanted, stored, (missing, sorted({*unexpected} - {*aside})), naming)
     if not dry:
         with torch.no_grad():
             for name, parameter in wanted.items():
@@ -182,7 +182,7 @@ def load_trainable(
 
 
 def _refuse(
-    path: str, wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor], names: tuple[list[str], list[str]], shape_keys: str
+    path: str, wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor], names: tuple[list[str], list[str]], naming: Any
 ) -> None:
     missing, unexpected = names
     problems = []
@@ -196,9 +196,9 @@ def _refuse(
         if name in stored and stored[name].shape != parameter.shape
     ]
     if shapes:
-        problems.append(f"tensors of another shape (are {shape_keys} the same?), {listing(shapes)}")
+        problems.append(f"tensors of another shape (are {naming.shape_keys} the same?), {listing(shapes)}")
     if problems:
-        raise UserError(f"checkpoint {path}: {'; '.join(problems)}")
+        raise UserError(f"checkpoint {path}: {other_architecture(wanted, stored, naming.architecture)}{'; '.join(problems)}")
 
 
 def mean(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from omegaconf.errors import InterpolationResolutionError, KeyValidationError, M
 from emollama import predecessors
 from emollama.blocks import Block, chosen_blocks
 from emollama.errors import UserError
+from emollama.key_hints import key_hint, top_level_hint
 from emollama.layers import (
     GROUPS,
     TOP_LEVEL,
@@ -109,7 +110,7 @@ def _merged(given: list[Layer], needs_model: bool = True) -> RunConfig:
     layers = [predecessors.translated(layer) for layer in given]
     drop_removed(layers)
     for layer in layers:
-        check_top_level(layer)
+        check_top_level(layer, top_level_hint)
         logging.getLogger("emollama").debug("configuration layer %s: %s", layer.name, ", ".join(layer.tree) or "empty")
     import_user_modules(layers)
     blocks = list(chosen_blocks(layers, needs_model))
@@ -118,7 +119,7 @@ def _merged(given: list[Layer], needs_model: bool = True) -> RunConfig:
         OmegaConf.update(tree, name, merged_plain(layers, name), force_add=True)
     for block in blocks:
         for layer in _block_layers(block, layers):
-            _merge_layer(block, layer)
+            _merge_layer(block, layer, blocks)
         OmegaConf.update(tree, block.path, block.node, force_add=True)
     return _resolved(tree, blocks, layers)
 
@@ -146,13 +147,28 @@ def _read_yaml(path: str) -> dict[str, Any]:
 
 
 def _read_options(options: list[str]) -> dict[str, Any]:
-    for option in options:
+    for place, option in enumerate(options):
         if "=" not in option or option.startswith("="):
-            raise UserError(f"--options: '{option}' is not of the form a.b=c")
+            written = _assignment(options, place)
+            raise UserError(f"--options: '{option}' is not of the form a.b=c. Write {written}, without spaces around '='.")
     try:
         return typing.cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.from_dotlist(options), resolve=False))
     except Exception as error:
         raise UserError(f"--options: {error}") from None
+
+
+def _assignment(options: list[str], place: int) -> str:
+    """The pair ``a.b=c`` that was probably meant by the option at a place and those beside it."""
+    begin = place - 1 if place and (options[place - 1].endswith("=") or options[place].startswith("=")) else place
+    key, *rest = [options[begin].strip("=:- "), *options[begin + 1 : begin + 3]]
+    if options[begin].startswith("="):
+        return f"a.b={key}"
+    if ":" in key:
+        key, _, value = key.partition(":")
+    else:
+        values = [text.strip("=") for text in rest if text.strip("=")]
+        value = values[0] if values and "=" not in values[0] else "VALUE"
+    return f"{key}={value}"
 
 
 def _block_layers(block: Block, layers: list[Layer]) -> Iterator[Layer]:
@@ -188,7 +204,7 @@ def _structured(config_classes: tuple[type, ...], selectors: tuple[tuple[str, st
     return typing.cast("DictConfig", OmegaConf.structured(dataclasses.make_dataclass("Block", fields, kw_only=True)))
 
 
-def _merge_layer(block: Block, layer: Layer) -> None:
+def _merge_layer(block: Block, layer: Layer, blocks: list[Block]) -> None:
     known = [str(key) for key in block.node]
     values: dict[str, Any] = {}
     for name, value in layer.tree.items():
@@ -197,7 +213,7 @@ def _merge_layer(block: Block, layer: Layer) -> None:
         if name not in known:
             words = predecessors.WITHOUT_EFFECT[block.kind].get(name)
             if words is None:
-                hint = did_you_mean(written.rpartition(".")[2], [*known, *predecessors.old_names(block.kind)])
+                hint = key_hint(written.rpartition(".")[2], block, blocks)
                 raise UserError(f"{layer.name}: unknown key '{block.path}.{written}'.{hint}")
             block.without_effect[f"{block.path}.{written}"] = words
             continue

@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from emollama.errors import UserError
-from emollama.registry import did_you_mean
 
 TOP_LEVEL = ("imports", "paths", "model", "encoders", "datasets", "evaluation_datasets", "extraction", "run")
 GROUPS = ("encoders", "datasets", "evaluation_datasets")  # of labelled blocks
@@ -60,11 +59,16 @@ def drop_removed(layers: list[Layer]) -> None:
                         given.pop(label, None)
 
 
-def check_top_level(layer: Layer) -> None:
-    """Refuse unknown blocks, values that are no blocks, and labels that cannot name files; an empty block becomes {}."""
+def check_top_level(layer: Layer, hint: Callable[[str], str]) -> None:
+    """Refuse unknown blocks, values that are no blocks, and labels that cannot name files; an empty block becomes {}.
+
+    Args:
+        layer: in our names.
+        hint: gives the sentence for an unknown key, with a leading space.
+    """
     for key, value in layer.tree.items():
         if key not in TOP_LEVEL:
-            raise UserError(f"{layer.name}: unknown key '{key}'.{did_you_mean(key, TOP_LEVEL)} Known: {', '.join(TOP_LEVEL)}")
+            raise UserError(f"{layer.name}: unknown key '{key}'.{hint(str(key))} Known: {', '.join(TOP_LEVEL)}")
         if value is None:
             layer.tree[key] = [] if key == "imports" else {}
         elif key == "imports" and not isinstance(value, list):
@@ -75,8 +79,10 @@ def check_top_level(layer: Layer) -> None:
         for label, value in layer.tree.get(group, {}).items():
             if not isinstance(value, dict):
                 raise UserError(f"{layer.name}: '{group}.{label}' is a block of keys, not {value!r}")
-            if not re.fullmatch(r"[\w-]+", str(label)):
-                raise UserError(f"{layer.name}: the label '{label}' under '{group}' names files: letters, digits, _ and - only")
+            if not re.fullmatch(r"[\w+-]+", str(label)):
+                raise UserError(
+                    f"{layer.name}: the label '{label}' under '{group}' names files: letters, digits, _, + and - only"
+                )
 
 
 def import_user_modules(layers: list[Layer]) -> None:

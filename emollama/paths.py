@@ -39,12 +39,63 @@ class _Paths:
 PATHS = _Paths()
 
 PACKAGE = Path(__file__).parent
+DATA_VARIABLE = "EMOLLAMA_DATA"  # names the folder that the shipped configurations call paths.root
 SHIPPED = ("train_configs", "eval_configs")  # folders of configurations that the package contains
 
 
 def join(root: str | None, path: str) -> str:
     """``path`` seen from ``root``; an absolute path, a URL, or no root leaves it as it is."""
     return os.path.join(root, path) if root and "://" not in path else path
+
+
+def data_folder_hint(path: str | os.PathLike[str]) -> str:
+    """A sentence (with a leading space) about EMOLLAMA_DATA for a path below that folder; "" for any other path.
+
+    The shipped configurations take ``paths.root`` from that variable, and ``data`` where it is not set.
+    """
+    root = os.environ.get(DATA_VARIABLE)
+    if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root or "data")):
+        return ""
+    if not root:
+        return (
+            f" {DATA_VARIABLE}, the environment variable with the folder of your data, is not set, so it is 'data' in the working"
+            f" folder. Set it: export {DATA_VARIABLE}=FOLDER."
+        )
+    missing = "" if os.path.isdir(root) else ", which does not exist"
+    return f" The folder of your data is '{root}'{missing}: the environment variable {DATA_VARIABLE} names it."
+
+
+def not_found(key: str, path: str | os.PathLike[str], remedy: str = "Correct the path.", *, what: str = "file") -> UserError:
+    """The error for a path that does not exist.
+
+    Args:
+        key: the option or configuration key that named the path.
+        path: the path.
+        remedy: a sentence.
+        what: file or folder.
+    """
+    return UserError(f"{key}: no {what} '{os.fspath(path)}' (seen from {os.getcwd()}).{data_folder_hint(path)} {remedy}")
+
+
+def require_folder(path: str, key: str, remedy: str = "Correct the path.") -> str:
+    """The path, if it is a folder.
+
+    Raises:
+        UserError: naming the configuration key.
+    """
+    if not PATHS.isdir(path):
+        raise not_found(key, path, remedy, what="folder")
+    return path
+
+
+def require_language_model(path: str) -> str:
+    """The path, if it is a folder.
+
+    Raises:
+        UserError: it is not; the message says what the folder of ``model.llama_model`` holds.
+    """
+    text = "Download a Hugging Face causal language model (config.json, weights, tokenizer) and name its folder."
+    return require_folder(path, "model.llama_model", text)
 
 
 def require_file(path: str, key: str) -> str:
@@ -54,7 +105,7 @@ def require_file(path: str, key: str) -> str:
         UserError: naming the configuration key.
     """
     if not PATHS.isfile(path):
-        raise UserError(f"{key}: no file '{path}' (seen from {os.getcwd()}). Correct the path.")
+        raise not_found(key, path)
     return path
 
 
@@ -98,17 +149,6 @@ def _log_copy(path: str, copy: Path) -> None:
         logger.info("%s", text)
     elif logger.level <= logging.INFO and "EMOLLAMA_LAUNCHER" not in os.environ:  # --quiet; the launcher has printed it
         sys.stderr.write(f"{text}\n")
-
-
-def require_folder(path: str, key: str) -> str:
-    """The path, if it is a folder.
-
-    Raises:
-        UserError: naming the configuration key.
-    """
-    if not os.path.isdir(path):
-        raise UserError(f"{key}: no folder '{path}' (seen from {os.getcwd()}). Correct the path.")
-    return path
 
 
 def read_text(path: str) -> str:

@@ -204,7 +204,7 @@ def saved(folder, content, name="checkpoint_0.pth"):
 
 
 def test_an_absent_file_names_the_key():
-    assert refusal(checkpoint.read, "none.pth", "model.ckpt") == "model.ckpt: no file 'none.pth'. Correct the path."
+    assert refusal(checkpoint.read, "none.pth", "model.ckpt").startswith("model.ckpt: no file 'none.pth' (seen from ")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])

@@ -219,7 +219,7 @@ def test_a_label_may_hold_dashes_and_digits(tmp_path):
         ("run.max_epoch=0", "run: max_epoch is 0"),
         ("datasets.feature_face_caption.batch_size=0", "datasets.feature_face_caption: batch_size is 0"),
         ("datasets.feature_face_caption.sample_ratio=.nan", "datasets.feature_face_caption: sample_ratio is nan"),
-        ("datasets.feature_face_caption.exclude_labels=[joy]", "exclude_labels: 'joy' is not among labels"),
+        ("datasets.feature_face_caption.label_map={glad: joy}", "label_map: 'joy' is not among labels"),
     ],
 )
 def test_a_value_out_of_range_names_its_block_and_key(tmp_path, option, said):
@@ -262,7 +262,7 @@ def test_a_block_of_the_wrong_kind_is_named(tmp_path, tree):
 
 @pytest.mark.parametrize("option", ["run.max_epoch", "=3", "run.max_epoch:3", "--run.max_epoch"])
 def test_an_option_that_is_no_assignment_is_quoted(tmp_path, option):
-    assert refusal(tmp_path, small(), option) == f"--options: '{option}' is not of the form a.b=c"
+    assert refusal(tmp_path, small(), option).startswith(f"--options: '{option}' is not of the form a.b=c. Write ")
 
 
 @pytest.mark.parametrize("option", ["run=3", "run.max_epoch.deep=3", "run.max_epoch=[1", "run..max_epoch=1"])

@@ -433,7 +433,9 @@ def test_what_is_cut_is_what_a_run_would_cut_to_the_token(checked, tree, tmp_pat
 def test_without_the_language_model_lengths_are_estimated_and_cuts_are_notes(checked, tree, tmp_path):
     tree["model"]["llama_model"] = str(tmp_path / "not downloaded yet")
     report = checked("model.max_txt_len=10")
-    assert report.of_level("problem") == [] and not any(lengths.exact for lengths in report.blocks[0].lengths)
+    assert [found.kind for found in report.of_level("problem")] == ["model"] and not any(
+        lengths.exact for lengths in report.blocks[0].lengths
+    )
     assert "lengths are estimated" in texts(report, "note") and "not downloaded yet" in texts(report, "note")
     assert len(found(report, "answers cut", "note")) == 6
     assert "tokens, estimated" in text_of(report)

@@ -2,12 +2,46 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
+import pytest
+import torch
+from helpers import GOLDEN, golden_block, golden_tree, loaded, write
+from torch import nn
+
+from emollama import checkpoint, distributed
+from emollama.commands import check_data, score
+from emollama.config import load
+from emollama.doctor.check import check
+from emollama.doctor.report import text_of
+from emollama.errors import UserError
+from emollama.evaluation.answers import Answer
 from emollama.listing import LINES, abbreviated, listing
+from emollama.models.minigpt4 import MiniGPT4
+from emollama.paths import require_file, require_folder
+from emollama.runners.build import build_datasets, missing_files, training_blocks
+from emollama.runners.evaluation import Outcome, build_blocks
+from emollama.runners.run_config import RunnerConfig
+from emollama.runners.validation import Validation
 
 NAMES = [f"clip_{number:05}" for number in range(28_618)]
+
+
+def refusal(call, *args, **kwargs):
+    with pytest.raises(UserError) as error:
+        call(*args, **kwargs)
+    return str(error.value)
+
+
+def refused(tmp_path, *options, tree=None):
+    """What the configuration's loader says."""
+    return refusal(loaded, tmp_path, tree or golden_tree(tmp_path), *options)
 
 
 def file_in(message):
@@ -44,3 +78,354 @@ def test_without_a_cache_folder_the_message_names_no_file(tmp_path, monkeypatch)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert abbreviated(NAMES).endswith("clip_00009, ... and 28,608 more")
+
+
+@pytest.fixture
+def twelve(corpus):
+    """The golden corpus with each of its six clips twice."""
+    path = corpus / "MERR_coarse_grained.txt"
+    rows = path.read_text().splitlines()
+    path.write_text("".join(f"{row}\nagain_{row}\n" for row in rows))
+    for array in list(corpus.rglob("*.npy")):
+        shutil.copyfile(array, array.with_name(f"again_{array.name}"))
+    return corpus
+
+
+@pytest.fixture
+def spoiled(tmp_path, twelve):
+    """A configuration whose 12 clips each lack an array and have an unusable one."""
+    for path in (twelve / "HL-UTT").glob("*.npy"):
+        path.unlink()
+    for path in (twelve / "mae_340_UTT").glob("*.npy"):
+        np.save(path, np.full(1024, np.nan, np.float32))
+    return golden_tree(tmp_path, twelve)
+
+
+def test_a_run_that_cannot_start_lists_ten_problems_and_writes_only_the_file_with_all(tmp_path, spoiled):
+    config = loaded(tmp_path, spoiled)
+    text = refusal(build_datasets, config, training_blocks(config), training=True, check=True)
+    first, *lines = text.split(LINES)
+    everything = file_in(lines[-1])
+    assert first == "the data cannot be used:" and len(lines) == 11 < len(everything)
+    assert everything[:10] == lines[:10]
+    assert not (tmp_path / "out").exists()
+
+
+def test_check_data_abbreviates_lists_in_its_text_and_has_all_names_under_json(tmp_path, spoiled):
+    del spoiled["evaluation_datasets"]
+    report = check(loaded(tmp_path, spoiled))
+    [missing] = [finding for finding in report.plain()["findings"] if finding["kind"] == "missing features"]
+    assert len(missing["clips"]) == 12
+    line = next(line for line in text_of(report).splitlines() if "no array in" in line)
+    assert "12: " in line and "... and 2 more (all of them: " in line and missing["clips"][11] not in line
+    assert file_in(line) == list(missing["clips"])
+
+
+def test_unknown_labels_are_abbreviated_and_complete_under_json(tmp_path, twelve):
+    path = twelve / "MERR_coarse_grained.txt"
+    rows = [row.split() for row in path.read_text().splitlines()]
+    path.write_text("".join(" ".join([row[0], row[1], "glad", *row[3:]]) + "\n" for row in rows))
+    tree = golden_tree(tmp_path, twelve)
+    del tree["evaluation_datasets"]
+    [finding] = [found for found in check(loaded(tmp_path, tree)).plain()["findings"] if found["kind"] == "label"]
+    assert len(finding["details"]) == len(rows) == 12 and "... and 2 more" in finding["text"]
+
+
+# Keys
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("run.dropout=0.1", "model.dropout"),
+        ("run.lora_r=8", "model.lora_r"),
+        ("model.max_epoch=3", "run.max_epoch"),
+        ("run.task_pool=reason", "datasets.golden.task_pool"),
+        ("model.batch_size=2", "datasets.golden.batch_size"),
+        ("datasets.golden.max_new_tokens=5", "evaluation_datasets.answers.max_new_tokens"),
+        ("evaluation_datasets.answers.init_lr=1", "run.init_lr"),
+        ("run.videos=x", "extraction.videos"),
+        ("run.img_size=448", "model.image_size"),
+        ("run.ann_path=x", "datasets.golden.annotation_file"),  # a name of the predecessors
+        ("model.save_path=x", "run.output_dir"),
+        ("max_epoch=3", "run.max_epoch"),
+        ("lora_rank=3", "model.lora_r"),
+        ("save_path=x", "run.output_dir"),
+        ("modell.arch=minigpt_v2", "model"),
+    ],
+)
+def test_a_key_in_the_wrong_block_points_to_the_right_one(tmp_path, option, meant):
+    key = option.partition("=")[0]
+    text = refused(tmp_path, option)
+    written = key if key.partition(".")[0] in ("run", "model", "datasets", "evaluation_datasets") else key.partition(".")[0]
+    assert text.startswith(f"--options: unknown key '{written}'. Did you mean '{meant}'?")
+
+
+def test_a_key_of_the_own_block_is_preferred_to_a_similar_one_elsewhere(tmp_path):
+    assert refused(tmp_path, "run.max_epochs=3").endswith("Did you mean 'max_epoch'?")
+
+
+def test_a_predecessors_key_without_effect_is_named_with_its_block(tmp_path):
+    text = refused(tmp_path, "model.use_dist_eval_sampler=True")
+    assert "'run.use_dist_eval_sampler' would have no effect either: " in text
+
+
+def test_a_key_that_resembles_nothing_has_no_suggestion(tmp_path):
+    assert refused(tmp_path, "run.zzzz=1").endswith("unknown key 'run.zzzz'.")
+
+
+# --options
+
+
+@pytest.mark.parametrize(
+    ("options", "meant"),
+    [
+        (["run.max_epoch", "3"], "run.max_epoch=3"),
+        (["run.seed=1", "run.max_epoch", "=", "3"], "run.max_epoch=3"),
+        (["run.max_epoch=", "3"], "run.max_epoch=3"),
+        (["run.max_epoch", "=3"], "run.max_epoch=3"),
+        (["run.max_epoch:3"], "run.max_epoch=3"),
+        (["--run.max_epoch", "3"], "run.max_epoch=3"),
+        (["run.max_epoch", "run.seed=1"], "run.max_epoch=VALUE"),
+        (["run.max_epoch"], "run.max_epoch=VALUE"),
+        (["=3"], "a.b=3"),
+    ],
+)
+def test_an_option_without_its_equals_sign_is_shown_in_its_correct_form(tmp_path, options, meant):
+    assert refused(tmp_path, *options).endswith(f" is not of the form a.b=c. Write {meant}, without spaces around '='.")
+
+
+def test_no_message_spells_an_option_with_underscores():
+    package = Path(checkpoint.__file__).parent
+    texts = {path.name: path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
+    assert {name: found for name, text in texts.items() if (found := re.findall(r"--[a-z]+_[a-z_]+", text))} == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ["--metrics", "clue_overlap"],
+            "--metrics: 'clue_overlap' cannot be computed here: it needs a judge; add --judge",
+        ),
+        (["--metrics", "waff"], "--metrics: Unknown metric 'waff'"),
+        (["--synonyms", "nowhere.json"], "--synonyms: no file 'nowhere.json'"),
+        (["--wheels", "nowhere"], "--wheels: 'nowhere' lacks "),
+        (["--labels", "happy", "happy!"], "--labels: "),
+        (["--aliases", "joy=hap"], "--aliases: 'joy' stands for 'hap'"),
+        (["--judge", "lexica"], "--judge"),
+    ],
+)
+def test_score_names_its_options_and_not_the_keys_of_a_configuration(tmp_path, options, words):
+    row = {"name": "a", "task": "emotion", "prediction": "happy", "reference": "happy"}
+    rows = [row, {"name": "a", "task": "reason", "prediction": "She smiles.", "reference": "She smiles."}]
+    (tmp_path / "predictions_a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    parser = argparse.ArgumentParser()
+    score.add_arguments(parser)
+    text = refusal(score.run, parser.parse_args(["--predictions", str(tmp_path / "predictions_a.jsonl"), *options]))
+    assert text.startswith(words) and not re.search("synonyms_path|wheel_folder|score[.:]", text)
+
+
+# Files that do not exist
+
+
+def test_a_missing_file_below_the_data_folder_explains_the_variable(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMOLLAMA_DATA", str(tmp_path / "mine"))
+    text = refusal(require_file, str(tmp_path / "mine/list.txt"), "datasets.x.annotation_file")
+    assert f"The folder of your data is '{tmp_path}/mine', which does not exist" in text and "EMOLLAMA_DATA" in text
+    (tmp_path / "mine").mkdir()
+    text = refusal(require_folder, str(tmp_path / "mine/eva"), "datasets.x.image_feature_path")
+    assert "EMOLLAMA_DATA names it" in text and "does not exist" not in text
+    assert "EMOLLAMA_DATA" not in refusal(require_file, str(tmp_path / "other/list.txt"), "key")
+    monkeypatch.delenv("EMOLLAMA_DATA")
+    text = refusal(require_file, "data/list.txt", "datasets.x.annotation_file")
+    assert "is not set, so it is 'data' in the working folder. Set it: export EMOLLAMA_DATA=FOLDER." in text
+    assert "EMOLLAMA_DATA" not in refusal(require_file, "list.txt", "key")
+
+
+@pytest.mark.parametrize("key", ["annotation_file", "transcription_path", "face_feature_path"])
+def test_each_kind_of_file_of_a_dataset_explains_the_variable(tmp_path, monkeypatch, corpus, key):
+    monkeypatch.setenv("EMOLLAMA_DATA", str(corpus))
+    tree = golden_tree(tmp_path, corpus)
+    tree["datasets"]["golden"][key] = "nowhere"
+    config = loaded(tmp_path, tree)
+    text = refusal(build_datasets, config, training_blocks(config), training=True, check=True)
+    assert "nowhere" in text and f"The folder of your data is '{corpus}'" in text
+
+
+@pytest.mark.parametrize(
+    ("config", "stage"),
+    [
+        ("train_configs/minigptv2_tuning_stage_2.yaml", "Stage 1 of training produces this checkpoint"),
+        ("eval_configs/eval_emotion_EMER.yaml", "Stage 2 of training produces this checkpoint"),
+    ],
+)
+def test_a_missing_checkpoint_names_the_stage_that_produces_it(tmp_path, monkeypatch, config, stage):
+    monkeypatch.setenv("EMOLLAMA_DATA", str(tmp_path))
+    llama, ckpt = missing_files(load(config).model)
+    assert llama.startswith("model.llama_model: no folder ") and ckpt.startswith("model.ckpt: no file ")
+    assert stage in ckpt and f"The folder of your data is '{tmp_path}'" in ckpt
+    assert "Stage" not in refusal(checkpoint.read, str(tmp_path / "mine.pth"), "model.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("adapter_config.json", "It holds PEFT adapters: 'emollama checkpoint convert "),
+        ("config.json", "It holds a language model of Hugging Face, which model.llama_model names."),
+        ("checkpoint_best.pth", "It is the folder of a run: name one of its checkpoints, such as "),
+        ("checkpoint_4.pth", "checkpoint_4.pth'."),
+        ("other.txt", "Name the file."),
+    ],
+)
+def test_a_folder_given_as_a_checkpoint_is_identified(tmp_path, file, words):
+    (tmp_path / file).write_text("{}")
+    text = refusal(checkpoint.read, str(tmp_path), "model.ckpt")
+    assert text.startswith(f"model.ckpt: '{tmp_path}' is a folder, and a checkpoint is a file. ") and words in text
+
+
+class Projection(nn.Module):
+    """The trained part of MiniGPT-4."""
+
+    unused_names, absent_together, shape_keys = MiniGPT4.unused_names, MiniGPT4.absent_together, MiniGPT4.shape_keys
+    stored_name, architecture = staticmethod(MiniGPT4.stored_name), MiniGPT4.architecture
+
+    def __init__(self):
+        super().__init__()
+        self.llama_proj = nn.Linear(3, 2)
+
+
+def test_a_checkpoint_of_minigpt4_given_to_minigpt_v2_is_identified(golden_config):
+    model = golden_config.classes["model"](golden_config.model, device=torch.device("meta"), frozen_dtype=torch.float32)
+    stored = {"llama_proj.weight": torch.ones(2, 3), "llama_proj.bias": torch.ones(2)}
+    text = refusal(checkpoint.load_trainable, model, stored, path="a.pth", allow_missing=[])
+    assert text.startswith("checkpoint a.pth: this is a checkpoint of MiniGPT-4 ") and "model.arch is minigpt_v2" in text
+
+
+def test_a_checkpoint_of_minigpt_v2_given_to_minigpt4_is_identified():
+    stored = checkpoint.read(str(GOLDEN / "checkpoint_slim.pth"), "model.ckpt")["model"]
+    text = refusal(checkpoint.load_trainable, Projection(), stored, path="a.pth", allow_missing=[])
+    assert text.startswith("checkpoint a.pth: this is a checkpoint of MiniGPT-v2 or Emotion-LLaMA, ")
+    assert "model.arch is minigpt4" in text
+
+
+def test_a_checkpoint_of_the_right_kind_that_does_not_fit_is_not_called_another():
+    stored = {"llama_proj.weight": torch.ones(2, 4), "llama_proj.bias": torch.ones(2)}
+    text = refusal(checkpoint.load_trainable, Projection(), stored, path="a.pth", allow_missing=[])
+    assert "tensors of another shape" in text and "this is a checkpoint of" not in text
+
+
+@pytest.mark.parametrize("key", ["ckpt", "llama_model"])
+def test_check_data_fails_if_a_file_of_the_model_does_not_exist(tmp_path, capsys, key):
+    tree = golden_tree(tmp_path)
+    del tree["evaluation_datasets"]
+    tree["model"][key] = str(tmp_path / "nowhere")
+    arguments = argparse.Namespace(cfg_path=write(tmp_path, tree), options=[], json=True)
+    with pytest.raises(SystemExit) as ended:
+        check_data.run(arguments)
+    problems = [found for found in json.loads(capsys.readouterr().out)["findings"] if found["level"] == "problem"]
+    assert ended.value.code == 1 and [found["kind"] for found in problems] == ["model"]
+    assert problems[0]["text"].startswith(f"model.{key}: no f")
+
+
+# Evaluation
+
+
+def test_messages_of_evaluation_name_the_block(tmp_path):
+    tree = golden_tree(tmp_path)
+    tree["evaluation_datasets"]["answers"]["labels"] = ["happy", "sad"]
+    blocks = build_blocks(loaded(tmp_path, tree), check=False)
+    scoring = blocks["answers"].scoring
+    text = refusal(scoring.score, [Answer("a", "emotion", "happy", "joyful", None)])
+    assert text.startswith("evaluation_datasets.answers: labels: the true label of clip 'a' is 'joyful'")
+    for key, value in (("synonyms_path", "nowhere.json"), ("wheel_folder", "nowhere"), ("openset_path", "nowhere.csv")):
+        tree["evaluation_datasets"]["answers"] |= {key: value}
+        assert refusal(build_blocks, loaded(tmp_path, tree), check=False).startswith(f"evaluation_datasets.answers: {key}: ")
+        del tree["evaluation_datasets"]["answers"][key]
+    tree["evaluation_datasets"]["answers"]["judge"] = {"type": "openai", "model": "m", "base_url": "no address"}
+    assert refusal(build_blocks, loaded(tmp_path, tree), check=False).startswith("evaluation_datasets.answers")
+
+
+@pytest.fixture
+def two_blocks(tmp_path):
+    """Two evaluation blocks that both compute a loss."""
+    tree = golden_tree(tmp_path)
+    tree["evaluation_datasets"]["more"] = tree["evaluation_datasets"]["answers"]
+    blocks = build_blocks(loaded(tmp_path, tree), check=False)
+    outcome = Outcome({"answers/emotion/loss": 1.0}, {}, [], {})
+    answering = SimpleNamespace(world=distributed.start("cpu"), members=[nn.Linear(1, 1)])
+    return SimpleNamespace(blocks=blocks, answering=answering, run=lambda folder: outcome)
+
+
+def test_evaluation_without_a_best_value_needs_no_metric(tmp_path, two_blocks):
+    validation = Validation(RunnerConfig(evaluate=True, iters_per_epoch=1), two_blocks, tmp_path, 0)
+    saved = []
+    validation.run(1, SimpleNamespace(evaluation=lambda *_: None), lambda: saved.append(1))
+    [entry] = map(json.loads, (tmp_path / "eval.jsonl").read_text().splitlines())
+    assert entry["metrics"] == {"answers/emotion/loss": 1.0} and entry["best"] is False
+    assert not saved and not validation.exhausted and validation.best() is None
+
+
+def test_the_loss_of_a_single_block_is_watched_without_being_named(tmp_path, two_blocks):
+    two_blocks.blocks = {"answers": SimpleNamespace(scoring=SimpleNamespace(metrics={"emotion": ["loss", "waf"]}))}
+    validation = Validation(RunnerConfig(evaluate=True, iters_per_epoch=1), two_blocks, tmp_path, 0)
+    validation.run(1, SimpleNamespace(evaluation=lambda *_: None), lambda: None)
+    assert validation.best() == ("answers/emotion/loss", 1.0, 0)
+
+
+@pytest.mark.parametrize("keys", [{"save_best": True}, {"early_stop_patience": 2}, {"metric": "loss"}])
+def test_a_best_value_of_several_blocks_must_be_named(tmp_path, two_blocks, keys):
+    text = refusal(Validation, RunnerConfig(evaluate=True, **keys), two_blocks, tmp_path, 0)
+    assert text.startswith("run.metric: 'loss' is computed more than once. Name one of ")
+
+
+# Labels and names of blocks
+
+
+def block_of(tmp_path, **keys):
+    tree = golden_tree(tmp_path)
+    tree["datasets"]["golden"] |= keys
+    config = loaded(tmp_path, tree)
+    shapes = config.classes["model"].slot_shapes(config.model)
+    return config.classes["datasets.golden"](config.datasets["golden"], slot_shapes=shapes, label="datasets.golden")
+
+
+def test_labels_outside_the_labels_can_be_excluded(tmp_path):
+    labels = ["happy", "sad", "neutral", "angry", "worried"]
+    dataset = block_of(tmp_path, labels=labels, prompt_labels=labels, exclude_labels=["surprise"])
+    assert dataset.problems() == [] and "surprise" not in {clip.label for clip in dataset.clips}
+
+
+def test_a_misspelled_excluded_label_is_reported_with_the_nearest_label(tmp_path):
+    [problem] = block_of(tmp_path, exclude_labels=["suprise"]).problems()
+    assert problem.kind == "label"
+    assert "exclude_labels: no clip of " in problem.text and "has the label 'suprise'. Did you mean 'surprise'?" in problem.text
+
+
+def test_an_excluded_label_that_merely_does_not_occur_is_noted(tmp_path):
+    dataset = block_of(tmp_path, exclude_labels=["xyz"])
+    assert dataset.problems() == [] and any("has the label 'xyz'" in note for note in dataset.notes)
+
+
+def test_a_block_may_be_called_like_refcoco_plus(tmp_path):
+    tree = golden_tree(tmp_path)
+    tree["datasets"] = {"refcoco+": tree["datasets"]["golden"]}
+    tree["evaluation_datasets"] = {"refcoco+": golden_block() | {"task_pool": "emotion"}}
+    tree["run"] |= {"evaluate": True, "metric": "refcoco+.waf", "save_best": True}
+    config = loaded(tmp_path, tree, "datasets.refcoco+.batch_size=2", "evaluation_datasets.refcoco+.batch_size=3")
+    assert config.datasets["refcoco+"].batch_size == 2
+    blocks = build_blocks(config, check=False)
+    answering = SimpleNamespace(world=distributed.start("cpu"), members=[nn.Linear(1, 1)])
+    outcome = Outcome({"refcoco+/emotion/waf": 0.5}, {}, [], {})
+    evaluation = SimpleNamespace(blocks=blocks, answering=answering, run=lambda folder: outcome)
+    saved = []
+    Validation(config.run, evaluation, tmp_path, 0).run(2, SimpleNamespace(evaluation=lambda *_: None), lambda: saved.append(1))
+    assert saved == [1] and blocks["refcoco+"].scoring.key == "evaluation_datasets.refcoco+"
+
+
+@pytest.mark.parametrize("label", ["a/b", "a b", "../a", "a:b", "a*", ""])
+def test_block_names_that_cannot_name_files_are_refused(tmp_path, label):
+    tree = golden_tree(tmp_path)
+    tree["datasets"][label] = tree["datasets"]["golden"]
+    assert "letters, digits, _, + and - only" in refused(tmp_path, tree=tree)

@@ -21,7 +21,8 @@ MAX_FILE, MAX_FUNCTION = 300, 60  # lines
 # What may import what. A group is a module or a package of emollama; "data.batch" stands below the rest of data.
 BASE = {"errors", "registry", "paths", "listing", "dtypes", "console"}
 DATA = BASE | {"config", "stores", "data.batch", "data"}
-MACHINERY = {"optim", "lr_schedules", "checkpoint", "distributed", "logging", "run_log", "precision", "tracking"}
+MACHINERY = {"optim", "lr_schedules", "checkpoint", "checkpoint_files", "distributed", "logging", "run_log"}
+MACHINERY |= {"precision", "tracking"}
 ALLOWED = {
     "errors": set(),
     "bars": set(),
@@ -41,7 +42,8 @@ ALLOWED = {
     "layers": {"errors", "registry"},
     "predecessors": {"errors", "layers"},
     "blocks": {"errors", "registry", "layers", "predecessors"},
-    "config": BASE | {"layers", "predecessors", "blocks"},
+    "key_hints": {"registry", "layers", "predecessors", "blocks"},
+    "config": BASE | {"layers", "predecessors", "blocks", "key_hints"},
     "stores": {"errors", "paths", "listing"},
     "data": BASE | {"stores", "data.batch"},
     "media": {"errors", "paths", "data"},
@@ -57,7 +59,8 @@ ALLOWED = {
     "optim": set(),
     "lr_schedules": {"registry"},
     "distributed": {"errors", "optim"},
-    "checkpoint": BASE | {"optim"},
+    "checkpoint_files": {"errors", "paths"},
+    "checkpoint": BASE | {"optim", "checkpoint_files"},
     "runners": DATA | MACHINERY | {"media", "encoders", "evaluation", "layers", "planning", "reporting"},
     "planning": DATA | MACHINERY | {"evaluation"},
     "sweeping": BASE | MACHINERY | {"config", "layers", "encoders", "reporting", "runners"},

@@ -205,9 +205,10 @@ def test_a_judge_that_cannot_be_reached_costs_its_metric_and_not_the_run(tmp_pat
 def test_a_metric_that_nothing_computes_is_refused_with_those_that_are_computed(tmp_path):
     assert "Did you mean 'waf'?" in refused(tmp_path, run=EVALUATED | {"metric": "waff"})
     text = refused(tmp_path, run=EVALUATED | {"metric": "clue_overlap"})
-    assert "nothing computes 'clue_overlap' here" in text and "a judge; set judge: {type: lexical}" in text
+    assert "no block computes 'clue_overlap': evaluation_datasets.answers needs " in text
+    assert "a judge; set judge: {type: lexical}" in text
     text = refused(tmp_path, run=EVALUATED | {"metric": "war"}, block={"metrics": ["waf"]})
-    assert "nothing computes 'war' here: it needs its name in evaluation_datasets.answers.metrics" in text
+    assert "no block computes 'war': evaluation_datasets.answers needs its name in evaluation_datasets.answers.metrics" in text
     text = refused(tmp_path, run=EVALUATED | {"metric": "nowhere.waf"})
     assert "names no block or task that computes it. Name one of 1: answers.emotion.waf" in text
 

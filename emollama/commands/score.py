@@ -10,6 +10,7 @@ the name of its file without or with the ending.
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +51,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_resampling(parser)
 
 
+# Text of a message about the keys of a scoring block -> the option of this command that sets the key.
+OPTIONS = {
+    r"set judge: \{type: lexical\}, or another one": "add --judge lexical, or another judge",
+    r"[Ss]et caption_tokenizer: (\w+)": r"take --caption-tokenizer \1",
+    r"^(score[.:] ?)?(metrics|labels|aliases)\b": r"--\2",
+    r"^(score\.)?judge(\.type)?(?=[:.])": "--judge",
+    r"^score: ": "",
+    r"\bsynonyms_path\b": "--synonyms",
+    r"\bwheel_folder\b": "--wheels",
+    r"\bopenset_path\b": "--truth",
+    r"\b(answer|several|wheel|caption)_(rule|hits|level|tokenizer)\b": r"--\1-\2",
+}
+
+
 def run(arguments: argparse.Namespace) -> None:
-    """Score, print, and write where asked."""
+    """Score, print, and write where asked; messages name options, not the keys of a configuration."""
+    from emollama.errors import UserError
+
+    try:
+        _run(arguments)
+    except UserError as error:
+        text = str(error)
+        for key, option in OPTIONS.items():
+            text = re.sub(key, option, text)
+        error.args = (text,)
+        raise
+
+
+def _run(arguments: argparse.Namespace) -> None:
     from emollama.evaluation.judges.judge import JudgeUnreachable
     from emollama.evaluation.matching import match
     from emollama.evaluation.records import write_records

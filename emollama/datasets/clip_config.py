@@ -40,7 +40,7 @@ class ClipConfig:
     label_map: dict[str, str] = field(default_factory=dict)
     """Label in the file -> label here. Labels that it does not name stay as they are."""
     exclude_labels: list[str] = field(default_factory=list)
-    """Clips with these labels are left out."""
+    """Clips with these labels, which need not be among labels, are left out."""
     exclude: list[str] = field(default_factory=list)
     """Names of clips that are left out, such as those whose caption is a refusal."""
     held_out: float = 0.0
@@ -96,10 +96,9 @@ class ClipConfig:
         require_at_least(1, self, "batch_size", "max_words", "shuffle_window")
         if not 0 < self.sample_ratio < float("inf"):
             raise ValueError(f"sample_ratio is {self.sample_ratio}; it must be above 0, and finite")
-        for key, used in (("exclude_labels", self.exclude_labels), ("label_map", self.label_map.values())):
-            for label in used:
-                if label not in self.labels:
-                    raise ValueError(f"{key}: '{label}' is not among labels ({', '.join(self.labels)})")
+        for label in self.label_map.values():
+            if label not in self.labels and label not in self.exclude_labels:
+                raise ValueError(f"label_map: '{label}' is not among labels ({', '.join(self.labels)}), nor in exclude_labels")
         if not 0 <= self.held_out < 1:
             raise ValueError(f"held_out is {self.held_out}; it is a share of the clips, at least 0 and below 1")
         self.pool()

@@ -29,6 +29,7 @@ from emollama.datasets.frame_store import open_frames
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
 from emollama.paths import join
+from emollama.registry import did_you_mean
 
 FOLDERS = {  # configuration key -> the slots that its arrays fill
     "image_feature_path": IMAGE,
@@ -64,6 +65,7 @@ class FeatureClips:
         self.pool = cfg.pool()
         self._augmentation = cfg.augmentation()
         self._found: list[Problem] = []
+        self.notes: list[str] = []
         self.table = self.read_table()
         if cfg.transcription_path is not None:
             self.table = dataclasses.replace(self.table, sentences=self._transcripts())
@@ -86,7 +88,7 @@ class FeatureClips:
             self.features.append(open_frames(folder, slot_shapes.get(FRAME), label, cfg.frame_selection, peaks))
         self._zeros = {slot: zeros(shape.rows, shape.width) for slot, shape in slot_shapes.items()}
         self._absent = {slot: zeros(0, shape.width) for slot, shape in slot_shapes.items()}
-        self.notes = self._apply_missing_policy()
+        self.notes += self._apply_missing_policy()
         self._difficulty = self._measured_difficulty()
 
     def read_table(self) -> Table:
@@ -237,12 +239,13 @@ class FeatureClips:
         clips = [dataclasses.replace(clip, label=cfg.label_map.get(clip.label, clip.label)) for clip in self.table.clips]
         if "emotion" in self.pool.tasks or cfg.exclude_labels:
             counted = [clip for clip in clips if clip.name not in excluded and (clip.label or self.training)]
-            unknown = [clip for clip in counted if clip.label not in cfg.labels]
+            unknown = [clip for clip in counted if clip.label not in cfg.labels and clip.label not in cfg.exclude_labels]
             if unknown:
                 named = tuple(f"'{clip.label}' (line {clip.line}, {clip.name})" for clip in unknown)
                 remedy = "correct the list, labels or label_map; only a task_pool without 'emotion' takes a list without labels"
                 text = f"{self.list_path()}: unknown label (known: {abbreviated(cfg.labels)}; {remedy}), clips {listing(named)}"
                 self.report(Problem("label", text, tuple(clip.name for clip in unknown), named))
+        self._check_excluded_labels(list(dict.fromkeys(clip.label for clip in clips if clip.label)))
         strange = missing_names(cfg.exclude, {clip.name for clip in clips})
         if strange:
             raise UserError(f"{self.label}.exclude names clips that {self.list_path()} does not list, {listing(strange)}")
@@ -256,6 +259,18 @@ class FeatureClips:
             side = "to train on" if self.training else "to answer"
             raise UserError(f"{self.label}.held_out: {cfg.held_out} of {len(kept)} clips leaves none {side}. Change the share.")
         return chosen
+
+    def _check_excluded_labels(self, present: list[str]) -> None:
+        """Report labels of ``exclude_labels`` that no clip has: a problem if they are probably misspelled, else a note."""
+        for label in self.cfg.exclude_labels:
+            if label in present:
+                continue
+            text = f"exclude_labels: no clip of {self.list_path()} has the label '{label}'."
+            hint = "" if label in self.cfg.labels else did_you_mean(label, [*present, *self.cfg.labels])
+            if hint:
+                self.report(Problem("label", f"{text}{hint} Labels there: {abbreviated(present)}."))
+            else:
+                self.notes.append(f"{self.label}.{text}")
 
     def _apply_missing_policy(self) -> list[str]:
         """Count what is missing and drop clips where the policy says so. Returns lines for the log."""

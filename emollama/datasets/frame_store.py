@@ -17,7 +17,7 @@ from emollama.media.files import find_video
 from emollama.media.frames import probe, read_frames
 from emollama.media.images import blip2_image
 from emollama.media.source import Source
-from emollama.paths import PATHS
+from emollama.paths import PATHS, not_found
 
 REMEDY = "Replace the video, or leave the clip out (exclude)."
 
@@ -41,8 +41,7 @@ def open_frames(folder: str, shape: SlotShape | None, label: str, choice: FrameC
             " model.vit_weights is null. Name its weights there, or caches in image_feature_path, or set image_path: null."
         )
     if not PATHS.isdir(folder):
-        text = f"{label}.image_path: no folder '{folder}' (seen from {os.getcwd()}; it starts at data_root)"
-        raise UserError(f"{text}. Correct the path.")
+        raise not_found(f"{label}.image_path", folder, "It starts at data_root. Correct the path.", what="folder")
     if choice == "peak" and peaks is None:
         raise UserError(f"{label}.frame_selection: peak needs peak_index_path, which says where the peaks are")
     found = read_peaks(peaks) if choice == "peak" and peaks is not None else {}

@@ -20,7 +20,7 @@ from emollama.doctor.findings import Block, Finding, Lengths, Report
 from emollama.doctor.tokens import Ruler
 from emollama.errors import UserError
 from emollama.runners import recipes
-from emollama.runners.build import batch_size
+from emollama.runners.build import batch_size, missing_files
 
 
 def check(config: RunConfig) -> Report:
@@ -34,6 +34,7 @@ def check(config: RunConfig) -> Report:
     if not config.datasets and not config.evaluation_datasets:
         raise UserError("no block under 'datasets' or 'evaluation_datasets': there is nothing to check")
     examination = _Examination(config)
+    examination.model()
     gc.freeze()  # the libraries that were imported are not searched for garbage over and over
     try:
         for label, cfg in config.datasets.items():
@@ -60,6 +61,10 @@ class _Examination:
         self._prints: dict[str, Fingerprints] = {}
         self._stores: dict[str, Any] = {}  # place -> the arrays there
         self._listed: dict[str, set[str]] = defaultdict(set)  # place -> clips of the lists that use it
+
+    def model(self) -> None:
+        """Whether what the model's block names exists."""
+        self._tell(*(Finding("problem", "model", text) for text in missing_files(self._config.model)))
 
     def block(self, label: str, cfg: Any, options: Any = None) -> None:
         """Look at one block; ``options`` are an evaluation block's, how its answers are asked for."""

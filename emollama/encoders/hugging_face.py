@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from emollama.data.clips import read_json
 from emollama.encoders.weights import CONFIG, random_weights
 from emollama.errors import UserError
 from emollama.listing import listing
+from emollama.paths import require_folder
 
 PROCESSOR = "preprocessor_config.json"
 
@@ -34,9 +34,8 @@ def read_config(path: str, key: str, kinds: tuple[str, ...], **changes: Any) -> 
         UserError: no such folder, no config.json in it, or a model of another kind.
     """
     wanted = " or ".join(kinds)
-    if not os.path.isdir(path):
-        text = f"{key}: no folder '{path}' (seen from {os.getcwd()}). Download a {wanted} model of Hugging Face"
-        raise UserError(f"{text} ({CONFIG}, {PROCESSOR}, weights) and name its folder.")
+    text = f"Download a {wanted} model of Hugging Face ({CONFIG}, {PROCESSOR}, weights) and name its folder."
+    require_folder(path, key, text)
     file = Path(path, CONFIG)
     if not file.is_file():
         raise UserError(f"{key}: no {CONFIG} in the folder '{path}'. Name the folder of a {wanted} model of Hugging Face.")

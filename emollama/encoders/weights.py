@@ -25,7 +25,7 @@ from torch import Tensor
 from emollama.data.seen import Seen
 from emollama.errors import UserError
 from emollama.listing import listing
-from emollama.paths import PATHS, sha256
+from emollama.paths import PATHS, not_found, sha256
 
 CONFIG = "config.json"
 WRAPPERS = ("model", "module", "state_dict")  # entries under which training code keeps the tensors
@@ -110,7 +110,7 @@ def random_weights(key: str) -> Iterator[None]:
 
 def _read_file(path: str, key: str) -> dict[str, Tensor]:
     if not PATHS.isfile(path):
-        raise UserError(f"{key}: no file '{path}' (seen from {os.getcwd()}). Download the weights, or correct the path.")
+        raise not_found(key, path, "Download the weights, or correct the path.")
     local = PATHS.get_local_path(path)
     try:
         content = load_file(local) if path.endswith(".safetensors") else _load_pickle(local)

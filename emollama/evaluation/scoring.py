@@ -120,14 +120,14 @@ class Scoring:
         self.cfg = cfg
         self.key = key
         self._given = tasks
-        self.judge: Any = JUDGES.built(cfg.judge, f"{key}.judge") if cfg.judge else None
         try:
+            self.judge: Any = JUDGES.built(cfg.judge, "judge") if cfg.judge else None
             self._reader = LabelReader(labels, aliases, cfg.answer_rule, cfg.several_hits)
             self._openset = read_openset(cfg.openset_path) if cfg.openset_path else None
             self._synonyms = read_synonyms(cfg.synonyms_path) if cfg.synonyms_path else {}
             self._wheels = Wheels.read(cfg.wheel_folder, cfg.wheel_level) if cfg.wheel_folder else None
         except UserError as error:
-            raise UserError(f"{key}: {error}") from None
+            raise UserError(f"{key}.{error}" if str(error).startswith(("judge.", "judge:")) else f"{key}: {error}") from None
         captioned = "reference" in tasks.get(CAPTION, ())
         self._captions = CaptionGathering(cfg.caption_tokenizer, key) if captioned else None
         self._gather: dict[type, Callable[[list[Answer]], Evidence]] = {
@@ -187,6 +187,8 @@ class Scoring:
                 logging.getLogger("emollama").warning("%s: %s", self.key, error)
                 if isinstance(error, JudgeUnreachable):
                     return evidence, error
+            except UserError as error:
+                raise UserError(f"{self.key}: {error}") from None
         return evidence, None
 
     def _possible(self, task: str) -> list[str]:

@@ -141,7 +141,7 @@ def _alpha(weights: Weights, given: float | None) -> float:
     value = given if stored is None else stored
     assert value is not None
     if not 0 < value < float("inf"):
-        raise UserError(f"lora_alpha is {value:g}; it must be above 0, and finite")
+        raise UserError(f"{'lora_alpha' if given is None else '--lora-alpha'} is {value:g}; it must be above 0, and finite")
     return int(value) if value == int(value) else value
 
 

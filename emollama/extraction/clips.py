@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from emollama.listing import listing
 from emollama.media.choice import read_peaks
 from emollama.media.files import find_video, videos_below
 from emollama.media.source import Source
+from emollama.paths import require_folder
 
 LONGEST = 230  # bytes of a part of a name; file systems allow 255, endings included
 
@@ -39,8 +39,8 @@ def find_clips(cfg: Any) -> Clips:
     Raises:
         UserError: no such folder, list or peaks; a name that no file can have; a list none of whose clips has a video.
     """
-    if cfg.face_path is not None and not os.path.isdir(cfg.face_path):
-        raise UserError(f"extraction.face_path: no folder '{cfg.face_path}' (seen from {os.getcwd()}). Correct the path.")
+    if cfg.face_path is not None:
+        require_folder(cfg.face_path, "extraction.face_path")
     peaks = read_peaks(cfg.peak_index_path) if cfg.peak_index_path is not None else {}
     videos, absent = _listed(cfg) if cfg.annotation_file is not None else (videos_below(cfg.videos, "extraction.videos"), [])
     _refuse_unusable([*videos, *absent], cfg)
@@ -52,8 +52,7 @@ def _listed(cfg: Any) -> tuple[dict[str, Path], list[str]]:
     """The listed clips that have a video, and the names of the others."""
     path = cfg.annotation_file
     clips = read_clip_table(path, None) if path.lower().endswith(".csv") else read_annotations(path)
-    if not os.path.isdir(cfg.videos):
-        raise UserError(f"extraction.videos: no folder '{cfg.videos}' (seen from {os.getcwd()}). Correct the path.")
+    require_folder(cfg.videos, "extraction.videos")
     found = {clip.name: find_video(Path(cfg.videos), clip.name) for clip in clips}
     videos = {name: video for name, video in found.items() if video is not None}
     if not videos:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from emollama.errors import UserError
+from emollama.paths import require_folder
 
 ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".flv", ".wmv", ".mpg", ".mpeg", ".m4v")
 
@@ -22,8 +23,7 @@ def videos_below(folder: str | os.PathLike[str], key: str) -> dict[str, Path]:
     Raises:
         UserError: no such folder, one that cannot be read, no video below it, or two videos of one name.
     """
-    if not os.path.isdir(folder):
-        raise UserError(f"{key}: no folder '{os.fspath(folder)}' (seen from {os.getcwd()}). Correct the path.")
+    require_folder(os.fspath(folder), key)
 
     def unread(error: OSError) -> None:
         raise UserError(f"{key}: the folder '{error.filename}' cannot be read ({error.strerror}). Correct its permissions.")

@@ -10,6 +10,7 @@ import os
 from typing import Any
 
 from emollama.errors import UserError
+from emollama.paths import require_language_model
 
 
 def read_config(path: str) -> Any:
@@ -18,11 +19,7 @@ def read_config(path: str) -> Any:
     Raises:
         UserError: no such folder, or nothing usable in it.
     """
-    if not os.path.isdir(path):
-        raise UserError(
-            f"model.llama_model: no folder '{path}' (seen from {os.getcwd()}). Download a Hugging Face causal language model"
-            " (config.json, weights, tokenizer) and name its folder."
-        )
+    require_language_model(path)
     from transformers import AutoConfig
 
     try:

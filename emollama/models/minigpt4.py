@@ -30,6 +30,7 @@ class MiniGPT4(PackedLLM):
     # What the published training code stores of the Q-Former, beside what is trained.
     unused_names = (*upstream.UNUSED, "Qformer.bert.embeddings.position_ids")
     shape_keys = "has_qformer, llama_model and lora_r"
+    architecture = "minigpt4"
 
     def __init__(self, cfg: MiniGPT4Config, *, device: torch.device, frozen_dtype: torch.dtype) -> None:
         super().__init__(cfg, device=device, frozen_dtype=frozen_dtype)

@@ -24,6 +24,7 @@ class MiniGPTv2(PackedLLM):
     Config = MiniGPTv2Config
 
     absent_together = upstream.ABSENT_TOGETHER
+    architecture = "minigpt_v2"
 
     def __init__(self, cfg: MiniGPTv2Config, *, device: torch.device, frozen_dtype: torch.dtype) -> None:
         super().__init__(cfg, device=device, frozen_dtype=frozen_dtype)

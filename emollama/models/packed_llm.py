@@ -35,6 +35,7 @@ class PackedLLM(nn.Module, ABC):
     unused_names: tuple[str, ...] = upstream.UNUSED
     absent_together: tuple[str, ...] = ()
     shape_keys = "lora_r, slot_dims and llama_model"
+    architecture = ""
     stored_name = staticmethod(upstream.stored_name)
     fusion: nn.Module
 

@@ -21,6 +21,7 @@ from emollama.listing import abbreviated
 from emollama.media.choice import read_peaks
 from emollama.media.frames import probe
 from emollama.media.source import Source, Unusable
+from emollama.paths import data_folder_hint
 
 
 class Extracted(NamedTuple):
@@ -59,7 +60,7 @@ def find_videos(config: RunConfig, videos: Sequence[str]) -> dict[str, Source]:
 def _useless(video: str) -> str | None:
     """Why nothing can be made of a file; None where it is a video."""
     if not os.path.isfile(video):
-        return f"no file '{video}' (seen from {os.getcwd()}). Correct the path"
+        return f"no file '{video}' (seen from {os.getcwd()}).{data_folder_hint(video)} Correct the path"
     try:
         probe(Path(video))
     except Unusable as error:

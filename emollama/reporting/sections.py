@@ -105,7 +105,7 @@ def picture(name: str, png: bytes | None, words: str) -> Picture | None:
 def _section(result: TaskResult, keys: Mapping[str, Any], ensemble: list[str]) -> Section:
     found, confusion = result.recognition, None
     if found and found.confusion:
-        name = re.sub(r"[^\w-]", "_", f"confusion_{result.block}_{result.task}")[:100] + ".png"
+        name = re.sub(r"[^\w+-]", "_", f"confusion_{result.block}_{result.task}")[:100] + ".png"
         png = confusion_matrix(found.labels, found.confusion)
         confusion = picture(name, png, f"Confusion matrix of {result.block}, {result.task}: the truth by row")
     words = [f"tokenizer: {result.tokenizer}"] if result.tokenizer else []

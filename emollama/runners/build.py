@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from emollama import checkpoint
+from emollama.checkpoint_files import require_checkpoint_file
 from emollama.config import RunConfig
 from emollama.distributed import World
 from emollama.errors import UserError
 from emollama.listing import LINES, abbreviated
 from emollama.logging import get_logger
-from emollama.paths import require_file, require_folder
+from emollama.paths import require_language_model
 from emollama.precision import Precision
 from emollama.runners import recipes
 
@@ -158,19 +159,6 @@ def _sources(config: RunConfig, resumed: dict[str, Any] | None) -> tuple[list[st
     return checkpoint_paths(config.model.ckpt), config.model.ckpt_allow_missing
 
 
-def missing_files(cfg: Any) -> list[str]:
-    """What a model's block names and is not there: the language model's folder, checkpoints; a message each."""
-    steps = [partial(require_folder, cfg.llama_model, "model.llama_model")]
-    steps += [partial(require_file, path, "model.ckpt") for path in checkpoint_paths(cfg.ckpt)]
-    messages = []
-    for step in steps:
-        try:
-            step()
-        except UserError as error:
-            messages.append(str(error))
-    return messages
-
-
 def require_checkpoint(cfg: Any) -> None:
     """Refuse a model's block whose checkpoint is not there, before anything costs time.
 
@@ -183,7 +171,20 @@ def require_checkpoint(cfg: Any) -> None:
             " model.ckpt_allow_missing: ['*'] to hear random projections and adapters."
         )
     for path in checkpoint_paths(cfg.ckpt):
-        require_file(path, "model.ckpt")
+        require_checkpoint_file(path, "model.ckpt")
+
+
+def missing_files(cfg: Any) -> list[str]:
+    """What a model's block names and does not exist: messages about ``model.llama_model`` and ``model.ckpt``."""
+    checks = [partial(require_language_model, cfg.llama_model)]
+    checks += [partial(require_checkpoint_file, path, "model.ckpt") for path in checkpoint_paths(cfg.ckpt)]
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            problems.append(str(error))
+    return problems
 
 
 def checkpoint_paths(ckpt: str | list[str] | None) -> list[str]:

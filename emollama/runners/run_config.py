@@ -86,7 +86,8 @@ class RunnerConfig:
     eval_epoch_interval: int = 1
     """Epochs between evaluations; the last epoch always ends with one."""
     metric: str | None = None
-    """What is best: a metric, or block.metric or block.task.metric where several blocks or tasks have it. Null: loss."""
+    """What is best: a metric, or block.metric or block.task.metric where several blocks or tasks have it. Null: loss; if
+    neither save_best nor early_stop_patience is set, it need not be computed by exactly one block."""
     save_best: Union[bool, str] = False  # noqa: UP007
     """Keep the checkpoint with the best metric as checkpoint_best.pth. A metric's name is True with that metric."""
     early_stop_patience: int | None = None
@@ -99,7 +100,8 @@ class RunnerConfig:
             if self.metric not in (None, self.save_best):
                 raise ValueError(f"save_best is '{self.save_best}' and metric '{self.metric}'. Name one metric.")
             self.metric, self.save_best = self.save_best, True
-        self.metric = self.metric or "loss"
+        if self.save_best or self.early_stop_patience:
+            self.metric = self.metric or "loss"
         useless = [key for key in ("save_best", "early_stop_patience") if getattr(self, key) and not self.evaluate]
         if useless:
             named = " and ".join(useless)

@@ -15,7 +15,7 @@ from emollama import checkpoint
 from emollama.distributed import World
 from emollama.errors import UserError
 from emollama.evaluation.metrics import metric
-from emollama.listing import listing
+from emollama.listing import abbreviated, listing
 from emollama.logging import get_logger
 from emollama.paths import written_whole
 from emollama.registry import METRICS, did_you_mean
@@ -42,7 +42,7 @@ class Validation:
         self._world: World = evaluation.answering.world
         self._folder = folder
         self._key = self._world.on_main(self._watched)
-        self._metric = metric(self._key.rpartition("/")[2])
+        self._metric = None if self._key is None else metric(self._key.rpartition("/")[2])
         self._past = self._world.on_main(lambda: entries_before(folder / "eval.jsonl", first_step))
         self._kept = self._world.on_main(self._best_on_disk)
 
@@ -65,7 +65,7 @@ class Validation:
         values = self._values()
         place = self._place_of_best(values)
         value = values[place] if place >= 0 else None
-        return None if value is None else (self._key, value, self._past[place]["epoch"])
+        return None if value is None or self._key is None else (self._key, value, self._past[place]["epoch"])
 
     def run(self, done: int, log: RunLog, save_best: Callable[[], None]) -> None:
         """Evaluate after ``done`` steps, and keep the checkpoint if it is the best so far.
@@ -77,7 +77,7 @@ class Validation:
         model.eval()
         outcome = self._evaluation.run(self._folder / "result" / f"epoch_{epoch}")
         model.train()
-        value = outcome.metrics[self._key]
+        value = None if self._key is None else outcome.metrics[self._key]
         known = [*self._values(), value]
         lost = self._cfg.save_best and not self._kept  # no checkpoint of a better one is there
         is_best = value is not None and (lost or self._place_of_best(known) == len(known) - 1)
@@ -88,18 +88,18 @@ class Validation:
         self._past.append({"step": done - 1, "epoch": epoch, "metrics": outcome.metrics, "best": is_best})
         self._world.on_main(self._write)
         log.evaluation(done - 1, epoch, outcome.metrics, {label: self._shown(rows) for label, rows in outcome.rows.items()})
-        if value is None:
+        if value is None and self._key is not None:
             get_logger().warning("%s has no value after epoch %d: it cannot be the best", self._key, epoch)
 
     def _values(self) -> list[float | None]:
         """What is watched, at every evaluation so far; None where it was not computed."""
-        return [entry["metrics"].get(self._key) for entry in self._past]
+        return [None if self._key is None else entry["metrics"].get(self._key) for entry in self._past]
 
     def _place_of_best(self, values: Sequence[float | None]) -> int:
         """Where the best of some values stands, the first of equal ones; -1 where there is none."""
         best, top = -1, None
         for place, value in enumerate(values):
-            if value is not None and (top is None or self._metric.better(value, top)):
+            if value is not None and (top is None or (self._metric is not None and self._metric.better(value, top))):
                 best, top = place, value
         return best
 
@@ -131,9 +131,9 @@ class Validation:
         chosen = {names[place * len(names) // count] for place in range(count)}
         return [row for row in rows if row["name"] in chosen]
 
-    def _watched(self) -> str:
-        """The key "block/task/metric" that ``run.metric`` means."""
-        wanted = self._cfg.metric.split(".")
+    def _watched(self) -> str | None:
+        """The key "block/task/metric" that ``run.metric`` means; None if it is null and the loss is not computed exactly once."""
+        wanted = (self._cfg.metric or "loss").split(".")
         known = [
             (label, task, name)
             for label, block in self._evaluation.blocks.items()
@@ -144,12 +144,14 @@ class Validation:
         meant = [key for key in named if set(wanted[:-1]) <= {key[0], key[1]}]
         if len(meant) == 1:
             return "/".join(meant[0])
+        if self._cfg.metric is None:
+            return None
         if named:
             which = "is computed more than once" if meant else "names no block or task that computes it"
             raise UserError(f"run.metric: '{self._cfg.metric}' {which}. Name one of {_dotted(meant or named)}.")
         if wanted[-1] in METRICS.names():
-            needs = {block.scoring.needs(wanted[-1]) for block in self._evaluation.blocks.values()}
-            raise UserError(f"run.metric: nothing computes '{self._cfg.metric}' here: it needs {' or '.join(sorted(needs))}")
+            needs = [f"{block.scoring.key} needs {block.scoring.needs(wanted[-1])}" for block in self._evaluation.blocks.values()]
+            raise UserError(f"run.metric: no block computes '{self._cfg.metric}': {abbreviated(needs, '; ')}")
         hint = did_you_mean(wanted[-1], METRICS.names())
         raise UserError(f"run.metric: unknown metric '{self._cfg.metric}'.{hint} Computed here: {_dotted(known)}")
 

@@ -13,8 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from emollama.errors import UserError
-from emollama.paths import PATHS
+from emollama.paths import PATHS, require_folder
 from emollama.stores import packed, tars
 from emollama.stores.npy import npy_header, read_npy
 
@@ -124,8 +123,6 @@ def open_store(path: str, key: str) -> ArrayStore:
     """
     if tars.is_tars(path):
         return tars.TarStore.open(path)
-    if not PATHS.isdir(path):
-        remedy = "" if key.startswith("--") else f", or set {key}: null"
-        raise UserError(f"{key}: no folder '{path}' (seen from {os.getcwd()}). Correct the path{remedy}.")
+    require_folder(path, key, "Correct the path." if key.startswith("--") else f"Correct the path, or set {key}: null.")
     folder = PATHS.get_local_path(path)
     return packed.PackedStore.open(folder) if packed.is_packed(folder) else NpyFolder.open(Path(folder))

@@ -24,7 +24,7 @@ from emollama.errors import UserError
 from emollama.listing import abbreviated
 from emollama.logging import get_logger, set_up
 from emollama.optim import trainable
-from emollama.paths import require_writable, sha256, written_whole
+from emollama.paths import not_found, require_writable, sha256, written_whole
 from emollama.reporting.sweep import RECORD, Row, missing, read_records, read_sweep, write_sweep
 from emollama.runners import recipes
 from emollama.sweeping.basis import basis_of, changes, compared
@@ -203,7 +203,7 @@ def _digest_of(path: str, label: str) -> str:
         UserError: no such file, or it is not what was written.
     """
     if not Path(path).is_file():
-        raise UserError(f"{label}: no file '{path}'. Correct the path, or name another one: --checkpoints {label}=FILE.")
+        raise not_found(label, path, f"Correct the path, or name another one: --checkpoints {label}=FILE.")
     if checkpoint.is_intact(path) is False:
         raise UserError(f"{label}: {path} is not what was written: its SHA-256 differs from {path}.sha256. Copy it again.")
     return sha256(path)

@@ -1,0 +1,72 @@
+"""Which file is the checkpoint that a configuration means: explanations for one that does not exist or does not fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emollama.errors import UserError
+from emollama.paths import PATHS, not_found
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PRODUCED = {  # the stage in a checkpoint's path -> what produces it
+    "1": "Stage 1 of training produces this checkpoint (train_configs/Emotion-LLaMA_finetune.yaml): train it first, and copy"
+    " the best checkpoint of its run folder there, or name that checkpoint in model.ckpt.",
+    "2": "Stage 2 of training produces this checkpoint (train_configs/minigptv2_tuning_stage_2.yaml): train it first, and copy"
+    " the best checkpoint of its run folder there, or name that checkpoint in model.ckpt.",
+}
+
+
+def require_checkpoint_file(path: str, key: str) -> str:
+    """The path, if it is a file.
+
+    Args:
+        path: of a checkpoint.
+        key: the configuration key that named it, for messages.
+
+    Raises:
+        UserError: there is none, and which stage of training produces it; or it is a folder, and which kind of folder.
+    """
+    if PATHS.isdir(path):
+        raise UserError(f"{key}: '{path}' is a folder, and a checkpoint is a file. {_kind_of_folder(Path(path))}")
+    if not PATHS.isfile(path):
+        stages = re.findall(r"stage[_-]?([12])(?![0-9])", path, re.IGNORECASE)
+        raise not_found(key, path, f"{_PRODUCED[stages[-1]]} Or correct the path." if stages else "Correct the path.")
+    return path
+
+
+def _kind_of_folder(folder: Path) -> str:
+    """Sentences about what a folder is that was named in place of a checkpoint."""
+    if (folder / "adapter_config.json").is_file():
+        text = f"It holds PEFT adapters: 'emollama checkpoint convert {folder} --to pth --output FILE.pth' makes a checkpoint."
+        return f"{text} Name that file."
+    if (folder / "config.json").is_file():
+        return "It holds a language model of Hugging Face, which model.llama_model names."
+    if names := sorted(path.name for path in folder.glob("checkpoint*.pth")):
+        best = next((name for name in ("checkpoint_best.pth", "checkpoint_last.pth") if name in names), names[-1])
+        return f"It is the folder of a run: name one of its checkpoints, such as '{folder / best}'."
+    return "Name the file."
+
+
+def other_architecture(wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor], architecture: str) -> str:
+    """What a checkpoint is that does not fit the model: a text to put before the details; "" if its names do not tell.
+
+    Args:
+        wanted: name in the file -> tensor of the model.
+        stored: name in the file -> tensor of the checkpoint.
+        architecture: the ``model.arch``.
+    """
+    adapters, other = any(".lora_" in name for name in stored), ""
+    features = any(name.startswith(("feats_llama_proj", "cls_tk_llama_proj")) for name in stored)
+    if features or (adapters and not any(".lora_" in name for name in wanted)):
+        other = "minigpt_v2"
+    elif "llama_proj.weight" in stored and not any(name.startswith("llama_model.") for name in stored):
+        other = "minigpt4"
+    if not other or other == architecture:
+        return ""
+    contents = {"minigpt_v2": "MiniGPT-v2 or Emotion-LLaMA", "minigpt4": "MiniGPT-4 (an image projection, no adapters)"}[other]
+    return f"this is a checkpoint of {contents}, for model.arch: {other}, but model.arch is {architecture}. Name another one; "
