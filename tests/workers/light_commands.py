@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-HEAVY = {"torch", "transformers", "peft", "torchvision", "webdataset"}
+HEAVY = {"torch", "transformers", "peft", "torchvision", "webdataset", "matplotlib"}
 LABELS = {"clip_1": "happy", "clip_2": "angry", "clip_3": "sad"}
 
 
