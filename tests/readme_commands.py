@@ -35,7 +35,7 @@ def workplace(folder: Path) -> dict[str, str]:
 def shell(command: str, folder: Path, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """Run a command, which must succeed."""
     done = subprocess.run(
-        command, shell=True, cwd=folder, env=variables, capture_output=True, text=True, timeout=600, check=False
+        command, shell=True, cwd=folder, env=variables, capture_output=True, text=True, timeout=1800, check=False
     )
     assert done.returncode == 0, f"{command}\n{done.stderr}"
     return done

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -96,10 +96,11 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_demo_reaches_its_figures_within_five_minutes(tmp_path):
-    begun = time.monotonic()
-    done = run("-m", "emollama", "demo", "--folder", str(tmp_path / "demo"), timeout=900)
-    seconds = time.monotonic() - begun
+@pytest.mark.timeout(3600)  # a guard against hanging
+def test_the_demo_reaches_its_figures_in_less_than_ten_cpu_minutes(tmp_path):
+    before = cpu_of_children()
+    done = run("-m", "emollama", "demo", "--folder", str(tmp_path / "demo"), timeout=3600)
+    seconds = cpu_of_children() - before
     assert done.returncode == 0, done.stderr
     figures = json.loads(Path(done.stdout.splitlines()[-1]).read_text())
     assert figures["clips"] >= 200
@@ -108,4 +109,10 @@ def test_the_demo_reaches_its_figures_within_five_minutes(tmp_path):
     assert figures["emotion_accuracy_sentence_only"] < 0.6
     assert figures["reason_label_accuracy"] >= 0.90
     assert figures["clue_overlap"] >= figures["clue_overlap_stage_1"] + 1  # of 10 points
-    assert seconds < 600  # 300 on a quiet machine
+    assert seconds < 600  # five minutes on two quiet cores
+
+
+def cpu_of_children():
+    """CPU seconds of the processes that this one has waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

@@ -157,6 +157,7 @@ def test_the_tiny_encoders_learn_and_their_files_give_the_same_rows(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # a guard against hanging
 def test_four_commands_lead_to_captions_that_improve_and_it_is_the_picture_that_does_it(tmp_path):
     commands, variables = commands_of_the_readme("--captions-only"), workplace(tmp_path)
     header = (ROOT / "train_configs/demo_flickr.yaml").read_text()

@@ -82,15 +82,25 @@ def test_answers_do_not_depend_on_the_batch_size(tmp_path):
     assert [row["loss"] for row in found[0]] == pytest.approx([row["loss"] for row in found[1]], rel=1e-6)
 
 
+def answers_of(folder, *options):
+    """What the golden model answers to two tasks; the options are of the block."""
+    path = golden_config(folder)
+    block = [f"evaluation_datasets.train_layout.{option}" for option in ("task_pool=[emotion,reason]", *options)]
+    run_of(path, "evaluation_datasets.upstream=null", *block, training=False).evaluate()
+    return [row["prediction"] for row in rows(folder / "out/run/result/predictions_train_layout.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def greedy(tmp_path_factory):
+    """The answers without any option."""
+    return answers_of(tmp_path_factory.mktemp("greedy"))
+
+
 @pytest.mark.parametrize("options", [["num_beams=3"], ["temperature=0.8", "top_p=0.9"], ["repetition_penalty=1.5"]])
-def test_a_way_of_generating_changes_answers_and_repeats_itself(tmp_path, options):
-    answers = []
-    for number, chosen in enumerate([[], options, options]):
-        path = golden_config(tmp_path / str(number))
-        run_of(path, *(f"evaluation_datasets.train_layout.{option}" for option in chosen), training=False).evaluate()
-        found = rows(tmp_path / str(number) / "out/run/result/predictions_train_layout.jsonl")
-        answers.append([row["prediction"] for row in found])
-    assert answers[0] != answers[1] == answers[2]
+def test_a_way_of_generating_changes_answers_and_repeats_itself(tmp_path, greedy, options):
+    first, again = (answers_of(tmp_path / name, *options) for name in ("first", "again"))
+    assert len(first) == len(greedy) == 12
+    assert greedy != first == again
 
 
 def test_labels_are_filled_into_an_instruction_of_the_evaluation_block(tmp_path):
