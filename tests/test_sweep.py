@@ -223,7 +223,7 @@ def test_a_block_that_is_taken_out_costs_nothing_and_one_that_comes_back_is_answ
     run_folder, cfg = again
     folder, before = run_folder / "sweep_config", since(run_folder / "sweep_config")
     text = swept(capsys, run_folder, cfg, "--options", "evaluation_datasets.both=null")
-    assert answered(folder, before) == set() and "| checkpoint | words.waf | words.loss |" in text and "both" not in text
+    assert answered(folder, before) == set() and "| checkpoint | words.waf | words.loss |" in text and "both." not in text
     swept(capsys, run_folder, cfg)
     assert answered(folder, before) == {(label, "both") for label in LABELS}
 
