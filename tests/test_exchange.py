@@ -406,7 +406,7 @@ def test_the_given_alpha_is_the_one_that_scales(embedded, file, tmp_path):
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, math.inf, math.nan])
 def test_an_alpha_without_meaning_is_refused(file, tmp_path, alpha):
-    assert "lora_alpha is" in refusal(exported, without_config(file), tmp_path / "out", alpha=alpha)
+    assert "--lora-alpha is" in refusal(exported, without_config(file), tmp_path / "out", alpha=alpha)
 
 
 # What cannot be converted

@@ -130,7 +130,7 @@ def write_clip(path, *, sound):
 @pytest.mark.parametrize("options", [(), ("evaluation_datasets.answers.prompt_layout=upstream_eval",)])
 def test_an_answer_is_that_of_the_evaluation_on_the_same_clip(world, options):
     rows = evaluated(world, *options)
-    for name in CLIPS[:3]:
+    for name in CLIPS[:2]:
         (answer,) = asked(world, [world / f"videos/{name}.mp4"], *options, text=sentences(world)[name])
         assert answer.prompt == rows[name]["instruction"]
         assert answer.answer == rows[name]["prediction"]
