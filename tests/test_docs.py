@@ -53,3 +53,9 @@ def test_constraints_pin_every_requirement():
 
     assert names("requirements.txt") <= names("constraints.txt")
     assert "2.13" not in re.search(r"^torch==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
+
+
+def test_the_page_of_tests_names_every_test_file():
+    named = set(re.findall(r"`(\w+)`", TEXTS["docs/testing.md"]))
+    files = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
+    assert sorted(files - named) == []
