@@ -576,9 +576,9 @@ def test_a_key_that_is_nobodys_is_told_as_it_is_written(tmp_path, keys, said):
     [
         ("run", "train_split", " Did you mean 'train_splits'?"),
         ("run", "iter_per_epoch", " Did you mean 'iters_per_epoch'?"),
-        ("run", "img_path", ""),
+        ("run", "img_path", " Did you mean 'evaluation_datasets.LABEL.image_path'?"),
         ("model", "vit_precison", " Did you mean 'vit_precision'?"),
-        ("model", "dist_url", ""),
+        ("model", "dist_url", " 'run.dist_url' would have no effect either: torchrun says how many processes there are."),
     ],
 )
 def test_a_key_near_one_of_theirs_is_still_unknown(tmp_path, block, key, hint):

@@ -227,7 +227,7 @@ def test_a_metric_without_anything_to_compare_with_is_refused(tmp_path):
     no_captions = {"fine_grained_json_path": None, "task_pool": ["reason_v2"], "judge": {"type": "lexical"}}
     text = refused(tmp_path, training=False, block=no_captions | {"metrics": ["clue_overlap"]})
     assert "'clue_overlap' cannot be computed here: it needs clips whose true answer is known" in text
-    assert "nothing computes 'clue_overlap'" in refused(tmp_path, run=EVALUATED | {"metric": "clue_overlap"}, block=no_captions)
+    assert "no block computes 'clue_overlap'" in refused(tmp_path, run=EVALUATED | {"metric": "clue_overlap"}, block=no_captions)
     upstream = {"prompt_layout": "upstream_eval", "metrics": ["loss"]}
     assert "prompt_layout: train" in refused(tmp_path, training=False, block=upstream)
 
