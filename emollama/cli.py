@@ -38,12 +38,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: with ``argv``, the command failed; its code is the exit status.
     """
-    arguments = parse(sys.argv[1:] if argv is None else list(argv))
-    apply_output_options(arguments)
+
+    def command() -> None:
+        arguments = parse(sys.argv[1:] if argv is None else list(argv))
+        apply_output_options(arguments)
+        if argv is not None and hasattr(arguments, "argv"):
+            arguments.argv = list(argv)
+        arguments.run(arguments)
+
     if argv is None:
-        entry_point(lambda: arguments.run(arguments))
-        return
-    if hasattr(arguments, "argv"):
-        arguments.argv = list(argv)
-    if status := run(lambda: arguments.run(arguments)):
+        entry_point(command)
+    elif status := run(command):
         raise SystemExit(status)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from emollama.errors import EchoedError, Interrupted, UserError
-from emollama.failures import LAUNCHER, WorkerCrash, formatted, is_worker, prints, recorded
+from emollama.errors import EchoedError, Interrupted, OutputClosed, UserError
+from emollama.failures import WorkerCrash, formatted, is_worker, prints, recorded
+from emollama.variables import LAUNCHER
 from emollama.verbosity import show_traceback
 
 
@@ -36,6 +38,9 @@ def entry_point(main: Callable[[], None], *, when_interrupted: str = "interrupte
 def run(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> int:
     """Run a program and return its exit status; errors are printed, without a traceback if they are the user's.
 
+    A program whose standard output is closed before the end (``emollama ... | head``) ends without a message, with the status
+    of one that SIGPIPE ended.
+
     Args:
         main: the program.
         when_interrupted: printed after Ctrl-C, if the program itself does not say more.
@@ -49,8 +54,12 @@ def run(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> i
     received: list[int] = []
     try:
         with _terminable(received, enabled=not worker):
-            recorded(main)()
+            recorded(lambda: _run_and_flush(main))()
+    except SystemExit as ended:
+        return _status(ended)
     except UserError as error:
+        if isinstance(error, OutputClosed) and not worker:
+            return 128 + signal.SIGPIPE
         if not isinstance(error, EchoedError):
             show_traceback()
         _print_error(error, f"error: {error}")
@@ -73,9 +82,41 @@ def run(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> i
 
 def leave(status: int) -> NoReturn:
     """End this process at once."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stderr.flush()
     os._exit(status)
+
+
+def _run_and_flush(main: Callable[[], None]) -> None:
+    """Run a program and write its output out; raises OutputClosed if nobody reads it any more."""
+    try:
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if _is_closed(sys.stdout) or _is_closed(sys.stderr):
+            raise OutputClosed("the program that reads the output has ended") from None
+        raise
+
+
+def _is_closed(stream: Any) -> bool:
+    """Whether a stream writes to a pipe without a reader."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+    except (OSError, ValueError):  # not a file of the system
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _status(ended: SystemExit) -> int:
+    if ended.code is None or isinstance(ended.code, int):
+        return ended.code or 0
+    _print(str(ended.code))
+    return 1
 
 
 def _print_error(error: Exception, text: str) -> None:
@@ -90,7 +131,7 @@ def _print(text: str) -> None:
     sys.stderr.write(f"{text.rstrip()}\n")
 
 
-@contextmanager
+@contextlib.contextmanager
 def _terminable(received: list[int], *, enabled: bool) -> Iterator[None]:
     """Let SIGTERM raise KeyboardInterrupt, as Ctrl-C does, and note it; a worker ends without a word instead."""
 

@@ -13,6 +13,10 @@ class UserError(ValueError):
     """
 
 
+class OutputClosed(UserError):
+    """The program that reads standard output or standard error has ended, as ``head`` does after ten lines."""
+
+
 class EchoedError(UserError):
     """A :class:`UserError` of another rank, raised again on this one, which does not print it."""
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from emollama.errors import EchoedCrash, EchoedError, UserError
+from emollama.variables import LAUNCHER
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # set by torch elastic for each worker
-LAUNCHER = "EMOLLAMA_LAUNCHER"  # set by our launcher for its workers: the launcher's process id
 USER, CRASH = "user", "crash"
 
 

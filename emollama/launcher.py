@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from emollama.errors import Interrupted, UserError
-from emollama.failures import LAUNCHER, is_worker, reason
+from emollama.failures import is_worker, reason
+from emollama.variables import LAUNCHER
 
 HOST = "localhost"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # that torch elastic handles
@@ -26,11 +27,11 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
     """``--nproc``, ``--gpus``, ``--master-port``."""
     number = parser.add_mutually_exclusive_group()
     number.add_argument(
-        "--nproc", type=_positive, metavar="N", help="number of processes (default: one per visible GPU; without GPUs one)"
+        "--nproc", type=positive, metavar="N", help="number of processes (default: one per visible GPU; without GPUs one)"
     )
-    number.add_argument("--gpus", type=_positive, metavar="N", help="number of processes, each on a GPU of its own")
+    number.add_argument("--gpus", type=positive, metavar="N", help="number of processes, each on a GPU of its own")
     port = "port on which the processes find each other (default: a free one)"
-    parser.add_argument("--master-port", type=_positive, metavar="PORT", help=port)
+    parser.add_argument("--master-port", type=positive, metavar="PORT", help=port)
     parser.set_defaults(argv=None)
 
 
@@ -143,7 +144,7 @@ def require_free(port: int) -> None:
         raise UserError(f"--master-port {port}: {cause}. {remedy}") from None
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     """The type of options that are counts."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from emollama import variables
 from emollama.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ class _Paths:
 PATHS = _Paths()
 
 PACKAGE = Path(__file__).parent
-DATA_VARIABLE = "EMOLLAMA_DATA"  # names the folder that the shipped configurations call paths.root
 SHIPPED = ("train_configs", "eval_configs")  # folders of configurations that the package contains
 
 
@@ -53,16 +53,16 @@ def data_folder_hint(path: str | os.PathLike[str]) -> str:
 
     The shipped configurations take ``paths.root`` from that variable, and ``data`` where it is not set.
     """
-    root = os.environ.get(DATA_VARIABLE)
+    root = os.environ.get(variables.DATA)
     if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root or "data")):
         return ""
     if not root:
         return (
-            f" {DATA_VARIABLE}, the environment variable with the folder of your data, is not set, so it is 'data' in the working"
-            f" folder. Set it: export {DATA_VARIABLE}=FOLDER."
+            f" {variables.DATA}, the environment variable with the folder of your data, is not set, so it is 'data' in the working"
+            f" folder. Set it: export {variables.DATA}=FOLDER."
         )
     missing = "" if os.path.isdir(root) else ", which does not exist"
-    return f" The folder of your data is '{root}'{missing}: the environment variable {DATA_VARIABLE} names it."
+    return f" The folder of your data is '{root}'{missing}: the environment variable {variables.DATA} names it."
 
 
 def not_found(key: str, path: str | os.PathLike[str], remedy: str = "Correct the path.", *, what: str = "file") -> UserError:
@@ -147,7 +147,7 @@ def _log_copy(path: str, copy: Path) -> None:
         return
     if logger.hasHandlers():
         logger.info("%s", text)
-    elif logger.level <= logging.INFO and "EMOLLAMA_LAUNCHER" not in os.environ:  # --quiet; the launcher has printed it
+    elif logger.level <= logging.INFO and variables.LAUNCHER not in os.environ:  # --quiet; the launcher has printed it
         sys.stderr.write(f"{text}\n")
 
 

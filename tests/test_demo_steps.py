@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from running import ROOT
 
+from emollama import cli
 from emollama.commands.parser import NAMES
 from emollama.demo import steps
 from emollama.demo.steps import Place, next_steps, run_step
@@ -92,3 +93,11 @@ def test_a_demo_in_a_place_that_cannot_be_written_is_refused_before_it_starts(fo
     (folder / "file").touch()
     with pytest.raises(UserError, match="--folder: cannot write under"):
         _emptied(folder / "file" / "demo")
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "two"])
+def test_a_demo_without_processes_is_refused(number, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["demo", f"--nproc={number}"])
+    assert ended.value.code == 2
+    assert f"'{number}' is not a whole number above 0" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 from running import golden_config
 
-from emollama import entry, failures, launcher
+from emollama import entry, failures, launcher, variables
 from emollama.cli import main, parse_run
 from emollama.commands import eval as eval_command
 from emollama.commands import train as train_command
@@ -284,7 +284,7 @@ def worker(tmp_path, monkeypatch):
     path.write_text(json.dumps(failures.entry(UserError("x"))))
     for name, value in {failures.ERROR_FILE: str(path), "LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.delenv(failures.LAUNCHER, raising=False)
+    monkeypatch.delenv(variables.LAUNCHER, raising=False)
     return path
 
 
@@ -293,7 +293,7 @@ def test_under_torchrun_the_first_failing_worker_prints_and_the_others_do_not(wo
 
 
 def test_under_our_launcher_no_worker_prints(worker, monkeypatch):
-    monkeypatch.setenv(failures.LAUNCHER, "1")
+    monkeypatch.setenv(variables.LAUNCHER, "1")
     assert not failures.prints(UserError("x"))
 
 
@@ -337,7 +337,7 @@ def test_an_error_of_one_rank_is_all_that_is_printed(faulty, tmp_path, capfd):
     assert (out, err) == ("", "error: only rank 1 has this problem\n")
     assert {path.name for path in tmp_path.glob("pid_?")} == {"pid_0", "pid_1"} and living(tmp_path) == []
     assert [signal.getsignal(number) for number in launcher.SIGNALS] == handlers
-    assert failures.LAUNCHER not in os.environ
+    assert variables.LAUNCHER not in os.environ
 
 
 def test_an_interrupt_ends_all_workers_with_one_line(faulty, tmp_path, capfd):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from emollama.launcher import positive
+
 HELP = "train and evaluate on an invented corpus, or write invented videos or captioned drawings to start from"
 EXAMPLE = "emollama demo"
 DOCS = "README.md#start"
@@ -15,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", default=None, help=folder)
     parser.add_argument("--seed", type=int, default=42, help="of the corpus and of training")
     processes = "number of processes of each training and evaluation (default: 2)"
-    parser.add_argument("--nproc", "--processes", dest="processes", type=int, default=2, metavar="N", help=processes)
+    parser.add_argument("--nproc", "--processes", dest="processes", type=positive, default=2, metavar="N", help=processes)
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--corpus-only", action="store_true", help="write the corpus and the tiny Llama, and stop")
     videos = "write videos, a table of labels, tiny encoders and a tiny Llama, for train_configs/demo_videos.yaml, and stop"

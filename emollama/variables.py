@@ -1,0 +1,4 @@
+"""Names of environment variables that several modules read."""
+
+DATA = "EMOLLAMA_DATA"  # names the folder that the shipped configurations call paths.root
+LAUNCHER = "EMOLLAMA_LAUNCHER"  # set by our launcher for its workers: the launcher's process id

@@ -1,0 +1,82 @@
+"""Commands whose output is closed before they end, as `emollama ... | head` does."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+
+import pytest
+from running import ROOT
+
+from emollama import cli, entry
+from emollama.errors import UserError
+
+STATUS = 128 + signal.SIGPIPE
+
+
+@pytest.fixture(params=[-1, 1], ids=["buffered", "line by line"])
+def close_stdout(request, capfd, monkeypatch):
+    """A function that makes standard output a pipe without a reader; pytest sets its own again when a test begins."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    stream = open(writer, "w", buffering=request.param)
+    yield lambda: monkeypatch.setattr(sys, "stdout", stream)
+    with contextlib.suppress(BrokenPipeError):
+        stream.close()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["--help"],
+        [],
+        ["train", "--help"],
+        ["reference"],
+        ["config", "show", "--cfg-path", str(ROOT / "train_configs/custom.yaml")],
+        ["init"],
+        ["completion", "bash"],
+    ],
+    ids=" ".join,
+)
+def test_a_command_ends_without_a_message(close_stdout, line, capfd):
+    close_stdout()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(line)
+    assert ended.value.code == STATUS
+    assert capfd.readouterr().err == ""
+
+
+def test_an_error_of_the_user_is_not_lost(close_stdout, capfd):
+    close_stdout()
+    def fail():
+        raise UserError("wrong")
+
+    assert entry.run(fail) == 1
+    assert capfd.readouterr().err == "error: wrong\n"
+
+
+def test_a_worker_says_why_it_ends(close_stdout, capfd, monkeypatch):
+    close_stdout()
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(entry, "_end_with_parent", lambda: None)
+    monkeypatch.setattr(entry.signal, "signal", lambda *_: None)
+    assert entry.run(lambda: print("x")) == 1
+    assert capfd.readouterr().err == "error: the program that reads the output has ended\n"
+
+
+def test_another_broken_pipe_is_an_error_as_before():
+    def fail():
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        entry.run(fail)
+
+
+def test_the_exit_status_of_a_program_is_kept(capsys):
+    assert entry.run(lambda: sys.exit(3)) == 3
+    assert entry.run(sys.exit) == 0
+    assert entry.run(lambda: sys.exit("text")) == 1
+    assert capsys.readouterr().err == "text\n"
