@@ -16,13 +16,14 @@ import pytest
 
 from emollama import __version__, cli
 from emollama.commands import COMMANDS
+from emollama.commands.importing import SOURCES
 from emollama.commands.parser import build_parser, overview
 from emollama.errors import UserError
 from emollama.logging import set_up
 
 ROOT = Path(__file__).parent.parent
 NAMES = [name for name, _, _ in COMMANDS]
-CONFIGURATION = ROOT / "train_configs/custom.yaml"
+CONFIGURATIONS = sorted(path for folder in ("train_configs", "eval_configs") for path in (ROOT / folder).glob("*.yaml"))
 
 
 def called(capsys, *arguments):
@@ -57,7 +58,7 @@ def light(tmp_path_factory):
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     variables = os.environ | {"PYTHONPATH": paths, "EMOLLAMA_DATA": "data", "COLUMNS": "80", "MPLBACKEND": "Agg"}
     script = ROOT / "tests/workers/light_commands.py"
-    line = [sys.executable, str(script), str(folder / "found.json"), str(CONFIGURATION)]
+    line = [sys.executable, str(script), str(folder / "found.json"), *map(str, CONFIGURATIONS)]
     done = subprocess.run(line, cwd=folder / "work", env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "found.json").read_text())
@@ -67,7 +68,10 @@ def test_commands_without_tensors_import_no_torch(light):
     heavy = {name: set(loaded) for name, loaded in light["loaded"].items() if loaded}
     charts = {name: {"matplotlib"} for name in ("compare run_a run_b", "report run_a")}  # the last ones
     assert heavy == charts
-    assert len(light["loaded"]) >= 18
+    shown = [name for name in light["loaded"] if name.startswith("config show ")]
+    imported = {name.split()[1] for name in light["loaded"] if name.startswith("import ")}
+    assert len(shown) == len(CONFIGURATIONS) > 10
+    assert imported == {*SOURCES}
 
 
 def test_these_commands_do_their_work(light):
@@ -209,10 +213,10 @@ def test_quiet_and_verbose_set_the_level_of_the_log_lines(options, main, others,
 
 def test_verbose_prints_debug_messages_and_quiet_hides_what_is_no_warning(capsys, monkeypatch):
     monkeypatch.setenv("EMOLLAMA_DATA", "data")
-    line = ["config", "show", "--cfg-path", CONFIGURATION]
+    line = ["config", "show", "--cfg-path", CONFIGURATIONS[0]]
     status, shown, err = called(capsys, *line, "-v")
     assert status == 0
-    assert f"configuration layer {CONFIGURATION}: " in err
+    assert f"configuration layer {CONFIGURATIONS[0]}: " in err
     assert called(capsys, *line, "-q")[1:] == (shown, "")
 
 

@@ -50,6 +50,7 @@ def test_a_command_ends_without_a_message(close_stdout, line, capfd):
 
 def test_an_error_of_the_user_is_not_lost(close_stdout, capfd):
     close_stdout()
+
     def fail():
         raise UserError("wrong")
 

@@ -1,6 +1,7 @@
 """Run every command that must not import torch, one after another in this process; print those that imported it.
 
-The arguments are the file to write and a folder to work in. The file gets {command: [heavy libraries loaded after it]}.
+The arguments are the file to write and the configurations to show. The file gets {"loaded": {command: [heavy libraries loaded
+after it]}, "output": {command: [exit status, what it printed]}}.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ def write_inputs() -> None:
     with open("labels.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("name", "discrete"), *LABELS.items()])
     Path("truth.csv").write_text("name,label\n" + "".join(f"{name},{label}\n" for name, label in LABELS.items()))
+    write_sources()
     Path("words.csv").write_text("name,english\n" + "".join(f"{name},She frowns; she is sad.\n" for name in LABELS))
     rows = [{"name": name, "task": "emotion", "prediction": "sad", "reference": label} for name, label in LABELS.items()]
     Path("answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -41,7 +43,26 @@ def write_inputs() -> None:
         write_run(Path(name))
 
 
-def commands(configuration: str) -> list[list[str]]:
+def write_sources() -> None:
+    """What the importers read, in the working folder."""
+    import numpy as np
+
+    np.savez_compressed("label-6way.npz", train_corpus={name: {"emo": label, "val": 0.5} for name, label in LABELS.items()})
+    Path("emer.csv").write_text("name,chinese,english\n" + "".join(f"{name},,She is sad.\n" for name in LABELS))
+    Path("videos").mkdir()
+    for name in LABELS:
+        Path(f"videos/{name}.mp4").touch()
+        folder = Path("factory") / name
+        folder.mkdir(parents=True)
+        record = {
+            "chronological_emotion_peaks": ["Peak at 0.27s: happy (moderate)"],
+            "overall_peak_frame_info": {"timestamp": 0.27},
+            "final_summary": "She smiles.",
+        }
+        (folder / f"{name}_merr_data.json").write_text(json.dumps(record))
+
+
+def commands(configurations: list[str]) -> list[list[str]]:
     """The command lines."""
     answers = ["--predictions", "answers.jsonl", "--truth", "truth.csv"]
     described = ["--predictions", "words.csv", "--truth", "words.csv"]
@@ -51,11 +72,16 @@ def commands(configuration: str) -> list[list[str]]:
         ["--version"],
         ["train", "--help"],
         ["trian"],
-        ["config", "show", "--cfg-path", configuration],
+        *(["config", "show", "--cfg-path", configuration] for configuration in configurations),
         ["reference"],
         ["reference", "run.metric"],
         ["completion", "bash"],
-        ["import", "mer2024", "labels.csv", "--output", "imported"],
+        ["import", "mer2024", "labels.csv", "--output", "mer2024"],
+        ["import", "mer2025", "labels.csv", "--output", "mer2025"],
+        ["import", "mertools", "label-6way.npz", "--split", "train", "--output", "mertools"],
+        ["import", "emer", "emer.csv", "--output", "emer"],
+        ["import", "mer-factory", "factory", "--output", "factory_lists"],
+        ["import", "videos", "videos", "truth.csv", "--output", "video_lists"],
         ["prepare", "flickr30k", "--annotations", "results.csv", "--images", "images", "--split", "test"],
         ["pack", "--source", "features", "--output", "packed"],
         ["pack", "--check", "packed"],
@@ -73,7 +99,7 @@ def main() -> None:
 
     write_inputs()
     loaded, output = {}, {}
-    for line in commands(sys.argv[2]):
+    for line in commands(sys.argv[2:]):
         text = io.StringIO()
         status = None
         with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
