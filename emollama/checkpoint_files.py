@@ -13,11 +13,9 @@ from emollama.paths import PATHS, not_found
 if TYPE_CHECKING:
     from torch import Tensor
 
-_PRODUCED = {  # the stage in a checkpoint's path -> what produces it
-    "1": "Stage 1 of training produces this checkpoint (train_configs/Emotion-LLaMA_finetune.yaml): train it first, and copy"
-    " the best checkpoint of its run folder there, or name that checkpoint in model.ckpt.",
-    "2": "Stage 2 of training produces this checkpoint (train_configs/minigptv2_tuning_stage_2.yaml): train it first, and copy"
-    " the best checkpoint of its run folder there, or name that checkpoint in model.ckpt.",
+_STAGES = {  # the stage in a checkpoint's path -> the configuration that trains it
+    "1": "train_configs/Emotion-LLaMA_finetune.yaml",
+    "2": "train_configs/minigptv2_tuning_stage_2.yaml",
 }
 
 
@@ -35,8 +33,16 @@ def require_checkpoint_file(path: str, key: str) -> str:
         raise UserError(f"{key}: '{path}' is a folder, and a checkpoint is a file. {_kind_of_folder(Path(path))}")
     if not PATHS.isfile(path):
         stages = re.findall(r"stage[_-]?([12])(?![0-9])", path, re.IGNORECASE)
-        raise not_found(key, path, f"{_PRODUCED[stages[-1]]} Or correct the path." if stages else "Correct the path.")
+        raise not_found(key, path, f"{_produced_by(stages[-1])} Or correct the path." if stages else "Correct the path.")
     return path
+
+
+def _produced_by(stage: str) -> str:
+    """A sentence about where the checkpoint of a stage comes from."""
+    return (
+        f"Stage {stage} of training produces this checkpoint ({_STAGES[stage]}): train it first, and copy the best checkpoint"
+        " of its run folder there, or name that checkpoint in model.ckpt."
+    )
 
 
 def _kind_of_folder(folder: Path) -> str:

@@ -304,19 +304,22 @@ def test_a_package_or_program_that_is_missing_or_broken_is_reported(monkeypatch,
     assert found["programs"] == {"java": "does not run: FileNotFoundError", "ffmpeg": None, "nvidia-smi": None}
 
 
-def test_a_user_error_keeps_its_cause_for_debugging():
+def test_debug_prints_the_cause_of_an_error_before_the_error(monkeypatch, capsys):
     from emollama import entry
     from emollama.verbosity import SETTINGS
 
-    SETTINGS.debug = True
-    try:
+    def fails():
+        try:
+            raise OSError("the disk")
+        except OSError as error:
+            raise UserError("no room") from error
 
-        def fails():
-            try:
-                raise OSError("the disk")
-            except OSError as error:
-                raise UserError("no room") from error
-
-        assert entry.run(fails) == 1
-    finally:
-        SETTINGS.debug = False
+    monkeypatch.setattr(SETTINGS, "debug", True)
+    assert entry.run(fails) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert "OSError: the disk" in lines
+    assert lines[-1] == "error: no room"
+    monkeypatch.setattr(SETTINGS, "debug", False)
+    assert entry.run(fails) == 1
+    assert capsys.readouterr().err == "error: no room\n"
