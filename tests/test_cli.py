@@ -66,8 +66,8 @@ def light(tmp_path_factory):
 
 def test_commands_without_tensors_import_no_torch(light):
     heavy = {name: set(loaded) for name, loaded in light["loaded"].items() if loaded}
-    charts = {name: {"matplotlib"} for name in ("compare run_a run_b", "report run_a")}  # the last ones
-    assert heavy == charts
+    assert heavy == {"compare run_a run_b": {"matplotlib"}, "report run_a": {"matplotlib", "jinja2"}}  # the last ones
+    assert {"build_judge", "import_reporting"} < light["loaded"].keys()
     shown = [name for name in light["loaded"] if name.startswith("config show ")]
     imported = {name.split()[1] for name in light["loaded"] if name.startswith("import ")}
     assert len(shown) == len(CONFIGURATIONS) > 10
@@ -83,6 +83,7 @@ def test_these_commands_do_their_work(light):
     assert output["reference"] == (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
     assert "run.metric (runner: runner_base)\n  default: null\n" in output["reference run.metric"]
     assert "every shard as it was written" in output["pack --check packed"]
+    assert output["report run_a"] == "run_a/result/report.html\n"
 
 
 # Help

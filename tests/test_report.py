@@ -10,7 +10,6 @@ import json
 import random
 import shutil
 import subprocess
-import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -29,7 +28,6 @@ from invented_runs import (
 )
 from PIL import Image
 from plots import RENDERED, plots
-from running import ROOT, environment
 
 from emollama.commands import report as command
 from emollama.errors import UserError
@@ -410,19 +408,6 @@ def test_texts_that_no_page_can_hold_and_labels_that_no_font_has_do_no_harm(fold
     page = Page(write_report(folder))
     assert "nul � bell � half ? $x^{ 高兴" in page.text
     assert not any(ord(sign) < 32 and sign not in "\n\t" for sign in page.source)
-
-
-def test_a_report_is_written_without_torch(folder):
-    write_lines(folder / "eval.jsonl", [{"epoch": 0, "metrics": {"dev/emotion/loss": 0.5}}])
-    code = (
-        "import sys; from pathlib import Path; import emollama.reporting.comparison\n"
-        "from emollama.reporting.report import write_report\n"
-        "assert not {'torch', 'matplotlib', 'jinja2'} & {*sys.modules}; write_report(Path(sys.argv[1]))\n"
-        "assert not {'torch', 'transformers', 'matplotlib.pyplot'} & {*sys.modules}"
-    )
-    line = [sys.executable, "-c", code, str(folder)]
-    done = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 # Files that are missing, spoilt or large

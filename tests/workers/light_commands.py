@@ -1,7 +1,7 @@
-"""Run every command that must not import torch, one after another in this process; print those that imported it.
+"""Run every command that must not import torch, one after another in this process, and note which libraries they import.
 
 The arguments are the file to write and the configurations to show. The file gets {"loaded": {command: [heavy libraries loaded
-after it]}, "output": {command: [exit status, what it printed]}}.
+after it]}, "output": {command: [exit status, what it printed]}}. Before the commands, modules are imported and a judge is built.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import csv
 import io
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 
-HEAVY = {"torch", "transformers", "peft", "torchvision", "webdataset", "matplotlib"}
+HEAVY = {"torch", "transformers", "peft", "torchvision", "webdataset", "matplotlib", "matplotlib.pyplot", "jinja2", "openai"}
 LABELS = {"clip_1": "happy", "clip_2": "angry", "clip_3": "sad"}
 
 
@@ -93,12 +94,28 @@ def commands(configurations: list[str]) -> list[list[str]]:
     ]
 
 
+def build_judge() -> None:
+    """Build a judge that asks a language model, which asks nothing yet."""
+    from emollama.registry import JUDGES
+
+    JUDGES.built({"type": "openai", "model": "m", "key_env": None, "cache_path": "replies.sqlite3"}, "judge")
+
+
+def import_reporting() -> None:
+    """Import the modules that compare runs and write reports."""
+    import_module("emollama.reporting.comparison")
+    import_module("emollama.reporting.report")
+
+
 def main() -> None:
     """Run the commands."""
     from emollama.cli import main as emollama
 
     write_inputs()
     loaded, output = {}, {}
+    for step in (build_judge, import_reporting):
+        step()
+        loaded[step.__name__] = sorted(HEAVY & sys.modules.keys())
     for line in commands(sys.argv[2:]):
         text = io.StringIO()
         status = None
