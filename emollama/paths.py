@@ -58,8 +58,8 @@ def data_folder_hint(path: str | os.PathLike[str]) -> str:
         return ""
     if not root:
         return (
-            f" {variables.DATA}, the environment variable with the folder of your data, is not set, so it is 'data' in the working"
-            f" folder. Set it: export {variables.DATA}=FOLDER."
+            f" {variables.DATA}, the environment variable with the folder of your data, is not set, so it is 'data' in the"
+            f" working folder. Set it: export {variables.DATA}=FOLDER."
         )
     missing = "" if os.path.isdir(root) else ", which does not exist"
     return f" The folder of your data is '{root}'{missing}: the environment variable {variables.DATA} names it."

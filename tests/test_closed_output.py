@@ -21,7 +21,7 @@ def close_stdout(request, capfd, monkeypatch):
     """A function that makes standard output a pipe without a reader; pytest sets its own again when a test begins."""
     reader, writer = os.pipe()
     os.close(reader)
-    stream = open(writer, "w", buffering=request.param)
+    stream = open(writer, "w", buffering=request.param)  # noqa: SIM115
     yield lambda: monkeypatch.setattr(sys, "stdout", stream)
     with contextlib.suppress(BrokenPipeError):
         stream.close()
