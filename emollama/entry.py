@@ -120,7 +120,7 @@ def _status(ended: SystemExit) -> int:
 
 
 def _print_error(error: Exception, text: str) -> None:
-    if is_worker():
+    if is_worker() and threading.current_thread() is threading.main_thread():
         # The launcher may have seen another rank ending, and must not end this one while it writes.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if prints(error):
@@ -159,12 +159,15 @@ def _leave_process_group() -> bool:
 
 
 def _end_with_parent() -> None:
-    """End this worker when its launcher is gone; a killed launcher cannot end its workers itself."""
+    """End this worker when its launcher is gone; a killed launcher cannot end its workers itself. One thread watches it."""
     parent = int(os.environ.get(LAUNCHER) or os.getppid())
+    name = f"emollama: watch process {parent}"
+    if any(thread.name == name for thread in threading.enumerate()):  # an earlier run in this process has started it
+        return
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1.0)
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, name=name, daemon=True).start()

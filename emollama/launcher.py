@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -93,7 +94,8 @@ def launch(arguments: argparse.Namespace, processes: int, *, when_interrupted: s
         when_interrupted: the text of :class:`Interrupted`.
 
     Raises:
-        UserError: the port is in use, there is no place for temporary files, or a worker raised one.
+        UserError: the port is in use, the processes cannot find each other, there is no place for temporary files, or a worker
+            raised one.
         WorkerCrash: a worker ended otherwise.
         Interrupted: a signal ended this process; the workers have ended.
     """
@@ -101,8 +103,10 @@ def launch(arguments: argparse.Namespace, processes: int, *, when_interrupted: s
     port = arguments.master_port
     if port is not None:
         require_free(port)
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     with _temporary_folder() as logs, _worker_environment(), _signals_restored(), _silent_logging():
@@ -113,6 +117,7 @@ def launch(arguments: argparse.Namespace, processes: int, *, when_interrupted: s
             run_id=str(uuid.uuid4()),
             rdzv_backend="c10d",
             rdzv_endpoint=f"{HOST}:{port or 0}",
+            rdzv_configs={"is_host": True},  # if the port is taken, fail at once; do not connect to whatever has it
             max_restarts=0,
             local_addr=HOST,
             logs_specs=DefaultLogsSpecs(log_dir=str(logs)),
@@ -121,6 +126,8 @@ def launch(arguments: argparse.Namespace, processes: int, *, when_interrupted: s
             elastic_launch(config, sys.executable)("-u", *_program(), *argv)
         except ChildFailedError as error:
             raise reason(error.failures, processes) from None
+        except (RendezvousError, DistError, ConnectionError) as error:
+            raise _no_connection(port, error) from error
         except SignalException as stopped:
             raise Interrupted(when_interrupted, stopped.sigval) from None
         except KeyboardInterrupt:  # before torch elastic handles signals
@@ -137,11 +144,29 @@ def require_free(port: int) -> None:
     if port > 65535:
         raise UserError(f"--master-port {port}: ports end at 65535. {remedy}")
     try:
-        with socket.create_server((HOST, port)):
-            pass
+        _listen(port).close()
     except OSError as error:
         cause = "the port is in use" if error.errno == errno.EADDRINUSE else os.strerror(error.errno or 0).lower()
         raise UserError(f"--master-port {port}: {cause}. {remedy}") from None
+
+
+def _listen(port: int) -> socket.socket:
+    """Listen on every address of this machine, IPv6 and IPv4, as torch's store does."""
+    if socket.has_dualstack_ipv6():
+        try:
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                raise
+    return socket.create_server(("", port))
+
+
+def _no_connection(port: int | None, error: Exception) -> UserError:
+    """The error of processes that cannot find each other."""
+    cause = str(error.__cause__ or error).strip().partition("\n")[0]
+    if port is not None:
+        return UserError(f"--master-port {port}: the processes cannot use this port. Leave --master-port out. ({cause})")
+    return UserError(f"the processes cannot find each other. Check that '{HOST}' is an address of this machine. ({cause})")
 
 
 def positive(text: str) -> int:
@@ -187,7 +212,10 @@ def _worker_environment() -> Iterator[None]:
 
 @contextmanager
 def _signals_restored() -> Iterator[None]:
-    """Restore the signal handlers afterwards: torch elastic installs its own."""
+    """Restore the signal handlers afterwards: torch elastic installs its own, in the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield

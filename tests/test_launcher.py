@@ -7,7 +7,9 @@ import os
 import signal
 import socket
 import sys
+import threading
 from argparse import ArgumentParser, Namespace
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -196,6 +198,42 @@ def test_a_port_that_is_in_use_or_does_not_exist():
         launcher.require_free(70000)
 
 
+@pytest.mark.parametrize(
+    ("family", "address"), [(socket.AF_INET, "0.0.0.0"), (socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
+)
+def test_a_port_that_is_in_use_on_any_address_is_found(family, address):
+    try:
+        taken = socket.create_server((address, 0), family=family)
+    except OSError:
+        pytest.skip(f"{address} is no address of this machine")
+    with taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"^--master-port {port}: the port is in use"):
+            launcher.require_free(port)
+    launcher.require_free(port)
+
+
+def test_a_port_that_is_taken_between_the_check_and_the_launch(monkeypatch):
+    monkeypatch.setattr(launcher, "require_free", lambda port: None)
+    with launcher._listen(0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"^--master-port {port}: the processes cannot use this port.*Leave") as raised:
+            launcher.launch(Namespace(argv=["train"], master_port=port), 2)
+    assert "\n" not in str(raised.value)
+    assert raised.value.__cause__ is not None  # for --debug
+
+
+def test_processes_that_cannot_connect_without_a_port_of_the_users(monkeypatch):
+    from torch.distributed.launcher import api
+
+    def refused(*_):
+        raise ConnectionRefusedError("refused")
+
+    monkeypatch.setattr(api, "elastic_launch", lambda *_: refused)
+    with pytest.raises(UserError, match=r"cannot find each other\. Check that 'localhost' is an address .*\(refused\)$"):
+        launcher.launch(Namespace(argv=["train"], master_port=None), 2)
+
+
 def test_no_place_for_temporary_files(monkeypatch):
     def refused(**_):
         raise FileNotFoundError(2, "No usable temporary directory found")
@@ -312,6 +350,38 @@ def test_a_signal_ends_a_single_process_with_one_line(number, status, capsys):
     assert entry.run(lambda: os.kill(os.getpid(), number), when_interrupted="stopped here") == status
     assert capsys.readouterr().err == "stopped here\n"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def in_a_thread(function):
+    """The result of a function that another thread than the main one calls."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+def test_another_thread_can_launch(monkeypatch):
+    from torch.distributed.launcher import api
+
+    launched = []
+    monkeypatch.setattr(api, "elastic_launch", lambda config, program: lambda *argv: launched.append(argv[-1]))
+    in_a_thread(lambda: launcher.launch(Namespace(argv=["train"], master_port=None), 2))
+    assert launched == ["train"]
+
+
+def test_a_worker_can_run_several_programs_in_any_thread(worker, monkeypatch, capsys):
+    def fails():
+        raise UserError("x")
+
+    monkeypatch.delenv(failures.ERROR_FILE)
+    names, before = [], signal.getsignal(signal.SIGTERM)
+    try:
+        for call in (in_a_thread, in_a_thread, lambda function: function()):
+            assert call(lambda: entry.run(fails)) == 1
+            names.append([thread.name for thread in threading.enumerate() if "watch process" in thread.name])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert len(names[0]) == 1
+    assert names == names[:1] * 3
+    assert capsys.readouterr().err == "error: x\n" * 3
 
 
 # Real launches
