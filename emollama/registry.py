@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 from emollama.errors import UserError
+from emollama.listing import abbreviated
 
 T = TypeVar("T")
 
@@ -80,7 +81,7 @@ class Registry(Generic[T]):
         if name not in self._entries and name not in self._built_in:
             hint = did_you_mean(name, self.names())
             where = f"{key}: " if key else ""
-            raise UserError(f"{where}Unknown {self.kind} '{name}'.{hint} Registered: {', '.join(self.names())}")
+            raise UserError(f"{where}Unknown {self.kind} '{name}'.{hint} Registered: {abbreviated(self.names())}")
 
     def get(self, name: str, key: str | None = None) -> T:
         """The class registered under ``name``; ``key`` is the configuration key that gave it, for the message.
@@ -107,32 +108,39 @@ class Registry(Generic[T]):
 
         Args:
             block: the keys; ``type`` chooses the class.
-            key: the block's name, for messages.
+            key: the path of the block, or the option that it comes from, for messages.
 
         Raises:
             UserError: no type, an unknown one, a key that its Config does not have or lacks, or what it refuses.
         """
         if "type" not in block:
-            raise UserError(f"{key}: 'type' is missing. Registered: {', '.join(self.names())}")
-        chosen: Any = self.get(str(block["type"]), f"{key}.type")
+            raise UserError(f"{key}: 'type' is missing. Registered: {abbreviated(self.names())}")
+        chosen: Any = self.get(str(block["type"]), key)
         fields = dataclasses.fields(chosen.Config)
         known = [item.name for item in fields]
         given = {str(name): value for name, value in block.items() if name != "type"}
         for name in given:
             if name not in known:
-                raise UserError(f"unknown key '{key}.{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}")
+                raise UserError(f"{key}: unknown key '{name}'.{did_you_mean(name, known)} Known: {abbreviated(known) or 'none'}")
         for item in fields:
             if item.name not in given and item.default is item.default_factory is dataclasses.MISSING:
-                raise UserError(f"'{key}.{item.name}' is missing: {block['type']} needs it")
+                raise UserError(f"{key}: '{item.name}' is missing: {block['type']} needs it")
         try:
             return chosen, chosen.Config(**given)
         except ValueError as error:
             raise UserError(f"{key}: {error}") from None
 
     def built(self, block: Mapping[str, Any], key: str) -> Any:
-        """A component of such a block; see :meth:`configured`."""
+        """A component of such a block; see :meth:`configured`.
+
+        Raises:
+            UserError: as :meth:`configured`, or raised by the class itself, with the key before its message.
+        """
         chosen, cfg = self.configured(block, key)
-        return chosen(cfg)
+        try:
+            return chosen(cfg)
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from None
 
     def names(self) -> list[str]:
         """All registered names, sorted."""
@@ -179,11 +187,6 @@ def _with_config(package: str, classes: Mapping[str, str]) -> dict[str, str | Bu
     }
 
 
-def _in_modules(package: str, modules: Mapping[str, str]) -> dict[str, str | BuiltIn]:
-    """module below a package -> names that stand there in capitals."""
-    return {name: f"{package}.{module}:{name.upper()}" for module, names in modules.items() for name in names.split()}
-
-
 MODELS: Registry[Any] = Registry(
     "model", _with_config("emollama.models", {"minigpt_v2": "minigpt_v2:MiniGPTv2", "minigpt4": "minigpt4:MiniGPT4"})
 )
@@ -214,13 +217,34 @@ _ENCODERS = {"eva": "eva:Eva", "mae": "mae:Mae", "videomae": "videomae:VideoMae"
 ENCODERS: Registry[Any] = Registry("encoder", _with_config("emollama.encoders", _ENCODERS))
 EXTRACTORS: Registry[Any] = Registry("extractor", _with_config("emollama.extraction", {"videos": "videos:VideoExtraction"}))
 _METRICS = {
-    "losses": "loss",
-    "recognition": "war waf uar macro_f1 precision recall hit_rate invalid_rate",
-    "openset": "ov_precision ov_recall ov",
-    "wheels": "ew_precision ew_recall ew",
-    "emer": "clue_overlap label_overlap",
-    "captions.metrics": "bleu_1 bleu_2 bleu_3 bleu_4 rouge_l cider_d meteor spice",
+    "loss": "losses:LOSS",
+    "war": "recognition:WAR",
+    "waf": "recognition:WAF",
+    "uar": "recognition:UAR",
+    "macro_f1": "recognition:MACRO_F1",
+    "precision": "recognition:PRECISION",
+    "recall": "recognition:RECALL",
+    "hit_rate": "recognition:HIT_RATE",
+    "invalid_rate": "recognition:INVALID_RATE",
+    "ov_precision": "openset:OV_PRECISION",
+    "ov_recall": "openset:OV_RECALL",
+    "ov": "openset:OV",
+    "ew_precision": "wheels:EW_PRECISION",
+    "ew_recall": "wheels:EW_RECALL",
+    "ew": "wheels:EW",
+    "clue_overlap": "emer:CLUE_OVERLAP",
+    "label_overlap": "emer:LABEL_OVERLAP",
+    "bleu_1": "captions.metrics:BLEU_1",
+    "bleu_2": "captions.metrics:BLEU_2",
+    "bleu_3": "captions.metrics:BLEU_3",
+    "bleu_4": "captions.metrics:BLEU_4",
+    "rouge_l": "captions.metrics:ROUGE_L",
+    "cider_d": "captions.metrics:CIDER_D",
+    "meteor": "captions.metrics:METEOR",
+    "spice": "captions.metrics:SPICE",
 }
-METRICS: Registry[Any] = Registry("metric", _in_modules("emollama.evaluation", _METRICS), needs_config=False)
+METRICS: Registry[Any] = Registry(
+    "metric", {name: f"emollama.evaluation.{place}" for name, place in _METRICS.items()}, needs_config=False
+)
 _JUDGES = {"lexical": "lexical:LexicalJudge", "openai": "openai:OpenAIJudge"}
 JUDGES: Registry[Any] = Registry("judge", {name: f"emollama.evaluation.judges.{place}" for name, place in _JUDGES.items()})

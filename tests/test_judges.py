@@ -205,5 +205,5 @@ def test_results_stand_in_the_order_asked_and_nobody_is_called():
 
 
 def test_a_key_that_the_judge_does_not_have_is_refused():
-    with pytest.raises(ValueError, match="unknown key 'judge.model'"):
+    with pytest.raises(ValueError, match="judge: unknown key 'model'. Known: none"):
         JUDGES.built({"type": "lexical", "model": "x"}, "judge")

@@ -44,6 +44,13 @@ def refused(tmp_path, *options, tree=None):
     return refusal(loaded, tmp_path, tree or golden_tree(tmp_path), *options)
 
 
+def refused_score(*arguments):
+    """What ``emollama score`` says."""
+    parser = argparse.ArgumentParser()
+    score.add_arguments(parser)
+    return refusal(score.run, parser.parse_args([str(argument) for argument in arguments]))
+
+
 def file_in(message):
     """The lines of the file that a message names."""
     [path] = re.findall(r"all of them: ([^)]*)\)", message)
@@ -206,24 +213,52 @@ def test_no_message_spells_an_option_with_underscores():
     [
         (
             ["--metrics", "clue_overlap"],
-            "--metrics: 'clue_overlap' cannot be computed here: it needs a judge; add --judge",
+            "--metrics: 'clue_overlap' cannot be computed here: it needs a judge; set --judge lexical, or another one",
         ),
         (["--metrics", "waff"], "--metrics: Unknown metric 'waff'"),
         (["--synonyms", "nowhere.json"], "--synonyms: no file 'nowhere.json'"),
         (["--wheels", "nowhere"], "--wheels: 'nowhere' lacks "),
         (["--labels", "happy", "happy!"], "--labels: "),
         (["--aliases", "joy=hap"], "--aliases: 'joy' stands for 'hap'"),
-        (["--judge", "lexica"], "--judge"),
+        (["--metrics", "ov"], "--metrics: 'ov' cannot be computed here: it needs --truth, the clips' true emotion words"),
+        (["--judge", "lexica"], "--judge: Unknown judge 'lexica'. Did you mean 'lexical'?"),
+        (["--judge", "lexical", "model=m"], "--judge: unknown key 'model'."),
+        (["--judge", "openai", "base_url=x"], "--judge: 'model' is missing"),
+        (["--judge", "openai", "model=m", "base_url=x"], "--judge: base_url is no address"),
+        (["--caption-tokenizer", "ptb"], "--caption-tokenizer: ptb needs a Java runtime"),
     ],
 )
-def test_score_names_its_options_and_not_the_keys_of_a_configuration(tmp_path, options, words):
+def test_score_names_its_options_and_not_the_keys_of_a_configuration(tmp_path, monkeypatch, options, words):
+    monkeypatch.setattr("emollama.evaluation.captions.java.java", lambda: None)
     row = {"name": "a", "task": "emotion", "prediction": "happy", "reference": "happy"}
     rows = [row, {"name": "a", "task": "reason", "prediction": "She smiles.", "reference": "She smiles."}]
+    rows.append({"name": "a", "task": "caption", "prediction": "A smile.", "reference": ["A smile."]})
     (tmp_path / "predictions_a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    parser = argparse.ArgumentParser()
-    score.add_arguments(parser)
-    text = refusal(score.run, parser.parse_args(["--predictions", str(tmp_path / "predictions_a.jsonl"), *options]))
-    assert text.startswith(words) and not re.search("synonyms_path|wheel_folder|score[.:]", text)
+    text = refused_score("--predictions", tmp_path / "predictions_a.jsonl", *options)
+    assert text.startswith(words)
+    assert not re.search(r"(synonyms|openset)_path|wheel_folder|caption_tokenizer|judge: \{|score[.:]", text)
+    assert "ptb" not in options or text.endswith("Or set --caption-tokenizer treebank.")
+
+
+@pytest.mark.parametrize(
+    "name", ["labels.csv", "metrics.csv", "aliases.csv", "judge.csv", "openset_path.csv", "wheel_folder.csv"]
+)
+def test_files_that_are_called_like_keys_are_spelled_as_they_are(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path("truth.csv").write_text("name,label\na,happy\n")
+    Path(name).write_text("name,prediction\na,happy\na,sad\n")
+    assert refused_score("--predictions", name, "--truth", "truth.csv").startswith(f"{name}, line 3: ")
+    Path(name).write_text('name,openset\na,"[1"\n')
+    Path("answers.csv").write_text("name,prediction\na,happy\n")
+    assert refused_score("--predictions", "answers.csv", "--truth", name).startswith(f"{name}, line 2: ")
+
+
+def test_an_unusable_file_of_synonyms_is_named_as_it_is_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("words.csv").write_text("name,openset\na,['happy']\n")
+    Path("metrics.json").write_text("[1]")
+    text = refused_score("--predictions", "words.csv", "--truth", "words.csv", "--synonyms", "metrics.json")
+    assert text.startswith("metrics.json: expected a list of groups")
 
 
 # Files that do not exist
@@ -344,7 +379,8 @@ def test_messages_of_evaluation_name_the_block(tmp_path):
         assert refusal(build_blocks, loaded(tmp_path, tree), check=False).startswith(f"evaluation_datasets.answers: {key}: ")
         del tree["evaluation_datasets"]["answers"][key]
     tree["evaluation_datasets"]["answers"]["judge"] = {"type": "openai", "model": "m", "base_url": "no address"}
-    assert refusal(build_blocks, loaded(tmp_path, tree), check=False).startswith("evaluation_datasets.answers")
+    text = refusal(build_blocks, loaded(tmp_path, tree), check=False)
+    assert text.startswith("evaluation_datasets.answers.judge: base_url is no address")
 
 
 @pytest.fixture

@@ -724,7 +724,7 @@ def test_an_address_in_the_environment_is_used_and_checked_too(built, monkeypatc
         ({"temperature": True}, "temperature: float or null is expected, not bool"),
         ({"price_per_million_prompt_tokens": -1.0}, "price_per_million_prompt_tokens is -1"),
         ({"base_url": "localhost:8000"}, "base_url is no address"),
-        ({"modle": "m"}, "unknown key 'judge.modle'. Did you mean 'model'"),
+        ({"modle": "m"}, "judge: unknown key 'modle'. Did you mean 'model'"),
     ],
 )
 def test_a_wrong_value_is_refused_naming_its_key(built, keys, words):

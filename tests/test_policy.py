@@ -33,7 +33,7 @@ ALLOWED = {
     "launcher": {"errors", "failures", "variables"},
     "verbosity": set(),
     "entry": {"errors", "failures", "variables", "verbosity"},
-    "registry": {"errors"},
+    "registry": {"errors", "listing"},
     "paths": {"errors", "variables"},
     "listing": {"paths"},
     "data.batch": set(),

@@ -405,7 +405,7 @@ def test_descriptions_without_a_judge_say_what_is_lacking(scored, perfect, emer)
     ("judge", "words"),
     [
         (["lexicle"], "Did you mean 'lexical'?"),
-        (["lexical", "model=x"], "unknown key 'judge.model'"),
+        (["lexical", "model=x"], "--judge: unknown key 'model'"),
         (["openai", "model"], "'model' is not KEY=VALUE"),
         (["openai", "model=x", "model=y"], "'model' is given twice"),
         (["openai", "model=x", "concurrency=many"], "concurrency"),

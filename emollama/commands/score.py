@@ -10,7 +10,6 @@ the name of its file without or with the ending.
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,35 +50,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_resampling(parser)
 
 
-# Text of a message about the keys of a scoring block -> the option of this command that sets the key.
+# Key of the scoring -> the option of this command that sets it.
 OPTIONS = {
-    r"set judge: \{type: lexical\}, or another one": "add --judge lexical, or another judge",
-    r"[Ss]et caption_tokenizer: (\w+)": r"take --caption-tokenizer \1",
-    r"^(score[.:] ?)?(metrics|labels|aliases)\b": r"--\2",
-    r"^(score\.)?judge(\.type)?(?=[:.])": "--judge",
-    r"^score: ": "",
-    r"\bsynonyms_path\b": "--synonyms",
-    r"\bwheel_folder\b": "--wheels",
-    r"\bopenset_path\b": "--truth",
-    r"\b(answer|several|wheel|caption)_(rule|hits|level|tokenizer)\b": r"--\1-\2",
+    "metrics": "--metrics",
+    "labels": "--labels",
+    "aliases": "--aliases",
+    "answer_rule": "--answer-rule",
+    "several_hits": "--several-hits",
+    "judge": "--judge",
+    "openset_path": "--truth",
+    "synonyms_path": "--synonyms",
+    "wheel_folder": "--wheels",
+    "wheel_level": "--wheel-level",
+    "caption_tokenizer": "--caption-tokenizer",
 }
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Score, print, and write where asked; messages name options, not the keys of a configuration."""
-    from emollama.errors import UserError
-
-    try:
-        _run(arguments)
-    except UserError as error:
-        text = str(error)
-        for key, option in OPTIONS.items():
-            text = re.sub(key, option, text)
-        error.args = (text,)
-        raise
-
-
-def _run(arguments: argparse.Namespace) -> None:
     from emollama.evaluation.judges.judge import JudgeUnreachable
     from emollama.evaluation.matching import match
     from emollama.evaluation.records import write_records
@@ -116,30 +104,33 @@ def _require_free(output: str) -> None:
 
 
 def _scoring(arguments: argparse.Namespace, matching: Matching, aliases: dict[str, str]) -> Scoring:
-    from emollama.errors import UserError
     from emollama.evaluation.matching import labels_of
     from emollama.evaluation.scoring import Scoring
+    from emollama.registry import JUDGES, METRICS
 
-    try:
-        cfg = Scoring.Config(
-            metrics=arguments.metrics,
-            answer_rule=arguments.answer_rule,
-            several_hits=arguments.several_hits,
-            judge=judge_block(arguments.judge) or None,
-            openset_path=matching.truth.openset_path,
-            synonyms_path=arguments.synonyms,
-            wheel_folder=arguments.wheels,
-            wheel_level=arguments.wheel_level,
-            caption_tokenizer=arguments.caption_tokenizer,
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    judge = judge_block(arguments.judge)
+    for name in arguments.metrics:
+        METRICS.require(name, OPTIONS["metrics"])
+    if judge:
+        JUDGES.configured(judge, OPTIONS["judge"])
+    cfg = Scoring.Config(
+        metrics=arguments.metrics,
+        answer_rule=arguments.answer_rule,
+        several_hits=arguments.several_hits,
+        judge=judge or None,
+        openset_path=matching.truth.openset_path,
+        synonyms_path=arguments.synonyms,
+        wheel_folder=arguments.wheels,
+        wheel_level=arguments.wheel_level,
+        caption_tokenizer=arguments.caption_tokenizer,
+    )
     return Scoring(
         cfg,
         labels=labels_of(matching.truth, arguments.labels),
         aliases=aliases,
         tasks=dict.fromkeys(matching.tasks, ("reference", "loss")),
-        key="score",
+        key="",
+        options=OPTIONS,
     )
 
 

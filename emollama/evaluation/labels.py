@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from emollama.errors import UserError
+from emollama.evaluation.spelling import KEYS, KeySpelling
+from emollama.listing import abbreviated
 from emollama.registry import did_you_mean
 
 AnswerRule = Literal["search", "exact", "last_word"]
@@ -43,6 +45,7 @@ class LabelReader:
             space is a label, letter for letter. So the evaluation published with Emotion-LLaMA (eval_emotion.py) reads, but
             it counts every other answer as neutral; here such an answer is invalid.
         several: what ``search`` makes of an answer that names several labels: nothing, or the first or last of them.
+        spelling: how messages name the keys ``labels`` and ``aliases``.
 
     Raises:
         UserError: a label or an alias without a letter, two labels that are one but for their case, an alias of something that is
@@ -50,12 +53,18 @@ class LabelReader:
     """
 
     def __init__(
-        self, labels: Sequence[str], aliases: Mapping[str, str], rule: AnswerRule = "search", several: SeveralHits = "invalid"
+        self,
+        labels: Sequence[str],
+        aliases: Mapping[str, str],
+        rule: AnswerRule = "search",
+        several: SeveralHits = "invalid",
+        *,
+        spelling: KeySpelling = KEYS,
     ) -> None:
         self.labels = tuple(labels)
         self._rule = rule
         self._several = several
-        self._meaning = _meanings(labels, aliases)
+        self._meaning = _meanings(labels, aliases, spelling)
         self._spelled = {spelling: self._meaning[_plain(spelling)] for spelling in (*labels, *aliases)}
         self._whole_words = _whole_words(self._meaning)
 
@@ -80,25 +89,27 @@ def _plain(text: str) -> str:
     return " ".join(_ENDS.sub("", text.casefold()).split())
 
 
-def _meanings(labels: Sequence[str], aliases: Mapping[str, str]) -> dict[str, str]:
+def _meanings(labels: Sequence[str], aliases: Mapping[str, str], spelling: KeySpelling) -> dict[str, str]:
     """Plain form of a label or an alias -> the label."""
     meaning: dict[str, str] = {}
+    labels_key, aliases_key = spelling.name("labels"), spelling.name("aliases")
     for label in labels:
         plain = _plain(label)
         if not plain or plain in meaning:
             other = f"is '{meaning[plain]}' but for case and punctuation" if plain else "has no letter"
-            raise UserError(f"labels: '{label}' {other}. Remove or rename it.")
+            raise UserError(f"{labels_key}: '{label}' {other}. Remove or rename it.")
         meaning[plain] = label
     targets = dict(meaning)
     for alias, target in aliases.items():
         plain, meant = _plain(alias), targets.get(_plain(target))
         if meant is None:
-            known = f"{', '.join(labels)}.{did_you_mean(target, labels)}"
-            raise UserError(f"aliases: '{alias}' stands for '{target}', which is none of {known}")
+            known = f"{abbreviated(labels)}.{did_you_mean(target, labels)}"
+            raise UserError(f"{aliases_key}: '{alias}' stands for '{target}', which is none of {known}")
         if not plain:
-            raise UserError(f"aliases: '{alias}' has no letter. Remove it.")
+            raise UserError(f"{aliases_key}: '{alias}' has no letter. Remove it.")
         if meaning.setdefault(plain, meant) != meant:
-            raise UserError(f"aliases: '{alias}' is to stand for '{meant}', but stands for '{meaning[plain]}' already. Keep one.")
+            other = f"stands for '{meaning[plain]}' already"
+            raise UserError(f"{aliases_key}: '{alias}' is to stand for '{meant}', but {other}. Keep one.")
     return meaning
 
 

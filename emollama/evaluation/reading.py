@@ -135,7 +135,7 @@ def read_truth(path: str) -> TruthFile:
     if labels is not None:
         references["emotion"] = _emotions(path, labels)
     is_dfew = labels is not None and labels != references["emotion"]
-    openset = read_openset(path) if "openset" in header else None
+    openset = read_openset(path, "--truth") if "openset" in header else None
     return TruthFile(path, references, openset, DFEW_DIGITS * is_dfew, any(column in header for column in EMER_COLUMNS))
 
 
@@ -274,7 +274,7 @@ def _of_object(path: str) -> TruthFile:
     if not isinstance(table, dict) or not table:
         raise UserError(f"{path}: expected one JSON object keyed by clip name, with captions or lists of words")
     if all(isinstance(words, list) for words in table.values()):
-        return TruthFile(path, openset=read_openset(path))
+        return TruthFile(path, openset=read_openset(path, "--truth"))
     references: dict[str, dict[str, str]] = {task: _captions(table, fields) for task, fields in CAPTION_FIELDS.items()}
     references[""] = references["reason_v2"]
     if not references[""]:

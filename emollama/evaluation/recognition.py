@@ -52,8 +52,8 @@ class Labels:
         for name, label in zip(self.names, self.truth, strict=True):
             if label.casefold() not in spelled:
                 raise UserError(
-                    f"labels: the true label of clip '{name}' is '{label}', which is none of {abbreviated(self.labels)}."
-                    f"{did_you_mean(label, self.labels)} Correct the list of clips, or add it to labels."
+                    f"the true label of clip '{name}' is '{label}', which is none of {abbreviated(self.labels)}."
+                    f"{did_you_mean(label, self.labels)} Correct the list of clips, or add the label to the labels."
                 )
         object.__setattr__(self, "truth", tuple(spelled[label.casefold()] for label in self.truth))
 

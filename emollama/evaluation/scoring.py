@@ -24,6 +24,7 @@ from emollama.evaluation.losses import Losses
 from emollama.evaluation.metrics import Evidence, Metric, metric
 from emollama.evaluation.openset import OpenSets, listed_words, read_openset, read_synonyms
 from emollama.evaluation.recognition import Labels
+from emollama.evaluation.spelling import KeySpelling
 from emollama.evaluation.wheels import Wheels, WheelSets
 from emollama.listing import listing
 from emollama.registry import JUDGES, METRICS
@@ -65,7 +66,8 @@ class Scoring:
         labels: that answers of the task ``emotion`` may have.
         aliases: word in an answer -> label that it stands for.
         tasks: each task that there are answers to -> what the answers come with: "reference", "loss", or nothing.
-        key: what messages call the block.
+        key: what messages call the block; "" if its keys come from options.
+        options: key -> the option that sets it, for messages; none for a block of a configuration.
 
     Raises:
         UserError: an unknown metric, one that cannot be computed here, a judge that is configured wrongly, unusable files.
@@ -116,20 +118,23 @@ class Scoring:
         aliases: Mapping[str, str],
         tasks: Mapping[str, Collection[str]],
         key: str,
+        options: Mapping[str, str] | None = None,
     ) -> None:
         self.cfg = cfg
         self.key = key
+        spelling = self._spelling = KeySpelling(key, options or {})
         self._given = tasks
+        self.judge: Any = JUDGES.built(cfg.judge, spelling.path("judge")) if cfg.judge else None
         try:
-            self.judge: Any = JUDGES.built(cfg.judge, "judge") if cfg.judge else None
-            self._reader = LabelReader(labels, aliases, cfg.answer_rule, cfg.several_hits)
-            self._openset = read_openset(cfg.openset_path) if cfg.openset_path else None
-            self._synonyms = read_synonyms(cfg.synonyms_path) if cfg.synonyms_path else {}
-            self._wheels = Wheels.read(cfg.wheel_folder, cfg.wheel_level) if cfg.wheel_folder else None
+            self._reader = LabelReader(labels, aliases, cfg.answer_rule, cfg.several_hits, spelling=spelling)
+            self._openset = read_openset(cfg.openset_path, spelling.name("openset_path")) if cfg.openset_path else None
+            self._synonyms = read_synonyms(cfg.synonyms_path, spelling.name("synonyms_path")) if cfg.synonyms_path else {}
+            folder = cfg.wheel_folder
+            self._wheels = Wheels.read(folder, cfg.wheel_level, spelling.name("wheel_folder")) if folder else None
         except UserError as error:
-            raise UserError(f"{key}.{error}" if str(error).startswith(("judge.", "judge:")) else f"{key}: {error}") from None
+            raise UserError(spelling.in_block(error)) from None
         captioned = "reference" in tasks.get(CAPTION, ())
-        self._captions = CaptionGathering(cfg.caption_tokenizer, key) if captioned else None
+        self._captions = CaptionGathering(cfg.caption_tokenizer, spelling) if captioned else None
         self._gather: dict[type, Callable[[list[Answer]], Evidence]] = {
             Labels: self._labels,
             ClueOverlaps: self._clues,
@@ -144,8 +149,8 @@ class Scoring:
         if self._captions and any(metric(name).evidence in CAPTION_EVIDENCE for name in self.metrics[CAPTION]):
             self._captions.warn(without_meteor=not cfg.metrics)
         if self.judge and not any(metric(name).evidence in JUDGED for names in self.metrics.values() for name in names):
-            text = "%s.judge: the data has no description to compare with, so nothing is judged. Name data that has them."
-            logging.getLogger("emollama").warning(text, key)
+            text = "%s: the data has no description to compare with, so nothing is judged. Name data that has them."
+            logging.getLogger("emollama").warning(text, spelling.path("judge"))
 
     def score(self, answers: Sequence[Answer], *, tolerant: bool = False) -> dict[str, TaskScores]:
         """task -> its scores. Answers of tasks that were not announced are left out.
@@ -184,11 +189,11 @@ class Scoring:
             except (JudgeUnreachable, JavaFailed) as error:
                 if not tolerant:
                     raise
-                logging.getLogger("emollama").warning("%s: %s", self.key, error)
+                logging.getLogger("emollama").warning("%s", self._spelling.in_block(error))
                 if isinstance(error, JudgeUnreachable):
                     return evidence, error
             except UserError as error:
-                raise UserError(f"{self.key}: {error}") from None
+                raise UserError(self._spelling.in_block(error)) from None
         return evidence, None
 
     def _possible(self, task: str) -> list[str]:
@@ -200,12 +205,13 @@ class Scoring:
     def _refuse_impossible(self) -> None:
         for name in self.cfg.metrics:
             if not any(name in possible for possible in self.metrics.values()):
-                raise UserError(f"{self.key}.metrics: '{name}' cannot be computed here: it needs {self.needs(name)}")
+                key = self._spelling.path("metrics")
+                raise UserError(f"{key}: '{name}' cannot be computed here: it needs {self.needs(name)}")
 
     def needs(self, name: str) -> str:
         """What a metric would need that this block does not have."""
         lacking = {self._lacking(metric(name), task) for task in self._given}
-        return f"its name in {self.key}.metrics" if None in lacking else " or ".join(sorted(map(str, lacking)))
+        return f"its name in {self._spelling.path('metrics')}" if None in lacking else " or ".join(sorted(map(str, lacking)))
 
     def _lacking(self, found: Metric, task: str) -> str | None:
         """What a metric would need to be computed for a task; None where nothing is lacking."""
@@ -223,12 +229,14 @@ class Scoring:
         if kind in JUDGED and task not in DESCRIBING:
             return "a task that describes (reason, reason_v2)"
         if kind in JUDGED and self.judge is None:
-            return "a judge; set judge: {type: lexical}, or another one"
+            return f"a judge; set {self._spelling.component('judge', 'lexical')}, or another one"
         if (kind is Labels or kind in JUDGED) and "reference" not in self._given[task]:
             return "clips whose true answer is known: labels in the list, or descriptions"
         if kind in (OpenSets, WheelSets) and self._openset is None:
-            return "openset_path, the clips' true emotion words"
-        return "wheel_folder, the emotion wheels" if kind is WheelSets and self._wheels is None else None
+            return f"{self._spelling.name('openset_path')}, the clips' true emotion words"
+        return (
+            f"{self._spelling.name('wheel_folder')}, the emotion wheels" if kind is WheelSets and self._wheels is None else None
+        )
 
     def _caption_numbers(self, kind: type[CaptionNumbers], answers: list[Answer]) -> Evidence:
         assert self._captions is not None
@@ -241,13 +249,16 @@ class Scoring:
     def _labels(self, answers: list[Answer]) -> Labels:
         known = [answer for answer in answers if answer.reference is not None]
         readings = [self._reader.read(answer.prediction) for answer in known]
-        return Labels(
-            names=tuple(answer.name for answer in known),
-            truth=tuple(str(answer.truth) for answer in known),
-            read=tuple(reading.label for reading in readings),
-            named=tuple(reading.named for reading in readings),
-            labels=self._reader.labels,
-        )
+        try:
+            return Labels(
+                names=tuple(answer.name for answer in known),
+                truth=tuple(str(answer.truth) for answer in known),
+                read=tuple(reading.label for reading in readings),
+                named=tuple(reading.named for reading in readings),
+                labels=self._reader.labels,
+            )
+        except UserError as error:
+            raise UserError(f"{self._spelling.name('labels')}: {error}") from None
 
     def _clues(self, answers: list[Answer]) -> ClueOverlaps:
         return judge_clues(self.judge, [answer for answer in answers if answer.reference is not None])
@@ -269,8 +280,8 @@ class Scoring:
         predicted = listed_words(counted, self.judge or JUDGES.built({"type": "lexical"}, "judge"))
         unread = [name for name, words in predicted.items() if words is None]
         if unread:
-            text = "%s: no emotion words were found by the judge and ov and ew leave out clips %s"
-            logging.getLogger("emollama").warning(text, self.key, listing(unread))
+            text = f"the judge found no emotion words of these clips, which ov and ew leave out, {listing(unread)}"
+            logging.getLogger("emollama").warning("%s", self._spelling.in_block(text))
         names = [name for name, words in predicted.items() if words is not None]
         return names, [self._openset[name] for name in names], [predicted[name] or () for name in names]
 

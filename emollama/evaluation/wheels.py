@@ -42,12 +42,13 @@ class Wheels:
     clusters: tuple[Mapping[str, str], ...]
 
     @classmethod
-    def read(cls, folder: str, level: int) -> Self:
+    def read(cls, folder: str, level: int, key: str = "wheel_folder") -> Self:
         """Read a folder.
 
         Args:
             folder: with the files that the head of this module describes.
             level: 1 (few, wide clusters) or 2.
+            key: the configuration key or option, for messages.
 
         Raises:
             UserError: missing files, all of them named; a sheet without its columns, or that is none; a word in the synonyms'
@@ -56,11 +57,11 @@ class Wheels:
         assert level in (1, 2), level
         missing = [file for file in (FORMS, SYNONYMS, *WHEELS) if not PATHS.isfile(join(folder, file))]
         if missing:
-            raise UserError(f"wheel_folder: '{folder}' lacks {', '.join(missing)}. It is the folder emotion_wheel of MERTools.")
+            raise UserError(f"{key}: '{folder}' lacks {', '.join(missing)}. It is the folder emotion_wheel of MERTools.")
         trees = [_tree(_sheet(join(folder, file), RINGS)) for file in WHEELS]
         on_wheels = {word for tree in trees for word in _clusters(tree, 1)}
         heads = _heads(join(folder, SYNONYMS), on_wheels)
-        reached = {form: sorted(_follow(words, heads)) for form, words in _forms(join(folder, FORMS)).items()}
+        reached = {form: sorted(_follow(words, heads)) for form, words in _forms(join(folder, FORMS), key).items()}
         return cls(tuple(_by_form(reached, _clusters(tree, level)) for tree in trees))
 
     def of(self, words: Iterable[str]) -> Clusters:
@@ -178,9 +179,9 @@ def _heads(path: str, on_wheels: Collection[str]) -> dict[str, set[str]]:
     return heads
 
 
-def _forms(path: str) -> dict[str, set[str]]:
+def _forms(path: str, key: str) -> dict[str, set[str]]:
     """Form of a word -> the words that it is a form of."""
-    header, rows = read_rows(path, "wheel_folder")
+    header, rows = read_rows(path, key)
     name, form_column = column_of(path, header, ["name"]), column_of(path, header, ["format"])
     forms: dict[str, set[str]] = defaultdict(set)
     for _, row in rows:

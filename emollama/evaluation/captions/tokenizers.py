@@ -13,6 +13,7 @@ from typing import Literal
 
 from emollama.errors import UserError
 from emollama.evaluation.captions.java import JavaFailed, folder_of, java, lacks_java, run_java
+from emollama.evaluation.spelling import KEYS, KeySpelling
 
 TokenizerChoice = Literal["auto", "ptb", "treebank"]
 NO_JAVA = "treebank (no Java)"
@@ -48,15 +49,20 @@ class Tokenizer:
         return [self._known[caption] for caption in captions]
 
 
-def tokenizer(choice: TokenizerChoice) -> Tokenizer:
+def tokenizer(choice: TokenizerChoice, spelling: KeySpelling = KEYS) -> Tokenizer:
     """The chosen tokenizer; ``auto`` takes ptb where Java is.
+
+    Args:
+        choice: its name.
+        spelling: how messages name the key ``caption_tokenizer``.
 
     Raises:
         UserError: ptb without Java.
     """
     lacking = lacks_java()
     if choice == "ptb" and lacking:
-        raise UserError(f"caption_tokenizer: ptb needs {lacking}. Or set caption_tokenizer: treebank.")
+        key, other = spelling.path("caption_tokenizer"), spelling.setting("caption_tokenizer", "treebank")
+        raise UserError(f"{key}: ptb needs {lacking}. Or set {other}.")
     if choice == "treebank" or not java():
         return Tokenizer("treebank" if choice == "treebank" else NO_JAVA, treebank)
     return Tokenizer("ptb", ptb)

@@ -74,7 +74,7 @@ class Endpoint:
             return None
         key = os.environ.get(self.key_env, "").strip()
         if not key:
-            raise UserError(f"the environment variable {self.key_env} is not set. Set it to the judge's key, or key_env: null")
+            raise UserError(f"the environment variable {self.key_env} is not set. Set it to the judge's key, or key_env to null.")
         if not key.isascii() or not key.isprintable() or " " in key:
             raise UserError(f"the environment variable {self.key_env} holds characters that no key has. Set it anew.")
         return key
