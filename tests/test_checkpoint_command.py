@@ -167,24 +167,60 @@ def test_as_a_program_it_exits_with_1_and_no_traceback(emollama, changed, tmp_pa
 KILLED = """
 import os, signal, sys
 from emollama.cli import main
+from emollama.exchange import convert
 
-replace = os.replace
+moment, *arguments = sys.argv[1:]
+replace, save = os.replace, convert.save_tensors
 
-def killed(source, target):
-    if os.path.isdir(source):
-        os.kill(os.getpid(), signal.SIGKILL)
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def replaced(source, target):
+    if moment == "renaming" and os.path.isdir(source):
+        kill()
     replace(source, target)
 
-os.replace = killed
-main(sys.argv[1:])
+def saved(tensors, path, metadata):
+    save(tensors, path, metadata)
+    if moment == path.name:
+        os.truncate(path, os.path.getsize(path) // 2)
+        kill()
+
+os.replace, convert.save_tensors = replaced, saved
+main(arguments)
 """
 
 
-def test_a_killed_process_leaves_nothing_under_the_outputs_name(launch, tmp_path):
-    """It is killed at the last moment, when everything is written and the folder gets its name."""
+@pytest.mark.parametrize(
+    ("moment", "written"),
+    [
+        ("adapter_model.safetensors", ["adapter_config.json", "adapter_model.safetensors"]),
+        (
+            "projectors.safetensors",
+            [
+                "adapter_config.json",
+                "adapter_model.safetensors",
+                "adapter_model.safetensors.sha256",
+                "projectors.safetensors",
+            ],
+        ),
+        (
+            "renaming",
+            [
+                "adapter_config.json",
+                "adapter_model.safetensors",
+                "adapter_model.safetensors.sha256",
+                "projectors.safetensors",
+                "projectors.safetensors.sha256",
+            ],
+        ),
+    ],
+)
+def test_a_killed_process_leaves_nothing_under_the_outputs_name(launch, tmp_path, moment, written):
+    """It is killed when half of a file is written, or when everything is written and the folder gets its name."""
     (tmp_path / "killed.py").write_text(KILLED)
     arguments = ("checkpoint", "convert", SLIM, "--lora-alpha", "16", "--to", "peft", "--output", str(tmp_path / "out"))
-    done = launch(str(tmp_path / "killed.py"), *arguments)
+    done = launch(str(tmp_path / "killed.py"), moment, *arguments)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (tmp_path / "out").exists()
-    assert list(tmp_path.glob(".out.tmp*/projectors.safetensors"))
+    assert sorted(path.name for path in tmp_path.glob(".out.tmp*/*")) == written

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import running
 import torch
 import transformers
 from helpers import FOLDERS, GOLDEN, NAMES, golden_tree, loaded, write
@@ -135,6 +136,28 @@ def test_a_second_look_loads_nothing_of_the_language_model(checked, monkeypatch,
         report = checked()
         assert [lengths.exact for lengths in report.blocks[0].lengths] == [True, True, True]
         assert bool(loads) == expected
+
+
+LOOK = """
+import os, sys
+from emollama import config
+from emollama.doctor.check import check
+
+for folder in sys.argv[2:]:
+    os.environ["XDG_CACHE_HOME"] = folder
+    report = check(config.load(sys.argv[1]))
+    loaded = "transformers.models.llama.configuration_llama" in sys.modules
+    sys.stdout.write(f"{loaded} {[lengths.exact for lengths in report.blocks[0].lengths]}\\n")
+"""
+
+
+@pytest.mark.slow
+def test_a_second_look_does_not_import_the_language_models_module(checked, tree, monkeypatch, tmp_path):
+    """In a new interpreter: a look that remembers the first one, then one that remembers nothing."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
+    checked()
+    done = running.run("-c", LOOK, write(tmp_path, tree), str(tmp_path / "first"), str(tmp_path / "nothing"))
+    assert done.stdout == "False [True, True, True]\nTrue [True, True, True]\n", done.stderr
 
 
 def test_nothing_of_the_source_is_changed(checked, corpus):

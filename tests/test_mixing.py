@@ -177,15 +177,15 @@ def mixed(tmp_path_factory):
     return runner(configured(root, corpus(root / "data"), table=table))
 
 
-@pytest.mark.parametrize("block", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_the_runners_batches_hold_each_datasets_exact_share_of_every_block(mixed, block):
+@pytest.mark.parametrize(("block", "workers"), [(0, 0), *(pytest.param(block, 2, marks=pytest.mark.slow) for block in (0, 1))])
+def test_the_runners_batches_hold_each_datasets_exact_share_of_every_block(mixed, block, workers):
     """The marks are the words of the table's questions, read back from the rendered ids. A block is 1024 samples."""
     mark = mixed.prompt.tokenizer("Tell me:", add_special_tokens=False).input_ids[1:]
     steps = MIXING_BLOCK // GLOBAL_BATCH
     assert mixed.split.global_batch == GLOBAL_BATCH
     span = {"first_step": block * steps, "end_step": (block + 1) * steps}
     from_table = total = 0
-    for batch in training_loader(mixed.samples, mixed.split, **span, num_workers=0, pin_memory=False):
+    for batch in training_loader(mixed.samples, mixed.split, **span, num_workers=workers, pin_memory=False):
         for ids in batch.input_ids.split(batch.lengths):
             listed = ids.tolist()
             from_table += any(listed[at : at + len(mark)] == mark for at in range(len(listed)))
