@@ -12,13 +12,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers import GOLDEN
+from omegaconf import OmegaConf
 
 from emollama.commands import init, pack
 from emollama.config import load
 from emollama.errors import UserError
 from emollama.paths import packaged_copy
 from emollama.starter.kinds import KINDS
-from emollama.starter.yaml_text import YamlText, scalar
+from emollama.starter.yaml_text import YamlText
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ def test_the_comments_of_the_shipped_file_stay_and_its_settings_too(data):
     add_golden(data)
     config = loaded("stage2")
     text = Path("stage2.yaml").read_text()
-    assert text.startswith("# Stage 2: MERR fine-grained")
+    assert text.startswith("# Train stage 2: full descriptions, from a checkpoint of stage 1.\n")
     assert "Written by `emollama init stage2` from train_configs/minigptv2_tuning_stage_2.yaml" in text
     assert "# {reason: 0.3, reason_v2: 0.7} mixes by weight" in text
     shipped = load("train_configs/minigptv2_tuning_stage_2.yaml")
@@ -408,20 +409,31 @@ def test_the_usual_names_are_the_datasets_defaults():
 # Edits of YAML text
 
 TEXT = """# first
+
 model:
   arch: x                                # the model
   end_sym: "###"
   prompt: "a # b"    # ask
-# between
+
 data:
   one:
-    a: 1
-    # inside
+    a: True
     b: [1, 2]
-
   two:
-    a: 2
+    a: 2e-3
 """
+
+
+def test_a_file_without_edits_stays_as_it_is():
+    assert str(YamlText(TEXT)) == TEXT
+    shipped = [packaged_copy(path) for kind in KINDS.values() for path in (kind.template, kind.demo)]
+    changed = [path.name for path in shipped if str(YamlText(path.read_text())) != path.read_text()]
+    assert changed == []
+
+
+def test_comments_and_blank_lines_between_keys_are_left_out():
+    text = TEXT.replace("data:", "# between\ndata:").replace("    b:", "    # inside\n    b:").replace("  two:", "\n  two:")
+    assert str(YamlText(text)) == TEXT
 
 
 def test_a_value_is_replaced_and_its_comment_stays():
@@ -430,18 +442,19 @@ def test_a_value_is_replaced_and_its_comment_stays():
     text.set("model.prompt", "c")
     text.set("data.two.a", {"x": "{y}"}, "two")
     lines = str(text).splitlines()
-    edited = [lines[place].split("  #") for place in (2, 4, -1)]
-    assert [value.rstrip() for value, _ in edited] == ["  arch: z", "  prompt: c", '    a: {x: "{y}"}']
+    edited = [lines[place].split("  #") for place in (3, 5, -1)]
+    assert [value.rstrip() for value, _ in edited] == ["  arch: z", '  prompt: "c"', """    a: {x: "{y}"}"""]
     assert [comment for _, comment in edited] == [" the model", " ask", " two"]
-    assert {lines[place].index("#") for place in (2, 4, -1)} == {43}
+    assert lines[-1].index("#") == 43
 
 
 def test_values_are_read_without_their_comments():
     text = YamlText(TEXT)
-    assert text.get("model.end_sym") == '"###"'
-    assert text.get("model.prompt") == '"a # b"'
+    assert text.get("model.end_sym") == "###"
+    assert text.get("model.prompt") == "a # b"
     assert text.get("data.one.c") is None
-    assert text.keys("data") == ["one", "two"]
+    assert text.get("data.three.c") is None
+    assert list(text.get("data")) == ["one", "two"]
 
 
 def test_new_keys_go_to_the_end_of_their_block_and_dropped_ones_leave_the_others():
@@ -452,13 +465,19 @@ def test_new_keys_go_to_the_end_of_their_block_and_dropped_ones_leave_the_others
     text.drop("data.three")
     text.rename("data.one", "first")
     expected = TEXT.replace("# ask\n", "# ask\n  new: 1\n").replace("  one:", "  first:")
-    assert str(text) == expected.replace("\n\n  two:\n    a: 2\n", "\n    c: true\n")
+    assert str(text) == expected.replace("  two:\n    a: 2e-3\n", "    c: True\n")
 
 
-@pytest.mark.parametrize("value", ["yes", "1e5", "a: b", "#x", "-", "", "x#y", "a, b", "{a}", "007", "~", "null", "plain/path 2"])
+@pytest.mark.parametrize(
+    "value",
+    ["yes", "1e5", "a: b", "#x", "-", "", "x#y", "a, b", "{a}", "007", "~", "null", "on", "1:30", "2020-01-01", "plain/path 2"],
+)
 def test_text_reads_back_as_the_same_text(value):
     import yaml
 
-    assert yaml.safe_load(f"a: {scalar(value)}") == {"a": value}
-    assert yaml.safe_load(f"a: {scalar([value, 1])}") == {"a": [value, 1]}
-    assert yaml.safe_load(f"a: {scalar({'k': value})}") == {"a": {"k": value}}
+    text = YamlText("a:")
+    values = {"text": value, "list": [value, 1], "map": {"k": value}, "new": {"maps": {"k": [value]}}}
+    for name, item in values.items():
+        text.set(f"b.{name}", item)
+    assert yaml.safe_load(str(text)) == {"a": None, "b": values}
+    assert OmegaConf.to_container(OmegaConf.create(str(text)))["b"] == values

@@ -47,7 +47,7 @@ class Block:
 def find_usual(draft: Draft, block: Block) -> ClipFile | None:
     """The file that the shipped configuration names: at its place, else anywhere below the data folder."""
     default = {"dfew": "test(single-labeled)/set_1.csv", "emer": "EMER_NCE.txt"}.get(block.type, "")
-    usual = (draft.text.get(f"{block.path}.annotation_file") or default).strip("\"'")
+    usual = draft.text.get(f"{block.path}.annotation_file", default)
     place = draft.expected(f"{block.path}.data_root")
     paths = [place / usual] if place is not None and (place / usual).is_file() else []
     paths += [path for path in draft.survey.named(Path(usual).name) if path.match(usual)]
@@ -95,7 +95,7 @@ def fill(draft: Draft, block: Block, listed: ClipFile) -> None:
 
 def _drop_absent_videos(draft: Draft, block: Block, listed: ClipFile) -> None:
     key = f"{block.path}.image_path"
-    if (value := draft.text.get(key)) is not None and not (listed.path.parent / value.strip("\"'")).is_dir():
+    if (value := draft.text.get(key)) is not None and not (listed.path.parent / value).is_dir():
         draft.text.drop(key)  # read only where features are computed from videos
 
 
@@ -128,8 +128,8 @@ def _labels(draft: Draft, block: Block, listed: ClipFile) -> None:
 
 
 def _tasks(draft: Draft, block: Block) -> list[str]:
-    pool = draft.text.get(f"{block.path}.task_pool") or "emotion"
-    return [task for task in ("emotion", *CAPTIONS) if task in pool.replace("[", " ").replace("]", " ").replace(",", " ").split()]
+    pool = draft.text.get(f"{block.path}.task_pool", "emotion")
+    return [task for task in ("emotion", *CAPTIONS) if task == pool or (task in pool and not isinstance(pool, str))]
 
 
 def _captions(draft: Draft, block: Block, listed: ClipFile) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from emollama.starter.survey import FeatureFolder, Survey
-from emollama.starter.yaml_text import YamlText, scalar
+from emollama.starter.yaml_text import YamlText, shown
 
 ROOT = "${paths.root}"
 
@@ -42,14 +42,12 @@ class Draft:
     def expected(self, key: str) -> Path | None:
         """Where the configuration's path points now; None where the key is absent or null."""
         value = self.text.get(key)
-        if value is None or value == "null":
-            return None
-        return Path(os.path.abspath(value.strip("\"'").replace(ROOT, str(self.root))))
+        return None if value is None else Path(os.path.abspath(value.replace(ROOT, str(self.root))))
 
     def have(self, key: str, value: Any, note: str) -> None:
         """Set a key to something that was found."""
         self.text.set(key, value, note)
-        self.found.append(f"{key}: {scalar(value)} ({note})")
+        self.found.append(f"{key}: {shown(value)} ({note})")
 
     def lack(self, key: str, what: str, remedy: str, value: Any = None) -> None:
         """Mark a key whose file was not found. Without a value the key stays as it is."""

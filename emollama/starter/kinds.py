@@ -80,7 +80,7 @@ def _custom(draft: Draft) -> list[str]:
 
 def _recognition(draft: Draft) -> list[str]:
     """Keep the blocks whose data is there; without any, one block for the list that suits best."""
-    paths = [f"evaluation_datasets.{label}" for label in draft.text.keys("evaluation_datasets")]
+    paths = [f"evaluation_datasets.{label}" for label in draft.text.get("evaluation_datasets", {})]
     found = {path: listed for path in paths if (listed := blocks.find_usual(draft, Block.of(draft, path))) is not None}
     if not found:
         listed = blocks.find_any(draft, Block.of(draft, paths[0]))
@@ -125,7 +125,7 @@ def _videos(draft: Draft) -> list[str]:
         draft.have("extraction.output", draft.written(listed.path.parent), "beside the list")
         for path in paths:
             blocks.fill(draft, Block.of(draft, path), listed)
-    models.fill(draft, [WeightFile("model.ckpt", STAGE_1, "stage 1 starts from the released MiniGPT-v2 checkpoint")])
+    models.fill(draft, [WeightFile("model.ckpt", (*_MINIGPT_V2.patterns, *STAGE_1), f"{_MINIGPT_V2.remedy}, or train stage 1")])
     return before
 
 

@@ -15,7 +15,6 @@ from emollama.starter.survey import DEMO, Survey
 from emollama.starter.yaml_text import YamlText
 
 DEMO_PARENTS = 3  # levels above the data folder where a demo may begin
-FROM_DEMO = ("encoders", "extraction", "datasets", "evaluation_datasets")  # blocks that videos takes from the demo's file
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def make(name: str, data: Path, output: str, source: str = "--data") -> Starter:
             continue
         steps = ["extract", "check-data", "train"] if name == "videos" else ["check-data", kind.command]
         commands = [*before, *(_command(step, output, is_demo) for step in steps)]
-        draft.text.set_header(_header(name, template, draft, commands))
+        draft.text.header = _header(name, template, draft, commands)
         return Starter(str(draft.text), draft.root, draft.found, draft.missing, commands)
     raise UserError(
         f"{source}: nothing in '{data}' that '{name}' can use. Looked for: {'; '.join(kind.wanted)}. Name the folder that"
@@ -97,10 +96,8 @@ def _shipped(path: str) -> YamlText:
 
 def _own_videos(source: str) -> YamlText:
     """The videos' configuration for models of published sizes: the model and run of stage 1, everything else of the demo's."""
-    demo, stage_1 = _shipped(source), _shipped(KINDS["stage1"].template)
-    text = YamlText("\n".join([*(f"# {line}" for line in demo.header()), "", "paths:", f"  root: {demo.get('paths.root')}"]))
-    for name, origin in (("model", stage_1), *((name, demo) for name in FROM_DEMO), ("run", stage_1)):
-        text.lines += ["", *origin.block(name)]
+    text, stage_1 = _shipped(source), _shipped(KINDS["stage1"].template)
+    text.tree.update(model=stage_1.tree["model"], run=stage_1.tree["run"])
     text.drop("extraction.device")
     text.set("datasets.feature_face_caption.batch_size", 1)
     text.set("evaluation_datasets.held_out.batch_size", 8)
@@ -109,9 +106,13 @@ def _own_videos(source: str) -> YamlText:
 
 
 def _header(name: str, source: str, draft: Draft, commands: list[str]) -> list[str]:
-    """The shipped file's first lines without its commands, then where this file comes from and what to run."""
-    first = [line for line in draft.text.header() if not line.startswith(("torchrun ", "emollama ", "  "))][:1]
-    lines = [*first, f"Written by `emollama init {name}` from {source}, for {draft.survey.root}.", "Next:"]
+    """What the file is for, where it comes from, what to run, and what is missing."""
+    text = KINDS[name].text
+    lines = [
+        f"{text[0].upper()}{text[1:]}.",
+        f"Written by `emollama init {name}` from {source}, for {draft.survey.root}.",
+        "Next:",
+    ]
     lines += [f"  {command}" for command in commands]
     if draft.missing:
         lines += ["Still missing (marked MISSING below):", *(f"  {line}" for line in draft.missing)]

@@ -243,7 +243,7 @@ def open_features(folder: Path) -> FeatureFolder | None:
     """The arrays of a folder; None where it has none that can be read."""
     try:
         store = open_store(str(folder), "--data")
-        name = next(iter(store.names()), None)
+        name = min(store.names(), default=None)
         if name is None:  # names with folders
             first = next(folder.rglob("*.npy"))
             name = first.relative_to(folder).with_suffix("").as_posix()

@@ -1,143 +1,133 @@
-"""Edits of YAML text that keep its comments and order: shipped configurations with a key on each line.
+"""A YAML file that is edited key by key; comments and the order of keys stay (ruamel.yaml's round trip).
 
-A path is dotted: ``model.ckpt``. Block mappings only; a flow mapping or list is a value like any other.
+A path is dotted: ``model.ckpt``. Comments on the line of a key and at the top of the file are kept, others are not.
 """
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import re
 from typing import Any
 
-KEY = re.compile(r"^( *)([\w.+-]+):(?=\s|$)")
-PLAIN = re.compile(r"^(?:[A-Za-z_/]|\$\{)[\w./${}+()-]*(?: [\w./${}+()-]+)*$")
-NOT_TEXT = re.compile(r"^(?:true|false|yes|no|on|off|null|y|n)$", re.IGNORECASE)
-COMMENT = re.compile(r"""^((?:[^"'#]|"(?:[^"\\]|\\.)*"|'[^']*'|(?<=\S)#)*?)\s+#\s?(.*)$""")
-NOTE_COLUMN = 42  # where comments of edited lines start, as in the shipped files
-STEP = 2  # spaces of a level
+import yaml
+
+NOTE_COLUMN = 43  # where comments of edited lines start, as in the shipped files
 
 
-def scalar(value: Any) -> str:
-    """A value as YAML on one line: text without quotes where that reads back as the same text, else as JSON."""
-    if isinstance(value, str):
-        return value if PLAIN.match(value) and not NOT_TEXT.match(value) else json.dumps(value, ensure_ascii=False)
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_in_flow(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_in_flow(item) for item in value) + "]"
-    return "null" if value is None else json.dumps(value)
-
-
-def _in_flow(value: Any) -> str:
-    """As :func:`scalar`; text with braces needs quotes inside a flow mapping or list."""
-    text = scalar(value)
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) and re.search(r"[{}\[\],]", value) else text
+def shown(value: Any) -> str:
+    """A value in a message."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 class YamlText:
-    """The lines of a YAML file, changed key by key."""
+    """The text of a YAML file whose top level is a mapping.
+
+    Args:
+        text: of the file.
+
+    Attributes:
+        header: the comment lines at the top, without their ``#``.
+        tree: the mappings of ruamel.yaml.
+    """
 
     def __init__(self, text: str) -> None:
-        self.lines = text.rstrip("\n").split("\n")
+        lines = text.splitlines()
+        comments = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
+        self.header = [line.removeprefix("#").removeprefix(" ") for line in comments]
+        self.tree = _round_trip().load("\n".join(lines[len(comments) :]))
+        _keep_comments_of_keys(self.tree)
 
     def __str__(self) -> str:
-        return "\n".join(self.lines).rstrip("\n") + "\n"
+        stream = io.StringIO()
+        _round_trip().dump(self.tree, stream)
+        header = "".join(f"# {line}".rstrip() + "\n" for line in self.header)
+        return header + re.sub(r"^(?=\w)", "\n", stream.getvalue(), flags=re.MULTILINE)  # a blank line before each block
 
     def __contains__(self, path: str) -> bool:
-        return self._span(path) is not None
+        return _last(path) in self._block(path)
 
-    def get(self, path: str) -> str | None:
-        """The text after a key's colon, without its comment; None where the key is absent."""
-        span = self._span(path)
-        return None if span is None else self._parts(self.lines[span[0]])[1]
-
-    def keys(self, path: str) -> list[str]:
-        """The keys of a block in order; empty where there is no such block."""
-        span = self._span(path)
-        if span is None:
-            return []
-        found = (KEY.match(line) for line in self.lines[span[0] + 1 : span[1]])
-        indent = path.count(".") * STEP + STEP
-        return [match[2] for match in found if match and len(match[1]) == indent]
+    def get(self, path: str, default: Any = None) -> Any:
+        """The value of a key; the default where the key is absent or null."""
+        value = self._block(path).get(_last(path))
+        return default if value is None else value
 
     def set(self, path: str, value: Any, note: str | None = None) -> None:
         """Give a key a value. A new key goes to the end of its block; a note replaces the key's comment."""
-        parent, _, name = path.rpartition(".")
-        text = f"{' ' * STEP * path.count('.')}{name}: {scalar(value)}"
-        span = self._span(path)
-        if span is None:
-            if parent and self._span(parent) is None:
-                self._append_block(parent)
-            place = len(self.lines) if not parent else self._span_of(parent)[1]
-            self.lines.insert(place, _noted(text, note or ""))
-        else:
-            old = self._parts(self.lines[span[0]])[2]
-            self.lines[span[0] : span[1]] = [_noted(text, old if note is None else note)]
+        block = self.tree
+        for name in path.split(".")[:-1]:
+            block = block.setdefault(name, type(block)())
+        block[_last(path)] = _node(value)
+        if note is not None:
+            self.note(path, note)
 
     def note(self, path: str, note: str) -> None:
         """Replace the comment on a key's line."""
-        place = self._span_of(path)[0]
-        self.lines[place] = _noted(self._parts(self.lines[place])[0], note)
+        self._block(path).yaml_add_eol_comment(note, _last(path), column=NOTE_COLUMN)
 
     def rename(self, path: str, name: str) -> None:
-        """Give a key another name, its value and comment unchanged."""
-        place = self._span_of(path)[0]
-        self.lines[place] = re.sub(r"^( *)[\w.+-]+:", rf"\g<1>{name}:", self.lines[place])
+        """Give a key another name; its place and value stay."""
+        block, old = self._block(path), _last(path)
+        block.insert(list(block).index(old), name, block.pop(old))
 
     def drop(self, path: str) -> None:
         """Remove a key with everything under it; an absent one is no error."""
-        if (span := self._span(path)) is not None:
-            del self.lines[span[0] : span[1]]
+        self._block(path).pop(_last(path), None)
 
-    def block(self, name: str) -> list[str]:
-        """The lines of a top-level block."""
-        start, end = self._span_of(name)
-        return self.lines[start:end]
-
-    def header(self) -> list[str]:
-        """The comment lines at the top, without their ``#``."""
-        count = next((i for i, line in enumerate(self.lines) if not line.startswith("#")), len(self.lines))
-        return [line.removeprefix("#").removeprefix(" ") for line in self.lines[:count]]
-
-    def set_header(self, header: list[str]) -> None:
-        """Replace the comment lines at the top."""
-        self.lines[: len(self.header())] = [f"# {line}".rstrip() for line in header]
-
-    def _append_block(self, path: str) -> None:
-        self.lines += [*([""] if "." not in path else []), f"{' ' * STEP * path.count('.')}{path.rpartition('.')[2]}:"]
-
-    def _span_of(self, path: str) -> tuple[int, int]:
-        span = self._span(path)
-        assert span is not None, f"no key {path}"
-        return span
-
-    def _span(self, path: str) -> tuple[int, int] | None:
-        """Lines [start, end) of a key and what is under it; comments and blank lines behind it are not part of it."""
-        start, end = -1, len(self.lines)
-        for level, name in enumerate(path.split(".")):
-            start = next((i for i in range(start + 1, end) if self._is_key(i, name, level * STEP)), -1)
-            if start < 0:
-                return None
-            end = next((i for i in range(start + 1, end) if self._ends(i, level * STEP)), end)
-            while end > start + 1 and (not self.lines[end - 1].strip() or self.lines[end - 1].lstrip().startswith("#")):
-                end -= 1
-        return start, end
-
-    def _is_key(self, place: int, name: str, indent: int) -> bool:
-        match = KEY.match(self.lines[place])
-        return match is not None and match[2] == name and len(match[1]) == indent
-
-    def _ends(self, place: int, indent: int) -> bool:
-        line = self.lines[place]
-        return bool(line.strip()) and not line.lstrip().startswith("#") and len(line) - len(line.lstrip()) <= indent
-
-    @staticmethod
-    def _parts(line: str) -> tuple[str, str, str]:
-        """A key's line without its comment, its value's text, its comment."""
-        match = COMMENT.match(line)
-        text, comment = (match[1].rstrip(), match[2]) if match else (line.rstrip(), "")
-        return text, text.partition(":")[2].strip(), comment
+    def _block(self, path: str) -> Any:
+        """The mapping that a key belongs to; an empty one where there is none."""
+        block = self.tree
+        for name in path.split(".")[:-1]:
+            block = block.get(name) or {}
+        return block
 
 
-def _noted(text: str, note: str) -> str:
-    return f"{text:<{NOTE_COLUMN}} # {note}" if note else text
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _round_trip() -> Any:
+    """ruamel.yaml's reader and writer, which is imported only here and below."""
+    from ruamel.yaml import YAML
+
+    parser: Any = YAML()
+    parser.preserve_quotes = True
+    parser.width = 2**20  # lines are not wrapped
+    parser.boolean_representation = ["False", "True"]
+    return parser
+
+
+def _node(value: Any) -> Any:
+    """A value as ruamel.yaml writes it: mappings and lists on one line, text in quotes where YAML 1.1 would misread it."""
+    from ruamel.yaml.comments import CommentedMap, CommentedSeq
+    from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+    if isinstance(value, str):
+        return value if _read(value) == value else DoubleQuotedScalarString(value)
+    if isinstance(value, dict):
+        node: Any = CommentedMap({key: _node(item) for key, item in value.items()})
+    elif isinstance(value, list | tuple):
+        node = CommentedSeq(map(_node, value))
+    else:
+        return value
+    node.fa.set_flow_style()
+    return node
+
+
+def _read(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text  # ruamel.yaml puts it in quotes
+
+
+def _keep_comments_of_keys(node: Any) -> None:
+    """Remove blank lines and comments between keys, which would move with the key before them."""
+    for key, value in node.items():
+        comment = (node.ca.items.pop(key, None) or [None] * 3)[2]
+        if comment is not None and comment.value.startswith("#"):
+            comment.value = comment.value.partition("\n")[0]
+            node.ca.items[key] = [None, None, comment, None]
+        if isinstance(value, dict):
+            _keep_comments_of_keys(value)
