@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import nullcontext
+
 import pytest
 import torch
 import yaml
+from helpers import GOLDEN
 from running import golden_config
 
-from emollama import launcher
+from emollama import checkpoint, distributed, launcher
 from emollama.cli import main
-from emollama.commands import train as train_command
+from emollama.commands import running
+from emollama.config import load
+from emollama.errors import UserError
 from emollama.models import llm_weights
+from emollama.registry import RUNNERS
+from emollama.runners.preparation import Preparation
+from emollama.runners.runner_base import RunnerBase
 
 MINIMUM = {"max_epoch": 2, "iters_per_epoch": 8}
 
@@ -36,15 +45,15 @@ def no_weights(monkeypatch):
 
     monkeypatch.setattr(llm_weights, "build", built)
     monkeypatch.setattr(launcher, "visible_gpus", lambda: 0)
-    monkeypatch.setattr(train_command, "launch", lambda *_, **__: pytest.fail("--dry-run launches processes"))
+    monkeypatch.setattr(running, "launch", lambda *_, **__: pytest.fail("--dry-run launches processes"))
 
 
 def test_a_run_without_problems_is_described_and_nothing_is_written(tmp_path, capfd):
-    path = golden_config(tmp_path, run={**MINIMUM, "evaluate": True, "metric": "train_layout.emotion.accuracy"})
+    path = golden_config(tmp_path, run={**MINIMUM, "evaluate": True, "metric": "train_layout.emotion.loss"})
     before = sorted(tmp_path.rglob("*"))
     status, out, _ = outcome(capfd, "train", "--dry-run", "--nproc", "2", "--cfg-path", str(path))
     assert status == 0
-    facts = {line[:28].strip(): line[28:].strip() for line in out.splitlines()[:-1]}
+    facts = dict(re.split(" {2,}", line) for line in out.splitlines()[:-1])
     assert facts["run folder"] == str(tmp_path / "out/run") and facts["processes"].startswith("2 on ")
     assert facts["datasets.clips"] == "6 samples; tasks: emotion"
     assert facts["evaluation: train_layout"] == "6 samples; tasks: emotion, reason, reason_v2"
@@ -101,6 +110,98 @@ def test_a_run_folder_with_checkpoints_is_a_problem_unless_the_run_is_resumed(tm
     options = ("--options", f"run.resume_ckpt_path={folder}/checkpoint_0.pth")
     status, _, err = outcome(capfd, "train", "--dry-run", "--cfg-path", str(path), *options)
     assert status == 1 and "it holds weights, not a run" in err
+
+
+SECOND = f"datasets.second={{type: feature_face_caption, data_root: {GOLDEN}/data, annotation_file: MERR_coarse_grained.txt"
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "problem"),
+    [
+        ("train", ["run.evaluate=True", "run.metric=accuracy"], "run.metric: unknown metric 'accuracy'"),
+        ("train", ["run.evaluate=True", "run.save_best=loss"], "run.metric: 'loss' is computed more than once"),
+        ("train", ["run.evaluate=True", "run.metric=cider_d"], "run.metric: no block computes 'cider_d'"),
+        ("train", ["run.resume_ckpt_path=auto", "run.job_id=null"], "run.resume_ckpt_path: auto needs run.job_id"),
+        ("train", [SECOND + ", batch_size: 3}"], "datasets mixed in one run need one batch_size"),
+        ("train", [SECOND + ", sample_ratio: 0.000001}"], "sample_ratio: "),
+        ("train", ["model.lora_r=8"], "checkpoint_slim.pth"),
+        ("train", ["model.ckpt=nowhere.pth"], "model.ckpt: no file"),
+        ("eval", ["model.ckpt=null"], "model.ckpt is null"),
+        ("eval", ["evaluation_datasets.upstream.mask_slots=[smell]"], "evaluation_datasets.upstream.mask_slots: no slots"),
+    ],
+)
+def test_what_stops_a_run_before_its_weights_is_a_problem_with_the_same_message(command, options, problem, tmp_path, capfd):
+    line = (command, "--cfg-path", str(golden_config(tmp_path)), "--options", *options)
+    messages = []
+    for more in ((), ("--dry-run",)):
+        status, out, err = outcome(capfd, *line, *more)
+        assert (status, out) == (1, "")
+        messages.append(err[err.index("error: ") :])
+    assert messages[0] == messages[1] and messages[0].startswith("error: ") and problem in messages[0]
+    assert not (tmp_path / "out").exists()
+
+
+def stored_run(path, steps):
+    """Write a checkpoint of the run that a file configures; returns the checkpoint's path."""
+    config = load(str(path))
+    ready = Preparation(config, distributed.start("cpu"), training=True)
+    content = {"step": steps, "model": ready.tensors[0], "facts": ready.facts, "features": {}, "config": config.plain()}
+    stored = path.with_name("stored.pth")
+    checkpoint.save(stored, content | {"optimizer": {}, "scaler": {}, "skipped": [0, 0]})
+    return stored
+
+
+def test_a_resumed_run_needs_its_own_checkpoint_only_and_an_end_that_is_ahead(tmp_path, capfd):
+    path = golden_config(tmp_path, run={"save_every_iters": 4})
+    line = ("train", "--dry-run", "--cfg-path", str(path), "--options", "model.ckpt=gone.pth")
+    stored = stored_run(path, steps=4)
+    status, out, _ = outcome(capfd, *line, f"run.resume_ckpt_path={stored}")
+    assert status == 0 and re.search(rf"^checkpoint +{re.escape(str(stored))}$", out, re.MULTILINE)
+    stored_run(path, steps=9)
+    status, _, err = outcome(capfd, *line, f"run.resume_ckpt_path={stored}")
+    assert status == 1 and err.splitlines()[-1] == "error: run.max_epoch: the stored run is at step 9, beyond 8. Raise it."
+
+
+class Choosy(RunnerBase):
+    """A runner with a check of its own."""
+
+    @classmethod
+    def prepare(cls, config, world, **how):
+        with how.get("problems") or nullcontext():
+            raise UserError("run.seed: choose another one")
+        return super().prepare(config, world, **how)
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_the_checks_of_a_runner_of_ones_own_are_made(more, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(RUNNERS, "_entries", {"choosy": Choosy})
+    line = ("--cfg-path", str(golden_config(tmp_path)), "--options", "run.runner=choosy")
+    status, _, err = outcome(capfd, "train", *line, *more)
+    assert status == 1 and err.splitlines()[-1] == "error: run.seed: choose another one"
+
+
+def test_a_runner_without_preparation_cannot_be_checked(tmp_path, capfd, monkeypatch):
+    class Bare:
+        Config = RunnerBase.Config
+
+    monkeypatch.setattr(RUNNERS, "_entries", {"bare": Bare})
+    line = ("--cfg-path", str(golden_config(tmp_path)), "--options", "run.runner=bare")
+    status, _, err = outcome(capfd, "train", "--dry-run", *line)
+    assert status == 1 and "run.runner: Bare has no method 'prepare'" in err
+
+
+def test_names_are_aligned_whatever_their_length_and_cannot_change_the_terminal(tmp_path, capfd):
+    path = golden_config(tmp_path)
+    tree, name = yaml.safe_load(path.read_text()), "a_label_that_is_much_longer_than_any_other_in_this_file"
+    tree["datasets"] = {name: tree["datasets"]["clips"]}
+    tree["run"] |= {"output_dir": f"{tmp_path}/out\x1b[2J"}
+    path.write_text(yaml.safe_dump(tree))
+    status, out, _ = outcome(capfd, "train", "--dry-run", "--cfg-path", str(path))
+    assert status == 0 and "\x1b" not in out and "out\\x1b[2J" in out
+    (line,) = (line for line in out.splitlines() if line.startswith(f"datasets.{name}"))
+    column = line.index("6 samples")
+    assert column == len(f"datasets.{name}") + 2
+    assert all(row[column - 1] == " " and row[column] != " " for row in out.splitlines()[:-1])
 
 
 def test_resuming_automatically_needs_a_name(tmp_path, capfd):

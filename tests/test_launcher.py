@@ -18,7 +18,7 @@ from running import golden_config
 
 from emollama import entry, failures, launcher, variables
 from emollama.cli import main, parse_run
-from emollama.commands import eval as eval_command
+from emollama.commands import running
 from emollama.commands import train as train_command
 from emollama.errors import EchoedCrash, EchoedError, UserError
 from emollama.failures import CRASH, USER, WorkerCrash, reason
@@ -75,8 +75,7 @@ def faulty(tmp_path, monkeypatch, request):
 def no_launch(monkeypatch):
     """The names of commands that would have been launched."""
     launched = []
-    for module in (train_command, eval_command):
-        monkeypatch.setattr(module, "launch", lambda arguments, processes, **_: launched.append(processes))
+    monkeypatch.setattr(running, "launch", lambda arguments, processes, **_: launched.append(processes))
     return launched
 
 

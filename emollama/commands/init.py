@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
+from emollama.console import aligned, write
 from emollama.errors import UserError
 
 HELP = "write a starter YAML, filled in with what is found in a data folder"
@@ -31,8 +31,8 @@ def run(arguments: argparse.Namespace) -> None:
     from emollama.starter.starter import make
 
     if arguments.kind is None:
-        lines = [f"  {name:<12}{ABOUT[name].text}\n" for name in KINDS]
-        sys.stdout.write(f"Kinds of configurations (emollama init KIND [--data FOLDER]):\n{''.join(lines)}")
+        lines = aligned([[f"  {name}", ABOUT[name].text] for name in KINDS], left=(0, 1))
+        write("\n".join(["Kinds of configurations (emollama init KIND [--data FOLDER]):", *lines]) + "\n")
         return
     output = arguments.output or f"{arguments.kind}.yaml"
     place = require_new_file(output)
@@ -50,4 +50,4 @@ def run(arguments: argparse.Namespace) -> None:
     if starter.missing:
         lines += ["Missing (search the file for MISSING):", *(f"  {line}" for line in starter.missing)]
     lines += ["Next:", *(f"  {command}" for command in starter.commands)]
-    sys.stdout.write("\n".join(lines) + "\n")
+    write("\n".join(lines) + "\n")

@@ -106,8 +106,11 @@ def overview() -> str:
     """The help of the program: usage, options, and the commands by group, each with an example and a link."""
     parser = build_parser([])
     width = max(60, min(shutil.get_terminal_size().columns, 110))
-    options = "\n".join(f"{INDENT}{left:<{NAME_WIDTH + 2}} {text}" for left, text in _options(parser))
-    parts = [f"usage: emollama [options] COMMAND ...\n\n{DESCRIPTION}\n\nOptions:\n{options}"]
+    options = argparse.HelpFormatter(parser.prog, max_help_position=NAME_WIDTH + 2 * len(INDENT) + 2, width=width)
+    options.start_section("Options")
+    options.add_arguments([action for action in parser._actions if action.option_strings])
+    options.end_section()
+    parts = [f"usage: emollama [options] COMMAND ...\n\n{DESCRIPTION}\n\n{options.format_help().rstrip()}"]
     for group in dict.fromkeys(group for _, group, _ in COMMANDS):
         entries = [_entry(name, _module(module), width) for name, belongs, module in COMMANDS if belongs == group]
         parts.append("\n".join([f"{group}:", *entries]))
@@ -120,12 +123,6 @@ def _entry(name: str, module: Any, width: int) -> str:
     inner = INDENT * 2 + " " * NAME_WIDTH
     text = textwrap.fill(module.HELP, width, initial_indent=f"{INDENT}{name:<{NAME_WIDTH}}{INDENT}", subsequent_indent=inner)
     return f"{text}\n{inner}$ {module.EXAMPLE}\n{inner}{module.DOCS}"
-
-
-def _options(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
-    for action in parser._actions:
-        if action.option_strings and action.help:
-            yield ", ".join(action.option_strings), action.help
 
 
 def _add_to_all(parser: argparse.ArgumentParser) -> None:

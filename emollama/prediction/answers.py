@@ -24,7 +24,7 @@ from emollama.prediction.template import Template, find_template
 from emollama.prediction.videos import Extracted, extract, find_videos
 from emollama.runners import recipes
 from emollama.runners.answering import Answering
-from emollama.runners.build import build_models, checkpoint_paths, require_checkpoint
+from emollama.runners.build import build_models, checkpoint_paths, checkpoint_tensors, require_checkpoint
 from emollama.runners.evaluation import Block, build_blocks
 
 
@@ -193,6 +193,7 @@ def _rows(config: RunConfig, key: str, block: Block, world: World) -> list[dict[
     precision = Precision(world.device, run.amp, run.amp_dtype)
     features = recipes.of_run(config, [block.dataset])
     prompt = model.prompt(config.model, run.loss_average)
-    members = build_models(config, world, precision, None, features, training=False)
+    tensors = world.main_first(lambda: checkpoint_tensors(config, precision, None, features, training=False))
+    members = build_models(config, world, precision, tensors)
     answering = Answering(config.classes["run.task"](), [member.eval() for member in members], prompt, world, precision, run.seed)
     return answering.rows(key, block.dataset, block.options)

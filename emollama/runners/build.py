@@ -75,34 +75,27 @@ def batch_size(datasets: dict[str, Any]) -> int:
 
 
 def build_models(
-    config: RunConfig,
-    world: World,
-    precision: Precision,
-    resumed: dict[str, Any] | None,
-    features: Mapping[str, recipes.Facts],
-    *,
-    training: bool,
+    config: RunConfig, world: World, precision: Precision, tensors: list[dict[str, Tensor]], resumed: dict[str, Any] | None = None
 ) -> list[Any]:
     """The model on this process's device, with its checkpoint's tensors; one for each checkpoint of an ensemble.
 
-    Names and shapes of the checkpoints are compared with a model on the meta device before weights are read. The members of
-    an ensemble share what is frozen.
+    The members of an ensemble share what is frozen.
 
     Args:
         config: the resolved configuration.
-        world: the processes; rank 0 checks first.
+        world: the processes.
         precision: gives the dtype of frozen weights.
-        resumed: content of the checkpoint that the run goes on from; None starts from ``model.ckpt``, if there is one.
-        features: slot -> how the run's features were made, where that is known.
-        training: False for evaluation, which needs a checkpoint, and may have several.
+        tensors: of :func:`checkpoint_tensors`.
+        resumed: content of the checkpoint to resume from; None starts from ``model.ckpt``, if there is one.
 
     Raises:
-        UserError: an unusable language model or checkpoint.
+        UserError: an unusable language model.
     """
-    tensors = world.main_first(lambda: checkpoint_tensors(config, precision, resumed, features, training=training))
     cfg, model_class, (sources, allowed) = config.model, config.classes["model"], _sources(config, resumed)
     if world.is_main:
         get_logger().info("loading the language model from %s", cfg.llama_model)
+    if world.is_main and not tensors:
+        get_logger().warning("model.ckpt is null: projections and adapters start from random values")
     torch.manual_seed(config.run.seed)
     model = model_class(cfg, device=world.device, frozen_dtype=precision.frozen_dtype)
     frozen = {id(value): value for value in [*model.parameters(), *model.buffers()] if not value.requires_grad}
@@ -125,7 +118,11 @@ def checkpoint_tensors(
     Names and shapes are compared with a model on the meta device; no weights of the language model are read.
 
     Args:
-        config, precision, resumed, features, training: as of :func:`build_models`.
+        config: the resolved configuration.
+        precision: gives the dtype of frozen weights.
+        resumed: content of the checkpoint to resume from; None starts from ``model.ckpt``, if there is one.
+        features: slot -> how the run's features were made, where that is known.
+        training: False for evaluation, which needs a checkpoint, and may have several.
 
     Raises:
         UserError: an unusable language model or checkpoint.

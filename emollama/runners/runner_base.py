@@ -1,6 +1,6 @@
 """The loop: optimizer steps over epochs, checkpoints and logs when due; evaluation of the configured blocks.
 
-Everything is built in ``__init__``, in the order in which things go wrong most cheaply: files first, weights last.
+Everything is built in ``__init__``: first what needs no weights (:class:`Preparation`), then the model.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from datetime import datetime
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -17,23 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emollama import checkpoint, distributed, lr_schedules, optim, tracking
+from emollama import checkpoint, distributed, lr_schedules, optim
 from emollama.config import RunConfig, write_yaml
 from emollama.data.batch import Batch
-from emollama.data.loader import Split, TrainingSamples, seed_of, step_batches, training_loader
-from emollama.data.order import Order
+from emollama.data.loader import TrainingSamples, seed_of, step_batches, training_loader
+from emollama.distributed import World
 from emollama.errors import EchoedError, UserError
 from emollama.listing import listing
 from emollama.logging import get_logger, log_metrics, set_up
-from emollama.paths import require_writable
-from emollama.precision import Precision
 from emollama.reporting.report import write_report
 from emollama.run_log import RunLog
-from emollama.runners import recipes, summary
+from emollama.runners import summary
 from emollama.runners.answering import Answering
-from emollama.runners.build import batch_size, build_datasets, build_models, checkpoint_paths, training_blocks
-from emollama.runners.evaluation import Block, Evaluation, build_blocks, warn_of_training_clips
-from emollama.runners.resume import order_facts, require_job_id, resume_content, run_facts
+from emollama.runners.build import build_models, checkpoint_paths
+from emollama.runners.evaluation import Evaluation
+from emollama.runners.preparation import Preparation
 from emollama.runners.run_config import RunnerConfig
 from emollama.runners.validation import Validation
 
@@ -58,31 +55,25 @@ class RunnerBase:
         set_up(self.world.is_main)
         for text in config.warnings if self.world.is_main else ():
             get_logger().warning("%s", text)
-        if training:
-            require_job_id(cfg)
-        if training and cfg.wandb_log:
-            self.world.on_main(tracking.require)
-        job_id = cfg.job_id or self.world.on_main(lambda: datetime.now().strftime("%Y%m%d%H%M%S"))
-        self.folder = Path(cfg.output_dir) / job_id
-        self.world.on_main(lambda: require_writable(self.folder, "run.output_dir"))
-        self.precision = Precision(self.world.device, cfg.amp, cfg.amp_dtype)
+        ready = self.prepare(config, self.world, training=training)
+        self.folder, self.precision, self.prompt = ready.folder, ready.precision, ready.prompt
+        self.datasets, self.blocks, self.features = ready.datasets, ready.blocks, ready.features
         self.task = config.classes["run.task"]()
-        self.prompt = self.world.main_first(lambda: config.classes["model"].prompt(config.model, cfg.loss_average))
-        self._build_data(training)
-        resumed = None
-        if training:
-            self.split = Split(batch_size(self.datasets), cfg.accum_grad_iters, self.world.size, self.world.rank)
-            self.decks = [dataset.deck() for dataset in self.datasets.values()]
-            facts = order_facts(self.split, self.datasets, self.decks, self.world)
-            self._facts = run_facts(facts, self.precision, self.prompt)
-            resumed = resume_content(config, self.folder, self._facts, self.world)
-        self.members = build_models(config, self.world, self.precision, resumed, self.features, training=training)
+        self.members = build_models(config, self.world, self.precision, ready.tensors, ready.resumed)
         self.model = self.members[0]
-        self.resumed_from = str(resumed["path"]) if resumed else None
-        self.skipped: int = resumed["skipped"][0] if resumed else 0
-        self.skipped_in_row: int = resumed["skipped"][1] if resumed else 0
         if training:
-            self._prepare_training(resumed)
+            self._prepare_training(ready)
+
+    @classmethod
+    def prepare(cls, config: RunConfig, world: World, **how: Any) -> Preparation:
+        """Check and build what needs no weights: the first part of ``__init__``, and all that ``--dry-run`` does.
+
+        Args:
+            config: the resolved configuration.
+            world: the processes.
+            how: ``training``, ``processes`` and ``problems`` of :class:`Preparation`.
+        """
+        return Preparation(config, world, **how)
 
     def train(self) -> Path:
         """Run the steps that are left to do. Returns the run's folder."""
@@ -122,23 +113,6 @@ class RunnerBase:
             told = "; ".join(f"{label}: {why}" for label, why in outcome.unreachable.items())
             raise kind(f"{told} The answers and all other scores are in {result}: 'emollama score' has the answers judged later.")
         return files
-
-    def _build_data(self, training: bool) -> None:
-        """What is trained on, and what is answered; rank 0 looks at every file first."""
-        config, check = self.config, self.world.is_main
-        self.datasets: dict[str, Any] = {}
-        if training:
-            blocks = training_blocks(config)
-            made = self.world.main_first(lambda: build_datasets(config, blocks, training=True, check=check))
-            self.datasets = {path.removeprefix("datasets."): dataset for path, dataset in made.items()}
-        self.blocks: dict[str, Block] = {}
-        if self.cfg.evaluate or not training:
-            self.blocks = self.world.main_first(lambda: build_blocks(config, check=check))
-            if check:
-                warn_of_training_clips(self.blocks, self.datasets)
-        answered = [block.dataset for block in self.blocks.values()]
-        trained, others = (self.datasets.values(), answered) if training else (answered, [])
-        self.features = self.world.main_first(lambda: recipes.of_run(config, trained, others))
 
     def _report(self) -> list[Path]:
         """Write the report anew. A run that took days does not end because a picture could not be drawn."""
@@ -271,27 +245,22 @@ class RunnerBase:
         }
         self.world.on_main(lambda: checkpoint.save(self.folder / name, content))
 
-    def _prepare_training(self, resumed: dict[str, Any] | None) -> None:
-        cfg = self.cfg
+    def _prepare_training(self, ready: Preparation) -> None:
+        cfg, resumed = self.cfg, ready.resumed
+        self.split, self._facts, self.first_step = ready.split, ready.facts, ready.first_step
+        self.total_steps = cfg.max_epoch * cfg.iters_per_epoch
         self.learning_rate = lr_schedules.learning_rate(cfg)
-        datasets = list(self.datasets.values())
-        epoch_draws = self.split.global_batch * cfg.iters_per_epoch
-        order = Order(cfg.seed, tuple(self.decks), epoch_draws)
-        self.samples = TrainingSamples(datasets, self.prompt, order)
+        self.samples = TrainingSamples(list(self.datasets.values()), self.prompt, ready.order)
         self.model.train()
         self.parallel = distributed.Parallel(self.model, self.world, cfg.parallel)
         named = optim.trainable(self.model).items()
         self.optimizer = optim.adamw(named, lr=cfg.init_lr, weight_decay=cfg.weight_decay, beta2=cfg.beta2)
-        self.total_steps = cfg.max_epoch * cfg.iters_per_epoch
-        self.first_step = 0
+        self.resumed_from = str(resumed["path"]) if resumed else None
+        skipped: list[int] = resumed["skipped"] if resumed else [0, 0]
+        self.skipped, self.skipped_in_row = skipped
         if resumed:
             self.optimizer.load_state_dict(resumed["optimizer"])
             self.precision.scaler.load_state_dict(resumed["scaler"])
-            self.first_step = int(resumed["step"])
-            if self.first_step > self.total_steps:
-                raise UserError(
-                    f"run.max_epoch: the stored run is at step {self.first_step}, beyond {self.total_steps}. Raise it."
-                )
         self.validation: Validation | None = None
         if cfg.evaluate:
             evaluation = Evaluation(self.blocks, self._answering(), None)

@@ -7,7 +7,7 @@ best, and how many came after it, is read from those lines, so that a resumed ru
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from emollama.logging import get_logger
 from emollama.paths import written_whole
 from emollama.registry import METRICS, did_you_mean
 from emollama.run_log import RunLog, entries_before
-from emollama.runners.evaluation import Evaluation
+from emollama.runners.evaluation import Block, Evaluation
 
 
 class Validation:
@@ -41,7 +41,7 @@ class Validation:
         self._evaluation = evaluation
         self._world: World = evaluation.answering.world
         self._folder = folder
-        self._key = self._world.on_main(self._watched)
+        self._key = self._world.on_main(lambda: watched_key(cfg, evaluation.blocks))
         self._metric = None if self._key is None else metric(self._key.rpartition("/")[2])
         self._past = self._world.on_main(lambda: entries_before(folder / "eval.jsonl", first_step))
         self._kept = self._world.on_main(self._best_on_disk)
@@ -131,29 +131,38 @@ class Validation:
         chosen = {names[place * len(names) // count] for place in range(count)}
         return [row for row in rows if row["name"] in chosen]
 
-    def _watched(self) -> str | None:
-        """The key "block/task/metric" that ``run.metric`` means; None if it is null and the loss is not computed exactly once."""
-        wanted = (self._cfg.metric or "loss").split(".")
-        known = [
-            (label, task, name)
-            for label, block in self._evaluation.blocks.items()
-            for task, names in block.scoring.metrics.items()
-            for name in names
-        ]
-        named = [key for key in known if key[2] == wanted[-1]]
-        meant = [key for key in named if set(wanted[:-1]) <= {key[0], key[1]}]
-        if len(meant) == 1:
-            return "/".join(meant[0])
-        if self._cfg.metric is None:
-            return None
-        if named:
-            which = "is computed more than once" if meant else "names no block or task that computes it"
-            raise UserError(f"run.metric: '{self._cfg.metric}' {which}. Name one of {_dotted(meant or named)}.")
-        if wanted[-1] in METRICS.names():
-            needs = [f"{block.scoring.key} needs {block.scoring.needs(wanted[-1])}" for block in self._evaluation.blocks.values()]
-            raise UserError(f"run.metric: no block computes '{self._cfg.metric}': {abbreviated(needs, '; ')}")
-        hint = did_you_mean(wanted[-1], METRICS.names())
-        raise UserError(f"run.metric: unknown metric '{self._cfg.metric}'.{hint} Computed here: {_dotted(known)}")
+
+def watched_key(cfg: Any, blocks: Mapping[str, Block]) -> str | None:
+    """The key "block/task/metric" that ``run.metric`` names.
+
+    Args:
+        cfg: the ``run`` block.
+        blocks: label -> evaluation block.
+
+    Returns:
+        None if ``run.metric`` is null and the loss is not computed exactly once.
+
+    Raises:
+        UserError: ``run.metric`` is computed by no block, or by several.
+    """
+    wanted = (cfg.metric or "loss").split(".")
+    known = [
+        (label, task, name) for label, block in blocks.items() for task, names in block.scoring.metrics.items() for name in names
+    ]
+    named = [key for key in known if key[2] == wanted[-1]]
+    meant = [key for key in named if set(wanted[:-1]) <= {key[0], key[1]}]
+    if len(meant) == 1:
+        return "/".join(meant[0])
+    if cfg.metric is None:
+        return None
+    if named:
+        which = "is computed more than once" if meant else "names no block or task that computes it"
+        raise UserError(f"run.metric: '{cfg.metric}' {which}. Name one of {_dotted(meant or named)}.")
+    if wanted[-1] in METRICS.names():
+        needs = [f"{block.scoring.key} needs {block.scoring.needs(wanted[-1])}" for block in blocks.values()]
+        raise UserError(f"run.metric: no block computes '{cfg.metric}': {abbreviated(needs, '; ')}")
+    hint = did_you_mean(wanted[-1], METRICS.names())
+    raise UserError(f"run.metric: unknown metric '{cfg.metric}'.{hint} Computed here: {_dotted(known)}")
 
 
 def _dotted(keys: list[tuple[str, str, str]]) -> str:

@@ -1,0 +1,200 @@
+"""What a run needs before weights are loaded: one path for training, evaluation and ``--dry-run``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+
+from emollama import tracking
+from emollama.checkpoint_files import require_checkpoint_file
+from emollama.config import RunConfig
+from emollama.data.loader import ClipDataset, Split
+from emollama.data.order import Order
+from emollama.distributed import World
+from emollama.errors import EchoedError, UserError
+from emollama.paths import require_language_model, require_writable
+from emollama.precision import Precision
+from emollama.runners import recipes
+from emollama.runners.build import batch_size, build_datasets, checkpoint_paths, checkpoint_tensors, training_blocks
+from emollama.runners.evaluation import Block, build_blocks, warn_of_training_clips
+from emollama.runners.resume import order_facts, require_job_id, resume_content, run_facts
+from emollama.runners.validation import watched_key
+
+
+class Problems:
+    """Collects the errors of independent checks: as a context, it catches a :class:`UserError` of its block."""
+
+    def __init__(self) -> None:
+        self._errors: dict[str, UserError] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._errors)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        if not isinstance(error, UserError):
+            return False
+        self._errors.setdefault(str(error), error)
+        return True
+
+    def raise_all(self) -> None:
+        """Raise the errors, if there are any, as one.
+
+        Raises:
+            UserError: lists all messages.
+            EchoedError: the same, if all of them are errors of another rank.
+        """
+        if not self._errors:
+            return
+        texts = list(self._errors)
+        echoed = all(isinstance(error, EchoedError) for error in self._errors.values())
+        text = texts[0] if len(texts) == 1 else f"{len(texts)} problems:\n- " + "\n- ".join(texts)
+        raise (EchoedError if echoed else UserError)(text)
+
+
+class Preparation:
+    """Everything that a run needs and that can be checked without weights, in the order of the cost of the checks.
+
+    Args:
+        config: the resolved configuration.
+        world: the processes; rank 0 checks first.
+        training: whether the run trains, or only evaluates.
+        processes: number of processes that the run will have; None takes those of ``world``.
+        problems: collects errors, and the steps that do not depend on a failed one continue; None raises the first error.
+
+    Attributes:
+        folder: of the run.
+        precision, prompt: of the model.
+        datasets: label -> dataset to train on; empty for an evaluation.
+        blocks: label -> evaluation block; empty if nothing is evaluated.
+        features: slot -> how the run's features were made, where that is known.
+        split, order, facts: of training: the layout of a step, the order of the samples, what a resumed run must share.
+        resumed: content of the checkpoint to resume from; None for a new run.
+        first_step: of this process, from 0.
+        tensors: stored name -> tensor, for each member of an ensemble; empty if the model starts from random values.
+
+    Raises:
+        UserError: anything wrong with files, features, checkpoints or the environment, before anything is written.
+    """
+
+    prompt: Any
+    split: Split
+    order: Order
+    facts: dict[str, Any]
+    features: Mapping[str, recipes.Facts]
+    tensors: list[dict[str, Tensor]]
+
+    def __init__(
+        self,
+        config: RunConfig,
+        world: World,
+        *,
+        training: bool,
+        processes: int | None = None,
+        problems: Problems | None = None,
+    ) -> None:
+        self.config, self.world, self.training = config, world, training
+        self.processes = processes or world.size
+        self.datasets: dict[str, ClipDataset] = {}
+        self.blocks: dict[str, Block] = {}
+        self.resumed: dict[str, Any] | None = None
+        self.first_step = 0
+        self._step: AbstractContextManager[None] = nullcontext() if problems is None else problems
+        job_id = config.run.job_id or world.on_main(lambda: datetime.now().strftime("%Y%m%d%H%M%S"))
+        self.folder = Path(config.run.output_dir) / job_id
+        self.precision = Precision(world.device, config.run.amp, config.run.amp_dtype)
+        self._check_files()
+        self._build_data()
+        if problems:
+            return
+        if training:
+            with self._step:
+                self._prepare_steps()
+        if problems:
+            return
+        with self._step:
+            self.tensors = world.main_first(self._checkpoint_tensors)
+
+    def _check_files(self) -> None:
+        """The run's folder, Weights & Biases, the language model, and the checkpoints to start from."""
+        run, model, on_main = self.config.run, self.config.model, self.world.on_main
+        if self.training:
+            with self._step:
+                on_main(lambda: require_job_id(run))
+        if self.training and run.wandb_log:
+            with self._step:
+                on_main(tracking.require)
+        with self._step:
+            on_main(lambda: require_writable(self.folder, "run.output_dir"))
+        with self._step:
+            on_main(lambda: require_language_model(model.llama_model))
+            render = self.config.classes["model"].prompt
+            self.prompt = self.world.main_first(lambda: render(model, run.loss_average))
+        # A resumed run reads its own checkpoint instead.
+        for path in checkpoint_paths(model.ckpt) if not (self.training and run.resume_ckpt_path) else ():
+            with self._step:
+                on_main(partial(require_checkpoint_file, path, "model.ckpt"))
+
+    def _build_data(self) -> None:
+        """Datasets, evaluation blocks, and how their features were made."""
+        run, world = self.config.run, self.world
+        datasets = blocks = None
+        with self._step:
+            datasets = self.datasets = self._datasets()
+        with self._step:
+            blocks = self.blocks = self._blocks()
+        if self.training and run.evaluate and blocks is not None:
+            with self._step:
+                world.on_main(lambda: watched_key(run, self.blocks))
+        if datasets is None or blocks is None:
+            return
+        if world.is_main:
+            warn_of_training_clips(blocks, datasets)
+        answered = [block.dataset for block in blocks.values()]
+        own, others = (datasets.values(), answered) if self.training else (answered, [])
+        with self._step:
+            self.features = world.main_first(lambda: recipes.of_run(self.config, own, others))
+
+    def _datasets(self) -> dict[str, ClipDataset]:
+        """What is trained on; rank 0 looks at every file first."""
+        if not self.training:
+            return {}
+        config, check, blocks = self.config, self.world.is_main, training_blocks(self.config)
+        built = self.world.main_first(lambda: build_datasets(config, blocks, training=True, check=check))
+        return {path.removeprefix("datasets."): dataset for path, dataset in built.items()}
+
+    def _blocks(self) -> dict[str, Block]:
+        """What is answered; rank 0 looks at every file first."""
+        if self.training and not self.config.run.evaluate:
+            return {}
+        return self.world.main_first(lambda: build_blocks(self.config, check=self.world.is_main))
+
+    def _prepare_steps(self) -> None:
+        """The layout of a step, the order of the samples, and the checkpoint to resume from."""
+        run = self.config.run
+        size = self.world.main_first(lambda: batch_size(self.datasets))
+        self.split = Split(size, run.accum_grad_iters, self.processes, self.world.rank)
+        decks = [dataset.deck() for dataset in self.datasets.values()]
+        epoch_draws = self.split.global_batch * run.iters_per_epoch
+        self.order = self.world.main_first(lambda: Order(run.seed, tuple(decks), epoch_draws))
+        facts = order_facts(self.split, self.datasets, decks, self.world)
+        self.facts = run_facts(facts, self.precision, self.prompt)
+        self.resumed = resume_content(self.config, self.folder, self.facts, self.world)
+        if self.resumed is None:
+            return
+        self.first_step, total = int(self.resumed["step"]), run.max_epoch * run.iters_per_epoch
+        if self.first_step > total:
+            kind = UserError if self.world.is_main else EchoedError
+            raise kind(f"run.max_epoch: the stored run is at step {self.first_step}, beyond {total}. Raise it.")
+
+    def _checkpoint_tensors(self) -> list[dict[str, Tensor]]:
+        return checkpoint_tensors(self.config, self.precision, self.resumed, self.features, training=self.training)
