@@ -256,8 +256,8 @@ class RunnerBase:
         named = optim.trainable(self.model).items()
         self.optimizer = optim.adamw(named, lr=cfg.init_lr, weight_decay=cfg.weight_decay, beta2=cfg.beta2)
         self.resumed_from = str(resumed["path"]) if resumed else None
-        skipped: list[int] = resumed["skipped"] if resumed else [0, 0]
-        self.skipped, self.skipped_in_row = skipped
+        self.skipped: int = resumed["skipped"][0] if resumed else 0
+        self.skipped_in_row: int = resumed["skipped"][1] if resumed else 0
         if resumed:
             self.optimizer.load_state_dict(resumed["optimizer"])
             self.precision.scaler.load_state_dict(resumed["scaler"])
