@@ -61,6 +61,8 @@ class RunnerBase:
         self.task = config.classes["run.task"]()
         self.members = build_models(config, self.world, self.precision, ready.tensors, ready.resumed)
         self.model = self.members[0]
+        self.skipped: int = ready.resumed["skipped"][0] if ready.resumed else 0
+        self.skipped_in_row: int = ready.resumed["skipped"][1] if ready.resumed else 0
         if training:
             self._prepare_training(ready)
 
@@ -256,8 +258,6 @@ class RunnerBase:
         named = optim.trainable(self.model).items()
         self.optimizer = optim.adamw(named, lr=cfg.init_lr, weight_decay=cfg.weight_decay, beta2=cfg.beta2)
         self.resumed_from = str(resumed["path"]) if resumed else None
-        self.skipped: int = resumed["skipped"][0] if resumed else 0
-        self.skipped_in_row: int = resumed["skipped"][1] if resumed else 0
         if resumed:
             self.optimizer.load_state_dict(resumed["optimizer"])
             self.precision.scaler.load_state_dict(resumed["scaler"])
