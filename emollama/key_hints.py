@@ -5,59 +5,94 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from emollama import predecessors
 from emollama.blocks import Block
 from emollama.layers import TOP_LEVEL
-from emollama.registry import DATASETS, EXTRACTORS, MODELS, RUNNERS, TASKS, did_you_mean
+from emollama.registry import did_you_mean
+from emollama.sections import sections
 
 NEAR = 0.6  # least similarity of a suggested key, as difflib measures it
+LABELLED = ("datasets", "evaluation_datasets", "encoders")  # kinds whose blocks have labels
+LABEL = "LABEL"  # stands for the label of a block that the configuration does not have
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a key is known.
+
+    Attributes:
+        path: of the block.
+        name: of the key.
+        choices: what chooses the components that have it, ``type: dfew``; empty if all components of the kind have it.
+    """
+
+    path: str
+    name: str
+    choices: tuple[str, ...] = ()
+
+    def suggestion(self) -> str:
+        """A sentence (with a leading space)."""
+        return f" Did you mean '{self.path}.{self.name}'{f' ({self.components()})' if self.choices else ''}?"
+
+    def components(self) -> str:
+        """``type: dfew or emer``."""
+        selector = self.choices[0].partition(": ")[0]
+        return f"{selector}: {' or '.join(choice.partition(': ')[2] for choice in self.choices)}"
 
 
 def key_hint(key: str, block: Block, blocks: Iterable[Block]) -> str:
     """A sentence (with a leading space) with the key that was probably meant, or "".
 
-    The same key in another block comes first, then a similar key of the block itself, then a similar key of another block.
+    The same key in another block comes first, then in another component, then a similar key of the block itself, then a
+    similar key of another block.
 
     Args:
         key: as it is written, without the path of its block.
         block: the block that does not have it.
         blocks: all blocks of the configuration.
     """
-    others = [(path, name) for path, name in _keys(blocks) if path != block.path]
-    if exact := [path for path, name in others if name == key]:
-        return f" Did you mean '{_nearest_path(block.path, exact)}.{key}'?"
-    if old := _old_key(key, block.kind, {path.partition(".")[0]: path for path, _ in reversed(others)}):
+    blocks = list(blocks)
+    others = [place for place in _of_configured(blocks) if place.path != block.path]
+    if exact := [place for place in others if place.name == key]:
+        return _nearest(block.path, exact).suggestion()
+    paths = {place.path.partition(".")[0]: place.path for place in reversed(others)}
+    possible = list(_of_registered(block.kind))
+    if same := [place for place in possible if place.name == key]:
+        place = _nearest(block.path, same)
+        own = place.choices and place.path.partition(".")[0] == block.kind and "." not in place.path.partition(".")[2]
+        return f" It is a key of {place.components()}." if own else place.suggestion()
+    if old := _old_key(key, block.kind, paths):
         return old
-    if own := did_you_mean(key, [*map(str, block.node), *predecessors.old_names(block.kind)]):
-        return own
-    return _similar(key, others)
+    if own_key := did_you_mean(key, [*map(str, block.node), *predecessors.old_names(block.kind)]):
+        return own_key
+    return _similar(key, [*others, *possible])
 
 
 def top_level_hint(key: str) -> str:
     """A sentence (with a leading space) with what a key outside any block was probably meant to be, or ""."""
-    known = list(_keys([]))
-    if exact := [path for path, name in known if name == key]:
-        return f" Did you mean '{exact[0]}.{key}'?"
-    return did_you_mean(key, TOP_LEVEL) or _old_key(key, "", {}) or _similar(key, known)
+    possible = list(_of_registered(""))
+    if exact := [place for place in possible if place.name == key]:
+        return exact[0].suggestion()
+    return did_you_mean(key, TOP_LEVEL) or _old_key(key, "", {}) or _similar(key, possible)
 
 
-def _similar(key: str, known: list[tuple[str, str]]) -> str:
-    near = difflib.get_close_matches(key, [name for _, name in known], n=1, cutoff=NEAR)
-    paths = [path for path, name in known if near and name == near[0]]
-    return f" Did you mean '{paths[0]}.{near[0]}'?" if near else ""
+def _similar(key: str, places: list[Place]) -> str:
+    near = difflib.get_close_matches(key, [place.name for place in places], n=1, cutoff=NEAR)
+    return next(place for place in places if place.name == near[0]).suggestion() if near else ""
 
 
-def _nearest_path(path: str, others: list[str]) -> str:
-    """Of several blocks with the key, one of the same group if there is one."""
+def _nearest(path: str, places: list[Place]) -> Place:
+    """Of several places, one in the same group of blocks if there is one."""
     group = path.partition(".")[0]
-    return next((other for other in others if other.partition(".")[0] == group), others[0])
+    return next((place for place in places if place.path.partition(".")[0] == group), places[0])
 
 
 def _old_key(key: str, kind: str, paths: Mapping[str, str]) -> str:
     """What another kind of block makes of a key of the predecessors; ``paths`` are kind -> path of the first such block."""
     for other in ("model", "run", "datasets", "evaluation_datasets"):
-        path = paths.get(other, f"{other}.LABEL" if other in ("datasets", "evaluation_datasets") else other)
+        path = paths.get(other, f"{other}.{LABEL}" if other in LABELLED else other)
         if other != kind and (new := predecessors.RENAMED[other].get(key)):
             return f" Did you mean '{path}.{new}'?"
         if other != kind and (reason := predecessors.WITHOUT_EFFECT[other].get(key)):
@@ -65,21 +100,26 @@ def _old_key(key: str, kind: str, paths: Mapping[str, str]) -> str:
     return ""
 
 
-def _keys(blocks: Iterable[Block]) -> Iterator[tuple[str, str]]:
-    """(path of a block, key) of the blocks, then of each kind that none of them is of."""
-    kinds = set()
+def _of_configured(blocks: Iterable[Block]) -> Iterator[Place]:
+    """The keys of the configuration's blocks."""
     for block in blocks:
-        kinds.add(block.kind)
         names = (item.name for config in block.configs for item in dataclasses.fields(config))
-        yield from ((block.path, name) for name in [*block.selectors, *names])
-    task = "image_text_pretrain"
-    usual = {
-        "model": [MODELS.config("minigpt_v2"), MODELS.config("minigpt4")],
-        "run": [RUNNERS.config("runner_base")],
-        "datasets": [DATASETS.config("feature_face_caption")],
-        "evaluation_datasets": [TASKS.config(task), TASKS.attribute(task, "scoring").Config],
-        "extraction": [EXTRACTORS.config("videos")],
-    }
-    for kind in (kind for kind in usual if kind not in kinds):
-        path = f"{kind}.LABEL" if kind in ("datasets", "evaluation_datasets") else kind
-        yield from ((path, item.name) for config in usual[kind] for item in dataclasses.fields(config))
+        yield from (Place(block.path, name) for name in [*block.selectors, *names])
+
+
+def _of_registered(kind: str) -> Iterator[Place]:
+    """The keys of all registered components.
+
+    Args:
+        kind: of the block with the unknown key; an evaluation block has the keys of its dataset too.
+    """
+    choices: dict[tuple[str, str], list[str]] = {}
+    components = {}
+    for section in sections():
+        block = kind if section.block == "datasets" and kind == "evaluation_datasets" else section.block
+        path = ".".join(filter(None, [block, LABEL if block in LABELLED else "", section.inner]))
+        for item in dataclasses.fields(section.config):
+            choices.setdefault((path, item.name), []).append(section.choice)
+            components[path, item.name] = section.registry.names()
+    for (path, name), having in choices.items():
+        yield Place(path, name, () if len(having) == len(components[path, name]) else tuple(having))

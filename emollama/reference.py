@@ -6,23 +6,11 @@ import ast
 import dataclasses
 import inspect
 import textwrap
-from dataclasses import dataclass
 from typing import Any
 
 from emollama.errors import UserError
-from emollama.registry import (
-    DATASETS,
-    ENCODERS,
-    EXTRACTORS,
-    FUSIONS,
-    JUDGES,
-    LR_SCHEDULES,
-    METRICS,
-    MODELS,
-    RUNNERS,
-    TASKS,
-    did_you_mean,
-)
+from emollama.registry import FUSIONS, LR_SCHEDULES, METRICS, TASKS, did_you_mean
+from emollama.sections import sections
 
 INTRODUCTION = """# Configuration
 
@@ -38,39 +26,6 @@ registered class and defaults to the label. `preset` in `model` or in a dataset'
 relative path starts at the current directory; in a dataset's block `annotation_file` and `image_path` start at `data_root` where
 it is set, and captions, transcripts and feature folders at the annotation file's folder.
 """
-
-
-@dataclass(frozen=True)
-class Section:
-    """The keys of one Config class.
-
-    Attributes:
-        block: "model", "datasets", ...: the first part of the keys' dotted names.
-        title: the block with the component, as Markdown.
-        config: the class.
-    """
-
-    block: str
-    title: str
-    config: Any
-
-
-def sections() -> list[Section]:
-    """All Config classes, in the order of the reference."""
-    evaluation = "evaluation_datasets"
-    return [
-        *(Section("model", f"model, `arch: {name}`", MODELS.config(name)) for name in MODELS.names()),
-        *(Section("datasets", f"datasets, `type: {name}`", DATASETS.config(name)) for name in DATASETS.names()),
-        *(Section(evaluation, f"{evaluation}, added by `task: {name}`", TASKS.config(name)) for name in TASKS.names()),
-        *(
-            Section(evaluation, f"{evaluation}, scores of `task: {name}`", TASKS.attribute(name, "scoring").Config)
-            for name in TASKS.names()
-        ),
-        *(Section(evaluation, f"{evaluation}, `judge: {{type: {name}}}`", JUDGES.config(name)) for name in JUDGES.names()),
-        *(Section("encoders", f"encoders, `type: {name}`", ENCODERS.config(name)) for name in ENCODERS.names()),
-        *(Section("extraction", f"extraction, `type: {name}`", EXTRACTORS.config(name)) for name in EXTRACTORS.names()),
-        *(Section("run", f"run, `runner: {name}`", RUNNERS.config(name)) for name in RUNNERS.names()),
-    ]
 
 
 def markdown() -> str:

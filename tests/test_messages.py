@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +26,7 @@ from emollama.evaluation.answers import Answer
 from emollama.listing import LINES, abbreviated, listing
 from emollama.models.minigpt4 import MiniGPT4
 from emollama.paths import require_file, require_folder
+from emollama.registry import ENCODERS
 from emollama.runners.build import build_datasets, missing_files, training_blocks
 from emollama.runners.evaluation import Outcome, build_blocks
 from emollama.runners.run_config import RunnerConfig
@@ -159,13 +161,45 @@ def test_unknown_labels_are_abbreviated_and_complete_under_json(tmp_path, twelve
         ("lora_rank=3", "model.lora_r"),
         ("save_path=x", "run.output_dir"),
         ("modell.arch=minigpt_v2", "model"),
+        ("run.random_weights=True", "encoders.LABEL.random_weights"),
+        ("run.base_url=x", "evaluation_datasets.LABEL.judge.base_url' (type: openai)?"),
+        ("run.missing_images=skip", "datasets.LABEL.missing_images' (type: flickr30k_caption)?"),
+        ("missing_images=skip", "datasets.LABEL.missing_images' (type: flickr30k_caption)?"),
+        ("run.sampling=pairs", "encoders.LABEL.sampling' (type: videomae)?"),
+        ("run.num_query_token=1", "model.num_query_token' (arch: minigpt4)?"),
     ],
 )
 def test_a_key_in_the_wrong_block_points_to_the_right_one(tmp_path, option, meant):
     key = option.partition("=")[0]
     text = refused(tmp_path, option)
     written = key if key.partition(".")[0] in ("run", "model", "datasets", "evaluation_datasets") else key.partition(".")[0]
-    assert text.startswith(f"--options: unknown key '{written}'. Did you mean '{meant}'?")
+    end = "" if meant.endswith("?") else "'?"
+    assert text.startswith(f"--options: unknown key '{written}'. Did you mean '{meant}{end}")
+
+
+@pytest.mark.parametrize(
+    ("option", "components"),
+    [
+        ("datasets.golden.missing_images=skip", "type: flickr30k_caption"),
+        ("evaluation_datasets.answers.missing_images=skip", "type: flickr30k_caption"),
+        ("model.query_width=1", "arch: minigpt4"),
+    ],
+)
+def test_a_key_of_another_component_of_the_kind_is_named_with_it(tmp_path, option, components):
+    assert refused(tmp_path, option).endswith(f"unknown key '{option.partition('=')[0]}'. It is a key of {components}.")
+
+
+def test_a_key_of_a_users_own_component_is_suggested(tmp_path, monkeypatch):
+    monkeypatch.setattr(ENCODERS, "_entries", {})
+
+    @ENCODERS.register("mine")
+    class Mine:
+        @dataclass
+        class Config:
+            whiskers: int = 0
+
+    assert refused(tmp_path, "run.whiskers=2").endswith("Did you mean 'encoders.LABEL.whiskers' (type: mine)?")
+    assert refused(tmp_path, "run.whisker=2").endswith("Did you mean 'encoders.LABEL.whiskers' (type: mine)?")
 
 
 def test_a_key_of_the_own_block_is_preferred_to_a_similar_one_elsewhere(tmp_path):
