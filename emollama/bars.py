@@ -6,10 +6,10 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.file_proxy import FileProxy
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 from rich.table import Column, Table
@@ -17,17 +17,6 @@ from rich.text import Text
 
 LABEL_WIDTH = 26  # the bar itself takes what the other columns leave
 STYLES = {logging.ERROR: "red", logging.WARNING: "yellow"}
-
-
-class _Bars(Progress):
-    """Bars, and below them the second line of those that have one."""
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        """The table of bars, then a line for each detail."""
-        yield self.make_tasks_table(self.tasks)
-        for task in self.tasks:
-            if task.fields["detail"]:
-                yield Text(f"  {task.fields['detail']}", no_wrap=True, overflow="ellipsis")
 
 
 class Display:
@@ -41,7 +30,7 @@ class Display:
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, force_terminal=True)
-        self._bars: _Bars | None = None
+        self._bars: Progress | None = None
 
     def add(self, label: str, total: int, done: int) -> TaskID:
         """Show a bar."""
@@ -54,17 +43,17 @@ class Display:
                 TaskProgressColumn(),
                 TextColumn("{task.fields[eta]}", markup=False, table_column=Column(no_wrap=True)),
             )
-            self._bars = _Bars(
+            self._bars = Progress(
                 *columns, console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, expand=True
             )
             self._bars.start()
-        return self._bars.add_task(label, total=total, completed=done, eta="", detail="")
+        return self._bars.add_task(label, total=total, completed=done, eta="")
 
-    def update(self, bar: TaskID, label: str, done: int, eta: str, detail: str) -> None:
+    def update(self, bar: TaskID, label: str, done: int, eta: str) -> None:
         """Set what a bar shows, and draw all of them."""
         if self._bars is not None:
             eta = eta.removeprefix(", ")
-            self._bars.update(bar, description=label, completed=done, eta=eta, detail=detail, refresh=True)
+            self._bars.update(bar, description=label, completed=done, eta=eta, refresh=True)
 
     def remove(self, bar: TaskID) -> None:
         """Remove a bar; with the last one the display ends."""

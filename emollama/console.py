@@ -99,23 +99,21 @@ class ConsoleHandler(logging.Handler):
 class Progress:
     """Progress of a long phase: a bar on a terminal, else a log line about every ten seconds. A context that ends it.
 
-    Nothing is shown where it is disabled, or with ``--quiet``.
+    Nothing is shown where it is disabled, with ``--quiet``, or by processes other than the first of several.
 
     Args:
         total: number of items.
         label: what is in progress.
-        enabled: False on ranks that show nothing.
+        enabled: False shows nothing.
         unit: name of the items, in the plural; their speed is shown with it.
         initial: number of items that were done before.
         clock: returns seconds.
 
     Attributes:
         lines: whether lines are written where there is no terminal, and at the end.
-        detail: a second line below the bar.
     """
 
     lines = True
-    detail = ""
 
     def __init__(
         self,
@@ -129,7 +127,7 @@ class Progress:
     ) -> None:
         self.total, self.label, self.done = total, label, initial
         self._unit, self._initial, self._clock = unit, initial, clock
-        self.shown = enabled and SETTINGS.level >= 0
+        self.shown = enabled and SETTINGS.level >= 0 and os.environ.get("RANK", "0") == "0"
         self._begun = self._refreshed = clock()
         self._display: Any = None
         if self.shown and is_terminal(sys.stderr):
@@ -163,7 +161,7 @@ class Progress:
             return
         self._refreshed = now
         if self._display is not None:
-            self._display.update(self._bar, self.label, done, self._speed_and_eta(now), self.detail)
+            self._display.update(self._bar, self.label, done, self._speed_and_eta(now))
         elif self.lines and self._initial < done < self.total:
             _log(f"{self._count()} ({100 * done // self.total}%){self._speed_and_eta(now)}")
 

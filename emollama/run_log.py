@@ -24,13 +24,13 @@ FLUSH_SECONDS = 5
 
 
 class TrainingBar(Progress):
-    """The bar of the training steps on a terminal; elsewhere the lines of the steps show the progress."""
+    """The bar of the training steps on a terminal, below the lines of the steps, which show the progress elsewhere."""
 
     lines = False
 
 
 class RunLog:
-    """Metrics of a run: an object a line in log.jsonl, scalars in TensorBoard, a bar or lines on the console.
+    """Metrics of a run: an object a line in log.jsonl, scalars in TensorBoard, lines (and a bar on a terminal) on the console.
 
     A context: leaving it flushes and closes everything.
 
@@ -222,11 +222,9 @@ class RunLog:
             f"lr: {values['lr']:.6f}  loss: {values['loss']:.4f}  time: {values['step_time']:.4f}"
             f"  data: {values['data_time']:.4f}  max mem: {values['peak_memory_gib'] * 1024:.0f}"
         )
-        if self._bar.has_bar:
-            self._bar.label, self._bar.detail = f"epoch {values['epoch']} {step_of_epoch}", figures
-        else:
-            eta = duration(step_seconds * (steps - done - 1))
-            get_logger().info("Train: data epoch: [%d]  %s  eta: %s  %s", values["epoch"], step_of_epoch, eta, figures)
+        self._bar.label = f"epoch {values['epoch']} {step_of_epoch}"
+        eta = duration(step_seconds * (steps - done - 1))
+        get_logger().info("Train: data epoch: [%d]  %s  eta: %s  %s", values["epoch"], step_of_epoch, eta, figures)
 
 
 def _told(reference: str | list[str] | None) -> str | None:

@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import sys
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -28,6 +29,7 @@ from emollama.runners import summary
 from emollama.verbosity import SETTINGS
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:[349]|10)\d(?:;\d+)*m")  # text or background, bright ones too
 STEP = {"epoch": 0, "loss": 1.0, "lr": 0.1, "tokens": 5, "tokens_cut": 0}
 
 
@@ -71,6 +73,10 @@ def read_now(descriptor):
         return ""
 
 
+def has_colour(text):
+    return COLOUR.search(text) is not None
+
+
 def logged(caplog):
     return list(dict.fromkeys(record.getMessage() for record in caplog.records))
 
@@ -98,10 +104,10 @@ def test_results_are_plain_in_a_pipe_and_coloured_on_a_terminal(capsys, monkeypa
     monkeypatch.delenv("NO_COLOR", raising=False)
     write(text)
     coloured = capsys.readouterr().out
-    assert "\x1b[" in coloured and ESCAPES.sub("", coloured) == plain
+    assert has_colour(coloured) and ESCAPES.sub("", coloured) == plain
     monkeypatch.setenv("NO_COLOR", "1")
     write("accuracy 0.5\n")
-    assert not re.search(r"\x1b\[[0-9;]*3[0-9]", capsys.readouterr().out)
+    assert not has_colour(capsys.readouterr().out)
 
 
 # Progress without a terminal
@@ -152,6 +158,15 @@ def test_commands_without_a_logger_write_the_lines_to_standard_error(level, caps
     assert out == "" and lines == ["check \\x1b: 1 of 2 (50", "check \\x1b: 2 of 2 (100"]
 
 
+@pytest.mark.parametrize("logs", [logging.INFO, logging.WARNING])
+def test_other_ranks_show_no_progress_whatever_the_logger_prints(level, caplog, capsys, monkeypatch, logs):
+    monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
+    monkeypatch.setenv("RANK", "1")
+    level.setLevel(logs)
+    assert list(track("ab", 2, "check")) == ["a", "b"]
+    assert logged(caplog) == [] and "".join(capsys.readouterr()) == ""
+
+
 def test_a_phase_that_fails_does_not_claim_to_be_complete(level, caplog):
     clock = Clock()
     with caplog.at_level(logging.INFO, "emollama"), pytest.raises(KeyError), Progress(9, "x", clock=clock) as bar:
@@ -189,6 +204,25 @@ def test_a_log_line_is_written_above_the_bar(terminal):
     assert ESCAPES.sub("", drawn).rindex("2/4") > ESCAPES.sub("", drawn).index(line)
 
 
+@pytest.mark.parametrize("no_colour", [False, True])
+def test_no_color_is_respected_by_bars_and_warnings(level, capsys, monkeypatch, no_colour):
+    monkeypatch.setattr(console, "is_terminal", lambda stream: True)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if no_colour:
+        monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr(bars, "display", cache(bars.Display))
+    clock = Clock()
+    with Progress(4, "bar", clock=clock) as bar:
+        clock.now = 1.0
+        bar.update(2)
+        drawn = capsys.readouterr().err
+        console.ConsoleHandler().emit(logging.LogRecord("emollama", logging.WARNING, "", 0, "careful", (), None))
+        warned = capsys.readouterr().err
+    assert "2/4" in ESCAPES.sub("", drawn) and "careful" in warned
+    assert (has_colour(drawn), has_colour(warned)) == (not no_colour, not no_colour)
+
+
 def test_a_bar_within_a_bar_disappears_before_the_outer_one(terminal):
     clock = Clock()
     with Progress(4, "outer", clock=clock) as outer:
@@ -203,14 +237,20 @@ def test_a_bar_within_a_bar_disappears_before_the_outer_one(terminal):
     assert "inner" in terminal() and "a line" in last and "outer" in last and "inner" not in last
 
 
-def test_the_bar_of_training_shows_lavis_figures_below_it(terminal, tmp_path, monkeypatch):
+def test_training_on_a_terminal_leaves_the_lines_of_its_steps_above_the_bar(terminal, level, tmp_path, monkeypatch):
+    monkeypatch.setattr(level, "handlers", [console.ConsoleHandler()])
     monkeypatch.setattr(console, "REFRESH_SECONDS", 0.0)
     with RunLog(tmp_path, first_step=0, total_steps=4, epoch_steps=2, log_freq=1, enabled=True) as log:
         for step in range(4):
             log.step(step, {**STEP, "epoch": step // 2}, samples=1)
-        drawn = ESCAPES.sub("", terminal())
-    assert "epoch 1 [0/2]" in drawn and re.search(r"lr: 0\.1\d+  loss: 1\.0000  time: .*  data: .*  max mem: \d+", drawn)
-    assert max(map(len, re.split(r"[\r\n]", drawn))) <= 80
+    drawn = re.split(r"[\r\n]+", ESCAPES.sub("", terminal()))
+    places = [(epoch, step) for epoch in range(2) for step in range(2)]
+    figures = r"eta: \d+:\d\d:\d\d  lr: 0\.1\d+  loss: 1\.0000  time: \S+  data: \S+  max mem: \d+"
+    lines = [line for line in drawn if line.startswith("Train:")]
+    for line, (epoch, step) in zip(lines, places, strict=True):
+        assert re.fullmatch(rf"Train: data epoch: \[{epoch}\]  \[{step}/2\]  {figures}", line)
+    assert drawn.index(lines[-1]) < max(index for index, line in enumerate(drawn) if line.startswith("epoch 1 [0/2]"))
+    assert max(len(line) for line in drawn if line not in lines) <= 80
 
 
 def test_a_pty_is_a_terminal_unless_it_is_dumb(monkeypatch, level):

@@ -32,9 +32,11 @@ def test_a_folder_that_cannot_be_written_is_refused_by_its_key(tmp_path, trainin
         runner_of(path, training=training)
 
 
-def test_a_start_from_random_values_is_reported(tmp_path, caplog):
-    runner_of(golden_config(tmp_path, run={"iters_per_epoch": 1}, model={"ckpt": None})).train()
-    assert "none: projections and adapters have random values" in caplog.text
+@pytest.mark.parametrize(("training", "model"), [(True, {}), (False, {"ckpt_allow_missing": ["*"]})])
+def test_a_warning_says_once_that_a_run_starts_from_random_values(tmp_path, caplog, training, model):
+    runner_of(golden_config(tmp_path, model={"ckpt": None} | model), training=training)
+    told = [record for record in caplog.records if "random values" in record.getMessage()]
+    assert [record.levelname for record in told] == ["WARNING"] and "model.ckpt is null" in told[0].getMessage()
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_many_stop_the_run(tmp_path):

@@ -110,7 +110,7 @@ def _weights(model: Any, config: RunConfig, resumed: str | None) -> Rows:
     trained = sum(groups.values())
     shares = [(f"  {name.removesuffix(', trained')}", f"{count:,} ({count / total:.2%})") for name, count in groups.items()]
     sources = [resumed] if resumed else checkpoint_paths(config.model.ckpt)
-    source = ", ".join(sources) or "none: projections and adapters have random values"
+    source = ", ".join(sources) or "none"  # a warning says what that means
     parameters = ("trainable parameters", f"{trained:,} of {total:,} ({trained / total:.2%})")
     return [("checkpoint", source), parameters, *shares]
 
