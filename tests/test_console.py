@@ -13,6 +13,7 @@ from functools import cache
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from helpers import golden_tree, loaded
 from running import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -26,6 +27,8 @@ from emollama.distributed import World
 from emollama.logging import get_logger, set_up
 from emollama.run_log import RunLog
 from emollama.runners import summary
+from emollama.starter.kinds import KINDS
+from emollama.starter.starter import _header
 from emollama.verbosity import SETTINGS
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -389,6 +392,43 @@ def test_the_command_after_a_shipped_configuration_names_the_next_one_and_the_pl
     assert "paths" not in summary._next_command(tmp_path, load(name), tmp_path / "checkpoint_3.pth")
     assert [path for _, path in summary.NEXT.values() if not (ROOT / path).is_file()] == []
     assert [each for each in summary.NEXT if not (ROOT / "train_configs" / each).is_file()] == []
+
+
+def test_a_file_with_the_name_of_a_shipped_one_has_no_follow_up_of_its_own(tmp_path, monkeypatch):
+    made = golden_tree(tmp_path)
+    evaluated, stored = made.pop("evaluation_datasets"), tmp_path / "checkpoint_3.pth"
+    path = tmp_path / "train_configs/custom.yaml"
+    path.parent.mkdir()
+    path.write_text(json.dumps(made))
+    monkeypatch.chdir(tmp_path)
+    for name in (str(path), "train_configs/custom.yaml"):
+        assert summary._next_command(tmp_path, load(name), stored) == f"emollama checkpoint inspect {stored}"
+    path.write_text(json.dumps(made | {"evaluation_datasets": evaluated}))
+    command = f"emollama eval --cfg-path {tmp_path}/config.yaml --options model.ckpt={stored}"
+    assert summary._next_command(tmp_path, load(str(path)), stored) == command
+    path.unlink()
+    command = summary._next_command(tmp_path, load("train_configs/custom.yaml"), stored)  # the packaged copy
+    assert command.startswith("emollama eval --cfg-path eval_configs/eval_emotion.yaml --options")
+
+
+@pytest.mark.parametrize(("kind", "line"), [(kind, " ".join(line)) for kind, line in summary.NEXT_KIND.items()])
+def test_after_a_configuration_of_init_the_next_kind_is_written_and_run(kind, line, tmp_path):
+    command, following = line.split()
+    header = f"# Anything.\n# Written by `emollama init {kind}` from X, for Y.\npaths: {{root: {tmp_path}/a folder}}\n"
+    made = golden_tree(tmp_path)
+    made["evaluation_datasets"] = {}
+    path, stored = tmp_path / f"{kind}.yaml", tmp_path / "checkpoint_3.pth"
+    path.write_text(header + yaml.safe_dump(made))
+    init = f"emollama init {following} --data '{tmp_path}/a folder'"
+    expected = f"{init} && emollama {command} --cfg-path {following}.yaml --options model.ckpt={stored}"
+    assert summary._next_command(tmp_path, load(str(path)), stored) == expected
+    assert (KINDS[following].command, kind in KINDS) == (command, True)
+
+
+def test_the_header_that_init_writes_names_its_kind(tmp_path):
+    draft = SimpleNamespace(text=SimpleNamespace(header=lambda: ["Something."]), survey=SimpleNamespace(root="data"), missing=[])
+    (tmp_path / "x.yaml").write_text("".join(f"# {line}\n" for line in _header("stage1", "train_configs/x.yaml", draft, [])))
+    assert summary._kind_written_by_init(str(tmp_path / "x.yaml")) == "stage1"
 
 
 def test_a_resumed_run_says_where_it_resumes(trained):

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from emollama.data.loader import ClipDataset, Split
 from emollama.distributed import World
 from emollama.layers import leaves
 from emollama.logging import get_logger
+from emollama.paths import is_shipped, read_text
 from emollama.planning import parameter_groups
 from emollama.precision import Precision
 from emollama.runners.build import checkpoint_paths
@@ -34,6 +36,8 @@ NEXT = {
     "demo_stage_2.yaml": ("eval", "eval_configs/demo_EMER.yaml"),
     "demo_flickr.yaml": ("eval", "eval_configs/demo_flickr.yaml"),
 }
+# What follows the training of a configuration that `emollama init` wrote: the command, and the kind of its configuration.
+NEXT_KIND = {"stage1": ("train", "stage2"), "stage2": ("eval", "emer"), "custom": ("eval", "recognition")}
 Rows = list[tuple[str, str]]
 
 
@@ -173,14 +177,35 @@ def _last_checkpoint(folder: Path) -> Path | None:
 
 
 def _next_command(folder: Path, config: RunConfig, checkpoint: Path) -> str:
-    """What to run with the checkpoint: the follow-up of a shipped configuration, or the evaluation of the run's own blocks."""
-    layers = [source for source in config.sources.values() if source not in ("default", "--options")]
-    own = next((NEXT[name] for name in map(os.path.basename, layers) if name in NEXT), None)
-    if own is None and not (config.evaluation_datasets or any(getattr(cfg, "held_out", 0) for cfg in config.datasets.values())):
-        return f"emollama checkpoint inspect {shlex.quote(str(checkpoint))}"
-    command, path = own or ("eval", str(folder / "config.yaml"))
-    line = ["emollama", command, "--cfg-path", path, "--options", f"model.ckpt={checkpoint}", *_path_options(config)]
-    return " ".join(map(shlex.quote, line))
+    """What to run with the checkpoint.
+
+    After a shipped configuration, its follow-up. After any other one, the evaluation of the run's own blocks; without those,
+    the next kind of a configuration that ``emollama init`` wrote.
+    """
+    files = dict.fromkeys(source for source in config.sources.values() if source not in ("default", "--options"))
+    start, options = ["--options", f"model.ckpt={checkpoint}"], _path_options(config)
+    shipped = next((NEXT[name] for path in files if (name := os.path.basename(path)) in NEXT and is_shipped(path)), None)
+    if shipped:
+        command, path = shipped
+        return shlex.join(["emollama", command, "--cfg-path", path, *start, *options])
+    if config.evaluation_datasets or any(getattr(cfg, "held_out", 0) for cfg in config.datasets.values()):
+        return shlex.join(["emollama", "eval", "--cfg-path", str(folder / "config.yaml"), *start, *options])
+    written = next((NEXT_KIND[kind] for path in files if (kind := _kind_written_by_init(path)) in NEXT_KIND), None)
+    root = config.resolved().get("paths", {}).get("root")
+    if written and root:
+        command, kind = written
+        init = ["emollama", "init", kind, "--data", str(root)]
+        return f"{shlex.join(init)} && {shlex.join(['emollama', command, '--cfg-path', f'{kind}.yaml', *start])}"
+    return shlex.join(["emollama", "checkpoint", "inspect", str(checkpoint)])
+
+
+def _kind_written_by_init(path: str) -> str:
+    """The kind in the comments with which ``emollama init`` begins a file; "" for any other file."""
+    if not os.path.isfile(path):
+        return ""
+    lines = takewhile(lambda line: line.startswith("#"), read_text(path).splitlines())
+    found = (re.match(r"# Written by `emollama init (\w+)`", line) for line in lines)
+    return next((match[1] for match in found if match), "")
 
 
 def _path_options(config: RunConfig) -> list[str]:
