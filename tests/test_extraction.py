@@ -682,7 +682,7 @@ def test_an_interrupt_stops_at_once_and_the_same_command_goes_on(place):
     process.join(HANG)
     assert process.exitcode == 130
     told = (place / "told").read_text()
-    assert "the same command goes on from here" in told and "Traceback" not in told
+    assert "rerun the same command to continue" in told and "Traceback" not in told
     assert len([*(place / "out").rglob("*.npy")]) < 40 and (place / "out/failures.csv").is_file()
     assert not (place / "out/bytes/more_10.npy").exists()
     extract(configured(place, **keys))

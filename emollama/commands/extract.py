@@ -10,7 +10,7 @@ from emollama.launcher import add_launch_arguments, launch, processes_for
 HELP = "extract features from videos with the encoders of a configuration; resumes where it stopped"
 EXAMPLE = "emollama extract --cfg-path train_configs/demo_videos.yaml"
 DOCS = "docs/extraction.md#extract"
-WHEN_INTERRUPTED = "stopped; the same command goes on from here"
+WHEN_INTERRUPTED = "stopped; rerun the same command to continue"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

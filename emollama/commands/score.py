@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         scores = _scores(scoring, matching)
     except JudgeUnreachable as error:
-        raise JudgeUnreachable(f"{error} Then run the same command again: it goes on from there.") from None
+        raise JudgeUnreachable(f"{error} Then run the same command again to continue.") from None
     record = _record(arguments, matching, scoring, scores, resampling)
     write(_text(record, matching.truth.is_emer))
     if arguments.output:

@@ -1,6 +1,6 @@
 """``emollama sweep``: what training began from and each epoch's checkpoint, evaluated alike: a table and a line chart.
 
-Goes on where it was stopped, and evaluates only the new epochs of a run that is still training.
+A sweep that was stopped resumes where it stopped; during training, a later sweep evaluates only the new epochs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from emollama.launcher import add_launch_arguments, launch, processes_for
 HELP = "evaluate every checkpoint of a run; write a table and a chart of the metrics by epoch"
 EXAMPLE = "emollama sweep --cfg-path eval_configs/eval_emotion.yaml --run-folder RUN"
 DOCS = "docs/evaluation.md#every-checkpoint-of-a-run"
-WHEN_INTERRUPTED = "stopped; the same command goes on from here"
+WHEN_INTERRUPTED = "stopped; rerun the same command to continue"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

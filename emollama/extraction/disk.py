@@ -20,7 +20,7 @@ def writing(place: Path) -> Iterator[None]:
     """Around what writes a file, or below a folder.
 
     Raises:
-        UserError: in place of an OSError; after a full disk the same command goes on.
+        UserError: in place of an OSError; after a full disk, rerun the same command to continue.
     """
     try:
         yield

@@ -90,7 +90,7 @@ def run_facts(order: dict[str, Any], precision: Precision, prompt: Any) -> dict[
 
 
 def require_job_id(run: Any) -> None:
-    """Check that a run which is to be resumed automatically has a name.
+    """Check that a run with ``resume_ckpt_path: auto`` has a ``job_id``.
 
     Raises:
         UserError: ``run.job_id`` is null.

@@ -86,8 +86,8 @@ class RunnerConfig:
     eval_epoch_interval: int = 1
     """Epochs between evaluations; the last epoch always ends with one."""
     metric: str | None = None
-    """What is best: a metric, or block.metric or block.task.metric where several blocks or tasks have it. Null: loss; if
-    neither save_best nor early_stop_patience is set, it need not be computed by exactly one block."""
+    """The metric that decides which checkpoint is the best; block.metric or block.task.metric if several blocks or tasks have it.
+    Null: loss. save_best and early_stop_patience require that exactly one block computes it; without them, none has to."""
     save_best: Union[bool, str] = False  # noqa: UP007
     """Keep the checkpoint with the best metric as checkpoint_best.pth. A metric's name is True with that metric."""
     early_stop_patience: int | None = None
