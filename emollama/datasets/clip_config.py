@@ -47,8 +47,8 @@ class ClipConfig:
     """Share of the clips, chosen by their names: under datasets they are not trained on, under evaluation_datasets they alone
     are answered. Lists that share clips hold out the same ones."""
     transcription_path: str | None = None
-    """CSV of the spoken sentences, with the columns name and sentence; starts at the annotation file's folder. Null: the sentences
-    in the list itself, if it has any; else prompts without a sentence."""
+    """CSV of the spoken sentences (name,sentence); starts at the annotation file's folder. Null: the sentences in the list
+    itself, if it has any; else prompts without a sentence."""
     image_feature_path: str | None = "eva"
     """EVA caches, (1 + P, width) each, row 0 the class token: a folder of .npy files or of packed shards, or tar shards
     (a folder, or name-{000..011}.tar). Null: frames of image_path go through the model's own encoder (model.vit_weights) in each

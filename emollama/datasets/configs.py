@@ -27,7 +27,7 @@ class FeatureFaceCaptionConfig(ClipConfig):
     fine_grained_json_path: str | None = "MERR_fine_grained.json"
     """Captions of the task reason_v2; starts at the annotation file's folder."""
     transcription_path: str | None = "transcription_en_all.csv"
-    """CSV of the spoken sentences, with the columns name and sentence; starts at the annotation file's folder. Null: prompts without a sentence."""
+    """CSV of the spoken sentences (name,sentence); starts at the annotation file's folder. Null: prompts without a sentence."""
 
 
 @dataclass
@@ -39,7 +39,7 @@ class MER2024CaptionConfig(FeatureFaceCaptionConfig):
     prompt_labels: list[str] | None = field(default_factory=lambda: list(LABELS))
     """Labels shown in the prompt, in this order. Null: the same as labels."""
     transcription_path: str | None = "transcription_all_new.csv"
-    """CSV of the spoken sentences, with the columns name and sentence, sentence_en or english. Null: prompts without a sentence."""
+    """CSV of the spoken sentences: name and sentence, sentence_en or english. Null: prompts without a sentence."""
     face_feature_path: str | None = "mae_340_23_UTT"
     """MAE features, as image_feature_path. Null: no face row."""
     video_feature_path: str | None = "maeVideo_399_23_UTT"
