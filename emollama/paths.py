@@ -115,14 +115,6 @@ def packaged_copy(path: str) -> Path | None:
     return PACKAGE.joinpath(*parts) if len(parts) > 1 and parts[0] in SHIPPED else None
 
 
-def is_shipped(path: str) -> bool:
-    """Whether a path, seen from the working folder, is one of the package's own configurations, or falls back on one."""
-    if Path(path).is_file():
-        return any(Path(path).resolve().is_relative_to((PACKAGE / folder).resolve()) for folder in SHIPPED)
-    copy = packaged_copy(path)
-    return copy is not None and copy.is_file()
-
-
 def find_shipped(path: str, key: str) -> str:
     """The path if it is a file, else the package's copy of it, which is logged.
 

@@ -20,7 +20,7 @@ from emollama.data.loader import ClipDataset, Split
 from emollama.distributed import World
 from emollama.layers import leaves
 from emollama.logging import get_logger
-from emollama.paths import is_shipped, read_text
+from emollama.paths import PACKAGE, SHIPPED, packaged_copy, read_text
 from emollama.planning import parameter_groups
 from emollama.precision import Precision
 from emollama.runners.build import checkpoint_paths
@@ -184,7 +184,7 @@ def _next_command(folder: Path, config: RunConfig, checkpoint: Path) -> str:
     """
     files = dict.fromkeys(source for source in config.sources.values() if source not in ("default", "--options"))
     start, options = ["--options", f"model.ckpt={checkpoint}"], _path_options(config)
-    shipped = next((NEXT[name] for path in files if (name := os.path.basename(path)) in NEXT and is_shipped(path)), None)
+    shipped = next((NEXT[name] for path in files if (name := os.path.basename(path)) in NEXT and _is_shipped(path)), None)
     if shipped:
         command, path = shipped
         return shlex.join(["emollama", command, "--cfg-path", path, *start, *options])
@@ -197,6 +197,14 @@ def _next_command(folder: Path, config: RunConfig, checkpoint: Path) -> str:
         init = ["emollama", "init", kind, "--data", str(root)]
         return f"{shlex.join(init)} && {shlex.join(['emollama', command, '--cfg-path', f'{kind}.yaml', *start])}"
     return shlex.join(["emollama", "checkpoint", "inspect", str(checkpoint)])
+
+
+def _is_shipped(path: str) -> bool:
+    """Whether a path, seen from the working folder, is one of the package's own configurations, or falls back on one."""
+    if Path(path).is_file():
+        return any(Path(path).resolve().is_relative_to((PACKAGE / folder).resolve()) for folder in SHIPPED)
+    copy = packaged_copy(path)
+    return copy is not None and copy.is_file()
 
 
 def _kind_written_by_init(path: str) -> str:
