@@ -17,7 +17,7 @@ import pytest
 from emollama import __version__, cli
 from emollama.commands import COMMANDS
 from emollama.commands.importing import SOURCES
-from emollama.commands.parser import build_parser, overview
+from emollama.commands.parser import build_parser, overview, pages
 from emollama.errors import UserError
 from emollama.logging import set_up
 
@@ -117,15 +117,16 @@ def test_the_documentation_that_the_help_names_exists():
     wrong = []
     for _, _, module in COMMANDS:
         page, _, anchor = importlib.import_module(f"emollama.commands.{module}").DOCS.partition("#")
-        if not (ROOT / page).is_file() or (anchor and anchor not in anchors(ROOT / page)):
+        if not (pages() / page).is_file() or (anchor and anchor not in anchors(pages() / page)):
             wrong.append(f"{module}: {page}#{anchor}")
     assert wrong == []
+    assert overview().endswith(f"The pages named above are in {ROOT}.\n")
 
 
 def test_the_help_of_a_command_ends_with_its_example_and_documentation(capsys):
     status, text, _ = called(capsys, "pack", "--help")
     assert status == 0
-    assert text.rstrip().endswith("documentation: docs/data.md#features")
+    assert text.rstrip().endswith(f"documentation: {ROOT}/docs/data.md#features")
     assert "usage: emollama pack " in text
     assert "--debug" in text
 

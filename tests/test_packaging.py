@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import shutil
 import subprocess
 import sys
+import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+from helpers import GOLDEN
 from running import ROOT
 
 from emollama import paths
@@ -17,6 +21,7 @@ from emollama.config import load
 from emollama.errors import UserError
 from emollama.paths import find_shipped, packaged_copy
 
+PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
 CONFIGS = sorted(str(path.relative_to(ROOT)) for folder in paths.SHIPPED for path in (ROOT / folder).rglob("*") if path.is_file())
 STAGE_1 = "train_configs/demo_stage_1.yaml"
 
@@ -106,22 +111,74 @@ def test_before_logging_is_set_up_the_line_goes_to_standard_error_unless_quiet(e
     assert capsys.readouterr().err == ""
 
 
-def test_a_wheel_contains_every_module_configuration_and_template(tmp_path):
-    pytest.importorskip("setuptools", minversion="77")
-    source = tmp_path / "source"
+def copy_sources(source):
+    """Copy what an installation is made of."""
     source.mkdir()
     for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for name in ("emollama", *paths.SHIPPED):
+    for name in ("emollama", "docs", *paths.SHIPPED):
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    return source
+
+
+def test_a_wheel_contains_every_module_configuration_page_and_template(tmp_path):
+    pytest.importorskip("setuptools", minversion="77")
+    source = copy_sources(tmp_path / "source")
     build = "import setuptools.build_meta, sys; setuptools.build_meta.build_wheel(sys.argv[1])"
     subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("emollama-*.whl")
     files = zipfile.ZipFile(wheel).namelist()
-    expected = {f"emollama/{path}" for path in CONFIGS}
+    expected = {f"emollama/{path}" for path in [*CONFIGS, *PAGES]}
     expected |= {
         str(path.relative_to(ROOT)) for path in (ROOT / "emollama").rglob("*.*") if path.suffix in (".py", ".yaml", ".j2")
     }
     expected.add("emollama/py.typed")
     assert {name for name in files if name.startswith("emollama/")} == expected
     assert sum(name.endswith("/describe_image.txt") for name in files) == 1
+
+
+def environment(folder):
+    """A virtual environment with the libraries of this one, but without this package; returns its folder of programs."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    libraries = [path for path in sys.path if path.endswith("site-packages")]
+    (packages / "libraries.pth").write_text("".join(f"{path}\n" for path in libraries))
+    return folder / "bin"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--editable"]], ids=["wheel", "editable"])
+def test_an_installed_package_works_in_an_empty_folder(tmp_path, options):
+    source, programs, work = copy_sources(tmp_path / "source"), environment(tmp_path / "environment"), tmp_path / "work"
+    variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "EMOLLAMA_DATA")}
+
+    def called(*command):
+        done = subprocess.run(list(map(str, command)), cwd=work, env=variables, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    work.mkdir()
+    install = ("install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", *options, source)
+    called(sys.executable, "-m", "pip", "--python", programs / "python", *install)
+    place = called(programs / "python", "-c", "import emollama; print(emollama.__path__[0])").strip()
+    package = source / "emollama" if options else programs.parent
+    assert Path(place).is_relative_to(package)
+    if not options:
+        shutil.rmtree(source)  # nothing refers to it
+    emollama = programs / "emollama"
+    pages = re.search(r"The pages named above are in (.*)\.\n", called(emollama, "--help"))
+    assert all((Path(pages[1]) / page).is_file() for page in PAGES)
+
+    shutil.copytree(GOLDEN / "data", work / "data/MERR")
+    shutil.copytree(GOLDEN / "llama", work / "data/llama")
+    shutil.copy(GOLDEN / "checkpoint_slim.pth", work / "data/minigptv2_checkpoint.pth")
+    assert "Wrote stage1.yaml for " in called(emollama, "init", "stage1", "--data", "data")
+    few = ["run.iters_per_epoch=2", "run.max_epoch=1", "run.device=cpu", "run.amp=False", "run.num_workers=0"]
+    few += ["run.output_dir=runs", "run.job_id=short", "model.lora_r=4"]
+    assert "using the packaged copy of train_configs/demo_stage_1.yaml" in called(
+        emollama, "config", "show", "--cfg-path", "train_configs/demo_stage_1.yaml"
+    )
+    called(emollama, "train", "--cfg-path", "stage1.yaml", "--dry-run", "--options", *few)
+    called(emollama, "train", "--cfg-path", "stage1.yaml", "--options", *few)
+    assert (work / "runs/short/checkpoint_0.pth").is_file()
+    assert (work / "runs/short/result/report.html").is_file()

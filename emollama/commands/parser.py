@@ -8,11 +8,13 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from emollama import __version__
 from emollama.commands import COMMANDS
 from emollama.commands.arguments import add_output_options
+from emollama.paths import PACKAGE
 from emollama.registry import did_you_mean
 
 DESCRIPTION = "Train and evaluate multimodal emotion language models."
@@ -70,7 +72,7 @@ def build_parser(names: Sequence[str] = NAMES) -> Parser:
     modules = {name: module for name, _, module in COMMANDS}
     for name in names:
         module = _module(modules[name])
-        about = f"example: {module.EXAMPLE}\ndocumentation: {module.DOCS}"
+        about = f"example: {module.EXAMPLE}\ndocumentation: {pages() / module.DOCS}"
         description = textwrap.dedent(module.__doc__ or "")
         command = commands.add_parser(name, help=module.HELP, description=description, epilog=about)
         module.add_arguments(command)
@@ -114,8 +116,13 @@ def overview() -> str:
     for group in dict.fromkeys(group for _, group, _ in COMMANDS):
         entries = [_entry(name, _module(module), width) for name, belongs, module in COMMANDS if belongs == group]
         parts.append("\n".join([f"{group}:", *entries]))
-    parts.append("'emollama COMMAND --help' describes a command.")
+    parts.append(f"'emollama COMMAND --help' describes a command. The pages named above are in {pages()}.")
     return "\n\n".join(parts) + "\n"
+
+
+def pages() -> Path:
+    """The folder of README.md and docs/: that of a clone, or the package itself, which has copies of them."""
+    return (PACKAGE / "README.md").resolve().parent
 
 
 def _entry(name: str, module: Any, width: int) -> str:

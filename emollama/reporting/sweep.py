@@ -12,7 +12,7 @@ from typing import Any
 
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
-from emollama.paths import written_whole
+from emollama.paths import PACKAGE, written_whole
 from emollama.reporting.lenient import Notes, mapping, numbers, read_object, text, texts, whole
 from emollama.reporting.measures import digits_of, figure, higher_is_better, known_metric
 from emollama.reporting.sweep_chart import sweep_chart
@@ -117,7 +117,8 @@ def read_sweep(folder: Path, basis: Basis | None = None) -> Sweep:
     found = {row.label: dict(_metrics(folder, row, notes)) for row in rows}
     keys = list(dict.fromkeys(chain(*found.values())))
     if not keys:
-        raise UserError(f"'{folder}': no block has a metric. What metrics need: docs/evaluation.md")
+        page = (PACKAGE / "docs/evaluation.md").resolve()
+        raise UserError(f"'{folder}': no block has a metric. What metrics need: {page}")
     columns = {_column(key, keys): key for key in keys}
     metrics = {label: {column: values.get(key) for column, key in columns.items()} for label, values in found.items()}
     return Sweep(folder, basis, rows, metrics, columns, notes)
