@@ -51,7 +51,7 @@ def chosen_blocks(layers: list[Layer], needs_model: bool) -> Iterator[Block]:
     if needs_model or any(layer.tree.get("model") for layer in layers):
         arch = selected(layers, ["model", "arch"], None)
         if arch is None:
-            raise UserError(f"{layers[0].name}: 'model.arch' is missing. Registered: {', '.join(MODELS.names())}")
+            raise UserError(f"{layers[0].name}: 'model.arch' is missing. {MODELS.registered()}")
         preset = selected(layers, ["model", "preset"], None)
         yield _block("model", (MODELS, arch, "model.arch"), {"arch": arch, "preset": preset})
     for label in dict.fromkeys(label for layer in layers for label in layer.tree.get("encoders", {})):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from emollama.errors import UserError
 from emollama.paths import PATHS, not_found
+from emollama.registry import MODELS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,18 +62,23 @@ def _kind_of_folder(folder: Path) -> str:
 def other_architecture(wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor], architecture: str) -> str:
     """What a checkpoint is that does not fit the model: a text to put before the details; "" if its names do not tell.
 
+    The Configs of the models tell by ``recognizes`` and ``contents``; see
+    :class:`~emollama.models.configs.LLMConfig`.
+
     Args:
         wanted: name in the file -> tensor of the model.
         stored: name in the file -> tensor of the checkpoint.
         architecture: the ``model.arch``.
     """
-    adapters, other = any(".lora_" in name for name in stored), ""
-    features = any(name.startswith(("feats_llama_proj", "cls_tk_llama_proj")) for name in stored)
-    if features or (adapters and not any(".lora_" in name for name in wanted)):
-        other = "minigpt_v2"
-    elif "llama_proj.weight" in stored and not any(name.startswith("llama_model.") for name in stored):
-        other = "minigpt4"
-    if not other or other == architecture:
-        return ""
-    contents = {"minigpt_v2": "MiniGPT-v2 or Emotion-LLaMA", "minigpt4": "MiniGPT-4 (an image projection, no adapters)"}[other]
-    return f"this is a checkpoint of {contents}, for model.arch: {other}, but model.arch is {architecture}. Name another one; "
+    for other in MODELS.in_order():
+        config = MODELS.config(other)
+        recognizes = getattr(config, "recognizes", None)
+        if recognizes is None or not recognizes(stored.keys(), wanted.keys()):
+            continue
+        if other == architecture:
+            return ""
+        return (
+            f"this is a checkpoint of {config.contents or other}, for model.arch: {other}, but model.arch is {architecture}."
+            " Name another one; "
+        )
+    return ""

@@ -37,7 +37,9 @@ from emollama.layers import (
     leaves,
     merged_plain,
 )
-from emollama.paths import PATHS, find_shipped, written_whole
+from emollama.listing import abbreviated
+from emollama.packaged import find_shipped
+from emollama.paths import PATHS, written_whole
 from emollama.registry import TASKS, Components, did_you_mean
 
 __all__ = ["MISSING", "EvaluationBlock", "RunConfig", "from_plain", "load", "write_yaml"]
@@ -179,7 +181,7 @@ def _block_layers(block: Block, layers: list[Layer]) -> Iterator[Layer]:
         known = sorted(path.stem for path in folder.glob("*.yaml"))
         if preset not in known:
             hint = did_you_mean(preset, known)
-            raise UserError(f"{block.path}.preset: unknown preset '{preset}'.{hint} Known: {', '.join(known)}")
+            raise UserError(f"{block.path}.preset: unknown preset '{preset}'.{hint} Known: {abbreviated(known)}")
         path = str(folder / f"{preset}.yaml")
         yield Layer(f"preset {preset} ({path})", _read_yaml(path))
     group, _, label = block.path.partition(".")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import logging
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -113,42 +111,6 @@ def packaged_copy(path: str) -> Path | None:
     """Where the package has its copy of a relative path below one of the SHIPPED folders; None for any other path."""
     parts = Path(os.path.normpath(path)).parts
     return PACKAGE.joinpath(*parts) if len(parts) > 1 and parts[0] in SHIPPED else None
-
-
-def find_shipped(path: str, key: str) -> str:
-    """The path if it is a file, else the package's copy of it, which is logged.
-
-    Args:
-        path: seen from the working folder. Only paths below the SHIPPED folders have a copy.
-        key: the option or configuration key, for messages.
-
-    Raises:
-        UserError: neither exists; the message names both places.
-    """
-    copy = packaged_copy(path)
-    if PATHS.isfile(path) or copy is None:
-        return require_file(path, key)
-    if copy.is_file():
-        _log_copy(path, copy)
-        return str(copy)
-    folder = PACKAGE / copy.relative_to(PACKAGE).parts[0]
-    names = sorted(str(file.relative_to(PACKAGE)) for file in folder.rglob(f"*{copy.suffix}") if file.is_file())
-    raise UserError(
-        f"{key}: no file '{path}', neither in the working folder ({os.getcwd()}) nor in the package ({copy})."
-        f" Correct the path. The package contains {', '.join(names)}."
-    )
-
-
-@functools.cache
-def _log_copy(path: str, copy: Path) -> None:
-    """Log once in a process, on the first rank, that a packaged file is used; to standard error while there is no handler yet."""
-    logger, text = logging.getLogger("emollama"), f"using the packaged copy of {path} ({copy.resolve()})"
-    if os.environ.get("RANK", "0") != "0":
-        return
-    if logger.hasHandlers():
-        logger.info("%s", text)
-    elif logger.level <= logging.INFO and variables.LAUNCHER not in os.environ:  # --quiet; the launcher has printed it
-        sys.stderr.write(f"{text}\n")
 
 
 def read_text(path: str) -> str:

@@ -23,9 +23,15 @@ from emollama.listing import abbreviated
 T = TypeVar("T")
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` (with a leading space) for the nearest known name, or nothing where none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """`` Did you mean 'x'?`` (with a leading space) for the nearest known name, or nothing if none is near.
+
+    Args:
+        name: the unknown name.
+        known: the known ones.
+        cutoff: least similarity, as difflib measures it, from 0 to 1.
+    """
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f" Did you mean '{near[0]}'?" if near else ""
 
 
@@ -81,7 +87,7 @@ class Registry(Generic[T]):
         if name not in self._entries and name not in self._built_in:
             hint = did_you_mean(name, self.names())
             where = f"{key}: " if key else ""
-            raise UserError(f"{where}Unknown {self.kind} '{name}'.{hint} Registered: {abbreviated(self.names())}")
+            raise UserError(f"{where}Unknown {self.kind} '{name}'.{hint} {self.registered()}")
 
     def get(self, name: str, key: str | None = None) -> T:
         """The class registered under ``name``; ``key`` is the configuration key that gave it, for the message.
@@ -114,7 +120,7 @@ class Registry(Generic[T]):
             UserError: no type, an unknown one, a key that its Config does not have or lacks, or what it refuses.
         """
         if "type" not in block:
-            raise UserError(f"{key}: 'type' is missing. Registered: {abbreviated(self.names())}")
+            raise UserError(f"{key}: 'type' is missing. {self.registered()}")
         chosen: Any = self.get(str(block["type"]), key)
         fields = dataclasses.fields(chosen.Config)
         known = [item.name for item in fields]
@@ -145,6 +151,10 @@ class Registry(Generic[T]):
     def names(self) -> list[str]:
         """All registered names, sorted."""
         return sorted(self.in_order())
+
+    def registered(self) -> str:
+        """The names, for messages: ``Registered: a, b``."""
+        return f"Registered: {abbreviated(self.names())}"
 
     def in_order(self) -> list[str]:
         """All registered names: the built-in ones in the table's order, then the user's in the order of registration."""

@@ -146,6 +146,7 @@ def test_the_help_of_a_command_ends_with_its_example_and_documentation(capsys):
         ("train --cfg-path x --optoins a.b=1", "unknown option '--optoins'. Did you mean '--options'?"),
         ("train --cfg-path x --npro=2 --gpuss=1", "unknown option '--gpuss'. Did you mean '--gpus'?"),
         ("train --cfg-path x -z", "unknown option '-z'."),
+        ("train --cfg-path x --bogus", "unknown option '--bogus'."),
         ("checkpoint inspect a --jsn", "unknown option '--jsn'. Did you mean '--json'?"),
         ("checkpoint inspct a", "invalid choice: 'inspct'. Did you mean 'inspect'? Choices: inspect, diff, average, convert"),
         ("pack --source a --output b --to zip", "argument --to: invalid choice: 'zip'. Choices: packed, tar"),
@@ -157,7 +158,7 @@ def test_a_wrong_command_line_is_answered_in_one_line_with_the_nearest_name(line
     status, out, err = called(capsys, *line.split())
     first, second = err.splitlines()
     assert (status, out) == (2, "")
-    assert message in first
+    assert message in first and ("Did you mean" in message) == ("Did you mean" in first)
     assert re.fullmatch(r"'emollama( [\w-]+)* --help' lists the (options|commands)\.", second)
 
 
@@ -292,6 +293,18 @@ def test_env_reports_versions_devices_and_programs(capsys, monkeypatch):
     assert f"emollama: {__version__}\n" in plain
     assert "  torch: " in plain
     assert "sk-secret" not in text + plain
+
+
+def test_env_reports_every_package_that_is_required(monkeypatch, tmp_path):
+    from emollama.commands import env
+
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    required = {re.split(r"[<>=!; ]", line)[0] for line in lines if line and not line.startswith("#")}
+    assert set(env.required_packages()) == required | {"bitsandbytes"}
+    monkeypatch.setattr(env.emollama, "__file__", str(tmp_path / "emollama/__init__.py"))
+    installed = ["torch<2.16,>=2.11", "bitsandbytes>=0.46; extra == 'quant'"]
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: installed if name == "emollama" else None)
+    assert env.required_packages() == ["torch", "bitsandbytes"]
 
 
 def test_a_package_or_program_that_is_missing_or_broken_is_reported(monkeypatch, tmp_path, capsys):

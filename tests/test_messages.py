@@ -26,7 +26,7 @@ from emollama.evaluation.answers import Answer
 from emollama.listing import LINES, abbreviated, listing
 from emollama.models.minigpt4 import MiniGPT4
 from emollama.paths import require_file, require_folder
-from emollama.registry import ENCODERS
+from emollama.registry import ENCODERS, MODELS
 from emollama.runners.build import build_datasets, missing_files, training_blocks
 from emollama.runners.evaluation import Outcome, build_blocks
 from emollama.runners.run_config import RunnerConfig
@@ -383,6 +383,29 @@ def test_a_checkpoint_of_the_right_kind_that_does_not_fit_is_not_called_another(
     stored = {"llama_proj.weight": torch.ones(2, 4), "llama_proj.bias": torch.ones(2)}
     text = refusal(checkpoint.load_trainable, Projection(), stored, path="a.pth", allow_missing=[])
     assert "tensors of another shape" in text and "this is a checkpoint of" not in text
+
+
+def test_a_checkpoint_of_a_users_own_model_is_identified(monkeypatch):
+    monkeypatch.setattr(MODELS, "_entries", {})
+
+    @MODELS.register("owl")
+    class Owl:
+        @dataclass
+        class Config:
+            contents = "an owl"
+
+            @classmethod
+            def recognizes(cls, stored, wanted):
+                return "beak.weight" in stored
+
+    @MODELS.register("mute")
+    class Mute:
+        @dataclass
+        class Config:
+            size: int = 1
+
+    text = refusal(checkpoint.load_trainable, Projection(), {"beak.weight": torch.ones(1)}, path="a.pth", allow_missing=[])
+    assert text.startswith("checkpoint a.pth: this is a checkpoint of an owl, for model.arch: owl, but model.arch is minigpt4.")
 
 
 @pytest.mark.parametrize("key", ["ckpt", "llama_model"])

@@ -16,10 +16,11 @@ import pytest
 from helpers import GOLDEN
 from running import ROOT
 
-from emollama import paths
+from emollama import packaged, paths
 from emollama.config import load
 from emollama.errors import UserError
-from emollama.paths import find_shipped, packaged_copy
+from emollama.packaged import find_shipped
+from emollama.paths import packaged_copy
 
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
 CONFIGS = sorted(str(path.relative_to(ROOT)) for folder in paths.SHIPPED for path in (ROOT / folder).rglob("*") if path.is_file())
@@ -30,7 +31,7 @@ STAGE_1 = "train_configs/demo_stage_1.yaml"
 def elsewhere(tmp_path, monkeypatch):
     """An empty working folder; copies that were logged before are logged again."""
     monkeypatch.chdir(tmp_path)
-    paths._log_copy.cache_clear()
+    packaged._log_copy.cache_clear()
     return tmp_path
 
 
@@ -105,7 +106,7 @@ def test_before_logging_is_set_up_the_line_goes_to_standard_error_unless_quiet(e
     monkeypatch.setattr(logger, "level", logging.NOTSET)
     load(STAGE_1)
     assert capsys.readouterr().err.startswith(f"using the packaged copy of {STAGE_1} (")
-    paths._log_copy.cache_clear()
+    packaged._log_copy.cache_clear()
     monkeypatch.setattr(logger, "level", logging.WARNING)
     load(STAGE_1)
     assert capsys.readouterr().err == ""

@@ -19,7 +19,7 @@ ENTRY_POINTS = [ROOT / "train.py", ROOT / "eval_emotion_EMER.py"]
 MAX_FILE, MAX_FUNCTION = 300, 60  # lines
 
 # What may import what. A group is a module or a package of emollama; "data.batch" stands below the rest of data.
-BASE = {"errors", "registry", "paths", "listing", "dtypes", "console"}
+BASE = {"errors", "registry", "paths", "packaged", "listing", "dtypes", "console"}
 DATA = BASE | {"config", "stores", "data.batch", "data"}
 MACHINERY = {"optim", "lr_schedules", "checkpoint", "checkpoint_files", "distributed", "logging", "run_log"}
 MACHINERY |= {"precision", "tracking"}
@@ -36,6 +36,7 @@ ALLOWED = {
     "registry": {"errors", "listing"},
     "paths": {"errors", "variables"},
     "listing": {"paths"},
+    "packaged": {"errors", "listing", "paths", "variables"},
     "data.batch": set(),
     "tensor_files": {"paths"},
     "evaluation": BASE | {"data"},
@@ -61,7 +62,7 @@ ALLOWED = {
     "optim": set(),
     "lr_schedules": {"registry"},
     "distributed": {"errors", "optim"},
-    "checkpoint_files": {"errors", "paths"},
+    "checkpoint_files": {"errors", "paths", "registry"},
     "checkpoint": BASE | {"optim", "checkpoint_files"},
     "runners": DATA | MACHINERY | {"media", "encoders", "evaluation", "layers", "planning", "reporting"},
     "planning": DATA | MACHINERY | {"evaluation"},

@@ -57,6 +57,11 @@ def test_a_miss_far_from_every_name_suggests_none():
     assert str(error.value) == "Unknown thing 'zzz'. Registered: walnut"
 
 
+def test_a_miss_among_many_names_lists_ten():
+    with pytest.raises(UserError, match=rf"Registered: (\w+, ){{10}}\.\.\. and {len(METRICS.names()) - 10} more \(all of them: "):
+        METRICS.get("zzz")
+
+
 def test_did_you_mean_is_silent_without_a_near_name():
     assert did_you_mean("annotation", ["annotations"]) == " Did you mean 'annotations'?"
     assert did_you_mean("annotation", ["width"]) == ""

@@ -6,8 +6,10 @@ import argparse
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import emollama
@@ -16,11 +18,6 @@ HELP = "print versions, devices and programs, for bug reports"
 EXAMPLE = "emollama env --json"
 DOCS = "README.md#command-line"
 
-PACKAGES = [
-    *("torch", "transformers", "peft", "numpy", "omegaconf", "tokenizers", "safetensors", "bitsandbytes", "timm", "decord", "av"),
-    *("opencv-python-headless", "pillow", "webdataset", "iopath", "scikit-learn", "pycocoevalcap", "nltk", "openai"),
-    *("tensorboard", "wandb", "matplotlib", "rich"),
-]
 PROGRAMS = {"java": "-version", "ffmpeg": "-version", "nvidia-smi": "--version"}
 VARIABLES = ("OMP_NUM_THREADS", "MALLOC_MMAP_MAX_", "TOKENIZERS_PARALLELISM", "CUDA_VISIBLE_DEVICES", "WANDB_MODE", "LC_ALL")
 SECONDS = 20  # that a program may take to print its version
@@ -45,11 +42,34 @@ def report() -> dict[str, Any]:
         "system": platform.platform(),
         "cpu": {"model": _cpu_model(), "cores": os.cpu_count(), "usable": _usable_cores()},
         "memory_gib": _memory_gib(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in required_packages()},
         "torch": _torch(),
         "programs": {name: _program(name, option) for name, option in PROGRAMS.items()},
         "variables": {name: os.environ.get(name) for name in VARIABLES},
     }
+
+
+def required_packages() -> list[str]:
+    """Names of the packages that emollama requires, those of its extras included."""
+    names = (re.match(r"[\w.-]+", line.strip()) for line in _requirements())
+    return list(dict.fromkeys(name[0] for name in names if name))
+
+
+def _requirements() -> list[str]:
+    """Lines such as ``rich>=14``: from the files of a clone, whose installation may be older, else from the installation."""
+    from importlib.metadata import PackageNotFoundError, requires
+    from pathlib import Path
+
+    clone = Path(emollama.__file__).parent.parent
+    if (clone / "requirements.txt").is_file() and (clone / "pyproject.toml").is_file():
+        import tomllib
+
+        extras = tomllib.loads((clone / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+        return [*(clone / "requirements.txt").read_text(encoding="utf-8").splitlines(), *chain(*extras.values())]
+    try:
+        return requires("emollama") or []
+    except PackageNotFoundError:
+        return []
 
 
 def _torch() -> dict[str, Any]:

@@ -7,7 +7,7 @@ import importlib
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +20,7 @@ from emollama.registry import did_you_mean
 DESCRIPTION = "Train and evaluate multimodal emotion language models."
 NAMES = tuple(name for name, _, _ in COMMANDS)
 INDENT, NAME_WIDTH = "  ", 12
+NEAR = 0.7  # least similarity of a suggested option: short words resemble each other by chance
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,7 +41,7 @@ class Parser(argparse.ArgumentParser):
         words = [word.partition("=")[0] for word in self._given]
         unknown = [word for word in words if _is_option(word) and not any(option.startswith(word) for option in known)]
         if unknown:
-            message = f"unknown option '{unknown[0]}'.{did_you_mean(unknown[0], known)}"
+            message = f"unknown option '{unknown[0]}'.{_nearest_option(unknown[0], known)}"
         self.exit(2, f"{self.prog}: error: {message}\n'{self.prog} --help' lists the options.\n")
 
     def _known_options(self) -> Iterator[str]:
@@ -143,6 +144,12 @@ def _add_to_all(parser: argparse.ArgumentParser) -> None:
 
 def _module(name: str) -> Any:
     return importlib.import_module(f"emollama.commands.{name}")
+
+
+def _nearest_option(word: str, known: Iterable[str]) -> str:
+    """The hint for an unknown option. The dashes, which all options share, do not count as similar."""
+    names = {option.removeprefix("--") for option in known if option.startswith("--")}
+    return did_you_mean(word.removeprefix("--"), names, NEAR).replace("'", "'--", 1) if word.startswith("--") else ""
 
 
 def _is_option(word: str) -> bool:

@@ -17,7 +17,8 @@ from emollama.data.image_mark import MARK, checked
 from emollama.data.prompt import Parts, Placeholders, Prompt
 from emollama.data.prompt_style import LossAverage, PromptLayout, PromptStyle
 from emollama.errors import UserError
-from emollama.paths import find_shipped, read_text
+from emollama.packaged import find_shipped
+from emollama.paths import read_text
 
 IMAGE = f"<Img>{MARK}</Img> "  # goes before a wording that does not say where the image stands
 BUILT_IN = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal, Union
 
@@ -18,7 +19,13 @@ TrainLLM = Literal["lora", "none", "full"]
 
 @dataclass
 class LLMConfig:
-    """Keys of a ``model`` block about its language model."""
+    """Keys of a ``model`` block about its language model.
+
+    Attributes:
+        contents: what a checkpoint of the model is called in messages; "" for its ``arch``.
+    """
+
+    contents = ""
 
     llama_model: str = MISSING
     """Folder of a Hugging Face causal language model with its tokenizer."""
@@ -73,6 +80,16 @@ class LLMConfig:
             if not 0 <= getattr(self, key) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}; it must be in [0, 1)")
 
+    @classmethod
+    def recognizes(cls, stored: Collection[str], wanted: Collection[str]) -> bool:
+        """Whether a checkpoint is one of this model, as far as its tensors' names tell; asked where it does not fit a model.
+
+        Args:
+            stored: names of the checkpoint's tensors.
+            wanted: names of the tensors of the model that it does not fit, which may be another one.
+        """
+        return False
+
     def style(self) -> PromptStyle:
         """How a turn is wrapped and an answer ended."""
         return PromptStyle(self.prompt_template, self.chat_template, self.end_sym, self.max_txt_len, self.max_context_len)
@@ -81,6 +98,8 @@ class LLMConfig:
 @dataclass
 class MiniGPTv2Config(LLMConfig):
     """Keys of the ``model`` block of ``arch: minigpt_v2``."""
+
+    contents = "MiniGPT-v2 or Emotion-LLaMA"
 
     fusion: str = "linear"
     """Registered fusion module."""
@@ -105,10 +124,19 @@ class MiniGPTv2Config(LLMConfig):
         if "image" not in self.slot_dims or min(self.slot_dims.values()) < 1:
             raise ValueError(f"slot_dims {self.slot_dims}: 'image' is needed, and every width is at least 1")
 
+    @classmethod
+    def recognizes(cls, stored: Collection[str], wanted: Collection[str]) -> bool:
+        """Whether a checkpoint with tensors of these names is one of MiniGPT-v2; see :class:`LLMConfig`."""
+        if any(name.startswith(("feats_llama_proj", "cls_tk_llama_proj")) for name in stored):
+            return True
+        return any(".lora_" in name for name in stored) and not any(".lora_" in name for name in wanted)
+
 
 @dataclass
 class MiniGPT4Config(LLMConfig):
     """Keys of the ``model`` block of ``arch: minigpt4``."""
+
+    contents = "MiniGPT-4 (an image projection, no adapters)"
 
     train_llm: TrainLLM = "none"
     """Train adapters, nothing, or every weight of the language model."""
@@ -149,6 +177,11 @@ class MiniGPT4Config(LLMConfig):
         if self.image_size < 2 * PATCH or self.image_size % (2 * PATCH):
             raise ValueError(f"image_size is {self.image_size}; it must be a multiple of {2 * PATCH}, two patches")
         require_at_least(1, self, "num_query_token", "query_width", "vit_width")
+
+    @classmethod
+    def recognizes(cls, stored: Collection[str], wanted: Collection[str]) -> bool:
+        """Whether a checkpoint with tensors of these names is one of MiniGPT-4; see :class:`LLMConfig`."""
+        return "llama_proj.weight" in stored and not any(name.startswith("llama_model.") for name in stored)
 
     @property
     def patches(self) -> int:
