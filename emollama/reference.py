@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import difflib
 import inspect
 import textwrap
+from collections.abc import Iterable
 from typing import Any
 
 from emollama.errors import UserError
-from emollama.registry import FUSIONS, LR_SCHEDULES, METRICS, TASKS, did_you_mean
+from emollama.registry import FUSIONS, LR_SCHEDULES, METRICS, TASKS
 from emollama.sections import sections
 
 INTRODUCTION = """# Configuration
@@ -68,8 +70,7 @@ def describe(key: str) -> str:
                 component = section.title.partition(", ")[2].replace("`", "")
                 components.setdefault((section.block if block is None else block, shown), []).append(component)
     if not components:
-        near = did_you_mean(key, known) or did_you_mean(key, {full.partition(".")[2] for full in known})
-        raise UserError(f"no configuration key '{key}'.{near} 'emollama reference' prints all keys.")
+        raise UserError(f"no configuration key '{key}'.{_nearest_key(name, block, known)} 'emollama reference' prints all keys.")
     return "\n".join(f"{own}.{name} ({'; '.join(names)})\n{shown}" for (own, shown), names in components.items())
 
 
@@ -79,6 +80,23 @@ def _table(title: str, rows: list[str]) -> str:
 
 def _names(registry: Any) -> str:
     return ", ".join(f"`{name}`" for name in registry.names())
+
+
+def _nearest_key(name: str, block: str | None, known: Iterable[str]) -> str:
+    """The hint for a key that no block has: the same name in another block, else a similar name, in the own block first.
+
+    Blocks do not count as similar: all keys of a block share its name.
+    """
+    places: dict[str, str] = {}  # name of a key -> its path, in the own block if it has the name
+    for path in known:
+        own, _, bare = path.partition(".")
+        if bare not in places or own == block:
+            places[bare] = path
+    inside = [bare for bare, path in places.items() if path.partition(".")[0] == block]
+    for names in ([name] if name in places else [], inside, list(places)):
+        if near := difflib.get_close_matches(name, names, n=1, cutoff=0.6):
+            return f" Did you mean '{near[0] if block is None else places[near[0]]}'?"
+    return ""
 
 
 def _rows(config: Any) -> list[str]:

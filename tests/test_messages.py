@@ -26,6 +26,7 @@ from emollama.evaluation.answers import Answer
 from emollama.listing import LINES, abbreviated, listing
 from emollama.models.minigpt4 import MiniGPT4
 from emollama.paths import require_file, require_folder
+from emollama.reference import describe
 from emollama.registry import ENCODERS, MODELS
 from emollama.runners.build import build_datasets, missing_files, training_blocks
 from emollama.runners.evaluation import Outcome, build_blocks
@@ -213,6 +214,19 @@ def test_a_predecessors_key_without_effect_is_named_with_its_block(tmp_path):
 
 def test_a_key_that_resembles_nothing_has_no_suggestion(tmp_path):
     assert refused(tmp_path, "run.zzzz=1").endswith("unknown key 'run.zzzz'.")
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("run.dropout", "'run.dropout'. Did you mean 'model.dropout'?"),
+        ("run.metrc", "'run.metrc'. Did you mean 'run.metric'?"),
+        ("metrc", "'metrc'. Did you mean 'metric'?"),
+        ("run.bogus", "'run.bogus'. 'emollama reference'"),  # every key of run shares the letters of run
+    ],
+)
+def test_a_key_that_the_reference_does_not_have_is_answered_with_the_nearest_name(key, hint):
+    assert refusal(describe, key).startswith(f"no configuration key {hint}")
 
 
 # --options

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from emollama.console import write
 from emollama.errors import UserError
+from emollama.listing import abbreviated
 
 if TYPE_CHECKING:
     from emollama.importers.caption_files import Splits
@@ -70,7 +71,7 @@ def _splits(arguments: argparse.Namespace, collection: Collection) -> Splits:
     own = list(dict.fromkeys(image.split for image in images if image.split is not None))
     if arguments.splits:
         if own:
-            raise UserError(f"--splits: {path} has its own splits: {', '.join(own)}. Leave --splits out.")
+            raise UserError(f"--splits: {path} has its own splits: {abbreviated(own)}. Leave --splits out.")
         found, source = flickr30k.by_splits(collection, flickr30k.read_splits(arguments.splits)), ", ".join(arguments.splits)
     elif own:
         found, source = {name: [image for image in images if image.split == name] for name in own}, path

@@ -11,6 +11,7 @@ from emollama.data.clips import LABELS
 from emollama.data.curriculum import Curriculum
 from emollama.data.instructions import TaskPool, check_labels, user_text
 from emollama.errors import require_at_least
+from emollama.listing import abbreviated
 from emollama.media.choice import FrameChoice
 
 
@@ -98,7 +99,7 @@ class ClipConfig:
             raise ValueError(f"sample_ratio is {self.sample_ratio}; it must be above 0, and finite")
         for label in self.label_map.values():
             if label not in self.labels and label not in self.exclude_labels:
-                raise ValueError(f"label_map: '{label}' is not among labels ({', '.join(self.labels)}), nor in exclude_labels")
+                raise ValueError(f"label_map: '{label}' is not among labels ({abbreviated(self.labels)}), nor in exclude_labels")
         if not 0 <= self.held_out < 1:
             raise ValueError(f"held_out is {self.held_out}; it is a share of the clips, at least 0 and below 1")
         self.pool()

@@ -13,6 +13,7 @@ from emollama.evaluation.captions.gathering import CAPTION
 from emollama.evaluation.reading import CAPTION_FIELDS, AnswerFile, TruthFile, read_answers, read_truth
 from emollama.evaluation.scoring import DESCRIBING
 from emollama.evaluation.words import is_broken_list
+from emollama.listing import abbreviated
 from emollama.registry import did_you_mean
 
 EMPTY = ("", "[]")  # an answer without words
@@ -108,7 +109,7 @@ def task_told(task: str) -> str:
 def _require_task(task: str | None, files: Sequence[AnswerFile]) -> None:
     known = list(dict.fromkeys([*TASKS, *(answer.task for file in files for answer in file.answers if answer.task)]))
     if task is not None and task not in known:
-        raise UserError(f"--task: there is no task '{task}'.{did_you_mean(task, known)} Known are {', '.join(known)}.")
+        raise UserError(f"--task: there is no task '{task}'.{did_you_mean(task, known)} Known are {abbreviated(known)}.")
 
 
 def labels_of(truth: Truth, given: Sequence[str] | None) -> list[str]:
@@ -121,7 +122,7 @@ def labels_of(truth: Truth, given: Sequence[str] | None) -> list[str]:
     if given is None:
         return sorted(known, key=lambda label: (LABELS.index(label) if label in LABELS else len(LABELS), label))
     if other := sorted(label for label in known if label.casefold() not in {name.casefold() for name in given}):
-        told = ", ".join(map(repr, other))
+        told = abbreviated(map(repr, other))
         raise UserError(f"--labels: the truth has others: {told}. Add them, or say what they stand for with --aliases.")
     return list(given)
 
@@ -150,7 +151,7 @@ def _truth(given: Sequence[TruthFile], files: Sequence[AnswerFile], task: str | 
     own = _own_references((path, answer) for path, answer in answers if _told(answer) and answer.task not in references)
     if not references and not own and not words:
         answered = sorted({answer.task for file in files for answer in file.answers} - {""})
-        told = f"; their tasks are {', '.join(answered)}" if answered else ""
+        told = f"; their tasks are {abbreviated(answered)}" if answered else ""
         about = f" to the task '{task}'" if task is not None else ""
         raise UserError(
             f"--truth is needed: none of the answers{about} has a reference{told}. Name what is true about the clips."

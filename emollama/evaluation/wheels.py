@@ -26,6 +26,7 @@ from emollama.data.clips import column_of, read_rows
 from emollama.errors import UserError
 from emollama.evaluation.metrics import Metric
 from emollama.evaluation.words import plain_words, split_words
+from emollama.listing import abbreviated
 from emollama.paths import PATHS, join
 
 FORMS, SYNONYMS = "format.csv", "synonym.xlsx"
@@ -133,7 +134,7 @@ def _sheet(path: str, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     texts = [["" if cell is None else str(cell).lower().strip() for cell in line] for line in lines]
     header = texts[0] if texts else []
     if missing := [column for column in columns if column not in header]:
-        raise UserError(f"{path}: its first sheet lacks the columns {', '.join(missing)}; it has {', '.join(header) or 'none'}")
+        raise UserError(f"{path}: its first sheet lacks the columns {', '.join(missing)}; it has {abbreviated(header) or 'none'}")
     return [dict(zip(header, line, strict=True)) for line in texts[1:]]
 
 

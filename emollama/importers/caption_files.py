@@ -58,7 +58,7 @@ def chosen(splits: Splits, wanted: Sequence[str] | None, source: str) -> dict[st
     """
     strange = [name for name in wanted or () if name not in splits]
     if strange:
-        raise UserError(f"--split: no split '{strange[0]}' in {source}. It has: {', '.join(splits) or 'none'}.")
+        raise UserError(f"--split: no split '{strange[0]}' in {source}. It has: {abbreviated(splits) or 'none'}.")
     return {name: splits[name] for name in wanted or splits}
 
 

@@ -14,7 +14,7 @@ from emollama.data.slots import FRAME, IMAGE
 from emollama.errors import UserError
 from emollama.evaluation.answers import Answer
 from emollama.evaluation.files import write_metrics, write_predictions
-from emollama.listing import listing
+from emollama.listing import abbreviated, listing
 from emollama.logging import get_logger
 from emollama.runners.answering import Answering
 from emollama.runners.build import build_datasets, is_ensemble
@@ -74,7 +74,7 @@ def build_blocks(config: RunConfig, *, check: bool) -> dict[str, Block]:
         dataset = datasets[key]
         strange = [slot for slot in block.task.mask_slots if slot not in slots]
         if strange:
-            raise UserError(f"{key}.mask_slots: no slots {listing(strange)}. This model has {', '.join(slots)}.")
+            raise UserError(f"{key}.mask_slots: no slots {listing(strange)}. This model has {abbreviated(slots)}.")
         if {*IMAGE} & {*block.task.mask_slots} and any(FRAME in source.slots for source in getattr(dataset, "features", ())):
             text = "image and class rows that the model makes of frames cannot be masked. Extract them: emollama extract"
             raise UserError(f"{key}.mask_slots: {text}")

@@ -77,7 +77,7 @@ def gather(paths: list[str]) -> dict[str, ArrayStore]:
     if twice:
         raise UserError(f"--source: clips of the same name, {_lines(sorted(twice))}Rename them, or leave out a source.")
     if not found:
-        raise UserError(f"--source: no arrays in {', '.join(paths)}.")
+        raise UserError(f"--source: no arrays in {abbreviated(paths)}.")
     return {name: found[name] for name in sorted(found)}
 
 
