@@ -95,7 +95,7 @@ def _nearest_key(name: str, block: str | None, known: Iterable[str]) -> str:
     inside = [bare for bare, path in places.items() if path.partition(".")[0] == block]
     for names in ([name] if name in places else [], inside, list(places)):
         if near := difflib.get_close_matches(name, names, n=1, cutoff=0.6):
-            return f" Did you mean '{near[0] if block is None else places[near[0]]}'?"
+            return f" Did you mean '{places[near[0]]}'?"
     return ""
 
 
