@@ -19,6 +19,7 @@ from helpers import GOLDEN, golden_tree, loaded, write
 from PIL import Image
 
 from emollama import checkpoint
+from emollama.cli import parse_run
 from emollama.commands import eval as evaluation
 from emollama.commands import sweep as command
 from emollama.config import load
@@ -117,7 +118,7 @@ def test_each_checkpoint_has_the_figures_that_an_evaluation_of_it_alone_gives(do
     files = {"pretrained": GOLDEN / "checkpoint_slim.pth", "epoch_1": run_folder / "checkpoint_1.pth"}
     for label, file in files.items():
         options = [f"model.ckpt={file}", f"run.output_dir={tmp_path}", f"run.job_id={label}"]
-        evaluation.run(argparse.Namespace(cfg_path=str(cfg), options=options))
+        evaluation.run(parse_run("", ["--cfg-path", str(cfg), "--options", *options]))
         found, wanted = (figures(place / label / "result") for place in (run_folder / "sweep_config", tmp_path))
         assert found == pytest.approx(wanted, abs=1e-6) and len(wanted) == 4
     assert figures(run_folder / "sweep_config/epoch_0/result") != figures(run_folder / "sweep_config/epoch_1/result")
