@@ -14,9 +14,6 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# A shell starts background commands with SIGINT ignored, and tests that interrupt a process would wait for nothing.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 import plots
 import pytest
 import ranks as forks
@@ -24,6 +21,9 @@ from helpers import GOLDEN, golden_tree, loaded, loaded_shipped_configs
 
 from emollama.config import RunConfig
 from emollama.logging import set_up
+
+# A shell starts background commands with SIGINT ignored, and tests that interrupt a process would wait for nothing.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Groups of tests that take longest, which xdist therefore starts first; then both workers end at about the same time.
 LONG = (
