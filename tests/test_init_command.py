@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -381,7 +382,6 @@ def test_without_a_kind_the_kinds_are_listed(data, capsys):
     run(None)
     out = capsys.readouterr().out
     assert all(f"  {name} " in out for name in KINDS)
-    assert tuple(KINDS) == init.KINDS
 
 
 def test_each_kind_is_made_from_a_shipped_file():
@@ -390,20 +390,26 @@ def test_each_kind_is_made_from_a_shipped_file():
         assert packaged_copy(kind.demo).is_file()
 
 
-def test_the_usual_names_are_the_datasets_defaults():
-    from emollama.datasets.feature_face_caption import FeatureFaceCaption
-    from emollama.datasets.mer2024_caption import MER2024Caption
-    from emollama.models.minigpt_v2 import MiniGPTv2
-    from emollama.starter import blocks, models
+def test_the_usual_names_and_widths_are_the_defaults_of_the_components():
+    from emollama.models.configs import MiniGPTv2Config
+    from emollama.registry import DATASETS, MODELS
+    from emollama.starter.defaults import defaults, feature_folders
 
-    for name, cls in (("", FeatureFaceCaption), ("mer2024_caption", MER2024Caption)):
-        config = cls.Config(annotation_file="x")
-        assert blocks.USUAL[name] == {slot: getattr(config, f"{slot}_feature_path") for slot in blocks.SLOTS}
-        assert blocks.TRANSCRIPTS[name or "feature_face_caption"] == config.transcription_path
-        assert {key: usual for key, usual, _ in blocks.CAPTIONS.values()} == {
-            key: getattr(config, key) for key, _, _ in blocks.CAPTIONS.values()
-        }
-    assert MiniGPTv2.Config(llama_model="x").slot_dims == models.WIDTHS
+    assert defaults(MODELS, "minigpt_v2")["slot_dims"] == MiniGPTv2Config(llama_model="x").slot_dims
+    assert "llama_model" not in defaults(MODELS, "minigpt_v2")
+    for name in DATASETS.names():
+        config = DATASETS.config(name)(annotation_file="x", image_path="y")
+        given = defaults(DATASETS, name) | {"annotation_file": "x", "image_path": "y"}
+        assert given == dataclasses.asdict(config)
+    assert feature_folders() == ["eva", "mae_340_UTT", "maeV_399_UTT", "HL-UTT"]
+
+
+def test_a_list_of_mer2024_takes_the_folders_of_its_own_dataset(data):
+    names = write_list(data / "MER2024/MER2024-noise_NCE.txt", ["happy", "sad"])
+    write_features(data / "MER2024", names)
+    write_arrays(data / "MER2024/HL_23_UTT", names, (8,))
+    config = loaded("recognition")
+    assert config.evaluation_datasets["mer2024"].dataset.audio_feature_path == "HL_23_UTT"
 
 
 # Edits of YAML text

@@ -71,7 +71,7 @@ ALLOWED = {
     "reference": BASE | {"config", "sections"},
     "demo": DATA | {"media", "encoders", "logging", "tensor_files"},
     "importers": BASE | {"data", "media"},
-    "starter": BASE | {"data", "media", "stores"},
+    "starter": BASE | {"config", "data", "media", "stores"},
     "doctor": DATA | MACHINERY | {"datasets", "runners", "planning"},
     "exchange": BASE | MACHINERY | {"models", "stores", "tensor_files"},
     "commands": DATA

@@ -12,13 +12,14 @@ from emollama.errors import UserError
 HELP = "write a starter YAML, filled in with what is found in a data folder"
 EXAMPLE = "emollama init stage1 --data /data/emotion"
 DOCS = "README.md#install-as-a-package"
-KINDS = ("stage1", "stage2", "emer", "recognition", "custom", "videos", "flickr30k")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The kind, ``--data``, ``--output``."""
+    from emollama.starter.kinds import KINDS
+
     kinds = f"what the configuration is for: {', '.join(KINDS)}. Without one, the kinds are listed"
-    parser.add_argument("kind", nargs="?", choices=KINDS, metavar="KIND", help=kinds)
+    parser.add_argument("kind", nargs="?", choices=[*KINDS], metavar="KIND", help=kinds)
     data = "where to look (default: $EMOLLAMA_DATA, else data/ if it exists, else the working folder)"
     parser.add_argument("--data", metavar="FOLDER", help=data)
     parser.add_argument("--output", metavar="FILE", help="the file to write (default: KIND.yaml); an existing one is an error")
@@ -27,11 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Write the file; print what was found, what is missing and the next commands."""
     from emollama.paths import require_new_file, require_writable, written_whole
-    from emollama.starter.kinds import KINDS as ABOUT
+    from emollama.starter.kinds import KINDS
     from emollama.starter.starter import make
 
     if arguments.kind is None:
-        lines = aligned([[f"  {name}", ABOUT[name].text] for name in KINDS], left=(0, 1))
+        lines = aligned([[f"  {name}", kind.text] for name, kind in KINDS.items()], left=(0, 1))
         write("\n".join(["Kinds of configurations (emollama init KIND [--data FOLDER]):", *lines]) + "\n")
         return
     output = arguments.output or f"{arguments.kind}.yaml"

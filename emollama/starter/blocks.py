@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from emollama.data.clips import LABELS, SENTENCE_COLUMNS
+from emollama.registry import DATASETS
+from emollama.starter.defaults import defaults
 from emollama.starter.draft import Draft
 from emollama.starter.survey import ClipFile, FeatureFolder, captioned, read_list, read_table
 
 SLOTS = {"image": "EVA", "face": "MAE", "video": "VideoMAE", "audio": "HuBERT"}  # slot -> the encoder of its features
-USUAL = {  # dataset type -> slot -> the folder's usual name
-    "mer2024_caption": {"image": "eva", "face": "mae_340_23_UTT", "video": "maeVideo_399_23_UTT", "audio": "HL_23_UTT"},
-    "": {"image": "eva", "face": "mae_340_UTT", "video": "maeV_399_UTT", "audio": "HL-UTT"},
-}
-TRANSCRIPTS = {"feature_face_caption": "transcription_en_all.csv", "mer2024_caption": "transcription_all_new.csv"}
-CAPTIONS = {  # task -> key of its JSON file, the file's usual name, the field that is the answer
-    "reason": ("coarse_grained_json_path", "MERR_coarse_grained.json", "caption"),
-    "reason_v2": ("fine_grained_json_path", "MERR_fine_grained.json", "smp_reason_caption"),
+CAPTIONS = {  # task -> key of its JSON file, the field that is the answer
+    "reason": ("coarse_grained_json_path", "caption"),
+    "reason_v2": ("fine_grained_json_path", "smp_reason_caption"),
 }
 EMOTION_COLUMNS, REASON_COLUMNS = ("emotion", "label", "discrete", "emotions"), ("reason", "reasons", "caption", "english")
 
@@ -31,23 +29,26 @@ class Block:
     Attributes:
         path: dotted, such as ``datasets.custom``.
         type: the registered dataset.
+        defaults: of that dataset's keys.
         training: False for one under ``evaluation_datasets``, which needs no captions.
     """
 
     path: str
     type: str
+    defaults: Mapping[str, Any]
     training: bool
 
     @classmethod
     def of(cls, draft: Draft, path: str) -> Block:
         """The block of that path in a draft."""
-        return cls(path, draft.text.get(f"{path}.type") or path.rpartition(".")[2], path.startswith("datasets."))
+        name = draft.text.get(f"{path}.type") or path.rpartition(".")[2]
+        return cls(path, name, defaults(DATASETS, name), path.startswith("datasets."))
 
 
 def find_usual(draft: Draft, block: Block) -> ClipFile | None:
     """The file that the shipped configuration names: at its place, else anywhere below the data folder."""
-    default = {"dfew": "test(single-labeled)/set_1.csv", "emer": "EMER_NCE.txt"}.get(block.type, "")
-    usual = draft.text.get(f"{block.path}.annotation_file", default)
+    usual = draft.text.get(f"{block.path}.annotation_file", block.defaults.get("annotation_file", ""))
+    usual = usual.replace("{split}", "train" if block.training else "test").replace("{fold}", "1")
     place = draft.expected(f"{block.path}.data_root")
     paths = [place / usual] if place is not None and (place / usual).is_file() else []
     paths += [path for path in draft.survey.named(Path(usual).name) if path.match(usual)]
@@ -134,14 +135,15 @@ def _tasks(draft: Draft, block: Block) -> list[str]:
 
 def _captions(draft: Draft, block: Block, listed: ClipFile) -> None:
     """Name the captions of each task; take tasks without any out of the pool, where another one remains."""
-    if block.type not in ("feature_face_caption", "mer2024_caption"):
+    if not all(key in block.defaults for key, _ in CAPTIONS.values()):
         return
     tasks, answered = _tasks(draft, block), []
     for task in tasks:
         if task == "emotion":
             answered += [task] if listed.labels or not block.training else []
             continue
-        key, usual, field = CAPTIONS[task]
+        key, field = CAPTIONS[task]
+        usual = block.defaults[key]
         path, count = _best_captions(draft, listed, usual, field)
         if path is not None:
             answered.append(task)
@@ -158,7 +160,11 @@ def _captions(draft: Draft, block: Block, listed: ClipFile) -> None:
     if answered:
         draft.have(f"{block.path}.task_pool", answered, f"no captions or labels were found for {', '.join(without)}")
     else:
-        remedy = f"add {CAPTIONS[without[0]][1]} beside the list" if without[0] in CAPTIONS else "add labels to the list"
+        remedy = (
+            f"add {block.defaults[CAPTIONS[without[0]][0]]} beside the list"
+            if without[0] in CAPTIONS
+            else "add labels to the list"
+        )
         draft.lack(f"{block.path}.task_pool", f"no answers were found for {', '.join(without)}", remedy)
 
 
@@ -177,7 +183,7 @@ def _best_captions(draft: Draft, listed: ClipFile, usual: str, field: str) -> tu
 
 
 def _transcripts(draft: Draft, block: Block, listed: ClipFile) -> None:
-    usual = draft.text.get(f"{block.path}.transcription_path") or TRANSCRIPTS.get(block.type)
+    usual = draft.text.get(f"{block.path}.transcription_path") or block.defaults["transcription_path"]
     if usual is None or (block.type == "emer" and listed.columns):
         draft.text.drop(f"{block.path}.transcription_path")
         return
@@ -200,7 +206,6 @@ def _transcripts(draft: Draft, block: Block, listed: ClipFile) -> None:
 
 def _features(draft: Draft, block: Block, listed: ClipFile) -> None:
     here = listed.path.parent.parent if block.type == "dfew" else listed.path.parent
-    usual = USUAL.get(block.type, USUAL[""])
     optional = draft.text.get(f"{block.path}.missing_features") in ("zero", "skip")
     names = [name.zfill(5) for name in listed.names] if block.type == "dfew" else listed.names
     beside_only = optional and not block.training  # a block that measures what is answered without features
@@ -208,11 +213,12 @@ def _features(draft: Draft, block: Block, listed: ClipFile) -> None:
         key = f"{block.path}.{slot}_feature_path"
         folders = [found for found in draft.survey.features if found.slot == slot]
         folders = [found for found in folders if found.path.parent == here or not beside_only]
-        folder = _best_folder(folders, names, here, usual[slot])
+        usual = block.defaults[f"{slot}_feature_path"]
+        folder = _best_folder(folders, names, here, usual)
         if folder is None:
             if not optional:
                 text, remedy = f"no folder of {encoder} arrays for these clips", "extract them, or set null to train without"
-                draft.lack(key, text, remedy, draft.text.get(key) or usual[slot])
+                draft.lack(key, text, remedy, draft.text.get(key) or usual)
             continue
         count = folder.coverage(names)
         lacking = f"; {len(names) - count:,} clips have none" if count < len(names) else ""

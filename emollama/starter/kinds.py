@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from emollama.starter import blocks, captions, models
 from emollama.starter.blocks import Block
+from emollama.starter.defaults import feature_folders
 from emollama.starter.draft import Draft
 from emollama.starter.models import WeightFile
 from emollama.starter.survey import video_folders
@@ -17,7 +18,7 @@ Fill = Callable[[Draft], list[str]]  # returns the commands that come before tra
 STAGE_1 = ("stage_1.pth", "*stage_1*.pth", "*stage1*.pth", "stage_1/*.pth", "checkpoint_best.pth", "checkpoint_*.pth")
 STAGE_2 = ("stage_2.pth", "*stage_2*.pth", "*stage2*.pth", "stage_2/*.pth", "*motion*.pth", *STAGE_1[4:])
 LIST = "a list of clips (a .txt file with 'name label' or 'name count label' on each line) whose clips have arrays"
-FEATURES = "feature folders (eva, mae_340_UTT, maeV_399_UTT, HL-UTT: .npy files, packed or tar shards)"
+FEATURES = f"feature folders ({', '.join(feature_folders())}: .npy files, packed or tar shards)"
 
 
 class NothingUsable(Exception):

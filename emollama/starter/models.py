@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from emollama.registry import MODELS
+from emollama.starter.defaults import defaults
 from emollama.starter.draft import ROOT, Draft
 
-WIDTHS = {"image": 1408, "face": 1024, "video": 1024, "audio": 1024}  # of the published features
 ENCODERS = {  # block -> model_type of its Hugging Face folder, usual place
     "mae": ("vit_mae", f"{ROOT}/checkpoints/mae_large"),
     "videomae": ("videomae", f"{ROOT}/checkpoints/videomae_large"),
@@ -73,7 +75,8 @@ def _weights(draft: Draft, file: WeightFile) -> None:
 
 def _widths(draft: Draft) -> None:
     """``slot_dims`` and ``image_size`` as the arrays have them."""
-    widths = WIDTHS | {slot: folder.width for slot, folder in draft.features.items()}
+    model = _defaults(draft)
+    widths = model["slot_dims"] | {slot: folder.width for slot, folder in draft.features.items()}
     note = "widths of the arrays"
     if assumed := [slot for slot in widths if slot not in draft.features]:
         note += f"; {', '.join(assumed)} assumed"
@@ -83,16 +86,21 @@ def _widths(draft: Draft) -> None:
         return
     if image.image_size is None:
         text = f"{image.path.name} has arrays of {image.shape}, which are not a class row and (image_size / 14)^2 others"
-        draft.lack("model.image_size", text, "extract them anew", 448)
+        draft.lack("model.image_size", text, "extract them anew", model["image_size"])
     else:
         draft.have("model.image_size", image.image_size, f"{image.shape[0] - 1} image rows and the class row")
+
+
+def _defaults(draft: Draft) -> dict[str, Any]:
+    return defaults(MODELS, draft.text.get("model.arch"))
 
 
 def fill_encoders(draft: Draft) -> None:
     """The encoders of an extraction: weights below the data folder, at the published size."""
     weights = next((path for path in draft.survey.ending(".pth", ".safetensors") if "eva" in path.name.lower()), None)
     eva = f"{ROOT}/checkpoints/eva_vit_g.pth" if weights is None else draft.written(weights)
-    _encoder(draft, "eva", {"weights": eva, "image_size": 448, "frame_selection": "middle"}, weights)
+    size = _defaults(draft)["image_size"]
+    _encoder(draft, "eva", {"weights": eva, "image_size": size, "frame_selection": "middle"}, weights)
     for label, (kind, usual) in ENCODERS.items():
         place = next((folder for folder, found in draft.survey.models.items() if found == kind), None)
         _encoder(draft, label, {"weights": usual if place is None else draft.written(place)}, place)

@@ -18,6 +18,7 @@ from emollama.data.clips import NAME_COLUMNS, read_annotations, read_captions, r
 from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.media.files import ENDINGS
+from emollama.starter.defaults import feature_folders
 from emollama.stores.manifest import Manifest
 from emollama.stores.packed import is_packed
 from emollama.stores.store import ArrayStore, open_store
@@ -163,10 +164,11 @@ class Survey:
 
     def _store_of(self, folder: Path) -> Path:
         """The folder that clip names start at; names may have folders themselves, below one with a manifest or usual name."""
+        usual = {name.lower() for name in feature_folders()}
         for parent in [folder, *folder.parents]:
             if parent == self.root:
                 break
-            if (parent / "manifest.json").is_file() or parent.name.lower() in ("eva", "mae_340_utt", "maev_399_utt", "hl-utt"):
+            if (parent / "manifest.json").is_file() or parent.name.lower() in usual:
                 return parent
         return folder
 

@@ -1,0 +1,27 @@
+"""Defaults of the registered components: what a configuration means where it names no file, folder or width."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+from emollama.config import MISSING
+from emollama.registry import ENCODERS, Registry
+
+
+def defaults(registry: Registry[Any], name: str) -> dict[str, Any]:
+    """Key -> default value of a component's Config; keys without a default are absent."""
+    values = {}
+    for item in dataclasses.fields(registry.config(name)):
+        if item.default_factory is not dataclasses.MISSING:
+            values[item.name] = item.default_factory()
+        elif item.default not in (dataclasses.MISSING, MISSING):
+            values[item.name] = item.default
+    return values
+
+
+@functools.cache
+def feature_folders() -> list[str]:
+    """The names of the folders that the encoders write."""
+    return [str(defaults(ENCODERS, name)["folder"]) for name in ENCODERS.in_order()]
