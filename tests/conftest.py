@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ import plots
 import pytest
 import ranks as forks
 from helpers import GOLDEN, golden_tree, loaded, loaded_shipped_configs
+from launches import Launches
+from ranks import ROOT
 
 from emollama.config import RunConfig
 from emollama.logging import set_up
@@ -27,19 +31,44 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Groups of tests that take longest, which xdist therefore starts first; then both workers end at about the same time.
 LONG = (
-    "forks sweep validation minigpt4 report exchange captions doctor predict extraction flickr30k_caption recipes datasets"
-    " online_frames openai_judge media bad_input encoders score_command"
+    "forks validation report exchange captions doctor extraction flickr30k_caption recipes datasets online_frames media"
+    " bad_input encoders score_command"
 ).split()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Count the interpreters that are started."""
+    launches = Launches(config)
+    launches.watch()
+    config.pluginmanager.register(launches, "launches")
+
+
+@cache
+def group_of(path: Path) -> str:
+    """The group of a test file: all files that fork from the server of tests/ranks.py are one, any other file is its own."""
+    forks = re.search(r"^ *def \w+\([^)]*\b(fork_server|ranks|launch)\b", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return "forks" if forks else path.stem.removeprefix("test_")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give all tests of a group to the same worker (the groups of xdist 3.8 have no effect with pytest 9.2)."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(config.rootpath / nodeid.partition("::")[0])
+
+    return Groups(config, log) if config.getvalue("dist") == "loadgroup" else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tell xdist which tests stay together: those of a file, and all files that fork from the server of tests/ranks.py."""
-    forking = {item.path for item in items if {"fork_server", "ranks", "launch"} & set(getattr(item, "fixturenames", ()))}
-    groups = {item: "forks" if item.path in forking else item.path.stem.removeprefix("test_") for item in items}
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Put the longest groups first in workers of xdist."""
+    groups = {group_of(path) for path in (ROOT / "tests").glob("test_*.py")}
+    if stale := [name for name in LONG if name not in groups]:
+        raise pytest.UsageError(f"LONG in tests/conftest.py: {stale} are no groups. Remove them: they fork or do not exist.")
     if hasattr(config, "workerinput") and not config.pluginmanager.hasplugin("randomly"):
-        items.sort(key=lambda item: LONG.index(groups[item]) if groups[item] in LONG else len(LONG))
+        items.sort(key=lambda item: LONG.index(group_of(item.path)) if group_of(item.path) in LONG else len(LONG))
 
 
 @pytest.fixture(autouse=True)

@@ -281,6 +281,7 @@ def test_env_reports_versions_devices_and_programs(capsys, monkeypatch):
     import torch
 
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    monkeypatch.setattr("emollama.commands.env._program", lambda name, option: f"{name} 1.0")
     status, text, _ = called(capsys, "env", "--json")
     found = json.loads(text)
     assert status == 0
@@ -288,7 +289,7 @@ def test_env_reports_versions_devices_and_programs(capsys, monkeypatch):
     assert found["packages"]["torch"] == torch.__version__.partition("+")[0]
     assert found["torch"]["cuda"] == torch.version.cuda
     assert len(found["torch"]["devices"]) == torch.cuda.device_count()
-    assert set(found["programs"]) == {"java", "ffmpeg", "nvidia-smi"}
+    assert found["programs"] == {name: f"{name} 1.0" for name in ("java", "ffmpeg", "nvidia-smi")}
     _, plain, _ = called(capsys, "env")
     assert f"emollama: {__version__}\n" in plain
     assert "  torch: " in plain
@@ -307,16 +308,16 @@ def test_env_reports_every_package_that_is_required(monkeypatch, tmp_path):
     assert env.required_packages() == ["torch", "bitsandbytes"]
 
 
-def test_a_package_or_program_that_is_missing_or_broken_is_reported(monkeypatch, tmp_path, capsys):
-    broken = tmp_path / "java"
-    broken.write_text("#!/nowhere/interpreter\n")
-    broken.chmod(0o755)
+def test_programs_are_asked_for_their_versions_and_what_is_missing_or_broken_is_reported(monkeypatch, tmp_path, capsys):
+    for name, script in (("nvidia-smi", "#!/nowhere/interpreter\n"), ("ffmpeg", "#!/bin/sh\necho ffmpeg 9\necho more\n")):
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "torch", None)
     _, text, _ = called(capsys, "env", "--json")
     found = json.loads(text)
     assert found["torch"]["error"].startswith(("ImportError", "ModuleNotFoundError"))
-    assert found["programs"] == {"java": "does not run: FileNotFoundError", "ffmpeg": None, "nvidia-smi": None}
+    assert found["programs"] == {"java": None, "ffmpeg": "ffmpeg 9", "nvidia-smi": "does not run: FileNotFoundError"}
 
 
 def test_debug_prints_the_cause_of_an_error_before_the_error(monkeypatch, capsys):

@@ -1,0 +1,76 @@
+"""The limit of interpreters that the default tests may start, and the order in which they start."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import conftest
+import pytest
+from launches import LIMIT, Launches
+
+
+def watcher(expression="not slow and not gpu", dist="no", **attributes):
+    """A plugin that watches nothing."""
+    options = {"markexpr": expression, "dist": dist}
+    return Launches(SimpleNamespace(getoption=lambda name, *_: options[name], **attributes))
+
+
+def status(launches, config=None):
+    """The exit status of a session of tests that passed."""
+    session = SimpleNamespace(exitstatus=0, config=config)
+    launches.pytest_sessionfinish(session)
+    return session.exitstatus
+
+
+def test_interpreters_are_counted_with_their_tests_and_other_programs_are_not():
+    launches = watcher()
+    launches.pytest_runtest_logstart("tests/test_x.py::test_y")
+    launches.note("subprocess.Popen", (sys.executable, ["python"], None, None))
+    launches.note("os.spawn", (None, b"/usr/bin/python3", [], None))
+    launches.note("os.system", (b"java -version",))
+    for program in ("bash", "/usr/bin/ps", "nvidia-smi"):
+        launches.note("subprocess.Popen", (program, [program], None, None))
+    launches.note("open", (sys.executable, "r", 0))
+    assert [line.partition(": ")[0] for line in launches.started] == ["tests/test_x.py::test_y"] * 3
+
+
+def test_too_many_interpreters_fail_the_default_tests_only():
+    for expression, number, expected in (("not slow and not gpu", 0, 0), ("not slow and not gpu", 1, 1), ("", 1, 0)):
+        launches = watcher(expression)
+        launches.started = ["x"] * (LIMIT + number)
+        assert status(launches) == expected
+
+
+def test_the_controller_counts_what_its_workers_started_and_not_the_workers():
+    controller, config = watcher(dist="loadgroup"), SimpleNamespace(workeroutput={})
+    controller.note("subprocess.Popen", (sys.executable, ["python"], None, None))
+    assert controller.started == []
+    worker = watcher(workerinput={})
+    worker.started = ["x"] * (LIMIT + 1)
+    assert status(worker, config) == 0
+    controller.pytest_testnodedown(SimpleNamespace(workeroutput=config.workeroutput))
+    controller.pytest_testnodedown(SimpleNamespace())  # it crashed
+    assert status(controller) == 1
+
+
+def test_this_process_is_watched(request):
+    launches = request.config.pluginmanager.get_plugin("launches")
+    before = len(launches.started)
+    sys.audit("subprocess.Popen", sys.executable, ["python"], None, None)
+    assert launches.started.pop().startswith(request.node.nodeid)
+    assert len(launches.started) == before
+
+
+@pytest.mark.parametrize("name", ["distributed", "no_such_file"])
+def test_a_name_in_the_list_of_long_groups_that_is_no_group_is_an_error(name, monkeypatch):
+    monkeypatch.setattr(conftest, "LONG", [name])
+    with pytest.raises(pytest.UsageError, match=f"LONG.*{name}"):
+        conftest.pytest_collection_modifyitems(SimpleNamespace(), [])
+
+
+def test_files_that_fork_are_one_group_by_their_fixtures(request):
+    fixtures = {"fork_server", "ranks", "launch"}
+    forking = {item.path for item in request.session.items if fixtures & set(getattr(item, "fixturenames", ()))}
+    assert {path.name for path in forking if conftest.group_of(path) != "forks"} == set()
+    assert conftest.group_of(conftest.ROOT / "tests/test_docs.py") == "docs"
