@@ -7,7 +7,7 @@ import re
 import pytest
 from running import ROOT
 
-from emollama.commands.init import KINDS
+from emollama.starter.kinds import KINDS
 
 DOCS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 TEXTS = {name: (ROOT / name).read_text() for name in DOCS}
