@@ -189,6 +189,19 @@ def test_what_is_missing_is_marked_and_said_with_its_remedy(data, capsys):
     assert "no captions or labels were found for reason" in out
 
 
+def test_a_checkpoint_that_is_only_chosen_by_its_name_is_marked_as_such(data):
+    add_golden(data)
+    run("stage2", output="usual.yaml")
+    (data / "run").mkdir()
+    (data / "checkpoints/stage_1.pth").rename(data / "run/checkpoint_best.pth")
+    run("stage2", output="guessed.yaml")
+    texts = [Path(name).read_text().splitlines() for name in ("usual.yaml", "guessed.yaml")]
+    usual, guessed = (next(line for line in lines if "ckpt:" in line) for lines in texts)
+    assert "stage_1.pth" in usual and "chosen" not in usual
+    assert "/run/checkpoint_best.pth" in guessed
+    assert "chosen by its name: check that it is the right file" in guessed
+
+
 def test_labels_outside_the_nine_are_written_into_the_block(data):
     write_features(data, write_list(data / "mine.txt", ["happiness", "sadness", "happiness"]))
     assert loaded("stage1").datasets["feature_face_caption"].labels == ["happiness", "sadness"]

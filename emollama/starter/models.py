@@ -63,14 +63,15 @@ def _language_model(draft: Draft, preferred: str) -> None:
 
 
 def _weights(draft: Draft, file: WeightFile) -> None:
-    place = draft.expected(file.key)
+    place, by_name = draft.expected(file.key), ""
     if place is None or not place.is_file():
+        by_name = "; chosen by its name: check that it is the right file"
         files = draft.survey.ending(".pth", ".pt", ".safetensors")
         place = next((path for pattern in file.patterns for path in reversed(files) if path.match(pattern)), None)
     if place is None:
         draft.lack(file.key, "no such file", file.remedy)
     else:
-        draft.have(file.key, draft.written(place), f"{place.stat().st_size / 2**20:,.0f} MiB")
+        draft.have(file.key, draft.written(place), f"{place.stat().st_size / 2**20:,.0f} MiB{by_name}")
 
 
 def _widths(draft: Draft) -> None:
