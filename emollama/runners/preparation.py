@@ -114,6 +114,7 @@ class Preparation:
         self.precision = Precision(world.device, config.run.amp, config.run.amp_dtype)
         self._check_files()
         self._build_data()
+        self._check_checkpoints()
         if problems:
             return
         if training:
@@ -125,7 +126,7 @@ class Preparation:
             self.tensors = world.main_first(self._checkpoint_tensors)
 
     def _check_files(self) -> None:
-        """The run's folder, Weights & Biases, the language model, and the checkpoints to start from."""
+        """The run's folder, Weights & Biases, and the language model."""
         run, model, on_main = self.config.run, self.config.model, self.world.on_main
         if self.training:
             with self._step:
@@ -139,10 +140,13 @@ class Preparation:
             on_main(lambda: require_language_model(model.llama_model))
             render = self.config.classes["model"].prompt
             self.prompt = self.world.main_first(lambda: render(model, run.loss_average))
-        # A resumed run reads its own checkpoint instead.
-        for path in checkpoint_paths(model.ckpt) if not (self.training and run.resume_ckpt_path) else ():
+
+    def _check_checkpoints(self) -> None:
+        """The files to start from, after the data, whose problems come in one list. A resumed run reads its own checkpoint."""
+        resumes = self.training and self.config.run.resume_ckpt_path
+        for path in () if resumes else checkpoint_paths(self.config.model.ckpt):
             with self._step:
-                on_main(partial(require_checkpoint_file, path, "model.ckpt"))
+                self.world.on_main(partial(require_checkpoint_file, path, "model.ckpt"))
 
     def _build_data(self) -> None:
         """Datasets, evaluation blocks, and how their features were made."""
