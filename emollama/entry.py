@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from emollama.errors import EchoedError, Interrupted, OutputClosed, UserError
 from emollama.failures import WorkerCrash, formatted, is_worker, prints, recorded
-from emollama.variables import LAUNCHER
+from emollama.variables import LAUNCHER, STEP
 from emollama.verbosity import show_traceback
 
 
@@ -68,7 +68,7 @@ def run(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> i
         _print(str(crash))
         return crash.status
     except KeyboardInterrupt as stopped:
-        if int(os.environ.get("RANK", 0)) == 0 and LAUNCHER not in os.environ:
+        if int(os.environ.get("RANK", 0)) == 0 and not os.environ.keys() & {LAUNCHER, STEP}:
             _print(str(stopped) or when_interrupted)
         number = stopped.signal_number if isinstance(stopped, Interrupted) else (received or [signal.SIGINT])[0]
         return 128 + number

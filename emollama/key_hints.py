@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from emollama import predecessors
 from emollama.blocks import Block
 from emollama.layers import TOP_LEVEL
-from emollama.registry import did_you_mean
+from emollama.registry import did_you_mean, nearest
 from emollama.sections import sections
 
-NEAR = 0.6  # least similarity of a suggested key, as difflib measures it
 LABELLED = ("datasets", "evaluation_datasets", "encoders")  # kinds whose blocks have labels
 LABEL = "LABEL"  # stands for the label of a block that the configuration does not have
 
@@ -79,8 +77,8 @@ def top_level_hint(key: str) -> str:
 
 
 def _similar(key: str, places: list[Place]) -> str:
-    near = difflib.get_close_matches(key, [place.name for place in places], n=1, cutoff=NEAR)
-    return next(place for place in places if place.name == near[0]).suggestion() if near else ""
+    near = nearest(key, [place.name for place in places])
+    return next((place.suggestion() for place in places if place.name == near), "")
 
 
 def _nearest(path: str, places: list[Place]) -> Place:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import inspect
 import textwrap
 from collections.abc import Iterable
 from typing import Any
 
 from emollama.errors import UserError
-from emollama.registry import FUSIONS, LR_SCHEDULES, METRICS, TASKS
+from emollama.registry import FUSIONS, LR_SCHEDULES, METRICS, TASKS, nearest
 from emollama.sections import sections
 
 INTRODUCTION = """# Configuration
@@ -94,8 +93,8 @@ def _nearest_key(name: str, block: str | None, known: Iterable[str]) -> str:
             places[bare] = path
     inside = [bare for bare, path in places.items() if path.partition(".")[0] == block]
     for names in ([name] if name in places else [], inside, list(places)):
-        if near := difflib.get_close_matches(name, names, n=1, cutoff=0.6):
-            return f" Did you mean '{places[near[0]]}'?"
+        if near := nearest(name, names):
+            return f" Did you mean '{places[near]}'?"
     return ""
 
 

@@ -21,6 +21,7 @@ from emollama.errors import UserError
 from emollama.listing import abbreviated
 
 T = TypeVar("T")
+PREFIX = 3  # least number of characters that suggest the names that start with them
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
@@ -31,8 +32,22 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
         known: the known ones.
         cutoff: least similarity, as difflib measures it, from 0 to 1.
     """
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return f" Did you mean '{near[0]}'?" if near else ""
+    near = nearest(name, known, cutoff)
+    return "" if near is None else f" Did you mean '{near}'?"
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that was probably meant, or None: one that starts with ``name`` is preferred to a similar one.
+
+    Args:
+        name: the unknown name.
+        known: the known ones.
+        cutoff: least similarity of a name that does not start with ``name``, as difflib measures it, from 0 to 1.
+    """
+    names = list(known)
+    longer = [each for each in names if each.startswith(name)] if len(name) >= PREFIX else []
+    found = difflib.get_close_matches(name, longer or names, n=1, cutoff=0.0 if longer else cutoff)
+    return found[0] if found else None
 
 
 @dataclass(frozen=True)

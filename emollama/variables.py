@@ -2,3 +2,4 @@
 
 DATA = "EMOLLAMA_DATA"  # names the folder that the shipped configurations call paths.root
 LAUNCHER = "EMOLLAMA_LAUNCHER"  # set by our launcher for its workers: the launcher's process id
+STEP = "EMOLLAMA_STEP"  # set by a command for those that it runs: after an interrupt, it prints the message itself

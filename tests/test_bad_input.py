@@ -87,12 +87,16 @@ def test_a_prompt_label_that_would_break_the_template(refused, tree):
 
 def test_no_training_block(refused, tree):
     tree["datasets"] = {}
-    assert "'datasets' has no block. Add one" in refused()
+    said = refused()
+    assert "'datasets' has no block. Add one" in said
+    assert said.endswith(" To answer the blocks of 'evaluation_datasets', use emollama eval.")
 
 
 def test_no_evaluation_block(refused, tree):
     del tree["evaluation_datasets"]
-    assert "'evaluation_datasets' has no block. Add one" in refused(training=False)
+    said = refused(training=False)
+    assert "'evaluation_datasets' has no block. Add one" in said and "(held_out)" in said
+    assert said.endswith(" To train on 'datasets' without evaluations, use emollama train with run.evaluate=False.")
 
 
 def test_blocks_of_different_batch_size(refused, tree):

@@ -152,6 +152,8 @@ def test_the_help_of_a_command_ends_with_its_example_and_documentation(capsys):
         ("pack --source a --output b --to zip", "argument --to: invalid choice: 'zip'. Choices: packed, tar"),
         ("train", "emollama train: error: the following arguments are required: --cfg-path"),
         ("report run --quiet --verbose", "not allowed with argument"),
+        ("train --cfg-path x --options", "--options: no value follows. The form is: --options run.max_epoch=1"),
+        ("sweep --cfg-path x --options --run-folder y", "--options: no value follows."),
     ],
 )
 def test_a_wrong_command_line_is_answered_in_one_line_with_the_nearest_name(line, message, capsys):
@@ -248,6 +250,8 @@ def test_a_key_of_several_components_is_described_once_for_each_text(capsys):
     [
         ("run.metrc", " Did you mean 'run.metric'?"),
         ("metrc", " Did you mean 'run.metric'?"),
+        ("run.iters", " Did you mean 'run.iters_per_epoch'?"),
+        ("save_every", " Did you mean 'run.save_every_iters'?"),
         ("run.zzzzzz", ""),
         ("model.metric", ""),
     ],

@@ -378,7 +378,7 @@ def test_the_end_names_the_best_checkpoint_the_report_and_the_next_command(train
     command = f"emollama eval --cfg-path {folder}/config.yaml --options model.ckpt={folder}/checkpoint_best.pth"
     assert value_of(messages, "next command") == command
     assert value_of(messages, "TensorBoard") == f"tensorboard --logdir {folder}"
-    assert re.fullmatch(r"\d+:\d\d:\d\d", value_of(messages, "total time"))
+    assert re.fullmatch(r"\d+:\d\d:\d\d", value_of(messages, "training time"))
 
 
 def test_the_command_after_a_shipped_configuration_names_the_next_one_and_the_places_of_this_run(monkeypatch, tmp_path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -11,8 +13,9 @@ from types import SimpleNamespace
 import pytest
 from running import ROOT
 
-from emollama import cli
+from emollama import cli, entry, variables
 from emollama.commands.parser import NAMES
+from emollama.config import load
 from emollama.demo import steps
 from emollama.demo.steps import Place, next_steps, run_step
 from emollama.errors import UserError
@@ -54,6 +57,39 @@ def test_a_step_that_fails_stops_the_demo_with_its_command_line(folder, calls):
     calls.status = 3
     with pytest.raises(UserError, match=r"'EMOLLAMA_DEMO=\S+/other emollama eval x' exited with 3"):
         run_step(Place(folder / "other", "EMOLLAMA_DEMO", "demo_run"), ["eval", "x"])
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_step_ends_the_demo_with_one_line(number, status, folder, calls, capsys):
+    calls.status = 128 + number
+    place = Place(folder / "other", "EMOLLAMA_DEMO", "demo_run")
+    assert entry.run(lambda: run_step(place, ["eval", "x"])) == status
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+    ((_, settings),) = calls.started
+    assert settings["env"][variables.STEP]
+
+
+def test_a_step_leaves_the_message_after_an_interrupt_to_the_demo(monkeypatch, capsys):
+    monkeypatch.setenv(variables.STEP, "1")
+    assert entry.run(lambda: os.kill(os.getpid(), signal.SIGINT)) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_the_corpus_alone_ends_with_its_places_and_the_next_commands(folder, monkeypatch, capsys):
+    from emollama.demo import run as demo
+
+    monkeypatch.setattr(demo, "make_corpus", lambda *_, **__: SimpleNamespace(texts=[]))
+    monkeypatch.setattr(demo, "make_tiny_llama", lambda *_, **__: None)
+    demo.run_demo("demo_run", seed=1, processes=2, corpus_only=True)
+    lines = capsys.readouterr().out.splitlines()
+    for name, place in (("corpus (synthetic)", "corpus"), ("tiny Llama", "llm")):
+        assert any(re.fullmatch(rf"{re.escape(name)} +{folder}/demo_run/{place}", line) for line in lines)
+    first, second = (line.strip() for line in lines[lines.index("Next:") + 1 :])
+    assert first == "emollama train --cfg-path train_configs/demo_stage_1.yaml --nproc 2 --options run.job_id=stage_1"
+    assert second == "emollama train --cfg-path train_configs/demo_stage_2.yaml --nproc 2 --options run.job_id=stage_2"
+    config = load("train_configs/demo_stage_2.yaml")
+    assert config.model.ckpt == "demo_run/stage_1/checkpoint_3.pth"
+    assert load("train_configs/demo_stage_1.yaml", ["run.job_id=stage_1"]).run.output_dir == "demo_run"
 
 
 def test_the_variable_is_shown_only_where_it_is_needed(folder, monkeypatch):

@@ -131,7 +131,7 @@ SECOND = f"datasets.second={{type: feature_face_caption, data_root: {GOLDEN}/dat
     ],
 )
 def test_what_stops_a_run_before_its_weights_is_a_problem_with_the_same_message(command, options, problem, tmp_path, capfd):
-    line = (command, "--cfg-path", str(golden_config(tmp_path)), "--options", *options)
+    line = (command, "--cfg-path", str(golden_config(tmp_path)), *(["--options", *options] if options else []))
     messages = []
     for more in ((), ("--dry-run",)):
         status, out, err = outcome(capfd, *line, *more)

@@ -221,6 +221,7 @@ def test_a_key_that_resembles_nothing_has_no_suggestion(tmp_path):
     [
         ("run.dropout", "'run.dropout'. Did you mean 'model.dropout'?"),
         ("run.metrc", "'run.metrc'. Did you mean 'run.metric'?"),
+        ("run.iters", "'run.iters'. Did you mean 'run.iters_per_epoch'?"),
         ("metrc", "'metrc'. Did you mean 'run.metric'?"),
         ("run.bogus", "'run.bogus'. 'emollama reference'"),  # every key of run shares the letters of run
     ],

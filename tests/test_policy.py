@@ -69,7 +69,7 @@ ALLOWED = {
     "sweeping": BASE | MACHINERY | {"config", "layers", "encoders", "reporting", "runners"},
     "prediction": DATA | MACHINERY | {"media", "encoders", "extraction", "datasets", "runners"},
     "reference": BASE | {"config", "sections"},
-    "demo": DATA | {"media", "encoders", "logging", "tensor_files"},
+    "demo": DATA | {"media", "encoders", "logging", "tensor_files", "variables"},
     "importers": BASE | {"data", "media"},
     "starter": BASE | {"config", "data", "media", "stores"},
     "doctor": DATA | MACHINERY | {"datasets", "runners", "planning"},

@@ -64,6 +64,9 @@ def test_a_miss_among_many_names_lists_ten():
 
 def test_did_you_mean_is_silent_without_a_near_name():
     assert did_you_mean("annotation", ["annotations"]) == " Did you mean 'annotations'?"
+    known = ["init_lr", "iters_per_epoch_and_more", "iters_per_epoch"]
+    assert did_you_mean("iters", known) == " Did you mean 'iters_per_epoch'?"
+    assert did_you_mean("i", known) == did_you_mean("iters_of_an_epoch_in_all", known[:1]) == ""
     assert did_you_mean("annotation", ["width"]) == ""
 
 

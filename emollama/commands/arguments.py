@@ -12,10 +12,25 @@ from emollama.errors import UserError
 from emollama.verbosity import configure
 
 
+class Overrides(argparse.Action):
+    """Stores the values of ``--options``, and refuses the option without a value: a forgotten value must not start a run."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None) -> None:
+        """Store the values.
+
+        Raises:
+            argparse.ArgumentError: there is none.
+        """
+        if not values:
+            raise argparse.ArgumentError(self, "no value follows. The form is: --options run.max_epoch=1")
+        setattr(namespace, self.dest, values)
+
+
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--cfg-path`` and ``--options`` to a parser."""
     parser.add_argument("--cfg-path", required=True, help="the YAML configuration")
-    parser.add_argument("--options", nargs="*", default=[], metavar="a.b=c", help="values that override the YAML's")
+    text = "values that override the YAML's"
+    parser.add_argument("--options", nargs="*", action=Overrides, default=[], metavar="a.b=c", help=text)
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:

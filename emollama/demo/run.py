@@ -44,7 +44,7 @@ def run_demo(folder: str, *, seed: int, processes: int, corpus_only: bool = Fals
         folder: where everything goes; an earlier demo in it is replaced.
         seed: of the corpus, the language model and training.
         processes: of each training and evaluation.
-        corpus_only: stop before training.
+        corpus_only: stop before training, and print the commands that train.
 
     Raises:
         UserError: the folder holds something else, or a step failed.
@@ -56,9 +56,10 @@ def run_demo(folder: str, *, seed: int, processes: int, corpus_only: bool = Fals
     get_logger().info("invented a corpus in %s (everything in it is synthetic)", root / "corpus")
     get_logger().info("training a tokenizer and a tiny Llama on its texts (a minute or so)")
     make_tiny_llama(root / "llm", corpus.texts, seed=seed, steps=700)
-    if corpus_only:
-        return
     place = Place(root, "EMOLLAMA_DEMO", "demo_run")
+    if corpus_only:
+        write(_corpus_summary(place, processes))
+        return
     stage_1 = ["model.ckpt=${paths.root}/stage_1/checkpoint_3.pth"]
     for command, config, options in (
         ("train", "train_configs/demo_stage_1.yaml", ["run.job_id=stage_1", f"run.seed={seed}"]),
@@ -157,6 +158,17 @@ def _figures(root: Path) -> dict[str, Any]:
 def _answers(path: Path) -> dict[str, str]:
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return {row["name"]: row["prediction"] for row in rows}
+
+
+def _corpus_summary(place: Place, processes: int) -> str:
+    """Where the corpus and the tiny Llama are, and the commands that train on them."""
+    places = aligned([("corpus (synthetic)", str(place.root / "corpus")), ("tiny Llama", str(place.root / "llm"))], left=(0, 1))
+    number = ["--nproc", str(processes)] if processes > 1 else []
+    commands = [
+        place.shown(["train", "--cfg-path", f"train_configs/demo_{stage}.yaml", *number, "--options", f"run.job_id={stage}"])
+        for stage in ("stage_1", "stage_2")
+    ]
+    return "\n".join(["", *places, "", "Next:", *(f"  {command}" for command in commands), ""])
 
 
 def _table(figures: dict[str, Any], root: Path) -> str:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from emollama.errors import UserError
+from emollama.errors import Interrupted, UserError
 from emollama.logging import get_logger
 from emollama.paths import packaged_copy, read_text
+from emollama.variables import STEP
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,15 @@ def run_step(place: Place, arguments: Sequence[str]) -> None:
     """Run ``emollama <arguments>`` with this Python in the working folder, and wait for it.
 
     Raises:
+        Interrupted: a signal asked it to stop.
         UserError: it failed.
     """
     line = place.shown(arguments)
     get_logger().info("running: %s", line)
-    environment = os.environ | {place.variable: str(place.root), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    done = subprocess.run([sys.executable, "-m", "emollama", *arguments], env=environment, check=False)
+    settings = {place.variable: str(place.root), STEP: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    done = subprocess.run([sys.executable, "-m", "emollama", *arguments], env=os.environ | settings, check=False)
+    if done.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        raise Interrupted("interrupted", done.returncode - 128)
     if done.returncode:
         raise UserError(f"the demo stopped: '{line}' exited with {done.returncode}; its output above says why")
 

@@ -50,7 +50,8 @@ def build_datasets(config: RunConfig, blocks: Mapping[str, tuple[Any, Any]], *, 
     if not blocks:
         without = "".join(config.warnings) and " (blocks that name no clips are left out, see the warning)"
         group, other = ("datasets", "") if training else ("evaluation_datasets", ", or hold clips out of 'datasets' (held_out)")
-        raise UserError(f"'{group}' has no block{without}. Add one: {{feature_face_caption: {{annotation_file: ...}}}}{other}")
+        add = f"Add one: {{feature_face_caption: {{annotation_file: ...}}}}{other}"
+        raise UserError(f"'{group}' has no block{without}. {add}.{_command_for_other_blocks(config, training)}")
     shapes = config.classes["model"].slot_shapes(config.model)
     datasets = {path: made(cfg, slot_shapes=shapes, label=path, training=training) for path, (made, cfg) in blocks.items()}
     problems = [problem.text for dataset in datasets.values() for problem in dataset.problems()] if check else []
@@ -60,6 +61,15 @@ def build_datasets(config: RunConfig, blocks: Mapping[str, tuple[Any, Any]], *, 
         for note in dataset.notes:
             get_logger().info("%s", note)
     return datasets
+
+
+def _command_for_other_blocks(config: RunConfig, training: bool) -> str:
+    """A sentence (with a leading space) with the command for the blocks that a configuration does have, or ""."""
+    if training and config.evaluation_datasets:
+        return " To answer the blocks of 'evaluation_datasets', use emollama eval."
+    if not training and config.datasets:
+        return " To train on 'datasets' without evaluations, use emollama train with run.evaluate=False."
+    return ""
 
 
 def batch_size(datasets: dict[str, Any]) -> int:

@@ -70,7 +70,7 @@ def show_start(run: Run, resumed: str | None = None, steps: Rows | None = None) 
 
 
 def show_end(run: Run, seconds: float, report: list[Path], best: tuple[str, float, int] | None) -> None:
-    """Log time, best metric and its checkpoint, report, and the commands to run next.
+    """Log training time, best metric and its checkpoint, report, and the commands to run next.
 
     Args:
         run: the runner.
@@ -80,7 +80,7 @@ def show_end(run: Run, seconds: float, report: list[Path], best: tuple[str, floa
     """
     if not get_logger().isEnabledFor(logging.INFO):
         return
-    rows, folder = [("total time", duration(seconds))], run.folder
+    rows, folder = [("training time", duration(seconds))], run.folder
     checkpoint = _last_checkpoint(folder)
     if best:
         key, value, epoch = best
