@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from emollama.cli import entry_point, parse_run
-from emollama.commands.train import WHEN_INTERRUPTED, run
+from emollama.commands.train import run
 
 
 def main() -> None:
@@ -15,4 +15,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    entry_point(main, when_interrupted=WHEN_INTERRUPTED)
+    entry_point(main)

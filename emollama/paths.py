@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -125,6 +126,11 @@ def read_text(path: str) -> str:
         return str(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}). Save the file as UTF-8.") from None
+
+
+def new_job_id() -> str:
+    """The name of a run's folder without ``run.job_id``: the one that the command has chosen, else the time."""
+    return os.environ.get(variables.JOB_ID) or datetime.now().strftime("%Y%m%d%H%M%S")
 
 
 def require_writable(folder: Path, key: str) -> None:

@@ -423,6 +423,25 @@ def test_after_a_configuration_of_init_the_next_kind_is_written_and_run(kind, li
     expected = f"{init} && emollama {command} --cfg-path {following}.yaml --options model.ckpt={stored}"
     assert summary._next_command(tmp_path, load(str(path)), stored) == expected
     assert (KINDS[following].command, kind in KINDS) == (command, True)
+    beside = tmp_path / f"{following}.yaml"
+    beside.write_text(f"# Written by `emollama init {following}` from X, for Y.\n")
+    expected = f"emollama {command} --cfg-path {beside} --nproc 2 --options model.ckpt={stored}"
+    assert summary._next_command(tmp_path, load(str(path)), stored, 2) == expected
+    beside.write_text("# Not of init.\n")
+    expected = f"{init} && emollama {command} --cfg-path {following}.yaml --nproc 2 --options model.ckpt={stored}"
+    assert summary._next_command(tmp_path, load(str(path)), stored, 2) == expected
+
+
+@pytest.mark.parametrize(("local", "number"), [(None, 2), ("2", 2), ("1", 1)], ids=["default", "one machine", "two machines"])
+def test_the_next_command_has_the_processes_of_this_machines_run(local, number, monkeypatch, tmp_path):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if local:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    assert summary._processes_here(World(rank=0, size=2, device=None)) == number
+    command = summary._next_command(tmp_path, load(str(ROOT / "train_configs/demo_stage_1.yaml")), tmp_path / "a.pth", number)
+    assert ("--cfg-path train_configs/demo_stage_2.yaml --nproc 2 --options" in command) == (number == 2)
+    own = summary._next_command(tmp_path, loaded(tmp_path, tree(tmp_path)), tmp_path / "a.pth", number)
+    assert own.startswith(f"emollama eval --cfg-path {tmp_path}/config.yaml" + " --nproc 2" * (number == 2) + " --options")
 
 
 def test_the_header_that_init_writes_names_its_kind(tmp_path):

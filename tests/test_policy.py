@@ -76,7 +76,7 @@ ALLOWED = {
     "exchange": BASE | MACHINERY | {"models", "stores", "tensor_files"},
     "commands": DATA
     | MACHINERY
-    | {"layers", "models", "evaluation", "reporting", "planning", "reference", "launcher", "verbosity", "__init__"}
+    | {"layers", "models", "evaluation", "reporting", "planning", "reference", "launcher", "variables", "verbosity", "__init__"}
     | {"demo", "encoders", "extraction", "prediction", "importers", "exchange", "doctor", "sweeping", "starter"},
     "cli": {"entry", "commands"},
     "__main__": {"cli"},

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from emollama.commands.arguments import add_dry_run, add_run_arguments
 from emollama.console import write
+from emollama.errors import Interrupted
 from emollama.launcher import add_launch_arguments, launch, processes_for
+from emollama.variables import JOB_ID
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,13 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_launch_arguments(parser)
 
 
-def run_model(arguments: argparse.Namespace, *, evaluate: bool, when_interrupted: str = "interrupted") -> None:
+def run_model(arguments: argparse.Namespace, *, evaluate: bool) -> None:
     """Train or evaluate, in this process or in several; or only check, with ``--dry-run``.
 
     Args:
         arguments: those of :func:`add_arguments`.
         evaluate: evaluate even if ``run.evaluate_only`` is False.
-        when_interrupted: printed by the launcher if a signal ends the run.
+
+    Raises:
+        KeyboardInterrupt: a signal ended the run; of training, the text says how to resume it.
     """
     from emollama.config import load
     from emollama.logging import get_logger
@@ -37,13 +46,46 @@ def run_model(arguments: argparse.Namespace, *, evaluate: bool, when_interrupted
 
         write(dry_run(config, training=training, processes=processes))
         return
-    if processes > 1:
-        require_writable(Path(config.run.output_dir), "run.output_dir")  # before the processes take seconds to start
-        launch(arguments, processes, when_interrupted=when_interrupted)
-        return
-    runner = config.classes["run"](config, training=training)
-    if training:
-        runner.train()
-        return
-    for path in runner.evaluate():
-        get_logger().info("wrote %s", path)
+    with _resumable(config.run) if training else nullcontext():
+        if processes > 1:
+            require_writable(Path(config.run.output_dir), "run.output_dir")  # before the processes take seconds to start
+            launch(arguments, processes)
+            return
+        runner = config.classes["run"](config, training=training)
+        if training:
+            runner.train()
+            return
+        for path in runner.evaluate():
+            get_logger().info("wrote %s", path)
+
+
+@contextmanager
+def _resumable(run: Any) -> Iterator[None]:
+    """Choose the name of the run's folder, for this process and its workers; after an interrupt, say how the run resumes."""
+    from emollama.paths import new_job_id
+
+    before, job_id = os.environ.get(JOB_ID), run.job_id or new_job_id()
+    os.environ[JOB_ID] = job_id
+    try:
+        yield
+    except Interrupted as stopped:
+        raise Interrupted(_when_interrupted(run, job_id), stopped.signal_number) from None
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_when_interrupted(run, job_id)) from None
+    finally:
+        if before is None:
+            del os.environ[JOB_ID]
+        else:
+            os.environ[JOB_ID] = before
+
+
+def _when_interrupted(run: Any, job_id: str) -> str:
+    """Whether the run has saved a checkpoint, and the options that resume it."""
+    if not any(Path(run.output_dir, job_id).glob("checkpoint_*.pth")):
+        return "interrupted; this run has not saved a checkpoint yet"
+    options = [] if run.job_id else [f"run.job_id={job_id}"]
+    if run.resume_ckpt_path != "auto":
+        options.append("run.resume_ckpt_path=auto")
+    if not options:
+        return "interrupted; run the same command again to resume"
+    return f"interrupted; to resume, run the same command with these values added to --options: {shlex.join(options)}"

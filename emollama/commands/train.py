@@ -10,9 +10,8 @@ __all__ = ["add_arguments"]
 HELP = "train a model, in one process or in several"
 EXAMPLE = "emollama train --cfg-path train_configs/custom.yaml"
 DOCS = "README.md#train"
-WHEN_INTERRUPTED = "interrupted; a run that saved a checkpoint resumes with run.job_id and run.resume_ckpt_path: auto"
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Train, or evaluate if ``run.evaluate_only`` says so; or only check, with ``--dry-run``."""
-    run_model(arguments, evaluate=False, when_interrupted=WHEN_INTERRUPTED)
+    run_model(arguments, evaluate=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +18,7 @@ from emollama.data.loader import ClipDataset, Split
 from emollama.data.order import Order
 from emollama.distributed import World
 from emollama.errors import EchoedError, UserError
-from emollama.paths import require_language_model, require_writable
+from emollama.paths import new_job_id, require_language_model, require_writable
 from emollama.precision import Precision
 from emollama.runners import recipes
 from emollama.runners.build import batch_size, build_datasets, checkpoint_paths, checkpoint_tensors, training_blocks
@@ -109,7 +108,7 @@ class Preparation:
         self.resumed: dict[str, Any] | None = None
         self.first_step = 0
         self._step: AbstractContextManager[None] = nullcontext() if problems is None else problems
-        job_id = config.run.job_id or world.on_main(lambda: datetime.now().strftime("%Y%m%d%H%M%S"))
+        job_id = config.run.job_id or world.on_main(new_job_id)
         self.folder = Path(config.run.output_dir) / job_id
         self.precision = Precision(world.device, config.run.amp, config.run.amp_dtype)
         self._check_files()

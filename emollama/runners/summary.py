@@ -91,7 +91,7 @@ def show_end(run: Run, seconds: float, report: list[Path], best: tuple[str, floa
         rows.append(("best checkpoint" if best else "last checkpoint", str(checkpoint)))
     rows += [("report", str(path)) for path in report]
     if checkpoint:
-        rows.append(("next command", _next_command(folder, run.config, checkpoint)))
+        rows.append(("next command", _next_command(folder, run.config, checkpoint, _processes_here(run.world))))
     _show([*rows, ("TensorBoard", f"tensorboard --logdir {shlex.quote(str(folder))}")])
 
 
@@ -176,27 +176,38 @@ def _last_checkpoint(folder: Path) -> Path | None:
     return numbered[max(numbered)] if numbered else None
 
 
-def _next_command(folder: Path, config: RunConfig, checkpoint: Path) -> str:
-    """What to run with the checkpoint.
+def _next_command(folder: Path, config: RunConfig, checkpoint: Path, processes: int = 1) -> str:
+    """What to run with the checkpoint, in as many processes.
 
     After a shipped configuration, its follow-up. After any other one, the evaluation of the run's own blocks; without those,
-    the next kind of a configuration that ``emollama init`` wrote.
+    the next kind of a configuration that ``emollama init`` wrote: the file beside it, if there is one.
     """
+
+    def line(command: str, path: str, options: list[str]) -> str:
+        number = ["--nproc", str(processes)] if processes > 1 else []
+        return shlex.join(["emollama", command, "--cfg-path", path, *number, "--options", f"model.ckpt={checkpoint}", *options])
+
     files = dict.fromkeys(source for source in config.sources.values() if source not in ("default", "--options"))
-    start, options = ["--options", f"model.ckpt={checkpoint}"], _path_options(config)
+    options = _path_options(config)
     shipped = next((NEXT[name] for path in files if (name := os.path.basename(path)) in NEXT and _is_shipped(path)), None)
     if shipped:
-        command, path = shipped
-        return shlex.join(["emollama", command, "--cfg-path", path, *start, *options])
+        return line(*shipped, options)
     if config.evaluation_datasets or any(getattr(cfg, "held_out", 0) for cfg in config.datasets.values()):
-        return shlex.join(["emollama", "eval", "--cfg-path", str(folder / "config.yaml"), *start, *options])
-    written = next((NEXT_KIND[kind] for path in files if (kind := _kind_written_by_init(path)) in NEXT_KIND), None)
-    root = config.resolved().get("paths", {}).get("root")
-    if written and root:
-        command, kind = written
-        init = ["emollama", "init", kind, "--data", str(root)]
-        return f"{shlex.join(init)} && {shlex.join(['emollama', command, '--cfg-path', f'{kind}.yaml', *start])}"
+        return line("eval", str(folder / "config.yaml"), options)
+    written = next(((path, NEXT_KIND[kind]) for path in files if (kind := _kind_written_by_init(path)) in NEXT_KIND), None)
+    if written:
+        path, (command, kind) = written
+        beside = (str(Path(path).with_name(f"{kind}.yaml")), f"{kind}.yaml")
+        if following := next((each for each in beside if _kind_written_by_init(each) == kind), None):
+            return line(command, following, [])
+        if root := config.resolved().get("paths", {}).get("root"):
+            return f"{shlex.join(['emollama', 'init', kind, '--data', str(root)])} && {line(command, f'{kind}.yaml', [])}"
     return shlex.join(["emollama", "checkpoint", "inspect", str(checkpoint)])
+
+
+def _processes_here(world: World) -> int:
+    """The number of processes for a command like this run; 1 after a run on several machines, which ``--nproc`` cannot start."""
+    return world.size if int(os.environ.get("LOCAL_WORLD_SIZE", world.size)) == world.size else 1
 
 
 def _is_shipped(path: str) -> bool:

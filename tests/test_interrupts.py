@@ -1,0 +1,102 @@
+"""What ``emollama train`` says after Ctrl-C: whether the run has saved a checkpoint, and the options that resume it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+
+import pytest
+from running import golden_config
+
+from emollama import variables
+from emollama.cli import main
+from emollama.commands import running
+from emollama.errors import Interrupted
+from emollama.runners.preparation import Preparation
+from emollama.runners.runner_base import RunnerBase
+
+RESUME = "interrupted; to resume, run the same command with these values added to --options: "
+
+
+@pytest.fixture(autouse=True)
+def unset(monkeypatch):
+    for name in (variables.JOB_ID, variables.STEP, variables.LAUNCHER):
+        monkeypatch.delenv(name, raising=False)
+
+
+def interrupted(capfd, path, *options, command="train", nproc=1):
+    """The last line of a command that SIGINT ends."""
+    more = ["--options", *options] if options else []
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--cfg-path", str(path), "--nproc", str(nproc), *more])
+    assert ended.value.code == 130
+    assert variables.JOB_ID not in os.environ
+    return capfd.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_printed_options_resume_a_run_whose_name_is_the_time(number, tmp_path, monkeypatch, capfd):
+    path = golden_config(tmp_path, run={"job_id": None, "max_epoch": 2, "iters_per_epoch": 1})
+    step, stops = RunnerBase._step, [False, True]
+
+    def stopping(self, *arguments):
+        if stops and stops.pop(0):
+            os.kill(os.getpid(), number)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(RunnerBase, "_step", stopping)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--cfg-path", str(path), "--nproc", "1"])
+    assert ended.value.code == 128 + number
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith(RESUME)
+    options = shlex.split(line.removeprefix(RESUME))
+    assert re.fullmatch(r"run.job_id=\d{14}", options[0]) and options[1:] == ["run.resume_ckpt_path=auto"]
+    main(["train", "--cfg-path", str(path), "--nproc", "1", "--options", *options])
+    (folder,) = (tmp_path / "out").iterdir()
+    assert folder.name == options[0].partition("=")[2] and (folder / "checkpoint_1.pth").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "saved", "said"),
+    [
+        ([], False, "interrupted; this run has not saved a checkpoint yet"),
+        (["run.job_id=mine"], True, f"{RESUME}run.resume_ckpt_path=auto"),
+        (["run.job_id=mine", "run.resume_ckpt_path=auto"], True, "interrupted; run the same command again to resume"),
+        (["run.job_id=null"], True, f"{RESUME}run.job_id=chosen run.resume_ckpt_path=auto"),
+    ],
+)
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_the_message_names_only_the_options_that_are_missing(options, saved, said, nproc, tmp_path, monkeypatch, capfd):
+    def stop(*_, **__):
+        if saved:
+            folder = tmp_path / "out" / os.environ[variables.JOB_ID]
+            folder.mkdir(parents=True)
+            (folder / "checkpoint_0.pth").touch()
+        raise Interrupted("interrupted", signal.SIGINT) if nproc > 1 else KeyboardInterrupt
+
+    monkeypatch.setattr(running, "launch", stop)
+    monkeypatch.setattr(RunnerBase, "__init__", stop)
+    monkeypatch.setattr("emollama.paths.new_job_id", lambda: "chosen")
+    assert interrupted(capfd, golden_config(tmp_path), *options, nproc=nproc) == said
+
+
+def test_an_interrupted_evaluation_has_nothing_to_resume(tmp_path, monkeypatch, capfd):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunnerBase, "__init__", stop)
+    assert interrupted(capfd, golden_config(tmp_path), command="eval") == "interrupted"
+
+
+def test_a_worker_writes_into_the_folder_that_its_launcher_has_chosen(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Preparation, "_check_files", lambda self: seen.append(self.folder) or 1 / 0)
+    monkeypatch.setenv(variables.JOB_ID, "chosen")
+    for job_id, name in ((None, "chosen"), ("mine", "mine")):
+        with pytest.raises(ZeroDivisionError):
+            main(["train", "--cfg-path", str(golden_config(tmp_path, run={"job_id": job_id})), "--nproc", "1"])
+        assert seen.pop() == tmp_path / "out" / name
+    assert os.environ[variables.JOB_ID] == "chosen"
