@@ -123,7 +123,8 @@ def offline(launch):
 
     def trained(path, *options, processes=1):
         variables = environment() | {"WANDB_MODE": "offline", "GOLDEN_SECRET": "sesame-42"}
-        return launch("train.py", "--cfg-path", str(path), "--options", *options, processes=processes, env=variables)
+        more = ["--options", *options] if options else []
+        return launch("train.py", "--cfg-path", str(path), *more, processes=processes, env=variables)
 
     return trained
 
