@@ -366,7 +366,7 @@ def test_a_fresh_run_into_a_folder_with_checkpoints(tmp_path, tree, stored_run):
     before = listed(tmp_path / "out")
     said = refusal(tmp_path, tree)
     assert f"{path.parent} holds the checkpoints of another run" in said
-    assert "run.resume_ckpt_path: auto" in said and "run.job_id" in said
+    assert "run.resume_ckpt_path=auto" in said and "run.job_id" in said
     assert listed(tmp_path / "out") == before
 
 

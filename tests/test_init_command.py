@@ -6,6 +6,7 @@ import argparse
 import csv
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,6 +74,26 @@ def write_table(path, header, rows):
         csv.writer(file).writerows([header, *rows])
 
 
+def add_demo(folder, checkpoints=()):
+    """The folder of a demo with a corpus, a language model and checkpoints."""
+    shutil.copytree(GOLDEN / "data", folder / "corpus/train")
+    shutil.copytree(GOLDEN / "data", folder / "corpus/test")
+    shutil.copy(folder / "corpus/test/MERR_fine_grained.txt", folder / "corpus/test/EMER_NCE.txt")
+    shutil.copytree(GOLDEN / "llama", folder / "llm")
+    (folder / "demo.json").write_text("{}")
+    for path in checkpoints:
+        write_checkpoint(folder / path)
+
+
+def write_checkpoint(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+def next_commands(capsys):
+    return [line.strip() for line in capsys.readouterr().out.rpartition("Next:\n")[2].splitlines()]
+
+
 def write_llm(folder):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"model_type": "llama"}')
@@ -113,7 +134,7 @@ def test_the_comments_of_the_shipped_file_stay_and_its_settings_too(data):
     assert "Written by `emollama init stage2` from train_configs/minigptv2_tuning_stage_2.yaml" in text
     assert "# {reason: 0.3, reason_v2: 0.7} mixes by weight" in text
     shipped = load("train_configs/minigptv2_tuning_stage_2.yaml")
-    assert config.run == shipped.run
+    assert config.run == dataclasses.replace(shipped.run, job_id="stage_2")
     assert config.datasets["feature_face_caption"].annotation_file == "MERR_fine_grained.txt"
     assert config.model.ckpt == str(data / "checkpoints/stage_1.pth")
 
@@ -339,6 +360,96 @@ def test_flickr30k_as_published_is_prepared_first(data, capsys):
     assert command[4] == str(data / "flickr30k/flickr_annotations_30k.csv")
 
 
+# Configurations of one folder fit each other
+
+
+def test_stages_of_a_demo_that_is_not_trained_yet_name_each_others_runs(data, tmp_path, capsys):
+    add_demo(tmp_path / "X")
+    chain = {"stage1": None, "stage2": "stage_1/checkpoint_3.pth", "emer": "stage_2/checkpoint_best.pth"}
+    for kind, start in {**chain, "recognition": "stage_2/checkpoint_best.pth"}.items():
+        config = loaded(kind, "X")
+        assert config.model.ckpt == (start and str(tmp_path / "X" / start))
+        assert missing(kind) == (["ckpt"] if start else [])
+        assert config.run.job_id == {"stage1": "stage_1", "stage2": "stage_2"}.get(kind)
+    train = [f"emollama train --cfg-path stage{stage}.yaml --nproc 2" for stage in (1, 2)]
+    evaluate = ["emollama check-data --cfg-path recognition.yaml", "emollama eval --cfg-path recognition.yaml --nproc 2"]
+    out = capsys.readouterr().out
+    assert [line.strip() for line in out.rpartition("Next:\n")[2].splitlines()] == [*train, *evaluate]
+    line = next(line for line in out.splitlines() if line.startswith("  model.ckpt: no such file yet"))
+    assert "'emollama train --cfg-path stage1.yaml' writes it" in line
+    assert "by --options model.ckpt=FILE" in line
+
+
+def test_stages_that_have_no_configuration_yet_are_written_first(data, tmp_path, capsys):
+    add_demo(tmp_path / "a demo")
+    run("emer", "a demo")
+    commands, init = next_commands(capsys), f"--data '{tmp_path}/a demo'"
+    assert [line.removeprefix("emollama ").partition(" --nproc")[0] for line in commands] == [
+        f"init stage2 {init}", f"init stage1 {init}",
+        "check-data --cfg-path stage1.yaml", "train --cfg-path stage1.yaml",
+        "check-data --cfg-path stage2.yaml", "train --cfg-path stage2.yaml",
+        "check-data --cfg-path emer.yaml", "eval --cfg-path emer.yaml",
+    ]  # fmt: skip
+    run("stage2", "a demo")
+    run("stage1", "a demo")
+    starts = [load(f"{kind}.yaml", needs_model=True).model.ckpt for kind in ("stage2", "emer")]
+    assert starts == [str(tmp_path / "a demo" / path) for path in ("stage_1/checkpoint_3.pth", "stage_2/checkpoint_best.pth")]
+
+
+def test_stages_of_ones_own_data_name_each_others_runs(data, capsys):
+    add_golden(data)
+    (data / "checkpoints/stage_1.pth").unlink()
+    assert loaded("stage1").run.job_id == "stage_1"
+    assert loaded("stage2").model.ckpt == "checkpoints/save_checkpoint/stage_1/checkpoint_29.pth"
+    assert missing("stage2") == ["ckpt"]
+    assert next_commands(capsys)[0] == "emollama train --cfg-path stage1.yaml"
+    text = Path("stage1.yaml").read_text()
+    Path("stage1.yaml").write_text(text.replace("max_epoch: 30", "max_epoch: 2"))
+    Path("stage2.yaml").unlink()
+    assert loaded("stage2").model.ckpt == "checkpoints/save_checkpoint/stage_1/checkpoint_1.pth"
+
+
+def test_the_checkpoint_of_the_newest_epoch_is_taken_from_an_unfinished_run(data, tmp_path, capsys):
+    add_demo(tmp_path / "X", [f"stage_1/checkpoint_{name}.pth" for name in (0, 1, "last")])
+    assert loaded("recognition", "X").model.ckpt == str(tmp_path / "X/stage_1/checkpoint_1.pth")  # stage 2 has none
+    assert loaded("stage2", "X").model.ckpt == str(tmp_path / "X/stage_1/checkpoint_1.pth")
+    assert missing("stage2") == missing("recognition") == []
+    run("emer", "X")
+    assert missing("emer") == ["ckpt"]  # stage 1 does not stand in for stage 2
+    assert next_commands(capsys)[0] == "emollama train --cfg-path stage2.yaml --nproc 2"
+
+
+def test_a_stage_that_was_trained_before_gets_another_folder_that_the_next_stage_knows(data, tmp_path):
+    add_demo(tmp_path / "X", ["stage_1/checkpoint_3.pth"])
+    assert loaded("stage2", "X").model.ckpt == str(tmp_path / "X/stage_1/checkpoint_3.pth")
+    assert loaded("stage1", "X").run.job_id == "stage_1_2"
+    Path("stage2.yaml").unlink()
+    assert loaded("stage2", "X").model.ckpt == str(tmp_path / "X/stage_1_2/checkpoint_3.pth")
+    assert missing("stage2") == ["ckpt"]
+
+
+def test_checkpoints_and_configurations_of_other_data_are_not_taken(data, tmp_path, capsys):
+    add_golden(data)
+    (data / "checkpoints/stage_1.pth").unlink()
+    run("stage1")
+    write_checkpoint(Path("checkpoints/save_checkpoint/stage_1/checkpoint_29.pth"))
+    Path("checkpoints/save_checkpoint/stage_1/config.yaml").write_text(f"paths: {{root: {data}}}")
+    assert loaded("stage2").model.ckpt == "checkpoints/save_checkpoint/stage_1/checkpoint_29.pth"
+    shutil.copytree(data, tmp_path / "other")
+    Path("stage2.yaml").unlink()
+    capsys.readouterr()
+    assert loaded("stage2", "other").model.ckpt == "checkpoints/save_checkpoint/stage_1_2/checkpoint_29.pth"
+    assert "stage1.yaml is for other data or has no run.job_id" in capsys.readouterr().out
+
+
+def test_a_width_is_said_and_no_shape_that_only_one_array_has(data, capsys):
+    names = write_list(data / "mine.txt", ["happy", "sad"])
+    write_arrays(data / "mae_340_UTT", names[:1], (1, 16))
+    np.save(data / "mae_340_UTT" / f"{names[1]}.npy", np.zeros(16, np.float32))
+    run("stage1")
+    assert "face_feature_path: mae_340_UTT (width 16, for 2 clips)" in capsys.readouterr().out
+
+
 # Refusals
 
 
@@ -352,6 +463,34 @@ def test_a_folder_with_nothing_usable_is_refused_with_what_was_looked_for(data, 
     assert message.startswith(f"--data: nothing in 'data' that '{kind}' can use. Looked for: ")
     assert KINDS[kind].wanted[0] in message
     assert not Path(f"{kind}.yaml").exists()
+
+
+def test_what_was_found_is_named_where_only_the_table_or_list_is_missing(data):
+    write_features(data / "mine", ["clip_0"])
+    for kind, needed in (("custom", "a .csv table with the columns name and emotion or reason"), ("stage1", "a list of clips")):
+        with pytest.raises(UserError) as caught:
+            run(kind)
+        assert "'data' has the feature folders mine/HL-UTT, mine/eva, mine/maeV_399_UTT, mine/mae_340_UTT." in str(caught.value)
+        assert needed in str(caught.value).partition("is missing:")[2]
+    write_table(data / "mine/table.csv", ["name", "sentence"], [["clip_0", "Hello"]])
+    with pytest.raises(UserError, match=re.escape("the tables mine/table.csv (columns name, sentence)")):
+        run("custom")
+
+
+def test_a_folder_that_does_not_exist_is_said_before_a_file_that_does(data):
+    Path("stage1.yaml").touch()
+    with pytest.raises(UserError, match="--data: no folder 'nowhere'"):
+        run("stage1", "nowhere")
+
+
+@pytest.mark.parametrize("kind", ["stage1", "stage2", "emer", "recognition"])
+def test_the_first_comment_of_a_demos_configuration_is_a_whole_sentence(data, tmp_path, kind):
+    add_demo(tmp_path / "X")
+    shutil.copy(tmp_path / "X/corpus/test/EMER_NCE.txt", tmp_path / "X/corpus/test/test_NCEV.txt")
+    run(kind, "X")
+    first, second = Path(f"{kind}.yaml").read_text().splitlines()[:2]
+    assert first.endswith(".")
+    assert second.startswith("# Written by")
 
 
 def test_an_existing_file_is_not_replaced(data):

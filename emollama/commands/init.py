@@ -30,17 +30,19 @@ def run(arguments: argparse.Namespace) -> None:
     from emollama.paths import require_new_file, require_writable, written_whole
     from emollama.starter.kinds import KINDS
     from emollama.starter.starter import make
+    from emollama.starter.survey import require_data_folder
 
     if arguments.kind is None:
         lines = aligned([[f"  {name}", kind.text] for name, kind in KINDS.items()], left=(0, 1))
         write("\n".join(["Kinds of configurations (emollama init KIND [--data FOLDER]):", *lines]) + "\n")
         return
     output = arguments.output or f"{arguments.kind}.yaml"
-    place = require_new_file(output)
-    require_writable(place.parent, "--output")
     variable = os.environ.get("EMOLLAMA_DATA")
     folder = arguments.data or variable or ("data" if os.path.isdir("data") else ".")
     source = "--data" if arguments.data or not variable else "EMOLLAMA_DATA"
+    require_data_folder(Path(folder), source)
+    place = require_new_file(output)
+    require_writable(place.parent, "--output")
     starter = make(arguments.kind, Path(folder), output, source)
     try:
         with written_whole(place) as file:

@@ -127,8 +127,8 @@ def _chosen(configured: str | None, folder: Path) -> str | None:
     if configured is None:
         if any(folder.glob("checkpoint_*.pth")):
             raise UserError(
-                f"{folder} holds the checkpoints of another run. Go on with it by run.resume_ckpt_path: auto, or name this run"
-                " differently by run.job_id."
+                f"{folder} holds the checkpoints of another run. Resume it with --options run.resume_ckpt_path=auto, or give"
+                " this run another name: run.job_id."
             )
         return None
     if configured != "auto":

@@ -223,7 +223,7 @@ def _features(draft: Draft, block: Block, listed: ClipFile) -> None:
         count = folder.coverage(names)
         lacking = f"; {len(names) - count:,} clips have none" if count < len(names) else ""
         value = os.path.relpath(folder.path, here) if folder.path.is_relative_to(here) else draft.written(folder.path)
-        draft.have(key, value, f"arrays of {folder.shape} for {count:,} clips{lacking}")
+        draft.have(key, value, f"width {folder.width}, for {count:,} clips{lacking}")
         draft.features.setdefault(slot, folder)
 
 

@@ -21,17 +21,23 @@ class Draft:
         text: being edited.
         survey: of the data folder.
         root: what ``paths.root`` is set to.
+        beside: the folder that the file will be written to.
+        is_demo: whether the data folder is one of ``emollama demo``.
         found: a line for each thing that was found.
         missing: a line for each thing that the configuration needs and that was not found, with the remedy.
         features: slot -> the folder whose arrays fill it, from the first block that has one.
+        stages: kinds of configurations that must be trained first.
     """
 
     text: YamlText
     survey: Survey
     root: Path
+    beside: Path = Path()
+    is_demo: bool = False
     found: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     features: dict[str, FeatureFolder] = field(default_factory=dict)
+    stages: list[str] = field(default_factory=list)
 
     def written(self, path: Path) -> str:
         """A path as the configuration has it: below ``${paths.root}`` where it lies there."""
@@ -42,7 +48,11 @@ class Draft:
     def expected(self, key: str) -> Path | None:
         """Where the configuration's path points now; None where the key is absent or null."""
         value = self.text.get(key)
-        return None if value is None else Path(os.path.abspath(value.replace(ROOT, str(self.root))))
+        return None if value is None else self.located(value)
+
+    def located(self, value: str) -> Path:
+        """The file or folder that a path of a configuration means."""
+        return Path(os.path.abspath(value.replace(ROOT, str(self.root))))
 
     def have(self, key: str, value: Any, note: str) -> None:
         """Set a key to something that was found."""

@@ -6,17 +6,16 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from emollama.starter import blocks, captions, models
+from emollama.starter import blocks, captions, models, stages
 from emollama.starter.blocks import Block
 from emollama.starter.defaults import feature_folders
 from emollama.starter.draft import Draft
 from emollama.starter.models import WeightFile
+from emollama.starter.stages import PATTERNS
 from emollama.starter.survey import video_folders
 
 Fill = Callable[[Draft], list[str]]  # returns the commands that come before training; raises NothingUsable
 
-STAGE_1 = ("stage_1.pth", "*stage_1*.pth", "*stage1*.pth", "stage_1/*.pth", "checkpoint_best.pth", "checkpoint_*.pth")
-STAGE_2 = ("stage_2.pth", "*stage_2*.pth", "*stage2*.pth", "stage_2/*.pth", "*motion*.pth", *STAGE_1[4:])
 LIST = "a list of clips (a .txt file with 'name label' or 'name count label' on each line) whose clips have arrays"
 FEATURES = f"feature folders ({', '.join(feature_folders())}: .npy files, packed or tar shards)"
 
@@ -48,17 +47,27 @@ class Kind:
     command: str
 
 
-def _clips(paths: Sequence[str], files: Sequence[WeightFile]) -> Fill:
-    """Each block's usual list, else the list that suits it best."""
+def _clips(path: str, files: Sequence[WeightFile] = (), *, stage: str | None = None, start: str | None = None) -> Fill:
+    """The block's usual list, else the list that suits it best.
+
+    Args:
+        path: of the block.
+        files: of weights.
+        stage: the kind that this configuration trains, if it is a stage.
+        start: the stage whose checkpoint it starts from or evaluates.
+    """
 
     def fill(draft: Draft) -> list[str]:
-        for path in paths:
-            block = Block.of(draft, path)
-            listed = blocks.find_usual(draft, block) or blocks.find_any(draft, block)
-            if listed is None:
-                raise NothingUsable
-            blocks.fill(draft, block, listed)
+        block = Block.of(draft, path)
+        listed = blocks.find_usual(draft, block) or blocks.find_any(draft, block)
+        if listed is None:
+            raise NothingUsable
+        blocks.fill(draft, block, listed)
         models.fill(draft, files)
+        if start is not None:
+            stages.start_from(draft, [start])
+        if stage is not None:
+            stages.name_run(draft, stage)
         return []
 
     return fill
@@ -75,7 +84,8 @@ def _custom(draft: Draft) -> list[str]:
         draft.text.drop(mixed.path)
     else:
         blocks.fill(draft, mixed, merr)
-    models.fill(draft, [WeightFile("model.ckpt", STAGE_1, "stage 1 writes it, or use a released checkpoint")])
+    models.fill(draft, [])
+    stages.start_from(draft, ["stage1"])
     return []
 
 
@@ -95,7 +105,8 @@ def _recognition(draft: Draft) -> list[str]:
             draft.text.drop(path)
     for path, listed in found.items():
         blocks.fill(draft, Block.of(draft, path), listed)
-    models.fill(draft, [WeightFile("model.ckpt", STAGE_1, "stage 1 writes it, or use a released checkpoint")])
+    models.fill(draft, [])
+    stages.start_from(draft, ["stage2", "stage1"])
     return []
 
 
@@ -126,7 +137,8 @@ def _videos(draft: Draft) -> list[str]:
         draft.have("extraction.output", draft.written(listed.path.parent), "beside the list")
         for path in paths:
             blocks.fill(draft, Block.of(draft, path), listed)
-    models.fill(draft, [WeightFile("model.ckpt", (*_MINIGPT_V2.patterns, *STAGE_1), f"{_MINIGPT_V2.remedy}, or train stage 1")])
+    remedy = f"{_MINIGPT_V2.remedy}, or train stage 1"
+    models.fill(draft, [WeightFile("model.ckpt", (*_MINIGPT_V2.patterns, *PATTERNS["stage1"]), remedy)])
     return before
 
 
@@ -146,23 +158,21 @@ def _flickr30k(draft: Draft) -> list[str]:
 _TRAIN, _EVAL = "train", "eval"
 _BLOCK = "datasets.feature_face_caption"
 _MINIGPT_V2 = WeightFile("model.ckpt", ("minigptv2_checkpoint*.pth", "*minigpt*v2*.pth"), "download the MiniGPT-v2 checkpoint")
-_FROM_1 = WeightFile("model.ckpt", STAGE_1, "stage 1 writes it")
-_FROM_2 = WeightFile("model.ckpt", STAGE_2, "stage 2 writes it, or use a released checkpoint")
 KINDS = {
     "stage1": Kind(
         "train stage 1: emotion labels and short reasons",
-        "train_configs/Emotion-LLaMA_finetune.yaml", "train_configs/demo_stage_1.yaml", "corpus",
-        _clips([_BLOCK], [_MINIGPT_V2]), (f"MERR_coarse_grained.txt or {LIST}", FEATURES), _TRAIN,
+        *stages.SHIPPED["stage1"], "corpus",
+        _clips(_BLOCK, [_MINIGPT_V2], stage="stage1"), (f"MERR_coarse_grained.txt or {LIST}", FEATURES), _TRAIN,
     ),
     "stage2": Kind(
         "train stage 2: full descriptions, from a checkpoint of stage 1",
-        "train_configs/minigptv2_tuning_stage_2.yaml", "train_configs/demo_stage_2.yaml", "corpus",
-        _clips([_BLOCK], [_FROM_1]), (f"MERR_fine_grained.txt or {LIST}", FEATURES), _TRAIN,
+        *stages.SHIPPED["stage2"], "corpus",
+        _clips(_BLOCK, stage="stage2", start="stage1"), (f"MERR_fine_grained.txt or {LIST}", FEATURES), _TRAIN,
     ),
     "emer": Kind(
         "evaluate descriptions on EMER",
         "eval_configs/eval_emotion_EMER.yaml", "eval_configs/demo_EMER.yaml", "corpus",
-        _clips(["evaluation_datasets.emer"], [_FROM_2]),
+        _clips("evaluation_datasets.emer", start="stage2"),
         ("EMER_NCE.txt, an EMER table (.csv with reasons or english)", LIST, FEATURES), _EVAL,
     ),
     "recognition": Kind(

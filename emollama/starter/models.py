@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,15 +63,26 @@ def _language_model(draft: Draft, preferred: str) -> None:
 
 
 def _weights(draft: Draft, file: WeightFile) -> None:
-    place, by_name = draft.expected(file.key), ""
-    if place is None or not place.is_file():
-        by_name = "; chosen by its name: check that it is the right file"
-        files = draft.survey.ending(".pth", ".pt", ".safetensors")
-        place = next((path for pattern in file.patterns for path in reversed(files) if path.match(pattern)), None)
+    place = find(draft, file)
     if place is None:
         draft.lack(file.key, "no such file", file.remedy)
     else:
-        draft.have(file.key, draft.written(place), f"{place.stat().st_size / 2**20:,.0f} MiB{by_name}")
+        have_weights(draft, file, place)
+
+
+def find(draft: Draft, file: WeightFile, suits: Callable[[Path], bool] = lambda path: True) -> Path | None:
+    """The file at its place; else the best one below the data folder by its name, if it suits; None if there is none."""
+    place = draft.expected(file.key)
+    if place is not None and place.is_file():
+        return place
+    files = [path for path in draft.survey.ending(".pth", ".pt", ".safetensors") if suits(path)]
+    return next((path for pattern in file.patterns for path in reversed(files) if path.match(pattern)), None)
+
+
+def have_weights(draft: Draft, file: WeightFile, place: Path) -> None:
+    """Name a file of weights that :func:`find` returned."""
+    by_name = "" if place == draft.expected(file.key) else "; chosen by its name: check that it is the right file"
+    draft.have(file.key, draft.written(place), f"{place.stat().st_size / 2**20:,.0f} MiB{by_name}")
 
 
 def _widths(draft: Draft) -> None:

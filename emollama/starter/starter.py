@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from emollama.errors import UserError
 from emollama.paths import packaged_copy, read_text
 from emollama.starter.draft import Draft
-from emollama.starter.kinds import KINDS, Kind, NothingUsable
-from emollama.starter.survey import DEMO, Survey
+from emollama.starter.kinds import FEATURES, KINDS, Kind, NothingUsable
+from emollama.starter.stages import written_file
+from emollama.starter.survey import DEMO, Survey, video_folders
 from emollama.starter.yaml_text import YamlText
 
 DEMO_PARENTS = 3  # levels above the data folder where a demo may begin
@@ -47,18 +49,26 @@ def make(name: str, data: Path, output: str, source: str = "--data") -> Starter:
     Raises:
         UserError: no such folder, or nothing in it that this kind can use.
     """
-    kind, survey = KINDS[name], Survey(data, source)
+    kind, survey, beside = KINDS[name], Survey(data, source), Path(output).parent
     for template, folder, is_demo in _candidates(kind, survey):
-        draft = Draft(_own_videos(template) if name == "videos" and not is_demo else _shipped(template), folder, folder.root)
+        text = _own_videos(template) if name == "videos" and not is_demo else _shipped(template)
+        draft = Draft(text, folder, folder.root, beside, is_demo)
         draft.text.set("paths.root", str(draft.root), "the folder that holds everything below")
         try:
             before = kind.fill(draft)
         except NothingUsable:
             continue
         steps = ["extract", "check-data", "train"] if name == "videos" else ["check-data", kind.command]
+        before += [line for stage in draft.stages for line in _training(draft, stage)]
         commands = [*before, *(_command(step, output, is_demo) for step in steps)]
         draft.text.header = _header(name, template, draft, commands)
         return Starter(str(draft.text), draft.root, draft.found, draft.missing, commands)
+    if found := _contents(survey):
+        needed = " or ".join(item for item in kind.wanted if item is not FEATURES)
+        raise UserError(
+            f"{source}: '{data}' has {'; '.join(found)}. What '{name}' also needs is missing: {needed}. Add it, or name the"
+            " folder that contains it."
+        )
     raise UserError(
         f"{source}: nothing in '{data}' that '{name}' can use. Looked for: {'; '.join(kind.wanted)}. Name the folder that"
         f" contains them. The shipped {kind.template} can be used without init: --cfg-path {kind.template}"
@@ -68,6 +78,24 @@ def make(name: str, data: Path, output: str, source: str = "--data") -> Starter:
 def _command(step: str, output: str, is_demo: bool) -> str:
     processes = " --nproc 2" if is_demo and step in ("train", "eval", "extract") else ""  # the demo runs on the CPU
     return f"emollama {step} --cfg-path {shlex.quote(output)}{processes}"
+
+
+def _training(draft: Draft, stage: str) -> list[str]:
+    """Commands that train a stage first, and write its configuration if need be; none where the folder has no data for it."""
+    file, before = str(draft.beside / f"{stage}.yaml"), []
+    if (written := written_file(draft, stage)) is not None:
+        start = written.get("model", {}).get("ckpt")
+        if stage == "stage2" and isinstance(start, str) and not draft.located(start).is_file():
+            before = _training(draft, "stage1")
+        return [*before, _command("train", file, draft.is_demo)]
+    if Path(file).exists():  # for other data
+        return []
+    try:
+        commands = make(stage, draft.root, file).commands
+    except UserError:
+        return []
+    output = [] if file == f"{stage}.yaml" else ["--output", file]
+    return [shlex.join(["emollama", "init", stage, "--data", str(draft.root), *output]), *commands]
 
 
 def _candidates(kind: Kind, survey: Survey) -> Iterator[tuple[str, Survey, bool]]:
@@ -81,6 +109,26 @@ def _candidates(kind: Kind, survey: Survey) -> Iterator[tuple[str, Survey, bool]
     for folder in survey.demos:
         if _has_part(folder, kind):
             yield kind.demo, Survey(folder), True
+
+
+def _contents(survey: Survey) -> list[str]:
+    """What a configuration could use, for messages: feature folders, lists, folders of videos and tables."""
+
+    def named(paths: Iterable[Path]) -> str:
+        return some(os.path.relpath(path, survey.root) for path in paths)
+
+    def some(items: Iterable[str]) -> str:
+        items = list(items)
+        return ", ".join([*items[:4], *([f"... and {len(items) - 4:,} more"] if len(items) > 4 else [])])
+
+    parts = {
+        "the feature folders": [found.path for found in survey.features],
+        "the lists": [found.path for found in survey.lists],
+        "the folders of videos": [folder for folder, _ in video_folders(survey)],
+    }
+    tables = [f"{named([table.path])} (columns {some(table.columns)})" for table in survey.tables]
+    found = [f"{kind} {named(paths)}" for kind, paths in parts.items() if paths]
+    return found + ([f"the tables {some(tables)}"] if tables else [])
 
 
 def _has_part(demo: Path, kind: Kind) -> bool:

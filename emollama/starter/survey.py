@@ -85,6 +85,20 @@ class FeatureFolder:
         return sum(name in self.store for name in names)
 
 
+def require_data_folder(root: Path, source: str) -> None:
+    """Check that a folder exists.
+
+    Args:
+        root: the folder.
+        source: the option or variable that named it.
+
+    Raises:
+        UserError: no such folder.
+    """
+    if not root.is_dir():
+        raise UserError(f"{source}: no folder '{root}' (seen from {os.getcwd()}). Correct the path.")
+
+
 class Survey:
     """The files below a folder. Hidden folders, virtual environments, results of runs and demos below it are left out.
 
@@ -102,8 +116,7 @@ class Survey:
     """
 
     def __init__(self, root: Path, source: str = "--data") -> None:
-        if not root.is_dir():
-            raise UserError(f"{source}: no folder '{root}' (seen from {os.getcwd()}). Correct the path.")
+        require_data_folder(root, source)
         self.root = Path(os.path.abspath(root))
         self.demos: list[Path] = []
         self.files = dict(_walk(self.root, self.demos))
