@@ -158,7 +158,7 @@ def test_workers_end_when_the_launcher_is_killed(tmp_path, fork_server):
     variables = environment() | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     line = [str(tmp_path / "launcher.py"), str(tmp_path), "train.py", "--cfg-path", str(path)]
     launcher = start(*line, env=variables)
-    ended_with_its_launcher(launcher.pids[0], tmp_path / "out/run/log.jsonl", launcher.kill_alone)
+    ended_with_its_launcher(lambda: in_session(launcher.pids[0]), tmp_path / "out/run/log.jsonl", launcher.kill_alone)
 
 
 @pytest.mark.slow
@@ -171,25 +171,36 @@ def test_workers_end_when_torchrun_is_killed(tmp_path):
         launcher.send_signal(signal.SIGKILL)
         launcher.wait()
 
-    ended_with_its_launcher(launcher.pid, tmp_path / "out/run/log.jsonl", kill)
+    # torchrun gives each of its processes a session of its own.
+    ended_with_its_launcher(lambda: started_with(str(path)), tmp_path / "out/run/log.jsonl", kill)
 
 
-def ended_with_its_launcher(session, log, kill):
-    """Kill a launcher once its processes train; they must end by themselves."""
+def ended_with_its_launcher(living, log, kill):
+    """Kill a launcher once its processes train; they must end by themselves. ``living`` lists the launcher and its processes."""
     try:
         wait_until(lambda: len(rows(log)) > 3)
-        assert len(members(session)) > 2
+        assert len(living()) > 2
         kill()
-        wait_until(lambda: not members(session))
+        wait_until(lambda: not living())
     finally:
-        if members(session):
-            os.killpg(session, signal.SIGKILL)
+        for process in living():
+            os.kill(process, signal.SIGKILL)
 
 
-def members(session: int) -> list[int]:
+def in_session(session: int) -> list[int]:
     """Living processes of a session."""
-    listed = subprocess.run(["ps", "-o", "pid=,stat=", "-s", str(session)], capture_output=True, text=True, check=False).stdout
-    return [int(line.split()[0]) for line in listed.splitlines() if not line.split()[1].startswith("Z")]
+    return [int(pid) for pid, state, own, _ in processes() if own == str(session) and not state.startswith("Z")]
+
+
+def started_with(argument: str) -> list[int]:
+    """Living processes that have an argument on their command line."""
+    return [int(pid) for pid, state, _, line in processes() if argument in line.split() and not state.startswith("Z")]
+
+
+def processes() -> list[list[str]]:
+    """Process id, state, session and command line of every process."""
+    listed = subprocess.run(["ps", "-ww", "-eo", "pid=,stat=,sess=,args="], capture_output=True, text=True, check=True).stdout
+    return [line.split(None, 3) for line in listed.splitlines() if len(line.split(None, 3)) == 4]
 
 
 def wait_until(condition) -> None:
