@@ -28,7 +28,7 @@ def test_interpreters_are_counted_with_their_tests_and_other_programs_are_not():
     launches.pytest_runtest_logstart("tests/test_x.py::test_y")
     launches.note("subprocess.Popen", (sys.executable, ["python"], None, None))
     launches.note("os.spawn", (None, b"/usr/bin/python3", [], None))
-    launches.note("os.system", (b"java -version",))
+    launches.note("os.system", (b"python -V",))
     for program in ("bash", "/usr/bin/ps", "nvidia-smi"):
         launches.note("subprocess.Popen", (program, [program], None, None))
     launches.note("open", (sys.executable, "r", 0))
