@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 from emollama import predecessors
 from emollama.blocks import Block
-from emollama.layers import TOP_LEVEL
+from emollama.layers import GROUPS, TOP_LEVEL
 from emollama.registry import did_you_mean, nearest
 from emollama.sections import sections
 
-LABELLED = ("datasets", "evaluation_datasets", "encoders")  # kinds whose blocks have labels
 LABEL = "LABEL"  # stands for the label of a block that the configuration does not have
 
 
@@ -90,7 +89,7 @@ def _nearest(path: str, places: list[Place]) -> Place:
 def _old_key(key: str, kind: str, paths: Mapping[str, str]) -> str:
     """What another kind of block makes of a key of the predecessors; ``paths`` are kind -> path of the first such block."""
     for other in ("model", "run", "datasets", "evaluation_datasets"):
-        path = paths.get(other, f"{other}.{LABEL}" if other in LABELLED else other)
+        path = paths.get(other, f"{other}.{LABEL}" if other in GROUPS else other)
         if other != kind and (new := predecessors.RENAMED[other].get(key)):
             return f" Did you mean '{path}.{new}'?"
         if other != kind and (reason := predecessors.WITHOUT_EFFECT[other].get(key)):
@@ -115,7 +114,7 @@ def _of_registered(kind: str) -> Iterator[Place]:
     components = {}
     for section in sections():
         block = kind if section.block == "datasets" and kind == "evaluation_datasets" else section.block
-        path = ".".join(filter(None, [block, LABEL if block in LABELLED else "", section.inner]))
+        path = ".".join(filter(None, [block, LABEL if block in GROUPS else "", section.inner]))
         for item in dataclasses.fields(section.config):
             choices.setdefault((path, item.name), []).append(section.choice)
             components[path, item.name] = section.registry.names()
