@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from datetime import datetime
 from pathlib import Path
@@ -81,6 +82,7 @@ def _write(place: Path, page: str, pictures: dict[str, bytes]) -> Path:
     return place / NAME
 
 
+@functools.cache
 def _template() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
