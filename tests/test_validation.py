@@ -6,6 +6,7 @@ import importlib
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +17,15 @@ from emollama.errors import UserError
 from emollama.evaluation.metrics import Metric
 from emollama.evaluation.recognition import Labels
 from emollama.registry import METRICS
+from emollama.reporting.report import write_report
+
+pytestmark = pytest.mark.usefixtures("no_reports")
 
 TRAINING = {"max_epoch": 3, "iters_per_epoch": 2, "init_lr": 1e-3, "min_lr": 1e-3, "log_freq": 1}
 EVALUATED = {"evaluate": True, "metric": "answers.emotion.loss"}
+WATCHED = {"run": EVALUATED | {"save_best": True}, "block": {"judge": {"type": "lexical"}}}
+SMALL_BLOCK = {"task_pool": ["emotion", "reason_v2"], "max_new_tokens": 2, "batch_size": 12}
+EMOTION = {"task_pool": ["emotion"]}
 
 
 def tree(folder, *, run=None, block=None, data=None, model=None):
@@ -26,7 +33,7 @@ def tree(folder, *, run=None, block=None, data=None, model=None):
     made["run"] |= TRAINING | (run or {})
     made["model"] |= {"lora_dropout": 0.1} | (model or {})
     made["datasets"]["golden"] |= {"shuffle": True, "task_pool": ["emotion", "reason"]} | (data or {})
-    made["evaluation_datasets"]["answers"] |= {"task_pool": ["emotion", "reason_v2"], "max_new_tokens": 4} | (block or {})
+    made["evaluation_datasets"]["answers"] |= SMALL_BLOCK | (block or {})
     return made
 
 
@@ -60,11 +67,33 @@ def by_clip(result, task="emotion"):
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory):
+def reported():
+    """How many evaluations the run ``evaluated`` had behind it each time it wrote its report."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory, no_reports, reported):
     """A run of three epochs that is evaluated after each, and keeps the best checkpoint."""
-    return trained(
-        tmp_path_factory.mktemp("evaluated"), run=EVALUATED | {"save_best": True}, block={"judge": {"type": "lexical"}}
-    )
+
+    def count(folder):
+        reported.append(len(lines(folder / "eval.jsonl")))
+        return Path(folder) / "report.html"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("emollama.runners.runner_base.write_report", count)
+        return trained(tmp_path_factory.mktemp("evaluated"), **WATCHED)
+
+
+def copied(evaluated, folder, epochs):
+    """A copy of the run ``evaluated`` as it was after its first epochs; checkpoint_best.pth is that of the last of them."""
+    run = shutil.copytree(evaluated, folder / "out/run")
+    for epoch in range(epochs, 3):
+        (run / f"checkpoint_{epoch}.pth").unlink()
+    shutil.copy(run / f"checkpoint_{epochs - 1}.pth", run / "checkpoint_best.pth")
+    for name, kept in (("eval", epochs), ("log", 2 * epochs)):
+        (run / f"{name}.jsonl").write_text("".join((run / f"{name}.jsonl").read_text().splitlines(keepends=True)[:kept]))
+    return run
 
 
 # What training does not notice
@@ -113,69 +142,67 @@ def test_shown_answers_and_metrics_are_in_tensorboard(evaluated):
     assert sorted(task for task, _ in texts) == ["emotion"] * 3 + ["reason_v2"] * 3 and len({name for _, name in texts}) == 3
 
 
-def test_a_report_lies_beside_the_results(evaluated):
-    assert "<html" in (evaluated / "result/report.html").read_text(encoding="utf-8")
+def test_a_report_is_written_after_each_evaluation_and_at_the_end(evaluated, reported, tmp_path):
+    assert reported == [1, 2, 3, 3]
+    page = write_report(shutil.copytree(evaluated, tmp_path / "run"))
+    assert page == tmp_path / "run/result/report.html" and "clue overlap" in page.read_text(encoding="utf-8")
 
 
 # When a run ends, and how it goes on
 
 
 def test_a_run_ends_after_as_many_evaluations_without_a_better_metric_as_patience_says(tmp_path):
-    still = EVALUATED | {"init_lr": 0.0, "min_lr": 0.0, "max_epoch": 8, "early_stop_patience": 2}
-    folder = trained(tmp_path / "still", run=still)
+    still = EVALUATED | {"init_lr": 0.0, "min_lr": 0.0, "max_epoch": 8, "iters_per_epoch": 1, "early_stop_patience": 2}
+    folder = trained(tmp_path / "still", run=still, block=EMOTION)
     assert [entry["best"] for entry in lines(folder / "eval.jsonl")] == [True, False, False]
     assert lines(folder / "log.jsonl")[-1]["epoch"] == 2
-    resumed = trained(tmp_path / "still", run=still | {"resume_ckpt_path": "auto"})
+    resumed = trained(tmp_path / "still", run=still | {"resume_ckpt_path": "auto"}, block=EMOTION)
     assert len(lines(resumed / "eval.jsonl")) == 3 and lines(resumed / "log.jsonl")[-1]["epoch"] == 2
 
 
 def test_a_resumed_run_evaluates_what_it_missed_and_knows_its_best(evaluated, tmp_path):
-    run = EVALUATED | {"save_best": True}
-    folder = trained(tmp_path / "again", run=run, block={"judge": {"type": "lexical"}})
-    (folder / "checkpoint_2.pth").unlink()
+    folder = copied(evaluated, tmp_path, 2)
     (folder / "checkpoint_best.pth").unlink()
     (folder / "eval.jsonl").write_text("".join((folder / "eval.jsonl").read_text().splitlines(keepends=True)[:1]))
-    trained(tmp_path / "again", run=run | {"resume_ckpt_path": "auto"}, block={"judge": {"type": "lexical"}})
+    trained(tmp_path, "run.resume_ckpt_path=auto", **WATCHED)
     assert lines(folder / "eval.jsonl") == lines(evaluated / "eval.jsonl")
     best = [torch.load(run / "checkpoint_best.pth", weights_only=True)["model"] for run in (folder, evaluated)]
     assert all(best[0][key].equal(best[1][key]) for key in best[1])
 
 
 def test_an_outage_of_the_judge_does_not_count_against_the_patience(tmp_path):
-    run = EVALUATED | {"metric": "clue_overlap", "save_best": True, "early_stop_patience": 1}
-    folder = trained(tmp_path / "run", run=run, block={"judge": nobody(tmp_path)})
+    run = EVALUATED | {"metric": "clue_overlap", "save_best": True, "early_stop_patience": 1, "iters_per_epoch": 1}
+    folder = trained(tmp_path / "run", run=run, block={"task_pool": ["reason_v2"], "judge": nobody(tmp_path)})
     assert [entry["metrics"]["answers/reason_v2/clue_overlap"] for entry in lines(folder / "eval.jsonl")] == [None] * 3
     assert lines(folder / "log.jsonl")[-1]["epoch"] == 2 and not (folder / "checkpoint_best.pth").exists()
 
 
-def test_a_run_may_go_on_with_another_metric_and_fetches_the_checkpoint_that_is_best_by_it(tmp_path):
-    folder = trained(tmp_path / "run", run=EVALUATED | {"save_best": True, "max_epoch": 2})
+def test_a_run_may_go_on_with_another_metric_and_fetches_the_checkpoint_that_is_best_by_it(evaluated, tmp_path):
+    folder = copied(evaluated, tmp_path, 2)
     past = lines(folder / "eval.jsonl")
     for entry, value in zip(past, (0.9, 0.1), strict=True):
         entry["metrics"]["answers/emotion/war"] = value
     (folder / "eval.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in past))
     assert torch.load(folder / "checkpoint_best.pth", weights_only=True)["epoch"] == 1
-    other = {"evaluate": True, "metric": "war", "save_best": True, "max_epoch": 3, "resume_ckpt_path": "auto"}
-    trained(tmp_path / "run", run=other)
+    trained(tmp_path, "run.metric=war", "run.resume_ckpt_path=auto", **WATCHED)
     best = torch.load(folder / "checkpoint_best.pth", weights_only=True)
     assert best["epoch"] == 0 and [entry["best"] for entry in lines(folder / "eval.jsonl")][2] is False
 
 
-def test_a_resumed_run_whose_best_checkpoint_is_gone_keeps_the_next_one(tmp_path, caplog):
-    folder = trained(tmp_path / "run", run=EVALUATED | {"save_best": True, "max_epoch": 1})
+def test_a_resumed_run_whose_best_checkpoint_is_gone_keeps_the_next_one(evaluated, tmp_path):
+    folder = copied(evaluated, tmp_path, 1)
     (folder / "checkpoint_best.pth").unlink()
     content = torch.load(folder / "checkpoint_0.pth", weights_only=True)
     torch.save(content | {"step": 1, "epoch": 0}, folder / "checkpoint_last.pth")
     past = lines(folder / "eval.jsonl")[0] | {"step": 0}
     (folder / "eval.jsonl").write_text(json.dumps(past) + "\n")
     (folder / "checkpoint_0.pth").unlink()
-    run = EVALUATED | {"save_best": True, "max_epoch": 1, "resume_ckpt_path": str(folder / "checkpoint_last.pth")}
-    trained(tmp_path / "run", run=run)
+    trained(tmp_path, "run.max_epoch=1", f"run.resume_ckpt_path={folder}/checkpoint_last.pth", **WATCHED)
     assert torch.load(folder / "checkpoint_best.pth", weights_only=True)["step"] == 2
 
 
 def test_evaluation_falls_on_every_nth_epoch_and_the_last(tmp_path):
-    folder = trained(tmp_path / "run", run=EVALUATED | {"eval_epoch_interval": 2})
+    folder = trained(tmp_path / "run", run=EVALUATED | {"eval_epoch_interval": 2, "iters_per_epoch": 1}, block=EMOTION)
     assert [entry["epoch"] for entry in lines(folder / "eval.jsonl")] == [1, 2]
 
 
@@ -185,16 +212,18 @@ def nobody(folder):
     return {"type": "openai", "model": "m", **address}
 
 
-def test_a_judge_that_cannot_be_reached_costs_its_metric_and_not_the_run(tmp_path):
+def test_a_judge_that_cannot_be_reached_costs_its_metric_and_not_the_run(tmp_path, monkeypatch):
+    reports = []
+    monkeypatch.setattr("emollama.runners.runner_base.write_report", lambda folder: reports.append(folder) or folder)
     judge = nobody(tmp_path)
-    folder = trained(tmp_path / "run", run=EVALUATED | {"max_epoch": 1}, block={"judge": judge})
+    folder = trained(tmp_path / "run", run=EVALUATED | {"max_epoch": 1, "iters_per_epoch": 1}, block={"judge": judge})
     metrics = lines(folder / "eval.jsonl")[0]["metrics"]
     assert metrics["answers/reason_v2/clue_overlap"] is None and metrics["answers/reason_v2/loss"] > 0
     config = loaded(tmp_path / "run", tree(tmp_path / "run", run={"job_id": "alone"}, block={"judge": judge}))
     with pytest.raises(UserError, match="127.0.0.1:9.*'emollama score'"):
         config.classes["run"](config, training=False).evaluate()
     result = tmp_path / "run/out/alone/result"
-    assert len(lines(result / "predictions_answers.jsonl")) == 12 and (result / "report.html").is_file()
+    assert len(lines(result / "predictions_answers.jsonl")) == 12 and reports[-1] == result.parent
     tasks = json.loads((result / "metrics_answers.json").read_text())["tasks"]
     assert tasks["emotion"]["metrics"]["waf"] is not None and "127.0.0.1:9" in tasks["reason_v2"]["judge"]["unreachable"]
 
@@ -261,7 +290,7 @@ def test_save_best_takes_a_metrics_name(tmp_path):
 def test_a_metric_of_ones_own_is_computed_and_watched(tmp_path):
     METRICS.register("first_label")(Metric("answers that are the first label", Labels, lambda found: 0.25))
     try:
-        folder = trained(tmp_path / "run", run={"evaluate": True, "max_epoch": 1, "save_best": "first_label"})
+        folder = trained(tmp_path / "run", run={"evaluate": True, "max_epoch": 1, "save_best": "first_label"}, block=EMOTION)
     finally:
         del METRICS._entries["first_label"]
     assert lines(folder / "eval.jsonl")[0]["metrics"]["answers/emotion/first_label"] == 0.25
@@ -316,23 +345,28 @@ def test_labels_compared_by_likelihood_are_one_of_the_labels_with_probabilities(
     assert all(row["label_probabilities"] is None for row in described.values())
 
 
-def test_labels_are_compared_by_likelihood_as_answers_are_trained_on(tmp_path):
-    block = {"answer_by": "likelihood", "task_pool": ["emotion"], "labels": NINE, "prompt_labels": NINE}
-    plain = by_clip(answered(tmp_path / "plain", block=block))
+BY_LIKELIHOOD = EMOTION | {"answer_by": "likelihood", "labels": NINE, "prompt_labels": NINE}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Answers by likelihood, without a map of labels or aliases."""
+    return by_clip(answered(tmp_path_factory.mktemp("plain"), block=BY_LIKELIHOOD))
+
+
+def test_labels_are_compared_by_likelihood_as_answers_are_trained_on(tmp_path, plain):
     loud = {label: label.upper() + "!" for label in NINE}
-    given = by_clip(answered(tmp_path / "loud", block=block | {"labels": list(loud.values()), "label_map": loud}))
+    given = by_clip(answered(tmp_path / "loud", block=BY_LIKELIHOOD | {"labels": list(loud.values()), "label_map": loud}))
     for name, row in given.items():
         assert row["prediction"] == loud[plain[name]["prediction"]] and row["target"] == plain[name]["target"]
         assert list(row["label_probabilities"].values()) == list(plain[name]["label_probabilities"].values())
 
 
-def test_the_likelihoods_of_a_label_and_of_its_aliases_add_up(tmp_path):
-    block = {"answer_by": "likelihood", "task_pool": ["emotion"], "labels": NINE, "prompt_labels": NINE}
-    plain = by_clip(answered(tmp_path / "plain", block=block))
+def test_the_likelihoods_of_a_label_and_of_its_aliases_add_up(tmp_path, plain):
     coarse = {"glad": ["happy", "surprise"], "low": [label for label in NINE if label not in ("happy", "surprise")]}
     keys = {"labels": list(coarse), "aliases": {word: label for label, words in coarse.items() for word in words}}
     keys["label_map"] = keys["aliases"]
-    given = by_clip(answered(tmp_path / "coarse", block=block | keys))
+    given = by_clip(answered(tmp_path / "coarse", block=BY_LIKELIHOOD | keys))
     for name, row in given.items():
         before, after = plain[name]["label_probabilities"], row["label_probabilities"]
         assert sum(after.values()) == pytest.approx(1.0)
@@ -378,10 +412,10 @@ def test_masked_slots_answer_as_if_their_features_were_zero(tmp_path):
     for folder in ("HL-UTT", "mae_340_UTT"):
         shutil.rmtree(corpus / folder)
         (corpus / folder).mkdir()
-    masked = by_clip(answered(tmp_path / "masked", block={"mask_slots": ["audio", "face"]}))
+    masked = by_clip(answered(tmp_path / "masked", block=EMOTION | {"mask_slots": ["audio", "face"]}))
     zeroed = {**golden_block(corpus), "missing_features": "zero"}
-    assert by_clip(answered(tmp_path / "zeroed", block=zeroed)) == masked
-    assert by_clip(answered(tmp_path / "whole")) != masked
+    assert by_clip(answered(tmp_path / "zeroed", block=zeroed | EMOTION)) == masked
+    assert by_clip(answered(tmp_path / "whole", block=EMOTION)) != masked
 
 
 def test_an_unknown_slot_is_refused_with_those_of_the_model(tmp_path):
@@ -397,18 +431,24 @@ def two(evaluated):
     return [str(evaluated / f"checkpoint_{epoch}.pth") for epoch in (0, 2)]
 
 
-def test_an_ensemble_of_one_checkpoint_twice_answers_as_that_checkpoint(tmp_path, two):
-    alone = by_clip(answered(tmp_path / "alone", model={"ckpt": two[0]}))
-    twice = by_clip(answered(tmp_path / "twice", model={"ckpt": [two[0], two[0]]}))
+@pytest.fixture(scope="module")
+def each(tmp_path_factory, two):
+    """The answers of each of the two checkpoints."""
+    folder = tmp_path_factory.mktemp("each")
+    return [by_clip(answered(folder / f"run{i}", model={"ckpt": path}, block=EMOTION)) for i, path in enumerate(two)]
+
+
+def test_an_ensemble_of_one_checkpoint_twice_answers_as_that_checkpoint(tmp_path, two, each):
+    alone = each[0]
+    twice = by_clip(answered(tmp_path, model={"ckpt": [two[0], two[0]]}, block=EMOTION))
     assert twice.keys() == alone.keys()
     for name, row in twice.items():
         assert row["prediction"] == alone[name]["prediction"]
         assert row["loss"] == pytest.approx(alone[name]["loss"], abs=1e-6)
 
 
-def test_the_loss_of_an_ensemble_is_that_of_the_mean_distribution(tmp_path, two):
-    both = by_clip(answered(tmp_path / "both", model={"ckpt": two}))
-    each = [by_clip(answered(tmp_path / f"run{i}", model={"ckpt": path})) for i, path in enumerate(two)]
+def test_the_loss_of_an_ensemble_is_that_of_the_mean_distribution(tmp_path, two, each):
+    both = by_clip(answered(tmp_path, model={"ckpt": two}, block=EMOTION))
     labels = {row["name"]: row["target"] for row in both.values()}
     assert len(set(labels.values())) > 1
     for name, row in both.items():
@@ -429,8 +469,8 @@ def test_an_ensemble_of_weights_answers_as_the_mean_checkpoint(tmp_path, two):
     from emollama.exchange.convert import average
 
     average(two, str(tmp_path / "mean.pth"))
-    weights = by_clip(answered(tmp_path / "weights", model={"ckpt": two, "ensemble": "weights"}))
-    assert weights == by_clip(answered(tmp_path / "mean", model={"ckpt": str(tmp_path / "mean.pth")}))
+    weights = by_clip(answered(tmp_path / "weights", model={"ckpt": two, "ensemble": "weights"}, block=EMOTION))
+    assert weights == by_clip(answered(tmp_path / "mean", model={"ckpt": str(tmp_path / "mean.pth")}, block=EMOTION))
 
 
 def test_training_refuses_an_ensemble_of_predictions(tmp_path, two):
@@ -447,12 +487,12 @@ def test_beams_need_one_model(tmp_path, two):
 
 def test_train_py_answers_without_training_where_evaluate_only_says_so(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
-    path = write(tmp_path, tree(tmp_path))
+    path = write(tmp_path, tree(tmp_path, block=EMOTION))
     options = ["run.job_id=alone", "run.evaluate_only=True"]
     monkeypatch.setattr(sys, "argv", ["train.py", "--cfg-path", path, "--options", *options])
     importlib.import_module("train").main()
     assert not (tmp_path / "out/alone/log.jsonl").exists() and not list((tmp_path / "out/alone").glob("*.pth"))
-    assert by_clip(tmp_path / "out/alone/result") == by_clip(answered(tmp_path))
+    assert by_clip(tmp_path / "out/alone/result") == by_clip(answered(tmp_path, block=EMOTION))
 
 
 def test_emers_own_table_is_answered_and_its_descriptions_are_judged_as_they_stand(tmp_path):
