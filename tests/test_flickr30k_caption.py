@@ -392,6 +392,7 @@ def test_pictures_of_ones_own_are_captioned_by_a_list_of_names(tmp_path):
     (tmp_path / "half.json").write_text(json.dumps([*annotated[:3], *({"image_id": name} for name in names[3:])]))
     block = {"type": "flickr30k_caption", "image_path": str(world.images), "max_new_tokens": 4, "caption_tokenizer": "treebank"}
     blocks = {name: block | {"annotation_file": str(tmp_path / f"{name}.json")} for name in ("mine", "half")}
+    blocks["half"]["metrics"] = ["bleu_1"]
     tree = {"model": world.model(), "evaluation_datasets": blocks, "run": {"device": "cpu", "amp": False}}
     tree["run"]["output_dir"] = str(tmp_path / "out")
     (tmp_path / "eval.yaml").write_text(json.dumps(tree))

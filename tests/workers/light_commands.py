@@ -108,7 +108,9 @@ def import_reporting() -> None:
 
 
 def main() -> None:
-    """Run the commands."""
+    """Run the commands; their plots are built but not rendered."""
+    from plots import plots, white_pixel
+
     from emollama.cli import main as emollama
 
     write_inputs()
@@ -119,7 +121,7 @@ def main() -> None:
     for line in commands(sys.argv[2:]):
         text = io.StringIO()
         status = None
-        with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+        with plots(white_pixel), contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
             try:
                 emollama(line)
             except SystemExit as ended:
