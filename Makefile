@@ -1,5 +1,7 @@
 # make demo   the main job on the embedded corpus     make test       the fast tests
-# make check  ruff, mypy, tests                       make test-slow  the slow tests      make test-all  both
+# make check  ruff, mypy, codespell, tests            make test-slow  the slow tests      make test-all  both
+# make lint format-check types spelling   the parts of make check that .pre-commit-config.yaml runs, too
+# make format   fixes what ruff can fix                make wheel  dist/emollama-*.whl
 # make test-random   the fast tests in three random orders, while other processes keep the processors busy
 # VENV=/path/to/venv uses an existing environment instead of creating .venv
 
@@ -7,6 +9,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.emollama-installed
+# Tools for development; constraints.txt pins them.
+TOOLS = ruff mypy codespell pytest pytest-timeout pytest-xdist pytest-randomly
 # One thread a process, and freed memory kept: what small float32 batches on a CPU run fastest with.
 FAST = OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 TOKENIZERS_PARALLELISM=false
 # Tests run in WORKERS processes. A test file stays in one of them; files that fork processes stay together (tests/conftest.py).
@@ -15,13 +19,16 @@ WORKERS ?= 2
 SEEDS ?= 1 2 3
 SPREAD = -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: install demo test test-slow test-all test-random check
+.PHONY: install demo test test-slow test-all test-random lint format-check types spelling format check wheel
 
 install: $(STAMP)
 
-$(STAMP): requirements.txt constraints.txt pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . ruff mypy pytest pytest-timeout pytest-xdist pytest-randomly
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The tools are those of this file, so a change of it installs again.
+$(STAMP): requirements.txt constraints.txt pyproject.toml Makefile | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . $(TOOLS)
 	touch $@
 
 demo: install
@@ -40,8 +47,23 @@ test-random: install
 	busy=""; for _ in $$(seq $(WORKERS)); do (while :; do :; done) & busy="$$busy $$!"; done; trap "kill $$busy" EXIT; \
 	for seed in $(SEEDS); do $(FAST) $(BIN)/python -m pytest $(SPREAD) -p randomly -p "no:cacheprovider" --randomly-seed=$$seed || exit 1; done
 
-check: install
+lint: install
 	$(BIN)/ruff check .
+
+format-check: install
 	$(BIN)/ruff format --check .
+
+types: install
 	$(BIN)/mypy
-	$(FAST) $(BIN)/python -m pytest $(SPREAD)
+
+spelling: install
+	$(BIN)/codespell
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+check: lint format-check types spelling test
+
+wheel: | $(BIN)/python
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .

@@ -9,7 +9,8 @@ from running import ROOT
 
 from emollama.starter.kinds import KINDS
 
-DOCS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"]
+DOCS = [*PAGES, *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 TEXTS = {name: (ROOT / name).read_text() for name in DOCS}
 SHIPPED = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("train_configs/*.yaml"), *ROOT.glob("eval_configs/*.yaml")])
 
