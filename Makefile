@@ -13,6 +13,8 @@ STAMP = $(VENV)/.emollama-installed
 TOOLS = ruff mypy codespell pytest pytest-timeout pytest-xdist pytest-randomly
 # One thread a process, and freed memory kept: what small float32 batches on a CPU run fastest with.
 FAST = OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 TOKENIZERS_PARALLELISM=false
+# Compiled files are kept, even where the environment says otherwise: each process would compile all tests and the package again.
+KEPT = PYTHONDONTWRITEBYTECODE=
 # Tests run in WORKERS processes. A test file stays in one of them; files that fork processes stay together (tests/conftest.py).
 WORKERS ?= 2
 # Orders in which test-random runs the tests.
@@ -35,17 +37,17 @@ demo: install
 	$(FAST) $(BIN)/python -m emollama demo
 
 test: install
-	$(FAST) $(BIN)/python -m pytest $(SPREAD)
+	$(FAST) $(KEPT) $(BIN)/python -m pytest $(SPREAD)
 
 test-slow: install
-	$(FAST) $(BIN)/python -m pytest $(SPREAD) -m "slow or gpu"
+	$(FAST) $(KEPT) $(BIN)/python -m pytest $(SPREAD) -m "slow or gpu"
 
 test-all: install
-	$(FAST) $(BIN)/python -m pytest $(SPREAD) -m ""
+	$(FAST) $(KEPT) $(BIN)/python -m pytest $(SPREAD) -m ""
 
 test-random: install
 	busy=""; for _ in $$(seq $(WORKERS)); do (while :; do :; done) & busy="$$busy $$!"; done; trap "kill $$busy" EXIT; \
-	for seed in $(SEEDS); do $(FAST) $(BIN)/python -m pytest $(SPREAD) -p randomly -p "no:cacheprovider" --randomly-seed=$$seed || exit 1; done
+	for seed in $(SEEDS); do $(FAST) $(KEPT) $(BIN)/python -m pytest $(SPREAD) -p randomly -p "no:cacheprovider" --randomly-seed=$$seed || exit 1; done
 
 lint: install
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
@@ -41,6 +42,22 @@ def pytest_configure(config: pytest.Config) -> None:
     launches = Launches(config)
     launches.watch()
     config.pluginmanager.register(launches, "launches")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Collect without the garbage collector: modules and rewritten tests are never garbage, and scanning them takes seconds."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    """Let the interpreter clean up at its end what :func:`pytest_collection` kept from the garbage collector."""
+    gc.unfreeze()
 
 
 @cache

@@ -16,8 +16,6 @@ import pytest
 import yaml
 from helpers import golden_tree, loaded
 from running import ROOT
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams import plugin_data_pb2
 
 from emollama import bars, console
 from emollama.config import load
@@ -459,6 +457,9 @@ def test_a_resumed_run_says_where_it_resumes(trained):
 def test_tensorboard_shows_hyper_parameters_beside_the_last_metrics_of_the_same_run(trained):
     folder, *_ = trained
     assert not [path for path in folder.rglob("events.out.*") if path.parent != folder]  # no run within the run
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
     board = EventAccumulator(str(folder)).Reload()
     content = board.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     start = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
@@ -476,6 +477,8 @@ def test_a_run_that_fails_has_no_successful_session(tmp_path):
     with pytest.raises(KeyError), RunLog(tmp_path, first_step=0, total_steps=2, epoch_steps=2, log_freq=1, enabled=True) as log:
         log.hyper_parameters({"a": 1}, ["train/loss"])
         raise KeyError
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     metadata = EventAccumulator(str(tmp_path)).Reload().summary_metadata
     assert "_hparams_/session_start_info" in metadata and "_hparams_/session_end_info" not in metadata
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import av
 import cv2
-import matplotlib.cbook
 import numpy as np
 import pytest
 import torch
@@ -581,6 +580,8 @@ def test_a_blip2_image_is_what_torchvision_makes_of_it(shape, size):
 @pytest.fixture(scope="module")
 def portrait():
     """(600, 512, 3): a photograph of Grace Hopper, in the public domain, which comes with matplotlib."""
+    import matplotlib.cbook
+
     with Image.open(matplotlib.cbook.get_sample_data("grace_hopper.jpg")) as image:
         return np.array(image.convert("RGB"))
 

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 import emollama.reporting
 from emollama.reporting.confusion import confusion_matrix
@@ -47,6 +45,8 @@ PLOTS = {
 @pytest.fixture
 def drawn(monkeypatch, rendered_plots):
     """The figures that were saved."""
+    from matplotlib.figure import Figure
+
     figures, save = [], Figure.savefig
 
     def record(figure, *args, **kwargs):
@@ -59,6 +59,8 @@ def drawn(monkeypatch, rendered_plots):
 
 @pytest.mark.parametrize("name", PLOTS)
 def test_no_text_of_a_plot_is_raw_tex(drawn, name):
+    from matplotlib.text import Text
+
     assert PLOTS[name]()
     [figure] = drawn
     texts = {text.get_text() for text in figure.findobj(Text)}

@@ -9,7 +9,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
 
 from emollama.commands import rate, score
 from emollama.errors import UserError
@@ -124,6 +123,8 @@ def test_a_sheet_tells_nothing_about_the_model_by_name_id_or_order(rated, files,
         trend += sum(by_id[:24])
         place = {(key["items"][row["item"]]["name"], is_good[row["item"]]): at for at, row in enumerate(rows)}
         pairs += sum(place[name, True] < place[name, False] for name in CLIPS)
+    from scipy.stats import binomtest
+
     text = (tmp_path / "s0.csv").read_text(encoding="utf-8-sig")
     assert "good" not in text and "bad" not in text and "clip_" not in text
     assert binomtest(firsts, 120).pvalue > 1e-3

@@ -7,7 +7,6 @@ import warnings
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score, precision_score, recall_score
 
 from emollama.errors import UserError
 from emollama.evaluation.labels import LabelReader
@@ -66,6 +65,8 @@ def random_answers(seed):
 
 @pytest.mark.parametrize("seed", range(40))
 def test_on_random_answers_the_metrics_are_scikit_learns_with_invalid_as_a_class_of_its_own(seed):
+    from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_score, recall_score
+
     truth, read = random_answers(seed)
     labels, classes = evidence(truth, read), [label or "(invalid)" for label in read]
     occurring = sorted(set(truth))
@@ -90,6 +91,8 @@ def test_on_random_answers_the_metrics_are_scikit_learns_with_invalid_as_a_class
 
 
 def test_uar_is_scikit_learns_balanced_accuracy():
+    from sklearn.metrics import balanced_accuracy_score
+
     for seed in range(20):
         truth, read = random_answers(seed)
         with warnings.catch_warnings(action="ignore"):  # it warns of answers that no clip's label is

@@ -7,7 +7,6 @@ import csv
 import json
 
 import numpy as np
-import openpyxl
 import pytest
 from judging import in_turn, judge_server, refusal, sensibly
 
@@ -470,6 +469,8 @@ def test_words_are_scored_against_words_with_synonyms(scored, table, tmp_path):
 
 def wheel_folder(place, levels):
     """Five equal wheels whose inner ring is good and bad."""
+    import openpyxl
+
     place.mkdir()
     sheets = {
         "synonym": [["word_run1", "synonym_run1"], *([row[2], "[]"] for row in levels[1:])],

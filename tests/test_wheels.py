@@ -8,7 +8,6 @@ import random
 import zipfile
 
 import numpy as np
-import openpyxl
 import pytest
 from importing import written
 
@@ -46,6 +45,8 @@ cloud,cloudy
 
 
 def sheet(path, rows):
+    import openpyxl
+
     book = openpyxl.Workbook()
     for row in rows:
         book.active.append(row)
