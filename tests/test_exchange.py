@@ -179,7 +179,7 @@ def test_two_tensors_for_one_name_are_refused(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
+def written(tmp_path_factory, no_reports):
     """A checkpoint that the runner wrote over the golden corpus."""
     folder = tmp_path_factory.mktemp("written")
     tree = golden_tree(folder)

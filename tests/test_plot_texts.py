@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from plots import plots, white_pixel
 
 import emollama.reporting
 from emollama.reporting.confusion import confusion_matrix
@@ -43,18 +44,17 @@ PLOTS = {
 
 
 @pytest.fixture
-def drawn(monkeypatch, rendered_plots):
-    """The figures that were saved."""
-    from matplotlib.figure import Figure
+def drawn():
+    """The figures that were rendered: laid out and drawn, but not as pixels."""
+    figures = []
 
-    figures, save = [], Figure.savefig
-
-    def record(figure, *args, **kwargs):
-        save(figure, *args, **kwargs)
+    def record(figure):
+        figure.draw_without_rendering()
         figures.append(figure)
+        return white_pixel(figure)
 
-    monkeypatch.setattr(Figure, "savefig", record)
-    return figures
+    with plots(record):
+        yield figures
 
 
 @pytest.mark.parametrize("name", PLOTS)

@@ -110,6 +110,14 @@ def folder(tmp_path):
     return write_run(tmp_path / "spoilt", clips=40)
 
 
+@pytest.fixture
+def scored(folder):
+    """The folder of an evaluation alone: there are no curves to draw."""
+    for name in ("log.jsonl", "eval.jsonl"):
+        (folder / name).unlink()
+    return folder
+
+
 def value_of(cell):
     """The number in a cell, as it is in the file and as it is shown."""
     whole, _, shown = cell.partition("=")
@@ -169,17 +177,17 @@ def test_answers_are_half_wrong_half_right_and_of_every_label(whole):
     assert {row[1] for row in rows[10:]} == {*SIX}
 
 
-def test_labels_are_read_as_the_configuration_says(folder):
+def test_labels_are_read_as_the_configuration_says(scored):
     rows = [{"name": name, "task": "emotion", "prediction": answer, "reference": "happy"}
             for name, answer in (("a", "joyful"), ("b", "sad, no: happy"), ("c", "happy"))]  # fmt: skip
     content = label_scores([{"loss": 0.0, **row} for row in rows])
     content["recognition"]["invalid"] = []
-    write_lines(folder / "result/predictions_dev.jsonl", rows)
-    write_json(folder / "result/metrics_dev.json", {"tasks": {"emotion": content}})
-    assert [row[3] for row in Page(write_report(folder)).rows("samples")[1:]] == ["invalid", "invalid", "happy"]
+    write_lines(scored / "result/predictions_dev.jsonl", rows)
+    write_json(scored / "result/metrics_dev.json", {"tasks": {"emotion": content}})
+    assert [row[3] for row in Page(write_report(scored)).rows("samples")[1:]] == ["invalid", "invalid", "happy"]
     keys = "    several_hits: last\n    aliases: {joyful: happy}\n"
-    (folder / "result/config.yaml").write_text(CONFIG.replace("    answer_rule: search\n", keys))
-    assert [row[3] for row in Page(write_report(folder)).rows("samples")[1:]] == ["happy", "happy", "happy"]
+    (scored / "result/config.yaml").write_text(CONFIG.replace("    answer_rule: search\n", keys))
+    assert [row[3] for row in Page(write_report(scored)).rows("samples")[1:]] == ["happy", "happy", "happy"]
 
 
 def test_descriptions_go_from_the_worst_judged_to_the_best_beside_the_truth(whole):
@@ -201,9 +209,9 @@ def test_judges_usage_and_failures_are_told(whole):
     assert page.rows("failures")[1:] == [["invented_00000005", "clue_overlap", "the reply has no number"]]
 
 
-def test_the_configuration_is_shown_as_it_stands_and_nothing_of_the_environment(folder, monkeypatch):
+def test_the_configuration_is_shown_as_it_stands_and_nothing_of_the_environment(scored, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", "secret-of-the-environment")
-    source = write_report(folder).read_text()
+    source = write_report(scored).read_text()
     assert "${oc.env:JUDGE_KEY}" in source and "${oc.env:LLAMA_FOLDER}" in source
     assert "secret-of-the-environment" not in source
 
@@ -290,13 +298,13 @@ def spoilt_scores(folder, block, **changed):
     write_json(path, content)
 
 
-def test_a_judge_that_could_not_be_reached_is_named_with_its_error_beside_the_missing_scores(folder):
+def test_a_judge_that_could_not_be_reached_is_named_with_its_error_beside_the_missing_scores(scored):
     error = "http://judge.invalid:1/v1: connection refused after 5 attempts"
     judge = {"name": "invented-judge-1", "calls": 0, "unreachable": error}
     spoilt_scores(
-        folder, "emer", metrics={"clue_overlap": None, "label_overlap": None, "loss": 0.5}, judge=judge, clip_scores=None
+        scored, "emer", metrics={"clue_overlap": None, "label_overlap": None, "loss": 0.5}, judge=judge, clip_scores=None
     )
-    page = Page(write_report(folder))
+    page = Page(write_report(scored))
     told = f"The judge invented-judge-1 could not be reached , so there is no clue overlap, label overlap: {error}"
     assert page.text.count(told) == 2  # beside the scores, and in the task's own part
     assert "Judge invented-judge-1 (could not be reached)" in page.text
@@ -305,22 +313,22 @@ def test_a_judge_that_could_not_be_reached_is_named_with_its_error_beside_the_mi
     assert ["loss", "0.5=0.5000", "lower is better"] in page.rows("scores")
 
 
-def test_without_truth_a_report_says_that_there_are_answers_only(folder):
+def test_without_truth_a_report_says_that_there_are_answers_only(scored):
     for block, noun in (("dev", "labels"), ("emer", "descriptions")):
-        path = folder / f"result/predictions_{block}.jsonl"
+        path = scored / f"result/predictions_{block}.jsonl"
         rows = [json.loads(line) | {"reference": None, "target": None, "loss": None} for line in path.open()]
         write_lines(path, rows)
         for metrics in ({}, {"loss": None}):
-            spoilt_scores(folder, block, metrics=metrics, recognition=None, judge=None, clip_scores=None)
-            page = Page(write_report(folder))
+            spoilt_scores(scored, block, metrics=metrics, recognition=None, judge=None, clip_scores=None)
+            page = Page(write_report(scored))
             assert f"Answers only: the data has no {noun} to compare with." in page.text
     assert rows[0]["prediction"] in page.text and "(none in the data)" in page.text
 
 
-def test_a_judge_that_failed_every_clip_is_told(folder):
+def test_a_judge_that_failed_every_clip_is_told(scored):
     judge = {"name": "j", "failures": [{"name": "a", "metric": "clue_overlap", "failure": "the reply has no number"}]}
-    spoilt_scores(folder, "emer", metrics={"clue_overlap": None}, judge=judge, clip_scores=None)
-    page = Page(write_report(folder))
+    spoilt_scores(scored, "emer", metrics={"clue_overlap": None}, judge=judge, clip_scores=None)
+    page = Page(write_report(scored))
     assert "Every judgement failed." in page.text and "the means are over" not in page.text
 
 
@@ -333,18 +341,18 @@ def test_blocks_stand_in_the_order_of_the_configuration_and_others_at_the_end(fo
     assert [result.block for result in read_run(folder).results] == ["extra", "emer", "another", "dev"]
 
 
-def test_keys_that_change_what_a_score_means_stand_beside_it(folder):
-    (folder / "result/config.yaml").write_text(
+def test_keys_that_change_what_a_score_means_stand_beside_it(scored):
+    (scored / "result/config.yaml").write_text(
         "model: {ckpt: [a.pth, b.pth, c.pth], ensemble: predictions}\n"
         "evaluation_datasets:\n"
         "  dev: {mask_slots: [audio, face], answer_by: likelihood, prompt_layout: train, aliases: {joyful: happy}}\n"
         '  emer: {prompt_layout: upstream_eval, answer_by: likelihood, instruction: "What is felt?", mask_slots: []}\n'
     )
-    dev, emer = sections_of(read_run(folder))
+    dev, emer = sections_of(read_run(scored))
     ensemble = "3 checkpoints: the mean of their predictions"
     assert dev.unusual == ["slots masked: audio, face", "answered by: likelihood", "aliases: joyful → happy", ensemble]
     assert emer.unusual == ["prompt layout: upstream_eval", "instruction: What is felt?", ensemble]
-    page = Page(write_report(folder))
+    page = Page(write_report(scored))
     assert page.text.count("slots masked: audio, face") == 2  # beside the scores, and in the task's own part
 
 
@@ -376,6 +384,7 @@ def test_a_page_refers_to_nothing_outside_itself(whole):
 
 
 def test_hostile_texts_are_shown_as_texts(folder, rendered_plots):
+    (folder / "log.jsonl").unlink()  # numbers and no texts
     rows, scores = label_rows(40), label_scores(label_rows(40))
     for row in (*rows, *scores["recognition"]["invalid"]):
         row["prediction"] = row["name"] = row["reference"] = row["instruction"] = HOSTILE
@@ -398,15 +407,15 @@ def test_hostile_texts_are_shown_as_texts(folder, rendered_plots):
     assert judged
 
 
-def test_texts_that_no_page_can_hold_and_labels_that_no_font_has_do_no_harm(folder, rendered_plots):
+def test_texts_that_no_page_can_hold_and_labels_that_no_font_has_do_no_harm(scored, rendered_plots):
     rows = label_rows(40)
     for row in rows:
         row["prediction"] = "nul \x00 bell \x07 half \ud83d $x^{ 高兴 \u202e"
     scores = label_scores(rows)
     scores["recognition"]["labels"] = ["$x^{", "高兴", "\ud83d", "a" * 300, "\n", "worried"]
-    (folder / "result/predictions_dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "result/metrics_dev.json").write_text(json.dumps({"tasks": {"emotion": scores}}))
-    page = Page(write_report(folder))
+    (scored / "result/predictions_dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (scored / "result/metrics_dev.json").write_text(json.dumps({"tasks": {"emotion": scores}}))
+    page = Page(write_report(scored))
     assert "nul � bell � half ? $x^{ 高兴" in page.text
     assert not any(ord(sign) < 32 and sign not in "\n\t" for sign in page.source)
 
@@ -536,11 +545,11 @@ def parsed(*arguments):
     return parser.parse_args([str(argument) for argument in arguments])
 
 
-def test_the_command_prints_where_the_reports_are(folder, capsys):
-    (folder / "result/report.html").unlink(missing_ok=True)
-    command.run(parsed(folder, f"{folder}/"))
-    assert capsys.readouterr().out == f"{folder}/result/report.html\n" * 2
-    assert (folder / "result/report.html").is_file()
+def test_the_command_prints_where_the_reports_are(scored, capsys):
+    (scored / "result/report.html").unlink(missing_ok=True)
+    command.run(parsed(scored, f"{scored}/"))
+    assert capsys.readouterr().out == f"{scored}/result/report.html\n" * 2
+    assert (scored / "result/report.html").is_file()
 
 
 def test_the_command_writes_nothing_where_one_of_the_folders_is_none_of_a_run(folder, tmp_path):

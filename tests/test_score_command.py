@@ -31,7 +31,7 @@ def scored(capsys):
     """A function that runs ``emollama score`` in this process and returns what it prints."""
     parser = argparse.ArgumentParser()
     score.add_arguments(parser)
-    parser.set_defaults(resamples=100)  # for speed
+    parser.set_defaults(resamples=0)  # for speed
 
     def call(*arguments):
         score.run(parser.parse_args([str(argument) for argument in arguments]))
@@ -426,7 +426,7 @@ def test_words_without_brackets_are_lists_on_both_sides(scored, table, tmp_path)
 def test_clips_without_true_words_have_no_score_and_are_not_counted_among_those_behind_a_figure(scored, table):
     truth = table("openset.csv", "name,openset", [["a", "['happy']"], ["b", "[]"], ["c", "['sad']"]])
     answers = table("a.csv", "name,openset", [["a", "['happy']"], ["b", "['sad']"], ["c", "[]"]])
-    text = scored("--predictions", answers, "--truth", truth)
+    text = scored("--predictions", answers, "--truth", truth, "--resamples", 100)
     assert "0.5000          0.5000          0.5000" in text and text.count("2 of 3") == 3
 
 
@@ -524,7 +524,7 @@ def test_failures_of_a_judge_are_listed_and_stand_on_neither_side_of_a_differenc
 
     with judge_server(failing) as server:
         arguments = ("--predictions", perfect, poor, "--truth", emer, *asked(server), "--metrics", "clue_overlap")
-        text = scored(*arguments, "--output", tmp_path / "out")
+        text = scored(*arguments, "--resamples", 100, "--output", tmp_path / "out")
     assert "poor.csv: no score from the judge (1): clip_2 (clue_overlap): " in text
     assert [line.split() for line in text.splitlines() if line.startswith("  clips")] == [["clips", "3", "of", "4"]]
     assert ", failed 1 (questions without a usable reply)" in text

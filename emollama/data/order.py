@@ -106,23 +106,25 @@ class Order:
 
     def _dataset(self, k: int) -> int:
         """Whose turn it is at place k."""
-        return 0 if len(self.decks) == 1 else int(self._block(k // MIXING_BLOCK)[k % MIXING_BLOCK])
+        return 0 if len(self.decks) == 1 else int(_block(self.seed, self._shares, k // MIXING_BLOCK)[k % MIXING_BLOCK])
 
     def _before(self, k: int, dataset: int) -> int:
         """How many draws of a dataset come before place k."""
         if len(self.decks) == 1:
             return k
         block, index = divmod(k, MIXING_BLOCK)
-        return block * self._shares[dataset] + int((self._block(block)[:index] == dataset).sum())
-
-    def _block(self, block: int) -> np.ndarray:
-        """(MIXING_BLOCK,) the datasets in turn."""
-        sequence = np.repeat(np.arange(len(self.decks)), self._shares)
-        return sequence[_generator(self.seed, _MIX, block).permutation(MIXING_BLOCK)]
+        return block * self._shares[dataset] + int((_block(self.seed, self._shares, block)[:index] == dataset).sum())
 
 
 def _generator(seed: int, stream: int, *numbers: int) -> np.random.Generator:
     return np.random.default_rng([seed, stream, *numbers])
+
+
+@lru_cache(maxsize=16)
+def _block(seed: int, shares: tuple[int, ...], block: int) -> np.ndarray:
+    """(MIXING_BLOCK,) the datasets in turn."""
+    sequence = np.repeat(np.arange(len(shares)), shares)
+    return sequence[_generator(seed, _MIX, block).permutation(MIXING_BLOCK)]
 
 
 @lru_cache(maxsize=16)
