@@ -199,7 +199,7 @@ def golden_model(golden_config: RunConfig) -> Any:
 def no_reports() -> Iterator[None]:
     """The runs of a module write no report: drawing it takes longer than training the tiny model."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("emollama.runners.runner_base.write_report", lambda folder: Path(folder) / "report.html")
+        patch.setattr("emollama.runners.runner_base.write_report", forks.no_report)
         yield
 
 

@@ -7,7 +7,8 @@ A new interpreter needs about ten CPU seconds to import these libraries, a fork 
 * ``ranks(function, ...)`` (fixture) calls a function in two processes that share one process group (gloo) for the whole
   session, and returns the list of both results.
 
-Plots are not rendered in these processes (tests/plots.py).
+Plots are not rendered in these processes (tests/plots.py), and runs write no report: drawing it takes longer than training the
+tiny model.
 What is about torchrun itself needs the real one: ``running.command``.
 """
 
@@ -36,32 +37,6 @@ ROOT = Path(__file__).parent.parent
 HANG = 600.0  # seconds after which something hangs; a loaded machine takes far less
 GRACE = 30.0  # seconds between SIGTERM and SIGKILL, as torchrun gives
 
-PRELOADED = [
-    "torch",
-    "torch.distributed",
-    "torch.nn.parallel",
-    "matplotlib.backends.backend_agg",
-    "matplotlib.figure",
-    "pytest",
-    "rich.progress",
-    "rich.table",
-    "sklearn.metrics",
-    "tensorboard.plugins.hparams.summary_v2",
-    "torch.utils.tensorboard",
-    "transformers.models.llama.modeling_llama",
-    "iopath.common.file_io",
-    "peft",
-    "wandb",
-    "emollama.cli",
-    "emollama.datasets.feature_face_caption",
-    "emollama.bars",
-    "emollama.models.llm_weights",
-    "emollama.models.minigpt_v2",
-    "emollama.reporting.report",
-    "emollama.runners.runner_base",
-    "emollama.tasks.image_text_pretrain",
-]
-
 
 def environment() -> dict[str, str]:
     """This process's environment with one thread each, as small batches want it."""
@@ -79,7 +54,7 @@ class ForkServer:
         """A started process that runs ``target(*args)``; the target must be importable, the arguments picklable."""
         if self._context is None:
             self._context = multiprocessing.get_context("forkserver")
-            self._context.set_forkserver_preload(PRELOADED)
+            self._context.set_forkserver_preload(["workers.preloaded"])
             with _environ(environment() | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}):
                 forkserver.ensure_running()
         process = self._context.Process(target=target, args=args)
@@ -268,10 +243,18 @@ def _program(arguments: list[str], variables: dict[str, str], cwd: str, folder: 
     os._exit(status)
 
 
+def no_report(folder: Path) -> Path:
+    """In place of ``emollama.reporting.report.write_report``: where the report would be."""
+    return Path(folder) / "result/report.html"
+
+
 def _as_a_process_of_its_own() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     multiprocessing.set_start_method(None, force=True)  # the default, in place of what the server's parent chose
     plots.plots(plots.white_pixel).__enter__()
+    from emollama.runners import runner_base
+
+    runner_base.write_report = no_report
 
 
 # Functions

@@ -1,0 +1,55 @@
+"""What the fork server imports before it forks (tests/ranks.py): nearly all that the commands import which tests start."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+
+MODULES = [
+    "torch",
+    "torch.distributed",
+    "torch.nn.parallel",
+    "torch.utils.serialization.config",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "pytest",
+    "rich.progress",
+    "rich.table",
+    "sklearn.metrics",
+    "tensorboard.plugins.hparams.summary_v2",
+    "torch.utils.tensorboard",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.llama.tokenization_llama",
+    "transformers.models.blip_2.modeling_blip_2",
+    "iopath.common.file_io",
+    "peft",
+    "peft.utils.transformers_weight_conversion",
+    "timm.layers",
+    "omegaconf._impl",
+    "wandb",
+    "wandb.sdk.launch.inputs.internal",
+    "emollama.cli",
+    "emollama.commands.sweep",
+    "emollama.commands.train",
+    "emollama.datasets.feature_face_caption",
+    "emollama.datasets.flickr30k_caption",
+    "emollama.evaluation.captions.metrics",
+    "emollama.bars",
+    "emollama.models.llm_weights",
+    "emollama.models.minigpt4",
+    "emollama.models.minigpt_v2",
+    "emollama.reporting.report",
+    "emollama.reporting.sweep_chart",
+    "emollama.runners.runner_base",
+    "emollama.tasks.image_text_pretrain",
+]
+
+gc.disable()  # it would look at all modules again and again
+for name in MODULES:
+    importlib.import_module(name)
+
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping  # noqa: E402
+
+get_checkpoint_conversion_mapping("llama")  # compiles the patterns of all models, for peft
+gc.freeze()
+gc.enable()
