@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
-import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 from helpers import GOLDEN, NINE, golden_block
-from ranks import HANG, ROOT, Launched, environment
+from ranks import ROOT, environment, start
 
 
 def golden_config(folder: Path, *, run: dict | None = None, model: dict | None = None, data: dict | None = None) -> Path:
@@ -64,16 +66,15 @@ def run(script: str, *arguments: str, processes: int = 1, timeout: float = 300) 
     return subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout, check=False)
 
 
-def kill_after_step(started: Launched, log: Path, step: int) -> None:
-    """SIGKILL a started command and all that it started once the log shows this step."""
-    end = time.monotonic() + HANG
-    try:
-        while not any(row["step"] >= step for row in rows(log)):
-            assert started.poll() is None, f"the run ended by itself: {started.stderr()}"
-            assert time.monotonic() < end, f"no step {step} in {log}"
-            time.sleep(0.02)
-    finally:
-        started.kill()
+def kill_after_step(step: int, config: Path, *options: str) -> None:
+    """Train in a new process that SIGKILL ends once this many steps are logged; data workers are killed with it."""
+    more = ["--options", *options] if options else []
+    training = start(str(Path(__file__).parent / "workers/killed_training.py"), str(step), "--cfg-path", str(config), *more)
+    session = training.pids[0]
+    done = training.wait()
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with suppress(ProcessLookupError):
+        os.killpg(session, signal.SIGKILL)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

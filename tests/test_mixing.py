@@ -10,15 +10,14 @@ import pytest
 import torch
 import yaml
 from helpers import GOLDEN, NAMES
-from ranks import start
 from running import golden_config, kill_after_step, rows
 
 from emollama.config import load
+from emollama.data import order
 from emollama.data.loader import training_loader
-from emollama.data.order import MIXING_BLOCK
 from emollama.errors import UserError
 
-ITERS, EPOCHS, SAVED_EVERY, KILLED_AFTER, GLOBAL_BATCH = 12, 4, 5, 27, 4
+ITERS, EPOCHS, SAVED_EVERY, KILLED_AFTER, GLOBAL_BATCH = 4, 4, 3, 11, 4
 STAGES = [{"init_lr": 1e-3, "epochs": 2}, {"init_lr": 4e-4, "epochs": 2, "warmup_steps": 2}]
 RUN = {"stages": STAGES, "iters_per_epoch": ITERS, "save_every_iters": SAVED_EVERY, "accum_grad_iters": 2, "device": "cpu"}
 MODEL = {"lora_dropout": 0.1, "dropout": 0.1, "use_grad_checkpoint": False}
@@ -38,6 +37,7 @@ TABLE = AIDS | {
     "sample_ratio": 1.0,
     "curriculum": {"by": "hardness", "epochs": 4, "descending": True},
 }
+BLOCK = 128  # samples that hold an exact share of each dataset; 1024 outside these tests
 HARDNESS = {NAMES[0]: 3.5, NAMES[1]: -1.0, NAMES[3]: 8.0, NAMES[4]: 0.0, NAMES[5]: 2.0}  # five of the six clips
 
 
@@ -74,19 +74,16 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, fork_server):
+def runs(tmp_path_factory, fork_server, no_reports):
     """The run left alone, and one that was killed in its second stage and resumed, on other numbers of workers."""
     root = tmp_path_factory.mktemp("mixing")
     data = corpus(root / "data")
     path = {name: configured(root / name, data) for name in ("alone", "killed")}
     runner(path["alone"]).train()
-    log = root / "killed/out/run/log.jsonl"
-    started = start("train.py", "--cfg-path", str(path["killed"]), "--options", "run.num_workers=2")
-    kill_after_step(started, log, KILLED_AFTER)
-    assert not (log.parent / f"checkpoint_{EPOCHS - 1}.pth").exists()
-    shutil.copytree(log.parent, root / "cut")
+    kill_after_step(KILLED_AFTER, path["killed"], "run.num_workers=2")
+    shutil.copytree(root / "killed/out/run", root / "cut")
     resumed = runner(path["killed"], "run.resume_ckpt_path=auto", "run.num_workers=1")
-    assert resumed.first_step >= ITERS * 2  # in the second stage
+    assert resumed.first_step == KILLED_AFTER // SAVED_EVERY * SAVED_EVERY > ITERS * 2  # in the second stage
     resumed.train()
     return {"alone": root / "alone/out/run", "killed": root / "killed/out/run", "cut": root / "cut", "data": data}
 
@@ -171,17 +168,19 @@ def test_a_resumed_run_refuses_a_table_whose_hardness_changed(cut, tmp_path):
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    """A runner over both, two workers."""
+    """A runner over both, whose epochs have 12 steps; shares are exact in each block of :data:`BLOCK` samples."""
     root = tmp_path_factory.mktemp("mixed")
     table = {"instructions": {task: ["Tell me:"] for task in ("emotion", "reason")}}  # marks the table's samples
-    return runner(configured(root, corpus(root / "data"), table=table))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order, "MIXING_BLOCK", BLOCK)
+        yield runner(configured(root, corpus(root / "data"), table=table, run={"iters_per_epoch": 12}))
 
 
 @pytest.mark.parametrize(("block", "workers"), [(0, 0), *(pytest.param(block, 2, marks=pytest.mark.slow) for block in (0, 1))])
 def test_the_runners_batches_hold_each_datasets_exact_share_of_every_block(mixed, block, workers):
-    """The marks are the words of the table's questions, read back from the rendered ids. A block is 1024 samples."""
+    """The marks are the words of the table's questions, read back from the rendered ids."""
     mark = mixed.prompt.tokenizer("Tell me:", add_special_tokens=False).input_ids[1:]
-    steps = MIXING_BLOCK // GLOBAL_BATCH
+    steps = BLOCK // GLOBAL_BATCH
     assert mixed.split.global_batch == GLOBAL_BATCH
     span = {"first_step": block * steps, "end_step": (block + 1) * steps}
     from_table = total = 0
@@ -190,11 +189,11 @@ def test_the_runners_batches_hold_each_datasets_exact_share_of_every_block(mixed
             listed = ids.tolist()
             from_table += any(listed[at : at + len(mark)] == mark for at in range(len(listed)))
             total += 1
-    assert (total, from_table) == (MIXING_BLOCK, 341)
+    assert (total, from_table) == (BLOCK, 43)
 
 
 def test_in_the_real_run_both_curricula_grow_with_the_epochs(mixed):
-    draws = ITERS * GLOBAL_BATCH
+    draws = mixed.cfg.iters_per_epoch * GLOBAL_BATCH
     seen = [[mixed.samples.order.draw(k) for k in range(epoch * draws, (epoch + 1) * draws)] for epoch in range(EPOCHS + 1)]
     names = [dataset.names() for dataset in mixed.samples.datasets]
 
