@@ -22,7 +22,7 @@ TASKS = {"emotion": 1, "reason": 1, "reason_v2": 1}  # answers of very different
 
 
 @pytest.fixture(scope="module")
-def splits(tmp_path_factory, ranks):
+def splits(tmp_path_factory, ranks, no_reports):
     """(split, average) -> folder with gradients_0.pt and the run's output."""
     root = tmp_path_factory.mktemp("splits")
     folders = {}
@@ -97,7 +97,9 @@ def test_two_processes_and_eight_at_once_answer_each_clip_once_and_as_one_alone_
     answers, losses, metrics = [], [], []
     for processes, size in ((1, 1), (2, 8)):
         folder = tmp_path / str(processes)
-        options = [f"evaluation_datasets.{block}.batch_size={size}" for block in ("train_layout", "upstream")]
+        sizes = {"batch_size": size, "max_new_tokens": 6}
+        blocks = ("train_layout", "upstream")
+        options = [f"evaluation_datasets.{block}.{key}={value}" for block in blocks for key, value in sizes.items()]
         told = ["--cfg-path", str(golden_config(folder)), "--options", *options]
         done = launch("eval_emotion_EMER.py", *told, processes=processes)
         assert done.returncode == 0, done.stderr
