@@ -17,6 +17,7 @@ import torch
 from flickr_world import make_flickr_world
 from helpers import GOLDEN, golden_tree, loaded, write
 from PIL import Image
+from plots import WHITE_PIXEL
 
 from emollama import checkpoint
 from emollama.cli import parse_run
@@ -29,15 +30,16 @@ from emollama.reporting.sweep_chart import panels_of, sweep_chart
 from emollama.runners.runner_base import RunnerBase
 from emollama.sweeping.basis import basis_of, changes, compared
 
+pytestmark = pytest.mark.usefixtures("no_reports")
 LABELS = ["pretrained", "epoch_0", "epoch_1"]
 
 
-def tree(folder, *, model=None):
-    """A run of two epochs; two blocks are evaluated, of which one has two tasks."""
+def tree(folder, *, model=None, epochs=2):
+    """A run of two epochs, or another number; two blocks are evaluated, of which one has two tasks."""
     made = golden_tree(folder)
     made["model"] |= model or {}
-    made["run"] |= {"max_epoch": 2, "iters_per_epoch": 2, "init_lr": 1e-3, "min_lr": 1e-3}
-    answers = made["evaluation_datasets"]["answers"] | {"max_new_tokens": 4}
+    made["run"] |= {"max_epoch": epochs, "iters_per_epoch": 2, "init_lr": 1e-3, "min_lr": 1e-3}
+    answers = made["evaluation_datasets"]["answers"] | {"max_new_tokens": 2}
     one = answers | {"task_pool": ["emotion"], "metrics": ["waf", "loss"]}
     made["evaluation_datasets"] = {"words": one, "both": answers | {"task_pool": ["emotion", "reason"], "metrics": ["loss"]}}
     return made
@@ -80,7 +82,7 @@ def figures(result):
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory, launch):
+def done(tmp_path_factory, launch, no_reports):
     """A run and the sweep over it, by two processes."""
     folder = tmp_path_factory.mktemp("sweep")
     run_folder, cfg = trained(folder)
@@ -90,9 +92,16 @@ def done(tmp_path_factory, launch):
 
 
 @pytest.fixture
-def again(done, tmp_path):
+def copied(done, tmp_path):
     """A copy of the run with its sweep, to be spoiled, and the YAML file."""
     return Path(shutil.copytree(done[0], tmp_path / "run")), done[1]
+
+
+@pytest.fixture
+def again(copied, monkeypatch):
+    """The same, for sweeps in this process that draw no charts."""
+    monkeypatch.setattr("emollama.reporting.sweep.sweep_chart", lambda *_: WHITE_PIXEL)
+    return copied
 
 
 def stamps(folder, block="words"):
@@ -238,7 +247,7 @@ def test_a_row_that_is_stopped_midway_is_not_taken_for_what_it_was(again, capsys
     with monkeypatch.context() as patch:
         patch.setattr(RunnerBase, "evaluate", stop)
         with pytest.raises(KeyboardInterrupt):
-            swept(capsys, run_folder, cfg, "--options", "evaluation_datasets.both.max_new_tokens=2")
+            swept(capsys, run_folder, cfg, "--options", "evaluation_datasets.both.max_new_tokens=1")
     folder, before = run_folder / "sweep_config", since(run_folder / "sweep_config")
     swept(capsys, run_folder, cfg)
     assert answered(folder, before) == {("pretrained", "words"), ("pretrained", "both")}
@@ -318,8 +327,8 @@ def test_a_dropped_checkpoint_keeps_its_row(again, capsys):
     assert "| epoch_0 |" in swept(capsys, run_folder, cfg)
 
 
-def test_table_and_chart_are_drawn_again_from_the_files(again, capsys):
-    run_folder, cfg = again
+def test_table_and_chart_are_drawn_again_from_the_files(copied, capsys):
+    run_folder, cfg = copied
     folder = run_folder / "sweep_config"
     text = (folder / "sweep.md").read_text()
     for name in ("sweep.md", "sweep.csv", "sweep.png"):
@@ -374,9 +383,9 @@ def test_figures_below_what_is_shown_are_a_plain_nought_and_none_of_them_is_best
 
 
 def test_a_run_from_random_values_begins_with_a_row_of_them(tmp_path, capsys):
-    run_folder, cfg = trained(tmp_path, model={"ckpt": None})
+    run_folder, cfg = trained(tmp_path, model={"ckpt": None}, epochs=1)
     text = swept(capsys, run_folder, cfg, "--checkpoints", f"golden={GOLDEN / 'checkpoint_slim.pth'}")
-    assert [line.split(" | ")[0] for line in text.splitlines()[2:6]] == ["| untrained", "| epoch_0", "| epoch_1", "| golden"]
+    assert [line.split(" | ")[0] for line in text.splitlines()[2:5]] == ["| untrained", "| epoch_0", "| golden"]
     assert "untrained: what training began from, random projections and adapters" in text
     config = load(str(cfg), ["model.ckpt_allow_missing=['*']"])
     runner = config.classes["run"](config, training=False)
