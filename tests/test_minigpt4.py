@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from emollama.evaluation.answers import Answer
 from emollama.evaluation.scoring import Scoring
 from emollama.registry import DATASETS, MODELS
 
+pytestmark = pytest.mark.usefixtures("no_reports")
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 
@@ -72,9 +74,24 @@ def trained(world, folder, *options, **blocks):
 
 
 @pytest.fixture(scope="module")
-def plain(world, tmp_path_factory):
+def plain(world, tmp_path_factory, no_reports):
     """The folder of a run without a cache. Tests leave it as they find it."""
     return trained(world, tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def cached(world, tmp_path_factory, no_reports):
+    """(folder, cache) of the same run with a cache, empty at first. Tests leave both as they find them."""
+    root = tmp_path_factory.mktemp("cached")
+    return trained(world, root, model={"cache_visual": True}), root / "cache"
+
+
+def resumed(world, begun, folder, *options, **blocks):
+    """The folder of a run that goes on with a copy of the first epoch's checkpoint of another."""
+    (folder / "out/run").mkdir(parents=True)
+    for name in ("checkpoint_0.pth", "checkpoint_0.pth.sha256"):
+        shutil.copy(begun / name, folder / "out/run")
+    return trained(world, folder, "run.resume_ckpt_path=auto", *options, **blocks)
 
 
 def logged(folder, key="loss"):
@@ -226,10 +243,12 @@ def test_the_encoders_stay_in_eval_mode_and_in_float32_under_autocast(world):
 # What is kept
 
 
-def test_cached_and_uncached_training_give_the_same_losses_to_the_bit(world, plain, tmp_path):
-    first = logged(trained(world, tmp_path / "cached", model={"cache_visual": True}))
-    again = logged(trained(world, tmp_path / "cached", "run.job_id=again", model={"cache_visual": True}))
+def test_cached_and_uncached_training_give_the_same_losses_to_the_bit(world, plain, cached, tmp_path):
+    first, cache = logged(cached[0]), cached[1]
+    kept = sorted(cache.glob("*/*.npy"))
+    again = logged(trained(world, tmp_path, f"model.visual_cache_path={cache}", model={"cache_visual": True}))
     assert logged(plain) == first == again and len(set(first)) == 8
+    assert sorted(cache.glob("*/*.npy")) == kept and len(kept) == 12
 
 
 def test_the_encoders_see_each_image_once(world, tmp_path, monkeypatch):
@@ -240,7 +259,7 @@ def test_the_encoders_see_each_image_once(world, tmp_path, monkeypatch):
     monkeypatch.setattr(FrozenVision, "_encode", lambda self, images: seen.append(len(images)) or encode(self, images))
     trained(world, tmp_path, model={"cache_visual": True}, data={"batch_size": 4}, run={"iters_per_epoch": 3})
     assert seen == [TOGETHER] * 3  # 12 images, drawn twice each
-    trained(world, tmp_path, "run.job_id=again", model={"cache_visual": True})
+    trained(world, tmp_path, "run.job_id=again", "run.max_epoch=1", model={"cache_visual": True})
     assert len(seen) == 3
 
 
@@ -264,8 +283,8 @@ def test_a_spoiled_file_of_kept_rows_is_made_again(world, tmp_path):
     assert path.read_bytes() == whole
 
 
-def test_rows_kept_by_other_weights_stop_the_run_before_anything_is_written(world, tmp_path):
-    trained(world, tmp_path, model={"cache_visual": True})
+def test_rows_kept_by_other_weights_stop_the_run_before_anything_is_written(world, cached, tmp_path):
+    shutil.copytree(cached[1], tmp_path / "cache")
     other = make_flickr_world(tmp_path / "other", seed=2)
     blocks = {"cache_visual": True, "vit_weights": str(other.eva), "q_former_model": str(other.q_former)}
     told = refusal(world, tmp_path, model=blocks, run={"job_id": "other"})
@@ -273,32 +292,30 @@ def test_rows_kept_by_other_weights_stop_the_run_before_anything_is_written(worl
     assert not (tmp_path / "out/other").exists()
 
 
-def test_a_run_with_a_cache_resumes_to_the_bit(world, plain, tmp_path):
-    trained(world, tmp_path / "parts", "run.max_epoch=1", "run.lr_sched=linear_warmup_step_lr", model={"cache_visual": True})
-    expected = trained(world, tmp_path / "step", "run.lr_sched=linear_warmup_step_lr", model={"cache_visual": True})
-    resumed = trained(
-        world, tmp_path / "parts", "run.lr_sched=linear_warmup_step_lr", "run.resume_ckpt_path=auto", model={"cache_visual": True}
-    )
-    assert logged(resumed) == logged(expected) != logged(plain)
-    one, other = (checkpoint.read(str(folder / "checkpoint_1.pth"), "k")["model"] for folder in (resumed, expected))
+def test_a_run_with_a_cache_resumes_to_the_bit(world, cached, tmp_path):
+    alone, cache = cached
+    ended = resumed(world, alone, tmp_path, f"model.visual_cache_path={cache}", model={"cache_visual": True})
+    assert logged(ended) == logged(alone)[4:]
+    one, other = (checkpoint.read(str(folder / "checkpoint_1.pth"), "k")["model"] for folder in (ended, alone))
     assert all(one[name].equal(other[name]) for name in one)
 
 
 def test_other_prompts_are_no_continuation_of_a_run(world, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("<ImageHere> What is it?")
-    trained(world, tmp_path, "run.max_epoch=1", model={"prompt_path": str(prompts)})
+    trained(world, tmp_path, "run.max_epoch=1", "run.iters_per_epoch=1", model={"prompt_path": str(prompts)})
     prompts.write_text("<ImageHere> What is this?")
     told = refusal(world, tmp_path, model={"prompt_path": str(prompts)}, run={"resume_ckpt_path": "auto"})
     assert "the model's prompts: " in told
 
 
 def test_workers_and_mixed_precision_give_the_same_losses_with_and_without_kept_rows(world, tmp_path):
-    options = ("run.num_workers=2", "run.amp=True", "run.amp_dtype=bf16", "run.device=cpu")
+    precision = ("run.amp=True", "run.amp_dtype=bf16", "run.device=cpu")
+    options = (*precision, "run.num_workers=2", "run.max_epoch=1", "run.iters_per_epoch=3")
     plain = logged(trained(world, tmp_path / "plain", *options))
     first = logged(trained(world, tmp_path / "cached", *options, model={"cache_visual": True}))
     again = logged(trained(world, tmp_path / "cached", "run.job_id=again", *options, model={"cache_visual": True}))
-    assert plain == first == again
+    assert plain == first == again and len(set(plain)) == 3
 
 
 def test_two_checkpoints_answer_together(plain, tmp_path):
@@ -310,11 +327,9 @@ def test_two_checkpoints_answer_together(plain, tmp_path):
     assert len(rows) == 6 and len(list((tmp_path / "cache").glob("*/*.npy"))) == 6
 
 
-def test_the_cache_may_be_turned_on_when_a_run_is_resumed(world, tmp_path):
-    options = ("run.lr_sched=linear_warmup_step_lr",)
-    trained(world, tmp_path, "run.max_epoch=1", *options)
-    resumed = trained(world, tmp_path, "run.resume_ckpt_path=auto", *options, model={"cache_visual": True})
-    assert len(logged(resumed)) == 8
+def test_the_cache_may_be_turned_on_when_a_run_is_resumed(world, plain, tmp_path):
+    ended = resumed(world, plain, tmp_path, model={"cache_visual": True})
+    assert logged(ended) == logged(plain)[4:] and list((tmp_path / "cache").glob("*/*.npy"))
 
 
 # Errors
@@ -395,21 +410,21 @@ def test_emotion_clips_are_told_that_this_model_has_no_slot_for_them(world, tmp_
 
 @pytest.fixture(scope="module")
 def two_processes(world, tmp_path_factory, launch):
-    """(folder, output) of a run of two processes that evaluates while training, with a cache."""
+    """(folder, output) of a run of one epoch by two processes that evaluates while training, with a cache."""
     folder = tmp_path_factory.mktemp("two")
-    path = configured(world, folder, model={"cache_visual": True}, run={"evaluate": True, "device": "cpu"})
+    path = configured(world, folder, model={"cache_visual": True}, run={"evaluate": True, "device": "cpu", "max_epoch": 1})
     done = launch("train.py", "--cfg-path", str(path), processes=2)
     assert done.returncode == 0, done.stderr
     return folder / "out/run", done.stderr
 
 
 def test_two_processes_train_as_one_with_twice_the_batch(world, two_processes, tmp_path):
-    one = logged(trained(world, tmp_path, data={"batch_size": 6}))
+    one = logged(trained(world, tmp_path, data={"batch_size": 6}, run={"max_epoch": 1}))
     assert logged(two_processes[0]) == pytest.approx(one, abs=2e-5)
 
 
 def test_every_test_image_is_answered_once_with_all_its_captions_as_reference(world, two_processes):
-    lines = (two_processes[0] / "result/epoch_1/predictions_test.jsonl").read_text().splitlines()
+    lines = (two_processes[0] / "result/epoch_0/predictions_test.jsonl").read_text().splitlines()
     rows = {row["name"]: row for row in map(json.loads, lines)}
     entries = json.loads(world.test.read_text())["annotations"]
     assert len(lines) == len(entries) == 6
@@ -423,24 +438,24 @@ def test_two_processes_share_what_is_kept(world, two_processes):
 
 def test_one_process_answers_and_scores_as_two_did(world, two_processes):
     folder = two_processes[0]
-    config = load(str(folder / "config.yaml"), [f"model.ckpt={folder}/checkpoint_1.pth", "run.job_id=alone"])
+    config = load(str(folder / "config.yaml"), [f"model.ckpt={folder}/checkpoint_0.pth", "run.job_id=alone"])
     config.classes["run"](config, training=False).evaluate()
     found = folder.parent / "alone/result"
     alone = [json.loads(line) for line in (found / "predictions_test.jsonl").read_text().splitlines()]
-    then = [json.loads(line) for line in (folder / "result/epoch_1/predictions_test.jsonl").read_text().splitlines()]
+    then = [json.loads(line) for line in (folder / "result/epoch_0/predictions_test.jsonl").read_text().splitlines()]
     assert [row["prediction"] for row in alone] == [row["prediction"] for row in then]
     assert [row["loss"] for row in alone] == pytest.approx([row["loss"] for row in then], abs=1e-6)
 
 
 def test_cider_d_has_the_weights_of_the_whole_set_whatever_the_number_of_processes(two_processes, tmp_path, launch):
     folder = two_processes[0]
-    rows = [json.loads(line) for line in (folder / "result/epoch_1/predictions_test.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "result/epoch_0/predictions_test.jsonl").read_text().splitlines()]
     said = [row["prediction"] for row in rows]  # true captions out of what is answered, so that there is something to score
     true = [[f"{text} a {number % 2} b", f"the {said[number - 1]}"] for number, text in enumerate(said)]
     entries = [{"image_id": row["name"], "caption": own[0], "captions": own} for row, own in zip(rows, true, strict=True)]
     path = tmp_path / "true.json"
     path.write_text(json.dumps(entries))
-    options = [f"model.ckpt={folder}/checkpoint_1.pth", f"evaluation_datasets.test.annotation_file={path}"]
+    options = [f"model.ckpt={folder}/checkpoint_0.pth", f"evaluation_datasets.test.annotation_file={path}"]
     told = ("--cfg-path", f"{folder}/config.yaml", "--options", *options, "run.job_id=by_two")
     done = launch("eval_emotion_EMER.py", *told, processes=2)
     assert done.returncode == 0, done.stderr
