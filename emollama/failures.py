@@ -5,12 +5,14 @@ Every rank that fails records why, so that the reason is known whichever rank th
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,23 +48,31 @@ def is_worker() -> bool:
 
 
 def recorded(main: Callable[[], None]) -> Callable[[], None]:
-    """Wrap ``main`` in torch elastic's ``record``, so that the launcher can report this process's error.
+    """Wrap ``main`` as torch elastic's ``record`` does, so that the launcher can report this process's error; without torch.
 
-    Without an error file, ``main`` is returned unchanged, and torch is not imported.
+    Without an error file, ``main`` is returned unchanged.
     """
     if not os.environ.get(ERROR_FILE):
         return main
-    from torch.distributed.elastic.multiprocessing.errors import ErrorHandler, record
 
-    class Handler(ErrorHandler):
-        def record_exception(self, e: BaseException) -> None:
-            # A disk that is full must not hide the error itself, which is then printed by this process.
-            try:
-                Path(os.environ[ERROR_FILE]).write_text(json.dumps(entry(e)), encoding="utf-8")
-            except OSError:
-                Path(os.environ[ERROR_FILE]).unlink(missing_ok=True)
+    def main_recorded() -> None:
+        with suppress(Exception):  # standard error may be no file
+            faulthandler.enable(all_threads=True)
+        try:
+            main()
+        except Exception as error:
+            _write(error, Path(os.environ[ERROR_FILE]))
+            raise
 
-    return record(main, Handler())
+    return main_recorded
+
+
+def _write(error: Exception, path: Path) -> None:
+    # A disk that is full must not hide the error itself, which is then printed by this process.
+    try:
+        path.write_text(json.dumps(entry(error)), encoding="utf-8")
+    except OSError:
+        path.unlink(missing_ok=True)
 
 
 def entry(error: BaseException) -> dict[str, Any]:
