@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     folder = "where everything goes (default: demo_run; demo_videos with --videos-only, demo_flickr with --captions-only)"
     parser.add_argument("--folder", default=None, help=folder)
     parser.add_argument("--seed", type=int, default=42, help="of the corpus and of training")
-    processes = "number of processes of each training and evaluation (default: 2)"
+    processes = "number of processes of each training (default: 2)"
     parser.add_argument("--nproc", "--processes", dest="processes", type=positive, default=2, metavar="N", help=processes)
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--corpus-only", action="store_true", help="write the corpus and the tiny Llama, and stop")

@@ -43,7 +43,7 @@ def run_demo(folder: str, *, seed: int, processes: int, corpus_only: bool = Fals
     Args:
         folder: where everything goes; an earlier demo in it is replaced.
         seed: of the corpus, the language model and training.
-        processes: of each training and evaluation.
+        processes: of each training; an evaluation takes less time than the start of a second process.
         corpus_only: stop before training, and print the commands that train.
 
     Raises:
@@ -68,7 +68,8 @@ def run_demo(folder: str, *, seed: int, processes: int, corpus_only: bool = Fals
         ("eval", "eval_configs/demo_EMER.yaml", ["run.job_id=reasoning"]),
         ("eval", "eval_configs/demo_EMER.yaml", ["run.job_id=reasoning_stage_1", *stage_1]),
     ):
-        run_step(place, [command, "--cfg-path", config, "--nproc", str(processes), "--options", *options])
+        number = processes if command == "train" else 1
+        run_step(place, [command, "--cfg-path", config, "--nproc", str(number), "--options", *options])
     figures = _figures(root) | {"seconds": round(time.monotonic() - begun, 1)}
     path = root / "figures.json"
     with written_whole(path) as file:
