@@ -1,14 +1,18 @@
-"""The README's blocks of commands, run literally in an empty folder, as with an installed package."""
+"""The README's blocks of commands, run in an empty folder as with an installed package, or in forks."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import ranks
 from running import ROOT, environment
 
 SHIMS = {"emollama": "-m emollama"}
@@ -39,3 +43,32 @@ def shell(command: str, folder: Path, variables: dict[str, str]) -> subprocess.C
     )
     assert done.returncode == 0, f"{command}\n{done.stderr}"
     return done
+
+
+def run_in_forks(arguments: list[str], folder: Path, launch: Callable[..., Any], **variables: str) -> Any:
+    """Run ``emollama <arguments>``, which must succeed, in forks: as many processes as it starts with ``--nproc``.
+
+    Args:
+        arguments: words of the command line behind ``emollama``.
+        folder: where it runs.
+        launch: the fixture.
+        variables: of the environment, added to this process's.
+
+    Returns:
+        A ``subprocess.CompletedProcess``.
+    """
+    arguments, processes = list(arguments), 1
+    if "--nproc" in arguments:
+        place = arguments.index("--nproc")
+        processes = int(arguments[place + 1])
+        del arguments[place : place + 2]
+    done = launch("-m", "emollama", *arguments, processes=processes, cwd=folder, env=ranks.environment() | variables)
+    assert done.returncode == 0, f"{shlex.join(arguments)}\n{done.stderr}"
+    return done
+
+
+def words_of(command: str) -> list[str]:
+    """The words of a command line behind ``emollama``, with which it begins."""
+    program, *words = shlex.split(command)
+    assert program == "emollama"
+    return words

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import resource
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from running import run
+from readme_commands import run_in_forks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from emollama.data.clips import read_annotations, read_captions, read_transcripts
+from emollama.demo import run as demo
 from emollama.demo.corpus import EMOTIONS, make_corpus
-from emollama.demo.run import _emptied
 from emollama.demo.tiny_llama import make_tiny_llama
 from emollama.demo.vocabulary import FILLER_SENTENCES
 from emollama.errors import UserError
@@ -91,28 +91,30 @@ def test_the_tiny_llama_is_a_hugging_face_folder(corpus, tmp_path):
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="not a demo"):
-        _emptied(tmp_path)
+        demo._emptied(tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)  # a guard against hanging
-def test_the_demo_reaches_its_figures_in_less_than_ten_cpu_minutes(tmp_path):
-    before = cpu_of_children()
-    done = run("-m", "emollama", "demo", "--folder", str(tmp_path / "demo"), timeout=3600)
-    seconds = cpu_of_children() - before
-    assert done.returncode == 0, done.stderr
-    figures = json.loads(Path(done.stdout.splitlines()[-1]).read_text())
+def test_a_demo_of_half_the_steps_learns_to_see_and_to_reason(tmp_path, monkeypatch, capsys, launch):
+    """The commands of the whole demo, in forks, which have torch loaded."""
+
+    def step(place, arguments):
+        shorter = ["run.iters_per_epoch=100"] if arguments[0] == "train" else []  # of 200
+        run_in_forks([*arguments, *shorter], tmp_path, launch, **{place.variable: str(place.root)})
+
+    monkeypatch.setattr(demo, "run_step", step)
+    demo.run_demo(str(tmp_path / "demo"), seed=42, processes=2)
+    printed = capsys.readouterr().out
+    figures = json.loads(Path(printed.splitlines()[-1]).read_text())
     assert figures["clips"] >= 200
     assert figures["emotion_accuracy"] >= 0.90  # chance is 0.11; processors train different tiny Llamas
     assert figures["emotion_accuracy_shuffled"] <= 0.20
     assert figures["emotion_accuracy_sentence_only"] < 0.6
     assert figures["reason_label_accuracy"] >= 0.90
     assert figures["clue_overlap"] >= figures["clue_overlap_stage_1"] + 1  # of 10 points
-    assert seconds < 600  # five minutes on two quiet cores
-
-
-def cpu_of_children():
-    """CPU seconds of the processes that this one has waited for."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    for row in ("emotion, unseen clips", "emotion, chance", "reasoning names the right emotion and no other"):
+        assert re.search(rf"^{row} +[\d.]+%$", printed, re.MULTILINE)
+    for run in ("recognition", "reasoning"):
+        assert (tmp_path / "demo" / run / "result/report.html").is_file()

@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 import pytest
 import torch
-from readme_commands import commands_of_the_readme, shell, workplace
+from readme_commands import commands_of_the_readme, run_in_forks, words_of
 from safetensors import safe_open
 from transformers import HubertModel, VideoMAEModel, ViTMAEModel
 
@@ -89,9 +89,9 @@ def test_the_tiny_encoders_are_of_the_real_classes_and_complete(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)  # a guard against hanging
 def test_the_readmes_five_commands_lead_from_videos_to_answers_about_unseen_ones(tmp_path, launch):
-    variables, commands = workplace(tmp_path), commands_of_the_readme("--videos-only")
+    commands = commands_of_the_readme("--videos-only")
     assert len(commands) <= 5
-    told = [shell(command, tmp_path, variables).stdout for command in commands]
+    told = [run_in_forks(words_of(command), tmp_path, launch).stdout for command in commands]
     assert re.search(r"^  emotion +\w+$", told[-1], re.MULTILINE)
     _, *arguments = shlex.split(commands[-1])
     place = arguments.index("--video") + 1
