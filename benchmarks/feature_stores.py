@@ -24,8 +24,8 @@ from emollama.commands.pack import rounded_up
 from emollama.stores import tar_index, tar_set
 from emollama.stores.name_index import entries_of, joined
 from emollama.stores.packed import PackedStore
-from emollama.stores.packing import Report, pack
-from emollama.stores.quantize import Values
+from emollama.stores.packing import PackingReport, pack
+from emollama.stores.quantization import Values
 from emollama.stores.shard_writers import PackedWriter, TarWriter
 from emollama.stores.store import NpyFolder
 from emollama.stores.tars import TarStore
@@ -60,7 +60,7 @@ def write_npy(folder: Path, shape: tuple[int, ...], dtype: str, count: int) -> N
         np.save(folder / f"sample_{number:08d}.npy", rng.normal(size=shape).astype(dtype))
 
 
-def packed(source: Path, target: Path, values: Values = "stored", *, to: type[PackedWriter] | type[TarWriter]) -> Report:
+def packed(source: Path, target: Path, values: Values = "stored", *, to: type[PackedWriter] | type[TarWriter]) -> PackingReport:
     """Pack a folder of .npy files."""
     target.mkdir()
     store = NpyFolder.open(source)

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
+from emollama.distributed.worker_errors import WorkerCrash, format_traceback, is_worker, record_errors, should_print
 from emollama.errors import EchoedError, Interrupted, OutputClosed, UserError
-from emollama.failures import WorkerCrash, formatted, is_worker, prints, recorded
+from emollama.logs.verbosity import show_traceback
 from emollama.variables import LAUNCHER, STEP
-from emollama.verbosity import show_traceback
 
 
 def entry_point(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> None:
@@ -54,7 +54,7 @@ def run(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> i
     received: list[int] = []
     try:
         with _terminable(received, enabled=not worker):
-            recorded(lambda: _run_and_flush(main))()
+            record_errors(lambda: _run_and_flush(main))()
     except SystemExit as ended:
         return _status(ended)
     except UserError as error:
@@ -75,7 +75,7 @@ def run(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> i
     except Exception as error:
         if not worker:
             raise
-        _print_error(error, formatted(error))
+        _print_error(error, format_traceback(error))
         return 1
     return 0
 
@@ -123,7 +123,7 @@ def _print_error(error: Exception, text: str) -> None:
     if is_worker() and threading.current_thread() is threading.main_thread():
         # The launcher may have seen another rank ending, and must not end this one while it writes.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if prints(error):
+    if should_print(error):
         _print(text)
 
 

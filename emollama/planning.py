@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from emollama.config import RunConfig
-from emollama.console import aligned
 from emollama.data.batch import Record
 from emollama.data.slots import FRAME
+from emollama.logs.console import aligned
 from emollama.precision import Precision
 
 CHARACTERS_PER_TOKEN = 4  # of English text, where the folder holds no tokenizer
@@ -109,7 +109,7 @@ def _tokens(config: RunConfig, model: Any) -> tuple[dict[str, int], list[str]]:
     folder = Path(config.model.llama_model)
     exact = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
     texts = [text for block in config.datasets.values() if hasattr(block, "turns") for text in block.turns()] or [""]
-    rows = model.fusion.rows_out({slot: shape.rows for slot, shape in shapes.items()})
+    rows = model.fusion.num_tokens({slot: shape.rows for slot, shape in shapes.items()})
     if exact:
         prompt = model.prompt(config.model)
         features = {slot: torch.zeros(shape.rows, shape.width) for slot, shape in shapes.items()}

@@ -25,7 +25,7 @@ from launches import Launches
 from ranks import ROOT
 
 from emollama.config import RunConfig
-from emollama.logging import set_up
+from emollama.logs.logger import set_up
 
 # A shell starts background commands with SIGINT ignored, and tests that interrupt a process would wait for nothing.
 signal.signal(signal.SIGINT, signal.default_int_handler)

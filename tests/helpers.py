@@ -21,7 +21,7 @@ FOLDERS = {"image": "eva", "face": "mae_340_UTT", "video": "maeV_399_UTT", "audi
 
 NINE = ["happy", "sad", "neutral", "angry", "worried", "surprise", "fear", "contempt", "doubt"]
 _CLUES = ["Tell which emotion the person shows and name the clues in the face, the voice and the words that speak for it."]
-WORDINGS = {
+INSTRUCTIONS = {
     "emotion": ["Which one of these emotions does the clip show: {labels}?"],
     "reason": _CLUES,
     "reason_v2": _CLUES,
@@ -34,7 +34,7 @@ def golden_block(data: Path | None = None) -> dict[str, Any]:
         "type": "feature_face_caption",
         "data_root": str(data or GOLDEN / "data"),
         "annotation_file": "MERR_coarse_grained.txt",
-        "instructions": WORDINGS,
+        "instructions": INSTRUCTIONS,
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from emollama.commands import importing
-from emollama.data.clips import read_annotations
+from emollama.data.annotations import read_annotations
 from emollama.errors import UserError
 
 

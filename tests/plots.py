@@ -11,17 +11,17 @@ from contextlib import contextmanager
 
 import pytest
 
-from emollama.reporting import canvas
+from emollama.reporting import plotting
 
 WHITE_PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4//8/AAX+Av4N70a4AAAAAElFTkSuQmCC")
-RENDERED = canvas.rendered
+RENDERED = plotting.rendered
 
 
 @contextmanager
 def plots(render: Callable[..., bytes]) -> Iterator[None]:
     """Inside ``with``, plots are rendered by a function of a figure: :data:`RENDERED`, or :func:`white_pixel`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(canvas, "rendered", render)
+        patch.setattr(plotting, "rendered", render)
         yield
 
 

@@ -215,14 +215,14 @@ def _program(arguments: list[str], variables: dict[str, str], cwd: str, folder: 
     os.chdir(cwd)
     import plots
 
-    from emollama.reporting import canvas
+    from emollama.reporting import plotting
 
     is_module = arguments[0] == "-m"
     first = cwd if is_module else str(Path(cwd, arguments[0]).parent)
     own = [path for path in sys.path if path not in ("", str(ROOT), str(ROOT / "tests"))]
     sys.path[:] = [first, *filter(None, variables.get("PYTHONPATH", "").split(os.pathsep)), *own]
     sys.argv[:] = arguments[is_module:]
-    canvas.rendered = plots.white_pixel
+    plotting.rendered = plots.white_pixel
     try:
         if is_module:
             runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
@@ -273,7 +273,7 @@ class Ranks:
         """``function(*args)`` in every process; returns all results, in the order of ranks.
 
         Args:
-            function: of a module that can be imported. The process group is joined; ``emollama.distributed.start`` returns it.
+            function: of a module that can be imported. The process group is joined: ``process_group.start`` returns it.
             args: picklable, as is the result.
 
         Raises:
@@ -324,9 +324,9 @@ def _serve(end: connection.Connection, variables: dict[str, str]) -> None:
     """In a fork: join the group, then call what is asked for until the other end is closed."""
     os.environ.update(variables)
     _as_a_process_of_its_own()
-    from emollama import distributed
+    from emollama.distributed import process_group
 
-    distributed.start("cpu")
+    process_group.start("cpu")
     while True:
         try:
             function, args, environ, cwd = end.recv()

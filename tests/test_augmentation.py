@@ -8,8 +8,8 @@ import torch
 from helpers import FOLDERS, NAMES, golden_tree, loaded
 
 from emollama.data.augmentation import MODALITIES, Augmentation
-from emollama.data.loader import Split, TrainingSamples, step_batches, training_loader
-from emollama.data.order import Order
+from emollama.data.loader import BatchLayout, TrainingSamples, step_batches, training_loader
+from emollama.data.sampling import MixtureSampler
 from emollama.errors import UserError
 
 KINDS = ("noise", "drop_modality", "mask_rows")
@@ -246,7 +246,7 @@ def samples(build, golden_prompt):
 
     def made(**keys):
         dataset = build(**keys)
-        return TrainingSamples([dataset], golden_prompt, Order(3, (dataset.deck(),), 8))
+        return TrainingSamples([dataset], golden_prompt, MixtureSampler(3, (dataset.sampling(),), 8))
 
     return made
 
@@ -270,13 +270,13 @@ def in_any_order(found):
 
 
 def test_augmentation_changes_features_and_neither_clips_tasks_nor_words(samples):
-    plain, given = (loaded_samples(samples(**keys), Split(4, 1, 1, 0)) for keys in ({}, ON))
+    plain, given = (loaded_samples(samples(**keys), BatchLayout(4, 1, 1, 0)) for keys in ({}, ON))
     assert [(name, ids) for name, ids, _ in given] == [(name, ids) for name, ids, _ in plain]
     assert all(one[2] != other[2] for one, other in zip(given, plain, strict=True))
 
 
 def test_augmented_batches_do_not_depend_on_workers_or_the_step_they_start_at(samples):
-    given, split = samples(**ON), Split(2, 2, 1, 0)
+    given, split = samples(**ON), BatchLayout(2, 2, 1, 0)
     whole = loaded_samples(given, split)
     assert loaded_samples(given, split, workers=2) == whole
     assert loaded_samples(given, split, first=2) == whole[8:]
@@ -284,15 +284,15 @@ def test_augmented_batches_do_not_depend_on_workers_or_the_step_they_start_at(sa
 
 def test_an_augmented_global_batch_is_the_same_for_any_world_and_accumulation(samples):
     given = samples(**ON)
-    wanted = in_any_order(loaded_samples(given, Split(4, 1, 1, 0), 1, 2))
+    wanted = in_any_order(loaded_samples(given, BatchLayout(4, 1, 1, 0), 1, 2))
     for batch_size, accumulate, world in ((1, 4, 1), (2, 1, 2), (1, 2, 2), (1, 1, 4)):
-        ranks = [loaded_samples(given, Split(batch_size, accumulate, world, rank), 1, 2) for rank in range(world)]
+        ranks = [loaded_samples(given, BatchLayout(batch_size, accumulate, world, rank), 1, 2) for rank in range(world)]
         assert in_any_order(sample for rank in ranks for sample in rank) == wanted
 
 
 def test_a_clip_is_changed_differently_each_time_it_is_drawn(samples):
     given = samples(**ON, augmentations=["noise"])
     by_name = {}
-    for name, _, slots in loaded_samples(given, Split(6, 1, 1, 0), 0, 4):
+    for name, _, slots in loaded_samples(given, BatchLayout(6, 1, 1, 0), 0, 4):
         by_name.setdefault(name, []).append(slots["face"][0][0])
     assert all(len(values) == 4 == len(set(values)) for values in by_name.values()) and len(by_name) == 6

@@ -17,8 +17,10 @@ from pycocoevalcap.rouge.rouge import Rouge
 
 from emollama.commands import score
 from emollama.errors import UserError
+from emollama.evaluation.answer_files import read_answers, read_truth
 from emollama.evaluation.answers import Answer
-from emollama.evaluation.captions.evidence import (
+from emollama.evaluation.captions.java import NEEDS_JAVA, JavaFailed, folder_of, java, lacks_java, lacks_spice, run_java
+from emollama.evaluation.captions.metric_inputs import (
     Alignments,
     Captions,
     Consensus,
@@ -27,12 +29,10 @@ from emollama.evaluation.captions.evidence import (
     Subsequences,
     spice_scores,
 )
-from emollama.evaluation.captions.java import NEEDS_JAVA, JavaFailed, folder_of, java, lacks_java, lacks_spice, run_java
 from emollama.evaluation.captions.tokenizers import tokenizer
-from emollama.evaluation.files import described, write_metrics, write_predictions
 from emollama.evaluation.metrics import metric
+from emollama.evaluation.prediction_files import described, write_metrics, write_predictions
 from emollama.evaluation.rating import write_sheets
-from emollama.evaluation.reading import read_answers, read_truth
 from emollama.evaluation.scoring import Scoring
 from emollama.evaluation.statistics import Resampling, compare
 from emollama.reporting.comparison import compared

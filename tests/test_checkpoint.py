@@ -14,7 +14,7 @@ from helpers import GOLDEN, golden_tree, loaded
 
 from emollama import checkpoint
 from emollama.errors import UserError
-from emollama.models import upstream
+from emollama.models import checkpoint_names
 from emollama.optim import trainable
 from emollama.paths import written_whole
 
@@ -55,7 +55,7 @@ def refusal(call, *args):
 
 
 def by_stored_name(model):
-    return {upstream.stored_name(name): parameter for name, parameter in trainable(model).items()}
+    return {checkpoint_names.stored_name(name): parameter for name, parameter in trainable(model).items()}
 
 
 # Names and values
@@ -98,18 +98,18 @@ def test_what_is_saved_is_read_back_equal(tmp_path, stored):
 
 
 def test_the_eight_tensors_that_a_minigpt_v2_file_lacks_are_accepted_together_with_a_note(model, stored):
-    for name in upstream.ABSENT_TOGETHER:
+    for name in checkpoint_names.ABSENT_TOGETHER:
         del stored[name]
     (note,) = checkpoint.load_trainable(model, stored, path="file.pth", allow_missing=[])
-    assert "a MiniGPT-v2 file" in note and "8: " in note and all(name in note for name in upstream.ABSENT_TOGETHER)
+    assert "a MiniGPT-v2 file" in note and "8: " in note and all(name in note for name in checkpoint_names.ABSENT_TOGETHER)
     parameters = by_stored_name(model)
-    assert all(bool((parameters[name] == 7).all()) for name in upstream.ABSENT_TOGETHER)
+    assert all(bool((parameters[name] == 7).all()) for name in checkpoint_names.ABSENT_TOGETHER)
     assert parameters["llama_proj.weight"].detach().equal(stored["llama_proj.weight"])
 
 
-@pytest.mark.parametrize("kept", upstream.ABSENT_TOGETHER)
+@pytest.mark.parametrize("kept", checkpoint_names.ABSENT_TOGETHER)
 def test_any_seven_of_them_absent_are_refused_by_name(laid_out, stored, kept):
-    absent = [name for name in upstream.ABSENT_TOGETHER if name != kept]
+    absent = [name for name in checkpoint_names.ABSENT_TOGETHER if name != kept]
     for name in absent:
         del stored[name]
     said = refusal(checked, laid_out, stored)
@@ -120,13 +120,13 @@ def test_any_seven_of_them_absent_are_refused_by_name(laid_out, stored, kept):
 
 
 def test_the_eight_and_one_more_absent_are_refused_by_name(laid_out, stored):
-    for name in (*upstream.ABSENT_TOGETHER, "llama_proj.bias"):
+    for name in (*checkpoint_names.ABSENT_TOGETHER, "llama_proj.bias"):
         del stored[name]
     assert "missing tensors (ckpt_allow_missing takes globs of those that may be), 9: " in refusal(checked, laid_out, stored)
 
 
 def test_a_minigpt_v2_file_that_lacks_allowed_tensors_too_is_accepted(laid_out, stored):
-    for name in (*upstream.ABSENT_TOGETHER, "llama_proj.bias"):
+    for name in (*checkpoint_names.ABSENT_TOGETHER, "llama_proj.bias"):
         del stored[name]
     notes = checked(laid_out, stored, "llama_proj.bias")
     assert any("llama_proj.bias" in note and "ckpt_allow_missing" in note for note in notes)

@@ -19,7 +19,7 @@ from emollama.commands import COMMANDS
 from emollama.commands.importing import SOURCES
 from emollama.commands.parser import build_parser, overview, pages
 from emollama.errors import UserError
-from emollama.logging import set_up
+from emollama.logs.logger import set_up
 
 ROOT = Path(__file__).parent.parent
 NAMES = [name for name, _, _ in COMMANDS]
@@ -326,7 +326,7 @@ def test_programs_are_asked_for_their_versions_and_what_is_missing_or_broken_is_
 
 def test_debug_prints_the_cause_of_an_error_before_the_error(monkeypatch, capsys):
     from emollama import entry
-    from emollama.verbosity import SETTINGS
+    from emollama.logs.verbosity import SETTINGS
 
     def fails():
         try:

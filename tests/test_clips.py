@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from emollama.data.clips import missing_names, read_annotations, read_captions, read_transcripts
-from emollama.data.text import TEXT_PROCESSORS, blip_caption
+from emollama.data.annotations import missing_names, read_annotations, read_captions, read_transcripts
+from emollama.data.text_processors import TEXT_PROCESSORS, blip_caption
 from emollama.errors import UserError
 
 

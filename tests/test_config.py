@@ -12,8 +12,8 @@ from helpers import golden_tree, loaded, write
 
 from emollama import config
 from emollama.commands import config as show
+from emollama.config.layers import leaves
 from emollama.errors import UserError
-from emollama.layers import leaves
 
 SMALL = {
     "model": {"arch": "minigpt_v2", "llama_model": "some/folder"},
@@ -39,7 +39,7 @@ def refusal(folder, tree, *options):
 def presets(tmp_path, monkeypatch):
     """A folder of presets in place of the package's, and a function that writes one."""
     folder = tmp_path / "presets"
-    monkeypatch.setattr(config, "PRESETS", folder)
+    monkeypatch.setattr("emollama.config.loading.PRESETS", folder)
 
     def add(kind, name, **keys):
         (folder / kind).mkdir(parents=True, exist_ok=True)

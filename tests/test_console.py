@@ -17,17 +17,17 @@ import yaml
 from helpers import golden_tree, loaded
 from running import ROOT
 
-from emollama import bars, console
 from emollama.config import load
-from emollama.console import Progress, aligned, is_terminal, track, write
 from emollama.demo.environment import FAST, restart_with_fast_settings
-from emollama.distributed import World
-from emollama.logging import get_logger, set_up
-from emollama.run_log import RunLog
+from emollama.distributed.process_group import World
+from emollama.logs import bars, console
+from emollama.logs.console import Progress, aligned, is_terminal, track, write
+from emollama.logs.logger import get_logger, set_up
+from emollama.logs.run_log import RunLog
+from emollama.logs.verbosity import SETTINGS
 from emollama.runners import summary
 from emollama.starter.kinds import KINDS
 from emollama.starter.starter import _header
-from emollama.verbosity import SETTINGS
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:[349]|10)\d(?:;\d+)*m")  # text or background, bright ones too
@@ -486,9 +486,9 @@ def test_a_run_that_fails_has_no_successful_session(tmp_path):
 
 def test_other_ranks_do_not_repeat_the_warnings_of_rank_0(monkeypatch, caplog):
     world = World(rank=1, size=2, device=None)
-    monkeypatch.setattr(World, "on_main", lambda self, function: None)
+    monkeypatch.setattr(World, "on_rank_zero", lambda self, function: None)
     with caplog.at_level(logging.WARNING, "emollama"):
-        assert world.main_first(lambda: get_logger().warning("a key has no effect") or 7) == 7
+        assert world.rank_zero_first(lambda: get_logger().warning("a key has no effect") or 7) == 7
         assert get_logger().level == logging.WARNING
     assert logged(caplog) == []
 

@@ -7,7 +7,7 @@ import pytest
 from helpers import NAMES, golden_tree, loaded
 
 from emollama.data.curriculum import Curriculum
-from emollama.data.order import Order
+from emollama.data.sampling import MixtureSampler
 from emollama.errors import UserError
 
 LIST = "MERR_fine_grained.txt"  # name, count, label, valence
@@ -28,10 +28,10 @@ def build(tmp_path, corpus):
     return made
 
 
-def drawn(dataset, places, epoch_draws=10):
+def drawn(dataset, places, samples_per_epoch=10):
     """Places in the list of the clips that are drawn."""
-    made = Order(1, (dataset.deck(),), epoch_draws)
-    return {made.draw(k).clip for k in places}
+    made = MixtureSampler(1, (dataset.sampling(),), samples_per_epoch)
+    return {made.at(k).index for k in places}
 
 
 def table(corpus, text):
@@ -78,7 +78,7 @@ def test_a_wrong_curriculum_is_told_with_its_block(tmp_path):
 
 def test_a_column_of_the_list_sorts_by_its_numbers(build):
     dataset = build("valence")  # 2.5, -2, -2, 1, 0, -2
-    assert dataset.deck().difficulty.tolist() == [2.5, -2.0, -2.0, 1.0, 0.0, -2.0]
+    assert dataset.sampling().difficulty.tolist() == [2.5, -2.0, -2.0, 1.0, 0.0, -2.0]
     assert drawn(dataset, range(10)) < {1, 2, 5} and drawn(dataset, range(10, 20)) == {1, 2, 5, 4}
     assert drawn(build("count"), range(10)) == {0, 3}  # 13 and 18 frames
 
@@ -91,7 +91,7 @@ def test_modalities_draws_the_clips_that_lack_none_first(build, corpus):
     for folder, name in (("HL-UTT", NAMES[0]), ("HL-UTT", NAMES[3]), ("maeV_399_UTT", NAMES[3]), ("eva", NAMES[5])):
         (corpus / folder / f"{name}.npy").unlink()
     dataset = build("modalities", epochs=2, missing_features="zero")
-    assert dataset.deck().difficulty.tolist() == [1.0, 0.0, 0.0, 2.0, 0.0, 1.0]
+    assert dataset.sampling().difficulty.tolist() == [1.0, 0.0, 0.0, 2.0, 0.0, 1.0]
     assert drawn(dataset, range(10)) == {1, 2, 4}
     assert drawn(dataset, range(10, 20)) == set(range(6))
 
@@ -100,9 +100,9 @@ def test_answer_length_is_the_longest_answer_of_the_pools_tasks_in_words(build, 
     text = "name,emotion,reason\n"
     text += f"{NAMES[0]},happy,one two three.\n{NAMES[1]},sad,she weeps and sighs\n{NAMES[2]},angry,he shouts\n"
     emotions = build("answer_length", **table(corpus, text), task_pool=["emotion"])
-    assert emotions.deck().difficulty.tolist() == [1.0, 1.0, 1.0]
+    assert emotions.sampling().difficulty.tolist() == [1.0, 1.0, 1.0]
     both = build("answer_length", **table(corpus, text), task_pool=["emotion", "reason"])
-    assert both.deck().difficulty.tolist() == [3.0, 4.0, 2.0]
+    assert both.sampling().difficulty.tolist() == [3.0, 4.0, 2.0]
 
 
 def test_a_further_column_of_a_table_serves_the_curriculum(build, corpus):
@@ -144,6 +144,6 @@ def test_evaluation_needs_no_column_of_a_curriculum(tmp_path, corpus):
 
 
 def test_without_a_curriculum_the_deck_is_plain(build, corpus):
-    deck = build("valence", curriculum={}).deck()
+    deck = build("valence", curriculum={}).sampling()
     assert deck.difficulty is None and deck.phases == 1 and deck.digest() is None
-    assert np.array_equal(deck.clips(0, np.random.default_rng(0)), np.arange(6))
+    assert np.array_equal(deck.indices(0, np.random.default_rng(0)), np.arange(6))

@@ -103,7 +103,7 @@ def test_mer2024_scores_six_labels_and_shows_nine_in_the_prompt(build):
     dataset = build("mer2024_caption", MER24, annotation_file="list.txt")
     assert dataset.cfg.labels == SIX
     shown = ", ".join(NINE)
-    assert all(shown in wording for wording in dataset.pool.wordings["emotion"])
+    assert all(shown in instruction for instruction in dataset.pool.instructions["emotion"])
     files = MER24 | {"list.txt": MER24["list.txt"].replace("9 neutral", "9 fear")}
     (text,) = said(build("mer2024_caption", files, annotation_file="list.txt"))
     assert "list.txt: unknown label (known: neutral, angry" in text and "'fear' (line 2, samplenew_2)" in text

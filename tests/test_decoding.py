@@ -10,9 +10,9 @@ from helpers import NINE, TASKS
 
 from emollama.data.batch import Record, collate
 from emollama.models.decoding import continued, likelihoods
-from emollama.models.sampling import Choice
+from emollama.models.sampling_params import SamplingParams
 
-GREEDY = Choice(max_new_tokens=20)
+GREEDY = SamplingParams(max_new_tokens=20)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_greedy_answers_are_those_of_transformers_own_search(golden_model, golde
 
 
 def test_a_repetition_penalty_acts_as_in_transformers(golden_model, golden_prompt, asked):
-    penalised = answers([golden_model], golden_prompt, asked, Choice(20, repetition_penalty=1.7))
+    penalised = answers([golden_model], golden_prompt, asked, SamplingParams(20, repetition_penalty=1.7))
     # One prompt a time: with padded embeddings transformers leaves as many new tokens unpenalised as there is padding.
     alone = [transformers_own(golden_model, golden_prompt, [sample], repetition_penalty=1.7)[0] for sample in asked]
     assert penalised == alone
@@ -58,7 +58,7 @@ def test_a_repetition_penalty_acts_as_in_transformers(golden_model, golden_promp
 
 
 def test_a_sampled_answer_depends_on_its_own_seed_alone(golden_model, golden_prompt, asked):
-    choice = Choice(12, temperature=1.3, top_p=0.9)
+    choice = SamplingParams(12, temperature=1.3, top_p=0.9)
     together = answers([golden_model], golden_prompt, asked[:6], choice, range(6))
     alone = [answers([golden_model], golden_prompt, [asked[i]], choice, [i])[0] for i in range(6)]
     assert together == alone
@@ -67,8 +67,8 @@ def test_a_sampled_answer_depends_on_its_own_seed_alone(golden_model, golden_pro
 
 def test_top_p_leaves_only_the_likeliest_tokens_to_sample_from(golden_model, golden_prompt, asked):
     greedy = answers([golden_model], golden_prompt, asked[:6])
-    assert answers([golden_model], golden_prompt, asked[:6], Choice(20, temperature=1.5, top_p=1e-6)) == greedy
-    assert answers([golden_model], golden_prompt, asked[:6], Choice(20, temperature=1.5)) != greedy
+    assert answers([golden_model], golden_prompt, asked[:6], SamplingParams(20, temperature=1.5, top_p=1e-6)) == greedy
+    assert answers([golden_model], golden_prompt, asked[:6], SamplingParams(20, temperature=1.5)) != greedy
 
 
 def test_an_ensemble_of_one_model_twice_answers_as_the_model(golden_model, golden_prompt, asked):

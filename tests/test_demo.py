@@ -12,7 +12,7 @@ import torch
 from readme_commands import run_in_forks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from emollama.data.clips import read_annotations, read_captions, read_transcripts
+from emollama.data.annotations import read_annotations, read_captions, read_transcripts
 from emollama.demo import run as demo
 from emollama.demo.corpus import EMOTIONS, make_corpus
 from emollama.demo.tiny_llama import make_tiny_llama

@@ -16,7 +16,7 @@ from running import ROOT
 from emollama.demo.drawing_captions import CAPTIONS, FLICKR, HINTS, SECOND, captions, draw_texts
 from emollama.demo.drawing_files import HEADER, TABLE, write_flickr, write_second
 from emollama.demo.drawings import COLOURS, GROUNDS, SHAPES, SIZES, WORDS, draw_picture, draw_scene
-from emollama.demo.tiny_vision import QFORMER, TinyVision, draw_batch, learn_to_see, told_share
+from emollama.demo.tiny_vision import QFORMER, TinyVision, draw_batch, learn_to_see, named_share
 from emollama.encoders.eva_vit import EvaFiles, EvaVit
 from emollama.encoders.qformer import QFormer
 
@@ -146,7 +146,7 @@ def test_the_tiny_encoders_learn_and_their_files_give_the_same_rows(tmp_path):
     rng, vision = np.random.default_rng(0), TinyVision()
     readout = learn_to_see(vision, rng, scenes=200, steps=40)
     scenes = [draw_scene(rng, "test") for _ in range(60)]
-    assert told_share(vision, readout, scenes, rng) > 0.44  # a guess is right in less than 0.4
+    assert named_share(vision, readout, scenes, rng) > 0.44  # a guess is right in less than 0.4
     vision.save(tmp_path / "eva.pth", tmp_path / "q_former.pth")
     files = EvaFiles(str(tmp_path / "eva.pth"), 56, "fp32", ln_vision=str(tmp_path / "q_former.pth"))
     vit = EvaVit.load(files, device=CPU, key="vit_weights")

@@ -17,7 +17,7 @@ from emollama import cli, entry, variables
 from emollama.commands.parser import NAMES
 from emollama.config import load
 from emollama.demo import steps
-from emollama.demo.steps import Place, next_steps, run_step
+from emollama.demo.steps import DemoFolder, next_steps, run_step
 from emollama.errors import UserError
 
 
@@ -44,7 +44,7 @@ def calls(monkeypatch):
 
 
 def test_a_step_runs_this_package_in_the_working_folder(folder, calls):
-    place = Place(folder / "elsewhere", "EMOLLAMA_DEMO", "demo_run")
+    place = DemoFolder(folder / "elsewhere", "EMOLLAMA_DEMO", "demo_run")
     run_step(place, ["train", "--cfg-path", "train_configs/demo_stage_1.yaml", "--nproc", "2"])
     ((command, settings),) = calls.started
     assert command[:3] == [sys.executable, "-m", "emollama"]
@@ -56,13 +56,13 @@ def test_a_step_runs_this_package_in_the_working_folder(folder, calls):
 def test_a_step_that_fails_stops_the_demo_with_its_command_line(folder, calls):
     calls.status = 3
     with pytest.raises(UserError, match=r"'EMOLLAMA_DEMO=\S+/other emollama eval x' exited with 3"):
-        run_step(Place(folder / "other", "EMOLLAMA_DEMO", "demo_run"), ["eval", "x"])
+        run_step(DemoFolder(folder / "other", "EMOLLAMA_DEMO", "demo_run"), ["eval", "x"])
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_step_ends_the_demo_with_one_line(number, status, folder, calls, capsys):
     calls.status = 128 + number
-    place = Place(folder / "other", "EMOLLAMA_DEMO", "demo_run")
+    place = DemoFolder(folder / "other", "EMOLLAMA_DEMO", "demo_run")
     assert entry.run(lambda: run_step(place, ["eval", "x"])) == status
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
     ((_, settings),) = calls.started
@@ -93,9 +93,11 @@ def test_the_corpus_alone_ends_with_its_places_and_the_next_commands(folder, mon
 
 
 def test_the_variable_is_shown_only_where_it_is_needed(folder, monkeypatch):
-    place = Place((folder / "demo_run").resolve(), "EMOLLAMA_DEMO", "demo_run")
+    place = DemoFolder((folder / "demo_run").resolve(), "EMOLLAMA_DEMO", "demo_run")
     assert place.shown(["train"]) == "emollama train"
-    assert Place(folder / "a b", "EMOLLAMA_DEMO", "demo_run").shown(["train"]) == f"EMOLLAMA_DEMO='{folder}/a b' emollama train"
+    assert (
+        DemoFolder(folder / "a b", "EMOLLAMA_DEMO", "demo_run").shown(["train"]) == f"EMOLLAMA_DEMO='{folder}/a b' emollama train"
+    )
     monkeypatch.setenv("EMOLLAMA_DEMO", "/elsewhere")
     assert place.shown(["train"]) == f"EMOLLAMA_DEMO={folder}/demo_run emollama train"
 
@@ -109,11 +111,11 @@ def test_the_variable_is_shown_only_where_it_is_needed(folder, monkeypatch):
 )
 def test_the_next_steps_are_those_of_the_shipped_header_for_the_demos_folder(folder, config, variable, default, commands):
     path = f"train_configs/{config}.yaml"
-    lines = next_steps(path, Place((folder / default).resolve(), variable, default))
+    lines = next_steps(path, DemoFolder((folder / default).resolve(), variable, default))
     assert [shlex.split(line)[1] for line in lines] == commands
     header = (ROOT / path).read_text().replace("\\\n#   ", "")
     assert lines == [line for line in re.findall(r"^# (emollama .*)$", header, re.MULTILINE) if " demo " not in line]
-    moved = next_steps(path, Place(folder / "other", variable, default))
+    moved = next_steps(path, DemoFolder(folder / "other", variable, default))
     for line in moved:
         words = [word for word in shlex.split(line) if not word.startswith(f"{variable}=")]
         assert words[:1] == ["emollama"]

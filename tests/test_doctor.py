@@ -20,16 +20,16 @@ from media_files import picture, write_video
 from planted import Planted, not_found
 
 from emollama import checkpoint, config, optim
+from emollama.checks.captions import LabelWords, is_refusal
+from emollama.checks.check_data import check
+from emollama.checks.report import text_of
 from emollama.data import features
 from emollama.data.batch import Record
 from emollama.data.features import Features
 from emollama.data.instructions import TaskPool
-from emollama.data.order import Deck
 from emollama.data.problems import Problem
+from emollama.data.sampling import DatasetSampling
 from emollama.data.slots import SlotShape
-from emollama.doctor.captions import LabelWords, is_refusal
-from emollama.doctor.check import check
-from emollama.doctor.report import text_of
 from emollama.errors import UserError
 from emollama.registry import DATASETS
 from emollama.stores.store import NpyFolder
@@ -223,11 +223,11 @@ class Bare:
     def problems(self):
         return [Problem("list", "its own complaint", ("b",))]
 
-    def deck(self):
-        return Deck(2, 1.0, True)
+    def sampling(self):
+        return DatasetSampling(2, 1.0, True)
 
-    def record(self, index, task, wording, rng=None):
-        return Record(self.names()[index], task, [(wording, "happy")], {})
+    def record(self, index, task, instruction, rng=None):
+        return Record(self.names()[index], task, [(instruction, "happy")], {})
 
 
 def test_a_dataset_of_ones_own_is_asked_for_its_own_problems_and_names(checked, tree, monkeypatch):
@@ -441,9 +441,9 @@ def test_what_is_cut_is_what_a_run_would_cut_to_the_token(checked, tree, tmp_pat
     dataset = made.classes[BLOCK](made.datasets["golden"], slot_shapes=shapes, label=BLOCK)
     cut = {
         name: max(
-            prompt.sample(dataset.record(index, task, wording)).tokens_cut
+            prompt.sample(dataset.record(index, task, instruction)).tokens_cut
             for task in dataset.pool.tasks
-            for wording in dataset.pool.wordings[task]
+            for instruction in dataset.pool.instructions[task]
         )
         for index, name in enumerate(dataset.names())
     }

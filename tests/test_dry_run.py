@@ -11,10 +11,11 @@ import yaml
 from helpers import GOLDEN
 from running import golden_config
 
-from emollama import checkpoint, distributed, launcher
+from emollama import checkpoint
 from emollama.cli import main
 from emollama.commands import running
 from emollama.config import load
+from emollama.distributed import launcher, process_group
 from emollama.errors import UserError
 from emollama.models import llm_weights
 from emollama.registry import RUNNERS
@@ -144,7 +145,7 @@ def test_what_stops_a_run_before_its_weights_is_a_problem_with_the_same_message(
 def stored_run(path, steps):
     """Write a checkpoint of the run that a file configures; returns the checkpoint's path."""
     config = load(str(path))
-    ready = Preparation(config, distributed.start("cpu"), training=True)
+    ready = Preparation(config, process_group.start("cpu"), training=True)
     content = {"step": steps, "model": ready.tensors[0], "facts": ready.facts, "features": {}, "config": config.plain()}
     stored = path.with_name("stored.pth")
     checkpoint.save(stored, content | {"optimizer": {}, "scaler": {}, "skipped": [0, 0]})

@@ -23,7 +23,7 @@ from emollama.encoders.mae import Mae
 from emollama.encoders.videomae import VideoMae
 from emollama.encoders.weights import digest, read_tensors
 from emollama.errors import UserError
-from emollama.media.choice import segment_middles, segment_pairs
+from emollama.media.frame_selection import segment_middles, segment_pairs
 from emollama.media.frames import read_frames
 from emollama.media.source import Source
 

@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from emollama import checkpoint
+from emollama.convert import formats
+from emollama.convert.inspection import diff, inspect
+from emollama.convert.weights import Weights, read
 from emollama.data.batch import collate
 from emollama.errors import UserError
-from emollama.exchange import convert
-from emollama.exchange.describe import diff, inspect
-from emollama.exchange.weights import Weights, read
-from emollama.models import adapters, upstream
+from emollama.models import adapters, checkpoint_names
 from emollama.optim import trainable
 
 LLAMA = GOLDEN / "llama"
@@ -86,7 +86,7 @@ def load(model, tensors):
 
 
 def by_stored_name(model):
-    return {upstream.stored_name(name): parameter.detach() for name, parameter in trainable(model).items()}
+    return {checkpoint_names.stored_name(name): parameter.detach() for name, parameter in trainable(model).items()}
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def without_config(path):
 
 
 def exported(source, place, alpha=None, base=None):
-    convert.to_peft(read(source, "convert"), str(place), alpha, base)
+    formats.to_peft(read(source, "convert"), str(place), alpha, base)
     return place
 
 
@@ -146,7 +146,7 @@ def test_every_tensor_of_a_minigpt_v2_file_is_loaded_initialised_or_set_aside(tm
     tensors = {
         name: tensor
         for name, tensor in released().items()
-        if name not in upstream.ABSENT_TOGETHER and not name.startswith("attention.")
+        if name not in checkpoint_names.ABSENT_TOGETHER and not name.startswith("attention.")
     }
     model = model_of(tmp_path)
     before = {name: value.clone() for name, value in by_stored_name(model).items()}
@@ -155,7 +155,7 @@ def test_every_tensor_of_a_minigpt_v2_file_is_loaded_initialised_or_set_aside(tm
     parameters = by_stored_name(model)
     loaded_names = {name for name in parameters if name in tensors and parameters[name].equal(tensors[name])}
     kept = {name for name in parameters if parameters[name].equal(before[name])}
-    assert kept == set(upstream.ABSENT_TOGETHER)
+    assert kept == set(checkpoint_names.ABSENT_TOGETHER)
     assert loaded_names | kept == set(parameters) and len(loaded_names) + 2 == len(tensors)
 
 
@@ -209,7 +209,7 @@ def test_to_peft_and_back_is_exact_to_the_bit(tmp_path, dtype):
     before["llama_proj.bias"] = torch.arange(64, dtype=torch.float32)[::2].repeat(2)
     checkpoint.save(tmp_path / "a.pth", {"model": before, "config": {"model": {"lora_alpha": 16}}})
     folder = exported(str(tmp_path / "a.pth"), tmp_path / "peft")
-    convert.to_pth(read(str(folder), "convert"), str(tmp_path / "b.pth"))
+    formats.to_pth(read(str(folder), "convert"), str(tmp_path / "b.pth"))
     content = checkpoint.read(str(tmp_path / "b.pth"), "x")
     after = content["model"]
     assert after.keys() == before.keys()
@@ -221,7 +221,7 @@ def test_to_peft_and_back_is_exact_to_the_bit(tmp_path, dtype):
 
 
 def test_the_way_back_loads_as_model_ckpt(file, tmp_path):
-    convert.to_pth(read(str(exported(file, tmp_path / "peft")), "convert"), str(tmp_path / "back.pth"))
+    formats.to_pth(read(str(exported(file, tmp_path / "peft")), "convert"), str(tmp_path / "back.pth"))
     model = model_of(tmp_path)
     load(model, checkpoint.read(str(tmp_path / "back.pth"), "model.ckpt")["model"])
     assert all(value.equal(released()[name]) for name, value in by_stored_name(model).items())
@@ -249,7 +249,9 @@ def test_a_folder_that_peft_wrote_is_read(tmp_path):
     model.save_pretrained(tmp_path / "own")
     weights = read(str(tmp_path / "own"), "inspect")
     assert len(weights.tensors) == 8 and weights.lora_alpha == 5
-    expected = {f"llama_model.{upstream.stored_name(name)}": value for name, value in model.named_parameters() if "lora" in name}
+    expected = {
+        f"llama_model.{checkpoint_names.stored_name(name)}": value for name, value in model.named_parameters() if "lora" in name
+    }
     assert weights.tensors.keys() == expected.keys()
     assert all(weights.tensors[name].equal(value) for name, value in expected.items())
 
@@ -301,7 +303,7 @@ def test_plain_peft_and_transformers_give_our_logits_with_the_exported_adapter(e
 
 def test_merged_weights_give_our_logits(embedded, file, tmp_path):
     rows, ours, _ = embedded
-    convert.to_merged(read(file, "convert"), str(tmp_path / "merged"), None, str(LLAMA))
+    formats.to_merged(read(file, "convert"), str(tmp_path / "merged"), None, str(LLAMA))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     with torch.no_grad():
         assert (model(inputs_embeds=rows).logits - ours).abs().max() < 1e-5
@@ -323,7 +325,7 @@ def test_the_projectors_beside_give_our_feature_rows(embedded, file, tmp_path):
 
 
 def test_a_merged_folder_is_the_base_folder_apart_from_the_adapted_weights(file, tmp_path):
-    convert.to_merged(read(file, "convert"), str(tmp_path / "merged"), None, str(LLAMA))
+    formats.to_merged(read(file, "convert"), str(tmp_path / "merged"), None, str(LLAMA))
     merged, base = load_file(tmp_path / "merged/model.safetensors"), load_file(LLAMA / "model.safetensors")
     changed = {name for name in base if not merged[name].equal(base[name])}
     assert merged.keys() == base.keys() and all(merged[name].dtype == base[name].dtype for name in base)
@@ -338,7 +340,7 @@ def test_a_merged_folder_is_the_base_folder_apart_from_the_adapted_weights(file,
 def test_merging_into_half_precision_rounds_once(file, tmp_path, dtype):
     base = tmp_path / "half"
     AutoModelForCausalLM.from_pretrained(LLAMA, dtype=dtype).save_pretrained(base)
-    convert.to_merged(read(file, "convert"), str(tmp_path / "merged"), None, str(base))
+    formats.to_merged(read(file, "convert"), str(tmp_path / "merged"), None, str(base))
     weight = load_file(base / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"]
     tensors = released()
     exact = (
@@ -353,8 +355,8 @@ def test_merging_into_half_precision_rounds_once(file, tmp_path, dtype):
 def test_weights_in_several_files_are_merged_file_by_file(file, tmp_path):
     base = tmp_path / "sharded"
     AutoModelForCausalLM.from_pretrained(LLAMA).save_pretrained(base, max_shard_size="200KB")
-    convert.to_merged(read(file, "convert"), str(tmp_path / "sharded-merged"), None, str(base))
-    convert.to_merged(read(file, "convert"), str(tmp_path / "merged"), None, str(LLAMA))
+    formats.to_merged(read(file, "convert"), str(tmp_path / "sharded-merged"), None, str(base))
+    formats.to_merged(read(file, "convert"), str(tmp_path / "merged"), None, str(LLAMA))
     shards = sorted(path.name for path in (tmp_path / "sharded-merged").glob("model-*.safetensors"))
     assert len(shards) > 1 and shards == sorted(path.name for path in base.glob("model-*.safetensors"))
     one, other = (AutoModelForCausalLM.from_pretrained(tmp_path / x).state_dict() for x in ("sharded-merged", "merged"))
@@ -363,8 +365,8 @@ def test_weights_in_several_files_are_merged_file_by_file(file, tmp_path):
 
 def test_a_merged_model_with_its_projectors_is_a_model_of_ours_without_adapters(embedded, file, tmp_path):
     _, ours, batch = embedded
-    convert.to_merged(read(file, "convert"), str(tmp_path / "merged"), None, str(LLAMA))
-    convert.to_pth(read(str(tmp_path / "merged/projectors.safetensors"), "convert"), str(tmp_path / "projectors.pth"))
+    formats.to_merged(read(file, "convert"), str(tmp_path / "merged"), None, str(LLAMA))
+    formats.to_pth(read(str(tmp_path / "merged/projectors.safetensors"), "convert"), str(tmp_path / "projectors.pth"))
     model = model_of(tmp_path, llama_model=str(tmp_path / "merged"), train_llm="none")
     load(model, checkpoint.read(str(tmp_path / "projectors.pth"), "model.ckpt")["model"])
     with torch.no_grad():
@@ -378,7 +380,7 @@ def test_a_merged_model_with_its_projectors_is_a_model_of_ours_without_adapters(
 @pytest.mark.parametrize("to", ["peft", "merged"])
 def test_an_alpha_that_nothing_tells_must_be_given(file, tmp_path, to):
     weights = read(without_config(file), "convert")
-    done = (convert.to_peft if to == "peft" else convert.to_merged, weights, str(tmp_path / "out"))
+    done = (formats.to_peft if to == "peft" else formats.to_merged, weights, str(tmp_path / "out"))
     assert "--lora-alpha" in refusal(*done, None, str(LLAMA))
     assert not (tmp_path / "out").exists()
     done[0](*done[1:], 16.0, str(LLAMA))
@@ -441,11 +443,11 @@ def test_a_file_without_adapters_is_refused(file, tmp_path):
 
 def test_adapters_of_another_language_model_are_refused_by_name(file, tmp_path):
     spoiled(file, lambda tensors: tensors.update({f"{LAYER}.q_proj.lora_A.weight": torch.zeros(64, 32)}))
-    for call in (convert.to_peft, convert.to_merged):
+    for call in (formats.to_peft, formats.to_merged):
         said = refusal(call, read(file, "x"), str(tmp_path / "out"), None, str(LLAMA))
         assert "q_proj.lora_A.weight (64, 32) where (64, 64) fits" in said and "1: " in said
     spoiled(file, lambda tensors: [tensors.pop(name) for name in list(tensors) if ".layers.1." in name])
-    said = refusal(convert.to_peft, read(file, "x"), str(tmp_path / "out"), None, str(LLAMA))
+    said = refusal(formats.to_peft, read(file, "x"), str(tmp_path / "out"), None, str(LLAMA))
     assert "layers.1.self_attn.v_proj.lora_B.weight (64, 64) is not there" in said
     assert not (tmp_path / "out").exists()
 
@@ -506,7 +508,7 @@ def folder_that_lacks_a_weight(folder):
 )
 def test_a_language_model_that_cannot_be_merged_into_is_refused(file, tmp_path, spoil, words):
     spoil(tmp_path / "base")
-    said = refusal(convert.to_merged, read(file, "x"), str(tmp_path / "out"), None, str(tmp_path / "base"))
+    said = refusal(formats.to_merged, read(file, "x"), str(tmp_path / "out"), None, str(tmp_path / "base"))
     assert said.startswith("--llama-model: ") and words in said
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == []
 
@@ -651,7 +653,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_never_executed(tmp_path):
 def test_a_folder_that_is_there_is_written_only_if_it_is_empty(file, tmp_path, to):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").write_text("kept")
-    call = convert.to_peft if to == "peft" else convert.to_merged
+    call = formats.to_peft if to == "peft" else formats.to_merged
     assert "not an empty folder" in refusal(call, read(file, "x"), str(tmp_path / "out"), None, str(LLAMA))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
     (tmp_path / "out/mine").unlink()
@@ -661,18 +663,18 @@ def test_a_folder_that_is_there_is_written_only_if_it_is_empty(file, tmp_path, t
 
 def test_a_file_that_is_there_is_never_written_over(file, tmp_path):
     (tmp_path / "mine.pth").write_text("kept")
-    for call in (convert.to_pth, exported):
-        source = read(file, "x") if call is convert.to_pth else file
+    for call in (formats.to_pth, exported):
+        source = read(file, "x") if call is formats.to_pth else file
         assert "already" in refusal(call, source, str(tmp_path / "mine.pth"))
     assert (tmp_path / "mine.pth").read_text() == "kept"
-    assert "Name a file" in refusal(convert.to_pth, read(file, "x"), str(tmp_path))
-    assert "is there already" in refusal(convert.average, [file, file], str(tmp_path / "mine.pth"))
+    assert "Name a file" in refusal(formats.to_pth, read(file, "x"), str(tmp_path))
+    assert "is there already" in refusal(formats.average, [file, file], str(tmp_path / "mine.pth"))
 
 
 def test_a_place_that_cannot_be_written_is_told(file, tmp_path):
     (tmp_path / "a_file").touch()
     assert "cannot write" in refusal(exported, file, str(tmp_path / "a_file/out"))
-    assert "could not be written" in refusal(convert.to_pth, read(file, "x"), str(tmp_path / "a_file/out.pth"))
+    assert "could not be written" in refusal(formats.to_pth, read(file, "x"), str(tmp_path / "a_file/out.pth"))
 
 
 def test_a_folder_is_not_seen_before_it_is_whole(file, tmp_path, monkeypatch):
@@ -697,9 +699,9 @@ def test_outputs_have_the_permissions_of_any_new_file(folder, tmp_path):
 
 def test_sources_stay_as_they_are(file, folder, tmp_path):
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    convert.to_merged(read(file, "x"), str(tmp_path / "merged"), None, str(LLAMA))
-    convert.to_pth(read(str(folder), "x"), str(tmp_path / "back.pth"))
-    convert.average([file, str(folder)], str(tmp_path / "mean.pth"))
+    formats.to_merged(read(file, "x"), str(tmp_path / "merged"), None, str(LLAMA))
+    formats.to_pth(read(str(folder), "x"), str(tmp_path / "back.pth"))
+    formats.average([file, str(folder)], str(tmp_path / "mean.pth"))
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -718,7 +720,7 @@ def test_an_average_is_the_mean_in_float64_with_the_dtype_of_the_tensors(tmp_pat
     for tensors in seeds:
         tensors["llama_proj.weight"] = tensors["llama_proj.weight"].half()
     files = [numbered(tmp_path, number, tensors) for number, tensors in enumerate(seeds)]
-    convert.average(files, str(tmp_path / "mean.pth"))
+    formats.average(files, str(tmp_path / "mean.pth"))
     found = read(str(tmp_path / "mean.pth"), "x").tensors
     assert found.keys() == seeds[0].keys()
     for name, tensor in found.items():
@@ -727,13 +729,13 @@ def test_an_average_is_the_mean_in_float64_with_the_dtype_of_the_tensors(tmp_pat
 
 
 def test_the_average_of_a_file_with_itself_is_the_file(file, tmp_path):
-    convert.average([file] * 3, str(tmp_path / "mean.pth"))
+    formats.average([file] * 3, str(tmp_path / "mean.pth"))
     assert diff(read(file, "x"), read(str(tmp_path / "mean.pth"), "x"))["equal"]
 
 
 def test_an_average_holds_weights_and_configuration_and_no_run(tmp_path):
     files = [numbered(tmp_path, number, released(seed=number), optimizer={}, scaler={}) for number in (4, 5)]
-    convert.average(files, str(tmp_path / "mean.pth"))
+    formats.average(files, str(tmp_path / "mean.pth"))
     content = checkpoint.read(str(tmp_path / "mean.pth"), "x")
     assert content.keys() == {"model", "config", "epoch", "averaged"}
     assert (content["epoch"], content["averaged"], content["config"]["model"]["lora_r"]) == ([4, 5], files, 64)
@@ -741,7 +743,7 @@ def test_an_average_holds_weights_and_configuration_and_no_run(tmp_path):
 
 
 def test_an_average_starts_a_run_and_is_none_to_go_on_from(written, tmp_path):
-    convert.average([written, written], str(tmp_path / "checkpoint_0.pth"))
+    formats.average([written, written], str(tmp_path / "checkpoint_0.pth"))
     tree = golden_tree(tmp_path)
     tree["run"]["resume_ckpt_path"] = str(tmp_path / "checkpoint_0.pth")
     config = loaded(tmp_path, tree)
@@ -759,7 +761,7 @@ def test_checkpoints_of_other_layouts_have_no_average_and_the_reasons_are_named(
     tensors |= {"extra": torch.zeros(1), "feats_llama_proj1.bias": torch.zeros(3)}
     tensors["cls_tk_llama_proj.bias"] = tensors["cls_tk_llama_proj.bias"].half()
     other = numbered(tmp_path, 1, tensors, config={"model": {"lora_alpha": 32}})
-    said = refusal(convert.average, [numbered(tmp_path, 0, released()), other], str(tmp_path / "mean.pth"))
+    said = refusal(formats.average, [numbered(tmp_path, 0, released()), other], str(tmp_path / "mean.pth"))
     for words in (
         "checkpoint_0.pth, 1: llama_proj.bias",
         "checkpoint_1.pth, 1: extra",
@@ -778,21 +780,21 @@ def made(**recipe):
 
 def test_how_the_features_were_made_goes_along_into_averages_and_files(tmp_path):
     told, silent = numbered(tmp_path, 0, released(), **made()), numbered(tmp_path, 1, released())
-    convert.average([silent, told], str(tmp_path / "mean.pth"))
-    convert.to_pth(read(told, "k"), str(tmp_path / "copy.pth"))
+    formats.average([silent, told], str(tmp_path / "mean.pth"))
+    formats.to_pth(read(told, "k"), str(tmp_path / "copy.pth"))
     for name in ("mean.pth", "copy.pth"):
         assert checkpoint.read(str(tmp_path / name), "k")["features"] == made()["features"]
 
 
 def test_checkpoints_of_features_made_differently_have_no_average(tmp_path):
     files = [numbered(tmp_path, 0, released(), **made()), numbered(tmp_path, 1, released(), **made(layers=[-2]))]
-    said = refusal(convert.average, files, str(tmp_path / "mean.pth"))
+    said = refusal(formats.average, files, str(tmp_path / "mean.pth"))
     assert "audio features made otherwise, layers: [-1] and [-2]" in said
     assert not (tmp_path / "mean.pth").exists()
 
 
 def test_one_checkpoint_has_no_average(file, tmp_path):
-    assert "at least two" in refusal(convert.average, [file], str(tmp_path / "mean.pth"))
+    assert "at least two" in refusal(formats.average, [file], str(tmp_path / "mean.pth"))
 
 
 # Differences

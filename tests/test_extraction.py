@@ -28,14 +28,15 @@ from media_files import write_broken, write_video
 from ranks import Group
 from safetensors.torch import load_file, save_file
 
-from emollama import cli, console
+from emollama import cli
 from emollama import config as configuration
 from emollama.errors import UserError
-from emollama.extraction.arrays import Arrays
+from emollama.extraction.arrays import ArrayWriter
 from emollama.extraction.videos import _summary
-from emollama.logging import get_logger
+from emollama.logs import console
+from emollama.logs.logger import get_logger
 from emollama.registry import ENCODERS
-from emollama.runners.recipes import problems_of
+from emollama.runners.provenance import mismatches
 from emollama.stores.manifest import Manifest
 from emollama.stores.packed import PackedStore
 
@@ -258,9 +259,9 @@ def test_given_faces_stand_in_the_manifest_for_the_keys_that_find_some(tmp_path)
     assert manifest.inputs == {"faces": "images"} and not {"face", "max_frames"} & manifest.recipe.keys()
     source = SimpleNamespace(slots=("face",), fills=("face",), path=str(tmp_path / "out/mae_340_UTT"), key="datasets.a.face")
     config = configuration.load(path, [], needs_model=False)
-    assert problems_of(config, [SimpleNamespace(features=[source])]) == []
+    assert mismatches(config, [SimpleNamespace(features=[source])]) == []
     config.encoders["mae"].pooling = "patches"
-    assert "pooling" in problems_of(config, [SimpleNamespace(features=[source])])[0]
+    assert "pooling" in mismatches(config, [SimpleNamespace(features=[source])])[0]
 
 
 # What is refused, before anything is written
@@ -830,7 +831,7 @@ def test_an_error_of_one_process_alone_is_told_once_and_the_others_end_without_a
 
 
 def test_arrays_that_others_wrote_and_the_first_process_does_not_see_are_an_error(tmp_path):
-    arrays = Arrays(tmp_path, "bytes", packed=False)
+    arrays = ArrayWriter(tmp_path, "bytes", packed=False)
     arrays.write("a/b", np.zeros(4))
     arrays.require(["a/b"])
     with pytest.raises(UserError, match="does not see 1 arrays that others wrote, such as 'c.npy'.*all machines share"):

@@ -121,7 +121,7 @@ def test_a_way_of_generating_changes_answers_and_repeats_itself(tmp_path, greedy
 
 def test_labels_are_filled_into_an_instruction_of_the_evaluation_block(tmp_path):
     path = golden_config(tmp_path)
-    wording = "Pick one of {labels} {or none}."
-    run_of(path, *block(instruction=f"'{wording}'", max_new_tokens=1, batch_size=18), training=False).evaluate()
+    instruction = "Pick one of {labels} {or none}."
+    run_of(path, *block(instruction=f"'{instruction}'", max_new_tokens=1, batch_size=18), training=False).evaluate()
     texts = {row["instruction"] for row in rows(tmp_path / "out/run/result/predictions_train_layout.jsonl")}
     assert all("Pick one of happy, sad, neutral, " in text and "doubt {or none}. " in text for text in texts)

@@ -14,20 +14,20 @@ from flickr_world import make_flickr_world
 from helpers import GOLDEN, golden_tree, loaded
 from PIL import Image
 
+from emollama.checks.check_data import check
+from emollama.checks.report import text_of
 from emollama.cli import parse_run
 from emollama.commands import eval as evaluate
 from emollama.data.instructions import TaskPool
-from emollama.data.slots import FRAME, KeptShape, SlotShape
-from emollama.data.text import blip_caption
-from emollama.datasets.configs import CAPTION_WORDINGS
+from emollama.data.slots import FRAME, CachedShape, SlotShape
+from emollama.data.text_processors import blip_caption
+from emollama.datasets.configs import CAPTION_INSTRUCTIONS
 from emollama.datasets.flickr30k_caption import Flickr30kCaption
-from emollama.doctor.check import check
-from emollama.doctor.report import text_of
 from emollama.errors import UserError
-from emollama.media.images import blip2_image
-from emollama.media.pictures import read_picture
-from emollama.media.source import Unusable
-from emollama.stores.kept import KeptRows
+from emollama.media.image_files import read_picture
+from emollama.media.image_transforms import blip2_image
+from emollama.media.source import UnusableMedia
+from emollama.stores.feature_cache import FeatureCache
 
 NAMES = ("11", "12", "13", "14")
 SIDE = 28
@@ -121,15 +121,15 @@ def test_without_instructions_nothing_is_said_and_with_them_one_of_them_alone(pl
     dataset = made(place)
     assert dataset.pool.tasks == ("caption",) and dataset.pool.first("caption") == "" and dataset.has_reference("caption")
     dataset = made(place, instructions={"caption": ["<ImageHere> Describe it.", "What is this?"]})
-    task, wording = dataset.pool.draw(np.random.default_rng(0))
-    assert dataset.words(0, task, wording) == dataset.record(0, task, wording).turns[0][0] == wording
+    task, instruction = dataset.pool.draw(np.random.default_rng(0))
+    assert dataset.user_text(0, task, instruction) == dataset.record(0, task, instruction).turns[0][0] == instruction
     assert dataset.pool.first("caption") == dataset.cfg.turns()[0] == "<ImageHere> Describe it."
 
 
 def test_a_pool_over_other_tasks_knows_these_alone():
     with pytest.raises(ValueError, match=r"unknown task 'emotion'\. Known: caption"):
-        TaskPool("emotion", {}, (), CAPTION_WORDINGS)
-    assert TaskPool("caption", {}, (), CAPTION_WORDINGS).wordings == {"caption": [""]}
+        TaskPool("emotion", {}, (), CAPTION_INSTRUCTIONS)
+    assert TaskPool("caption", {}, (), CAPTION_INSTRUCTIONS).instructions == {"caption": [""]}
 
 
 def test_the_digest_follows_the_captions(place):
@@ -160,15 +160,15 @@ def test_a_record_brings_the_pixels_as_the_predecessors_resize_them_and_no_rows(
 
 
 def test_a_record_says_where_rows_are_to_be_kept_and_brings_those_that_are(place):
-    shapes = SHAPES | {"image": KeptShape.of(SlotShape(32, 768), str(place / "kept"))}
+    shapes = SHAPES | {"image": CachedShape.of(SlotShape(32, 768), str(place / "kept"))}
     dataset = made(place, shapes=shapes)
     record = dataset.record(0, "caption", "")
-    kept = KeptRows(str(place / "kept"), (32, 768))
-    assert record.keep == kept.place(str(place / "images/11.jpg")) and len(record.features[FRAME]) == 1
+    kept = FeatureCache(str(place / "kept"), (32, 768))
+    assert record.cache_key == kept.place(str(place / "images/11.jpg")) and len(record.features[FRAME]) == 1
     rows = np.random.default_rng(0).standard_normal((32, 768)).astype(np.float32)
-    kept.write(record.keep, rows)
+    kept.write(record.cache_key, rows)
     again = dataset.record(0, "caption", "")
-    assert again.keep is None and np.array_equal(again.features["image"], rows)
+    assert again.cache_key is None and np.array_equal(again.features["image"], rows)
     assert tuple(again.features[FRAME].shape) == (0, 3 * SIDE**2)
     drawn(place / "images/11.jpg", "blue", size=(60, 60))
     assert len(dataset.record(0, "caption", "").features[FRAME]) == 1, "the image has changed"
@@ -201,7 +201,7 @@ def test_an_orientation_in_the_tags_turns_nothing(tmp_path):
 
 def test_images_of_32_bits_are_refused(tmp_path):
     Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "x.tiff")
-    with pytest.raises(Unusable, match="32 bits"):
+    with pytest.raises(UnusableMedia, match="32 bits"):
         read_picture(tmp_path / "x.tiff")
 
 
@@ -249,7 +249,7 @@ def test_a_folder_without_any_of_the_images_is_told_with_one_name(place):
 
 
 def test_an_image_that_vanishes_in_the_run_is_named(place):
-    shapes = SHAPES | {"image": KeptShape.of(SlotShape(32, 768), str(place / "kept"))}
+    shapes = SHAPES | {"image": CachedShape.of(SlotShape(32, 768), str(place / "kept"))}
     for dataset in (made(place), made(place, shapes=shapes)):
         os.rename(place / "images/12.jpg", place / "gone")
         with pytest.raises(UserError, match=r"12\.jpg"):

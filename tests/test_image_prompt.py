@@ -8,9 +8,9 @@ import torch
 from helpers import GOLDEN
 
 from emollama.data.batch import IGNORED, Record
-from emollama.data.image_prompt import BUILT_IN, ImagePrompt, read_prompts
-from emollama.data.prompt import Placeholders
-from emollama.data.prompt_style import PromptStyle
+from emollama.data.prompts.image_prompt import BUILT_IN, ImagePrompt, read_prompts
+from emollama.data.prompts.prompt import Placeholders
+from emollama.data.prompts.prompt_style import PromptStyle
 from emollama.errors import UserError
 from emollama.models.llm import load_tokenizer
 
@@ -26,7 +26,7 @@ def made(template="[INST] {} [/INST] ", end="</s>", *, prompts=PROMPTS, max_txt_
 
 
 def record(words="", answer="two dogs run"):
-    return Record("clip", "caption", [(words, answer)], {"image": torch.zeros(ROWS, 4)}, keep="aa/bb.npy")
+    return Record("clip", "caption", [(words, answer)], {"image": torch.zeros(ROWS, 4)}, cache_key="aa/bb.npy")
 
 
 def ids(prompt, text):
@@ -62,9 +62,9 @@ def test_vicunas_template_and_end_are_found_again_in_a_sample():
 
 def test_without_words_training_draws_a_prompt_and_evaluation_takes_the_first():
     prompt = made()
-    drawn = [prompt.worded("", np.random.default_rng(seed)) for seed in range(40)]
+    drawn = [prompt.apply_instruction("", np.random.default_rng(seed)) for seed in range(40)]
     assert set(drawn) == set(PROMPTS)
-    assert prompt.worded("", None) == PROMPTS[0] == prompt.body(record())
+    assert prompt.apply_instruction("", None) == PROMPTS[0] == prompt.body(record())
 
 
 def test_the_same_generator_gives_the_same_prompt():
@@ -75,12 +75,12 @@ def test_the_same_generator_gives_the_same_prompt():
 def test_words_of_a_dataset_win_over_the_models_prompts_and_get_the_mark_where_they_have_none():
     prompt = made()
     rng = np.random.default_rng(0)
-    assert prompt.worded("Look at <ImageHere>.", rng) == "Look at <ImageHere>."
-    assert prompt.worded("What is it?", rng) == "<Img><ImageHere></Img> What is it?"
+    assert prompt.apply_instruction("Look at <ImageHere>.", rng) == "Look at <ImageHere>."
+    assert prompt.apply_instruction("What is it?", rng) == "<Img><ImageHere></Img> What is it?"
 
 
 def test_a_prompt_of_a_file_without_the_mark_has_the_image_first_too():
-    assert made(prompts=("What is it?",)).worded("", None) == "<Img><ImageHere></Img> What is it?"
+    assert made(prompts=("What is it?",)).apply_instruction("", None) == "<Img><ImageHere></Img> What is it?"
 
 
 def test_lengths_of_prompts_are_those_of_their_samples_without_rows():
@@ -110,7 +110,7 @@ def test_marks_of_the_language_model_in_words_are_text():
 
 
 def test_a_sample_knows_where_its_rows_are_to_be_kept():
-    assert made().sample(record()).keep == "aa/bb.npy"
+    assert made().sample(record()).cache_key == "aa/bb.npy"
 
 
 def test_built_in_prompts_hold_the_mark_once():

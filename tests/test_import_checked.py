@@ -9,7 +9,7 @@ import pytest
 from helpers import FOLDERS, GOLDEN, loaded
 from importing import listed, run, written
 
-from emollama.doctor.check import check
+from emollama.checks.check_data import check
 
 NAMES = ("00012", "clip_b", "clip_c")
 

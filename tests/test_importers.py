@@ -10,13 +10,13 @@ import pytest
 from importing import listed, refusal, run, sentences, table, tree, written
 
 from emollama import cli
-from emollama.data.clips import LABELS, read_annotations, read_captions, read_transcripts
+from emollama.data.annotations import LABELS, read_annotations, read_captions, read_transcripts
 from emollama.data.problems import Problem
 from emollama.errors import UserError
-from emollama.importers.intake import Entry, Intake, valence_of
+from emollama.importers.annotation_files import write
+from emollama.importers.collector import Collector, Entry, valence_of
 from emollama.importers.labels import LabelMap, read_label_map
 from emollama.importers.mer import words_of
-from emollama.importers.written import write
 from emollama.paths import new_folder
 
 
@@ -44,7 +44,7 @@ def test_the_written_form_passes_the_readers_of_the_datasets_for_any_names_and_t
     generator = random.Random(3)
     letters = [chr(code) for code in (*range(0x21, 0x250), 0x4E2D, 0x85, 0x2028, 0x3000, 0x1F600)]
     texts = [*letters, " ", "\t", "\n", "\r\n", '"', ","]
-    intake = Intake(LabelMap(LABELS))
+    intake = Collector(LabelMap(LABELS))
     for _ in range(400):
         name = "".join(generator.choices(letters, k=generator.randrange(1, 12)))
         if intake.is_usable(name, "here"):
@@ -63,7 +63,7 @@ def test_the_written_form_passes_the_readers_of_the_datasets_for_any_names_and_t
 
 @pytest.mark.parametrize("name", ["a b", "a\tb", "a\u3000b", "a\x85b", "", " ", "../a", "/a", "a\\b", "a\0"])
 def test_a_name_that_a_list_cannot_hold_is_a_problem(name):
-    intake = Intake(LabelMap(LABELS))
+    intake = Collector(LabelMap(LABELS))
     assert not intake.is_usable(name, "here, line 3")
     assert intake.problems[0].text.startswith("here, line 3: ") and intake.problems[0].kind == "name"
 
@@ -77,7 +77,7 @@ def test_a_name_that_a_list_cannot_hold_is_a_problem(name):
     ],
 )
 def test_the_list_has_the_columns_that_are_known(tmp_path, values, rows):
-    intake = Intake(LabelMap(LABELS))
+    intake = Collector(LabelMap(LABELS))
     for name, (label, valence) in zip("ab", values, strict=True):
         intake.take(Entry(name, label, valence))
     with new_folder(tmp_path / "out") as folder:
@@ -141,7 +141,7 @@ def test_an_empty_output_folder_is_filled_and_no_temporary_folder_stays(tmp_path
 
 
 def test_an_output_folder_that_is_filled_meanwhile_is_not_touched(tmp_path):
-    intake = Intake(LabelMap(LABELS))
+    intake = Collector(LabelMap(LABELS))
     intake.take(Entry("a", "sad"))
     with pytest.raises(UserError, match="cannot write"), new_folder(tmp_path / "out") as folder:
         write(folder, intake, {})
@@ -455,7 +455,7 @@ def test_emer_rows_that_contradict_are_problems(tmp_path, out):
 
 
 def test_a_problem_of_a_reader_is_gathered_like_any_other():
-    intake = Intake(LabelMap(LABELS))
+    intake = Collector(LabelMap(LABELS))
     intake.report(Problem("list", "file, line 2: odd"))
     with pytest.raises(UserError, match="file, line 2: odd"):
         intake.settle("error")

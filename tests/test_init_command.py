@@ -113,7 +113,7 @@ def add_golden(data):
 
 @pytest.mark.parametrize("kind", ["stage1", "stage2"])
 def test_a_complete_folder_gives_a_configuration_that_passes_check_data(data, kind, capsys):
-    from emollama.doctor.check import check
+    from emollama.checks.check_data import check
 
     add_golden(data)
     config = loaded(kind)

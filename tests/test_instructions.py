@@ -42,8 +42,8 @@ def test_wordings_of_a_task_are_drawn_evenly_and_only_from_its_own():
     rng = np.random.default_rng(0)
     counts = Counter(pool.draw(rng) for _ in range(DRAWS))
     assert set(counts) == {("emotion", "a"), ("emotion", "b"), ("emotion", "c"), ("reason", "d")}
-    for wording in "abc":
-        assert counts["emotion", wording] / DRAWS == pytest.approx(1 / 6, abs=0.025)
+    for instruction in "abc":
+        assert counts["emotion", instruction] / DRAWS == pytest.approx(1 / 6, abs=0.025)
 
 
 def test_a_draw_depends_on_the_generator_alone():
@@ -53,8 +53,8 @@ def test_a_draw_depends_on_the_generator_alone():
 
 
 def test_labels_are_filled_in_in_order_and_other_braces_stay():
-    wording = 'One of {labels}? Answer as {"label": {}} or {x}; again: {labels}'
-    pool = TaskPool("emotion", {"emotion": [wording]}, ["happy", "sad"])
+    instruction = 'One of {labels}? Answer as {"label": {}} or {x}; again: {labels}'
+    pool = TaskPool("emotion", {"emotion": [instruction]}, ["happy", "sad"])
     assert pool.first("emotion") == 'One of happy, sad? Answer as {"label": {}} or {x}; again: happy, sad'
 
 
@@ -70,8 +70,8 @@ def test_every_built_in_task_has_several_different_wordings(task):
 
 
 def test_every_built_in_wording_of_emotion_shows_the_labels_and_no_other_brace():
-    for wording in BUILT_IN["emotion"]:
-        assert "{labels}" in wording and "{" not in wording.replace("{labels}", "")
+    for instruction in BUILT_IN["emotion"]:
+        assert "{labels}" in instruction and "{" not in instruction.replace("{labels}", "")
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_every_built_in_wording_of_emotion_shows_the_labels_and_no_other_brace()
         ({"emotion": True}, {}, "task_pool: the weight of 'emotion' is True"),
         ({"emotion": "1"}, {}, "task_pool: the weight of 'emotion' is '1'"),
         ({"emotion": None}, {}, "task_pool: the weight of 'emotion' is None"),
-        (["emotion"], {"emotion": []}, "instructions: 'emotion' has no wording"),
+        (["emotion"], {"emotion": []}, "instructions: 'emotion' has no instruction"),
     ],
 )
 def test_a_pool_that_cannot_be_drawn_from_names_key_and_task(pool, wordings, said):

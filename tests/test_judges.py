@@ -4,8 +4,8 @@ import random
 
 import pytest
 
+from emollama.evaluation.judges.text_rules import emotion_words, stem
 from emollama.evaluation.judges.wheel import FAMILY, NEIGHBOUR, nearness
-from emollama.evaluation.judges.words import emotion_words, stem
 from emollama.registry import JUDGES
 
 JUDGE = JUDGES.built({"type": "lexical"}, "judge")

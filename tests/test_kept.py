@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from emollama.errors import UserError
-from emollama.stores.kept import KeptRows
+from emollama.stores.feature_cache import FeatureCache
 from emollama.stores.manifest import Manifest
 
 SHAPE = (3, 4)
@@ -20,7 +20,7 @@ MADE = Manifest(("image",), *SHAPE, {"encoder": "eva, q-former", "image_size": 5
 
 @pytest.fixture
 def kept(tmp_path):
-    return KeptRows(str(tmp_path / "cache"), SHAPE)
+    return FeatureCache(str(tmp_path / "cache"), SHAPE)
 
 
 @pytest.fixture
@@ -77,41 +77,41 @@ def test_a_disk_that_refuses_is_told_once_and_stops_nothing(kept, image, caplog,
 
 
 def test_a_new_folder_gets_the_manifest_and_takes_the_same_again(kept):
-    kept.require_alike(MADE, "model.visual_cache_path", write=True)
-    assert Manifest.read(kept.folder).facts() == MADE.facts()
-    kept.require_alike(MADE, "model.visual_cache_path", write=True)
+    kept.require_same_manifest(MADE, "model.visual_cache_path", write=True)
+    assert Manifest.read(kept.folder).fields() == MADE.fields()
+    kept.require_same_manifest(MADE, "model.visual_cache_path", write=True)
 
 
 def test_only_looking_writes_nothing(kept):
-    kept.require_alike(MADE, "model.visual_cache_path", write=False)
+    kept.require_same_manifest(MADE, "model.visual_cache_path", write=False)
     assert not os.path.exists(kept.folder)
 
 
 @pytest.mark.parametrize("write", [True, False])
 def test_rows_of_other_encoders_are_refused_with_what_differs(kept, write):
-    kept.require_alike(MADE, "model.visual_cache_path", write=True)
+    kept.require_same_manifest(MADE, "model.visual_cache_path", write=True)
     other = Manifest(("image",), *SHAPE, {"encoder": "eva, q-former", "image_size": 112}, "def", "float32")
     told = (
         r"^model.visual_cache_path: the folder holds rows .*image_size: 56 and 112; weights: 'abc' and 'def'\. Delete '.*', and"
     )
     with pytest.raises(UserError, match=told):
-        kept.require_alike(other, "model.visual_cache_path", write=write)
+        kept.require_same_manifest(other, "model.visual_cache_path", write=write)
 
 
 @pytest.mark.parametrize("spoiled", ["gone", "no JSON"])
 def test_rows_of_which_nobody_knows_how_they_were_made_are_refused(kept, image, spoiled):
-    kept.require_alike(MADE, "model.visual_cache_path", write=True)
+    kept.require_same_manifest(MADE, "model.visual_cache_path", write=True)
     kept.write(kept.place(str(image)), ROWS)
     manifest = Path(kept.folder, "manifest.json")
     manifest.unlink() if spoiled == "gone" else manifest.write_text("{")
     with pytest.raises(UserError, match=r"^model.visual_cache_path: .*nobody knows how .* were made\. Delete '.*'"):
-        kept.require_alike(MADE, "model.visual_cache_path", write=True)
+        kept.require_same_manifest(MADE, "model.visual_cache_path", write=True)
 
 
 @pytest.mark.parametrize("write", [True, False])
 def test_a_folder_that_cannot_be_made_is_told_with_its_key(tmp_path, write):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="^model.visual_cache_path: "):
-        KeptRows(str(tmp_path / "file"), SHAPE).require_alike(MADE, "model.visual_cache_path", write=write)
+        FeatureCache(str(tmp_path / "file"), SHAPE).require_same_manifest(MADE, "model.visual_cache_path", write=write)
     with pytest.raises(UserError, match="^model.visual_cache_path: cannot write"):
-        KeptRows("/proc/kept", SHAPE).require_alike(MADE, "model.visual_cache_path", write=write)
+        FeatureCache("/proc/kept", SHAPE).require_same_manifest(MADE, "model.visual_cache_path", write=write)

@@ -16,11 +16,12 @@ from types import SimpleNamespace
 import pytest
 from running import golden_config
 
-from emollama import entry, failures, launcher, variables
+from emollama import entry, variables
 from emollama.cli import main, parse_run
 from emollama.commands import running
+from emollama.distributed import launcher, worker_errors
+from emollama.distributed.worker_errors import CRASH, USER, WorkerCrash, first_failure
 from emollama.errors import EchoedCrash, EchoedError, UserError
-from emollama.failures import CRASH, USER, WorkerCrash, reason
 
 # Imported by every process that loads the configuration; outside a worker it does nothing.
 FAULTS = """
@@ -257,13 +258,13 @@ TERMINATED = failure(-signal.SIGTERM)
 def test_a_user_error_comes_first_whichever_rank_has_it():
     lost = failure(1, CRASH, "RuntimeError: Connection closed by peer", time_ns=5)
     for rank in (0, 1):
-        error = reason({rank: failure(1, USER, "clip x is broken", time_ns=9), 1 - rank: lost}, 2)
+        error = first_failure({rank: failure(1, USER, "clip x is broken", time_ns=9), 1 - rank: lost}, 2)
         assert type(error) is UserError and str(error) == "clip x is broken"
 
 
 def test_the_earliest_crash_is_reported_with_its_rank_and_its_traceback_last():
     first, later = failure(1, CRASH, "Traceback 1\nKeyError: 'x'\n", 5, rank=1), failure(1, CRASH, "Traceback 0", 9)
-    error = reason({0: later, 1: first, 2: TERMINATED}, 3)
+    error = first_failure({0: later, 1: first, 2: TERMINATED}, 3)
     assert isinstance(error, WorkerCrash) and error.status == 1
     assert str(error) == "process 1 of 3 failed:\nTraceback 1\nKeyError: 'x'"
 
@@ -279,7 +280,7 @@ def test_the_earliest_crash_is_reported_with_its_rank_and_its_traceback_last():
 )
 def test_a_process_that_ended_without_a_record_comes_before_those_that_lost_it(exitcode, status, text):
     lost = failure(1, CRASH, "RuntimeError: Connection closed by peer")
-    error = reason({0: lost, 1: failure(exitcode), 2: TERMINATED}, 3)
+    error = first_failure({0: lost, 1: failure(exitcode), 2: TERMINATED}, 3)
     assert isinstance(error, WorkerCrash) and error.status == status
     assert str(error) == f"error: process 1 of 3 {text}"
 
@@ -289,27 +290,27 @@ def test_error_files_have_the_format_of_torch_elastic(tmp_path, monkeypatch):
 
     monkeypatch.setenv("RANK", "1")
     path = tmp_path / "error.json"
-    monkeypatch.setenv(failures.ERROR_FILE, str(path))
+    monkeypatch.setenv(worker_errors.ERROR_FILE, str(path))
 
     def main():
         raise UserError("clip x is broken")
 
     with pytest.raises(UserError):
-        failures.recorded(main)()
+        worker_errors.record_errors(main)()
     child = ProcessFailure(local_rank=1, pid=1, exitcode=1, error_file=str(path))
     assert "traceback : clip x is broken" in ChildFailedError("train", {1: child}).format_msg()
-    assert str(reason({1: child}, 2)) == "clip x is broken"
+    assert str(first_failure({1: child}, 2)) == "clip x is broken"
 
 
 def test_an_echoed_crash_is_recorded_with_the_traceback_of_the_rank_that_crashed(monkeypatch):
     monkeypatch.setenv("RANK", "0")
-    recorded = failures.entry(EchoedCrash("KeyError: 'x'", 1, "Traceback of rank 1"))["message"]["extraInfo"]
+    recorded = worker_errors.error_record(EchoedCrash("KeyError: 'x'", 1, "Traceback of rank 1"))["message"]["extraInfo"]
     assert (recorded["kind"], recorded["rank"], recorded["py_callstack"]) == (CRASH, 1, "Traceback of rank 1")
-    assert failures.entry(EchoedError("bad"))["message"]["extraInfo"]["kind"] == USER
+    assert worker_errors.error_record(EchoedError("bad"))["message"]["extraInfo"]["kind"] == USER
     try:
         {}["missing"]
     except KeyError as error:
-        extra = failures.entry(error)["message"]["extraInfo"]
+        extra = worker_errors.error_record(error)["message"]["extraInfo"]
     assert extra["kind"] == CRASH and extra["py_callstack"].endswith("KeyError: 'missing'\n")
 
 
@@ -318,26 +319,30 @@ def worker(tmp_path, monkeypatch):
     """This process looks like a worker of torchrun whose error file has been written."""
     path = tmp_path / "attempt_0" / "1" / "error.json"
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(failures.entry(UserError("x"))))
-    for name, value in {failures.ERROR_FILE: str(path), "LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2"}.items():
+    path.write_text(json.dumps(worker_errors.error_record(UserError("x"))))
+    for name, value in {worker_errors.ERROR_FILE: str(path), "LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv(variables.LAUNCHER, raising=False)
     return path
 
 
 def test_under_torchrun_the_first_failing_worker_prints_and_the_others_do_not(worker):
-    assert [failures.prints(error) for error in (EchoedError("x"), UserError("x"), KeyError("x"))] == [True, False, False]
+    assert [worker_errors.should_print(error) for error in (EchoedError("x"), UserError("x"), KeyError("x"))] == [
+        True,
+        False,
+        False,
+    ]
 
 
 def test_under_our_launcher_no_worker_prints(worker, monkeypatch):
     monkeypatch.setenv(variables.LAUNCHER, "1")
-    assert not failures.prints(UserError("x"))
+    assert not worker_errors.should_print(UserError("x"))
 
 
 def test_a_worker_that_could_not_record_its_error_prints_it(worker):
     worker.unlink()
-    assert failures.prints(UserError("x")) and failures.prints(KeyError("x"))
-    assert not failures.prints(EchoedError("x")) and not failures.prints(EchoedCrash("x", 0, ""))
+    assert worker_errors.should_print(UserError("x")) and worker_errors.should_print(KeyError("x"))
+    assert not worker_errors.should_print(EchoedError("x")) and not worker_errors.should_print(EchoedCrash("x", 0, ""))
 
 
 # Signals
@@ -370,7 +375,7 @@ def test_a_worker_can_run_several_programs_in_any_thread(worker, monkeypatch, ca
     def fails():
         raise UserError("x")
 
-    monkeypatch.delenv(failures.ERROR_FILE)
+    monkeypatch.delenv(worker_errors.ERROR_FILE)
     names, before = [], signal.getsignal(signal.SIGTERM)
     try:
         for call in (in_a_thread, in_a_thread, lambda function: function()):

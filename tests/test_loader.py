@@ -10,18 +10,18 @@ import pytest
 import torch
 from helpers import NAMES
 
-from emollama.data.loader import Split, TrainingSamples, step_batches, training_loader
-from emollama.data.order import MIXING_BLOCK, Deck, Order
+from emollama.data.loader import BatchLayout, TrainingSamples, step_batches, training_loader
+from emollama.data.sampling import MIXING_BLOCK, DatasetSampling, MixtureSampler
 from emollama.errors import UserError
 
 
 def order(sizes=(7,), ratios=None, shuffle=True, seed=1):
     ratios = ratios or [1.0] * len(sizes)
-    return Order(seed, tuple(Deck(size, ratio, shuffle) for size, ratio in zip(sizes, ratios, strict=True)))
+    return MixtureSampler(seed, tuple(DatasetSampling(size, ratio, shuffle) for size, ratio in zip(sizes, ratios, strict=True)))
 
 
 def clips(made, places):
-    return [(draw.dataset, draw.clip) for draw in map(made.draw, places)]
+    return [(draw.dataset, draw.index) for draw in map(made.at, places)]
 
 
 # Order
@@ -47,7 +47,7 @@ def test_a_draw_is_a_pure_function_of_seed_and_place():
 
 def test_the_generator_of_a_draw_depends_on_its_place_and_the_seed_alone():
     def numbers(made, k):
-        return made.draw(k).rng.random(3).tolist()
+        return made.at(k).rng.random(3).tolist()
 
     assert numbers(order(), 5) == numbers(order(), 5)
     assert len({tuple(numbers(order(seed=seed), k)) for seed in (1, 2) for k in range(50)}) == 100
@@ -83,8 +83,8 @@ def test_a_small_share_is_not_lost():
 
 def step_places(step, batch_size, accumulate, world):
     """Places of one step over all ranks, and how often each occurs."""
-    splits = [Split(batch_size, accumulate, world, rank) for rank in range(world)]
-    return sorted(place for split in splits for micro in split.places(step, step + 1) for place in micro)
+    splits = [BatchLayout(batch_size, accumulate, world, rank) for rank in range(world)]
+    return sorted(place for split in splits for micro in split.sample_indices(step, step + 1) for place in micro)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
@@ -92,20 +92,20 @@ def step_places(step, batch_size, accumulate, world):
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_a_step_holds_the_next_global_batch_of_places_each_once_for_any_split(batch_size, accumulate, world):
     size = batch_size * accumulate * world
-    assert Split(batch_size, accumulate, world, 0).global_batch == size
+    assert BatchLayout(batch_size, accumulate, world, 0).global_batch == size
     for step in (0, 1, 9):
         assert step_places(step, batch_size, accumulate, world) == list(range(step * size, (step + 1) * size))
 
 
 def test_every_micro_batch_has_the_batch_size_and_every_rank_as_many():
     for rank in range(3):
-        micro_batches = list(Split(2, 4, 3, rank).places(5, 7))
+        micro_batches = list(BatchLayout(2, 4, 3, rank).sample_indices(5, 7))
         assert len(micro_batches) == 8 and {len(micro) for micro in micro_batches} == {2}
 
 
 def test_a_resumed_run_draws_what_the_whole_run_would_have():
-    split = Split(2, 3, 2, 1)
-    assert list(split.places(0, 9))[4 * 3 :] == list(split.places(4, 9))
+    split = BatchLayout(2, 3, 2, 1)
+    assert list(split.sample_indices(0, 9))[4 * 3 :] == list(split.sample_indices(4, 9))
 
 
 # Loader
@@ -117,7 +117,7 @@ def samples(golden_dataset, golden_prompt):
 
 
 def batches(samples, split=None, first=0, end=4, workers=0):
-    split = split or Split(2, 1, 1, 0)
+    split = split or BatchLayout(2, 1, 1, 0)
     loader = training_loader(samples, split, first_step=first, end_step=end, num_workers=workers, pin_memory=False)
     return [batch for step in step_batches(loader, split.accumulate) for batch in step]
 
@@ -134,7 +134,7 @@ def clip_tasks(made):
 def test_a_global_batch_holds_the_same_clips_tasks_and_words_for_any_split(samples):
     wanted = None
     for batch_size, accumulate, world in ((4, 1, 1), (1, 4, 1), (2, 1, 2), (1, 2, 2), (1, 1, 4)):
-        ranks = [batches(samples, Split(batch_size, accumulate, world, rank), 1, 2) for rank in range(world)]
+        ranks = [batches(samples, BatchLayout(batch_size, accumulate, world, rank), 1, 2) for rank in range(world)]
         one_step = [batch for rank in ranks for batch in rank]
         pieces = sorted(tuple(ids.tolist()) for batch in one_step for ids in batch.input_ids.split(batch.lengths))
         found = clip_tasks(one_step), pieces
@@ -180,7 +180,7 @@ def test_the_global_generators_change_nothing_about_the_batches(samples):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_user_error_while_loading_is_told_in_its_own_words(golden_dataset, golden_prompt, monkeypatch, workers):
-    def fails(index, task, wording, rng):
+    def fails(index, task, instruction, rng):
         raise UserError("clip_7.npy (slot face): holds NaN or inf. Extract this clip again.")
 
     monkeypatch.setattr(golden_dataset, "record", fails)
@@ -191,5 +191,5 @@ def test_a_user_error_while_loading_is_told_in_its_own_words(golden_dataset, gol
 
 
 def test_the_loader_knows_its_length(samples):
-    made = training_loader(samples, Split(1, 3, 2, 0), first_step=2, end_step=7, num_workers=0, pin_memory=False)
+    made = training_loader(samples, BatchLayout(1, 3, 2, 0), first_step=2, end_step=7, num_workers=0, pin_memory=False)
     assert len(made) == 15

@@ -15,7 +15,7 @@ from running import golden_config, rows
 
 from emollama.config import load
 from emollama.errors import UserError
-from emollama.run_log import RunLog
+from emollama.logs.run_log import RunLog
 
 LINE = re.compile(
     r"Train: data epoch: \[(\d+)\]  \[ *(\d+)/12\]  eta: \d:\d\d:\d\d  lr: 0\.\d{6}  loss: (\d+\.\d{4})  time: (\d+\.\d{4})"
@@ -236,7 +236,7 @@ def test_nobody_logged_in_is_told_once_with_the_remedy_before_anything_is_read(t
 
 
 def test_an_unknown_mode_is_a_user_error(tmp_path, launch):
-    (tmp_path / "program.py").write_text("from emollama.tracking import require; require()")
+    (tmp_path / "program.py").write_text("from emollama.logs.tracking import require; require()")
     done = launch(str(tmp_path / "program.py"), env=environment() | {"WANDB_MODE": "ofline"})
     assert "UserError: run.wandb_log: Weights & Biases did not start: " in done.stderr
 

@@ -33,13 +33,13 @@ from PIL import Image
 from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize, ToTensor
 
 from emollama.errors import UserError
-from emollama.media.choice import chosen_frame, read_peaks, segment_middles
+from emollama.media.audio import read_sound
 from emollama.media.faces import centre, face_images
 from emollama.media.files import ENDINGS, find_video, videos_below
+from emollama.media.frame_selection import chosen_frame, read_peaks, segment_middles
 from emollama.media.frames import _outline, probe, read_frames, read_with_decord, read_with_pyav
-from emollama.media.images import MEAN, STD, blip2_image
-from emollama.media.sound import read_sound
-from emollama.media.source import Source, Unusable
+from emollama.media.image_transforms import MEAN, STD, blip2_image
+from emollama.media.source import Source, UnusableMedia
 
 SCATTERED = [7, 0, 39, 39, 12, 25]
 KINDS = {
@@ -83,7 +83,7 @@ def asked(path, *choices):
 
 def reason(path, read=lambda path: read_frames(path, lambda count: [0])):
     """Why a file is unusable, which is one short line."""
-    with pytest.raises(Unusable) as caught:
+    with pytest.raises(UnusableMedia) as caught:
         read(path)
     text = str(caught.value)
     assert 0 < len(text) < 300 and "\n" not in text
@@ -346,7 +346,7 @@ def test_randomly_damaged_files_end_as_frames_or_reasons(tmp_path):
         for read in (lambda path: read_frames(path, lambda count: [0, count - 1]), read_sound):
             try:
                 outcomes.append(len(read(path)) > 0)
-            except Unusable:
+            except UnusableMedia:
                 outcomes.append(False)
     assert 10 < sum(outcomes) < 110
 
@@ -358,7 +358,7 @@ def test_no_library_writes_to_stderr(films, broken, tmp_path, capfd):
     holed.write_bytes(data[:begin] + bytes(end - begin) + data[end:])
     for path in (*films.values(), *broken.values(), holed):
         for read in (probe, lambda path: read_frames(path, lambda count: [0, count - 1]), read_sound):
-            with contextlib.suppress(Unusable):
+            with contextlib.suppress(UnusableMedia):
                 read(path)
     captured = capfd.readouterr()
     assert captured.err == captured.out == ""

@@ -16,17 +16,18 @@ import torch
 from helpers import GOLDEN, golden_block, golden_tree, loaded, write
 from torch import nn
 
-from emollama import checkpoint, distributed
+from emollama import checkpoint
+from emollama.checks.check_data import check
+from emollama.checks.report import text_of
 from emollama.commands import check_data, score
 from emollama.config import load
-from emollama.doctor.check import check
-from emollama.doctor.report import text_of
+from emollama.config.reference import describe
+from emollama.distributed import process_group
 from emollama.errors import UserError
 from emollama.evaluation.answers import Answer
 from emollama.listing import LINES, abbreviated, listing
 from emollama.models.minigpt4 import MiniGPT4
 from emollama.paths import require_file, require_folder
-from emollama.reference import describe
 from emollama.registry import ENCODERS, MODELS
 from emollama.runners.build import build_datasets, missing_files, training_blocks
 from emollama.runners.evaluation import Outcome, build_blocks
@@ -462,7 +463,7 @@ def two_blocks(tmp_path):
     tree["evaluation_datasets"]["more"] = tree["evaluation_datasets"]["answers"]
     blocks = build_blocks(loaded(tmp_path, tree), check=False)
     outcome = Outcome({"answers/emotion/loss": 1.0}, {}, [], {})
-    answering = SimpleNamespace(world=distributed.start("cpu"), members=[nn.Linear(1, 1)])
+    answering = SimpleNamespace(world=process_group.start("cpu"), members=[nn.Linear(1, 1)])
     return SimpleNamespace(blocks=blocks, answering=answering, run=lambda folder: outcome)
 
 
@@ -524,7 +525,7 @@ def test_a_block_may_be_called_like_refcoco_plus(tmp_path):
     config = loaded(tmp_path, tree, "datasets.refcoco+.batch_size=2", "evaluation_datasets.refcoco+.batch_size=3")
     assert config.datasets["refcoco+"].batch_size == 2
     blocks = build_blocks(config, check=False)
-    answering = SimpleNamespace(world=distributed.start("cpu"), members=[nn.Linear(1, 1)])
+    answering = SimpleNamespace(world=process_group.start("cpu"), members=[nn.Linear(1, 1)])
     outcome = Outcome({"refcoco+/emotion/waf": 0.5}, {}, [], {})
     evaluation = SimpleNamespace(blocks=blocks, answering=answering, run=lambda folder: outcome)
     saved = []

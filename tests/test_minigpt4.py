@@ -225,18 +225,18 @@ def test_the_norm_behind_the_image_encoder_is_of_the_q_formers_file_and_else_the
 def test_an_images_rows_are_the_same_bits_alone_and_in_company(world):
     model, prompt, cfg = built(world)
     samples = [prompt.sample(record) for record in records(world, cfg)[:7]]
-    together = model.raw_rows(collate(samples))["image"].values
-    alone = torch.cat([model.raw_rows(collate([sample]))["image"].values for sample in samples])
+    together = model.features_for_fusion(collate(samples))["image"].values
+    alone = torch.cat([model.features_for_fusion(collate([sample]))["image"].values for sample in samples])
     assert together.equal(alone)
 
 
 def test_the_encoders_stay_in_eval_mode_and_in_float32_under_autocast(world):
     model, prompt, cfg = built(world)
     batch = collate([prompt.sample(records(world, cfg)[0])])
-    expected = model.raw_rows(batch)["image"].values
+    expected = model.features_for_fusion(batch)["image"].values
     model.train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert model.raw_rows(batch)["image"].values.equal(expected)
+        assert model.features_for_fusion(batch)["image"].values.equal(expected)
     assert not model.vision.vit.training and not model.vision.qformer.training
 
 

@@ -13,7 +13,7 @@ from helpers import GOLDEN, NAMES
 from running import golden_config, kill_after_step, rows
 
 from emollama.config import load
-from emollama.data import order
+from emollama.data import sampling
 from emollama.data.loader import training_loader
 from emollama.errors import UserError
 
@@ -172,7 +172,7 @@ def mixed(tmp_path_factory):
     root = tmp_path_factory.mktemp("mixed")
     table = {"instructions": {task: ["Tell me:"] for task in ("emotion", "reason")}}  # marks the table's samples
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(order, "MIXING_BLOCK", BLOCK)
+        patch.setattr(sampling, "MIXING_BLOCK", BLOCK)
         yield runner(configured(root, corpus(root / "data"), table=table, run={"iters_per_epoch": 12}))
 
 
@@ -181,10 +181,10 @@ def test_the_runners_batches_hold_each_datasets_exact_share_of_every_block(mixed
     """The marks are the words of the table's questions, read back from the rendered ids."""
     mark = mixed.prompt.tokenizer("Tell me:", add_special_tokens=False).input_ids[1:]
     steps = BLOCK // GLOBAL_BATCH
-    assert mixed.split.global_batch == GLOBAL_BATCH
+    assert mixed.layout.global_batch == GLOBAL_BATCH
     span = {"first_step": block * steps, "end_step": (block + 1) * steps}
     from_table = total = 0
-    for batch in training_loader(mixed.samples, mixed.split, **span, num_workers=workers, pin_memory=False):
+    for batch in training_loader(mixed.samples, mixed.layout, **span, num_workers=workers, pin_memory=False):
         for ids in batch.input_ids.split(batch.lengths):
             listed = ids.tolist()
             from_table += any(listed[at : at + len(mark)] == mark for at in range(len(listed)))
@@ -194,11 +194,11 @@ def test_the_runners_batches_hold_each_datasets_exact_share_of_every_block(mixed
 
 def test_in_the_real_run_both_curricula_grow_with_the_epochs(mixed):
     draws = mixed.cfg.iters_per_epoch * GLOBAL_BATCH
-    seen = [[mixed.samples.order.draw(k) for k in range(epoch * draws, (epoch + 1) * draws)] for epoch in range(EPOCHS + 1)]
+    seen = [[mixed.samples.sampler.at(k) for k in range(epoch * draws, (epoch + 1) * draws)] for epoch in range(EPOCHS + 1)]
     names = [dataset.names() for dataset in mixed.samples.datasets]
 
     def pool(epoch, which):
-        return {names[which][draw.clip] for draw in epoch if draw.dataset == which}
+        return {names[which][draw.index] for draw in epoch if draw.dataset == which}
 
     assert [len(pool(epoch, 0)) for epoch in seen] == [2, 4, 6, 6, 6]
     hardest_first = sorted(HARDNESS, key=HARDNESS.get, reverse=True)
@@ -209,8 +209,8 @@ def test_in_the_real_run_both_curricula_grow_with_the_epochs(mixed):
 def test_in_the_real_run_features_are_augmented_and_both_types_are_trained_on(mixed):
     changed = Counter()
     for k in range(40):
-        draw = mixed.samples.order.draw(k)
+        draw = mixed.samples.sampler.at(k)
         dataset = mixed.samples.datasets[draw.dataset]
-        plain = dataset.record(draw.clip, "emotion", "?").features
+        plain = dataset.record(draw.index, "emotion", "?").features
         changed[type(dataset).__name__] += any(not torch.equal(plain[slot], mixed.samples[k].slots[slot]) for slot in plain)
     assert set(changed) == {"FeatureFaceCaption", "Custom"} and min(changed.values()) > 8

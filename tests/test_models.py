@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from helpers import GOLDEN, TASKS, golden_tree, loaded
 from torch import zeros
 
-from emollama.data.batch import IGNORED, Record, Rows, collate
+from emollama.data.batch import IGNORED, PackedFeatures, Record, collate
 from emollama.errors import UserError
 from emollama.models import llm, llm_weights
 from emollama.models.decoding import continued
-from emollama.models.fusion import LinearFusion, place_rows
-from emollama.models.sampling import Choice
+from emollama.models.fusion import LinearFusion, place_feature_tokens
+from emollama.models.sampling_params import SamplingParams
 from emollama.optim import trainable
 
 CPU = torch.device("cpu")
-GREEDY = Choice(max_new_tokens=12)
+GREEDY = SamplingParams(max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def losses(model, *samples):
 
 
 def rows_of(values, *offsets):
-    return Rows(values, offsets or (0, len(values)))
+    return PackedFeatures(values, offsets or (0, len(values)))
 
 
 def fusion_inputs(clips=2, image=8):
@@ -107,7 +107,7 @@ def test_each_slot_has_its_own_published_projection(fusion):
 
 def test_the_fusion_emits_as_many_rows_as_it_says(fusion):
     slots = fusion_inputs(clips=1, image=12)
-    said = fusion.rows_out({slot: len(rows.values) for slot, rows in slots.items()})
+    said = fusion.num_tokens({slot: len(rows.values) for slot, rows in slots.items()})
     assert (
         {name: len(value) for name, value in fusion(slots).items()}
         == said
@@ -124,25 +124,25 @@ def test_the_fusion_emits_as_many_rows_as_it_says(fusion):
 @pytest.mark.parametrize("rows", [1, 63, 1025])
 def test_rows_that_do_not_group_by_four_are_refused_with_their_number(rows):
     with pytest.raises(ValueError, match=f"{rows} image rows do not group by 4"):
-        LinearFusion.rows_out({"image": rows, "cls": 1})
+        LinearFusion.num_tokens({"image": rows, "cls": 1})
 
 
 def test_rows_are_placed_where_their_placeholders_stand():
     ids = torch.tensor([1, 11, 10, 2, 11])
     rows = {"a": torch.full((1, 2), 5.0), "b": torch.tensor([[6.0, 6.0], [7.0, 7.0]])}
-    placed = place_rows(zeros(5, 2), ids, rows, first_id=10)
+    placed = place_feature_tokens(zeros(5, 2), ids, rows, first_id=10)
     assert placed[:, 0].tolist() == [0, 6, 5, 0, 7]
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_another_number_of_rows_than_placeholders_is_refused_with_both_numbers(count):
     with pytest.raises(ValueError, match=f"2 placeholders for 'a', but {count} rows"):
-        place_rows(zeros(3, 2), torch.tensor([10, 1, 10]), {"a": zeros(count, 2)}, first_id=10)
+        place_feature_tokens(zeros(3, 2), torch.tensor([10, 1, 10]), {"a": zeros(count, 2)}, first_id=10)
 
 
 def test_a_batch_that_lost_a_row_is_refused_with_both_numbers(golden_model, samples):
     batch = collate(samples[:2])
-    batch.slots["face"] = Rows(batch.slots["face"].values[:1], (0, 1, 1))
+    batch.slots["face"] = PackedFeatures(batch.slots["face"].values[:1], (0, 1, 1))
     with pytest.raises(ValueError, match="2 placeholders for 'face', but 1 rows"):
         golden_model(batch)
 

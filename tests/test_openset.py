@@ -15,7 +15,7 @@ from emollama.evaluation.judges.judge import Extraction
 from emollama.evaluation.metrics import metric
 from emollama.evaluation.openset import OpenSets, listed_words, read_openset, read_synonyms
 from emollama.evaluation.submission import write_submission
-from emollama.evaluation.words import parse_words, split_words
+from emollama.evaluation.word_lists import parse_words, split_words
 
 GROUPS = {"glad": "happy", "happy": "happy", "cheerful": "happy", "cross": "angry", "angry": "angry"}
 

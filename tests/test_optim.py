@@ -10,7 +10,7 @@ from helpers import TRAJECTORY
 from torch import nn
 
 from emollama.lr_schedules import LRSettings, linear_warmup_cosine_lr, linear_warmup_step_lr
-from emollama.models import upstream
+from emollama.models import checkpoint_names
 from emollama.optim import adamw, set_lr, trainable
 
 
@@ -84,7 +84,7 @@ def test_the_step_schedule_without_warm_up_begins_at_init_lr():
 
 def test_weight_decay_groups_are_those_of_the_published_code(golden_model):
     named = trainable(golden_model)
-    own = {id(parameter): upstream.stored_name(name) for name, parameter in named.items()}
+    own = {id(parameter): checkpoint_names.stored_name(name) for name, parameter in named.items()}
     groups = adamw(named.items(), lr=1e-3, weight_decay=0.05, beta2=0.999).param_groups
     by_decay = {group["weight_decay"]: {own[id(parameter)] for parameter in group["params"]} for group in groups}
     assert by_decay == {0.05: set(TRAJECTORY["weight_decay_params"]), 0.0: set(TRAJECTORY["no_decay_params"])}

@@ -8,16 +8,16 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from emollama.data.loader import Split
-from emollama.data.order import MIXING_BLOCK, Deck, Order
+from emollama.data.loader import BatchLayout
+from emollama.data.sampling import MIXING_BLOCK, DatasetSampling, MixtureSampler
 
 SIZE = 23
 SHARDS = np.repeat(np.arange(8), 3)[:SIZE]  # eight shards of three clips, the last of two
 HARD = np.random.default_rng(5).permutation(SIZE).astype(float)  # clip -> its place from easy to hard
 
 
-def order(*decks, epoch_draws=1, seed=4):
-    return Order(seed, decks, epoch_draws)
+def order(*datasets, samples_per_epoch=1, seed=4):
+    return MixtureSampler(seed, datasets, samples_per_epoch)
 
 
 def easiest(deck, phase):
@@ -28,7 +28,7 @@ def easiest(deck, phase):
 
 def drawn(made, places, dataset=0):
     """Clips of one dataset in the order of the draw."""
-    return [draw.clip for draw in map(made.draw, places) if draw.dataset == dataset]
+    return [draw.index for draw in map(made.at, places) if draw.dataset == dataset]
 
 
 # Without shards and curriculum
@@ -37,8 +37,8 @@ def drawn(made, places, dataset=0):
 @pytest.mark.parametrize("seed", [0, 42])
 @pytest.mark.parametrize("ratios", [(1.0,), (3.0, 1.0)])
 def test_a_plain_deck_is_drawn_by_the_permutation_of_seed_dataset_and_pass(seed, ratios):
-    made = order(*(Deck(7 - 2 * place, ratio) for place, ratio in enumerate(ratios)), seed=seed)
-    for dataset, deck in enumerate(made.decks):
+    made = order(*(DatasetSampling(7 - 2 * place, ratio) for place, ratio in enumerate(ratios)), seed=seed)
+    for dataset, deck in enumerate(made.datasets):
         found = drawn(made, range(400), dataset)
         passes = [np.random.default_rng([seed, 0, dataset, lap]).permutation(deck.size) for lap in range(60)]
         assert found == np.concatenate(passes).tolist()[: len(found)]
@@ -47,9 +47,11 @@ def test_a_plain_deck_is_drawn_by_the_permutation_of_seed_dataset_and_pass(seed,
 
 def test_the_length_of_an_epoch_changes_nothing_without_a_curriculum():
     places = range(200)
-    assert drawn(order(Deck(SIZE), epoch_draws=3), places) == drawn(order(Deck(SIZE), epoch_draws=50), places)
-    shards = Deck(SIZE, shards=SHARDS, window=2)
-    assert drawn(order(shards, epoch_draws=3), places) == drawn(order(shards, epoch_draws=50), places)
+    assert drawn(order(DatasetSampling(SIZE), samples_per_epoch=3), places) == drawn(
+        order(DatasetSampling(SIZE), samples_per_epoch=50), places
+    )
+    shards = DatasetSampling(SIZE, shards=SHARDS, window=2)
+    assert drawn(order(shards, samples_per_epoch=3), places) == drawn(order(shards, samples_per_epoch=50), places)
 
 
 # Shards
@@ -57,7 +59,7 @@ def test_the_length_of_an_epoch_changes_nothing_without_a_curriculum():
 
 @pytest.mark.parametrize("window", [1, 2, 3, 8, 100])
 def test_clips_of_a_window_of_shards_come_together_and_each_pass_is_a_permutation(window):
-    made = order(Deck(SIZE, shards=SHARDS, window=window))
+    made = order(DatasetSampling(SIZE, shards=SHARDS, window=window))
     for lap in range(12):
         found = drawn(made, range(lap * SIZE, (lap + 1) * SIZE))
         assert sorted(found) == list(range(SIZE))
@@ -76,7 +78,7 @@ def test_clips_of_a_window_of_shards_come_together_and_each_pass_is_a_permutatio
 
 
 def test_shards_come_in_another_order_each_pass_and_their_clips_too():
-    made = order(Deck(SIZE, shards=SHARDS, window=1))
+    made = order(DatasetSampling(SIZE, shards=SHARDS, window=1))
     passes = [drawn(made, range(lap * SIZE, (lap + 1) * SIZE)) for lap in range(30)]
     assert len({tuple(dict.fromkeys(SHARDS[one].tolist())) for one in passes}) > 25
     inside = {tuple(clip for clip in one if SHARDS[clip] == 0) for one in passes}
@@ -84,39 +86,39 @@ def test_shards_come_in_another_order_each_pass_and_their_clips_too():
 
 
 def test_a_window_mixes_the_clips_of_its_shards():
-    made = order(Deck(SIZE, shards=SHARDS, window=4))
+    made = order(DatasetSampling(SIZE, shards=SHARDS, window=4))
     first = [SHARDS[clip] for clip in drawn(made, range(12))]
     assert sum(one != other for one, other in pairwise(first)) > 3
 
 
 def test_without_shuffle_shards_do_not_matter():
-    assert drawn(order(Deck(SIZE, shuffle=False, shards=SHARDS)), range(30)) == [*range(SIZE), *range(7)]
+    assert drawn(order(DatasetSampling(SIZE, shuffle=False, shards=SHARDS)), range(30)) == [*range(SIZE), *range(7)]
 
 
 # Curriculum
 
 
-@pytest.mark.parametrize(("phases", "epoch_draws"), [(1, 40), (3, 40), (4, 7), (5, 60), (30, 25)])
-def test_epoch_e_of_n_draws_the_easiest_share_only_and_afterwards_all(phases, epoch_draws):
-    made = order(Deck(SIZE, difficulty=HARD, phases=phases), epoch_draws=epoch_draws)
+@pytest.mark.parametrize(("phases", "samples_per_epoch"), [(1, 40), (3, 40), (4, 7), (5, 60), (30, 25)])
+def test_epoch_e_of_n_draws_the_easiest_share_only_and_afterwards_all(phases, samples_per_epoch):
+    made = order(DatasetSampling(SIZE, difficulty=HARD, phases=phases), samples_per_epoch=samples_per_epoch)
     for epoch in range(phases):
         pool = np.argsort(HARD)[: -(-SIZE * (epoch + 1) // phases)].tolist()
         assert len(pool) >= SIZE * (epoch + 1) / phases > len(pool) - 1
-        begin, end = epoch * epoch_draws, (epoch + 1) * epoch_draws
+        begin, end = epoch * samples_per_epoch, (epoch + 1) * samples_per_epoch
         found = drawn(made, range(begin, end))
         assert set(found) <= set(pool)
         for first in range(0, len(found) - len(pool) + 1, len(pool)):
             assert sorted(found[first : first + len(pool)]) == sorted(pool)
-    begin = (phases - 1) * epoch_draws
+    begin = (phases - 1) * samples_per_epoch
     for lap in range(4):
         assert sorted(drawn(made, range(begin + lap * SIZE, begin + (lap + 1) * SIZE))) == list(range(SIZE))
 
 
 def test_passes_and_phases_of_a_curriculum_differ():
-    made = order(Deck(SIZE, difficulty=np.zeros(SIZE), phases=2), epoch_draws=10 * SIZE)
+    made = order(DatasetSampling(SIZE, difficulty=np.zeros(SIZE), phases=2), samples_per_epoch=10 * SIZE)
     firsts = {tuple(drawn(made, range(lap * 12, lap * 12 + 12))) for lap in range(15)}
     assert len(firsts) == 15
-    slow = order(Deck(SIZE, difficulty=np.zeros(SIZE), phases=2 * SIZE), epoch_draws=SIZE)
+    slow = order(DatasetSampling(SIZE, difficulty=np.zeros(SIZE), phases=2 * SIZE), samples_per_epoch=SIZE)
     last = [drawn(slow, range(epoch * SIZE, (epoch + 1) * SIZE)) for epoch in (2 * SIZE - 2, 2 * SIZE - 1)]
     assert sorted(last[0]) == sorted(last[1]) == list(range(SIZE)) and last[0] != last[1]
 
@@ -124,7 +126,7 @@ def test_passes_and_phases_of_a_curriculum_differ():
 def test_equally_easy_clips_enter_at_random_and_stay():
     chosen = set()
     for seed in range(20):
-        made = order(Deck(6, difficulty=np.zeros(6), phases=3), epoch_draws=10, seed=seed)
+        made = order(DatasetSampling(6, difficulty=np.zeros(6), phases=3), samples_per_epoch=10, seed=seed)
         first, second = set(drawn(made, range(10))), set(drawn(made, range(10, 20)))
         assert len(first) == 2 and len(second) == 4 and first < second
         chosen |= first
@@ -133,18 +135,18 @@ def test_equally_easy_clips_enter_at_random_and_stay():
 
 def test_a_difficulty_that_is_not_known_comes_last_in_either_direction():
     for values in ([np.nan, 3.0, 1.0, 2.0], [np.nan, -3.0, -1.0, -2.0]):
-        made = order(Deck(4, difficulty=np.array(values), phases=4), epoch_draws=12)
+        made = order(DatasetSampling(4, difficulty=np.array(values), phases=4), samples_per_epoch=12)
         assert all(0 not in drawn(made, range(12 * phase, 12 * phase + 12)) for phase in range(3))
 
 
 def test_without_shuffle_a_curriculum_goes_from_easy_to_hard_and_wraps():
-    made = order(Deck(4, shuffle=False, difficulty=np.array([3.0, 1.0, 2.0, 0.0]), phases=2), epoch_draws=5)
+    made = order(DatasetSampling(4, shuffle=False, difficulty=np.array([3.0, 1.0, 2.0, 0.0]), phases=2), samples_per_epoch=5)
     assert drawn(made, range(5)) == [3, 1, 3, 1, 3]
     assert drawn(made, range(5, 11)) == [3, 1, 2, 0, 3, 1]
 
 
 def test_a_curriculum_over_shards_keeps_both_promises():
-    made = order(Deck(SIZE, shards=SHARDS, window=1, difficulty=HARD, phases=2), epoch_draws=36)
+    made = order(DatasetSampling(SIZE, shards=SHARDS, window=1, difficulty=HARD, phases=2), samples_per_epoch=36)
     pool = sorted(np.argsort(HARD)[:12].tolist())
     for lap in range(3):
         found = drawn(made, range(12 * lap, 12 * lap + 12))
@@ -154,14 +156,18 @@ def test_a_curriculum_over_shards_keeps_both_promises():
 
 
 def test_mixed_curricula_restart_their_passes_at_their_own_epochs():
-    decks = (Deck(SIZE, 2.0, difficulty=HARD, phases=3), Deck(9, 1.0, difficulty=-np.arange(9.0), phases=2), Deck(5, 0.5))
+    decks = (
+        DatasetSampling(SIZE, 2.0, difficulty=HARD, phases=3),
+        DatasetSampling(9, 1.0, difficulty=-np.arange(9.0), phases=2),
+        DatasetSampling(5, 0.5),
+    )
     epoch = 300  # no multiple of the mixing block
-    made = order(*decks, epoch_draws=epoch)
-    whole = [made.draw(k) for k in range(4 * epoch)]  # more than a block
+    made = order(*decks, samples_per_epoch=epoch)
+    whole = [made.at(k) for k in range(4 * epoch)]  # more than a block
     for dataset, deck in enumerate(decks):
         for phase in range(deck.phases):
             end = (phase + 1) * epoch if phase + 1 < deck.phases else len(whole)
-            found = [draw.clip for draw in whole[phase * epoch : end] if draw.dataset == dataset]
+            found = [draw.index for draw in whole[phase * epoch : end] if draw.dataset == dataset]
             pool = easiest(deck, phase)
             assert len(pool) == -(-deck.size * (phase + 1) // deck.phases) and len(found) > 3 * len(pool)
             for first in range(0, len(found) - len(pool) + 1, len(pool)):
@@ -173,16 +179,16 @@ def test_mixed_curricula_restart_their_passes_at_their_own_epochs():
 
 def everything(seed=4):
     decks = (
-        Deck(SIZE, 3.0, shards=SHARDS, window=2),
-        Deck(9, 1.0, difficulty=np.arange(9.0), phases=4),
-        Deck(SIZE, 1.0, shards=SHARDS, window=3, difficulty=HARD, phases=2),
-        Deck(5, 0.5, shuffle=False),
+        DatasetSampling(SIZE, 3.0, shards=SHARDS, window=2),
+        DatasetSampling(9, 1.0, difficulty=np.arange(9.0), phases=4),
+        DatasetSampling(SIZE, 1.0, shards=SHARDS, window=3, difficulty=HARD, phases=2),
+        DatasetSampling(5, 0.5, shuffle=False),
     )
-    return order(*decks, epoch_draws=700, seed=seed)
+    return order(*decks, samples_per_epoch=700, seed=seed)
 
 
 def listed(made, places):
-    return [(draw.dataset, draw.clip, draw.rng.random()) for draw in map(made.draw, places)]
+    return [(draw.dataset, draw.index, draw.rng.random()) for draw in map(made.at, places)]
 
 
 def test_a_draw_is_a_pure_function_of_seed_and_place_with_shards_and_curricula_too():
@@ -207,7 +213,7 @@ def test_a_step_draws_the_same_clips_for_any_world_accumulation_and_batch_size(s
         places = [
             place
             for rank in range(world)
-            for micro in Split(batch_size, accumulate, world, rank).places(step, step + 1)
+            for micro in BatchLayout(batch_size, accumulate, world, rank).sample_indices(step, step + 1)
             for place in micro
         ]
         assert sorted(listed(made, places)) == sorted(listed(everything(), range(6 * step, 6 * step + 6)))
@@ -215,11 +221,11 @@ def test_a_step_draws_the_same_clips_for_any_world_accumulation_and_batch_size(s
 
 def test_a_digest_tells_shards_and_difficulties_apart_and_is_none_without():
     digests = [
-        Deck(SIZE, difficulty=HARD).digest(),
-        Deck(SIZE, difficulty=-HARD).digest(),
-        Deck(SIZE, shards=SHARDS).digest(),
-        Deck(SIZE, shards=SHARDS, difficulty=HARD).digest(),
-        Deck(SIZE, 0.5, shuffle=False).digest(),
+        DatasetSampling(SIZE, difficulty=HARD).digest(),
+        DatasetSampling(SIZE, difficulty=-HARD).digest(),
+        DatasetSampling(SIZE, shards=SHARDS).digest(),
+        DatasetSampling(SIZE, shards=SHARDS, difficulty=HARD).digest(),
+        DatasetSampling(SIZE, 0.5, shuffle=False).digest(),
     ]
     assert len(set(digests)) == 5 and digests[-1] is None
-    assert Deck(SIZE, difficulty=HARD.copy()).digest() == digests[0]
+    assert DatasetSampling(SIZE, difficulty=HARD.copy()).digest() == digests[0]

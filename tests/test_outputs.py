@@ -14,8 +14,8 @@ from running import ROOT, golden_config, rows
 
 from emollama.config import load
 from emollama.errors import UserError
-from emollama.evaluation.files import write_predictions
 from emollama.evaluation.losses import Losses
+from emollama.evaluation.prediction_files import write_predictions
 from emollama.registry import DATASETS, METRICS
 
 

@@ -16,10 +16,10 @@ import pytest
 from helpers import GOLDEN
 from running import ROOT
 
-from emollama import packaged, paths
-from emollama.config import load
+from emollama import paths
+from emollama.config import load, packaged
+from emollama.config.packaged import find_shipped
 from emollama.errors import UserError
-from emollama.packaged import find_shipped
 from emollama.paths import packaged_copy
 
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
@@ -64,7 +64,7 @@ def test_a_file_in_the_working_folder_wins(elsewhere, caplog):
 def test_the_prompts_of_a_shipped_configuration_are_found_from_anywhere(elsewhere):
     config = load("train_configs/minigpt4_flickr_finetune.yaml")
     assert not Path(config.model.prompt_path).exists()
-    from emollama.data.image_prompt import read_prompts
+    from emollama.data.prompts.image_prompt import read_prompts
 
     assert read_prompts(config.model.prompt_path, "model.prompt_path")
 

@@ -14,13 +14,13 @@ from helpers import GOLDEN
 
 import emollama
 from emollama import checkpoint
+from emollama.convert import formats
+from emollama.convert.weights import read
 from emollama.demo.tiny_encoders import make_tiny_encoders
 from emollama.demo.tiny_llama import make_tiny_llama
 from emollama.evaluation.judges.cache import Reply, ReplyCache
-from emollama.exchange import convert
-from emollama.exchange.weights import read
 from emollama.paths import new_folder, written_whole
-from emollama.stores.kept import KeptRows
+from emollama.stores.feature_cache import FeatureCache
 from emollama.stores.packing import gather, pack
 from emollama.stores.shard_writers import PackedWriter, TarWriter
 
@@ -33,15 +33,15 @@ def write_checkpoint(folder):
 
 
 def write_peft(folder):
-    convert.to_peft(read(str(GOLDEN / FILE), "convert"), str(folder / "peft"), 16, None)
+    formats.to_peft(read(str(GOLDEN / FILE), "convert"), str(folder / "peft"), 16, None)
 
 
 def write_pth(folder):
-    convert.to_pth(read(str(GOLDEN / FILE), "convert"), str(folder / "new.pth"))
+    formats.to_pth(read(str(GOLDEN / FILE), "convert"), str(folder / "new.pth"))
 
 
 def write_merged(folder):
-    convert.to_merged(read(str(GOLDEN / FILE), "convert"), str(folder / "merged"), 16, str(GOLDEN / "llama"))
+    formats.to_merged(read(str(GOLDEN / FILE), "convert"), str(folder / "merged"), 16, str(GOLDEN / "llama"))
 
 
 def write_new_folder(folder):
@@ -76,8 +76,8 @@ WRITERS = {
     "tiny encoders": lambda folder: make_tiny_encoders(folder / "encoders", seed=0),
     "packed shards": lambda folder: write_shards(folder, PackedWriter),
     "tar shards": lambda folder: write_shards(folder, TarWriter),
-    "cached features": lambda folder: KeptRows(str(folder / "kept"), (1, 2)).write("a/b.npy", np.ones((1, 2), np.float32)),
-    "judge's cache": lambda folder: ReplyCache(folder / "judge/replies.sqlite3").keep("k", "m", Reply("text", "stop", 1, 1)),
+    "cached features": lambda folder: FeatureCache(str(folder / "kept"), (1, 2)).write("a/b.npy", np.ones((1, 2), np.float32)),
+    "judge's cache": lambda folder: ReplyCache(folder / "judge/replies.sqlite3").store("k", "m", Reply("text", "stop", 1, 1)),
 }
 
 

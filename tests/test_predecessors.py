@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import GOLDEN, TRAJECTORY, WORDINGS, loaded
+from helpers import GOLDEN, INSTRUCTIONS, TRAJECTORY, loaded
 from running import rows
 
 from emollama import config
 from emollama.errors import UserError
-from emollama.models.upstream import stored_name
+from emollama.models.checkpoint_names import stored_name
 from emollama.optim import trainable
 from emollama.registry import DATASETS
 
@@ -362,7 +362,7 @@ def ran(tmp_path_factory, launch):
     minigpt_v2_checkpoint(str(folder / "stage_1.yaml"), folder / "minigptv2_checkpoint.pth")
     block = "datasets.feature_face_caption"
     as_then = ["model.slot_dims={image: 176}", "model.lora_dropout=0", f"{block}.shuffle=False", "run.log_freq=1"]
-    as_then.append(f"{block}.instructions={json.dumps(WORDINGS)}")
+    as_then.append(f"{block}.instructions={json.dumps(INSTRUCTIONS)}")
     on_cpu = [
         "run.device=cpu",
         "run.amp=False",

@@ -18,8 +18,8 @@ from emollama.demo.tiny_encoders import make_tiny_encoders
 from emollama.demo.tiny_llama import make_tiny_llama
 from emollama.demo.videos import draw_texts, make_videos
 from emollama.errors import UserError
-from emollama.prediction.answers import Modality, predict
-from emollama.prediction.videos import find_videos
+from emollama.inference.predict import Modality, predict
+from emollama.inference.videos import find_videos
 
 pytestmark = pytest.mark.usefixtures("no_reports")
 LABELS = ["happy", "sad", "neutral", "angry", "worried", "surprise"]

@@ -9,7 +9,7 @@ from helpers import EXPECTED, NAMES, TASKS
 from torch import zeros
 
 from emollama.data.batch import IGNORED, Record
-from emollama.data.prompt import Prompt
+from emollama.data.prompts.prompt import Prompt
 from emollama.errors import UserError
 
 SLOT_OF = {"<img>": "image", "face": "face", "video": "video", "audio": "audio", "cls": "cls"}

@@ -11,8 +11,8 @@ import pytest
 from helpers import GOLDEN, golden_tree, loaded
 
 from emollama.checkpoint import read
+from emollama.checks.check_data import check
 from emollama.commands import pack
-from emollama.doctor.check import check
 from emollama.encoders.eva import Eva
 from emollama.encoders.weights import digest
 from emollama.errors import UserError
@@ -72,9 +72,9 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path):
 
 
 def test_differences_are_told_by_name_with_both_values():
-    assert differences(HUBERT.facts(), changed(layers=[-4, -3, -2, -1]).facts()) == ["layers: [-1] and [-4, -3, -2, -1]"]
+    assert differences(HUBERT.fields(), changed(layers=[-4, -3, -2, -1]).fields()) == ["layers: [-1] and [-4, -3, -2, -1]"]
     assert differences({"a": 1}, {"b": 1}) == ["a: 1 and None", "b: None and 1"]
-    assert differences(HUBERT.facts(), HUBERT.facts()) == []
+    assert differences(HUBERT.fields(), HUBERT.fields()) == []
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from running import ROOT
 
-from emollama.reference import markdown
+from emollama.config.reference import markdown
 
 
 def test_the_written_reference_is_up_to_date():

@@ -12,8 +12,8 @@ from judging import in_turn, judge_server, refusal, sensibly
 
 from emollama.commands import score
 from emollama.errors import UserError
+from emollama.evaluation.answer_files import read_answers, read_truth
 from emollama.evaluation.matching import match
-from emollama.evaluation.reading import read_answers, read_truth
 from emollama.evaluation.submission import write_submission
 
 TRUTH = {

@@ -78,7 +78,7 @@ def test_clips_of_a_window_of_tar_shards_are_drawn_together(stores, tmp_path):
     config = load(str(golden_config(tmp_path, data=stores["tar"] | {"shuffle": True, "shuffle_window": 1})))
     shapes = config.classes["model"].slot_shapes(config.model)
     dataset = config.classes["datasets.clips"](config.datasets["clips"], slot_shapes=shapes, label="clips")
-    deck = dataset.deck()
+    deck = dataset.sampling()
     assert sorted(deck.shards.tolist()) == [0, 0, 1, 1, 2, 2] and deck.window == 1
 
 

@@ -22,13 +22,13 @@ from plots import WHITE_PIXEL
 from emollama import checkpoint
 from emollama.cli import parse_run
 from emollama.commands import eval as evaluation
-from emollama.commands import sweep as command
+from emollama.commands import eval_checkpoints as command
 from emollama.config import load
 from emollama.errors import UserError
-from emollama.reporting.sweep import Row, best_of, read_sweep, write_sweep
-from emollama.reporting.sweep_chart import panels_of, sweep_chart
+from emollama.inference.fingerprint import changes, compared, fingerprint_of
+from emollama.reporting.checkpoint_chart import checkpoint_chart, panels_of
+from emollama.reporting.checkpoint_table import CheckpointRow, best_of, read_checkpoint_table, write_checkpoint_table
 from emollama.runners.runner_base import RunnerBase
-from emollama.sweeping.basis import basis_of, changes, compared
 
 pytestmark = pytest.mark.usefixtures("no_reports")
 LABELS = ["pretrained", "epoch_0", "epoch_1"]
@@ -100,7 +100,7 @@ def copied(done, tmp_path):
 @pytest.fixture
 def again(copied, monkeypatch):
     """The same, for sweeps in this process that draw no charts."""
-    monkeypatch.setattr("emollama.reporting.sweep.sweep_chart", lambda *_: WHITE_PIXEL)
+    monkeypatch.setattr("emollama.reporting.checkpoint_table.sweep_chart", lambda *_: WHITE_PIXEL)
     return copied
 
 
@@ -168,7 +168,9 @@ def test_the_chart_is_a_picture_with_a_panel_a_scale(done):
 @pytest.mark.parametrize("epochs", [0, 1, 60])
 def test_a_chart_is_drawn_of_few_and_of_many_checkpoints(epochs, rendered_plots):
     ticks = ["untrained", *map(str, range(epochs)), "published"]
-    picture = Image.open(io.BytesIO(sweep_chart(ticks, 1, {"a/caption/bleu_4": [0.1 * (at % 7) for at in range(epochs + 2)]})))
+    picture = Image.open(
+        io.BytesIO(checkpoint_chart(ticks, 1, {"a/caption/bleu_4": [0.1 * (at % 7) for at in range(epochs + 2)]}))
+    )
     assert picture.width > 800
 
 
@@ -261,8 +263,8 @@ def captioning(tmp_path):
 
     def reasons(changes_of=None, data=None, **model):
         made = {"model": world.model(**model), "evaluation_datasets": {"a": block | (data or {}), "b": block}}
-        basis = basis_of(loaded(tmp_path, made | {"run": {"device": "cpu", "amp": False}}), 1)
-        row = Row("epoch_0", 0, (), basis=basis)
+        basis = fingerprint_of(loaded(tmp_path, made | {"run": {"device": "cpu", "amp": False}}), 1)
+        row = CheckpointRow("epoch_0", 0, (), basis=basis)
         return row, changes(changes_of, row) if changes_of else None
 
     return world, reasons
@@ -358,7 +360,7 @@ def test_equal_rows_have_no_best(again):
         content = json.loads(path.read_text())
         content["tasks"]["emotion"]["metrics"]["waf"] = 0.25
         path.write_text(json.dumps(content))
-    assert "words.waf" not in best_of(read_sweep(folder))
+    assert "words.waf" not in best_of(read_checkpoint_table(folder))
 
 
 def test_figures_below_what_is_shown_are_a_plain_nought_and_none_of_them_is_best(again):
@@ -369,8 +371,8 @@ def test_figures_below_what_is_shown_are_a_plain_nought_and_none_of_them_is_best
         found = content["tasks"]["emotion"]["metrics"]
         found |= {"waf": 5.18e-10 / 10 ** (3 * number), "war": 0.2 + 1e-6 * number, "uar": 0.2 * number}
         path.write_text(json.dumps(content))
-    sweep = read_sweep(folder)
-    text = write_sweep(sweep)
+    sweep = read_checkpoint_table(folder)
+    text = write_checkpoint_table(sweep)
     rows = {line.split(" | ")[0]: line.split(" | ") for line in text.splitlines()[:5]}
     figures_of = dict(zip((cell.strip(" |") for cell in rows["| checkpoint"]), rows["| epoch_1"], strict=True))
     shown = {name: figures_of[f"words.{name}"].strip(" |") for name in ("waf", "war", "uar")}

@@ -397,12 +397,12 @@ def test_the_longest_prompts_are_answered_first_and_each_once(tmp_path):
 
     class Recorded(type(runner.task)):
         def answer(self, members, prompt, dataset, cfg, questions, seed):
-            records = [dataset.record(asked.clip, asked.task, asked.wording) for asked in questions]
+            records = [dataset.record(asked.clip, asked.task, asked.instruction) for asked in questions]
             seen.extend(len(prompt.sample(record, to_generate=True).input_ids) for record in records)
             return super().answer(members, prompt, dataset, cfg, questions, seed)
 
     runner.task = Recorded()
-    rows = runner._answering().rows("answers", block.dataset, block.options)
+    rows = runner._answering().answers("answers", block.dataset, block.options)
     assert len(rows) == len(seen) == 12 and len(set(seen)) > 4
     assert seen == sorted(seen, reverse=True)
 
@@ -466,7 +466,7 @@ def test_an_ensemble_of_likelihoods_has_the_mean_of_its_members_probabilities(tm
 
 
 def test_an_ensemble_of_weights_answers_as_the_mean_checkpoint(tmp_path, two):
-    from emollama.exchange.convert import average
+    from emollama.convert.formats import average
 
     average(two, str(tmp_path / "mean.pth"))
     weights = by_clip(answered(tmp_path / "weights", model={"ckpt": two, "ensemble": "weights"}, block=EMOTION))

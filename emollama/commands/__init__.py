@@ -17,7 +17,7 @@ COMMANDS = (  # (name, group in the help, module below this package)
     ("train", TRAINING, "train"),
     ("plan", TRAINING, "plan"),
     ("eval", TRAINING, "eval"),
-    ("sweep", TRAINING, "sweep"),
+    ("eval-checkpoints", TRAINING, "eval_checkpoints"),
     ("predict", TRAINING, "predict"),
     ("check-data", DATA, "check_data"),
     ("import", DATA, "importing"),
@@ -37,3 +37,4 @@ COMMANDS = (  # (name, group in the help, module below this package)
     ("env", SETUP, "env"),
     ("completion", SETUP, "completion"),
 )
+ALIASES = {"sweep": "eval-checkpoints"}  # former name -> name

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from emollama.errors import UserError
-from emollama.verbosity import configure
+from emollama.logs.verbosity import configure
 
 
 class Overrides(argparse.Action):
@@ -48,7 +48,7 @@ def apply_output_options(arguments: argparse.Namespace) -> None:
     options = {name: given.pop(name, False) for name in ("quiet", "verbose", "debug")}
     configure(**options)
     if options["verbose"]:
-        from emollama.logging import set_up
+        from emollama.logs.logger import set_up
 
         set_up(is_main=os.environ.get("RANK", "0") == "0")
 

@@ -6,7 +6,7 @@ import argparse
 import json
 
 from emollama.commands.arguments import add_run_arguments
-from emollama.console import write
+from emollama.logs.console import write
 
 HELP = "check the samples, captions, transcripts and features of a configuration; exits with 1 if anything is wrong"
 EXAMPLE = "emollama check-data --cfg-path train_configs/custom.yaml"
@@ -21,9 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the report; problems end the command with 1."""
+    from emollama.checks.check_data import check
+    from emollama.checks.report import text_of
     from emollama.config import load
-    from emollama.doctor.check import check
-    from emollama.doctor.report import text_of
 
     report = check(load(arguments.cfg_path, arguments.options))
     text = json.dumps(report.plain(), indent=1) + "\n" if arguments.json else text_of(report)

@@ -7,7 +7,7 @@ import json
 import math
 from typing import Any
 
-from emollama.console import aligned, write
+from emollama.logs.console import aligned, write
 
 HELP = "inspect, compare, average and convert checkpoints (PEFT folders, merged models)"
 EXAMPLE = "emollama checkpoint inspect checkpoint_best.pth"
@@ -46,8 +46,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    from emollama.exchange.describe import every_tensor, inspect
-    from emollama.exchange.weights import read
+    from emollama.convert.inspection import every_tensor, inspect
+    from emollama.convert.weights import read
 
     weights = read(arguments.source, "inspect")
     report = inspect(weights) | ({"all": every_tensor(weights)} if arguments.all else {})
@@ -55,9 +55,9 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 
 def _diff(arguments: argparse.Namespace) -> None:
+    from emollama.convert.inspection import diff
+    from emollama.convert.weights import read
     from emollama.errors import UserError
-    from emollama.exchange.describe import diff
-    from emollama.exchange.weights import read
 
     if not 0 <= arguments.tolerance < math.inf:
         raise UserError(f"--tolerance is {arguments.tolerance}; it must be at least 0, and finite")
@@ -68,16 +68,16 @@ def _diff(arguments: argparse.Namespace) -> None:
 
 
 def _average(arguments: argparse.Namespace) -> None:
-    from emollama.exchange.convert import average
+    from emollama.convert.formats import average
 
     average(arguments.sources, arguments.output)
     write(f"{arguments.output}: the mean of {len(arguments.sources)} checkpoints\n")
 
 
 def _convert(arguments: argparse.Namespace) -> None:
+    from emollama.convert import formats
+    from emollama.convert.weights import read
     from emollama.errors import UserError
-    from emollama.exchange import convert
-    from emollama.exchange.weights import read
     from emollama.paths import require_new, require_new_file
 
     alpha, base = arguments.lora_alpha, arguments.llama_model
@@ -91,11 +91,11 @@ def _convert(arguments: argparse.Namespace) -> None:
         require_new(arguments.output)
     weights = read(arguments.source, "convert")
     if arguments.to == "pth":
-        convert.to_pth(weights, arguments.output)
+        formats.to_pth(weights, arguments.output)
     elif arguments.to == "peft":
-        convert.to_peft(weights, arguments.output, alpha, base)
+        formats.to_peft(weights, arguments.output, alpha, base)
     else:
-        convert.to_merged(weights, arguments.output, alpha, base)
+        formats.to_merged(weights, arguments.output, alpha, base)
     write(f"{arguments.output}: written\n")
 
 
@@ -124,7 +124,7 @@ def _inspection(report: dict[str, Any]) -> str:
 
 
 def _table(report: dict[str, Any]) -> list[str]:
-    from emollama.models.upstream import is_unused
+    from emollama.models.checkpoint_names import is_unused
 
     if "all" in report:
         rows = [(name, found["shape"], found["dtype"], "") for name, found in report["all"].items()]

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emollama.console import aligned, write
+from emollama.logs.console import aligned, write
 
 if TYPE_CHECKING:
-    from emollama.reporting.comparison import Comparison
+    from emollama.reporting.comparison import RunComparison
 
 HELP = "compare runs: metrics, settings that differ, and a chart of metrics by epoch"
 EXAMPLE = "emollama compare checkpoints/run_a checkpoints/run_b"
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     write(text)
 
 
-def _plain(comparison: Comparison, chart: str | None) -> dict[str, Any]:
+def _plain(comparison: RunComparison, chart: str | None) -> dict[str, Any]:
     """Everything as JSON has it."""
     return {
         "runs": {name: str(found.folder) for name, found in comparison.runs.items()},
@@ -81,7 +81,7 @@ def _plain(comparison: Comparison, chart: str | None) -> dict[str, Any]:
     }
 
 
-def _lines(comparison: Comparison, chart: str | None) -> Iterator[str]:
+def _lines(comparison: RunComparison, chart: str | None) -> Iterator[str]:
     """Tables of figures, a table of settings, notes, the chart's file."""
     for place in dict.fromkeys(key.rpartition("/")[0] for key in comparison.keys):
         keys = [key for key in comparison.keys if key.rpartition("/")[0] == place]
@@ -100,7 +100,7 @@ def _lines(comparison: Comparison, chart: str | None) -> Iterator[str]:
     yield f"chart: {chart}" if chart else "no chart: there is nothing to compare"
 
 
-def _figures(comparison: Comparison, keys: list[str]) -> Iterator[list[str]]:
+def _figures(comparison: RunComparison, keys: list[str]) -> Iterator[list[str]]:
     """A row a standing with any of the metrics, a column a metric."""
     from emollama.reporting.comparison import leaders
     from emollama.reporting.measures import digits_of, figure

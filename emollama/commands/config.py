@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print the configuration; its warnings go to standard error."""
     from emollama.config import load
-    from emollama.layers import leaves
+    from emollama.config.layers import leaves
 
     config = load(arguments.cfg_path, arguments.options)
     tree = config.plain()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from emollama.launcher import positive
+from emollama.distributed.launcher import positive
 
 HELP = "train and evaluate on an invented corpus, or write invented videos or captioned drawings to start from"
 EXAMPLE = "emollama demo"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from emollama.commands.arguments import add_run_arguments
-from emollama.launcher import add_launch_arguments, launch, processes_for
+from emollama.distributed.launcher import add_launch_arguments, launch, processes_for
 
 HELP = "extract features from videos with the encoders of a configuration; resumes where it stopped"
 EXAMPLE = "emollama extract --cfg-path train_configs/demo_videos.yaml"

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from emollama.data.clips import LABELS, SENTENCE_COLUMNS
-from emollama.importers import emer, mer, mer_factory, videos, written
-from emollama.importers.intake import Intake
+from emollama.data.annotations import LABELS, SENTENCE_COLUMNS
+from emollama.importers import annotation_files, emer, mer, mer_factory, videos
+from emollama.importers.collector import Collector
 from emollama.importers.labels import BUILT_IN, SKIP, LabelMap, read_label_map
 from emollama.paths import new_folder
 
@@ -75,23 +75,23 @@ def run(arguments: argparse.Namespace) -> None:
     is_folder = arguments.kind in ("mer-factory", "videos")
     with new_folder(arguments.output, [arguments.source] if is_folder else []) as folder:
         report = _imported(arguments, folder)
-    sys.stdout.write(written.summary(report, arguments.output))
+    sys.stdout.write(annotation_files.summary(report, arguments.output))
 
 
 def _imported(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     labels = () if arguments.kind == "emer" else arguments.labels
     maps = () if arguments.kind == "emer" else [read_label_map(path) for path in arguments.label_map]
-    intake = Intake(LabelMap(labels, maps))
+    intake = Collector(LabelMap(labels, maps))
     _read(arguments, intake)
-    sentences = written.read_sentences(arguments.transcripts, intake) if arguments.transcripts else {}
+    sentences = annotation_files.read_sentences(arguments.transcripts, intake) if arguments.transcripts else {}
     intake.settle(arguments.on_problem)
     if arguments.transcripts:
-        written.add_sentences(intake, sentences, arguments.transcripts)
+        annotation_files.add_sentences(intake, sentences, arguments.transcripts)
     settings = {key: value for key, value in vars(arguments).items() if key not in ("run", "command")}
-    return written.write(folder, intake, settings)
+    return annotation_files.write(folder, intake, settings)
 
 
-def _read(arguments: argparse.Namespace, intake: Intake) -> None:
+def _read(arguments: argparse.Namespace, intake: Collector) -> None:
     source = arguments.source
     if arguments.kind == "mer-factory":
         mer_factory.read(source, intake, caption=arguments.caption, peak=arguments.peak, overrides=arguments.overrides)

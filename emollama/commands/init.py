@@ -6,8 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
-from emollama.console import aligned, write
 from emollama.errors import UserError
+from emollama.logs.console import aligned, write
 
 HELP = "write a starter YAML, filled in with what is found in a data folder"
 EXAMPLE = "emollama init stage1 --data /data/emotion"

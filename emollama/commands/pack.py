@@ -10,10 +10,10 @@ from decimal import ROUND_UP, Context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emollama.console import Progress
+from emollama.logs.console import Progress
 
 if TYPE_CHECKING:
-    from emollama.stores.packing import Report
+    from emollama.stores.packing import PackingReport
 
 HELP = "pack features into packed or tar shards; index tar shards; check packed shards"
 EXAMPLE = "emollama pack --source features/eva --output features/eva_packed"
@@ -80,12 +80,12 @@ def _pack(arguments: argparse.Namespace) -> None:
         if manifest is not None:
             stored = manifest.dtype if arguments.dtype == "stored" else arguments.dtype
             dataclasses.replace(manifest, dtype=stored).write(folder)
-    sys.stdout.write(_told(report, arguments.dtype, arguments.output))
+    sys.stdout.write(_report(report, arguments.dtype, arguments.output))
     for left in leftovers(Path(arguments.output)):
         sys.stdout.write(f"left by a pack that was killed, or of one that is running: {left}\n")
 
 
-def _told(report: Report, dtype: str, output: str) -> str:
+def _report(report: PackingReport, dtype: str, output: str) -> str:
     shards, size, ending = report.written
     lines = [f"{report.clips} clips packed into {output}, {size / 2**30:.2f} GiB; shards: {shards}"]
     if ending:

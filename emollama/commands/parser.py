@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from emollama import __version__
-from emollama.commands import COMMANDS
+from emollama.commands import ALIASES, COMMANDS
 from emollama.commands.arguments import add_output_options
 from emollama.paths import PACKAGE
 from emollama.registry import did_you_mean
 
 DESCRIPTION = "Train and evaluate multimodal emotion language models."
 NAMES = tuple(name for name, _, _ in COMMANDS)
-INDENT, NAME_WIDTH = "  ", 12
+INDENT, NAME_WIDTH = "  ", 16
 NEAR = 0.7  # least similarity of a suggested option: short words resemble each other by chance
 
 
@@ -95,6 +95,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         SystemExit: 2 after an error, 0 after ``--help`` of a command or ``--version``.
     """
     name = next((word for word in arguments if not word.startswith("-")), None)
+    if name in ALIASES:
+        place = list(arguments).index(name)
+        name = ALIASES[name]
+        arguments = [*arguments[:place], name, *arguments[place + 1 :]]
     if name is not None and name not in NAMES:
         hint = did_you_mean(name, NAMES)
         sys.stderr.write(f"emollama: error: unknown command '{name}'.{hint}\n'emollama --help' lists the commands.\n")

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 
 from emollama.commands.arguments import add_run_arguments
-from emollama.console import write
+from emollama.logs.console import write
 
 HELP = "estimate parameters, memory and tokens of a run, without weights or data"
 EXAMPLE = "emollama plan --cfg-path train_configs/custom.yaml"

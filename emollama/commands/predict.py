@@ -9,11 +9,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from emollama.commands.arguments import add_run_arguments
-from emollama.console import aligned, write
-from emollama.launcher import add_launch_arguments, launch, processes_for
+from emollama.distributed.launcher import add_launch_arguments, launch, processes_for
+from emollama.logs.console import aligned, write
 
 if TYPE_CHECKING:
-    from emollama.prediction.answers import Answer
+    from emollama.inference.predict import VideoAnswer
 
 HELP = "ask the model about a video: extract its features, and answer as in evaluation"
 EXAMPLE = "emollama predict --cfg-path train_configs/demo_videos.yaml --video clip.mp4"
@@ -45,14 +45,14 @@ def run(arguments: argparse.Namespace) -> None:
     if processes > 1:
         launch(arguments, processes)
         return
-    from emollama.prediction.answers import predict
+    from emollama.inference.predict import predict
 
     answers = predict(config, arguments.video, text=arguments.text, task=arguments.task)
     for answer in answers if int(os.environ.get("RANK", 0)) == 0 else ():
-        write(json.dumps(asdict(answer), ensure_ascii=False) + "\n" if arguments.json else _told(answer))
+        write(json.dumps(asdict(answer), ensure_ascii=False) + "\n" if arguments.json else _answer_text(answer))
 
 
-def _told(answer: Answer) -> str:
+def _answer_text(answer: VideoAnswer) -> str:
     said = "no sentence in the prompt" if answer.sentence is None else f'"{answer.sentence}"'
     shares = sorted((answer.label_probabilities or {}).items(), key=lambda item: -item[1])
     states = iter(aligned([[modality.state, modality.why] for modality in answer.modalities.values()], left=(0, 1)))

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emollama.console import write
 from emollama.errors import UserError
 from emollama.listing import abbreviated
+from emollama.logs.console import write
 
 if TYPE_CHECKING:
     from emollama.importers.caption_files import Splits
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
     from emollama.importers import caption_files, flickr30k
 
     folder = Path(arguments.output or os.path.dirname(arguments.annotations))
-    caption_files.require_place(folder, arguments.images)
+    caption_files.require_output_folder(folder, arguments.images)
     collection = flickr30k.read(arguments.annotations)
     splits = _splits(arguments, collection)
     caption_files.require_new(folder, splits)

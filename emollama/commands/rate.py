@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emollama.commands.arguments import add_answers, add_resampling
-from emollama.console import aligned, write
+from emollama.logs.console import aligned, write
 
 if TYPE_CHECKING:
     from emollama.evaluation.agreement import Agreement
@@ -77,10 +77,10 @@ def _write(arguments: argparse.Namespace) -> None:
         raise UserError(f"rate: one task is rated at a time, and here is {found}. Choose with --task, or give descriptions.")
     task = described[0]
     key, paths = write_sheets(output, task, tasks[task], clips=arguments.clips, raters=arguments.raters, seed=arguments.seed)
-    write(_told(key, paths))
+    write(_report(key, paths))
 
 
-def _told(key: Key, paths: list[Path]) -> str:
+def _report(key: Key, paths: list[Path]) -> str:
     empty = f"; {len(key.empty)} descriptions are empty and score 0 without being rated" if key.empty else ""
     lines = [f"{len(key.items)} descriptions of {len(key.models)} models to rate{empty}"]
     lines += [f"sheet: {path}" for path in paths[:-1]]
@@ -106,7 +106,7 @@ def _read(arguments: argparse.Namespace) -> None:
     short = tables.short_names([*key.models, *arguments.read])
     ratings = [replace(one, rater=short[one.rater]) for one in ratings]
     record = comparison_record(rating.scores_of(key, ratings), resampling)
-    lines = [*told, ""] if (told := tables.paths_told(short)) else []
+    lines = [*told, ""] if (told := tables.path_lines(short)) else []
     lines += tables.task_text(key.task, {short[model]: found for model, found in record.items()})
     lines += [*_unfilled(key, ratings), ""]
     if pairs := agreements([*ratings, *judge]):

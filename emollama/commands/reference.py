@@ -18,6 +18,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the Markdown, or the key."""
-    from emollama.reference import describe, markdown
+    from emollama.config.reference import describe, markdown
 
     sys.stdout.write(markdown() if arguments.key is None else describe(arguments.key))

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from emollama.commands.arguments import add_dry_run, add_run_arguments
-from emollama.console import write
+from emollama.distributed.launcher import add_launch_arguments, launch, processes_for
 from emollama.errors import Interrupted
-from emollama.launcher import add_launch_arguments, launch, processes_for
+from emollama.logs.console import write
 from emollama.variables import JOB_ID
 
 
@@ -35,14 +35,14 @@ def run_model(arguments: argparse.Namespace, *, evaluate: bool) -> None:
         KeyboardInterrupt: a signal ended the run; of training, the text says how to resume it.
     """
     from emollama.config import load
-    from emollama.logging import get_logger
+    from emollama.logs.logger import get_logger
     from emollama.paths import require_writable
 
     config = load(arguments.cfg_path, arguments.options)
     training = not (evaluate or config.run.evaluate_only)
     processes = processes_for(arguments, config.run.device)
     if arguments.dry_run:
-        from emollama.doctor.dry_run import dry_run
+        from emollama.checks.dry_run import dry_run
 
         write(dry_run(config, training=training, processes=processes))
         return

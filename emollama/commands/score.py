@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emollama.commands.arguments import add_answers, add_judge, add_resampling, judge_block, pairs
-from emollama.console import write
+from emollama.logs.console import write
 
 if TYPE_CHECKING:
     from emollama.evaluation.matching import Matching
@@ -170,7 +170,7 @@ def _text(record: dict[str, Any], is_emer: bool) -> str:
     from emollama.evaluation import tables
 
     short = tables.short_names(record["predictions"])
-    lines = [*told, ""] if (told := tables.paths_told(short)) else []
+    lines = [*told, ""] if (told := tables.path_lines(short)) else []
     for task, found in record["tasks"].items():
         files = {short[file]: one for file, one in found["files"].items()}
         lines += [*tables.task_text(task, files), *tables.counts(files), "", *tables.lists(files), ""]

@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Find the words of every answer and write them."""
     from emollama.errors import UserError
+    from emollama.evaluation.answer_files import read_answers
     from emollama.evaluation.openset import listed_words
-    from emollama.evaluation.reading import read_answers
     from emollama.evaluation.submission import write_submission
     from emollama.listing import listing
     from emollama.paths import require_new_file

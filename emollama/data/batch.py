@@ -25,7 +25,7 @@ class Record:
         turns: (what the user says, the answer); an answer of None is one to be generated.
         features: slot -> raw rows (n, D), float32.
         reference: the last turn's answer as the data has it, before any text processor; a list where there are several.
-        keep: where the model is to keep the rows that it makes of this clip's frame (a place in :mod:`emollama.stores.kept`).
+        cache_key: key under which the model caches the features of this sample's frame (:mod:`emollama.stores.feature_cache`).
     """
 
     name: str
@@ -33,7 +33,7 @@ class Record:
     turns: list[tuple[str, str | None]]
     features: dict[str, Tensor]
     reference: str | list[str] | None = None
-    keep: str | None = None
+    cache_key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Sample:
         loss_weights: (T,) float32, 0 where labels are ignored.
         slots: slot -> raw rows (n, D).
         tokens_cut: how many tokens of text did not fit.
-        keep: as the record's.
+        cache_key: as the record's.
     """
 
     name: str
@@ -56,11 +56,11 @@ class Sample:
     loss_weights: Tensor
     slots: dict[str, Tensor]
     tokens_cut: int = 0
-    keep: str | None = None
+    cache_key: str | None = None
 
 
 @dataclass(frozen=True)
-class Rows:
+class PackedFeatures:
     """The raw rows of one slot for a whole micro-batch, and where each clip's begin.
 
     Attributes:
@@ -82,9 +82,9 @@ class Batch:
         loss_weights: (T,) float32.
         cu_seqlens: (B + 1,) int32, where each sample begins.
         max_length: tokens of the longest sample.
-        slots: slot -> :class:`Rows`; every slot that the fusion module declares, with 0 rows where a clip has none.
+        slots: slot -> :class:`PackedFeatures`; every slot that the fusion module declares, with 0 rows where a clip has none.
         tokens_cut: tokens of text that did not fit, over all samples.
-        keep: B places or None, as the records'.
+        cache_key: B keys or None, as the records'.
     """
 
     names: tuple[str, ...]
@@ -95,9 +95,9 @@ class Batch:
     position_ids: Tensor
     cu_seqlens: Tensor
     max_length: int
-    slots: dict[str, Rows]
+    slots: dict[str, PackedFeatures]
     tokens_cut: int
-    keep: tuple[str | None, ...]
+    cache_key: tuple[str | None, ...]
 
     @property
     def lengths(self) -> list[int]:
@@ -120,7 +120,7 @@ class Batch:
             loss_weights=function(self.loss_weights),
             position_ids=function(self.position_ids),
             cu_seqlens=function(self.cu_seqlens),
-            slots={name: Rows(function(rows.values), rows.offsets) for name, rows in self.slots.items()},
+            slots={name: PackedFeatures(function(rows.values), rows.offsets) for name, rows in self.slots.items()},
         )
 
 
@@ -138,10 +138,10 @@ def collate(samples: list[Sample]) -> Batch:
         max_length=int(lengths.max()),
         slots={slot: _joined([sample.slots[slot] for sample in samples]) for slot in samples[0].slots},
         tokens_cut=sum(sample.tokens_cut for sample in samples),
-        keep=tuple(sample.keep for sample in samples),
+        cache_key=tuple(sample.cache_key for sample in samples),
     )
 
 
-def _joined(rows: list[Tensor]) -> Rows:
+def _joined(rows: list[Tensor]) -> PackedFeatures:
     counts = torch.tensor([0] + [len(part) for part in rows])
-    return Rows(rows[0] if len(rows) == 1 else torch.cat(rows), tuple(counts.cumsum(0).tolist()))
+    return PackedFeatures(rows[0] if len(rows) == 1 else torch.cat(rows), tuple(counts.cumsum(0).tolist()))

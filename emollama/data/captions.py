@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from emollama.data.clips import read_json, safe_name
+from emollama.data.annotations import read_json, safe_name
 from emollama.data.problems import Problem, Report, refuse
 from emollama.errors import UserError
 from emollama.listing import listing
@@ -70,12 +70,12 @@ def read_captioned(path: str, report: Report = refuse) -> list[Captioned]:
     if not found:
         first = f" The first problem: {problems[0].text}" if problems else ""
         raise UserError(f"{path}: no image in it, or no entry that is usable; expected {FORM}.{first}")
-    for problem in _told(path, problems):
+    for problem in _first_of_each_kind(path, problems):
         report(problem)
     return found
 
 
-def _told(path: str, problems: list[Problem]) -> Iterator[Problem]:
+def _first_of_each_kind(path: str, problems: list[Problem]) -> Iterator[Problem]:
     """The problems; of each kind the first few, then one for all others."""
     for kind in dict.fromkeys(problem.kind for problem in problems):
         alike = [problem for problem in problems if problem.kind == kind]
@@ -111,7 +111,7 @@ def _text_of(value: Any) -> str:
     return text
 
 
-class _Names:
+class _ImageNames:
     """Names of images, each of which may stand in a file once."""
 
     def __init__(self) -> None:
@@ -128,7 +128,7 @@ class _Names:
 
 
 def _of_entries(path: str, entries: list[Any], report: Report) -> Iterator[Captioned]:
-    names, remedy = _Names(), "Keep one entry, with all captions in its list 'captions'."
+    names, remedy = _ImageNames(), "Keep one entry, with all captions in its list 'captions'."
     if repeated := _repeated(entries):
         text = f"{path}: image_ids that stand in it more than once, {listing(repeated)}. It looks like COCO's form without its"
         report(Problem("caption", f'{text} "images": add them, or make one entry an image, with a list "captions".', repeated))
@@ -159,7 +159,7 @@ def _repeated(entries: list[Any]) -> tuple[str, ...]:
 def _of_coco(path: str, table: dict[str, Any], report: Report) -> Iterator[Captioned]:
     files: dict[str, str] = {}
     faulty: set[str] = set()  # ids of images that are of no use; "" where one has none
-    names = _Names()
+    names = _ImageNames()
     for number, entry in enumerate(table["images"]):
         where = f"images[{number}]"
         try:

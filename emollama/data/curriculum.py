@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from emollama.data.clips import NO_VALENCE, Clip
+from emollama.data.annotations import NO_VALENCE, Clip
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
 from emollama.registry import did_you_mean

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emollama.console import Progress
 from emollama.data.problems import Problem
-from emollama.data.seen import Seen
 from emollama.data.slots import FRAME, IMAGE, PATCH, SlotShape
+from emollama.data.validation_cache import ValidationCache
 from emollama.errors import UserError
+from emollama.logs.console import Progress
 from emollama.stores.npy import FLOAT_TYPES
 from emollama.stores.store import ArrayStore, open_store
 
@@ -34,7 +34,7 @@ SHARE = 64  # arrays that each thread looks at before their number is chosen ane
 ALIKE = "alike"  # in place of a digest, where all values are the same number
 
 
-class Look(NamedTuple):
+class FileCheck(NamedTuple):
     """What a look at a good array told, all in words.
 
     Attributes:
@@ -49,10 +49,10 @@ class Look(NamedTuple):
     digest: str
 
 
-class Survey(NamedTuple):
+class FeatureCheck(NamedTuple):
     """Looks at the good arrays by clip, and what is wrong with the others."""
 
-    good: dict[str, Look]
+    good: dict[str, FileCheck]
     problems: list[Problem]
 
 
@@ -108,10 +108,10 @@ class Features:
         with Progress(len(names), f"checking {' + '.join(self.slots)}", unit="clips") as bar:
             return self.survey(names, all_values=all_values, advance=bar.update).problems
 
-    def survey(self, names: Iterable[str], *, all_values: bool = False, advance: Callable[[int], Any] = int) -> Survey:
+    def survey(self, names: Iterable[str], *, all_values: bool = False, advance: Callable[[int], Any] = int) -> FeatureCheck:
         """Look at the present arrays of these clips: at header and size of each, at the values of small ones or of all.
 
-        What was found good is remembered by its stamp (:mod:`emollama.data.seen`) and not opened again.
+        What was found good is remembered by its stamp (:mod:`emollama.data.validation_cache`) and not opened again.
 
         Args:
             names: the clips.
@@ -120,8 +120,8 @@ class Features:
         """
         limit = sys.maxsize if all_values else VALUES_CHECKED_UP_TO
         present = [name for name in names if name in self.store]
-        seen = Seen.load("arrays", os.path.abspath(self.path), str(self.slots), str(tuple(self.shape)), str(limit))
-        survey = Survey({}, [])
+        seen = ValidationCache.load("arrays", os.path.abspath(self.path), str(self.slots), str(tuple(self.shape)), str(limit))
+        survey = FeatureCheck({}, [])
         for batch, looks in _in_batches(lambda name: self._look(name, limit, seen), present):
             for name, look in zip(batch, looks, strict=True):
                 if isinstance(look, Problem):
@@ -132,29 +132,29 @@ class Features:
         seen.save()
         return survey
 
-    def _look(self, name: str, values_up_to: int, seen: Seen) -> Look | Problem:
+    def _look(self, name: str, values_up_to: int, seen: ValidationCache) -> FileCheck | Problem:
         try:
             stamp = self._stored(self.store.stamp, name)
             if (known := seen.recall(name, stamp)) is not None:
-                return Look(*known.split("|"))
+                return FileCheck(*known.split("|"))
             look = self._first_look(name, stamp[0] if stamp else sys.maxsize, values_up_to)
         except UserError as error:
             return Problem("unusable features", str(error), (name,))
         seen.add(name, stamp, "|".join(look))
         return look
 
-    def _first_look(self, name: str, file_size: int, values_up_to: int) -> Look:
+    def _first_look(self, name: str, file_size: int, values_up_to: int) -> FileCheck:
         if file_size > values_up_to:  # else the array in it is small too
             shape, dtype = self._stored(self.store.header, name)
             self._check_shape(name, shape, dtype)
             size = int(np.prod(shape)) * dtype.itemsize
             if size > values_up_to:
-                return Look(str(dtype), str(shape), str(size), "")
+                return FileCheck(str(dtype), str(shape), str(size), "")
         array = self._stored(self.store.load, name)
         self._finite(name, array)
         digest = hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=8).hexdigest()
         alike = (array == array.flat[0]).all()
-        return Look(str(array.dtype), str(array.shape), str(array.nbytes), ALIKE if alike else digest)
+        return FileCheck(str(array.dtype), str(array.shape), str(array.nbytes), ALIKE if alike else digest)
 
     def _stored(self, read: Callable[[str], Any], name: str) -> Any:
         """What one of the store's methods gives; its errors name the place."""

@@ -30,13 +30,13 @@ TASK_NAMES = tuple(BUILT_IN)
 _BREAKS_A_PROMPT = set("{}[]<>,\n\r\t")
 
 
-def user_text(task: str, wording: str, sentence: str | None) -> str:
-    """What the user's turn says: the transcript (absent when None), the task's tag, the wording.
+def user_text(task: str, instruction: str, sentence: str | None) -> str:
+    """What the user's turn says: the transcript (absent when None), the task's tag, the instruction.
 
     Source: the training prompt of the published Emotion-LLaMA; the double space before the tag is theirs.
     """
     spoken = "" if sentence is None else f"The person in video says: {sentence}.  "
-    return f"{spoken}[{task}] {wording} "
+    return f"{spoken}[{task}] {instruction} "
 
 
 def check_labels(labels: Sequence[str], key: str) -> None:
@@ -56,26 +56,26 @@ def check_labels(labels: Sequence[str], key: str) -> None:
 
 
 class TaskPool:
-    """A weighted pool of tasks, each with its wordings.
+    """A weighted pool of tasks, each with its instructions.
 
     Args:
         pool: a task's name, several (one that is repeated weighs more), or a mapping name -> weight.
-        wordings: replaces the built-in wordings of the tasks that it names; ``{labels}`` in one is replaced.
+        instructions: replaces the built-in instructions of the tasks that it names; ``{labels}`` in one is replaced.
         prompt_labels: the labels shown for ``{labels}``, in this order.
-        built_in: the tasks that there are, with their wordings.
+        built_in: the tasks that there are, with their instructions.
 
     Attributes:
         tasks: names of the tasks with a weight above 0.
-        wordings: task -> its wordings, labels filled in.
+        instructions: task -> its instructions, labels filled in.
 
     Raises:
-        ValueError: an unknown task, no positive weight, or a task without wordings; names the key.
+        ValueError: an unknown task, no positive weight, or a task without instructions; names the key.
     """
 
     def __init__(
         self,
         pool: str | Sequence[str] | Mapping[str, float],
-        wordings: Mapping[str, Sequence[str]],
+        instructions: Mapping[str, Sequence[str]],
         prompt_labels: Sequence[str],
         built_in: Mapping[str, Sequence[str]] = BUILT_IN,
     ) -> None:
@@ -84,7 +84,7 @@ class TaskPool:
             if not isinstance(name, str):
                 raise ValueError(f"task_pool: {name!r} is not a task's name; weights are given as a mapping {{name: weight}}")
         weights = dict(pool) if isinstance(pool, Mapping) else {name: float(names.count(name)) for name in names}
-        for key, given in (("task_pool", weights), ("instructions", wordings)):
+        for key, given in (("task_pool", weights), ("instructions", instructions)):
             for name in given:
                 if name not in built_in:
                     hint = did_you_mean(str(name), built_in)
@@ -98,21 +98,21 @@ class TaskPool:
         self.tasks = tuple(weights)
         self._cumulative = np.cumsum(list(weights.values())) / sum(weights.values())
         self._shown = ", ".join(prompt_labels)
-        self.wordings = {task: [self.filled(text) for text in wordings.get(task, built_in[task])] for task in self.tasks}
-        for task, texts in self.wordings.items():
+        self.instructions = {task: [self.filled(text) for text in instructions.get(task, built_in[task])] for task in self.tasks}
+        for task, texts in self.instructions.items():
             if not texts:
-                raise ValueError(f"instructions: '{task}' has no wording. Give at least one, or leave the key out.")
+                raise ValueError(f"instructions: '{task}' has no instruction. Give at least one, or leave the key out.")
 
     def draw(self, rng: np.random.Generator) -> tuple[str, str]:
-        """A task by its weight, and one of its wordings."""
+        """A task by its weight, and one of its instructions."""
         index = int(np.searchsorted(self._cumulative, rng.random(), side="right"))
         task = self.tasks[min(index, len(self.tasks) - 1)]
-        return task, str(rng.choice(self.wordings[task]))
+        return task, str(rng.choice(self.instructions[task]))
 
-    def filled(self, wording: str) -> str:
-        """The wording with the prompt labels in place of ``{labels}``; other braces are text."""
-        return wording.replace("{labels}", self._shown)
+    def filled(self, instruction: str) -> str:
+        """The instruction with the prompt labels in place of ``{labels}``; other braces are text."""
+        return instruction.replace("{labels}", self._shown)
 
     def first(self, task: str) -> str:
-        """The first wording of a task: the one that evaluation asks with."""
-        return self.wordings[task][0]
+        """The first instruction of a task: the one that evaluation asks with."""
+        return self.instructions[task][0]

@@ -1,4 +1,4 @@
-"""From the order of the draw to micro-batches: what a dataset offers, and how a global batch is split and loaded."""
+"""From global sample indices to micro-batches: the Protocol of a dataset, and how a global batch is split and loaded."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from emollama.data.batch import Batch, Record, Sample, collate
 from emollama.data.instructions import TaskPool
-from emollama.data.order import Deck, Order
 from emollama.data.problems import Problem
-from emollama.data.prompt import Prompt
+from emollama.data.prompts.prompt import Prompt
+from emollama.data.sampling import DatasetSampling, MixtureSampler
 from emollama.errors import UserError
 
 
-class ClipDataset(Protocol):
+class SampleDataset(Protocol):
     """What a registered dataset offers: its tasks, its block (batch_size), lines for the log."""
 
     pool: TaskPool
@@ -40,7 +40,7 @@ class ClipDataset(Protocol):
         """Everything that would stop the run later."""
         ...
 
-    def deck(self) -> Deck:
+    def sampling(self) -> DatasetSampling:
         """How its clips are drawn in training."""
         ...
 
@@ -52,32 +52,32 @@ class ClipDataset(Protocol):
         """A text as it is trained on where it is an answer."""
         ...
 
-    def words(self, index: int, task: str, wording: str) -> str:
+    def user_text(self, index: int, task: str, instruction: str) -> str:
         """What the user says about clip ``index``, as in its record; no feature is read."""
         ...
 
-    def record(self, index: int, task: str, wording: str, rng: np.random.Generator | None = None) -> Record:
+    def record(self, index: int, task: str, instruction: str, rng: np.random.Generator | None = None) -> Record:
         """Clip ``index`` asked for ``task`` in these words; ``rng`` is for what is random in training, None in evaluation."""
         ...
 
 
 class TrainingSamples(Dataset[Sample]):
-    """Map-style view of the draws: item k is the sample at place k of the run."""
+    """Map-style view of a run: item i is the sample with the global index i."""
 
-    def __init__(self, datasets: Sequence[ClipDataset], prompt: Prompt, order: Order) -> None:
+    def __init__(self, datasets: Sequence[SampleDataset], prompt: Prompt, sampler: MixtureSampler) -> None:
         self.datasets = datasets
         self.prompt = prompt
-        self.order = order
+        self.sampler = sampler
 
-    def __getitem__(self, k: int) -> Sample:
-        draw = self.order.draw(k)
-        dataset = self.datasets[draw.dataset]
-        task, wording = dataset.pool.draw(draw.rng)
-        return self.prompt.sample(dataset.record(draw.clip, task, wording, draw.rng), rng=draw.rng)
+    def __getitem__(self, index: int) -> Sample:
+        ref = self.sampler.at(index)
+        dataset = self.datasets[ref.dataset]
+        task, instruction = dataset.pool.draw(ref.rng)
+        return self.prompt.sample(dataset.record(ref.index, task, instruction, ref.rng), rng=ref.rng)
 
 
 @dataclass(frozen=True)
-class Split:
+class BatchLayout:
     """How a global batch is split over ranks and micro-batches.
 
     Attributes:
@@ -96,36 +96,36 @@ class Split:
         """Samples of one optimizer step over all ranks."""
         return self.batch_size * self.accumulate * self.world
 
-    def places(self, first_step: int, end_step: int) -> Iterator[list[int]]:
-        """This rank's micro-batches of the steps, each a list of places k."""
+    def sample_indices(self, first_step: int, end_step: int) -> Iterator[list[int]]:
+        """This rank's micro-batches of the steps, each a list of global sample indices."""
         for step in range(first_step, end_step):
             for micro in range(self.accumulate):
                 first = step * self.global_batch + (micro * self.world + self.rank) * self.batch_size
                 yield list(range(first, first + self.batch_size))
 
 
-class _Places:
+class _BatchSampler:
     """The batch sampler of a run: sized, so that the data loader can tell its length."""
 
-    def __init__(self, split: Split, first_step: int, end_step: int) -> None:
-        self._arguments = (split, first_step, end_step)
+    def __init__(self, layout: BatchLayout, first_step: int, end_step: int) -> None:
+        self._arguments = (layout, first_step, end_step)
 
     def __iter__(self) -> Iterator[list[int]]:
-        split, first_step, end_step = self._arguments
-        return split.places(first_step, end_step)
+        layout, first_step, end_step = self._arguments
+        return layout.sample_indices(first_step, end_step)
 
     def __len__(self) -> int:
-        split, first_step, end_step = self._arguments
-        return max(0, end_step - first_step) * split.accumulate
+        layout, first_step, end_step = self._arguments
+        return max(0, end_step - first_step) * layout.accumulate
 
 
 def training_loader(
-    samples: TrainingSamples, split: Split, *, first_step: int, end_step: int, num_workers: int, pin_memory: bool
+    samples: TrainingSamples, layout: BatchLayout, *, first_step: int, end_step: int, num_workers: int, pin_memory: bool
 ) -> DataLoader[Batch]:
     """One pass over all the steps that are left to do; it takes nothing from the global random generators."""
     return DataLoader(
         samples,  # type: ignore[arg-type]
-        batch_sampler=_Places(split, first_step, end_step),
+        batch_sampler=_BatchSampler(layout, first_step, end_step),
         collate_fn=collate,
         num_workers=num_workers,
         pin_memory=pin_memory,

@@ -21,18 +21,18 @@ class SlotShape(NamedTuple):
     width: int
 
 
-class KeptShape(SlotShape):
+class CachedShape(SlotShape):
     """Of a slot whose rows the model makes of frames, and keeps.
 
     Attributes:
-        kept_in: the folder where it keeps them (:mod:`emollama.stores.kept`).
+        kept_in: the folder where it keeps them (:mod:`emollama.stores.feature_cache`).
     """
 
-    kept_in: str
+    cache_folder: str
 
     @classmethod
-    def of(cls, shape: SlotShape, folder: str) -> KeptShape:
+    def of(cls, shape: SlotShape, folder: str) -> CachedShape:
         """The shape with its folder."""
         made = cls(*shape)
-        made.kept_in = folder
+        made.cache_folder = folder
         return made

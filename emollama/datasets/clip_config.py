@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Union
 
 from emollama.config import MISSING
+from emollama.data.annotations import LABELS
 from emollama.data.augmentation import Augmentation, AugmentationKind
-from emollama.data.clips import LABELS
 from emollama.data.curriculum import Curriculum
 from emollama.data.instructions import TaskPool, check_labels, user_text
 from emollama.errors import require_at_least
 from emollama.listing import abbreviated
-from emollama.media.choice import FrameChoice
+from emollama.media.frame_selection import FrameChoice
 
 
 @dataclass
@@ -33,7 +33,7 @@ class ClipConfig:
     task_pool: Union[str, list[str], dict[str, Any]] = "emotion"  # noqa: UP007
     """Tasks to draw from: one, a list (a repeated name weighs more) or a mapping name -> weight."""
     instructions: dict[str, list[str]] = field(default_factory=dict)
-    """task -> wordings, in place of the built-in ones. {labels} in a wording becomes the prompt labels."""
+    """task -> instructions, in place of the built-in ones. {labels} in an instruction becomes the prompt labels."""
     labels: list[str] = field(default_factory=lambda: list(LABELS))
     """Labels that clips may have."""
     prompt_labels: list[str] | None = None
@@ -104,22 +104,22 @@ class ClipConfig:
             raise ValueError(f"held_out is {self.held_out}; it is a share of the clips, at least 0 and below 1")
         self.pool()
         self.augmentation()
-        self.course()
+        self.curriculum_schedule()
 
     def pool(self) -> TaskPool:
-        """The tasks with their weights and wordings."""
+        """The tasks with their weights and instructions."""
         return TaskPool(self.task_pool, self.instructions, self.prompt_labels or self.labels)
 
     def turns(self) -> list[str]:
         """What users may say about a clip without speech."""
         pool = self.pool()
-        return [user_text(task, wording, "") for task in pool.tasks for wording in pool.wordings[task]]
+        return [user_text(task, instruction, "") for task in pool.tasks for instruction in pool.instructions[task]]
 
     def augmentation(self) -> Augmentation | None:
         """What happens to features in training."""
         made = Augmentation(self.augmentation_prob, tuple(self.augmentations), self.augmentation_noise, self.augmentation_mask)
         return made if self.enable_augmentation else None
 
-    def course(self) -> Curriculum | None:
+    def curriculum_schedule(self) -> Curriculum | None:
         """Which clips come first."""
         return Curriculum.of(self.curriculum)

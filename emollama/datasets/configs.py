@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Union
 
 from emollama.config import MISSING
-from emollama.data.clips import DFEW_LABELS, LABELS, AnnotationFormat
-from emollama.data.image_mark import checked
+from emollama.data.annotations import DFEW_LABELS, LABELS, AnnotationFormat
 from emollama.data.instructions import TaskPool
+from emollama.data.prompts.image_placeholder import checked
 from emollama.datasets.clip_config import ClipConfig
 from emollama.errors import require_at_least
 
 CAPTION_TASK = "caption"
-CAPTION_WORDINGS = {CAPTION_TASK: [""]}  # the empty text stands for the model's own prompts
+CAPTION_INSTRUCTIONS = {CAPTION_TASK: [""]}  # the empty text stands for the model's own prompts
 
 
 @dataclass
@@ -112,7 +112,7 @@ class Flickr30kCaptionConfig:
     """What is learnt of an image's captions, and what loss is of: all in one text, one at random (evaluation takes the
     first), or the first. An answer is compared with each of them."""
     instructions: dict[str, list[str]] = field(default_factory=dict)
-    """caption -> wordings that ask for one, <ImageHere> where the image goes. Empty: the model's own prompts."""
+    """caption -> instructions that ask for one, <ImageHere> where the image goes. Empty: the model's own prompts."""
     missing_images: Literal["error", "skip"] = "error"
     """What to do about an image that is missing or cannot be read: stop, or leave it out."""
     exclude: list[str] = field(default_factory=list)
@@ -133,9 +133,9 @@ class Flickr30kCaptionConfig:
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "batch_size", "max_words")
-        for wording in self.turns():
+        for instruction in self.turns():
             try:
-                checked(wording)
+                checked(instruction)
             except ValueError as error:
                 raise ValueError(f"instructions: {error}") from None
         if not 0 < self.sample_ratio < float("inf"):
@@ -149,9 +149,9 @@ class Flickr30kCaptionConfig:
         return []
 
     def pool(self) -> TaskPool:
-        """The task with its wordings."""
-        return TaskPool(CAPTION_TASK, self.instructions, (), CAPTION_WORDINGS)
+        """The task with its instructions."""
+        return TaskPool(CAPTION_TASK, self.instructions, (), CAPTION_INSTRUCTIONS)
 
     def turns(self) -> list[str]:
         """What users may say."""
-        return self.pool().wordings[CAPTION_TASK]
+        return self.pool().instructions[CAPTION_TASK]

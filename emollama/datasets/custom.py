@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from emollama.data.clips import Clip, Table, column_of, read_clip_table
+from emollama.data.annotations import Clip, Table, column_of, read_clip_table
 from emollama.datasets.configs import CustomConfig
 from emollama.datasets.feature_clips import FeatureClips
 from emollama.errors import UserError

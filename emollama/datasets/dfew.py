@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from emollama.data.clips import Clip, Table, read_clip_table
+from emollama.data.annotations import Clip, Table, read_clip_table
 from emollama.data.problems import Problem
 from emollama.datasets.configs import DFEWConfig
 from emollama.datasets.feature_clips import FeatureClips

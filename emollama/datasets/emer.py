@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from emollama.data.clips import Table, column_of, file_exists, read_annotations, read_captions, read_clip_table
+from emollama.data.annotations import Table, column_of, file_exists, read_annotations, read_captions, read_clip_table
 from emollama.datasets.configs import EMERConfig
 from emollama.datasets.feature_clips import FeatureClips
 
@@ -36,7 +36,7 @@ class EMER(FeatureClips):
         captions = {clip.name: clip.columns[column] for clip in clips if clip.columns[column]}
         return Table(labelled, sentences, self._answers(captions))
 
-    def caption_place(self, task: str) -> str:
+    def caption_source(self, task: str) -> str:
         """The table, or the list's captions."""
         if self.list_path().endswith(".csv"):
             return self.list_path()

@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 from torch import zeros
 
+from emollama.data.annotations import Clip, Table, missing_names, read_transcripts
 from emollama.data.batch import Record
-from emollama.data.clips import Clip, Table, missing_names, read_transcripts
 from emollama.data.curriculum import numbers
 from emollama.data.features import Features
 from emollama.data.instructions import user_text
-from emollama.data.order import Deck
 from emollama.data.problems import Problem
+from emollama.data.sampling import DatasetSampling
 from emollama.data.slots import FRAME, IMAGE, SlotShape
-from emollama.data.text import TEXT_PROCESSORS
+from emollama.data.text_processors import TEXT_PROCESSORS
 from emollama.datasets.frame_store import open_frames
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
@@ -110,7 +110,7 @@ class FeatureClips:
         """A path that starts at the annotation file's folder."""
         return join(os.path.dirname(self.list_path()), path)
 
-    def caption_place(self, task: str) -> str:
+    def caption_source(self, task: str) -> str:
         """Where a task's answers are read from, for messages."""
         return self.list_path()
 
@@ -131,8 +131,8 @@ class FeatureClips:
         """The clips' names in order."""
         return [clip.name for clip in self.clips]
 
-    def record(self, index: int, task: str, wording: str, rng: np.random.Generator | None = None) -> Record:
-        """Clip ``index`` asked for ``task`` with this wording; the answer is None where evaluation has none.
+    def record(self, index: int, task: str, instruction: str, rng: np.random.Generator | None = None) -> Record:
+        """Clip ``index`` asked for ``task`` with this instruction; the answer is None where evaluation has none.
 
         With ``rng``, the draw's generator, features are augmented as the block says.
         """
@@ -147,13 +147,13 @@ class FeatureClips:
                 raise UserError(f"{source.key}: no array of '{clip.name}' in {source.path}; it was there at the start of the run")
         if rng is not None and self._augmentation is not None:
             features = self._augmentation(features, rng)
-        turn = (self.words(index, task, wording), self.answer(clip, task))
+        turn = (self.user_text(index, task, instruction), self.answer(clip, task))
         return Record(clip.name, task, [turn], features, self.reference(clip, task))
 
-    def words(self, index: int, task: str, wording: str) -> str:
-        """What the user says about clip ``index``: the sentence, the task, the wording."""
+    def user_text(self, index: int, task: str, instruction: str) -> str:
+        """What the user says about clip ``index``: the sentence, the task, the instruction."""
         sentence = None if self.table.sentences is None else self.table.sentences[self.clips[index].name]
-        return user_text(task, wording, sentence)
+        return user_text(task, instruction, sentence)
 
     def reference(self, clip: Clip, task: str) -> str | None:
         """The data's own answer to a task, unprocessed; None where there is none."""
@@ -188,28 +188,28 @@ class FeatureClips:
             found += source.problems(names, all_values=self.cfg.check_values == "all")
         return [dataclasses.replace(problem, text=f"{self.label}: {problem.text}") for problem in found]
 
-    def deck(self) -> Deck:
+    def sampling(self) -> DatasetSampling:
         """How the clips are drawn: freely, by shard where a store is cheaper to read so, easy first in a curriculum."""
-        cfg, course = self.cfg, self.cfg.course()
+        cfg, curriculum = self.cfg, self.cfg.curriculum_schedule()
         groups = (source.store.groups(self.names()) for source in self.features)
         shards = next((found for found in groups if found is not None), None)
-        phases = course.epochs if course and self._difficulty is not None else 1
-        return Deck(len(self), cfg.sample_ratio, cfg.shuffle, shards, cfg.shuffle_window, self._difficulty, phases)
+        phases = curriculum.epochs if curriculum and self._difficulty is not None else 1
+        return DatasetSampling(len(self), cfg.sample_ratio, cfg.shuffle, shards, cfg.shuffle_window, self._difficulty, phases)
 
     def _measured_difficulty(self) -> np.ndarray | None:
         """(len(self),) float64, easy is small; None without a curriculum, or with one that :meth:`problems` refuses."""
-        course = self.cfg.course() if self.training else None
-        if course is None:
+        curriculum = self.cfg.curriculum_schedule() if self.training else None
+        if curriculum is None:
             return None
         try:
-            values = self._values(course.by)
+            values = self._values(curriculum.by)
         except UserError as error:
             self.report(Problem("list", str(error)))
             return None
         if len(np.unique(values)) == 1:
-            by = f"by {course.by} all clips are equal"
+            by = f"by {curriculum.by} all clips are equal"
             self.notes.append(f"{self.label}.curriculum: {by}; each of its epochs draws a random part of them")
-        return np.array(values) * (-1.0 if course.descending else 1.0)
+        return np.array(values) * (-1.0 if curriculum.descending else 1.0)
 
     def _values(self, by: str) -> list[float]:
         if by == "modalities":
@@ -224,7 +224,7 @@ class FeatureClips:
         for task in self.pool.tasks if self.training else ():
             missing = [] if task == "emotion" else missing_names(names, self.table.captions.get(task, {}))
             if missing:
-                remedy = f"add them ({self.caption_place(task)}), or take the clips off the list, or '{task}' out of task_pool"
+                remedy = f"add them ({self.caption_source(task)}), or take the clips off the list, or '{task}' out of task_pool"
                 text = f"no caption for task {task}, clips {listing(missing)}. Remedy: {remedy}."
                 found.append(Problem("caption", text, tuple(missing)))
         missing = [] if self.table.sentences is None else missing_names(names, self.table.sentences)

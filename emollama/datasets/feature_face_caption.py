@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from emollama.data.clips import Table, file_exists, read_annotations, read_captions
+from emollama.data.annotations import Table, file_exists, read_annotations, read_captions
 from emollama.datasets.configs import FeatureFaceCaptionConfig
 from emollama.datasets.feature_clips import FeatureClips
 from emollama.errors import UserError
@@ -26,7 +26,7 @@ class FeatureFaceCaption(FeatureClips):
         clips = read_annotations(self.list_path(), self.cfg.annotation_format, self.report)
         return Table(clips, None, {task: self._captions_of(task) for task in self.pool.tasks if task in CAPTIONS})
 
-    def caption_place(self, task: str) -> str:
+    def caption_source(self, task: str) -> str:
         """The caption file's key and field."""
         key, field = CAPTIONS[task]
         return f"'{field}' in {key}: {getattr(self.cfg, key)}"

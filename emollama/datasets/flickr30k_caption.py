@@ -11,21 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor, zeros
 
+from emollama.data.annotations import missing_names
 from emollama.data.batch import Record
 from emollama.data.captions import Captioned, read_captioned
-from emollama.data.clips import missing_names
-from emollama.data.order import Deck
 from emollama.data.problems import Problem
-from emollama.data.slots import FRAME, KeptShape, SlotShape
-from emollama.data.text import TEXT_PROCESSORS
+from emollama.data.sampling import DatasetSampling
+from emollama.data.slots import FRAME, CachedShape, SlotShape
+from emollama.data.text_processors import TEXT_PROCESSORS
 from emollama.datasets.configs import Flickr30kCaptionConfig
 from emollama.datasets.feature_clips import place_by_name
 from emollama.datasets.image_files import open_images
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
-from emollama.media.pictures import ENDINGS, image_files
+from emollama.media.image_files import ENDINGS, image_files
 from emollama.paths import join
-from emollama.stores.kept import KeptRows
+from emollama.stores.feature_cache import FeatureCache
 
 
 class Flickr30kCaption:
@@ -74,7 +74,7 @@ class Flickr30kCaption:
             self.notes.append(f"{label}: images without captions are answered and not scored, {listing(self._silent)}")
         self._absent = {slot: zeros(0, shape.width) for slot, shape in slot_shapes.items()}
         kept = slot_shapes["image"]
-        self._kept = KeptRows(kept.kept_in, kept) if isinstance(kept, KeptShape) else None
+        self._kept = FeatureCache(kept.cache_folder, kept) if isinstance(kept, CachedShape) else None
 
     def list_path(self) -> str:
         """The caption file, seen from the current directory."""
@@ -92,25 +92,25 @@ class Flickr30kCaption:
         rows = [[image.name, image.joined, *image.captions] for image in self.images]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
-    def deck(self) -> Deck:
+    def sampling(self) -> DatasetSampling:
         """How the images are drawn: freely, or in file order."""
-        return Deck(len(self), self.cfg.sample_ratio, self.cfg.shuffle)
+        return DatasetSampling(len(self), self.cfg.sample_ratio, self.cfg.shuffle)
 
-    def record(self, index: int, task: str, wording: str, rng: np.random.Generator | None = None) -> Record:
-        """Image ``index`` asked for a caption with this wording: its pixels, or the rows that the model made of them before.
+    def record(self, index: int, task: str, instruction: str, rng: np.random.Generator | None = None) -> Record:
+        """Image ``index`` asked for a caption with this instruction: its pixels, or the rows that the model made of them before.
 
         ``rng``, the draw's generator, draws one of its captions where they are learnt at random. Answer and reference are None
         where it has none.
         """
         image = self.images[index]
-        features, keep = self._rows(image)
+        features, cache_key = self._rows(image)
         answer = self.as_answer(self._learnt(image, rng)) if image.captions else None
-        turn = (self.words(index, task, wording), answer)
-        return Record(image.name, task, [turn], self._absent | features, list(image.captions) or None, keep)
+        turn = (self.user_text(index, task, instruction), answer)
+        return Record(image.name, task, [turn], self._absent | features, list(image.captions) or None, cache_key)
 
-    def words(self, index: int, task: str, wording: str) -> str:
-        """What the user says: the wording."""
-        return wording
+    def user_text(self, index: int, task: str, instruction: str) -> str:
+        """What the user says: the instruction."""
+        return instruction
 
     def as_answer(self, text: str) -> str:
         """A text as it is trained on where it is an answer."""

@@ -12,10 +12,10 @@ import numpy as np
 from emollama.data.features import Features
 from emollama.data.slots import FRAME, SlotShape
 from emollama.errors import UserError
-from emollama.media.choice import FrameChoice, chosen_frame, read_peaks
 from emollama.media.files import find_video
+from emollama.media.frame_selection import FrameChoice, chosen_frame, read_peaks
 from emollama.media.frames import probe, read_frames
-from emollama.media.images import blip2_image
+from emollama.media.image_transforms import blip2_image
 from emollama.media.source import Source
 from emollama.paths import PATHS, not_found
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emollama.data.features import Features, Look
+from emollama.data.features import Features, FileCheck
 from emollama.data.slots import FRAME, SlotShape
 from emollama.errors import UserError
-from emollama.media.choice import FrameChoice
-from emollama.media.images import blip2_image
-from emollama.media.pictures import probe_picture, read_picture
+from emollama.media.frame_selection import FrameChoice
+from emollama.media.image_files import probe_picture, read_picture
+from emollama.media.image_transforms import blip2_image
 
 REMEDY = "Replace the image, leave it out (exclude), or set missing_images: skip."
 
@@ -95,8 +95,8 @@ class ImageFiles:
 class ImageFeatures(Features):
     """The images of a dataset. A look at one opens it; decoding tens of thousands would take minutes before each first start."""
 
-    def _first_look(self, name: str, file_size: int, values_up_to: int) -> Look:
+    def _first_look(self, name: str, file_size: int, values_up_to: int) -> FileCheck:
         if values_up_to == sys.maxsize:
             return super()._first_look(name, file_size, values_up_to)
         shape, dtype = self._stored(self.store.header, name)
-        return Look(str(dtype), str(shape), str(int(np.prod(shape)) * dtype.itemsize), "")
+        return FileCheck(str(dtype), str(shape), str(int(np.prod(shape)) * dtype.itemsize), "")

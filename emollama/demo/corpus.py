@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emollama.data.instructions import BUILT_IN
-from emollama.data.text import blip_caption
+from emollama.data.text_processors import blip_caption
 from emollama.demo.vocabulary import (
     COARSE,
     EMOTIONS,
@@ -43,12 +43,12 @@ SLOT_WIDTH, EVA_WIDTH, EVA_PATCHES = 1024, 1408, 4  # an EVA array is (1 + EVA_P
 SPEAKERS = 24
 SILENCES = 100  # one clip in this many has a silent face; the same for motion, tone and topic; never two in a clip
 Array = NDArray[np.floating]
-Wordings = Mapping[str, Sequence[str]]  # task -> its wordings
+Instructions = Mapping[str, Sequence[str]]  # task -> its wordings
 Shown = tuple[int, tuple[int, ...]]  # a group, and which of its cues are there
 
 
 @dataclass(frozen=True)
-class Clip:
+class DemoClip:
     """The hidden causes of one clip: indices into the groups of its emotion. An empty channel says nothing."""
 
     name: str
@@ -73,7 +73,7 @@ class DemoCorpus:
 
 def make_corpus(
     folder: Path, *, train_clips: int, fine_clips: int, test_clips: int, seed: int, texts: int = 6000,
-    wordings: Wordings = BUILT_IN,
+    instructions: Instructions = BUILT_IN,
 ) -> DemoCorpus:  # fmt: skip
     """Write the whole corpus under `folder`; the same arguments give the same files.
 
@@ -97,7 +97,7 @@ def make_corpus(
     _write_features(corpus.test, clips, senses, rng)
     _write_shuffled(corpus, clips, rng)
     shutil.copytree(corpus.test, corpus.test_sentence_only, ignore=WITHOUT_FEATURES, dirs_exist_ok=True)
-    corpus.texts.extend(_draw_texts(np.random.default_rng([seed, 3]), texts, wordings, captions))
+    corpus.texts.extend(_draw_texts(np.random.default_rng([seed, 3]), texts, instructions, captions))
     return corpus
 
 
@@ -107,12 +107,12 @@ def _groups(emotion: str) -> tuple[int, int, int, int]:
     return face, (face - tone) % 3, tone, (face + tone) % 3
 
 
-def _draw_clip(rng: np.random.Generator, name: str, *, unseen: bool) -> Clip:
+def _draw_clip(rng: np.random.Generator, name: str, *, unseen: bool) -> DemoClip:
     emotion = EMOTIONS[rng.integers(len(EMOTIONS))]
     silent = rng.integers(SILENCES)  # the number of the channel that says nothing, if there is one of that number
     face_group, *_, topic = _groups(emotion)
     cues = rng.permutation(len(FACES[face_group]))[: rng.integers(1, 3)]
-    return Clip(
+    return DemoClip(
         name=name,
         emotion=emotion,
         face=() if silent == 0 else tuple(int(i) for i in sorted(cues)),
@@ -136,7 +136,7 @@ def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def _words(rng: np.random.Generator, clip: Clip) -> dict[str, str]:
+def _words(rng: np.random.Generator, clip: DemoClip) -> dict[str, str]:
     """One way to say what the clip shows: the fields of the caption templates."""
     face, motion, tone, _ = _groups(clip.emotion)
     cues = [_pick(rng, FACES[face][i][1:]) for i in clip.face] or [HIDDEN["face"]]
@@ -150,7 +150,7 @@ def _words(rng: np.random.Generator, clip: Clip) -> dict[str, str]:
     }
 
 
-def _draw_texts(rng: np.random.Generator, count: int, wordings: Wordings, exclude: set[str]) -> list[str]:
+def _draw_texts(rng: np.random.Generator, count: int, wordings: Instructions, exclude: set[str]) -> list[str]:
     """Prompts in the template with their answers, of clips that are in no list; words stand where features will be.
 
     From these the language model learns the language, and what goes with what in words, as a real one would know it.
@@ -162,18 +162,18 @@ def _draw_texts(rng: np.random.Generator, count: int, wordings: Wordings, exclud
         clip = _draw_clip(rng, "", unseen=False)
         seen, words = _words(rng, clip), _words(rng, clip)
         task = _pick(rng, tuple(wordings))
-        wording = _pick(rng, wordings[task]).replace("{labels}", ", ".join(EMOTIONS))
+        instruction = _pick(rng, wordings[task]).replace("{labels}", ", ".join(EMOTIONS))
         caption = _pick(rng, FINE if rng.integers(2) else COARSE).format(**words)
         answer = clip.emotion if task == "emotion" else blip_caption(caption, 200)
         if caption not in exclude:
             lines.append(
                 f"[INST] <video> {seen['face']} </video> <feature> {seen['face']} {seen['motion']} {seen['tone']} "
-                f"</feature> The person in video says: {clip.sentence}.  [{task}] {wording}  [/INST] {answer}"
+                f"</feature> The person in video says: {clip.sentence}.  [{task}] {instruction}  [/INST] {answer}"
             )
     return lines
 
 
-def _write_annotations(folder: Path, clips: Sequence[Clip], rng: np.random.Generator, fine: int | None) -> set[str]:
+def _write_annotations(folder: Path, clips: Sequence[DemoClip], rng: np.random.Generator, fine: int | None) -> set[str]:
     """Lists, captions, transcripts. `fine`: length of the fine list, None for a test folder. Returns the captions."""
     folder.mkdir(parents=True, exist_ok=True)
     counts = [int(n) for n in rng.integers(20, 150, len(clips))]
@@ -197,7 +197,7 @@ def _write_annotations(folder: Path, clips: Sequence[Clip], rng: np.random.Gener
     return {*captions, *(str(entry["smp_reason_caption"]) for entry in detailed.values())}
 
 
-def _fine_entry(rng: np.random.Generator, clip: Clip, peak: str) -> dict[str, str | list[str]]:
+def _fine_entry(rng: np.random.Generator, clip: DemoClip, peak: str) -> dict[str, str | list[str]]:
     words = _words(rng, clip)
     units = [FACES[_groups(clip.emotion)[0]][i] for i in clip.face]
     return {
@@ -217,7 +217,7 @@ def _write_transcripts(folder: Path, rows: Sequence[tuple[str, str]]) -> None:
         csv.writer(stream).writerows([("name", "sentence"), *rows])
 
 
-def _write_shuffled(corpus: DemoCorpus, clips: Sequence[Clip], rng: np.random.Generator) -> None:
+def _write_shuffled(corpus: DemoCorpus, clips: Sequence[DemoClip], rng: np.random.Generator) -> None:
     """The lists of the test folder, with every clip's features and sentence taken from another clip."""
     shutil.copytree(corpus.test, corpus.test_shuffled, ignore=WITHOUT_FEATURES, dirs_exist_ok=True)
     order = rng.permutation(len(clips))
@@ -237,7 +237,7 @@ class _Senses:
         self.bias = {slot: rng.standard_normal(width) for slot, (_, width) in sizes.items()}
         self.speakers = {slot: rng.standard_normal((SPEAKERS, width)) for slot, (_, width) in sizes.items()}
 
-    def encode(self, rng: np.random.Generator, clip: Clip) -> dict[str, Array]:
+    def encode(self, rng: np.random.Generator, clip: DemoClip) -> dict[str, Array]:
         """The clip's arrays: face, video, audio (1024,) of RMS 0.5 or so, eva (1 + patches, 1408) of 1."""
         face, motion, tone, _ = _groups(clip.emotion)
         speaker = int(rng.integers(SPEAKERS))
@@ -256,7 +256,7 @@ class _Senses:
         return rows.astype(np.float32)
 
 
-def _write_features(folder: Path, clips: Sequence[Clip], senses: _Senses, rng: np.random.Generator) -> None:
+def _write_features(folder: Path, clips: Sequence[DemoClip], senses: _Senses, rng: np.random.Generator) -> None:
     """Write the feature folders; every second slot vector as (1, 1024), as real folders hold both shapes."""
     for name in FOLDERS.values():
         (folder / name).mkdir(exist_ok=True)

@@ -43,7 +43,7 @@ PROMPTS = ("Describe this image.", "What is shown here?", "Tell what you see in 
 def captions(rng: np.random.Generator, scene: Scene, templates: Sequence[str] = FLICKR) -> list[str]:
     """Five different sentences about a scene, all of them true."""
     order = rng.permutation(len(templates))[:CAPTIONS]
-    return [_said(rng, scene, templates[int(number)]) for number in order]
+    return [_filled_in(rng, scene, templates[int(number)]) for number in order]
 
 
 def alt_text(scene: Scene) -> str:
@@ -61,7 +61,7 @@ def draw_texts(rng: np.random.Generator, count: int) -> list[str]:
     lines = []
     for number in range(count):
         scene, manner = draw_scene(rng, "train"), READ[number % len(READ)]
-        answer = _said(rng, scene, _pick(rng, MANNERS[manner]))
+        answer = _filled_in(rng, scene, _pick(rng, MANNERS[manner]))
         before, behind = in_template(_pick(rng, PROMPTS))
         lines.append(f"{before} {' '.join(HINTS[manner].get(fact, fact) for fact in scene.facts)} {behind} {answer}")
     return lines
@@ -72,7 +72,7 @@ def in_template(prompt: str) -> tuple[str, str]:
     return "[INST] <Img>", f"</Img> {prompt} [/INST]"
 
 
-def _said(rng: np.random.Generator, scene: Scene, template: str) -> str:
+def _filled_in(rng: np.random.Generator, scene: Scene, template: str) -> str:
     return template.format(
         a=_named(rng, scene.first),
         b=_named(rng, scene.second),

@@ -17,18 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from emollama.console import aligned, write
-from emollama.data.clips import read_annotations
+from emollama.data.annotations import read_annotations
 from emollama.demo.corpus import EMOTIONS, make_corpus
 from emollama.demo.drawing_captions import draw_texts as draw_texts_of_scenes
 from emollama.demo.drawing_files import write_drawings
-from emollama.demo.steps import Place, next_steps, run_step
+from emollama.demo.steps import DemoFolder, next_steps, run_step
 from emollama.demo.tiny_encoders import make_tiny_encoders
 from emollama.demo.tiny_llama import make_tiny_llama
 from emollama.demo.tiny_projection import make_pretrained
 from emollama.demo.videos import draw_texts, make_videos
 from emollama.errors import UserError
-from emollama.logging import get_logger, set_up
+from emollama.logs.console import aligned, write
+from emollama.logs.logger import get_logger, set_up
 from emollama.paths import require_writable, written_whole
 
 PARTS = ("corpus", "llm", "stage_1", "stage_2", "recognition", "reasoning", "reasoning_stage_1")
@@ -56,7 +56,7 @@ def run_demo(folder: str, *, seed: int, processes: int, corpus_only: bool = Fals
     get_logger().info("invented a corpus in %s (everything in it is synthetic)", root / "corpus")
     get_logger().info("training a tokenizer and a tiny Llama on its texts (a minute or so)")
     make_tiny_llama(root / "llm", corpus.texts, seed=seed, steps=700)
-    place = Place(root, "EMOLLAMA_DEMO", "demo_run")
+    place = DemoFolder(root, "EMOLLAMA_DEMO", "demo_run")
     if corpus_only:
         write(_corpus_summary(place, processes))
         return
@@ -95,7 +95,7 @@ def make_videos_demo(folder: str, *, seed: int) -> None:
     get_logger().info("saved tiny encoders of the real classes with random weights: they know nothing")
     make_tiny_llama(root / "llm", draw_texts(seed, 2000), seed=seed, steps=200)
     get_logger().info("trained a tiny Llama on invented texts")
-    _print_next("train_configs/demo_videos.yaml", Place(root, "EMOLLAMA_DEMO_VIDEOS", "demo_videos"))
+    _print_next("train_configs/demo_videos.yaml", DemoFolder(root, "EMOLLAMA_DEMO_VIDEOS", "demo_videos"))
 
 
 def make_flickr_demo(folder: str, *, seed: int) -> None:
@@ -118,10 +118,10 @@ def make_flickr_demo(folder: str, *, seed: int) -> None:
     seen, loss = make_pretrained(root, root / "llm", seed=seed)
     text = "they name %.1f%% of the facts of unseen drawings; the projection has learnt to say alt texts (loss %.2f)"
     get_logger().info(text, 100 * seen, loss)
-    _print_next("train_configs/demo_flickr.yaml", Place(root, "EMOLLAMA_DEMO_FLICKR", "demo_flickr"))
+    _print_next("train_configs/demo_flickr.yaml", DemoFolder(root, "EMOLLAMA_DEMO_FLICKR", "demo_flickr"))
 
 
-def _print_next(config: str, place: Place) -> None:
+def _print_next(config: str, place: DemoFolder) -> None:
     write("\n".join(["", "Next:", *(f"  {line}" for line in next_steps(config, place))]) + "\n")
 
 
@@ -161,7 +161,7 @@ def _answers(path: Path) -> dict[str, str]:
     return {row["name"]: row["prediction"] for row in rows}
 
 
-def _corpus_summary(place: Place, processes: int) -> str:
+def _corpus_summary(place: DemoFolder, processes: int) -> str:
     """Where the corpus and the tiny Llama are, and the commands that train on them."""
     places = aligned([("corpus (synthetic)", str(place.root / "corpus")), ("tiny Llama", str(place.root / "llm"))], left=(0, 1))
     number = ["--nproc", str(processes)] if processes > 1 else []

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emollama.errors import Interrupted, UserError
-from emollama.logging import get_logger
+from emollama.logs.logger import get_logger
 from emollama.paths import packaged_copy, read_text
 from emollama.variables import STEP
 
 
 @dataclass(frozen=True)
-class Place:
+class DemoFolder:
     """The folder of a demo, and how its configurations find it.
 
     Attributes:
@@ -43,7 +43,7 @@ class Place:
         return self.root == Path(self.default).resolve() and self.variable not in os.environ
 
 
-def run_step(place: Place, arguments: Sequence[str]) -> None:
+def run_step(place: DemoFolder, arguments: Sequence[str]) -> None:
     """Run ``emollama <arguments>`` with this Python in the working folder, and wait for it.
 
     Raises:
@@ -60,7 +60,7 @@ def run_step(place: Place, arguments: Sequence[str]) -> None:
         raise UserError(f"the demo stopped: '{line}' exited with {done.returncode}; its output above says why")
 
 
-def next_steps(config: str, place: Place) -> list[str]:
+def next_steps(config: str, place: DemoFolder) -> list[str]:
     """The commands in the header of a shipped configuration, for this folder; the one that writes the demo is left out."""
     copy = packaged_copy(config)
     assert copy is not None
@@ -71,7 +71,7 @@ def next_steps(config: str, place: Place) -> list[str]:
     return [_at(place, words[1:]) for words in commands if words[1] != "demo"]
 
 
-def _at(place: Place, arguments: list[str]) -> str:
+def _at(place: DemoFolder, arguments: list[str]) -> str:
     if place.is_default:
         return shlex.join(["emollama", *arguments])
     moved = [re.sub(rf"^((?:[\w.]+=)?){re.escape(place.default)}(?=/)", rf"\g<1>{place.root}", word) for word in arguments]

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from emollama.console import track
+from emollama.logs.console import track
 from emollama.tensor_files import save_pretrained
 
 UNK, BOS, EOS = "<unk>", "<s>", "</s>"

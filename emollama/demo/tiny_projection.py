@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from emollama.console import track
 from emollama.demo.drawing_captions import PROMPTS, alt_text, in_template
 from emollama.demo.drawings import draw_scene
-from emollama.demo.tiny_vision import TinyVision, draw_batch, learn_to_see, told_share
+from emollama.demo.tiny_vision import TinyVision, draw_batch, learn_to_see, named_share
+from emollama.logs.console import track
 
 BATCH_SIZE = 32  # pictures of an optimizer step of the projection
 LR = 1e-2  # it begins with
@@ -42,7 +42,7 @@ def make_pretrained(folder: Path, llm: Path, *, seed: int) -> tuple[float, float
         vision = TinyVision()
         readout = learn_to_see(vision, rng, scenes=3000, steps=600)
         vision.save(folder / "encoders/eva_vit.pth", folder / "encoders/q_former.pth")
-        told = told_share(vision, readout, [draw_scene(rng, "test") for _ in range(200)], rng)
+        told = named_share(vision, readout, [draw_scene(rng, "test") for _ in range(200)], rng)
         loss = pretrain_projection(vision, llm, folder / "projection.pth", rng, scenes=1000, steps=150)
     return told, loss
 

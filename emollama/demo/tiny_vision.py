@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emollama.console import track
 from emollama.demo.drawings import WORDS, Scene, draw_picture, draw_scene
 from emollama.encoders.eva_vit import LN_EPS, EvaVit
 from emollama.encoders.qformer import RENAMED, QFormer
 from emollama.encoders.shapes import EvaShape, QFormerShape
-from emollama.media.images import blip2_image
+from emollama.logs.console import track
+from emollama.media.image_transforms import blip2_image
 
 IMAGE_SIZE = 56
 EVA = EvaShape(width=176, depth=2, inner=352)
@@ -95,7 +95,7 @@ def learn_to_see(
 
 
 @torch.no_grad()
-def told_share(vision: TinyVision, readout: nn.Linear, scenes: list[Scene], rng: np.random.Generator) -> float:
+def named_share(vision: TinyVision, readout: nn.Linear, scenes: list[Scene], rng: np.random.Generator) -> float:
     """The share of the facts of these scenes that the readout names."""
     images, facts = draw_batch(rng, scenes)
     return (readout(vision(images)).argmax(-1) == facts).float().mean().item()

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from emollama.console import track
 from emollama.data.instructions import BUILT_IN
+from emollama.logs.console import track
 from emollama.paths import written_whole
 
 Place = tuple[float, float]  # across and down, in halves of the shorter side from the picture's middle
@@ -151,7 +151,7 @@ def draw_texts(seed: int, count: int, wordings: Sequence[str] = BUILT_IN["emotio
         colour, motion, pitch = LOOKS[emotion]
         sentence = SENTENCES[rng.integers(len(SENTENCES))]
         said = f"The person in video says: {sentence}.  " if rng.integers(4) else ""
-        wording = wordings[int(rng.integers(len(wordings)))].replace("{labels}", labels)
+        instruction = wordings[int(rng.integers(len(wordings)))].replace("{labels}", labels)
         seen = f"<video> {colour} </video> <feature> {colour} {motion} {pitch} </feature>"
-        lines.append(f"[INST] {seen} {said}[emotion] {wording}  [/INST] {emotion}")
+        lines.append(f"[INST] {seen} {said}[emotion] {instruction}  [/INST] {emotion}")
     return lines

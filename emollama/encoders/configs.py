@@ -10,7 +10,7 @@ from emollama.data.slots import PATCH
 from emollama.dtypes import Arithmetic
 from emollama.encoders.shapes import EVA_HEAD, IDENTITY
 from emollama.errors import require_at_least
-from emollama.media.choice import FaceChoice, FrameChoice
+from emollama.media.frame_selection import FaceChoice, FrameChoice
 
 FACE_KEYS = ("face", "max_frames")  # entries of a recipe that have no effect where images of faces are given
 SHORTEST = 1  # seconds; shorter sound is padded with silence, a shorter rest of long sound stays with the piece before

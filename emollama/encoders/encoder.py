@@ -23,7 +23,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Description:
+class EncoderDescription:
     """What an encoder makes, known before its weights are read.
 
     Attributes:
@@ -60,7 +60,7 @@ class Encoder(ABC):
 
     @classmethod
     @abstractmethod
-    def describe(cls, cfg: Any, key: str) -> Description:
+    def describe(cls, cfg: Any, key: str) -> EncoderDescription:
         """What an encoder configured so makes; looks at names and shapes of the weights, not at their values.
 
         Args:

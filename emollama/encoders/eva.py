@@ -12,13 +12,13 @@ from torch import Tensor
 
 from emollama.data.slots import PATCH, SlotShape
 from emollama.encoders.configs import EvaConfig
-from emollama.encoders.encoder import Description, Encoder, in_batches
+from emollama.encoders.encoder import Encoder, EncoderDescription, in_batches
 from emollama.encoders.eva_vit import EvaFiles, EvaVit, read_eva, read_ln_vision
 from emollama.encoders.shapes import IDENTITY, EvaShape
 from emollama.encoders.weights import random_weights
-from emollama.media.choice import chosen_frame
+from emollama.media.frame_selection import chosen_frame
 from emollama.media.frames import read_frames
-from emollama.media.images import blip2_image
+from emollama.media.image_transforms import blip2_image
 from emollama.media.source import Source
 
 
@@ -42,7 +42,7 @@ class Eva(Encoder):
             self.vit = EvaVit.load(files, device=device, key=f"{key}.weights")
 
     @classmethod
-    def describe(cls, cfg: EvaConfig, key: str) -> Description:
+    def describe(cls, cfg: EvaConfig, key: str) -> EncoderDescription:
         """Rows and width; refuses weights that are no EVA transformer's."""
         shape = _random_shape(cfg) if cfg.random_weights else read_eva(cfg.weights, f"{key}.weights", cfg.depth)[0]
         norm = torch.stack(read_ln_vision(cfg.ln_vision, shape.width, f"{key}.ln_vision"))
@@ -56,7 +56,7 @@ class Eva(Encoder):
             "pooling": "none",
             "precision": cfg.precision,
         }
-        return Description(SlotShape((cfg.image_size // PATCH) ** 2, shape.width), recipe)
+        return EncoderDescription(SlotShape((cfg.image_size // PATCH) ** 2, shape.width), recipe)
 
     def load(self, source: Source) -> Tensor:
         """One frame, (3, side, side) normalised."""

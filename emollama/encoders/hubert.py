@@ -15,10 +15,10 @@ from torch import Tensor
 from emollama.data.slots import SlotShape
 from emollama.encoders import hugging_face
 from emollama.encoders.configs import SHORTEST, HubertConfig
-from emollama.encoders.encoder import Description, Encoder
+from emollama.encoders.encoder import Encoder, EncoderDescription
 from emollama.encoders.weights import read_tensors
 from emollama.errors import UserError
-from emollama.media.sound import read_sound
+from emollama.media.audio import read_sound
 from emollama.media.source import Source
 
 KINDS = ("hubert", "wav2vec2", "wavlm")
@@ -46,7 +46,7 @@ class Hubert(Encoder):
             self.model = hugging_face.build(config, tensors, source=cfg.weights, device=device, key=f"{key}.weights")
 
     @classmethod
-    def describe(cls, cfg: HubertConfig, key: str) -> Description:
+    def describe(cls, cfg: HubertConfig, key: str) -> EncoderDescription:
         """Width and recipe; refuses a folder of another kind of model, and layers that it does not have."""
         config = hugging_face.read_config(cfg.weights, f"{key}.weights", KINDS)
         _check_layers(cfg, config.num_hidden_layers, key)
@@ -60,7 +60,7 @@ class Hubert(Encoder):
             "chunk_seconds": cfg.chunk_seconds,
             "precision": cfg.precision,
         }
-        return Description(SlotShape(1, config.hidden_size), recipe)
+        return EncoderDescription(SlotShape(1, config.hidden_size), recipe)
 
     def load(self, source: Source) -> Tensor:
         """(S,) samples of one second or more, normalised as the folder says; silence after short sound."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
-from emollama.data.clips import read_json
+from emollama.data.annotations import read_json
 from emollama.encoders.weights import CONFIG, random_weights
 from emollama.errors import UserError
 from emollama.listing import listing

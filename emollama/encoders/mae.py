@@ -16,7 +16,7 @@ from torch import Tensor
 from emollama.data.slots import SlotShape
 from emollama.encoders import hugging_face
 from emollama.encoders.configs import MaeConfig
-from emollama.encoders.encoder import Description, Encoder, in_batches
+from emollama.encoders.encoder import Encoder, EncoderDescription, in_batches
 from emollama.encoders.originals import build_mae, read_mae
 from emollama.encoders.pixels import Pixels
 from emollama.encoders.weights import read_tensors
@@ -42,7 +42,7 @@ class Mae(Encoder):
         self.tokens = _of_file(cfg, key, device) if _is_file(cfg) else _of_folder(cfg, key, device)
 
     @classmethod
-    def describe(cls, cfg: MaeConfig, key: str) -> Description:
+    def describe(cls, cfg: MaeConfig, key: str) -> EncoderDescription:
         """Width and recipe; refuses a folder of another kind of model, and a file that holds none."""
         width, side = _sizes(cfg, key)
         recipe: dict[str, Any] = {
@@ -52,7 +52,7 @@ class Mae(Encoder):
             **Pixels(cfg, KIND, side, key).recipe,
             "precision": cfg.precision,
         }
-        return Description(SlotShape(1, width), recipe)
+        return EncoderDescription(SlotShape(1, width), recipe)
 
     def load(self, source: Source) -> Tensor:
         """(F, 3, S, S) of the clip's faces."""

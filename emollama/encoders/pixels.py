@@ -13,7 +13,7 @@ import numpy as np
 from PIL.Image import Resampling
 from torch import Tensor
 
-from emollama.data.clips import read_json
+from emollama.data.annotations import read_json
 from emollama.encoders import hugging_face
 from emollama.encoders.configs import PixelConfig
 from emollama.errors import UserError

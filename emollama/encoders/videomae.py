@@ -16,12 +16,12 @@ from torch import Tensor
 from emollama.data.slots import SlotShape
 from emollama.encoders import hugging_face
 from emollama.encoders.configs import VideoMaeConfig
-from emollama.encoders.encoder import Description, Encoder, in_batches
+from emollama.encoders.encoder import Encoder, EncoderDescription, in_batches
 from emollama.encoders.originals import read_videomae
 from emollama.encoders.pixels import Pixels
 from emollama.encoders.weights import read_tensors
-from emollama.media.choice import segment_middles, segment_pairs
 from emollama.media.faces import face_images
+from emollama.media.frame_selection import segment_middles, segment_pairs
 from emollama.media.frames import read_frames
 from emollama.media.source import Source
 
@@ -48,7 +48,7 @@ class VideoMae(Encoder):
             self.model = hugging_face.build(self.config, stored, source=cfg.weights, device=device, key=f"{key}.weights")
 
     @classmethod
-    def describe(cls, cfg: VideoMaeConfig, key: str) -> Description:
+    def describe(cls, cfg: VideoMaeConfig, key: str) -> EncoderDescription:
         """Width and recipe; refuses a folder of another kind of model, and a file that holds none."""
         config, _ = _read(cfg, f"{key}.weights")
         recipe: dict[str, Any] = {
@@ -62,7 +62,7 @@ class VideoMae(Encoder):
             **Pixels(cfg, KIND, config.image_size, key).recipe,
             "precision": cfg.precision,
         }
-        return Description(SlotShape(1, config.hidden_size), recipe)
+        return EncoderDescription(SlotShape(1, config.hidden_size), recipe)
 
     def load(self, source: Source) -> Tensor:
         """(F, 3, S, S) of the chosen frames."""

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from emollama.data.seen import Seen
+from emollama.data.validation_cache import ValidationCache
 from emollama.errors import UserError
 from emollama.listing import listing
 from emollama.paths import PATHS, not_found, sha256
@@ -52,7 +52,7 @@ def digest(path: str) -> str:
 
 
 def _remembered_sha256(path: Path) -> str:
-    seen, status = Seen.load("weights", os.path.abspath(path)), os.stat(path)
+    seen, status = ValidationCache.load("weights", os.path.abspath(path)), os.stat(path)
     stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
     if (known := seen.recall(path.name, stamp)) is None:
         known = sha256(path)

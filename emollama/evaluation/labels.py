@@ -19,7 +19,7 @@ _LETTER = r"[^\W_]"
 
 
 @dataclass(frozen=True)
-class Reading:
+class ExtractedLabel:
     """What was read out of one answer.
 
     Attributes:
@@ -68,7 +68,7 @@ class LabelReader:
         self._spelled = {spelling: self._meaning[_plain(spelling)] for spelling in (*labels, *aliases)}
         self._whole_words = _whole_words(self._meaning)
 
-    def read(self, answer: str) -> Reading:
+    def read(self, answer: str) -> ExtractedLabel:
         """Read one answer."""
         hits = [self._meaning[_plain(hit.group())] for hit in self._whole_words.finditer(answer.casefold())]
         if self._rule == "exact":
@@ -77,7 +77,7 @@ class LabelReader:
             label = self._spelled.get(answer.strip().split(" ")[-1])
         else:
             label = self._chosen(hits)
-        return Reading(label, frozenset(hits))
+        return ExtractedLabel(label, frozenset(hits))
 
     def _chosen(self, hits: list[str]) -> str | None:
         if not hits or (self._several == "invalid" and len(set(hits)) > 1):

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os.path import splitext
 
-from emollama.data.clips import LABELS
+from emollama.data.annotations import LABELS
 from emollama.errors import UserError
+from emollama.evaluation.answer_files import CAPTION_FIELDS, AnswerFile, TruthFile, read_answers, read_truth
 from emollama.evaluation.answers import Answer, Reference
 from emollama.evaluation.captions.gathering import CAPTION
-from emollama.evaluation.reading import CAPTION_FIELDS, AnswerFile, TruthFile, read_answers, read_truth
 from emollama.evaluation.scoring import DESCRIBING
-from emollama.evaluation.words import is_broken_list
+from emollama.evaluation.word_lists import is_broken_list
 from emollama.listing import abbreviated
 from emollama.registry import did_you_mean
 
@@ -91,7 +91,7 @@ def match(
         raise UserError(f"--predictions: a file is given twice in {' '.join(predictions)}")
     files = [read_answers(path) for path in predictions]
     _require_task(task, files)
-    files = [_said(file, task or "") for file in files]
+    files = [_with_task(file, task or "") for file in files]
     truth = _relabelled(_truth([read_truth(path) for path in truths], files, task), aliases or {})
     files = [_with_tasks(_by_name(file, truth), files, truth, task) for file in files]
     tasks: dict[str, dict[str, Matched]] = {}
@@ -101,7 +101,7 @@ def match(
     return Matching(tuple(predictions), truth, tasks)
 
 
-def task_told(task: str) -> str:
+def task_name(task: str) -> str:
     """A task as messages call it."""
     return f"the task '{task}'" if task else "answers that name no task"
 
@@ -148,7 +148,7 @@ def _truth(given: Sequence[TruthFile], files: Sequence[AnswerFile], task: str | 
     if len(words) > 1:
         raise UserError(f"--truth: emotion words in {' and in '.join(file.path for file in words)}. Give one of each kind.")
     answers = [(file.path, answer) for file in files for answer in file.answers if task is None or answer.task == task]
-    own = _own_references((path, answer) for path, answer in answers if _told(answer) and answer.task not in references)
+    own = _own_references((path, answer) for path, answer in answers if _reference_of(answer) and answer.task not in references)
     if not references and not own and not words:
         answered = sorted({answer.task for file in files for answer in file.answers} - {""})
         told = f"; their tasks are {abbreviated(answered)}" if answered else ""
@@ -177,21 +177,21 @@ def _own_references(answers: Iterable[tuple[str, Answer]]) -> dict[str, dict[str
     """
     found: dict[str, dict[str, Reference]] = {}
     for path, answer in answers:
-        reference = _told(answer)
+        reference = _reference_of(answer)
         if found.setdefault(answer.task, {}).setdefault(answer.name, reference) != reference:
             raise UserError(
-                f"{path}: the reference of '{answer.name}', of {task_told(answer.task)}, is another one than in a file before it."
+                f"{path}: the reference of '{answer.name}', of {task_name(answer.task)}, is another one than in a file before it."
                 " Say with --truth what is true."
             )
     return found
 
 
-def _told(answer: Answer) -> Reference:
+def _reference_of(answer: Answer) -> Reference:
     """The reference that an answer brings along: of captions a list."""
     return answer.captions if answer.task == CAPTION else answer.truth or ""
 
 
-def _said(file: AnswerFile, task: str) -> AnswerFile:
+def _with_task(file: AnswerFile, task: str) -> AnswerFile:
     """The file's answers with a task for those that do not say theirs."""
     return replace(file, answers=tuple(replace(answer, task=answer.task or task) for answer in file.answers))
 
@@ -216,7 +216,7 @@ def _with_tasks(file: AnswerFile, files: Sequence[AnswerFile], truth: Truth, tas
         UserError: none is left, or several tasks come into question for answers that do not say theirs.
     """
     if any(not answer.task for answer in file.answers):
-        file = _said(file, _task_of_silent(file, files, truth))
+        file = _with_task(file, _task_of_silent(file, files, truth))
     known = {answer.task for answer in file.answers if truth.openset or answer.task in truth.references}
     wanted = known if task is None else known & {task}
     if not wanted:

@@ -1,7 +1,7 @@
 """What a metric is: a figure computed from one kind of evidence about a set of answers.
 
 Evidence is a frozen object per task of a block (losses, labels read out of answers, judgements, sets of words). It can be
-cut to some of its clips (:meth:`Evidence.take`), which is all that a bootstrap needs.
+cut to some of its clips (:meth:`MetricInput.take`), which is all that a bootstrap needs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self
 from emollama.registry import METRICS
 
 
-class Evidence(Protocol):
+class MetricInput(Protocol):
     """What metrics are computed from: one entry a clip."""
 
     @property

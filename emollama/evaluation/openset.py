@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from emollama.data.clips import NAME_COLUMNS, column_of, read_json, read_rows
+from emollama.data.annotations import NAME_COLUMNS, column_of, read_json, read_rows
 from emollama.errors import UserError
 from emollama.evaluation.judges.judge import Judge
 from emollama.evaluation.metrics import Metric
 from emollama.evaluation.submission import read_submission
-from emollama.evaluation.words import parse_words, plain_words
+from emollama.evaluation.word_lists import parse_words, plain_words
 from emollama.paths import require_file
 
 Words = tuple[str, ...]

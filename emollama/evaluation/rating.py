@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from emollama.data.clips import column_of, read_json, read_rows
+from emollama.data.annotations import column_of, read_json, read_rows
 from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.evaluation.answers import Answer
 from emollama.evaluation.emer import ClueOverlaps, LabelOverlaps
 from emollama.evaluation.judges.judge import Verdict
-from emollama.evaluation.matching import EMPTY, Matched, task_told
+from emollama.evaluation.matching import EMPTY, Matched, task_name
 from emollama.evaluation.metrics import metric
 from emollama.evaluation.records import FORMULA, harmless
 from emollama.evaluation.scoring import TaskScores
@@ -234,7 +234,7 @@ def judges_points(path: str, key: Key) -> Ratings:
         given = {(model, row["name"]): row for model, record in files.items() for row in record.get("clip_scores", [])}
         judge = content["judge"]["name"]
     except (TypeError, KeyError, AttributeError):
-        told = f"no scores of a judge for {task_told(key.task)}. It is written by emollama score --judge ... --output FOLDER"
+        told = f"no scores of a judge for {task_name(key.task)}. It is written by emollama score --judge ... --output FOLDER"
         raise UserError(f"{path}: {told}") from None
     points: dict[str, dict[str, float]] = {scale: {} for scale in SCALES}
     for name, item in key.items.items():

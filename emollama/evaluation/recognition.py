@@ -66,7 +66,7 @@ class Labels:
     @cached_property
     def figures(self) -> Any:
         """Precision, recall, F1 and support of the labels that occur in the truth; computed once for all metrics."""
-        return _figures(self, sorted(set(_places(self)[0])))
+        return _figures(self, sorted(set(_label_indices(self)[0])))
 
 
 def confusion(labels: Labels) -> list[list[int]]:
@@ -77,7 +77,7 @@ def confusion(labels: Labels) -> list[list[int]]:
     classes = [*range(len(labels.labels)), INVALID]
     if not labels.names:
         return [[0] * len(classes) for _ in labels.labels]
-    matrix: list[list[int]] = confusion_matrix(*_places(labels), labels=classes).tolist()
+    matrix: list[list[int]] = confusion_matrix(*_label_indices(labels), labels=classes).tolist()
     return matrix[:-1]
 
 
@@ -89,7 +89,7 @@ def per_class(labels: Labels) -> list[dict[str, Any]]:
     return [{**dict(zip(keys, row, strict=True)), "support": int(row[-1])} for row in rows]
 
 
-def _places(labels: Labels) -> tuple[list[int], list[int]]:
+def _label_indices(labels: Labels) -> tuple[list[int], list[int]]:
     """Truth and answers as places in the labels."""
     place: dict[str | None, int] = {label: i for i, label in enumerate(labels.labels)} | {None: INVALID}
     return [place[label] for label in labels.truth], [place[label] for label in labels.read]
@@ -99,7 +99,7 @@ def _figures(labels: Labels, classes: Sequence[int]) -> Any:
     """Precision, recall, F1 and support of these classes."""
     from sklearn.metrics import precision_recall_fscore_support
 
-    return precision_recall_fscore_support(*_places(labels), labels=list(classes), zero_division=0.0)
+    return precision_recall_fscore_support(*_label_indices(labels), labels=list(classes), zero_division=0.0)
 
 
 def _averaged(figure: int, *, weighted: bool) -> Callable[[Labels], float | None]:

@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from emollama.evaluation.files import described
 from emollama.evaluation.matching import Matched
 from emollama.evaluation.metrics import metric
+from emollama.evaluation.prediction_files import described
 from emollama.evaluation.recognition import Labels
 from emollama.evaluation.scoring import TaskScores
 from emollama.evaluation.statistics import Resampling, compare

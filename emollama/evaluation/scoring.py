@@ -13,15 +13,15 @@ from typing import Any
 
 from emollama.errors import UserError, require_at_least
 from emollama.evaluation.answers import Answer
-from emollama.evaluation.captions.evidence import CAPTION_EVIDENCE, CaptionNumbers
-from emollama.evaluation.captions.gathering import CAPTION, CaptionGathering
+from emollama.evaluation.captions.gathering import CAPTION, CaptionInputs
 from emollama.evaluation.captions.java import JavaFailed
+from emollama.evaluation.captions.metric_inputs import CAPTION_METRIC_INPUTS, CaptionNumbers
 from emollama.evaluation.captions.tokenizers import TokenizerChoice
 from emollama.evaluation.emer import ClueOverlaps, LabelOverlaps, judge_clues, judge_labels
 from emollama.evaluation.judges.judge import JudgeUnreachable
 from emollama.evaluation.labels import AnswerRule, LabelReader, SeveralHits
 from emollama.evaluation.losses import Losses
-from emollama.evaluation.metrics import Evidence, Metric, metric
+from emollama.evaluation.metrics import Metric, MetricInput, metric
 from emollama.evaluation.openset import OpenSets, listed_words, read_openset, read_synonyms
 from emollama.evaluation.recognition import Labels
 from emollama.evaluation.spelling import KeySpelling
@@ -49,7 +49,7 @@ class TaskScores:
 
     answers: Sequence[Answer]
     metrics: dict[str, float | None]
-    evidence: dict[type, Evidence]
+    evidence: dict[type, MetricInput]
     judge: dict[str, Any]
 
     @property
@@ -134,19 +134,19 @@ class Scoring:
         except UserError as error:
             raise UserError(spelling.in_block(error)) from None
         captioned = "reference" in tasks.get(CAPTION, ())
-        self._captions = CaptionGathering(cfg.caption_tokenizer, spelling) if captioned else None
-        self._gather: dict[type, Callable[[list[Answer]], Evidence]] = {
+        self._captions = CaptionInputs(cfg.caption_tokenizer, spelling) if captioned else None
+        self._gather: dict[type, Callable[[list[Answer]], MetricInput]] = {
             Labels: self._labels,
             ClueOverlaps: self._clues,
             LabelOverlaps: self._label_overlaps,
             OpenSets: self._open_sets,
             WheelSets: self._wheel_sets,
-            **{kind: partial(self._caption_numbers, kind) for kind in CAPTION_EVIDENCE},
+            **{kind: partial(self._caption_numbers, kind) for kind in CAPTION_METRIC_INPUTS},
             Losses: self._losses,
         }
         self.metrics = {task: self._possible(task) for task in tasks}
         self._refuse_impossible()
-        if self._captions and any(metric(name).evidence in CAPTION_EVIDENCE for name in self.metrics[CAPTION]):
+        if self._captions and any(metric(name).evidence in CAPTION_METRIC_INPUTS for name in self.metrics[CAPTION]):
             self._captions.warn(without_meteor=not cfg.metrics)
         if self.judge and not any(metric(name).evidence in JUDGED for names in self.metrics.values() for name in names):
             text = "%s: the data has no description to compare with, so nothing is judged. Name data that has them."
@@ -180,9 +180,9 @@ class Scoring:
 
     def _gathered(
         self, kinds: list[type], answers: list[Answer], tolerant: bool
-    ) -> tuple[dict[type, Evidence], JudgeUnreachable | None]:
+    ) -> tuple[dict[type, MetricInput], JudgeUnreachable | None]:
         """The evidence of these kinds as far as it can be had, and why the judge could not be asked, where it could not."""
-        evidence: dict[type, Evidence] = {}
+        evidence: dict[type, MetricInput] = {}
         for kind in sorted(kinds, key=ASKING.__contains__):  # what a judge may be asked for comes last
             try:
                 evidence[kind] = self._gather[kind](answers)
@@ -222,9 +222,9 @@ class Scoring:
             return "clips with an answer to learn from, and prompt_layout: train"
         if kind is Labels and task != "emotion":
             return "the task 'emotion'"
-        if kind in CAPTION_EVIDENCE and task != CAPTION:
+        if kind in CAPTION_METRIC_INPUTS and task != CAPTION:
             return f"the task '{CAPTION}'"
-        if kind in CAPTION_EVIDENCE:
+        if kind in CAPTION_METRIC_INPUTS:
             return self._captions.lacking(kind) if self._captions else "clips whose true captions are known"
         if kind in JUDGED and task not in DESCRIBING:
             return "a task that describes (reason, reason_v2)"
@@ -238,7 +238,7 @@ class Scoring:
             f"{self._spelling.name('wheel_folder')}, the emotion wheels" if kind is WheelSets and self._wheels is None else None
         )
 
-    def _caption_numbers(self, kind: type[CaptionNumbers], answers: list[Answer]) -> Evidence:
+    def _caption_numbers(self, kind: type[CaptionNumbers], answers: list[Answer]) -> MetricInput:
         assert self._captions is not None
         return self._captions.gather(kind, answers)
 

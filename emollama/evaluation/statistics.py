@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from emollama.errors import UserError
 from emollama.evaluation.emer import ClueOverlaps, LabelOverlaps
-from emollama.evaluation.metrics import Evidence, metric
+from emollama.evaluation.metrics import MetricInput, metric
 from emollama.evaluation.openset import OpenSets
 from emollama.evaluation.scoring import TaskScores
 from emollama.evaluation.wheels import WheelSets
@@ -81,14 +81,14 @@ class Difference(Estimate):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedComparison:
     """Sets of answers to one task side by side: set -> metric -> figure. The first set has no differences."""
 
     estimates: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     differences: dict[str, dict[str, Difference]] = field(default_factory=dict)
 
 
-def compare(scores: Mapping[str, TaskScores], resampling: Resampling) -> Comparison:
+def compare(scores: Mapping[str, TaskScores], resampling: Resampling) -> PairedComparison:
     """Intervals of every metric of every set of answers, and differences from the first set.
 
     Args:
@@ -96,7 +96,7 @@ def compare(scores: Mapping[str, TaskScores], resampling: Resampling) -> Compari
         resampling: how clips are drawn.
     """
     first, *others = scores
-    found = Comparison({label: {} for label in scores}, {label: {} for label in others})
+    found = PairedComparison({label: {} for label in scores}, {label: {} for label in others})
     for kind in dict.fromkeys(metric(name).evidence for name in scores[first].metrics):
         names = [name for name in scores[first].metrics if metric(name).evidence is kind]
         sets = {label: _Resampled(scored(each.evidence[kind]), names, resampling) for label, each in scores.items()}
@@ -123,7 +123,7 @@ def scored(evidence: Any) -> Any:
 class _Resampled:
     """Metrics of one kind of evidence, over draws of some of its clips; equal draws are computed once."""
 
-    def __init__(self, evidence: Evidence, metrics: Sequence[str], resampling: Resampling) -> None:
+    def __init__(self, evidence: MetricInput, metrics: Sequence[str], resampling: Resampling) -> None:
         self._places = {name: place for place, name in enumerate(evidence.names)}
         self._evidence = evidence
         self._metrics = {name: metric(name) for name in metrics}
@@ -145,7 +145,7 @@ class _Resampled:
             self._known[names] = whole, dict(zip(self._metrics, columns, strict=True))
         return self._known[names]
 
-    def _values(self, drawn: Evidence) -> list[float]:
+    def _values(self, drawn: MetricInput) -> list[float]:
         values = [found.value(drawn) for found in self._metrics.values()]
         return [np.nan if value is None else value for value in values]
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from emollama.errors import UserError
-from emollama.evaluation.words import parse_words, split_words
+from emollama.evaluation.word_lists import parse_words, split_words
 from emollama.paths import PATHS, require_file, written_whole
 
 ARRAYS = ("filenames", "fileitems")

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 from typing import Any
 
-from emollama.console import aligned
 from emollama.evaluation.emer import ClueOverlaps, LabelOverlaps
 from emollama.evaluation.metrics import metric
 from emollama.evaluation.openset import OpenSets
 from emollama.evaluation.published import CAUTION, EMER
 from emollama.evaluation.wheels import WheelSets
 from emollama.listing import abbreviated
+from emollama.logs.console import aligned
 
 Files = Mapping[str, Mapping[str, Any]]  # file -> what is recorded about it
 WIDTH = 5  # metrics side by side
@@ -42,7 +42,7 @@ def short_names(paths: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def paths_told(short: Mapping[str, str]) -> list[str]:
+def path_lines(short: Mapping[str, str]) -> list[str]:
     """What the tables' short names stand for; nothing where they are the paths."""
     return [f"{name} is {path}" for path, name in short.items() if name != path]
 
@@ -51,7 +51,7 @@ def task_text(task: str, files: Files) -> Iterator[str]:
     """Everything about one task's figures, line by line."""
     first, *others = files
     metrics = [
-        name for name in files[first]["estimates"] if any(_known(one, name) or _failed(one, name) for one in files.values())
+        name for name in files[first]["estimates"] if any(_has_value(one, name) or _failed(one, name) for one in files.values())
     ]
     labels = f"; labels {' '.join(files[first]['recognition']['labels'])}" if "recognition" in files[first] else ""
     words = f"; tokenizer: {files[first]['captions']['tokenizer']}" if "captions" in files[first] else ""
@@ -139,7 +139,7 @@ def judge_line(judge: Mapping[str, Any]) -> str:
     return f"judge {judge['name']}: {', '.join(told)}"
 
 
-def _known(record: Mapping[str, Any], name: str) -> bool:
+def _has_value(record: Mapping[str, Any], name: str) -> bool:
     return record["estimates"][name]["value"] is not None
 
 
@@ -152,7 +152,7 @@ def _failed(record: Mapping[str, Any], name: str) -> list[str]:
 def _nothing(record: Mapping[str, Any], metrics: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(metric, why there is no figure), of metrics on which every judgement failed."""
     for name in metrics:
-        if not _known(record, name) and (reasons := Counter(_failed(record, name)).most_common(1)):
+        if not _has_value(record, name) and (reasons := Counter(_failed(record, name)).most_common(1)):
             yield name, f"no clip has a score; most often: {reasons[0][0]} ({reasons[0][1]} clips)"
 
 

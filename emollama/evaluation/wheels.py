@@ -22,10 +22,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from emollama.data.clips import column_of, read_rows
+from emollama.data.annotations import column_of, read_rows
 from emollama.errors import UserError
 from emollama.evaluation.metrics import Metric
-from emollama.evaluation.words import plain_words, split_words
+from emollama.evaluation.word_lists import plain_words, split_words
 from emollama.listing import abbreviated
 from emollama.paths import PATHS, join
 

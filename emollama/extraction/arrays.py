@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from emollama.console import Progress
 from emollama.errors import UserError
 from emollama.extraction.disk import writing
-from emollama.logging import get_logger
+from emollama.logs.console import Progress
+from emollama.logs.logger import get_logger
 from emollama.paths import new_folder, unfinished, written_whole
 from emollama.stores.manifest import FILE as MANIFEST
 from emollama.stores.manifest import Manifest, differences
@@ -34,7 +34,7 @@ SHARD_BYTES = 2**30
 _LEFT = re.compile(r"\..+\.(npy|json)\.tmp\d+")  # what a killed process was writing
 
 
-class Arrays:
+class ArrayWriter:
     """The arrays of one encoder.
 
     Args:
@@ -63,7 +63,7 @@ class Arrays:
             text = f"{self.folder if shards else self.parts}: written by stored_as: packed, and extraction.stored_as is npy."
             raise UserError(f"{text} Set it back, name another folder, or delete that one.")
         for place in self._places():
-            _require_alike(place, manifest)
+            _require_same_manifest(place, manifest)
 
     def open(self, manifest: Manifest) -> None:
         """Make the place ready: nothing half-written by killed runs, and a manifest beside the arrays to come."""
@@ -158,22 +158,22 @@ class Arrays:
         shutil.rmtree(gone, ignore_errors=True)
 
 
-def _require_alike(place: Path, manifest: Manifest) -> None:
+def _require_same_manifest(place: Path, manifest: Manifest) -> None:
     if not _has_arrays(place):
         return
     held = Manifest.read(str(place))
     if held is None:
         text = f"{place}: holds arrays and no manifest.json, so that nobody knows how they were made."
         raise UserError(f"{text} Name another folder, or delete that one.")
-    if different := differences(_facts(held), _facts(manifest)):
+    if different := differences(_manifest_fields(held), _manifest_fields(manifest)):
         text = f"{place}: its features were made otherwise than this run would (there, and asked for): {'; '.join(different)}."
         raise UserError(f"{text} Name another folder, or delete that one.")
     if older := differences(held.versions, manifest.versions):
         get_logger().info("%s: begun with other versions (there, and here): %s", place, "; ".join(older))
 
 
-def _facts(manifest: Manifest) -> dict[str, object]:
-    return manifest.facts() | {"slots": manifest.slots, "dtype": manifest.dtype}
+def _manifest_fields(manifest: Manifest) -> dict[str, object]:
+    return manifest.fields() | {"slots": manifest.slots, "dtype": manifest.dtype}
 
 
 def _has_arrays(place: Path) -> bool:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emollama.data.clips import read_annotations, read_clip_table, safe_name
+from emollama.data.annotations import read_annotations, read_clip_table, safe_name
 from emollama.errors import UserError
 from emollama.listing import listing
-from emollama.media.choice import read_peaks
 from emollama.media.files import find_video, videos_below
+from emollama.media.frame_selection import read_peaks
 from emollama.media.source import Source
 from emollama.paths import require_folder
 

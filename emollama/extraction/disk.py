@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from emollama.errors import UserError
-from emollama.logging import get_logger
+from emollama.logs.logger import get_logger
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 

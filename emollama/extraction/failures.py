@@ -18,7 +18,7 @@ from emollama.paths import read_text, written_whole
 FILE = "failures.csv"
 
 
-class Failure(NamedTuple):
+class ExtractionFailure(NamedTuple):
     """A row.
 
     Attributes:
@@ -38,7 +38,7 @@ class Failure(NamedTuple):
     reason: str
 
 
-def read(output: Path) -> list[Failure]:
+def read(output: Path) -> list[ExtractionFailure]:
     """The rows of the last run; none where there was none.
 
     Raises:
@@ -49,17 +49,17 @@ def read(output: Path) -> list[Failure]:
         return []
     try:
         header, *rows = csv.reader(io.StringIO(read_text(str(path)), newline=""), strict=True)
-        if tuple(header) != Failure._fields:
+        if tuple(header) != ExtractionFailure._fields:
             raise ValueError(f"its header is {','.join(header)}")
-        return [Failure(*row) for row in rows]
+        return [ExtractionFailure(*row) for row in rows]
     except (csv.Error, ValueError, TypeError) as error:
         text = f"{path}: not a list of failed clips as this command writes it ({error})."
         raise UserError(f"{text} Move it away: this run writes one there.") from None
 
 
-def write(output: Path, failures: Iterable[Failure]) -> None:
+def write(output: Path, failures: Iterable[ExtractionFailure]) -> None:
     """Write all rows anew, sorted by folder and name."""
     with written_whole(output / FILE) as file:
         table = csv.writer(file)
-        table.writerow(Failure._fields)
+        table.writerow(ExtractionFailure._fields)
         table.writerows(sorted(failures, key=attrgetter("folder", "name")))

@@ -13,12 +13,12 @@ import torch
 
 import emollama
 from emollama.config import RunConfig
-from emollama.data.clips import safe_name
+from emollama.data.annotations import safe_name
 from emollama.encoders.configs import FACE_KEYS
-from emollama.encoders.encoder import Description
+from emollama.encoders.encoder import EncoderDescription
 from emollama.encoders.weights import digest
 from emollama.errors import UserError
-from emollama.extraction.arrays import Arrays
+from emollama.extraction.arrays import ArrayWriter
 from emollama.extraction.clips import Clips
 from emollama.media.source import Source
 from emollama.stores.manifest import Manifest
@@ -47,13 +47,13 @@ class Job:
     slot: str
     shape: tuple[int, ...]
     manifest: Manifest
-    arrays: Arrays
+    arrays: ArrayWriter
     todo: list[Source]
     absent: list[str]
     before: int
 
 
-def described(config: RunConfig) -> dict[str, Description]:
+def describe_job(config: RunConfig) -> dict[str, EncoderDescription]:
     """label -> what each encoder makes.
 
     Raises:
@@ -86,7 +86,9 @@ def require_weights(config: RunConfig) -> None:
             config.classes[f"encoders.{label}"](cfg, device=torch.device("meta"), key=f"encoders.{label}")
 
 
-def planned(config: RunConfig, descriptions: dict[str, Description], clips: Clips, failed: set[tuple[str, str]]) -> list[Job]:
+def planned(
+    config: RunConfig, descriptions: dict[str, EncoderDescription], clips: Clips, failed: set[tuple[str, str]]
+) -> list[Job]:
     """A job for each encoder; nothing is written.
 
     Args:
@@ -104,7 +106,7 @@ def planned(config: RunConfig, descriptions: dict[str, Description], clips: Clip
     jobs = []
     for label, description in descriptions.items():
         encoder, block = config.classes[f"encoders.{label}"], config.encoders[label]
-        arrays = Arrays(Path(cfg.output), block.folder, packed=cfg.stored_as == "packed")
+        arrays = ArrayWriter(Path(cfg.output), block.folder, packed=cfg.stored_as == "packed")
         manifest = _manifest(encoder.SLOTS, block, description, faces=cfg.face_path is not None)
         arrays.require_fit(manifest)
         done = {name for name in arrays.stores() if (block.folder, name) not in failed}
@@ -132,7 +134,7 @@ def _refuse_twins(values: dict[str, str], what: str) -> None:
             raise UserError(f"{text} Give each its own, or extract one after another with a configuration each.")
 
 
-def _require_same(label: str, description: Description, slot: str, shapes: dict[str, Any]) -> None:
+def _require_same(label: str, description: EncoderDescription, slot: str, shapes: dict[str, Any]) -> None:
     if slot not in shapes:
         return
     (rows, width), key = description.shape, f"encoders.{label}"
@@ -144,14 +146,14 @@ def _require_same(label: str, description: Description, slot: str, shapes: dict[
         raise UserError(f"{text} Set both to the same size.")
 
 
-def _array_shape(slots: tuple[str, ...], description: Description) -> tuple[int, ...]:
+def _array_shape(slots: tuple[str, ...], description: EncoderDescription) -> tuple[int, ...]:
     rows, width = description.shape
     if "cls" in slots:
         return 1 + rows, width
     return (width,) if rows == 1 else (rows, width)
 
 
-def _manifest(slots: tuple[str, ...], block: Any, description: Description, *, faces: bool) -> Manifest:
+def _manifest(slots: tuple[str, ...], block: Any, description: EncoderDescription, *, faces: bool) -> Manifest:
     recipe = json.loads(json.dumps(description.recipe))  # as it is read back
     weights = "random" if block.random_weights else digest(block.weights)
     inputs = {"faces": "images"} if faces and "face" in recipe else {}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from emollama.console import Progress
-from emollama.distributed import World
+from emollama.distributed.process_group import World
+from emollama.logs.console import Progress
 
 
 class SharedProgress:

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-from emollama import distributed
 from emollama.config import RunConfig
-from emollama.encoders.encoder import Description
+from emollama.distributed import process_group
+from emollama.encoders.encoder import EncoderDescription
 from emollama.errors import UserError
 from emollama.extraction import failures
 from emollama.extraction.clips import find_clips
 from emollama.extraction.configs import VideoExtractionConfig
 from emollama.extraction.disk import locked, writing
-from emollama.extraction.failures import Failure
-from emollama.extraction.jobs import Job, described, planned, require_weights
+from emollama.extraction.failures import ExtractionFailure
+from emollama.extraction.jobs import Job, describe_job, planned, require_weights
 from emollama.extraction.work import Share
-from emollama.logging import get_logger, set_up
+from emollama.logs.logger import get_logger, set_up
 from emollama.paths import require_writable, unfinished
 
 WAIT_MINUTES = 24 * 60.0  # that processes wait for one that packs; one that dies ends all at once
@@ -43,11 +43,11 @@ class VideoExtraction:
     def __init__(self, config: RunConfig) -> None:
         self.config, self.cfg = config, config.extraction
         self.output = Path(self.cfg.output)
-        self.world = distributed.start(self.cfg.device, WAIT_MINUTES, "extraction.device")
+        self.world = process_group.start(self.cfg.device, WAIT_MINUTES, "extraction.device")
         set_up(self.world.is_main)
         for text in config.warnings if self.world.is_main else ():
             get_logger().warning("%s", text)
-        self._failures: dict[tuple[str, str], Failure] = {}  # (folder, clip) -> row, on rank 0
+        self._failures: dict[tuple[str, str], ExtractionFailure] = {}  # (folder, clip) -> row, on rank 0
 
     def run(self) -> None:
         """Do what is left to do.
@@ -56,13 +56,13 @@ class VideoExtraction:
             UserError: anything wrong with files or weights, before anything is written; a full disk; nothing could be done.
         """
         with ExitStack() as held:
-            jobs = self.world.on_main(lambda: self._prepared(held))
+            jobs = self.world.on_rank_zero(lambda: self._prepared(held))
             outcomes = {job.label: self._extract(job) for job in jobs}
-            self.world.on_main(lambda: self._conclude(outcomes))
+            self.world.on_rank_zero(lambda: self._conclude(outcomes))
 
     def _prepared(self, held: ExitStack) -> list[Job]:
         """Check everything, then make the folders ready. What lies in the output is looked at behind the lock."""
-        descriptions = described(self.config)
+        descriptions = describe_job(self.config)
         if self.cfg.peak_index_path is None:
             _refuse_peaks(descriptions)
         clips = find_clips(self.cfg)
@@ -85,12 +85,12 @@ class VideoExtraction:
         if job.todo:
             place = f"{self.world.size} on {self.world.device.type}"
             get_logger().info("%s: %d clips to do; processes: %s", job.label, len(job.todo), place)
-        shares = self.world.everywhere(lambda: self._share(job))
+        shares = self.world.on_all_ranks(lambda: self._share(job))
         done = sum(done for done, _ in shares)
         failed = dict.fromkeys(job.absent, "no video file")
         for _, reasons in shares:
             failed |= reasons
-        self.world.on_main(lambda: self._settle(job, failed))
+        self.world.on_rank_zero(lambda: self._settle(job, failed))
         get_logger().info("%s", _summary(job, done, failed, time.monotonic() - begun))
         return job.before + done, len(failed)
 
@@ -100,7 +100,7 @@ class VideoExtraction:
         encoder = self.config.classes[f"encoders.{job.label}"]
         try:
             if job.todo:
-                made = self.world.main_first(lambda: encoder(job.cfg, device=self.world.device, key=f"encoders.{job.label}"))
+                made = self.world.rank_zero_first(lambda: encoder(job.cfg, device=self.world.device, key=f"encoders.{job.label}"))
                 share.work(made, self.cfg.num_workers)
         except KeyboardInterrupt:
             if self.world.is_main:
@@ -122,7 +122,7 @@ class VideoExtraction:
         """Write failures.csv with these rows too."""
         videos = {source.name: str(source.video) for source in job.todo}
         for name, reason in failed.items():
-            row = Failure(name, job.slot, job.label, job.cfg.folder, videos.get(name, ""), reason)
+            row = ExtractionFailure(name, job.slot, job.label, job.cfg.folder, videos.get(name, ""), reason)
             self._failures[job.cfg.folder, name] = row
         with writing(self.output / failures.FILE):
             failures.write(self.output, self._failures.values())
@@ -136,7 +136,7 @@ class VideoExtraction:
             get_logger().info("%d failed: %s", failed, told)
 
 
-def _refuse_peaks(descriptions: dict[str, Description]) -> None:
+def _refuse_peaks(descriptions: dict[str, EncoderDescription]) -> None:
     for label, description in descriptions.items():
         if description.recipe.get("frame_selection") == "peak":
             text = f"encoders.{label}.frame_selection: peak needs extraction.peak_index_path, which says where the peaks are."

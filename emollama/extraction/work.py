@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emollama.distributed import World
+from emollama.distributed.process_group import World
 from emollama.encoders.encoder import Encoder
 from emollama.errors import UserError
 from emollama.extraction.jobs import Job
 from emollama.extraction.progress import SharedProgress
-from emollama.media.source import Source, Unusable
+from emollama.media.source import Source, UnusableMedia
 
 AHEAD = 2  # clips for each reading thread, taken and not yet encoded
 GROUP_BYTES = 2**28  # of loaded clips that are encoded together, at most by one clip more
@@ -119,7 +119,7 @@ class Share:
                 yield source.name, stored
             else:
                 text = f"features that are no finite numbers with precision {cfg.precision}, dtype {cfg.dtype}"
-                self._fail(source, Unusable(text))
+                self._fail(source, UnusableMedia(text))
 
     def _encoded(self, encoder: Encoder, group: list[Loaded]) -> Iterator[tuple[Source, np.ndarray]]:
         """The arrays of a group; where it fails, of its clips one by one."""
@@ -141,7 +141,7 @@ class Share:
         yield from zip((source for source, _ in group), arrays, strict=True)
 
     def _fail(self, source: Source, error: Exception) -> None:
-        text = str(error) if isinstance(error, Unusable) else f"{type(error).__name__}: {error}"
+        text = str(error) if isinstance(error, UnusableMedia) else f"{type(error).__name__}: {error}"
         self.failed[source.name] = " ".join(text.split())[:REASON]
 
 

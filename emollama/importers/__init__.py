@@ -1,4 +1,5 @@
-"""From the forms in which others publish clips to the written form that the datasets read: a file a kind.
+"""Importers: one module for each kind of source reads files of another project and converts them to MERR's format.
 
-A kind's ``read`` fills an :class:`~emollama.importers.intake.Intake`; ``written.write`` makes the folder. Sources are only read.
+A module's ``read`` fills a :class:`~emollama.importers.collector.Collector`, and ``annotation_files.write`` writes the folder.
+Sources are only read.
 """

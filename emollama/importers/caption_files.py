@@ -10,14 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from emollama.console import track
 from emollama.data.problems import Problem
 from emollama.errors import UserError
+from emollama.importers.collector import OnProblem
 from emollama.importers.flickr30k import Collection, Image
-from emollama.importers.intake import OnProblem
 from emollama.listing import abbreviated, listing
-from emollama.media.pictures import image_files, probe_picture, read_picture
-from emollama.media.source import Unusable
+from emollama.logs.console import track
+from emollama.media.image_files import image_files, probe_picture, read_picture
+from emollama.media.source import UnusableMedia
 from emollama.paths import require_writable, written_whole
 
 CheckImages = Literal["headers", "all", "none"]
@@ -28,7 +28,7 @@ READERS = 16
 Splits = Mapping[str, Sequence[Image]]
 
 
-def require_place(folder: Path, images: str) -> None:
+def require_output_folder(folder: Path, images: str) -> None:
     """Check that files can be written to a folder, which does not lie in that of the images.
 
     Raises:
@@ -100,7 +100,7 @@ def _faults(paths: Sequence[Path], look: Any) -> dict[Path, str]:
     def fault(path: Path) -> str | None:
         try:
             look(path)
-        except Unusable as error:
+        except UnusableMedia as error:
             return str(error)
         return None
 

@@ -7,7 +7,7 @@ Source: the published files; EMER-V1 ``names,emotions,subtitles,reasons``, EMER-
 from __future__ import annotations
 
 from emollama.errors import UserError
-from emollama.importers.intake import Entry, Intake
+from emollama.importers.collector import Collector, Entry
 from emollama.importers.sources import Sheet, rows_by_name
 
 HEADERS = ("names", "emotions", "subtitles", "reasons"), ("name", "chinese", "english"), ("names", "chi_reasons")
@@ -21,7 +21,7 @@ FINE_KEYS = {  # column -> key of the clip's object in the fine captions
 }
 
 
-def read(path: str, intake: Intake) -> None:
+def read(path: str, intake: Collector) -> None:
     """Take the clips in order, without labels: what EMER scores is the description.
 
     Raises:

@@ -17,12 +17,12 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
+from emollama.data.annotations import read_json, read_rows, safe_name
 from emollama.data.captions import texts_of
-from emollama.data.clips import read_json, read_rows, safe_name
 from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
-from emollama.media.pictures import ENDINGS
+from emollama.media.image_files import ENDINGS
 from emollama.paths import read_text, require_file
 from emollama.registry import did_you_mean
 

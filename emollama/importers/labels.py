@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from emollama.data.clips import DFEW_LABELS, read_json
+from emollama.data.annotations import DFEW_LABELS, read_json
 from emollama.errors import UserError
 from emollama.paths import read_text, require_file
 

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from emollama.data.clips import NAME_COLUMNS, SENTENCE_COLUMNS
+from emollama.data.annotations import NAME_COLUMNS, SENTENCE_COLUMNS
 from emollama.data.problems import Problem
 from emollama.errors import UserError
-from emollama.importers.intake import Entry, Intake, valence_of
+from emollama.importers.collector import Collector, Entry, valence_of
 from emollama.importers.labels import NO_LABEL
-from emollama.importers.sources import Row, Sheet, rows_by_name
+from emollama.importers.sources import Sheet, SourceRow, rows_by_name
 
 KINDS = ("discrete", "openset", "reason")
-Rows = dict[str, Row]
+Rows = dict[str, SourceRow]
 
 
-def read(paths: Sequence[str], intake: Intake) -> None:
+def read(paths: Sequence[str], intake: Collector) -> None:
     """Take the clips of one or several tables, joined by name.
 
     A table of labels, where there is one, says which clips are taken; else all of all tables are, without labels.
@@ -55,7 +55,7 @@ def _kind(sheet: Sheet) -> str:
     return kind or "name"
 
 
-def _take(name: str, rows: Rows, intake: Intake) -> None:
+def _take(name: str, rows: Rows, intake: Collector) -> None:
     label: str | None = NO_LABEL
     valence = None
     if "discrete" in rows:

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emollama.data.clips import read_json
+from emollama.data.annotations import read_json
 from emollama.data.problems import Problem
 from emollama.errors import UserError
-from emollama.importers.intake import Entry, Intake
+from emollama.importers.collector import Collector, Entry
 from emollama.importers.labels import SKIP
 from emollama.importers.sources import Sheet, files_below, rows_by_name
 from emollama.listing import abbreviated
@@ -28,7 +28,7 @@ SAME_TIME = 0.05  # seconds between a peak, written with two decimals, and the s
 _PEAK = re.compile(r"Peak at\s+(\d+(?:\.\d+)?)\s*s\s*:\s*([^\s,(][^,(]*)")
 
 
-def read(folder: str, intake: Intake, *, caption: Sequence[str], peak: str, overrides: str | None) -> None:
+def read(folder: str, intake: Collector, *, caption: Sequence[str], peak: str, overrides: str | None) -> None:
     """Take the clips below a folder.
 
     The label is the override's; else the ground truth that MER-Factory was given; else the strongest emotion of the peak that
@@ -60,7 +60,7 @@ def read(folder: str, intake: Intake, *, caption: Sequence[str], peak: str, over
                 intake.take(_entry(name, label, record, caption))
 
 
-def _overrides(path: str, found: Mapping[str, Any], intake: Intake) -> dict[str, str]:
+def _overrides(path: str, found: Mapping[str, Any], intake: Collector) -> dict[str, str]:
     said = {}
     for name, row in rows_by_name(Sheet.read(path, intake), ["label"], intake).items():
         word = row.cells.get("label", "")
@@ -75,7 +75,7 @@ def _overrides(path: str, found: Mapping[str, Any], intake: Intake) -> dict[str,
     return said
 
 
-def _record(path: Path, name: str, intake: Intake) -> dict[str, Any] | None:
+def _record(path: Path, name: str, intake: Collector) -> dict[str, Any] | None:
     try:
         record = read_json(str(path))
         json.dumps(record, ensure_ascii=False).encode()
@@ -93,7 +93,7 @@ def _record(path: Path, name: str, intake: Intake) -> dict[str, Any] | None:
 
 
 def _label(
-    record: Mapping[str, Any], path: Path, name: str, said: Mapping[str, str], peak: str, intake: Intake
+    record: Mapping[str, Any], path: Path, name: str, said: Mapping[str, str], peak: str, intake: Collector
 ) -> str | None:  # fmt: skip
     if name in said:
         if said[name] == SKIP:

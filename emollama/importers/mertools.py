@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from emollama.data.problems import Problem
-from emollama.importers.intake import Entry, Intake, valence_of
+from emollama.importers.collector import Collector, Entry, valence_of
 from emollama.importers.npz import read_dictionaries
 
 
-def read(path: str, splits: Sequence[str], intake: Intake) -> None:
+def read(path: str, splits: Sequence[str], intake: Collector) -> None:
     """Take the clips of these splits in order.
 
     Raises:
@@ -36,7 +36,7 @@ def read(path: str, splits: Sequence[str], intake: Intake) -> None:
             intake.notes.append(f"every clip of {key} is 'neutral': so MERTools fills splits whose labels are withheld")
 
 
-def _take(name: str, given: Mapping[str, Any], where: str, intake: Intake) -> None:
+def _take(name: str, given: Mapping[str, Any], where: str, intake: Collector) -> None:
     label = intake.label(str(given["emo"]), name, where)
     if label is not None:
         try:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from emollama.data.clips import NAME_COLUMNS, column_of, read_rows
+from emollama.data.annotations import NAME_COLUMNS, column_of, read_rows
 from emollama.data.problems import Problem
 from emollama.errors import UserError
-from emollama.importers.intake import Intake
+from emollama.importers.collector import Collector
 
 
-class Row(NamedTuple):
+class SourceRow(NamedTuple):
     """A row of a CSV file: where it stands, and its cells by column."""
 
     where: str
@@ -28,7 +28,7 @@ class Sheet(NamedTuple):
     rows: list[tuple[int, dict[str, str]]]
 
     @classmethod
-    def read(cls, path: str, intake: Intake) -> Sheet:
+    def read(cls, path: str, intake: Collector) -> Sheet:
         """Read a file.
 
         Raises:
@@ -42,9 +42,9 @@ class Sheet(NamedTuple):
 
 
 def rows_by_name(
-    sheet: Sheet, columns: Sequence[str], intake: Intake, *, name_columns: Sequence[str] = NAME_COLUMNS,
+    sheet: Sheet, columns: Sequence[str], intake: Collector, *, name_columns: Sequence[str] = NAME_COLUMNS,
     name_of: Callable[[str], str] = str,
-) -> dict[str, Row]:  # fmt: skip
+) -> dict[str, SourceRow]:  # fmt: skip
     """The rows by clip, with the cells of these columns as far as the file has them.
 
     A clip that stands there twice with the same cells is taken once; one with different cells is a problem and not taken.
@@ -57,14 +57,14 @@ def rows_by_name(
         UserError: no column of names.
     """
     name_column = column_of(sheet.path, sheet.header, name_columns)
-    rows: dict[str, Row] = {}
+    rows: dict[str, SourceRow] = {}
     contradicted = set()
     for line, row in sheet.rows:
         where, name = f"{sheet.path}, line {line}", name_of(row[name_column])
         cells = {column: row[column] for column in columns if column in row}
         if not intake.is_usable(name, where):
             continue
-        first = rows.setdefault(name, Row(where, cells))
+        first = rows.setdefault(name, SourceRow(where, cells))
         if first.cells != cells:
             contradicted.add(name)
             intake.report(Problem("repeated", f"{where}: '{name}' says something else than in {first.where}. Keep one.", (name,)))
@@ -73,7 +73,7 @@ def rows_by_name(
     return {name: row for name, row in rows.items() if name not in contradicted}
 
 
-def files_below(folder: str, intake: Intake) -> Iterator[Path]:
+def files_below(folder: str, intake: Collector) -> Iterator[Path]:
     """Files anywhere below a folder in order; hidden ones are passed over, linked folders are not entered but told.
 
     A folder that cannot be read is a problem.

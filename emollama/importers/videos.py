@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from emollama.data.clips import NAME_COLUMNS, SENTENCE_COLUMNS, column_of
+from emollama.data.annotations import NAME_COLUMNS, SENTENCE_COLUMNS, column_of
 from emollama.data.problems import Problem
 from emollama.errors import UserError
-from emollama.importers.intake import Entry, Intake
+from emollama.importers.collector import Collector, Entry
 from emollama.importers.sources import Sheet, files_below, rows_by_name
 from emollama.listing import abbreviated
 from emollama.media.files import ENDINGS
@@ -30,7 +30,7 @@ class Columns:
     caption: tuple[str, ...] = ("caption",)
 
 
-def read(folder: str, table: str, columns: Columns, intake: Intake) -> None:
+def read(folder: str, table: str, columns: Columns, intake: Collector) -> None:
     """Take the videos that have a row. A clip's name is its path below the folder, without the ending.
 
     Raises:
@@ -41,7 +41,7 @@ def read(folder: str, table: str, columns: Columns, intake: Intake) -> None:
     label_column = column_of(table, sheet.header, columns.label)
     sentence, caption = (next((c for c in known if c in sheet.header), None) for known in (columns.sentence, columns.caption))
     wanted = [column for column in (label_column, sentence, caption) if column is not None]
-    names = _Names(found)
+    names = _VideoNames(found)
     rows = rows_by_name(sheet, wanted, intake, name_columns=columns.name, name_of=names.of)
     for name, (where, cells) in rows.items():
         if name not in found:
@@ -58,7 +58,7 @@ def read(folder: str, table: str, columns: Columns, intake: Intake) -> None:
             intake.leave_out(f"videos without a row of their own in {table}", name)
 
 
-def _videos(folder: str, intake: Intake) -> list[str]:
+def _videos(folder: str, intake: Collector) -> list[str]:
     """Names of the videos below a folder."""
     paths: dict[str, list[Path]] = {}
     for path in files_below(folder, intake):
@@ -78,7 +78,7 @@ def _videos(folder: str, intake: Intake) -> list[str]:
     return list(paths)
 
 
-class _Names:
+class _VideoNames:
     """Finds the video that a table means, by the end of its path."""
 
     def __init__(self, found: Iterable[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import av
 
-from emollama.media.source import Unusable
+from emollama.media.source import UnusableMedia
 
 ENOUGH = 0.9  # share of what a file announces that must be there: what is lacking more is not made into features
 SLACK = 0.1  # seconds that may lack in any case: headers of short clips are as far off
@@ -27,10 +27,10 @@ def opened(path: str | os.PathLike[str], kind: Literal["video", "audio"]) -> Ite
         with av.open(os.path.abspath(path), metadata_errors="ignore") as container:
             stream = container.streams.best(kind)
             if stream is None:
-                raise Unusable(f"no {kind} track in it")
+                raise UnusableMedia(f"no {kind} track in it")
             yield container, stream
     except av.FFmpegError as error:
-        raise Unusable(f"its {kind} cannot be read ({str(error.strerror).lower()})") from None
+        raise UnusableMedia(f"its {kind} cannot be read ({str(error.strerror).lower()})") from None
 
 
 def packets(container: Any, stream: Any) -> Iterator[Any]:
@@ -68,6 +68,6 @@ def _require_whole(container: Any, stream: Any, ends: Mapping[int, float]) -> No
     elif "matroska" in kind and container.duration is not None:
         announced, there = container.duration / av.time_base, max(ends.values(), default=0.0)
     if stream.index in ends and there < min(ENOUGH * announced, announced - SLACK):
-        raise Unusable(
+        raise UnusableMedia(
             f"only {there:.1f} of {announced:.1f} seconds of its {stream.type} are there: the file is cut off or damaged"
         )

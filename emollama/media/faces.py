@@ -14,9 +14,9 @@ import cv2.data
 import numpy as np
 from PIL import Image
 
-from emollama.media.choice import FaceChoice, segment_middles
+from emollama.media.frame_selection import FaceChoice, segment_middles
 from emollama.media.frames import read_frames
-from emollama.media.source import Source, Unusable
+from emollama.media.source import Source, UnusableMedia
 
 ENDINGS = (".bmp", ".png", ".jpg", ".jpeg")
 CASCADE = "haarcascade_frontalface_alt2.xml"  # OpenCV's own
@@ -46,7 +46,7 @@ def face_images(source: Source, find: FaceChoice = "detect", max_frames: int = 3
         return [centre(frame) for frame in frames]
     faces = [frame[square] for frame in frames if (square := _largest_face(frame)) is not None]
     if not faces:
-        raise Unusable(f"no face found in {len(frames)} of its frames")
+        raise UnusableMedia(f"no face found in {len(frames)} of its frames")
     return faces
 
 
@@ -64,7 +64,7 @@ def _written(faces: Path, name: str) -> list[Path]:
         found = sorted(path for path in folder.glob("*") if path.suffix.lower() in ENDINGS and not path.name.startswith("."))
         if found:
             return found
-    raise Unusable(f"no face image in {faces / name} or {faces / name}_aligned")
+    raise UnusableMedia(f"no face image in {faces / name} or {faces / name}_aligned")
 
 
 def _read(path: Path) -> np.ndarray:
@@ -72,7 +72,7 @@ def _read(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             return np.array(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError):
-        raise Unusable(f"its face image {path} cannot be read") from None
+        raise UnusableMedia(f"its face image {path} cannot be read") from None
 
 
 def _largest_face(frame: np.ndarray) -> tuple[slice, slice] | None:

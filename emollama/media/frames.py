@@ -17,7 +17,7 @@ import av
 import numpy as np
 
 from emollama.media.containers import ENOUGH, opened, packets
-from emollama.media.source import Unusable
+from emollama.media.source import UnusableMedia
 
 Choose = Callable[[int], Sequence[int]]
 ONE = 1 << 16  # in the fixed-point numbers of a display matrix
@@ -46,11 +46,11 @@ def read_frames(path: str | os.PathLike[str], choose: Choose) -> np.ndarray:
         frames, decoded = read_with_pyav(path, set(wanted))
         if len(frames) < len(set(wanted)):
             if decoded < ENOUGH * outline.frames:
-                raise Unusable(f"only {decoded} of its {outline.frames} frames can be decoded: it is damaged")
+                raise UnusableMedia(f"only {decoded} of its {outline.frames} frames can be decoded: it is damaged")
             wanted = choose(decoded)
             frames, _ = read_with_pyav(path, set(wanted))
             if len(frames) < len(set(wanted)):
-                raise Unusable(f"it has only {decoded} frames that can be decoded")
+                raise UnusableMedia(f"it has only {decoded} frames that can be decoded")
     return np.stack([frames[number] for number in wanted])
 
 
@@ -142,7 +142,7 @@ def _outline(path: str | os.PathLike[str]) -> _Outline:
                 raise
             whole = False
         if first is None or not frames:
-            raise Unusable("none of its frames can be decoded")
+            raise UnusableMedia("none of its frames can be decoded")
         eight_bits = all(component.bits == 8 for component in first.format.components)
         image, turn = first.to_ndarray(format="rgb24"), _turn(first)
     return _Outline(_upright(image, turn), frames, whole and eight_bits and turn is None)

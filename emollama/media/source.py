@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-class Unusable(ValueError):
+class UnusableMedia(ValueError):
     """A clip that an encoder can make nothing of: a broken video, no sound, no face. The text says why, but not which clip."""
 
 

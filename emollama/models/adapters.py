@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
-from emollama.models import upstream
+from emollama.models import checkpoint_names
 from emollama.paths import read_text
 
 OWNER = "llama_model."  # the language model within ours; peft's own names begin after it
@@ -47,7 +47,7 @@ class Adapters:
         }
 
 
-def split(tensors: Mapping[str, Tensor], source: str) -> Adapters:
+def split_adapters(tensors: Mapping[str, Tensor], source: str) -> Adapters:
     """Part the adapters from the rest.
 
     Args:
@@ -64,7 +64,7 @@ def split(tensors: Mapping[str, Tensor], source: str) -> Adapters:
             layers.setdefault(found[1], {})[found[2]] = tensor
         else:
             rest[name] = tensor
-    strange = [name for name in rest if name.startswith(OWNER) and not upstream.is_unused(name)]
+    strange = [name for name in rest if name.startswith(OWNER) and not checkpoint_names.is_unused(name)]
     if not layers:
         hint = " It holds the language model itself, as train_llm: full writes it." if strange else ""
         raise UserError(f"{source} holds no LoRA adapters; there is nothing to convert.{hint}")
@@ -157,7 +157,7 @@ def check_base(folder: str, adapters: Adapters, source: str) -> None:
 
     Args:
         folder: the language model's.
-        adapters: as :func:`split` gave them.
+        adapters: as :func:`split_adapters` gave them.
         source: their checkpoint, for messages.
 
     Raises:
@@ -172,7 +172,9 @@ def check_base(folder: str, adapters: Adapters, source: str) -> None:
     except UserError as error:
         said = str(error).removeprefix("model.llama_model: ").removeprefix("model.lora_target_modules: ")
         raise UserError(f"--llama-model: {said}") from None
-    shapes = {upstream.stored_name(name): tuple(tensor.shape) for name, tensor in model.named_parameters() if ".lora_" in name}
+    shapes = {
+        checkpoint_names.stored_name(name): tuple(tensor.shape) for name, tensor in model.named_parameters() if ".lora_" in name
+    }
     own = {name: tuple(tensor.shape) for name, tensor in adapters.named().items()}
     problems = [
         f"{name} {shape} where {shapes.get(name, 'nothing')} fits" for name, shape in own.items() if shapes.get(name) != shape

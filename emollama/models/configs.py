@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Union
 
 from emollama.config import MISSING
-from emollama.data.prompt_style import PromptStyle
+from emollama.data.prompts.prompt_style import PromptStyle
 from emollama.data.slots import PATCH
 from emollama.dtypes import Arithmetic
 from emollama.encoders.shapes import EvaShape, QFormerShape

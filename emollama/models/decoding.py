@@ -25,7 +25,7 @@ from transformers.generation.logits_process import (
 )
 
 from emollama.data.batch import Batch
-from emollama.models.sampling import Choice
+from emollama.models.sampling_params import SamplingParams
 
 
 def empty_cache() -> Any:
@@ -34,7 +34,7 @@ def empty_cache() -> Any:
 
 
 @dataclass
-class Unfinished:
+class DecodingState:
     """Where B sequences stand.
 
     Attributes:
@@ -46,21 +46,21 @@ class Unfinished:
     mask: Tensor
 
     @classmethod
-    def of_packed(cls, packed: Any, lengths: list[int]) -> Unfinished:
+    def from_packed(cls, packed: Any, lengths: list[int]) -> DecodingState:
         """Row by row what a packed forward pass left in its cache, (1, heads, T, head width) a layer."""
         cache = DynamicCache()
         for number, layer in enumerate(packed.layers):
-            cache.update(_rows(layer.keys, lengths), _rows(layer.values, lengths), number)
+            cache.update(_unpack(layer.keys, lengths), _unpack(layer.values, lengths), number)
         sizes = torch.tensor(lengths, device=packed.layers[0].keys.device)
         width = int(sizes.max())
         return cls(cache, (torch.arange(width, device=sizes.device) >= width - sizes[:, None]).long())
 
-    def grown(self, tokens: int) -> tuple[Tensor, Tensor]:
+    def extended(self, tokens: int) -> tuple[Tensor, Tensor]:
         """(mask, position_ids) for ``tokens`` more a sequence: (B, W + tokens) and (B, tokens). The object itself stays."""
         ones = self.mask.new_ones(len(self.mask), tokens)
         return torch.cat([self.mask, ones], 1), self.mask.sum(1, keepdim=True) + ones.cumsum(1) - 1
 
-    def keep(self, rows: Tensor) -> None:
+    def select(self, rows: Tensor) -> None:
         """Drop all sequences but these (their numbers)."""
         self.cache.batch_select_indices(rows)
         self.mask = self.mask[rows]
@@ -70,21 +70,25 @@ class Unfinished:
         self.cache.crop(-tokens)
 
 
-class Reader(Protocol):
+class DecoderModel(Protocol):
     """What decoding asks of a model."""
 
-    def begin(self, batch: Batch) -> tuple[Tensor, Unfinished]:
+    def prefill(self, batch: Batch) -> tuple[Tensor, DecodingState]:
         """Read B prompts: next-token logits (B, V) float32, and where the sequences stand."""
         ...
 
-    def advance(self, ids: Tensor, state: Unfinished) -> Tensor:
+    def decode(self, ids: Tensor, state: DecodingState) -> Tensor:
         """Read (B, Q) more tokens into ``state.cache``: logits behind each of them, (B, Q, V) float32."""
         ...
 
 
 @torch.inference_mode()
 def continued(
-    readers: Sequence[Reader], batch: Batch, choice: Choice, is_finished: Callable[[list[int]], bool], seeds: Sequence[int]
+    readers: Sequence[DecoderModel],
+    batch: Batch,
+    choice: SamplingParams,
+    is_finished: Callable[[list[int]], bool],
+    seeds: Sequence[int],
 ) -> list[list[int]]:
     """Continue each prompt until it is finished.
 
@@ -99,7 +103,7 @@ def continued(
         B lists of new ids, the end included.
     """
     device = batch.input_ids.device
-    begun = [reader.begin(batch) for reader in readers]
+    begun = [reader.prefill(batch) for reader in readers]
     states = [state for _, state in begun]
     scores = _voted([logits for logits, _ in begun])
     processors = _processors(choice)
@@ -120,13 +124,13 @@ def continued(
         if len(open_ones) < len(rows):
             kept = torch.tensor(open_ones, device=device)
             for state in states:
-                state.keep(kept)
+                state.select(kept)
             rows, chosen = [rows[i] for i in open_ones], chosen[kept]
         scores = _voted([_advanced(reader, chosen[:, None], state)[:, -1] for reader, state in zip(readers, states, strict=True)])
 
 
 @torch.inference_mode()
-def likelihoods(readers: Sequence[Reader], batch: Batch, answers: Sequence[list[int]]) -> Tensor:
+def likelihoods(readers: Sequence[DecoderModel], batch: Batch, answers: Sequence[list[int]]) -> Tensor:
     """Probability of each of L given answers among them, (B, L) float64; the mean over the readers.
 
     Args:
@@ -137,23 +141,23 @@ def likelihoods(readers: Sequence[Reader], batch: Batch, answers: Sequence[list[
     return torch.stack([_log_likelihoods(reader, batch, answers).softmax(-1) for reader in readers]).mean(0)
 
 
-def _log_likelihoods(reader: Reader, batch: Batch, answers: Sequence[list[int]]) -> Tensor:
+def _log_likelihoods(reader: DecoderModel, batch: Batch, answers: Sequence[list[int]]) -> Tensor:
     """(B, L) float64: log-probability of each answer after each prompt."""
-    first, state = reader.begin(batch)
+    first, state = reader.prefill(batch)
     columns = []
     for answer in answers:
         ids = torch.tensor(answer, device=first.device).expand(len(first), -1)
         logits = first[:, None]
         if len(answer) > 1:
-            logits = torch.cat([logits, reader.advance(ids[:, :-1], state)], 1)
+            logits = torch.cat([logits, reader.decode(ids[:, :-1], state)], 1)
             state.forget(len(answer) - 1)
         columns.append(logits.double().log_softmax(-1).gather(2, ids[:, :, None]).sum((1, 2)))
     return torch.stack(columns, 1)
 
 
-def _advanced(reader: Reader, ids: Tensor, state: Unfinished) -> Tensor:
-    logits = reader.advance(ids, state)
-    state.mask, _ = state.grown(ids.shape[1])
+def _advanced(reader: DecoderModel, ids: Tensor, state: DecodingState) -> Tensor:
+    logits = reader.decode(ids, state)
+    state.mask, _ = state.extended(ids.shape[1])
     return logits
 
 
@@ -169,13 +173,13 @@ def _sampled(scores: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     return torch.cat(drawn)
 
 
-def _rows(packed: Tensor, lengths: list[int]) -> Tensor:
+def _unpack(packed: Tensor, lengths: list[int]) -> Tensor:
     """(1, heads, T, E) -> (B, heads, W, E), padded with zeros on the left."""
     pieces = packed[0].transpose(0, 1).split(lengths)
     return pad_sequence(list(pieces), batch_first=True, padding_side="left").transpose(1, 2)
 
 
-def _processors(choice: Choice) -> LogitsProcessorList:
+def _processors(choice: SamplingParams) -> LogitsProcessorList:
     """transformers' own processors of (ids so far, scores)."""
     found = LogitsProcessorList()
     if choice.repetition_penalty != 1:

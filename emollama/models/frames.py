@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emollama.data.batch import Rows
+from emollama.data.batch import PackedFeatures
 from emollama.data.slots import FRAME, IMAGE
 from emollama.encoders.eva import Eva
 from emollama.encoders.eva_vit import EvaFiles, EvaVit, read_eva
 from emollama.encoders.shapes import IDENTITY, EvaShape
 from emollama.encoders.weights import digest
 from emollama.errors import UserError
-from emollama.media.choice import FrameChoice
+from emollama.media.frame_selection import FrameChoice
 from emollama.stores.manifest import Manifest
 
-RowsOut = Callable[[Mapping[str, int]], dict[str, int]]
+TokenCounter = Callable[[Mapping[str, int]], dict[str, int]]
 
 
 def build(weights: str, cfg: Any, device: torch.device) -> EvaVit:
@@ -56,7 +56,7 @@ def manifest(weights: str, cfg: Any, choice: FrameChoice, ln_vision: str = IDENT
     return Manifest(IMAGE, described.shape.rows, described.shape.width, described.recipe, digest(weights), "float32")
 
 
-def with_frames(rows_out: RowsOut, made: Mapping[str, int]) -> RowsOut:
+def with_frames(rows_out: TokenCounter, made: Mapping[str, int]) -> TokenCounter:
     """A fusion module's ``rows_out`` for clips that may bring a frame: it counts as the rows that are made of it.
 
     Args:
@@ -74,15 +74,15 @@ def with_frames(rows_out: RowsOut, made: Mapping[str, int]) -> RowsOut:
 def image_and_class(vit: EvaVit) -> Callable[[Tensor], dict[str, Tensor]]:
     """(F, 3, side, side) -> the rows of an EVA cache, image (F, P, D) and class token (F, 1, D)."""
 
-    def made(images: Tensor) -> dict[str, Tensor]:
+    def encode(images: Tensor) -> dict[str, Tensor]:
         rows = vit(images)
         return {"image": rows[:, 1:], "cls": rows[:, :1]}
 
-    return made
+    return encode
 
 
-def encoded(slots: Mapping[str, Rows], encode: Callable[[Tensor], Mapping[str, Tensor]]) -> dict[str, Rows]:
-    """The slots without frames: rows made of a frame stand behind those that its clip brings itself.
+def encoded(slots: Mapping[str, PackedFeatures], encode: Callable[[Tensor], Mapping[str, Tensor]]) -> dict[str, PackedFeatures]:
+    """The slots without frames: features of a frame follow those that its sample has itself.
 
     Args:
         slots: with the slot ``frame``, (F, 3 x side x side).
@@ -97,7 +97,7 @@ def encoded(slots: Mapping[str, Rows], encode: Callable[[Tensor], Mapping[str, T
     return rest | {slot: _joined(slots[slot], frames.offsets, parts) for slot, parts in made.items()}
 
 
-def _joined(cached: Rows, frames: tuple[int, ...], made: Tensor) -> Rows:
+def _joined(cached: PackedFeatures, frames: tuple[int, ...], made: Tensor) -> PackedFeatures:
     """Each clip's cached rows, then those made of its frames; ``made`` is (F, rows of a frame, D)."""
     pieces, offsets = [], [0]
     for clip in range(len(frames) - 1):
@@ -105,4 +105,4 @@ def _joined(cached: Rows, frames: tuple[int, ...], made: Tensor) -> Rows:
         new = made[frames[clip] : frames[clip + 1]].flatten(0, 1)
         pieces += [kept, new]
         offsets.append(offsets[-1] + len(kept) + len(new))
-    return Rows(torch.cat(pieces), tuple(offsets))
+    return PackedFeatures(torch.cat(pieces), tuple(offsets))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from emollama.data.batch import Rows
+from emollama.data.batch import PackedFeatures
 from emollama.errors import UserError
 
 GROUP = 4  # neighbouring image rows that are joined into one, in raster order
@@ -44,7 +44,7 @@ class LinearFusion(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     @staticmethod
-    def rows_out(counts: Mapping[str, int]) -> dict[str, int]:
+    def num_tokens(counts: Mapping[str, int]) -> dict[str, int]:
         """Raw rows of one clip by slot -> rows emitted by placeholder.
 
         Raises:
@@ -55,7 +55,7 @@ class LinearFusion(nn.Module):
             raise ValueError(f"{image} image rows do not group by {GROUP}: an EVA cache holds 1 + a multiple of {GROUP} rows")
         return {**counts, "image": image // GROUP}
 
-    def forward(self, slots: Mapping[str, Rows]) -> dict[str, Tensor]:
+    def forward(self, slots: Mapping[str, PackedFeatures]) -> dict[str, Tensor]:
         """Project every slot; all five layers run even on 0 rows, so that each has a gradient on every rank.
 
         Args:
@@ -96,11 +96,11 @@ class ImageProjection(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     @staticmethod
-    def rows_out(counts: Mapping[str, int]) -> dict[str, int]:
+    def num_tokens(counts: Mapping[str, int]) -> dict[str, int]:
         """Raw rows of one clip by slot -> rows emitted by placeholder: as many."""
         return {"image": counts["image"]}
 
-    def forward(self, slots: Mapping[str, Rows]) -> dict[str, Tensor]:
+    def forward(self, slots: Mapping[str, PackedFeatures]) -> dict[str, Tensor]:
         """{"image": rows (n, D) of all clips, joined} -> {"image": (n, H)}."""
         return {"image": self.dropout(_project(self.llama_proj, slots["image"].values))}
 
@@ -112,7 +112,7 @@ def _project(layer: nn.Module, rows: Tensor) -> Tensor:
     return projected[: len(rows)]
 
 
-def place_rows(text: Tensor, ids: Tensor, rows: Mapping[str, Tensor], first_id: int) -> Tensor:
+def place_feature_tokens(text: Tensor, ids: Tensor, rows: Mapping[str, Tensor], first_id: int) -> Tensor:
     """Put the emitted rows where their placeholders stand.
 
     Args:

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 import torch
 
-from emollama.data.batch import Batch, Rows
-from emollama.data.image_prompt import BUILT_IN, ImagePrompt, read_prompts
-from emollama.data.prompt import Placeholders
-from emollama.data.prompt_style import LossAverage
-from emollama.data.slots import FRAME, KeptShape, SlotShape
-from emollama.media.choice import FrameChoice
-from emollama.models import frames, llm, upstream, vision
+from emollama.data.batch import Batch, PackedFeatures
+from emollama.data.prompts.image_prompt import BUILT_IN, ImagePrompt, read_prompts
+from emollama.data.prompts.prompt import Placeholders
+from emollama.data.prompts.prompt_style import LossAverage
+from emollama.data.slots import FRAME, CachedShape, SlotShape
+from emollama.media.frame_selection import FrameChoice
+from emollama.models import checkpoint_names, frames, llm, vision
 from emollama.models.configs import MiniGPT4Config
 from emollama.models.fusion import GROUP, ImageProjection
 from emollama.models.packed_llm import PackedLLM
@@ -28,7 +28,7 @@ class MiniGPT4(PackedLLM):
     Config = MiniGPT4Config
 
     # What the published training code stores of the Q-Former, beside what is trained.
-    unused_names = (*upstream.UNUSED, "Qformer.bert.embeddings.position_ids")
+    unused_names = (*checkpoint_names.UNUSED, "Qformer.bert.embeddings.position_ids")
     shape_keys = "has_qformer, llama_model and lora_r"
     architecture = "minigpt4"
 
@@ -44,11 +44,11 @@ class MiniGPT4(PackedLLM):
         """slot -> what one clip is expected to bring."""
         rows, width = (cfg.num_query_token, cfg.query_width) if cfg.has_qformer else (cfg.patches // GROUP, GROUP * cfg.vit_width)
         image = SlotShape(rows, width)
-        kept = KeptShape.of(image, cfg.visual_cache_path) if cfg.cache_visual else image
+        kept = CachedShape.of(image, cfg.visual_cache_path) if cfg.cache_visual else image
         return {"image": kept, FRAME: SlotShape(1, 3 * cfg.image_size**2)}
 
     @staticmethod
-    def made_of_frames(cfg: MiniGPT4Config, choice: FrameChoice) -> Manifest:
+    def frame_manifest(cfg: MiniGPT4Config, choice: FrameChoice) -> Manifest:
         """How images become rows in the step.
 
         Raises:
@@ -64,12 +64,12 @@ class MiniGPT4(PackedLLM):
             video=ImageProjection.VIDEO,
             feature=ImageProjection.FEATURE,
             first_id=llm.embedding_rows(llm.read_config(cfg.llama_model)),
-            rows_out=frames.with_frames(ImageProjection.rows_out, {"image": MiniGPT4.slot_shapes(cfg)["image"].rows}),
+            num_tokens=frames.with_frames(ImageProjection.num_tokens, {"image": MiniGPT4.slot_shapes(cfg)["image"].rows}),
         )
         return ImagePrompt(llm.load_tokenizer(cfg.llama_model), cfg.style(), placeholders, prompts, loss_average)
 
-    def raw_rows(self, batch: Batch) -> Mapping[str, Rows]:
+    def features_for_fusion(self, batch: Batch) -> Mapping[str, PackedFeatures]:
         """The images' rows: those that the clips bring, and those that are made of their images now."""
         offsets = batch.slots[FRAME].offsets
-        places = [place for clip, place in enumerate(batch.keep) if offsets[clip] < offsets[clip + 1]]
+        places = [place for clip, place in enumerate(batch.cache_key) if offsets[clip] < offsets[clip + 1]]
         return frames.encoded(batch.slots, lambda images: {"image": self.vision(images, places)})

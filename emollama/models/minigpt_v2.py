@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import torch
 
-from emollama.data.batch import Batch, Rows
-from emollama.data.prompt import Placeholders, Prompt
-from emollama.data.prompt_style import LossAverage
+from emollama.data.batch import Batch, PackedFeatures
+from emollama.data.prompts.prompt import Placeholders, Prompt
+from emollama.data.prompts.prompt_style import LossAverage
 from emollama.data.slots import FRAME, PATCH, SlotShape
-from emollama.media.choice import FrameChoice
-from emollama.models import frames, llm, upstream
+from emollama.media.frame_selection import FrameChoice
+from emollama.models import checkpoint_names, frames, llm
 from emollama.models.configs import MiniGPTv2Config
 from emollama.models.packed_llm import PackedLLM
 from emollama.registry import FUSIONS
@@ -23,7 +23,7 @@ class MiniGPTv2(PackedLLM):
 
     Config = MiniGPTv2Config
 
-    absent_together = upstream.ABSENT_TOGETHER
+    absent_together = checkpoint_names.ABSENT_TOGETHER
     architecture = "minigpt_v2"
 
     def __init__(self, cfg: MiniGPTv2Config, *, device: torch.device, frozen_dtype: torch.dtype) -> None:
@@ -42,7 +42,7 @@ class MiniGPTv2(PackedLLM):
         return {"image": image, "cls": SlotShape(1, dims["image"])} | others | pixels
 
     @staticmethod
-    def made_of_frames(cfg: MiniGPTv2Config, choice: FrameChoice) -> Manifest:
+    def frame_manifest(cfg: MiniGPTv2Config, choice: FrameChoice) -> Manifest:
         """How frames become rows in the step: what a manifest of caches would say.
 
         Raises:
@@ -59,10 +59,10 @@ class MiniGPTv2(PackedLLM):
             video=fusion.VIDEO,
             feature=fusion.FEATURE,
             first_id=llm.embedding_rows(llm.read_config(cfg.llama_model)),
-            rows_out=frames.with_frames(fusion.rows_out, {"image": (cfg.image_size // PATCH) ** 2, "cls": 1}),
+            num_tokens=frames.with_frames(fusion.num_tokens, {"image": (cfg.image_size // PATCH) ** 2, "cls": 1}),
         )
         return Prompt(llm.load_tokenizer(cfg.llama_model), cfg.style(), placeholders, loss_average)
 
-    def raw_rows(self, batch: Batch) -> Mapping[str, Rows]:
+    def features_for_fusion(self, batch: Batch) -> Mapping[str, PackedFeatures]:
         """The slots; rows made of frames are among the image's and the class token's."""
         return batch.slots if self.vit is None else frames.encoded(batch.slots, frames.image_and_class(self.vit))

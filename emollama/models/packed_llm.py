@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emollama.data.batch import IGNORED, Batch, Rows
-from emollama.data.prompt import Prompt
-from emollama.models import llm, upstream
-from emollama.models.decoding import Unfinished, empty_cache
-from emollama.models.fusion import STEADY_ROWS, place_rows
+from emollama.data.batch import IGNORED, Batch, PackedFeatures
+from emollama.data.prompts.prompt import Prompt
+from emollama.models import checkpoint_names, llm
+from emollama.models.decoding import DecodingState, empty_cache
+from emollama.models.fusion import STEADY_ROWS, place_feature_tokens
 
 
 class PackedLLM(nn.Module, ABC):
@@ -32,11 +32,11 @@ class PackedLLM(nn.Module, ABC):
         fusion: raw rows by slot -> rows of the LLM's width by placeholder; the subclass sets it.
     """
 
-    unused_names: tuple[str, ...] = upstream.UNUSED
+    unused_names: tuple[str, ...] = checkpoint_names.UNUSED
     absent_together: tuple[str, ...] = ()
     shape_keys = "lora_r, slot_dims and llama_model"
     architecture = ""
-    stored_name = staticmethod(upstream.stored_name)
+    stored_name = staticmethod(checkpoint_names.stored_name)
     fusion: nn.Module
 
     def __init__(self, cfg: Any, *, device: torch.device, frozen_dtype: torch.dtype) -> None:
@@ -59,7 +59,7 @@ class PackedLLM(nn.Module, ABC):
         self.first_placeholder = llm.embedding_rows(self.llm_config)
 
     @abstractmethod
-    def raw_rows(self, batch: Batch) -> Mapping[str, Rows]:
+    def features_for_fusion(self, batch: Batch) -> Mapping[str, PackedFeatures]:
         """The slots that the fusion module takes; frames have become rows."""
 
     @property
@@ -74,16 +74,16 @@ class PackedLLM(nn.Module, ABC):
         logits = self._packed_logits(batch, _steady(places) - 1, use_cache=False)[: len(places)]
         return F.cross_entropy(logits.float(), batch.labels[places], reduction="none")
 
-    def begin(self, batch: Batch) -> tuple[Tensor, Unfinished]:
+    def prefill(self, batch: Batch) -> tuple[Tensor, DecodingState]:
         """Read B prompts: next-token logits (B, V) float32, and where the sequences stand."""
         cache = empty_cache()
         last = batch.cu_seqlens[1:].long() - 1
         logits = self._packed_logits(batch, _steady(last), past_key_values=cache, use_cache=True)[: len(last)]
-        return logits.float(), Unfinished.of_packed(cache, batch.lengths)
+        return logits.float(), DecodingState.from_packed(cache, batch.lengths)
 
-    def advance(self, ids: Tensor, state: Unfinished) -> Tensor:
+    def decode(self, ids: Tensor, state: DecodingState) -> Tensor:
         """Read (B, Q) more tokens into ``state.cache``: logits behind each of them, (B, Q, V) float32."""
-        mask, positions = state.grown(ids.shape[1])
+        mask, positions = state.extended(ids.shape[1])
         table = self.llama_model.get_input_embeddings()
         logits: Tensor = self.llama_model(
             inputs_embeds=table(ids),
@@ -140,7 +140,7 @@ class PackedLLM(nn.Module, ABC):
         table = self.llama_model.get_input_embeddings()
         is_text = batch.input_ids < self.first_placeholder
         text = table(batch.input_ids.where(is_text, 0))
-        return place_rows(text, batch.input_ids, self.fusion(self.raw_rows(batch)), self.first_placeholder)
+        return place_feature_tokens(text, batch.input_ids, self.fusion(self.features_for_fusion(batch)), self.first_placeholder)
 
 
 def _steady(places: Tensor) -> Tensor:

@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emollama.data.slots import KeptShape, SlotShape
+from emollama.data.slots import CachedShape, SlotShape
 from emollama.encoders.encoder import in_batches
 from emollama.encoders.eva_vit import EvaFiles, EvaVit, read_eva, read_ln_vision
 from emollama.encoders.qformer import HEAD, QFormer, read_qformer
 from emollama.encoders.shapes import IDENTITY, EvaShape, QFormerShape
 from emollama.encoders.weights import digest
 from emollama.errors import UserError
-from emollama.media.choice import FrameChoice
+from emollama.media.frame_selection import FrameChoice
 from emollama.models import frames
 from emollama.models.fusion import GROUP
 from emollama.paths import PATHS
-from emollama.stores.kept import KeptRows
+from emollama.stores.feature_cache import FeatureCache
 from emollama.stores.manifest import Manifest
 
 VIT, QFORMER = "model.vit_weights", "model.q_former_model"  # keys of the files
@@ -50,14 +50,16 @@ class FrozenVision(nn.Module):
 
     def __init__(self, cfg: Any, shape: SlotShape, *, device: torch.device) -> None:
         super().__init__()
-        self._kept = KeptRows(shape.kept_in, shape) if isinstance(shape, KeptShape) else None
+        self._kept = FeatureCache(shape.cache_folder, shape) if isinstance(shape, CachedShape) else None
         if device.type == "meta" and (absent := [path for path in _files(cfg) if not PATHS.isfile(path)]):
             text = "no file %s: figures are those of the published encoders"
             logging.getLogger("emollama").info(text, " and ".join(absent))
             self._build_published(cfg, device)
             return
         if self._kept is not None:
-            self._kept.require_alike(manifest(cfg, shape, "first"), "model.visual_cache_path", write=device.type != "meta")
+            self._kept.require_same_manifest(
+                manifest(cfg, shape, "first"), "model.visual_cache_path", write=device.type != "meta"
+            )
         else:
             _require_agreement(cfg)
         files = EvaFiles(cfg.vit_weights, cfg.image_size, cfg.vit_precision, ln_vision=_norm(cfg))

@@ -13,8 +13,8 @@ from emollama.errors import UserError
 from emollama.listing import abbreviated
 from emollama.registry import did_you_mean
 from emollama.reporting.configuration import CONFIG, RESULT, parsed
-from emollama.reporting.lenient import Notes, text
-from emollama.reporting.measures import higher_is_better, place_of, title_of
+from emollama.reporting.json_io import Notes, text
+from emollama.reporting.measures import block_and_task, higher_is_better, title_of
 from emollama.reporting.panels import Line, Panel
 from emollama.reporting.run_files import RunFiles, best_validation, by_key, read_run
 from emollama.reporting.settings import settings_that_differ
@@ -40,7 +40,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """What is known of several runs.
 
     Attributes:
@@ -59,7 +59,7 @@ class Comparison:
     notes: Notes
 
 
-def compared(folders: Sequence[Path], metrics: Sequence[str] = ()) -> Comparison:
+def compared(folders: Sequence[Path], metrics: Sequence[str] = ()) -> RunComparison:
     """Compare runs.
 
     Args:
@@ -79,7 +79,7 @@ def compared(folders: Sequence[Path], metrics: Sequence[str] = ()) -> Comparison
     notes = [*chain(*(run.notes for run in runs.values())), *_lacking(runs, keys, standings), *_split_apart(runs)]
     configs = {name: config for name, run in runs.items() if (config := _config(run, notes)) is not None}
     trained = [name for name, run in runs.items() if run.trained]
-    return Comparison(runs, keys, standings, dict(settings_that_differ(configs, trained)), notes)
+    return RunComparison(runs, keys, standings, dict(settings_that_differ(configs, trained)), notes)
 
 
 def distinct_names(folders: Sequence[Path]) -> list[str]:
@@ -101,7 +101,7 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
     return names
 
 
-def panels_of(comparison: Comparison) -> list[Panel]:
+def panels_of(comparison: RunComparison) -> list[Panel]:
     """A panel a metric with a line a run, those by epoch first; what the script evaluated is a level.
 
     Metrics that a single run has at a single checkpoint are left out: there is nothing to compare.
@@ -115,11 +115,11 @@ def panels_of(comparison: Comparison) -> list[Panel]:
             lines.append(Line(name, points, levels.get(name, {}).get(key)))
         metric = key.rpartition("/")[2]
         if sum(len(line.points) + (line.level is not None) for line in lines) > 1:
-            panels.append(Panel(title_of(metric), place_of(key), higher_is_better(metric), lines))
+            panels.append(Panel(title_of(metric), block_and_task(key), higher_is_better(metric), lines))
     return sorted(panels, key=lambda panel: not any(line.points for line in panel.lines))
 
 
-def leaders(comparison: Comparison, key: str) -> list[Standing]:
+def leaders(comparison: RunComparison, key: str) -> list[Standing]:
     """Those that are best in a metric; none where fewer than two have it, or nobody knows which way is better."""
     better = higher_is_better(key.rpartition("/")[2])
     values = [value for found in comparison.standings if (value := found.metrics.get(key)) is not None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from emollama.reporting.lenient import mapping, text, texts
+from emollama.reporting.json_io import mapping, text, texts
 
 CONFIG, RESULT = "config.yaml", "result"
 USUAL: dict[str, tuple[Any, str]] = {  # key of an evaluation block -> its default, and how another value is told
@@ -55,7 +55,7 @@ def unusual_of(keys: Mapping[str, Any], task: str) -> Iterator[str]:
     for key, (usual, title) in (USUAL | (USUAL_OF_LABELS if task == "emotion" else {})).items():
         value = keys.get(key)
         if value is not None and value != usual:
-            yield f"{title}: {_told(value)}"
+            yield f"{title}: {_as_text(value)}"
 
 
 def ensemble_of(tree: Mapping[str, Any]) -> Iterator[str]:
@@ -67,7 +67,7 @@ def ensemble_of(tree: Mapping[str, Any]) -> Iterator[str]:
         yield f"{len(checkpoints)} checkpoints: {mean}"
 
 
-def _told(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{word} → {text(label)}" for word, label in value.items())
     return ", ".join(texts(value)) if isinstance(value, list) else text(value)

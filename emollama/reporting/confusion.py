@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from emollama.reporting.canvas import png, short
+from emollama.reporting.plotting import png, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

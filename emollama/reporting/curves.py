@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emollama.reporting.canvas import COLOURS, WIDTH, count_in_whole_numbers, log_scale, png
-from emollama.reporting.lenient import number
+from emollama.reporting.json_io import number
+from emollama.reporting.plotting import COLOURS, WIDTH, count_in_whole_numbers, log_scale, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,10 +6,10 @@ from typing import Any
 
 from emollama.errors import UserError
 from emollama.evaluation.metrics import Metric, metric
-from emollama.reporting.lenient import number
+from emollama.reporting.json_io import number
 
 
-def known_metric(name: str) -> Metric | None:
+def registered_metric(name: str) -> Metric | None:
     """The metric of this name; None where none is registered, as for one of a user's own module."""
     try:
         return metric(name)
@@ -19,23 +19,23 @@ def known_metric(name: str) -> Metric | None:
 
 def higher_is_better(name: str) -> bool | None:
     """Which way a metric goes; None where nobody knows."""
-    found = known_metric(name)
+    found = registered_metric(name)
     return found.higher_is_better if found else None
 
 
 def title_of(name: str) -> str:
     """A metric's name as tables show it."""
-    found = known_metric(name)
+    found = registered_metric(name)
     return found.title if found else name
 
 
 def digits_of(name: str) -> int:
     """Decimals that a metric is shown with: fewer of a judge's points."""
-    found = known_metric(name)
+    found = registered_metric(name)
     return 2 if found and found.top == 10 else 4
 
 
-def place_of(key: str) -> str:
+def block_and_task(key: str) -> str:
     """Block and task of a key ``<block>/<task>/<metric>``."""
     return " · ".join(part for part in key.split("/")[:-1] if part)
 

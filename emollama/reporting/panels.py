@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from emollama.reporting.canvas import COLOURS, GREY, QUIET, WIDTH, count_in_whole_numbers, png, short
+from emollama.reporting.plotting import COLOURS, GREY, QUIET, WIDTH, count_in_whole_numbers, png, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

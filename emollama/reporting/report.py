@@ -11,11 +11,11 @@ from typing import Any
 from emollama.errors import UserError
 from emollama.paths import written_whole
 from emollama.reporting.curves import training_curves
-from emollama.reporting.facts import facts_of, versions
-from emollama.reporting.lenient import text
-from emollama.reporting.measures import digits_of, figure, higher_is_better, known_metric, place_of, title_of
+from emollama.reporting.json_io import text
+from emollama.reporting.measures import block_and_task, digits_of, figure, higher_is_better, registered_metric, title_of
 from emollama.reporting.panels import PANELS, Line, Panel, metric_panels
 from emollama.reporting.run_files import RESULT, RunFiles, best_validation, read_run
+from emollama.reporting.run_summary import summary_rows, versions
 from emollama.reporting.sections import picture, sections_of
 
 NAME = "report.html"
@@ -42,7 +42,7 @@ def write_report(folder: Path) -> Path:
     page = _template().render(
         run=run,
         title=folder.resolve().name,
-        facts=list(facts_of(run)),
+        facts=list(summary_rows(run)),
         best=best,
         keys=_keys(run),
         training=training,
@@ -62,7 +62,7 @@ def panels_by_epoch(run: RunFiles) -> list[Panel]:
     for key in _keys(run):
         name = key.rpartition("/")[2]
         points = [(found.epoch, value) for found in run.validations if (value := found.metrics.get(key)) is not None]
-        panels.append(Panel(title_of(name), place_of(key), higher_is_better(name), [Line("", points)]))
+        panels.append(Panel(title_of(name), block_and_task(key), higher_is_better(name), [Line("", points)]))
     return panels
 
 
@@ -92,7 +92,7 @@ def _template() -> Any:
         "clean": _clean,
         "cut": _cut,
         "figure": figure,
-        "known": known_metric,
+        "known": registered_metric,
         "title_of": title_of,
         "digits_of": digits_of,
     }

@@ -14,7 +14,7 @@ from typing import Any
 
 from emollama.errors import UserError
 from emollama.reporting.configuration import CONFIG, RESULT, blocks_of, evaluated_with
-from emollama.reporting.lenient import (
+from emollama.reporting.json_io import (
     Notes,
     mapping,
     number,
@@ -33,7 +33,7 @@ LOG_LINES = 60_000  # that are read of a longer log
 
 
 @dataclass(frozen=True)
-class Validation:
+class ValidationRecord:
     """A validation while training: ``metrics`` by ``<block>/<task>/<metric>``; ``best`` where its checkpoint became the best."""
 
     epoch: int
@@ -102,7 +102,7 @@ class RunFiles:
 
     folder: Path
     steps: list[dict[str, Any]]
-    validations: list[Validation]
+    validations: list[ValidationRecord]
     results: list[TaskResult]
     results_epoch: int | None
     configs: dict[str, str]
@@ -155,7 +155,7 @@ def by_key(results: Sequence[TaskResult]) -> dict[str, float | None]:
     return {f"{found.block}/{found.task}/{name}": value for found in results for name, value in found.metrics.items()}
 
 
-def best_validation(validations: Sequence[Validation]) -> Validation | None:
+def best_validation(validations: Sequence[ValidationRecord]) -> ValidationRecord | None:
     """The last one whose checkpoint became the best."""
     return next((found for found in reversed(validations) if found.best), None)
 
@@ -166,13 +166,13 @@ def _steps(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [last[step] | {"step": step} for step in sorted(last)]
 
 
-def _validations(folder: Path, notes: Notes, configs: Mapping[str, str]) -> list[Validation]:
+def _validations(folder: Path, notes: Notes, configs: Mapping[str, str]) -> list[ValidationRecord]:
     """Those of eval.jsonl; where there are none, those that left a folder of results."""
     rows = {epoch: row for row in read_lines(folder / EVALUATIONS, notes) if (epoch := whole(row.get("epoch"))) is not None}
-    found = {epoch: Validation(epoch, numbers(row.get("metrics")), row.get("best") is True) for epoch, row in rows.items()}
+    found = {epoch: ValidationRecord(epoch, numbers(row.get("metrics")), row.get("best") is True) for epoch, row in rows.items()}
     if not found:
         for epoch, place in _epoch_folders(folder):
-            found[epoch] = Validation(epoch, by_key(list(_results(place, notes, _order(configs, epoch)))))
+            found[epoch] = ValidationRecord(epoch, by_key(list(_results(place, notes, _order(configs, epoch)))))
     return [found[epoch] for epoch in sorted(found)]
 
 
@@ -181,7 +181,7 @@ def _epoch_folders(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in places if match and path.is_dir())
 
 
-def _place(folder: Path, validations: Sequence[Validation]) -> tuple[Path, int | None]:
+def _place(folder: Path, validations: Sequence[ValidationRecord]) -> tuple[Path, int | None]:
     """The folder of the results to show, and the epoch that it is of."""
     places = dict(_epoch_folders(folder))
     best = best_validation(validations)

@@ -11,7 +11,7 @@ from typing import Any
 
 from emollama.errors import UserError
 from emollama.evaluation.labels import LabelReader
-from emollama.reporting.lenient import mapping, number, text, texts
+from emollama.reporting.json_io import mapping, number, text, texts
 from emollama.reporting.run_files import TaskResult, score_of
 
 LABELLED = 20  # samples of a task that recognises labels, half of them wrong where there are so many
@@ -19,7 +19,7 @@ DESCRIBED = 8  # samples of a task that describes
 
 
 @dataclass(frozen=True)
-class Sample:
+class ReportSample:
     """One answer beside its truth.
 
     Attributes:
@@ -43,7 +43,7 @@ class Sample:
     loss: float | None = None
 
 
-def samples_of(result: TaskResult, keys: Mapping[str, Any]) -> list[Sample]:
+def samples_of(result: TaskResult, keys: Mapping[str, Any]) -> list[ReportSample]:
     """A readable choice of a task's answers, the same whenever the files are the same.
 
     Args:
@@ -77,33 +77,35 @@ def _reader(labels: Sequence[str], keys: Mapping[str, Any]) -> LabelReader:
     return LabelReader((), {})
 
 
-def _labelled(result: TaskResult, rows: Sequence[Mapping[str, Any]], reader: LabelReader) -> list[Sample]:
+def _labelled(result: TaskResult, rows: Sequence[Mapping[str, Any]], reader: LabelReader) -> list[ReportSample]:
     """Wrong answers before right ones, each with all true labels in turn."""
     assert result.recognition
     invalid = {text(row.get("name")) for row in result.recognition.invalid}
-    groups: dict[bool, dict[str, list[Sample]]] = {False: defaultdict(list), True: defaultdict(list)}
+    groups: dict[bool, dict[str, list[ReportSample]]] = {False: defaultdict(list), True: defaultdict(list)}
     for row in rows:
         truth = _truth(row)
         if truth is not None:
             read = "" if text(row.get("name")) in invalid else reader.read(text(row.get("prediction"))).label or ""
             right = bool(read) and read.casefold() == truth.strip().casefold()
-            sample = Sample(text(row.get("name")), truth, text(row.get("prediction")), read, right, loss=number(row.get("loss")))
+            sample = ReportSample(
+                text(row.get("name")), truth, text(row.get("prediction")), read, right, loss=number(row.get("loss"))
+            )
             groups[right][truth].append(sample)
     wrong, good = (list(_in_turn(groups[right])) for right in (False, True))
     half = LABELLED // 2
     return wrong[: max(half, LABELLED - len(good))] + good[: max(half, LABELLED - len(wrong))]
 
 
-def _in_turn(groups: Mapping[str, Sequence[Sample]]) -> Iterator[Sample]:
+def _in_turn(groups: Mapping[str, Sequence[ReportSample]]) -> Iterator[ReportSample]:
     """The first of each group, the second of each, and so on."""
     turns = chain.from_iterable(zip_longest(*(groups[label] for label in sorted(groups))))
     return islice((sample for sample in turns if sample is not None), LABELLED)
 
 
-def _described(row: Mapping[str, Any], judged: Mapping[str, Any]) -> Sample:
+def _described(row: Mapping[str, Any], judged: Mapping[str, Any]) -> ReportSample:
     words = (texts(judged.get("true_words")), texts(judged.get("predicted_words")))
     answer, loss = text(row.get("prediction")), number(row.get("loss"))
-    return Sample(text(row.get("name")), _truth(row), answer, scores=score_of(judged), words=words, loss=loss)
+    return ReportSample(text(row.get("name")), _truth(row), answer, scores=score_of(judged), words=words, loss=loss)
 
 
 def _judged(result: TaskResult, row: Mapping[str, Any]) -> Mapping[str, Any]:

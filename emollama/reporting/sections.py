@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from emollama.reporting.canvas import DPI
 from emollama.reporting.configuration import blocks_of, ensemble_of, evaluated_with, unusual_of
 from emollama.reporting.confusion import confusion_matrix
-from emollama.reporting.lenient import mapping, objects, text
+from emollama.reporting.json_io import mapping, objects, text
 from emollama.reporting.measures import title_of
+from emollama.reporting.plotting import DPI
 from emollama.reporting.run_files import RunFiles, TaskResult
-from emollama.reporting.samples import Sample, samples_of
+from emollama.reporting.samples import ReportSample, samples_of
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Section:
+class ReportSection:
     """What a report says of one task of a block; ``unusual`` is what else its scores' meaning depends on."""
 
     result: TaskResult
-    samples: list[Sample]
+    samples: list[ReportSample]
     confusion: Picture | None
     unusual: list[str]
 
@@ -89,7 +89,7 @@ class Section:
         return "Every judgement failed." if self.failures else "No scores in the files."
 
 
-def sections_of(run: RunFiles) -> list[Section]:
+def sections_of(run: RunFiles) -> list[ReportSection]:
     """A section for each task of each block with results."""
     tree = evaluated_with(run.configs, run.results_epoch)
     blocks = blocks_of(tree)
@@ -102,11 +102,11 @@ def picture(name: str, png: bytes | None, words: str) -> Picture | None:
     return Picture(name, png, words) if png else None
 
 
-def _section(result: TaskResult, keys: Mapping[str, Any], ensemble: list[str]) -> Section:
+def _section(result: TaskResult, keys: Mapping[str, Any], ensemble: list[str]) -> ReportSection:
     found, confusion = result.recognition, None
     if found and found.confusion:
         name = re.sub(r"[^\w+-]", "_", f"confusion_{result.block}_{result.task}")[:100] + ".png"
         png = confusion_matrix(found.labels, found.confusion)
         confusion = picture(name, png, f"Confusion matrix of {result.block}, {result.task}: the truth by row")
     words = [f"tokenizer: {result.tokenizer}"] if result.tokenizer else []
-    return Section(result, samples_of(result, keys), confusion, [*unusual_of(keys, result.task), *ensemble, *words])
+    return ReportSection(result, samples_of(result, keys), confusion, [*unusual_of(keys, result.task), *ensemble, *words])

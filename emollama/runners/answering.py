@@ -8,10 +8,10 @@ from itertools import chain
 from operator import itemgetter
 from typing import Any
 
-from emollama.console import Progress
-from emollama.data.loader import ClipDataset
-from emollama.data.prompt import Prompt
-from emollama.distributed import World
+from emollama.data.loader import SampleDataset
+from emollama.data.prompts.prompt import Prompt
+from emollama.distributed.process_group import World
+from emollama.logs.console import Progress
 from emollama.precision import Precision
 
 
@@ -35,7 +35,7 @@ class Answering:
     precision: Precision
     seed: int
 
-    def rows(self, label: str, dataset: ClipDataset, options: Any) -> list[dict[str, Any]]:
+    def answers(self, label: str, dataset: SampleDataset, options: Any) -> list[dict[str, Any]]:
         """Answer every clip for every task of its pool, the longest prompts first.
 
         Args:
@@ -47,7 +47,7 @@ class Answering:
             A dictionary an answer, sorted by name and task, the same on every rank.
         """
         questions = self.task.questions(dataset, options)
-        words = [dataset.words(asked.clip, asked.task, asked.wording) for asked in questions]
+        words = [dataset.user_text(asked.clip, asked.task, asked.instruction) for asked in questions]
         lengths = self.prompt.prompt_lengths(words, options.prompt_layout)
         by_length = sorted(range(len(questions)), key=lambda place: -lengths[place])
         own = [questions[place] for place in by_length[self.world.rank :: self.world.size]]

@@ -13,16 +13,16 @@ from torch import Tensor
 from emollama import checkpoint
 from emollama.checkpoint_files import require_checkpoint_file
 from emollama.config import RunConfig
-from emollama.distributed import World
+from emollama.distributed.process_group import World
 from emollama.errors import UserError
 from emollama.listing import LINES, abbreviated
-from emollama.logging import get_logger
+from emollama.logs.logger import get_logger
 from emollama.paths import require_language_model
 from emollama.precision import Precision
-from emollama.runners import recipes
+from emollama.runners import provenance
 
 # Keys of a model that no shape in a checkpoint tells -> what comes of another value.
-UNSEEN = {
+NON_SHAPE_KEYS = {
     "lora_alpha": "its adapters are rescaled",
     "prompt_template": "it is asked otherwise than it learnt",
     "chat_template": "it is asked otherwise than it learnt",
@@ -119,7 +119,7 @@ def checkpoint_tensors(
     config: RunConfig,
     precision: Precision,
     resumed: dict[str, Any] | None,
-    features: Mapping[str, recipes.Facts],
+    features: Mapping[str, provenance.ProvenanceFields],
     *,
     training: bool,
 ) -> list[dict[str, Tensor]]:
@@ -151,8 +151,8 @@ def checkpoint_tensors(
     for source in sources:
         content = resumed or checkpoint.read(source, "model.ckpt")
         _compare_keys(content, cfg, source)
-        unlike = recipes.unlike_checkpoint(content.get("features"), features, source)
-        recipes.require_alike(unlike, config.run.allow_other_features)
+        unlike = provenance.checkpoint_mismatches(content.get("features"), features, source)
+        provenance.require_no_mismatches(unlike, config.run.allow_other_features)
         for note in checkpoint.load_trainable(shapes, content["model"], path=source, allow_missing=allowed, dry=True):
             get_logger().info("%s", note)
         found.append(content["model"])
@@ -208,7 +208,7 @@ def _compare_keys(content: dict[str, Any], cfg: Any, source: str) -> None:
     """Warn where a checkpoint was trained with another value of what its shapes do not tell."""
     stored = content.get("config")
     block = stored.get("model") if isinstance(stored, dict) else None
-    for key, outcome in UNSEEN.items():
+    for key, outcome in NON_SHAPE_KEYS.items():
         own = getattr(cfg, key, None)
         then = block.get(key, own) if isinstance(block, dict) else own
         if then != own:

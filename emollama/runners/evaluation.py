@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from emollama.config import EvaluationBlock, RunConfig
-from emollama.data.loader import ClipDataset
+from emollama.data.loader import SampleDataset
 from emollama.data.slots import FRAME, IMAGE
 from emollama.errors import UserError
 from emollama.evaluation.answers import Answer
-from emollama.evaluation.files import write_metrics, write_predictions
+from emollama.evaluation.prediction_files import write_metrics, write_predictions
 from emollama.listing import abbreviated, listing
-from emollama.logging import get_logger
+from emollama.logs.logger import get_logger
 from emollama.runners.answering import Answering
 from emollama.runners.build import build_datasets, is_ensemble
 
@@ -23,7 +23,7 @@ Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Block:
+class EvaluationSet:
     """One evaluation block.
 
     Attributes:
@@ -32,7 +32,7 @@ class Block:
         scoring: how to score.
     """
 
-    dataset: ClipDataset
+    dataset: SampleDataset
     options: Any
     scoring: Any
 
@@ -54,7 +54,7 @@ class Outcome:
     unreachable: dict[str, str]
 
 
-def build_blocks(config: RunConfig, *, check: bool) -> dict[str, Block]:
+def build_blocks(config: RunConfig, *, check: bool) -> dict[str, EvaluationSet]:
     """label -> block, of ``evaluation_datasets``; where there is none, of the clips that ``datasets`` hold out.
 
     Raises:
@@ -82,11 +82,11 @@ def build_blocks(config: RunConfig, *, check: bool) -> dict[str, Block]:
             raise UserError(f"{key}.num_beams: beams are searched with one model. Set num_beams: 1, or model.ensemble: weights.")
         given = {name: _comes_with(dataset, name, block.task) for name in dataset.pool.tasks}
         scoring = task.scoring(block.scoring, labels=dataset.cfg.labels, aliases=block.task.aliases, tasks=given, key=key)
-        made[key.partition(".")[2]] = Block(dataset, block.task, scoring)
+        made[key.partition(".")[2]] = EvaluationSet(dataset, block.task, scoring)
     return made
 
 
-def warn_of_training_clips(blocks: Mapping[str, Block], trained: Mapping[str, ClipDataset]) -> None:
+def warn_of_training_clips(blocks: Mapping[str, EvaluationSet], trained: Mapping[str, SampleDataset]) -> None:
     """Warn of clips that are trained on and answered too, by their names: what is measured on them says little."""
     for label, block in blocks.items():
         names = set(block.dataset.names())
@@ -96,7 +96,7 @@ def warn_of_training_clips(blocks: Mapping[str, Block], trained: Mapping[str, Cl
                 get_logger().warning(text, label, len(common), len(names), other)
 
 
-def _comes_with(dataset: ClipDataset, task: str, options: Any) -> list[str]:
+def _comes_with(dataset: SampleDataset, task: str, options: Any) -> list[str]:
     """What answers to a task come with: a reference where any clip has one, and then a loss in the layout of training."""
     if not dataset.has_reference(task):
         return []
@@ -113,7 +113,7 @@ class Evaluation:
         source: the checkpoint that answers, for the files; None while training.
     """
 
-    blocks: dict[str, Block]
+    blocks: dict[str, EvaluationSet]
     answering: Answering
     source: str | None
 
@@ -125,16 +125,18 @@ class Evaluation:
         world = self.answering.world
         outcome = Outcome({}, {}, [], {})
         for label, block in self.blocks.items():
-            rows = self.answering.rows(label, block.dataset, block.options)
-            outcome.files.extend(world.on_main(partial(write_predictions, folder, label, rows)))
-            metrics, unreachable, path = world.on_main(partial(self._scored, folder, label, block, rows))
+            rows = self.answering.answers(label, block.dataset, block.options)
+            outcome.files.extend(world.on_rank_zero(partial(write_predictions, folder, label, rows)))
+            metrics, unreachable, path = world.on_rank_zero(partial(self._scored, folder, label, block, rows))
             outcome.metrics.update(metrics)
             outcome.unreachable.update(unreachable)
             outcome.files.append(path)
             outcome.rows[label] = rows
         return outcome
 
-    def _scored(self, folder: Path, label: str, block: Block, rows: Rows) -> tuple[dict[str, float | None], dict[str, str], Path]:
+    def _scored(
+        self, folder: Path, label: str, block: EvaluationSet, rows: Rows
+    ) -> tuple[dict[str, float | None], dict[str, str], Path]:
         """Metrics by their long names, why the judge could not be asked, and the file written."""
         answers = [Answer(row["name"], row["task"], row["prediction"], row["reference"], row["loss"]) for row in rows]
         scores = block.scoring.score(answers, tolerant=True)

@@ -11,19 +11,19 @@ from typing import Any
 
 from torch import Tensor
 
-from emollama import tracking
 from emollama.checkpoint_files import require_checkpoint_file
 from emollama.config import RunConfig
-from emollama.data.loader import ClipDataset, Split
-from emollama.data.order import Order
-from emollama.distributed import World
+from emollama.data.loader import BatchLayout, SampleDataset
+from emollama.data.sampling import MixtureSampler
+from emollama.distributed.process_group import World
 from emollama.errors import EchoedError, UserError
+from emollama.logs import tracking
 from emollama.paths import new_job_id, require_language_model, require_writable
 from emollama.precision import Precision
-from emollama.runners import recipes
+from emollama.runners import provenance
 from emollama.runners.build import batch_size, build_datasets, checkpoint_paths, checkpoint_tensors, training_blocks
-from emollama.runners.evaluation import Block, build_blocks, warn_of_training_clips
-from emollama.runners.resume import order_facts, require_job_id, resume_content, run_facts
+from emollama.runners.evaluation import EvaluationSet, build_blocks, warn_of_training_clips
+from emollama.runners.resume import require_job_id, resume_content, run_fields, sampling_fields
 from emollama.runners.validation import watched_key
 
 
@@ -76,7 +76,7 @@ class Preparation:
         datasets: label -> dataset to train on; empty for an evaluation.
         blocks: label -> evaluation block; empty if nothing is evaluated.
         features: slot -> how the run's features were made, where that is known.
-        split, order, facts: of training: the layout of a step, the order of the samples, what a resumed run must share.
+        layout, sampler, facts: of training: the layout of a step, the sampler, and what a resumed run must share.
         resumed: content of the checkpoint to resume from; None for a new run.
         first_step: of this process, from 0.
         tensors: stored name -> tensor, for each member of an ensemble; empty if the model starts from random values.
@@ -86,10 +86,10 @@ class Preparation:
     """
 
     prompt: Any
-    split: Split
-    order: Order
+    layout: BatchLayout
+    sampler: MixtureSampler
     facts: dict[str, Any]
-    features: Mapping[str, recipes.Facts]
+    features: Mapping[str, provenance.ProvenanceFields]
     tensors: list[dict[str, Tensor]]
 
     def __init__(
@@ -103,12 +103,12 @@ class Preparation:
     ) -> None:
         self.config, self.world, self.training = config, world, training
         self.processes = processes or world.size
-        self.datasets: dict[str, ClipDataset] = {}
-        self.blocks: dict[str, Block] = {}
+        self.datasets: dict[str, SampleDataset] = {}
+        self.blocks: dict[str, EvaluationSet] = {}
         self.resumed: dict[str, Any] | None = None
         self.first_step = 0
         self._step: AbstractContextManager[None] = nullcontext() if problems is None else problems
-        job_id = config.run.job_id or world.on_main(new_job_id)
+        job_id = config.run.job_id or world.on_rank_zero(new_job_id)
         self.folder = Path(config.run.output_dir) / job_id
         self.precision = Precision(world.device, config.run.amp, config.run.amp_dtype)
         self._check_files()
@@ -122,30 +122,30 @@ class Preparation:
         if problems:
             return
         with self._step:
-            self.tensors = world.main_first(self._checkpoint_tensors)
+            self.tensors = world.rank_zero_first(self._checkpoint_tensors)
 
     def _check_files(self) -> None:
         """The run's folder, Weights & Biases, and the language model."""
-        run, model, on_main = self.config.run, self.config.model, self.world.on_main
+        run, model, on_rank_zero = self.config.run, self.config.model, self.world.on_rank_zero
         if self.training:
             with self._step:
-                on_main(lambda: require_job_id(run))
+                on_rank_zero(lambda: require_job_id(run))
         if self.training and run.wandb_log:
             with self._step:
-                on_main(tracking.require)
+                on_rank_zero(tracking.require)
         with self._step:
-            on_main(lambda: require_writable(self.folder, "run.output_dir"))
+            on_rank_zero(lambda: require_writable(self.folder, "run.output_dir"))
         with self._step:
-            on_main(lambda: require_language_model(model.llama_model))
+            on_rank_zero(lambda: require_language_model(model.llama_model))
             render = self.config.classes["model"].prompt
-            self.prompt = self.world.main_first(lambda: render(model, run.loss_average))
+            self.prompt = self.world.rank_zero_first(lambda: render(model, run.loss_average))
 
     def _check_checkpoints(self) -> None:
         """The files to start from, after the data, whose problems come in one list. A resumed run reads its own checkpoint."""
         resumes = self.training and self.config.run.resume_ckpt_path
         for path in () if resumes else checkpoint_paths(self.config.model.ckpt):
             with self._step:
-                self.world.on_main(partial(require_checkpoint_file, path, "model.ckpt"))
+                self.world.on_rank_zero(partial(require_checkpoint_file, path, "model.ckpt"))
 
     def _build_data(self) -> None:
         """Datasets, evaluation blocks, and how their features were made."""
@@ -157,7 +157,7 @@ class Preparation:
             blocks = self.blocks = self._blocks()
         if self.training and run.evaluate and blocks is not None:
             with self._step:
-                world.on_main(lambda: watched_key(run, self.blocks))
+                world.on_rank_zero(lambda: watched_key(run, self.blocks))
         if datasets is None or blocks is None:
             return
         if world.is_main:
@@ -165,32 +165,32 @@ class Preparation:
         answered = [block.dataset for block in blocks.values()]
         own, others = (datasets.values(), answered) if self.training else (answered, [])
         with self._step:
-            self.features = world.main_first(lambda: recipes.of_run(self.config, own, others))
+            self.features = world.rank_zero_first(lambda: provenance.provenance_of_run(self.config, own, others))
 
-    def _datasets(self) -> dict[str, ClipDataset]:
+    def _datasets(self) -> dict[str, SampleDataset]:
         """What is trained on; rank 0 looks at every file first."""
         if not self.training:
             return {}
         config, check, blocks = self.config, self.world.is_main, training_blocks(self.config)
-        built = self.world.main_first(lambda: build_datasets(config, blocks, training=True, check=check))
+        built = self.world.rank_zero_first(lambda: build_datasets(config, blocks, training=True, check=check))
         return {path.removeprefix("datasets."): dataset for path, dataset in built.items()}
 
-    def _blocks(self) -> dict[str, Block]:
+    def _blocks(self) -> dict[str, EvaluationSet]:
         """What is answered; rank 0 looks at every file first."""
         if self.training and not self.config.run.evaluate:
             return {}
-        return self.world.main_first(lambda: build_blocks(self.config, check=self.world.is_main))
+        return self.world.rank_zero_first(lambda: build_blocks(self.config, check=self.world.is_main))
 
     def _prepare_steps(self) -> None:
         """The layout of a step, the order of the samples, and the checkpoint to resume from."""
         run = self.config.run
-        size = self.world.main_first(lambda: batch_size(self.datasets))
-        self.split = Split(size, run.accum_grad_iters, self.processes, self.world.rank)
-        decks = [dataset.deck() for dataset in self.datasets.values()]
-        epoch_draws = self.split.global_batch * run.iters_per_epoch
-        self.order = self.world.main_first(lambda: Order(run.seed, tuple(decks), epoch_draws))
-        facts = order_facts(self.split, self.datasets, decks, self.world)
-        self.facts = run_facts(facts, self.precision, self.prompt)
+        size = self.world.rank_zero_first(lambda: batch_size(self.datasets))
+        self.layout = BatchLayout(size, run.accum_grad_iters, self.processes, self.world.rank)
+        samplings = [dataset.sampling() for dataset in self.datasets.values()]
+        samples_per_epoch = self.layout.global_batch * run.iters_per_epoch
+        self.sampler = self.world.rank_zero_first(lambda: MixtureSampler(run.seed, tuple(samplings), samples_per_epoch))
+        facts = sampling_fields(self.layout, self.datasets, samplings, self.world)
+        self.facts = run_fields(facts, self.precision, self.prompt)
         self.resumed = resume_content(self.config, self.folder, self.facts, self.world)
         if self.resumed is None:
             return

@@ -8,17 +8,17 @@ from typing import Any
 
 from emollama import checkpoint
 from emollama.config import RunConfig, from_plain
-from emollama.data.loader import Split
-from emollama.data.order import Deck
-from emollama.distributed import World
+from emollama.config.layers import leaves
+from emollama.data.loader import BatchLayout
+from emollama.data.sampling import DatasetSampling
+from emollama.distributed.process_group import World
 from emollama.errors import EchoedError, UserError
-from emollama.layers import leaves
 from emollama.listing import abbreviated
-from emollama.logging import get_logger
+from emollama.logs.logger import get_logger
 from emollama.precision import Precision
 
 # What may differ between a stored run and its continuation: paths, intervals, workers, the number of epochs.
-MAY_DIFFER = (
+RESUMABLE_OVERRIDES = (
     "imports",
     "paths*",
     "*_path",
@@ -53,21 +53,23 @@ MAY_DIFFER = (
 )
 
 
-def order_facts(split: Split, datasets: dict[str, Any], decks: list[Deck], world: World) -> dict[str, Any]:
+def sampling_fields(
+    layout: BatchLayout, datasets: dict[str, Any], samplings: list[DatasetSampling], world: World
+) -> dict[str, Any]:
     """What the order of the draw rests on, beside the configuration: name -> value.
 
     Raises:
         UserError: another process sees other clips or texts.
     """
     facts: dict[str, Any] = {
-        "samples of a step (processes x batch_size x accum_grad_iters)": split.global_batch,
+        "samples of a step (processes x batch_size x accum_grad_iters)": layout.global_batch,
         "datasets in order": list(datasets),
     }
-    for (label, dataset), deck in zip(datasets.items(), decks, strict=True):
+    for (label, dataset), sampling in zip(datasets.items(), samplings, strict=True):
         facts[f"clips of {label}"] = len(dataset)
         facts[f"list and texts of {label}"] = dataset.digest()
         facts[f"tasks of {label} in order"] = list(dataset.pool.tasks)
-        facts[f"shards or difficulty of {label}"] = deck.digest()
+        facts[f"shards or difficulty of {label}"] = sampling.digest()
     first, *others = world.gather(facts)
     for rank, theirs in enumerate(others, 1):
         different = [name for name, value in first.items() if theirs[name] != value]
@@ -78,11 +80,11 @@ def order_facts(split: Split, datasets: dict[str, Any], decks: list[Deck], world
     return facts
 
 
-def run_facts(order: dict[str, Any], precision: Precision, prompt: Any) -> dict[str, Any]:
+def run_fields(order: dict[str, Any], precision: Precision, prompt: Any) -> dict[str, Any]:
     """Everything that must be the same in a stored run and its continuation, beside the configuration: name -> value.
 
     Args:
-        order: of :func:`order_facts`.
+        order: of :func:`sampling_fields`.
         precision: of the run.
         prompt: the model's renderer.
     """
@@ -105,13 +107,13 @@ def resume_content(config: RunConfig, folder: Path, facts: dict[str, Any], world
     Args:
         config: ``run.resume_ckpt_path`` is a file, ``auto``, or None.
         folder: of the run; ``auto`` looks there.
-        facts: what must be as it was, beside the configuration (:func:`run_facts`).
+        facts: what must be as it was, beside the configuration (:func:`run_fields`).
         world: rank 0 chooses, every rank reads.
 
     Raises:
         UserError: a fresh run would write into a folder that holds checkpoints, or the stored run is another one.
     """
-    path = world.on_main(lambda: _chosen(config.run.resume_ckpt_path, folder))
+    path = world.on_rank_zero(lambda: _checkpoint_to_resume(config.run.resume_ckpt_path, folder))
     if path is None:
         return None
 
@@ -120,10 +122,10 @@ def resume_content(config: RunConfig, folder: Path, facts: dict[str, Any], world
         _check_same_run(content, config, facts, path)
         return content | {"path": path}
 
-    return world.main_first(read)
+    return world.rank_zero_first(read)
 
 
-def _chosen(configured: str | None, folder: Path) -> str | None:
+def _checkpoint_to_resume(configured: str | None, folder: Path) -> str | None:
     if configured is None:
         if any(folder.glob("checkpoint_*.pth")):
             raise UserError(
@@ -157,7 +159,7 @@ def _check_same_run(content: dict[str, Any], config: RunConfig, facts: dict[str,
     found = {
         key: (then.get(key), now.get(key))
         for key in sorted({*then, *now})
-        if then.get(key) != now.get(key) and not _may_differ(key, then.get(key), now.get(key))
+        if then.get(key) != now.get(key) and not _is_resumable_override(key, then.get(key), now.get(key))
     }
     old = content["facts"]
     found |= {name: (old.get(name), value) for name, value in facts.items() if old.get(name) != value}
@@ -169,7 +171,7 @@ def _check_same_run(content: dict[str, Any], config: RunConfig, facts: dict[str,
         )
 
 
-def _may_differ(key: str, then: Any, now: Any) -> bool:
+def _is_resumable_override(key: str, then: Any, now: Any) -> bool:
     """Whether a run may go on with another value: another place of a file may, its absence may not."""
     turned = key.startswith("datasets.") and (then is None) != (now is None) and not key.endswith("data_root")
-    return not turned and any(fnmatch.fnmatchcase(key, pattern) for pattern in MAY_DIFFER)
+    return not turned and any(fnmatch.fnmatchcase(key, pattern) for pattern in RESUMABLE_OVERRIDES)

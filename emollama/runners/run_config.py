@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Union
 
 from emollama import lr_schedules
-from emollama.data.prompt_style import LossAverage
+from emollama.data.prompts.prompt_style import LossAverage
 from emollama.dtypes import AmpDtype
 from emollama.errors import require_at_least
 from emollama.registry import LR_SCHEDULES

@@ -16,16 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emollama import checkpoint, distributed, lr_schedules, optim
+from emollama import checkpoint, lr_schedules, optim
 from emollama.config import RunConfig, write_yaml
 from emollama.data.batch import Batch
 from emollama.data.loader import TrainingSamples, seed_of, step_batches, training_loader
-from emollama.distributed import World
+from emollama.distributed import process_group
+from emollama.distributed.process_group import World
 from emollama.errors import EchoedError, UserError
 from emollama.listing import listing
-from emollama.logging import get_logger, log_metrics, set_up
+from emollama.logs.logger import get_logger, log_metrics, set_up
+from emollama.logs.run_log import RunLog
 from emollama.reporting.report import write_report
-from emollama.run_log import RunLog
 from emollama.runners import summary
 from emollama.runners.answering import Answering
 from emollama.runners.build import build_models, checkpoint_paths
@@ -51,7 +52,7 @@ class RunnerBase:
     def __init__(self, config: RunConfig, *, training: bool = True) -> None:
         cfg = self.cfg = config.run
         self.config = config
-        self.world = distributed.start(cfg.device)
+        self.world = process_group.start(cfg.device)
         set_up(self.world.is_main)
         for text in config.warnings if self.world.is_main else ():
             get_logger().warning("%s", text)
@@ -80,8 +81,8 @@ class RunnerBase:
     def train(self) -> Path:
         """Run the steps that are left to do. Returns the run's folder."""
         cfg, begun = self.cfg, time.monotonic()
-        self.world.on_main(lambda: write_yaml(self.config, self.folder / "config.yaml"))
-        summary.show_start(self, self.resumed_from, summary.training_steps(cfg, self.split, self.first_step))
+        self.world.on_rank_zero(lambda: write_yaml(self.config, self.folder / "config.yaml"))
+        summary.show_start(self, self.resumed_from, summary.training_steps(cfg, self.layout, self.first_step))
         log = RunLog(
             self.folder,
             first_step=self.first_step,
@@ -92,11 +93,11 @@ class RunnerBase:
         )
         with log:
             if cfg.wandb_log:
-                self.world.on_main(lambda: log.track(cfg.wandb_project, self.config.plain()))
+                self.world.on_rank_zero(lambda: log.track(cfg.wandb_project, self.config.plain()))
             log.hyper_parameters(summary.hyper_parameters(self.config), summary.scalar_tags(self.blocks))
             self._train_steps(log)
         best = self.validation.best() if self.validation else None
-        summary.show_end(self, time.monotonic() - begun, self.world.on_main(self._report), best)
+        summary.show_end(self, time.monotonic() - begun, self.world.on_rank_zero(self._report), best)
         return self.folder
 
     def evaluate(self) -> list[Path]:
@@ -108,8 +109,8 @@ class RunnerBase:
         result = self.folder / "result"
         outcome = Evaluation(self.blocks, self._answering(), source).run(result)
         log_metrics(outcome.metrics)
-        self.world.on_main(lambda: write_yaml(self.config, result / "config.yaml"))
-        files = [*outcome.files, *self.world.on_main(self._report)]
+        self.world.on_rank_zero(lambda: write_yaml(self.config, result / "config.yaml"))
+        files = [*outcome.files, *self.world.on_rank_zero(self._report)]
         if outcome.unreachable:
             kind = UserError if self.world.is_main else EchoedError
             told = "; ".join(f"{label}: {why}" for label, why in outcome.unreachable.items())
@@ -134,7 +135,7 @@ class RunnerBase:
         if self.validation.due(done):
             with log.paused():
                 self.validation.run(done, log, lambda: self._save(checkpoint.BEST, done))
-                self.world.on_main(self._report)
+                self.world.on_rank_zero(self._report)
         if self.validation.exhausted and done < self.total_steps:
             text = "run.early_stop_patience: no better %s in %d evaluations; training ends here"
             get_logger().info(text, self.cfg.metric, self.cfg.early_stop_patience)
@@ -151,7 +152,7 @@ class RunnerBase:
                 micro_batches = next(batches)
             values = self._step(step, micro_batches)
             self._stop_if_stuck(micro_batches)
-            log.step(step, {"epoch": step // self.cfg.iters_per_epoch, **values}, samples=self.split.global_batch)
+            log.step(step, {"epoch": step // self.cfg.iters_per_epoch, **values}, samples=self.layout.global_batch)
             self._save_when_due(step + 1)
             log.end_epoch_when_due(step + 1)
             ended = self._evaluate_when_due(step + 1, log)
@@ -192,7 +193,7 @@ class RunnerBase:
         mean_loss = torch.zeros((), dtype=torch.float64, device=device)
         for micro, batch in enumerate(micro_batches):
             torch.manual_seed(seed_of(self.cfg.seed, step, self.world.rank, micro))
-            with self.parallel.synchronised(last=micro + 1 == len(micro_batches)):
+            with self.parallel.no_sync_unless(last=micro + 1 == len(micro_batches)):
                 with self.precision.autocast():
                     loss = self.task.loss(self.parallel, batch.to(device))
                 # Gradients are averaged over the ranks, but each rank's sum counts in full.
@@ -204,7 +205,7 @@ class RunnerBase:
         """The micro-batches of each step that is left, in order."""
         loader = training_loader(
             self.samples,
-            self.split,
+            self.layout,
             first_step=self.first_step,
             end_step=self.total_steps,
             num_workers=self.cfg.num_workers,
@@ -228,7 +229,7 @@ class RunnerBase:
         if done % cfg.iters_per_epoch == 0:
             self._save(f"checkpoint_{done // cfg.iters_per_epoch - 1}.pth", done)
             if cfg.keep_last:
-                self.world.on_main(partial(checkpoint.drop_old, self.folder, cfg.keep_last))
+                self.world.on_rank_zero(partial(checkpoint.drop_old, self.folder, cfg.keep_last))
         elif cfg.save_every_iters and done % cfg.save_every_iters == 0:
             self._save(checkpoint.LAST, done)
 
@@ -245,16 +246,16 @@ class RunnerBase:
             "features": self.features,
             "config": self.config.plain(),
         }
-        self.world.on_main(lambda: checkpoint.save(self.folder / name, content))
+        self.world.on_rank_zero(lambda: checkpoint.save(self.folder / name, content))
 
     def _prepare_training(self, ready: Preparation) -> None:
         cfg, resumed = self.cfg, ready.resumed
-        self.split, self._facts, self.first_step = ready.split, ready.facts, ready.first_step
+        self.layout, self._facts, self.first_step = ready.layout, ready.facts, ready.first_step
         self.total_steps = cfg.max_epoch * cfg.iters_per_epoch
         self.learning_rate = lr_schedules.learning_rate(cfg)
-        self.samples = TrainingSamples(list(self.datasets.values()), self.prompt, ready.order)
+        self.samples = TrainingSamples(list(self.datasets.values()), self.prompt, ready.sampler)
         self.model.train()
-        self.parallel = distributed.Parallel(self.model, self.world, cfg.parallel)
+        self.parallel = process_group.Parallel(self.model, self.world, cfg.parallel)
         named = optim.trainable(self.model).items()
         self.optimizer = optim.adamw(named, lr=cfg.init_lr, weight_decay=cfg.weight_decay, beta2=cfg.beta2)
         self.resumed_from = str(resumed["path"]) if resumed else None

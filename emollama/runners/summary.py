@@ -15,16 +15,16 @@ from typing import Any, Protocol
 import torch
 
 from emollama.config import RunConfig
-from emollama.console import aligned, duration
-from emollama.data.loader import ClipDataset, Split
-from emollama.distributed import World
-from emollama.layers import leaves
-from emollama.logging import get_logger
+from emollama.config.layers import leaves
+from emollama.data.loader import BatchLayout, SampleDataset
+from emollama.distributed.process_group import World
+from emollama.logs.console import aligned, duration
+from emollama.logs.logger import get_logger
 from emollama.paths import PACKAGE, SHIPPED, packaged_copy, read_text
 from emollama.planning import parameter_groups
 from emollama.precision import Precision
 from emollama.runners.build import checkpoint_paths
-from emollama.runners.evaluation import Block
+from emollama.runners.evaluation import EvaluationSet
 
 # What follows the training of a shipped configuration: the command and its configuration.
 NEXT = {
@@ -50,7 +50,7 @@ class Run(Protocol):
     precision: Precision
     model: Any
     datasets: dict[str, Any]
-    blocks: dict[str, Block]
+    blocks: dict[str, EvaluationSet]
 
 
 def show_start(run: Run, resumed: str | None = None, steps: Rows | None = None) -> None:
@@ -119,7 +119,7 @@ def _weights(model: Any, config: RunConfig, resumed: str | None) -> Rows:
     return [("checkpoint", source), parameters, *shares]
 
 
-def _samples(datasets: Mapping[str, ClipDataset], blocks: Mapping[str, Block]) -> Rows:
+def _samples(datasets: Mapping[str, SampleDataset], blocks: Mapping[str, EvaluationSet]) -> Rows:
     """The number of samples of each dataset that is trained on and of each block that is evaluated."""
     rows = [(f"training set {label}", _size(dataset)) for label, dataset in datasets.items()]
     for label, block in blocks.items():
@@ -128,12 +128,12 @@ def _samples(datasets: Mapping[str, ClipDataset], blocks: Mapping[str, Block]) -
     return rows
 
 
-def training_steps(cfg: Any, split: Split, first_step: int) -> Rows:
+def training_steps(cfg: Any, layout: BatchLayout, first_step: int) -> Rows:
     """The number of steps, what a step consists of, and where a resumed run begins."""
     total = cfg.max_epoch * cfg.iters_per_epoch
     counted = f"{total:,} ({cfg.max_epoch} epoch{'s' * (cfg.max_epoch > 1)} x {cfg.iters_per_epoch:,} iterations)"
-    parts = f"{_processes(split.world)} x {split.accumulate} accumulated x micro-batch of {split.batch_size}"
-    rows = [("steps", counted), ("samples per step", f"{split.global_batch} ({parts})")]
+    parts = f"{_processes(layout.world)} x {layout.accumulate} accumulated x micro-batch of {layout.batch_size}"
+    rows = [("steps", counted), ("samples per step", f"{layout.global_batch} ({parts})")]
     if first_step:
         left = "" if first_step < total else ": no step is left"
         rows.append(("resuming", f"at step {first_step:,} of {total:,}{left}"))
@@ -151,7 +151,7 @@ def hyper_parameters(config: RunConfig) -> dict[str, bool | int | float | str]:
     }
 
 
-def scalar_tags(blocks: Mapping[str, Block]) -> list[str]:
+def scalar_tags(blocks: Mapping[str, EvaluationSet]) -> list[str]:
     """Tags of the scalars that TensorBoard shows beside the hyper-parameters."""
     tasks = [(label, task, names) for label, block in blocks.items() for task, names in block.scoring.metrics.items()]
     return ["train/loss", *(f"eval/{label}/{task}/{name}" for label, task, names in tasks for name in names)]
@@ -165,7 +165,7 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _size(dataset: ClipDataset) -> str:
+def _size(dataset: SampleDataset) -> str:
     return f"{len(dataset.names()):,} samples, tasks {', '.join(dataset.pool.tasks)}"
 
 

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from emollama import checkpoint
-from emollama.distributed import World
+from emollama.distributed.process_group import World
 from emollama.errors import UserError
 from emollama.evaluation.metrics import metric
 from emollama.listing import abbreviated, listing
-from emollama.logging import get_logger
+from emollama.logs.logger import get_logger
+from emollama.logs.run_log import RunLog, entries_before
 from emollama.paths import written_whole
 from emollama.registry import METRICS, did_you_mean
-from emollama.run_log import RunLog, entries_before
-from emollama.runners.evaluation import Block, Evaluation
+from emollama.runners.evaluation import Evaluation, EvaluationSet
 
 
 class Validation:
@@ -41,10 +41,10 @@ class Validation:
         self._evaluation = evaluation
         self._world: World = evaluation.answering.world
         self._folder = folder
-        self._key = self._world.on_main(lambda: watched_key(cfg, evaluation.blocks))
+        self._key = self._world.on_rank_zero(lambda: watched_key(cfg, evaluation.blocks))
         self._metric = None if self._key is None else metric(self._key.rpartition("/")[2])
-        self._past = self._world.on_main(lambda: entries_before(folder / "eval.jsonl", first_step))
-        self._kept = self._world.on_main(self._best_on_disk)
+        self._past = self._world.on_rank_zero(lambda: entries_before(folder / "eval.jsonl", first_step))
+        self._kept = self._world.on_rank_zero(self._best_on_disk)
 
     def due(self, done: int) -> bool:
         """Whether to evaluate after ``done`` steps: at the ends of epochs, and not if this was done before."""
@@ -86,7 +86,7 @@ class Validation:
             self._kept = True
             get_logger().info("%s %.4f is the best so far: kept as %s", self._key, value, checkpoint.BEST)
         self._past.append({"step": done - 1, "epoch": epoch, "metrics": outcome.metrics, "best": is_best})
-        self._world.on_main(self._write)
+        self._world.on_rank_zero(self._write)
         log.evaluation(done - 1, epoch, outcome.metrics, {label: self._shown(rows) for label, rows in outcome.rows.items()})
         if value is None and self._key is not None:
             get_logger().warning("%s has no value after epoch %d: it cannot be the best", self._key, epoch)
@@ -132,7 +132,7 @@ class Validation:
         return [row for row in rows if row["name"] in chosen]
 
 
-def watched_key(cfg: Any, blocks: Mapping[str, Block]) -> str | None:
+def watched_key(cfg: Any, blocks: Mapping[str, EvaluationSet]) -> str | None:
     """The key "block/task/metric" that ``run.metric`` names.
 
     Args:

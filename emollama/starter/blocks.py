@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emollama.data.clips import LABELS, SENTENCE_COLUMNS
+from emollama.data.annotations import LABELS, SENTENCE_COLUMNS
 from emollama.registry import DATASETS
 from emollama.starter.defaults import defaults
 from emollama.starter.draft import Draft
@@ -23,7 +23,7 @@ EMOTION_COLUMNS, REASON_COLUMNS = ("emotion", "label", "discrete", "emotions"), 
 
 
 @dataclass(frozen=True)
-class Block:
+class StarterBlock:
     """Which block is filled in.
 
     Attributes:
@@ -39,13 +39,13 @@ class Block:
     training: bool
 
     @classmethod
-    def of(cls, draft: Draft, path: str) -> Block:
+    def of(cls, draft: Draft, path: str) -> StarterBlock:
         """The block of that path in a draft."""
         name = draft.text.get(f"{path}.type") or path.rpartition(".")[2]
         return cls(path, name, defaults(DATASETS, name), path.startswith("datasets."))
 
 
-def find_usual(draft: Draft, block: Block) -> ClipFile | None:
+def find_usual(draft: Draft, block: StarterBlock) -> ClipFile | None:
     """The file that the shipped configuration names: at its place, else anywhere below the data folder."""
     usual = draft.text.get(f"{block.path}.annotation_file", block.defaults.get("annotation_file", ""))
     usual = usual.replace("{split}", "train" if block.training else "test").replace("{fold}", "1")
@@ -56,7 +56,7 @@ def find_usual(draft: Draft, block: Block) -> ClipFile | None:
     return next((found for path in paths if (found := read(path)) is not None), None)
 
 
-def find_any(draft: Draft, block: Block) -> ClipFile | None:
+def find_any(draft: Draft, block: StarterBlock) -> ClipFile | None:
     """The list that suits a block best: most arrays, a name with train or test in it, as the block needs."""
     if block.type == "custom":
         answers = {*EMOTION_COLUMNS, *REASON_COLUMNS}
@@ -75,7 +75,7 @@ def find_any(draft: Draft, block: Block) -> ClipFile | None:
     return max(candidates, key=rank, default=None)
 
 
-def fill(draft: Draft, block: Block, listed: ClipFile) -> None:
+def fill(draft: Draft, block: StarterBlock, listed: ClipFile) -> None:
     """Write what was found about a list into its block, and mark what is missing."""
     others = [other.path.name for other in draft.survey.lists if other.path.parent == listed.path.parent]
     also = [name for name in others if name != listed.path.name and not listed.columns]
@@ -94,13 +94,13 @@ def fill(draft: Draft, block: Block, listed: ClipFile) -> None:
     _features(draft, block, listed)
 
 
-def _drop_absent_videos(draft: Draft, block: Block, listed: ClipFile) -> None:
+def _drop_absent_videos(draft: Draft, block: StarterBlock, listed: ClipFile) -> None:
     key = f"{block.path}.image_path"
     if (value := draft.text.get(key)) is not None and not (listed.path.parent / value).is_dir():
         draft.text.drop(key)  # read only where features are computed from videos
 
 
-def _columns(draft: Draft, block: Block, table: ClipFile) -> None:
+def _columns(draft: Draft, block: StarterBlock, table: ClipFile) -> None:
     """Name the columns that are called otherwise, and the tasks that the table has answers to."""
     emotion = next((name for name in EMOTION_COLUMNS if name in table.columns), None)
     reason = next((name for name in REASON_COLUMNS if name in table.columns), None)
@@ -117,7 +117,7 @@ def _columns(draft: Draft, block: Block, table: ClipFile) -> None:
         draft.lack(f"{block.path}.task_pool", note, "add a column emotion or reason")
 
 
-def _labels(draft: Draft, block: Block, listed: ClipFile) -> None:
+def _labels(draft: Draft, block: StarterBlock, listed: ClipFile) -> None:
     if block.type == "dfew" or f"{block.path}.preset" in draft.text or not listed.labels:
         return
     if "emotion" not in _tasks(draft, block):
@@ -128,12 +128,12 @@ def _labels(draft: Draft, block: Block, listed: ClipFile) -> None:
         draft.have(key, labels, f"{len(labels)} labels in {listed.path.name}")
 
 
-def _tasks(draft: Draft, block: Block) -> list[str]:
+def _tasks(draft: Draft, block: StarterBlock) -> list[str]:
     pool = draft.text.get(f"{block.path}.task_pool", "emotion")
     return [task for task in ("emotion", *CAPTIONS) if task == pool or (task in pool and not isinstance(pool, str))]
 
 
-def _captions(draft: Draft, block: Block, listed: ClipFile) -> None:
+def _captions(draft: Draft, block: StarterBlock, listed: ClipFile) -> None:
     """Name the captions of each task; take tasks without any out of the pool, where another one remains."""
     if not all(key in block.defaults for key, _ in CAPTIONS.values()):
         return
@@ -182,7 +182,7 @@ def _best_captions(draft: Draft, listed: ClipFile, usual: str, field: str) -> tu
     return best, most
 
 
-def _transcripts(draft: Draft, block: Block, listed: ClipFile) -> None:
+def _transcripts(draft: Draft, block: StarterBlock, listed: ClipFile) -> None:
     usual = draft.text.get(f"{block.path}.transcription_path") or block.defaults["transcription_path"]
     if usual is None or (block.type == "emer" and listed.columns):
         draft.text.drop(f"{block.path}.transcription_path")
@@ -204,7 +204,7 @@ def _transcripts(draft: Draft, block: Block, listed: ClipFile) -> None:
         draft.found.append(f"{key}: {value} ({note})")
 
 
-def _features(draft: Draft, block: Block, listed: ClipFile) -> None:
+def _features(draft: Draft, block: StarterBlock, listed: ClipFile) -> None:
     here = listed.path.parent.parent if block.type == "dfew" else listed.path.parent
     optional = draft.text.get(f"{block.path}.missing_features") in ("zero", "skip")
     names = [name.zfill(5) for name in listed.names] if block.type == "dfew" else listed.names

@@ -39,7 +39,7 @@ def fill(draft: Draft, path: str) -> list[str] | None:
     folders = image_folders(draft.survey)
     images_at = folders[0][0] if folders else published.parent / "images"
     if folders:
-        value = _seen_from(published.parent, images_at)
+        value = _relative(published.parent, images_at)
         draft.have(f"{path}.image_path", value, f"{folders[0][1]:,} images")
     else:
         draft.lack(f"{path}.image_path", "no images", "put them there")
@@ -70,8 +70,8 @@ def _image_folder(draft: Draft, path: str, here: Path, images: list[Captioned]) 
     if folder is None:
         draft.lack(key, f"no image '{images[0].name}' in any folder", "put the images there")
     else:
-        draft.have(key, _seen_from(here, folder), "images")
+        draft.have(key, _relative(here, folder), "images")
 
 
-def _seen_from(here: Path, folder: Path) -> str:
+def _relative(here: Path, folder: Path) -> str:
     return os.path.relpath(folder, here)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from emollama.starter.survey import FeatureFolder, Survey
+from emollama.starter.survey import FeatureFolder, FolderSurvey
 from emollama.starter.yaml_text import YamlText, shown
 
 ROOT = "${paths.root}"
@@ -30,7 +30,7 @@ class Draft:
     """
 
     text: YamlText
-    survey: Survey
+    survey: FolderSurvey
     root: Path
     beside: Path = Path()
     is_demo: bool = False

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from emollama.starter import blocks, captions, models, stages
-from emollama.starter.blocks import Block
+from emollama.starter.blocks import StarterBlock
 from emollama.starter.defaults import feature_folders
 from emollama.starter.draft import Draft
 from emollama.starter.models import WeightFile
@@ -25,7 +25,7 @@ class NothingUsable(Exception):
 
 
 @dataclass(frozen=True)
-class Kind:
+class StarterKind:
     """A purpose that a starter configuration is written for.
 
     Attributes:
@@ -58,7 +58,7 @@ def _clips(path: str, files: Sequence[WeightFile] = (), *, stage: str | None = N
     """
 
     def fill(draft: Draft) -> list[str]:
-        block = Block.of(draft, path)
+        block = StarterBlock.of(draft, path)
         listed = blocks.find_usual(draft, block) or blocks.find_any(draft, block)
         if listed is None:
             raise NothingUsable
@@ -74,7 +74,7 @@ def _clips(path: str, files: Sequence[WeightFile] = (), *, stage: str | None = N
 
 
 def _custom(draft: Draft) -> list[str]:
-    block, mixed = Block.of(draft, "datasets.custom"), Block.of(draft, "datasets.feature_face_caption")
+    block, mixed = StarterBlock.of(draft, "datasets.custom"), StarterBlock.of(draft, "datasets.feature_face_caption")
     table = blocks.find_usual(draft, block) or blocks.find_any(draft, block)
     if table is None:
         raise NothingUsable
@@ -92,9 +92,9 @@ def _custom(draft: Draft) -> list[str]:
 def _recognition(draft: Draft) -> list[str]:
     """Keep the blocks whose data is there; without any, one block for the list that suits best."""
     paths = [f"evaluation_datasets.{label}" for label in draft.text.get("evaluation_datasets", {})]
-    found = {path: listed for path in paths if (listed := blocks.find_usual(draft, Block.of(draft, path))) is not None}
+    found = {path: listed for path in paths if (listed := blocks.find_usual(draft, StarterBlock.of(draft, path))) is not None}
     if not found:
-        listed = blocks.find_any(draft, Block.of(draft, paths[0]))
+        listed = blocks.find_any(draft, StarterBlock.of(draft, paths[0]))
         if listed is None:
             raise NothingUsable
         draft.text.rename(paths[0], "clips")
@@ -104,7 +104,7 @@ def _recognition(draft: Draft) -> list[str]:
         if path not in found:
             draft.text.drop(path)
     for path, listed in found.items():
-        blocks.fill(draft, Block.of(draft, path), listed)
+        blocks.fill(draft, StarterBlock.of(draft, path), listed)
     models.fill(draft, [])
     stages.start_from(draft, ["stage2", "stage1"])
     return []
@@ -112,7 +112,9 @@ def _recognition(draft: Draft) -> list[str]:
 
 def _videos(draft: Draft) -> list[str]:
     folders, paths = video_folders(draft.survey), ("datasets.feature_face_caption", "evaluation_datasets.held_out")
-    listed = blocks.find_usual(draft, Block.of(draft, paths[0])) or blocks.find_any(draft, Block.of(draft, paths[0]))
+    listed = blocks.find_usual(draft, StarterBlock.of(draft, paths[0])) or blocks.find_any(
+        draft, StarterBlock.of(draft, paths[0])
+    )
     if not folders:
         raise NothingUsable
     usual = draft.expected("extraction.videos")
@@ -136,7 +138,7 @@ def _videos(draft: Draft) -> list[str]:
         draft.have("extraction.annotation_file", draft.written(listed.path), f"{len(listed.names):,} clips")
         draft.have("extraction.output", draft.written(listed.path.parent), "beside the list")
         for path in paths:
-            blocks.fill(draft, Block.of(draft, path), listed)
+            blocks.fill(draft, StarterBlock.of(draft, path), listed)
     remedy = f"{_MINIGPT_V2.remedy}, or train stage 1"
     models.fill(draft, [WeightFile("model.ckpt", (*_MINIGPT_V2.patterns, *PATTERNS["stage1"]), remedy)])
     return before
@@ -159,38 +161,38 @@ _TRAIN, _EVAL = "train", "eval"
 _BLOCK = "datasets.feature_face_caption"
 _MINIGPT_V2 = WeightFile("model.ckpt", ("minigptv2_checkpoint*.pth", "*minigpt*v2*.pth"), "download the MiniGPT-v2 checkpoint")
 KINDS = {
-    "stage1": Kind(
+    "stage1": StarterKind(
         "train stage 1: emotion labels and short reasons",
         *stages.SHIPPED["stage1"], "corpus",
         _clips(_BLOCK, [_MINIGPT_V2], stage="stage1"), (f"MERR_coarse_grained.txt or {LIST}", FEATURES), _TRAIN,
     ),
-    "stage2": Kind(
+    "stage2": StarterKind(
         "train stage 2: full descriptions, from a checkpoint of stage 1",
         *stages.SHIPPED["stage2"], "corpus",
         _clips(_BLOCK, stage="stage2", start="stage1"), (f"MERR_fine_grained.txt or {LIST}", FEATURES), _TRAIN,
     ),
-    "emer": Kind(
+    "emer": StarterKind(
         "evaluate descriptions on EMER",
         "eval_configs/eval_emotion_EMER.yaml", "eval_configs/demo_EMER.yaml", "corpus",
         _clips("evaluation_datasets.emer", start="stage2"),
         ("EMER_NCE.txt, an EMER table (.csv with reasons or english)", LIST, FEATURES), _EVAL,
     ),
-    "recognition": Kind(
+    "recognition": StarterKind(
         "evaluate labels on MER2023, MER2024, DFEW or a list of yours",
         "eval_configs/eval_emotion.yaml", "eval_configs/demo_emotion.yaml", "corpus", _recognition,
         ("relative_test3_NCEV.txt, MER2024-noise_NCE.txt, test(single-labeled)/set_1.csv", LIST, FEATURES), _EVAL,
     ),
-    "custom": Kind(
+    "custom": StarterKind(
         "train on a table of your clips, mixed with MERR if it is there",
         "train_configs/custom.yaml", "train_configs/custom.yaml", "",
         _custom, ("a .csv table with the columns name and emotion or reason", FEATURES), _TRAIN,
     ),
-    "videos": Kind(
+    "videos": StarterKind(
         "extract features from your videos, and train on them",
         "train_configs/demo_videos.yaml", "train_configs/demo_videos.yaml", "encoders",
         _videos, ("a folder of videos (.mp4, .avi, .mov, .mkv, ...)",), _TRAIN,
     ),
-    "flickr30k": Kind(
+    "flickr30k": StarterKind(
         "train MiniGPT-4's projection on images with captions",
         "train_configs/minigpt4_flickr_finetune.yaml", "train_configs/demo_flickr.yaml", "flickr30k", _flickr30k,
         ("flickr30k_train.json or another caption file (.json)", f"{' or '.join(captions.PUBLISHED)}"), _TRAIN,

@@ -11,9 +11,9 @@ from pathlib import Path
 from emollama.errors import UserError
 from emollama.paths import packaged_copy, read_text
 from emollama.starter.draft import Draft
-from emollama.starter.kinds import FEATURES, KINDS, Kind, NothingUsable
+from emollama.starter.kinds import FEATURES, KINDS, NothingUsable, StarterKind
 from emollama.starter.stages import written_file
-from emollama.starter.survey import DEMO, Survey, video_folders
+from emollama.starter.survey import DEMO, FolderSurvey, video_folders
 from emollama.starter.yaml_text import YamlText
 
 DEMO_PARENTS = 3  # levels above the data folder where a demo may begin
@@ -49,7 +49,7 @@ def make(name: str, data: Path, output: str, source: str = "--data") -> Starter:
     Raises:
         UserError: no such folder, or nothing in it that this kind can use.
     """
-    kind, survey, beside = KINDS[name], Survey(data, source), Path(output).parent
+    kind, survey, beside = KINDS[name], FolderSurvey(data, source), Path(output).parent
     for template, folder, is_demo in _candidates(kind, survey):
         text = _own_videos(template) if name == "videos" and not is_demo else _shipped(template)
         draft = Draft(text, folder, folder.root, beside, is_demo)
@@ -98,20 +98,20 @@ def _training(draft: Draft, stage: str) -> list[str]:
     return [shlex.join(["emollama", "init", stage, "--data", str(draft.root), *output]), *commands]
 
 
-def _candidates(kind: Kind, survey: Survey) -> Iterator[tuple[str, Survey, bool]]:
+def _candidates(kind: StarterKind, survey: FolderSurvey) -> Iterator[tuple[str, FolderSurvey, bool]]:
     """(shipped configuration, folder, whether it is a demo) in the order in which they are tried."""
     parents = [survey.root, *survey.root.parents][: DEMO_PARENTS + 1]
     around = next((folder for folder in parents if (folder / DEMO).is_file() and _has_part(folder, kind)), None)
     if around is not None:
-        yield kind.demo, Survey(around), True
+        yield kind.demo, FolderSurvey(around), True
         return
     yield kind.template, survey, False
     for folder in survey.demos:
         if _has_part(folder, kind):
-            yield kind.demo, Survey(folder), True
+            yield kind.demo, FolderSurvey(folder), True
 
 
-def _contents(survey: Survey) -> list[str]:
+def _contents(survey: FolderSurvey) -> list[str]:
     """What a configuration could use, for messages: feature folders, lists, folders of videos and tables."""
 
     def named(paths: Iterable[Path]) -> str:
@@ -131,7 +131,7 @@ def _contents(survey: Survey) -> list[str]:
     return found + ([f"the tables {some(tables)}"] if tables else [])
 
 
-def _has_part(demo: Path, kind: Kind) -> bool:
+def _has_part(demo: Path, kind: StarterKind) -> bool:
     return bool(kind.demo_part) and (demo / kind.demo_part).is_dir()
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from emollama.data.clips import NAME_COLUMNS, read_annotations, read_captions, read_rows
+from emollama.data.annotations import NAME_COLUMNS, read_annotations, read_captions, read_rows
 from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.media.files import ENDINGS
@@ -99,7 +99,7 @@ def require_data_folder(root: Path, source: str) -> None:
         raise UserError(f"{source}: no folder '{root}' (seen from {os.getcwd()}). Correct the path.")
 
 
-class Survey:
+class FolderSurvey:
     """The files below a folder. Hidden folders, virtual environments, results of runs and demos below it are left out.
 
     Args:
@@ -278,11 +278,11 @@ def _slot(folder: Path) -> str | None:
     return next((slot for slot, pattern in SLOT_NAMES if pattern.search(folder.name)), None)
 
 
-def video_folders(survey: Survey) -> list[tuple[Path, int]]:
+def video_folders(survey: FolderSurvey) -> list[tuple[Path, int]]:
     """Folders of videos with their number, most first."""
     return survey.folders_of(*ENDINGS)
 
 
-def image_folders(survey: Survey) -> list[tuple[Path, int]]:
+def image_folders(survey: FolderSurvey) -> list[tuple[Path, int]]:
     """Folders of images with their number, most first."""
     return survey.folders_of(*IMAGE_ENDINGS)

@@ -67,7 +67,7 @@ class Manifest:
             text = f"{path}: not a manifest of features ({error}). Extract them again, or delete the file to go on without"
             raise UserError(f"{text} its checks.") from None
 
-    def facts(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, Any]:
         """Everything that makes features differ, by the name that messages give it."""
         return {**self.recipe, **self.inputs, "weights": self.weights, "rows": self.rows, "width": self.width}
 

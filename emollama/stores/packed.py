@@ -24,7 +24,7 @@ import numpy as np
 from emollama.errors import UserError
 from emollama.paths import PATHS, read_text, sha256
 from emollama.stores.name_index import NameIndex, columns, entries_in, require_within, separated
-from emollama.stores.quantize import restored
+from emollama.stores.quantization import restored
 
 ABOUT, INDEX = "store.json", "index.bin"
 FORMAT, VERSION = "emollama packed arrays", 1
@@ -34,7 +34,7 @@ HEAD_BYTES = 4096  # of a shard; their checksum tells it from other shards
 MAPS_KEPT = 128  # shards mapped at once by a store in a process; each takes a file descriptor
 
 
-class Kind(NamedTuple):
+class ArrayKind(NamedTuple):
     """What arrays of one kind are.
 
     Attributes:
@@ -214,14 +214,14 @@ def _read_about(root: Path) -> dict[str, Any]:
     return about
 
 
-def _kind(shape: list[int], dtype: str, scales: int) -> Kind:
+def _kind(shape: list[int], dtype: str, scales: int) -> ArrayKind:
     if dtype not in TYPES:  # of others, objects say, the bytes could be anything
         raise TypeError(f"dtype {dtype}")
     if not shape or any(not isinstance(size, int) or size < 1 for size in shape):
         raise ValueError(f"shape {shape}")
     if scales != (math.prod(shape[:-1]) if dtype == "|i1" else 0):
         raise ValueError(f"{scales} scales of {dtype} values, shape {shape}")
-    return Kind(tuple(shape), np.dtype(dtype), scales)
+    return ArrayKind(tuple(shape), np.dtype(dtype), scales)
 
 
 def _check_shard(path: Path, recorded: dict[str, Any]) -> None:

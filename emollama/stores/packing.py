@@ -19,7 +19,7 @@ from emollama.paths import PATHS, unfinished
 from emollama.stores import tar_index, tar_set, tars
 from emollama.stores.manifest import FILE, Manifest, differences
 from emollama.stores.npy import FLOAT_TYPES
-from emollama.stores.quantize import NONE, Deviation, Values, deviation, encoded
+from emollama.stores.quantization import NONE, Deviation, Values, deviation, encoded
 from emollama.stores.shard_writers import Writer, Written
 from emollama.stores.store import ArrayStore, NpyFolder, open_store
 from emollama.stores.tar_index import TarIndex
@@ -28,11 +28,11 @@ READERS = 4  # threads that read and convert, while one writes
 AHEAD = 16  # arrays read before they are written
 
 
-class Unfit(ValueError):
+class UnpackableArray(ValueError):
     """An array that cannot be packed; the message names it."""
 
 
-class TooLarge(Unfit):
+class TooLarge(UnpackableArray):
     """A value that the chosen type cannot hold."""
 
 
@@ -44,7 +44,7 @@ class Prepared(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Report:
+class PackingReport:
     """What was packed.
 
     Attributes:
@@ -94,14 +94,14 @@ def common_manifest(paths: list[str]) -> Manifest | None:
         if (one is None) != (two is None):
             silent = first if one is None else other
             raise UserError(f"--source: '{silent}' has no {FILE}, others do. Pack it apart, or give it theirs if it was made so.")
-        if one and two and (different := differences(one.facts(), two.facts())):
+        if one and two and (different := differences(one.fields(), two.fields())):
             raise UserError(f"--source: '{first}' and '{other}' were made differently: {'; '.join(different)}. Pack them apart.")
     return known[first]
 
 
 def pack(
     sources: dict[str, ArrayStore], writer: Writer, *, values: Values, skip_bad: bool = False, advance: Callable[[], object]
-) -> Report:
+) -> PackingReport:
     """Check, convert and write every array.
 
     Args:
@@ -121,7 +121,7 @@ def pack(
         for name, future in _ahead(pool, lambda name: prepare(sources[name], name, values), sources):
             try:
                 parts, deviates = future.result()
-            except Unfit as error:
+            except UnpackableArray as error:
                 (too_large if isinstance(error, TooLarge) else skipped).append(str(error))
             else:
                 if not too_large and (skip_bad or not skipped):  # else only looking for more problems
@@ -134,7 +134,7 @@ def pack(
         raise UserError(f"unfit arrays, {_lines(skipped)}Extract these clips again, or leave them out with --skip-bad.")
     if not count:
         raise UserError(f"nothing is left to pack: unfit arrays, {_lines(skipped)}Extract these clips again.")
-    return Report(count, writer.finish(), worst, skipped)
+    return PackingReport(count, writer.finish(), worst, skipped)
 
 
 def prepare(store: ArrayStore, name: str, values: Values) -> Prepared:
@@ -146,13 +146,13 @@ def prepare(store: ArrayStore, name: str, values: Values) -> Prepared:
     try:
         array = store.load(name)
     except (OSError, ValueError, MemoryError) as error:
-        raise Unfit(f"{store.place(name)}: cannot be read: {error}") from None
+        raise UnpackableArray(f"{store.place(name)}: cannot be read: {error}") from None
     if array.dtype not in FLOAT_TYPES:
-        raise Unfit(f"{store.place(name)}: dtype {array.dtype}, expected float16, float32 or float64")
+        raise UnpackableArray(f"{store.place(name)}: dtype {array.dtype}, expected float16, float32 or float64")
     if array.ndim == 0 or array.size == 0:
-        raise Unfit(f"{store.place(name)}: shape {array.shape}, which holds no rows")
+        raise UnpackableArray(f"{store.place(name)}: shape {array.shape}, which holds no rows")
     if not np.isfinite(array).all():
-        raise Unfit(f"{store.place(name)}: holds NaN or inf")
+        raise UnpackableArray(f"{store.place(name)}: holds NaN or inf")
     try:
         parts, back = encoded(array, values)
     except OverflowError as error:

@@ -15,7 +15,7 @@ import numpy as np
 from emollama.paths import written_whole
 from emollama.stores import packed, tar_index, tar_set
 from emollama.stores.name_index import entries_of, joined, table_of
-from emollama.stores.packed import ALIGNMENT, HEAD_BYTES, Kind, shard_name
+from emollama.stores.packed import ALIGNMENT, HEAD_BYTES, ArrayKind, shard_name
 
 
 class Written(NamedTuple):
@@ -36,7 +36,7 @@ class Writer(Protocol):
     """Takes arrays one after another into a folder."""
 
     def add(self, name: str, parts: tuple[np.ndarray, ...]) -> None:
-        """Write an array, as :func:`emollama.stores.quantize.encoded` gives it."""
+        """Write an array, as :func:`emollama.stores.quantization.encoded` gives it."""
         ...
 
     def finish(self) -> Written:
@@ -60,13 +60,13 @@ class PackedWriter:
         self.folder, self.shard_bytes = folder, shard_bytes
         self._names: list[str] = []
         self._places: list[tuple[int, int, int, int]] = []  # kind, shard, offset, check
-        self._kinds: dict[Kind, int] = {}
+        self._kinds: dict[ArrayKind, int] = {}
         self._shards: list[dict[str, Any]] = []
         self._open: _Shard | None = None
 
     def add(self, name: str, parts: tuple[np.ndarray, ...]) -> None:
         """Write an array: its values, or the scales of its rows and int8 values."""
-        kind = Kind(parts[-1].shape, parts[-1].dtype, len(parts[0]) if len(parts) == 2 else 0)
+        kind = ArrayKind(parts[-1].shape, parts[-1].dtype, len(parts[0]) if len(parts) == 2 else 0)
         if self._open is not None and self._open.size + kind.nbytes > self.shard_bytes:
             self.close()
         if self._open is None:

@@ -118,7 +118,7 @@ class TarStore:
             is_here(shard)
         held = tar_set.find(paths) or _built(paths)
         known = [held[0].shards[number] for number in held[1]]
-        shards = [_place(shard, index) for shard, index in zip(known, paths, strict=True)]
+        shards = [_shard_path(shard, index) for shard, index in zip(known, paths, strict=True)]
         _check_slot(pattern, slot, {ending for shard in known for ending in shard.endings})
         store = cls(path, slot, shards, held)
         for number, shard in enumerate(shards):
@@ -229,13 +229,13 @@ def _built(paths: list[str]) -> tuple[TarSet, list[int]]:
     except ValueError as error:
         owners = [number for number, index in enumerate(indexes) for _ in index.ends]
         names = [name for index in indexes for name in separated(index.ends, index.names)]
-        places = [_place(indexes[owners[row]], paths[owners[row]]) for row in error.args]
+        places = [_shard_path(indexes[owners[row]], paths[owners[row]]) for row in error.args]
         raise UserError(
             f"member '{names[error.args[0]]}.npy' is in both {places[0]} and {places[1]}. Leave one of them out."
         ) from None
 
 
-def _place(known: TarIndex | tar_set.Shard, index: str) -> str:
+def _shard_path(known: TarIndex | tar_set.Shard, index: str) -> str:
     """Where a shard lies."""
     return known.tar or index.removesuffix(tar_index.SUFFIX)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from emollama.data.prompt_style import PromptLayout
+from emollama.data.prompts.prompt_style import PromptLayout
 from emollama.errors import require_at_least
-from emollama.models.sampling import Choice
+from emollama.models.sampling_params import SamplingParams
 
 
 @dataclass
@@ -30,7 +30,7 @@ class ImageTextPretrainConfig:
     prompt_layout: PromptLayout = "train"
     """train: as in training. upstream_eval: as the released checkpoints were evaluated (no loss is given then)."""
     instruction: str = "first"
-    """first: the first wording of each task. Anything else is itself the wording; {labels} in it is replaced."""
+    """first: the first instruction of each task. Anything else is itself the instruction; {labels} in it is replaced."""
     aliases: dict[str, str] = field(default_factory=dict)
     """Word in an answer -> label that it stands for, such as {joyful: happy}; so labels of another set are carried over. With
     answer_by: likelihood the probabilities of a label and of its words add up."""
@@ -46,9 +46,9 @@ class ImageTextPretrainConfig:
         if self.num_beams > 1 and self.temperature > 0:
             raise ValueError("num_beams and temperature are both above what searches greedily. Set one of them only.")
 
-    def choice(self) -> Choice:
+    def choice(self) -> SamplingParams:
         """How tokens are chosen, without beams."""
-        return Choice(self.max_new_tokens, self.temperature, self.top_p, self.repetition_penalty)
+        return SamplingParams(self.max_new_tokens, self.temperature, self.top_p, self.repetition_penalty)
 
     def beams(self) -> dict[str, Any]:
         """Keyword arguments for transformers' ``generate``."""

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from emollama.data.batch import IGNORED, Batch, Record, collate
-from emollama.data.loader import ClipDataset, seed_of
-from emollama.data.prompt import Prompt
+from emollama.data.loader import SampleDataset, seed_of
+from emollama.data.prompts.prompt import Prompt
 from emollama.evaluation.scoring import Scoring
 from emollama.models.decoding import continued, likelihoods
 from emollama.tasks.configs import ImageTextPretrainConfig
@@ -27,7 +27,7 @@ class Question:
 
     clip: int
     task: str
-    wording: str
+    instruction: str
 
 
 @dataclass(frozen=True)
@@ -65,17 +65,17 @@ class ImageTextPretrain:
         weights: Tensor = batch.loss_weights[batch.labels != IGNORED]
         return (model(batch) * weights).sum()
 
-    def questions(self, dataset: ClipDataset, cfg: ImageTextPretrainConfig) -> list[Question]:
+    def questions(self, dataset: SampleDataset, cfg: ImageTextPretrainConfig) -> list[Question]:
         """Every clip asked for every task of its pool."""
         pool = dataset.pool
         wordings = {task: pool.first(task) if cfg.instruction == "first" else pool.filled(cfg.instruction) for task in pool.tasks}
-        return [Question(clip, task, wording) for clip in range(len(dataset)) for task, wording in wordings.items()]
+        return [Question(clip, task, instruction) for clip in range(len(dataset)) for task, instruction in wordings.items()]
 
     def answer(
         self,
         members: Sequence[Any],
         prompt: Prompt,
-        dataset: ClipDataset,
+        dataset: SampleDataset,
         cfg: ImageTextPretrainConfig,
         questions: Sequence[Question],
         seed: int,
@@ -90,7 +90,7 @@ class ImageTextPretrain:
             questions: one micro-batch of them.
             seed: of sampling, where temperature is above 0.
         """
-        records = [_masked(dataset.record(asked.clip, asked.task, asked.wording), cfg.mask_slots) for asked in questions]
+        records = [_masked(dataset.record(asked.clip, asked.task, asked.instruction), cfg.mask_slots) for asked in questions]
         seeds = [seed_of(seed, asked.clip, dataset.pool.tasks.index(asked.task)) for asked in questions]
         by_label = {place for place, asked in enumerate(questions) if asked.task == "emotion" and cfg.answer_by == "likelihood"}
         found: dict[int, Answered] = {}
@@ -138,7 +138,7 @@ def _generated(
 
 
 def _most_likely(
-    members: Sequence[Any], prompt: Prompt, batch: Batch, dataset: ClipDataset, aliases: Mapping[str, str]
+    members: Sequence[Any], prompt: Prompt, batch: Batch, dataset: SampleDataset, aliases: Mapping[str, str]
 ) -> list[Answered]:
     """(the most probable label, label -> probability) of each prompt; words are compared as answers are trained on."""
     labels = list(dataset.cfg.labels)

@@ -17,8 +17,8 @@ import torch
 
 from emollama.data.slots import SlotShape
 from emollama.encoders.configs import EncoderConfig
-from emollama.encoders.encoder import Description, Encoder
-from emollama.media.source import Unusable
+from emollama.encoders.encoder import Encoder, EncoderDescription
+from emollama.media.source import UnusableMedia
 from emollama.registry import ENCODERS
 
 
@@ -44,7 +44,7 @@ class Bytes(Encoder):
 
     @classmethod
     def describe(cls, cfg, key):
-        return Description(SlotShape(1, cfg.width), {"encoder": "bytes", "layers": cfg.layers})
+        return EncoderDescription(SlotShape(1, cfg.width), {"encoder": "bytes", "layers": cfg.layers})
 
     def load(self, source):
         time.sleep(self.cfg.seconds)
@@ -54,7 +54,7 @@ class Bytes(Encoder):
         if content.startswith(b"clip broken"):
             raise OSError("a bad sector")
         if not content.startswith(b"clip"):
-            raise Unusable("no clip")
+            raise UnusableMedia("no clip")
         return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
     def encode(self, loaded):
@@ -86,7 +86,7 @@ class Grid(Bytes):
 
     @classmethod
     def describe(cls, cfg, key):
-        return Description(SlotShape(4, cfg.width), {"encoder": "grid"})
+        return EncoderDescription(SlotShape(4, cfg.width), {"encoder": "grid"})
 
     def rows(self, content):
         return np.stack([super(Grid, self).rows(content[row:]) for row in range(5)])

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Sequence
 
 from emollama.evaluation.answers import Answer
-from emollama.evaluation.captions.evidence import Alignments, CaptionNumbers, Captions, Propositions
 from emollama.evaluation.captions.java import NEEDS_JAVA, lacks_java, lacks_spice
+from emollama.evaluation.captions.metric_inputs import Alignments, CaptionNumbers, Captions, Propositions
 from emollama.evaluation.captions.tokenizers import NO_JAVA, TokenizerChoice, tokenizer
 from emollama.evaluation.spelling import KeySpelling
 from emollama.listing import listing
@@ -15,7 +15,7 @@ from emollama.listing import listing
 CAPTION = "caption"  # the task whose answers are compared with several references
 
 
-class CaptionGathering:
+class CaptionInputs:
     """Gathers numbers about captions.
 
     Args:

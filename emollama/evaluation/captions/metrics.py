@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from emollama.evaluation.captions.evidence import (
+from emollama.evaluation.captions.metric_inputs import (
     LONGEST,
     Alignments,
     CaptionNumbers,

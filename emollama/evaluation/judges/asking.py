@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Answer(Generic[T]):
+class JudgeAnswer(Generic[T]):
     """What came of one question.
 
     Attributes:
@@ -31,7 +31,7 @@ class Answer(Generic[T]):
     text: str
 
 
-class Asking:
+class JudgeClient:
     """Asks an endpoint what the cache does not know.
 
     Args:
@@ -45,7 +45,7 @@ class Asking:
         self._replies: dict[str, Reply] = {}  # that came to this object
         self._unanswered = self._cached = self._failed = 0
 
-    def answers(self, questions: Sequence[Messages], read: Callable[[str], T]) -> list[Answer[T]]:
+    def answers(self, questions: Sequence[Messages], read: Callable[[str], T]) -> list[JudgeAnswer[T]]:
         """The answers, in the order of the questions.
 
         Args:
@@ -65,12 +65,12 @@ class Asking:
         missing = {key: question for key, question in zip(keys, questions, strict=True) if key not in known}
         places = list(missing)
 
-        def keep(place: int, reply: Reply) -> None:
-            self._cache.keep(places[place], self._endpoint.model, reply)
+        def store(place: int, reply: Reply) -> None:
+            self._cache.store(places[place], self._endpoint.model, reply)
             self._replies[places[place]] = reply
 
         if missing:
-            outcomes = self._endpoint.ask(list(missing.values()), keep, known=len(known))
+            outcomes = self._endpoint.ask(list(missing.values()), store, known=len(known))
             self._unanswered += sum(isinstance(outcome, NoReply) for outcome in outcomes)
             known |= dict(zip(places, outcomes, strict=True))
         answers = [_answer(known[key], read) for key in keys]
@@ -103,13 +103,13 @@ class Asking:
         return self._ask_again and key not in self._replies and _answer(reply, read).failure is not None
 
 
-def _answer(outcome: Reply | NoReply, read: Callable[[str], T]) -> Answer[T]:
+def _answer(outcome: Reply | NoReply, read: Callable[[str], T]) -> JudgeAnswer[T]:
     if isinstance(outcome, NoReply):
-        return Answer(None, outcome.reason, "")
+        return JudgeAnswer(None, outcome.reason, "")
     try:
-        return Answer(_value(outcome, read), None, outcome.text)
+        return JudgeAnswer(_value(outcome, read), None, outcome.text)
     except Unreadable as error:
-        return Answer(None, f"{error} (ask_again: true asks anew)", outcome.text)
+        return JudgeAnswer(None, f"{error} (ask_again: true asks anew)", outcome.text)
 
 
 def _value(reply: Reply, read: Callable[[str], T]) -> T:

@@ -67,7 +67,7 @@ class ReplyCache:
                     known[key] = Reply(*row)
         return known
 
-    def keep(self, key: str, model: str, reply: Reply) -> None:
+    def store(self, key: str, model: str, reply: Reply) -> None:
         """Write a reply, in place of an earlier one under its key; it is on the disk when this returns."""
         row = (key, model, reply.text, reply.finish, reply.prompt_tokens, reply.completion_tokens)
         with self._connected() as file:

@@ -18,12 +18,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from emollama.console import track
 from emollama.errors import UserError
 from emollama.evaluation.judges.cache import Reply
 from emollama.evaluation.judges.judge import JudgeUnreachable
 from emollama.evaluation.judges.prompts import Messages, encodable
 from emollama.evaluation.judges.replies import excerpt
+from emollama.logs.console import track
 
 GIVE_UP_AFTER = 16  # failed questions in a row, each with its retries; a timed-out one counts for several
 CONNECT_SECONDS = 10.0

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from emollama.evaluation.judges.judge import Extraction, Verdict
+from emollama.evaluation.judges.text_rules import clues, emotion_words, weight
 from emollama.evaluation.judges.wheel import FAMILY, nearness
-from emollama.evaluation.judges.words import clues, emotion_words, weight
 
 
 class LexicalJudge:

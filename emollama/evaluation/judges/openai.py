@@ -14,7 +14,7 @@ from typing import Any, get_args, get_type_hints
 from urllib.parse import urlsplit
 
 from emollama.errors import UserError, require_at_least
-from emollama.evaluation.judges.asking import Asking
+from emollama.evaluation.judges.asking import JudgeClient
 from emollama.evaluation.judges.cache import ReplyCache
 from emollama.evaluation.judges.endpoint import Endpoint
 from emollama.evaluation.judges.judge import Extraction, Verdict
@@ -84,7 +84,7 @@ class OpenAIJudge:
         endpoint = Endpoint(url=_address(cfg.base_url), **{name: getattr(cfg, name) for name in names})
         endpoint.key()
         self._url = endpoint.url
-        self._asking = Asking(endpoint, ReplyCache(cfg.cache_path), ask_again=cfg.ask_again)
+        self._asking = JudgeClient(endpoint, ReplyCache(cfg.cache_path), ask_again=cfg.ask_again)
 
     @property
     def name(self) -> str:
@@ -105,7 +105,7 @@ class OpenAIJudge:
         return self._verdicts([label_question(*pair) for pair in pairs])
 
     def usage(self) -> dict[str, Any]:
-        """What judging took so far: see :meth:`Asking.usage`; the cost is None without prices or counts of tokens."""
+        """What judging took so far: see :meth:`JudgeClient.usage`; the cost is None without prices or counts of tokens."""
         used = self._asking.usage()
         counts = used["prompt_tokens"], used["completion_tokens"]
         prices = self.cfg.price_per_million_prompt_tokens, self.cfg.price_per_million_completion_tokens

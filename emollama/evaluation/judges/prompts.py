@@ -1,4 +1,4 @@
-"""What a language model is asked when it judges. Another wording is another judge: PROMPT_VERSION then rises.
+"""What a language model is asked when it judges. Another instruction is another judge: PROMPT_VERSION then rises.
 
 The instructions stand in the system's message. What is judged was written by others and is data: it stands alone in the user's
 message, as JSON.

@@ -1,0 +1,86 @@
+"""``--dry-run``: what a run checks before it loads weights, the memory and disk that it needs, and a summary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from emollama.checks import forecast
+from emollama.config import RunConfig
+from emollama.distributed import process_group
+from emollama.errors import UserError
+from emollama.logs.console import aligned
+from emollama.logs.logger import get_logger, set_up
+from emollama.planning import Plan, plan
+from emollama.runners.build import batch_size, checkpoint_paths
+from emollama.runners.preparation import Preparation, Problems
+
+
+def dry_run(config: RunConfig, *, training: bool, processes: int = 1) -> str:
+    """Check a run by its runner's own preparation, and describe it.
+
+    Args:
+        config: the resolved configuration.
+        training: whether it trains, or only evaluates.
+        processes: how many it will have.
+
+    Returns:
+        A summary, one line per fact; empty on ranks other than 0.
+
+    Raises:
+        UserError: everything that would stop the run before its first step, in one message.
+    """
+    world = process_group.start(config.run.device)
+    set_up(is_main=False)  # only warnings: the summary has the rest
+    for text in config.warnings if world.is_main else ():
+        get_logger().warning("%s", text)
+    runner = config.classes["run"]
+    if not hasattr(runner, "prepare"):
+        raise UserError(
+            f"run.runner: {runner.__name__} has no method 'prepare', which --dry-run needs. Derive it from RunnerBase."
+        )
+    problems, figures = Problems(), None
+    processes = max(processes, world.size)
+    ready: Preparation = runner.prepare(config, world, training=training, processes=processes, problems=problems)
+    rows = _training(ready, problems) if ready.datasets else []
+    if not problems:
+        with problems:
+            figures = plan(config)
+    problems.raise_all()
+    assert figures is not None
+    lines = aligned([*_run(ready), *_samples(ready), *rows, *_model(ready, figures)], left=(0, 1))
+    return "\n".join([*lines, "no problem was found; nothing was written"]) + "\n" if world.is_main else ""
+
+
+def _run(ready: Preparation) -> Iterator[tuple[str, str]]:
+    folder = str(ready.folder) if ready.config.run.job_id else f"a new one in {ready.folder.parent}"
+    yield "run folder", folder
+    yield "processes", f"{ready.processes} on {ready.world.device.type}"
+
+
+def _samples(ready: Preparation) -> Iterator[tuple[str, str]]:
+    datasets: Mapping[str, Any] = {f"datasets.{label}": dataset for label, dataset in ready.datasets.items()} | {
+        f"evaluation: {label}": block.dataset for label, block in ready.blocks.items()
+    }
+    for name, dataset in datasets.items():
+        yield name, f"{len(dataset):,} samples; tasks: {', '.join(dataset.pool.tasks)}"
+
+
+def _training(ready: Preparation, problems: Problems) -> list[tuple[str, str]]:
+    """The steps of a training run, whose checkpoints are compared with the space on the disk."""
+    rows = []
+    with problems:
+        training = forecast.training_of(ready.config, ready.datasets, batch_size(ready.datasets))
+        samples = training.samples_a_step * ready.processes
+        rows.append(("training", f"{training.steps:,} steps of {samples:,} samples"))
+        if finding := forecast.disk_finding(training):
+            raise UserError(finding.text)
+    return rows
+
+
+def _model(ready: Preparation, figures: Plan) -> Iterator[tuple[str, str]]:
+    sources = [str(ready.resumed["path"])] if ready.resumed else checkpoint_paths(ready.config.model.ckpt)
+    yield "checkpoint", ", ".join(sources) or "none: projections and adapters start from random values"
+    parameters = figures.parameters
+    yield "parameters", f"{parameters['trainable']:,} trainable of {parameters['total']:,}"
+    yield "memory", f"about {figures.memory_gib['sum']:.2f} GiB on each device (emollama plan has the parts)"

@@ -1,0 +1,82 @@
+"""The blocks of a configuration, and the component that each of them configures."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from emollama.config import compat
+from emollama.config.layers import Layer, selected
+from emollama.errors import UserError
+from emollama.registry import DATASETS, ENCODERS, EXTRACTORS, MODELS, RUNNERS, TASKS, Registry
+
+
+@dataclass
+class ConfigBlock:
+    """One component's block of keys while its layers are merged.
+
+    Attributes:
+        path: dotted name of the block.
+        kind: "model", "run", or the group that the block stands under.
+        chosen: the registry of the component and its name there.
+        configs: Config classes whose fields are the keys: the component's, and those of what goes with it.
+        selectors: keys that choose the component or a preset -> values.
+        node: the merged keys, a node of OmegaConf.
+        sources: dotted key -> the layer that gave its value.
+        without_effect: dotted key of a predecessor -> why it does nothing.
+    """
+
+    path: str
+    kind: str
+    chosen: tuple[Registry[Any], str]
+    configs: list[Any]
+    selectors: dict[str, str | None]
+    node: Any = None
+    sources: dict[str, str] = field(default_factory=dict)
+    without_effect: dict[str, str] = field(default_factory=dict)
+
+
+def chosen_blocks(layers: list[Layer], needs_model: bool) -> Iterator[ConfigBlock]:
+    """The blocks that the layers configure, each with the component that they choose for it.
+
+    Args:
+        layers: in our names.
+        needs_model: whether a configuration without a model is an error.
+
+    Raises:
+        UserError: no model, or an unknown component; names the key and the nearest component.
+    """
+    if needs_model or any(layer.tree.get("model") for layer in layers):
+        arch = selected(layers, ["model", "arch"], None)
+        if arch is None:
+            raise UserError(f"{layers[0].name}: 'model.arch' is missing. {MODELS.registered()}")
+        preset = selected(layers, ["model", "preset"], None)
+        yield _block("model", (MODELS, arch, "model.arch"), {"arch": arch, "preset": preset})
+    for label in dict.fromkeys(label for layer in layers for label in layer.tree.get("encoders", {})):
+        name = typing.cast("str", selected(layers, ["encoders", label, "type"], label))
+        yield _block(f"encoders.{label}", (ENCODERS, name, f"encoders.{label}.type"), {"type": name})
+    if any(layer.tree.get("extraction") for layer in layers):
+        name = typing.cast("str", selected(layers, ["extraction", "type"], "videos"))
+        yield _block("extraction", (EXTRACTORS, name, "extraction.type"), {"type": name})
+    runner = typing.cast("str", selected(layers, ["run", "runner"], "runner_base"))
+    task = typing.cast("str", selected(layers, ["run", "task"], "image_text_pretrain"))
+    TASKS.require(task, "run.task")
+    for group in ("datasets", "evaluation_datasets"):
+        labels = dict.fromkeys(label for layer in layers for label in layer.tree.get(group, {}))
+        lenders = compat.left_out(layers) if group == "datasets" else []
+        for label in (label for label in labels if label not in lenders):
+            name = typing.cast("str", selected(layers, [group, label, "type"], label))
+            preset = selected(layers, [group, label, "preset"], None)
+            block = _block(f"{group}.{label}", (DATASETS, name, f"{group}.{label}.type"), {"type": name, "preset": preset})
+            if group == "evaluation_datasets":
+                block.configs += [TASKS.config(task), TASKS.attribute(task, "scoring").Config]
+            yield block
+    yield _block("run", (RUNNERS, runner, "run.runner"), {"runner": runner, "task": task})
+
+
+def _block(path: str, chosen: tuple[Registry[Any], str, str], selectors: dict[str, str | None]) -> ConfigBlock:
+    """A block of a component; ``chosen`` is its registry, its name there and the key that gave the name."""
+    registry, name, key = chosen
+    return ConfigBlock(path, path.partition(".")[0], (registry, name), [registry.config(name, key)], selectors)

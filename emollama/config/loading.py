@@ -1,0 +1,298 @@
+"""Typed layers merged into one resolved tree. The only file that sees OmegaConf.
+
+Each registered component holds its own ``@dataclass class Config``. A run's configuration is built from four layers::
+
+    dataclass defaults  <  preset (emollama/config/presets/)  <  the user's YAML  <  --options a.b=c
+
+Each layer is checked and merged in turn, so that an error names the layer and the key, and every value knows where it came
+from. ``${oc.env:NAME}`` and ``${paths.x}`` work everywhere; the tree that is written beside a run keeps them unresolved.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import logging
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, KeyValidationError, MissingMandatoryValue, OmegaConfBaseException
+
+from emollama.config import compat
+from emollama.config.blocks import ConfigBlock, chosen_blocks
+from emollama.config.key_hints import key_hint, top_level_hint
+from emollama.config.layers import (
+    GROUPS,
+    TOP_LEVEL,
+    Layer,
+    check_top_level,
+    drop_removed,
+    import_user_modules,
+    leaves,
+    merged_plain,
+)
+from emollama.config.packaged import find_shipped
+from emollama.errors import UserError
+from emollama.listing import abbreviated
+from emollama.paths import PATHS, written_whole
+from emollama.registry import TASKS, Components, did_you_mean
+
+__all__ = ["MISSING", "EvaluationBlock", "RunConfig", "from_plain", "load", "write_yaml"]
+
+PRESETS = Path(__file__).parent / "presets"
+FREE = ("imports", "paths")  # what is no component's block
+
+
+@dataclass(frozen=True)
+class EvaluationBlock:
+    """A block under ``evaluation_datasets``: the dataset's keys, the task's (how to answer), and its scoring's."""
+
+    dataset: Any
+    task: Any
+    scoring: Any
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The resolved configuration: a Config object for each component, and the tree that they came from.
+
+    Attributes:
+        model: Config of the model's class; None in a configuration of an extraction alone.
+        encoders: label -> Config of the block's encoder class.
+        datasets: label -> Config of the block's dataset class.
+        evaluation_datasets: label -> :class:`EvaluationBlock`.
+        extraction: Config of the extractor's class; None without such a block.
+        run: Config of the runner class.
+        classes: block path ("model", "datasets.x", "run") -> registered class; "run.task" -> task class. See :class:`Components`.
+        tree: everything as it was configured, defaults included, interpolations unresolved.
+        sources: dotted key of every value in the tree -> where it came from: "default", or the name of a layer.
+        warnings: what the user should read before the run: the keys of the predecessors that have no effect, in one text.
+    """
+
+    model: Any
+    encoders: dict[str, Any]
+    datasets: dict[str, Any]
+    evaluation_datasets: dict[str, EvaluationBlock]
+    extraction: Any
+    run: Any
+    classes: Mapping[str, Any]
+    tree: DictConfig
+    sources: dict[str, str]
+    warnings: list[str]
+
+    def plain(self) -> dict[str, Any]:
+        """The tree as plain dicts, lists and scalars, interpolations unresolved (no secret leaves the environment)."""
+        return typing.cast("dict[str, Any]", OmegaConf.to_container(self.tree, resolve=False))
+
+    def resolved(self) -> dict[str, Any]:
+        """The tree as plain values of their keys' types, interpolations resolved in this environment."""
+        return typing.cast("dict[str, Any]", OmegaConf.to_container(self.tree, resolve=True))
+
+
+def load(cfg_path: str, options: list[str] | None = None, *, needs_model: bool = True) -> RunConfig:
+    """Read a YAML file and ``--options``, check every key and value, and build the components' Config objects.
+
+    Args:
+        cfg_path: the YAML file.
+        options: ``a.b=c`` pairs that override it.
+        needs_model: False takes a configuration without a model too, to extract features for one that comes later.
+
+    Raises:
+        UserError: an unknown key, component, preset, a wrong type, a missing value: names layer, key, nearest known key.
+    """
+    return _merged([Layer(cfg_path, _read_yaml(cfg_path)), Layer("--options", _read_options(options or []))], needs_model)
+
+
+def _merged(given: list[Layer], needs_model: bool = True) -> RunConfig:
+    layers = [compat.translated(layer) for layer in given]
+    drop_removed(layers)
+    for layer in layers:
+        check_top_level(layer, top_level_hint)
+        logging.getLogger("emollama").debug("configuration layer %s: %s", layer.name, ", ".join(layer.tree) or "empty")
+    import_user_modules(layers)
+    blocks = list(chosen_blocks(layers, needs_model))
+    tree = OmegaConf.create({}, flags={"no_deepcopy_set_nodes": True})
+    for name in FREE:
+        OmegaConf.update(tree, name, merged_plain(layers, name), force_add=True)
+    for block in blocks:
+        for layer in _block_layers(block, layers):
+            _merge_layer(block, layer, blocks)
+        OmegaConf.update(tree, block.path, block.node, force_add=True)
+    return _resolved(tree, blocks, layers)
+
+
+def write_yaml(config: RunConfig, path: Path) -> None:
+    """Write the tree beside a run: a valid ``--cfg-path`` that gives the same run again."""
+    with written_whole(path) as file:
+        file.write(OmegaConf.to_yaml(config.tree, resolve=False))
+
+
+def from_plain(tree: dict[str, Any], name: str) -> RunConfig:
+    """A configuration from a stored plain tree, checked like a YAML file; ``name`` is what messages call it."""
+    return _merged([Layer(name, tree)])
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    found = find_shipped(path, "--cfg-path")
+    try:
+        loaded = OmegaConf.load(PATHS.get_local_path(found))
+    except Exception as error:  # YAML's and OmegaConf's own families of errors; the text names line and column
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(loaded, DictConfig):
+        raise UserError(f"{path}: a configuration is a mapping with the keys {', '.join(TOP_LEVEL)}")
+    return typing.cast("dict[str, Any]", OmegaConf.to_container(loaded, resolve=False))
+
+
+def _read_options(options: list[str]) -> dict[str, Any]:
+    for place, option in enumerate(options):
+        if "=" not in option or option.startswith("="):
+            written = _assignment(options, place)
+            raise UserError(f"--options: '{option}' is not of the form a.b=c. Write {written}, without spaces around '='.")
+    try:
+        return typing.cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.from_dotlist(options), resolve=False))
+    except Exception as error:
+        raise UserError(f"--options: {error}") from None
+
+
+def _assignment(options: list[str], place: int) -> str:
+    """The pair ``a.b=c`` that was probably meant by the option at a place and those beside it."""
+    begin = place - 1 if place and (options[place - 1].endswith("=") or options[place].startswith("=")) else place
+    key, *rest = [options[begin].strip("=:- "), *options[begin + 1 : begin + 3]]
+    if options[begin].startswith("="):
+        return f"a.b={key}"
+    if ":" in key:
+        key, _, value = key.partition(":")
+    else:
+        values = [text.strip("=") for text in rest if text.strip("=")]
+        value = values[0] if values and "=" not in values[0] else "VALUE"
+    return f"{key}={value}"
+
+
+def _block_layers(block: ConfigBlock, layers: list[Layer]) -> Iterator[Layer]:
+    block.node = _empty(block)
+    preset = block.selectors.get("preset")
+    if preset is not None:
+        folder = PRESETS / ("models" if block.kind == "model" else "datasets")
+        known = sorted(path.stem for path in folder.glob("*.yaml"))
+        if preset not in known:
+            hint = did_you_mean(preset, known)
+            raise UserError(f"{block.path}.preset: unknown preset '{preset}'.{hint} Known: {abbreviated(known)}")
+        path = str(folder / f"{preset}.yaml")
+        yield Layer(f"preset {preset} ({path})", _read_yaml(path))
+    group, _, label = block.path.partition(".")
+    for layer in layers:
+        keys = layer.tree.get(group, {})
+        yield Layer(layer.name, keys.get(label, {}) if label else keys, layer.written)
+
+
+def _empty(block: ConfigBlock) -> DictConfig:
+    """A new typed node with the block's selecting keys and the fields of all its Config classes, at their defaults."""
+    return copy.deepcopy(_structured(tuple(block.configs), tuple(block.selectors.items())))
+
+
+@functools.lru_cache(maxsize=256)
+def _structured(config_classes: tuple[type, ...], selectors: tuple[tuple[str, str | None], ...]) -> DictConfig:
+    """The node that :func:`_empty` copies. Building it takes several times as long as copying it."""
+    fields: list[Any] = [(key, str | None, field(default=value)) for key, value in selectors]
+    for config_class in config_classes:
+        hints = typing.get_type_hints(config_class)
+        for item in dataclasses.fields(config_class):
+            fields.append((item.name, hints[item.name], field(default=item.default, default_factory=item.default_factory)))
+    return typing.cast("DictConfig", OmegaConf.structured(dataclasses.make_dataclass("Block", fields, kw_only=True)))
+
+
+def _merge_layer(block: ConfigBlock, layer: Layer, blocks: list[ConfigBlock]) -> None:
+    known = [str(key) for key in block.node]
+    values: dict[str, Any] = {}
+    for name, value in layer.tree.items():
+        path = f"{block.path}.{name}"
+        written = layer.written.get(path, str(name))
+        if name not in known:
+            words = compat.WITHOUT_EFFECT[block.kind].get(name)
+            if words is None:
+                hint = key_hint(written.rpartition(".")[2], block, blocks)
+                raise UserError(f"{layer.name}: unknown key '{block.path}.{written}'.{hint}")
+            block.without_effect[f"{block.path}.{written}"] = words
+            continue
+        values[name] = value
+        block.sources |= dict.fromkeys((key for key, _ in leaves(value, path)), layer.source(path))
+    try:
+        if values:  # in place, and all keys at once: every merge visits the whole block
+            block.node.merge_with(values)
+    except (OmegaConfBaseException, TypeError) as error:
+        raise _refusal(block, layer, values, error) from None
+
+
+def _refusal(block: ConfigBlock, layer: Layer, values: dict[str, Any], error: Exception) -> UserError:
+    """The error for the first of the values that cannot be merged. Merging them one by one finds it."""
+    name = ""
+    for key, value in values.items():
+        try:
+            _empty(block).merge_with({key: value})
+        except (OmegaConfBaseException, TypeError) as found:
+            name, error = key, found
+            break
+    written = layer.written.get(f"{block.path}.{name}") or getattr(error, "full_key", None) or name
+    quotes = ". Write it in quotes." if isinstance(error, KeyValidationError) else ""
+    of = {item.name: item.type for config_class in block.configs for item in dataclasses.fields(config_class)}
+    expected = f" (expected {of[name]})" if name in of else ""
+    return UserError(f"{layer.name}: '{block.path}.{written}': {_first_line(error)}{expected}{quotes}")
+
+
+def _resolved(tree: DictConfig, blocks: list[ConfigBlock], layers: list[Layer]) -> RunConfig:
+    values = {block.path: _container(tree, block) for block in blocks}
+    objects = {block.path: [_build(keys, values[block.path], block.path) for keys in block.configs] for block in blocks}
+    by_group: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
+    for path, made in objects.items():
+        group, _, label = path.partition(".")
+        if label:
+            by_group[group][label] = EvaluationBlock(*made) if group == "evaluation_datasets" else made[0]
+    without_effect = {key: words for block in blocks for key, words in block.without_effect.items()}
+    return RunConfig(
+        model=objects.get("model", [None])[0],
+        **by_group,
+        extraction=objects.get("extraction", [None])[0],
+        run=objects["run"][0],
+        classes=Components({block.path: block.chosen for block in blocks} | {"run.task": (TASKS, tree.run.task)}),
+        tree=tree,
+        sources=_sources(tree, blocks, layers),
+        warnings=compat.warning(layers, without_effect, values),
+    )
+
+
+def _sources(tree: DictConfig, blocks: list[ConfigBlock], layers: list[Layer]) -> dict[str, str]:
+    """Dotted key of every value in the tree -> where it came from."""
+    given = {key: source for block in blocks for key, source in block.sources.items()}
+    for layer in layers:
+        free = {name: value for name, value in layer.tree.items() if name in FREE}
+        given |= dict.fromkeys((key for key, _ in leaves(free)), layer.name)
+    return {key: given.get(key, "default") for key, _ in leaves(OmegaConf.to_container(tree, resolve=False))}
+
+
+def _container(tree: DictConfig, block: ConfigBlock) -> dict[str, Any]:
+    try:
+        node = OmegaConf.select(tree, block.path)
+        return typing.cast("dict[str, Any]", OmegaConf.to_container(node, resolve=True, throw_on_missing=True))
+    except MissingMandatoryValue as error:
+        raise UserError(f"'{error.full_key}' is missing: give it a value in the YAML or by --options") from None
+    except InterpolationResolutionError as error:
+        raise UserError(f"'{error.full_key}': {_first_line(error)}. Set the variable, or write the value itself.") from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"'{error.full_key or block.path}': {_first_line(error)}") from None
+
+
+def _build(config_class: Any, values: dict[str, Any], path: str) -> Any:
+    own = {item.name: values[item.name] for item in dataclasses.fields(config_class)}
+    try:
+        return config_class(**own)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,1 @@
+"""Checkpoints: inspected, compared, averaged, and converted to other formats and back."""

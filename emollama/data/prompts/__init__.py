@@ -1,0 +1,1 @@
+"""Prompts: ids, labels and placeholders of feature tokens are rendered together."""

@@ -1,0 +1,1 @@
+"""Processes: ranks, data parallelism, the launcher, and the errors of workers."""

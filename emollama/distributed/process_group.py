@@ -1,0 +1,216 @@
+"""Processes: torchrun's environment, what ranks tell each other, and the wrapping of the model.
+
+CPU with gloo works as CUDA with nccl does; without torchrun there is one process and no group.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import traceback
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from emollama.errors import EchoedCrash, EchoedError, UserError
+from emollama.optim import trainable
+
+T = TypeVar("T")
+LOGGER = logging.getLogger("emollama")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the others.
+
+    Attributes:
+        rank, size: number of this process, and how many there are.
+        device: where this process computes.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    _counters: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which writes and speaks."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in the order of ranks, on every rank. The value must be picklable."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def count(self, counter: str, more: int = 1) -> int:
+        """Add to a counter that all ranks share, which begins with 0; returns what it was before. Waits for nobody."""
+        if self.size > 1:
+            return int(dist.distributed_c10d._get_default_store().add(counter, more)) - more
+        before = self._counters.get(counter, 0)
+        self._counters[counter] = before + more
+        return before
+
+    def on_rank_zero(self, function: Callable[[], T]) -> T:
+        """Run on rank 0; every rank gets the result, or learns of the failure.
+
+        Raises:
+            Exception: what the function raised; on the other ranks :class:`EchoedError` or :class:`EchoedCrash`.
+        """
+        outcome: list[Any] = [None, None]
+        failure: Exception | None = None
+        if self.is_main:
+            outcome[0], failure = _attempt(function)
+            outcome[1] = self._echo(failure)
+        if self.size > 1:
+            dist.broadcast_object_list(outcome)
+        if failure is not None:
+            raise failure
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    def on_all_ranks(self, function: Callable[[], T]) -> list[T]:
+        """Run on every rank; each gets all results, in the order of ranks, or learns of a failure. Waits for all of them.
+
+        Raises:
+            UserError: of this rank, or on rank 0 of another one (on the others :class:`EchoedError`).
+            EchoedCrash: another rank raised something else.
+            Exception: whatever else the function raised here.
+        """
+        result, failure = _attempt(function)
+        outcomes: list[tuple[Any, EchoedError | EchoedCrash | None]] = self.gather((result, self._echo(failure)))
+        echoes = [echo for _, echo in outcomes if echo is not None]
+        if failure is not None and (self.is_main or not isinstance(failure, UserError)):
+            raise failure
+        for echo in echoes:
+            raise UserError(*echo.args) if self.is_main and isinstance(echo, EchoedError) else echo
+        return [result for result, _ in outcomes]
+
+    def rank_zero_first(self, function: Callable[[], T]) -> T:
+        """Run on rank 0, then on the others: what goes wrong for all of them is told once, and so is what it warns of."""
+        results: list[T] = []
+        self.on_rank_zero(lambda: results.append(function()))
+        if results:
+            return results[0]
+        level = LOGGER.level
+        LOGGER.setLevel(logging.ERROR)  # rank 0 has already logged these warnings
+        try:
+            return function()
+        finally:
+            LOGGER.setLevel(level)
+
+    def _echo(self, failure: Exception | None) -> EchoedError | EchoedCrash | None:
+        """What the other ranks raise if this one fails."""
+        if failure is None or isinstance(failure, EchoedError | EchoedCrash):
+            return failure
+        if isinstance(failure, UserError):
+            return EchoedError(str(failure))
+        trace = "".join(traceback.format_exception(failure))
+        return EchoedCrash(f"{type(failure).__name__}: {failure}", self.rank, trace)
+
+
+def _attempt(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    """The function's result, or what it raised."""
+    try:
+        return function(), None
+    except Exception as error:  # raised again by the caller, on every rank
+        return None, error
+
+
+def start(device: str = "auto", timeout_minutes: float = 30.0, key: str = "run.device") -> World:
+    """Join the process group that torchrun's environment describes, or be alone.
+
+    Args:
+        device: auto (CUDA where there is any), cuda, or cpu.
+        timeout_minutes: how long a rank waits for the others before it gives up.
+        key: the configuration key of the device, for messages.
+
+    Raises:
+        UserError: CUDA is asked for and absent, or there are fewer GPUs than processes.
+    """
+    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"{key}: cuda, but PyTorch sees no GPU here. Set {key}: cpu or auto.")
+    use_cuda = device != "cpu" and torch.cuda.is_available()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if use_cuda and here > torch.cuda.device_count():
+        gpus = torch.cuda.device_count()
+        raise UserError(f"{here} processes, but {gpus} GPUs. Lower the number of processes (torchrun's --nproc-per-node).")
+    where = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(where)
+    if size > 1 and not dist.is_initialized():
+        backend = "nccl" if use_cuda else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+    return World(rank, size, where)
+
+
+def stop() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class Parallel:
+    """A model whose gradients are averaged over the ranks.
+
+    Args:
+        model: the bare model, on the world's device.
+        world: the processes.
+        kind: ``ddp``.
+    """
+
+    def __init__(self, model: nn.Module, world: World, kind: str = "ddp") -> None:
+        if kind != "ddp":
+            raise UserError(f"run.parallel: unknown value '{kind}'. Known: ddp")
+        self.model = model
+        self._wrapped: nn.Module = model
+        if world.size > 1:
+            # What is frozen was loaded from the same files on every rank: only what is trained needs to travel.
+            frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+            buffers = [name for name, _ in model.named_buffers()]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen + buffers)
+            devices = [world.device] if world.device.type == "cuda" else None
+            self._wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+
+    def __call__(self, *args: Any) -> Any:
+        """The model's forward pass, through the wrapper that averages gradients."""
+        return self._wrapped(*args)
+
+    def no_sync_unless(self, last: bool) -> AbstractContextManager[Any]:
+        """Around forward and backward of a micro-batch: gradients travel only with a step's last one."""
+        if last or not isinstance(self._wrapped, DistributedDataParallel):
+            return nullcontext()
+        return self._wrapped.no_sync()
+
+    def clip_grad_norm(self, limit: float | None) -> Tensor:
+        """The gradients' global L2 norm, a scalar; they are scaled down to ``limit`` where it is given."""
+        parameters = list(trainable(self.model).values())
+        return nn.utils.clip_grad_norm_(parameters, limit if limit is not None else float("inf"))
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """name -> trained tensor on the CPU. Every rank calls it."""
+        return {name: parameter.detach().cpu() for name, parameter in trainable(self.model).items()}
+
+
+def joined() -> bool:
+    """Whether this process is in a group with others."""
+    return bool(dist.is_initialized())

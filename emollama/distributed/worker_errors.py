@@ -1,0 +1,155 @@
+"""Errors of worker processes: recorded in the error files of torch elastic, and read by the launcher.
+
+Every rank that fails records why, so that the reason is known whichever rank the launcher sees ending first.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from emollama.errors import EchoedCrash, EchoedError, UserError
+from emollama.variables import LAUNCHER
+
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # set by torch elastic for each worker
+USER, CRASH = "user", "crash"
+
+
+class WorkerCrash(Exception):
+    """A worker ended with something other than a :class:`UserError`.
+
+    Attributes:
+        status: the exit status of the command: the worker's own, or 128 + the number of the signal that ended it.
+    """
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class ProcessFailure(Protocol):
+    """The part of torch elastic's ProcessFailure that is read here."""
+
+    exitcode: int
+    error_file_data: dict[str, Any]
+
+
+def is_worker() -> bool:
+    """Whether a launcher (torchrun, or this package's) started this process."""
+    return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def record_errors(main: Callable[[], None]) -> Callable[[], None]:
+    """Wrap ``main`` as torch elastic's ``record`` does, so that the launcher can report this process's error; without torch.
+
+    Without an error file, ``main`` is returned unchanged.
+    """
+    if not os.environ.get(ERROR_FILE):
+        return main
+
+    def main_recorded() -> None:
+        with suppress(Exception):  # standard error may be no file
+            faulthandler.enable(all_threads=True)
+        try:
+            main()
+        except Exception as error:
+            _write(error, Path(os.environ[ERROR_FILE]))
+            raise
+
+    return main_recorded
+
+
+def _write(error: Exception, path: Path) -> None:
+    # A disk that is full must not hide the error itself, which is then printed by this process.
+    try:
+        path.write_text(json.dumps(error_record(error)), encoding="utf-8")
+    except OSError:
+        path.unlink(missing_ok=True)
+
+
+def error_record(error: BaseException) -> dict[str, Any]:
+    """The content of an error file, in torch elastic's format, with the keys kind, time_ns and rank added."""
+    user = isinstance(error, UserError)
+    now = time.time_ns()
+    extra = {
+        "py_callstack": str(error) if user else format_traceback(error),
+        "timestamp": str(now // 10**9),
+        "kind": USER if user else CRASH,
+        "time_ns": now,
+        "rank": error.rank if isinstance(error, EchoedCrash) else int(os.environ.get("RANK", 0)),
+    }
+    return {"message": {"message": f"{type(error).__name__}: {error}", "extraInfo": extra}}
+
+
+def format_traceback(error: BaseException) -> str:
+    """The traceback of an exception; of an echoed crash, the traceback of the rank that crashed."""
+    return error.trace if isinstance(error, EchoedCrash) else "".join(traceback.format_exception(error))
+
+
+def should_print(error: BaseException) -> bool:
+    """Whether this process prints its error: once for all processes that torch elastic watches together."""
+    path = os.environ.get(ERROR_FILE)
+    if not (is_worker() and path and Path(path).is_file()):
+        return not isinstance(error, EchoedError | EchoedCrash)
+    if LAUNCHER in os.environ:
+        return False
+    try:
+        Path(path).parent.with_name("printed").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def first_failure(failures: Mapping[int, ProcessFailure], processes: int) -> UserError | WorkerCrash:
+    """The exception that says why workers failed.
+
+    A process that loses its connection to a failed one fails as well, so a user's error comes first, then a process that
+    ended without a record (killed by a signal, say), then the earliest crash; processes that the launcher ended come last.
+
+    Args:
+        failures: rank -> failure.
+        processes: how many were launched.
+    """
+    rank = min(failures, key=lambda rank: (*_order(failures[rank]), rank))
+    failure, record = failures[rank], _record(failures[rank])
+    status = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    if record is None:
+        return WorkerCrash(f"error: process {rank} of {processes} {_ended(failure.exitcode)}", status)
+    if record.get("kind") == USER:
+        return UserError(str(record["py_callstack"]))
+    crashed, trace = record.get("rank", rank), str(record["py_callstack"]).rstrip()
+    return WorkerCrash(f"process {crashed} of {processes} failed:\n{trace}", status)
+
+
+def _record(failure: ProcessFailure) -> dict[str, Any] | None:
+    message = failure.error_file_data.get("message")
+    extra = message.get("extraInfo") if isinstance(message, dict) else None
+    return extra if isinstance(extra, dict) and "py_callstack" in extra else None
+
+
+def _order(failure: ProcessFailure) -> tuple[int, int]:
+    record = _record(failure)
+    if record is None:
+        return (3 if failure.exitcode == -signal.SIGTERM else 1), 0
+    return (0 if record.get("kind") == USER else 2), int(record.get("time_ns", 0))
+
+
+def _ended(exitcode: int) -> str:
+    if exitcode >= 0:
+        return f"ended with exit status {exitcode} and no message"
+    try:
+        name = signal.Signals(-exitcode).name
+    except ValueError:
+        name = f"signal {-exitcode}"
+    hint = ". The system may have run out of memory" if exitcode == -signal.SIGKILL else ""
+    return f"was ended by {name}{hint}"

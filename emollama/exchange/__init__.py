@@ -1,1 +1,0 @@
-"""Checkpoints in and out: ``weights`` reads them, ``describe`` inspects and compares, ``convert`` averages and converts."""

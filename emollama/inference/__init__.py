@@ -1,0 +1,1 @@
+"""Inference: predictions for videos, and the evaluation of every checkpoint of a run."""

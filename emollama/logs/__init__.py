@@ -1,0 +1,1 @@
+"""Logs: the package logger, the console, the log of a run, TensorBoard and Weights & Biases."""

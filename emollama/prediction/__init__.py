@@ -1,1 +1,0 @@
-"""Answers about videos of one's own: features extracted, then asked through the code of the evaluation."""

@@ -1,1 +1,0 @@
-"""Sweeps: all checkpoints of a training run, evaluated alike."""
