@@ -253,7 +253,7 @@ class _Senses:
         rows = 0.5 * self.bias[slot] + 0.3 * self.speakers[slot][speaker] + 0.3 * noise
         for cue in cues:
             rows += rng.uniform(0.7, 1.3) * self.cues[slot][group, cue]
-        return rows.astype(np.float32)
+        return np.asarray(rows, np.float32)
 
 
 def _write_features(folder: Path, clips: Sequence[DemoClip], senses: _Senses, rng: np.random.Generator) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from emollama.data.annotations import read_annotations
-from emollama.demo.corpus import EMOTIONS, make_corpus
+from emollama.demo.corpus import make_corpus
 from emollama.demo.drawing_captions import draw_texts as draw_texts_of_scenes
 from emollama.demo.drawing_files import write_drawings
 from emollama.demo.steps import DemoFolder, next_steps, run_step
@@ -26,6 +26,7 @@ from emollama.demo.tiny_encoders import make_tiny_encoders
 from emollama.demo.tiny_llama import make_tiny_llama
 from emollama.demo.tiny_projection import make_pretrained
 from emollama.demo.videos import draw_texts, make_videos
+from emollama.demo.vocabulary import EMOTIONS
 from emollama.errors import UserError
 from emollama.logs.console import aligned, write
 from emollama.logs.logger import get_logger, set_up

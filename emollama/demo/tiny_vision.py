@@ -98,7 +98,7 @@ def learn_to_see(
 def named_share(vision: TinyVision, readout: nn.Linear, scenes: list[Scene], rng: np.random.Generator) -> float:
     """The share of the facts of these scenes that the readout names."""
     images, facts = draw_batch(rng, scenes)
-    return (readout(vision(images)).argmax(-1) == facts).float().mean().item()
+    return float((readout(vision(images)).argmax(-1) == facts).float().mean())
 
 
 def draw_batch(rng: np.random.Generator, scenes: list[Scene]) -> tuple[Tensor, Tensor]:

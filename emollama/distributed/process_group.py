@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -84,7 +84,7 @@ class World:
             raise failure
         if outcome[1] is not None:
             raise outcome[1]
-        return outcome[0]
+        return cast("T", outcome[0])
 
     def on_all_ranks(self, function: Callable[[], T]) -> list[T]:
         """Run on every rank; each gets all results, in the order of ranks, or learns of a failure. Waits for all of them.

@@ -88,7 +88,8 @@ def build(config: Any, tensors: Mapping[str, Tensor], *, source: str, device: to
     if missing or shapes:
         what = f"lack tensors, {listing(missing)}" if missing else f"have tensors of another shape, {listing(sorted(shapes))}"
         raise UserError(f"{key}: the weights in '{source}' {what}. Download them again, with their {CONFIG}.")
-    return model.requires_grad_(False).eval().to(device)
+    frozen: nn.Module = model.requires_grad_(False).eval().to(device)
+    return frozen
 
 
 def build_random(config: Any, *, device: torch.device, key: str) -> nn.Module:

@@ -54,8 +54,8 @@ class Pixels:
 
     def __call__(self, images: Iterable[np.ndarray]) -> Tensor:
         """(H, W, 3) uint8 RGB each -> (F, 3, S, S)."""
-        made = self.processor(list(images), return_tensors="pt").pixel_values
-        return made.reshape(-1, *made.shape[-3:])
+        pixels: Tensor = self.processor(list(images), return_tensors="pt").pixel_values
+        return pixels.reshape(-1, *pixels.shape[-3:])
 
     @property
     def recipe(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from emollama.errors import UserError
 from emollama.media.source import UnusableMedia
@@ -70,7 +70,7 @@ def _reason(path: str | os.PathLike[str], error: Exception) -> str:
         return "there is no such file"
     if os.path.isfile(path) and os.path.getsize(path) == 0:
         return "the file is empty"
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return "it is no image"
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error
     return f"it is cut off or damaged ({reason})"

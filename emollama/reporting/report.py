@@ -10,11 +10,12 @@ from typing import Any
 
 from emollama.errors import UserError
 from emollama.paths import written_whole
+from emollama.reporting.configuration import RESULT
 from emollama.reporting.curves import training_curves
 from emollama.reporting.json_io import text
 from emollama.reporting.measures import block_and_task, digits_of, figure, higher_is_better, registered_metric, title_of
 from emollama.reporting.panels import PANELS, Line, Panel, metric_panels
-from emollama.reporting.run_files import RESULT, RunFiles, best_validation, read_run
+from emollama.reporting.run_files import RunFiles, best_validation, read_run
 from emollama.reporting.run_summary import summary_rows, versions
 from emollama.reporting.sections import picture, sections_of
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +33,7 @@ class Picture:
     @property
     def width(self) -> int:
         """How wide a page shows it, in CSS pixels, so that its letters have the size that they were drawn with."""
-        (pixels,) = struct.unpack(">I", self.png[16:20])  # of the PNG's first chunk
+        pixels = int.from_bytes(self.png[16:20])  # the width in the PNG's first chunk
         return round(pixels * 96 / DPI)
 
 

@@ -72,7 +72,8 @@ def entries_in(table: np.ndarray, count: int) -> np.ndarray:
     full = table.view(np.uint8).reshape(len(table), _ENTRY_BYTES)[:, KEY_BYTES - 1] != 0
     if not count or np.count_nonzero(full) != count or len(table) <= slots_of(count) or full[-1]:
         raise ValueError(f"its table is not one of {count} arrays")
-    return table[full]
+    entries: np.ndarray = table[full]
+    return entries
 
 
 def require_within(entries: np.ndarray, array_bytes: Sequence[int], shard_bytes: Sequence[int]) -> None:

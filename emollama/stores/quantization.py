@@ -51,7 +51,8 @@ def encoded(array: np.ndarray, values: Values) -> tuple[tuple[np.ndarray, ...], 
 
 def restored(scales: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """(..., width) float32 from the scales of the rows (rows, 1) and int8 values (..., width)."""
-    return np.multiply(whole.reshape(len(scales), -1), scales, dtype=np.float32).reshape(whole.shape)
+    values: np.ndarray = np.multiply(whole.reshape(len(scales), -1), scales, dtype=np.float32)
+    return values.reshape(whole.shape)
 
 
 def deviation(array: np.ndarray, back: np.ndarray) -> Deviation:

@@ -36,7 +36,7 @@ def _bleu(longest: int) -> Callable[[NGrams], float | None]:
             return None
         totals = found.values.sum(0)
         shared, given = totals[:longest], totals[LONGEST : LONGEST + longest]
-        precision = float(np.prod((shared + TINY) / (given + SMALL))) ** (1 / longest)
+        precision = math.pow(float(np.prod((shared + TINY) / (given + SMALL))), 1 / longest)
         ratio = (float(totals[-2]) + TINY) / (float(totals[-1]) + SMALL)
         return precision * math.exp(min(0.0, 1 - 1 / ratio))
 

@@ -198,7 +198,7 @@ def _pause(error: Exception, attempt: int) -> float:
         with suppress(ValueError):
             if 0 < (seconds := float(headers.get(name, "")) * unit) <= LONGEST_PAUSE:
                 return seconds
-    return 0.5 * 2 ** min(attempt, 4) * random.uniform(0.75, 1.0)
+    return 0.5 * 2.0 ** min(attempt, 4) * random.uniform(0.75, 1.0)
 
 
 def _nobody_there(error: Exception) -> bool:
