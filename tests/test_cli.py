@@ -131,6 +131,27 @@ def test_the_help_of_a_command_ends_with_its_example_and_documentation(capsys):
     assert "--debug" in text
 
 
+@pytest.mark.parametrize(
+    ("line", "usage"),
+    [
+        ("--help train", "usage: emollama train "),
+        ("-q -h train --cfg-path x", "usage: emollama train "),
+        ("--help config show", "usage: emollama config show "),
+        ("--help sweep", "usage: emollama eval-checkpoints "),
+        ("--", "usage: emollama [options] COMMAND ..."),
+    ],
+)
+def test_help_before_a_command_is_the_help_of_the_command(line, usage, capsys):
+    status, text, err = called(capsys, *line.split())
+    assert (status, err) == (0, "")
+    assert text.startswith(usage)
+
+
+def test_no_help_shows_the_markup_of_docstrings(capsys):
+    marked = [name for name in NAMES if re.search(r"``|:[a-z]+:`", called(capsys, name, "--help")[1])]
+    assert marked == []
+
+
 # Errors
 
 
@@ -154,6 +175,32 @@ def test_the_help_of_a_command_ends_with_its_example_and_documentation(capsys):
         ("report run --quiet --verbose", "not allowed with argument"),
         ("train --cfg-path x --options", "--options: no value follows. The form is: --options run.max_epoch=1"),
         ("sweep --cfg-path x --options --run-folder y", "--options: no value follows."),
+        ("train --cfg-path x --options a.b=1 --options", "--options: no value follows."),
+        (
+            "train --cfg-path x --cfg-path y",
+            "emollama train: error: argument --cfg-path: given twice, with 'x' and 'y'. Keep one.",
+        ),
+        ("config show --cfg-path x --cfg=y", "emollama config show: error: argument --cfg-path: given twice"),
+        ("train --cfg-path x --nproc 2 --nproc 4", "argument --nproc: given twice, with '2' and '4'."),
+        ("predict --cfg-path x --video a b --video c", "given twice, with 'a b' and 'c'. Write all values after one --video."),
+        ("train --cfg-path x --nprocs 2", "emollama train: error: unknown option '--nprocs'. Did you mean '--nproc'?"),
+        ("env --jsn", "emollama env: error: unknown option '--jsn'. Did you mean '--json'?"),
+        ("env extra", "emollama env: error: unexpected argument 'extra'."),
+        ("config show --cfg-path x extra", "emollama config show: error: unexpected argument 'extra'."),
+        ("-x train", "emollama: error: unknown option '-x'."),
+        ("--cfg-path x train", "emollama: error: '--cfg-path' follows the command: emollama train --cfg-path ..."),
+        (
+            "--run-folder=x sweep",
+            "emollama: error: '--run-folder' follows the command: emollama eval-checkpoints --run-folder ...",
+        ),
+        ("--cfg-path x", "emollama: error: '--cfg-path' follows the command: emollama COMMAND --cfg-path ..."),
+        ("-- trian", "emollama: error: unknown command 'trian'. Did you mean 'train'?"),
+        ("-- train", "emollama train: error: the following arguments are required: --cfg-path"),
+        ("train x.yaml", "arguments are required: --cfg-path. Did you mean '--cfg-path x.yaml'?"),
+        ("config show --json x.yml", "arguments are required: --cfg-path. Did you mean '--cfg-path x.yml'?"),
+        ("-qv env", "emollama: error: argument -v/--verbose: not allowed with argument -q/--quiet"),
+        ("-q env -v", "emollama: error: argument -v/--verbose: not allowed with argument -q/--quiet"),
+        ("config -v show --cfg-path x -q", "emollama: error: argument -v/--verbose: not allowed with argument -q/--quiet"),
     ],
 )
 def test_a_wrong_command_line_is_answered_in_one_line_with_the_nearest_name(line, message, capsys):
@@ -162,6 +209,18 @@ def test_a_wrong_command_line_is_answered_in_one_line_with_the_nearest_name(line
     assert (status, out) == (2, "")
     assert message in first and ("Did you mean" in message) == ("Did you mean" in first)
     assert re.fullmatch(r"'emollama( [\w-]+)* --help' lists the (options|commands)\.", second)
+
+
+def test_several_options_add_up_and_the_last_value_of_a_key_counts(capsys):
+    line = ["config", "show", "--json", "--cfg-path", ROOT / "train_configs/demo_stage_1.yaml"]
+    line += ["--options", "run.seed=1", "run.job_id=x", "--options", "run.max_epoch=5", "run.seed=2"]
+    status, text, _ = called(capsys, *line)
+    assert status == 0
+    values = {key: entry["value"] for key, entry in json.loads(text).items() if entry["layer"] == "--options"}
+    assert values == {"run.seed": 2, "run.job_id": "x", "run.max_epoch": 5}
+    arguments = cli.parse_run("Train.", ["--cfg-path", "x", "--options", "a.b=1", "--options", "c.d=2"])
+    assert arguments.options == ["a.b=1", "c.d=2"]
+    assert cli.parse_run("Train.", ["--cfg-path", "x"]).options == []
 
 
 def test_the_entry_scripts_answer_alike(capsys):
@@ -245,6 +304,19 @@ def test_a_key_of_several_components_is_described_once_for_each_text(capsys):
     assert shared.startswith("evaluation_datasets.held_out (type: custom;")
 
 
+@pytest.mark.parametrize("block", ["model", "encoders", "datasets", "evaluation_datasets", "extraction", "run"])
+def test_a_block_is_described_by_its_part_of_the_reference(block, capsys):
+    status, text, _ = called(capsys, "reference", block)
+    assert status == 0
+    assert set(re.findall(r"^## (\w+)", text, re.MULTILINE)) == {block}
+    assert text in (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+
+
+def test_what_is_no_components_block_is_described_too(capsys):
+    assert called(capsys, "reference", "imports")[1].startswith("imports\n  A list of Python modules")
+    assert called(capsys, "reference", "paths")[1].startswith("paths\n  Free values, for ${paths.x}")
+
+
 @pytest.mark.parametrize(
     ("key", "hint"),
     [
@@ -254,6 +326,8 @@ def test_a_key_of_several_components_is_described_once_for_each_text(capsys):
         ("save_every", " Did you mean 'run.save_every_iters'?"),
         ("run.zzzzzz", ""),
         ("model.metric", ""),
+        ("run.metric.x", " Did you mean 'run.metric'?"),
+        ("datasets.mine.task_pool.reason", " Did you mean 'datasets.task_pool'?"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_one(key, hint, capsys):

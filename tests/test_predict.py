@@ -319,6 +319,14 @@ def test_a_configuration_that_cannot_answer_is_refused(world, options, arguments
         asked(world, [world / "unseen/happy_1.mp4"], "model.llama_model=" + str(world / "llm"), *options, **arguments)
 
 
+def test_what_is_no_video_is_named_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        find_videos(None, ["", "gone.mp4"])
+    named = [f"no file '{name}' (seen from {tmp_path}). Correct the path" for name in ("", "gone.mp4")]
+    assert str(error.value) == f"--video: {'; '.join(named)}."
+
+
 def test_what_is_no_video_is_refused_before_anything_else(world, tmp_path):
     (tmp_path / "text.mp4").write_text("not a video")
     (tmp_path / "empty.mp4").write_bytes(b"")

@@ -13,17 +13,17 @@ from emollama.logs.verbosity import configure
 
 
 class Overrides(argparse.Action):
-    """Stores the values of ``--options``, and refuses the option without a value: a forgotten value must not start a run."""
+    """Collects the values of ``--options``, and refuses the option without a value: a forgotten value must not start a run."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None) -> None:
-        """Store the values.
+        """Add the values to those of an earlier ``--options``.
 
         Raises:
             argparse.ArgumentError: there is none.
         """
         if not values:
             raise argparse.ArgumentError(self, "no value follows. The form is: --options run.max_epoch=1")
-        setattr(namespace, self.dest, values)
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), *values])
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:

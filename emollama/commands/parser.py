@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
+import re
 import shutil
 import sys
 import textwrap
@@ -24,39 +26,69 @@ NEAR = 0.7  # least similarity of a suggested option: short words resemble each 
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, with the nearest name for a misspelled command, option or choice."""
+    """An argument parser whose errors are one line, with the nearest name for a misspelled command, option or choice.
+
+    An option with values is given at most once, because argparse would take the last one silently.
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter} | settings)
         self._given: Sequence[str] = ()
+        self._values: dict[argparse.Action, Sequence[str]] = {}
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does it; the arguments are remembered for :meth:`error`."""
-        self._given = sys.argv[1:] if args is None else list(args)
-        return super().parse_known_args(self._given, namespace)
+        """As argparse does it, but an unknown argument is an error here: a parent's message would name the parent's help.
+
+        The arguments are remembered for :meth:`error`.
+        """
+        self._given, self._values = sys.argv[1:] if args is None else list(args), {}
+        parsed, unknown = super().parse_known_args(self._given, namespace)
+        if unknown:
+            self.error(f"unexpected argument '{unknown[0]}'.")
+        return parsed, unknown
 
     def error(self, message: str) -> NoReturn:
         """Print the error and exit with 2. An unknown option is named even if argparse complains of something else first."""
-        known = set(self._known_options())
-        words = [word.partition("=")[0] for word in self._given]
-        unknown = [word for word in words if _is_option(word) and not any(option.startswith(word) for option in known)]
-        if unknown:
-            message = f"unknown option '{unknown[0]}'.{_nearest_option(unknown[0], known)}"
+        if unknown := self._unknown_option():
+            message = f"unknown option '{unknown}'.{_nearest_option(unknown, self.known_options())}"
+        elif message.endswith(": --cfg-path") and (path := self._probable_path()):
+            message = f"{message}. Did you mean '--cfg-path {path}'?"
         self.exit(2, f"{self.prog}: error: {message}\n'{self.prog} --help' lists the options.\n")
 
-    def _known_options(self) -> Iterator[str]:
+    def known_options(self) -> Iterator[str]:
         """The option strings of this parser and of its sub-parsers."""
         for action in self._actions:
             yield from action.option_strings
             if isinstance(action, argparse._SubParsersAction):
                 for parser in action.choices.values():
-                    yield from parser._known_options()
+                    yield from parser.known_options()
+
+    def _unknown_option(self) -> str | None:
+        """The first argument that is an option, but none of this parser or of its sub-parsers."""
+        known = set(self.known_options())
+        words = [word.partition("=")[0] for word in self._given]
+        return next((word for word in words if _is_option(word) and not any(each.startswith(word) for each in known)), None)
+
+    def _probable_path(self) -> str | None:
+        """The argument that was probably meant as the value of ``--cfg-path``, which is missing."""
+        first = next((word for word in self._given[:1] if not word.startswith("-")), None)
+        return next((word for word in self._given if word.endswith((".yaml", ".yml"))), first)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             choices = [str(choice) for choice in action.choices]
             hint = did_you_mean(str(value), choices)
             raise argparse.ArgumentError(action, f"invalid choice: '{value}'.{hint} Choices: {', '.join(choices)}")
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """The values of one occurrence of an argument."""
+        if action.option_strings and isinstance(action, argparse._StoreAction):
+            if action in self._values:
+                both = [" ".join(words) for words in (self._values[action], arg_strings)]
+                remedy = "Keep one." if action.nargs is None else f"Write all values after one {action.option_strings[0]}."
+                raise argparse.ArgumentError(action, f"given twice, with '{both[0]}' and '{both[1]}'. {remedy}")
+            self._values[action] = arg_strings
+        return super()._get_values(action, arg_strings)
 
 
 def build_parser(names: Sequence[str] = NAMES) -> Parser:
@@ -74,7 +106,7 @@ def build_parser(names: Sequence[str] = NAMES) -> Parser:
     for name in names:
         module = _module(modules[name])
         about = f"example: {module.EXAMPLE}\ndocumentation: {pages() / module.DOCS}"
-        description = textwrap.dedent(module.__doc__ or "")
+        description = re.sub(r"``(.+?)``", r"\1", textwrap.dedent(module.__doc__ or ""), flags=re.DOTALL)
         command = commands.add_parser(name, help=module.HELP, description=description, epilog=about)
         module.add_arguments(command)
         _add_to_all(command)
@@ -89,24 +121,45 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         arguments: without the name of the program.
 
     Returns:
-        ``run`` is the command's function. Without a command, or with ``--help`` before it, ``run`` prints the help.
+        ``run`` is the command's function; without a command it prints the help of the program.
 
     Raises:
-        SystemExit: 2 after an error, 0 after ``--help`` of a command or ``--version``.
+        SystemExit: 2 after an error, 0 after ``--help`` before or after a command, or ``--version``.
     """
-    name = next((word for word in arguments if not word.startswith("-")), None)
-    if name in ALIASES:
-        place = list(arguments).index(name)
-        name = ALIASES[name]
-        arguments = [*arguments[:place], name, *arguments[place + 1 :]]
+    place = next((place for place, word in enumerate(arguments) if not word.startswith("-")), len(arguments))
+    before = [word for word in arguments[:place] if word != "--"]
+    first = _parsed_before(before, arguments[place:])
+    name, rest = (ALIASES.get(arguments[place], arguments[place]), arguments[place + 1 :]) if arguments[place:] else (None, ())
     if name is not None and name not in NAMES:
         hint = did_you_mean(name, NAMES)
         sys.stderr.write(f"emollama: error: unknown command '{name}'.{hint}\n'emollama --help' lists the commands.\n")
         raise SystemExit(2)
-    parsed = build_parser([name] if name else []).parse_args(arguments)
-    if parsed.help or name is None:
+    parser = build_parser([name] if name else [])
+    if name is not None and first.help:
+        words = itertools.takewhile(lambda word: not word.startswith("-"), rest)
+        parser.parse_args([name, *words, "--help"])  # exits
+    parsed = parser.parse_args([*before, *([name, *rest] if name else [])])
+    if getattr(parsed, "quiet", False) and getattr(parsed, "verbose", False):  # one before the command, one after it
+        parser.error("argument -v/--verbose: not allowed with argument -q/--quiet")
+    if name is None:
         parsed.run = lambda _: sys.stdout.write(overview())
     return parsed
+
+
+def _parsed_before(words: Sequence[str], rest: Sequence[str]) -> argparse.Namespace:
+    """The options before the command, parsed; only the program's own are taken there.
+
+    Raises:
+        SystemExit: 2 for another option; the message says so if it belongs to a command.
+    """
+    parser = build_parser([])
+    known = set(parser.known_options())
+    for word in (word.partition("=")[0] for word in words):
+        if word.startswith("--") and word not in known:
+            named = [ALIASES.get(each, each) for each in rest if each in NAMES or each in ALIASES][:1]
+            if any(word in build_parser([name]).known_options() for name in named or NAMES):
+                parser.error(f"'{word}' follows the command: emollama {named[0] if named else 'COMMAND'} {word} ...")
+    return parser.parse_args(words)
 
 
 def overview() -> str:

@@ -1,4 +1,4 @@
-"""``emollama reference``: every configuration key as Markdown (docs/configuration.md), or the description of one key."""
+"""``emollama reference``: every configuration key as Markdown (docs/configuration.md), those of one block, or one key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DOCS = "docs/configuration.md"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The key."""
-    key = "such as run.metric, datasets.batch_size or batch_size (default: print all keys as Markdown)"
+    key = "such as run.metric, datasets.batch_size or batch_size; or a block, such as run (default: print all keys as Markdown)"
     parser.add_argument("key", nargs="?", metavar="KEY", help=key)
 
 

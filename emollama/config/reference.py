@@ -6,7 +6,7 @@ import ast
 import dataclasses
 import inspect
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from emollama.config.sections import sections
@@ -28,34 +28,48 @@ registered class and defaults to the label. `preset` in `model` or in a dataset'
 `image_path` start at `data_root` where it is set, and captions, transcripts and feature folders at the annotation file's folder.
 """
 
+FREE = {  # what is no component's block
+    "imports": "A list of Python modules, imported before the configuration is checked: they register components of yours.",
+    "paths": "Free values, for ${paths.x} in other keys.",
+}
+
 
 def markdown() -> str:
     """All blocks with their keys, defaults and texts."""
+    names = {"fusion": FUSIONS, "lr_sched": LR_SCHEDULES, "task": TASKS, "metric": METRICS}
+    listed = "## Names\n\n" + " ".join(f"`{key}`: {_names(registry)}." for key, registry in names.items()) + "\n"
+    return "\n".join([INTRODUCTION, *(table for _, table in _tables()), listed])
+
+
+def _tables() -> Iterator[tuple[str, str]]:
+    """(block, table of its keys); what all datasets have is a table of its own."""
     tables = [(section.title, section.block, _rows(section.config)) for section in sections()]
     datasets = [rows for _, block, rows in tables if block == "datasets"]
     shared = [row for row in datasets[0] if all(row in rows for rows in datasets)]
-    parts, shared_written = [INTRODUCTION], False
+    shared_written = False
     for title, block, rows in tables:
         if block == "datasets" and not shared_written:
-            parts.append(_table("datasets, of every type", shared))
+            yield block, _table("datasets, of every type", shared)
             shared_written = True
         own = [row for row in rows if block != "datasets" or row not in shared]
-        parts += [_table(title, own)] if own else []
-    names = {"fusion": FUSIONS, "lr_sched": LR_SCHEDULES, "task": TASKS, "metric": METRICS}
-    parts.append("## Names\n\n" + " ".join(f"`{key}`: {_names(registry)}." for key, registry in names.items()) + "\n")
-    return "\n".join(parts)
+        if own:
+            yield block, _table(title, own)
 
 
 def describe(key: str) -> str:
-    """The default and text of a key, for each component that has it.
+    """The default and text of a key, for each component that has it; or all keys of a block, as Markdown.
 
     Args:
         key: ``run.metric``. A block's label may be given or left out (``datasets.batch_size``, ``datasets.mine.batch_size``), and
-            a name without a block is searched in all of them.
+            a name without a block is searched in all of them. The name of a block comes before a key of the same name.
 
     Raises:
         UserError: no block has this key; names the nearest one.
     """
+    if tables := [table for block, table in _tables() if block == key]:
+        return "\n".join(tables)
+    if key in FREE:
+        return f"{key}\n  {FREE[key]}\n"
     block, name = key.split(".")[0] if "." in key else None, key.split(".")[-1]
     components: dict[tuple[str, str], list[str]] = {}
     known: dict[str, None] = {}
@@ -69,7 +83,9 @@ def describe(key: str) -> str:
                 component = section.title.partition(", ")[2].replace("`", "")
                 components.setdefault((section.block if block is None else block, shown), []).append(component)
     if not components:
-        raise UserError(f"no configuration key '{key}'.{_nearest_key(name, block, known)} 'emollama reference' prints all keys.")
+        parent = f"{block}.{key.rpartition('.')[0].rpartition('.')[2]}"
+        hint = f" Did you mean '{parent}'?" if parent in known else _nearest_key(name, block, known)
+        raise UserError(f"no configuration key '{key}'.{hint} 'emollama reference' prints all keys.")
     return "\n".join(f"{own}.{name} ({'; '.join(names)})\n{shown}" for (own, shown), names in components.items())
 
 

@@ -45,7 +45,7 @@ def find_videos(config: RunConfig, videos: Sequence[str]) -> dict[str, Source]:
         UserError: files that are not there or hold no video: all of them.
     """
     if useless := [told for video in videos if (told := _useless(video))]:
-        raise UserError("--video: " + abbreviated(useless, "; "))
+        raise UserError(f"--video: {abbreviated(useless, '; ').rstrip('.')}.")
     cfg = _settings(config, "")
     peaks = read_peaks(cfg.peak_index_path) if cfg.peak_index_path is not None else {}
     faces = Path(cfg.face_path) if cfg.face_path is not None else None
