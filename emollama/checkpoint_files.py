@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emollama.errors import UserError
-from emollama.paths import PATHS, not_found
+from emollama.paths import PATHS, looked_up, not_a_file
 from emollama.registry import MODELS
 
 if TYPE_CHECKING:
@@ -30,11 +30,11 @@ def require_checkpoint_file(path: str, key: str) -> str:
     Raises:
         UserError: there is none, and which stage of training produces it; or it is a folder, and which kind of folder.
     """
-    if PATHS.isdir(path):
+    if looked_up(PATHS.isdir, path, key):
         raise UserError(f"{key}: '{path}' is a folder, and a checkpoint is a file. {_kind_of_folder(Path(path))}")
     if not PATHS.isfile(path):
         stages = re.findall(r"stage[_-]?([12])(?![0-9])", path, re.IGNORECASE)
-        raise not_found(key, path, f"{_produced_by(stages[-1])} Or correct the path." if stages else "Correct the path.")
+        raise not_a_file(key, path, f"{_produced_by(stages[-1])} Or correct the path." if stages else "Correct the path.")
     return path
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -76,13 +78,34 @@ def not_found(key: str, path: str | os.PathLike[str], remedy: str = "Correct the
     return UserError(f"{key}: no {what} '{os.fspath(path)}' (seen from {os.getcwd()}).{data_folder_hint(path)} {remedy}")
 
 
+def not_a_file(key: str, path: str | os.PathLike[str], remedy: str = "Correct the path.") -> UserError:
+    """The error for a path that is no regular file: it does not exist, or what it is instead; arguments as :func:`not_found`."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:
+        link = f" (a symbolic link to '{os.readlink(path)}')" if os.path.islink(path) else ""
+        if not link and getattr(error, "errno", None) in (None, errno.ENOENT, errno.ENOTDIR):
+            return not_found(key, path, remedy)
+        return UserError(f"{key}: cannot read '{os.fspath(path)}'{link}: {getattr(error, 'strerror', error)}. {remedy}")
+    kind = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
+    return UserError(f"{key}: '{os.fspath(path)}' is {kind}. Name a regular file.")
+
+
+def looked_up(look: Callable[[str], bool], path: str, key: str) -> bool:
+    """``PATHS.isfile(path)`` or ``PATHS.isdir(path)``; a URL is a user error, because iopath cannot look there."""
+    try:
+        return look(path)
+    except NotImplementedError:
+        raise UserError(f"{key}: '{path}' is a URL. Download it, and name the copy on this machine.") from None
+
+
 def require_folder(path: str, key: str, remedy: str = "Correct the path.") -> str:
     """The path, if it is a folder.
 
     Raises:
         UserError: naming the configuration key.
     """
-    if not PATHS.isdir(path):
+    if not looked_up(PATHS.isdir, path, key):
         raise not_found(key, path, remedy, what="folder")
     return path
 
@@ -97,14 +120,14 @@ def require_language_model(path: str) -> str:
     return require_folder(path, "model.llama_model", text)
 
 
-def require_file(path: str, key: str) -> str:
+def require_file(path: str, key: str, remedy: str = "Correct the path.") -> str:
     """The path, if it is a file.
 
     Raises:
         UserError: naming the configuration key.
     """
-    if not PATHS.isfile(path):
-        raise not_found(key, path)
+    if not looked_up(PATHS.isfile, path, key):
+        raise not_a_file(key, path, remedy)
     return path
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import copy
+import errno
 import json
+import os
 
 import pytest
 import yaml
@@ -249,6 +251,76 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
     assert f"{tmp_path}/config.yaml" in refusal(tmp_path, text)
 
 
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        ("mod\xe9l: 1\n".encode("latin-1"), "not UTF-8 text (byte 3). Save the file as UTF-8."),
+        ("model: {}\n".encode("utf-16"), "not UTF-8 text (byte 0). Save the file as UTF-8."),
+        (b"", "the file is empty. A configuration is a mapping with the keys "),
+        (b"\n# later\n", "the file is empty except for comments. A configuration is "),
+        (b"3\n", "the file is no mapping. A configuration is "),
+        (b"- model\n", "the file is no mapping. A configuration is "),
+        (b"run: {seed: !!int many}\n", "not valid YAML: "),
+        (b"run: {job_id: '${oc.env:X'}\n", "not valid YAML: the interpolation of 'run.job_id' cannot be read"),
+        (b"run: " + b"[" * 3000, "not valid YAML: "),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused_with_the_reason(tmp_path, raw, reason):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(raw)
+    with pytest.raises(UserError) as error:
+        config.load(str(path))
+    assert str(error.value).startswith(f"{path}: {reason}")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(json.dumps(small()).encode("utf-8-sig"))
+    assert config.load(str(path)).model.llama_model == "some/folder"
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), AttributeError("'NoneType' object has no attribute 'x'")])
+def test_what_is_not_the_files_fault_is_not_reported_as_bad_yaml(tmp_path, monkeypatch, failure):
+    def interrupted(*arguments, **keys):
+        raise failure
+
+    monkeypatch.setattr("emollama.config.reading.OmegaConf.load", interrupted)
+    with pytest.raises(type(failure)) as error:
+        loaded(tmp_path, small())
+    assert error.value is failure
+
+
+def test_a_path_that_is_no_regular_file_is_told_by_its_kind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    os.symlink("circle", "circle")
+    os.symlink("gone.yaml", "link.yaml")
+    told = {
+        ".": "'.' is a folder. Name a regular file.",
+        "pipe": "'pipe' is a device or a pipe. Name a regular file.",
+        "/dev/null": "'/dev/null' is a device or a pipe. Name a regular file.",
+        "circle": f"cannot read 'circle' (a symbolic link to 'circle'): {os.strerror(errno.ELOOP)}. Correct the path.",
+        "link.yaml": f"cannot read 'link.yaml' (a symbolic link to 'gone.yaml'): {os.strerror(errno.ENOENT)}. Correct the path.",
+        "https://host/c.yaml": "'https://host/c.yaml' is a URL. Download it, and name the copy on this machine.",
+        "": f"no file '' (seen from {tmp_path}). Correct the path.",
+    }
+    messages = {}
+    for path in told:
+        with pytest.raises(UserError) as error:
+            config.load(path)
+        messages[path] = str(error.value)
+    assert messages == {path: f"--cfg-path: {text}" for path, text in told.items()}
+
+
+def test_an_absent_file_is_answered_with_the_nearest_one_beside_it(tmp_path):
+    (tmp_path / "custom.yaml").write_text("{}")
+    (tmp_path / "custm.txt").write_text("")
+    with pytest.raises(UserError, match=rf"no file '{tmp_path}/custm.yaml' .* Did you mean '{tmp_path}/custom.yaml'\?$"):
+        config.load(f"{tmp_path}/custm.yaml")
+    with pytest.raises(UserError, match=r"Correct the path\.$"):
+        config.load(f"{tmp_path}/zzz.yaml")
+
+
 def test_an_absent_file_is_named(tmp_path):
     with pytest.raises(UserError, match="--cfg-path: no file"):
         config.load(str(tmp_path / "none.yaml"))
@@ -268,6 +340,35 @@ def test_an_option_that_is_no_assignment_is_quoted(tmp_path, option):
 @pytest.mark.parametrize("option", ["run=3", "run.max_epoch.deep=3", "run.max_epoch=[1", "run..max_epoch=1"])
 def test_an_option_that_does_not_fit_the_tree_is_a_user_error(tmp_path, option):
     assert refusal(tmp_path, small(), option).startswith("--options")
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (
+            "run.max_epoch=[1",
+            ": the value is not valid YAML: did not find expected ',' or ']'. Put a text with special characters",
+        ),
+        ("model.end_sym=a: b: c", ": the value is not valid YAML: mapping values are not allowed in this context. Put a text"),
+        ("run.job_id=${oc.env:X", ": the interpolation of 'run.job_id' cannot be read"),
+        ("run.seed=!!int many", ": "),
+        ("run..max_epoch=1", ": 'run..max_epoch' is not of the form a.b. Write run.max_epoch=1"),
+        ("run[max_epoch]=3", ": 'run[max_epoch]' is not of the form a.b. Write run.max_epoch=3"),
+        ("model.x[0]=q", ": 'model.x[0]' is not of the form a.b. Write the whole list: model.x=[q,...]"),
+        (" run.max_epoch=3", ": ' run.max_epoch' is not of the form a.b. Write run.max_epoch=3"),
+        ("run.job_id= ", " has no value. Write run.job_id=null for none, or run.job_id='\"\"' for an empty text."),
+        ("run.job_id=", " has no value. Write run.job_id=null for none"),
+    ],
+)
+def test_an_option_that_cannot_be_read_is_quoted_with_the_remedy(tmp_path, option, told):
+    text = refusal(tmp_path, small(), "run.seed=1", option)
+    assert text.startswith(f"--options: '{option}'{told}")
+    assert "\n" not in text
+
+
+def test_an_option_takes_null_and_an_empty_text(tmp_path):
+    made = loaded(tmp_path, small(model={"ckpt": "x"}), "model.ckpt=null", "paths.root=''")
+    assert (made.model.ckpt, made.plain()["paths"]["root"]) == (None, "")
 
 
 # Weighted pools
@@ -311,7 +412,34 @@ def test_environment_variables_are_resolved_in_objects_and_nowhere_else(tmp_path
 def test_an_environment_variable_that_is_not_set_names_key_and_variable(tmp_path, monkeypatch):
     monkeypatch.delenv("LLAMA_FOLDER", raising=False)
     text = refusal(tmp_path, small(model={"llama_model": "${oc.env:LLAMA_FOLDER}"}))
-    assert "'model.llama_model'" in text and "LLAMA_FOLDER" in text and "Set the variable" in text
+    assert (
+        text
+        == "'model.llama_model': the environment variable 'LLAMA_FOLDER' is not set. Set the variable, or write the value itself."
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("${nope.x}", "'${nope.x}' names no key of the configuration. Correct it,"),
+        ("${path.root}", "'${path.root}' names no key of the configuration. Did you mean 'paths.root'? Correct it,"),
+        ("${run.job_id}", "the value refers to itself, directly or through other keys. Write the value itself."),
+        ("${oc.enf:HOME}", "unknown interpolation 'oc.enf:'. The form is ${oc.env:NAME} or ${paths.x}."),
+        ("${oc.env:}", "the interpolation cannot be resolved: env() missing 1 required positional argument"),
+    ],
+)
+def test_an_interpolation_without_a_value_is_explained_and_the_variable_only_named_where_one_is_meant(tmp_path, value, told):
+    text = refusal(tmp_path, small(run={"job_id": value}, paths={"root": "/data"}))
+    assert text.startswith(f"'run.job_id': {told}")
+    assert "ariable" not in text and "raised while" not in text
+
+
+def test_an_interpolation_of_a_key_without_a_value_names_that_key(tmp_path):
+    tree = small(run={"job_id": "${model.llama_model}"})
+    del tree["model"]["llama_model"]
+    assert refusal(tmp_path, tree) == "'model.llama_model' is missing: give it a value in the YAML or by --options"
+    tree = small(paths={"root": "???"}, run={"job_id": "${paths.root}"})
+    assert refusal(tmp_path, tree) == "'run.job_id': it refers to 'paths.root', which has no value. Give that key a value."
 
 
 def test_an_environment_variable_of_the_wrong_type_names_the_key(tmp_path, monkeypatch):
@@ -325,6 +453,15 @@ def test_paths_are_shared_by_interpolation_and_overridden_by_options(tmp_path):
     tree = small(model={"llama_model": "${paths.root}/llama"}, paths={"root": "/data"})
     assert loaded(tmp_path, tree).model.llama_model == "/data/llama"
     assert loaded(tmp_path, tree, "paths.root=/else").model.llama_model == "/else/llama"
+
+
+def test_a_path_that_no_block_uses_need_not_have_a_value(tmp_path, monkeypatch):
+    monkeypatch.delenv("NOWHERE", raising=False)
+    monkeypatch.setenv("ROOT", "/data")
+    paths = {"unused": "${oc.env:NOWHERE}", "root": "${oc.env:ROOT}", "more": {"a": "${paths.root}/a"}}
+    made = loaded(tmp_path, small(paths=paths, model={"llama_model": "${paths.more.a}"}))
+    assert made.resolved()["paths"] == {"unused": "${oc.env:NOWHERE}", "root": "/data", "more": {"a": "/data/a"}}
+    assert made.resolved()["model"]["llama_model"] == "/data/a"
 
 
 def test_the_written_tree_is_a_configuration_that_gives_equal_objects(tmp_path, monkeypatch):

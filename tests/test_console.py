@@ -410,6 +410,13 @@ def test_a_file_with_the_name_of_a_shipped_one_has_no_follow_up_of_its_own(tmp_p
     assert command.startswith("emollama eval --cfg-path eval_configs/eval_emotion.yaml --options")
 
 
+def test_paths_of_the_command_that_comes_next_are_valid_options(tmp_path):
+    options = ["paths.a=''", "paths.b=null", "paths.c=/data"]
+    shown = summary._path_options(loaded(tmp_path, golden_tree(tmp_path), *options))
+    assert shown == options
+    assert loaded(tmp_path, golden_tree(tmp_path), *shown).plain()["paths"] == {"a": "", "b": None, "c": "/data"}
+
+
 @pytest.mark.parametrize(("kind", "line"), [(kind, " ".join(line)) for kind, line in summary.NEXT_KIND.items()])
 def test_after_a_configuration_of_init_the_next_kind_is_written_and_run(kind, line, tmp_path):
     command, following = line.split()

@@ -87,6 +87,17 @@ def test_only_paths_below_the_shipped_folders_have_a_packaged_copy(elsewhere, pa
         find_shipped(path, "--cfg-path")
 
 
+def test_a_misspelled_shipped_file_is_answered_with_the_nearest_one(elsewhere):
+    with pytest.raises(UserError, match=r"Did you mean 'train_configs/custom\.yaml'\? The package contains "):
+        find_shipped("train_configs/custm.yaml", "--cfg-path")
+    with pytest.raises(UserError, match=r"\)\. Correct the path\. The package contains "):
+        find_shipped("train_configs/zqzq.yaml", "--cfg-path")
+    (elsewhere / "train_configs").mkdir()
+    (elsewhere / "train_configs/zqz.yaml").write_text("{}")
+    with pytest.raises(UserError, match=r"Did you mean 'train_configs/zqz\.yaml'\?"):
+        find_shipped("train_configs/zqzq.yaml", "--cfg-path")
+
+
 def test_an_absolute_path_has_no_packaged_copy(elsewhere):
     with pytest.raises(UserError, match="no file"):
         find_shipped(str(elsewhere / STAGE_1), "--cfg-path")

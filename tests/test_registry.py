@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from dataclasses import dataclass
 
@@ -162,5 +163,79 @@ def test_a_user_module_in_imports_adds_its_component_to_a_yaml(tmp_path, monkeyp
 
 def test_an_import_that_fails_names_the_module(tmp_path):
     tree = golden_tree(tmp_path) | {"imports": ["no_such_module_here"]}
-    with pytest.raises(UserError, match="imports: cannot import 'no_such_module_here'"):
+    with pytest.raises(
+        UserError, match=r"^imports: cannot import 'no_such_module_here': No module named 'no_such_module_here'\.$"
+    ):
         loaded(tmp_path, tree)
+
+
+@pytest.fixture
+def import_failure(tmp_path, monkeypatch):
+    """A function that imports a module with a text; returns the error, the module's folder removed from it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    tree = golden_tree(tmp_path)
+
+    def told(text, name="of_mine"):
+        (tmp_path / "of_mine.py").write_text(text)
+        importlib.invalidate_caches()
+        with pytest.raises(UserError) as error:
+            loaded(tmp_path, tree | {"imports": [name]})
+        assert error.value.__cause__ is not None  # --debug prints its traceback
+        return str(error.value).replace(f"{tmp_path}/", "")
+
+    yield told
+    for name in ("of_mine", "of_mine_too"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("x = 1\nimport of_mine_too\n", "of_mine.py, line 2: No module named 'of_mine_too'."),
+        ("def f(:\n    pass\n", "of_mine.py, line 1: SyntaxError: invalid syntax."),
+        ("import json\n\njson.loads('{')\n", "of_mine.py, line 3: JSONDecodeError: Expecting property name"),
+        ("def f():\n    return 1 / 0\n\nf()\n", "of_mine.py, line 2: ZeroDivisionError: division by zero."),
+        (
+            "from emollama.registry import METRICS\nMETRICS.register('war')(3)\n",
+            "of_mine.py, line 2: ValueError: metric 'war' is registered twice:",
+        ),
+        ("from emollama.errors import UserError\nraise UserError('set MINE')\n", "of_mine.py, line 2: set MINE."),
+    ],
+)
+def test_a_module_that_fails_is_named_with_the_file_and_line(import_failure, text, reason):
+    assert import_failure(text).startswith(f"imports: cannot import 'of_mine': {reason}")
+
+
+@pytest.mark.parametrize(("text", "call"), [("import sys\nsys.exit(0)\n", "0"), ("\nraise SystemExit\n", "")])
+def test_a_module_that_ends_the_program_is_an_error(import_failure, text, call):
+    assert import_failure(text).startswith(f"imports: 'of_mine' called sys.exit({call}) (of_mine.py, line 2). A module")
+
+
+def test_a_module_that_fails_in_another_of_the_users_modules_names_that_one(import_failure, tmp_path):
+    (tmp_path / "of_mine_too.py").write_text("\nraise RuntimeError('broken')\n")
+    assert import_failure("import of_mine_too\n").endswith("of_mine_too.py, line 2: RuntimeError: broken.")
+
+
+def test_a_module_is_named_without_its_ending(import_failure):
+    assert import_failure("", "of_mine.py").endswith(" Write it without '.py'.")
+
+
+def test_an_interrupt_while_a_module_is_imported_stays_one(tmp_path, monkeypatch):
+    (tmp_path / "of_mine.py").write_text("raise KeyboardInterrupt\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        loaded(tmp_path, golden_tree(tmp_path) | {"imports": ["of_mine"]})
+
+
+@pytest.mark.parametrize("name", [1, None, "", " ", "..x", "a..b", "a/b.py", ["a"]])
+def test_a_name_that_is_no_modules_is_refused(tmp_path, name):
+    with pytest.raises(UserError) as error:
+        loaded(tmp_path, golden_tree(tmp_path) | {"imports": [name]})
+    assert str(error.value).startswith(f"{tmp_path}/config.yaml: 'imports': {name!r} is no name of a Python module.")
+
+
+def test_imports_that_are_no_list_are_refused_with_the_form(tmp_path):
+    with pytest.raises(UserError, match=r"'imports' is a list of Python module names, not 'mine'\. Write imports: \[mine\]$"):
+        loaded(tmp_path, golden_tree(tmp_path) | {"imports": "mine"})

@@ -26,6 +26,7 @@ from emollama.data.slots import SlotShape
 from emollama.errors import UserError
 from emollama.paths import PATHS
 from emollama.stores import tar_index, tar_set
+from emollama.stores.manifest import Manifest
 from emollama.stores.name_index import entries_of, joined
 from emollama.stores.packing import index_tars
 from emollama.stores.tars import TarStore, is_tars, shards_of, split_slot
@@ -693,6 +694,11 @@ def test_shards_are_read_over_http(tmp_path, web):
     store = TarStore.open(path)
     assert all(same(store.load(name), array) for name, array in arrays.items())
     assert "emollama pack --index" in refusal(TarStore.open, f"{web}/train-003.tar")
+
+
+def test_a_place_that_cannot_be_asked_has_no_manifest(tmp_path):
+    for path in ("https://host/train-000.tar", "https://host/shards", f"{tmp_path}/train-000.tar"):
+        assert Manifest.read(path) is None
 
 
 def test_an_index_is_read_by_whoever_opens_it_later(tmp_path):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from emollama.config.user_modules import check_imports
 from emollama.errors import UserError
 
 TOP_LEVEL = ("imports", "paths", "model", "encoders", "datasets", "evaluation_datasets", "extraction", "run")
@@ -71,9 +70,9 @@ def check_top_level(layer: Layer, hint: Callable[[str], str]) -> None:
             raise UserError(f"{layer.name}: unknown key '{key}'.{hint(str(key))} Known: {', '.join(TOP_LEVEL)}")
         if value is None:
             layer.tree[key] = [] if key == "imports" else {}
-        elif key == "imports" and not isinstance(value, list):
-            raise UserError(f"{layer.name}: 'imports' is a list of Python module names")
-        elif key != "imports" and not isinstance(value, dict):
+        elif key == "imports":
+            check_imports(layer.name, value)
+        elif not isinstance(value, dict):
             raise UserError(f"{layer.name}: '{key}' is a mapping, not {value!r}")
     for group in GROUPS:
         for label, value in layer.tree.get(group, {}).items():
@@ -83,18 +82,6 @@ def check_top_level(layer: Layer, hint: Callable[[str], str]) -> None:
                 raise UserError(
                     f"{layer.name}: the label '{label}' under '{group}' names files: letters, digits, _, + and - only"
                 )
-
-
-def import_user_modules(layers: list[Layer]) -> None:
-    """Import what ``imports`` names, so that it registers its components."""
-    names = merged_plain(layers, "imports")
-    if names and "" not in sys.path:
-        sys.path.append("")
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise UserError(f"imports: cannot import '{name}': {error}") from error
 
 
 def merged_plain(layers: list[Layer], name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Typed layers merged into one resolved tree. The only file that sees OmegaConf.
+"""Typed layers merged into one resolved tree. Only this package imports OmegaConf.
 
 Each registered component holds its own ``@dataclass class Config``. A run's configuration is built from four layers::
 
@@ -10,6 +10,7 @@ from. ``${oc.env:NAME}`` and ``${paths.x}`` work everywhere; the tree that is wr
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -28,18 +29,18 @@ from emollama.config.blocks import ConfigBlock, chosen_blocks
 from emollama.config.key_hints import key_hint, top_level_hint
 from emollama.config.layers import (
     GROUPS,
-    TOP_LEVEL,
     Layer,
     check_top_level,
     drop_removed,
-    import_user_modules,
     leaves,
     merged_plain,
 )
-from emollama.config.packaged import find_shipped
+from emollama.config.omegaconf_errors import first_line, unresolved
+from emollama.config.reading import read_options, read_yaml
+from emollama.config.user_modules import import_user_modules
 from emollama.errors import UserError
 from emollama.listing import abbreviated
-from emollama.paths import PATHS, written_whole
+from emollama.paths import written_whole
 from emollama.registry import TASKS, Components, did_you_mean
 
 __all__ = ["MISSING", "EvaluationBlock", "RunConfig", "from_plain", "load", "write_yaml"]
@@ -90,8 +91,18 @@ class RunConfig:
         return typing.cast("dict[str, Any]", OmegaConf.to_container(self.tree, resolve=False))
 
     def resolved(self) -> dict[str, Any]:
-        """The tree as plain values of their keys' types, interpolations resolved in this environment."""
-        return typing.cast("dict[str, Any]", OmegaConf.to_container(self.tree, resolve=True))
+        """The tree as plain values of their keys' types, interpolations resolved in this environment.
+
+        A value under ``paths`` that cannot be resolved stays as it is written: no block uses it.
+        """
+        tree = self.plain()
+        for name in tree.keys() - set(FREE):
+            tree[name] = OmegaConf.to_container(self.tree[name], resolve=True)
+        for key in tree["paths"]:
+            with contextlib.suppress(OmegaConfBaseException):
+                value = self.tree.paths[key]
+                tree["paths"][key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        return tree
 
 
 def load(cfg_path: str, options: list[str] | None = None, *, needs_model: bool = True) -> RunConfig:
@@ -105,7 +116,7 @@ def load(cfg_path: str, options: list[str] | None = None, *, needs_model: bool =
     Raises:
         UserError: an unknown key, component, preset, a wrong type, a missing value: names layer, key, nearest known key.
     """
-    return _merged([Layer(cfg_path, _read_yaml(cfg_path)), Layer("--options", _read_options(options or []))], needs_model)
+    return _merged([Layer(cfg_path, read_yaml(cfg_path)), Layer("--options", read_options(options or []))], needs_model)
 
 
 def _merged(given: list[Layer], needs_model: bool = True) -> RunConfig:
@@ -114,7 +125,7 @@ def _merged(given: list[Layer], needs_model: bool = True) -> RunConfig:
     for layer in layers:
         check_top_level(layer, top_level_hint)
         logging.getLogger("emollama").debug("configuration layer %s: %s", layer.name, ", ".join(layer.tree) or "empty")
-    import_user_modules(layers)
+    import_user_modules(merged_plain(layers, "imports"))
     blocks = list(chosen_blocks(layers, needs_model))
     tree = OmegaConf.create({}, flags={"no_deepcopy_set_nodes": True})
     for name in FREE:
@@ -137,42 +148,6 @@ def from_plain(tree: dict[str, Any], name: str) -> RunConfig:
     return _merged([Layer(name, tree)])
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
-    found = find_shipped(path, "--cfg-path")
-    try:
-        loaded = OmegaConf.load(PATHS.get_local_path(found))
-    except Exception as error:  # YAML's and OmegaConf's own families of errors; the text names line and column
-        raise UserError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(loaded, DictConfig):
-        raise UserError(f"{path}: a configuration is a mapping with the keys {', '.join(TOP_LEVEL)}")
-    return typing.cast("dict[str, Any]", OmegaConf.to_container(loaded, resolve=False))
-
-
-def _read_options(options: list[str]) -> dict[str, Any]:
-    for place, option in enumerate(options):
-        if "=" not in option or option.startswith("="):
-            written = _assignment(options, place)
-            raise UserError(f"--options: '{option}' is not of the form a.b=c. Write {written}, without spaces around '='.")
-    try:
-        return typing.cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.from_dotlist(options), resolve=False))
-    except Exception as error:
-        raise UserError(f"--options: {error}") from None
-
-
-def _assignment(options: list[str], place: int) -> str:
-    """The pair ``a.b=c`` that was probably meant by the option at a place and those beside it."""
-    begin = place - 1 if place and (options[place - 1].endswith("=") or options[place].startswith("=")) else place
-    key, *rest = [options[begin].strip("=:- "), *options[begin + 1 : begin + 3]]
-    if options[begin].startswith("="):
-        return f"a.b={key}"
-    if ":" in key:
-        key, _, value = key.partition(":")
-    else:
-        values = [text.strip("=") for text in rest if text.strip("=")]
-        value = values[0] if values and "=" not in values[0] else "VALUE"
-    return f"{key}={value}"
-
-
 def _block_layers(block: ConfigBlock, layers: list[Layer]) -> Iterator[Layer]:
     block.node = _empty(block)
     preset = block.selectors.get("preset")
@@ -183,7 +158,7 @@ def _block_layers(block: ConfigBlock, layers: list[Layer]) -> Iterator[Layer]:
             hint = did_you_mean(preset, known)
             raise UserError(f"{block.path}.preset: unknown preset '{preset}'.{hint} Known: {abbreviated(known)}")
         path = str(folder / f"{preset}.yaml")
-        yield Layer(f"preset {preset} ({path})", _read_yaml(path))
+        yield Layer(f"preset {preset} ({path})", read_yaml(path))
     group, _, label = block.path.partition(".")
     for layer in layers:
         keys = layer.tree.get(group, {})
@@ -241,7 +216,7 @@ def _refusal(block: ConfigBlock, layer: Layer, values: dict[str, Any], error: Ex
     quotes = ". Write it in quotes." if isinstance(error, KeyValidationError) else ""
     of = {item.name: item.type for config_class in block.configs for item in dataclasses.fields(config_class)}
     expected = f" (expected {of[name]})" if name in of else ""
-    return UserError(f"{layer.name}: '{block.path}.{written}': {_first_line(error)}{expected}{quotes}")
+    return UserError(f"{layer.name}: '{block.path}.{written}': {first_line(error)}{expected}{quotes}")
 
 
 def _resolved(tree: DictConfig, blocks: list[ConfigBlock], layers: list[Layer]) -> RunConfig:
@@ -281,9 +256,10 @@ def _container(tree: DictConfig, block: ConfigBlock) -> dict[str, Any]:
     except MissingMandatoryValue as error:
         raise UserError(f"'{error.full_key}' is missing: give it a value in the YAML or by --options") from None
     except InterpolationResolutionError as error:
-        raise UserError(f"'{error.full_key}': {_first_line(error)}. Set the variable, or write the value itself.") from None
+        known = [key for key, _ in leaves(OmegaConf.to_container(tree, resolve=False))]
+        raise UserError(f"'{error.full_key}': {unresolved(error, known)}") from None
     except OmegaConfBaseException as error:
-        raise UserError(f"'{error.full_key or block.path}': {_first_line(error)}") from None
+        raise UserError(f"'{error.full_key or block.path}': {first_line(error)}") from None
 
 
 def _build(config_class: Any, values: dict[str, Any], path: str) -> Any:
@@ -292,7 +268,3 @@ def _build(config_class: Any, values: dict[str, Any], path: str) -> Any:
         return config_class(**own)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

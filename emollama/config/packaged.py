@@ -11,7 +11,8 @@ from pathlib import Path
 from emollama import variables
 from emollama.errors import UserError
 from emollama.listing import abbreviated
-from emollama.paths import PACKAGE, PATHS, packaged_copy, require_file
+from emollama.paths import PACKAGE, packaged_copy, require_file
+from emollama.registry import nearest
 
 
 def find_shipped(path: str, key: str) -> str:
@@ -24,9 +25,9 @@ def find_shipped(path: str, key: str) -> str:
     Raises:
         UserError: neither exists; the message names both places.
     """
-    copy = packaged_copy(path)
-    if PATHS.isfile(path) or copy is None:
-        return require_file(path, key)
+    copy = None if os.path.lexists(path) else packaged_copy(path)
+    if copy is None:
+        return require_file(path, key, "Correct the path." if os.path.exists(path) else _remedy(path, []))
     if copy.is_file():
         _log_copy(path, copy)
         return str(copy)
@@ -34,8 +35,17 @@ def find_shipped(path: str, key: str) -> str:
     names = sorted(str(file.relative_to(PACKAGE)) for file in folder.rglob(f"*{copy.suffix}") if file.is_file())
     raise UserError(
         f"{key}: no file '{path}', neither in the working folder ({os.getcwd()}) nor in the package ({copy})."
-        f" Correct the path. The package contains {abbreviated(names, where=f'all of them are in {folder}')}."
+        f" {_remedy(path, names)} The package contains {abbreviated(names, where=f'all of them are in {folder}')}."
     )
+
+
+def _remedy(path: str, names: list[str]) -> str:
+    """A sentence with the file that was probably meant by a path: one beside it, or one of ``names``."""
+    place = Path(path)
+    beside = [str(file) for file in sorted(place.parent.glob(f"*{place.suffix}")) if file.is_file()]
+    stems = {Path(name).stem: name for name in [*names, *beside]}
+    near = nearest(place.stem, stems)
+    return f"Did you mean '{stems[near]}'?" if near else "Correct the path."
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from emollama import checkpoint
 from emollama.errors import UserError
 from emollama.listing import listing
 from emollama.models import adapters, checkpoint_names
-from emollama.paths import not_found
+from emollama.paths import not_a_file
 
 ADAPTERS, ADAPTERS_CONFIG, PROJECTORS = "adapter_model.safetensors", "adapter_config.json", "projectors.safetensors"
 
@@ -72,7 +72,7 @@ def read(path: str, key: str) -> Weights:
 
 def _read_safetensors(path: Path, key: str) -> dict[str, Tensor]:
     if not path.is_file():
-        raise not_found(key, path)
+        raise not_a_file(key, path)
     if checkpoint.is_intact(path) is False:
         raise UserError(f"{key}: {path} is not what was written: its SHA-256 differs from {path}.sha256. Use another copy.")
     try:

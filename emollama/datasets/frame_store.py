@@ -17,7 +17,7 @@ from emollama.media.frame_selection import FrameChoice, chosen_frame, read_peaks
 from emollama.media.frames import probe, read_frames
 from emollama.media.image_transforms import blip2_image
 from emollama.media.source import Source
-from emollama.paths import PATHS, not_found
+from emollama.paths import PATHS, looked_up, not_found
 
 REMEDY = "Replace the video, or leave the clip out (exclude)."
 
@@ -40,7 +40,7 @@ def open_frames(folder: str, shape: SlotShape | None, label: str, choice: FrameC
             f"{label}: image_feature_path is null, so frames of image_path would go through the model's image encoder, but"
             " model.vit_weights is null. Name its weights there, or caches in image_feature_path, or set image_path: null."
         )
-    if not PATHS.isdir(folder):
+    if not looked_up(PATHS.isdir, folder, f"{label}.image_path"):
         raise not_found(f"{label}.image_path", folder, "It starts at data_root. Correct the path.", what="folder")
     if choice == "peak" and peaks is None:
         raise UserError(f"{label}.frame_selection: peak needs peak_index_path, which says where the peaks are")

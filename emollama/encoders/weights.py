@@ -25,7 +25,7 @@ from torch import Tensor
 from emollama.data.validation_cache import ValidationCache
 from emollama.errors import UserError
 from emollama.listing import listing
-from emollama.paths import PATHS, not_found, sha256
+from emollama.paths import PATHS, looked_up, not_a_file, sha256
 
 CONFIG = "config.json"
 WRAPPERS = ("model", "module", "state_dict")  # entries under which training code keeps the tensors
@@ -109,8 +109,8 @@ def random_weights(key: str) -> Iterator[None]:
 
 
 def _read_file(path: str, key: str) -> dict[str, Tensor]:
-    if not PATHS.isfile(path):
-        raise not_found(key, path, "Download the weights, or correct the path.")
+    if not looked_up(PATHS.isfile, path, key):
+        raise not_a_file(key, path, "Download the weights, or correct the path.")
     local = PATHS.get_local_path(path)
     try:
         content = load_file(local) if path.endswith(".safetensors") else _load_pickle(local)

@@ -23,7 +23,7 @@ from emollama.errors import UserError
 from emollama.media.frame_selection import FrameChoice
 from emollama.models import frames
 from emollama.models.fusion import GROUP
-from emollama.paths import PATHS
+from emollama.paths import PATHS, looked_up
 from emollama.stores.feature_cache import FeatureCache
 from emollama.stores.manifest import Manifest
 
@@ -51,7 +51,7 @@ class FrozenVision(nn.Module):
     def __init__(self, cfg: Any, shape: SlotShape, *, device: torch.device) -> None:
         super().__init__()
         self._kept = FeatureCache(shape.cache_folder, shape) if isinstance(shape, CachedShape) else None
-        if device.type == "meta" and (absent := [path for path in _files(cfg) if not PATHS.isfile(path)]):
+        if device.type == "meta" and (absent := [path for path in _files(cfg) if not looked_up(PATHS.isfile, path, "model")]):
             text = "no file %s: figures are those of the published encoders"
             logging.getLogger("emollama").info(text, " and ".join(absent))
             self._build_published(cfg, device)

@@ -234,5 +234,6 @@ def _path_options(config: RunConfig) -> list[str]:
     for key, value in config.plain().get("paths", {}).items():
         variables = re.findall(r"\$\{oc\.env:(\w+)", str(value))
         if config.sources.get(f"paths.{key}") == "--options" or any(name in os.environ for name in variables):
-            options.append(f"paths.{key}={resolved[key]}")
+            shown = "null" if resolved[key] is None else str(resolved[key]) or "''"
+            options.append(f"paths.{key}={shown}")
     return options

@@ -56,7 +56,10 @@ class Manifest:
         """
         pattern, _ = tars.split_slot(store)
         path = os.path.join(os.path.dirname(pattern) if pattern.endswith(".tar") else pattern, FILE)
-        if "{" in path or not PATHS.isfile(path):
+        try:
+            if "{" in path or not PATHS.isfile(path):
+                return None
+        except NotImplementedError:  # a remote place that cannot be asked
             return None
         try:
             content = json.loads(read_text(path))
