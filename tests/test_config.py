@@ -312,6 +312,16 @@ def test_a_path_that_is_no_regular_file_is_told_by_its_kind(tmp_path, monkeypatc
     assert messages == {path: f"--cfg-path: {text}" for path, text in told.items()}
 
 
+def test_a_file_that_may_not_be_read_is_named_with_the_reason(tmp_path, monkeypatch):
+    def forbidden(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr("emollama.config.reading.read_text", forbidden)
+    path = write(tmp_path, small())
+    with pytest.raises(UserError, match=rf"^--cfg-path: cannot read '{path}': Permission denied\.$"):
+        config.load(path)
+
+
 def test_an_absent_file_is_answered_with_the_nearest_one_beside_it(tmp_path):
     (tmp_path / "custom.yaml").write_text("{}")
     (tmp_path / "custm.txt").write_text("")
