@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
-from emollama.distributed.worker_errors import WorkerCrash, format_traceback, is_worker, record_errors, should_print
+from emollama.distributed.worker_errors import WorkerCrash, format_traceback, record_errors, should_print
+from emollama.distributed.worker_variables import integer, is_worker
 from emollama.errors import EchoedError, Interrupted, OutputClosed, UserError
+from emollama.logs.console import end_bars, output_errors, printable
 from emollama.logs.verbosity import show_traceback
 from emollama.variables import LAUNCHER, STEP
 
@@ -48,11 +50,12 @@ def run(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> i
     Raises:
         Exception: an unexpected one, if this process is not a worker.
     """
+    _replace_closed_streams()
     worker = is_worker()
-    if worker:
-        _end_with_parent()
     received: list[int] = []
     try:
+        if worker:
+            _end_with_parent()
         with _terminable(received, enabled=not worker):
             record_errors(lambda: _run_and_flush(main))()
     except SystemExit as ended:
@@ -68,7 +71,7 @@ def run(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> i
         _print(str(crash))
         return crash.status
     except KeyboardInterrupt as stopped:
-        if int(os.environ.get("RANK", 0)) == 0 and not os.environ.keys() & {LAUNCHER, STEP}:
+        if os.environ.get("RANK", "0") == "0" and not os.environ.keys() & {LAUNCHER, STEP}:
             _print(str(stopped) or when_interrupted)
         number = stopped.signal_number if isinstance(stopped, Interrupted) else (received or [signal.SIGINT])[0]
         return 128 + number
@@ -82,24 +85,52 @@ def run(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> i
 
 def leave(status: int) -> NoReturn:
     """End this process at once."""
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.flush()
-    with contextlib.suppress(BrokenPipeError):
-        sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(status)
 
 
 def _run_and_flush(main: Callable[[], None]) -> None:
-    """Run a program and write its output out; raises OutputClosed if nobody reads it any more."""
+    """Run a program and write its output out.
+
+    Raises:
+        OutputClosed: nobody reads the output any more.
+        UserError: it cannot be written.
+        BaseException: whatever ended the program.
+    """
     try:
         try:
             main()
+        except SystemExit:  # after --help, for one
+            _flush()
+            raise
+        except BaseException:
+            with contextlib.suppress(OSError):  # what ended the program matters more
+                sys.stdout.flush()
+            raise
         finally:
-            sys.stdout.flush()
+            end_bars()
+        _flush()
     except BrokenPipeError:
         if _is_closed(sys.stdout) or _is_closed(sys.stderr):
             raise OutputClosed("the program that reads the output has ended") from None
         raise
+
+
+def _flush() -> None:
+    with output_errors():
+        sys.stdout.flush()
+
+
+def _replace_closed_streams() -> None:
+    """Open the null device for a standard stream that was closed when the process started, as by ``>&-``; Python's is None.
+
+    The lowest free number of a file is used, so nothing else that is opened later takes the number of a standard stream.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _is_closed(stream: Any) -> bool:
@@ -128,7 +159,8 @@ def _print_error(error: Exception, text: str) -> None:
 
 
 def _print(text: str) -> None:
-    sys.stderr.write(f"{text.rstrip()}\n")
+    with contextlib.suppress(OSError):  # the exit status still says that there was an error
+        sys.stderr.write(f"{printable(text.rstrip(), sys.stderr)}\n")
 
 
 @contextlib.contextmanager
@@ -159,8 +191,12 @@ def _leave_process_group() -> bool:
 
 
 def _end_with_parent() -> None:
-    """End this worker when its launcher is gone; a killed launcher cannot end its workers itself. One thread watches it."""
-    parent = int(os.environ.get(LAUNCHER) or os.getppid())
+    """End this worker when its launcher is gone; a killed launcher cannot end its workers itself. One thread watches it.
+
+    Raises:
+        UserError: the variable of the launcher holds something else.
+    """
+    parent = integer(LAUNCHER, os.getppid())
     name = f"emollama: watch process {parent}"
     if any(thread.name == name for thread in threading.enumerate()):  # an earlier run in this process has started it
         return

@@ -151,6 +151,19 @@ def read_text(path: str) -> str:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}). Save the file as UTF-8.") from None
 
 
+def require_utf8(path: str, key: str) -> str:
+    """The path, if it is text: a name with other bytes cannot be written to a YAML or JSON file.
+
+    Raises:
+        UserError: naming the option or configuration key.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{key}: the name '{path}' is not UTF-8. Rename it, or name another one.") from None
+    return path
+
+
 def new_job_id() -> str:
     """The name of a run's folder without ``run.job_id``: the one that the command has chosen, else the time."""
     return os.environ.get(variables.JOB_ID) or datetime.now().strftime("%Y%m%d%H%M%S")
@@ -162,10 +175,12 @@ def require_writable(folder: Path, key: str) -> None:
     Raises:
         UserError: naming the configuration key.
     """
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    existing = folder
     try:
+        existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(parent))
         with tempfile.TemporaryFile(dir=existing):
             pass
+        folder.is_dir()  # a name may be too long
     except OSError as error:
         raise UserError(f"{key}: cannot write under '{existing}': {error.strerror}. Name another folder.") from None
 

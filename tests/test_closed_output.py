@@ -1,4 +1,4 @@
-"""Commands whose output is closed before they end, as `emollama ... | head` does."""
+"""Commands whose output is closed before they begin or end, as `emollama ... | head` does, or cannot be written."""
 
 from __future__ import annotations
 
@@ -46,6 +46,81 @@ def test_a_command_ends_without_a_message(close_stdout, line, capfd):
         cli.main(line)
     assert ended.value.code == STATUS
     assert capfd.readouterr().err == ""
+
+
+@pytest.fixture
+def full_stdout(capfd, monkeypatch):
+    """A function that makes standard output a file on a full disk, as :func:`close_stdout`; its argument is the buffering."""
+    streams = []
+
+    def fill(buffering):
+        streams.append(open("/dev/full", "w", buffering=buffering))  # noqa: SIM115
+        monkeypatch.setattr(sys, "stdout", streams[-1])
+
+    yield fill
+    for stream in streams:
+        with contextlib.suppress(OSError):
+            stream.close()
+
+
+FULL = "error: cannot write to standard output: No space left on device. Make room, or send the output elsewhere.\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["--help"],
+        ["--version"],
+        ["train", "--help"],
+        ["reference"],
+        ["env"],
+        ["config", "show", "--cfg-path", str(ROOT / "train_configs/custom.yaml")],
+        ["init"],
+        ["completion", "bash"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("buffering", [-1, 1], ids=["buffered", "line by line"])
+def test_output_that_cannot_be_written_is_an_error_of_one_line(full_stdout, line, buffering, capfd):
+    full_stdout(buffering)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(line)
+    assert ended.value.code == 1
+    assert capfd.readouterr().err == FULL
+
+
+def test_an_error_of_the_user_is_told_rather_than_that_of_the_output(full_stdout, capfd):
+    full_stdout(-1)
+
+    def fail():
+        print("x")
+        raise UserError("wrong")
+
+    assert entry.run(fail) == 1
+    assert capfd.readouterr().err == "error: wrong\n"
+
+
+def test_an_error_that_cannot_be_printed_keeps_its_exit_status(monkeypatch):
+    stream = open("/dev/full", "w", buffering=1)  # noqa: SIM115
+    monkeypatch.setattr(sys, "stderr", stream)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["reference", "nothing"])
+    assert ended.value.code == 1
+    with contextlib.suppress(OSError):
+        stream.close()
+
+
+@pytest.mark.parametrize("closed", [("stdout",), ("stderr",), ("stdin", "stdout", "stderr")], ids=" ".join)
+def test_a_stream_that_was_closed_before_the_start_is_the_null_device(closed, monkeypatch):
+    for name in closed:
+        monkeypatch.setattr(sys, name, None)
+    cli.main(["env"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["reference", "nothing"])
+    assert ended.value.code == 1
+    for name in closed:
+        assert getattr(sys, name).name == os.devnull
+        getattr(sys, name).close()
 
 
 def test_an_error_of_the_user_is_not_lost(close_stdout, capfd):

@@ -8,6 +8,7 @@ import logging
 import os
 import pty
 import re
+import signal
 import sys
 from functools import cache
 from types import SimpleNamespace
@@ -17,8 +18,10 @@ import yaml
 from helpers import golden_tree, loaded
 from running import ROOT
 
+from emollama import entry
 from emollama.config import load
 from emollama.demo.environment import FAST, restart_with_fast_settings
+from emollama.distributed import launcher
 from emollama.distributed.process_group import World
 from emollama.logs import bars, console
 from emollama.logs.console import Progress, aligned, is_terminal, track, write
@@ -31,6 +34,7 @@ from emollama.starter.starter import _header
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:[349]|10)\d(?:;\d+)*m")  # text or background, bright ones too
+HIDE = "\x1b[?25l"
 STEP = {"epoch": 0, "loss": 1.0, "lr": 0.1, "tokens": 5, "tokens_cut": 0}
 
 
@@ -109,6 +113,15 @@ def test_results_are_plain_in_a_pipe_and_coloured_on_a_terminal(capsys, monkeypa
     monkeypatch.setenv("NO_COLOR", "1")
     write("accuracy 0.5\n")
     assert not has_colour(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("print_result", [write, console.write_plain])
+def test_what_the_encoding_of_the_output_lacks_is_escaped(monkeypatch, print_result):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    print_result("naïve 東 \udc80\n")
+    stream.flush()
+    assert stream.buffer.getvalue() == b"na\\xefve \\u6771 \\udc80\n"
 
 
 # Progress without a terminal
@@ -252,6 +265,48 @@ def test_training_on_a_terminal_leaves_the_lines_of_its_steps_above_the_bar(term
         assert re.fullmatch(rf"Train: data epoch: \[{epoch}\]  \[{step}/2\]  {figures}", line)
     assert drawn.index(lines[-1]) < max(index for index, line in enumerate(drawn) if line.startswith("epoch 1 [0/2]"))
     assert max(len(line) for line in drawn if line not in lines) <= 80
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C."""
+
+
+def test_an_interrupt_while_training_starts_leaves_no_hidden_cursor(terminal, tmp_path, monkeypatch):
+    from torch.utils import tensorboard
+
+    def interrupted(*_, **__):
+        raise Stopped
+
+    monkeypatch.setattr(tensorboard, "SummaryWriter", interrupted)
+    with pytest.raises(Stopped), RunLog(tmp_path, first_step=0, total_steps=4, epoch_steps=2, log_freq=1, enabled=True):
+        pass
+    assert terminal() == ""
+
+
+def test_a_program_that_ends_shows_the_cursor_that_a_bar_has_hidden(terminal, capsys):
+    def program():
+        bar = Progress(4, "never closed")
+        assert bar.has_bar and terminal().count(HIDE) > terminal().count(console.SHOW_CURSOR)
+        raise Stopped
+
+    assert entry.run(program) == 128 + signal.SIGINT
+    assert terminal().count(HIDE) == terminal().count(console.SHOW_CURSOR) > 0
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_the_launcher_shows_the_cursor_that_a_worker_may_have_hidden(capsys, monkeypatch):
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.launcher import api
+
+    def interrupted(*_):
+        raise SignalException("stop", signal.SIGINT)
+
+    monkeypatch.setattr(api, "elastic_launch", lambda *_: interrupted)
+    for on_terminal, shown in ((False, ""), (True, console.SHOW_CURSOR)):
+        monkeypatch.setattr(console, "is_terminal", lambda stream, on_terminal=on_terminal: on_terminal)
+        with pytest.raises(KeyboardInterrupt):
+            launcher.launch(SimpleNamespace(argv=["train"], master_port=None), 2)
+        assert capsys.readouterr().err == shown
 
 
 def test_a_pty_is_a_terminal_unless_it_is_dumb(monkeypatch, level):

@@ -18,8 +18,8 @@ from running import golden_config
 
 from emollama import entry, variables
 from emollama.cli import main, parse_run
-from emollama.commands import running
-from emollama.distributed import launcher, worker_errors
+from emollama.commands import eval_checkpoints, extract, predict, running
+from emollama.distributed import launcher, process_group, worker_errors, worker_variables
 from emollama.distributed.worker_errors import CRASH, USER, WorkerCrash, first_failure
 from emollama.errors import EchoedCrash, EchoedError, UserError
 
@@ -142,7 +142,85 @@ def test_nproc_and_gpus_exclude_each_other_and_are_positive(capsys):
 def test_a_worker_never_launches(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
+    assert launcher.processes_for(parsed(), "auto") == 1
+    assert launcher.processes_for(parsed("--nproc", "1"), "auto") == 1
+    monkeypatch.setenv(variables.LAUNCHER, "1")  # whose workers get its command line
     assert launcher.processes_for(parsed("--nproc", "4"), "auto") == 1
+
+
+@pytest.mark.parametrize("option", ["--nproc", "--gpus"])
+def test_processes_that_are_asked_for_in_a_worker_of_another_launcher_are_an_error(option, monkeypatch):
+    monkeypatch.delenv(variables.LAUNCHER, raising=False)
+    for name, value in {"WORLD_SIZE": "1", "LOCAL_RANK": "0", "RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as error:
+        launcher.processes_for(parsed(option, "2"), "auto")
+    assert str(error.value) == (
+        f"{option} 2: by its environment variables (LOCAL_RANK=0, WORLD_SIZE=1) this process is already one that a launcher such"
+        f" as torchrun has started. Under a launcher, leave {option} out; if none has started this process, remove the variables:"
+        " unset LOCAL_RANK RANK WORLD_SIZE MASTER_ADDR MASTER_PORT."
+    )
+
+
+@pytest.mark.parametrize("cores", [1, 16])
+def test_more_processes_than_any_machine_runs_are_refused(cores, monkeypatch):
+    monkeypatch.setattr(launcher.os, "sched_getaffinity", lambda _: set(range(cores)))
+    most = {1: 64, 16: 128}[cores]
+    assert launcher.process_count(most, None, "cpu", lambda: 0) == most
+    with pytest.raises(UserError) as error:
+        launcher.process_count(10**9, None, "auto", lambda: pytest.fail("counted the GPUs"))
+    shown = "1 usable core" if cores == 1 else "16 usable cores"
+    assert str(error.value) == (
+        f"--nproc 1000000000: this machine has {shown}, on which at most {most} processes are started. Lower --nproc."
+    )
+    with pytest.raises(UserError, match=f"^--nproc {most + 1}: "):
+        launcher.process_count(most + 1, None, "cpu", lambda: 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"WORLD_SIZE": "abc"}, "the environment variable WORLD_SIZE is 'abc', not a whole number."),
+        ({"RANK": "-1"}, "the environment variable RANK is '-1', not a whole number."),
+        ({"LOCAL_RANK": "x", "WORLD_SIZE": "1"}, "the environment variable LOCAL_RANK is 'x', not a whole number."),
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "but RANK, MASTER_ADDR, MASTER_PORT are not set."),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "a"}, "but MASTER_PORT is not set."),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "b"}, "MASTER_PORT is 'b', not a whole number."),
+        ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "RANK is 2, but WORLD_SIZE is 2,"),
+    ],
+    ids=lambda value: " ".join(f"{name}={text}" for name, text in value.items()) if isinstance(value, dict) else "",
+)
+def test_variables_that_no_launcher_sets_are_named(given, message, monkeypatch):
+    for name in worker_variables.NAMES:
+        monkeypatch.delenv(name, raising=False)
+    for name, text in given.items():
+        monkeypatch.setenv(name, text)
+    with pytest.raises(UserError) as error:
+        process_group.start("cpu")
+    assert message in str(error.value)
+    order = [name for name in worker_variables.NAMES if name in given]
+    assert str(error.value).endswith(f"if none has started this process, remove the variables: unset {' '.join(order)}.")
+
+
+def test_a_launchers_variable_that_is_no_number_is_an_error_of_every_program(monkeypatch, capsys):
+    for name, text in {"LOCAL_RANK": "0", "WORLD_SIZE": "1", variables.LAUNCHER: "abc"}.items():
+        monkeypatch.setenv(name, text)
+    monkeypatch.delenv(worker_errors.ERROR_FILE, raising=False)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert entry.run(lambda: pytest.fail("started")) == 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    message = capsys.readouterr().err
+    assert message.startswith("error: the environment variable EMOLLAMA_LAUNCHER is 'abc', not a whole number.")
+    assert message.endswith("unset EMOLLAMA_LAUNCHER.\n")
+
+
+def test_empty_variables_are_as_good_as_none(monkeypatch):
+    for name in worker_variables.NAMES:
+        monkeypatch.setenv(name, "")
+    assert not worker_variables.is_worker()
+    assert (process_group.start("cpu").rank, process_group.start("cpu").size) == (0, 1)
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "extract", "predict", "sweep"])
@@ -181,6 +259,24 @@ def test_an_output_folder_that_cannot_be_written_is_found_before_the_launch(comm
     assert no_launch == []
     assert status_of(*argv, f"run.output_dir={config.parent}/runs") == 0
     assert no_launch == [2]
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        (eval_checkpoints, ["--run-folder", "gone"], "--run-folder: no folder 'gone'. Name the folder of a training run,"),
+        (predict, ["--video", "gone.mp4"], "--video: no file 'gone.mp4'"),
+        (extract, [], "extraction.videos: no folder 'gone'"),
+        (extract, ["--options", "extraction.videos=."], "extraction.output: cannot write under '/dev/null'"),
+    ],
+    ids=["eval-checkpoints", "predict", "extract from", "extract to"],
+)
+def test_a_folder_that_is_missing_is_found_before_the_launch(command, options, message, config, monkeypatch, capfd):
+    monkeypatch.setattr(command, "launch", lambda *_, **__: pytest.fail("launched"))
+    config.write_text(config.read_text() + "extraction: {videos: gone, output: /dev/null/x, device: cpu}\n")
+    name = command.__name__.rpartition(".")[2].replace("_", "-")
+    assert status_of(name, "--nproc", "2", "--cfg-path", str(config), *options) == 1
+    assert capfd.readouterr().err.splitlines()[-1].startswith(f"error: {message}")
 
 
 def test_gpus_on_a_machine_without_any(config, no_launch, capfd):

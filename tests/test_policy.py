@@ -22,7 +22,8 @@ MAX_FILE, MAX_FUNCTION = 300, 60  # lines
 BASE = {"errors", "registry", "paths", "config.packaged", "listing", "dtypes", "logs.console"}
 DATA = BASE | {"config", "stores", "data.batch", "data"}
 MACHINERY = {"optim", "lr_schedules", "checkpoint", "checkpoint_files", "distributed.process_group"}
-MACHINERY |= {"logs", "precision"}
+MACHINERY |= {"logs", "precision", "distributed.worker_variables"}
+WORKERS = {"distributed.worker_errors", "distributed.worker_variables"}
 ALLOWED = {
     "errors": set(),
     "variables": set(),
@@ -32,13 +33,14 @@ ALLOWED = {
     "registry": {"errors", "listing"},
     "logs.bars": set(),
     "logs.verbosity": set(),
-    "logs.console": {"logs.bars", "logs.verbosity"},
+    "logs.console": {"errors", "logs.bars", "logs.verbosity"},
     "logs": {"errors", "paths", "logs.console", "logs.verbosity"},
     "distributed": set(),
-    "distributed.worker_errors": {"errors", "variables"},
-    "distributed.launcher": {"errors", "distributed.worker_errors", "variables"},
-    "distributed.process_group": {"errors", "optim"},
-    "entry": {"errors", "distributed.worker_errors", "logs.verbosity", "variables"},
+    "distributed.worker_variables": {"errors", "variables"},
+    "distributed.worker_errors": {"errors", "distributed.worker_variables", "variables"},
+    "distributed.launcher": WORKERS | {"errors", "logs.console", "variables"},
+    "distributed.process_group": {"errors", "optim", "distributed.worker_variables"},
+    "entry": WORKERS | {"errors", "logs.console", "logs.verbosity", "variables"},
     "config.packaged": {"errors", "listing", "paths", "registry", "variables"},
     "config": BASE,
     "data.batch": set(),

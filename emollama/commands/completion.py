@@ -7,7 +7,8 @@ Bash: ``emollama completion bash > ~/.local/share/bash-completion/completions/em
 from __future__ import annotations
 
 import argparse
-import sys
+
+from emollama.logs.console import write_plain
 
 HELP = "print a completion script for a shell"
 EXAMPLE = "emollama completion bash > ~/.local/share/bash-completion/completions/emollama"
@@ -27,4 +28,4 @@ def run(arguments: argparse.Namespace) -> None:
 
     parser = build_parser()
     parser.usage = None
-    sys.stdout.write(shtab.complete(parser, shell=arguments.shell) + "\n")
+    write_plain(shtab.complete(parser, shell=arguments.shell) + "\n")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from emollama.commands.arguments import add_run_arguments
+from emollama.logs.console import output_errors, write_plain
 
 HELP = "show the resolved configuration, and which layer set each value"
 EXAMPLE = "emollama config show --cfg-path train_configs/custom.yaml"
@@ -38,10 +39,11 @@ def run(arguments: argparse.Namespace) -> None:
     tree = config.plain()
     if arguments.json:
         values = {key: {"value": value, "layer": config.sources[key]} for key, value in leaves(tree)}
-        sys.stdout.write(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        write_plain(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     else:
-        sys.stdout.writelines(f"{line}\n" for line in _lines(tree, config.sources))
-    sys.stdout.flush()
+        write_plain("".join(f"{line}\n" for line in _lines(tree, config.sources)))
+    with output_errors():
+        sys.stdout.flush()
     sys.stderr.writelines(f"warning: {text}\n" for text in config.warnings)
 
 

@@ -7,12 +7,12 @@ import json
 import os
 import platform
 import re
-import sys
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
 import emollama
+from emollama.logs.console import write_plain
 
 HELP = "print versions, devices and programs, for bug reports"
 EXAMPLE = "emollama env --json"
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print the report."""
     found = report()
-    sys.stdout.write(json.dumps(found, indent=2) + "\n" if arguments.json else "".join(f"{line}\n" for line in _lines(found)))
+    write_plain(json.dumps(found, indent=2) + "\n" if arguments.json else "".join(f"{line}\n" for line in _lines(found)))
 
 
 def report() -> dict[str, Any]:

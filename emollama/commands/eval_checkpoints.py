@@ -48,14 +48,16 @@ def run(arguments: argparse.Namespace) -> None:
         return load(arguments.cfg_path, [*arguments.options, *values])
 
     processes = processes_for(arguments, configured(["model.ckpt=null"]).run.device)
+    from emollama.inference.run_checkpoints import checkpoints_of
+
+    # Before the processes take seconds to start.
+    checkpoints = checkpoints_of(arguments.folder, pairs(arguments.checkpoints, "--checkpoints", "LABEL=FILE"))
     if processes > 1:
         launch(arguments, processes, when_interrupted=WHEN_INTERRUPTED)
         return
     from emollama.inference.eval_checkpoints import CheckpointEvaluation
-    from emollama.inference.run_checkpoints import checkpoints_of
 
-    more = pairs(arguments.checkpoints, "--checkpoints", "LABEL=FILE")
-    sweep = CheckpointEvaluation(configured, checkpoints_of(arguments.folder, more), arguments.folder, output)
+    sweep = CheckpointEvaluation(configured, checkpoints, arguments.folder, output)
     try:
         write(sweep.run(again=arguments.again))
     except KeyboardInterrupt:

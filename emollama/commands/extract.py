@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from emollama.commands.arguments import add_run_arguments
 from emollama.distributed.launcher import add_launch_arguments, launch, processes_for
@@ -23,12 +24,15 @@ def run(arguments: argparse.Namespace) -> None:
     """Extract what is left to do; says what was done and what failed."""
     from emollama.config import load
     from emollama.errors import UserError
+    from emollama.paths import require_folder, require_writable
 
     config = load(arguments.cfg_path, arguments.options, needs_model=False)
     if config.extraction is None:
         raise UserError(f"{arguments.cfg_path}: no 'extraction' block. Add one: {{videos: FOLDER, output: FOLDER}}")
     processes = processes_for(arguments, config.extraction.device, "extraction.device")
-    if processes > 1:
+    if processes > 1:  # check before the processes take seconds to start
+        require_folder(config.extraction.videos, "extraction.videos")
+        require_writable(Path(config.extraction.output), "extraction.output")
         launch(arguments, processes, when_interrupted=WHEN_INTERRUPTED)
         return
     extraction = config.classes["extraction"](config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from emollama.data.annotations import LABELS, SENTENCE_COLUMNS
 from emollama.importers import annotation_files, emer, mer, mer_factory, videos
 from emollama.importers.collector import Collector
 from emollama.importers.labels import BUILT_IN, SKIP, LabelMap, read_label_map
+from emollama.logs.console import write_plain
 from emollama.paths import new_folder
 
 HELP = "convert data of other projects into lists, captions and transcripts"
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     is_folder = arguments.kind in ("mer-factory", "videos")
     with new_folder(arguments.output, [arguments.source] if is_folder else []) as folder:
         report = _imported(arguments, folder)
-    sys.stdout.write(annotation_files.summary(report, arguments.output))
+    write_plain(annotation_files.summary(report, arguments.output))
 
 
 def _imported(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import sys
 from decimal import ROUND_UP, Context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emollama.logs.console import Progress
+from emollama.logs.console import Progress, write_plain
 
 if TYPE_CHECKING:
     from emollama.stores.packing import PackingReport
@@ -80,9 +79,9 @@ def _pack(arguments: argparse.Namespace) -> None:
         if manifest is not None:
             stored = manifest.dtype if arguments.dtype == "stored" else arguments.dtype
             dataclasses.replace(manifest, dtype=stored).write(folder)
-    sys.stdout.write(_report(report, arguments.dtype, arguments.output))
+    write_plain(_report(report, arguments.dtype, arguments.output))
     for left in leftovers(Path(arguments.output)):
-        sys.stdout.write(f"left by a pack that was killed, or of one that is running: {left}\n")
+        write_plain(f"left by a pack that was killed, or of one that is running: {left}\n")
 
 
 def _report(report: PackingReport, dtype: str, output: str) -> str:
@@ -102,11 +101,11 @@ def _index(shards: str, output: str | None) -> None:
     from emollama.stores.packing import common_manifest, index_tars
 
     written = index_tars(shards, Path(output) if output else None)
-    sys.stdout.write(f"{len(written)} indexes written: {', '.join(map(str, written))}\n")
+    write_plain(f"{len(written)} indexes written: {', '.join(map(str, written))}\n")
     if output:
         if (manifest := common_manifest([shards])) is not None:
             manifest.write(output)
-        sys.stdout.write(f"Name '{output}' in the configuration, in place of the shards.\n")
+        write_plain(f"Name '{output}' in the configuration, in place of the shards.\n")
 
 
 def _check(folder: str) -> None:
@@ -125,4 +124,4 @@ def _check(folder: str) -> None:
         raise UserError(
             f"{folder}: {len(damaged)} shards are not as they were written. Clips that changed:\n  {told}\nPack again."
         )
-    sys.stdout.write(f"{folder}: {len(store)} clips, every shard as it was written\n")
+    write_plain(f"{folder}: {len(store)} clips, every shard as it was written\n")

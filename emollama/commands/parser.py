@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from emollama import __version__
 from emollama.commands import ALIASES, COMMANDS
 from emollama.commands.arguments import add_output_options
+from emollama.logs.console import write_plain
 from emollama.paths import PACKAGE
 from emollama.registry import did_you_mean
 
@@ -90,6 +91,13 @@ class Parser(argparse.ArgumentParser):
             self._values[action] = arg_strings
         return super()._get_values(action, arg_strings)
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """As argparse does it, but help that cannot be written is an error."""
+        if file is sys.stdout:
+            write_plain(message)
+        else:
+            super()._print_message(message, file)
+
 
 def build_parser(names: Sequence[str] = NAMES) -> Parser:
     """The parser of the whole command line.
@@ -142,7 +150,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if getattr(parsed, "quiet", False) and getattr(parsed, "verbose", False):  # one before the command, one after it
         parser.error("argument -v/--verbose: not allowed with argument -q/--quiet")
     if name is None:
-        parsed.run = lambda _: sys.stdout.write(overview())
+        parsed.run = lambda _: write_plain(overview())
     return parsed
 
 

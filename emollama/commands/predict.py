@@ -43,12 +43,15 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.nproc is None and arguments.gpus is None:
         processes = min(processes, len(arguments.video))
     if processes > 1:
+        from emollama.inference.videos import find_videos
+
+        find_videos(config, arguments.video)  # before the processes take seconds to start
         launch(arguments, processes)
         return
     from emollama.inference.predict import predict
 
     answers = predict(config, arguments.video, text=arguments.text, task=arguments.task)
-    for answer in answers if int(os.environ.get("RANK", 0)) == 0 else ():
+    for answer in answers if os.environ.get("RANK", "0") == "0" else ():
         write(json.dumps(asdict(answer), ensure_ascii=False) + "\n" if arguments.json else _answer_text(answer))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
+
+from emollama.logs.console import write_plain
 
 HELP = "describe one configuration key, or print all of them as Markdown"
 EXAMPLE = "emollama reference run.metric"
@@ -20,4 +21,4 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the Markdown, or the key."""
     from emollama.config.reference import describe, markdown
 
-    sys.stdout.write(markdown() if arguments.key is None else describe(arguments.key))
+    write_plain(markdown() if arguments.key is None else describe(arguments.key))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
+
+from emollama.logs.console import write_plain
 
 HELP = "write result/report.html of a run: curves, scores, sample answers, configuration"
 EXAMPLE = "emollama report checkpoints/run"
@@ -24,4 +25,4 @@ def run(arguments: argparse.Namespace) -> None:
     for folder in arguments.runs:
         require_run(folder)
     for folder in arguments.runs:
-        sys.stdout.write(f"{write_report(folder)}\n")
+        write_plain(f"{write_report(folder)}\n")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from emollama.commands.arguments import add_judge, judge_block
+from emollama.logs.console import write_plain
 
 HELP = "write the emotion words of answers as a challenge's .npz (filenames, fileitems)"
 EXAMPLE = "emollama submission --predictions answers.jsonl --output submission.npz"
@@ -40,4 +40,4 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"the judge '{judge.name}' found no words for clips {listing(unread)}. Run the command again.")
     write_submission(str(place), list(words), [found or () for found in words.values()])
     empty = sum(not found for found in words.values())
-    sys.stdout.write(f"{place}: {len(words)} clips, {empty} of them without an emotion word\n")
+    write_plain(f"{place}: {len(words)} clips, {empty} of them without an emotion word\n")

@@ -16,11 +16,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from emollama.distributed.worker_errors import first_failure, is_worker
+from emollama.distributed.worker_errors import first_failure
+from emollama.distributed.worker_variables import is_worker, require_no_other_launcher
 from emollama.errors import Interrupted, UserError
+from emollama.logs.console import show_cursor
 from emollama.variables import LAUNCHER
 
 HOST = "localhost"
+# A process needs some hundred MiB before it loads a model: a mistyped --nproc would take all memory of the machine.
+PER_CORE, LEAST_LIMIT = 8, 64
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # that torch elastic handles
 
 
@@ -45,9 +49,13 @@ def processes_for(arguments: argparse.Namespace, device: str, key: str = "run.de
         key: the configuration key of the device, for messages.
 
     Raises:
-        UserError: there are fewer GPUs than processes that need one.
+        UserError: there are fewer GPUs than processes that need one, too many processes, or another launcher started this one.
     """
-    return 1 if is_worker() else process_count(arguments.nproc, arguments.gpus, device, visible_gpus, key)
+    if not is_worker():
+        return process_count(arguments.nproc, arguments.gpus, device, visible_gpus, key)
+    if arguments.gpus is not None or (arguments.nproc or 1) > 1:
+        require_no_other_launcher(f"--gpus {arguments.gpus}" if arguments.nproc is None else f"--nproc {arguments.nproc}")
+    return 1
 
 
 def visible_gpus() -> int:
@@ -68,7 +76,7 @@ def process_count(nproc: int | None, gpus: int | None, device: str, visible: Cal
         key: the configuration key of the device, for messages.
 
     Raises:
-        UserError: there are fewer GPUs than processes that need one.
+        UserError: there are fewer GPUs than processes that need one, or too many processes.
     """
     if gpus is not None:
         if device == "cpu":
@@ -79,9 +87,25 @@ def process_count(nproc: int | None, gpus: int | None, device: str, visible: Cal
         return gpus
     if nproc is None:
         return 1 if device == "cpu" else max(1, visible())
+    require_sensible(nproc)
     if nproc > 1 and device != "cpu" and 0 < visible() < nproc:
         raise UserError(f"--nproc {nproc}: PyTorch sees {_gpus(visible())} on this machine. Lower --nproc, or set {key}=cpu.")
     return nproc
+
+
+def require_sensible(nproc: int) -> None:
+    """Check that this machine can run so many processes.
+
+    Raises:
+        UserError: it has far fewer cores.
+    """
+    cores = len(os.sched_getaffinity(0))
+    most = max(LEAST_LIMIT, PER_CORE * cores)
+    if nproc > most:
+        raise UserError(
+            f"--nproc {nproc}: this machine has {cores} usable core{'s' * (cores != 1)}, on which at most {most} processes are"
+            " started. Lower --nproc."
+        )
 
 
 def launch(arguments: argparse.Namespace, processes: int, *, when_interrupted: str = "interrupted") -> None:
@@ -132,6 +156,8 @@ def launch(arguments: argparse.Namespace, processes: int, *, when_interrupted: s
             raise Interrupted(when_interrupted, stopped.sigval) from None
         except KeyboardInterrupt:  # before torch elastic handles signals
             raise KeyboardInterrupt(when_interrupted) from None
+        finally:
+            show_cursor()  # a worker that was ended could not
 
 
 def require_free(port: int) -> None:

@@ -6,7 +6,6 @@ CPU with gloo works as CUDA with nccl does; without torchrun there is one proces
 from __future__ import annotations
 
 import logging
-import os
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from emollama.distributed.worker_variables import integer, require_group
 from emollama.errors import EchoedCrash, EchoedError, UserError
 from emollama.optim import trainable
 
@@ -143,14 +143,15 @@ def start(device: str = "auto", timeout_minutes: float = 30.0, key: str = "run.d
         key: the configuration key of the device, for messages.
 
     Raises:
-        UserError: CUDA is asked for and absent, or there are fewer GPUs than processes.
+        UserError: CUDA is asked for and absent, there are fewer GPUs than processes, or the environment is no launcher's.
     """
-    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    size, rank, local_rank = integer("WORLD_SIZE", 1), integer("RANK", 0), integer("LOCAL_RANK", 0)
+    if size > 1 and not dist.is_initialized():
+        require_group()
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError(f"{key}: cuda, but PyTorch sees no GPU here. Set {key}: cpu or auto.")
     use_cuda = device != "cpu" and torch.cuda.is_available()
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    here = integer("LOCAL_WORLD_SIZE", 1)
     if use_cuda and here > torch.cuda.device_count():
         gpus = torch.cuda.device_count()
         raise UserError(f"{here} processes, but {gpus} GPUs. Lower the number of processes (torchrun's --nproc-per-node).")

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from emollama.distributed.worker_variables import is_worker
 from emollama.errors import EchoedCrash, EchoedError, UserError
 from emollama.variables import LAUNCHER
 
@@ -40,11 +41,6 @@ class ProcessFailure(Protocol):
 
     exitcode: int
     error_file_data: dict[str, Any]
-
-
-def is_worker() -> bool:
-    """Whether a launcher (torchrun, or this package's) started this process."""
-    return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def record_errors(main: Callable[[], None]) -> Callable[[], None]:

@@ -65,6 +65,12 @@ class Display:
             self._bars.stop()
             self._bars = None
 
+    def end(self) -> None:
+        """Remove all bars."""
+        bars, self._bars = self._bars, None
+        if bars is not None:
+            bars.stop()
+
     def log(self, text: str, level: int) -> None:
         """Write a line above the bars."""
         style = next((style for least, style in STYLES.items() if level >= least), "")

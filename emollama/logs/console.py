@@ -11,14 +11,17 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Self, TypeVar
 
+from emollama.errors import UserError
 from emollama.logs.verbosity import SETTINGS
 
 Item = TypeVar("Item")
 LINE_SECONDS = 10.0  # between lines of progress without a terminal; a phase that lasted longer ends with a line everywhere
 REFRESH_SECONDS = 0.25  # between redrawings of a bar
 COLUMN_GAP = 2
+SHOW_CURSOR = "\x1b[?25h"
 CONTROL_CHARACTERS = {code: f"\\x{code:02x}" for code in (*range(32), 127) if chr(code) not in "\n\t"}
 
 
@@ -28,14 +31,65 @@ def is_terminal(stream: Any) -> bool:
 
 
 def write(text: str) -> None:
-    """Write a result to standard output, with colour on a terminal; undecodable bytes and control characters are escaped."""
-    text = _printable(text)
-    if is_terminal(sys.stdout):
-        from emollama.logs.bars import print_coloured
+    """Write a result to standard output, with colour on a terminal.
 
-        print_coloured(text)
-    else:
-        sys.stdout.write(text)
+    Control characters are escaped, and so is what the stream's encoding lacks, undecodable bytes included.
+
+    Raises:
+        UserError: the output cannot be written.
+    """
+    text = printable(text, sys.stdout)
+    with output_errors():
+        if is_terminal(sys.stdout):
+            from emollama.logs.bars import print_coloured
+
+            print_coloured(text)
+        else:
+            sys.stdout.write(text)
+
+
+def write_plain(text: str) -> None:
+    """Write a result for other programs to standard output: without colour, and with control characters.
+
+    Raises:
+        UserError: the output cannot be written.
+    """
+    with output_errors():
+        sys.stdout.write(_encodable(text, sys.stdout))
+
+
+@contextmanager
+def output_errors() -> Iterator[None]:
+    """Around writing to standard output.
+
+    Raises:
+        UserError: it failed, for lack of space as a rule. A closed pipe is left to the caller.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(f"cannot write to standard output: {error.strerror}. Make room, or send the output elsewhere.") from None
+
+
+def end_bars() -> None:
+    """Remove the bars of this process that are still shown, and show the cursor, which they hide.
+
+    An interrupt may come between the start of a bar and the code that removes it.
+    """
+    bars = sys.modules.get("emollama.logs.bars")  # not imported, no bars
+    if bars is not None:
+        with suppress(OSError):  # the terminal may be gone
+            bars.display().end()
+
+
+def show_cursor() -> None:
+    """Show the cursor of the terminal that standard error is, if it is one: another process may have ended with a bar."""
+    if is_terminal(sys.stderr):
+        with suppress(OSError):
+            sys.stderr.write(SHOW_CURSOR)
+            sys.stderr.flush()
 
 
 def aligned(rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> list[str]:
@@ -56,8 +110,15 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode().translate(CONTROL_CHARACTERS)
+def printable(text: str, stream: Any) -> str:
+    """The text with control characters, and what the stream's encoding lacks, escaped."""
+    return _encodable(text, stream).translate(CONTROL_CHARACTERS)
+
+
+def _encodable(text: str, stream: Any) -> str:
+    """The text with what the stream's encoding lacks as ``\\x`` and ``\\u`` escapes."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _log(text: str) -> None:
@@ -66,7 +127,7 @@ def _log(text: str) -> None:
     if logger.isEnabledFor(logging.INFO):
         logger.info("%s", text)
     else:
-        sys.stderr.write(f"{_printable(text)}\n")
+        sys.stderr.write(f"{printable(text, sys.stderr)}\n")
         sys.stderr.flush()
 
 
@@ -84,7 +145,7 @@ class ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
         try:
-            text = _printable(self.format(record))
+            text = printable(self.format(record), sys.stderr)
             if is_terminal(sys.stderr):
                 from emollama.logs.bars import display
 

@@ -55,7 +55,6 @@ class RunLog:
         self._cut_told = False
         self._tracking: Tracking | None = None
         self._session_end: Any = None
-        self._bar = TrainingBar(total_steps, "training", enabled=enabled, initial=first_step)
         if enabled:
             path = folder / "log.jsonl"
             kept = entries_before(path, first_step)
@@ -68,6 +67,8 @@ class RunLog:
             self._events: Any = self._board.file_writer
 
     def __enter__(self) -> Self:
+        # Here, so that __exit__ removes the bar and shows the cursor again even if an interrupt comes first.
+        self._bar = TrainingBar(self._total, "training", enabled=self._enabled, initial=self._first)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

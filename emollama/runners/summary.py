@@ -18,6 +18,7 @@ from emollama.config import RunConfig
 from emollama.config.layers import leaves
 from emollama.data.loader import BatchLayout, SampleDataset
 from emollama.distributed.process_group import World
+from emollama.distributed.worker_variables import integer
 from emollama.logs.console import aligned, duration
 from emollama.logs.logger import get_logger
 from emollama.paths import PACKAGE, SHIPPED, packaged_copy, read_text
@@ -207,7 +208,7 @@ def _next_command(folder: Path, config: RunConfig, checkpoint: Path, processes: 
 
 def _processes_here(world: World) -> int:
     """The number of processes for a command like this run; 1 after a run on several machines, which ``--nproc`` cannot start."""
-    return world.size if int(os.environ.get("LOCAL_WORLD_SIZE", world.size)) == world.size else 1
+    return world.size if integer("LOCAL_WORLD_SIZE", world.size) == world.size else 1
 
 
 def _is_shipped(path: str) -> bool:
