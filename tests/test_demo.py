@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from emollama.data.annotations import read_annotations, read_captions, read_transcripts
 from emollama.demo import run as demo
 from emollama.demo.corpus import EMOTIONS, make_corpus
+from emollama.demo.folder import WHAT, disk_errors, emptied
 from emollama.demo.tiny_llama import make_tiny_llama
 from emollama.demo.vocabulary import FILLER_SENTENCES
 from emollama.errors import UserError
@@ -88,11 +91,86 @@ def test_the_tiny_llama_is_a_hugging_face_folder(corpus, tmp_path):
     assert len(tokenizer) <= model.config.vocab_size
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
-    (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="not a demo"):
-        demo._emptied(tmp_path)
-    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+@pytest.mark.parametrize("mark", [None, "", "{}", '{"what": "my thesis"}', json.dumps({"what": WHAT, "demo": "x"})])
+def test_a_folder_of_something_else_is_left_alone(tmp_path, emollama, mark):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus/thesis.txt").write_text("years of work")
+    if mark is not None:
+        (tmp_path / "demo.json").write_text(mark)
+    done = emollama("demo", "--folder", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == f"error: --folder: '{tmp_path}' holds something that is not a demo. Name another folder.\n"
+    assert (tmp_path / "corpus/thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named", "mark of an earlier version"])
+def test_a_demo_replaces_its_own_parts_only(tmp_path, emollama, named):
+    assert emptied(str(tmp_path), "videos") == tmp_path
+    if not named:
+        (tmp_path / "demo.json").write_text(json.dumps({"what": WHAT}))
+    for name in ("videos", "llm", "stage_1"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "encoders").symlink_to(tmp_path / "elsewhere")
+    done = emollama("demo", "--folder", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == f"error: --folder: '{tmp_path}' holds another demo, that of videos. Name another folder.\n"
+    assert (tmp_path / "llm").is_dir()
+    emptied(str(tmp_path), "videos")
+    assert {path.name for path in tmp_path.iterdir()} == {"demo.json", "stage_1", "elsewhere"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "text"),
+    [
+        ("", "the name is empty. Name a folder."),
+        ("file", "cannot write under '{here}/file': Not a directory. Name another folder."),
+        ("/dev/null/x", "cannot write under '/dev/null': Not a directory. Name another folder."),
+        ("loop", "cannot write under '{here}/loop': Too many levels of symbolic links. Name another folder."),
+        ("a" * 300, "cannot write under '{here}': File name too long. Name another folder."),
+        ("a\udcff", "the name 'a\\udcff' is not UTF-8. Rename it, or name another one."),
+    ],
+    ids=["empty", "file", "below a file", "loop", "long", "bytes"],
+)
+def test_a_folder_that_no_demo_can_have_is_refused_before_torch_is_imported(tmp_path, monkeypatch, emollama, folder, text):
+    from emollama.demo import environment
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(environment, "restart_with_fast_settings", lambda: pytest.fail("checked too late"))
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    for option in ("--corpus-only", "--videos-only", "--captions-only"):
+        done = emollama("demo", option, "--folder", folder)
+        assert done.returncode == 1
+        assert done.stderr == f"error: --folder: {text.format(here=tmp_path)}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError("1000 requested and 16 written"), "1000 requested and 16 written"),  # numpy
+        (Exception("No space left on device (os error 28)"), r"No space left on device \(os error 28\)"),  # tokenizers
+        (RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos\nframe #0"), ".*unexpected pos"),  # torch.save
+    ],
+    ids=["system", "numpy", "rust", "torch"],
+)
+def test_a_full_disk_ends_a_demo_with_an_error_that_names_the_folder(tmp_path, monkeypatch, error, reason):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(demo, "make_corpus", fail)
+    monkeypatch.setattr(demo, "make_videos", fail)
+    monkeypatch.setattr(demo, "write_drawings", fail)
+    for name, call in {"a": partial(demo.run_demo, processes=1), "b": demo.make_videos_demo, "c": demo.make_flickr_demo}.items():
+        text = rf"^--folder: cannot write '{tmp_path / name}': {reason}\. Make room, or name another folder\.$"
+        with pytest.raises(UserError, match=text):
+            call(str(tmp_path / name), seed=0)
+
+
+def test_another_error_of_a_demo_keeps_its_traceback(tmp_path):
+    with pytest.raises(KeyError), disk_errors(tmp_path):
+        raise KeyError("x")
 
 
 @pytest.mark.slow

@@ -108,6 +108,37 @@ def add_golden(data):
     shutil.copy(GOLDEN / "checkpoint_slim.pth", data / "checkpoints/stage_1.pth")
 
 
+# Names of files
+
+
+@pytest.mark.parametrize("name", ["d${x}", "${oc.env", "two\nlines: x", "d\u2028e", "q\"uo'te #", "- a: [b", "naïve 東"])
+def test_a_folder_of_any_name_gives_a_configuration_that_finds_it(tmp_path, data, name):
+    data = data.rename(tmp_path / name)
+    (data / name).mkdir()
+    shutil.copytree(GOLDEN / "data", data / name / "MERR")
+    write_llm(data / name / "llama")
+    write_checkpoint(data / name / "minigptv2_checkpoint.pth")
+    config = loaded("stage1", data)
+    resolved = config.resolved()
+    assert resolved["paths"]["root"] == str(data)
+    assert resolved["datasets"]["feature_face_caption"]["data_root"] == str(data / name / "MERR")
+    assert config.model.llama_model == str(data / name / "llama")
+    write_checkpoint(Path(config.run.output_dir) / "stage_1/checkpoint_29.pth")
+    run("stage2", data)
+    assert load("stage2.yaml").model.ckpt == f"{config.run.output_dir}/stage_1/checkpoint_29.pth"
+
+
+@pytest.mark.parametrize("below", [False, True], ids=["the folder", "in the folder"])
+def test_a_name_that_is_not_utf_8_is_told_and_nothing_is_written(data, emollama, below):
+    bad = data / "a\udcff"
+    shutil.copytree(GOLDEN / "data", bad)
+    done = emollama("init", "stage1", "--data", data if below else bad)
+    assert done.returncode == 1
+    name = "datasets.feature_face_caption.data_root: the name '${paths.root}" if below else f"--data: the name '{data}"
+    assert done.stderr == f"error: {name}/a\\udcff' is not UTF-8. Rename it, or name another one.\n"
+    assert not Path("stage1.yaml").exists()
+
+
 # Complete folders
 
 

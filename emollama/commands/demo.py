@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from emollama.distributed.launcher import positive
+from emollama.demo.folder import CAPTIONS, CORPUS, VIDEOS, require_demo_folder
+from emollama.distributed.launcher import positive, require_sensible
+from emollama.distributed.worker_variables import require_no_other_launcher
 
 HELP = "train and evaluate on an invented corpus, or write invented videos or captioned drawings to start from"
 EXAMPLE = "emollama demo"
 DOCS = "README.md#start"
+FOLDERS = {CORPUS: "demo_run", VIDEOS: "demo_videos", CAPTIONS: "demo_flickr"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,13 +33,18 @@ def run(arguments: argparse.Namespace) -> None:
     """Run everything and print the figures; or write what is asked for."""
     from emollama.demo.environment import restart_with_fast_settings
 
+    demo = VIDEOS if arguments.videos_only else CAPTIONS if arguments.captions_only else CORPUS
+    folder = FOLDERS[demo] if arguments.folder is None else arguments.folder
+    require_demo_folder(folder, demo)  # before torch is imported
+    require_sensible(arguments.processes)
+    if demo == CORPUS and arguments.processes > 1 and not arguments.corpus_only:
+        require_no_other_launcher(f"--nproc {arguments.processes}")
     restart_with_fast_settings()
     from emollama.demo.run import make_flickr_demo, make_videos_demo, run_demo
 
-    if arguments.videos_only:
-        make_videos_demo(arguments.folder or "demo_videos", seed=arguments.seed)
-    elif arguments.captions_only:
-        make_flickr_demo(arguments.folder or "demo_flickr", seed=arguments.seed)
+    if demo == VIDEOS:
+        make_videos_demo(folder, seed=arguments.seed)
+    elif demo == CAPTIONS:
+        make_flickr_demo(folder, seed=arguments.seed)
     else:
-        folder = arguments.folder or "demo_run"
         run_demo(folder, seed=arguments.seed, processes=arguments.processes, corpus_only=arguments.corpus_only)

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the file; print what was found, what is missing and the next commands."""
-    from emollama.paths import require_new_file, require_writable, written_whole
+    from emollama.paths import require_new_file, require_utf8, require_writable, written_whole
     from emollama.starter.kinds import KINDS
     from emollama.starter.starter import make
     from emollama.starter.survey import require_data_folder
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     variable = os.environ.get("EMOLLAMA_DATA")
     folder = arguments.data or variable or ("data" if os.path.isdir("data") else ".")
     source = "--data" if arguments.data or not variable else "EMOLLAMA_DATA"
-    require_data_folder(Path(folder), source)
+    require_data_folder(Path(require_utf8(folder, source)), source)
     place = require_new_file(output)
     require_writable(place.parent, "--output")
     starter = make(arguments.kind, Path(folder), output, source)

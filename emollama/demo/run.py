@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +19,16 @@ from emollama.data.annotations import read_annotations
 from emollama.demo.corpus import make_corpus
 from emollama.demo.drawing_captions import draw_texts as draw_texts_of_scenes
 from emollama.demo.drawing_files import write_drawings
+from emollama.demo.folder import CAPTIONS, CORPUS, VIDEOS, disk_errors, emptied
 from emollama.demo.steps import DemoFolder, next_steps, run_step
 from emollama.demo.tiny_encoders import make_tiny_encoders
 from emollama.demo.tiny_llama import make_tiny_llama
 from emollama.demo.tiny_projection import make_pretrained
 from emollama.demo.videos import draw_texts, make_videos
 from emollama.demo.vocabulary import EMOTIONS
-from emollama.errors import UserError
 from emollama.logs.console import aligned, write
 from emollama.logs.logger import get_logger, set_up
-from emollama.paths import require_writable, written_whole
-
-PARTS = ("corpus", "llm", "stage_1", "stage_2", "recognition", "reasoning", "reasoning_stage_1")
-VIDEO_PARTS = ("videos", "unseen", "labels.csv", "llm", "encoders", "clips", "trained")
-FLICKR_PARTS = ("flickr30k", "second", "encoders", "llm", "projection.pth", "prompts.txt", "visual_cache", "trained")
-MARK = "demo.json"  # says that a folder is ours to write anew
+from emollama.paths import written_whole
 
 
 def run_demo(folder: str, *, seed: int, processes: int, corpus_only: bool = False) -> None:
@@ -48,15 +41,13 @@ def run_demo(folder: str, *, seed: int, processes: int, corpus_only: bool = Fals
         corpus_only: stop before training, and print the commands that train.
 
     Raises:
-        UserError: the folder holds something else, or a step failed.
+        UserError: the folder holds something else, the disk is full, or a step failed.
     """
     set_up(is_main=True)
-    root = _emptied(Path(folder))
+    root = emptied(folder, CORPUS)
     begun = time.monotonic()
-    corpus = make_corpus(root / "corpus", train_clips=2000, fine_clips=1000, test_clips=240, seed=seed)
-    get_logger().info("invented a corpus in %s (everything in it is synthetic)", root / "corpus")
-    get_logger().info("training a tokenizer and a tiny Llama on its texts (a minute or so)")
-    make_tiny_llama(root / "llm", corpus.texts, seed=seed, steps=700)
+    with disk_errors(root):
+        _write_corpus_demo(root, seed)
     place = DemoFolder(root, "EMOLLAMA_DEMO", "demo_run")
     if corpus_only:
         write(_corpus_summary(place, processes))
@@ -73,9 +64,16 @@ def run_demo(folder: str, *, seed: int, processes: int, corpus_only: bool = Fals
         run_step(place, [command, "--cfg-path", config, "--nproc", str(number), "--options", *options])
     figures = _figures(root) | {"seconds": round(time.monotonic() - begun, 1)}
     path = root / "figures.json"
-    with written_whole(path) as file:
+    with disk_errors(root), written_whole(path) as file:
         json.dump(figures, file, indent=2)
     write(_table(figures, root) + f"\n{path.resolve()}\n")
+
+
+def _write_corpus_demo(root: Path, seed: int) -> None:
+    corpus = make_corpus(root / "corpus", train_clips=2000, fine_clips=1000, test_clips=240, seed=seed)
+    get_logger().info("invented a corpus in %s (everything in it is synthetic)", root / "corpus")
+    get_logger().info("training a tokenizer and a tiny Llama on its texts (a minute or so)")
+    make_tiny_llama(root / "llm", corpus.texts, seed=seed, steps=700)
 
 
 def make_videos_demo(folder: str, *, seed: int) -> None:
@@ -86,17 +84,22 @@ def make_videos_demo(folder: str, *, seed: int) -> None:
         seed: of everything.
 
     Raises:
-        UserError: the folder holds something else.
+        UserError: the folder holds something else, or the disk is full.
     """
     set_up(is_main=True)
-    root = _emptied(Path(folder), VIDEO_PARTS)
+    root = emptied(folder, VIDEOS)
+    with disk_errors(root):
+        _write_videos_demo(root, seed)
+    _print_next("train_configs/demo_videos.yaml", DemoFolder(root, "EMOLLAMA_DEMO_VIDEOS", "demo_videos"))
+
+
+def _write_videos_demo(root: Path, seed: int) -> None:
     make_videos(root, clips=120, unseen=18, seed=seed)
     get_logger().info("invented 120 videos with labels.csv, and 18 unseen ones, in %s (discs and tones, no people)", root)
     make_tiny_encoders(root / "encoders", seed=seed)
     get_logger().info("saved tiny encoders of the real classes with random weights: they know nothing")
     make_tiny_llama(root / "llm", draw_texts(seed, 2000), seed=seed, steps=200)
     get_logger().info("trained a tiny Llama on invented texts")
-    _print_next("train_configs/demo_videos.yaml", DemoFolder(root, "EMOLLAMA_DEMO_VIDEOS", "demo_videos"))
 
 
 def make_flickr_demo(folder: str, *, seed: int) -> None:
@@ -107,10 +110,16 @@ def make_flickr_demo(folder: str, *, seed: int) -> None:
         seed: of everything.
 
     Raises:
-        UserError: the folder holds something else.
+        UserError: the folder holds something else, or the disk is full.
     """
     set_up(is_main=True)
-    root = _emptied(Path(folder), FLICKR_PARTS)
+    root = emptied(folder, CAPTIONS)
+    with disk_errors(root):
+        _write_flickr_demo(root, seed)
+    _print_next("train_configs/demo_flickr.yaml", DemoFolder(root, "EMOLLAMA_DEMO_FLICKR", "demo_flickr"))
+
+
+def _write_flickr_demo(root: Path, seed: int) -> None:
     write_drawings(root, seed=seed)
     get_logger().info("invented drawings with captions in %s, in the forms of Flickr30k and of COCO", root)
     get_logger().info("training a tiny Llama on invented texts (half a minute or so)")
@@ -119,26 +128,10 @@ def make_flickr_demo(folder: str, *, seed: int) -> None:
     seen, loss = make_pretrained(root, root / "llm", seed=seed)
     text = "they name %.1f%% of the facts of unseen drawings; the projection has learnt to say alt texts (loss %.2f)"
     get_logger().info(text, 100 * seen, loss)
-    _print_next("train_configs/demo_flickr.yaml", DemoFolder(root, "EMOLLAMA_DEMO_FLICKR", "demo_flickr"))
 
 
 def _print_next(config: str, place: DemoFolder) -> None:
     write("\n".join(["", "Next:", *(f"  {line}" for line in next_steps(config, place))]) + "\n")
-
-
-def _emptied(root: Path, parts: Sequence[str] = PARTS) -> Path:
-    """The folder without these parts of an earlier demo."""
-    if root.exists() and any(root.iterdir()) and not (root / MARK).is_file():
-        raise UserError(f"--folder: '{root}' holds something that is not a demo. Name another folder.")
-    require_writable(root, "--folder")
-    for part in parts:
-        if (root / part).is_dir():
-            shutil.rmtree(root / part)
-        else:
-            (root / part).unlink(missing_ok=True)
-    root.mkdir(parents=True, exist_ok=True)
-    (root / MARK).write_text('{"what": "parts of the emollama demo; everything is synthetic, and a new demo replaces it"}\n')
-    return root.resolve()
 
 
 def _figures(root: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from emollama.starter.survey import FeatureFolder, FolderSurvey
-from emollama.starter.yaml_text import YamlText, shown
+from emollama.starter.yaml_text import YamlText, shown, unescaped
 
 ROOT = "${paths.root}"
 
@@ -52,7 +52,7 @@ class Draft:
 
     def located(self, value: str) -> Path:
         """The file or folder that a path of a configuration means."""
-        return Path(os.path.abspath(value.replace(ROOT, str(self.root))))
+        return Path(os.path.abspath(unescaped(value.replace(ROOT, str(self.root)))))
 
     def have(self, key: str, value: Any, note: str) -> None:
         """Set a key to something that was found."""

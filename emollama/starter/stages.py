@@ -21,6 +21,7 @@ from emollama.paths import packaged_copy, read_text
 from emollama.starter import models
 from emollama.starter.draft import Draft
 from emollama.starter.models import WeightFile
+from emollama.starter.yaml_text import INTERPOLATION, unescaped
 
 JOBS = {"stage1": "stage_1", "stage2": "stage_2"}  # kind -> the usual name of its run
 PATTERNS = {  # kind -> names that its checkpoint may have elsewhere, the best first
@@ -100,7 +101,7 @@ def written_file(draft: Draft, kind: str) -> dict[str, Any] | None:
     """A stage's configuration that ``emollama init`` wrote beside the new file for the same folder; None if there is none."""
     found = _read(draft.beside / f"{kind}.yaml")
     run, paths = found.get("run"), found.get("paths")
-    if not isinstance(run, dict) or not isinstance(paths, dict) or paths.get("root") != str(draft.root):
+    if not isinstance(run, dict) or not isinstance(paths, dict) or unescaped(str(paths.get("root"))) != str(draft.root):
         return None
     return found if isinstance(run.get("job_id"), str) and isinstance(run.get("output_dir"), str) else None
 
@@ -125,7 +126,7 @@ def _of_other_data(draft: Draft, folder: Path) -> bool:
     """Whether a run's config.yaml names another ``paths.root``."""
     paths = _read(folder / "config.yaml").get("paths")
     root = paths.get("root") if isinstance(paths, dict) else None
-    return isinstance(root, str) and "${" not in root and draft.located(root) != draft.root
+    return isinstance(root, str) and not INTERPOLATION.search(root) and draft.located(root) != draft.root
 
 
 def _existing(folder: Path, last: str) -> str | None:

@@ -13,12 +13,21 @@ from typing import Any
 
 import yaml
 
+from emollama.paths import require_utf8
+
+INTERPOLATION = re.compile(r"(?<!\\)\$\{")
+NAME_WITH_BRACE = re.compile(rf"{INTERPOLATION.pattern}(?!paths\.root\}}|oc\.env:)")  # the starters use no other interpolation
 NOTE_COLUMN = 43  # where comments of edited lines start, as in the shipped files
 
 
 def shown(value: Any) -> str:
     """A value in a message."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def unescaped(text: str) -> str:
+    """A text as OmegaConf reads it: ``${`` is what the names of some files contain, rather than an interpolation."""
+    return text.replace("\\${", "${")
 
 
 class YamlText:
@@ -42,7 +51,7 @@ class YamlText:
     def __str__(self) -> str:
         stream = io.StringIO()
         _round_trip().dump(self.tree, stream)
-        header = "".join(f"# {line}".rstrip() + "\n" for line in self.header)
+        header = "".join(f"# {_one_line(line)}".rstrip() + "\n" for line in self.header)
         return header + re.sub(r"^(?=\w)", "\n", stream.getvalue(), flags=re.MULTILINE)  # a blank line before each block
 
     def __contains__(self, path: str) -> bool:
@@ -54,17 +63,21 @@ class YamlText:
         return default if value is None else value
 
     def set(self, path: str, value: Any, note: str | None = None) -> None:
-        """Give a key a value. A new key goes to the end of its block; a note replaces the key's comment."""
+        """Give a key a value. A new key goes to the end of its block; a note replaces the key's comment.
+
+        Raises:
+            UserError: the value is the name of a file, or contains one, that is not UTF-8.
+        """
         block = self.tree
         for name in path.split(".")[:-1]:
             block = block.setdefault(name, type(block)())
-        block[_last(path)] = _node(value)
+        block[_last(path)] = _node(value, path)
         if note is not None:
             self.note(path, note)
 
     def note(self, path: str, note: str) -> None:
         """Replace the comment on a key's line."""
-        self._block(path).yaml_add_eol_comment(note, _last(path), column=NOTE_COLUMN)
+        self._block(path).yaml_add_eol_comment(_one_line(note), _last(path), column=NOTE_COLUMN)
 
     def rename(self, path: str, name: str) -> None:
         """Give a key another name; its place and value stay."""
@@ -98,21 +111,27 @@ def _round_trip() -> Any:
     return parser
 
 
-def _node(value: Any) -> Any:
+def _node(value: Any, path: str) -> Any:
     """A value as ruamel.yaml writes it: mappings and lists on one line, text in quotes where YAML 1.1 would misread it."""
     from ruamel.yaml.comments import CommentedMap, CommentedSeq
     from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
     if isinstance(value, str):
+        value = NAME_WITH_BRACE.sub(r"\\${", require_utf8(value, path))
         return value if _read(value) == value else DoubleQuotedScalarString(value)
     if isinstance(value, dict):
-        node: Any = CommentedMap({key: _node(item) for key, item in value.items()})
+        node: Any = CommentedMap({key: _node(item, path) for key, item in value.items()})
     elif isinstance(value, list | tuple):
-        node = CommentedSeq(map(_node, value))
+        node = CommentedSeq(_node(item, path) for item in value)
     else:
         return value
     node.fa.set_flow_style()
     return node
+
+
+def _one_line(text: str) -> str:
+    """A comment, in which a line break and other characters that YAML does not allow are escaped."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def _read(text: str) -> Any:
