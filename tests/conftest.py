@@ -32,7 +32,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Groups of tests that take longest, which xdist therefore starts first; then both workers end at about the same time.
 LONG = (
-    "forks validation report exchange captions doctor extraction flickr30k_caption recipes datasets online_frames media"
+    "forks validation report convert captions check_data extraction flickr30k_caption provenance datasets online_frames media"
     " bad_input encoders score_command"
 ).split()
 

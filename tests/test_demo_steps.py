@@ -106,7 +106,7 @@ def test_the_variable_is_shown_only_where_it_is_needed(folder, monkeypatch):
     ("config", "variable", "default", "commands"),
     [
         ("demo_videos", "EMOLLAMA_DEMO_VIDEOS", "demo_videos", ["import", "extract", "train", "predict"]),
-        ("demo_flickr", "EMOLLAMA_DEMO_FLICKR", "demo_flickr", ["prepare", "train", "sweep"]),
+        ("demo_flickr", "EMOLLAMA_DEMO_FLICKR", "demo_flickr", ["prepare", "train", "eval-checkpoints"]),
     ],
 )
 def test_the_next_steps_are_those_of_the_shipped_header_for_the_demos_folder(folder, config, variable, default, commands):

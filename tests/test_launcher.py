@@ -223,7 +223,7 @@ def test_empty_variables_are_as_good_as_none(monkeypatch):
     assert (process_group.start("cpu").rank, process_group.start("cpu").size) == (0, 1)
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "extract", "predict", "sweep"])
+@pytest.mark.parametrize("command", ["train", "eval", "extract", "predict", "eval-checkpoints", "sweep"])
 def test_every_command_that_computes_has_the_options(command, capsys):
     assert status_of(command, "--help") == 0
     shown = capsys.readouterr().out

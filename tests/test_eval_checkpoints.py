@@ -1,4 +1,4 @@
-"""``emollama sweep``: every checkpoint of a run evaluated as ``emollama eval`` would, once; its table and chart say what the
+"""``emollama eval-checkpoints``: every checkpoint of a run evaluated as ``emollama eval`` would, once; its table and chart say what the
 files say. ``emollama eval`` is the script."""
 
 from __future__ import annotations
