@@ -1,4 +1,4 @@
-"""Which file is the checkpoint that a configuration means: explanations for one that does not exist or does not fit."""
+"""Checks of the language model's folder and of the checkpoint that a configuration names, with explanations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emollama.errors import UserError
-from emollama.paths import PATHS, looked_up, not_a_file
+from emollama.paths import PATHS, looked_up, not_a_file, require_folder
 from emollama.registry import MODELS
 
 if TYPE_CHECKING:
@@ -18,6 +18,16 @@ _STAGES = {  # the stage in a checkpoint's path -> the configuration that trains
     "1": "train_configs/Emotion-LLaMA_finetune.yaml",
     "2": "train_configs/minigptv2_tuning_stage_2.yaml",
 }
+
+
+def require_language_model(path: str) -> str:
+    """The path, if it is a folder.
+
+    Raises:
+        UserError: it is not; the message says what the folder of ``model.llama_model`` holds.
+    """
+    text = "Download a Hugging Face causal language model (config.json, weights, tokenizer) and name its folder."
+    return require_folder(path, "model.llama_model", text)
 
 
 def require_checkpoint_file(path: str, key: str) -> str:

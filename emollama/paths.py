@@ -110,16 +110,6 @@ def require_folder(path: str, key: str, remedy: str = "Correct the path.") -> st
     return path
 
 
-def require_language_model(path: str) -> str:
-    """The path, if it is a folder.
-
-    Raises:
-        UserError: it is not; the message says what the folder of ``model.llama_model`` holds.
-    """
-    text = "Download a Hugging Face causal language model (config.json, weights, tokenizer) and name its folder."
-    return require_folder(path, "model.llama_model", text)
-
-
 def require_file(path: str, key: str, remedy: str = "Correct the path.") -> str:
     """The path, if it is a file.
 

@@ -141,7 +141,7 @@ def test_a_second_look_loads_nothing_of_the_language_model(checked, monkeypatch,
 LOOK = """
 import os, sys
 from emollama import config
-from emollama.doctor.check import check
+from emollama.checks.check_data import check
 
 for folder in sys.argv[2:]:
     os.environ["XDG_CACHE_HOME"] = folder

@@ -167,10 +167,10 @@ def test_as_a_program_it_exits_with_1_and_no_traceback(emollama, changed, tmp_pa
 KILLED = """
 import os, signal, sys
 from emollama.cli import main
-from emollama.exchange import convert
+from emollama.convert import formats
 
 moment, *arguments = sys.argv[1:]
-replace, save = os.replace, convert.save_tensors
+replace, save = os.replace, formats.save_tensors
 
 def kill():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -186,7 +186,7 @@ def saved(tensors, path, metadata):
         os.truncate(path, os.path.getsize(path) // 2)
         kill()
 
-os.replace, convert.save_tensors = replaced, saved
+os.replace, formats.save_tensors = replaced, saved
 main(arguments)
 """
 

@@ -428,7 +428,7 @@ def test_the_end_names_the_best_checkpoint_the_report_and_the_next_command(train
     metric = f"answers/emotion/loss {best['metrics']['answers/emotion/loss']:.4f} after epoch {best['epoch']}"
     assert value_of(messages, "best metric") == metric
     assert value_of(messages, "best checkpoint") == str(folder / "checkpoint_best.pth")
-    assert value_of(messages, "report") == str(folder / "report.html")  # where the fixture no_reports says that it lies
+    assert value_of(messages, "report") == str(folder / "result/report.html")
     command = f"emollama eval --cfg-path {folder}/config.yaml --options model.ckpt={folder}/checkpoint_best.pth"
     assert value_of(messages, "next command") == command
     assert value_of(messages, "TensorBoard") == f"tensorboard --logdir {folder}"

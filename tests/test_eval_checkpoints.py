@@ -1,5 +1,4 @@
-"""``emollama eval-checkpoints``: every checkpoint of a run evaluated as ``emollama eval`` would, once; its table and chart say what the
-files say. ``emollama eval`` is the script."""
+"""``emollama eval-checkpoints`` evaluates every checkpoint of a run once, as ``emollama eval`` would, and tabulates metrics."""
 
 from __future__ import annotations
 
@@ -100,7 +99,7 @@ def copied(done, tmp_path):
 @pytest.fixture
 def again(copied, monkeypatch):
     """The same, for sweeps in this process that draw no charts."""
-    monkeypatch.setattr("emollama.reporting.checkpoint_table.sweep_chart", lambda *_: WHITE_PIXEL)
+    monkeypatch.setattr("emollama.reporting.checkpoint_table.checkpoint_chart", lambda *_: WHITE_PIXEL)
     return copied
 
 

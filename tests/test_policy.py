@@ -52,7 +52,7 @@ ALLOWED = {
     "media": {"errors", "paths", "data"},
     "encoders": DATA | {"media"},
     "datasets": DATA | {"media"},
-    "models": DATA | {"media", "encoders", "tensor_files"},
+    "models": DATA | {"media", "encoders", "tensor_files", "checkpoint_files"},
     "extraction": DATA | MACHINERY | {"media", "encoders", "__init__"},
     "tasks": DATA | {"evaluation", "models"},
     "precision": {"dtypes"},

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from emollama.checkpoint_files import require_language_model
 from emollama.errors import UserError
-from emollama.paths import require_language_model
 
 
 def read_config(path: str) -> Any:

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from emollama import checkpoint
-from emollama.checkpoint_files import require_checkpoint_file
+from emollama.checkpoint_files import require_checkpoint_file, require_language_model
 from emollama.config import RunConfig
 from emollama.distributed.process_group import World
 from emollama.errors import UserError
 from emollama.listing import LINES, abbreviated
 from emollama.logs.logger import get_logger
-from emollama.paths import require_language_model
 from emollama.precision import Precision
 from emollama.runners import provenance
 

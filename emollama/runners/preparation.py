@@ -11,14 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
-from emollama.checkpoint_files import require_checkpoint_file
+from emollama.checkpoint_files import require_checkpoint_file, require_language_model
 from emollama.config import RunConfig
 from emollama.data.loader import BatchLayout, SampleDataset
 from emollama.data.sampling import MixtureSampler
 from emollama.distributed.process_group import World
 from emollama.errors import EchoedError, UserError
 from emollama.logs import tracking
-from emollama.paths import new_job_id, require_language_model, require_writable
+from emollama.paths import new_job_id, require_writable
 from emollama.precision import Precision
 from emollama.runners import provenance
 from emollama.runners.build import batch_size, build_datasets, checkpoint_paths, checkpoint_tensors, training_blocks
