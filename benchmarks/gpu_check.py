@@ -1,0 +1,294 @@
+"""Training throughput, memory, host waits and decoding speed on one GPU, next to plain Hugging Face code.
+
+    python benchmarks/gpu_check.py --out OUT                            # with a GPU: less than 8 minutes on an H200
+    python benchmarks/gpu_check.py --tiny --seconds 1 --skip-tests      # without one: runs the same code on tiny shapes
+
+The script runs in a clone, whether or not the package is installed. It runs the tests marked ``gpu`` first. Then it times
+`RunnerBase._step` on batches of the training data loader, with the shipped configuration of stage 1. It needs no downloads: the
+language model has the shapes of Llama-2-7B and random weights, the samples are random features and texts, and the tokenizer is
+that of the tests. It writes these files to the folder OUT:
+
+    gpu_check.txt, gpu_check.json   the table of the variants, and what else was measured
+    profile_*.txt                   the operators of one step, as torch.profiler lists them
+    pytest.txt                      the output of the tests
+
+Each row of the table is a variant: "emollama" is the project's step; H1, H2 and H3 are steps on padded batches with Hugging
+Face's attention and loss. Padding does not count as tokens. MFU 4N is relative to the matrix product measured in the same run
+and counts 4 operations per token and frozen weight: a frozen weight takes part in the forward pass and in the gradient of its
+input, but has no gradient of its own. "wait" is the share of time spent waiting for data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+# Libraries read these variables when they are imported.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from gpu_check_files import DEVICE, FULL, ON_GPU, ROOT, SAMPLES, TINY, Sizes, make_runner, write_files
+from gpu_check_steps import (
+    PACKED,
+    Step,
+    StepCounts,
+    Timing,
+    Variant,
+    compare_losses,
+    measure,
+    own_step,
+    set_up,
+    synchronize,
+    time_variant,
+)
+
+from emollama.data.batch import collate
+from emollama.models.decoding import continued
+from emollama.models.sampling_params import SamplingParams
+from emollama.runners.runner_base import RunnerBase
+
+STARTED = time.perf_counter()
+TEST_TIMEOUT = 150  # seconds
+BASELINE = Variant("H1 eager padded ckpt, batch 8", 8, True, "eager", padded=True)
+COMPILED = Variant("emollama batch 9, compiled", 9, False)
+
+
+def variants_of(sizes: Sizes) -> list[Variant]:
+    """All variants but the compiled one, in the order of the table."""
+    return [
+        Variant("emollama shipped: batch 1, ckpt", 1, True),
+        Variant("emollama batch 4, ckpt", 4, True),
+        *(Variant(f"emollama batch {batch_size}", batch_size, False) for batch_size in sizes.batch_sizes),
+        BASELINE,
+        Variant("H2 sdpa by length, batch 8", 8, False, "sdpa", padded=True, by_length=True),
+        Variant("H3 eager, batch 1", 1, False, "eager", padded=True),
+    ]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the tests, then all measurements; print the results and write them to files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("gpu_check_out"), help="folder of the results (default: gpu_check_out)")
+    parser.add_argument("--tiny", action="store_true", help="use tiny shapes, for a CPU")
+    parser.add_argument("--seconds", type=float, default=5.0, help="how long to time each variant (default: 5)")
+    parser.add_argument("--skip-tests", action="store_true", help="do not run the tests marked gpu")
+    parser.add_argument("--compile", action="store_true", help="time compiled layers, too; takes two more minutes")
+    arguments = parser.parse_args(argv)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    tests = "skipped" if arguments.skip_tests else run_tests(arguments.out)
+    say(f"pytest -m gpu: {tests}")
+    memory = Path("/dev/shm")
+    in_memory = memory.is_dir() and shutil.disk_usage(memory).free > 20e9
+    with tempfile.TemporaryDirectory(dir=memory if in_memory else None) as folder:
+        check(arguments, Path(folder), tests)
+
+
+def check(arguments: argparse.Namespace, folder: Path, tests: str) -> None:
+    """Measure everything.
+
+    Args:
+        arguments: the command line's.
+        folder: for the language model and the samples.
+        tests: a summary of the tests.
+    """
+    sizes = TINY if arguments.tiny else FULL
+    write_files(folder, sizes)
+    say("random LLM and samples written")
+    begun = time.perf_counter()
+    runner = make_runner(folder, sizes)
+    start_up = time.perf_counter() - begun
+    say(f"runner built in {start_up:.1f} s")
+
+    samples = [runner.samples[index] for index in range(SAMPLES)]
+    lengths = [len(sample.input_ids) for sample in samples]
+    notes = [f"tokens of a sample: mean {np.mean(lengths):.0f}, {min(lengths)} to {max(lengths)}"]
+    notes.append(compare_losses(runner, samples[:4]))
+    matmul_rate = measure_matmul(min(1.0, arguments.seconds))
+
+    def timed(variant: Variant) -> Timing | None:
+        timing = time_variant(runner, variant, samples, arguments.seconds, sizes.warmup_steps)
+        if timing:
+            say(f"{variant.name}: {timing.tok_s:.0f} tok/s, peak {timing.peak:.1f} GiB")
+        return timing
+
+    timings = {variant.name: timed(variant) for variant in variants_of(sizes)}
+    notes += profile_steps(runner, arguments.out)
+    notes += [f"host waits: {line}" for line in host_waits(runner)]
+    runner.model.eval()
+    for batch_size in (1, 16):
+        for is_hf in (False, True):
+            notes.append(time_decoding(runner, batch_size, sizes.new_tokens, is_hf=is_hf))
+    runner.model.train()
+    if arguments.compile:
+        for layer in runner.model.llama_model.get_base_model().model.layers:
+            layer.compile(dynamic=True)
+        timings[COMPILED.name] = timed(COMPILED)
+
+    device = torch.cuda.get_device_name() if ON_GPU else "CPU"
+    heading = f"{device}, torch {torch.__version__}, bf16 matmul {matmul_rate / 1e12:.1f} TF/s, start-up {start_up:.1f} s"
+    peak_tokens = matmul_rate / (4 * frozen_weights(runner))
+    lines = [f"{heading}, tests: {tests.splitlines()[-1]}", *table_of(timings, peak_tokens), *notes]
+    rows = {name: timing and asdict(timing) for name, timing in timings.items()}
+    results = {"rows": rows, "peak": matmul_rate, "start_up": start_up, "said": notes}
+    (arguments.out / "gpu_check.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    (arguments.out / "gpu_check.txt").write_text("\n".join(lines), encoding="utf-8")
+    say("\n".join(["done", *lines]))
+
+
+def say(text: str) -> None:
+    """Print a line with the seconds since the start."""
+    sys.stdout.write(f"[{time.perf_counter() - STARTED:6.1f} s] {text}\n")
+    sys.stdout.flush()
+
+
+def run_tests(out: Path) -> str:
+    """Run the tests that need a GPU; returns the failed ones and pytest's last line."""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rfEs", "-p", "no:cacheprovider", "tests"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    try:
+        process = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TEST_TIMEOUT, check=False
+        )
+        output = process.stdout + process.stderr
+    except subprocess.TimeoutExpired as error:
+        # The exception holds bytes, even with text=True.
+        output = f"{(error.stdout or b'').decode()}\nTIMEOUT after {TEST_TIMEOUT} s"
+    (out / "pytest.txt").write_text(output, encoding="utf-8")
+    failures = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return "\n".join(failures[:12] + output.strip().splitlines()[-1:])
+
+
+# Measurements
+
+
+def measure_matmul(seconds: float) -> float:
+    """Operations per second of a large matrix product in bf16."""
+    size = 8192 if ON_GPU else 256
+    matrix = torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16)
+
+    def multiply(number: int) -> StepCounts:
+        torch.mm(matrix, matrix)
+        return StepCounts(0, 0, 0.0)
+
+    return 2e3 * size**3 / measure(multiply, seconds, warmup=3).ms
+
+
+def frozen_weights(runner: RunnerBase) -> int:
+    """Number of weights in the frozen linear layers of the language model, its head excluded."""
+    named = runner.model.llama_model.named_parameters()
+    return sum(value.numel() for name, value in named if not value.requires_grad and "_proj" in name)
+
+
+def profile_steps(runner: RunnerBase, out: Path) -> list[str]:
+    """Profile the shipped variant and batch 4 without checkpointing: kernels of a step, and the GPU's share of its time."""
+    lines = []
+    for batch_size, checkpointing in ((1, True), (4, False)):
+        set_up(runner, PACKED, checkpointing)
+        name = f"batch_{batch_size}_ckpt" if checkpointing else f"batch_{batch_size}"
+        lines.append(profile_step(own_step(runner, batch_size), name, out))
+    return lines
+
+
+def profile_step(step: Step, name: str, out: Path) -> str:
+    """Profile one step and write its operators to a file."""
+    elapsed = measure(step, seconds=0.0, warmup=1).ms
+    activities = [ProfilerActivity.CPU]
+    if ON_GPU:
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities) as profiler:
+        step(9)
+        synchronize()
+    kernels = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    busy = sum(event.time_range.elapsed_us() for event in kernels) / 1e3
+    order = "self_device_time_total" if kernels else "self_cpu_time_total"
+    operators = profiler.key_averages().table(sort_by=order, row_limit=40)
+    (out / f"profile_{name}.txt").write_text(operators, encoding="utf-8")
+    share = busy / elapsed
+    return f"{name}: {len(kernels)} kernels, {busy:.1f} ms of GPU work in a step of {elapsed:.1f} ms ({share:.0%})"
+
+
+def host_waits(runner: RunnerBase) -> list[str]:
+    """Where a step of batch 4 makes the host wait for the GPU, as PyTorch reports it."""
+    set_up(runner, PACKED, checkpointing=False)
+    step = own_step(runner, 4)
+    step(0)
+    with warnings.catch_warnings(record=True) as records:
+        warnings.simplefilter("always")
+        if ON_GPU:
+            torch.cuda.set_sync_debug_mode("warn")
+        step(1)
+        if ON_GPU:
+            torch.cuda.set_sync_debug_mode("default")
+    waits = [record for record in records if "synchroniz" in str(record.message)]
+    places = collections.Counter(f"{'/'.join(Path(wait.filename).parts[-3:])}:{wait.lineno}" for wait in waits)
+    return [f"{len(waits)} in a step", *(f"{count} x {place}" for place, count in places.most_common(14))]
+
+
+def time_decoding(runner: RunnerBase, batch_size: int, new_tokens: int, *, is_hf: bool) -> str:
+    """Time greedy decoding of one batch by Hugging Face's generate or by the project's own loop."""
+    dataset = next(iter(runner.datasets.values()))
+    instruction = dataset.pool.first("reason")
+    records = [dataset.record(index % len(dataset), "reason", instruction) for index in range(batch_size)]
+    batch = collate([runner.prompt.sample(record, to_generate=True) for record in records]).to(runner.world.device)
+
+    def generate() -> None:
+        if is_hf:
+            options = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "num_beams": 1, "do_sample": False}
+            runner.model.beam_search(batch, runner.prompt, options)
+        else:
+            continued([runner.model], batch, SamplingParams(new_tokens), lambda ids: False, [])
+
+    with runner.precision.autocast():
+        # The first call warms up.
+        generate()
+        synchronize()
+        begun = time.perf_counter()
+        generate()
+        synchronize()
+    elapsed = time.perf_counter() - begun
+    way = "HF generate" if is_hf else "emollama   "
+    rate, milliseconds = batch_size * new_tokens / elapsed, 1e3 * elapsed / new_tokens
+    return f"{way} batch {batch_size:3d}: {rate:7.0f} tok/s, {milliseconds:6.1f} ms a token"
+
+
+# Results
+
+
+def table_of(timings: dict[str, Timing | None], peak_tokens: float) -> list[str]:
+    """The table of the variants.
+
+    Args:
+        timings: name of a variant -> its timing, None if it ran out of memory.
+        peak_tokens: tokens per second at which MFU would be 100 %.
+    """
+    rates = f"{'tok/step':>9s}{'ms/step':>9s}{'samples/s':>10s}{'tok/s':>8s}{'MFU 4N':>8s}"
+    lines = [f"{'variant':32s}{rates}{'GiB':>7s}{'wait':>6s}{'x H1':>6s}"]
+    baseline = timings[BASELINE.name]
+    for name, timing in timings.items():
+        if timing is None:
+            lines.append(f"{name:32s} out of memory")
+            continue
+        mfu = timing.tok_s / peak_tokens
+        speed_up = timing.tok_s / baseline.tok_s if baseline else 0
+        rates = f"{timing.tokens:9.0f}{timing.ms:9.1f}{timing.samples_s:10.2f}{timing.tok_s:8.0f}{mfu:8.1%}"
+        lines.append(f"{name:32s}{rates}{timing.peak:7.1f}{timing.wait:6.1%}{speed_up:6.2f}")
+    return lines
+
+
+if __name__ == "__main__":
+    main()
