@@ -194,5 +194,3 @@ def test_a_demo_of_half_the_steps_learns_to_see_and_to_reason(tmp_path, monkeypa
     assert figures["clue_overlap"] >= figures["clue_overlap_stage_1"] + 1  # of 10 points
     for row in ("emotion, unseen clips", "emotion, chance", "reasoning names the right emotion and no other"):
         assert re.search(rf"^{row} +[\d.]+%$", printed, re.MULTILINE)
-    for run in ("recognition", "reasoning"):
-        assert (tmp_path / "demo" / run / "result/report.html").is_file()

@@ -222,7 +222,8 @@ def test_the_full_vit_g_runs_an_image_of_448_pixels_on_the_cpu(tmp_path):
     torch.save(tensors, tmp_path / "eva_vit_g.pth")
     del tensors
     assert read_eva(str(tmp_path / "eva_vit_g.pth"), "weights", 39)[0] == shape
-    made = load(tmp_path / "eva_vit_g.pth", size=448, precision="bf16")
+    # In bf16 this takes seven minutes on a processor without bf16 instructions.
+    made = load(tmp_path / "eva_vit_g.pth", size=448, precision="fp32")
     count = sum(value.numel() for value in made.visual_encoder.parameters())
     assert 0.98e9 < count < 1.0e9
     rows = made(torch.randn(1, 3, 448, 448))

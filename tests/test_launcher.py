@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import socket
 import sys
@@ -28,6 +27,7 @@ from emollama.errors import EchoedCrash, EchoedError, UserError
 FAULTS = """
 import os, signal, time
 from pathlib import Path
+from emollama.config import loading
 from emollama.errors import UserError
 
 folder, rank = Path(__file__).parent, os.environ.get("RANK")
@@ -39,7 +39,11 @@ if rank == "0":
 if rank == "1":
     while not (folder / "pid_0").exists():
         time.sleep(0.01)
-    FAULT
+
+    def fault(*_):
+        FAULT
+
+    loading.chosen_blocks = fault  # called after the import: errors of the import itself are user errors
 """
 NOTHING_SAVED = "interrupted; this run has not saved a checkpoint yet"
 
@@ -505,8 +509,7 @@ def test_an_error_of_one_rank_is_all_that_is_printed(faulty, tmp_path, capfd):
     handlers = [signal.getsignal(number) for number in launcher.SIGNALS]
     assert status_of("train", "--nproc", "2", "--cfg-path", path) == 1
     out, err = capfd.readouterr()
-    assert out == ""
-    assert re.fullmatch(r"error: imports: cannot import 'faults_of_\w+': \S+, line \d+: only rank 1 has this problem\.\n", err)
+    assert (out, err) == ("", "error: only rank 1 has this problem\n")
     assert {path.name for path in tmp_path.glob("pid_?")} == {"pid_0", "pid_1"} and living(tmp_path) == []
     assert [signal.getsignal(number) for number in launcher.SIGNALS] == handlers
     assert variables.LAUNCHER not in os.environ
