@@ -19,6 +19,17 @@ NAMES = sorted(EXPECTED)
 TASKS = ("emotion", "reason", "reason_v2")
 FOLDERS = {"image": "eva", "face": "mae_340_UTT", "video": "maeV_399_UTT", "audio": "HL-UTT"}
 
+LLAMA_2_7B = {  # config.json of a model of these shapes
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32000,
+}
+
 NINE = ["happy", "sad", "neutral", "angry", "worried", "surprise", "fear", "contempt", "doubt"]
 _CLUES = ["Tell which emotion the person shows and name the clues in the face, the voice and the words that speak for it."]
 INSTRUCTIONS = {

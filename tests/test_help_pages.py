@@ -10,6 +10,7 @@ from functools import cache
 
 import pytest
 import yaml
+from helpers import LLAMA_2_7B
 from ranks import ROOT
 
 from emollama.config import load
@@ -17,16 +18,6 @@ from emollama.config import load
 PAGES = {name: (ROOT / f"docs/{name}.md").read_text(encoding="utf-8") for name in ("troubleshooting", "hardware")}
 BLOCKS = ("model", "datasets", "evaluation_datasets", "encoders", "extraction", "run")
 STAGE_1, FLICKR = "train_configs/Emotion-LLaMA_finetune.yaml", "train_configs/minigpt4_flickr_finetune.yaml"
-LLAMA_2_7B = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 32,
-    "vocab_size": 32000,
-}
 ALONE = {"load_in_4bit", "low_resource", "train_llm"}  # keys that exclude each other
 ONLY_MINIGPT4 = {"cache_visual", "has_qformer"}
 # Messages of other programs: PyTorch, the shell, the system.

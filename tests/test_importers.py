@@ -44,16 +44,16 @@ def test_the_written_form_passes_the_readers_of_the_datasets_for_any_names_and_t
     generator = random.Random(3)
     letters = [chr(code) for code in (*range(0x21, 0x250), 0x4E2D, 0x85, 0x2028, 0x3000, 0x1F600)]
     texts = [*letters, " ", "\t", "\n", "\r\n", '"', ","]
-    intake = Collector(LabelMap(LABELS))
+    collector = Collector(LabelMap(LABELS))
     for _ in range(400):
         name = "".join(generator.choices(letters, k=generator.randrange(1, 12)))
-        if intake.is_usable(name, "here"):
+        if collector.is_usable(name, "here"):
             text = "".join(generator.choices(texts, k=30)) + "x"
-            intake.take(Entry(name, generator.choice(LABELS), None, text.strip(), text, {"smp_reason_caption": text}))
+            collector.take(Entry(name, generator.choice(LABELS), None, text.strip(), text, {"smp_reason_caption": text}))
     with new_folder(tmp_path / "out") as folder:
-        write(folder, intake, {})
-    assert 100 < len(intake.entries) < 400
-    entries = intake.entries.values()
+        write(folder, collector, {})
+    assert 100 < len(collector.entries) < 400
+    entries = collector.entries.values()
     assert listed(tmp_path / "out") == [(entry.name, entry.label) for entry in entries]
     coarse = read_captions(str(tmp_path / "out" / "MERR_coarse_grained.json"), "caption", "")
     fine = read_captions(str(tmp_path / "out" / "MERR_fine_grained.json"), "smp_reason_caption", "")
@@ -63,9 +63,9 @@ def test_the_written_form_passes_the_readers_of_the_datasets_for_any_names_and_t
 
 @pytest.mark.parametrize("name", ["a b", "a\tb", "a\u3000b", "a\x85b", "", " ", "../a", "/a", "a\\b", "a\0"])
 def test_a_name_that_a_list_cannot_hold_is_a_problem(name):
-    intake = Collector(LabelMap(LABELS))
-    assert not intake.is_usable(name, "here, line 3")
-    assert intake.problems[0].text.startswith("here, line 3: ") and intake.problems[0].kind == "name"
+    collector = Collector(LabelMap(LABELS))
+    assert not collector.is_usable(name, "here, line 3")
+    assert collector.problems[0].text.startswith("here, line 3: ") and collector.problems[0].kind == "name"
 
 
 @pytest.mark.parametrize(
@@ -77,11 +77,11 @@ def test_a_name_that_a_list_cannot_hold_is_a_problem(name):
     ],
 )
 def test_the_list_has_the_columns_that_are_known(tmp_path, values, rows):
-    intake = Collector(LabelMap(LABELS))
+    collector = Collector(LabelMap(LABELS))
     for name, (label, valence) in zip("ab", values, strict=True):
-        intake.take(Entry(name, label, valence))
+        collector.take(Entry(name, label, valence))
     with new_folder(tmp_path / "out") as folder:
-        write(folder, intake, {})
+        write(folder, collector, {})
     assert (tmp_path / "out" / "clips.txt").read_text() == rows
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["clips.txt", "import_report.json"]
 
@@ -141,10 +141,10 @@ def test_an_empty_output_folder_is_filled_and_no_temporary_folder_stays(tmp_path
 
 
 def test_an_output_folder_that_is_filled_meanwhile_is_not_touched(tmp_path):
-    intake = Collector(LabelMap(LABELS))
-    intake.take(Entry("a", "sad"))
+    collector = Collector(LabelMap(LABELS))
+    collector.take(Entry("a", "sad"))
     with pytest.raises(UserError, match="cannot write"), new_folder(tmp_path / "out") as folder:
-        write(folder, intake, {})
+        write(folder, collector, {})
         written(tmp_path / "out/theirs.txt", "theirs")
     assert tree(tmp_path) == {"out/theirs.txt": b"theirs"}
 
@@ -455,10 +455,10 @@ def test_emer_rows_that_contradict_are_problems(tmp_path, out):
 
 
 def test_a_problem_of_a_reader_is_gathered_like_any_other():
-    intake = Collector(LabelMap(LABELS))
-    intake.report(Problem("list", "file, line 2: odd"))
+    collector = Collector(LabelMap(LABELS))
+    collector.report(Problem("list", "file, line 2: odd"))
     with pytest.raises(UserError, match="file, line 2: odd"):
-        intake.settle("error")
+        collector.settle("error")
 
 
 def test_decomposed_and_composed_names_stay_two_names(tmp_path, out):

@@ -5,21 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from helpers import LLAMA_2_7B
 from running import GOLDEN, ROOT, golden_config
 
 from emollama.config import load
 from emollama.planning import plan
-
-LLAMA_2_7B = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 32,
-    "vocab_size": 32000,
-}
 
 
 @pytest.fixture

@@ -81,29 +81,29 @@ def run(arguments: argparse.Namespace) -> None:
 def _imported(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     labels = () if arguments.kind == "emer" else arguments.labels
     maps = () if arguments.kind == "emer" else [read_label_map(path) for path in arguments.label_map]
-    intake = Collector(LabelMap(labels, maps))
-    _read(arguments, intake)
-    sentences = annotation_files.read_sentences(arguments.transcripts, intake) if arguments.transcripts else {}
-    intake.settle(arguments.on_problem)
+    collector = Collector(LabelMap(labels, maps))
+    _read(arguments, collector)
+    sentences = annotation_files.read_sentences(arguments.transcripts, collector) if arguments.transcripts else {}
+    collector.settle(arguments.on_problem)
     if arguments.transcripts:
-        annotation_files.add_sentences(intake, sentences, arguments.transcripts)
+        annotation_files.add_sentences(collector, sentences, arguments.transcripts)
     settings = {key: value for key, value in vars(arguments).items() if key not in ("run", "command")}
-    return annotation_files.write(folder, intake, settings)
+    return annotation_files.write(folder, collector, settings)
 
 
-def _read(arguments: argparse.Namespace, intake: Collector) -> None:
+def _read(arguments: argparse.Namespace, collector: Collector) -> None:
     source = arguments.source
     if arguments.kind == "mer-factory":
-        mer_factory.read(source, intake, caption=arguments.caption, peak=arguments.peak, overrides=arguments.overrides)
+        mer_factory.read(source, collector, caption=arguments.caption, peak=arguments.peak, overrides=arguments.overrides)
     elif arguments.kind == "mertools":
         from emollama.importers import mertools  # here, because it imports NumPy
 
-        mertools.read(source, arguments.split, intake)
+        mertools.read(source, arguments.split, collector)
     elif arguments.kind == "emer":
-        emer.read(source, intake)
+        emer.read(source, collector)
     elif arguments.kind == "videos":
         given = {column: getattr(arguments, f"{column}_column") for column in VIDEO_COLUMNS}
         columns = videos.Columns(**{column: (name,) for column, name in given.items() if name})
-        videos.read(source, arguments.table, columns, intake)
+        videos.read(source, arguments.table, columns, collector)
     else:
-        mer.read(source, intake)
+        mer.read(source, collector)

@@ -76,7 +76,7 @@ class FrameStore:
         """The pixels.
 
         Raises:
-            Unusable: no frame can be read.
+            UnusableMedia: no frame can be read.
         """
         source = self._source(name)
         (frame,) = read_frames(source.video, lambda count: [chosen_frame(self.choice, count, source)])
@@ -86,7 +86,7 @@ class FrameStore:
         """Shape and dtype; opens the video without decoding it.
 
         Raises:
-            Unusable: it cannot be opened.
+            UnusableMedia: it cannot be opened.
         """
         probe(self._source(name).video)
         return (1, 3 * self.side**2), np.dtype(np.float32)

@@ -64,7 +64,7 @@ class ImageFiles:
         """The pixels.
 
         Raises:
-            Unusable: no image that can be read.
+            UnusableMedia: no image that can be read.
         """
         return blip2_image(read_picture(self.place(name)), self.side).reshape(1, -1).numpy()
 
@@ -72,7 +72,7 @@ class ImageFiles:
         """Shape and dtype; opens the file without decoding it where it seems whole.
 
         Raises:
-            Unusable: no image that can be read.
+            UnusableMedia: no image that can be read.
         """
         probe_picture(self.place(name))
         return (1, 3 * self.side**2), np.dtype(np.float32)

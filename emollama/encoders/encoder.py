@@ -76,7 +76,7 @@ class Encoder(ABC):
         """Read a clip and bring it into the form that :meth:`encode` takes, on the CPU; called in several threads.
 
         Raises:
-            Unusable: nothing can be made of the clip.
+            UnusableMedia: nothing can be made of the clip.
         """
 
     @abstractmethod

@@ -27,31 +27,31 @@ LIST, COARSE, FINE = "clips.txt", "MERR_coarse_grained.json", "MERR_fine_grained
 TRANSCRIPTS, OPENSET, REPORT = "transcription_en_all.csv", "openset.json", "import_report.json"
 
 
-def read_sentences(path: str, intake: Collector) -> dict[str, str]:
+def read_sentences(path: str, collector: Collector) -> dict[str, str]:
     """What is said by clip, of a transcript file; a clip with two different sentences has none."""
     problems: list[Problem] = []
     sentences = read_transcripts(path, problems.append)
     for problem in problems:
-        intake.report(problem)
+        collector.report(problem)
     contradicted = {name for problem in problems for name in problem.clips}
     return {name: sentence for name, sentence in sentences.items() if name not in contradicted}
 
 
-def add_sentences(intake: Collector, sentences: Mapping[str, str], path: str) -> None:
+def add_sentences(collector: Collector, sentences: Mapping[str, str], path: str) -> None:
     """Give the clips whose source has no sentence theirs from a transcript file.
 
     Raises:
         UserError: the file has a row for none of the clips.
     """
-    if not sentences.keys() & intake.entries.keys():
-        theirs, ours = next(iter(sentences), ""), next(iter(intake.entries))
+    if not sentences.keys() & collector.entries.keys():
+        theirs, ours = next(iter(sentences), ""), next(iter(collector.entries))
         raise UserError(f"{path}: a row for none of the clips. Its names look like '{theirs}', the clips' like '{ours}'.")
-    for name, entry in intake.entries.items():
+    for name, entry in collector.entries.items():
         if entry.sentence is None:
-            intake.entries[name] = replace(entry, sentence=sentences.get(name))
+            collector.entries[name] = replace(entry, sentence=sentences.get(name))
 
 
-def write(folder: Path, intake: Collector, settings: Mapping[str, Any]) -> dict[str, Any]:
+def write(folder: Path, collector: Collector, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Write all files.
 
     Args:
@@ -61,8 +61,8 @@ def write(folder: Path, intake: Collector, settings: Mapping[str, Any]) -> dict[
     Returns:
         The report.
     """
-    entries = list(intake.entries.values())
-    report = _report(entries, intake, settings)
+    entries = list(collector.entries.values())
+    report = _report(entries, collector, settings)
     _write_files(folder, entries)
     with written_whole(folder / REPORT) as file:
         json.dump(report, file, indent=1, ensure_ascii=False)
@@ -96,7 +96,7 @@ def list_rows(entries: Sequence[Entry]) -> list[str]:
     return [f"{entry.name} {entry.label}" for entry in entries]
 
 
-def _report(entries: Sequence[Entry], intake: Collector, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _report(entries: Sequence[Entry], collector: Collector, settings: Mapping[str, Any]) -> dict[str, Any]:
     known = {
         COARSE: {entry.name for entry in entries if entry.caption is not None},
         FINE: {entry.name for entry in entries if entry.fine is not None},
@@ -110,9 +110,9 @@ def _report(entries: Sequence[Entry], intake: Collector, settings: Mapping[str, 
         "labels": dict(Counter(entry.label for entry in entries).most_common()),
         "files": {LIST: len(entries)} | {file: len(names) for file, names in known.items() if names},
         "taken_without": {file: names for file, names in without.items() if names},
-        "left_out": intake.left_out,
-        "problems": [asdict(problem) for problem in intake.problems],
-        "notes": intake.notes,
+        "left_out": collector.left_out,
+        "problems": [asdict(problem) for problem in collector.problems],
+        "notes": collector.notes,
     }
 
 

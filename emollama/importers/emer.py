@@ -21,18 +21,18 @@ FINE_KEYS = {  # column -> key of the clip's object in the fine captions
 }
 
 
-def read(path: str, intake: Collector) -> None:
+def read(path: str, collector: Collector) -> None:
     """Take the clips in order, without labels: what EMER scores is the description.
 
     Raises:
         UserError: another header.
     """
-    sheet = Sheet.read(path, intake)
+    sheet = Sheet.read(path, collector)
     columns = next((columns for columns in HEADERS if set(columns) <= set(sheet.header)), None)
     if columns is None:
         expected = " or ".join(",".join(columns) for columns in HEADERS)
         raise UserError(f"{path}, line 1: the header is {','.join(sheet.header)}; EMER's tables have {expected}")
-    for name, row in rows_by_name(sheet, columns[1:], intake).items():
+    for name, row in rows_by_name(sheet, columns[1:], collector).items():
         fine = {FINE_KEYS[column]: cell for column, cell in row.cells.items() if cell}
         described = "smp_reason_caption" in fine
-        intake.take(Entry(name, sentence=row.cells.get("subtitles"), fine=fine if described else None))
+        collector.take(Entry(name, sentence=row.cells.get("subtitles"), fine=fine if described else None))

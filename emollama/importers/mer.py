@@ -19,7 +19,7 @@ KINDS = ("discrete", "openset", "reason")
 Rows = dict[str, SourceRow]
 
 
-def read(paths: Sequence[str], intake: Collector) -> None:
+def read(paths: Sequence[str], collector: Collector) -> None:
     """Take the clips of one or several tables, joined by name.
 
     A table of labels, where there is one, says which clips are taken; else all of all tables are, without labels.
@@ -29,19 +29,19 @@ def read(paths: Sequence[str], intake: Collector) -> None:
     """
     tables: dict[str, Rows] = {}
     for path in paths:
-        sheet = Sheet.read(path, intake)
+        sheet = Sheet.read(path, collector)
         kind = _kind(sheet)
         if kind in tables:
             raise UserError(f"{path}: a second table with the column '{kind}'. Import the two one after the other.")
-        tables[kind] = rows_by_name(sheet, [kind, "valence"] if kind == "discrete" else [kind], intake)
+        tables[kind] = rows_by_name(sheet, [kind, "valence"] if kind == "discrete" else [kind], collector)
     labelled = tables.get("discrete")
     everyone = dict.fromkeys(name for rows in tables.values() for name in rows)
     names = everyone if labelled is None else labelled
     for name in everyone:
         if name not in names:
-            intake.leave_out("clips without a usable row in the table of labels", name)
+            collector.leave_out("clips without a usable row in the table of labels", name)
     for name in names:
-        _take(name, {kind: rows[name] for kind, rows in tables.items() if name in rows}, intake)
+        _take(name, {kind: rows[name] for kind, rows in tables.items() if name in rows}, collector)
 
 
 def _kind(sheet: Sheet) -> str:
@@ -55,22 +55,22 @@ def _kind(sheet: Sheet) -> str:
     return kind or "name"
 
 
-def _take(name: str, rows: Rows, intake: Collector) -> None:
+def _take(name: str, rows: Rows, collector: Collector) -> None:
     label: str | None = NO_LABEL
     valence = None
     if "discrete" in rows:
         where, cells = rows["discrete"]
-        label = intake.label(cells["discrete"], name, where)
+        label = collector.label(cells["discrete"], name, where)
         try:
             valence = valence_of(cells.get("valence"))
         except ValueError as error:
-            intake.report(Problem("valence", f"{where}: {error}", (name,)))
+            collector.report(Problem("valence", f"{where}: {error}", (name,)))
             return
     if label is not None:
         reason = rows["reason"].cells["reason"] if "reason" in rows else ""
         openset = words_of(rows["openset"].cells["openset"]) if "openset" in rows else None
         fine = {"smp_reason_caption": reason} if reason else None
-        intake.take(Entry(name, label, valence, fine=fine, openset=openset))
+        collector.take(Entry(name, label, valence, fine=fine, openset=openset))
 
 
 def words_of(cell: str) -> list[str]:

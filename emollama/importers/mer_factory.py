@@ -28,7 +28,7 @@ SAME_TIME = 0.05  # seconds between a peak, written with two decimals, and the s
 _PEAK = re.compile(r"Peak at\s+(\d+(?:\.\d+)?)\s*s\s*:\s*([^\s,(][^,(]*)")
 
 
-def read(folder: str, intake: Collector, *, caption: Sequence[str], peak: str, overrides: str | None) -> None:
+def read(folder: str, collector: Collector, *, caption: Sequence[str], peak: str, overrides: str | None) -> None:
     """Take the clips below a folder.
 
     The label is the override's; else the ground truth that MER-Factory was given; else the strongest emotion of the peak that
@@ -43,39 +43,39 @@ def read(folder: str, intake: Collector, *, caption: Sequence[str], peak: str, o
         UserError: no such folder, or no such file below it.
     """
     found: dict[str, list[Path]] = {}
-    for path in files_below(folder, intake):
+    for path in files_below(folder, collector):
         if path.name.endswith(SUFFIX):
             found.setdefault(path.name.removesuffix(SUFFIX), []).append(path)
     if not found:
         raise UserError(f"{folder}: no file named <clip>{SUFFIX} anywhere below it. It is the output folder of MER-Factory.")
-    said = _overrides(overrides, found, intake) if overrides else {}
+    said = _overrides(overrides, found, collector) if overrides else {}
     for name, paths in found.items():
         if len(paths) > 1:
             text = f"'{name}' is the name of {len(paths)} clips: {abbreviated(map(str, paths))}. Rename all but one."
-            intake.report(Problem("repeated", text, (name,)))
-        elif intake.is_usable(name, str(paths[0])):
-            record = _record(paths[0], name, intake)
-            label = None if record is None else _label(record, paths[0], name, said, peak, intake)
+            collector.report(Problem("repeated", text, (name,)))
+        elif collector.is_usable(name, str(paths[0])):
+            record = _record(paths[0], name, collector)
+            label = None if record is None else _label(record, paths[0], name, said, peak, collector)
             if record is not None and label is not None:
-                intake.take(_entry(name, label, record, caption))
+                collector.take(_entry(name, label, record, caption))
 
 
-def _overrides(path: str, found: Mapping[str, Any], intake: Collector) -> dict[str, str]:
+def _overrides(path: str, found: Mapping[str, Any], collector: Collector) -> dict[str, str]:
     said = {}
-    for name, row in rows_by_name(Sheet.read(path, intake), ["label"], intake).items():
+    for name, row in rows_by_name(Sheet.read(path, collector), ["label"], collector).items():
         word = row.cells.get("label", "")
-        label = SKIP if word == SKIP else intake.labels.word(word)
+        label = SKIP if word == SKIP else collector.labels.word(word)
         if label is None:
-            known = abbreviated(intake.labels.labels)
+            known = abbreviated(collector.labels.labels)
             raise UserError(f"{row.where}: the column 'label' says {word!r}; expected one of {known}, or {SKIP}")
         if name in found:
             said[name] = label
         else:
-            intake.report(Problem("override", f"{row.where}: no clip is called '{name}'", (name,)))
+            collector.report(Problem("override", f"{row.where}: no clip is called '{name}'", (name,)))
     return said
 
 
-def _record(path: Path, name: str, intake: Collector) -> dict[str, Any] | None:
+def _record(path: Path, name: str, collector: Collector) -> dict[str, Any] | None:
     try:
         record = read_json(str(path))
         json.dumps(record, ensure_ascii=False).encode()
@@ -88,22 +88,22 @@ def _record(path: Path, name: str, intake: Collector) -> dict[str, Any] | None:
         if isinstance(peaks, list) and all(isinstance(peak, str) for peak in peaks):
             return dict(record)
         text = f"{path}: no record of MER-Factory's MER pipeline: 'chronological_emotion_peaks' is no list of texts"
-    intake.report(Problem("file", text, (name,)))
+    collector.report(Problem("file", text, (name,)))
     return None
 
 
 def _label(
-    record: Mapping[str, Any], path: Path, name: str, said: Mapping[str, str], peak: str, intake: Collector
+    record: Mapping[str, Any], path: Path, name: str, said: Mapping[str, str], peak: str, collector: Collector
 ) -> str | None:  # fmt: skip
     if name in said:
         if said[name] == SKIP:
-            intake.leave_out("the overrides say skip", name)
+            collector.leave_out("the overrides say skip", name)
         return None if said[name] == SKIP else said[name]
     truth = record.get("ground_truth_label")
     raw = truth if isinstance(truth, str) and truth.strip() else raw_label(record, peak)
     if raw is None:
-        return intake.label(UNKNOWN, name, f"{path} (no peak at the time of the overall peak)")
-    return intake.label(raw, name, str(path))
+        return collector.label(UNKNOWN, name, f"{path} (no peak at the time of the overall peak)")
+    return collector.label(raw, name, str(path))
 
 
 def raw_label(record: Mapping[str, Any], peak: str) -> str | None:

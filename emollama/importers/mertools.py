@@ -14,32 +14,32 @@ from emollama.importers.collector import Collector, Entry, valence_of
 from emollama.importers.npz import read_dictionaries
 
 
-def read(path: str, splits: Sequence[str], intake: Collector) -> None:
+def read(path: str, splits: Sequence[str], collector: Collector) -> None:
     """Take the clips of these splits in order.
 
     Raises:
         UserError: see :func:`~emollama.importers.npz.read_dictionaries`.
     """
     for key, table in read_dictionaries(path, [f"{split}_corpus" for split in splits]).items():
-        before = len(intake.entries)
+        before = len(collector.entries)
         raw_labels = set()
         for name, given in table.items():
             where = f"{path}, {key}, '{name}'"
             if not isinstance(name, str) or not isinstance(given, Mapping) or not isinstance(given.get("emo"), str | int):
-                intake.report(Problem("row", f"{where}: expected a name with {{'emo': label, 'val': valence}}", (str(name),)))
-            elif name in intake.entries:
-                intake.report(Problem("repeated", f"{where}: the clip stands in another of these splits too", (name,)))
-            elif intake.is_usable(name, where):
+                collector.report(Problem("row", f"{where}: expected a name with {{'emo': label, 'val': valence}}", (str(name),)))
+            elif name in collector.entries:
+                collector.report(Problem("repeated", f"{where}: the clip stands in another of these splits too", (name,)))
+            elif collector.is_usable(name, where):
                 raw_labels.add(str(given["emo"]))
-                _take(name, given, where, intake)
-        if raw_labels == {"neutral"} and len(intake.entries) - before > 1:
-            intake.notes.append(f"every clip of {key} is 'neutral': so MERTools fills splits whose labels are withheld")
+                _take(name, given, where, collector)
+        if raw_labels == {"neutral"} and len(collector.entries) - before > 1:
+            collector.notes.append(f"every clip of {key} is 'neutral': so MERTools fills splits whose labels are withheld")
 
 
-def _take(name: str, given: Mapping[str, Any], where: str, intake: Collector) -> None:
-    label = intake.label(str(given["emo"]), name, where)
+def _take(name: str, given: Mapping[str, Any], where: str, collector: Collector) -> None:
+    label = collector.label(str(given["emo"]), name, where)
     if label is not None:
         try:
-            intake.take(Entry(name, label, valence=valence_of(given.get("val"))))
+            collector.take(Entry(name, label, valence=valence_of(given.get("val"))))
         except ValueError as error:
-            intake.report(Problem("valence", f"{where}: {error}", (name,)))
+            collector.report(Problem("valence", f"{where}: {error}", (name,)))

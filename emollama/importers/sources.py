@@ -28,21 +28,21 @@ class Sheet(NamedTuple):
     rows: list[tuple[int, dict[str, str]]]
 
     @classmethod
-    def read(cls, path: str, intake: Collector) -> Sheet:
+    def read(cls, path: str, collector: Collector) -> Sheet:
         """Read a file.
 
         Raises:
             UserError: no such file, no CSV, a column twice, or no row (rows that are all faulty are problems).
         """
-        faults = len(intake.problems)
-        header, rows = read_rows(path, "FILE", intake.report)
-        if not rows and len(intake.problems) == faults:
+        faults = len(collector.problems)
+        header, rows = read_rows(path, "FILE", collector.report)
+        if not rows and len(collector.problems) == faults:
             raise UserError(f"{path}: no row in it. The first line names the columns, then comes a row a clip.")
         return cls(path, header, rows)
 
 
 def rows_by_name(
-    sheet: Sheet, columns: Sequence[str], intake: Collector, *, name_columns: Sequence[str] = NAME_COLUMNS,
+    sheet: Sheet, columns: Sequence[str], collector: Collector, *, name_columns: Sequence[str] = NAME_COLUMNS,
     name_of: Callable[[str], str] = str,
 ) -> dict[str, SourceRow]:  # fmt: skip
     """The rows by clip, with the cells of these columns as far as the file has them.
@@ -62,18 +62,20 @@ def rows_by_name(
     for line, row in sheet.rows:
         where, name = f"{sheet.path}, line {line}", name_of(row[name_column])
         cells = {column: row[column] for column in columns if column in row}
-        if not intake.is_usable(name, where):
+        if not collector.is_usable(name, where):
             continue
         first = rows.setdefault(name, SourceRow(where, cells))
         if first.cells != cells:
             contradicted.add(name)
-            intake.report(Problem("repeated", f"{where}: '{name}' says something else than in {first.where}. Keep one.", (name,)))
+            collector.report(
+                Problem("repeated", f"{where}: '{name}' says something else than in {first.where}. Keep one.", (name,))
+            )
         elif first.where != where:
-            intake.leave_out(f"repeated rows of {sheet.path} that say the same", name)
+            collector.leave_out(f"repeated rows of {sheet.path} that say the same", name)
     return {name: row for name, row in rows.items() if name not in contradicted}
 
 
-def files_below(folder: str, intake: Collector) -> Iterator[Path]:
+def files_below(folder: str, collector: Collector) -> Iterator[Path]:
     """Files anywhere below a folder in order; hidden ones are passed over, linked folders are not entered but told.
 
     A folder that cannot be read is a problem.
@@ -86,13 +88,13 @@ def files_below(folder: str, intake: Collector) -> Iterator[Path]:
 
     def unread(error: OSError) -> None:
         text = f"{error.filename}: the folder cannot be read ({error.strerror}), so nothing below it was looked at."
-        intake.report(Problem("folder", f"{text} Correct its permissions."))
+        collector.report(Problem("folder", f"{text} Correct its permissions."))
 
     for root, folders, files in os.walk(folder, onerror=unread):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in folders:
             if os.path.islink(os.path.join(root, name)):
-                intake.leave_out("links to folders, which are not entered", os.path.join(root, name))
+                collector.leave_out("links to folders, which are not entered", os.path.join(root, name))
         for name in sorted(files):
             path = Path(root, name)
             if name.startswith("."):
@@ -101,4 +103,4 @@ def files_below(folder: str, intake: Collector) -> Iterator[Path]:
                 str(path).encode()
                 yield path
             except UnicodeEncodeError:
-                intake.report(Problem("name", f"{str(path)!a}: the name is not UTF-8. Rename the file."))
+                collector.report(Problem("name", f"{str(path)!a}: the name is not UTF-8. Rename the file."))

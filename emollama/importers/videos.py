@@ -30,38 +30,38 @@ class Columns:
     caption: tuple[str, ...] = ("caption",)
 
 
-def read(folder: str, table: str, columns: Columns, intake: Collector) -> None:
+def read(folder: str, table: str, columns: Columns, collector: Collector) -> None:
     """Take the videos that have a row. A clip's name is its path below the folder, without the ending.
 
     Raises:
         UserError: no such folder, no video below it, or a table without a name or label column.
     """
-    found = _videos(folder, intake)
-    sheet = Sheet.read(table, intake)
+    found = _videos(folder, collector)
+    sheet = Sheet.read(table, collector)
     label_column = column_of(table, sheet.header, columns.label)
     sentence, caption = (next((c for c in known if c in sheet.header), None) for known in (columns.sentence, columns.caption))
     wanted = [column for column in (label_column, sentence, caption) if column is not None]
     names = _VideoNames(found)
-    rows = rows_by_name(sheet, wanted, intake, name_columns=columns.name, name_of=names.of)
+    rows = rows_by_name(sheet, wanted, collector, name_columns=columns.name, name_of=names.of)
     for name, (where, cells) in rows.items():
         if name not in found:
-            intake.report(Problem("video", f"{where}: {names.miss(name)}", (name,)))
+            collector.report(Problem("video", f"{where}: {names.miss(name)}", (name,)))
             continue
-        label = intake.label(cells[label_column], name, where)
+        label = collector.label(cells[label_column], name, where)
         if label is not None:
             said = None if sentence is None else cells[sentence]
             shown = None if caption is None else cells[caption] or None
-            intake.take(Entry(name, label, sentence=said, caption=shown))
-    told = {name for problem in intake.problems for name in problem.clips}
+            collector.take(Entry(name, label, sentence=said, caption=shown))
+    told = {name for problem in collector.problems for name in problem.clips}
     for name in found:
         if name not in rows and name not in told:
-            intake.leave_out(f"videos without a row of their own in {table}", name)
+            collector.leave_out(f"videos without a row of their own in {table}", name)
 
 
-def _videos(folder: str, intake: Collector) -> list[str]:
+def _videos(folder: str, collector: Collector) -> list[str]:
     """Names of the videos below a folder."""
     paths: dict[str, list[Path]] = {}
-    for path in files_below(folder, intake):
+    for path in files_below(folder, collector):
         if path.suffix.lower() in ENDINGS:
             paths.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
     if not paths:
@@ -69,11 +69,11 @@ def _videos(folder: str, intake: Collector) -> list[str]:
     for name, same in list(paths.items()):
         if len(same) > 1:
             text = f"'{name}' is the name of {len(same)} videos: {abbreviated(map(str, same))}. Rename all but one."
-            intake.report(Problem("repeated", text, (name,)))
+            collector.report(Problem("repeated", text, (name,)))
         elif same[0].is_file():
             continue
         else:
-            intake.report(Problem("file", f"{same[0]}: a link that leads nowhere", (name,)))
+            collector.report(Problem("file", f"{same[0]}: a link that leads nowhere", (name,)))
         del paths[name]
     return list(paths)
 

@@ -25,8 +25,8 @@ def read_sound(path: str | os.PathLike[str], rate: int = 16000) -> np.ndarray:
         rate: wanted, in samples a second.
 
     Raises:
-        Unusable: the file does not open, has no audio track, is cut off (:func:`emollama.media.containers.packets`), or more than
-            a tenth of its sound cannot be decoded. That it is shorter than the pictures is nothing.
+        UnusableMedia: the file does not open, has no audio track, is cut off (:func:`emollama.media.containers.packets`), or more
+            than a tenth of its sound cannot be decoded. Sound that is shorter than the pictures is accepted.
     """
     resampler = av.AudioResampler(format="fltp", rate=rate)
     parts: list[np.ndarray] = []

@@ -20,7 +20,7 @@ def opened(path: str | os.PathLike[str], kind: Literal["video", "audio"]) -> Ite
     """A file's container and its best stream of a kind, for as long as it is open.
 
     Raises:
-        Unusable: the file is not there, is none of these, breaks while it is read, or has no such stream.
+        UnusableMedia: the file is not there, is none of these, breaks while it is read, or has no such stream.
     """
     try:
         # An absolute path: FFmpeg takes what stands before a colon for a protocol. Tags may be in any encoding.
@@ -40,7 +40,7 @@ def packets(container: Any, stream: Any) -> Iterator[Any]:
     kinds, and files that were never closed, tell nothing but what FFmpeg guesses from their bytes: they are taken as they are.
 
     Raises:
-        Unusable: at the end, where less than :data:`ENOUGH` of what is announced is there: the file is cut off, or damaged.
+        UnusableMedia: at the end, where less than :data:`ENOUGH` of what is announced is there: the file is cut off, or damaged.
         av.FFmpegError: the file breaks amid.
     """
     ends: dict[int, float] = {}

@@ -37,7 +37,7 @@ def face_images(source: Source, find: FaceChoice = "detect", max_frames: int = 3
         max_frames: at most so many frames, evenly spaced.
 
     Raises:
-        Unusable: no face, a face image that cannot be read, or a broken video.
+        UnusableMedia: no face, a face image that cannot be read, or a broken video.
     """
     if source.faces is not None:
         return [_read(path) for path in _written(source.faces, source.name)]

@@ -29,7 +29,7 @@ def chosen_frame(choice: FrameChoice, count: int, source: Source) -> int:
         source: the clip.
 
     Raises:
-        Unusable: ``peak``, and nobody said which it is.
+        UnusableMedia: ``peak``, and nobody said which it is.
     """
     if choice == "first":
         return 0

@@ -33,9 +33,9 @@ def read_frames(path: str | os.PathLike[str], choose: Choose) -> np.ndarray:
             before the last of them, it is asked again with the number of those that decode.
 
     Raises:
-        Unusable: no video that opens or one that is cut off (:func:`emollama.media.containers.packets`), no frame that decodes, a
-            video that breaks before the last frame wanted and has lost a tenth of its frames there, or frames wanted that are not
-            there.
+        UnusableMedia: the file does not open, is cut off (:func:`emollama.media.containers.packets`), or has no frame that decodes;
+            the video breaks before the last requested frame after losing a tenth of its frames; or a requested frame does not
+            exist.
     """
     outline = _outline(path)
     wanted = choose(outline.frames)
@@ -58,7 +58,7 @@ def probe(path: str | os.PathLike[str]) -> None:
     """Check that there is a video in a file; none of it is decoded.
 
     Raises:
-        Unusable: there is none, or the file does not open.
+        UnusableMedia: there is none, or the file does not open.
     """
     with opened(path, "video"):
         pass
@@ -70,7 +70,7 @@ def read_with_pyav(path: str | os.PathLike[str], wanted: set[int]) -> tuple[dict
     Frames behind a place that is broken do not count. All have the size of the first.
 
     Raises:
-        Unusable: the first frame does not decode.
+        UnusableMedia: the first frame does not decode.
     """
     frames: dict[int, np.ndarray] = {}
     decoded, last = 0, max(wanted)

@@ -25,7 +25,7 @@ def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
     an orientation in the EXIF tags is not followed, as the predecessors do not.
 
     Raises:
-        Unusable: no image, one that is cut off, or one of 32 bits.
+        UnusableMedia: no image, one that is cut off, or one of 32 bits.
     """
     try:
         with Image.open(path) as image:
@@ -43,7 +43,7 @@ def probe_picture(path: str | os.PathLike[str]) -> None:
     """Check that a file holds an image, by its header; one that does not end as such files do is decoded to see.
 
     Raises:
-        Unusable: see :func:`read_picture`.
+        UnusableMedia: see :func:`read_picture`.
     """
     try:
         with Image.open(path) as image, open(path, "rb") as file:
