@@ -417,3 +417,17 @@ def test_no_two_classes_have_one_name():
             if isinstance(node, ast.ClassDef):
                 places[node.name].append(where(path, node.lineno))
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def test_docstrings_name_parameters_and_attributes_that_exist():
+    wrong = []
+    for path in FILES:
+        for node in nodes_of(path)[ast.FunctionDef] + nodes_of(path)[ast.ClassDef]:
+            section = re.search(r"\n\s*(?:Args|Attributes):\n((?:\s{2,}.*\n?)+)", ast.get_docstring(node, clean=True) or "")
+            listed = re.findall(r"^    (\w+(?:, \w+)*): ", section[1], re.MULTILINE) if section else []
+            inner = {each.arg for each in ast.walk(node) if isinstance(each, ast.arg)}
+            inner |= {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+            inner |= {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute)}
+            inner |= {each.name for each in ast.walk(node) if isinstance(each, ast.FunctionDef)}
+            wrong += [f"{where(path, node.lineno)} {name}" for text in listed for name in text.split(", ") if name not in inner]
+    assert wrong == []

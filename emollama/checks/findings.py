@@ -1,4 +1,4 @@
-"""What the doctor tells: findings, figures of each block, and all of it together."""
+"""The content of a data check: findings, figures of each block, and the whole report."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class CachedShape(SlotShape):
     """Of a slot whose rows the model makes of frames, and keeps.
 
     Attributes:
-        kept_in: the folder where it keeps them (:mod:`emollama.stores.feature_cache`).
+        cache_folder: the folder with the cached features (:mod:`emollama.stores.feature_cache`).
     """
 
     cache_folder: str

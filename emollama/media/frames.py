@@ -33,7 +33,8 @@ def read_frames(path: str | os.PathLike[str], choose: Choose) -> np.ndarray:
             before the last of them, it is asked again with the number of those that decode.
 
     Raises:
-        UnusableMedia: the file does not open, is cut off (:func:`emollama.media.containers.packets`), or has no frame that decodes;
+        UnusableMedia: the file does not open, is cut off
+            (:func:`emollama.media.containers.packets`), or has no frame that decodes;
             the video breaks before the last requested frame after losing a tenth of its frames; or a requested frame does not
             exist.
     """

@@ -56,17 +56,17 @@ def manifest(weights: str, cfg: Any, choice: FrameChoice, ln_vision: str = IDENT
     return Manifest(IMAGE, described.shape.rows, described.shape.width, described.recipe, digest(weights), "float32")
 
 
-def with_frames(rows_out: TokenCounter, made: Mapping[str, int]) -> TokenCounter:
-    """A fusion module's ``rows_out`` for clips that may bring a frame: it counts as the rows that are made of it.
+def with_frames(num_tokens: TokenCounter, made: Mapping[str, int]) -> TokenCounter:
+    """A fusion module's ``num_tokens`` for clips that may bring a frame: it counts as the rows that are made of it.
 
     Args:
-        rows_out: raw rows by slot -> rows emitted by placeholder.
+        num_tokens: number of feature vectors by slot -> number of feature tokens by placeholder.
         made: slot -> rows that are made of a frame.
     """
 
     def counted(counts: Mapping[str, int]) -> dict[str, int]:
         rest = {slot: count for slot, count in counts.items() if slot != FRAME}
-        return rows_out(rest | {slot: rest[slot] + counts.get(FRAME, 0) * rows for slot, rows in made.items()})
+        return num_tokens(rest | {slot: rest[slot] + counts.get(FRAME, 0) * rows for slot, rows in made.items()})
 
     return counted
 

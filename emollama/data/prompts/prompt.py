@@ -37,7 +37,7 @@ class Placeholders:
         video: names of those between ``<video>`` and ``</video>``, in order.
         feature: names of those between ``<feature>`` and ``</feature>``, in order.
         first_id: id of the first name; the row count of the LLM's embedding table.
-        rows_out: raw rows by slot (n of each) -> emitted rows by placeholder.
+        num_tokens: number of feature vectors by slot -> number of feature tokens by placeholder.
     """
 
     video: tuple[str, ...]
