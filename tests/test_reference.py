@@ -1,11 +1,37 @@
-"""The key reference in docs/ is what the Config classes say."""
+"""docs/configuration.md is generated from the Config classes, and describes each key once."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
+
+import pytest
 from running import ROOT
 
-from emollama.config.reference import markdown
+from emollama.config.reference import describe, markdown
+from emollama.config.sections import sections
+
+PAGE = ROOT / "docs/configuration.md"
+
+
+def rows(block: str) -> list[list[str]]:
+    """Cells of each key's row in the tables of a block."""
+    return [line.strip("|\n").split(" | ") for line in describe(block).splitlines() if line.startswith("| `")]
 
 
 def test_the_written_reference_is_up_to_date():
-    assert (ROOT / "docs/configuration.md").read_text() == markdown(), "run: python -m emollama reference > docs/configuration.md"
+    assert PAGE.read_text() == markdown(), "run: python -m emollama reference > docs/configuration.md"
+
+
+@pytest.mark.parametrize("block", ["model", "datasets", "encoders"])
+def test_types_that_share_a_key_share_its_text(block):
+    texts = Counter((row[0], row[-1]) for row in rows(block) if "See the table above." not in row[-1])
+    assert [key for key, count in texts.items() if count > 1] == []
+
+
+@pytest.mark.parametrize("section", sections(), ids=lambda section: section.title)
+def test_every_key_is_in_the_table_of_its_type_or_in_the_shared_table(section):
+    tables = describe(section.block).split("## ")
+    shown = [table for table in tables if "keys of several types" in table or table.startswith(f"{section.title}\n")]
+    missing = [item.name for item in dataclasses.fields(section.config) if f"| `{item.name}` |" not in "".join(shown)]
+    assert missing == []
