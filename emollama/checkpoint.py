@@ -24,7 +24,7 @@ from emollama.checkpoint_files import other_architecture, require_checkpoint_fil
 from emollama.errors import UserError
 from emollama.listing import listing
 from emollama.optim import trainable
-from emollama.paths import PATHS, read_text, sha256, written_whole
+from emollama.paths import PATHS, atomic_write, read_text, sha256
 
 LAST = "checkpoint_last.pth"
 BEST = "checkpoint_best.pth"
@@ -45,10 +45,10 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
             os.fsync(file.fileno())
         line = f"{sha256(fresh)}  {path.name}\n"
         earlier = read_text(str(digest)) if digest.is_file() else ""
-        with written_whole(digest) as file:  # both digests are there while the file is exchanged
+        with atomic_write(digest) as file:  # both digests are there while the file is exchanged
             file.write(earlier + line)
         os.replace(fresh, path)
-        with written_whole(digest) as file:
+        with atomic_write(digest) as file:
             file.write(line)
     except (OSError, RuntimeError) as error:
         with suppress(OSError):
@@ -67,9 +67,9 @@ def copy(source: Path, target: Path) -> None:
     if is_intact(source) is False:
         raise UserError(f"{source} is not what was written: its SHA-256 differs from {digest_path(source)}")
     digest = sha256(source)
-    with written_whole(digest_path(target)) as file:
+    with atomic_write(digest_path(target)) as file:
         file.write(f"{digest}  {target.name}\n")
-    with source.open("rb") as content, written_whole(target, "wb") as file:
+    with source.open("rb") as content, atomic_write(target, "wb") as file:
         shutil.copyfileobj(content, file)
 
 

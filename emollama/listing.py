@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from emollama.paths import cache_folder, written_whole
+from emollama.paths import atomic_write, cache_folder
 
 SHOWN = 10  # entries of a list in a message
 LINES = "\n- "  # separator of a list with one entry per line
@@ -43,7 +43,7 @@ def _written(items: list[str]) -> Path | None:
     text = "".join(f"{item}\n" for item in items).encode("utf-8", "backslashreplace")
     with suppress(OSError, RuntimeError):
         path = cache_folder() / "lists" / f"{hashlib.sha256(text).hexdigest()[:12]}.txt"
-        with written_whole(path, "wb", lasting=False) as file:
+        with atomic_write(path, "wb", durable=False) as file:
             file.write(text)
         return path
     return None

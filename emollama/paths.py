@@ -1,4 +1,4 @@
-"""The one way to files: local paths, and whatever else is registered with iopath's path manager."""
+"""Access to files and folders: path checks with user errors, atomic writing, and iopath's path manager."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _path_manager() -> PathManager:
 
 
 class _Paths:
-    """iopath's path manager, which is imported when it is used: many commands only need the other functions of this module."""
+    """iopath's path manager, imported on first use, because many commands need only the other functions of this module."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(_path_manager(), name)
@@ -45,41 +45,41 @@ SHIPPED = ("train_configs", "eval_configs")  # folders of configurations that th
 
 
 def join(root: str | None, path: str) -> str:
-    """``path`` seen from ``root``; an absolute path, a URL, or no root leaves it as it is."""
+    """Join ``path`` to ``root``. An absolute path or a URL is returned unchanged, and so is any path if ``root`` is empty."""
     return os.path.join(root, path) if root and "://" not in path else path
 
 
 def data_folder_hint(path: str | os.PathLike[str]) -> str:
-    """A sentence (with a leading space) about EMOLLAMA_DATA for a path below that folder; "" for any other path.
+    """Return a sentence (with a leading space) about EMOLLAMA_DATA for a path below that folder, "" for any other path.
 
-    The shipped configurations take ``paths.root`` from that variable, and ``data`` where it is not set.
+    The shipped configurations read ``paths.root`` from that variable. If it is not set, they use ``data``.
     """
     root = os.environ.get(variables.DATA)
     if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root or "data")):
         return ""
     if not root:
         return (
-            f" {variables.DATA}, the environment variable with the folder of your data, is not set, so it is 'data' in the"
-            f" working folder. Set it: export {variables.DATA}=FOLDER."
+            f" The environment variable {variables.DATA} (the folder of your data) is not set, so 'data' in the working folder"
+            f" is used. To set it: export {variables.DATA}=FOLDER."
         )
     missing = "" if os.path.isdir(root) else ", which does not exist"
-    return f" The folder of your data is '{root}'{missing}: the environment variable {variables.DATA} names it."
+    return f" The environment variable {variables.DATA} sets the folder of your data to '{root}'{missing}."
 
 
 def not_found(key: str, path: str | os.PathLike[str], remedy: str = "Correct the path.", *, what: str = "file") -> UserError:
-    """The error for a path that does not exist.
+    """Return the error for a path that does not exist.
 
     Args:
-        key: the option or configuration key that named the path.
+        key: the option or configuration key that contains the path.
         path: the path.
-        remedy: a sentence.
-        what: file or folder.
+        remedy: a sentence that says how to fix the error.
+        what: "file" or "folder".
     """
-    return UserError(f"{key}: no {what} '{os.fspath(path)}' (seen from {os.getcwd()}).{data_folder_hint(path)} {remedy}")
+    return UserError(f"{key}: no {what} '{os.fspath(path)}' (working folder: {os.getcwd()}).{data_folder_hint(path)} {remedy}")
 
 
 def not_a_file(key: str, path: str | os.PathLike[str], remedy: str = "Correct the path.") -> UserError:
-    """The error for a path that is no regular file: it does not exist, or what it is instead; arguments as :func:`not_found`."""
+    """Return the error for a path that does not exist or is not a regular file; the arguments are those of :func:`not_found`."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:
@@ -92,18 +92,18 @@ def not_a_file(key: str, path: str | os.PathLike[str], remedy: str = "Correct th
 
 
 def looked_up(look: Callable[[str], bool], path: str, key: str) -> bool:
-    """``PATHS.isfile(path)`` or ``PATHS.isdir(path)``; a URL is a user error, because iopath cannot look there."""
+    """Return ``look(path)``, where ``look`` is ``PATHS.isfile`` or ``PATHS.isdir``; raise a UserError for a URL."""
     try:
         return look(path)
     except NotImplementedError:
-        raise UserError(f"{key}: '{path}' is a URL. Download it, and name the copy on this machine.") from None
+        raise UserError(f"{key}: '{path}' is a URL. Download the file and name the local copy.") from None
 
 
 def require_folder(path: str, key: str, remedy: str = "Correct the path.") -> str:
-    """The path, if it is a folder.
+    """Return the path of an existing folder.
 
     Raises:
-        UserError: naming the configuration key.
+        UserError: the folder does not exist; the message names the configuration key.
     """
     if not looked_up(PATHS.isdir, path, key):
         raise not_found(key, path, remedy, what="folder")
@@ -111,10 +111,10 @@ def require_folder(path: str, key: str, remedy: str = "Correct the path.") -> st
 
 
 def require_file(path: str, key: str, remedy: str = "Correct the path.") -> str:
-    """The path, if it is a file.
+    """Return the path of an existing file.
 
     Raises:
-        UserError: naming the configuration key.
+        UserError: the file does not exist; the message names the configuration key.
     """
     if not looked_up(PATHS.isfile, path, key):
         raise not_a_file(key, path, remedy)
@@ -122,16 +122,16 @@ def require_file(path: str, key: str, remedy: str = "Correct the path.") -> str:
 
 
 def packaged_copy(path: str) -> Path | None:
-    """Where the package has its copy of a relative path below one of the SHIPPED folders; None for any other path."""
+    """Return the package's copy of a relative path below one of the SHIPPED folders, None for any other path."""
     parts = Path(os.path.normpath(path)).parts
     return PACKAGE.joinpath(*parts) if len(parts) > 1 and parts[0] in SHIPPED else None
 
 
 def read_text(path: str) -> str:
-    """The whole file as UTF-8 text (a byte order mark is dropped).
+    """Read a whole file as UTF-8 text, without its byte order mark.
 
     Raises:
-        UserError: the file is not UTF-8, with the offending byte's position.
+        UserError: the file is not UTF-8; the message contains the position of the first invalid byte.
     """
     with PATHS.open(path, "rb") as file:
         raw = file.read()
@@ -142,47 +142,48 @@ def read_text(path: str) -> str:
 
 
 def require_utf8(path: str, key: str) -> str:
-    """The path, if it is text: a name with other bytes cannot be written to a YAML or JSON file.
+    """Return the path, which must be valid UTF-8: other names cannot be written to YAML and JSON files.
 
     Raises:
-        UserError: naming the option or configuration key.
+        UserError: the path is not UTF-8; the message names the option or configuration key.
     """
     try:
         path.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{key}: the name '{path}' is not UTF-8. Rename it, or name another one.") from None
+        raise UserError(f"{key}: the name '{path}' is not UTF-8. Rename it, or use another path.") from None
     return path
 
 
 def new_job_id() -> str:
-    """The name of a run's folder without ``run.job_id``: the one that the command has chosen, else the time."""
+    """Return the name of the run folder if ``run.job_id`` is not set: the launching command's choice, or else the time."""
     return os.environ.get(variables.JOB_ID) or datetime.now().strftime("%Y%m%d%H%M%S")
 
 
 def require_writable(folder: Path, key: str) -> None:
-    """Check that files can be written under a folder, which need not exist yet; nothing is left behind.
+    """Check that files can be written to a folder, which may not exist yet. The check leaves no files behind.
 
     Raises:
-        UserError: naming the configuration key.
+        UserError: nothing can be written there; the message names the configuration key.
     """
     existing = folder
     try:
         existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(parent))
         with tempfile.TemporaryFile(dir=existing):
             pass
-        folder.is_dir()  # a name may be too long
+        # Raises if a name is too long.
+        folder.is_dir()
     except OSError as error:
         raise UserError(f"{key}: cannot write under '{existing}': {error.strerror}. Name another folder.") from None
 
 
 @contextmanager
-def written_whole(path: str | Path, mode: str = "w", *, lasting: bool = True) -> Iterator[IO[Any]]:
-    """Write a file so that it is there completely or not at all: a temporary name, flushed to disk, then renamed.
+def atomic_write(path: str | Path, mode: str = "w", *, durable: bool = True) -> Iterator[IO[Any]]:
+    """Open a file for writing that appears only when it is complete: it is written under a temporary name, then renamed.
 
     Args:
-        path: its folder is made if need be.
+        path: the file. Its folder is created if it does not exist.
         mode: as for ``open``.
-        lasting: False does not wait for the disk: after a power cut the file may be spoiled, which its reader must notice.
+        durable: wait until the content is on disk. Without it, a power failure may leave a damaged file; the reader must check.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -190,7 +191,7 @@ def written_whole(path: str | Path, mode: str = "w", *, lasting: bool = True) ->
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "") as file:
             yield file
-            if lasting:
+            if durable:
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -199,12 +200,12 @@ def written_whole(path: str | Path, mode: str = "w", *, lasting: bool = True) ->
 
 
 def restore_permissions(*paths: Path) -> None:
-    """Give files the permissions of a file that ``open`` creates beside them.
+    """Give files the permissions of a file that ``open`` creates in the same folder.
 
-    Some libraries write to a private temporary file (mode 0600) and rename it. An empty file shows what the umask and the
-    folder's default access list allow; reading the umask itself is not thread-safe.
+    Some libraries write to a private temporary file (mode 0600) and rename it.
     """
     for folder in {path.parent for path in paths}:
+        # A new file shows what the umask and the folder's default access list allow. Reading the umask itself is not thread-safe.
         probe = folder / f".permissions.tmp{os.getpid()}"
         probe.touch()
         mode = probe.stat().st_mode & 0o777
@@ -215,60 +216,60 @@ def restore_permissions(*paths: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """The user's cache folder for this project, ``$XDG_CACHE_HOME/emollama`` or ``~/.cache/emollama``; it need not exist.
+    """Return the user's cache folder, ``$XDG_CACHE_HOME/emollama`` or ``~/.cache/emollama``, which may not exist.
 
     Raises:
-        RuntimeError: the user has no home.
+        RuntimeError: the user has no home folder.
     """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emollama"
 
 
 def require_new(output: str | Path, sources: Iterable[str | Path] = (), key: str = "--output") -> Path:
-    """Where a new folder goes.
+    """Check that a new folder can be created, and return its absolute path.
 
     Args:
-        output: not there yet, or an empty folder.
-        sources: folders that are only read; the output must not lie in one.
+        output: the folder, which must not exist or must be empty.
+        sources: folders that are only read; the output must not be inside one of them.
         key: the option or configuration key of the output, for messages.
 
     Raises:
-        UserError: something lies there, it lies in a source, or nothing can be written there.
+        UserError: the output exists and is not an empty folder, is inside a source, or cannot be written.
     """
-    place = Path(output).resolve()
-    if os.path.lexists(place) and (not place.is_dir() or any(place.iterdir())):
-        raise UserError(f"{key}: '{output}' exists already and is not an empty folder. Name a new one.")
+    folder = Path(output).resolve()
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{key}: '{output}' already exists and is not an empty folder. Name a new folder.")
     for source in sources:
-        if place.is_relative_to(Path(source).resolve()):
-            raise UserError(f"{key}: '{output}' lies in the source '{source}', which is not changed. Name another folder.")
-    require_writable(place, key)
-    return place
+        if folder.is_relative_to(Path(source).resolve()):
+            raise UserError(f"{key}: '{output}' is inside the source '{source}', which is read-only. Name another folder.")
+    require_writable(folder, key)
+    return folder
 
 
 def require_new_file(output: str) -> Path:
-    """Where a new file goes.
+    """Check that a file does not exist, and return its absolute path.
 
     Raises:
-        UserError: something is there already.
+        UserError: the path exists.
     """
-    place = Path(os.path.abspath(output))
-    if os.path.lexists(place):
-        kind = "a folder. Name a file." if place.is_dir() else "there already. Name another place, or delete it."
-        raise UserError(f"--output: '{output}' is {kind}")
-    return place
+    path = Path(os.path.abspath(output))
+    if os.path.lexists(path):
+        problem = "is a folder. Name a file." if path.is_dir() else "already exists. Name another file, or delete this one."
+        raise UserError(f"--output: '{output}' {problem}")
+    return path
 
 
 @contextmanager
 def new_folder(output: str | Path, sources: Iterable[str | Path] = (), key: str = "--output") -> Iterator[Path]:
-    """Write a folder so that it is there completely or not at all: a temporary name, flushed to disk, then renamed.
+    """Create a folder that appears only when it is complete: its files are written under a temporary name, then renamed.
 
     Args:
-        output, sources, key: as :func:`require_new`.
+        output, sources, key: as in :func:`require_new`.
 
     Raises:
-        UserError: as :func:`require_new`; the disk refuses (full, read-only).
+        UserError: :func:`require_new` raises it, or writing fails, for example because the disk is full.
     """
-    place = require_new(output, sources, key)
-    temporary = place.with_name(f"{unfinished(place)}{os.getpid()}")
+    folder = require_new(output, sources, key)
+    temporary = folder.with_name(f"{temporary_prefix(folder)}{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -276,20 +277,20 @@ def new_folder(output: str | Path, sources: Iterable[str | Path] = (), key: str 
             descriptor = os.open(path, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
-        os.replace(temporary, place)
+        os.replace(temporary, folder)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"{key}: cannot write '{output}': {reason}. Make room, or name another folder.") from None
+        raise UserError(f"{key}: cannot write '{output}': {reason}. Free some space, or name another folder.") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def unfinished(place: Path) -> str:
-    """How the names of folders begin that :func:`new_folder` is writing for a place, or was when it was killed."""
-    return f".{place.name}.tmp"
+def temporary_prefix(path: Path) -> str:
+    """Return the prefix of temporary names for a path; such files are being written or were left by a killed process."""
+    return f".{path.name}.tmp"
 
 
 def sha256(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """Return the hexadecimal SHA-256 of a file's bytes."""
     with PATHS.open(str(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

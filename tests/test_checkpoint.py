@@ -16,7 +16,7 @@ from emollama import checkpoint
 from emollama.errors import UserError
 from emollama.models import checkpoint_names
 from emollama.optim import trainable
-from emollama.paths import written_whole
+from emollama.paths import atomic_write
 
 SLIM = str(GOLDEN / "checkpoint_slim.pth")
 META = torch.device("meta")
@@ -204,7 +204,7 @@ def saved(folder, content, name="checkpoint_0.pth"):
 
 
 def test_an_absent_file_names_the_key():
-    assert refusal(checkpoint.read, "none.pth", "model.ckpt").startswith("model.ckpt: no file 'none.pth' (seen from ")
+    assert refusal(checkpoint.read, "none.pth", "model.ckpt").startswith("model.ckpt: no file 'none.pth' (working folder: ")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
@@ -417,7 +417,7 @@ def test_a_write_that_is_killed_at_any_moment_leaves_an_intact_checkpoint(tmp_pa
 @pytest.mark.parametrize("mode", ["w", "wb"])
 def test_a_file_is_not_seen_before_it_is_whole(tmp_path, mode):
     path = tmp_path / "deep" / "file"
-    with written_whole(path, mode) as file:
+    with atomic_write(path, mode) as file:
         file.write(b"x" if mode == "wb" else "x")
         assert not path.exists()
     assert path.read_bytes() == b"x"

@@ -301,8 +301,8 @@ def test_a_path_that_is_no_regular_file_is_told_by_its_kind(tmp_path, monkeypatc
         "/dev/null": "'/dev/null' is a device or a pipe. Name a regular file.",
         "circle": f"cannot read 'circle' (a symbolic link to 'circle'): {os.strerror(errno.ELOOP)}. Correct the path.",
         "link.yaml": f"cannot read 'link.yaml' (a symbolic link to 'gone.yaml'): {os.strerror(errno.ENOENT)}. Correct the path.",
-        "https://host/c.yaml": "'https://host/c.yaml' is a URL. Download it, and name the copy on this machine.",
-        "": f"no file '' (seen from {tmp_path}). Correct the path.",
+        "https://host/c.yaml": "'https://host/c.yaml' is a URL. Download the file and name the local copy.",
+        "": f"no file '' (working folder: {tmp_path}). Correct the path.",
     }
     messages = {}
     for path in told:

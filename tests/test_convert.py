@@ -668,7 +668,7 @@ def test_a_file_that_is_there_is_never_written_over(file, tmp_path):
         assert "already" in refusal(call, source, str(tmp_path / "mine.pth"))
     assert (tmp_path / "mine.pth").read_text() == "kept"
     assert "Name a file" in refusal(formats.to_pth, read(file, "x"), str(tmp_path))
-    assert "is there already" in refusal(formats.average, [file, file], str(tmp_path / "mine.pth"))
+    assert "already exists" in refusal(formats.average, [file, file], str(tmp_path / "mine.pth"))
 
 
 def test_a_place_that_cannot_be_written_is_told(file, tmp_path):

@@ -128,7 +128,7 @@ def test_a_demo_replaces_its_own_parts_only(tmp_path, emollama, named):
         ("/dev/null/x", "cannot write under '/dev/null': Not a directory. Name another folder."),
         ("loop", "cannot write under '{here}/loop': Too many levels of symbolic links. Name another folder."),
         ("a" * 300, "cannot write under '{here}': File name too long. Name another folder."),
-        ("a\udcff", "the name 'a\\udcff' is not UTF-8. Rename it, or name another one."),
+        ("a\udcff", "the name 'a\\udcff' is not UTF-8. Rename it, or use another path."),
     ],
     ids=["empty", "file", "below a file", "loop", "long", "bytes"],
 )

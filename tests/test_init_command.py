@@ -135,7 +135,7 @@ def test_a_name_that_is_not_utf_8_is_told_and_nothing_is_written(data, emollama,
     done = emollama("init", "stage1", "--data", data if below else bad)
     assert done.returncode == 1
     name = "datasets.feature_face_caption.data_root: the name '${paths.root}" if below else f"--data: the name '{data}"
-    assert done.stderr == f"error: {name}/a\\udcff' is not UTF-8. Rename it, or name another one.\n"
+    assert done.stderr == f"error: {name}/a\\udcff' is not UTF-8. Rename it, or use another path.\n"
     assert not Path("stage1.yaml").exists()
 
 
@@ -527,7 +527,7 @@ def test_the_first_comment_of_a_demos_configuration_is_a_whole_sentence(data, tm
 def test_an_existing_file_is_not_replaced(data):
     add_golden(data)
     Path("stage1.yaml").write_text("mine")
-    with pytest.raises(UserError, match="--output: 'stage1.yaml' is there already"):
+    with pytest.raises(UserError, match="--output: 'stage1.yaml' already exists"):
         run("stage1")
     assert Path("stage1.yaml").read_text() == "mine"
 

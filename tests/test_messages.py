@@ -318,14 +318,14 @@ def test_a_missing_file_below_the_data_folder_explains_the_variable(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EMOLLAMA_DATA", str(tmp_path / "mine"))
     text = refusal(require_file, str(tmp_path / "mine/list.txt"), "datasets.x.annotation_file")
-    assert f"The folder of your data is '{tmp_path}/mine', which does not exist" in text and "EMOLLAMA_DATA" in text
+    assert f"sets the folder of your data to '{tmp_path}/mine', which does not exist" in text and "EMOLLAMA_DATA" in text
     (tmp_path / "mine").mkdir()
     text = refusal(require_folder, str(tmp_path / "mine/eva"), "datasets.x.image_feature_path")
-    assert "EMOLLAMA_DATA names it" in text and "does not exist" not in text
+    assert f"EMOLLAMA_DATA sets the folder of your data to '{tmp_path}/mine'." in text and "does not exist" not in text
     assert "EMOLLAMA_DATA" not in refusal(require_file, str(tmp_path / "other/list.txt"), "key")
     monkeypatch.delenv("EMOLLAMA_DATA")
     text = refusal(require_file, "data/list.txt", "datasets.x.annotation_file")
-    assert "is not set, so it is 'data' in the working folder. Set it: export EMOLLAMA_DATA=FOLDER." in text
+    assert "is not set, so 'data' in the working folder is used. To set it: export EMOLLAMA_DATA=FOLDER." in text
     assert "EMOLLAMA_DATA" not in refusal(require_file, "list.txt", "key")
 
 
@@ -336,7 +336,7 @@ def test_each_kind_of_file_of_a_dataset_explains_the_variable(tmp_path, monkeypa
     tree["datasets"]["golden"][key] = "nowhere"
     config = loaded(tmp_path, tree)
     text = refusal(build_datasets, config, training_blocks(config), training=True, check=True)
-    assert "nowhere" in text and f"The folder of your data is '{corpus}'" in text
+    assert "nowhere" in text and f"sets the folder of your data to '{corpus}'" in text
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_a_missing_checkpoint_names_the_stage_that_produces_it(tmp_path, monkeyp
     monkeypatch.setenv("EMOLLAMA_DATA", str(tmp_path))
     llama, ckpt = missing_files(load(config).model)
     assert llama.startswith("model.llama_model: no folder ") and ckpt.startswith("model.ckpt: no file ")
-    assert stage in ckpt and f"The folder of your data is '{tmp_path}'" in ckpt
+    assert stage in ckpt and f"sets the folder of your data to '{tmp_path}'" in ckpt
     assert "Stage" not in refusal(checkpoint.read, str(tmp_path / "mine.pth"), "model.ckpt")
 
 

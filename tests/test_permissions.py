@@ -19,7 +19,7 @@ from emollama.convert.weights import read
 from emollama.demo.tiny_encoders import make_tiny_encoders
 from emollama.demo.tiny_llama import make_tiny_llama
 from emollama.evaluation.judges.cache import Reply, ReplyCache
-from emollama.paths import new_folder, written_whole
+from emollama.paths import atomic_write, new_folder
 from emollama.stores.feature_cache import FeatureCache
 from emollama.stores.packing import gather, pack
 from emollama.stores.shard_writers import PackedWriter, TarWriter
@@ -51,9 +51,9 @@ def write_new_folder(folder):
 
 def write_text(folder):
     for name in ("a.json", "new/b.json"):
-        with written_whole(folder / name) as file:
+        with atomic_write(folder / name) as file:
             file.write("{}")
-    with written_whole(folder / "c.bin", "wb", lasting=False) as file:
+    with atomic_write(folder / "c.bin", "wb", durable=False) as file:
         file.write(b"c")
 
 
@@ -66,7 +66,7 @@ def write_shards(folder, kind):
 
 
 WRITERS = {
-    "written_whole": write_text,
+    "atomic_write": write_text,
     "new_folder": write_new_folder,
     "checkpoints": write_checkpoint,
     "peft": write_peft,

@@ -323,7 +323,7 @@ def test_what_is_no_video_is_named_in_a_sentence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as error:
         find_videos(None, ["", "gone.mp4"])
-    named = [f"no file '{name}' (seen from {tmp_path}). Correct the path" for name in ("", "gone.mp4")]
+    named = [f"no file '{name}' (working folder: {tmp_path}). Correct the path" for name in ("", "gone.mp4")]
     assert str(error.value) == f"--video: {'; '.join(named)}."
 
 

@@ -637,7 +637,7 @@ def test_an_output_that_cannot_be_or_would_replace_a_file_is_refused_first(refus
     for name in ("scores.json", "scores.csv"):
         (tmp_path / name).write_text("what was written before")
         told = refused("--predictions", perfect, "--truth", tmp_path / "gone.csv", "--output", tmp_path)
-        assert f"{name}' is there already. Name another place" in told
+        assert f"{name}' already exists. Name another file" in told
         assert (tmp_path / name).read_text() == "what was written before"
         (tmp_path / name).unlink()
 

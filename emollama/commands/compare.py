@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print the comparison, and write the chart where there is anything to compare."""
     from emollama.errors import UserError
-    from emollama.paths import require_writable, written_whole
+    from emollama.paths import atomic_write, require_writable
     from emollama.reporting.comparison import compared, panels_of
     from emollama.reporting.panels import PANELS, metric_panels
 
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     panels = panels_of(comparison)
     chart = metric_panels(panels)
     if chart:
-        with written_whole(output, "wb") as file:
+        with atomic_write(output, "wb") as file:
             file.write(chart)
     if len(panels) > PANELS:
         comparison.notes.append(f"the chart shows {PANELS} of {len(panels)} metrics; choose with --metric")

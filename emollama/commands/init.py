@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the file; print what was found, what is missing and the next commands."""
-    from emollama.paths import require_new_file, require_utf8, require_writable, written_whole
+    from emollama.paths import atomic_write, require_new_file, require_utf8, require_writable
     from emollama.starter.kinds import KINDS
     from emollama.starter.starter import make
     from emollama.starter.survey import require_data_folder
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
     require_writable(place.parent, "--output")
     starter = make(arguments.kind, Path(folder), output, source)
     try:
-        with written_whole(place) as file:
+        with atomic_write(place) as file:
             file.write(starter.text)
     except OSError as error:
         raise UserError(f"--output: cannot write '{output}': {error.strerror}. Name another file.") from None

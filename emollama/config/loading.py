@@ -40,7 +40,7 @@ from emollama.config.reading import read_options, read_yaml
 from emollama.config.user_modules import import_user_modules
 from emollama.errors import UserError
 from emollama.listing import abbreviated
-from emollama.paths import written_whole
+from emollama.paths import atomic_write
 from emollama.registry import TASKS, Components, did_you_mean
 
 __all__ = ["MISSING", "EvaluationBlock", "RunConfig", "from_plain", "load", "write_yaml"]
@@ -139,7 +139,7 @@ def _merged(given: list[Layer], needs_model: bool = True) -> RunConfig:
 
 def write_yaml(config: RunConfig, path: Path) -> None:
     """Write the tree beside a run: a valid ``--cfg-path`` that gives the same run again."""
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(OmegaConf.to_yaml(config.tree, resolve=False))
 
 

@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from emollama.paths import cache_folder, written_whole
+from emollama.paths import atomic_write, cache_folder
 
 Stamp = tuple[int, ...]
 VERSION = 1  # of what is checked; another one asks everything anew
@@ -53,5 +53,5 @@ class ValidationCache:
     def save(self) -> None:
         """Write what was added, if the cache folder can be written."""
         if self._grown and self.path != Path(os.devnull):
-            with contextlib.suppress(OSError), written_whole(self.path) as file:
+            with contextlib.suppress(OSError), atomic_write(self.path) as file:
                 json.dump(self.known, file)

@@ -12,7 +12,7 @@ import numpy as np
 
 from emollama.demo.drawing_captions import CAPTIONS, PROMPTS, SECOND, captions
 from emollama.demo.drawings import Split, draw_picture, draw_scene
-from emollama.paths import written_whole
+from emollama.paths import atomic_write
 
 HEADER = ("raw", "sentids", "split", "filename", "img_id")
 TABLE = "flickr_annotations_30k.csv"
@@ -58,7 +58,7 @@ def write_flickr(folder: Path, counts: Mapping[Split, int], *, seed: int) -> Non
         draw_picture(rng, scene).save(folder / "images" / name, quality=QUALITY)
         numbers = list(range(CAPTIONS * index, CAPTIONS * (index + 1)))
         rows.append((json.dumps(captions(rng, scene)), json.dumps(numbers), split, name, index))
-    with written_whole(folder / TABLE) as file:
+    with atomic_write(folder / TABLE) as file:
         csv.writer(file).writerows([HEADER, *rows])
     tested = [row[3] for row in rows if row[2] == "test"]
     (folder / "shuffled").mkdir(exist_ok=True)
@@ -78,5 +78,5 @@ def write_second(folder: Path, count: int, *, seed: int) -> None:
         images.append({"id": index + 1, "file_name": name})
         for text in captions(rng, scene, SECOND):
             annotations.append({"image_id": index + 1, "id": len(annotations) + 1, "caption": text})
-    with written_whole(folder / "captions.json") as file:
+    with atomic_write(folder / "captions.json") as file:
         json.dump({"images": images, "annotations": annotations}, file, indent=1)

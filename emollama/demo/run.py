@@ -28,7 +28,7 @@ from emollama.demo.videos import draw_texts, make_videos
 from emollama.demo.vocabulary import EMOTIONS
 from emollama.logs.console import aligned, write
 from emollama.logs.logger import get_logger, set_up
-from emollama.paths import written_whole
+from emollama.paths import atomic_write
 
 
 def run_demo(folder: str, *, seed: int, processes: int, corpus_only: bool = False) -> None:
@@ -64,7 +64,7 @@ def run_demo(folder: str, *, seed: int, processes: int, corpus_only: bool = Fals
         run_step(place, [command, "--cfg-path", config, "--nproc", str(number), "--options", *options])
     figures = _figures(root) | {"seconds": round(time.monotonic() - begun, 1)}
     path = root / "figures.json"
-    with disk_errors(root), written_whole(path) as file:
+    with disk_errors(root), atomic_write(path) as file:
         json.dump(figures, file, indent=2)
     write(_table(figures, root) + f"\n{path.resolve()}\n")
 

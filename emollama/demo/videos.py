@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from emollama.data.instructions import BUILT_IN
 from emollama.logs.console import track
-from emollama.paths import written_whole
+from emollama.paths import atomic_write
 
 Place = tuple[float, float]  # across and down, in halves of the shorter side from the picture's middle
 Array = NDArray[np.floating]
@@ -72,7 +72,7 @@ def make_videos(folder: Path, *, clips: int, unseen: int, seed: int) -> None:
         emotion = emotions[index % len(emotions)]
         path = folder / "unseen" / f"{emotion}_{index // len(emotions) + 1}.mp4"
         write_video(path, emotion, np.random.default_rng([seed, 1, index]))
-    with written_whole(folder / "labels.csv") as file:
+    with atomic_write(folder / "labels.csv") as file:
         csv.writer(file).writerows([("name", "emotion", "sentence"), *rows])
     (folder / "README.txt").write_text(README.format(seed=seed), encoding="utf-8")
 

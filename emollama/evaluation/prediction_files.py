@@ -15,7 +15,7 @@ from emollama.evaluation.emer import ClueOverlaps, LabelOverlaps
 from emollama.evaluation.metrics import metric
 from emollama.evaluation.recognition import Labels, confusion, per_class
 from emollama.evaluation.scoring import TaskScores
-from emollama.paths import written_whole
+from emollama.paths import atomic_write
 
 REASONING_TASKS = ("reason", "reason_v2")
 OF_CLIPS = ("rouge_l", "cider_d", "meteor", "spice")  # metrics of captions that say something of a single clip
@@ -36,12 +36,12 @@ def write_predictions(folder: Path, block: str, rows: Sequence[dict[str, Any]]) 
         The files written.
     """
     files = [folder / f"predictions_{block}.jsonl"]
-    with written_whole(files[0]) as file:
+    with atomic_write(files[0]) as file:
         file.writelines(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows)
     tasks = sorted({row["task"] for row in rows} & set(REASONING_TASKS))
     for task in tasks:
         files.append(folder / (f"predictions_{block}.csv" if len(tasks) == 1 else f"predictions_{block}_{task}.csv"))
-        with written_whole(files[-1]) as file:
+        with atomic_write(files[-1]) as file:
             writer = csv.writer(file)
             writer.writerow(["names", "chi_reasons"])
             writer.writerows([row["name"], row["prediction"]] for row in rows if row["task"] == task)
@@ -64,7 +64,7 @@ def write_metrics(folder: Path, block: str, scores: Mapping[str, TaskScores], so
     """
     path = folder / f"metrics_{block}.json"
     content = {"block": block, "checkpoint": source, "tasks": {task: described(found) for task, found in scores.items()}}
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         json.dump(content, file, indent=1, ensure_ascii=False)
     return path
 

@@ -29,7 +29,7 @@ from emollama.evaluation.metrics import metric
 from emollama.evaluation.records import FORMULA, harmless
 from emollama.evaluation.scoring import TaskScores
 from emollama.listing import abbreviated, listing
-from emollama.paths import require_file, written_whole
+from emollama.paths import atomic_write, require_file
 
 SCALES = {"clue_overlap": ClueOverlaps, "label_overlap": LabelOverlaps}
 TOP = 10  # of both scales
@@ -108,7 +108,7 @@ def write_sheets(
     paths = [*(sheets if raters > 1 else [output]), output.with_suffix(".key.json")]
     if there := [str(path) for path in paths if path.exists()]:
         raise UserError(f"--output: {', '.join(there)} is there already, and may be filled in. Name another file.")
-    with written_whole(paths[-1]) as file:
+    with atomic_write(paths[-1]) as file:
         json.dump(asdict(key), file, indent=1, ensure_ascii=False)
     for path in paths[:-1]:
         _write_sheet(path, [rows[place] for place in rng.permutation(len(rows))])
@@ -136,7 +136,7 @@ def _digest(text: str) -> str:
 
 
 def _write_sheet(path: Path, rows: Sequence[tuple[str, Answer]]) -> None:
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write("\ufeff")  # by which spreadsheets know UTF-8
         writer = csv.writer(file)
         writer.writerow(COLUMNS)

@@ -15,7 +15,7 @@ from emollama.evaluation.prediction_files import described
 from emollama.evaluation.recognition import Labels
 from emollama.evaluation.scoring import TaskScores
 from emollama.evaluation.statistics import Resampling, compare
-from emollama.paths import written_whole
+from emollama.paths import atomic_write
 
 WRITTEN = ("scores.json", "scores.csv")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how cells begin that a spreadsheet would run
@@ -61,11 +61,11 @@ def write_records(folder: Path, record: Mapping[str, Any], scores: Mapping[str, 
         The files written.
     """
     files = [folder / name for name in WRITTEN]
-    with written_whole(files[0]) as file:
+    with atomic_write(files[0]) as file:
         json.dump(record, file, indent=1, ensure_ascii=False)
     rows = [row for task, by_file in scores.items() for path, found in by_file.items() for row in clip_rows(task, path, found)]
     columns = dict.fromkeys(column for row in rows for column in row)
-    with written_whole(files[1]) as file:
+    with atomic_write(files[1]) as file:
         writer = csv.DictWriter(file, [*columns])
         writer.writeheader()
         writer.writerows({column: harmless(cell) for column, cell in row.items()} for row in rows)

@@ -14,7 +14,7 @@ import numpy as np
 
 from emollama.errors import UserError
 from emollama.evaluation.word_lists import parse_words, split_words
-from emollama.paths import PATHS, require_file, written_whole
+from emollama.paths import PATHS, atomic_write, require_file
 
 ARRAYS = ("filenames", "fileitems")
 UNREADABLE = (
@@ -31,7 +31,7 @@ def write_submission(path: str, names: Sequence[str], words: Sequence[Sequence[s
         words: those of each clip.
     """
     items = [str(list(one)) for one in words]
-    with written_whole(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
         np.savez_compressed(file, filenames=np.array(names, dtype=str), fileitems=np.array(items, dtype=str))
 
 

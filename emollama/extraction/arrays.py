@@ -20,7 +20,7 @@ from emollama.errors import UserError
 from emollama.extraction.disk import writing
 from emollama.logs.console import Progress
 from emollama.logs.logger import get_logger
-from emollama.paths import new_folder, unfinished, written_whole
+from emollama.paths import atomic_write, new_folder, temporary_prefix
 from emollama.stores.manifest import FILE as MANIFEST
 from emollama.stores.manifest import Manifest, differences
 from emollama.stores.packed import PackedStore, is_packed
@@ -68,7 +68,7 @@ class ArrayWriter:
     def open(self, manifest: Manifest) -> None:
         """Make the place ready: nothing half-written by killed runs, and a manifest beside the arrays to come."""
         for place in (self.folder, self.parts):
-            for left in place.parent.glob(f"{unfinished(place)}*"):
+            for left in place.parent.glob(f"{temporary_prefix(place)}*"):
                 shutil.rmtree(left, ignore_errors=True)
         for path in _files(self.place):
             if _LEFT.fullmatch(os.path.basename(path)):
@@ -101,7 +101,7 @@ class ArrayWriter:
         """
         raw = io.BytesIO()  # numpy writes arrays into files by a call that does not say why it failed
         np.lib.format.write_array(raw, array, allow_pickle=False)
-        with writing(self.place), written_whole(self.place / f"{name}.npy", "wb") as file:
+        with writing(self.place), atomic_write(self.place / f"{name}.npy", "wb") as file:
             file.write(raw.getbuffer())
 
     def require(self, names: list[str]) -> None:
@@ -153,7 +153,7 @@ class ArrayWriter:
 
     def _remove_parts(self) -> None:
         """At once, as others see it."""
-        gone = self.parts.with_name(f"{unfinished(self.parts)}{os.getpid()}")
+        gone = self.parts.with_name(f"{temporary_prefix(self.parts)}{os.getpid()}")
         os.replace(self.parts, gone)
         shutil.rmtree(gone, ignore_errors=True)
 

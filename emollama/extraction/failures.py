@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from emollama.errors import UserError
-from emollama.paths import read_text, written_whole
+from emollama.paths import atomic_write, read_text
 
 FILE = "failures.csv"
 
@@ -59,7 +59,7 @@ def read(output: Path) -> list[ExtractionFailure]:
 
 def write(output: Path, failures: Iterable[ExtractionFailure]) -> None:
     """Write all rows anew, sorted by folder and name."""
-    with written_whole(output / FILE) as file:
+    with atomic_write(output / FILE) as file:
         table = csv.writer(file)
         table.writerow(ExtractionFailure._fields)
         table.writerows(sorted(failures, key=attrgetter("folder", "name")))

@@ -22,7 +22,7 @@ from emollama.extraction.failures import ExtractionFailure
 from emollama.extraction.jobs import Job, describe_job, planned, require_weights
 from emollama.extraction.work import Share
 from emollama.logs.logger import get_logger, set_up
-from emollama.paths import require_writable, unfinished
+from emollama.paths import require_writable, temporary_prefix
 
 WAIT_MINUTES = 24 * 60.0  # that processes wait for one that packs; one that dies ends all at once
 REASONS = 10  # that a summary tells one by one
@@ -73,7 +73,7 @@ class VideoExtraction:
         held.enter_context(locked(self.output))
         self._failures = {(row.folder, row.name): row for row in failures.read(self.output)}
         jobs = planned(self.config, descriptions, clips, set(self._failures))
-        for left in self.output.glob(f"{unfinished(self.output / failures.FILE)}*"):
+        for left in self.output.glob(f"{temporary_prefix(self.output / failures.FILE)}*"):
             left.unlink()
         for job in jobs:
             job.arrays.open(job.manifest)

@@ -21,7 +21,7 @@ from emollama.errors import UserError
 from emollama.importers.collector import Collector, Entry
 from emollama.importers.labels import NO_LABEL
 from emollama.listing import abbreviated
-from emollama.paths import written_whole
+from emollama.paths import atomic_write
 
 LIST, COARSE, FINE = "clips.txt", "MERR_coarse_grained.json", "MERR_fine_grained.json"
 TRANSCRIPTS, OPENSET, REPORT = "transcription_en_all.csv", "openset.json", "import_report.json"
@@ -64,13 +64,13 @@ def write(folder: Path, collector: Collector, settings: Mapping[str, Any]) -> di
     entries = list(collector.entries.values())
     report = _report(entries, collector, settings)
     _write_files(folder, entries)
-    with written_whole(folder / REPORT) as file:
+    with atomic_write(folder / REPORT) as file:
         json.dump(report, file, indent=1, ensure_ascii=False)
     return report
 
 
 def _write_files(folder: Path, entries: Sequence[Entry]) -> None:
-    with written_whole(folder / LIST) as file:
+    with atomic_write(folder / LIST) as file:
         file.writelines(f"{row}\n" for row in list_rows(entries))
     tables: dict[str, dict[str, Any]] = {
         COARSE: {entry.name: {"caption": entry.caption} for entry in entries if entry.caption is not None},
@@ -79,11 +79,11 @@ def _write_files(folder: Path, entries: Sequence[Entry]) -> None:
     }
     for name, table in tables.items():
         if table:
-            with written_whole(folder / name) as file:
+            with atomic_write(folder / name) as file:
                 json.dump(table, file, indent=1, ensure_ascii=False)
     sentences = [(entry.name, entry.sentence) for entry in entries if entry.sentence is not None]
     if sentences:
-        with written_whole(folder / TRANSCRIPTS) as file:
+        with atomic_write(folder / TRANSCRIPTS) as file:
             csv.writer(file).writerows([("name", "sentence"), *sentences])
 
 

@@ -18,7 +18,7 @@ from emollama.listing import abbreviated, listing
 from emollama.logs.console import track
 from emollama.media.image_files import image_files, probe_picture, read_picture
 from emollama.media.source import UnusableMedia
-from emollama.paths import require_writable, written_whole
+from emollama.paths import atomic_write, require_writable
 
 CheckImages = Literal["headers", "all", "none"]
 CAPTIONS = 5  # of an image, as published
@@ -145,7 +145,7 @@ def write(folder: Path, splits: Splits, collection: Collection, settings: Mappin
     made = []
     try:
         for name, table in {**tables, REPORT: report}.items():
-            with written_whole(folder / name) as file:
+            with atomic_write(folder / name) as file:
                 json.dump(table, file, indent=1, ensure_ascii=False)
             made.append(folder / name)
     except OSError as error:

@@ -84,7 +84,7 @@ def files_below(folder: str, collector: Collector) -> Iterator[Path]:
         UserError: there is no such folder.
     """
     if not os.path.isdir(folder):
-        raise UserError(f"FOLDER: no folder '{folder}' (seen from {os.getcwd()}). Correct the path.")
+        raise UserError(f"FOLDER: no folder '{folder}' (working folder: {os.getcwd()}). Correct the path.")
 
     def unread(error: OSError) -> None:
         text = f"{error.filename}: the folder cannot be read ({error.strerror}), so nothing below it was looked at."

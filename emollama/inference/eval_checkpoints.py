@@ -27,7 +27,7 @@ from emollama.inference.run_checkpoints import Start
 from emollama.listing import abbreviated
 from emollama.logs.logger import get_logger, set_up
 from emollama.optim import trainable
-from emollama.paths import not_found, require_writable, sha256, written_whole
+from emollama.paths import atomic_write, not_found, require_writable, sha256
 from emollama.reporting.checkpoint_table import (
     RECORD,
     CheckpointRow,
@@ -201,7 +201,7 @@ class CheckpointEvaluation:
         return self._output / row.label / RECORD
 
     def _record(self, row: CheckpointRow) -> None:
-        with written_whole(self._record_of(row)) as file:
+        with atomic_write(self._record_of(row)) as file:
             json.dump(asdict(row), file, indent=1)
 
     def _written(self) -> str:

@@ -60,7 +60,7 @@ def find_videos(config: RunConfig, videos: Sequence[str]) -> dict[str, Source]:
 def _useless(video: str) -> str | None:
     """Why nothing can be made of a file; None where it is a video."""
     if not os.path.isfile(video):
-        return f"no file '{video}' (seen from {os.getcwd()}).{data_folder_hint(video)} Correct the path"
+        return f"no file '{video}' (working folder: {os.getcwd()}).{data_folder_hint(video)} Correct the path"
     try:
         probe(Path(video))
     except UnusableMedia as error:

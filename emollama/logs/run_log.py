@@ -16,7 +16,7 @@ import torch
 from emollama.logs.console import Progress, duration
 from emollama.logs.logger import get_logger, log_metrics
 from emollama.logs.tracking import Tracking
-from emollama.paths import written_whole
+from emollama.paths import atomic_write
 
 SHOWN_REFERENCES = 2  # of the captions of an image
 # TensorBoard's writer sleeps this long if an interrupt keeps its wake-up call back; the end of the run waits for it.
@@ -58,7 +58,7 @@ class RunLog:
         if enabled:
             path = folder / "log.jsonl"
             kept = entries_before(path, first_step)
-            with written_whole(path) as file:
+            with atomic_write(path) as file:
                 file.writelines(json.dumps(entry) + "\n" for entry in kept)
             self._file = path.open("a", encoding="utf-8")
             from torch.utils.tensorboard import SummaryWriter  # here: ranks that write nothing do not need it

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from emollama.errors import UserError
-from emollama.paths import read_text, written_whole
+from emollama.paths import atomic_write, read_text
 
 ID = "wandb_id.txt"  # in the run's folder: the run's id there
 LAST_WORDS = 2.0  # seconds that a failing run has to send what it logged; the launcher ends it soon after
@@ -63,7 +63,7 @@ class Tracking:
             self._run.define_metric("*", step_metric="step")  # wandb's own steps would refuse to go back when a run is resumed
         except Exception as error:
             raise _not_started(error) from None
-        with written_whole(known) as file:
+        with atomic_write(known) as file:
             file.write(run_id + "\n")
 
     def scalars(self, step: int, values: dict[str, float]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
-from emollama.paths import PACKAGE, written_whole
+from emollama.paths import PACKAGE, atomic_write
 from emollama.reporting.checkpoint_chart import checkpoint_chart
 from emollama.reporting.json_io import Notes, mapping, numbers, read_object, text, texts, whole
 from emollama.reporting.measures import digits_of, figure, higher_is_better, registered_metric
@@ -155,18 +155,18 @@ def write_checkpoint_table(sweep: CheckpointTable) -> str:
     """Write sweep.json, sweep.csv, sweep.md and sweep.png into its folder. Returns the Markdown."""
     best = best_of(sweep)
     rows = [{**asdict(row), "metrics": sweep.metrics[row.label]} for row in sweep.rows]
-    with written_whole(sweep.folder / SUMMARY) as file:
+    with atomic_write(sweep.folder / SUMMARY) as file:
         json.dump({"basis": sweep.basis, "columns": sweep.columns, "best": best, "rows": rows}, file, indent=1)
-    with written_whole(sweep.folder / "sweep.csv") as file:
+    with atomic_write(sweep.folder / "sweep.csv") as file:
         writer = csv.writer(file)
         writer.writerow(["checkpoint", "epoch", "file", *sweep.columns])
         for row in sweep.rows:
             epoch = row.epoch if row.epoch is not None and row.epoch >= 0 else ""
             writer.writerow([row.label, epoch, " ".join(row.files), *sweep.metrics[row.label].values()])
     markdown = "".join(f"{line}\n" for line in _markdown(sweep, best))
-    with written_whole(sweep.folder / "sweep.md") as file:
+    with atomic_write(sweep.folder / "sweep.md") as file:
         file.write(markdown)
-    with written_whole(sweep.folder / "sweep.png", "wb") as file:
+    with atomic_write(sweep.folder / "sweep.png", "wb") as file:
         file.write(_chart(sweep))
     return markdown
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from emollama.errors import UserError
-from emollama.paths import written_whole
+from emollama.paths import atomic_write
 from emollama.reporting.configuration import RESULT
 from emollama.reporting.curves import training_curves
 from emollama.reporting.json_io import text
@@ -74,9 +74,9 @@ def _keys(run: RunFiles) -> list[str]:
 def _write(place: Path, page: str, pictures: dict[str, bytes]) -> Path:
     try:
         for name, png in pictures.items():
-            with written_whole(place / "plots" / name, "wb") as file:
+            with atomic_write(place / "plots" / name, "wb") as file:
                 file.write(png)
-        with written_whole(place / NAME) as file:
+        with atomic_write(place / NAME) as file:
             file.write(page)
     except OSError as error:
         raise UserError(f"cannot write '{place / NAME}': {error.strerror}. Make room, or copy the run elsewhere.") from None

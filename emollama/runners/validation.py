@@ -18,7 +18,7 @@ from emollama.evaluation.metrics import metric
 from emollama.listing import abbreviated, listing
 from emollama.logs.logger import get_logger
 from emollama.logs.run_log import RunLog, entries_before
-from emollama.paths import written_whole
+from emollama.paths import atomic_write
 from emollama.registry import METRICS, did_you_mean
 from emollama.runners.evaluation import Evaluation, EvaluationSet
 
@@ -121,7 +121,7 @@ class Validation:
         return True
 
     def _write(self) -> None:
-        with written_whole(self._folder / "eval.jsonl") as file:
+        with atomic_write(self._folder / "eval.jsonl") as file:
             file.writelines(json.dumps(entry) + "\n" for entry in self._past)
 
     def _shown(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

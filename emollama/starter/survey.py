@@ -96,7 +96,7 @@ def require_data_folder(root: Path, source: str) -> None:
         UserError: no such folder.
     """
     if not root.is_dir():
-        raise UserError(f"{source}: no folder '{root}' (seen from {os.getcwd()}). Correct the path.")
+        raise UserError(f"{source}: no folder '{root}' (working folder: {os.getcwd()}). Correct the path.")
 
 
 class FolderSurvey:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from emollama.errors import UserError
-from emollama.paths import require_writable, written_whole
+from emollama.paths import atomic_write, require_writable
 from emollama.stores.manifest import FILE, Manifest, differences
 from emollama.stores.npy import read_npy
 
@@ -56,7 +56,7 @@ class FeatureCache:
     def write(self, place: str, rows: np.ndarray) -> None:
         """Keep rows (rows, width) float32. Where the disk refuses, they are not kept, and a warning says so once."""
         try:
-            with written_whole(os.path.join(self.folder, place), "wb", lasting=False) as file:
+            with atomic_write(os.path.join(self.folder, place), "wb", durable=False) as file:
                 np.save(file, rows)
         except OSError as error:
             _warn_once(self.folder, str(error.strerror))

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from emollama.errors import UserError
-from emollama.paths import PATHS, read_text, written_whole
+from emollama.paths import PATHS, atomic_write, read_text
 from emollama.stores import tars
 
 FILE = "manifest.json"
@@ -40,7 +40,7 @@ class Manifest:
 
     def write(self, folder: str | os.PathLike[str]) -> None:
         """Write it into a folder of features."""
-        with written_whole(os.path.join(folder, FILE)) as file:
+        with atomic_write(os.path.join(folder, FILE)) as file:
             json.dump({"format": FORMAT, "version": VERSION, **asdict(self)}, file, indent=1)
             file.write("\n")
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
-from emollama.paths import PATHS, unfinished
+from emollama.paths import PATHS, temporary_prefix
 from emollama.stores import tar_index, tar_set, tars
 from emollama.stores.manifest import FILE, Manifest, differences
 from emollama.stores.npy import FLOAT_TYPES
@@ -162,7 +162,7 @@ def prepare(store: ArrayStore, name: str, values: Values) -> Prepared:
 
 def leftovers(output: Path) -> list[Path]:
     """Folders of packs into the same place that did not come to their end."""
-    return sorted(path for path in output.absolute().parent.iterdir() if path.name.startswith(unfinished(output)))
+    return sorted(path for path in output.absolute().parent.iterdir() if path.name.startswith(temporary_prefix(output)))
 
 
 def index_tars(path: str, output: Path | None) -> list[Path]:

@@ -12,7 +12,7 @@ from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from emollama.paths import written_whole
+from emollama.paths import atomic_write
 from emollama.stores import packed, tar_index, tar_set
 from emollama.stores.name_index import entries_of, joined, table_of
 from emollama.stores.packed import ALIGNMENT, HEAD_BYTES, ArrayKind, shard_name
@@ -95,7 +95,7 @@ class PackedWriter:
             "shards": self._shards,
         }
         about["digest"] = packed.digest(about)
-        with written_whole(self.folder / packed.ABOUT) as file:
+        with atomic_write(self.folder / packed.ABOUT) as file:
             json.dump(about, file, indent=1)
         return Written(len(self._shards), sum(shard["bytes"] for shard in self._shards))
 

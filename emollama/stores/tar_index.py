@@ -22,7 +22,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from emollama.errors import UserError
-from emollama.paths import PATHS, written_whole
+from emollama.paths import PATHS, atomic_write
 from emollama.stores.name_index import ENTRY, entries_of, joined, require_within
 from emollama.stores.npy import npy_header
 
@@ -111,7 +111,7 @@ def write(index: TarIndex, path: str | Path) -> None:
     layouts = described(index.layouts)
     about = {"version": VERSION, "tar": index.tar, "bytes": index.size, "layouts": layouts, "endings": index.endings}
     text = np.frombuffer(json.dumps(about).encode(), np.uint8)
-    with written_whole(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
         np.savez(file, about=text, entries=index.entries, ends=index.ends, names=index.names)
 
 

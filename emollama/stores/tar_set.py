@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from emollama.paths import written_whole
+from emollama.paths import atomic_write
 from emollama.stores import tar_index
 from emollama.stores.name_index import columns, entries_in, require_within, separated, table_of
 from emollama.stores.tar_index import Layout, TarIndex
@@ -119,7 +119,7 @@ def write(indexes: Sequence[TarIndex], paths: Sequence[str]) -> None:
     check = 0
     for part in parts:
         check = zlib.crc32(part, check)
-    with written_whole(f"{paths[0].removesuffix(tar_index.SUFFIX)}.{len(paths)}{SUFFIX}", "wb") as file:
+    with atomic_write(f"{paths[0].removesuffix(tar_index.SUFFIX)}.{len(paths)}{SUFFIX}", "wb") as file:
         file.write(_HEAD.pack(_MAGIC, len(parts[0]), check))
         file.writelines(parts)
 

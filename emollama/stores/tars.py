@@ -65,7 +65,7 @@ def shards_of(pattern: str) -> list[str]:
         raise UserError(f"{pattern}: its braces are not closed.") from None
     shards = [shard for part in expanded for shard in (_globbed(part) if "*" in part else [part])]
     if not shards:
-        raise UserError(f"no tar '{pattern}' (seen from {os.getcwd()}). Correct the path.")
+        raise UserError(f"no tar '{pattern}' (working folder: {os.getcwd()}). Correct the path.")
     return shards
 
 
@@ -82,7 +82,7 @@ def is_here(shard: str) -> bool:
     except NotImplementedError:  # a remote place that cannot be asked
         exists = True
     if not exists:
-        raise UserError(f"no tar '{shard}' (seen from {os.getcwd()}). Correct the path.")
+        raise UserError(f"no tar '{shard}' (working folder: {os.getcwd()}). Correct the path.")
     return False
 
 
