@@ -395,6 +395,15 @@ def test_a_run_from_random_values_begins_with_a_row_of_them(tmp_path, capsys):
     assert figures(tmp_path / "alone/result") == pytest.approx(figures(run_folder / "sweep_config/untrained/result"), abs=1e-6)
 
 
+def test_a_dry_run_lists_the_checkpoints_and_writes_nothing(copied, capsys):
+    run_folder, cfg = copied
+    shutil.rmtree(run_folder / "sweep_config")
+    before = sorted(run_folder.rglob("*"))
+    printed = swept(capsys, run_folder, cfg, "--dry-run")
+    assert str(run_folder / "checkpoint_0.pth") in printed and "no problem was found; nothing was written" in printed
+    assert sorted(run_folder.rglob("*")) == before
+
+
 # What it refuses, before it evaluates anything
 
 
@@ -425,6 +434,7 @@ def test_a_damaged_checkpoint_is_refused_before_any_is_evaluated(again, capsys):
     raw = bytearray((run_folder / "checkpoint_1.pth").read_bytes())
     raw[-100] ^= 1
     (run_folder / "checkpoint_1.pth").write_bytes(raw)
+    assert "epoch_1: " in refused(capsys, run_folder, cfg, "--dry-run", "--output", str(run_folder / "new"))
     assert "epoch_1: " in (said := refused(capsys, run_folder, cfg, "--output", str(run_folder / "new"))) and "SHA-256" in said
     assert not (run_folder / "new").exists()
 
@@ -434,7 +444,9 @@ def test_another_models_checkpoint_is_refused_by_its_tensors_before_any_is_evalu
     content = torch.load(run_folder / "checkpoint_1.pth", weights_only=True)
     content["model"]["stranger.weight"] = torch.zeros(2)
     torch.save(content, tmp_path / "other.pth")
-    said = refused(capsys, run_folder, cfg, "--checkpoints", f"other={tmp_path / 'other.pth'}", "--again")
+    options = ["--checkpoints", f"other={tmp_path / 'other.pth'}"]
+    assert "other.pth: unexpected tensors" in refused(capsys, run_folder, cfg, *options, "--dry-run")
+    said = refused(capsys, run_folder, cfg, *options, "--again")
     assert "other.pth: unexpected tensors" in said and "stranger.weight" in said
     assert (run_folder / "sweep_config/epoch_0/evaluated.json").exists()
     assert not list((run_folder / "sweep_config").glob("other/result"))

@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -115,6 +116,12 @@ def extract(path, *options):
         config.classes["extraction"](config).run()
     finally:
         torch.set_num_threads(threads)
+
+
+def dry_run(path, *, processes=1):
+    """What ``emollama extract --dry-run`` prints."""
+    config = configuration.load(path, [], needs_model=False)
+    return config.classes["extraction"](config).dry_run(processes)
 
 
 def in_child(function, *arguments):
@@ -289,9 +296,25 @@ REFUSED = {
 def test_what_cannot_work_is_refused_with_its_key_and_nothing_is_written(place, case):
     keys, words = REFUSED[case]
     before = contents(place)
-    text = refusal(configured(place, **keys))
+    path = configured(place, **keys)
+    text = refusal(path)
     assert all(word in text for word in words), text
+    with pytest.raises(UserError, match=re.escape(text)):
+        dry_run(path)
     assert {name: raw for name, raw in contents(place).items() if name != "config.yaml"} == before
+
+
+def test_a_dry_run_counts_the_videos_that_each_encoder_has_to_encode_and_writes_nothing(place):
+    path = configured(place, encoders=("bytes", "grid"))
+    before = contents(place)
+    facts = dict(re.split(" {2,}", line) for line in dry_run(path, processes=2).splitlines()[:-1])
+    assert contents(place) == before
+    assert facts["processes"] == "2 on cpu" and facts["output"] == str(place / "out")
+    assert facts["encoders.bytes"].startswith("9 videos to encode, 0 done")
+    extract(path, "encoders.grid=null")
+    facts = dict(re.split(" {2,}", line) for line in dry_run(path).splitlines()[:-1])
+    assert facts["encoders.bytes"].startswith("0 videos to encode, 9 done")
+    assert facts["encoders.grid"].startswith("9 videos to encode, 0 done")
 
 
 def test_features_that_fit_the_model_are_extracted(place):

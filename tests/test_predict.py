@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import av
@@ -18,7 +19,7 @@ from emollama.demo.tiny_encoders import make_tiny_encoders
 from emollama.demo.tiny_llama import make_tiny_llama
 from emollama.demo.videos import draw_texts, make_videos
 from emollama.errors import UserError
-from emollama.inference.predict import Modality, predict
+from emollama.inference.predict import Modality, dry_run, predict
 from emollama.inference.videos import find_videos
 
 pytestmark = pytest.mark.usefixtures("no_reports")
@@ -94,6 +95,12 @@ def happy(world):
 def asked(root, videos, *options, **arguments):
     """The answers by the configuration of the folder, changed by options."""
     return predict(config.load(str(root / "config.yaml"), list(options)), [str(video) for video in videos], **arguments)
+
+
+def checked(root, videos, *options):
+    """What ``emollama predict --dry-run`` prints."""
+    settings = config.load(str(root / "config.yaml"), list(options))
+    return dry_run(settings, [str(video) for video in videos], text=None, task=None, processes=1)
 
 
 def only(*kept):
@@ -317,6 +324,31 @@ def test_an_unknown_peak_of_a_feature_is_told_with_what_helps(world, tmp_path):
 def test_a_configuration_that_cannot_answer_is_refused(world, options, arguments, words):
     with pytest.raises(UserError, match=words.replace("[", r"\[")):
         asked(world, [world / "unseen/happy_1.mp4"], "model.llama_model=" + str(world / "llm"), *options, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["model.ckpt=gone.pth"], "no file 'gone.pth'"),
+        (["model.lora_r=3"], "lora"),
+        (["model.llama_model=gone"], "model.llama_model"),
+        (["encoders.hubert.weights=gone"], "encoders.hubert.weights"),
+        (["encoders.mae.weights=gone"], "encoders.mae.weights"),
+        (["model.slot_dims.audio=32"], "audio"),
+    ],
+)
+def test_a_dry_run_reports_files_and_shapes_that_do_not_fit(world, options, words):
+    with pytest.raises(UserError, match=words):
+        checked(world, [world / "unseen/happy_1.mp4"], *options)
+
+
+def test_a_dry_run_names_the_block_the_encoders_and_the_checkpoint(world):
+    before = sorted(world.rglob("*"))
+    lines = checked(world, [world / "unseen/happy_1.mp4"], *only("mae")).splitlines()
+    facts = dict(re.split(" {2,}", line) for line in lines[:-1])
+    assert facts["block"] == "evaluation_datasets.answers" and facts["task"] == "emotion"
+    assert facts["face"] == "encoders.mae" and "image" not in facts
+    assert facts["checkpoint"].endswith(".pth") and sorted(world.rglob("*")) == before
 
 
 def test_what_is_no_video_is_named_in_a_sentence(tmp_path, monkeypatch):

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from emollama.checks import forecast
 from emollama.config import RunConfig
 from emollama.distributed import process_group
 from emollama.errors import UserError
-from emollama.logs.console import aligned
+from emollama.listing import abbreviated
+from emollama.logs.console import dry_run_summary
 from emollama.logs.logger import get_logger, set_up
 from emollama.planning import Plan, plan
-from emollama.runners.build import batch_size, checkpoint_paths
+from emollama.runners.build import batch_size, checkpoint_paths, checkpoint_tensors
 from emollama.runners.preparation import Preparation, Problems
 
 
-def dry_run(config: RunConfig, *, training: bool, processes: int = 1) -> str:
+def dry_run(config: RunConfig, *, training: bool, processes: int = 1, other_checkpoints: Sequence[RunConfig] = ()) -> str:
     """Check a run by its runner's own preparation, and describe it.
 
     Args:
         config: the resolved configuration.
         training: whether it trains, or only evaluates.
         processes: how many it will have.
+        other_checkpoints: the same configuration with other values of ``model.ckpt``, which are checked too.
 
     Returns:
         A summary, one line per fact; empty on ranks other than 0.
@@ -43,13 +45,17 @@ def dry_run(config: RunConfig, *, training: bool, processes: int = 1) -> str:
     processes = max(processes, world.size)
     ready: Preparation = runner.prepare(config, world, training=training, processes=processes, problems=problems)
     rows = _training(ready, problems) if ready.datasets else []
+    for other in other_checkpoints if not problems else ():
+        with problems:
+            checkpoint_tensors(other, ready.precision, None, ready.features, training=False)
     if not problems:
         with problems:
             figures = plan(config)
     problems.raise_all()
     assert figures is not None
-    lines = aligned([*_run(ready), *_samples(ready), *rows, *_model(ready, figures)], left=(0, 1))
-    return "\n".join([*lines, "no problem was found; nothing was written"]) + "\n" if world.is_main else ""
+    others = [path for other in other_checkpoints for path in checkpoint_paths(other.model.ckpt)]
+    facts = [*_run(ready), *_samples(ready), *rows, *_model(ready, figures, others)]
+    return dry_run_summary(facts) if world.is_main else ""
 
 
 def _run(ready: Preparation) -> Iterator[tuple[str, str]]:
@@ -78,9 +84,9 @@ def _training(ready: Preparation, problems: Problems) -> list[tuple[str, str]]:
     return rows
 
 
-def _model(ready: Preparation, figures: Plan) -> Iterator[tuple[str, str]]:
+def _model(ready: Preparation, figures: Plan, others: list[str]) -> Iterator[tuple[str, str]]:
     sources = [str(ready.resumed["path"])] if ready.resumed else checkpoint_paths(ready.config.model.ckpt)
-    yield "checkpoint", ", ".join(sources) or "none: projections and adapters start from random values"
+    yield "checkpoint", abbreviated([*sources, *others]) or "none: projections and adapters start from random values"
     parameters = figures.parameters
     yield "parameters", f"{parameters['trainable']:,} trainable of {parameters['total']:,}"
     yield "memory", f"about {figures.memory_gib['sum']:.2f} GiB on each device (emollama plan has the parts)"

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from emollama.commands.arguments import add_run_arguments, pairs
+from emollama.commands.arguments import add_dry_run, add_run_arguments, pairs
 from emollama.distributed.launcher import add_launch_arguments, launch, processes_for
 from emollama.logs.console import write
 
@@ -22,6 +22,7 @@ WHEN_INTERRUPTED = "stopped; rerun the same command to continue"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """``--run-folder``, ``--checkpoints``, ``--output``, ``--again``, ``--table-only``; those of a run and of the launcher."""
     add_run_arguments(parser)
+    add_dry_run(parser)
     add_launch_arguments(parser)
     folder = "of the training run (torchrun takes --run for an option of its own)"
     parser.add_argument("--run-folder", "--run", type=Path, required=True, metavar="FOLDER", dest="folder", help=folder)
@@ -52,12 +53,18 @@ def run(arguments: argparse.Namespace) -> None:
 
     # Before the processes take seconds to start.
     checkpoints = checkpoints_of(arguments.folder, pairs(arguments.checkpoints, "--checkpoints", "LABEL=FILE"))
-    if processes > 1:
+    if processes > 1 and not arguments.dry_run:
         launch(arguments, processes, when_interrupted=WHEN_INTERRUPTED)
         return
     from emollama.inference.eval_checkpoints import CheckpointEvaluation
 
     sweep = CheckpointEvaluation(configured, checkpoints, arguments.folder, output)
+    if arguments.dry_run:
+        from emollama.checks.dry_run import dry_run
+
+        first, *others = sweep.configurations()
+        write(dry_run(first, training=False, processes=processes, other_checkpoints=others))
+        return
     try:
         write(sweep.run(again=arguments.again))
     except KeyboardInterrupt:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from emollama.commands.arguments import add_run_arguments
+from emollama.commands.arguments import add_dry_run, add_run_arguments
 from emollama.distributed.launcher import add_launch_arguments, launch, processes_for
+from emollama.logs.console import write
 
 HELP = "extract features from videos with the encoders of a configuration; resumes where it stopped"
 EXAMPLE = "emollama extract --cfg-path train_configs/demo_videos.yaml"
@@ -17,6 +18,7 @@ WHEN_INTERRUPTED = "stopped; rerun the same command to continue"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """``--cfg-path``, ``--options``, and those of the launcher."""
     add_run_arguments(parser)
+    add_dry_run(parser)
     add_launch_arguments(parser)
 
 
@@ -30,12 +32,15 @@ def run(arguments: argparse.Namespace) -> None:
     if config.extraction is None:
         raise UserError(f"{arguments.cfg_path}: no 'extraction' block. Add one: {{videos: FOLDER, output: FOLDER}}")
     processes = processes_for(arguments, config.extraction.device, "extraction.device")
-    if processes > 1:  # check before the processes take seconds to start
+    if processes > 1 and not arguments.dry_run:  # check before the processes take seconds to start
         require_folder(config.extraction.videos, "extraction.videos")
         require_writable(Path(config.extraction.output), "extraction.output")
         launch(arguments, processes, when_interrupted=WHEN_INTERRUPTED)
         return
     extraction = config.classes["extraction"](config)
+    if arguments.dry_run:
+        write(extraction.dry_run(processes))
+        return
     try:
         extraction.run()
     except KeyboardInterrupt:

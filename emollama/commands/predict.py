@@ -8,7 +8,7 @@ import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from emollama.commands.arguments import add_run_arguments
+from emollama.commands.arguments import add_dry_run, add_run_arguments
 from emollama.distributed.launcher import add_launch_arguments, launch, processes_for
 from emollama.logs.console import aligned, write
 
@@ -23,6 +23,7 @@ DOCS = "docs/extraction.md#ask-about-a-video"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """``--cfg-path``, ``--options``, ``--video``, ``--text``, ``--task``, ``--json``, and those of the launcher."""
     add_run_arguments(parser)
+    add_dry_run(parser)
     add_launch_arguments(parser)
     parser.add_argument("--video", nargs="+", required=True, metavar="FILE", help="the videos to ask about")
     parser.add_argument("--text", metavar="SENTENCE", help="what is said in the video")
@@ -42,6 +43,11 @@ def run(arguments: argparse.Namespace) -> None:
     processes = processes_for(arguments, config.run.device)
     if arguments.nproc is None and arguments.gpus is None:
         processes = min(processes, len(arguments.video))
+    if arguments.dry_run:
+        from emollama.inference.predict import dry_run
+
+        write(dry_run(config, arguments.video, text=arguments.text, task=arguments.task, processes=processes))
+        return
     if processes > 1:
         from emollama.inference.videos import find_videos
 

@@ -15,12 +15,13 @@ from emollama.distributed import process_group
 from emollama.encoders.encoder import EncoderDescription
 from emollama.errors import UserError
 from emollama.extraction import failures
-from emollama.extraction.clips import find_clips
+from emollama.extraction.clips import Clips, find_clips
 from emollama.extraction.configs import VideoExtractionConfig
 from emollama.extraction.disk import locked, writing
 from emollama.extraction.failures import ExtractionFailure
 from emollama.extraction.jobs import Job, describe_job, planned, require_weights
 from emollama.extraction.work import Share
+from emollama.logs.console import dry_run_summary
 from emollama.logs.logger import get_logger, set_up
 from emollama.paths import require_writable, temporary_prefix
 
@@ -60,14 +61,45 @@ class VideoExtraction:
             outcomes = {job.label: self._extract(job) for job in jobs}
             self.world.on_rank_zero(lambda: self._conclude(outcomes))
 
-    def _prepared(self, held: ExitStack) -> list[Job]:
-        """Check everything, then make the folders ready. What lies in the output is looked at behind the lock."""
+    def dry_run(self, processes: int) -> str:
+        """Check everything that :meth:`run` checks before it encodes the first video, and write nothing.
+
+        Args:
+            processes: number of processes that will extract.
+
+        Returns:
+            A summary, one line per fact; empty on ranks other than 0.
+
+        Raises:
+            UserError: anything wrong with the configuration, videos, weights, or the features that exist already.
+        """
+
+        def summary() -> str:
+            descriptions, clips = self._check()
+            jobs = planned(self.config, descriptions, clips, {(row.folder, row.name) for row in failures.read(self.output)})
+            videos = f"{len(clips.sources):,} in {self.cfg.videos}; {len(clips.absent):,} listed clips have no video"
+            facts = [["videos", videos], ["output", str(self.output)], ["processes", f"{processes} on {self.world.device.type}"]]
+            for job in jobs:
+                arrays = f"arrays of shape {job.shape}, {job.cfg.dtype}"
+                facts.append([f"encoders.{job.label}", f"{len(job.todo):,} videos to encode, {job.before:,} done; {arrays}"])
+            return dry_run_summary(facts)
+
+        text = self.world.on_rank_zero(summary)
+        return text if self.world.is_main else ""
+
+    def _check(self) -> tuple[dict[str, EncoderDescription], Clips]:
+        """Check what can be checked without the output's lock; return what each encoder makes, and the clips."""
         descriptions = describe_job(self.config)
         if self.cfg.peak_index_path is None:
             _refuse_peaks(descriptions)
         clips = find_clips(self.cfg)
         require_weights(self.config)
         require_writable(self.output, "extraction.output")
+        return descriptions, clips
+
+    def _prepared(self, held: ExitStack) -> list[Job]:
+        """Check everything, then make the folders ready. What lies in the output is looked at behind the lock."""
+        descriptions, clips = self._check()
         with writing(self.output):
             self.output.mkdir(parents=True, exist_ok=True)
         held.enter_context(locked(self.output))

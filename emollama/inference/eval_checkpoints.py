@@ -90,6 +90,15 @@ class CheckpointEvaluation:
             told = world.on_rank_zero(self._written)
         return told if world.is_main else ""
 
+    def configurations(self) -> list[RunConfig]:
+        """Return the configuration that evaluates each checkpoint; the files and the output folder are checked.
+
+        Raises:
+            UserError: a checkpoint is missing or damaged, or the output belongs to another run.
+        """
+        self._rows = self._world.on_rank_zero(self._with_digests)
+        return [self._configured(self._values(row)) for row in self._rows]
+
     def _with_digests(self) -> list[CheckpointRow]:
         """The rows with their digests: every file is there, and what was written.
 

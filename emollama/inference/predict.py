@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from emollama import checkpoint
+from emollama.checkpoint_files import require_language_model
 from emollama.config import RunConfig
 from emollama.data.slots import IMAGE
 from emollama.datasets.feature_clips import FOLDERS
@@ -17,7 +18,8 @@ from emollama.distributed import process_group
 from emollama.distributed.process_group import World
 from emollama.errors import UserError
 from emollama.inference.template import Template, find_template
-from emollama.inference.videos import Extracted, extract, find_videos
+from emollama.inference.videos import Extracted, extract, find_videos, plan_extraction
+from emollama.logs.console import dry_run_summary
 from emollama.logs.logger import get_logger, set_up
 from emollama.media.files import ENDINGS
 from emollama.media.frame_selection import NO_PEAK
@@ -107,6 +109,42 @@ def predict(config: RunConfig, videos: Sequence[str], *, text: str | None = None
         )
         for video, name in zip(videos, sources, strict=True)
     ]
+
+
+def dry_run(config: RunConfig, videos: Sequence[str], *, text: str | None, task: str | None, processes: int) -> str:
+    """Check everything that :func:`predict` checks before it encodes the first video.
+
+    Args:
+        config: as for :func:`predict`, and so are ``videos``, ``text`` and ``task``.
+        videos: paths.
+        text: what is said in them.
+        task: emotion, reason or reason_v2.
+        processes: number of processes that will share the videos.
+
+    Returns:
+        A summary, one line per fact; empty on ranks other than 0.
+
+    Raises:
+        UserError: anything wrong with the videos, the encoders' weights, the language model or the checkpoint.
+    """
+    world = process_group.start(config.run.device)
+    set_up(is_main=False)
+
+    def summary() -> str:
+        template, sources, sentence = _checked(config, videos, text, task)
+        with tempfile.TemporaryDirectory(prefix="emollama-") as folder:
+            jobs = plan_extraction(config, template.slots, sources, Path(folder))
+        require_language_model(config.model.llama_model)
+        checkpoint_tensors(config, Precision(world.device, config.run.amp, config.run.amp_dtype), None, {}, training=False)
+        facts = [["videos", f"{len(videos):,}"], ["processes", f"{processes} on {world.device.type}"]]
+        facts += [["block", template.key], ["task", template.task]]
+        facts.append(["sentence", "none" if sentence is None else f'"{sentence}"'])
+        facts += [[job.slot, f"encoders.{job.label}"] for job in jobs]
+        facts.append(["checkpoint", ", ".join(checkpoint_paths(config.model.ckpt)) or "none"])
+        return dry_run_summary(facts)
+
+    summary_text = world.on_rank_zero(summary)
+    return summary_text if world.is_main else ""
 
 
 def _checked(

@@ -14,7 +14,7 @@ from emollama.data.annotations import safe_name
 from emollama.distributed.process_group import World
 from emollama.errors import UserError
 from emollama.extraction.clips import Clips
-from emollama.extraction.jobs import Job, describe_job, planned
+from emollama.extraction.jobs import Job, describe_job, planned, require_weights
 from emollama.extraction.videos import VideoExtraction
 from emollama.extraction.work import Share
 from emollama.listing import abbreviated
@@ -84,10 +84,9 @@ def extract(config: RunConfig, slots: set[str], sources: dict[str, Source], outp
     Raises:
         UserError: weights that are missing or fit neither the encoder nor the model.
     """
-    wanted = {label: cfg for label, cfg in config.encoders.items() if config.classes[f"encoders.{label}"].SLOTS[0] in slots}
-    if not wanted:
+    config = _with_encoders_of(config, slots, output)
+    if not config.encoders:
         return {}
-    config = dataclasses.replace(config, encoders=wanted, extraction=_settings(config, str(output)))
     made = {}
     for job in world.on_rank_zero(lambda: _opened(config, sources)):
         failed: dict[str, str] = {}
@@ -95,6 +94,25 @@ def extract(config: RunConfig, slots: set[str], sources: dict[str, Source], outp
             failed |= reasons
         made[job.slot] = Extracted(f"encoders.{job.label}", job.arrays.folder, failed)
     return made
+
+
+def plan_extraction(config: RunConfig, slots: set[str], sources: dict[str, Source], output: Path) -> list[Job]:
+    """Return what :func:`extract` will do; the encoders' weights are checked by names and shapes, and nothing is written.
+
+    Raises:
+        UserError: weights that are missing or fit neither the encoder nor the model.
+    """
+    config = _with_encoders_of(config, slots, output)
+    if not config.encoders:
+        return []
+    require_weights(config)
+    return planned(config, describe_job(config), Clips(sources, []), set())
+
+
+def _with_encoders_of(config: RunConfig, slots: set[str], output: Path) -> RunConfig:
+    """Return the configuration with the encoders that fill these slots, extracting into a folder."""
+    encoders = {label: cfg for label, cfg in config.encoders.items() if config.classes[f"encoders.{label}"].SLOTS[0] in slots}
+    return dataclasses.replace(config, encoders=encoders, extraction=_settings(config, str(output)))
 
 
 def _opened(config: RunConfig, sources: dict[str, Source]) -> list[Job]:

@@ -92,6 +92,11 @@ def show_cursor() -> None:
             sys.stderr.flush()
 
 
+def dry_run_summary(facts: Iterable[Sequence[str]]) -> str:
+    """Return what ``--dry-run`` prints when it finds no problem: a name and a value per line, and a closing line."""
+    return "\n".join([*aligned([list(fact) for fact in facts], left=(0, 1)), "no problem was found; nothing was written"]) + "\n"
+
+
 def aligned(rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> list[str]:
     """Lines of a table without borders.
 
