@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from emollama.data.annotations import read_annotations, read_captions, read_transcripts
 from emollama.demo import run as demo
 from emollama.demo.corpus import EMOTIONS, make_corpus
-from emollama.demo.folder import WHAT, disk_errors, emptied
+from emollama.demo.folder import WHAT, disk_errors, prepare_demo_folder
 from emollama.demo.tiny_llama import make_tiny_llama
 from emollama.demo.vocabulary import FILLER_SENTENCES
 from emollama.errors import UserError
@@ -99,13 +99,15 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, emollama, mark):
         (tmp_path / "demo.json").write_text(mark)
     done = emollama("demo", "--folder", tmp_path)
     assert done.returncode == 1
-    assert done.stderr == f"error: --folder: '{tmp_path}' holds something that is not a demo. Name another folder.\n"
+    assert (
+        done.stderr == f"error: --folder: '{tmp_path}' contains files that are not part of a demo. Name a new or empty folder.\n"
+    )
     assert (tmp_path / "corpus/thesis.txt").read_text() == "years of work"
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["named", "mark of an earlier version"])
 def test_a_demo_replaces_its_own_parts_only(tmp_path, emollama, named):
-    assert emptied(str(tmp_path), "videos") == tmp_path
+    assert prepare_demo_folder(str(tmp_path), "videos") == tmp_path
     if not named:
         (tmp_path / "demo.json").write_text(json.dumps({"what": WHAT}))
     for name in ("videos", "llm", "stage_1"):
@@ -114,9 +116,9 @@ def test_a_demo_replaces_its_own_parts_only(tmp_path, emollama, named):
     (tmp_path / "encoders").symlink_to(tmp_path / "elsewhere")
     done = emollama("demo", "--folder", tmp_path)
     assert done.returncode == 1
-    assert done.stderr == f"error: --folder: '{tmp_path}' holds another demo, that of videos. Name another folder.\n"
+    assert done.stderr == f"error: --folder: '{tmp_path}' contains another demo (videos). Name a new or empty folder.\n"
     assert (tmp_path / "llm").is_dir()
-    emptied(str(tmp_path), "videos")
+    prepare_demo_folder(str(tmp_path), "videos")
     assert {path.name for path in tmp_path.iterdir()} == {"demo.json", "stage_1", "elsewhere"}
 
 
@@ -163,7 +165,7 @@ def test_a_full_disk_ends_a_demo_with_an_error_that_names_the_folder(tmp_path, m
     monkeypatch.setattr(demo, "make_videos", fail)
     monkeypatch.setattr(demo, "write_drawings", fail)
     for name, call in {"a": partial(demo.run_demo, processes=1), "b": demo.make_videos_demo, "c": demo.make_flickr_demo}.items():
-        text = rf"^--folder: cannot write '{tmp_path / name}': {reason}\. Make room, or name another folder\.$"
+        text = rf"^--folder: cannot write '{tmp_path / name}': {reason}\. Free disk space, or name another folder\.$"
         with pytest.raises(UserError, match=text):
             call(str(tmp_path / name), seed=0)
 

@@ -126,11 +126,11 @@ def test_the_next_steps_are_those_of_the_shipped_header_for_the_demos_folder(fol
 
 
 def test_a_demo_in_a_place_that_cannot_be_written_is_refused_before_it_starts(folder):
-    from emollama.demo.folder import emptied
+    from emollama.demo.folder import prepare_demo_folder
 
     (folder / "file").touch()
     with pytest.raises(UserError, match="--folder: cannot write under"):
-        emptied(str(folder / "file" / "demo"), "corpus")
+        prepare_demo_folder(str(folder / "file" / "demo"), "corpus")
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "two"])

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from emollama.commands import init, pack
 from emollama.config import load
+from emollama.demo.folder import WHAT
 from emollama.errors import UserError
 from emollama.paths import packaged_copy
 from emollama.starter.kinds import KINDS
@@ -80,9 +81,14 @@ def add_demo(folder, checkpoints=()):
     shutil.copytree(GOLDEN / "data", folder / "corpus/test")
     shutil.copy(folder / "corpus/test/MERR_fine_grained.txt", folder / "corpus/test/EMER_NCE.txt")
     shutil.copytree(GOLDEN / "llama", folder / "llm")
-    (folder / "demo.json").write_text("{}")
+    mark_demo(folder)
     for path in checkpoints:
         write_checkpoint(folder / path)
+
+
+def mark_demo(folder):
+    """Mark a folder as one that ``emollama demo`` wrote."""
+    (folder / "demo.json").write_text(json.dumps({"what": WHAT}))
 
 
 def write_checkpoint(path):
@@ -174,7 +180,7 @@ def test_a_demo_folder_gives_the_demos_settings(data, tmp_path, monkeypatch):
     demo = tmp_path / "demo_run"
     shutil.copytree(GOLDEN / "data", demo / "corpus/train")
     shutil.copytree(GOLDEN / "llama", demo / "llm")
-    (demo / "demo.json").write_text("{}")
+    mark_demo(demo)
     data.rmdir()
     config = loaded("stage1")  # demo_run lies in the working folder
     assert config.tree.model.preset == "tiny"
@@ -189,8 +195,8 @@ def test_the_demo_of_videos_gives_its_encoders_and_the_import_first(data, tmp_pa
     demo = tmp_path / "demo_videos"
     (demo / "videos").mkdir(parents=True)
     (demo / "encoders").mkdir()
-    for path in ("videos/clip_000.mp4", "demo.json"):
-        (demo / path).touch()
+    (demo / "videos/clip_000.mp4").touch()
+    mark_demo(demo)
     write_table(demo / "labels.csv", ["name", "emotion", "sentence"], [["clip_000", "happy", "Hello"]])
     config = loaded("videos", demo)
     assert config.tree.model.preset == "tiny"
@@ -204,9 +210,10 @@ def test_the_demo_of_videos_gives_its_encoders_and_the_import_first(data, tmp_pa
 
 def test_the_demo_of_captions_gives_its_models(data, tmp_path):
     demo = tmp_path / "demo_flickr"
-    for path in ("demo.json", "flickr30k/images/1.jpg", "projection.pth", "encoders/eva_vit.pth", "encoders/q_former.pth"):
+    for path in ("flickr30k/images/1.jpg", "projection.pth", "encoders/eva_vit.pth", "encoders/q_former.pth"):
         (demo / path).parent.mkdir(parents=True, exist_ok=True)
         (demo / path).touch()
+    mark_demo(demo)
     (demo / "flickr30k/flickr30k_train.json").write_text(json.dumps([{"image_id": "1", "caption": "A disc"}]))
     write_llm(demo / "llm")
     config = loaded("flickr30k", demo)
@@ -218,8 +225,17 @@ def test_the_demo_of_captions_gives_its_models(data, tmp_path):
 def test_data_of_ones_own_comes_before_a_demo_in_the_same_folder(data, tmp_path):
     add_golden(data)
     shutil.copytree(GOLDEN / "data", data / "demo_run/corpus/train")
-    (data / "demo_run/demo.json").write_text("{}")
+    mark_demo(data / "demo_run")
     assert loaded("stage1").datasets["feature_face_caption"].data_root == str(data / "MERR")
+
+
+def test_a_demo_json_that_no_demo_wrote_does_not_mark_a_demo(data):
+    add_golden(data)
+    for folder in (data, data / "MERR"):
+        (folder / "demo.json").write_text('{"clips": ["clip_0"]}')
+    config = loaded("stage1")
+    assert config.tree.model.preset != "tiny"
+    assert config.datasets["feature_face_caption"].data_root == str(data / "MERR")
 
 
 # Partial folders

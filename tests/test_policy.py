@@ -63,15 +63,16 @@ ALLOWED = {
     "planning": DATA | MACHINERY | {"evaluation"},
     "runners": DATA | MACHINERY | {"media", "encoders", "evaluation", "planning", "reporting"},
     "inference": DATA | MACHINERY | {"media", "encoders", "extraction", "datasets", "reporting", "runners"},
-    "demo": DATA | {"media", "encoders", "logs", "tensor_files", "variables"},
+    "demo": DATA | {"media", "encoders", "logs", "tensor_files", "variables", "demo.folder"},
+    "demo.folder": {"errors", "paths"},
     "importers": BASE | {"data", "media"},
-    "starter": BASE | {"config", "data", "media", "stores"},
+    "starter": BASE | {"config", "data", "media", "stores", "demo.folder"},
     "checks": DATA | MACHINERY | {"datasets", "runners", "planning"},
     "convert": BASE | MACHINERY | {"models", "stores", "tensor_files"},
     "commands": DATA
     | MACHINERY
     | {"models", "evaluation", "reporting", "planning", "distributed.launcher", "logs.verbosity", "variables", "__init__"}
-    | {"demo", "encoders", "extraction", "inference", "importers", "convert", "checks", "starter"},
+    | {"demo", "demo.folder", "encoders", "extraction", "inference", "importers", "convert", "checks", "starter"},
     "cli": {"entry", "commands"},
     "__main__": {"cli"},
     "__init__": set(),

@@ -1,4 +1,4 @@
-"""The folder of a demo: whether one may be written there, what of an earlier one is removed, and a disk that is full."""
+"""The folder of a demo: checks before writing, removal of an earlier demo, and errors of the disk."""
 
 from __future__ import annotations
 
@@ -11,61 +11,83 @@ from pathlib import Path
 from emollama.errors import UserError
 from emollama.paths import require_utf8, require_writable
 
-MARK = "demo.json"  # says which demo wrote a folder, and that a new one may replace its parts
+# A folder with this file was written by a demo, and a new demo may replace the parts listed below.
+MARK_FILE = "demo.json"
 WHAT = "parts of the emollama demo; everything is synthetic, and a new demo replaces it"
 CORPUS, VIDEOS, CAPTIONS = "corpus", "videos", "captions"
-PARTS = {  # demo -> what it consists of, with what the user makes of it by the commands that it prints
+# demo -> its files and folders, including the results of the commands that it prints. The first one identifies
+# folders of earlier versions, whose mark file does not name the demo.
+PARTS = {
     CORPUS: ("corpus", "llm", "stage_1", "stage_2", "recognition", "reasoning", "reasoning_stage_1"),
     VIDEOS: ("videos", "unseen", "labels.csv", "llm", "encoders", "clips", "trained"),
     CAPTIONS: ("flickr30k", "second", "encoders", "llm", "projection.pth", "prompts.txt", "visual_cache", "trained"),
 }
-# A library that does not raise OSError names the system's error (safetensors, tokenizers) or its own writer (torch.save).
+# Not every library raises OSError for a full disk. The messages of safetensors and tokenizers contain the system's error,
+# those of torch.save the name of its writer.
 FAILED_WRITES = ("(os error ", "PytorchStreamWriter", "inline_container")
 
 
 def require_demo_folder(folder: str, demo: str) -> Path:
-    """The absolute path of a folder that a demo may write to: a new one, an empty one, or one that this demo wrote.
+    """Check that a demo may write to a folder: it does not exist, is empty, or was written by the same demo.
+
+    Args:
+        folder: the value of ``--folder``.
+        demo: ``corpus``, ``videos`` or ``captions``.
+
+    Returns:
+        The absolute path of the folder.
 
     Raises:
-        UserError: it is something else, or nothing can be written there.
+        UserError: the folder contains other files or another demo, or is not writable.
     """
     if not folder:
         raise UserError("--folder: the name is empty. Name a folder.")
     root = Path(require_utf8(folder, "--folder"))
     require_writable(root, "--folder")
     if root.is_dir() and any(root.iterdir()):
-        author = _author(root)
-        if author is None:
-            raise UserError(f"--folder: '{root}' holds something that is not a demo. Name another folder.")
-        if author != demo:
-            raise UserError(f"--folder: '{root}' holds another demo, that of {author}. Name another folder.")
+        existing_demo = demo_in(root)
+        if existing_demo is None:
+            raise UserError(f"--folder: '{root}' contains files that are not part of a demo. Name a new or empty folder.")
+        if existing_demo != demo:
+            raise UserError(f"--folder: '{root}' contains another demo ({existing_demo}). Name a new or empty folder.")
     return root.resolve()
 
 
-def emptied(folder: str, demo: str) -> Path:
-    """The folder of :func:`require_demo_folder`, marked, and without the parts of an earlier demo.
+def prepare_demo_folder(folder: str, demo: str) -> Path:
+    """Create a demo's folder with its mark file, and remove the parts of an earlier demo.
+
+    Args:
+        folder: the value of ``--folder``.
+        demo: ``corpus``, ``videos`` or ``captions``.
+
+    Returns:
+        The absolute path of the folder.
 
     Raises:
-        UserError: the demo may not write there, or an earlier one cannot be removed.
+        UserError: the demo must not write there (see :func:`require_demo_folder`), or the earlier demo cannot be removed.
     """
     root = require_demo_folder(folder, demo)
     with disk_errors(root):
         for part in PARTS[demo]:
+            # rmtree refuses links; a link is removed, not what it points to.
             if (root / part).is_dir() and not (root / part).is_symlink():
                 shutil.rmtree(root / part)
             else:
                 (root / part).unlink(missing_ok=True)
         root.mkdir(parents=True, exist_ok=True)
-        (root / MARK).write_text(json.dumps({"what": WHAT, "demo": demo}) + "\n", encoding="utf-8")
+        (root / MARK_FILE).write_text(json.dumps({"what": WHAT, "demo": demo}) + "\n", encoding="utf-8")
     return root
 
 
 @contextmanager
 def disk_errors(root: Path) -> Iterator[None]:
-    """Around writing a demo's files.
+    """Turn disk errors of this block, which writes a demo's files, into a user error.
+
+    Args:
+        root: the demo's folder.
 
     Raises:
-        UserError: the disk refuses (full, read-only).
+        UserError: a file cannot be written, because the disk is full or read-only for example.
     """
     try:
         yield
@@ -73,17 +95,17 @@ def disk_errors(root: Path) -> Iterator[None]:
         if not isinstance(error, OSError) and not any(sign in str(error) for sign in FAILED_WRITES):
             raise
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise UserError(f"--folder: cannot write '{root}': {reason}. Make room, or name another folder.") from error
+        raise UserError(f"--folder: cannot write '{root}': {reason}. Free disk space, or name another folder.") from error
 
 
-def _author(root: Path) -> str | None:
-    """The demo that wrote a folder; None if none did. Marks of earlier versions do not name it."""
+def demo_in(folder: Path) -> str | None:
+    """Return the demo that wrote a folder: ``corpus``, ``videos`` or ``captions``; None if no demo did."""
     try:
-        mark = json.loads((root / MARK).read_text(encoding="utf-8"))
+        mark = json.loads((folder / MARK_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     if not isinstance(mark, dict) or mark.get("what") != WHAT:
         return None
-    found = next((demo for demo, parts in PARTS.items() if (root / parts[0]).exists()), CORPUS)
-    author = mark.get("demo", found)
-    return author if author in PARTS else None
+    by_parts = next((demo for demo, parts in PARTS.items() if (folder / parts[0]).exists()), CORPUS)
+    demo = mark.get("demo", by_parts)
+    return demo if demo in PARTS else None

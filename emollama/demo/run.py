@@ -19,7 +19,7 @@ from emollama.data.annotations import read_annotations
 from emollama.demo.corpus import make_corpus
 from emollama.demo.drawing_captions import draw_texts as draw_texts_of_scenes
 from emollama.demo.drawing_files import write_drawings
-from emollama.demo.folder import CAPTIONS, CORPUS, VIDEOS, disk_errors, emptied
+from emollama.demo.folder import CAPTIONS, CORPUS, VIDEOS, disk_errors, prepare_demo_folder
 from emollama.demo.steps import DemoFolder, next_steps, run_step
 from emollama.demo.tiny_encoders import make_tiny_encoders
 from emollama.demo.tiny_llama import make_tiny_llama
@@ -44,7 +44,7 @@ def run_demo(folder: str, *, seed: int, processes: int, corpus_only: bool = Fals
         UserError: the folder holds something else, the disk is full, or a step failed.
     """
     set_up(is_main=True)
-    root = emptied(folder, CORPUS)
+    root = prepare_demo_folder(folder, CORPUS)
     begun = time.monotonic()
     with disk_errors(root):
         _write_corpus_demo(root, seed)
@@ -87,7 +87,7 @@ def make_videos_demo(folder: str, *, seed: int) -> None:
         UserError: the folder holds something else, or the disk is full.
     """
     set_up(is_main=True)
-    root = emptied(folder, VIDEOS)
+    root = prepare_demo_folder(folder, VIDEOS)
     with disk_errors(root):
         _write_videos_demo(root, seed)
     _print_next("train_configs/demo_videos.yaml", DemoFolder(root, "EMOLLAMA_DEMO_VIDEOS", "demo_videos"))
@@ -113,7 +113,7 @@ def make_flickr_demo(folder: str, *, seed: int) -> None:
         UserError: the folder holds something else, or the disk is full.
     """
     set_up(is_main=True)
-    root = emptied(folder, CAPTIONS)
+    root = prepare_demo_folder(folder, CAPTIONS)
     with disk_errors(root):
         _write_flickr_demo(root, seed)
     _print_next("train_configs/demo_flickr.yaml", DemoFolder(root, "EMOLLAMA_DEMO_FLICKR", "demo_flickr"))

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from emollama.demo.folder import demo_in
 from emollama.errors import UserError
 from emollama.paths import packaged_copy, read_text
 from emollama.starter.draft import Draft
 from emollama.starter.kinds import FEATURES, KINDS, NothingUsable, StarterKind
 from emollama.starter.stages import written_file
-from emollama.starter.survey import DEMO, FolderSurvey, video_folders
+from emollama.starter.survey import FolderSurvey, video_folders
 from emollama.starter.yaml_text import YamlText
 
 DEMO_PARENTS = 3  # levels above the data folder where a demo may begin
@@ -101,7 +102,7 @@ def _training(draft: Draft, stage: str) -> list[str]:
 def _candidates(kind: StarterKind, survey: FolderSurvey) -> Iterator[tuple[str, FolderSurvey, bool]]:
     """(shipped configuration, folder, whether it is a demo) in the order in which they are tried."""
     parents = [survey.root, *survey.root.parents][: DEMO_PARENTS + 1]
-    around = next((folder for folder in parents if (folder / DEMO).is_file() and _has_part(folder, kind)), None)
+    around = next((folder for folder in parents if demo_in(folder) is not None and _has_part(folder, kind)), None)
     if around is not None:
         yield kind.demo, FolderSurvey(around), True
         return

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from emollama.data.annotations import NAME_COLUMNS, read_annotations, read_captions, read_rows
 from emollama.data.problems import Problem
+from emollama.demo.folder import demo_in
 from emollama.errors import UserError
 from emollama.media.files import ENDINGS
 from emollama.starter.defaults import feature_folders
@@ -24,7 +25,7 @@ from emollama.stores.packed import is_packed
 from emollama.stores.store import ArrayStore, open_store
 
 MAX_DEPTH, MAX_FOLDERS = 6, 10_000  # below the data folder
-DEMO = "demo.json"  # the file that marks a folder of `emollama demo`
+
 MAX_TEXT = 200 * 2**20  # bytes of a list, table or JSON file that is opened
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
 SLOT_NAMES = (  # in this order: "maeV" and "HL" are more specific than "mae"
@@ -201,7 +202,7 @@ def _walk(root: Path, demos: list[Path]) -> Iterator[tuple[Path, list[str]]]:
             folders.clear()
             continue
         seen.add(real)
-        if DEMO in files and depth:
+        if depth and demo_in(Path(place)) is not None:
             demos.append(Path(place))
             folders.clear()
             continue
