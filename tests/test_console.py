@@ -506,7 +506,8 @@ def test_the_next_command_has_the_processes_of_this_machines_run(local, number, 
 
 
 def test_the_header_that_init_writes_names_its_kind(tmp_path):
-    draft = SimpleNamespace(text=SimpleNamespace(header=lambda: ["Something."]), survey=SimpleNamespace(root="data"), missing=[])
+    text = SimpleNamespace(header=lambda: ["Something."])
+    draft = SimpleNamespace(text=text, survey=SimpleNamespace(root="data"), missing_items=[])
     (tmp_path / "x.yaml").write_text("".join(f"# {line}\n" for line in _header("stage1", "train_configs/x.yaml", draft, [])))
     assert summary._kind_written_by_init(str(tmp_path / "x.yaml")) == "stage1"
 

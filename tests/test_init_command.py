@@ -135,7 +135,7 @@ def test_a_folder_of_any_name_gives_a_configuration_that_finds_it(tmp_path, data
 
 
 @pytest.mark.parametrize("below", [False, True], ids=["the folder", "in the folder"])
-def test_a_name_that_is_not_utf_8_is_told_and_nothing_is_written(data, emollama, below):
+def test_a_name_that_is_not_utf_8_is_an_error_and_nothing_is_written(data, emollama, below):
     bad = data / "a\udcff"
     shutil.copytree(GOLDEN / "data", bad)
     done = emollama("init", "stage1", "--data", data if below else bad)
@@ -182,7 +182,7 @@ def test_a_demo_folder_gives_the_demos_settings(data, tmp_path, monkeypatch):
     shutil.copytree(GOLDEN / "llama", demo / "llm")
     mark_demo(demo)
     data.rmdir()
-    config = loaded("stage1")  # demo_run lies in the working folder
+    config = loaded("stage1")  # demo_run is in the working folder
     assert config.tree.model.preset == "tiny"
     assert config.datasets["feature_face_caption"].data_root == str(demo / "corpus/train")
     assert config.run.output_dir == str(demo)
@@ -241,7 +241,7 @@ def test_a_demo_json_that_no_demo_wrote_does_not_mark_a_demo(data):
 # Partial folders
 
 
-def test_what_is_missing_is_marked_and_said_with_its_remedy(data, capsys):
+def test_what_is_missing_is_marked_and_printed_with_its_remedy(data, capsys):
     names = write_list(data / "mine.txt", ["happy", "sad"])
     write_arrays(data / "HL-UTT", names, (16,))
     config = loaded("stage1")
@@ -280,7 +280,7 @@ def test_features_in_another_folder_and_clips_without_them_are_named(data):
     write_features(data / "features", names[:2])
     config = loaded("stage1")
     assert config.datasets["feature_face_caption"].image_feature_path == str(data / "features/eva")
-    assert "for 2 clips; 1 clips have none" in Path("stage1.yaml").read_text()
+    assert "for 2 clips; 1 clips have no array" in Path("stage1.yaml").read_text()
 
 
 def test_a_training_list_is_preferred_for_training_and_a_test_list_for_evaluation(data):
@@ -424,7 +424,7 @@ def test_stages_of_a_demo_that_is_not_trained_yet_name_each_others_runs(data, tm
     assert [line.strip() for line in out.rpartition("Next:\n")[2].splitlines()] == [*train, *evaluate]
     line = next(line for line in out.splitlines() if line.startswith("  model.ckpt: no such file yet"))
     assert "'emollama train --cfg-path stage1.yaml' writes it" in line
-    assert "by --options model.ckpt=FILE" in line
+    assert "with --options model.ckpt=FILE" in line
 
 
 def test_stages_that_have_no_configuration_yet_are_written_first(data, tmp_path, capsys):
@@ -489,12 +489,12 @@ def test_checkpoints_and_configurations_of_other_data_are_not_taken(data, tmp_pa
     assert "stage1.yaml is for other data or has no run.job_id" in capsys.readouterr().out
 
 
-def test_a_width_is_said_and_no_shape_that_only_one_array_has(data, capsys):
+def test_the_dimension_is_printed_and_no_shape_that_only_one_array_has(data, capsys):
     names = write_list(data / "mine.txt", ["happy", "sad"])
     write_arrays(data / "mae_340_UTT", names[:1], (1, 16))
     np.save(data / "mae_340_UTT" / f"{names[1]}.npy", np.zeros(16, np.float32))
     run("stage1")
-    assert "face_feature_path: mae_340_UTT (width 16, for 2 clips)" in capsys.readouterr().out
+    assert "face_feature_path: mae_340_UTT (dimension 16, for 2 clips)" in capsys.readouterr().out
 
 
 # Refusals
@@ -507,26 +507,31 @@ def test_a_folder_with_nothing_usable_is_refused_with_what_was_looked_for(data, 
     with pytest.raises(UserError) as caught:
         run(kind)
     message = str(caught.value)
-    assert message.startswith(f"--data: nothing in 'data' that '{kind}' can use. Looked for: ")
-    assert KINDS[kind].wanted[0] in message
+    assert message.startswith(f"--data: 'data' contains no data for '{kind}'. Searched for: ")
+    assert KINDS[kind].required_data[0] in message
     assert not Path(f"{kind}.yaml").exists()
 
 
-def test_what_was_found_is_named_where_only_the_table_or_list_is_missing(data):
+def test_the_contents_are_listed_if_only_the_table_or_list_is_missing(data):
     write_features(data / "mine", ["clip_0"])
-    for kind, needed in (("custom", "a .csv table with the columns name and emotion or reason"), ("stage1", "a list of clips")):
+    for kind, needed in (
+        ("custom", "a .csv table with the columns name and emotion or reason"),
+        ("stage1", "an annotation file"),
+    ):
         with pytest.raises(UserError) as caught:
             run(kind)
-        assert "'data' has the feature folders mine/HL-UTT, mine/eva, mine/maeV_399_UTT, mine/mae_340_UTT." in str(caught.value)
-        assert needed in str(caught.value).partition("is missing:")[2]
+        assert "'data' contains the feature folders mine/HL-UTT, mine/eva, mine/maeV_399_UTT, mine/mae_340_UTT." in str(
+            caught.value
+        )
+        assert needed in str(caught.value).partition("this is missing:")[2]
     write_table(data / "mine/table.csv", ["name", "sentence"], [["clip_0", "Hello"]])
     with pytest.raises(UserError, match=re.escape("the tables mine/table.csv (columns name, sentence)")):
         run("custom")
 
 
-def test_a_folder_that_does_not_exist_is_said_before_a_file_that_does(data):
+def test_a_missing_folder_is_reported_before_an_existing_file(data):
     Path("stage1.yaml").touch()
-    with pytest.raises(UserError, match="--data: no folder 'nowhere'"):
+    with pytest.raises(UserError, match="--data: the folder 'nowhere' does not exist"):
         run("stage1", "nowhere")
 
 
@@ -549,7 +554,7 @@ def test_an_existing_file_is_not_replaced(data):
 
 
 def test_a_folder_that_does_not_exist_is_refused(data):
-    with pytest.raises(UserError, match="--data: no folder"):
+    with pytest.raises(UserError, match="--data: the folder '.*nowhere' does not exist"):
         run("stage1", data / "nowhere")
 
 
@@ -571,9 +576,9 @@ def test_the_variable_of_the_data_folder_is_the_default(data, tmp_path, monkeypa
 
 def test_a_wrong_variable_is_named_in_the_error(data, monkeypatch):
     monkeypatch.setenv("EMOLLAMA_DATA", "nowhere")
-    with pytest.raises(UserError, match="EMOLLAMA_DATA: no folder 'nowhere'"):
+    with pytest.raises(UserError, match="EMOLLAMA_DATA: the folder 'nowhere' does not exist"):
         run("stage1")
-    with pytest.raises(UserError, match="--data: nothing in"):
+    with pytest.raises(UserError, match="--data: '.*' contains no data for 'stage1'"):
         run("stage1", data)
 
 
@@ -598,8 +603,8 @@ def test_the_usual_names_and_widths_are_the_defaults_of_the_components():
     assert "llama_model" not in defaults(MODELS, "minigpt_v2")
     for name in DATASETS.names():
         config = DATASETS.config(name)(annotation_file="x", image_path="y")
-        given = defaults(DATASETS, name) | {"annotation_file": "x", "image_path": "y"}
-        assert given == dataclasses.asdict(config)
+        values = defaults(DATASETS, name) | {"annotation_file": "x", "image_path": "y"}
+        assert values == dataclasses.asdict(config)
     assert feature_folders() == ["eva", "mae_340_UTT", "maeV_399_UTT", "HL-UTT"]
 
 

@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Write the file; print what was found, what is missing and the next commands."""
     from emollama.paths import atomic_write, require_new_file, require_utf8, require_writable
     from emollama.starter.kinds import KINDS
-    from emollama.starter.starter import make
+    from emollama.starter.starter import build_starter
     from emollama.starter.survey import require_data_folder
 
     if arguments.kind is None:
@@ -43,14 +43,14 @@ def run(arguments: argparse.Namespace) -> None:
     require_data_folder(Path(require_utf8(folder, source)), source)
     place = require_new_file(output)
     require_writable(place.parent, "--output")
-    starter = make(arguments.kind, Path(folder), output, source)
+    starter = build_starter(arguments.kind, Path(folder), output, source)
     try:
         with atomic_write(place) as file:
             file.write(starter.text)
     except OSError as error:
         raise UserError(f"--output: cannot write '{output}': {error.strerror}. Name another file.") from None
-    lines = [f"Wrote {output} for {starter.folder}.", "Found:", *(f"  {line}" for line in starter.found)]
-    if starter.missing:
-        lines += ["Missing (search the file for MISSING):", *(f"  {line}" for line in starter.missing)]
+    lines = [f"Wrote {output} for {starter.folder}.", "Found:", *(f"  {line}" for line in starter.found_items)]
+    if starter.missing_items:
+        lines += ["Missing (search the file for MISSING):", *(f"  {line}" for line in starter.missing_items)]
     lines += ["Next:", *(f"  {command}" for command in starter.commands)]
     write("\n".join(lines) + "\n")

@@ -1,1 +1,1 @@
-"""Starter configurations: what a data folder contains, written into a copy of a shipped YAML file."""
+"""Starter configurations: shipped YAML files with the paths and sizes of a data folder filled in (``emollama init``)."""

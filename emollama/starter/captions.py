@@ -1,4 +1,4 @@
-"""The block of images with captions in a starter configuration."""
+"""Fill in the dataset block of a starter configuration for images with captions."""
 
 from __future__ import annotations
 
@@ -16,40 +16,46 @@ PUBLISHED = ("flickr_annotations_30k.csv", "dataset_flickr30k.json", "results_20
 
 
 def fill(draft: Draft, path: str) -> list[str] | None:
-    """Fill in the block at a path.
+    """Fill in a block.
+
+    Args:
+        draft: the configuration.
+        path: dotted path of the block.
 
     Returns:
-        Commands that come before training; None where the folder has neither a caption file nor published annotations.
+        Commands to run before training; None if the folder has neither a caption file nor published annotations.
     """
-    place, usual = draft.expected(f"{path}.data_root"), draft.text.get(f"{path}.annotation_file") or ""
-    candidates = [place / usual] if place is not None else []
-    candidates += draft.survey.named(usual)
-    candidates += sorted(draft.survey.ending(".json"), key=lambda file: "train" not in file.name)
+    data_root, usual = draft.configured_path(f"{path}.data_root"), draft.text.get(f"{path}.annotation_file") or ""
+    candidates = [data_root / usual] if data_root is not None else []
+    candidates += draft.survey.files_named(usual)
+    candidates += sorted(draft.survey.files_ending(".json"), key=lambda file: "train" not in file.name)
     for file in candidates:
         if images := _read(file):
-            draft.text.set(f"{path}.data_root", draft.written(file.parent))
-            draft.have(f"{path}.annotation_file", file.name, f"{len(images):,} images")
+            draft.text.set(f"{path}.data_root", draft.config_path(file.parent))
+            draft.set_found(f"{path}.annotation_file", file.name, f"{len(images):,} images")
             _image_folder(draft, path, file.parent, images)
             return []
-    published = next(iter(draft.survey.named(*PUBLISHED)), None)
+    published = next(iter(draft.survey.files_named(*PUBLISHED)), None)
     if published is None:
         return None
-    draft.text.set(f"{path}.data_root", draft.written(published.parent))
-    draft.lack(f"{path}.annotation_file", "no such file yet", f"emollama prepare flickr30k makes it of {published.name}")
+    draft.text.set(f"{path}.data_root", draft.config_path(published.parent))
+    draft.mark_missing(
+        f"{path}.annotation_file", "no such file yet", f"emollama prepare flickr30k converts {published.name} to it"
+    )
     folders = image_folders(draft.survey)
     images_at = folders[0][0] if folders else published.parent / "images"
     if folders:
         value = _relative(published.parent, images_at)
-        draft.have(f"{path}.image_path", value, f"{folders[0][1]:,} images")
+        draft.set_found(f"{path}.image_path", value, f"{folders[0][1]:,} images")
     else:
-        draft.lack(f"{path}.image_path", "no images", "put them there")
+        draft.mark_missing(f"{path}.image_path", "no images", "put the images there")
     splits = "" if published.name in PUBLISHED[:2] else " --splits FOLDER_OF_SPLITS"
     command = f"emollama prepare flickr30k --annotations {shlex.quote(str(published))} --images {shlex.quote(str(images_at))}"
     return [command + splits]
 
 
 def _read(file: Path) -> list[Captioned]:
-    """The images of a caption file; empty where it is none, or nothing in it has a caption."""
+    """Read the images of a caption file; return an empty list if it is not a caption file or contains no captions."""
     problems: list[Problem] = []
     try:
         if not file.is_file() or file.stat().st_size > MAX_TEXT:
@@ -61,16 +67,16 @@ def _read(file: Path) -> list[Captioned]:
 
 
 def _image_folder(draft: Draft, path: str, here: Path, images: list[Captioned]) -> None:
-    """The folder with the first image's file; the configured one comes first."""
+    """Set ``image_path`` to the folder that contains the first image; the configured folder is tried first."""
     key = f"{path}.image_path"
     usual = here / (draft.text.get(key) or "images")
     folders = [usual, *(folder for folder, _ in image_folders(draft.survey))]
     names = [images[0].file, *(f"{images[0].name}{ending}" for ending in IMAGE_ENDINGS)]
     folder = next((folder for folder in folders if any((folder / name).is_file() for name in names)), None)
     if folder is None:
-        draft.lack(key, f"no image '{images[0].name}' in any folder", "put the images there")
+        draft.mark_missing(key, f"no image '{images[0].name}' in any folder", "put the images there")
     else:
-        draft.have(key, _relative(here, folder), "images")
+        draft.set_found(key, _relative(here, folder), "images")
 
 
 def _relative(here: Path, folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Defaults of the registered components: what a configuration means where it names no file, folder or width."""
+"""Defaults of the registered components, which apply if a configuration sets no file, folder or dimension."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from emollama.registry import ENCODERS, Registry
 
 
 def defaults(registry: Registry[Any], name: str) -> dict[str, Any]:
-    """Key -> default value of a component's Config; keys without a default are absent."""
+    """Return key -> default value of a component's Config. Keys without a default are left out."""
     values = {}
     for item in dataclasses.fields(registry.config(name)):
         if item.default_factory is not dataclasses.MISSING:
@@ -23,5 +23,5 @@ def defaults(registry: Registry[Any], name: str) -> dict[str, Any]:
 
 @functools.cache
 def feature_folders() -> list[str]:
-    """The names of the folders that the encoders write."""
+    """Return the names of the folders that the encoders write."""
     return [str(defaults(ENCODERS, name)["folder"]) for name in ENCODERS.in_order()]

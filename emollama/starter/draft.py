@@ -1,4 +1,4 @@
-"""A starter configuration while it is filled in: its text, the data folder, and what was found and what is missing."""
+"""A starter configuration while it is filled in: its text, the data folder, and lists of found and missing items."""
 
 from __future__ import annotations
 
@@ -8,62 +8,69 @@ from pathlib import Path
 from typing import Any
 
 from emollama.starter.survey import FeatureFolder, FolderSurvey
-from emollama.starter.yaml_text import YamlText, shown, unescaped
+from emollama.starter.yaml_text import YamlText, as_text, unescaped
 
 ROOT = "${paths.root}"
 
 
 @dataclass
 class Draft:
-    """The text of a configuration, and what is known about the data folder.
+    """The text of a configuration and the contents of the data folder.
 
     Attributes:
-        text: being edited.
-        survey: of the data folder.
-        root: what ``paths.root`` is set to.
-        beside: the folder that the file will be written to.
-        is_demo: whether the data folder is one of ``emollama demo``.
-        found: a line for each thing that was found.
-        missing: a line for each thing that the configuration needs and that was not found, with the remedy.
-        features: slot -> the folder whose arrays fill it, from the first block that has one.
+        text: the YAML text, which is edited in place.
+        survey: contents of the data folder.
+        root: value of ``paths.root``.
+        output_folder: the folder that the configuration will be written to.
+        is_demo: True if ``emollama demo`` wrote the data folder.
+        found_items: one line for each key whose file, folder or value was found.
+        missing_items: one line for each key whose file or folder was not found, with the remedy.
+        features: slot -> the feature folder of the first dataset block that has one.
         stages: kinds of configurations that must be trained first.
     """
 
     text: YamlText
     survey: FolderSurvey
     root: Path
-    beside: Path = Path()
+    output_folder: Path = Path()
     is_demo: bool = False
-    found: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
+    found_items: list[str] = field(default_factory=list)
+    missing_items: list[str] = field(default_factory=list)
     features: dict[str, FeatureFolder] = field(default_factory=dict)
     stages: list[str] = field(default_factory=list)
 
-    def written(self, path: Path) -> str:
-        """A path as the configuration has it: below ``${paths.root}`` where it lies there."""
+    def config_path(self, path: Path) -> str:
+        """Return a path as it is written in the configuration: relative to ``${paths.root}`` if the file is below it."""
         if path == self.root:
             return ROOT
         return f"{ROOT}/{path.relative_to(self.root)}" if path.is_relative_to(self.root) else str(path)
 
-    def expected(self, key: str) -> Path | None:
-        """Where the configuration's path points now; None where the key is absent or null."""
+    def configured_path(self, key: str) -> Path | None:
+        """Return the absolute path that a key has now; None if the key is absent or null."""
         value = self.text.get(key)
-        return None if value is None else self.located(value)
+        return None if value is None else self.resolve(value)
 
-    def located(self, value: str) -> Path:
-        """The file or folder that a path of a configuration means."""
+    def resolve(self, value: str) -> Path:
+        """Return the absolute path of a path in the configuration."""
         return Path(os.path.abspath(unescaped(value.replace(ROOT, str(self.root)))))
 
-    def have(self, key: str, value: Any, note: str) -> None:
-        """Set a key to something that was found."""
+    def set_found(self, key: str, value: Any, note: str) -> None:
+        """Set a key to a value that was found in the data folder, with a comment."""
         self.text.set(key, value, note)
-        self.found.append(f"{key}: {shown(value)} ({note})")
+        self.found_items.append(f"{key}: {as_text(value)} ({note})")
 
-    def lack(self, key: str, what: str, remedy: str, value: Any = None) -> None:
-        """Mark a key whose file was not found. Without a value the key stays as it is."""
+    def mark_missing(self, key: str, what: str, remedy: str, value: Any = None) -> None:
+        """Mark a key whose file was not found.
+
+        Args:
+            key: dotted path of the key.
+            what: what is missing.
+            remedy: how to provide it.
+            value: new value of the key; None leaves the value unchanged.
+        """
         note = f"MISSING: {what}; {remedy}"
         if value is None:
             self.text.note(key, note)
         else:
             self.text.set(key, value, note)
-        self.missing.append(f"{key}: {what}; {remedy}")
+        self.missing_items.append(f"{key}: {what}; {remedy}")

@@ -1,4 +1,4 @@
-"""The kinds of starter configurations: which shipped file each is made from, and how it is filled in."""
+"""The kinds of starter configurations: the shipped file of each, and how it is filled in."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from emollama.starter.models import WeightFile
 from emollama.starter.stages import PATTERNS
 from emollama.starter.survey import video_folders
 
-Fill = Callable[[Draft], list[str]]  # returns the commands that come before training; raises NothingUsable
+Fill = Callable[[Draft], list[str]]  # returns the commands to run before training; raises NothingUsable
 
-LIST = "a list of clips (a .txt file with 'name label' or 'name count label' on each line) whose clips have arrays"
+LIST = "an annotation file (.txt with 'name label' or 'name count label' on each line) whose clips have arrays"
 FEATURES = f"feature folders ({', '.join(feature_folders())}: .npy files, packed or tar shards)"
 
 
 class NothingUsable(Exception):
-    """The data folder has nothing that this kind needs."""
+    """The data folder contains no data for this kind of configuration."""
 
 
 @dataclass(frozen=True)
 class StarterKind:
-    """A purpose that a starter configuration is written for.
+    """A kind of starter configuration.
 
     Attributes:
-        text: for the help.
-        template: the shipped configuration that it is made from.
-        demo: the shipped configuration for the folder of ``emollama demo``.
-        demo_part: the subfolder by which a demo folder is known to contain this kind's data.
-        fill: writes what was found into a draft.
-        wanted: what the data folder must have one of, for messages.
-        command: that comes next.
+        text: its purpose, for the help.
+        template: the shipped configuration that is copied.
+        demo: the shipped configuration for a folder of ``emollama demo``.
+        demo_part: the subfolder of a demo that contains data for this kind.
+        fill: fills in a draft.
+        required_data: descriptions of the data that it needs, for messages. The folder must contain at least one of them.
+        command: the emollama command that uses the configuration: ``train`` or ``eval``.
     """
 
     text: str
@@ -43,26 +43,26 @@ class StarterKind:
     demo: str
     demo_part: str
     fill: Fill
-    wanted: tuple[str, ...]
+    required_data: tuple[str, ...]
     command: str
 
 
 def _clips(path: str, files: Sequence[WeightFile] = (), *, stage: str | None = None, start: str | None = None) -> Fill:
-    """The block's usual list, else the list that suits it best.
+    """Return a function that fills in one dataset block with its usual annotation file or the file that suits it best.
 
     Args:
-        path: of the block.
-        files: of weights.
-        stage: the kind that this configuration trains, if it is a stage.
-        start: the stage whose checkpoint it starts from or evaluates.
+        path: dotted path of the block.
+        files: the weights that the model needs.
+        stage: the stage that this configuration trains; None if it is not a stage.
+        start: the stage whose checkpoint it starts from or evaluates; None for no stage.
     """
 
     def fill(draft: Draft) -> list[str]:
         block = StarterBlock.of(draft, path)
-        listed = blocks.find_usual(draft, block) or blocks.find_any(draft, block)
-        if listed is None:
+        clip_file = blocks.find_usual(draft, block) or blocks.find_any(draft, block)
+        if clip_file is None:
             raise NothingUsable
-        blocks.fill(draft, block, listed)
+        blocks.fill(draft, block, clip_file)
         models.fill(draft, files)
         if start is not None:
             stages.start_from(draft, [start])
@@ -90,21 +90,22 @@ def _custom(draft: Draft) -> list[str]:
 
 
 def _recognition(draft: Draft) -> list[str]:
-    """Keep the blocks whose data is there; without any, one block for the list that suits best."""
+    """Keep the blocks whose annotation files exist; if no file exists, one block for the file that suits it best."""
     paths = [f"evaluation_datasets.{label}" for label in draft.text.get("evaluation_datasets", {})]
-    found = {path: listed for path in paths if (listed := blocks.find_usual(draft, StarterBlock.of(draft, path))) is not None}
-    if not found:
-        listed = blocks.find_any(draft, StarterBlock.of(draft, paths[0]))
-        if listed is None:
+    usual = {path: blocks.find_usual(draft, StarterBlock.of(draft, path)) for path in paths}
+    clip_files = {path: clip_file for path, clip_file in usual.items() if clip_file is not None}
+    if not clip_files:
+        clip_file = blocks.find_any(draft, StarterBlock.of(draft, paths[0]))
+        if clip_file is None:
             raise NothingUsable
         draft.text.rename(paths[0], "clips")
         draft.text.drop("evaluation_datasets.clips.preset")
-        found, paths = {"evaluation_datasets.clips": listed}, paths[1:]
+        clip_files, paths = {"evaluation_datasets.clips": clip_file}, paths[1:]
     for path in paths:
-        if path not in found:
+        if path not in clip_files:
             draft.text.drop(path)
-    for path, listed in found.items():
-        blocks.fill(draft, StarterBlock.of(draft, path), listed)
+    for path, clip_file in clip_files.items():
+        blocks.fill(draft, StarterBlock.of(draft, path), clip_file)
     models.fill(draft, [])
     stages.start_from(draft, ["stage2", "stage1"])
     return []
@@ -112,33 +113,34 @@ def _recognition(draft: Draft) -> list[str]:
 
 def _videos(draft: Draft) -> list[str]:
     folders, paths = video_folders(draft.survey), ("datasets.feature_face_caption", "evaluation_datasets.held_out")
-    listed = blocks.find_usual(draft, StarterBlock.of(draft, paths[0])) or blocks.find_any(
-        draft, StarterBlock.of(draft, paths[0])
-    )
+    block = StarterBlock.of(draft, paths[0])
+    clip_file = blocks.find_usual(draft, block) or blocks.find_any(draft, block)
     if not folders:
         raise NothingUsable
-    usual = draft.expected("extraction.videos")
+    usual = draft.configured_path("extraction.videos")
     videos, count = next((item for item in folders if item[0] == usual), folders[0])
-    draft.have("extraction.videos", draft.written(videos), f"{count:,} videos")
-    if "model.preset" not in draft.text:  # the demo's encoders are of another size
+    draft.set_found("extraction.videos", draft.config_path(videos), f"{count:,} videos")
+    if "model.preset" not in draft.text:  # the demo's configuration already contains its tiny encoders
         models.fill_encoders(draft)
     before = []
-    if listed is None:
+    if clip_file is None:
         table = next((table for table in draft.survey.tables if table.labels), None)
-        output = draft.expected(f"{paths[0]}.data_root") or draft.root / "clips"
+        output = draft.configured_path(f"{paths[0]}.data_root") or draft.root / "clips"
         source = "TABLE.csv" if table is None else str(table.path)
         before.append(
             f"emollama import videos {shlex.quote(str(videos))} {shlex.quote(source)} --output {shlex.quote(str(output))}"
         )
         for path in paths:
-            draft.lack(f"{path}.annotation_file", "no list yet", "emollama import videos writes it")
+            draft.mark_missing(f"{path}.annotation_file", "no such file yet", "emollama import videos writes it")
             if table is not None:
-                draft.have(f"{path}.labels", [label for label, _ in table.labels.most_common()], f"labels in {table.path.name}")
+                draft.set_found(
+                    f"{path}.labels", [label for label, _ in table.labels.most_common()], f"labels in {table.path.name}"
+                )
     else:
-        draft.have("extraction.annotation_file", draft.written(listed.path), f"{len(listed.names):,} clips")
-        draft.have("extraction.output", draft.written(listed.path.parent), "beside the list")
+        draft.set_found("extraction.annotation_file", draft.config_path(clip_file.path), f"{len(clip_file.names):,} clips")
+        draft.set_found("extraction.output", draft.config_path(clip_file.path.parent), "next to the annotation file")
         for path in paths:
-            blocks.fill(draft, StarterBlock.of(draft, path), listed)
+            blocks.fill(draft, StarterBlock.of(draft, path), clip_file)
     remedy = f"{_MINIGPT_V2.remedy}, or train stage 1"
     models.fill(draft, [WeightFile("model.ckpt", (*_MINIGPT_V2.patterns, *PATTERNS["stage1"]), remedy)])
     return before
@@ -150,7 +152,7 @@ def _flickr30k(draft: Draft) -> list[str]:
         raise NothingUsable
     files = [
         WeightFile("model.ckpt", ("pre*rained_minigpt4*.pth", "*minigpt4*.pth"), "download MiniGPT-4's projection"),
-        WeightFile("model.vit_weights", ("eva_vit_g.pth", "eva_vit*"), "download eva_vit_g.pth, as BLIP-2 uses it"),
+        WeightFile("model.vit_weights", ("eva_vit_g.pth", "eva_vit*"), "download BLIP-2's eva_vit_g.pth"),
         WeightFile("model.q_former_model", ("blip2*.pth", "q_former*"), "download BLIP-2's Q-Former"),
     ]
     models.fill(draft, files, preferred="vicuna")
@@ -178,12 +180,12 @@ KINDS = {
         ("EMER_NCE.txt, an EMER table (.csv with reasons or english)", LIST, FEATURES), _EVAL,
     ),
     "recognition": StarterKind(
-        "evaluate labels on MER2023, MER2024, DFEW or a list of yours",
+        "evaluate labels on MER2023, MER2024, DFEW or your own list",
         "eval_configs/eval_emotion.yaml", "eval_configs/demo_emotion.yaml", "corpus", _recognition,
         ("relative_test3_NCEV.txt, MER2024-noise_NCE.txt, test(single-labeled)/set_1.csv", LIST, FEATURES), _EVAL,
     ),
     "custom": StarterKind(
-        "train on a table of your clips, mixed with MERR if it is there",
+        "train on a table of your clips, mixed with MERR if the folder contains it",
         "train_configs/custom.yaml", "train_configs/custom.yaml", "",
         _custom, ("a .csv table with the columns name and emotion or reason", FEATURES), _TRAIN,
     ),

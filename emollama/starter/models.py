@@ -1,4 +1,4 @@
-"""The model's and the encoders' keys of a starter configuration: language model, checkpoints, widths, image size."""
+"""Fill in the model and the encoders of a starter configuration: language model, checkpoints, dimensions, image size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from emollama.registry import MODELS
 from emollama.starter.defaults import defaults
 from emollama.starter.draft import ROOT, Draft
 
-ENCODERS = {  # block -> model_type of its Hugging Face folder, usual place
+ENCODERS = {  # block -> model_type of its Hugging Face folder, usual path
     "mae": ("vit_mae", f"{ROOT}/checkpoints/mae_large"),
     "videomae": ("videomae", f"{ROOT}/checkpoints/videomae_large"),
     "hubert": ("hubert", f"{ROOT}/checkpoints/chinese-hubert-large"),
@@ -20,12 +20,12 @@ ENCODERS = {  # block -> model_type of its Hugging Face folder, usual place
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A file of weights that a configuration names.
+    """A file of weights that a configuration refers to.
 
     Attributes:
-        key: of the model block.
-        patterns: its usual names, the best first.
-        remedy: where it comes from.
+        key: dotted path of its key in the model block.
+        patterns: glob patterns of its usual names, best first.
+        remedy: where to get the file, for messages.
     """
 
     key: str
@@ -37,70 +37,83 @@ def fill(draft: Draft, files: Sequence[WeightFile], preferred: str = "llama") ->
     """Fill in the model block.
 
     Args:
-        draft: its blocks of data are filled in already.
-        files: checkpoints and encoders of this kind of run.
-        preferred: a part of the language model's name.
+        draft: the configuration, with its dataset blocks already filled in.
+        files: checkpoints and encoders that this kind of configuration needs.
+        preferred: part of the folder name of the language model to choose if there are several.
     """
     _language_model(draft, preferred)
     for file in files:
         if file.key in draft.text:
             _weights(draft, file)
     if draft.features:
-        _widths(draft)
+        _feature_dimensions(draft)
 
 
 def _language_model(draft: Draft, preferred: str) -> None:
-    key, place = "model.llama_model", draft.expected("model.llama_model")
+    key, configured = "model.llama_model", draft.configured_path("model.llama_model")
     folders = draft.survey.language_models()
-    if place not in folders:
-        place = min(folders, key=lambda folder: preferred not in folder.name.lower(), default=None)
-    if place is None:
-        draft.lack(key, "no language model", "download a Hugging Face folder with config.json, weights and tokenizer")
+    if configured in folders:
+        chosen = configured
+    else:
+        chosen = min(folders, key=lambda folder: preferred not in folder.name.lower(), default=None)
+    if chosen is None:
+        draft.mark_missing(key, "no language model", "download a Hugging Face folder with config.json, weights and tokenizer")
         return
-    others = [folder.name for folder in folders if folder != place]
+    others = [folder.name for folder in folders if folder != chosen]
     also = f"; also found: {', '.join(others[:3])}" if others else ""
-    draft.have(key, draft.written(place), f"{draft.survey.models[place]}{also}")
+    draft.set_found(key, draft.config_path(chosen), f"{draft.survey.models[chosen]}{also}")
 
 
 def _weights(draft: Draft, file: WeightFile) -> None:
-    place = find(draft, file)
-    if place is None:
-        draft.lack(file.key, "no such file", file.remedy)
+    path = find_weights(draft, file)
+    if path is None:
+        draft.mark_missing(file.key, "no such file", file.remedy)
     else:
-        have_weights(draft, file, place)
+        set_weights(draft, file, path)
 
 
-def find(draft: Draft, file: WeightFile, suits: Callable[[Path], bool] = lambda path: True) -> Path | None:
-    """The file at its place; else the best one below the data folder by its name, if it suits; None if there is none."""
-    place = draft.expected(file.key)
-    if place is not None and place.is_file():
-        return place
-    files = [path for path in draft.survey.ending(".pth", ".pt", ".safetensors") if suits(path)]
-    return next((path for pattern in file.patterns for path in reversed(files) if path.match(pattern)), None)
+def find_weights(draft: Draft, file: WeightFile, suits: Callable[[Path], bool] = lambda path: True) -> Path | None:
+    """Find a file of weights.
+
+    Args:
+        draft: the configuration.
+        file: its key and usual names.
+        suits: which files of the data folder to consider.
+
+    Returns:
+        The file that the configuration names, if it exists; otherwise the file of the data folder whose name matches best;
+        None if no name matches.
+    """
+    configured = draft.configured_path(file.key)
+    if configured is not None and configured.is_file():
+        return configured
+    paths = [path for path in draft.survey.files_ending(".pth", ".pt", ".safetensors") if suits(path)]
+    # Reversed, because paths are in natural order and the last of several checkpoints is the newest epoch.
+    return next((path for pattern in file.patterns for path in reversed(paths) if path.match(pattern)), None)
 
 
-def have_weights(draft: Draft, file: WeightFile, place: Path) -> None:
-    """Name a file of weights that :func:`find` returned."""
-    by_name = "" if place == draft.expected(file.key) else "; chosen by its name: check that it is the right file"
-    draft.have(file.key, draft.written(place), f"{place.stat().st_size / 2**20:,.0f} MiB{by_name}")
+def set_weights(draft: Draft, file: WeightFile, path: Path) -> None:
+    """Set the key of a file of weights to a path that :func:`find_weights` returned."""
+    by_name = "" if path == draft.configured_path(file.key) else "; chosen by its name: check that it is the right file"
+    draft.set_found(file.key, draft.config_path(path), f"{path.stat().st_size / 2**20:,.0f} MiB{by_name}")
 
 
-def _widths(draft: Draft) -> None:
-    """``slot_dims`` and ``image_size`` as the arrays have them."""
+def _feature_dimensions(draft: Draft) -> None:
+    """Set ``slot_dims`` and ``image_size`` from the shapes of the arrays."""
     model = _defaults(draft)
-    widths = model["slot_dims"] | {slot: folder.width for slot, folder in draft.features.items()}
-    note = "widths of the arrays"
-    if assumed := [slot for slot in widths if slot not in draft.features]:
-        note += f"; {', '.join(assumed)} assumed"
-    draft.have("model.slot_dims", widths, note)
+    dimensions = model["slot_dims"] | {slot: folder.width for slot, folder in draft.features.items()}
+    note = "dimensions of the arrays"
+    if assumed := [slot for slot in dimensions if slot not in draft.features]:
+        note += f"; defaults for {', '.join(assumed)}"
+    draft.set_found("model.slot_dims", dimensions, note)
     image = draft.features.get("image")
     if image is None:
         return
     if image.image_size is None:
-        text = f"{image.path.name} has arrays of {image.shape}, which are not a class row and (image_size / 14)^2 others"
-        draft.lack("model.image_size", text, "extract them anew", model["image_size"])
+        text = f"{image.path.name} has arrays of shape {image.shape}, not of 1 + (image_size / 14)^2 rows"
+        draft.mark_missing("model.image_size", text, "extract the features again", model["image_size"])
     else:
-        draft.have("model.image_size", image.image_size, f"{image.shape[0] - 1} image rows and the class row")
+        draft.set_found("model.image_size", image.image_size, f"{image.shape[0] - 1} patch rows and one class row")
 
 
 def _defaults(draft: Draft) -> dict[str, Any]:
@@ -108,19 +121,19 @@ def _defaults(draft: Draft) -> dict[str, Any]:
 
 
 def fill_encoders(draft: Draft) -> None:
-    """The encoders of an extraction: weights below the data folder, at the published size."""
-    weights = next((path for path in draft.survey.ending(".pth", ".safetensors") if "eva" in path.name.lower()), None)
-    eva = f"{ROOT}/checkpoints/eva_vit_g.pth" if weights is None else draft.written(weights)
+    """Fill in the encoders of an extraction with weights from the data folder, at the published sizes."""
+    weights = next((path for path in draft.survey.files_ending(".pth", ".safetensors") if "eva" in path.name.lower()), None)
+    eva = f"{ROOT}/checkpoints/eva_vit_g.pth" if weights is None else draft.config_path(weights)
     size = _defaults(draft)["image_size"]
     _encoder(draft, "eva", {"weights": eva, "image_size": size, "frame_selection": "middle"}, weights)
-    for label, (kind, usual) in ENCODERS.items():
-        place = next((folder for folder, found in draft.survey.models.items() if found == kind), None)
-        _encoder(draft, label, {"weights": usual if place is None else draft.written(place)}, place)
+    for label, (required_type, usual) in ENCODERS.items():
+        folder = next((folder for folder, model_type in draft.survey.models.items() if model_type == required_type), None)
+        _encoder(draft, label, {"weights": usual if folder is None else draft.config_path(folder)}, folder)
 
 
-def _encoder(draft: Draft, label: str, keys: dict[str, object], place: Path | None) -> None:
-    if place is None:
-        remedy = f"put the weights there, or take the block out and set the datasets' paths of {label} to null"
-        draft.lack(f"encoders.{label}", "no such weights", remedy, keys)
+def _encoder(draft: Draft, label: str, keys: dict[str, object], weights: Path | None) -> None:
+    if weights is None:
+        remedy = f"put the weights there, or remove this block and set the datasets' paths of {label} features to null"
+        draft.mark_missing(f"encoders.{label}", "no such weights", remedy, keys)
     else:
-        draft.have(f"encoders.{label}", keys, "found")
+        draft.set_found(f"encoders.{label}", keys, "found")

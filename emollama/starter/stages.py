@@ -1,7 +1,7 @@
-"""The stages of training: which run writes the checkpoint that another configuration starts from.
+"""Training stages: find the run that writes the checkpoint that another configuration starts from.
 
-The configurations of one data folder fit each other: a stage's run has a name (``run.job_id``), and what follows it names the
-checkpoint in that run's folder, whether it exists yet or not.
+The configurations for one data folder refer to each other. The run of a stage has a name (``run.job_id``), and the
+configuration of the next stage contains the path of its checkpoint, even if the checkpoint does not exist yet.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from emollama.starter.models import WeightFile
 from emollama.starter.yaml_text import INTERPOLATION, unescaped
 
 JOBS = {"stage1": "stage_1", "stage2": "stage_2"}  # kind -> the usual name of its run
-PATTERNS = {  # kind -> names that its checkpoint may have elsewhere, the best first
+PATTERNS = {  # kind -> glob patterns of its checkpoint outside the run's folder, best first
     "stage1": ("stage_1.pth", "*stage_1*.pth", "*stage1*.pth", "checkpoint_best.pth", "checkpoint_*.pth"),
     "stage2": ("stage_2.pth", "*stage_2*.pth", "*stage2*.pth", "*motion*.pth", "checkpoint_best.pth", "checkpoint_*.pth"),
 }
-SHIPPED = {  # kind -> the shipped configuration for data, and the one for the folder of `emollama demo`
+SHIPPED = {  # kind -> shipped configuration for real data, shipped configuration for `emollama demo`
     "stage1": ("train_configs/Emotion-LLaMA_finetune.yaml", "train_configs/demo_stage_1.yaml"),
     "stage2": ("train_configs/minigptv2_tuning_stage_2.yaml", "train_configs/demo_stage_2.yaml"),
 }
@@ -39,23 +39,23 @@ class StageRun:
     """The training run of a stage.
 
     Attributes:
-        kind: stage1 or stage2.
-        checkpoint: as a configuration names it: the one that the run has, else the one that it will end with.
-        trained: whether that file exists.
-        written: whether the stage's configuration exists beside the file that is being written.
+        kind: ``stage1`` or ``stage2``.
+        checkpoint: path of its checkpoint as written in a configuration. Before the run has one: of its last checkpoint.
+        trained: True if this checkpoint exists.
+        has_config: True if the stage's configuration exists next to the file that is being written.
     """
 
     kind: str
     checkpoint: str
     trained: bool
-    written: bool
+    has_config: bool
 
     @classmethod
     def of(cls, draft: Draft, kind: str) -> StageRun:
-        """The run of the stage's configuration beside the new file; without one, of the configuration that would be written."""
-        own = written_file(draft, kind)
+        """Return the run of the existing configuration of a stage, or of the configuration that ``init`` would write."""
+        own = existing_config(draft, kind)
         run = (own or _read(packaged_copy(SHIPPED[kind][draft.is_demo])))["run"]
-        output, job = draft.located(run["output_dir"]), run.get("job_id")
+        output, job = draft.resolve(run["output_dir"]), run.get("job_id")
         if own is None:
             job = _newest_run(draft, output, JOBS[kind]) or free_job_id(output, JOBS[kind])
         last = "checkpoint_best.pth" if run.get("save_best") else f"checkpoint_{int(run.get('max_epoch', 1)) - 1}.pth"
@@ -64,56 +64,60 @@ class StageRun:
 
 
 def name_run(draft: Draft, kind: str) -> None:
-    """Give a stage's run a name under which the next stage finds its checkpoint."""
-    job = free_job_id(draft.located(draft.text.get("run.output_dir")), JOBS[kind])
-    draft.text.set("run.job_id", job, "the run's folder in output_dir, where the next stage looks")
+    """Set ``run.job_id`` of a stage, so that the path of its checkpoint is known to the next stage."""
+    job = free_job_id(draft.resolve(draft.text.get("run.output_dir")), JOBS[kind])
+    draft.text.set("run.job_id", job, "folder of this run in output_dir; the next stage reads its checkpoint")
 
 
 def start_from(draft: Draft, kinds: Sequence[str]) -> None:
     """Set ``model.ckpt`` to the checkpoint of a stage.
 
     Args:
-        draft: its data is filled in already.
-        kinds: of the stages that suit, the best first. The first one is trained where no checkpoint exists.
+        draft: the configuration, with its dataset blocks already filled in.
+        kinds: the suitable stages, best first. If no checkpoint exists, the first one must be trained.
     """
     file = WeightFile("model.ckpt", PATTERNS[kinds[0]], "")
     runs = [StageRun.of(draft, kind) for kind in kinds]
-    first, suitable = runs[0], runs[:1] if runs[0].written else runs
+    first, suitable = runs[0], runs[:1] if runs[0].has_config else runs
     trained = next((run for run in suitable if run.trained), None)
     if trained is not None:
-        size = draft.located(trained.checkpoint).stat().st_size / 2**20
-        draft.have(file.key, trained.checkpoint, f"{size:,.0f} MiB, a checkpoint of {trained.kind}")
+        size = draft.resolve(trained.checkpoint).stat().st_size / 2**20
+        draft.set_found(file.key, trained.checkpoint, f"{size:,.0f} MiB, a checkpoint of {trained.kind}")
         return
-    if not (first.written or draft.is_demo) and (place := models.find(draft, file, _suits(draft, kinds))) is not None:
-        models.have_weights(draft, file, place)
+    may_search = not (first.has_config or draft.is_demo)
+    if may_search and (path := models.find_weights(draft, file, _suits(draft, kinds))) is not None:
+        models.set_weights(draft, file, path)
         return
-    path = draft.beside / f"{first.kind}.yaml"
-    writes = f"'emollama train --cfg-path {path}' writes it"
-    if path.exists() and not first.written:
-        writes = f"{path} is for other data or has no run.job_id: write one by emollama init {first.kind} --output FILE"
-    draft.lack(
-        file.key, "no such file yet", f"{writes}, or name another checkpoint by --options {file.key}=FILE", first.checkpoint
-    )
+    config_file = draft.output_folder / f"{first.kind}.yaml"
+    remedy = f"'emollama train --cfg-path {config_file}' writes it"
+    if config_file.exists() and not first.has_config:
+        remedy = f"{config_file} is for other data or has no run.job_id: run emollama init {first.kind} --output FILE"
+    remedy += f", or select another checkpoint with --options {file.key}=FILE"
+    draft.mark_missing(file.key, "no such file yet", remedy, first.checkpoint)
     draft.stages.append(first.kind)
 
 
-def written_file(draft: Draft, kind: str) -> dict[str, Any] | None:
-    """A stage's configuration that ``emollama init`` wrote beside the new file for the same folder; None if there is none."""
-    found = _read(draft.beside / f"{kind}.yaml")
-    run, paths = found.get("run"), found.get("paths")
+def existing_config(draft: Draft, kind: str) -> dict[str, Any] | None:
+    """Read the configuration of a stage that ``emollama init`` wrote for this data folder next to the new file.
+
+    Returns:
+        Its content; None if it does not exist, is for another folder, or has no ``run.job_id`` or ``run.output_dir``.
+    """
+    content = _read(draft.output_folder / f"{kind}.yaml")
+    run, paths = content.get("run"), content.get("paths")
     if not isinstance(run, dict) or not isinstance(paths, dict) or unescaped(str(paths.get("root"))) != str(draft.root):
         return None
-    return found if isinstance(run.get("job_id"), str) and isinstance(run.get("output_dir"), str) else None
+    return content if isinstance(run.get("job_id"), str) and isinstance(run.get("output_dir"), str) else None
 
 
 def free_job_id(output: Path, job: str) -> str:
-    """A name for a run whose folder has no checkpoints: that name, else that name with a number."""
+    """Return a run name whose folder contains no checkpoints: ``job``, or ``job`` with a number."""
     names = itertools.chain([job], (f"{job}_{number}" for number in itertools.count(2)))
     return next(name for name in names if not any((output / name).glob("checkpoint_*.pth")))
 
 
 def _newest_run(draft: Draft, output: Path, job: str) -> str | None:
-    """The run of this data folder that has the newest checkpoint, of those with a stage's name."""
+    """Return the name of the stage's run on this data folder with the newest checkpoint; None if no run has one."""
     newest: dict[str, int] = {}
     for path in output.glob(f"{job}*/checkpoint_*.pth"):
         folder = path.parent
@@ -123,33 +127,33 @@ def _newest_run(draft: Draft, output: Path, job: str) -> str | None:
 
 
 def _of_other_data(draft: Draft, folder: Path) -> bool:
-    """Whether a run's config.yaml names another ``paths.root``."""
+    """Whether ``paths.root`` in the config.yaml of a run is another folder."""
     paths = _read(folder / "config.yaml").get("paths")
     root = paths.get("root") if isinstance(paths, dict) else None
-    return isinstance(root, str) and not INTERPOLATION.search(root) and draft.located(root) != draft.root
+    return isinstance(root, str) and not INTERPOLATION.search(root) and draft.resolve(root) != draft.root
 
 
 def _existing(folder: Path, last: str) -> str | None:
-    """The checkpoint that a run ends with; before its end, the best one or that of the newest epoch."""
+    """Return the last checkpoint of a run; if it does not exist, the best one, that of the newest epoch, or checkpoint_last."""
     names = {path.name for path in folder.glob("checkpoint_*.pth")}
     epochs = sorted((name for name in names if re.fullmatch(r"checkpoint_\d+\.pth", name)), key=lambda name: (len(name), name))
     return next((name for name in (last, "checkpoint_best.pth", *reversed(epochs), "checkpoint_last.pth") if name in names), None)
 
 
 def _suits(draft: Draft, kinds: Sequence[str]) -> Callable[[Path], bool]:
-    """Whether the path of a checkpoint names one of these stages or none."""
+    """Return a test for paths of checkpoints: the path contains the name of one of these stages, or of no stage."""
 
     def suits(path: Path) -> bool:
-        found = re.findall(r"stage[_-]?([12])(?!\d)", os.path.relpath(path, draft.root), re.IGNORECASE)
-        return not found or f"stage{found[-1]}" in kinds
+        stages = re.findall(r"stage[_-]?([12])(?!\d)", os.path.relpath(path, draft.root), re.IGNORECASE)
+        return not stages or f"stage{stages[-1]}" in kinds
 
     return suits
 
 
 def _read(path: Path | None) -> dict[str, Any]:
-    """The content of a YAML file; empty where there is none that can be read."""
+    """Read a YAML file; return an empty mapping if it does not exist or cannot be read."""
     try:
-        found = yaml.safe_load(read_text(str(path))) if path is not None and path.is_file() else None
+        content = yaml.safe_load(read_text(str(path))) if path is not None and path.is_file() else None
     except (OSError, UserError, yaml.YAMLError):
-        found = None
-    return found if isinstance(found, dict) else {}
+        content = None
+    return content if isinstance(content, dict) else {}

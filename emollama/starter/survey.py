@@ -1,6 +1,7 @@
-"""What a data folder contains: lists of clips, tables, captions, feature folders, models, videos and images.
+"""Contents of a data folder: annotation files, tables, captions, feature folders, models, videos and images.
 
-The folder is walked once; files are opened only when something asks about them. Nothing here imports torch.
+The folder tree is walked once. Files are opened only when a property or function needs their content. Nothing here
+imports torch.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ MAX_DEPTH, MAX_FOLDERS = 6, 10_000  # below the data folder
 
 MAX_TEXT = 200 * 2**20  # bytes of a list, table or JSON file that is opened
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
-SLOT_NAMES = (  # in this order: "maeV" and "HL" are more specific than "mae"
+# The first pattern that matches decides. "maeV" must come before "mae", which it contains.
+SLOT_NAMES = (
     ("video", re.compile(r"maev|videomae|video", re.IGNORECASE)),
     ("audio", re.compile(r"^hl\b|^hl[-_]|hubert|audio|wav|speech", re.IGNORECASE)),
     ("image", re.compile(r"eva|vit|clip|image", re.IGNORECASE)),
@@ -38,12 +40,12 @@ SLOT_NAMES = (  # in this order: "maeV" and "HL" are more specific than "mae"
 
 @dataclass(frozen=True)
 class ClipFile:
-    """A list (.txt) or table (.csv) of clips.
+    """An annotation list (.txt) or table (.csv) of clips.
 
     Attributes:
         path: the file.
-        names: of its clips, in order.
-        labels: label -> clips with it; empty where the file has none.
+        names: clip names in the order of the file.
+        labels: label -> number of clips; empty if the file has no labels.
         columns: header of a table; empty for a list.
     """
 
@@ -59,9 +61,9 @@ class FeatureFolder:
 
     Attributes:
         path: the folder.
-        slot: image, face, video or audio, by its manifest or its name; None if neither tells.
-        shape: of its first array.
-        store: its reader.
+        slot: ``image``, ``face``, ``video`` or ``audio``, from its manifest or its name; None if neither identifies it.
+        shape: shape of its first array.
+        store: reader of the arrays.
     """
 
     path: Path
@@ -71,18 +73,18 @@ class FeatureFolder:
 
     @property
     def width(self) -> int:
-        """Numbers of a feature vector."""
+        """Dimension of the feature vectors."""
         return self.shape[-1]
 
     @property
     def image_size(self) -> int | None:
-        """Side in pixels of the frames behind an EVA cache of (1 + (side / 14)^2, width); None for another number of rows."""
+        """Frame size in pixels behind EVA features of shape (1 + (size / 14)^2, width); None for other numbers of rows."""
         patches = (self.shape[0] if len(self.shape) == 2 else 0) - 1
         side = round(max(patches, 0) ** 0.5)
         return 14 * side if side and side * side == patches else None
 
     def coverage(self, names: Iterable[str]) -> int:
-        """How many of these clips have an array."""
+        """Return how many of these clips have an array."""
         return sum(name in self.store for name in names)
 
 
@@ -91,29 +93,29 @@ def require_data_folder(root: Path, source: str) -> None:
 
     Args:
         root: the folder.
-        source: the option or variable that named it.
+        source: the option or variable that contains its path.
 
     Raises:
-        UserError: no such folder.
+        UserError: the folder does not exist.
     """
     if not root.is_dir():
-        raise UserError(f"{source}: no folder '{root}' (working folder: {os.getcwd()}). Correct the path.")
+        raise UserError(f"{source}: the folder '{root}' does not exist (working folder: {os.getcwd()}). Correct the path.")
 
 
 class FolderSurvey:
-    """The files below a folder. Hidden folders, virtual environments, results of runs and demos below it are left out.
+    """The files in a folder and its subfolders, without hidden folders, virtual environments, results of runs, and demos.
 
     Args:
         root: the folder.
-        source: the option or variable that named it, for messages.
+        source: the option or variable that contains its path, for messages.
 
     Attributes:
-        root: the folder, absolute.
-        files: folder -> the names of its files.
-        demos: folders of ``emollama demo`` below the root.
+        root: absolute path of the folder.
+        files: folder -> names of the files in it.
+        demos: folders below the root that ``emollama demo`` wrote.
 
     Raises:
-        UserError: no such folder.
+        UserError: the folder does not exist.
     """
 
     def __init__(self, root: Path, source: str = "--data") -> None:
@@ -122,99 +124,105 @@ class FolderSurvey:
         self.demos: list[Path] = []
         self.files = dict(_walk(self.root, self.demos))
 
-    def named(self, *names: str) -> list[Path]:
-        """Files with one of these names, nearest to the root first."""
+    def files_named(self, *names: str) -> list[Path]:
+        """Return the files with one of these names, nearest to the root first."""
         return self._paths(lambda name: name in names)
 
-    def ending(self, *endings: str) -> list[Path]:
-        """Files with one of these endings, nearest to the root first."""
+    def files_ending(self, *endings: str) -> list[Path]:
+        """Return the files whose lowercase names have one of these endings, nearest to the root first."""
         return self._paths(lambda name: name.lower().endswith(endings))
 
-    def folders_of(self, *endings: str) -> list[tuple[Path, int]]:
-        """Folders that contain files with these endings, and how many, most first."""
+    def folders_with(self, *endings: str) -> list[tuple[Path, int]]:
+        """Return the folders that contain files with these endings and the number of such files, largest number first."""
         counts = {folder: sum(name.lower().endswith(endings) for name in names) for folder, names in self.files.items()}
         return sorted(((folder, count) for folder, count in counts.items() if count), key=lambda item: -item[1])
 
     @functools.cached_property
     def lists(self) -> list[ClipFile]:
-        """The .txt files that are lists of clips with at least one array in one of the feature folders."""
-        found = [listed for path in self.ending(".txt") if (listed := read_list(path)) is not None]
-        return [listed for listed in found if any(folder.coverage(listed.names) for folder in self.features)]
+        """The .txt files that are annotation lists of clips with at least one array in a feature folder."""
+        # Any text of one or two words per line reads as a list, so the names must also occur in a feature folder.
+        candidates = [clip_file for path in self.files_ending(".txt") if (clip_file := read_list(path)) is not None]
+        return [clip_file for clip_file in candidates if any(folder.coverage(clip_file.names) for folder in self.features)]
 
     @functools.cached_property
     def tables(self) -> list[ClipFile]:
-        """The .csv files that have a column of names."""
-        return [table for path in self.ending(".csv") if (table := read_table(path)) is not None]
+        """The .csv files that have a column of clip names."""
+        return [table for path in self.files_ending(".csv") if (table := read_table(path)) is not None]
 
     @functools.cached_property
     def features(self) -> list[FeatureFolder]:
-        """The folders of arrays."""
+        """The feature folders that can be read."""
         folders: dict[Path, None] = {}
         for folder, names in self.files.items():
             if any(name.endswith((".npy", ".tar")) for name in names) or is_packed(str(folder)):
-                folders[self._store_of(folder)] = None
-        return [found for folder in folders if (found := open_features(folder)) is not None]
+                folders[self._store_folder(folder)] = None
+        return [features for folder in folders if (features := open_features(folder)) is not None]
 
     @functools.cached_property
     def models(self) -> dict[Path, str]:
-        """Hugging Face folders -> the model_type of their config.json."""
-        found = {}
-        for path in self.named("config.json"):
+        """Hugging Face folders -> the ``model_type`` in their config.json."""
+        model_types = {}
+        for path in self.files_named("config.json"):
             try:
-                kind = json.loads(path.read_text(encoding="utf-8"))["model_type"]
+                model_type = json.loads(path.read_text(encoding="utf-8"))["model_type"]
             except (OSError, ValueError, KeyError, TypeError):
                 continue
-            found[path.parent] = str(kind)
-        return found
+            model_types[path.parent] = str(model_type)
+        return model_types
 
     def language_models(self) -> list[Path]:
-        """Hugging Face folders with a tokenizer."""
+        """Return the Hugging Face folders that contain a tokenizer."""
         tokenizers = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json"}
         return [folder for folder in self.models if tokenizers & set(self.files[folder])]
 
-    def _paths(self, wanted: Callable[[str], bool]) -> list[Path]:
-        found = [folder / name for folder, names in self.files.items() for name in names if wanted(name)]
-        return sorted(found, key=lambda path: (len(path.parts), _natural(str(path))))
+    def _paths(self, matches: Callable[[str], bool]) -> list[Path]:
+        paths = [folder / name for folder, names in self.files.items() for name in names if matches(name)]
+        return sorted(paths, key=lambda path: (len(path.parts), _natural_key(str(path))))
 
-    def _store_of(self, folder: Path) -> Path:
-        """The folder that clip names start at; names may have folders themselves, below one with a manifest or usual name."""
-        usual = {name.lower() for name in feature_folders()}
+    def _store_folder(self, folder: Path) -> Path:
+        """Return the feature folder that a folder of arrays belongs to.
+
+        Clip names may contain folders (``a/clip_1``). The feature folder is then a parent folder, which has a manifest or
+        one of the usual names.
+        """
+        usual_names = {name.lower() for name in feature_folders()}
         for parent in [folder, *folder.parents]:
             if parent == self.root:
                 break
-            if (parent / "manifest.json").is_file() or parent.name.lower() in usual:
+            if (parent / "manifest.json").is_file() or parent.name.lower() in usual_names:
                 return parent
         return folder
 
 
-def _natural(text: str) -> list[tuple[int, str]]:
-    """A key that sorts checkpoint_3 before checkpoint_29."""
+def _natural_key(text: str) -> list[tuple[int, str]]:
+    """Return a key that sorts checkpoint_3 before checkpoint_29."""
     return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", text)]
 
 
 def _walk(root: Path, demos: list[Path]) -> Iterator[tuple[Path, list[str]]]:
-    """Folders with the names of their files; links to folders are followed once. Demos below the root go to ``demos``."""
-    seen, count = set(), 0
-    for place, folders, files in os.walk(root, followlinks=True):
-        real, depth = os.path.realpath(place), len(Path(place).relative_to(root).parts)
+    """Yield each folder with the names of its files; append the folders of demos below the root to ``demos``."""
+    visited, count = set(), 0
+    for folder, folders, files in os.walk(root, followlinks=True):
+        # Each real folder is visited once, so that a cycle of links ends.
+        real, depth = os.path.realpath(folder), len(Path(folder).relative_to(root).parts)
         count += 1
-        if real in seen or count > MAX_FOLDERS or "pyvenv.cfg" in files:
+        if real in visited or count > MAX_FOLDERS or "pyvenv.cfg" in files:
             folders.clear()
             continue
-        seen.add(real)
-        if depth and demo_in(Path(place)) is not None:
-            demos.append(Path(place))
+        visited.add(real)
+        if depth and demo_in(Path(folder)) is not None:
+            demos.append(Path(folder))
             folders.clear()
             continue
         is_run = "config.yaml" in files
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__")) and not (is_run and name == "result"))
         if depth >= MAX_DEPTH:
             folders.clear()
-        yield Path(place), sorted(name for name in files if not name.startswith(".") and (not is_run or name.endswith(".pth")))
+        yield Path(folder), sorted(name for name in files if not name.startswith(".") and (not is_run or name.endswith(".pth")))
 
 
 def read_list(path: Path) -> ClipFile | None:
-    """A list of clips; None where the file is none: most of its rows have another form."""
+    """Read an annotation list; return None if the file cannot be read or most of its lines have another form."""
     problems: list[Problem] = []
     try:
         if path.stat().st_size > MAX_TEXT:
@@ -229,7 +237,7 @@ def read_list(path: Path) -> ClipFile | None:
 
 
 def read_table(path: Path) -> ClipFile | None:
-    """A table with a column of clip names; None where the file has none."""
+    """Read a table of clips; return None if the file cannot be read or has no column of clip names."""
     problems: list[Problem] = []
     try:
         if path.stat().st_size > MAX_TEXT:
@@ -245,8 +253,8 @@ def read_table(path: Path) -> ClipFile | None:
     return ClipFile(path, tuple(row[column] for _, row in rows), labels, tuple(header))
 
 
-def captioned(path: Path, field: str) -> frozenset[str]:
-    """The clips that have a caption under a field of a JSON file; empty where it has another form."""
+def captioned_names(path: Path, field: str) -> frozenset[str]:
+    """Return the names of the clips with a caption in this field of a JSON file; empty if the file has another form."""
     try:
         if path.stat().st_size > MAX_TEXT:
             return frozenset()
@@ -256,20 +264,20 @@ def captioned(path: Path, field: str) -> frozenset[str]:
 
 
 def open_features(folder: Path) -> FeatureFolder | None:
-    """The arrays of a folder; None where it has none that can be read."""
+    """Open a folder of arrays; return None if it contains no readable array."""
     try:
         store = open_store(str(folder), "--data")
         name = min(store.names(), default=None)
-        if name is None:  # names with folders
+        if name is None:  # the clip names contain folders
             first = next(folder.rglob("*.npy"))
             name = first.relative_to(folder).with_suffix("").as_posix()
         shape, _ = store.header(name)
     except (UserError, OSError, ValueError, StopIteration):
         return None
-    return FeatureFolder(folder, _slot(folder), shape, store) if shape else None
+    return FeatureFolder(folder, _slot_of(folder), shape, store) if shape else None
 
 
-def _slot(folder: Path) -> str | None:
+def _slot_of(folder: Path) -> str | None:
     try:
         manifest = Manifest.read(str(folder))
     except UserError:
@@ -280,10 +288,10 @@ def _slot(folder: Path) -> str | None:
 
 
 def video_folders(survey: FolderSurvey) -> list[tuple[Path, int]]:
-    """Folders of videos with their number, most first."""
-    return survey.folders_of(*ENDINGS)
+    """Return the folders that contain videos and the number of videos, largest number first."""
+    return survey.folders_with(*ENDINGS)
 
 
 def image_folders(survey: FolderSurvey) -> list[tuple[Path, int]]:
-    """Folders of images with their number, most first."""
-    return survey.folders_of(*IMAGE_ENDINGS)
+    """Return the folders that contain images and the number of images, largest number first."""
+    return survey.folders_with(*IMAGE_ENDINGS)

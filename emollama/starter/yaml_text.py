@@ -1,6 +1,6 @@
-"""A YAML file that is edited key by key; comments and the order of keys stay (ruamel.yaml's round trip).
+"""Edit a YAML file key by key with ruamel.yaml's round trip, which preserves the order of keys and their comments.
 
-A path is dotted: ``model.ckpt``. Comments on the line of a key and at the top of the file are kept, others are not.
+Keys are dotted paths such as ``model.ckpt``. Only comments on the line of a key and at the top of the file are preserved.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ import yaml
 from emollama.paths import require_utf8
 
 INTERPOLATION = re.compile(r"(?<!\\)\$\{")
-NAME_WITH_BRACE = re.compile(rf"{INTERPOLATION.pattern}(?!paths\.root\}}|oc\.env:)")  # the starters use no other interpolation
+# "${" in the name of a file is not an interpolation. The starters use only ${paths.root} and ${oc.env:...}.
+NAME_WITH_BRACE = re.compile(rf"{INTERPOLATION.pattern}(?!paths\.root\}}|oc\.env:)")
 NOTE_COLUMN = 43  # where comments of edited lines start, as in the shipped files
 
 
-def shown(value: Any) -> str:
-    """A value in a message."""
+def as_text(value: Any) -> str:
+    """Return a value as it is printed in a message."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def unescaped(text: str) -> str:
-    """A text as OmegaConf reads it: ``${`` is what the names of some files contain, rather than an interpolation."""
+    r"""Return a text as OmegaConf reads it: ``\${`` is ``${`` in the name of a file, not an interpolation."""
     return text.replace("\\${", "${")
 
 
@@ -34,11 +35,11 @@ class YamlText:
     """The text of a YAML file whose top level is a mapping.
 
     Args:
-        text: of the file.
+        text: content of the file.
 
     Attributes:
-        header: the comment lines at the top, without their ``#``.
-        tree: the mappings of ruamel.yaml.
+        header: the comment lines at the top, without ``#``.
+        tree: the content as ruamel.yaml's mappings.
     """
 
     def __init__(self, text: str) -> None:
@@ -46,7 +47,7 @@ class YamlText:
         comments = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
         self.header = [line.removeprefix("#").removeprefix(" ") for line in comments]
         self.tree = _round_trip().load("\n".join(lines[len(comments) :]))
-        _keep_comments_of_keys(self.tree)
+        _remove_comments_between_keys(self.tree)
 
     def __str__(self) -> str:
         stream = io.StringIO()
@@ -58,15 +59,20 @@ class YamlText:
         return _last(path) in self._block(path)
 
     def get(self, path: str, default: Any = None) -> Any:
-        """The value of a key; the default where the key is absent or null."""
+        """Return the value of a key, or the default if the key is absent or null."""
         value = self._block(path).get(_last(path))
         return default if value is None else value
 
     def set(self, path: str, value: Any, note: str | None = None) -> None:
-        """Give a key a value. A new key goes to the end of its block; a note replaces the key's comment.
+        """Set a key. A new key is added to the end of its block.
+
+        Args:
+            path: dotted path of the key.
+            value: its value.
+            note: a comment that replaces the comment of the key.
 
         Raises:
-            UserError: the value is the name of a file, or contains one, that is not UTF-8.
+            UserError: a file name in the value is not UTF-8.
         """
         block = self.tree
         for name in path.split(".")[:-1]:
@@ -80,16 +86,16 @@ class YamlText:
         self._block(path).yaml_add_eol_comment(_one_line(note), _last(path), column=NOTE_COLUMN)
 
     def rename(self, path: str, name: str) -> None:
-        """Give a key another name; its place and value stay."""
+        """Rename a key without changing its position and value."""
         block, old = self._block(path), _last(path)
         block.insert(list(block).index(old), name, block.pop(old))
 
     def drop(self, path: str) -> None:
-        """Remove a key with everything under it; an absent one is no error."""
+        """Remove a key and everything under it. Do nothing if the key is absent."""
         self._block(path).pop(_last(path), None)
 
     def _block(self, path: str) -> Any:
-        """The mapping that a key belongs to; an empty one where there is none."""
+        """Return the mapping that contains a key; an empty one if it does not exist."""
         block = self.tree
         for name in path.split(".")[:-1]:
             block = block.get(name) or {}
@@ -101,7 +107,7 @@ def _last(path: str) -> str:
 
 
 def _round_trip() -> Any:
-    """ruamel.yaml's reader and writer, which is imported only here and below."""
+    """Return ruamel.yaml's reader and writer."""
     from ruamel.yaml import YAML
 
     parser: Any = YAML()
@@ -112,7 +118,7 @@ def _round_trip() -> Any:
 
 
 def _node(value: Any, path: str) -> Any:
-    """A value as ruamel.yaml writes it: mappings and lists on one line, text in quotes where YAML 1.1 would misread it."""
+    """Convert a value for ruamel.yaml: mappings and lists on one line, quotes around text that YAML 1.1 would misread."""
     from ruamel.yaml.comments import CommentedMap, CommentedSeq
     from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
@@ -130,7 +136,7 @@ def _node(value: Any, path: str) -> Any:
 
 
 def _one_line(text: str) -> str:
-    """A comment, in which a line break and other characters that YAML does not allow are escaped."""
+    """Escape line breaks and other characters that a YAML comment must not contain."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
@@ -138,15 +144,15 @@ def _read(text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
-        return text  # ruamel.yaml puts it in quotes
+        return text  # ruamel.yaml adds the quotes
 
 
-def _keep_comments_of_keys(node: Any) -> None:
-    """Remove blank lines and comments between keys, which would move with the key before them."""
+def _remove_comments_between_keys(node: Any) -> None:
+    """Remove blank lines and comments between keys: ruamel.yaml attaches them to the key before, and they would move with it."""
     for key, value in node.items():
         comment = (node.ca.items.pop(key, None) or [None] * 3)[2]
         if comment is not None and comment.value.startswith("#"):
             comment.value = comment.value.partition("\n")[0]
             node.ca.items[key] = [None, None, comment, None]
         if isinstance(value, dict):
-            _keep_comments_of_keys(value)
+            _remove_comments_between_keys(value)
