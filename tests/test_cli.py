@@ -314,7 +314,8 @@ def test_a_block_is_described_by_its_part_of_the_reference(block, capsys):
 
 def test_what_is_no_components_block_is_described_too(capsys):
     assert called(capsys, "reference", "imports")[1].startswith("imports\n  A list of Python modules")
-    assert called(capsys, "reference", "paths")[1].startswith("paths\n  Values of your own, which other keys refer to as ${paths.x}")
+    described = called(capsys, "reference", "paths")[1]
+    assert described.startswith("paths\n  Values of your own, which other keys refer to as ${paths.x}")
 
 
 @pytest.mark.parametrize(
