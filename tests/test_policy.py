@@ -369,7 +369,7 @@ def test_files_and_functions_keep_to_their_sizes():
 
 
 RUNS = sorted([*(ROOT / "train_configs").glob("**/*.yaml"), *(ROOT / "eval_configs").glob("**/*.yaml")])
-PRESETS = sorted((PACKAGE / "configs").glob("*/*.yaml"))
+PRESETS = sorted((PACKAGE / "config/presets").glob("*/*.yaml"))
 
 
 def test_every_shipped_configuration_loads(shipped_configs):
