@@ -79,7 +79,7 @@ def test_a_folder_becomes_a_list_with_both_captions_and_is_not_changed(tmp_path,
     assert tree(folder) == before
 
 
-def test_the_coarse_caption_is_made_of_the_chosen_texts_that_say_something(tmp_path, out):
+def test_the_coarse_caption_consists_of_the_chosen_texts_that_are_not_empty(tmp_path, out):
     run("mer-factory", factory(tmp_path / "f", a=record()), "--output", out, "--caption", "audio_analysis", "video_content",
         "visual_objective")  # fmt: skip
     assert table(out / "MERR_coarse_grained.json") == {"a": {"caption": "Loud. A room."}}
@@ -111,7 +111,7 @@ def test_the_label_is_the_strongest_emotion_at_the_overall_peak(changes, overall
     assert raw_label(record(**changes), "overall-or-first") == or_first
 
 
-def test_labels_that_nobody_decided_are_told_together_and_a_map_decides_them(tmp_path, out):
+def test_labels_that_nobody_decided_are_reported_together_and_a_map_decides_them(tmp_path, out):
     disgust = ["Peak at 2.88s: disgust (strong)"]
     folder = factory(
         tmp_path / "f",
@@ -123,18 +123,18 @@ def test_labels_that_nobody_decided_are_told_together_and_a_map_decides_them(tmp
     )
     said = refusal(folder, out)
     assert "problems: 2." in said
-    assert f"{folder}/b/b_merr_data.json: the label 'disgust' is none of happy, sad" in said and "(2 clips have it)" in said
-    assert f"{folder}/d/d_merr_data.json (no peak at the time of the overall peak): the label 'unknown' is none of" in said
+    assert f"{folder}/b/b_merr_data.json: the label 'disgust' is not one of happy, sad" in said and "(number of clips: 2)" in said
+    assert f"{folder}/d/d_merr_data.json (no peak at the time of the overall peak): the label 'unknown' is not one of" in said
     maps = written(tmp_path / "map.yaml", "disgust: contempt\nunknown: skip\n")
     run("mer-factory", folder, "--output", out, "--label-map", maps)
     assert listed(out) == [("a", "angry"), ("b", "contempt"), ("c", "contempt"), ("e", "neutral")]
     assert table(out / "import_report.json")["left_out"] == {"the label map skips 'unknown'": ["d"]}
 
 
-def test_a_peak_that_is_there_and_says_unknown_is_not_told_to_be_absent(tmp_path, out):
+def test_a_peak_that_is_there_and_says_unknown_is_not_reported_as_absent(tmp_path, out):
     folder = factory(tmp_path / "f", a=record(chronological_emotion_peaks=["Peak at 2.88s: unknown"]))
     said = refusal(folder, out)
-    assert f"{folder}/a/a_merr_data.json: the label 'unknown' is none of" in said and "no peak" not in said
+    assert f"{folder}/a/a_merr_data.json: the label 'unknown' is not one of" in said and "no peak" not in said
 
 
 @pytest.mark.parametrize("peaks", ["Peak at 2.88s: angry (slight)", None, {"0": "neutral"}, [{"time": 2.88}]])
@@ -142,7 +142,7 @@ def test_peaks_that_are_no_list_of_texts_are_a_problem_which_no_map_hides(tmp_pa
     folder = factory(tmp_path / "f", a=record(), b=record(chronological_emotion_peaks=peaks))
     maps = written(tmp_path / "map.yaml", "unknown: skip\n")
     said = refusal(folder, out, "--label-map", maps)
-    assert f"{folder}/b/b_merr_data.json: " in said and "'chronological_emotion_peaks' is no list of texts" in said
+    assert f"{folder}/b/b_merr_data.json: " in said and "'chronological_emotion_peaks' is not a list of texts" in said
 
 
 def test_overrides_win_over_map_truth_and_peaks(tmp_path, out):
@@ -158,10 +158,10 @@ def test_overrides_win_over_map_truth_and_peaks(tmp_path, out):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("name,label\na,hapy\n", "line 2: the column 'label' says 'hapy'; expected one of happy"),
-        ("name,emotion\na,happy\n", "line 2: the column 'label' says ''"),
-        ("name,label\nz,happy\n", "line 2: no clip is called 'z'"),
-        ("name,label\na,happy\na,sad\n", "line 3: 'a' says something else than in"),
+        ("name,label\na,hapy\n", "line 2: the column 'label' contains 'hapy'; expected one of happy"),
+        ("name,emotion\na,happy\n", "line 2: the column 'label' contains ''"),
+        ("name,label\nz,happy\n", "line 2: no clip has the name 'z'"),
+        ("name,label\na,happy\na,sad\n", "line 3: 'a' has other values than in"),
     ],
 )
 def test_bad_overrides_are_refused_with_their_line(tmp_path, out, text, says):
@@ -174,7 +174,7 @@ def test_clips_of_one_name_are_named_with_both_paths(tmp_path, out):
     folder = factory(tmp_path / "f" / "one", a=record()).parent
     factory(folder / "two", a=record(), b=record())
     said = refusal(folder, out)
-    assert f"'a' is the name of 2 clips: {folder}/one/a/a_merr_data.json, {folder}/two/a/a_merr_data.json" in said
+    assert f"2 clips have the name 'a': {folder}/one/a/a_merr_data.json, {folder}/two/a/a_merr_data.json" in said
     run("mer-factory", folder, "--output", out, "--on-problem", "skip")
     assert listed(out) == [("b", "angry")]
 
@@ -185,13 +185,13 @@ def test_clips_of_one_name_are_named_with_both_paths(tmp_path, out):
         ('{\n "final_summary": "x",\n', "line 3: not valid JSON"),
         ('{\n // mine\n "chronological_emotion_peaks": []}', "line 2: not valid JSON"),
         ("", "line 1: not valid JSON"),
-        ("[]", "no record of MER-Factory's MER pipeline"),
-        ('{"final_summary": "x"}', "'chronological_emotion_peaks' is no list of texts"),
+        ("[]", "not an output of MER-Factory's MER pipeline"),
+        ('{"final_summary": "x"}', "'chronological_emotion_peaks' is not a list of texts"),
         ("[" * 100_000, "nested too deeply"),
-        ('{"chronological_emotion_peaks": ["neutral"], "final_summary": "\\ud83d"}', "half of a character"),
+        ('{"chronological_emotion_peaks": ["neutral"], "final_summary": "\\ud83d"}', "an incomplete character"),
     ],
 )
-def test_a_broken_file_is_told_with_its_line_or_left_out(tmp_path, out, text, says):
+def test_a_broken_file_is_reported_with_its_line_or_left_out(tmp_path, out, text, says):
     folder = factory(tmp_path / "f", a=record(), b=text)
     said = refusal(folder, out)
     assert f"{folder}/b/b_merr_data.json" in said and says in said and "problems: 1." in said
@@ -208,7 +208,7 @@ def test_a_file_that_is_not_utf8_is_a_problem(tmp_path, out):
 
 def test_names_with_spaces_are_problems(tmp_path, out):
     folder = factory(tmp_path / "f", **{"my clip": record(), "a": record()})
-    assert "the name 'my clip' holds white space" in refusal(folder, out)
+    assert "the name 'my clip' contains white space" in refusal(folder, out)
     run("mer-factory", folder, "--output", out, "--on-problem", "skip")
     assert listed(out) == [("a", "angry")]
 
@@ -221,5 +221,5 @@ def test_texts_of_other_kinds_are_read_as_absent(tmp_path, out):
 
 def test_a_folder_without_records_is_refused(tmp_path, out):
     written(tmp_path / "f" / "a.json", "{}")
-    assert "no file named <clip>_merr_data.json anywhere below it" in refusal(tmp_path / "f", out)
+    assert "contains no file <clip>_merr_data.json, also in subfolders" in refusal(tmp_path / "f", out)
     assert "no folder" in refusal(tmp_path / "nowhere", out)

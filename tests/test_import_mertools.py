@@ -91,7 +91,7 @@ def test_a_file_that_runs_code_is_refused_by_the_codes_name_and_nothing_runs(tmp
     mark = tmp_path / "it_ran"
     path = saved(tmp_path / "l.npz", train_corpus=as_object_array({"a": {"emo": Runs(mark), "val": 1.0}}))
     said = refusal(path, tmp_path / "out", "--on-problem", "skip")
-    assert "posix.mkdir" in said and "Nothing of it was run" in said and f"{path}, 'train_corpus'" in said
+    assert "posix.mkdir" in said and "No code of the file was executed" in said and f"{path}, 'train_corpus'" in said
     assert not mark.exists()
     np.load(path, allow_pickle=True)["train_corpus"]
     assert mark.exists()  # so the file would have run
@@ -119,7 +119,7 @@ def test_code_in_a_split_that_is_not_asked_for_is_not_even_opened(tmp_path):
 )
 def test_whatever_is_not_plain_is_refused_by_its_name(tmp_path, value, named):
     path = with_pickle(tmp_path / "l.npz", as_object_array({"a": value}))
-    assert f"it names {named}" in refusal(path, tmp_path / "out")
+    assert f"it refers to {named}" in refusal(path, tmp_path / "out")
 
 
 GLOBAL = b"cnumpy\n%b\n"
@@ -156,7 +156,7 @@ DTYPE = b"cnumpy\ndtype\n"
         b"]" * 100_000 + b"a" * 99_999 + b".",
     ],
 )
-def test_pickles_made_by_hand_are_refused_with_file_and_key(tmp_path, payload):
+def test_handmade_pickles_are_refused_with_file_and_key(tmp_path, payload):
     path = with_pickle(tmp_path / "l.npz", payload)
     said = refusal(path, tmp_path / "out")
     assert said.startswith(f"{path}, 'train_corpus': ")
@@ -220,9 +220,9 @@ def test_opcodes_changed_anywhere_give_a_refusal_or_a_table_and_never_anything_e
             assert isinstance(read_dictionaries(str(path), ["train_corpus"])["train_corpus"], dict)
 
 
-def test_an_absent_split_is_told_with_those_that_are_there(tmp_path):
+def test_an_absent_split_is_reported_with_those_that_are_there(tmp_path):
     path = saved(tmp_path / "l.npz", whole_corpus=TRAIN, names=np.array(["a"]))
-    assert "no 'train_corpus' in it. It holds: whole_corpus, names." in refusal(path, tmp_path / "out")
+    assert "contains no 'train_corpus'. Its entries: whole_corpus, names." in refusal(path, tmp_path / "out")
 
 
 @pytest.mark.parametrize("corpus", [np.arange(3), np.array([{"a": 1}, {"b": 1}], object), np.array("text")])
@@ -237,16 +237,16 @@ def test_an_entry_that_is_no_dictionary_is_refused(tmp_path, corpus):
         ("b", "sad", "expected a name with"),
         ("b", {"val": 1.0}, "expected a name with"),
         ("b", {"emo": np.arange(2)}, "expected a name with"),
-        ("b", {"emo": "sad", "val": "high"}, "the valence 'high' is no number"),
-        ("b", {"emo": "sad", "val": float("nan")}, "the valence nan is no number"),
-        ("b", {"emo": "sad", "val": np.arange(2)}, "is no number"),
-        ("b c", {"emo": "sad"}, "holds white space"),
+        ("b", {"emo": "sad", "val": "high"}, "the valence 'high' is not a finite number"),
+        ("b", {"emo": "sad", "val": float("nan")}, "the valence nan is not a finite number"),
+        ("b", {"emo": "sad", "val": np.arange(2)}, "is not a finite number"),
+        ("b c", {"emo": "sad"}, "contains white space"),
         ("../b", {"emo": "sad"}, "would leave its folder"),
-        ("b", {"emo": "bored"}, "the label 'bored' is none of"),
-        ("b", {"emo": 3}, "the label '3' is none of"),
+        ("b", {"emo": "bored"}, "the label 'bored' is not one of"),
+        ("b", {"emo": 3}, "the label '3' is not one of"),
     ],
 )
-def test_a_bad_entry_is_told_with_split_and_name_or_left_out(tmp_path, name, given, says):
+def test_a_bad_entry_is_reported_with_split_and_name_or_left_out(tmp_path, name, given, says):
     path = saved(tmp_path / "l.npz", train_corpus={"a": {"emo": "sad"}, name: given})
     said = refusal(path, tmp_path / "out")
     assert f"{path}, train_corpus, '{name}': " in said and says in said and "problems: 1." in said
@@ -264,7 +264,7 @@ def test_numbers_as_labels_are_named_by_a_map(tmp_path):
 def test_a_clip_in_two_splits_is_a_problem(tmp_path):
     path = saved(tmp_path / "l.npz", train_corpus=TRAIN, test1_corpus={"b": {"emo": "sad"}})
     said = refusal(path, tmp_path / "out", "--split", "train", "test1")
-    assert "test1_corpus, 'b': the clip stands in another of these splits too" in said
+    assert "test1_corpus, 'b': the clip is also in another of these splits" in said
 
 
 def test_a_split_of_withheld_labels_is_noted(tmp_path, capsys):

@@ -39,7 +39,7 @@ def test_dfews_ids_are_its_labels_and_the_seventh_needs_the_users_word(tmp_path,
     folder = videos(tmp_path / "v", *(f"{i}.mp4" for i in range(1, 8)))
     rows = written(tmp_path / "set_1.csv", "video_name,label\n" + "".join(f"{i},{i}\n" for i in range(1, 8)))
     said = refusal("videos", folder, rows, "--output", out, "--label-map", "dfew")
-    assert "problems: 1." in said and "the label '6', which a map makes 'disgust'," in said
+    assert "problems: 1." in said and "the label '6' (mapped to 'disgust')" in said
     maps = written(tmp_path / "map.yaml", "disgust: skip\n")
     run("videos", folder, rows, "--output", out, "--label-map", "dfew", maps)
     assert [label for _, label in listed(out)] == ["happy", "sad", "neutral", "angry", "surprise", "fear"]
@@ -51,7 +51,7 @@ def test_dfews_ids_are_its_labels_and_the_seventh_needs_the_users_word(tmp_path,
 def test_videos_without_a_row_are_counted_and_rows_without_a_video_are_problems(tmp_path, out):
     folder = videos(tmp_path / "v", "a.mp4", "b.mp4")
     rows = written(tmp_path / "l.csv", "name,label\na,sad\nz,sad\n")
-    assert f"{rows}, line 3: no video is called 'z'" in refusal("videos", folder, rows, "--output", out)
+    assert f"{rows}, line 3: no video has the name 'z'" in refusal("videos", folder, rows, "--output", out)
     run("videos", folder, rows, "--output", out, "--on-problem", "skip")
     assert listed(out) == [("a", "sad")]
     assert table(out / "import_report.json")["left_out"] == {f"videos without a row of their own in {rows}": ["b"]}
@@ -60,10 +60,12 @@ def test_videos_without_a_row_are_counted_and_rows_without_a_video_are_problems(
 def test_a_name_that_fits_several_videos_needs_its_folder(tmp_path, out):
     folder = videos(tmp_path / "v", "one/a.mp4", "two/a.mp4", "two/b.mp4")
     vague = written(tmp_path / "vague.csv", "name,label\na,sad\n")
-    assert "'a' fits several videos: one/a, two/a. Write the folder too." in refusal("videos", folder, vague, "--output", out)
+    assert "'a' matches several videos: one/a, two/a. Add the folder to the name." in refusal(
+        "videos", folder, vague, "--output", out
+    )
     exact = written(tmp_path / "exact.csv", "name,label\none/a.mp4,sad\nv\\two\\a.mp4,happy\none/b,sad\n")
     said = refusal("videos", folder, exact, "--output", out)
-    assert "problems: 1." in said and "line 4: no video is called 'one/b'" in said
+    assert "problems: 1." in said and "line 4: no video has the name 'one/b'" in said
     run("videos", folder, exact, "--output", out, "--on-problem", "skip")
     assert listed(out) == [("one/a", "sad"), ("two/a", "happy")]
 
@@ -72,12 +74,12 @@ def test_videos_of_one_name_collide_and_are_named_with_both_paths(tmp_path, out)
     folder = videos(tmp_path / "v", "a.mp4", "a.avi", "b.mp4", "c d.mp4")
     rows = written(tmp_path / "l.csv", "name,label\nb,sad\nc d,sad\n")
     said = refusal("videos", folder, rows, "--output", out)
-    assert f"{folder}/a.avi, {folder}/a.mp4" in said and "the name 'c d' holds white space" in said
+    assert f"{folder}/a.avi, {folder}/a.mp4" in said and "the name 'c d' contains white space" in said
     run("videos", folder, rows, "--output", out, "--on-problem", "skip")
     assert listed(out) == [("b", "sad")]
 
 
-def test_a_video_whose_row_is_a_problem_is_not_told_a_second_time_as_one_without_a_row(tmp_path, out):
+def test_a_video_whose_row_is_a_problem_is_not_reported_a_second_time_as_one_without_a_row(tmp_path, out):
     folder = videos(tmp_path / "v", "a.mp4", "b.mp4", "c d.mp4", "e.mp4")
     rows = written(tmp_path / "l.csv", "name,label\na,sad\na,happy\nb,sad\nc d,sad\n")
     run("videos", folder, rows, "--output", out, "--on-problem", "skip")
@@ -101,7 +103,7 @@ def test_a_folder_that_cannot_be_read_is_a_problem(tmp_path, out, monkeypatch):
     assert listed(out) == [("a", "sad")] and len(table(out / "import_report.json")["problems"]) == 1
 
 
-def test_linked_videos_are_taken_linked_folders_told_and_broken_links_problems(tmp_path, out):
+def test_linked_videos_are_taken_linked_folders_reported_and_broken_links_problems(tmp_path, out):
     folder = videos(tmp_path / "v", "a.mp4")
     videos(tmp_path / "elsewhere", "b.mp4", "c.mp4")
     (folder / "b.mp4").symlink_to(tmp_path / "elsewhere" / "b.mp4")
@@ -109,10 +111,10 @@ def test_linked_videos_are_taken_linked_folders_told_and_broken_links_problems(t
     (folder / "loop").symlink_to(folder)
     (folder / "gone.mp4").symlink_to(tmp_path / "nothing.mp4")
     rows = written(tmp_path / "l.csv", "name,label\na,sad\nb,happy\n")
-    assert f"{folder}/gone.mp4: a link that leads nowhere" in refusal("videos", folder, rows, "--output", out)
+    assert f"{folder}/gone.mp4: the target of this link does not exist" in refusal("videos", folder, rows, "--output", out)
     run("videos", folder, rows, "--output", out, "--on-problem", "skip")
     assert listed(out) == [("a", "sad"), ("b", "happy")]
-    links = table(out / "import_report.json")["left_out"]["links to folders, which are not entered"]
+    links = table(out / "import_report.json")["left_out"]["links to folders, which are not followed"]
     assert links == [f"{folder}/loop", f"{folder}/more"]
 
 
@@ -134,7 +136,7 @@ def test_an_output_in_the_source_folder_is_refused(tmp_path, inside):
     assert tree(folder) == {"a.mp4": b"video"}
 
 
-@pytest.mark.parametrize(("files", "says"), [((), "no folder"), (("notes.txt",), "no video anywhere below it")])
+@pytest.mark.parametrize(("files", "says"), [((), "no folder"), (("notes.txt",), "contains no video, also in subfolders")])
 def test_a_folder_without_videos_is_refused(tmp_path, out, files, says):
     folder = videos(tmp_path / "v", *files)
     assert says in refusal("videos", folder, written(tmp_path / "l.csv", "name,label\na,sad\n"), "--output", out)

@@ -14,9 +14,9 @@ from emollama.data.annotations import LABELS, read_annotations, read_captions, r
 from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.importers.annotation_files import write
-from emollama.importers.collector import Collector, Entry, valence_of
+from emollama.importers.collector import Collector, Entry, parse_valence
 from emollama.importers.labels import LabelMap, read_label_map
-from emollama.importers.mer import words_of
+from emollama.importers.mer import split_words
 from emollama.paths import new_folder
 
 
@@ -49,7 +49,7 @@ def test_the_written_form_passes_the_readers_of_the_datasets_for_any_names_and_t
         name = "".join(generator.choices(letters, k=generator.randrange(1, 12)))
         if collector.is_usable(name, "here"):
             text = "".join(generator.choices(texts, k=30)) + "x"
-            collector.take(Entry(name, generator.choice(LABELS), None, text.strip(), text, {"smp_reason_caption": text}))
+            collector.add(Entry(name, generator.choice(LABELS), None, text.strip(), text, {"smp_reason_caption": text}))
     with new_folder(tmp_path / "out") as folder:
         write(folder, collector, {})
     assert 100 < len(collector.entries) < 400
@@ -79,14 +79,14 @@ def test_a_name_that_a_list_cannot_hold_is_a_problem(name):
 def test_the_list_has_the_columns_that_are_known(tmp_path, values, rows):
     collector = Collector(LabelMap(LABELS))
     for name, (label, valence) in zip("ab", values, strict=True):
-        collector.take(Entry(name, label, valence))
+        collector.add(Entry(name, label, valence))
     with new_folder(tmp_path / "out") as folder:
         write(folder, collector, {})
     assert (tmp_path / "out" / "clips.txt").read_text() == rows
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["clips.txt", "import_report.json"]
 
 
-def test_the_report_says_what_was_taken_what_was_not_and_why(tmp_path, out, capsys):
+def test_the_report_lists_what_was_imported_what_was_not_and_why(tmp_path, out, capsys):
     words = written(tmp_path / "words.csv", "name,sentence\na,hi\n")
     maps = written(tmp_path / "map.yaml", "bored: skip\n")
     text = "name,discrete\na,sad\nb,happy\nc,bored\nd e,sad\nf,sad\nf,sad\n"
@@ -96,22 +96,22 @@ def test_the_report_says_what_was_taken_what_was_not_and_why(tmp_path, out, caps
     assert report["files"] == {"clips.txt": 3, "transcription_en_all.csv": 1}
     assert report["taken_without"] == {"transcription_en_all.csv": ["b", "f"]}
     assert report["left_out"] == {
-        f"repeated rows of {tmp_path}/label.csv that say the same": ["f"],
+        f"identical rows repeated in {tmp_path}/label.csv": ["f"],
         "the label map skips 'bored'": ["c"],
     }
     assert [(problem["kind"], problem["clips"]) for problem in report["problems"]] == [("name", ["d e"])]
     assert report["settings"]["kind"] == "mer2024" and report["settings"]["on_problem"] == "skip"
     shown = capsys.readouterr().out
-    assert "3 clips taken" in shown and "(sad 2, happy 1)" in shown and "the label map skips 'bored': c" in shown
+    assert "3 clips imported" in shown and "(sad 2, happy 1)" in shown and "the label map skips 'bored': c" in shown
     assert "1 name: d e" in shown
 
 
-def test_all_problems_are_told_at_once_and_nothing_is_written(tmp_path):
+def test_all_problems_are_reported_at_once_and_nothing_is_written(tmp_path):
     said = mer_refusal(tmp_path, "name,discrete\na b,sad\nc,\nd,bored\ne,bored\nf,tired\n")
     assert said.startswith("nothing was written; problems: 4.") and "--on-problem skip" in said
-    assert f"{tmp_path}/label.csv, line 2: the name 'a b' holds white space" in said
+    assert f"{tmp_path}/label.csv, line 2: the name 'a b' contains white space" in said
     assert f"{tmp_path}/label.csv, line 3: 'c' has no label" in said
-    assert f"{tmp_path}/label.csv, line 4: the label 'bored' is none of" in said and "2 clips have it" in said
+    assert f"{tmp_path}/label.csv, line 4: the label 'bored' is not one of" in said and "number of clips: 2" in said
     assert f"{tmp_path}/label.csv, line 6: the label 'tired'" in said
 
 
@@ -122,7 +122,7 @@ def test_hundreds_of_problems_are_counted_and_the_first_shown(tmp_path):
 
 def test_an_import_that_leaves_no_clip_is_refused(tmp_path):
     said = mer_refusal(tmp_path, "name,discrete\na,bored\n", "--on-problem", "skip")
-    assert "no clip is left" in said and "'bored'" in said
+    assert "no clip of the source is left" in said and "'bored'" in said
 
 
 @pytest.mark.parametrize("blocked", ["file", "filled"])
@@ -142,14 +142,14 @@ def test_an_empty_output_folder_is_filled_and_no_temporary_folder_stays(tmp_path
 
 def test_an_output_folder_that_is_filled_meanwhile_is_not_touched(tmp_path):
     collector = Collector(LabelMap(LABELS))
-    collector.take(Entry("a", "sad"))
+    collector.add(Entry("a", "sad"))
     with pytest.raises(UserError, match="cannot write"), new_folder(tmp_path / "out") as folder:
         write(folder, collector, {})
         written(tmp_path / "out/theirs.txt", "theirs")
     assert tree(tmp_path) == {"out/theirs.txt": b"theirs"}
 
 
-def test_an_output_folder_that_cannot_be_made_is_told_before_anything_is_read(tmp_path):
+def test_an_output_folder_that_cannot_be_made_is_reported_before_anything_is_read(tmp_path):
     below_a_file = written(tmp_path / "file", "") / "out"
     assert "--output: cannot write" in refusal("emer", tmp_path / "absent.csv", "--output", below_a_file)
 
@@ -202,16 +202,16 @@ def test_a_label_map_reads_as_text_in_both_forms(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("m.yaml", "a: sad\nb:\n", "line 2: a label map is written as"),
-        ("m.yaml", "a: sad\na: fear\n", "line 2: 'a' is mapped to 'sad' already"),
+        ("m.yaml", "a: sad\nb:\n", "line 2: expected a label map of the form"),
+        ("m.yaml", "a: sad\na: fear\n", "line 2: 'a' is already mapped to 'sad'"),
         ("m.yaml", "a: sad\n b: [\n", "line 2: not valid YAML"),
-        ("m.yaml", "- a\n- b\n", "a label map is written as"),
-        ("m.yaml", "", "a label map is written as"),
-        ("m.yaml", "a: {b: c}\n", "line 1: a label map is written as"),
+        ("m.yaml", "- a\n- b\n", "expected a label map of the form"),
+        ("m.yaml", "", "expected a label map of the form"),
+        ("m.yaml", "a: {b: c}\n", "line 1: expected a label map of the form"),
         ("m.json", '{"a": "sad",\n// mine\n"b": "sad"}', "line 2: not valid JSON"),
-        ("m.json", '{"a": "sad", "A ": "fear"}', "'A ' is mapped to 'sad' already"),
-        ("m.json", '{"a": 3}', "'a': a label map is written as"),
-        ("m.json", '["a"]', "a label map is written as"),
+        ("m.json", '{"a": "sad", "A ": "fear"}', "'A ' is already mapped to 'sad'"),
+        ("m.json", '{"a": 3}', "'a': expected a label map of the form"),
+        ("m.json", '["a"]', "expected a label map of the form"),
     ],
 )
 def test_a_broken_label_map_is_refused_with_its_place(tmp_path, name, text, says):
@@ -220,10 +220,10 @@ def test_a_broken_label_map_is_refused_with_its_place(tmp_path, name, text, says
     assert str(error.value).startswith(f"{tmp_path}/{name}") and says in str(error.value)
 
 
-def test_a_map_that_leads_outside_the_vocabulary_is_told_with_the_nearest_label(tmp_path):
+def test_a_map_that_leads_outside_the_vocabulary_is_reported_with_the_nearest_label(tmp_path):
     maps = written(tmp_path / "map.yaml", "bored: hapy\n")
     said = mer_refusal(tmp_path, "name,discrete\na,bored\n", "--label-map", maps)
-    assert "'bored', which a map makes 'hapy'," in said and "Did you mean 'happy'?" in said
+    assert "'bored' (mapped to 'hapy')" in said and "Did you mean 'happy'?" in said
 
 
 @pytest.mark.parametrize("labels", [["very sad"], ["skip"], ["0"], ["sad", "Sad"], [""]])
@@ -234,7 +234,7 @@ def test_a_vocabulary_that_a_list_cannot_hold_is_refused(labels):
 
 def test_another_vocabulary_replaces_the_nine(tmp_path, out):
     assert mer(tmp_path, "name,discrete\na,bored\n", "--labels", "bored", "calm", out=out) == [("a", "bored")]
-    assert "the label 'sad' is none of bored" in mer_refusal_elsewhere(tmp_path)
+    assert "the label 'sad' is not one of bored" in mer_refusal_elsewhere(tmp_path)
 
 
 def mer_refusal_elsewhere(tmp_path):
@@ -266,18 +266,18 @@ def test_byte_order_marks_windows_line_ends_quotes_and_other_columns_are_read_ov
 @pytest.mark.parametrize(
     ("rows", "line", "says"),
     [
-        ("a\tb,sad,\n", 3, "holds white space"),
+        ("a\tb,sad,\n", 3, "contains white space"),
         (",sad,\n", 3, "the row has no name"),
         ("b,,\n", 3, "'b' has no label"),
         ("b\n", 3, "fewer cells than the header"),
         ("b,sad\n", 3, "fewer cells than the header"),
         ("b,sad,1,2\n", 3, "more cells than the header"),
-        ("b,sad,high\n", 3, "the valence 'high' is no number"),
-        ("b,sad,nan\n", 3, "the valence 'nan' is no number"),
+        ("b,sad,high\n", 3, "the valence 'high' is not a finite number"),
+        ("b,sad,nan\n", 3, "the valence 'nan' is not a finite number"),
         ("../b,sad,\n", 3, "would leave its folder"),
     ],
 )
-def test_a_bad_row_is_told_with_its_line_or_left_out(tmp_path, out, rows, line, says):
+def test_a_bad_row_is_reported_with_its_line_or_left_out(tmp_path, out, rows, line, says):
     text = "name,discrete,valence\na,sad,\n" + rows
     said = mer_refusal(tmp_path, text)
     assert f"{tmp_path}/label.csv, line {line}: " in said and says in said
@@ -285,15 +285,15 @@ def test_a_bad_row_is_told_with_its_line_or_left_out(tmp_path, out, rows, line, 
     assert len(table(out / "import_report.json")["problems"]) == 1
 
 
-def test_a_file_whose_rows_are_all_faulty_is_told_row_by_row(tmp_path):
+def test_a_file_whose_rows_are_all_faulty_is_reported_row_by_row(tmp_path):
     said = mer_refusal(tmp_path, "name,discrete\na\nb\n")
     assert "problems: 2." in said and "line 2: fewer cells" in said and "line 3: fewer cells" in said
 
 
-def test_contradicting_rows_are_told_with_both_lines_and_neither_is_taken(tmp_path, out):
+def test_contradicting_rows_are_reported_with_both_lines_and_neither_is_imported(tmp_path, out):
     text = "name,discrete\na,sad\nb,sad\na,happy\n"
     said = mer_refusal(tmp_path, text)
-    assert f"{tmp_path}/label.csv, line 4: 'a' says something else than in {tmp_path}/label.csv, line 2" in said
+    assert f"{tmp_path}/label.csv, line 4: 'a' has other values than in {tmp_path}/label.csv, line 2" in said
     assert mer(tmp_path, text, "--on-problem", "skip", out=out) == [("b", "sad")]
 
 
@@ -310,12 +310,12 @@ def test_equal_rows_are_taken_once_and_counted(tmp_path, out):
         ("a,sad\nb,happy\n", "line 1: the header is a,sad; expected"),
         ("clip,discrete\na,sad\n", "expected one of the columns name"),
         ("name,name,discrete\na,b,sad\n", "names a column twice"),
-        ("name,discrete\n", "no row in it"),
-        ("", "no row in it"),
+        ("name,discrete\n", "contains no rows"),
+        ("", "contains no rows"),
         ('name,discrete\na,"sad\n', "not valid CSV"),
         (b"name,discrete\na,\xff\n", "not UTF-8 text"),
-        ("name,sentence_en\na,hi\n", "Give it as --transcripts"),
-        ("name,chinese,english\na,x,y\n", "Give it as --transcripts"),
+        ("name,sentence_en\na,hi\n", "Pass it with --transcripts"),
+        ("name,chinese,english\na,x,y\n", "Pass it with --transcripts"),
     ],
 )
 def test_a_file_that_is_no_table_of_labels_is_refused(tmp_path, text, says):
@@ -323,13 +323,13 @@ def test_a_file_that_is_no_table_of_labels_is_refused(tmp_path, text, says):
     assert said.startswith(f"{tmp_path}/label.csv") and says in said
 
 
-def test_an_absent_file_is_told(tmp_path, out):
+def test_an_absent_file_is_reported(tmp_path, out):
     assert "FILE: no file" in refusal("mer2025", tmp_path / "none.csv", "--output", out)
 
 
 @pytest.mark.parametrize("value", ["", None, -10, "-10", -10.0])
 def test_an_empty_valence_and_minus_ten_are_none(value):
-    assert valence_of(value) is None
+    assert parse_valence(value) is None
 
 
 # mer2024 and mer2025: words, reasons, candidates
@@ -347,7 +347,7 @@ def test_words_and_reasons_are_joined_by_name(tmp_path, out):
     assert table(out / "import_report.json")["taken_without"]["transcription_en_all.csv"] == ["c"]
 
 
-def test_a_table_of_labels_says_which_clips_are_taken(tmp_path, out):
+def test_a_table_of_labels_decides_which_clips_are_imported(tmp_path, out):
     labels = written(tmp_path / "label.csv", "name,discrete\na,sad\nb,bored\n")
     words = written(tmp_path / "ov.csv", "name,openset\na,[low]\nz,[high]\n")
     run("mer2025", words, labels, "--output", out, "--on-problem", "skip")
@@ -358,7 +358,7 @@ def test_a_table_of_labels_says_which_clips_are_taken(tmp_path, out):
 def test_a_table_of_labels_without_a_usable_row_takes_no_clip_of_the_others(tmp_path, out):
     labels = written(tmp_path / "label.csv", "name,discrete\n,sad\n")
     words = written(tmp_path / "ov.csv", "name,openset\na,[low]\n")
-    assert "no clip is left" in refusal("mer2025", words, labels, "--output", out, "--on-problem", "skip")
+    assert "no clip of the source is left" in refusal("mer2025", words, labels, "--output", out, "--on-problem", "skip")
 
 
 def test_a_list_of_candidates_has_no_labels(tmp_path, out):
@@ -368,7 +368,7 @@ def test_a_list_of_candidates_has_no_labels(tmp_path, out):
 
 def test_two_tables_of_one_kind_are_refused(tmp_path, out):
     one, two = (written(tmp_path / name, "name,openset\na,[x]\n") for name in ("one.csv", "two.csv"))
-    assert f"{two}: a second table with the column 'openset'" in refusal("mer2025", one, two, "--output", out)
+    assert f"{two}: this is the second table with the column 'openset'" in refusal("mer2025", one, two, "--output", out)
 
 
 @pytest.mark.parametrize(
@@ -383,7 +383,7 @@ def test_two_tables_of_one_kind_are_refused(tmp_path, out):
     ],
 )
 def test_words_are_read_with_and_without_quotes_and_brackets(cell, words):
-    assert words_of(cell) == words
+    assert split_words(cell) == words
 
 
 # Transcripts beside a source
@@ -392,7 +392,7 @@ def test_words_are_read_with_and_without_quotes_and_brackets(cell, words):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("name,sentence\nx1,hi\n", "a row for none of the clips. Its names look like 'x1', the clips' like 'a'"),
+        ("name,sentence\nx1,hi\n", "no row matches any of the clips. Its names look like 'x1', the clip names like 'a'"),
         ("name,words\na,hi\n", "expected one of the columns sentence"),
         ("name,sentence\na,hi\na,ho\n", "line 3: a second, different sentence for 'a'"),
         ("name,sentence\na,hi, ho\n", "line 2: more cells"),
@@ -438,7 +438,7 @@ def test_predictions_of_emer_are_descriptions_too(tmp_path, out):
 
 
 @pytest.mark.parametrize("header", ["names,reasons", "name,english", "a,b,c"])
-def test_a_table_that_is_not_emers_is_told_all_headers(tmp_path, out, header):
+def test_a_table_that_is_not_emers_is_reported_all_headers(tmp_path, out, header):
     said = refusal("emer", written(tmp_path / "gt.csv", f"{header}\na,b\n"), "--output", out)
     assert (
         f"the header is {header};" in said
@@ -449,7 +449,7 @@ def test_a_table_that_is_not_emers_is_told_all_headers(tmp_path, out, header):
 def test_emer_rows_that_contradict_are_problems(tmp_path, out):
     source = written(tmp_path / "gt.csv", "name,chinese,english\na,x,One.\na,x,Two.\nb c,x,y\nd,x,y\n")
     said = refusal("emer", source, "--output", out)
-    assert "line 3: 'a' says something else" in said and "line 4: the name 'b c'" in said
+    assert "line 3: 'a' has other values" in said and "line 4: the name 'b c'" in said
     run("emer", source, "--output", out, "--on-problem", "skip")
     assert listed(out) == [("d", "0")]
 
@@ -458,7 +458,7 @@ def test_a_problem_of_a_reader_is_gathered_like_any_other():
     collector = Collector(LabelMap(LABELS))
     collector.report(Problem("list", "file, line 2: odd"))
     with pytest.raises(UserError, match="file, line 2: odd"):
-        collector.settle("error")
+        collector.finish("error")
 
 
 def test_decomposed_and_composed_names_stay_two_names(tmp_path, out):

@@ -82,7 +82,7 @@ def test_karpathys_file_and_the_token_file_become_the_same(place):
     assert written(place) == EXPECTED
 
 
-def test_lists_of_splits_may_be_files_and_images_of_no_list_are_left_out_and_told(place, capsys):
+def test_lists_of_splits_may_be_files_and_images_of_no_list_are_left_out_and_reported(place, capsys):
     folder = lists(place)
     run(place, tokens(place / "t"), "--splits", folder / "test.txt", folder / "val.txt")
     assert {split: len(entries) for split, entries in written(place).items()} == {"test": 1, "val": 1}
@@ -108,7 +108,7 @@ def test_the_summary_counts_images_captions_and_those_without_five(place, capsys
     run(place, table(place / "t.csv", given))
     told = capsys.readouterr().out
     assert "4 images -> " in told and "2 flickr30k_train.json (9 captions)" in told
-    assert "1 have other than 5 captions: 11 (4)" in told and "left out" not in told
+    assert "1 do not have 5 captions: 11 (4)" in told and "left out" not in told
     report = json.loads((place / "out/prepare_report.json").read_text())
     assert report["other_number_of_captions"] == {"11": 4} and report["settings"]["check_images"] == "headers"
 
@@ -128,13 +128,13 @@ def test_no_file_is_replaced_and_others_in_the_folder_are_left_alone(place):
     (place / "out/notes.txt").write_text("mine")
     run(place, table(place / "t.csv"), "--split", "test")
     before = {path.name: path.read_bytes() for path in (place / "out").iterdir()}
-    with pytest.raises(UserError, match=r"flickr30k_test.json, prepare_report.json already"):
+    with pytest.raises(UserError, match=r"already contains flickr30k_test.json, prepare_report.json"):
         run(place, table(place / "t.csv"))
     assert {path.name: path.read_bytes() for path in (place / "out").iterdir()} == before
 
 
 def test_nothing_is_written_among_the_images_or_below_a_file(place):
-    with pytest.raises(UserError, match="lies in --images"):
+    with pytest.raises(UserError, match="is inside --images"):
         run(place, table(place / "t.csv"), "--output", place / "images")
     with pytest.raises(UserError, match="cannot write under"):
         run(place, table(place / "t.csv"), "--output", place / "t.csv" / "new")
@@ -144,7 +144,7 @@ def test_nothing_is_written_among_the_images_or_below_a_file(place):
 # What is wrong with rows
 
 BROKEN = {
-    "[A square.": "no JSON list",
+    "[A square.": "not a JSON list",
     '"A square."': "no list of texts",
     "[]": "is empty",
     '["a", 5]': "is no text",
@@ -153,7 +153,7 @@ BROKEN = {
 }
 
 
-def test_every_broken_cell_is_told_with_its_line_at_once_and_skipped_on_demand(place, capsys):
+def test_every_broken_cell_is_reported_with_its_line_at_once_and_skipped_on_demand(place, capsys):
     names = [str(number) for number in range(20, 20 + len(BROKEN))]
     images(place / "images", names)
     given = rows([*SPLITS, *names])
@@ -170,7 +170,7 @@ def test_every_broken_cell_is_told_with_its_line_at_once_and_skipped_on_demand(p
     assert f"{len(BROKEN)} problem: row" in capsys.readouterr().out
 
 
-def test_a_row_with_a_cell_too_few_and_an_unclosed_quote_are_told_with_their_lines(place):
+def test_a_row_with_a_cell_too_few_and_an_unclosed_quote_are_reported_with_their_lines(place):
     path = table(place / "t.csv")
     path.write_text(path.read_text() + "x,y\n")
     assert "line 6: fewer cells" in refusal(place, path)
@@ -190,32 +190,32 @@ def test_a_row_with_a_cell_too_few_and_an_unclosed_quote_are_told_with_their_lin
     [
         ("../11.jpg", "leave its folder"),
         ("/etc/x.jpg", "leave its folder"),
-        ("11.txt", "ends with none of .jpg .jpeg .png"),
-        ("", "names no file"),
-        ("12.jpg", "'12' stands in"),
-        ("12.png", "'12' stands in"),
+        ("11.txt", "has none of the extensions .jpg .jpeg .png"),
+        ("", "has no file name"),
+        ("12.jpg", "'12' is already in"),
+        ("12.png", "'12' is already in"),
     ],
 )
-def test_names_that_leave_the_folder_are_no_images_or_stand_twice_are_told(place, file, says):
+def test_names_that_leave_the_folder_are_no_images_or_are_listed_twice_are_reported(place, file, says):
     given = rows()
     given[3][3] = file
     told = refusal(place, table(place / "t.csv", given))
     assert "line 5" in told and says in told
 
 
-def test_of_an_image_that_stands_twice_the_first_row_is_kept_when_problems_are_skipped(place):
+def test_of_an_image_that_is_listed_twice_the_first_row_is_used_when_problems_are_skipped(place):
     given = [*rows(), [json.dumps(["Another."]), "[]", "test", "11.jpg", "9"]]
     path = table(place / "t.csv", given)
-    assert "line 6: the image '11' stands in" in refusal(place, path)
+    assert "line 6: the image '11' is already in" in refusal(place, path)
     run(place, path, "--on-problem", "skip")
     assert written(place) == EXPECTED
 
 
-def test_an_img_id_that_stands_twice_is_told_with_both_rows(place):
+def test_an_img_id_that_is_listed_twice_is_reported_with_both_rows(place):
     given = rows()
     given[3][4] = given[1][4]
     path = table(place / "t.csv", given)
-    assert f"line 5: the img_id '1' stands in {path}, line 3 already" in refusal(place, path)
+    assert f"line 5: the img_id '1' is already in {path}, line 3" in refusal(place, path)
 
 
 @pytest.mark.parametrize("columns", [COLUMNS, COLUMNS[:4]])
@@ -226,7 +226,7 @@ def test_a_table_without_img_ids_is_taken_as_it_is(place, columns):
 
 
 @pytest.mark.parametrize("split", ["", "../x", "a b"])
-def test_a_split_without_a_usable_name_is_told(place, split):
+def test_a_split_without_a_usable_name_is_reported(place, split):
     given = rows()
     given[1][2] = split
     assert "line 3: the split of '12.jpg'" in refusal(place, table(place / "t.csv", given))
@@ -240,7 +240,7 @@ def test_headers_with_unknown_or_missing_columns_are_refused_with_those_expected
     assert "unknown columns: 'url'" in told and "raw,sentids,split,filename,img_id" in told
 
 
-def test_a_karpathy_entry_without_sentences_and_a_token_line_without_a_number_are_told(place):
+def test_a_karpathy_entry_without_sentences_and_a_token_line_without_a_number_are_reported(place):
     tree = json.loads(karpathy(place / "k").read_text())
     del tree["images"][1]["sentences"]
     tree["images"][2]["sentences"][0] = {"tokens": []}
@@ -251,10 +251,13 @@ def test_a_karpathy_entry_without_sentences_and_a_token_line_without_a_number_ar
     path = tokens(place / "t")
     path.write_text(path.read_text("utf-8") + "11.jpg a square\n11.jpg#0\tAgain.\n", "utf-8")
     told = refusal(place, path, "--split", "test")
-    assert "line 21: '11.jpg a square' is not" in told and "line 22: a second caption 0 of '11.jpg'" in told
+    assert (
+        "line 21: expected 'name.jpg#0', a tab and a caption, got '11.jpg a square'" in told
+        and "line 22: caption 0 of '11.jpg' is repeated" in told
+    )
 
 
-def test_karpathys_images_without_a_split_are_told_as_those_with_an_empty_one(place):
+def test_karpathys_images_without_a_split_are_reported_as_those_with_an_empty_one(place):
     tree = json.loads(karpathy(place / "k").read_text())
     del tree["images"][1]["split"]
     tree["images"][2]["split"] = ""
@@ -273,14 +276,14 @@ def test_a_split_that_is_almost_a_usual_one_is_a_problem_in_every_form(place, ca
     given = rows()
     given[1][2] = split
     path = table(place / "t.csv", given)
-    says = f"a split called '{split}' (images 1: 12.jpg). Did you mean '{usual}'?"
+    says = f"a split is named '{split}' (images 1: 12.jpg). Did you mean '{usual}'?"
     assert f"{path}: {says}" in refusal(place, path)
     run(place, path, "--on-problem", "skip")
     assert split not in written(place) and "1 problem: split: 12.jpg" in capsys.readouterr().out
     report = json.loads((place / "out/prepare_report.json").read_text())
     assert report["left_out"] == {"problem: split": ["12.jpg"]}
     told = refusal_without_output(place, tokens(place / "t"), "--split", split)
-    assert f"a split called '{split}' (images 4: 11.jpg" in told and f"Did you mean '{usual}'?" in told
+    assert f"a split is named '{split}' (images 4: 11.jpg" in told and f"Did you mean '{usual}'?" in told
     (place / f"{split}.txt").write_text("12\n")
     assert says in refusal_without_output(place, tokens(place / "t"), "--splits", place / f"{split}.txt")
 
@@ -297,10 +300,10 @@ def test_no_file_is_written_of_a_split_that_no_image_is_left_of(place, capsys):
     (place / "images/13.jpg").unlink()
     run(place, table(place / "t.csv"), "--on-problem", "skip")
     assert written(place) == {split: EXPECTED[split] for split in ("train", "test")}
-    assert "0 flickr30k_val.json is not written: no image is left" in capsys.readouterr().out
+    assert "0 flickr30k_val.json was not written: no image is left" in capsys.readouterr().out
 
 
-def test_rows_that_are_left_out_are_told_a_line_each_and_named_in_the_report(place, capsys):
+def test_rows_that_are_left_out_are_reported_a_line_each_and_named_in_the_report(place, capsys):
     names = [str(number) for number in range(20, 32)]
     images(place / "images", names)
     given = rows([*SPLITS, *names])
@@ -327,7 +330,7 @@ def test_the_table_of_tokens_is_read_as_the_token_file_is(place):
     run(place, path, "--splits", lists(place))
     assert written(place) == EXPECTED
     path.write_text("\n".join([*lines, "15.jpg, 0, A square."]), "utf-8")
-    assert "line 22: '15.jpg, 0, A square.' is not 'name.jpg| 0| a caption'" in refusal_without_output(
+    assert "line 22: expected 'name.jpg| 0| a caption', got '15.jpg, 0, A square.'" in refusal_without_output(
         place, path, "--split", "test"
     )
 
@@ -343,9 +346,9 @@ def test_lists_that_share_images_or_name_strange_ones_are_refused(place):
     folder = lists(place)
     (folder / "val.txt").write_text("13\n11\n")
     told = refusal(place, tokens(place / "t"), "--splits", folder)
-    assert "'11' stands in" in told and "val.txt, line 2" in told
+    assert "'11' is already in" in told and "val.txt, line 2" in told
     (folder / "val.txt").write_text("13\n99\n")
-    assert "val.txt, line 2: images of the list val that the annotations do not have" in refusal(
+    assert "val.txt, line 2: the annotations have no valid row for these images of the list val: 1: 99" in refusal(
         place, tokens(place / "t"), "--splits", folder
     )
     assert "has its own splits: train, val, test" in refusal(place, table(place / "t.csv"), "--splits", folder)
@@ -363,7 +366,11 @@ def test_missing_and_unreadable_images_are_listed_or_left_out(place, capsys):
     (place / "images/24.jpg").write_bytes(whole[: len(whole) // 2])
     path = table(place / "t.csv", rows([*SPLITS, "21", "22", "23", "24"]))
     told = refusal(place, path)
-    assert "of these images, 1: 21.jpg" in told and "22.jpg: it is no image" in told and "23.jpg: the file is empty" in told
+    assert (
+        "does not contain these images: 1: 21.jpg" in told
+        and "22.jpg: it is no image" in told
+        and "23.jpg: the file is empty" in told
+    )
     assert "24.jpg: it is cut off or damaged (" in told
     run(place, path, "--on-problem", "skip")
     assert written(place) == EXPECTED
@@ -385,7 +392,7 @@ def test_damage_inside_a_file_is_found_when_all_is_decoded_and_nothing_is_opened
     assert written(place) == EXPECTED
 
 
-def test_a_folder_without_any_of_the_images_is_told_once(place):
+def test_a_folder_without_any_of_the_images_is_reported_once(place):
     (place / "empty").mkdir()
     told = refusal(place, table(place / "t.csv"), "--images", place / "empty")
     assert "none of the 4 images, such as 11.jpg" in told and told.count("jpg") == 1

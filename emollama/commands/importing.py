@@ -84,7 +84,7 @@ def _imported(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     collector = Collector(LabelMap(labels, maps))
     _read(arguments, collector)
     sentences = annotation_files.read_sentences(arguments.transcripts, collector) if arguments.transcripts else {}
-    collector.settle(arguments.on_problem)
+    collector.finish(arguments.on_problem)
     if arguments.transcripts:
         annotation_files.add_sentences(collector, sentences, arguments.transcripts)
     settings = {key: value for key, value in vars(arguments).items() if key not in ("run", "command")}

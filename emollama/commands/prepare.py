@@ -49,8 +49,8 @@ def run(arguments: argparse.Namespace) -> None:
     collection = flickr30k.read(arguments.annotations)
     splits = _splits(arguments, collection)
     caption_files.require_new(folder, splits)
-    usable = caption_files.with_images(splits, arguments.images, arguments.check_images, collection)
-    caption_files.settle(collection, usable, arguments.on_problem)
+    usable = caption_files.with_readable_images(splits, arguments.images, arguments.check_images, collection)
+    caption_files.require_usable(collection, usable, arguments.on_problem)
     settings = {key: value for key, value in vars(arguments).items() if key not in ("run", "command")}
     report = caption_files.write(folder, usable, collection, settings)
     text = caption_files.summary(report, folder)
@@ -72,7 +72,7 @@ def _splits(arguments: argparse.Namespace, collection: Collection) -> Splits:
     if arguments.splits:
         if own:
             raise UserError(f"--splits: {path} has its own splits: {abbreviated(own)}. Leave --splits out.")
-        found, source = flickr30k.by_splits(collection, flickr30k.read_splits(arguments.splits)), ", ".join(arguments.splits)
+        found, source = flickr30k.assign_splits(collection, flickr30k.read_splits(arguments.splits)), ", ".join(arguments.splits)
     elif own:
         found, source = {name: [image for image in images if image.split == name] for name in own}, path
     elif len(arguments.split or ()) == 1:
@@ -80,4 +80,4 @@ def _splits(arguments: argparse.Namespace, collection: Collection) -> Splits:
     else:
         text = f"{path} says nothing of splits. Name their lists (--splits train.txt val.txt test.txt, or their folder), or one"
         raise UserError(f"{text} name for all images (--split test).")
-    return caption_files.chosen(flickr30k.rightly_spelt(collection, found, source), arguments.split, source)
+    return caption_files.select_splits(flickr30k.without_misspelled(collection, found, source), arguments.split, source)

@@ -1,5 +1,5 @@
-"""Importers: one module for each kind of source reads files of another project and converts them to MERR's format.
+"""Importers: convert annotations of other projects to MERR's format. Each kind of source has one module.
 
-A module's ``read`` fills a :class:`~emollama.importers.collector.Collector`, and ``annotation_files.write`` writes the folder.
-Sources are only read.
+The ``read`` function of a module fills a :class:`~emollama.importers.collector.Collector`; ``annotation_files.write`` writes
+the output folder. Source files are never changed.
 """

@@ -1,8 +1,8 @@
-"""The written form: a new folder with the list, captions, transcripts, open-set words, and a report of the import.
+"""Output of an import: a new folder with annotation file, captions, transcripts, open-set words, and a report.
 
-Files (source: the published MERR, MER and EMER files): rows of the list are ``name label``; ``name 0 label valence`` where
-valences are known, -10 for none; ``name 0 0`` where there are no labels. The 0 after the name is the count of face images,
-which training does not read.
+Formats (source: the published MERR, MER and EMER files): a line of the annotation file is ``name label``. With valences, it is
+``name 0 label valence``, where -10 means no valence. Without labels, it is ``name 0 0``. The 0 after the name is the number of
+face images, which training does not use.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ TRANSCRIPTS, OPENSET, REPORT = "transcription_en_all.csv", "openset.json", "impo
 
 
 def read_sentences(path: str, collector: Collector) -> dict[str, str]:
-    """What is said by clip, of a transcript file; a clip with two different sentences has none."""
+    """Read a transcript file; report its problems to the collector.
+
+    Returns:
+        Clip name -> sentence, without the clips that have two different sentences.
+    """
     problems: list[Problem] = []
     sentences = read_transcripts(path, problems.append)
     for problem in problems:
@@ -38,28 +42,34 @@ def read_sentences(path: str, collector: Collector) -> dict[str, str]:
 
 
 def add_sentences(collector: Collector, sentences: Mapping[str, str], path: str) -> None:
-    """Give the clips whose source has no sentence theirs from a transcript file.
+    """Add sentences of a transcript file to the clips whose source has no sentence.
+
+    Args:
+        collector: contains the clips.
+        sentences: clip name -> sentence.
+        path: the transcript file, for messages.
 
     Raises:
-        UserError: the file has a row for none of the clips.
+        UserError: the file has no row for any of the clips.
     """
     if not sentences.keys() & collector.entries.keys():
-        theirs, ours = next(iter(sentences), ""), next(iter(collector.entries))
-        raise UserError(f"{path}: a row for none of the clips. Its names look like '{theirs}', the clips' like '{ours}'.")
+        examples = f"Its names look like '{next(iter(sentences), '')}', the clip names like '{next(iter(collector.entries))}'"
+        raise UserError(f"{path}: no row matches any of the clips. {examples}. Use the same names in both.")
     for name, entry in collector.entries.items():
         if entry.sentence is None:
             collector.entries[name] = replace(entry, sentence=sentences.get(name))
 
 
 def write(folder: Path, collector: Collector, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Write all files.
+    """Write all files of an import.
 
     Args:
-        folder: being written.
-        settings: what the import was asked to do, for the report.
+        folder: an existing folder.
+        collector: the clips to write and the problems to report.
+        settings: options of the command, for the report.
 
     Returns:
-        The report.
+        The content of the report.
     """
     entries = list(collector.entries.values())
     report = _report(entries, collector, settings)
@@ -71,7 +81,7 @@ def write(folder: Path, collector: Collector, settings: Mapping[str, Any]) -> di
 
 def _write_files(folder: Path, entries: Sequence[Entry]) -> None:
     with atomic_write(folder / LIST) as file:
-        file.writelines(f"{row}\n" for row in list_rows(entries))
+        file.writelines(f"{line}\n" for line in annotation_lines(entries))
     tables: dict[str, dict[str, Any]] = {
         COARSE: {entry.name: {"caption": entry.caption} for entry in entries if entry.caption is not None},
         FINE: {entry.name: entry.fine for entry in entries if entry.fine is not None},
@@ -87,8 +97,8 @@ def _write_files(folder: Path, entries: Sequence[Entry]) -> None:
             csv.writer(file).writerows([("name", "sentence"), *sentences])
 
 
-def list_rows(entries: Sequence[Entry]) -> list[str]:
-    """The rows of the annotation list, all of one width."""
+def annotation_lines(entries: Sequence[Entry]) -> list[str]:
+    """Return the lines of the annotation file, all with the same number of fields."""
     if any(entry.valence is not None for entry in entries):
         return [f"{e.name} 0 {e.label} {NO_VALENCE if e.valence is None else e.valence}" for e in entries]
     if all(entry.label == NO_LABEL for entry in entries):
@@ -97,18 +107,19 @@ def list_rows(entries: Sequence[Entry]) -> list[str]:
 
 
 def _report(entries: Sequence[Entry], collector: Collector, settings: Mapping[str, Any]) -> dict[str, Any]:
-    known = {
+    names_by_file = {
         COARSE: {entry.name for entry in entries if entry.caption is not None},
         FINE: {entry.name for entry in entries if entry.fine is not None},
         OPENSET: {entry.name for entry in entries if entry.openset is not None},
         TRANSCRIPTS: {entry.name for entry in entries if entry.sentence is not None},
     }
-    without = {file: [entry.name for entry in entries if entry.name not in names] for file, names in known.items() if names}
+    written = {file: names for file, names in names_by_file.items() if names}
+    without = {file: [entry.name for entry in entries if entry.name not in names] for file, names in written.items()}
     return {
         "settings": dict(settings),
         "clips": len(entries),
         "labels": dict(Counter(entry.label for entry in entries).most_common()),
-        "files": {LIST: len(entries)} | {file: len(names) for file, names in known.items() if names},
+        "files": {LIST: len(entries)} | {file: len(names) for file, names in written.items()},
         "taken_without": {file: names for file, names in without.items() if names},
         "left_out": collector.left_out,
         "problems": [asdict(problem) for problem in collector.problems],
@@ -117,9 +128,9 @@ def _report(entries: Sequence[Entry], collector: Collector, settings: Mapping[st
 
 
 def summary(report: Mapping[str, Any], folder: str) -> str:
-    """The report as a table for the terminal; where names are many, the first few."""
+    """Format the report as a table for the terminal. Long lists of names are shortened."""
     labels = ", ".join(f"{label} {count}" for label, count in report["labels"].items() if label != NO_LABEL)
-    lines = [f"{report['clips']} clips taken -> {folder}"]
+    lines = [f"{report['clips']} clips imported -> {folder}"]
     lines += [f"{count:8} {file}{f' ({labels})' if file == LIST and labels else ''}" for file, count in report["files"].items()]
     by_kind: dict[str, list[str]] = {}
     for problem in report["problems"]:
@@ -127,12 +138,12 @@ def summary(report: Mapping[str, Any], folder: str) -> str:
     for title, groups in (
         ("left out", report["left_out"]),
         ("left out because of a problem", by_kind),
-        ("taken, but absent from", report["taken_without"]),
+        ("imported, but missing in", report["taken_without"]),
     ):
         lines += [f"{title}:"] if groups else []
         lines += [f"{len(names):8} {reason}: {_some(names)}" for reason, names in groups.items()]
     lines += [f"note: {note}" for note in report["notes"]]
-    return "\n".join([*lines, f"All names stand in {REPORT}.\n"])
+    return "\n".join([*lines, f"{REPORT} contains all names.\n"])
 
 
 def _some(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""The written form of images with captions: a JSON file a split, of MiniGPT-4's form, and a report."""
+"""Output of ``emollama prepare flickr30k``: one JSON file per split in MiniGPT-4's format, and a report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from emollama.media.source import UnusableMedia
 from emollama.paths import atomic_write, require_writable
 
 CheckImages = Literal["headers", "all", "none"]
-CAPTIONS = 5  # of an image, as published
+CAPTIONS = 5  # captions per image in the published data
 REPORT = "prepare_report.json"
 READERS = 16
 
@@ -29,60 +29,68 @@ Splits = Mapping[str, Sequence[Image]]
 
 
 def require_output_folder(folder: Path, images: str) -> None:
-    """Check that files can be written to a folder, which does not lie in that of the images.
+    """Check that the output folder is writable and not inside the folder of images.
 
     Raises:
-        UserError: they cannot, or it does.
+        UserError: the folder is not writable, or it is inside the folder of images.
     """
     if folder.resolve().is_relative_to(Path(images).resolve()):
-        raise UserError(f"--output: '{folder}' lies in --images '{images}', which is not changed. Name another folder.")
+        raise UserError(f"--output: '{folder}' is inside --images '{images}', which must not be changed. Name another folder.")
     require_writable(folder, "--output")
 
 
 def require_new(folder: Path, splits: Splits) -> None:
-    """Check that nothing would be replaced.
+    """Check that no file would be replaced.
 
     Raises:
-        UserError: files of these splits are there.
+        UserError: the folder already contains an output file.
     """
-    taken = [name for name in (*map(_file, splits), REPORT) if os.path.lexists(folder / name)]
-    if taken:
-        raise UserError(f"--output: in '{folder}' there is {', '.join(taken)} already. Name another folder, or delete them.")
+    existing = [name for name in (*map(_file, splits), REPORT) if os.path.lexists(folder / name)]
+    if existing:
+        raise UserError(f"--output: '{folder}' already contains {', '.join(existing)}. Name another folder, or delete them.")
 
 
-def chosen(splits: Splits, wanted: Sequence[str] | None, source: str) -> dict[str, Sequence[Image]]:
-    """The wanted splits, in this order; None takes all.
-
-    Raises:
-        UserError: a split that there is not.
-    """
-    strange = [name for name in wanted or () if name not in splits]
-    if strange:
-        raise UserError(f"--split: no split '{strange[0]}' in {source}. It has: {abbreviated(splits) or 'none'}.")
-    return {name: splits[name] for name in wanted or splits}
-
-
-def with_images(splits: Splits, folder: str, check: CheckImages, collection: Collection) -> dict[str, list[Image]]:
-    """The images whose files are there, as the dataset looks for them, and can be read; the others are problems.
+def select_splits(splits: Splits, names: Sequence[str] | None, source: str) -> dict[str, Sequence[Image]]:
+    """Return the splits with these names, in this order; all splits if ``names`` is None.
 
     Args:
         splits: split -> images.
-        folder: of their files.
-        check: whether files are opened, decoded, or only looked for.
-        collection: told of the problems.
+        names: values of ``--split``.
+        source: where the splits come from, for messages.
 
     Raises:
-        UserError: no such folder, or one that holds none of the images.
+        UserError: a split does not exist.
+    """
+    unknown = [name for name in names or () if name not in splits]
+    if unknown:
+        raise UserError(f"--split: no split '{unknown[0]}' in {source}. Its splits: {abbreviated(splits) or 'none'}.")
+    return {name: splits[name] for name in names or splits}
+
+
+def with_readable_images(splits: Splits, folder: str, check: CheckImages, collection: Collection) -> dict[str, list[Image]]:
+    """Return the images whose files exist and can be read; record the others as problems.
+
+    Args:
+        splits: split -> images.
+        folder: the folder of image files, which are searched for as the dataset does.
+        check: open each file (``headers``), decode it (``all``), or only check that it exists (``none``).
+        collection: problems are added to it.
+
+    Returns:
+        Split -> images.
+
+    Raises:
+        UserError: the folder does not exist, or contains none of the images.
     """
     images = [image for members in splits.values() for image in members]
     present = image_files(folder, [image.name for image in images], "--images")
     if images and not present:
-        found = f"none of the {len(images):,} images, such as {images[0].file}, is in '{folder}'"
-        raise UserError(f"--images: {found}. Name the folder that holds the files themselves.")
+        what = f"none of the {len(images):,} images, such as {images[0].file}, is in '{folder}'"
+        raise UserError(f"--images: {what}. Name the folder that directly contains the image files.")
     missing = tuple(image.file for image in images if image.name not in present)
     if missing:
         collection.problems.append(
-            Problem("missing image", f"--images: no file in {folder} of these images, {listing(missing)}", missing)
+            Problem("missing image", f"--images: {folder} does not contain these images: {listing(missing)}", missing)
         )
     look = {"headers": probe_picture, "all": read_picture, "none": None}[check]
     paths = {name: Path(folder, file) for name, file in present.items()}
@@ -95,7 +103,7 @@ def with_images(splits: Splits, folder: str, check: CheckImages, collection: Col
 
 
 def _faults(paths: Sequence[Path], look: Any) -> dict[Path, str]:
-    """Path -> what is wrong with its image."""
+    """Return path -> what is wrong with the image, for the images that ``look`` cannot read."""
 
     def fault(path: Path) -> str | None:
         try:
@@ -109,50 +117,50 @@ def _faults(paths: Sequence[Path], look: Any) -> dict[Path, str]:
         return {path: reason for path, reason in zip(paths, reasons, strict=True) if reason is not None}
 
 
-def settle(collection: Collection, splits: Splits, on_problem: OnProblem) -> None:
-    """Let the problems stop the command, unless they are to be skipped.
+def require_usable(collection: Collection, splits: Splits, on_problem: OnProblem) -> None:
+    """Check that there are no problems, or that ``--on-problem skip`` leaves at least one image.
 
     Raises:
-        UserError: all problems at once; or no image is left.
+        UserError: there are problems (all in one message), or no image is left.
     """
-    told = [problem.text for problem in collection.problems]
-    shown = "\n  " + abbreviated(told, "\n  ") if told else ""
-    if told and on_problem == "error":
-        remedy = "Mend them, or leave these images out with --on-problem skip"
-        raise UserError(f"nothing was written; problems: {len(told)}. {remedy}.{shown}")
+    texts = [problem.text for problem in collection.problems]
+    details = "\n  " + abbreviated(texts, "\n  ") if texts else ""
+    if texts and on_problem == "error":
+        remedy = "Correct them, or leave these images out with --on-problem skip"
+        raise UserError(f"nothing was written; problems: {len(texts)}. {remedy}.{details}")
     if not any(splits.values()):
         left = "".join(f"\n  {len(names)} left out: {reason}" for reason, names in collection.left_out.items())
-        raise UserError(f"nothing was written; no image is left{shown}{left}")
+        raise UserError(f"nothing was written; no image is left{details}{left}")
 
 
 def write(folder: Path, splits: Splits, collection: Collection, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Write a file of each split that has images, and the report; or nothing where the disk refuses.
+    """Write one file for each split that has images, and the report. If one file cannot be written, remove the others.
 
     Args:
-        folder: need not exist yet.
+        folder: the output folder, which need not exist.
         splits: split -> images.
-        collection: what is wrong or left out, for the report.
-        settings: what the command was asked to do, for the report.
+        collection: the problems and the images that are left out, for the report.
+        settings: options of the command, for the report.
 
     Returns:
-        The report.
+        The content of the report.
 
     Raises:
-        UserError: the disk refuses.
+        UserError: a file cannot be written.
     """
     report = _report(splits, collection, settings)
     tables = {_file(split): {"annotations": list(map(_entry, images))} for split, images in splits.items() if images}
-    made = []
+    finished = []
     try:
         for name, table in {**tables, REPORT: report}.items():
             with atomic_write(folder / name) as file:
                 json.dump(table, file, indent=1, ensure_ascii=False)
-            made.append(folder / name)
+            finished.append(folder / name)
     except OSError as error:
-        for path in made:
+        for path in finished:
             path.unlink()
         text = f"--output: cannot write to '{folder}': {error.strerror or error}"
-        raise UserError(f"{text}. Make room, or name another folder.") from None
+        raise UserError(f"{text}. Free disk space, or name another folder.") from None
     return report
 
 
@@ -169,12 +177,15 @@ def _report(splits: Splits, collection: Collection, settings: Mapping[str, Any])
 
 
 def _left_out_for_problems(collection: Collection) -> dict[str, list[str]]:
-    """Reason -> files; or what is wrong with a row that names none. A file that another row gives is not left out."""
+    """Return reason -> files that are left out because of problems.
+
+    A problem of a row without a file name is listed by its text. A file is not left out if another row describes it.
+    """
     left_out: dict[str, list[str]] = {}
-    taken = {image.file for image in collection.images.values()}
+    usable = {image.file for image in collection.images.values()}
     for problem in collection.problems:
         is_row = problem.kind == "row"
-        names = [name for name in problem.clips if not (is_row and name in taken)] if problem.clips else [problem.text]
+        names = [name for name in problem.clips if not (is_row and name in usable)] if problem.clips else [problem.text]
         if names:
             left_out.setdefault(f"problem: {problem.kind}", []).extend(names)
     return left_out
@@ -189,21 +200,21 @@ def _entry(image: Image) -> dict[str, Any]:
 
 
 def summary(report: Mapping[str, Any], folder: Path) -> str:
-    """The report for the terminal; where names are many, the first few."""
+    """Format the report for the terminal. Long lists of names are shortened."""
     splits, captions = report["splits"], report["captions"]
     lines = [f"{sum(splits.values()):,} images -> {folder}"]
     for split, count in splits.items():
-        told = f"({captions[split]:,} captions)" if count else "is not written: no image is left"
-        lines.append(f"{count:8,} {_file(split)} {told}")
+        contents = f"({captions[split]:,} captions)" if count else "was not written: no image is left"
+        lines.append(f"{count:8,} {_file(split)} {contents}")
     other = [f"{name} ({count})" for name, count in report["other_number_of_captions"].items()]
-    lines += [f"{len(other):8,} have other than {CAPTIONS} captions: {_some(other)}"] if other else []
-    rows = [problem["text"] for problem in report["problems"] if problem["kind"] == "row"]
+    lines += [f"{len(other):8,} do not have {CAPTIONS} captions: {_some(other)}"] if other else []
+    row_problems = [problem["text"] for problem in report["problems"] if problem["kind"] == "row"]
     groups = {reason: names for reason, names in report["left_out"].items() if reason != "problem: row"}
-    lines += ["left out:"] if groups or rows else []
+    lines += ["left out:"] if groups or row_problems else []
     lines += [f"{len(names):8,} {reason}: {_some(names)}" for reason, names in groups.items()]
-    lines += [f"{len(rows):8,} problem: row"] if rows else []
-    lines += [f"{'':9}" + abbreviated(rows, f"\n{'':9}", where=REPORT)] if rows else []
-    return "\n".join([*lines, f"All names stand in {REPORT}.\n"])
+    lines += [f"{len(row_problems):8,} problem: row"] if row_problems else []
+    lines += [f"{'':9}" + abbreviated(row_problems, f"\n{'':9}", where=REPORT)] if row_problems else []
+    return "\n".join([*lines, f"{REPORT} contains all names.\n"])
 
 
 def _some(names: Sequence[str]) -> str:

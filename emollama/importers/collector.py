@@ -1,4 +1,4 @@
-"""What an import takes and what it leaves out, while a source is read."""
+"""Collect the clips and problems of a source while it is read."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ OnProblem = Literal["error", "skip"]
 
 @dataclass(frozen=True)
 class Entry:
-    """One clip, as far as its source knows it.
+    """The annotations of one clip.
 
     Attributes:
-        label: of the vocabulary, or :data:`NO_LABEL`.
-        valence: None where there is none.
-        sentence: what is said; "" is a clip without speech, None one of which nothing is known.
-        caption: the coarse caption.
-        fine: the clip's object in the fine captions' file, its caption under ``smp_reason_caption``; None where it has none.
-        openset: emotion words without a fixed vocabulary.
+        name: name of the clip.
+        label: a label of the vocabulary, or :data:`NO_LABEL`.
+        valence: the valence, or None.
+        sentence: the spoken text; "" for a clip without speech, None if the source has no transcript of the clip.
+        caption: the coarse caption, or None.
+        fine: the clip's object in the file of fine captions, with the caption under ``smp_reason_caption``; or None.
+        openset: emotion words without a fixed vocabulary, or None.
     """
 
     name: str
@@ -39,16 +40,16 @@ class Entry:
 
 
 class Collector:
-    """Collects clips, problems and what is left out by the user's word.
+    """Collects clips, problems, and clips that are left out on purpose.
 
     Args:
-        labels: what the source's labels are called here.
+        labels: maps labels of the source to labels of the vocabulary.
 
     Attributes:
         entries: name -> clip.
-        problems: what stops the import, or is left out with ``--on-problem skip``.
-        left_out: reason -> names; by the user's word, or without loss.
-        notes: lines for the user.
+        problems: problems that stop the import; with ``--on-problem skip``, their clips are left out.
+        left_out: reason -> names that are left out without being a problem.
+        notes: remarks for the user.
     """
 
     def __init__(self, labels: LabelMap) -> None:
@@ -60,19 +61,19 @@ class Collector:
         self._unknown: dict[str, list[tuple[str, str]]] = {}  # raw label -> (clip, where)
 
     def report(self, problem: Problem) -> None:
-        """Note a problem; the clip it is about is not taken."""
+        """Record a problem. The caller does not add the clip that it is about."""
         self.problems.append(problem)
 
     def leave_out(self, reason: str, name: str) -> None:
-        """Note a clip that is left out on purpose."""
+        """Record a clip that is left out on purpose."""
         self.left_out.setdefault(reason, []).append(name)
 
     def is_usable(self, name: str, where: str) -> bool:
-        """Whether a list can hold the name; if not, that is a problem."""
+        """Whether an annotation file can contain a name; record a problem if not."""
         try:
             if name.split() != [name]:
-                says = f"the name {name!r} holds white space, which ends a name in a list. Rename the clip."
-                raise ValueError(says if name.strip() else "the row has no name")
+                text = f"the name {name!r} contains white space, which separates fields in an annotation file. Rename the clip."
+                raise ValueError(text if name.strip() else "the row has no name")
             safe_name(name)
         except ValueError as error:
             self.report(Problem("name", f"{where}: {error}", (name,)))
@@ -80,7 +81,16 @@ class Collector:
         return True
 
     def label(self, raw: str, name: str, where: str) -> str | None:
-        """The label of a clip; None where it is left out: by the map, or because nothing says what the label is called here."""
+        """Return the label of a clip.
+
+        Args:
+            raw: the label in the source.
+            name: name of the clip.
+            where: file and line, for messages.
+
+        Returns:
+            A label of the vocabulary; None if the map skips the clip, or if the label is empty or unknown, which is a problem.
+        """
         label = self.labels.resolve(raw)
         if label == SKIP:
             self.leave_out(f"the label map skips '{raw}'", name)
@@ -90,42 +100,43 @@ class Collector:
             self._unknown.setdefault(raw, []).append((name, where))
         return None if label == SKIP else label
 
-    def take(self, entry: Entry) -> None:
-        """Take a clip whose name is usable and new."""
+    def add(self, entry: Entry) -> None:
+        """Add a clip whose name is usable and new."""
         self.entries[entry.name] = entry
 
-    def settle(self, on_problem: OnProblem) -> None:
-        """Close the collection.
+    def finish(self, on_problem: OnProblem) -> None:
+        """Check the collection after the source was read.
 
         Raises:
-            UserError: all problems at once, unless they are to be skipped; or no clip is left.
+            UserError: there are problems and ``on_problem`` is ``error`` (all in one message), or no clip is left.
         """
+        # An unknown label is one problem, even if many clips have it: one entry of the label map solves it.
         for raw, clips in self._unknown.items():
-            self.report(Problem("label", self._complaint(raw, clips), tuple(name for name, _ in clips)))
+            self.report(Problem("label", self._unknown_label(raw, clips), tuple(name for name, _ in clips)))
         self._unknown = {}
-        shown = "\n  " + abbreviated((problem.text for problem in self.problems), "\n  ") if self.problems else ""
+        details = "\n  " + abbreviated((problem.text for problem in self.problems), "\n  ") if self.problems else ""
         if self.problems and on_problem == "error":
-            remedy = "Mend them, or leave these clips out with --on-problem skip"
-            raise UserError(f"nothing was written; problems: {len(self.problems)}. {remedy}.{shown}")
+            remedy = "Correct them, or leave these clips out with --on-problem skip"
+            raise UserError(f"nothing was written; problems: {len(self.problems)}. {remedy}.{details}")
         if not self.entries:
             skipped = "".join(f"\n  {len(names)} left out: {reason}" for reason, names in self.left_out.items())
-            raise UserError(f"nothing was written; no clip is left of the source{shown}{skipped}")
+            raise UserError(f"nothing was written; no clip of the source is left{details}{skipped}")
 
-    def _complaint(self, raw: str, clips: list[tuple[str, str]]) -> str:
+    def _unknown_label(self, raw: str, clips: list[tuple[str, str]]) -> str:
         mapped = self.labels.mapped(raw)
-        became = "" if mapped == raw else f", which a map makes '{mapped}',"
+        became = "" if mapped == raw else f" (mapped to '{mapped}')"
         return (
-            f"{clips[0][1]}: the label '{raw}'{became} is none of {abbreviated(self.labels.labels)}"
-            f" ({len(clips)} clips have it).{did_you_mean(mapped, self.labels.labels)}"
-            f" Say with --label-map what it is: '{raw}: LABEL', or '{raw}: {SKIP}'."
+            f"{clips[0][1]}: the label '{raw}'{became} is not one of {abbreviated(self.labels.labels)}"
+            f" (number of clips: {len(clips)}).{did_you_mean(mapped, self.labels.labels)}"
+            f" Map it with --label-map: '{raw}: LABEL', or '{raw}: {SKIP}' to leave these clips out."
         )
 
 
-def valence_of(value: Any) -> float | None:
-    """A valence as a number, or None where there is none: empty, absent or -10.
+def parse_valence(value: Any) -> float | None:
+    """Return a valence as a number; None if it is absent, empty or -10.
 
     Raises:
-        ValueError: anything but a finite number.
+        ValueError: the value is not a finite number.
     """
     if value is None or value == "":
         return None
@@ -134,5 +145,5 @@ def valence_of(value: Any) -> float | None:
     except (TypeError, ValueError):
         valence = math.nan
     if not math.isfinite(valence):
-        raise ValueError(f"the valence {value!r} is no number")
+        raise ValueError(f"the valence {value!r} is not a finite number")
     return None if valence == NO_VALENCE else valence

@@ -1,14 +1,14 @@
-"""``emer``: EMER's descriptions of what shows the emotion, the truth or a model's predictions.
+"""``emer``: tables of EMER with descriptions of the emotional clues, from annotators or predicted by a model.
 
-Source: the published files; EMER-V1 ``names,emotions,subtitles,reasons``, EMER-V2 ``name,chinese,english``, predictions
-``names,chi_reasons`` (English, in spite of the name).
+Source: the published files. EMER-V1 has the columns ``names,emotions,subtitles,reasons``, EMER-V2 has
+``name,chinese,english``, and predictions have ``names,chi_reasons`` (in English, in spite of the name).
 """
 
 from __future__ import annotations
 
 from emollama.errors import UserError
 from emollama.importers.collector import Collector, Entry
-from emollama.importers.sources import Sheet, rows_by_name
+from emollama.importers.sources import Sheet, rows_by_clip
 
 HEADERS = ("names", "emotions", "subtitles", "reasons"), ("name", "chinese", "english"), ("names", "chi_reasons")
 FINE_KEYS = {  # column -> key of the clip's object in the fine captions
@@ -22,17 +22,17 @@ FINE_KEYS = {  # column -> key of the clip's object in the fine captions
 
 
 def read(path: str, collector: Collector) -> None:
-    """Take the clips in order, without labels: what EMER scores is the description.
+    """Read the clips in order, without labels, because EMER scores descriptions.
 
     Raises:
-        UserError: another header.
+        UserError: the header is not one of EMER's.
     """
     sheet = Sheet.read(path, collector)
     columns = next((columns for columns in HEADERS if set(columns) <= set(sheet.header)), None)
     if columns is None:
         expected = " or ".join(",".join(columns) for columns in HEADERS)
-        raise UserError(f"{path}, line 1: the header is {','.join(sheet.header)}; EMER's tables have {expected}")
-    for name, row in rows_by_name(sheet, columns[1:], collector).items():
+        raise UserError(f"{path}, line 1: the header is {','.join(sheet.header)}; expected {expected}")
+    for name, row in rows_by_clip(sheet, columns[1:], collector).items():
         fine = {FINE_KEYS[column]: cell for column, cell in row.cells.items() if cell}
-        described = "smp_reason_caption" in fine
-        collector.take(Entry(name, sentence=row.cells.get("subtitles"), fine=fine if described else None))
+        has_description = "smp_reason_caption" in fine
+        collector.add(Entry(name, sentence=row.cells.get("subtitles"), fine=fine if has_description else None))

@@ -1,9 +1,9 @@
-"""Flickr30k in the forms that it is published in; the file's content tells which it is.
+"""Read Flickr30k in each of its published formats, which are recognized by the content of the file.
 
-* table: a CSV with :data:`COLUMNS`, a row an image; ``raw`` is a JSON list of its captions in one quoted cell
-* Karpathy's: ``{"images": [{"filename": "1.jpg", "split": "train", "sentences": [{"raw": "..."}]}]}``
-* token file: lines ``1.jpg#0<TAB>caption``, which say nothing of splits
-* table of tokens: a header ``image_name| comment_number| comment`` and lines ``1.jpg| 0| caption``, nothing of splits either
+* CSV with :data:`COLUMNS` and one row per image; ``raw`` is a JSON list of its captions in one quoted cell
+* Karpathy's JSON: ``{"images": [{"filename": "1.jpg", "split": "train", "sentences": [{"raw": "..."}]}]}``
+* token file: lines ``1.jpg#0<TAB>caption``, without splits
+* token table: a header ``image_name| comment_number| comment`` and lines ``1.jpg| 0| caption``, without splits
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from emollama.registry import did_you_mean
 
 COLUMNS = ("raw", "sentids", "split", "filename", "img_id")
 NEEDED = ("raw", "split", "filename")
-SPLITS = ("train", "val", "test", "restval")  # as published
-NEAR = 0.8  # ratio of difflib from which another name is one of these, misspelt
+SPLITS = ("train", "val", "test", "restval")  # the published names
+MISSPELLED_RATIO = 0.8  # similarity (difflib) from which a name is considered a misspelled published name
 _TOKEN_LINE = re.compile(r"([^\t#]+)#(\d+)\t(.*)")
-_TOKEN_ROW = re.compile(r"([^|]+?)\s*\|\s*(\d+)(?:\s*\|\s*|\s+)(.*)")  # one row of the published table lacks its second bar
+# The second bar is optional, because one row of the published table lacks it.
+_TOKEN_ROW = re.compile(r"([^|]+?)\s*\|\s*(\d+)(?:\s*\|\s*|\s+)(.*)")
 _TOKEN_HEADER = re.compile(r"image_name\s*\|\s*comment_number\s*\|\s*comment\s*")
 _SPLIT_NAME = re.compile(r"[\w-]+")
 
@@ -41,11 +42,11 @@ class Image:
     """One image of the source.
 
     Attributes:
-        name: its file's path below the folder of images, without the ending.
-        file: the same with it.
-        captions: at least one.
-        split: None where the source says nothing of splits.
-        img_id: of the table; empty where it has none.
+        name: path of its file relative to the folder of images, without the extension.
+        file: the path with its extension.
+        captions: its captions, at least one.
+        split: its split; None if the source has no splits.
+        img_id: its id in the table; empty if there is no id.
     """
 
     name: str
@@ -57,46 +58,52 @@ class Image:
 
 @dataclass
 class Collection:
-    """What is taken of a source and what is wrong with the rest.
+    """Images and problems of a source.
 
     Attributes:
         images: name -> image, in the order of the file.
-        problems: what stops the command, or is left out with ``--on-problem skip``.
-        left_out: reason -> names; by the user's word.
+        problems: problems that stop the command; with ``--on-problem skip``, their images are left out.
+        left_out: reason -> names that are left out on purpose.
     """
 
     images: dict[str, Image] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
-    _places: dict[tuple[str, str], str] = field(default_factory=dict)
+    _first_uses: dict[tuple[str, str], str] = field(default_factory=dict)  # (kind of name, name) -> file and line
 
-    def take(self, where: str, file: Any, make: Callable[[], Image]) -> None:
-        """Take what a row about a file gives, or note what is wrong; of two images of one name or img_id the first is taken."""
+    def add(self, where: str, file: Any, parse: Callable[[], Image]) -> None:
+        """Add the image of a row, or record a problem. Of two images with the same name or img_id, the first one is added.
+
+        Args:
+            where: file and line of the row, for messages.
+            file: name of the image file as written in the row.
+            parse: returns the image; raises ValueError if the row is not valid.
+        """
         try:
-            image = make()
+            image = parse()
             keys = [(what, value) for what, value in (("image", image.name), ("img_id", image.img_id)) if value]
             for key in keys:
-                if key in self._places:
-                    raise ValueError(f"the {key[0]} '{key[1]}' stands in {self._places[key]} already. Keep one of the two.")
+                if key in self._first_uses:
+                    raise ValueError(f"the {key[0]} '{key[1]}' is already in {self._first_uses[key]}. Keep one of the two.")
         except ValueError as error:
             self.problems.append(Problem("row", f"{where}: {error}", (file,) if isinstance(file, str) and file else ()))
         else:
             self.images[image.name] = image
-            self._places |= dict.fromkeys(keys, where)
+            self._first_uses |= dict.fromkeys(keys, where)
 
 
 def read(path: str) -> Collection:
-    """Read a source in whichever form.
+    """Read a source in any of the formats.
 
     Raises:
-        UserError: no such file, a form that is none of these, or no row.
+        UserError: the file does not exist, has another format, or contains no image.
     """
     text = read_text(require_file(path, "--annotations"))
-    begin = text.lstrip()[:1]
-    if not begin:
+    first_character = text.lstrip()[:1]
+    if not first_character:
         raise UserError(f"--annotations: {path} is empty")
     collection = Collection()
-    if begin in ("{", "["):
+    if first_character in ("{", "["):
         _read_karpathy(path, collection)
     elif any(map(_TOKEN_LINE.match, text.splitlines()[:10])):
         _read_tokens(path, text, _TOKEN_LINE, collection)
@@ -105,30 +112,30 @@ def read(path: str) -> Collection:
     else:
         _read_table(path, collection)
     if not collection.images and not collection.problems:
-        raise UserError(f"--annotations: {path} holds no image")
+        raise UserError(f"--annotations: {path} contains no image")
     return collection
 
 
 def _read_table(path: str, collection: Collection) -> None:
-    faults: list[Problem] = []
-    header, rows = read_rows(path, "--annotations", faults.append)
-    collection.problems += [Problem("row", problem.text) for problem in faults]
-    strange = [column for column in header if column not in COLUMNS]
+    problems: list[Problem] = []
+    header, rows = read_rows(path, "--annotations", problems.append)
+    collection.problems += [Problem("row", problem.text) for problem in problems]
+    unknown = [column for column in header if column not in COLUMNS]
     missing = [column for column in NEEDED if column not in header]
-    if strange or missing:
-        told = f"lacks {', '.join(missing)}" if missing else f"has unknown columns: {abbreviated(map(repr, strange))}"
-        near = [did_you_mean(column, COLUMNS) for column in strange]
-        raise UserError(f"{path}, line 1: the header {told}.{''.join(near)} Expected {','.join(COLUMNS)}.")
+    if unknown or missing:
+        what = f"lacks {', '.join(missing)}" if missing else f"has unknown columns: {abbreviated(map(repr, unknown))}"
+        suggestions = [did_you_mean(column, COLUMNS) for column in unknown]
+        raise UserError(f"{path}, line 1: the header {what}.{''.join(suggestions)} Expected {','.join(COLUMNS)}.")
     for line, cells in rows:
-        collection.take(f"{path}, line {line}", cells["filename"], partial(_of_row, cells))
+        collection.add(f"{path}, line {line}", cells["filename"], partial(_image_of_row, cells))
 
 
-def _of_row(cells: Mapping[str, str]) -> Image:
+def _image_of_row(cells: Mapping[str, str]) -> Image:
     raw = cells["raw"]
     try:
         captions = json.loads(raw)
     except (json.JSONDecodeError, RecursionError):
-        raise ValueError(f'the cell raw is no JSON list of captions: {raw[:60]!r}. Expected "[""..."", ""...""]".') from None
+        raise ValueError(f'the cell raw is not a JSON list of captions: {raw[:60]!r}. Expected "[""..."", ""...""]".') from None
     return replace(_image(cells["filename"], captions, cells["split"]), img_id=cells.get("img_id", "").strip())
 
 
@@ -139,54 +146,56 @@ def _read_karpathy(path: str, collection: Collection) -> None:
         raise UserError(f'{path}: expected {{"images": [{{"filename", "split", "sentences": [{{"raw"}}]}}]}}')
     for number, entry in enumerate(entries):
         file = entry.get("filename") if isinstance(entry, dict) else None
-        collection.take(f"{path}, images[{number}]", file, partial(_of_karpathy, entry))
+        collection.add(f"{path}, images[{number}]", file, partial(_image_of_karpathy, entry))
 
 
-def _of_karpathy(entry: Any) -> Image:
+def _image_of_karpathy(entry: Any) -> Image:
     if not isinstance(entry, dict):
-        raise ValueError(f"expected an object with filename, split and sentences, found {str(entry)[:60]}")
-    sentences, of = entry.get("sentences"), f"(image '{entry.get('filename')}')"
+        raise ValueError(f"expected an object with filename, split and sentences, got {str(entry)[:60]}")
+    sentences, image = entry.get("sentences"), f"(image '{entry.get('filename')}')"
     if not isinstance(sentences, list):
-        found = f"is {str(sentences)[:60]!r}" if "sentences" in entry else "is missing"
-        raise ValueError(f'"sentences" {found}; expected a list of {{"raw": "a caption"}} {of}')
+        what = f"is {str(sentences)[:60]!r}" if "sentences" in entry else "is missing"
+        raise ValueError(f'"sentences" {what}; expected a list of {{"raw": "a caption"}} {image}')
     for number, sentence in enumerate(sentences):
         if not isinstance(sentence, dict) or not isinstance(sentence.get("raw"), str):
-            raise ValueError(f'sentences[{number}] is {str(sentence)[:60]}; expected {{"raw": "a caption"}} {of}')
+            raise ValueError(f'sentences[{number}] is {str(sentence)[:60]}; expected {{"raw": "a caption"}} {image}')
     return _image(entry.get("filename"), [sentence["raw"] for sentence in sentences], entry.get("split") or "")
 
 
-def _read_tokens(path: str, text: str, form: re.Pattern[str], collection: Collection) -> None:
+def _read_tokens(path: str, text: str, pattern: re.Pattern[str], collection: Collection) -> None:
     captions: dict[str, dict[int, str]] = {}
     lines: dict[str, int] = {}
     for line, row in enumerate(text.replace("\r\n", "\n").split("\n"), 1):
-        match = form.fullmatch(row)
+        match = pattern.fullmatch(row)
         where = f"{path}, line {line}"
         if match is not None:
             file, number = match[1].strip(), int(match[2])
             lines.setdefault(file, line)
             if number in captions.setdefault(file, {}):
-                collection.problems.append(Problem("row", f"{where}: a second caption {number} of '{file}'. Keep one.", (file,)))
+                what = f"caption {number} of '{file}' is repeated. Keep one."
+                collection.problems.append(Problem("row", f"{where}: {what}", (file,)))
             else:
                 captions[file][number] = match[3]
         elif row.strip() and not _TOKEN_HEADER.fullmatch(row.strip()):
-            expected = "'name.jpg#0', a tab and a caption" if form is _TOKEN_LINE else "'name.jpg| 0| a caption'"
-            collection.problems.append(Problem("row", f"{where}: {row[:60]!r} is not {expected}"))
+            expected = "'name.jpg#0', a tab and a caption" if pattern is _TOKEN_LINE else "'name.jpg| 0| a caption'"
+            collection.problems.append(Problem("row", f"{where}: expected {expected}, got {row[:60]!r}"))
     for file, texts in captions.items():
         ordered = [texts[number] for number in sorted(texts)]
-        collection.take(f"{path}, line {lines[file]}", file, partial(_image, file, ordered, None))
+        collection.add(f"{path}, line {lines[file]}", file, partial(_image, file, ordered, None))
 
 
 def _image(file: Any, captions: Any, split: Any) -> Image:
-    """What a row says, checked.
+    """Check the values of a row and return its image.
 
     Raises:
-        ValueError: a file's name that is unsafe or no image's, captions that are no list of texts, or a split without a name.
+        ValueError: the file name points outside the folder or has another extension than an image, the captions are not a list
+            of texts, or the name of the split is not valid.
     """
     if not isinstance(file, str) or not file.strip():
-        raise ValueError("the row names no file")
+        raise ValueError("the row has no file name")
     name, ending = os.path.splitext(safe_name(file.strip()))
     if ending.lower() not in ENDINGS:
-        raise ValueError(f"the file '{file}' ends with none of {' '.join(ENDINGS)}")
+        raise ValueError(f"the file '{file}' has none of the extensions {' '.join(ENDINGS)}")
     if split is not None and (not isinstance(split, str) or not _SPLIT_NAME.fullmatch(split)):
         raise ValueError(f"the split of '{file}' is {split!r}; expected a name such as train, val or test")
     try:
@@ -195,61 +204,75 @@ def _image(file: Any, captions: Any, split: Any) -> Image:
         raise ValueError(f"{error} (image '{name}')") from None
 
 
-def rightly_spelt(collection: Collection, splits: Mapping[str, list[Image]], source: str) -> dict[str, list[Image]]:
-    """The splits, empty where the name is one of :data:`SPLITS` misspelt, which is a problem, told as one of the source."""
-    meant = {split: _meant(split) for split in splits}
-    for split, usual in meant.items():
-        if usual:
-            files = tuple(image.file for image in splits[split])
-            text = f"{source}: a split called '{split}' (images {listing(files)}). Did you mean '{usual}'?"
-            collection.problems.append(Problem("split", text, files))
-    return {split: [] if meant[split] else images for split, images in splits.items()}
-
-
-def _meant(split: str) -> str | None:
-    """The published split that a name is, misspelt; None for one of them, and for names of their own such as trainval or dev."""
-    lower = split.lower()
-    alike = [usual for usual in SPLITS if sorted(usual) == sorted(lower)] or get_close_matches(lower, SPLITS, 1, NEAR)
-    own = split in SPLITS or (lower not in SPLITS and any(usual in lower for usual in SPLITS))
-    return alike[0] if alike and not own else None
-
-
-def read_splits(places: Iterable[str]) -> dict[str, dict[str, str]]:
-    """split -> image's name -> where it stands, of lists of names or file names, one a line.
+def without_misspelled(collection: Collection, splits: Mapping[str, list[Image]], source: str) -> dict[str, list[Image]]:
+    """Empty the splits whose names are misspelled names of :data:`SPLITS`, and record them as problems.
 
     Args:
-        places: text files called after their splits, or folders of them.
+        collection: problems are added to it.
+        splits: split -> images.
+        source: where the names come from, for messages.
+
+    Returns:
+        Split -> images.
+    """
+    intended = {split: _intended_split(split) for split in splits}
+    for split, published in intended.items():
+        if published:
+            files = tuple(image.file for image in splits[split])
+            text = f"{source}: a split is named '{split}' (images {listing(files)}). Did you mean '{published}'?"
+            collection.problems.append(Problem("split", text, files))
+    return {split: [] if intended[split] else images for split, images in splits.items()}
+
+
+def _intended_split(split: str) -> str | None:
+    """Return the published split whose misspelled name this is; None for published and other names, such as trainval or dev."""
+    lower = split.lower()
+    anagrams = [published for published in SPLITS if sorted(published) == sorted(lower)]
+    similar = anagrams or get_close_matches(lower, SPLITS, 1, MISSPELLED_RATIO)
+    # A longer name that contains a published one, such as trainval, is not a misspelled name.
+    is_valid = split in SPLITS or (lower not in SPLITS and any(published in lower for published in SPLITS))
+    return similar[0] if similar and not is_valid else None
+
+
+def read_splits(paths: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Read lists of images, with one image name or file name per line.
+
+    Args:
+        paths: text files that are named after their splits, or folders of such files.
+
+    Returns:
+        Split -> image name -> file and line of the name.
 
     Raises:
-        UserError: no such file, a folder without lists, two lists of one split, or an image that stands twice.
+        UserError: a file does not exist, a folder contains no lists, two lists have the same name, or an image is listed twice.
     """
     splits: dict[str, dict[str, str]] = {}
-    owners: dict[str, str] = {}
-    faults = []
-    for path in _lists(places):
+    first_uses: dict[str, str] = {}
+    repeated = []
+    for path in _list_files(paths):
         split = os.path.splitext(os.path.basename(path))[0]
         if split in splits or not _SPLIT_NAME.fullmatch(split):
-            raise UserError(f"--splits: {path}: a list is called after its split, such as train.txt, each by another name")
-        rows = read_text(require_file(path, "--splits")).split("\n")
-        given = [(_without_ending(row.strip()), f"{path}, line {line}") for line, row in enumerate(rows, 1) if row.strip()]
-        splits[split] = dict(given)
-        for name, where in given:
-            if (first := owners.setdefault(name, where)) != where:
-                faults.append(f"{where}: '{name}' stands in {first} already")
-    if faults:
-        raise UserError("--splits: an image belongs to one split, and stands there once. Remove:\n  " + "\n  ".join(faults))
+            raise UserError(f"--splits: {path}: the file name must be the name of its split, such as train.txt, and unique")
+        lines = read_text(require_file(path, "--splits")).split("\n")
+        names = [(_without_ending(text.strip()), f"{path}, line {line}") for line, text in enumerate(lines, 1) if text.strip()]
+        splits[split] = dict(names)
+        for name, where in names:
+            if (first := first_uses.setdefault(name, where)) != where:
+                repeated.append(f"{where}: '{name}' is already in {first}")
+    if repeated:
+        raise UserError("--splits: an image must be in one split only, and once. Remove:\n  " + "\n  ".join(repeated))
     return splits
 
 
-def _lists(places: Iterable[str]) -> Iterator[str]:
-    for place in places:
-        if not os.path.isdir(place):
-            yield place
+def _list_files(paths: Iterable[str]) -> Iterator[str]:
+    for path in paths:
+        if not os.path.isdir(path):
+            yield path
             continue
-        found = sorted(name for name in os.listdir(place) if name.endswith(".txt") and not name.startswith("."))
-        if not found:
-            raise UserError(f"--splits: no list (.txt) in the folder '{place}'. Expected train.txt, val.txt, test.txt.")
-        yield from (os.path.join(place, name) for name in found)
+        names = sorted(name for name in os.listdir(path) if name.endswith(".txt") and not name.startswith("."))
+        if not names:
+            raise UserError(f"--splits: the folder '{path}' contains no list (.txt). Expected train.txt, val.txt, test.txt.")
+        yield from (os.path.join(path, name) for name in names)
 
 
 def _without_ending(name: str) -> str:
@@ -257,15 +280,18 @@ def _without_ending(name: str) -> str:
     return stem if ending.lower() in ENDINGS else name
 
 
-def by_splits(collection: Collection, splits: Mapping[str, Mapping[str, str]]) -> dict[str, list[Image]]:
-    """split -> its images, of lists; images of no list are left out, and names that the source does not have are a problem."""
+def assign_splits(collection: Collection, splits: Mapping[str, Mapping[str, str]]) -> dict[str, list[Image]]:
+    """Assign the images to the splits of :func:`read_splits`.
+
+    Images that no list contains are left out. Listed names without a valid row are added to the problems of the collection.
+    """
     listed = {name for names in splits.values() for name in names}
     for name in collection.images:
         if name not in listed:
             collection.left_out.setdefault("in no list of --splits", []).append(name)
     for split, names in splits.items():
-        strange = tuple(name for name in names if name not in collection.images)
-        if strange:
-            text = f"images of the list {split} that the annotations do not have, or not rightly, {listing(strange)}"
-            collection.problems.append(Problem("split", f"{names[strange[0]]}: {text}", strange))
+        unknown = tuple(name for name in names if name not in collection.images)
+        if unknown:
+            text = f"the annotations have no valid row for these images of the list {split}: {listing(unknown)}"
+            collection.problems.append(Problem("split", f"{names[unknown[0]]}: {text}", unknown))
     return {split: [image for name, image in collection.images.items() if name in names] for split, names in splits.items()}

@@ -1,13 +1,13 @@
-"""``mer-factory``: what MER-Factory writes, one ``<name>_merr_data.json`` a clip.
+"""``mer-factory``: the output of MER-Factory, one ``<name>_merr_data.json`` per clip.
 
-Source: MER-Factory's pipeline and its example files. The emotions of a peak stand in the order of their strength.
+Source: MER-Factory's pipeline and its example files. The emotions of a peak are sorted by strength.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,89 +16,95 @@ from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.importers.collector import Collector, Entry
 from emollama.importers.labels import SKIP
-from emollama.importers.sources import Sheet, files_below, rows_by_name
+from emollama.importers.sources import Sheet, files_below, rows_by_clip
 from emollama.listing import abbreviated
 
 SUFFIX = "_merr_data.json"
 DESCRIPTIONS = ("visual_expression", "visual_objective", "audio_analysis", "video_content")
 CAPTIONS = ("final_summary", *DESCRIPTIONS)
 PEAKS = ("overall", "overall-or-first")
-UNKNOWN = "unknown"  # the raw label where no peak stands at the time of the strongest frame
-SAME_TIME = 0.05  # seconds between a peak, written with two decimals, and the strongest frame
+UNKNOWN = "unknown"  # the raw label if there is no peak at the time of the strongest frame
+# Peak times are rounded to two decimals, so they may differ from the time of the strongest frame by this much (seconds).
+TIME_TOLERANCE = 0.05
 _PEAK = re.compile(r"Peak at\s+(\d+(?:\.\d+)?)\s*s\s*:\s*([^\s,(][^,(]*)")
 
 
 def read(folder: str, collector: Collector, *, caption: Sequence[str], peak: str, overrides: str | None) -> None:
-    """Take the clips below a folder.
+    """Read the clips of a folder and its subfolders.
 
-    The label is the override's; else the ground truth that MER-Factory was given; else the strongest emotion of the peak that
-    stands at the overall peak's time. Where none stands there it is "unknown", or the first peak's with ``overall-or-first``.
+    The label of a clip is its override; otherwise the ground truth in its file; otherwise the strongest emotion of the peak at
+    the time of the overall peak. If there is no peak at this time, the label is "unknown", or that of the first peak with
+    ``overall-or-first``.
 
     Args:
-        caption: which of :data:`CAPTIONS` make the coarse caption, joined by a space.
+        folder: the output folder of MER-Factory.
+        collector: clips and problems are added to it.
+        caption: the parts of the coarse caption, from :data:`CAPTIONS`; they are joined by spaces.
         peak: one of :data:`PEAKS`.
-        overrides: a CSV file ``name,label``.
+        overrides: a CSV file ``name,label``, or None.
 
     Raises:
-        UserError: no such folder, or no such file below it.
+        UserError: the folder does not exist or contains no file of MER-Factory, or an override is not a label.
     """
-    found: dict[str, list[Path]] = {}
+    paths_by_name: dict[str, list[Path]] = {}
     for path in files_below(folder, collector):
         if path.name.endswith(SUFFIX):
-            found.setdefault(path.name.removesuffix(SUFFIX), []).append(path)
-    if not found:
-        raise UserError(f"{folder}: no file named <clip>{SUFFIX} anywhere below it. It is the output folder of MER-Factory.")
-    said = _overrides(overrides, found, collector) if overrides else {}
-    for name, paths in found.items():
+            paths_by_name.setdefault(path.name.removesuffix(SUFFIX), []).append(path)
+    if not paths_by_name:
+        raise UserError(f"{folder}: contains no file <clip>{SUFFIX}, also in subfolders. Name the output folder of MER-Factory.")
+    override_labels = _read_overrides(overrides, paths_by_name, collector) if overrides else {}
+    for name, paths in paths_by_name.items():
         if len(paths) > 1:
-            text = f"'{name}' is the name of {len(paths)} clips: {abbreviated(map(str, paths))}. Rename all but one."
+            text = f"{len(paths)} clips have the name '{name}': {abbreviated(map(str, paths))}. Rename all but one."
             collector.report(Problem("repeated", text, (name,)))
         elif collector.is_usable(name, str(paths[0])):
-            record = _record(paths[0], name, collector)
-            label = None if record is None else _label(record, paths[0], name, said, peak, collector)
+            record = _read_record(paths[0], name, collector)
+            label = None if record is None else _label(record, paths[0], name, override_labels, peak, collector)
             if record is not None and label is not None:
-                collector.take(_entry(name, label, record, caption))
+                collector.add(_entry(name, label, record, caption))
 
 
-def _overrides(path: str, found: Mapping[str, Any], collector: Collector) -> dict[str, str]:
-    said = {}
-    for name, row in rows_by_name(Sheet.read(path, collector), ["label"], collector).items():
-        word = row.cells.get("label", "")
-        label = SKIP if word == SKIP else collector.labels.word(word)
+def _read_overrides(path: str, clip_names: Container[str], collector: Collector) -> dict[str, str]:
+    override_labels = {}
+    for name, row in rows_by_clip(Sheet.read(path, collector), ["label"], collector).items():
+        cell = row.cells.get("label", "")
+        label = SKIP if cell == SKIP else collector.labels.label_or_synonym(cell)
         if label is None:
-            known = abbreviated(collector.labels.labels)
-            raise UserError(f"{row.where}: the column 'label' says {word!r}; expected one of {known}, or {SKIP}")
-        if name in found:
-            said[name] = label
+            labels = abbreviated(collector.labels.labels)
+            raise UserError(f"{row.where}: the column 'label' contains {cell!r}; expected one of {labels}, or {SKIP}")
+        if name in clip_names:
+            override_labels[name] = label
         else:
-            collector.report(Problem("override", f"{row.where}: no clip is called '{name}'", (name,)))
-    return said
+            collector.report(Problem("override", f"{row.where}: no clip has the name '{name}'", (name,)))
+    return override_labels
 
 
-def _record(path: Path, name: str, collector: Collector) -> dict[str, Any] | None:
+def _read_record(path: Path, name: str, collector: Collector) -> dict[str, Any] | None:
     try:
         record = read_json(str(path))
+        # JSON escapes may contain half of a surrogate pair, which the output files cannot store.
         json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        text = f"{path}: holds half of a character (a surrogate alone), which no text file can"
+        text = f"{path}: contains an incomplete character (an unpaired surrogate). Remove it."
     except (OSError, UserError) as error:
         text = str(error)
     else:
         peaks = record.get("chronological_emotion_peaks") if isinstance(record, dict) else None
         if isinstance(peaks, list) and all(isinstance(peak, str) for peak in peaks):
             return dict(record)
-        text = f"{path}: no record of MER-Factory's MER pipeline: 'chronological_emotion_peaks' is no list of texts"
+        text = f"{path}: not an output of MER-Factory's MER pipeline: 'chronological_emotion_peaks' is not a list of texts"
     collector.report(Problem("file", text, (name,)))
     return None
 
 
 def _label(
-    record: Mapping[str, Any], path: Path, name: str, said: Mapping[str, str], peak: str, collector: Collector
+    record: Mapping[str, Any], path: Path, name: str, override_labels: Mapping[str, str], peak: str, collector: Collector
 ) -> str | None:  # fmt: skip
-    if name in said:
-        if said[name] == SKIP:
+    override = override_labels.get(name)
+    if override is not None:
+        if override == SKIP:
             collector.leave_out("the overrides say skip", name)
-        return None if said[name] == SKIP else said[name]
+        return None if override == SKIP else override
     truth = record.get("ground_truth_label")
     raw = truth if isinstance(truth, str) and truth.strip() else raw_label(record, peak)
     if raw is None:
@@ -107,9 +113,13 @@ def _label(
 
 
 def raw_label(record: Mapping[str, Any], peak: str) -> str | None:
-    """The emotion that a record's peaks give, in MER-Factory's words; None where they give none.
+    """Return the emotion of a record's peaks as MER-Factory wrote it; None if no peak qualifies.
 
-    A clip without any peak has the one word "neutral" in place of peaks.
+    A clip without peaks has the single word "neutral" in place of peaks.
+
+    Args:
+        record: the content of a file of MER-Factory.
+        peak: one of :data:`PEAKS`.
     """
     peaks: list[str] = record["chronological_emotion_peaks"]
     timed = [(float(match[1]), match[2].strip()) for match in map(_PEAK.search, peaks) if match]
@@ -118,7 +128,7 @@ def raw_label(record: Mapping[str, Any], peak: str) -> str | None:
     strongest = _mapping(record.get("overall_peak_frame_info")).get("timestamp")
     if isinstance(strongest, int | float):
         time, label = min(timed, key=lambda peak: abs(peak[0] - strongest))
-        if abs(time - strongest) <= SAME_TIME:
+        if abs(time - strongest) <= TIME_TOLERANCE:
             return label
     return timed[0][1] if peak == "overall-or-first" else None
 

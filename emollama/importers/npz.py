@@ -1,9 +1,9 @@
-"""Dictionaries stored in .npz files, read without running what a pickle may ask to run.
+"""Read dictionaries from .npz files without executing code in their pickles.
 
-numpy stores a dictionary as an array of objects, which is a pickle, and unpickling calls whatever function the file names. Here
-a file may name five: the four with which numpy describes arrays and scalars of plain types, and the one that stands for bytes in
-old pickles. None of the five is called either: small stand-ins are, which build lists and numbers. Anything else is refused by
-its name before it is looked up, so that nothing of it is imported or run.
+numpy stores a dictionary as an array of objects, which is a pickle, and unpickling calls any function that the file names. This
+reader accepts five names: the four with which numpy describes arrays and scalars of plain types, and the one that describes
+bytes in old pickles. Even these five functions are not called. Small replacements build lists and numbers instead. Any other
+name is rejected before it is looked up, so that no code of the file is imported or executed.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ UNREADABLE = (
 
 
 class _Refused(Exception):
-    """The pickle names something that is not admitted."""
+    """The pickle contains a name that is not allowed."""
 
 
 class _Type:
-    """Stands in for numpy.dtype: a plain type with its byte order."""
+    """Replaces numpy.dtype: a plain type with its byte order."""
 
     def __init__(self, code: str, *_: Any) -> None:
         if not isinstance(code, str) or not PLAIN_TYPE.fullmatch(code):
@@ -46,7 +46,7 @@ class _Type:
             raise _Refused("a numpy.dtype with fields")
 
     def values(self, raw: bytes) -> list[Any]:
-        """The numbers or strings that these bytes are."""
+        """Convert bytes to numbers or strings of this type."""
         if self.code.startswith("O"):
             raise _Refused("objects in place of bytes")
         values: list[Any] = np.frombuffer(raw, np.dtype(self.order + self.code)).tolist()
@@ -54,7 +54,7 @@ class _Type:
 
 
 class _Array:
-    """Stands in for numpy.ndarray: a flat list of values."""
+    """Replaces numpy.ndarray: a flat list of values."""
 
     def __init__(self) -> None:
         self.values: list[Any] = []
@@ -78,7 +78,7 @@ def _bytes(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-_ADMITTED: dict[tuple[str, str], Any] = {
+_REPLACEMENTS: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): _array,
     ("numpy.core.multiarray", "scalar"): _scalar,
     ("numpy", "ndarray"): "numpy.ndarray",  # an argument of _reconstruct, never called
@@ -89,22 +89,25 @@ _ADMITTED: dict[tuple[str, str], Any] = {
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        known = module.replace("numpy._core", "numpy.core"), name
-        if known not in _ADMITTED:
+        # numpy 2 renamed numpy.core to numpy._core, and files contain the name of the numpy that wrote them.
+        qualified_name = module.replace("numpy._core", "numpy.core"), name
+        if qualified_name not in _REPLACEMENTS:
             raise _Refused(f"{module}.{name}")
-        return _ADMITTED[known]
+        return _REPLACEMENTS[qualified_name]
 
 
 def read_dictionaries(path: str, keys: list[str]) -> dict[str, dict[Any, Any]]:
-    """The dictionaries under these keys of an .npz file; other entries are not opened.
+    """Read the dictionaries under these keys of an .npz file. Other entries are not opened.
 
     Raises:
-        UserError: no .npz file, an absent key (with those that are there), an entry that is no dictionary of plain values, or one
-            that names code: what it names is told, and was not run.
+        UserError: the file is not an .npz file, a key is absent, or an entry is not a dictionary of plain values or refers to
+            code, which is not executed.
     """
     local = PATHS.get_local_path(require_file(path, "FILE"))
     if not zipfile.is_zipfile(local):
-        raise UserError(f"{path}: not an .npz file (or cut off). It is the label file that MERTools writes with numpy's savez.")
+        raise UserError(
+            f"{path}: not an .npz file, or an incomplete one. Name the label file that MERTools writes with numpy's savez."
+        )
     return {key: _read(path, local, key) for key in keys}
 
 
@@ -112,17 +115,17 @@ def _read(path: str, local: str, key: str) -> dict[Any, Any]:
     try:
         with zipfile.ZipFile(local) as archive:
             present = [name.removesuffix(".npy") for name in archive.namelist()]
-            found = _dictionary(archive, f"{key}.npy") if key in present else None
+            dictionary = _dictionary(archive, f"{key}.npy") if key in present else None
     except _Refused as refused:
         raise UserError(
-            f"{path}, '{key}': refused: it names {refused}, which no table of labels needs. Nothing of it was run. Do not open"
-            " this file with numpy's allow_pickle=True; ask where it comes from."
+            f"{path}, '{key}': refused, because it refers to {refused}, which a table of labels does not need. No code of the"
+            " file was executed. Do not open this file with numpy's allow_pickle=True, and check where it comes from."
         ) from None
     except UNREADABLE as error:
         raise UserError(f"{path}, '{key}': cannot be read as a dictionary of labels ({error or type(error).__name__})") from None
-    if found is None:
-        raise UserError(f"{path}: no '{key}' in it. It holds: {abbreviated(present)}.")
-    return found
+    if dictionary is None:
+        raise UserError(f"{path}: contains no '{key}'. Its entries: {abbreviated(present)}.")
+    return dictionary
 
 
 def _dictionary(archive: zipfile.ZipFile, name: str) -> dict[Any, Any]:
@@ -134,5 +137,5 @@ def _dictionary(archive: zipfile.ZipFile, name: str) -> dict[Any, Any]:
             raise ValueError(f"it is an array of {dtype}, shape {shape}")
         array = _Unpickler(file).load()
     if not isinstance(array, _Array) or len(array.values) != 1 or not isinstance(array.values[0], dict):
-        raise ValueError("it is not one dictionary")
+        raise ValueError("it is not a single dictionary")
     return dict(array.values[0])

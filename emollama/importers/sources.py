@@ -1,4 +1,4 @@
-"""Ways into a source that several kinds share: CSV files by clip name, files below a folder."""
+"""Readers that several importers share: rows of CSV files by clip name, and the files of a folder tree."""
 
 from __future__ import annotations
 
@@ -14,14 +14,25 @@ from emollama.importers.collector import Collector
 
 
 class SourceRow(NamedTuple):
-    """A row of a CSV file: where it stands, and its cells by column."""
+    """A row of a CSV file.
+
+    Attributes:
+        where: file and line, for messages.
+        cells: column -> text.
+    """
 
     where: str
     cells: dict[str, str]
 
 
 class Sheet(NamedTuple):
-    """A CSV file: its columns, and (line, cells by column) of each row."""
+    """A CSV file.
+
+    Attributes:
+        path: the file.
+        header: the columns.
+        rows: (line number, {column: text}) of each row.
+    """
 
     path: str
     header: list[str]
@@ -29,32 +40,38 @@ class Sheet(NamedTuple):
 
     @classmethod
     def read(cls, path: str, collector: Collector) -> Sheet:
-        """Read a file.
+        """Read a file. Invalid rows are reported to the collector.
 
         Raises:
-            UserError: no such file, no CSV, a column twice, or no row (rows that are all faulty are problems).
+            UserError: the file does not exist, is not a CSV file, has a column twice, or contains no row at all.
         """
-        faults = len(collector.problems)
+        problems_before = len(collector.problems)
         header, rows = read_rows(path, "FILE", collector.report)
-        if not rows and len(collector.problems) == faults:
-            raise UserError(f"{path}: no row in it. The first line names the columns, then comes a row a clip.")
+        if not rows and len(collector.problems) == problems_before:
+            raise UserError(f"{path}: contains no rows. Expected a header with the columns and then one row per clip.")
         return cls(path, header, rows)
 
 
-def rows_by_name(
+def rows_by_clip(
     sheet: Sheet, columns: Sequence[str], collector: Collector, *, name_columns: Sequence[str] = NAME_COLUMNS,
     name_of: Callable[[str], str] = str,
 ) -> dict[str, SourceRow]:  # fmt: skip
-    """The rows by clip, with the cells of these columns as far as the file has them.
+    """Return the rows by clip name.
 
-    A clip that stands there twice with the same cells is taken once; one with different cells is a problem and not taken.
+    Identical rows of a clip count as one. Different rows of a clip are a problem, and the clip is left out.
 
     Args:
-        name_columns: where the name stands: the first of these that the header has.
-        name_of: the clip's name, of the name as written.
+        sheet: the file.
+        columns: the columns to compare and return; columns that the file does not have are ignored.
+        collector: problems are added to it.
+        name_columns: possible columns of the clip name; the first one in the header is used.
+        name_of: converts a name in the file to the name of the clip.
+
+    Returns:
+        Clip name -> row.
 
     Raises:
-        UserError: no column of names.
+        UserError: the file has no column of names.
     """
     name_column = column_of(sheet.path, sheet.header, name_columns)
     rows: dict[str, SourceRow] = {}
@@ -68,33 +85,33 @@ def rows_by_name(
         if first.cells != cells:
             contradicted.add(name)
             collector.report(
-                Problem("repeated", f"{where}: '{name}' says something else than in {first.where}. Keep one.", (name,))
+                Problem("repeated", f"{where}: '{name}' has other values than in {first.where}. Keep one row.", (name,))
             )
         elif first.where != where:
-            collector.leave_out(f"repeated rows of {sheet.path} that say the same", name)
+            collector.leave_out(f"identical rows repeated in {sheet.path}", name)
     return {name: row for name, row in rows.items() if name not in contradicted}
 
 
 def files_below(folder: str, collector: Collector) -> Iterator[Path]:
-    """Files anywhere below a folder in order; hidden ones are passed over, linked folders are not entered but told.
+    """Yield the files of a folder tree in order, without hidden files and folders.
 
-    A folder that cannot be read is a problem.
+    Links to folders are not followed, and are reported as left out. A folder that cannot be read is a problem.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: the folder does not exist.
     """
     if not os.path.isdir(folder):
         raise UserError(f"FOLDER: no folder '{folder}' (working folder: {os.getcwd()}). Correct the path.")
 
-    def unread(error: OSError) -> None:
-        text = f"{error.filename}: the folder cannot be read ({error.strerror}), so nothing below it was looked at."
+    def report_unreadable(error: OSError) -> None:
+        text = f"{error.filename}: the folder cannot be read ({error.strerror}), so its files are missing."
         collector.report(Problem("folder", f"{text} Correct its permissions."))
 
-    for root, folders, files in os.walk(folder, onerror=unread):
+    for root, folders, files in os.walk(folder, onerror=report_unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in folders:
             if os.path.islink(os.path.join(root, name)):
-                collector.leave_out("links to folders, which are not entered", os.path.join(root, name))
+                collector.leave_out("links to folders, which are not followed", os.path.join(root, name))
         for name in sorted(files):
             path = Path(root, name)
             if name.startswith("."):

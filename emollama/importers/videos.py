@@ -1,4 +1,4 @@
-"""``videos``: a folder of videos, and a CSV file that says each one's label."""
+"""``videos``: a folder of videos and a CSV file with their labels."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from emollama.data.annotations import NAME_COLUMNS, SENTENCE_COLUMNS, column_of
 from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.importers.collector import Collector, Entry
-from emollama.importers.sources import Sheet, files_below, rows_by_name
+from emollama.importers.sources import Sheet, files_below, rows_by_clip
 from emollama.listing import abbreviated
 from emollama.media.files import ENDINGS
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of the CSV file say what: the first of these that it has.
+    """Possible columns of the CSV file for each value; the first one in the header is used.
 
     Attributes:
-        name: the video's name, with or without its ending and folders.
-        sentence, caption: may be absent.
+        name: name of the video, with or without its folders and extension.
+        label: its emotion label.
+        sentence: the spoken text; the file need not have such a column.
+        caption: its description; the file need not have such a column.
     """
 
     name: tuple[str, ...] = (*NAME_COLUMNS, "filename", "file", "video")
@@ -31,76 +33,81 @@ class Columns:
 
 
 def read(folder: str, table: str, columns: Columns, collector: Collector) -> None:
-    """Take the videos that have a row. A clip's name is its path below the folder, without the ending.
+    """Read the videos that have a row. The name of a clip is the path of its video in the folder, without the extension.
 
     Raises:
-        UserError: no such folder, no video below it, or a table without a name or label column.
+        UserError: the folder does not exist or contains no video, or the table has no column of names or labels.
     """
-    found = _videos(folder, collector)
+    videos = _video_names(folder, collector)
     sheet = Sheet.read(table, collector)
     label_column = column_of(table, sheet.header, columns.label)
-    sentence, caption = (next((c for c in known if c in sheet.header), None) for known in (columns.sentence, columns.caption))
-    wanted = [column for column in (label_column, sentence, caption) if column is not None]
-    names = _VideoNames(found)
-    rows = rows_by_name(sheet, wanted, collector, name_columns=columns.name, name_of=names.of)
+    sentence_column = next((column for column in columns.sentence if column in sheet.header), None)
+    caption_column = next((column for column in columns.caption if column in sheet.header), None)
+    used_columns = [column for column in (label_column, sentence_column, caption_column) if column is not None]
+    finder = _VideoFinder(videos)
+    rows = rows_by_clip(sheet, used_columns, collector, name_columns=columns.name, name_of=finder.find)
     for name, (where, cells) in rows.items():
-        if name not in found:
-            collector.report(Problem("video", f"{where}: {names.miss(name)}", (name,)))
+        if name not in videos:
+            collector.report(Problem("video", f"{where}: {finder.explain(name)}", (name,)))
             continue
         label = collector.label(cells[label_column], name, where)
         if label is not None:
-            said = None if sentence is None else cells[sentence]
-            shown = None if caption is None else cells[caption] or None
-            collector.take(Entry(name, label, sentence=said, caption=shown))
-    told = {name for problem in collector.problems for name in problem.clips}
-    for name in found:
-        if name not in rows and name not in told:
+            sentence = None if sentence_column is None else cells[sentence_column]
+            caption = None if caption_column is None else cells[caption_column] or None
+            collector.add(Entry(name, label, sentence=sentence, caption=caption))
+    reported = {name for problem in collector.problems for name in problem.clips}
+    for name in videos:
+        if name not in rows and name not in reported:
             collector.leave_out(f"videos without a row of their own in {table}", name)
 
 
-def _videos(folder: str, collector: Collector) -> list[str]:
-    """Names of the videos below a folder."""
+def _video_names(folder: str, collector: Collector) -> list[str]:
+    """Return the names of the videos in a folder and its subfolders; report unusable ones."""
     paths: dict[str, list[Path]] = {}
     for path in files_below(folder, collector):
         if path.suffix.lower() in ENDINGS:
             paths.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
     if not paths:
-        raise UserError(f"{folder}: no video anywhere below it (endings: {' '.join(ENDINGS)})")
-    for name, same in list(paths.items()):
-        if len(same) > 1:
-            text = f"'{name}' is the name of {len(same)} videos: {abbreviated(map(str, same))}. Rename all but one."
+        raise UserError(f"{folder}: contains no video, also in subfolders (extensions: {' '.join(ENDINGS)})")
+    for name, same_name in list(paths.items()):
+        if len(same_name) > 1:
+            text = f"{len(same_name)} videos have the name '{name}': {abbreviated(map(str, same_name))}. Rename all but one."
             collector.report(Problem("repeated", text, (name,)))
-        elif same[0].is_file():
+        elif same_name[0].is_file():
             continue
         else:
-            collector.report(Problem("file", f"{same[0]}: a link that leads nowhere", (name,)))
+            collector.report(Problem("file", f"{same_name[0]}: the target of this link does not exist", (name,)))
         del paths[name]
     return list(paths)
 
 
-class _VideoNames:
-    """Finds the video that a table means, by the end of its path."""
+class _VideoFinder:
+    """Finds the video that a name in a table refers to, by the end of its path."""
 
-    def __init__(self, found: Iterable[str]) -> None:
-        self._by_last: dict[str, list[str]] = {}
-        for name in found:
-            self._by_last.setdefault(PurePosixPath(name).name, []).append(name)
+    def __init__(self, videos: Iterable[str]) -> None:
+        # The path in a table may have more or fewer folders than the path in the folder of videos, but ends alike.
+        self._by_last_part: dict[str, list[str]] = {}
+        for name in videos:
+            self._by_last_part.setdefault(PurePosixPath(name).name, []).append(name)
 
-    def of(self, written: str) -> str:
-        """The video's name; where none or several fit, the name as written without its ending."""
-        name = written.replace("\\", "/")
+    def find(self, text: str) -> str:
+        """Return the name of the video that a text in the table refers to.
+
+        If no video or several videos match, return the text itself without its extension.
+        """
+        name = text.replace("\\", "/")
         name = name[: name.rindex(".")] if name.lower().endswith(ENDINGS) else name
-        fitting = self._fitting(name)
-        return fitting[0] if len(fitting) == 1 else name
+        matches = self._matches(name)
+        return matches[0] if len(matches) == 1 else name
 
-    def miss(self, name: str) -> str:
-        """Why a name leads to no video."""
-        fitting = self._fitting(name)
-        several = f"'{name}' fits several videos: {abbreviated(fitting)}. Write the folder too."
-        return several if fitting else f"no video is called '{name}'"
+    def explain(self, name: str) -> str:
+        """Return why a name refers to no video."""
+        matches = self._matches(name)
+        several = f"'{name}' matches several videos: {abbreviated(matches)}. Add the folder to the name."
+        return several if matches else f"no video has the name '{name}'"
 
-    def _fitting(self, name: str) -> list[str]:
-        near = self._by_last.get(PurePosixPath(name).name, [])
-        if name in near:
+    def _matches(self, name: str) -> list[str]:
+        candidates = self._by_last_part.get(PurePosixPath(name).name, [])
+        if name in candidates:
             return [name]
-        return [other for other in near if f"/{name}".endswith(f"/{other}") or other.endswith(f"/{name}")]
+        return [other for other in candidates if f"/{name}".endswith(f"/{other}") or other.endswith(f"/{name}")]
