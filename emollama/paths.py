@@ -263,7 +263,9 @@ def new_folder(output: str | Path, sources: Iterable[str | Path] = (), key: str 
     """Create a folder that appears only when it is complete: its files are written under a temporary name, then renamed.
 
     Args:
-        output, sources, key: as in :func:`require_new`.
+        output: as in :func:`require_new`.
+        sources: as in :func:`require_new`.
+        key: as in :func:`require_new`.
 
     Raises:
         UserError: :func:`require_new` raises it, or writing fails, for example because the disk is full.

@@ -241,7 +241,7 @@ WITHOUT_EFFECT_IN_TRAINING = [
     *(f"run.{key}" for key in ("early_stopping_patience", "early_stopping_min_delta")),
     *(f"run.{key}" for key in ("world_size", "dist_url", "distributed", "job_name")),
 ]
-HEADLINE = "keys of the predecessors that do nothing here"
+HEADLINE = "keys of Emotion-LLaMA or MiniGPT-4 that have no effect or another meaning here"
 
 
 def filled(text, folder, **words):
@@ -526,23 +526,23 @@ def test_the_last_layer_that_speaks_of_the_language_models_memory_counts(tmp_pat
         ({"text_processor": PROCESSOR, "max_words": 7}, "max_words"),
     ],
 )
-def test_two_names_for_one_thing_are_both_told(tmp_path, keys, ours):
+def test_two_names_for_one_key_are_both_named(tmp_path, keys, ours):
     text = refusal(tmp_path, train_block(**keys))
     assert text.startswith(f"{tmp_path}/config.yaml: 'datasets.feature_face_caption.")
-    assert f"are both given for '{ours}'. Keep one." in text
+    assert f"both set '{ours}'. Keep one of them." in text
 
 
 @pytest.mark.parametrize("order", [("eval_file_path", "annotation_file"), ("annotation_file", "eval_file_path")])
-def test_two_names_of_an_evaluations_list_are_told_in_either_order(tmp_path, order):
+def test_two_names_of_an_evaluations_list_are_both_named_in_either_order(tmp_path, order):
     tree = small(evaluation_datasets={"feature_face_caption": dict.fromkeys(order, "list.txt")})
     text = refusal(tmp_path, tree)
-    assert f"'evaluation_datasets.feature_face_caption.{order[0]}' and" in text and "both given" in text
+    assert f"'evaluation_datasets.feature_face_caption.{order[0]}' and" in text and "both set 'annotation_file'" in text
 
 
-def test_two_names_on_the_command_line_are_told(tmp_path):
+def test_two_names_on_the_command_line_are_both_named(tmp_path):
     block = "datasets.feature_face_caption"
     text = refusal(tmp_path, small(), f"{block}.annotation_file=a", f"{block}.build_info.ann_path=b")
-    assert text.startswith("--options: ") and "both given" in text
+    assert text.startswith("--options: ") and "both set 'annotation_file'" in text
 
 
 @pytest.mark.parametrize(
@@ -553,7 +553,7 @@ def test_two_names_on_the_command_line_are_told(tmp_path):
             "unknown key 'datasets.feature_face_caption.build_info.ann_pth'. Did you mean 'ann_path'?",
         ),
         ({"build_infos": {}}, "unknown key 'datasets.feature_face_caption.build_infos'. Did you mean 'build_info'?"),
-        ({"build_info": 3}, "'datasets.feature_face_caption.build_info' is a block of keys, not 3"),
+        ({"build_info": 3}, "'datasets.feature_face_caption.build_info' must be a block of keys, not 3"),
         ({"eval_file_path": "a"}, "unknown key 'datasets.feature_face_caption.eval_file_path'."),
         ({"vis_procesor": {}}, "unknown key 'datasets.feature_face_caption.vis_procesor'. Did you mean 'vis_processor'?"),
         (
@@ -566,7 +566,7 @@ def test_two_names_on_the_command_line_are_told(tmp_path):
         ({"build_info": {"ann_path": "a", "image_path": [1]}}, "'datasets.feature_face_caption.build_info.image_path': "),
     ],
 )
-def test_a_key_that_is_nobodys_is_told_as_it_is_written(tmp_path, keys, said):
+def test_an_unknown_key_is_named_as_in_the_file(tmp_path, keys, said):
     assert refusal(tmp_path, train_block(**keys)).startswith(f"{tmp_path}/config.yaml: ")
     assert said in refusal(tmp_path, train_block(**keys))
 
@@ -578,16 +578,21 @@ def test_a_key_that_is_nobodys_is_told_as_it_is_written(tmp_path, keys, said):
         ("run", "iter_per_epoch", " Did you mean 'iters_per_epoch'?"),
         ("run", "img_path", " Did you mean 'evaluation_datasets.LABEL.image_path'?"),
         ("model", "vit_precison", " Did you mean 'vit_precision'?"),
-        ("model", "dist_url", " 'run.dist_url' would have no effect either: torchrun says how many processes there are."),
+        (
+            "model",
+            "dist_url",
+            " It is a key of 'run' in Emotion-LLaMA or MiniGPT-4, but has no effect here: the launcher (emollama train, torchrun)"
+            " sets the number of processes.",
+        ),
     ],
 )
 def test_a_key_near_one_of_theirs_is_still_unknown(tmp_path, block, key, hint):
     assert refusal(tmp_path, small(), f"{block}.{key}=1") == f"--options: unknown key '{block}.{key}'.{hint}"
 
 
-def test_a_block_that_is_no_mapping_is_told(tmp_path):
+def test_a_block_that_is_not_a_mapping_is_an_error(tmp_path):
     tree = small() | {"datasets": {"feature_face_caption": [1]}}
-    assert "'datasets.feature_face_caption' is a block of keys" in refusal(tmp_path, tree)
+    assert "'datasets.feature_face_caption' must be a block of keys" in refusal(tmp_path, tree)
 
 
 def test_a_build_info_without_a_list_says_that_the_list_is_missing(tmp_path):
@@ -657,7 +662,7 @@ def test_frames_of_another_size_have_words_of_their_own(tmp_path):
 def test_accumulated_micro_batches_are_named_above_one(tmp_path):
     assert "run.iters_per_epoch" not in noted(loaded(tmp_path, small(run={"job_name": "x", "accum_grad_iters": 1})))
     said = noted(loaded(tmp_path, small(run={"job_name": "x", "accum_grad_iters": 2})))
-    assert "counted micro-batches" in said["run.warmup_steps"] and "counted micro-batches" in said["run.iters_per_epoch"]
+    assert "not micro-batches" in said["run.warmup_steps"] and "not micro-batches" in said["run.iters_per_epoch"]
 
 
 def test_defaults_that_differ_are_named_where_the_file_is_silent(tmp_path):
@@ -693,7 +698,7 @@ def test_a_key_that_a_component_has_is_the_components(tmp_path, monkeypatch):
 # Evaluation while training
 
 
-def test_a_file_that_asks_for_evaluation_is_told_what_that_means_here(tmp_path):
+def test_the_meaning_of_run_evaluate_is_in_the_warning(tmp_path):
     tree = yaml.safe_load(REFERENCE)
     tree["run"] |= {"evaluate": True}
     assert "run.evaluate_only" in noted(loaded(tmp_path, tree))["run.evaluate"]

@@ -195,7 +195,7 @@ def test_an_unknown_preset_names_the_nearest_and_all(tmp_path, presets):
     presets("models", "slim")
     presets("models", "wide")
     text = refusal(tmp_path, small(model={"preset": "slimm"}))
-    assert text == "model.preset: unknown preset 'slimm'. Did you mean 'slim'? Known: slim, wide"
+    assert text == "model.preset: unknown preset 'slimm'. Did you mean 'slim'? Presets: slim, wide"
 
 
 @pytest.mark.parametrize("label", ["a/b", "../a", "a.b", "a[0]", ""])
@@ -256,12 +256,12 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
     [
         ("mod\xe9l: 1\n".encode("latin-1"), "not UTF-8 text (byte 3). Save the file as UTF-8."),
         ("model: {}\n".encode("utf-16"), "not UTF-8 text (byte 0). Save the file as UTF-8."),
-        (b"", "the file is empty. A configuration is a mapping with the keys "),
+        (b"", "the file is empty. A configuration is a YAML mapping with the keys "),
         (b"\n# later\n", "the file is empty except for comments. A configuration is "),
-        (b"3\n", "the file is no mapping. A configuration is "),
-        (b"- model\n", "the file is no mapping. A configuration is "),
+        (b"3\n", "the file is not a mapping. A configuration is "),
+        (b"- model\n", "the file is not a mapping. A configuration is "),
         (b"run: {seed: !!int many}\n", "not valid YAML: "),
-        (b"run: {job_id: '${oc.env:X'}\n", "not valid YAML: the interpolation of 'run.job_id' cannot be read"),
+        (b"run: {job_id: '${oc.env:X'}\n", "not valid YAML: the interpolation of 'run.job_id' is invalid"),
         (b"run: " + b"[" * 3000, "not valid YAML: "),
     ],
 )
@@ -290,7 +290,7 @@ def test_what_is_not_the_files_fault_is_not_reported_as_bad_yaml(tmp_path, monke
     assert error.value is failure
 
 
-def test_a_path_that_is_no_regular_file_is_told_by_its_kind(tmp_path, monkeypatch):
+def test_a_path_that_is_not_a_regular_file_is_named_with_its_kind(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe")
     os.symlink("circle", "circle")
@@ -357,10 +357,10 @@ def test_an_option_that_does_not_fit_the_tree_is_a_user_error(tmp_path, option):
     [
         (
             "run.max_epoch=[1",
-            ": the value is not valid YAML: did not find expected ',' or ']'. Put a text with special characters",
+            ": the value is not valid YAML: did not find expected ',' or ']'. Write text with special characters",
         ),
-        ("model.end_sym=a: b: c", ": the value is not valid YAML: mapping values are not allowed in this context. Put a text"),
-        ("run.job_id=${oc.env:X", ": the interpolation of 'run.job_id' cannot be read"),
+        ("model.end_sym=a: b: c", ": the value is not valid YAML: mapping values are not allowed in this context. Write text"),
+        ("run.job_id=${oc.env:X", ": the interpolation of 'run.job_id' is invalid"),
         ("run.seed=!!int many", ": "),
         ("run..max_epoch=1", ": 'run..max_epoch' is not of the form a.b. Write run.max_epoch=1"),
         ("run[max_epoch]=3", ": 'run[max_epoch]' is not of the form a.b. Write run.max_epoch=3"),
@@ -431,10 +431,10 @@ def test_an_environment_variable_that_is_not_set_names_key_and_variable(tmp_path
 @pytest.mark.parametrize(
     ("value", "told"),
     [
-        ("${nope.x}", "'${nope.x}' names no key of the configuration. Correct it,"),
-        ("${path.root}", "'${path.root}' names no key of the configuration. Did you mean 'paths.root'? Correct it,"),
+        ("${nope.x}", "'${nope.x}' is not a key of the configuration. Correct it,"),
+        ("${path.root}", "'${path.root}' is not a key of the configuration. Did you mean 'paths.root'? Correct it,"),
         ("${run.job_id}", "the value refers to itself, directly or through other keys. Write the value itself."),
-        ("${oc.enf:HOME}", "unknown interpolation 'oc.enf:'. The form is ${oc.env:NAME} or ${paths.x}."),
+        ("${oc.enf:HOME}", "unknown interpolation 'oc.enf:'. Write ${oc.env:NAME} or ${paths.x}."),
         ("${oc.env:}", "the interpolation cannot be resolved: env() missing 1 required positional argument"),
     ],
 )
@@ -447,9 +447,9 @@ def test_an_interpolation_without_a_value_is_explained_and_the_variable_only_nam
 def test_an_interpolation_of_a_key_without_a_value_names_that_key(tmp_path):
     tree = small(run={"job_id": "${model.llama_model}"})
     del tree["model"]["llama_model"]
-    assert refusal(tmp_path, tree) == "'model.llama_model' is missing: give it a value in the YAML or by --options"
+    assert refusal(tmp_path, tree) == "'model.llama_model' is missing. Set it in the YAML file or with --options."
     tree = small(paths={"root": "???"}, run={"job_id": "${paths.root}"})
-    assert refusal(tmp_path, tree) == "'run.job_id': it refers to 'paths.root', which has no value. Give that key a value."
+    assert refusal(tmp_path, tree) == "'run.job_id': it refers to 'paths.root', which has no value. Set that key."
 
 
 def test_an_environment_variable_of_the_wrong_type_names_the_key(tmp_path, monkeypatch):
@@ -549,7 +549,7 @@ def test_each_entry_of_a_mapping_has_its_own_source(tmp_path):
     assert (sources["model.slot_dims.image"], sources["model.slot_dims.face"]) == (f"{tmp_path}/config.yaml", "default")
 
 
-def test_a_source_tells_the_other_name_that_the_value_was_given_by(tmp_path):
+def test_a_source_includes_the_old_key_of_the_file(tmp_path):
     tree = small()
     tree["datasets"]["feature_face_caption"] = {"build_info": {"ann_path": "list.txt"}}
     sources = loaded(tmp_path, tree, "run.save_path=there").sources

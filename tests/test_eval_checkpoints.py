@@ -176,7 +176,7 @@ def test_a_chart_is_drawn_of_few_and_of_many_checkpoints(epochs, rendered_plots)
 # What it does not do twice
 
 
-def test_what_was_evaluated_is_not_evaluated_again_until_again_is_said(again, capsys):
+def test_a_second_call_evaluates_nothing_without_the_option_again(again, capsys):
     run_folder, cfg = again
     before = stamps(run_folder / "sweep_config")
     swept(capsys, run_folder, cfg)
@@ -220,7 +220,7 @@ def test_captions_that_are_rewritten_in_place_are_answered_again_in_their_block_
     with caplog.at_level(logging.INFO, "emollama"):
         text = swept(capsys, run_folder, cfg, *moved)
     assert answered(folder, before) == {(label, "both") for label in LABELS}
-    told = "evaluated again, the captions or lists of block both changed: pretrained, epoch_0, epoch_1"
+    told = "evaluating again because the captions or lists of block both changed: pretrained, epoch_0, epoch_1"
     assert told in caplog.messages and sum("captions or lists" in line for line in caplog.messages) == 1
     now = {label: figures(folder / label / "result") for label in LABELS}
     changed = {key for label in LABELS for key in now[label] if now[label][key] != losses[label][key]}
@@ -407,10 +407,10 @@ def test_a_dry_run_lists_the_checkpoints_and_writes_nothing(copied, capsys):
 # What it refuses, before it evaluates anything
 
 
-def test_a_folder_that_is_no_run_is_refused(done, tmp_path, capsys):
+def test_a_folder_that_is_not_a_run_is_refused(done, tmp_path, capsys):
     cfg = done[1]
     assert "no folder" in refused(capsys, tmp_path / "nowhere", cfg)
-    assert "it is no folder of a run" in refused(capsys, tmp_path, cfg)
+    assert "is not the folder of a run: it has no config.yaml" in refused(capsys, tmp_path, cfg)
     shutil.copy(done[0] / "config.yaml", tmp_path)
     assert "no checkpoint_<epoch>.pth" in refused(capsys, tmp_path, cfg)
     assert "holds no sweep" in refused(capsys, tmp_path, cfg, "--table-only")
@@ -419,8 +419,8 @@ def test_a_folder_that_is_no_run_is_refused(done, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ("epoch_0=x.pth", "is the name of an epoch's row"),
-        ("a/b=x.pth", "names a folder"),
+        ("epoch_0=x.pth", "is already the name of a row of the run"),
+        ("a/b=x.pth", "becomes the name of a folder. Use letters"),
         ("mine=nowhere.pth", "no file 'nowhere.pth'"),
     ],
 )
@@ -452,7 +452,7 @@ def test_another_models_checkpoint_is_refused_by_its_tensors_before_any_is_evalu
     assert not list((run_folder / "sweep_config").glob("other/result"))
 
 
-def test_an_evaluation_of_another_architecture_is_told_once_by_two_processes(again, launch):
+def test_an_evaluation_of_another_architecture_is_an_error_that_two_processes_print_once(again, launch):
     run_folder, cfg = again
     text = (run_folder / "config.yaml").read_text().replace("arch: minigpt_v2", "arch: minigpt4", 1)
     (run_folder / "config.yaml").write_text(text)
@@ -460,11 +460,11 @@ def test_an_evaluation_of_another_architecture_is_told_once_by_two_processes(aga
     assert ended.returncode == 1 and ended.stderr.count("error: ") == 1
 
 
-def test_the_sweep_of_another_run_is_not_written_over(again, tmp_path, capsys):
+def test_the_evaluation_of_another_run_is_not_overwritten(again, tmp_path, capsys):
     run_folder, cfg = again
     other = Path(shutil.copytree(run_folder, tmp_path / "other"))
     said = refused(capsys, other, cfg, "--output", str(run_folder / "sweep_config"))
-    assert "holds the sweep of another run, run" in said
+    assert "contains the evaluation of another run, run" in said
 
 
 # The command that evaluates

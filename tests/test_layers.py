@@ -18,7 +18,7 @@ def test_null_removes_a_block_that_an_earlier_layer_has(tmp_path):
 
 
 def test_null_for_a_block_that_is_nowhere_is_refused(tmp_path):
-    with pytest.raises(UserError, match="'evaluation_datasets.other' is a block of keys, not None"):
+    with pytest.raises(UserError, match="'evaluation_datasets.other' must be a block of keys, not None"):
         loaded(tmp_path, golden_tree(tmp_path), "evaluation_datasets.other=null")
 
 

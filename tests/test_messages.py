@@ -210,7 +210,7 @@ def test_a_key_of_the_own_block_is_preferred_to_a_similar_one_elsewhere(tmp_path
 
 def test_a_predecessors_key_without_effect_is_named_with_its_block(tmp_path):
     text = refused(tmp_path, "model.use_dist_eval_sampler=True")
-    assert "'run.use_dist_eval_sampler' would have no effect either: " in text
+    assert "It is a key of 'run' in Emotion-LLaMA or MiniGPT-4, but has no effect here: " in text
 
 
 def test_a_key_that_resembles_nothing_has_no_suggestion(tmp_path):

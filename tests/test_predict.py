@@ -173,7 +173,7 @@ def test_all_modalities_of_a_whole_video_are_real(happy):
     )
 
 
-def test_a_video_without_sound_has_zeros_for_it_and_the_reason_is_told(world, tmp_path):
+def test_a_video_without_sound_has_zeros_for_it_and_the_reason(world, tmp_path):
     write_clip(tmp_path / "silent.mp4", sound=False)
     left = only("eva", "hubert")
     (answer,) = asked(world, [tmp_path / "silent.mp4"], *left)
@@ -204,7 +204,7 @@ def test_what_no_encoder_makes_is_missing_beside_frames_too(world):
     assert "no block under 'encoders'" in answer.modalities["audio"].why
 
 
-def test_a_video_that_is_cut_off_has_zeros_and_the_reason_is_told(world, tmp_path):
+def test_a_video_that_is_cut_off_has_zeros_and_the_reason(world, tmp_path):
     whole = (world / "unseen/happy_1.mp4").read_bytes()
     (tmp_path / "whole.mp4").write_bytes(whole)
     with av.open(str(tmp_path / "whole.mp4")) as source, av.open(str(tmp_path / "cut.mkv"), "w") as target:
@@ -226,7 +226,7 @@ def test_a_feature_that_the_block_does_not_have_is_missing(world):
     assert "face_feature_path is null" in answer.modalities["face"].why
 
 
-def test_a_masked_slot_is_told_to_be_zero(world):
+def test_a_masked_slot_is_reported_as_zero(world):
     (answer,) = asked(
         world, [world / "unseen/happy_1.mp4"], "evaluation_datasets.answers.mask_slots=[video]", *only("eva", "videomae")
     )
@@ -289,16 +289,16 @@ def test_a_frame_that_nobody_knows_is_zero(world, tmp_path):
     (answer,) = asked(world, [world / "unseen/happy_1.mp4"], *online(world, *only("mae"), *options))
     assert (answer.modalities["image"].state, answer.modalities["cls"].state) == ("zero", "zero")
     why = answer.modalities["image"].why
-    assert "peak" in why and f"'happy_1', in {block}.peak_index_path" in why and f"{block}.frame_selection=middle" in why
+    assert "peak" in why and f"'happy_1' to {block}.peak_index_path" in why and f"{block}.frame_selection=middle" in why
 
 
-def test_an_unknown_peak_of_a_feature_is_told_with_what_helps(world, tmp_path):
+def test_an_unknown_peak_of_a_feature_is_reported_with_the_remedy(world, tmp_path):
     (tmp_path / "peaks.csv").write_text("name,peak_index\nother,3\n")
     peaks = f"extraction.peak_index_path={tmp_path / 'peaks.csv'}"
     options = [peaks, "encoders.eva.frame_selection=peak", "run.allow_other_features=True", *only("eva", "mae")]
     (answer,) = asked(world, [world / "unseen/happy_1.mp4"], *options)
     assert answer.modalities["image"].state == "zero"
-    for word in ("the name 'happy_1', in extraction.peak_index_path", "encoders.eva.frame_selection=middle with run.allow_other"):
+    for word in ("the name 'happy_1' to extraction.peak_index_path", "encoders.eva.frame_selection=middle with run.allow_other"):
         assert word in answer.modalities["image"].why
     (tmp_path / "peaks.csv").write_text("name,peak_index\nhappy_1,3\n")
     (answer,) = asked(world, [world / "unseen/happy_1.mp4"], *options)
@@ -317,7 +317,7 @@ def test_an_unknown_peak_of_a_feature_is_told_with_what_helps(world, tmp_path):
         (["datasets=null", "evaluation_datasets=null"], {}, "no block under evaluation_datasets or datasets"),
         (["encoders.hubert.weights=gone"], {}, "encoders.hubert.weights"),
         (["model.slot_dims.audio=32"], {}, "audio"),
-        (["encoders=null"], {}, "nothing of"),
+        (["encoders=null"], {}, "the model gets no features of"),
         (["encoders.hubert.layers=[-2]"], {}, "layers"),
     ],
 )
@@ -398,7 +398,7 @@ def command(world, *arguments):
     predict_command.run(parser.parse_args(["--cfg-path", str(world / "config.yaml"), *arguments]))
 
 
-def test_the_command_prints_what_was_given_and_what_is_answered(world, capsys):
+def test_the_command_prints_the_inputs_and_the_answer(world, capsys):
     video = str(world / "unseen/happy_1.mp4")
     command(world, "--video", video, "--text", "Well, yes")
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]

@@ -233,9 +233,11 @@ def test_an_interrupt_while_a_module_is_imported_stays_one(tmp_path, monkeypatch
 def test_a_name_that_is_no_modules_is_refused(tmp_path, name):
     with pytest.raises(UserError) as error:
         loaded(tmp_path, golden_tree(tmp_path) | {"imports": [name]})
-    assert str(error.value).startswith(f"{tmp_path}/config.yaml: 'imports': {name!r} is no name of a Python module.")
+    assert str(error.value).startswith(f"{tmp_path}/config.yaml: 'imports': {name!r} is not the name of a Python module.")
 
 
 def test_imports_that_are_no_list_are_refused_with_the_form(tmp_path):
-    with pytest.raises(UserError, match=r"'imports' is a list of Python module names, not 'mine'\. Write imports: \[mine\]$"):
+    with pytest.raises(
+        UserError, match=r"'imports' must be a list of Python module names, not 'mine'\. Write imports: \[mine\]$"
+    ):
         loaded(tmp_path, golden_tree(tmp_path) | {"imports": "mine"})

@@ -1,4 +1,4 @@
-"""Configuration: YAML files and ``--options`` are checked and merged into the Config objects of the components."""
+"""Configuration: check YAML files and ``--options`` and merge them into the Config objects of the components."""
 
 from emollama.config.loading import MISSING, EvaluationBlock, RunConfig, from_plain, load, write_yaml
 

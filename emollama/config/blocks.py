@@ -1,4 +1,4 @@
-"""The blocks of a configuration, and the component that each of them configures."""
+"""The blocks of a configuration and the registered component that each block configures."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from emollama.registry import DATASETS, ENCODERS, EXTRACTORS, MODELS, RUNNERS, T
 
 @dataclass
 class ConfigBlock:
-    """One component's block of keys while its layers are merged.
+    """The keys of one component while its layers are merged.
 
     Attributes:
-        path: dotted name of the block.
-        kind: "model", "run", or the group that the block stands under.
+        path: dotted name of the block, such as "datasets.mine".
+        kind: first part of the path: "model", "run", or a group of labelled blocks.
         chosen: the registry of the component and its name there.
-        configs: Config classes whose fields are the keys: the component's, and those of what goes with it.
-        selectors: keys that choose the component or a preset -> values.
-        node: the merged keys, a node of OmegaConf.
-        sources: dotted key -> the layer that gave its value.
-        without_effect: dotted key of a predecessor -> why it does nothing.
+        configs: Config classes whose fields are the block's keys. An evaluation block has several: dataset, task and scoring.
+        selectors: key that selects the component or a preset -> its value.
+        node: the merged keys, an OmegaConf node.
+        sources: dotted key -> the layer that set its value.
+        without_effect: dotted key of Emotion-LLaMA or MiniGPT-4 -> why it has no effect.
     """
 
     path: str
@@ -39,14 +39,14 @@ class ConfigBlock:
 
 
 def chosen_blocks(layers: list[Layer], needs_model: bool) -> Iterator[ConfigBlock]:
-    """The blocks that the layers configure, each with the component that they choose for it.
+    """Yield the blocks that the layers configure, each with its selected component.
 
     Args:
-        layers: in our names.
+        layers: layers with translated keys.
         needs_model: whether a configuration without a model is an error.
 
     Raises:
-        UserError: no model, or an unknown component; names the key and the nearest component.
+        UserError: the model is missing, or a component is unknown; the message names the key and a similar component.
     """
     if needs_model or any(layer.tree.get("model") for layer in layers):
         arch = selected(layers, ["model", "arch"], None)
@@ -65,8 +65,8 @@ def chosen_blocks(layers: list[Layer], needs_model: bool) -> Iterator[ConfigBloc
     TASKS.require(task, "run.task")
     for group in ("datasets", "evaluation_datasets"):
         labels = dict.fromkeys(label for layer in layers for label in layer.tree.get(group, {}))
-        lenders = compat.left_out(layers) if group == "datasets" else []
-        for label in (label for label in labels if label not in lenders):
+        unused = compat.processor_blocks(layers) if group == "datasets" else []
+        for label in (label for label in labels if label not in unused):
             name = typing.cast("str", selected(layers, [group, label, "type"], label))
             preset = selected(layers, [group, label, "preset"], None)
             block = _block(f"{group}.{label}", (DATASETS, name, f"{group}.{label}.type"), {"type": name, "preset": preset})
@@ -77,6 +77,6 @@ def chosen_blocks(layers: list[Layer], needs_model: bool) -> Iterator[ConfigBloc
 
 
 def _block(path: str, chosen: tuple[Registry[Any], str, str], selectors: dict[str, str | None]) -> ConfigBlock:
-    """A block of a component; ``chosen`` is its registry, its name there and the key that gave the name."""
+    """Return a component's block; ``chosen`` is its registry, its name there and the key that selected it."""
     registry, name, key = chosen
     return ConfigBlock(path, path.partition(".")[0], (registry, name), [registry.config(name, key)], selectors)

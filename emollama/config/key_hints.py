@@ -1,4 +1,4 @@
-"""Where a configuration key that is not a key of its block belongs."""
+"""Suggestions for unknown configuration keys: the block that the key belongs to, or the key that was probably meant."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ LABEL = "LABEL"  # stands for the label of a block that the configuration does n
 
 @dataclass(frozen=True)
 class KeyLocation:
-    """Where a key is known.
+    """A block that has a key.
 
     Attributes:
-        path: of the block.
-        name: of the key.
-        choices: what chooses the components that have it, ``type: dfew``; empty if all components of the kind have it.
+        path: dotted name of the block.
+        name: the key.
+        choices: selectors of the components that have the key, such as ``type: dfew``; empty if all components of the kind
+            have it.
     """
 
     path: str
@@ -30,36 +31,36 @@ class KeyLocation:
     choices: tuple[str, ...] = ()
 
     def suggestion(self) -> str:
-        """A sentence (with a leading space)."""
+        """Return a sentence that suggests the key, with a leading space."""
         return f" Did you mean '{self.path}.{self.name}'{f' ({self.components()})' if self.choices else ''}?"
 
     def components(self) -> str:
-        """``type: dfew or emer``."""
+        """Return the components that have the key, such as ``type: dfew or emer``."""
         selector = self.choices[0].partition(": ")[0]
         return f"{selector}: {' or '.join(choice.partition(': ')[2] for choice in self.choices)}"
 
 
 def key_hint(key: str, block: ConfigBlock, blocks: Iterable[ConfigBlock]) -> str:
-    """A sentence (with a leading space) with the key that was probably meant, or "".
+    """Return a sentence (with a leading space) that suggests the key that was probably meant, or "".
 
-    The same key in another block comes first, then in another component, then a similar key of the block itself, then a
-    similar key of another block.
+    The first match counts: the same key in another block of the configuration, the same key of another component, a similar
+    key of the same block, a similar key of another block.
 
     Args:
-        key: as it is written, without the path of its block.
-        block: the block that does not have it.
+        key: the unknown key as written in the file, without the path of its block.
+        block: the block that does not have the key.
         blocks: all blocks of the configuration.
     """
     blocks = list(blocks)
-    others = [place for place in _of_configured(blocks) if place.path != block.path]
-    if exact := [place for place in others if place.name == key]:
+    others = [location for location in _of_configured(blocks) if location.path != block.path]
+    if exact := [location for location in others if location.name == key]:
         return _nearest(block.path, exact).suggestion()
-    paths = {place.path.partition(".")[0]: place.path for place in reversed(others)}
+    paths = {location.path.partition(".")[0]: location.path for location in reversed(others)}
     possible = list(_of_registered(block.kind))
-    if same := [place for place in possible if place.name == key]:
-        place = _nearest(block.path, same)
-        own = place.choices and place.path.partition(".")[0] == block.kind and "." not in place.path.partition(".")[2]
-        return f" It is a key of {place.components()}." if own else place.suggestion()
+    if same := [location for location in possible if location.name == key]:
+        location = _nearest(block.path, same)
+        own = location.choices and location.path.partition(".")[0] == block.kind and "." not in location.path.partition(".")[2]
+        return f" It is a key of {location.components()}." if own else location.suggestion()
     if old := _old_key(key, block.kind, paths):
         return old
     if own_key := did_you_mean(key, [*map(str, block.node), *compat.old_names(block.kind)]):
@@ -68,47 +69,54 @@ def key_hint(key: str, block: ConfigBlock, blocks: Iterable[ConfigBlock]) -> str
 
 
 def top_level_hint(key: str) -> str:
-    """A sentence (with a leading space) with what a key outside any block was probably meant to be, or ""."""
+    """Return a sentence (with a leading space) that suggests what an unknown top-level key was meant to be, or ""."""
     possible = list(_of_registered(""))
-    if exact := [place for place in possible if place.name == key]:
+    if exact := [location for location in possible if location.name == key]:
         return exact[0].suggestion()
     return did_you_mean(key, TOP_LEVEL) or _old_key(key, "", {}) or _similar(key, possible)
 
 
-def _similar(key: str, places: list[KeyLocation]) -> str:
-    near = nearest(key, [place.name for place in places])
-    return next((place.suggestion() for place in places if place.name == near), "")
+def _similar(key: str, locations: list[KeyLocation]) -> str:
+    """Return a sentence that suggests the most similar key of the locations, or ""."""
+    near = nearest(key, [location.name for location in locations])
+    return next((location.suggestion() for location in locations if location.name == near), "")
 
 
-def _nearest(path: str, places: list[KeyLocation]) -> KeyLocation:
-    """Of several places, one in the same group of blocks if there is one."""
+def _nearest(path: str, locations: list[KeyLocation]) -> KeyLocation:
+    """Return the first location in the same group of blocks as ``path``, or else the first location."""
     group = path.partition(".")[0]
-    return next((place for place in places if place.path.partition(".")[0] == group), places[0])
+    return next((location for location in locations if location.path.partition(".")[0] == group), locations[0])
 
 
 def _old_key(key: str, kind: str, paths: Mapping[str, str]) -> str:
-    """What another kind of block makes of a key of the predecessors; ``paths`` are kind -> path of the first such block."""
+    """Return a sentence about an old key that belongs to another kind of block, or "".
+
+    Args:
+        key: the unknown key.
+        kind: kind of the block that contains it.
+        paths: kind -> path of the first such block in the configuration.
+    """
     for other in ("model", "run", "datasets", "evaluation_datasets"):
         path = paths.get(other, f"{other}.{LABEL}" if other in GROUPS else other)
         if other != kind and (new := compat.RENAMED[other].get(key)):
             return f" Did you mean '{path}.{new}'?"
         if other != kind and (reason := compat.WITHOUT_EFFECT[other].get(key)):
-            return f" '{path}.{key}' would have no effect either: {reason}."
+            return f" It is a key of '{path}' in Emotion-LLaMA or MiniGPT-4, but has no effect here: {reason}."
     return ""
 
 
 def _of_configured(blocks: Iterable[ConfigBlock]) -> Iterator[KeyLocation]:
-    """The keys of the configuration's blocks."""
+    """Yield the keys of the blocks of a configuration."""
     for block in blocks:
         names = (item.name for config in block.configs for item in dataclasses.fields(config))
         yield from (KeyLocation(block.path, name) for name in [*block.selectors, *names])
 
 
 def _of_registered(kind: str) -> Iterator[KeyLocation]:
-    """The keys of all registered components.
+    """Yield the keys of all registered components.
 
     Args:
-        kind: of the block with the unknown key; an evaluation block has the keys of its dataset too.
+        kind: kind of the block with the unknown key. An evaluation block also has the keys of its dataset.
     """
     choices: dict[tuple[str, str], list[str]] = {}
     components = {}

@@ -1,4 +1,4 @@
-"""Layers of a configuration before they have types: plain trees, each with the name that messages call it by."""
+"""Layers of a configuration as plain, untyped trees, each with a name for messages."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ GROUPS = ("encoders", "datasets", "evaluation_datasets")  # of labelled blocks
 
 @dataclass(frozen=True)
 class Layer:
-    """One source of keys: the YAML file, a preset, the command line.
+    """One source of keys: the YAML file, a preset, or the command line.
 
     Attributes:
-        name: what messages call it.
-        tree: its keys, in our names.
-        written: our dotted key -> the key as it is written within its block, where that is another one.
+        name: name in messages.
+        tree: the keys and values.
+        old_keys: current dotted key -> the old key that the layer uses instead, without the path of its block.
     """
 
     name: str
     tree: dict[str, Any]
-    written: dict[str, str] = field(default_factory=dict)
+    old_keys: dict[str, str] = field(default_factory=dict)
 
     def source(self, key: str) -> str:
-        """Where the value of a key of ours came from: the layer, and the key's other name."""
-        return f"{self.name} (as {self.written[key]})" if key in self.written else self.name
+        """Return the source of a key's value: the name of the layer, with the old key if the layer uses one."""
+        return f"{self.name} (as {self.old_keys[key]})" if key in self.old_keys else self.name
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every leaf of a plain tree; a list and an empty block are leaves."""
+    """Yield (dotted key, value) for every leaf of a plain tree. Lists and empty blocks are leaves."""
     if isinstance(node, dict) and node:
         for key, value in node.items():
             yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
@@ -43,49 +43,53 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def drop_removed(layers: list[Layer]) -> None:
-    """Take out the labelled blocks that a later layer sets to null: ``evaluation_datasets.x=null``, or ``=null`` for all."""
-    for number, layer in enumerate(layers):
+    """Remove the labelled blocks that a later layer sets to null, as in ``evaluation_datasets.x=null``.
+
+    ``evaluation_datasets=null`` removes all blocks of the group.
+    """
+    for index, layer in enumerate(layers):
         for group in GROUPS:
-            earlier = [given for other in layers[:number] if isinstance(given := other.tree.get(group), dict)]
+            earlier = [value for other in layers[:index] if isinstance(value := other.tree.get(group), dict)]
             blocks = layer.tree.get(group, {})
             if blocks is None:
-                for given in earlier:
-                    given.clear()
+                for earlier_blocks in earlier:
+                    earlier_blocks.clear()
             elif isinstance(blocks, dict):
-                known = {label for given in earlier for label in given}
-                for label in [label for label, keys in blocks.items() if keys is None and label in known]:
-                    for given in [*earlier, blocks]:
-                        given.pop(label, None)
+                labels = {label for earlier_blocks in earlier for label in earlier_blocks}
+                for label in [label for label, keys in blocks.items() if keys is None and label in labels]:
+                    for labelled_blocks in [*earlier, blocks]:
+                        labelled_blocks.pop(label, None)
 
 
 def check_top_level(layer: Layer, hint: Callable[[str], str]) -> None:
-    """Refuse unknown blocks, values that are no blocks, and labels that cannot name files; an empty block becomes {}.
+    """Check that all top-level keys exist and contain blocks, and that labels can be file names; replace empty blocks by {}.
 
     Args:
-        layer: in our names.
-        hint: gives the sentence for an unknown key, with a leading space.
+        layer: a layer with translated keys.
+        hint: returns a sentence about an unknown key, with a leading space.
     """
     for key, value in layer.tree.items():
         if key not in TOP_LEVEL:
-            raise UserError(f"{layer.name}: unknown key '{key}'.{hint(str(key))} Known: {', '.join(TOP_LEVEL)}")
+            raise UserError(f"{layer.name}: unknown key '{key}'.{hint(str(key))} Top-level keys: {', '.join(TOP_LEVEL)}")
         if value is None:
             layer.tree[key] = [] if key == "imports" else {}
         elif key == "imports":
             check_imports(layer.name, value)
         elif not isinstance(value, dict):
-            raise UserError(f"{layer.name}: '{key}' is a mapping, not {value!r}")
+            raise UserError(f"{layer.name}: '{key}' must be a mapping, not {value!r}")
     for group in GROUPS:
         for label, value in layer.tree.get(group, {}).items():
             if not isinstance(value, dict):
-                raise UserError(f"{layer.name}: '{group}.{label}' is a block of keys, not {value!r}")
+                raise UserError(f"{layer.name}: '{group}.{label}' must be a block of keys, not {value!r}")
             if not re.fullmatch(r"[\w+-]+", str(label)):
                 raise UserError(
-                    f"{layer.name}: the label '{label}' under '{group}' names files: letters, digits, _, + and - only"
+                    f"{layer.name}: the label '{label}' under '{group}' becomes part of file names."
+                    " Use letters, digits, _, + and - only."
                 )
 
 
 def merged_plain(layers: list[Layer], name: str) -> Any:
-    """``imports`` (the last layer's) or ``paths`` (all layers', the last one's values first)."""
+    """Return ``imports`` of the last layer that has it, or ``paths`` of all layers merged, where later layers take precedence."""
     merged: Any = [] if name == "imports" else {}
     for layer in layers:
         if name in layer.tree:
@@ -94,7 +98,7 @@ def merged_plain(layers: list[Layer], name: str) -> Any:
 
 
 def selected(layers: list[Layer], keys: list[str], default: str | None) -> str | None:
-    """The value that the last layer gives to a key which chooses a component or a preset."""
+    """Return the value of a key that selects a component or a preset, from the last layer that sets it."""
     chosen = default
     for layer in layers:
         node: Any = layer.tree

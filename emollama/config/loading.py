@@ -1,11 +1,12 @@
-"""Typed layers merged into one resolved tree. Only this package imports OmegaConf.
+"""Loading of configurations: layers are checked, merged and converted to Config objects. Only this package imports OmegaConf.
 
-Each registered component holds its own ``@dataclass class Config``. A run's configuration is built from four layers::
+Each registered component has its own ``@dataclass class Config``. A configuration is merged from four layers; later layers
+take precedence::
 
     dataclass defaults  <  preset (emollama/config/presets/)  <  the user's YAML  <  --options a.b=c
 
-Each layer is checked and merged in turn, so that an error names the layer and the key, and every value knows where it came
-from. ``${oc.env:NAME}`` and ``${paths.x}`` work everywhere; the tree that is written beside a run keeps them unresolved.
+Layers are merged one at a time, so that an error can name the layer and the key, and the source of every value is recorded.
+``${oc.env:NAME}`` and ``${paths.x}`` work everywhere. The config.yaml in a run folder contains them unresolved.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ from emollama.registry import TASKS, Components, did_you_mean
 __all__ = ["MISSING", "EvaluationBlock", "RunConfig", "from_plain", "load", "write_yaml"]
 
 PRESETS = Path(__file__).parent / "presets"
-FREE = ("imports", "paths")  # what is no component's block
+FREE = ("imports", "paths")  # top-level keys that do not configure a component
 
 
 @dataclass(frozen=True)
 class EvaluationBlock:
-    """A block under ``evaluation_datasets``: the dataset's keys, the task's (how to answer), and its scoring's."""
+    """A block under ``evaluation_datasets``: the Config objects of its dataset, its task (how to answer) and its scoring."""
 
     dataset: Any
     task: Any
@@ -60,19 +61,19 @@ class EvaluationBlock:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The resolved configuration: a Config object for each component, and the tree that they came from.
+    """The resolved configuration: a Config object for each component, and the tree from which they were built.
 
     Attributes:
-        model: Config of the model's class; None in a configuration of an extraction alone.
+        model: Config of the model class; None in a configuration that only extracts features.
         encoders: label -> Config of the block's encoder class.
         datasets: label -> Config of the block's dataset class.
         evaluation_datasets: label -> :class:`EvaluationBlock`.
-        extraction: Config of the extractor's class; None without such a block.
+        extraction: Config of the extractor class; None without an ``extraction`` block.
         run: Config of the runner class.
         classes: block path ("model", "datasets.x", "run") -> registered class; "run.task" -> task class. See :class:`Components`.
-        tree: everything as it was configured, defaults included, interpolations unresolved.
-        sources: dotted key of every value in the tree -> where it came from: "default", or the name of a layer.
-        warnings: what the user should read before the run: the keys of the predecessors that have no effect, in one text.
+        tree: the merged configuration, including defaults, with unresolved interpolations.
+        sources: dotted key of every value in the tree -> its source: "default", or the name of a layer.
+        warnings: at most one warning, about keys of Emotion-LLaMA and MiniGPT-4 without effect.
     """
 
     model: Any
@@ -87,13 +88,13 @@ class RunConfig:
     warnings: list[str]
 
     def plain(self) -> dict[str, Any]:
-        """The tree as plain dicts, lists and scalars, interpolations unresolved (no secret leaves the environment)."""
+        """Return the tree as plain dicts, lists and scalars; unresolved interpolations keep secrets in the environment."""
         return typing.cast("dict[str, Any]", OmegaConf.to_container(self.tree, resolve=False))
 
     def resolved(self) -> dict[str, Any]:
-        """The tree as plain values of their keys' types, interpolations resolved in this environment.
+        """Return the tree as plain values of the declared types, with interpolations resolved in this environment.
 
-        A value under ``paths`` that cannot be resolved stays as it is written: no block uses it.
+        A value under ``paths`` that cannot be resolved is returned unresolved, because no block uses it.
         """
         tree = self.plain()
         for name in tree.keys() - set(FREE):
@@ -110,17 +111,19 @@ def load(cfg_path: str, options: list[str] | None = None, *, needs_model: bool =
 
     Args:
         cfg_path: the YAML file.
-        options: ``a.b=c`` pairs that override it.
-        needs_model: False takes a configuration without a model too, to extract features for one that comes later.
+        options: ``a.b=c`` pairs that override values of the file.
+        needs_model: whether the ``model`` block is required. The extraction of features does not need it.
 
     Raises:
-        UserError: an unknown key, component, preset, a wrong type, a missing value: names layer, key, nearest known key.
+        UserError: a key, component or preset is unknown, a value has the wrong type, or a required value is missing. The
+            message names the layer and the key and suggests a similar name.
     """
     return _merged([Layer(cfg_path, read_yaml(cfg_path)), Layer("--options", read_options(options or []))], needs_model)
 
 
-def _merged(given: list[Layer], needs_model: bool = True) -> RunConfig:
-    layers = [compat.translated(layer) for layer in given]
+def _merged(untranslated: list[Layer], needs_model: bool = True) -> RunConfig:
+    """Check layers, merge them in order and build the Config objects."""
+    layers = [compat.translated(layer) for layer in untranslated]
     drop_removed(layers)
     for layer in layers:
         check_top_level(layer, top_level_hint)
@@ -138,41 +141,42 @@ def _merged(given: list[Layer], needs_model: bool = True) -> RunConfig:
 
 
 def write_yaml(config: RunConfig, path: Path) -> None:
-    """Write the tree beside a run: a valid ``--cfg-path`` that gives the same run again."""
+    """Write the tree to a YAML file that, used as ``--cfg-path``, reproduces the run."""
     with atomic_write(path) as file:
         file.write(OmegaConf.to_yaml(config.tree, resolve=False))
 
 
 def from_plain(tree: dict[str, Any], name: str) -> RunConfig:
-    """A configuration from a stored plain tree, checked like a YAML file; ``name`` is what messages call it."""
+    """Build a configuration from a stored plain tree, with the checks of a YAML file; messages call the tree ``name``."""
     return _merged([Layer(name, tree)])
 
 
 def _block_layers(block: ConfigBlock, layers: list[Layer]) -> Iterator[Layer]:
+    """Yield the layers of one block in order of precedence, the preset first."""
     block.node = _empty(block)
     preset = block.selectors.get("preset")
     if preset is not None:
         folder = PRESETS / ("models" if block.kind == "model" else "datasets")
-        known = sorted(path.stem for path in folder.glob("*.yaml"))
-        if preset not in known:
-            hint = did_you_mean(preset, known)
-            raise UserError(f"{block.path}.preset: unknown preset '{preset}'.{hint} Known: {abbreviated(known)}")
+        presets = sorted(path.stem for path in folder.glob("*.yaml"))
+        if preset not in presets:
+            hint = did_you_mean(preset, presets)
+            raise UserError(f"{block.path}.preset: unknown preset '{preset}'.{hint} Presets: {abbreviated(presets)}")
         path = str(folder / f"{preset}.yaml")
         yield Layer(f"preset {preset} ({path})", read_yaml(path))
     group, _, label = block.path.partition(".")
     for layer in layers:
         keys = layer.tree.get(group, {})
-        yield Layer(layer.name, keys.get(label, {}) if label else keys, layer.written)
+        yield Layer(layer.name, keys.get(label, {}) if label else keys, layer.old_keys)
 
 
 def _empty(block: ConfigBlock) -> DictConfig:
-    """A new typed node with the block's selecting keys and the fields of all its Config classes, at their defaults."""
+    """Return a new typed node with the block's selectors and the fields of its Config classes at their defaults."""
     return copy.deepcopy(_structured(tuple(block.configs), tuple(block.selectors.items())))
 
 
 @functools.lru_cache(maxsize=256)
 def _structured(config_classes: tuple[type, ...], selectors: tuple[tuple[str, str | None], ...]) -> DictConfig:
-    """The node that :func:`_empty` copies. Building it takes several times as long as copying it."""
+    """Build the node that :func:`_empty` copies. Building it takes several times as long as copying it."""
     fields: list[Any] = [(key, str | None, field(default=value)) for key, value in selectors]
     for config_class in config_classes:
         hints = typing.get_type_hints(config_class)
@@ -182,52 +186,59 @@ def _structured(config_classes: tuple[type, ...], selectors: tuple[tuple[str, st
 
 
 def _merge_layer(block: ConfigBlock, layer: Layer, blocks: list[ConfigBlock]) -> None:
-    known = [str(key) for key in block.node]
+    """Merge one layer into the block's node and record the sources of its values.
+
+    Raises:
+        UserError: a key is unknown, or a value has the wrong type.
+    """
+    keys = [str(key) for key in block.node]
     values: dict[str, Any] = {}
     for name, value in layer.tree.items():
         path = f"{block.path}.{name}"
-        written = layer.written.get(path, str(name))
-        if name not in known:
-            words = compat.WITHOUT_EFFECT[block.kind].get(name)
-            if words is None:
-                hint = key_hint(written.rpartition(".")[2], block, blocks)
-                raise UserError(f"{layer.name}: unknown key '{block.path}.{written}'.{hint}")
-            block.without_effect[f"{block.path}.{written}"] = words
+        key_in_file = layer.old_keys.get(path, str(name))
+        if name not in keys:
+            reason = compat.WITHOUT_EFFECT[block.kind].get(name)
+            if reason is None:
+                hint = key_hint(key_in_file.rpartition(".")[2], block, blocks)
+                raise UserError(f"{layer.name}: unknown key '{block.path}.{key_in_file}'.{hint}")
+            block.without_effect[f"{block.path}.{key_in_file}"] = reason
             continue
         values[name] = value
         block.sources |= dict.fromkeys((key for key, _ in leaves(value, path)), layer.source(path))
     try:
-        if values:  # in place, and all keys at once: every merge visits the whole block
+        # All keys are merged at once, because every merge visits the whole block.
+        if values:
             block.node.merge_with(values)
     except (OmegaConfBaseException, TypeError) as error:
-        raise _refusal(block, layer, values, error) from None
+        raise _merge_error(block, layer, values, error) from None
 
 
-def _refusal(block: ConfigBlock, layer: Layer, values: dict[str, Any], error: Exception) -> UserError:
-    """The error for the first of the values that cannot be merged. Merging them one by one finds it."""
+def _merge_error(block: ConfigBlock, layer: Layer, values: dict[str, Any], error: Exception) -> UserError:
+    """Return the error for the first value that cannot be merged, which merging the values one by one finds."""
     name = ""
     for key, value in values.items():
         try:
             _empty(block).merge_with({key: value})
-        except (OmegaConfBaseException, TypeError) as found:
-            name, error = key, found
+        except (OmegaConfBaseException, TypeError) as key_error:
+            name, error = key, key_error
             break
-    written = layer.written.get(f"{block.path}.{name}") or getattr(error, "full_key", None) or name
+    key_in_file = layer.old_keys.get(f"{block.path}.{name}") or getattr(error, "full_key", None) or name
     quotes = ". Write it in quotes." if isinstance(error, KeyValidationError) else ""
-    of = {item.name: item.type for config_class in block.configs for item in dataclasses.fields(config_class)}
-    expected = f" (expected {of[name]})" if name in of else ""
-    return UserError(f"{layer.name}: '{block.path}.{written}': {first_line(error)}{expected}{quotes}")
+    types = {item.name: item.type for config_class in block.configs for item in dataclasses.fields(config_class)}
+    expected = f" (expected {types[name]})" if name in types else ""
+    return UserError(f"{layer.name}: '{block.path}.{key_in_file}': {first_line(error)}{expected}{quotes}")
 
 
 def _resolved(tree: DictConfig, blocks: list[ConfigBlock], layers: list[Layer]) -> RunConfig:
+    """Build the Config objects from the merged tree."""
     values = {block.path: _container(tree, block) for block in blocks}
     objects = {block.path: [_build(keys, values[block.path], block.path) for keys in block.configs] for block in blocks}
     by_group: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
-    for path, made in objects.items():
+    for path, configs in objects.items():
         group, _, label = path.partition(".")
         if label:
-            by_group[group][label] = EvaluationBlock(*made) if group == "evaluation_datasets" else made[0]
-    without_effect = {key: words for block in blocks for key, words in block.without_effect.items()}
+            by_group[group][label] = EvaluationBlock(*configs) if group == "evaluation_datasets" else configs[0]
+    without_effect = {key: reason for block in blocks for key, reason in block.without_effect.items()}
     return RunConfig(
         model=objects.get("model", [None])[0],
         **by_group,
@@ -241,28 +252,34 @@ def _resolved(tree: DictConfig, blocks: list[ConfigBlock], layers: list[Layer]) 
 
 
 def _sources(tree: DictConfig, blocks: list[ConfigBlock], layers: list[Layer]) -> dict[str, str]:
-    """Dotted key of every value in the tree -> where it came from."""
-    given = {key: source for block in blocks for key, source in block.sources.items()}
+    """Return dotted key -> source for every value in the tree."""
+    sources = {key: source for block in blocks for key, source in block.sources.items()}
     for layer in layers:
         free = {name: value for name, value in layer.tree.items() if name in FREE}
-        given |= dict.fromkeys((key for key, _ in leaves(free)), layer.name)
-    return {key: given.get(key, "default") for key, _ in leaves(OmegaConf.to_container(tree, resolve=False))}
+        sources |= dict.fromkeys((key for key, _ in leaves(free)), layer.name)
+    return {key: sources.get(key, "default") for key, _ in leaves(OmegaConf.to_container(tree, resolve=False))}
 
 
 def _container(tree: DictConfig, block: ConfigBlock) -> dict[str, Any]:
+    """Return the resolved values of a block.
+
+    Raises:
+        UserError: a required value is missing, or an interpolation cannot be resolved.
+    """
     try:
         node = OmegaConf.select(tree, block.path)
         return typing.cast("dict[str, Any]", OmegaConf.to_container(node, resolve=True, throw_on_missing=True))
     except MissingMandatoryValue as error:
-        raise UserError(f"'{error.full_key}' is missing: give it a value in the YAML or by --options") from None
+        raise UserError(f"'{error.full_key}' is missing. Set it in the YAML file or with --options.") from None
     except InterpolationResolutionError as error:
-        known = [key for key, _ in leaves(OmegaConf.to_container(tree, resolve=False))]
-        raise UserError(f"'{error.full_key}': {unresolved(error, known)}") from None
+        keys = [key for key, _ in leaves(OmegaConf.to_container(tree, resolve=False))]
+        raise UserError(f"'{error.full_key}': {unresolved(error, keys)}") from None
     except OmegaConfBaseException as error:
         raise UserError(f"'{error.full_key or block.path}': {first_line(error)}") from None
 
 
 def _build(config_class: Any, values: dict[str, Any], path: str) -> Any:
+    """Build a Config object; its __post_init__ reports invalid values as a ValueError without the path of the block."""
     own = {item.name: values[item.name] for item in dataclasses.fields(config_class)}
     try:
         return config_class(**own)

@@ -1,4 +1,4 @@
-"""Errors of YAML and OmegaConf in plain words."""
+"""Readable messages for the errors of PyYAML and OmegaConf."""
 
 from __future__ import annotations
 
@@ -17,32 +17,31 @@ from omegaconf.errors import (
 
 from emollama.registry import did_you_mean
 
-# What reading YAML raises for a text that is none. Other exceptions are not the file's fault.
+# The exceptions that reading invalid YAML raises. Other exceptions are not caused by the file.
 UNREADABLE = (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError)
-NEAR = 0.8  # least similarity of a suggested key: all keys of a block resemble each other
 
 
 def first_line(error: Exception) -> str:
-    """OmegaConf's message without the lines about its own types."""
+    """Return OmegaConf's message without the lines about its internal types."""
     return str(error).partition("\n")[0]
 
 
 def yaml_problem(error: Exception) -> str:
-    """What is wrong with a text that is not valid YAML, with line and column where they are known."""
+    """Return why a text is not valid YAML, with line and column if the parser reports them."""
     if isinstance(error, GrammarParseError):
         key = f" of '{error.full_key}'" if error.full_key else ""
-        return f"the interpolation{key} cannot be read ({first_line(error)}). The form is ${{oc.env:NAME}} or ${{paths.x}}."
+        return f"the interpolation{key} is invalid ({first_line(error)}). Write ${{oc.env:NAME}} or ${{paths.x}}."
     if isinstance(error, OmegaConfBaseException):
         return first_line(error)
     return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
-def unresolved(error: OmegaConfBaseException, known: Iterable[str]) -> str:
-    """Why an interpolation has no value, and the remedy.
+def unresolved(error: OmegaConfBaseException, config_keys: Iterable[str]) -> str:
+    """Return why an interpolation cannot be resolved, and how to fix it.
 
     Args:
         error: an InterpolationResolutionError.
-        known: the dotted keys of the configuration.
+        config_keys: the dotted keys of the configuration, for a suggestion.
     """
     text = first_line(error)
     if variable := re.search(r"Environment variable '(.*)' not found", text):
@@ -50,15 +49,16 @@ def unresolved(error: OmegaConfBaseException, known: Iterable[str]) -> str:
     if isinstance(error, InterpolationKeyError):
         name = text.partition("'")[2].partition("'")[0]
         return (
-            f"'${{{name}}}' names no key of the configuration.{did_you_mean(name, known)} Correct it, or write the value itself."
+            f"'${{{name}}}' is not a key of the configuration.{did_you_mean(name, config_keys)}"
+            " Correct it, or write the value itself."
         )
     if "Recursive interpolation" in text:
         return "the value refers to itself, directly or through other keys. Write the value itself."
     if isinstance(error, InterpolationToMissingValueError):
-        return f"it refers to '{text.rpartition(': ')[2]}', which has no value. Give that key a value."
+        return f"it refers to '{text.rpartition(': ')[2]}', which has no value. Set that key."
     if isinstance(error, UnsupportedInterpolationType):
-        return f"unknown interpolation '{text.rpartition(' ')[2]}:'. The form is ${{oc.env:NAME}} or ${{paths.x}}."
+        return f"unknown interpolation '{text.rpartition(' ')[2]}:'. Write ${{oc.env:NAME}} or ${{paths.x}}."
     if isinstance(error, InterpolationValidationError):
-        return f"the value that the interpolation gives does not fit: {text}. Correct it, or write the value itself."
+        return f"the interpolated value is invalid: {text}. Correct it, or write the value itself."
     reason = re.sub(r"^\w+ raised while resolving interpolation: ", "", text)
     return f"the interpolation cannot be resolved: {reason}. Correct it, or write the value itself."

@@ -1,4 +1,4 @@
-"""The shipped configurations: those of the working folder, else the package's copies."""
+"""Look-up of the shipped configurations: files in the working folder, or else the package's copies."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from emollama.registry import nearest
 
 
 def find_shipped(path: str, key: str) -> str:
-    """The path if it is a file, else the package's copy of it, which is logged.
+    """Return the path if it is a file, or else the package's copy of it. The use of a copy is logged.
 
     Args:
-        path: seen from the working folder. Only paths below the SHIPPED folders have a copy.
+        path: a path relative to the working folder. Only paths below the SHIPPED folders have a copy.
         key: the option or configuration key, for messages.
 
     Raises:
-        UserError: neither exists; the message names both places.
+        UserError: neither exists; the message names both.
     """
     copy = None if os.path.lexists(path) else packaged_copy(path)
     if copy is None:
@@ -35,26 +35,28 @@ def find_shipped(path: str, key: str) -> str:
     names = sorted(str(file.relative_to(PACKAGE)) for file in folder.rglob(f"*{copy.suffix}") if file.is_file())
     raise UserError(
         f"{key}: no file '{path}', neither in the working folder ({os.getcwd()}) nor in the package ({copy})."
-        f" {_remedy(path, names)} The package contains {abbreviated(names, where=f'all of them are in {folder}')}."
+        f" {_remedy(path, names)} The package contains {abbreviated(names, where=f'all of them: {folder}')}."
     )
 
 
 def _remedy(path: str, names: list[str]) -> str:
-    """A sentence with the file that was probably meant by a path: one beside it, or one of ``names``."""
-    place = Path(path)
-    beside = [str(file) for file in sorted(place.parent.glob(f"*{place.suffix}")) if file.is_file()]
-    stems = {Path(name).stem: name for name in [*names, *beside]}
-    near = nearest(place.stem, stems)
+    """Return a sentence that suggests a file with a similar name: one in the same folder, or one of ``names``."""
+    missing = Path(path)
+    siblings = [str(file) for file in sorted(missing.parent.glob(f"*{missing.suffix}")) if file.is_file()]
+    stems = {Path(name).stem: name for name in [*names, *siblings]}
+    near = nearest(missing.stem, stems)
     return f"Did you mean '{stems[near]}'?" if near else "Correct the path."
 
 
 @functools.cache
 def _log_copy(path: str, copy: Path) -> None:
-    """Log once in a process, on the first rank, that a packaged file is used; to standard error while there is no handler yet."""
+    """Log that a packaged file is used, once per process and on rank 0 only."""
     logger, text = logging.getLogger("emollama"), f"using the packaged copy of {path} ({copy.resolve()})"
     if os.environ.get("RANK", "0") != "0":
         return
     if logger.hasHandlers():
         logger.info("%s", text)
-    elif logger.level <= logging.INFO and variables.LAUNCHER not in os.environ:  # --quiet; the launcher has printed it
+    # Configurations are read before logging is set up. With --quiet, the level is above INFO. In a worker process, the launcher
+    # has already printed the line.
+    elif logger.level <= logging.INFO and variables.LAUNCHER not in os.environ:
         sys.stderr.write(f"{text}\n")

@@ -1,4 +1,4 @@
-"""The layers that a user gives, as plain trees: a YAML file, and ``--options``."""
+"""Reading of the user's layers, a YAML file and ``--options``, as plain trees."""
 
 from __future__ import annotations
 
@@ -18,45 +18,46 @@ from emollama.paths import read_text
 
 
 def read_yaml(path: str) -> dict[str, Any]:
-    """The tree of a YAML file, interpolations unresolved.
+    """Read a YAML file as a plain tree with unresolved interpolations.
 
     Args:
-        path: as find_shipped takes it.
+        path: a path for :func:`find_shipped`.
 
     Raises:
-        UserError: no file, one that cannot be read, or one that is no mapping.
+        UserError: the file does not exist, cannot be read, is not valid YAML, or is not a mapping.
     """
-    found = find_shipped(path, "--cfg-path")
+    existing_path = find_shipped(path, "--cfg-path")
     try:
-        text = read_text(found)
+        text = read_text(existing_path)
     except OSError as error:
         raise UserError(f"--cfg-path: cannot read '{path}': {error.strerror or error}.") from None
-    keys = f"A configuration is a mapping with the keys {', '.join(TOP_LEVEL)}."
+    keys = f"A configuration is a YAML mapping with the keys {', '.join(TOP_LEVEL)}."
     try:
         loaded = OmegaConf.load(io.StringIO(text))
         if not loaded and yaml.safe_load(text) is None:
             raise UserError(f"{path}: the file is empty{' except for comments' if text.strip() else ''}. {keys}")
     except UserError:
         raise
-    except OSError:  # OmegaConf's error for a document that is a number or a date
-        raise UserError(f"{path}: the file is no mapping. {keys}") from None
+    # OmegaConf raises an OSError for a document that is a number or a date.
+    except OSError:
+        raise UserError(f"{path}: the file is not a mapping. {keys}") from None
     except UNREADABLE as error:
         raise UserError(f"{path}: not valid YAML: {yaml_problem(error)}") from None
     if not isinstance(loaded, DictConfig):
-        raise UserError(f"{path}: the file is no mapping. {keys}")
+        raise UserError(f"{path}: the file is not a mapping. {keys}")
     return typing.cast("dict[str, Any]", OmegaConf.to_container(loaded, resolve=False))
 
 
 def read_options(options: list[str]) -> dict[str, Any]:
-    """The tree of ``a.b=c`` pairs, whose values are YAML; the last of several for a key counts.
+    """Read ``a.b=c`` pairs with YAML values as a plain tree. If a key occurs several times, its last value counts.
 
     Raises:
-        UserError: one that is no such pair; the message quotes it, and says what to write.
+        UserError: an option is not such a pair; the message quotes it and suggests a correction.
     """
-    for place, option in enumerate(options):
+    for index, option in enumerate(options):
         if "=" not in option or option.startswith("="):
-            written = _assignment(options, place)
-            raise UserError(f"--options: '{option}' is not of the form a.b=c. Write {written}, without spaces around '='.")
+            suggestion = _assignment(options, index)
+            raise UserError(f"--options: '{option}' is not of the form a.b=c. Write {suggestion}, without spaces around '='.")
     for option in options:
         _check_option(option)
     try:
@@ -66,12 +67,17 @@ def read_options(options: list[str]) -> dict[str, Any]:
 
 
 def _check_option(option: str) -> None:
-    """Refuse a pair whose key has an empty part, a space at its edge or brackets, or whose value is empty or not YAML."""
+    """Check one ``a.b=c`` pair.
+
+    Raises:
+        UserError: the key has an empty part, surrounding spaces or brackets, or the value is empty or not valid YAML.
+    """
     key, _, value = option.partition("=")
     parts = [part.strip() for part in re.split(r"[.\[\]]", key)]
     if key != ".".join(filter(None, parts)):
         meant = f"{'.'.join(filter(None, parts)) or 'a.b'}={value}"
-        if re.search(r"\[\d+\]", key):  # an entry of a list
+        # An entry of a list cannot be set alone.
+        if re.search(r"\[\d+\]", key):
             meant = f"the whole list: {key.partition('[')[0]}=[{value},...]"
         raise UserError(f"--options: '{option}': '{key}' is not of the form a.b. Write {meant}")
     if not value.strip():
@@ -80,15 +86,15 @@ def _check_option(option: str) -> None:
         OmegaConf.from_dotlist([option])
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or error
-        remedy = f"Put a text with special characters in quotes: '{key}=\"TEXT\"'"
+        remedy = f"Write text with special characters in quotes: '{key}=\"TEXT\"'"
         raise UserError(f"--options: '{option}': the value is not valid YAML: {problem}. {remedy}") from None
     except UNREADABLE as error:
         raise UserError(f"--options: '{option}': {yaml_problem(error)}") from None
 
 
-def _assignment(options: list[str], place: int) -> str:
-    """The pair ``a.b=c`` that was probably meant by the option at a place and those beside it."""
-    begin = place - 1 if place and (options[place - 1].endswith("=") or options[place].startswith("=")) else place
+def _assignment(options: list[str], index: int) -> str:
+    """Return the pair ``a.b=c`` that was probably meant by the option at ``index`` and its neighbours."""
+    begin = index - 1 if index and (options[index - 1].endswith("=") or options[index].startswith("=")) else index
     key, *rest = [options[begin].strip("=:- "), *options[begin + 1 : begin + 3]]
     if options[begin].startswith("="):
         return f"a.b={key}"

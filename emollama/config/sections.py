@@ -1,4 +1,4 @@
-"""All Config classes of the registered components, with the block of a configuration that their keys belong to."""
+"""All Config classes of the registered components, each with the configuration block that contains its keys."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class ConfigSection:
     """The keys of one Config class.
 
     Attributes:
-        block: "model", "datasets", ...: the first part of the keys' dotted names.
-        title: the block with the component, as Markdown.
-        config: the class.
-        choice: the key and value that choose the component, such as ``arch: minigpt_v2``.
-        registry: where the component is registered.
-        inner: key of the block under which these keys are; "" if they are keys of the block itself.
+        block: the first part of the keys' dotted names: "model", "datasets", ...
+        title: the block and the component, as Markdown.
+        config: the Config class.
+        choice: the key and value that select the component, such as ``arch: minigpt_v2``.
+        registry: the registry of the component.
+        inner: key of the sub-block that contains these keys; "" if they are keys of the block itself.
     """
 
     block: str
@@ -31,7 +31,7 @@ class ConfigSection:
 
 
 def sections() -> list[ConfigSection]:
-    """All Config classes, in the order of the reference."""
+    """Return all Config classes in the order of docs/configuration.md."""
     evaluation = "evaluation_datasets"
     judges = [(f"type: {name}", JUDGES.config(name)) for name in JUDGES.names()]
     return [
@@ -53,7 +53,8 @@ def sections() -> list[ConfigSection]:
     ]
 
 
-def _of_blocks(block: str, selector: str, registry: Registry[Any], words: str = "") -> Iterator[ConfigSection]:
+def _of_blocks(block: str, selector: str, registry: Registry[Any], prefix: str = "") -> Iterator[ConfigSection]:
+    """Yield a section for each component of a registry; ``prefix`` precedes the component in the title."""
     for name in registry.names():
         choice = f"{selector}: {name}"
-        yield ConfigSection(block, f"{block}, {words}`{choice}`", registry.config(name), choice, registry)
+        yield ConfigSection(block, f"{block}, {prefix}`{choice}`", registry.config(name), choice, registry)

@@ -1,4 +1,4 @@
-"""The Python modules under ``imports``, which register a user's components."""
+"""Import of the Python modules under ``imports``, which register a user's components."""
 
 from __future__ import annotations
 
@@ -14,36 +14,38 @@ from typing import Any
 from emollama.errors import UserError
 from emollama.paths import PACKAGE
 
-# The innermost line of a failure is often in one of these; the user's own line that led there says more.
+# The innermost line of a traceback is often in one of these folders. The user's own line that led there is more helpful.
 LIBRARIES = tuple(f"{path}{os.sep}" for path in (*map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), PACKAGE))
 
 
 def check_imports(layer: str, value: Any) -> None:
-    """Refuse a value of ``imports`` that is no list of module names.
+    """Check that the value of ``imports`` is a list of module names.
 
     Args:
-        layer: what messages call the layer.
-        value: as it is configured.
+        layer: name of the layer in messages.
+        value: the configured value.
 
     Raises:
-        UserError: naming the layer and the entry.
+        UserError: it is not such a list; the message names the layer and the entry.
     """
     if not isinstance(value, list):
         remedy = f" Write imports: [{value}]" if isinstance(value, str) else ""
-        raise UserError(f"{layer}: 'imports' is a list of Python module names, not {value!r}.{remedy}")
+        raise UserError(f"{layer}: 'imports' must be a list of Python module names, not {value!r}.{remedy}")
     for name in value:
         if not isinstance(name, str) or not re.fullmatch(r"[^\s./\\]+(\.[^\s./\\]+)*", name):
             raise UserError(
-                f"{layer}: 'imports': {name!r} is no name of a Python module. Write package.module, seen from the working folder."
+                f"{layer}: 'imports': {name!r} is not the name of a Python module."
+                " Write package.module, relative to the working folder."
             )
 
 
 def import_user_modules(names: Sequence[str]) -> None:
-    """Import modules, so that they register their components; the working folder is searched last.
+    """Import modules, which register their components on import.
 
     Raises:
-        UserError: one that cannot be imported, or ends the program; names the module, and the file and line.
+        UserError: a module cannot be imported or exits; the message names the module, the file and the line.
     """
+    # Appended rather than inserted: installed packages take precedence over modules in the working folder.
     if names and "" not in sys.path:
         sys.path.append("")
     for name in names:
@@ -51,19 +53,19 @@ def import_user_modules(names: Sequence[str]) -> None:
             importlib.import_module(name)
         except SystemExit as error:
             called = f"sys.exit({'' if error.code is None else repr(error.code)})"
-            text = "A module that is imported must not end the program."
-            raise UserError(f"imports: '{name}' called {called} ({_place(error)}). {text}") from error
+            text = "A module under imports must not exit."
+            raise UserError(f"imports: '{name}' called {called} ({_location(error)}). {text}") from error
         except Exception as error:
-            place = _place(error)
+            location = _location(error)
             kind = "" if isinstance(error, ImportError | UserError) else f"{type(error).__name__}: "
             text = error.msg if isinstance(error, SyntaxError) else str(error)
             hint = " Write it without '.py'." if isinstance(error, ModuleNotFoundError) and name.endswith(".py") else ""
-            where = f"{place}: " if place else ""
+            where = f"{location}: " if location else ""
             raise UserError(f"imports: cannot import '{name}': {where}{kind}{text.rstrip('.')}.{hint}") from error
 
 
-def _place(error: BaseException) -> str:
-    """Where a module failed: ``file, line n``, the innermost line outside the libraries; "" if no module's code has run."""
+def _location(error: BaseException) -> str:
+    """Return ``file, line n`` of the innermost frame outside the libraries, or "" if no code of the module has run."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen ")]

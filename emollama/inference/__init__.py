@@ -1,1 +1,1 @@
-"""Inference: predictions for videos, and the evaluation of every checkpoint of a run."""
+"""Inference: answers for videos, and the evaluation of all checkpoints of a run."""

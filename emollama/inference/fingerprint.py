@@ -1,4 +1,7 @@
-"""What figures rest on beside the checkpoint, told from contents: the same files at another place are the same."""
+"""Fingerprint of everything that determines metrics besides the checkpoint: configuration, data, weights and prompts.
+
+Fingerprints are computed from contents, so that moving files does not change them, except for images and feature arrays.
+"""
 
 from __future__ import annotations
 
@@ -22,74 +25,78 @@ from emollama.runners import provenance
 from emollama.runners.evaluation import EvaluationSet, build_blocks
 from emollama.runners.resume import RESUMABLE_OVERRIDES
 
-OF_RUN = ("runner", "task", "amp", "amp_dtype")  # keys of ``run`` that figures rest on, beside the seed
-NOT_ASKED = ("model.ensemble", "model.preset", "model.lora_dropout")  # say nothing of one model that answers
-OF_SCORING = ("openset_path", "synonyms_path", "wheel_folder")  # keys of a block: what answers are compared with, seen from here
-PLACES = ("data_root", "annotation_file", *OF_SCORING)  # where a block's files lie, as do all *_path
+RUN_KEYS = ("runner", "task", "amp", "amp_dtype")  # keys of ``run`` that affect metrics, besides the seed
+IGNORED_MODEL_KEYS = ("model.ensemble", "model.preset", "model.lora_dropout")  # do not affect the answers of a single model
+SCORING_KEYS = ("openset_path", "synonyms_path", "wheel_folder")  # keys of a block with the files for scoring
+PATH_KEYS = ("data_root", "annotation_file", *SCORING_KEYS)  # keys of a block with paths, in addition to all *_path
 
 
 def fingerprint_of(config: RunConfig, seed: int) -> Fingerprint:
-    """Block ("" for all of them) -> what its figures rest on -> a digest. No weights are loaded; a large file is hashed once.
+    """Return block label ("" for all blocks) -> what determines its metrics -> digest.
 
-    Images and arrays of features are known by their place and by how they were made, not by their values.
+    Loads no weights. Large files are hashed once. Images and feature arrays are identified by their path and provenance, not by
+    their values.
 
     Args:
-        config: of the evaluation.
-        seed: that training began with.
+        config: the configuration of the evaluation.
+        seed: ``run.seed`` of the training.
 
     Raises:
-        UserError: data, files or weights that an evaluation could not use.
+        UserError: data, files or weights cannot be used for an evaluation.
     """
     tree = config.resolved()
-    with _quiet():  # the evaluation says it all again
+    # The evaluation repeats all warnings.
+    with _quiet():
         prompt = config.classes["model"].prompt(config.model, config.run.loss_average)
         blocks = build_blocks(config, check=False)
         features = provenance.provenance_of_run(config, [block.dataset for block in blocks.values()])
-    told = {
-        "the configuration": [compared(tree["model"]), {key: tree["run"][key] for key in OF_RUN}, seed],
+    # These names are stored in records. Renaming one would make every stored record outdated.
+    common = {
+        "the configuration": [compared(tree["model"]), {key: tree["run"][key] for key in RUN_KEYS}, seed],
         "the language model": digest(config.model.llama_model),
         "the model's prompts": prompt.digest(),
-        **{f"the way {slot} features are made": facts for slot, facts in features.items()},
+        **{f"the way {slot} features are made": slot_provenance for slot, slot_provenance in features.items()},
     }
     group = tree.get("evaluation_datasets") or tree["datasets"]
-    every = {"": told} | {label: _of_block(label, group[label], block) for label, block in blocks.items()}
-    return {label: {what: _digest(content) for what, content in parts.items()} for label, parts in every.items()}
+    contents = {"": common} | {label: _of_block(label, group[label], block) for label, block in blocks.items()}
+    return {label: {name: _digest(content) for name, content in parts.items()} for label, parts in contents.items()}
 
 
 def compared(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted key -> value of a ``model`` block, without places of files and what else may differ from training."""
-    free = (*RESUMABLE_OVERRIDES, *NOT_ASKED)
-    return {key: value for key, value in leaves({"model": model}) if not any(fnmatchcase(key, glob) for glob in free)}
+    """Return dotted key -> value of a ``model`` block, without paths and other keys that may differ from training."""
+    ignored = (*RESUMABLE_OVERRIDES, *IGNORED_MODEL_KEYS)
+    return {key: value for key, value in leaves({"model": model}) if not any(fnmatchcase(key, glob) for glob in ignored)}
 
 
-def changes(then: CheckpointRow, now: CheckpointRow) -> dict[str, list[str]]:
-    """Block -> why it has to be answered again; the block "" stands for all."""
-    found = {"": ["the checkpoint changed"]} if then.sha256 != now.sha256 else {}
-    for label, parts in now.basis.items():
-        known = then.basis.get(label)
-        if known is None:
-            found[label] = [f"block {label} is new"]
-        elif changed := [f"{what} changed" for what in sorted({*known, *parts}) if known.get(what) != parts.get(what)]:
-            found.setdefault(label, []).extend(changed)
-    return found
+def changes(recorded: CheckpointRow, current: CheckpointRow) -> dict[str, list[str]]:
+    """Return block label -> the reasons to evaluate it again. The label "" stands for all blocks."""
+    reasons = {"": ["the checkpoint changed"]} if recorded.sha256 != current.sha256 else {}
+    for label, parts in current.basis.items():
+        earlier = recorded.basis.get(label)
+        if earlier is None:
+            reasons[label] = [f"block {label} is new"]
+        elif changed := [f"{name} changed" for name in sorted({*earlier, *parts}) if earlier.get(name) != parts.get(name)]:
+            reasons.setdefault(label, []).extend(changed)
+    return reasons
 
 
 def _of_block(label: str, tree: Mapping[str, Any], block: EvaluationSet) -> dict[str, Any]:
-    placed = {key for key in tree if (key.endswith("_path") and key != "peak_index_path") or key in PLACES}
+    """Return what determines the metrics of one block, by name; the names are stored in records, too."""
+    path_keys = {key for key in tree if (key.endswith("_path") and key != "peak_index_path") or key in PATH_KEYS}
     return {
         f"the captions or lists of block {label}": block.dataset.digest(),
         f"the place of images or features of block {label}": [
             os.path.realpath(source.path) for source in getattr(block.dataset, "features", ())
         ],
-        f"what answers of block {label} are compared with": [_contents(tree[key]) for key in OF_SCORING if tree.get(key)],
-        f"the configuration of block {label}": {key: value for key, value in tree.items() if key not in placed},
+        f"what answers of block {label} are compared with": [_contents(tree[key]) for key in SCORING_KEYS if tree.get(key)],
+        f"the configuration of block {label}": {key: value for key, value in tree.items() if key not in path_keys},
     }
 
 
 def _contents(path: str) -> list[str]:
-    """The SHA-256 of a file, or of all files of a folder by their names."""
-    place = Path(path)
-    files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
+    """Return the names and SHA-256 digests of a file or of all files in a folder."""
+    root = Path(path)
+    files = sorted(file for file in root.rglob("*") if file.is_file()) if root.is_dir() else [root]
     return [f"{file.name} {sha256(file)}" for file in files]
 
 
@@ -99,6 +106,7 @@ def _digest(content: Any) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
+    """Suppress log messages below the level ERROR."""
     logger = get_logger()
     level = logger.level
     logger.setLevel(logging.ERROR)

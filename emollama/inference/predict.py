@@ -1,4 +1,4 @@
-"""The path from videos to answers. What is answered here is what an evaluation of the same clips would answer."""
+"""Answers about videos, with the same features, prompts and decoding as an evaluation of the same video clips."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from emollama.runners.evaluation import EvaluationSet, build_blocks
 
 @dataclass(frozen=True)
 class Modality:
-    """What the model is given for a slot.
+    """The input of the model for one slot.
 
     Attributes:
-        state: real, rows of this video; zero, zeros in their place, since its encoder can make nothing of this video; missing,
-            there is no encoder for it or no such feature in the block.
-        why: where the rows come from, or why there are none.
+        state: "real" for feature vectors of this video; "zero" for zeros, because the encoder failed on this video or the slot
+            is masked; "missing" if the slot has no encoder, or the block does not use it.
+        why: the source of the feature vectors, or why there are none.
     """
 
     state: Literal["real", "zero", "missing"]
@@ -47,16 +47,16 @@ class Modality:
 
 @dataclass(frozen=True)
 class VideoAnswer:
-    """What is said about one video.
+    """The answer about one video.
 
     Attributes:
-        video: its path, as given.
-        task: what was asked.
-        prompt: the user's turn with the marks where rows go.
-        sentence: what is said in the video, as the model was told; None where it was told nothing of it.
-        modalities: slot -> what the model was given.
-        answer: the answer.
-        label_probabilities: label -> probability among the labels, where labels were compared.
+        video: the path as the caller passed it.
+        task: the task: emotion, reason or reason_v2.
+        prompt: the user turn, with marks for the feature tokens.
+        sentence: the spoken sentence in the prompt; None if the prompt has no sentence.
+        modalities: slot -> the model's input for it.
+        answer: the generated answer.
+        label_probabilities: label -> probability among the labels; None unless the answer is selected by label likelihood.
     """
 
     video: str
@@ -69,43 +69,44 @@ class VideoAnswer:
 
 
 def predict(config: RunConfig, videos: Sequence[str], *, text: str | None = None, task: str | None = None) -> list[VideoAnswer]:
-    """Answer about each video. Several processes share the videos; each gets all answers.
+    """Generate an answer about each video. With several processes, each process encodes a part and returns all answers.
 
     Args:
-        config: with a model and its checkpoint, ``encoders``, and the block that they are asked by: the first of
-            ``evaluation_datasets``, then of ``datasets``, that asks the task.
-        videos: paths.
-        text: what is said in them. None: an empty sentence where the block's clips have sentences, else no sentence.
-        task: emotion, reason or reason_v2. None: the first of the block.
+        config: a configuration with a model, its checkpoint, ``encoders`` and at least one dataset block. The first block that
+            has the task, of ``evaluation_datasets`` and then of ``datasets``, provides labels, instructions and decoding.
+        videos: paths of the videos.
+        text: the spoken sentence of the videos. With None, the sentence is empty if the video clips of the block have sentences,
+            and left out otherwise.
+        task: emotion, reason or reason_v2. None selects the first task of the block.
 
     Raises:
-        UserError: no such video, or one of which nothing reaches the model; no checkpoint; an unknown task; anything that
-            would stop an extraction or an evaluation.
+        UserError: a video does not exist or provides no features at all, the checkpoint is missing, the task is unknown, or an
+            extraction or evaluation with this configuration fails.
     """
     world = process_group.start(config.run.device)
     set_up(world.is_main)
     for warning in config.warnings if world.is_main else ():
         get_logger().warning("%s", warning)
     template, sources, sentence = world.rank_zero_first(lambda: _checked(config, videos, text, task))
-    with ExitStack() as held:
-        # Rank 0 removes the folder after all answers were gathered, when no other rank reads it any more.
-        folder = Path(world.on_rank_zero(lambda: held.enter_context(tempfile.TemporaryDirectory(prefix="emollama-"))))
-        made = extract(config, template.slots, sources, folder / "features", world)
-        folders, linked = world.on_rank_zero(lambda: (_folders(template, made, folder), _linked(sources, folder)))
-        asking = template.asking(config, sources, sentence, folders, linked)
-        block = world.rank_zero_first(lambda: next(iter(build_blocks(asking, check=world.is_main).values())))
-        given = {name: _modalities(template, block, name, made) for name in sources}
-        _refuse_empty(sources, given)
-        rows = {row["name"]: row for row in _answers(asking, template.key, block, world)}
+    with ExitStack() as stack:
+        # Rank 0 removes the folder after all answers are gathered, when no other rank reads it any more.
+        folder = Path(world.on_rank_zero(lambda: stack.enter_context(tempfile.TemporaryDirectory(prefix="emollama-"))))
+        extracted = extract(config, template.slots, sources, folder / "features", world)
+        folders, links = world.on_rank_zero(lambda: (_folders(template, extracted, folder), _link_videos(sources, folder)))
+        video_config = template.for_videos(config, sources, sentence, folders, links)
+        block = world.rank_zero_first(lambda: next(iter(build_blocks(video_config, check=world.is_main).values())))
+        modalities = {name: _modalities(template, block, name, extracted) for name in sources}
+        _require_features(sources, modalities)
+        answers = {answer["name"]: answer for answer in _answers(video_config, template.key, block, world)}
     return [
         VideoAnswer(
             video=video,
             task=template.task,
-            prompt=rows[name]["instruction"],
+            prompt=answers[name]["instruction"],
             sentence=sentence,
-            modalities=given[name],
-            answer=rows[name]["prediction"],
-            label_probabilities=rows[name]["label_probabilities"],
+            modalities=modalities[name],
+            answer=answers[name]["prediction"],
+            label_probabilities=answers[name]["label_probabilities"],
         )
         for video, name in zip(videos, sources, strict=True)
     ]
@@ -115,17 +116,17 @@ def dry_run(config: RunConfig, videos: Sequence[str], *, text: str | None, task:
     """Check everything that :func:`predict` checks before it encodes the first video.
 
     Args:
-        config: as for :func:`predict`, and so are ``videos``, ``text`` and ``task``.
-        videos: paths.
-        text: what is said in them.
-        task: emotion, reason or reason_v2.
-        processes: number of processes that will share the videos.
+        config: as for :func:`predict`.
+        videos: as for :func:`predict`.
+        text: as for :func:`predict`.
+        task: as for :func:`predict`.
+        processes: number of processes that would encode the videos.
 
     Returns:
-        A summary, one line per fact; empty on ranks other than 0.
+        A summary of several lines on rank 0, "" on other ranks.
 
     Raises:
-        UserError: anything wrong with the videos, the encoders' weights, the language model or the checkpoint.
+        UserError: a video, the weights of an encoder, the language model or the checkpoint cannot be used.
     """
     world = process_group.start(config.run.device)
     set_up(is_main=False)
@@ -136,12 +137,12 @@ def dry_run(config: RunConfig, videos: Sequence[str], *, text: str | None, task:
             jobs = plan_extraction(config, template.slots, sources, Path(folder))
         require_language_model(config.model.llama_model)
         checkpoint_tensors(config, Precision(world.device, config.run.amp, config.run.amp_dtype), None, {}, training=False)
-        facts = [["videos", f"{len(videos):,}"], ["processes", f"{processes} on {world.device.type}"]]
-        facts += [["block", template.key], ["task", template.task]]
-        facts.append(["sentence", "none" if sentence is None else f'"{sentence}"'])
-        facts += [[job.slot, f"encoders.{job.label}"] for job in jobs]
-        facts.append(["checkpoint", ", ".join(checkpoint_paths(config.model.ckpt)) or "none"])
-        return dry_run_summary(facts)
+        entries = [["videos", f"{len(videos):,}"], ["processes", f"{processes} on {world.device.type}"]]
+        entries += [["block", template.key], ["task", template.task]]
+        entries.append(["sentence", "none" if sentence is None else f'"{sentence}"'])
+        entries += [[job.slot, f"encoders.{job.label}"] for job in jobs]
+        entries.append(["checkpoint", ", ".join(checkpoint_paths(config.model.ckpt)) or "none"])
+        return dry_run_summary(entries)
 
     summary_text = world.on_rank_zero(summary)
     return summary_text if world.is_main else ""
@@ -150,34 +151,37 @@ def dry_run(config: RunConfig, videos: Sequence[str], *, text: str | None, task:
 def _checked(
     config: RunConfig, videos: Sequence[str], text: str | None, task: str | None
 ) -> tuple[Template, dict[str, Source], str | None]:
-    """How the videos are asked, name -> video, and what is said in them; everything is checked that can be before encoding."""
+    """Return the block to use, name -> video, and the sentence, after all checks that are possible before encoding."""
     template = find_template(config, task)
     sources = find_videos(config, videos)
     require_checkpoint(config.model)
-    for path in checkpoint_paths(config.model.ckpt):  # before videos are encoded, which takes longer
+    # A damaged checkpoint must not be found only after the videos are encoded, which takes long.
+    for path in checkpoint_paths(config.model.ckpt):
         checkpoint.read(path, "model.ckpt")
     return template, sources, _sentence(template, config, text)
 
 
 def _sentence(template: Template, config: RunConfig, text: str | None) -> str | None:
-    """What the model is told to be said in the videos; says how that was decided."""
-    usual = template.has_sentences(config)
-    if text is None and usual:
-        get_logger().info("no --text: asked with an empty sentence, since the clips of %s have sentences", template.key)
-    if text is not None and not usual:
-        get_logger().warning("--text: the clips of %s have no sentences, the model may never have read one", template.key)
-    return text.strip() if text is not None else "" if usual else None
+    """Return the sentence of the prompts, or None for prompts without a sentence; log the choice if it may surprise."""
+    has_sentences = template.has_sentences(config)
+    if text is None and has_sentences:
+        get_logger().info("no --text: the prompt has an empty sentence, because the samples of %s have sentences", template.key)
+    if text is not None and not has_sentences:
+        get_logger().warning(
+            "--text: the samples of %s have no sentences, so the model may not be trained to use them", template.key
+        )
+    return text.strip() if text is not None else "" if has_sentences else None
 
 
-def _folders(template: Template, made: Mapping[str, Extracted], folder: Path) -> dict[str, Path]:
-    """First slot -> where its arrays are looked for: an empty folder where no encoder makes them."""
-    nothing = folder / "nothing"
-    nothing.mkdir()
-    return {slot: made[slot].folder if slot in made else nothing for slot in template.slots}
+def _folders(template: Template, extracted: Mapping[str, Extracted], folder: Path) -> dict[str, Path]:
+    """Return first slot -> folder of its arrays; the folder is empty for slots without an encoder."""
+    empty = folder / "nothing"
+    empty.mkdir()
+    return {slot: extracted[slot].folder if slot in extracted else empty for slot in template.slots}
 
 
-def _linked(sources: Mapping[str, Source], folder: Path) -> Path:
-    """A folder in which the videos are called by their clips' names."""
+def _link_videos(sources: Mapping[str, Source], folder: Path) -> Path:
+    """Create a folder with links to the videos, named after their clips."""
     videos = folder / "videos"
     for name, source in sources.items():
         ending = source.video.suffix if source.video.suffix.lower() in ENDINGS else ENDINGS[0]
@@ -187,47 +191,54 @@ def _linked(sources: Mapping[str, Source], folder: Path) -> Path:
     return videos
 
 
-def _modalities(template: Template, block: EvaluationSet, name: str, made: Mapping[str, Extracted]) -> dict[str, Modality]:
-    """Slot -> what the model is given, as the dataset that is asked has it."""
+def _modalities(template: Template, block: EvaluationSet, name: str, extracted: Mapping[str, Extracted]) -> dict[str, Modality]:
+    """Return slot -> the model's input for one video clip, according to the block's dataset."""
     present = {slot: name in source for source in getattr(block.dataset, "features", ()) for slot in source.fills}
-    found = {}
+    modalities = {}
     for key, slots in FOLDERS.items():
-        encoded = made.get(slots[0])
+        encoded = extracted.get(slots[0])
         online = slots == IMAGE and template.reads_frames
         source = "model.vit_weights" if online else encoded.encoder if encoded else ""
         for slot in slots:
             if slot not in present:
-                found[slot] = Modality("missing", f"{template.key}.{key} is null")
+                modalities[slot] = Modality("missing", f"{template.key}.{key} is null")
             elif slot in block.options.mask_slots:
-                found[slot] = Modality("zero", f"{template.key}.mask_slots")
+                modalities[slot] = Modality("zero", f"{template.key}.mask_slots")
             elif present[slot]:
-                found[slot] = Modality("real", source)
+                modalities[slot] = Modality("real", source)
             elif online:
-                found[slot] = Modality("zero", f"{source}: {NO_PEAK}. {_remedy(template.key, template.key, name)}")
+                modalities[slot] = Modality("zero", f"{source}: {NO_PEAK}. {_remedy(template.key, template.key, name)}")
             elif encoded:
                 why = encoded.failed[name]
                 remedy = f". {_remedy('extraction', source, name)}" if why == NO_PEAK else ""
-                found[slot] = Modality("zero", f"{source}: {why}{remedy}")
+                modalities[slot] = Modality("zero", f"{source}: {why}{remedy}")
             else:
-                found[slot] = Modality("missing", f"no block under 'encoders' makes {slot} features; zeros stand for them")
-    return found
+                modalities[slot] = Modality("missing", f"no block under 'encoders' computes {slot} features; zeros replace them")
+    return modalities
 
 
 def _remedy(peaks: str, frames: str, name: str) -> str:
-    """What helps where nobody knows the peak: the blocks that name the file of peaks and say which frame is taken."""
+    """Return how to fix an unknown peak frame.
+
+    Args:
+        peaks: the block with the key ``peak_index_path``.
+        frames: the block with the key ``frame_selection``.
+        name: the clip.
+    """
     other = f"{frames}.frame_selection=middle with run.allow_other_features=True"
-    return f"Give its row, of the name '{name}', in {peaks}.peak_index_path; or ask by another frame: {other}"
+    return f"Add a row with the name '{name}' to {peaks}.peak_index_path, or select another frame: {other}"
 
 
-def _refuse_empty(sources: Mapping[str, Source], given: Mapping[str, Mapping[str, Modality]]) -> None:
-    for name, modalities in given.items():
+def _require_features(sources: Mapping[str, Source], modalities_by_name: Mapping[str, Mapping[str, Modality]]) -> None:
+    """Raise a UserError for a video without any features, whose answer would be meaningless."""
+    for name, modalities in modalities_by_name.items():
         if not any(modality.state == "real" for modality in modalities.values()):
-            told = "".join(f"\n- {slot}: {modality.state}, {modality.why}" for slot, modality in modalities.items())
-            raise UserError(f"--video: nothing of '{sources[name].video}' reaches the model:{told}")
+            reasons = "".join(f"\n- {slot}: {modality.state}, {modality.why}" for slot, modality in modalities.items())
+            raise UserError(f"--video: the model gets no features of '{sources[name].video}':{reasons}")
 
 
 def _answers(config: RunConfig, key: str, block: EvaluationSet, world: World) -> list[dict[str, Any]]:
-    """The model's answers, a dictionary a clip."""
+    """Load the model and generate the answers; each is a dictionary with the keys of a predictions file."""
     run, model = config.run, config.classes["model"]
     precision = Precision(world.device, run.amp, run.amp_dtype)
     features = provenance.provenance_of_run(config, [block.dataset])

@@ -1,4 +1,4 @@
-"""The rows of a sweep: what a training run began from, its epochs' checkpoints, and files that are named."""
+"""The checkpoints to evaluate: the start of a training run, its epochs, and files that the user names."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ PRETRAINED, UNTRAINED = "pretrained", "untrained"
 
 @dataclass(frozen=True)
 class Start:
-    """What a run began from: its ``model`` and ``run.seed``."""
+    """The start of a run: its resolved ``model`` block and its ``run.seed``."""
 
     model: dict[str, Any]
     seed: int
 
 
 def start_of(folder: Path) -> Start:
-    """What the run in a folder began from.
+    """Read the start of the run in a folder.
 
     Raises:
-        UserError: there is no such folder, or its configuration does not say.
+        UserError: the folder does not exist, or contains no valid configuration.
     """
     if not folder.is_dir():
         raise UserError(f"--run-folder: no folder '{folder}'. Name the folder of a training run, output_dir/<job_id>.")
     path = folder / CONFIG
     if not path.is_file():
-        raise UserError(f"--run-folder: no {CONFIG} in '{folder}': it is no folder of a run. Name output_dir/<job_id>.")
+        raise UserError(f"--run-folder: '{folder}' is not the folder of a run: it has no {CONFIG}. Name output_dir/<job_id>.")
     tree = parsed(read_text(str(path))) or {}
     needed = {key: tree[key] for key in ("imports", "paths", "model") if tree.get(key)}
     seed = {key: value for key, value in mapping(tree.get("run")).items() if key == "seed"}
@@ -44,28 +44,32 @@ def start_of(folder: Path) -> Start:
     return Start(config.resolved()["model"], config.run.seed)
 
 
-def checkpoints_of(folder: Path, more: dict[str, str]) -> tuple[Start, list[CheckpointRow]]:
-    """What a run began from, and the rows of its sweep: that start, each epoch's checkpoint, and what ``more`` names.
+def checkpoints_of(folder: Path, named: dict[str, str]) -> tuple[Start, list[CheckpointRow]]:
+    """Return the start of a run, and a row for the start, for the checkpoint of each epoch, and for each file in ``named``.
 
     Args:
-        folder: of the run.
-        more: label -> checkpoint.
+        folder: the folder of the run.
+        named: label -> checkpoint file. The label "pretrained" replaces the file of the start.
 
     Raises:
-        UserError: no run, no checkpoints of epochs in it, or labels that are taken or name no folder.
+        UserError: the folder is not a run or has no checkpoints of epochs, or a label is used twice or cannot be a folder name.
     """
     start = start_of(folder)
-    epochs = {int(found[1]): path for path in folder.iterdir() if (found := re.fullmatch(r"checkpoint_(\d+)\.pth", path.name))}
+    epochs = {int(match[1]): path for path in folder.iterdir() if (match := re.fullmatch(r"checkpoint_(\d+)\.pth", path.name))}
     if not epochs:
         raise UserError(
-            f"--run-folder: no checkpoint_<epoch>.pth in '{folder}'. Train first, or name the folder of a run that has."
+            f"--run-folder: no checkpoint_<epoch>.pth in '{folder}'. Train first, or name the folder of a run with checkpoints."
         )
-    files = [more[PRETRAINED]] if PRETRAINED in more else checkpoint_paths(start.model.get("ckpt"))
+    files = [named[PRETRAINED]] if PRETRAINED in named else checkpoint_paths(start.model.get("ckpt"))
     rows = [CheckpointRow(PRETRAINED if files else UNTRAINED, -1, tuple(files))]
     rows += [CheckpointRow(f"epoch_{epoch}", epoch, (str(epochs[epoch]),)) for epoch in sorted(epochs)]
-    taken = {row.label for row in rows} - {PRETRAINED}
-    for label in more:
-        if not re.fullmatch(r"\w[\w.-]*", label) or label in taken:
-            why = "is the name of an epoch's row" if label in taken else "names a folder: letters, digits, _ - and . only"
-            raise UserError(f"--checkpoints: the label '{label}' {why}. Choose another one.")
-    return start, [*rows, *(CheckpointRow(label, None, (file,)) for label, file in more.items() if label != PRETRAINED)]
+    used = {row.label for row in rows} - {PRETRAINED}
+    for label in named:
+        if label in used:
+            raise UserError(f"--checkpoints: the label '{label}' is already the name of a row of the run. Use another label.")
+        if not re.fullmatch(r"\w[\w.-]*", label):
+            raise UserError(
+                f"--checkpoints: the label '{label}' becomes the name of a folder."
+                " Use letters, digits, _, - and . only, and do not start with - or '.'."
+            )
+    return start, [*rows, *(CheckpointRow(label, None, (file,)) for label, file in named.items() if label != PRETRAINED)]

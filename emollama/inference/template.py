@@ -1,4 +1,4 @@
-"""The block of a configuration that other clips are asked by: its labels, wordings, features, sentences, ways to answer."""
+"""The dataset block that predictions for other videos use: its labels, instructions, features, sentences and decoding."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from emollama.media.source import Source
 from emollama.registry import did_you_mean
 
 WITHOUT_FEATURES = {**dict.fromkeys(FOLDERS), "image_path": None}
+# Keys that select clips or decide what happens to missing features, set so that no video is left out.
 WHOLE_LIST = {"exclude": [], "exclude_labels": [], "held_out": 0.0, "curriculum": {}, "missing_features": "zero"}
 
 
@@ -26,91 +27,93 @@ class Template:
     """A block under ``evaluation_datasets`` or ``datasets``.
 
     Attributes:
-        key: its dotted name.
-        made: its dataset's class.
-        block: its keys; those of a block under ``datasets`` answer by the defaults.
-        task: what is asked.
+        key: dotted name of the block.
+        dataset_class: class of the block's dataset.
+        block: Config objects of the block. A block under ``datasets`` has the default decoding and scoring.
+        task: the task to ask.
     """
 
     key: str
-    made: Any
+    dataset_class: Any
     block: EvaluationBlock
     task: str
 
     @property
     def cfg(self) -> Any:
-        """The dataset's Config."""
+        """The Config object of the dataset."""
         return self.block.dataset
 
     @property
     def reads_frames(self) -> bool:
-        """Whether the model makes image rows of frames itself."""
+        """Whether the model itself computes image features from frames."""
         return self.cfg.image_feature_path is None and self.cfg.image_path is not None
 
     @property
     def slots(self) -> set[str]:
-        """The first slot of each folder of features that the block has."""
+        """The first slot of each feature folder that the block uses."""
         return {slots[0] for key, slots in FOLDERS.items() if getattr(self.cfg, key) is not None}
 
     def has_sentences(self, config: RunConfig) -> bool:
-        """Whether the block's clips have sentences: of a transcript, or in the list itself, which is read for it."""
+        """Whether the block's samples have sentences, from a transcript file or from the annotation file, which is then read."""
         if self.cfg.transcription_path is not None:
             return True
         cfg = dataclasses.replace(self.cfg, **WITHOUT_FEATURES, **WHOLE_LIST)
         shapes = config.classes["model"].slot_shapes(config.model)
         try:
-            return self.made(cfg, slot_shapes=shapes, label=self.key, training=False).table.sentences is not None
+            dataset = self.dataset_class(cfg, slot_shapes=shapes, label=self.key, training=False)
+            return dataset.table.sentences is not None
         except UserError as error:
-            get_logger().warning("%s: cannot be read, its clips are taken to have no sentences: %s", self.key, error)
+            text = "%s: the annotation file cannot be read, so its samples are assumed to have no sentences: %s"
+            get_logger().warning(text, self.key, error)
             return False
 
-    def asking(
+    def for_videos(
         self, config: RunConfig, sources: Mapping[str, Source], sentence: str | None, folders: Mapping[str, Path], videos: Path
     ) -> RunConfig:
-        """A configuration whose one evaluation block is this one over other clips.
+        """Return a configuration whose only evaluation block is this block with other video clips.
 
         Args:
-            config: the block's.
-            sources: the clips.
-            sentence: what is said in each of them; None for prompts without a sentence.
-            folders: first slot -> folder of its arrays, for every slot of :attr:`slots`.
-            videos: folder of the clips' videos, for frames.
+            config: the configuration that contains the block.
+            sources: name -> video clip.
+            sentence: the spoken sentence of every clip; None for prompts without a sentence.
+            folders: first slot -> folder of its arrays, for each slot in :attr:`slots`.
+            videos: folder of the videos, from which frames are read.
         """
         sentences = None if sentence is None else dict.fromkeys(sources, sentence)
         table = Table([Clip(name, "", number) for number, name in enumerate(sources, 1)], sentences)
-        made = type(self.made.__name__, (self.made,), {"read_table": lambda dataset: table})
+        dataset_class = type(self.dataset_class.__name__, (self.dataset_class,), {"read_table": lambda dataset: table})
         paths = {key: str(folders[slots[0]]) for key, slots in FOLDERS.items() if slots[0] in folders}
         image_path = str(videos) if self.reads_frames else None
         changes = {"task_pool": self.task, "transcription_path": None, "image_path": image_path, **paths, **WHOLE_LIST}
         cfg = dataclasses.replace(self.cfg, **changes)
         label = self.key.partition(".")[2]
         block = EvaluationBlock(cfg, self.block.task, config.classes["run.task"].scoring.Config())
-        classes = {**config.classes, f"evaluation_datasets.{label}": made}
+        classes = {**config.classes, f"evaluation_datasets.{label}": dataset_class}
         return dataclasses.replace(config, evaluation_datasets={label: block}, classes=classes)
 
 
 def find_template(config: RunConfig, task: str | None) -> Template:
-    """The first block, those of ``evaluation_datasets`` before ``datasets``, that asks the task; else the first of all.
+    """Return the first block that has the task, ``evaluation_datasets`` before ``datasets``, or else the first block.
 
     Args:
         config: the resolved configuration.
-        task: None asks the first task of the first block.
+        task: the task; None selects the first task of the first block.
 
     Raises:
-        UserError: an unknown task, or no block of clips with features.
+        UserError: the task is unknown, or no block has clips with features.
     """
     if task is not None and task not in TASK_NAMES:
-        raise UserError(f"--task: unknown task '{task}'.{did_you_mean(task, TASK_NAMES)} Known: {', '.join(TASK_NAMES)}")
+        raise UserError(f"--task: unknown task '{task}'.{did_you_mean(task, TASK_NAMES)} Tasks: {', '.join(TASK_NAMES)}")
     kind = config.classes["run.task"]
     blocks = {f"evaluation_datasets.{label}": block for label, block in config.evaluation_datasets.items()}
     for label, cfg in config.datasets.items():
         blocks[f"datasets.{label}"] = EvaluationBlock(cfg, kind.Config(), kind.scoring.Config())
     usable = {key: block for key, block in blocks.items() if issubclass(config.classes[key], FeatureClips)}
     if not usable:
-        text = "no block under evaluation_datasets or datasets that labels and wordings of clips could be taken from"
-        raise UserError(f"{text}. Add one, as the checkpoint was trained with (images are captioned by emollama eval).")
-    asking = [key for key, block in usable.items() if task in block.dataset.pool().tasks]
-    if task is not None and not asking:
-        get_logger().warning("no block of this configuration asks the task '%s': the model may not have learnt it", task)
-    key = (asking or list(usable))[0]
+        text = "no block under evaluation_datasets or datasets has video clips, whose labels and instructions predict needs"
+        raise UserError(f"{text}. Add the block that the checkpoint was trained with. To caption images, use emollama eval.")
+    suitable = [key for key, block in usable.items() if task in block.dataset.pool().tasks]
+    if task is not None and not suitable:
+        get_logger().warning("no block of this configuration has the task '%s', so the model may not be trained for it", task)
+    key = (suitable or list(usable))[0]
     return Template(key, config.classes[key], usable[key], task or usable[key].dataset.pool().tasks[0])

@@ -1,4 +1,4 @@
-"""Videos that somebody asks about: checked, named, and their features extracted as an extraction would."""
+"""The videos of a prediction: checks, names, and extraction of their features with the configured encoders."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from emollama.paths import data_folder_hint
 
 
 class Extracted(NamedTuple):
-    """What an encoder made of the videos.
+    """The features that one encoder extracted from the videos.
 
     Attributes:
-        encoder: dotted name of its block.
-        folder: of the arrays, with their manifest.
-        failed: clip -> why there is no array of it.
+        encoder: dotted name of the encoder's block.
+        folder: folder of the arrays and their manifest.
+        failed: clip name -> why it has no array.
     """
 
     encoder: str
@@ -39,32 +39,35 @@ class Extracted(NamedTuple):
 
 
 def find_videos(config: RunConfig, videos: Sequence[str]) -> dict[str, Source]:
-    """name -> video, in order; each is opened once. A clip of the extraction keeps its name, and with it its random frame.
+    """Open each video once and return name -> video, in order.
+
+    A video in the folder of ``extraction.videos`` has the name that the extraction uses, because a random frame selection depends
+    on the name.
 
     Raises:
-        UserError: files that are not there or hold no video: all of them.
+        UserError: videos do not exist or cannot be read; the message lists all of them.
     """
-    if useless := [told for video in videos if (told := _useless(video))]:
-        raise UserError(f"--video: {abbreviated(useless, '; ').rstrip('.')}.")
+    if problems := [problem for video in videos if (problem := _problem(video))]:
+        raise UserError(f"--video: {abbreviated(problems, '; ').rstrip('.')}.")
     cfg = _settings(config, "")
     peaks = read_peaks(cfg.peak_index_path) if cfg.peak_index_path is not None else {}
     faces = Path(cfg.face_path) if cfg.face_path is not None else None
-    found: dict[str, Source] = {}
-    for number, video in enumerate(videos):
+    sources: dict[str, Source] = {}
+    for index, video in enumerate(videos):
         name = _name(Path(video), Path(cfg.videos))
-        name = f"video_{number}" if name is None or name in found else name
-        found[name] = Source(name, Path(video).absolute(), faces, peaks.get(name))
-    return found
+        name = f"video_{index}" if name is None or name in sources else name
+        sources[name] = Source(name, Path(video).absolute(), faces, peaks.get(name))
+    return sources
 
 
-def _useless(video: str) -> str | None:
-    """Why nothing can be made of a file; None where it is a video."""
+def _problem(video: str) -> str | None:
+    """Return why a file cannot be used as a video, or None if it can."""
     if not os.path.isfile(video):
         return f"no file '{video}' (working folder: {os.getcwd()}).{data_folder_hint(video)} Correct the path"
     try:
         probe(Path(video))
     except UnusableMedia as error:
-        return f"'{video}' is of no use: {error}"
+        return f"'{video}' cannot be used: {error}"
     return None
 
 
@@ -72,76 +75,76 @@ def extract(config: RunConfig, slots: set[str], sources: dict[str, Source], outp
     """Encode the videos with the configured encoders, one encoder after another.
 
     Args:
-        config: with ``encoders``.
-        slots: those that are wanted; encoders of others do not run.
-        sources: the videos.
-        output: where the folders of arrays go.
-        world: the processes, which share the videos.
+        config: a configuration with ``encoders``.
+        slots: the required slots. Encoders for other slots do not run.
+        sources: name -> video.
+        output: the folder in which the folders of arrays are created.
+        world: the processes, each of which encodes a part of the videos.
 
     Returns:
-        The first slot that an encoder's arrays fill -> what it made.
+        First slot of an encoder -> its features.
 
     Raises:
-        UserError: weights that are missing or fit neither the encoder nor the model.
+        UserError: weights are missing or do not fit the encoder or the model.
     """
-    config = _with_encoders_of(config, slots, output)
+    config = _with_encoders_for(config, slots, output)
     if not config.encoders:
         return {}
-    made = {}
-    for job in world.on_rank_zero(lambda: _opened(config, sources)):
+    extracted = {}
+    for job in world.on_rank_zero(lambda: _open_jobs(config, sources)):
         failed: dict[str, str] = {}
-        for reasons in world.on_all_ranks(partial(_share, config, job, world)):
+        for reasons in world.on_all_ranks(partial(_encode_share, config, job, world)):
             failed |= reasons
-        made[job.slot] = Extracted(f"encoders.{job.label}", job.arrays.folder, failed)
-    return made
+        extracted[job.slot] = Extracted(f"encoders.{job.label}", job.arrays.folder, failed)
+    return extracted
 
 
 def plan_extraction(config: RunConfig, slots: set[str], sources: dict[str, Source], output: Path) -> list[Job]:
-    """Return what :func:`extract` will do; the encoders' weights are checked by names and shapes, and nothing is written.
+    """Return the jobs of :func:`extract` after checking the encoders' weights by names and shapes; write nothing.
 
     Raises:
-        UserError: weights that are missing or fit neither the encoder nor the model.
+        UserError: weights are missing or do not fit the encoder or the model.
     """
-    config = _with_encoders_of(config, slots, output)
+    config = _with_encoders_for(config, slots, output)
     if not config.encoders:
         return []
     require_weights(config)
     return planned(config, describe_job(config), Clips(sources, []), set())
 
 
-def _with_encoders_of(config: RunConfig, slots: set[str], output: Path) -> RunConfig:
-    """Return the configuration with the encoders that fill these slots, extracting into a folder."""
+def _with_encoders_for(config: RunConfig, slots: set[str], output: Path) -> RunConfig:
+    """Return the configuration with only the encoders that fill these slots, and with ``output`` as the extraction's output."""
     encoders = {label: cfg for label, cfg in config.encoders.items() if config.classes[f"encoders.{label}"].SLOTS[0] in slots}
     return dataclasses.replace(config, encoders=encoders, extraction=_settings(config, str(output)))
 
 
-def _opened(config: RunConfig, sources: dict[str, Source]) -> list[Job]:
-    """What each encoder has to do, with its folder of arrays ready."""
+def _open_jobs(config: RunConfig, sources: dict[str, Source]) -> list[Job]:
+    """Return the job of each encoder, with its folder of arrays created."""
     jobs = planned(config, describe_job(config), Clips(sources, []), set())
     for job in jobs:
         job.arrays.open(job.manifest)
     return jobs
 
 
-def _share(config: RunConfig, job: Job, world: World) -> dict[str, str]:
-    """Do what this process gets of an encoder's videos; returns why nothing could be made of some."""
+def _encode_share(config: RunConfig, job: Job, world: World) -> dict[str, str]:
+    """Encode this process's part of the videos; return clip name -> why it could not be encoded."""
     share, key = Share(job, world), f"encoders.{job.label}"
-    encoder = config.classes[key]
-    made = world.rank_zero_first(lambda: encoder(job.cfg, device=world.device, key=key))
-    share.work(made, config.extraction.num_workers)
+    encoder_class = config.classes[key]
+    encoder = world.rank_zero_first(lambda: encoder_class(job.cfg, device=world.device, key=key))
+    share.work(encoder, config.extraction.num_workers)
     return share.failed
 
 
 def _settings(config: RunConfig, output: str) -> Any:
-    """The ``extraction`` block, or its defaults, with arrays as .npy files in another folder."""
-    given = config.extraction or VideoExtraction.Config(videos=os.curdir, output=output)
-    return dataclasses.replace(given, output=output, stored_as="npy", failures="report")
+    """Return the ``extraction`` block, or its defaults, with .npy files in ``output`` as its result."""
+    extraction = config.extraction or VideoExtraction.Config(videos=os.curdir, output=output)
+    return dataclasses.replace(extraction, output=output, stored_as="npy", failures="report")
 
 
 def _name(video: Path, videos: Path) -> str | None:
-    """The path below the folder of videos, else the file's name, both without the ending; None where that would be unusual."""
-    whole, folder = video.resolve(), videos.resolve()
-    name = (whole.relative_to(folder) if whole.is_relative_to(folder) else Path(video.name)).with_suffix("").as_posix()
+    """Return the path relative to ``videos``, or else the file name, without extension; None if it cannot be a clip name."""
+    path, folder = video.resolve(), videos.resolve()
+    name = (path.relative_to(folder) if path.is_relative_to(folder) else Path(video.name)).with_suffix("").as_posix()
     try:
         return safe_name(name) if name.isprintable() else None
     except ValueError:
