@@ -31,7 +31,7 @@ from emollama.evaluation.captions.metric_inputs import (
 )
 from emollama.evaluation.captions.tokenizers import tokenizer
 from emollama.evaluation.metrics import metric
-from emollama.evaluation.prediction_files import described, write_metrics, write_predictions
+from emollama.evaluation.prediction_files import scores_as_dict, write_metrics, write_predictions
 from emollama.evaluation.rating import write_sheets
 from emollama.evaluation.scoring import Scoring
 from emollama.evaluation.statistics import Resampling, compare
@@ -87,9 +87,9 @@ def alone(evidence, name):
 def test_the_published_check_values_hold_with_both_tokenizers(choice):
     found = scored(CHECKED, caption_tokenizer=choice)
     assert found.metrics["cider_d"] == pytest.approx(0.9614, abs=1e-4)
-    assert alone(found.evidence[Consensus], "cider_d") == pytest.approx([1.3641, 0.5587], abs=1e-4)
+    assert alone(found.inputs[Consensus], "cider_d") == pytest.approx([1.3641, 0.5587], abs=1e-4)
     assert found.metrics["bleu_1"] == pytest.approx(0.4278, abs=1e-4)
-    assert found.evidence[NGrams].tokenizer == choice
+    assert found.inputs[NGrams].tokenizer == choice
 
 
 @pytest.mark.parametrize("seeds", [range(20), pytest.param(range(20, 200), marks=pytest.mark.slow)], ids=["20", "200"])
@@ -197,7 +197,7 @@ def test_hostile_and_empty_texts_give_figures_and_empty_ones_0(choice):
     assert [*found.metrics] == PLAIN
     assert all(value is not None and math.isfinite(value) for value in found.metrics.values())
     for name in PLAIN:
-        evidence = found.evidence[metric(name).evidence]
+        evidence = found.inputs[metric(name).input_type]
         by_clip = dict(zip(evidence.names, alone(evidence, name), strict=True))
         assert [by_clip[f"p{place}"] for place in EMPTY_ONES] == [0, 0, 0, 0], name
 
@@ -221,9 +221,9 @@ def test_clips_without_references_are_left_out_and_named(caplog):
     bare = [Answer("bare", "caption", "a dog"), Answer("none", "caption", "a dog", []), Answer("blank", "caption", "x", [" "])]
     with caplog.at_level(logging.WARNING, "emollama"):
         found = scored([*CHECKED, *bare])
-    assert "no true caption is known of, and metrics of captions leave out, clips 3: bare, none, blank" in caplog.text
+    assert "caption metrics leave out samples without a reference caption, 3: bare, none, blank" in caplog.text
     assert found.metrics == scored(CHECKED).metrics
-    assert described(found)["captions"] == {"tokenizer": "treebank", "without_reference": ["bare", "none", "blank"]}
+    assert scores_as_dict(found)["captions"] == {"tokenizer": "treebank", "without_reference": ["bare", "none", "blank"]}
 
 
 # SPICE, as far as it goes without its models
@@ -233,7 +233,7 @@ def test_spices_file_is_read_in_any_order_and_undefined_scores_are_0():
     rows = [(1, 0.5), (0, None), (2, "NaN"), (3, float("nan"))]
     results = [{"image_id": place, "scores": {"All": {"f": f, "pr": 1.0}}} for place, f in rows]
     assert spice_scores(results, 4) == [[0.0], [0.5], [0.0], [0.0]]
-    with pytest.raises(JavaFailed, match="scores of 1 clips, not of 2"):
+    with pytest.raises(JavaFailed, match="scores of 1 samples, expected 2"):
         spice_scores(results[1:2], 2)
 
 
@@ -279,7 +279,7 @@ def test_a_java_that_is_no_program_of_this_machine_is_none(tmp_path, monkeypatch
 def test_a_java_program_that_does_not_end_is_stopped_and_told(tmp_path, monkeypatch):
     programs(tmp_path, monkeypatch, '#!/bin/sh\n[ "$1" = -version ] || exec /bin/sleep 60\n')
     monkeypatch.setattr("emollama.evaluation.captions.java.LIMIT", 0.6)
-    with pytest.raises(JavaFailed, match=r"METEOR: Java did not end within 0.01 minutes and was stopped"):
+    with pytest.raises(JavaFailed, match=r"METEOR: Java did not finish within 0.01 minutes and was stopped"):
         run_java("METEOR", [], tmp_path)
 
 
@@ -322,7 +322,7 @@ def told(capsys):
 def test_a_runs_file_is_scored_again_from_itself_alone(told, tmp_path):
     (path,) = write_predictions(tmp_path, "flickr30k", rows_of())
     text = told("--predictions", path, "--output", tmp_path / "out")
-    assert "task caption: 30 clips; tokenizer: treebank\n" in text
+    assert "task caption: 30 samples; tokenizer: treebank\n" in text
     assert "bleu_4" in text and "BLEU-4" not in text  # a name that says it all has no legend
     record = json.loads((tmp_path / "out/scores.json").read_text())["tasks"]["caption"]["files"][str(path)]
     answers = [Answer(row["name"], "caption", row["prediction"], row["reference"]) for row in rows_of()]
@@ -341,7 +341,7 @@ def test_two_files_are_compared_on_the_same_clips_and_no_java_is_told(told, tmp_
     text = told("--predictions", good, poor, "--caption-tokenizer", "auto")
     assert "tokenizer: treebank (no Java)" in text
     assert "Differences from predictions_good.jsonl" in text and "p <= 0.020 (30)" in text
-    assert "clips without an answer, which count as empty (2): image_28, image_29" in text
+    assert "samples without an answer, which count as empty (2): image_28, image_29" in text
 
 
 def test_other_models_captions_are_scored_against_a_caption_file(told, tmp_path):
@@ -352,8 +352,8 @@ def test_other_models_captions_are_scored_against_a_caption_file(told, tmp_path)
     (tmp_path / "bare.json").write_text(json.dumps(entries))
     (path,) = write_predictions(tmp_path, "own", rows)
     for truth in (["--truth", tmp_path / "test.json"], ["--truth", tmp_path / "bare.json"]):
-        assert "task caption: 4 clips" in told("--predictions", tmp_path / "other.csv", *truth)
-    assert "task caption: 4 clips" in told("--predictions", path, tmp_path / "other.csv")
+        assert "task caption: 4 samples" in told("--predictions", tmp_path / "other.csv", *truth)
+    assert "task caption: 4 samples" in told("--predictions", path, tmp_path / "other.csv")
     assert read_truth(str(tmp_path / "test.json")).references == {"caption": {row["name"]: row["reference"] for row in rows}}
 
 
@@ -385,7 +385,7 @@ def results(path, names):
 def test_cocos_results_are_scored_against_cocos_captions(told, tmp_path, names):
     path = results(tmp_path / "results.json", names)
     text = told("--predictions", path, "--truth", coco(tmp_path), "--output", tmp_path / "out")
-    assert "task caption: 2 clips" in text and "no truth is known" not in text
+    assert "task caption: 2 samples" in text and "without reference data" not in text
     found = json.loads((tmp_path / "out/scores.json").read_text())["tasks"]["caption"]["files"][str(path)]
     answers = [Answer(f"{number:012d}", "caption", COCO_SAID[number], COCO_TRUE[number]) for number in COCO_SAID]
     assert found["metrics"] == pytest.approx(scored(answers).metrics) and found["metrics"]["bleu_4"] > 0
@@ -396,30 +396,34 @@ def test_a_table_of_image_ids_is_read_as_cocos_results_are(told, tmp_path):
     table, truth = tmp_path / "results.csv", coco(tmp_path)
     table.write_text("image_id,caption\n" + "".join(f'{number},"{text}"\n' for number, text in COCO_SAID.items()))
     assert read_answers(str(table)).answers == read_answers(str(results(tmp_path / "results.json", int))).answers
-    assert "task caption: 2 clips" in told("--predictions", table, tmp_path / "results.json", "--truth", truth)
+    assert "task caption: 2 samples" in told("--predictions", table, tmp_path / "results.json", "--truth", truth)
 
 
 def test_image_ids_are_matched_with_the_clips_of_a_run_and_numbers_it_does_not_know_are_told(told, tmp_path):
     rows = [{"name": f"{number:012d}", "prediction": "a dog", "reference": COCO_TRUE[number]} for number in COCO_SAID]
     (own,) = write_predictions(tmp_path, "own", [{**row, "task": "caption", "instruction": "?", "target": "x"} for row in rows])
     other = results(tmp_path / "other.json", "{:012d}.jpg".format)
-    assert "task caption: 2 clips" in told("--predictions", own, other)
-    with pytest.raises(UserError, match="called '42', '7', .* give COCO's captions with --truth, whose \"images\" tell"):
+    assert "task caption: 2 samples" in told("--predictions", own, other)
+    with pytest.raises(UserError, match="has '42', '7'; .* pass COCO's captions with --truth: their \"images\" list"):
         told("--predictions", own, results(tmp_path / "numbers.json", int))
     both = results(tmp_path / "both.json", {42: 42, 7: "000000000042.jpg"}.get)
-    with pytest.raises(UserError, match="a clip is there twice, by its number and its file"):
+    with pytest.raises(UserError, match="a sample appears twice, by number and by file name"):
         told("--predictions", both, "--truth", coco(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.json", '{"7": "a dog"}', r"a\.json: answers in \.json files are COCO's results, \[{\"image_id\": 7"),
-        ("a.json", "[]", "no answer in it"),
+        ("a.json", '{"7": "a dog"}', r"a\.json: expected a JSON list of answers \(COCO results, \[{\"image_id\": 7"),
+        ("a.json", "[]", "contains no answers"),
         ("a.json", '[{"image_id": 7, "caption": "x"}, {"image_id": true, "caption": "x"}, 5]', "entry 2: .*\n.*entry 3: "),
-        ("a.json", '[{"image_id": 7, "caption": null}]', "entry 1: expected an image_id and its caption"),
-        ("a.json", '[{"image_id": 7, "caption": "x"}, {"image_id": "7", "caption": "y"}]', "entry 2: .*in entry 1 already"),
-        ("a.csv", "image_id,caption\n7,x\n7,y\n8,x,y\n", "line 4: more cells.*\n.*line 3: .*in line 2 already"),
+        ("a.json", '[{"image_id": 7, "caption": null}]', "entry 1: expected an image_id and a caption"),
+        (
+            "a.json",
+            '[{"image_id": 7, "caption": "x"}, {"image_id": "7", "caption": "y"}]',
+            "entry 2: entry 1 already has a caption",
+        ),
+        ("a.csv", "image_id,caption\n7,x\n7,y\n8,x,y\n", "line 4: more cells.*\n.*line 3: line 2 already has a caption"),
         ("a.csv", "image_id,caption\n,x\n", "line 2: expected an image_id"),
     ],
 )
@@ -438,11 +442,12 @@ def test_the_lack_of_java_is_told_once_and_only_of_what_was_asked_for(caplog, tm
         scored(CHECKED, caption_tokenizer="auto", metrics=["bleu_1"])
         assert len(caplog.records) == 1 and "treebank splits captions" in caplog.text and "METEOR" not in caplog.text
         scored(CHECKED, caption_tokenizer="auto", metrics=[])
-    assert len(caplog.records) == 2 and "METEOR is left out" in caplog.text
+    assert len(caplog.records) == 2 and "METEOR is not computed" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("reference", "words"), [([1], "not all of it are texts"), ({"a": "b"}, "expected an object"), (5, "expected")]
+    ("reference", "words"),
+    [([1], "expected 'reference' to be a string or a list"), ({"a": "b"}, "expected an object"), (5, "expected")],
 )
 def test_a_reference_that_is_no_text_nor_list_of_texts_is_refused_with_its_line(tmp_path, reference, words):
     path = tmp_path / "a.jsonl"

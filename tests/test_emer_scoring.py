@@ -84,7 +84,7 @@ def test_a_prediction_without_emotion_words_scores_0_and_the_judge_compares_noth
 
 
 @pytest.mark.parametrize(
-    ("truth", "why"), [("", "empty"), (" ", "empty"), (None, "empty"), ("a table", "no emotion word in the truth")]
+    ("truth", "why"), [("", "empty"), (" ", "empty"), (None, "empty"), ("a table", "no emotion words in the reference")]
 )
 def test_a_truth_that_says_nothing_gives_no_score(truth, why):
     overlaps = judge_labels(Listening(), [answer("a", "sad", truth), answer("b", "sad")])
@@ -99,7 +99,7 @@ def test_failures_are_listed_and_left_out_of_the_mean():
     assert clues.failures() == [{"name": "a", "metric": "clue_overlap", "failure": "odd"}]
     assert labels.failures() == [
         {"name": "a", "metric": "label_overlap", "failure": "emotion words of the prediction: odd"},
-        {"name": "c", "metric": "label_overlap", "failure": "emotion words of the truth: odd"},
+        {"name": "c", "metric": "label_overlap", "failure": "emotion words of the reference: odd"},
     ]
     assert (value("clue_overlap", clues), value("label_overlap", labels)) == (4, 6)
 

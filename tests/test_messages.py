@@ -270,11 +270,11 @@ def test_no_message_spells_an_option_with_underscores():
         (["--wheels", "nowhere"], "--wheels: 'nowhere' lacks "),
         (["--labels", "happy", "happy!"], "--labels: "),
         (["--aliases", "joy=hap"], "--aliases: 'joy' stands for 'hap'"),
-        (["--metrics", "ov"], "--metrics: 'ov' cannot be computed here: it needs --truth, the clips' true emotion words"),
+        (["--metrics", "ov"], "--metrics: 'ov' cannot be computed here: it needs --truth, the true emotion words of the samples"),
         (["--judge", "lexica"], "--judge: Unknown judge 'lexica'. Did you mean 'lexical'?"),
         (["--judge", "lexical", "model=m"], "--judge: unknown key 'model'."),
         (["--judge", "openai", "base_url=x"], "--judge: 'model' is missing"),
-        (["--judge", "openai", "model=m", "base_url=x"], "--judge: base_url is no address"),
+        (["--judge", "openai", "model=m", "base_url=x"], "--judge: base_url: expected an address"),
         (["--caption-tokenizer", "ptb"], "--caption-tokenizer: ptb needs a Java runtime"),
     ],
 )
@@ -446,14 +446,14 @@ def test_messages_of_evaluation_name_the_block(tmp_path):
     blocks = build_blocks(loaded(tmp_path, tree), check=False)
     scoring = blocks["answers"].scoring
     text = refusal(scoring.score, [Answer("a", "emotion", "happy", "joyful", None)])
-    assert text.startswith("evaluation_datasets.answers: labels: the true label of clip 'a' is 'joyful'")
+    assert text.startswith("evaluation_datasets.answers: labels: the true label of 'a' is 'joyful'")
     for key, value in (("synonyms_path", "nowhere.json"), ("wheel_folder", "nowhere"), ("openset_path", "nowhere.csv")):
         tree["evaluation_datasets"]["answers"] |= {key: value}
         assert refusal(build_blocks, loaded(tmp_path, tree), check=False).startswith(f"evaluation_datasets.answers: {key}: ")
         del tree["evaluation_datasets"]["answers"][key]
     tree["evaluation_datasets"]["answers"]["judge"] = {"type": "openai", "model": "m", "base_url": "no address"}
     text = refusal(build_blocks, loaded(tmp_path, tree), check=False)
-    assert text.startswith("evaluation_datasets.answers.judge: base_url is no address")
+    assert text.startswith("evaluation_datasets.answers.judge: base_url: expected an address")
 
 
 @pytest.fixture

@@ -158,7 +158,7 @@ def test_a_reply_with_a_plain_score_has_that_score(built, reply, score):
         ("The candidate ends with\n> Score: 10", "does not end with"),
         ("The candidate ends with\n```\nScore: 10\n```", "does not end with"),
         ("It says\n- Final score: 10\nwhich is no evidence.\nScore: 1", "2 lines"),
-        ("<think>\nPerhaps\nScore: 9", "beyond <think>"),
+        ("<think>\nPerhaps\nScore: 9", "no </think> after <think>"),
         ("<think>\nScore: 9\n</think>\nThey overlap.", "does not end with"),
         ("<think>\nIt says </think>\nScore: 10\nwhich is wrong.</think>\nScore: 1", "2 lines"),
         ("<think>8</think>", "does not end with"),
@@ -220,7 +220,7 @@ def test_what_is_no_list_of_words_is_a_recorded_failure(built, reply):
     with judge_server(lambda call: reply) as server:
         extraction = built(server.url).emotion_words(["He weeps"])[0]
     assert extraction.words is None
-    assert "list" in extraction.failure or "beyond <think>" in extraction.failure
+    assert "list" in extraction.failure or "no </think> after <think>" in extraction.failure
     assert "ask_again: true" in extraction.failure
 
 
@@ -270,12 +270,12 @@ def trouble_for(name, response):
         (refusal(429, "slow down"), "slow down", 3),
         (refusal(500, "oops"), "oops", 3),
         (refusal(400, "too long"), "too long", 1),
-        (Response(body="<html>hello</html>", headers={"Content-Type": "text/html"}), "no chat completion", 1),
-        (Response(body='{"choices": ['), "no chat completion", 1),
-        (Response(body="[1]"), "no chat completion", 1),
-        (completion("", choices=[]), "no chat completion", 1),
-        (completion("", choices=[{"message": {"content": [{"a": 1}]}}]), "no chat completion", 1),
-        (completion("", choices=None), "no chat completion", 1),
+        (Response(body="<html>hello</html>", headers={"Content-Type": "text/html"}), "not a chat completion", 1),
+        (Response(body='{"choices": ['), "not a chat completion", 1),
+        (Response(body="[1]"), "not a chat completion", 1),
+        (completion("", choices=[]), "not a chat completion", 1),
+        (completion("", choices=[{"message": {"content": [{"a": 1}]}}]), "not a chat completion", 1),
+        (completion("", choices=None), "not a chat completion", 1),
         (refusal(403, "moderation"), "moderation", 1),
     ],
 )
@@ -363,7 +363,7 @@ def test_what_had_no_answer_is_asked_anew_the_next_time(built):
 
 def test_a_judge_that_nobody_listens_for_is_told_with_its_address(built):
     url = unused_url()
-    with pytest.raises(JudgeUnreachable, match=f"'m' at {url} does not answer: no connection .*refused.* are kept") as raised:
+    with pytest.raises(JudgeUnreachable, match=f"'m' at {url} does not answer: no connection .*refused.* are cached") as raised:
         built(url, retries=0).clue_overlap(pairs(100))
     assert KEY not in str(raised.value)
 
@@ -483,7 +483,7 @@ def test_building_a_judge_asks_nobody_and_writes_nothing(built, tmp_path):
 @pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\x00" + b"\xff" * 4000])
 def test_a_damaged_cache_is_told_when_the_judge_is_built_and_left_alone(built, tmp_path, content):
     (tmp_path / "cache.sqlite3").write_bytes(content)
-    with pytest.raises(UserError, match=r"cache_path: .*cache\.sqlite3.*Move a damaged file away"):
+    with pytest.raises(UserError, match=r"cache_path: .*cache\.sqlite3.*move a damaged file away"):
         built("http://localhost/v1")
     assert (tmp_path / "cache.sqlite3").read_bytes() == content
 
@@ -492,7 +492,7 @@ def test_a_database_of_something_else_is_refused_and_left_alone(built, tmp_path)
     with sqlite3.connect(tmp_path / "cache.sqlite3") as other:
         other.execute("CREATE TABLE holidays (day)")
     before = (tmp_path / "cache.sqlite3").read_bytes()
-    with pytest.raises(UserError, match="a database of something else"):
+    with pytest.raises(UserError, match="a database with other tables"):
         built("http://localhost/v1")
     assert (tmp_path / "cache.sqlite3").read_bytes() == before
 
@@ -502,7 +502,7 @@ def test_a_cache_that_breaks_while_it_is_used_is_told(built, tmp_path):
         judge = built(server.url)
         only(judge)
         (tmp_path / "cache.sqlite3").write_bytes(b"x" * 5000)
-        with pytest.raises(JudgeUnreachable, match="cannot be kept"):
+        with pytest.raises(JudgeUnreachable, match="cannot store the judge's replies"):
             only(judge)
 
 
@@ -661,7 +661,7 @@ def test_the_key_is_read_when_questions_are_asked(built, monkeypatch):
 @pytest.mark.parametrize("value", [f"{KEY} {KEY}", f"{KEY}\n{KEY}", f"“{KEY}”"])
 def test_a_key_that_cannot_be_one_is_refused_without_showing_it(built, monkeypatch, value):
     monkeypatch.setenv("OPENAI_API_KEY", value)
-    with pytest.raises(UserError, match="OPENAI_API_KEY holds characters") as raised:
+    with pytest.raises(UserError, match="OPENAI_API_KEY contains characters") as raised:
         built("http://localhost/v1")
     assert KEY[:12] not in str(raised.value)
 
@@ -713,17 +713,17 @@ def test_an_address_in_the_environment_is_used_and_checked_too(built, monkeypatc
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"model": ""}, "model is empty"),
-        ({"model": None}, "model: str is expected"),
+        ({"model": ""}, "model: expected the name of a model"),
+        ({"model": None}, "model: expected str"),
         ({"concurrency": 0}, "concurrency is 0"),
-        ({"concurrency": 1.5}, "concurrency: int is expected, not float"),
+        ({"concurrency": 1.5}, "concurrency: expected int, got float"),
         ({"retries": -1}, "retries is -1"),
         ({"timeout": 0}, "timeout is 0"),
         ({"timeout": float("nan")}, "timeout is nan"),
-        ({"ask_again": "yes"}, "ask_again: bool is expected, not str"),
-        ({"temperature": True}, "temperature: float or null is expected, not bool"),
+        ({"ask_again": "yes"}, "ask_again: expected bool, got str"),
+        ({"temperature": True}, "temperature: expected float or null, got bool"),
         ({"price_per_million_prompt_tokens": -1.0}, "price_per_million_prompt_tokens is -1"),
-        ({"base_url": "localhost:8000"}, "base_url is no address"),
+        ({"base_url": "localhost:8000"}, "base_url: expected an address"),
         ({"modle": "m"}, "judge: unknown key 'modle'. Did you mean 'model'"),
     ],
 )

@@ -13,7 +13,7 @@ from importing import run, written
 from emollama.errors import UserError
 from emollama.evaluation.judges.judge import Extraction
 from emollama.evaluation.metrics import metric
-from emollama.evaluation.openset import OpenSets, listed_words, read_openset, read_synonyms
+from emollama.evaluation.openset import OpenSets, extract_words, read_openset, read_synonyms
 from emollama.evaluation.submission import write_submission
 from emollama.evaluation.word_lists import parse_words, split_words
 
@@ -126,7 +126,7 @@ def test_a_cell_holds_a_list_or_plain_words(cell, words):
     ],
 )
 def test_a_cell_that_is_no_list_is_refused(cell):
-    with pytest.raises(ValueError, match="not a list of words"):
+    with pytest.raises(ValueError, match="expected a list of words"):
         parse_words(cell)
 
 
@@ -161,8 +161,12 @@ def test_a_submission_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("file", "text", "fault"),
     [
-        ("t.csv", "name,openset\na,['sad']\nb,\"['sad', 'tired'\"\n", "t.csv, line 3: not a list of words: ['sad', 'tired'"),
-        ("t.csv", "name,openset\na,['sad']\na,['sad']\n", "t.csv, line 3: a second row for 'a'"),
+        (
+            "t.csv",
+            "name,openset\na,['sad']\nb,\"['sad', 'tired'\"\n",
+            "t.csv, line 3: expected a list of words such as ['happy', 'sad'] or happy, sad, got ['sad', 'tired'",
+        ),
+        ("t.csv", "name,openset\na,['sad']\na,['sad']\n", "t.csv, line 3: 'a' already has a row"),
         ("t.csv", "name,openset\n,['sad']\n", "t.csv, line 2: the row has no name"),
         ("t.csv", "name,words\na,sad\n", "expected one of the columns openset"),
         ("t.csv", "clip,openset\na,sad\n", "expected one of the columns name, names, video_name"),
@@ -210,11 +214,11 @@ def test_groups_may_be_numbered(tmp_path):
 @pytest.mark.parametrize(
     ("table", "fault"),
     [
-        ([["happy", "glad"], ["fond", "Glad"]], "'glad' stands in the groups of 'happy' and of 'fond'"),
-        ({"glad": "happy", "happy": "content"}, "'happy' stands in the groups of 'happy' and of 'content'"),
+        ([["happy", "glad"], ["fond", "Glad"]], "'glad' is in two groups, 'happy' and 'fond'"),
+        ({"glad": "happy", "happy": "content"}, "'happy' is in two groups, 'happy' and 'content'"),
         (["happy", "glad"], "expected a list of groups of words"),
         ([["happy", 1]], "expected a list of groups of words"),
-        ({"happy": ["glad"], "cross": "angry"}, "an object of one kind"),
+        ({"happy": ["glad"], "cross": "angry"}, "or an object"),
         ({"happy": {"glad": 1}}, "expected a list of groups of words"),
         ({"happy": ["glad", 1]}, "expected a list of groups of words"),
         ({"happy": None}, "expected a list of groups of words"),
@@ -257,7 +261,7 @@ def test_lists_are_taken_apart_and_only_descriptions_are_given_to_the_judge():
         "g": "[]",
         "h": "sad",
     }
-    words = listed_words(predictions, judge)
+    words = extract_words(predictions, judge)
     assert [*words] == [*predictions]
     assert words == {
         "a": ("calm", "proud"), "b": ("happy",), "c": (), "d": None, "e": ("calm",), "f": ("sad",), "g": (), "h": ("sad",),
@@ -267,6 +271,6 @@ def test_lists_are_taken_apart_and_only_descriptions_are_given_to_the_judge():
 
 def test_the_judge_is_not_asked_where_nothing_is_described():
     judge = Finder()
-    assert listed_words({"a": "[happy]", "b": "  "}, judge) == {"a": ("happy",), "b": ()}
-    assert listed_words({}, judge) == {}
+    assert extract_words({"a": "[happy]", "b": "  "}, judge) == {"a": ("happy",), "b": ()}
+    assert extract_words({}, judge) == {}
     assert judge.asked == []

@@ -177,7 +177,7 @@ def test_empty_descriptions_score_0_without_being_rated(rated, tmp_path, files):
 
 def test_what_is_there_already_is_not_written_over(rated, refused, files, sheet, tmp_path):
     before = sheet.read_bytes()
-    assert "is there already, and may be filled in" in refused(*files, "--output", sheet)
+    assert "exists and may contain ratings" in refused(*files, "--output", sheet)
     assert sheet.read_bytes() == before
 
 
@@ -185,8 +185,8 @@ def test_what_is_there_already_is_not_written_over(rated, refused, files, sheet,
     ("arguments", "words"),
     [
         (["--output", "sheet.txt"], "does not end in .csv"),
-        (["--output", "s.csv", "--clips", "25"], "there are 24 clips"),
-        (["--output", "s.csv", "--clips", "0"], "there are 24 clips"),
+        (["--output", "s.csv", "--clips", "25"], "expected a number from 1 to 24"),
+        (["--output", "s.csv", "--clips", "0"], "expected a number from 1 to 24"),
         (["--output", "s.csv", "--raters", "0"], "at least 1"),
         (["--output", "s.csv", "--seed", "-1"], "--seed"),
         (["--output", "s.csv", "--key", "k.json"], "--key does not go with --predictions"),
@@ -271,11 +271,11 @@ def test_a_judges_scores_join_the_agreement(rated, capsys, files, sheet, tmp_pat
     common = ("--read", one, "--key", tmp_path / "sheet.key.json", "--resamples", 0)
     text = rated(*common, "--scores", tmp_path / "judged/scores.json")
     assert [" ".join(line.split()[1:4]) for line in text.splitlines() if " / " in line] == ["/ judge lexical"] * 2
-    with pytest.raises(UserError, match="no scores of a judge for answers that name no task"):
+    with pytest.raises(UserError, match="no scores of a judge for answers without a task"):
         rated(*common, "--scores", tmp_path / "sheet.key.json")
     record = json.loads((tmp_path / "judged/scores.json").read_text())
     (tmp_path / "other.json").write_text(json.dumps(record).replace("/good.csv", "/x.csv").replace("/bad.csv", "/y.csv"))
-    with pytest.raises(UserError, match="under the names by which they were rated"):
+    with pytest.raises(UserError, match="with the paths that were used for the sheets"):
         rated(*common, "--scores", tmp_path / "other.json")
 
 
@@ -289,14 +289,17 @@ def spoiled(sheet, path, change):
 def test_a_cell_that_holds_no_points_is_refused_with_its_line(refused, sheet, tmp_path, cell):
     path = spoiled(sheet, tmp_path / "filled.csv", lambda rows: rows[2].update(clue_overlap=cell))
     told = refused("--read", path, "--key", tmp_path / "sheet.key.json")
-    assert "filled.csv, line 4, item 'i" in told and f"clue_overlap: '{cell}' is no number from 0 to 10" in told
+    assert (
+        "filled.csv, line 4, item 'i" in told
+        and f"clue_overlap: expected a number from 0 to 10 (7, or 7.5 with a decimal point), got '{cell}'" in told
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda rows: rows[0].update(item="i99"), ["line 2: the item 'i99' is none of this key's", "rows were removed, 1: i"]),
-        (lambda rows: rows[1].update(item=rows[0]["item"]), ["line 3: the item 'i", "stands on line 2 already"]),
+        (lambda rows: rows[0].update(item="i99"), ["line 2: the key has no item 'i99'", "rows were removed, 1: i"]),
+        (lambda rows: rows[1].update(item=rows[0]["item"]), ["line 3: line 2 already has the item 'i", "Remove one of the two"]),
         (lambda rows: rows.pop(), ["rows were removed, 1: i"]),
         (lambda rows: [row.pop("item") for row in rows], ["expected one of the columns item"]),
         (lambda rows: None, ["no cell of"]),
@@ -313,7 +316,7 @@ def test_a_text_that_was_changed_is_refused_with_its_line(refused, sheet, tmp_pa
         sheet, tmp_path / "filled.csv", lambda rows: rows[1].update({column: rows[1][column] + " Really.", "clue_overlap": 5})
     )
     told = refused("--read", path, "--key", tmp_path / "sheet.key.json")
-    assert "filled.csv, line 3, item 'i" in told and f"{column} is not the text that was written" in told and "\n" not in told
+    assert "filled.csv, line 3, item 'i" in told and f"{column} was changed" in told and "\n" not in told
 
 
 def test_what_a_spreadsheet_does_to_texts_is_no_change(rated, tmp_path):

@@ -156,7 +156,7 @@ def test_true_labels_in_another_case_are_the_labels():
 def test_a_true_label_that_is_none_is_an_error_with_the_clip_and_the_nearest_label():
     with pytest.raises(UserError) as error:
         evidence(["happy", "surprised"], ["happy", None])
-    assert "the true label of clip 'clip_1' is 'surprised'" in str(error.value)
+    assert "the true label of 'clip_1' is 'surprised'" in str(error.value)
     assert "Did you mean 'surprise'?" in str(error.value)
 
 

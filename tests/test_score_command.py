@@ -160,13 +160,13 @@ def test_dfews_numbers_are_its_emotions_and_names_match_with_and_without_zeros(t
     assert (found["ours"]["war"], found["theirs"]["war"]) == (2 / 3, 2 / 3)
     assert found["theirs"]["invalid_rate"] == 1 / 3  # sad is no label of these clips
     twice = table("twice.csv", "video_name,label", [["1", "1"], ["00001", "2"]])
-    with pytest.raises(UserError, match="with zeros before its number and without"):
+    with pytest.raises(UserError, match="with and without leading zeros"):
         match([str(twice)], [str(truth)])
 
 
 def test_a_list_with_a_placeholder_in_place_of_emotions_is_refused_as_truth(refused, perfect, tmp_path):
     (tmp_path / "EMER_NCE.txt").write_text("clip_1 12 0\nclip_2 9 0\n")
-    assert "the labels 0 are numbers" in refused("--predictions", perfect, "--truth", tmp_path / "EMER_NCE.txt")
+    assert "as labels, got 0" in refused("--predictions", perfect, "--truth", tmp_path / "EMER_NCE.txt")
 
 
 @pytest.mark.parametrize(
@@ -175,12 +175,12 @@ def test_a_list_with_a_placeholder_in_place_of_emotions_is_refused_as_truth(refu
         ("twice.csv", "name,prediction\nclip_1,a\nclip_2,b\nclip_1,c\nclip_2,d\n", ["line 4", "line 2 already", "line 5"]),
         ("twice.jsonl", '{"name": "clip_1", "prediction": "a"}\n' * 2, ["line 2", "line 1 already"]),
         ("list.jsonl", '["clip_1"]\n{"name": "clip_1"}\n{"name": 1, "prediction": "a"}\n', ["line 1", "line 2", "line 3"]),
-        ("cut.jsonl", '{"name": "clip_1", "predic', ["line 1: not valid JSON"]),
-        ("empty.jsonl", "\n", ["no answer in it"]),
+        ("cut.jsonl", '{"name": "clip_1", "predic', ["line 1: invalid JSON"]),
+        ("empty.jsonl", "\n", ["contains no answers"]),
         ("empty.csv", "name,prediction\n", ["no usable row"]),
         ("other.csv", "name,text\nclip_1,a\n", ["expected one of the columns chi_reasons, prediction"]),
         ("wide.csv", "name,prediction\nclip_1,a,b\n", ["line 2", "more cells than the header"]),
-        ("answers.txt", "clip_1 happy\n", ["answers are read from .jsonl"]),
+        ("answers.txt", "clip_1 happy\n", ["Expected a file ending in .jsonl"]),
         ("broken.npz", "no archive", ["broken.npz"]),
         ("gone.csv", None, ["--predictions: no file"]),
     ],
@@ -197,9 +197,9 @@ def test_an_unusable_file_of_answers_is_refused_with_its_lines(refused, tmp_path
     [
         ("twice.csv", "names,reasons\nclip_1,a\nclip_1,b\n", "line 2 already"),
         ("other.csv", "name,text\nclip_1,a\n", "expected one of the columns reasons, english"),
-        ("none.json", '{"clip_1": {"text": "a"}}', "no clip has 'smp_reason_caption'"),
+        ("none.json", '{"clip_1": {"text": "a"}}', "expected a caption in 'smp_reason_caption'"),
         ("list.json", "[]", "expected one JSON object"),
-        ("truth.npz", "", "truth is read from"),
+        ("truth.npz", "", "unknown reference format"),
         ("gone.csv", None, "--truth: no file"),
     ],
 )
@@ -213,7 +213,7 @@ def test_broken_characters_and_nan_in_a_file_of_answers_do_no_harm(scored, table
     line = '{"name": "clip_1", "prediction": "happy \\ud83d", "reference": "happy", "loss": NaN, "task": "emotion"}\n'
     (tmp_path / "a.jsonl").write_text(line + line.replace("clip_1", "clip_2").replace("happy \\ud83d", "\\ud83d"))
     text = scored("--predictions", tmp_path / "a.jsonl", "--output", tmp_path / "out")
-    assert "without a usable label (1): clip_2 '?'" in text
+    assert "without a valid label (1): clip_2 '?'" in text
     found = values(written(tmp_path / "out")[0], "emotion")["a"]
     assert (found["war"], found["loss"]) == (0.5, None)
 
@@ -229,9 +229,9 @@ def test_missing_unknown_empty_and_invalid_answers_are_counted_and_listed(scored
     row = next(line for line in text.splitlines() if line.startswith("a.csv ") and line.endswith("-"))
     assert row.split()[1:] == ["2", "1", "1", "1", "3", "-"]
     assert "count as empty (1): clip_4" in text
-    assert "no truth is known, left out (1): clip_9" in text
+    assert "answers without reference data, which are ignored (1): clip_9" in text
     assert "empty answers (1): clip_2" in text
-    assert "without a usable label (3): clip_2 ''; clip_3 'gloomy'; clip_4 ''" in text
+    assert "without a valid label (3): clip_2 ''; clip_3 'gloomy'; clip_4 ''" in text
     record, rows = written(tmp_path / "out")
     found = record["tasks"]["emotion"]["files"][str(answers)]
     assert (found["metrics"], found["clips"]) == ({"war": 0.25, "invalid_rate": 0.75}, 4)
@@ -255,14 +255,14 @@ def test_a_missing_description_scores_0(scored, table, emer, tmp_path):
 def test_files_without_a_clip_in_common_are_refused_with_examples_of_both(refused, table, emer):
     answers = table("a.csv", "names,chi_reasons", [["video_1.mp4", "a"]])
     told = refused("--predictions", answers, "--truth", emer, "--judge", "lexical")
-    assert "no clip in common" in told and "'video_1.mp4'" in told and "'clip_1', 'clip_2'" in told
+    assert "no sample in common" in told and "'video_1.mp4'" in told and "'clip_1', 'clip_2'" in told
 
 
 @pytest.mark.parametrize("name", ["{}.mp4", "videos/{}", "videos/{}.avi"])
 def test_names_that_differ_by_a_folder_or_an_ending_alone_are_told(refused, table, emer, name):
     answers = table("a.csv", "names,chi_reasons", [[name.format(clip), text] for clip, text in TRUTH.items()])
     told = refused("--predictions", answers, "--truth", emer, "--judge", "lexical")
-    assert "no clip in common" in told and "differ by a folder or an ending alone" in told
+    assert "no sample in common" in told and "differ only in a folder or an ending" in told
     other = table("b.csv", "names,chi_reasons", [["x.mp4", "a"]])
     assert "differ by" not in refused("--predictions", other, "--truth", emer, "--judge", "lexical")
 
@@ -270,8 +270,8 @@ def test_names_that_differ_by_a_folder_or_an_ending_alone_are_told(refused, tabl
 def test_a_task_that_is_none_is_refused_by_name(refused, perfect, emer):
     told = refused("--predictions", perfect, "--truth", emer, "--task", "emotions")
     assert (
-        "--task: there is no task 'emotions'. Did you mean 'emotion'?" in told
-        and "Known are emotion, reason, reason_v2, caption." in told
+        "--task: unknown task 'emotions'. Did you mean 'emotion'?" in told
+        and "Expected one of emotion, reason, reason_v2, caption." in told
     )
 
 
@@ -300,13 +300,15 @@ def test_the_references_of_a_run_are_the_truth_of_the_other_files_too(scored, ta
 def test_what_a_file_of_truth_does_not_speak_of_is_taken_from_the_references_of_the_run(scored, table, emer, tmp_path):
     said = rows_of_run("reason_v2", TRUTH, {}) + rows_of_run("emotion", {"a": "happy"}, {"a": "happy"})
     printed = scored("--predictions", jsonl(tmp_path / "both.jsonl", said), "--truth", emer, "--judge", "lexical")
-    assert "task emotion: 1 clips" in printed and "task reason_v2: 4 clips" in printed
+    assert "task emotion: 1 samples" in printed and "task reason_v2: 4 samples" in printed
 
 
 def test_references_that_contradict_each_other_are_refused(refused, tmp_path):
     one = jsonl(tmp_path / "one.jsonl", rows_of_run("emotion", LABELS, LABELS))
     other = jsonl(tmp_path / "other.jsonl", rows_of_run("emotion", LABELS, LABELS | {"clip_2": "sad"}))
-    assert "the reference of 'clip_2', of the task 'emotion', is another one" in refused("--predictions", one, other)
+    assert "the reference of 'clip_2' (the task 'emotion') differs from that in a previous file" in refused(
+        "--predictions", one, other
+    )
 
 
 def test_tasks_that_are_not_looked_at_do_not_count(scored, table, tmp_path):
@@ -315,13 +317,13 @@ def test_tasks_that_are_not_looked_at_do_not_count(scored, table, tmp_path):
     described = jsonl(tmp_path / "described.jsonl", rows_of_run("reason_v2", TRUTH, TRUTH))
     theirs = table("theirs.csv", "names,chi_reasons", TRUTH.items())
     files = ("--predictions", one, other, "--truth", table("truth.csv", "name,reason", TRUTH.items()))
-    assert "task reason: 4 clips" in scored(*files[:2], *files[3:], "--task", "reason", "--judge", "lexical")
+    assert "task reason: 4 samples" in scored(*files[:2], *files[3:], "--task", "reason", "--judge", "lexical")
     text = scored("--predictions", one, described, theirs, "--judge", "lexical")  # nothing is true about the reasons of the first
-    assert "task reason_v2: 4 clips" in text and "task reason:" not in text
+    assert "task reason_v2: 4 samples" in text and "task reason:" not in text
 
 
 def test_answers_without_any_truth_are_refused(refused, perfect):
-    assert "--truth is needed" in refused("--predictions", perfect, "--judge", "lexical")
+    assert "--truth is required" in refused("--predictions", perfect, "--judge", "lexical")
 
 
 def test_several_tasks_of_a_file_are_scored_each_against_its_own_truth(scored, tmp_path, refused, table):
@@ -329,23 +331,23 @@ def test_several_tasks_of_a_file_are_scored_each_against_its_own_truth(scored, t
     ours = jsonl(tmp_path / "ours.jsonl", rows)
     text = scored("--predictions", ours, "--judge", "lexical", "--output", tmp_path / "out")
     assert [line for line in text.splitlines() if line.startswith("task ")] == [
-        "task emotion: 4 clips; labels happy sad neutral angry",
-        "task reason: 4 clips",
-        "task reason_v2: 4 clips",
+        "task emotion: 4 samples; labels happy sad neutral angry",
+        "task reason: 4 samples",
+        "task reason_v2: 4 samples",
     ]
     record, _ = written(tmp_path / "out")
     assert values(record, "emotion")["ours"]["waf"] == 1 and values(record, "reason")["ours"]["label_overlap"] == 10
     only = scored("--predictions", ours, "--task", "emotion")
     assert "task emotion" in only and "task reason" not in only
     theirs = table("theirs.csv", "name,english", TRUTH.items())
-    assert "may be to reason or reason_v2" in refused("--predictions", ours, theirs, "--judge", "lexical")
+    assert "could be to reason or reason_v2" in refused("--predictions", ours, theirs, "--judge", "lexical")
     both = scored("--predictions", ours, theirs, "--judge", "lexical", "--task", "reason")
     assert "Differences from" in both and "reason_v2" not in both
     told = refused("--predictions", theirs, "--task", "reason")
-    assert "none of the answers to the task 'reason' has a reference; their tasks are reason" in told
+    assert "none of the answers to the task 'reason' has a reference; the answers are to reason" in told
     truth = table("truth.csv", "name,label", LABELS.items())
     told = refused("--predictions", theirs, "--truth", truth, "--task", "reason")
-    assert "nothing to score. It has answers to reason; the truth is about emotion." in told
+    assert "nothing to score. The answers are to reason; the reference data is for emotion." in told
 
 
 def test_a_file_that_does_not_answer_a_task_is_not_in_its_table(scored, tmp_path, table):
@@ -358,12 +360,12 @@ def test_a_file_that_does_not_answer_a_task_is_not_in_its_table(scored, tmp_path
 
 
 def test_a_file_given_twice_is_refused(refused, perfect, emer):
-    assert "given twice" in refused("--predictions", perfect, perfect, "--truth", emer)
+    assert "the same file appears twice" in refused("--predictions", perfect, perfect, "--truth", emer)
 
 
 def test_two_truths_of_one_kind_are_refused(refused, perfect, emer, table):
     other = table("other.csv", "name,english", TRUTH.items())
-    assert "Give one of each kind" in refused("--predictions", perfect, "--truth", emer, other)
+    assert "Name one file of each kind" in refused("--predictions", perfect, "--truth", emer, other)
 
 
 # Labels
@@ -373,7 +375,7 @@ def test_labels_aliases_and_rules_reach_the_reader_and_aliases_the_truth_too(sco
     truth = table("truth.csv", "name,label", [["a", "Joy"], ["b", "sad"], ["c", "sad"]])
     answers = table("a.csv", "name,prediction", [["a", "a happy person"], ["b", "sad, not happy"], ["c", "gloom"]])
     common = ("--predictions", answers, "--truth", truth, "--labels", "happy", "sad", "--output")
-    assert "the truth has others: 'Joy'" in refused(*common, tmp_path / "none")
+    assert "the reference data has other labels: 'Joy'" in refused(*common, tmp_path / "none")
     for rules, accuracy in (
         (("joy=happy",), 1 / 3),
         (("joy=happy", "gloom=sad"), 2 / 3),
@@ -397,7 +399,7 @@ def test_an_unknown_or_impossible_metric_is_refused(refused, perfect, emer):
 
 
 def test_descriptions_without_a_judge_say_what_is_lacking(scored, perfect, emer):
-    assert "descriptions are scored by a judge, --judge" in scored("--predictions", perfect, "--truth", emer)
+    assert "descriptions need a judge, --judge" in scored("--predictions", perfect, "--truth", emer)
 
 
 @pytest.mark.parametrize(
@@ -444,7 +446,9 @@ def test_broken_lists_of_words_are_told(scored, table, tmp_path):
 def test_broken_lists_of_words_are_refused_in_the_truth_with_their_line(refused, table, cell):
     truth = table("openset.csv", "name,openset", [["a", "['happy']"], ["b", cell]])
     answers = table("a.csv", "name,openset", [["a", "['happy']"], ["b", "[]"]])
-    assert f"openset.csv, line 3: not a list of words: {cell}" in refused("--predictions", answers, "--truth", truth)
+    assert f"openset.csv, line 3: expected a list of words such as ['happy', 'sad'] or happy, sad, got {cell}" in refused(
+        "--predictions", answers, "--truth", truth
+    )
 
 
 def test_a_task_that_is_not_said_has_a_name_in_the_table_of_clips(scored, perfect, emer, tmp_path):
@@ -461,7 +465,7 @@ def test_words_are_scored_against_words_with_synonyms(scored, table, tmp_path):
         "--predictions", tmp_path / "words.npz", listed, "--truth", truth, "--synonyms", tmp_path / "synonyms.json",
         "--output", tmp_path / "out",
     )  # fmt: skip
-    assert "emotion words: 2 clips" in text and "empty answers (1): b" in text
+    assert "emotion words: 2 samples" in text and "empty answers (1): b" in text
     found = values(written(tmp_path / "out")[0], "")
     assert (found["words"]["ov_precision"], found["words"]["ov_recall"], found["words"]["ov"]) == (0.5, 0.25, 0.375)
     assert (found["listed"]["ov_precision"], found["listed"]["ov_recall"]) == (0.5, 0.5)
@@ -526,7 +530,7 @@ def test_failures_of_a_judge_are_listed_and_stand_on_neither_side_of_a_differenc
         arguments = ("--predictions", perfect, poor, "--truth", emer, *asked(server), "--metrics", "clue_overlap")
         text = scored(*arguments, "--resamples", 100, "--output", tmp_path / "out")
     assert "poor.csv: no score from the judge (1): clip_2 (clue_overlap): " in text
-    assert [line.split() for line in text.splitlines() if line.startswith("  clips")] == [["clips", "3", "of", "4"]]
+    assert [line.split() for line in text.splitlines() if line.startswith("  samples")] == [["samples", "3", "of", "4"]]
     assert ", failed 1 (questions without a usable reply)" in text
     record, rows = written(tmp_path / "out")
     first, second = (record["tasks"][""]["files"][str(path)] for path in (perfect, poor))
@@ -545,8 +549,8 @@ def test_a_metric_whose_judgements_all_failed_stays_in_the_table_with_the_reason
     assert "clue_overlap  label_overlap" in text
     row = next(line for line in text.splitlines() if line.startswith("perfect.csv  "))
     assert row.split()[1:] == ["7.00", "-"]
-    assert "3 of 4         0 of 4" in next(line for line in text.splitlines() if line.startswith("  clips"))
-    assert "perfect.csv: label_overlap: no clip has a score; most often: emotion words of the truth: " in text
+    assert "3 of 4         0 of 4" in next(line for line in text.splitlines() if line.startswith("  samples"))
+    assert "perfect.csv: label_overlap: no sample has a score; most frequent reason: emotion words of the reference: " in text
     assert "clue_overlap 1, label_overlap 4" in text.split("judge failed")[1]
 
 

@@ -255,7 +255,7 @@ def test_a_block_cannot_ask_for_a_metric_of_a_judge_that_it_does_not_have(tmp_pa
 def test_a_metric_without_anything_to_compare_with_is_refused(tmp_path):
     no_captions = {"fine_grained_json_path": None, "task_pool": ["reason_v2"], "judge": {"type": "lexical"}}
     text = refused(tmp_path, training=False, block=no_captions | {"metrics": ["clue_overlap"]})
-    assert "'clue_overlap' cannot be computed here: it needs clips whose true answer is known" in text
+    assert "'clue_overlap' cannot be computed here: it needs samples with a reference" in text
     assert "no block computes 'clue_overlap'" in refused(tmp_path, run=EVALUATED | {"metric": "clue_overlap"}, block=no_captions)
     upstream = {"prompt_layout": "upstream_eval", "metrics": ["loss"]}
     assert "prompt_layout: train" in refused(tmp_path, training=False, block=upstream)
@@ -264,7 +264,7 @@ def test_a_metric_without_anything_to_compare_with_is_refused(tmp_path):
 def test_a_judge_with_nothing_to_compare_with_is_warned_of(tmp_path, caplog):
     no_captions = {"fine_grained_json_path": None, "task_pool": ["reason_v2"], "judge": {"type": "lexical"}}
     answered(tmp_path / "run", block=no_captions)
-    assert "evaluation_datasets.answers.judge: the data has no description to compare with" in caplog.text
+    assert "evaluation_datasets.answers.judge: the judge is not used, because the data has no descriptions" in caplog.text
 
 
 def test_an_unknown_metric_of_a_block_is_refused_with_the_nearest(tmp_path):

@@ -184,7 +184,7 @@ def test_a_folder_that_is_not_there_lacks_everything(tmp_path):
         ("wheel3.xlsx", [], "lacks the columns level1, level2, level3; it has none"),
         ("synonym.xlsx", [("word_run1", "synonym_run1", "word_run2"), ("glee", "", "")], "lacks the columns synonym_run2"),
         ("synonym.xlsx", [("word", "synonym"), ("glee", "")], "lacks the columns synonym_run1, word_run1"),
-        ("synonym.xlsx", [("word_run1", "synonym_run1"), ("glee", ""), ("glea", "")], "row 3: 'glea' is on none of the wheels"),
+        ("synonym.xlsx", [("word_run1", "synonym_run1"), ("glee", ""), ("glea", "")], "row 3: 'glea' is not on any wheel"),
     ],
 )
 def test_a_sheet_of_another_form_is_refused_by_name(folder, file, rows, fault):
@@ -197,7 +197,7 @@ def test_files_that_are_no_workbooks_or_tables_are_refused_by_name(folder):
     assert "format.csv, line 1" in refusal(folder)
     for content in (b"level1,level2,level3\n", b"", b"PK\x03\x04 and no more"):
         written(folder / "wheel4.xlsx", content)
-        assert f"{folder / 'wheel4.xlsx'}: cannot be read as an Excel workbook" in refusal(folder)
+        assert f"{folder / 'wheel4.xlsx'}: cannot read an Excel workbook" in refusal(folder)
 
 
 def test_a_workbook_with_a_spoiled_part_is_refused_by_name(folder):
@@ -206,7 +206,7 @@ def test_a_workbook_with_a_spoiled_part_is_refused_by_name(folder):
         for part in source.namelist():
             target.writestr(part, b"<not xml" if part.endswith(("sheet1.xml", "workbook.xml")) else source.read(part))
     spoiled.replace(folder / "wheel1.xlsx")
-    assert f"{folder / 'wheel1.xlsx'}: cannot be read as an Excel workbook" in refusal(folder)
+    assert f"{folder / 'wheel1.xlsx'}: cannot read an Excel workbook" in refusal(folder)
 
 
 # Submissions
@@ -255,7 +255,7 @@ def test_objects_in_a_submission_are_refused_and_not_opened(tmp_path):
     for file in ("words.npz", "bare.npz"):
         with pytest.raises(UserError) as error:
             read_submission(str(tmp_path / file))
-        assert f"{tmp_path / file}: cannot be read as an .npz of texts" in str(error.value) and "pickles" in str(error.value)
+        assert f"{tmp_path / file}: cannot read an .npz of texts" in str(error.value) and "pickles" in str(error.value)
     assert not (tmp_path / "sprung").exists()
     np.load(tmp_path / "words.npz", allow_pickle=True)["fileitems"][0].close()
     assert (tmp_path / "sprung").exists()  # the trap would have worked
@@ -264,12 +264,12 @@ def test_objects_in_a_submission_are_refused_and_not_opened(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "fault"),
     [
-        ({"filenames": ["a"]}, "lacks fileitems"),
-        ({"names": ["a"]}, "lacks filenames and fileitems"),
-        ({"filenames": ["a", "b"], "fileitems": ["[sad]"]}, "2 filenames, but 1 fileitems"),
-        ({"filenames": ["a", "a"], "fileitems": ["[sad]", "[]"]}, "clip 'a' stands in filenames twice"),
-        ({"filenames": ["a"], "fileitems": [["sad"]]}, "not one text a clip"),
-        ({"filenames": [1], "fileitems": ["sad"]}, "not one text a clip"),
+        ({"filenames": ["a"]}, "fileitems missing"),
+        ({"names": ["a"]}, "filenames and fileitems missing"),
+        ({"filenames": ["a", "b"], "fileitems": ["[sad]"]}, "2 filenames and 1 fileitems"),
+        ({"filenames": ["a", "a"], "fileitems": ["[sad]", "[]"]}, "filenames contains 'a' twice"),
+        ({"filenames": ["a"], "fileitems": [["sad"]]}, "one-dimensional arrays of texts"),
+        ({"filenames": [1], "fileitems": ["sad"]}, "one-dimensional arrays of texts"),
     ],
 )
 def test_a_submission_of_another_form_is_refused(tmp_path, arrays, fault):
@@ -287,5 +287,5 @@ def test_a_file_that_is_none_or_cut_off_is_refused(tmp_path):
     whole = path.read_bytes()
     for content in (whole[:-30], whole[:40], b"", b"text", whole[:60] + b"\0\0\0\0\0\0" + whole[66:]):
         path.write_bytes(content)
-        with pytest.raises(UserError, match="cannot be read as an .npz of texts"):
+        with pytest.raises(UserError, match="cannot read an .npz of texts"):
             read_submission(str(path))

@@ -102,10 +102,10 @@ def _read(arguments: argparse.Namespace) -> None:
     ratings = [rating.read_ratings(path, key) for path in arguments.read]
     if not any(points for one in ratings for points in one.points.values()):
         raise UserError(f"--read: no cell of {', '.join(arguments.read)} is filled in")
-    judge = [rating.judges_points(arguments.scores, key)] if arguments.scores else []
+    judge = [rating.read_judge_ratings(arguments.scores, key)] if arguments.scores else []
     short = tables.short_names([*key.models, *arguments.read])
     ratings = [replace(one, rater=short[one.rater]) for one in ratings]
-    record = comparison_record(rating.scores_of(key, ratings), resampling)
+    record = comparison_record(rating.rated_scores(key, ratings), resampling)
     lines = [*told, ""] if (told := tables.path_lines(short)) else []
     lines += tables.task_text(key.task, {short[model]: found for model, found in record.items()})
     lines += [*_unfilled(key, ratings), ""]

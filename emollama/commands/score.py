@@ -104,7 +104,7 @@ def _require_free(output: str) -> None:
 
 
 def _scoring(arguments: argparse.Namespace, matching: Matching, aliases: dict[str, str]) -> Scoring:
-    from emollama.evaluation.matching import labels_of
+    from emollama.evaluation.matching import allowed_labels
     from emollama.evaluation.scoring import Scoring
     from emollama.registry import JUDGES, METRICS
 
@@ -126,7 +126,7 @@ def _scoring(arguments: argparse.Namespace, matching: Matching, aliases: dict[st
     )
     return Scoring(
         cfg,
-        labels=labels_of(matching.truth, arguments.labels),
+        labels=allowed_labels(matching.truth, arguments.labels),
         aliases=aliases,
         tasks=dict.fromkeys(matching.tasks, ("reference", "loss")),
         key="",
@@ -173,7 +173,7 @@ def _text(record: dict[str, Any], is_emer: bool) -> str:
     lines = [*told, ""] if (told := tables.path_lines(short)) else []
     for task, found in record["tasks"].items():
         files = {short[file]: one for file, one in found["files"].items()}
-        lines += [*tables.task_text(task, files), *tables.counts(files), "", *tables.lists(files), ""]
+        lines += [*tables.task_text(task, files), *tables.counts(files), "", *tables.name_lists(files), ""]
     if record["judge"]:
         lines += [tables.judge_line(record["judge"]), ""]
         lines += [*tables.published(), ""] if is_emer else []

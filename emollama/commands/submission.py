@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Find the words of every answer and write them."""
     from emollama.errors import UserError
     from emollama.evaluation.answer_files import read_answers
-    from emollama.evaluation.openset import listed_words
+    from emollama.evaluation.openset import extract_words
     from emollama.evaluation.submission import write_submission
     from emollama.listing import listing
     from emollama.paths import require_new_file
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
     if len(tasks) > 1:
         raise UserError(f"{file.path} holds answers to several tasks ({', '.join(sorted(tasks))}); a submission takes one a clip")
     judge = JUDGES.built(judge_block(arguments.judge) or {"type": "lexical"}, "--judge")
-    words = listed_words({answer.name: answer.prediction for answer in file.answers}, judge)
+    words = extract_words({answer.name: answer.prediction for answer in file.answers}, judge)
     if unread := [name for name, found in words.items() if found is None]:
         raise UserError(f"the judge '{judge.name}' found no words for clips {listing(unread)}. Run the command again.")
     write_submission(str(place), list(words), [found or () for found in words.values()])

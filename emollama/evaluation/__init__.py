@@ -1,1 +1,1 @@
-"""What is written about answers: plain functions over plain lists, without torch."""
+"""Scoring of answers: metrics, judges and statistics. The functions take plain Python values and do not import torch."""

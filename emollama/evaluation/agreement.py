@@ -1,7 +1,7 @@
-"""How far raters agree: quadratic-weighted Cohen's kappa of whole points, and Spearman's rank correlation.
+"""Agreement between raters: quadratic-weighted Cohen's kappa and Spearman's rank correlation.
 
-Kappa is 1 for equal points, 0 for what chance would give, and falls with the square of the distance. The rank correlation does
-not care whether one rater is milder than another, only whether they put descriptions in the same order.
+Kappa is 1 for identical ratings and 0 for the agreement expected by chance; it decreases with the squared distance between two
+ratings. The rank correlation ignores whether one rater is stricter than another. It only compares the order of the descriptions.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from emollama.evaluation.rating import SCALES, TOP, Ratings
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two raters on one scale.
+    """The agreement of two raters on one scale.
 
     Attributes:
-        raters: the two.
+        raters: names of the two raters.
         scale: clue_overlap or label_overlap.
-        items: how many both rated.
-        kappa: quadratic-weighted, of points rounded to whole ones; None where both gave one and the same number throughout.
-        spearman: None where one of them gave one number throughout.
+        items: number of descriptions that both rated.
+        kappa: quadratic-weighted kappa of the ratings, rounded to integers; None if all ratings of both are the same number.
+        spearman: rank correlation; None if one of them gave the same rating throughout.
     """
 
     raters: tuple[str, str]
@@ -35,7 +35,7 @@ class Agreement:
 
 
 def agreements(ratings: Sequence[Ratings]) -> list[Agreement]:
-    """Every pair of raters on every scale, over the items that both rated."""
+    """Compute the agreement of every pair of raters on every scale, over the descriptions that both rated."""
     return [_agreement(one, other, scale) for scale in SCALES for one, other in combinations(ratings, 2)]
 
 
@@ -45,10 +45,11 @@ def _agreement(one: Ratings, other: Ratings, scale: str) -> Agreement:
 
     common = sorted(one.points[scale].keys() & other.points[scale].keys())
     first, second = (np.array([each.points[scale][name] for name in common]) for each in (one, other))
-    whole = [np.rint(points).astype(int) for points in (first, second)]
+    rounded = [np.rint(points).astype(int) for points in (first, second)]
+    # Both statistics are undefined for constant ratings: their denominators are 0.
     kappa = spearman = None
-    if len({*whole[0].tolist(), *whole[1].tolist()}) > 1:
-        kappa = float(cohen_kappa_score(*whole, labels=range(TOP + 1), weights="quadratic"))
+    if len({*rounded[0].tolist(), *rounded[1].tolist()}) > 1:
+        kappa = float(cohen_kappa_score(*rounded, labels=range(TOP + 1), weights="quadratic"))
     if min(len(set(points.tolist())) for points in (first, second)) > 1:
         spearman = float(spearmanr(first, second).statistic)
     return Agreement((one.rater, other.rater), scale, len(common), kappa, spearman)

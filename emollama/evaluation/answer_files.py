@@ -1,12 +1,12 @@
-"""Files of answers, ours and others', and files that say what is true about clips. The form is told by ending and header.
+"""Readers for answer files of any program and for files with reference data. The file ending and the header determine the format.
 
-Answers: ``predictions_*.jsonl`` of a run; CSV ``names,chi_reasons`` (English in spite of the name) and ``name`` with one of
-:data:`ANSWER_COLUMNS`; submissions (``.npz``) of lists of words; captions by image: COCO's results, a JSON list of
-``{"image_id": 7, "caption": "..."}`` (source: COCO's page on the format of results), and CSV ``image_id,caption``.
+Answers: ``predictions_*.jsonl`` of a run; CSV ``names,chi_reasons`` (English text in spite of the column name) and ``name`` with
+one of :data:`ANSWER_COLUMNS`; submissions (``.npz``) with lists of words; captions by image: COCO results, a JSON list of
+``{"image_id": 7, "caption": "..."}`` (source: COCO's page on result formats), and CSV ``image_id,caption``.
 
-Truth: tables of EMER (``names,emotions,subtitles,reasons`` and ``name,chinese,english``), of labels (``name,label``,
-``name,discrete``, DFEW's ``video_name,label``), of words (``name,openset``) and of one's own (``name,emotion,reason``);
-annotation lists (``.txt``); captions and words as JSON objects; captions of images (:mod:`emollama.data.captions`).
+Reference data: tables of EMER (``names,emotions,subtitles,reasons`` and ``name,chinese,english``), of labels (``name,label``,
+``name,discrete``, DFEW's ``video_name,label``), of words (``name,openset``) and your own (``name,emotion,reason``);
+annotation files (``.txt``); captions and words as JSON objects; captions of images (:mod:`emollama.data.captions`).
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ DESCRIPTION_COLUMNS = ("reasons", "english", "reason")
 ANSWER_COLUMNS = ("chi_reasons", "prediction", "english", "reason", "reasons", "label", "discrete", "openset")
 CAPTION_FIELDS = {"reason": ("caption", "smp_reason_caption"), "reason_v2": ("smp_reason_caption", "caption")}
 IMAGE_COLUMNS = {"image_id", "caption"}
-RESULTS = 'COCO\'s results, [{"image_id": 7, "caption": "..."}, ...]'
-EMER_COLUMNS = ("reasons", "english")  # that only EMER's tables have
-DFEW_DIGITS = 5  # that clips of DFEW are called with; its tables leave out the zeros
+RESULTS_FORMAT = 'COCO results, [{"image_id": 7, "caption": "..."}, ...]'
+EMER_COLUMNS = ("reasons", "english")  # only EMER's tables have them
+DFEW_DIGITS = 5  # clip names of DFEW have five digits; its tables omit leading zeros
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class AnswerFile:
     """The answers of one file.
 
     Attributes:
-        path: as given.
-        answers: in file order; their task is "" where the file does not say.
-        of_labels: whether the file's column holds labels.
-        unreadable: clips of a submission whose list of words is none.
-        by_image: whether answers are called by an ``image_id``: an image's number, or its file without or with the ending.
+        path: path as the user wrote it.
+        answers: answers in file order; their task is "" if the file does not state it.
+        of_labels: whether the file's column contains labels.
+        unreadable: names of samples of a submission whose word list cannot be parsed.
+        by_image: whether answers are named by an ``image_id``: the number of an image, or its file with or without the ending.
     """
 
     path: str
@@ -60,15 +60,15 @@ class AnswerFile:
 
 @dataclass(frozen=True)
 class TruthFile:
-    """What one file says about clips.
+    """The reference data of one file.
 
     Attributes:
-        path: as given.
-        references: task -> clip -> its label, description or captions.
-        openset: clip -> its emotion words, where the file holds them.
-        digits: how many digits clips are called with that are called by numbers; 0 for names as written.
-        ids: an image's number -> its name, where the file lists the two.
-        is_emer: whether it is one of EMER's tables.
+        path: path as the user wrote it.
+        references: task -> sample name -> label, description or captions.
+        openset: sample name -> emotion words, if the file contains words.
+        digits: number of digits to which numeric names are padded with zeros; 0 leaves names unchanged.
+        is_emer: whether the file is one of EMER's tables.
+        ids: image number -> image name, if the file lists both.
     """
 
     path: str
@@ -83,193 +83,198 @@ def read_answers(path: str) -> AnswerFile:
     """Read a file of answers.
 
     Raises:
-        UserError: no such file, none of the forms, or faulty and repeated rows (all of them, with their lines).
+        UserError: the file does not exist, its format is unknown, or rows are invalid or repeated (all are listed, with lines).
     """
     require_file(path, "--predictions")
     if path.endswith(".jsonl"):
-        return AnswerFile(path, tuple(_of_run(path)))
+        return AnswerFile(path, tuple(_read_run_answers(path)))
     if path.endswith(".npz"):
         answers = tuple(Answer(name, "", repr(list(words))) for name, words in read_submission(path).items())
         return AnswerFile(path, answers, unreadable=tuple(name for name, item in read_items(path).items() if not is_list(item)))
     if path.endswith(".json"):
-        return AnswerFile(path, tuple(_of_results(path)), by_image=True)
+        return AnswerFile(path, tuple(_read_coco_results(path)), by_image=True)
     if not path.endswith(".csv"):
-        known = f".jsonl files of a run, from .csv tables, from .npz submissions and from .json files ({RESULTS})"
-        raise UserError(f"{path}: answers are read from {known}")
+        formats = f".jsonl (predictions of a run), .csv, .npz (submission) or .json ({RESULTS_FORMAT})"
+        raise UserError(f"{path}: unknown format of answers. Expected a file ending in {formats}.")
     problems: list[Problem] = []
     header, rows = read_rows(path, "--predictions", problems.append)
     if {*header} >= IMAGE_COLUMNS:
         entries = ((f"line {line}", row) for line, row in rows)
-        return AnswerFile(path, tuple(_by_image(path, entries, problems)), by_image=True)
-    clips = _whole(lambda report: read_clip_table(path, None, report))
+        return AnswerFile(path, tuple(_image_answers(path, entries, problems)), by_image=True)
+    clips = _require_valid(lambda report: read_clip_table(path, None, report))
     column = column_of(path, list(clips[0].columns), ANSWER_COLUMNS)
     texts = {clip.name: clip.columns[column] for clip in clips}
     if column == "openset":
         texts = {name: repr(list(words)) for name, words in read_openset(path, "--predictions").items()}
     if column in LABEL_COLUMNS:
-        texts = _emotions(path, texts)
+        texts = _emotion_names(path, texts)
     return AnswerFile(path, tuple(Answer(name, "", text) for name, text in texts.items()), column in LABEL_COLUMNS)
 
 
 def read_truth(path: str) -> TruthFile:
-    """Read a file that says what is true.
+    """Read a file of reference data.
 
     Raises:
-        UserError: as :func:`read_answers`; labels that are numbers other than DFEW's.
+        UserError: as in :func:`read_answers`; also if labels are numbers other than DFEW's.
     """
     require_file(path, "--truth")
     if path.endswith(".txt"):
-        listed = _whole(lambda report: read_annotations(path, report=report))
-        return TruthFile(path, {"emotion": _emotions(path, {clip.name: clip.label for clip in listed})})
+        annotated = _require_valid(lambda report: read_annotations(path, report=report))
+        return TruthFile(path, {"emotion": _emotion_names(path, {clip.name: clip.label for clip in annotated})})
     if path.endswith(".json"):
-        return _of_object(path)
+        return _read_truth_json(path)
     if not path.endswith(".csv"):
-        raise UserError(f"{path}: truth is read from .csv tables, .txt lists and .json captions or words")
-    clips = _whole(lambda report: read_clip_table(path, None, report))
+        raise UserError(f"{path}: unknown reference format. Expected .csv, .txt (annotations) or .json (captions, words).")
+    clips = _require_valid(lambda report: read_clip_table(path, None, report))
     header = list(clips[0].columns)
     column_of(path, header, [*DESCRIPTION_COLUMNS, *LABEL_COLUMNS, "openset"])
     texts = {column: {clip.name: clip.columns[column] for clip in clips if clip.columns[column]} for column in header}
     labels = next((texts[column] for column in LABEL_COLUMNS if column in header), None)
-    described = next((texts[column] for column in DESCRIPTION_COLUMNS if column in header), None)
-    references = {} if described is None else {"": described, **dict.fromkeys(CAPTION_FIELDS, described)}
+    descriptions = next((texts[column] for column in DESCRIPTION_COLUMNS if column in header), None)
+    references = {} if descriptions is None else {"": descriptions, **dict.fromkeys(CAPTION_FIELDS, descriptions)}
     if labels is not None:
-        references["emotion"] = _emotions(path, labels)
+        references["emotion"] = _emotion_names(path, labels)
     is_dfew = labels is not None and labels != references["emotion"]
     openset = read_openset(path, "--truth") if "openset" in header else None
     return TruthFile(path, references, openset, DFEW_DIGITS * is_dfew, any(column in header for column in EMER_COLUMNS))
 
 
-def _of_run(path: str) -> Iterator[Answer]:
-    """Answers of a ``predictions_*.jsonl``; task, reference and loss may be absent or null; NaN is null."""
+def _read_run_answers(path: str) -> Iterator[Answer]:
+    """Yield the answers of a ``predictions_*.jsonl``; task, reference and loss may be absent or null; NaN is read as null."""
     lines: dict[tuple[str, str], int] = {}
     problems = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
-            answer = _answer(line)
+            answer = _parse_answer(line)
             if (first := lines.setdefault((answer.name, answer.task), number)) != number:
-                raise ValueError(f"'{answer.name}' was answered on line {first} already. Remove one of the two.")
+                raise ValueError(f"line {first} already has an answer for '{answer.name}'. Remove one of the two.")
             yield answer
         except ValueError as error:
             problems.append(Problem("list", f"{path}, line {number}: {error}"))
-    _refuse(problems)
+    _raise_if_any(problems)
     if not lines:
-        raise UserError(f"{path}: no answer in it")
+        raise UserError(f"{path}: the file contains no answers")
 
 
-def _of_results(path: str) -> list[Answer]:
+def _read_coco_results(path: str) -> list[Answer]:
     table = read_json(path)
     if not isinstance(table, list):
-        raise UserError(f"{path}: answers in .json files are {RESULTS}")
-    return _by_image(path, ((f"entry {number}", entry) for number, entry in enumerate(table, 1)), [])
+        raise UserError(f"{path}: expected a JSON list of answers ({RESULTS_FORMAT})")
+    return _image_answers(path, ((f"entry {number}", entry) for number, entry in enumerate(table, 1)), [])
 
 
-def _by_image(path: str, entries: Iterable[tuple[str, Any]], problems: list[Problem]) -> list[Answer]:
-    """A caption an image.
+def _image_answers(path: str, entries: Iterable[tuple[str, Any]], problems: list[Problem]) -> list[Answer]:
+    """Return one caption per image.
 
     Args:
-        path: the file.
-        entries: each with its place in the file, as messages tell it.
-        problems: that the file has already.
+        path: the file, for messages.
+        entries: (position in the file as shown in messages, entry).
+        problems: problems of the file that were detected before; they are reported together with those of the entries.
     """
-    places: dict[str, str] = {}
+    positions: dict[str, str] = {}
     answers = []
-    for place, entry in entries:
+    for position, entry in entries:
         try:
-            answer = _captioned(entry)
-            if (first := places.setdefault(answer.name, place)) != place:
-                raise ValueError(f"the image '{answer.name}' has a caption in {first} already. Keep one of the two.")
+            answer = _parse_caption(entry)
+            if (first := positions.setdefault(answer.name, position)) != position:
+                raise ValueError(f"{first} already has a caption for the image '{answer.name}'. Remove one of the two.")
             answers.append(answer)
         except ValueError as error:
-            problems.append(Problem("list", f"{path}, {place}: {error}"))
-    _refuse(problems)
+            problems.append(Problem("list", f"{path}, {position}: {error}"))
+    _raise_if_any(problems)
     if not answers:
-        raise UserError(f"{path}: no answer in it")
+        raise UserError(f"{path}: the file contains no answers")
     return answers
 
 
-def _captioned(entry: Any) -> Answer:
-    """The answer of an entry; other keys than the two are passed over."""
-    name, caption = (entry.get("image_id"), entry.get("caption")) if isinstance(entry, dict) else (None, None)
-    if isinstance(name, bool) or not isinstance(name, int | str) or not str(name).strip() or not isinstance(caption, str):
-        raise ValueError(f'expected an image_id and its caption, {{"image_id": 7, "caption": "..."}}, found {str(entry)[:60]}')
-    return Answer(_written(str(name)), CAPTION, _written(caption))
-
-
-def _answer(line: str) -> Answer:
-    """One answer of a line.
+def _parse_caption(entry: Any) -> Answer:
+    """Return the answer of an entry; keys other than image_id and caption are ignored.
 
     Raises:
-        ValueError: not a JSON object with these fields.
+        ValueError: the entry has no valid image_id and caption.
+    """
+    name, caption = (entry.get("image_id"), entry.get("caption")) if isinstance(entry, dict) else (None, None)
+    if isinstance(name, bool) or not isinstance(name, int | str) or not str(name).strip() or not isinstance(caption, str):
+        raise ValueError(f'expected an image_id and a caption, {{"image_id": 7, "caption": "..."}}, got {str(entry)[:60]}')
+    return Answer(_encodable(str(name)), CAPTION, _encodable(caption))
+
+
+def _parse_answer(line: str) -> Answer:
+    """Return the answer of one line.
+
+    Raises:
+        ValueError: the line is not a JSON object with the expected fields.
     """
     try:
         row = json.loads(line, parse_constant=lambda _: None)
     except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON: {error.msg}") from None
+        raise ValueError(f"invalid JSON: {error.msg}") from None
     except RecursionError:
-        raise ValueError("nested too deeply") from None
+        raise ValueError("the JSON is nested too deeply") from None
     optional = {"task": str, "reference": str | list, "loss": float | int}
     kinds: dict[str, Any] = {"name": str, "prediction": str} | {key: kind | None for key, kind in optional.items()}
     if not isinstance(row, dict) or not all(isinstance(row.get(key), kind) for key, kind in kinds.items()):
-        raise ValueError("expected an object with the texts 'name' and 'prediction', and 'task', 'reference' and 'loss' if known")
+        raise ValueError("expected an object with the strings 'name' and 'prediction' (optional: 'task', 'reference', 'loss')")
     reference = row.get("reference")
     if isinstance(reference, list) and not all(isinstance(text, str) for text in reference):
-        raise ValueError("'reference' is a list, and not all of it are texts")
+        raise ValueError("expected 'reference' to be a string or a list of strings")
     if reference is not None:
-        reference = list(map(_written, reference)) if isinstance(reference, list) else _written(reference)
-    return Answer(_written(row["name"]), row.get("task") or "", _written(row["prediction"]), reference, row.get("loss"))
+        reference = list(map(_encodable, reference)) if isinstance(reference, list) else _encodable(reference)
+    return Answer(_encodable(row["name"]), row.get("task") or "", _encodable(row["prediction"]), reference, row.get("loss"))
 
 
-def _written(text: str) -> str:
-    """The text as a file can hold it: halves of broken characters, which JSON can spell, are question marks."""
+def _encodable(text: str) -> str:
+    """Replace lone surrogates by question marks: JSON escapes can contain them, but UTF-8 files cannot."""
     return text.encode("utf-8", "replace").decode()
 
 
-def _whole(read: Callable[[Report], list[Clip]]) -> list[Clip]:
-    """The clips of a file in which no row is faulty.
+def _require_valid(read: Callable[[Report], list[Clip]]) -> list[Clip]:
+    """Return the rows of a file, all of which must be valid.
 
     Raises:
-        UserError: with all that is wrong.
+        UserError: the file has problems; all are listed.
     """
     problems: list[Problem] = []
     try:
         clips = read(problems.append)
     except UserError:
-        _refuse(problems)
+        _raise_if_any(problems)
         raise
-    _refuse(problems)
+    _raise_if_any(problems)
     return clips
 
 
-def _refuse(problems: Sequence[Problem]) -> None:
-    """All that is wrong with a file at once."""
+def _raise_if_any(problems: Sequence[Problem]) -> None:
+    """Raise one UserError that lists all problems of a file."""
     if problems:
         raise UserError(abbreviated((problem.text for problem in problems), "\n"))
 
 
-def _emotions(path: str, labels: dict[str, str]) -> dict[str, str]:
-    """The labels; DFEW's numbers as the emotions that they stand for.
+def _emotion_names(path: str, labels: dict[str, str]) -> dict[str, str]:
+    """Return the labels, with DFEW's numbers replaced by the emotions that they encode.
 
     Raises:
-        UserError: other numbers.
+        UserError: the labels are other numbers.
     """
-    written = set(labels.values()) - {""}
-    if written and written <= DFEW_LABELS.keys():
+    distinct = set(labels.values()) - {""}
+    if distinct and distinct <= DFEW_LABELS.keys():
         return {name: DFEW_LABELS.get(label, "") for name, label in labels.items()}
-    if numbers := sorted(label for label in written if label.lstrip("-").isdecimal()):
-        told = "EMER's lists hold 0 in place of an emotion; its tables (.csv) and captions (.json) hold descriptions"
-        raise UserError(f"{path}: the labels {abbreviated(numbers)} are numbers, not emotions, nor DFEW's 1 to 7. {told}.")
+    if numbers := sorted(label for label in distinct if label.lstrip("-").isdecimal()):
+        hint = "Annotation files of EMER contain 0 instead of an emotion; use its tables (.csv) or captions (.json)"
+        raise UserError(f"{path}: expected emotion names or DFEW's numbers 1 to 7 as labels, got {abbreviated(numbers)}. {hint}.")
     return labels
 
 
-def _of_object(path: str) -> TruthFile:
-    """Captions (an object a clip, or images with several each) or words (a list a clip)."""
+def _read_truth_json(path: str) -> TruthFile:
+    """Read captions (one object per sample, or several captions per image) or words (one list per sample)."""
     table: Any = read_json(path)
     if (isinstance(table, dict) and "annotations" in table) or (isinstance(table, list) and table):
         captions = {image.name: list(image.captions) for image in read_captioned(path) if image.captions}
         listed = table.get("images") if isinstance(table, dict) else None
-        images = listed if isinstance(listed, list) else ()  # as in read_captioned, which has looked at them
+        # read_captioned has already validated the entries.
+        images = listed if isinstance(listed, list) else ()
         return TruthFile(path, {CAPTION: captions}, ids={str(image["id"]): splitext(image["file_name"])[0] for image in images})
     if not isinstance(table, dict) or not table:
         raise UserError(f"{path}: expected one JSON object keyed by clip name, with captions or lists of words")
@@ -278,16 +283,16 @@ def _of_object(path: str) -> TruthFile:
     references: dict[str, dict[str, str]] = {task: _captions(table, fields) for task, fields in CAPTION_FIELDS.items()}
     references[""] = references["reason_v2"]
     if not references[""]:
-        raise UserError(f"{path}: no clip has 'smp_reason_caption' or 'caption'")
+        raise UserError(f"{path}: expected a caption in 'smp_reason_caption' or 'caption', but no clip has one")
     return TruthFile(path, references)
 
 
 def _captions(table: dict[str, Any], fields: Sequence[str]) -> dict[str, str]:
-    """Each clip's first caption of these fields that is text; clips without one are not among them."""
-    found = {}
+    """Return the first caption in these fields that is non-empty text, for each sample that has one."""
+    captions = {}
     for name, entry in table.items():
-        captions = [entry.get(field) for field in fields] if isinstance(entry, dict) else []
-        text = next((caption for caption in captions if isinstance(caption, str) and caption.strip()), None)
+        candidates = [entry.get(field) for field in fields] if isinstance(entry, dict) else []
+        text = next((caption for caption in candidates if isinstance(caption, str) and caption.strip()), None)
         if text is not None:
-            found[name] = _written(text)
-    return found
+            captions[name] = _encodable(text)
+    return captions

@@ -1,22 +1,22 @@
-"""Answers as metrics see them: plain texts, whoever gave them."""
+"""Answers as the metrics receive them: plain texts, produced by any program."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-Reference = str | list[str]  # the data's own text, or several of them: the captions of an image
+Reference = str | list[str]  # one reference text, or several: the captions of an image
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One clip's answer to one task.
+    """The answer to one task about one sample.
 
     Attributes:
-        name: the clip.
-        task: emotion, reason, reason_v2, caption; "" where a file does not say.
-        prediction: what was answered; "" where the clip has no answer.
-        reference: the data's own text (a label, a description) or texts (captions), unprocessed; None where there is none.
-        loss: mean cross-entropy of the target; None where it was not computed.
+        name: the sample's name.
+        task: emotion, reason, reason_v2 or caption; "" if the file does not state it.
+        prediction: the answer's text; "" if the sample has no answer.
+        reference: unprocessed reference text (a label, a description) or texts (captions); None if the data has none.
+        loss: mean cross-entropy of the target, in nats per token; None if it was not computed.
     """
 
     name: str
@@ -27,11 +27,11 @@ class Answer:
 
     @property
     def truth(self) -> str | None:
-        """The reference as one text, a line each where there are several; None where there is none."""
+        """The reference as one text, several captions on one line each; None without a reference."""
         return "\n".join(self.reference) if isinstance(self.reference, list) else self.reference
 
     @property
     def captions(self) -> list[str]:
-        """The references that have words."""
-        given = [self.reference] if isinstance(self.reference, str) else self.reference or []
-        return [caption for caption in given if caption.strip()]
+        """The reference texts that are not blank."""
+        references = [self.reference] if isinstance(self.reference, str) else self.reference or []
+        return [caption for caption in references if caption.strip()]

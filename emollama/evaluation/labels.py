@@ -1,4 +1,4 @@
-"""Which label an answer means."""
+"""Extraction of a label from an answer's text."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _LETTER = r"[^\W_]"
 
 @dataclass(frozen=True)
 class ExtractedLabel:
-    """What was read out of one answer.
+    """The labels in one answer.
 
     Attributes:
-        label: the label; None where the answer is invalid.
-        named: all labels that the answer names as whole words, whatever the rule.
+        label: the extracted label; None if the answer is invalid.
+        named: all labels that occur in the answer as whole words, regardless of the rule.
     """
 
     label: str | None
@@ -32,24 +32,24 @@ class ExtractedLabel:
 
 
 class LabelReader:
-    """Reads labels out of answers. Case and punctuation at an answer's ends do not count.
+    """Extracts labels from answers. It ignores case, and punctuation at both ends of an answer.
 
-    A whole word is one without a letter, digit or hyphenated word on either side: neither "unhappy" nor "happy-go-lucky" names
-    happy. A label or alias may be several words; where one stands inside another's words, only the longest counts. Negation is
-    not understood: "not happy" names happy.
+    A whole word has no letter, digit or hyphenated word on either side: neither "unhappy" nor "happy-go-lucky" contains the label
+    happy. A label or alias may consist of several words; if one is part of another, only the longest match counts. Negation is
+    not interpreted: "not happy" contains the label happy.
 
     Args:
-        labels: that answers may have; may be none, where nothing is read at all.
+        labels: the allowed labels; if empty, no label is ever extracted.
         aliases: word or words -> the label that they stand for.
-        rule: ``exact``: the whole answer is a label or an alias. ``search``: it names one. ``last_word``: what follows its last
-            space is a label, letter for letter. So the evaluation published with Emotion-LLaMA (eval_emotion.py) reads, but
-            it counts every other answer as neutral; here such an answer is invalid.
-        several: what ``search`` makes of an answer that names several labels: nothing, or the first or last of them.
+        rule: ``exact``: the whole answer is a label or an alias. ``search``: the answer contains one. ``last_word``: the text
+            after its last space is a label, with the same spelling and case. The evaluation published with Emotion-LLaMA
+            (eval_emotion.py) extracts labels this way, but counts every other answer as neutral; here such an answer is invalid.
+        several: result of ``search`` for an answer with several labels: invalid, or the first or last of them.
         spelling: how messages name the keys ``labels`` and ``aliases``.
 
     Raises:
-        UserError: a label or an alias without a letter, two labels that are one but for their case, an alias of something that is
-            no label, or one that stands for two.
+        UserError: a label or an alias has no letter, two labels differ only in case, an alias stands for an unknown label, or an
+            alias stands for two labels.
     """
 
     def __init__(
@@ -65,16 +65,16 @@ class LabelReader:
         self._rule = rule
         self._several = several
         self._meaning = _meanings(labels, aliases, spelling)
-        self._spelled = {spelling: self._meaning[_plain(spelling)] for spelling in (*labels, *aliases)}
-        self._whole_words = _whole_words(self._meaning)
+        self._by_exact_spelling = {name: self._meaning[_plain(name)] for name in (*labels, *aliases)}
+        self._whole_words = _whole_words_pattern(self._meaning)
 
     def read(self, answer: str) -> ExtractedLabel:
-        """Read one answer."""
+        """Extract the label of one answer."""
         hits = [self._meaning[_plain(hit.group())] for hit in self._whole_words.finditer(answer.casefold())]
         if self._rule == "exact":
             label = self._meaning.get(_plain(answer))
         elif self._rule == "last_word":
-            label = self._spelled.get(answer.strip().split(" ")[-1])
+            label = self._by_exact_spelling.get(answer.strip().split(" ")[-1])
         else:
             label = self._chosen(hits)
         return ExtractedLabel(label, frozenset(hits))
@@ -90,30 +90,31 @@ def _plain(text: str) -> str:
 
 
 def _meanings(labels: Sequence[str], aliases: Mapping[str, str], spelling: KeySpelling) -> dict[str, str]:
-    """Plain form of a label or an alias -> the label."""
+    """Return plain form of a label or an alias -> label."""
     meaning: dict[str, str] = {}
     labels_key, aliases_key = spelling.name("labels"), spelling.name("aliases")
     for label in labels:
         plain = _plain(label)
         if not plain or plain in meaning:
-            other = f"is '{meaning[plain]}' but for case and punctuation" if plain else "has no letter"
-            raise UserError(f"{labels_key}: '{label}' {other}. Remove or rename it.")
+            problem = f"differs from '{meaning[plain]}' only in case or punctuation" if plain else "has no letter"
+            raise UserError(f"{labels_key}: '{label}' {problem}. Remove or rename it.")
         meaning[plain] = label
     targets = dict(meaning)
     for alias, target in aliases.items():
         plain, meant = _plain(alias), targets.get(_plain(target))
         if meant is None:
-            known = f"{abbreviated(labels)}.{did_you_mean(target, labels)}"
-            raise UserError(f"{aliases_key}: '{alias}' stands for '{target}', which is none of {known}")
+            expected = f"Expected one of the labels {abbreviated(labels)}.{did_you_mean(target, labels)}"
+            raise UserError(f"{aliases_key}: '{alias}' stands for '{target}', which is not a label. {expected}")
         if not plain:
             raise UserError(f"{aliases_key}: '{alias}' has no letter. Remove it.")
         if meaning.setdefault(plain, meant) != meant:
-            other = f"stands for '{meaning[plain]}' already"
-            raise UserError(f"{aliases_key}: '{alias}' is to stand for '{meant}', but {other}. Keep one.")
+            both = f"both '{meaning[plain]}' and '{meant}'"
+            raise UserError(f"{aliases_key}: '{alias}' stands for {both}. Keep one of them.")
     return meaning
 
 
-def _whole_words(phrases: Iterable[str]) -> re.Pattern[str]:
+def _whole_words_pattern(phrases: Iterable[str]) -> re.Pattern[str]:
+    # A regular expression takes the first alternative that matches, so longer phrases come first.
     longest_first = sorted(phrases, key=len, reverse=True)
-    spelled = "|".join(r"\s+".join(map(re.escape, phrase.split())) for phrase in longest_first) or "(?!)"
-    return re.compile(rf"(?<!{_LETTER})(?<!{_LETTER}-)(?:{spelled})(?!-?{_LETTER})")
+    alternatives = "|".join(r"\s+".join(map(re.escape, phrase.split())) for phrase in longest_first) or "(?!)"
+    return re.compile(rf"(?<!{_LETTER})(?<!{_LETTER}-)(?:{alternatives})(?!-?{_LETTER})")

@@ -12,14 +12,14 @@ from emollama.evaluation.metrics import Metric
 
 @dataclass(frozen=True)
 class Losses:
-    """Mean cross-entropy of each clip's target, natural logarithm; clips without a target are not among them."""
+    """Mean cross-entropy of each sample's target, in nats per token; samples without a target are not included."""
 
     names: tuple[str, ...]
     values: tuple[float, ...]
 
-    def take(self, places: Sequence[int]) -> Self:
-        """The losses at these places."""
-        return type(self)(tuple(self.names[i] for i in places), tuple(self.values[i] for i in places))
+    def take(self, indices: Sequence[int]) -> Self:
+        """Return the losses at these indices."""
+        return type(self)(tuple(self.names[i] for i in indices), tuple(self.values[i] for i in indices))
 
 
 def _mean(losses: Losses) -> float | None:

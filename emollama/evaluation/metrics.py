@@ -1,7 +1,7 @@
-"""What a metric is: a figure computed from one kind of evidence about a set of answers.
+"""The interface of metrics: a metric is a number that is computed from one kind of metric input.
 
-Evidence is a frozen object per task of a block (losses, labels read out of answers, judgements, sets of words). It can be
-cut to some of its clips (:meth:`MetricInput.take`), which is all that a bootstrap needs.
+A metric input is a frozen object with data about the samples of one task (losses, extracted labels, verdicts, sets of words). It
+can be restricted to some of its samples (:meth:`MetricInput.take`); the bootstrap needs nothing else.
 """
 
 from __future__ import annotations
@@ -14,46 +14,46 @@ from emollama.registry import METRICS
 
 
 class MetricInput(Protocol):
-    """What metrics are computed from: one entry a clip."""
+    """The data from which metrics are computed, one entry per sample."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The clips."""
+        """Names of the samples."""
         ...
 
-    def take(self, places: Sequence[int]) -> Self:
-        """The same evidence about the clips at these places; a place may repeat."""
+    def take(self, indices: Sequence[int]) -> Self:
+        """Return the entries of the samples at these indices; an index may repeat."""
         ...
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure. Registered in METRICS by its name.
+    """A metric. It is registered in METRICS by its name.
 
     Attributes:
-        title: as tables show it.
-        evidence: class of the evidence that ``value`` takes.
-        value: evidence -> the figure, never nan; None where there is nothing to compute it from.
-        higher_is_better: whether more is better.
-        top: the best (or, for what is better when small, None) value of the scale: 1 for shares, 10 for judges' points.
+        title: name of the metric in tables and plots.
+        input_type: class of the metric input that ``value`` takes.
+        value: function from the metric input to the value, never NaN; None if the value is undefined, as for no samples.
+        higher_is_better: whether larger values are better.
+        top: best value of the scale: 1 for fractions, 10 for a judge's scores; None without an upper limit or if lower is better.
     """
 
     title: str
-    evidence: type
+    input_type: type
     value: Callable[[Any], float | None]
     higher_is_better: bool = True
     top: float | None = 1.0
 
     def better(self, one: float, other: float) -> bool:
-        """Whether ``one`` is strictly better than ``other``."""
+        """Return whether ``one`` is strictly better than ``other``."""
         return one > other if self.higher_is_better else one < other
 
 
 def metric(name: str) -> Metric:
-    """The metric registered under a name.
+    """Return the metric that is registered under a name.
 
     Raises:
-        UserError: none is.
+        UserError: no metric has this name.
     """
-    found: Metric = METRICS.get(name, "metric")
-    return found
+    registered: Metric = METRICS.get(name, "metric")
+    return registered

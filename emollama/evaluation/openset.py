@@ -1,10 +1,10 @@
-"""Open-vocabulary emotion words: files of them, and the set metrics of MER2024-OV.
+"""Open-vocabulary emotion words: readers for files of words, and the set metrics of MER2024-OV.
 
-Source: the scorer published for that track (MERTools, MER2024/main-ov.py). The words of a clip's truth and prediction are
-replaced by the groups of synonyms that they belong to, which gives two sets G and P. Precision is |G and P| / |P|, recall
-|G and P| / |G|; an empty P scores 0 and 0. The score is the mean of the two means over clips. There a language model groups each
-clip's words anew; here the groups are given, the same for all clips. A clip without true words, by whose number the published
-formula would divide, is left out.
+Source: the scorer published for that track (MERTools, MER2024/main-ov.py). The words of a sample's reference and prediction are
+replaced by the names of their groups of synonyms, which gives two sets G and P. Precision is |G and P| / |P|, recall
+|G and P| / |G|; an empty P scores 0 for both. The score is the mean of the two means over samples. The published scorer lets a
+language model group the words of each sample separately; here the groups are fixed, the same for all samples. Samples without
+reference words are left out, because the published formula would divide by zero.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from emollama.errors import UserError
 from emollama.evaluation.judges.judge import Judge
 from emollama.evaluation.metrics import Metric
 from emollama.evaluation.submission import read_submission
-from emollama.evaluation.word_lists import parse_words, plain_words
+from emollama.evaluation.word_lists import normalized_words, parse_words
 from emollama.paths import require_file
 
 Words = tuple[str, ...]
@@ -26,7 +26,7 @@ Words = tuple[str, ...]
 
 @dataclass(frozen=True)
 class OpenSets:
-    """Groups of synonyms of each clip's truth and prediction."""
+    """Groups of synonyms in the reference and in the prediction of each sample."""
 
     names: tuple[str, ...]
     truth: tuple[frozenset[str], ...]
@@ -37,17 +37,24 @@ class OpenSets:
         cls, names: Sequence[str], true_words: Sequence[Sequence[str]], predicted_words: Sequence[Sequence[str]],
         synonyms: Mapping[str, str],
     ) -> Self:  # fmt: skip
-        """From words of the clips; one that no group has is a group of its own."""
+        """Build the sets from words; a word without a group is a group of its own.
+
+        Args:
+            names: names of the samples.
+            true_words: reference words of each sample.
+            predicted_words: predicted words of each sample.
+            synonyms: word -> name of its group.
+        """
         truth, predicted = (
-            tuple(frozenset(synonyms.get(word, word) for word in plain_words(words)) for words in side)
+            tuple(frozenset(synonyms.get(word, word) for word in normalized_words(words)) for words in side)
             for side in (true_words, predicted_words)
         )
         return cls(tuple(names), truth, predicted)
 
-    def take(self, places: Sequence[int]) -> Self:
-        """The same about the clips at these places."""
-        names = tuple(self.names[i] for i in places)
-        return type(self)(names, tuple(self.truth[i] for i in places), tuple(self.predicted[i] for i in places))
+    def take(self, indices: Sequence[int]) -> Self:
+        """Return the sets of the samples at these indices."""
+        names = tuple(self.names[i] for i in indices)
+        return type(self)(names, tuple(self.truth[i] for i in indices), tuple(self.predicted[i] for i in indices))
 
 
 def _mean(share: Callable[[frozenset[str], frozenset[str]], float], sets: OpenSets) -> float | None:
@@ -74,15 +81,16 @@ OV = Metric("open-vocabulary score (mean of precision and recall)", OpenSets, _s
 
 
 def read_openset(path: str, key: str = "openset_path") -> dict[str, Words]:
-    """Each clip's emotion words, in lower case.
+    """Read the emotion words of each sample, in lower case.
 
     Args:
-        path: a CSV ``name,openset`` (a list in the cell), a JSON object of lists as imports write it, or an ``.npz`` of
-            predictions (:func:`~emollama.evaluation.submission.read_submission`).
+        path: a CSV ``name,openset`` (a list in the cell), a JSON object of lists as the importers write it, or an ``.npz``
+            submission (:func:`~emollama.evaluation.submission.read_submission`).
         key: the configuration key, for messages.
 
     Raises:
-        UserError: no such file, other columns, a cell that is no list (with its line), a clip twice or without a name.
+        UserError: the file does not exist or has other columns, a cell is not a list of words, or a sample has no name or two
+            rows; messages name the line.
     """
     require_file(path, key)
     if path.endswith(".npz"):
@@ -97,8 +105,8 @@ def _from_csv(path: str, key: str) -> dict[str, Words]:
     for line, row in rows:
         name = row[name_column]
         if not name or name in words:
-            fault = f"a second row for '{name}'. Keep one." if name else "the row has no name"
-            raise UserError(f"{path}, line {line}: {fault}")
+            problem = f"'{name}' already has a row. Remove one of the two." if name else "the row has no name"
+            raise UserError(f"{path}, line {line}: {problem}")
         try:
             words[name] = parse_words(row[column])
         except ValueError as error:
@@ -113,7 +121,7 @@ def _from_json(path: str) -> dict[str, Words]:
     for name, words in table.items():
         if not _is_list_of_words(words):
             raise UserError(f'{path}, \'{name}\': expected a list of words such as ["happy", "sad"]')
-    return {name: plain_words(words) for name, words in table.items()}
+    return {name: normalized_words(words) for name, words in table.items()}
 
 
 def _is_list_of_words(value: Any) -> bool:
@@ -121,55 +129,56 @@ def _is_list_of_words(value: Any) -> bool:
 
 
 def read_synonyms(path: str, key: str = "synonyms_path") -> dict[str, str]:
-    """Groups of synonyms: word -> the group's name, which is one of its words.
+    """Read groups of synonyms: word -> name of its group, which is one of the words.
 
     Args:
-        path: JSON: a list of groups, each a list of words and called by the first of them; or an object ``{group: [word, ...]}``
-            or ``{word: group}``, where the group's name counts as a word of it.
+        path: JSON: a list of groups, each a list of words whose first word names the group; or an object
+            ``{group: [word, ...]}`` or ``{word: group}``, in which the group's name is also one of its words.
         key: the configuration key, for messages.
 
     Raises:
-        UserError: anything else, or a word in two groups.
+        UserError: the file has another format, or a word is in two groups.
     """
     table = read_json(require_file(path, key))
     groups = table
     if isinstance(table, dict) and all(map(_is_list_of_words, table.values())):
         groups = [[group, *words] for group, words in table.items()]
     elif isinstance(table, dict) and all(isinstance(group, str | int) for group in table.values()):
-        named: dict[str, list[str]] = {}
+        words_by_group: dict[str, list[str]] = {}
         for word, group in table.items():
-            named.setdefault(str(group), []).append(word)
-        groups = [[group, *words] for group, words in named.items()]
+            words_by_group.setdefault(str(group), []).append(word)
+        groups = [[group, *words] for group, words in words_by_group.items()]
     if not isinstance(groups, list) or not all(map(_is_list_of_words, groups)):
-        forms = '[["happy", "glad"], ["sad"]], or an object of one kind: {"happy": ["glad"]} or {"glad": "happy"}'
-        raise UserError(f"{path}: expected a list of groups of words, {forms}")
+        formats = '[["happy", "glad"], ["sad"]], or an object {"happy": ["glad"]} or {"glad": "happy"}'
+        raise UserError(f"{path}: expected a list of groups of words, {formats}")
     synonyms: dict[str, str] = {}
-    for group in map(plain_words, groups):
+    for group in map(normalized_words, groups):
         for word in group:
             if synonyms.setdefault(word, group[0]) != group[0]:
-                raise UserError(f"{path}: '{word}' stands in the groups of '{synonyms[word]}' and of '{group[0]}'. Keep one.")
+                raise UserError(f"{path}: '{word}' is in two groups, '{synonyms[word]}' and '{group[0]}'. Remove it from one.")
     return synonyms
 
 
-def listed_words(predictions: Mapping[str, str], judge: Judge) -> dict[str, Words | None]:
-    """Emotion words of predictions, which are lists of words or descriptions.
+def extract_words(predictions: Mapping[str, str], judge: Judge) -> dict[str, Words | None]:
+    """Return the emotion words of predictions, which are lists of words or descriptions.
 
     Args:
-        predictions: clip -> text. A list in brackets is taken apart, an empty text has no words, the judge reads the others.
-        judge: asked once for all of these, and not at all where there are none.
+        predictions: sample name -> text. A list in brackets is parsed and an empty text has no words; the judge extracts the
+            words of all other texts.
+        judge: called once with all of these texts, or not at all if there are none.
 
     Returns:
-        Clip -> words, in order; None where the judge failed.
+        Sample name -> words in order; None if the judge failed.
     """
-    found: dict[str, Words | None] = {name: _listed(text) for name, text in predictions.items()}
-    described = [name for name, words in found.items() if words is None]
+    words_by_name: dict[str, Words | None] = {name: _parse_list(text) for name, text in predictions.items()}
+    described = [name for name, words in words_by_name.items() if words is None]
     if described:
         extractions = judge.emotion_words([predictions[name] for name in described])
-        found |= {name: extraction.words for name, extraction in zip(described, extractions, strict=True)}
-    return found
+        words_by_name |= {name: extraction.words for name, extraction in zip(described, extractions, strict=True)}
+    return words_by_name
 
 
-def _listed(text: str) -> Words | None:
+def _parse_list(text: str) -> Words | None:
     text = text.strip()
     if text and not (text.startswith("[") and text.endswith("]")):
         return None

@@ -1,4 +1,4 @@
-"""Files of predictions and of metrics."""
+"""Writers for files of predictions and metrics."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from emollama.evaluation.scoring import TaskScores
 from emollama.paths import atomic_write
 
 REASONING_TASKS = ("reason", "reason_v2")
-OF_CLIPS = ("rouge_l", "cider_d", "meteor", "spice")  # metrics of captions that say something of a single clip
+PER_SAMPLE = ("rouge_l", "cider_d", "meteor", "spice")  # caption metrics that are meaningful for a single sample
 
 
 def write_predictions(folder: Path, block: str, rows: Sequence[dict[str, Any]]) -> list[Path]:
-    """Write ``predictions_<block>.jsonl``, and for tasks that reason the CSV that EMER's scorers read.
+    """Write ``predictions_<block>.jsonl`` and, for reasoning tasks, the CSV that EMER's scorers read.
 
-    The CSV (``names,chi_reasons``; English text in spite of the name) is called after the block, and after the task too where
-    the block has both.
+    The CSV (``names,chi_reasons``; English text in spite of the column name) is named after the block, and after the task too if
+    the block has both reasoning tasks.
 
     Args:
-        folder: created if need be.
-        block: the evaluation block's label.
-        rows: an object a prediction, with at least name, task and prediction.
+        folder: output folder; it is created if necessary.
+        block: label of the evaluation block.
+        rows: one object per prediction, with at least name, task and prediction.
 
     Returns:
-        The files written.
+        The files that were written.
     """
     files = [folder / f"predictions_{block}.jsonl"]
     with atomic_write(files[0]) as file:
@@ -49,30 +49,33 @@ def write_predictions(folder: Path, block: str, rows: Sequence[dict[str, Any]]) 
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with null for a loss that is not finite, which JSON cannot say."""
+    """Return the row with null instead of a loss that is not finite, because JSON has no such numbers."""
     return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
 
 
 def write_metrics(folder: Path, block: str, scores: Mapping[str, TaskScores], source: str | None) -> Path:
-    """Write ``metrics_<block>.json``: each task's metrics, and what they rest on.
+    """Write ``metrics_<block>.json``: the metrics of each task, with details such as the confusion matrix.
 
     Args:
-        folder: created if need be.
-        block: the evaluation block's label.
+        folder: output folder; it is created if necessary.
+        block: label of the evaluation block.
         scores: task -> scores.
-        source: the checkpoint that answered; None while training.
+        source: the evaluated checkpoint; None during training.
+
+    Returns:
+        The file that was written.
     """
     path = folder / f"metrics_{block}.json"
-    content = {"block": block, "checkpoint": source, "tasks": {task: described(found) for task, found in scores.items()}}
+    content = {"block": block, "checkpoint": source, "tasks": {task: scores_as_dict(result) for task, result in scores.items()}}
     with atomic_write(path) as file:
         json.dump(content, file, indent=1, ensure_ascii=False)
     return path
 
 
-def described(scores: TaskScores) -> dict[str, Any]:
-    """Scores as plain values: clips, metrics, and by kind of evidence what a reader would ask for next."""
+def scores_as_dict(scores: TaskScores) -> dict[str, Any]:
+    """Return scores as plain values: number of samples, metrics, and the details of each kind of metric input."""
     content: dict[str, Any] = {"clips": scores.clips, "metrics": scores.metrics}
-    labels = scores.evidence.get(Labels)
+    labels = scores.inputs.get(Labels)
     if isinstance(labels, Labels):
         content["recognition"] = {
             "labels": list(labels.labels),
@@ -80,46 +83,46 @@ def described(scores: TaskScores) -> dict[str, Any]:
             "per_class": per_class(labels),
             "invalid": _invalid(labels, scores.answers),
         }
-    judged = [found for kind in (ClueOverlaps, LabelOverlaps) if isinstance(found := scores.evidence.get(kind), kind)]
+    judged = [overlaps for kind in (ClueOverlaps, LabelOverlaps) if isinstance(overlaps := scores.inputs.get(kind), kind)]
     if scores.judge:
-        content["judge"] = scores.judge | {"failures": [failure for found in judged for failure in found.failures()]}
+        content["judge"] = scores.judge | {"failures": [failure for overlaps in judged for failure in overlaps.failures()]}
     if judged:
-        content["clip_scores"] = list(_clip_scores(judged))
-    if captioned := [found for found in scores.evidence.values() if isinstance(found, CaptionNumbers)]:
+        content["clip_scores"] = list(_judged_scores(judged))
+    if captioned := [numbers for numbers in scores.inputs.values() if isinstance(numbers, CaptionNumbers)]:
         content["captions"] = _captions(captioned[0], scores.answers)
         content["clip_scores"] = list(_caption_scores(captioned, scores.metrics))
     return content
 
 
-def _captions(found: CaptionNumbers, answers: Sequence[Answer]) -> dict[str, Any]:
-    """By which words captions were compared, and which clips had none to compare with."""
-    scored = {*found.names}
-    return {"tokenizer": found.tokenizer, "without_reference": [each.name for each in answers if each.name not in scored]}
+def _captions(numbers: CaptionNumbers, answers: Sequence[Answer]) -> dict[str, Any]:
+    """Return the tokenizer, and the samples without a reference."""
+    scored = {*numbers.names}
+    return {"tokenizer": numbers.tokenizer, "without_reference": [each.name for each in answers if each.name not in scored]}
 
 
 def _caption_scores(captioned: Sequence[CaptionNumbers], metrics: Collection[str]) -> Iterator[dict[str, Any]]:
-    """A row a clip: its figures alone."""
-    chosen = {name: found for name in OF_CLIPS if name in metrics for found in captioned if type(found) is metric(name).evidence}
-    for place, name in enumerate(captioned[0].names):
-        yield {"name": name} | {key: metric(key).value(found.take([place])) for key, found in chosen.items()}
+    """Yield one row per sample with its own metrics."""
+    inputs = {name: one for name in PER_SAMPLE if name in metrics for one in captioned if type(one) is metric(name).input_type}
+    for index, name in enumerate(captioned[0].names):
+        yield {"name": name} | {key: metric(key).value(one.take([index])) for key, one in inputs.items()}
 
 
 def _invalid(labels: Labels, answers: Sequence[Answer]) -> list[dict[str, Any]]:
-    """The answers that no label was read out of."""
+    """Return the answers from which no label was extracted."""
     texts = {answer.name: answer.prediction for answer in answers}
     rows = zip(labels.names, labels.truth, labels.read, strict=True)
     return [{"name": name, "reference": truth, "prediction": texts[name]} for name, truth, read in rows if read is None]
 
 
-def _clip_scores(judged: Sequence[ClueOverlaps | LabelOverlaps]) -> Iterator[dict[str, Any]]:
-    """A row a clip: its scores, and the emotion words they rest on."""
+def _judged_scores(judged: Sequence[ClueOverlaps | LabelOverlaps]) -> Iterator[dict[str, Any]]:
+    """Yield one row per sample with its scores and its emotion words."""
     rows: dict[str, dict[str, Any]] = {}
-    for found in judged:
-        for place, name in enumerate(found.names):
+    for overlaps in judged:
+        for index, name in enumerate(overlaps.names):
             row = rows.setdefault(name, {"name": name})
-            if isinstance(found, ClueOverlaps):
-                row["clue_overlap"] = found.verdicts[place].score
+            if isinstance(overlaps, ClueOverlaps):
+                row["clue_overlap"] = overlaps.verdicts[index].score
             else:
-                row["label_overlap"] = found.verdicts[place].score
-                row["true_words"], row["predicted_words"] = found.true_words[place], found.predicted_words[place]
+                row["label_overlap"] = overlaps.verdicts[index].score
+                row["true_words"], row["predicted_words"] = overlaps.true_words[index], overlaps.predicted_words[index]
     yield from rows.values()

@@ -1,4 +1,4 @@
-"""What was published for EMER, to be read beside scores of one's own and not to be compared with them."""
+"""Results published for EMER, printed next to other scores for orientation only: the judges differ."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ EMER = {  # model -> clue overlap, label overlap; source: the paper that describ
     "VideoChat-Text": (6.42, 3.94),
 }
 CAUTION = (
-    "Published for EMER (100 clips), by another judge, which is retired: NOT comparable with the figures above.",
-    "Only what one and the same judge said about the same clips can be compared.",
+    "Published for EMER (100 clips), with a different judge that is no longer available: NOT comparable with the values above.",
+    "Only scores of the same judge on the same clips are comparable.",
 )

@@ -1,7 +1,7 @@
-"""Blinded rating by people: sheets of descriptions whose model is not told, the key that tells it, filled sheets read back.
+"""Blinded rating by people: sheets of descriptions without model names, the key that identifies the models, and filled sheets.
 
-A sheet is a CSV with a row a description, in an order of its own; ``item`` says nothing about model or clip. Cells that a
-spreadsheet would run as formulas have an apostrophe in front.
+A sheet is a CSV with one row per description in random order; ``item`` does not reveal the model or the sample. Cells that a
+spreadsheet would run as formulas begin with an apostrophe.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from emollama.evaluation.emer import ClueOverlaps, LabelOverlaps
 from emollama.evaluation.judges.judge import Verdict
 from emollama.evaluation.matching import EMPTY, Matched, task_name
 from emollama.evaluation.metrics import metric
-from emollama.evaluation.records import FORMULA, harmless
+from emollama.evaluation.records import FORMULA, escape_formula
 from emollama.evaluation.scoring import TaskScores
 from emollama.listing import abbreviated, listing
 from emollama.paths import atomic_write, require_file
 
 SCALES = {"clue_overlap": ClueOverlaps, "label_overlap": LabelOverlaps}
-TOP = 10  # of both scales
+TOP = 10  # maximum of both scales
 TEXTS = ("truth", "description")
 COLUMNS = ("item", *TEXTS, *SCALES, "comment")
 NUMBER = re.compile(r"\d+(\.\d+)?")
@@ -40,7 +40,7 @@ NUMBER = re.compile(r"\d+(\.\d+)?")
 
 @dataclass(frozen=True)
 class Item:
-    """One model's description of one clip."""
+    """The description of one sample by one model."""
 
     model: str
     name: str
@@ -48,15 +48,15 @@ class Item:
 
 @dataclass(frozen=True)
 class Key:
-    """Which row is whose.
+    """The model and the sample behind each row of the sheets.
 
     Attributes:
-        task: that was answered.
-        seed: of the choice of clips and of all orders.
-        models: files of answers, in the order of tables.
-        items: row -> whose.
-        digests: row -> those of its texts, truth and description.
-        empty: descriptions without words, which score 0 without being rated.
+        task: the task of the answers.
+        seed: seed of the selection of samples and of all orders.
+        models: answer files, in the order of tables.
+        items: row -> model and sample.
+        digests: row -> digests of its texts, reference and description.
+        empty: descriptions without words, which score 0 and are not rated.
     """
 
     task: str
@@ -69,7 +69,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Ratings:
-    """What one rater gave: scale -> row -> points; rows that were left empty are absent."""
+    """The ratings of one rater: scale -> row -> rating. Rows without a rating are absent."""
 
     rater: str
     points: dict[str, dict[str, float]]
@@ -78,56 +78,57 @@ class Ratings:
 def write_sheets(
     output: Path, task: str, files: Mapping[str, Matched], *, clips: int | None, raters: int, seed: int | None
 ) -> tuple[Key, list[Path]]:
-    """Write a sheet a rater, and beside them the key.
+    """Write one sheet per rater, and the key.
 
     Args:
-        output: the sheet; with several raters ``_rater1`` and so on is put before its ending.
-        task: that was answered.
-        files: file of answers -> its answers.
-        clips: how many of the clips to draw; None for all.
-        raters: how many sheets, each in another order.
-        seed: None for one that nobody can know.
+        output: path of the sheet; with several raters, ``_rater1`` and so on is inserted before the ending.
+        task: the task of the answers.
+        files: answer file -> its answers.
+        clips: number of samples to select at random; None for all.
+        raters: number of sheets, each in a different order.
+        seed: seed of the selection and of the orders; None for a random one.
 
     Returns:
-        The key, and the files written, the key's last.
+        The key, and the files that were written, the file of the key last.
 
     Raises:
-        UserError: fewer clips than asked for, or one of the files is there already.
+        UserError: there are fewer samples than ``clips``, or one of the files exists.
     """
+    # Whoever knows the seed can compute which row belongs to which model, so the default seed is not predictable.
     seed = secrets.randbelow(2**32) if seed is None else seed
     rng = np.random.default_rng(seed)
-    answers = _drawn(files, clips, rng)
+    answers = _selected_answers(files, clips, rng)
     empty = [item for item, answer in answers.items() if answer.prediction.strip() in EMPTY]
-    told = [item for item, answer in answers.items() if answer.prediction.strip() not in EMPTY]
-    shuffled = [told[place] for place in rng.permutation(len(told))]
-    items = {f"i{number:0{len(str(len(told)))}}": item for number, item in enumerate(shuffled, 1)}
+    rated = [item for item, answer in answers.items() if answer.prediction.strip() not in EMPTY]
+    shuffled = [rated[index] for index in rng.permutation(len(rated))]
+    items = {f"i{number:0{len(str(len(rated)))}}": item for number, item in enumerate(shuffled, 1)}
     rows = [(name, answers[item]) for name, item in items.items()]
     digests = {name: [_digest(str(answer.truth)), _digest(answer.prediction)] for name, answer in rows}
     key = Key(task, seed, [*files], items, digests, empty)
     sheets = [output.with_name(f"{output.stem}_rater{number}{output.suffix}") for number in range(1, raters + 1)]
     paths = [*(sheets if raters > 1 else [output]), output.with_suffix(".key.json")]
-    if there := [str(path) for path in paths if path.exists()]:
-        raise UserError(f"--output: {', '.join(there)} is there already, and may be filled in. Name another file.")
+    if existing := [str(path) for path in paths if path.exists()]:
+        raise UserError(f"--output: {', '.join(existing)} exists and may contain ratings. Choose another file name.")
     with atomic_write(paths[-1]) as file:
         json.dump(asdict(key), file, indent=1, ensure_ascii=False)
     for path in paths[:-1]:
-        _write_sheet(path, [rows[place] for place in rng.permutation(len(rows))])
+        _write_sheet(path, [rows[index] for index in rng.permutation(len(rows))])
     return key, paths
 
 
-def _drawn(files: Mapping[str, Matched], clips: int | None, rng: np.random.Generator) -> dict[Item, Answer]:
-    """Every file's answers to the drawn clips."""
-    names = sorted({answer.name for found in files.values() for answer in found.answers if answer.reference is not None})
+def _selected_answers(files: Mapping[str, Matched], clips: int | None, rng: np.random.Generator) -> dict[Item, Answer]:
+    """Select samples at random, and return every file's answers to them."""
+    names = sorted({answer.name for matched in files.values() for answer in matched.answers if answer.reference is not None})
     if clips is not None:
         if not 1 <= clips <= len(names):
-            raise UserError(f"--clips: {clips}; there are {len(names)} clips with a description")
-        names = [names[place] for place in rng.choice(len(names), clips, replace=False)]
-    chosen = set(names)
-    return {Item(file, a.name): a for file, found in files.items() for a in found.answers if a.name in chosen}
+            raise UserError(f"--clips: expected a number from 1 to {len(names)} (the samples with a description), got {clips}")
+        names = [names[index] for index in rng.choice(len(names), clips, replace=False)]
+    selected = set(names)
+    return {Item(file, a.name): a for file, matched in files.items() for a in matched.answers if a.name in selected}
 
 
 def _digest(text: str) -> str:
-    """Of a text, whether or not an apostrophe guards it, its lines end in another way, or space is lost at its ends."""
+    """Return a digest of a text that survives a spreadsheet: it ignores the apostrophe, line endings and surrounding space."""
     text = text.strip()
     if text.startswith("'") and text[1:].startswith(FORMULA):
         text = text[1:].strip()
@@ -137,18 +138,19 @@ def _digest(text: str) -> str:
 
 def _write_sheet(path: Path, rows: Sequence[tuple[str, Answer]]) -> None:
     with atomic_write(path) as file:
-        file.write("\ufeff")  # by which spreadsheets know UTF-8
+        # Spreadsheets detect UTF-8 by the byte order mark.
+        file.write("\ufeff")
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for name, answer in rows:
-            writer.writerow([name, harmless(str(answer.truth)), harmless(answer.prediction), "", "", ""])
+            writer.writerow([name, escape_formula(str(answer.truth)), escape_formula(answer.prediction), "", "", ""])
 
 
 def read_key(path: str) -> Key:
-    """Read a key.
+    """Read the key of rating sheets.
 
     Raises:
-        UserError: no such file, or no key.
+        UserError: the file does not exist or is not a key.
     """
     content = read_json(require_file(path, "--key"))
     try:
@@ -157,15 +159,15 @@ def read_key(path: str) -> Key:
         digests = {name: list(content["digests"][name]) for name in items}
         return Key(content["task"], content["seed"], list(content["models"]), items, digests, empty)
     except (TypeError, KeyError, AttributeError):
-        raise UserError(f"{path}: not the key of a rating sheet. It is the .key.json that was written with the sheet.") from None
+        raise UserError(f"{path}: not the key of a rating sheet. Pass the .key.json that was written with the sheet.") from None
 
 
 def read_ratings(path: str, key: Key) -> Ratings:
     """Read a filled sheet.
 
     Raises:
-        UserError: rows that are not the key's, lacking, changed or repeated ones, and cells that hold no points, all with their
-            lines.
+        UserError: rows do not belong to the key, or are missing, changed or repeated, or cells are not ratings; all are listed
+            with their lines.
     """
     problems: list[Problem] = []
     header, rows = read_rows(path, "--read", problems.append)
@@ -177,70 +179,71 @@ def read_ratings(path: str, key: Key) -> Ratings:
     for line, row in rows:
         name = row["item"]
         if name not in key.items:
-            faults.append(f"{path}, line {line}: the item '{name}' is none of this key's. Restore the cell.")
+            faults.append(f"{path}, line {line}: the key has no item '{name}'. Restore the cell.")
         elif lines.setdefault(name, line) != line:
-            faults.append(f"{path}, line {line}: the item '{name}' stands on line {lines[name]} already. Remove one of the two.")
+            faults.append(f"{path}, line {line}: line {lines[name]} already has the item '{name}'. Remove one of the two.")
         for column, digest in zip(TEXTS, key.digests.get(name, ()), strict=False):
             if _digest(row[column]) != digest:
-                faults.append(f"{path}, line {line}, item '{name}': {column} is not the text that was written. Restore the cell.")
+                faults.append(f"{path}, line {line}, item '{name}': {column} was changed. Restore the original text.")
         for scale in SCALES:
             try:
                 if row[scale] and name in key.items:
-                    points[scale][name] = _points(row[scale])
+                    points[scale][name] = _parse_rating(row[scale])
             except ValueError as error:
                 faults.append(f"{path}, line {line}, item '{name}': {scale}: {error}")
-    if lacking := [name for name in key.items if name not in lines]:
-        faults.append(f"{path}: rows were removed, {listing(lacking)}. Restore them; a row that is not rated stays empty.")
+    if missing := [name for name in key.items if name not in lines]:
+        faults.append(f"{path}: rows were removed, {listing(missing)}. Restore them; leave the cells of unrated rows empty.")
     if faults:
         raise UserError(abbreviated(faults, "\n"))
     return Ratings(path, points)
 
 
-def _points(cell: str) -> float:
+def _parse_rating(cell: str) -> float:
     if not NUMBER.fullmatch(cell) or float(cell) > TOP:
-        raise ValueError(f"'{cell}' is no number from 0 to {TOP} (7, or 7.5 with a point)")
+        raise ValueError(f"expected a number from 0 to {TOP} (7, or 7.5 with a decimal point), got '{cell}'")
     return float(cell)
 
 
-def scores_of(key: Key, ratings: Sequence[Ratings]) -> dict[str, TaskScores]:
-    """model -> scores as a judge's would be: each description's mean over the raters who rated it."""
+def rated_scores(key: Key, ratings: Sequence[Ratings]) -> dict[str, TaskScores]:
+    """Return model -> scores, in the form of a judge's scores: the mean rating of each description over its raters."""
     scores = {}
     for model in key.models:
         rated = {name: item.name for name, item in key.items.items() if item.model == model}
-        unread = [item.name for item in key.empty if item.model == model]
-        evidence: dict[type, Any] = {}
+        empty = [item.name for item in key.empty if item.model == model]
+        inputs: dict[type, Any] = {}
         for scale, kind in SCALES.items():
-            given = [[one.points[scale][name] for one in ratings if name in one.points[scale]] for name in rated]
-            verdicts = [Verdict(sum(each) / len(each)) if each else Verdict(None, "nobody rated it") for each in given]
-            names, verdicts = [*rated.values(), *unread], [*verdicts, *(Verdict(0.0) for _ in unread)]
-            nothing = ((),) * len(names)
-            words = (nothing, nothing) if kind is LabelOverlaps else ()
-            evidence[kind] = kind(tuple(names), tuple(verdicts), *words)
-        answers = [Answer(name, key.task, "") for name in evidence[ClueOverlaps].names]
-        values = {scale: metric(scale).value(evidence[kind]) for scale, kind in SCALES.items()}
-        scores[model] = TaskScores(answers, values, evidence, {"name": f"{len(ratings)} raters"})
+            by_item = [[one.points[scale][name] for one in ratings if name in one.points[scale]] for name in rated]
+            verdicts = [Verdict(sum(each) / len(each)) if each else Verdict(None, "nobody rated it") for each in by_item]
+            names, verdicts = [*rated.values(), *empty], [*verdicts, *(Verdict(0.0) for _ in empty)]
+            no_words = ((),) * len(names)
+            words = (no_words, no_words) if kind is LabelOverlaps else ()
+            inputs[kind] = kind(tuple(names), tuple(verdicts), *words)
+        answers = [Answer(name, key.task, "") for name in inputs[ClueOverlaps].names]
+        values = {scale: metric(scale).value(inputs[kind]) for scale, kind in SCALES.items()}
+        scores[model] = TaskScores(answers, values, inputs, {"name": f"{len(ratings)} raters"})
     return scores
 
 
-def judges_points(path: str, key: Key) -> Ratings:
-    """A judge's points on the items, of the ``scores.json`` of ``emollama score``.
+def read_judge_ratings(path: str, key: Key) -> Ratings:
+    """Read a judge's scores of the items from the ``scores.json`` of ``emollama score``.
 
     Raises:
-        UserError: no such file, or no score of these files' answers in it.
+        UserError: the file does not exist, or has no scores of the answers in the key's files.
     """
     content = read_json(require_file(path, "--scores"))
     try:
         files = content["tasks"][key.task]["files"]
-        given = {(model, row["name"]): row for model, record in files.items() for row in record.get("clip_scores", [])}
+        by_item = {(model, row["name"]): row for model, record in files.items() for row in record.get("clip_scores", [])}
         judge = content["judge"]["name"]
     except (TypeError, KeyError, AttributeError):
-        told = f"no scores of a judge for {task_name(key.task)}. It is written by emollama score --judge ... --output FOLDER"
-        raise UserError(f"{path}: {told}") from None
+        remedy = "Write them with emollama score --judge ... --output FOLDER"
+        raise UserError(f"{path}: no scores of a judge for {task_name(key.task)}. {remedy}") from None
     points: dict[str, dict[str, float]] = {scale: {} for scale in SCALES}
     for name, item in key.items.items():
         for scale in SCALES:
-            if (found := given.get((item.model, item.name), {}).get(scale)) is not None:
-                points[scale][name] = found
+            if (score := by_item.get((item.model, item.name), {}).get(scale)) is not None:
+                points[scale][name] = score
     if not any(points.values()):
-        raise UserError(f"{path}: no score of {', '.join(key.models)}. Score the files under the names by which they were rated.")
+        remedy = "Run emollama score with the paths that were used for the sheets."
+        raise UserError(f"{path}: no scores of {', '.join(key.models)}. {remedy}")
     return Ratings(f"judge {judge}", points)

@@ -1,6 +1,6 @@
-"""From answers to figures: which metrics a block's tasks and keys allow, the evidence that they need, their values.
+"""Scoring: selects the metrics that a block's tasks and keys allow, builds their metric inputs, and computes their values.
 
-Everything that can be wrong about the keys is found when a :class:`Scoring` is made, before anything is generated.
+All errors in the keys are detected when a :class:`Scoring` is constructed, before any answer is generated.
 """
 
 from __future__ import annotations
@@ -22,91 +22,90 @@ from emollama.evaluation.judges.judge import JudgeUnreachable
 from emollama.evaluation.labels import AnswerRule, LabelReader, SeveralHits
 from emollama.evaluation.losses import Losses
 from emollama.evaluation.metrics import Metric, MetricInput, metric
-from emollama.evaluation.openset import OpenSets, listed_words, read_openset, read_synonyms
+from emollama.evaluation.openset import OpenSets, extract_words, read_openset, read_synonyms
 from emollama.evaluation.recognition import Labels
 from emollama.evaluation.spelling import KeySpelling
 from emollama.evaluation.wheels import Wheels, WheelSets
 from emollama.listing import listing
 from emollama.registry import JUDGES, METRICS
 
-DESCRIBING = ("reason", "reason_v2", "")  # tasks whose answers describe; "" is a file's that does not say
+DESCRIBING = ("reason", "reason_v2", "")  # tasks whose answers are descriptions; "" if a file does not state its task
 JUDGED = (ClueOverlaps, LabelOverlaps)
-ASKING = (*JUDGED, OpenSets, WheelSets)  # words of descriptions are the judge's too
+MAY_USE_JUDGE = (*JUDGED, OpenSets, WheelSets)  # the judge also extracts the words of descriptions
 COUNTED = ("calls", "cached", "failed", "prompt_tokens", "completion_tokens", "cost")
 
 
 @dataclass(frozen=True)
 class TaskScores:
-    """Scores of one task's answers.
+    """Scores of the answers to one task.
 
     Attributes:
-        answers: what was scored.
-        metrics: name -> value; None where nothing could be computed.
-        evidence: what they were computed from, by class.
-        judge: the judge's name where one was asked, what that took, and why it was ``unreachable`` if it was; empty where none
-            was asked.
+        answers: the answers.
+        metrics: name -> value; None if it is undefined.
+        inputs: the metric inputs by class.
+        judge: name and usage of the judge, and why it was ``unreachable`` if so; empty if no judge was used.
     """
 
     answers: Sequence[Answer]
     metrics: dict[str, float | None]
-    evidence: dict[type, MetricInput]
+    inputs: dict[type, MetricInput]
     judge: dict[str, Any]
 
     @property
     def clips(self) -> int:
-        """How many answers there were."""
+        """Number of answers."""
         return len(self.answers)
 
 
 class Scoring:
-    """Scores the answers of a block, or of a file.
+    """Scores the answers of an evaluation block or of a file.
 
     Args:
-        cfg: its keys.
-        labels: that answers of the task ``emotion`` may have.
+        cfg: configuration of the scores.
+        labels: labels that answers to the task ``emotion`` may have.
         aliases: word in an answer -> label that it stands for.
-        tasks: each task that there are answers to -> what the answers come with: "reference", "loss", or nothing.
-        key: what messages call the block; "" if its keys come from options.
-        options: key -> the option that sets it, for messages; none for a block of a configuration.
+        tasks: task -> what its answers have: "reference", "loss", both or neither.
+        key: name of the block in messages; "" if its keys come from options.
+        options: key -> the option that sets it, for messages; None for a block of a configuration.
 
     Raises:
-        UserError: an unknown metric, one that cannot be computed here, a judge that is configured wrongly, unusable files.
+        UserError: a metric is unknown or cannot be computed here, the judge is configured incorrectly, or a file is unusable.
     """
 
     @dataclass
     class Config:
-        """Keys of a block under ``evaluation_datasets`` about its scores."""
+        """Keys of a block under ``evaluation_datasets`` that concern its scores."""
 
         metrics: list[str] = field(default_factory=list)
         """Metrics to compute. Empty: all that the block's tasks and the keys below allow."""
         answer_rule: AnswerRule = "search"
-        """How a label is read out of an answer. exact: the whole answer is a label. search: the answer is one, or names one
-        as a whole word. last_word: its last word, as the predecessors did."""
+        """How a label is extracted from an answer. exact: the whole answer is a label. search: the answer is a label, or contains
+        one as a whole word. last_word: the last word is a label, as in the evaluation published with Emotion-LLaMA."""
         several_hits: SeveralHits = "invalid"
-        """What an answer that names several labels is: invalid, or the first or last of them."""
+        """Result for an answer that contains several labels: invalid, or the first or last of them."""
         judge: dict[str, Any] | None = None
-        """Who judges descriptions: {type: lexical}, or {type: openai, model: ..., base_url: ...}. Null: nobody does, and there is
-        no clue_overlap and label_overlap."""
+        """Judge of descriptions: {type: lexical}, or {type: openai, model: ..., base_url: ...}. Null: no judge, and no metrics
+        clue_overlap and label_overlap."""
         openset_path: str | None = None
-        """Each clip's true emotion words (name,openset as CSV, or an imported openset.json), for the metrics ov and ew. Starts
-        at the current directory."""
+        """True emotion words of each clip (name,openset as CSV, or an imported openset.json), for the metrics ov and ew. Relative
+        to the current directory."""
         synonyms_path: str | None = None
-        """Groups of synonyms for ov, JSON: a list of lists of words, {group: [words]} or {word: group}. Null: every word is a
+        """Groups of synonyms for ov, JSON: a list of lists of words, {group: [words]} or {word: group}. Null: each word is a
         group of its own."""
         wheel_folder: str | None = None
-        """Emotion wheels in the layout of MERTools, for ew."""
+        """Folder of emotion wheels in the layout of MERTools, for ew."""
         wheel_level: int = 1
-        """Level of the wheels at which ew compares: 1 or 2."""
+        """Level of the wheels at which ew compares words: 1 or 2."""
         caption_tokenizer: TokenizerChoice = "auto"
-        """How captions are split into words. ptb: Stanford's tokenizer, as in COCO's evaluation; needs Java. treebank: NLTK's,
-        whose figures are near those of ptb, not equal. auto: ptb where Java is."""
+        """Tokenizer that splits captions into words. ptb: Stanford's tokenizer, as in COCO's evaluation; needs Java. treebank:
+        NLTK's; its scores are close to those of ptb, but not equal. auto: ptb if Java is installed, else treebank."""
 
         def __post_init__(self) -> None:
             for name in self.metrics:
                 METRICS.get(name, "metrics")
             require_at_least(1, self, "wheel_level")
             if self.wheel_level > 2:
-                raise ValueError(f"wheel_level is {self.wheel_level}; it is 1 or 2")
+                raise ValueError(f"wheel_level: expected 1 or 2, got {self.wheel_level}")
             if self.judge:
                 JUDGES.configured(self.judge, "judge")
 
@@ -123,7 +122,7 @@ class Scoring:
         self.cfg = cfg
         self.key = key
         spelling = self._spelling = KeySpelling(key, options or {})
-        self._given = tasks
+        self._tasks = tasks
         self.judge: Any = JUDGES.built(cfg.judge, spelling.path("judge")) if cfg.judge else None
         try:
             self._reader = LabelReader(labels, aliases, cfg.answer_rule, cfg.several_hits, spelling=spelling)
@@ -135,7 +134,7 @@ class Scoring:
             raise UserError(spelling.in_block(error)) from None
         captioned = "reference" in tasks.get(CAPTION, ())
         self._captions = CaptionInputs(cfg.caption_tokenizer, spelling) if captioned else None
-        self._gather: dict[type, Callable[[list[Answer]], MetricInput]] = {
+        self._builders: dict[type, Callable[[list[Answer]], MetricInput]] = {
             Labels: self._labels,
             ClueOverlaps: self._clues,
             LabelOverlaps: self._label_overlaps,
@@ -144,117 +143,117 @@ class Scoring:
             **{kind: partial(self._caption_numbers, kind) for kind in CAPTION_METRIC_INPUTS},
             Losses: self._losses,
         }
-        self.metrics = {task: self._possible(task) for task in tasks}
-        self._refuse_impossible()
-        if self._captions and any(metric(name).evidence in CAPTION_METRIC_INPUTS for name in self.metrics[CAPTION]):
+        self.metrics = {task: self._computable(task) for task in tasks}
+        self._require_computable()
+        if self._captions and any(metric(name).input_type in CAPTION_METRIC_INPUTS for name in self.metrics[CAPTION]):
             self._captions.warn(without_meteor=not cfg.metrics)
-        if self.judge and not any(metric(name).evidence in JUDGED for names in self.metrics.values() for name in names):
-            text = "%s: the data has no description to compare with, so nothing is judged. Name data that has them."
+        if self.judge and not any(metric(name).input_type in JUDGED for names in self.metrics.values() for name in names):
+            text = "%s: the judge is not used, because the data has no descriptions to compare with. Add data that has them."
             logging.getLogger("emollama").warning(text, spelling.path("judge"))
 
     def score(self, answers: Sequence[Answer], *, tolerant: bool = False) -> dict[str, TaskScores]:
-        """task -> its scores. Answers of tasks that were not announced are left out.
+        """Return task -> scores. Answers to tasks that were not passed to the constructor are ignored.
 
         Args:
-            answers: of any of the tasks.
-            tolerant: metrics of a judge that cannot be reached, and of a Java program that fails, are None, with a warning.
+            answers: answers to any of the tasks.
+            tolerant: if a judge cannot be reached or a Java program fails, its metrics are None, with a warning.
 
         Raises:
-            JudgeUnreachable, JavaFailed: unless tolerant.
+            JudgeUnreachable: the judge cannot be reached, unless ``tolerant``.
+            JavaFailed: a Java program failed, unless ``tolerant``.
         """
         by_task = {task: [answer for answer in answers if answer.task == task] for task in self.metrics}
         return {task: self._scores(by_task[task], metrics, tolerant) for task, metrics in self.metrics.items()}
 
     def _scores(self, answers: list[Answer], metrics: list[str], tolerant: bool) -> TaskScores:
         chosen = {name: metric(name) for name in metrics}
-        kinds = [kind for kind in self._gather if any(found.evidence is kind for found in chosen.values())]
-        judged = self.judge is not None and any(kind in ASKING for kind in kinds)
-        before = self.judge.usage() if judged else {}
-        evidence, failure = self._gathered(kinds, answers, tolerant)
+        kinds = [kind for kind in self._builders if any(one.input_type is kind for one in chosen.values())]
+        uses_judge = self.judge is not None and any(kind in MAY_USE_JUDGE for kind in kinds)
+        before = self.judge.usage() if uses_judge else {}
+        inputs, failure = self._build_inputs(kinds, answers, tolerant)
         unreachable = {"unreachable": str(failure)} if failure else {}
-        values = {
-            name: found.value(evidence[found.evidence]) if found.evidence in evidence else None for name, found in chosen.items()
-        }
-        judge = {"name": self.judge.name, **_spent(before, self.judge.usage()), **unreachable} if judged else {}
-        return TaskScores(answers, values, evidence, judge)
+        values = {name: one.value(inputs[one.input_type]) if one.input_type in inputs else None for name, one in chosen.items()}
+        judge = {"name": self.judge.name, **_usage_between(before, self.judge.usage()), **unreachable} if uses_judge else {}
+        return TaskScores(answers, values, inputs, judge)
 
-    def _gathered(
+    def _build_inputs(
         self, kinds: list[type], answers: list[Answer], tolerant: bool
     ) -> tuple[dict[type, MetricInput], JudgeUnreachable | None]:
-        """The evidence of these kinds as far as it can be had, and why the judge could not be asked, where it could not."""
-        evidence: dict[type, MetricInput] = {}
-        for kind in sorted(kinds, key=ASKING.__contains__):  # what a judge may be asked for comes last
+        """Build the metric inputs; if the judge cannot be reached, return those built so far and the error."""
+        inputs: dict[type, MetricInput] = {}
+        # Inputs that may need the judge come last, so that an unreachable judge costs no other metric.
+        for kind in sorted(kinds, key=MAY_USE_JUDGE.__contains__):
             try:
-                evidence[kind] = self._gather[kind](answers)
+                inputs[kind] = self._builders[kind](answers)
             except (JudgeUnreachable, JavaFailed) as error:
                 if not tolerant:
                     raise
                 logging.getLogger("emollama").warning("%s", self._spelling.in_block(error))
                 if isinstance(error, JudgeUnreachable):
-                    return evidence, error
+                    return inputs, error
             except UserError as error:
                 raise UserError(self._spelling.in_block(error)) from None
-        return evidence, None
+        return inputs, None
 
-    def _possible(self, task: str) -> list[str]:
-        """The metrics that are wanted and can be computed for a task."""
-        possible = [name for name in self.cfg.metrics or METRICS.in_order() if self._lacking(metric(name), task) is None]
-        order = list(self._gather)
-        return possible if self.cfg.metrics else sorted(possible, key=lambda name: order.index(metric(name).evidence))
+    def _computable(self, task: str) -> list[str]:
+        """Return the requested metrics that can be computed for a task."""
+        names = [name for name in self.cfg.metrics or METRICS.in_order() if self._missing(metric(name), task) is None]
+        order = list(self._builders)
+        return names if self.cfg.metrics else sorted(names, key=lambda name: order.index(metric(name).input_type))
 
-    def _refuse_impossible(self) -> None:
+    def _require_computable(self) -> None:
         for name in self.cfg.metrics:
-            if not any(name in possible for possible in self.metrics.values()):
+            if not any(name in computable for computable in self.metrics.values()):
                 key = self._spelling.path("metrics")
                 raise UserError(f"{key}: '{name}' cannot be computed here: it needs {self.needs(name)}")
 
     def needs(self, name: str) -> str:
-        """What a metric would need that this block does not have."""
-        lacking = {self._lacking(metric(name), task) for task in self._given}
-        return f"its name in {self._spelling.path('metrics')}" if None in lacking else " or ".join(sorted(map(str, lacking)))
+        """Return what a metric needs that this block does not have."""
+        missing = {self._missing(metric(name), task) for task in self._tasks}
+        return f"its name in {self._spelling.path('metrics')}" if None in missing else " or ".join(sorted(map(str, missing)))
 
-    def _lacking(self, found: Metric, task: str) -> str | None:
-        """What a metric would need to be computed for a task; None where nothing is lacking."""
-        kind = found.evidence
-        if kind not in self._gather:
-            return f"evidence of the kind {kind.__name__}, which nothing gathers"
-        if kind is Losses and "loss" not in self._given[task]:
-            return "clips with an answer to learn from, and prompt_layout: train"
+    def _missing(self, requested: Metric, task: str) -> str | None:
+        """Return what is missing to compute a metric for a task; None if nothing is."""
+        kind = requested.input_type
+        if kind not in self._builders:
+            return f"a metric input of the class {kind.__name__}, which no code builds"
+        if kind is Losses and "loss" not in self._tasks[task]:
+            return "samples with a target answer, and prompt_layout: train"
         if kind is Labels and task != "emotion":
             return "the task 'emotion'"
         if kind in CAPTION_METRIC_INPUTS and task != CAPTION:
             return f"the task '{CAPTION}'"
         if kind in CAPTION_METRIC_INPUTS:
-            return self._captions.lacking(kind) if self._captions else "clips whose true captions are known"
+            return self._captions.missing(kind) if self._captions else "samples with reference captions"
         if kind in JUDGED and task not in DESCRIBING:
-            return "a task that describes (reason, reason_v2)"
+            return "a task with descriptions (reason, reason_v2)"
         if kind in JUDGED and self.judge is None:
             return f"a judge; set {self._spelling.component('judge', 'lexical')}, or another one"
-        if (kind is Labels or kind in JUDGED) and "reference" not in self._given[task]:
-            return "clips whose true answer is known: labels in the list, or descriptions"
+        if (kind is Labels or kind in JUDGED) and "reference" not in self._tasks[task]:
+            return "samples with a reference: labels in the annotation file, or descriptions"
         if kind in (OpenSets, WheelSets) and self._openset is None:
-            return f"{self._spelling.name('openset_path')}, the clips' true emotion words"
+            return f"{self._spelling.name('openset_path')}, the true emotion words of the samples"
         return (
             f"{self._spelling.name('wheel_folder')}, the emotion wheels" if kind is WheelSets and self._wheels is None else None
         )
 
     def _caption_numbers(self, kind: type[CaptionNumbers], answers: list[Answer]) -> MetricInput:
         assert self._captions is not None
-        return self._captions.gather(kind, answers)
+        return self._captions.build(kind, answers)
 
     def _losses(self, answers: list[Answer]) -> Losses:
-        known = [(answer.name, answer.loss) for answer in answers if answer.loss is not None]
-        return Losses(tuple(name for name, _ in known), tuple(loss for _, loss in known))
+        losses = [(answer.name, answer.loss) for answer in answers if answer.loss is not None]
+        return Losses(tuple(name for name, _ in losses), tuple(loss for _, loss in losses))
 
     def _labels(self, answers: list[Answer]) -> Labels:
-        known = [answer for answer in answers if answer.reference is not None]
-        readings = [self._reader.read(answer.prediction) for answer in known]
+        annotated = [answer for answer in answers if answer.reference is not None]
+        extracted = [self._reader.read(answer.prediction) for answer in annotated]
         try:
             return Labels(
-                names=tuple(answer.name for answer in known),
-                truth=tuple(str(answer.truth) for answer in known),
-                read=tuple(reading.label for reading in readings),
-                named=tuple(reading.named for reading in readings),
+                names=tuple(answer.name for answer in annotated),
+                truth=tuple(str(answer.truth) for answer in annotated),
+                read=tuple(one.label for one in extracted),
+                named=tuple(one.named for one in extracted),
                 labels=self._reader.labels,
             )
         except UserError as error:
@@ -274,19 +273,19 @@ class Scoring:
         return WheelSets.of(*self._word_sets(answers), self._wheels)
 
     def _word_sets(self, answers: list[Answer]) -> tuple[list[str], list[Sequence[str]], list[Sequence[str]]]:
-        """(clip, its true words, its predicted words), three lists; without clips whose words nobody could find."""
+        """Return three lists (names, true words, predicted words), without samples whose words could not be extracted."""
         assert self._openset is not None
-        counted = {answer.name: answer.prediction for answer in answers if answer.name in self._openset}
-        predicted = listed_words(counted, self.judge or JUDGES.built({"type": "lexical"}, "judge"))
-        unread = [name for name, words in predicted.items() if words is None]
-        if unread:
-            text = f"the judge found no emotion words of these clips, which ov and ew leave out, {listing(unread)}"
+        predictions = {answer.name: answer.prediction for answer in answers if answer.name in self._openset}
+        predicted = extract_words(predictions, self.judge or JUDGES.built({"type": "lexical"}, "judge"))
+        failed = [name for name, words in predicted.items() if words is None]
+        if failed:
+            text = f"ov and ew leave out these samples, because the judge found no emotion words, {listing(failed)}"
             logging.getLogger("emollama").warning("%s", self._spelling.in_block(text))
         names = [name for name, words in predicted.items() if words is not None]
         return names, [self._openset[name] for name in names], [predicted[name] or () for name in names]
 
 
-def _spent(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """What was used between two accounts of a judge."""
+def _usage_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a judge's usage between two reports: the counts of ``after`` less those of ``before``."""
     counts = {key: after[key] - (before[key] or 0) for key in COUNTED if after.get(key) is not None}
     return {**after, **counts}

@@ -1,6 +1,6 @@
-"""The file in which emotion words are handed in: an ``.npz`` with two arrays of texts, ``filenames`` and ``fileitems``.
+"""The submission file of the challenges: an ``.npz`` with two arrays of texts, ``filenames`` and ``fileitems``.
 
-Source: the challenge MER2025, track 2; the files that MERTools writes and reads. An item is a list of words as text.
+Source: the challenge MER2025, track 2, and the files that MERTools writes and reads. An item is a list of words as text.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ UNREADABLE = (
 
 
 def write_submission(path: str, names: Sequence[str], words: Sequence[Sequence[str]]) -> None:
-    """Write words of clips as the challenges take them: an ``.npz`` with the texts ``filenames`` and ``fileitems``, a list each.
+    """Write the emotion words of clips in the format of the challenges.
 
     Args:
-        path: the file, replaced if it is there.
-        names: the clips.
-        words: those of each clip.
+        path: output file; an existing file is replaced.
+        names: names of the clips.
+        words: emotion words of each clip.
     """
     items = [str(list(one)) for one in words]
     with atomic_write(path, "wb") as file:
@@ -36,13 +36,14 @@ def write_submission(path: str, names: Sequence[str], words: Sequence[Sequence[s
 
 
 def read_submission(path: str) -> dict[str, tuple[str, ...]]:
-    """Read such a file, whoever wrote it; a text that is no list is cut at commas and quotes, as the published scorer does.
+    """Read a submission of any program. Items that are not lists are split at commas and quotes, as by the published scorer.
 
     Returns:
-        Clip -> its words, in lower case.
+        Clip name -> words in lower case.
 
     Raises:
-        UserError: no such file, other arrays, arrays of Python objects (pickles, which are not opened), or a clip twice.
+        UserError: the file does not exist, has other arrays or arrays of Python objects (pickles are never loaded), or contains
+            a clip twice.
     """
     words: dict[str, tuple[str, ...]] = {}
     for name, item in read_items(path).items():
@@ -54,20 +55,20 @@ def read_submission(path: str) -> dict[str, tuple[str, ...]]:
 
 
 def read_items(path: str) -> dict[str, str]:
-    """Clip -> its words as the file writes them.
+    """Read clip name -> item, the text in the file.
 
     Raises:
-        UserError: as :func:`read_submission`.
+        UserError: as in :func:`read_submission`.
     """
     filenames, items = _texts(path)
     if len(filenames) != len(items):
-        raise UserError(f"{path}: {len(filenames)} filenames, but {len(items)} fileitems. It needs one item a clip.")
-    found: dict[str, str] = {}
+        raise UserError(f"{path}: expected one item per clip, got {len(filenames)} filenames and {len(items)} fileitems")
+    items_by_name: dict[str, str] = {}
     for name, item in zip(filenames, items, strict=True):
-        if name in found:
-            raise UserError(f"{path}: clip '{name}' stands in filenames twice. Keep one.")
-        found[name] = item
-    return found
+        if name in items_by_name:
+            raise UserError(f"{path}: filenames contains '{name}' twice. Remove one of the two.")
+        items_by_name[name] = item
+    return items_by_name
 
 
 def _texts(path: str) -> list[list[str]]:
@@ -78,11 +79,11 @@ def _texts(path: str) -> list[list[str]]:
             arrays: list[Any] = [] if missing else [archive[name] for name in ARRAYS]
     except UNREADABLE as error:
         raise UserError(
-            f"{path}: cannot be read as an .npz of texts ({error}). Python objects in it are pickles, which may run code and are"
-            " not opened; store texts: np.savez(file, filenames=np.array(names, str), fileitems=np.array(items, str))."
+            f"{path}: cannot read an .npz of texts ({error}). Arrays of Python objects are pickles, which can run code and are"
+            " never loaded. Store texts: np.savez(file, filenames=np.array(names, str), fileitems=np.array(items, str))."
         ) from None
     if missing:
-        raise UserError(f"{path}: it lacks {' and '.join(missing)}. A submission holds {' and '.join(ARRAYS)}.")
+        raise UserError(f"{path}: {' and '.join(missing)} missing. A submission contains the arrays {' and '.join(ARRAYS)}.")
     if any(array.ndim != 1 or (array.size and array.dtype.kind != "U") for array in arrays):
-        raise UserError(f"{path}: {' and '.join(ARRAYS)} are not one text a clip")
+        raise UserError(f"{path}: expected {' and '.join(ARRAYS)} to be one-dimensional arrays of texts")
     return [[str(text) for text in array] for array in arrays]

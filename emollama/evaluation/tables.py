@@ -1,4 +1,4 @@
-"""Scores of several files as text: figures with their intervals, differences from the first file, counts, names.
+"""Tables of the scores of several files as text: values with intervals, differences from the first file, counts, names.
 
 All functions take the plain values of a ``scores.json`` (:func:`~emollama.evaluation.records.task_record`).
 """
@@ -18,88 +18,88 @@ from emollama.evaluation.wheels import WheelSets
 from emollama.listing import abbreviated
 from emollama.logs.console import aligned
 
-Files = Mapping[str, Mapping[str, Any]]  # file -> what is recorded about it
-WIDTH = 5  # metrics side by side
-LEAST_P = 0.001  # that is shown
+Files = Mapping[str, Mapping[str, Any]]  # file -> its record
+WIDTH = 5  # metrics per table
+LEAST_P = 0.001  # smallest p that is shown
 TEXT_SHOWN = 60  # characters of an answer
 LISTS = {
-    "missing": "clips without an answer, which count as empty",
-    "unknown": "answers to clips of which no truth is known, left out",
+    "missing": "samples without an answer, which count as empty",
+    "unknown": "answers without reference data, which are ignored",
     "empty": "empty answers",
-    "unreadable": "broken lists of words, read as descriptions (in .npz: cut at quotes and commas)",
+    "unreadable": "broken lists of words, treated as descriptions (in .npz: split at quotes and commas)",
 }
 KINDS = {"descriptions": (ClueOverlaps, LabelOverlaps), "emotion words": (OpenSets, WheelSets)}
 
 
 def short_names(paths: Sequence[str]) -> dict[str, str]:
-    """path -> its shortest tail that no other path ends with."""
+    """Return path -> its shortest suffix (of whole path components) that no other path ends with."""
     parts = {path: path.split("/") for path in paths}
-    found = {}
+    names = {}
     for path, own in parts.items():
         others = [each for other, each in parts.items() if other != path]
         depth = next((n for n in range(1, len(own)) if all(each[-n:] != own[-n:] for each in others)), len(own))
-        found[path] = "/".join(own[-depth:])
-    return found
+        names[path] = "/".join(own[-depth:])
+    return names
 
 
 def path_lines(short: Mapping[str, str]) -> list[str]:
-    """What the tables' short names stand for; nothing where they are the paths."""
+    """Return one line for each short name that differs from its path."""
     return [f"{name} is {path}" for path, name in short.items() if name != path]
 
 
 def task_text(task: str, files: Files) -> Iterator[str]:
-    """Everything about one task's figures, line by line."""
+    """Yield the lines of all tables of one task."""
     first, *others = files
     metrics = [
         name for name in files[first]["estimates"] if any(_has_value(one, name) or _failed(one, name) for one in files.values())
     ]
     labels = f"; labels {' '.join(files[first]['recognition']['labels'])}" if "recognition" in files[first] else ""
-    words = f"; tokenizer: {files[first]['captions']['tokenizer']}" if "captions" in files[first] else ""
-    yield f"{f'task {task}' if task else _kind(files[first])}: {files[first]['clips']} clips{labels}{words}"
+    tokenizer = f"; tokenizer: {files[first]['captions']['tokenizer']}" if "captions" in files[first] else ""
+    yield f"{f'task {task}' if task else _kind(files[first])}: {files[first]['clips']} samples{labels}{tokenizer}"
     if not metrics:
-        yield "no figures: descriptions are scored by a judge, --judge"
+        yield "no metrics: descriptions need a judge, --judge"
     parts = [metrics[start : start + WIDTH] for start in range(0, len(metrics), WIDTH)]
     for some in parts:
         yield ""
-        yield from figures(files, some)
+        yield from values(files, some)
     legend = [f"{name}: {_title(name)}" for name in metrics if _title(name).lower().replace("-", " ") != name.replace("_", " ")]
-    legend += [f"{file}: {name}: {reason}" for file, record in files.items() for name, reason in _nothing(record, metrics)]
+    legend += [f"{file}: {name}: {reason}" for file, record in files.items() for name, reason in _without_value(record, metrics)]
     yield from ["", *legend] if legend else []
     if others and metrics:
         yield ""
-        yield f"Differences from {first}, over the clips that both have scores for: 95% interval, two-sided p (clips)"
+        yield f"Differences from {first}, over the samples that both have scores for: 95% interval, two-sided p (samples)"
         for some in parts:
             yield ""
             yield from differences({file: files[file] for file in others}, some)
     yield ""
 
 
-def figures(files: Files, metrics: Sequence[str]) -> list[str]:
-    """A row a file: each metric's value, beneath it its interval, and the clips with a score where these are not all."""
+def values(files: Files, metrics: Sequence[str]) -> list[str]:
+    """Return a table with one row per file: the value of each metric, its interval, and how many samples have a score."""
     rows = [["", *metrics]]
     for file, record in files.items():
-        found = [(name, record["estimates"][name]) for name in metrics]
-        rows.append([file, *(_number(name, one["value"]) for name, one in found)])
-        rows.append(["", *(_interval(name, one) for name, one in found)])
-        some = [f"{one['clips']} of {record['clips']}" if one["clips"] < record["clips"] else "" for _, one in found]
-        rows += [["  clips", *some]] if any(some) else []
+        estimates = [(name, record["estimates"][name]) for name in metrics]
+        rows.append([file, *(_number(name, one["value"]) for name, one in estimates)])
+        rows.append(["", *(_interval(name, one) for name, one in estimates)])
+        some = [f"{one['clips']} of {record['clips']}" if one["clips"] < record["clips"] else "" for _, one in estimates]
+        rows += [["  samples", *some]] if any(some) else []
     return aligned(rows)
 
 
 def differences(files: Files, metrics: Sequence[str]) -> list[str]:
-    """A row a file: each metric's difference from the first file, its interval, and p with the number of clips beneath."""
+    """Return a table with one row per file: the difference of each metric from the first file, its interval, p and samples."""
     rows = [["", *metrics]]
     for file, record in files.items():
-        found = [(name, record["differences"][name]) for name in metrics]
-        rows.append([file, *(_number(name, one["value"], signed=True) for name, one in found)])
-        rows.append(["", *(_interval(name, one) for name, one in found)])
-        rows.append(["", *(_sureness(one) for _, one in found)])
+        estimates = [(name, record["differences"][name]) for name in metrics]
+        rows.append([file, *(_number(name, one["value"], signed=True) for name, one in estimates)])
+        rows.append(["", *(_interval(name, one) for name, one in estimates)])
+        rows.append(["", *(_p_text(one) for _, one in estimates)])
     return aligned(rows)
 
 
 def counts(files: Files) -> list[str]:
-    """A row a file: how many clips were answered with words, and what was odd about answers; clips without a score by metric."""
-    rows = [["", "answered", "missing", "empty", "no truth", "invalid", "judge failed"]]
+    """Return a table with one row per file: numbers of answered, missing, empty, ignored, invalid and unscored samples."""
+    rows = [["", "answered", "missing", "empty", "no reference", "invalid", "judge failed"]]
     for file, record in files.items():
         missing, empty, unknown = (len(record[kind]) for kind in ("missing", "empty", "unknown"))
         invalid = len(record["recognition"]["invalid"]) if "recognition" in record else "-"
@@ -110,33 +110,33 @@ def counts(files: Files) -> list[str]:
     return aligned(rows)
 
 
-def lists(files: Files) -> Iterator[str]:
-    """The names behind the counts, the first few of each."""
+def name_lists(files: Files) -> Iterator[str]:
+    """Yield the first few names behind each of the counts."""
     for file, record in files.items():
         for kind, title in LISTS.items():
             yield from _listed(f"{file}: {title}", record[kind], ", ")
         invalid = record["recognition"]["invalid"] if "recognition" in record else []
-        told = [f"{row['name']} {row['prediction'][:TEXT_SHOWN]!r}" for row in invalid]
-        yield from _listed(f"{file}: answers without a usable label", told, "; ")
+        lines = [f"{row['name']} {row['prediction'][:TEXT_SHOWN]!r}" for row in invalid]
+        yield from _listed(f"{file}: answers without a valid label", lines, "; ")
         failures = record["judge"]["failures"] if "judge" in record else []
-        told = [f"{row['name']} ({row['metric']}): {row['failure']}" for row in failures]
-        yield from _listed(f"{file}: no score from the judge", told, "; ")
+        lines = [f"{row['name']} ({row['metric']}): {row['failure']}" for row in failures]
+        yield from _listed(f"{file}: no score from the judge", lines, "; ")
 
 
 def published() -> list[str]:
-    """What was published for EMER, marked as not comparable."""
+    """Return the table of results published for EMER, with the note that they are not comparable."""
     rows = [["", "clue_overlap", "label_overlap"]]
-    rows += [[model, *(f"{figure:.2f}" for figure in pair)] for model, pair in EMER.items()]
+    rows += [[model, *(f"{value:.2f}" for value in pair)] for model, pair in EMER.items()]
     return [*CAUTION, *aligned(rows)]
 
 
 def judge_line(judge: Mapping[str, Any]) -> str:
-    """Who judged, and what it took."""
+    """Return a line with the judge's name and usage."""
     usage = {key.replace("_", " "): value for key, value in judge.items() if key != "name" and value is not None}
     if "failed" in usage:
         usage["failed"] = f"{usage['failed']} (questions without a usable reply)"
-    told = (f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in usage.items())
-    return f"judge {judge['name']}: {', '.join(told)}"
+    items = (f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in usage.items())
+    return f"judge {judge['name']}: {', '.join(items)}"
 
 
 def _has_value(record: Mapping[str, Any], name: str) -> bool:
@@ -144,27 +144,27 @@ def _has_value(record: Mapping[str, Any], name: str) -> bool:
 
 
 def _failed(record: Mapping[str, Any], name: str) -> list[str]:
-    """Why clips have no score of a metric, one reason a clip."""
+    """Return why samples have no score of a metric, one reason per sample."""
     failures = record["judge"]["failures"] if "judge" in record else []
     return [row["failure"] for row in failures if row["metric"] == name]
 
 
-def _nothing(record: Mapping[str, Any], metrics: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(metric, why there is no figure), of metrics on which every judgement failed."""
+def _without_value(record: Mapping[str, Any], metrics: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield (metric, reason) for each metric without a value because the judge failed on every sample."""
     for name in metrics:
         if not _has_value(record, name) and (reasons := Counter(_failed(record, name)).most_common(1)):
-            yield name, f"no clip has a score; most often: {reasons[0][0]} ({reasons[0][1]} clips)"
+            yield name, f"no sample has a score; most frequent reason: {reasons[0][0]} ({reasons[0][1]} samples)"
 
 
 def _kind(record: Mapping[str, Any]) -> str:
-    """What answers without a task are, by the metrics that they have."""
-    found = {metric(name).evidence for name in record["estimates"]}
-    return " and ".join(kind for kind, evidence in KINDS.items() if found & {*evidence}) or "descriptions"
+    """Return a name for answers without a task, based on their metrics."""
+    input_types = {metric(name).input_type for name in record["estimates"]}
+    return " and ".join(kind for kind, types in KINDS.items() if input_types & {*types}) or "descriptions"
 
 
 def _title(name: str) -> str:
-    found = metric(name)
-    return found.title if found.higher_is_better else f"{found.title}; less is better"
+    one = metric(name)
+    return one.title if one.higher_is_better else f"{one.title}; lower is better"
 
 
 def _number(name: str, value: float | None, *, signed: bool = False) -> str:
@@ -178,15 +178,15 @@ def _digits(name: str) -> int:
 
 
 def _interval(name: str, one: Mapping[str, Any]) -> str:
-    """The ends; shares and losses with a digit less than the value has."""
+    """Return the ends of the interval; those of fractions and losses have one digit less than the value."""
     if one["low"] is None:
         return "-"
     digits = min(_digits(name), 3)
     return f"[{one['low']:.{digits}f}, {one['high']:.{digits}f}]"
 
 
-def _sureness(one: Mapping[str, Any]) -> str:
-    """p, as a bound (rounded up) where it is the least that the draws can tell or smaller than what is shown; the clips."""
+def _p_text(one: Mapping[str, Any]) -> str:
+    """Return p and the number of samples; a p below the resolution of the resamples or of the table is an upper bound."""
     if one["p"] is None:
         return "-"
     if one["at_most"] or one["p"] < LEAST_P:

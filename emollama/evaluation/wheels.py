@@ -1,17 +1,17 @@
-"""EW metrics: emotion words compared on emotion wheels.
+"""EW metrics: emotion words are compared by their positions on emotion wheels.
 
 Source: the scorer published for MER2025 track 2 and MER-UniBench (MERTools, MER2025_Track23, evaluation/wheel.py), and the folder
 emotion_wheel that it reads:
 
-* ``format.csv``, ``name,format``: a word, and a list of forms of it.
-* ``synonym.xlsx``, pairs of columns ``word_run<n>,synonym_run<n>``: a word that is on a wheel, and a list of synonyms.
-* ``wheel1.xlsx`` to ``wheel5.xlsx``, ``level1,level2,level3``: from the inner ring outwards; an empty cell repeats the one above.
+* ``format.csv``, ``name,format``: a word, and a list of its forms.
+* ``synonym.xlsx``, pairs of columns ``word_run<n>,synonym_run<n>``: a word that is on a wheel, and a list of its synonyms.
+* ``wheel1.xlsx`` to ``wheel5.xlsx``, ``level1,level2,level3``: rings from the inside out; an empty cell repeats the one above.
 
-A word is followed from its form over the synonyms to words that are on wheels, and on each wheel from the alphabetically first
-of those that it has to its cluster, a word of level 1 or of level 2. A word that leads nowhere is dropped. On each wheel, clips
-whose truth is empty after that are left out, and a prediction that is empty after that scores 0 and 0. Precision and recall are
-averaged over clips; F is the harmonic mean of these two means, 0 where both are 0 (the published scorer yields nan there). Each
-of the three is then averaged over the wheels, without those on which no clip's truth has a place.
+A form is mapped to its words, and these through the synonyms to words on wheels. On each wheel, the alphabetically first of the
+words that it contains determines the cluster, a word of level 1 or level 2. Words without a cluster are dropped. On each wheel,
+samples whose reference is then empty are left out, and a prediction that is then empty scores 0 for precision and recall.
+Precision and recall are averaged over samples; F is the harmonic mean of these two means, or 0 if both are 0 (the published
+scorer gives NaN). Each of the three is then averaged over the wheels that contain words of at least one reference.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Self
 from emollama.data.annotations import column_of, read_rows
 from emollama.errors import UserError
 from emollama.evaluation.metrics import Metric
-from emollama.evaluation.word_lists import plain_words, split_words
+from emollama.evaluation.word_lists import normalized_words, split_words
 from emollama.listing import abbreviated
 from emollama.paths import PATHS, join, looked_up
 
@@ -33,47 +33,47 @@ FORMS, SYNONYMS = "format.csv", "synonym.xlsx"
 WHEELS = tuple(f"wheel{number}.xlsx" for number in range(1, 6))
 RINGS = ("level1", "level2", "level3")
 Tree = dict[str, dict[str, list[str]]]  # level 1 -> level 2 -> words of level 3
-Clusters = tuple[frozenset[str], ...]  # a set a wheel
+Clusters = tuple[frozenset[str], ...]  # one set per wheel
 
 
 @dataclass(frozen=True)
 class Wheels:
-    """The wheels, ready for looking words up: for each wheel, form of a word -> cluster."""
+    """The emotion wheels, as one table per wheel: form of a word -> cluster."""
 
     clusters: tuple[Mapping[str, str], ...]
 
     @classmethod
     def read(cls, folder: str, level: int, key: str = "wheel_folder") -> Self:
-        """Read a folder.
+        """Read the wheels from a folder.
 
         Args:
-            folder: with the files that the head of this module describes.
-            level: 1 (few, wide clusters) or 2.
+            folder: folder with the files that the docstring of this module describes.
+            level: 1 (few, broad clusters) or 2.
             key: the configuration key or option, for messages.
 
         Raises:
-            UserError: missing files, all of them named; a sheet without its columns, or that is none; a word in the synonyms'
-                sheet that is on no wheel.
+            UserError: files are missing (all are listed), a file is not a workbook or lacks columns, or a word in the sheet of
+                synonyms is not on any wheel.
         """
         assert level in (1, 2), level
         missing = [file for file in (FORMS, SYNONYMS, *WHEELS) if not looked_up(PATHS.isfile, join(folder, file), key)]
         if missing:
-            raise UserError(f"{key}: '{folder}' lacks {', '.join(missing)}. It is the folder emotion_wheel of MERTools.")
+            raise UserError(f"{key}: '{folder}' lacks {', '.join(missing)}. Name the folder emotion_wheel of MERTools.")
         trees = [_tree(_sheet(join(folder, file), RINGS)) for file in WHEELS]
         on_wheels = {word for tree in trees for word in _clusters(tree, 1)}
         heads = _heads(join(folder, SYNONYMS), on_wheels)
-        reached = {form: sorted(_follow(words, heads)) for form, words in _forms(join(folder, FORMS), key).items()}
-        return cls(tuple(_by_form(reached, _clusters(tree, level)) for tree in trees))
+        heads_by_form = {form: sorted(_follow(words, heads)) for form, words in _forms(join(folder, FORMS), key).items()}
+        return cls(tuple(_by_form(heads_by_form, _clusters(tree, level)) for tree in trees))
 
     def of(self, words: Iterable[str]) -> Clusters:
-        """The clusters of these words on each wheel."""
-        known = plain_words(words)
-        return tuple(frozenset(table[word] for word in known if word in table) for table in self.clusters)
+        """Return the clusters of these words on each wheel."""
+        normalized = normalized_words(words)
+        return tuple(frozenset(table[word] for word in normalized if word in table) for table in self.clusters)
 
 
 @dataclass(frozen=True)
 class WheelSets:
-    """Clusters of each clip's truth and prediction."""
+    """Clusters of the reference and of the prediction of each sample."""
 
     names: tuple[str, ...]
     truth: tuple[Clusters, ...]
@@ -83,17 +83,17 @@ class WheelSets:
     def of(
         cls, names: Sequence[str], true_words: Sequence[Sequence[str]], predicted_words: Sequence[Sequence[str]], wheels: Wheels
     ) -> Self:
-        """From words of the clips."""
+        """Look up the words of each sample on the wheels."""
         return cls(tuple(names), tuple(map(wheels.of, true_words)), tuple(map(wheels.of, predicted_words)))
 
-    def take(self, places: Sequence[int]) -> Self:
-        """The same about the clips at these places."""
-        names = tuple(self.names[i] for i in places)
-        return type(self)(names, tuple(self.truth[i] for i in places), tuple(self.predicted[i] for i in places))
+    def take(self, indices: Sequence[int]) -> Self:
+        """Return the clusters of the samples at these indices."""
+        names = tuple(self.names[i] for i in indices)
+        return type(self)(names, tuple(self.truth[i] for i in indices), tuple(self.predicted[i] for i in indices))
 
 
 def _scores(sets: WheelSets) -> list[tuple[float, float, float]]:
-    """Precision, recall and F on each wheel that has a place for some clip's truth."""
+    """Return precision, recall and F on each wheel that contains words of at least one reference."""
     scores = []
     for truths, predictions in zip(zip(*sets.truth, strict=True), zip(*sets.predicted, strict=True), strict=True):
         pairs = [(true, predicted) for true, predicted in zip(truths, predictions, strict=True) if true]
@@ -105,9 +105,9 @@ def _scores(sets: WheelSets) -> list[tuple[float, float, float]]:
     return scores
 
 
-def _mean(figure: int) -> Callable[[WheelSets], float | None]:
+def _mean(column: int) -> Callable[[WheelSets], float | None]:
     def value(sets: WheelSets) -> float | None:
-        values = [scores[figure] for scores in _scores(sets)]
+        values = [scores[column] for scores in _scores(sets)]
         return sum(values) / len(values) if values else None
 
     return value
@@ -119,10 +119,13 @@ EW = Metric("F on emotion wheels (EW)", WheelSets, _mean(2))
 
 
 def _sheet(path: str, columns: Sequence[str] = ()) -> list[dict[str, str]]:
-    """The rows of a workbook's first sheet below its header: column -> text, in lower case, "" where the cell is empty.
+    """Read the first sheet of a workbook.
+
+    Returns:
+        Column -> text in lower case ("" for an empty cell), for each row below the header.
 
     Raises:
-        UserError: no workbook, or columns that are missing.
+        UserError: the file is not a workbook, or columns are missing.
     """
     import openpyxl
 
@@ -130,11 +133,11 @@ def _sheet(path: str, columns: Sequence[str] = ()) -> list[dict[str, str]]:
         with PATHS.open(path, "rb") as file:
             lines = list(openpyxl.load_workbook(file, data_only=True).worksheets[0].iter_rows(values_only=True))
     except (zipfile.BadZipFile, OSError, LookupError, ValueError, TypeError, SyntaxError) as error:
-        raise UserError(f"{path}: cannot be read as an Excel workbook ({error or type(error).__name__})") from None
+        raise UserError(f"{path}: cannot read an Excel workbook ({error or type(error).__name__})") from None
     texts = [["" if cell is None else str(cell).lower().strip() for cell in line] for line in lines]
     header = texts[0] if texts else []
     if missing := [column for column in columns if column not in header]:
-        raise UserError(f"{path}: its first sheet lacks the columns {', '.join(missing)}; it has {abbreviated(header) or 'none'}")
+        raise UserError(f"{path}: the first sheet lacks the columns {', '.join(missing)}; it has {abbreviated(header) or 'none'}")
     return [dict(zip(header, line, strict=True)) for line in texts[1:]]
 
 
@@ -149,10 +152,10 @@ def _tree(rows: Iterable[Mapping[str, str]]) -> Tree:
 
 
 def _clusters(tree: Tree, level: int) -> dict[str, str]:
-    """Word of a wheel -> its cluster.
+    """Return word of a wheel -> its cluster.
 
-    At level 2 a word of level 1 is in the alphabetically first cluster below it. Of a word that a wheel has twice, the later
-    place counts.
+    At level 2, a word of level 1 belongs to the alphabetically first cluster below it. If a word occurs twice on a wheel, its
+    last position counts.
     """
     clusters: dict[str, str] = {}
     for inner, branches in tree.items():
@@ -163,25 +166,25 @@ def _clusters(tree: Tree, level: int) -> dict[str, str]:
 
 
 def _heads(path: str, on_wheels: Collection[str]) -> dict[str, set[str]]:
-    """Word -> the words on wheels that it is, or is a synonym of."""
+    """Read word -> the words on wheels that are equal to it or have it as a synonym."""
     rows = _sheet(path)
     columns = list(rows[0]) if rows else []
     runs = [column.removeprefix("word_") for column in columns if column.startswith("word_")] or ["run1"]
     if missing := {f"{kind}_{run}" for kind in ("word", "synonym") for run in runs} - {*columns}:
-        raise UserError(f"{path}: its first sheet lacks the columns {', '.join(sorted(missing))}")
+        raise UserError(f"{path}: the first sheet lacks the columns {', '.join(sorted(missing))}")
     heads: dict[str, set[str]] = defaultdict(set)
     for number, row in enumerate(rows, 2):
         for run in runs:
             word = row[f"word_{run}"]
             if word and word not in on_wheels:
-                raise UserError(f"{path}, row {number}: '{word}' is on none of the wheels. Are all files of one version?")
+                raise UserError(f"{path}, row {number}: '{word}' is not on any wheel. Use files of the same version.")
             for synonym in (word, *split_words(row[f"synonym_{run}"])) if word else ():
                 heads[synonym].add(word)
     return heads
 
 
 def _forms(path: str, key: str) -> dict[str, set[str]]:
-    """Form of a word -> the words that it is a form of."""
+    """Read form of a word -> the words that have this form."""
     header, rows = read_rows(path, key)
     name, form_column = column_of(path, header, ["name"]), column_of(path, header, ["format"])
     forms: dict[str, set[str]] = defaultdict(set)
@@ -196,7 +199,7 @@ def _follow(words: Iterable[str], heads: Mapping[str, set[str]]) -> set[str]:
     return {head for word in words for head in heads.get(word, ())}
 
 
-def _by_form(reached: Mapping[str, Sequence[str]], clusters: Mapping[str, str]) -> dict[str, str]:
-    """Form of a word -> cluster, where the wheel has one of the words reached."""
-    first = {form: next((word for word in words if word in clusters), "") for form, words in reached.items()}
+def _by_form(heads_by_form: Mapping[str, Sequence[str]], clusters: Mapping[str, str]) -> dict[str, str]:
+    """Return form of a word -> cluster, for forms that lead to a word on the wheel."""
+    first = {form: next((word for word in words if word in clusters), "") for form, words in heads_by_form.items()}
     return {form: clusters[word] for form, word in first.items() if clusters.get(word)}

@@ -1,4 +1,4 @@
-"""Lists of emotion words, as one text a clip."""
+"""Parsing of lists of emotion words, written as one text per sample."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ SHOWN = 60  # characters of a text in a message
 
 
 def parse_words(text: str) -> tuple[str, ...]:
-    """The words of ``['happy', "don't care"]``, of ``[happy, don't care]`` or of ``happy, don't care``; none of an empty text.
+    """Parse ``['happy', "don't care"]``, ``[happy, don't care]`` or ``happy, don't care``; an empty text has no words.
 
     Returns:
-        :func:`plain_words` of them.
+        The words, normalized by :func:`normalized_words`.
 
     Raises:
-        ValueError: brackets or quotes without their partner, a list in a list, quoted words without a comma between them,
+        ValueError: the text has unbalanced brackets or quotes, nested lists, quoted words without a comma between them, or
             numbers.
     """
     text = text.strip()
     inside = text[1:-1] if text.startswith("[") and text.endswith("]") and len(text) > 1 else text
-    words, place = [], 0
-    while place < len(inside):
-        item = _ITEM.match(inside, place)
+    words, position = [], 0
+    while position < len(inside):
+        item = _ITEM.match(inside, position)
         if item is None or _NUMBER.fullmatch(item[3] or ""):
             short = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
-            raise ValueError(f"not a list of words: {short}  (a list is ['happy', 'sad'], or happy, sad)")
+            raise ValueError(f"expected a list of words such as ['happy', 'sad'] or happy, sad, got {short}")
         words.append(re.sub(r"\\(.)", r"\1", item[1] or item[2] or "") or item[3] or "")
-        place = item.end()
-    return plain_words(words)
+        position = item.end()
+    return normalized_words(words)
 
 
 def is_broken_list(text: str) -> bool:
-    """Whether a text is no list that looks like one: brackets at both ends, or one at an end without a partner."""
+    """Return whether a text looks like a list but cannot be parsed: it has brackets at both ends, or an unbalanced one."""
     text = text.strip()
     opened, closed = text.startswith("["), text.endswith("]")
-    meant = (opened and (closed or "]" not in text)) or (closed and "[" not in text)
-    return meant and not is_list(text)
+    looks_like_list = (opened and (closed or "]" not in text)) or (closed and "[" not in text)
+    return looks_like_list and not is_list(text)
 
 
 def is_list(text: str) -> bool:
-    """Whether :func:`parse_words` reads it."""
+    """Return whether :func:`parse_words` can parse the text."""
     try:
         parse_words(text)
     except ValueError:
@@ -51,10 +51,10 @@ def is_list(text: str) -> bool:
 
 
 def split_words(text: str) -> tuple[str, ...]:
-    """The words of any text, as the scorers of MERTools take a list apart: one bracket off each end, cut at quotes and commas."""
-    return plain_words(re.split("['\",]", text.strip().removeprefix("[").removesuffix("]")))
+    """Split any text as the scorers of MERTools do: remove one bracket at each end, then split at quotes and commas."""
+    return normalized_words(re.split("['\",]", text.strip().removeprefix("[").removesuffix("]")))
 
 
-def plain_words(words: Iterable[str]) -> tuple[str, ...]:
-    """The words in lower case, without space at their ends, empty ones and repetition; in order."""
-    return tuple(dict.fromkeys(plain for word in words if (plain := word.lower().strip())))
+def normalized_words(words: Iterable[str]) -> tuple[str, ...]:
+    """Return the words in order, in lower case and stripped, without empty words and duplicates."""
+    return tuple(dict.fromkeys(normal for word in words if (normal := word.lower().strip())))

@@ -1,1 +1,1 @@
-"""Scores of captions against several true ones each, as the COCO caption evaluation defines them (pycocoevalcap)."""
+"""Metrics that compare captions with several references, as in the COCO caption evaluation (pycocoevalcap)."""

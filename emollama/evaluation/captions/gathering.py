@@ -1,4 +1,4 @@
-"""From answers to the numbers that metrics of captions need, and what is lacking here for that."""
+"""Builds the metric inputs of captions from answers, and checks what they need."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from emollama.evaluation.captions.tokenizers import NO_JAVA, TokenizerChoice, to
 from emollama.evaluation.spelling import KeySpelling
 from emollama.listing import listing
 
-CAPTION = "caption"  # the task whose answers are compared with several references
+CAPTION = "caption"  # the task whose answers are compared with several references each
 
 
 class CaptionInputs:
-    """Gathers numbers about captions.
+    """Builds metric inputs of captions.
 
     Args:
-        choice: how captions are split into words.
+        choice: the tokenizer.
         spelling: how messages name the block and its keys.
 
     Raises:
@@ -28,31 +28,31 @@ class CaptionInputs:
 
     def __init__(self, choice: TokenizerChoice, spelling: KeySpelling) -> None:
         self._spelling = spelling
-        self._told: list[str] = []
+        self._warned: list[str] = []
         self._tokenizer = tokenizer(choice, spelling)
 
     def warn(self, *, without_meteor: bool) -> None:
-        """Tell what the lack of Java changes, where it changes anything."""
+        """Log a warning if the scores differ because Java is not installed."""
         if self._tokenizer.name == NO_JAVA:
-            text = "treebank splits captions, for there is no Java (its figures are near ptb's, not equal)"
-            need = ", and METEOR is left out. For both there must be" if without_meteor else ". For ptb there must be"
+            text = "treebank splits captions, because Java is not installed (its scores are close to those of ptb, not equal)"
+            need = ", and METEOR is not computed. Both need" if without_meteor else ". ptb needs"
             logging.getLogger("emollama").warning("%s: %s%s %s", self._spelling.path("caption_tokenizer"), text, need, NEEDS_JAVA)
 
-    def lacking(self, kind: type) -> str | None:
-        """What a kind of evidence would need; None where nothing is lacking."""
+    def missing(self, kind: type) -> str | None:
+        """Return what is missing to build a kind of metric input; None if nothing is."""
         if kind is Propositions:
             return lacks_spice()
         return lacks_java() if kind is Alignments else None
 
-    def gather(self, kind: type[CaptionNumbers], answers: Sequence[Answer]) -> CaptionNumbers:
-        """The numbers of the answers that have references; of the others is told, once.
+    def build(self, kind: type[CaptionNumbers], answers: Sequence[Answer]) -> CaptionNumbers:
+        """Build a metric input from the answers that have references, and warn once about the others.
 
         Raises:
-            JavaFailed: a program did not run.
+            JavaFailed: a Java program failed.
         """
-        bare = [answer.name for answer in answers if not answer.captions]
-        if bare and bare != self._told:
-            text = f"no true caption is known of, and metrics of captions leave out, clips {listing(bare)}"
+        without_reference = [answer.name for answer in answers if not answer.captions]
+        if without_reference and without_reference != self._warned:
+            text = f"caption metrics leave out samples without a reference caption, {listing(without_reference)}"
             logging.getLogger("emollama").warning("%s", self._spelling.in_block(text))
-            self._told = bare
+            self._warned = without_reference
         return kind.of(Captions.of(answers, self._tokenizer))

@@ -1,7 +1,7 @@
-"""What metrics of captions are computed from: numbers a clip, which are added up or averaged over any choice of clips.
+"""Metric inputs of captions: numbers per sample, which metrics sum or average over any subset of the samples.
 
-pycocoevalcap computes them, over the whole set of clips at once: CIDEr-D weighs words by how few clips' references have them, so
-a clip's figure holds for that set, and keeps its value when clips are taken out of it.
+pycocoevalcap computes the numbers over all samples at once. CIDEr-D weights words by the number of samples whose references
+contain them, so a sample's CIDEr-D depends on the whole set; it is not recomputed when samples are taken out of it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from emollama.evaluation.captions.java import JavaFailed, folder_of, run_java
 from emollama.evaluation.captions.tokenizers import Tokenizer
 
 Numbers = NDArray[np.float64]
-LONGEST = 4  # words of the n-grams
-METEOR_STATISTICS = 23  # that the program gives for a clip
+LONGEST = 4  # words of the longest n-grams
+METEOR_STATISTICS = 23  # numbers that METEOR prints per sample
 
 
 @dataclass(frozen=True)
 class Captions:
-    """Tokenized captions, an entry a clip: words with single spaces between; each clip has a reference at least."""
+    """Tokenized captions, one entry per sample: words joined with single spaces. Each sample has at least one reference."""
 
     names: tuple[str, ...]
     predicted: list[str]
@@ -37,27 +37,27 @@ class Captions:
 
     @classmethod
     def of(cls, answers: Sequence[Answer], tokenizer: Tokenizer) -> Self:
-        """The answers that have references.
+        """Tokenize the answers that have references, and their references.
 
         Raises:
-            JavaFailed: the tokenizer did not run.
+            JavaFailed: the tokenizer failed.
         """
-        known = [answer for answer in answers if answer.captions]
-        texts = [text for answer in known for text in (answer.prediction, *answer.captions)]
-        words = iter(tokenizer.words(texts))
-        rows = [[next(words) for _ in range(1 + len(answer.captions))] for answer in known]
-        names = tuple(answer.name for answer in known)
-        return cls(names, [row[0] for row in rows], [row[1:] for row in rows], tokenizer.name)
+        captioned = [answer for answer in answers if answer.captions]
+        texts = [text for answer in captioned for text in (answer.prediction, *answer.captions)]
+        tokenized = iter(tokenizer.words(texts))
+        samples = [[next(tokenized) for _ in range(1 + len(answer.captions))] for answer in captioned]
+        names = tuple(answer.name for answer in captioned)
+        return cls(names, [sample[0] for sample in samples], [sample[1:] for sample in samples], tokenizer.name)
 
 
 @dataclass(frozen=True, eq=False)
 class CaptionNumbers:
-    """Numbers about clips.
+    """Base class of the metric inputs of captions.
 
     Attributes:
-        names: the clips.
-        values: (clips, columns), what a column is depends on the class.
-        tokenizer: that split the captions.
+        names: names of the samples.
+        values: (samples, columns); the subclass defines the columns.
+        tokenizer: name of the tokenizer that split the captions.
     """
 
     names: tuple[str, ...]
@@ -66,35 +66,39 @@ class CaptionNumbers:
 
     @classmethod
     def of(cls, captions: Captions) -> Self:
-        """Of tokenized captions."""
+        """Compute the numbers of tokenized captions."""
         raise NotImplementedError
 
-    def take(self, places: Sequence[int]) -> Self:
-        """The numbers at these places."""
-        return type(self)(tuple(self.names[i] for i in places), self.values[np.asarray(places, np.int64)], self.tokenizer)
+    def take(self, indices: Sequence[int]) -> Self:
+        """Return the numbers of the samples at these indices."""
+        return type(self)(tuple(self.names[i] for i in indices), self.values[np.asarray(indices, np.int64)], self.tokenizer)
 
 
 class NGrams(CaptionNumbers):
-    """Columns: n-grams of 1 to 4 words shared with the references, all of the answer, its words, the closest reference's."""
+    """Counts for BLEU.
+
+    Columns: n-grams of 1 to 4 words that the answer shares with the references, all n-grams of 1 to 4 words of the answer, words
+    of the answer, words of the reference whose length is closest.
+    """
 
     @classmethod
     def of(cls, captions: Captions) -> Self:
-        """Counted as BLEU counts: a reference's n-gram can be shared as often as it occurs there."""
+        """Count n-grams as BLEU does: an n-gram is shared at most as often as it occurs in one reference."""
         from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
 
         rows = []
         for predicted, references in zip(captions.predicted, captions.references, strict=True):
-            found = cook_test(predicted, cook_refs(references, n=LONGEST), eff="closest", n=LONGEST)
-            rows.append([*found["correct"], *found["guess"], found["testlen"], found["reflen"]])
+            statistics = cook_test(predicted, cook_refs(references, n=LONGEST), eff="closest", n=LONGEST)
+            rows.append([*statistics["correct"], *statistics["guess"], statistics["testlen"], statistics["reflen"]])
         return cls(captions.names, _table(rows, 2 * LONGEST + 2), captions.tokenizer)
 
 
 class Subsequences(CaptionNumbers):
-    """One column: ROUGE-L, the F (beta 1.2) of the best precision and the best recall of common subsequences; 0 if empty."""
+    """One column: ROUGE-L, the F (beta 1.2) of the best precision and best recall of common subsequences; 0 if empty."""
 
     @classmethod
     def of(cls, captions: Captions) -> Self:
-        """Each clip against its references."""
+        """Compare each answer with its references."""
         from pycocoevalcap.rouge.rouge import Rouge
 
         pairs = zip(captions.predicted, captions.references, strict=True)
@@ -104,11 +108,11 @@ class Subsequences(CaptionNumbers):
 
 
 class Consensus(CaptionNumbers):
-    """One column: CIDEr-D (n-grams of 1 to 4 words, sigma 6, times 10), by the weights of the whole set."""
+    """One column: CIDEr-D (n-grams of 1 to 4 words, sigma 6, times 10), with word weights from the whole set of samples."""
 
     @classmethod
     def of(cls, captions: Captions) -> Self:
-        """All clips at once. In a set of one clip every word is in all clips' references, and weighs 0."""
+        """Compute all samples at once. In a set of one sample, every word is in all references, so its weight is 0."""
         from pycocoevalcap.cider.cider_scorer import CiderScorer
 
         scorer = CiderScorer(n=LONGEST, sigma=6.0)
@@ -120,66 +124,75 @@ class Consensus(CaptionNumbers):
 
 
 class Alignments(CaptionNumbers):
-    """Columns: METEOR 1.5's statistics, which it adds up over clips.
+    """Statistics of METEOR 1.5, which METEOR sums over samples.
 
-    Words, and function words, of answer and reference; by stage (exact, stem, synonym, paraphrase) matched content words of
-    both and function words of both; chunks; matched words of both. Of clips that match word by word no chunk is counted.
+    Columns: words, and function words, of answer and reference; for each stage (exact, stem, synonym, paraphrase), matched
+    content words of both and matched function words of both; chunks; matched words of both. Chunks are 0 for identical texts.
     """
 
     @classmethod
     def of(cls, captions: Captions) -> Self:
-        """Each clip with the reference that suits it best, as the program chooses.
+        """Align each answer with the reference that METEOR selects, the one with the best score.
 
         Raises:
-            JavaFailed: METEOR did not run.
+            JavaFailed: METEOR failed.
         """
-        clips = zip(captions.predicted, captions.references, strict=True)
-        lines = [" ||| ".join(["SCORE", *(text.replace("|||", " ") for text in [*true, said])]) for said, true in clips]
+        pairs = zip(captions.predicted, captions.references, strict=True)
+        # METEOR reads "|||" as the separator of the fields of a line.
+        lines = [" ||| ".join(["SCORE", *(text.replace("|||", " ") for text in [*true, predicted])]) for predicted, true in pairs]
         arguments = ("-Xmx2G", "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm")
-        asked = "".join(f"{line}\n" for line in lines)
-        told = run_java("METEOR", arguments, folder_of("meteor"), asked).splitlines() if lines else []
-        rows = [[float(number) for number in line.split()] for line in told]
+        text = "".join(f"{line}\n" for line in lines)
+        output = run_java("METEOR", arguments, folder_of("meteor"), text).splitlines() if lines else []
+        rows = [[float(number) for number in line.split()] for line in output]
         if len(rows) != len(lines) or any(len(row) != METEOR_STATISTICS for row in rows):
-            raise JavaFailed(f"METEOR gave {len(rows)} lines for {len(lines)} clips: {' '.join(told)[:200]}")
-        found = cls(captions.names, _table(rows, METEOR_STATISTICS), captions.tokenizer)
-        matched = found.values[:, 4:20].reshape(-1, 4, 2, 2).sum((1, 2))  # (clips, answer and reference)
-        same = (matched == found.values[:, :2]).all(1) & (found.values[:, 20] == 1)
-        found.values[same, 20] = 0
-        return found
+            raise JavaFailed(f"METEOR printed {len(rows)} lines for {len(lines)} samples: {' '.join(output)[:200]}")
+        alignments = cls(captions.names, _table(rows, METEOR_STATISTICS), captions.tokenizer)
+        matched = alignments.values[:, 4:20].reshape(-1, 4, 2, 2).sum((1, 2))  # (samples, answer and reference)
+        identical = (matched == alignments.values[:, :2]).all(1) & (alignments.values[:, 20] == 1)
+        alignments.values[identical, 20] = 0
+        return alignments
 
 
 class Propositions(CaptionNumbers):
-    """One column: SPICE, the F of the objects, attributes and relations that answer and references name; 0 if undefined."""
+    """One column: SPICE, the F of the objects, attributes and relations in answer and references; 0 if undefined."""
 
     @classmethod
     def of(cls, captions: Captions) -> Self:
-        """Parsed by Stanford's CoreNLP 3.6.0, whose files lie in pycocoevalcap's folder spice/lib.
+        """Parse captions with Stanford's CoreNLP 3.6.0, whose files are in pycocoevalcap's folder spice/lib.
 
         Raises:
-            JavaFailed: SPICE did not run.
+            JavaFailed: SPICE failed.
         """
-        clips = zip(captions.predicted, captions.references, strict=True)
-        asked = [{"image_id": place, "test": said, "refs": true} for place, (said, true) in enumerate(clips)]
+        pairs = zip(captions.predicted, captions.references, strict=True)
+        entries = [{"image_id": index, "test": predicted, "refs": true} for index, (predicted, true) in enumerate(pairs)]
         with tempfile.TemporaryDirectory() as folder:
-            given, written = Path(folder) / "captions.json", Path(folder) / "scores.json"
-            given.write_text(json.dumps(asked), encoding="utf-8")
-            arguments = ("-Xmx8G", "-jar", "spice-1.0.jar", str(given), "-out", str(written), "-subset", "-silent")
-            if asked:
+            input_file, output_file = Path(folder) / "captions.json", Path(folder) / "scores.json"
+            input_file.write_text(json.dumps(entries), encoding="utf-8")
+            arguments = ("-Xmx8G", "-jar", "spice-1.0.jar", str(input_file), "-out", str(output_file), "-subset", "-silent")
+            if entries:
                 run_java("SPICE", arguments, folder_of("spice"))
-            results = json.loads(written.read_text(encoding="utf-8")) if asked else []
-        return cls(captions.names, _table(spice_scores(results, len(asked)), 1), captions.tokenizer)
+            results = json.loads(output_file.read_text(encoding="utf-8")) if entries else []
+        return cls(captions.names, _table(spice_scores(results, len(entries)), 1), captions.tokenizer)
 
 
 CAPTION_METRIC_INPUTS = (NGrams, Subsequences, Consensus, Alignments, Propositions)
 
 
-def spice_scores(results: Sequence[Any], clips: int) -> list[list[float]]:
-    """A row a clip, of SPICE's file: a list of ``{image_id, scores: {All: {f}}}``, in any order; f may be null or NaN."""
-    found = {row["image_id"]: row["scores"]["All"]["f"] for row in results}
-    if sorted(found) != list(range(clips)):
-        raise JavaFailed(f"SPICE gave scores of {len(found)} clips, not of {clips}")
-    known = (found[place] for place in range(clips))
-    return [[float(score) if isinstance(score, int | float) and math.isfinite(score) else 0.0] for score in known]
+def spice_scores(results: Sequence[Any], samples: int) -> list[list[float]]:
+    """Return one row per sample from the content of SPICE's output file.
+
+    Args:
+        results: objects ``{image_id, scores: {All: {f}}}`` in any order; f may be null or NaN, which counts as 0.
+        samples: number of samples.
+
+    Raises:
+        JavaFailed: samples are missing.
+    """
+    by_index = {row["image_id"]: row["scores"]["All"]["f"] for row in results}
+    if sorted(by_index) != list(range(samples)):
+        raise JavaFailed(f"SPICE returned scores of {len(by_index)} samples, expected {samples}")
+    scores = (by_index[index] for index in range(samples))
+    return [[float(score) if isinstance(score, int | float) and math.isfinite(score) else 0.0] for score in scores]
 
 
 def _table(rows: Sequence[Sequence[float]], columns: int) -> Numbers:

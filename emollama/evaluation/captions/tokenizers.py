@@ -1,8 +1,8 @@
-"""Captions into lower-case words without punctuation, as COCO's evaluation does it through Java, or nearly so without.
+"""Tokenizers for captions: lower-case words without punctuation, as in COCO's evaluation (Java) or close to it (without Java).
 
-``ptb`` is Stanford's PTB tokenizer (CoreNLP 3.4.1, with pycocoevalcap), whose figures are the published kind. ``treebank`` is
-NLTK's Treebank tokenizer, sentence by sentence. Both follow the Penn Treebank, and give plain captions the same words; they
-differ in single quotes, abbreviations at a caption's end, signs of currency, asterisks and addresses.
+``ptb`` is Stanford's PTB tokenizer (CoreNLP 3.4.1, part of pycocoevalcap), with which published scores are computed.
+``treebank`` is NLTK's Treebank tokenizer, applied to each sentence. Both follow the Penn Treebank and split plain captions into
+the same words; they differ in single quotes, abbreviations at the end of a caption, currency signs, asterisks and addresses.
 """
 
 from __future__ import annotations
@@ -17,80 +17,82 @@ from emollama.evaluation.spelling import KEYS, KeySpelling
 
 TokenizerChoice = Literal["auto", "ptb", "treebank"]
 NO_JAVA = "treebank (no Java)"
-# COCO's list. Lower-cased brackets ("-lrb-") are not on it and stay words, there as here.
+# COCO's list. Lower-case brackets ("-lrb-") are not on it, so they remain words, as in COCO's evaluation.
 PUNCTUATION = {"''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"}
-SENTENCE_END = re.compile(r"(?<=[^\W\d_A-Z]{2}\.) ")  # a full stop after two small letters: not that of "Mr." or "U.S."
-PLAIN = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "–": "--", "—": "--", "…": "..."})  # signs that NLTK does not know
+# A full stop after two lower-case letters, which excludes "Mr." and "U.S."
+SENTENCE_END = re.compile(r"(?<=[^\W\d_A-Z]{2}\.) ")
+# NLTK's tokenizer only recognizes the ASCII forms of these characters.
+ASCII_FORMS = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "–": "--", "—": "--", "…": "..."})
 JAR = "stanford-corenlp-3.4.1.jar"
 OPTIONS = ("-preserveLines", "-lowerCase", "-encoding", "UTF-8")
 
 
 class Tokenizer:
-    """A way to split captions. A caption is split once, however often it is asked for.
+    """A tokenizer with a cache: each distinct caption is split only once.
 
     Args:
-        name: as files and tables tell it.
-        split: captions -> their words.
+        name: name of the tokenizer in files and tables.
+        split: function from captions to their words, joined with spaces.
     """
 
     def __init__(self, name: str, split: Callable[[Sequence[str]], list[str]]) -> None:
         self.name = name
         self._split = split
-        self._known: dict[str, str] = {}
+        self._cache: dict[str, str] = {}
 
     def words(self, captions: Sequence[str]) -> list[str]:
-        """Each caption's words with single spaces between; "" where it has none.
+        """Return the words of each caption, joined with single spaces; "" for a caption without words.
 
         Raises:
-            JavaFailed: a tokenizer in Java did not run.
+            JavaFailed: a tokenizer in Java failed.
         """
-        new = [caption for caption in dict.fromkeys(captions) if caption not in self._known]
-        self._known.update(zip(new, self._split(new), strict=True))
-        return [self._known[caption] for caption in captions]
+        new = [caption for caption in dict.fromkeys(captions) if caption not in self._cache]
+        self._cache.update(zip(new, self._split(new), strict=True))
+        return [self._cache[caption] for caption in captions]
 
 
 def tokenizer(choice: TokenizerChoice, spelling: KeySpelling = KEYS) -> Tokenizer:
-    """The chosen tokenizer; ``auto`` takes ptb where Java is.
+    """Return the chosen tokenizer; ``auto`` is ptb if Java is installed.
 
     Args:
-        choice: its name.
+        choice: name of the tokenizer.
         spelling: how messages name the key ``caption_tokenizer``.
 
     Raises:
-        UserError: ptb without Java.
+        UserError: ptb is chosen, but Java is missing.
     """
-    lacking = lacks_java()
-    if choice == "ptb" and lacking:
+    missing = lacks_java()
+    if choice == "ptb" and missing:
         key, other = spelling.path("caption_tokenizer"), spelling.setting("caption_tokenizer", "treebank")
-        raise UserError(f"{key}: ptb needs {lacking}. Or set {other}.")
+        raise UserError(f"{key}: ptb needs {missing}. Or set {other}.")
     if choice == "treebank" or not java():
         return Tokenizer("treebank" if choice == "treebank" else NO_JAVA, treebank)
     return Tokenizer("ptb", ptb)
 
 
 def ptb(captions: Sequence[str]) -> list[str]:
-    """Words as Stanford's tokenizer splits them.
+    """Split captions with Stanford's tokenizer.
 
     Raises:
-        JavaFailed: it did not run through.
+        JavaFailed: the tokenizer failed.
     """
     lines = [" ".join(caption.split()) for caption in captions]
-    asked = [line for line in lines if line]
+    not_empty = [line for line in lines if line]
     arguments = ("-cp", JAR, "edu.stanford.nlp.process.PTBTokenizer", *OPTIONS)
-    given = "".join(f"{line}\n" for line in asked)
-    answered = run_java("the PTB tokenizer", arguments, folder_of("tokenizer"), given).split("\n")[:-1] if asked else []
-    if len(answered) != len(asked):
-        raise JavaFailed(f"the PTB tokenizer gave {len(answered)} lines for {len(asked)} captions")
-    found = iter(answered)
-    return [_joined(next(found).split(" ")) if line else "" for line in lines]
+    text = "".join(f"{line}\n" for line in not_empty)
+    output = run_java("the PTB tokenizer", arguments, folder_of("tokenizer"), text).split("\n")[:-1] if not_empty else []
+    if len(output) != len(not_empty):
+        raise JavaFailed(f"the PTB tokenizer printed {len(output)} lines for {len(not_empty)} captions")
+    tokenized = iter(output)
+    return [_joined(next(tokenized).split(" ")) if line else "" for line in lines]
 
 
 def treebank(captions: Sequence[str]) -> list[str]:
-    """Words as NLTK's tokenizer splits them; brackets are named as Stanford's names them."""
+    """Split captions with NLTK's tokenizer; brackets get the names that Stanford's tokenizer uses."""
     from nltk.tokenize import TreebankWordTokenizer
 
     split = TreebankWordTokenizer().tokenize
-    sentences = [SENTENCE_END.split(" ".join(caption.translate(PLAIN).split())) for caption in captions]
+    sentences = [SENTENCE_END.split(" ".join(caption.translate(ASCII_FORMS).split())) for caption in captions]
     return [_joined([word.lower() for part in parts for word in split(part, convert_parentheses=True)]) for parts in sentences]
 
 

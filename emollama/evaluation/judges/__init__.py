@@ -1,1 +1,1 @@
-"""Registered judges: who says how much of a description's evidence and emotion another one shares."""
+"""Judges: they score how much of the evidence and emotions of one description another one shares."""

@@ -1,4 +1,4 @@
-"""Questions to a language model, each asked once in the life of the cache, and what asking took."""
+"""A client that asks a language model each question once, caches the replies, and counts usage."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class JudgeAnswer(Generic[T]):
-    """What came of one question.
+    """The result of one question.
 
     Attributes:
-        value: what was read in the reply; None where nothing could be.
-        failure: why there is none.
-        text: the reply; "" where none came.
+        value: value extracted from the reply; None on failure.
+        failure: reason of the failure; None if there is a value.
+        text: the reply; "" if there is none.
     """
 
     value: T | None
@@ -32,56 +32,56 @@ class JudgeAnswer(Generic[T]):
 
 
 class JudgeClient:
-    """Asks an endpoint what the cache does not know.
+    """Asks an endpoint the questions that have no cached reply.
 
     Args:
-        endpoint: who is asked.
-        cache: where replies are kept, readable or not.
-        ask_again: ask anew where an earlier reply cannot be read, once in the life of this object.
+        endpoint: the endpoint of the language model.
+        cache: cache of all replies, including those that cannot be parsed.
+        ask_again: ask a question again, once per client, if its cached reply cannot be parsed.
     """
 
     def __init__(self, endpoint: Endpoint, cache: ReplyCache, *, ask_again: bool) -> None:
         self._endpoint, self._cache, self._ask_again = endpoint, cache, ask_again
-        self._replies: dict[str, Reply] = {}  # that came to this object
+        self._replies: dict[str, Reply] = {}  # new replies since this client was created
         self._unanswered = self._cached = self._failed = 0
 
     def answers(self, questions: Sequence[Messages], read: Callable[[str], T]) -> list[JudgeAnswer[T]]:
-        """The answers, in the order of the questions.
+        """Return the answers in the order of the questions.
 
         Args:
-            questions: may repeat; each is asked once.
-            read: what to read in a reply; raises Unreadable where it is not there.
+            questions: questions; a repeated question is asked once.
+            read: function that extracts the value from a reply; it raises Unreadable if the reply contains none.
 
         Raises:
-            JudgeUnreachable: see :meth:`Endpoint.ask`. Replies that came before are kept.
+            JudgeUnreachable: see :meth:`Endpoint.ask`. Replies that arrived before are cached.
             UserError: the cache cannot be read or written.
         """
         keys = [self._key(question) for question in questions]
-        known: dict[str, Reply | NoReply] = {
+        outcomes: dict[str, Reply | NoReply] = {
             key: reply
             for key, reply in self._cache.recall(dict.fromkeys(keys)).items()
             if not self._is_to_ask_again(key, reply, read)
         }
-        missing = {key: question for key, question in zip(keys, questions, strict=True) if key not in known}
-        places = list(missing)
+        missing = {key: question for key, question in zip(keys, questions, strict=True) if key not in outcomes}
+        missing_keys = list(missing)
 
-        def store(place: int, reply: Reply) -> None:
-            self._cache.store(places[place], self._endpoint.model, reply)
-            self._replies[places[place]] = reply
+        def store(index: int, reply: Reply) -> None:
+            self._cache.store(missing_keys[index], self._endpoint.model, reply)
+            self._replies[missing_keys[index]] = reply
 
         if missing:
-            outcomes = self._endpoint.ask(list(missing.values()), store, known=len(known))
-            self._unanswered += sum(isinstance(outcome, NoReply) for outcome in outcomes)
-            known |= dict(zip(places, outcomes, strict=True))
-        answers = [_answer(known[key], read) for key in keys]
+            new = self._endpoint.ask(list(missing.values()), store, answered_before=len(outcomes))
+            self._unanswered += sum(isinstance(outcome, NoReply) for outcome in new)
+            outcomes |= dict(zip(missing_keys, new, strict=True))
+        answers = [_answer(outcomes[key], read) for key in keys]
         self._cached += len(keys) - len(missing)
         self._failed += sum(answer.failure is not None for answer in answers)
         return answers
 
     def usage(self) -> dict[str, Any]:
-        """Questions sent (calls) and answers known from before (cached), tokens of the replies to the former, failed answers.
+        """Return numbers of questions sent (calls), cached answers, failed answers and tokens.
 
-        Tokens are None where a reply did not say how many there were.
+        Token counts are None if a reply did not state them.
         """
         return {
             "prompt_version": PROMPT_VERSION,
@@ -93,11 +93,12 @@ class JudgeClient:
         }
 
     def _key(self, question: Messages) -> str:
-        """Everything that the reply rests on. The length limit is not part of it: a reply that it cut off is unreadable."""
+        """Return a hash of everything that determines the reply."""
+        # The length limit is not part of the key: it changes nothing but replies that it truncates, and these are failures.
         endpoint = self._endpoint
         temperature = None if endpoint.temperature is None else float(endpoint.temperature)
-        what = [endpoint.model, endpoint.url, PROMPT_VERSION, question, temperature]
-        return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+        parts = [endpoint.model, endpoint.url, PROMPT_VERSION, question, temperature]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def _is_to_ask_again(self, key: str, reply: Reply, read: Callable[[str], T]) -> bool:
         return self._ask_again and key not in self._replies and _answer(reply, read).failure is not None
@@ -109,17 +110,17 @@ def _answer(outcome: Reply | NoReply, read: Callable[[str], T]) -> JudgeAnswer[T
     try:
         return JudgeAnswer(_value(outcome, read), None, outcome.text)
     except Unreadable as error:
-        return JudgeAnswer(None, f"{error} (ask_again: true asks anew)", outcome.text)
+        return JudgeAnswer(None, f"{error} (set ask_again: true to ask again)", outcome.text)
 
 
 def _value(reply: Reply, read: Callable[[str], T]) -> T:
     if reply.finish == "length":
-        raise Unreadable("the reply was cut off: raise max_tokens")
+        raise Unreadable("the reply was truncated: increase max_tokens")
     if not reply.text.strip():
         raise Unreadable(f"the reply is empty (finish_reason '{reply.finish}')")
     return read(reply.text)
 
 
 def _total(counts: Sequence[int | None]) -> int | None:
-    known = [count for count in counts if count is not None]
-    return sum(known) if len(known) == len(counts) else None
+    stated = [count for count in counts if count is not None]
+    return sum(stated) if len(stated) == len(counts) else None

@@ -1,6 +1,6 @@
-"""Replies of a judge, kept in one SQLite file as they come, so that nothing is paid for twice and an interrupted scoring goes on.
+"""A cache of a judge's replies in one SQLite file, so that no question is paid for twice and interrupted scoring can continue.
 
-Several threads and processes may use one file. A connection is opened for each access, so that nothing is held between them.
+Several threads and processes can use one file. Each access opens its own connection, so no connection is shared between threads.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from emollama.errors import UserError
 from emollama.evaluation.judges.judge import JudgeUnreachable
 from emollama.paths import cache_folder, require_writable
 
-_SECONDS = 60.0  # to wait for another process that writes
+_LOCK_SECONDS = 60.0  # how long to wait for another writer
 _TABLE = """CREATE TABLE IF NOT EXISTS replies
     (key TEXT PRIMARY KEY, model TEXT, text TEXT, finish TEXT, prompt_tokens INTEGER, completion_tokens INTEGER)"""
 _RECALL = "SELECT text, finish, prompt_tokens, completion_tokens FROM replies WHERE key = ?"
@@ -23,12 +23,13 @@ _RECALL = "SELECT text, finish, prompt_tokens, completion_tokens FROM replies WH
 
 @dataclass(frozen=True)
 class Reply:
-    """What a judge answered.
+    """The reply of a judge.
 
     Attributes:
-        text: the answer, readable or not.
-        finish: why it ended, in the protocol's words: "stop", "length" where it was cut off; "" where the judge does not say.
-        prompt_tokens, completion_tokens: as the judge counts them; None where it does not say.
+        text: text of the reply, whether or not it can be parsed.
+        finish: ``finish_reason`` of the protocol: "stop", or "length" for a truncated reply; "" if the judge does not state it.
+        prompt_tokens: tokens of the question as counted by the judge; None if it does not state them.
+        completion_tokens: tokens of the reply as counted by the judge; None if it does not state them.
     """
 
     text: str
@@ -38,13 +39,13 @@ class Reply:
 
 
 class ReplyCache:
-    """Replies by key. A judge whose replies cannot be kept is not asked: each access may raise JudgeUnreachable.
+    """Replies by key. Each access raises JudgeUnreachable if the file cannot be used, so that no reply is paid for and lost.
 
     Args:
-        path: the file, which need not be there yet; null for the one in the user's cache folder.
+        path: the file, which is created if necessary; None for the file in the user's cache folder.
 
     Raises:
-        UserError: it is no such file, it is damaged, or nothing can be written there.
+        UserError: the file is not a reply cache, is damaged, or cannot be written.
     """
 
     def __init__(self, path: str | None) -> None:
@@ -54,21 +55,21 @@ class ReplyCache:
             with self._connected() as file:
                 tables = {name for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if tables and tables != {"replies"}:
-                raise UserError(f"cache_path: '{self.path}' is a database of something else. Name another file.")
+                raise UserError(f"cache_path: '{self.path}' is a database with other tables. Name another file.")
 
     def recall(self, keys: Iterable[str]) -> dict[str, Reply]:
-        """The replies that are known, by key."""
-        known = {}
+        """Return key -> reply, for the keys that are in the cache."""
+        replies = {}
         with self._connected() as file:
             file.execute(_TABLE)
             for key in keys:
                 row = file.execute(_RECALL, (key,)).fetchone()
                 if row:
-                    known[key] = Reply(*row)
-        return known
+                    replies[key] = Reply(*row)
+        return replies
 
     def store(self, key: str, model: str, reply: Reply) -> None:
-        """Write a reply, in place of an earlier one under its key; it is on the disk when this returns."""
+        """Write a reply to disk; it replaces an earlier reply with the same key."""
         row = (key, model, reply.text, reply.finish, reply.prompt_tokens, reply.completion_tokens)
         with self._connected() as file:
             file.execute(_TABLE)
@@ -78,12 +79,12 @@ class ReplyCache:
     def _connected(self) -> Iterator[sqlite3.Connection]:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(self.path, timeout=_SECONDS)) as file, file:
+            with closing(sqlite3.connect(self.path, timeout=_LOCK_SECONDS)) as file, file:
                 yield file
         except (sqlite3.Error, OSError) as error:
             raise JudgeUnreachable(
-                f"cache_path: the judge's replies cannot be kept in '{self.path}': {error}. "
-                "Move a damaged file away (its replies are then asked for again), make room, or name another file."
+                f"cache_path: cannot store the judge's replies in '{self.path}': {error}. "
+                "Free disk space, name another file, or move a damaged file away (its questions are then asked again)."
             ) from None
 
 
@@ -91,4 +92,4 @@ def _user_cache() -> Path:
     try:
         return cache_folder()
     except RuntimeError:
-        raise UserError("cache_path: there is no home folder to keep the judge's replies in. Name a file.") from None
+        raise UserError("cache_path: the user has no home folder for the judge's replies. Set cache_path to a file.") from None

@@ -1,7 +1,7 @@
-"""Questions to an OpenAI-compatible endpoint: the only file that imports the ``openai`` package.
+"""A client for OpenAI-compatible endpoints: the only module that imports the ``openai`` package.
 
-The key is read from the environment when questions are asked, lives in the client for as long as that takes, and is taken out of
-every text that comes back: a reply, or an error in which a server repeats what it was sent.
+The API key is read from the environment when questions are asked and is only held by the client meanwhile. It is removed from
+every text that the server returns, both from replies and from errors that repeat the request.
 """
 
 from __future__ import annotations
@@ -25,24 +25,25 @@ from emollama.evaluation.judges.prompts import Messages, encodable
 from emollama.evaluation.judges.replies import excerpt
 from emollama.logs.console import track
 
-GIVE_UP_AFTER = 16  # failed questions in a row, each with its retries; a timed-out one counts for several
+GIVE_UP_AFTER = 16  # consecutive failed questions, each after its retries; one that timed out counts as several
 CONNECT_SECONDS = 10.0
-LONGEST_PAUSE = 60.0  # seconds; where a server asks for a longer one, the usual pause is made
-SECRET = 6  # characters; what is shorter is a stand-in such as "none" or "x", and may be a part of any text
-_TOO_LATE = (408, 504, 524)  # a server or proxy on the way tells of a timeout
-_NO_MONEY = "insufficient_quota"  # the code of a 429 that no waiting helps
-_NO_CONNECTION = ("ConnectError", "ConnectTimeout")  # of httpx: refused, unknown host, bad certificate; nobody there
+MAX_PAUSE = 60.0  # seconds; if a server requests a longer pause, the usual pause is used
+MIN_SECRET_LENGTH = 6  # characters; a shorter key is a stand-in such as "none" or "x" and may be part of any text
+_TIMEOUT_STATUS = (408, 504, 524)  # timeouts reported by the server or a proxy
+_NO_MONEY = "insufficient_quota"  # code of a 429 that does not go away with waiting
+_NO_CONNECTION = ("ConnectError", "ConnectTimeout")  # httpx: refused, unknown host, bad certificate, no response
 
 
 @dataclass(frozen=True)
 class NoReply:
-    """A question that stayed without a reply.
+    """The outcome of a question without a reply.
 
     Attributes:
-        reason: why, without the key.
-        hopeless: whether other questions will fare no better.
-        forbidden: whether they may not either, unless others were answered: the key has no access, or this text is not wanted.
-        timed_out: whether it had to be waited for.
+        reason: reason, without the key.
+        hopeless: whether all other questions will fail, too.
+        forbidden: whether other questions may fail, too, unless some were answered: the key has no access, or this text was
+            rejected.
+        timed_out: whether the question timed out.
     """
 
     reason: str
@@ -53,7 +54,7 @@ class NoReply:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where and how questions are asked; the fields are those of the judge's Config."""
+    """Address and request settings of an endpoint; the fields are those of the judge's Config."""
 
     url: str
     model: str
@@ -65,10 +66,10 @@ class Endpoint:
     max_tokens: int | None
 
     def key(self) -> str | None:
-        """The key in the environment, now; None where the server wants none.
+        """Return the key in the environment; None if the server needs none.
 
         Raises:
-            UserError: the variable is not set, or holds what cannot be a key. The message names the variable alone.
+            UserError: the variable is not set, or its value cannot be a key. The message only contains the variable's name.
         """
         if self.key_env is None:
             return None
@@ -76,51 +77,55 @@ class Endpoint:
         if not key:
             raise UserError(f"the environment variable {self.key_env} is not set. Set it to the judge's key, or key_env to null.")
         if not key.isascii() or not key.isprintable() or " " in key:
-            raise UserError(f"the environment variable {self.key_env} holds characters that no key has. Set it anew.")
+            raise UserError(f"the environment variable {self.key_env} contains characters that no key has. Set it again.")
         return key
 
-    def ask(self, questions: Sequence[Messages], keep: Callable[[int, Reply], None], known: int) -> list[Reply | NoReply]:
-        """Ask several questions at once.
+    def ask(
+        self, questions: Sequence[Messages], store: Callable[[int, Reply], None], answered_before: int
+    ) -> list[Reply | NoReply]:
+        """Ask several questions concurrently.
+
+        It raises JudgeUnreachable when the endpoint cannot be reached, the key or the model is rejected, no question of the batch
+        was answered, GIVE_UP_AFTER consecutive questions failed, or as many consecutive questions timed out as run at a time (at
+        least 2). Remaining questions are then not sent. Without any reply, it raises at most 3 timeouts (5 with concurrency 1)
+        plus one second after the last reply: one question times out twice while another one is running.
 
         Args:
-            questions: each the messages of one request.
-            keep: called with a question's place and its reply as soon as it comes, in the thread that asked.
-            known: how many others of the same batch were answered before.
+            questions: the messages of each request.
+            store: called with the index of a question and its reply as soon as the reply arrives, in the requesting thread.
+            answered_before: number of other questions of the same batch that are already answered.
 
         Returns:
-            What came, in the order of the questions.
+            The outcomes, in the order of the questions.
 
         Raises:
-            JudgeUnreachable: nobody answers, the key or the model is refused, no question of the batch was answered,
-                GIVE_UP_AFTER in a row were not, or as many timed out in a row as are under way at a time (2 at least). Questions
-                that were not sent by then are not sent. It comes 3 timeouts after the last reply at the latest where all is
-                silence (5 with a concurrency of 1), and a second: a question timed out twice, and another was under way.
+            JudgeUnreachable: more questions would be useless; see above.
         """
         import openai
 
         key = self.key()
         limits = openai.Timeout(self.timeout, connect=min(self.timeout, CONNECT_SECONDS))
         client = openai.OpenAI(api_key=key or "none", base_url=self.url, timeout=limits, max_retries=0)
-        hidden, stopped = _hiding(key), threading.Event()
+        redact, stopped = _redaction(key), threading.Event()
 
-        def asked(place: int) -> Reply | NoReply:
-            outcome = self._ask_one(client, questions[place], hidden, stopped)
+        def ask_and_store(index: int) -> Reply | NoReply:
+            outcome = self._ask_one(client, questions[index], redact, stopped)
             if isinstance(outcome, Reply):
-                keep(place, outcome)
+                store(index, outcome)
             return outcome
 
         pool = ThreadPoolExecutor(self.concurrency)
         with client:
             try:
-                futures = [pool.submit(asked, place) for place in range(len(questions))]
-                self._watch(futures, known)
+                futures = [pool.submit(ask_and_store, index) for index in range(len(questions))]
+                self._watch(futures, answered_before)
             finally:
                 stopped.set()
                 pool.shutdown(cancel_futures=True)
         return [future.result() for future in futures]
 
-    def _watch(self, futures: list[Future[Reply | NoReply]], known: int) -> None:
-        """See the outcomes come, and stop where going on is of no use."""
+    def _watch(self, futures: list[Future[Reply | NoReply]], answered_before: int) -> None:
+        """Wait for the outcomes, and stop when more questions would be useless."""
         answered = missed = in_a_row = 0
         label = f"asking {self.model}"
         for future in track(as_completed(futures), len(futures), label, unit="questions"):
@@ -131,60 +136,60 @@ class Endpoint:
             missed += 1
             in_a_row += math.ceil(GIVE_UP_AFTER / max(2, self.concurrency)) if outcome.timed_out else 1
             in_vain = outcome.forbidden or missed == len(futures)
-            if outcome.hopeless or in_a_row >= GIVE_UP_AFTER or (in_vain and not answered + known):
+            if outcome.hopeless or in_a_row >= GIVE_UP_AFTER or (in_vain and not answered + answered_before):
                 raise JudgeUnreachable(
-                    f"the judge '{self.model}' at {self.url} does not answer: {outcome.reason}. The replies that came before "
-                    f"({answered + known} of {len(futures) + known} of this step) are kept."
+                    f"the judge '{self.model}' at {self.url} does not answer: {outcome.reason}. The replies that arrived before "
+                    f"({answered + answered_before} of {len(futures) + answered_before} of this step) are cached."
                 )
 
     def _ask_one(
-        self, client: Any, messages: Messages, hidden: Callable[[str], str], stopped: threading.Event
+        self, client: Any, messages: Messages, redact: Callable[[str], str], stopped: threading.Event
     ) -> Reply | NoReply:
-        """What comes of one question, with its further attempts: at most one after a timeout."""
+        """Ask one question with retries, at most one after a timeout."""
         import openai
 
-        optional = {"temperature": self.temperature, "max_tokens": self.max_tokens}
-        given = {name: value for name, value in optional.items() if value is not None}
+        settings = {"temperature": self.temperature, "max_tokens": self.max_tokens}
+        optional = {name: value for name, value in settings.items() if value is not None}
         attempt = 0
         while True:
             try:
-                response = client.chat.completions.with_raw_response.create(model=self.model, messages=messages, **given)
-                return _reply(response.text, hidden)
+                response = client.chat.completions.with_raw_response.create(model=self.model, messages=messages, **optional)
+                return _parse_response(response.text, redact)
             except openai.OpenAIError as error:
-                outcome, pause = self._no_reply(error, hidden), _pause(error, attempt)
-                retries = 1 if outcome.timed_out else self.retries if _may_pass(error) else 0
+                outcome, pause = self._no_reply(error, redact), _pause(error, attempt)
+                retries = 1 if outcome.timed_out else self.retries if _is_temporary(error) else 0
             if attempt >= min(retries, self.retries) or stopped.wait(pause):
                 return outcome
             attempt += 1
 
-    def _no_reply(self, error: Exception, hidden: Callable[[str], str]) -> NoReply:
+    def _no_reply(self, error: Exception, redact: Callable[[str], str]) -> NoReply:
         import openai
 
         if isinstance(error, openai.APITimeoutError):
-            return NoReply(f"no reply within {self.timeout:g} s", _nobody_there(error), timed_out=True)
+            return NoReply(f"no reply within {self.timeout:g} s", _cannot_connect(error), timed_out=True)
         if isinstance(error, openai.APIConnectionError):
-            return NoReply(f"no connection ({hidden(str(error.__cause__ or error))})", _nobody_there(error))
+            return NoReply(f"no connection ({redact(str(error.__cause__ or error))})", _cannot_connect(error))
         if isinstance(error, openai.APIStatusError):
-            status, reason = error.status_code, f"{excerpt(hidden(str(error.message)), 200)}{self._remedy(error.status_code)}"
-            return NoReply(reason, status in (401, 404) or error.code == _NO_MONEY, status == 403, status in _TOO_LATE)
-        return NoReply(hidden(str(error)))
+            status, reason = error.status_code, f"{excerpt(redact(str(error.message)), 200)}{self._remedy(error.status_code)}"
+            return NoReply(reason, status in (401, 404) or error.code == _NO_MONEY, status == 403, status in _TIMEOUT_STATUS)
+        return NoReply(redact(str(error)))
 
     def _remedy(self, status: int) -> str:
-        """What to look at when a server refuses."""
-        key = f" (see the key in {self.key_env})" if self.key_env else " (the server wants a key: see key_env)"
-        return {401: key, 403: key, 404: " (see model and base_url)"}.get(status, "")
+        """Return what to check when the server rejects a request."""
+        key = f" (check the key in {self.key_env})" if self.key_env else " (the server needs a key: set key_env)"
+        return {401: key, 403: key, 404: " (check model and base_url)"}.get(status, "")
 
 
-def _hiding(key: str | None) -> Callable[[str], str]:
-    """What takes the key out of a text: a short one only where it stands as a key."""
+def _redaction(key: str | None) -> Callable[[str], str]:
+    """Return a function that removes the key from a text; a short key is only removed after "Bearer"."""
     if key is None:
         return encodable
-    secret = re.compile(re.escape(key) if len(key) >= SECRET else f"(?<=[Bb]earer ){re.escape(key)}")
+    secret = re.compile(re.escape(key) if len(key) >= MIN_SECRET_LENGTH else f"(?<=[Bb]earer ){re.escape(key)}")
     return lambda text: encodable(secret.sub("[key]", text))
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether the same question may fare better later."""
+def _is_temporary(error: Exception) -> bool:
+    """Return whether the same question may succeed later."""
     import openai
 
     status = getattr(error, "status_code", 0)
@@ -192,21 +197,21 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _pause(error: Exception, attempt: int) -> float:
-    """Seconds until the next attempt: what the server asks for, or ever more, not the same for all threads."""
+    """Return the seconds until the next attempt: what the server requests, or an exponential backoff with jitter."""
     headers = getattr(getattr(error, "response", None), "headers", {})
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         with suppress(ValueError):
-            if 0 < (seconds := float(headers.get(name, "")) * unit) <= LONGEST_PAUSE:
+            if 0 < (seconds := float(headers.get(name, "")) * unit) <= MAX_PAUSE:
                 return seconds
     return 0.5 * 2.0 ** min(attempt, 4) * random.uniform(0.75, 1.0)
 
 
-def _nobody_there(error: Exception) -> bool:
+def _cannot_connect(error: Exception) -> bool:
     return type(error.__cause__).__name__ in _NO_CONNECTION
 
 
-def _reply(body: str, hidden: Callable[[str], str]) -> Reply | NoReply:
-    """A reply out of a response's body, which any server may have written."""
+def _parse_response(body: str, redact: Callable[[str], str]) -> Reply | NoReply:
+    """Parse the body of a response. Any server may have written it, so nothing in it is taken for granted."""
     try:
         answer = json.loads(body)
         choice = answer["choices"][0]
@@ -214,12 +219,13 @@ def _reply(body: str, hidden: Callable[[str], str]) -> Reply | NoReply:
         if not isinstance(text, str):
             raise TypeError
     except (ValueError, RecursionError, LookupError, TypeError):
-        return NoReply(f"the server's response is no chat completion: {excerpt(hidden(body))}")
+        return NoReply(f"the server's response is not a chat completion: {excerpt(redact(body))}")
     counts = answer.get("usage")
     counts = counts if isinstance(counts, dict) else {}
     prompt, completion = (_count(counts.get(name)) for name in ("prompt_tokens", "completion_tokens"))
-    return Reply(hidden(text), hidden(str(choice.get("finish_reason") or "")), prompt, completion)
+    return Reply(redact(text), redact(str(choice.get("finish_reason") or "")), prompt, completion)
 
 
 def _count(value: Any) -> int | None:
+    # SQLite stores integers of up to 64 bits.
     return value if isinstance(value, int) and 0 <= value < 2**62 else None

@@ -1,4 +1,4 @@
-"""What a judge offers. Texts come in lists, so that a judge may ask about several at once."""
+"""The interface of judges. Texts are passed as lists, so that a judge can ask about several at once."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from emollama.errors import UserError
 
 @dataclass(frozen=True)
 class Verdict:
-    """A judge's answer about one pair.
+    """A judge's verdict on one pair.
 
     Attributes:
-        score: 0 to 10; None where there is no usable answer.
-        failure: why there is none.
-        explanation: the judge's words or the shared evidence, for the reader.
+        score: 0 to 10; None on failure.
+        failure: reason of the failure.
+        explanation: the judge's words or the shared clues, for readers.
     """
 
     score: float | None
@@ -26,38 +26,43 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Extraction:
-    """The emotion words that a judge found in one text, lower case, without repetition; None with the reason of a failure."""
+    """The emotion words that a judge extracted from one text.
+
+    Attributes:
+        words: distinct words in lower case; None on failure.
+        failure: reason of the failure.
+    """
 
     words: tuple[str, ...] | None
     failure: str | None = None
 
 
 class JudgeUnreachable(UserError):
-    """No judge answers: wrong address, wrong key, or nothing but failures. What was answered so far is kept."""
+    """The judge does not answer: wrong address, wrong key, or only failures. Answers that arrived before are cached."""
 
 
 class Judge(Protocol):
-    """Built as ``cls(cfg)``; building one asks nobody anything, but checks what can be checked (a key in the environment)."""
+    """A judge, constructed as ``cls(cfg)``. The constructor checks settings (a key in the environment) but sends no request."""
 
     cfg: Any
 
     @property
     def name(self) -> str:
-        """How tables call it: lexical, or the model's name."""
+        """Name in tables: lexical, or the name of the model."""
         ...
 
     def clue_overlap(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
-        """For each (truth, prediction): how much of the truth's evidence for the emotion the prediction shares."""
+        """Score for each (reference, prediction) how much of the reference's evidence for the emotion the prediction shares."""
         ...
 
     def emotion_words(self, texts: Sequence[str]) -> list[Extraction]:
-        """The emotions that each text ascribes to the person."""
+        """Extract the emotions that each text ascribes to the person."""
         ...
 
     def label_overlap(self, pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[Verdict]:
-        """For each (truth's emotion words, prediction's): how far they agree."""
+        """Score for each (emotion words of the reference, of the prediction) how far they agree."""
         ...
 
     def usage(self) -> dict[str, Any]:
-        """What judging took so far: at least ``calls`` and ``cached`` (answers known from before)."""
+        """Return the usage so far: at least ``calls`` and ``cached`` (answers from the cache)."""
         ...

@@ -1,11 +1,11 @@
-"""``lexical``: the embedded judge, which compares surface words. Deterministic, offline, free.
+"""``lexical``: the built-in judge, which compares the words of two texts. It is deterministic and needs no network.
 
-Clue overlap is the F1 of the two descriptions' weighted content words; label overlap is the F1 of the families of their emotion
-words on a small wheel. It is there to see whether a run learns at all, and to choose among its checkpoints.
+Clue overlap is the F1 of the weighted content words of the two descriptions; label overlap is the F1 of the families of their
+emotion words on a small wheel. The scores show whether a model learns at all and help to select a checkpoint.
 
-What it cannot do: it knows English words only, and no meaning. A paraphrase in other words earns nothing, "no smile" and "smile"
-share a clue, a clue that is given to the wrong person counts, long descriptions share words by chance, and of denials it sees
-only those that stand before the emotion word in its clause. Its scores are not comparable with those of a language model, nor
+Limitations: it only supports English and does not interpret meaning. A paraphrase in other words earns nothing, "no smile" and
+"smile" share a clue, a clue about the wrong person counts, long descriptions share words by chance, and of negations it only
+recognizes those in front of the emotion word within its clause. The scores are not comparable with those of a language model or
 with published tables.
 """
 
@@ -21,56 +21,56 @@ from emollama.evaluation.judges.wheel import FAMILY, nearness
 
 
 class LexicalJudge:
-    """Judges by words alone; see the module for what that is worth."""
+    """Compares words; the docstring of the module lists the limitations."""
 
     @dataclass
     class Config:
-        """No keys."""
+        """The lexical judge has no keys."""
 
     def __init__(self, cfg: Config) -> None:
         self.cfg = cfg
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """Name in tables."""
         return "lexical"
 
     def clue_overlap(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
-        """Twice the weight of the shared clues over the weight of both descriptions' clues, times 10.
+        """Return twice the weight of the shared clues, divided by the weight of all clues of both descriptions, times 10.
 
-        Emotion words are no clues: the label overlap judges them. A truth without a clue gives no score.
+        Emotion words are not clues: label overlap compares them. A reference without clues gives no score.
         """
         return [_clue_overlap(*pair) for pair in pairs]
 
     def emotion_words(self, texts: Sequence[str]) -> list[Extraction]:
-        """The wheel's words in each text that it does not deny."""
+        """Return the words of the wheel that each text contains and does not negate."""
         return [Extraction(emotion_words(text)) for text in texts]
 
     def label_overlap(self, pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[Verdict]:
-        """F1 of families, times 10: 10 for the same families, half for neighbours, 0 for strangers or where one side has none.
+        """Return the F1 of families, times 10; neighbouring families count half, and an empty side gives 0.
 
-        Words that are not on the wheel match as equal strings. Two empty sides give no score: there is nothing to compare.
+        Words that are not on the wheel only match equal words. If both sides are empty, there is no score.
         """
         return [_label_overlap(*pair) for pair in pairs]
 
     def usage(self) -> dict[str, Any]:
-        """Nobody is asked."""
+        """Return zero counts, because no requests are sent."""
         return {"calls": 0, "cached": 0}
 
 
 def _clue_overlap(truth: str, prediction: str) -> Verdict:
     true, predicted = clues(truth), clues(prediction)
     if not true:
-        return Verdict(None, "there is no English clue in the truth")
-    shared = [found for found in true if found in predicted]
+        return Verdict(None, "the reference has no English clues")
+    shared = [clue for clue in true if clue in predicted]
     total = sum(map(weight, true)) + sum(map(weight, predicted))
-    return Verdict(10 * 2 * sum(map(weight, shared)) / total, explanation="shared: " + ", ".join(true[found] for found in shared))
+    return Verdict(10 * 2 * sum(map(weight, shared)) / total, explanation="shared: " + ", ".join(true[clue] for clue in shared))
 
 
 def _label_overlap(truth: Sequence[str], prediction: Sequence[str]) -> Verdict:
     true, predicted = _families(truth), _families(prediction)
     if not true and not predicted:
-        return Verdict(None, "there is no emotion word on either side")
+        return Verdict(None, "neither side has emotion words")
     explanation = f"{', '.join(sorted(true)) or 'nothing'} against {', '.join(sorted(predicted)) or 'nothing'}"
     precision, recall = _covered(predicted, true), _covered(true, predicted)
     f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
@@ -78,15 +78,15 @@ def _label_overlap(truth: Sequence[str], prediction: Sequence[str]) -> Verdict:
 
 
 def _covered(families: set[str], others: set[str]) -> float:
-    """Mean nearness of each family to the nearest of the others; 0 where either side is empty."""
+    """Return the mean nearness of each family to the nearest of the others; 0 if either side is empty."""
     if not families or not others:
         return 0.0
     return sum(max(nearness(family, other) for other in others) for family in families) / len(families)
 
 
 def _families(words: Sequence[str]) -> set[str]:
-    """The families of label words; a phrase has those of its words, and what is not on the wheel stands for itself."""
+    """Return the families of label words; a phrase has those of its words, and a word not on the wheel is its own family."""
     families: set[str] = set()
     for word in (word.strip().lower() for word in words):
-        families |= {FAMILY[found] for found in emotion_words(word)} or ({word} if word else set())
+        families |= {FAMILY[part] for part in emotion_words(word)} or ({word} if word else set())
     return families

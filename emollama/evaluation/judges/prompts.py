@@ -1,7 +1,7 @@
-"""What a language model is asked when it judges. Another instruction is another judge: PROMPT_VERSION then rises.
+"""Prompts for a language model that judges. Other prompts make another judge: increase PROMPT_VERSION whenever one changes.
 
-The instructions stand in the system's message. What is judged was written by others and is data: it stands alone in the user's
-message, as JSON.
+The instructions are the system message. The texts to be judged were written by others and are treated as data: they are the only
+content of the user message, as JSON.
 """
 
 from __future__ import annotations
@@ -46,17 +46,18 @@ emotions.
 
 
 def clue_question(truth: str, prediction: str) -> Messages:
-    """How far does a description share another's evidence? A score."""
+    """Return a question for a score: how much of the evidence in ``truth`` does ``prediction`` share?"""
     return _messages(_CLUES, {"reference": truth, "candidate": prediction})
 
 
 def words_question(text: str) -> Messages:
-    """Which emotions does a text ascribe to the person? A JSON list of words."""
+    """Return a question for a JSON list of words: which emotions does a text ascribe to the person?"""
     return _messages(_WORDS, {"text": text})
 
 
 def label_question(truth: Sequence[str], prediction: Sequence[str]) -> Messages:
-    """How far do two lists of emotion words agree? A score. The order of words does not matter, so it is always one."""
+    """Return a question for a score: how far do two lists of emotion words agree?"""
+    # Sorted words give equal lists the same cache key.
     return _messages(_LABELS, {"reference": sorted(set(truth)), "candidate": sorted(set(prediction))})
 
 
@@ -68,5 +69,5 @@ def _messages(instructions: str, data: dict[str, Any]) -> Messages:
 
 
 def encodable(text: str) -> str:
-    """A text without halves of characters (lone surrogates), which no file or message can hold."""
+    """Replace lone surrogates by question marks, because UTF-8 files and messages cannot contain them."""
     return text.encode("utf-8", "replace").decode("utf-8")

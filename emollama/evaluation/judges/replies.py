@@ -1,8 +1,8 @@
-"""Strict reading of a language model's reply. Whatever is not plainly a score or a list of words is a failure with its reason.
+"""Strict parsing of a language model's reply: anything but an unambiguous score or list of words is a failure with a reason.
 
-A score is the whole of a reply, ``8``, ``10/10``, ``7.5 of 10``, ``7.5 out of 10``, each also as ``Score: 8``; or the last line
-of a longer one, there with the word, and only where no other line is a score with that word. So a score that a reply repeats from
-a text it judges is not taken for the judge's own. What a model thinks in a leading ``<think>...</think>`` is not its reply.
+A score is the whole reply, ``8``, ``10/10``, ``7.5 of 10``, ``7.5 out of 10``, each also as ``Score: 8``; or the last line of a
+longer reply in the form ``Score: 8``, if no other line has that form. A score that the reply quotes from the judged text is
+therefore not mistaken for the judge's own. A leading ``<think>...</think>`` is not part of the reply.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import re
 
-MOST = 10.0
-_LONG = 80  # characters; no line of a score has so many
+MAX_SCORE = 10.0
+_MAX_SCORE_LINE = 80  # characters; longer lines are not scores
 _NUMBER = r"-?[0-9]+(?:\.[0-9]+)?"
 _MARKS = "[*_`]*"  # bold, italics, code
 _LABEL = rf"(?:(?:[-*+]|#+)\s+)?{_MARKS}(?:final\s+)?score{_MARKS}\s*:\s*{_MARKS}\s*"
@@ -20,35 +20,39 @@ _THINK, _END = "<think>", "</think>"
 
 
 class Unreadable(ValueError):
-    """A reply that does not say what was asked; the text tells why."""
+    """The reply does not contain what was asked for; the message states the reason."""
 
 
 def read_score(reply: str) -> float:
-    """The score in a reply, 0 to 10.
+    """Return the score in a reply, 0 to 10.
 
     Raises:
-        Unreadable: there is none, several, or one outside the scale.
+        Unreadable: the reply contains no score, several, or one outside the scale.
     """
     lines = _lines(reply)
-    found = [match for line in lines if len(line) < _LONG and (match := _SCORE.fullmatch(line)) and (match[1] or len(lines) == 1)]
-    if len(found) > 1:
-        raise Unreadable(f"{len(found)} lines of the reply are scores: {', '.join(match[0] for match in found)}")
-    if not found or found[0][0] != lines[-1]:
+    scores = [
+        match
+        for line in lines
+        if len(line) < _MAX_SCORE_LINE and (match := _SCORE.fullmatch(line)) and (match[1] or len(lines) == 1)
+    ]
+    if len(scores) > 1:
+        raise Unreadable(f"{len(scores)} lines of the reply are scores: {', '.join(match[0] for match in scores)}")
+    if not scores or scores[0][0] != lines[-1]:
         raise Unreadable(f"the reply does not end with a line 'Score: N': {excerpt(reply)}")
-    score, most = float(found[0][2]), float(found[0][3] or MOST)
-    if most != MOST or not 0 <= score <= MOST:
-        raise Unreadable(f"'{found[0][0]}' is not a score from 0 to 10")
+    score, maximum = float(scores[0][2]), float(scores[0][3] or MAX_SCORE)
+    if maximum != MAX_SCORE or not 0 <= score <= MAX_SCORE:
+        raise Unreadable(f"'{scores[0][0]}' is not a score from 0 to 10")
     return score
 
 
 def read_words(reply: str) -> tuple[str, ...]:
-    """The words in a reply, lower case, each once: its last line, or the whole of it, is a JSON list of strings.
+    """Return the distinct words in a reply, in lower case. The last line, or the whole reply, must be a JSON list of strings.
 
     Raises:
-        Unreadable: it is not, or another line is such a list too.
+        Unreadable: neither is such a list, or several lines are.
     """
     lines = [line for line in _lines(reply) if not line.startswith("```")]
-    lists = [found for line in lines if (found := _strings(line)) is not None]
+    lists = [strings for line in lines if (strings := _strings(line)) is not None]
     words = _strings("\n".join(lines))
     if words is None:
         if len(lists) > 1:
@@ -60,25 +64,25 @@ def read_words(reply: str) -> tuple[str, ...]:
 
 
 def excerpt(text: str, length: int = 80) -> str:
-    """The beginning of a text on one line, in quotes."""
+    """Return the beginning of a text on one line, in quotes."""
     line = " ".join(text.split())
     return f"'{line[:length]}...'" if len(line) > length else f"'{line}'"
 
 
 def _lines(reply: str) -> list[str]:
-    """The lines that are not empty, without what was thought before them."""
+    """Return the non-empty lines, without a leading ``<think>...</think>``."""
     reply = reply.strip()
     if reply.startswith(_THINK):
         _, end, reply = reply.partition(_END)
         if not end:
-            raise Unreadable(f"the reply does not get beyond {_THINK}")
+            raise Unreadable(f"the reply has no {_END} after {_THINK}")
     return [line for line in map(str.strip, reply.splitlines()) if line]
 
 
 def _strings(text: str) -> list[str] | None:
-    """The strings of a JSON list; None where it is anything else."""
+    """Return the strings of a JSON list; None for any other text."""
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, list) and all(isinstance(item, str) for item in found) else None
+    return value if isinstance(value, list) and all(isinstance(item, str) for item in value) else None

@@ -1,4 +1,4 @@
-"""Words of English descriptions: the emotion words that a text does not deny, and the clues with their weights."""
+"""Rules for words in English descriptions: emotion words that a text does not negate, and weighted clues."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import re
 from emollama.evaluation.judges.wheel import FAMILY
 
 _TOKEN = re.compile(r"[a-z]+(?:'[a-z]+)*|[.,;:!?()\n]")
-_DENIALS = """no, not, never, without, neither, nor, cannot, hardly, barely, lack, lacks, lacking, nothing,
+_NEGATIONS = """no, not, never, without, neither, nor, cannot, hardly, barely, lack, lacks, lacking, nothing,
     instead of, rather than, free of, free from, far from, absence of"""
-_NO_DENIALS = re.compile(r"\b(?:not (?:only|just|merely|simply)|no doubt)\b")
-_TURNS = {"but", "and", "although", "though", "however", "yet", "while", "whereas", "because", "that", "which", "who", "instead"}
-REACH = 5  # words after a denial within which an emotion word is denied
+_NOT_NEGATIONS = re.compile(r"\b(?:not (?:only|just|merely|simply)|no doubt)\b")
+_BREAKS = {"but", "and", "although", "though", "however", "yet", "while", "whereas", "because", "that", "which", "who", "instead"}
+REACH = 5  # words after a negation in which emotion words are negated
 
 _STOP_WORDS = """a about after again all also although an and any are aren as at be because been before being both but by can
     could did do does doing during each else ever for from further had has have having he her here hers herself him himself
@@ -31,11 +31,11 @@ _CLUES = """face eye gaze stare glance blink brow forehead frown furrow mouth li
     arm hand fist clench finger gesture posture lean body tremble shiver voice tone pitch volume loud soft whisper shout yell
     scream murmur stammer stutter hoarse choke pause breath breathe pace fast slow rapid intonation speak say word talk
     exclaim question raise lower tighten press corner widen wide narrow droop stiff rigid"""
-CLUE_WEIGHT = 2.0  # of words for a face, a body, a voice and what is said; 1 of any other word
+CLUE_WEIGHT = 2.0  # weight of words about face, body, voice and speech; other words have weight 1
 
 
 def stem(word: str) -> str:
-    """What a word's common forms share: brows and brow, smiling and smiled. A light rule for suffixes, not a dictionary."""
+    """Return a stem that common forms of a word share (brows and brow, smiling and smiled), by suffix rules, not a dictionary."""
     if word.endswith(("ies", "ied")) and len(word) > 4:
         word = word[:-3] + "y"
     elif word.endswith("s") and not word.endswith(("ss", "us", "is")) and len(word) > 3:
@@ -51,50 +51,50 @@ def stem(word: str) -> str:
     return _IRREGULAR.get(word, word)
 
 
-DENIALS = {denial.strip() for denial in _DENIALS.replace("\n", " ").split(",")}
+NEGATIONS = {phrase.strip() for phrase in _NEGATIONS.replace("\n", " ").split(",")}
 STOP_WORDS = frozenset(_STOP_WORDS.split())
 CLUES = frozenset(map(stem, _CLUES.split()))
 
 
 def emotion_words(text: str) -> tuple[str, ...]:
-    """The wheel's words in a text, in order, each once, without those that it denies.
+    """Return the distinct words of the wheel that a text contains and does not negate, in order.
 
-    A denial ("not", "no", "without", "n't") reaches over the next REACH words, on from each emotion word that it denies, over a
-    comma only where another emotion word or "or" follows, and never over "but", "and" or the end of a clause.
+    A negation ("not", "no", "without", "n't") covers the next REACH words and starts again at each emotion word that it negates.
+    It passes a comma only if another emotion word or "or" follows, and never passes "but", "and" or the end of a clause.
     """
-    tokens = _tokens(_NO_DENIALS.sub(" ", text.lower()))
-    found: dict[str, None] = {}
+    tokens = _tokens(_NOT_NEGATIONS.sub(" ", text.lower()))
+    words: dict[str, None] = {}  # an ordered set
     reach = 0
     for token, following in zip(tokens, [*tokens, ""][1:], strict=True):
-        if token in DENIALS or token.endswith("n't") or f"{token} {following}" in DENIALS:
+        if token in NEGATIONS or token.endswith("n't") or f"{token} {following}" in NEGATIONS:
             reach = REACH
-        elif token in _TURNS or (not token[0].isalpha() and not _goes_on(token, following)):
+        elif token in _BREAKS or (not token[0].isalpha() and not _continues_list(token, following)):
             reach = 0
         elif token not in FAMILY:
             reach = max(0, reach - 1)
         elif reach:
             reach = REACH
         else:
-            found[token] = None
-    return tuple(found)
+            words[token] = None
+    return tuple(words)
 
 
-def _goes_on(mark: str, following: str) -> bool:
-    """Whether a denial reaches over a punctuation mark: a comma within a list of emotions."""
+def _continues_list(mark: str, following: str) -> bool:
+    """Return whether a negation passes a punctuation mark: a comma within a list of emotions."""
     return mark == "," and (following in FAMILY or following in ("or", "nor"))
 
 
 def clues(text: str) -> dict[str, str]:
-    """Stem -> the word as it stands first, of every word that may be evidence: stop words and emotion words are left out."""
-    found: dict[str, str] = {}
+    """Return stem -> first form in the text, for all words except stop words and emotion words."""
+    forms: dict[str, str] = {}
     for token in (token.removesuffix("'s") for token in _tokens(text)):
         if token[0].isalpha() and token not in FAMILY and token not in STOP_WORDS and "n't" not in token:
-            found.setdefault(stem(token), token)
-    return found
+            forms.setdefault(stem(token), token)
+    return forms
 
 
 def weight(stemmed: str) -> float:
-    """How much a clue counts."""
+    """Return the weight of a clue, given its stem."""
     return CLUE_WEIGHT if stemmed in CLUES else 1.0
 
 

@@ -1,8 +1,8 @@
-"""A small wheel of English emotion words, made for this project: word -> family, and which families are neighbours.
+"""A small wheel of English emotion words, made for this project: word -> family, and pairs of neighbouring families.
 
-It is no lexicon of the language: common words of descriptions and labels, with their inflected forms. Words that mostly mean
-something else in descriptions ("content", "moved", "bright") are left out, and so are expressions ("smile", "tears"), which are
-clues.
+It is not a complete lexicon: it contains common words of descriptions and labels, with their inflected forms. Words that usually
+mean something else in descriptions ("content", "moved", "bright") are left out, and so are expressions ("smile", "tears"), which
+are clues.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ _FAMILIES = {
 _NEIGHBOURS = """joy affection, joy calm, joy interest, interest surprise, surprise doubt, surprise fear, doubt worry, worry fear,
     worry sadness, sadness shame, anger disgust, anger contempt, disgust contempt"""
 
-NEIGHBOUR = 0.5  # how near neighbouring families are; the same one is 1
+NEIGHBOUR = 0.5  # nearness of neighbouring families
 FAMILY = {word: family for family, words in _FAMILIES.items() for word in words.split()}
 _PAIRS = {frozenset(pair.split()) for pair in _NEIGHBOURS.split(",")}
 
 
 def nearness(one: str, other: str) -> float:
-    """How near two families are: 1 for the same, 0 for strangers. A word of no family stands for itself."""
+    """Return the nearness of two families: 1 for equal, NEIGHBOUR for neighbouring, 0 for other families."""
     if one == other:
         return 1.0
     return NEIGHBOUR if {one, other} in _PAIRS else 0.0
