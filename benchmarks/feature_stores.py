@@ -22,7 +22,7 @@ import numpy as np
 
 from emollama.commands.pack import rounded_up
 from emollama.stores import tar_index, tar_set
-from emollama.stores.name_index import entries_of, joined
+from emollama.stores.name_index import join_names, make_entries
 from emollama.stores.packed import PackedStore
 from emollama.stores.packing import PackingReport, pack
 from emollama.stores.quantization import Values
@@ -85,9 +85,9 @@ def tar_index_of(folder: Path, count: int) -> str:
     indexes, paths, each = [], [f"{folder}/shard-{number:05d}.tar{tar_index.SUFFIX}" for number in range(10)], count // 10
     for number, path in enumerate(paths):
         names = [f"sample_{place:08d}" for place in range(number * each, (number + 1) * each)]
-        entries = entries_of(names)
+        entries = make_entries(names)
         entries["offset"], entries["check"] = 640 + 5120 * np.arange(each, dtype=np.uint64), zlib.crc32(bytes(640))
-        indexes.append(tar_index.TarIndex(None, 5120 * each, (layout,), {"npy": each}, entries, *joined(names)))
+        indexes.append(tar_index.TarIndex(None, 5120 * each, (layout,), {"npy": each}, entries, *join_names(names)))
         tar_index.write(indexes[-1], path)
         with open(path.removesuffix(tar_index.SUFFIX), "wb") as file:
             file.truncate(5120 * each)

@@ -242,7 +242,7 @@ def host_waits(runner: RunnerBase) -> list[str]:
 def time_decoding(runner: RunnerBase, batch_size: int, new_tokens: int, *, is_hf: bool) -> str:
     """Time greedy decoding of one batch by Hugging Face's generate or by the project's own loop."""
     dataset = next(iter(runner.datasets.values()))
-    instruction = dataset.pool.first("reason")
+    instruction = dataset.pool.first_instruction("reason")
     records = [dataset.record(index % len(dataset), "reason", instruction) for index in range(batch_size)]
     batch = collate([runner.prompt.sample(record, to_generate=True) for record in records]).to(runner.world.device)
 

@@ -1,8 +1,8 @@
-"""Names of number formats that configuration keys accept."""
+"""Names of dtypes in configuration keys."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-Arithmetic = Literal["fp32", "bf16", "fp16"]  # of an encoder
-AmpDtype = Literal["auto", "bf16", "fp16"]  # of mixed precision in training
+Arithmetic = Literal["fp32", "bf16", "fp16"]  # dtype in which an encoder computes
+AmpDtype = Literal["auto", "bf16", "fp16"]  # dtype of autocast in training

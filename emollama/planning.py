@@ -109,10 +109,10 @@ def _tokens(config: RunConfig, model: Any) -> tuple[dict[str, int], list[str]]:
     folder = Path(config.model.llama_model)
     exact = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
     texts = [text for block in config.datasets.values() if hasattr(block, "turns") for text in block.turns()] or [""]
-    rows = model.fusion.num_tokens({slot: shape.rows for slot, shape in shapes.items()})
+    rows = model.fusion.num_tokens({slot: shape.num_tokens for slot, shape in shapes.items()})
     if exact:
         prompt = model.prompt(config.model)
-        features = {slot: torch.zeros(shape.rows, shape.width) for slot, shape in shapes.items()}
+        features = {slot: torch.zeros(shape.num_tokens, shape.dim) for slot, shape in shapes.items()}
         lengths = [len(prompt.sample(Record("", "", [(text, None)], features)).input_ids) for text in texts]
         words = max(lengths) - sum(rows.values())
     else:

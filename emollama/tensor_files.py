@@ -1,4 +1,4 @@
-"""Writing tensors through safetensors and Hugging Face classes; the only module that calls their writers."""
+"""Writing of tensors with safetensors and Hugging Face classes. No other module calls their writers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from emollama.paths import restore_permissions
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file with the permissions that the umask allows; safetensors itself writes mode 0600.
+    """Write a safetensors file with the permissions that the umask allows.
+
+    safetensors itself would create the file with mode 0600.
 
     Args:
         tensors: contiguous tensors by name.

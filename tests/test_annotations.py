@@ -105,12 +105,12 @@ def test_a_name_with_dots_dashes_or_a_subfolder_is_taken(tmp_path, name):
 @pytest.mark.parametrize("second", ["a happy", "a sad"])
 def test_a_repeated_name_is_refused_with_both_lines(tmp_path, second):
     said = refusal(rows, tmp_path, f"a happy\nb sad\n{second}\n")
-    assert "line 3: clip 'a' stands on line 1 already" in said
+    assert "line 3: clip 'a' is already listed on line 1" in said
 
 
 @pytest.mark.parametrize("text", ["", "\n \n\t\n", b"\xef\xbb\xbf"])
 def test_an_empty_list_is_refused(tmp_path, text):
-    assert "the list is empty" in refusal(rows, tmp_path, text)
+    assert "the list has no usable line" in refusal(rows, tmp_path, text)
 
 
 def test_a_list_that_is_not_utf8_names_the_byte(tmp_path):
@@ -147,7 +147,7 @@ def test_bad_json_names_file_and_line(tmp_path):
 
 @pytest.mark.parametrize("table", ["[]", '{"a": "text"}', "3", '[{"caption": "x"}]'])
 def test_json_of_another_shape_is_refused_and_the_shape_is_told(tmp_path, table):
-    assert "one JSON object keyed by clip name" in refusal(captions, tmp_path, table)
+    assert "one JSON object with clip names as keys" in refusal(captions, tmp_path, table)
 
 
 def test_an_absent_caption_file_names_its_key(tmp_path):
@@ -275,7 +275,7 @@ def test_verbatim_changes_nothing():
 
 def test_a_row_with_too_few_cells_is_refused_and_no_clip_without_speech(tmp_path):
     said = refusal(transcripts, tmp_path, "name,sentence\na,x\nb\n")
-    assert f"{tmp_path}/words.csv, line 3: fewer cells than the header has" in said
+    assert f"{tmp_path}/words.csv, line 3: fewer cells than columns" in said
 
 
 @pytest.mark.parametrize(("text", "line"), [('name,sentence\na,"x"y\n', 2), ('name,sentence\na,x\nb,z\nc,"x"y\n', 4)])
@@ -305,4 +305,4 @@ def test_json_without_end_is_refused(tmp_path):
 
 
 def test_a_clip_that_stands_twice_in_json_is_refused(tmp_path):
-    assert "'a' stands in it twice" in refusal(captions, tmp_path, '{"a": {"caption": "x"}, "a": {"caption": "y"}}')
+    assert "the key 'a' appears twice" in refusal(captions, tmp_path, '{"a": {"caption": "x"}, "a": {"caption": "y"}}')

@@ -91,7 +91,7 @@ def test_the_last_modality_is_never_dropped():
 
 
 def test_a_kind_that_is_named_twice_is_refused():
-    with pytest.raises(ValueError, match="names a kind twice"):
+    with pytest.raises(ValueError, match="contains a kind twice"):
         augmented(features(), ("noise", "noise"), 1)
 
 

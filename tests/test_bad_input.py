@@ -122,18 +122,18 @@ def test_an_unknown_label_names_every_row(refused, corpus):
 def test_a_row_of_wrong_width(refused, corpus):
     changed(corpus / LIST, "23 angry", "23 angry 1 2")
     said = refused()
-    assert f"{corpus / LIST}, line 2: 5 fields" in said and "expected" in said
+    assert f"{corpus / LIST}, line 2: expected 3 or 4 fields" in said and "expected" in said
 
 
 def test_a_name_that_climbs_out(refused, corpus):
     changed(corpus / LIST, NAMES[3], f"../../{NAMES[3]}")
     said = refused()
-    assert f"{corpus / LIST}, line 4: the clip name '../../{NAMES[3]}' would leave its folder" in said
+    assert f"{corpus / LIST}, line 4: the clip name '../../{NAMES[3]}' points outside its folder" in said
 
 
 def test_an_empty_list(refused, corpus):
     (corpus / LIST).write_text("\n")
-    assert f"{corpus / LIST}: the list is empty" in refused()
+    assert f"{corpus / LIST}: the list has no usable line" in refused()
 
 
 def test_an_absent_list_names_the_key(refused, corpus):
@@ -204,8 +204,8 @@ def spoil(path, kind):
     ("kind", "said"),
     [
         ("width", "expected ("),
-        ("nan", "holds NaN or inf"),
-        ("inf", "holds NaN or inf"),
+        ("nan", "contains NaN or inf"),
+        ("inf", "contains NaN or inf"),
         ("object", "cannot be read: Object arrays"),
         ("truncated", "cannot be read"),
     ],

@@ -16,7 +16,10 @@ def samples(golden_dataset, golden_prompt):
     """Six samples of different length."""
     tasks = ("emotion", "reason", "reason_v2")
     asked = [(clip, tasks[clip % 3]) for clip in range(6)]
-    return [golden_prompt.sample(golden_dataset.record(clip, task, golden_dataset.pool.first(task))) for clip, task in asked]
+    return [
+        golden_prompt.sample(golden_dataset.record(clip, task, golden_dataset.pool.first_instruction(task)))
+        for clip, task in asked
+    ]
 
 
 def test_ids_labels_and_weights_are_joined_in_order_without_padding(samples):

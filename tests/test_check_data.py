@@ -425,7 +425,7 @@ class SlowFolder(NpyFolder):
 def test_several_arrays_are_waited_for_at_once_where_the_disk_is_slow_and_their_order_is_kept(tmp_path):
     names = [str(number) for number in range(600)]
     source = Features(SlowFolder(tmp_path, frozenset(names)), str(tmp_path), ("face",), SlotShape(1, 8), "key")
-    assert list(source.survey(names).good) == names
+    assert list(source.check(names).good) == names
     assert SlowFolder.most > 1
 
 

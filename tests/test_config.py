@@ -221,7 +221,7 @@ def test_a_label_may_hold_dashes_and_digits(tmp_path):
         ("run.max_epoch=0", "run: max_epoch is 0"),
         ("datasets.feature_face_caption.batch_size=0", "datasets.feature_face_caption: batch_size is 0"),
         ("datasets.feature_face_caption.sample_ratio=.nan", "datasets.feature_face_caption: sample_ratio is nan"),
-        ("datasets.feature_face_caption.label_map={glad: joy}", "label_map: 'joy' is not among labels"),
+        ("datasets.feature_face_caption.label_map={glad: joy}", "label_map: 'joy' is neither in labels"),
     ],
 )
 def test_a_value_out_of_range_names_its_block_and_key(tmp_path, option, said):

@@ -282,7 +282,7 @@ def embedded(tmp_path_factory, golden_dataset, golden_prompt):
     """Text and feature rows of a clip as inputs_embeds (1, T, H), our logits with the adapters, and the batch."""
     model = model_of(tmp_path_factory.mktemp("embedded"))
     load(model, released())
-    record = golden_dataset.record(0, "reason", golden_dataset.pool.first("reason"))
+    record = golden_dataset.record(0, "reason", golden_dataset.pool.first_instruction("reason"))
     batch = collate([golden_prompt.sample(record)])
     with torch.no_grad():
         rows = model._embed(batch)[None]

@@ -43,8 +43,8 @@ def table(corpus, text):
 
 
 def test_no_key_is_no_curriculum_and_descending_is_off_by_default():
-    assert Curriculum.of({}) is None
-    assert Curriculum.of({"by": "modalities", "epochs": 4}) == Curriculum("modalities", 4, False)
+    assert Curriculum.from_config({}) is None
+    assert Curriculum.from_config({"by": "modalities", "epochs": 4}) == Curriculum("modalities", 4, False)
 
 
 @pytest.mark.parametrize(
@@ -63,13 +63,13 @@ def test_no_key_is_no_curriculum_and_descending_is_off_by_default():
 )
 def test_wrong_keys_and_values_are_refused_by_name(given, said):
     with pytest.raises(ValueError) as error:
-        Curriculum.of(given)
+        Curriculum.from_config(given)
     assert str(error.value).startswith("curriculum") and said in str(error.value)
 
 
 def test_a_wrong_curriculum_is_told_with_its_block(tmp_path):
     tree = golden_tree(tmp_path)
-    with pytest.raises(UserError, match=r"^datasets\.golden: curriculum\.epochs is 0; it is a number of epochs, at least 1$"):
+    with pytest.raises(UserError, match=r"^datasets\.golden: curriculum\.epochs is 0; it must be a whole number of at least 1$"):
         loaded(tmp_path, tree, "datasets.golden.curriculum.by=modalities", "datasets.golden.curriculum.epochs=0")
 
 

@@ -147,7 +147,7 @@ def test_dfew_maps_the_ids_one_to_seven_and_pads_names_with_zeros(build):
     labels = ["happy", "sad", "neutral", "angry", "surprise", "disgust", "fear"]
     assert answers(dataset, "emotion") == labels and said(dataset) == []
     assert dataset.names() == ["00010", "00100", "01000", "10000", "00005", "00006", "00007"]
-    assert ", ".join(labels) in dataset.pool.first("emotion")
+    assert ", ".join(labels) in dataset.pool.first_instruction("emotion")
     assert build("dfew", folds(), zero_pad=0).names() == ["1", "2", "16372"]
 
 
@@ -171,7 +171,7 @@ def test_dfew_takes_a_label_map_over_its_own(build):
     labels = ["happy", "sad", "neutral", "angry", "surprise", "fear", "contempt"]
     dataset = build("dfew", folds(), label_map={"6": "contempt"}, labels=labels)
     assert answers(dataset, "emotion") == ["happy", "sad", "contempt"] and said(dataset) == []
-    assert "datasets.dfew: label_map: 'disgust' is not among labels" in refusal(build, "dfew", folds(), labels=NINE)
+    assert "datasets.dfew: label_map: 'disgust' is neither in labels" in refusal(build, "dfew", folds(), labels=NINE)
     left = build("dfew", folds(), exclude_labels=["disgust"])
     assert left.names() == ["00001", "00002"]
 
@@ -186,7 +186,7 @@ def test_dfew_label_map_takes_its_numbers_in_quotes_and_says_so(tmp_path):
 
 @pytest.mark.parametrize("fold", [0, 6, -1])
 def test_dfew_refuses_another_fold(build, fold):
-    assert refusal(build, "dfew", folds(), fold=fold) == f"datasets.dfew: fold is {fold}; DFEW has the folds 1 to 5"
+    assert refusal(build, "dfew", folds(), fold=fold) == f"datasets.dfew: fold is {fold}; it must be from 1 to 5"
 
 
 def test_dfew_refuses_what_is_no_fold_or_has_no_table(build):
@@ -199,8 +199,10 @@ def test_dfew_tells_clips_that_are_the_same_once_padded(build, tmp_path):
     dataset = build("dfew", folds("1,1\n2,2\n001,3\n2,4\n"))
     assert dataset.names() == ["00001", "00002"]
     again, padded = said(dataset)
-    assert "set_1.csv, line 5: clip '2' stands on line 3 already" in again
-    assert f"{tmp_path}/train(single-labeled)/set_1.csv, line 4: clip '001' is '00001', which stands on line 2 already" in padded
+    assert "set_1.csv, line 5: clip '2' is already listed on line 3" in again
+    assert (
+        f"{tmp_path}/train(single-labeled)/set_1.csv, line 4: clip '001' is '00001', which is already listed on line 2" in padded
+    )
 
 
 def test_dfew_has_no_answers_to_other_tasks(build):
@@ -249,7 +251,10 @@ def test_emer_evaluates_a_list_without_captions_and_does_not_train_on_it(build, 
     assert answers(dataset, "reason_v2") == [None, None] and said(dataset) == []
     if keys:
         (text,) = said(build("emer", {}, **keys))
-        assert "no caption for task reason_v2, clips 2: clip_1, clip_2" in text and "captions_path, which is null" in text
+        assert (
+            "no caption for task reason_v2, clips 2: clip_1, clip_2" in text
+            and "set datasets.emer.captions_path to their file" in text
+        )
     else:
         assert "datasets.emer.captions_path: no file" in refusal(build, "emer", {}, **keys)
 
@@ -306,8 +311,8 @@ def test_custom_trains_on_every_subset_of_columns_that_has_what_the_task_needs(b
     if NEEDS[task] not in columns:
         text = refusal(build, "custom", files, **keys)
         assert text.startswith(f"{tmp_path}/clips.csv, line 1: the task '{task}' of datasets.custom.task_pool needs the column")
-        assert f"'{NEEDS[task]}'; beside the name, the header has {', '.join(columns) or 'nothing'}." in text
-        assert "datasets.custom.columns" in text and "take the task out" in text
+        assert f"'{NEEDS[task]}'; besides the name, the header has {', '.join(columns) or 'nothing'}." in text
+        assert "datasets.custom.columns" in text and "remove the task" in text
         return
     dataset = build("custom", files, **keys)
     assert said(dataset) == [] and dataset.names() == ["007", "a b"]
@@ -392,7 +397,7 @@ def test_a_label_map_renames_before_labels_are_checked_and_excluded(build):
     dataset = build("custom", {"clips.csv": text}, annotation_file="clips.csv", **keys)
     assert said(dataset) == [] and [(clip.name, clip.label) for clip in dataset.clips] == [("a", "happy"), ("c", "fear")]
     wrong = refusal(build, "custom", {}, annotation_file="clips.csv", label_map={"blue": "sadness"})
-    assert wrong.startswith("datasets.custom: label_map: 'sadness' is not among labels (happy, sad")
+    assert wrong.startswith("datasets.custom: label_map: 'sadness' is neither in labels (happy, sad")
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -402,7 +407,7 @@ def test_exclude_leaves_clips_out_and_refuses_names_that_are_not_listed(build, t
     dataset = build("custom", {"clips.csv": text}, exclude=["b"], **keys)
     assert dataset.names() == ["a", "c"] and said(dataset) == []
     wrong = refusal(build, "custom", {}, exclude=["a", "aa", "cc"], **keys)
-    assert f"datasets.custom.exclude names clips that {tmp_path}/clips.csv does not list, 2: aa, cc" in wrong
+    assert f"datasets.custom.exclude contains clips that {tmp_path}/clips.csv does not list, 2: aa, cc" in wrong
     assert "leave no clip of 3" in refusal(build, "custom", {}, exclude=["a", "b", "c"], **keys)
 
 
@@ -421,7 +426,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read_over(build, kind):
 
 def test_a_table_with_tabs_is_refused_with_the_remedy(build, tmp_path):
     text = refusal(build, "custom", {"clips.csv": "name\temotion\na\thappy\n"}, annotation_file="clips.csv")
-    assert f"{tmp_path}/clips.csv, line 1: the columns seem to be separated by tabs. Save it as CSV with commas." in text
+    assert f"{tmp_path}/clips.csv, line 1: the columns seem to be separated by tabs. Save the file as CSV with commas." in text
 
 
 def test_captions_with_comments_or_a_clip_twice_are_refused_by_file(build, tmp_path):
@@ -429,10 +434,10 @@ def test_captions_with_comments_or_a_clip_twice_are_refused_by_file(build, tmp_p
     path = tmp_path / "MERR_coarse_grained.json"
     comment = '{\n// checked by hand\n"samplenew_1": {"caption": "x"}}'
     text = refusal(build, "mer2024_caption", MER24 | {path.name: comment}, **keys)
-    assert f"{path}, line 2: not valid JSON" in text and "JSON holds no comments" in text
+    assert f"{path}, line 2: not valid JSON" in text and "JSON does not allow comments" in text
     twice = '{"samplenew_1": {"caption": "x"}, "samplenew_1": {"caption": "y"}}'
     text = refusal(build, "mer2024_caption", {path.name: twice}, **keys)
-    assert text == f"{path}: 'samplenew_1' stands in it twice. Keep one."
+    assert text == f"{path}: the key 'samplenew_1' appears twice. Remove one of the two."
 
 
 def test_a_run_tells_every_problem_of_every_block_at_once(tmp_path):
@@ -465,17 +470,17 @@ def test_a_run_tells_every_problem_of_every_block_at_once(tmp_path):
     first, *lines = text.split("\n- ")
     assert first == "the data cannot be used:" and not (tmp_path / "out").exists()
     wanted = [
-        f"datasets.custom: {tmp_path}/clips.csv, line 3: clip 'a' stands on line 2 already",
-        f"datasets.custom: {tmp_path}/clips.csv, line 4: the clip name '../b' would leave its folder",
+        f"datasets.custom: {tmp_path}/clips.csv, line 3: clip 'a' is already listed on line 2",
+        f"datasets.custom: {tmp_path}/clips.csv, line 4: the clip name '../b' points outside its folder",
         f"datasets.custom: {tmp_path}/clips.csv, line 5: the row has no name",
-        f"datasets.custom: {tmp_path}/clips.csv, line 7: more cells than the header has",
+        f"datasets.custom: {tmp_path}/clips.csv, line 7: more cells than columns",
         f"datasets.custom: {tmp_path}/clips.csv: unknown label",
         "datasets.custom: curriculum.by 'hardness': ",
         f"datasets.dfew: {tmp_path}/train(single-labeled)/set_1.csv, line 4: clip '0001' is '00001'",
         f"datasets.dfew: {tmp_path}/train(single-labeled)/set_1.csv: unknown label",
         "datasets.dfew: no array in datasets.dfew.image_feature_path",
-        f"datasets.dfew: {tmp_path}/HL-UTT/00002.npy (slot audio): holds NaN or inf",
-        f"datasets.emer: {tmp_path}/EMER_NCE.txt, line 2: 2 fields",
+        f"datasets.dfew: {tmp_path}/HL-UTT/00002.npy (slot audio): contains NaN or inf",
+        f"datasets.emer: {tmp_path}/EMER_NCE.txt, line 2: expected 3 or 4 fields",
         f"datasets.emer: {tmp_path}/EMER_NCE.txt, line 3: the second field of",
         "datasets.emer: no caption for task reason_v2, clips 1: clip_1.",
         "datasets.emer: no row in said.csv for clips 1: clip_1.",
@@ -524,5 +529,5 @@ def test_a_cache_made_at_the_other_size_names_both_sizes_before_any_weight_is_re
             config.classes["run"](config, training=training)
         text = str(error.value)
         assert f"{label}: {tmp_path}/eva/a.npy (slot image + cls): shape ({1 + patches}, 16)" in text
-        assert f"which is image_size {image_size}; it was made at image_size {made_at}" in text
+        assert f"which is image_size {image_size}; it was computed at image_size {made_at}" in text
     assert not (tmp_path / "out").exists()

@@ -19,7 +19,7 @@ GREEDY = SamplingParams(max_new_tokens=20)
 def asked(golden_dataset, golden_prompt):
     """Eighteen prompts of several lengths without their answers."""
     places = [(clip, task) for clip in range(6) for task in TASKS]
-    records = [golden_dataset.record(clip, task, golden_dataset.pool.first(task)) for clip, task in places]
+    records = [golden_dataset.record(clip, task, golden_dataset.pool.first_instruction(task)) for clip, task in places]
     return [golden_prompt.sample(record, to_generate=True) for record in records]
 
 
@@ -97,7 +97,7 @@ def test_an_ensemble_takes_the_likeliest_token_of_the_mean_distribution(golden_m
 def test_likelihoods_are_those_of_the_answers_losses(golden_model, golden_prompt, golden_dataset, asked):
     shares = likelihoods([golden_model], collate(asked[:3]), [golden_prompt.answer_ids(label) for label in NINE])
     assert shares.shape == (3, 9)
-    record = golden_dataset.record(0, TASKS[1], golden_dataset.pool.first(TASKS[1]))
+    record = golden_dataset.record(0, TASKS[1], golden_dataset.pool.first_instruction(TASKS[1]))
     words = record.turns[0][0]
     totals = []
     for label in NINE:

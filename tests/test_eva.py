@@ -166,7 +166,7 @@ def test_description_and_arrays_agree(videos):
     eva = encoder(frame_selection="middle")
     described = Eva.describe(eva.cfg, "encoders.eva")
     (array,) = eva.encode([eva.load(videos[0])])
-    assert array.shape == (1 + described.shape.rows, described.shape.width) == (65, 176)
+    assert array.shape == (1 + described.shape.num_tokens, described.shape.dim) == (65, 176)
     assert str(array.dtype) == "float32"
     assert described.recipe["frame_selection"] == "middle"
 

@@ -264,7 +264,9 @@ def test_given_faces_stand_in_the_manifest_for_the_keys_that_find_some(tmp_path)
         extract(path)
     manifest = Manifest.read(str(tmp_path / "out/mae_340_UTT"))
     assert manifest.inputs == {"faces": "images"} and not {"face", "max_frames"} & manifest.recipe.keys()
-    source = SimpleNamespace(slots=("face",), fills=("face",), path=str(tmp_path / "out/mae_340_UTT"), key="datasets.a.face")
+    source = SimpleNamespace(
+        slots=("face",), filled_slots=("face",), path=str(tmp_path / "out/mae_340_UTT"), key="datasets.a.face"
+    )
     config = configuration.load(path, [], needs_model=False)
     assert mismatches(config, [SimpleNamespace(features=[source])]) == []
     config.encoders["mae"].pooling = "patches"

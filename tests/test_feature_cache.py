@@ -31,29 +31,29 @@ def image(tmp_path):
 
 
 def test_rows_come_back_to_the_bit(kept, image):
-    place = kept.place(str(image))
+    place = kept.cache_key(str(image))
     assert kept.read(place) is None
     kept.write(place, ROWS)
     assert kept.read(place).tobytes() == ROWS.tobytes()
 
 
 def test_an_image_that_was_changed_has_another_place_though_name_size_and_time_are_the_same(kept, image):
-    before, times = kept.place(str(image)), (image.stat().st_atime_ns, image.stat().st_mtime_ns)
+    before, times = kept.cache_key(str(image)), (image.stat().st_atime_ns, image.stat().st_mtime_ns)
     image.write_bytes(b"pixelS")
     os.utime(image, ns=times)
-    assert kept.place(str(image)) != before
+    assert kept.cache_key(str(image)) != before
 
 
 def test_a_copy_of_another_name_has_the_same_place(kept, image, tmp_path):
     copy = tmp_path / "moved" / "two.jpg"
     copy.parent.mkdir()
     copy.write_bytes(image.read_bytes())
-    assert kept.place(str(image)) == kept.place(str(copy))
+    assert kept.cache_key(str(image)) == kept.cache_key(str(copy))
 
 
 @pytest.mark.parametrize("what", ["cut", "empty", "other shape", "other dtype", "nan", "text"])
 def test_a_spoiled_file_counts_as_not_there(kept, image, what):
-    place = kept.place(str(image))
+    place = kept.cache_key(str(image))
     kept.write(place, ROWS)
     path = Path(kept.folder, place)
     content = path.read_bytes()
@@ -71,7 +71,7 @@ def test_a_disk_that_refuses_is_told_once_and_stops_nothing(kept, image, caplog,
     monkeypatch.setattr(logging.getLogger("emollama"), "propagate", True)
     Path(kept.folder).touch()  # a file where the folder should be
     for _ in range(3):
-        kept.write(kept.place(str(image)), ROWS)
+        kept.write(kept.cache_key(str(image)), ROWS)
     (told,) = {id(record): record.getMessage() for record in caplog.records}.values()  # other tests may have added handlers
     assert "rows are not kept" in told and "name another folder" in told
 
@@ -101,7 +101,7 @@ def test_rows_of_other_encoders_are_refused_with_what_differs(kept, write):
 @pytest.mark.parametrize("spoiled", ["gone", "no JSON"])
 def test_rows_of_which_nobody_knows_how_they_were_made_are_refused(kept, image, spoiled):
     kept.require_same_manifest(MADE, "model.visual_cache_path", write=True)
-    kept.write(kept.place(str(image)), ROWS)
+    kept.write(kept.cache_key(str(image)), ROWS)
     manifest = Path(kept.folder, "manifest.json")
     manifest.unlink() if spoiled == "gone" else manifest.write_text("{")
     with pytest.raises(UserError, match=r"^model.visual_cache_path: .*nobody knows how .* were made\. Delete '.*'"):

@@ -117,7 +117,7 @@ def test_an_eva_cache_of_another_shape_names_both_slots(tmp_path, shape):
 def test_an_eva_cache_made_at_another_size_names_both_sizes(tmp_path):
     stored(tmp_path, numbers(1 + 256, 16))
     text = refusal(folder(tmp_path, ("image", "cls"), 16, 1024))
-    assert "expected (1025, 16), which is image_size 448; it was made at image_size 224" in text
+    assert "expected (1025, 16), which is image_size 448; it was computed at image_size 224" in text
 
 
 def whole_file(path):

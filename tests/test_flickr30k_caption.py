@@ -24,7 +24,7 @@ from emollama.data.text_processors import blip_caption
 from emollama.datasets.configs import CAPTION_INSTRUCTIONS
 from emollama.datasets.flickr30k_caption import Flickr30kCaption
 from emollama.errors import UserError
-from emollama.media.image_files import read_picture
+from emollama.media.image_files import read_image
 from emollama.media.image_transforms import blip2_image
 from emollama.media.source import UnusableMedia
 from emollama.stores.feature_cache import FeatureCache
@@ -119,11 +119,15 @@ def test_captions_are_taken_as_they_are_unless_a_processor_is_named(place):
 
 def test_without_instructions_nothing_is_said_and_with_them_one_of_them_alone(place):
     dataset = made(place)
-    assert dataset.pool.tasks == ("caption",) and dataset.pool.first("caption") == "" and dataset.has_reference("caption")
+    assert (
+        dataset.pool.tasks == ("caption",)
+        and dataset.pool.first_instruction("caption") == ""
+        and dataset.has_reference("caption")
+    )
     dataset = made(place, instructions={"caption": ["<ImageHere> Describe it.", "What is this?"]})
     task, instruction = dataset.pool.draw(np.random.default_rng(0))
     assert dataset.user_text(0, task, instruction) == dataset.record(0, task, instruction).turns[0][0] == instruction
-    assert dataset.pool.first("caption") == dataset.cfg.turns()[0] == "<ImageHere> Describe it."
+    assert dataset.pool.first_instruction("caption") == dataset.cfg.turns()[0] == "<ImageHere> Describe it."
 
 
 def test_a_pool_over_other_tasks_knows_these_alone():
@@ -164,7 +168,7 @@ def test_a_record_says_where_rows_are_to_be_kept_and_brings_those_that_are(place
     dataset = made(place, shapes=shapes)
     record = dataset.record(0, "caption", "")
     kept = FeatureCache(str(place / "kept"), (32, 768))
-    assert record.cache_key == kept.place(str(place / "images/11.jpg")) and len(record.features[FRAME]) == 1
+    assert record.cache_key == kept.cache_key(str(place / "images/11.jpg")) and len(record.features[FRAME]) == 1
     rows = np.random.default_rng(0).standard_normal((32, 768)).astype(np.float32)
     kept.write(record.cache_key, rows)
     again = dataset.record(0, "caption", "")
@@ -183,7 +187,7 @@ def test_pixels_of_every_mode_are_the_colours_that_are_seen(tmp_path, mode):
     else:
         (plain.quantize() if mode == "P" else plain.convert(mode)).save(path)
     seen = {"L": "L", "LA": "L", "I;16": "L", "1": "1"}.get(mode, "RGB")
-    pixels, expected = read_picture(path), np.array(plain.convert(seen).convert("RGB"))
+    pixels, expected = read_image(path), np.array(plain.convert(seen).convert("RGB"))
     assert pixels.shape == (30, 40, 3) and pixels.dtype == np.uint8 and np.ptp(pixels) > 20
     assert np.abs(pixels.astype(int) - expected).max() <= (40 if mode == "CMYK" else 1)
 
@@ -196,13 +200,13 @@ def test_an_orientation_in_the_tags_turns_nothing(tmp_path):
         image.save(tmp_path / "turned.png", exif=tags)
     with Image.open(tmp_path / "turned.png") as image:
         assert image.getexif()[0x0112] == 6
-    assert np.array_equal(read_picture(tmp_path / "turned.png"), read_picture(path))
+    assert np.array_equal(read_image(tmp_path / "turned.png"), read_image(path))
 
 
 def test_images_of_32_bits_are_refused(tmp_path):
     Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "x.tiff")
     with pytest.raises(UnusableMedia, match="32 bits"):
-        read_picture(tmp_path / "x.tiff")
+        read_image(tmp_path / "x.tiff")
 
 
 def spoil(place):
@@ -221,7 +225,7 @@ def test_missing_and_unreadable_images_are_all_told_before_the_start(place):
     spoil(place)
     for _ in range(2):  # what was found bad is not remembered as good
         told = problems(place)
-        assert "no file of images 1: 14" in told and "missing_images: skip" in told
+        assert "no file for images 1: 14" in told and "missing_images: skip" in told
         assert (
             "11.jpg (slot frame): cannot be read: it is no image." in told
             and "12.jpg (slot frame): cannot be read: the file is empty." in told
@@ -244,7 +248,7 @@ def test_images_that_are_missing_or_unreadable_are_left_out_on_demand(place):
 def test_a_folder_without_any_of_the_images_is_told_with_one_name(place):
     (place / "other").mkdir()
     told = problems(place, image_path="other")
-    assert "no file of images 4, which is all, such as '11'" in told and "12" not in told.replace(str(place), "")
+    assert "no file for images 4 (all of them, such as '11'" in told and "12" not in told.replace(str(place), "")
     assert "flickr.image_path: no folder" in refusal(place, image_path="absent")
 
 
@@ -270,10 +274,15 @@ def test_faulty_entries_are_told_all_at_once(place):
     tree += [{"image_id": True, "caption": "A."}, "text", {"image_id": "8", "caption": "", "captions": []}]
     put(place, {"annotations": tree})
     told = problems(place)
-    for number, says in enumerate(("'11' stands in annotations[0]", "with image_id", "leave its folder", "no list of texts")):
+    for number, says in enumerate(
+        ("annotations[0] already has the image '11'", "with image_id", "outside its folder", "must be a list of texts")
+    ):
         assert any(f"annotations[{4 + number}]" in line and says in line for line in told.splitlines())
-    assert "annotations[8]: True is no image" in told and "annotations[9]: expected an object" in told
-    assert "no caption of images 1: 8" in told
+    assert (
+        "annotations[8]: expected the name or number of an image, got True" in told
+        and "annotations[9]: expected an object" in told
+    )
+    assert "no captions for images 1: 8" in told
     put(place, {"annotations": [*tree[:4], tree[-1]]})
     assert not made(place, exclude=["8"]).problems()
 
@@ -285,30 +294,36 @@ def test_faulty_entries_of_cocos_form_are_told_all_at_once(place):
     tree["annotations"] += [{"image_id": 70, "caption": "A."}, {"image_id": 71, "caption": "A."}, {"image_id": 1, "caption": 5}]
     put(place, tree)
     told = problems(place)
-    assert "images[4]: the id 0 is that of '11.jpg'" in told and "images[5]: the clip name '../a' would leave" in told
-    assert "images[6]: the image '11' stands in images[0]" in told and "images[7]: the file_name 'plain'" in told
+    assert "images[4]: the id 0 already belongs to '11.jpg'" in told and "images[5]: the clip name '../a' points outside" in told
+    assert (
+        "images[6]: images[0] already has the image '11'" in told
+        and "images[7]: file_name must be the name of a file with an extension, got 'plain'" in told
+    )
     assert "images[8]: expected an object with id and file_name" in told and "image_id 2: 70, 71" in told
-    assert "annotations[22]: the caption '5' is no text" in told and "no caption of images 1: 99" in told
+    assert "annotations[22]: a caption must be text, got '5'" in told and "no captions for images 1: 99" in told
 
 
 def test_many_faults_are_told_by_the_first_ten_and_a_count(place):
     put(place, entries(NAMES) + [{"image_id": f"../{number}", "caption": "A."} for number in range(300)])
     found = made(place).problems()
-    assert len(found) == 11 and "annotations[4]" in found[0].text and "290 more entries" in found[-1].text
+    assert len(found) == 11 and "annotations[4]" in found[0].text and "290 more invalid entries" in found[-1].text
     assert len(found[-1].clips) == 290 and max(len(problem.text) for problem in found) < 400
 
 
 def test_a_file_of_objects_is_refused_in_one_line(place):
     put(place, coco(NAMES) | {"annotations": [{"id": number, "image_id": 0, "bbox": [1, 2, 3, 4]} for number in range(300)]})
     told = refusal(place)
-    assert """none of its 300 "annotations" has a "caption", as in the files of objects""" in told and "\n" not in told
+    assert """none of the 300 "annotations" has a "caption", as in COCO\'s files of objects""" in told and "\n" not in told
 
 
 def test_cocos_form_without_its_images_is_told_as_that_in_one_line(place):
     put(place, coco([*NAMES, "15"])["annotations"])
     images(place / "images", "01234")
     (found,) = made(place).problems()
-    assert 'more than once, 5: 0, 1, 2, 3, 4. It looks like COCO\'s form without its "images"' in found.text
+    assert (
+        'some image_ids have several entries, 5: 0, 1, 2, 3, 4. The file seems to have COCO\'s format, but no "images"'
+        in found.text
+    )
 
 
 @pytest.mark.parametrize("entry", [{"id": 2}, {"id": 2, "file_name": "plain"}, {"file_name": "13.jpg"}, "13.jpg"])
@@ -324,7 +339,7 @@ def test_a_faulty_image_is_told_once_and_not_for_its_captions_too(place, entry):
     ("text", "says"),
     [
         ('{"x": 1}', "expected"),
-        ("[]", "no image in it"),
+        ("[]", "no image or no usable entry"),
         ('[{"image_id": "../1", "caption": "a"}]', "The first problem"),
         ("[{", "not valid JSON"),
         ('{"images": [{"filename": "1.jpg", "sentences": []}]}', "emollama prepare flickr30k"),
@@ -338,7 +353,7 @@ def test_files_of_another_form_are_refused(place, text, says):
 
 def test_names_to_exclude_must_be_listed(place):
     assert made(place, exclude=["12"]).names() == ["11", "13", "14"]
-    assert "flickr.exclude names images" in refusal(place, exclude=["12", "77"]) and "77" in refusal(place, exclude=["77"])
+    assert "flickr.exclude contains images" in refusal(place, exclude=["12", "77"]) and "77" in refusal(place, exclude=["77"])
     assert "leaves no image" in refusal(place, exclude=list(NAMES))
 
 
@@ -381,7 +396,7 @@ def test_images_without_captions_are_answered_in_evaluation_and_refused_in_train
     for choice in ("joined", "first", "random"):
         record = made(place, training=False, captions=choice).record(0, "caption", "")
         assert record.reference is None and record.turns == [("", None)]
-    assert "no caption of images 4: 11, 12, 13, 14" in problems(place) and not made(place).notes
+    assert "no captions for images 4: 11, 12, 13, 14" in problems(place) and not made(place).notes
 
 
 def test_pictures_of_ones_own_are_captioned_by_a_list_of_names(tmp_path):

@@ -128,10 +128,10 @@ def test_a_file_of_prompts_is_read_without_its_blank_lines(tmp_path):
     [
         (
             "<ImageHere> a\nno mark\n<ImageHere> <ImageHere>\n",
-            r"line 3: '<ImageHere> <ImageHere>' must hold <ImageHere>, spelt so, once",
+            r"line 3: '<ImageHere> <ImageHere>' must contain <ImageHere> .with this spelling. once",
         ),
-        ("<ImageHere> a\n\nsee <Imagehere>\n", r"line 3: 'see <Imagehere>' must hold <ImageHere>, spelt so, once"),
-        ("\n\n", "holds no prompt. A prompt is a line such as <Img><ImageHere>"),
+        ("<ImageHere> a\n\nsee <Imagehere>\n", r"line 3: 'see <Imagehere>' must contain <ImageHere> .with this spelling. once"),
+        ("\n\n", "contains no prompt. Expected lines such as <Img><ImageHere>"),
     ],
 )
 def test_a_file_without_usable_prompts_is_refused(tmp_path, text, told):

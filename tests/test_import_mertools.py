@@ -241,7 +241,7 @@ def test_an_entry_that_is_no_dictionary_is_refused(tmp_path, corpus):
         ("b", {"emo": "sad", "val": float("nan")}, "the valence nan is not a finite number"),
         ("b", {"emo": "sad", "val": np.arange(2)}, "is not a finite number"),
         ("b c", {"emo": "sad"}, "contains white space"),
-        ("../b", {"emo": "sad"}, "would leave its folder"),
+        ("../b", {"emo": "sad"}, "points outside its folder"),
         ("b", {"emo": "bored"}, "the label 'bored' is not one of"),
         ("b", {"emo": 3}, "the label '3' is not one of"),
     ],

@@ -269,12 +269,12 @@ def test_byte_order_marks_windows_line_ends_quotes_and_other_columns_are_read_ov
         ("a\tb,sad,\n", 3, "contains white space"),
         (",sad,\n", 3, "the row has no name"),
         ("b,,\n", 3, "'b' has no label"),
-        ("b\n", 3, "fewer cells than the header"),
-        ("b,sad\n", 3, "fewer cells than the header"),
-        ("b,sad,1,2\n", 3, "more cells than the header"),
+        ("b\n", 3, "fewer cells than columns"),
+        ("b,sad\n", 3, "fewer cells than columns"),
+        ("b,sad,1,2\n", 3, "more cells than columns"),
         ("b,sad,high\n", 3, "the valence 'high' is not a finite number"),
         ("b,sad,nan\n", 3, "the valence 'nan' is not a finite number"),
-        ("../b,sad,\n", 3, "would leave its folder"),
+        ("../b,sad,\n", 3, "points outside its folder"),
     ],
 )
 def test_a_bad_row_is_reported_with_its_line_or_left_out(tmp_path, out, rows, line, says):
@@ -306,10 +306,10 @@ def test_equal_rows_are_taken_once_and_counted(tmp_path, out):
     ("text", "says"),
     [
         ("name,emotion\na,sad\n", "line 1: the header is name,emotion; expected name,discrete[,valence]"),
-        ("name\tdiscrete\na\tsad\n", "the columns seem to be separated by tabs. Save it as CSV with commas."),
+        ("name\tdiscrete\na\tsad\n", "the columns seem to be separated by tabs. Save the file as CSV with commas."),
         ("a,sad\nb,happy\n", "line 1: the header is a,sad; expected"),
         ("clip,discrete\na,sad\n", "expected one of the columns name"),
-        ("name,name,discrete\na,b,sad\n", "names a column twice"),
+        ("name,name,discrete\na,b,sad\n", "contains a column twice"),
         ("name,discrete\n", "contains no rows"),
         ("", "contains no rows"),
         ('name,discrete\na,"sad\n', "not valid CSV"),
@@ -394,7 +394,7 @@ def test_words_are_read_with_and_without_quotes_and_brackets(cell, words):
     [
         ("name,sentence\nx1,hi\n", "no row matches any of the clips. Its names look like 'x1', the clip names like 'a'"),
         ("name,words\na,hi\n", "expected one of the columns sentence"),
-        ("name,sentence\na,hi\na,ho\n", "line 3: a second, different sentence for 'a'"),
+        ("name,sentence\na,hi\na,ho\n", "line 3: 'a' already has a different sentence"),
         ("name,sentence\na,hi, ho\n", "line 2: more cells"),
     ],
 )

@@ -55,13 +55,13 @@ def test_a_draw_depends_on_the_generator_alone():
 def test_labels_are_filled_in_in_order_and_other_braces_stay():
     instruction = 'One of {labels}? Answer as {"label": {}} or {x}; again: {labels}'
     pool = TaskPool("emotion", {"emotion": [instruction]}, ["happy", "sad"])
-    assert pool.first("emotion") == 'One of happy, sad? Answer as {"label": {}} or {x}; again: happy, sad'
+    assert pool.first_instruction("emotion") == 'One of happy, sad? Answer as {"label": {}} or {x}; again: happy, sad'
 
 
 def test_the_first_wording_is_the_first_of_the_list():
     pool = TaskPool(["emotion", "reason"], {"emotion": ["one", "two"]}, ["happy"])
-    assert pool.first("emotion") == "one"
-    assert pool.first("reason") == BUILT_IN["reason"][0]
+    assert pool.first_instruction("emotion") == "one"
+    assert pool.first_instruction("reason") == BUILT_IN["reason"][0]
 
 
 @pytest.mark.parametrize("task", TASK_NAMES)
@@ -80,9 +80,9 @@ def test_every_built_in_wording_of_emotion_shows_the_labels_and_no_other_brace()
         (["emotions"], {}, "task_pool: unknown task 'emotions'. Did you mean 'emotion'? Known: emotion, reason, reason_v2"),
         ("joy", {}, "task_pool: unknown task 'joy'"),
         (["emotion"], {"reson": ["x"]}, "instructions: unknown task 'reson'. Did you mean 'reason'?"),
-        ([], {}, "task_pool: no task in it"),
-        ({}, {}, "task_pool: no task in it"),
-        ({"emotion": 0}, {}, "task_pool: no task in it"),
+        ([], {}, "task_pool contains no task with a positive weight"),
+        ({}, {}, "task_pool contains no task with a positive weight"),
+        ({"emotion": 0}, {}, "task_pool contains no task with a positive weight"),
         ({"emotion": -1}, {}, "task_pool: the weight of 'emotion' is -1"),
         ({"emotion": float("nan")}, {}, "task_pool: the weight of 'emotion' is nan"),
         ({"emotion": float("inf")}, {}, "task_pool: the weight of 'emotion' is inf"),
@@ -105,7 +105,7 @@ def test_a_label_that_would_break_the_prompt_is_refused(label):
 
 
 def test_a_label_given_twice_is_refused():
-    with pytest.raises(ValueError, match="prompt_labels: a label is given twice"):
+    with pytest.raises(ValueError, match="prompt_labels: .* contains a label twice"):
         check_labels(["sad", "happy", "sad"], "prompt_labels")
 
 

@@ -181,13 +181,13 @@ def test_the_global_generators_change_nothing_about_the_batches(samples):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_user_error_while_loading_is_told_in_its_own_words(golden_dataset, golden_prompt, monkeypatch, workers):
     def fails(index, task, instruction, rng):
-        raise UserError("clip_7.npy (slot face): holds NaN or inf. Extract this clip again.")
+        raise UserError("clip_7.npy (slot face): contains NaN or inf. Extract this clip again.")
 
     monkeypatch.setattr(golden_dataset, "record", fails)
     samples = TrainingSamples([golden_dataset], golden_prompt, order([6]))
     with pytest.raises(UserError) as error:
         batches(samples, workers=workers)
-    assert str(error.value) == "clip_7.npy (slot face): holds NaN or inf. Extract this clip again."
+    assert str(error.value) == "clip_7.npy (slot face): contains NaN or inf. Extract this clip again."
 
 
 def test_the_loader_knows_its_length(samples):

@@ -33,10 +33,10 @@ from PIL import Image
 from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize, ToTensor
 
 from emollama.errors import UserError
-from emollama.media.audio import read_sound
-from emollama.media.faces import centre, face_images
-from emollama.media.files import ENDINGS, find_video, videos_below
-from emollama.media.frame_selection import chosen_frame, read_peaks, segment_middles
+from emollama.media.audio import read_audio
+from emollama.media.faces import central_square, face_images
+from emollama.media.files import ENDINGS, find_video, find_videos
+from emollama.media.frame_selection import choose_frame, read_peaks, segment_middles
 from emollama.media.frames import _outline, probe, read_frames, read_with_decord, read_with_pyav
 from emollama.media.image_transforms import MEAN, STD, blip2_image
 from emollama.media.source import Source, UnusableMedia
@@ -194,7 +194,7 @@ def test_names_with_colons_spaces_and_other_letters(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a: b.mp4", "файл 1%03d.avi", "-i.mp4", "concat:x.mp4"):
         assert asked(write_video(tmp_path / name, 3).name, 2)[0] == [2]
-        assert len(read_sound(name)) > 0
+        assert len(read_audio(name)) > 0
 
 
 def test_tags_in_another_encoding_do_no_harm(tmp_path):
@@ -203,7 +203,7 @@ def test_tags_in_another_encoding_do_no_harm(tmp_path):
     assert b"TITLE" in data
     path.write_bytes(data.replace(b"TITLE", b"\xb2\xe2\xca\xd4\xff"))
     assert asked(path, 2)[0] == [2]
-    assert len(read_sound(path)) > 0
+    assert len(read_audio(path)) > 0
 
 
 # Broken videos
@@ -230,7 +230,7 @@ def test_a_probe_finds_a_video_or_tells_why_not(films, broken):
 @pytest.mark.parametrize("share", [0.5, 0.8])
 def test_files_that_are_cut_off_are_unusable_whatever_is_wanted_of_them(tmp_path, name, codec, share):
     path = cut(write_video(tmp_path / name, 60, codec=codec, index_first=name in ("a.mp4", "a.mov"), gop=6), share)
-    told = [reason(path), reason(path, every_frame), reason(path, read_sound)]
+    told = [reason(path), reason(path, every_frame), reason(path, read_audio)]
     assert all(
         re.fullmatch(r"only [012]\.. of 2\.. seconds of its (video|audio) are there: the file is cut off or damaged", x)
         for x in told
@@ -244,7 +244,7 @@ def test_a_file_that_lacks_little_or_does_not_tell_its_length_is_read_as_far_as_
     assert counts[-1] == last + 1
     path = cut(write_video(tmp_path / "a.wmv", 60, codec="wmv2"), 0.5)
     assert 20 < len(read_frames(path, range)) < 40
-    assert 0.8 < len(read_sound(path)) / 16000 < 1.6
+    assert 0.8 < len(read_audio(path)) / 16000 < 1.6
 
 
 @pytest.mark.parametrize(
@@ -262,17 +262,17 @@ def test_a_file_that_lacks_little_or_does_not_tell_its_length_is_read_as_far_as_
 def test_whole_files_of_odd_lengths_are_whole(tmp_path, name, given):
     path = write_video(tmp_path / name, **given)
     assert len(read_frames(path, range)) == given["frames"]
-    assert given.get("sound") == () or len(read_sound(path)) > 0
+    assert given.get("sound") == () or len(read_audio(path)) > 0
 
 
 @pytest.mark.parametrize(("ending", "source"), [("mp4", "h264.mp4"), ("avi", "h264.avi"), ("mkv", "h264.mp4")])
 def test_sound_and_pictures_may_be_of_different_lengths(films, tmp_path, ending, source):
     path = films[source]
-    seconds = len(read_sound(path)) / 16000
+    seconds = len(read_audio(path)) / 16000
     assert len(read_frames(write_shortened(tmp_path / f"a.{ending}", path, "audio", 0.3), range)) == 40
-    assert 0.2 < len(read_sound(tmp_path / f"a.{ending}")) / 16000 < 0.4
+    assert 0.2 < len(read_audio(tmp_path / f"a.{ending}")) / 16000 < 0.4
     assert 5 <= len(read_frames(write_shortened(tmp_path / f"b.{ending}", path, "video", 0.3), range)) < 20
-    assert len(read_sound(tmp_path / f"b.{ending}")) / 16000 == pytest.approx(seconds, abs=0.03)
+    assert len(read_audio(tmp_path / f"b.{ending}")) / 16000 == pytest.approx(seconds, abs=0.03)
 
 
 def test_the_first_frame_alone_is_decoded_once_and_is_the_same(films, tmp_path, monkeypatch):
@@ -343,7 +343,7 @@ def test_randomly_damaged_files_end_as_frames_or_reasons(tmp_path):
             data[place] = rng.integers(256)
         path = tmp_path / f"damaged{sources[number % 2].suffix}"
         path.write_bytes(data[: rng.integers(len(data) * 19 // 20, len(data) + 1)])
-        for read in (lambda path: read_frames(path, lambda count: [0, count - 1]), read_sound):
+        for read in (lambda path: read_frames(path, lambda count: [0, count - 1]), read_audio):
             try:
                 outcomes.append(len(read(path)) > 0)
             except UnusableMedia:
@@ -357,7 +357,7 @@ def test_no_library_writes_to_stderr(films, broken, tmp_path, capfd):
     begin, end = len(data) // 2, len(data) * 8 // 10
     holed.write_bytes(data[:begin] + bytes(end - begin) + data[end:])
     for path in (*films.values(), *broken.values(), holed):
-        for read in (probe, lambda path: read_frames(path, lambda count: [0, count - 1]), read_sound):
+        for read in (probe, lambda path: read_frames(path, lambda count: [0, count - 1]), read_audio):
             with contextlib.suppress(UnusableMedia):
                 read(path)
     captured = capfd.readouterr()
@@ -366,7 +366,7 @@ def test_no_library_writes_to_stderr(films, broken, tmp_path, capfd):
 
 def test_a_choice_may_refuse_the_clip(films):
     source = Source("a", films["h264.mp4"])
-    assert "peak" in reason(source.video, lambda path: read_frames(path, lambda count: [chosen_frame("peak", count, source)]))
+    assert "peak" in reason(source.video, lambda path: read_frames(path, lambda count: [choose_frame("peak", count, source)]))
 
 
 # Sound
@@ -380,7 +380,7 @@ def loudest(sound, rate=16000):
 @pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000])
 @pytest.mark.parametrize("amplitudes", [(0.5,), (0.6, 0.4)], ids=["mono", "stereo"])
 def test_a_tone_keeps_its_pitch_loudness_and_length_at_any_rate(tmp_path, rate, amplitudes):
-    sound = read_sound(write_sound(tmp_path / "a.wav", tone(1.0, rate, *amplitudes), rate))
+    sound = read_audio(write_sound(tmp_path / "a.wav", tone(1.0, rate, *amplitudes), rate))
     assert sound.dtype == np.float32 and sound.ndim == 1
     assert abs(len(sound) - 16000) <= 2
     assert abs(loudest(sound) - TONE) < 1
@@ -391,7 +391,7 @@ def test_a_tone_keeps_its_pitch_loudness_and_length_at_any_rate(tmp_path, rate, 
 @pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.mkv", "a.mov"])
 @pytest.mark.parametrize("rate", [8000, 44100, 48000])
 def test_the_sound_of_a_video_is_as_long_as_the_video(tmp_path, name, rate):
-    sound = read_sound(write_video(tmp_path / name, 50, rate=rate, sound=(0.5, 0.5)))
+    sound = read_audio(write_video(tmp_path / name, 50, rate=rate, sound=(0.5, 0.5)))
     frames = 3 if name.endswith(".avi") else 1  # MP3 in .avi has its encoder's delay, of which the file says nothing
     assert 0 <= len(sound) - 32000 <= frames * 1152 * 16000 / rate
     assert abs(loudest(sound[8000:24000]) - TONE) < 1
@@ -400,7 +400,7 @@ def test_the_sound_of_a_video_is_as_long_as_the_video(tmp_path, name, rate):
 
 def test_stereo_becomes_the_mean_of_its_channels(tmp_path):
     def peak(*amplitudes):
-        return np.abs(read_sound(write_sound(tmp_path / "a.wav", tone(1.0, 16000, *amplitudes), 16000))).max()
+        return np.abs(read_audio(write_sound(tmp_path / "a.wav", tone(1.0, 16000, *amplitudes), 16000))).max()
 
     assert peak(0.8, 0) == pytest.approx(0.4, abs=1e-3)
     assert peak(0.8, 0.8) == pytest.approx(0.8, abs=1e-3)
@@ -410,56 +410,56 @@ def test_stereo_becomes_the_mean_of_its_channels(tmp_path):
 
 def test_sound_stays_within_one(tmp_path):
     square = np.sign(tone(0.5, 44100, 1.0, 1.0))
-    sound = read_sound(write_sound(tmp_path / "a.wav", square, 44100))
+    sound = read_audio(write_sound(tmp_path / "a.wav", square, 44100))
     assert np.abs(sound).max() == 1
 
 
 def test_sound_that_needs_no_resampling_is_read(tmp_path):
-    sound = read_sound(write_video(tmp_path / "a.mp4", 50, rate=16000))
-    assert np.array_equal(sound, read_sound(tmp_path / "a.mp4", 16000))
+    sound = read_audio(write_video(tmp_path / "a.mp4", 50, rate=16000))
+    assert np.array_equal(sound, read_audio(tmp_path / "a.mp4", 16000))
     assert 32000 <= len(sound) <= 33024
 
 
 def test_another_rate_can_be_asked_for(tmp_path):
-    sound = read_sound(write_sound(tmp_path / "a.wav", tone(1.0, 44100, 0.5), 44100), rate=24000)
+    sound = read_audio(write_sound(tmp_path / "a.wav", tone(1.0, 44100, 0.5), 44100), rate=24000)
     assert abs(len(sound) - 24000) <= 2
     assert abs(loudest(sound, 24000) - TONE) < 1
 
 
 def test_sound_shorter_than_a_frame_is_read(tmp_path):
-    assert abs(len(read_sound(write_sound(tmp_path / "a.wav", tone(0.01, 48000, 0.5), 48000))) - 160) <= 1
-    assert len(read_sound(write_video(tmp_path / "a.mp4", 1, fps=50))) > 0
+    assert abs(len(read_audio(write_sound(tmp_path / "a.wav", tone(0.01, 48000, 0.5), 48000))) - 160) <= 1
+    assert len(read_audio(write_video(tmp_path / "a.mp4", 1, fps=50))) > 0
 
 
 def test_without_sound_the_reason_is_told(broken, tmp_path):
-    assert reason(write_video(tmp_path / "mute.mp4", 3, sound=()), read_sound) == "no audio track in it"
-    assert "cannot be read" in reason(broken["text"], read_sound)
-    assert "cannot be read" in reason(broken["empty"], read_sound)
-    assert len(read_sound(broken["sound"])) > 0
+    assert reason(write_video(tmp_path / "mute.mp4", 3, sound=()), read_audio) == "no audio track in it"
+    assert "cannot be read" in reason(broken["text"], read_audio)
+    assert "cannot be read" in reason(broken["empty"], read_audio)
+    assert len(read_audio(broken["sound"])) > 0
 
 
 def test_an_audio_track_without_packets_is_unusable(tmp_path):
     for name in ("a.wav", "a.mp4"):
         path = write_sound(tmp_path / name, tone(0, 44100, 0.5), 44100)
-        assert reason(path, read_sound)
+        assert reason(path, read_audio)
     path = write_video(tmp_path / "a.avi", 3, rate=44100)
     data = path.read_bytes()
     path.write_bytes(data.replace(b"01wb", b"JUNK"))
-    assert reason(path, read_sound) == "its audio track is empty"
+    assert reason(path, read_audio) == "its audio track is empty"
     assert asked(path, 2)[0] == [2]
 
 
 def test_sound_that_is_cut_off_is_unusable(tmp_path):
     for name in ("a.mp4", "a.avi", "a.mkv"):
         path = cut(write_video(tmp_path / name, pictures=[], frames=100, index_first=name == "a.mp4"), 0.6)
-        assert reason(path, read_sound).endswith("seconds of its audio are there: the file is cut off or damaged")
+        assert reason(path, read_audio).endswith("seconds of its audio are there: the file is cut off or damaged")
 
 
 def test_damaged_sound_counts_up_to_there_where_that_is_near_its_end(tmp_path):
     path = damage(write_video(tmp_path / "a.mp4", pictures=[], frames=100), 160, "audio")
-    assert 55000 < len(read_sound(path)) < 62000
+    assert 55000 < len(read_audio(path)) < 62000
     path = damage(write_video(tmp_path / "a.mp4", pictures=[], frames=100), 80, "audio")
-    assert re.fullmatch(r"only [78]. of the 17. packets of its sound can be decoded: it is damaged", reason(path, read_sound))
+    assert re.fullmatch(r"only [78]. of the 17. packets of its sound can be decoded: it is damaged", reason(path, read_audio))
 
 
 # Files
@@ -469,20 +469,20 @@ def test_videos_are_found_below_a_folder_by_name(tmp_path):
     for name in ("b.avi", "a.MP4", "deep/er/c.d.mkv", ".hidden.mp4", ".folder/x.mp4", "notes.txt", "label.csv"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = videos_below(tmp_path, "extraction.videos")
+    found = find_videos(tmp_path, "extraction.videos")
     assert {name: path.name for name, path in found.items()} == {"a": "a.MP4", "b": "b.avi", "deep/er/c.d": "c.d.mkv"}
-    assert videos_below(str(tmp_path), "extraction.videos") == found
+    assert find_videos(str(tmp_path), "extraction.videos") == found
 
 
 def test_a_folder_without_usable_videos_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"extraction.videos: no folder '.*absent'"):
-        videos_below(tmp_path / "absent", "extraction.videos")
+        find_videos(tmp_path / "absent", "extraction.videos")
     with pytest.raises(UserError, match="extraction.videos: no video anywhere below"):
-        videos_below(tmp_path, "extraction.videos")
+        find_videos(tmp_path, "extraction.videos")
     (tmp_path / "a.mp4").touch()
     (tmp_path / "a.avi").touch()
     with pytest.raises(UserError, match=r"'a' is the name of two videos, .*a.avi and .*a.mp4. Rename one"):
-        videos_below(tmp_path, "extraction.videos")
+        find_videos(tmp_path, "extraction.videos")
 
 
 def test_the_video_of_a_name_is_found(tmp_path):
@@ -502,14 +502,14 @@ def test_the_video_of_a_name_is_found(tmp_path):
 
 def test_frames_are_chosen_as_configured():
     source = Source("a", Path("a.mp4"), peak=12)
-    assert [chosen_frame("first", count, source) for count in (1, 40)] == [0, 0]
-    assert [chosen_frame("middle", count, source) for count in (1, 2, 40, 41)] == [0, 1, 20, 20]
-    assert [chosen_frame("peak", count, source) for count in (1, 12, 13, 40)] == [0, 11, 12, 12]
+    assert [choose_frame("first", count, source) for count in (1, 40)] == [0, 0]
+    assert [choose_frame("middle", count, source) for count in (1, 2, 40, 41)] == [0, 1, 20, 20]
+    assert [choose_frame("peak", count, source) for count in (1, 12, 13, 40)] == [0, 11, 12, 12]
 
 
 def test_a_random_frame_depends_on_the_name_alone():
     def choose(name, count=1000):
-        return chosen_frame("random", count, Source(name, Path("x.mp4")))
+        return choose_frame("random", count, Source(name, Path("x.mp4")))
 
     numbers = [choose(str(number)) for number in range(200)]
     assert len(set(numbers)) > 150 and 0 <= min(numbers) < 50 and 950 < max(numbers) < 1000
@@ -541,8 +541,8 @@ def test_peaks_are_read_from_captions_and_tables(tmp_path):
         ("p.json", '{"a": {"peak_index": "-1"}}', "peak_index of 'a' is '-1'"),
         ("p.json", '{"a": {"peak_index": true}}', "peak_index of 'a' is True"),
         ("p.json", '{"a": {"peak_index": "2.5"}}', "expected the number of a frame"),
-        ("p.json", '{"a": {"caption": "x"}}', "expected one JSON object keyed by clip name"),
-        ("p.json", '["a"]', "expected one JSON object keyed by clip name"),
+        ("p.json", '{"a": {"caption": "x"}}', "expected one JSON object with clip names as keys"),
+        ("p.json", '["a"]', "expected one JSON object with clip names as keys"),
         ("p.json", "{", "line 1: not valid JSON"),
         ("p.csv", "name,peak_index\na,\n", "line 2: the peak_index of 'a' is ''"),
         ("p.csv", "name,peak_index\na,1\na,2\n", "line 3: a second, different peak_index of 'a'"),
@@ -652,8 +652,8 @@ def test_a_video_without_a_face_is_unusable(films, broken):
 
 def test_the_centre_is_the_square_of_the_shorter_side(films):
     image = np.arange(6 * 10 * 3).reshape(6, 10, 3)
-    assert np.array_equal(centre(image), image[:, 2:8])
-    assert np.array_equal(centre(image.transpose(1, 0, 2)), image.transpose(1, 0, 2)[2:8])
+    assert np.array_equal(central_square(image), image[:, 2:8])
+    assert np.array_equal(central_square(image.transpose(1, 0, 2)), image.transpose(1, 0, 2)[2:8])
     faces = face_images(Source("a", films["h264.mp4"]), "centre", 4)
     frames = read_frames(films["h264.mp4"], lambda count: segment_middles(count, 4))
     assert np.array_equal(np.stack(faces), frames[:, :, 8:56])

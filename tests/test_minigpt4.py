@@ -211,7 +211,7 @@ def answer(prompt, record):
 def test_without_a_q_former_four_neighbouring_rows_become_one(world):
     _, _, cfg = built(world, has_qformer=False, vit_width=176)
     shapes = MODELS.get("minigpt4").slot_shapes(cfg)
-    assert shapes["image"][:2] == (4, 704) and shapes["frame"].width == 3 * 56 * 56
+    assert shapes["image"][:2] == (4, 704) and shapes["frame"].dim == 3 * 56 * 56
 
 
 def test_the_norm_behind_the_image_encoder_is_of_the_q_formers_file_and_else_the_identity(world):
@@ -400,8 +400,8 @@ def test_emotion_clips_are_told_that_this_model_has_no_slot_for_them(world, tmp_
     path = tmp_path / "clips.yaml"
     path.write_text(yaml.safe_dump(tree))
     config = load(str(path))
-    told = r"datasets.feature_face_caption: .*no slots for .*cls, face, video, audio .*it has image, frame.*flickr30k_caption"
-    with pytest.raises(UserError, match=told):
+    message = r"datasets.feature_face_caption: .*no slots for .*cls, face, video, audio; it has image, frame.*flickr30k_caption"
+    with pytest.raises(UserError, match=message):
         config.classes["run"](config)
 
 

@@ -29,14 +29,17 @@ GREEDY = SamplingParams(max_new_tokens=12)
 def samples(golden_dataset, golden_prompt):
     """Eighteen samples: every clip with every task."""
     places = [(clip, task) for clip in range(6) for task in TASKS]
-    return [golden_prompt.sample(golden_dataset.record(clip, task, golden_dataset.pool.first(task))) for clip, task in places]
+    return [
+        golden_prompt.sample(golden_dataset.record(clip, task, golden_dataset.pool.first_instruction(task)))
+        for clip, task in places
+    ]
 
 
 @pytest.fixture(scope="module")
 def asked(golden_dataset, golden_prompt):
     """The same prompts without their answers."""
     places = [(clip, task) for clip in range(6) for task in TASKS]
-    records = [golden_dataset.record(clip, task, golden_dataset.pool.first(task)) for clip, task in places]
+    records = [golden_dataset.record(clip, task, golden_dataset.pool.first_instruction(task)) for clip, task in places]
     return [golden_prompt.sample(record, to_generate=True) for record in records]
 
 
@@ -354,7 +357,7 @@ def test_greedy_answers_do_not_depend_on_the_batch_size(golden_model, golden_pro
 
 
 def test_a_generated_token_is_the_likeliest_after_the_tokens_before_it(golden_model, golden_prompt, golden_dataset):
-    record = golden_dataset.record(0, "reason", golden_dataset.pool.first("reason"))
+    record = golden_dataset.record(0, "reason", golden_dataset.pool.first_instruction("reason"))
     sample = golden_prompt.sample(record, to_generate=True)
     made = generated(golden_model, golden_prompt, [sample], 1)[0]
     ids = sample.input_ids

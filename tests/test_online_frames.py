@@ -211,7 +211,7 @@ def test_dropping_a_modality_drops_a_frame_as_often_as_cached_rows(tmp_path, cli
 def test_noise_leaves_pixels_alone_and_masking_rows_of_frames_is_refused(tmp_path, clips):
     frames = [features["frame"] for features in augmented(tmp_path, clips, online=True, kind="noise")]
     assert all(torch.equal(frame, frames[0]) for frame in frames)
-    with pytest.raises(UserError, match=r"augmentations: mask_rows .*Take it out"):
+    with pytest.raises(UserError, match=r"augmentations: mask_rows .*Remove it from the list"):
         augmented(tmp_path, clips, online=True, kind="mask_rows")
 
 

@@ -239,8 +239,8 @@ def test_many_threads_read_headers(tmp_path):
 
 
 BAD = {
-    "nan": (lambda path: np.save(path, np.array([1, np.nan], np.float32)), "holds NaN or inf"),
-    "inf": (lambda path: np.save(path, np.array([1, np.inf], np.float16)), "holds NaN or inf"),
+    "nan": (lambda path: np.save(path, np.array([1, np.nan], np.float32)), "contains NaN or inf"),
+    "inf": (lambda path: np.save(path, np.array([1, np.inf], np.float16)), "contains NaN or inf"),
     "objects": (lambda path: np.save(path, np.array([{}], object), allow_pickle=True), "cannot be read: Object arrays"),
     "integers": (lambda path: np.save(path, np.arange(4)), "dtype int64"),
     "empty": (lambda path: np.save(path, np.zeros((0, 4), np.float32)), "shape (0, 4)"),

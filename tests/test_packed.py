@@ -18,7 +18,7 @@ import pytest
 
 from emollama.errors import UserError
 from emollama.stores import name_index
-from emollama.stores.name_index import ENTRY, NameIndex, entries_of, table_of
+from emollama.stores.name_index import ENTRY, NameIndex, build_table, make_entries
 from emollama.stores.packed import PackedStore, digest, is_packed
 from emollama.stores.shard_writers import PackedWriter
 
@@ -112,7 +112,7 @@ def test_a_clip_that_is_absent_is_an_error_with_its_name(folder):
 
 
 def test_messages_say_shard_and_clip(folder):
-    assert PackedStore.open(folder).place("clip_7") == f"{folder}/shard-00003.bin, clip_7"
+    assert PackedStore.open(folder).location("clip_7") == f"{folder}/shard-00003.bin, clip_7"
 
 
 def test_a_stamp_changes_with_the_shard_and_differs_between_clips(folder):
@@ -287,9 +287,9 @@ def test_a_flipped_bit_in_the_first_bytes_of_a_shard_is_found(folder):
 
 def test_a_flipped_bit_behind_them_is_found_by_the_check_which_names_the_clip(tmp_path):
     store = written(tmp_path / "packed", {f"clip_{number}": numbers(2048, seed=number) for number in range(4)})
-    assert store.damaged(list) == {}
+    assert store.find_damaged(list) == {}
     flip(tmp_path / "packed/shard-00000.bin", 2 * 8192 + 77)
-    assert PackedStore.open(tmp_path / "packed").damaged(list) == {"shard-00000.bin": ["clip_2"]}
+    assert PackedStore.open(tmp_path / "packed").find_damaged(list) == {"shard-00000.bin": ["clip_2"]}
 
 
 # Looking names up
@@ -297,25 +297,25 @@ def test_a_flipped_bit_behind_them_is_found_by_the_check_which_names_the_clip(tm
 
 def test_a_name_that_stands_twice_is_told_with_both_places():
     with pytest.raises(ValueError) as error:
-        table_of(entries_of(["a", "b", "c", "b"]))
+        build_table(make_entries(["a", "b", "c", "b"]))
     assert error.value.args == (1, 3)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 1000, 50_000])
 def test_every_name_of_a_table_is_found_at_its_place_and_no_other_name(count):
     names = [f"sample_{number:08d}" for number in range(count)]
-    entries = entries_of(names)
+    entries = make_entries(names)
     entries["offset"] = np.arange(count)
-    index = NameIndex(table_of(entries), count)
+    index = NameIndex(build_table(entries), count)
     assert [index.find(name)[3] for name in names] == list(range(count))
     assert not any(index.find(f"sample_{number:08d}") for number in range(count, 2 * count))
 
 
 def test_many_names_are_looked_up_at_once_as_one_by_one():
     names = [*NAMES, *(f"sample_{number:08d}" for number in range(1000))]
-    entries = entries_of(names)
+    entries = make_entries(names)
     entries["shard"] = np.arange(len(names)) % 7
-    index = NameIndex(table_of(entries), len(names))
+    index = NameIndex(build_table(entries), len(names))
     asked = [*reversed(names), "nobody", "x" * 42, "x" * 45, "z", "\u00e8"]
     one_by_one = [found[2] if (found := index.find(name)) else -1 for name in asked]
     assert index.shards(asked).tolist() == one_by_one and one_by_one[-5:] == [-1] * 5 and index.shards([]).tolist() == []
@@ -364,7 +364,7 @@ def calls(work):
 def mean_looks(count, monkeypatch):
     """How many entries of a table of so many names are looked at to find a name, on average."""
     names, looks = [f"sample_{number:08d}" for number in range(count)], []
-    index, unpack = NameIndex(table_of(entries_of(names)), count), name_index._UNPACK
+    index, unpack = NameIndex(build_table(make_entries(names)), count), name_index._UNPACK
     asked = np.random.default_rng(0).integers(0, count, 5000)
     with monkeypatch.context() as patch:
         patch.setattr(name_index, "_UNPACK", lambda table, place: looks.append(place) or unpack(table, place))

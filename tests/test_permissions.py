@@ -21,7 +21,7 @@ from emollama.demo.tiny_llama import make_tiny_llama
 from emollama.evaluation.judges.cache import Reply, ReplyCache
 from emollama.paths import atomic_write, new_folder
 from emollama.stores.feature_cache import FeatureCache
-from emollama.stores.packing import gather, pack
+from emollama.stores.packing import collect_sources, pack
 from emollama.stores.shard_writers import PackedWriter, TarWriter
 
 FILE = "checkpoint_slim.pth"  # a golden checkpoint with adapters
@@ -62,7 +62,7 @@ def write_shards(folder, kind):
     source.mkdir()
     np.save(source / "a.npy", np.ones((2, 3), np.float32))
     with new_folder(folder / "shards") as place:
-        pack(gather([str(source)]), kind(place, 2**20), values="stored", advance=lambda: None)
+        pack(collect_sources([str(source)]), kind(place, 2**20), values="stored", advance=lambda: None)
 
 
 WRITERS = {

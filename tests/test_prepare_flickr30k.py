@@ -145,9 +145,9 @@ def test_nothing_is_written_among_the_images_or_below_a_file(place):
 
 BROKEN = {
     "[A square.": "not a JSON list",
-    '"A square."': "no list of texts",
+    '"A square."': "must be a list of texts",
     "[]": "is empty",
-    '["a", 5]': "is no text",
+    '["a", 5]': "a caption must be text",
     '["a", " "]': "a caption is empty",
     r'["a \ud83d"]': "half of a character",
 }
@@ -188,8 +188,8 @@ def test_a_row_with_a_cell_too_few_and_an_unclosed_quote_are_reported_with_their
 @pytest.mark.parametrize(
     ("file", "says"),
     [
-        ("../11.jpg", "leave its folder"),
-        ("/etc/x.jpg", "leave its folder"),
+        ("../11.jpg", "outside its folder"),
+        ("/etc/x.jpg", "outside its folder"),
         ("11.txt", "has none of the extensions .jpg .jpeg .png"),
         ("", "has no file name"),
         ("12.jpg", "'12' is already in"),

@@ -48,7 +48,7 @@ def golden_ids(prompt, sequence):
 
 def golden_record(dataset, name, task):
     index = [clip.name for clip in dataset.clips].index(name)
-    return dataset.record(index, task, dataset.pool.first(task))
+    return dataset.record(index, task, dataset.pool.first_instruction(task))
 
 
 # Golden ids

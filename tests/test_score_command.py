@@ -172,14 +172,18 @@ def test_a_list_with_a_placeholder_in_place_of_emotions_is_refused_as_truth(refu
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("twice.csv", "name,prediction\nclip_1,a\nclip_2,b\nclip_1,c\nclip_2,d\n", ["line 4", "line 2 already", "line 5"]),
+        (
+            "twice.csv",
+            "name,prediction\nclip_1,a\nclip_2,b\nclip_1,c\nclip_2,d\n",
+            ["line 4", "already listed on line 2", "line 5"],
+        ),
         ("twice.jsonl", '{"name": "clip_1", "prediction": "a"}\n' * 2, ["line 2", "line 1 already"]),
         ("list.jsonl", '["clip_1"]\n{"name": "clip_1"}\n{"name": 1, "prediction": "a"}\n', ["line 1", "line 2", "line 3"]),
         ("cut.jsonl", '{"name": "clip_1", "predic', ["line 1: invalid JSON"]),
         ("empty.jsonl", "\n", ["contains no answers"]),
         ("empty.csv", "name,prediction\n", ["no usable row"]),
         ("other.csv", "name,text\nclip_1,a\n", ["expected one of the columns chi_reasons, prediction"]),
-        ("wide.csv", "name,prediction\nclip_1,a,b\n", ["line 2", "more cells than the header"]),
+        ("wide.csv", "name,prediction\nclip_1,a,b\n", ["line 2", "more cells than columns"]),
         ("answers.txt", "clip_1 happy\n", ["Expected a file ending in .jsonl"]),
         ("broken.npz", "no archive", ["broken.npz"]),
         ("gone.csv", None, ["--predictions: no file"]),
@@ -195,7 +199,7 @@ def test_an_unusable_file_of_answers_is_refused_with_its_lines(refused, tmp_path
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("twice.csv", "names,reasons\nclip_1,a\nclip_1,b\n", "line 2 already"),
+        ("twice.csv", "names,reasons\nclip_1,a\nclip_1,b\n", "already listed on line 2"),
         ("other.csv", "name,text\nclip_1,a\n", "expected one of the columns reasons, english"),
         ("none.json", '{"clip_1": {"text": "a"}}', "expected a caption in 'smp_reason_caption'"),
         ("list.json", "[]", "expected one JSON object"),
@@ -284,7 +288,7 @@ def test_a_table_with_other_separators_is_refused_in_one_message(refused, perfec
         ("--predictions", perfect, "--truth", tmp_path / "other.csv"),
     ):
         told = refused(*files)
-        assert f"other.csv, line 1: the columns seem to be separated by {called}. Save it as CSV with commas." in told
+        assert f"other.csv, line 1: the columns seem to be separated by {called}. Save the file as CSV with commas." in told
         assert "\n" not in told
 
 

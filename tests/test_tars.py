@@ -27,9 +27,9 @@ from emollama.errors import UserError
 from emollama.paths import PATHS
 from emollama.stores import tar_index, tar_set
 from emollama.stores.manifest import Manifest
-from emollama.stores.name_index import entries_of, joined
+from emollama.stores.name_index import join_names, make_entries
 from emollama.stores.packing import index_tars
-from emollama.stores.tars import TarStore, is_tars, shards_of, split_slot
+from emollama.stores.tars import TarStore, is_tar_path, list_shards, split_slot
 
 
 def numbers(*shape, dtype=np.float32, seed=1):
@@ -86,7 +86,7 @@ def stored(folder, shards=3, clips=4, seed=0):
 @pytest.mark.parametrize("path", ["", "/train-{000..002}.tar", "/train-*.tar", "/train-{000,001,002}.tar", "/train-0*.tar::"])
 def test_a_folder_braces_and_stars_name_shards(tmp_path, path):
     arrays = stored(tmp_path / "shards")
-    assert is_tars(f"{tmp_path}/shards{path}")
+    assert is_tar_path(f"{tmp_path}/shards{path}")
     store = TarStore.open(f"{tmp_path}/shards{path}")
     assert list(store.names()) == list(arrays)
     assert all(same(store.load(name), array) for name, array in arrays.items())
@@ -103,7 +103,7 @@ def test_the_shards_of_the_clips_are_told(tmp_path):
     stored(tmp_path / "shards")
     store = TarStore.open(f"{tmp_path}/shards")
     assert store.groups(["clip_11", "clip_0", "clip_5", "nobody", "clip_6"]).tolist() == [2, 0, 1, -1, 1]
-    assert store.place("clip_5") == f"{tmp_path}/shards/train-001.tar, clip_5.npy"
+    assert store.location("clip_5") == f"{tmp_path}/shards/train-001.tar, clip_5.npy"
 
 
 def test_several_arrays_of_a_clip_are_told_apart_by_slot(tmp_path):
@@ -297,7 +297,7 @@ def test_a_header_that_was_damaged_is_refused(tmp_path):
 def test_a_compressed_shard_is_refused(tmp_path):
     path = tar_of(tmp_path / "train.tar", [GOOD])
     (tmp_path / "train.tar.gz").write_bytes(gzip.compress(path.read_bytes()))
-    assert is_tars(f"{tmp_path}/train.tar.gz")
+    assert is_tar_path(f"{tmp_path}/train.tar.gz")
     assert "Decompress" in refusal(TarStore.open, f"{tmp_path}/train.tar.gz")
     assert "compress" in refusal(index_tars, f"{tmp_path}/train.tar.gz", None)
 
@@ -320,7 +320,7 @@ def test_a_path_that_means_no_shard_is_an_error(tmp_path):
 def test_a_folder_of_npy_files_with_a_tar_among_them_stays_a_folder_of_npy_files(tmp_path):
     np.save(tmp_path / "clip.npy", numbers(4))
     tar_of(tmp_path / "backup.tar", [GOOD])
-    assert not is_tars(str(tmp_path)) and not is_tars(str(tmp_path / "none"))
+    assert not is_tar_path(str(tmp_path)) and not is_tar_path(str(tmp_path / "none"))
 
 
 @pytest.mark.parametrize(
@@ -352,7 +352,7 @@ def test_an_index_in_another_folder_stands_for_the_shards(tmp_path, monkeypatch)
     before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "shards").iterdir())
     monkeypatch.chdir(tmp_path)
     index_tars("shards/train-{000..002}.tar", tmp_path / "indexes")
-    assert is_tars(f"{tmp_path}/indexes")
+    assert is_tar_path(f"{tmp_path}/indexes")
     monkeypatch.chdir("/")
     store = TarStore.open(f"{tmp_path}/indexes")
     assert all(same(store.load(name), array) for name, array in arrays.items())
@@ -457,7 +457,7 @@ def sidecars(folder, numbers):
 
 def test_a_set_serves_any_of_its_shards_as_their_sidecars_do(tmp_path):
     arrays = stored(tmp_path / "shards", shards=4)
-    _, numbers = tar_set.find(sidecars(tmp_path / "shards", [3, 1]))
+    _, numbers = tar_set.find_set(sidecars(tmp_path / "shards", [3, 1]))
     assert numbers == [3, 1]
     asked = [*arrays, "nobody"]
 
@@ -465,12 +465,12 @@ def test_a_set_serves_any_of_its_shards_as_their_sidecars_do(tmp_path):
         store = TarStore.open(path)
         names = list(store.names())
         assert all(same(store.load(name), arrays[name]) for name in names)
-        return names, store.groups(asked).tolist(), [name in store for name in asked], [store.place(name) for name in names]
+        return names, store.groups(asked).tolist(), [name in store for name in asked], [store.location(name) for name in names]
 
     paths = [f"{tmp_path}/shards{part}" for part in ("", "/train-{003,001}.tar", "/train-002.tar", "/train-*.tar")]
     by_set = [read(path) for path in paths]
     (tmp_path / "shards/train-000.tar.4.set").unlink()
-    assert tar_set.find(sidecars(tmp_path / "shards", [3, 1])) is None
+    assert tar_set.find_set(sidecars(tmp_path / "shards", [3, 1])) is None
     assert [read(path) for path in paths] == by_set
     assert by_set[1][1][4:8] == [1] * 4 and by_set[1][1][-5:] == [0] * 4 + [-1] and by_set[1][1][:4] == [-1] * 4
 
@@ -480,7 +480,7 @@ def test_a_set_knows_slots(tmp_path):
         members = [(f"clip_{shard}{number}.{slot}.npy", npy(numbers(4))) for number in "ab" for slot in ("face", "video")]
         tar_of(tmp_path / f"train-{shard:03d}.tar", members)
     index_tars(str(tmp_path), None)
-    assert tar_set.find(sidecars(tmp_path, [0, 1]))
+    assert tar_set.find_set(sidecars(tmp_path, [0, 1]))
     store = TarStore.open(f"{tmp_path}::video")
     assert list(store.names()) == ["clip_0a", "clip_0b", "clip_1a", "clip_1b"]
     assert store.groups(["clip_1b", "clip_0a", "clip_0a.face"]).tolist() == [1, 0, -1]
@@ -490,15 +490,15 @@ def test_a_set_whose_shards_were_indexed_anew_is_not_taken(tmp_path):
     """Two arrays of a shard changed places: its size and its first headers are as they were."""
     arrays = stored(tmp_path / "shards")
     before = sidecars(tmp_path / "shards", [0, 1, 2])
-    assert tar_set.find(before)
+    assert tar_set.find_set(before)
     order = ["clip_4", "clip_6", "clip_5", "clip_7"]
     tar_of(tmp_path / "shards/train-001.tar", [(f"{name}.npy", npy(arrays[name])) for name in order])
     index_tars(f"{tmp_path}/shards/train-001.tar", None)
-    assert tar_set.find(before) is None and tar_set.find([before[0], before[2]]) and tar_set.find([before[1]])
+    assert tar_set.find_set(before) is None and tar_set.find_set([before[0], before[2]]) and tar_set.find_set([before[1]])
     store = TarStore.open(f"{tmp_path}/shards")
     assert all(same(store.load(name), array) for name, array in arrays.items())
     index_tars(f"{tmp_path}/shards", None)
-    assert tar_set.find(before)
+    assert tar_set.find_set(before)
 
 
 @pytest.mark.parametrize("place", [0, 9, 17, 70, 500, 2000, -5])
@@ -510,17 +510,17 @@ def test_a_damaged_set_is_not_taken(tmp_path, place):
     raw[place] ^= 1
     for damaged in (bytes(raw), whole[:place], b""):
         path.write_bytes(damaged)
-        assert tar_set.find(sidecars(tmp_path / "shards", [0, 1, 2])) is None
+        assert tar_set.find_set(sidecars(tmp_path / "shards", [0, 1, 2])) is None
         assert sorted(TarStore.open(f"{tmp_path}/shards").names()) == sorted(arrays)
 
 
 def test_a_set_into_another_folder_stands_for_shards_elsewhere(tmp_path):
     arrays = stored(tmp_path / "shards")
     index_tars(f"{tmp_path}/shards", tmp_path / "indexes")
-    assert tar_set.find(sidecars(tmp_path / "indexes", [0, 1, 2]))
+    assert tar_set.find_set(sidecars(tmp_path / "indexes", [0, 1, 2]))
     store = TarStore.open(str(tmp_path / "indexes"))
     assert all(same(store.load(name), array) for name, array in arrays.items())
-    assert store.place("clip_5") == f"{tmp_path}/shards/train-001.tar, clip_5.npy"
+    assert store.location("clip_5") == f"{tmp_path}/shards/train-001.tar, clip_5.npy"
 
 
 def test_shards_of_several_folders_are_read_together(tmp_path):
@@ -539,9 +539,9 @@ def large_set(folder, count):
     indexes, paths = [], sidecars(folder, range(10))
     for shard, path in enumerate(paths):
         names = [f"sample_{number:08d}" for number in range(shard * each, (shard + 1) * each)]
-        entries = entries_of(names)
+        entries = make_entries(names)
         entries["offset"], entries["check"] = head + stride * np.arange(each, dtype=np.uint64), zlib.crc32(bytes(head))
-        indexes.append(tar_index.TarIndex(None, stride * each, (layout,), {"npy": each}, entries, *joined(names)))
+        indexes.append(tar_index.TarIndex(None, stride * each, (layout,), {"npy": each}, entries, *join_names(names)))
         tar_index.write(indexes[-1], path)
         with open(path.removesuffix(".idx.npz"), "wb") as file:
             file.truncate(stride * each)
@@ -634,7 +634,7 @@ def test_an_index_of_remote_shards_is_written_into_a_folder(tmp_path, attic):
     index_tars("attic://train-{000..002}.tar", tmp_path / "indexes")
     store = TarStore.open(str(tmp_path / "indexes"))
     assert all(same(store.load(name), array) for name, array in arrays.items())
-    assert store.place("clip_5") == "attic://train-001.tar, clip_5.npy"
+    assert store.location("clip_5") == "attic://train-001.tar, clip_5.npy"
 
 
 def test_a_remote_shard_that_is_not_the_indexed_one_is_noticed_when_it_is_read(tmp_path, attic):
@@ -690,7 +690,7 @@ def web(tmp_path, monkeypatch):
 def test_shards_are_read_over_http(tmp_path, web):
     arrays = stored(tmp_path / "shards")
     path = f"{web}/train-{{000..002}}.tar"
-    assert is_tars(path) and shards_of(path)[2] == f"{web}/train-002.tar"
+    assert is_tar_path(path) and list_shards(path)[2] == f"{web}/train-002.tar"
     store = TarStore.open(path)
     assert all(same(store.load(name), array) for name, array in arrays.items())
     assert "emollama pack --index" in refusal(TarStore.open, f"{web}/train-003.tar")

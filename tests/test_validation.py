@@ -330,7 +330,9 @@ def test_without_evaluation_blocks_the_held_out_clips_are_answered(tmp_path):
 
 
 def test_a_share_that_leaves_no_clip_is_refused(tmp_path):
-    assert "held_out: 0.001 of 6 clips leaves none to answer" in refused(tmp_path, training=False, block={"held_out": 0.001})
+    assert "held_out: 0.001 of 6 clips leaves no clip for evaluation" in refused(
+        tmp_path, training=False, block={"held_out": 0.001}
+    )
 
 
 # How answers are found

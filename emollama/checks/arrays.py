@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 from emollama.checks.findings import ArrayCounts, Finding, LabelExtractionSummary
-from emollama.data.features import ALIKE, FeatureCheck, Features
+from emollama.data.features import CONSTANT, FeatureCheck, Features
 from emollama.data.problems import Problem
 from emollama.data.slots import FRAME
 from emollama.errors import UserError
@@ -67,7 +67,7 @@ class Surveyed(Features):
     def of(cls, source: Features, names: Sequence[str], *, all_values: bool, block: str) -> Surveyed:
         """Look at the arrays of a block's clips, with a progress bar."""
         with Progress(len(names), f"{block}: {' + '.join(source.slots)}") as bar:
-            made = source.survey(names, all_values=all_values, advance=bar.update)
+            made = source.check(names, all_values=all_values, advance=bar.update)
         return cls(**vars(source), survey_made=made)
 
     def problems(self, names: Iterable[str], *, all_values: bool = False) -> list[Problem]:
@@ -95,7 +95,7 @@ def table_of(source: Surveyed, names: Sequence[str]) -> ArrayCounts:
 def notes_of(source: Surveyed, block: str) -> Iterator[Finding]:
     """Arrays that are all one number, and arrays that several clips share."""
     good, slots = source.survey_made.good, " + ".join(source.slots)
-    alike = tuple(name for name, look in good.items() if look.digest == ALIKE)
+    alike = tuple(name for name, look in good.items() if look.digest == CONSTANT)
     if alike:
         text = f"{source.path} (slot {slots}): arrays whose values are all the same number, such as zeros for what is missing"
         yield Finding("note", "constant features", text, block, alike)
@@ -115,7 +115,7 @@ def digests_of(source: Surveyed) -> dict[str, str]:
     """Clip -> digest, where there is one that tells arrays apart: one frame of a video does not, many begin with the same."""
     if source.slots == (FRAME,):
         return {}
-    return {name: look.digest for name, look in source.survey_made.good.items() if look.digest not in ("", ALIKE)}
+    return {name: look.digest for name, look in source.survey_made.good.items() if look.digest not in ("", CONSTANT)}
 
 
 def overlaps(prints: Mapping[str, Fingerprints]) -> Iterator[Finding]:

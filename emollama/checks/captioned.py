@@ -15,7 +15,7 @@ def longest(dataset: Flickr30kCaption) -> dict[str, str]:
     for image in dataset.images:
         if image.captions:
             learnt = {"joined": (image.joined,), "random": image.captions, "first": image.captions[:1]}[dataset.cfg.captions]
-            found[image.name] = max(map(dataset.as_answer, learnt), key=len)
+            found[image.name] = max(map(dataset.process_answer, learnt), key=len)
     return found
 
 

@@ -15,7 +15,7 @@ from emollama.data.instructions import TASK_NAMES, TaskPool, user_text
 from emollama.data.slots import SlotShape
 from emollama.datasets.custom import Custom
 from emollama.datasets.emer import CAPTION_FIELD, DESCRIPTIONS, EMER
-from emollama.datasets.feature_clips import FOLDERS, FeatureClips
+from emollama.datasets.feature_clips import SLOTS_BY_KEY, FeatureClips
 from emollama.datasets.feature_face_caption import CAPTIONS, FeatureFaceCaption
 from emollama.errors import UserError
 
@@ -31,7 +31,7 @@ def other_answers(dataset: FeatureClips, shapes: Mapping[str, SlotShape]) -> dic
     found = {"emotion": sum(clip.label in dataset.cfg.labels for clip in dataset.clips)} if "emotion" in others else {}
     captioned = [task for task in others if task != "emotion"]
     if captioned:
-        without: dict[str, Any] = dict.fromkeys([*FOLDERS, "transcription_path"])
+        without: dict[str, Any] = dict.fromkeys([*SLOTS_BY_KEY, "transcription_path"])
         cfg = dataclasses.replace(dataset.cfg, task_pool=captioned, curriculum={}, **without)
         with contextlib.suppress(UserError):
             other = type(dataset)(cfg, slot_shapes=shapes, label=dataset.label, training=False)
@@ -138,7 +138,9 @@ def asked(pool: TaskPool, instruction: str | None) -> list[tuple[str, str]]:
     """(task, instruction) pairs in use: every instruction in training; in evaluation the ``instruction`` of the block."""
     if instruction is None:
         return [(task, instruction) for task in pool.tasks for instruction in pool.instructions[task]]
-    return [(task, pool.first(task) if instruction == "first" else pool.filled(instruction)) for task in pool.tasks]
+    return [
+        (task, pool.first_instruction(task) if instruction == "first" else pool.fill_labels(instruction)) for task in pool.tasks
+    ]
 
 
 def user_texts(dataset: FeatureClips, task: str, instruction: str) -> dict[str, str]:

@@ -60,7 +60,7 @@ def _pack(arguments: argparse.Namespace) -> None:
     os.environ["WDS_SECURE"] = "1"  # before webdataset is imported
     from emollama.errors import UserError
     from emollama.paths import new_folder
-    from emollama.stores.packing import common_manifest, gather, leftovers, pack
+    from emollama.stores.packing import collect_sources, common_manifest, leftovers, pack
     from emollama.stores.shard_writers import PackedWriter, TarWriter
 
     if not arguments.output:
@@ -71,7 +71,7 @@ def _pack(arguments: argparse.Namespace) -> None:
         raise UserError(f"--shard-gib: {arguments.shard_gib}, expected a size above 0 and of {MOST_GIB} at most.")
     manifest = common_manifest(arguments.source)
     with new_folder(Path(arguments.output), arguments.source) as folder:
-        sources = gather(arguments.source)
+        sources = collect_sources(arguments.source)
         shard_bytes = int(arguments.shard_gib * 2**30)
         writer = TarWriter(folder, shard_bytes) if arguments.to == "tar" else PackedWriter(folder, shard_bytes)
         with Progress(len(sources), "pack", unit="clips") as bar:
@@ -85,7 +85,7 @@ def _pack(arguments: argparse.Namespace) -> None:
 
 
 def _report(report: PackingReport, dtype: str, output: str) -> str:
-    shards, size, ending = report.written
+    shards, size, ending = report.output
     lines = [f"{report.clips} clips packed into {output}, {size / 2**30:.2f} GiB; shards: {shards}"]
     if ending:
         lines.append(f"Name '{output}{ending}' in the configuration: the dots belong to the clips' names.")
@@ -112,13 +112,13 @@ def _check(folder: str) -> None:
     from emollama.errors import UserError
     from emollama.listing import abbreviated
     from emollama.stores.packed import PackedStore
-    from emollama.stores.tars import is_tars
+    from emollama.stores.tars import is_tar_path
 
-    if is_tars(folder):
+    if is_tar_path(folder):
         raise UserError(f"--check: '{folder}' holds tar shards, which are checked as they are read; it is for packed shards.")
     store = PackedStore.open(folder)
     with Progress(store.shards, "check", unit="shards") as bar:
-        damaged = store.damaged(bar.update)
+        damaged = store.find_damaged(bar.update)
     if damaged:
         told = abbreviated((f"{shard}: {abbreviated(clips) or 'none'}" for shard, clips in damaged.items()), "\n  ")
         raise UserError(

@@ -1,1 +1,1 @@
-"""From files on disk to batches: annotation lists, features, prompts, and the order of the draw."""
+"""The way from files on disk to batches: annotations, features, prompts, sampling, batches."""

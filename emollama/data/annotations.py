@@ -1,9 +1,10 @@
-"""Annotation lists, captions, transcripts and tables: small text files read whole.
+"""Readers of annotation files: lists of clips, captions, transcripts and CSV tables.
 
-Formats (source: the published MERR, MER2023/2024, EMER and DFEW files): a list row is ``name [count] [label [valence]]``
-separated by white space; captions are a JSON object keyed by name; transcripts and tables are CSV files with a header.
+The formats are those of the published MERR, MER2023/2024, EMER and DFEW files. A line of a list is
+``name [count] [label [valence]]``, separated by white space. Captions are a JSON object with clip names as keys. Transcripts and
+tables are CSV files with a header.
 
-Row by row, what is wrong goes to ``report``, and the reader goes on without the row; by default the first such row is an error.
+The readers pass problems of single rows to their ``report`` argument and skip the row. By default, the first problem raises.
 """
 
 from __future__ import annotations
@@ -16,30 +17,31 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from emollama.data.problems import Problem, Report, refuse
+from emollama.data.problems import Problem, Report, raise_problem
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
 from emollama.paths import PATHS, read_text, require_file
 
 AnnotationFormat = Literal["auto", "n", "ne", "ncev"]
-WIDTHS = {"n": (1,), "ne": (2,), "ncev": (3, 4)}  # fields of a row
+WIDTHS = {"n": (1,), "ne": (2,), "ncev": (3, 4)}  # number of fields in a line
 LABELS = ("happy", "sad", "neutral", "angry", "worried", "surprise", "fear", "contempt", "doubt")
 DFEW_LABELS = {"1": "happy", "2": "sad", "3": "neutral", "4": "angry", "5": "surprise", "6": "disgust", "7": "fear"}
-NO_VALENCE = -10  # in the valence column of a list: not known
+NO_VALENCE = -10  # value of the valence column of a list for an unknown valence
 NAME_COLUMNS = ("name", "names", "video_name")
 SENTENCE_COLUMNS = ("sentence", "sentence_en", "english", "subtitles")
-_SUSPICIOUS = {"/", "\\", *map(chr, [*range(32), 127])}  # what a name that leaves its folder needs, unless it is ".."
+# A name without any of these characters and without ".." cannot point outside its folder and needs no further check.
+_SUSPICIOUS = {"/", "\\", *map(chr, [*range(32), 127])}
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One row of an annotation list or table. ``label`` is as written; nothing has been checked against labels yet.
+    """One row of an annotation list or table.
 
     Attributes:
-        name: which feature files are called after.
-        label: "" where the file has none.
-        line: where the row stands in its file.
-        columns: the row's other cells by column.
+        name: the clip's name, which is also the name of its feature files.
+        label: the label as written in the file, not yet mapped or checked; "" if the file has none.
+        line: line number in the file.
+        columns: the other cells of the row by column name.
     """
 
     name: str
@@ -50,12 +52,12 @@ class Clip:
 
 @dataclass(frozen=True)
 class Table:
-    """Everything written about the clips of a dataset.
+    """All texts of a dataset.
 
     Attributes:
-        clips: in file order.
-        sentences: name -> what is said; None where no transcript is configured.
-        captions: task -> name -> the answer to it.
+        clips: the clips in file order.
+        sentences: clip name -> spoken sentence; None if no transcript is configured.
+        captions: task -> clip name -> reference answer.
     """
 
     clips: list[Clip]
@@ -63,230 +65,236 @@ class Table:
     captions: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
-def read_annotations(path: str, annotation_format: AnnotationFormat = "auto", report: Report = refuse) -> list[Clip]:
+def read_annotations(path: str, annotation_format: AnnotationFormat = "auto", report: Report = raise_problem) -> list[Clip]:
     """Read an annotation list in file order.
 
     Args:
-        path: UTF-8 text, no header, blank lines ignored.
-        annotation_format: ``n`` is ``name``; ``ne`` is ``name label``; ``ncev`` is ``name count label [valence]``; ``auto`` tells
-            by the first row's width.
-        report: told of rows of another width, unsafe names and repeated ones, with file and line.
+        path: UTF-8 text without a header; blank lines are ignored.
+        annotation_format: ``n`` is ``name``; ``ne`` is ``name label``; ``ncev`` is ``name count label [valence]``; ``auto``
+            chooses by the number of fields in the first line.
+        report: receives lines with another number of fields, unsafe names and repeated names, with file and line number.
 
     Raises:
-        UserError: no usable row, or what :func:`refuse` refuses.
+        UserError: no line is usable, or a problem that :func:`raise_problem` raises.
     """
     clips: dict[str, Clip] = {}
-    for number, row in enumerate(_lines(read_text(require_file(path, "annotation_file"))), 1):
-        fields = row.split()
+    for line_number, line in enumerate(_lines(read_text(require_file(path, "annotation_file"))), 1):
+        fields = line.split()
         if not fields:
             continue
         if annotation_format == "auto":
             annotation_format = "n" if len(fields) == 1 else "ne" if len(fields) == 2 else "ncev"
         try:
-            clip = _listed(fields, row, annotation_format, number)
-            _enter(clips, clip)
+            clip = _parse_line(fields, line, annotation_format, line_number)
+            _add_clip(clips, clip)
         except ValueError as error:
-            report(Problem("list", f"{path}, line {number}: {error}", (fields[0],)))
+            report(Problem("list", f"{path}, line {line_number}: {error}", (fields[0],)))
     if not clips:
-        raise UserError(f"{path}: the list is empty, or no row is usable. A row is 'name count label [valence]' or 'name label'.")
+        raise UserError(f"{path}: the list has no usable line. Expected lines 'name count label [valence]' or 'name label'.")
     return list(clips.values())
 
 
 def _lines(text: str) -> list[str]:
-    """The lines as an editor counts them; ``str.splitlines`` would break at form feeds and other signs too."""
+    """Split a text into lines as editors number them; ``str.splitlines`` also splits at form feeds and other characters."""
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
-def _listed(fields: list[str], row: str, annotation_format: AnnotationFormat, number: int) -> Clip:
+def _parse_line(fields: list[str], line: str, annotation_format: AnnotationFormat, line_number: int) -> Clip:
     widths = WIDTHS[annotation_format]
     if len(fields) not in widths:
         expected = " or ".join(str(width) for width in widths)
         raise ValueError(
-            f"{len(fields)} fields in {row!r}, expected {expected} (name [count] label [valence]; no space in names)"
+            f"expected {expected} fields (name [count] [label [valence]]; names must not contain spaces),"
+            f" got {len(fields)} in {line!r}"
         )
     if len(fields) <= 2:
-        return Clip(safe_name(fields[0]), fields[1] if fields[1:] else "", number)
+        return Clip(safe_name(fields[0]), fields[1] if fields[1:] else "", line_number)
     if not fields[1].removeprefix("-").isdecimal():
-        raise ValueError(f"the second field of {row!r} is a count of frames, not '{fields[1]}' (labels are one word)")
-    return Clip(safe_name(fields[0]), fields[2], number, dict(zip(("count", "valence"), fields[1::2], strict=False)))
+        raise ValueError(f"the second field of {line!r} must be a count of frames, got '{fields[1]}' (labels are one word)")
+    return Clip(safe_name(fields[0]), fields[2], line_number, dict(zip(("count", "valence"), fields[1::2], strict=False)))
 
 
-def _enter(clips: dict[str, Clip], clip: Clip) -> None:
+def _add_clip(clips: dict[str, Clip], clip: Clip) -> None:
     if clip.name in clips:
-        raise ValueError(f"clip '{clip.name}' stands on line {clips[clip.name].line} already. Remove one of the two.")
+        raise ValueError(f"clip '{clip.name}' is already listed on line {clips[clip.name].line}. Remove one of the two.")
     clips[clip.name] = clip
 
 
 def safe_name(name: str) -> str:
-    """The name, if a file called after it stays inside its folder.
+    """Return the name if a file with this name stays inside its folder.
 
     Raises:
-        ValueError: an absolute name, one that climbs out with ``..``, or one with a backslash or a control character.
+        ValueError: the name is absolute, contains ``..``, a backslash or a control character.
     """
     if name and not _SUSPICIOUS & {*name} and ".." not in name:
         return name
     path = PurePosixPath(name)
     if not name or path.is_absolute() or ".." in path.parts or "\\" in name:
-        raise ValueError(f"the clip name {name!r} would leave its folder. Names are relative, without '..'.")
+        raise ValueError(f"the clip name {name!r} points outside its folder. Names must be relative and must not contain '..'.")
     if (_SUSPICIOUS - {"/"}) & {*name}:
-        raise ValueError(f"the clip name {name!r} holds a control character")
+        raise ValueError(f"the clip name {name!r} contains a control character")
     return name
 
 
-def read_rows(path: str, key: str, report: Report = refuse) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """The header of a CSV file, and (line, cells by column) of each row; cells are stripped, empty rows passed over.
+def read_csv(path: str, key: str, report: Report = raise_problem) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Read the header of a CSV file and the (line number, cells by column) of each row.
+
+    Cells are stripped and empty rows are skipped.
 
     Args:
-        path: UTF-8, separated by commas; a cell that holds a comma stands in quotes.
+        path: UTF-8 text, separated by commas; a cell that contains a comma is enclosed in quotes.
         key: the configuration key, for messages.
-        report: told of rows with more or fewer cells than the header has.
+        report: receives rows with more or fewer cells than the header.
 
     Raises:
-        UserError: no such file, no CSV, semicolons or tabs in place of commas, or a header that repeats a column.
+        UserError: the file does not exist, is not CSV, uses semicolons or tabs as separators, or repeats a column.
     """
     text = read_text(require_file(path, key))
     first = _lines(text)[0]
-    if "," not in first and (separator := next((sign for sign in ";\t" if sign in first), None)):
-        told = "';'" if separator == ";" else "tabs"
-        raise UserError(f"{path}, line 1: the columns seem to be separated by {told}. Save it as CSV with commas.")
+    if "," not in first and (separator := next((character for character in ";\t" if character in first), None)):
+        name = "';'" if separator == ";" else "tabs"
+        raise UserError(f"{path}, line 1: the columns seem to be separated by {name}. Save the file as CSV with commas.")
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     rows, begin = [], 1
     try:
         header = [name.strip() for name in reader.fieldnames or []]
         if len(set(header)) < len(header):
-            raise UserError(f"{path}, line 1: the header names a column twice: {abbreviated(header)}")
+            raise UserError(f"{path}, line 1: the header contains a column twice: {abbreviated(header)}")
         reader.fieldnames = header
         begin = reader.line_num + 1
         for row in reader:
             begin = reader.line_num + 1
             if None in row or None in row.values():
-                fault = 'more cells than the header has. A cell that holds a comma stands in quotes: name,"Why, Tom?"'
+                fault = 'more cells than columns. Enclose a cell that contains a comma in quotes: name,"Why, Tom?"'
                 if None not in row:
-                    fault = "fewer cells than the header has. An empty cell needs its comma: name,"
+                    fault = "fewer cells than columns. Write a comma for each empty cell, too: name,"
                 report(Problem("list", f"{path}, line {reader.line_num}: {fault}", (row[header[0]],)))
             elif any(row.values()):
                 rows.append((reader.line_num, {column: cell.strip() for column, cell in row.items()}))
     except csv.Error as error:
-        begun = f" (in the row that begins on line {begin})" if begin < reader.reader.line_num else ""
-        raise UserError(f"{path}, line {reader.reader.line_num}: not valid CSV: {error}{begun}") from None
+        # An unclosed quote extends to the end of the file, where the csv module reports it. The first line of the row helps.
+        start = f" (in the row that begins on line {begin})" if begin < reader.reader.line_num else ""
+        raise UserError(f"{path}, line {reader.reader.line_num}: not valid CSV: {error}{start}") from None
     return header, rows
 
 
-def column_of(path: str, header: Sequence[str], known: Sequence[str]) -> str:
-    """The first of the known columns that a header has.
+def require_column(path: str, header: Sequence[str], columns: Sequence[str]) -> str:
+    """Return the first of the accepted column names that the header contains.
 
     Raises:
-        UserError: it has none of them.
+        UserError: the header contains none of them.
     """
-    for name in known:
+    for name in columns:
         if name in header:
             return name
-    raise UserError(f"{path}, line 1: the header is {abbreviated(header)}; expected one of the columns {', '.join(known)}")
+    raise UserError(f"{path}, line 1: the header is {abbreviated(header)}; expected one of the columns {', '.join(columns)}")
 
 
-def read_clip_table(path: str, label_column: str | None, report: Report = refuse) -> list[Clip]:
-    """Read a CSV table of clips: a column of :data:`NAME_COLUMNS`, and any others.
+def read_clip_table(path: str, label_column: str | None, report: Report = raise_problem) -> list[Clip]:
+    """Read a CSV table of clips with one of the columns :data:`NAME_COLUMNS` and any other columns.
 
     Args:
-        path: the file.
-        label_column: holds the label; None where there is none.
-        report: told of rows without a name, unsafe names and repeated ones, with file and line.
+        path: the CSV file.
+        label_column: the column with the label; None if the table has no labels.
+        report: receives rows without a name, unsafe names and repeated names, with file and line number.
 
     Raises:
-        UserError: no row, or a header without these columns.
+        UserError: the table has no usable row, or its header lacks one of these columns.
     """
     clips: dict[str, Clip] = {}
-    header, rows = read_rows(path, "annotation_file", report)
-    name_column = column_of(path, header, NAME_COLUMNS)
+    header, rows = read_csv(path, "annotation_file", report)
+    name_column = require_column(path, header, NAME_COLUMNS)
     if label_column is not None:
-        column_of(path, header, [label_column])
-    for line, row in rows:
+        require_column(path, header, [label_column])
+    for line_number, row in rows:
         name = row.pop(name_column)
         try:
-            _enter(clips, Clip(safe_name(name), row.pop(label_column, "") if label_column else "", line, row))
+            _add_clip(clips, Clip(safe_name(name), row.pop(label_column, "") if label_column else "", line_number, row))
         except ValueError as error:
-            report(Problem("list", f"{path}, line {line}: {error if name else 'the row has no name'}", (name,)))
+            report(Problem("list", f"{path}, line {line_number}: {error if name else 'the row has no name'}", (name,)))
     if not clips:
-        raise UserError(f"{path}: no usable row. A header with {' or '.join(NAME_COLUMNS)} comes first, then a row a clip.")
+        raise UserError(f"{path}: no usable row. Expected a header with {' or '.join(NAME_COLUMNS)}, then one row per clip.")
     return list(clips.values())
 
 
-def read_captions(path: str, field: str, key: str, report: Report = refuse) -> dict[str, str]:
-    """Read ``{name: {field: caption, ...}}`` and keep the captions that are non-empty text.
+def read_captions(path: str, field: str, key: str, report: Report = raise_problem) -> dict[str, str]:
+    """Read the captions that are non-empty text from ``{name: {field: caption, ...}}``.
 
     Args:
         path: the JSON file.
-        field: which key of each clip's object is the caption.
+        field: the key of the caption in each clip's object.
         key: the configuration key, for messages.
-        report: told of clips whose entry is no object.
+        report: receives clips whose value is not an object.
 
     Raises:
-        UserError: not JSON (with its line), a clip named twice, or no object.
+        UserError: not JSON (with the line number), a clip name twice, or not an object.
     """
     table = read_json(require_file(path, key))
-    expected = f"expected one JSON object keyed by clip name, each value an object with '{field}'"
+    expected = f"expected one JSON object with clip names as keys, and objects with '{field}' as values"
     if not isinstance(table, dict):
         raise UserError(f"{path}: {expected}")
     entries = {name: entry for name, entry in table.items() if isinstance(entry, dict)}
-    if strange := [name for name in table if name not in entries]:
-        report(Problem("caption", f"{path}: {expected}; no object stands under {listing(strange)}", tuple(strange)))
+    if invalid := [name for name in table if name not in entries]:
+        report(Problem("caption", f"{path}: {expected}; got other values for {listing(invalid)}", tuple(invalid)))
     captions = {name: entry.get(field) for name, entry in entries.items()}
     return {name: text for name, text in captions.items() if isinstance(text, str) and text.strip()}
 
 
 def read_json(path: str) -> Any:
-    """What a JSON file holds.
+    """Read a JSON file.
 
     Raises:
-        UserError: not JSON (with its line), nested without end, or an object with the same key twice.
+        UserError: not JSON (with the line number), nested too deeply, or an object with a repeated key.
     """
     text = read_text(path)
     try:
-        return json.loads(text, object_pairs_hook=_no_repetition)
+        return json.loads(text, object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}. JSON holds no comments.") from None
+        raise UserError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}. JSON does not allow comments.") from None
     except RecursionError:
-        raise UserError(f"{path}: nested too deeply for JSON of this kind") from None
+        raise UserError(f"{path}: the JSON is nested too deeply for a file of this kind") from None
     except ValueError as error:
-        raise UserError(f"{path}: {error}. Keep one.") from None
+        raise UserError(f"{path}: {error}. Remove one of the two.") from None
 
 
-def _no_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"'{next(name for name in names if names.count(name) > 1)}' stands in it twice")
+        raise ValueError(f"the key '{next(name for name in names if names.count(name) > 1)}' appears twice")
     return table
 
 
-def read_transcripts(path: str, report: Report = refuse) -> dict[str, str]:
-    """Read a transcript CSV: a ``name`` column and one of :data:`SENTENCE_COLUMNS`.
+def read_transcripts(path: str, report: Report = raise_problem) -> dict[str, str]:
+    """Read a transcript CSV with a ``name`` column and one of :data:`SENTENCE_COLUMNS`.
 
-    An empty cell is a clip without speech and is read as an empty string.
+    An empty cell means a clip without speech and is read as an empty string.
 
     Raises:
-        UserError: columns missing; a row without a name, or two different sentences for one clip, unless reported.
+        UserError: a column is missing; and, by default, a row without a name or a second, different sentence for a clip.
     """
     sentences: dict[str, str] = {}
-    header, rows = read_rows(path, "transcription_path", report)
-    name_column, column = column_of(path, header, NAME_COLUMNS), column_of(path, header, SENTENCE_COLUMNS)
-    for line, row in rows:
+    header, rows = read_csv(path, "transcription_path", report)
+    name_column, column = require_column(path, header, NAME_COLUMNS), require_column(path, header, SENTENCE_COLUMNS)
+    for line_number, row in rows:
         name, sentence = row[name_column], row[column]
         if not name:
-            report(Problem("transcript", f"{path}, line {line}: the row has no name"))
+            report(Problem("transcript", f"{path}, line {line_number}: the row has no name"))
         elif sentences.setdefault(name, sentence) != sentence:
-            report(Problem("transcript", f"{path}, line {line}: a second, different sentence for '{name}'. Keep one.", (name,)))
+            text = f"'{name}' already has a different sentence. Remove one of the two rows."
+            report(Problem("transcript", f"{path}, line {line_number}: {text}", (name,)))
     return sentences
 
 
-def missing_names(wanted: Iterable[str], present: Container[str]) -> list[str]:
-    """The wanted names that are not present, in order."""
-    return [name for name in wanted if name not in present]
+def missing_names(names: Iterable[str], present: Container[str]) -> list[str]:
+    """Return the names that are not in ``present``, in order."""
+    return [name for name in names if name not in present]
 
 
 def file_exists(path: str | None) -> bool:
-    """Whether a configured path names a file."""
+    """Return whether the path is configured and names an existing file."""
     try:
         return path is not None and bool(PATHS.isfile(path))
-    except NotImplementedError:  # a URL: whoever reads it says so, with its key
+    except NotImplementedError:
+        # A URL cannot be checked. The reader of the file reports the error, with the configuration key.
         return True

@@ -1,4 +1,8 @@
-"""Features changed at random in training. Everything random comes from the draw's generator, so a resumed run repeats it."""
+"""Random augmentation of features in training.
+
+All random numbers come from the sample's generator, so a resumed run repeats the same augmentation.
+Letters: n feature vectors of a slot, D their size.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +22,16 @@ MODALITIES = (IMAGE, ("face",), ("video",), ("audio",))
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to the features of a clip that is drawn.
+    """Changes the features of a training sample at random.
 
     Attributes:
-        prob: probability of each kind, independently.
-        kinds: those that are on.
-        noise: standard deviation of the noise, as a share of each slot's own.
-        mask: share of the image rows that become zeros.
+        prob: probability of each kind of augmentation, independently.
+        kinds: the enabled kinds.
+        noise: standard deviation of the noise, as a fraction of the standard deviation of each slot's values.
+        mask: fraction of the image feature vectors that become zeros.
 
     Raises:
-        ValueError: a probability or share outside 0 to 1, or a negative noise; names the key.
+        ValueError: a probability or fraction is outside 0 to 1, a kind is repeated, or the noise is negative; names the key.
     """
 
     prob: float
@@ -40,30 +44,34 @@ class Augmentation:
             if not 0 <= value <= 1:
                 raise ValueError(f"{key} is {value}; it must be from 0 to 1")
         if len(set(self.kinds)) < len(self.kinds):
-            raise ValueError(f"augmentations: {list(self.kinds)} names a kind twice")
+            raise ValueError(f"augmentations: {list(self.kinds)} contains a kind twice")
         if not 0 <= self.noise < float("inf"):
             raise ValueError(f"augmentation_noise is {self.noise}; it must be at least 0, and finite")
 
     def __call__(self, features: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
-        """The features, changed; the tensors that came in are left as they were.
+        """Return the augmented features; the input tensors are not modified.
 
         Args:
-            features: slot -> rows (n, D).
-            rng: the draw's generator.
+            features: slot -> feature vectors (n, D).
+            rng: the sample's generator.
         """
-        steps = {"noise": self._noisy, "drop_modality": self._dropped, "mask_rows": self._masked}
+        steps = {"noise": self._add_noise, "drop_modality": self._drop_modality, "mask_rows": self._mask_vectors}
         for kind in self.kinds:
             if rng.random() < self.prob:
                 features = features | steps[kind](features, rng)
         return features
 
-    def _noisy(self, features: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
-        rows_of = {slot: rows for slot, rows in features.items() if slot not in (*IMAGE, FRAME) and rows.numel()}
-        return {slot: rows + _normal(rows, rng) * rows.std(correction=0) * self.noise for slot, rows in rows_of.items()}
+    def _add_noise(self, features: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
+        vectors_by_slot = {slot: vectors for slot, vectors in features.items() if slot not in (*IMAGE, FRAME) and vectors.numel()}
+        return {
+            slot: vectors + _normal(vectors, rng) * vectors.std(correction=0) * self.noise
+            for slot, vectors in vectors_by_slot.items()
+        }
 
-    def _dropped(self, features: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
-        """One modality's rows as zeros; the last one that says anything stays."""
-        import torch  # here, so that the Config classes can check an augmentation without torch
+    def _drop_modality(self, features: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
+        """Replace one modality by zeros, unless only one modality has nonzero features."""
+        # Imported here so that the Config classes can check an augmentation without torch.
+        import torch
 
         frame = features.get(FRAME, torch.zeros(0, 0))
         present = [slots for slots in MODALITIES if any(features[slot].any() for slot in slots if slot in features)]
@@ -71,20 +79,21 @@ class Augmentation:
         if len(present) < 2:
             return {}
         dropped = present[rng.integers(len(present))]
-        if dropped == IMAGE and len(frame):  # rows of zeros in place of those that the model would make of the frame
+        if dropped == IMAGE and len(frame):
+            # The model would compute image features from the frame. Remove the frame and supply zeros in their place.
             counts = {"image": frame.shape[1] // 3 // PATCH**2, "cls": 1}
             return {FRAME: frame[:0]} | {slot: torch.zeros(count, features[slot].shape[1]) for slot, count in counts.items()}
         return {slot: torch.zeros_like(features[slot]) for slot in dropped}
 
-    def _masked(self, features: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
+    def _mask_vectors(self, features: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
         import torch
 
-        rows = features["image"].clone()
-        rows[torch.from_numpy(rng.permutation(len(rows))[: round(self.mask * len(rows))])] = 0
-        return {"image": rows}
+        vectors = features["image"].clone()
+        vectors[torch.from_numpy(rng.permutation(len(vectors))[: round(self.mask * len(vectors))])] = 0
+        return {"image": vectors}
 
 
-def _normal(rows: Tensor, rng: np.random.Generator) -> Tensor:
+def _normal(vectors: Tensor, rng: np.random.Generator) -> Tensor:
     import torch
 
-    return torch.from_numpy(rng.standard_normal(rows.shape, np.float32))
+    return torch.from_numpy(rng.standard_normal(vectors.shape, np.float32))

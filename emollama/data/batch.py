@@ -1,6 +1,6 @@
-"""Sample and Batch: what travels from the data workers to the model.
+"""The data structures of a sample on its way from the dataset to the model: Record, Sample, Batch.
 
-Letters: T tokens of a sample or of a whole micro-batch, B samples, n rows of a slot, D a slot's width.
+Letters: T tokens of a sample or of a whole micro-batch, B samples, n feature vectors of a slot, D their size.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Record:
-    """What a dataset says about one clip and one task, before tokenization.
+    """A sample as its dataset returns it: texts and features, not yet tokenized.
 
     Attributes:
-        name: the clip.
+        name: the name of the clip or image.
         task: the task's name.
-        turns: (what the user says, the answer); an answer of None is one to be generated.
-        features: slot -> raw rows (n, D), float32.
-        reference: the last turn's answer as the data has it, before any text processor; a list where there are several.
-        cache_key: key under which the model caches the features of this sample's frame (:mod:`emollama.stores.feature_cache`).
+        turns: (user text, answer) of each turn; the answer is None if it is to be generated.
+        features: slot -> feature vectors (n, D), float32.
+        reference: the answer of the last turn as in the data, before any text processor; a list of alternatives for captions.
+        cache_key: key under which the model caches the features of this sample's frame (:mod:`emollama.stores.feature_cache`);
+            None if nothing is cached.
     """
 
     name: str
@@ -38,15 +39,17 @@ class Record:
 
 @dataclass(frozen=True)
 class Sample:
-    """A rendered record.
+    """A tokenized record.
 
     Attributes:
-        input_ids: (T,) int64; a value outside the embedding table is a placeholder for one row of the fusion module.
+        name: the name of the clip or image.
+        task: the task's name.
+        input_ids: (T,) int64; an id outside the embedding table is a placeholder for one feature token of the fusion module.
         labels: (T,) int64, ``IGNORED`` outside the answers.
         loss_weights: (T,) float32, 0 where labels are ignored.
-        slots: slot -> raw rows (n, D).
-        tokens_cut: how many tokens of text did not fit.
-        cache_key: as the record's.
+        slots: slot -> feature vectors (n, D).
+        tokens_cut: number of text tokens that exceeded the length limits.
+        cache_key: the record's cache key.
     """
 
     name: str
@@ -61,11 +64,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class PackedFeatures:
-    """The raw rows of one slot for a whole micro-batch, and where each clip's begin.
+    """The feature vectors of one slot for a whole micro-batch, with the boundaries of the samples.
 
     Attributes:
         values: (sum of n, D) float32.
-        offsets: B + 1 integers; clip i owns rows ``offsets[i]`` to ``offsets[i + 1]``.
+        offsets: B + 1 integers; the vectors ``offsets[i]`` to ``offsets[i + 1]`` belong to sample i.
     """
 
     values: Tensor
@@ -74,17 +77,17 @@ class PackedFeatures:
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch: its samples joined into one row without padding.
+    """A micro-batch: samples packed into one sequence without padding.
 
     Attributes:
         names, tasks: B strings.
         input_ids, labels, position_ids: (T,) int64; positions restart at 0 with each sample.
         loss_weights: (T,) float32.
-        cu_seqlens: (B + 1,) int32, where each sample begins.
+        cu_seqlens: (B + 1,) int32, the first token of each sample, and T.
         max_length: tokens of the longest sample.
-        slots: slot -> :class:`PackedFeatures`; every slot that the fusion module declares, with 0 rows where a clip has none.
-        tokens_cut: tokens of text that did not fit, over all samples.
-        cache_key: B keys or None, as the records'.
+        slots: slot -> :class:`PackedFeatures`, for every slot of the model; a sample without features has 0 vectors.
+        tokens_cut: number of text tokens of all samples that exceeded the length limits.
+        cache_key: the cache key or None of each of the B records.
     """
 
     names: tuple[str, ...]
@@ -101,15 +104,15 @@ class Batch:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each sample."""
+        """Number of tokens of each sample."""
         return [int(length) for length in self.cu_seqlens.diff()]
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on another device (asynchronously where memory is pinned)."""
+        """Return the batch on another device; the copy is asynchronous if the memory is pinned."""
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory; called by the data loader."""
+        """Return the batch in page-locked memory. The data loader calls this method."""
         return self._mapped(lambda tensor: tensor.pin_memory())
 
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> Batch:
@@ -120,12 +123,12 @@ class Batch:
             loss_weights=function(self.loss_weights),
             position_ids=function(self.position_ids),
             cu_seqlens=function(self.cu_seqlens),
-            slots={name: PackedFeatures(function(rows.values), rows.offsets) for name, rows in self.slots.items()},
+            slots={slot: PackedFeatures(function(packed.values), packed.offsets) for slot, packed in self.slots.items()},
         )
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Join samples into one row: no padding; positions restart; each slot's rows are joined in the same order."""
+    """Pack samples into one sequence without padding; each slot's feature vectors are concatenated in the same order."""
     lengths = torch.tensor([0] + [len(sample.input_ids) for sample in samples], dtype=torch.int32)
     return Batch(
         names=tuple(sample.name for sample in samples),
@@ -136,12 +139,13 @@ def collate(samples: list[Sample]) -> Batch:
         position_ids=torch.cat([torch.arange(len(sample.input_ids)) for sample in samples]),
         cu_seqlens=lengths.cumsum(0, dtype=torch.int32),
         max_length=int(lengths.max()),
-        slots={slot: _joined([sample.slots[slot] for sample in samples]) for slot in samples[0].slots},
+        slots={slot: _pack_features([sample.slots[slot] for sample in samples]) for slot in samples[0].slots},
         tokens_cut=sum(sample.tokens_cut for sample in samples),
         cache_key=tuple(sample.cache_key for sample in samples),
     )
 
 
-def _joined(rows: list[Tensor]) -> PackedFeatures:
-    counts = torch.tensor([0] + [len(part) for part in rows])
-    return PackedFeatures(rows[0] if len(rows) == 1 else torch.cat(rows), tuple(counts.cumsum(0).tolist()))
+def _pack_features(vectors: list[Tensor]) -> PackedFeatures:
+    counts = torch.tensor([0] + [len(part) for part in vectors])
+    # torch.cat copies even a single tensor, and image features are large.
+    return PackedFeatures(vectors[0] if len(vectors) == 1 else torch.cat(vectors), tuple(counts.cumsum(0).tolist()))

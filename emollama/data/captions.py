@@ -1,12 +1,13 @@
-"""Captions of images, any number of each, as JSON files hold them.
+"""Reader of JSON files with images and their captions.
 
-Forms (source: the published data of MiniGPT-4 and of COCO; the file tells which it is):
+Two formats are recognized by their content. They are those of the published data of MiniGPT-4 and of COCO:
 
-* ``{"annotations": [{"image_id": "7", "caption": "...", "captions": ["...", ...]}]}``, or the list alone: an entry an image,
-  whose file is called ``<image_id>.jpg``. ``captions`` are optional; ``caption`` is all that is said in one text.
-* ``{"images": [{"id": 7, "file_name": "x.jpg"}], "annotations": [{"image_id": 7, "caption": "..."}, ...]}``: an entry a caption.
+* ``{"annotations": [{"image_id": "7", "caption": "...", "captions": ["...", ...]}]}``, or the list alone: one entry per image,
+  whose file is ``<image_id>.jpg``. ``captions`` is optional; ``caption`` is the text of all captions.
+* ``{"images": [{"id": 7, "file_name": "x.jpg"}], "annotations": [{"image_id": 7, "caption": "..."}, ...]}``: one entry per
+  caption.
 
-Entry by entry, what is wrong goes to ``report``, and the reader goes on without the entry. An image may come without captions.
+The reader passes problems of single entries to its ``report`` argument and skips the entry. An image may have no captions.
 """
 
 from __future__ import annotations
@@ -18,24 +19,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from emollama.data.annotations import read_json, safe_name
-from emollama.data.problems import Problem, Report, refuse
+from emollama.data.problems import Problem, Report, raise_problem
 from emollama.errors import UserError
 from emollama.listing import listing
 from emollama.paths import require_file
 
-FORM = '{"annotations": [{"image_id": "...", "caption": "...", "captions": ["...", ...]}]}, or COCO\'s with "images" beside'
-FAULTS_TOLD = 10  # of a kind, each by itself
+EXPECTED = 'expected {"annotations": [{"image_id": "...", "caption": "...", "captions": ["...", ...]}]}, or COCO\'s "images" too'
+MAX_PROBLEMS = 10  # number of problems of one kind that are reported one by one
 
 
 @dataclass(frozen=True)
-class Captioned:
-    """One image and what is said about it.
+class CaptionedImage:
+    """An image with its captions.
 
     Attributes:
-        name: its file's path below the folder of images, without the ending.
-        file: its file below that folder, with the ending where the caption file tells it.
-        captions: each alone; empty where the file has the image and says nothing about it.
-        joined: all in one text.
+        name: path of the image below the image folder, without the extension.
+        file: path of the image below the image folder, with the extension if the caption file contains it.
+        captions: the separate captions; empty if the caption file lists the image without captions.
+        joined: all captions as one text.
     """
 
     name: str
@@ -44,167 +45,168 @@ class Captioned:
     joined: str
 
 
-def read_captioned(path: str, report: Report = refuse) -> list[Captioned]:
+def read_captioned_images(path: str, report: Report = raise_problem) -> list[CaptionedImage]:
     """Read the images of a caption file in order.
 
     Args:
         path: the JSON file.
-        report: told of entries that are of no use, unsafe and repeated names, and captions of images that are not listed.
+        report: receives invalid entries, unsafe and repeated names, and captions of images that are not listed.
 
     Raises:
-        UserError: no such file, not JSON, another form, annotations without captions, or no usable entry.
+        UserError: the file does not exist, is not JSON or has another format, or no entry has captions or is usable.
     """
     table = read_json(require_file(path, "annotation_file"))
     problems: list[Problem] = []
     if isinstance(table, dict) and isinstance(table.get("images"), list):
         if not isinstance(table.get("annotations"), list):
             karpathy = any(isinstance(entry, dict) and "sentences" in entry for entry in table["images"])
-            remedy = " Captions stand among its images: emollama prepare flickr30k splits such a file." if karpathy else ""
-            raise UserError(f'{path}: it has "images" and no list "annotations". Expected {FORM}.{remedy}')
-        found = list(_of_coco(path, table, problems.append))
+            remedy = ' The captions are in "images": convert the file with emollama prepare flickr30k.' if karpathy else ""
+            raise UserError(f'{path}: the file has "images" but no list "annotations"; {EXPECTED}.{remedy}')
+        images = list(_from_coco(path, table, problems.append))
     else:
         entries = table.get("annotations") if isinstance(table, dict) else table
         if not isinstance(entries, list):
-            raise UserError(f"{path}: expected {FORM}")
-        found = list(_of_entries(path, entries, problems.append))
-    if not found:
+            raise UserError(f"{path}: {EXPECTED}")
+        images = list(_from_entries(path, entries, problems.append))
+    if not images:
         first = f" The first problem: {problems[0].text}" if problems else ""
-        raise UserError(f"{path}: no image in it, or no entry that is usable; expected {FORM}.{first}")
+        raise UserError(f"{path}: the file has no image or no usable entry; {EXPECTED}.{first}")
     for problem in _first_of_each_kind(path, problems):
         report(problem)
-    return found
+    return images
 
 
 def _first_of_each_kind(path: str, problems: list[Problem]) -> Iterator[Problem]:
-    """The problems; of each kind the first few, then one for all others."""
+    """Yield the first few problems of each kind, then one problem that stands for all others of this kind."""
     for kind in dict.fromkeys(problem.kind for problem in problems):
-        alike = [problem for problem in problems if problem.kind == kind]
-        yield from alike[:FAULTS_TOLD]
-        if others := alike[FAULTS_TOLD:]:
+        same_kind = [problem for problem in problems if problem.kind == kind]
+        yield from same_kind[:MAX_PROBLEMS]
+        if others := same_kind[MAX_PROBLEMS:]:
             names = tuple(name for problem in others for name in problem.clips)
-            yield Problem(kind, f"{path}: {len(others):,} more entries that are of no use, down to: {others[-1].text}", names)
+            yield Problem(kind, f"{path}: {len(others):,} more invalid entries, the last one: {others[-1].text}", names)
 
 
-def texts_of(value: Any) -> tuple[str, ...]:
-    """The captions of a list, white space at their ends dropped.
+def parse_captions(value: Any) -> tuple[str, ...]:
+    """Return the stripped captions of a list.
 
     Raises:
-        ValueError: no list of texts, an empty one, or one with a text that is empty or cannot be written as UTF-8.
+        ValueError: not a list, an empty list, or a caption that is not text, is empty or cannot be encoded as UTF-8.
     """
     if not isinstance(value, list):
-        raise ValueError("the captions are no list of texts")
+        raise ValueError("the captions must be a list of texts")
     if not value:
         raise ValueError("the list of captions is empty")
-    return tuple(_text_of(text) for text in value)
+    return tuple(_parse_caption(text) for text in value)
 
 
-def _text_of(value: Any) -> str:
+def _parse_caption(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"the caption {str(value)[:40]!r} is no text")
+        raise ValueError(f"a caption must be text, got {str(value)[:40]!r}")
     text = value.strip()
     if not text:
         raise ValueError("a caption is empty")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"the caption {text[:40]!a} holds half of a character (a lone surrogate)") from None
+        raise ValueError(f"the caption {text[:40]!a} contains half of a character (a lone surrogate)") from None
     return text
 
 
 class _ImageNames:
-    """Names of images, each of which may stand in a file once."""
+    """The names of the images of a file, which must be unique."""
 
     def __init__(self) -> None:
-        self._places: dict[str, str] = {}
+        self._entries: dict[str, str] = {}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._places
+        return name in self._entries
 
-    def entered(self, name: str, where: str, remedy: str) -> str:
+    def add(self, name: str, entry: str, remedy: str) -> str:
         safe_name(name)
-        if (first := self._places.setdefault(name, where)) != where:
-            raise ValueError(f"the image '{name}' stands in {first} already. {remedy}")
+        if (first := self._entries.setdefault(name, entry)) != entry:
+            raise ValueError(f"{first} already has the image '{name}'. {remedy}")
         return name
 
 
-def _of_entries(path: str, entries: list[Any], report: Report) -> Iterator[Captioned]:
-    names, remedy = _ImageNames(), "Keep one entry, with all captions in its list 'captions'."
+def _from_entries(path: str, entries: list[Any], report: Report) -> Iterator[CaptionedImage]:
+    names, remedy = _ImageNames(), "Merge the two entries into one, with all captions in the list 'captions'."
     if repeated := _repeated(entries):
-        text = f"{path}: image_ids that stand in it more than once, {listing(repeated)}. It looks like COCO's form without its"
-        report(Problem("caption", f'{text} "images": add them, or make one entry an image, with a list "captions".', repeated))
+        text = f"{path}: some image_ids have several entries, {listing(repeated)}. The file seems to have COCO's format, but no"
+        report(Problem("caption", f'{text} "images". Add them, or write one entry per image, with a list "captions".', repeated))
     for number, entry in enumerate(entries):
         if repeated and str(entry.get("image_id") if isinstance(entry, dict) else "") in names:
             continue
         where = f"annotations[{number}]"
         try:
-            given = _fields(entry, "image_id")
-            name = names.entered(_name_of(given["image_id"]), where, remedy)
-            joined = _text_of(given["caption"]) if given.get("caption") else None
-            captions = texts_of(given["captions"]) if given.get("captions") else (joined,) if joined else ()
-            yield Captioned(name, name, captions, joined or " ".join(captions))
+            fields = _require_fields(entry, "image_id")
+            name = names.add(_parse_id(fields["image_id"]), where, remedy)
+            joined = _parse_caption(fields["caption"]) if fields.get("caption") else None
+            captions = parse_captions(fields["captions"]) if fields.get("captions") else (joined,) if joined else ()
+            yield CaptionedImage(name, name, captions, joined or " ".join(captions))
         except ValueError as error:
-            told = str(entry.get("image_id", "")) if isinstance(entry, dict) else ""
-            report(Problem("caption", f"{path}, {where}: {error}", (told,) if told else ()))
+            image_id = str(entry.get("image_id", "")) if isinstance(entry, dict) else ""
+            report(Problem("caption", f"{path}, {where}: {error}", (image_id,) if image_id else ()))
 
 
 def _repeated(entries: list[Any]) -> tuple[str, ...]:
-    """The images that have several entries, in a file whose entries have one caption each."""
-    given = [entry for entry in entries if isinstance(entry, dict)]
-    if any("captions" in entry for entry in given):
+    """Return the image_ids with several entries, if the entries have one caption each."""
+    objects = [entry for entry in entries if isinstance(entry, dict)]
+    if any("captions" in entry for entry in objects):
         return ()
-    counts = Counter(str(entry["image_id"]) for entry in given if "image_id" in entry)
+    counts = Counter(str(entry["image_id"]) for entry in objects if "image_id" in entry)
     return tuple(name for name, count in counts.items() if count > 1)
 
 
-def _of_coco(path: str, table: dict[str, Any], report: Report) -> Iterator[Captioned]:
+def _from_coco(path: str, table: dict[str, Any], report: Report) -> Iterator[CaptionedImage]:
     files: dict[str, str] = {}
-    faulty: set[str] = set()  # ids of images that are of no use; "" where one has none
+    invalid: set[str] = set()  # ids of invalid images; "" for an image without an id
     names = _ImageNames()
     for number, entry in enumerate(table["images"]):
         where = f"images[{number}]"
         try:
-            given = _fields(entry, "id", "file_name")
-            file, key = given["file_name"], _name_of(given["id"])
+            fields = _require_fields(entry, "id", "file_name")
+            file, key = fields["file_name"], _parse_id(fields["id"])
             if not isinstance(file, str) or not os.path.splitext(file)[1]:
-                raise ValueError(f"the file_name {file!r} is no name of a file with an ending")
-            names.entered(os.path.splitext(file)[0], where, "Names without their endings must differ.")
+                raise ValueError(f"file_name must be the name of a file with an extension, got {file!r}")
+            names.add(os.path.splitext(file)[0], where, "Names without their extensions must differ.")
             if key in files:
-                raise ValueError(f"the id {key} is that of '{files[key]}' already. Give each image its own.")
+                raise ValueError(f"the id {key} already belongs to '{files[key]}'. Each image must have its own id.")
             files[key] = file
         except ValueError as error:
             report(Problem("list", f"{path}, {where}: {error}"))
-            faulty.add(str(entry.get("id", "")) if isinstance(entry, dict) else "")
+            invalid.add(str(entry.get("id", "")) if isinstance(entry, dict) else "")
     captions = _captions_by_id(path, table["annotations"], report)
-    strange = [key for key in captions if key not in files and key not in faulty]
-    if strange and "" not in faulty:
-        text = f'{path}: captions of images that its "images" do not list, image_id {listing(strange)}. Add them, or take'
-        report(Problem("caption", f"{text} the captions out.", tuple(strange)))
+    unlisted = [key for key in captions if key not in files and key not in invalid]
+    # A caption of an invalid image is not a second problem. If such an image has no id, no caption can be judged.
+    if unlisted and "" not in invalid:
+        text = f'{path}: "images" does not list the images of some captions, image_id {listing(unlisted)}. Add these images, or'
+        report(Problem("caption", f"{text} remove the captions.", tuple(unlisted)))
     for key, file in files.items():
         texts = tuple(captions.get(key, ()))
-        yield Captioned(os.path.splitext(file)[0], file, texts, " ".join(texts))
+        yield CaptionedImage(os.path.splitext(file)[0], file, texts, " ".join(texts))
 
 
 def _captions_by_id(path: str, entries: list[Any], report: Report) -> dict[str, list[str]]:
     captions: dict[str, list[str]] = {}
     if entries and not any(isinstance(entry, dict) and "caption" in entry for entry in entries):
-        told = f'none of its {len(entries):,} "annotations" has a "caption", as in the files of objects ("instances") of COCO'
-        raise UserError(f"{path}: {told}. Name the file of captions.")
+        text = f'none of the {len(entries):,} "annotations" has a "caption", as in COCO\'s files of objects ("instances")'
+        raise UserError(f"{path}: {text}. Set annotation_file to the file with the captions.")
     for number, entry in enumerate(entries):
         try:
-            given = _fields(entry, "image_id", "caption")
-            captions.setdefault(_name_of(given["image_id"]), []).append(_text_of(given["caption"]))
+            fields = _require_fields(entry, "image_id", "caption")
+            captions.setdefault(_parse_id(fields["image_id"]), []).append(_parse_caption(fields["caption"]))
         except ValueError as error:
             report(Problem("caption", f"{path}, annotations[{number}]: {error}"))
     return captions
 
 
-def _fields(entry: Any, *needed: str) -> Mapping[str, Any]:
-    if not isinstance(entry, dict) or not all(key in entry for key in needed):
-        raise ValueError(f"expected an object with {' and '.join(needed)}, found {str(entry)[:60]}")
+def _require_fields(entry: Any, *keys: str) -> Mapping[str, Any]:
+    if not isinstance(entry, dict) or not all(key in entry for key in keys):
+        raise ValueError(f"expected an object with {' and '.join(keys)}, got {str(entry)[:60]}")
     return entry
 
 
-def _name_of(value: Any) -> str:
+def _parse_id(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
-        raise ValueError(f"{value!r} is no image's name or number")
+        raise ValueError(f"expected the name or number of an image, got {value!r}")
     return str(value)

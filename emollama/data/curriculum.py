@@ -1,4 +1,4 @@
-"""A curriculum: easy clips first, all of them after some epochs."""
+"""Curricula: train on easy clips first, and on all clips after some epochs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ KEYS = ("by", "epochs", "descending")
 
 @dataclass(frozen=True)
 class Curriculum:
-    """What clips are sorted by, and for how long it matters.
+    """The order in which clips enter training.
 
     Attributes:
-        by: "modalities" (clips that lack none first), "answer_length" (words of the longest answer of the pool's tasks), or a
-            column of the list that holds numbers.
-        epochs: in epoch e below this, the (e + 1) / epochs easiest clips are drawn.
-        descending: large values are the easy ones.
+        by: what measures the difficulty of a clip: "modalities" (number of missing feature arrays), "answer_length" (words of the
+            longest answer among the tasks), or a column of the annotation file that contains numbers.
+        epochs: number of epochs until all clips are used; epoch e uses the easiest (e + 1) / epochs of them.
+        descending: large values are easy. By default, small values are.
     """
 
     by: str
@@ -31,47 +31,48 @@ class Curriculum:
     descending: bool = False
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Curriculum | None:
-        """From the block's ``curriculum`` key; None where it is empty.
+    def from_config(cls, mapping: Mapping[str, Any]) -> Curriculum | None:
+        """Create a curriculum from a block's ``curriculum`` key; None if it is empty.
 
         Raises:
-            ValueError: unknown or missing keys, or values of another type; names the key.
+            ValueError: a key is unknown or missing, or its value has another type; names the key.
         """
-        if not given:
+        if not mapping:
             return None
-        for key in given:
+        for key in mapping:
             if key not in KEYS:
                 raise ValueError(f"curriculum: unknown key '{key}'.{did_you_mean(str(key), KEYS)} Known: {', '.join(KEYS)}")
-        by, epochs, descending = given.get("by"), given.get("epochs"), given.get("descending", False)
+        by, epochs, descending = mapping.get("by"), mapping.get("epochs"), mapping.get("descending", False)
         if not isinstance(by, str) or not by:
-            raise ValueError(f"curriculum.by is {by!r}; it is modalities, answer_length or a column of the list")
+            raise ValueError(f"curriculum.by is {by!r}; it must be modalities, answer_length or a column of the list")
         if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-            raise ValueError(f"curriculum.epochs is {epochs!r}; it is a number of epochs, at least 1")
+            raise ValueError(f"curriculum.epochs is {epochs!r}; it must be a whole number of at least 1")
         if not isinstance(descending, bool):
-            raise ValueError(f"curriculum.descending is {descending!r}; it is True or False")
+            raise ValueError(f"curriculum.descending is {descending!r}; it must be True or False")
         return cls(by, epochs, descending)
 
 
-def numbers(clips: Sequence[Clip], column: str, key: str, path: str) -> list[float]:
-    """A column of the clips' rows as numbers; a valence that is not known is NaN, which is sorted last.
+def column_values(clips: Sequence[Clip], column: str, key: str, path: str) -> list[float]:
+    """Return a column of an annotation file as numbers. An unknown valence becomes NaN, which a curriculum sorts last.
 
     Args:
-        clips: as read.
-        column: of the list or table.
+        clips: the clips of the file.
+        column: the column's name.
         key: the configuration key, for messages.
-        path: the list, for messages.
+        path: the annotation file, for messages.
 
     Raises:
-        UserError: no such column, or something else in it; lists all such rows.
+        UserError: the column does not exist, or contains something else than numbers; lists all such rows.
     """
-    known = ["modalities", "answer_length", *clips[0].columns]
+    names = ["modalities", "answer_length", *clips[0].columns]
     if not any(column in clip.columns for clip in clips):
-        hint = did_you_mean(column, known)
-        raise UserError(f"{key} '{column}': {path} has no such column.{hint} Known: {abbreviated(known)}")
+        hint = did_you_mean(column, names)
+        raise UserError(f"{key} '{column}': {path} has no such column.{hint} Known: {abbreviated(names)}")
     cells = [clip.columns.get(column, "") for clip in clips]
-    wrong = [f"{cell!r} (line {clip.line}, {clip.name})" for clip, cell in zip(clips, cells, strict=True) if not _is_number(cell)]
-    if wrong:
-        raise UserError(f"{key} '{column}': {path} holds no number for clips {listing(wrong)}. Correct or exclude them.")
+    pairs = zip(clips, cells, strict=True)
+    invalid = [f"{cell!r} (line {clip.line}, {clip.name})" for clip, cell in pairs if not _is_number(cell)]
+    if invalid:
+        raise UserError(f"{key} '{column}': not a number in {path} for clips {listing(invalid)}. Correct or exclude them.")
     unknown = NO_VALENCE if column == "valence" else None
     return [math.nan if float(cell) == unknown else float(cell) for cell in cells]
 

@@ -1,7 +1,7 @@
-"""Features: (clip name, slot) -> raw rows, checked against what the model expects.
+"""Features of samples, read from an array store and checked against the shapes that the model expects.
 
-Utterance features (MAE, VideoMAE, HuBERT) are (D,) or (1, D); an EVA cache is (1 + P, D), whose row 0 is the class token and
-the rest the image, so that one array serves the slots ``cls`` and ``image``.
+Utterance features (MAE, VideoMAE, HuBERT) are arrays of shape (D,) or (1, D). An EVA cache is an array (1 + P, D) of the class
+token and P patches; this one array fills the slots ``cls`` and ``image``.
 """
 
 from __future__ import annotations
@@ -28,19 +28,20 @@ from emollama.stores.npy import FLOAT_TYPES
 from emollama.stores.store import ArrayStore, open_store
 
 T = TypeVar("T")
-VALUES_CHECKED_UP_TO = 1 << 20  # bytes; the values of larger arrays are checked when they are read, their headers always
-READERS = 16  # threads at most
-SHARE = 64  # arrays that each thread looks at before their number is chosen anew
-ALIKE = "alike"  # in place of a digest, where all values are the same number
+# Arrays up to this size in bytes are read and checked at the start. Values of larger ones are checked when they are used.
+VALUES_CHECKED_UP_TO = 1 << 20
+MAX_THREADS = 16
+CHUNK_SIZE = 64  # arrays that each thread checks before the number of threads is chosen again
+CONSTANT = "alike"  # replaces the digest of an array whose values are all equal
 
 
 class FileCheck(NamedTuple):
-    """What a look at a good array told, all in words.
+    """Properties of an array that passed the checks; all are strings, so that the validation cache loads quickly.
 
     Attributes:
-        dtype, shape: as stored.
+        dtype, shape: of the stored array.
         size: bytes of its values.
-        digest: of its values, to tell equal arrays; :data:`ALIKE` where they are all one number, "" where they were not read.
+        digest: hash of its values; :data:`CONSTANT` if all values are equal, "" if the values were not read.
     """
 
     dtype: str
@@ -50,7 +51,12 @@ class FileCheck(NamedTuple):
 
 
 class FeatureCheck(NamedTuple):
-    """Looks at the good arrays by clip, and what is wrong with the others."""
+    """Result of checking the arrays of several clips.
+
+    Attributes:
+        good: clip name -> properties of its array, for arrays that passed.
+        problems: what is wrong with the others.
+    """
 
     good: dict[str, FileCheck]
     problems: list[Problem]
@@ -58,15 +64,15 @@ class FeatureCheck(NamedTuple):
 
 @dataclass(frozen=True)
 class Features:
-    """The arrays of one encoder, as rows of the slots that they fill.
+    """The features of one encoder, returned as feature vectors by slot.
 
     Args:
         store: the arrays.
-        path: where they lie, as configured.
-        slots: the slots that one array fills; ``("image", "cls")`` for an EVA cache, else one name.
-        shape: what the model expects of the first slot.
+        path: the configured path of the store.
+        slots: the slots that each array fills; ``("image", "cls")`` for an EVA cache, else one name.
+        shape: the shape that the model expects of the first slot.
         key: the configuration key that named the store, for messages.
-        remedy: what to do about an array that cannot be used.
+        remedy: what to do about an unusable array, for messages.
     """
 
     store: ArrayStore
@@ -81,7 +87,7 @@ class Features:
         """Open the store at a path.
 
         Raises:
-            UserError: there is none.
+            UserError: the store does not exist.
         """
         return cls(open_store(path, key), path, slots, shape, key)
 
@@ -89,75 +95,76 @@ class Features:
         return name in self.store
 
     @property
-    def fills(self) -> tuple[str, ...]:
-        """The slots that hold rows of these arrays in the end: a frame's become image and class rows in the model."""
+    def filled_slots(self) -> tuple[str, ...]:
+        """The model's slots that these arrays fill. The model replaces a frame by image and class features."""
         return IMAGE if self.slots == (FRAME,) else self.slots
 
     def read(self, name: str) -> dict[str, Tensor]:
-        """The clip's rows by slot, float32: {"image": (P, D), "cls": (1, D)} or {slot: (n, D)}.
+        """Read a clip's feature vectors as float32: {"image": (P, D), "cls": (1, D)} or {slot: (n, D)}.
 
         Raises:
-            UserError: another width or shape, object dtype, a truncated file, NaN or inf: names file and slot.
+            UserError: another shape or dtype, a truncated file, NaN or inf; names the file and the slot.
         """
-        rows = torch.from_numpy(np.atleast_2d(self._finite(name, self._stored(self.store.load, name))))
-        return {"image": rows[1:], "cls": rows[:1]} if self._is_cache else {self.slots[0]: rows}
+        vectors = torch.from_numpy(np.atleast_2d(self._finite(name, self._from_store(self.store.load, name))))
+        return {"image": vectors[1:], "cls": vectors[:1]} if self._is_cache else {self.slots[0]: vectors}
 
     def problems(self, names: Iterable[str], *, all_values: bool = False) -> list[Problem]:
-        """What is wrong with the present arrays of these clips: header and size always, values of small ones or of all."""
+        """Check the arrays of these clips with a progress bar, and return the problems; see :meth:`check`."""
         names = list(names)
         with Progress(len(names), f"checking {' + '.join(self.slots)}", unit="clips") as bar:
-            return self.survey(names, all_values=all_values, advance=bar.update).problems
+            return self.check(names, all_values=all_values, advance=bar.update).problems
 
-    def survey(self, names: Iterable[str], *, all_values: bool = False, advance: Callable[[int], Any] = int) -> FeatureCheck:
-        """Look at the present arrays of these clips: at header and size of each, at the values of small ones or of all.
+    def check(self, names: Iterable[str], *, all_values: bool = False, advance: Callable[[int], Any] = int) -> FeatureCheck:
+        """Check header and size of the arrays of these clips, and the values of small arrays. Missing arrays are skipped.
 
-        What was found good is remembered by its stamp (:mod:`emollama.data.validation_cache`) and not opened again.
+        Arrays that passed are remembered by their stamps (:mod:`emollama.data.validation_cache`) and not opened again.
 
         Args:
-            names: the clips.
-            all_values: read large arrays too.
-            advance: told how many more arrays have been looked at.
+            names: names of the clips.
+            all_values: also read and check the values of large arrays.
+            advance: called with the number of arrays that were checked since the last call.
         """
         limit = sys.maxsize if all_values else VALUES_CHECKED_UP_TO
         present = [name for name in names if name in self.store]
-        seen = ValidationCache.load("arrays", os.path.abspath(self.path), str(self.slots), str(tuple(self.shape)), str(limit))
-        survey = FeatureCheck({}, [])
-        for batch, looks in _in_batches(lambda name: self._look(name, limit, seen), present):
-            for name, look in zip(batch, looks, strict=True):
-                if isinstance(look, Problem):
-                    survey.problems.append(look)
+        cache = ValidationCache.load("arrays", os.path.abspath(self.path), str(self.slots), str(tuple(self.shape)), str(limit))
+        result = FeatureCheck({}, [])
+        for batch, outcomes in _in_batches(lambda name: self._check_cached(name, limit, cache), present):
+            for name, outcome in zip(batch, outcomes, strict=True):
+                if isinstance(outcome, Problem):
+                    result.problems.append(outcome)
                 else:
-                    survey.good[name] = look
+                    result.good[name] = outcome
             advance(len(batch))
-        seen.save()
-        return survey
+        cache.save()
+        return result
 
-    def _look(self, name: str, values_up_to: int, seen: ValidationCache) -> FileCheck | Problem:
+    def _check_cached(self, name: str, values_up_to: int, cache: ValidationCache) -> FileCheck | Problem:
         try:
-            stamp = self._stored(self.store.stamp, name)
-            if (known := seen.recall(name, stamp)) is not None:
-                return FileCheck(*known.split("|"))
-            look = self._first_look(name, stamp[0] if stamp else sys.maxsize, values_up_to)
+            stamp = self._from_store(self.store.stamp, name)
+            if (cached := cache.recall(name, stamp)) is not None:
+                return FileCheck(*cached.split("|"))
+            file_check = self._check_array(name, stamp[0] if stamp else sys.maxsize, values_up_to)
         except UserError as error:
             return Problem("unusable features", str(error), (name,))
-        seen.add(name, stamp, "|".join(look))
-        return look
+        cache.add(name, stamp, "|".join(file_check))
+        return file_check
 
-    def _first_look(self, name: str, file_size: int, values_up_to: int) -> FileCheck:
-        if file_size > values_up_to:  # else the array in it is small too
-            shape, dtype = self._stored(self.store.header, name)
+    def _check_array(self, name: str, file_size: int, values_up_to: int) -> FileCheck:
+        # An array in a small file is small, too, and is read at once instead of opening the file twice.
+        if file_size > values_up_to:
+            shape, dtype = self._from_store(self.store.header, name)
             self._check_shape(name, shape, dtype)
             size = int(np.prod(shape)) * dtype.itemsize
             if size > values_up_to:
                 return FileCheck(str(dtype), str(shape), str(size), "")
-        array = self._stored(self.store.load, name)
+        array = self._from_store(self.store.load, name)
         self._finite(name, array)
         digest = hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=8).hexdigest()
-        alike = (array == array.flat[0]).all()
-        return FileCheck(str(array.dtype), str(array.shape), str(array.nbytes), ALIKE if alike else digest)
+        constant = (array == array.flat[0]).all()
+        return FileCheck(str(array.dtype), str(array.shape), str(array.nbytes), CONSTANT if constant else digest)
 
-    def _stored(self, read: Callable[[str], Any], name: str) -> Any:
-        """What one of the store's methods gives; its errors name the place."""
+    def _from_store(self, read: Callable[[str], Any], name: str) -> Any:
+        """Call a method of the store; its errors become user errors that name the array."""
         try:
             return read(name)
         except (OSError, ValueError) as error:
@@ -165,53 +172,54 @@ class Features:
             raise UserError(self._complaint(name, f"cannot be read: {reason}")) from None
 
     def _finite(self, name: str, array: np.ndarray) -> np.ndarray:
-        """The array in float32, as it is read in training, if nothing is wrong with it."""
+        """Check an array and return it as float32, the dtype of training."""
         self._check_shape(name, array.shape, array.dtype)
-        with np.errstate(over="ignore"):  # what overflows is told below
+        # A float64 value beyond float32 becomes inf, which the next check reports.
+        with np.errstate(over="ignore"):
             array = array.astype(np.float32, copy=False)
         if not np.isfinite(array).all():
-            raise UserError(self._complaint(name, "holds NaN or inf, or a value beyond float32"))
+            raise UserError(self._complaint(name, "contains NaN or inf, or a value beyond float32"))
         return array
 
     def _check_shape(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        rows, width = self.shape
+        num_tokens, dim = self.shape
         if dtype not in FLOAT_TYPES:
             raise UserError(self._complaint(name, f"dtype {dtype}, expected float16, float32 or float64"))
-        if not self._is_cache and shape not in ((width,), (1, width)):
-            raise UserError(self._complaint(name, f"shape {shape}, expected ({width},) or (1, {width})"))
-        if self._is_cache and shape != (1 + rows, width):
-            side, found = round(rows**0.5) * PATCH, _side(shape)
-            made = f"; it was made at image_size {found}" if found and found != side else ""
-            expected = f"expected ({1 + rows}, {width}), which is image_size {side}{made}"
+        if not self._is_cache and shape not in ((dim,), (1, dim)):
+            raise UserError(self._complaint(name, f"shape {shape}, expected ({dim},) or (1, {dim})"))
+        if self._is_cache and shape != (1 + num_tokens, dim):
+            image_size, stored_size = round(num_tokens**0.5) * PATCH, _image_size(shape)
+            mismatch = f"; it was computed at image_size {stored_size}" if stored_size and stored_size != image_size else ""
+            expected = f"expected ({1 + num_tokens}, {dim}), which is image_size {image_size}{mismatch}"
             raise UserError(self._complaint(name, f"shape {shape}, {expected} (or set model.image_size)"))
 
     def _complaint(self, name: str, problem: str) -> str:
-        return f"{self.store.place(name)} (slot {' + '.join(self.slots)}): {problem}. {self.remedy}"
+        return f"{self.store.location(name)} (slot {' + '.join(self.slots)}): {problem}. {self.remedy}"
 
     @property
     def _is_cache(self) -> bool:
         return self.slots == IMAGE
 
 
-def _side(shape: tuple[int, ...]) -> int | None:
-    """The image_size that an EVA cache of this shape was made at; None where no square of patches gives its rows."""
+def _image_size(shape: tuple[int, ...]) -> int | None:
+    """Return the image_size of an EVA cache with this shape; None if its patches do not form a square."""
     patches = round(max(shape[0] - 1, 0) ** 0.5) if len(shape) == 2 else 0
     return patches * PATCH if patches and patches**2 == shape[0] - 1 else None
 
 
-def _in_batches(look: Callable[[str], T], names: Sequence[str]) -> Iterator[tuple[Sequence[str], list[T]]]:
-    """What ``look`` gives for each name, in order, a batch at a time.
+def _in_batches(check: Callable[[str], T], names: Sequence[str]) -> Iterator[tuple[Sequence[str], list[T]]]:
+    """Apply ``check`` to each name in order, and yield batches of names with their results.
 
-    As many threads look as keep one core busy: several where files are waited for, one where they are in memory (more would
-    hand Python's lock to and fro, which takes longer than looking).
+    The number of threads adapts so that they keep one core busy. Several threads help if the disk is slow. For files in memory
+    one thread is fastest, because more would pass Python's global lock back and forth.
     """
-    readers, first = 1, 0
-    with ThreadPoolExecutor(READERS) as pool:
-        while batch := names[first : first + SHARE * readers]:
-            begun, worked = time.perf_counter(), time.process_time()
-            shares = [batch[start : start + SHARE] for start in range(0, len(batch), SHARE)]
-            looks = (pool.map if readers > 1 else map)(lambda share: [look(name) for name in share], shares)
-            found = [one for share in looks for one in share]
-            busy = (time.process_time() - worked) / (time.perf_counter() - begun)  # cores
-            first, readers = first + len(batch), min(READERS, max(1, int(readers / max(busy, 1 / READERS))))
-            yield batch, found
+    threads, first = 1, 0
+    with ThreadPoolExecutor(MAX_THREADS) as pool:
+        while batch := names[first : first + CHUNK_SIZE * threads]:
+            wall_start, cpu_start = time.perf_counter(), time.process_time()
+            chunks = [batch[start : start + CHUNK_SIZE] for start in range(0, len(batch), CHUNK_SIZE)]
+            checked = (pool.map if threads > 1 else map)(lambda chunk: [check(name) for name in chunk], chunks)
+            results = [result for chunk in checked for result in chunk]
+            busy_cores = (time.process_time() - cpu_start) / (time.perf_counter() - wall_start)
+            first, threads = first + len(batch), min(MAX_THREADS, max(1, int(threads / max(busy_cores, 1 / MAX_THREADS))))
+            yield batch, results

@@ -1,4 +1,4 @@
-"""Tasks of the emotion datasets: which answers they have, how they are asked, and the weighted pool they are drawn from."""
+"""The tasks of the emotion datasets: their instructions, and the weighted pool from which training draws them."""
 
 from __future__ import annotations
 
@@ -31,45 +31,45 @@ _BREAKS_A_PROMPT = set("{}[]<>,\n\r\t")
 
 
 def user_text(task: str, instruction: str, sentence: str | None) -> str:
-    """What the user's turn says: the transcript (absent when None), the task's tag, the instruction.
+    """Return the text of the user's turn: the transcript (absent if None), the task's tag, the instruction.
 
-    Source: the training prompt of the published Emotion-LLaMA; the double space before the tag is theirs.
+    The format is that of the published Emotion-LLaMA training code, including the double space before the tag.
     """
-    spoken = "" if sentence is None else f"The person in video says: {sentence}.  "
-    return f"{spoken}[{task}] {instruction} "
+    transcript = "" if sentence is None else f"The person in video says: {sentence}.  "
+    return f"{transcript}[{task}] {instruction} "
 
 
 def check_labels(labels: Sequence[str], key: str) -> None:
-    """Refuse labels that repeat, are empty, or would break a prompt.
+    """Check that labels are unique, are not empty, and do not break the format of a prompt.
 
     Raises:
-        ValueError: naming the key, the label and the characters that a label cannot hold.
+        ValueError: a label is invalid; names the key, the label and the characters that a label must not contain.
     """
     for label in labels:
         if not label.strip() or label != label.strip() or _BREAKS_A_PROMPT & set(label):
             raise ValueError(
-                f"{key}: the label {label!r} would break the prompt. A label has text, no space at its ends, and none of"
-                " { } [ ] < > , or line breaks."
+                f"{key}: the label {label!r} would break the prompt. A label must not be empty, start or end with a space, or"
+                " contain any of { } [ ] < > , or line breaks."
             )
     if len(set(labels)) != len(labels):
-        raise ValueError(f"{key}: a label is given twice in {list(labels)}")
+        raise ValueError(f"{key}: {list(labels)} contains a label twice")
 
 
 class TaskPool:
-    """A weighted pool of tasks, each with its instructions.
+    """A weighted pool of tasks with their instructions.
 
     Args:
-        pool: a task's name, several (one that is repeated weighs more), or a mapping name -> weight.
-        instructions: replaces the built-in instructions of the tasks that it names; ``{labels}`` in one is replaced.
-        prompt_labels: the labels shown for ``{labels}``, in this order.
-        built_in: the tasks that there are, with their instructions.
+        pool: the name of a task, a list of names (each repetition adds to the weight), or a mapping name -> weight.
+        instructions: task -> instructions, which replace the built-in ones; ``{labels}`` in them becomes the prompt labels.
+        prompt_labels: the labels that replace ``{labels}``, in this order.
+        built_in: task -> instructions of all existing tasks.
 
     Attributes:
         tasks: names of the tasks with a weight above 0.
-        instructions: task -> its instructions, labels filled in.
+        instructions: task -> its instructions with the labels filled in.
 
     Raises:
-        ValueError: an unknown task, no positive weight, or a task without instructions; names the key.
+        ValueError: a task is unknown or has no instructions, or no weight is positive; names the key.
     """
 
     def __init__(
@@ -82,37 +82,39 @@ class TaskPool:
         names = [pool] if isinstance(pool, str) else list(pool)
         for name in names:
             if not isinstance(name, str):
-                raise ValueError(f"task_pool: {name!r} is not a task's name; weights are given as a mapping {{name: weight}}")
+                raise ValueError(f"task_pool: {name!r} is not the name of a task. Write weights as a mapping {{name: weight}}.")
         weights = dict(pool) if isinstance(pool, Mapping) else {name: float(names.count(name)) for name in names}
-        for key, given in (("task_pool", weights), ("instructions", instructions)):
-            for name in given:
+        for key, tasks in (("task_pool", weights), ("instructions", instructions)):
+            for name in tasks:
                 if name not in built_in:
                     hint = did_you_mean(str(name), built_in)
                     raise ValueError(f"{key}: unknown task '{name}'.{hint} Known: {', '.join(built_in)}")
         for name, weight in weights.items():
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
-                raise ValueError(f"task_pool: the weight of '{name}' is {weight!r}; a weight is a number of at least 0")
+                raise ValueError(f"task_pool: the weight of '{name}' is {weight!r}; it must be a number of at least 0")
         weights = {name: weight for name, weight in weights.items() if weight > 0}
         if not weights:
-            raise ValueError(f"task_pool: no task in it. Known: {', '.join(built_in)}")
+            raise ValueError(f"task_pool contains no task with a positive weight. Known tasks: {', '.join(built_in)}")
         self.tasks = tuple(weights)
         self._cumulative = np.cumsum(list(weights.values())) / sum(weights.values())
-        self._shown = ", ".join(prompt_labels)
-        self.instructions = {task: [self.filled(text) for text in instructions.get(task, built_in[task])] for task in self.tasks}
+        self._label_list = ", ".join(prompt_labels)
+        self.instructions = {
+            task: [self.fill_labels(text) for text in instructions.get(task, built_in[task])] for task in self.tasks
+        }
         for task, texts in self.instructions.items():
             if not texts:
-                raise ValueError(f"instructions: '{task}' has no instruction. Give at least one, or leave the key out.")
+                raise ValueError(f"instructions: '{task}' has no instruction. Add at least one, or remove the key.")
 
     def draw(self, rng: np.random.Generator) -> tuple[str, str]:
-        """A task by its weight, and one of its instructions."""
+        """Draw a task according to the weights, and one of its instructions."""
         index = int(np.searchsorted(self._cumulative, rng.random(), side="right"))
         task = self.tasks[min(index, len(self.tasks) - 1)]
         return task, str(rng.choice(self.instructions[task]))
 
-    def filled(self, instruction: str) -> str:
-        """The instruction with the prompt labels in place of ``{labels}``; other braces are text."""
-        return instruction.replace("{labels}", self._shown)
+    def fill_labels(self, instruction: str) -> str:
+        """Replace ``{labels}`` in an instruction by the prompt labels; other braces are plain text."""
+        return instruction.replace("{labels}", self._label_list)
 
-    def first(self, task: str) -> str:
-        """The first instruction of a task: the one that evaluation asks with."""
+    def first_instruction(self, task: str) -> str:
+        """Return the first instruction of a task, which evaluation uses by default."""
         return self.instructions[task][0]

@@ -1,4 +1,4 @@
-"""From global sample indices to micro-batches: the Protocol of a dataset, and how a global batch is split and loaded."""
+"""The Protocol of a dataset, and the loading of micro-batches from global sample indices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ from emollama.errors import UserError
 
 
 class SampleDataset(Protocol):
-    """What a registered dataset offers: its tasks, its block (batch_size), lines for the log."""
+    """What a registered dataset must provide.
+
+    Attributes:
+        pool: the tasks with their instructions.
+        cfg: the dataset's block of the configuration, with at least ``batch_size``.
+        notes: lines for the log.
+    """
 
     pool: TaskPool
     cfg: Any
@@ -29,40 +35,40 @@ class SampleDataset(Protocol):
     def __len__(self) -> int: ...
 
     def names(self) -> list[str]:
-        """The clips' names in order."""
+        """Return the names of the samples in order."""
         ...
 
     def digest(self) -> str:
-        """Of what is asked and answered, which a resumed run must find again."""
+        """Return a hash of the prompts and targets; a resumed run compares it with the stored one."""
         ...
 
     def problems(self) -> list[Problem]:
-        """Everything that would stop the run later."""
+        """Check the data and return everything that would stop the run later."""
         ...
 
     def sampling(self) -> DatasetSampling:
-        """How its clips are drawn in training."""
+        """Return how training draws the samples."""
         ...
 
     def has_reference(self, task: str) -> bool:
-        """Whether any clip's answer to a task is known."""
+        """Return whether any sample has a reference answer to a task."""
         ...
 
-    def as_answer(self, text: str) -> str:
-        """A text as it is trained on where it is an answer."""
+    def process_answer(self, text: str) -> str:
+        """Apply the text processor of training to an answer."""
         ...
 
     def user_text(self, index: int, task: str, instruction: str) -> str:
-        """What the user says about clip ``index``, as in its record; no feature is read."""
+        """Return the user text of sample ``index`` as in its record, without reading features."""
         ...
 
     def record(self, index: int, task: str, instruction: str, rng: np.random.Generator | None = None) -> Record:
-        """Clip ``index`` asked for ``task`` in these words; ``rng`` is for what is random in training, None in evaluation."""
+        """Return sample ``index`` with an instruction of a task. ``rng`` is for augmentation in training, None in evaluation."""
         ...
 
 
 class TrainingSamples(Dataset[Sample]):
-    """Map-style view of a run: item i is the sample with the global index i."""
+    """Map-style dataset of a training run: item i is the sample with the global index i."""
 
     def __init__(self, datasets: Sequence[SampleDataset], prompt: Prompt, sampler: MixtureSampler) -> None:
         self.datasets = datasets
@@ -81,9 +87,9 @@ class BatchLayout:
     """How a global batch is split over ranks and micro-batches.
 
     Attributes:
-        batch_size: samples of a micro-batch on one rank.
-        accumulate: micro-batches of a step on one rank.
-        world, rank: number of processes, and which of them this one is.
+        batch_size: samples per micro-batch on one rank.
+        accumulate: micro-batches per step on one rank.
+        world, rank: number of processes, and the index of this one.
     """
 
     batch_size: int
@@ -93,11 +99,11 @@ class BatchLayout:
 
     @property
     def global_batch(self) -> int:
-        """Samples of one optimizer step over all ranks."""
+        """Number of samples per optimizer step over all ranks."""
         return self.batch_size * self.accumulate * self.world
 
     def sample_indices(self, first_step: int, end_step: int) -> Iterator[list[int]]:
-        """This rank's micro-batches of the steps, each a list of global sample indices."""
+        """Yield the micro-batches of this rank in these steps, each as a list of global sample indices."""
         for step in range(first_step, end_step):
             for micro in range(self.accumulate):
                 first = step * self.global_batch + (micro * self.world + self.rank) * self.batch_size
@@ -105,7 +111,7 @@ class BatchLayout:
 
 
 class _BatchSampler:
-    """The batch sampler of a run: sized, so that the data loader can tell its length."""
+    """The batch sampler of a training run; its length gives the data loader a length."""
 
     def __init__(self, layout: BatchLayout, first_step: int, end_step: int) -> None:
         self._arguments = (layout, first_step, end_step)
@@ -122,28 +128,29 @@ class _BatchSampler:
 def training_loader(
     samples: TrainingSamples, layout: BatchLayout, *, first_step: int, end_step: int, num_workers: int, pin_memory: bool
 ) -> DataLoader[Batch]:
-    """One pass over all the steps that are left to do; it takes nothing from the global random generators."""
+    """Return a data loader of all remaining steps."""
     return DataLoader(
         samples,  # type: ignore[arg-type]
         batch_sampler=_BatchSampler(layout, first_step, end_step),
         collate_fn=collate,
         num_workers=num_workers,
         pin_memory=pin_memory,
+        # Without a generator of its own, the loader would draw a seed from torch's global generator.
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=_one_thread,
     )
 
 
-def seed_of(*numbers: int) -> int:
-    """One seed from several numbers, well mixed."""
+def mix_seed(*numbers: int) -> int:
+    """Mix several numbers into one seed."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def step_batches(loader: DataLoader[Batch], accumulate: int) -> Iterator[list[Batch]]:
-    """The micro-batches of each step, ``accumulate`` at a time.
+    """Yield the list of ``accumulate`` micro-batches of each step.
 
     Raises:
-        UserError: what a worker met, in its own words, without the worker's traceback.
+        UserError: a data worker raised it; the message comes without the worker's traceback.
     """
     batches = iter(loader)
     try:

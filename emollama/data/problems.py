@@ -1,4 +1,4 @@
-"""What is wrong with a user's data, gathered so that all of it is told at once."""
+"""Problems in a user's data, collected so that all of them can be reported at once."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from emollama.errors import UserError
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that would stop a run.
+    """A problem in the data that would stop a run.
 
     Attributes:
-        kind: what it is about: "list", "label", "caption", "transcript", "missing features" or "unusable features".
-        text: names file, line or key, and the remedy.
-        clips: whose it is, where it is some clips'.
-        details: the clips again, each with what is wrong with it; or nothing.
+        kind: "list", "label", "caption", "transcript", "missing features" or "unusable features".
+        text: the message, which names the file, line or key, and the remedy.
+        clips: names of the clips or images that have the problem; empty if it does not concern single ones.
+        details: one text per clip that says what is wrong with it; empty if the clips' names suffice.
     """
 
     kind: str
@@ -28,8 +28,8 @@ class Problem:
 Report = Callable[[Problem], None]
 
 
-def refuse(problem: Problem) -> None:
-    """The report of a reader that nobody listens to: the first problem is an error.
+def raise_problem(problem: Problem) -> None:
+    """Raise the problem as an error. This is the default of the readers' ``report`` argument.
 
     Raises:
         UserError: always.

@@ -1,7 +1,8 @@
-"""Which sample comes where: a pure function of the seed and the global sample index.
+"""The order of samples in training, a pure function of the seed and the global sample index.
 
-The global sample index is step x global batch size + position in the global batch. Rank and micro-batch follow from the position,
-so a step holds the same samples for any number of processes and accumulated micro-batches, and a resumed run needs only its step.
+The global sample index is step x global batch size + position in the global batch. Rank and micro-batch follow from the position.
+A step therefore contains the same samples for any number of processes and accumulated micro-batches, and a resumed run needs only
+its step number.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import numpy as np
 
 from emollama.errors import UserError
 
-MIXING_BLOCK = 1024  # samples; within each block of them every dataset has its exact share
-# The streams of random numbers. Each has its own first entry after the seed, so no two of them overlap.
+# Number of consecutive samples among which every dataset has its exact share.
+MIXING_BLOCK = 1024
+# Each use of random numbers has its own entry after the seed, so that no two streams overlap.
 _SHUFFLE, _MIX, _SAMPLE, _TIES = 0, 1, 2, 3
 
 
@@ -25,12 +27,12 @@ class DatasetSampling:
 
     Attributes:
         size: number of samples.
-        ratio: share of this dataset among several, on any positive scale.
-        shuffle: False is file order (or easy first), starting again at the end.
-        shards: (size,) shard number of each sample; shards come in random order, and samples are shuffled within ``window`` of
-            them. None: all samples are shuffled together.
-        window: number of shards.
-        difficulty: (size,) the sort key of a curriculum, small first, NaN last, equal values in random order; None without one.
+        ratio: relative share of this dataset in a mixture, on any positive scale.
+        shuffle: whether samples are shuffled; otherwise they come in file order (with a curriculum: easy ones first), repeatedly.
+        shards: (size,) shard number of each sample; shards come in random order, and samples are shuffled within ``window``
+            shards. None: all samples are shuffled together.
+        window: number of shards whose samples are shuffled together.
+        difficulty: (size,) sort key of a curriculum: ascending, NaN last, equal values in random order. None: no curriculum.
         phases: number of epochs of the curriculum.
     """
 
@@ -43,17 +45,17 @@ class DatasetSampling:
     phases: int = 1
 
     def count(self, phase: int) -> int:
-        """Number of samples in a phase of the curriculum: (phase + 1) / phases of all, rounded up."""
+        """Return the number of samples in a phase of the curriculum: (phase + 1) / phases of all, rounded up."""
         return -(-self.size * (phase + 1) // self.phases)
 
     def indices(self, phase: int, rng: np.random.Generator) -> np.ndarray:
-        """(count,) samples of a phase: all in file order, or in a curriculum the easiest ones; ``rng`` orders equal values."""
+        """Return the (count,) samples of a phase: all in file order, or the easiest of a curriculum, ties ordered by ``rng``."""
         if self.difficulty is None:
             return np.arange(self.size)
         return np.lexsort((rng.permutation(self.size), self.difficulty))[: self.count(phase)]
 
     def digest(self) -> str | None:
-        """Hash of the arrays, which are not part of the configuration; None without any."""
+        """Return a hash of the arrays, which are not part of the configuration; None if there are no arrays."""
         arrays = [array for array in (self.shards, self.difficulty) if array is not None]
         return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:16] if arrays else None
 
@@ -64,8 +66,8 @@ class SampleRef:
 
     Attributes:
         dataset: number of the dataset.
-        index: of the sample in it.
-        rng: generator for everything random about this sample.
+        index: index of the sample in the dataset.
+        rng: generator of all random numbers for this sample.
     """
 
     dataset: int
@@ -75,15 +77,15 @@ class SampleRef:
 
 @dataclass(frozen=True)
 class MixtureSampler:
-    """The infinite sequence of samples of a run that trains on one or several datasets.
+    """The infinite sequence of samples in a training run on one or several datasets.
 
     Attributes:
         seed: the run's seed.
         datasets: how each dataset is sampled.
-        samples_per_epoch: length of an epoch, for curricula.
+        samples_per_epoch: number of samples per epoch, for curricula.
 
     Raises:
-        UserError: the ratios leave a dataset without a sample.
+        UserError: the ratio of a dataset is too small for one sample per block.
     """
 
     seed: int
@@ -95,14 +97,16 @@ class MixtureSampler:
         ratios = np.array([dataset.ratio for dataset in self.datasets])
         exact = ratios / ratios.sum() * MIXING_BLOCK
         shares = np.floor(exact).astype(int)
+        # Largest remainder method: the samples lost by rounding down go to the datasets that lost most.
         for index in np.argsort(shares - exact, kind="stable")[: MIXING_BLOCK - shares.sum()]:
             shares[index] += 1
         if not shares.all():
-            raise UserError(f"sample_ratio: {ratios.tolist()} leaves a dataset without one of {MIXING_BLOCK} samples. Raise it.")
+            text = f"{ratios.tolist()} gives a dataset less than one of {MIXING_BLOCK} samples. Increase its ratio."
+            raise UserError(f"sample_ratio: {text}")
         object.__setattr__(self, "_shares", tuple(int(share) for share in shares))
 
     def at(self, index: int) -> SampleRef:
-        """The sample with this global index (from 0)."""
+        """Return the sample with this global index (from 0)."""
         number = self._dataset(index)
         dataset = self.datasets[number]
         phase = min(index // self.samples_per_epoch, dataset.phases - 1)
@@ -112,11 +116,11 @@ class MixtureSampler:
         return SampleRef(number, int(order[offset]), _generator(self.seed, _SAMPLE, index))
 
     def _dataset(self, index: int) -> int:
-        """Number of the dataset that the sample comes from."""
+        """Return the number of the dataset that the sample comes from."""
         return 0 if len(self.datasets) == 1 else int(_block(self.seed, self._shares, index // MIXING_BLOCK)[index % MIXING_BLOCK])
 
     def _before(self, index: int, number: int) -> int:
-        """How many samples of a dataset come before a global index."""
+        """Return how many samples of a dataset come before a global index."""
         if len(self.datasets) == 1:
             return index
         block, offset = divmod(index, MIXING_BLOCK)
@@ -129,14 +133,14 @@ def _generator(seed: int, stream: int, *numbers: int) -> np.random.Generator:
 
 @lru_cache(maxsize=16)
 def _block(seed: int, shares: tuple[int, ...], block: int) -> np.ndarray:
-    """(MIXING_BLOCK,) dataset number of each sample in a block."""
+    """Return the (MIXING_BLOCK,) dataset number of each sample in a block."""
     numbers = np.repeat(np.arange(len(shares)), shares)
     return numbers[_generator(seed, _MIX, block).permutation(MIXING_BLOCK)]
 
 
 @lru_cache(maxsize=16)
 def _order(seed: int, dataset: DatasetSampling, number: int, phase: int, dataset_epoch: int) -> np.ndarray:
-    """The samples of one epoch of a dataset in the order in which they are used."""
+    """Return the samples of one dataset epoch in the order of their use."""
     indices = dataset.indices(phase, _generator(seed, _TIES, number))
     if not dataset.shuffle:
         return indices

@@ -5,24 +5,25 @@ from __future__ import annotations
 from typing import NamedTuple
 
 PATCH = 14  # side of an EVA patch in pixels
-FRAME = "frame"  # slot of pixels from which an image encoder inside the model makes the rows of IMAGE
+FRAME = "frame"  # slot of pixels, which an image encoder inside the model replaces by the slots of IMAGE
 IMAGE = ("image", "cls")
 
 
 class SlotShape(NamedTuple):
-    """What a model expects of a slot.
+    """The shape that a model expects of a slot's features.
 
     Attributes:
-        rows: of one clip; checked for the image, and how a missing slot is filled with zeros.
-        width: D of each row; checked.
+        num_tokens: number of feature vectors per sample. Arrays of the slot "image" must have this number; for any slot it is
+            the number of zero vectors that replace a missing array.
+        dim: size D of each feature vector; arrays must have it.
     """
 
-    rows: int
-    width: int
+    num_tokens: int
+    dim: int
 
 
 class CachedShape(SlotShape):
-    """Of a slot whose rows the model makes of frames, and keeps.
+    """The shape of a slot whose features the model computes from frames and caches.
 
     Attributes:
         cache_folder: the folder with the cached features (:mod:`emollama.stores.feature_cache`).
@@ -32,7 +33,7 @@ class CachedShape(SlotShape):
 
     @classmethod
     def of(cls, shape: SlotShape, folder: str) -> CachedShape:
-        """The shape with its folder."""
-        made = cls(*shape)
-        made.cache_folder = folder
-        return made
+        """Return the shape together with its cache folder."""
+        cached_shape = cls(*shape)
+        cached_shape.cache_folder = folder
+        return cached_shape

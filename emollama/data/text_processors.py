@@ -1,4 +1,4 @@
-"""Text processors: what happens to an answer before it is tokenized."""
+"""Text processors, which change an answer before it is tokenized."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _RUN_OF_SPACE = re.compile(r"\s{2,}")
 
 
 def blip_caption(text: str, max_words: int) -> str:
-    """Lower case, ``. ! " ( ) * # : ; ~`` to spaces, runs of white space to one space, ends stripped, cut to max_words.
+    """Convert to lower case, replace ``. ! " ( ) * # : ; ~`` and repeated white space by one space, strip, cut to max_words.
 
-    Source: the processor of the same name in LAVIS, with which the published models were trained.
+    This is the processor of the same name in LAVIS, with which the published models were trained.
     """
     text = _RUN_OF_SPACE.sub(" ", _PUNCTUATION.sub(" ", text.lower())).strip()
     words = text.split(" ")
@@ -20,7 +20,7 @@ def blip_caption(text: str, max_words: int) -> str:
 
 
 def verbatim(text: str, max_words: int) -> str:
-    """The text as written, whatever its length."""
+    """Return the text unchanged. ``max_words`` has no effect."""
     return text
 
 

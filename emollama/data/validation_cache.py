@@ -1,7 +1,7 @@
-"""What was looked at before and found good, by stamp: a second look at what has not changed takes no time.
+"""A cache of successful checks, so that unchanged files are not checked again.
 
-Only good results are kept, in the user's cache folder (``$XDG_CACHE_HOME``, else ``~/.cache``); without a writable one
-everything is looked at each time.
+Only files that passed are cached, in the user's cache folder (``$XDG_CACHE_HOME``, or ``~/.cache``). Without a writable cache
+folder, everything is checked each time.
 """
 
 from __future__ import annotations
@@ -16,42 +16,48 @@ from pathlib import Path
 from emollama.paths import atomic_write, cache_folder
 
 Stamp = tuple[int, ...]
-VERSION = 1  # of what is checked; another one asks everything anew
+VERSION = 1  # increase it when the checks change, so that cached results are ignored
 
 
 @dataclass
 class ValidationCache:
-    """name -> the stamp under which it was found good, and what was found, in one string that is quick to load."""
+    """Results of successful checks by name, each with the stamp of the file that was checked.
+
+    Attributes:
+        path: the cache file.
+        entries: name -> "stamp;result". Plain strings load faster than nested JSON.
+    """
 
     path: Path
-    known: dict[str, str] = field(default_factory=dict)
-    _grown: bool = False
+    entries: dict[str, str] = field(default_factory=dict)
+    _modified: bool = False
 
     @classmethod
-    def load(cls, kind: str, *what: str) -> ValidationCache:
-        """What is remembered about one question; ``what`` is everything beside the stamps that the answer rests on."""
-        digest = hashlib.sha256(json.dumps([VERSION, *what]).encode()).hexdigest()[:24]
+    def load(cls, kind: str, *settings: str) -> ValidationCache:
+        """Load the cache of one kind of check; ``settings`` is everything that the result depends on besides the stamps."""
+        digest = hashlib.sha256(json.dumps([VERSION, *settings]).encode()).hexdigest()[:24]
         try:
             path = cache_folder() / f"{kind}-{digest}.json"
-            known = json.loads(path.read_text(encoding="utf-8"))
-        except RuntimeError:  # no home
+            entries = json.loads(path.read_text(encoding="utf-8"))
+        except RuntimeError:
+            # The user has no home directory.
             return cls(Path(os.devnull))
         except (OSError, ValueError):
-            known = {}
-        return cls(path, known if isinstance(known, dict) else {})
+            entries = {}
+        return cls(path, entries if isinstance(entries, dict) else {})
 
     def recall(self, name: str, stamp: Stamp) -> str | None:
-        """What was found under this name and this very stamp; None where nothing good was, or the stamp is empty."""
-        known, _, found = str(self.known.get(name)).partition(";")
-        return found if stamp and known == str(stamp) else None
+        """Return the cached result for a name and stamp; None if there is no such result or the stamp is empty."""
+        cached_stamp, _, result = str(self.entries.get(name)).partition(";")
+        return result if stamp and cached_stamp == str(stamp) else None
 
-    def add(self, name: str, stamp: Stamp, found: str) -> None:
-        """Remember a good one."""
-        self.known[name] = f"{stamp};{found}"
-        self._grown = True
+    def add(self, name: str, stamp: Stamp, result: str) -> None:
+        """Cache the result of a successful check."""
+        self.entries[name] = f"{stamp};{result}"
+        self._modified = True
 
     def save(self) -> None:
-        """Write what was added, if the cache folder can be written."""
-        if self._grown and self.path != Path(os.devnull):
+        """Write new results to the cache file, if the cache folder is writable."""
+        if self._modified and self.path != Path(os.devnull):
             with contextlib.suppress(OSError), atomic_write(self.path) as file:
-                json.dump(self.known, file)
+                json.dump(self.entries, file)

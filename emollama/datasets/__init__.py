@@ -1,1 +1,1 @@
-"""Registered datasets, a file each."""
+"""The registered datasets, one file each."""

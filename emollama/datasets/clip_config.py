@@ -1,4 +1,4 @@
-"""The keys that all datasets of clips share."""
+"""The configuration keys that all datasets of video clips share."""
 
 from __future__ import annotations
 
@@ -17,79 +17,84 @@ from emollama.media.frame_selection import FrameChoice
 
 @dataclass
 class ClipConfig:
-    """Keys that all datasets of clips share. Relative paths start at the current directory, or at ``data_root``."""
+    """Keys that all datasets of video clips share.
+
+    Relative paths start at ``data_root``, or at the current directory.
+    """
 
     annotation_file: str = MISSING
-    """The list of clips."""
+    """The annotation file: the list of clips."""
     data_root: str | None = None
-    """Where annotation_file and image_path start. Null: the current directory."""
+    """Folder at which annotation_file and image_path start. Null: the current directory."""
     image_path: str | None = None
-    """Folder of the videos, <name>.mp4 or .avi: read where image_feature_path is null."""
+    """Folder of the videos, <name>.mp4 or .avi. They are read only if image_feature_path is null."""
     frame_selection: FrameChoice = "first"
-    """Which frame of a video is read: first (as published), middle, random (the same one each time), or peak."""
+    """The frame of a video that is read: first (as published), middle, random (the same frame each time), or peak."""
     peak_index_path: str | None = None
-    """Which frame is the most expressive, for peak: captions with peak_index (.json), or a CSV name,peak_index; starts at the
-    annotation file's folder."""
+    """File with the index of the most expressive frame of each clip, for peak: captions with peak_index (.json), or a CSV
+    name,peak_index. Starts at the folder of the annotation file."""
     task_pool: Union[str, list[str], dict[str, Any]] = "emotion"  # noqa: UP007
-    """Tasks to draw from: one, a list (a repeated name weighs more) or a mapping name -> weight."""
+    """Tasks that training draws from: one name, a list (each repetition adds to the weight) or a mapping name -> weight."""
     instructions: dict[str, list[str]] = field(default_factory=dict)
-    """task -> instructions, in place of the built-in ones. {labels} in an instruction becomes the prompt labels."""
+    """task -> instructions that replace the built-in ones. {labels} in an instruction becomes the prompt labels."""
     labels: list[str] = field(default_factory=lambda: list(LABELS))
-    """Labels that clips may have."""
+    """Accepted labels of clips."""
     prompt_labels: list[str] | None = None
-    """Labels shown in the prompt, in this order. Null: the same as labels."""
+    """Labels in the prompt, in this order. Null: those in labels."""
     label_map: dict[str, str] = field(default_factory=dict)
-    """Label in the file -> label here. Labels that it does not name stay as they are."""
+    """Label in the annotation file -> label in training and evaluation. Other labels are unchanged."""
     exclude_labels: list[str] = field(default_factory=list)
-    """Clips with these labels, which need not be among labels, are left out."""
+    """Clips with these labels are left out. The labels need not be in labels."""
     exclude: list[str] = field(default_factory=list)
-    """Names of clips that are left out, such as those whose caption is a refusal."""
+    """Names of clips to leave out, such as those whose caption is a refusal."""
     held_out: float = 0.0
-    """Share of the clips, chosen by their names: under datasets they are not trained on, under evaluation_datasets they alone
-    are answered. Lists that share clips hold out the same ones."""
+    """Fraction of the clips, selected by their names, that is held out: a block under datasets does not train on them, and a
+    block under evaluation_datasets evaluates only them. Lists with common clips hold out the same clips."""
     transcription_path: str | None = None
-    """CSV of the spoken sentences (name,sentence); starts at the annotation file's folder. Null: the sentences in the list
-    itself, if it has any; else prompts without a sentence."""
+    """CSV of the spoken sentences (name,sentence). Starts at the folder of the annotation file. Null: the sentences in the
+    annotation file, or prompts without a sentence if it has none."""
     image_feature_path: str | None = "eva"
-    """EVA caches, (1 + P, width) each, row 0 the class token: a folder of .npy files or of packed shards, or tar shards
-    (a folder, or name-{000..011}.tar). Null: frames of image_path go through the model's own encoder (model.vit_weights) in each
-    step; or, without image_path, there are no image and class rows."""
+    """EVA caches, one array (1 + P, D) per clip of the class token and P patches: a folder of .npy files or of packed shards, or
+    tar shards (a folder, or name-{000..011}.tar). Null: the model encodes frames of the videos in image_path in each step
+    (model.vit_weights); without image_path, clips have no image and class features."""
     face_feature_path: str | None = "mae_340_UTT"
-    """MAE features, as image_feature_path. Null: no face row."""
+    """MAE features, in the same kinds of stores as image_feature_path. Null: no face features."""
     video_feature_path: str | None = "maeV_399_UTT"
-    """VideoMAE features, as image_feature_path. Null: no video row."""
+    """VideoMAE features, in the same kinds of stores as image_feature_path. Null: no video features."""
     audio_feature_path: str | None = "HL-UTT"
-    """HuBERT features, as image_feature_path. Null: no audio row."""
+    """HuBERT features, in the same kinds of stores as image_feature_path. Null: no audio features."""
     missing_features: Literal["error", "zero", "skip"] = "error"
-    """What to do about a clip without a file: stop, use zero rows, or leave the clip out."""
+    """What to do with a clip without a feature array: stop, use zeros, or leave the clip out."""
     check_values: Literal["small", "all"] = "small"
-    """Whose values are checked for NaN and inf before the start: arrays up to 1 MiB (larger ones when read), or all."""
+    """Which arrays are checked for NaN and inf at the start: those up to 1 MiB (larger ones when they are used), or all."""
     text_processor: Literal["blip_caption", "verbatim"] = "blip_caption"
-    """What happens to answers before they are tokenized."""
+    """How answers are changed before tokenization. blip_caption: lower case, most punctuation removed, cut to max_words.
+    verbatim: unchanged."""
     max_words: int = 200
-    """Words of an answer that blip_caption keeps."""
+    """Maximum number of words of an answer, to which blip_caption cuts it."""
     shuffle: bool = True
-    """False draws the clips in file order, wrapping at the end."""
+    """Whether clips are shuffled. False: they come in file order, repeatedly."""
     shuffle_window: int = 4
-    """Tar shards whose clips are shuffled together; shards themselves come in random order. Other stores shuffle freely."""
+    """Number of tar shards whose clips are shuffled together; the shards come in random order. Clips in other stores are shuffled
+    all together."""
     batch_size: int = 1
-    """Samples of a micro-batch on one process."""
+    """Samples per micro-batch in one process."""
     sample_ratio: float = 1.0
-    """Share of this block among several datasets blocks, any positive scale."""
+    """Relative share of this block in a mixture of several datasets, on any positive scale."""
     enable_augmentation: bool = False
-    """Change features at random in training, as augmentations says; evaluation never does."""
+    """Whether training changes features at random (augmentations). Evaluation never does."""
     augmentation_prob: float = 0.5
-    """Probability of each augmentation for each clip drawn."""
+    """Probability of each augmentation for each sample."""
     augmentations: list[AugmentationKind] = field(default_factory=lambda: ["noise", "drop_modality", "mask_rows"])
-    """noise: Gaussian noise on face, video and audio rows. drop_modality: one modality's rows become zeros. mask_rows: some
-    image rows become zeros."""
+    """noise: add Gaussian noise to face, video and audio features. drop_modality: replace one modality by zeros. mask_rows:
+    replace some image feature vectors by zeros."""
     augmentation_noise: float = 0.1
-    """Standard deviation of the noise, as a share of each array's own."""
+    """Standard deviation of the noise, as a fraction of the standard deviation of each array."""
     augmentation_mask: float = 0.25
-    """Share of the image rows that mask_rows sets to zero."""
+    """Fraction of the image feature vectors that mask_rows replaces by zeros."""
     curriculum: dict[str, Any] = field(default_factory=dict)
-    """{by: modalities | answer_length | a column of the list, epochs: n, descending: False}: in epoch e of n only the
-    (e + 1) / n easiest clips are drawn; small values are easy. Empty: all clips from the start."""
+    """{by: modalities | answer_length | a column of the annotation file, epochs: n, descending: False}: epoch e of n uses only
+    the easiest (e + 1) / n of the clips, those with the smallest values. Empty: all clips from the start."""
 
     def __post_init__(self) -> None:
         check_labels(self.labels, "labels")
@@ -99,27 +104,28 @@ class ClipConfig:
             raise ValueError(f"sample_ratio is {self.sample_ratio}; it must be above 0, and finite")
         for label in self.label_map.values():
             if label not in self.labels and label not in self.exclude_labels:
-                raise ValueError(f"label_map: '{label}' is not among labels ({abbreviated(self.labels)}), nor in exclude_labels")
+                raise ValueError(f"label_map: '{label}' is neither in labels ({abbreviated(self.labels)}) nor in exclude_labels")
         if not 0 <= self.held_out < 1:
-            raise ValueError(f"held_out is {self.held_out}; it is a share of the clips, at least 0 and below 1")
+            raise ValueError(f"held_out is {self.held_out}; it must be a fraction of the clips, at least 0 and below 1")
         self.pool()
         self.augmentation()
         self.curriculum_schedule()
 
     def pool(self) -> TaskPool:
-        """The tasks with their weights and instructions."""
+        """Create the pool of tasks with their weights and instructions."""
         return TaskPool(self.task_pool, self.instructions, self.prompt_labels or self.labels)
 
     def turns(self) -> list[str]:
-        """What users may say about a clip without speech."""
+        """Return all user texts for a clip without speech."""
         pool = self.pool()
         return [user_text(task, instruction, "") for task in pool.tasks for instruction in pool.instructions[task]]
 
     def augmentation(self) -> Augmentation | None:
-        """What happens to features in training."""
-        made = Augmentation(self.augmentation_prob, tuple(self.augmentations), self.augmentation_noise, self.augmentation_mask)
-        return made if self.enable_augmentation else None
+        """Create the augmentation; None if it is disabled. Invalid values are an error even then."""
+        kinds = tuple(self.augmentations)
+        augmentation = Augmentation(self.augmentation_prob, kinds, self.augmentation_noise, self.augmentation_mask)
+        return augmentation if self.enable_augmentation else None
 
     def curriculum_schedule(self) -> Curriculum | None:
-        """Which clips come first."""
-        return Curriculum.of(self.curriculum)
+        """Create the curriculum; None if there is none."""
+        return Curriculum.from_config(self.curriculum)

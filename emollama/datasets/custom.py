@@ -1,16 +1,16 @@
-"""Your own clips: one CSV with the columns name, emotion, sentence, reason, of which only the first is needed."""
+"""Your own clips in one CSV with the column name and any of the columns emotion, sentence and reason."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from emollama.data.annotations import Clip, Table, column_of, read_clip_table
+from emollama.data.annotations import Clip, Table, read_clip_table, require_column
 from emollama.datasets.configs import CustomConfig
 from emollama.datasets.feature_clips import FeatureClips
 from emollama.errors import UserError
 from emollama.listing import abbreviated
 
-NEEDED_BY = {"emotion": "emotion", "reason": "reason", "reason_v2": "reason"}  # task -> what its answers are
+ANSWER_KEYS = {"emotion": "emotion", "reason": "reason", "reason_v2": "reason"}  # task -> key of the column with its answers
 
 
 class Custom(FeatureClips):
@@ -21,18 +21,22 @@ class Custom(FeatureClips):
     cfg: CustomConfig
 
     def read_table(self) -> Table:
-        """The table; a task without its column is refused."""
+        """Read the table.
+
+        Raises:
+            UserError: a column of ``columns``, or the answer column of a training task, is missing.
+        """
         path = self.list_path()
         clips = read_clip_table(path, None, self.report)
         header = list(clips[0].columns)
         for key in self.cfg.columns:
-            column_of(path, header, [self._column(key)])
+            require_column(path, header, [self._column(key)])
         for task in self.pool.tasks if self.training else ():
-            if self._column(NEEDED_BY[task]) not in header:
+            if self._column(ANSWER_KEYS[task]) not in header:
                 raise UserError(
                     f"{path}, line 1: the task '{task}' of {self.label}.task_pool needs the column"
-                    f" '{self._column(NEEDED_BY[task])}'; beside the name, the header has {abbreviated(header) or 'nothing'}."
-                    f" Add it, name yours in {self.label}.columns, or take the task out."
+                    f" '{self._column(ANSWER_KEYS[task])}'; besides the name, the header has {abbreviated(header) or 'nothing'}."
+                    f" Add the column, set its name in {self.label}.columns, or remove the task."
                 )
         sentences, reasons = self._texts(clips, "sentence"), self._texts(clips, "reason")
         emotions = self._texts(clips, "emotion") or {}
@@ -44,6 +48,6 @@ class Custom(FeatureClips):
         return self.cfg.columns.get(key, key)
 
     def _texts(self, clips: list[Clip], key: str) -> dict[str, str] | None:
-        """name -> cell; None where the table has no such column."""
+        """Return name -> cell; None if the table has no such column."""
         column = self._column(key)
         return {clip.name: clip.columns[column] for clip in clips} if column in clips[0].columns else None

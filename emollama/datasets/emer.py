@@ -1,22 +1,22 @@
-"""EMER: clips with a description of their emotion, as the first or second published table or as a plain list."""
+"""EMER: clips with a description of their emotion, in a published table (version 1 or 2) or a plain list."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from emollama.data.annotations import Table, column_of, file_exists, read_annotations, read_captions, read_clip_table
+from emollama.data.annotations import Table, file_exists, read_annotations, read_captions, read_clip_table, require_column
 from emollama.datasets.configs import EMERConfig
 from emollama.datasets.feature_clips import FeatureClips
 
-DESCRIPTIONS = ("reasons", "english", "chi_reasons")  # columns of the two tables, and of answers to them
+DESCRIPTIONS = ("reasons", "english", "chi_reasons")  # columns with descriptions in the two tables and in answer files
 CAPTION_FIELD = "smp_reason_caption"
 
 
 class EMER(FeatureClips):
-    """The dataset behind an ``emer`` block. The tasks ``reason`` and ``reason_v2`` have answers.
+    """The dataset of an ``emer`` block. The tasks ``reason`` and ``reason_v2`` have reference answers.
 
-    The file tells its form: ``names,emotions,subtitles,reasons`` (V1), ``name,chinese,english`` (V2), or a list of
-    ``name count 0``, whose captions are optional.
+    The format is recognized by the file: a table ``names,emotions,subtitles,reasons`` (version 1) or ``name,chinese,english``
+    (version 2), or a list of lines ``name count 0``, for which captions are optional.
     """
 
     Config = EMERConfig
@@ -24,24 +24,24 @@ class EMER(FeatureClips):
     cfg: EMERConfig
 
     def read_table(self) -> Table:
-        """The table in whichever form."""
+        """Read the table or the list."""
         path = self.list_path()
         if not path.endswith(".csv"):
             return Table(read_annotations(path, report=self.report), None, self._answers(self._listed_captions()))
         clips = read_clip_table(path, None, self.report)
         first = clips[0].columns
-        column = column_of(path, list(first), DESCRIPTIONS)
+        column = require_column(path, list(first), DESCRIPTIONS)
         labelled = [dataclasses.replace(clip, label=clip.columns.get("emotions", "")) for clip in clips]
         sentences = {clip.name: clip.columns["subtitles"] for clip in clips} if "subtitles" in first else None
         captions = {clip.name: clip.columns[column] for clip in clips if clip.columns[column]}
         return Table(labelled, sentences, self._answers(captions))
 
     def caption_source(self, task: str) -> str:
-        """The table, or the list's captions."""
+        """Return where the answers come from, for messages: the table, or the caption file of a list."""
         if self.list_path().endswith(".csv"):
             return self.list_path()
         if self.cfg.captions_path is None:
-            return f"name their file in {self.label}.captions_path, which is null"
+            return f"set {self.label}.captions_path to their file; it is null"
         return f"'{CAPTION_FIELD}' in {self.cfg.captions_path}"
 
     def _answers(self, captions: dict[str, str]) -> dict[str, dict[str, str]]:

@@ -1,7 +1,7 @@
-"""What the emotion datasets share: clips with texts and pre-extracted features.
+"""The base class of the emotion datasets: clips with texts and pre-extracted features.
 
-One clip's way: its row of the list -> label and caption (the answer), transcript (the words), features by slot -> Record.
-A dataset's own file says where its texts lie (:meth:`FeatureClips.read_table`); everything else is here.
+A clip's row of the annotation file, its caption, its transcript and its feature arrays become a ``Record``. Subclasses only read
+the texts (:meth:`FeatureClips.read_table`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import zeros
 
 from emollama.data.annotations import Clip, Table, missing_names, read_transcripts
 from emollama.data.batch import Record
-from emollama.data.curriculum import numbers
+from emollama.data.curriculum import column_values
 from emollama.data.features import Features
 from emollama.data.instructions import user_text
 from emollama.data.problems import Problem
@@ -31,7 +31,7 @@ from emollama.listing import abbreviated, listing
 from emollama.paths import join
 from emollama.registry import did_you_mean
 
-FOLDERS = {  # configuration key -> the slots that its arrays fill
+SLOTS_BY_KEY = {  # configuration key -> the slots that its arrays fill
     "image_feature_path": IMAGE,
     "face_feature_path": ("face",),
     "video_feature_path": ("video",),
@@ -40,22 +40,22 @@ FOLDERS = {  # configuration key -> the slots that its arrays fill
 
 
 class FeatureClips:
-    """The base of a dataset of clips.
+    """Base class of a dataset of clips.
 
     Args:
-        cfg: the block.
-        slot_shapes: slot -> what the model expects of it.
-        label: the block's label, for messages.
-        training: False for evaluation, which never needs a caption: an answer that is not there is None.
+        cfg: the dataset's block of the configuration.
+        slot_shapes: slot -> the shape that the model expects.
+        label: the label of the block, for messages.
+        training: False for evaluation, in which a missing reference answer is None and not a problem.
 
     Attributes:
-        table: all texts, as read.
-        clips: the rows of the table that take part, labels mapped.
-        features: one for each configured folder.
+        table: all texts of the annotation files.
+        clips: the selected rows of the table, with mapped labels.
+        features: the features of each configured store.
         notes: lines for the log.
 
     Raises:
-        UserError: files that are missing or unreadable; what is wrong with single clips is told by :meth:`problems`.
+        UserError: a file is missing or unreadable. Problems of single clips are returned by :meth:`problems`.
     """
 
     def __init__(self, cfg: Any, *, slot_shapes: Mapping[str, SlotShape], label: str, training: bool = True) -> None:
@@ -64,35 +64,35 @@ class FeatureClips:
         self.training = training
         self.pool = cfg.pool()
         self._augmentation = cfg.augmentation()
-        self._found: list[Problem] = []
+        self._reported: list[Problem] = []
         self.notes: list[str] = []
         self.table = self.read_table()
         if cfg.transcription_path is not None:
             self.table = dataclasses.replace(self.table, sentences=self._transcripts())
-        self.clips = self._chosen_clips()
-        folders = {key: path for key in FOLDERS if (path := getattr(cfg, key)) is not None}
-        if strange := {slot: key for key in folders for slot in FOLDERS[key] if slot not in slot_shapes}:
-            told = f"{label}: the model has no slots for {listing(list(strange))} rows of clips; it has {', '.join(slot_shapes)}"
-            keys = " and ".join(dict.fromkeys(f"{key}: null" for key in strange.values()))
-            raise UserError(f"{told}. Set {keys}; or model.arch: minigpt_v2. Images with captions are a flickr30k_caption block.")
+        self.clips = self._select_clips()
+        folders = {key: path for key in SLOTS_BY_KEY if (path := getattr(cfg, key)) is not None}
+        if unknown := {slot: key for key in folders for slot in SLOTS_BY_KEY[key] if slot not in slot_shapes}:
+            text = f"{label}: the model has no slots for the features {', '.join(unknown)}; it has {', '.join(slot_shapes)}"
+            keys = " and ".join(dict.fromkeys(f"{key}: null" for key in unknown.values()))
+            raise UserError(f"{text}. Set {keys}; or model.arch: minigpt_v2. Use flickr30k_caption for images with captions.")
         self.features = [
-            Features.open(self.beside_list(path), FOLDERS[key], slot_shapes[FOLDERS[key][0]], f"{label}.{key}")
+            Features.open(self.beside_list(path), SLOTS_BY_KEY[key], slot_shapes[SLOTS_BY_KEY[key][0]], f"{label}.{key}")
             for key, path in folders.items()
         ]
         if cfg.image_feature_path is None and cfg.image_path is not None:
             if training and cfg.enable_augmentation and "mask_rows" in cfg.augmentations:
-                text = f"{label}.augmentations: mask_rows cannot mask the rows that the model makes of frames"
-                raise UserError(f"{text} (image_feature_path: null). Take it out of the list, or extract the rows.")
+                text = f"{label}.augmentations: mask_rows cannot mask features that the model computes from frames"
+                raise UserError(f"{text} (image_feature_path: null). Remove it from the list, or extract EVA caches.")
             peaks = None if cfg.peak_index_path is None else self.beside_list(cfg.peak_index_path)
             folder = join(cfg.data_root, cfg.image_path)
             self.features.append(open_frames(folder, slot_shapes.get(FRAME), label, cfg.frame_selection, peaks))
-        self._zeros = {slot: zeros(shape.rows, shape.width) for slot, shape in slot_shapes.items()}
-        self._absent = {slot: zeros(0, shape.width) for slot, shape in slot_shapes.items()}
+        self._zeros = {slot: zeros(shape.num_tokens, shape.dim) for slot, shape in slot_shapes.items()}
+        self._absent = {slot: zeros(0, shape.dim) for slot, shape in slot_shapes.items()}
         self.notes += self._apply_missing_policy()
-        self._difficulty = self._measured_difficulty()
+        self._difficulty = self._compute_difficulty()
 
     def read_table(self) -> Table:
-        """Read the list and its captions; each dataset's own. Faults of single rows go to :meth:`report`."""
+        """Read the annotation file and the captions; passes problems of single rows to :meth:`report`."""
         raise NotImplementedError
 
     def _transcripts(self) -> dict[str, str] | None:
@@ -103,38 +103,38 @@ class FeatureClips:
             return None
 
     def list_path(self) -> str:
-        """The annotation file, seen from the current directory."""
+        """Return the path of the annotation file, relative to the current directory."""
         return join(self.cfg.data_root, self.cfg.annotation_file)
 
     def beside_list(self, path: str) -> str:
-        """A path that starts at the annotation file's folder."""
+        """Resolve a path that starts at the folder of the annotation file."""
         return join(os.path.dirname(self.list_path()), path)
 
     def caption_source(self, task: str) -> str:
-        """Where a task's answers are read from, for messages."""
+        """Return where the answers of a task are read from, for messages."""
         return self.list_path()
 
     def report(self, problem: Problem) -> None:
-        """Keep what a reader found, for :meth:`problems`."""
-        self._found.append(problem)
+        """Store a problem for :meth:`problems`."""
+        self._reported.append(problem)
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def digest(self) -> str:
-        """Of what is asked and answered: names, labels, sentences, captions of the pool's tasks, in order."""
-        said, tasks = self.table.sentences or {}, self.pool.tasks
-        rows = [[clip.name, said.get(clip.name), *(self.answer(clip, task) for task in tasks)] for clip in self.clips]
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+        """Return a hash of the prompts and targets: names, sentences and answers to the pool's tasks, in order."""
+        sentences, tasks = self.table.sentences or {}, self.pool.tasks
+        texts = [[clip.name, sentences.get(clip.name), *(self.answer(clip, task) for task in tasks)] for clip in self.clips]
+        return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
 
     def names(self) -> list[str]:
-        """The clips' names in order."""
+        """Return the names of the clips in order."""
         return [clip.name for clip in self.clips]
 
     def record(self, index: int, task: str, instruction: str, rng: np.random.Generator | None = None) -> Record:
-        """Clip ``index`` asked for ``task`` with this instruction; the answer is None where evaluation has none.
+        """Return clip ``index`` with an instruction of a task; the answer is None if there is no reference answer.
 
-        With ``rng``, the draw's generator, features are augmented as the block says.
+        In training, ``rng`` is the sample's generator, with which the features are augmented.
         """
         clip = self.clips[index]
         features = dict(self._absent)
@@ -142,62 +142,62 @@ class FeatureClips:
             if clip.name in source:
                 features |= source.read(clip.name)
             elif self.cfg.missing_features == "zero":
-                features |= {slot: self._zeros[slot] for slot in source.fills}
+                features |= {slot: self._zeros[slot] for slot in source.filled_slots}
             else:
-                raise UserError(f"{source.key}: no array of '{clip.name}' in {source.path}; it was there at the start of the run")
+                raise UserError(f"{source.key}: no array of '{clip.name}' in {source.path}; it existed at the start of the run")
         if rng is not None and self._augmentation is not None:
             features = self._augmentation(features, rng)
         turn = (self.user_text(index, task, instruction), self.answer(clip, task))
         return Record(clip.name, task, [turn], features, self.reference(clip, task))
 
     def user_text(self, index: int, task: str, instruction: str) -> str:
-        """What the user says about clip ``index``: the sentence, the task, the instruction."""
+        """Return the user text of clip ``index``: sentence, task and instruction."""
         sentence = None if self.table.sentences is None else self.table.sentences[self.clips[index].name]
         return user_text(task, instruction, sentence)
 
     def reference(self, clip: Clip, task: str) -> str | None:
-        """The data's own answer to a task, unprocessed; None where there is none."""
+        """Return the reference answer of the data, unprocessed; None if there is none."""
         return clip.label or None if task == "emotion" else self.table.captions.get(task, {}).get(clip.name)
 
     def answer(self, clip: Clip, task: str) -> str | None:
-        """What the clip's answer to a task is, as it is trained on; None where there is none."""
+        """Return the target text of training for a task; None if there is none."""
         text = self.reference(clip, task)
-        return None if text is None else self.as_answer(text)
+        return None if text is None else self.process_answer(text)
 
-    def as_answer(self, text: str) -> str:
-        """A text as it is trained on where it is an answer."""
+    def process_answer(self, text: str) -> str:
+        """Apply the text processor of training to an answer."""
         return TEXT_PROCESSORS[self.cfg.text_processor](text, self.cfg.max_words)
 
     def has_reference(self, task: str) -> bool:
-        """Whether any clip's answer to a task is known."""
+        """Return whether any clip has a reference answer to a task."""
         return any(self.reference(clip, task) is not None for clip in self.clips)
 
     def problems(self) -> list[Problem]:
-        """Everything that would stop the run later: faulty rows, what each clip lacks, and which features are unusable.
+        """Return everything that would stop the run later: invalid rows, missing texts and arrays, unusable arrays.
 
-        Looks at every array of the clips; values are read where they are small.
+        The arrays of all clips are checked; by default, the values of small ones only.
         """
-        found = [*self._found, *self._missing_texts()]
+        problems = [*self._reported, *self._missing_texts()]
         names = self.names()
         for source in self.features:
             missing = missing_names(names, source)
             if missing and self.cfg.missing_features == "error":
                 what = "video (or peak)" if source.slots == (FRAME,) else "array"
                 text = f"no {what} in {source.key} ({source.path}) for clips {listing(missing)}. Remedy: add them, or set"
-                found.append(Problem("missing features", f"{text} missing_features: zero or skip.", tuple(missing)))
-            found += source.problems(names, all_values=self.cfg.check_values == "all")
-        return [dataclasses.replace(problem, text=f"{self.label}: {problem.text}") for problem in found]
+                problems.append(Problem("missing features", f"{text} missing_features: zero or skip.", tuple(missing)))
+            problems += source.problems(names, all_values=self.cfg.check_values == "all")
+        return [dataclasses.replace(problem, text=f"{self.label}: {problem.text}") for problem in problems]
 
     def sampling(self) -> DatasetSampling:
-        """How the clips are drawn: freely, by shard where a store is cheaper to read so, easy first in a curriculum."""
+        """Return how training draws the clips: by shard if the store reads faster this way, easy ones first in a curriculum."""
         cfg, curriculum = self.cfg, self.cfg.curriculum_schedule()
         groups = (source.store.groups(self.names()) for source in self.features)
-        shards = next((found for found in groups if found is not None), None)
+        shards = next((numbers for numbers in groups if numbers is not None), None)
         phases = curriculum.epochs if curriculum and self._difficulty is not None else 1
         return DatasetSampling(len(self), cfg.sample_ratio, cfg.shuffle, shards, cfg.shuffle_window, self._difficulty, phases)
 
-    def _measured_difficulty(self) -> np.ndarray | None:
-        """(len(self),) float64, easy is small; None without a curriculum, or with one that :meth:`problems` refuses."""
+    def _compute_difficulty(self) -> np.ndarray | None:
+        """Return the (len(self),) float64 difficulty of the clips, ascending; None without a valid curriculum."""
         curriculum = self.cfg.curriculum_schedule() if self.training else None
         if curriculum is None:
             return None
@@ -207,8 +207,8 @@ class FeatureClips:
             self.report(Problem("list", str(error)))
             return None
         if len(np.unique(values)) == 1:
-            by = f"by {curriculum.by} all clips are equal"
-            self.notes.append(f"{self.label}.curriculum: {by}; each of its epochs draws a random part of them")
+            text = f"all clips have the same {curriculum.by}, so each of its epochs draws a random part of the clips"
+            self.notes.append(f"{self.label}.curriculum: {text}")
         return np.array(values) * (-1.0 if curriculum.descending else 1.0)
 
     def _values(self, by: str) -> list[float]:
@@ -216,77 +216,79 @@ class FeatureClips:
             return [sum(clip.name not in source for source in self.features) for clip in self.clips]
         if by == "answer_length":
             return [max(len((self.answer(clip, task) or "").split()) for task in self.pool.tasks) for clip in self.clips]
-        return numbers(self.clips, by, "curriculum.by", self.list_path())
+        return column_values(self.clips, by, "curriculum.by", self.list_path())
 
     def _missing_texts(self) -> list[Problem]:
         names = self.names()
-        found = []
+        problems = []
         for task in self.pool.tasks if self.training else ():
             missing = [] if task == "emotion" else missing_names(names, self.table.captions.get(task, {}))
             if missing:
-                remedy = f"add them ({self.caption_source(task)}), or take the clips off the list, or '{task}' out of task_pool"
+                remedy = f"add them ({self.caption_source(task)}), or remove the clips from the list, or '{task}' from task_pool"
                 text = f"no caption for task {task}, clips {listing(missing)}. Remedy: {remedy}."
-                found.append(Problem("caption", text, tuple(missing)))
+                problems.append(Problem("caption", text, tuple(missing)))
         missing = [] if self.table.sentences is None else missing_names(names, self.table.sentences)
         if missing:
             text = f"no row in {self.cfg.transcription_path} for clips {listing(missing)}. Remedy: add the rows (an empty"
-            text += " sentence is a clip without speech), or set transcription_path: null."
-            found.append(Problem("transcript", text, tuple(missing)))
-        return found
+            text += " sentence means a clip without speech), or set transcription_path: null."
+            problems.append(Problem("transcript", text, tuple(missing)))
+        return problems
 
-    def _chosen_clips(self) -> list[Clip]:
+    def _select_clips(self) -> list[Clip]:
         cfg, excluded = self.cfg, set(self.cfg.exclude)
         clips = [dataclasses.replace(clip, label=cfg.label_map.get(clip.label, clip.label)) for clip in self.table.clips]
         if "emotion" in self.pool.tasks or cfg.exclude_labels:
-            counted = [clip for clip in clips if clip.name not in excluded and (clip.label or self.training)]
-            unknown = [clip for clip in counted if clip.label not in cfg.labels and clip.label not in cfg.exclude_labels]
+            # Evaluation may include clips without a label. They are answered and not scored.
+            labelled = [clip for clip in clips if clip.name not in excluded and (clip.label or self.training)]
+            unknown = [clip for clip in labelled if clip.label not in cfg.labels and clip.label not in cfg.exclude_labels]
             if unknown:
-                named = tuple(f"'{clip.label}' (line {clip.line}, {clip.name})" for clip in unknown)
-                remedy = "correct the list, labels or label_map; only a task_pool without 'emotion' takes a list without labels"
-                text = f"{self.list_path()}: unknown label (known: {abbreviated(cfg.labels)}; {remedy}), clips {listing(named)}"
-                self.report(Problem("label", text, tuple(clip.name for clip in unknown), named))
+                details = tuple(f"'{clip.label}' (line {clip.line}, {clip.name})" for clip in unknown)
+                remedy = "correct the list, labels or label_map; only a task_pool without 'emotion' allows a list without labels"
+                text = f"{self.list_path()}: unknown label (known: {abbreviated(cfg.labels)}; {remedy}), clips {listing(details)}"
+                self.report(Problem("label", text, tuple(clip.name for clip in unknown), details))
         self._check_excluded_labels(list(dict.fromkeys(clip.label for clip in clips if clip.label)))
-        strange = missing_names(cfg.exclude, {clip.name for clip in clips})
-        if strange:
-            raise UserError(f"{self.label}.exclude names clips that {self.list_path()} does not list, {listing(strange)}")
-        kept = [clip for clip in clips if clip.label not in cfg.exclude_labels and clip.name not in excluded]
-        if not kept:
+        unlisted = missing_names(cfg.exclude, {clip.name for clip in clips})
+        if unlisted:
+            raise UserError(f"{self.label}.exclude contains clips that {self.list_path()} does not list, {listing(unlisted)}")
+        included = [clip for clip in clips if clip.label not in cfg.exclude_labels and clip.name not in excluded]
+        if not included:
             raise UserError(f"{self.list_path()}: exclude and exclude_labels leave no clip of {len(clips)}")
         if not cfg.held_out:
-            return kept
-        chosen = [clip for clip in kept if (place_by_name(clip.name) < cfg.held_out) != self.training]
-        if not chosen:
-            side = "to train on" if self.training else "to answer"
-            raise UserError(f"{self.label}.held_out: {cfg.held_out} of {len(kept)} clips leaves none {side}. Change the share.")
-        return chosen
+            return included
+        selected = [clip for clip in included if (name_fraction(clip.name) < cfg.held_out) != self.training]
+        if not selected:
+            use = "training" if self.training else "evaluation"
+            text = f"{cfg.held_out} of {len(included)} clips leaves no clip for {use}. Change it."
+            raise UserError(f"{self.label}.held_out: {text}")
+        return selected
 
     def _check_excluded_labels(self, present: list[str]) -> None:
-        """Report labels of ``exclude_labels`` that no clip has: a problem if they are probably misspelled, else a note."""
+        """Report labels in ``exclude_labels`` that no clip has: as a problem if they are probably misspelled, else as a note."""
         for label in self.cfg.exclude_labels:
             if label in present:
                 continue
             text = f"exclude_labels: no clip of {self.list_path()} has the label '{label}'."
             hint = "" if label in self.cfg.labels else did_you_mean(label, [*present, *self.cfg.labels])
             if hint:
-                self.report(Problem("label", f"{text}{hint} Labels there: {abbreviated(present)}."))
+                self.report(Problem("label", f"{text}{hint} Its labels: {abbreviated(present)}."))
             else:
                 self.notes.append(f"{self.label}.{text}")
 
     def _apply_missing_policy(self) -> list[str]:
-        """Count what is missing and drop clips where the policy says so. Returns lines for the log."""
+        """Apply ``missing_features``: drop clips, or count their missing arrays. Return lines for the log."""
         policy, count = self.cfg.missing_features, len(self.clips)
         if policy == "error":
-            return []  # problems() tells
-        lacking = {source.key: missing_names(self.names(), source) for source in self.features}
+            return []  # problems() reports missing arrays
+        missing = {source.key: missing_names(self.names(), source) for source in self.features}
         if policy == "skip":
-            dropped = {name for names in lacking.values() for name in names}
+            dropped = {name for names in missing.values() for name in names}
             self.clips = [clip for clip in self.clips if clip.name not in dropped]
             if not self.clips:
-                raise UserError(f"{self.label}: missing_features: skip leaves no clip; every clip lacks a feature file")
+                raise UserError(f"{self.label}: missing_features: skip leaves no clip, because each lacks a feature array")
         note = f"of {count} clips have no array (missing_features: {policy})"
-        return [f"{key}: {len(names)} {note}" for key, names in lacking.items() if names]
+        return [f"{key}: {len(names)} {note}" for key, names in missing.items() if names]
 
 
-def place_by_name(name: str) -> float:
-    """A place in [0, 1) that a clip has by its name alone, so that lists which share clips hold out the same ones."""
+def name_fraction(name: str) -> float:
+    """Map a name to a fixed number in [0, 1), so that lists with common samples hold out the same samples."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64

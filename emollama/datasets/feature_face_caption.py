@@ -1,4 +1,4 @@
-"""MERR and MER2023: an annotation list, captions as JSON, transcripts as CSV, features in folders beside the list."""
+"""MERR and MER2023: an annotation list, captions as JSON, transcripts as CSV, and features in folders next to the list."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ CAPTIONS = {  # task -> (configuration key, field of the clip's JSON object)
 
 
 class FeatureFaceCaption(FeatureClips):
-    """The dataset behind a ``feature_face_caption`` block: MERR, MER2023, and every other list of that form."""
+    """The dataset of a ``feature_face_caption`` block: MERR, MER2023, and other data in the same format."""
 
     Config = FeatureFaceCaptionConfig
 
     cfg: FeatureFaceCaptionConfig
 
     def read_table(self) -> Table:
-        """The list, and the captions that the tasks need."""
+        """Read the list, and the captions that the tasks need."""
         clips = read_annotations(self.list_path(), self.cfg.annotation_format, self.report)
-        return Table(clips, None, {task: self._captions_of(task) for task in self.pool.tasks if task in CAPTIONS})
+        return Table(clips, None, {task: self._read_captions(task) for task in self.pool.tasks if task in CAPTIONS})
 
     def caption_source(self, task: str) -> str:
-        """The caption file's key and field."""
+        """Return the field, key and path of the captions, for messages."""
         key, field = CAPTIONS[task]
         return f"'{field}' in {key}: {getattr(self.cfg, key)}"
 
-    def _captions_of(self, task: str) -> dict[str, str]:
+    def _read_captions(self, task: str) -> dict[str, str]:
         key, field = CAPTIONS[task]
         configured: str | None = getattr(self.cfg, key)
         default = self.Config.__dataclass_fields__[key].default
         if configured is None and self.training:
-            raise UserError(f"{self.label}.{key} is null, but task_pool has '{task}'. Name the captions' file.")
+            raise UserError(f"{self.label}.{key} is null, but task_pool contains '{task}'. Set it to the file with the captions.")
         path = None if configured is None else self.beside_list(configured)
+        # Evaluation needs no reference answers, so the default file may be absent.
         if not self.training and (configured is None or (configured == default and not file_exists(path))):
             return {}
         return read_captions(require_file(str(path), f"{self.label}.{key}"), field, key, self.report)

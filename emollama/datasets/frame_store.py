@@ -1,4 +1,4 @@
-"""Frames of videos, read like a store of arrays: what an image encoder inside the model is given in place of cached rows."""
+"""An array store that reads frames of videos, which the model encodes itself instead of reading cached features."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from emollama.data.features import Features
 from emollama.data.slots import FRAME, SlotShape
 from emollama.errors import UserError
 from emollama.media.files import find_video
-from emollama.media.frame_selection import FrameChoice, chosen_frame, read_peaks
+from emollama.media.frame_selection import FrameChoice, choose_frame, read_peaks
 from emollama.media.frames import probe, read_frames
 from emollama.media.image_transforms import blip2_image
 from emollama.media.source import Source
@@ -23,41 +23,43 @@ REMEDY = "Replace the video, or leave the clip out (exclude)."
 
 
 def open_frames(folder: str, shape: SlotShape | None, label: str, choice: FrameChoice, peaks: str | None) -> Features:
-    """The frames of a dataset's videos, for the image encoder inside the model.
+    """Open a folder of videos as the source of the slot ``frame``.
 
     Args:
-        folder: of the videos.
-        shape: of the slot of frames; None where the model has no encoder.
-        label: the dataset's block, for messages.
-        choice: which frame is taken.
-        peaks: the file that says where the peaks are, for ``peak``.
+        folder: the folder of the videos.
+        shape: shape of the slot ``frame``; None if the model has no image encoder.
+        label: label of the dataset's block, for messages.
+        choice: which frame of a video is read.
+        peaks: path of the file with the most expressive frames; required by ``peak``.
 
     Raises:
-        UserError: no encoder, no such folder, or peaks without their file.
+        UserError: the model has no image encoder, the folder does not exist, or ``peak`` has no file.
     """
     if shape is None:
         raise UserError(
-            f"{label}: image_feature_path is null, so frames of image_path would go through the model's image encoder, but"
-            " model.vit_weights is null. Name its weights there, or caches in image_feature_path, or set image_path: null."
+            f"{label}: image_feature_path is null, so the model would encode frames of image_path, but model.vit_weights is null."
+            " Set model.vit_weights to the encoder's weights, or image_feature_path to EVA caches, or image_path: null."
         )
     if not looked_up(PATHS.isdir, folder, f"{label}.image_path"):
         raise not_found(f"{label}.image_path", folder, "It starts at data_root. Correct the path.", what="folder")
     if choice == "peak" and peaks is None:
-        raise UserError(f"{label}.frame_selection: peak needs peak_index_path, which says where the peaks are")
-    found = read_peaks(peaks) if choice == "peak" and peaks is not None else {}
-    store = FrameStore(folder, round((shape.width / 3) ** 0.5), choice, found)
+        raise UserError(f"{label}.frame_selection: peak needs the file with the peaks. Set {label}.peak_index_path.")
+    peak_frames = read_peaks(peaks) if choice == "peak" and peaks is not None else {}
+    store = FrameStore(folder, round((shape.dim / 3) ** 0.5), choice, peak_frames)
     return Features(store, folder, (FRAME,), shape, f"{label}.image_path", REMEDY)
 
 
 @dataclass(frozen=True)
 class FrameStore:
-    """Clip name -> one frame's normalised pixels, (1, 3 x side x side) float32. Fulfils ``emollama.stores.store.ArrayStore``.
+    """Maps a clip name to the normalised pixels of one frame, (1, 3 x side x side) float32.
+
+    Implements ``emollama.stores.store.ArrayStore``.
 
     Attributes:
-        folder: of the videos.
-        side: that frames are resized to, in pixels.
-        choice: which frame is taken.
-        peaks: clip -> number of its most expressive frame.
+        folder: the folder of the videos.
+        side: width and height to which frames are resized, in pixels.
+        choice: which frame of a video is read.
+        peaks: clip name -> index of its most expressive frame.
     """
 
     folder: str
@@ -69,40 +71,42 @@ class FrameStore:
         return find_video(self.folder, str(name)) is not None and (self.choice != "peak" or name in self.peaks)
 
     def names(self) -> Iterable[str]:
-        """Nobody asks which videos there are beside the listed ones."""
+        """Return no names: the folder is not listed, because only clips of the annotation file are read."""
         return ()
 
     def load(self, name: str) -> np.ndarray:
-        """The pixels.
+        """Read the pixels of the frame.
 
         Raises:
-            UnusableMedia: no frame can be read.
+            FileNotFoundError: the clip has no video.
+            UnusableMedia: the frame cannot be read.
         """
         source = self._source(name)
-        (frame,) = read_frames(source.video, lambda count: [chosen_frame(self.choice, count, source)])
+        (frame,) = read_frames(source.video, lambda count: [choose_frame(self.choice, count, source)])
         return blip2_image(frame, self.side).reshape(1, -1).numpy()
 
     def header(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
-        """Shape and dtype; opens the video without decoding it.
+        """Return shape and dtype after opening the video, without decoding it.
 
         Raises:
-            UnusableMedia: it cannot be opened.
+            FileNotFoundError: the clip has no video.
+            UnusableMedia: the video cannot be opened.
         """
         probe(self._source(name).video)
         return (1, 3 * self.side**2), np.dtype(np.float32)
 
-    def place(self, name: str) -> str:
-        """The video's path."""
+    def location(self, name: str) -> str:
+        """Return the path of the video."""
         return str(self._source(name).video)
 
     def stamp(self, name: str) -> tuple[int, ...]:
-        """Size, times and inode of the video, and what is taken from it."""
-        status = os.stat(self.place(name))
-        taken = zlib.crc32(f"{self.side} {self.choice} {self.peaks.get(name)}".encode())
-        return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, taken
+        """Return size, times and inode of the video, and a checksum of the settings that select the frame."""
+        status = os.stat(self.location(name))
+        settings = zlib.crc32(f"{self.side} {self.choice} {self.peaks.get(name)}".encode())
+        return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, settings
 
     def groups(self, names: Sequence[str]) -> np.ndarray | None:
-        """None: any order of files is as good."""
+        """Return None, because separate files can be read in any order."""
         return None
 
     def _source(self, name: str) -> Source:

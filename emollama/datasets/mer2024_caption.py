@@ -1,4 +1,4 @@
-"""MER2024: the form of MERR under the names of that year's features and transcripts."""
+"""MER2024: the format of MERR with the labels and file names of MER2024."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from emollama.datasets.feature_face_caption import FeatureFaceCaption
 
 
 class MER2024Caption(FeatureFaceCaption):
-    """The dataset behind a ``mer2024_caption`` block; other defaults than ``feature_face_caption``, nothing else.
+    """The dataset of a ``mer2024_caption`` block, which differs from ``feature_face_caption`` only in its defaults.
 
-    Six labels are scored; the prompt shows the nine of training.
+    Clips have six labels, while the prompt contains the nine labels of MERR.
     """
 
     Config = MER2024CaptionConfig

@@ -16,7 +16,7 @@ from emollama.encoders.encoder import Encoder, EncoderDescription, in_batches
 from emollama.encoders.eva_vit import EvaFiles, EvaVit, read_eva, read_ln_vision
 from emollama.encoders.shapes import IDENTITY, EvaShape
 from emollama.encoders.weights import random_weights
-from emollama.media.frame_selection import chosen_frame
+from emollama.media.frame_selection import choose_frame
 from emollama.media.frames import read_frames
 from emollama.media.image_transforms import blip2_image
 from emollama.media.source import Source
@@ -60,7 +60,7 @@ class Eva(Encoder):
 
     def load(self, source: Source) -> Tensor:
         """One frame, (3, side, side) normalised."""
-        (frame,) = read_frames(source.video, lambda count: [chosen_frame(self.cfg.frame_selection, count, source)])
+        (frame,) = read_frames(source.video, lambda count: [choose_frame(self.cfg.frame_selection, count, source)])
         return blip2_image(frame, self.cfg.image_size)
 
     @torch.inference_mode()

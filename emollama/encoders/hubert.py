@@ -18,7 +18,7 @@ from emollama.encoders.configs import SHORTEST, HubertConfig
 from emollama.encoders.encoder import Encoder, EncoderDescription
 from emollama.encoders.weights import read_tensors
 from emollama.errors import UserError
-from emollama.media.audio import read_sound
+from emollama.media.audio import read_audio
 from emollama.media.source import Source
 
 KINDS = ("hubert", "wav2vec2", "wavlm")
@@ -65,7 +65,7 @@ class Hubert(Encoder):
     def load(self, source: Source) -> Tensor:
         """(S,) samples of one second or more, normalised as the folder says; silence after short sound."""
         rate = self.processor.sampling_rate
-        sound = read_sound(source.video, rate)
+        sound = read_audio(source.video, rate)
         values: Tensor = self.processor(sound, sampling_rate=rate, return_tensors="pt").input_values[0]
         return torch.nn.functional.pad(values, (0, max(0, SHORTEST * rate - len(values))))
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from os.path import splitext
 from typing import Any
 
-from emollama.data.annotations import DFEW_LABELS, Clip, column_of, read_annotations, read_clip_table, read_json, read_rows
-from emollama.data.captions import read_captioned
+from emollama.data.annotations import DFEW_LABELS, Clip, read_annotations, read_clip_table, read_csv, read_json, require_column
+from emollama.data.captions import read_captioned_images
 from emollama.data.problems import Problem, Report
 from emollama.errors import UserError
 from emollama.evaluation.answers import Answer, Reference
@@ -97,12 +97,12 @@ def read_answers(path: str) -> AnswerFile:
         formats = f".jsonl (predictions of a run), .csv, .npz (submission) or .json ({RESULTS_FORMAT})"
         raise UserError(f"{path}: unknown format of answers. Expected a file ending in {formats}.")
     problems: list[Problem] = []
-    header, rows = read_rows(path, "--predictions", problems.append)
+    header, rows = read_csv(path, "--predictions", problems.append)
     if {*header} >= IMAGE_COLUMNS:
         entries = ((f"line {line}", row) for line, row in rows)
         return AnswerFile(path, tuple(_image_answers(path, entries, problems)), by_image=True)
     clips = _require_valid(lambda report: read_clip_table(path, None, report))
-    column = column_of(path, list(clips[0].columns), ANSWER_COLUMNS)
+    column = require_column(path, list(clips[0].columns), ANSWER_COLUMNS)
     texts = {clip.name: clip.columns[column] for clip in clips}
     if column == "openset":
         texts = {name: repr(list(words)) for name, words in read_openset(path, "--predictions").items()}
@@ -127,7 +127,7 @@ def read_truth(path: str) -> TruthFile:
         raise UserError(f"{path}: unknown reference format. Expected .csv, .txt (annotations) or .json (captions, words).")
     clips = _require_valid(lambda report: read_clip_table(path, None, report))
     header = list(clips[0].columns)
-    column_of(path, header, [*DESCRIPTION_COLUMNS, *LABEL_COLUMNS, "openset"])
+    require_column(path, header, [*DESCRIPTION_COLUMNS, *LABEL_COLUMNS, "openset"])
     texts = {column: {clip.name: clip.columns[column] for clip in clips if clip.columns[column]} for column in header}
     labels = next((texts[column] for column in LABEL_COLUMNS if column in header), None)
     descriptions = next((texts[column] for column in DESCRIPTION_COLUMNS if column in header), None)
@@ -271,9 +271,9 @@ def _read_truth_json(path: str) -> TruthFile:
     """Read captions (one object per sample, or several captions per image) or words (one list per sample)."""
     table: Any = read_json(path)
     if (isinstance(table, dict) and "annotations" in table) or (isinstance(table, list) and table):
-        captions = {image.name: list(image.captions) for image in read_captioned(path) if image.captions}
+        captions = {image.name: list(image.captions) for image in read_captioned_images(path) if image.captions}
         listed = table.get("images") if isinstance(table, dict) else None
-        # read_captioned has already validated the entries.
+        # read_captioned_images has already validated the entries.
         images = listed if isinstance(listed, list) else ()
         return TruthFile(path, {CAPTION: captions}, ids={str(image["id"]): splitext(image["file_name"])[0] for image in images})
     if not isinstance(table, dict) or not table:

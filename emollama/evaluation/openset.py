@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from emollama.data.annotations import NAME_COLUMNS, column_of, read_json, read_rows
+from emollama.data.annotations import NAME_COLUMNS, read_csv, read_json, require_column
 from emollama.errors import UserError
 from emollama.evaluation.judges.judge import Judge
 from emollama.evaluation.metrics import Metric
@@ -99,8 +99,8 @@ def read_openset(path: str, key: str = "openset_path") -> dict[str, Words]:
 
 
 def _from_csv(path: str, key: str) -> dict[str, Words]:
-    header, rows = read_rows(path, key)
-    name_column, column = column_of(path, header, NAME_COLUMNS), column_of(path, header, ["openset"])
+    header, rows = read_csv(path, key)
+    name_column, column = require_column(path, header, NAME_COLUMNS), require_column(path, header, ["openset"])
     words: dict[str, Words] = {}
     for line, row in rows:
         name = row[name_column]

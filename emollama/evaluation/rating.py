@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from emollama.data.annotations import column_of, read_json, read_rows
+from emollama.data.annotations import read_csv, read_json, require_column
 from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.evaluation.answers import Answer
@@ -170,9 +170,9 @@ def read_ratings(path: str, key: Key) -> Ratings:
             with their lines.
     """
     problems: list[Problem] = []
-    header, rows = read_rows(path, "--read", problems.append)
+    header, rows = read_csv(path, "--read", problems.append)
     for column in ("item", *TEXTS, *SCALES):
-        column_of(path, header, [column])
+        require_column(path, header, [column])
     faults = [problem.text for problem in problems]
     points: dict[str, dict[str, float]] = {scale: {} for scale in SCALES}
     lines: dict[str, int] = {}

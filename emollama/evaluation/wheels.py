@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from emollama.data.annotations import column_of, read_rows
+from emollama.data.annotations import read_csv, require_column
 from emollama.errors import UserError
 from emollama.evaluation.metrics import Metric
 from emollama.evaluation.word_lists import normalized_words, split_words
@@ -185,8 +185,8 @@ def _heads(path: str, on_wheels: Collection[str]) -> dict[str, set[str]]:
 
 def _forms(path: str, key: str) -> dict[str, set[str]]:
     """Read form of a word -> the words that have this form."""
-    header, rows = read_rows(path, key)
-    name, form_column = column_of(path, header, ["name"]), column_of(path, header, ["format"])
+    header, rows = read_csv(path, key)
+    name, form_column = require_column(path, header, ["name"]), require_column(path, header, ["format"])
     forms: dict[str, set[str]] = defaultdict(set)
     for _, row in rows:
         word = row[name].lower()

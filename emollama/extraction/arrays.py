@@ -27,7 +27,7 @@ from emollama.stores.packed import PackedStore, is_packed
 from emollama.stores.packing import pack
 from emollama.stores.shard_writers import PackedWriter
 from emollama.stores.store import ArrayStore, NpyFolder
-from emollama.stores.tars import is_tars
+from emollama.stores.tars import is_tar_path
 
 PARTS, EARLIER = ".npy_parts", ".packed"
 SHARD_BYTES = 2**30
@@ -55,7 +55,7 @@ class ArrayWriter:
         Raises:
             UserError: every difference, and the remedy.
         """
-        shards = is_packed(str(self.folder)) or is_tars(str(self.folder))
+        shards = is_packed(str(self.folder)) or is_tar_path(str(self.folder))
         if self.packed and not shards and not _is_bare(self.folder):
             text = f"{self.folder}: holds files that are no packed shards, and extraction.stored_as is packed."
             raise UserError(f"{text} Set stored_as: npy (emollama pack packs them later), or name another folder.")
@@ -177,7 +177,7 @@ def _manifest_fields(manifest: Manifest) -> dict[str, object]:
 
 
 def _has_arrays(place: Path) -> bool:
-    return is_packed(str(place)) or is_tars(str(place)) or any(_npy_names(place))
+    return is_packed(str(place)) or is_tar_path(str(place)) or any(_npy_names(place))
 
 
 def _is_bare(place: Path) -> bool:

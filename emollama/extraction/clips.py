@@ -9,7 +9,7 @@ from typing import Any
 from emollama.data.annotations import read_annotations, read_clip_table, safe_name
 from emollama.errors import UserError
 from emollama.listing import listing
-from emollama.media.files import find_video, videos_below
+from emollama.media.files import find_video, find_videos
 from emollama.media.frame_selection import read_peaks
 from emollama.media.source import Source
 from emollama.paths import require_folder
@@ -42,7 +42,7 @@ def find_clips(cfg: Any) -> Clips:
     if cfg.face_path is not None:
         require_folder(cfg.face_path, "extraction.face_path")
     peaks = read_peaks(cfg.peak_index_path) if cfg.peak_index_path is not None else {}
-    videos, absent = _listed(cfg) if cfg.annotation_file is not None else (videos_below(cfg.videos, "extraction.videos"), [])
+    videos, absent = _listed(cfg) if cfg.annotation_file is not None else (find_videos(cfg.videos, "extraction.videos"), [])
     _refuse_unusable([*videos, *absent], cfg)
     faces = Path(cfg.face_path) if cfg.face_path is not None else None
     return Clips({name: Source(name, path, faces, peaks.get(name)) for name, path in videos.items()}, absent)

@@ -138,11 +138,11 @@ def _require_same(label: str, description: EncoderDescription, slot: str, shapes
     if slot not in shapes:
         return
     (rows, width), key = description.shape, f"encoders.{label}"
-    if width != shapes[slot].width:
-        text = f"{key}.weights: features of slot '{slot}' are {width} wide, and model.slot_dims expects {shapes[slot].width}."
+    if width != shapes[slot].dim:
+        text = f"{key}.weights: features of slot '{slot}' are {width} wide, and model.slot_dims expects {shapes[slot].dim}."
         raise UserError(f"{text} Name the weights that the model is meant for, or set model.slot_dims: {{{slot}: {width}}}.")
-    if rows != shapes[slot].rows:
-        text = f"{key}.image_size: a clip has {rows} rows of slot '{slot}', and model.image_size makes {shapes[slot].rows}."
+    if rows != shapes[slot].num_tokens:
+        text = f"{key}.image_size: a clip has {rows} rows of slot '{slot}', and model.image_size makes {shapes[slot].num_tokens}."
         raise UserError(f"{text} Set both to the same size.")
 
 

@@ -16,7 +16,7 @@ from emollama.importers.collector import OnProblem
 from emollama.importers.flickr30k import Collection, Image
 from emollama.listing import abbreviated, listing
 from emollama.logs.console import track
-from emollama.media.image_files import image_files, probe_picture, read_picture
+from emollama.media.image_files import image_files, probe_image, read_image
 from emollama.media.source import UnusableMedia
 from emollama.paths import atomic_write, require_writable
 
@@ -92,7 +92,7 @@ def with_readable_images(splits: Splits, folder: str, check: CheckImages, collec
         collection.problems.append(
             Problem("missing image", f"--images: {folder} does not contain these images: {listing(missing)}", missing)
         )
-    look = {"headers": probe_picture, "all": read_picture, "none": None}[check]
+    look = {"headers": probe_image, "all": read_image, "none": None}[check]
     paths = {name: Path(folder, file) for name, file in present.items()}
     faults = _faults(list(paths.values()), look) if look else {}
     for name, path in paths.items():

@@ -17,8 +17,8 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
-from emollama.data.annotations import read_json, read_rows, safe_name
-from emollama.data.captions import texts_of
+from emollama.data.annotations import read_csv, read_json, safe_name
+from emollama.data.captions import parse_captions
 from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
@@ -118,7 +118,7 @@ def read(path: str) -> Collection:
 
 def _read_table(path: str, collection: Collection) -> None:
     problems: list[Problem] = []
-    header, rows = read_rows(path, "--annotations", problems.append)
+    header, rows = read_csv(path, "--annotations", problems.append)
     collection.problems += [Problem("row", problem.text) for problem in problems]
     unknown = [column for column in header if column not in COLUMNS]
     missing = [column for column in NEEDED if column not in header]
@@ -199,7 +199,7 @@ def _image(file: Any, captions: Any, split: Any) -> Image:
     if split is not None and (not isinstance(split, str) or not _SPLIT_NAME.fullmatch(split)):
         raise ValueError(f"the split of '{file}' is {split!r}; expected a name such as train, val or test")
     try:
-        return Image(name, file.strip(), texts_of(captions), split)
+        return Image(name, file.strip(), parse_captions(captions), split)
     except ValueError as error:
         raise ValueError(f"{error} (image '{name}')") from None
 

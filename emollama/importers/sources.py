@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from emollama.data.annotations import NAME_COLUMNS, column_of, read_rows
+from emollama.data.annotations import NAME_COLUMNS, read_csv, require_column
 from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.importers.collector import Collector
@@ -46,7 +46,7 @@ class Sheet(NamedTuple):
             UserError: the file does not exist, is not a CSV file, has a column twice, or contains no row at all.
         """
         problems_before = len(collector.problems)
-        header, rows = read_rows(path, "FILE", collector.report)
+        header, rows = read_csv(path, "FILE", collector.report)
         if not rows and len(collector.problems) == problems_before:
             raise UserError(f"{path}: contains no rows. Expected a header with the columns and then one row per clip.")
         return cls(path, header, rows)
@@ -73,7 +73,7 @@ def rows_by_clip(
     Raises:
         UserError: the file has no column of names.
     """
-    name_column = column_of(sheet.path, sheet.header, name_columns)
+    name_column = require_column(sheet.path, sheet.header, name_columns)
     rows: dict[str, SourceRow] = {}
     contradicted = set()
     for line, row in sheet.rows:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from emollama.data.annotations import NAME_COLUMNS, SENTENCE_COLUMNS, column_of
+from emollama.data.annotations import NAME_COLUMNS, SENTENCE_COLUMNS, require_column
 from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.importers.collector import Collector, Entry
@@ -40,7 +40,7 @@ def read(folder: str, table: str, columns: Columns, collector: Collector) -> Non
     """
     videos = _video_names(folder, collector)
     sheet = Sheet.read(table, collector)
-    label_column = column_of(table, sheet.header, columns.label)
+    label_column = require_column(table, sheet.header, columns.label)
     sentence_column = next((column for column in columns.sentence if column in sheet.header), None)
     caption_column = next((column for column in columns.caption if column in sheet.header), None)
     used_columns = [column for column in (label_column, sentence_column, caption_column) if column is not None]

@@ -13,7 +13,7 @@ from emollama import checkpoint
 from emollama.checkpoint_files import require_language_model
 from emollama.config import RunConfig
 from emollama.data.slots import IMAGE
-from emollama.datasets.feature_clips import FOLDERS
+from emollama.datasets.feature_clips import SLOTS_BY_KEY
 from emollama.distributed import process_group
 from emollama.distributed.process_group import World
 from emollama.errors import UserError
@@ -193,9 +193,9 @@ def _link_videos(sources: Mapping[str, Source], folder: Path) -> Path:
 
 def _modalities(template: Template, block: EvaluationSet, name: str, extracted: Mapping[str, Extracted]) -> dict[str, Modality]:
     """Return slot -> the model's input for one video clip, according to the block's dataset."""
-    present = {slot: name in source for source in getattr(block.dataset, "features", ()) for slot in source.fills}
+    present = {slot: name in source for source in getattr(block.dataset, "features", ()) for slot in source.filled_slots}
     modalities = {}
-    for key, slots in FOLDERS.items():
+    for key, slots in SLOTS_BY_KEY.items():
         encoded = extracted.get(slots[0])
         online = slots == IMAGE and template.reads_frames
         source = "model.vit_weights" if online else encoded.encoder if encoded else ""

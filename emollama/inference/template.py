@@ -11,13 +11,13 @@ from typing import Any
 from emollama.config import EvaluationBlock, RunConfig
 from emollama.data.annotations import Clip, Table
 from emollama.data.instructions import TASK_NAMES
-from emollama.datasets.feature_clips import FOLDERS, FeatureClips
+from emollama.datasets.feature_clips import SLOTS_BY_KEY, FeatureClips
 from emollama.errors import UserError
 from emollama.logs.logger import get_logger
 from emollama.media.source import Source
 from emollama.registry import did_you_mean
 
-WITHOUT_FEATURES = {**dict.fromkeys(FOLDERS), "image_path": None}
+WITHOUT_FEATURES = {**dict.fromkeys(SLOTS_BY_KEY), "image_path": None}
 # Keys that select clips or decide what happens to missing features, set so that no video is left out.
 WHOLE_LIST = {"exclude": [], "exclude_labels": [], "held_out": 0.0, "curriculum": {}, "missing_features": "zero"}
 
@@ -51,7 +51,7 @@ class Template:
     @property
     def slots(self) -> set[str]:
         """The first slot of each feature folder that the block uses."""
-        return {slots[0] for key, slots in FOLDERS.items() if getattr(self.cfg, key) is not None}
+        return {slots[0] for key, slots in SLOTS_BY_KEY.items() if getattr(self.cfg, key) is not None}
 
     def has_sentences(self, config: RunConfig) -> bool:
         """Whether the block's samples have sentences, from a transcript file or from the annotation file, which is then read."""
@@ -82,7 +82,7 @@ class Template:
         sentences = None if sentence is None else dict.fromkeys(sources, sentence)
         table = Table([Clip(name, "", number) for number, name in enumerate(sources, 1)], sentences)
         dataset_class = type(self.dataset_class.__name__, (self.dataset_class,), {"read_table": lambda dataset: table})
-        paths = {key: str(folders[slots[0]]) for key, slots in FOLDERS.items() if slots[0] in folders}
+        paths = {key: str(folders[slots[0]]) for key, slots in SLOTS_BY_KEY.items() if slots[0] in folders}
         image_path = str(videos) if self.reads_frames else None
         changes = {"task_pool": self.task, "transcription_path": None, "image_path": image_path, **paths, **WHOLE_LIST}
         cfg = dataclasses.replace(self.cfg, **changes)

@@ -10,11 +10,11 @@ import os
 import av
 import numpy as np
 
-from emollama.media.containers import ENOUGH, opened, packets
+from emollama.media.containers import MIN_COMPLETE, open_media, packets
 from emollama.media.source import UnusableMedia
 
 
-def read_sound(path: str | os.PathLike[str], rate: int = 16000) -> np.ndarray:
+def read_audio(path: str | os.PathLike[str], rate: int = 16000) -> np.ndarray:
     """The sound of a file, (S,) float32 in [-1, 1], one channel: the mean of those that it has.
 
     Channels are resampled by libswresample and averaged here: its own mono is the sum of left and right over the square root of
@@ -31,7 +31,7 @@ def read_sound(path: str | os.PathLike[str], rate: int = 16000) -> np.ndarray:
     resampler = av.AudioResampler(format="fltp", rate=rate)
     parts: list[np.ndarray] = []
     good, lost = 0, 0  # packets
-    with opened(path, "audio") as (container, stream):
+    with open_media(path, "audio") as (container, stream):
         for packet in packets(container, stream):
             try:
                 if not lost:
@@ -42,7 +42,7 @@ def read_sound(path: str | os.PathLike[str], rate: int = 16000) -> np.ndarray:
                 lost = 1
             else:
                 good, lost = good + (not lost), lost + bool(lost)
-        if good < ENOUGH * (good + lost):
+        if good < MIN_COMPLETE * (good + lost):
             raise UnusableMedia(f"only {good} of the {good + lost} packets of its sound can be decoded: it is damaged")
         parts += [piece.to_ndarray().mean(0) for piece in resampler.resample(None)]
     sound = np.concatenate(parts) if parts else np.empty(0)

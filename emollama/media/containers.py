@@ -11,12 +11,12 @@ import av
 
 from emollama.media.source import UnusableMedia
 
-ENOUGH = 0.9  # share of what a file announces that must be there: what is lacking more is not made into features
-SLACK = 0.1  # seconds that may lack in any case: headers of short clips are as far off
+MIN_COMPLETE = 0.9  # share of what a file announces that must be there: what is lacking more is not made into features
+TOLERANCE_SECONDS = 0.1  # seconds that may lack in any case: headers of short clips are as far off
 
 
 @contextmanager
-def opened(path: str | os.PathLike[str], kind: Literal["video", "audio"]) -> Iterator[tuple[Any, Any]]:
+def open_media(path: str | os.PathLike[str], kind: Literal["video", "audio"]) -> Iterator[tuple[Any, Any]]:
     """A file's container and its best stream of a kind, for as long as it is open.
 
     Raises:
@@ -40,7 +40,7 @@ def packets(container: Any, stream: Any) -> Iterator[Any]:
     kinds, and files that were never closed, tell nothing but what FFmpeg guesses from their bytes: they are taken as they are.
 
     Raises:
-        UnusableMedia: at the end, where less than :data:`ENOUGH` of what is announced is there: the file is cut off, or damaged.
+        UnusableMedia: at the end, if less than :data:`MIN_COMPLETE` of the announced duration exists, so the file is damaged.
         av.FFmpegError: the file breaks amid.
     """
     ends: dict[int, float] = {}
@@ -67,7 +67,7 @@ def _require_whole(container: Any, stream: Any, ends: Mapping[int, float]) -> No
         announced = float(stream.duration * stream.time_base)
     elif "matroska" in kind and container.duration is not None:
         announced, there = container.duration / av.time_base, max(ends.values(), default=0.0)
-    if stream.index in ends and there < min(ENOUGH * announced, announced - SLACK):
+    if stream.index in ends and there < min(MIN_COMPLETE * announced, announced - TOLERANCE_SECONDS):
         raise UnusableMedia(
             f"only {there:.1f} of {announced:.1f} seconds of its {stream.type} are there: the file is cut off or damaged"
         )

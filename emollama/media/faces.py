@@ -43,14 +43,14 @@ def face_images(source: Source, find: FaceChoice = "detect", max_frames: int = 3
         return [_read(path) for path in _written(source.faces, source.name)]
     frames = read_frames(source.video, lambda count: segment_middles(count, min(count, max_frames)))
     if find == "centre":
-        return [centre(frame) for frame in frames]
+        return [central_square(frame) for frame in frames]
     faces = [frame[square] for frame in frames if (square := _largest_face(frame)) is not None]
     if not faces:
         raise UnusableMedia(f"no face found in {len(frames)} of its frames")
     return faces
 
 
-def centre(image: np.ndarray) -> np.ndarray:
+def central_square(image: np.ndarray) -> np.ndarray:
     """The square in the middle of an image, of its shorter side."""
     height, width = image.shape[:2]
     side = min(height, width)

@@ -11,7 +11,7 @@ from emollama.paths import require_folder
 ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".flv", ".wmv", ".mpg", ".mpeg", ".m4v")
 
 
-def videos_below(folder: str | os.PathLike[str], key: str) -> dict[str, Path]:
+def find_videos(folder: str | os.PathLike[str], key: str) -> dict[str, Path]:
     """Clip -> video, of all videos anywhere below a folder, sorted by path; hidden files and links to folders are passed over.
 
     A clip's name is its path below the folder, without the ending.

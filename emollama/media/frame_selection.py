@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from emollama.data.annotations import NAME_COLUMNS, column_of, read_json, read_rows
+from emollama.data.annotations import NAME_COLUMNS, read_csv, read_json, require_column
 from emollama.errors import UserError
 from emollama.media.source import Source, UnusableMedia
 from emollama.paths import require_file
@@ -19,7 +19,7 @@ PEAK = "peak_index"
 NO_PEAK = "nobody said which of its frames is the peak"
 
 
-def chosen_frame(choice: FrameChoice, count: int, source: Source) -> int:
+def choose_frame(choice: FrameChoice, count: int, source: Source) -> int:
     """The number of the frame that is taken of a clip, from 0.
 
     Args:
@@ -78,9 +78,9 @@ def read_peaks(path: str) -> dict[str, int]:
 
 def _peaks_in_csv(path: str) -> Iterator[tuple[str, str, Any]]:
     """(where it stands, name, peak as written)."""
-    header, rows = read_rows(path, "peak_index_path")
-    name_column = column_of(path, header, NAME_COLUMNS)
-    column_of(path, header, [PEAK])
+    header, rows = read_csv(path, "peak_index_path")
+    name_column = require_column(path, header, NAME_COLUMNS)
+    require_column(path, header, [PEAK])
     for line, row in rows:
         yield f"{path}, line {line}", row[name_column], row[PEAK]
 
@@ -88,7 +88,7 @@ def _peaks_in_csv(path: str) -> Iterator[tuple[str, str, Any]]:
 def _peaks_in_json(path: str) -> Iterator[tuple[str, str, Any]]:
     table = read_json(path)
     if not isinstance(table, dict) or not any(isinstance(entry, dict) and PEAK in entry for entry in table.values()):
-        raise UserError(f"{path}: expected one JSON object keyed by clip name, whose values are objects with '{PEAK}'")
+        raise UserError(f"{path}: expected one JSON object with clip names as keys, and objects with '{PEAK}' as values")
     for name, entry in table.items():
         if isinstance(entry, dict) and PEAK in entry:
             yield path, name, entry[PEAK]

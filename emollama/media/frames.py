@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 
-from emollama.media.containers import ENOUGH, opened, packets
+from emollama.media.containers import MIN_COMPLETE, open_media, packets
 from emollama.media.source import UnusableMedia
 
 Choose = Callable[[int], Sequence[int]]
@@ -46,7 +46,7 @@ def read_frames(path: str | os.PathLike[str], choose: Choose) -> np.ndarray:
     if frames is None:
         frames, decoded = read_with_pyav(path, set(wanted))
         if len(frames) < len(set(wanted)):
-            if decoded < ENOUGH * outline.frames:
+            if decoded < MIN_COMPLETE * outline.frames:
                 raise UnusableMedia(f"only {decoded} of its {outline.frames} frames can be decoded: it is damaged")
             wanted = choose(decoded)
             frames, _ = read_with_pyav(path, set(wanted))
@@ -61,7 +61,7 @@ def probe(path: str | os.PathLike[str]) -> None:
     Raises:
         UnusableMedia: there is none, or the file does not open.
     """
-    with opened(path, "video"):
+    with open_media(path, "video"):
         pass
 
 
@@ -75,7 +75,7 @@ def read_with_pyav(path: str | os.PathLike[str], wanted: set[int]) -> tuple[dict
     """
     frames: dict[int, np.ndarray] = {}
     decoded, last = 0, max(wanted)
-    with opened(path, "video") as (container, stream):
+    with open_media(path, "video") as (container, stream):
         try:
             for frame in container.decode(stream):
                 if not decoded:
@@ -130,7 +130,7 @@ class _Outline(NamedTuple):
 
 def _outline(path: str | os.PathLike[str]) -> _Outline:
     frames, first, whole = 0, None, True
-    with opened(path, "video") as (container, stream):
+    with open_media(path, "video") as (container, stream):
         try:
             for packet in packets(container, stream):
                 if first is None:

@@ -18,7 +18,7 @@ _LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # of a file that 
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error, Image.DecompressionBombError)
 
 
-def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """An image file's pixels, (H, W, 3) uint8 RGB.
 
     Grey values and palettes become colours, transparency is dropped, 16 bits become the upper 8. Pixels stand as they are stored:
@@ -39,11 +39,11 @@ def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
         raise UnusableMedia(_reason(path, error)) from None
 
 
-def probe_picture(path: str | os.PathLike[str]) -> None:
+def probe_image(path: str | os.PathLike[str]) -> None:
     """Check that a file holds an image, by its header; one that does not end as such files do is decoded to see.
 
     Raises:
-        UnusableMedia: see :func:`read_picture`.
+        UnusableMedia: see :func:`read_image`.
     """
     try:
         with Image.open(path) as image, open(path, "rb") as file:
@@ -57,7 +57,7 @@ def probe_picture(path: str | os.PathLike[str]) -> None:
     except _BROKEN as error:
         raise UnusableMedia(_reason(path, error)) from None
     if not whole:
-        read_picture(path)
+        read_image(path)
 
 
 def _require_colours(image: Image.Image) -> None:

@@ -53,7 +53,7 @@ def manifest(weights: str, cfg: Any, choice: FrameChoice, ln_vision: str = IDENT
     read_eva(weights, "model.vit_weights", EvaShape.depth)  # names the key that is at fault
     eva = Eva.Config(weights, image_size=cfg.image_size, precision=cfg.vit_precision, frame_selection=choice, ln_vision=ln_vision)
     described = Eva.describe(eva, "model")
-    return Manifest(IMAGE, described.shape.rows, described.shape.width, described.recipe, digest(weights), "float32")
+    return Manifest(IMAGE, described.shape.num_tokens, described.shape.dim, described.recipe, digest(weights), "float32")
 
 
 def with_frames(num_tokens: TokenCounter, made: Mapping[str, int]) -> TokenCounter:

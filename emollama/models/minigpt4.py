@@ -36,7 +36,7 @@ class MiniGPT4(PackedLLM):
         super().__init__(cfg, device=device, frozen_dtype=frozen_dtype)
         image = self.slot_shapes(cfg)["image"]
         with device:
-            self.fusion = ImageProjection(image.width, llm.width(self.llm_config), cfg.dropout)
+            self.fusion = ImageProjection(image.dim, llm.width(self.llm_config), cfg.dropout)
         self.vision = vision.FrozenVision(cfg, image, device=device)
 
     @staticmethod
@@ -64,7 +64,7 @@ class MiniGPT4(PackedLLM):
             video=ImageProjection.VIDEO,
             feature=ImageProjection.FEATURE,
             first_id=llm.embedding_rows(llm.read_config(cfg.llama_model)),
-            num_tokens=frames.with_frames(ImageProjection.num_tokens, {"image": MiniGPT4.slot_shapes(cfg)["image"].rows}),
+            num_tokens=frames.with_frames(ImageProjection.num_tokens, {"image": MiniGPT4.slot_shapes(cfg)["image"].num_tokens}),
         )
         return ImagePrompt(llm.load_tokenizer(cfg.llama_model), cfg.style(), placeholders, prompts, loss_average)
 

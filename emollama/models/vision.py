@@ -115,7 +115,7 @@ def manifest(cfg: Any, shape: SlotShape, choice: FrameChoice) -> Manifest:
         made = {"q_former_model": digest(cfg.q_former_model)[:16]}
     else:
         made = {"pooling": f"{GROUP} neighbouring rows joined"}
-    return replace(eva, slots=("image",), rows=shape.rows, width=shape.width, recipe={**eva.recipe, **made})
+    return replace(eva, slots=("image",), rows=shape.num_tokens, width=shape.dim, recipe={**eva.recipe, **made})
 
 
 def _files(cfg: Any) -> list[str]:

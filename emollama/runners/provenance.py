@@ -107,7 +107,7 @@ def _provenance_of_sources(config: RunConfig, datasets: Iterable[Any]) -> Iterat
         else:
             manifest = Manifest.read(source.path)
         if manifest is not None:
-            yield FeatureProvenance(f"{source.key} ({source.path})", manifest.slots if online else source.fills, manifest)
+            yield FeatureProvenance(f"{source.key} ({source.path})", manifest.slots if online else source.filled_slots, manifest)
 
 
 def _misplaced(made: FeatureProvenance) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor
 from emollama import checkpoint, lr_schedules, optim
 from emollama.config import RunConfig, write_yaml
 from emollama.data.batch import Batch
-from emollama.data.loader import TrainingSamples, seed_of, step_batches, training_loader
+from emollama.data.loader import TrainingSamples, mix_seed, step_batches, training_loader
 from emollama.distributed import process_group
 from emollama.distributed.process_group import World
 from emollama.errors import EchoedError, UserError
@@ -192,7 +192,7 @@ class RunnerBase:
         total = self.world.sum(torch.tensor(weights, dtype=torch.float64, device=device))
         mean_loss = torch.zeros((), dtype=torch.float64, device=device)
         for micro, batch in enumerate(micro_batches):
-            torch.manual_seed(seed_of(self.cfg.seed, step, self.world.rank, micro))
+            torch.manual_seed(mix_seed(self.cfg.seed, step, self.world.rank, micro))
             with self.parallel.no_sync_unless(last=micro + 1 == len(micro_batches)):
                 with self.precision.autocast():
                     loss = self.task.loss(self.parallel, batch.to(device))

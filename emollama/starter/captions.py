@@ -6,7 +6,7 @@ import os
 import shlex
 from pathlib import Path
 
-from emollama.data.captions import Captioned, read_captioned
+from emollama.data.captions import CaptionedImage, read_captioned_images
 from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.starter.draft import Draft
@@ -54,19 +54,19 @@ def fill(draft: Draft, path: str) -> list[str] | None:
     return [command + splits]
 
 
-def _read(file: Path) -> list[Captioned]:
+def _read(file: Path) -> list[CaptionedImage]:
     """Read the images of a caption file; return an empty list if it is not a caption file or contains no captions."""
     problems: list[Problem] = []
     try:
         if not file.is_file() or file.stat().st_size > MAX_TEXT:
             return []
-        images = read_captioned(str(file), problems.append)
+        images = read_captioned_images(str(file), problems.append)
     except (UserError, OSError):
         return []
     return images if any(image.captions for image in images) else []
 
 
-def _image_folder(draft: Draft, path: str, here: Path, images: list[Captioned]) -> None:
+def _image_folder(draft: Draft, path: str, here: Path, images: list[CaptionedImage]) -> None:
     """Set ``image_path`` to the folder that contains the first image; the configured folder is tried first."""
     key = f"{path}.image_path"
     usual = here / (draft.text.get(key) or "images")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from emollama.data.annotations import NAME_COLUMNS, read_annotations, read_captions, read_rows
+from emollama.data.annotations import NAME_COLUMNS, read_annotations, read_captions, read_csv
 from emollama.data.problems import Problem
 from emollama.demo.folder import demo_in
 from emollama.errors import UserError
@@ -242,7 +242,7 @@ def read_table(path: Path) -> ClipFile | None:
     try:
         if path.stat().st_size > MAX_TEXT:
             return None
-        header, rows = read_rows(str(path), "--data", problems.append)
+        header, rows = read_csv(str(path), "--data", problems.append)
     except (UserError, OSError, IndexError):
         return None
     column = next((name for name in NAME_COLUMNS if name in header), None)

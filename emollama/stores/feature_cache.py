@@ -34,7 +34,7 @@ class FeatureCache:
     shape: tuple[int, int]
 
     @staticmethod
-    def place(image: str) -> str:
+    def cache_key(image: str) -> str:
         """Where rows of an image stand below the folder.
 
         Raises:

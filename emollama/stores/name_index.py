@@ -28,14 +28,14 @@ _LONG = b"\xff"  # of a digest
 _FAR = 2**62  # bytes; no file is as long
 
 
-def entries_of(names: Sequence[str]) -> np.ndarray:
+def make_entries(names: Sequence[str]) -> np.ndarray:
     """(n,) entries with their keys set and everything else zero."""
     entries = np.zeros(len(names), ENTRY)
-    entries["key"] = keys_of(names)
+    entries["key"] = make_keys(names)
     return entries
 
 
-def keys_of(names: Sequence[str]) -> np.ndarray:
+def make_keys(names: Sequence[str]) -> np.ndarray:
     """(n,) keys."""
     raw = [name.encode("utf-8", "surrogateescape") for name in names]
     keys = np.array(raw, f"S{KEY_BYTES}")
@@ -46,31 +46,31 @@ def keys_of(names: Sequence[str]) -> np.ndarray:
     return keys
 
 
-def table_of(entries: np.ndarray) -> np.ndarray:
+def build_table(entries: np.ndarray) -> np.ndarray:
     """The hash table of n entries: 2 n + 1 slots, half of them full, and a few more.
 
     Raises:
         ValueError: a name stands there twice; its arguments are the numbers of both entries.
     """
-    home = _homes(entries["key"], slots_of(len(entries)))
+    home = _homes(entries["key"], slot_count(len(entries)))
     order = np.argsort(home, kind="stable")
     home = home[order]
     _refuse_twins(entries["key"], home, order)
     steps = np.arange(len(entries))
     slot = np.maximum.accumulate(home - steps) + steps  # the home, or the first slot after the one before
-    table = np.zeros(max(slots_of(len(entries)), int(slot[-1]) + 1) + 1, ENTRY)
+    table = np.zeros(max(slot_count(len(entries)), int(slot[-1]) + 1) + 1, ENTRY)
     table[slot] = entries[order]
     return table
 
 
-def entries_in(table: np.ndarray, count: int) -> np.ndarray:
+def extract_entries(table: np.ndarray, count: int) -> np.ndarray:
     """(count,) entries of a table.
 
     Raises:
         ValueError: it holds another number of them, or a search in it would not end.
     """
     full = table.view(np.uint8).reshape(len(table), _ENTRY_BYTES)[:, KEY_BYTES - 1] != 0
-    if not count or np.count_nonzero(full) != count or len(table) <= slots_of(count) or full[-1]:
+    if not count or np.count_nonzero(full) != count or len(table) <= slot_count(count) or full[-1]:
         raise ValueError(f"its table is not one of {count} arrays")
     entries: np.ndarray = table[full]
     return entries
@@ -96,7 +96,7 @@ def require_within(entries: np.ndarray, array_bytes: Sequence[int], shard_bytes:
         raise ValueError("arrays beyond the end of the shard")
 
 
-def slots_of(count: int) -> int:
+def slot_count(count: int) -> int:
     """How many slots the names are spread over."""
     return 2 * count | 1
 
@@ -105,14 +105,14 @@ class NameIndex:
     """Lookups in a table.
 
     Args:
-        table: of :func:`table_of`, in memory or mapped.
+        table: of :func:`build_table`, in memory or mapped.
         count: of the entries in it.
     """
 
     def __init__(self, table: np.ndarray, count: int) -> None:
         self._rows = table
         self._table = table.view(np.uint8).data
-        self._slots = slots_of(count)
+        self._slots = slot_count(count)
 
     def find(self, name: str) -> tuple[bytes, int, int, int, int] | None:
         """(key, kind, shard, offset, check) of a name, or None."""
@@ -128,7 +128,7 @@ class NameIndex:
 
     def shards(self, names: Sequence[str]) -> np.ndarray:
         """(n,) int64 shard of each of many names, -1 where there is none."""
-        keys = keys_of(names)
+        keys = make_keys(names)
         row = _homes(keys, self._slots)
         shards = np.full(len(names), -1, np.int64)
         asked = np.arange(len(names))  # the names that are still looked for
@@ -141,13 +141,13 @@ class NameIndex:
         return shards
 
 
-def joined(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def join_names(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """The names one after another: (n,) uint64 where each ends, and their bytes."""
     raw = [name.encode("utf-8", "surrogateescape") for name in names]
     return np.cumsum([len(name) for name in raw], dtype=np.uint64), np.frombuffer(b"".join(raw), np.uint8)
 
 
-def columns(raw: mmap, begin: int, table_bytes: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def map_columns(raw: mmap, begin: int, table_bytes: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A table and joined names as they lie one after another in a file: the table, where each name ends, their bytes.
 
     Raises:
@@ -161,8 +161,8 @@ def columns(raw: mmap, begin: int, table_bytes: int, count: int) -> tuple[np.nda
     return table, ends, text
 
 
-def separated(ends: np.ndarray, text: np.ndarray, first: int = 0, last: int | None = None) -> Iterator[str]:
-    """What :func:`joined` joined; of it the names from ``first`` to before ``last``."""
+def split_names(ends: np.ndarray, text: np.ndarray, first: int = 0, last: int | None = None) -> Iterator[str]:
+    """What :func:`join_names` joined; of it the names from ``first`` to before ``last``."""
     stops = [int(ends[first - 1]) if first else 0, *ends[first:last].tolist()]
     raw, start = text[stops[0] : stops[-1]].tobytes(), stops[0]
     for begin, end in pairwise(stops):

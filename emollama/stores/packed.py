@@ -23,15 +23,15 @@ import numpy as np
 
 from emollama.errors import UserError
 from emollama.paths import PATHS, read_text, sha256
-from emollama.stores.name_index import NameIndex, columns, entries_in, require_within, separated
-from emollama.stores.quantization import restored
+from emollama.stores.name_index import NameIndex, extract_entries, map_columns, require_within, split_names
+from emollama.stores.quantization import dequantize
 
 ABOUT, INDEX = "store.json", "index.bin"
 FORMAT, VERSION = "emollama packed arrays", 1
 TYPES = ("<f2", "<f4", "<f8", "|i1")  # of stored values
 ALIGNMENT = 64  # bytes
 HEAD_BYTES = 4096  # of a shard; their checksum tells it from other shards
-MAPS_KEPT = 128  # shards mapped at once by a store in a process; each takes a file descriptor
+MAX_OPEN_MAPS = 128  # shards mapped at once by a store in a process; each takes a file descriptor
 
 
 class ArrayKind(NamedTuple):
@@ -83,11 +83,11 @@ class PackedStore:
         self.folder = folder
         self._about = about
         self._kinds = [_kind(**kind) for kind in about["kinds"]]
-        table, self._ends, self._text = columns(index, 0, about["table_bytes"], about["clips"])
+        table, self._ends, self._text = map_columns(index, 0, about["table_bytes"], about["clips"])
         sizes = [shard["bytes"] for shard in about["shards"]]
-        require_within(entries_in(table, len(self)), [kind.nbytes for kind in self._kinds], sizes)
+        require_within(extract_entries(table, len(self)), [kind.nbytes for kind in self._kinds], sizes)
         self._index = NameIndex(table, len(self))
-        self._shard = functools.lru_cache(MAPS_KEPT)(self._mapped)
+        self._shard = functools.lru_cache(MAX_OPEN_MAPS)(self._mapped)
 
     @classmethod
     def open(cls, folder: str | Path) -> PackedStore:
@@ -118,7 +118,7 @@ class PackedStore:
 
     def names(self) -> Iterable[str]:
         """Every clip, in the order in which they were packed."""
-        return separated(self._ends, self._text)
+        return split_names(self._ends, self._text)
 
     def load(self, name: str) -> np.ndarray:
         """The clip's array, copied: as it was packed; float32 where values are int8.
@@ -131,7 +131,7 @@ class PackedStore:
         data = self._shard(shard)
         if scales:
             factors = np.ndarray((scales, 1), np.float32, data, offset)
-            return restored(factors, np.ndarray(shape, dtype, data, offset + factors.nbytes))
+            return dequantize(factors, np.ndarray(shape, dtype, data, offset + factors.nbytes))
         array: np.ndarray = np.ndarray(shape, dtype, data, offset).copy()
         return array
 
@@ -144,7 +144,7 @@ class PackedStore:
         shape, dtype, scales = self._kinds[self._find(name)[1]]
         return shape, np.dtype(np.float32) if scales else dtype
 
-    def place(self, name: str) -> str:
+    def location(self, name: str) -> str:
         """Shard and clip."""
         entry = self._index.find(name)
         return f"{self.folder / shard_name(entry[2]) if entry else self.folder}, {name}"
@@ -168,7 +168,7 @@ class PackedStore:
         """How many there are."""
         return len(self._about["shards"])
 
-    def damaged(self, advance: Callable[[], object]) -> dict[str, list[str]]:
+    def find_damaged(self, advance: Callable[[], object]) -> dict[str, list[str]]:
         """The shards whose bytes are not those that were written, with the clips in them whose arrays are not.
 
         Args:

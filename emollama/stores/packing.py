@@ -19,8 +19,8 @@ from emollama.paths import PATHS, temporary_prefix
 from emollama.stores import tar_index, tar_set, tars
 from emollama.stores.manifest import FILE, Manifest, differences
 from emollama.stores.npy import FLOAT_TYPES
-from emollama.stores.quantization import NONE, Deviation, Values, deviation, encoded
-from emollama.stores.shard_writers import Writer, Written
+from emollama.stores.quantization import NO_DEVIATION, Deviation, Values, deviation, encode
+from emollama.stores.shard_writers import Writer, WrittenShards
 from emollama.stores.store import ArrayStore, NpyFolder, open_store
 from emollama.stores.tar_index import TarIndex
 
@@ -36,7 +36,7 @@ class TooLarge(UnpackableArray):
     """A value that the chosen type cannot hold."""
 
 
-class Prepared(NamedTuple):
+class PreparedArray(NamedTuple):
     """An array as it will be written, and how far that is from the source."""
 
     parts: tuple[np.ndarray, ...]
@@ -49,18 +49,18 @@ class PackingReport:
 
     Attributes:
         clips: how many.
-        written: shards and bytes.
+        output: the shards that were written.
         deviation: the worst of all clips.
         skipped: what was wrong with each clip that was left out.
     """
 
     clips: int
-    written: Written
+    output: WrittenShards
     deviation: Deviation
     skipped: list[str]
 
 
-def gather(paths: list[str]) -> dict[str, ArrayStore]:
+def collect_sources(paths: list[str]) -> dict[str, ArrayStore]:
     """The clips of several sources, sorted, and the store that holds each.
 
     Raises:
@@ -72,7 +72,7 @@ def gather(paths: list[str]) -> dict[str, ArrayStore]:
         store = open_store(path, "--source")
         for name in _names(store):
             if name in found:
-                twice.append(f"{found[name].place(name)} and {store.place(name)}")
+                twice.append(f"{found[name].location(name)} and {store.location(name)}")
             found[name] = store
     if twice:
         raise UserError(f"--source: clips of the same name, {_lines(sorted(twice))}Rename them, or leave out a source.")
@@ -114,7 +114,7 @@ def pack(
     Raises:
         UserError: unfit arrays, all named; nothing should be kept of what was written.
     """
-    worst, count = NONE, 0
+    worst, count = NO_DEVIATION, 0
     skipped: list[str] = []
     too_large: list[str] = []
     with closing(writer), ThreadPoolExecutor(READERS) as pool:
@@ -137,7 +137,7 @@ def pack(
     return PackingReport(count, writer.finish(), worst, skipped)
 
 
-def prepare(store: ArrayStore, name: str, values: Values) -> Prepared:
+def prepare(store: ArrayStore, name: str, values: Values) -> PreparedArray:
     """Read, check and convert an array.
 
     Raises:
@@ -146,18 +146,18 @@ def prepare(store: ArrayStore, name: str, values: Values) -> Prepared:
     try:
         array = store.load(name)
     except (OSError, ValueError, MemoryError) as error:
-        raise UnpackableArray(f"{store.place(name)}: cannot be read: {error}") from None
+        raise UnpackableArray(f"{store.location(name)}: cannot be read: {error}") from None
     if array.dtype not in FLOAT_TYPES:
-        raise UnpackableArray(f"{store.place(name)}: dtype {array.dtype}, expected float16, float32 or float64")
+        raise UnpackableArray(f"{store.location(name)}: dtype {array.dtype}, expected float16, float32 or float64")
     if array.ndim == 0 or array.size == 0:
-        raise UnpackableArray(f"{store.place(name)}: shape {array.shape}, which holds no rows")
+        raise UnpackableArray(f"{store.location(name)}: shape {array.shape}, which holds no rows")
     if not np.isfinite(array).all():
-        raise UnpackableArray(f"{store.place(name)}: holds NaN or inf")
+        raise UnpackableArray(f"{store.location(name)}: contains NaN or inf")
     try:
-        parts, back = encoded(array, values)
+        parts, back = encode(array, values)
     except OverflowError as error:
-        raise TooLarge(f"{store.place(name)}: {error}") from None
-    return Prepared(parts, NONE if values == "stored" else deviation(array, back))
+        raise TooLarge(f"{store.location(name)}: {error}") from None
+    return PreparedArray(parts, NO_DEVIATION if values == "stored" else deviation(array, back))
 
 
 def leftovers(output: Path) -> list[Path]:
@@ -171,7 +171,7 @@ def index_tars(path: str, output: Path | None) -> list[Path]:
     Raises:
         UserError: no shards; a shard with members that do not belong there; a place that cannot be written.
     """
-    shards = tars.shards_of(tars.split_slot(path)[0])
+    shards = tars.list_shards(tars.split_slot(path)[0])
     names = [os.path.basename(shard) for shard in shards]
     if twice := sorted({name for name in names if output and names.count(name) > 1}):
         raise UserError(f"--output: shards of the same name, {listing(twice)}. Index them into different folders.")
@@ -195,10 +195,10 @@ def index_tars(path: str, output: Path | None) -> list[Path]:
 
 
 def _ahead(
-    pool: ThreadPoolExecutor, work: Callable[[str], Prepared], names: Iterable[str]
-) -> Iterator[tuple[str, Future[Prepared]]]:
+    pool: ThreadPoolExecutor, work: Callable[[str], PreparedArray], names: Iterable[str]
+) -> Iterator[tuple[str, Future[PreparedArray]]]:
     """Each name with its work begun, in order, a few of them ahead of what is taken."""
-    waiting: deque[tuple[str, Future[Prepared]]] = deque()
+    waiting: deque[tuple[str, Future[PreparedArray]]] = deque()
     for name in names:
         waiting.append((name, pool.submit(work, name)))
         if len(waiting) > AHEAD:

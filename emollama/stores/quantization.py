@@ -26,10 +26,10 @@ class Deviation(NamedTuple):
         return Deviation(max(self.absolute, other.absolute), max(self.relative, other.relative))
 
 
-NONE = Deviation(0.0, 0.0)
+NO_DEVIATION = Deviation(0.0, 0.0)
 
 
-def encoded(array: np.ndarray, values: Values) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+def encode(array: np.ndarray, values: Values) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     """What is stored of an array, and what is read back from that.
 
     Args:
@@ -43,13 +43,13 @@ def encoded(array: np.ndarray, values: Values) -> tuple[tuple[np.ndarray, ...], 
         return (np.ascontiguousarray(array),), array
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is told below
         parts = _int8_rows(array) if values == "int8" else (np.ascontiguousarray(array.astype(np.float16)),)
-        back = restored(*parts) if values == "int8" else parts[0]
+        back = dequantize(*parts) if values == "int8" else parts[0]
     if not np.isfinite(back).all():
         raise OverflowError(f"{np.abs(array).max():.6g} is too large for {values}")
     return parts, back
 
 
-def restored(scales: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def dequantize(scales: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """(..., width) float32 from the scales of the rows (rows, 1) and int8 values (..., width)."""
     values: np.ndarray = np.multiply(whole.reshape(len(scales), -1), scales, dtype=np.float32)
     return values.reshape(whole.shape)

@@ -14,11 +14,11 @@ import numpy as np
 
 from emollama.paths import atomic_write
 from emollama.stores import packed, tar_index, tar_set
-from emollama.stores.name_index import entries_of, joined, table_of
+from emollama.stores.name_index import build_table, join_names, make_entries
 from emollama.stores.packed import ALIGNMENT, HEAD_BYTES, ArrayKind, shard_name
 
 
-class Written(NamedTuple):
+class WrittenShards(NamedTuple):
     """What was written.
 
     Attributes:
@@ -36,10 +36,10 @@ class Writer(Protocol):
     """Takes arrays one after another into a folder."""
 
     def add(self, name: str, parts: tuple[np.ndarray, ...]) -> None:
-        """Write an array, as :func:`emollama.stores.quantization.encoded` gives it."""
+        """Write an array, as :func:`emollama.stores.quantization.encode` gives it."""
         ...
 
-    def finish(self) -> Written:
+    def finish(self) -> WrittenShards:
         """End the last shard and write what describes all."""
         ...
 
@@ -75,14 +75,14 @@ class PackedWriter:
         self._names.append(name)
         self._places.append((self._kinds.setdefault(kind, len(self._kinds)), len(self._shards), offset, check))
 
-    def finish(self) -> Written:
+    def finish(self) -> WrittenShards:
         """End the last shard; write index and description."""
         self.close()
-        entries = entries_of(self._names)
+        entries = make_entries(self._names)
         for column, values in zip(("kind", "shard", "offset", "check"), zip(*self._places, strict=True), strict=True):
             entries[column] = values
-        table = table_of(entries)
-        ends, text = joined(self._names)
+        table = build_table(entries)
+        ends, text = join_names(self._names)
         index = _Shard(self.folder / packed.INDEX)
         index.append((table, ends, text))
         about: dict[str, Any] = {
@@ -97,7 +97,7 @@ class PackedWriter:
         about["digest"] = packed.digest(about)
         with atomic_write(self.folder / packed.ABOUT) as file:
             json.dump(about, file, indent=1)
-        return Written(len(self._shards), sum(shard["bytes"] for shard in self._shards))
+        return WrittenShards(len(self._shards), sum(shard["bytes"] for shard in self._shards))
 
     def close(self) -> None:
         """End the last shard."""
@@ -171,7 +171,7 @@ class TarWriter:
         np.lib.format.write_array(member, array, allow_pickle=False)
         self._shards.write({"__key__": name, "npy": member.getvalue()})
 
-    def finish(self) -> Written:
+    def finish(self) -> WrittenShards:
         """End the last shard and index all."""
         self.close()
         indexes = [tar_index.scan(str(shard), shard.name) for shard in self._written]
@@ -180,7 +180,7 @@ class TarWriter:
             tar_index.write(index, path)
         tar_set.write(indexes, paths)
         dotted = not any("npy" in index.endings for index in indexes)
-        return Written(len(indexes), sum(index.size for index in indexes), "::" if dotted else "")
+        return WrittenShards(len(indexes), sum(index.size for index in indexes), "::" if dotted else "")
 
     def close(self) -> None:
         """End the last shard."""

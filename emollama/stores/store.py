@@ -43,7 +43,7 @@ class ArrayStore(Protocol):
         """
         ...
 
-    def place(self, name: str) -> str:
+    def location(self, name: str) -> str:
         """Where the array lies, as messages call it."""
         ...
 
@@ -69,7 +69,7 @@ class NpyFolder:
         return cls(folder, frozenset(name.removesuffix(".npy") for name in os.listdir(folder) if name.endswith(".npy")))
 
     def __contains__(self, name: object) -> bool:
-        return name in self.listed or ("/" in str(name) and Path(self.place(str(name))).is_file())
+        return name in self.listed or ("/" in str(name) and Path(self.location(str(name))).is_file())
 
     def names(self) -> Iterable[str]:
         """The clips at the folder's own level."""
@@ -81,7 +81,7 @@ class NpyFolder:
         Raises:
             OSError, ValueError: unreadable, pickled objects, or an archive.
         """
-        with open(self.place(name), "rb") as file:
+        with open(self.location(name), "rb") as file:
             return read_npy(file)
 
     def header(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
@@ -90,20 +90,20 @@ class NpyFolder:
         Raises:
             OSError, ValueError: unreadable, or shorter than it says.
         """
-        with open(self.place(name), "rb") as file:
+        with open(self.location(name), "rb") as file:
             shape, _, dtype = npy_header(file)
             lacking = file.tell() + int(np.prod(shape)) * dtype.itemsize - os.fstat(file.fileno()).st_size
         if lacking > 0:
             raise ValueError(f"{lacking} bytes are missing at its end")
         return shape, dtype
 
-    def place(self, name: str) -> str:
+    def location(self, name: str) -> str:
         """The file's path."""
         return f"{self.folder}/{name}.npy"
 
     def stamp(self, name: str) -> tuple[int, ...]:
         """Size, times of modification and of change (which copying tools do not set), and inode."""
-        status = os.stat(self.place(name))
+        status = os.stat(self.location(name))
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
     def groups(self, names: Sequence[str]) -> np.ndarray | None:
@@ -121,7 +121,7 @@ def open_store(path: str, key: str) -> ArrayStore:
     Raises:
         UserError: there is nothing of the kind.
     """
-    if tars.is_tars(path):
+    if tars.is_tar_path(path):
         return tars.TarStore.open(path)
     require_folder(path, key, "Correct the path." if key.startswith("--") else f"Correct the path, or set {key}: null.")
     folder = PATHS.get_local_path(path)

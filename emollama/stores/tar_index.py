@@ -23,7 +23,7 @@ import numpy as np
 
 from emollama.errors import UserError
 from emollama.paths import PATHS, atomic_write
-from emollama.stores.name_index import ENTRY, entries_of, joined, require_within
+from emollama.stores.name_index import ENTRY, join_names, make_entries, require_within
 from emollama.stores.npy import npy_header
 
 SUFFIX = ".idx.npz"
@@ -98,17 +98,17 @@ def scan(local: str, shown: str, tar: str | None = None) -> TarIndex:
     if not found:
         raise UserError(f"{shown}: holds no .npy file.")
     layouts = {layout: number for number, layout in enumerate(dict.fromkeys(layout for layout, _, _ in found.values()))}
-    entries = entries_of(list(found))
+    entries = make_entries(list(found))
     entries["kind"] = [layouts[layout] for layout, _, _ in found.values()]
     entries["offset"] = [offset for _, offset, _ in found.values()]
     entries["check"] = [check for _, _, check in found.values()]
     endings = Counter(posixpath.basename(f"{name}.npy").partition(".")[2] for name in found)
-    return TarIndex(tar, size, tuple(layouts), dict(endings), entries, *joined(list(found)))
+    return TarIndex(tar, size, tuple(layouts), dict(endings), entries, *join_names(list(found)))
 
 
 def write(index: TarIndex, path: str | Path) -> None:
     """Write a sidecar."""
-    layouts = described(index.layouts)
+    layouts = layouts_to_json(index.layouts)
     about = {"version": VERSION, "tar": index.tar, "bytes": index.size, "layouts": layouts, "endings": index.endings}
     text = np.frombuffer(json.dumps(about).encode(), np.uint8)
     with atomic_write(path, "wb") as file:
@@ -127,7 +127,7 @@ def read(path: str) -> TarIndex:
             if about["version"] != VERSION or arrays["entries"].dtype != ENTRY:
                 raise ValueError(f"of version {about['version']}, expected {VERSION}")
             columns = arrays["entries"], arrays["ends"], arrays["names"]
-        index = TarIndex(about["tar"], about["bytes"], layouts_of(about["layouts"]), about["endings"], *columns)
+        index = TarIndex(about["tar"], about["bytes"], layouts_from_json(about["layouts"]), about["endings"], *columns)
         if not len(index.entries) or len(index.ends) != len(index.entries):
             raise ValueError("no arrays, or not as many as names")
         require_within(index.entries, [layout.nbytes for layout in index.layouts], [index.size])
@@ -140,7 +140,7 @@ def read(path: str) -> TarIndex:
         ) from None
 
 
-def seal(path: str | Path) -> list[int]:
+def fingerprint(path: str | Path) -> list[int]:
     """Size of a sidecar and checksum of its end, where a zip keeps the checksums of everything in it."""
     with open(path, "rb") as file:
         size = file.seek(0, 2)
@@ -148,12 +148,12 @@ def seal(path: str | Path) -> list[int]:
         return [size, zlib.crc32(file.read())]
 
 
-def described(layouts: Sequence[Layout]) -> list[Any]:
+def layouts_to_json(layouts: Sequence[Layout]) -> list[Any]:
     """Layouts in JSON."""
     return [[layout.shape, layout.dtype.str, layout.fortran, layout.head] for layout in layouts]
 
 
-def layouts_of(described: list[Any]) -> tuple[Layout, ...]:
+def layouts_from_json(described: list[Any]) -> tuple[Layout, ...]:
     """Layouts from JSON.
 
     Raises:

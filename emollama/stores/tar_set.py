@@ -23,7 +23,7 @@ import numpy as np
 
 from emollama.paths import atomic_write
 from emollama.stores import tar_index
-from emollama.stores.name_index import columns, entries_in, require_within, separated, table_of
+from emollama.stores.name_index import build_table, extract_entries, map_columns, require_within, split_names
 from emollama.stores.tar_index import Layout, TarIndex
 
 SUFFIX = ".set"
@@ -56,7 +56,7 @@ class TarSet:
     Attributes:
         shards: in the order in which entries number them.
         layouts: in the order in which entries number them.
-        table: of all entries (:func:`emollama.stores.name_index.table_of`).
+        table: of all entries (:func:`emollama.stores.name_index.build_table`).
         ends, text: the names, joined, shard by shard.
     """
 
@@ -69,10 +69,10 @@ class TarSet:
     def names(self, shard: int) -> Iterator[str]:
         """The names in a shard, as they stand there."""
         first = sum(before.arrays for before in self.shards[:shard])
-        return separated(self.ends, self.text, first, first + self.shards[shard].arrays)
+        return split_names(self.ends, self.text, first, first + self.shards[shard].arrays)
 
 
-def built(indexes: Sequence[TarIndex], paths: Sequence[str]) -> TarSet:
+def build(indexes: Sequence[TarIndex], paths: Sequence[str]) -> TarSet:
     """The set of these shards, in memory.
 
     Args:
@@ -95,7 +95,7 @@ def built(indexes: Sequence[TarIndex], paths: Sequence[str]) -> TarSet:
         for index, path in zip(indexes, paths, strict=True)
     )
     ends = np.concatenate([index.ends for index in indexes]) + starts
-    return TarSet(shards, tuple(layouts), table_of(entries), ends, np.concatenate([index.names for index in indexes]))
+    return TarSet(shards, tuple(layouts), build_table(entries), ends, np.concatenate([index.names for index in indexes]))
 
 
 def write(indexes: Sequence[TarIndex], paths: Sequence[str]) -> None:
@@ -104,14 +104,14 @@ def write(indexes: Sequence[TarIndex], paths: Sequence[str]) -> None:
     Such shards cannot be read together, so that there is no use for their set.
     """
     try:
-        made = built(indexes, paths)
+        made = build(indexes, paths)
     except ValueError:
         return
     about = {
-        "layouts": tar_index.described(made.layouts),
+        "layouts": tar_index.layouts_to_json(made.layouts),
         "table_bytes": made.table.nbytes,
         "shards": [shard._asdict() for shard in made.shards],
-        "seals": [tar_index.seal(path) for path in paths],
+        "seals": [tar_index.fingerprint(path) for path in paths],
     }
     raw = json.dumps(about).encode()
     parts: list[Any] = [raw + b" " * (-len(raw) % _HEAD.size)]
@@ -124,7 +124,7 @@ def write(indexes: Sequence[TarIndex], paths: Sequence[str]) -> None:
         file.writelines(parts)
 
 
-def find(paths: Sequence[str]) -> tuple[TarSet, list[int]] | None:
+def find_set(paths: Sequence[str]) -> tuple[TarSet, list[int]] | None:
     """A set that holds all these sidecars as they are, and their numbers in it; None where no such set stands beside them."""
     folders = {os.path.dirname(path) for path in paths}
     if len(folders) > 1 or len(set(paths)) < len(paths) or not all(map(os.path.isfile, paths)):
@@ -155,12 +155,12 @@ def _opened(path: str, asked: Sequence[str]) -> tuple[TarSet, list[int]] | None:
         numbers = {shard.sidecar: number for number, shard in enumerate(shards)}
         for name in asked:
             number = numbers.get(os.path.basename(name))
-            if number is None or about["seals"][number] != tar_index.seal(name):
+            if number is None or about["seals"][number] != tar_index.fingerprint(name):
                 return None
         raw = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if zlib.crc32(memoryview(raw)[_HEAD.size :]) != check:
         raise ValueError("its checksum is not the one that was written")
-    layouts, count = tar_index.layouts_of(about["layouts"]), sum(shard.arrays for shard in shards)
-    found = TarSet(shards, layouts, *columns(raw, _HEAD.size + size, about["table_bytes"], count))
-    require_within(entries_in(found.table, count), [layout.nbytes for layout in layouts], [shard.bytes for shard in shards])
+    layouts, count = tar_index.layouts_from_json(about["layouts"]), sum(shard.arrays for shard in shards)
+    found = TarSet(shards, layouts, *map_columns(raw, _HEAD.size + size, about["table_bytes"], count))
+    require_within(extract_entries(found.table, count), [layout.nbytes for layout in layouts], [shard.bytes for shard in shards])
     return found, [numbers[os.path.basename(name)] for name in asked]

@@ -24,15 +24,15 @@ from braceexpand import braceexpand
 from emollama.errors import UserError
 from emollama.paths import PATHS
 from emollama.stores import tar_index, tar_set
-from emollama.stores.name_index import NameIndex, separated
+from emollama.stores.name_index import NameIndex, split_names
 from emollama.stores.tar_index import TarIndex
 from emollama.stores.tar_set import TarSet
 
-MAPS_KEPT = 128  # shards mapped at once by a store in a process; each takes a file descriptor
+MAX_OPEN_MAPS = 128  # shards mapped at once by a store in a process; each takes a file descriptor
 _TAR = (".tar", ".tar.gz", ".tgz")
 
 
-def is_tars(path: str) -> bool:
+def is_tar_path(path: str) -> bool:
     """Whether a path means tar shards: ends like a tar, or is a folder that holds tars or their indexes and no .npy files."""
     pattern, _ = split_slot(path)
     if pattern.endswith(_TAR):
@@ -47,7 +47,7 @@ def split_slot(path: str) -> tuple[str, str | None]:
     return (match[1], match[2]) if match else (path, None)
 
 
-def shards_of(pattern: str) -> list[str]:
+def list_shards(pattern: str) -> list[str]:
     """The tars that a path without a slot means, in order; of a folder that has none the indexes.
 
     Raises:
@@ -100,7 +100,7 @@ class TarStore:
         self._index = NameIndex(self._set.table, len(self._set.ends))
         self._places = np.full(len(self._set.shards) + 1, -1)  # number in the set -> in self._shards; -1 -> -1
         self._places[self._numbers] = np.arange(len(shards))
-        self._shard = functools.lru_cache(MAPS_KEPT)(self._mapped)
+        self._shard = functools.lru_cache(MAX_OPEN_MAPS)(self._mapped)
 
     @classmethod
     def open(cls, path: str) -> TarStore:
@@ -110,13 +110,13 @@ class TarStore:
             UserError: no shards; no index, or one of another shard; a clip in two shards; a slot that none has.
         """
         pattern, slot = split_slot(path)
-        found = shards_of(pattern)
+        found = list_shards(pattern)
         if compressed := [shard for shard in found if not shard.endswith((".tar", tar_index.SUFFIX))]:
             raise UserError(f"{compressed[0]}: a compressed tar cannot be read at random places. Decompress it.")
         paths = [shard if shard.endswith(tar_index.SUFFIX) else shard + tar_index.SUFFIX for shard in found]
         for shard in found:
             is_here(shard)
-        held = tar_set.find(paths) or _built(paths)
+        held = tar_set.find_set(paths) or _built(paths)
         known = [held[0].shards[number] for number in held[1]]
         shards = [_shard_path(shard, index) for shard, index in zip(known, paths, strict=True)]
         _check_slot(pattern, slot, {ending for shard in known for ending in shard.endings})
@@ -163,7 +163,7 @@ class TarStore:
         layout = self._set.layouts[self._find(name)[0]]
         return layout.shape, layout.dtype
 
-    def place(self, name: str) -> str:
+    def location(self, name: str) -> str:
         """Shard and member."""
         entry = self._entry(name)
         return f"{self._shards[entry[1]] if entry else self.path}, {name}{self._suffix}.npy"
@@ -225,10 +225,10 @@ def _built(paths: list[str]) -> tuple[TarSet, list[int]]:
     """
     indexes = [tar_index.read(path) for path in paths]
     try:
-        return tar_set.built(indexes, paths), list(range(len(paths)))
+        return tar_set.build(indexes, paths), list(range(len(paths)))
     except ValueError as error:
         owners = [number for number, index in enumerate(indexes) for _ in index.ends]
-        names = [name for index in indexes for name in separated(index.ends, index.names)]
+        names = [name for index in indexes for name in split_names(index.ends, index.names)]
         places = [_shard_path(indexes[owners[row]], paths[owners[row]]) for row in error.args]
         raise UserError(
             f"member '{names[error.args[0]]}.npy' is in both {places[0]} and {places[1]}. Leave one of them out."

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from emollama.data.batch import IGNORED, Batch, Record, collate
-from emollama.data.loader import SampleDataset, seed_of
+from emollama.data.loader import SampleDataset, mix_seed
 from emollama.data.prompts.prompt import Prompt
 from emollama.evaluation.scoring import Scoring
 from emollama.models.decoding import continued, likelihoods
@@ -68,7 +68,10 @@ class ImageTextPretrain:
     def questions(self, dataset: SampleDataset, cfg: ImageTextPretrainConfig) -> list[Question]:
         """Every clip asked for every task of its pool."""
         pool = dataset.pool
-        wordings = {task: pool.first(task) if cfg.instruction == "first" else pool.filled(cfg.instruction) for task in pool.tasks}
+        wordings = {
+            task: pool.first_instruction(task) if cfg.instruction == "first" else pool.fill_labels(cfg.instruction)
+            for task in pool.tasks
+        }
         return [Question(clip, task, instruction) for clip in range(len(dataset)) for task, instruction in wordings.items()]
 
     def answer(
@@ -91,7 +94,7 @@ class ImageTextPretrain:
             seed: of sampling, where temperature is above 0.
         """
         records = [_masked(dataset.record(asked.clip, asked.task, asked.instruction), cfg.mask_slots) for asked in questions]
-        seeds = [seed_of(seed, asked.clip, dataset.pool.tasks.index(asked.task)) for asked in questions]
+        seeds = [mix_seed(seed, asked.clip, dataset.pool.tasks.index(asked.task)) for asked in questions]
         by_label = {place for place, asked in enumerate(questions) if asked.task == "emotion" and cfg.answer_by == "likelihood"}
         found: dict[int, Answered] = {}
         for places in (sorted(by_label), [place for place in range(len(records)) if place not in by_label]):
@@ -142,7 +145,7 @@ def _most_likely(
 ) -> list[Answered]:
     """(the most probable label, label -> probability) of each prompt; words are compared as answers are trained on."""
     labels = list(dataset.cfg.labels)
-    meaning = {dataset.as_answer(word): label for word, label in [*aliases.items(), *zip(labels, labels, strict=True)]}
+    meaning = {dataset.process_answer(word): label for word, label in [*aliases.items(), *zip(labels, labels, strict=True)]}
     shares = likelihoods(members, batch, [prompt.answer_ids(word) for word in meaning])
     answers: list[Answered] = []
     for row in shares.tolist():

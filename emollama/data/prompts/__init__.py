@@ -1,1 +1,1 @@
-"""Prompts: ids, labels and placeholders of feature tokens are rendered together."""
+"""Prompt formats, which turn a record into token ids, labels and placeholders of feature tokens."""

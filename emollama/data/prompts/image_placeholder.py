@@ -1,20 +1,20 @@
-"""``<ImageHere>``: the mark in a text where the rows of an image go."""
+"""``<ImageHere>``, the mark in a text at which the feature tokens of an image are inserted."""
 
 from __future__ import annotations
 
 import re
 
 MARK = "<ImageHere>"
-MISSPELT = re.compile(r"<\s*image\s*here\s*>", re.IGNORECASE)
+SPELLINGS = re.compile(r"<\s*image\s*here\s*>", re.IGNORECASE)
 
 
-def checked(instruction: str) -> str:
-    """The instruction, if the image has one place in it or none (then it goes first).
+def check_instruction(instruction: str) -> str:
+    """Return the instruction if it contains ``<ImageHere>`` at most once. Without the mark, the image comes first.
 
     Raises:
-        ValueError: ``<ImageHere>`` stands in it more than once, or is misspelt.
+        ValueError: ``<ImageHere>`` appears more than once, or is misspelled.
     """
-    marks = MISSPELT.findall(instruction)
+    marks = SPELLINGS.findall(instruction)
     if len(marks) > 1 or (marks and marks[0] != MARK):
-        raise ValueError(f"{instruction!r} must hold {MARK}, spelt so, once; or not at all, and the image goes first")
+        raise ValueError(f"{instruction!r} must contain {MARK} (with this spelling) once, or not at all to put the image first")
     return instruction

@@ -1,7 +1,7 @@
-"""Prompts of MiniGPT-4: one image inside the text, where ``<ImageHere>`` stands; wordings out of a file of prompts.
+"""Prompts of MiniGPT-4: one image at ``<ImageHere>`` inside the text, and instructions from a file of prompts.
 
-Source of the form: the published MiniGPT-4 training code. One BOS, then the text before the image and the text behind it, each
-tokenized alone, the image's rows between them.
+The format is that of the published MiniGPT-4 training code: one BOS, the text before the image, the feature tokens of the image,
+and the text after it. The two texts are tokenized separately.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy as np
 
 from emollama.config.packaged import find_shipped
 from emollama.data.batch import Record
-from emollama.data.prompts.image_placeholder import MARK, checked
+from emollama.data.prompts.image_placeholder import MARK, check_instruction
 from emollama.data.prompts.prompt import Parts, Placeholders, Prompt
 from emollama.data.prompts.prompt_style import LossAverage, PromptLayout, PromptStyle
 from emollama.errors import UserError
 from emollama.paths import read_text
 
-IMAGE = f"<Img>{MARK}</Img> "  # goes before an instruction that does not say where the image stands
+IMAGE = f"<Img>{MARK}</Img> "  # prepended to an instruction without <ImageHere>
 BUILT_IN = (
     f"{IMAGE}Describe this picture.",
     f"{IMAGE}What does this picture show?",
@@ -30,35 +30,35 @@ BUILT_IN = (
 
 
 def read_prompts(path: str, key: str) -> tuple[str, ...]:
-    """The prompts of a file, a line each; blank lines are passed over.
+    """Read a file of prompts with one prompt per line; blank lines are skipped.
 
     Args:
         path: UTF-8 text.
-        key: the configuration key that named it, for messages.
+        key: the configuration key that named the file, for messages.
 
     Raises:
-        UserError: no such file, no prompt in it, or a line that :func:`checked` refuses.
+        UserError: the file does not exist or has no prompt, or :func:`check_instruction` rejects a line.
     """
     prompts = []
-    for number, line in enumerate(read_text(find_shipped(path, key)).splitlines(), 1):
+    for line_number, line in enumerate(read_text(find_shipped(path, key)).splitlines(), 1):
         try:
-            prompts += [checked(line)] if line.strip() else []
+            prompts += [check_instruction(line)] if line.strip() else []
         except ValueError as error:
-            raise UserError(f"{key}: '{path}', line {number}: {error}") from None
+            raise UserError(f"{key}: '{path}', line {line_number}: {error}") from None
     if not prompts:
-        raise UserError(f"{key}: '{path}' holds no prompt. A prompt is a line such as {IMAGE}Describe this picture.")
+        raise UserError(f"{key}: '{path}' contains no prompt. Expected lines such as {IMAGE}Describe this picture.")
     return tuple(prompts)
 
 
 class ImagePrompt(Prompt):
-    """Turns records with one image into samples. A record that says nothing is asked with one of the model's own prompts.
+    """The prompt format of MiniGPT-4. A record with an empty user text gets one of the model's own prompts.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
         style: the model's template, end symbol and length limits.
-        placeholders: what the fusion module emits, all of it where ``<ImageHere>`` stands.
-        prompts: the model's own; one is drawn in training, evaluation takes the first.
-        loss_average: as :class:`~emollama.data.prompts.prompt.Prompt` has it.
+        placeholders: the feature tokens of the fusion module, all of which are inserted at ``<ImageHere>``.
+        prompts: the model's own prompts; training draws one, evaluation uses the first.
+        loss_average: see :class:`~emollama.data.prompts.prompt.Prompt`.
     """
 
     def __init__(
@@ -73,20 +73,20 @@ class ImagePrompt(Prompt):
         self.prompts = prompts
 
     def digest(self) -> str:
-        """Of the model's own prompts."""
+        """Return a hash of the model's own prompts."""
         return hashlib.sha256("\n".join(self.prompts).encode()).hexdigest()[:16]
 
     def body(self, record: Record) -> str:
-        """The text of the first turn, with the mark where the image's rows go."""
+        """Return the text of the first turn, with ``<ImageHere>`` at the position of the image."""
         return self.apply_instruction(record.turns[0][0], None)
 
-    def apply_instruction(self, words: str, rng: np.random.Generator | None) -> str:
-        """The words with the image's mark; one of the model's own prompts where there are none."""
-        if not words.strip():
-            words = self.prompts[0 if rng is None else int(rng.integers(len(self.prompts)))]
-        return words if MARK in words else IMAGE + words
+    def apply_instruction(self, user_text: str, rng: np.random.Generator | None) -> str:
+        """Return the user text with ``<ImageHere>``; an empty one is replaced by one of the model's own prompts."""
+        if not user_text.strip():
+            user_text = self.prompts[0 if rng is None else int(rng.integers(len(self.prompts)))]
+        return user_text if MARK in user_text else IMAGE + user_text
 
-    def first_turn(self, words: str, layout: PromptLayout) -> tuple[Parts, str, str]:
-        """The text before the image and the image's rows, nothing, and the text behind the image; the same in every layout."""
-        before, _, behind = words.partition(MARK)
-        return [self.style.opening + self._as_text(before), self.placeholders.video], "", behind
+    def first_turn(self, user_text: str, layout: PromptLayout) -> tuple[Parts, str, str]:
+        """Split at the image: the parts up to the image, an empty text, and the text after it. All layouts are equal."""
+        before, _, after = user_text.partition(MARK)
+        return [self.style.opening + self._as_text(before), self.placeholders.video], "", after

@@ -1,14 +1,14 @@
-"""Rendering: the only file that tokenizes.
+"""Rendering of records into token ids. No other file tokenizes.
 
-A prompt is a list of segments, text and placeholders in turn; ids, labels and placeholders are appended by one helper, so
-that they cannot disagree. A placeholder is an id outside the LLM's embedding table, one for each row that the fusion module
-will put in its place. Text of the user's files is text: nothing in a transcript or an answer becomes structure.
+A prompt is a list of segments, which are texts and placeholders. One helper appends ids, labels and placeholders together, so
+that they always agree. A placeholder is an id outside the LLM's embedding table; there is one for each feature token, which
+replaces it in the model. Text from user files stays text: nothing in a transcript or an answer becomes part of the structure.
 
-Layouts (source: the published Emotion-LLaMA training and evaluation code):
+Layouts (as in the published Emotion-LLaMA training and evaluation code):
 
-* ``train``: one BOS, ``[INST] <video>`` | image rows | ``</video> <feature>`` | face, video, audio, class rows |
-  ``</feature> ... [/INST]``, each text segment tokenized alone; then the answer and the end symbol.
-* ``upstream_eval``: two BOS, every row between ``<video>`` and ``</video>``, the words ``<FeatureHere>`` left in the text.
+* ``train``: one BOS, ``[INST] <video>`` | image tokens | ``</video> <feature>`` | face, video, audio, class tokens |
+  ``</feature> ... [/INST]``, each text segment tokenized separately; then the answer and the end symbol.
+* ``upstream_eval``: two BOS, all feature tokens between ``<video>`` and ``</video>``, and ``<FeatureHere>`` as plain text.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from emollama.data.batch import IGNORED, Record, Sample
 from emollama.data.prompts.prompt_style import LossAverage, PromptLayout, PromptStyle
 from emollama.errors import UserError
 
-Parts = list[str | tuple[str, ...]]  # texts, and names of placeholders, in the order in which they stand
+Parts = list[str | tuple[str, ...]]  # texts, and tuples of placeholder names, in the order of the prompt
 HEAD = "<video><VideoHere></video> <feature><FeatureHere></feature> "
 
 
 @dataclass(frozen=True)
 class Placeholders:
-    """The rows that a fusion module emits, and the ids that stand for them.
+    """The feature tokens that a fusion module returns, and their ids in a prompt.
 
     Attributes:
-        video: names of those between ``<video>`` and ``</video>``, in order.
-        feature: names of those between ``<feature>`` and ``</feature>``, in order.
-        first_id: id of the first name; the row count of the LLM's embedding table.
-        num_tokens: number of feature vectors by slot -> number of feature tokens by placeholder.
+        video: names of the placeholders between ``<video>`` and ``</video>``, in order.
+        feature: names of the placeholders between ``<feature>`` and ``</feature>``, in order.
+        first_id: id of the first placeholder, which is the size of the LLM's embedding table.
+        num_tokens: function from the number of feature vectors by slot to the number of feature tokens by placeholder.
     """
 
     video: tuple[str, ...]
@@ -46,17 +46,17 @@ class Placeholders:
     num_tokens: Callable[[Mapping[str, int]], dict[str, int]]
 
     def id_of(self, name: str) -> int:
-        """The id that stands for one row of this placeholder."""
+        """Return the id of one feature token of this placeholder."""
         return self.first_id + (self.video + self.feature).index(name)
 
 
 class _Rendering:
-    """Ids, labels and weights of one sample, appended together."""
+    """Token ids and labels of one sample, which are appended together."""
 
     def __init__(self) -> None:
         self.ids: list[int] = []
         self.labels: list[int] = []
-        self.answers: list[int] = []  # length of each answer, for the loss weights
+        self.answer_lengths: list[int] = []  # for the loss weights
 
     def prompt(self, ids: list[int]) -> None:
         self.ids += ids
@@ -65,17 +65,17 @@ class _Rendering:
     def answer(self, ids: list[int]) -> None:
         self.ids += ids
         self.labels += ids
-        self.answers.append(len(ids))
+        self.answer_lengths.append(len(ids))
 
 
 class Prompt:
-    """Turns records into samples, and generated ids into text.
+    """A prompt format: turns records into tokenized samples, and generated ids into text.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
         style: the model's template, end symbol and length limits.
-        placeholders: what the fusion module emits.
-        loss_average: ``sample`` gives each sample's tokens the weights 1 / n, ``token`` gives each token the weight 1.
+        placeholders: the feature tokens of the fusion module.
+        loss_average: ``sample`` gives each of the n answer tokens of a sample the weight 1 / n, ``token`` the weight 1.
     """
 
     def __init__(
@@ -86,21 +86,21 @@ class Prompt:
         self.placeholders = placeholders
         self.loss_average = loss_average
         special = [re.escape(text) for text in tokenizer.get_added_vocab() if text.strip()]
-        # Tokens within which the end symbol's text must show; only one where the tokenizer ends sequences with it anyway.
+        # `is_finished` looks for the text of the end symbol in the last tokens, since a tokenizer may split it in any way.
         self._end_tokens = 1 if self.ends_with_eos else len(style.end_sym) + 1
         self._special = re.compile("|".join(sorted(special, key=len, reverse=True))) if special else None
 
     def body(self, record: Record) -> str:
-        """The text of the first turn, with marks where rows go; reported beside a prediction."""
+        """Return the text of the first turn with marks at the positions of features, as shown next to a prediction."""
         return HEAD + record.turns[0][0]
 
     def digest(self) -> str | None:
-        """Of what this renderer may say by itself, which a resumed run must find again; None where it says nothing."""
+        """Return a hash of the model's own prompts, which a resumed run compares; None if the format has none."""
         return None
 
-    def apply_instruction(self, words: str, rng: np.random.Generator | None) -> str:
-        """What the user says in the first turn, where the record says ``words``; ``rng`` is for what is random in training."""
-        return words
+    def apply_instruction(self, user_text: str, rng: np.random.Generator | None) -> str:
+        """Return the user text of the first turn. Subclasses may change it; ``rng`` is for random choices in training."""
+        return user_text
 
     def sample(
         self,
@@ -110,46 +110,47 @@ class Prompt:
         to_generate: bool = False,
         rng: np.random.Generator | None = None,
     ) -> Sample:
-        """Render a record.
+        """Tokenize a record.
 
         Args:
-            record: its turns and features.
-            layout: where the rows go (see the module's text).
+            record: the texts and features of the sample.
+            layout: the positions of the feature tokens (see the module docstring).
             to_generate: stop before the last turn's answer.
-            rng: of the draw in training; None in evaluation.
+            rng: the sample's generator in training; None in evaluation.
 
         Raises:
-            UserError: a feature whose number of rows the fusion module cannot take; names the clip.
+            UserError: the fusion module cannot process this number of feature vectors, or the instruction exceeds
+                ``max_context_len``; names the clip.
         """
         try:
-            counts = self.placeholders.num_tokens({slot: len(rows) for slot, rows in record.features.items()})
+            counts = self.placeholders.num_tokens({slot: len(vectors) for slot, vectors in record.features.items()})
         except ValueError as error:
             raise UserError(f"clip '{record.name}': {error}") from None
         rendering = _Rendering()
         if self.tokenizer.bos_token_id is not None:
             rendering.prompt([self.tokenizer.bos_token_id])
         cut = 0
-        for turn, (words, answer) in enumerate(record.turns):
+        for turn, (user_text, answer) in enumerate(record.turns):
             if turn == 0:
-                parts, last, words = self.first_turn(self.apply_instruction(words, rng), layout)
+                parts, last, user_text = self.first_turn(self.apply_instruction(user_text, rng), layout)
             else:
                 parts, last = [], self.style.opening
-            cut += self._append_prompt(rendering, parts, (last, words), counts, record.name)
+            cut += self._append_prompt(rendering, parts, (last, user_text), counts, record.name)
             if answer is not None and not (to_generate and turn == len(record.turns) - 1):
                 cut += self._append_answer(rendering, answer)
         labels = torch.tensor(rendering.labels)
-        total = sum(rendering.answers) if self.loss_average == "sample" else 1
+        total = sum(rendering.answer_lengths) if self.loss_average == "sample" else 1
         weights = (labels != IGNORED).float() / max(total, 1)
         ids = torch.tensor(rendering.ids)
         return Sample(record.name, record.task, ids, labels, weights, record.features, cut, record.cache_key)
 
     @property
     def ends_with_eos(self) -> bool:
-        """Whether the end symbol is the tokenizer's own end of a sequence, one token."""
+        """Whether the end symbol is exactly the tokenizer's EOS token."""
         return bool(self._ids(self.style.end_sym) == [self.tokenizer.eos_token_id])
 
     def is_finished(self, ids: list[int]) -> bool:
-        """Whether a generated answer ends here: with the tokenizer's end of a sequence, or with the end symbol's text."""
+        """Return whether a generated answer ends with the tokenizer's EOS token or with the text of the end symbol."""
         if ids[-1] == self.tokenizer.eos_token_id:
             return True
         if self._end_tokens == 1:
@@ -157,30 +158,31 @@ class Prompt:
         return self.style.end_sym in self.tokenizer.decode(ids[-self._end_tokens :])
 
     def answer_ids(self, answer: str) -> list[int]:
-        """Tokens of an answer with its end, as training has them."""
+        """Return the ids of an answer with its end symbol, as in training."""
         return self._ids(self._as_text(answer) + self.style.end_sym)
 
     def answer_text(self, ids: list[int]) -> str:
-        """Generated ids as an answer: up to the end symbol, special tokens dropped, after the last closing of the template."""
+        """Decode generated ids up to the end symbol, without special tokens, and after the last closing of the template."""
         text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
         text = text.split(self.style.end_sym)[0]
         closing = self.style.closing.strip()
         return (text.split(closing)[-1] if closing else text).strip()
 
     def answer_lengths(self, answers: Sequence[str]) -> list[int]:
-        """Tokens of each answer with its end symbol, as they would be without ``max_txt_len``."""
+        """Return the number of tokens of each answer with its end symbol, before it is cut to ``max_txt_len``."""
         return self._lengths([self._as_text(answer) + self.style.end_sym for answer in answers])
 
-    def prompt_lengths(self, words: Sequence[str], layout: PromptLayout = "train") -> list[int]:
-        """Tokens of the text of a first turn with each of these user's words, as they would be without ``max_context_len``."""
-        turns = [self.first_turn(self.apply_instruction(text, None), layout) for text in words]
+    def prompt_lengths(self, user_texts: Sequence[str], layout: PromptLayout = "train") -> list[int]:
+        """Return the number of text tokens of a first turn with each user text, before it is cut to ``max_context_len``."""
+        turns = [self.first_turn(self.apply_instruction(text, None), layout) for text in user_texts]
         texts = [[part for part in parts if isinstance(part, str)] for parts, _, _ in turns]
-        known = {part: len(self._ids(part)) for part in {part for own in texts for part in own}}
+        # The texts before the user text are the same for most turns, so each is tokenized once.
+        lengths = {part: len(self._ids(part)) for part in {part for parts in texts for part in parts}}
         tails = self._lengths([last + self._as_text(rest) + self.style.closing for _, last, rest in turns])
-        return [sum(known[part] for part in own) + tail for own, tail in zip(texts, tails, strict=True)]
+        return [sum(lengths[part] for part in parts) + tail for parts, tail in zip(texts, tails, strict=True)]
 
-    def first_turn(self, words: str, layout: PromptLayout) -> tuple[Parts, str, str]:
-        """A first turn in three: what stands before the user's words, the text right before them, and the words."""
+    def first_turn(self, user_text: str, layout: PromptLayout) -> tuple[Parts, str, str]:
+        """Split a first turn: the parts before the user text, the text directly before it, and the user text."""
         video, feature = self.placeholders.video, self.placeholders.feature
         opening = self.style.opening
         head: Parts
@@ -189,22 +191,22 @@ class Prompt:
         else:
             head = [f"{self.tokenizer.bos_token or ''}{opening}<video>", video + feature]
             last = "</video> <feature><FeatureHere></feature> "
-        return head, last, words
+        return head, last, user_text
 
     def _append_prompt(
         self, rendering: _Rendering, parts: Parts, end: tuple[str, str], counts: Mapping[str, int], name: str
     ) -> int:
-        """Append one turn without its answer: its parts, then ``end``, a text and the user's words. Returns the tokens cut."""
-        last, words = end
+        """Append a turn without its answer: its parts, then ``end``, a fixed text and the user text. Return the tokens cut."""
+        last, user_text = end
         pieces = [self._ids(part) if isinstance(part, str) else part for part in parts]
-        tail = self._ids(last + self._as_text(words) + self.style.closing)
+        tail = self._ids(last + self._as_text(user_text) + self.style.closing)
         excess = len(tail) + sum(len(part) for part in pieces if isinstance(part, list)) - self.style.max_context_len
         if excess > 0:
-            kept = len(self._ids(last))
-            if excess >= len(tail) - kept - len(self._ids(self.style.closing)):
+            fixed = len(self._ids(last))
+            if excess >= len(tail) - fixed - len(self._ids(self.style.closing)):
                 limit = self.style.max_context_len
-                raise UserError(f"clip '{name}': model.max_context_len {limit} leaves no room for the instruction. Raise it.")
-            tail = tail[:kept] + tail[kept + excess :]
+                raise UserError(f"clip '{name}': model.max_context_len {limit} leaves no room for the instruction. Increase it.")
+            tail = tail[:fixed] + tail[fixed + excess :]
         for part in pieces:
             if isinstance(part, list):
                 rendering.prompt(part)
@@ -230,7 +232,7 @@ class Prompt:
         return [len(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False).input_ids] if texts else []
 
     def _as_text(self, text: str) -> str:
-        """The text with a space inside every spelling of a special token, so that the tokenizer reads it as text."""
+        """Insert a space into every spelling of a special token, so that the tokenizer treats it as text."""
         if self._special is None:
             return text
         return self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)

@@ -1,4 +1,4 @@
-"""What a configuration says about prompts: template, limits, layout, and how the loss is averaged."""
+"""The settings of a prompt format: template, length limits, layout and loss averaging."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ LossAverage = Literal["sample", "token"]
 
 @dataclass(frozen=True)
 class PromptStyle:
-    """How a model wraps a turn.
+    """The template of a turn and its length limits.
 
     Attributes:
-        template: text with one ``{}`` where the turn's body goes, such as ``[INST] {} [/INST]``.
-        chat_template: False leaves the template out.
-        end_sym: ends every answer.
-        max_txt_len: tokens of one answer, the end symbol included; longer ones are cut before it.
-        max_context_len: tokens of the prompt's text; what exceeds is cut from the start of the user's words.
+        template: text in which ``{}`` stands for the body of the turn, such as ``[INST] {} [/INST]``.
+        chat_template: whether the template is used.
+        end_sym: text at the end of every answer.
+        max_txt_len: maximum number of tokens of an answer, including the end symbol; longer answers are cut before it.
+        max_context_len: maximum number of text tokens of a prompt; excess tokens are cut from the start of the user text.
     """
 
     template: str
@@ -29,10 +29,10 @@ class PromptStyle:
 
     @property
     def opening(self) -> str:
-        """What stands before the body."""
+        """The part of the template before the body."""
         return self.template.partition("{}")[0] if self.chat_template else ""
 
     @property
     def closing(self) -> str:
-        """What stands after the body."""
+        """The part of the template after the body."""
         return self.template.partition("{}")[2] if self.chat_template else ""
