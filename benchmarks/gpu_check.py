@@ -58,7 +58,7 @@ from gpu_check_steps import (
 )
 
 from emollama.data.batch import collate
-from emollama.models.decoding import continued
+from emollama.models.decoding import generate
 from emollama.models.sampling_params import SamplingParams
 from emollama.runners.runner_base import RunnerBase
 
@@ -246,19 +246,19 @@ def time_decoding(runner: RunnerBase, batch_size: int, new_tokens: int, *, is_hf
     records = [dataset.record(index % len(dataset), "reason", instruction) for index in range(batch_size)]
     batch = collate([runner.prompt.sample(record, to_generate=True) for record in records]).to(runner.world.device)
 
-    def generate() -> None:
+    def decode() -> None:
         if is_hf:
             options = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "num_beams": 1, "do_sample": False}
             runner.model.beam_search(batch, runner.prompt, options)
         else:
-            continued([runner.model], batch, SamplingParams(new_tokens), lambda ids: False, [])
+            generate([runner.model], batch, SamplingParams(new_tokens), lambda ids: False, [])
 
     with runner.precision.autocast():
         # The first call warms up.
-        generate()
+        decode()
         synchronize()
         begun = time.perf_counter()
-        generate()
+        decode()
         synchronize()
     elapsed = time.perf_counter() - begun
     way = "HF generate" if is_hf else "emollama   "

@@ -89,20 +89,20 @@ def test_no_training_block(refused, tree):
     tree["datasets"] = {}
     said = refused()
     assert "'datasets' has no block. Add one" in said
-    assert said.endswith(" To answer the blocks of 'evaluation_datasets', use emollama eval.")
+    assert said.endswith(" To evaluate the blocks of 'evaluation_datasets', use emollama eval.")
 
 
 def test_no_evaluation_block(refused, tree):
     del tree["evaluation_datasets"]
     said = refused(training=False)
-    assert "'evaluation_datasets' has no block. Add one" in said and "(held_out)" in said
+    assert "'evaluation_datasets' has no block. Add one" in said and "held_out in a block of 'datasets'" in said
     assert said.endswith(" To train on 'datasets' without evaluations, use emollama train with run.evaluate=False.")
 
 
 def test_blocks_of_different_batch_size(refused, tree):
     tree["datasets"]["other"] = tree["datasets"]["golden"] | {"batch_size": 3}
     said = refused()
-    assert "one batch_size" in said and "'other': 3" in said and "'golden': 1" in said
+    assert "must have the same batch_size" in said and "'other': 3" in said and "'golden': 1" in said
 
 
 # The list
@@ -334,7 +334,7 @@ def stored_content(tmp_path_factory):
         "step": 1,
         "epoch": 0,
         "skipped": [0, 0],
-        "facts": runner._facts,
+        "facts": runner._resume_fields,
     }
 
 
@@ -365,7 +365,7 @@ def test_a_fresh_run_into_a_folder_with_checkpoints(tmp_path, tree, stored_run):
     path = stored_run()
     before = listed(tmp_path / "out")
     said = refusal(tmp_path, tree)
-    assert f"{path.parent} holds the checkpoints of another run" in said
+    assert f"{path.parent} contains the checkpoints of another run" in said
     assert "run.resume_ckpt_path=auto" in said and "run.job_id" in said
     assert listed(tmp_path / "out") == before
 
@@ -466,12 +466,12 @@ def test_a_run_value_out_of_range_is_refused_by_its_key(tmp_path, tree, option):
 def test_every_lora_target_must_exist(refused, tree):
     tree["model"]["lora_target_modules"] = ["q_proj", "v_projj"]
     said = refused()
-    assert "model.lora_target_modules: no layer 'v_projj'. Did you mean 'v_proj'?" in said
+    assert "model.lora_target_modules: the language model has no layer 'v_projj'. Did you mean 'v_proj'?" in said
 
 
 def test_resuming_from_a_file_of_weights(tmp_path, tree):
     said = refusal(tmp_path, tree, f"run.resume_ckpt_path={GOLDEN / 'checkpoint_slim.pth'}")
-    assert "lacks optimizer, scaler, step, skipped, facts" in said and "set model.ckpt instead" in said
+    assert "missing entries: optimizer, scaler, step, skipped, facts" in said and "set model.ckpt instead" in said
 
 
 def test_a_resumed_run_may_change_paths_intervals_workers_and_epochs(tmp_path, tree, stored_run):
@@ -491,5 +491,5 @@ def test_resuming_by_itself_needs_the_runs_name(refused, tree):
 def test_evaluation_without_a_checkpoint(tmp_path, tree):
     tree["model"]["ckpt"] = None
     config = loaded(tmp_path, tree)
-    with pytest.raises(UserError, match="model.ckpt is null: nothing that was trained would answer"):
+    with pytest.raises(UserError, match="model.ckpt is null, so no trained weights are loaded"):
         config.classes["run"](config, training=False)

@@ -509,7 +509,7 @@ def test_the_header_that_init_writes_names_its_kind(tmp_path):
     text = SimpleNamespace(header=lambda: ["Something."])
     draft = SimpleNamespace(text=text, survey=SimpleNamespace(root="data"), missing_items=[])
     (tmp_path / "x.yaml").write_text("".join(f"# {line}\n" for line in _header("stage1", "train_configs/x.yaml", draft, [])))
-    assert summary._kind_written_by_init(str(tmp_path / "x.yaml")) == "stage1"
+    assert summary._init_kind(str(tmp_path / "x.yaml")) == "stage1"
 
 
 def test_a_resumed_run_says_where_it_resumes(trained):

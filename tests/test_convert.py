@@ -428,7 +428,7 @@ def test_half_an_adapter_is_refused_by_name(file, tmp_path):
 
 def test_several_ranks_are_refused(file, tmp_path):
     spoiled(file, lambda tensors: tensors.update({f"{LAYER}.q_proj.lora_B.weight": torch.zeros(64, 8)}))
-    assert "no common rank" in refusal(exported, file, tmp_path / "out")
+    assert "all adapters must have the same rank" in refusal(exported, file, tmp_path / "out")
 
 
 def test_another_kind_of_adapter_is_refused_by_name(file, tmp_path):
@@ -445,10 +445,10 @@ def test_adapters_of_another_language_model_are_refused_by_name(file, tmp_path):
     spoiled(file, lambda tensors: tensors.update({f"{LAYER}.q_proj.lora_A.weight": torch.zeros(64, 32)}))
     for call in (formats.to_peft, formats.to_merged):
         said = refusal(call, read(file, "x"), str(tmp_path / "out"), None, str(LLAMA))
-        assert "q_proj.lora_A.weight (64, 32) where (64, 64) fits" in said and "1: " in said
+        assert "q_proj.lora_A.weight has shape (64, 32), expected (64, 64)" in said and "1: " in said
     spoiled(file, lambda tensors: [tensors.pop(name) for name in list(tensors) if ".layers.1." in name])
     said = refusal(formats.to_peft, read(file, "x"), str(tmp_path / "out"), None, str(LLAMA))
-    assert "layers.1.self_attn.v_proj.lora_B.weight (64, 64) is not there" in said
+    assert "layers.1.self_attn.v_proj.lora_B.weight (64, 64) is missing" in said
     assert not (tmp_path / "out").exists()
 
 
@@ -747,7 +747,7 @@ def test_an_average_starts_a_run_and_is_none_to_go_on_from(written, tmp_path):
     tree = golden_tree(tmp_path)
     tree["run"]["resume_ckpt_path"] = str(tmp_path / "checkpoint_0.pth")
     config = loaded(tmp_path, tree)
-    assert "it holds weights, not a run" in refusal(config.classes["run"], config)
+    assert "contains weights, but not the state of a run" in refusal(config.classes["run"], config)
     assert checkpoint.newest(tmp_path) is None
     tree["run"]["resume_ckpt_path"], tree["model"]["ckpt"] = None, str(tmp_path / "checkpoint_0.pth")
     config = loaded(tmp_path, tree)
@@ -895,4 +895,4 @@ def test_odd_tensors_are_inspected_and_not_converted(file, tmp_path):
     spoiled(file, lambda tensors: tensors.update(odd))
     assert inspect(read(file, "inspect"))["lora"]["ranks"] == [64]
     assert diff(read(file, "diff"), read(file, "diff"))["equal"]
-    assert "no common rank" in refusal(exported, file, tmp_path / "out")
+    assert "all adapters must have the same rank" in refusal(exported, file, tmp_path / "out")

@@ -9,7 +9,7 @@ import torch
 from helpers import NINE, TASKS
 
 from emollama.data.batch import Record, collate
-from emollama.models.decoding import continued, likelihoods
+from emollama.models.decoding import generate, likelihoods
 from emollama.models.sampling_params import SamplingParams
 
 GREEDY = SamplingParams(max_new_tokens=20)
@@ -37,7 +37,7 @@ def other(golden_model):
 
 
 def answers(members, prompt, samples, choice=GREEDY, seeds=None):
-    return continued(members, collate(samples), choice, prompt.is_finished, seeds or range(len(samples)))
+    return generate(members, collate(samples), choice, prompt.is_finished, seeds or range(len(samples)))
 
 
 def transformers_own(model, prompt, samples, **options):

@@ -45,7 +45,7 @@ def test_processes_that_see_other_data_do_not_train(tmp_path, launch):
     config = golden_config(tmp_path / "run", data={"data_root": f"{tmp_path}/${{oc.env:RANK}}"})
     done = launch("train.py", "--cfg-path", str(config), processes=2)
     assert done.returncode != 0 and not (tmp_path / "run/out").exists()
-    assert done.stderr.count("error: process 1 does not see what process 0 sees: list and texts of clips.") == 1
+    assert done.stderr.count("error: the data of process 1 differ from those of process 0: list and texts of clips.") == 1
 
 
 def tensors(folder):

@@ -107,10 +107,10 @@ def test_a_run_folder_with_checkpoints_is_a_problem_unless_the_run_is_resumed(tm
     folder.mkdir(parents=True)
     torch.save({"model": {}}, folder / "checkpoint_0.pth")
     status, _, err = outcome(capfd, "train", "--dry-run", "--cfg-path", str(path))
-    assert status == 1 and "holds the checkpoints of another run" in err
+    assert status == 1 and "contains the checkpoints of another run" in err
     options = ("--options", f"run.resume_ckpt_path={folder}/checkpoint_0.pth")
     status, _, err = outcome(capfd, "train", "--dry-run", "--cfg-path", str(path), *options)
-    assert status == 1 and "it holds weights, not a run" in err
+    assert status == 1 and "contains weights, but not the state of a run" in err
 
 
 SECOND = f"datasets.second={{type: feature_face_caption, data_root: {GOLDEN}/data, annotation_file: MERR_coarse_grained.txt"
@@ -123,12 +123,12 @@ SECOND = f"datasets.second={{type: feature_face_caption, data_root: {GOLDEN}/dat
         ("train", ["run.evaluate=True", "run.save_best=loss"], "run.metric: 'loss' is computed more than once"),
         ("train", ["run.evaluate=True", "run.metric=cider_d"], "run.metric: no block computes 'cider_d'"),
         ("train", ["run.resume_ckpt_path=auto", "run.job_id=null"], "run.resume_ckpt_path: auto needs run.job_id"),
-        ("train", [SECOND + ", batch_size: 3}"], "datasets mixed in one run need one batch_size"),
+        ("train", [SECOND + ", batch_size: 3}"], "all blocks under 'datasets' must have the same batch_size"),
         ("train", [SECOND + ", sample_ratio: 0.000001}"], "sample_ratio: "),
         ("train", ["model.lora_r=8"], "checkpoint_slim.pth"),
         ("train", ["model.ckpt=nowhere.pth"], "model.ckpt: no file"),
         ("eval", ["model.ckpt=null"], "model.ckpt is null"),
-        ("eval", ["evaluation_datasets.upstream.mask_slots=[smell]"], "evaluation_datasets.upstream.mask_slots: no slots"),
+        ("eval", ["evaluation_datasets.upstream.mask_slots=[smell]"], "evaluation_datasets.upstream.mask_slots: unknown slots"),
     ],
 )
 def test_what_stops_a_run_before_its_weights_is_a_problem_with_the_same_message(command, options, problem, tmp_path, capfd):
@@ -146,7 +146,7 @@ def stored_run(path, steps):
     """Write a checkpoint of the run that a file configures; returns the checkpoint's path."""
     config = load(str(path))
     ready = Preparation(config, process_group.start("cpu"), training=True)
-    content = {"step": steps, "model": ready.tensors[0], "facts": ready.facts, "features": {}, "config": config.plain()}
+    content = {"step": steps, "model": ready.tensors[0], "facts": ready.resume_fields, "features": {}, "config": config.plain()}
     stored = path.with_name("stored.pth")
     checkpoint.save(stored, content | {"optimizer": {}, "scaler": {}, "skipped": [0, 0]})
     return stored
@@ -160,7 +160,8 @@ def test_a_resumed_run_needs_its_own_checkpoint_only_and_an_end_that_is_ahead(tm
     assert status == 0 and re.search(rf"^checkpoint +{re.escape(str(stored))}$", out, re.MULTILINE)
     stored_run(path, steps=9)
     status, _, err = outcome(capfd, *line, f"run.resume_ckpt_path={stored}")
-    assert status == 1 and err.splitlines()[-1] == "error: run.max_epoch: the stored run is at step 9, beyond 8. Raise it."
+    problem = "error: run.max_epoch: the checkpoint to resume from is at step 9, but this run ends at step 8."
+    assert status == 1 and err.splitlines()[-1] == f"{problem} Increase run.max_epoch."
 
 
 class Choosy(RunnerBase):

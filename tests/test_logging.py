@@ -206,7 +206,7 @@ def after(runner, done):
 def test_a_run_that_fails_leaves_what_it_logged(tmp_path, tampered):
     path = golden_config(tmp_path, run={**TRACKED, "max_skipped_steps": 1, "log_freq": 1})
     done = tampered(path, SPOIL)
-    assert done.returncode == 1 and "steps in a row" in done.stderr
+    assert done.returncode == 1 and "consecutive steps" in done.stderr
     found, _ = history(tmp_path / "out/run")
     assert [row["step"] for row in found if "train/loss" in row] == [0]
 

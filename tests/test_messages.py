@@ -486,7 +486,7 @@ def test_the_loss_of_a_single_block_is_watched_without_being_named(tmp_path, two
 @pytest.mark.parametrize("keys", [{"save_best": True}, {"early_stop_patience": 2}, {"metric": "loss"}])
 def test_a_best_value_of_several_blocks_must_be_named(tmp_path, two_blocks, keys):
     text = refusal(Validation, RunnerConfig(evaluate=True, **keys), two_blocks, tmp_path, 0)
-    assert text.startswith("run.metric: 'loss' is computed more than once. Name one of ")
+    assert text.startswith("run.metric: 'loss' is computed more than once. Set it to one of ")
 
 
 # Labels and names of blocks

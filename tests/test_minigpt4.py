@@ -252,13 +252,13 @@ def test_cached_and_uncached_training_give_the_same_losses_to_the_bit(world, pla
 
 
 def test_the_encoders_see_each_image_once(world, tmp_path, monkeypatch):
-    from emollama.models.vision import TOGETHER, FrozenVision
+    from emollama.models.vision import IMAGES_PER_BATCH, FrozenVision
 
     seen = []
     encode = FrozenVision._encode
     monkeypatch.setattr(FrozenVision, "_encode", lambda self, images: seen.append(len(images)) or encode(self, images))
     trained(world, tmp_path, model={"cache_visual": True}, data={"batch_size": 4}, run={"iters_per_epoch": 3})
-    assert seen == [TOGETHER] * 3  # 12 images, drawn twice each
+    assert seen == [IMAGES_PER_BATCH] * 3  # 12 images, drawn twice each
     trained(world, tmp_path, "run.job_id=again", "run.max_epoch=1", model={"cache_visual": True})
     assert len(seen) == 3
 
@@ -346,7 +346,9 @@ def test_a_checkpoint_is_not_evaluated_with_encoders_that_it_was_not_trained_wit
     other = make_flickr_world(tmp_path / "other", seed=2)
     options = [f"model.ckpt={plain}/checkpoint_1.pth", f"model.q_former_model={other.q_former}"]
     config = load(str(plain / "config.yaml"), [*options, f"run.output_dir={tmp_path}"])
-    with pytest.raises(UserError, match=r"(?s)was trained on image features made otherwise: .*q_former_model: .*allow_other"):
+    with pytest.raises(
+        UserError, match=r"(?s)was trained on image features that were extracted differently: .*q_former_model: .*allow_other"
+    ):
         config.classes["run"](config, training=False)
 
 
@@ -357,16 +359,16 @@ def test_a_checkpoint_that_learnt_another_prompt_is_warned_of(world, plain, tmp_
     config = load(str(plain / "config.yaml"), options)
     config.classes["run"](config, training=False)
     template = world.model()["prompt_template"]
-    assert f"was trained with prompt_template {template!r}, this run has '###Human: {{}} ###Assistant: '" in caplog.text
-    assert "was trained with end_sym '</s>', this run has '###': it ends its answers otherwise" in caplog.text
+    assert f"was trained with prompt_template {template!r}, but this run has '###Human: {{}} ###Assistant: '" in caplog.text
+    assert "was trained with end_sym '</s>', but this run has '###': its answers end with another symbol" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"num_query_token": 32}, "model.num_query_token is 32, and in model.q_former_model '.*' it is 8"),
-        ({"query_width": 768}, "model.query_width is 768, and in model.q_former_model '.*' it is 64"),
-        ({"has_qformer": False}, "model.vit_width is 1408, and in model.vit_weights '.*' it is 176"),
+        ({"num_query_token": 32}, "model.num_query_token is 32, but in model.q_former_model '.*' it is 8"),
+        ({"query_width": 768}, "model.query_width is 768, but in model.q_former_model '.*' it is 64"),
+        ({"has_qformer": False}, "model.vit_width is 1408, but in model.vit_weights '.*' it is 176"),
     ],
 )
 def test_sizes_that_the_files_do_not_have_are_told(world, tmp_path, changes, told):
@@ -382,7 +384,7 @@ def test_files_swapped_are_told(world, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"image_size": 50}, "image_size is 50; it must be a multiple of 28"),
+        ({"image_size": 50}, "image_size is 50; it must be a positive multiple of 28"),
         ({"num_query_token": 0}, "num_query_token"),
         ({"prompt_template": "[INST]"}, "must contain {} exactly once"),
         ({"end_sym": ""}, "end_sym is empty"),

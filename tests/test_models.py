@@ -16,7 +16,7 @@ from torch import zeros
 from emollama.data.batch import IGNORED, PackedFeatures, Record, collate
 from emollama.errors import UserError
 from emollama.models import llm, llm_weights
-from emollama.models.decoding import continued
+from emollama.models.decoding import generate
 from emollama.models.fusion import LinearFusion, place_feature_tokens
 from emollama.models.sampling_params import SamplingParams
 from emollama.optim import trainable
@@ -125,8 +125,8 @@ def test_the_fusion_emits_as_many_rows_as_it_says(fusion):
 
 
 @pytest.mark.parametrize("rows", [1, 63, 1025])
-def test_rows_that_do_not_group_by_four_are_refused_with_their_number(rows):
-    with pytest.raises(ValueError, match=f"{rows} image rows do not group by 4"):
+def test_a_number_of_image_vectors_that_is_not_a_multiple_of_four_is_refused(rows):
+    with pytest.raises(ValueError, match=f"{rows} image vectors cannot be joined in groups of 4"):
         LinearFusion.num_tokens({"image": rows, "cls": 1})
 
 
@@ -139,14 +139,14 @@ def test_rows_are_placed_where_their_placeholders_stand():
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_another_number_of_rows_than_placeholders_is_refused_with_both_numbers(count):
-    with pytest.raises(ValueError, match=f"2 placeholders for 'a', but {count} rows"):
+    with pytest.raises(ValueError, match=f"2 placeholders for 'a', but the fusion module returned {count} feature tokens"):
         place_feature_tokens(zeros(3, 2), torch.tensor([10, 1, 10]), {"a": zeros(count, 2)}, first_id=10)
 
 
 def test_a_batch_that_lost_a_row_is_refused_with_both_numbers(golden_model, samples):
     batch = collate(samples[:2])
     batch.slots["face"] = PackedFeatures(batch.slots["face"].values[:1], (0, 1, 1))
-    with pytest.raises(ValueError, match="2 placeholders for 'face', but 1 rows"):
+    with pytest.raises(ValueError, match="2 placeholders for 'face', but the fusion module returned 1 feature tokens"):
         golden_model(batch)
 
 
@@ -345,7 +345,7 @@ def generated(model, prompt, asked, size, **options):
     out, choice = [], dataclasses.replace(GREEDY, **options)
     for first in range(0, len(asked), size):
         part = asked[first : first + size]
-        out += continued([model], collate(part), choice, prompt.is_finished, range(len(part)))
+        out += generate([model], collate(part), choice, prompt.is_finished, range(len(part)))
     return out
 
 

@@ -168,7 +168,7 @@ def test_peaks_without_their_file_and_an_encoder_of_another_width_are_refused(tm
     made["model"]["slot_dims"] = {"image": 352}
     made["model"]["ckpt"] = None
     told = refused(tmp_path, made)
-    assert "176 wide, model.slot_dims.image 352" in told
+    assert "has width 176, but model.slot_dims.image is 352" in told
 
 
 def test_peak_frames_follow_the_captions_peak_index(tmp_path, clips):
@@ -242,13 +242,15 @@ def test_caches_and_frames_are_mixed_only_if_they_are_made_alike(tmp_path, clips
 def test_a_checkpoint_of_frames_answers_no_caches_of_another_frame_or_encoder(tmp_path, clips, runs):
     made = tree(tmp_path, clips, online=False, image_feature_path=written(tmp_path, clips, "middle"))
     made["model"]["ckpt"] = str(runs[True][1] / "checkpoint_0.pth")
-    with pytest.raises(UserError, match="trained on image features made otherwise: frame_selection: 'first' and 'middle'"):
+    with pytest.raises(
+        UserError, match="trained on image features that were extracted differently: frame_selection: 'first' and 'middle'"
+    ):
         RunnerBase(loaded(tmp_path, made), training=False)
     tensors = {name: value * 1.01 for name, value in load_file(WEIGHTS).items()}
     save_file(tensors, tmp_path / "other.safetensors")
     made = tree(tmp_path, clips, online=True)
     made["model"] |= {"ckpt": str(runs[True][1] / "checkpoint_0.pth"), "vit_weights": str(tmp_path / "other.safetensors")}
-    with pytest.raises(UserError, match="made otherwise: weights: "):
+    with pytest.raises(UserError, match="extracted differently: weights: "):
         RunnerBase(loaded(tmp_path, made), training=False)
 
 

@@ -176,8 +176,8 @@ def test_placeholder_ids_lie_outside_the_embedding_table_and_differ(golden_promp
     assert ids == list(range(800, 805)) and len(golden_prompt.tokenizer) <= 800
 
 
-def test_image_rows_that_do_not_group_by_four_are_refused_by_clip(golden_prompt):
-    with pytest.raises(UserError, match="clip 'clip_7': 63 image rows do not group by 4"):
+def test_a_number_of_image_vectors_that_is_not_a_multiple_of_four_is_refused_by_sample(golden_prompt):
+    with pytest.raises(UserError, match="clip 'clip_7': 63 image vectors cannot be joined in groups of 4"):
         golden_prompt.sample(record(("Why?", "yes"), image=63))
 
 

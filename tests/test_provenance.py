@@ -126,7 +126,7 @@ def test_a_key_goes_on_with_a_warning(tmp_path, two_corpora, caplog, monkeypatch
 def test_a_folder_of_another_slot_is_refused(tmp_path, two_corpora):
     describe(tmp_path, dataclasses.replace(HUBERT, slots=("face",), recipe={"encoder": "mae"}))
     told = refused(tmp_path, two_corpora)
-    assert "holds face features of the encoder mae, and audio is expected" in told
+    assert "contains face features of the encoder mae, expected audio" in told
 
 
 def test_a_checkpoint_answers_only_features_made_as_those_it_was_trained_on(tmp_path, two_corpora):
@@ -139,7 +139,10 @@ def test_a_checkpoint_answers_only_features_made_as_those_it_was_trained_on(tmp_
     assert RunnerBase(loaded(tmp_path, two_corpora), training=False).features
     describe(tmp_path, test=changed(layers=[-4, -3, -2, -1]))
     told = refused(tmp_path, two_corpora, training=False)
-    assert "checkpoint_0.pth was trained on audio features made otherwise: layers: [-1] and [-4, -3, -2, -1]" in told
+    assert (
+        "checkpoint_0.pth was trained on audio features that were extracted differently: layers: [-1] and [-4, -3, -2, -1]"
+        in told
+    )
 
 
 def test_a_resumed_run_must_find_features_made_alike(tmp_path, two_corpora):
@@ -149,7 +152,7 @@ def test_a_resumed_run_must_find_features_made_alike(tmp_path, two_corpora):
     (folder / "checkpoint_1.pth").unlink()
     describe(tmp_path, changed(layers=[-2]))
     told = refused(tmp_path, two_corpora, "run.resume_ckpt_path=auto")
-    assert "checkpoint_0.pth was trained on audio features made otherwise: layers: [-1] and [-2]" in told
+    assert "checkpoint_0.pth was trained on audio features that were extracted differently: layers: [-1] and [-2]" in told
     assert RunnerBase(loaded(tmp_path, two_corpora, "run.resume_ckpt_path=auto", "run.allow_other_features=True")).first_step
 
 

@@ -100,4 +100,4 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(folders, tmp_pat
 def test_auto_without_a_checkpoint_starts_fresh_and_says_so(tmp_path, caplog):
     config = load(str(golden_config(tmp_path, run={"resume_ckpt_path": "auto", "iters_per_epoch": 1})))
     assert config.classes["run"](config).first_step == 0
-    assert "starting fresh" in caplog.text
+    assert "starting a new run" in caplog.text

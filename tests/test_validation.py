@@ -239,7 +239,7 @@ def test_a_metric_that_nothing_computes_is_refused_with_those_that_are_computed(
     text = refused(tmp_path, run=EVALUATED | {"metric": "war"}, block={"metrics": ["waf"]})
     assert "no block computes 'war': evaluation_datasets.answers needs its name in evaluation_datasets.answers.metrics" in text
     text = refused(tmp_path, run=EVALUATED | {"metric": "nowhere.waf"})
-    assert "names no block or task that computes it. Name one of 1: answers.emotion.waf" in text
+    assert "does not name a block or task that computes it. Set it to one of 1: answers.emotion.waf" in text
 
 
 def test_a_metric_of_two_tasks_is_refused_with_their_names(tmp_path):
@@ -273,12 +273,12 @@ def test_an_unknown_metric_of_a_block_is_refused_with_the_nearest(tmp_path):
 
 
 def test_save_best_without_evaluation_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"save_best and early_stop_patience: metrics.*Set run\.evaluate: True"):
+    with pytest.raises(UserError, match=r"save_best and early_stop_patience: this requires evaluations.*Set run\.evaluate: True"):
         loaded(tmp_path, tree(tmp_path, run={"save_best": True, "early_stop_patience": 2}))
 
 
 def test_save_best_and_another_metric_are_refused(tmp_path):
-    with pytest.raises(UserError, match="save_best is 'waf' and metric 'loss'. Name one metric"):
+    with pytest.raises(UserError, match="save_best is 'waf', but metric is 'loss'. Set save_best: True, or the same metric"):
         loaded(tmp_path, tree(tmp_path, run={"evaluate": True, "save_best": "waf", "metric": "loss"}))
 
 
@@ -317,7 +317,7 @@ def test_clips_that_are_trained_on_and_answered_are_warned_of(tmp_path, caplog):
         keys = {"held_out": held_out}
         config = loaded(tmp_path, tree(tmp_path, run=EVALUATED, data=keys, block={"held_out": 0.5}))
         config.classes["run"](config)
-        assert ("are trained on too (datasets.golden): set held_out in both blocks" in caplog.text) is warned
+        assert ("are also training samples of datasets.golden: set held_out in both blocks" in caplog.text) is warned
 
 
 def test_without_evaluation_blocks_the_held_out_clips_are_answered(tmp_path):
@@ -399,7 +399,7 @@ def test_the_longest_prompts_are_answered_first_and_each_once(tmp_path):
 
     class Recorded(type(runner.task)):
         def answer(self, members, prompt, dataset, cfg, questions, seed):
-            records = [dataset.record(asked.clip, asked.task, asked.instruction) for asked in questions]
+            records = [dataset.record(each.index, each.task, each.instruction) for each in questions]
             seen.extend(len(prompt.sample(record, to_generate=True).input_ids) for record in records)
             return super().answer(members, prompt, dataset, cfg, questions, seed)
 
@@ -422,7 +422,7 @@ def test_masked_slots_answer_as_if_their_features_were_zero(tmp_path):
 
 def test_an_unknown_slot_is_refused_with_those_of_the_model(tmp_path):
     text = refused(tmp_path, training=False, block={"mask_slots": ["voice"]})
-    assert "mask_slots: no slots 1: voice. This model has image, cls, face, video, audio." in text
+    assert "mask_slots: unknown slots, 1: voice. The slots of this model are image, cls, face, video, audio." in text
 
 
 # Several checkpoints

@@ -1,6 +1,6 @@
-"""LoRA adapters apart from the rest of a checkpoint, in the format of peft.
+"""Separate the LoRA adapters of a checkpoint from its other tensors, and read and write peft's adapter configuration.
 
-Letters: r the rank, I and O the widths of an adapted linear layer.
+Shape letters: r = LoRA rank, I and O = input and output width of an adapted linear layer.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from emollama.listing import abbreviated, listing
 from emollama.models import checkpoint_names
 from emollama.paths import read_text
 
-OWNER = "llama_model."  # the language model within ours; peft's own names begin after it
+OWNER = "llama_model."  # prefix of the language model's tensors in a checkpoint; peft's own names follow it
 LORA = re.compile(r"llama_model\.base_model\.model\.(.+)\.lora_([AB])\.weight")
-# Keys of adapter_config.json that may have any value. Others must be as in a plain LoraConfig.
+# Keys of adapter_config.json that may have any value. All other keys must have the default of LoraConfig.
 FREE_KEYS = {"r", "lora_alpha", "lora_dropout", "target_modules", "inference_mode", "init_lora_weights", "task_type"}
 FREE_KEYS |= {"base_model_name_or_path", "revision", "auto_mapping", "peft_version", "peft_type"}
 
 
 @dataclass(frozen=True)
 class Adapters:
-    """The adapters of a checkpoint.
+    """The LoRA adapters of a checkpoint.
 
     Attributes:
-        layers: adapted layer's name in the language model -> {"A": (r, I), "B": (O, r)}.
-        rank: r, the same for all.
-        rest: name -> tensor, of everything else in the checkpoint.
+        layers: name of an adapted layer in the language model -> {"A": (r, I), "B": (O, r)}.
+        rank: r, which is the same for all layers.
+        rest: name -> tensor, for all other tensors of the checkpoint.
     """
 
     layers: dict[str, dict[str, Tensor]]
@@ -41,72 +41,80 @@ class Adapters:
     rest: dict[str, Tensor]
 
     def named(self) -> dict[str, Tensor]:
-        """The adapters' tensors under peft's names."""
+        """Return the adapters' tensors under peft's names."""
         return {
             f"base_model.model.{layer}.lora_{side}.weight": pair[side] for layer, pair in self.layers.items() for side in "AB"
         }
 
 
 def split_adapters(tensors: Mapping[str, Tensor], source: str) -> Adapters:
-    """Part the adapters from the rest.
+    """Separate the adapters from the other tensors of a checkpoint.
 
     Args:
-        tensors: name in a checkpoint -> tensor.
-        source: the checkpoint, for messages.
+        tensors: name in the checkpoint -> tensor.
+        source: the checkpoint's name in error messages.
 
     Raises:
-        UserError: no adapters, halves of them, several ranks, or trained tensors of the language model that are no adapters.
+        UserError: If there are no adapters, if a pair is incomplete, if the ranks differ, or if the checkpoint contains
+            trained tensors of the language model that are not adapters.
     """
     layers: dict[str, dict[str, Tensor]] = {}
     rest: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if found := LORA.fullmatch(name):
-            layers.setdefault(found[1], {})[found[2]] = tensor
+        if match := LORA.fullmatch(name):
+            layers.setdefault(match[1], {})[match[2]] = tensor
         else:
             rest[name] = tensor
-    strange = [name for name in rest if name.startswith(OWNER) and not checkpoint_names.is_unused(name)]
+    unexpected = [name for name in rest if name.startswith(OWNER) and not checkpoint_names.is_unused(name)]
     if not layers:
-        hint = " It holds the language model itself, as train_llm: full writes it." if strange else ""
-        raise UserError(f"{source} holds no LoRA adapters; there is nothing to convert.{hint}")
-    if strange:
-        raise UserError(f"{source}: tensors of the language model that are no pair lora_A, lora_B: {listing(strange)}")
-    halves = [f"{layer}.lora_{side}" for layer, pair in layers.items() for side in "AB" if side not in pair]
-    if halves:
-        raise UserError(f"{source}: adapters with one half missing, {listing(halves)}")
+        hint = " It contains the weights of the language model itself, as train_llm: full saves them." if unexpected else ""
+        raise UserError(f"{source} contains no LoRA adapters, so there is nothing to convert.{hint}")
+    if unexpected:
+        raise UserError(
+            f"{source} contains tensors of the language model that are not LoRA adapters (lora_A, lora_B): {listing(unexpected)}"
+        )
+    absent = [f"{layer}.lora_{side}" for layer, pair in layers.items() for side in "AB" if side not in pair]
+    if absent:
+        raise UserError(f"{source}: each adapter needs both lora_A and lora_B; missing tensors: {listing(absent)}")
     ranks = {size for pair in layers.values() for size in (pair["A"].shape[:1], pair["B"].shape[1:])}
     if len(ranks) > 1 or len(next(iter(ranks))) != 1:
         shapes = sorted({f"A {tuple(pair['A'].shape)} B {tuple(pair['B'].shape)}" for pair in layers.values()})
-        raise UserError(f"{source}: the adapters have no common rank; their shapes are {abbreviated(shapes)}")
+        raise UserError(f"{source}: all adapters must have the same rank, but their shapes are {abbreviated(shapes)}")
     return Adapters(layers, next(iter(ranks))[0], rest)
 
 
 def target_modules(layers: Iterable[str]) -> list[str]:
-    """What peft's ``target_modules`` names these layers with: last names where each stands in every block, else whole names."""
+    """Return peft's ``target_modules`` for these layers.
+
+    Short names such as ``q_proj`` are used if every block of the model contains each of them, otherwise full names.
+    """
     layers = list(layers)
     blocks: dict[str, list[list[str]]] = {}
     for layer in layers:
         before, _, last = layer.rpartition(".")
         blocks.setdefault(last, []).append(re.findall(r"\d+", before))
     count = max(map(len, blocks.values()))
-    every = [[str(index)] for index in range(count)]
-    uniform = all(sorted(found, key=lambda numbers: [int(n) for n in numbers]) == every for found in blocks.values())
+    all_blocks = [[str(index)] for index in range(count)]
+    uniform = all(sorted(indices, key=lambda index: [int(n) for n in index]) == all_blocks for indices in blocks.values())
     return sorted(blocks) if uniform else sorted(layers)
 
 
 def peft_config(adapters: Adapters, *, alpha: float, dropout: float, base: str | None) -> dict[str, Any]:
-    """The content of adapter_config.json. Keys that are unset are left out, so that older versions of peft know all of them.
+    """Return the content of adapter_config.json.
+
+    Unset keys are omitted, because older versions of peft reject keys that they do not define.
 
     Args:
-        adapters: what is described.
-        alpha: the adapters' output is multiplied by alpha / r.
-        dropout: of the training, for one who goes on with it.
-        base: the language model's folder, if it is known.
+        adapters: the adapters to describe.
+        alpha: the output of the adapters is multiplied by alpha / r.
+        dropout: dropout probability in training, for users who continue training with peft.
+        base: folder of the language model, or None if it is unknown.
     """
     from peft import LoraConfig
 
     config: dict[str, Any] = LoraConfig(
         r=adapters.rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # peft's own files hold fractions too
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft's own files contain fractions, too
         lora_dropout=dropout,
         target_modules=target_modules(adapters.layers),
         base_model_name_or_path=base,
@@ -121,16 +129,16 @@ def read_peft_config(path: str) -> dict[str, Any]:
     """Read adapter_config.json.
 
     Raises:
-        UserError: not JSON, another kind of adapter than LoRA, or a variant of LoRA.
+        UserError: If the file is not JSON, describes adapters other than LoRA, or a variant of LoRA.
     """
     try:
         stored = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
     if not isinstance(stored, dict) or "peft_type" not in stored:
-        raise UserError(f"{path} has no key 'peft_type': it is not what peft writes")
+        raise UserError(f"{path} has no key 'peft_type', so it is not an adapter configuration of peft")
     if stored["peft_type"] != "LORA":
-        raise UserError(f"{path}: peft_type is {stored['peft_type']}; LORA is what can be read")
+        raise UserError(f"{path}: peft_type is {stored['peft_type']}; only LORA is supported")
     from peft import LoraConfig
 
     plain = LoraConfig().to_dict()
@@ -139,51 +147,55 @@ def read_peft_config(path: str) -> dict[str, Any]:
         for key, value in stored.items()
         if key not in FREE_KEYS and value and value != plain.get(key)
     ]
-    start = stored.get("init_lora_weights", True)
-    if not (isinstance(start, bool) or start == "gaussian"):  # others change the language model's weights
-        extras.append(f"init_lora_weights = {json.dumps(start)}")
+    initialization = stored.get("init_lora_weights", True)
+    # Other initializations, such as PiSSA, also change the base weights, which the adapters alone cannot reproduce.
+    if not (isinstance(initialization, bool) or initialization == "gaussian"):
+        extras.append(f"init_lora_weights = {json.dumps(initialization)}")
     if extras:
-        raise UserError(f"{path}: only plain LoRA can be read; not supported are {listing(extras)}")
+        raise UserError(f"{path}: only plain LoRA is supported; unsupported settings: {listing(extras)}")
     for key in ("r", "lora_alpha"):
         if isinstance(stored.get(key), bool) or not isinstance(stored.get(key), int | float) or stored[key] <= 0:
-            raise UserError(f"{path}: {key} is {stored.get(key)!r}; a number above 0 is needed")
+            raise UserError(f"{path}: {key} is {stored.get(key)!r}; expected a number above 0")
     return stored
 
 
 def check_base(folder: str, adapters: Adapters, source: str) -> None:
-    """Check that the adapters are those of a language model: the same layers, all of them linear, the same shapes.
+    """Check that the adapters fit a language model: the same layers, all of them linear, with the same shapes.
 
     Only the model's config.json is read.
 
     Args:
-        folder: the language model's.
-        adapters: as :func:`split_adapters` gave them.
-        source: their checkpoint, for messages.
+        folder: the folder of the language model.
+        adapters: the result of :func:`split_adapters`.
+        source: the checkpoint's name in error messages.
 
     Raises:
-        UserError: no such folder, or what does not fit, by name.
+        UserError: If the folder does not exist or tensors do not fit; the message lists them by name.
     """
-    from emollama.models import llm, llm_weights  # here, because they import transformers
+    # Imported here because these modules import transformers, which takes seconds.
+    from emollama.models import llm, llm_weights
 
     targets = target_modules(adapters.layers)
     options = llm_weights.LLMOptions(folder, "lora", adapters.rank, 1, 0.0, targets, None, False)
     try:
         model = llm_weights.build(options, llm.read_config(folder), dtype=torch.float32, device=torch.device("meta"))
     except UserError as error:
-        said = str(error).removeprefix("model.llama_model: ").removeprefix("model.lora_target_modules: ")
-        raise UserError(f"--llama-model: {said}") from None
+        message = str(error).removeprefix("model.llama_model: ").removeprefix("model.lora_target_modules: ")
+        raise UserError(f"--llama-model: {message}") from None
     shapes = {
         checkpoint_names.stored_name(name): tuple(tensor.shape) for name, tensor in model.named_parameters() if ".lora_" in name
     }
-    own = {name: tuple(tensor.shape) for name, tensor in adapters.named().items()}
+    adapter_shapes = {name: tuple(tensor.shape) for name, tensor in adapters.named().items()}
     problems = [
-        f"{name} {shape} where {shapes.get(name, 'nothing')} fits" for name, shape in own.items() if shapes.get(name) != shape
+        f"{name} has shape {shape}, expected {shapes[name]}" if name in shapes else f"{name} is not in this language model"
+        for name, shape in adapter_shapes.items()
+        if shapes.get(name) != shape
     ]
-    problems += [f"{name} {shape} is not there" for name, shape in shapes.items() if name not in own]
+    problems += [f"{name} {shape} is missing" for name, shape in shapes.items() if name not in adapter_shapes]
     problems += [
-        f"{name} is no linear layer"
+        f"{name} is not a linear layer"
         for name, module in model.named_modules()
         if hasattr(module, "lora_A") and type(module.get_base_layer()) is not nn.Linear
     ]
     if problems:
-        raise UserError(f"{source} does not belong to the language model in {folder}: {listing(problems)}")
+        raise UserError(f"{source} does not fit the language model in {folder}: {listing(problems)}")

@@ -1,10 +1,13 @@
-"""Attention over packed sequences, through transformers' attention interface: sequences never see each other.
+"""Attention over packed sequences, registered with transformers' attention interface.
 
-Letters: T tokens of all sequences together, H query heads, K key/value heads (H a multiple of K), E head width.
+Tokens attend only to tokens of their own sequence.
 
-Where ``cu_seqlens`` is given (training, scoring) the batch is one row of joined sequences: on CUDA, in fp16 or bf16, one call
-of PyTorch's variable-length flash attention; elsewhere a loop of scaled_dot_product_attention over the sequences. Where it is
-not given (generation, which pads) transformers' own sdpa function does the work.
+Shape letters: B = sequences, T = tokens of all sequences, H = query heads, K = key/value heads (H is a multiple of K),
+E = head width.
+
+In training and scoring, ``cu_seqlens`` is passed and the batch is a single row of concatenated sequences: on CUDA in fp16 or
+bf16 this is one call of PyTorch's variable-length flash attention, elsewhere a loop of scaled_dot_product_attention over the
+sequences. Generation pads its sequences and passes no ``cu_seqlens``; then transformers' own sdpa function is called.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from emollama.errors import UserError
 
 NAME = "emollama_packed"
-AMPERE = 8  # major compute capability from which the variable-length kernel runs
+AMPERE = 8  # lowest major compute capability on which the variable-length kernel runs
 
 
 def packed_attention(
@@ -36,47 +39,66 @@ def packed_attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each packed sequence.
+    """Compute causal attention within each packed sequence.
 
     Args:
-        query: (1, H, T, E); key and value: (1, K, T, E).
-        cu_seqlens: (B + 1,) int32, where each sequence begins; None hands over to sdpa.
-        max_length: tokens of the longest sequence.
-        sliding_window: how many tokens back a token sees; None for all.
+        module: the attention layer; only transformers' sdpa function uses it.
+        query: (1, H, T, E).
+        key: (1, K, T, E).
+        value: (1, K, T, E).
+        attention_mask: the mask of padded sequences; only transformers' sdpa function uses it.
+        cu_seqlens: (B + 1,) int32, the index of each sequence's first token, then T. If None, sdpa is called instead.
+        max_length: number of tokens of the longest sequence.
+        sliding_window: number of tokens that a token attends to, itself included; None attends to all before it.
+        **kwargs: options of transformers; ``scaling`` and ``dropout`` are used.
 
     Returns:
         (1, T, H, E), and None in place of the attention weights.
+
+    Raises:
+        UserError: If the language model needs a variant of attention that is not implemented here.
     """
     if cu_seqlens is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    for unknown in ("softcap", "s_aux"):
-        if kwargs.get(unknown) is not None:
-            raise UserError(f"model.llama_model: its attention uses '{unknown}', which packed training does not know")
-    if query.is_cuda and torch.is_autocast_enabled("cuda"):  # float32 weights leave float32 queries behind the rotation
+    for unsupported in ("softcap", "s_aux"):
+        if kwargs.get(unsupported) is not None:
+            raise UserError(
+                f"model.llama_model: the attention of this model uses '{unsupported}', which packed training does not support."
+                " Use another language model."
+            )
+    # With float32 weights, the rotary embedding returns float32 queries and keys even under autocast.
+    if query.is_cuda and torch.is_autocast_enabled("cuda"):
         query, key, value = (tensor.to(torch.get_autocast_dtype("cuda")) for tensor in (query, key, value))
     scaling = kwargs.get("scaling")
     dropout = kwargs.get("dropout", 0.0)
     if _varlen_kernel_runs(query) and not dropout:
-        from torch.nn.attention.varlen import varlen_attn
-
-        groups = query.shape[1] // key.shape[1]  # enable_gqa is not in every supported PyTorch
-        joined = varlen_attn(
-            query[0].transpose(0, 1),  # (T, H, E)
-            key[0].repeat_interleave(groups, 0).transpose(0, 1),
-            value[0].repeat_interleave(groups, 0).transpose(0, 1),
-            cu_seq_q=cu_seqlens,
-            cu_seq_k=cu_seqlens,
-            max_q=max_length,
-            max_k=max_length,
-            scale=scaling,
-            window_size=((sliding_window or 0) - 1, 0),  # (-1, 0): causal over the whole sequence
-        )
-        assert isinstance(joined, Tensor)
-        return joined.unsqueeze(0), None
+        return _varlen(query, key, value, cu_seqlens, max_length, scaling=scaling, window=sliding_window), None
     lengths = cu_seqlens.diff().tolist()
     parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
     out = [_causal(*part, scaling=scaling, dropout=dropout, window=sliding_window) for part in parts]
     return torch.cat(out, dim=2).transpose(1, 2), None
+
+
+def _varlen(
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_length: int, *, scaling: float | None, window: int | None
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    # Repeat key/value heads, because varlen_attn has no enable_gqa in some supported versions of PyTorch.
+    groups = query.shape[1] // key.shape[1]
+    joined = varlen_attn(
+        query[0].transpose(0, 1),  # (T, H, E)
+        key[0].repeat_interleave(groups, 0).transpose(0, 1),
+        value[0].repeat_interleave(groups, 0).transpose(0, 1),
+        cu_seq_q=cu_seqlens,
+        cu_seq_k=cu_seqlens,
+        max_q=max_length,
+        max_k=max_length,
+        scale=scaling,
+        window_size=((window or 0) - 1, 0),  # (-1, 0) is causal attention over the whole sequence
+    )
+    assert isinstance(joined, Tensor)
+    return joined.unsqueeze(0)
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, dropout: float, window: int | None) -> Tensor:
@@ -104,7 +126,7 @@ def _varlen_kernel_runs(query: Tensor) -> bool:
 
 
 def _packed_mask(*, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    """No mask for packed sequences, which come without a padding mask; sdpa's own for padded ones."""
+    """Return None for packed sequences, which have no padding mask, and sdpa's mask for padded sequences."""
     return None if attention_mask is None else sdpa_mask(attention_mask=attention_mask, **kwargs)
 
 

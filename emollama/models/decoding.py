@@ -1,10 +1,10 @@
-"""Continuing several prompts at once: token by token, or along given answers. One model or several that vote.
+"""Batched generation, and log-likelihoods of fixed answers, with one model or an ensemble.
 
-Letters: B unfinished sequences, W width of the padded cache, Q new tokens a sequence, V vocabulary.
+Shape letters: B = unfinished sequences, T = tokens of all prompts, W = width of the padded cache, Q = new tokens per sequence,
+V = vocabulary size, L = candidate answers.
 
-Prompts are read packed, without padding; what the language model remembers of them is then padded on the left, one row a
-sequence. A sequence that is finished leaves the batch. Several models (an ensemble) speak with one voice: the mean of their
-next-token distributions.
+Prompts are prefilled packed, without padding; then keys and values are padded on the left, one row per sequence. Finished
+sequences are removed from the batch. An ensemble averages the next-token distributions of its members.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from emollama.models.sampling_params import SamplingParams
 
 
 def empty_cache() -> Any:
-    """Keys and values of nothing yet, to be filled by a forward pass."""
+    """Return an empty key-value cache for a forward pass to fill."""
     return DynamicCache()
 
 
 @dataclass
 class DecodingState:
-    """Where B sequences stand.
+    """Key-value cache and attention mask of B sequences.
 
     Attributes:
-        cache: the language model's keys and values, (B, heads, W, head width) a layer, padded on the left.
-        mask: (B, W) int64, 0 where a row is padded.
+        cache: the language model's keys and values, (B, heads, W, head width) per layer, padded on the left.
+        mask: (B, W) int64, 0 at padding.
     """
 
     cache: Any
@@ -47,145 +47,152 @@ class DecodingState:
 
     @classmethod
     def from_packed(cls, packed: Any, lengths: list[int]) -> DecodingState:
-        """Row by row what a packed forward pass left in its cache, (1, heads, T, head width) a layer."""
+        """Unpack and pad the cache of a packed forward pass, (1, heads, T, head width) per layer."""
         cache = DynamicCache()
-        for number, layer in enumerate(packed.layers):
-            cache.update(_unpack(layer.keys, lengths), _unpack(layer.values, lengths), number)
+        for index, layer in enumerate(packed.layers):
+            cache.update(_unpack(layer.keys, lengths), _unpack(layer.values, lengths), index)
         sizes = torch.tensor(lengths, device=packed.layers[0].keys.device)
         width = int(sizes.max())
         return cls(cache, (torch.arange(width, device=sizes.device) >= width - sizes[:, None]).long())
 
     def extended(self, tokens: int) -> tuple[Tensor, Tensor]:
-        """(mask, position_ids) for ``tokens`` more a sequence: (B, W + tokens) and (B, tokens). The object itself stays."""
+        """Return the mask (B, W + tokens) and position_ids (B, tokens) for new tokens, without changing the state."""
         ones = self.mask.new_ones(len(self.mask), tokens)
         return torch.cat([self.mask, ones], 1), self.mask.sum(1, keepdim=True) + ones.cumsum(1) - 1
 
     def select(self, rows: Tensor) -> None:
-        """Drop all sequences but these (their numbers)."""
+        """Keep only the sequences at these indices."""
         self.cache.batch_select_indices(rows)
         self.mask = self.mask[rows]
 
-    def forget(self, tokens: int) -> None:
-        """Take back the last tokens of every sequence, in the cache; the mask is the caller's."""
+    def crop(self, tokens: int) -> None:
+        """Remove the last tokens of every sequence from the cache. The mask does not change."""
         self.cache.crop(-tokens)
 
 
 class DecoderModel(Protocol):
-    """What decoding asks of a model."""
+    """The methods of a model that decoding calls."""
 
     def prefill(self, batch: Batch) -> tuple[Tensor, DecodingState]:
-        """Read B prompts: next-token logits (B, V) float32, and where the sequences stand."""
+        """Process B prompts; return next-token logits (B, V) float32 and the decoding state."""
         ...
 
     def decode(self, ids: Tensor, state: DecodingState) -> Tensor:
-        """Read (B, Q) more tokens into ``state.cache``: logits behind each of them, (B, Q, V) float32."""
+        """Append tokens (B, Q) to ``state.cache``; return the logits after each of them, (B, Q, V) float32."""
         ...
 
 
 @torch.inference_mode()
-def continued(
-    readers: Sequence[DecoderModel],
+def generate(
+    models: Sequence[DecoderModel],
     batch: Batch,
-    choice: SamplingParams,
+    params: SamplingParams,
     is_finished: Callable[[list[int]], bool],
     seeds: Sequence[int],
 ) -> list[list[int]]:
-    """Continue each prompt until it is finished.
+    """Generate a continuation of each prompt.
 
     Args:
-        readers: one model, or the members of an ensemble.
+        models: one model, or the members of an ensemble.
         batch: B prompts without answers.
-        choice: how tokens are chosen.
-        is_finished: new ids of a sequence -> whether the last one ended it.
-        seeds: of each sequence's sampling, so that it does not depend on its neighbours.
+        params: parameters of token selection.
+        is_finished: returns whether the last of a sequence's new ids ended it.
+        seeds: one random seed per sequence, so that a sampled answer does not depend on the other sequences of the batch.
 
     Returns:
-        B lists of new ids, the end included.
+        B lists of new ids, including the end of the answer.
     """
     device = batch.input_ids.device
-    begun = [reader.prefill(batch) for reader in readers]
-    states = [state for _, state in begun]
-    scores = _voted([logits for logits, _ in begun])
-    processors = _processors(choice)
-    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds] if choice.temperature > 0 else []
+    prefilled = [model.prefill(batch) for model in models]
+    states = [state for _, state in prefilled]
+    scores = _mean_distribution([logits for logits, _ in prefilled])
+    processors = _processors(params)
+    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds] if params.temperature > 0 else []
     answers: list[list[int]] = [[] for _ in batch.names]
-    rows = list(range(len(answers)))  # which sequence each row of the caches belongs to
+    active = list(range(len(answers)))  # index of the sequence in each row of the caches
     while True:
         if processors:
-            so_far: Any = torch.tensor([answers[row] for row in rows], device=device, dtype=torch.long).view(len(rows), -1)
-            scores = processors(so_far, scores)
-        chosen = _sampled(scores, [generators[row] for row in rows]) if generators else scores.argmax(-1)
-        for row, token in zip(rows, chosen.tolist(), strict=True):
-            answers[row].append(token)
-        full = len(answers[rows[0]]) == choice.max_new_tokens
-        open_ones = [] if full else [i for i, row in enumerate(rows) if not is_finished(answers[row])]
-        if not open_ones:
+            new_ids: Any = torch.tensor([answers[index] for index in active], device=device, dtype=torch.long)
+            # At the first token the tensor has no columns; view gives it the shape (B, 0), which the processors need.
+            scores = processors(new_ids.view(len(active), -1), scores)
+        tokens = _sample(scores, [generators[index] for index in active]) if generators else scores.argmax(-1)
+        for index, token in zip(active, tokens.tolist(), strict=True):
+            answers[index].append(token)
+        reached_limit = len(answers[active[0]]) == params.max_new_tokens
+        unfinished = [] if reached_limit else [row for row, index in enumerate(active) if not is_finished(answers[index])]
+        if not unfinished:
             return answers
-        if len(open_ones) < len(rows):
-            kept = torch.tensor(open_ones, device=device)
+        if len(unfinished) < len(active):
+            rows = torch.tensor(unfinished, device=device)
             for state in states:
-                state.select(kept)
-            rows, chosen = [rows[i] for i in open_ones], chosen[kept]
-        scores = _voted([_advanced(reader, chosen[:, None], state)[:, -1] for reader, state in zip(readers, states, strict=True)])
+                state.select(rows)
+            active, tokens = [active[row] for row in unfinished], tokens[rows]
+        logits = [_decode_step(model, tokens[:, None], state)[:, -1] for model, state in zip(models, states, strict=True)]
+        scores = _mean_distribution(logits)
 
 
 @torch.inference_mode()
-def likelihoods(readers: Sequence[DecoderModel], batch: Batch, answers: Sequence[list[int]]) -> Tensor:
-    """Probability of each of L given answers among them, (B, L) float64; the mean over the readers.
+def likelihoods(models: Sequence[DecoderModel], batch: Batch, answers: Sequence[list[int]]) -> Tensor:
+    """Compute the probability of each of L candidate answers, normalized over the candidates and averaged over the models.
 
     Args:
-        readers: one model, or the members of an ensemble.
+        models: one model, or the members of an ensemble.
         batch: B prompts without answers.
-        answers: token ids of each answer, its end included.
+        answers: token ids of each candidate, including its end.
+
+    Returns:
+        (B, L) float64; each row adds up to 1.
     """
-    return torch.stack([_log_likelihoods(reader, batch, answers).softmax(-1) for reader in readers]).mean(0)
+    return torch.stack([_log_likelihoods(model, batch, answers).softmax(-1) for model in models]).mean(0)
 
 
-def _log_likelihoods(reader: DecoderModel, batch: Batch, answers: Sequence[list[int]]) -> Tensor:
-    """(B, L) float64: log-probability of each answer after each prompt."""
-    first, state = reader.prefill(batch)
+def _log_likelihoods(model: DecoderModel, batch: Batch, answers: Sequence[list[int]]) -> Tensor:
+    """Return the log-probability of each answer after each prompt, (B, L) float64."""
+    first, state = model.prefill(batch)
     columns = []
     for answer in answers:
         ids = torch.tensor(answer, device=first.device).expand(len(first), -1)
         logits = first[:, None]
         if len(answer) > 1:
-            logits = torch.cat([logits, reader.decode(ids[:, :-1], state)], 1)
-            state.forget(len(answer) - 1)
+            logits = torch.cat([logits, model.decode(ids[:, :-1], state)], 1)
+            # The prompts are prefilled once: each answer is removed from the cache before the next one is scored.
+            state.crop(len(answer) - 1)
         columns.append(logits.double().log_softmax(-1).gather(2, ids[:, :, None]).sum((1, 2)))
     return torch.stack(columns, 1)
 
 
-def _advanced(reader: DecoderModel, ids: Tensor, state: DecodingState) -> Tensor:
-    logits = reader.decode(ids, state)
+def _decode_step(model: DecoderModel, ids: Tensor, state: DecodingState) -> Tensor:
+    logits = model.decode(ids, state)
     state.mask, _ = state.extended(ids.shape[1])
     return logits
 
 
-def _voted(logits: list[Tensor]) -> Tensor:
-    """Logarithm of the mean distribution; of a single model its logits as they are."""
+def _mean_distribution(logits: list[Tensor]) -> Tensor:
+    """Return the logarithm of the mean distribution of several models; the logits of a single model are not changed."""
     if len(logits) == 1:
         return logits[0]
     return torch.stack([part.log_softmax(-1) for part in logits]).logsumexp(0) - math.log(len(logits))
 
 
-def _sampled(scores: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    drawn = [torch.multinomial(row, 1, generator=own) for row, own in zip(scores.softmax(-1), generators, strict=True)]
-    return torch.cat(drawn)
+def _sample(scores: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    # One call per row, because torch.multinomial takes a single generator and each sequence has its own.
+    probabilities = scores.softmax(-1)
+    return torch.cat([torch.multinomial(row, 1, generator=each) for row, each in zip(probabilities, generators, strict=True)])
 
 
 def _unpack(packed: Tensor, lengths: list[int]) -> Tensor:
-    """(1, heads, T, E) -> (B, heads, W, E), padded with zeros on the left."""
+    """Convert (1, heads, T, head width) to (B, heads, W, head width), padded with zeros on the left."""
     pieces = packed[0].transpose(0, 1).split(lengths)
     return pad_sequence(list(pieces), batch_first=True, padding_side="left").transpose(1, 2)
 
 
-def _processors(choice: SamplingParams) -> LogitsProcessorList:
-    """transformers' own processors of (ids so far, scores)."""
-    found = LogitsProcessorList()
-    if choice.repetition_penalty != 1:
-        found.append(RepetitionPenaltyLogitsProcessor(choice.repetition_penalty))
-    if choice.temperature > 0:
-        found.append(TemperatureLogitsWarper(choice.temperature))
-        if choice.top_p < 1:
-            found.append(TopPLogitsWarper(choice.top_p))
-    return found
+def _processors(params: SamplingParams) -> LogitsProcessorList:
+    """Return the logits processors of transformers that the parameters need."""
+    processors = LogitsProcessorList()
+    if params.repetition_penalty != 1:
+        processors.append(RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
+    if params.temperature > 0:
+        processors.append(TemperatureLogitsWarper(params.temperature))
+        if params.top_p < 1:
+            processors.append(TopPLogitsWarper(params.top_p))
+    return processors

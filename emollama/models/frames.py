@@ -1,6 +1,6 @@
-"""Frames through a frozen image encoder in the step, where a dataset brings pixels in place of rows.
+"""Encode frames with a frozen image encoder in the training step, for datasets that return pixels instead of features.
 
-Letters: F frames of a micro-batch, n rows of a slot that are made of one, D their width.
+Shape letters: F = frames of a micro-batch, P = patches of a frame, n = feature vectors of a frame in a slot, D = their width.
 """
 
 from __future__ import annotations
@@ -25,84 +25,91 @@ TokenCounter = Callable[[Mapping[str, int]], dict[str, int]]
 
 
 def build(weights: str, cfg: Any, device: torch.device) -> EvaVit:
-    """The encoder that a model's block asks for, as Emotion-LLaMA has it: 39 blocks, ``ln_vision`` the identity.
+    """Load the encoder that a ``model`` block configures, as in Emotion-LLaMA: 39 blocks, and ``ln_vision`` is the identity.
 
     Raises:
-        UserError: a file that is missing or no EVA transformer's, or another width than ``slot_dims.image``.
+        UserError: If the file does not exist, is not an EVA transformer, or its width differs from ``slot_dims.image``.
     """
     key = "model.vit_weights"
-    made = EvaVit.load(EvaFiles(weights, cfg.image_size, cfg.vit_precision), device=device, key=key)
-    if made.width != cfg.slot_dims["image"]:
-        raise UserError(f"{key}: '{weights}' is {made.width} wide, model.slot_dims.image {cfg.slot_dims['image']}. Correct one.")
-    made.visual_encoder.set_grad_checkpointing(cfg.use_grad_checkpoint_vit)
-    return made
+    encoder = EvaVit.load(EvaFiles(weights, cfg.image_size, cfg.vit_precision), device=device, key=key)
+    if encoder.width != cfg.slot_dims["image"]:
+        raise UserError(
+            f"{key}: the encoder in '{weights}' has width {encoder.width}, but model.slot_dims.image is"
+            f" {cfg.slot_dims['image']}. Correct one of them."
+        )
+    encoder.visual_encoder.set_grad_checkpointing(cfg.use_grad_checkpoint_vit)
+    return encoder
 
 
 def manifest(weights: str, cfg: Any, choice: FrameChoice, ln_vision: str = IDENTITY) -> Manifest:
-    """What a manifest of this encoder's caches would say.
+    """Return the manifest of features that this encoder computes.
 
     Args:
-        weights: of the encoder.
-        cfg: the model's block.
-        choice: which frame of a video is taken.
-        ln_vision: as :func:`~emollama.encoders.eva_vit.read_ln_vision` takes it.
+        weights: path of the encoder's weights.
+        cfg: the ``model`` block.
+        choice: which frame of a video is encoded.
+        ln_vision: the argument of :func:`~emollama.encoders.eva_vit.read_ln_vision`.
 
     Raises:
-        UserError: weights that are missing or no EVA transformer's.
+        UserError: If the weights do not exist or are not those of an EVA transformer.
     """
-    read_eva(weights, "model.vit_weights", EvaShape.depth)  # names the key that is at fault
+    # Read the file first, so that an error names the key of the model instead of the encoder's.
+    read_eva(weights, "model.vit_weights", EvaShape.depth)
     eva = Eva.Config(weights, image_size=cfg.image_size, precision=cfg.vit_precision, frame_selection=choice, ln_vision=ln_vision)
     described = Eva.describe(eva, "model")
     return Manifest(IMAGE, described.shape.num_tokens, described.shape.dim, described.recipe, digest(weights), "float32")
 
 
-def with_frames(num_tokens: TokenCounter, made: Mapping[str, int]) -> TokenCounter:
-    """A fusion module's ``num_tokens`` for clips that may bring a frame: it counts as the rows that are made of it.
+def with_frames(num_tokens: TokenCounter, vectors_per_frame: Mapping[str, int]) -> TokenCounter:
+    """Extend a fusion module's ``num_tokens`` to samples with frames: a frame counts as the feature vectors encoded from it.
 
     Args:
         num_tokens: number of feature vectors by slot -> number of feature tokens by placeholder.
-        made: slot -> rows that are made of a frame.
+        vectors_per_frame: slot -> number of feature vectors that are encoded from one frame.
     """
 
-    def counted(counts: Mapping[str, int]) -> dict[str, int]:
+    def num_tokens_with_frames(counts: Mapping[str, int]) -> dict[str, int]:
         rest = {slot: count for slot, count in counts.items() if slot != FRAME}
-        return num_tokens(rest | {slot: rest[slot] + counts.get(FRAME, 0) * rows for slot, rows in made.items()})
+        frames = counts.get(FRAME, 0)
+        return num_tokens(rest | {slot: rest[slot] + frames * count for slot, count in vectors_per_frame.items()})
 
-    return counted
+    return num_tokens_with_frames
 
 
 def image_and_class(vit: EvaVit) -> Callable[[Tensor], dict[str, Tensor]]:
-    """(F, 3, side, side) -> the rows of an EVA cache, image (F, P, D) and class token (F, 1, D)."""
+    """Return a function from frames (F, 3, side, side) to image features (F, P, D) and class tokens (F, 1, D)."""
 
     def encode(images: Tensor) -> dict[str, Tensor]:
-        rows = vit(images)
-        return {"image": rows[:, 1:], "cls": rows[:, :1]}
+        vectors = vit(images)
+        return {"image": vectors[:, 1:], "cls": vectors[:, :1]}
 
     return encode
 
 
-def encoded(slots: Mapping[str, PackedFeatures], encode: Callable[[Tensor], Mapping[str, Tensor]]) -> dict[str, PackedFeatures]:
-    """The slots without frames: features of a frame follow those that its sample has itself.
+def encode_frames(
+    slots: Mapping[str, PackedFeatures], encode: Callable[[Tensor], Mapping[str, Tensor]]
+) -> dict[str, PackedFeatures]:
+    """Replace the slot ``frame`` by features: those of a sample's frame follow the cached features of the sample.
 
     Args:
-        slots: with the slot ``frame``, (F, 3 x side x side).
+        slots: packed features by slot, including the pixels ``frame`` (F, 3 x side x side).
         encode: (F, 3, side, side) -> slot -> (F, n, D).
     """
-    rest = {slot: rows for slot, rows in slots.items() if slot != FRAME}
+    rest = {slot: features for slot, features in slots.items() if slot != FRAME}
     frames = slots[FRAME]
     if not len(frames.values):
         return rest
     side = round((frames.values.shape[1] / 3) ** 0.5)
-    made = encode(frames.values.reshape(-1, 3, side, side))
-    return rest | {slot: _joined(slots[slot], frames.offsets, parts) for slot, parts in made.items()}
+    encoded = encode(frames.values.reshape(-1, 3, side, side))
+    return rest | {slot: _append(slots[slot], frames.offsets, vectors) for slot, vectors in encoded.items()}
 
 
-def _joined(cached: PackedFeatures, frames: tuple[int, ...], made: Tensor) -> PackedFeatures:
-    """Each clip's cached rows, then those made of its frames; ``made`` is (F, rows of a frame, D)."""
+def _append(cached: PackedFeatures, frame_offsets: tuple[int, ...], encoded: Tensor) -> PackedFeatures:
+    """Append the features of each sample's frames, ``encoded`` (F, n, D), to the sample's cached features."""
     pieces, offsets = [], [0]
-    for clip in range(len(frames) - 1):
-        kept = cached.values[cached.offsets[clip] : cached.offsets[clip + 1]]
-        new = made[frames[clip] : frames[clip + 1]].flatten(0, 1)
-        pieces += [kept, new]
-        offsets.append(offsets[-1] + len(kept) + len(new))
+    for index in range(len(frame_offsets) - 1):
+        stored = cached.values[cached.offsets[index] : cached.offsets[index + 1]]
+        new = encoded[frame_offsets[index] : frame_offsets[index + 1]].flatten(0, 1)
+        pieces += [stored, new]
+        offsets.append(offsets[-1] + len(stored) + len(new))
     return PackedFeatures(torch.cat(pieces), tuple(offsets))

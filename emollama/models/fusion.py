@@ -1,6 +1,7 @@
-"""Fusion: raw feature rows by slot -> rows of the LLM's width by placeholder.
+"""Fusion modules: they project the feature vectors of each slot to feature tokens of the language model's width.
 
-Letters: n rows of a slot over all clips of the micro-batch, D its width, H the LLM's width.
+Shape letters: n = feature vectors of a slot in the whole micro-batch, D = width of the slot, H = width of the language model,
+T = tokens of a packed micro-batch.
 """
 
 from __future__ import annotations
@@ -12,20 +13,22 @@ from torch import Tensor, nn
 from emollama.data.batch import PackedFeatures
 from emollama.errors import UserError
 
-GROUP = 4  # neighbouring image rows that are joined into one, in raster order
-STEADY_ROWS = 4  # CPU libraries multiply fewer rows than this by another routine, which sums in another order
+GROUP = 4  # number of neighbouring patch vectors, in raster order, that are concatenated into one
+# CPU libraries multiply matrices with fewer rows by a different routine, which sums in a different order. Smaller inputs are
+# padded, so that the features of a sample are bit-equal alone and in a micro-batch.
+STEADY_ROWS = 4
 
 
 class LinearFusion(nn.Module):
-    """Five linear projections, as published with Emotion-LLaMA (the names of the layers are those of its checkpoints).
+    """Five linear projections, as published with Emotion-LLaMA. The layers have the names in its checkpoints.
 
     Args:
-        slot_dims: D of image, face, video and audio; the class row shares the image's.
+        slot_dims: D of image, face, video and audio; the class token has the width of image.
         width: H.
-        dropout: probability of dropping a component of an emitted row, in training.
+        dropout: dropout probability on the feature tokens during training.
 
     Raises:
-        UserError: ``slot_dims`` names other slots than these four.
+        UserError: If ``slot_dims`` does not name exactly these four slots.
     """
 
     VIDEO = ("image",)
@@ -35,7 +38,9 @@ class LinearFusion(nn.Module):
         super().__init__()
         if set(slot_dims) != {"image", "face", "video", "audio"}:
             names = ", ".join(sorted(slot_dims))
-            raise UserError(f"model.slot_dims names {names}; the fusion 'linear' takes image, face, video and audio")
+            raise UserError(
+                f"model.slot_dims has the slots {names}, but the fusion module 'linear' expects image, face, video and audio"
+            )
         self.llama_proj = nn.Linear(GROUP * slot_dims["image"], width)
         self.feats_llama_proj1 = nn.Linear(slot_dims["face"], width)
         self.feats_llama_proj2 = nn.Linear(slot_dims["video"], width)
@@ -45,88 +50,94 @@ class LinearFusion(nn.Module):
 
     @staticmethod
     def num_tokens(counts: Mapping[str, int]) -> dict[str, int]:
-        """Raw rows of one clip by slot -> rows emitted by placeholder.
+        """Convert the number of a sample's feature vectors by slot to the number of feature tokens by placeholder.
 
         Raises:
-            ValueError: image rows that cannot be grouped by four.
+            ValueError: If the number of image vectors is not a multiple of four.
         """
         image = counts["image"]
         if image % GROUP:
-            raise ValueError(f"{image} image rows do not group by {GROUP}: an EVA cache holds 1 + a multiple of {GROUP} rows")
+            raise ValueError(
+                f"{image} image vectors cannot be joined in groups of {GROUP}: an EVA array must contain a class token and a"
+                f" multiple of {GROUP} patch vectors"
+            )
         return {**counts, "image": image // GROUP}
 
     def forward(self, slots: Mapping[str, PackedFeatures]) -> dict[str, Tensor]:
-        """Project every slot; all five layers run even on 0 rows, so that each has a gradient on every rank.
+        """Project every slot.
 
         Args:
-            slots: slot -> rows (n, D) of all clips, joined. Each clip's image rows are a multiple of four, so that groups
-                never straddle clips.
+            slots: slot -> feature vectors (n, D) of all samples. The number of image vectors of each sample is a multiple of
+                four, so that a group never contains vectors of two samples.
 
         Returns:
-            placeholder -> (rows emitted, H).
+            placeholder -> (number of feature tokens, H).
         """
         image = slots["image"].values
-        rows = {
+        # All five layers run even on empty slots, because DDP expects a gradient for each parameter on every rank.
+        tokens = {
             "image": _project(self.llama_proj, image.reshape(-1, GROUP * image.shape[1])),
             "face": _project(self.feats_llama_proj1, slots["face"].values),
             "video": _project(self.feats_llama_proj2, slots["video"].values),
             "audio": _project(self.feats_llama_proj3, slots["audio"].values),
             "cls": _project(self.cls_tk_llama_proj, slots["cls"].values),
         }
-        return {name: self.dropout(value) for name, value in rows.items()}
+        return {name: self.dropout(value) for name, value in tokens.items()}
 
 
 class ImageProjection(nn.Module):
-    """One linear projection of an image's rows, as published with MiniGPT-4 (``llama_proj`` is the layer's name there).
+    """One linear projection of an image's feature vectors, as published with MiniGPT-4, whose checkpoints name it ``llama_proj``.
 
-    It is no choice of a YAML file, and not registered: the model is that projection.
+    It is not registered, because it is the only fusion module of ``arch: minigpt4``.
 
     Args:
-        rows_width: D.
+        feature_width: D.
         width: H.
-        dropout: probability of dropping a component of an emitted row, in training.
+        dropout: dropout probability on the feature tokens during training.
     """
 
     VIDEO = ("image",)
     FEATURE = ()
 
-    def __init__(self, rows_width: int, width: int, dropout: float = 0.0) -> None:
+    def __init__(self, feature_width: int, width: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.llama_proj = nn.Linear(rows_width, width)
+        self.llama_proj = nn.Linear(feature_width, width)
         self.dropout = nn.Dropout(dropout)
 
     @staticmethod
     def num_tokens(counts: Mapping[str, int]) -> dict[str, int]:
-        """Raw rows of one clip by slot -> rows emitted by placeholder: as many."""
+        """Return the number of feature tokens, which equals the number of the image's feature vectors."""
         return {"image": counts["image"]}
 
     def forward(self, slots: Mapping[str, PackedFeatures]) -> dict[str, Tensor]:
-        """{"image": rows (n, D) of all clips, joined} -> {"image": (n, H)}."""
+        """Project {"image": (n, D)}, the feature vectors of all samples, to {"image": (n, H)}."""
         return {"image": self.dropout(_project(self.llama_proj, slots["image"].values))}
 
 
 def _project(layer: nn.Module, rows: Tensor) -> Tensor:
-    """The layer on at least ``STEADY_ROWS`` rows, so that a clip's rows do not depend on its micro-batch to the last bit."""
-    lacking = max(0, STEADY_ROWS - len(rows))
-    projected: Tensor = layer(nn.functional.pad(rows, (0, 0, 0, lacking)))
+    """Apply the layer to the rows, padded to at least ``STEADY_ROWS``."""
+    padding = max(0, STEADY_ROWS - len(rows))
+    projected: Tensor = layer(nn.functional.pad(rows, (0, 0, 0, padding)))
     return projected[: len(rows)]
 
 
-def place_feature_tokens(text: Tensor, ids: Tensor, rows: Mapping[str, Tensor], first_id: int) -> Tensor:
-    """Put the emitted rows where their placeholders stand.
+def place_feature_tokens(text: Tensor, ids: Tensor, tokens: Mapping[str, Tensor], first_id: int) -> Tensor:
+    """Replace the embeddings of placeholders by feature tokens.
 
     Args:
-        text: (T, H) rows of the embedding table (anything at placeholders).
-        ids: (T,) ids; ``first_id + j`` stands for a row of the j-th placeholder of ``rows``.
-        rows: placeholder -> (count, H), in the order of the ids.
-        first_id: the embedding table's row count.
+        text: (T, H) embeddings of the text; the values at placeholders are not used.
+        ids: (T,) token ids; ``first_id + j`` is a placeholder for a feature token of the j-th entry of ``tokens``.
+        tokens: placeholder -> (count, H), in the order of the placeholders in ``ids``.
+        first_id: number of rows of the embedding table.
 
     Raises:
-        ValueError: the ids ask for another number of rows than there are, with both numbers.
+        ValueError: If the numbers of placeholders and of feature tokens differ.
     """
-    for index, (name, value) in enumerate(rows.items()):
-        places = (ids == first_id + index).nonzero().squeeze(1)
-        if len(places) != len(value):
-            raise ValueError(f"{len(places)} placeholders for '{name}', but {len(value)} rows from the fusion module")
-        text = text.index_copy(0, places, value.to(text.dtype))
+    for index, (name, value) in enumerate(tokens.items()):
+        positions = (ids == first_id + index).nonzero().squeeze(1)
+        if len(positions) != len(value):
+            raise ValueError(
+                f"{len(positions)} placeholders for '{name}', but the fusion module returned {len(value)} feature tokens"
+            )
+        text = text.index_copy(0, positions, value.to(text.dtype))
     return text

@@ -1,7 +1,7 @@
-"""The language model's folder: its configuration and its tokenizer, without its weights.
+"""Configuration and tokenizer of a language model, read from its folder without loading weights.
 
-Any Hugging Face causal language model in a local folder (Llama, Vicuna, Mistral, Qwen, ...). What needs its layers is in
-:mod:`emollama.models.llm_weights`, which takes seconds to import.
+Any Hugging Face causal language model in a local folder works (Llama, Vicuna, Mistral, Qwen, ...). Code that needs the layers
+of the model is in :mod:`emollama.models.llm_weights`, which takes seconds to import.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from emollama.errors import UserError
 
 
 def read_config(path: str) -> Any:
-    """The model's config.json.
+    """Read the model's config.json.
 
     Raises:
-        UserError: no such folder, or nothing usable in it.
+        UserError: If the folder does not exist or contains no configuration that transformers can read.
     """
     require_language_model(path)
     from transformers import AutoConfig
@@ -29,24 +29,25 @@ def read_config(path: str) -> Any:
 
 
 def embedding_rows(config: Any) -> int:
-    """Rows of the embedding table; a tokenizer can be shorter."""
+    """Return the number of rows of the embedding table, which can exceed the size of the tokenizer's vocabulary."""
     return int(config.get_text_config().vocab_size)
 
 
 def width(config: Any) -> int:
-    """The LLM's hidden size."""
+    """Return the hidden size of the language model."""
     return int(config.get_text_config().hidden_size)
 
 
 def load_tokenizer(path: str) -> Any:
-    """The tokenizer of a model's folder.
+    """Load the tokenizer from a model's folder.
 
     Raises:
-        UserError: the folder has none.
+        UserError: If the folder contains no usable tokenizer.
     """
     from transformers import AutoTokenizer
 
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the data workers are forked
+    # Tokenizers that started threads warn, or deadlock, when the data loader forks its workers.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -1,6 +1,7 @@
-"""The language model itself: with LoRA adapters, frozen, or trained in full; the only file that builds one.
+"""Build the language model: frozen, with LoRA adapters, or fully trained.
 
-It can be built on the meta device, from config.json alone, to be counted before anything is loaded.
+No other module of the package builds a language model from its folder. On the meta device it is built from config.json alone,
+so that parameters can be counted before weights are loaded.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from emollama.registry import did_you_mean
 
 @dataclass(frozen=True)
 class LLMOptions:
-    """What to load and what to train of it.
+    """Options for loading and training the language model.
 
     Attributes:
-        path: the model's folder.
-        train: adapters, nothing, or every weight.
+        path: folder of the model.
+        train: train LoRA adapters, nothing, or all weights.
         lora_r, lora_alpha, lora_dropout, lora_targets: as in peft's LoraConfig.
-        quantize: bits of the frozen weights, None for the dtype they are loaded in.
+        quantize: bits of the frozen weights; None does not quantize.
         checkpointing: recompute the layers' activations in the backward pass.
     """
 
@@ -45,25 +46,25 @@ class LLMOptions:
 
 
 def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch.device) -> Any:
-    """Load the model, or only lay out its shapes where ``device`` is meta.
+    """Load the model, or build it without weights if ``device`` is meta.
 
     Args:
         options: see :class:`LLMOptions`.
-        config: what :func:`read_config` gave.
-        dtype: of the frozen weights. Weights that are trained are float32.
-        device: where it goes.
+        config: the result of :func:`read_config`.
+        dtype: dtype of the frozen weights. Trained weights are float32.
+        device: device of the model.
 
     Raises:
-        UserError: unreadable weights, LoRA targets that do not exist, quantization without bitsandbytes.
+        UserError: If the weights cannot be read, a LoRA target does not exist, or quantization is set without bitsandbytes.
     """
     dtype = torch.float32 if options.train == "full" else dtype
     transformers_logging.disable_progress_bar()
-    # peft still asks transformers under the old name.
+    # peft still calls the property of transformers by its deprecated name.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     if device.type == "meta":
         with device:
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
-            return _prepared(model, options)
+            return _with_options(model, options)
     quantization = _quantization(options, dtype)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -81,19 +82,21 @@ def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch
     model, report = loaded
     if report["missing_keys"]:
         missing = listing(sorted(report["missing_keys"]))
-        raise UserError(f"model.llama_model: the weights in '{options.path}' lack tensors, {missing}. Download them again.")
+        raise UserError(f"model.llama_model: missing tensors in the weights in '{options.path}', {missing}. Download them again.")
     if quantization:
         from peft import prepare_model_for_kbit_training
 
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    return _prepared(model, options)
+    return _with_options(model, options)
 
 
-def _prepared(model: Any, options: LLMOptions) -> Any:
+def _with_options(model: Any, options: LLMOptions) -> Any:
+    """Set which weights are trained, add adapters, and enable activation checkpointing."""
     model.requires_grad_(options.train == "full")
     if options.train == "lora":
         _check_targets(model, options.lora_targets)
-        from peft import LoraConfig, get_peft_model  # only here: a model without adapters does not need peft
+        # Imported here because a model without adapters does not need peft.
+        from peft import LoraConfig, get_peft_model
 
         lora = LoraConfig(
             r=options.lora_r,
@@ -108,7 +111,7 @@ def _prepared(model: Any, options: LLMOptions) -> Any:
         except ValueError as error:
             raise UserError(f"model.lora_target_modules: {error}") from None
     if options.checkpointing:
-        # The name changed in transformers 5.23; the older one still works there, with a warning.
+        # The method was renamed in transformers 5.23, where the old name still works with a warning.
         name = "activation_checkpointing_enable"
         enable = getattr(model, name, None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
@@ -121,7 +124,10 @@ def _check_targets(model: Any, targets: list[str]) -> None:
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name, _ in model.named_modules()):
             hint = did_you_mean(target, names)
-            raise UserError(f"model.lora_target_modules: no layer '{target}'.{hint} Linear layers: {abbreviated(sorted(names))}")
+            raise UserError(
+                f"model.lora_target_modules: the language model has no layer '{target}'.{hint} Linear layers:"
+                f" {abbreviated(sorted(names))}"
+            )
 
 
 def _quantization(options: LLMOptions, dtype: torch.dtype) -> BitsAndBytesConfig | None:

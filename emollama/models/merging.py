@@ -1,6 +1,6 @@
-"""A language model's folder with LoRA adapters added into its weights, file by file.
+"""Merge LoRA adapters into the weights of a language model's folder, file by file.
 
-Letters: r the rank, I and O the widths of an adapted linear layer.
+Shape letters: r = LoRA rank, I and O = input and output width of an adapted linear layer.
 """
 
 from __future__ import annotations
@@ -22,47 +22,47 @@ from emollama.tensor_files import save_tensors
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MERGEABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-WEIGHTS = {".safetensors", ".bin", ".pth", ".pt", ".gguf", ".h5", ".msgpack"}  # endings of files that are not copied
+WEIGHTS = {".safetensors", ".bin", ".pth", ".pt", ".gguf", ".h5", ".msgpack"}  # suffixes of files that are not copied
 
 
-def merge(folder: Path, adapters: Adapters, scale: float, place: Path) -> None:
-    """Write a language model's folder again, with B A x scale added to each adapted weight.
+def merge(folder: Path, adapters: Adapters, scale: float, target: Path) -> None:
+    """Write a copy of a language model's folder with ``scale * B @ A`` added to each adapted weight.
 
-    One file's tensors are in memory at a time. Sums are made in float32 and rounded to the weight's dtype; every other tensor
-    and file stays as it is.
+    Only the tensors of one file are in memory at a time. Sums are computed in float32 and rounded to the weight's dtype. Other
+    tensors and files are copied unchanged.
 
     Args:
-        folder: the language model's, with weights in safetensors.
-        adapters: as ``adapters.check_base`` accepted them.
+        folder: the language model's folder, with weights in safetensors.
+        adapters: adapters that passed ``adapters.check_base``.
         scale: alpha / r.
-        place: an empty folder.
+        target: an empty folder.
 
     Raises:
-        UserError: weights that are missing, unreadable or quantized.
+        UserError: If weights are missing, unreadable or quantized.
     """
     pairs = {f"{layer}.weight": pair for layer, pair in adapters.layers.items()}
     names = {file: _names(folder / file) for file in _weight_files(folder)}
     absent = sorted(set(pairs).difference(*names.values()))
     if absent:
-        raise UserError(f"--llama-model: the weights in {folder} lack tensors, {listing(absent)}")
+        raise UserError(f"--llama-model: missing tensors in the weights in {folder}, {listing(absent)}")
     for file in names:
         tensors, metadata = _read(folder / file)
         for name in tensors.keys() & pairs.keys():
             tensors[name] = _merged(name, tensors[name], pairs[name], scale)
-        save_tensors(tensors, place / file, metadata or {"format": "pt"})
+        save_tensors(tensors, target / file, metadata or {"format": "pt"})
     for path in folder.iterdir():
         if path.is_file() and path.suffix not in WEIGHTS and (path.name == INDEX or not path.name.endswith(".index.json")):
-            shutil.copyfile(path, place / path.name)
+            shutil.copyfile(path, target / path.name)
 
 
 def _weight_files(folder: Path) -> list[str]:
-    """Names of the files that hold the model's weights."""
+    """Return the names of the files that contain the model's weights."""
     if not (folder / INDEX).is_file():
         if (folder / SINGLE).is_file():
             return [SINGLE]
         raise UserError(
-            f"--llama-model: no {SINGLE} in {folder}. Weights in another format (pytorch_model.bin) become safetensors when"
-            " transformers loads and saves them."
+            f"--llama-model: {folder} does not contain {SINGLE}. To convert weights of another format (pytorch_model.bin) to"
+            " safetensors, load and save the model with transformers."
         )
     try:
         names = sorted(set(json.loads(read_text(str(folder / INDEX)))["weight_map"].values()))
@@ -70,7 +70,9 @@ def _weight_files(folder: Path) -> list[str]:
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
         raise UserError(f"--llama-model: {folder / INDEX} is damaged. Download it again.") from None
     if outside:
-        raise UserError(f"--llama-model: {folder / INDEX} names other things than files of weights: {listing(outside)}")
+        raise UserError(
+            f"--llama-model: {folder / INDEX} names files that are not .safetensors files in the same folder: {listing(outside)}"
+        )
     return names
 
 
@@ -91,10 +93,13 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
 
 
 def _merged(name: str, weight: Tensor, pair: Mapping[str, Tensor], scale: float) -> Tensor:
-    """(O, I) weight + B A x scale, in the weight's dtype."""
+    """Return weight + scale * B @ A, (O, I), in the weight's dtype."""
     shape = (len(pair["B"]), pair["A"].shape[1])
     if weight.dtype not in MERGEABLE or weight.shape != shape:
-        found = f"{tuple(weight.shape)} {str(weight.dtype).removeprefix('torch.')}"
-        raise UserError(f"--llama-model: {name} is {found}; adapters are merged into unquantized weights, here {shape}")
+        stored = f"{tuple(weight.shape)} {str(weight.dtype).removeprefix('torch.')}"
+        raise UserError(
+            f"--llama-model: the tensor {name} is {stored}, expected unquantized weights of shape {shape}. Use the folder of"
+            " the unquantized model."
+        )
     wide = torch.promote_types(weight.dtype, torch.float32)
     return torch.addmm(weight.to(wide), pair["B"].to(wide), pair["A"].to(wide), alpha=scale).to(weight.dtype)

@@ -1,4 +1,4 @@
-"""MiniGPT-4: an image through frozen encoders, and one trained projection into the language model."""
+"""MiniGPT-4: frozen image encoders, and one trained projection into the language model."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from emollama.stores.manifest import Manifest
 
 
 class MiniGPT4(PackedLLM):
-    """The model behind ``arch: minigpt4``; arguments as those of :class:`~emollama.models.packed_llm.PackedLLM`.
+    """The model of ``arch: minigpt4``; for its arguments see :class:`~emollama.models.packed_llm.PackedLLM`.
 
-    A clip brings its image (slot ``frame``), or the rows that were made of it before (slot ``image``).
+    A sample contains its image as pixels (slot ``frame``), or features that were cached before (slot ``image``).
     """
 
     Config = MiniGPT4Config
 
-    # What the published training code stores of the Q-Former, beside what is trained.
+    # The published training code also stores this buffer of the frozen Q-Former.
     unused_names = (*checkpoint_names.UNUSED, "Qformer.bert.embeddings.position_ids")
     shape_keys = "has_qformer, llama_model and lora_r"
     architecture = "minigpt4"
@@ -41,24 +41,26 @@ class MiniGPT4(PackedLLM):
 
     @staticmethod
     def slot_shapes(cfg: MiniGPT4Config) -> dict[str, SlotShape]:
-        """slot -> what one clip is expected to bring."""
-        rows, width = (cfg.num_query_token, cfg.query_width) if cfg.has_qformer else (cfg.patches // GROUP, GROUP * cfg.vit_width)
-        image = SlotShape(rows, width)
-        kept = CachedShape.of(image, cfg.visual_cache_path) if cfg.cache_visual else image
-        return {"image": kept, FRAME: SlotShape(1, 3 * cfg.image_size**2)}
+        """Return the expected shape of a sample's features for each slot."""
+        if cfg.has_qformer:
+            image = SlotShape(cfg.num_query_token, cfg.query_width)
+        else:
+            image = SlotShape(cfg.patches // GROUP, GROUP * cfg.vit_width)
+        cached = CachedShape.of(image, cfg.visual_cache_path) if cfg.cache_visual else image
+        return {"image": cached, FRAME: SlotShape(1, 3 * cfg.image_size**2)}
 
     @staticmethod
     def frame_manifest(cfg: MiniGPT4Config, choice: FrameChoice) -> Manifest:
-        """How images become rows in the step.
+        """Return the manifest of the features that the model computes from images.
 
         Raises:
-            UserError: weights that are missing, of another architecture, or of another size than configured.
+            UserError: If weights do not exist, or are of another architecture or size than configured.
         """
         return vision.manifest(cfg, MiniGPT4.slot_shapes(cfg)["image"], choice)
 
     @staticmethod
     def prompt(cfg: MiniGPT4Config, loss_average: LossAverage = "sample") -> ImagePrompt:
-        """The renderer that goes with this model; needs the LLM's folder, not its weights."""
+        """Return the prompt renderer of this model. It reads the language model's folder, but not its weights."""
         prompts = BUILT_IN if cfg.prompt_path is None else read_prompts(cfg.prompt_path, "model.prompt_path")
         placeholders = Placeholders(
             video=ImageProjection.VIDEO,
@@ -69,7 +71,7 @@ class MiniGPT4(PackedLLM):
         return ImagePrompt(llm.load_tokenizer(cfg.llama_model), cfg.style(), placeholders, prompts, loss_average)
 
     def features_for_fusion(self, batch: Batch) -> Mapping[str, PackedFeatures]:
-        """The images' rows: those that the clips bring, and those that are made of their images now."""
+        """Return the image features: cached ones, and those computed now from the samples' pixels."""
         offsets = batch.slots[FRAME].offsets
-        places = [place for clip, place in enumerate(batch.cache_key) if offsets[clip] < offsets[clip + 1]]
-        return frames.encoded(batch.slots, lambda images: {"image": self.vision(images, places)})
+        keys = [key for index, key in enumerate(batch.cache_key) if offsets[index] < offsets[index + 1]]
+        return frames.encode_frames(batch.slots, lambda images: {"image": self.vision(images, keys)})

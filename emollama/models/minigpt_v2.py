@@ -1,4 +1,4 @@
-"""MiniGPT-v2 / Emotion-LLaMA: feature rows projected into the prompt of a LoRA-adapted language model."""
+"""MiniGPT-v2 and Emotion-LLaMA: feature vectors are projected into the prompt of a language model with LoRA adapters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from emollama.stores.manifest import Manifest
 
 
 class MiniGPTv2(PackedLLM):
-    """The model behind ``arch: minigpt_v2``; arguments as those of :class:`~emollama.models.packed_llm.PackedLLM`."""
+    """The model of ``arch: minigpt_v2``; for its arguments see :class:`~emollama.models.packed_llm.PackedLLM`."""
 
     Config = MiniGPTv2Config
 
@@ -34,7 +34,7 @@ class MiniGPTv2(PackedLLM):
 
     @staticmethod
     def slot_shapes(cfg: MiniGPTv2Config) -> dict[str, SlotShape]:
-        """slot -> what one clip is expected to bring."""
+        """Return the expected shape of a sample's features for each slot."""
         dims = cfg.slot_dims
         image = SlotShape((cfg.image_size // PATCH) ** 2, dims["image"])
         others = {slot: SlotShape(1, width) for slot, width in dims.items() if slot != "image"}
@@ -43,17 +43,17 @@ class MiniGPTv2(PackedLLM):
 
     @staticmethod
     def frame_manifest(cfg: MiniGPTv2Config, choice: FrameChoice) -> Manifest:
-        """How frames become rows in the step: what a manifest of caches would say.
+        """Return the manifest of the features that the model computes from frames.
 
         Raises:
-            UserError: weights that are missing or no EVA transformer's.
+            UserError: If the weights do not exist or are not those of an EVA transformer.
         """
         assert cfg.vit_weights is not None
         return frames.manifest(cfg.vit_weights, cfg, choice)
 
     @staticmethod
     def prompt(cfg: MiniGPTv2Config, loss_average: LossAverage = "sample") -> Prompt:
-        """The renderer that goes with this model; needs the LLM's folder, not its weights."""
+        """Return the prompt renderer of this model. It reads the language model's folder, but not its weights."""
         fusion = FUSIONS.get(cfg.fusion)
         placeholders = Placeholders(
             video=fusion.VIDEO,
@@ -64,5 +64,5 @@ class MiniGPTv2(PackedLLM):
         return Prompt(llm.load_tokenizer(cfg.llama_model), cfg.style(), placeholders, loss_average)
 
     def features_for_fusion(self, batch: Batch) -> Mapping[str, PackedFeatures]:
-        """The slots; rows made of frames are among the image's and the class token's."""
-        return batch.slots if self.vit is None else frames.encoded(batch.slots, frames.image_and_class(self.vit))
+        """Return the features by slot; those computed from frames are in ``image`` and ``cls``."""
+        return batch.slots if self.vit is None else frames.encode_frames(batch.slots, frames.image_and_class(self.vit))

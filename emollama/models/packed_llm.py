@@ -1,6 +1,7 @@
-"""What every model here is around: a language model that reads packed micro-batches, with rows in place of some tokens.
+"""Base class of the models: a language model that reads packed micro-batches with feature tokens at placeholders.
 
-Letters: T tokens of a packed micro-batch, B samples, L labelled tokens, H the LLM's width, V its vocabulary.
+Shape letters: T = tokens of a packed micro-batch, B = samples, L = labelled tokens, Q = new tokens per sequence,
+H = width of the language model, V = size of its vocabulary.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from emollama.models.fusion import STEADY_ROWS, place_feature_tokens
 
 
 class PackedLLM(nn.Module, ABC):
-    """A language model with a fusion module, trained and read on packed micro-batches.
+    """A language model with a fusion module, which processes packed micro-batches.
 
     Args:
         cfg: the ``model`` block.
-        device: where to build it; the meta device gives shapes without weights.
-        frozen_dtype: dtype of weights that are not trained; trained ones are float32.
+        device: device of the model; on the meta device it has shapes but no weights.
+        frozen_dtype: dtype of frozen weights; trained weights are float32.
 
     Attributes:
-        fusion: raw rows by slot -> rows of the LLM's width by placeholder; the subclass sets it.
+        fusion: the fusion module (features by slot -> feature tokens by placeholder), which the subclass sets.
     """
 
     unused_names: tuple[str, ...] = checkpoint_names.UNUSED
@@ -40,7 +41,8 @@ class PackedLLM(nn.Module, ABC):
     fusion: nn.Module
 
     def __init__(self, cfg: Any, *, device: torch.device, frozen_dtype: torch.dtype) -> None:
-        from emollama.models import llm_weights  # here, because it takes seconds, and most commands need no weights
+        # Imported here because it takes seconds, and most commands need no weights.
+        from emollama.models import llm_weights
 
         super().__init__()
         self.cfg = cfg
@@ -60,29 +62,30 @@ class PackedLLM(nn.Module, ABC):
 
     @abstractmethod
     def features_for_fusion(self, batch: Batch) -> Mapping[str, PackedFeatures]:
-        """The slots that the fusion module takes; frames have become rows."""
+        """Return the input of the fusion module: features by slot, with frames replaced by their features."""
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the embedding table, on which the model expects its inputs."""
         table: torch.nn.Module = self.llama_model.get_input_embeddings()
         return next(table.parameters()).device
 
     def forward(self, batch: Batch) -> Tensor:
-        """Cross-entropy of each labelled token, (L,) float32, in the batch's order. Logits are made at these places only."""
-        places = (batch.labels != IGNORED).nonzero().squeeze(1)
-        logits = self._packed_logits(batch, _steady(places) - 1, use_cache=False)[: len(places)]
-        return F.cross_entropy(logits.float(), batch.labels[places], reduction="none")
+        """Return the cross-entropy of each labelled token, (L,) float32, in the batch's order."""
+        positions = (batch.labels != IGNORED).nonzero().squeeze(1)
+        # Logits are computed only where a label follows: those of all tokens, (T, V), would need far more memory.
+        logits = self._packed_logits(batch, _at_least_steady(positions) - 1, use_cache=False)[: len(positions)]
+        return F.cross_entropy(logits.float(), batch.labels[positions], reduction="none")
 
     def prefill(self, batch: Batch) -> tuple[Tensor, DecodingState]:
-        """Read B prompts: next-token logits (B, V) float32, and where the sequences stand."""
+        """Process B prompts; return next-token logits (B, V) float32 and the decoding state."""
         cache = empty_cache()
         last = batch.cu_seqlens[1:].long() - 1
-        logits = self._packed_logits(batch, _steady(last), past_key_values=cache, use_cache=True)[: len(last)]
+        logits = self._packed_logits(batch, _at_least_steady(last), past_key_values=cache, use_cache=True)[: len(last)]
         return logits.float(), DecodingState.from_packed(cache, batch.lengths)
 
     def decode(self, ids: Tensor, state: DecodingState) -> Tensor:
-        """Read (B, Q) more tokens into ``state.cache``: logits behind each of them, (B, Q, V) float32."""
+        """Append tokens (B, Q) to ``state.cache``; return the logits after each of them, (B, Q, V) float32."""
         mask, positions = state.extended(ids.shape[1])
         table = self.llama_model.get_input_embeddings()
         logits: Tensor = self.llama_model(
@@ -96,15 +99,15 @@ class PackedLLM(nn.Module, ABC):
 
     @torch.inference_mode()
     def beam_search(self, batch: Batch, prompt: Prompt, options: Mapping[str, Any]) -> list[list[int]]:
-        """Continue each sample of a batch that was rendered without answers, by transformers' own search.
+        """Generate a continuation of each prompt with the beam search of transformers.
 
         Args:
-            batch: B prompts.
-            prompt: the renderer that made them; tells where an answer ends.
+            batch: B prompts without answers.
+            prompt: the renderer of the batch; it defines how an answer ends.
             options: keyword arguments of transformers' ``generate``.
 
         Returns:
-            B lists of new token ids, up to and including the end.
+            B lists of new token ids, up to and including the end of the answer.
         """
         pieces = self._embed(batch).split(batch.lengths)
         embeddings = torch.nn.utils.rnn.pad_sequence(list(pieces), batch_first=True, padding_side="left")
@@ -123,30 +126,31 @@ class PackedLLM(nn.Module, ABC):
         )
         return [_until(ids, tokenizer.eos_token_id) for ids in out.tolist()]
 
-    def _packed_logits(self, batch: Batch, places: Tensor, **cache: Any) -> Tensor:
-        """(len(places), V): next-token logits behind these places of a packed batch, which is one row."""
+    def _packed_logits(self, batch: Batch, positions: Tensor, **cache: Any) -> Tensor:
+        """Return the next-token logits after these positions of a packed batch, (len(positions), V)."""
         logits: Tensor = self.llama_model(
             inputs_embeds=self._embed(batch).unsqueeze(0),
             position_ids=batch.position_ids.unsqueeze(0),
             cu_seqlens=batch.cu_seqlens,
             max_length=batch.max_length,
-            logits_to_keep=places,
+            logits_to_keep=positions,
             **cache,
         ).logits[0]
         return logits
 
     def _embed(self, batch: Batch) -> Tensor:
-        """(T, H): rows of the LLM's table for text, rows of the fusion module at placeholders."""
+        """Return the input embeddings (T, H): text embeddings, and feature tokens at placeholders."""
         table = self.llama_model.get_input_embeddings()
         is_text = batch.input_ids < self.first_placeholder
         text = table(batch.input_ids.where(is_text, 0))
         return place_feature_tokens(text, batch.input_ids, self.fusion(self.features_for_fusion(batch)), self.first_placeholder)
 
 
-def _steady(places: Tensor) -> Tensor:
-    """The places, the last one repeated where there are few: the head is never asked for fewer rows than are steady."""
-    return torch.cat([places, places[-1:].expand(max(0, STEADY_ROWS - len(places)))])
+def _at_least_steady(positions: Tensor) -> Tensor:
+    """Repeat the last position until there are ``STEADY_ROWS``, so that the head never multiplies fewer rows."""
+    return torch.cat([positions, positions[-1:].expand(max(0, STEADY_ROWS - len(positions)))])
 
 
 def _until(ids: list[int], end: int | None) -> list[int]:
+    """Return the ids up to and including the first end token, or all ids if there is none."""
     return ids[: ids.index(end) + 1] if end in ids else ids

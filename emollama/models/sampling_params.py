@@ -1,4 +1,4 @@
-"""How the next token is chosen."""
+"""Parameters of token selection during generation."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the next token is chosen.
+    """Parameters of greedy decoding and of sampling, as in transformers' GenerationConfig.
 
     Attributes:
-        max_new_tokens: of a sequence.
-        temperature: 0 takes the most likely token, above 0 samples.
-        top_p: share of probability that sampling draws from.
-        repetition_penalty: above 1 makes generated tokens less likely.
+        max_new_tokens: maximum number of new tokens per sequence.
+        temperature: 0 selects the most likely token; values above 0 sample.
+        top_p: sample only from the most likely tokens whose probabilities add up to this value.
+        repetition_penalty: values above 1 make tokens that were already generated less likely.
     """
 
     max_new_tokens: int

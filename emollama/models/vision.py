@@ -1,6 +1,6 @@
-"""What MiniGPT-4 sees with: a frozen EVA transformer, BLIP-2's norm, a frozen Q-Former; and what they made, kept on disk.
+"""MiniGPT-4's image encoders: a frozen EVA transformer, BLIP-2's norm and a frozen Q-Former, with a cache on disk.
 
-Letters: F images, Q rows that are made of one, W their width, P patches, D width of the EVA transformer's rows.
+Shape letters: F = images, Q = feature vectors of an image, W = their width, P = patches, D = width of the EVA transformer.
 """
 
 from __future__ import annotations
@@ -28,36 +28,39 @@ from emollama.stores.feature_cache import FeatureCache
 from emollama.stores.manifest import Manifest
 
 VIT, QFORMER = "model.vit_weights", "model.q_former_model"  # keys of the files
-TOGETHER = 4  # images that are encoded at once, always as many: so that an image's rows are the same bits in any company
+# Images are always encoded four at a time, because the last bits of a result depend on the batch size. Cached features are
+# therefore equal to those that would be computed for any micro-batch size.
+IMAGES_PER_BATCH = 4
 
 
 class FrozenVision(nn.Module):
-    """Images -> rows for the language model's projection. Never trained, never saved.
+    """Encodes images to features for the language model's projection. It is neither trained nor saved.
 
     Args:
         cfg: the ``model`` block of ``arch: minigpt4``.
-        shape: of the rows that are made of an image.
-        device: where to build it. On the meta device there are shapes without weights, and files that are not there are taken
-            to be the published ones.
+        shape: shape of the features of an image.
+        device: device of the encoders. On the meta device they have shapes but no weights; if a file does not exist there, the
+            shapes of the published encoders are assumed.
 
     Attributes:
         vit: (F, 3, side, side) -> (F, 1 + P, D).
-        qformer: (F, 1 + P, D) -> (F, Q, W); None where there is none.
+        qformer: (F, 1 + P, D) -> (F, Q, W), or None if ``has_qformer`` is False.
 
     Raises:
-        UserError: files that are missing, of another architecture or size; kept rows that were made otherwise.
+        UserError: If a file does not exist or has another architecture or size, or if the cached features have another
+            manifest.
     """
 
     def __init__(self, cfg: Any, shape: SlotShape, *, device: torch.device) -> None:
         super().__init__()
-        self._kept = FeatureCache(shape.cache_folder, shape) if isinstance(shape, CachedShape) else None
+        self._cache = FeatureCache(shape.cache_folder, shape) if isinstance(shape, CachedShape) else None
         if device.type == "meta" and (absent := [path for path in _files(cfg) if not looked_up(PATHS.isfile, path, "model")]):
-            text = "no file %s: figures are those of the published encoders"
+            text = "%s: file not found; the sizes of the published encoders are assumed"
             logging.getLogger("emollama").info(text, " and ".join(absent))
             self._build_published(cfg, device)
             return
-        if self._kept is not None:
-            self._kept.require_same_manifest(
+        if self._cache is not None:
+            self._cache.require_same_manifest(
                 manifest(cfg, shape, "first"), "model.visual_cache_path", write=device.type != "meta"
             )
         else:
@@ -73,49 +76,52 @@ class FrozenVision(nn.Module):
         shape = QFormerShape(cfg.query_width, heads=heads, queries=cfg.num_query_token, vision=eva.width)
         self.qformer = QFormer(shape, device=device) if cfg.has_qformer else None
 
-    def forward(self, images: Tensor, places: Sequence[str | None]) -> Tensor:
-        """(F, 3, side, side) normalised pixels -> (F, Q, W) float32.
+    def forward(self, images: Tensor, keys: Sequence[str | None]) -> Tensor:
+        """Encode images, and write their features to the cache if there is one.
 
         Args:
-            images: of a micro-batch.
-            places: where the rows of each are to be kept; None for nowhere.
+            images: normalized pixels, (F, 3, side, side).
+            keys: F cache keys; None does not cache that image.
+
+        Returns:
+            (F, Q, W) float32.
         """
-        rows = in_batches(self._encode, images, TOGETHER)
-        if self._kept is not None:
-            for place, made in zip(places, rows.cpu().numpy(), strict=True):
-                if place is not None:
-                    self._kept.write(place, made)
-        return rows
+        features = in_batches(self._encode, images, IMAGES_PER_BATCH)
+        if self._cache is not None:
+            for key, vectors in zip(keys, features.cpu().numpy(), strict=True):
+                if key is not None:
+                    self._cache.write(key, vectors)
+        return features
 
     @torch.no_grad()
     def _encode(self, images: Tensor) -> Tensor:
-        rows: Tensor = self.vit(images)
-        return joined(rows[:, 1:]) if self.qformer is None else self.qformer(rows)
+        vectors: Tensor = self.vit(images)
+        return group_patches(vectors[:, 1:]) if self.qformer is None else self.qformer(vectors)
 
 
-def joined(patches: Tensor) -> Tensor:
-    """(F, P, D) -> (F, P / 4, 4 D): four neighbouring rows, in raster order, become one."""
+def group_patches(patches: Tensor) -> Tensor:
+    """Concatenate groups of four neighbouring patch vectors in raster order: (F, P, D) -> (F, P / 4, 4 D)."""
     return patches.reshape(len(patches), -1, GROUP * patches.shape[2])
 
 
 def manifest(cfg: Any, shape: SlotShape, choice: FrameChoice) -> Manifest:
-    """How images become rows: what a manifest of kept ones says.
+    """Return the manifest of the features that the encoders compute.
 
     Args:
         cfg: the ``model`` block of ``arch: minigpt4``.
-        shape: of the rows that are made of an image.
-        choice: which frame of a video is taken; images have one.
+        shape: shape of the features of an image.
+        choice: which frame of a video is encoded; it has no effect on images.
 
     Raises:
-        UserError: weights that are missing, of another architecture, or of another size than configured.
+        UserError: If weights do not exist, or are of another architecture or size than configured.
     """
     _require_agreement(cfg)
     eva = frames.manifest(cfg.vit_weights, cfg, choice, _norm(cfg))
     if cfg.has_qformer:
-        made = {"q_former_model": digest(cfg.q_former_model)[:16]}
+        changes = {"q_former_model": digest(cfg.q_former_model)[:16]}
     else:
-        made = {"pooling": f"{GROUP} neighbouring rows joined"}
-    return replace(eva, slots=("image",), rows=shape.num_tokens, width=shape.dim, recipe={**eva.recipe, **made})
+        changes = {"pooling": f"{GROUP} neighbouring rows joined"}
+    return replace(eva, slots=("image",), rows=shape.num_tokens, width=shape.dim, recipe={**eva.recipe, **changes})
 
 
 def _files(cfg: Any) -> list[str]:
@@ -123,25 +129,31 @@ def _files(cfg: Any) -> list[str]:
 
 
 def _norm(cfg: Any) -> str:
-    """The published model takes the norm out of BLIP-2's file together with the Q-Former, and else leaves it as it was made."""
+    """Return the file of the norm after the image encoder.
+
+    The published model loads it from BLIP-2's file together with the Q-Former; without the Q-Former it is never loaded.
+    """
     return str(cfg.q_former_model) if cfg.has_qformer else IDENTITY
 
 
 def _require_agreement(cfg: Any) -> None:
-    """Check, on names and shapes alone, that the files fit the configured sizes and each other."""
+    """Check that the files fit the configured sizes and each other, from tensor names and shapes alone."""
     eva, _ = read_eva(cfg.vit_weights, VIT, EvaShape.depth)
-    read_ln_vision(_norm(cfg), eva.width, QFORMER)  # names the key that is at fault
+    # Checked here, so that an error names this key of the model instead of the encoder's.
+    read_ln_vision(_norm(cfg), eva.width, QFORMER)
     if not cfg.has_qformer:
         _require_equal("vit_width", cfg.vit_width, eva.width, VIT, cfg.vit_weights)
         return
-    found, _ = read_qformer(cfg.q_former_model, QFORMER)
-    _require_equal("query_width", cfg.query_width, found.width, QFORMER, cfg.q_former_model)
-    _require_equal("num_query_token", cfg.num_query_token, found.queries, QFORMER, cfg.q_former_model)
-    if found.vision != eva.width:
-        text = f"{VIT}: '{cfg.vit_weights}' makes rows {eva.width} wide, and {QFORMER} '{cfg.q_former_model}' takes rows"
-        raise UserError(f"{text} {found.vision} wide. Name files that belong together.")
+    qformer, _ = read_qformer(cfg.q_former_model, QFORMER)
+    _require_equal("query_width", cfg.query_width, qformer.width, QFORMER, cfg.q_former_model)
+    _require_equal("num_query_token", cfg.num_query_token, qformer.queries, QFORMER, cfg.q_former_model)
+    if qformer.vision != eva.width:
+        raise UserError(
+            f"{VIT}: the encoder in '{cfg.vit_weights}' has width {eva.width}, but the Q-Former in {QFORMER}"
+            f" '{cfg.q_former_model}' expects width {qformer.vision}. Use files that belong together."
+        )
 
 
-def _require_equal(key: str, configured: int, found: int, file_key: str, path: str) -> None:
-    if configured != found:
-        raise UserError(f"model.{key} is {configured}, and in {file_key} '{path}' it is {found}. Correct one.")
+def _require_equal(key: str, configured: int, stored: int, file_key: str, path: str) -> None:
+    if configured != stored:
+        raise UserError(f"model.{key} is {configured}, but in {file_key} '{path}' it is {stored}. Correct one of them.")

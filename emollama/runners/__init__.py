@@ -1,1 +1,1 @@
-"""Registered runners: the loop."""
+"""Registered runners: the training loop, evaluation, and everything that they prepare and check."""

@@ -1,4 +1,4 @@
-"""Answers to a block's clips, each given once over all processes."""
+"""Answer the samples of an evaluation block, each of them on one of the processes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from emollama.precision import Precision
 
 @dataclass(frozen=True)
 class Answering:
-    """What answers clips.
+    """Everything that is needed to answer samples.
 
     Attributes:
-        task: says how a clip is asked and answered.
+        task: the task, which defines the questions and answers them.
         members: the model in eval mode, or the members of an ensemble.
-        prompt: the model's renderer.
-        world: the processes, which share the questions out among them.
-        precision: of the model's arithmetic.
-        seed: of sampling, where temperature is above 0.
+        prompt: the prompt renderer of the model.
+        world: the processes among which the questions are distributed.
+        precision: precision of the model's computations.
+        seed: random seed of sampling, which is used if the temperature is above 0.
     """
 
     task: Any
@@ -36,21 +36,23 @@ class Answering:
     seed: int
 
     def answers(self, label: str, dataset: SampleDataset, options: Any) -> list[dict[str, Any]]:
-        """Answer every clip for every task of its pool, the longest prompts first.
+        """Answer every question about a dataset.
 
         Args:
-            label: the block's, for the progress bar.
-            dataset: the block's clips.
-            options: the task's Config: how to answer.
+            label: label of the block for the progress bar.
+            dataset: the samples.
+            options: the task's Config, which defines how to answer.
 
         Returns:
-            A dictionary an answer, sorted by name and task, the same on every rank.
+            One dictionary per answer, sorted by name and task; all ranks get the same list.
         """
         questions = self.task.questions(dataset, options)
-        words = [dataset.user_text(asked.clip, asked.task, asked.instruction) for asked in questions]
-        lengths = self.prompt.prompt_lengths(words, options.prompt_layout)
-        by_length = sorted(range(len(questions)), key=lambda place: -lengths[place])
-        own = [questions[place] for place in by_length[self.world.rank :: self.world.size]]
+        texts = [dataset.user_text(each.index, each.task, each.instruction) for each in questions]
+        lengths = self.prompt.prompt_lengths(texts, options.prompt_layout)
+        # Prompts of similar length share a batch, so that little of the padded cache is wasted, and every process gets its
+        # share of long prompts.
+        by_length = sorted(range(len(questions)), key=lambda index: -lengths[index])
+        own = [questions[index] for index in by_length[self.world.rank :: self.world.size]]
         answers: list[Any] = []
         with Progress(len(own), f"answering {label}", enabled=self.world.is_main) as bar, self.precision.autocast():
             for first in range(0, len(own), dataset.cfg.batch_size):

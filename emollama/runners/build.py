@@ -1,4 +1,4 @@
-"""Datasets and model of a run, checked before anything costs time."""
+"""Build the datasets and models of a run, and check them before anything takes long."""
 
 from __future__ import annotations
 
@@ -20,39 +20,42 @@ from emollama.logs.logger import get_logger
 from emollama.precision import Precision
 from emollama.runners import provenance
 
-# Keys of a model that no shape in a checkpoint tells -> what comes of another value.
+# Keys of a model that a tensor-shape check cannot detect -> the effect of a different value.
 NON_SHAPE_KEYS = {
-    "lora_alpha": "its adapters are rescaled",
-    "prompt_template": "it is asked otherwise than it learnt",
-    "chat_template": "it is asked otherwise than it learnt",
-    "end_sym": "it ends its answers otherwise",
+    "lora_alpha": "the output of the adapters is scaled differently",
+    "prompt_template": "the prompts differ from those of its training",
+    "chat_template": "the prompts differ from those of its training",
+    "end_sym": "its answers end with another symbol",
 }
 
 
 def training_blocks(config: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Path of each block under ``datasets`` -> (its class, its Config)."""
+    """Return path -> (class, Config) for each block under ``datasets``."""
     return {f"datasets.{label}": (config.classes[f"datasets.{label}"], cfg) for label, cfg in config.datasets.items()}
 
 
 def build_datasets(config: RunConfig, blocks: Mapping[str, tuple[Any, Any]], *, training: bool, check: bool) -> dict[str, Any]:
-    """Path of each block -> dataset.
+    """Build the dataset of each block.
 
     Args:
         config: the resolved configuration.
-        blocks: path of each block -> (its class, its Config).
-        training: whether the clips are trained on, or answered.
-        check: look at every clip's files; rank 0 does it for all.
+        blocks: path of each block -> (class, Config).
+        training: True for datasets to train on, False for datasets to evaluate.
+        check: check the files of all samples, which only rank 0 does.
+
+    Returns:
+        path of each block -> dataset.
 
     Raises:
-        UserError: no block, or anything wrong with the data: all of it in one message.
+        UserError: If there is no block, or the data has problems; the message lists all of them.
     """
     if not blocks:
-        without = "".join(config.warnings) and " (blocks that name no clips are left out, see the warning)"
-        group, other = ("datasets", "") if training else ("evaluation_datasets", ", or hold clips out of 'datasets' (held_out)")
-        add = f"Add one: {{feature_face_caption: {{annotation_file: ...}}}}{other}"
-        raise UserError(f"'{group}' has no block{without}. {add}.{_command_for_other_blocks(config, training)}")
+        ignored = "".join(config.warnings) and " (blocks without samples are ignored, see the warning)"
+        group, other = ("datasets", "") if training else ("evaluation_datasets", ", or set held_out in a block of 'datasets'")
+        add = f"Add one, such as {{feature_face_caption: {{annotation_file: ...}}}}{other}"
+        raise UserError(f"'{group}' has no block{ignored}. {add}.{_command_for_other_blocks(config, training)}")
     shapes = config.classes["model"].slot_shapes(config.model)
-    datasets = {path: made(cfg, slot_shapes=shapes, label=path, training=training) for path, (made, cfg) in blocks.items()}
+    datasets = {path: cls(cfg, slot_shapes=shapes, label=path, training=training) for path, (cls, cfg) in blocks.items()}
     problems = [problem.text for dataset in datasets.values() for problem in dataset.problems()] if check else []
     if problems:
         raise UserError(f"the data cannot be used:{LINES}{abbreviated(problems, LINES)}")
@@ -63,42 +66,42 @@ def build_datasets(config: RunConfig, blocks: Mapping[str, tuple[Any, Any]], *, 
 
 
 def _command_for_other_blocks(config: RunConfig, training: bool) -> str:
-    """A sentence (with a leading space) with the command for the blocks that a configuration does have, or ""."""
+    """Return a sentence that names the command for the existing blocks of the other group, or ""."""
     if training and config.evaluation_datasets:
-        return " To answer the blocks of 'evaluation_datasets', use emollama eval."
+        return " To evaluate the blocks of 'evaluation_datasets', use emollama eval."
     if not training and config.datasets:
         return " To train on 'datasets' without evaluations, use emollama train with run.evaluate=False."
     return ""
 
 
 def batch_size(datasets: dict[str, Any]) -> int:
-    """The micro-batch size that all datasets of a run share.
+    """Return the micro-batch size, which must be the same for all datasets of a run.
 
     Raises:
-        UserError: they differ.
+        UserError: If the sizes differ.
     """
     sizes = {label: dataset.cfg.batch_size for label, dataset in datasets.items()}
     if len(set(sizes.values())) > 1:
-        raise UserError(f"datasets mixed in one run need one batch_size; these have {sizes}")
+        raise UserError(f"all blocks under 'datasets' must have the same batch_size, but these have {sizes}. Change them.")
     return int(next(iter(sizes.values())))
 
 
 def build_models(
     config: RunConfig, world: World, precision: Precision, tensors: list[dict[str, Tensor]], resumed: dict[str, Any] | None = None
 ) -> list[Any]:
-    """The model on this process's device, with its checkpoint's tensors; one for each checkpoint of an ensemble.
+    """Build the model on this process's device and load its checkpoint, or build all members of an ensemble.
 
-    The members of an ensemble share what is frozen.
+    The members of an ensemble share their frozen weights.
 
     Args:
         config: the resolved configuration.
         world: the processes.
-        precision: gives the dtype of frozen weights.
-        tensors: of :func:`checkpoint_tensors`.
-        resumed: content of the checkpoint to resume from; None starts from ``model.ckpt``, if there is one.
+        precision: precision of the run, which defines the dtype of frozen weights.
+        tensors: the result of :func:`checkpoint_tensors`.
+        resumed: content of the checkpoint to resume from; if None, ``model.ckpt`` is loaded.
 
     Raises:
-        UserError: an unusable language model.
+        UserError: If the language model cannot be used.
     """
     cfg, model_class, (sources, allowed) = config.model, config.classes["model"], _sources(config, resumed)
     if world.is_main:
@@ -107,6 +110,7 @@ def build_models(
         get_logger().warning("model.ckpt is null: projections and adapters start from random values")
     torch.manual_seed(config.run.seed)
     model = model_class(cfg, device=world.device, frozen_dtype=precision.frozen_dtype)
+    # Passed as the memo of deepcopy, this makes the copies refer to the frozen tensors instead of copying them.
     frozen = {id(value): value for value in [*model.parameters(), *model.buffers()] if not value.requires_grad}
     members = [model, *(copy.deepcopy(model, dict(frozen)) for _ in tensors[1:])]
     for member, stored in zip(members, tensors, strict=False):
@@ -122,66 +126,69 @@ def checkpoint_tensors(
     *,
     training: bool,
 ) -> list[dict[str, Tensor]]:
-    """Stored name -> tensor, for each member of the ensemble; empty if the model starts from random values.
+    """Read the tensors of the checkpoints and compare them with the model.
 
     Names and shapes are compared with a model on the meta device; no weights of the language model are read.
 
     Args:
         config: the resolved configuration.
-        precision: gives the dtype of frozen weights.
-        resumed: content of the checkpoint to resume from; None starts from ``model.ckpt``, if there is one.
-        features: slot -> how the run's features were made, where that is known.
-        training: False for evaluation, which needs a checkpoint, and may have several.
+        precision: precision of the run, which defines the dtype of frozen weights.
+        resumed: content of the checkpoint to resume from; if None, ``model.ckpt`` is read.
+        features: slot -> provenance of the run's features, for slots with a manifest.
+        training: False for an evaluation, which needs a checkpoint and can have an ensemble.
+
+    Returns:
+        stored name -> tensor, for each member of the ensemble; an empty list if the model starts from random values.
 
     Raises:
-        UserError: an unusable language model or checkpoint.
+        UserError: If the language model or a checkpoint cannot be used.
     """
-    cfg, voting = config.model, not resumed and is_ensemble(config.model)
-    if training and voting:
+    cfg, ensemble = config.model, not resumed and is_ensemble(config.model)
+    if training and ensemble:
         raise UserError(
-            "model.ckpt lists several checkpoints, but training starts from one. Name one, or set model.ensemble: weights to"
-            " start from their mean."
+            "model.ckpt lists several checkpoints, but training starts from one. Name a single checkpoint, or set"
+            " model.ensemble: weights to start from their mean."
         )
     shapes = config.classes["model"](cfg, device=torch.device("meta"), frozen_dtype=precision.frozen_dtype)
     if not training:
         require_checkpoint(cfg)
     sources, allowed = _sources(config, resumed)
-    found = []
+    members = []
     for source in sources:
         content = resumed or checkpoint.read(source, "model.ckpt")
         _compare_keys(content, cfg, source)
-        unlike = provenance.checkpoint_mismatches(content.get("features"), features, source)
-        provenance.require_no_mismatches(unlike, config.run.allow_other_features)
+        mismatches = provenance.checkpoint_mismatches(content.get("features"), features, source)
+        provenance.require_no_mismatches(mismatches, config.run.allow_other_features)
         for note in checkpoint.load_trainable(shapes, content["model"], path=source, allow_missing=allowed, dry=True):
             get_logger().info("%s", note)
-        found.append(content["model"])
-    return found if voting or len(found) < 2 else [checkpoint.mean(found)]
+        members.append(content["model"])
+    return members if ensemble or len(members) < 2 else [checkpoint.mean(members)]
 
 
 def _sources(config: RunConfig, resumed: dict[str, Any] | None) -> tuple[list[str], list[str]]:
-    """The files that the model's tensors come from, and globs of names that may be absent in them."""
+    """Return the checkpoint files of the model, and glob patterns of tensors that may be missing from them."""
     if resumed:
         return [str(resumed["path"])], []
     return checkpoint_paths(config.model.ckpt), config.model.ckpt_allow_missing
 
 
 def require_checkpoint(cfg: Any) -> None:
-    """Refuse a model's block whose checkpoint is not there, before anything costs time.
+    """Check that the checkpoint of a ``model`` block exists, before anything takes long.
 
     Raises:
-        UserError: it names none, or no file.
+        UserError: If ``ckpt`` is null or not a file.
     """
     if not cfg.ckpt and not cfg.ckpt_allow_missing:
         raise UserError(
-            "model.ckpt is null: nothing that was trained would answer. Name a checkpoint, or set"
-            " model.ckpt_allow_missing: ['*'] to hear random projections and adapters."
+            "model.ckpt is null, so no trained weights are loaded. Name a checkpoint, or set model.ckpt_allow_missing: ['*'] to"
+            " evaluate random projections and adapters."
         )
     for path in checkpoint_paths(cfg.ckpt):
         require_checkpoint_file(path, "model.ckpt")
 
 
 def missing_files(cfg: Any) -> list[str]:
-    """What a model's block names and does not exist: messages about ``model.llama_model`` and ``model.ckpt``."""
+    """Return error messages for the paths ``model.llama_model`` and ``model.ckpt`` that do not exist."""
     checks = [partial(require_language_model, cfg.llama_model)]
     checks += [partial(require_checkpoint_file, path, "model.ckpt") for path in checkpoint_paths(cfg.ckpt)]
     problems = []
@@ -194,21 +201,22 @@ def missing_files(cfg: Any) -> list[str]:
 
 
 def checkpoint_paths(ckpt: str | list[str] | None) -> list[str]:
-    """The files that ``model.ckpt`` names."""
+    """Return the value of ``model.ckpt`` as a list of files."""
     return [ckpt] if isinstance(ckpt, str) else list(ckpt or [])
 
 
 def is_ensemble(cfg: Any) -> bool:
-    """Whether a model's block asks for several models that vote."""
+    """Return whether a ``model`` block configures an ensemble that averages predictions."""
     return len(checkpoint_paths(cfg.ckpt)) > 1 and cfg.ensemble == "predictions"
 
 
 def _compare_keys(content: dict[str, Any], cfg: Any, source: str) -> None:
-    """Warn where a checkpoint was trained with another value of what its shapes do not tell."""
+    """Warn about keys that differ from the checkpoint's training and that a tensor-shape check cannot detect."""
     stored = content.get("config")
     block = stored.get("model") if isinstance(stored, dict) else None
-    for key, outcome in NON_SHAPE_KEYS.items():
-        own = getattr(cfg, key, None)
-        then = block.get(key, own) if isinstance(block, dict) else own
-        if then != own:
-            get_logger().warning("%s was trained with %s %r, this run has %r: %s", source, key, then, own, outcome)
+    for key, effect in NON_SHAPE_KEYS.items():
+        value = getattr(cfg, key, None)
+        trained_value = block.get(key, value) if isinstance(block, dict) else value
+        if trained_value != value:
+            text = "%s was trained with %s %r, but this run has %r: %s"
+            get_logger().warning(text, source, key, trained_value, value, effect)

@@ -1,4 +1,7 @@
-"""The evaluation blocks of a run: each answered, scored, and written. One path for the scripts and for validation."""
+"""Evaluate the blocks of a run: answer, score, and write predictions and metrics.
+
+``emollama eval``, the entry scripts and validation during training share this code.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +22,17 @@ from emollama.logs.logger import get_logger
 from emollama.runners.answering import Answering
 from emollama.runners.build import build_datasets, is_ensemble
 
-Rows = list[dict[str, Any]]
+Answers = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """One evaluation block.
+    """The dataset of an evaluation block, with its options.
 
     Attributes:
-        dataset: its clips.
-        options: the task's Config: how to answer.
-        scoring: how to score.
+        dataset: the samples.
+        options: the task's Config, which defines how to answer.
+        scoring: the task's scoring, which computes metrics from answers.
     """
 
     dataset: SampleDataset
@@ -39,26 +42,29 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an evaluation gave.
+    """Results of an evaluation.
 
     Attributes:
-        metrics: "block/task/metric" -> value; None where nothing could be computed.
-        rows: block -> its answers, sorted by name and task.
-        files: what was written.
-        unreachable: block -> why its judge could not be asked, where it could not.
+        metrics: "block/task/metric" -> value, or None if the metric could not be computed.
+        answers: block -> answers, sorted by name and task.
+        files: the files that were written.
+        unreachable: block -> reason why its judge could not be reached, for blocks with such a judge.
     """
 
     metrics: dict[str, float | None]
-    rows: dict[str, Rows]
+    answers: dict[str, Answers]
     files: list[Path]
     unreachable: dict[str, str]
 
 
 def build_blocks(config: RunConfig, *, check: bool) -> dict[str, EvaluationSet]:
-    """label -> block, of ``evaluation_datasets``; where there is none, of the clips that ``datasets`` hold out.
+    """Build the blocks under ``evaluation_datasets``, or, if there are none, the held-out samples of ``datasets``.
+
+    Returns:
+        label -> block.
 
     Raises:
-        UserError: no block, anything wrong with the data or with how it is to be scored.
+        UserError: If there is no block, or the data or options of a block cannot be used.
     """
     task = config.classes["run.task"]
     blocks = {f"evaluation_datasets.{label}": block for label, block in config.evaluation_datasets.items()} or {
@@ -69,35 +75,44 @@ def build_blocks(config: RunConfig, *, check: bool) -> dict[str, EvaluationSet]:
     classes = {key: (config.classes[key], block.dataset) for key, block in blocks.items()}
     datasets = build_datasets(config, classes, training=False, check=check)
     slots = [slot for slot in config.classes["model"].slot_shapes(config.model) if slot != FRAME]
-    made = {}
+    sets = {}
     for key, block in blocks.items():
         dataset = datasets[key]
-        strange = [slot for slot in block.task.mask_slots if slot not in slots]
-        if strange:
-            raise UserError(f"{key}.mask_slots: no slots {listing(strange)}. This model has {abbreviated(slots)}.")
+        unknown = [slot for slot in block.task.mask_slots if slot not in slots]
+        if unknown:
+            raise UserError(
+                f"{key}.mask_slots: unknown slots, {listing(unknown)}. The slots of this model are {abbreviated(slots)}."
+            )
         if {*IMAGE} & {*block.task.mask_slots} and any(FRAME in source.slots for source in getattr(dataset, "features", ())):
-            text = "image and class rows that the model makes of frames cannot be masked. Extract them: emollama extract"
-            raise UserError(f"{key}.mask_slots: {text}")
+            raise UserError(
+                f"{key}.mask_slots: image features that the model computes from frames cannot be masked. Extract them"
+                " beforehand (emollama extract)."
+            )
         if block.task.num_beams > 1 and is_ensemble(config.model):
-            raise UserError(f"{key}.num_beams: beams are searched with one model. Set num_beams: 1, or model.ensemble: weights.")
-        given = {name: _comes_with(dataset, name, block.task) for name in dataset.pool.tasks}
-        scoring = task.scoring(block.scoring, labels=dataset.cfg.labels, aliases=block.task.aliases, tasks=given, key=key)
-        made[key.partition(".")[2]] = EvaluationSet(dataset, block.task, scoring)
-    return made
+            raise UserError(
+                f"{key}.num_beams: beam search does not support an ensemble. Set num_beams: 1, or model.ensemble: weights."
+            )
+        inputs = {name: _available_inputs(dataset, name, block.task) for name in dataset.pool.tasks}
+        scoring = task.scoring(block.scoring, labels=dataset.cfg.labels, aliases=block.task.aliases, tasks=inputs, key=key)
+        sets[key.partition(".")[2]] = EvaluationSet(dataset, block.task, scoring)
+    return sets
 
 
-def warn_of_training_clips(blocks: Mapping[str, EvaluationSet], trained: Mapping[str, SampleDataset]) -> None:
-    """Warn of clips that are trained on and answered too, by their names: what is measured on them says little."""
+def warn_of_training_samples(blocks: Mapping[str, EvaluationSet], trained: Mapping[str, SampleDataset]) -> None:
+    """Warn about evaluation samples that are also training samples, which makes their metrics too good."""
     for label, block in blocks.items():
         names = set(block.dataset.names())
         for other, dataset in trained.items():
             if common := names & set(dataset.names()):
-                text = "evaluation_datasets.%s: %d of its %d clips are trained on too (datasets.%s): set held_out in both blocks"
+                text = (
+                    "evaluation_datasets.%s: %d of its %d samples are also training samples of datasets.%s: set held_out in both"
+                    " blocks"
+                )
                 get_logger().warning(text, label, len(common), len(names), other)
 
 
-def _comes_with(dataset: SampleDataset, task: str, options: Any) -> list[str]:
-    """What answers to a task come with: a reference where any clip has one, and then a loss in the layout of training."""
+def _available_inputs(dataset: SampleDataset, task: str, options: Any) -> list[str]:
+    """Return which metric inputs the answers to a task contain: references, and losses in the layout of training."""
     if not dataset.has_reference(task):
         return []
     return ["reference", "loss"] if options.prompt_layout == "train" else ["reference"]
@@ -105,12 +120,12 @@ def _comes_with(dataset: SampleDataset, task: str, options: Any) -> list[str]:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Answers and scores blocks.
+    """Answers and scores evaluation blocks.
 
     Attributes:
         blocks: label -> block.
-        answering: who answers.
-        source: the checkpoint that answers, for the files; None while training.
+        answering: the model and processes that answer.
+        source: name of the evaluated checkpoint in the metrics files; None during training.
     """
 
     blocks: dict[str, EvaluationSet]
@@ -118,29 +133,29 @@ class Evaluation:
     source: str | None
 
     def run(self, folder: Path) -> Outcome:
-        """Answer every block, each clip once over all ranks, and write predictions and metrics into a folder.
+        """Answer and score every block, and write predictions and metrics into a folder.
 
-        A judge that cannot be reached costs its metrics, which are None then.
+        If a judge cannot be reached, its metrics are None.
         """
         world = self.answering.world
         outcome = Outcome({}, {}, [], {})
         for label, block in self.blocks.items():
-            rows = self.answering.answers(label, block.dataset, block.options)
-            outcome.files.extend(world.on_rank_zero(partial(write_predictions, folder, label, rows)))
-            metrics, unreachable, path = world.on_rank_zero(partial(self._scored, folder, label, block, rows))
+            answers = self.answering.answers(label, block.dataset, block.options)
+            outcome.files.extend(world.on_rank_zero(partial(write_predictions, folder, label, answers)))
+            metrics, unreachable, path = world.on_rank_zero(partial(self._score, folder, label, block, answers))
             outcome.metrics.update(metrics)
             outcome.unreachable.update(unreachable)
             outcome.files.append(path)
-            outcome.rows[label] = rows
+            outcome.answers[label] = answers
         return outcome
 
-    def _scored(
-        self, folder: Path, label: str, block: EvaluationSet, rows: Rows
+    def _score(
+        self, folder: Path, label: str, block: EvaluationSet, answers: Answers
     ) -> tuple[dict[str, float | None], dict[str, str], Path]:
-        """Metrics by their long names, why the judge could not be asked, and the file written."""
-        answers = [Answer(row["name"], row["task"], row["prediction"], row["reference"], row["loss"]) for row in rows]
-        scores = block.scoring.score(answers, tolerant=True)
-        metrics = {f"{label}/{task}/{name}": value for task, found in scores.items() for name, value in found.metrics.items()}
-        missed = [found.judge["unreachable"] for found in scores.values() if "unreachable" in found.judge]
-        unreachable = {label: missed[0]} if missed else {}
+        """Return metrics by their full names, the reason if the judge could not be reached, and the metrics file."""
+        inputs = [Answer(each["name"], each["task"], each["prediction"], each["reference"], each["loss"]) for each in answers]
+        scores = block.scoring.score(inputs, tolerant=True)
+        metrics = {f"{label}/{task}/{name}": value for task, score in scores.items() for name, value in score.metrics.items()}
+        reasons = [score.judge["unreachable"] for score in scores.values() if "unreachable" in score.judge]
+        unreachable = {label: reasons[0]} if reasons else {}
         return metrics, unreachable, write_metrics(folder, label, scores, self.source)

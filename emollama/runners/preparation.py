@@ -1,4 +1,4 @@
-"""What a run needs before weights are loaded: one path for training, evaluation and ``--dry-run``."""
+"""Prepare and check everything that needs no weights, in the same way for training, evaluation and ``--dry-run``."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from emollama.paths import new_job_id, require_writable
 from emollama.precision import Precision
 from emollama.runners import provenance
 from emollama.runners.build import batch_size, build_datasets, checkpoint_paths, checkpoint_tensors, training_blocks
-from emollama.runners.evaluation import EvaluationSet, build_blocks, warn_of_training_clips
+from emollama.runners.evaluation import EvaluationSet, build_blocks, warn_of_training_samples
 from emollama.runners.resume import require_job_id, resume_content, run_fields, sampling_fields
 from emollama.runners.validation import watched_key
 
 
 class Problems:
-    """Collects the errors of independent checks: as a context, it catches a :class:`UserError` of its block."""
+    """Collects the errors of independent checks; as a context manager, it catches a :class:`UserError` of its body."""
 
     def __init__(self) -> None:
         self._errors: dict[str, UserError] = {}
@@ -46,11 +46,11 @@ class Problems:
         return True
 
     def raise_all(self) -> None:
-        """Raise the errors, if there are any, as one.
+        """Raise a single error with all messages if any error was collected.
 
         Raises:
-            UserError: lists all messages.
-            EchoedError: the same, if all of them are errors of another rank.
+            UserError: If an error was collected.
+            EchoedError: If all collected errors are those of another rank.
         """
         if not self._errors:
             return
@@ -61,34 +61,36 @@ class Problems:
 
 
 class Preparation:
-    """Everything that a run needs and that can be checked without weights, in the order of the cost of the checks.
+    """Builds and checks everything that a run needs and that can be checked without weights, cheap checks first.
 
     Args:
         config: the resolved configuration.
         world: the processes; rank 0 checks first.
-        training: whether the run trains, or only evaluates.
-        processes: number of processes that the run will have; None takes those of ``world``.
-        problems: collects errors, and the steps that do not depend on a failed one continue; None raises the first error.
+        training: True to train, False to only evaluate.
+        processes: number of processes of the run; None is that of ``world``.
+        problems: collects the errors, so that checks that do not depend on a failed one continue; if None, the first error
+            is raised.
 
     Attributes:
-        folder: of the run.
-        precision, prompt: of the model.
-        datasets: label -> dataset to train on; empty for an evaluation.
+        folder: folder of the run.
+        precision, prompt: precision and prompt renderer of the model.
+        datasets: label -> training dataset; empty for an evaluation.
         blocks: label -> evaluation block; empty if nothing is evaluated.
-        features: slot -> how the run's features were made, where that is known.
-        layout, sampler, facts: of training: the layout of a step, the sampler, and what a resumed run must share.
+        features: slot -> provenance of the run's features, for slots with a manifest.
+        layout, sampler: layout of a training step and order of the samples.
+        resume_fields: name -> value that must be the same in a resumed run (:func:`~emollama.runners.resume.run_fields`).
         resumed: content of the checkpoint to resume from; None for a new run.
-        first_step: of this process, from 0.
+        first_step: first training step of this process, from 0.
         tensors: stored name -> tensor, for each member of an ensemble; empty if the model starts from random values.
 
     Raises:
-        UserError: anything wrong with files, features, checkpoints or the environment, before anything is written.
+        UserError: If files, features, checkpoints or the environment have a problem. Nothing was written then.
     """
 
     prompt: Any
     layout: BatchLayout
     sampler: MixtureSampler
-    facts: dict[str, Any]
+    resume_fields: dict[str, Any]
     features: Mapping[str, provenance.ProvenanceFields]
     tensors: list[dict[str, Tensor]]
 
@@ -125,7 +127,7 @@ class Preparation:
             self.tensors = world.rank_zero_first(self._checkpoint_tensors)
 
     def _check_files(self) -> None:
-        """The run's folder, Weights & Biases, and the language model."""
+        """Check the run's folder, Weights & Biases, and the language model."""
         run, model, on_rank_zero = self.config.run, self.config.model, self.world.on_rank_zero
         if self.training:
             with self._step:
@@ -141,14 +143,14 @@ class Preparation:
             self.prompt = self.world.rank_zero_first(lambda: render(model, run.loss_average))
 
     def _check_checkpoints(self) -> None:
-        """The files to start from, after the data, whose problems come in one list. A resumed run reads its own checkpoint."""
+        """Check that the files of ``model.ckpt`` exist. A resumed run loads its own checkpoint instead."""
         resumes = self.training and self.config.run.resume_ckpt_path
         for path in () if resumes else checkpoint_paths(self.config.model.ckpt):
             with self._step:
                 self.world.on_rank_zero(partial(require_checkpoint_file, path, "model.ckpt"))
 
     def _build_data(self) -> None:
-        """Datasets, evaluation blocks, and how their features were made."""
+        """Build datasets and evaluation blocks, and compare the provenance of their features."""
         run, world = self.config.run, self.world
         datasets = blocks = None
         with self._step:
@@ -161,14 +163,14 @@ class Preparation:
         if datasets is None or blocks is None:
             return
         if world.is_main:
-            warn_of_training_clips(blocks, datasets)
-        answered = [block.dataset for block in blocks.values()]
-        own, others = (datasets.values(), answered) if self.training else (answered, [])
+            warn_of_training_samples(blocks, datasets)
+        evaluated = [block.dataset for block in blocks.values()]
+        own, others = (datasets.values(), evaluated) if self.training else (evaluated, [])
         with self._step:
             self.features = world.rank_zero_first(lambda: provenance.provenance_of_run(self.config, own, others))
 
     def _datasets(self) -> dict[str, SampleDataset]:
-        """What is trained on; rank 0 looks at every file first."""
+        """Build the training datasets, whose files rank 0 checks first."""
         if not self.training:
             return {}
         config, check, blocks = self.config, self.world.is_main, training_blocks(self.config)
@@ -176,28 +178,31 @@ class Preparation:
         return {path.removeprefix("datasets."): dataset for path, dataset in built.items()}
 
     def _blocks(self) -> dict[str, EvaluationSet]:
-        """What is answered; rank 0 looks at every file first."""
+        """Build the evaluation blocks, whose files rank 0 checks first."""
         if self.training and not self.config.run.evaluate:
             return {}
         return self.world.rank_zero_first(lambda: build_blocks(self.config, check=self.world.is_main))
 
     def _prepare_steps(self) -> None:
-        """The layout of a step, the order of the samples, and the checkpoint to resume from."""
+        """Prepare the layout of a step, the order of the samples, and the checkpoint to resume from."""
         run = self.config.run
         size = self.world.rank_zero_first(lambda: batch_size(self.datasets))
         self.layout = BatchLayout(size, run.accum_grad_iters, self.processes, self.world.rank)
         samplings = [dataset.sampling() for dataset in self.datasets.values()]
         samples_per_epoch = self.layout.global_batch * run.iters_per_epoch
         self.sampler = self.world.rank_zero_first(lambda: MixtureSampler(run.seed, tuple(samplings), samples_per_epoch))
-        facts = sampling_fields(self.layout, self.datasets, samplings, self.world)
-        self.facts = run_fields(facts, self.precision, self.prompt)
-        self.resumed = resume_content(self.config, self.folder, self.facts, self.world)
+        fields = sampling_fields(self.layout, self.datasets, samplings, self.world)
+        self.resume_fields = run_fields(fields, self.precision, self.prompt)
+        self.resumed = resume_content(self.config, self.folder, self.resume_fields, self.world)
         if self.resumed is None:
             return
         self.first_step, total = int(self.resumed["step"]), run.max_epoch * run.iters_per_epoch
         if self.first_step > total:
             kind = UserError if self.world.is_main else EchoedError
-            raise kind(f"run.max_epoch: the stored run is at step {self.first_step}, beyond {total}. Raise it.")
+            raise kind(
+                f"run.max_epoch: the checkpoint to resume from is at step {self.first_step}, but this run ends at step {total}."
+                " Increase run.max_epoch."
+            )
 
     def _checkpoint_tensors(self) -> list[dict[str, Tensor]]:
         return checkpoint_tensors(self.config, self.precision, self.resumed, self.features, training=self.training)

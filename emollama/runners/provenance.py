@@ -1,6 +1,6 @@
-"""How features were made, compared: a run's blocks with each other, with its ``encoders``, and with its checkpoint.
+"""Compare the provenance of features: among the blocks of a run, with its ``encoders``, and with its checkpoint.
 
-Features without a manifest tell nothing, and are taken as they are.
+Features without a manifest are not compared.
 """
 
 from __future__ import annotations
@@ -18,12 +18,21 @@ from emollama.logs.logger import get_logger
 from emollama.stores.manifest import Manifest, differences
 
 ProvenanceFields = dict[str, Any]
-ROUNDING = ("precision",)  # facts that change numbers by rounding only
-REMEDY = "Extract them alike, or name the same encoders; or set run.allow_other_features: True to go on with a warning."
+ROUNDING = ("precision",)  # fields that change features by rounding only
+REMEDY = (
+    "Extract the features with the same settings, or correct the configuration of the encoders; to continue with a warning,"
+    " set run.allow_other_features: True."
+)
 
 
 class FeatureProvenance(NamedTuple):
-    """What one place's features are: where they lie, by configuration key and path, and how they were or will be made."""
+    """Provenance of the features of one source.
+
+    Attributes:
+        where: configuration key and path of the source, for messages.
+        slots: the slots that the features are used for.
+        manifest: how the features were extracted, or how the model computes them.
+    """
 
     where: str
     slots: tuple[str, ...]
@@ -31,72 +40,75 @@ class FeatureProvenance(NamedTuple):
 
     @property
     def fields(self) -> ProvenanceFields:
-        """Everything that makes features differ by more than rounding."""
+        """All manifest fields that change features by more than rounding."""
         return {key: value for key, value in self.manifest.fields().items() if key not in ROUNDING}
 
 
 def mismatches(config: RunConfig, datasets: Iterable[Any]) -> list[str]:
-    """What does not fit together among the features of some datasets, in words.
+    """Return messages about features of datasets that cannot be combined.
 
     Args:
-        config: its ``encoders``, where there are any, say how features are meant to be made.
-        datasets: of a run.
+        config: the resolved configuration; its ``encoders``, if any, define how the features should have been extracted.
+        datasets: datasets of a run.
     """
     return _problems(config, list(_provenance_of_sources(config, datasets)))
 
 
 def provenance_of_run(config: RunConfig, datasets: Iterable[Any], others: Iterable[Any] = ()) -> dict[str, ProvenanceFields]:
-    """slot -> how the features of these datasets were made, where that is known.
+    """Return slot -> provenance of the features of these datasets, for slots with a manifest.
 
     Args:
-        config: of the run.
-        datasets: those that are trained on; where nothing is trained, those that are answered.
-        others: more datasets, which have to fit to them.
+        config: the resolved configuration.
+        datasets: the training datasets; in an evaluation, the evaluated datasets.
+        others: more datasets, whose features must have the same provenance.
 
     Raises:
-        UserError: they do not fit together, and ``run.allow_other_features`` is False.
+        UserError: If features cannot be combined and ``run.allow_other_features`` is False.
     """
     own = list(_provenance_of_sources(config, datasets))
     require_no_mismatches(_problems(config, [*own, *_provenance_of_sources(config, others)]), config.run.allow_other_features)
-    return {made.slots[0]: made.fields for made in reversed(own)}
+    return {source.slots[0]: source.fields for source in reversed(own)}
 
 
-def _problems(config: RunConfig, found: Sequence[FeatureProvenance]) -> list[str]:
+def _problems(config: RunConfig, sources: Sequence[FeatureProvenance]) -> list[str]:
     problems = [
-        f"{made.where}: {_kind(made.manifest)}, and {' + '.join(made.slots)} is expected" for made in found if _misplaced(made)
+        f"{source.where} {_kind(source.manifest)}, expected {' + '.join(source.slots)}"
+        for source in sources
+        if _misplaced(source)
     ]
     first: dict[str, FeatureProvenance] = {}
-    for made in (made for made in found if not _misplaced(made)):
-        other = first.setdefault(made.slots[0], made)
-        if different := differences(other.fields, made.fields):
-            problems.append(f"{other.where} and {made.where} were made differently: {'; '.join(different)}")
+    for source in (source for source in sources if not _misplaced(source)):
+        other = first.setdefault(source.slots[0], source)
+        if different := differences(other.fields, source.fields):
+            problems.append(f"{other.where} and {source.where} were extracted differently: {'; '.join(different)}")
     problems += _encoder_mismatches(config, first)
     return list(dict.fromkeys(problems))
 
 
 def require_no_mismatches(problems: list[str], allowed: bool) -> None:
-    """Refuse features that do not fit together, or warn of them where that is wanted.
+    """Raise an error about features that cannot be combined, or log the problems as warnings if they are allowed.
 
     Raises:
-        UserError: all of the problems.
+        UserError: If there are problems and they are not allowed.
     """
     if problems and not allowed:
-        raise UserError(f"features that do not fit together:{LINES}{abbreviated(problems, LINES)}\n{REMEDY}")
+        raise UserError(f"these features do not fit together:{LINES}{abbreviated(problems, LINES)}\n{REMEDY}")
     for problem in problems:
         get_logger().warning("%s", problem)
 
 
 def checkpoint_mismatches(stored: Any, features: Mapping[str, ProvenanceFields], source: str) -> list[str]:
-    """What differs between the features that a checkpoint was trained on and those of this run.
+    """Return messages about differences between the features that a checkpoint was trained on and those of this run.
 
     Args:
-        stored: the checkpoint's own slot -> facts; None in files that do not tell.
-        features: slot -> facts of this run.
-        source: the checkpoint's path, for messages.
+        stored: slot -> provenance fields from the checkpoint, or None if it contains none.
+        features: slot -> provenance fields of this run.
+        source: path of the checkpoint for messages.
     """
-    known = stored if isinstance(stored, dict) else {}
-    found = {slot: differences(known[slot], facts) for slot, facts in features.items() if slot in known}
-    return [f"{source} was trained on {slot} features made otherwise: {'; '.join(told)}" for slot, told in found.items() if told]
+    trained_on = stored if isinstance(stored, dict) else {}
+    different = {slot: differences(trained_on[slot], fields) for slot, fields in features.items() if slot in trained_on}
+    text = "was trained on {} features that were extracted differently: {}"
+    return [f"{source} {text.format(slot, '; '.join(changes))}" for slot, changes in different.items() if changes]
 
 
 def _provenance_of_sources(config: RunConfig, datasets: Iterable[Any]) -> Iterator[FeatureProvenance]:
@@ -110,29 +122,30 @@ def _provenance_of_sources(config: RunConfig, datasets: Iterable[Any]) -> Iterat
             yield FeatureProvenance(f"{source.key} ({source.path})", manifest.slots if online else source.filled_slots, manifest)
 
 
-def _misplaced(made: FeatureProvenance) -> bool:
-    return made.manifest.slots != made.slots
+def _misplaced(source: FeatureProvenance) -> bool:
+    return source.manifest.slots != source.slots
 
 
 def _kind(manifest: Manifest) -> str:
-    return f"holds {' + '.join(manifest.slots)} features of the encoder {manifest.recipe.get('encoder')}"
+    return f"contains {' + '.join(manifest.slots)} features of the encoder {manifest.recipe.get('encoder')}"
 
 
 def _encoder_mismatches(config: RunConfig, first: Mapping[str, FeatureProvenance]) -> Iterator[str]:
-    """What was made otherwise than the run's own ``encoders`` would make it; weights that are not here tell nothing."""
+    """Yield messages about features that the run's ``encoders`` would compute differently."""
     for label, cfg in config.encoders.items():
         encoder = config.classes[f"encoders.{label}"]
-        made = first.get(encoder.SLOTS[0])
-        if made is None:
+        source = first.get(encoder.SLOTS[0])
+        if source is None:
             continue
         try:
             recipe = encoder.describe(cfg, f"encoders.{label}").recipe
             weights = "random" if cfg.random_weights else digest(cfg.weights)
         except UserError as error:
-            get_logger().info("encoders.%s is not compared with %s: %s", label, made.where, error)
+            # The weights of the encoders are often not on the machine that trains, where only features are needed.
+            get_logger().info("encoders.%s is not compared with %s: %s", label, source.where, error)
             continue
-        silent = ROUNDING + (FACE_KEYS if "faces" in made.manifest.inputs else ())
-        wanted = {key: value for key, value in recipe.items() if key not in silent} | {"weights": weights}
-        held = {key: made.fields.get(key) for key in wanted}
-        if different := differences(wanted, held):
-            yield f"encoders.{label} and {made.where} do not agree: {'; '.join(different)}"
+        ignored = ROUNDING + (FACE_KEYS if "faces" in source.manifest.inputs else ())
+        expected = {key: value for key, value in recipe.items() if key not in ignored} | {"weights": weights}
+        stored = {key: source.fields.get(key) for key in expected}
+        if different := differences(expected, stored):
+            yield f"encoders.{label} and {source.where} do not agree: {'; '.join(different)}"

@@ -1,4 +1,4 @@
-"""Going on with an interrupted run: which checkpoint, and whether it is the same run."""
+"""Resume a run: choose the checkpoint, and check that it belongs to the same run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from emollama.listing import abbreviated
 from emollama.logs.logger import get_logger
 from emollama.precision import Precision
 
-# What may differ between a stored run and its continuation: paths, intervals, workers, the number of epochs.
+# Keys that can differ between a stored run and the run that resumes it: paths, intervals, workers, the number of epochs.
 RESUMABLE_OVERRIDES = (
     "imports",
     "paths*",
@@ -56,62 +56,72 @@ RESUMABLE_OVERRIDES = (
 def sampling_fields(
     layout: BatchLayout, datasets: dict[str, Any], samplings: list[DatasetSampling], world: World
 ) -> dict[str, Any]:
-    """What the order of the draw rests on, beside the configuration: name -> value.
+    """Return everything outside the configuration that the order and content of the training samples depend on.
+
+    The names are stored in checkpoints.
+
+    Returns:
+        name -> value.
 
     Raises:
-        UserError: another process sees other clips or texts.
+        UserError: If processes have different samples or texts.
     """
-    facts: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "samples of a step (processes x batch_size x accum_grad_iters)": layout.global_batch,
         "datasets in order": list(datasets),
     }
     for (label, dataset), sampling in zip(datasets.items(), samplings, strict=True):
-        facts[f"clips of {label}"] = len(dataset)
-        facts[f"list and texts of {label}"] = dataset.digest()
-        facts[f"tasks of {label} in order"] = list(dataset.pool.tasks)
-        facts[f"shards or difficulty of {label}"] = sampling.digest()
-    first, *others = world.gather(facts)
+        fields[f"clips of {label}"] = len(dataset)
+        fields[f"list and texts of {label}"] = dataset.digest()
+        fields[f"tasks of {label} in order"] = list(dataset.pool.tasks)
+        fields[f"shards or difficulty of {label}"] = sampling.digest()
+    first, *others = world.gather(fields)
     for rank, theirs in enumerate(others, 1):
         different = [name for name, value in first.items() if theirs[name] != value]
         if different:
             kind = UserError if world.is_main else EchoedError
-            named = ", ".join(different)
-            raise kind(f"process {rank} does not see what process 0 sees: {named}. Give all nodes the same data.")
-    return facts
+            names = ", ".join(different)
+            raise kind(f"the data of process {rank} differ from those of process 0: {names}. Give all nodes the same data.")
+    return fields
 
 
-def run_fields(order: dict[str, Any], precision: Precision, prompt: Any) -> dict[str, Any]:
-    """Everything that must be the same in a stored run and its continuation, beside the configuration: name -> value.
+def run_fields(sampling: dict[str, Any], precision: Precision, prompt: Any) -> dict[str, Any]:
+    """Return everything outside the configuration that must be the same when a run is resumed.
 
     Args:
-        order: of :func:`sampling_fields`.
-        precision: of the run.
-        prompt: the model's renderer.
+        sampling: the result of :func:`sampling_fields`.
+        precision: precision of the run.
+        prompt: prompt renderer of the model.
+
+    Returns:
+        name -> value.
     """
-    return order | {"dtype": str(precision.frozen_dtype), "the model's prompts": prompt.digest()}
+    return sampling | {"dtype": str(precision.frozen_dtype), "the model's prompts": prompt.digest()}
 
 
 def require_job_id(run: Any) -> None:
     """Check that a run with ``resume_ckpt_path: auto`` has a ``job_id``.
 
     Raises:
-        UserError: ``run.job_id`` is null.
+        UserError: If ``run.job_id`` is null.
     """
     if run.resume_ckpt_path == "auto" and run.job_id is None:
-        raise UserError("run.resume_ckpt_path: auto needs run.job_id, the name of the run's folder to look in")
+        raise UserError(
+            "run.resume_ckpt_path: auto needs run.job_id, the name of the run's folder. Set it to that of the run to resume."
+        )
 
 
-def resume_content(config: RunConfig, folder: Path, facts: dict[str, Any], world: World) -> dict[str, Any] | None:
-    """The content of the checkpoint to go on from, its ``path`` with it, or None for a fresh run.
+def resume_content(config: RunConfig, folder: Path, fields: dict[str, Any], world: World) -> dict[str, Any] | None:
+    """Return the content of the checkpoint to resume from, with its ``path``, or None for a new run.
 
     Args:
-        config: ``run.resume_ckpt_path`` is a file, ``auto``, or None.
-        folder: of the run; ``auto`` looks there.
-        facts: what must be as it was, beside the configuration (:func:`run_fields`).
-        world: rank 0 chooses, every rank reads.
+        config: the resolved configuration; ``run.resume_ckpt_path`` is a file, ``auto``, or None.
+        folder: folder of the run, in which ``auto`` searches.
+        fields: values that must be equal in the checkpoint (:func:`run_fields`).
+        world: the processes; rank 0 chooses the checkpoint, and every rank reads it.
 
     Raises:
-        UserError: a fresh run would write into a folder that holds checkpoints, or the stored run is another one.
+        UserError: If a new run would write into a folder with checkpoints, or the checkpoint belongs to a different run.
     """
     path = world.on_rank_zero(lambda: _checkpoint_to_resume(config.run.resume_ckpt_path, folder))
     if path is None:
@@ -119,7 +129,7 @@ def resume_content(config: RunConfig, folder: Path, facts: dict[str, Any], world
 
     def read() -> dict[str, Any]:
         content = checkpoint.read(path, "run.resume_ckpt_path")
-        _check_same_run(content, config, facts, path)
+        _check_same_run(content, config, fields, path)
         return content | {"path": path}
 
     return world.rank_zero_first(read)
@@ -129,42 +139,43 @@ def _checkpoint_to_resume(configured: str | None, folder: Path) -> str | None:
     if configured is None:
         if any(folder.glob("checkpoint_*.pth")):
             raise UserError(
-                f"{folder} holds the checkpoints of another run. Resume it with --options run.resume_ckpt_path=auto, or give"
-                " this run another name: run.job_id."
+                f"{folder} contains the checkpoints of another run. Resume that run with --options run.resume_ckpt_path=auto, or"
+                " choose another run.job_id for this run."
             )
         return None
     if configured != "auto":
         return configured
-    found = checkpoint.newest(folder)
-    written = found.stat().st_mtime_ns if found else 0
+    newest = checkpoint.newest(folder)
+    newest_time = newest.stat().st_mtime_ns if newest else 0
     for path in folder.glob("checkpoint_*.pth"):
-        if path.stat().st_mtime_ns > written and not checkpoint.is_intact(path):
-            get_logger().warning("%s is damaged or incomplete, and is passed over", path)
-    if found is None:
-        get_logger().info("resume_ckpt_path: auto found no complete checkpoint in %s: starting fresh", folder)
+        if path.stat().st_mtime_ns > newest_time and not checkpoint.is_intact(path):
+            get_logger().warning("%s is damaged or incomplete and is skipped", path)
+    if newest is None:
+        get_logger().info("resume_ckpt_path: auto: no complete checkpoint in %s, starting a new run", folder)
         return None
-    get_logger().info("resume_ckpt_path: auto takes %s", found)
-    return str(found)
+    get_logger().info("resume_ckpt_path: auto: resuming from %s", newest)
+    return str(newest)
 
 
-def _check_same_run(content: dict[str, Any], config: RunConfig, facts: dict[str, Any], path: str) -> None:
-    lacking = [key for key in ("optimizer", "scaler", "step", "skipped", "facts", "config") if key not in content]
-    if lacking:
+def _check_same_run(content: dict[str, Any], config: RunConfig, fields: dict[str, Any], path: str) -> None:
+    missing = [key for key in ("optimizer", "scaler", "step", "skipped", "facts", "config") if key not in content]
+    if missing:
         raise UserError(
-            f"run.resume_ckpt_path: {path} lacks {', '.join(lacking)}: it holds weights, not a run. To start from its weights,"
-            " set model.ckpt instead."
+            f"run.resume_ckpt_path: {path} contains weights, but not the state of a run (missing entries: {', '.join(missing)})."
+            " To start a new run from its weights, set model.ckpt instead."
         )
-    stored = {key: value for key, value in content["config"].items() if key != "imports"}  # no code comes out of a checkpoint
+    # The modules of `imports` are not loaded, because a checkpoint must not be able to run code.
+    stored = {key: value for key, value in content["config"].items() if key != "imports"}
     then, now = (dict(leaves(tree.resolved())) for tree in (from_plain(stored, path), config))
-    found = {
+    different = {
         key: (then.get(key), now.get(key))
         for key in sorted({*then, *now})
         if then.get(key) != now.get(key) and not _is_resumable_override(key, then.get(key), now.get(key))
     }
-    old = content["facts"]
-    found |= {name: (old.get(name), value) for name, value in facts.items() if old.get(name) != value}
-    if found:
-        changed = abbreviated((f"{key}: {old!r} then, {new!r} now" for key, (old, new) in found.items()), "; ")
+    stored_fields = content["facts"]
+    different |= {name: (stored_fields.get(name), value) for name, value in fields.items() if stored_fields.get(name) != value}
+    if different:
+        changed = abbreviated((f"{key}: {old!r} then, {new!r} now" for key, (old, new) in different.items()), "; ")
         raise UserError(
             f"run.resume_ckpt_path: {path} belongs to a run that was configured differently: {changed}. Restore these"
             " values, or start a new run from its weights with model.ckpt."
@@ -172,6 +183,9 @@ def _check_same_run(content: dict[str, Any], config: RunConfig, facts: dict[str,
 
 
 def _is_resumable_override(key: str, then: Any, now: Any) -> bool:
-    """Whether a run may go on with another value: another place of a file may, its absence may not."""
-    turned = key.startswith("datasets.") and (then is None) != (now is None) and not key.endswith("data_root")
-    return not turned and any(fnmatch.fnmatchcase(key, pattern) for pattern in RESUMABLE_OVERRIDES)
+    """Return whether a run can be resumed with another value of a key.
+
+    A file of a dataset can have another path, but a file cannot be added or removed, because that changes the samples.
+    """
+    added_or_removed = key.startswith("datasets.") and (then is None) != (now is None) and not key.endswith("data_root")
+    return not added_or_removed and any(fnmatch.fnmatchcase(key, pattern) for pattern in RESUMABLE_OVERRIDES)

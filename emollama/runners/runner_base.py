@@ -1,6 +1,6 @@
-"""The loop: optimizer steps over epochs, checkpoints and logs when due; evaluation of the configured blocks.
+"""The training loop: optimizer steps, checkpoints, logs and evaluations; and the evaluation of a checkpoint.
 
-Everything is built in ``__init__``: first what needs no weights (:class:`Preparation`), then the model.
+Everything is built in ``__init__``: first everything that needs no weights (:class:`Preparation`), then the model.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from emollama.runners.validation import Validation
 
 
 class RunnerBase:
-    """The runner behind ``run.runner: runner_base``.
+    """The runner of ``run.runner: runner_base``.
 
     Args:
         config: the resolved configuration.
-        training: True builds what :meth:`train` needs, False what :meth:`evaluate` needs.
+        training: True to call :meth:`train`, False to call :meth:`evaluate`.
 
     Raises:
-        UserError: anything wrong with files, features, checkpoints or the environment, before anything is written.
+        UserError: If files, features, checkpoints or the environment have a problem. Nothing was written then.
     """
 
     Config = RunnerConfig
@@ -69,7 +69,7 @@ class RunnerBase:
 
     @classmethod
     def prepare(cls, config: RunConfig, world: World, **how: Any) -> Preparation:
-        """Check and build what needs no weights: the first part of ``__init__``, and all that ``--dry-run`` does.
+        """Build and check everything that needs no weights: the first part of ``__init__``, and all of ``--dry-run``.
 
         Args:
             config: the resolved configuration.
@@ -79,8 +79,8 @@ class RunnerBase:
         return Preparation(config, world, **how)
 
     def train(self) -> Path:
-        """Run the steps that are left to do. Returns the run's folder."""
-        cfg, begun = self.cfg, time.monotonic()
+        """Run the remaining steps of the training. Returns the run's folder."""
+        cfg, start_time = self.cfg, time.monotonic()
         self.world.on_rank_zero(lambda: write_yaml(self.config, self.folder / "config.yaml"))
         summary.show_start(self, self.resumed_from, summary.training_steps(cfg, self.layout, self.first_step))
         log = RunLog(
@@ -97,11 +97,15 @@ class RunnerBase:
             log.hyper_parameters(summary.hyper_parameters(self.config), summary.scalar_tags(self.blocks))
             self._train_steps(log)
         best = self.validation.best() if self.validation else None
-        summary.show_end(self, time.monotonic() - begun, self.world.on_rank_zero(self._report), best)
+        summary.show_end(self, time.monotonic() - start_time, self.world.on_rank_zero(self._report), best)
         return self.folder
 
     def evaluate(self) -> list[Path]:
-        """Answer and score every block under ``evaluation_datasets``, each clip once. Returns the files written."""
+        """Evaluate every block under ``evaluation_datasets``. Returns the files written.
+
+        Raises:
+            UserError: If a judge could not be reached. All answers and other scores were written.
+        """
         summary.show_start(self)
         for member in self.members:
             member.eval()
@@ -113,23 +117,27 @@ class RunnerBase:
         files = [*outcome.files, *self.world.on_rank_zero(self._report)]
         if outcome.unreachable:
             kind = UserError if self.world.is_main else EchoedError
-            told = "; ".join(f"{label}: {why}" for label, why in outcome.unreachable.items())
-            raise kind(f"{told} The answers and all other scores are in {result}: 'emollama score' has the answers judged later.")
+            reasons = "; ".join(f"{label}: {reason}" for label, reason in outcome.unreachable.items())
+            raise kind(
+                f"{reasons} The answers and all other scores are in {result}; to judge the answers later, use 'emollama score'."
+            )
         return files
 
     def _report(self) -> list[Path]:
-        """Write the report anew. A run that took days does not end because a picture could not be drawn."""
+        """Write report.html again. Returns its path, or an empty list if that failed."""
         try:
             return [write_report(self.folder)]
         except Exception as error:
-            get_logger().warning("no report: %s: %s. Try: emollama report %s", type(error).__name__, error, self.folder)
+            # Any error is only a warning: a run of several days must not fail because a chart cannot be drawn.
+            text = "cannot write the report: %s: %s. Try again with: emollama report %s"
+            get_logger().warning(text, type(error).__name__, error, self.folder)
             return []
 
     def _answering(self) -> Answering:
         return Answering(self.task, self.members, self.prompt, self.world, self.precision, self.cfg.seed)
 
     def _evaluate_when_due(self, done: int, log: RunLog) -> bool:
-        """Evaluate if it is time. Returns whether training has come to its end early."""
+        """Evaluate if an evaluation is due. Returns whether training ends early."""
         if self.validation is None:
             return False
         if self.validation.due(done):
@@ -137,12 +145,12 @@ class RunnerBase:
                 self.validation.run(done, log, lambda: self._save(checkpoint.BEST, done))
                 self.world.on_rank_zero(self._report)
         if self.validation.exhausted and done < self.total_steps:
-            text = "run.early_stop_patience: no better %s in %d evaluations; training ends here"
+            text = "run.early_stop_patience: no better %s in %d evaluations; training ends early"
             get_logger().info(text, self.cfg.metric, self.cfg.early_stop_patience)
         return self.validation.exhausted
 
     def _train_steps(self, log: RunLog) -> None:
-        """The steps that are left, with evaluations and checkpoints when due."""
+        """Run the remaining steps, with checkpoints and evaluations when they are due."""
         batches = self._step_batches()
         ended = self._evaluate_when_due(self.first_step, log)
         for step in range(self.first_step, self.total_steps):
@@ -158,7 +166,7 @@ class RunnerBase:
             ended = self._evaluate_when_due(step + 1, log)
 
     def _step(self, step: int, micro_batches: list[Batch]) -> dict[str, float]:
-        """One optimizer step: every micro-batch's gradients, clipping, the update. Returns what to log, over all ranks."""
+        """Run one optimizer step: gradients of all micro-batches, clipping, update. Returns the values to log, over all ranks."""
         lr = self.learning_rate(step)
         optim.set_lr(self.optimizer, lr)
         scaler, loss = self.precision.scaler, self._gradients(step, micro_batches)
@@ -169,7 +177,8 @@ class RunnerBase:
         counts = torch.tensor([tokens, tokens_cut], dtype=torch.float64, device=loss.device)
         mean_loss, tokens, tokens_cut = self.world.sum(torch.cat([loss[None], counts])).tolist()
         grad_norm = float(norm)
-        finite = math.isfinite(mean_loss) and math.isfinite(grad_norm)  # the same on every rank: both are reduced
+        # Both values are reduced over the ranks, so every rank makes the same decision.
+        finite = math.isfinite(mean_loss) and math.isfinite(grad_norm)
         if finite:
             scaler.step(self.optimizer)
         scaler.update()
@@ -186,23 +195,24 @@ class RunnerBase:
         }
 
     def _gradients(self, step: int, micro_batches: list[Batch]) -> Tensor:
-        """Accumulate the gradients of the global batch's mean loss. Returns this rank's part of that mean, float64."""
+        """Accumulate the gradients of the global batch's mean loss. Returns this rank's share of that mean, float64."""
         device = self.world.device
         weights = sum(float(batch.loss_weights.sum(dtype=torch.float64)) for batch in micro_batches)
         total = self.world.sum(torch.tensor(weights, dtype=torch.float64, device=device))
         mean_loss = torch.zeros((), dtype=torch.float64, device=device)
         for micro, batch in enumerate(micro_batches):
+            # Dropout depends only on these numbers, so a checkpoint need not store the state of random generators.
             torch.manual_seed(mix_seed(self.cfg.seed, step, self.world.rank, micro))
             with self.parallel.no_sync_unless(last=micro + 1 == len(micro_batches)):
                 with self.precision.autocast():
                     loss = self.task.loss(self.parallel, batch.to(device))
-                # Gradients are averaged over the ranks, but each rank's sum counts in full.
+                # DDP averages gradients over the ranks, but the mean loss is a sum over the ranks: multiply by their number.
                 self.precision.scaler.scale(loss * (self.world.size / total).float()).backward()
             mean_loss += loss.detach() / total
         return mean_loss
 
     def _step_batches(self) -> Iterator[list[Batch]]:
-        """The micro-batches of each step that is left, in order."""
+        """Return an iterator over the micro-batches of each remaining step."""
         loader = training_loader(
             self.samples,
             self.layout,
@@ -219,12 +229,12 @@ class RunnerBase:
         names = list(chain(*self.world.gather([name for batch in micro_batches for name in batch.names])))
         kind = UserError if self.world.is_main else EchoedError
         raise kind(
-            f"{self.skipped_in_row} steps in a row gave a loss or gradient that is not finite; the last one's clips"
-            f" {listing(names)}. Lower run.init_lr, set run.max_grad_norm, or look at these clips' features."
+            f"the loss or gradient was not finite in {self.skipped_in_row} consecutive steps. Lower run.init_lr, set"
+            f" run.max_grad_norm, or check the features of the last step's samples, {listing(names)}"
         )
 
     def _save_when_due(self, done: int) -> None:
-        """Write checkpoint_<epoch>.pth at an epoch's end, checkpoint_last.pth every ``save_every_iters`` steps."""
+        """Save checkpoint_<epoch>.pth at the end of an epoch, and checkpoint_last.pth every ``save_every_iters`` steps."""
         cfg = self.cfg
         if done % cfg.iters_per_epoch == 0:
             self._save(f"checkpoint_{done // cfg.iters_per_epoch - 1}.pth", done)
@@ -234,7 +244,7 @@ class RunnerBase:
             self._save(checkpoint.LAST, done)
 
     def _save(self, name: str, done: int) -> None:
-        """Write a checkpoint of the run after ``done`` steps. Every rank calls it."""
+        """Save a checkpoint after ``done`` steps. Every rank calls it."""
         content = {
             "model": {self.model.stored_name(key): value for key, value in self.parallel.trainable_state().items()},
             "optimizer": self.optimizer.state_dict(),
@@ -242,7 +252,7 @@ class RunnerBase:
             "step": done,
             "epoch": (done - 1) // self.cfg.iters_per_epoch,
             "skipped": [self.skipped, self.skipped_in_row],
-            "facts": self._facts,
+            "facts": self._resume_fields,
             "features": self.features,
             "config": self.config.plain(),
         }
@@ -250,7 +260,7 @@ class RunnerBase:
 
     def _prepare_training(self, ready: Preparation) -> None:
         cfg, resumed = self.cfg, ready.resumed
-        self.layout, self._facts, self.first_step = ready.layout, ready.facts, ready.first_step
+        self.layout, self._resume_fields, self.first_step = ready.layout, ready.resume_fields, ready.first_step
         self.total_steps = cfg.max_epoch * cfg.iters_per_epoch
         self.learning_rate = lr_schedules.learning_rate(cfg)
         self.samples = TrainingSamples(list(self.datasets.values()), self.prompt, ready.sampler)

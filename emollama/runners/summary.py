@@ -1,4 +1,4 @@
-"""The summaries that a run prints at its start and at its end, and the hyper-parameters that it logs."""
+"""The summaries at the start and at the end of a run, and the hyper-parameters that it logs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from emollama.precision import Precision
 from emollama.runners.build import checkpoint_paths
 from emollama.runners.evaluation import EvaluationSet
 
-# What follows the training of a shipped configuration: the command and its configuration.
+# The next step after training with a shipped configuration: a command and its configuration.
 NEXT = {
     "Emotion-LLaMA_finetune.yaml": ("train", "train_configs/minigptv2_tuning_stage_2.yaml"),
     "minigptv2_tuning_stage_2.yaml": ("eval", "eval_configs/eval_emotion_EMER.yaml"),
@@ -37,13 +37,13 @@ NEXT = {
     "demo_stage_2.yaml": ("eval", "eval_configs/demo_EMER.yaml"),
     "demo_flickr.yaml": ("eval", "eval_configs/demo_flickr.yaml"),
 }
-# What follows the training of a configuration that `emollama init` wrote: the command, and the kind of its configuration.
+# The next step after training with a configuration of `emollama init`: a command and the kind of its configuration.
 NEXT_KIND = {"stage1": ("train", "stage2"), "stage2": ("eval", "emer"), "custom": ("eval", "recognition")}
-Rows = list[tuple[str, str]]
+Rows = list[tuple[str, str]]  # a table of names and values
 
 
 class Run(Protocol):
-    """What a summary needs of a runner."""
+    """The attributes of a runner that a summary shows."""
 
     config: RunConfig
     folder: Path
@@ -55,12 +55,12 @@ class Run(Protocol):
 
 
 def show_start(run: Run, resumed: str | None = None, steps: Rows | None = None) -> None:
-    """Log where and with what a run computes.
+    """Log a table with the devices, weights, samples and steps of a run.
 
     Args:
         run: the runner.
         resumed: the checkpoint from which a training run resumes.
-        steps: of training (:func:`training_steps`); None for an evaluation.
+        steps: rows about the training steps (:func:`training_steps`); None for an evaluation.
     """
     if not get_logger().isEnabledFor(logging.INFO):
         return
@@ -71,13 +71,13 @@ def show_start(run: Run, resumed: str | None = None, steps: Rows | None = None) 
 
 
 def show_end(run: Run, seconds: float, report: list[Path], best: tuple[str, float, int] | None) -> None:
-    """Log training time, best metric and its checkpoint, report, and the commands to run next.
+    """Log a table with training time, best metric and checkpoint, report, and the next commands.
 
     Args:
         run: the runner.
-        seconds: that training took.
-        report: the report that was written; empty where that failed.
-        best: key, value and epoch of the best evaluation; None where nothing was evaluated.
+        seconds: duration of the training in seconds.
+        report: path of the report; empty if it could not be written.
+        best: key, value and epoch of the best evaluation; None if no evaluation has a value.
     """
     if not get_logger().isEnabledFor(logging.INFO):
         return
@@ -102,26 +102,26 @@ def _show(rows: Rows) -> None:
 
 
 def _environment(folder: Path, world: World, precision: Precision) -> Rows:
-    """Where a run writes, where it computes, and in which precision."""
+    """Return rows with the run's folder, devices and precision."""
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else world.device.type
     kind = f"{_name(precision.frozen_dtype)} with float32 trained weights" if precision.amp else "float32"
     return [("run folder", str(folder)), ("devices", f"{_processes(world.size)} on {device}"), ("precision", kind)]
 
 
 def _weights(model: Any, config: RunConfig, resumed: str | None) -> Rows:
-    """Trainable parameters by group, and the checkpoint that the weights come from."""
+    """Return rows with the trainable parameters by group, and the checkpoint that was loaded."""
     total = sum(parameter.numel() for parameter in model.parameters())
     groups = parameter_groups(model, only_trained=True)
     trained = sum(groups.values())
     shares = [(f"  {name.removesuffix(', trained')}", f"{count:,} ({count / total:.2%})") for name, count in groups.items()]
     sources = [resumed] if resumed else checkpoint_paths(config.model.ckpt)
-    source = ", ".join(sources) or "none"  # a warning says what that means
+    source = ", ".join(sources) or "none"
     parameters = ("trainable parameters", f"{trained:,} of {total:,} ({trained / total:.2%})")
     return [("checkpoint", source), parameters, *shares]
 
 
 def _samples(datasets: Mapping[str, SampleDataset], blocks: Mapping[str, EvaluationSet]) -> Rows:
-    """The number of samples of each dataset that is trained on and of each block that is evaluated."""
+    """Return rows with the size of each training dataset and evaluation block."""
     rows = [(f"training set {label}", _size(dataset)) for label, dataset in datasets.items()]
     for label, block in blocks.items():
         held_out = ", held out of training" if getattr(block.dataset.cfg, "held_out", 0) else ""
@@ -130,30 +130,31 @@ def _samples(datasets: Mapping[str, SampleDataset], blocks: Mapping[str, Evaluat
 
 
 def training_steps(cfg: Any, layout: BatchLayout, first_step: int) -> Rows:
-    """The number of steps, what a step consists of, and where a resumed run begins."""
+    """Return rows with the number of steps, the samples of a step, and the step from which a run resumes."""
     total = cfg.max_epoch * cfg.iters_per_epoch
     counted = f"{total:,} ({cfg.max_epoch} epoch{'s' * (cfg.max_epoch > 1)} x {cfg.iters_per_epoch:,} iterations)"
     parts = f"{_processes(layout.world)} x {layout.accumulate} accumulated x micro-batch of {layout.batch_size}"
     rows = [("steps", counted), ("samples per step", f"{layout.global_batch} ({parts})")]
     if first_step:
-        left = "" if first_step < total else ": no step is left"
-        rows.append(("resuming", f"at step {first_step:,} of {total:,}{left}"))
+        finished = "" if first_step < total else " (all steps are done)"
+        rows.append(("resuming", f"at step {first_step:,} of {total:,}{finished}"))
     return rows
 
 
 def hyper_parameters(config: RunConfig) -> dict[str, bool | int | float | str]:
-    """Dotted key -> value, of the blocks model, datasets and run."""
-    tree = config.plain()  # interpolations stay unresolved: no secret is written
-    found = {key: value for name in ("model", "datasets", "run") for key, value in leaves(tree.get(name, {}), name)}
+    """Return dotted key -> value for the blocks model, datasets and run."""
+    # Interpolations stay unresolved, so that secrets from environment variables are not written to a file.
+    tree = config.plain()
+    values = {key: value for name in ("model", "datasets", "run") for key, value in leaves(tree.get(name, {}), name)}
     return {
         key: value if isinstance(value, bool | int | float | str) else json.dumps(value, default=str)
-        for key, value in found.items()
+        for key, value in values.items()
         if value is not None
     }
 
 
 def scalar_tags(blocks: Mapping[str, EvaluationSet]) -> list[str]:
-    """Tags of the scalars that TensorBoard shows beside the hyper-parameters."""
+    """Return the tags of the scalars that TensorBoard shows with the hyper-parameters."""
     tasks = [(label, task, names) for label, block in blocks.items() for task, names in block.scoring.metrics.items()]
     return ["train/loss", *(f"eval/{label}/{task}/{name}" for label, task, names in tasks for name in names)]
 
@@ -171,17 +172,18 @@ def _size(dataset: SampleDataset) -> str:
 
 
 def _last_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the last epoch that has one."""
+    """Return the checkpoint of the last epoch, or None."""
     paths = folder.glob("checkpoint_*.pth")
     numbered = {int(number): path for path in paths if (number := path.stem.removeprefix("checkpoint_")).isdecimal()}
     return numbered[max(numbered)] if numbered else None
 
 
 def _next_command(folder: Path, config: RunConfig, checkpoint: Path, processes: int = 1) -> str:
-    """What to run with the checkpoint, in as many processes.
+    """Return the command that a user probably wants to run next.
 
-    After a shipped configuration, its follow-up. After any other one, the evaluation of the run's own blocks; without those,
-    the next kind of a configuration that ``emollama init`` wrote: the file beside it, if there is one.
+    A shipped configuration has a fixed next step. After any other configuration, it is the evaluation of the run's blocks, or,
+    without blocks and after a configuration of ``emollama init``, the next kind of configuration, from the same folder if it
+    exists there.
     """
 
     def line(command: str, path: str, options: list[str]) -> str:
@@ -195,11 +197,11 @@ def _next_command(folder: Path, config: RunConfig, checkpoint: Path, processes: 
         return line(*shipped, options)
     if config.evaluation_datasets or any(getattr(cfg, "held_out", 0) for cfg in config.datasets.values()):
         return line("eval", str(folder / "config.yaml"), options)
-    written = next(((path, NEXT_KIND[kind]) for path in files if (kind := _kind_written_by_init(path)) in NEXT_KIND), None)
-    if written:
-        path, (command, kind) = written
-        beside = (str(Path(path).with_name(f"{kind}.yaml")), f"{kind}.yaml")
-        if following := next((each for each in beside if _kind_written_by_init(each) == kind), None):
+    initial = next(((path, NEXT_KIND[kind]) for path in files if (kind := _init_kind(path)) in NEXT_KIND), None)
+    if initial:
+        path, (command, kind) = initial
+        candidates = (str(Path(path).with_name(f"{kind}.yaml")), f"{kind}.yaml")
+        if following := next((each for each in candidates if _init_kind(each) == kind), None):
             return line(command, following, [])
         if root := config.resolved().get("paths", {}).get("root"):
             return f"{shlex.join(['emollama', 'init', kind, '--data', str(root)])} && {line(command, f'{kind}.yaml', [])}"
@@ -207,34 +209,37 @@ def _next_command(folder: Path, config: RunConfig, checkpoint: Path, processes: 
 
 
 def _processes_here(world: World) -> int:
-    """The number of processes for a command like this run; 1 after a run on several machines, which ``--nproc`` cannot start."""
+    """Return the number of processes for the next command.
+
+    It is 1 after a run on several machines, because ``--nproc`` starts processes on one machine only.
+    """
     return world.size if integer("LOCAL_WORLD_SIZE", world.size) == world.size else 1
 
 
 def _is_shipped(path: str) -> bool:
-    """Whether a path, seen from the working folder, is one of the package's own configurations, or falls back on one."""
+    """Return whether a path is one of the package's configurations, or is resolved to one because no such file exists."""
     if Path(path).is_file():
         return any(Path(path).resolve().is_relative_to((PACKAGE / folder).resolve()) for folder in SHIPPED)
     copy = packaged_copy(path)
     return copy is not None and copy.is_file()
 
 
-def _kind_written_by_init(path: str) -> str:
-    """The kind in the comments with which ``emollama init`` begins a file; "" for any other file."""
+def _init_kind(path: str) -> str:
+    """Return the kind of configuration that ``emollama init`` wrote in the file's first comments; "" for any other file."""
     if not os.path.isfile(path):
         return ""
     lines = takewhile(lambda line: line.startswith("#"), read_text(path).splitlines())
-    found = (re.match(r"# Written by `emollama init (\w+)`", line) for line in lines)
-    return next((match[1] for match in found if match), "")
+    matches = (re.match(r"# Written by `emollama init (\w+)`", line) for line in lines)
+    return next((match[1] for match in matches if match), "")
 
 
 def _path_options(config: RunConfig) -> list[str]:
-    """Options for the paths that this run has from ``--options`` or from a variable of its environment."""
+    """Return options for paths that this run got from ``--options`` or an environment variable."""
     resolved = config.resolved().get("paths", {})
     options = []
     for key, value in config.plain().get("paths", {}).items():
         variables = re.findall(r"\$\{oc\.env:(\w+)", str(value))
         if config.sources.get(f"paths.{key}") == "--options" or any(name in os.environ for name in variables):
-            shown = "null" if resolved[key] is None else str(resolved[key]) or "''"
-            options.append(f"paths.{key}={shown}")
+            text = "null" if resolved[key] is None else str(resolved[key]) or "''"
+            options.append(f"paths.{key}={text}")
     return options

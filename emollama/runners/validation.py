@@ -1,7 +1,7 @@
-"""Evaluation while training: when it is due, which checkpoint is the best, when to stop.
+"""Evaluation during training: when it is due, which checkpoint is the best, and when training ends early.
 
-What was found stands in ``eval.jsonl``, a line an evaluation, under the number of the last step before it. Which one is the
-best, and how many came after it, is read from those lines, so that a resumed run knows it too.
+``eval.jsonl`` contains one line per evaluation, with the number of the last step before it. The best evaluation and the number
+of evaluations since then are derived from these lines, so that a resumed run has them, too.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Validation:
 
     Args:
         cfg: the ``run`` block.
-        evaluation: what to answer, and how.
-        folder: of the run.
-        first_step: where this process begins; evaluations behind it are forgotten.
+        evaluation: the evaluation to run.
+        folder: folder of the run.
+        first_step: first step of this process; earlier results from later steps are discarded.
 
     Raises:
-        UserError: ``run.metric`` is computed by no block, or by several.
+        UserError: If ``run.metric`` is computed by no block, or by several.
     """
 
     def __init__(self, cfg: Any, evaluation: Evaluation, folder: Path, first_step: int) -> None:
@@ -44,125 +44,130 @@ class Validation:
         self._key = self._world.on_rank_zero(lambda: watched_key(cfg, evaluation.blocks))
         self._metric = None if self._key is None else metric(self._key.rpartition("/")[2])
         self._past = self._world.on_rank_zero(lambda: entries_before(folder / "eval.jsonl", first_step))
-        self._kept = self._world.on_rank_zero(self._best_on_disk)
+        self._has_best_checkpoint = self._world.on_rank_zero(self._restore_best_checkpoint)
 
     def due(self, done: int) -> bool:
-        """Whether to evaluate after ``done`` steps: at the ends of epochs, and not if this was done before."""
+        """Return whether to evaluate after ``done`` steps: at the end of an epoch that has not been evaluated before."""
         cfg = self._cfg
         epochs, rest = divmod(done, cfg.iters_per_epoch)
-        ends = rest == 0 and epochs > 0 and (epochs % cfg.eval_epoch_interval == 0 or epochs == cfg.max_epoch)
-        return ends and all(entry["step"] != done - 1 for entry in self._past)
+        is_end = rest == 0 and epochs > 0 and (epochs % cfg.eval_epoch_interval == 0 or epochs == cfg.max_epoch)
+        return is_end and all(entry["step"] != done - 1 for entry in self._past)
 
     @property
     def exhausted(self) -> bool:
-        """Whether as many evaluations as ``early_stop_patience`` came after the best one; those without a value do not count."""
+        """Whether ``early_stop_patience`` evaluations followed the best one; evaluations without a value are not counted."""
         values = [value for value in self._values() if value is not None]
         patience = self._cfg.early_stop_patience
-        return patience is not None and bool(values) and len(values) - 1 - self._place_of_best(values) >= patience
+        return patience is not None and bool(values) and len(values) - 1 - self._index_of_best(values) >= patience
 
     def best(self) -> tuple[str, float, int] | None:
-        """Key, value and epoch of the best evaluation so far; None where no evaluation has a value."""
+        """Return key, value and epoch of the best evaluation so far, or None if no evaluation has a value."""
         values = self._values()
-        place = self._place_of_best(values)
-        value = values[place] if place >= 0 else None
-        return None if value is None or self._key is None else (self._key, value, self._past[place]["epoch"])
+        index = self._index_of_best(values)
+        value = values[index] if index >= 0 else None
+        return None if value is None or self._key is None else (self._key, value, self._past[index]["epoch"])
 
     def run(self, done: int, log: RunLog, save_best: Callable[[], None]) -> None:
-        """Evaluate after ``done`` steps, and keep the checkpoint if it is the best so far.
-
-        The checkpoint is written before the line that calls it the best: a run that is killed in between evaluates again.
-        """
+        """Evaluate after ``done`` steps, and save the checkpoint if it is the best so far."""
         epoch = done // self._cfg.iters_per_epoch - 1
         model = self._evaluation.answering.members[0]
         model.eval()
         outcome = self._evaluation.run(self._folder / "result" / f"epoch_{epoch}")
         model.train()
         value = None if self._key is None else outcome.metrics[self._key]
-        known = [*self._values(), value]
-        lost = self._cfg.save_best and not self._kept  # no checkpoint of a better one is there
-        is_best = value is not None and (lost or self._place_of_best(known) == len(known) - 1)
+        values = [*self._values(), value]
+        is_lost = self._cfg.save_best and not self._has_best_checkpoint
+        is_best = value is not None and (is_lost or self._index_of_best(values) == len(values) - 1)
+        # The checkpoint is written before its line in eval.jsonl: a run that is killed in between evaluates again.
         if self._cfg.save_best and is_best:
             save_best()
-            self._kept = True
-            get_logger().info("%s %.4f is the best so far: kept as %s", self._key, value, checkpoint.BEST)
+            self._has_best_checkpoint = True
+            get_logger().info("%s %.4f is the best so far: saved as %s", self._key, value, checkpoint.BEST)
         self._past.append({"step": done - 1, "epoch": epoch, "metrics": outcome.metrics, "best": is_best})
         self._world.on_rank_zero(self._write)
-        log.evaluation(done - 1, epoch, outcome.metrics, {label: self._shown(rows) for label, rows in outcome.rows.items()})
+        examples = {label: self._examples(answers) for label, answers in outcome.answers.items()}
+        log.evaluation(done - 1, epoch, outcome.metrics, examples)
         if value is None and self._key is not None:
-            get_logger().warning("%s has no value after epoch %d: it cannot be the best", self._key, epoch)
+            get_logger().warning("%s has no value after epoch %d, so this epoch cannot be the best", self._key, epoch)
 
     def _values(self) -> list[float | None]:
-        """What is watched, at every evaluation so far; None where it was not computed."""
+        """Return the watched metric of every evaluation so far; None if it was not computed."""
         return [None if self._key is None else entry["metrics"].get(self._key) for entry in self._past]
 
-    def _place_of_best(self, values: Sequence[float | None]) -> int:
-        """Where the best of some values stands, the first of equal ones; -1 where there is none."""
-        best, top = -1, None
-        for place, value in enumerate(values):
-            if value is not None and (top is None or (self._metric is not None and self._metric.better(value, top))):
-                best, top = place, value
+    def _index_of_best(self, values: Sequence[float | None]) -> int:
+        """Return the index of the best value, the first of equal values, or -1 if there is no value."""
+        best, best_value = -1, None
+        for index, value in enumerate(values):
+            if value is not None and (
+                best_value is None or (self._metric is not None and self._metric.better(value, best_value))
+            ):
+                best, best_value = index, value
         return best
 
-    def _best_on_disk(self) -> bool:
-        """Whether checkpoint_best.pth is that of the best evaluation so far; it is fetched from that epoch's where it is not."""
-        best = self._place_of_best(self._values())
+    def _restore_best_checkpoint(self) -> bool:
+        """Make sure that checkpoint_best.pth is that of the best evaluation; copy the epoch's checkpoint if it is not.
+
+        Returns:
+            Whether checkpoint_best.pth is now that of the best evaluation.
+        """
+        best = self._index_of_best(self._values())
         if best < 0 or not self._cfg.save_best:
             return False
-        wanted, path = self._past[best]["step"] + 1, self._folder / checkpoint.BEST
-        if checkpoint.step_of(path) == wanted:
+        step, path = self._past[best]["step"] + 1, self._folder / checkpoint.BEST
+        if checkpoint.step_of(path) == step:
             return True
         source = self._folder / f"checkpoint_{self._past[best]['epoch']}.pth"
-        if checkpoint.step_of(source) != wanted:
-            text = "epoch %d was the best, but neither %s nor %s is of it: the next evaluation counts as the best"
+        if checkpoint.step_of(source) != step:
+            text = "epoch %d was the best, but its checkpoint is neither %s nor %s: the next evaluation counts as the best"
             get_logger().warning(text, self._past[best]["epoch"], path, source)
             return False
         checkpoint.copy(source, path)
-        get_logger().info("%s is now that of epoch %d", path, self._past[best]["epoch"])
+        get_logger().info("copied the checkpoint of epoch %d to %s, because it is the best", self._past[best]["epoch"], path)
         return True
 
     def _write(self) -> None:
         with atomic_write(self._folder / "eval.jsonl") as file:
             file.writelines(json.dumps(entry) + "\n" for entry in self._past)
 
-    def _shown(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The answers about a few clips, evenly spread over the names."""
-        names = list(dict.fromkeys(row["name"] for row in rows))
+    def _examples(self, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the answers about a few samples, evenly spread over the sorted names."""
+        names = list(dict.fromkeys(answer["name"] for answer in answers))
         count = min(self._cfg.show_clips, len(names))
-        chosen = {names[place * len(names) // count] for place in range(count)}
-        return [row for row in rows if row["name"] in chosen]
+        chosen = {names[index * len(names) // count] for index in range(count)}
+        return [answer for answer in answers if answer["name"] in chosen]
 
 
 def watched_key(cfg: Any, blocks: Mapping[str, EvaluationSet]) -> str | None:
-    """The key "block/task/metric" that ``run.metric`` names.
+    """Return the key "block/task/metric" to which ``run.metric`` refers.
 
     Args:
         cfg: the ``run`` block.
         blocks: label -> evaluation block.
 
     Returns:
-        None if ``run.metric`` is null and the loss is not computed exactly once.
+        The key, or None if ``run.metric`` is null and the loss is not computed exactly once.
 
     Raises:
-        UserError: ``run.metric`` is computed by no block, or by several.
+        UserError: If ``run.metric`` is computed by no block, or by several.
     """
-    wanted = (cfg.metric or "loss").split(".")
-    known = [
+    *qualifiers, metric_name = (cfg.metric or "loss").split(".")
+    computed = [
         (label, task, name) for label, block in blocks.items() for task, names in block.scoring.metrics.items() for name in names
     ]
-    named = [key for key in known if key[2] == wanted[-1]]
-    meant = [key for key in named if set(wanted[:-1]) <= {key[0], key[1]}]
-    if len(meant) == 1:
-        return "/".join(meant[0])
+    same_metric = [key for key in computed if key[2] == metric_name]
+    matches = [key for key in same_metric if set(qualifiers) <= {key[0], key[1]}]
+    if len(matches) == 1:
+        return "/".join(matches[0])
     if cfg.metric is None:
         return None
-    if named:
-        which = "is computed more than once" if meant else "names no block or task that computes it"
-        raise UserError(f"run.metric: '{cfg.metric}' {which}. Name one of {_dotted(meant or named)}.")
-    if wanted[-1] in METRICS.names():
-        needs = [f"{block.scoring.key} needs {block.scoring.needs(wanted[-1])}" for block in blocks.values()]
+    if same_metric:
+        problem = "is computed more than once" if matches else "does not name a block or task that computes it"
+        raise UserError(f"run.metric: '{cfg.metric}' {problem}. Set it to one of {_dotted(matches or same_metric)}.")
+    if metric_name in METRICS.names():
+        needs = [f"{block.scoring.key} needs {block.scoring.needs(metric_name)}" for block in blocks.values()]
         raise UserError(f"run.metric: no block computes '{cfg.metric}': {abbreviated(needs, '; ')}")
-    hint = did_you_mean(wanted[-1], METRICS.names())
-    raise UserError(f"run.metric: unknown metric '{cfg.metric}'.{hint} Computed here: {_dotted(known)}")
+    hint = did_you_mean(metric_name, METRICS.names())
+    raise UserError(f"run.metric: unknown metric '{cfg.metric}'.{hint} Metrics of this run: {_dotted(computed)}")
 
 
 def _dotted(keys: list[tuple[str, str, str]]) -> str:

@@ -1,1 +1,1 @@
-"""Registered tasks: what a batch means."""
+"""Registered tasks: they define the loss of a batch, and the questions and answers of an evaluation."""

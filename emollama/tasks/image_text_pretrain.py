@@ -1,4 +1,4 @@
-"""Answering questions about a clip: the weighted loss of its answer tokens, and answers given in evaluation."""
+"""The task of answering questions about a sample: its weighted training loss, and its answers in evaluation."""
 
 from __future__ import annotations
 
@@ -15,32 +15,38 @@ from emollama.data.batch import IGNORED, Batch, Record, collate
 from emollama.data.loader import SampleDataset, mix_seed
 from emollama.data.prompts.prompt import Prompt
 from emollama.evaluation.scoring import Scoring
-from emollama.models.decoding import continued, likelihoods
+from emollama.models.decoding import generate, likelihoods
 from emollama.tasks.configs import ImageTextPretrainConfig
 
-Answered = tuple[str, dict[str, float] | None]  # an answer, and the labels' probabilities where labels were compared
+Answered = tuple[str, dict[str, float] | None]  # an answer, and the labels' probabilities with answer_by: likelihood
 
 
 @dataclass(frozen=True)
 class Question:
-    """One clip (its number in the dataset) asked for one task in these words."""
+    """A question about one sample.
 
-    clip: int
+    Attributes:
+        index: index of the sample in the dataset.
+        task: name of the task.
+        instruction: text of the instruction.
+    """
+
+    index: int
     task: str
     instruction: str
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One clip's answer to one task.
+    """The answer to one question.
 
     Attributes:
-        instruction: the turn's text with the marks where feature rows go.
-        prediction: what was answered.
-        target: the answer of the data as it is trained on, or None where there is none.
-        reference: the answer of the data as its file has it; a list where there are several.
-        loss: mean cross-entropy (natural logarithm) over the target's tokens, in the training layout; None without a target.
-        label_probabilities: label -> probability among the labels, where labels were compared; else None.
+        instruction: text of the user's turn, with the placeholders of feature tokens.
+        prediction: the model's answer.
+        target: the reference answer in the form used for training, or None if the data has none.
+        reference: the reference answer as in the data file; a list if there are several.
+        loss: mean cross-entropy (natural logarithm) of the target's tokens in the training layout; None without a target.
+        label_probabilities: label -> probability with ``answer_by: likelihood``, otherwise None.
     """
 
     name: str
@@ -54,25 +60,25 @@ class Prediction:
 
 
 class ImageTextPretrain:
-    """The task behind ``run.task: image_text_pretrain``."""
+    """The task of ``run.task: image_text_pretrain``."""
 
     scoring = Scoring
 
     Config = ImageTextPretrainConfig
 
     def loss(self, model: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
-        """Sum over the batch's answer tokens of weight x cross-entropy: a scalar, to be divided by the step's weights."""
+        """Return the weighted sum of the answer tokens' cross-entropies, a scalar to be divided by the step's total weight."""
         weights: Tensor = batch.loss_weights[batch.labels != IGNORED]
         return (model(batch) * weights).sum()
 
     def questions(self, dataset: SampleDataset, cfg: ImageTextPretrainConfig) -> list[Question]:
-        """Every clip asked for every task of its pool."""
+        """Return one question for every sample and every task of the dataset."""
         pool = dataset.pool
-        wordings = {
+        texts = {
             task: pool.first_instruction(task) if cfg.instruction == "first" else pool.fill_labels(cfg.instruction)
             for task in pool.tasks
         }
-        return [Question(clip, task, instruction) for clip in range(len(dataset)) for task, instruction in wordings.items()]
+        return [Question(index, task, instruction) for index in range(len(dataset)) for task, instruction in texts.items()]
 
     def answer(
         self,
@@ -83,86 +89,87 @@ class ImageTextPretrain:
         questions: Sequence[Question],
         seed: int,
     ) -> list[Prediction]:
-        """Answer some questions together, and score their targets where there are any.
+        """Answer a micro-batch of questions, and compute the loss of reference answers.
 
         Args:
             members: the model in eval mode, or the members of an ensemble.
-            prompt: the models' renderer.
-            dataset: the clips.
+            prompt: the prompt renderer of the model.
+            dataset: the dataset of the samples.
             cfg: how to answer.
-            questions: one micro-batch of them.
-            seed: of sampling, where temperature is above 0.
+            questions: questions that are answered in one batch.
+            seed: random seed of sampling, which is used if the temperature is above 0.
         """
-        records = [_masked(dataset.record(asked.clip, asked.task, asked.instruction), cfg.mask_slots) for asked in questions]
-        seeds = [mix_seed(seed, asked.clip, dataset.pool.tasks.index(asked.task)) for asked in questions]
-        by_label = {place for place, asked in enumerate(questions) if asked.task == "emotion" and cfg.answer_by == "likelihood"}
-        found: dict[int, Answered] = {}
-        for places in (sorted(by_label), [place for place in range(len(records)) if place not in by_label]):
-            if not places:
+        records = [_masked(dataset.record(each.index, each.task, each.instruction), cfg.mask_slots) for each in questions]
+        seeds = [mix_seed(seed, each.index, dataset.pool.tasks.index(each.task)) for each in questions]
+        by_label = {row for row, each in enumerate(questions) if each.task == "emotion" and cfg.answer_by == "likelihood"}
+        answers: dict[int, Answered] = {}
+        for rows in (sorted(by_label), [row for row in range(len(records)) if row not in by_label]):
+            if not rows:
                 continue
-            samples = [prompt.sample(records[place], layout=cfg.prompt_layout, to_generate=True) for place in places]
+            samples = [prompt.sample(records[row], layout=cfg.prompt_layout, to_generate=True) for row in rows]
             batch = collate(samples).to(members[0].device)
-            if places[0] in by_label:
-                answers = _most_likely(members, prompt, batch, dataset, cfg.aliases)
+            if rows[0] in by_label:
+                batch_answers = _most_likely_labels(members, prompt, batch, dataset, cfg.aliases)
             else:
-                answers = _generated(members, prompt, batch, cfg, [seeds[place] for place in places])
-            found |= dict(zip(places, answers, strict=True))
+                batch_answers = _generate(members, prompt, batch, cfg, [seeds[row] for row in rows])
+            answers |= dict(zip(rows, batch_answers, strict=True))
         losses = _losses(members, prompt, records) if cfg.prompt_layout == "train" else {}
         return [
             Prediction(
                 name=record.name,
                 task=record.task,
                 instruction=prompt.body(record),
-                prediction=found[place][0],
+                prediction=answers[row][0],
                 target=record.turns[-1][1],
                 reference=record.reference,
-                loss=losses.get(place),
-                label_probabilities=found[place][1],
+                loss=losses.get(row),
+                label_probabilities=answers[row][1],
             )
-            for place, record in enumerate(records)
+            for row, record in enumerate(records)
         ]
 
 
 def _masked(record: Record, slots: Sequence[str]) -> Record:
-    """The record with zeros in the rows of these slots."""
+    """Return a copy of the record in which the features of these slots are zeros."""
     zeros = {slot: torch.zeros_like(record.features[slot]) for slot in slots}
     return dataclasses.replace(record, features=record.features | zeros)
 
 
-def _generated(
+def _generate(
     members: Sequence[Any], prompt: Prompt, batch: Batch, cfg: ImageTextPretrainConfig, seeds: list[int]
 ) -> list[Answered]:
     if cfg.num_beams == 1:
-        ids = continued(members, batch, cfg.choice(), prompt.is_finished, seeds)
+        ids = generate(members, batch, cfg.sampling_params(), prompt.is_finished, seeds)
     else:
         (model,) = members
-        ids = model.beam_search(batch, prompt, cfg.beams())
+        ids = model.beam_search(batch, prompt, cfg.beam_search_options())
     return [(prompt.answer_text(answer), None) for answer in ids]
 
 
-def _most_likely(
+def _most_likely_labels(
     members: Sequence[Any], prompt: Prompt, batch: Batch, dataset: SampleDataset, aliases: Mapping[str, str]
 ) -> list[Answered]:
-    """(the most probable label, label -> probability) of each prompt; words are compared as answers are trained on."""
+    """Return the most probable label of each prompt, and the probability of each label."""
     labels = list(dataset.cfg.labels)
-    meaning = {dataset.process_answer(word): label for word, label in [*aliases.items(), *zip(labels, labels, strict=True)]}
-    shares = likelihoods(members, batch, [prompt.answer_ids(word) for word in meaning])
+    # process_answer applies the text processing of training, so that labels are compared in the form that the model has learned.
+    label_of = {dataset.process_answer(word): label for word, label in [*aliases.items(), *zip(labels, labels, strict=True)]}
+    probabilities = likelihoods(members, batch, [prompt.answer_ids(word) for word in label_of])
     answers: list[Answered] = []
-    for row in shares.tolist():
-        table = dict.fromkeys(labels, 0.0)
-        for label, share in zip(meaning.values(), row, strict=True):
-            table[label] += share
-        answers.append((max(table, key=table.__getitem__), table))
+    for row in probabilities.tolist():
+        by_label = dict.fromkeys(labels, 0.0)
+        for label, probability in zip(label_of.values(), row, strict=True):
+            by_label[label] += probability
+        answers.append((max(by_label, key=by_label.__getitem__), by_label))
     return answers
 
 
 @torch.inference_mode()
 def _losses(members: Sequence[Any], prompt: Prompt, records: list[Record]) -> dict[int, float]:
-    """place in records -> mean loss of that record's target; of an ensemble that of its mean distribution."""
-    scored = [place for place, record in enumerate(records) if record.turns[-1][1] is not None]
+    """Return index in records -> mean loss of the record's target; an ensemble's loss is that of its mean distribution."""
+    scored = [index for index, record in enumerate(records) if record.turns[-1][1] is not None]
     if not scored:
         return {}
-    batch = collate([prompt.sample(records[place]) for place in scored]).to(members[0].device)
+    batch = collate([prompt.sample(records[index]) for index in scored]).to(members[0].device)
     counts = [int((labels != IGNORED).sum()) for labels in batch.labels.split(batch.lengths)]
     by_member = torch.stack([member(batch) for member in members])  # (members, labelled tokens)
     losses = math.log(len(members)) - by_member.neg().logsumexp(0)
