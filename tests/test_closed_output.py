@@ -63,7 +63,9 @@ def full_stdout(capfd, monkeypatch):
             stream.close()
 
 
-FULL = "error: cannot write to standard output: No space left on device. Make room, or send the output elsewhere.\n"
+FULL = (
+    "error: cannot write to standard output: No space left on device. Free some space, or redirect the output to another disk.\n"
+)
 
 
 @pytest.mark.parametrize(

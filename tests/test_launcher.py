@@ -161,8 +161,8 @@ def test_processes_that_are_asked_for_in_a_worker_of_another_launcher_are_an_err
     with pytest.raises(UserError) as error:
         launcher.processes_for(parsed(option, "2"), "auto")
     assert str(error.value) == (
-        f"{option} 2: by its environment variables (LOCAL_RANK=0, WORLD_SIZE=1) this process is already one that a launcher such"
-        f" as torchrun has started. Under a launcher, leave {option} out; if none has started this process, remove the variables:"
+        f"{option} 2 cannot be used in a process that was started by a launcher such as torchrun, as its environment variables"
+        f" say (LOCAL_RANK=0, WORLD_SIZE=1). Remove {option}; if no launcher has started this process, remove the variables:"
         " unset LOCAL_RANK RANK WORLD_SIZE MASTER_ADDR MASTER_PORT."
     )
 
@@ -176,7 +176,7 @@ def test_more_processes_than_any_machine_runs_are_refused(cores, monkeypatch):
         launcher.process_count(10**9, None, "auto", lambda: pytest.fail("counted the GPUs"))
     shown = "1 usable core" if cores == 1 else "16 usable cores"
     assert str(error.value) == (
-        f"--nproc 1000000000: this machine has {shown}, on which at most {most} processes are started. Lower --nproc."
+        f"--nproc 1000000000: at most {most} processes can be started on this machine, which has {shown}. Lower --nproc."
     )
     with pytest.raises(UserError, match=f"^--nproc {most + 1}: "):
         launcher.process_count(most + 1, None, "cpu", lambda: 0)
@@ -191,7 +191,10 @@ def test_more_processes_than_any_machine_runs_are_refused(cores, monkeypatch):
         ({"WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "but RANK, MASTER_ADDR, MASTER_PORT are not set."),
         ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "a"}, "but MASTER_PORT is not set."),
         ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "b"}, "MASTER_PORT is 'b', not a whole number."),
-        ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "RANK is 2, but WORLD_SIZE is 2,"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"},
+            "RANK is 2, but must be below WORLD_SIZE, which is 2.",
+        ),
     ],
     ids=lambda value: " ".join(f"{name}={text}" for name, text in value.items()) if isinstance(value, dict) else "",
 )
@@ -204,7 +207,7 @@ def test_variables_that_no_launcher_sets_are_named(given, message, monkeypatch):
         process_group.start("cpu")
     assert message in str(error.value)
     order = [name for name in worker_variables.NAMES if name in given]
-    assert str(error.value).endswith(f"if none has started this process, remove the variables: unset {' '.join(order)}.")
+    assert str(error.value).endswith(f"if no launcher has started this process, remove the variables: unset {' '.join(order)}.")
 
 
 def test_a_launchers_variable_that_is_no_number_is_an_error_of_every_program(monkeypatch, capsys):
@@ -293,9 +296,9 @@ def test_gpus_on_a_machine_without_any(config, no_launch, capfd):
 def test_a_port_that_is_in_use_or_does_not_exist():
     with socket.create_server((launcher.HOST, 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"^--master-port {port}: the port is in use. Choose another one"):
+        with pytest.raises(UserError, match=f"^--master-port {port}: the port is in use. Choose another port"):
             launcher.launch(Namespace(argv=["train"], master_port=port), 2)
-    with pytest.raises(UserError, match="^--master-port 70000: ports end at 65535"):
+    with pytest.raises(UserError, match="^--master-port 70000: the largest port number is 65535"):
         launcher.require_free(70000)
 
 
@@ -318,7 +321,7 @@ def test_a_port_that_is_taken_between_the_check_and_the_launch(monkeypatch):
     monkeypatch.setattr(launcher, "require_free", lambda port: None)
     with launcher._listen(0) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"^--master-port {port}: the processes cannot use this port.*Leave") as raised:
+        with pytest.raises(UserError, match=f"^--master-port {port}: the processes cannot use this port.*Remove") as raised:
             launcher.launch(Namespace(argv=["train"], master_port=port), 2)
     assert "\n" not in str(raised.value)
     assert raised.value.__cause__ is not None  # for --debug
@@ -331,7 +334,7 @@ def test_processes_that_cannot_connect_without_a_port_of_the_users(monkeypatch):
         raise ConnectionRefusedError("refused")
 
     monkeypatch.setattr(api, "elastic_launch", lambda *_: refused)
-    with pytest.raises(UserError, match=r"cannot find each other\. Check that 'localhost' is an address .*\(refused\)$"):
+    with pytest.raises(UserError, match=r"cannot connect to each other\. Check that 'localhost' is an address .*\(refused\)$"):
         launcher.launch(Namespace(argv=["train"], master_port=None), 2)
 
 

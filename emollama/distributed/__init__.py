@@ -1,1 +1,1 @@
-"""Processes: ranks, data parallelism, the launcher, and the errors of workers."""
+"""Distributed processes: ranks, data parallelism, the launcher, and errors of worker processes."""

@@ -1,4 +1,4 @@
-"""Start a command in several processes on this machine, through torchrun's Python API."""
+"""Start a command in several processes on this machine with torchrun's Python API."""
 
 from __future__ import annotations
 
@@ -23,33 +23,34 @@ from emollama.logs.console import show_cursor
 from emollama.variables import LAUNCHER
 
 HOST = "localhost"
-# A process needs some hundred MiB before it loads a model: a mistyped --nproc would take all memory of the machine.
+# Each process needs hundreds of MiB before it loads a model, so a mistyped --nproc would use up the memory of the machine.
 PER_CORE, LEAST_LIMIT = 8, 64
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # that torch elastic handles
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # signals that torch elastic handles
 
 
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--nproc``, ``--gpus``, ``--master-port``."""
+    """Add the options ``--nproc``, ``--gpus`` and ``--master-port``."""
     number = parser.add_mutually_exclusive_group()
     number.add_argument(
         "--nproc", type=positive, metavar="N", help="number of processes (default: one per visible GPU; without GPUs one)"
     )
-    number.add_argument("--gpus", type=positive, metavar="N", help="number of processes, each on a GPU of its own")
-    port = "port on which the processes find each other (default: a free one)"
+    number.add_argument("--gpus", type=positive, metavar="N", help="number of processes, each on its own GPU")
+    port = "port for the communication of the processes (default: a free port)"
     parser.add_argument("--master-port", type=positive, metavar="PORT", help=port)
     parser.set_defaults(argv=None)
 
 
 def processes_for(arguments: argparse.Namespace, device: str, key: str = "run.device") -> int:
-    """How many processes a command runs in: as many as were asked for, else one per visible GPU; 1 in a worker.
+    """Return the number of processes of a command: the value of its options, or one per visible GPU; 1 in a worker.
 
     Args:
-        arguments: of the command, with those of :func:`add_launch_arguments`.
-        device: auto, cuda or cpu: where the command computes.
+        arguments: the parsed command line, including the options of :func:`add_launch_arguments`.
+        device: auto, cuda or cpu.
         key: the configuration key of the device, for messages.
 
     Raises:
-        UserError: there are fewer GPUs than processes that need one, too many processes, or another launcher started this one.
+        UserError: If there are too many processes, fewer GPUs than processes that need one, or another launcher has started
+            this process.
     """
     if not is_worker():
         return process_count(arguments.nproc, arguments.gpus, device, visible_gpus, key)
@@ -59,24 +60,24 @@ def processes_for(arguments: argparse.Namespace, device: str, key: str = "run.de
 
 
 def visible_gpus() -> int:
-    """The number of GPUs that PyTorch sees."""
+    """Return the number of GPUs that PyTorch can use."""
     import torch
 
     return int(torch.cuda.device_count())
 
 
 def process_count(nproc: int | None, gpus: int | None, device: str, visible: Callable[[], int], key: str = "run.device") -> int:
-    """How many processes a command runs in.
+    """Return the number of processes of a command.
 
     Args:
-        nproc: ``--nproc``, if given.
-        gpus: ``--gpus``, if given.
+        nproc: value of ``--nproc``, or None.
+        gpus: value of ``--gpus``, or None.
         device: auto, cuda or cpu.
-        visible: counts the GPUs; it is called only if their number matters.
+        visible: returns the number of GPUs; it is called only if that matters, because it imports torch.
         key: the configuration key of the device, for messages.
 
     Raises:
-        UserError: there are fewer GPUs than processes that need one, or too many processes.
+        UserError: If there are too many processes, or fewer GPUs than processes that need one.
     """
     if gpus is not None:
         if device == "cpu":
@@ -94,34 +95,34 @@ def process_count(nproc: int | None, gpus: int | None, device: str, visible: Cal
 
 
 def require_sensible(nproc: int) -> None:
-    """Check that this machine can run so many processes.
+    """Check that a number of processes is reasonable for this machine.
 
     Raises:
-        UserError: it has far fewer cores.
+        UserError: If the machine has far fewer cores.
     """
     cores = len(os.sched_getaffinity(0))
     most = max(LEAST_LIMIT, PER_CORE * cores)
     if nproc > most:
         raise UserError(
-            f"--nproc {nproc}: this machine has {cores} usable core{'s' * (cores != 1)}, on which at most {most} processes are"
-            " started. Lower --nproc."
+            f"--nproc {nproc}: at most {most} processes can be started on this machine, which has {cores} usable"
+            f" core{'s' * (cores != 1)}. Lower --nproc."
         )
 
 
 def launch(arguments: argparse.Namespace, processes: int, *, when_interrupted: str = "interrupted") -> None:
-    """Run a command in several processes, and wait for all of them.
+    """Run a command in several processes and wait for all of them.
 
     Args:
-        arguments: of the command, with those of :func:`add_launch_arguments`; the workers get ``argv``, or this process's
-            command line if that is None, and ignore the launcher's options in it.
-        processes: 2 or more.
-        when_interrupted: the text of :class:`Interrupted`.
+        arguments: the parsed command line, including the options of :func:`add_launch_arguments`. The workers get ``argv``, or
+            the command line of this process if that is None, and ignore the launcher's options in it.
+        processes: number of processes, at least 2.
+        when_interrupted: message of :class:`Interrupted`.
 
     Raises:
-        UserError: the port is in use, the processes cannot find each other, there is no place for temporary files, or a worker
-            raised one.
-        WorkerCrash: a worker ended otherwise.
-        Interrupted: a signal ended this process; the workers have ended.
+        UserError: If the port is in use, the processes cannot connect to each other, no temporary folder can be created, or a
+            worker raised a UserError.
+        WorkerCrash: If a worker failed in another way.
+        Interrupted: If this process received a signal; the workers have ended.
     """
     argv = sys.argv[1:] if arguments.argv is None else arguments.argv
     port = arguments.master_port
@@ -141,7 +142,8 @@ def launch(arguments: argparse.Namespace, processes: int, *, when_interrupted: s
             run_id=str(uuid.uuid4()),
             rdzv_backend="c10d",
             rdzv_endpoint=f"{HOST}:{port or 0}",
-            rdzv_configs={"is_host": True},  # if the port is taken, fail at once; do not connect to whatever has it
+            # Fail at once if the port is in use, instead of connecting to the program that uses it.
+            rdzv_configs={"is_host": True},
             max_restarts=0,
             local_addr=HOST,
             logs_specs=DefaultLogsSpecs(log_dir=str(logs)),
@@ -154,21 +156,22 @@ def launch(arguments: argparse.Namespace, processes: int, *, when_interrupted: s
             raise _no_connection(port, error) from error
         except SignalException as stopped:
             raise Interrupted(when_interrupted, stopped.sigval) from None
-        except KeyboardInterrupt:  # before torch elastic handles signals
+        except KeyboardInterrupt:  # raised before torch elastic has installed its signal handlers
             raise KeyboardInterrupt(when_interrupted) from None
         finally:
-            show_cursor()  # a worker that was ended could not
+            # A worker that was killed could not show the cursor again.
+            show_cursor()
 
 
 def require_free(port: int) -> None:
     """Check that a port can be used.
 
     Raises:
-        UserError: it is in use, or not a port.
+        UserError: If the port is in use or not a valid number.
     """
-    remedy = "Choose another one, or leave --master-port out: a free port is chosen then."
+    remedy = "Choose another port, or remove --master-port to use a free port."
     if port > 65535:
-        raise UserError(f"--master-port {port}: ports end at 65535. {remedy}")
+        raise UserError(f"--master-port {port}: the largest port number is 65535. {remedy}")
     try:
         _listen(port).close()
     except OSError as error:
@@ -188,15 +191,15 @@ def _listen(port: int) -> socket.socket:
 
 
 def _no_connection(port: int | None, error: Exception) -> UserError:
-    """The error of processes that cannot find each other."""
+    """Return the error for processes that cannot connect to each other."""
     cause = str(error.__cause__ or error).strip().partition("\n")[0]
     if port is not None:
-        return UserError(f"--master-port {port}: the processes cannot use this port. Leave --master-port out. ({cause})")
-    return UserError(f"the processes cannot find each other. Check that '{HOST}' is an address of this machine. ({cause})")
+        return UserError(f"--master-port {port}: the processes cannot use this port. Remove --master-port. ({cause})")
+    return UserError(f"the processes cannot connect to each other. Check that '{HOST}' is an address of this machine. ({cause})")
 
 
 def positive(text: str) -> int:
-    """The type of options that are counts."""
+    """Parse a command-line option that is a positive integer."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
     return int(text)
@@ -207,25 +210,25 @@ def _gpus(count: int) -> str:
 
 
 def _program() -> list[str]:
-    """How Python starts this program: by its console script if it was started so, else as a module."""
+    """Return Python's arguments that start this program: its console script if that started this process, else ``-m``."""
     script = Path(sys.argv[0])
     return [str(script)] if script.name == "emollama" and script.is_file() else ["-m", "emollama"]
 
 
 @contextmanager
 def _temporary_folder() -> Iterator[Path]:
-    """A folder for the workers' error files."""
+    """Create a temporary folder for the workers' error files."""
     try:
         folder = tempfile.TemporaryDirectory(prefix="emollama-", ignore_cleanup_errors=True)
     except OSError as error:
-        raise UserError(f"no folder for temporary files: {error}. Set TMPDIR to a folder that can be written to.") from None
+        raise UserError(f"cannot create a temporary folder: {error}. Set TMPDIR to a writable folder.") from None
     with folder as name:
         yield Path(name)
 
 
 @contextmanager
 def _worker_environment() -> Iterator[None]:
-    """Environment variables that the workers inherit; torchrun, too, gives each of several processes one thread."""
+    """Set environment variables that the workers inherit; like torchrun, give each process one thread by default."""
     settings = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), LAUNCHER: str(os.getpid())}
     before = {name: os.environ.get(name) for name in settings}
     os.environ |= settings
@@ -238,7 +241,7 @@ def _worker_environment() -> Iterator[None]:
 
 @contextmanager
 def _signals_restored() -> Iterator[None]:
-    """Restore the signal handlers afterwards: torch elastic installs its own, in the main thread only."""
+    """Restore the signal handlers afterwards, because torch elastic installs its own in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -247,13 +250,13 @@ def _signals_restored() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            if handler is not None:  # not one of Python's
+            if handler is not None:  # None is a handler that was not installed from Python and cannot be restored
                 signal.signal(number, handler)
 
 
 @contextmanager
 def _silent_logging() -> Iterator[None]:
-    """Hide what torch elastic logs in this process; the reason of a failure is printed by the command."""
+    """Disable logging by torch elastic in this process, because the command prints the reason of a failure itself."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -1,6 +1,6 @@
-"""Processes: torchrun's environment, what ranks tell each other, and the wrapping of the model.
+"""The process group: torchrun's environment, communication between ranks, and the wrapper of the model.
 
-CPU with gloo works as CUDA with nccl does; without torchrun there is one process and no group.
+gloo is used on the CPU and nccl on GPUs. Without torchrun there is a single process and no group.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ LOGGER = logging.getLogger("emollama")
 
 @dataclass(frozen=True)
 class World:
-    """This process among the others.
+    """This process and its communication with the others.
 
     Attributes:
-        rank, size: number of this process, and how many there are.
-        device: where this process computes.
+        rank: rank of this process.
+        size: number of processes.
+        device: device of this process.
     """
 
     rank: int
@@ -42,17 +43,17 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which writes and speaks."""
+        """Whether this is rank 0, which writes files and log lines."""
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks, in place."""
+        """Sum a tensor over all ranks, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, in the order of ranks, on every rank. The value must be picklable."""
+        """Return every rank's value, in the order of ranks, on every rank. The value must be picklable."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -60,7 +61,11 @@ class World:
         return values
 
     def count(self, counter: str, more: int = 1) -> int:
-        """Add to a counter that all ranks share, which begins with 0; returns what it was before. Waits for nobody."""
+        """Add to a counter that all ranks share and that starts at 0, without waiting for other ranks.
+
+        Returns:
+            The counter's value before the addition.
+        """
         if self.size > 1:
             return int(dist.distributed_c10d._get_default_store().add(counter, more)) - more
         before = self._counters.get(counter, 0)
@@ -68,10 +73,10 @@ class World:
         return before
 
     def on_rank_zero(self, function: Callable[[], T]) -> T:
-        """Run on rank 0; every rank gets the result, or learns of the failure.
+        """Call a function on rank 0 only. Every rank gets its result, or an exception if it failed.
 
         Raises:
-            Exception: what the function raised; on the other ranks :class:`EchoedError` or :class:`EchoedCrash`.
+            Exception: The exception of the function; on other ranks an :class:`EchoedError` or :class:`EchoedCrash`.
         """
         outcome: list[Any] = [None, None]
         failure: Exception | None = None
@@ -87,12 +92,16 @@ class World:
         return cast("T", outcome[0])
 
     def on_all_ranks(self, function: Callable[[], T]) -> list[T]:
-        """Run on every rank; each gets all results, in the order of ranks, or learns of a failure. Waits for all of them.
+        """Call a function on every rank and wait for all of them.
+
+        Returns:
+            All results in the order of ranks.
 
         Raises:
-            UserError: of this rank, or on rank 0 of another one (on the others :class:`EchoedError`).
-            EchoedCrash: another rank raised something else.
-            Exception: whatever else the function raised here.
+            UserError: If the function raised it on this rank; on rank 0, also if another rank raised it. The other ranks raise
+                :class:`EchoedError`.
+            EchoedCrash: If another rank raised another exception.
+            Exception: Any other exception of the function on this rank.
         """
         result, failure = _attempt(function)
         outcomes: list[tuple[Any, EchoedError | EchoedCrash | None]] = self.gather((result, self._echo(failure)))
@@ -104,20 +113,21 @@ class World:
         return [result for result, _ in outcomes]
 
     def rank_zero_first(self, function: Callable[[], T]) -> T:
-        """Run on rank 0, then on the others: what goes wrong for all of them is told once, and so is what it warns of."""
+        """Call a function on rank 0, then on the others, so that an error or warning on all ranks is reported only once."""
         results: list[T] = []
         self.on_rank_zero(lambda: results.append(function()))
         if results:
             return results[0]
         level = LOGGER.level
-        LOGGER.setLevel(logging.ERROR)  # rank 0 has already logged these warnings
+        # Rank 0 has already logged the warnings.
+        LOGGER.setLevel(logging.ERROR)
         try:
             return function()
         finally:
             LOGGER.setLevel(level)
 
     def _echo(self, failure: Exception | None) -> EchoedError | EchoedCrash | None:
-        """What the other ranks raise if this one fails."""
+        """Return the exception that other ranks raise if this rank fails."""
         if failure is None or isinstance(failure, EchoedError | EchoedCrash):
             return failure
         if isinstance(failure, UserError):
@@ -127,34 +137,38 @@ class World:
 
 
 def _attempt(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
-    """The function's result, or what it raised."""
+    """Return the function's result and None, or None and the exception that it raised."""
     try:
         return function(), None
-    except Exception as error:  # raised again by the caller, on every rank
+    except Exception as error:  # the caller raises it again after informing the other ranks
         return None, error
 
 
 def start(device: str = "auto", timeout_minutes: float = 30.0, key: str = "run.device") -> World:
-    """Join the process group that torchrun's environment describes, or be alone.
+    """Join the process group that torchrun's environment variables describe, if there is one.
 
     Args:
-        device: auto (CUDA where there is any), cuda, or cpu.
-        timeout_minutes: how long a rank waits for the others before it gives up.
+        device: auto (CUDA if available), cuda, or cpu.
+        timeout_minutes: time in minutes after which a rank stops waiting for the others with an error.
         key: the configuration key of the device, for messages.
 
     Raises:
-        UserError: CUDA is asked for and absent, there are fewer GPUs than processes, or the environment is no launcher's.
+        UserError: If ``device`` is cuda but no GPU is available, if there are fewer GPUs than processes, or if the environment
+            variables of the launcher are incomplete.
     """
     size, rank, local_rank = integer("WORLD_SIZE", 1), integer("RANK", 0), integer("LOCAL_RANK", 0)
     if size > 1 and not dist.is_initialized():
         require_group()
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"{key}: cuda, but PyTorch sees no GPU here. Set {key}: cpu or auto.")
+        raise UserError(f"{key} is cuda, but PyTorch finds no GPU on this machine. Set {key}: cpu or auto.")
     use_cuda = device != "cpu" and torch.cuda.is_available()
     here = integer("LOCAL_WORLD_SIZE", 1)
     if use_cuda and here > torch.cuda.device_count():
         gpus = torch.cuda.device_count()
-        raise UserError(f"{here} processes, but {gpus} GPUs. Lower the number of processes (torchrun's --nproc-per-node).")
+        raise UserError(
+            f"there are {here} processes on this machine, but only {gpus} GPUs. Lower the number of processes (torchrun's"
+            " --nproc-per-node)."
+        )
     where = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(where)
@@ -181,11 +195,11 @@ class Parallel:
 
     def __init__(self, model: nn.Module, world: World, kind: str = "ddp") -> None:
         if kind != "ddp":
-            raise UserError(f"run.parallel: unknown value '{kind}'. Known: ddp")
+            raise UserError(f"run.parallel: unknown value '{kind}'. Set it to ddp.")
         self.model = model
         self._wrapped: nn.Module = model
         if world.size > 1:
-            # What is frozen was loaded from the same files on every rank: only what is trained needs to travel.
+            # Every rank has loaded the frozen weights from the same files, so only trained parameters need to be broadcast.
             frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
             buffers = [name for name, _ in model.named_buffers()]
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen + buffers)
@@ -193,25 +207,25 @@ class Parallel:
             self._wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
     def __call__(self, *args: Any) -> Any:
-        """The model's forward pass, through the wrapper that averages gradients."""
+        """Run the model's forward pass through the wrapper that averages gradients."""
         return self._wrapped(*args)
 
     def no_sync_unless(self, last: bool) -> AbstractContextManager[Any]:
-        """Around forward and backward of a micro-batch: gradients travel only with a step's last one."""
+        """Return a context for forward and backward of a micro-batch; only the last one of a step synchronizes gradients."""
         if last or not isinstance(self._wrapped, DistributedDataParallel):
             return nullcontext()
         return self._wrapped.no_sync()
 
     def clip_grad_norm(self, limit: float | None) -> Tensor:
-        """The gradients' global L2 norm, a scalar; they are scaled down to ``limit`` where it is given."""
+        """Return the global L2 norm of the gradients, a scalar, and clip them to ``limit`` unless it is None."""
         parameters = list(trainable(self.model).values())
         return nn.utils.clip_grad_norm_(parameters, limit if limit is not None else float("inf"))
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """name -> trained tensor on the CPU. Every rank calls it."""
+        """Return name -> trained tensor on the CPU. Every rank must call it."""
         return {name: parameter.detach().cpu() for name, parameter in trainable(self.model).items()}
 
 
 def joined() -> bool:
-    """Whether this process is in a group with others."""
+    """Return whether this process has joined a process group."""
     return bool(dist.is_initialized())

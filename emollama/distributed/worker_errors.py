@@ -1,6 +1,6 @@
-"""Errors of worker processes: recorded in the error files of torch elastic, and read by the launcher.
+"""Errors of worker processes: workers write them to the error files of torch elastic, which the launcher reads.
 
-Every rank that fails records why, so that the reason is known whichever rank the launcher sees ending first.
+Every failing rank records its error, so that the reason is available regardless of which rank the launcher sees ending first.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ USER, CRASH = "user", "crash"
 
 
 class WorkerCrash(Exception):
-    """A worker ended with something other than a :class:`UserError`.
+    """A worker process failed with something other than a :class:`UserError`.
 
     Attributes:
-        status: the exit status of the command: the worker's own, or 128 + the number of the signal that ended it.
+        status: exit status of the command: that of the worker, or 128 + the number of the signal that ended it.
     """
 
     def __init__(self, text: str, status: int) -> None:
@@ -37,22 +37,23 @@ class WorkerCrash(Exception):
 
 
 class ProcessFailure(Protocol):
-    """The part of torch elastic's ProcessFailure that is read here."""
+    """The attributes of torch elastic's ProcessFailure that are used here."""
 
     exitcode: int
     error_file_data: dict[str, Any]
 
 
 def record_errors(main: Callable[[], None]) -> Callable[[], None]:
-    """Wrap ``main`` as torch elastic's ``record`` does, so that the launcher can report this process's error; without torch.
+    """Wrap ``main`` so that the launcher can report this process's error.
 
-    Without an error file, ``main`` is returned unchanged.
+    This is the ``record`` decorator of torch elastic without importing torch. If the launcher has set no error file, ``main``
+    is returned unchanged.
     """
     if not os.environ.get(ERROR_FILE):
         return main
 
     def main_recorded() -> None:
-        with suppress(Exception):  # standard error may be no file
+        with suppress(Exception):  # standard error can be replaced by an object without a file descriptor
             faulthandler.enable(all_threads=True)
         try:
             main()
@@ -64,7 +65,7 @@ def record_errors(main: Callable[[], None]) -> Callable[[], None]:
 
 
 def _write(error: Exception, path: Path) -> None:
-    # A disk that is full must not hide the error itself, which is then printed by this process.
+    # A full disk must not hide the error itself: without an error file, this process prints it.
     try:
         path.write_text(json.dumps(error_record(error)), encoding="utf-8")
     except OSError:
@@ -72,7 +73,7 @@ def _write(error: Exception, path: Path) -> None:
 
 
 def error_record(error: BaseException) -> dict[str, Any]:
-    """The content of an error file, in torch elastic's format, with the keys kind, time_ns and rank added."""
+    """Return the content of an error file in torch elastic's format, with the additional keys kind, time_ns and rank."""
     user = isinstance(error, UserError)
     now = time.time_ns()
     extra = {
@@ -86,12 +87,12 @@ def error_record(error: BaseException) -> dict[str, Any]:
 
 
 def format_traceback(error: BaseException) -> str:
-    """The traceback of an exception; of an echoed crash, the traceback of the rank that crashed."""
+    """Return the traceback of an exception; for an echoed crash, the traceback of the rank that crashed."""
     return error.trace if isinstance(error, EchoedCrash) else "".join(traceback.format_exception(error))
 
 
 def should_print(error: BaseException) -> bool:
-    """Whether this process prints its error: once for all processes that torch elastic watches together."""
+    """Return whether this process prints its error, which only one of the processes of a launcher does."""
     path = os.environ.get(ERROR_FILE)
     if not (is_worker() and path and Path(path).is_file()):
         return not isinstance(error, EchoedError | EchoedCrash)
@@ -107,14 +108,15 @@ def should_print(error: BaseException) -> bool:
 
 
 def first_failure(failures: Mapping[int, ProcessFailure], processes: int) -> UserError | WorkerCrash:
-    """The exception that says why workers failed.
+    """Choose the failure that explains why workers failed, and return its exception.
 
-    A process that loses its connection to a failed one fails as well, so a user's error comes first, then a process that
-    ended without a record (killed by a signal, say), then the earliest crash; processes that the launcher ended come last.
+    A process that loses its connection to a failed process fails, too. A user error therefore comes first, then a process that
+    ended without a record (for example, killed by a signal), then the earliest crash. Processes that the launcher ended come
+    last.
 
     Args:
         failures: rank -> failure.
-        processes: how many were launched.
+        processes: number of processes that were launched.
     """
     rank = min(failures, key=lambda rank: (*_order(failures[rank]), rank))
     failure, record = failures[rank], _record(failures[rank])

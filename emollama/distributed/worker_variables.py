@@ -1,4 +1,4 @@
-"""The environment variables by which a launcher (torchrun, or this package's) tells a process which of several it is."""
+"""Environment variables that a launcher (torchrun, or that of this package) sets for its worker processes."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import os
 from emollama.errors import UserError
 from emollama.variables import LAUNCHER
 
-GROUP = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # without all of them no process group can be joined
+GROUP = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # a process needs all of them to join a process group
 NAMES = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", *GROUP)
 
 
 def is_worker() -> bool:
-    """Whether a launcher (torchrun, or this package's) started this process."""
+    """Return whether a launcher (torchrun, or that of this package) has started this process."""
     return bool(os.environ.get("LOCAL_RANK") and os.environ.get("WORLD_SIZE"))
 
 
 def integer(name: str, default: int) -> int:
-    """The number that a variable of a launcher holds; the default where it is unset or empty.
+    """Return the value of a launcher's variable, or the default if it is unset or empty.
 
     Raises:
-        UserError: it holds something else.
+        UserError: If the value is not a whole number.
     """
     text = os.environ.get(name) or str(default)
     if not text.isdecimal():
@@ -31,10 +31,10 @@ def integer(name: str, default: int) -> int:
 
 
 def require_group() -> None:
-    """Check that the variables describe a place in a process group.
+    """Check that the variables for joining a process group are complete.
 
     Raises:
-        UserError: some are missing, or the rank is not below the size.
+        UserError: If variables are missing, or the rank is not below the number of processes.
     """
     if missing := [name for name in GROUP if not os.environ.get(name)]:
         raise UserError(
@@ -46,29 +46,31 @@ def require_group() -> None:
     integer("MASTER_PORT", 0)
     if rank >= size:
         raise UserError(
-            f"the environment variable RANK is {rank}, but WORLD_SIZE is {size}, and ranks are below it. Launchers such as"
+            f"the environment variable RANK is {rank}, but must be below WORLD_SIZE, which is {size}. Launchers such as"
             f" torchrun set both; {_remedy()}"
         )
 
 
 def require_no_other_launcher(option: str) -> None:
-    """Check that this process, if it is a worker, was started by this package's launcher, whose workers get its options too.
+    """Check that this process is not a worker of another launcher.
+
+    Workers of this package's launcher pass, because they have the same command line as the launcher.
 
     Args:
-        option: asks for several processes; with its value.
+        option: the option that sets the number of processes, with its value.
 
     Raises:
-        UserError: it is a worker of another launcher, or variables of one are left over.
+        UserError: If this process is a worker of another launcher, or variables of one are still set.
     """
     if is_worker() and LAUNCHER not in os.environ:
-        given = ", ".join(f"{name}={os.environ[name]}" for name in ("LOCAL_RANK", "WORLD_SIZE"))
+        variables = ", ".join(f"{name}={os.environ[name]}" for name in ("LOCAL_RANK", "WORLD_SIZE"))
         raise UserError(
-            f"{option}: by its environment variables ({given}) this process is already one that a launcher such as torchrun has"
-            f" started. Under a launcher, leave {option.split()[0]} out; {_remedy()}"
+            f"{option} cannot be used in a process that was started by a launcher such as torchrun, as its environment variables"
+            f" say ({variables}). Remove {option.split()[0]}; {_remedy()}"
         )
 
 
 def _remedy(*names: str) -> str:
-    """How to get rid of variables that an earlier session left."""
-    left = [name for name in NAMES if name in os.environ] if not names or names[0] in NAMES else names
-    return f"if none has started this process, remove the variables: unset {' '.join(left)}."
+    """Return the remedy for variables that an earlier session left."""
+    variables = [name for name in NAMES if name in os.environ] if not names or names[0] in NAMES else names
+    return f"if no launcher has started this process, remove the variables: unset {' '.join(variables)}."

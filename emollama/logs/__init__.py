@@ -1,1 +1,1 @@
-"""Logs: the package logger, the console, the log of a run, TensorBoard and Weights & Biases."""
+"""Logging: the package logger, the console, the log of a run, TensorBoard and Weights & Biases."""

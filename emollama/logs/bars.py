@@ -1,4 +1,4 @@
-"""What rich draws: bars below the log lines on a terminal, colour, and the columns of tables. Imported only when needed."""
+"""Terminal output with rich: progress bars below the log lines, colour, and tables. Imported only when needed."""
 
 from __future__ import annotations
 
@@ -15,17 +15,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TaskP
 from rich.table import Column, Table
 from rich.text import Text
 
-LABEL_WIDTH = 26  # the bar itself takes what the other columns leave
+LABEL_WIDTH = 26  # maximum width of a bar's label in characters
 STYLES = {logging.ERROR: "red", logging.WARNING: "yellow"}
 
 
 class Display:
-    """The bars at the bottom of the terminal; they disappear when they are complete.
-
-    It draws only when it is told to and starts no thread, so that processes may be forked while a bar is shown.
+    """The progress bars at the bottom of the terminal. A bar disappears when it is complete.
 
     Args:
-        console: where to draw; None draws on standard error.
+        console: console of rich for the bars; None is standard error.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -33,7 +31,7 @@ class Display:
         self._bars: Progress | None = None
 
     def add(self, label: str, total: int, done: int) -> TaskID:
-        """Show a bar."""
+        """Add a bar and show it."""
         if self._bars is None:
             label_column = Column(no_wrap=True, overflow="ellipsis", max_width=LABEL_WIDTH)
             columns = (
@@ -43,6 +41,7 @@ class Display:
                 TaskProgressColumn(),
                 TextColumn("{task.fields[eta]}", markup=False, table_column=Column(no_wrap=True)),
             )
+            # Without automatic refresh, rich starts no thread, and data workers can be forked while a bar is shown.
             self._bars = Progress(
                 *columns, console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, expand=True
             )
@@ -50,13 +49,13 @@ class Display:
         return self._bars.add_task(label, total=total, completed=done, eta="")
 
     def update(self, bar: TaskID, label: str, done: int, eta: str) -> None:
-        """Set what a bar shows, and draw all of them."""
+        """Update a bar and redraw all bars."""
         if self._bars is not None:
             eta = eta.removeprefix(", ")
             self._bars.update(bar, description=label, completed=done, eta=eta, refresh=True)
 
     def remove(self, bar: TaskID) -> None:
-        """Remove a bar; with the last one the display ends."""
+        """Remove a bar. The display ends with the last bar."""
         if self._bars is None:
             return
         self._bars.remove_task(bar)
@@ -72,19 +71,19 @@ class Display:
             bars.stop()
 
     def log(self, text: str, level: int) -> None:
-        """Write a line above the bars."""
-        style = next((style for least, style in STYLES.items() if level >= least), "")
+        """Write a log line above the bars."""
+        style = next((style for minimum, style in STYLES.items() if level >= minimum), "")
         self._console.print(Text(text, style=style), soft_wrap=True, highlight=False)
 
 
 @cache
 def display() -> Display:
-    """The display of this process."""
+    """Return the display of this process."""
     return Display()
 
 
 def _leave_display_to_parent() -> None:
-    """A forked process shows no bars and writes its messages directly."""
+    """Make a forked process write its messages directly, without bars."""
     display.cache_clear()
     if isinstance(sys.stderr, FileProxy):
         sys.stderr = sys.stderr.rich_proxied_file
@@ -94,19 +93,26 @@ os.register_at_fork(after_in_child=_leave_display_to_parent)
 
 
 def print_coloured(text: str) -> None:
-    """Write text to standard output, with numbers, paths and names highlighted."""
+    """Write text to standard output with highlighted numbers, paths and names."""
     Console(force_terminal=True).print(text, end="", markup=False, emoji=False, soft_wrap=True)
 
 
 def table_lines(rows: Sequence[Sequence[str]], left: Sequence[int], gap: int) -> list[str]:
-    """Lines of a table without borders, as wide as its cells need; the columns numbered in ``left`` are aligned to the left."""
+    """Return the lines of a table without borders; see :func:`~emollama.logs.console.aligned`.
+
+    Args:
+        rows: cells of each row.
+        left: indices of the columns that are aligned to the left.
+        gap: number of spaces between columns.
+    """
     if not rows:
         return []
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, gap, 0, 0))
-    for number in range(len(rows[0])):
-        table.add_column(justify="left" if number in left else "right", no_wrap=True)
+    for column in range(len(rows[0])):
+        table.add_column(justify="left" if column in left else "right", no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row))
+    # Wide enough for all cells, since rich would shorten them: characters of some scripts are two columns wide.
     width = max(sum(len(cell) * 2 + gap for cell in row) for row in rows) * len(rows[0]) + 1
     buffer = io.StringIO()
     Console(file=buffer, width=width, color_system=None, force_terminal=False, legacy_windows=False).print(table)

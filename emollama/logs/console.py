@@ -1,7 +1,8 @@
-"""Output for people: log lines, progress and tables. A terminal gets colour and bars, everything else plain text.
+"""Output for people: log lines, progress and tables, with colour and bars on a terminal and as plain text elsewhere.
 
-Results go to standard output, log lines and progress to standard error. Files and pipes never receive control characters, and
-lines are never wrapped or cut, so that scripts can read them. rich is imported only where a terminal or a table needs it.
+Results are written to standard output, log lines and progress to standard error. Control characters are only written to
+terminals, and lines are never wrapped or shortened, so that scripts can read them. rich is only imported for a terminal or a
+table.
 """
 
 from __future__ import annotations
@@ -18,25 +19,25 @@ from emollama.errors import UserError
 from emollama.logs.verbosity import SETTINGS
 
 Item = TypeVar("Item")
-LINE_SECONDS = 10.0  # between lines of progress without a terminal; a phase that lasted longer ends with a line everywhere
-REFRESH_SECONDS = 0.25  # between redrawings of a bar
+LINE_SECONDS = 10.0  # time between progress lines without a terminal; a phase that takes longer always ends with a line
+REFRESH_SECONDS = 0.25  # minimum time between updates of a bar
 COLUMN_GAP = 2
 SHOW_CURSOR = "\x1b[?25h"
 CONTROL_CHARACTERS = {code: f"\\x{code:02x}" for code in (*range(32), 127) if chr(code) not in "\n\t"}
 
 
 def is_terminal(stream: Any) -> bool:
-    """Whether a stream is a terminal that understands control characters."""
+    """Return whether a stream is a terminal that supports control characters."""
     return os.environ.get("TERM") not in ("dumb", "unknown") and not stream.closed and bool(stream.isatty())
 
 
 def write(text: str) -> None:
     """Write a result to standard output, with colour on a terminal.
 
-    Control characters are escaped, and so is what the stream's encoding lacks, undecodable bytes included.
+    Control characters and characters outside the stream's encoding are escaped.
 
     Raises:
-        UserError: the output cannot be written.
+        UserError: If the output cannot be written.
     """
     text = printable(text, sys.stdout)
     with output_errors():
@@ -49,10 +50,10 @@ def write(text: str) -> None:
 
 
 def write_plain(text: str) -> None:
-    """Write a result for other programs to standard output: without colour, and with control characters.
+    """Write a result for other programs to standard output, without colour and without escaping control characters.
 
     Raises:
-        UserError: the output cannot be written.
+        UserError: If the output cannot be written.
     """
     with output_errors():
         sys.stdout.write(_encodable(text, sys.stdout))
@@ -60,32 +61,34 @@ def write_plain(text: str) -> None:
 
 @contextmanager
 def output_errors() -> Iterator[None]:
-    """Around writing to standard output.
+    """Convert errors of writing to standard output to user errors, except for closed pipes.
 
     Raises:
-        UserError: it failed, for lack of space as a rule. A closed pipe is left to the caller.
+        UserError: If writing failed, for example because the disk is full.
     """
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise UserError(f"cannot write to standard output: {error.strerror}. Make room, or send the output elsewhere.") from None
+        text = f"cannot write to standard output: {error.strerror}. Free some space, or redirect the output to another disk."
+        raise UserError(text) from None
 
 
 def end_bars() -> None:
     """Remove the bars of this process that are still shown, and show the cursor, which they hide.
 
-    An interrupt may come between the start of a bar and the code that removes it.
+    This is needed because an interrupt can come between the start of a bar and the code that removes it.
     """
-    bars = sys.modules.get("emollama.logs.bars")  # not imported, no bars
+    # If the module was not imported, there are no bars.
+    bars = sys.modules.get("emollama.logs.bars")
     if bars is not None:
-        with suppress(OSError):  # the terminal may be gone
+        with suppress(OSError):  # the terminal can be closed
             bars.display().end()
 
 
 def show_cursor() -> None:
-    """Show the cursor of the terminal that standard error is, if it is one: another process may have ended with a bar."""
+    """Show the cursor if standard error is a terminal, because a process that was killed can leave it hidden."""
     if is_terminal(sys.stderr):
         with suppress(OSError):
             sys.stderr.write(SHOW_CURSOR)
@@ -98,11 +101,11 @@ def dry_run_summary(facts: Iterable[Sequence[str]]) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> list[str]:
-    """Lines of a table without borders.
+    """Return the lines of a table without borders.
 
     Args:
-        rows: cells of equal number; a heading is an ordinary row.
-        left: numbers of the columns that are aligned to the left; the others are aligned to the right.
+        rows: cells of each row; all rows have the same number of cells. A heading is an ordinary row.
+        left: indices of the columns that are aligned to the left; all others are aligned to the right.
     """
     from emollama.logs.bars import table_lines
 
@@ -110,24 +113,24 @@ def aligned(rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> lis
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds: ``1:02:03``."""
+    """Format a number of seconds as hours, minutes and seconds, such as ``1:02:03``."""
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def printable(text: str, stream: Any) -> str:
-    """The text with control characters, and what the stream's encoding lacks, escaped."""
+    """Escape control characters, and characters outside the stream's encoding."""
     return _encodable(text, stream).translate(CONTROL_CHARACTERS)
 
 
 def _encodable(text: str, stream: Any) -> str:
-    """The text with what the stream's encoding lacks as ``\\x`` and ``\\u`` escapes."""
+    """Escape characters outside the stream's encoding with backslashes."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _log(text: str) -> None:
-    """Log a line; commands that set up no logger write it directly."""
+    """Log a line, or write it directly if the command has not set up the logger."""
     logger = logging.getLogger("emollama")
     if logger.isEnabledFor(logging.INFO):
         logger.info("%s", text)
@@ -137,7 +140,7 @@ def _log(text: str) -> None:
 
 
 def track(items: Iterable[Item], total: int, label: str, *, unit: str = "") -> Iterator[Item]:
-    """Yield the items, and show the progress of the loop over them (:class:`Progress`)."""
+    """Yield the items and show the progress of the loop over them; see :class:`Progress`."""
     with Progress(total, label, unit=unit) as progress:
         for item in items:
             yield item
@@ -145,10 +148,10 @@ def track(items: Iterable[Item], total: int, label: str, *, unit: str = "") -> I
 
 
 class ConsoleHandler(logging.Handler):
-    """Writes log lines to standard error, above a bar where one is shown."""
+    """Writes log lines to standard error, above the bars if there are any."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one line."""
+        """Write one log line."""
         try:
             text = printable(self.format(record), sys.stderr)
             if is_terminal(sys.stderr):
@@ -163,20 +166,20 @@ class ConsoleHandler(logging.Handler):
 
 
 class Progress:
-    """Progress of a long phase: a bar on a terminal, else a log line about every ten seconds. A context that ends it.
+    """Progress of a long phase: a bar on a terminal, otherwise a log line about every ten seconds.
 
-    Nothing is shown where it is disabled, with ``--quiet``, or by processes other than the first of several.
+    It is a context manager that ends the phase. Nothing is shown with ``--quiet`` or on ranks other than 0.
 
     Args:
         total: number of items.
-        label: what is in progress.
+        label: name of the phase.
         enabled: False shows nothing.
-        unit: name of the items, in the plural; their speed is shown with it.
-        initial: number of items that were done before.
-        clock: returns seconds.
+        unit: name of the items in the plural; if it is set, their speed is shown, too.
+        initial: number of items that were done before this phase.
+        clock: returns the time in seconds.
 
     Attributes:
-        lines: whether lines are written where there is no terminal, and at the end.
+        lines: whether lines are written without a terminal and at the end.
     """
 
     lines = True
@@ -194,7 +197,7 @@ class Progress:
         self.total, self.label, self.done = total, label, initial
         self._unit, self._initial, self._clock = unit, initial, clock
         self.shown = enabled and SETTINGS.level >= 0 and os.environ.get("RANK", "0") == "0"
-        self._begun = self._refreshed = clock()
+        self._start = self._refreshed = clock()
         self._display: Any = None
         if self.shown and is_terminal(sys.stderr):
             from emollama.logs.bars import display
@@ -214,7 +217,7 @@ class Progress:
         self.close()
 
     def update(self, count: int = 1) -> None:
-        """Add items that are done."""
+        """Add to the number of items that are done."""
         self.reach(self.done + count)
 
     def reach(self, done: int) -> None:
@@ -232,12 +235,12 @@ class Progress:
             _log(f"{self._count()} ({100 * done // self.total}%){self._speed_and_eta(now)}")
 
     def exclude(self, seconds: float) -> None:
-        """Exclude a pause from the speed and the estimate."""
-        self._begun += seconds
+        """Exclude a pause from the speed and the estimated time."""
+        self._start += seconds
 
     def close(self) -> None:
-        """Remove the bar. A phase that is complete and took long ends with a line."""
-        seconds = self._clock() - self._begun
+        """Remove the bar, and write a line if the phase is complete and took long."""
+        seconds = self._clock() - self._start
         if self._display is not None:
             self._display.remove(self._bar)
             self._display = None
@@ -249,7 +252,7 @@ class Progress:
         return f"{self.label}: {self.done} of {self.total} {self._unit}".rstrip()
 
     def _speed_and_eta(self, now: float) -> str:
-        done, seconds = self.done - self._initial, now - self._begun
+        done, seconds = self.done - self._initial, now - self._start
         if done <= 0 or seconds <= 0:
             return ""
         speed = f", {done / seconds:.1f} {self._unit}/s" if self._unit else ""

@@ -1,4 +1,4 @@
-"""The package's logger: lines for people, on standard error."""
+"""The logger of the package, which writes to standard error."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from emollama.logs.verbosity import log_level
 
 
 def get_logger() -> logging.Logger:
-    """The package's logger."""
+    """Return the logger of the package."""
     return logging.getLogger("emollama")
 
 
 def set_up(is_main: bool) -> None:
-    """Lines with the time on standard error; ranks other than 0 speak only of warnings."""
+    """Set up the logger: lines with the time on standard error; ranks other than 0 only log warnings."""
     logger = get_logger()
     if not logger.handlers:
         handler = ConsoleHandler()
@@ -25,10 +25,15 @@ def set_up(is_main: bool) -> None:
 
 
 def log_metrics(metrics: dict[str, float | None], before: str = "") -> None:
-    """A line for each task of each block; ``metrics`` are "block/task/metric" -> value."""
-    lines: dict[str, list[str]] = {}
+    """Log a line with the metrics of each task of each block.
+
+    Args:
+        metrics: "block/task/metric" -> value.
+        before: text at the start of each line.
+    """
+    by_task: dict[str, list[str]] = {}
     for key, value in metrics.items():
-        place, _, name = key.rpartition("/")
-        lines.setdefault(place, []).append(f"{name} {'-' if value is None else format(value, '.4f')}")
-    for place, shown in lines.items():
-        get_logger().info("%s%s: %s", before, place, "  ".join(shown))
+        task, _, name = key.rpartition("/")
+        by_task.setdefault(task, []).append(f"{name} {'-' if value is None else format(value, '.4f')}")
+    for task, values in by_task.items():
+        get_logger().info("%s%s: %s", before, task, "  ".join(values))

@@ -1,4 +1,4 @@
-"""The log of a run: a line on the console, log.jsonl, TensorBoard, Weights & Biases."""
+"""The log of a training run: console, log.jsonl, TensorBoard, and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from emollama.logs.logger import get_logger, log_metrics
 from emollama.logs.tracking import Tracking
 from emollama.paths import atomic_write
 
-SHOWN_REFERENCES = 2  # of the captions of an image
-# TensorBoard's writer sleeps this long if an interrupt keeps its wake-up call back; the end of the run waits for it.
+SHOWN_REFERENCES = 2  # number of reference captions of an image that are shown
+# If an interrupt prevents the wake-up of TensorBoard's writer thread, the end of the run waits for up to this number of seconds.
 FLUSH_SECONDS = 5
 
 
 class TrainingBar(Progress):
-    """The bar of the training steps on a terminal, below the lines of the steps, which show the progress elsewhere."""
+    """The progress bar of the training steps. Without a terminal, the log lines of the steps show the progress instead."""
 
     lines = False
 
 
 class RunLog:
-    """Metrics of a run: an object a line in log.jsonl, scalars in TensorBoard, lines (and a bar on a terminal) on the console.
+    """Logs metrics of a run: one JSON object per line in log.jsonl, scalars in TensorBoard, lines and a bar on the console.
 
-    A context: leaving it flushes and closes everything.
+    It is a context manager that closes all files at its end.
 
     Args:
-        folder: of the run.
-        first_step: where this process begins; what an interrupted one logged from there on is dropped.
-        total_steps: of the run.
-        epoch_steps: of an epoch.
-        log_freq: steps between logged ones.
-        enabled: False on ranks that stay silent.
+        folder: folder of the run.
+        first_step: first step of this process; entries that an interrupted process has logged from there on are removed.
+        total_steps: number of steps of the run.
+        epoch_steps: number of steps of an epoch.
+        log_freq: number of steps between log entries.
+        enabled: False on ranks other than 0, which log nothing.
     """
 
     def __init__(
@@ -48,26 +48,27 @@ class RunLog:
     ) -> None:
         self._folder, self._first, self._total, self._enabled = folder, first_step, total_steps, enabled
         self._epoch_steps, self._every = epoch_steps, log_freq
-        self._begun = self._window = self._epoch_begun = time.monotonic()
+        self._start = self._window = self._epoch_start = time.monotonic()
         self._epoch_losses: list[float] = []
         self._waited = 0.0
         self._steps = self._tokens = self._samples = 0
-        self._cut_told = False
+        self._warned_of_cuts = False
         self._tracking: Tracking | None = None
         self._session_end: Any = None
         if enabled:
             path = folder / "log.jsonl"
-            kept = entries_before(path, first_step)
+            entries = entries_before(path, first_step)
             with atomic_write(path) as file:
-                file.writelines(json.dumps(entry) + "\n" for entry in kept)
+                file.writelines(json.dumps(entry) + "\n" for entry in entries)
             self._file = path.open("a", encoding="utf-8")
-            from torch.utils.tensorboard import SummaryWriter  # here: ranks that write nothing do not need it
+            # Imported here because it is slow, and only rank 0 needs it.
+            from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(folder), purge_step=first_step, flush_secs=FLUSH_SECONDS)
             self._events: Any = self._board.file_writer
 
     def __enter__(self) -> Self:
-        # Here, so that __exit__ removes the bar and shows the cursor again even if an interrupt comes first.
+        # The bar is created here and not in __init__, so that __exit__ removes it and shows the cursor after an interrupt.
         self._bar = TrainingBar(self._total, "training", enabled=self._enabled, initial=self._first)
         return self
 
@@ -82,53 +83,54 @@ class RunLog:
             self._tracking.close(failed=kind is not None)
 
     def track(self, project: str, config: dict[str, Any]) -> None:
-        """Send the scalars to Weights & Biases too; a resumed run goes on there.
+        """Start logging to Weights & Biases, too. A resumed run continues its run there.
 
         Raises:
-            UserError: it does not start: nobody is logged in, or the network is away.
+            UserError: If Weights & Biases cannot be started, for example without a login or network.
         """
         self._tracking = Tracking(self._folder, project, config, resumed=self._first > 0)
 
     def hyper_parameters(self, values: Mapping[str, Any], metrics: Sequence[str]) -> None:
-        """Write the run's hyper-parameters for TensorBoard's tab of that name, into the run's own folder.
+        """Log the hyper-parameters of the run for TensorBoard's HParams tab.
 
         Args:
-            values: name -> number, text or truth value.
-            metrics: tags of the scalars that stand beside them; TensorBoard shows the last value of each.
+            values: name -> value.
+            metrics: tags of the scalars that TensorBoard shows with them, with the last value of each.
         """
         if not self._enabled:
             return
         from torch.utils.tensorboard.summary import hparams
 
+        # SummaryWriter.add_hparams would create a run of its own; these events belong to the run's folder.
         experiment, session_start, self._session_end = hparams(dict(values), dict.fromkeys(metrics, 0.0))
         self._events.add_summary(experiment)
         self._events.add_summary(session_start)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around a wait for data, whose share of the time is logged."""
-        asked = time.monotonic()
+        """Measure the time in this context as waiting for data."""
+        start = time.monotonic()
         yield
-        self._waited += time.monotonic() - asked
+        self._waited += time.monotonic() - start
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Around what is no training: its time counts neither as speed nor towards the end's estimate."""
-        begun = time.monotonic()
+        """Exclude the time in this context from throughput and ETA."""
+        start = time.monotonic()
         yield
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - start
         self._window += seconds
-        self._begun += seconds
-        self._epoch_begun += seconds
+        self._start += seconds
+        self._epoch_start += seconds
         self._bar.exclude(seconds)
 
     def step(self, step: int, values: dict[str, Any], samples: int) -> None:
-        """One step is done; its values are logged when due, with the speed since the last logged one.
+        """Count a finished step, and log its values if an entry is due, with the throughput since the last entry.
 
         Args:
             step: number of the step, from 0.
-            values: at least epoch, loss, lr, tokens and tokens_cut (of this step, over all ranks).
-            samples: of this step, over all ranks.
+            values: values of this step over all ranks, at least epoch, loss, lr, tokens and tokens_cut.
+            samples: number of samples of this step over all ranks.
         """
         if not self._enabled:
             return
@@ -151,14 +153,14 @@ class RunLog:
             "peak_memory_gib": _peak_memory_gib(),
         }
         self._write(step, values)
-        self._show(step, values, (now - self._begun) / (step + 1 - self._first))
+        self._show(step, values, (now - self._start) / (step + 1 - self._first))
         self._window, self._waited, self._steps, self._tokens, self._samples = now, 0.0, 0, 0, 0
 
     def end_epoch_when_due(self, done: int) -> None:
-        """After the last step of an epoch, show its average loss, its duration and its checkpoint.
+        """Log average loss, duration and checkpoint of an epoch after its last step.
 
         Args:
-            done: number of steps of the run that are done.
+            done: number of finished steps of the run.
         """
         if not self._enabled or done % self._epoch_steps:
             return
@@ -169,38 +171,42 @@ class RunLog:
         part = f" (its last {steps} steps)" if steps < self._epoch_steps else ""
         text = "epoch %d%s: average loss %s, duration %s, checkpoint %s"
         path = self._folder / f"checkpoint_{epoch}.pth"
-        get_logger().info(text, epoch, part, average, duration(now - self._epoch_begun), path)
-        self._epoch_losses, self._epoch_begun = [], now
+        get_logger().info(text, epoch, part, average, duration(now - self._epoch_start), path)
+        self._epoch_losses, self._epoch_start = [], now
 
     def evaluation(
         self, step: int, epoch: int, metrics: dict[str, float | None], answers: dict[str, list[dict[str, Any]]]
     ) -> None:
-        """An evaluation is done: its metrics and a few answers on the console and in TensorBoard.
+        """Log the metrics and a few answers of an evaluation on the console and in TensorBoard.
 
         Args:
-            step: the last one before it, from 0.
-            epoch: which one it ended, from 0.
+            step: number of the last training step before the evaluation, from 0.
+            epoch: the epoch that ended before the evaluation, from 0.
             metrics: "block/task/metric" -> value.
-            answers: block -> rows with name, task, prediction and reference; of several references the first two are shown.
+            answers: block -> answers with name, task, prediction and reference; at most two references are shown.
         """
         if not self._enabled:
             return
         log_metrics(metrics, f"epoch {epoch}, ")
         self._scalars(step, {f"eval/{name}": value for name, value in metrics.items() if value is not None})
-        for block, rows in answers.items():
-            for row in rows:
-                truth = _one_line(row["reference"])
-                get_logger().info("%s (%s): %s  | truth: %s", row["name"], row["task"], row["prediction"], truth)
-                text = f"{row['prediction']}\n\n*truth:* {truth}"
-                self._board.add_text(f"eval/{block}/{row['task']}/{row['name']}", text, step)
+        for block, block_answers in answers.items():
+            for answer in block_answers:
+                truth = _one_line(answer["reference"])
+                get_logger().info("%s (%s): %s  | truth: %s", answer["name"], answer["task"], answer["prediction"], truth)
+                text = f"{answer['prediction']}\n\n*truth:* {truth}"
+                self._board.add_text(f"eval/{block}/{answer['task']}/{answer['name']}", text, step)
         self._board.flush()
 
     def _warn_of_cuts(self, step: int, tokens: int) -> None:
-        """Tell, once, that texts do not fit."""
-        if tokens and not self._cut_told:
-            text = "%d tokens of answers or prompts did not fit (model.max_txt_len, max_context_len) in step %d; log.jsonl counts"
-            get_logger().warning(f"{text} them as tokens_cut; emollama check-data names the clips", tokens, step)
-            self._cut_told = True
+        """Warn once if tokens were cut."""
+        if tokens and not self._warned_of_cuts:
+            get_logger().warning(
+                "%d tokens of answers or prompts did not fit (model.max_txt_len, max_context_len) in step %d. log.jsonl counts"
+                " them as tokens_cut; emollama check-data lists the samples.",
+                tokens,
+                step,
+            )
+            self._warned_of_cuts = True
 
     def _write(self, step: int, values: dict[str, Any]) -> None:
         plain = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
@@ -215,7 +221,7 @@ class RunLog:
             self._tracking.scalars(step, values)
 
     def _show(self, step: int, values: dict[str, Any], step_seconds: float) -> None:
-        """The step within its epoch, the time until the epoch's end, and the figures that LAVIS shows, in its words."""
+        """Log the step in the format of LAVIS, with the time until the end of the epoch."""
         steps = self._epoch_steps
         done = step % steps
         step_of_epoch = f"[{done:{len(str(steps))}d}/{steps}]"
@@ -229,7 +235,7 @@ class RunLog:
 
 
 def _one_line(reference: str | list[str] | None) -> str | None:
-    """A reference on one line."""
+    """Join several references into one line."""
     if not isinstance(reference, list):
         return reference
     shown, more = reference[:SHOWN_REFERENCES], len(reference) - SHOWN_REFERENCES
@@ -237,22 +243,22 @@ def _one_line(reference: str | list[str] | None) -> str | None:
 
 
 def _peak_memory_gib() -> float:
-    """Most memory that this process ever held: of the GPU where there is one, else of the machine."""
+    """Return the peak memory of this process in GiB: GPU memory if there is a GPU, otherwise RAM."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def entries_before(path: Path, step: int) -> list[dict[str, Any]]:
-    """The entries of a log, an object a line, that belong to steps before this one; a line that was cut short is dropped."""
+    """Read the entries of a log with one JSON object per line that belong to earlier steps; incomplete lines are skipped."""
     if not path.is_file():
         return []
-    kept = []
+    entries = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:
             continue
         if entry["step"] < step:
-            kept.append(entry)
-    return kept
+            entries.append(entry)
+    return entries

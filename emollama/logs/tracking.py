@@ -1,4 +1,4 @@
-"""Weights & Biases, beside TensorBoard. Once a run has begun, nothing that goes wrong here ends it."""
+"""Logging to Weights & Biases. After the start of a run, an error here never stops the training."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ from typing import Any
 from emollama.errors import UserError
 from emollama.paths import atomic_write, read_text
 
-ID = "wandb_id.txt"  # in the run's folder: the run's id there
-LAST_WORDS = 2.0  # seconds that a failing run has to send what it logged; the launcher ends it soon after
-UPLOAD = 300.0  # seconds that a finished one has; what is left lies in its folder
+ID = "wandb_id.txt"  # file in the run's folder with the id of its run at Weights & Biases
+FAILED_UPLOAD = 2.0  # seconds for the upload after an error; the launcher ends this process soon afterwards
+UPLOAD = 300.0  # seconds for the upload at the end of a run; data that are not sent then stay in its folder
 
 
 def require() -> None:
-    """Refuse a run that could not be tracked, before anything else costs time.
+    """Check that logging to Weights & Biases is possible, before anything else takes long.
 
     Raises:
-        UserError: the package is missing, or nobody is logged in.
+        UserError: If the package is not installed, or there is no login.
     """
     wandb = _library()
     try:
-        connected = wandb.setup().settings.mode in ("online", "run", "shared")
-        known = not connected or wandb.login(prompt=False, verify=False)
-    except Exception as error:  # the library's, and pydantic's about its settings
+        is_online = wandb.setup().settings.mode in ("online", "run", "shared")
+        is_logged_in = not is_online or wandb.login(prompt=False, verify=False)
+    except Exception as error:  # exceptions of wandb, and of pydantic about invalid settings
         raise _not_started(error) from None
-    if not known:
-        raise _not_started("nobody is logged in")
+    if not is_logged_in:
+        raise _not_started("you are not logged in")
 
 
 class Tracking:
-    """A run at Weights & Biases; its files lie under ``wandb`` in the run's folder.
+    """A run at Weights & Biases. Its files are in the subfolder ``wandb`` of the run's folder.
 
     Args:
-        folder: of the run, whose name it bears.
-        project: there.
-        config: of the run, interpolations unresolved.
-        resumed: go on with the run that the folder belongs to, if it does.
+        folder: folder of the run, whose name is also that of the run at Weights & Biases.
+        project: project at Weights & Biases.
+        config: configuration of the run with unresolved interpolations.
+        resumed: continue the earlier run of this folder, if there is one.
 
     Raises:
-        UserError: it does not start.
+        UserError: If the run cannot be started.
     """
 
     def __init__(self, folder: Path, project: str, config: dict[str, Any], *, resumed: bool) -> None:
-        wandb, known = _library(), folder / ID
-        run_id = read_text(str(known)).strip() if resumed and known.is_file() else secrets.token_hex(4)
+        wandb, id_path = _library(), folder / ID
+        run_id = read_text(str(id_path)).strip() if resumed and id_path.is_file() else secrets.token_hex(4)
         settings = {"console": "off", "finish_timeout": UPLOAD}
         try:
             self._run: Any = wandb.init(
@@ -60,14 +60,15 @@ class Tracking:
                 settings=wandb.Settings(**settings),
             )
             self._run.define_metric("step")
-            self._run.define_metric("*", step_metric="step")  # wandb's own steps would refuse to go back when a run is resumed
+            # wandb's own step counter only increases, but a resumed run logs some steps again.
+            self._run.define_metric("*", step_metric="step")
         except Exception as error:
             raise _not_started(error) from None
-        with atomic_write(known) as file:
+        with atomic_write(id_path) as file:
             file.write(run_id + "\n")
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Values of a step."""
+        """Log the values of a step."""
         if self._run is None:
             return
         try:
@@ -76,12 +77,12 @@ class Tracking:
             self._give_up(error)
 
     def close(self, *, failed: bool) -> None:
-        """Send what is left."""
+        """End the run and upload the remaining data; after a failure, wait only briefly."""
         if self._run is None:
             return
         thread = threading.Thread(target=self._finish, args=(int(failed),), daemon=True)
         thread.start()
-        thread.join(LAST_WORDS if failed else None)
+        thread.join(FAILED_UPLOAD if failed else None)
 
     def _finish(self, exit_code: int) -> None:
         try:
@@ -91,7 +92,7 @@ class Tracking:
 
     def _give_up(self, error: Exception) -> None:
         self._run = None
-        text = "Weights & Biases gets no more of this run: %s. log.jsonl and TensorBoard have everything."
+        text = "logging to Weights & Biases has stopped: %s. log.jsonl and TensorBoard contain all values."
         logging.getLogger("emollama").warning(text, _reason(error))
 
 
@@ -99,16 +100,16 @@ def _library() -> Any:
     try:
         import wandb
     except ImportError:
-        text = "run.wandb_log: the package wandb is not installed. Install it (pip install wandb), or set run.wandb_log: False."
+        text = "run.wandb_log needs the package wandb. Install it (pip install wandb), or set run.wandb_log: False."
         raise UserError(text) from None
     return wandb
 
 
 def _not_started(reason: Exception | str) -> UserError:
-    told = reason if isinstance(reason, str) else _reason(reason)
+    text = reason if isinstance(reason, str) else _reason(reason)
     return UserError(
-        f"run.wandb_log: Weights & Biases did not start: {told}. Log in (wandb login), set WANDB_MODE=offline in the environment"
-        " to keep everything in the run's folder, or set run.wandb_log: False."
+        f"run.wandb_log: Weights & Biases did not start: {text}. Log in (wandb login), set WANDB_MODE=offline in the environment"
+        " to store all data in the run's folder, or set run.wandb_log: False."
     )
 
 

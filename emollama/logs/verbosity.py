@@ -1,4 +1,4 @@
-"""How much a program prints: quiet, normal or verbose, and whether tracebacks are shown. Set once, by the command line."""
+"""The verbosity of this process, which the command line sets: quiet, normal or verbose, and whether tracebacks are shown."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 @dataclass
 class Verbosity:
-    """Settings of this process.
+    """Verbosity settings.
 
     Attributes:
-        level: -1 prints warnings and errors only, 0 is normal, 1 adds debug messages and the libraries' warnings.
-        debug: print the traceback of an error that is usually printed as one line.
+        level: -1 prints only warnings and errors, 0 is normal, 1 also prints debug messages and the warnings of libraries.
+        debug: print the traceback of an error that is otherwise printed as a single line.
     """
 
     level: int = 0
@@ -36,11 +36,11 @@ def configure(*, quiet: bool = False, verbose: bool = False, debug: bool = False
 
 
 def log_level(*, is_main: bool) -> int:
-    """The level of the package's logger; processes other than the main one log warnings only."""
+    """Return the level of the package's logger; processes other than the main process only log warnings."""
     return {-1: logging.WARNING, 0: logging.INFO, 1: logging.DEBUG}[SETTINGS.level] if is_main else logging.WARNING
 
 
 def show_traceback() -> None:
-    """Print the traceback of the exception that is being handled, if ``--debug`` asks for it."""
+    """Print the traceback of the exception that is being handled, if ``--debug`` is set."""
     if SETTINGS.debug:
         traceback.print_exc(file=sys.stderr)
