@@ -51,9 +51,9 @@ def refusal(call, *arguments):
 def test_inspect_prints_groups_adapters_and_digest(printed, changed):
     lines = printed("inspect", changed).splitlines()
     assert lines[0] == f"{changed}: checkpoint"
-    assert "SHA-256 " in lines[1] and lines[1].endswith(", as written")
+    assert "SHA-256 " in lines[1] and lines[1].endswith(", matches its .sha256 file")
     assert "LoRA        rank 4, alpha 16, 4 linear layers (q_proj, v_proj), 2,048 parameters" in lines
-    assert "set aside   1 tensors that nothing uses, of the groups marked -" in lines
+    assert "unused      1 tensors, in the groups marked -" in lines
     (row,) = (line for line in lines if "q_proj.lora_A" in line)
     assert row.split() == [
         "llama_model.base_model.model.model.layers.*.self_attn.q_proj.lora_A.weight",
@@ -63,7 +63,7 @@ def test_inspect_prints_groups_adapters_and_digest(printed, changed):
         "2",
     ]
     assert next(line for line in lines if line.startswith("- ")).split()[1] == "attention.fc_out.bias"
-    assert "no .sha256 beside it" in printed("inspect", SLIM)
+    assert "no .sha256 file" in printed("inspect", SLIM)
 
 
 def test_inspect_all_prints_every_tensor(printed):
@@ -86,7 +86,7 @@ def test_diff_prints_what_differs_and_exits_with_1(printed, changed, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"only in {changed}: attention.fc_out.bias"
     assert lines[1].startswith("llama_proj.bias: max |a - b| 0.5, relative ")
-    assert lines[2] == "config, does not count: run.seed: 64 | 7"
+    assert lines[2] == "config (not compared): run.seed: 64 | 7"
     assert lines[3].startswith("different: 18 tensors compared, largest relative difference ")
     with pytest.raises(SystemExit):
         printed("diff", SLIM, changed, "--json")
@@ -125,9 +125,9 @@ def test_convert_to_merged_and_average_write_where_they_say(printed, tmp_path, c
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--to", "merged"], "--to merged needs --llama-model"),
-        (["--to", "pth", "--lora-alpha", "16"], "no meaning with --to pth"),
-        (["--to", "pth", "--llama-model", LLAMA], "no meaning with --to pth"),
+        (["--to", "merged"], "--to merged requires --llama-model"),
+        (["--to", "pth", "--lora-alpha", "16"], "no effect with --to pth"),
+        (["--to", "pth", "--llama-model", LLAMA], "no effect with --to pth"),
         (["--to", "peft", "--lora-alpha", "8"], "was trained with 16"),
         (["--to", "peft", "--llama-model", "nowhere"], "--llama-model: no folder 'nowhere'"),
         (["--to", "peft", "--llama-model", str(GOLDEN / "data")], "--llama-model: "),
@@ -147,12 +147,12 @@ def test_arguments_that_do_not_go_together_are_refused(printed, tmp_path, argume
         ["convert", "nothing.pth", "--to", "peft", "--output", "x"],
     ],
 )
-def test_a_missing_source_is_told_with_the_command(printed, arguments, tmp_path, monkeypatch):
+def test_a_missing_source_is_an_error_that_names_the_command(printed, arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert refusal(printed, *arguments).startswith(f"{arguments[0]}: no file 'nothing")
 
 
-def test_a_folder_where_a_file_is_expected_is_told(printed, tmp_path):
+def test_a_folder_where_a_file_is_expected_is_an_error(printed, tmp_path):
     assert "has no adapter_config.json" in refusal(printed, "inspect", tmp_path)
     assert "has no adapter_config.json" in refusal(printed, "inspect", LLAMA)
 

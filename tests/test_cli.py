@@ -82,7 +82,7 @@ def test_these_commands_do_their_work(light):
     assert output["--version"] == f"emollama {__version__}\n"
     assert output["reference"] == (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
     assert "run.metric (runner: runner_base)\n  default: null\n" in output["reference run.metric"]
-    assert "every shard as it was written" in output["pack --check packed"]
+    assert "all shards match their digests" in output["pack --check packed"]
     assert output["report run_a"] == "run_a/result/report.html\n"
 
 
@@ -120,7 +120,7 @@ def test_the_documentation_that_the_help_names_exists():
         if not (pages() / page).is_file() or (anchor and anchor not in anchors(pages() / page)):
             wrong.append(f"{module}: {page}#{anchor}")
     assert wrong == []
-    assert overview().endswith(f"The pages named above are in {ROOT}.\n")
+    assert overview().endswith(f"The pages listed above are in {ROOT}.\n")
 
 
 def test_the_help_of_a_command_ends_with_its_example_and_documentation(capsys):
@@ -173,27 +173,30 @@ def test_no_help_shows_the_markup_of_docstrings(capsys):
         ("pack --source a --output b --to zip", "argument --to: invalid choice: 'zip'. Choices: packed, tar"),
         ("train", "emollama train: error: the following arguments are required: --cfg-path"),
         ("report run --quiet --verbose", "not allowed with argument"),
-        ("train --cfg-path x --options", "--options: no value follows. The form is: --options run.max_epoch=1"),
-        ("sweep --cfg-path x --options --run-folder y", "--options: no value follows."),
-        ("train --cfg-path x --options a.b=1 --options", "--options: no value follows."),
+        ("train --cfg-path x --options", "--options: expected at least one value, such as --options run.max_epoch=1"),
+        ("sweep --cfg-path x --options --run-folder y", "--options: expected at least one value"),
+        ("train --cfg-path x --options a.b=1 --options", "--options: expected at least one value"),
         (
             "train --cfg-path x --cfg-path y",
-            "emollama train: error: argument --cfg-path: given twice, with 'x' and 'y'. Keep one.",
+            "emollama train: error: argument --cfg-path: the option occurs twice, with 'x' and 'y'. Keep one.",
         ),
-        ("config show --cfg-path x --cfg=y", "emollama config show: error: argument --cfg-path: given twice"),
-        ("train --cfg-path x --nproc 2 --nproc 4", "argument --nproc: given twice, with '2' and '4'."),
-        ("predict --cfg-path x --video a b --video c", "given twice, with 'a b' and 'c'. Write all values after one --video."),
+        ("config show --cfg-path x --cfg=y", "emollama config show: error: argument --cfg-path: the option occurs twice"),
+        ("train --cfg-path x --nproc 2 --nproc 4", "argument --nproc: the option occurs twice, with '2' and '4'."),
+        (
+            "predict --cfg-path x --video a b --video c",
+            "the option occurs twice, with 'a b' and 'c'. Write all values after one --video.",
+        ),
         ("train --cfg-path x --nprocs 2", "emollama train: error: unknown option '--nprocs'. Did you mean '--nproc'?"),
         ("env --jsn", "emollama env: error: unknown option '--jsn'. Did you mean '--json'?"),
         ("env extra", "emollama env: error: unexpected argument 'extra'."),
         ("config show --cfg-path x extra", "emollama config show: error: unexpected argument 'extra'."),
         ("-x train", "emollama: error: unknown option '-x'."),
-        ("--cfg-path x train", "emollama: error: '--cfg-path' follows the command: emollama train --cfg-path ..."),
+        ("--cfg-path x train", "emollama: error: '--cfg-path' must follow the command: emollama train --cfg-path ..."),
         (
             "--run-folder=x sweep",
-            "emollama: error: '--run-folder' follows the command: emollama eval-checkpoints --run-folder ...",
+            "emollama: error: '--run-folder' must follow the command: emollama eval-checkpoints --run-folder ...",
         ),
-        ("--cfg-path x", "emollama: error: '--cfg-path' follows the command: emollama COMMAND --cfg-path ..."),
+        ("--cfg-path x", "emollama: error: '--cfg-path' must follow the command: emollama COMMAND --cfg-path ..."),
         ("-- trian", "emollama: error: unknown command 'trian'. Did you mean 'train'?"),
         ("-- train", "emollama train: error: the following arguments are required: --cfg-path"),
         ("train x.yaml", "arguments are required: --cfg-path. Did you mean '--cfg-path x.yaml'?"),

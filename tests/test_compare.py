@@ -45,7 +45,7 @@ def printed(runs, tmp_path, capsys):
 
 def rows_of(text, heading):
     """Cells of the table under a heading, split at two spaces or more."""
-    lines = text.split(f"{heading} (* the best of a column)\n")[1].split("\n\n")[0].splitlines()
+    lines = text.split(f"{heading} (* best value of a column)\n")[1].split("\n\n")[0].splitlines()
     return [line.split() for line in lines]
 
 
@@ -181,7 +181,7 @@ def test_a_figure_that_one_run_has_once_makes_no_panel(printed, runs, tmp_path):
     write_lines(runs[1] / "eval.jsonl", [{"epoch": 0, "metrics": {"dev/emotion/waf": 0.5, "dev/emotion/own": 0.5}}])
     assert {panel.title for panel in panels_of(compared(runs))} == {"weighted F1 (WAF)"}
     text = printed("--metric", "own")
-    assert text.splitlines()[-1] == "no chart: there is nothing to compare"
+    assert text.splitlines()[-1] == "no chart: there are no metrics to compare"
     assert ["b/stage_2", "last", "0", "0.5000"] in rows_of(text, "dev/emotion")
     assert not (tmp_path / "chart.png").exists()
 
@@ -209,7 +209,7 @@ def test_a_metric_of_a_users_own_module_is_shown_without_a_best(printed, runs):
     assert [row[-1] for row in rows] == ["own", "1.5000", "1.5000"]
 
 
-def test_figures_that_a_judge_who_was_away_did_not_give_are_told_with_its_error(printed, runs):
+def test_missing_metrics_of_an_unreachable_judge_are_noted_with_its_error(printed, runs):
     task = {"metrics": {"clue_overlap": None, "loss": 0.5}, "judge": {"name": "j", "unreachable": "connection refused"}}
     write_json(runs[2] / "result/metrics_emer.json", {"tasks": {"reason": task}})
     text = printed("--metric", "clue_overlap")
@@ -217,7 +217,7 @@ def test_figures_that_a_judge_who_was_away_did_not_give_are_told_with_its_error(
     assert "note: zero_shot: emer/reason: the judge could not be reached: connection refused\n" in text
     assert "note: zero_shot: has no emer/reason" in text
     text = printed("--metric", "clue_overlap", folders=[runs[2], write_run_without_figures(runs)])
-    assert "the best of a column" not in text and "no chart" in text
+    assert "best value of a column" not in text and "no chart" in text
 
 
 def write_run_without_figures(runs):

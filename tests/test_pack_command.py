@@ -86,7 +86,7 @@ def test_a_folder_packs_to_what_reads_back_identical_and_stays_as_it_was(tmp_pat
     assert contents(source) == before
     assert "6 clips packed" in capsys.readouterr().out
     packed("--check", tmp_path / "out")
-    assert "6 clips, every shard as it was written" in capsys.readouterr().out
+    assert "6 clips, all shards match their digests" in capsys.readouterr().out
 
 
 def test_a_folder_packs_to_tars_that_read_back_identical(tmp_path, source, arrays):
@@ -99,7 +99,7 @@ def test_a_folder_packs_to_tars_that_read_back_identical(tmp_path, source, array
 def test_the_path_to_tars_of_clips_with_dots_in_their_names_is_printed(tmp_path, capsys):
     arrays = {"a.b": numbers(4), "deep.er/c.d.e": numbers(4)}
     packed("--source", folder_of(tmp_path / "source", arrays), "--output", tmp_path / "out", "--to", "tar")
-    path = re.search(r"Name '(.*)' in the configuration", capsys.readouterr().out)[1]
+    path = re.search(r"In the configuration, write '(.*)':", capsys.readouterr().out)[1]
     assert path == f"{tmp_path}/out::"
     assert_same(open_store(path, "key"), arrays)
 
@@ -107,7 +107,7 @@ def test_the_path_to_tars_of_clips_with_dots_in_their_names_is_printed(tmp_path,
 def test_no_path_is_printed_where_it_is_the_output(tmp_path, source, capsys):
     for kind in ("packed", "tar"):
         packed("--source", source, "--output", tmp_path / kind, "--to", kind)
-    assert "Name" not in capsys.readouterr().out
+    assert "In the configuration" not in capsys.readouterr().out
 
 
 def test_webdataset_reads_the_tars_that_are_written(tmp_path):
@@ -144,7 +144,7 @@ def test_an_empty_folder_that_exists_takes_the_shards(tmp_path, source, arrays):
 
 
 def printed_bounds(text):
-    found = re.search(r"every value within (\S+) of its source, (\S+) of the largest", text)
+    found = re.search(r"rounding error at most (\S+), and at most (\S+) of the largest", text)
     return float(found[1]), float(found[2])
 
 
@@ -261,14 +261,14 @@ def test_an_unfit_array_is_refused_with_its_file_before_anything_is_left(tmp_pat
     assert_nothing_was_left(tmp_path)
 
 
-def test_all_unfit_arrays_are_told_at_once(tmp_path, source):
+def test_all_unfit_arrays_are_reported_at_once(tmp_path, source):
     for name in ("00012", "deep/er/clip"):
         np.save(source / f"{name}.npy", np.full(4, np.nan, np.float32))
     text = refusal("--source", source, "--output", tmp_path / "out")
     assert "unfit arrays, 2:" in text and "00012.npy" in text and "deep/er/clip.npy" in text
 
 
-def test_of_very_many_unfit_arrays_the_first_are_told(tmp_path):
+def test_of_very_many_unfit_arrays_the_first_are_reported(tmp_path):
     folder_of(tmp_path / "source", {f"clip_{number:02d}": np.full(4, np.nan) for number in range(33)})
     text = refusal("--source", tmp_path / "source", "--output", tmp_path / "out")
     assert "unfit arrays, 33:" in text and "... and 23 more" in text and "clip_09" in text and "clip_10" not in text
@@ -299,7 +299,7 @@ def test_a_value_that_overflows_is_refused_even_where_bad_arrays_are_skipped(tmp
     assert_nothing_was_left(tmp_path)
 
 
-def test_the_largest_value_of_float16_is_kept(tmp_path, capsys):
+def test_the_largest_value_of_float16_is_preserved(tmp_path, capsys):
     folder_of(tmp_path / "source", {"clip": np.array([65504.0, -65504.0])})
     packed("--source", tmp_path / "source", "--output", tmp_path / "out", "--dtype", "float16")
     assert printed_bounds(capsys.readouterr().out) == (0, 0)
@@ -385,7 +385,10 @@ def test_a_pack_that_is_killed_leaves_nothing_under_the_final_name(tmp_path, cap
     (source / "zz.npy").unlink()
     packed("--source", source, "--output", tmp_path / "out")
     assert len(PackedStore.open(tmp_path / "out")) == 40
-    assert f"left by a pack that was killed, or of one that is running: {tmp_path}/.out.tmp" in capsys.readouterr().out
+    assert (
+        f"incomplete output of another pack command, which was killed or is still running: {tmp_path}/.out.tmp"
+        in capsys.readouterr().out
+    )
 
 
 def test_the_command_prints_its_errors_without_a_traceback(tmp_path, capsys):
@@ -425,7 +428,7 @@ def test_indexes_are_written_beside_tars_or_into_a_folder(tmp_path, source, arra
     assert index.read_bytes() == written
     index.unlink()
     packed("--index", tmp_path / "out/shard-{00000..00000}.tar", "--output", tmp_path / "indexes")
-    assert f"Name '{tmp_path}/indexes'" in capsys.readouterr().out
+    assert f"In the configuration, write '{tmp_path}/indexes'" in capsys.readouterr().out
     assert_same(open_store(str(tmp_path / "indexes"), "key"), arrays)
     assert not index.exists()
 
@@ -433,4 +436,4 @@ def test_indexes_are_written_beside_tars_or_into_a_folder(tmp_path, source, arra
 def test_tar_shards_are_not_called_damaged_packed_ones(tmp_path):
     source = folder_of(tmp_path / "source", {"a": numbers(4)}) or tmp_path / "source"
     packed("--source", source, "--output", tmp_path / "out", "--to", "tar")
-    assert "holds tar shards, which are checked as they are read" in refusal("--check", tmp_path / "out")
+    assert "contains tar shards, but --check verifies packed shards" in refusal("--check", tmp_path / "out")

@@ -178,7 +178,7 @@ def test_an_installed_package_works_in_an_empty_folder(tmp_path, options):
     if not options:
         shutil.rmtree(source)  # nothing refers to it
     emollama = programs / "emollama"
-    pages = re.search(r"The pages named above are in (.*)\.\n", called(emollama, "--help"))
+    pages = re.search(r"The pages listed above are in (.*)\.\n", called(emollama, "--help"))
     assert all((Path(pages[1]) / page).is_file() for page in PAGES)
 
     shutil.copytree(GOLDEN / "data", work / "data/MERR")

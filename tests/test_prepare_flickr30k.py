@@ -326,7 +326,7 @@ def test_the_table_of_tokens_is_read_as_the_token_file_is(place):
     lines[3] = lines[3].replace("| 2|", "| 2  ")  # as in one row of the published one
     path = place / "results.csv"
     path.write_text("\n".join(lines) + "\n", "utf-8")
-    assert "says nothing of splits" in refusal(place, path)
+    assert "contains no splits" in refusal(place, path)
     run(place, path, "--splits", lists(place))
     assert written(place) == EXPECTED
     path.write_text("\n".join([*lines, "15.jpg, 0, A square."]), "utf-8")

@@ -147,7 +147,7 @@ def test_several_raters_get_the_same_items_in_orders_of_their_own(rated, files, 
     assert len({tuple(order) for order in orders}) == 3 and len({frozenset(order) for order in orders}) == 1
     assert len(orders[0]) == 10 and not (tmp_path / "sheet.csv").exists()
     assert len({item["name"] for item in key_of(tmp_path)["items"].values()}) == 5
-    assert text.count("sheet: ") == 3 and "to be kept from the raters" in text
+    assert text.count("sheet: ") == 3 and "do not show it to the raters" in text
 
 
 def test_text_that_a_spreadsheet_would_run_does_not_begin_a_cell(rated, tmp_path):
@@ -160,14 +160,14 @@ def test_text_that_a_spreadsheet_would_run_does_not_begin_a_cell(rated, tmp_path
     found = {row["description"] for row in rows_of(tmp_path / "sheet.csv")}
     assert found == {f"'{text}" for text in dangerous[:5]} | {"plain, = 1"}
     path = filled(tmp_path / "sheet.csv", tmp_path / "filled.csv", lambda model, clip: (7, 7))
-    assert "of 6 items not rated: clue_overlap 0, label_overlap 0" in rated("--read", path, "--key", tmp_path / "sheet.key.json")
+    assert "unrated of 6 items: clue_overlap 0, label_overlap 0" in rated("--read", path, "--key", tmp_path / "sheet.key.json")
 
 
 def test_empty_descriptions_score_0_without_being_rated(rated, tmp_path, files):
     rows = [[name, "Words." if place else ""] for place, name in enumerate(CLIPS[:20])]  # one empty, four missing
     short = write(tmp_path / "short.csv", [["names", "chi_reasons"], *rows])
     text = rated("--predictions", short, *files[2:], "--output", tmp_path / "sheet.csv")
-    assert "19 descriptions of 2 models" not in text and "5 descriptions are empty" in text
+    assert "19 descriptions of 2 models" not in text and "5 empty descriptions score 0" in text
     sheet = tmp_path / "sheet.csv"
     assert all(row["description"] for row in rows_of(sheet))
     path = filled(sheet, tmp_path / "filled.csv", lambda model, clip: (6, 10))
@@ -184,14 +184,14 @@ def test_what_is_there_already_is_not_written_over(rated, refused, files, sheet,
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--output", "sheet.txt"], "does not end in .csv"),
+        (["--output", "sheet.txt"], "must end in .csv"),
         (["--output", "s.csv", "--clips", "25"], "expected a number from 1 to 24"),
         (["--output", "s.csv", "--clips", "0"], "expected a number from 1 to 24"),
         (["--output", "s.csv", "--raters", "0"], "at least 1"),
         (["--output", "s.csv", "--seed", "-1"], "--seed"),
-        (["--output", "s.csv", "--key", "k.json"], "--key does not go with --predictions"),
+        (["--output", "s.csv", "--key", "k.json"], "--key cannot be combined with --predictions"),
         (["--read", "a.csv"], "either --predictions"),
-        ([], "--predictions needs --output"),
+        ([], "--predictions requires --output"),
     ],
 )
 def test_arguments_without_meaning_are_refused(refused, files, tmp_path, monkeypatch, arguments, words):
@@ -203,7 +203,7 @@ def test_arguments_without_meaning_are_refused(refused, files, tmp_path, monkeyp
 def test_labels_cannot_be_rated_as_descriptions(refused, tmp_path):
     truth = write(tmp_path / "truth.csv", [["name", "label"], ["a", "happy"]])
     answers = write(tmp_path / "a.csv", [["name", "label"], ["a", "happy"]])
-    assert "no task that describes" in refused("--predictions", answers, "--truth", truth, "--output", tmp_path / "s.csv")
+    assert "no task has descriptions" in refused("--predictions", answers, "--truth", truth, "--output", tmp_path / "s.csv")
 
 
 # Reading
@@ -259,8 +259,8 @@ def test_unfilled_cells_are_counted_and_left_out(rated, sheet, tmp_path):
     one = filled(sheet, tmp_path / "one.csv", lambda model, clip: ("", 4) if clip == CLIPS[0] else (number(clip) % 9, ""))
     two = filled(sheet, tmp_path / "two.csv", lambda model, clip: (number(clip) % 9, ""))
     text = rated("--read", one, two, "--key", tmp_path / "sheet.key.json", "--resamples", 0)
-    assert "one.csv: of 48 items not rated: clue_overlap 2, label_overlap 46" in text
-    assert "two.csv: of 48 items not rated: clue_overlap 0, label_overlap 48" in text
+    assert "one.csv: unrated of 48 items: clue_overlap 2, label_overlap 46" in text
+    assert "two.csv: unrated of 48 items: clue_overlap 0, label_overlap 48" in text
     assert figures(text, "good.csv")[1] == 4
     assert [line.split()[-3] for line in text.splitlines() if " / " in line] == ["46", "0"]
 
@@ -302,7 +302,7 @@ def test_a_cell_that_holds_no_points_is_refused_with_its_line(refused, sheet, tm
         (lambda rows: rows[1].update(item=rows[0]["item"]), ["line 3: line 2 already has the item 'i", "Remove one of the two"]),
         (lambda rows: rows.pop(), ["rows were removed, 1: i"]),
         (lambda rows: [row.pop("item") for row in rows], ["expected one of the columns item"]),
-        (lambda rows: None, ["no cell of"]),
+        (lambda rows: None, ["contains no points. Fill in the columns clue_overlap and label_overlap."]),
     ],
 )
 def test_a_sheet_whose_rows_are_not_the_keys_is_refused(refused, sheet, tmp_path, change, words):
@@ -341,7 +341,7 @@ def test_a_sheet_with_semicolons_is_refused_in_one_message(refused, sheet, tmp_p
     assert "separated by ';'" in told and "\n" not in told
 
 
-def test_all_faults_of_a_sheet_are_told_at_once(refused, sheet, tmp_path):
+def test_all_faults_of_a_sheet_are_reported_at_once(refused, sheet, tmp_path):
     def change(rows):
         rows[0]["clue_overlap"] = "x"
         rows[1]["label_overlap"] = "12"
@@ -357,9 +357,9 @@ def test_a_file_that_is_no_key_is_refused(refused, sheet, tmp_path, content):
     assert "k.json" in refused("--read", sheet, "--key", tmp_path / "k.json")
 
 
-def test_a_sheet_given_twice_or_without_its_key_is_refused(refused, sheet, tmp_path):
-    assert "--read needs --key" in refused("--read", sheet)
-    assert "given twice" in refused("--read", sheet, sheet, "--key", tmp_path / "sheet.key.json")
+def test_a_repeated_sheet_or_one_without_its_key_is_refused(refused, sheet, tmp_path):
+    assert "--read requires --key" in refused("--read", sheet)
+    assert "a sheet occurs twice" in refused("--read", sheet, sheet, "--key", tmp_path / "sheet.key.json")
 
 
 def test_as_a_program_it_writes_and_reads(files, tmp_path, emollama):

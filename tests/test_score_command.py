@@ -363,7 +363,7 @@ def test_a_file_that_does_not_answer_a_task_is_not_in_its_table(scored, tmp_path
     assert [*values(record, "emotion")] == ["theirs", "ours"] and [*values(record, "reason")] == ["ours"]
 
 
-def test_a_file_given_twice_is_refused(refused, perfect, emer):
+def test_a_repeated_file_is_refused(refused, perfect, emer):
     assert "the same file appears twice" in refused("--predictions", perfect, perfect, "--truth", emer)
 
 
@@ -411,8 +411,8 @@ def test_descriptions_without_a_judge_say_what_is_lacking(scored, perfect, emer)
     [
         (["lexicle"], "Did you mean 'lexical'?"),
         (["lexical", "model=x"], "--judge: unknown key 'model'"),
-        (["openai", "model"], "'model' is not KEY=VALUE"),
-        (["openai", "model=x", "model=y"], "'model' is given twice"),
+        (["openai", "model"], "expected KEY=VALUE, got 'model'"),
+        (["openai", "model=x", "model=y"], "'model' occurs twice"),
         (["openai", "model=x", "concurrency=many"], "concurrency"),
     ],
 )

@@ -1,13 +1,14 @@
-"""``emollama <command>``: one module for each command.
+"""The commands of ``emollama``, one module each.
 
 To add a command, add a line to :data:`COMMANDS` and a module with
 
-* ``HELP``: what the command does, in one line,
-* ``EXAMPLE``: a command line, as a user would type it,
-* ``DOCS``: the page and section that describe it,
-* ``add_arguments(parser)``, and ``run(arguments)``.
+* a docstring, which is the description in the command's help,
+* ``HELP``: the command in one line, for the list of commands,
+* ``EXAMPLE``: a complete command line,
+* ``DOCS``: the page and section that describe the command,
+* ``add_arguments(parser)`` and ``run(arguments)``.
 
-The module is imported by ``emollama --help``, so it imports heavy libraries inside ``run`` only.
+``emollama --help`` imports all these modules, so they import heavy libraries inside ``run`` only.
 """
 
 TRAINING, DATA, CHECKPOINTS = "Training and evaluation", "Data", "Checkpoints"

@@ -1,4 +1,4 @@
-"""Arguments that several commands and the entry scripts share."""
+"""Command-line arguments that several commands and the entry scripts share."""
 
 from __future__ import annotations
 
@@ -13,39 +13,40 @@ from emollama.logs.verbosity import configure
 
 
 class Overrides(argparse.Action):
-    """Collects the values of ``--options``, and refuses the option without a value: a forgotten value must not start a run."""
+    """Combines the values of repeated ``--options`` and rejects the option without values."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None) -> None:
-        """Add the values to those of an earlier ``--options``.
+        """Append the values to those of earlier ``--options``.
 
         Raises:
-            argparse.ArgumentError: there is none.
+            argparse.ArgumentError: there are no values. Without this error, a run would start with unintended settings.
         """
         if not values:
-            raise argparse.ArgumentError(self, "no value follows. The form is: --options run.max_epoch=1")
+            raise argparse.ArgumentError(self, "expected at least one value, such as --options run.max_epoch=1")
         setattr(namespace, self.dest, [*getattr(namespace, self.dest), *values])
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--cfg-path`` and ``--options`` to a parser."""
-    parser.add_argument("--cfg-path", required=True, help="the YAML configuration")
-    text = "values that override the YAML's"
-    parser.add_argument("--options", nargs="*", action=Overrides, default=[], metavar="a.b=c", help=text)
+    parser.add_argument("--cfg-path", required=True, metavar="FILE", help="YAML configuration file")
+    text = "override values of the configuration file, for example run.max_epoch=1"
+    parser.add_argument("--options", nargs="*", action=Overrides, default=[], metavar="KEY=VALUE", help=text)
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--quiet``, ``--verbose`` and ``--debug``, which every command has."""
-    amount = parser.add_mutually_exclusive_group()
-    given: dict[str, Any] = {"action": "store_true", "default": argparse.SUPPRESS}
-    amount.add_argument("-q", "--quiet", help="print warnings and errors only", **given)
-    amount.add_argument("-v", "--verbose", help="print debug messages and the libraries' warnings too", **given)
-    parser.add_argument("--debug", help="print the traceback of every error", **given)
+    level = parser.add_mutually_exclusive_group()
+    # Suppressed defaults: the parser of a command must not overwrite an option that precedes the command.
+    flag: dict[str, Any] = {"action": "store_true", "default": argparse.SUPPRESS}
+    level.add_argument("-q", "--quiet", help="print only warnings and errors", **flag)
+    level.add_argument("-v", "--verbose", help="also print debug messages and warnings of libraries", **flag)
+    parser.add_argument("--debug", help="print the traceback of an error", **flag)
 
 
 def apply_output_options(arguments: argparse.Namespace) -> None:
     """Apply the options of :func:`add_output_options` to this process, and remove them from the arguments."""
-    given = vars(arguments)
-    options = {name: given.pop(name, False) for name in ("quiet", "verbose", "debug")}
+    values = vars(arguments)
+    options = {name: values.pop(name, False) for name in ("quiet", "verbose", "debug")}
     configure(**options)
     if options["verbose"]:
         from emollama.logs.logger import set_up
@@ -54,42 +55,45 @@ def apply_output_options(arguments: argparse.Namespace) -> None:
 
 
 def add_dry_run(parser: argparse.ArgumentParser) -> None:
-    """``--dry-run``."""
-    text = "check the configuration, data, checkpoints and memory without loading weights, print a summary, and stop"
+    """Add ``--dry-run`` to a parser."""
+    text = "check the configuration, data, checkpoints and memory without loading weights, print a summary and exit"
     parser.add_argument("--dry-run", action="store_true", help=text)
 
 
 def add_answers(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    """``--predictions``, ``--truth``, ``--task``."""
-    parser.add_argument("--predictions", nargs="+", required=required, metavar="FILE", help="files of answers, one a model")
-    truth = "what is true: labels, descriptions, emotion words, a file of each (default: the references in .jsonl files)"
+    """Add ``--predictions``, ``--truth`` and ``--task`` to a parser."""
+    parser.add_argument("--predictions", nargs="+", required=required, metavar="FILE", help="files of answers, one per model")
+    truth = (
+        "reference files with labels, descriptions or emotion words, one of each kind (default: the references in .jsonl files)"
+    )
     parser.add_argument("--truth", nargs="+", default=[], metavar="FILE", help=truth)
-    task = "the only task to look at, of files that hold several: emotion, reason, reason_v2, caption"
+    task = "use only this task, if the files contain several: emotion, reason, reason_v2 or caption"
     parser.add_argument("--task", metavar="NAME", help=task)
 
 
-def add_resampling(parser: argparse.ArgumentParser, seed: str = "of the draws (default: 0)") -> None:
-    """``--resamples``, ``--seed``."""
-    parser.add_argument("--resamples", type=int, default=1000, metavar="N", help="of the bootstrap (default: 1000; 0: none)")
+def add_resampling(parser: argparse.ArgumentParser, seed: str = "seed of the bootstrap (default: 0)") -> None:
+    """Add ``--resamples`` and ``--seed`` to a parser; ``seed`` is the help of the latter."""
+    resamples = "bootstrap resamples for the confidence intervals; 0 disables the intervals (default: 1000)"
+    parser.add_argument("--resamples", type=int, default=1000, metavar="N", help=resamples)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help=seed)
 
 
 def add_judge(parser: argparse.ArgumentParser) -> None:
-    """``--judge``."""
-    text = "who judges descriptions: lexical, or openai model=... base_url=... (its keys as key=value)"
+    """Add ``--judge`` to a parser."""
+    text = "judge of descriptions: lexical, or openai with its keys, such as openai model=NAME base_url=URL"
     parser.add_argument("--judge", nargs="+", default=[], metavar=("TYPE", "KEY=VALUE"), help=text)
 
 
-def judge_block(given: Sequence[str]) -> dict[str, Any]:
-    """What ``--judge`` asks for, as a judge's block of a configuration; empty where nothing was given."""
-    if not given:
+def judge_block(values: Sequence[str]) -> dict[str, Any]:
+    """Return the values of ``--judge`` as the ``judge`` block of a configuration; without values, the block is empty."""
+    if not values:
         return {}
-    kind, *keys = given
+    kind, *keys = values
     return {"type": kind} | {key: _value(text) for key, text in pairs(keys, "--judge", "KEY=VALUE").items()}
 
 
 def _value(text: str) -> Any:
-    """60, 0.5, true, null as such; anything else is text."""
+    """Parse a number, true, false, null or another JSON value; return anything else as text."""
     try:
         return json.loads(text)
     except ValueError:
@@ -97,17 +101,22 @@ def _value(text: str) -> Any:
 
 
 def pairs(items: Sequence[str], option: str, form: str) -> dict[str, str]:
-    """``key=value`` arguments as a mapping.
+    """Parse ``key=value`` arguments.
+
+    Args:
+        items: the arguments.
+        option: the option that has them, for messages.
+        form: the expected form, such as ``KEY=VALUE``, for messages.
 
     Raises:
-        UserError: one without a key or =, or a key twice.
+        UserError: an argument does not have this form, or a key occurs twice.
     """
-    found: dict[str, str] = {}
+    mapping: dict[str, str] = {}
     for item in items:
         key, equals, value = item.partition("=")
         if not key or not equals:
-            raise UserError(f"{option}: '{item}' is not {form}")
-        if key in found:
-            raise UserError(f"{option}: '{key}' is given twice")
-        found[key] = value
-    return found
+            raise UserError(f"{option}: expected {form}, got '{item}'.")
+        if key in mapping:
+            raise UserError(f"{option}: '{key}' occurs twice. Keep one value.")
+        mapping[key] = value
+    return mapping

@@ -1,4 +1,8 @@
-"""``emollama check-data``: everything that a run would read, looked at before it costs time on a GPU."""
+"""Check all data of a configuration before training or evaluation: samples, captions, transcripts and features.
+
+The report contains problems, which should be fixed before a run, and notes about unusual data. The exit status is 1 if there are
+problems.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +12,19 @@ import json
 from emollama.commands.arguments import add_run_arguments
 from emollama.logs.console import write
 
-HELP = "check the samples, captions, transcripts and features of a configuration; exits with 1 if anything is wrong"
+HELP = "check the samples, captions, transcripts and features of a configuration"
 EXAMPLE = "emollama check-data --cfg-path train_configs/custom.yaml"
 DOCS = "docs/data.md#check-before-you-train"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--cfg-path``, ``--options``, ``--json``."""
+    """Add ``--cfg-path``, ``--options`` and ``--json``."""
     add_run_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print a JSON object with every clip's name instead of tables")
+    parser.add_argument("--json", action="store_true", help="print a JSON object, which names all clips, instead of tables")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the report; problems end the command with 1."""
+    """Print the report and exit with status 1 if there are problems."""
     from emollama.checks.check_data import check
     from emollama.checks.report import text_of
     from emollama.config import load

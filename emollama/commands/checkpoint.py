@@ -1,4 +1,4 @@
-"""``emollama checkpoint``: look into checkpoints, compare, average and convert them."""
+"""Inspect, compare, average and convert checkpoints."""
 
 from __future__ import annotations
 
@@ -16,32 +16,36 @@ SOURCE = "a checkpoint (.pth), a PEFT folder, or a .safetensors file"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``inspect``, ``diff``, ``average`` and ``convert`` with their own arguments."""
+    """Add the sub-commands ``inspect``, ``diff``, ``average`` and ``convert``."""
     actions = parser.add_subparsers(dest="action", required=True)
-    inspected = actions.add_parser("inspect", help="tensors, adapters, digest of a checkpoint")
-    inspected.add_argument("source", help=SOURCE)
-    inspected.add_argument("--all", action="store_true", help="every tensor, not only groups")
-    inspected.add_argument("--json", action="store_true", help="print a JSON object")
-    compared = actions.add_parser("diff", help="what differs between two checkpoints; exits with 1 if anything does")
-    compared.add_argument("first", help=SOURCE)
-    compared.add_argument("second", help=SOURCE)
-    compared.add_argument(
-        "--tolerance", type=float, default=0.0, help="largest relative difference of tensors that are equal (default: 0)"
+    inspect = actions.add_parser("inspect", help="print tensors, adapters and digests of a checkpoint")
+    inspect.add_argument("source", help=SOURCE)
+    inspect.add_argument("--all", action="store_true", help="list every tensor instead of groups")
+    inspect.add_argument("--json", action="store_true", help="print a JSON object")
+    diff = actions.add_parser("diff", help="compare two checkpoints; the exit status is 1 if they differ")
+    diff.add_argument("first", help=SOURCE)
+    diff.add_argument("second", help=SOURCE)
+    tolerance = "largest relative difference at which tensors count as equal (default: 0)"
+    diff.add_argument("--tolerance", type=float, default=0.0, metavar="FRACTION", help=tolerance)
+    diff.add_argument("--json", action="store_true", help="print a JSON object")
+    average = actions.add_parser("average", help="write the mean of several checkpoints")
+    average.add_argument("sources", nargs="+", metavar="source", help=SOURCE)
+    average.add_argument("--output", required=True, metavar="FILE", help="the checkpoint to write; it must not exist")
+    convert = actions.add_parser(
+        "convert", help="convert a checkpoint to a PEFT folder or a merged model, or back to a .pth file"
     )
-    compared.add_argument("--json", action="store_true", help="print a JSON object")
-    averaged = actions.add_parser("average", help="the mean of several checkpoints")
-    averaged.add_argument("sources", nargs="+", help=SOURCE)
-    averaged.add_argument("--output", required=True, help="the file to write")
-    converted = actions.add_parser("convert", help="to a PEFT folder, a merged language model, or back to a checkpoint")
-    converted.add_argument("source", help=SOURCE)
-    converted.add_argument("--to", required=True, choices=("peft", "pth", "merged"))
-    converted.add_argument("--output", required=True, help="the file (pth) or folder to write; it must not be there")
-    converted.add_argument("--llama-model", help="folder of the language model: merged needs it, peft checks against it")
-    converted.add_argument("--lora-alpha", type=float, help="alpha of the adapters, where the source does not say it")
+    convert.add_argument("source", help=SOURCE)
+    formats = "peft: adapters in PEFT's format. merged: a language model with the adapters merged in. pth: a checkpoint"
+    convert.add_argument("--to", required=True, choices=("peft", "pth", "merged"), help=formats)
+    convert.add_argument("--output", required=True, metavar="PATH", help="the file (pth) or folder to write; it must not exist")
+    base = "folder of the language model; required for merged, and for peft used to check the adapters"
+    convert.add_argument("--llama-model", metavar="FOLDER", help=base)
+    alpha = "alpha of the adapters, if the source does not contain it"
+    convert.add_argument("--lora-alpha", type=float, metavar="ALPHA", help=alpha)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Do it, and print what was found or written."""
+    """Run the sub-command."""
     {"inspect": _inspect, "diff": _diff, "average": _average, "convert": _convert}[arguments.action](arguments)
 
 
@@ -60,7 +64,7 @@ def _diff(arguments: argparse.Namespace) -> None:
     from emollama.errors import UserError
 
     if not 0 <= arguments.tolerance < math.inf:
-        raise UserError(f"--tolerance is {arguments.tolerance}; it must be at least 0, and finite")
+        raise UserError(f"--tolerance must be finite and at least 0, not {arguments.tolerance}.")
     report = diff(read(arguments.first, "diff"), read(arguments.second, "diff"), arguments.tolerance)
     write(json.dumps(report, indent=2, default=str) + "\n" if arguments.json else _differences(report, arguments))
     if not report["equal"]:
@@ -82,9 +86,9 @@ def _convert(arguments: argparse.Namespace) -> None:
 
     alpha, base = arguments.lora_alpha, arguments.llama_model
     if arguments.to == "merged" and base is None:
-        raise UserError("--to merged needs --llama-model: the folder of the language model that the adapters are merged into")
+        raise UserError("--to merged requires --llama-model, the folder of the language model to merge the adapters into.")
     if arguments.to == "pth" and (alpha, base) != (None, None):
-        raise UserError("--lora-alpha and --llama-model have no meaning with --to pth. Leave them out.")
+        raise UserError("--lora-alpha and --llama-model have no effect with --to pth. Leave them out.")
     if arguments.to == "pth":
         require_new_file(arguments.output)
     else:
@@ -102,11 +106,12 @@ def _convert(arguments: argparse.Namespace) -> None:
 def _inspection(report: dict[str, Any]) -> str:
     from emollama.listing import abbreviated
 
-    words = {True: "as written", None: "no .sha256 beside it"}
+    # A file whose digest differs from its .sha256 file is an error before this point.
+    states = {True: "matches its .sha256 file", None: "no .sha256 file"}
     lines = [f"{report['source']}: {report['kind']}"]
     lines += [
-        f"  {found['file']}  {found['bytes']:,} bytes  SHA-256 {found['sha256']}, {words[found['as_written']]}"
-        for found in report["files"]
+        f"  {file['file']}  {file['bytes']:,} bytes  SHA-256 {file['sha256']}, {states[file['as_written']]}"
+        for file in report["files"]
     ]
     rows = [[key, str(report[key])] for key in ("step", "epoch") if report[key] is not None]
     rows.append(["parameters", f"{report['parameters']:,} in {report['tensors']} tensors"])
@@ -117,9 +122,9 @@ def _inspection(report: dict[str, Any]) -> str:
         layers = f"{lora['layers']} linear layers ({', '.join(lora['targets'])})"
         rows.append(["LoRA", f"rank {ranks}, alpha {alpha}, {layers}, {lora['parameters']:,} parameters"])
     if report["set_aside"]:
-        rows.append(["set aside", f"{len(report['set_aside'])} tensors that nothing uses, of the groups marked -"])
+        rows.append(["unused", f"{len(report['set_aside'])} tensors, in the groups marked -"])
     if report["not_finite"]:
-        rows.append(["not finite", abbreviated(report["not_finite"], where="--json has all")])
+        rows.append(["not finite", abbreviated(report["not_finite"], where="--json lists all")])
     return "\n".join([*lines, *aligned(rows, left=(0, 1)), "", *_table(report), ""])
 
 
@@ -127,9 +132,9 @@ def _table(report: dict[str, Any]) -> list[str]:
     from emollama.models.checkpoint_names import is_unused
 
     if "all" in report:
-        rows = [(name, found["shape"], found["dtype"], "") for name, found in report["all"].items()]
+        rows = [(name, tensor["shape"], tensor["dtype"], "") for name, tensor in report["all"].items()]
     else:
-        rows = [(found["name"], found["shape"], found["dtype"], f"x {found['tensors']}") for found in report["groups"]]
+        rows = [(group["name"], group["shape"], group["dtype"], f"x {group['tensors']}") for group in report["groups"]]
     cells = [
         [f"{'-' if is_unused(name) else ' '} {name}", "x".join(map(str, shape)), dtype, count]
         for name, shape, dtype, count in rows
@@ -138,11 +143,11 @@ def _table(report: dict[str, Any]) -> list[str]:
 
 
 def _settings(config: dict[str, tuple[Any, Any]], arguments: argparse.Namespace) -> list[str]:
-    """Lines about the stored configurations; one where only one of the two has any."""
+    """Return lines about the stored configurations, or a single line if only one checkpoint contains a configuration."""
     for side, source in enumerate((arguments.first, arguments.second)):
         if config and all(pair[side] is None for pair in config.values()):
-            return [f"config, does not count: {source} has none"]
-    return [f"config, does not count: {key}: {one!r} | {other!r}" for key, (one, other) in config.items()]
+            return [f"config (not compared): {source} has none"]
+    return [f"config (not compared): {key}: {one!r} | {other!r}" for key, (one, other) in config.items()]
 
 
 def _differences(report: dict[str, Any], arguments: argparse.Namespace) -> str:
@@ -153,13 +158,13 @@ def _differences(report: dict[str, Any], arguments: argparse.Namespace) -> str:
     if report["lora_alpha"]:
         lines.append("lora_alpha: {} | {}".format(*report["lora_alpha"]))
     for name in report["beyond"]:
-        found = report["tensors"][name]
-        size = (
-            "NaN or infinity in one of them" if found["max_abs"] is None else "max |a - b| {max_abs:.3g}, relative {relative:.3g}"
-        )
-        lines.append(f"{name}: {size.format(**found)}")
+        tensor = report["tensors"][name]
+        if tensor["max_abs"] is None:
+            lines.append(f"{name}: NaN or infinity in only one of them")
+        else:
+            lines.append("{}: max |a - b| {max_abs:.3g}, relative {relative:.3g}".format(name, **tensor))
     lines += _settings(report["config"], arguments)
-    largest = max((found["relative"] or 0.0 for found in report["tensors"].values()), default=0.0)
+    largest = max((tensor["relative"] or 0.0 for tensor in report["tensors"].values()), default=0.0)
     verdict = "equal" if report["equal"] else "different"
     compared = f"{len(report['tensors'])} tensors compared, largest relative difference {largest:.3g}"
     return "\n".join([*lines, f"{verdict}: {compared}", ""])

@@ -1,4 +1,4 @@
-"""``emollama compare``: runs side by side: a table of their figures, the settings that differ, a chart of metrics by epoch."""
+"""Compare runs: print a table of metrics and the settings that differ, and write a chart of the metrics by epoch."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ if TYPE_CHECKING:
 HELP = "compare runs: metrics, settings that differ, and a chart of metrics by epoch"
 EXAMPLE = "emollama compare checkpoints/run_a checkpoints/run_b"
 DOCS = "docs/evaluation.md#the-report"
-SETTING = 40  # characters of a setting that are shown
+SETTING = 40  # maximum number of characters of a printed setting
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The folders, ``--metric``, ``--output``, ``--json``."""
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER", help="a run's folder, output_dir/<job_id>")
-    parser.add_argument("--metric", action="append", default=[], help="only this metric; may be repeated (default: all)")
-    parser.add_argument("--output", type=Path, default=Path("compare.png"), help="the chart (default: compare.png)")
+    """Add the run folders, ``--metric``, ``--output`` and ``--json``."""
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER", help="folder of a run, output_dir/<job_id>")
+    metric = "compare only this metric; the option can be repeated (default: all metrics)"
+    parser.add_argument("--metric", action="append", default=[], metavar="NAME", help=metric)
+    chart = "PNG file of the chart (default: compare.png)"
+    parser.add_argument("--output", type=Path, default=Path("compare.png"), metavar="FILE", help=chart)
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of tables")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the comparison, and write the chart where there is anything to compare."""
+    """Print the comparison, and write the chart if there are metrics to compare."""
     from emollama.errors import UserError
     from emollama.paths import atomic_write, require_writable
     from emollama.reporting.comparison import compared, panels_of
@@ -36,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     output = arguments.output
     if output.suffix.lower() != ".png" or output.is_dir():
-        raise UserError(f"--output: '{output}' is to be the name of a picture, such as compare.png")
+        raise UserError(f"--output: '{output}' must be the name of a .png file, such as compare.png.")
     require_writable(output.parent, "--output")
     comparison = compared(arguments.runs, arguments.metric)
     panels = panels_of(comparison)
@@ -45,33 +47,33 @@ def run(arguments: argparse.Namespace) -> None:
         with atomic_write(output, "wb") as file:
             file.write(chart)
     if len(panels) > PANELS:
-        comparison.notes.append(f"the chart shows {PANELS} of {len(panels)} metrics; choose with --metric")
-    written = str(output) if chart else None
+        comparison.notes.append(f"the chart shows {PANELS} of {len(panels)} metrics; select metrics with --metric")
+    chart_path = str(output) if chart else None
     if arguments.json:
-        text = json.dumps(_plain(comparison, written), indent=1, ensure_ascii=False, default=str) + "\n"
+        text = json.dumps(_plain(comparison, chart_path), indent=1, ensure_ascii=False, default=str) + "\n"
     else:
-        text = "".join(f"{line}\n" for line in _lines(comparison, written))
+        text = "".join(f"{line}\n" for line in _lines(comparison, chart_path))
     write(text)
 
 
 def _plain(comparison: RunComparison, chart: str | None) -> dict[str, Any]:
-    """Everything as JSON has it."""
+    """Return the content of the JSON output."""
     return {
-        "runs": {name: str(found.folder) for name, found in comparison.runs.items()},
+        "runs": {name: str(run_data.folder) for name, run_data in comparison.runs.items()},
         "standings": [
             {
-                "run": found.run,
-                "of": found.of,
-                "epoch": found.epoch,
-                "checkpoint": found.checkpoint or None,
-                "metrics": {key: found.metrics.get(key) for key in comparison.keys},
+                "run": standing.run,
+                "of": standing.of,
+                "epoch": standing.epoch,
+                "checkpoint": standing.checkpoint or None,
+                "metrics": {key: standing.metrics.get(key) for key in comparison.keys},
             }
-            for found in comparison.standings
+            for standing in comparison.standings
         ],
         "by_epoch": {
             key: {
-                name: [[one.epoch, one.metrics[key]] for one in found.validations if key in one.metrics]
-                for name, found in comparison.runs.items()
+                name: [[one.epoch, one.metrics[key]] for one in run_data.validations if key in one.metrics]
+                for name, run_data in comparison.runs.items()
             }
             for key in comparison.keys
         },
@@ -82,12 +84,12 @@ def _plain(comparison: RunComparison, chart: str | None) -> dict[str, Any]:
 
 
 def _lines(comparison: RunComparison, chart: str | None) -> Iterator[str]:
-    """Tables of figures, a table of settings, notes, the chart's file."""
-    for place in dict.fromkeys(key.rpartition("/")[0] for key in comparison.keys):
-        keys = [key for key in comparison.keys if key.rpartition("/")[0] == place]
-        head, *rows = _figures(comparison, keys)
+    """Yield the lines of the printed comparison: metrics, settings that differ, notes and the file of the chart."""
+    for group in dict.fromkeys(key.rpartition("/")[0] for key in comparison.keys):
+        keys = [key for key in comparison.keys if key.rpartition("/")[0] == group]
+        head, *rows = _metric_rows(comparison, keys)
         if rows:
-            yield f"{place.rstrip('/')} (* the best of a column)"
+            yield f"{group.rstrip('/')} (* best value of a column)"
             yield from (f"  {line}" for line in aligned([head, *rows], left=range(len(head))))
             yield ""
     if comparison.settings:
@@ -97,28 +99,29 @@ def _lines(comparison: RunComparison, chart: str | None) -> Iterator[str]:
         yield from (f"  {line}" for line in aligned([["", *names], *rows]))
         yield ""
     yield from (f"note: {note}" for note in comparison.notes)
-    yield f"chart: {chart}" if chart else "no chart: there is nothing to compare"
+    yield f"chart: {chart}" if chart else "no chart: there are no metrics to compare"
 
 
-def _figures(comparison: RunComparison, keys: list[str]) -> Iterator[list[str]]:
-    """A row a standing with any of the metrics, a column a metric."""
+def _metric_rows(comparison: RunComparison, keys: list[str]) -> Iterator[list[str]]:
+    """Yield the head and the rows of a table of metrics, one row for each standing that has one of them."""
     from emollama.reporting.comparison import leaders
     from emollama.reporting.measures import digits_of, figure
 
     names = [key.rpartition("/")[2] for key in keys]
     best = {key: leaders(comparison, key) for key in keys}
     yield ["run", "figures", "epoch", *names]
-    for found in comparison.standings:
-        if all(found.metrics.get(key) is None for key in keys):
+    for standing in comparison.standings:
+        if all(standing.metrics.get(key) is None for key in keys):
             continue
         cells = []
         for key, name in zip(keys, names, strict=True):
-            value = found.metrics.get(key)
-            cells.append((figure(value, digits_of(name)) if value is not None else "-") + ("*" if found in best[key] else ""))
-        yield [found.run, found.of, "-" if found.epoch is None else str(found.epoch), *cells]
+            value = standing.metrics.get(key)
+            cells.append((figure(value, digits_of(name)) if value is not None else "-") + ("*" if standing in best[key] else ""))
+        yield [standing.run, standing.of, "-" if standing.epoch is None else str(standing.epoch), *cells]
 
 
 def _setting(values: dict[str, Any], name: str) -> str:
+    """Return the printed value of a setting in one run, "-" if the run does not have it."""
     if name not in values:
         return "-"
     value = values[name]

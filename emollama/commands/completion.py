@@ -1,7 +1,10 @@
-"""``emollama completion``: a script that lets the shell complete commands and options.
+"""Print a script with which the shell completes commands and options.
 
-Bash: ``emollama completion bash > ~/.local/share/bash-completion/completions/emollama``. Zsh: write the script to a file
-``_emollama`` in a folder of ``$fpath``. Tcsh: ``emollama completion tcsh > ~/.emollama.tcsh``, and source it in ``~/.tcshrc``.
+bash: ``emollama completion bash > ~/.local/share/bash-completion/completions/emollama``
+
+zsh: write the script to a file ``_emollama`` in a folder of ``$fpath``.
+
+tcsh: ``emollama completion tcsh > ~/.emollama.tcsh``, and add ``source ~/.emollama.tcsh`` to ``~/.tcshrc``.
 """
 
 from __future__ import annotations
@@ -10,18 +13,18 @@ import argparse
 
 from emollama.logs.console import write_plain
 
-HELP = "print a completion script for a shell"
+HELP = "print a script for shell completion"
 EXAMPLE = "emollama completion bash > ~/.local/share/bash-completion/completions/emollama"
 DOCS = "README.md#command-line"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The shell."""
-    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="which shell")
+    """Add the name of the shell."""
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the script; it is generated from the parsers of all commands."""
+    """Print the script, which is generated from the parsers of all commands."""
     import shtab
 
     from emollama.commands.parser import build_parser

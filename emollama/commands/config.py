@@ -1,4 +1,4 @@
-"""``emollama config show``: what a YAML file comes to, and which layer gave each value."""
+"""Print the merged configuration of a YAML file, with the source of each value."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from typing import Any
 from emollama.commands.arguments import add_run_arguments
 from emollama.logs.console import output_errors, write_plain
 
-HELP = "show the resolved configuration, and which layer set each value"
+HELP = "show the merged configuration and the source of each value"
 EXAMPLE = "emollama config show --cfg-path train_configs/custom.yaml"
 DOCS = "docs/configuration.md"
 SHOW = (
-    "Print the configuration of a YAML file with the layer that gave each value; what is printed is itself a configuration."
-    " Interpolations such as ${oc.env:NAME} are shown as they are written, so that nothing secret is printed."
+    "Print the configuration of a YAML file with all defaults, presets and --options. A comment names the source of each value."
+    " The output is itself a valid configuration file. Interpolations such as ${oc.env:NAME} are printed unresolved, so that the"
+    " output contains no secrets from environment variables."
 )
-COLUMN = 56  # where the layers begin
+COLUMN = 56  # column at which the comments start
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``show`` with ``--cfg-path``, ``--options``, ``--json``."""
+    """Add the sub-command ``show`` with ``--cfg-path``, ``--options`` and ``--json``."""
     actions = parser.add_subparsers(dest="action", required=True)
-    show = actions.add_parser("show", help="print it", description=SHOW)
+    show = actions.add_parser("show", help="print the merged configuration", description=SHOW)
     add_run_arguments(show)
-    show.add_argument("--json", action="store_true", help="print {key: {value, layer}} instead")
+    show.add_argument("--json", action="store_true", help="print a JSON object {key: {value, layer}} instead of YAML")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the configuration; its warnings go to standard error."""
+    """Print the configuration to standard output and its warnings to standard error."""
     from emollama.config import load
     from emollama.config.layers import leaves
 
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _lines(node: dict[str, Any], sources: dict[str, str], path: str = "") -> Iterator[str]:
-    """YAML of a tree, a value a line, its layer in a comment."""
+    """Yield a tree as YAML, with one value per line and its source in a comment."""
     indent = "  " * path.count(".") if path else ""
     for key, value in node.items():
         name = key if re.fullmatch(r"[A-Za-z_][\w-]*", key) else json.dumps(key, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""``emollama env``: versions, devices and programs of this machine, for bug reports. No paths or keys are printed."""
+"""Print versions, devices and programs of this machine, for bug reports. The output contains no paths and no secrets."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ DOCS = "README.md#command-line"
 
 PROGRAMS = {"java": "-version", "ffmpeg": "-version", "nvidia-smi": "--version"}
 VARIABLES = ("OMP_NUM_THREADS", "MALLOC_MMAP_MAX_", "TOKENIZERS_PARALLELISM", "CUDA_VISIBLE_DEVICES", "WANDB_MODE", "LC_ALL")
-SECONDS = 20  # that a program may take to print its version
+SECONDS = 20  # time limit for a program to print its version
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--json``."""
+    """Add ``--json``."""
     parser.add_argument("--json", action="store_true", help="print a JSON object")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the report."""
-    found = report()
-    write_plain(json.dumps(found, indent=2) + "\n" if arguments.json else "".join(f"{line}\n" for line in _lines(found)))
+    values = report()
+    write_plain(json.dumps(values, indent=2) + "\n" if arguments.json else "".join(f"{line}\n" for line in _lines(values)))
 
 
 def report() -> dict[str, Any]:
-    """Everything that is printed; values that are not there are None."""
+    """Return all values of the report; a value that cannot be determined is None."""
     return {
         "emollama": emollama.__version__,
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
@@ -50,16 +50,17 @@ def report() -> dict[str, Any]:
 
 
 def required_packages() -> list[str]:
-    """Names of the packages that emollama requires, those of its extras included."""
+    """Return the names of the packages that emollama and its extras require."""
     names = (re.match(r"[\w.-]+", line.strip()) for line in _requirements())
     return list(dict.fromkeys(name[0] for name in names if name))
 
 
 def _requirements() -> list[str]:
-    """Lines such as ``rich>=14``: from the files of a clone, whose installation may be older, else from the installation."""
+    """Return requirements such as ``rich>=14``."""
     from importlib.metadata import PackageNotFoundError, requires
     from pathlib import Path
 
+    # The files of a clone come first, because the metadata of an editable installation may be older.
     clone = Path(emollama.__file__).parent.parent
     if (clone / "requirements.txt").is_file() and (clone / "pyproject.toml").is_file():
         import tomllib
@@ -73,15 +74,16 @@ def _requirements() -> list[str]:
 
 
 def _torch() -> dict[str, Any]:
-    """What PyTorch was built for and which devices it sees; an error's text if it cannot be imported."""
+    """Return the build and the devices of PyTorch, or the error if it cannot be imported."""
     try:
         import torch
-    except Exception as error:  # a broken installation is what such a report is for
+    # Bug reports often concern broken installations, so any error becomes part of the report.
+    except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
     devices = []
     for index in range(torch.cuda.device_count()):
-        found = torch.cuda.get_device_properties(index)
-        devices.append(f"{found.name}, {found.total_memory / 2**30:.1f} GiB, compute capability {found.major}.{found.minor}")
+        gpu = torch.cuda.get_device_properties(index)
+        devices.append(f"{gpu.name}, {gpu.total_memory / 2**30:.1f} GiB, compute capability {gpu.major}.{gpu.minor}")
     return {"cuda": torch.version.cuda, "hip": torch.version.hip, "devices": devices, "threads": torch.get_num_threads()}
 
 
@@ -95,7 +97,7 @@ def _version(package: str) -> str | None:
 
 
 def _program(name: str, option: str) -> str | None:
-    """The first line that a program prints about its version; None where it is not installed."""
+    """Return the first line of a program's version message, None if the program is not installed."""
     import shutil
     import subprocess
 
@@ -110,7 +112,7 @@ def _program(name: str, option: str) -> str | None:
 
 
 def _usable_cores() -> int | None:
-    """Cores that this process may run on."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
@@ -130,9 +132,9 @@ def _memory_gib() -> float | None:
         return None
 
 
-def _lines(found: dict[str, Any]) -> Iterator[str]:
-    """``name: value`` a line; the entries of a group are indented."""
-    for name, value in found.items():
+def _lines(values: dict[str, Any]) -> Iterator[str]:
+    """Yield a line ``name: value`` for each value; the values of a group are indented."""
+    for name, value in values.items():
         if isinstance(value, dict):
             yield f"{name}:"
             yield from (f"  {line}" for line in _lines(value))

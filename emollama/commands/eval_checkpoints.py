@@ -1,6 +1,6 @@
-"""``emollama eval-checkpoints``: what training began from and each epoch's checkpoint, evaluated alike: a table and a line chart.
+"""Evaluate the start of training and the checkpoint of each epoch with one configuration; write a table and a line chart.
 
-A sweep that was stopped resumes where it stopped; during training, a later sweep evaluates only the new epochs.
+Checkpoints that are already evaluated are skipped. If the command was stopped, or the run has new epochs, rerun it.
 """
 
 from __future__ import annotations
@@ -13,30 +13,29 @@ from emollama.commands.arguments import add_dry_run, add_run_arguments, pairs
 from emollama.distributed.launcher import add_launch_arguments, launch, processes_for
 from emollama.logs.console import write
 
-HELP = "evaluate every checkpoint of a run; write a table and a chart of the metrics by epoch"
+HELP = "evaluate all checkpoints of a run; write a table and a chart of the metrics by epoch"
 EXAMPLE = "emollama eval-checkpoints --cfg-path eval_configs/eval_emotion.yaml --run-folder RUN"
 DOCS = "docs/evaluation.md#every-checkpoint-of-a-run"
 WHEN_INTERRUPTED = "stopped; rerun the same command to continue"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--run-folder``, ``--checkpoints``, ``--output``, ``--again``, ``--table-only``; those of a run and of the launcher."""
+    """Add ``--run-folder``, ``--checkpoints``, ``--output``, ``--again`` and ``--table-only``, and the arguments of a run."""
     add_run_arguments(parser)
     add_dry_run(parser)
     add_launch_arguments(parser)
-    folder = "of the training run (torchrun takes --run for an option of its own)"
+    folder = "folder of the training run, output_dir/<job_id> (under torchrun, use the long name: torchrun has its own --run)"
     parser.add_argument("--run-folder", "--run", type=Path, required=True, metavar="FOLDER", dest="folder", help=folder)
-    more = "further rows: a name and a checkpoint each; pretrained=FILE replaces what config.yaml of the run says"
-    parser.add_argument("--checkpoints", nargs="+", default=[], metavar="LABEL=FILE", help=more)
-    parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="(default: sweep_<name of the YAML file> in the run's folder)"
-    )
-    parser.add_argument("--again", action="store_true", help="evaluate what was evaluated before, too")
-    parser.add_argument("--table-only", action="store_true", help="evaluate nothing: draw table and chart again")
+    checkpoints = "additional checkpoints to evaluate; pretrained=FILE replaces the start of training in the run's config.yaml"
+    parser.add_argument("--checkpoints", nargs="+", default=[], metavar="LABEL=FILE", help=checkpoints)
+    output = "folder to write (default: sweep_<name of the YAML file> in the run folder)"
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help=output)
+    parser.add_argument("--again", action="store_true", help="also evaluate checkpoints that are already evaluated")
+    parser.add_argument("--table-only", action="store_true", help="only write the table and the chart again, without evaluation")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Evaluate what is left to do, and write table and chart."""
+    """Evaluate the checkpoints that are not evaluated yet, and write the table and the chart."""
     from emollama.reporting.checkpoint_table import read_checkpoint_table, write_checkpoint_table
 
     output = arguments.output or arguments.folder / f"sweep_{Path(arguments.cfg_path).stem}"
@@ -45,27 +44,27 @@ def run(arguments: argparse.Namespace) -> None:
         return
     from emollama.config import load
 
-    def configured(values: list[str]) -> Any:
+    def load_config(values: list[str]) -> Any:
         return load(arguments.cfg_path, [*arguments.options, *values])
 
-    processes = processes_for(arguments, configured(["model.ckpt=null"]).run.device)
+    processes = processes_for(arguments, load_config(["model.ckpt=null"]).run.device)
     from emollama.inference.run_checkpoints import checkpoints_of
 
-    # Before the processes take seconds to start.
+    # Checked before worker processes start, which takes seconds.
     checkpoints = checkpoints_of(arguments.folder, pairs(arguments.checkpoints, "--checkpoints", "LABEL=FILE"))
     if processes > 1 and not arguments.dry_run:
         launch(arguments, processes, when_interrupted=WHEN_INTERRUPTED)
         return
     from emollama.inference.eval_checkpoints import CheckpointEvaluation
 
-    sweep = CheckpointEvaluation(configured, checkpoints, arguments.folder, output)
+    evaluation = CheckpointEvaluation(load_config, checkpoints, arguments.folder, output)
     if arguments.dry_run:
         from emollama.checks.dry_run import dry_run
 
-        first, *others = sweep.configurations()
+        first, *others = evaluation.configurations()
         write(dry_run(first, training=False, processes=processes, other_checkpoints=others))
         return
     try:
-        write(sweep.run(again=arguments.again))
+        write(evaluation.run(again=arguments.again))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(WHEN_INTERRUPTED) from None

@@ -1,4 +1,7 @@
-"""``emollama extract``: videos -> the arrays that datasets read, in one process or in several."""
+"""Extract features from videos with the encoders of a configuration, in one or several processes.
+
+If the command was stopped, rerun it to continue.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +12,31 @@ from emollama.commands.arguments import add_dry_run, add_run_arguments
 from emollama.distributed.launcher import add_launch_arguments, launch, processes_for
 from emollama.logs.console import write
 
-HELP = "extract features from videos with the encoders of a configuration; resumes where it stopped"
+HELP = "extract features from videos with the encoders of a configuration"
 EXAMPLE = "emollama extract --cfg-path train_configs/demo_videos.yaml"
 DOCS = "docs/extraction.md#extract"
 WHEN_INTERRUPTED = "stopped; rerun the same command to continue"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--cfg-path``, ``--options``, and those of the launcher."""
+    """Add ``--cfg-path``, ``--options``, ``--dry-run`` and the arguments of the launcher."""
     add_run_arguments(parser)
     add_dry_run(parser)
     add_launch_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Extract what is left to do; says what was done and what failed."""
+    """Extract the features that do not exist yet, and report failures."""
     from emollama.config import load
     from emollama.errors import UserError
     from emollama.paths import require_folder, require_writable
 
     config = load(arguments.cfg_path, arguments.options, needs_model=False)
     if config.extraction is None:
-        raise UserError(f"{arguments.cfg_path}: no 'extraction' block. Add one: {{videos: FOLDER, output: FOLDER}}")
+        raise UserError(f"{arguments.cfg_path}: no 'extraction' block. Add extraction: {{videos: FOLDER, output: FOLDER}}.")
     processes = processes_for(arguments, config.extraction.device, "extraction.device")
-    if processes > 1 and not arguments.dry_run:  # check before the processes take seconds to start
+    if processes > 1 and not arguments.dry_run:
+        # Checked before worker processes start, which takes seconds.
         require_folder(config.extraction.videos, "extraction.videos")
         require_writable(Path(config.extraction.output), "extraction.output")
         launch(arguments, processes, when_interrupted=WHEN_INTERRUPTED)

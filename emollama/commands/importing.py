@@ -1,4 +1,4 @@
-"""``emollama import``: clips that others published, as the lists, captions and transcripts that the datasets read."""
+"""Convert published data of other projects to the annotation files, captions and transcripts that the datasets read."""
 
 from __future__ import annotations
 
@@ -13,65 +13,79 @@ from emollama.importers.labels import BUILT_IN, SKIP, LabelMap, read_label_map
 from emollama.logs.console import write_plain
 from emollama.paths import new_folder
 
-HELP = "convert data of other projects into lists, captions and transcripts"
+HELP = "convert data of other projects to annotation files, captions and transcripts"
 EXAMPLE = "emollama import mertools labels.npz --split train --output mer"
 DOCS = "docs/data.md#import"
 
-SOURCES = {  # kind -> (how its source is given, what it is)
+SOURCES = {  # kind -> (usage of its source, description)
     "mer-factory": ("FOLDER", "a folder of MER-Factory's <clip>_merr_data.json files"),
     "mertools": ("FILE --split SPLIT", "a label file of MERTools (.npz)"),
-    "emer": ("FILE", "a table of EMER: names,emotions,subtitles,reasons, name,chinese,english, or predictions names,chi_reasons"),
-    "mer2024": ("FILE ...", "tables of MER2024: name,discrete[,valence] or name,openset"),
-    "mer2025": ("FILE ...", "tables of MER2025: name,discrete[,valence], name,openset, name,reason, or name"),
+    "emer": (
+        "FILE",
+        "a table of EMER with the columns names,emotions,subtitles,reasons or name,chinese,english or names,chi_reasons",
+    ),
+    "mer2024": ("FILE ...", "tables of MER2024 with the columns name,discrete[,valence] or name,openset"),
+    "mer2025": ("FILE ...", "tables of MER2025 with the columns name,discrete[,valence] or name,openset or name,reason or name"),
     "videos": ("FOLDER TABLE", "a folder of videos and a table of their labels (DFEW: --label-map dfew)"),
 }
 VIDEO_COLUMNS = ("name", "label", "sentence", "caption")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """A sub-command a kind, each with its source, ``--output`` and what labels and problems mean."""
+    """Add a sub-command for each kind of source."""
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-    for kind, (given, text) in SOURCES.items():
-        usage = f"%(prog)s {given} --output FOLDER [options]"  # source first: options of several values would swallow it
+    for kind, (source, text) in SOURCES.items():
+        # The source comes first in the usage, because an option with several values would include it.
+        usage = f"%(prog)s {source} --output FOLDER [options]"
         one = kinds.add_parser(kind, help=text, description=f"Import {text}.", usage=usage)
-        _add_source(one, kind)
+        _add_source(one, kind, text)
         one.add_argument("--output", required=True, metavar="FOLDER", help="the new folder to write")
-        stop = "stop, or leave out the clips that have problems (default: error)"
+        stop = "error: report all problems and write nothing (default). skip: leave out clips with problems"
         one.add_argument("--on-problem", choices=("error", "skip"), default="error", help=stop)
-        sentences = " or ".join(f"name,{column}" for column in SENTENCE_COLUMNS)
-        one.add_argument("--transcripts", metavar="CSV", help=f"what is said: {sentences}")
+        columns = " or ".join(f"name,{column}" for column in SENTENCE_COLUMNS)
+        one.add_argument("--transcripts", metavar="CSV", help=f"spoken sentences, with the columns {columns}")
         if kind != "emer":
-            one.add_argument("--labels", nargs="+", default=list(LABELS), help=f"the vocabulary (default: {' '.join(LABELS)})")
-            maps = f"what the source's labels are called here: a YAML or JSON file 'theirs: ours' or 'theirs: {SKIP}'"
-            also = f"; or {', '.join(BUILT_IN)}; several are applied one after another"
+            labels = f"allowed labels (default: {' '.join(LABELS)})"
+            one.add_argument("--labels", nargs="+", default=list(LABELS), metavar="LABEL", help=labels)
+            maps = f"YAML or JSON files that rename labels, with entries 'source label: label' or 'source label: {SKIP}'"
+            also = f", or the built-in map {', '.join(BUILT_IN)}; several maps are applied in order"
             one.add_argument("--label-map", nargs="+", default=[], metavar="MAP", help=maps + also)
 
 
-def _add_source(parser: argparse.ArgumentParser, kind: str) -> None:
+def _add_source(parser: argparse.ArgumentParser, kind: str, text: str) -> None:
+    """Add the arguments that only one kind of source has; ``text`` describes the source."""
     if kind == "mer-factory":
-        parser.add_argument("source", metavar="FOLDER")
-        parser.add_argument("--overrides", metavar="CSV", help=f"name,label: labels (or '{SKIP}') that win over the files'")
-        texts = "texts that make the coarse caption (default: final_summary)"
-        parser.add_argument("--caption", nargs="+", choices=mer_factory.CAPTIONS, default=["final_summary"], help=texts)
-        peak = f"whose emotion is the label; where no peak stands at the overall peak: '{mer_factory.UNKNOWN}', or the first's"
+        parser.add_argument("source", metavar="FOLDER", help=text)
+        overrides = f"a table with the columns name,label that replaces labels of the files; the label '{SKIP}' leaves a clip out"
+        parser.add_argument("--overrides", metavar="CSV", help=overrides)
+        texts = f"fields joined to the coarse caption: {', '.join(mer_factory.CAPTIONS)} (default: final_summary)"
+        parser.add_argument(
+            "--caption", nargs="+", choices=mer_factory.CAPTIONS, default=["final_summary"], metavar="FIELD", help=texts
+        )
+        peak = (
+            "peak whose emotion is the label. overall: the peak at the overall peak frame; without one, the label is"
+            f" '{mer_factory.UNKNOWN}' (default). overall-or-first: without one, the first peak"
+        )
         parser.add_argument("--peak", choices=mer_factory.PEAKS, default="overall", help=peak)
     elif kind == "videos":
-        parser.add_argument("source", metavar="FOLDER")
-        parser.add_argument("table", metavar="TABLE", help="CSV: the video's name, its label; sentence and caption if there are")
+        parser.add_argument("source", metavar="FOLDER", help="the folder of videos")
+        table = "CSV with the name and label of each video, and optional columns for the sentence and the caption"
+        parser.add_argument("table", metavar="TABLE", help=table)
         for column in VIDEO_COLUMNS:
             usual = " or ".join(getattr(videos.Columns, column))
-            parser.add_argument(f"--{column}-column", metavar="COLUMN", help=f"default: {usual}")
+            parser.add_argument(f"--{column}-column", metavar="COLUMN", help=f"column of the {column} (default: {usual})")
     elif kind in ("mer2024", "mer2025"):
-        joined = "several are joined by name; a table of labels says which clips are taken"
+        joined = "tables, joined by name; if there is a table of labels, only its clips are imported"
         parser.add_argument("source", nargs="+", metavar="FILE", help=joined)
     else:
-        parser.add_argument("source", metavar="FILE")
+        parser.add_argument("source", metavar="FILE", help=text)
     if kind == "mertools":
-        parser.add_argument("--split", nargs="+", required=True, help="train, test1, test2, test3: entries <split>_corpus")
+        splits = "splits to import: train, test1, test2 or test3 (the entry <split>_corpus of the file)"
+        parser.add_argument("--split", nargs="+", required=True, metavar="NAME", help=splits)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Read the source, write the folder, print what was taken and what was not."""
+    """Read the source, write the folder, and print how many clips were imported and left out."""
     is_folder = arguments.kind in ("mer-factory", "videos")
     with new_folder(arguments.output, [arguments.source] if is_folder else []) as folder:
         report = _imported(arguments, folder)
@@ -96,14 +110,15 @@ def _read(arguments: argparse.Namespace, collector: Collector) -> None:
     if arguments.kind == "mer-factory":
         mer_factory.read(source, collector, caption=arguments.caption, peak=arguments.peak, overrides=arguments.overrides)
     elif arguments.kind == "mertools":
-        from emollama.importers import mertools  # here, because it imports NumPy
+        # Imported here, because it imports NumPy, which the help does not need.
+        from emollama.importers import mertools
 
         mertools.read(source, arguments.split, collector)
     elif arguments.kind == "emer":
         emer.read(source, collector)
     elif arguments.kind == "videos":
-        given = {column: getattr(arguments, f"{column}_column") for column in VIDEO_COLUMNS}
-        columns = videos.Columns(**{column: (name,) for column, name in given.items() if name})
+        names = {column: getattr(arguments, f"{column}_column") for column in VIDEO_COLUMNS}
+        columns = videos.Columns(**{column: (name,) for column, name in names.items() if name})
         videos.read(source, arguments.table, columns, collector)
     else:
         mer.read(source, collector)

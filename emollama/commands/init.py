@@ -1,4 +1,4 @@
-"""``emollama init``: a starter configuration, filled in with what a data folder contains."""
+"""Write a starter configuration, with the paths of the data that a folder contains."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pathlib import Path
 from emollama.errors import UserError
 from emollama.logs.console import aligned, write
 
-HELP = "write a starter YAML, filled in with what is found in a data folder"
+HELP = "write a starter configuration with the paths of your data"
 EXAMPLE = "emollama init stage1 --data /data/emotion"
 DOCS = "README.md#install-as-a-package"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The kind, ``--data``, ``--output``."""
+    """Add the kind, ``--data`` and ``--output``."""
     from emollama.starter.kinds import KINDS
 
-    kinds = f"what the configuration is for: {', '.join(KINDS)}. Without one, the kinds are listed"
+    kinds = f"kind of configuration: {', '.join(KINDS)}. Without a kind, the command describes all kinds"
     parser.add_argument("kind", nargs="?", choices=[*KINDS], metavar="KIND", help=kinds)
-    data = "where to look (default: $EMOLLAMA_DATA, else data/ if it exists, else the working folder)"
+    data = "folder to search for data (default: $EMOLLAMA_DATA, or data/ if it exists, or the working folder)"
     parser.add_argument("--data", metavar="FOLDER", help=data)
-    parser.add_argument("--output", metavar="FILE", help="the file to write (default: KIND.yaml); an existing one is an error")
+    parser.add_argument("--output", metavar="FILE", help="the file to write, which must not exist (default: KIND.yaml)")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the file; print what was found, what is missing and the next commands."""
+    """Write the file; print the files that it uses, the missing ones and the next commands."""
     from emollama.paths import atomic_write, require_new_file, require_utf8, require_writable
     from emollama.starter.kinds import KINDS
     from emollama.starter.starter import build_starter
@@ -41,11 +41,11 @@ def run(arguments: argparse.Namespace) -> None:
     folder = arguments.data or variable or ("data" if os.path.isdir("data") else ".")
     source = "--data" if arguments.data or not variable else "EMOLLAMA_DATA"
     require_data_folder(Path(require_utf8(folder, source)), source)
-    place = require_new_file(output)
-    require_writable(place.parent, "--output")
+    path = require_new_file(output)
+    require_writable(path.parent, "--output")
     starter = build_starter(arguments.kind, Path(folder), output, source)
     try:
-        with atomic_write(place) as file:
+        with atomic_write(path) as file:
             file.write(starter.text)
     except OSError as error:
         raise UserError(f"--output: cannot write '{output}': {error.strerror}. Name another file.") from None

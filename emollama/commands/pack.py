@@ -1,4 +1,4 @@
-"""``emollama pack``: features into packed or tar shards, an index for tar shards, and whether packed shards are whole."""
+"""Pack features into packed or tar shards (--source), verify packed shards (--check), or index existing tar shards (--index)."""
 
 from __future__ import annotations
 
@@ -14,35 +14,36 @@ from emollama.logs.console import Progress, write_plain
 if TYPE_CHECKING:
     from emollama.stores.packing import PackingReport
 
-HELP = "pack features into packed or tar shards; index tar shards; check packed shards"
+HELP = "pack features into packed or tar shards, verify packed shards, or index tar shards"
 EXAMPLE = "emollama pack --source features/eva --output features/eva_packed"
 DOCS = "docs/data.md#features"
 
-MOST_GIB = 2**20  # of a shard
+MAX_GIB = 2**20  # maximum size of a shard
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--source``, ``--check`` or ``--index``; ``--output`` and how to pack."""
+    """Add ``--source``, ``--check`` or ``--index``, ``--output``, and the settings of packing."""
     task = parser.add_mutually_exclusive_group(required=True)
-    task.add_argument("--source", nargs="+", metavar="STORE", help="folders of .npy files, tar shards or packed shards to pack")
-    task.add_argument("--check", metavar="FOLDER", help="read packed shards and compare every byte's digest")
+    task.add_argument(
+        "--source", nargs="+", metavar="STORE", help="pack these folders of .npy files, tar shards or packed shards"
+    )
+    task.add_argument("--check", metavar="FOLDER", help="read packed shards and verify the digest of every byte")
     task.add_argument("--index", metavar="SHARDS", help="write the indexes of tar shards: a folder, or name-{000..011}.tar")
-    parser.add_argument("--output", metavar="FOLDER", help="a new folder (of --index: for indexes that go not beside the tars)")
+    output = "the new folder to write; with --index, the folder of the indexes (default: the folder of the tar shards)"
+    parser.add_argument("--output", metavar="FOLDER", help=output)
     parser.add_argument("--to", choices=("packed", "tar"), default="packed", help="kind of shards (default: packed)")
-    parser.add_argument(
-        "--dtype",
-        choices=("stored", "float16", "int8"),
-        default="stored",
-        help="values as they are (default), rounded to float16, or int8 with a scale a row; prints how far they are off",
+    dtype = (
+        "stored: unchanged values (default). float16: rounded values. int8: rounded values with one scale per feature vector."
+        " The command prints the largest rounding error"
     )
+    parser.add_argument("--dtype", choices=("stored", "float16", "int8"), default="stored", help=dtype)
     parser.add_argument("--shard-gib", type=float, default=1.0, metavar="N", help="size of a shard in GiB (default: 1)")
-    parser.add_argument(
-        "--skip-bad", action="store_true", help="leave out and list arrays that are unreadable, or hold NaN or inf"
-    )
+    skip = "leave out arrays that are unreadable or contain NaN or inf, and list them"
+    parser.add_argument("--skip-bad", action="store_true", help=skip)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Pack, index or check, and say what was done."""
+    """Pack, verify or index, and print a summary."""
     if arguments.check:
         _check(arguments.check)
     elif arguments.index:
@@ -51,24 +52,25 @@ def run(arguments: argparse.Namespace) -> None:
         _pack(arguments)
 
 
-def rounded_up(figure: float) -> str:
-    """Three digits that are not below the figure: ``1.23e-04``."""
-    return f"{float(Context(prec=3, rounding=ROUND_UP).create_decimal(figure)):.2e}"
+def rounded_up(value: float) -> str:
+    """Return a value rounded up to three digits, such as ``1.23e-04``, so that it remains an upper bound."""
+    return f"{float(Context(prec=3, rounding=ROUND_UP).create_decimal(value)):.2e}"
 
 
 def _pack(arguments: argparse.Namespace) -> None:
-    os.environ["WDS_SECURE"] = "1"  # before webdataset is imported
+    # webdataset reads this variable when it is imported.
+    os.environ["WDS_SECURE"] = "1"
     from emollama.errors import UserError
     from emollama.paths import new_folder
     from emollama.stores.packing import collect_sources, common_manifest, leftovers, pack
     from emollama.stores.shard_writers import PackedWriter, TarWriter
 
     if not arguments.output:
-        raise UserError("--source needs --output FOLDER, the folder of the shards.")
+        raise UserError("--source requires --output FOLDER, the folder of the shards.")
     if arguments.to == "tar" and arguments.dtype == "int8":
-        raise UserError("--dtype int8 needs the scales of packed shards. Take --to packed, or --dtype float16.")
-    if not 0 < arguments.shard_gib <= MOST_GIB:
-        raise UserError(f"--shard-gib: {arguments.shard_gib}, expected a size above 0 and of {MOST_GIB} at most.")
+        raise UserError("--dtype int8 requires packed shards, which contain its scales. Use --to packed, or --dtype float16.")
+    if not 0 < arguments.shard_gib <= MAX_GIB:
+        raise UserError(f"--shard-gib must be above 0 and at most {MAX_GIB}, not {arguments.shard_gib}.")
     manifest = common_manifest(arguments.source)
     with new_folder(Path(arguments.output), arguments.source) as folder:
         sources = collect_sources(arguments.source)
@@ -80,18 +82,18 @@ def _pack(arguments: argparse.Namespace) -> None:
             stored = manifest.dtype if arguments.dtype == "stored" else arguments.dtype
             dataclasses.replace(manifest, dtype=stored).write(folder)
     write_plain(_report(report, arguments.dtype, arguments.output))
-    for left in leftovers(Path(arguments.output)):
-        write_plain(f"left by a pack that was killed, or of one that is running: {left}\n")
+    for leftover in leftovers(Path(arguments.output)):
+        write_plain(f"incomplete output of another pack command, which was killed or is still running: {leftover}\n")
 
 
 def _report(report: PackingReport, dtype: str, output: str) -> str:
     shards, size, ending = report.output
     lines = [f"{report.clips} clips packed into {output}, {size / 2**30:.2f} GiB; shards: {shards}"]
     if ending:
-        lines.append(f"Name '{output}{ending}' in the configuration: the dots belong to the clips' names.")
+        lines.append(f"In the configuration, write '{output}{ending}': the ending says that the dots belong to the clip names.")
     if dtype != "stored":
         absolute, relative = map(rounded_up, report.deviation)
-        lines.append(f"{dtype}: every value within {absolute} of its source, {relative} of the largest value of its array")
+        lines.append(f"{dtype}: rounding error at most {absolute}, and at most {relative} of the largest value of the array")
     if report.skipped:
         lines += [f"{len(report.skipped)} clips left out:", *(f"  {problem}" for problem in report.skipped)]
     return "\n".join(lines) + "\n"
@@ -100,12 +102,12 @@ def _report(report: PackingReport, dtype: str, output: str) -> str:
 def _index(shards: str, output: str | None) -> None:
     from emollama.stores.packing import common_manifest, index_tars
 
-    written = index_tars(shards, Path(output) if output else None)
-    write_plain(f"{len(written)} indexes written: {', '.join(map(str, written))}\n")
+    indexes = index_tars(shards, Path(output) if output else None)
+    write_plain(f"{len(indexes)} indexes written: {', '.join(map(str, indexes))}\n")
     if output:
         if (manifest := common_manifest([shards])) is not None:
             manifest.write(output)
-        write_plain(f"Name '{output}' in the configuration, in place of the shards.\n")
+        write_plain(f"In the configuration, write '{output}' instead of the path of the shards.\n")
 
 
 def _check(folder: str) -> None:
@@ -115,13 +117,16 @@ def _check(folder: str) -> None:
     from emollama.stores.tars import is_tar_path
 
     if is_tar_path(folder):
-        raise UserError(f"--check: '{folder}' holds tar shards, which are checked as they are read; it is for packed shards.")
+        raise UserError(
+            f"--check: '{folder}' contains tar shards, but --check verifies packed shards. Tar shards are checked whenever they"
+            " are read."
+        )
     store = PackedStore.open(folder)
     with Progress(store.shards, "check", unit="shards") as bar:
         damaged = store.find_damaged(bar.update)
     if damaged:
-        told = abbreviated((f"{shard}: {abbreviated(clips) or 'none'}" for shard, clips in damaged.items()), "\n  ")
+        lines = abbreviated((f"{shard}: {abbreviated(clips) or 'none'}" for shard, clips in damaged.items()), "\n  ")
         raise UserError(
-            f"{folder}: {len(damaged)} shards are not as they were written. Clips that changed:\n  {told}\nPack again."
+            f"{folder}: {len(damaged)} shards are damaged. Clips with changed bytes:\n  {lines}\nPack the features again."
         )
-    write_plain(f"{folder}: {len(store)} clips, every shard as it was written\n")
+    write_plain(f"{folder}: {len(store)} clips, all shards match their digests\n")

@@ -1,4 +1,4 @@
-"""The command line: ``emollama [options] COMMAND [options]``, its help, and its errors."""
+"""The parser of the command line ``emollama [options] COMMAND [options]``: help and errors."""
 
 from __future__ import annotations
 
@@ -23,33 +23,34 @@ from emollama.registry import did_you_mean
 DESCRIPTION = "Train and evaluate multimodal emotion language models."
 NAMES = tuple(name for name, _, _ in COMMANDS)
 INDENT, NAME_WIDTH = "  ", 16
-NEAR = 0.7  # least similarity of a suggested option: short words resemble each other by chance
+NEAR = 0.7  # minimum similarity of a suggested option; many short names are similar by chance
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, with the nearest name for a misspelled command, option or choice.
+    """An argument parser with short errors, which suggest a name for a misspelled command, option or choice.
 
-    An option with values is given at most once, because argparse would take the last one silently.
+    Repeating an option with values is an error, because argparse would silently use the last one.
     """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter} | settings)
-        self._given: Sequence[str] = ()
+        self._arguments: Sequence[str] = ()
         self._values: dict[argparse.Action, Sequence[str]] = {}
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does it, but an unknown argument is an error here: a parent's message would name the parent's help.
+        """Parse arguments as argparse does, but raise the error about an unknown argument here.
 
-        The arguments are remembered for :meth:`error`.
+        The arguments are stored for :meth:`error`.
         """
-        self._given, self._values = sys.argv[1:] if args is None else list(args), {}
-        parsed, unknown = super().parse_known_args(self._given, namespace)
+        self._arguments, self._values = sys.argv[1:] if args is None else list(args), {}
+        parsed, unknown = super().parse_known_args(self._arguments, namespace)
+        # argparse reports unknown arguments from the parent parser, whose message would refer to the wrong --help.
         if unknown:
             self.error(f"unexpected argument '{unknown[0]}'.")
         return parsed, unknown
 
     def error(self, message: str) -> NoReturn:
-        """Print the error and exit with 2. An unknown option is named even if argparse complains of something else first."""
+        """Print the error and exit with status 2. If there is an unknown option, it is reported in place of ``message``."""
         if unknown := self._unknown_option():
             message = f"unknown option '{unknown}'.{_nearest_option(unknown, self.known_options())}"
         elif message.endswith(": --cfg-path") and (path := self._probable_path()):
@@ -57,7 +58,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n'{self.prog} --help' lists the options.\n")
 
     def known_options(self) -> Iterator[str]:
-        """The option strings of this parser and of its sub-parsers."""
+        """Yield the option strings of this parser and its sub-parsers."""
         for action in self._actions:
             yield from action.option_strings
             if isinstance(action, argparse._SubParsersAction):
@@ -65,15 +66,16 @@ class Parser(argparse.ArgumentParser):
                     yield from parser.known_options()
 
     def _unknown_option(self) -> str | None:
-        """The first argument that is an option, but none of this parser or of its sub-parsers."""
-        known = set(self.known_options())
-        words = [word.partition("=")[0] for word in self._given]
-        return next((word for word in words if _is_option(word) and not any(each.startswith(word) for each in known)), None)
+        """Return the first argument that looks like an option but is not an option of this parser or its sub-parsers."""
+        options = set(self.known_options())
+        names = [argument.partition("=")[0] for argument in self._arguments]
+        # argparse accepts unambiguous prefixes of options.
+        return next((name for name in names if _is_option(name) and not any(each.startswith(name) for each in options)), None)
 
     def _probable_path(self) -> str | None:
-        """The argument that was probably meant as the value of ``--cfg-path``, which is missing."""
-        first = next((word for word in self._given[:1] if not word.startswith("-")), None)
-        return next((word for word in self._given if word.endswith((".yaml", ".yml"))), first)
+        """Return the argument that was probably meant as the value of the missing ``--cfg-path``."""
+        first = next((argument for argument in self._arguments[:1] if not argument.startswith("-")), None)
+        return next((argument for argument in self._arguments if argument.endswith((".yaml", ".yml"))), first)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
@@ -82,17 +84,17 @@ class Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"invalid choice: '{value}'.{hint} Choices: {', '.join(choices)}")
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        """The values of one occurrence of an argument."""
+        """Return the values of one occurrence of an argument; raise an ArgumentError for a repeated option."""
         if action.option_strings and isinstance(action, argparse._StoreAction):
             if action in self._values:
-                both = [" ".join(words) for words in (self._values[action], arg_strings)]
+                first, second = (" ".join(values) for values in (self._values[action], arg_strings))
                 remedy = "Keep one." if action.nargs is None else f"Write all values after one {action.option_strings[0]}."
-                raise argparse.ArgumentError(action, f"given twice, with '{both[0]}' and '{both[1]}'. {remedy}")
+                raise argparse.ArgumentError(action, f"the option occurs twice, with '{first}' and '{second}'. {remedy}")
             self._values[action] = arg_strings
         return super()._get_values(action, arg_strings)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """As argparse does it, but help that cannot be written is an error."""
+        """Print a message; unlike argparse, report an error if the help cannot be written."""
         if file is sys.stdout:
             write_plain(message)
         else:
@@ -100,10 +102,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser(names: Sequence[str] = NAMES) -> Parser:
-    """The parser of the whole command line.
+    """Build the parser of the command line.
 
     Args:
-        names: commands whose modules are imported; the parser knows only these.
+        names: the commands that the parser accepts. Only their modules are imported.
     """
     parser = Parser(prog="emollama", usage="%(prog)s [options] COMMAND ...", description=DESCRIPTION, add_help=False)
     parser.add_argument("-h", "--help", action="store_true", help="show this help and exit")
@@ -113,65 +115,69 @@ def build_parser(names: Sequence[str] = NAMES) -> Parser:
     modules = {name: module for name, _, module in COMMANDS}
     for name in names:
         module = _module(modules[name])
-        about = f"example: {module.EXAMPLE}\ndocumentation: {pages() / module.DOCS}"
-        description = re.sub(r"``(.+?)``", r"\1", textwrap.dedent(module.__doc__ or ""), flags=re.DOTALL)
-        command = commands.add_parser(name, help=module.HELP, description=description, epilog=about)
+        documentation = f"documentation: {pages() / module.DOCS}"
+        description = re.sub(r"``(.+?)``", r"\1", module.__doc__ or "", flags=re.DOTALL)
+        about = f"example: {module.EXAMPLE}\n{documentation}"
+        command = commands.add_parser(name, help=module.HELP, description=_wrapped(description), epilog=about)
         module.add_arguments(command)
-        _add_to_all(command)
+        _complete(command, documentation)
         command.set_defaults(run=module.run)
     return parser
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The parsed command line; only the module of the command in it is imported.
+    """Parse a command line. Only the module of its command is imported.
 
     Args:
-        arguments: without the name of the program.
+        arguments: the command line without the name of the program.
 
     Returns:
-        ``run`` is the command's function; without a command it prints the help of the program.
+        The arguments. ``run`` is the function of the command; without a command, it prints the help of the program.
 
     Raises:
         SystemExit: 2 after an error, 0 after ``--help`` before or after a command, or ``--version``.
     """
-    place = next((place for place, word in enumerate(arguments) if not word.startswith("-")), len(arguments))
-    before = [word for word in arguments[:place] if word != "--"]
-    first = _parsed_before(before, arguments[place:])
-    name, rest = (ALIASES.get(arguments[place], arguments[place]), arguments[place + 1 :]) if arguments[place:] else (None, ())
+    index = next((index for index, word in enumerate(arguments) if not word.startswith("-")), len(arguments))
+    before = [word for word in arguments[:index] if word != "--"]
+    first = _parse_before(before, arguments[index:])
+    name, rest = (ALIASES.get(arguments[index], arguments[index]), arguments[index + 1 :]) if arguments[index:] else (None, ())
     if name is not None and name not in NAMES:
         hint = did_you_mean(name, NAMES)
         sys.stderr.write(f"emollama: error: unknown command '{name}'.{hint}\n'emollama --help' lists the commands.\n")
         raise SystemExit(2)
     parser = build_parser([name] if name else [])
     if name is not None and first.help:
-        words = itertools.takewhile(lambda word: not word.startswith("-"), rest)
-        parser.parse_args([name, *words, "--help"])  # exits
+        # Prints the help of the command or sub-command, and exits.
+        sub_commands = itertools.takewhile(lambda word: not word.startswith("-"), rest)
+        parser.parse_args([name, *sub_commands, "--help"])
     parsed = parser.parse_args([*before, *([name, *rest] if name else [])])
-    if getattr(parsed, "quiet", False) and getattr(parsed, "verbose", False):  # one before the command, one after it
+    # argparse misses the conflict if one option precedes the command and the other follows it.
+    if getattr(parsed, "quiet", False) and getattr(parsed, "verbose", False):
         parser.error("argument -v/--verbose: not allowed with argument -q/--quiet")
     if name is None:
         parsed.run = lambda _: write_plain(overview())
     return parsed
 
 
-def _parsed_before(words: Sequence[str], rest: Sequence[str]) -> argparse.Namespace:
-    """The options before the command, parsed; only the program's own are taken there.
+def _parse_before(options: Sequence[str], rest: Sequence[str]) -> argparse.Namespace:
+    """Parse the options that precede the command, which must be options of the program.
 
     Raises:
-        SystemExit: 2 for another option; the message says so if it belongs to a command.
+        SystemExit: 2 for another option. If the option belongs to a command, the message says that it must follow the command.
     """
     parser = build_parser([])
-    known = set(parser.known_options())
-    for word in (word.partition("=")[0] for word in words):
-        if word.startswith("--") and word not in known:
-            named = [ALIASES.get(each, each) for each in rest if each in NAMES or each in ALIASES][:1]
-            if any(word in build_parser([name]).known_options() for name in named or NAMES):
-                parser.error(f"'{word}' follows the command: emollama {named[0] if named else 'COMMAND'} {word} ...")
-    return parser.parse_args(words)
+    program_options = set(parser.known_options())
+    for option in (option.partition("=")[0] for option in options):
+        if option.startswith("--") and option not in program_options:
+            command = [ALIASES.get(each, each) for each in rest if each in NAMES or each in ALIASES][:1]
+            if any(option in build_parser([name]).known_options() for name in command or NAMES):
+                usage = f"emollama {command[0] if command else 'COMMAND'} {option} ..."
+                parser.error(f"'{option}' must follow the command: {usage}")
+    return parser.parse_args(options)
 
 
 def overview() -> str:
-    """The help of the program: usage, options, and the commands by group, each with an example and a link."""
+    """Return the help of the program: usage, options, and all commands by group, with an example and a link for each."""
     parser = build_parser([])
     width = max(60, min(shutil.get_terminal_size().columns, 110))
     options = argparse.HelpFormatter(parser.prog, max_help_position=NAME_WIDTH + 2 * len(INDENT) + 2, width=width)
@@ -182,40 +188,52 @@ def overview() -> str:
     for group in dict.fromkeys(group for _, group, _ in COMMANDS):
         entries = [_entry(name, _module(module), width) for name, belongs, module in COMMANDS if belongs == group]
         parts.append("\n".join([f"{group}:", *entries]))
-    parts.append(f"'emollama COMMAND --help' describes a command. The pages named above are in {pages()}.")
+    parts.append(f"'emollama COMMAND --help' describes a command. The pages listed above are in {pages()}.")
     return "\n\n".join(parts) + "\n"
 
 
 def pages() -> Path:
-    """The folder of README.md and docs/: that of a clone, or the package itself, which has copies of them."""
+    """Return the folder with README.md and docs/: the root of a clone, or the package, which contains copies."""
     return (PACKAGE / "README.md").resolve().parent
 
 
 def _entry(name: str, module: Any, width: int) -> str:
-    """The lines of one command."""
+    """Return the lines of one command in the help of the program."""
     inner = INDENT * 2 + " " * NAME_WIDTH
     text = textwrap.fill(module.HELP, width, initial_indent=f"{INDENT}{name:<{NAME_WIDTH}}{INDENT}", subsequent_indent=inner)
     return f"{text}\n{inner}$ {module.EXAMPLE}\n{inner}{module.DOCS}"
 
 
-def _add_to_all(parser: argparse.ArgumentParser) -> None:
-    """Accept the program's own options after the command too, and after its sub-commands."""
+def _wrapped(description: str) -> str:
+    """Return a description with its paragraphs wrapped to the width of the terminal."""
+    width = max(40, shutil.get_terminal_size().columns - 2)
+    paragraphs = [" ".join(paragraph.split()) for paragraph in description.strip().split("\n\n")]
+    return "\n\n".join(textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False) for text in paragraphs)
+
+
+def _complete(parser: argparse.ArgumentParser, documentation: str) -> None:
+    """Add the options of the program to a command and its sub-commands, and a description and an epilog to sub-commands."""
     add_output_options(parser)
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for inner in action.choices.values():
-                _add_to_all(inner)
+            summaries = {choice.dest: choice.help or "" for choice in action._choices_actions}
+            for name, inner in action.choices.items():
+                summary = summaries[name]
+                inner.description = _wrapped(inner.description or f"{summary[:1].upper()}{summary[1:]}.")
+                inner.epilog = documentation
+                _complete(inner, documentation)
 
 
 def _module(name: str) -> Any:
     return importlib.import_module(f"emollama.commands.{name}")
 
 
-def _nearest_option(word: str, known: Iterable[str]) -> str:
-    """The hint for an unknown option. The dashes, which all options share, do not count as similar."""
-    names = {option.removeprefix("--") for option in known if option.startswith("--")}
-    return did_you_mean(word.removeprefix("--"), names, NEAR).replace("'", "'--", 1) if word.startswith("--") else ""
+def _nearest_option(option: str, options: Iterable[str]) -> str:
+    """Return a sentence that suggests an option. The dashes, which all options share, do not count as similar."""
+    names = {each.removeprefix("--") for each in options if each.startswith("--")}
+    return did_you_mean(option.removeprefix("--"), names, NEAR).replace("'", "'--", 1) if option.startswith("--") else ""
 
 
-def _is_option(word: str) -> bool:
-    return (word.startswith("--") and len(word) > 2) or (len(word) == 2 and word[0] == "-" and word[1].isalpha())
+def _is_option(argument: str) -> bool:
+    long = argument.startswith("--") and len(argument) > 2
+    return long or (len(argument) == 2 and argument[0] == "-" and argument[1].isalpha())

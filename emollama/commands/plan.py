@@ -1,4 +1,4 @@
-"""``emollama plan``: what a run will need."""
+"""Estimate the parameters, memory and tokens of a run, without loading weights or data."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import asdict
 from emollama.commands.arguments import add_run_arguments
 from emollama.logs.console import write
 
-HELP = "estimate parameters, memory and tokens of a run, without weights or data"
+HELP = "estimate parameters, memory and tokens of a run, without loading weights or data"
 EXAMPLE = "emollama plan --cfg-path train_configs/custom.yaml"
 DOCS = "README.md#train"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--cfg-path``, ``--options``, ``--json``."""
+    """Add ``--cfg-path``, ``--options`` and ``--json``."""
     add_run_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of tables")
 

@@ -1,4 +1,7 @@
-"""``emollama predict``: features of videos extracted, and the model asked about them, by the code of the evaluation."""
+"""Ask the model about videos: extract their features and generate answers, with the settings of an evaluation.
+
+The output shows the inputs of the model for each video, and its answer.
+"""
 
 from __future__ import annotations
 
@@ -15,30 +18,31 @@ from emollama.logs.console import aligned, write
 if TYPE_CHECKING:
     from emollama.inference.predict import VideoAnswer
 
-HELP = "ask the model about a video: extract its features, and answer as in evaluation"
+HELP = "extract the features of videos and print the model's answers"
 EXAMPLE = "emollama predict --cfg-path train_configs/demo_videos.yaml --video clip.mp4"
 DOCS = "docs/extraction.md#ask-about-a-video"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--cfg-path``, ``--options``, ``--video``, ``--text``, ``--task``, ``--json``, and those of the launcher."""
+    """Add ``--video``, ``--text``, ``--task`` and ``--json``, and the arguments of a run and of the launcher."""
     add_run_arguments(parser)
     add_dry_run(parser)
     add_launch_arguments(parser)
-    parser.add_argument("--video", nargs="+", required=True, metavar="FILE", help="the videos to ask about")
-    parser.add_argument("--text", metavar="SENTENCE", help="what is said in the video")
+    parser.add_argument("--video", nargs="+", required=True, metavar="FILE", help="the videos")
+    parser.add_argument("--text", metavar="SENTENCE", help="the sentence that is spoken in the video; requires a single video")
     task = "emotion, reason or reason_v2 (default: the first task of the configuration's first block)"
     parser.add_argument("--task", metavar="NAME", help=task)
-    parser.add_argument("--json", action="store_true", help="print an object a video, in a line each")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line, one for each video")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print what the model was given of each video, and what it answers."""
+    """Print the model's inputs and its answer for each video."""
     from emollama.config import load
     from emollama.errors import UserError
 
     if arguments.text is not None and len(arguments.video) > 1:
-        raise UserError(f"--text says what is said in one video, and --video names {len(arguments.video)}. Ask one by one.")
+        count = len(arguments.video)
+        raise UserError(f"--text belongs to a single video, but --video names {count}. Run the command once per video.")
     config = load(arguments.cfg_path, arguments.options)
     processes = processes_for(arguments, config.run.device)
     if arguments.nproc is None and arguments.gpus is None:
@@ -51,7 +55,8 @@ def run(arguments: argparse.Namespace) -> None:
     if processes > 1:
         from emollama.inference.videos import find_videos
 
-        find_videos(config, arguments.video)  # before the processes take seconds to start
+        # Checked before worker processes start, which takes seconds.
+        find_videos(config, arguments.video)
         launch(arguments, processes)
         return
     from emollama.inference.predict import predict
@@ -62,10 +67,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _answer_text(answer: VideoAnswer) -> str:
-    said = "no sentence in the prompt" if answer.sentence is None else f'"{answer.sentence}"'
+    """Return the printed lines about one video."""
+    sentence = "no sentence in the prompt" if answer.sentence is None else f'"{answer.sentence}"'
     shares = sorted((answer.label_probabilities or {}).items(), key=lambda item: -item[1])
     states = iter(aligned([[modality.state, modality.why] for modality in answer.modalities.values()], left=(0, 1)))
     probabilities = aligned([[f"{share:.1%}", label] for label, share in shares], left=(1,))
     rows = [[slot, next(states)] for slot in answer.modalities]
-    rows += [["sentence", said], [answer.task, answer.answer], *(["", line] for line in probabilities)]
+    rows += [["sentence", sentence], [answer.task, answer.answer], *(["", line] for line in probabilities)]
     return "\n".join([answer.video, *(f"  {line}" for line in aligned(rows, left=(0, 1)))]) + "\n"

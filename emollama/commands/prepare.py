@@ -1,4 +1,4 @@
-"""``emollama prepare``: published data sets of images, as the datasets read them."""
+"""Convert published data sets of images to the files that the datasets read."""
 
 from __future__ import annotations
 
@@ -15,33 +15,36 @@ if TYPE_CHECKING:
     from emollama.importers.caption_files import Splits
     from emollama.importers.flickr30k import Collection
 
-HELP = "convert Flickr30k as published into one caption file per split"
+HELP = "convert Flickr30k to one caption file per split"
 EXAMPLE = "emollama prepare flickr30k --annotations results.csv --images images"
 DOCS = "docs/data.md#images-with-captions"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """A sub-command a data set."""
+    """Add a sub-command for each data set."""
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-    text = "Flickr30k: captions of images"
-    one = kinds.add_parser("flickr30k", help=text, description=f"Prepare {text}.")
-    forms = "flickr_annotations_30k.csv, dataset_flickr30k.json, results_20130124.token or results.csv; the content tells which"
-    one.add_argument("--annotations", required=True, metavar="FILE", help=forms)
-    one.add_argument("--images", required=True, metavar="FOLDER", help="the images; they are only read")
-    beside = "where to write flickr30k_<split>.json; files that are there are not replaced (default: beside --annotations)"
-    one.add_argument("--output", metavar="FOLDER", help=beside)
-    names = "splits to write (default: all); for a file without splits, and without --splits, the one that all images go to"
+    text = "convert the captions of Flickr30k"
+    one = kinds.add_parser("flickr30k", help=text)
+    formats = (
+        "flickr_annotations_30k.csv, dataset_flickr30k.json, results_20130124.token or results.csv;"
+        " the command recognizes the format by the content"
+    )
+    one.add_argument("--annotations", required=True, metavar="FILE", help=formats)
+    one.add_argument("--images", required=True, metavar="FOLDER", help="the folder of images, which is only read")
+    output = "folder for flickr30k_<split>.json, where no such file must exist (default: the folder of --annotations)"
+    one.add_argument("--output", metavar="FOLDER", help=output)
+    names = "splits to write (default: all). If neither the file nor --splits assigns splits, the one split of all images"
     one.add_argument("--split", nargs="+", metavar="NAME", help=names)
-    lists = "for a file without splits: lists of images called after their splits (train.txt ...), or a folder of them"
+    lists = "lists of images, named after their splits (train.txt ...), or the folder of such lists; for files without splits"
     one.add_argument("--splits", nargs="+", metavar="LIST", help=lists)
-    look = "what is looked at: that images open (default), that all of each can be decoded, or only that the files are there"
-    one.add_argument("--check-images", choices=("headers", "all", "none"), default="headers", help=look)
-    stop = "stop, or leave out the images that have problems (default: error)"
+    checks = "headers: open each image (default). all: decode each image. none: check only that each file exists"
+    one.add_argument("--check-images", choices=("headers", "all", "none"), default="headers", help=checks)
+    stop = "error: report all problems and write nothing (default). skip: leave out images with problems"
     one.add_argument("--on-problem", choices=("error", "skip"), default="error", help=stop)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the files and tell what is in them."""
+    """Write the caption files and print a summary."""
     from emollama.importers import caption_files, flickr30k
 
     folder = Path(arguments.output or os.path.dirname(arguments.annotations))
@@ -58,10 +61,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _splits(arguments: argparse.Namespace, collection: Collection) -> Splits:
-    """split -> images, of those that are asked for.
+    """Return split -> images for the splits to write.
 
     Raises:
-        UserError: a split that there is not; lists of splits for a file that has its own, or none for one that has none.
+        UserError: a selected split does not exist, --splits is set although the file contains splits, or nothing assigns splits.
     """
     from emollama.importers import caption_files, flickr30k
 
@@ -72,12 +75,15 @@ def _splits(arguments: argparse.Namespace, collection: Collection) -> Splits:
     if arguments.splits:
         if own:
             raise UserError(f"--splits: {path} has its own splits: {abbreviated(own)}. Leave --splits out.")
-        found, source = flickr30k.assign_splits(collection, flickr30k.read_splits(arguments.splits)), ", ".join(arguments.splits)
+        splits = flickr30k.assign_splits(collection, flickr30k.read_splits(arguments.splits))
+        source = ", ".join(arguments.splits)
     elif own:
-        found, source = {name: [image for image in images if image.split == name] for name in own}, path
+        splits, source = {name: [image for image in images if image.split == name] for name in own}, path
     elif len(arguments.split or ()) == 1:
-        found, source = {arguments.split[0]: images}, "--split"
+        splits, source = {arguments.split[0]: images}, "--split"
     else:
-        text = f"{path} says nothing of splits. Name their lists (--splits train.txt val.txt test.txt, or their folder), or one"
-        raise UserError(f"{text} name for all images (--split test).")
-    return caption_files.select_splits(flickr30k.without_misspelled(collection, found, source), arguments.split, source)
+        raise UserError(
+            f"{path} contains no splits. Pass lists of the splits (--splits train.txt val.txt test.txt, or their folder),"
+            " or assign all images to one split (--split test)."
+        )
+    return caption_files.select_splits(flickr30k.without_misspelled(collection, splits, source), arguments.split, source)

@@ -1,8 +1,10 @@
-"""``emollama rate``: blinded sheets for people who rate descriptions, and filled sheets read back.
+"""Write blinded rating sheets for human raters, or read filled sheets and print scores and agreement.
 
-Writing: a sheet (CSV) with a row a description, shuffled, without its model; clue_overlap and label_overlap are rated from 0 to
-10, and what cannot be rated stays empty. The key beside it says which row is whose: keep it from the raters. Reading: the same
-table as ``emollama score`` makes, and how far the raters agree.
+With --predictions, the command writes a sheet (CSV) with one description per row, in random order and without the name of the
+model. Raters fill the columns clue_overlap and label_overlap with points from 0 to 10, and leave cells empty that they cannot
+rate. The key (JSON), written next to the sheet, assigns rows to models: do not show it to the raters.
+
+With --read, the command prints the table of ``emollama score`` for the filled sheets, and how far the raters agree.
 """
 
 from __future__ import annotations
@@ -19,39 +21,41 @@ if TYPE_CHECKING:
     from emollama.evaluation.agreement import Agreement
     from emollama.evaluation.rating import Key, Ratings
 
-HELP = "write blinded rating sheets for human raters; read filled sheets and report their agreement"
+HELP = "write blinded rating sheets for human raters, or read filled sheets"
 EXAMPLE = "emollama rate --predictions a.jsonl b.jsonl --truth truth.csv --output sheet.csv"
 DOCS = "docs/evaluation.md#people-as-judges"
-SCALES = """Points from 0 to 10. clue_overlap: how much of the truth's evidence for the emotion (face, voice, words, body) the
-description shares. label_overlap: how far the emotions that both name agree. What cannot be rated stays empty.
+SCALES = """Points are from 0 to 10. clue_overlap: how much of the reference's evidence for the emotion (face, voice, words, body)
+the description contains. label_overlap: how far the emotions in the two texts agree. Cells that cannot be rated stay empty.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Writing: ``--predictions`` and what belongs to it; reading: ``--read`` and what belongs to it."""
+    """Add the arguments of writing (``--predictions`` and others) and of reading (``--read`` and others)."""
     add_answers(parser, required=False)
-    parser.add_argument("--output", metavar="CSV", help="the sheet to write; the key is written beside it")
-    parser.add_argument("--clips", type=int, metavar="N", help="draw N clips (default: all)")
-    parser.add_argument("--raters", type=int, default=1, metavar="N", help="write N sheets, each in another order (default: 1)")
-    parser.add_argument("--read", nargs="+", metavar="CSV", help="filled sheets, one a rater")
-    parser.add_argument("--key", metavar="JSON", help="the key of the sheets that are read")
-    parser.add_argument("--scores", metavar="JSON", help="scores.json of emollama score: a judge whose agreement is told too")
-    add_resampling(parser, "of clips and orders (default: one that nobody can know, kept in the key); of the draws (default: 0)")
+    parser.add_argument("--output", metavar="CSV", help="the sheet to write; the key is written next to it")
+    parser.add_argument("--clips", type=int, metavar="N", help="number of randomly selected clips (default: all)")
+    parser.add_argument("--raters", type=int, default=1, metavar="N", help="number of sheets, each in its own order (default: 1)")
+    parser.add_argument("--read", nargs="+", metavar="CSV", help="filled sheets, one per rater")
+    parser.add_argument("--key", metavar="JSON", help="the key of the filled sheets")
+    scores = "scores.json of emollama score, whose judge is compared with the raters"
+    parser.add_argument("--scores", metavar="JSON", help=scores)
+    seed = "seed of order and clips when writing (default: random, stored in the key), and of the bootstrap (default: 0)"
+    add_resampling(parser, seed)
     parser.set_defaults(seed=None)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write sheets, or read them."""
+    """Write sheets, or read filled ones."""
     from emollama.errors import UserError
 
     if bool(arguments.predictions) == bool(arguments.read):
-        raise UserError("rate: either --predictions FILE ... to write a sheet, or --read CSV ... to read filled ones")
-    needed, other = ("output", ("key", "scores")) if arguments.predictions else ("key", ("output", "truth", "task", "clips"))
-    given = "predictions" if arguments.predictions else "read"
-    if not getattr(arguments, needed):
-        raise UserError(f"--{given} needs --{needed}")
-    if strange := [f"--{name}" for name in other if getattr(arguments, name)]:
-        raise UserError(f"{', '.join(strange)} does not go with --{given}")
+        raise UserError("rate requires either --predictions FILE ... to write sheets, or --read CSV ... to read filled sheets.")
+    required, other = ("output", ("key", "scores")) if arguments.predictions else ("key", ("output", "truth", "task", "clips"))
+    mode = "predictions" if arguments.predictions else "read"
+    if not getattr(arguments, required):
+        raise UserError(f"--{mode} requires --{required}.")
+    if unsuitable := [f"--{name}" for name in other if getattr(arguments, name)]:
+        raise UserError(f"{', '.join(unsuitable)} cannot be combined with --{mode}.")
     (_write if arguments.predictions else _read)(arguments)
 
 
@@ -64,27 +68,29 @@ def _write(arguments: argparse.Namespace) -> None:
 
     output = Path(arguments.output)
     if output.suffix != ".csv":
-        raise UserError(f"--output: '{output}' does not end in .csv")
+        raise UserError(f"--output: '{output}' must end in .csv.")
     if arguments.raters < 1:
-        raise UserError(f"--raters: {arguments.raters}; at least 1 rates")
+        raise UserError(f"--raters must be at least 1, not {arguments.raters}.")
     if arguments.seed is not None and arguments.seed < 0:
-        raise UserError(f"--seed: {arguments.seed}; it must be at least 0")
+        raise UserError(f"--seed must be at least 0, not {arguments.seed}.")
     require_writable(output.parent, "--output")
     tasks = match(arguments.predictions, arguments.truth, arguments.task).tasks
     described = [task for task in tasks if task in DESCRIBING]
     if len(described) != 1:
-        found = ", ".join(described) if described else "no task that describes"
-        raise UserError(f"rate: one task is rated at a time, and here is {found}. Choose with --task, or give descriptions.")
+        problem = f"several tasks have descriptions: {', '.join(described)}" if described else "no task has descriptions"
+        raise UserError(
+            f"rate: {problem}, but a sheet contains one. Select a task with --task, or other files with --predictions."
+        )
     task = described[0]
     key, paths = write_sheets(output, task, tasks[task], clips=arguments.clips, raters=arguments.raters, seed=arguments.seed)
     write(_report(key, paths))
 
 
 def _report(key: Key, paths: list[Path]) -> str:
-    empty = f"; {len(key.empty)} descriptions are empty and score 0 without being rated" if key.empty else ""
+    empty = f"; {len(key.empty)} empty descriptions score 0 without a rating" if key.empty else ""
     lines = [f"{len(key.items)} descriptions of {len(key.models)} models to rate{empty}"]
     lines += [f"sheet: {path}" for path in paths[:-1]]
-    lines += [f"key, to be kept from the raters: {paths[-1]}", SCALES]
+    lines += [f"key (do not show it to the raters): {paths[-1]}", SCALES]
     return "\n".join(lines)
 
 
@@ -96,21 +102,23 @@ def _read(arguments: argparse.Namespace) -> None:
     from emollama.evaluation.statistics import Resampling
 
     if len({Path(path).resolve() for path in arguments.read}) < len(arguments.read):
-        raise UserError("--read: a sheet is given twice")
+        raise UserError("--read: a sheet occurs twice. Name each sheet once.")
     resampling = Resampling(arguments.resamples, arguments.seed or 0)
     key = rating.read_key(arguments.key)
     ratings = [rating.read_ratings(path, key) for path in arguments.read]
     if not any(points for one in ratings for points in one.points.values()):
-        raise UserError(f"--read: no cell of {', '.join(arguments.read)} is filled in")
+        raise UserError(
+            f"--read: {', '.join(arguments.read)} contains no points. Fill in the columns clue_overlap and label_overlap."
+        )
     judge = [rating.read_judge_ratings(arguments.scores, key)] if arguments.scores else []
     short = tables.short_names([*key.models, *arguments.read])
     ratings = [replace(one, rater=short[one.rater]) for one in ratings]
     record = comparison_record(rating.rated_scores(key, ratings), resampling)
-    lines = [*told, ""] if (told := tables.path_lines(short)) else []
-    lines += tables.task_text(key.task, {short[model]: found for model, found in record.items()})
+    lines = [*path_lines, ""] if (path_lines := tables.path_lines(short)) else []
+    lines += tables.task_text(key.task, {short[model]: scores for model, scores in record.items()})
     lines += [*_unfilled(key, ratings), ""]
     if pairs := agreements([*ratings, *judge]):
-        lines += ["Agreement: quadratic-weighted kappa of whole points, Spearman's rank correlation"]
+        lines += ["Agreement: quadratic-weighted kappa of rounded points, and Spearman's rank correlation"]
         lines += aligned([["", "scale", "items", "kappa", "Spearman"], *map(_row, pairs)])
     write("\n".join(lines) + "\n")
 
@@ -119,7 +127,7 @@ def _unfilled(key: Key, ratings: list[Ratings]) -> list[str]:
     lines = []
     for one in ratings:
         empty = [f"{scale} {len(key.items) - len(points)}" for scale, points in one.points.items()]
-        lines.append(f"{one.rater}: of {len(key.items)} items not rated: {', '.join(empty)}")
+        lines.append(f"{one.rater}: unrated of {len(key.items)} items: {', '.join(empty)}")
     return lines
 
 

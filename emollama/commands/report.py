@@ -1,4 +1,7 @@
-"""``emollama report``: result/report.html of runs, written again from the files in their folders."""
+"""Write the report of each run, result/report.html, from the files in its folder.
+
+A training run writes its report itself. This command writes it again, for example after an evaluation.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,18 @@ from pathlib import Path
 
 from emollama.logs.console import write_plain
 
-HELP = "write result/report.html of a run: curves, scores, sample answers, configuration"
+HELP = "write the HTML report of a run: curves, scores, sample answers and configuration"
 EXAMPLE = "emollama report checkpoints/run"
 DOCS = "docs/evaluation.md#the-report"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The folders."""
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER", help="a run's folder, output_dir/<job_id>")
+    """Add the run folders."""
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER", help="folder of a run, output_dir/<job_id>")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write each report, and print where it is. Nothing is written unless all of them are folders of runs."""
+    """Write the reports and print their paths. If a folder is not a run, nothing is written."""
     from emollama.reporting.report import write_report
     from emollama.reporting.run_files import require_run
 

@@ -1,4 +1,4 @@
-"""What ``emollama train`` and ``emollama eval`` share: their arguments, ``--dry-run``, and one process or several."""
+"""The common implementation of ``emollama train`` and ``emollama eval``."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from emollama.variables import JOB_ID
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--cfg-path``, ``--options``, ``--dry-run``, and those of the launcher."""
+    """Add ``--cfg-path``, ``--options``, ``--dry-run`` and the arguments of the launcher."""
     add_run_arguments(parser)
     add_dry_run(parser)
     add_launch_arguments(parser)
 
 
 def run_model(arguments: argparse.Namespace, *, evaluate: bool) -> None:
-    """Train or evaluate, in this process or in several; or only check, with ``--dry-run``.
+    """Train or evaluate in this process or in worker processes; with ``--dry-run``, only check the configuration.
 
     Args:
-        arguments: those of :func:`add_arguments`.
+        arguments: the arguments of :func:`add_arguments`.
         evaluate: evaluate even if ``run.evaluate_only`` is False.
 
     Raises:
-        KeyboardInterrupt: a signal ended the run; of training, the text says how to resume it.
+        KeyboardInterrupt: a signal stopped the run. For training, the message says how to resume it.
     """
     from emollama.config import load
     from emollama.logs.logger import get_logger
@@ -48,7 +48,8 @@ def run_model(arguments: argparse.Namespace, *, evaluate: bool) -> None:
         return
     with _resumable(config.run) if training else nullcontext():
         if processes > 1:
-            require_writable(Path(config.run.output_dir), "run.output_dir")  # before the processes take seconds to start
+            # Checked before worker processes start, which takes seconds.
+            require_writable(Path(config.run.output_dir), "run.output_dir")
             launch(arguments, processes)
             return
         runner = config.classes["run"](config, training=training)
@@ -61,7 +62,7 @@ def run_model(arguments: argparse.Namespace, *, evaluate: bool) -> None:
 
 @contextmanager
 def _resumable(run: Any) -> Iterator[None]:
-    """Choose the name of the run's folder, for this process and its workers; after an interrupt, say how the run resumes."""
+    """Choose the name of the run folder for this process and its workers; after an interrupt, say how to resume the run."""
     from emollama.paths import new_job_id
 
     before, job_id = os.environ.get(JOB_ID), run.job_id or new_job_id()
@@ -80,7 +81,7 @@ def _resumable(run: Any) -> Iterator[None]:
 
 
 def _when_interrupted(run: Any, job_id: str) -> str:
-    """Whether the run has saved a checkpoint, and the options that resume it."""
+    """Return the message after an interrupt, with the options that resume the run if it has saved a checkpoint."""
     if not any(Path(run.output_dir, job_id).glob("checkpoint_*.pth")):
         return "interrupted; this run has not saved a checkpoint yet"
     options = [] if run.job_id else [f"run.job_id={job_id}"]

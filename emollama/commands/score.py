@@ -1,10 +1,13 @@
-"""``emollama score``: files of answers of any model, scored side by side against what is true.
+"""Score files of answers, of any model, against references.
 
-Prints each metric with its 95% interval (bootstrap over the clips), differences from the first file on the clips that both have
-scores for, and what was odd about the answers. Answers are .jsonl files of a run, CSV tables (names,chi_reasons; name with
-prediction, english, label or openset; image_id,caption), COCO's results (.json), or .npz submissions; truth is a table of EMER, a
-table or list of labels, a table of words (openset), or captions (.json). An image_id is the image's number in COCO's captions, or
-the name of its file without or with the ending.
+The command prints each metric with its 95% confidence interval (bootstrap over samples), the differences of each file from the
+first one on the samples that both have, and a summary of invalid and missing answers.
+
+Answers are .jsonl files of a run, CSV tables (with the columns names,chi_reasons, or image_id,caption, or name and one of
+prediction, english, label and openset), COCO results (.json) or .npz submissions.
+
+References are a table of EMER, a table or list of labels, a table of emotion words (openset), or captions (.json). The image_id
+of a caption is the number of the image in a COCO file, or the name of the image file, with or without its extension.
 """
 
 from __future__ import annotations
@@ -21,32 +24,32 @@ if TYPE_CHECKING:
     from emollama.evaluation.scoring import Scoring, TaskScores
     from emollama.evaluation.statistics import Resampling
 
-HELP = "score files of answers side by side, with intervals and paired differences"
+HELP = "score files of answers, with confidence intervals and paired differences"
 EXAMPLE = "emollama score --predictions a.jsonl b.jsonl --truth truth.csv"
 DOCS = "docs/evaluation.md#score-files-side-by-side"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is scored, by which metrics and judge, and where the figures go."""
+    """Add the arguments of answers, references, metrics, judge and output."""
     add_answers(parser, required=True)
     add_judge(parser)
-    everything = "metrics to compute (default: all that answers and truth allow); the first ones lead the table"
-    parser.add_argument("--metrics", nargs="+", default=[], metavar="METRIC", help=everything)
-    parser.add_argument("--labels", nargs="+", metavar="LABEL", help="labels that answers may have (default: those of the truth)")
-    parser.add_argument("--aliases", nargs="+", default=[], metavar="WORD=LABEL", help="words that stand for a label: joy=happy")
-    rule = "how a label is read out of an answer (default: search, a whole word)"
+    metrics = "metrics to compute, in the order of the table (default: all that the answers and references allow)"
+    parser.add_argument("--metrics", nargs="+", default=[], metavar="METRIC", help=metrics)
+    parser.add_argument("--labels", nargs="+", metavar="LABEL", help="allowed labels (default: the labels of the references)")
+    aliases = "other words for a label, for example joy=happy"
+    parser.add_argument("--aliases", nargs="+", default=[], metavar="WORD=LABEL", help=aliases)
+    rule = "how to read the label of an answer. search: a whole word (default). exact: the whole answer. last_word: the last word"
     parser.add_argument("--answer-rule", choices=("search", "exact", "last_word"), default="search", help=rule)
-    several = "what an answer that names several labels is (default: invalid)"
+    several = "label of an answer that contains several labels (default: invalid)"
     parser.add_argument("--several-hits", choices=("invalid", "first", "last"), default="invalid", help=several)
-    synonyms = 'groups of synonyms for the ov metrics: JSON, [["happy", "glad"], ...], {"happy": ["glad"]} or {"glad": "happy"}'
+    synonyms = 'JSON file of synonyms for the ov metrics: [["happy", "glad"], ...], {"happy": ["glad"]} or {"glad": "happy"}'
     parser.add_argument("--synonyms", metavar="FILE", help=synonyms)
-    parser.add_argument("--wheels", metavar="FOLDER", help="emotion wheels in MERTools' layout, for the ew metrics")
-    parser.add_argument("--wheel-level", type=int, choices=(1, 2), default=1, help="level at which ew compares (default: 1)")
-    words = "how captions are split into words: ptb needs Java (default: auto, ptb where Java is)"
-    parser.add_argument("--caption-tokenizer", choices=("auto", "ptb", "treebank"), default="auto", help=words)
-    parser.add_argument(
-        "--output", metavar="FOLDER", help="write scores.json (everything) and scores.csv (a row a clip), new ones"
-    )
+    parser.add_argument("--wheels", metavar="FOLDER", help="emotion wheels for the ew metrics, in the layout of MERTools")
+    parser.add_argument("--wheel-level", type=int, choices=(1, 2), default=1, help="wheel level of the ew metrics (default: 1)")
+    tokenizer = "tokenizer of captions. ptb requires Java. auto: ptb if Java is installed, otherwise treebank (default)"
+    parser.add_argument("--caption-tokenizer", choices=("auto", "ptb", "treebank"), default="auto", help=tokenizer)
+    output = "folder to write: scores.json (all values) and scores.csv (one row per sample); existing files are an error"
+    parser.add_argument("--output", metavar="FOLDER", help=output)
     add_resampling(parser)
 
 
@@ -67,7 +70,7 @@ OPTIONS = {
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Score, print, and write where asked; messages name options, not the keys of a configuration."""
+    """Score the answers, print the tables and write the files. Messages name options instead of configuration keys."""
     from emollama.evaluation.judges.judge import JudgeUnreachable
     from emollama.evaluation.matching import match
     from emollama.evaluation.records import write_records
@@ -86,12 +89,12 @@ def run(arguments: argparse.Namespace) -> None:
     record = _record(arguments, matching, scoring, scores, resampling)
     write(_text(record, matching.truth.is_emer))
     if arguments.output:
-        written = write_records(Path(arguments.output), record, scores)
-        write(f"written: {', '.join(map(str, written))}\n")
+        paths = write_records(Path(arguments.output), record, scores)
+        write(f"written: {', '.join(map(str, paths))}\n")
 
 
 def _require_free(output: str) -> None:
-    """Check that the output can be written and replaces nothing, before anybody is asked anything."""
+    """Check that the output can be written and no file exists, before a judge is called, which costs time and money."""
     from emollama.errors import UserError
     from emollama.evaluation.records import WRITTEN
     from emollama.paths import require_new_file, require_writable
@@ -135,13 +138,13 @@ def _scoring(arguments: argparse.Namespace, matching: Matching, aliases: dict[st
 
 
 def _scores(scoring: Scoring, matching: Matching) -> dict[str, dict[str, TaskScores]]:
-    """task -> file -> its scores."""
+    """Return task -> file of answers -> scores."""
     scores: dict[str, dict[str, TaskScores]] = {task: {} for task in matching.tasks}
     for file in matching.files:
         tasks = [task for task, files in matching.tasks.items() if file in files]
-        found = scoring.score([answer for task in tasks for answer in matching.tasks[task][file].answers])
+        file_scores = scoring.score([answer for task in tasks for answer in matching.tasks[task][file].answers])
         for task in tasks:
-            scores[task][file] = found[task]
+            scores[task][file] = file_scores[task]
     return scores
 
 
@@ -154,7 +157,7 @@ def _record(
 ) -> dict[str, Any]:
     from emollama.evaluation.records import task_record
 
-    tasks = {task: {"files": task_record(found, matching.tasks[task], resampling)} for task, found in scores.items()}
+    tasks = {task: {"files": task_record(by_file, matching.tasks[task], resampling)} for task, by_file in scores.items()}
     judged = any("judge" in record for task in tasks.values() for record in task["files"].values())
     return {
         "predictions": arguments.predictions,
@@ -170,9 +173,9 @@ def _text(record: dict[str, Any], is_emer: bool) -> str:
     from emollama.evaluation import tables
 
     short = tables.short_names(record["predictions"])
-    lines = [*told, ""] if (told := tables.path_lines(short)) else []
-    for task, found in record["tasks"].items():
-        files = {short[file]: one for file, one in found["files"].items()}
+    lines = [*path_lines, ""] if (path_lines := tables.path_lines(short)) else []
+    for task, task_record in record["tasks"].items():
+        files = {short[file]: file_record for file, file_record in task_record["files"].items()}
         lines += [*tables.task_text(task, files), *tables.counts(files), "", *tables.name_lists(files), ""]
     if record["judge"]:
         lines += [tables.judge_line(record["judge"]), ""]

@@ -1,4 +1,4 @@
-"""``emollama train``: train the model of a YAML file, in one process or in several; train.py does the same under torchrun."""
+"""Train the model of a configuration, in one or several processes. ``torchrun train.py`` does the same."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import argparse
 from emollama.commands.running import add_arguments, run_model
 
 __all__ = ["add_arguments"]
-HELP = "train a model, in one process or in several"
+HELP = "train a model in one or several processes"
 EXAMPLE = "emollama train --cfg-path train_configs/custom.yaml"
 DOCS = "README.md#train"
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train, or evaluate if ``run.evaluate_only`` says so; or only check, with ``--dry-run``."""
+    """Train, or evaluate if ``run.evaluate_only`` is set; with ``--dry-run``, only check the configuration."""
     run_model(arguments, evaluate=False)
