@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
-import sys
+import subprocess
+from collections.abc import Callable
 from multiprocessing import util
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,6 @@ import pytest
 
 LIMIT = 10
 INTERPRETERS = ("python", "emollama")  # what their names begin with; a shell, ps or a small JVM costs next to nothing
-STARTS = ("subprocess.Popen", "os.posix_spawn", "os.spawn", "os.system")  # audit events
 
 
 class Launches:
@@ -30,21 +31,27 @@ class Launches:
         self._is_limited = config.getoption("markexpr") == "not slow and not gpu"
 
     def watch(self) -> None:
-        """Note what this process starts from now on, to its end."""
-        sys.addaudithook(self.note)
-        spawn = util.spawnv_passfds
+        """Note what this process starts from now on, to its end.
 
-        def noted(path: bytes, args: list[Any], passfds: list[int]) -> int:
-            self.note("os.spawn", (None, path, args, None))  # multiprocessing starts processes without an audit event
-            return spawn(path, args, passfds)
+        The functions that start processes are replaced, because an audit hook is called for millions of other events.
+        """
+        self._watch(subprocess.Popen, "__init__", lambda _, args, *more, **settings: _program(args, **settings))
+        self._watch(util, "spawnv_passfds", lambda path, *_: path)
+        self._watch(os, "posix_spawn", lambda path, *_, **__: path)
+        self._watch(os, "system", lambda command: command.split()[0])
 
-        util.spawnv_passfds = noted
+    def _watch(self, owner: Any, name: str, program_of: Callable[..., Any]) -> None:
+        start = getattr(owner, name)
 
-    def note(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """An audit hook."""
-        if event not in STARTS:
-            return
-        program = arguments[1] if event == "os.spawn" else arguments[0]
+        @functools.wraps(start)
+        def noted(*args: Any, **settings: Any) -> Any:
+            self.note(program_of(*args, **settings))
+            return start(*args, **settings)
+
+        setattr(owner, name, noted)
+
+    def note(self, program: str | bytes | os.PathLike[str]) -> None:
+        """Add a program that is started, if it is an interpreter."""
         name = Path(os.fsdecode(program)).name
         if name.startswith(INTERPRETERS) and not self._is_controller:
             self.started.append(f"{self._test}: {name}")
@@ -76,3 +83,10 @@ class Launches:
     def excess(self) -> bool:
         """Whether the default tests started too many."""
         return self._is_limited and len(self.started) > LIMIT
+
+
+def _program(args: Any, *, executable: Any = None, shell: bool = False, **_: Any) -> Any:
+    """What a call of ``subprocess.Popen`` starts."""
+    if shell:
+        return executable or "/bin/sh"
+    return executable or (args if isinstance(args, str | bytes | os.PathLike) else args[0])

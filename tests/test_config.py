@@ -11,6 +11,7 @@ import os
 import pytest
 import yaml
 from helpers import golden_tree, loaded, write
+from omegaconf import OmegaConf
 
 from emollama import config
 from emollama.commands import config as show
@@ -284,10 +285,22 @@ def test_what_is_not_the_files_fault_is_not_reported_as_bad_yaml(tmp_path, monke
     def interrupted(*arguments, **keys):
         raise failure
 
-    monkeypatch.setattr("emollama.config.reading.OmegaConf.load", interrupted)
+    monkeypatch.setattr("emollama.config.reading.get_yaml_loader", interrupted)
     with pytest.raises(type(failure)) as error:
         loaded(tmp_path, small())
     assert error.value is failure
+
+
+def test_plain_files_and_values_that_skip_omegaconfs_checks_are_what_these_would_give(tmp_path, monkeypatch):
+    tree = golden_tree(tmp_path) | {"paths": {"a": 1, "b": [True, None, 1e-3]}}
+    tree["datasets"]["golden"]["task_pool"] = {"emotion": 1, "reason": 2}
+    options = ("run.amp=True", "run.init_lr=1", "datasets.golden.task_pool={reason: 0.5}", "model.ckpt=null")
+    fast = loaded(tmp_path, tree, *options)
+    for module in ("reading", "merging"):
+        monkeypatch.setattr(f"emollama.config.{module}.is_plain", lambda node: False)
+    slow = loaded(tmp_path, tree, *options)
+    assert OmegaConf.to_yaml(fast.tree) == OmegaConf.to_yaml(slow.tree)
+    assert (fast.resolved(), fast.sources, fast.run, fast.datasets) == (slow.resolved(), slow.sources, slow.run, slow.datasets)
 
 
 def test_a_path_that_is_not_a_regular_file_is_named_with_its_kind(tmp_path, monkeypatch):

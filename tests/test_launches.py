@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+from multiprocessing import util
 from types import SimpleNamespace
 
 import conftest
@@ -26,12 +29,8 @@ def status(launches, config=None):
 def test_interpreters_are_counted_with_their_tests_and_other_programs_are_not():
     launches = watcher()
     launches.pytest_runtest_logstart("tests/test_x.py::test_y")
-    launches.note("subprocess.Popen", (sys.executable, ["python"], None, None))
-    launches.note("os.spawn", (None, b"/usr/bin/python3", [], None))
-    launches.note("os.system", (b"python -V",))
-    for program in ("bash", "/usr/bin/ps", "nvidia-smi"):
-        launches.note("subprocess.Popen", (program, [program], None, None))
-    launches.note("open", (sys.executable, "r", 0))
+    for program in (sys.executable, b"/usr/bin/python3", "emollama", "bash", "/usr/bin/ps", "nvidia-smi"):
+        launches.note(program)
     assert [line.partition(": ")[0] for line in launches.started] == ["tests/test_x.py::test_y"] * 3
 
 
@@ -44,7 +43,7 @@ def test_too_many_interpreters_fail_the_default_tests_only():
 
 def test_the_controller_counts_what_its_workers_started_and_not_the_workers():
     controller, config = watcher(dist="loadgroup"), SimpleNamespace(workeroutput={})
-    controller.note("subprocess.Popen", (sys.executable, ["python"], None, None))
+    controller.note(sys.executable)
     assert controller.started == []
     worker = watcher(workerinput={})
     worker.started = ["x"] * (LIMIT + 1)
@@ -54,11 +53,22 @@ def test_the_controller_counts_what_its_workers_started_and_not_the_workers():
     assert status(controller) == 1
 
 
-def test_this_process_is_watched(request):
+def test_this_process_is_watched(request, tmp_path):
     launches = request.config.pluginmanager.get_plugin("launches")
-    before = len(launches.started)
-    sys.audit("subprocess.Popen", sys.executable, ["python"], None, None)
+    before, absent = len(launches.started), str(tmp_path / "python")
+    starts = (
+        lambda: subprocess.run([absent]),
+        lambda: subprocess.Popen(args=[sys.executable], executable=absent),
+        lambda: os.posix_spawn(absent, [absent], {}),
+        lambda: util.spawnv_passfds(b"python", [], ["not a number"]),
+    )
+    for start in starts:
+        with pytest.raises((FileNotFoundError, ValueError)):
+            start()
+        assert launches.started.pop() == f"{request.node.nodeid}: python"
+    assert os.system("python_that_is_absent 2> /dev/null") != 0
     assert launches.started.pop().startswith(request.node.nodeid)
+    subprocess.run("true", shell=True, check=True)
     assert len(launches.started) == before
 
 

@@ -42,6 +42,15 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, node
 
 
+def is_plain(node: Any) -> bool:
+    """Return whether a tree has only text keys, lists and scalars, and no text that OmegaConf interprets."""
+    if isinstance(node, dict):
+        return all(type(key) is str and is_plain(value) for key, value in node.items())
+    if isinstance(node, list):
+        return all(map(is_plain, node))
+    return node is None or type(node) in (bool, int, float) or (type(node) is str and "${" not in node and node != "???")
+
+
 def drop_removed(layers: list[Layer]) -> None:
     """Remove the labelled blocks that a later layer sets to null, as in ``evaluation_datasets.x=null``.
 

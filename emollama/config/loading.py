@@ -12,22 +12,20 @@ Layers are merged one at a time, so that an error can name the layer and the key
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
-import functools
 import logging
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, KeyValidationError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from emollama.config import compat
 from emollama.config.blocks import ConfigBlock, chosen_blocks
-from emollama.config.key_hints import key_hint, top_level_hint
+from emollama.config.key_hints import top_level_hint
 from emollama.config.layers import (
     GROUPS,
     Layer,
@@ -36,6 +34,7 @@ from emollama.config.layers import (
     leaves,
     merged_plain,
 )
+from emollama.config.merging import empty_node, merge_layer
 from emollama.config.omegaconf_errors import first_line, unresolved
 from emollama.config.reading import read_options, read_yaml
 from emollama.config.user_modules import import_user_modules
@@ -135,7 +134,7 @@ def _merged(untranslated: list[Layer], needs_model: bool = True) -> RunConfig:
         OmegaConf.update(tree, name, merged_plain(layers, name), force_add=True)
     for block in blocks:
         for layer in _block_layers(block, layers):
-            _merge_layer(block, layer, blocks)
+            merge_layer(block, layer, blocks)
         OmegaConf.update(tree, block.path, block.node, force_add=True)
     return _resolved(tree, blocks, layers)
 
@@ -153,7 +152,7 @@ def from_plain(tree: dict[str, Any], name: str) -> RunConfig:
 
 def _block_layers(block: ConfigBlock, layers: list[Layer]) -> Iterator[Layer]:
     """Yield the layers of one block in order of precedence, the preset first."""
-    block.node = _empty(block)
+    block.node = empty_node(block)
     preset = block.selectors.get("preset")
     if preset is not None:
         folder = PRESETS / ("models" if block.kind == "model" else "datasets")
@@ -167,66 +166,6 @@ def _block_layers(block: ConfigBlock, layers: list[Layer]) -> Iterator[Layer]:
     for layer in layers:
         keys = layer.tree.get(group, {})
         yield Layer(layer.name, keys.get(label, {}) if label else keys, layer.old_keys)
-
-
-def _empty(block: ConfigBlock) -> DictConfig:
-    """Return a new typed node with the block's selectors and the fields of its Config classes at their defaults."""
-    return copy.deepcopy(_structured(tuple(block.configs), tuple(block.selectors.items())))
-
-
-@functools.lru_cache(maxsize=256)
-def _structured(config_classes: tuple[type, ...], selectors: tuple[tuple[str, str | None], ...]) -> DictConfig:
-    """Build the node that :func:`_empty` copies. Building it takes several times as long as copying it."""
-    fields: list[Any] = [(key, str | None, field(default=value)) for key, value in selectors]
-    for config_class in config_classes:
-        hints = typing.get_type_hints(config_class)
-        for item in dataclasses.fields(config_class):
-            fields.append((item.name, hints[item.name], field(default=item.default, default_factory=item.default_factory)))
-    return typing.cast("DictConfig", OmegaConf.structured(dataclasses.make_dataclass("Block", fields, kw_only=True)))
-
-
-def _merge_layer(block: ConfigBlock, layer: Layer, blocks: list[ConfigBlock]) -> None:
-    """Merge one layer into the block's node and record the sources of its values.
-
-    Raises:
-        UserError: a key is unknown, or a value has the wrong type.
-    """
-    keys = [str(key) for key in block.node]
-    values: dict[str, Any] = {}
-    for name, value in layer.tree.items():
-        path = f"{block.path}.{name}"
-        key_in_file = layer.old_keys.get(path, str(name))
-        if name not in keys:
-            reason = compat.WITHOUT_EFFECT[block.kind].get(name)
-            if reason is None:
-                hint = key_hint(key_in_file.rpartition(".")[2], block, blocks)
-                raise UserError(f"{layer.name}: unknown key '{block.path}.{key_in_file}'.{hint}")
-            block.without_effect[f"{block.path}.{key_in_file}"] = reason
-            continue
-        values[name] = value
-        block.sources |= dict.fromkeys((key for key, _ in leaves(value, path)), layer.source(path))
-    try:
-        # All keys are merged at once, because every merge visits the whole block.
-        if values:
-            block.node.merge_with(values)
-    except (OmegaConfBaseException, TypeError) as error:
-        raise _merge_error(block, layer, values, error) from None
-
-
-def _merge_error(block: ConfigBlock, layer: Layer, values: dict[str, Any], error: Exception) -> UserError:
-    """Return the error for the first value that cannot be merged, which merging the values one by one finds."""
-    name = ""
-    for key, value in values.items():
-        try:
-            _empty(block).merge_with({key: value})
-        except (OmegaConfBaseException, TypeError) as key_error:
-            name, error = key, key_error
-            break
-    key_in_file = layer.old_keys.get(f"{block.path}.{name}") or getattr(error, "full_key", None) or name
-    quotes = ". Write it in quotes." if isinstance(error, KeyValidationError) else ""
-    types = {item.name: item.type for config_class in block.configs for item in dataclasses.fields(config_class)}
-    expected = f" (expected {types[name]})" if name in types else ""
-    return UserError(f"{layer.name}: '{block.path}.{key_in_file}': {first_line(error)}{expected}{quotes}")
 
 
 def _resolved(tree: DictConfig, blocks: list[ConfigBlock], layers: list[Layer]) -> RunConfig:

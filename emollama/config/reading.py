@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf._yaml import get_yaml_loader
 
-from emollama.config.layers import TOP_LEVEL
+from emollama.config.layers import TOP_LEVEL, is_plain
 from emollama.config.omegaconf_errors import UNREADABLE, yaml_problem
 from emollama.config.packaged import find_shipped
 from emollama.errors import UserError
@@ -33,6 +34,10 @@ def read_yaml(path: str) -> dict[str, Any]:
         raise UserError(f"--cfg-path: cannot read '{path}': {error.strerror or error}.") from None
     keys = f"A configuration is a YAML mapping with the keys {', '.join(TOP_LEVEL)}."
     try:
+        tree = yaml.load(io.StringIO(text), Loader=get_yaml_loader())
+        # OmegaConf checks interpolations and types, and copies what aliases share. Most files have nothing of these.
+        if isinstance(tree, dict) and tree and is_plain(tree) and "&" not in text:
+            return tree
         loaded = OmegaConf.load(io.StringIO(text))
         if not loaded and yaml.safe_load(text) is None:
             raise UserError(f"{path}: the file is empty{' except for comments' if text.strip() else ''}. {keys}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import itertools
 import textwrap
@@ -181,12 +182,14 @@ def _default(item: dataclasses.Field[Any]) -> str:
 def _field_texts(config: Any) -> dict[str, str]:
     """Return the string literal below each field, from the source of the class that declares the field."""
     texts: dict[str, str] = {}
-    for cls in reversed([cls for cls in config.__mro__ if dataclasses.is_dataclass(cls)]):
+    classes: list[type] = [cls for cls in config.__mro__ if dataclasses.is_dataclass(cls)]
+    for cls in reversed(classes):
         texts |= _own_texts(cls)
     return texts
 
 
-def _own_texts(config: Any) -> dict[str, str]:
+@functools.cache
+def _own_texts(config: type) -> dict[str, str]:
     (body,) = (node for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(config)))) if isinstance(node, ast.ClassDef))
     texts = {}
     for field, text in zip(body.body, body.body[1:], strict=False):

@@ -21,7 +21,10 @@ def set_up(is_main: bool) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
         logger.propagate = False
-    logger.setLevel(log_level(is_main=is_main))
+    level = log_level(is_main=is_main)
+    # Setting a level visits every logger of the process, which are hundreds with transformers.
+    if logger.level != level:
+        logger.setLevel(level)
 
 
 def log_metrics(metrics: dict[str, float | None], before: str = "") -> None:
