@@ -215,7 +215,7 @@ def test_a_label_may_hold_dashes_and_digits(tmp_path):
     [
         ("model.lora_r=0", "model: lora_r is 0"),
         ("model.prompt_template=Hello", "model: prompt_template 'Hello' must contain {} exactly once"),
-        ("model.image_size=100", "model: image_size 100"),
+        ("model.image_size=100", "model: image_size is 100"),
         ("model.lora_dropout=1.0", "model: lora_dropout is 1.0"),
         ("run.job_id=a/b", "run: job_id 'a/b'"),
         ("run.keep_last=0", "run: keep_last is 0"),
