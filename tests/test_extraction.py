@@ -49,7 +49,7 @@ WHY = {
     "empty": "no clip",
     "broken": "OSError: a bad sector",
     "heavy": "RuntimeError: too heavy",
-    "endless": "features that are no finite numbers with precision fp32, dtype float32",
+    "endless": "features are not finite with precision fp32 and dtype float32",
 }
 
 
@@ -248,13 +248,13 @@ def test_finished_clips_are_not_redone(place):
     assert len(after) == 9 and all(after[file] == inode for file, inode in before.items())
 
 
-def test_where_there_is_no_terminal_lines_tell_how_far_it_is(place, told, monkeypatch):
+def test_without_a_terminal_lines_show_the_progress(place, told, monkeypatch):
     monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
     extract(configured(place))  # three groups; when the first one is encoded, nothing is written yet
     assert [line.split(" clips")[0] for line in told if " of 9 clips (" in line] == [f"bytes: {done} of 9" for done in (3, 6, 9)]
 
 
-def test_given_faces_stand_in_the_manifest_for_the_keys_that_find_some(tmp_path):
+def test_face_images_replace_the_keys_of_face_detection_in_the_manifest(tmp_path):
     clip = encoding.face_clip(tmp_path, "anna", 3)
     (tmp_path / "videos").mkdir()
     write_video(tmp_path / "videos/anna.mp4")
@@ -278,7 +278,7 @@ def test_given_faces_stand_in_the_manifest_for_the_keys_that_find_some(tmp_path)
 LLM = {"arch": "minigpt_v2", "llama_model": "nowhere", "slot_dims": {"image": 24, "face": 24}, "image_size": 28}
 TWO = {"bytes": {}, "other": {"type": "bytes"}}
 REFUSED = {
-    "no encoder": ({"encoders": {}}, ["'encoders' has no block"]),
+    "no encoder": ({"encoders": {}}, ["encoders: contains no encoder. Add one"]),
     "one folder": ({"encoders": {"bytes": {}, "grid": {"folder": "bytes"}}}, ["encoders.bytes", "encoders.grid", "same folder"]),
     "one slot": ({"encoders": TWO | {"other": {"type": "bytes", "folder": "b"}}}, ["encoders.bytes", "same slot, 'face'"]),
     "a way out": ({"encoders": {"bytes": {"folder": "../b"}}}, ["encoders.bytes.folder"]),
@@ -340,7 +340,7 @@ def test_a_video_whose_name_is_no_utf_8_is_refused(place):
 def test_a_list_none_of_whose_clips_has_a_video_is_refused(place):
     (place / "list.txt").write_text("clip_0.mp4\nclip_1.mp4\n")
     text = refusal(configured(place, annotation_file=str(place / "list.txt")))
-    assert "none of the 2 clips" in text and "which have no endings" in text and not (place / "out").exists()
+    assert "none of the 2 clips" in text and "write the names without extensions" in text and not (place / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -354,7 +354,7 @@ def test_a_list_none_of_whose_clips_has_a_video_is_refused(place):
     ],
 )
 @pytest.mark.parametrize("stored_as", ["npy", "packed"])
-def test_features_made_otherwise_are_not_mixed(place, change, words, stored_as):
+def test_features_with_other_settings_are_not_mixed(place, change, words, stored_as):
     extract(configured(place, stored_as=stored_as))
     add_clips(place, ["later"])
     if change == "weights":
@@ -368,12 +368,12 @@ def test_features_made_otherwise_are_not_mixed(place, change, words, stored_as):
 
 @pytest.mark.parametrize("stored_as", ["npy", "packed"])
 @pytest.mark.parametrize("then", ["npy", "packed"])
-def test_a_run_that_made_nothing_does_not_stand_in_the_way_of_a_corrected_one(place, stored_as, then):
+def test_an_extraction_without_arrays_does_not_block_a_corrected_one(place, stored_as, then):
     video = place / "videos/clip_0.mp4"
     content = video.read_text()
     for path in (place / "videos").rglob("*.mp4"):
         path.write_text("no clip")
-    assert "no features could be extracted" in refusal(configured(place, stored_as=stored_as))
+    assert "could not process any clip" in refusal(configured(place, stored_as=stored_as))
     video.write_text(content)
     extract(configured(place, encoders={"bytes": {"layers": [-2]}}, stored_as=then))
     assert Manifest.read(str(place / "out/bytes")).recipe["layers"] == [-2]
@@ -404,11 +404,11 @@ def test_weights_of_a_later_encoder_are_looked_at_before_the_first_one_begins(pl
     assert not (place / "out").exists()
 
 
-def test_arrays_of_which_nobody_knows_how_they_were_made_are_not_mixed_with(place):
+def test_arrays_without_a_manifest_are_not_mixed(place):
     (place / "out/bytes").mkdir(parents=True)
     np.save(place / "out/bytes/old.npy", np.zeros(24, np.float32))
     before = contents(place / "out")
-    assert "holds arrays and no manifest.json" in refusal(configured(place))
+    assert "contains arrays but no manifest.json" in refusal(configured(place))
     assert contents(place / "out") == before
 
 
@@ -428,14 +428,14 @@ def test_one_folder_is_not_stored_in_two_ways(place, first, second):
     assert contents(place / "out") == before
 
 
-def test_other_versions_of_libraries_are_told_and_go_on(place, told):
+def test_other_versions_of_libraries_are_logged_and_the_extraction_continues(place, told):
     extract(configured(place))
     manifest = json.loads((place / "out/bytes/manifest.json").read_text())
     manifest["versions"]["timm"] = "0.1"
     (place / "out/bytes/manifest.json").write_text(json.dumps(manifest))
     add_clips(place, ["later"])
     extract(configured(place))
-    assert any("begun with other versions" in line and "timm: '0.1'" in line for line in told)
+    assert any("with other versions" in line and "timm: '0.1'" in line for line in told)
     assert (place / "out/bytes/later.npy").exists()
 
 
@@ -459,7 +459,7 @@ def test_clips_that_fail_are_rows_and_zeros_where_wanted_and_the_others_are_done
     assert rows(place)["grid", "text"]["slot"] == "image"
     summary = next(line for line in told if line.startswith("bytes: 14 clips,"))
     assert "9 done now" in summary and "5 failed" in summary and "\n  2 no clip" in summary
-    assert f"10 failed: {place}/out/failures.csv says which and why" in told[-1]
+    assert f"10 failed. {place}/out/failures.csv lists them with reasons" in told[-1]
 
 
 @pytest.mark.parametrize("stored_as", ["npy", "packed"])
@@ -519,18 +519,18 @@ def test_an_encoder_that_does_not_keep_its_word_is_an_error_and_the_finished_cli
 def test_too_little_memory_of_the_device_is_an_error_with_its_keys_and_the_finished_clips_stay(place):
     add_clips(place, ["small"], "clip hungry")
     text = refusal(configured(place))
-    assert "encoders.bytes.batch_size: 3" in text and "encoders.bytes.precision" in text
+    assert "encoders.bytes.batch_size: " in text and "too small for 3 clips" in text and "encoders.bytes.precision" in text
     assert len(list((place / "out").rglob("*.npy"))) >= 6
 
 
 def test_an_encoder_that_makes_nothing_of_any_clip_fails_the_run_and_the_others_arrays_stay(place):
     eva = {"weights": str(GOLDEN / "vision/eva_tiny.safetensors"), "image_size": 112}
     told = refusal(configured(place, encoders={"eva": eva, "bytes": {}}))
-    assert "no features could be extracted by encoders.eva, of any clip" in told and "failures.csv" in told
+    assert "encoders.eva: could not process any clip" in told and "failures.csv" in told
     assert len(list((place / "out/bytes").rglob("*.npy"))) == 9
 
 
-def test_peaks_without_a_file_that_says_where_they_are_are_refused_before_anything_is_written(place):
+def test_peaks_without_a_peak_file_are_refused_before_anything_is_written(place):
     eva = {"weights": str(GOLDEN / "vision/eva_tiny.safetensors"), "image_size": 112, "frame_selection": "peak"}
     told = refusal(configured(place, encoders={"eva": eva}))
     assert "encoders.eva.frame_selection: peak needs extraction.peak_index_path" in told
@@ -543,13 +543,13 @@ def test_reasons_that_differ_in_a_number_alone_are_counted_together():
     assert text.splitlines()[1:] == ["  2 no face found in n of its frames", "  1 cut"]
 
 
-def test_a_run_that_gets_nothing_done_fails_and_says_where_to_look(place):
+def test_an_extraction_without_any_result_fails_and_names_the_list(place):
     for path in (place / "videos").rglob("*.mp4"):
         path.write_text("no clip at all")
     ((status, told),) = together(place, configured(place), 1)
-    assert status == 1 and "error: no features could be extracted" in told and "Traceback" not in told
+    assert status == 1 and "error: encoders.bytes: could not process any clip" in told and "Traceback" not in told
     assert f"{place}/out/failures.csv" in told
-    assert "no features could be extracted" in refusal(configured(place, output=str(place / "packed"), stored_as="packed"))
+    assert "could not process any clip" in refusal(configured(place, output=str(place / "packed"), stored_as="packed"))
 
 
 # Packed
@@ -846,11 +846,11 @@ def test_two_processes_share_the_clips_and_write_what_one_alone_does(real):
     assert "meeting: 9 clips, 0 done before, 9 done now (" in said
 
 
-def test_an_error_of_one_process_alone_is_told_once_and_the_others_end_without_a_word(place):
+def test_an_error_of_one_process_alone_is_reported_once_and_the_others_end_silently(place):
     encoders = many(place, 100) | {"bytes": {"seconds": 0.2, "hungry_process": 1}}
     (status, said), (other, silent) = together(place, configured(place, encoders=encoders, num_workers=1), 2)
     assert (status, other) == (1, 1)
-    assert said.count("error: encoders.bytes.batch_size: 3 is more than the device's memory holds") == 1
+    assert said.count("error: encoders.bytes.batch_size: the memory of the device is too small for 3 clips") == 1
     assert "Traceback" not in said + silent and "error" not in silent, said + silent
     assert len([*(place / "out").rglob("*.npy")]) < 100, "the other one takes no more clips"
 
@@ -858,9 +858,9 @@ def test_an_error_of_one_process_alone_is_told_once_and_the_others_end_without_a
 def test_arrays_that_others_wrote_and_the_first_process_does_not_see_are_an_error(tmp_path):
     arrays = ArrayWriter(tmp_path, "bytes", packed=False)
     arrays.write("a/b", np.zeros(4))
-    arrays.require(["a/b"])
-    with pytest.raises(UserError, match="does not see 1 arrays that others wrote, such as 'c.npy'.*all machines share"):
-        arrays.require(["a/b", "c"])
+    arrays.require_visible(["a/b"])
+    with pytest.raises(UserError, match="cannot see 1 arrays of other ranks, such as 'c.npy'.*all machines share"):
+        arrays.require_visible(["a/b", "c"])
 
 
 @pytest.mark.slow

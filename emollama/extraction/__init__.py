@@ -1,1 +1,1 @@
-"""Features of many videos: which clips are left to do, the work shared out, failures, what is written beside the arrays."""
+"""Extract features of many videos: remaining clips, distribution over processes, failures, arrays and manifests."""

@@ -1,8 +1,9 @@
-"""Where an encoder's arrays go: a folder of .npy files; on the way to packed shards, a folder of parts beside it.
+"""Write the arrays of an encoder, as a folder of .npy files or as packed shards.
 
-To be packed, arrays lie in ``<folder>.npy_parts/`` until every clip is done or failed. They are then packed into ``<folder>/``,
-together with what an earlier run packed, which is moved into the parts (:data:`EARLIER`) meanwhile. A run that is killed at
-any moment leaves each array in one of these places, where the next one finds it.
+With packed shards, arrays are first written to ``<folder>.npy_parts/``. After every clip is done or has failed, they are packed
+into ``<folder>/``. Shards of an earlier extraction are moved into the folder of parts (:data:`EARLIER`) and packed again
+together with the new arrays. If a process is killed, each finished array is in one of these folders, where the next extraction
+finds it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from emollama.errors import UserError
-from emollama.extraction.disk import writing
+from emollama.extraction.disk import write_errors
 from emollama.logs.console import Progress
 from emollama.logs.logger import get_logger
 from emollama.paths import atomic_write, new_folder, temporary_prefix
@@ -31,107 +32,134 @@ from emollama.stores.tars import is_tar_path
 
 PARTS, EARLIER = ".npy_parts", ".packed"
 SHARD_BYTES = 2**30
-_LEFT = re.compile(r"\..+\.(npy|json)\.tmp\d+")  # what a killed process was writing
+_TEMPORARY = re.compile(r"\..+\.(npy|json)\.tmp\d+")  # unfinished files of killed processes
 
 
 class ArrayWriter:
-    """The arrays of one encoder.
+    """Writes the arrays of one encoder.
 
     Args:
-        output: folder of the extraction.
-        folder: of this encoder, below it.
-        packed: whether they end in packed shards.
+        output: output folder of the extraction.
+        folder: name of the encoder's folder in it.
+        packed: pack the arrays into shards at the end.
+
+    Attributes:
+        folder: the encoder's folder.
+        packed: whether the arrays are packed into shards at the end.
+        parts: the folder of arrays that are not packed yet.
+        target: the folder that .npy files are written to: ``parts`` if ``packed``, otherwise ``folder``.
     """
 
     def __init__(self, output: Path, folder: str, *, packed: bool) -> None:
         self.folder, self.packed = output / folder, packed
         self.parts = output / f"{folder}{PARTS}"
-        self.place = self.parts if packed else self.folder
+        self.target = self.parts if packed else self.folder
         self._dropped: set[str] = set()
 
-    def require_fit(self, manifest: Manifest) -> None:
-        """Refuse a place whose arrays this run would make or store otherwise; a manifest alone is no reason. Writes nothing.
+    def require_compatible(self, manifest: Manifest) -> None:
+        """Check that existing arrays have the same settings and storage format. Write nothing.
+
+        A manifest without arrays may have other settings.
+
+        Args:
+            manifest: the settings of this extraction.
 
         Raises:
-            UserError: every difference, and the remedy.
+            UserError: existing arrays have other settings (all are listed), another format, or no manifest.
         """
         shards = is_packed(str(self.folder)) or is_tar_path(str(self.folder))
-        if self.packed and not shards and not _is_bare(self.folder):
-            text = f"{self.folder}: holds files that are no packed shards, and extraction.stored_as is packed."
+        if self.packed and not shards and not _is_unused(self.folder):
+            text = f"{self.folder}: contains files other than packed shards, but extraction.stored_as is packed."
             raise UserError(f"{text} Set stored_as: npy (emollama pack packs them later), or name another folder.")
-        if not self.packed and (shards or not _is_bare(self.parts)):
-            text = f"{self.folder if shards else self.parts}: written by stored_as: packed, and extraction.stored_as is npy."
-            raise UserError(f"{text} Set it back, name another folder, or delete that one.")
-        for place in self._places():
-            _require_same_manifest(place, manifest)
+        if not self.packed and (shards or not _is_unused(self.parts)):
+            written = self.folder if shards else self.parts
+            text = f"{written}: was written with stored_as: packed, but extraction.stored_as is npy."
+            raise UserError(f"{text} Set it to packed, name another folder, or delete that one.")
+        for folder in self._array_folders():
+            _require_same_manifest(folder, manifest)
 
     def open(self, manifest: Manifest) -> None:
-        """Make the place ready: nothing half-written by killed runs, and a manifest beside the arrays to come."""
-        for place in (self.folder, self.parts):
-            for left in place.parent.glob(f"{temporary_prefix(place)}*"):
-                shutil.rmtree(left, ignore_errors=True)
-        for path in _files(self.place):
-            if _LEFT.fullmatch(os.path.basename(path)):
+        """Prepare the folders: remove unfinished files of killed processes, and write the manifest.
+
+        Args:
+            manifest: the settings of this extraction. If there are arrays, their manifest, which is equal except for versions of
+                libraries, is written again instead.
+
+        Raises:
+            UserError: the manifest cannot be written.
+        """
+        for folder in (self.folder, self.parts):
+            for leftover in folder.parent.glob(f"{temporary_prefix(folder)}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+        for path in _files(self.target):
+            if _TEMPORARY.fullmatch(os.path.basename(path)):
                 os.unlink(path)
         other = self.folder if self.packed else self.parts
-        with writing(self.place):
-            held = [Manifest.read(str(place)) for place in self._places() if _has_arrays(place)]
-            if other.exists() and _is_bare(other):
+        with write_errors(self.target):
+            existing = [Manifest.read(str(folder)) for folder in self._array_folders() if _has_arrays(folder)]
+            if other.exists() and _is_unused(other):
                 shutil.rmtree(other.resolve())
-            (held[0] if held and held[0] else manifest).write(self.place)
+            (existing[0] if existing and existing[0] else manifest).write(self.target)
 
-    def _places(self) -> tuple[Path, Path, Path]:
-        """Where arrays may lie."""
+    def _array_folders(self) -> tuple[Path, Path, Path]:
+        """Return the folders that may contain arrays."""
         return self.folder, self.parts, self.parts / EARLIER
 
     def stores(self) -> dict[str, ArrayStore]:
-        """The clips that have an array, and where it lies; of two the newer one."""
-        found: dict[str, ArrayStore] = {}
+        """Return clip name -> store of its array. If a clip has several arrays, the store of the newest one is returned."""
+        stores: dict[str, ArrayStore] = {}
         for shards in (self.parts / EARLIER, self.folder) if self.packed else ():
             if is_packed(str(shards)):
                 store = PackedStore.open(shards)
-                found |= dict.fromkeys(store.names(), store)
-        return found | dict.fromkeys(_npy_names(self.place), NpyFolder(self.place, frozenset()))
+                stores |= dict.fromkeys(store.names(), store)
+        return stores | dict.fromkeys(_npy_names(self.target), NpyFolder(self.target, frozenset()))
 
     def write(self, name: str, array: np.ndarray) -> None:
-        """Write a clip's .npy file, whole or not at all.
+        """Write the .npy file of a clip, completely or not at all.
 
         Raises:
-            UserError: the disk is full, or refuses otherwise.
+            UserError: the disk is full, or the file cannot be written for another reason.
         """
-        raw = io.BytesIO()  # numpy writes arrays into files by a call that does not say why it failed
-        np.lib.format.write_array(raw, array, allow_pickle=False)
-        with writing(self.place), atomic_write(self.place / f"{name}.npy", "wb") as file:
-            file.write(raw.getbuffer())
+        # numpy's error for a failed write into a file does not contain the reason. The file object's own write does.
+        buffer = io.BytesIO()
+        np.lib.format.write_array(buffer, array, allow_pickle=False)
+        with write_errors(self.target), atomic_write(self.target / f"{name}.npy", "wb") as file:
+            file.write(buffer.getbuffer())
 
-    def require(self, names: list[str]) -> None:
-        """Check that this process sees what all processes wrote.
+    def require_visible(self, names: list[str]) -> None:
+        """Check that this process can see the arrays that all processes wrote.
+
+        Args:
+            names: the clips whose arrays were written.
 
         Raises:
-            UserError: it does not, as where each machine writes to a disk of its own.
+            UserError: it cannot, for example because each machine writes to its own disk.
         """
-        there = {*_npy_names(self.place)}
-        if unseen := [name for name in names if name not in there]:
-            text = (
-                f"{self.place}: the first process does not see {len(unseen)} arrays that others wrote, such as '{unseen[0]}.npy'."
-            )
-            raise UserError(f"{text} extraction.output must be one folder on a disk that all machines share.")
+        visible = {*_npy_names(self.target)}
+        if invisible := [name for name in names if name not in visible]:
+            text = f"{self.target}: rank 0 cannot see {len(invisible)} arrays of other ranks, such as '{invisible[0]}.npy'."
+            raise UserError(f"{text} extraction.output must be a folder on a disk that all machines share.")
 
-    def settle(self, failed: list[str], zeros: np.ndarray | None) -> None:
-        """What becomes of clips that failed: an array of zeros in their place, or none, though an earlier run wrote zeros."""
+    def handle_failures(self, failed: list[str], zeros: np.ndarray | None) -> None:
+        """Write zeros for clips that failed, or remove the zeros that an earlier extraction wrote for them.
+
+        Args:
+            failed: names of the clips.
+            zeros: the array to write; None to leave the clips without an array.
+        """
         stores = self.stores()
         for name in failed:
             if zeros is not None and name not in stores:
                 self.write(name, zeros)
             elif zeros is None and name in stores and not stores[name].load(name).any():
-                (self.place / f"{name}.npy").unlink(missing_ok=True)
+                (self.target / f"{name}.npy").unlink(missing_ok=True)
                 self._dropped.add(name)
 
     def finish(self) -> None:
-        """Pack the arrays, where they are to be packed and anything is new.
+        """Pack the arrays if ``packed`` is set and there is something new.
 
         Raises:
-            UserError: the disk is full, or refuses otherwise; the parts are kept.
+            UserError: the disk is full, or files cannot be written for another reason. The folder of parts then remains.
         """
         if not self.packed:
             return
@@ -139,8 +167,9 @@ class ArrayWriter:
         if self.folder.exists() and not self._dropped and not earlier.exists() and not any(_npy_names(self.parts)):
             return self._remove_parts()
         if is_packed(str(self.folder)):
-            with writing(self.parts):
-                shutil.rmtree(earlier, ignore_errors=True)  # packed again already: the run was killed before this was removed
+            with write_errors(self.parts):
+                # If both exist, the folder already contains the earlier shards: a process was killed before it removed them.
+                shutil.rmtree(earlier, ignore_errors=True)
                 os.replace(self.folder, earlier)
         stores = self.stores()
         sources = {name: stores[name] for name in sorted(stores) if name not in self._dropped}
@@ -152,47 +181,48 @@ class ArrayWriter:
             self._remove_parts()
 
     def _remove_parts(self) -> None:
-        """At once, as others see it."""
-        gone = self.parts.with_name(f"{temporary_prefix(self.parts)}{os.getpid()}")
-        os.replace(self.parts, gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        # Renamed first: a process that is killed while it deletes files must not leave an incomplete folder of parts.
+        renamed = self.parts.with_name(f"{temporary_prefix(self.parts)}{os.getpid()}")
+        os.replace(self.parts, renamed)
+        shutil.rmtree(renamed, ignore_errors=True)
 
 
-def _require_same_manifest(place: Path, manifest: Manifest) -> None:
-    if not _has_arrays(place):
+def _require_same_manifest(folder: Path, manifest: Manifest) -> None:
+    if not _has_arrays(folder):
         return
-    held = Manifest.read(str(place))
-    if held is None:
-        text = f"{place}: holds arrays and no manifest.json, so that nobody knows how they were made."
+    existing = Manifest.read(str(folder))
+    if existing is None:
+        text = f"{folder}: contains arrays but no manifest.json, so their settings are unknown."
         raise UserError(f"{text} Name another folder, or delete that one.")
-    if different := differences(_manifest_fields(held), _manifest_fields(manifest)):
-        text = f"{place}: its features were made otherwise than this run would (there, and asked for): {'; '.join(different)}."
+    if different := differences(_manifest_fields(existing), _manifest_fields(manifest)):
+        text = f"{folder}: its features were extracted with other settings (existing, configured): {'; '.join(different)}."
         raise UserError(f"{text} Name another folder, or delete that one.")
-    if older := differences(held.versions, manifest.versions):
-        get_logger().info("%s: begun with other versions (there, and here): %s", place, "; ".join(older))
+    if versions := differences(existing.versions, manifest.versions):
+        text = "%s: its first features were extracted with other versions (existing, installed): %s"
+        get_logger().info(text, folder, "; ".join(versions))
 
 
 def _manifest_fields(manifest: Manifest) -> dict[str, object]:
     return manifest.fields() | {"slots": manifest.slots, "dtype": manifest.dtype}
 
 
-def _has_arrays(place: Path) -> bool:
-    return is_packed(str(place)) or is_tar_path(str(place)) or any(_npy_names(place))
+def _has_arrays(folder: Path) -> bool:
+    return is_packed(str(folder)) or is_tar_path(str(folder)) or any(_npy_names(folder))
 
 
-def _is_bare(place: Path) -> bool:
-    """Whether there is nothing but what a run writes before its first array."""
-    return all(name == MANIFEST or _LEFT.fullmatch(name) for _, _, files in os.walk(place) for name in files)
+def _is_unused(folder: Path) -> bool:
+    """Whether a folder contains only files that an extraction writes before its first array, or does not exist."""
+    return all(name == MANIFEST or _TEMPORARY.fullmatch(name) for _, _, files in os.walk(folder) for name in files)
 
 
-def _files(place: Path) -> Iterator[str]:
-    """Every file below a folder, those that wait to be packed again apart; none where there is no folder."""
-    for folder, below, files in os.walk(place):
-        if EARLIER in below and Path(folder) == place:
-            below.remove(EARLIER)
+def _files(root: Path) -> Iterator[str]:
+    """Yield the files of a folder tree, without shards that wait to be packed again. Yield nothing if there is no folder."""
+    for folder, subfolders, files in os.walk(root):
+        if EARLIER in subfolders and Path(folder) == root:
+            subfolders.remove(EARLIER)
         yield from (os.path.join(folder, name) for name in files)
 
 
-def _npy_names(place: Path) -> Iterator[str]:
-    """The clips that have a .npy file below a folder."""
-    return (os.path.relpath(path, place).removesuffix(".npy") for path in _files(place) if path.endswith(".npy"))
+def _npy_names(root: Path) -> Iterator[str]:
+    """Yield the names of the clips that have a .npy file in a folder tree."""
+    return (os.path.relpath(path, root).removesuffix(".npy") for path in _files(root) if path.endswith(".npy"))

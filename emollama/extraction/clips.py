@@ -1,4 +1,4 @@
-"""Which clips are to be extracted, and where the video of each lies."""
+"""Find the clips to extract and their videos."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from emollama.media.frame_selection import read_peaks
 from emollama.media.source import Source
 from emollama.paths import require_folder
 
-LONGEST = 230  # bytes of a part of a name; file systems allow 255, endings included
+MAX_NAME_BYTES = 230  # per part of a path; file systems allow 255 bytes, including the extension
 
 
 @dataclass(frozen=True)
 class Clips:
-    """What is to be extracted.
+    """The clips to extract.
 
     Attributes:
-        sources: the clips that have a video, by name.
-        absent: listed names without one.
+        sources: clip name -> video, for the clips that have a video.
+        absent: names of listed clips that have no video.
     """
 
     sources: dict[str, Source]
@@ -31,48 +31,50 @@ class Clips:
 
 
 def find_clips(cfg: Any) -> Clips:
-    """The clips of a list, or of a whole folder.
+    """Find the clips of an annotation file, or all videos of a folder.
 
     Args:
         cfg: the ``extraction`` block.
 
     Raises:
-        UserError: no such folder, list or peaks; a name that no file can have; a list none of whose clips has a video.
+        UserError: a folder or file does not exist, a clip name cannot be a file name, or none of the listed clips has a video.
     """
     if cfg.face_path is not None:
         require_folder(cfg.face_path, "extraction.face_path")
     peaks = read_peaks(cfg.peak_index_path) if cfg.peak_index_path is not None else {}
-    videos, absent = _listed(cfg) if cfg.annotation_file is not None else (find_videos(cfg.videos, "extraction.videos"), [])
-    _refuse_unusable([*videos, *absent], cfg)
+    if cfg.annotation_file is not None:
+        videos, absent = _listed_videos(cfg)
+    else:
+        videos, absent = find_videos(cfg.videos, "extraction.videos"), []
+    _require_usable_names([*videos, *absent], cfg)
     faces = Path(cfg.face_path) if cfg.face_path is not None else None
     return Clips({name: Source(name, path, faces, peaks.get(name)) for name, path in videos.items()}, absent)
 
 
-def _listed(cfg: Any) -> tuple[dict[str, Path], list[str]]:
-    """The listed clips that have a video, and the names of the others."""
+def _listed_videos(cfg: Any) -> tuple[dict[str, Path], list[str]]:
+    """Return clip name -> video for the listed clips that have a video, and the names of the other listed clips."""
     path = cfg.annotation_file
     clips = read_clip_table(path, None) if path.lower().endswith(".csv") else read_annotations(path)
     require_folder(cfg.videos, "extraction.videos")
-    found = {clip.name: find_video(Path(cfg.videos), clip.name) for clip in clips}
-    videos = {name: video for name, video in found.items() if video is not None}
+    candidates = {clip.name: find_video(Path(cfg.videos), clip.name) for clip in clips}
+    videos = {name: video for name, video in candidates.items() if video is not None}
     if not videos:
-        text = f"none of the {len(found)} clips of {path} has a video in extraction.videos '{cfg.videos}',"
-        raise UserError(f"{text} such as {next(iter(found))}.mp4. Correct a path, or the names, which have no endings.")
-    return videos, [name for name in found if name not in videos]
+        text = f"none of the {len(candidates)} clips of {path} has a video in extraction.videos '{cfg.videos}',"
+        raise UserError(f"{text} such as {next(iter(candidates))}.mp4. Correct a path, or write the names without extensions.")
+    return videos, [name for name in candidates if name not in videos]
 
 
-def _refuse_unusable(names: list[str], cfg: Any) -> None:
-    """Names that no array can be called after, all told at once."""
-    bad = [repr(name) for name in names if not _is_usable(name)]
-    if bad:
-        text = (
-            f"{cfg.annotation_file or cfg.videos}: no file of features can be called after the clips {listing(bad)}. Rename them:"
-        )
-        raise UserError(f"{text} UTF-8, no backslash, no control character, at most {LONGEST} bytes between slashes.")
+def _require_usable_names(names: list[str], cfg: Any) -> None:
+    """Check that the clip names can be file names of arrays; report all unusable names in one error."""
+    unusable = [repr(name) for name in names if not _is_usable(name)]
+    if unusable:
+        text = f"{cfg.annotation_file or cfg.videos}: these clip names cannot be file names of arrays: {listing(unusable)}."
+        rule = f"at most {MAX_NAME_BYTES} bytes between slashes"
+        raise UserError(f"{text} Rename them: UTF-8, no backslash, no control character, {rule}.")
 
 
 def _is_usable(name: str) -> bool:
     try:
-        return max(len(part.encode()) for part in safe_name(name).split("/")) <= LONGEST
-    except ValueError:  # unsafe, or not to be written in UTF-8
+        return max(len(part.encode()) for part in safe_name(name).split("/")) <= MAX_NAME_BYTES
+    except ValueError:  # outside the folder, or not UTF-8
         return False

@@ -11,28 +11,32 @@ from emollama.errors import require_at_least
 
 @dataclass
 class VideoExtractionConfig:
-    """Keys of the ``extraction`` block. Relative paths start at the current directory."""
+    """Keys of the ``extraction`` block. Relative paths start at the working folder."""
 
     videos: str = MISSING
-    """Folder of the videos; a clip's name is its path below it, without the ending."""
+    """Folder of videos. The name of a clip is the path of its video in this folder, without the extension."""
     output: str = MISSING
-    """Folder to write into: a folder of features for each encoder, and failures.csv."""
+    """Output folder. It will contain a folder of features for each encoder, and failures.csv."""
     annotation_file: str | None = None
-    """List of the clips to do: .txt, the name first, or .csv with a column name. Null: every video below the folder."""
+    """List of the clips to extract: .txt with the name at the start of each line, or .csv with a column name. Null: all videos
+    in the folder and its subfolders."""
     face_path: str | None = None
-    """Folder of face images as OpenFace writes them: <name>/ or <name>_aligned/. Null: faces are found in the frames."""
+    """Folder of face images that OpenFace wrote: <name>/ or <name>_aligned/. Null: faces are detected in the frames."""
     peak_index_path: str | None = None
-    """Which frame of a clip is the most expressive: captions with peak_index (.json), or a CSV name,peak_index."""
+    """File with the index of the most expressive frame of each clip: captions with peak_index (.json), or a CSV
+    name,peak_index."""
     stored_as: Literal["npy", "packed"] = "npy"
-    """A .npy file a clip, or packed shards. Those are written when every clip is done or failed; till then arrays lie in
-    <folder>.npy_parts. Clips that come later are packed anew with the earlier ones, which takes space for both meanwhile."""
+    """npy: one .npy file per clip. packed: packed shards, which are written after every clip is done or has failed; until then,
+    arrays are in <folder>.npy_parts. Clips that are added later are packed again together with the earlier ones. This needs
+    disk space for both at the same time."""
     failures: Literal["report", "zero"] = "report"
-    """What becomes of a clip that an encoder can make nothing of: report leaves it out (the dataset's missing_features then
-    says what that means), zero writes an array of zeros. Either way it is a row of failures.csv, tried again next time."""
+    """What to do with a clip that an encoder cannot process. report: write no array (missing_features of the dataset decides how
+    to train without it). zero: write an array of zeros. In both cases, failures.csv lists the clip, and the next extraction
+    tries it again."""
     num_workers: int = 4
-    """Threads that read videos on each process."""
+    """Number of threads that read videos, per process."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
-    """Where the encoders run. auto: CUDA where there is any. On a CPU the last bits of features depend on the number of
+    """Device of the encoders. auto: CUDA if there is a GPU. On a CPU, the last bits of the features depend on the number of
     threads (OMP_NUM_THREADS, which torchrun sets to 1)."""
 
     def __post_init__(self) -> None:

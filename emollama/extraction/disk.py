@@ -1,4 +1,4 @@
-"""Errors of the disk in words, and the lock that keeps two runs out of one folder."""
+"""Disk errors as user errors, and a lock against two extractions into one folder."""
 
 from __future__ import annotations
 
@@ -16,37 +16,42 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
-def writing(place: Path) -> Iterator[None]:
-    """Around what writes a file, or below a folder.
+def write_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError of this block, which writes a file or into a folder, into a user error.
+
+    Args:
+        path: the file or folder, for messages.
 
     Raises:
-        UserError: in place of an OSError; after a full disk, rerun the same command to continue.
+        UserError: an OSError occurred. After the disk was full, the same command continues the extraction.
     """
     try:
         yield
     except OSError as error:
         if error.errno in FULL:
-            text = f"{place}: the disk is full ({error.strerror}). What is done is kept, and nothing is half-written."
-            raise UserError(f"{text} Free space and run the same command again.") from None
-        raise UserError(f"{place}: cannot write: {error.strerror or error}. Mend it and run the same command again.") from None
+            text = f"{path}: the disk is full ({error.strerror}). Finished arrays remain, and no file is incomplete."
+            raise UserError(f"{text} Free disk space and run the same command again.") from None
+        raise UserError(
+            f"{path}: cannot write: {error.strerror or error}. Correct this and run the same command again."
+        ) from None
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Refuse to work beside another run in a folder; the lock ends with the process, however that ends.
+    """Lock the output folder of an extraction. The operating system releases the lock even if the process is killed.
 
     Raises:
-        UserError: another one is at work.
+        UserError: another extraction has locked the folder.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        text = f"extraction.output: another extraction is writing into '{folder}'. Wait for it, or stop it"
-        raise UserError(f"{text}; several processes share the work under torchrun.") from None
+        text = f"extraction.output: another extraction is writing into '{folder}'. Wait for it, or stop it."
+        raise UserError(f"{text} To use several processes, start one extraction with --nproc or torchrun.") from None
     except OSError:
-        get_logger().info("%s: this file system has no locks; start no second extraction into it", folder)
+        get_logger().info("%s: this file system has no locks. Do not start a second extraction into this folder", folder)
     try:
         yield
     finally:

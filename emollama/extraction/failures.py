@@ -1,6 +1,6 @@
-"""``failures.csv``: the clips that an encoder could make nothing of, and why. Every run tries them again.
+"""``failures.csv``: the clips that an encoder could not process, with reasons. Every extraction tries them again.
 
-The file is there before an array of zeros that stands in for such a clip, so that no such array is without its row.
+The file is written before the arrays of zeros that replace such clips. An array of zeros therefore always has a row.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ FILE = "failures.csv"
 
 
 class ExtractionFailure(NamedTuple):
-    """A row.
+    """A row of the file.
 
     Attributes:
-        name: the clip.
-        slot: what is missing of it.
+        name: name of the clip.
+        slot: the slot whose features are missing.
         encoder: label of the encoder's block.
-        folder: of the encoder's features; with the name it says which array is meant.
-        video: the clip's file; "" where there is none.
-        reason: why, in one line.
+        folder: the encoder's folder of features. Folder and name identify an array.
+        video: path of the video; "" if there is no video.
+        reason: the reason in one line.
     """
 
     name: str
@@ -39,10 +39,10 @@ class ExtractionFailure(NamedTuple):
 
 
 def read(output: Path) -> list[ExtractionFailure]:
-    """The rows of the last run; none where there was none.
+    """Read the failures of earlier extractions; return an empty list if the file does not exist.
 
     Raises:
-        UserError: a file of that name which is something else.
+        UserError: the file was not written by an extraction.
     """
     path = output / FILE
     if not path.is_file():
@@ -53,12 +53,12 @@ def read(output: Path) -> list[ExtractionFailure]:
             raise ValueError(f"its header is {','.join(header)}")
         return [ExtractionFailure(*row) for row in rows]
     except (csv.Error, ValueError, TypeError) as error:
-        text = f"{path}: not a list of failed clips as this command writes it ({error})."
-        raise UserError(f"{text} Move it away: this run writes one there.") from None
+        text = f"{path}: not a list of failed clips in the format of this command ({error})."
+        raise UserError(f"{text} Rename it, because the extraction writes a file with this name.") from None
 
 
 def write(output: Path, failures: Iterable[ExtractionFailure]) -> None:
-    """Write all rows anew, sorted by folder and name."""
+    """Write all failures, sorted by folder and name, in place of the existing file."""
     with atomic_write(output / FILE) as file:
         table = csv.writer(file)
         table.writerow(ExtractionFailure._fields)

@@ -1,4 +1,4 @@
-"""What an extraction has to do, encoder by encoder, checked before anything is written."""
+"""Plan the work of an extraction for each encoder, and check it before anything is written."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from emollama.extraction.clips import Clips
 from emollama.media.source import Source
 from emollama.stores.manifest import Manifest
 
-PACKAGES = ("transformers", "timm", "av", "decord")  # whose versions a manifest tells
+PACKAGES = ("transformers", "timm", "av", "decord")  # their versions are stored in manifests
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done with one encoder.
+    """The work of one encoder.
 
     Attributes:
-        label: of its block.
-        cfg: its keys.
-        slot: the first that its arrays fill.
-        shape: of an array.
-        manifest: how its arrays are made.
-        arrays: where they go.
-        todo: the clips to do, largest first.
-        absent: clips to do that have no video.
-        before: number of clips that an earlier run did.
+        label: label of its block.
+        cfg: its Config.
+        slot: the first slot that its arrays fill.
+        shape: shape of an array.
+        manifest: settings of its arrays.
+        arrays: writes its arrays.
+        todo: the clips to encode, largest video first.
+        absent: names of clips that have no video and no array.
+        before: number of clips that earlier extractions encoded.
     """
 
     label: str
@@ -53,62 +53,65 @@ class Job:
     before: int
 
 
-def describe_job(config: RunConfig) -> dict[str, EncoderDescription]:
-    """label -> what each encoder makes.
+def describe_encoders(config: RunConfig) -> dict[str, EncoderDescription]:
+    """Return label -> description of the features of each encoder.
 
     Raises:
-        UserError: no encoder; two with one folder or slot; weights that are missing or do not fit; features that do not fit
-            the configuration's model.
+        UserError: there are no encoders, two encoders have the same folder or slot, weights are missing or have another
+            architecture, or features have other sizes than the model of the configuration expects.
     """
     if not config.encoders:
-        raise UserError("'encoders' has no block. Add one: {mae: {weights: ...}}, or eva, videomae, hubert.")
+        raise UserError("encoders: contains no encoder. Add one: {mae: {weights: ...}}, or eva, videomae, hubert.")
     classes = {label: config.classes[f"encoders.{label}"] for label in config.encoders}
     for label, cfg in config.encoders.items():
-        _require_plain(cfg.folder, f"encoders.{label}.folder")
-    _refuse_twins({label: cfg.folder for label, cfg in config.encoders.items()}, "write into the same folder")
-    _refuse_twins({label: cls.SLOTS[0] for label, cls in classes.items()}, "fill the same slot")
-    found = {label: cls.describe(config.encoders[label], f"encoders.{label}") for label, cls in classes.items()}
+        _require_folder_name(cfg.folder, f"encoders.{label}.folder")
+    _require_distinct({label: cfg.folder for label, cfg in config.encoders.items()}, "write into the same folder")
+    _require_distinct({label: cls.SLOTS[0] for label, cls in classes.items()}, "fill the same slot")
+    descriptions = {label: cls.describe(config.encoders[label], f"encoders.{label}") for label, cls in classes.items()}
     if config.model is not None:
         shapes = config.classes["model"].slot_shapes(config.model)
-        for label, description in found.items():
-            _require_same(label, description, classes[label].SLOTS[0], shapes)
-    return found
+        for label, description in descriptions.items():
+            _require_model_shape(label, description, classes[label].SLOTS[0], shapes)
+    return descriptions
 
 
 def require_weights(config: RunConfig) -> None:
-    """Look at the weights of all encoders before the first one begins its hours: names and shapes of tensors, no values.
+    """Check names and shapes of the tensors of all encoders, without reading values.
+
+    All encoders are checked before the first one starts, because each of them may take hours.
 
     Raises:
-        UserError: files that are missing, truncated, or lack a tensor.
+        UserError: a file is missing or truncated, or lacks a tensor.
     """
     for label, cfg in config.encoders.items():
         if not cfg.random_weights:
             config.classes[f"encoders.{label}"](cfg, device=torch.device("meta"), key=f"encoders.{label}")
 
 
-def planned(
+def plan_jobs(
     config: RunConfig, descriptions: dict[str, EncoderDescription], clips: Clips, failed: set[tuple[str, str]]
 ) -> list[Job]:
-    """A job for each encoder; nothing is written.
+    """Return a job for each encoder. Write nothing.
 
     Args:
-        config: with ``encoders`` and ``extraction``.
-        descriptions: label -> what each encoder makes.
-        clips: to be extracted.
-        failed: (folder, clip) of earlier failures, which are tried again.
+        config: a configuration with ``encoders`` and ``extraction``.
+        descriptions: the result of :func:`describe_encoders`.
+        clips: the clips to extract.
+        failed: (folder, clip name) of earlier failures, which are tried again.
 
     Raises:
-        UserError: arrays that are there already were made otherwise.
+        UserError: existing arrays have other settings.
     """
     cfg = config.extraction
     sizes = {name: _size(source.video) for name, source in clips.sources.items()}
+    # Largest first, so that no process is still busy with a large video after all others have finished.
     order = sorted(clips.sources, key=lambda name: (-sizes[name], name))
     jobs = []
     for label, description in descriptions.items():
         encoder, block = config.classes[f"encoders.{label}"], config.encoders[label]
         arrays = ArrayWriter(Path(cfg.output), block.folder, packed=cfg.stored_as == "packed")
         manifest = _manifest(encoder.SLOTS, block, description, faces=cfg.face_path is not None)
-        arrays.require_fit(manifest)
+        arrays.require_compatible(manifest)
         done = {name for name in arrays.stores() if (block.folder, name) not in failed}
         todo = [clips.sources[name] for name in order if name not in done]
         absent = [name for name in clips.absent if name not in done]
@@ -118,43 +121,45 @@ def planned(
     return jobs
 
 
-def _require_plain(folder: str, key: str) -> None:
+def _require_folder_name(folder: str, key: str) -> None:
     try:
         safe_name(folder)
     except ValueError:
         folder = "/"
     if "/" in folder or "{" in folder or folder.startswith("."):
-        raise UserError(f"{key}: not the name of a folder below extraction.output. Write one without '/', '{{' or a leading dot.")
+        raise UserError(f"{key}: must be the name of a folder in extraction.output, without '/', '{{' and a leading dot.")
 
 
-def _refuse_twins(values: dict[str, str], what: str) -> None:
+def _require_distinct(values: dict[str, str], what: str) -> None:
     for label, value in values.items():
-        if twins := [f"encoders.{other}" for other in values if values[other] == value and other != label]:
-            text = f"encoders.{label} and {', '.join(twins)} {what}, '{value}'."
-            raise UserError(f"{text} Give each its own, or extract one after another with a configuration each.")
+        if others := [f"encoders.{other}" for other in values if values[other] == value and other != label]:
+            text = f"encoders.{label} and {', '.join(others)} {what}, '{value}'."
+            raise UserError(f"{text} Set different values, or extract them separately with one configuration each.")
 
 
-def _require_same(label: str, description: EncoderDescription, slot: str, shapes: dict[str, Any]) -> None:
+def _require_model_shape(label: str, description: EncoderDescription, slot: str, shapes: dict[str, Any]) -> None:
     if slot not in shapes:
         return
-    (rows, width), key = description.shape, f"encoders.{label}"
-    if width != shapes[slot].dim:
-        text = f"{key}.weights: features of slot '{slot}' are {width} wide, and model.slot_dims expects {shapes[slot].dim}."
-        raise UserError(f"{text} Name the weights that the model is meant for, or set model.slot_dims: {{{slot}: {width}}}.")
-    if rows != shapes[slot].num_tokens:
-        text = f"{key}.image_size: a clip has {rows} rows of slot '{slot}', and model.image_size makes {shapes[slot].num_tokens}."
+    (num_tokens, dim), key = description.shape, f"encoders.{label}"
+    if dim != shapes[slot].dim:
+        text = f"{key}.weights: features of slot '{slot}' have dimension {dim}; model.slot_dims expects {shapes[slot].dim}."
+        raise UserError(f"{text} Name the weights that the model was trained with, or set model.slot_dims: {{{slot}: {dim}}}.")
+    if num_tokens != shapes[slot].num_tokens:
+        text = f"{key}.image_size: a clip has {num_tokens} feature vectors in slot '{slot}'"
+        text += f"; model.image_size expects {shapes[slot].num_tokens}."
         raise UserError(f"{text} Set both to the same size.")
 
 
 def _array_shape(slots: tuple[str, ...], description: EncoderDescription) -> tuple[int, ...]:
-    rows, width = description.shape
+    num_tokens, dim = description.shape
     if "cls" in slots:
-        return 1 + rows, width
-    return (width,) if rows == 1 else (rows, width)
+        return 1 + num_tokens, dim
+    return (dim,) if num_tokens == 1 else (num_tokens, dim)
 
 
 def _manifest(slots: tuple[str, ...], block: Any, description: EncoderDescription, *, faces: bool) -> Manifest:
-    recipe = json.loads(json.dumps(description.recipe))  # as it is read back
+    # Through JSON, so that it compares equal to a manifest that was read from disk (lists in place of tuples).
+    recipe = json.loads(json.dumps(description.recipe))
     weights = "random" if block.random_weights else digest(block.weights)
     inputs = {"faces": "images"} if faces and "face" in recipe else {}
     recipe = {name: value for name, value in recipe.items() if not (inputs and name in FACE_KEYS)}
@@ -162,13 +167,13 @@ def _manifest(slots: tuple[str, ...], block: Any, description: EncoderDescriptio
 
 
 def _versions() -> dict[str, str]:
-    found = {"emollama": emollama.__version__, "torch": torch.__version__}
+    versions = {"emollama": emollama.__version__, "torch": torch.__version__}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _size(path: Path) -> int:

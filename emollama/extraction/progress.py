@@ -1,4 +1,4 @@
-"""How far all processes are together."""
+"""Progress of an extraction over all processes."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from emollama.logs.console import Progress
 
 
 class SharedProgress:
-    """Clips that are done or failed over all processes, with clips/s and the remaining time.
+    """Shows the number of clips that all processes finished (done or failed), with clips/s and the remaining time.
 
     Args:
-        label: of the encoder.
-        total: clips of this run.
-        world: the processes; rank 0 shows.
+        label: label of the encoder.
+        total: number of clips of all processes.
+        world: the processes. Rank 0 prints.
     """
 
     def __init__(self, label: str, total: int, world: World) -> None:
         self._label, self._world = label, world
-        self._shown = Progress(total, label, enabled=world.is_main, unit="clips")
-        self._here = 0
+        self._progress = Progress(total, label, enabled=world.is_main, unit="clips")
+        self._finished_here = 0
 
     def reach(self, clips: int) -> None:
         """Set the number of clips that this process has finished."""
-        more, self._here = clips - self._here, clips
-        self._shown.reach(self._world.count(f"{self._label} finished", more) + more)
+        new, self._finished_here = clips - self._finished_here, clips
+        self._progress.reach(self._world.count(f"{self._label} finished", new) + new)
 
     def close(self) -> None:
-        """End the bar."""
-        self._shown.close()
+        """End the progress bar."""
+        self._progress.close()

@@ -1,4 +1,4 @@
-"""The extractor behind an ``extraction`` block: a folder of videos in, a folder of features for each encoder out."""
+"""The extractor of an ``extraction`` block: reads a folder of videos and writes a folder of features for each encoder."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from emollama.errors import UserError
 from emollama.extraction import failures
 from emollama.extraction.clips import Clips, find_clips
 from emollama.extraction.configs import VideoExtractionConfig
-from emollama.extraction.disk import locked, writing
+from emollama.extraction.disk import locked, write_errors
 from emollama.extraction.failures import ExtractionFailure
-from emollama.extraction.jobs import Job, describe_job, planned, require_weights
+from emollama.extraction.jobs import Job, describe_encoders, plan_jobs, require_weights
 from emollama.extraction.work import Share
 from emollama.logs.console import dry_run_summary
 from emollama.logs.logger import get_logger, set_up
 from emollama.paths import require_writable, temporary_prefix
 
-WAIT_MINUTES = 24 * 60.0  # that processes wait for one that packs; one that dies ends all at once
-REASONS = 10  # that a summary tells one by one
+WAIT_MINUTES = 24 * 60.0  # processes wait this long for rank 0, which packs arrays. If a process dies, all end at once
+MAX_REASONS = 10  # reasons of failures that a summary lists individually
 
 
 class VideoExtraction:
@@ -36,7 +36,7 @@ class VideoExtraction:
         config: the resolved configuration.
 
     Raises:
-        UserError: there is no such device.
+        UserError: the device is not available.
     """
 
     Config = VideoExtractionConfig
@@ -51,13 +51,14 @@ class VideoExtraction:
         self._failures: dict[tuple[str, str], ExtractionFailure] = {}  # (folder, clip) -> row, on rank 0
 
     def run(self) -> None:
-        """Do what is left to do.
+        """Extract the features of the clips that have no array yet.
 
         Raises:
-            UserError: anything wrong with files or weights, before anything is written; a full disk; nothing could be done.
+            UserError: files or weights are not usable (checked before anything is written), the disk is full, or an encoder
+                could not process any clip.
         """
-        with ExitStack() as held:
-            jobs = self.world.on_rank_zero(lambda: self._prepared(held))
+        with ExitStack() as stack:
+            jobs = self.world.on_rank_zero(lambda: self._prepare(stack))
             outcomes = {job.label: self._extract(job) for job in jobs}
             self.world.on_rank_zero(lambda: self._conclude(outcomes))
 
@@ -76,112 +77,123 @@ class VideoExtraction:
 
         def summary() -> str:
             descriptions, clips = self._check()
-            jobs = planned(self.config, descriptions, clips, {(row.folder, row.name) for row in failures.read(self.output)})
+            failed = {(failure.folder, failure.name) for failure in failures.read(self.output)}
+            jobs = plan_jobs(self.config, descriptions, clips, failed)
             videos = f"{len(clips.sources):,} in {self.cfg.videos}; {len(clips.absent):,} listed clips have no video"
-            facts = [["videos", videos], ["output", str(self.output)], ["processes", f"{processes} on {self.world.device.type}"]]
+            lines = [["videos", videos], ["output", str(self.output)], ["processes", f"{processes} on {self.world.device.type}"]]
             for job in jobs:
                 arrays = f"arrays of shape {job.shape}, {job.cfg.dtype}"
-                facts.append([f"encoders.{job.label}", f"{len(job.todo):,} videos to encode, {job.before:,} done; {arrays}"])
-            return dry_run_summary(facts)
+                lines.append([f"encoders.{job.label}", f"{len(job.todo):,} videos to encode, {job.before:,} done; {arrays}"])
+            return dry_run_summary(lines)
 
         text = self.world.on_rank_zero(summary)
         return text if self.world.is_main else ""
 
     def _check(self) -> tuple[dict[str, EncoderDescription], Clips]:
-        """Check what can be checked without the output's lock; return what each encoder makes, and the clips."""
-        descriptions = describe_job(self.config)
+        """Check everything that needs no lock of the output folder; return the encoders' descriptions and the clips."""
+        descriptions = describe_encoders(self.config)
         if self.cfg.peak_index_path is None:
-            _refuse_peaks(descriptions)
+            _require_no_peaks(descriptions)
         clips = find_clips(self.cfg)
         require_weights(self.config)
         require_writable(self.output, "extraction.output")
         return descriptions, clips
 
-    def _prepared(self, held: ExitStack) -> list[Job]:
-        """Check everything, then make the folders ready. What lies in the output is looked at behind the lock."""
+    def _prepare(self, stack: ExitStack) -> list[Job]:
+        """Check everything, lock the output folder (until ``stack`` closes), and prepare the folders of arrays."""
         descriptions, clips = self._check()
-        with writing(self.output):
+        with write_errors(self.output):
             self.output.mkdir(parents=True, exist_ok=True)
-        held.enter_context(locked(self.output))
-        self._failures = {(row.folder, row.name): row for row in failures.read(self.output)}
-        jobs = planned(self.config, descriptions, clips, set(self._failures))
-        for left in self.output.glob(f"{temporary_prefix(self.output / failures.FILE)}*"):
-            left.unlink()
+        # The contents of the output folder are read after it is locked, because another extraction may be changing them.
+        stack.enter_context(locked(self.output))
+        self._failures = {(failure.folder, failure.name): failure for failure in failures.read(self.output)}
+        jobs = plan_jobs(self.config, descriptions, clips, set(self._failures))
+        for leftover in self.output.glob(f"{temporary_prefix(self.output / failures.FILE)}*"):
+            leftover.unlink()
         for job in jobs:
             job.arrays.open(job.manifest)
         return jobs
 
     def _extract(self, job: Job) -> tuple[int, int]:
-        """Do one encoder's clips; returns how many arrays there are, and how many clips failed."""
-        begun = time.monotonic()
+        """Encode the clips of one job; return the number of existing arrays and the number of failed clips."""
+        start = time.monotonic()
         if job.todo:
-            place = f"{self.world.size} on {self.world.device.type}"
-            get_logger().info("%s: %d clips to do; processes: %s", job.label, len(job.todo), place)
-        shares = self.world.on_all_ranks(lambda: self._share(job))
+            processes = f"{self.world.size} on {self.world.device.type}"
+            get_logger().info("%s: %d clips to encode; processes: %s", job.label, len(job.todo), processes)
+        shares = self.world.on_all_ranks(lambda: self._work(job))
         done = sum(done for done, _ in shares)
         failed = dict.fromkeys(job.absent, "no video file")
         for _, reasons in shares:
             failed |= reasons
-        self.world.on_rank_zero(lambda: self._settle(job, failed))
-        get_logger().info("%s", _summary(job, done, failed, time.monotonic() - begun))
+        self.world.on_rank_zero(lambda: self._finish(job, failed))
+        get_logger().info("%s", _summary(job, done, failed, time.monotonic() - start))
         return job.before + done, len(failed)
 
-    def _share(self, job: Job) -> tuple[int, dict[str, str]]:
-        """Do what this process gets of an encoder's clips; how many are done, and why others failed."""
-        share = Share(job, self.world)
-        encoder = self.config.classes[f"encoders.{job.label}"]
+    def _work(self, job: Job) -> tuple[int, dict[str, str]]:
+        """Encode this process's share of a job; return the number of encoded clips, and clip name -> reason of a failure."""
+        share, key = Share(job, self.world), f"encoders.{job.label}"
+        encoder_class = self.config.classes[key]
         try:
             if job.todo:
-                made = self.world.rank_zero_first(lambda: encoder(job.cfg, device=self.world.device, key=f"encoders.{job.label}"))
-                share.work(made, self.cfg.num_workers)
+                encoder = self.world.rank_zero_first(lambda: encoder_class(job.cfg, device=self.world.device, key=key))
+                share.work(encoder, self.cfg.num_workers)
         except KeyboardInterrupt:
+            # Failures of an interrupted extraction are recorded, too.
             if self.world.is_main:
                 self._record(job, share.failed)
             raise
         return share.done, share.failed
 
-    def _settle(self, job: Job, failed: dict[str, str]) -> None:
-        """Every clip of an encoder is done or failed."""
+    def _finish(self, job: Job, failed: dict[str, str]) -> None:
+        """Record the failures of a job, handle their arrays, and pack the arrays if configured."""
         for name in [*job.absent, *(source.name for source in job.todo)]:
             self._failures.pop((job.cfg.folder, name), None)
         self._record(job, failed)
         zeros = np.zeros(job.shape, job.cfg.dtype) if self.cfg.failures == "zero" else None
-        job.arrays.require([source.name for source in job.todo if source.name not in failed])
-        job.arrays.settle(list(failed), zeros)
+        job.arrays.require_visible([source.name for source in job.todo if source.name not in failed])
+        job.arrays.handle_failures(list(failed), zeros)
         job.arrays.finish()
 
     def _record(self, job: Job, failed: dict[str, str]) -> None:
-        """Write failures.csv with these rows too."""
+        """Add failures of a job and write failures.csv."""
         videos = {source.name: str(source.video) for source in job.todo}
         for name, reason in failed.items():
-            row = ExtractionFailure(name, job.slot, job.label, job.cfg.folder, videos.get(name, ""), reason)
-            self._failures[job.cfg.folder, name] = row
-        with writing(self.output / failures.FILE):
+            failure = ExtractionFailure(name, job.slot, job.label, job.cfg.folder, videos.get(name, ""), reason)
+            self._failures[job.cfg.folder, name] = failure
+        with write_errors(self.output / failures.FILE):
             failures.write(self.output, self._failures.values())
 
     def _conclude(self, outcomes: dict[str, tuple[int, int]]) -> None:
-        """Say what failed; ``outcomes`` are label -> (arrays, failed clips)."""
-        told = f"{self.output / failures.FILE} says which and why; the same command tries them again"
-        if barren := [f"encoders.{label}" for label, (arrays, _) in outcomes.items() if not arrays]:
-            raise UserError(f"no features could be extracted by {', '.join(barren)}, of any clip: {told}.")
+        """Log the number of failures.
+
+        Args:
+            outcomes: label -> (number of arrays, number of failed clips).
+
+        Raises:
+            UserError: an encoder could not process any clip.
+        """
+        details = f"{self.output / failures.FILE} lists them with reasons. Run the same command again to retry"
+        if without := [f"encoders.{label}" for label, (arrays, _) in outcomes.items() if not arrays]:
+            raise UserError(f"{', '.join(without)}: could not process any clip. {details}.")
         if failed := sum(failed for _, failed in outcomes.values()):
-            get_logger().info("%d failed: %s", failed, told)
+            get_logger().info("%d failed. %s", failed, details)
 
 
-def _refuse_peaks(descriptions: dict[str, EncoderDescription]) -> None:
+def _require_no_peaks(descriptions: dict[str, EncoderDescription]) -> None:
     for label, description in descriptions.items():
         if description.recipe.get("frame_selection") == "peak":
-            text = f"encoders.{label}.frame_selection: peak needs extraction.peak_index_path, which says where the peaks are."
-            raise UserError(f"{text} Name it, or choose first, middle or random.")
+            text = f"encoders.{label}.frame_selection: peak needs extraction.peak_index_path, the file with the peak frames."
+            raise UserError(f"{text} Set it, or choose first, middle or random.")
 
 
 def _summary(job: Job, done: int, failed: dict[str, str], seconds: float) -> str:
-    """``mae: 100 clips, 80 done before, 18 done now (3.2 clips/s), 2 failed``, and a line for each reason."""
+    """Return ``mae: 100 clips, 80 done before, 18 done now (3.2 clips/s), 2 failed``, and a line for each reason."""
     clips = job.before + len(job.todo) + len(job.absent)
     speed = f" ({(done + len(failed)) / seconds:.1f} clips/s)" if done else ""
     lines = [f"{job.label}: {clips} clips, {job.before} done before, {done} done now{speed}, {len(failed)} failed"]
+    # Numbers are replaced, so that reasons that differ only in a size or time count as one.
     reasons = Counter(re.sub(r"\d+(\.\d+)?", "n", reason) for reason in failed.values()).most_common()
-    lines += [f"  {count} {reason}" for reason, count in reasons[:REASONS]]
-    if rest := sum(count for _, count in reasons[REASONS:]):
+    lines += [f"  {count} {reason}" for reason, count in reasons[:MAX_REASONS]]
+    if rest := sum(count for _, count in reasons[MAX_REASONS:]):
         lines.append(f"  {rest} for other reasons")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
-"""A process's share of an encoder's clips: taken from a counter that all processes share, read ahead, encoded, written.
+"""Encode one process's share of a job's clips. The next clip comes from a counter that all processes share.
 
-No process waits for another, and a clip's array is the same to the bit, whoever makes it in whatever company. (On a CPU, with
-the same number of threads: torch rounds some functions otherwise at the borders of what a thread does.)
+No process waits for another. The array of a clip has the same bits in any process and in any batch. On a CPU, this holds for a
+fixed number of threads, because torch rounds some functions differently at the boundaries of the threads' ranges.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from emollama.extraction.jobs import Job
 from emollama.extraction.progress import SharedProgress
 from emollama.media.source import Source, UnusableMedia
 
-AHEAD = 2  # clips for each reading thread, taken and not yet encoded
-GROUP_BYTES = 2**28  # of loaded clips that are encoded together, at most by one clip more
-REASON = 300  # characters at most
+READ_AHEAD = 2  # clips per reading thread that are read before they are encoded
+MAX_BATCH_BYTES = 2**28  # of loaded clips that are encoded together; the last clip may exceed it
+MAX_REASON_LENGTH = 300  # characters
 
 Loaded = tuple[Source, Tensor]
 
 
 @dataclass
 class Share:
-    """What this process does of a job.
+    """The share of one process in a job.
 
     Attributes:
-        job: the clips, and where their arrays go.
-        world: the processes that share them.
-        done: clips whose arrays were written here.
-        failed: name -> why nothing could be made of it here.
+        job: the clips and the writer of their arrays.
+        world: the processes that share the job.
+        done: number of clips whose arrays this process wrote.
+        failed: clip name -> reason, for the clips that this process could not encode.
     """
 
     job: Job
@@ -47,107 +47,110 @@ class Share:
     failed: dict[str, str] = field(default_factory=dict)
 
     def work(self, encoder: Encoder, threads: int) -> None:
-        """Take clips until none is left. Threads read ahead, and write a group's arrays while the next one is encoded.
+        """Encode clips until none is left. Threads read ahead, and write the arrays of a batch while the next one is encoded.
 
         Raises:
-            UserError: a full disk, too little memory of the device, an encoder that does not keep its word. The other
-                processes then end what they began, and take no more.
+            UserError: the disk is full, the device has too little memory, or an array has another shape than the encoder's
+                description. The other processes then finish the clips that they have started, and start no others.
         """
         try:
             with _pool(threads) as pool, closing(SharedProgress(self.job.label, len(self.job.todo), self.world)) as progress:
-                self._work(encoder, pool, AHEAD * threads, progress)
+                self._work(encoder, pool, READ_AHEAD * threads, progress)
         except Exception:
-            self.world.count(self._taken, len(self.job.todo))
+            # Advance the counter to the end, so that the other processes start no further clips.
+            self.world.count(self._counter, len(self.job.todo))
             raise
 
     @property
-    def _taken(self) -> str:
-        """The counter that says which clip is the next to be taken."""
-        return f"{self.job.label} taken"
+    def _counter(self) -> str:
+        """Name of the shared counter, whose value is the index of the next clip."""
+        return f"{self.job.label} started"
 
-    def _work(self, encoder: Encoder, pool: ThreadPoolExecutor, ahead: int, progress: SharedProgress) -> None:
-        begun: list[Future[None]] = []
-        for group in self._groups(encoder, pool, ahead):
-            arrays = list(self._arrays(encoder, group))
-            self._finish(begun)
-            begun = [pool.submit(self.job.arrays.write, name, array) for name, array in arrays]
+    def _work(self, encoder: Encoder, pool: ThreadPoolExecutor, read_ahead: int, progress: SharedProgress) -> None:
+        writes: list[Future[None]] = []
+        for batch in self._batches(encoder, pool, read_ahead):
+            arrays = list(self._arrays(encoder, batch))
+            self._await(writes)
+            writes = [pool.submit(self.job.arrays.write, name, array) for name, array in arrays]
             progress.reach(self.done + len(self.failed))
-        self._finish(begun)
+        self._await(writes)
         progress.reach(self.done + len(self.failed))
 
-    def _finish(self, begun: list[Future[None]]) -> None:
-        for future in begun:
+    def _await(self, writes: list[Future[None]]) -> None:
+        for future in writes:
             future.result()
             self.done += 1
 
-    def _groups(self, encoder: Encoder, pool: ThreadPoolExecutor, ahead: int) -> Iterator[list[Loaded]]:
-        group: list[Loaded] = []
-        for source, future in self._reading(encoder, pool, ahead):
+    def _batches(self, encoder: Encoder, pool: ThreadPoolExecutor, read_ahead: int) -> Iterator[list[Loaded]]:
+        batch: list[Loaded] = []
+        for source, future in self._reads(encoder, pool, read_ahead):
             try:
-                group.append((source, future.result()))
+                batch.append((source, future.result()))
             except UserError:
                 raise
-            except Exception as error:  # whatever a reader says of a file: the others go on
+            except Exception as error:  # a library may raise anything for a broken file; other clips are not affected
                 self._fail(source, error)
-            if len(group) == self.job.cfg.batch_size or sum(tensor.nbytes for _, tensor in group) >= GROUP_BYTES:
-                yield group
-                group = []
-        if group:
-            yield group
+            if len(batch) == self.job.cfg.batch_size or sum(tensor.nbytes for _, tensor in batch) >= MAX_BATCH_BYTES:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
 
-    def _reading(self, encoder: Encoder, pool: ThreadPoolExecutor, ahead: int) -> Iterator[tuple[Source, Future[Tensor]]]:
-        """The clips that this process takes, their reading begun."""
-        waiting: deque[tuple[Source, Future[Tensor]]] = deque()
-        while (place := self.world.count(self._taken)) < len(self.job.todo):
-            source = self.job.todo[place]
-            waiting.append((source, pool.submit(encoder.load, source)))
-            if len(waiting) == ahead:
-                yield waiting.popleft()
-        while waiting:
-            yield waiting.popleft()
+    def _reads(self, encoder: Encoder, pool: ThreadPoolExecutor, read_ahead: int) -> Iterator[tuple[Source, Future[Tensor]]]:
+        """Yield the clips of this process with their loaded contents, while later ones are being read."""
+        pending: deque[tuple[Source, Future[Tensor]]] = deque()
+        while (index := self.world.count(self._counter)) < len(self.job.todo):
+            source = self.job.todo[index]
+            pending.append((source, pool.submit(encoder.load, source)))
+            if len(pending) == read_ahead:
+                yield pending.popleft()
+        while pending:
+            yield pending.popleft()
 
-    def _arrays(self, encoder: Encoder, group: list[Loaded]) -> Iterator[tuple[str, np.ndarray]]:
-        """Names and arrays of a group as they are stored."""
+    def _arrays(self, encoder: Encoder, batch: list[Loaded]) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield the name and the array to store of each clip in a batch."""
         label, cfg, shape = self.job.label, self.job.cfg, self.job.shape
-        for source, array in self._encoded(encoder, group):
+        for source, array in self._encode(encoder, batch):
             if array.shape != shape:
-                text = f"encoders.{label}: its array of '{source.name}' has the shape {array.shape}, and it describes {shape}."
-                raise UserError(f"{text} The encoder's class must be mended.")
+                text = f"encoders.{label}: the array of '{source.name}' has shape {array.shape}, but its description is {shape}."
+                raise UserError(f"{text} Correct the encoder's class.")
             with np.errstate(over="ignore"):
                 stored = array.astype(cfg.dtype)
             if np.isfinite(stored).all():
                 yield source.name, stored
             else:
-                text = f"features that are no finite numbers with precision {cfg.precision}, dtype {cfg.dtype}"
+                text = f"features are not finite with precision {cfg.precision} and dtype {cfg.dtype}"
                 self._fail(source, UnusableMedia(text))
 
-    def _encoded(self, encoder: Encoder, group: list[Loaded]) -> Iterator[tuple[Source, np.ndarray]]:
-        """The arrays of a group; where it fails, of its clips one by one."""
+    def _encode(self, encoder: Encoder, batch: list[Loaded]) -> Iterator[tuple[Source, np.ndarray]]:
+        """Encode a batch. If this fails, encode its clips one by one, so that only unusable ones fail."""
         try:
-            arrays = encoder.encode([tensor for _, tensor in group])
+            arrays = encoder.encode([tensor for _, tensor in batch])
         except torch.OutOfMemoryError:
             key = f"encoders.{self.job.label}"
-            text = f"{key}.batch_size: {self.job.cfg.batch_size} is more than the device's memory holds. Lower it, or set"
-            raise UserError(f"{text} {key}.precision: bf16; finished clips are kept.") from None
+            text = (
+                f"{key}.batch_size: the memory of the device is too small for {self.job.cfg.batch_size} clips. Lower it, or set"
+            )
+            raise UserError(f"{text} {key}.precision: bf16. Finished arrays remain.") from None
         except (UserError, torch.AcceleratorError):
             raise
         except Exception as error:
-            if len(group) == 1:
-                self._fail(group[0][0], error)
+            if len(batch) == 1:
+                self._fail(batch[0][0], error)
                 return
-            for one in group:
-                yield from self._encoded(encoder, [one])
+            for clip in batch:
+                yield from self._encode(encoder, [clip])
             return
-        yield from zip((source for source, _ in group), arrays, strict=True)
+        yield from zip((source for source, _ in batch), arrays, strict=True)
 
     def _fail(self, source: Source, error: Exception) -> None:
         text = str(error) if isinstance(error, UnusableMedia) else f"{type(error).__name__}: {error}"
-        self.failed[source.name] = " ".join(text.split())[:REASON]
+        self.failed[source.name] = " ".join(text.split())[:MAX_REASON_LENGTH]
 
 
 @contextmanager
 def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that read and write. An error ends when they have ended what they began; an interrupt does not wait for them."""
+    """Yield threads that read and write. After an error, wait for started tasks; after an interrupt, do not."""
     pool, wait = ThreadPoolExecutor(threads), True
     try:
         yield pool

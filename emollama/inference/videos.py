@@ -14,7 +14,7 @@ from emollama.data.annotations import safe_name
 from emollama.distributed.process_group import World
 from emollama.errors import UserError
 from emollama.extraction.clips import Clips
-from emollama.extraction.jobs import Job, describe_job, planned, require_weights
+from emollama.extraction.jobs import Job, describe_encoders, plan_jobs, require_weights
 from emollama.extraction.videos import VideoExtraction
 from emollama.extraction.work import Share
 from emollama.listing import abbreviated
@@ -109,7 +109,7 @@ def plan_extraction(config: RunConfig, slots: set[str], sources: dict[str, Sourc
     if not config.encoders:
         return []
     require_weights(config)
-    return planned(config, describe_job(config), Clips(sources, []), set())
+    return plan_jobs(config, describe_encoders(config), Clips(sources, []), set())
 
 
 def _with_encoders_for(config: RunConfig, slots: set[str], output: Path) -> RunConfig:
@@ -120,7 +120,7 @@ def _with_encoders_for(config: RunConfig, slots: set[str], output: Path) -> RunC
 
 def _open_jobs(config: RunConfig, sources: dict[str, Source]) -> list[Job]:
     """Return the job of each encoder, with its folder of arrays created."""
-    jobs = planned(config, describe_job(config), Clips(sources, []), set())
+    jobs = plan_jobs(config, describe_encoders(config), Clips(sources, []), set())
     for job in jobs:
         job.arrays.open(job.manifest)
     return jobs
