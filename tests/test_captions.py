@@ -35,7 +35,7 @@ from emollama.evaluation.prediction_files import scores_as_dict, write_metrics, 
 from emollama.evaluation.rating import write_sheets
 from emollama.evaluation.scoring import Scoring
 from emollama.evaluation.statistics import Resampling, compare
-from emollama.reporting.comparison import compared
+from emollama.reporting.comparison import compare_runs
 from emollama.reporting.report import write_report
 
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="no Java runtime on this machine")
@@ -504,7 +504,7 @@ def test_the_report_shows_captions_metrics_tokenizer_and_samples_with_all_refere
     written = json.loads((folder / "result/metrics_flickr30k.json").read_text())["tasks"]["caption"]
     assert [*written["clip_scores"][0]] == ["name", "rouge_l", "cider_d"]
     page = write_report(folder).read_text(encoding="utf-8")
-    for words in ("BLEU-4", "ROUGE-L", "CIDEr-D", "tokenizer: treebank (no Java)", "from the worst score to the best", "cider d"):
+    for words in ("BLEU-4", "ROUGE-L", "CIDEr-D", "tokenizer: treebank (no Java)", "from the worst to the best score", "cider d"):
         assert words in page
     best = max(written["clip_scores"], key=lambda row: row["cider_d"])["name"]
     true = next(row["reference"] for row in rows_of() if row["name"] == best)
@@ -514,6 +514,6 @@ def test_the_report_shows_captions_metrics_tokenizer_and_samples_with_all_refere
 
 def test_a_comparison_of_runs_tells_that_their_captions_were_split_in_different_ways(tmp_path):
     folders = [run_folder(tmp_path / name, way) for name, way in (("a", "ptb"), ("b", "treebank"), ("c", "ptb"))]
-    notes = [note for note in compared(folders).notes if "split" in note]
+    notes = [note for note in compare_runs(folders).notes if "split" in note]
     assert len(notes) == 1 and "flickr30k/caption" in notes[0] and "a by ptb, b by treebank, c by ptb" in notes[0]
-    assert not [note for note in compared(folders[::2]).notes if "split" in note]
+    assert not [note for note in compare_runs(folders[::2]).notes if "split" in note]

@@ -13,8 +13,8 @@ from PIL import Image
 
 from emollama.commands import compare as command
 from emollama.errors import UserError
-from emollama.reporting.comparison import compared, panels_of
-from emollama.reporting.panels import legend_of
+from emollama.reporting.comparison import compare_runs, comparison_panels
+from emollama.reporting.panels import legend_entries
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_the_chart_has_a_panel_for_each_metric(printed, tmp_path, rendered_plots
 
 
 def test_a_run_without_epochs_is_a_level_and_the_others_are_lines(runs):
-    panels = {(panel.title, panel.place): panel for panel in panels_of(compared(runs))}
+    panels = {(panel.title, panel.block): panel for panel in comparison_panels(compare_runs(runs))}
     first, second, third = panels["clue overlap", "emer · reason"].lines
     written = validation_rows(6, 4)
     assert first.points == [(row["epoch"], value) for row in written if (value := row["metrics"]["emer/reason/clue_overlap"])]
@@ -168,18 +168,18 @@ def test_runs_without_any_epochs_are_charted_too(printed, tmp_path, rendered_plo
 
 
 def test_the_legend_names_the_run_even_where_only_one_has_curves(runs):
-    marks = legend_of(panels_of(compared(runs[1:], ["label_overlap"])))
+    marks = legend_entries(comparison_panels(compare_runs(runs[1:], ["label_overlap"])))
     assert [mark["label"] for mark in marks] == ["stage_2", "zero_shot", "best epoch", "evaluated by the script"]
     shutil.rmtree(runs[2] / "result")
     write_lines(runs[2] / "log.jsonl", [{"step": 0}])
-    marks = legend_of(panels_of(compared(runs[1:])))
+    marks = legend_entries(comparison_panels(compare_runs(runs[1:])))
     assert [mark["label"] for mark in marks] == ["stage_2", "best epoch"]
 
 
 def test_a_figure_that_one_run_has_once_makes_no_panel(printed, runs, tmp_path):
     (runs[0] / "eval.jsonl").unlink()
     write_lines(runs[1] / "eval.jsonl", [{"epoch": 0, "metrics": {"dev/emotion/waf": 0.5, "dev/emotion/own": 0.5}}])
-    assert {panel.title for panel in panels_of(compared(runs))} == {"weighted F1 (WAF)"}
+    assert {panel.title for panel in comparison_panels(compare_runs(runs))} == {"weighted F1 (WAF)"}
     text = printed("--metric", "own")
     assert text.splitlines()[-1] == "no chart: there are no metrics to compare"
     assert ["b/stage_2", "last", "0", "0.5000"] in rows_of(text, "dev/emotion")
@@ -195,9 +195,9 @@ def test_what_a_run_lacks_is_a_note_and_no_row_of_dashes(printed, runs):
     assert [row[0] for row in rows_of(text, "dev/emotion")] == ["run", "a/stage_2", "a/stage_2", "zero_shot"]
     for note in (
         "note: zero_shot: has no emer/reason\n",
-        f"note: {runs[2]}: no config.yaml: its settings are not known",
-        "note: b/stage_2: no figures: neither result/metrics_*.json nor a line of eval.jsonl",
-        "eval.jsonl: 1 of 1 lines read hold no JSON object",
+        f"note: {runs[2]}: no config.yaml, so its settings are not compared",
+        "note: b/stage_2: no metrics in result/metrics_*.json and eval.jsonl",
+        "eval.jsonl: 1 of 1 lines read were left out, because they are not JSON objects",
     ):
         assert note in text
 
@@ -227,17 +227,17 @@ def write_run_without_figures(runs):
 
 
 def test_an_unknown_metric_is_refused_with_those_that_there_are(printed, tmp_path):
-    with pytest.raises(UserError, match=r"none of the runs has 'waff'. Did you mean 'waf'\? They have: waf, war, .*clue_overlap"):
+    with pytest.raises(UserError, match=r"has 'waff'. Did you mean 'waf'\? Available metrics: waf, war, .*clue_overlap"):
         printed("--metric", "waff")
     assert not (tmp_path / "chart.png").exists()
 
 
 def test_fewer_than_two_runs_one_named_twice_and_what_is_none_are_refused(printed, runs, tmp_path):
-    with pytest.raises(UserError, match="two runs or more"):
+    with pytest.raises(UserError, match="at least two runs"):
         printed(folders=runs[:1])
     with pytest.raises(UserError, match="named twice"):
         printed(folders=[runs[0], runs[0].parent / "../a/stage_2"])
-    with pytest.raises(UserError, match="holds none of"):
+    with pytest.raises(UserError, match="expected one of log.jsonl"):
         printed(folders=[runs[0], tmp_path / "a"])
 
 
@@ -252,7 +252,7 @@ def test_names_tell_runs_apart_with_no_more_of_the_way_than_needed(tmp_path):
     places = ["x/one/run", "x/two/run", "other"]
     for place in places:
         write_json(tmp_path / place / "result/metrics_dev.json", {"tasks": {"emotion": {"metrics": {"waf": 0.5}}}})
-    assert [*compared([tmp_path / place for place in places]).runs] == ["one/run", "two/run", "other"]
+    assert [*compare_runs([tmp_path / place for place in places]).runs] == ["one/run", "two/run", "other"]
 
 
 def test_the_command_is_one_of_emollamas(runs, tmp_path, emollama):

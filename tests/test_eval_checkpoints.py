@@ -25,8 +25,8 @@ from emollama.commands import eval_checkpoints as command
 from emollama.config import load
 from emollama.errors import UserError
 from emollama.inference.fingerprint import changes, compared, fingerprint_of
-from emollama.reporting.checkpoint_chart import checkpoint_chart, panels_of
-from emollama.reporting.checkpoint_table import CheckpointRow, best_of, read_checkpoint_table, write_checkpoint_table
+from emollama.reporting.checkpoint_chart import checkpoint_chart, group_panels
+from emollama.reporting.checkpoint_table import CheckpointRow, best_rows, read_checkpoint_table, write_checkpoint_table
 from emollama.runners.runner_base import RunnerBase
 
 pytestmark = pytest.mark.usefixtures("no_reports")
@@ -151,7 +151,7 @@ def test_the_best_of_a_column_is_bold_and_the_table_is_printed_once(done):
     best = min(losses, key=losses.get)
     lines = {line.split(" | ")[0][2:]: line for line in text.splitlines() if line.startswith("| ")}
     assert [f"**{losses[label]:.4f}**" in text for label in LABELS] == [label == best for label in LABELS], lines
-    assert said == text and "pretrained: what training began from, " in text
+    assert said == text and "pretrained: start of the training, " in text
 
 
 def test_the_chart_is_a_picture_with_a_panel_a_scale(done):
@@ -159,7 +159,7 @@ def test_the_chart_is_a_picture_with_a_panel_a_scale(done):
     series = {f"a/caption/{name}": [0.1, 0.2] for name in ("bleu_4", "rouge_l", "loss", "cider_d")} | {
         "b/emotion/waf": [0.1, None]
     }
-    panels = panels_of(series)
+    panels = group_panels(series)
     together = [[key.rpartition("/")[2] for key in keys] for keys in panels.values()]
     assert together == [["bleu_4", "rouge_l"], ["loss"], ["cider_d"], ["waf"]]
 
@@ -204,7 +204,7 @@ def test_another_configuration_is_evaluated_anew_and_never_stands_beside_the_old
     text = swept(capsys, run_folder, cfg, "--options", "evaluation_datasets.words.metrics=[war]")
     after = stamps(run_folder / "sweep_config")
     assert {label for label in LABELS if after[label] != before[label]} == {"pretrained", "epoch_1"}
-    assert "words.war" in text and "| epoch_0 |" not in text and "left out: epoch_0" in text
+    assert "words.war" in text and "| epoch_0 |" not in text and "other data: epoch_0" in text
 
 
 def test_captions_that_are_rewritten_in_place_are_answered_again_in_their_block_alone(again, corpus, capsys, caplog):
@@ -359,7 +359,7 @@ def test_equal_rows_have_no_best(again):
         content = json.loads(path.read_text())
         content["tasks"]["emotion"]["metrics"]["waf"] = 0.25
         path.write_text(json.dumps(content))
-    assert "words.waf" not in best_of(read_checkpoint_table(folder))
+    assert "words.waf" not in best_rows(read_checkpoint_table(folder))
 
 
 def test_figures_below_what_is_shown_are_a_plain_nought_and_none_of_them_is_best(again):
@@ -376,7 +376,7 @@ def test_figures_below_what_is_shown_are_a_plain_nought_and_none_of_them_is_best
     figures_of = dict(zip((cell.strip(" |") for cell in rows["| checkpoint"]), rows["| epoch_1"], strict=True))
     shown = {name: figures_of[f"words.{name}"].strip(" |") for name in ("waf", "war", "uar")}
     assert shown == {"waf": "0.0000", "war": "0.2000", "uar": "**0.4000**"}
-    assert not {"words.waf", "words.war"} & best_of(sweep).keys()
+    assert not {"words.waf", "words.war"} & best_rows(sweep).keys()
     assert "5.18e-10" in (folder / "sweep.csv").read_text() and "5.18e-10" in (folder / "sweep.json").read_text()
 
 
@@ -387,7 +387,7 @@ def test_a_run_from_random_values_begins_with_a_row_of_them(tmp_path, capsys):
     run_folder, cfg = trained(tmp_path, model={"ckpt": None}, epochs=1)
     text = swept(capsys, run_folder, cfg, "--checkpoints", f"golden={GOLDEN / 'checkpoint_slim.pth'}")
     assert [line.split(" | ")[0] for line in text.splitlines()[2:5]] == ["| untrained", "| epoch_0", "| golden"]
-    assert "untrained: what training began from, random projections and adapters" in text
+    assert "untrained: start of the training, with random projections and adapters" in text
     config = load(str(cfg), ["model.ckpt_allow_missing=['*']"])
     runner = config.classes["run"](config, training=False)
     runner.folder = tmp_path / "alone"
@@ -413,7 +413,7 @@ def test_a_folder_that_is_not_a_run_is_refused(done, tmp_path, capsys):
     assert "is not the folder of a run: it has no config.yaml" in refused(capsys, tmp_path, cfg)
     shutil.copy(done[0] / "config.yaml", tmp_path)
     assert "no checkpoint_<epoch>.pth" in refused(capsys, tmp_path, cfg)
-    assert "holds no sweep" in refused(capsys, tmp_path, cfg, "--table-only")
+    assert "contains no evaluated checkpoints" in refused(capsys, tmp_path, cfg, "--table-only")
 
 
 @pytest.mark.parametrize(

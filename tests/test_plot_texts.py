@@ -27,7 +27,7 @@ def curves(highest, lowest):
 
 def panels(values):
     lines = [Line("one", list(enumerate(values))), Line("other", [], level=values[0])]
-    return metric_panels([Panel("gradient", "block, task", better, lines) for better in (True, False, None)], kept=1)
+    return metric_panels([Panel("gradient", "block, task", better, lines) for better in (True, False, None)], best_epoch=1)
 
 
 PLOTS = {

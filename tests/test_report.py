@@ -32,12 +32,12 @@ from plots import RENDERED, plots
 
 from emollama.commands import report as command
 from emollama.errors import UserError
-from emollama.reporting.configuration import USUAL, USUAL_OF_LABELS, unusual_of
-from emollama.reporting.curves import curves_of, draw_curves
-from emollama.reporting.panels import Line, Panel, draw_panel, legend_of
+from emollama.reporting.configuration import DEFAULTS, LABEL_DEFAULTS, changed_settings
+from emollama.reporting.curves import draw_curves, logged_curves
+from emollama.reporting.panels import Line, Panel, draw_panel, legend_entries
 from emollama.reporting.report import write_report
 from emollama.reporting.run_files import read_run
-from emollama.reporting.sections import sections_of
+from emollama.reporting.sections import report_sections
 
 HOSTILE = "</td></pre></style><script>alert(1)</script><img src=http://example.org/x onerror=alert(2)>"
 VOID = {"meta", "img", "col", "br", "link", "input", "hr"}
@@ -132,7 +132,7 @@ def test_the_report_lies_in_result_and_has_every_part(whole):
     assert (folder / "result/report.html").is_file()
     parts = {attributes.get("id") for tag, attributes in page.elements if tag == "section"}
     assert parts == {"scores", "training", "epochs", "task-1", "task-2", "configuration", "versions"}
-    for words in ("stage_2", "runs/stage_2/checkpoint_best.pth", "invented-judge-1", "6, the best at epoch 4", "599 (epoch 5)"):
+    for words in ("stage_2", "runs/stage_2/checkpoint_best.pth", "invented-judge-1", "6, best at epoch 4", "599 (epoch 5)"):
         assert words in page.text
 
 
@@ -149,7 +149,7 @@ def test_confusions_and_classes_are_those_of_the_files(whole):
     folder, page = whole
     recognition = json.loads((folder / "result/metrics_dev.json").read_text())["tasks"]["emotion"]["recognition"]
     head, *rows = page.rows("confusion")
-    assert head == ["truth", *SIX, "invalid"]
+    assert head == ["true label", *SIX, "invalid"]
     assert rows == [[label, *map(str, counts)] for label, counts in zip(SIX, recognition["confusion"], strict=True)]
     shown = [[row[0], int(row[1]), *(value_of(cell)[0] for cell in row[2:])] for row in page.rows("per-class")[1:]]
     assert shown == [[row[key] for key in ("label", "support", "precision", "recall", "f1")] for row in recognition["per_class"]]
@@ -171,9 +171,9 @@ def test_answers_are_half_wrong_half_right_and_of_every_label(whole):
     assert len(rows) == 20
     for name, truth, answer, read, verdict in rows:
         assert (truth, answer) == (written[name]["reference"], written[name]["prediction"])
-        assert verdict == ("✓ right" if read == truth else "✗ wrong")
+        assert verdict == ("✓ correct" if read == truth else "✗ wrong")
         assert read == next((label for label in SIX if label in answer), "invalid")
-    assert [row[4] for row in rows] == ["✗ wrong"] * 10 + ["✓ right"] * 10
+    assert [row[4] for row in rows] == ["✗ wrong"] * 10 + ["✓ correct"] * 10
     assert {row[1] for row in rows[10:]} == {*SIX}
 
 
@@ -199,7 +199,7 @@ def test_descriptions_go_from_the_worst_judged_to_the_best_beside_the_truth(whol
     assert (judged[0], judged[-1]) == (min(known.values()), max(known.values()))
     for row in rows:
         if row["name"] in page.described:
-            assert f"Truth {row['reference']}" in page.text and f"Answer {row['prediction']}" in page.text
+            assert f"Reference {row['reference']}" in page.text and f"Answer {row['prediction']}" in page.text
 
 
 def test_judges_usage_and_failures_are_told(whole):
@@ -252,7 +252,7 @@ def test_nothing_is_left_of_the_writing(whole):
 
 def test_the_only_line_of_a_runs_own_metrics_has_no_name_in_the_legend():
     line = Line("", [(0, 0.5), (1, 0.6)])
-    assert [mark["label"] for mark in legend_of([Panel("loss", "dev", False, [line])])] == ["best epoch"]
+    assert [mark["label"] for mark in legend_entries([Panel("loss", "dev", False, [line])])] == ["best epoch"]
 
 
 def ticks_of(axis):
@@ -266,7 +266,7 @@ def test_ticks_of_steps_are_whole_and_where_they_say(steps):
     from matplotlib.figure import Figure
 
     figure = Figure()
-    draw_curves(figure, curves_of([{"step": step, "loss": 1.0, "lr": 0.1} for step in (0, steps - 1)]))
+    draw_curves(figure, logged_curves([{"step": step, "loss": 1.0, "lr": 0.1} for step in (0, steps - 1)]))
     ticks = ticks_of(figure.axes[-1].xaxis)
     assert ticks == [(place, f"{place:,.0f}") for place, _ in ticks]
     assert all(place == int(place) for place, _ in ticks)
@@ -305,7 +305,7 @@ def test_a_judge_that_could_not_be_reached_is_named_with_its_error_beside_the_mi
         scored, "emer", metrics={"clue_overlap": None, "label_overlap": None, "loss": 0.5}, judge=judge, clip_scores=None
     )
     page = Page(write_report(scored))
-    told = f"The judge invented-judge-1 could not be reached , so there is no clue overlap, label overlap: {error}"
+    told = f"The judge invented-judge-1 could not be reached : {error} Missing metrics: clue overlap, label overlap."
     assert page.text.count(told) == 2  # beside the scores, and in the task's own part
     assert "Judge invented-judge-1 (could not be reached)" in page.text
     assert "emollama score scores them" in page.text.replace("  ", " ")
@@ -321,7 +321,7 @@ def test_without_truth_a_report_says_that_there_are_answers_only(scored):
         for metrics in ({}, {"loss": None}):
             spoilt_scores(scored, block, metrics=metrics, recognition=None, judge=None, clip_scores=None)
             page = Page(write_report(scored))
-            assert f"Answers only: the data has no {noun} to compare with." in page.text
+            assert f"No scores: the data has no {noun} to compare the answers with." in page.text
     assert rows[0]["prediction"] in page.text and "(none in the data)" in page.text
 
 
@@ -329,7 +329,7 @@ def test_a_judge_that_failed_every_clip_is_told(scored):
     judge = {"name": "j", "failures": [{"name": "a", "metric": "clue_overlap", "failure": "the reply has no number"}]}
     spoilt_scores(scored, "emer", metrics={"clue_overlap": None}, judge=judge, clip_scores=None)
     page = Page(write_report(scored))
-    assert "Every judgement failed." in page.text and "the means are over" not in page.text
+    assert "No scores: every judgement failed." in page.text and "the means are over" not in page.text
 
 
 def test_blocks_stand_in_the_order_of_the_configuration_and_others_at_the_end(folder):
@@ -348,7 +348,7 @@ def test_keys_that_change_what_a_score_means_stand_beside_it(scored):
         "  dev: {mask_slots: [audio, face], answer_by: likelihood, prompt_layout: train, aliases: {joyful: happy}}\n"
         '  emer: {prompt_layout: upstream_eval, answer_by: likelihood, instruction: "What is felt?", mask_slots: []}\n'
     )
-    dev, emer = sections_of(read_run(scored))
+    dev, emer = report_sections(read_run(scored))
     ensemble = "3 checkpoints: the mean of their predictions"
     assert dev.unusual == ["slots masked: audio, face", "answered by: likelihood", "aliases: joyful → happy", ensemble]
     assert emer.unusual == ["prompt layout: upstream_eval", "instruction: What is felt?", ensemble]
@@ -362,8 +362,8 @@ def test_nothing_is_unusual_about_defaults():
 
     made = (ClipConfig("list.txt"), ImageTextPretrain.Config(), ImageTextPretrain.scoring.Config())
     keys = {key: value for one in made for key, value in dataclasses.asdict(one).items()}
-    assert {*USUAL, *USUAL_OF_LABELS} <= {*keys}
-    assert list(unusual_of(keys, "emotion")) == []
+    assert {*DEFAULTS, *LABEL_DEFAULTS} <= {*keys}
+    assert list(changed_settings(keys, "emotion")) == []
 
 
 # What it must not do
@@ -446,8 +446,8 @@ def test_a_line_that_was_cut_short_is_told_and_the_others_are_shown(folder):
         file.write('{"step": 3500, "epoch": 6, "metrics": {"dev/emo')
     (folder / "result/metrics_dev.json").write_text('{"tasks": ')
     page = Page(write_report(folder))
-    assert "eval.jsonl: 1 of 7 lines read hold no JSON object" in page.text
-    assert "metrics_dev.json: holds no JSON object" in page.text
+    assert "eval.jsonl: 1 of 7 lines read were left out, because they are not JSON objects" in page.text
+    assert "metrics_dev.json: left out, because it is not a JSON object" in page.text
     assert len(page.rows("epochs")) == 7
 
 
@@ -458,7 +458,7 @@ def test_a_spoilt_file_is_told_once(folder):
     (folder / "moved").rename(folder / "result/epoch_3")
     (folder / "result/epoch_3/metrics_dev.json").write_text('{"tasks": ')
     assert len(read_run(folder).notes) == 1
-    assert Page(write_report(folder)).text.count("metrics_dev.json: holds no JSON object") == 1
+    assert Page(write_report(folder)).text.count("metrics_dev.json: left out, because it is not a JSON object") == 1
 
 
 def spoilt(value, rng, share):
@@ -488,7 +488,7 @@ def test_what_is_no_runs_folder_is_refused_with_the_files_that_it_lacks(tmp_path
         (folder / "result").mkdir(parents=True)
     if made == "other":
         (folder / "notes.txt").write_text("a file")
-    with pytest.raises(UserError, match="no folder|holds none of log.jsonl, eval.jsonl"):
+    with pytest.raises(UserError, match="is not a folder|expected one of log.jsonl, eval.jsonl"):
         write_report(folder)
     assert not (folder / "result/report.html").exists()
 
@@ -518,7 +518,7 @@ def write_large_run(folder, steps, clips):
 def check_large_page(page, steps, left):
     assert len(page.source) < 3_000_000
     assert len(page.rows("invalid")) == 101
-    assert f"And {left} more; all are in predictions_dev.jsonl." in page.text
+    assert f"{left} more are in predictions_dev.jsonl." in page.text
     assert f"{steps - 1:,} (epoch 5)" in page.text
 
 
@@ -553,7 +553,7 @@ def test_the_command_prints_where_the_reports_are(scored, capsys):
 
 
 def test_the_command_writes_nothing_where_one_of_the_folders_is_none_of_a_run(folder, tmp_path):
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         command.run(parsed(folder, tmp_path / "absent"))
     assert not (folder / "result/report.html").exists()
 
@@ -581,4 +581,4 @@ def test_a_browser_without_a_network_shows_the_report(whole, tmp_path):
 
 def test_the_command_is_one_of_emollamas(emollama):
     done = emollama("report", "absent_folder")
-    assert done.returncode == 1 and "no folder 'absent_folder'" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "'absent_folder' is not a folder" in done.stderr and "Traceback" not in done.stderr

@@ -33,15 +33,15 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the comparison, and write the chart if there are metrics to compare."""
     from emollama.errors import UserError
     from emollama.paths import atomic_write, require_writable
-    from emollama.reporting.comparison import compared, panels_of
+    from emollama.reporting.comparison import compare_runs, comparison_panels
     from emollama.reporting.panels import PANELS, metric_panels
 
     output = arguments.output
     if output.suffix.lower() != ".png" or output.is_dir():
         raise UserError(f"--output: '{output}' must be the name of a .png file, such as compare.png.")
     require_writable(output.parent, "--output")
-    comparison = compared(arguments.runs, arguments.metric)
-    panels = panels_of(comparison)
+    comparison = compare_runs(arguments.runs, arguments.metric)
+    panels = comparison_panels(comparison)
     chart = metric_panels(panels)
     if chart:
         with atomic_write(output, "wb") as file:
@@ -105,7 +105,7 @@ def _lines(comparison: RunComparison, chart: str | None) -> Iterator[str]:
 def _metric_rows(comparison: RunComparison, keys: list[str]) -> Iterator[list[str]]:
     """Yield the head and the rows of a table of metrics, one row for each standing that has one of them."""
     from emollama.reporting.comparison import leaders
-    from emollama.reporting.measures import digits_of, figure
+    from emollama.reporting.measures import format_value, metric_digits
 
     names = [key.rpartition("/")[2] for key in keys]
     best = {key: leaders(comparison, key) for key in keys}
@@ -116,7 +116,9 @@ def _metric_rows(comparison: RunComparison, keys: list[str]) -> Iterator[list[st
         cells = []
         for key, name in zip(keys, names, strict=True):
             value = standing.metrics.get(key)
-            cells.append((figure(value, digits_of(name)) if value is not None else "-") + ("*" if standing in best[key] else ""))
+            cells.append(
+                (format_value(value, metric_digits(name)) if value is not None else "-") + ("*" if standing in best[key] else "")
+            )
         yield [standing.run, standing.of, "-" if standing.epoch is None else str(standing.epoch), *cells]
 
 

@@ -11,7 +11,7 @@ from emollama.config import from_plain
 from emollama.errors import UserError
 from emollama.paths import read_text
 from emollama.reporting.checkpoint_table import CheckpointRow
-from emollama.reporting.configuration import CONFIG, parsed
+from emollama.reporting.configuration import CONFIG, parse_config
 from emollama.reporting.json_io import mapping
 from emollama.runners.build import checkpoint_paths
 
@@ -37,7 +37,7 @@ def start_of(folder: Path) -> Start:
     path = folder / CONFIG
     if not path.is_file():
         raise UserError(f"--run-folder: '{folder}' is not the folder of a run: it has no {CONFIG}. Name output_dir/<job_id>.")
-    tree = parsed(read_text(str(path))) or {}
+    tree = parse_config(read_text(str(path))) or {}
     needed = {key: tree[key] for key in ("imports", "paths", "model") if tree.get(key)}
     seed = {key: value for key, value in mapping(tree.get("run")).items() if key == "seed"}
     config = from_plain(needed | {"run": seed}, str(path))

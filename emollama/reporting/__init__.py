@@ -1,1 +1,1 @@
-"""A run to look at: its report and its comparison with others, from the files that it wrote; without torch."""
+"""Reports about runs: report.html, comparisons and charts, from the files that the runs wrote. Does not import torch."""

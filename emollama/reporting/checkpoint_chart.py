@@ -1,11 +1,11 @@
-"""The chart of a sweep: metrics over the checkpoints, a row a block and task, a panel a scale, losses apart."""
+"""The chart of ``emollama eval-checkpoints``: metrics over checkpoints, one row per block and task, one panel per scale."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from emollama.reporting.measures import block_and_task, higher_is_better, registered_metric, title_of
+from emollama.reporting.measures import block_and_task, higher_is_better, metric_title, registered_metric
 from emollama.reporting.panels import DASHES, MARKERS, RING
 from emollama.reporting.plotting import COLOURS, QUIET, WIDTH, png, short
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Series = Sequence[float | None]
-TICKS = 9  # most names of checkpoints along an axis
-ACROSS = 3  # most panels side by side
-LISTED = 4  # metrics that a line of a legend holds
+MAX_TICKS = 9  # named checkpoints along an axis
+MAX_COLUMNS = 3  # panels next to each other
+LEGEND_COLUMNS = 4  # metrics per line of a legend
 
 
 def checkpoint_chart(ticks: Sequence[str], aside: int, series: Mapping[str, Series]) -> bytes:
-    """Lines over checkpoints.
+    """Draw the metrics over the checkpoints as a PNG.
 
     Args:
-        ticks: the checkpoints' names, in order: what training began from, the epochs' numbers, others.
-        aside: how many of them, at the end, are no part of the training; they are drawn without a line.
-        series: ``block/task/metric`` -> its value at each checkpoint.
+        ticks: names of the checkpoints in order: the start of the training, numbers of epochs, other files.
+        aside: number of checkpoints at the end that are not part of the training; they are drawn without a line.
+        series: ``block/task/metric`` -> value at each checkpoint.
     """
-    rows = list(_rows(panels_of(series)))
+    rows = list(_panel_rows(group_panels(series)))
     columns = max(map(len, rows))
 
     def draw(figure: Figure) -> None:
@@ -41,23 +41,23 @@ def checkpoint_chart(ticks: Sequence[str], aside: int, series: Mapping[str, Seri
     return png(draw, WIDTH if columns > 1 else 0.7 * WIDTH, 3.6 * len(rows))
 
 
-def panels_of(series: Mapping[str, Series]) -> dict[tuple[str, str], list[str]]:
-    """(block and task, scale) -> the metrics drawn together: those of one scale. A metric without a best value stands alone."""
+def group_panels(series: Mapping[str, Series]) -> dict[tuple[str, str], list[str]]:
+    """Return (block and task, scale) -> metrics of one panel. A metric without a best value has a panel of its own."""
     panels: dict[tuple[str, str], list[str]] = {}
     for key, values in series.items():
         name = key.rpartition("/")[2]
-        known = registered_metric(name)
-        scale = name if known is None or known.top is None else f"{known.top:g}"
+        metric = registered_metric(name)
+        scale = name if metric is None or metric.top is None else f"{metric.top:g}"
         if any(value is not None for value in values):
             panels.setdefault((block_and_task(key), scale), []).append(key)
     return panels
 
 
-def _rows(panels: Mapping[tuple[str, str], list[str]]) -> Iterator[list[list[str]]]:
-    """The panels of each block and task side by side, those with most metrics first."""
-    for place in dict.fromkeys(place for place, _ in panels):
-        own = sorted((keys for (other, _), keys in panels.items() if other == place), key=len, reverse=True)
-        yield from (own[first : first + ACROSS] for first in range(0, len(own), ACROSS))
+def _panel_rows(panels: Mapping[tuple[str, str], list[str]]) -> Iterator[list[list[str]]]:
+    """Yield the panels of each block and task, in rows of at most MAX_COLUMNS; panels with the most metrics come first."""
+    for block in dict.fromkeys(block for block, _ in panels):
+        own = sorted((keys for (other, _), keys in panels.items() if other == block), key=len, reverse=True)
+        yield from (own[first : first + MAX_COLUMNS] for first in range(0, len(own), MAX_COLUMNS))
 
 
 def _draw_panel(ax: Axes, ticks: Sequence[str], aside: int, series: Mapping[str, Series]) -> None:
@@ -66,7 +66,7 @@ def _draw_panel(ax: Axes, ticks: Sequence[str], aside: int, series: Mapping[str,
         points = [(at, value) for at, value in enumerate(values) if value is not None]
         look = _look(number)
         line = [point for point in points if point[0] < trained]
-        ax.plot([at for at, _ in line], [value for _, value in line], label=short(title_of(_name(key)), 24), **look)
+        ax.plot([at for at, _ in line], [value for _, value in line], label=short(metric_title(_name(key)), 24), **look)
         ax.plot([at for at, _ in points[len(line) :]], [value for _, value in points[len(line) :]], **look | {"linestyle": ""})
         better = higher_is_better(_name(key))
         if better is not None and len(points) > 1:
@@ -78,13 +78,13 @@ def _draw_panel(ax: Axes, ticks: Sequence[str], aside: int, series: Mapping[str,
 
 
 def _name_panel(ax: Axes, keys: Sequence[str]) -> None:
-    """Its block and task, and its metrics: in a legend, or a single one beside the place."""
-    titles = [title_of(_name(key)) for key in keys]
-    lines = -(-len(keys) // LISTED) if len(keys) > 1 else 0
+    """Write block and task, and the metrics: several into a legend, a single one as the title."""
+    titles = [metric_title(_name(key)) for key in keys]
+    lines = -(-len(keys) // LEGEND_COLUMNS) if len(keys) > 1 else 0
     ax.set_title(short(block_and_task(keys[0]), 44) if lines else short(titles[0], 30), pad=8 + 15 * lines)
     if lines:
-        place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.2}
-        ax.legend(ncols=LISTED, fontsize=9, handlelength=1.6, columnspacing=1.2, handletextpad=0.5, **place)
+        position: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.2}
+        ax.legend(ncols=LEGEND_COLUMNS, fontsize=9, handlelength=1.6, columnspacing=1.2, handletextpad=0.5, **position)
     else:
         ax.text(1, 1.03, short(block_and_task(keys[0]), 28), transform=ax.transAxes, fontsize=8.5, color=QUIET, ha="right")
     if all(higher_is_better(_name(key)) is False for key in keys):
@@ -92,15 +92,15 @@ def _name_panel(ax: Axes, keys: Sequence[str]) -> None:
 
 
 def _name_ticks(ax: Axes, ticks: Sequence[str]) -> None:
-    """The checkpoints' names, as many as fit; what is no number always."""
-    step = -(-len(ticks) // TICKS)
+    """Label the checkpoints, as many as fit; labels that are not numbers are always shown."""
+    step = -(-len(ticks) // MAX_TICKS)
     shown = [at for at, tick in enumerate(ticks) if not tick.isdecimal() or at % step == 1 % step]
     ax.set_xticks(shown, [short(ticks[at], 14) for at in shown])
     for label in ax.get_xticklabels():
         if not label.get_text().isdecimal():
             label.set(rotation=30, ha="right", rotation_mode="anchor")
     ax.set_xlim(-0.4, len(ticks) - 0.6)
-    ax.set_xlabel("epoch (a ring: the best)")
+    ax.set_xlabel("epoch (ring: best value)")
 
 
 def _name(key: str) -> str:

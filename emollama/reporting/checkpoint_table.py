@@ -1,4 +1,4 @@
-"""A sweep out of its files: a row a checkpoint, a column a metric, as CSV, Markdown, JSON and a chart."""
+"""Reads the results of ``emollama eval-checkpoints``, and writes them as CSV, Markdown, JSON and a chart."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
 from emollama.paths import PACKAGE, atomic_write
 from emollama.reporting.checkpoint_chart import checkpoint_chart
-from emollama.reporting.json_io import Notes, mapping, numbers, read_object, text, texts, whole
-from emollama.reporting.measures import digits_of, figure, higher_is_better, registered_metric
+from emollama.reporting.json_io import Notes, mapping, numbers, read_object, text, texts, whole_number
+from emollama.reporting.measures import format_value, higher_is_better, metric_digits, registered_metric
 
 RECORD, SUMMARY, RESULT = "evaluated.json", "sweep.json", "result"
-Fingerprint = dict[str, dict[str, str]]  # block, "" for all of them -> what its figures rest on -> a digest
+Fingerprint = dict[str, dict[str, str]]  # block ("" for all blocks) -> what its scores depend on -> digest
 
 
 @dataclass(frozen=True)
 class CheckpointRow:
-    """One model of a sweep.
+    """One evaluated model.
 
     Attributes:
-        label: its folder's name.
-        epoch: of its checkpoint; -1 of what training began from, None of a file that was named.
-        files: its checkpoints, several where their mean is meant; none of random values.
-        sha256: of the files.
-        basis: what figures rest on beside them.
+        label: name of its folder.
+        epoch: epoch of its checkpoint; -1 for the start of the training, None for a file that the user named.
+        files: its checkpoints: several for the mean of their weights, none for random values.
+        sha256: digests of the files.
+        basis: what its scores depend on, except the files.
         run: name of the training run's folder.
     """
 
@@ -43,21 +43,21 @@ class CheckpointRow:
 
     @property
     def blocks(self) -> list[str]:
-        """Those that it answers."""
+        """Labels of the evaluated blocks."""
         return [label for label in self.basis if label]
 
 
 @dataclass(frozen=True)
 class CheckpointTable:
-    """The rows of a sweep that were evaluated alike, in order.
+    """The models that were evaluated with the same settings and data, in order.
 
     Attributes:
-        folder: of the sweep.
-        basis: that the rows share.
-        rows: the rows.
+        folder: folder of the results.
+        basis: what the scores of all rows depend on.
+        rows: the models.
         metrics: label -> column -> value.
-        columns: column (``block.metric``, with the task between them where the block has several) -> ``block/task/metric``.
-        notes: what is left out.
+        columns: column (``block.metric``, or ``block.task.metric`` if the block has several tasks) -> ``block/task/metric``.
+        notes: messages about what is left out.
     """
 
     folder: Path
@@ -69,24 +69,24 @@ class CheckpointTable:
 
 
 def read_records(folder: Path) -> list[CheckpointRow]:
-    """The rows that were evaluated, in order: the start, epochs, then files that were named."""
-    found = [CheckpointRow(**_plain(content)) for path in folder.glob(f"*/{RECORD}") if (content := read_object(path, []))]
-    return sorted(found, key=lambda row: (row.epoch is None, row.epoch or 0, row.label))
+    """Read the evaluated models in order: the start of the training, epochs, then files that the user named."""
+    rows = [CheckpointRow(**_fields(content)) for path in folder.glob(f"*/{RECORD}") if (content := read_object(path, []))]
+    return sorted(rows, key=lambda row: (row.epoch is None, row.epoch or 0, row.label))
 
 
-def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
-    several = {key: tuple(texts(content.get(key))) for key in ("files", "sha256")}
-    single = {key: text(content.get(key)) for key in ("label", "run")}
-    return several | single | {"epoch": whole(content.get("epoch")), "basis": _basis(content)}
+def _fields(content: Mapping[str, Any]) -> dict[str, Any]:
+    lists = {key: tuple(texts(content.get(key))) for key in ("files", "sha256")}
+    strings = {key: text(content.get(key)) for key in ("label", "run")}
+    return lists | strings | {"epoch": whole_number(content.get("epoch")), "basis": _basis(content)}
 
 
 def _basis(content: Mapping[str, Any]) -> Fingerprint:
     blocks = mapping(content.get("basis")).items()
-    return {label: {what: text(value) for what, value in mapping(parts).items()} for label, parts in blocks}
+    return {label: {part: text(value) for part, value in mapping(parts).items()} for label, parts in blocks}
 
 
 def missing(folder: Path, row: CheckpointRow) -> dict[str, str]:
-    """Block -> the file of metrics that a row lacks."""
+    """Return block -> metrics file, for the files that a row needs and that do not exist."""
     return {block: str(path) for block in row.blocks if not (path := _metrics_file(folder, row, block)).is_file()}
 
 
@@ -95,37 +95,38 @@ def _metrics_file(folder: Path, row: CheckpointRow, block: str) -> Path:
 
 
 def read_checkpoint_table(folder: Path, basis: Fingerprint | None = None) -> CheckpointTable:
-    """Read a sweep's files.
+    """Read the results in a folder.
 
     Args:
-        folder: of the sweep.
-        basis: that rows are to have; None: that of the last sweep into this folder.
+        folder: folder of the results.
+        basis: only read rows with this basis; None: the basis of the last evaluation in this folder.
 
     Raises:
-        UserError: nothing was evaluated there, or metrics are missing.
+        UserError: the folder has no results, or metrics are missing.
     """
     notes: Notes = []
     basis = basis or _basis(read_object(folder / SUMMARY, notes))
     records = read_records(folder)
     rows = [row for row in records if row.basis == basis]
     if not rows:
-        raise UserError(f"'{folder}' holds no sweep. Run the command without --table-only, or name its folder by --output.")
-    if left := [row.label for row in records if row not in rows]:
-        notes.append(f"evaluated with another configuration or other data, and left out: {abbreviated(left)}")
-    if lacking := list(chain(*(missing(folder, row).values() for row in rows))):
-        raise UserError(f"metrics are missing, {listing(lacking)}. Run the command without --table-only.")
-    found = {row.label: dict(_metrics(folder, row, notes)) for row in rows}
-    keys = list(dict.fromkeys(chain(*found.values())))
+        remedy = "Run the command without --table-only, or name the folder with --output."
+        raise UserError(f"'{folder}' contains no evaluated checkpoints. {remedy}")
+    if left_out := [row.label for row in records if row not in rows]:
+        notes.append(f"left out, because they were evaluated with another configuration or other data: {abbreviated(left_out)}")
+    if missing_files := list(chain(*(missing(folder, row).values() for row in rows))):
+        raise UserError(f"metrics are missing, {listing(missing_files)}. Run the command without --table-only.")
+    values_by_key = {row.label: dict(_metrics(folder, row, notes)) for row in rows}
+    keys = list(dict.fromkeys(chain(*values_by_key.values())))
     if not keys:
         page = (PACKAGE / "docs/evaluation.md").resolve()
-        raise UserError(f"'{folder}': no block has a metric. What metrics need: {page}")
+        raise UserError(f"'{folder}': no block has a metric. See {page} for what each metric needs.")
     columns = {_column(key, keys): key for key in keys}
-    metrics = {label: {column: values.get(key) for column, key in columns.items()} for label, values in found.items()}
+    metrics = {label: {column: values.get(key) for column, key in columns.items()} for label, values in values_by_key.items()}
     return CheckpointTable(folder, basis, rows, metrics, columns, notes)
 
 
 def _metrics(folder: Path, row: CheckpointRow, notes: Notes) -> Iterator[tuple[str, float | None]]:
-    """(``block/task/metric``, value)."""
+    """Yield (``block/task/metric``, value)."""
     for block in row.blocks:
         tasks = mapping(read_object(_metrics_file(folder, row, block), notes).get("tasks"))
         for task, scores in tasks.items():
@@ -139,72 +140,77 @@ def _column(key: str, keys: Sequence[str]) -> str:
     return f"{block}.{task}.{name}" if several else f"{block}.{name}"
 
 
-def best_of(sweep: CheckpointTable) -> dict[str, list[str]]:
-    """Column -> the rows that are best in it; none where nobody knows which way is better, or all show the same figure."""
+def best_rows(table: CheckpointTable) -> dict[str, list[str]]:
+    """Return column -> labels of its best rows, without columns whose direction is unknown or whose shown values are equal."""
     best: dict[str, list[str]] = {}
-    for column, key in sweep.columns.items():
+    for column, key in table.columns.items():
         better = higher_is_better(key.rpartition("/")[2])
-        values = {label: value for label, found in sweep.metrics.items() if (value := found[column]) is not None}
-        if better is not None and len({_figure(value, key) for value in values.values()}) > 1:
+        values = {label: value for label, row in table.metrics.items() if (value := row[column]) is not None}
+        if better is not None and len({_formatted(value, key) for value in values.values()}) > 1:
             top = (max if better else min)(values.values())
             best[column] = [label for label, value in values.items() if value == top]
     return best
 
 
-def write_checkpoint_table(sweep: CheckpointTable) -> str:
-    """Write sweep.json, sweep.csv, sweep.md and sweep.png into its folder. Returns the Markdown."""
-    best = best_of(sweep)
-    rows = [{**asdict(row), "metrics": sweep.metrics[row.label]} for row in sweep.rows]
-    with atomic_write(sweep.folder / SUMMARY) as file:
-        json.dump({"basis": sweep.basis, "columns": sweep.columns, "best": best, "rows": rows}, file, indent=1)
-    with atomic_write(sweep.folder / "sweep.csv") as file:
+def write_checkpoint_table(table: CheckpointTable) -> str:
+    """Write sweep.json, sweep.csv, sweep.md and sweep.png into the table's folder.
+
+    Returns:
+        The Markdown table.
+    """
+    best = best_rows(table)
+    rows = [{**asdict(row), "metrics": table.metrics[row.label]} for row in table.rows]
+    with atomic_write(table.folder / SUMMARY) as file:
+        json.dump({"basis": table.basis, "columns": table.columns, "best": best, "rows": rows}, file, indent=1)
+    with atomic_write(table.folder / "sweep.csv") as file:
         writer = csv.writer(file)
-        writer.writerow(["checkpoint", "epoch", "file", *sweep.columns])
-        for row in sweep.rows:
+        writer.writerow(["checkpoint", "epoch", "file", *table.columns])
+        for row in table.rows:
             epoch = row.epoch if row.epoch is not None and row.epoch >= 0 else ""
-            writer.writerow([row.label, epoch, " ".join(row.files), *sweep.metrics[row.label].values()])
-    markdown = "".join(f"{line}\n" for line in _markdown(sweep, best))
-    with atomic_write(sweep.folder / "sweep.md") as file:
+            writer.writerow([row.label, epoch, " ".join(row.files), *table.metrics[row.label].values()])
+    markdown = "".join(f"{line}\n" for line in _markdown(table, best))
+    with atomic_write(table.folder / "sweep.md") as file:
         file.write(markdown)
-    with atomic_write(sweep.folder / "sweep.png", "wb") as file:
-        file.write(_chart(sweep))
+    with atomic_write(table.folder / "sweep.png", "wb") as file:
+        file.write(_chart(table))
     return markdown
 
 
-def _chart(sweep: CheckpointTable) -> bytes:
-    ticks = [str(row.epoch) if row.epoch is not None and row.epoch >= 0 else row.label for row in sweep.rows]
-    series = {key: [sweep.metrics[row.label][column] for row in sweep.rows] for column, key in sweep.columns.items()}
-    return checkpoint_chart(ticks, sum(row.epoch is None for row in sweep.rows), series)
+def _chart(table: CheckpointTable) -> bytes:
+    ticks = [str(row.epoch) if row.epoch is not None and row.epoch >= 0 else row.label for row in table.rows]
+    series = {key: [table.metrics[row.label][column] for row in table.rows] for column, key in table.columns.items()}
+    return checkpoint_chart(ticks, sum(row.epoch is None for row in table.rows), series)
 
 
-def _markdown(sweep: CheckpointTable, best: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """A table a block, the best of each column in bold; then what the rows are."""
-    for block in dict.fromkeys(key.partition("/")[0] for key in sweep.columns.values()):
-        columns = [column for column, key in sweep.columns.items() if key.partition("/")[0] == block]
+def _markdown(table: CheckpointTable, best: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Yield the lines of one table per block, with the best values in bold, then explanations of the rows."""
+    for block in dict.fromkeys(key.partition("/")[0] for key in table.columns.values()):
+        columns = [column for column, key in table.columns.items() if key.partition("/")[0] == block]
         yield f"| checkpoint | {' | '.join(columns)} |"
         yield f"|---|{'---:|' * len(columns)}"
-        for row in sweep.rows:
-            cells = [_cell(column, row.label, sweep, best) for column in columns]
+        for row in table.rows:
+            cells = [_cell(column, row.label, table, best) for column in columns]
             yield f"| {row.label} | {' | '.join(cells)} |"
         yield ""
-    yield "**Bold**: the best of a column."
-    for row in sweep.rows:
+    yield "**Bold**: best value of the column."
+    for row in table.rows:
         if not row.files:
-            yield f"{row.label}: what training began from, random projections and adapters."
+            yield f"{row.label}: start of the training, with random projections and adapters."
         elif row.epoch == -1:
-            yield f"{row.label}: what training began from, {', '.join(row.files)}."
-    yield from (f"Note: {note}" for note in sweep.notes)
+            yield f"{row.label}: start of the training, {', '.join(row.files)}."
+    yield from (f"Note: {note}" for note in table.notes)
 
 
-def _cell(column: str, label: str, sweep: CheckpointTable, best: Mapping[str, Sequence[str]]) -> str:
-    shown = _figure(sweep.metrics[label][column], sweep.columns[column])
+def _cell(column: str, label: str, table: CheckpointTable, best: Mapping[str, Sequence[str]]) -> str:
+    shown = _formatted(table.metrics[label][column], table.columns[column])
     return f"**{shown}**" if label in best.get(column, ()) else shown
 
 
-def _figure(value: float | None, key: str) -> str:
-    """A value of ``block/task/metric``: with the same decimals always where the metric has a best value."""
+def _formatted(value: float | None, key: str) -> str:
+    """Format a value of ``block/task/metric``; metrics with a best value always have the same number of decimals."""
     name = key.rpartition("/")[2]
-    known, digits = registered_metric(name), digits_of(name)
-    if value is None or known is None or known.top is None:
-        return figure(value, digits)
-    return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no -0.0000
+    metric, digits = registered_metric(name), metric_digits(name)
+    if value is None or metric is None or metric.top is None:
+        return format_value(value, digits)
+    # Adding 0.0 turns -0.0 into 0.0.
+    return f"{round(value, digits) + 0.0:.{digits}f}"

@@ -1,4 +1,4 @@
-"""Several runs side by side: their figures, the settings in which they differ, and their metrics by epoch."""
+"""Comparison of several runs: their metrics, the settings in which they differ, and their metrics by epoch."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from typing import Any
 from emollama.errors import UserError
 from emollama.listing import abbreviated
 from emollama.registry import did_you_mean
-from emollama.reporting.configuration import CONFIG, RESULT, parsed
+from emollama.reporting.configuration import CONFIG, RESULT, parse_config
 from emollama.reporting.json_io import Notes, text
-from emollama.reporting.measures import block_and_task, higher_is_better, title_of
+from emollama.reporting.measures import block_and_task, higher_is_better, metric_title
 from emollama.reporting.panels import Line, Panel
-from emollama.reporting.run_files import RunFiles, best_validation, by_key, read_run
+from emollama.reporting.run_files import RunFiles, best_validation, metrics_by_key, read_run
 from emollama.reporting.settings import settings_that_differ
 
 
 @dataclass(frozen=True)
 class Standing:
-    """Figures of a run at one of its checkpoints.
+    """The metrics of a run at one of its checkpoints.
 
     Attributes:
-        run: its name.
-        of: "evaluation" by the script, the "best" validation, the "last" one, or "best, last" where these are one.
-        epoch: of the validation; None of an evaluation by the script.
-        checkpoint: that was evaluated; "" where the files do not say.
+        run: name of the run.
+        of: "evaluation" (by the script), "best" or "last" validation, or "best, last" if these are the same.
+        epoch: epoch of the validation; None for an evaluation by the script.
+        checkpoint: the evaluated checkpoint; "" if the files do not state it.
         metrics: ``<block>/<task>/<metric>`` -> value.
     """
 
@@ -41,15 +41,15 @@ class Standing:
 
 @dataclass(frozen=True)
 class RunComparison:
-    """What is known of several runs.
+    """The comparison of several runs.
 
     Attributes:
-        runs: name -> the run, in the order in which they were named.
-        keys: ``<block>/<task>/<metric>`` of all that are compared.
+        runs: name -> run, in the order of the command line.
+        keys: ``<block>/<task>/<metric>`` of all compared metrics.
         standings: at least one for each run.
-        settings: dotted key -> run -> its value, of the keys in which configurations differ; without runs that lack the key, and
-            of keys about training without runs that did not train.
-        notes: what is missing.
+        settings: dotted key -> run -> value, for keys in which configurations differ; without runs that lack the key, and for
+            keys that only affect training without runs that were not trained.
+        notes: messages about missing values.
     """
 
     runs: dict[str, RunFiles]
@@ -59,80 +59,80 @@ class RunComparison:
     notes: Notes
 
 
-def compared(folders: Sequence[Path], metrics: Sequence[str] = ()) -> RunComparison:
+def compare_runs(folders: Sequence[Path], metrics: Sequence[str] = ()) -> RunComparison:
     """Compare runs.
 
     Args:
-        folders: of the runs.
-        metrics: names of metrics; empty: all that any of the runs has.
+        folders: folders of the runs.
+        metrics: names of the metrics to compare; empty for all metrics of all runs.
 
     Raises:
-        UserError: fewer than two runs, one named twice, a folder that is no run's, a metric that no run has.
+        UserError: there are fewer than two runs, a run is named twice, a folder is not a run's folder, or no run has a metric.
     """
     runs = dict(zip(distinct_names(folders), (read_run(folder, answers=False) for folder in folders), strict=True))
     standings = [standing for name, run in runs.items() for standing in _standings(name, run)]
     every = [
         *(standing.metrics for standing in standings),
-        *(found.metrics for run in runs.values() for found in run.validations),
+        *(validation.metrics for run in runs.values() for validation in run.validations),
     ]
-    keys = _chosen(list(dict.fromkeys(chain(*every))), metrics)
-    notes = [*chain(*(run.notes for run in runs.values())), *_lacking(runs, keys, standings), *_split_apart(runs)]
+    keys = _selected_keys(list(dict.fromkeys(chain(*every))), metrics)
+    notes = [*chain(*(run.notes for run in runs.values())), *_missing_values(runs, keys, standings), *_tokenizer_notes(runs)]
     configs = {name: config for name, run in runs.items() if (config := _config(run, notes)) is not None}
     trained = [name for name, run in runs.items() if run.trained]
     return RunComparison(runs, keys, standings, dict(settings_that_differ(configs, trained)), notes)
 
 
 def distinct_names(folders: Sequence[Path]) -> list[str]:
-    """The folders' names; where two are the same, with as much of the way to them as tells them apart.
+    """Return the names of the folders, with as many parent folders as needed to tell equal names apart.
 
     Raises:
-        UserError: fewer than two folders, or one that is named twice.
+        UserError: there are fewer than two folders, or one is named twice.
     """
-    places = [folder.resolve() for folder in folders]
-    if len(places) < 2:
-        raise UserError("one run is nothing to compare: name the folders of two runs or more")
-    if twice := [str(place) for place in places if places.count(place) > 1]:
-        raise UserError(f"'{twice[0]}' is named twice. Name each run once.")
+    paths = [folder.resolve() for folder in folders]
+    if len(paths) < 2:
+        raise UserError("expected the folders of at least two runs to compare")
+    if repeated := [str(path) for path in paths if paths.count(path) > 1]:
+        raise UserError(f"'{repeated[0]}' is named twice. Name each run once.")
     names = []
-    for place in places:
-        same = [other for other in places if other.name == place.name]
-        depth = next(deep for deep in range(1, len(place.parts) + 1) if len({other.parts[-deep:] for other in same}) == len(same))
-        names.append(os.path.join(*place.parts[-depth:]))
+    for path in paths:
+        same = [other for other in paths if other.name == path.name]
+        depth = next(deep for deep in range(1, len(path.parts) + 1) if len({other.parts[-deep:] for other in same}) == len(same))
+        names.append(os.path.join(*path.parts[-depth:]))
     return names
 
 
-def panels_of(comparison: RunComparison) -> list[Panel]:
-    """A panel a metric with a line a run, those by epoch first; what the script evaluated is a level.
+def comparison_panels(comparison: RunComparison) -> list[Panel]:
+    """Return one panel per metric with one line per run, panels by epoch first; results of the script are horizontal lines.
 
-    Metrics that a single run has at a single checkpoint are left out: there is nothing to compare.
+    Metrics with a single value are left out, because there is nothing to compare.
     """
-    levels = {found.run: found.metrics for found in comparison.standings if found.epoch is None}
+    levels = {standing.run: standing.metrics for standing in comparison.standings if standing.epoch is None}
     panels = []
     for key in comparison.keys:
         lines = []
         for name, run in comparison.runs.items():
-            points = [(found.epoch, value) for found in run.validations if (value := found.metrics.get(key)) is not None]
+            points = [(one.epoch, value) for one in run.validations if (value := one.metrics.get(key)) is not None]
             lines.append(Line(name, points, levels.get(name, {}).get(key)))
         metric = key.rpartition("/")[2]
         if sum(len(line.points) + (line.level is not None) for line in lines) > 1:
-            panels.append(Panel(title_of(metric), block_and_task(key), higher_is_better(metric), lines))
+            panels.append(Panel(metric_title(metric), block_and_task(key), higher_is_better(metric), lines))
     return sorted(panels, key=lambda panel: not any(line.points for line in panel.lines))
 
 
 def leaders(comparison: RunComparison, key: str) -> list[Standing]:
-    """Those that are best in a metric; none where fewer than two have it, or nobody knows which way is better."""
+    """Return the standings with the best value of a metric; none for a single value or an unknown direction."""
     better = higher_is_better(key.rpartition("/")[2])
-    values = [value for found in comparison.standings if (value := found.metrics.get(key)) is not None]
+    values = [value for standing in comparison.standings if (value := standing.metrics.get(key)) is not None]
     if better is None or len(values) < 2:
         return []
     best = max(values) if better else min(values)
-    return [found for found in comparison.standings if found.metrics.get(key) == best]
+    return [standing for standing in comparison.standings if standing.metrics.get(key) == best]
 
 
 def _standings(name: str, run: RunFiles) -> Iterator[Standing]:
     if run.results and run.results_epoch is None:
         checkpoints = dict.fromkeys(result.checkpoint for result in run.results if result.checkpoint)
-        yield Standing(name, "evaluation", None, ", ".join(checkpoints), by_key(run.results))
+        yield Standing(name, "evaluation", None, ", ".join(checkpoints), metrics_by_key(run.results))
     best = best_validation(run.validations)
     last = run.validations[-1] if run.validations else None
     if best and best is not last:
@@ -143,52 +143,52 @@ def _standings(name: str, run: RunFiles) -> Iterator[Standing]:
         yield Standing(name, "no figures", None, "", {})
 
 
-def _chosen(keys: Sequence[str], metrics: Sequence[str]) -> list[str]:
-    known = list(dict.fromkeys(key.rpartition("/")[2] for key in keys))
+def _selected_keys(keys: Sequence[str], metrics: Sequence[str]) -> list[str]:
+    names = list(dict.fromkeys(key.rpartition("/")[2] for key in keys))
     for name in metrics:
-        if name not in known:
-            told = f"They have: {abbreviated(known)}" if known else "They have no metrics at all."
-            raise UserError(f"--metric: none of the runs has '{name}'.{did_you_mean(name, known)} {told}")
+        if name not in names:
+            available = f"Available metrics: {abbreviated(names)}" if names else "The runs have no metrics."
+            raise UserError(f"--metric: none of the runs has '{name}'.{did_you_mean(name, names)} {available}")
     return [key for key in keys if not metrics or key.rpartition("/")[2] in metrics]
 
 
-def _lacking(runs: Mapping[str, RunFiles], keys: Sequence[str], standings: Sequence[Standing]) -> Iterator[str]:
-    """Which figures a run does not have at any of its checkpoints: of a block's task altogether, or single ones."""
+def _missing_values(runs: Mapping[str, RunFiles], keys: Sequence[str], standings: Sequence[Standing]) -> Iterator[str]:
+    """Yield a message for each run that lacks metrics at all of its checkpoints: all metrics of a task, or some of them."""
     for name, run in runs.items():
         for result in run.results:
             if error := text(result.judge.get("unreachable")):
                 yield f"{name}: {result.block}/{result.task}: the judge could not be reached: {error}"
-        own = {key for found in standings if found.run == name for key, value in found.metrics.items() if value is not None}
-        places = {key.rpartition("/")[0] for key in own}
+        own = {key for one in standings if one.run == name for key, value in one.metrics.items() if value is not None}
+        tasks = {key.rpartition("/")[0] for key in own}
         missing = dict.fromkeys(
-            key if key.rpartition("/")[0] in places else key.rpartition("/")[0].rstrip("/") for key in keys if key not in own
+            key if key.rpartition("/")[0] in tasks else key.rpartition("/")[0].rstrip("/") for key in keys if key not in own
         )
         if not own:
-            yield f"{name}: no figures: neither result/metrics_*.json nor a line of eval.jsonl. Evaluate it."
+            yield f"{name}: no metrics in result/metrics_*.json and eval.jsonl. Evaluate the run."
         elif missing:
             yield f"{name}: has no {abbreviated(missing)}"
 
 
-def _split_apart(runs: Mapping[str, RunFiles]) -> Iterator[str]:
-    """Tasks whose captions were split into words in several ways, so that their figures are not quite comparable."""
-    ways: dict[str, dict[str, str]] = {}
+def _tokenizer_notes(runs: Mapping[str, RunFiles]) -> Iterator[str]:
+    """Yield a message for each task whose captions were split by different tokenizers, because their scores differ slightly."""
+    tokenizers: dict[str, dict[str, str]] = {}
     for name, run in runs.items():
         for result in run.results:
             if result.tokenizer:
-                ways.setdefault(f"{result.block}/{result.task}", {})[name] = result.tokenizer
-    for place, by_run in ways.items():
+                tokenizers.setdefault(f"{result.block}/{result.task}", {})[name] = result.tokenizer
+    for task, by_run in tokenizers.items():
         if len(set(by_run.values())) > 1:
-            told = ", ".join(f"{name} by {way}" for name, way in by_run.items())
-            yield f"{place}: captions were split into words in different ways, their figures are not quite comparable: {told}"
+            listed = ", ".join(f"{name} by {tokenizer}" for name, tokenizer in by_run.items())
+            yield f"{task}: scores are not exactly comparable, because different tokenizers split the captions: {listed}"
 
 
 def _config(run: RunFiles, notes: Notes) -> dict[str, Any] | None:
-    """A run's configuration, unresolved; None where it has none that can be read."""
+    """Return the run's configuration with unresolved references; None if it is missing or invalid."""
     raw = run.configs.get(CONFIG) or run.configs.get(f"{RESULT}/{CONFIG}")
     if raw is None:
-        notes.append(f"{run.folder}: no {CONFIG}: its settings are not known")
+        notes.append(f"{run.folder}: no {CONFIG}, so its settings are not compared")
         return None
-    found = parsed(raw)
-    if found is None:
-        notes.append(f"{run.folder / CONFIG}: not valid YAML: its settings are not known")
-    return found
+    config = parse_config(raw)
+    if config is None:
+        notes.append(f"{run.folder / CONFIG}: not valid YAML, so its settings are not compared")
+    return config

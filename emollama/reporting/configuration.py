@@ -1,4 +1,4 @@
-"""What a run's configuration says about its scores, as far as the file can be read; nothing in it is resolved."""
+"""Reads from a run's configuration what affects its scores. References in the file are not resolved."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ from typing import Any
 from emollama.reporting.json_io import mapping, text, texts
 
 CONFIG, RESULT = "config.yaml", "result"
-USUAL: dict[str, tuple[Any, str]] = {  # key of an evaluation block -> its default, and how another value is told
+# Key of an evaluation block -> its default, and the title of other values in a report.
+DEFAULTS: dict[str, tuple[Any, str]] = {
     "mask_slots": ([], "slots masked"),
     "prompt_layout": ("train", "prompt layout"),
     "instruction": ("first", "instruction"),
     "num_beams": (1, "beams"),
     "temperature": (0.0, "temperature"),
-    "missing_features": ("error", "clips without features"),
+    "missing_features": ("error", "samples without features"),
 }
-USUAL_OF_LABELS: dict[str, tuple[Any, str]] = {  # the same of keys that only the task emotion has a use for
+# The same for keys that only affect the task emotion.
+LABEL_DEFAULTS: dict[str, tuple[Any, str]] = {
     "answer_by": ("generate", "answered by"),
-    "answer_rule": ("search", "labels read by"),
+    "answer_rule": ("search", "labels extracted by"),
     "several_hits": ("invalid", "answers with several labels"),
     "aliases": ({}, "aliases"),
 }
 
 
-def parsed(raw: str) -> dict[str, Any] | None:
-    """The mapping that a configuration's text holds, an empty one where it holds something else; None where it is not YAML."""
+def parse_config(raw: str) -> dict[str, Any] | None:
+    """Parse a configuration; an empty mapping if the YAML is not a mapping, None if the text is not YAML."""
     import yaml
 
     try:
@@ -35,31 +37,32 @@ def parsed(raw: str) -> dict[str, Any] | None:
 
 
 def evaluated_with(configs: Mapping[str, str], epoch: int | None) -> dict[str, Any]:
-    """The configuration that results come from; an empty one where that cannot be told.
+    """Return the configuration with which results were computed; an empty one if it is unknown.
 
     Args:
         configs: file -> its text.
-        epoch: of the validation that the results are of; None for the evaluation script's.
+        epoch: epoch of the validation with these results; None for results of the evaluation script.
     """
-    scripts = f"{RESULT}/{CONFIG}"
-    return parsed(configs.get(scripts if epoch is None and scripts in configs else CONFIG, "")) or {}
+    script_config = f"{RESULT}/{CONFIG}"
+    return parse_config(configs.get(script_config if epoch is None and script_config in configs else CONFIG, "")) or {}
 
 
-def blocks_of(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Label -> keys of the blocks that are evaluated, in their order: where there are none, ``datasets`` hold clips out."""
+def evaluated_blocks(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return label -> keys of the evaluated blocks, in order."""
+    # Without evaluation blocks, the held-out samples of ``datasets`` are evaluated.
     return mapping(tree.get("evaluation_datasets")) or mapping(tree.get("datasets"))
 
 
-def unusual_of(keys: Mapping[str, Any], task: str) -> Iterator[str]:
-    """What a block's keys change about the meaning of a task's scores, such as "slots masked: audio, face"."""
-    for key, (usual, title) in (USUAL | (USUAL_OF_LABELS if task == "emotion" else {})).items():
+def changed_settings(keys: Mapping[str, Any], task: str) -> Iterator[str]:
+    """Yield settings that differ from their defaults and affect a task's scores, such as "slots masked: audio, face"."""
+    for key, (default, title) in (DEFAULTS | (LABEL_DEFAULTS if task == "emotion" else {})).items():
         value = keys.get(key)
-        if value is not None and value != usual:
+        if value is not None and value != default:
             yield f"{title}: {_as_text(value)}"
 
 
-def ensemble_of(tree: Mapping[str, Any]) -> Iterator[str]:
-    """How several checkpoints answered; nothing where a single one did."""
+def ensemble_note(tree: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a note if several checkpoints answered together."""
     model = mapping(tree.get("model"))
     checkpoints = model.get("ckpt")
     if isinstance(checkpoints, list) and len(checkpoints) > 1:

@@ -1,4 +1,4 @@
-"""The confusion matrix."""
+"""The plot of a confusion matrix."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def confusion_matrix(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> bytes | None:
-    """Rows are the truth; each cell its count and its share of the row; answers without a label stand apart on the right.
+    """Draw a confusion matrix with one row per true label. A cell shows the count and its fraction of the row.
 
     Args:
-        labels: of rows and columns.
-        counts: (labels, labels + 1), the last column the answers without a label.
+        labels: labels of rows and columns.
+        counts: (labels, labels + 1); the last column, which is drawn separately on the right, counts answers without a label.
 
     Returns:
-        None where there are no labels.
+        A PNG, or None without labels.
     """
     if not labels:
         return None
@@ -44,7 +44,7 @@ def confusion_matrix(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> 
         ax.set_yticklabels([f"{name} ({total:,.0f})" for name, total in zip(names, totals[:, 0], strict=True)])
         ax.set_xticklabels([*names, "invalid"], rotation=0 if size < 10 and max(map(len, names)) < 10 else 60)
         ax.set_xlabel("answer")
-        ax.set_ylabel("truth (clips)")
+        ax.set_ylabel("true label (samples)")
         ax.tick_params(length=0)
         ax.grid(False)
         ax.spines[:].set_visible(False)
@@ -54,8 +54,8 @@ def confusion_matrix(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> 
     return png(draw, side + 2.4, side * 0.8 + 1.2)
 
 
-def _draw_cell(ax: Axes, place: tuple[float, float], count: float, share: float) -> None:
+def _draw_cell(ax: Axes, position: tuple[float, float], count: float, share: float) -> None:
     colour = "white" if share > 0.55 else "#1c1f23" if count else "#a3a8b0"
-    ax.text(*place, f"{count:,.0f}", ha="center", va="bottom" if count else "center", fontsize=10, color=colour)
+    ax.text(*position, f"{count:,.0f}", ha="center", va="bottom" if count else "center", fontsize=10, color=colour)
     if count:
-        ax.text(*place, f"{share:.1%}", ha="center", va="top", fontsize=7.5, color=colour)
+        ax.text(*position, f"{share:.1%}", ha="center", va="top", fontsize=7.5, color=colour)

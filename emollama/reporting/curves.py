@@ -1,4 +1,4 @@
-"""Training curves."""
+"""The plot of training curves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emollama.reporting.json_io import number
-from emollama.reporting.plotting import COLOURS, WIDTH, count_in_whole_numbers, log_scale, png
+from emollama.reporting.plotting import COLOURS, WIDTH, integer_ticks, log_scale, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,19 +21,19 @@ CURVES = (("loss", "training loss", COLOURS[0]), ("lr", "learning rate", COLOURS
 
 
 def training_curves(steps: Sequence[Mapping[str, Any]]) -> bytes | None:
-    """Loss, learning rate and gradient norm by step, each logged value and the mean around it; None where none was logged."""
-    curves = curves_of(steps)
+    """Draw loss, learning rate and gradient norm by step, with moving averages. Returns a PNG, or None if nothing was logged."""
+    curves = logged_curves(steps)
     return png(lambda figure: draw_curves(figure, curves), WIDTH, 1.2 + 2.1 * len(curves)) if curves else None
 
 
-def curves_of(steps: Sequence[Mapping[str, Any]]) -> list[Curve]:
-    """What was logged of :data:`CURVES`."""
+def logged_curves(steps: Sequence[Mapping[str, Any]]) -> list[Curve]:
+    """Return those of :data:`CURVES` that have logged values."""
     curves = [(name, title, colour, _curve(steps, name)) for name, title, colour in CURVES]
     return [curve for curve in curves if len(curve[3][0])]
 
 
 def draw_curves(figure: Figure, curves: Sequence[Curve]) -> None:
-    """Each curve below the other, over the same steps."""
+    """Draw the curves below each other, over the same steps."""
     heights = [1.7 if name == "loss" else 1.0 for name, *_ in curves]
     axes = figure.subplots(len(curves), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for ax, (name, title, colour, (at, values)) in zip(axes, curves, strict=True):
@@ -43,20 +43,20 @@ def draw_curves(figure: Figure, curves: Sequence[Curve]) -> None:
     if axes[0].get_legend_handles_labels()[1]:
         axes[0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2, fontsize=9)
     axes[-1].set_xlabel("step")
-    count_in_whole_numbers(axes[-1].xaxis, 10)
+    integer_ticks(axes[-1].xaxis, 10)
 
 
 def _curve(steps: Sequence[Mapping[str, Any]], name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     pairs = [(number(row.get("step")), number(row.get(name))) for row in steps]
-    found = [(at, value) for at, value in pairs if at is not None and value is not None]
-    return np.array([at for at, _ in found]), np.array([value for _, value in found])
+    points = [(at, value) for at, value in pairs if at is not None and value is not None]
+    return np.array([at for at, _ in points]), np.array([value for _, value in points])
 
 
 def _draw_curve(ax: Axes, at: NDArray[np.float64], values: NDArray[np.float64], colour: str, *, smooth: bool) -> None:
     window = max(5, len(values) // 50)
     if smooth and len(values) >= 20:
-        ax.plot(at, values, color=colour, alpha=0.3, linewidth=0.8, label="each logged value")
-        ax.plot(at, smoothed(values, window), color=colour, linewidth=1.8, label=f"mean of {window} around it")
+        ax.plot(at, values, color=colour, alpha=0.3, linewidth=0.8, label="logged value")
+        ax.plot(at, smoothed(values, window), color=colour, linewidth=1.8, label=f"moving average ({window} values)")
     else:
         ax.plot(at, values, color=colour, linewidth=1.6, marker="o" if len(values) < 20 else "", markersize=3)
     if values.min() > 0 and smooth and values.max() > 100 * np.median(values):
@@ -64,6 +64,6 @@ def _draw_curve(ax: Axes, at: NDArray[np.float64], values: NDArray[np.float64], 
 
 
 def smoothed(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """The mean of up to ``window`` values around each; fewer at the ends."""
+    """Return the centred moving average over ``window`` values, fewer at both ends."""
     kernel = np.ones(window)
     return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")

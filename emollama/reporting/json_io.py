@@ -1,6 +1,7 @@
-"""Values out of files that may be cut short, spoilt by hand, or of another version: what cannot be used is left out.
+"""Tolerant readers for JSON files that may be truncated, edited by hand, or written by another version.
 
-Files that cannot be read, and lines that are no objects, are told in ``notes``; nothing here raises for what a file holds.
+Unusable values are skipped. Files that cannot be read, and lines that are not objects, are listed in ``notes``. No content of a
+file raises an error here.
 """
 
 from __future__ import annotations
@@ -10,52 +11,53 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-Notes = list[str]
+Notes = list[str]  # messages for the reader of a report
 LARGEST = 1e30
 
 
 def number(value: Any) -> float | None:
-    """A number of a size that can be drawn; None for everything else, such as true, "0.5", NaN and 1e300."""
+    """Return a number that can be plotted; None for any other value, such as true, "0.5", NaN and 1e300."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if abs(value) <= LARGEST else None  # NaN is not
+    # Comparisons with NaN are false.
+    return float(value) if abs(value) <= LARGEST else None
 
 
-def whole(value: Any) -> int | None:
-    """A whole number that a float holds exactly."""
-    found = number(value)
-    return int(found) if found is not None and abs(found) < 2**53 and found == int(found) else None
+def whole_number(value: Any) -> int | None:
+    """Return an integer that a float represents exactly; None for any other value."""
+    converted = number(value)
+    return int(converted) if converted is not None and abs(converted) < 2**53 and converted == int(converted) else None
 
 
 def text(value: Any) -> str:
-    """A text as it is, nothing for null, and JSON for all else."""
+    """Return a string unchanged, "" for null, and any other value as JSON."""
     if isinstance(value, str):
         return value
     return "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """A mapping; an empty one for everything else."""
+    """Return a mapping unchanged, and an empty one for any other value."""
     return value if isinstance(value, dict) else {}
 
 
 def objects(value: Any) -> list[dict[str, Any]]:
-    """The mappings of a list."""
+    """Return the mappings in a list."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def texts(value: Any) -> list[str]:
-    """The items of a list as texts."""
+    """Return the items of a list as strings."""
     return [text(item) for item in value] if isinstance(value, list) else []
 
 
 def numbers(value: Any) -> dict[str, float | None]:
-    """The values of a mapping as numbers."""
+    """Return the values of a mapping as numbers."""
     return {name: number(item) for name, item in mapping(value).items()}
 
 
 def read_text(path: Path, notes: Notes) -> str:
-    """A file's text, with U+FFFD for bytes that are none; "" where there is no such file."""
+    """Read a file as UTF-8, with U+FFFD for invalid bytes; "" if the file does not exist."""
     if not path.exists():
         return ""
     try:
@@ -66,46 +68,46 @@ def read_text(path: Path, notes: Notes) -> str:
 
 
 def read_object(path: Path, notes: Notes) -> dict[str, Any]:
-    """The object that a JSON file holds; an empty one where it holds none."""
+    """Read a JSON file that contains an object; return an empty object for any other content."""
     raw = read_text(path, notes)
     try:
-        found = _parsed(raw)
+        value = _parse(raw)
     except (ValueError, RecursionError):
-        found = None
-    if raw and not isinstance(found, dict):
-        notes.append(f"{path}: holds no JSON object, and is left out")
-    return mapping(found)
+        value = None
+    if raw and not isinstance(value, dict):
+        notes.append(f"{path}: left out, because it is not a JSON object")
+    return mapping(value)
 
 
 def read_lines(path: Path, notes: Notes, most: int | None = None) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file.
+    """Read the objects of a JSON-lines file.
 
     Args:
         path: the file.
-        notes: told of lines that hold no object.
-        most: of a file with more lines, every n-th one is read (and the last), so that about this many are.
+        notes: receives a message if lines are not objects.
+        most: if the file has more lines, read every n-th line and the last one, about this many in total.
     """
     lines = read_text(path, notes).split("\n")
     lines = [line for line in lines if line.strip()]
     step = -(-len(lines) // most) if most else 1
     chosen: Sequence[str] = lines if step <= 1 else [*lines[:-1:step], lines[-1]]
-    found, spoilt = [], 0
+    rows, invalid = [], 0
     for line in chosen:
         try:
-            value = _parsed(line)
+            value = _parse(line)
         except (ValueError, RecursionError):
             value = None
         if isinstance(value, dict):
-            found.append(value)
+            rows.append(value)
         else:
-            spoilt += 1
-    if spoilt:
-        notes.append(f"{path}: {spoilt:,} of {len(chosen):,} lines read hold no JSON object, and are left out")
-    return found
+            invalid += 1
+    if invalid:
+        notes.append(f"{path}: {invalid:,} of {len(chosen):,} lines read were left out, because they are not JSON objects")
+    return rows
 
 
-def _parsed(raw: str) -> Any:
-    """What a JSON text says; halves of surrogate pairs, which no file can hold, become question marks."""
+def _parse(raw: str) -> Any:
+    """Parse JSON. Lone surrogates become question marks, because UTF-8 files cannot contain them."""
     value = json.loads(raw)
     if "\\ud" in raw or "\\uD" in raw:
         value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))

@@ -1,4 +1,4 @@
-"""How figures are shown, and which way a metric goes."""
+"""How metrics are displayed, and whether higher values are better."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from emollama.reporting.json_io import number
 
 
 def registered_metric(name: str) -> Metric | None:
-    """The metric of this name; None where none is registered, as for one of a user's own module."""
+    """Return the metric with this name; None if it is not registered here, such as a metric of a user's module."""
     try:
         return metric(name)
     except UserError:
@@ -18,33 +18,33 @@ def registered_metric(name: str) -> Metric | None:
 
 
 def higher_is_better(name: str) -> bool | None:
-    """Which way a metric goes; None where nobody knows."""
-    found = registered_metric(name)
-    return found.higher_is_better if found else None
+    """Return whether higher values of a metric are better; None if unknown."""
+    registered = registered_metric(name)
+    return registered.higher_is_better if registered else None
 
 
-def title_of(name: str) -> str:
-    """A metric's name as tables show it."""
-    found = registered_metric(name)
-    return found.title if found else name
+def metric_title(name: str) -> str:
+    """Return the name of a metric in tables."""
+    registered = registered_metric(name)
+    return registered.title if registered else name
 
 
-def digits_of(name: str) -> int:
-    """Decimals that a metric is shown with: fewer of a judge's points."""
-    found = registered_metric(name)
-    return 2 if found and found.top == 10 else 4
+def metric_digits(name: str) -> int:
+    """Return the number of decimals of a metric in tables: 2 for a judge's scores, else 4."""
+    registered = registered_metric(name)
+    return 2 if registered and registered.top == 10 else 4
 
 
 def block_and_task(key: str) -> str:
-    """Block and task of a key ``<block>/<task>/<metric>``."""
+    """Return block and task of a key ``<block>/<task>/<metric>``."""
     return " · ".join(part for part in key.split("/")[:-1] if part)
 
 
-def figure(value: Any, digits: int = 4) -> str:
-    """A number as tables show it; a dash for none."""
-    found = number(value)
-    if found is None:
+def format_value(value: Any, digits: int = 4) -> str:
+    """Format a number for a table; a dash if it is not a number."""
+    finite = number(value)
+    if finite is None:
         return "–"
-    if found and not 10.0**-digits <= abs(found) < 1e6:
-        return f"{found:.2e}"
-    return f"{found:,.{digits}f}"
+    if finite and not 10.0**-digits <= abs(finite) < 1e6:
+        return f"{finite:.2e}"
+    return f"{finite:,.{digits}f}"

@@ -1,4 +1,4 @@
-"""Metrics by epoch: a small panel a metric, a line a run."""
+"""Charts of metrics by epoch: one small panel per metric, one line per run."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from emollama.reporting.plotting import COLOURS, GREY, QUIET, WIDTH, count_in_whole_numbers, png, short
+from emollama.reporting.plotting import COLOURS, GREY, QUIET, WIDTH, integer_ticks, png, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DASHES: tuple[Any, ...] = ("-", "--", ":", "-.")  # a round of the colours each
+# Lines take the colours in turn; each dash pattern serves one round of colours.
+DASHES: tuple[Any, ...] = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 RING: dict[str, Any] = {"marker": "o", "markerfacecolor": "none", "markeredgewidth": 1.4, "linestyle": ""}
-KEPT: dict[str, Any] = {"color": GREY, "linewidth": 1.0, "linestyle": (0, (4, 3))}
+BEST_EPOCH: dict[str, Any] = {"color": GREY, "linewidth": 1.0, "linestyle": (0, (4, 3))}
 LEVEL: dict[str, Any] = {"linewidth": 1.4, "linestyle": (0, (1, 1.5))}
-PANELS = 30  # most that one picture holds
+PANELS = 30  # maximum per picture
 
 
 @dataclass(frozen=True)
 class Line:
-    """One run's values of a metric.
+    """The values of a metric in one run.
 
     Attributes:
-        name: the run's, for the legend.
-        points: (epoch, value), by epoch.
-        level: a value that belongs to no epoch, drawn across.
+        name: name of the run in the legend.
+        points: (epoch, value), in order of epochs.
+        level: value without an epoch, drawn as a horizontal line.
     """
 
     name: str
@@ -38,54 +39,64 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """One metric of one block and task (``place``); ``higher_is_better`` is None where nobody knows."""
+    """The panel of one metric.
+
+    Attributes:
+        title: name of the metric.
+        block: block and task.
+        higher_is_better: whether higher values are better; None if unknown.
+        lines: one line per run.
+    """
 
     title: str
-    place: str
+    block: str
     higher_is_better: bool | None
     lines: list[Line]
 
 
 def best_point(points: Sequence[tuple[int, float]], higher_is_better: bool | None) -> tuple[int, float] | None:
-    """The first of the best (epoch, value) pairs; None where there are none, or nobody knows which way is better."""
+    """Return the first of the best (epoch, value) pairs; None without points or if the direction of the metric is unknown."""
     if not points or higher_is_better is None:
         return None
     return max(points, key=lambda point: (point[1] if higher_is_better else -point[1], -point[0]))
 
 
-def metric_panels(panels: Sequence[Panel], kept: int | None = None) -> bytes | None:
-    """A small panel a metric, its values by epoch, each line's best epoch ringed; None where there is nothing to draw.
+def metric_panels(panels: Sequence[Panel], best_epoch: int | None = None) -> bytes | None:
+    """Draw one small panel per metric, with a ring around the best epoch of each line.
 
     Args:
-        panels: at most :data:`PANELS` of them are drawn.
-        kept: an epoch to mark in all of them: the best one by the metric that the run watches.
+        panels: the panels; at most :data:`PANELS` are drawn.
+        best_epoch: epoch to mark in all panels: the best one by ``run.metric``.
+
+    Returns:
+        A PNG, or None if there is nothing to draw.
     """
-    panels = [drawn for panel in panels if (drawn := replace(panel, lines=list(filter(_shows, panel.lines)))).lines][:PANELS]
+    panels = [shown for panel in panels if (shown := replace(panel, lines=list(filter(_has_data, panel.lines)))).lines][:PANELS]
     if not panels:
         return None
     names = _names(panels)
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    marks = legend_of(panels, kept)
-    top = 0.2 + 0.24 * math.ceil(len(marks) / 3) if marks else 0.0  # inches for the legend
+    entries = legend_entries(panels, best_epoch)
+    top = 0.2 + 0.24 * math.ceil(len(entries) / 3) if entries else 0.0  # inches for the legend
 
     def draw(figure: Figure) -> None:
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         for ax, panel in zip(axes, panels, strict=False):
-            draw_panel(ax, panel, names, kept)
+            draw_panel(ax, panel, names, best_epoch)
         for ax in axes[len(panels) :]:
             ax.set_axis_off()
-        handles = [_handle(look) for look in marks]
+        handles = [_handle(look) for look in entries]
         figure.legend(handles=handles, loc="upper left", ncols=3, fontsize=9, borderaxespad=0.3, columnspacing=2.0)
 
     return png(draw, WIDTH if columns == 3 else 1 + 4.2 * columns, top + 2.45 * rows, top=top)
 
 
 def _names(panels: Sequence[Panel]) -> list[str]:
-    return list(dict.fromkeys(line.name for panel in panels for line in panel.lines if _shows(line)))
+    return list(dict.fromkeys(line.name for panel in panels for line in panel.lines if _has_data(line)))
 
 
-def _shows(line: Line) -> bool:
+def _has_data(line: Line) -> bool:
     return bool(line.points) or line.level is not None
 
 
@@ -93,11 +104,18 @@ def _by_epoch(panel: Panel) -> bool:
     return any(line.points for line in panel.lines)
 
 
-def draw_panel(ax: Axes, panel: Panel, names: Sequence[str], kept: int | None) -> None:
-    """One panel; ``names`` are those of all lines of the picture, in the order of their colours."""
+def draw_panel(ax: Axes, panel: Panel, names: Sequence[str], best_epoch: int | None) -> None:
+    """Draw one panel.
+
+    Args:
+        ax: empty axes.
+        panel: the panel.
+        names: names of all lines in the picture, which determine the colours.
+        best_epoch: epoch to mark.
+    """
     better = {True: "higher is better", False: "lower is better", None: ""}[panel.higher_is_better]
     ax.set_title(short(panel.title, 40), pad=17)
-    ax.text(0, 1.04, short(panel.place, 48), transform=ax.transAxes, fontsize=8.5, color=QUIET)
+    ax.text(0, 1.04, short(panel.block, 48), transform=ax.transAxes, fontsize=8.5, color=QUIET)
     ax.set_ylabel(better, fontsize=8.5, color=QUIET)
     for line in panel.lines:
         look = _look(names.index(line.name))
@@ -112,43 +130,43 @@ def draw_panel(ax: Axes, panel: Panel, names: Sequence[str], kept: int | None) -
     if not _by_epoch(panel):
         ax.set(xticks=[], xlim=(-0.7, len(names) - 0.3))
         return
-    if kept is not None:
-        ax.axvline(kept, zorder=1, **KEPT)
+    if best_epoch is not None:
+        ax.axvline(best_epoch, zorder=1, **BEST_EPOCH)
     ax.set_xlabel("epoch")
-    count_in_whole_numbers(ax.xaxis, 8)
+    integer_ticks(ax.xaxis, 8)
 
 
 def _draw_best(ax: Axes, best: tuple[int, float] | None, colour: str, *, above: bool) -> None:
-    """A ring around the best point, and its value."""
+    """Draw a ring around the best point, and write its value."""
     from matplotlib.patheffects import withStroke
 
     if best:
         ax.plot(*best, **RING, markersize=9, markeredgecolor=colour)
-        place: dict[str, Any] = {"xytext": (0, 7 if above else -7), "va": "bottom" if above else "top", "ha": "center"}
+        position: dict[str, Any] = {"xytext": (0, 7 if above else -7), "va": "bottom" if above else "top", "ha": "center"}
         halo = [withStroke(linewidth=2.5, foreground="white")]
         text = f"{best[1]:.4g}"
-        ax.annotate(text, best, textcoords="offset points", fontsize=8.5, color=colour, path_effects=halo, zorder=5, **place)
+        ax.annotate(text, best, textcoords="offset points", fontsize=8.5, color=colour, path_effects=halo, zorder=5, **position)
 
 
-def _look(place: int) -> dict[str, Any]:
-    """How the line of the run at a place is drawn."""
-    dashes = DASHES[place // len(COLOURS) % len(DASHES)]
-    colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+def _look(index: int) -> dict[str, Any]:
+    """Return the style of the line of the run at this index."""
+    dashes = DASHES[index // len(COLOURS) % len(DASHES)]
+    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
     return {"color": colour, "marker": marker, "linestyle": dashes, "linewidth": 1.6, "markersize": 4.5}
 
 
-def legend_of(panels: Sequence[Panel], kept: int | None = None) -> list[dict[str, Any]]:
-    """What the legend explains, each with its "label" and look: the runs, where they have names, and the marks that occur."""
+def legend_entries(panels: Sequence[Panel], best_epoch: int | None = None) -> list[dict[str, Any]]:
+    """Return the entries of the legend, each with "label" and style: runs that have names, and the marks that occur."""
     by_epoch = any(map(_by_epoch, panels))
     levels = any(line.level is not None for panel in panels if _by_epoch(panel) for line in panel.lines)
-    marks = [_look(place) | {"label": short(name, 40)} for place, name in enumerate(_names(panels)) if name]
+    entries = [_look(index) | {"label": short(name, 40)} for index, name in enumerate(_names(panels)) if name]
     if by_epoch:
-        marks.append(RING | {"markeredgecolor": QUIET, "markersize": 8, "label": "best epoch"})
-    if by_epoch and kept is not None:
-        marks.append(KEPT | {"label": f"epoch {kept}: the best by run.metric"})
+        entries.append(RING | {"markeredgecolor": QUIET, "markersize": 8, "label": "best epoch"})
+    if by_epoch and best_epoch is not None:
+        entries.append(BEST_EPOCH | {"label": f"epoch {best_epoch}: best by run.metric"})
     if levels:
-        marks.append(LEVEL | {"color": QUIET, "label": "evaluated by the script"})
-    return marks
+        entries.append(LEVEL | {"color": QUIET, "label": "evaluated by the script"})
+    return entries
 
 
 def _handle(look: Mapping[str, Any]) -> Any:

@@ -1,5 +1,7 @@
-"""What all plots share: colours, style, and the way to a PNG. Colours are those of Okabe and Ito, which the colour-blind tell
-apart."""
+"""Common parts of all plots: colours, style and rendering to PNG.
+
+The colours are those of Okabe and Ito, which people with colour vision deficiency can tell apart.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY, QUIET = "#8a8f98", "#5c636d"
 DPI = 160
-WIDTH = 10.5  # inches, of a picture as wide as a page
+WIDTH = 10.5  # inches of a full-width picture
 STYLE = {
     "text.parse_math": False,
     "font.size": 10,
@@ -43,12 +45,13 @@ STYLE = {
 
 
 def png(draw: Callable[[Figure], None], width: float, height: float, top: float = 0.0) -> bytes:
-    """What ``draw`` puts on a figure, as a PNG; without a display, and without any state of pyplot.
+    """Render a figure as a PNG, without a display and without the global state of pyplot.
 
     Args:
-        draw: is given the empty figure.
-        width, height: inches.
-        top: inches that the layout leaves free above.
+        draw: function that draws into the empty figure.
+        width: width in inches.
+        height: height in inches.
+        top: inches that the layout leaves empty at the top.
     """
     with _styled():
         from matplotlib.figure import Figure
@@ -60,14 +63,14 @@ def png(draw: Callable[[Figure], None], width: float, height: float, top: float 
 
 
 def rendered(figure: Figure) -> bytes:
-    """A finished figure as a PNG."""
+    """Return a finished figure as a PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
     return buffer.getvalue()
 
 
-def count_in_whole_numbers(axis: Axis, most: int) -> None:
-    """Ticks at whole numbers only, at most about so many; one where the axis shows a single number."""
+def integer_ticks(axis: Axis, most: int) -> None:
+    """Set about ``most`` ticks at integers, or one tick if the axis shows a single number."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axis.set_major_locator(MaxNLocator(nbins=most, integer=True, min_n_ticks=1))
@@ -75,7 +78,7 @@ def count_in_whole_numbers(axis: Axis, most: int) -> None:
 
 
 def log_scale(axes: Axes) -> None:
-    """Set a logarithmic y axis with plain tick labels: matplotlib's own are TeX, which :data:`STYLE` does not render."""
+    """Set a logarithmic y axis with plain tick labels: the default labels are TeX, which :data:`STYLE` disables."""
     from matplotlib.ticker import FuncFormatter, LogFormatter
 
     axes.set_yscale("log")
@@ -84,14 +87,14 @@ def log_scale(axes: Axes) -> None:
 
 
 def short(name: str, most: int = 24) -> str:
-    """A name that fits."""
+    """Return a name shortened to ``most`` characters."""
     name = " ".join(name.split())
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 @contextmanager
 def _styled() -> Iterator[None]:
-    """Our style, whatever the user's matplotlibrc says; no warnings about signs that the font lacks."""
+    """Apply the style regardless of the user's matplotlibrc, and silence warnings about glyphs that the font lacks."""
     import matplotlib.style
 
     with matplotlib.style.context(STYLE, after_reset=True), warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""``result/report.html``: a run at a glance in one file that needs nothing else, and its plots as PNG beside it."""
+"""``result/report.html``: a self-contained page about a run, with its plots as PNG files next to it."""
 
 from __future__ import annotations
 
@@ -13,37 +13,50 @@ from emollama.paths import atomic_write
 from emollama.reporting.configuration import RESULT
 from emollama.reporting.curves import training_curves
 from emollama.reporting.json_io import text
-from emollama.reporting.measures import block_and_task, digits_of, figure, higher_is_better, registered_metric, title_of
+from emollama.reporting.measures import (
+    block_and_task,
+    format_value,
+    higher_is_better,
+    metric_digits,
+    metric_title,
+    registered_metric,
+)
 from emollama.reporting.panels import PANELS, Line, Panel, metric_panels
 from emollama.reporting.run_files import RunFiles, best_validation, read_run
 from emollama.reporting.run_summary import summary_rows, versions
-from emollama.reporting.sections import picture, sections_of
+from emollama.reporting.sections import picture, report_sections
 
 NAME = "report.html"
-LIMITS = {"invalid": 100, "failures": 50, "panels": PANELS}  # of what is shown; the first two of each task
-CHARACTERS = 1500  # that are shown of a text
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # what an HTML file must not hold, or shows nothing
+LIMITS = {"invalid": 100, "failures": 50, "panels": PANELS}  # maximum numbers; the first two for each task
+CHARACTERS = 1500  # shown of a text
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # invalid or invisible in HTML
 
 
 def write_report(folder: Path) -> Path:
     """Write ``result/report.html`` and ``result/plots/*.png`` from the files of a run.
 
-    What is missing or spoilt among them is left out, and told in the report.
+    Missing files are left out; the report lists files that are invalid.
+
+    Args:
+        folder: the run's folder.
+
+    Returns:
+        The path of the page.
 
     Raises:
-        UserError: no run's folder, or nothing can be written there.
+        UserError: the folder is not a run's folder, or the files cannot be written.
     """
     run = read_run(folder)
     best = best_validation(run.validations)
     curves = training_curves(run.steps)
     panels = metric_panels(panels_by_epoch(run), best.epoch if best else None)
     training = picture("training.png", curves, "Loss, learning rate and gradient norm by step")
-    epochs = picture("metrics_by_epoch.png", panels, "Each metric by epoch, its best epoch ringed")
-    sections = sections_of(run)
+    epochs = picture("metrics_by_epoch.png", panels, "Each metric by epoch, with a ring around the best epoch")
+    sections = report_sections(run)
     page = _template().render(
         run=run,
         title=folder.resolve().name,
-        facts=list(summary_rows(run)),
+        summary=list(summary_rows(run)),
         best=best,
         keys=_keys(run),
         training=training,
@@ -53,34 +66,35 @@ def write_report(folder: Path) -> Path:
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         limits=LIMITS,
     )
-    pictures = [found for found in (training, epochs, *(section.confusion for section in sections)) if found]
-    return _write(folder / RESULT, page, {found.file: found.png for found in pictures})
+    pictures = [plot for plot in (training, epochs, *(section.confusion for section in sections)) if plot]
+    return _write(folder / RESULT, page, {plot.file: plot.png for plot in pictures})
 
 
 def panels_by_epoch(run: RunFiles) -> list[Panel]:
-    """A panel a metric of a run's validations."""
+    """Return one panel for each metric of a run's validations."""
     panels = []
     for key in _keys(run):
         name = key.rpartition("/")[2]
-        points = [(found.epoch, value) for found in run.validations if (value := found.metrics.get(key)) is not None]
-        panels.append(Panel(title_of(name), block_and_task(key), higher_is_better(name), [Line("", points)]))
+        points = [(one.epoch, value) for one in run.validations if (value := one.metrics.get(key)) is not None]
+        panels.append(Panel(metric_title(name), block_and_task(key), higher_is_better(name), [Line("", points)]))
     return panels
 
 
 def _keys(run: RunFiles) -> list[str]:
-    return list(dict.fromkeys(key for found in run.validations for key in found.metrics))
+    return list(dict.fromkeys(key for validation in run.validations for key in validation.metrics))
 
 
-def _write(place: Path, page: str, pictures: dict[str, bytes]) -> Path:
+def _write(folder: Path, page: str, pictures: dict[str, bytes]) -> Path:
     try:
         for name, png in pictures.items():
-            with atomic_write(place / "plots" / name, "wb") as file:
+            with atomic_write(folder / "plots" / name, "wb") as file:
                 file.write(png)
-        with atomic_write(place / NAME) as file:
+        with atomic_write(folder / NAME) as file:
             file.write(page)
     except OSError as error:
-        raise UserError(f"cannot write '{place / NAME}': {error.strerror}. Make room, or copy the run elsewhere.") from None
-    return place / NAME
+        remedy = "Free disk space, or copy the run to another disk."
+        raise UserError(f"cannot write '{folder / NAME}': {error.strerror}. {remedy}") from None
+    return folder / NAME
 
 
 @functools.cache
@@ -92,10 +106,10 @@ def _template() -> Any:
     environment.filters |= {
         "clean": _clean,
         "cut": _cut,
-        "figure": figure,
-        "known": registered_metric,
-        "title_of": title_of,
-        "digits_of": digits_of,
+        "format_value": format_value,
+        "registered_metric": registered_metric,
+        "metric_title": metric_title,
+        "metric_digits": metric_digits,
     }
     return environment.get_template("report.html.j2")
 
@@ -105,6 +119,6 @@ def _clean(value: Any) -> str:
 
 
 def _cut(value: Any, most: int = CHARACTERS) -> str:
-    """A text, shortened where it is long."""
+    """Return a text, shortened to ``most`` characters."""
     whole = text(value)
     return _clean(whole if len(whole) <= most else f"{whole[:most]} … ({len(whole) - most:,} more characters)")

@@ -1,7 +1,7 @@
-"""The files of a run, as far as they are there and hold what they should.
+"""Readers for the files of a run. Missing and invalid files are tolerated.
 
-A run's folder holds ``log.jsonl`` (a line a logged step), ``eval.jsonl`` (a line a validation), ``config.yaml``, and under
-``result/`` what the evaluation script wrote, under ``result/epoch_<e>/`` what a validation did.
+A run's folder contains ``log.jsonl`` (one line per logged step), ``eval.jsonl`` (one line per validation), ``config.yaml``, the
+results of the evaluation script in ``result/`` and those of each validation in ``result/epoch_<e>/``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from emollama.errors import UserError
-from emollama.reporting.configuration import CONFIG, RESULT, blocks_of, evaluated_with
+from emollama.reporting.configuration import CONFIG, RESULT, evaluated_blocks, evaluated_with
 from emollama.reporting.json_io import (
     Notes,
     mapping,
@@ -25,16 +25,22 @@ from emollama.reporting.json_io import (
     read_text,
     text,
     texts,
-    whole,
+    whole_number,
 )
 
 LOG, EVALUATIONS = "log.jsonl", "eval.jsonl"
-LOG_LINES = 60_000  # that are read of a longer log
+LOG_LINES = 60_000  # about this many lines are read of a longer log
 
 
 @dataclass(frozen=True)
 class ValidationRecord:
-    """A validation while training: ``metrics`` by ``<block>/<task>/<metric>``; ``best`` where its checkpoint became the best."""
+    """The result of a validation during training.
+
+    Attributes:
+        epoch: epoch of the validation.
+        metrics: ``<block>/<task>/<metric>`` -> value.
+        best: whether its checkpoint was the best so far.
+    """
 
     epoch: int
     metrics: dict[str, float | None]
@@ -43,9 +49,13 @@ class ValidationRecord:
 
 @dataclass(frozen=True)
 class Recognition:
-    """How labels were recognised: rows of ``confusion`` are the truth, its last column answers without a label.
+    """The results of label recognition.
 
-    ``confusion`` is empty where the file's matrix does not fit its labels.
+    Attributes:
+        labels: the labels.
+        confusion: one row per true label, the last column for answers without a label; empty if the file's matrix is invalid.
+        per_class: metrics of each label.
+        invalid: answers without a label.
     """
 
     labels: list[str]
@@ -56,19 +66,20 @@ class Recognition:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """A task of a block: its figures, and its rows of predictions.
+    """The metrics and predictions of one task of a block.
 
     Attributes:
-        file: of the predictions.
-        block, task: whose they are.
-        checkpoint: the evaluated one; "" where the file does not say.
-        clips: how many answers there were; None where the file does not say.
+        file: file of the predictions.
+        block: label of the block.
+        task: name of the task.
+        checkpoint: the evaluated checkpoint; "" if the file does not state it.
+        clips: number of answers; None if the file does not state it.
         metrics: name -> value.
-        recognition: of the task that recognises labels.
-        judge: its name, its usage, its failures, and why it could not be reached; empty where nobody judged.
-        clip_scores: name -> its scores and words; empty where nobody judged, and of labels.
-        tokenizer: that split captions into words; "" of other answers.
-        predictions: name, prediction, target, reference of each clip.
+        recognition: results of label recognition; None for other tasks.
+        judge: name, usage and failures of the judge, and why it could not be reached; empty without a judge.
+        clip_scores: sample name -> its scores and emotion words; empty without scores of single samples.
+        tokenizer: tokenizer of captions; "" for other tasks.
+        predictions: name, prediction, target and reference of each sample.
     """
 
     file: Path
@@ -86,18 +97,18 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class RunFiles:
-    """A run's folder.
+    """The content of a run's folder.
 
     Attributes:
-        folder: of the run.
-        steps: the logged steps, in order; each has at least "step".
-        validations: by epoch.
-        results: of the evaluation script; where it has not run, of the best validation, else of the last one. Blocks stand in
-            the order of the configuration, those that it does not name at the end.
-        results_epoch: the epoch of that validation; None where the script has run, or there are no results.
-        configs: file -> its text, nothing in it resolved.
-        notes: what could not be read.
-        trained: whether it has a log of training.
+        folder: the folder.
+        steps: logged steps in order; each has at least "step".
+        validations: validations in order of epochs.
+        results: results of the evaluation script; without them those of the best validation, or else of the last one. Blocks have
+            the order of the configuration; blocks that it does not contain come last.
+        results_epoch: epoch of that validation; None for the evaluation script, or without results.
+        configs: file -> its text with unresolved references.
+        notes: messages about files that could not be read.
+        trained: whether there is a log of training.
     """
 
     folder: Path
@@ -114,22 +125,22 @@ def read_run(folder: Path, *, answers: bool = True) -> RunFiles:
     """Read a run's folder.
 
     Args:
-        folder: of the run.
+        folder: the folder.
         answers: also read the log and the predictions, which can be long.
 
     Raises:
-        UserError: there is no such folder, or none of the files in it.
+        UserError: the folder does not exist or contains no file of a run.
     """
     notes: Notes = []
     require_run(folder)
-    configs = {name: found for name in (CONFIG, f"{RESULT}/{CONFIG}") if (found := read_text(folder / name, notes))}
+    configs = {name: content for name in (CONFIG, f"{RESULT}/{CONFIG}") if (content := read_text(folder / name, notes))}
     validations = _validations(folder, notes, configs)
-    place, epoch = _place(folder, validations)
+    results_folder, epoch = _results_folder(folder, validations)
     return RunFiles(
         folder=folder,
         steps=_steps(read_lines(folder / LOG, notes, LOG_LINES)) if answers else [],
         validations=validations,
-        results=list(_results(place, notes, _order(configs, epoch), answers)),
+        results=list(_results(results_folder, notes, _block_order(configs, epoch), answers)),
         results_epoch=epoch,
         configs=configs,
         notes=list(dict.fromkeys(notes)),
@@ -138,68 +149,71 @@ def read_run(folder: Path, *, answers: bool = True) -> RunFiles:
 
 
 def require_run(folder: Path) -> None:
-    """Refuse what is no run's folder.
+    """Check that a folder is a run's folder.
 
     Raises:
-        UserError: there is no such folder, or none of a run's files in it.
+        UserError: the folder does not exist or contains no file of a run.
     """
     if not folder.is_dir():
-        raise UserError(f"no folder '{folder}'. Name the folder of a run, output_dir/<job_id>.")
+        raise UserError(f"'{folder}' is not a folder. Name the folder of a run, output_dir/<job_id>.")
     parts = (LOG, EVALUATIONS, CONFIG, f"{RESULT}/**/metrics_*.json", f"{RESULT}/**/predictions_*.jsonl")
     if not any(True for part in parts for _ in folder.glob(part)):
-        raise UserError(f"{folder}: no run's folder: it holds none of {', '.join(parts)}. Name output_dir/<job_id> of a run.")
+        raise UserError(f"{folder}: not a run's folder; expected one of {', '.join(parts)} in it. Name output_dir/<job_id>.")
 
 
-def by_key(results: Sequence[TaskResult]) -> dict[str, float | None]:
-    """``<block>/<task>/<metric>`` -> value."""
-    return {f"{found.block}/{found.task}/{name}": value for found in results for name, value in found.metrics.items()}
+def metrics_by_key(results: Sequence[TaskResult]) -> dict[str, float | None]:
+    """Return ``<block>/<task>/<metric>`` -> value."""
+    return {f"{result.block}/{result.task}/{name}": value for result in results for name, value in result.metrics.items()}
 
 
 def best_validation(validations: Sequence[ValidationRecord]) -> ValidationRecord | None:
-    """The last one whose checkpoint became the best."""
-    return next((found for found in reversed(validations) if found.best), None)
+    """Return the last validation whose checkpoint was the best so far."""
+    return next((validation for validation in reversed(validations) if validation.best), None)
 
 
 def _steps(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with a step, in order; of a repeated step the last one."""
-    last = {step: row for row in rows if (step := whole(row.get("step"))) is not None}
+    """Return the rows with a step number in order; if a step occurs several times, its last row."""
+    last = {step: row for row in rows if (step := whole_number(row.get("step"))) is not None}
     return [last[step] | {"step": step} for step in sorted(last)]
 
 
 def _validations(folder: Path, notes: Notes, configs: Mapping[str, str]) -> list[ValidationRecord]:
-    """Those of eval.jsonl; where there are none, those that left a folder of results."""
-    rows = {epoch: row for row in read_lines(folder / EVALUATIONS, notes) if (epoch := whole(row.get("epoch"))) is not None}
-    found = {epoch: ValidationRecord(epoch, numbers(row.get("metrics")), row.get("best") is True) for epoch, row in rows.items()}
-    if not found:
-        for epoch, place in _epoch_folders(folder):
-            found[epoch] = ValidationRecord(epoch, by_key(list(_results(place, notes, _order(configs, epoch)))))
-    return [found[epoch] for epoch in sorted(found)]
+    """Read the validations in eval.jsonl, or, if there are none, those in the result folders of epochs."""
+    lines = read_lines(folder / EVALUATIONS, notes)
+    rows = {epoch: row for row in lines if (epoch := whole_number(row.get("epoch"))) is not None}
+    records = {
+        epoch: ValidationRecord(epoch, numbers(row.get("metrics")), row.get("best") is True) for epoch, row in rows.items()
+    }
+    if not records:
+        for epoch, path in _epoch_folders(folder):
+            records[epoch] = ValidationRecord(epoch, metrics_by_key(list(_results(path, notes, _block_order(configs, epoch)))))
+    return [records[epoch] for epoch in sorted(records)]
 
 
 def _epoch_folders(folder: Path) -> list[tuple[int, Path]]:
-    places = [(re.fullmatch(r"epoch_([0-9]{1,9})", path.name), path) for path in (folder / RESULT).glob("epoch_*")]
-    return sorted((int(match[1]), path) for match, path in places if match and path.is_dir())
+    matches = [(re.fullmatch(r"epoch_([0-9]{1,9})", path.name), path) for path in (folder / RESULT).glob("epoch_*")]
+    return sorted((int(match[1]), path) for match, path in matches if match and path.is_dir())
 
 
-def _place(folder: Path, validations: Sequence[ValidationRecord]) -> tuple[Path, int | None]:
-    """The folder of the results to show, and the epoch that it is of."""
-    places = dict(_epoch_folders(folder))
+def _results_folder(folder: Path, validations: Sequence[ValidationRecord]) -> tuple[Path, int | None]:
+    """Return the folder with the results to show, and their epoch."""
+    folders = dict(_epoch_folders(folder))
     best = best_validation(validations)
-    if any((folder / RESULT).glob("metrics_*.json")) or any((folder / RESULT).glob("predictions_*.jsonl")) or not places:
+    if any((folder / RESULT).glob("metrics_*.json")) or any((folder / RESULT).glob("predictions_*.jsonl")) or not folders:
         return folder / RESULT, None
-    epoch = best.epoch if best and best.epoch in places else max(places)
-    return places[epoch], epoch
+    epoch = best.epoch if best and best.epoch in folders else max(folders)
+    return folders[epoch], epoch
 
 
-def _order(configs: Mapping[str, str], epoch: int | None) -> list[str]:
-    """The blocks' labels as the configuration of the results has them."""
-    return [text(label) for label in blocks_of(evaluated_with(configs, epoch))]
+def _block_order(configs: Mapping[str, str], epoch: int | None) -> list[str]:
+    """Return the labels of the blocks in the order of the configuration with which the results were computed."""
+    return [text(label) for label in evaluated_blocks(evaluated_with(configs, epoch))]
 
 
-def _results(place: Path, notes: Notes, order: Sequence[str], answers: bool = False) -> Iterator[TaskResult]:
-    """Every task of every block with figures or predictions in a folder of results; blocks in the order, others at the end."""
-    scored = {path.stem.removeprefix("metrics_"): path for path in sorted(place.glob("metrics_*.json"))}
-    answered = {path.stem.removeprefix("predictions_"): path for path in sorted(place.glob("predictions_*.jsonl"))}
+def _results(folder: Path, notes: Notes, order: Sequence[str], answers: bool = False) -> Iterator[TaskResult]:
+    """Yield the results of each task of each block in a folder; blocks that ``order`` does not contain come last."""
+    scored = {path.stem.removeprefix("metrics_"): path for path in sorted(folder.glob("metrics_*.json"))}
+    answered = {path.stem.removeprefix("predictions_"): path for path in sorted(folder.glob("predictions_*.jsonl"))}
     blocks = sorted({*scored, *answered})
     for block in sorted(blocks, key=[*order, *blocks].index):
         content = read_object(scored[block], notes) if block in scored else {}
@@ -207,44 +221,43 @@ def _results(place: Path, notes: Notes, order: Sequence[str], answers: bool = Fa
         tasks = mapping(content.get("tasks"))
         for task in sorted({*tasks, *(text(row.get("task")) for row in rows)}):
             own = [row for row in rows if text(row.get("task")) == task]
-            file = place / f"predictions_{block}.jsonl"
-            yield _result(
-                TaskResult(file, block, task, _named(content.get("checkpoint")), predictions=own), mapping(tasks.get(task))
-            )
+            file = folder / f"predictions_{block}.jsonl"
+            checkpoint = _checkpoint_name(content.get("checkpoint"))
+            yield _with_scores(TaskResult(file, block, task, checkpoint, predictions=own), mapping(tasks.get(task)))
 
 
-def _named(checkpoint: Any) -> str:
-    """One checkpoint, or the members of an ensemble."""
+def _checkpoint_name(checkpoint: Any) -> str:
+    """Return the name of a checkpoint, or the names of the members of an ensemble."""
     return ", ".join(texts(checkpoint)) if isinstance(checkpoint, list) else text(checkpoint)
 
 
-def _result(bare: TaskResult, scores: Mapping[str, Any]) -> TaskResult:
+def _with_scores(result: TaskResult, scores: Mapping[str, Any]) -> TaskResult:
     recognition = mapping(scores.get("recognition"))
     return TaskResult(
-        file=bare.file,
-        block=bare.block,
-        task=bare.task,
-        checkpoint=bare.checkpoint,
-        clips=whole(scores.get("clips")),
+        file=result.file,
+        block=result.block,
+        task=result.task,
+        checkpoint=result.checkpoint,
+        clips=whole_number(scores.get("clips")),
         metrics=numbers(scores.get("metrics")),
         recognition=_recognition(recognition) if recognition else None,
         judge=mapping(scores.get("judge")),
         clip_scores={text(row.get("name")): row for row in objects(scores.get("clip_scores"))},
         tokenizer=text(mapping(scores.get("captions")).get("tokenizer")),
-        predictions=bare.predictions,
+        predictions=result.predictions,
     )
 
 
-def _recognition(found: Mapping[str, Any]) -> Recognition:
-    labels = texts(found.get("labels"))
-    given = found.get("confusion")
-    rows = [[whole(cell) for cell in row] for row in given if isinstance(row, list)] if isinstance(given, list) else []
+def _recognition(content: Mapping[str, Any]) -> Recognition:
+    labels = texts(content.get("labels"))
+    matrix = content.get("confusion")
+    rows = [[whole_number(cell) for cell in row] for row in matrix if isinstance(row, list)] if isinstance(matrix, list) else []
     counts = [[cell for cell in row if cell is not None and cell >= 0] for row in rows]
     fits = len(counts) == len(labels) > 0 and all(len(row) == len(labels) + 1 for row in counts)
-    return Recognition(labels, counts if fits else [], objects(found.get("per_class")), objects(found.get("invalid")))
+    return Recognition(labels, counts if fits else [], objects(content.get("per_class")), objects(content.get("invalid")))
 
 
-def score_of(row: Mapping[str, Any]) -> dict[str, float]:
-    """The scores of a clip: clue_overlap and label_overlap, without those that failed; of a caption cider_d."""
-    found = {name: number(row.get(name)) for name in ("clue_overlap", "label_overlap", "cider_d")}
-    return {name: value for name, value in found.items() if value is not None}
+def sample_scores(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return the scores of a sample that are available: clue_overlap, label_overlap, and cider_d of a caption."""
+    scores = {name: number(row.get(name)) for name in ("clue_overlap", "label_overlap", "cider_d")}
+    return {name: value for name, value in scores.items() if value is not None}

@@ -1,4 +1,4 @@
-"""What a reader of a report wants to know first, and with what it was made."""
+"""The summary at the top of a report, and the versions of the installation."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import emollama
-from emollama.reporting.json_io import number, text, whole
+from emollama.reporting.json_io import number, text, whole_number
 from emollama.reporting.run_files import RunFiles, best_validation
 
 PACKAGES = ("torch", "transformers", "peft", "numpy")
 
 
 def summary_rows(run: RunFiles) -> Iterator[tuple[str, str]]:
-    """(what, its value) of a run."""
+    """Yield (name, value) of the entries for a run."""
     epoch = run.results_epoch
     if run.results:
         yield "Results of", "the evaluation script" if epoch is None else f"the validation at epoch {epoch}"
         checkpoints = dict.fromkeys(result.checkpoint for result in run.results if result.checkpoint)
-        unnamed = "not named in the files" if epoch is None else f"the weights after epoch {epoch}"
+        unnamed = "unknown: the files do not name it" if epoch is None else f"the weights after epoch {epoch}"
         yield "Evaluated checkpoint", ", ".join(checkpoints) or unnamed
     if judges := dict.fromkeys(_judge(result.judge) for result in run.results if "name" in result.judge):
         yield "Judge", ", ".join(judges)
     if run.validations:
         best = best_validation(run.validations)
-        yield "Validations", f"{len(run.validations)}" + (f", the best at epoch {best.epoch}" if best else "")
+        yield "Validations", f"{len(run.validations)}" + (f", best at epoch {best.epoch}" if best else "")
     if run.steps:
         yield from _training(run.steps)
 
@@ -38,7 +38,7 @@ def _judge(judge: Mapping[str, Any]) -> str:
 
 def _training(steps: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     last = steps[-1]
-    epoch = whole(last.get("epoch"))
+    epoch = whole_number(last.get("epoch"))
     yield "Last logged step", f"{last['step']:,}" + ("" if epoch is None else f" (epoch {epoch})")
     if skipped := _column(steps, "skipped_steps"):
         yield "Skipped steps", f"{max(skipped):,.0f}"
@@ -58,7 +58,7 @@ def _column(steps: Sequence[Mapping[str, Any]], name: str) -> list[float]:
 
 
 def versions() -> Iterator[tuple[str, str]]:
-    """(package, version) of this installation; nothing is imported for it."""
+    """Yield (package, version) of this installation, without importing the packages."""
     yield "Python", platform.python_version()
     yield "emollama", emollama.__version__
     for name in PACKAGES:

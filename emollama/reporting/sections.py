@@ -1,4 +1,4 @@
-"""The parts of a report that are about one task of a block."""
+"""The sections of a report, one per task of each block."""
 
 from __future__ import annotations
 
@@ -8,38 +8,51 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from emollama.reporting.configuration import blocks_of, ensemble_of, evaluated_with, unusual_of
+from emollama.reporting.configuration import changed_settings, ensemble_note, evaluated_blocks, evaluated_with
 from emollama.reporting.confusion import confusion_matrix
 from emollama.reporting.json_io import mapping, objects, text
-from emollama.reporting.measures import title_of
+from emollama.reporting.measures import metric_title
 from emollama.reporting.plotting import DPI
 from emollama.reporting.run_files import RunFiles, TaskResult
-from emollama.reporting.samples import ReportSample, samples_of
+from emollama.reporting.samples import ReportSample, select_samples
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A plot: the file that it is in, and what it shows."""
+    """A plot in a report.
+
+    Attributes:
+        file: name of the PNG file.
+        png: the image.
+        description: alternative text.
+    """
 
     file: str
     png: bytes
-    words: str
+    description: str
 
     @property
     def source(self) -> str:
-        """The image itself, as the address of an ``img``."""
+        """The image as a data URL for an ``img`` element."""
         return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
     @property
     def width(self) -> int:
-        """How wide a page shows it, in CSS pixels, so that its letters have the size that they were drawn with."""
+        """Width in CSS pixels at which fonts have the size in which they were drawn."""
         pixels = int.from_bytes(self.png[16:20])  # the width in the PNG's first chunk
         return round(pixels * 96 / DPI)
 
 
 @dataclass(frozen=True)
 class ReportSection:
-    """What a report says of one task of a block; ``unusual`` is what else its scores' meaning depends on."""
+    """The section about one task of a block.
+
+    Attributes:
+        result: results of the task.
+        samples: answers to show.
+        confusion: plot of the confusion matrix; None for tasks without labels.
+        unusual: settings that affect the meaning of the scores.
+    """
 
     result: TaskResult
     samples: list[ReportSample]
@@ -48,64 +61,66 @@ class ReportSection:
 
     @property
     def clips(self) -> int:
-        """How many answers there are."""
+        """Number of answers."""
         return len(self.result.predictions) if self.result.clips is None else self.result.clips
 
     @property
     def instruction(self) -> str:
-        """What the first clip was asked."""
+        """Prompt of the first sample."""
         return "".join(text(row.get("instruction")) for row in self.result.predictions[:1])
 
     @property
     def failures(self) -> list[dict[str, Any]]:
-        """What a judge could not say: name, metric, failure."""
+        """Failed verdicts of the judge: name, metric, failure."""
         return objects(self.result.judge.get("failures"))
 
     @property
     def usage(self) -> dict[str, Any]:
-        """What judging took."""
+        """Usage of the judge."""
         return {name: value for name, value in self.result.judge.items() if name not in ("name", "failures", "unreachable")}
 
     @property
     def unreachable(self) -> str:
-        """Why the judge could not be reached; "" where it was, or nobody was to judge."""
+        """Why the judge could not be reached; "" if it was reached or there is none."""
         return text(self.result.judge.get("unreachable"))
 
     @property
     def missing(self) -> str:
-        """The metrics without a value, as tables show their names."""
-        return ", ".join(title_of(name) for name, value in self.result.metrics.items() if value is None)
+        """Titles of the metrics without a value."""
+        return ", ".join(metric_title(name) for name, value in self.result.metrics.items() if value is None)
 
     @property
     def why_none(self) -> str:
-        """Why there is no score at all; "" where there is one, or the judge could not be reached."""
+        """Why there are no scores at all; "" if there are some, or if the judge could not be reached."""
         result = self.result
         if self.unreachable or any(value is not None for value in result.metrics.values()):
             return ""
         if result.predictions and not any(row.get(key) for row in result.predictions for key in ("reference", "target")):
             truth = {"emotion": "labels", "caption": "captions"}.get(result.task, "descriptions")
-            return f"Answers only: the data has no {truth} to compare with."
-        return "Every judgement failed." if self.failures else "No scores in the files."
+            return f"No scores: the data has no {truth} to compare the answers with."
+        return "No scores: every judgement failed." if self.failures else "No scores: the files contain none."
 
 
-def sections_of(run: RunFiles) -> list[ReportSection]:
-    """A section for each task of each block with results."""
+def report_sections(run: RunFiles) -> list[ReportSection]:
+    """Return one section for each task of each block with results."""
     tree = evaluated_with(run.configs, run.results_epoch)
-    blocks = blocks_of(tree)
-    ensemble = list(ensemble_of(tree)) if run.results_epoch is None else []  # while training, that is where it began
+    blocks = evaluated_blocks(tree)
+    # In the configuration of a training run, several checkpoints are where the training started.
+    ensemble = list(ensemble_note(tree)) if run.results_epoch is None else []
     return [_section(result, mapping(blocks.get(result.block)), ensemble) for result in run.results]
 
 
-def picture(name: str, png: bytes | None, words: str) -> Picture | None:
-    """A plot, where there is one."""
-    return Picture(name, png, words) if png else None
+def picture(name: str, png: bytes | None, description: str) -> Picture | None:
+    """Return a picture; None without a plot."""
+    return Picture(name, png, description) if png else None
 
 
 def _section(result: TaskResult, keys: Mapping[str, Any], ensemble: list[str]) -> ReportSection:
-    found, confusion = result.recognition, None
-    if found and found.confusion:
+    recognition, confusion = result.recognition, None
+    if recognition and recognition.confusion:
         name = re.sub(r"[^\w+-]", "_", f"confusion_{result.block}_{result.task}")[:100] + ".png"
-        png = confusion_matrix(found.labels, found.confusion)
-        confusion = picture(name, png, f"Confusion matrix of {result.block}, {result.task}: the truth by row")
-    words = [f"tokenizer: {result.tokenizer}"] if result.tokenizer else []
-    return ReportSection(result, samples_of(result, keys), confusion, [*unusual_of(keys, result.task), *ensemble, *words])
+        png = confusion_matrix(recognition.labels, recognition.confusion)
+        confusion = picture(name, png, f"Confusion matrix of {result.block}, {result.task}: one row per true label")
+    tokenizer = [f"tokenizer: {result.tokenizer}"] if result.tokenizer else []
+    unusual = [*changed_settings(keys, result.task), *ensemble, *tokenizer]
+    return ReportSection(result, select_samples(result, keys), confusion, unusual)
