@@ -52,9 +52,8 @@ def fill(draft: Draft, files: Sequence[WeightFile], preferred: str = "llama") ->
 def _language_model(draft: Draft, preferred: str) -> None:
     key, configured = "model.llama_model", draft.configured_path("model.llama_model")
     folders = draft.survey.language_models()
-    if configured in folders:
-        chosen = configured
-    else:
+    chosen = configured
+    if chosen not in folders:
         chosen = min(folders, key=lambda folder: preferred not in folder.name.lower(), default=None)
     if chosen is None:
         draft.mark_missing(key, "no language model", "download a Hugging Face folder with config.json, weights and tokenizer")
