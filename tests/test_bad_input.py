@@ -206,7 +206,7 @@ def spoil(path, kind):
         ("width", "expected ("),
         ("nan", "contains NaN or inf"),
         ("inf", "contains NaN or inf"),
-        ("object", "cannot be read: Object arrays"),
+        ("object", "cannot be read: it contains Python objects"),
         ("truncated", "cannot be read"),
     ],
 )

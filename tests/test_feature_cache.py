@@ -73,7 +73,7 @@ def test_a_disk_that_refuses_is_told_once_and_stops_nothing(kept, image, caplog,
     for _ in range(3):
         kept.write(kept.cache_key(str(image)), ROWS)
     (told,) = {id(record): record.getMessage() for record in caplog.records}.values()  # other tests may have added handlers
-    assert "rows are not kept" in told and "name another folder" in told
+    assert "features cannot be cached" in told and "set another folder" in told
 
 
 def test_a_new_folder_gets_the_manifest_and_takes_the_same_again(kept):
@@ -91,10 +91,8 @@ def test_only_looking_writes_nothing(kept):
 def test_rows_of_other_encoders_are_refused_with_what_differs(kept, write):
     kept.require_same_manifest(MADE, "model.visual_cache_path", write=True)
     other = Manifest(("image",), *SHAPE, {"encoder": "eva, q-former", "image_size": 112}, "def", "float32")
-    told = (
-        r"^model.visual_cache_path: the folder holds rows .*image_size: 56 and 112; weights: 'abc' and 'def'\. Delete '.*', and"
-    )
-    with pytest.raises(UserError, match=told):
+    message = r"features in the folder were computed differently.*image_size: 56 and 112; weights: 'abc' and 'def'\. Delete '.*'"
+    with pytest.raises(UserError, match=f"^model.visual_cache_path: the {message}"):
         kept.require_same_manifest(other, "model.visual_cache_path", write=write)
 
 
@@ -104,7 +102,7 @@ def test_rows_of_which_nobody_knows_how_they_were_made_are_refused(kept, image, 
     kept.write(kept.cache_key(str(image)), ROWS)
     manifest = Path(kept.folder, "manifest.json")
     manifest.unlink() if spoiled == "gone" else manifest.write_text("{")
-    with pytest.raises(UserError, match=r"^model.visual_cache_path: .*nobody knows how .* were made\. Delete '.*'"):
+    with pytest.raises(UserError, match=r"^model.visual_cache_path: .*records how .* were computed\. Delete '.*'"):
         kept.require_same_manifest(MADE, "model.visual_cache_path", write=True)
 
 

@@ -173,7 +173,7 @@ def test_an_object_array_is_refused_and_never_unpickled(tmp_path):
     assert proof.exists()
     proof.unlink()
     stored(tmp_path, np.array([Payload(proof)] * 1024, dtype=object))
-    assert "clip.npy (slot face): cannot be read: Object arrays" in refusal(folder(tmp_path))
+    assert "clip.npy (slot face): cannot be read: it contains Python objects" in refusal(folder(tmp_path))
     assert folder(tmp_path).problems(["clip"]) != []
     assert not proof.exists()
 

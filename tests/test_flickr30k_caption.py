@@ -205,7 +205,7 @@ def test_an_orientation_in_the_tags_turns_nothing(tmp_path):
 
 def test_images_of_32_bits_are_refused(tmp_path):
     Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "x.tiff")
-    with pytest.raises(UnusableMedia, match="32 bits"):
+    with pytest.raises(UnusableMedia, match="32-bit numbers"):
         read_image(tmp_path / "x.tiff")
 
 
@@ -227,7 +227,7 @@ def test_missing_and_unreadable_images_are_all_told_before_the_start(place):
         told = problems(place)
         assert "no file for images 1: 14" in told and "missing_images: skip" in told
         assert (
-            "11.jpg (slot frame): cannot be read: it is no image." in told
+            "11.jpg (slot frame): cannot be read: it is not an image." in told
             and "12.jpg (slot frame): cannot be read: the file is empty." in told
         )
         assert "13.jpg (slot frame): cannot be read: it is cut off or damaged (" in told and "15.jpg" not in told

@@ -223,7 +223,10 @@ def test_headers_of_numbers_are_read_without_pythons_parser(tmp_path, monkeypatc
 BAD = {
     "nan": (lambda path: np.save(path, np.array([1, np.nan], np.float32)), "contains NaN or inf"),
     "inf": (lambda path: np.save(path, np.array([1, np.inf], np.float16)), "contains NaN or inf"),
-    "objects": (lambda path: np.save(path, np.array([{}], object), allow_pickle=True), "cannot be read: Object arrays"),
+    "objects": (
+        lambda path: np.save(path, np.array([{}], object), allow_pickle=True),
+        "cannot be read: it contains Python objects",
+    ),
     "integers": (lambda path: np.save(path, np.arange(4)), "dtype int64"),
     "empty": (lambda path: np.save(path, np.zeros((0, 4), np.float32)), "shape (0, 4)"),
     "scalar": (lambda path: np.save(path, np.float32(1)), "shape ()"),
@@ -247,13 +250,13 @@ def test_all_unfit_arrays_are_reported_at_once(tmp_path, source):
     for name in ("00012", "deep/er/clip"):
         np.save(source / f"{name}.npy", np.full(4, np.nan, np.float32))
     text = refusal("--source", source, "--output", tmp_path / "out")
-    assert "unfit arrays, 2:" in text and "00012.npy" in text and "deep/er/clip.npy" in text
+    assert "arrays cannot be packed, 2:" in text and "00012.npy" in text and "deep/er/clip.npy" in text
 
 
 def test_of_very_many_unfit_arrays_the_first_are_reported(tmp_path):
     folder_of(tmp_path / "source", {f"clip_{number:02d}": np.full(4, np.nan) for number in range(33)})
     text = refusal("--source", tmp_path / "source", "--output", tmp_path / "out")
-    assert "unfit arrays, 33:" in text and "... and 23 more" in text and "clip_09" in text and "clip_10" not in text
+    assert "arrays cannot be packed, 33:" in text and "... and 23 more" in text and "clip_09" in text and "clip_10" not in text
 
 
 def test_unfit_arrays_are_left_out_counted_and_listed_when_asked(tmp_path, source, arrays, capsys):
@@ -269,7 +272,9 @@ def test_unfit_arrays_are_left_out_counted_and_listed_when_asked(tmp_path, sourc
 
 def test_nothing_is_packed_where_every_array_is_unfit(tmp_path):
     folder_of(tmp_path / "source", {"clip": np.full(4, np.nan)})
-    assert "nothing is left" in refusal("--source", tmp_path / "source", "--output", tmp_path / "out", "--skip-bad")
+    assert "none of the arrays can be packed" in refusal(
+        "--source", tmp_path / "source", "--output", tmp_path / "out", "--skip-bad"
+    )
     assert_nothing_was_left(tmp_path)
 
 
@@ -397,7 +402,7 @@ def test_the_check_finds_a_shard_that_was_cut_short(tmp_path, source):
     packed("--source", source, "--output", tmp_path / "out")
     shard = tmp_path / "out/shard-00000.bin"
     shard.write_bytes(shard.read_bytes()[:100])
-    assert "shard-00000.bin: 100 bytes" in refusal("--check", tmp_path / "out")
+    assert "shard-00000.bin: has 100 bytes" in refusal("--check", tmp_path / "out")
     assert "store.json: missing" in refusal("--check", source)
 
 

@@ -227,7 +227,7 @@ def test_a_description_that_was_changed_is_found_by_its_digest(folder, change):
 )
 def test_a_description_that_says_what_cannot_be_is_refused_whoever_wrote_it(folder, change):
     redescribed(folder, lambda about: about.update(change))
-    assert "not whole" in refusal(folder)
+    assert "incomplete or damaged" in refusal(folder)
 
 
 def test_places_beyond_a_shard_are_refused_whoever_wrote_them(folder):
@@ -265,7 +265,7 @@ def test_files_of_another_store_of_the_same_clips_are_found(folder, tmp_path, fi
     written(tmp_path / "other", dict(reversed(other.items())), 512)
     for name in files:
         (folder / name).write_bytes((tmp_path / "other" / name).read_bytes())
-    assert "not whole" in refusal(folder)
+    assert "incomplete or damaged" in refusal(folder)
 
 
 def test_a_shard_that_shrank_after_the_store_was_opened_is_an_error(folder):

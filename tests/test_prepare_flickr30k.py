@@ -368,7 +368,7 @@ def test_missing_and_unreadable_images_are_listed_or_left_out(place, capsys):
     told = refusal(place, path)
     assert (
         "does not contain these images: 1: 21.jpg" in told
-        and "22.jpg: it is no image" in told
+        and "22.jpg: it is not an image" in told
         and "23.jpg: the file is empty" in told
     )
     assert "24.jpg: it is cut off or damaged (" in told

@@ -1,1 +1,1 @@
-"""Videos: which file is a clip's, its frames, its sound, the faces in it."""
+"""Video, audio and image files: finding them, and reading frames, faces, audio and pixels."""

@@ -1,6 +1,6 @@
-"""The sound of videos and of sound files.
+"""Audio of videos and audio files.
 
-One library reads and resamples all of it, since features are made from every sample: another resampler gives other features.
+A single library reads and resamples all files, because another resampler would change the features.
 """
 
 from __future__ import annotations
@@ -15,37 +15,40 @@ from emollama.media.source import UnusableMedia
 
 
 def read_audio(path: str | os.PathLike[str], rate: int = 16000) -> np.ndarray:
-    """The sound of a file, (S,) float32 in [-1, 1], one channel: the mean of those that it has.
+    """Read the audio of a file as one channel, (S,) float32 in [-1, 1], the mean of its channels.
 
-    Channels are resampled by libswresample and averaged here: its own mono is the sum of left and right over the square root of
-    two, which is louder than either and can leave [-1, 1]. Where the file is damaged near its end, sound counts up to there.
+    If a file is damaged near its end, the audio before the damage is returned.
 
     Args:
-        path: a video or a sound file, of any rate.
-        rate: wanted, in samples a second.
+        path: a video or audio file with any sampling rate.
+        rate: sampling rate of the result, in Hz.
 
     Raises:
-        UnusableMedia: the file does not open, has no audio track, is cut off (:func:`emollama.media.containers.packets`), or more
-            than a tenth of its sound cannot be decoded. Sound that is shorter than the pictures is accepted.
+        UnusableMedia: the file cannot be opened, has no audio track, is cut off (:func:`emollama.media.containers.packets`), or
+            more than a tenth of its audio cannot be decoded. Audio that is shorter than the video is accepted.
     """
+    # libswresample only resamples. Its own conversion to mono is the sum of left and right divided by the square root of two,
+    # which is louder than either channel and can exceed [-1, 1].
     resampler = av.AudioResampler(format="fltp", rate=rate)
     parts: list[np.ndarray] = []
-    good, lost = 0, 0  # packets
+    decoded_packets, lost_packets = 0, 0
     with open_media(path, "audio") as (container, stream):
         for packet in packets(container, stream):
             try:
-                if not lost:
+                if not lost_packets:
                     parts += [piece.to_ndarray().mean(0) for frame in packet.decode() for piece in resampler.resample(frame)]
-            except (av.FFmpegError, ValueError):  # damaged, or another rate or number of channels from here on
+            except (av.FFmpegError, ValueError):
+                # The packet is damaged, or rate or number of channels change here. Later packets are counted as lost.
                 if not parts:
                     raise
-                lost = 1
+                lost_packets = 1
             else:
-                good, lost = good + (not lost), lost + bool(lost)
-        if good < MIN_COMPLETE * (good + lost):
-            raise UnusableMedia(f"only {good} of the {good + lost} packets of its sound can be decoded: it is damaged")
+                decoded_packets, lost_packets = decoded_packets + (not lost_packets), lost_packets + bool(lost_packets)
+        packet_count = decoded_packets + lost_packets
+        if decoded_packets < MIN_COMPLETE * packet_count:
+            raise UnusableMedia(f"only {decoded_packets} of {packet_count} audio packets can be decoded: the file is damaged")
         parts += [piece.to_ndarray().mean(0) for piece in resampler.resample(None)]
-    sound = np.concatenate(parts) if parts else np.empty(0)
-    if not len(sound):
+    audio = np.concatenate(parts) if parts else np.empty(0)
+    if not len(audio):
         raise UnusableMedia("its audio track is empty")
-    return np.clip(sound, -1, 1).astype(np.float32)
+    return np.clip(audio, -1, 1).astype(np.float32)

@@ -1,6 +1,6 @@
-"""The faces of a clip: images that OpenFace wrote, or squares of its frames.
+"""The faces in a video clip: images written by OpenFace, or squares of the frames.
 
-H, W are an image's height and width.
+Letters: H height, W width of an image.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from emollama.media.frames import read_frames
 from emollama.media.source import Source, UnusableMedia
 
 ENDINGS = (".bmp", ".png", ".jpg", ".jpeg")
-CASCADE = "haarcascade_frontalface_alt2.xml"  # OpenCV's own
-MARGIN = 0.1  # of the box's side, added on each side; the box reaches from the forehead to the chin
-SMALLEST = 8  # a face's side is at least this part of the frame's shorter side
-SEARCHED = 480  # pixels of the shorter side of what is searched; larger frames are searched in a smaller copy
+CASCADE = "haarcascade_frontalface_alt2.xml"  # one of OpenCV's detectors
+MARGIN = 0.1  # fraction of the box that is added on each side; the box reaches from the forehead to the chin
+SMALLEST = 8  # the side of a face is at least 1 / SMALLEST of the frame's shorter side
+SEARCHED = 480  # larger frames are reduced to this shorter side, in pixels, before the search
 
 _THREAD = threading.local()
 
 
 def face_images(source: Source, find: FaceChoice = "detect", max_frames: int = 32) -> list[np.ndarray]:
-    """Pictures of a clip's face in the order of frames or names, (H, W, 3) uint8 RGB each, of any size.
+    """Return images of a clip's face in the order of frames or file names, (H, W, 3) uint8 RGB each, of any size.
 
     Args:
-        source: the clip. Where it has a folder of faces, these are taken, all of them; nothing is searched for in its frames.
-        find: what is taken of the frames otherwise. ``detect``: a square around the largest face of each frame, frames without
-            one left out. ``centre``: the middle square of each frame, for videos that show little more than a face.
-        max_frames: at most so many frames, evenly spaced.
+        source: the clip. If it has a folder of face images, all of them are used, and its frames are not read.
+        find: which part of a frame is used. ``detect``: a square around the largest face; frames without a face are left out.
+            ``centre``: the central square, for videos that show little more than a face.
+        max_frames: maximum number of frames, evenly spaced.
 
     Raises:
-        UnusableMedia: no face, a face image that cannot be read, or a broken video.
+        UnusableMedia: there is no face, a face image cannot be read, or the video is damaged.
     """
     if source.faces is not None:
-        return [_read(path) for path in _written(source.faces, source.name)]
+        return [_read(path) for path in _face_image_paths(source.faces, source.name)]
     frames = read_frames(source.video, lambda count: segment_middles(count, min(count, max_frames)))
     if find == "centre":
         return [central_square(frame) for frame in frames]
@@ -51,19 +51,19 @@ def face_images(source: Source, find: FaceChoice = "detect", max_frames: int = 3
 
 
 def central_square(image: np.ndarray) -> np.ndarray:
-    """The square in the middle of an image, of its shorter side."""
+    """Return the central square of an image, with the length of its shorter side."""
     height, width = image.shape[:2]
     side = min(height, width)
     return image[_square((width - side) // 2, (height - side) // 2, side)]
 
 
-def _written(faces: Path, name: str) -> list[Path]:
-    """A clip's face images as OpenFace and its users file them."""
+def _face_image_paths(faces: Path, name: str) -> list[Path]:
+    """Return the paths of a clip's face images in any of the usual folders of OpenFace."""
     last = PurePosixPath(name).name
     for folder in (faces / f"{name}_aligned", faces / name / f"{last}_aligned", faces / name):
-        found = sorted(path for path in folder.glob("*") if path.suffix.lower() in ENDINGS and not path.name.startswith("."))
-        if found:
-            return found
+        paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in ENDINGS and not path.name.startswith("."))
+        if paths:
+            return paths
     raise UnusableMedia(f"no face image in {faces / name} or {faces / name}_aligned")
 
 
@@ -76,7 +76,7 @@ def _read(path: Path) -> np.ndarray:
 
 
 def _largest_face(frame: np.ndarray) -> tuple[slice, slice] | None:
-    """Where the largest face of a frame is, with a margin, as rows and columns of a square."""
+    """Return rows and columns of a square around the largest face of a frame, with a margin; None if there is no face."""
     height, width = frame.shape[:2]
     shorter = min(height, width)
     scale = max(1.0, shorter / SEARCHED)
@@ -98,7 +98,7 @@ def _square(left: int, top: int, side: int) -> tuple[slice, slice]:
 
 
 def _cascade() -> Any:
-    """The detector of this thread: one cannot be used by two at once."""
+    """Return the detector of this thread, because two threads cannot use one detector at the same time."""
     if not hasattr(_THREAD, "cascade"):
         _THREAD.cascade = cv2.CascadeClassifier(str(Path(cv2.data.haarcascades, CASCADE)))
     return _THREAD.cascade

@@ -1,4 +1,4 @@
-"""Which file is a clip's video."""
+"""The video files of clips."""
 
 from __future__ import annotations
 
@@ -12,42 +12,43 @@ ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".flv", ".wmv", ".mpg", ".mp
 
 
 def find_videos(folder: str | os.PathLike[str], key: str) -> dict[str, Path]:
-    """Clip -> video, of all videos anywhere below a folder, sorted by path; hidden files and links to folders are passed over.
-
-    A clip's name is its path below the folder, without the ending.
+    """Find all videos in a folder and its subfolders; hidden files and links to folders are skipped.
 
     Args:
-        folder: to look through.
-        key: the configuration key that named it, for messages.
+        folder: the folder.
+        key: the configuration key that named the folder, for messages.
+
+    Returns:
+        Clip name -> path of the video, sorted by path. The name is the path below the folder, without the extension.
 
     Raises:
-        UserError: no such folder, one that cannot be read, no video below it, or two videos of one name.
+        UserError: a folder does not exist or cannot be read, there is no video, or two videos have the same name.
     """
     require_folder(os.fspath(folder), key)
 
-    def unread(error: OSError) -> None:
-        raise UserError(f"{key}: the folder '{error.filename}' cannot be read ({error.strerror}). Correct its permissions.")
+    def raise_unreadable(error: OSError) -> None:
+        raise UserError(f"{key}: cannot read the folder '{error.filename}' ({error.strerror}). Correct its permissions.")
 
     videos: dict[str, Path] = {}
-    for root, folders, files in os.walk(folder, onerror=unread):
+    for root, folders, files in os.walk(folder, onerror=raise_unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (Path(root, name) for name in sorted(files) if not name.startswith(".")):
             if path.suffix.lower() in ENDINGS:
                 name = path.relative_to(folder).with_suffix("").as_posix()
-                if (same := videos.setdefault(name, path)) != path:
-                    raise UserError(f"{key}: '{name}' is the name of two videos, {same} and {path}. Rename one of them.")
+                if (other := videos.setdefault(name, path)) != path:
+                    raise UserError(f"{key}: '{name}' is the name of two videos, {other} and {path}. Rename one of them.")
     if not videos:
-        raise UserError(f"{key}: no video anywhere below '{os.fspath(folder)}' (endings: {' '.join(ENDINGS)})")
+        raise UserError(f"{key}: no video in '{os.fspath(folder)}' or its subfolders; accepted extensions: {' '.join(ENDINGS)}")
     return videos
 
 
 def find_video(folder: str | os.PathLike[str], name: str) -> Path | None:
-    """The video of a clip, or None.
+    """Return the path of a clip's video, or None.
 
     Args:
-        folder: of the videos.
-        name: the clip's, which may hold folders. Of several videos the one whose ending comes first in :data:`ENDINGS` is taken;
-            endings may be in capitals.
+        folder: the folder of the videos.
+        name: the clip's name, which may contain folders. If there are several videos, the one with the first extension in
+            :data:`ENDINGS` is returned. Extensions may be in upper case.
     """
     for ending in ENDINGS:
         for path in (Path(folder, name + ending), Path(folder, name + ending.upper())):

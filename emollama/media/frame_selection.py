@@ -1,4 +1,4 @@
-"""Which frames of a video are looked at."""
+"""Selection of the frames of a video."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from emollama.paths import require_file
 FrameChoice = Literal["first", "middle", "random", "peak"]
 FaceChoice = Literal["detect", "centre"]
 PEAK = "peak_index"
-NO_PEAK = "nobody said which of its frames is the peak"
+NO_PEAK = "the index of its most expressive frame (peak) is unknown"
 
 
 def choose_frame(choice: FrameChoice, count: int, source: Source) -> int:
-    """The number of the frame that is taken of a clip, from 0.
+    """Return the index of the frame to read from a clip.
 
     Args:
-        choice: ``random`` is the same one for the same name; ``peak`` is the most expressive one, or the last where it lies
-            behind that.
-        count: frames of the clip.
+        choice: which frame; ``random`` always gives the same frame for a name; ``peak`` is the most expressive frame, or the last
+            frame if the clip is shorter.
+        count: number of frames of the clip.
         source: the clip.
 
     Raises:
-        UnusableMedia: ``peak``, and nobody said which it is.
+        UnusableMedia: ``peak`` is chosen, but the clip's most expressive frame is unknown.
     """
     if choice == "first":
         return 0
@@ -44,45 +44,48 @@ def choose_frame(choice: FrameChoice, count: int, source: Source) -> int:
 
 
 def segment_middles(count: int, segments: int) -> list[int]:
-    """The middle frame of each of some equal segments; frames repeat where there are fewer than segments."""
+    """Return the middle frame of each of several equal segments; frames repeat if there are fewer frames than segments."""
     return [count * (2 * segment + 1) // (2 * segments) for segment in range(segments)]
 
 
 def segment_pairs(count: int, n: int) -> list[int]:
-    """n of ``count`` frames: two neighbours in the middle of each of n / 2 equal segments."""
+    """Return n of ``count`` frames: two neighbouring frames in the middle of each of n / 2 equal segments."""
     tick = (count - 1) / (n // 2)
     starts = [int(tick / 2 + tick * number) for number in range(n // 2)]
     return [min(start + after, count - 1) for start in starts for after in (0, 1)]
 
 
 def read_peaks(path: str) -> dict[str, int]:
-    """Clip -> number of its most expressive frame, from 0.
+    """Read the index of the most expressive frame of each clip.
 
     Args:
-        path: captions of MERR's kind, ``{name: {"peak_index": "12", ...}}``, clips without one passed over; or a CSV file with a
-            column of names and ``peak_index``.
+        path: captions in the format of MERR, ``{name: {"peak_index": "12", ...}}``, in which clips without the key are skipped;
+            or a CSV file with a column of names and ``peak_index``.
+
+    Returns:
+        Clip name -> index of the frame, from 0.
 
     Raises:
-        UserError: no such file, one of another form, a number that is none, or two different ones of a clip.
+        UserError: the file does not exist or has another format, an index is not a number, or a clip has two different indices.
     """
     require_file(path, "peak_index_path")
     peaks: dict[str, int] = {}
-    for where, name, written in _peaks_in_csv(path) if path.lower().endswith(".csv") else _peaks_in_json(path):
-        text = str(written).strip()
+    for where, name, value in _peaks_in_csv(path) if path.lower().endswith(".csv") else _peaks_in_json(path):
+        text = str(value).strip()
         if not (text.isascii() and text.isdigit()):
-            raise UserError(f"{where}: the {PEAK} of '{name}' is {written!r}; expected the number of a frame, from 0")
+            raise UserError(f"{where}: the {PEAK} of '{name}' is {value!r}; expected the index of a frame, from 0")
         if peaks.setdefault(name, int(text)) != int(text):
-            raise UserError(f"{where}: a second, different {PEAK} of '{name}'. Keep one.")
+            raise UserError(f"{where}: '{name}' already has a different {PEAK}. Remove one of the two.")
     return peaks
 
 
 def _peaks_in_csv(path: str) -> Iterator[tuple[str, str, Any]]:
-    """(where it stands, name, peak as written)."""
+    """Yield (file and line for messages, name, value of the cell)."""
     header, rows = read_csv(path, "peak_index_path")
     name_column = require_column(path, header, NAME_COLUMNS)
     require_column(path, header, [PEAK])
-    for line, row in rows:
-        yield f"{path}, line {line}", row[name_column], row[PEAK]
+    for line_number, row in rows:
+        yield f"{path}, line {line_number}", row[name_column], row[PEAK]
 
 
 def _peaks_in_json(path: str) -> Iterator[tuple[str, str, Any]]:

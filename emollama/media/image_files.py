@@ -1,4 +1,4 @@
-"""Image files: which one is an image's, and its pixels as the predecessors read them."""
+"""Image files: how they are found by name, and their pixels, which equal those in the published code."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from emollama.errors import UserError
 from emollama.media.source import UnusableMedia
 
 ENDINGS = (".jpg", ".jpeg", ".png")
-_LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # of a file that is whole
+_LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # the end of a complete file
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error, Image.DecompressionBombError)
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """An image file's pixels, (H, W, 3) uint8 RGB.
+    """Read the pixels of an image file, (H, W, 3) uint8 RGB.
 
-    Grey values and palettes become colours, transparency is dropped, 16 bits become the upper 8. Pixels stand as they are stored:
-    an orientation in the EXIF tags is not followed, as the predecessors do not.
+    Greyscale and palette images are converted to RGB, transparency is dropped, and of 16 bits the upper 8 are used. EXIF rotation
+    is ignored, as in the published code.
 
     Raises:
-        UnusableMedia: no image, one that is cut off, or one of 32 bits.
+        UnusableMedia: the file is not an image, is cut off, or has 32-bit pixels.
     """
     try:
         with Image.open(path) as image:
-            _require_colours(image)
+            _require_8_or_16_bits(image)
             if image.mode.startswith("I;16"):
                 return np.stack([(np.asarray(image) >> 8).astype(np.uint8)] * 3, axis=-1)
             return np.array(image.convert("RGB"))
@@ -40,68 +40,72 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def probe_image(path: str | os.PathLike[str]) -> None:
-    """Check that a file holds an image, by its header; one that does not end as such files do is decoded to see.
+    """Check the header and the last bytes of an image file. The image is decoded only if the last bytes are unusual.
 
     Raises:
-        UnusableMedia: see :func:`read_image`.
+        UnusableMedia: as for :func:`read_image`.
     """
     try:
         with Image.open(path) as image, open(path, "rb") as file:
-            _require_colours(image)
+            _require_8_or_16_bits(image)
             last = _LAST_BYTES.get(image.format or "")
             if last:
                 file.seek(-len(last), os.SEEK_END)
-            whole = last is not None and file.read() == last
+            complete = last is not None and file.read() == last
     except UnusableMedia:
         raise
     except _BROKEN as error:
         raise UnusableMedia(_reason(path, error)) from None
-    if not whole:
+    if not complete:
         read_image(path)
 
 
-def _require_colours(image: Image.Image) -> None:
+def _require_8_or_16_bits(image: Image.Image) -> None:
     if image.mode in ("I", "F"):
-        raise UnusableMedia("its pixels are numbers of 32 bits, which are no colours")
+        raise UnusableMedia("its pixels are 32-bit numbers, which cannot be converted to colours")
 
 
 def _reason(path: str | os.PathLike[str], error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
-        return "there is no such file"
+        return "the file does not exist"
     if os.path.isfile(path) and os.path.getsize(path) == 0:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):
-        return "it is no image"
+        return "it is not an image"
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error
     return f"it is cut off or damaged ({reason})"
 
 
 def image_files(folder: str, names: Iterable[str], key: str) -> dict[str, str]:
-    """Name -> its file below a folder, of the images that are there.
+    """Find the files of images by name.
 
     Args:
-        folder: of the images.
-        names: may hold folders. Of several files the one whose ending comes first in :data:`ENDINGS` is taken; endings may be in
-            capitals, and a name that has one already is the file's.
+        folder: the folder of the images.
+        names: names of the images, which may contain folders and extensions. A name without an extension matches the first of
+            :data:`ENDINGS` that exists, in lower or upper case.
         key: the configuration key or option that named the folder, for messages.
 
+    Returns:
+        Name -> path below the folder, of the existing images.
+
     Raises:
-        UserError: no such folder, or one that cannot be read.
+        UserError: the folder does not exist or cannot be read.
     """
     try:
         listed = {entry.name for entry in os.scandir(folder)}
     except OSError as error:
         reason = "no folder" if isinstance(error, FileNotFoundError | NotADirectoryError) else f"{error.strerror}:"
         raise UserError(f"{key}: {reason} '{folder}' (working folder: {os.getcwd()}). Correct the path.") from None
-    found = ((name, next((file for file in _candidates(name) if _is_there(folder, file, listed)), None)) for name in names)
-    return {name: file for name, file in found if file is not None}
+    files = ((name, next((file for file in _candidates(name) if _exists(folder, file, listed)), None)) for name in names)
+    return {name: file for name, file in files if file is not None}
 
 
 def _candidates(name: str) -> list[str]:
     if name.lower().endswith(ENDINGS):
         return [name]
-    return [name + written for ending in ENDINGS for written in (ending, ending.upper())]
+    return [name + extension for ending in ENDINGS for extension in (ending, ending.upper())]
 
 
-def _is_there(folder: str, file: str, listed: set[str]) -> bool:
+def _exists(folder: str, file: str, listed: set[str]) -> bool:
+    # The folder has been listed once, so only files in subfolders need a look-up of their own.
     return Path(folder, file).is_file() if "/" in file else file in listed

@@ -1,4 +1,4 @@
-"""Pictures as the image encoders of BLIP-2 expect them."""
+"""Preprocessing of images for the encoders of BLIP-2."""
 
 from __future__ import annotations
 
@@ -12,9 +12,16 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def blip2_image(image: np.ndarray, size: int) -> Tensor:
-    """(H, W, 3) uint8 RGB -> (3, size, size) float32: resized (bicubic, aspect not kept), to [0, 1], normalised as for CLIP.
+    """Resize an image (bicubic, without keeping the aspect ratio), scale it to [0, 1] and normalise it as for CLIP.
 
-    This is ``blip2_image_train`` and ``blip2_image_eval`` of the predecessors, which are the same.
+    This equals both ``blip2_image_train`` and ``blip2_image_eval`` of the published code.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        size: height and width of the result, in pixels.
+
+    Returns:
+        (3, size, size) float32.
     """
     resized = np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
     pixels = torch.from_numpy(resized).permute(2, 0, 1).float() / 255

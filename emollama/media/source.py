@@ -1,4 +1,4 @@
-"""A clip as its encoders find it: where its video lies, and what is known about it."""
+"""The input of an encoder: the video of a clip and what is known about it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from pathlib import Path
 
 
 class UnusableMedia(ValueError):
-    """A clip that an encoder can make nothing of: a broken video, no sound, no face. The text says why, but not which clip."""
+    """A clip cannot be encoded, for example because its video is damaged. The message does not contain the clip's name."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One clip before its features.
+    """A clip whose features are to be computed.
 
     Attributes:
-        name: the clip.
-        video: its file, which may be broken.
-        faces: folder of its face images, as OpenFace writes them; None where faces are to be found in the frames.
-        peak: number of its most expressive frame, from 0; None where nobody said.
+        name: the clip's name.
+        video: path of its video, which may be damaged.
+        faces: folder of face images written by OpenFace; None to search for faces in the frames.
+        peak: index of its most expressive frame, from 0; None if it is unknown.
     """
 
     name: str

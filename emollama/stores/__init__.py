@@ -1,1 +1,1 @@
-"""Where arrays lie: .npy folders, packed shards, tar shards, read alike by clip name; and how shards are written."""
+"""Storage of feature arrays: .npy folders, packed shards and tar shards behind one reader interface, and their writers."""

@@ -1,7 +1,7 @@
-"""Rows that a model made of images, kept as .npy files, so that they are made once.
+"""A cache of the features that a model computes from images, as .npy files.
 
-A file is called after the digest of the image's bytes: an image that was changed has another place, and one that lies in two
-folders has one. How rows were made stands in the folder's manifest.
+The name of a file is the digest of the image's bytes. A changed image therefore gets a new entry, and equal images in two folders
+share one. The manifest of the folder records how the features were computed.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from emollama.stores.npy import read_npy
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """A folder of rows.
+    """A folder of cached features.
 
     Attributes:
-        folder: need not exist yet.
-        shape: (rows, width) of an image.
+        folder: the folder, which need not exist yet.
+        shape: (num_tokens, D) of the features of an image.
     """
 
     folder: str
@@ -35,63 +35,65 @@ class FeatureCache:
 
     @staticmethod
     def cache_key(image: str) -> str:
-        """Where rows of an image stand below the folder.
+        """Return the key of an image, which is the path of its features below the folder.
 
         Raises:
-            OSError: there is no such file.
+            OSError: the image cannot be read.
         """
         with open(image, "rb") as file:
             digest = hashlib.blake2b(file.read(), digest_size=16).hexdigest()
         return os.path.join(digest[:2], f"{digest[2:]}.npy")
 
-    def read(self, place: str) -> np.ndarray | None:
-        """The rows (rows, width) float32 at a place; None where there are none, or none that are whole."""
+    def read(self, key: str) -> np.ndarray | None:
+        """Read the cached features (num_tokens, D) float32; None if there are none or the file is damaged."""
         try:
-            with open(os.path.join(self.folder, place), "rb") as file:
-                found = read_npy(file)
+            with open(os.path.join(self.folder, key), "rb") as file:
+                vectors = read_npy(file)
         except (OSError, ValueError):
             return None
-        return found if found.shape == self.shape and found.dtype == np.float32 and np.isfinite(found).all() else None
+        valid = vectors.shape == self.shape and vectors.dtype == np.float32 and np.isfinite(vectors).all()
+        return vectors if valid else None
 
-    def write(self, place: str, rows: np.ndarray) -> None:
-        """Keep rows (rows, width) float32. Where the disk refuses, they are not kept, and a warning says so once."""
+    def write(self, key: str, vectors: np.ndarray) -> None:
+        """Cache features (num_tokens, D) float32. If the file cannot be written, log a warning once and continue."""
         try:
-            with atomic_write(os.path.join(self.folder, place), "wb", durable=False) as file:
-                np.save(file, rows)
+            with atomic_write(os.path.join(self.folder, key), "wb", durable=False) as file:
+                np.save(file, vectors)
         except OSError as error:
             _warn_once(self.folder, str(error.strerror))
 
     def require_same_manifest(self, manifest: Manifest, key: str, *, write: bool) -> None:
-        """Check that the folder holds rows made as this manifest says.
+        """Check that the cached features were computed as this manifest says.
 
         Args:
-            manifest: how rows are made now.
+            manifest: how the model computes features now.
             key: the configuration key that named the folder, for messages.
-            write: write the manifest where there is none.
+            write: write the manifest if the folder has none.
 
         Raises:
-            UserError: they were made otherwise (names what differs), nobody knows how, or nothing can be written there.
+            UserError: the features were computed differently (lists the differences), there is no readable manifest, or the
+                folder is not writable.
         """
-        remedy = f"Delete '{self.folder}', and the rows are made again, or name another folder."
+        remedy = f"Delete '{self.folder}' to compute the features again, or set another folder."
         try:
-            held = Manifest.read(self.folder)
+            stored = Manifest.read(self.folder)
         except UserError:
             raise UserError(
-                f"{key}: the folder's {FILE} cannot be read, so nobody knows how its rows were made. {remedy}"
+                f"{key}: cannot read {FILE} in the folder, which records how its features were computed. {remedy}"
             ) from None
-        if held is not None and (different := differences(held.fields(), manifest.fields())):
-            raise UserError(f"{key}: the folder holds rows that were made otherwise: {'; '.join(different)}. {remedy}")
-        if held is None and any(Path(self.folder).glob("*/*.npy")):
-            raise UserError(f"{key}: the folder holds rows and no {FILE}, so nobody knows how they were made. {remedy}")
+        if stored is not None and (different := differences(stored.fields(), manifest.fields())):
+            raise UserError(f"{key}: the features in the folder were computed differently: {'; '.join(different)}. {remedy}")
+        if stored is None and any(Path(self.folder).glob("*/*.npy")):
+            raise UserError(f"{key}: the folder has features but no {FILE} that records how they were computed. {remedy}")
         require_writable(Path(self.folder), key)
-        if held is None and write:
+        if stored is None and write:
             try:
                 manifest.write(self.folder)
             except OSError as error:
-                raise UserError(f"{key}: cannot write in '{self.folder}': {error.strerror}. Name another folder.") from None
+                raise UserError(f"{key}: cannot write in '{self.folder}': {error.strerror}. Set another folder.") from None
 
 
 @cache
 def _warn_once(folder: str, reason: str) -> None:
-    text = "%s: rows are not kept (%s): they are made again each time. Make room, or name another folder."
+    text = "%s: features cannot be cached (%s) and are computed again each time. Free disk space, or set another folder."
     logging.getLogger("emollama").warning(text, folder, reason)

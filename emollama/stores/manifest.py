@@ -1,4 +1,4 @@
-"""``manifest.json`` beside features: which encoder made them, and how. The same encoder pooled otherwise gives other features."""
+"""``manifest.json``, which records next to features how they were computed: the encoder and all its settings."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ FORMAT, VERSION = "emollama features", 1
 
 @dataclass(frozen=True)
 class Manifest:
-    """How the arrays of a folder were made.
+    """How the arrays of a folder were computed. The attributes are the keys of ``manifest.json``.
 
     Attributes:
-        slots: what they fill.
-        rows, width: of an array, the class row not counted.
-        recipe: every setting that changes the numbers, as plain values.
+        slots: the slots that the arrays fill.
+        rows, width: number and size of the feature vectors in an array, without the class token.
+        recipe: every setting that changes the values, as plain values.
         weights: SHA-256 of the encoder's weights.
-        dtype: of the stored values.
-        versions: package -> version that made them.
-        inputs: what was given beside the videos and changed the arrays: {"faces": "images"} where there were images of faces.
+        dtype: dtype of the stored values.
+        versions: package -> version with which the features were computed.
+        inputs: inputs besides the videos that change the values: {"faces": "images"} if there were images of faces.
     """
 
     slots: tuple[str, ...]
@@ -39,27 +39,28 @@ class Manifest:
     inputs: dict[str, str] = field(default_factory=dict)
 
     def write(self, folder: str | os.PathLike[str]) -> None:
-        """Write it into a folder of features."""
+        """Write the manifest into a folder of features."""
         with atomic_write(os.path.join(folder, FILE)) as file:
             json.dump({"format": FORMAT, "version": VERSION, **asdict(self)}, file, indent=1)
             file.write("\n")
 
     @classmethod
     def read(cls, store: str) -> Manifest | None:
-        """The manifest in the folder of a store, beside tars where these are named; None where there is none.
+        """Read the manifest of a store, from its folder or from the folder of its tars; None if there is none.
 
         Args:
-            store: a path as :func:`emollama.stores.store.open_store` takes it.
+            store: a path for :func:`emollama.stores.store.open_store`.
 
         Raises:
-            UserError: a file of that name which is none.
+            UserError: the file is not a manifest.
         """
         pattern, _ = tars.split_slot(store)
         path = os.path.join(os.path.dirname(pattern) if pattern.endswith(".tar") else pattern, FILE)
         try:
             if "{" in path or not PATHS.isfile(path):
                 return None
-        except NotImplementedError:  # a remote place that cannot be asked
+        except NotImplementedError:
+            # iopath cannot check whether a file exists at this remote location.
             return None
         try:
             content = json.loads(read_text(path))
@@ -67,15 +68,15 @@ class Manifest:
                 raise ValueError("another format")
             return cls(**content | {"slots": tuple(content["slots"])})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            text = f"{path}: not a manifest of features ({error}). Extract them again, or delete the file to go on without"
+            text = f"{path}: not a manifest of features ({error}). Extract the features again, or delete the file to disable"
             raise UserError(f"{text} its checks.") from None
 
     def fields(self) -> dict[str, Any]:
-        """Everything that makes features differ, by the name that messages give it."""
+        """Return everything that changes the values of features, by its name in messages."""
         return {**self.recipe, **self.inputs, "weights": self.weights, "rows": self.rows, "width": self.width}
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """``layers: [-1] and [-4, -3, -2, -1]`` for each fact that differs; what only one of them tells counts as different."""
+    """Return ``layers: [-1] and [-4, -3, -2, -1]`` for each field that differs or that only one of them has."""
     shown = {key: (one.get(key), other.get(key)) for key in {**one, **other}}
     return [f"{key}: {ours!r} and {theirs!r}" for key, (ours, theirs) in shown.items() if ours != theirs]

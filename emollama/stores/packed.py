@@ -1,9 +1,9 @@
-"""Packed shards: the arrays of one encoder one after another in a few large files, read by memory map.
+"""Packed shards: the arrays of one encoder in a few large files, which are read by memory map.
 
-A folder holds ``store.json`` (what the arrays are; size and digests of every file, and its own), ``index.bin`` (a hash table
-of :mod:`emollama.stores.name_index`, then where each name ends, then the names) and ``shard-00000.bin`` and so on: arrays in C
-order, each at a multiple of 64 bytes, so that arrays which are all alike lie at a fixed stride. With int8 values an array is
-preceded by the float32 scales of its rows. ``emollama pack`` writes such folders.
+A folder contains ``store.json`` (shapes and dtypes of the arrays; sizes and digests of all files), ``index.bin`` (a hash table
+of :mod:`emollama.stores.name_index`, the end of each name, and the names) and shards ``shard-00000.bin`` etc. A shard contains
+arrays in C order, each at a multiple of 64 bytes, so that equally large arrays have a fixed stride. An array of int8 values is
+preceded by the float32 scales of its feature vectors. ``emollama pack`` writes such folders.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from emollama.stores.quantization import dequantize
 
 ABOUT, INDEX = "store.json", "index.bin"
 FORMAT, VERSION = "emollama packed arrays", 1
-TYPES = ("<f2", "<f4", "<f8", "|i1")  # of stored values
+TYPES = ("<f2", "<f4", "<f8", "|i1")  # dtypes of stored values
 ALIGNMENT = 64  # bytes
-HEAD_BYTES = 4096  # of a shard; their checksum tells it from other shards
-MAX_OPEN_MAPS = 128  # shards mapped at once by a store in a process; each takes a file descriptor
+HEAD_BYTES = 4096  # the checksum of these first bytes distinguishes a shard from others
+MAX_OPEN_MAPS = 128  # shards that a store maps at once in a process; each needs a file descriptor
 
 
 class ArrayKind(NamedTuple):
-    """What arrays of one kind are.
+    """Shape and storage format of arrays of one kind.
 
     Attributes:
-        shape: of an array, as it is read.
-        dtype: of its values, as they are stored.
-        scales: rows of float32 scales before int8 values, else 0.
+        shape: shape of an array.
+        dtype: dtype of the stored values.
+        scales: number of float32 scales before int8 values, else 0.
     """
 
     shape: tuple[int, ...]
@@ -49,34 +49,35 @@ class ArrayKind(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of one array in its shard."""
+        """Size of one array in its shard, in bytes."""
         return 4 * self.scales + math.prod(self.shape) * self.dtype.itemsize
 
 
 def shard_name(number: int) -> str:
-    """``shard-00003.bin``."""
+    """Return the file name of a shard, such as ``shard-00003.bin``."""
     return f"shard-{number:05d}.bin"
 
 
 def digest(about: dict[str, Any]) -> str:
-    """Hexadecimal SHA-256 of a description, of everything in it but that."""
+    """Return the hexadecimal SHA-256 of ``store.json`` without its own digest."""
     rest = {key: value for key, value in about.items() if key != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def is_packed(folder: str) -> bool:
-    """Whether packed shards lie in a folder, whole or not."""
+    """Return whether a folder contains packed shards, even incomplete ones."""
     try:
         return any(PATHS.isfile(os.path.join(folder, name)) for name in (ABOUT, INDEX, shard_name(0)))
-    except NotImplementedError:  # a remote place that cannot be asked
+    except NotImplementedError:
+        # iopath cannot check whether a file exists at this remote location.
         return False
 
 
 class PackedStore:
-    """The arrays of a folder of packed shards, by clip name. Fulfils ``emollama.stores.store.ArrayStore``.
+    """The arrays in a folder of packed shards, by clip name. Implements ``emollama.stores.store.ArrayStore``.
 
-    Opening maps the index; a shard is mapped at its first use in a process. A pickled store opens again where it is unpickled.
-    A shard that is cut short while it is mapped ends the process (SIGBUS), as with any memory map.
+    The index is mapped when the store opens, a shard when it is first used in a process. Unpickling a store opens it again. If a
+    file is truncated while it is mapped, the process dies (SIGBUS), as with any memory map.
     """
 
     def __init__(self, folder: Path, about: dict[str, Any], index: mmap.mmap) -> None:
@@ -87,21 +88,21 @@ class PackedStore:
         sizes = [shard["bytes"] for shard in about["shards"]]
         require_within(extract_entries(table, len(self)), [kind.nbytes for kind in self._kinds], sizes)
         self._index = NameIndex(table, len(self))
-        self._shard = functools.lru_cache(MAX_OPEN_MAPS)(self._mapped)
+        self._shard = functools.lru_cache(MAX_OPEN_MAPS)(self._map_shard)
 
     @classmethod
     def open(cls, folder: str | Path) -> PackedStore:
-        """Open a folder and compare its files with their recorded sizes and first bytes.
+        """Open a folder, and check the sizes and first bytes of its files and the digest of its index.
 
         Raises:
-            UserError: a file is missing, cut short, of another store, or an index was changed.
+            UserError: a file is missing, truncated or from another store, or the index was changed.
         """
         root = Path(PATHS.get_local_path(str(folder)))
         about = _read_about(root)
         try:
             for number, shard in enumerate(about["shards"]):
                 _check_shard(root / shard_name(number), shard)
-            return cls(root, about, _mapped_index(root, about))
+            return cls(root, about, _map_index(root, about))
         except UserError:
             raise
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -117,14 +118,14 @@ class PackedStore:
         return isinstance(name, str) and self._index.find(name) is not None
 
     def names(self) -> Iterable[str]:
-        """Every clip, in the order in which they were packed."""
+        """Return the names of all clips in the order in which they were packed."""
         return split_names(self._ends, self._text)
 
     def load(self, name: str) -> np.ndarray:
-        """The clip's array, copied: as it was packed; float32 where values are int8.
+        """Return a copy of a clip's array, with the stored dtype, or float32 if the values are int8.
 
         Raises:
-            OSError, ValueError: no such clip, or its shard cannot be read.
+            OSError, ValueError: the clip does not exist, or its shard cannot be read.
         """
         _, number, shard, offset, _ = self._find(name)
         shape, dtype, scales = self._kinds[number]
@@ -136,54 +137,54 @@ class PackedStore:
         return array
 
     def header(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
-        """Shape and dtype of what :meth:`load` gives.
+        """Return shape and dtype of the array that :meth:`load` returns.
 
         Raises:
-            OSError: no such clip.
+            OSError: the clip does not exist.
         """
         shape, dtype, scales = self._kinds[self._find(name)[1]]
         return shape, np.dtype(np.float32) if scales else dtype
 
     def location(self, name: str) -> str:
-        """Shard and clip."""
+        """Return shard and clip name, for messages."""
         entry = self._index.find(name)
         return f"{self.folder / shard_name(entry[2]) if entry else self.folder}, {name}"
 
     def stamp(self, name: str) -> tuple[int, ...]:
-        """The shard's size, times of modification and of change, and inode; the array's place in it.
+        """Return size, modification time, change time and inode of the shard, and the array's offset in it.
 
         Raises:
-            OSError: no such clip or shard.
+            OSError: the clip or the shard does not exist.
         """
         _, _, shard, offset, _ = self._find(name)
         status = os.stat(self.folder / shard_name(shard))
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, offset
 
     def groups(self, names: Sequence[str]) -> np.ndarray | None:
-        """None: any order is as good."""
+        """Return None, because packed shards can be read in any order."""
         return None
 
     @property
     def shards(self) -> int:
-        """How many there are."""
+        """Number of shards."""
         return len(self._about["shards"])
 
     def find_damaged(self, advance: Callable[[], object]) -> dict[str, list[str]]:
-        """The shards whose bytes are not those that were written, with the clips in them whose arrays are not.
+        """Read all shards, and return those whose digest differs from the recorded one, with the clips that changed.
 
         Args:
-            advance: called after each shard; everything in it was read.
+            advance: called after each shard.
         """
-        found = {}
+        damaged = {}
         for number, shard in enumerate(self._about["shards"]):
             if sha256(self.folder / shard_name(number)) != shard["sha256"]:
-                found[shard_name(number)] = [name for name in self.names() if self._is_damaged(name, number)]
+                damaged[shard_name(number)] = [name for name in self.names() if self._is_damaged(name, number)]
             advance()
-        return found
+        return damaged
 
     def _is_damaged(self, name: str, shard: int) -> bool:
-        _, number, place, offset, check = self._find(name)
-        return place == shard and zlib.crc32(self._shard(shard)[offset : offset + self._kinds[number].nbytes]) != check
+        _, number, shard_number, offset, check = self._find(name)
+        return shard_number == shard and zlib.crc32(self._shard(shard)[offset : offset + self._kinds[number].nbytes]) != check
 
     def _find(self, name: str) -> tuple[bytes, int, int, int, int]:
         entry = self._index.find(name)
@@ -191,11 +192,11 @@ class PackedStore:
             raise FileNotFoundError(f"no clip '{name}' in {self.folder}")
         return entry
 
-    def _mapped(self, number: int) -> mmap.mmap:
+    def _map_shard(self, number: int) -> mmap.mmap:
         with open(self.folder / shard_name(number), "rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if len(data) != self._about["shards"][number]["bytes"]:
-            raise ValueError(f"{shard_name(number)} has changed its size since the store was opened")
+            raise ValueError(f"the size of {shard_name(number)} has changed since the store was opened")
         return data
 
 
@@ -210,41 +211,42 @@ def _read_about(root: Path) -> dict[str, Any]:
     if not isinstance(about, dict) or (about.get("format"), about.get("version")) != (FORMAT, VERSION):
         raise _damaged(path, f"not '{FORMAT}', version {VERSION}")
     if about.get("digest") != digest(about):
-        raise _damaged(path, "its digest is not the one that was written")
+        raise _damaged(path, "its digest differs from the recorded one")
     return about
 
 
 def _kind(shape: list[int], dtype: str, scales: int) -> ArrayKind:
-    if dtype not in TYPES:  # of others, objects say, the bytes could be anything
+    # With another dtype, such as object, numpy would interpret the bytes of a file as pointers.
+    if dtype not in TYPES:
         raise TypeError(f"dtype {dtype}")
     if not shape or any(not isinstance(size, int) or size < 1 for size in shape):
         raise ValueError(f"shape {shape}")
     if scales != (math.prod(shape[:-1]) if dtype == "|i1" else 0):
-        raise ValueError(f"{scales} scales of {dtype} values, shape {shape}")
+        raise ValueError(f"{scales} scales for {dtype} values of shape {shape}")
     return ArrayKind(tuple(shape), np.dtype(dtype), scales)
 
 
 def _check_shard(path: Path, recorded: dict[str, Any]) -> None:
-    with _file(path) as file:
+    with _open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size != recorded["bytes"]:
-            raise _damaged(path, f"{size} bytes, {ABOUT} says {recorded['bytes']}")
+            raise _damaged(path, f"has {size} bytes, expected {recorded['bytes']} ({ABOUT})")
         if zlib.crc32(file.read(HEAD_BYTES)) != recorded["head"]:
             raise _damaged(path, f"not the shard that {ABOUT} describes")
 
 
-def _mapped_index(root: Path, about: dict[str, Any]) -> mmap.mmap:
-    with _file(root / INDEX) as file:
+def _map_index(root: Path, about: dict[str, Any]) -> mmap.mmap:
+    with _open_file(root / INDEX) as file:
         size = os.fstat(file.fileno()).st_size
         if size != about["index"]["bytes"]:
-            raise _damaged(root / INDEX, f"{size} bytes, {ABOUT} says {about['index']['bytes']}")
+            raise _damaged(root / INDEX, f"has {size} bytes, expected {about['index']['bytes']} ({ABOUT})")
         index = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if hashlib.sha256(index).hexdigest() != about["index"]["sha256"]:
-        raise _damaged(root / INDEX, "its digest is not the one that was written")
+        raise _damaged(root / INDEX, "its digest differs from the recorded one")
     return index
 
 
-def _file(path: Path) -> Any:
+def _open_file(path: Path) -> Any:
     try:
         return open(path, "rb")
     except OSError as error:
@@ -253,5 +255,5 @@ def _file(path: Path) -> Any:
 
 def _damaged(path: Path, problem: str) -> UserError:
     return UserError(
-        f"{path}: {problem}. These packed shards are not whole: copy them again, or pack them again (emollama pack)."
+        f"{path}: {problem}. The packed shards are incomplete or damaged. Copy them again, or run emollama pack again."
     )

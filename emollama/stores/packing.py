@@ -1,4 +1,4 @@
-"""Packing: what lies in source stores is checked, converted and written as shards, whole or not at all."""
+"""Packing: checks and converts the arrays of source stores, and writes them as shards."""
 
 from __future__ import annotations
 
@@ -24,20 +24,25 @@ from emollama.stores.shard_writers import Writer, WrittenShards
 from emollama.stores.store import ArrayStore, NpyFolder, open_store
 from emollama.stores.tar_index import TarIndex
 
-READERS = 4  # threads that read and convert, while one writes
-AHEAD = 16  # arrays read before they are written
+READERS = 4  # threads that read and convert arrays, while one thread writes
+AHEAD = 16  # maximum number of arrays that are read ahead of the writer
 
 
 class UnpackableArray(ValueError):
-    """An array that cannot be packed; the message names it."""
+    """An array cannot be packed; the message names the array."""
 
 
 class TooLarge(UnpackableArray):
-    """A value that the chosen type cannot hold."""
+    """A value exceeds the range of the chosen dtype."""
 
 
 class PreparedArray(NamedTuple):
-    """An array as it will be written, and how far that is from the source."""
+    """An array, converted for writing.
+
+    Attributes:
+        parts: the arrays to write, as :func:`emollama.stores.quantization.encode` returns them.
+        deviation: their deviation from the source array.
+    """
 
     parts: tuple[np.ndarray, ...]
     deviation: Deviation
@@ -45,13 +50,13 @@ class PreparedArray(NamedTuple):
 
 @dataclass(frozen=True)
 class PackingReport:
-    """What was packed.
+    """Result of packing.
 
     Attributes:
-        clips: how many.
-        output: the shards that were written.
-        deviation: the worst of all clips.
-        skipped: what was wrong with each clip that was left out.
+        clips: number of packed clips.
+        output: the written shards.
+        deviation: the largest deviation among all clips.
+        skipped: one message for each clip that was left out.
     """
 
     clips: int
@@ -61,42 +66,45 @@ class PackingReport:
 
 
 def collect_sources(paths: list[str]) -> dict[str, ArrayStore]:
-    """The clips of several sources, sorted, and the store that holds each.
+    """Return the sorted clip names of several sources with the store of each clip.
 
     Raises:
-        UserError: no such store, none that holds a clip, or a clip in two of them.
+        UserError: a store does not exist, the stores are empty, or two stores have a clip of the same name.
     """
-    found: dict[str, ArrayStore] = {}
-    twice = []
+    stores: dict[str, ArrayStore] = {}
+    duplicates = []
     for path in paths:
         store = open_store(path, "--source")
         for name in _names(store):
-            if name in found:
-                twice.append(f"{found[name].location(name)} and {store.location(name)}")
-            found[name] = store
-    if twice:
-        raise UserError(f"--source: clips of the same name, {_lines(sorted(twice))}Rename them, or leave out a source.")
-    if not found:
-        raise UserError(f"--source: no arrays in {abbreviated(paths)}.")
-    return {name: found[name] for name in sorted(found)}
+            if name in stores:
+                duplicates.append(f"{stores[name].location(name)} and {store.location(name)}")
+            stores[name] = store
+    if duplicates:
+        text = f"several sources have clips of the same name, {_lines(sorted(duplicates))}"
+        raise UserError(f"--source: {text}Rename the clips, or remove a source.")
+    if not stores:
+        raise UserError(f"--source: {abbreviated(paths)} contains no arrays. Correct the path.")
+    return {name: stores[name] for name in sorted(stores)}
 
 
 def common_manifest(paths: list[str]) -> Manifest | None:
-    """How the arrays of several sources were made; None where nobody knows.
+    """Return the manifest of several sources; None if they have none.
 
     Raises:
-        UserError: they were made otherwise, or only some of them tell.
+        UserError: the manifests differ, or only some sources have one.
     """
-    known = {path: Manifest.read(path) for path in paths}
-    first, *others = known
+    manifests = {path: Manifest.read(path) for path in paths}
+    first, *others = manifests
     for other in others:
-        one, two = known[first], known[other]
+        one, two = manifests[first], manifests[other]
         if (one is None) != (two is None):
-            silent = first if one is None else other
-            raise UserError(f"--source: '{silent}' has no {FILE}, others do. Pack it apart, or give it theirs if it was made so.")
+            path = first if one is None else other
+            remedy = "Pack it separately, or copy the manifest of the others into it if it was computed in the same way."
+            raise UserError(f"--source: '{path}' has no {FILE}, but others have. {remedy}")
         if one and two and (different := differences(one.fields(), two.fields())):
-            raise UserError(f"--source: '{first}' and '{other}' were made differently: {'; '.join(different)}. Pack them apart.")
-    return known[first]
+            text = f"'{first}' and '{other}' were computed differently: {'; '.join(different)}"
+            raise UserError(f"--source: {text}. Pack them separately.")
+    return manifests[first]
 
 
 def pack(
@@ -105,14 +113,14 @@ def pack(
     """Check, convert and write every array.
 
     Args:
-        sources: the clips in order, and where each lies.
-        writer: of the shards.
-        values: how they are stored.
-        skip_bad: leave out arrays that are unreadable or hold NaN or inf, instead of refusing all.
+        sources: the clip names in order, with the store of each clip.
+        writer: the writer of the shards.
+        values: the dtype in which values are stored.
+        skip_bad: leave out arrays that are unreadable or contain NaN or inf, instead of raising an error.
         advance: called after each clip.
 
     Raises:
-        UserError: unfit arrays, all named; nothing should be kept of what was written.
+        UserError: some arrays cannot be packed; lists all of them. The caller must delete the incomplete output.
     """
     worst, count = NO_DEVIATION, 0
     skipped: list[str] = []
@@ -124,16 +132,17 @@ def pack(
             except UnpackableArray as error:
                 (too_large if isinstance(error, TooLarge) else skipped).append(str(error))
             else:
-                if not too_large and (skip_bad or not skipped):  # else only looking for more problems
+                # After the first problem, the remaining arrays are only checked, so that all problems are reported at once.
+                if not too_large and (skip_bad or not skipped):
                     writer.add(name, parts)
                     worst, count = worst.or_worse(deviates), count + 1
             advance()
     if too_large:
         raise UserError(f"values too large for --dtype {values}, {_lines(too_large)}Choose another --dtype.")
     if skipped and not skip_bad:
-        raise UserError(f"unfit arrays, {_lines(skipped)}Extract these clips again, or leave them out with --skip-bad.")
+        raise UserError(f"some arrays cannot be packed, {_lines(skipped)}Extract these clips again, or set --skip-bad.")
     if not count:
-        raise UserError(f"nothing is left to pack: unfit arrays, {_lines(skipped)}Extract these clips again.")
+        raise UserError(f"none of the arrays can be packed, {_lines(skipped)}Extract these clips again.")
     return PackingReport(count, writer.finish(), worst, skipped)
 
 
@@ -141,7 +150,9 @@ def prepare(store: ArrayStore, name: str, values: Values) -> PreparedArray:
     """Read, check and convert an array.
 
     Raises:
-        Unfit: unreadable, not of float16, float32 or float64, without values, NaN or inf, or too large.
+        UnpackableArray: the array is unreadable, is empty, contains NaN or inf, or has another dtype than float16, float32 or
+            float64.
+        TooLarge: a value exceeds the range of the chosen dtype.
     """
     try:
         array = store.load(name)
@@ -150,54 +161,62 @@ def prepare(store: ArrayStore, name: str, values: Values) -> PreparedArray:
     if array.dtype not in FLOAT_TYPES:
         raise UnpackableArray(f"{store.location(name)}: dtype {array.dtype}, expected float16, float32 or float64")
     if array.ndim == 0 or array.size == 0:
-        raise UnpackableArray(f"{store.location(name)}: shape {array.shape}, which holds no rows")
+        raise UnpackableArray(f"{store.location(name)}: shape {array.shape} contains no feature vectors")
     if not np.isfinite(array).all():
         raise UnpackableArray(f"{store.location(name)}: contains NaN or inf")
     try:
-        parts, back = encode(array, values)
+        parts, restored = encode(array, values)
     except OverflowError as error:
         raise TooLarge(f"{store.location(name)}: {error}") from None
-    return PreparedArray(parts, NO_DEVIATION if values == "stored" else deviation(array, back))
+    return PreparedArray(parts, NO_DEVIATION if values == "stored" else deviation(array, restored))
 
 
 def leftovers(output: Path) -> list[Path]:
-    """Folders of packs into the same place that did not come to their end."""
+    """Return the incomplete folders of interrupted calls with the same output."""
     return sorted(path for path in output.absolute().parent.iterdir() if path.name.startswith(temporary_prefix(output)))
 
 
 def index_tars(path: str, output: Path | None) -> list[Path]:
-    """Write the indexes of tar shards and of their set, beside them or into a folder; returns those of the shards.
+    """Write the index of each tar shard and of the set of shards, next to the shards or into a folder.
+
+    Args:
+        path: the shards, as in the configuration.
+        output: the folder for the indexes; None writes them next to the shards.
+
+    Returns:
+        The paths of the shards' indexes.
 
     Raises:
-        UserError: no shards; a shard with members that do not belong there; a place that cannot be written.
+        UserError: there are no shards, a shard has unsuitable members, or an index cannot be written.
     """
     shards = tars.list_shards(tars.split_slot(path)[0])
     names = [os.path.basename(shard) for shard in shards]
-    if twice := sorted({name for name in names if output and names.count(name) > 1}):
-        raise UserError(f"--output: shards of the same name, {listing(twice)}. Index them into different folders.")
-    written: dict[str, TarIndex] = {}
+    if duplicates := sorted({name for name in names if output and names.count(name) > 1}):
+        text = f"several shards have the same name, {listing(duplicates)}"
+        raise UserError(f"--output: {text}. Write their indexes into different folders.")
+    indexes: dict[str, TarIndex] = {}
     for shard, name in zip(shards, names, strict=True):
-        here = tars.is_here(shard)
-        if not here and output is None:
-            raise UserError(f"{shard}: nothing can be written beside it. Name a folder for the indexes with --output.")
-        place = None if output is None else os.path.abspath(shard) if here else shard
+        local = tars.is_local(shard)
+        if not local and output is None:
+            raise UserError(f"{shard}: cannot write an index to a remote location. Set a folder for the indexes with --output.")
+        location = None if output is None else os.path.abspath(shard) if local else shard
         target = (output or Path(shard).parent) / (name + tar_index.SUFFIX)
         try:
-            index = tar_index.scan(PATHS.get_local_path(shard), shard, place)
+            index = tar_index.scan(PATHS.get_local_path(shard), shard, location)
             tar_index.write(index, target)
-            written[str(target)] = index
+            indexes[str(target)] = index
         except OSError as error:
-            raise UserError(f"{shard}: cannot write '{target}': {error}. Name a folder for the indexes with --output.") from None
-    for folder in sorted({os.path.dirname(path) for path in written}):
-        paths = [path for path in written if os.path.dirname(path) == folder]
-        tar_set.write([written[path] for path in paths], paths)
-    return [Path(path) for path in written]
+            raise UserError(f"{shard}: cannot write '{target}': {error}. Set a folder for the indexes with --output.") from None
+    for folder in sorted({os.path.dirname(path) for path in indexes}):
+        paths = [path for path in indexes if os.path.dirname(path) == folder]
+        tar_set.write([indexes[path] for path in paths], paths)
+    return [Path(path) for path in indexes]
 
 
 def _ahead(
     pool: ThreadPoolExecutor, work: Callable[[str], PreparedArray], names: Iterable[str]
 ) -> Iterator[tuple[str, Future[PreparedArray]]]:
-    """Each name with its work begun, in order, a few of them ahead of what is taken."""
+    """Yield each name with the future of its work, in order; work starts up to ``AHEAD`` names in advance."""
     waiting: deque[tuple[str, Future[PreparedArray]]] = deque()
     for name in names:
         waiting.append((name, pool.submit(work, name)))
@@ -207,20 +226,20 @@ def _ahead(
 
 
 def _names(store: ArrayStore) -> Iterator[str]:
-    """The clips of a store; of a folder of .npy files those in folders below too, as ``a/b``."""
+    """Yield the clip names of a store; for a folder of .npy files also those in subfolders, as ``a/b``."""
     if not isinstance(store, NpyFolder):
         yield from store.names()
         return
-    for folder, _, files in os.walk(store.folder, onerror=_refuse):
-        below = os.path.relpath(folder, store.folder)
-        prefix = "" if below == "." else f"{below}/"
+    for folder, _, files in os.walk(store.folder, onerror=_raise_unreadable):
+        subfolder = os.path.relpath(folder, store.folder)
+        prefix = "" if subfolder == "." else f"{subfolder}/"
         yield from (prefix + name.removesuffix(".npy") for name in files if name.endswith(".npy"))
 
 
-def _refuse(error: OSError) -> None:
-    raise UserError(f"--source: cannot read '{error.filename}': {error.strerror}.")
+def _raise_unreadable(error: OSError) -> None:
+    raise UserError(f"--source: cannot read '{error.filename}': {error.strerror}. Correct its permissions.")
 
 
 def _lines(problems: list[str]) -> str:
-    """``3:`` and a line each, and the end of the last line."""
+    """Return the number of problems and a colon, then one line for each problem."""
     return f"{len(problems):,}:\n  " + abbreviated(problems, "\n  ") + "\n"

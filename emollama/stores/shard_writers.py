@@ -1,4 +1,4 @@
-"""Writing shards: packed ones (:mod:`emollama.stores.packed`) and webdataset's tars with their indexes."""
+"""Writers of packed shards (:mod:`emollama.stores.packed`) and of webdataset's tar shards with their indexes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from emollama.stores.packed import ALIGNMENT, HEAD_BYTES, ArrayKind, shard_name
 
 
 class WrittenShards(NamedTuple):
-    """What was written.
+    """The shards that a writer has written.
 
     Attributes:
-        shards: how many.
-        bytes: of all together.
-        ending: what follows the folder in a path to it: ``::`` for tars in which every clip's name has a dot.
+        shards: number of shards.
+        bytes: total size of the shards.
+        ending: suffix that must be appended to the folder's path to read it: ``::`` if the name of every clip in tars has a dot.
     """
 
     shards: int
@@ -33,39 +33,39 @@ class WrittenShards(NamedTuple):
 
 
 class Writer(Protocol):
-    """Takes arrays one after another into a folder."""
+    """Interface of a writer that adds arrays to shards in a folder."""
 
     def add(self, name: str, parts: tuple[np.ndarray, ...]) -> None:
-        """Write an array, as :func:`emollama.stores.quantization.encode` gives it."""
+        """Write an array that :func:`emollama.stores.quantization.encode` returned."""
         ...
 
     def finish(self) -> WrittenShards:
-        """End the last shard and write what describes all."""
+        """Finish the last shard, and write the index and the description of all shards."""
         ...
 
     def close(self) -> None:
-        """Close files that are still open."""
+        """Finish the current shard and close its file."""
         ...
 
 
 class PackedWriter:
-    """Packed shards.
+    """Writes packed shards.
 
     Args:
-        folder: which exists and is empty.
-        shard_bytes: a shard is ended before it grows beyond this, unless by a single array.
+        folder: an existing, empty folder.
+        shard_bytes: maximum size of a shard, unless it has a single, larger array.
     """
 
     def __init__(self, folder: Path, shard_bytes: int) -> None:
         self.folder, self.shard_bytes = folder, shard_bytes
         self._names: list[str] = []
-        self._places: list[tuple[int, int, int, int]] = []  # kind, shard, offset, check
+        self._entries: list[tuple[int, int, int, int]] = []  # kind, shard, offset, check
         self._kinds: dict[ArrayKind, int] = {}
         self._shards: list[dict[str, Any]] = []
         self._open: _Shard | None = None
 
     def add(self, name: str, parts: tuple[np.ndarray, ...]) -> None:
-        """Write an array: its values, or the scales of its rows and int8 values."""
+        """Write an array: its values, or the scales of its feature vectors and int8 values."""
         kind = ArrayKind(parts[-1].shape, parts[-1].dtype, len(parts[0]) if len(parts) == 2 else 0)
         if self._open is not None and self._open.size + kind.nbytes > self.shard_bytes:
             self.close()
@@ -73,13 +73,13 @@ class PackedWriter:
             self._open = _Shard(self.folder / shard_name(len(self._shards)))
         offset, check = self._open.append(parts)
         self._names.append(name)
-        self._places.append((self._kinds.setdefault(kind, len(self._kinds)), len(self._shards), offset, check))
+        self._entries.append((self._kinds.setdefault(kind, len(self._kinds)), len(self._shards), offset, check))
 
     def finish(self) -> WrittenShards:
-        """End the last shard; write index and description."""
+        """Finish the last shard; write ``index.bin`` and ``store.json``."""
         self.close()
         entries = make_entries(self._names)
-        for column, values in zip(("kind", "shard", "offset", "check"), zip(*self._places, strict=True), strict=True):
+        for column, values in zip(("kind", "shard", "offset", "check"), zip(*self._entries, strict=True), strict=True):
             entries[column] = values
         table = build_table(entries)
         ends, text = join_names(self._names)
@@ -91,7 +91,7 @@ class PackedWriter:
             "clips": len(self._names),
             "kinds": [{"shape": kind.shape, "dtype": kind.dtype.str, "scales": kind.scales} for kind in self._kinds],
             "table_bytes": table.nbytes,
-            "index": index.end(),
+            "index": index.finish(),
             "shards": self._shards,
         }
         about["digest"] = packed.digest(about)
@@ -100,14 +100,14 @@ class PackedWriter:
         return WrittenShards(len(self._shards), sum(shard["bytes"] for shard in self._shards))
 
     def close(self) -> None:
-        """End the last shard."""
+        """Finish the current shard."""
         if self._open is not None:
-            self._shards.append(self._open.end())
+            self._shards.append(self._open.finish())
             self._open = None
 
 
 class _Shard:
-    """A file that is written once, with its digests."""
+    """A file that is written sequentially, with its digests."""
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "wb")  # noqa: SIM115
@@ -116,7 +116,7 @@ class _Shard:
         self._head = b""
 
     def append(self, parts: tuple[np.ndarray, ...]) -> tuple[int, int]:
-        """Write at the next aligned place; returns it, and the checksum of what was written."""
+        """Write arrays at the next aligned offset. Return the offset and the checksum of the bytes."""
         self._write(bytes(-self.size % ALIGNMENT))
         offset, check = self.size, 0
         for part in parts:
@@ -125,8 +125,8 @@ class _Shard:
             self._write(raw)
         return offset, check
 
-    def end(self) -> dict[str, Any]:
-        """Flush to disk; returns size and digests."""
+    def finish(self) -> dict[str, Any]:
+        """Write the file to disk and close it. Return its size and digests."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -140,24 +140,25 @@ class _Shard:
 
 
 class TarWriter:
-    """webdataset's shards ``shard-00000.tar`` and so on, of ``<name>.npy`` members, each with its index.
+    """Writes webdataset's shards ``shard-00000.tar`` etc. with members ``<name>.npy``, and an index for each shard.
 
     Args:
-        folder: which exists and is empty.
-        shard_bytes: a shard is ended when its arrays have reached this.
+        folder: an existing, empty folder.
+        shard_bytes: a shard is finished when its arrays have reached this size.
     """
 
     def __init__(self, folder: Path, shard_bytes: int) -> None:
         from webdataset import ShardWriter
 
-        self._written: list[Path] = []
+        self._paths: list[Path] = []
         self._file: IO[bytes] | None = None
         self._shards = ShardWriter(
+            # webdataset treats the path as a format string.
             str(folder).replace("%", "%%") + "/shard-%05d.tar",
             maxcount=2**62,
             maxsize=shard_bytes,
-            opener=self._open,
-            post=self._end,
+            opener=self._open_file,
+            post=self._close_file,
             verbose=0,
             encoder=False,
             mtime=0,
@@ -165,17 +166,17 @@ class TarWriter:
         )
 
     def add(self, name: str, parts: tuple[np.ndarray, ...]) -> None:
-        """Write an array as an .npy member."""
+        """Write an array as a .npy member."""
         (array,) = parts
         member = io.BytesIO()
         np.lib.format.write_array(member, array, allow_pickle=False)
         self._shards.write({"__key__": name, "npy": member.getvalue()})
 
     def finish(self) -> WrittenShards:
-        """End the last shard and index all."""
+        """Finish the last shard, and write the indexes."""
         self.close()
-        indexes = [tar_index.scan(str(shard), shard.name) for shard in self._written]
-        paths = [f"{shard}{tar_index.SUFFIX}" for shard in self._written]
+        indexes = [tar_index.scan(str(shard), shard.name) for shard in self._paths]
+        paths = [f"{shard}{tar_index.SUFFIX}" for shard in self._paths]
         for index, path in zip(indexes, paths, strict=True):
             tar_index.write(index, path)
         tar_set.write(indexes, paths)
@@ -183,15 +184,15 @@ class TarWriter:
         return WrittenShards(len(indexes), sum(index.size for index in indexes), "::" if dotted else "")
 
     def close(self) -> None:
-        """End the last shard."""
+        """Finish the current shard."""
         self._shards.finish()
 
-    def _open(self, path: str) -> IO[bytes]:
-        self._written.append(Path(path))
+    def _open_file(self, path: str) -> IO[bytes]:
+        self._paths.append(Path(path))
         self._file = open(path, "wb")  # noqa: SIM115
         return self._file
 
-    def _end(self, path: str) -> None:
+    def _close_file(self, path: str) -> None:
         assert self._file is not None
         self._file.flush()
         os.fsync(self._file.fileno())

@@ -1,6 +1,6 @@
-"""Where the arrays of one encoder lie: a folder of .npy files, packed shards, or tar shards.
+"""The interface of an array store, and its simplest form, a folder of .npy files.
 
-The three are the same to their reader: clip name -> one array, as it was stored.
+A store maps a clip name to one array of one encoder. Packed shards and tar shards implement the same interface.
 """
 
 from __future__ import annotations
@@ -19,107 +19,112 @@ from emollama.stores.npy import npy_header, read_npy
 
 
 class ArrayStore(Protocol):
-    """Clip name -> one array, as stored."""
+    """Interface of a store: maps a clip name to one array."""
 
     def __contains__(self, name: object) -> bool: ...
 
     def names(self) -> Iterable[str]:
-        """Every clip that has an array."""
+        """Return the names of all clips that have an array."""
         ...
 
     def load(self, name: str) -> np.ndarray:
-        """The clip's array, its bytes copied.
+        """Read a clip's array into memory of its own.
 
         Raises:
-            OSError, ValueError: unreadable, or anything but one array of plain numbers.
+            OSError, ValueError: the array is missing, unreadable, or not an array of plain numbers.
         """
         ...
 
     def header(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
-        """Shape and dtype without the values; refuses what is shorter than its header says.
+        """Read shape and dtype without the values.
 
         Raises:
-            OSError, ValueError: as :meth:`load`.
+            OSError, ValueError: as for :meth:`load`, or the file is shorter than its header says.
         """
         ...
 
     def location(self, name: str) -> str:
-        """Where the array lies, as messages call it."""
+        """Return the location of the array for messages."""
         ...
 
     def stamp(self, name: str) -> tuple[int, ...]:
-        """Numbers that change when the array may have changed; empty where nothing tells, so that it is looked at each time."""
+        """Return numbers that change if the array may have changed; empty if there are none, so that checks are not cached."""
         ...
 
     def groups(self, names: Sequence[str]) -> np.ndarray | None:
-        """(len(names),) number of the shard of each clip, where reading by shard is cheaper; else None."""
+        """Return the (len(names),) shard number of each clip if reading shard by shard is faster; else None."""
         ...
 
 
 @dataclass(frozen=True)
 class NpyFolder:
-    """One ``<name>.npy`` a clip."""
+    """A folder with one file ``<name>.npy`` per clip.
+
+    Attributes:
+        folder: the folder.
+        listed: names of the clips directly in the folder, which was listed once.
+    """
 
     folder: Path
     listed: frozenset[str]
 
     @classmethod
     def open(cls, folder: Path) -> NpyFolder:
-        """List the folder once."""
+        """Open a folder and list it."""
         return cls(folder, frozenset(name.removesuffix(".npy") for name in os.listdir(folder) if name.endswith(".npy")))
 
     def __contains__(self, name: object) -> bool:
         return name in self.listed or ("/" in str(name) and Path(self.location(str(name))).is_file())
 
     def names(self) -> Iterable[str]:
-        """The clips at the folder's own level."""
+        """Return the names of the clips directly in the folder."""
         return self.listed
 
     def load(self, name: str) -> np.ndarray:
-        """The file's array.
+        """Read the array of a file.
 
         Raises:
-            OSError, ValueError: unreadable, pickled objects, or an archive.
+            OSError, ValueError: the file is missing, unreadable, or not an array of plain numbers.
         """
         with open(self.location(name), "rb") as file:
             return read_npy(file)
 
     def header(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
-        """Shape and dtype, from the first bytes.
+        """Read shape and dtype from the header of a file.
 
         Raises:
-            OSError, ValueError: unreadable, or shorter than it says.
+            OSError, ValueError: the file is missing, unreadable, or shorter than its header says.
         """
         with open(self.location(name), "rb") as file:
             shape, _, dtype = npy_header(file)
-            lacking = file.tell() + int(np.prod(shape)) * dtype.itemsize - os.fstat(file.fileno()).st_size
-        if lacking > 0:
-            raise ValueError(f"{lacking} bytes are missing at its end")
+            missing_bytes = file.tell() + int(np.prod(shape)) * dtype.itemsize - os.fstat(file.fileno()).st_size
+        if missing_bytes > 0:
+            raise ValueError(f"{missing_bytes} bytes are missing at its end")
         return shape, dtype
 
     def location(self, name: str) -> str:
-        """The file's path."""
+        """Return the path of the file."""
         return f"{self.folder}/{name}.npy"
 
     def stamp(self, name: str) -> tuple[int, ...]:
-        """Size, times of modification and of change (which copying tools do not set), and inode."""
+        """Return size, modification time, change time (which copying tools cannot set), and inode of the file."""
         status = os.stat(self.location(name))
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
     def groups(self, names: Sequence[str]) -> np.ndarray | None:
-        """None: any order of files is as good."""
+        """Return None, because separate files can be read in any order."""
         return None
 
 
 def open_store(path: str, key: str) -> ArrayStore:
-    """The store that lies at a path: tar shards, packed shards, or .npy files.
+    """Open the store at a path: tar shards, packed shards, or .npy files.
 
     Args:
-        path: a folder, or tars as ``name-{000..011}.tar`` (``::face`` after it where a tar holds several slots).
-        key: the configuration key that named it, for messages.
+        path: a folder, or tars as ``name-{000..011}.tar``, followed by ``::face`` if the tars contain several slots.
+        key: the configuration key that named the path, for messages.
 
     Raises:
-        UserError: there is nothing of the kind.
+        UserError: the path does not exist, or its shards are unusable.
     """
     if tars.is_tar_path(path):
         return tars.TarStore.open(path)

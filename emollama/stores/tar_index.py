@@ -1,8 +1,8 @@
-"""The sidecar index of a tar shard: where each array lies in it, so that a clip is read without reading those before it.
+"""The index of a tar shard, which stores the offset of each array, so that arrays can be read in any order.
 
-``train-000.tar.idx.npz`` stands beside ``train-000.tar``, or in a folder of such files that name their tars. A shard may hold
-.npy and .json files and nothing else: whatever could run code when it is read, or names a place outside, is refused when the
-index is written; and reading by the index makes arrays of plain numbers only.
+``train-000.tar.idx.npz`` is next to ``train-000.tar``, or in another folder and then contains the path of its tar. A shard may
+contain only .npy and .json files. Members that could execute code when they are read, or whose path leads out of the shard, are
+rejected when the index is written. Reading with an index creates only arrays of plain numbers.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from emollama.stores.npy import npy_header
 
 SUFFIX = ".idx.npz"
 VERSION = 1
-PLAIN = "fiub"  # kinds of dtypes: numbers that are nothing but their bytes
-_DIRECTORY = 1024  # bytes at the end of a sidecar, in which a zip's directory lies
+PLAIN = "fiub"  # kinds of dtypes that are plain numbers
+_DIRECTORY = 1024  # bytes at the end of an index file that contain the directory of its zip format
 
 
 class Layout(NamedTuple):
-    """How an array lies in its shard.
+    """Shape and storage format of an array in its shard.
 
     Attributes:
-        shape: of the array.
-        dtype: of its values.
-        fortran: the first axis is the fastest.
-        head: bytes of the tar and npy headers before its values.
+        shape: shape of the array.
+        dtype: dtype of its values.
+        fortran: whether the values are in Fortran order.
+        head: size in bytes of the tar and npy headers before the values.
     """
 
     shape: tuple[int, ...]
@@ -49,21 +49,22 @@ class Layout(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of an array's values."""
+        """Size of the array's values in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class TarIndex:
-    """What a shard holds.
+    """The index of a shard.
 
     Attributes:
-        tar: where the shard lies, where that is not beside the index; else None.
-        size: bytes of the shard.
-        layouts: of the arrays.
-        endings: how many members the names of webdataset give each ending: ``{"npy": 8}`` or ``{"face.npy": 8, "video.npy": 8}``.
-        entries: (n,) of :data:`emollama.stores.name_index.ENTRY`; the name is the member's without ``.npy``.
-        ends, names: the names, joined.
+        tar: path of the shard; None if the shard is next to the index.
+        size: size of the shard in bytes.
+        layouts: the different layouts of its arrays.
+        endings: number of members by extension, which for webdataset starts at the first dot: ``{"npy": 8}`` or
+            ``{"face.npy": 8, "video.npy": 8}``.
+        entries: (n,) of :data:`emollama.stores.name_index.ENTRY`; the name is that of the member without ``.npy``.
+        ends, names: the concatenated names.
     """
 
     tar: str | None
@@ -76,38 +77,38 @@ class TarIndex:
 
 
 def scan(local: str, shown: str, tar: str | None = None) -> TarIndex:
-    """Read the headers of a shard.
+    """Create the index of a shard from the headers of its members.
 
     Args:
-        local: its file.
-        shown: what messages call it.
-        tar: what the index will say of its place.
+        local: path of the shard on this machine.
+        shown: name of the shard in messages.
+        tar: path of the shard to store in the index; None if the index will be next to the shard.
 
     Raises:
-        UserError: no tar, cut short, or a member of another kind; names shard and member.
+        UserError: not a tar, a truncated tar, or a member of another kind; names shard and member.
     """
     try:
         with tarfile.open(local, "r:") as shard, open(local, "rb") as file:
-            found = _members(shard, file, shown)
+            members = _read_members(shard, file, shown)
             file.seek(shard.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise UserError(f"{shown}: cut short or damaged after {len(found)} arrays: no end mark. Write it again.")
+                raise UserError(f"{shown}: truncated or damaged after {len(members)} arrays: no end mark. Write the shard again.")
             size = file.seek(0, 2)
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(f"{shown}: not a whole, uncompressed tar: {error}. Write it again, or decompress it.") from None
-    if not found:
-        raise UserError(f"{shown}: holds no .npy file.")
-    layouts = {layout: number for number, layout in enumerate(dict.fromkeys(layout for layout, _, _ in found.values()))}
-    entries = make_entries(list(found))
-    entries["kind"] = [layouts[layout] for layout, _, _ in found.values()]
-    entries["offset"] = [offset for _, offset, _ in found.values()]
-    entries["check"] = [check for _, _, check in found.values()]
-    endings = Counter(posixpath.basename(f"{name}.npy").partition(".")[2] for name in found)
-    return TarIndex(tar, size, tuple(layouts), dict(endings), entries, *join_names(list(found)))
+        raise UserError(f"{shown}: not a complete, uncompressed tar: {error}. Write it again, or decompress it.") from None
+    if not members:
+        raise UserError(f"{shown}: contains no .npy file. Correct the path, or write the shard again.")
+    layouts = {layout: number for number, layout in enumerate(dict.fromkeys(layout for layout, _, _ in members.values()))}
+    entries = make_entries(list(members))
+    entries["kind"] = [layouts[layout] for layout, _, _ in members.values()]
+    entries["offset"] = [offset for _, offset, _ in members.values()]
+    entries["check"] = [check for _, _, check in members.values()]
+    endings = Counter(posixpath.basename(f"{name}.npy").partition(".")[2] for name in members)
+    return TarIndex(tar, size, tuple(layouts), dict(endings), entries, *join_names(list(members)))
 
 
 def write(index: TarIndex, path: str | Path) -> None:
-    """Write a sidecar."""
+    """Write an index file."""
     layouts = layouts_to_json(index.layouts)
     about = {"version": VERSION, "tar": index.tar, "bytes": index.size, "layouts": layouts, "endings": index.endings}
     text = np.frombuffer(json.dumps(about).encode(), np.uint8)
@@ -116,32 +117,32 @@ def write(index: TarIndex, path: str | Path) -> None:
 
 
 def read(path: str) -> TarIndex:
-    """Read a sidecar.
+    """Read an index file.
 
     Raises:
-        UserError: there is none, or it is damaged or of another version.
+        UserError: the file does not exist, is damaged or has another version.
     """
     try:
         with np.load(PATHS.get_local_path(path), allow_pickle=False) as arrays:
             about: dict[str, Any] = json.loads(arrays["about"].tobytes())
             if about["version"] != VERSION or arrays["entries"].dtype != ENTRY:
-                raise ValueError(f"of version {about['version']}, expected {VERSION}")
+                raise ValueError(f"version {about['version']}, expected {VERSION}")
             columns = arrays["entries"], arrays["ends"], arrays["names"]
         index = TarIndex(about["tar"], about["bytes"], layouts_from_json(about["layouts"]), about["endings"], *columns)
         if not len(index.entries) or len(index.ends) != len(index.entries):
-            raise ValueError("no arrays, or not as many as names")
+            raise ValueError("no arrays, or another number of names")
         require_within(index.entries, [layout.nbytes for layout in index.layouts], [index.size])
         return index
     except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, EOFError, BadZipFile) as error:
         tar = path.removesuffix(SUFFIX)
         raise UserError(
-            f"{tar}: no index of it can be read from '{path}' ({error}). "
-            f"Write one: emollama pack --index '{tar}' (with --output FOLDER where it may not stand beside the tar)."
+            f"{tar}: cannot read its index '{path}' ({error}). "
+            f"Write one: emollama pack --index '{tar}' (with --output FOLDER if the folder of the tar is not writable)."
         ) from None
 
 
 def fingerprint(path: str | Path) -> list[int]:
-    """Size of a sidecar and checksum of its end, where a zip keeps the checksums of everything in it."""
+    """Return the size of an index file and the checksum of its end, where the zip format stores the checksums of its content."""
     with open(path, "rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - _DIRECTORY))
@@ -149,29 +150,30 @@ def fingerprint(path: str | Path) -> list[int]:
 
 
 def layouts_to_json(layouts: Sequence[Layout]) -> list[Any]:
-    """Layouts in JSON."""
+    """Convert layouts to JSON values."""
     return [[layout.shape, layout.dtype.str, layout.fortran, layout.head] for layout in layouts]
 
 
-def layouts_from_json(described: list[Any]) -> tuple[Layout, ...]:
-    """Layouts from JSON.
+def layouts_from_json(values: list[Any]) -> tuple[Layout, ...]:
+    """Convert JSON values to layouts.
 
     Raises:
-        ValueError, TypeError: none, or of arrays that would read objects, whoever wrote them.
+        ValueError, TypeError: a layout is invalid, or its dtype is not a plain number.
     """
-    layouts = tuple(Layout(tuple(shape), np.dtype(dtype), *rest) for shape, dtype, *rest in described)
+    layouts = tuple(Layout(tuple(shape), np.dtype(dtype), *rest) for shape, dtype, *rest in values)
     if any(layout.dtype.kind not in PLAIN for layout in layouts):
-        raise ValueError("arrays of other things than plain numbers")
+        raise ValueError("an array has another dtype than plain numbers")
     if any(not isinstance(size, int) or size < 0 for layout in layouts for size in (*layout.shape, layout.head)):
-        raise ValueError("sizes below zero")
+        raise ValueError("a size is negative")
     return layouts
 
 
-def _members(shard: tarfile.TarFile, file: IO[bytes], shown: str) -> dict[str, tuple[Layout, int, int]]:
-    """Name -> layout, where the values begin, checksum of the headers."""
-    found: dict[str, tuple[Layout, int, int]] = {}
+def _read_members(shard: tarfile.TarFile, file: IO[bytes], shown: str) -> dict[str, tuple[Layout, int, int]]:
+    """Return name -> (layout, offset of the values, checksum of the headers)."""
+    members: dict[str, tuple[Layout, int, int]] = {}
     while (member := shard.next()) is not None:
-        shard.members.clear()  # type: ignore[attr-defined]  # or all would be kept
+        # tarfile collects all members in memory.
+        shard.members.clear()  # type: ignore[attr-defined]
         problem = _problem(member)
         if problem is None and member.name.endswith(".json"):
             problem = _json_problem(file, member)
@@ -180,19 +182,19 @@ def _members(shard: tarfile.TarFile, file: IO[bytes], shown: str) -> dict[str, t
             try:
                 layout, offset = _layout(file, member)
             except ValueError as error:
-                problem = f"is no array of plain numbers: {error}"
+                problem = f"is not an array of plain numbers: {error}"
             else:
-                problem = "stands there twice" if name in found else None
+                problem = "appears twice" if name in members else None
                 file.seek(member.offset)
-                found[name] = layout, offset, zlib.crc32(file.read(layout.head))
+                members[name] = layout, offset, zlib.crc32(file.read(layout.head))
         if problem is not None:
             raise UserError(f"{shown}: member '{member.name}' {problem}. Write the shard again without it.")
-    return found
+    return members
 
 
 def _problem(member: tarfile.TarInfo) -> str | None:
     if member.name.startswith("/") or ".." in member.name.split("/"):
-        return "names a place outside the shard"
+        return "has a path that leads out of its folder"
     if member.isdir():
         return None
     if not member.isfile() or member.issparse():
@@ -212,10 +214,10 @@ def _json_problem(file: IO[bytes], member: tarfile.TarInfo) -> str | None:
 
 
 def _layout(file: IO[bytes], member: tarfile.TarInfo) -> tuple[Layout, int]:
-    """How a member's array lies, and where its values begin.
+    """Return the layout of a member's array, and the offset of its values in the shard.
 
     Raises:
-        ValueError: it is no array of plain numbers, or not as long as its header says.
+        ValueError: the member is not an array of plain numbers, or has another length than its header says.
     """
     file.seek(member.offset_data)
     shape, fortran, dtype = npy_header(file)
@@ -223,7 +225,7 @@ def _layout(file: IO[bytes], member: tarfile.TarInfo) -> tuple[Layout, int]:
         raise ValueError(f"dtype {dtype}")
     offset = file.tell()
     layout = Layout(shape, dtype, fortran, offset - member.offset)
-    lacking = offset + layout.nbytes - member.offset_data - member.size
-    if lacking:
-        raise ValueError(f"{abs(lacking)} bytes {'are missing' if lacking > 0 else 'too many'} at its end")
+    missing_bytes = offset + layout.nbytes - member.offset_data - member.size
+    if missing_bytes:
+        raise ValueError(f"{abs(missing_bytes)} bytes {'are missing' if missing_bytes > 0 else 'too many'} at its end")
     return layout, offset

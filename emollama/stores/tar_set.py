@@ -1,11 +1,11 @@
-"""The index of a set of tar shards: what their sidecars say, in one hash table that is mapped instead of read.
+"""The index of a set of tar shards: one hash table of all their indexes, which is memory-mapped instead of read.
 
-``train-000.tar.12.set`` stands beside the sidecars of twelve shards (:mod:`emollama.stores.tar_index`), of which
-``train-000.tar`` is the first, and serves any of them. It is taken only while these sidecars are those from which it was made.
-Where there is none, the same is built in memory, which takes seconds for a million arrays.
+``train-000.tar.12.set`` is next to the indexes of twelve shards (:mod:`emollama.stores.tar_index`), of which ``train-000.tar``
+is the first, and serves any subset of them. It is used only if these indexes have not changed since it was written. Without such
+a file, the set is built in memory, which takes seconds for a million arrays.
 
-The file begins with 64 bytes that say what it is, how long the description is, and the CRC-32 of everything behind them; then
-come the description in JSON, the table, where each name ends, and the names, shard by shard.
+The file starts with 64 bytes: magic number, length of the description, and CRC-32 of everything after these bytes. Then follow
+the description in JSON, the table, the end of each name, and the names, shard by shard.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from emollama.stores.name_index import build_table, extract_entries, map_columns
 from emollama.stores.tar_index import Layout, TarIndex
 
 SUFFIX = ".set"
-_HEAD = struct.Struct("<8sQI44x")  # what it is, bytes of the description, checksum of everything behind
+_HEAD = struct.Struct("<8sQI44x")  # magic number, length of the description, checksum of the rest
 _MAGIC = b"emotars1"
 
 
 class Shard(NamedTuple):
-    """What a set knows of a shard.
+    """Description of a shard in a set.
 
     Attributes:
-        sidecar: its file name.
-        tar: where the shard lies, where that is not beside the sidecar; else None.
-        bytes: of the shard.
-        arrays: how many.
+        sidecar: file name of the shard's index.
+        tar: path of the shard; None if the shard is next to its index.
+        bytes: size of the shard.
+        arrays: number of arrays.
         endings: as in :class:`emollama.stores.tar_index.TarIndex`.
     """
 
@@ -54,10 +54,10 @@ class TarSet:
     """The arrays of several shards.
 
     Attributes:
-        shards: in the order in which entries number them.
-        layouts: in the order in which entries number them.
-        table: of all entries (:func:`emollama.stores.name_index.build_table`).
-        ends, text: the names, joined, shard by shard.
+        shards: the shards; entries refer to them by position.
+        layouts: the layouts of the arrays; entries refer to them by position.
+        table: hash table of all entries (:func:`emollama.stores.name_index.build_table`).
+        ends, text: the concatenated names, shard by shard.
     """
 
     shards: tuple[Shard, ...]
@@ -67,20 +67,20 @@ class TarSet:
     text: np.ndarray
 
     def names(self, shard: int) -> Iterator[str]:
-        """The names in a shard, as they stand there."""
+        """Return the names in a shard, in the order of its members."""
         first = sum(before.arrays for before in self.shards[:shard])
         return split_names(self.ends, self.text, first, first + self.shards[shard].arrays)
 
 
 def build(indexes: Sequence[TarIndex], paths: Sequence[str]) -> TarSet:
-    """The set of these shards, in memory.
+    """Build the set of these shards in memory.
 
     Args:
-        indexes: what the sidecars say.
-        paths: of the sidecars.
+        indexes: the indexes of the shards.
+        paths: the paths of the index files.
 
     Raises:
-        ValueError: a name stands there twice; its arguments are the numbers of both entries, counted over all shards.
+        ValueError: a name appears twice; the arguments of the error are the positions of both entries, counted over all shards.
     """
     layouts: list[Layout] = []
     entries = np.concatenate([index.entries for index in indexes])
@@ -99,23 +99,23 @@ def build(indexes: Sequence[TarIndex], paths: Sequence[str]) -> TarSet:
 
 
 def write(indexes: Sequence[TarIndex], paths: Sequence[str]) -> None:
-    """Write the set of these shards beside their sidecars, which lie in one folder; nothing where a name stands in two shards.
+    """Write the set of these shards into the folder of their index files.
 
-    Such shards cannot be read together, so that there is no use for their set.
+    Nothing is written if a name is in two shards, because such shards cannot be read together.
     """
     try:
-        made = build(indexes, paths)
+        tar_set = build(indexes, paths)
     except ValueError:
         return
     about = {
-        "layouts": tar_index.layouts_to_json(made.layouts),
-        "table_bytes": made.table.nbytes,
-        "shards": [shard._asdict() for shard in made.shards],
+        "layouts": tar_index.layouts_to_json(tar_set.layouts),
+        "table_bytes": tar_set.table.nbytes,
+        "shards": [shard._asdict() for shard in tar_set.shards],
         "seals": [tar_index.fingerprint(path) for path in paths],
     }
     raw = json.dumps(about).encode()
     parts: list[Any] = [raw + b" " * (-len(raw) % _HEAD.size)]
-    parts += [part.view(np.uint8).data for part in (made.table, made.ends, made.text)]
+    parts += [part.view(np.uint8).data for part in (tar_set.table, tar_set.ends, tar_set.text)]
     check = 0
     for part in parts:
         check = zlib.crc32(part, check)
@@ -125,7 +125,7 @@ def write(indexes: Sequence[TarIndex], paths: Sequence[str]) -> None:
 
 
 def find_set(paths: Sequence[str]) -> tuple[TarSet, list[int]] | None:
-    """A set that holds all these sidecars as they are, and their numbers in it; None where no such set stands beside them."""
+    """Find a set file next to these index files that contains all of them unchanged. Return the set and their positions in it."""
     folders = {os.path.dirname(path) for path in paths}
     if len(folders) > 1 or len(set(paths)) < len(paths) or not all(map(os.path.isfile, paths)):
         return None
@@ -133,18 +133,19 @@ def find_set(paths: Sequence[str]) -> tuple[TarSet, list[int]] | None:
     names = [os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(SUFFIX)]
     for name in sorted(names, key=os.path.getsize):
         try:
-            if found := _opened(name, paths):
-                return found
-        except (OSError, ValueError, LookupError, TypeError, OverflowError, struct.error):  # damaged: the sidecars serve as well
+            if result := _open(name, paths):
+                return result
+        except (OSError, ValueError, LookupError, TypeError, OverflowError, struct.error):
+            # A damaged set file is ignored, because the set can be built from the index files.
             continue
     return None
 
 
-def _opened(path: str, asked: Sequence[str]) -> tuple[TarSet, list[int]] | None:
-    """The set in a file, if it holds what is asked for.
+def _open(path: str, index_paths: Sequence[str]) -> tuple[TarSet, list[int]] | None:
+    """Open a set file; None if it does not contain these index files as they are.
 
     Raises:
-        OSError, ValueError, LookupError, TypeError, OverflowError, struct.error: it is damaged.
+        OSError, ValueError, LookupError, TypeError, OverflowError, struct.error: the file is damaged.
     """
     with open(path, "rb") as file:
         magic, size, check = _HEAD.unpack(file.read(_HEAD.size))
@@ -153,14 +154,15 @@ def _opened(path: str, asked: Sequence[str]) -> tuple[TarSet, list[int]] | None:
         about: dict[str, Any] = json.loads(file.read(size))
         shards = tuple(Shard(**shard) for shard in about["shards"])
         numbers = {shard.sidecar: number for number, shard in enumerate(shards)}
-        for name in asked:
+        for name in index_paths:
             number = numbers.get(os.path.basename(name))
             if number is None or about["seals"][number] != tar_index.fingerprint(name):
                 return None
         raw = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if zlib.crc32(memoryview(raw)[_HEAD.size :]) != check:
-        raise ValueError("its checksum is not the one that was written")
+        raise ValueError("its checksum differs from the recorded one")
     layouts, count = tar_index.layouts_from_json(about["layouts"]), sum(shard.arrays for shard in shards)
-    found = TarSet(shards, layouts, *map_columns(raw, _HEAD.size + size, about["table_bytes"], count))
-    require_within(extract_entries(found.table, count), [layout.nbytes for layout in layouts], [shard.bytes for shard in shards])
-    return found, [numbers[os.path.basename(name)] for name in asked]
+    tar_set = TarSet(shards, layouts, *map_columns(raw, _HEAD.size + size, about["table_bytes"], count))
+    entries = extract_entries(tar_set.table, count)
+    require_within(entries, [layout.nbytes for layout in layouts], [shard.bytes for shard in shards])
+    return tar_set, [numbers[os.path.basename(name)] for name in index_paths]
