@@ -8,6 +8,7 @@ import functools
 import inspect
 import itertools
 import textwrap
+import typing
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -182,9 +183,9 @@ def _default(item: dataclasses.Field[Any]) -> str:
 def _field_texts(config: Any) -> dict[str, str]:
     """Return the string literal below each field, from the source of the class that declares the field."""
     texts: dict[str, str] = {}
-    classes: list[type] = [cls for cls in config.__mro__ if dataclasses.is_dataclass(cls)]
-    for cls in reversed(classes):
-        texts |= _own_texts(cls)
+    for cls in reversed(config.__mro__):
+        if dataclasses.is_dataclass(cls):
+            texts |= _own_texts(typing.cast("type", cls))
     return texts
 
 

@@ -115,8 +115,13 @@ class EvaVit(nn.Module):
         self.precision = precision
         self.width = shape.width
         self.patches = (image_size // PATCH) ** 2
+
+        class WithoutValues(Eva):
+            def init_weights(self, needs_reset: bool = True) -> None:
+                """The meta device holds no values, and the initialization takes most of the time of building the module."""
+
         with device:
-            self.visual_encoder = Eva(
+            self.visual_encoder = (WithoutValues if device.type == "meta" else Eva)(
                 img_size=image_size,
                 patch_size=PATCH,
                 embed_dim=shape.width,

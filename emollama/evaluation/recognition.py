@@ -1,4 +1,4 @@
-"""Recognition metrics: the labels extracted from answers, compared with the true labels by scikit-learn.
+"""Recognition metrics: the labels extracted from answers, compared with the true labels. They equal scikit-learn's.
 
 An invalid answer counts as wrong: it is a class of its own that is not among the labels. WAF is the F1 of the classes weighted by
 their numbers of samples, WAR is the accuracy, and UAR is the mean recall of the classes. These, together with weighted precision
@@ -23,7 +23,6 @@ from emollama.evaluation.metrics import Metric
 from emollama.listing import abbreviated
 from emollama.registry import did_you_mean
 
-INVALID = -1  # class of invalid answers; other classes are indices of labels
 _PRECISION, _RECALL, _F1, _SUPPORT = range(4)
 
 
@@ -65,9 +64,10 @@ class Labels:
         return type(self)(names, truth, read, named, self.labels)
 
     @cached_property
-    def class_metrics(self) -> Any:
+    def class_metrics(self) -> np.ndarray:
         """Precision, recall, F1 and support of the labels that occur in ``truth``; computed once for all metrics."""
-        return _class_metrics(self, sorted(set(_label_indices(self)[0])))
+        metrics = _class_metrics(self)
+        return metrics[:, metrics[_SUPPORT] > 0]
 
 
 def confusion(labels: Labels) -> list[list[int]]:
@@ -77,34 +77,36 @@ def confusion(labels: Labels) -> list[list[int]]:
         Numbers of samples: one row per true label and one column per answered label, in the order of the labels, and a last
         column for invalid answers.
     """
-    from sklearn.metrics import confusion_matrix
-
-    classes = [*range(len(labels.labels)), INVALID]
-    if not labels.names:
-        return [[0] * len(classes) for _ in labels.labels]
-    matrix: list[list[int]] = confusion_matrix(*_label_indices(labels), labels=classes).tolist()
-    return matrix[:-1]
+    matrix: list[list[int]] = _counts(labels).tolist()
+    return matrix
 
 
 def per_class(labels: Labels) -> list[dict[str, Any]]:
     """Return ``label``, ``support`` (number of samples), ``precision``, ``recall`` and ``f1`` of each label; 0 if undefined."""
-    columns = _class_metrics(labels, range(len(labels.labels))) if labels.names else ([0.0] * len(labels.labels),) * 4
+    columns = _class_metrics(labels)
     keys = ("label", "precision", "recall", "f1", "support")
     rows = zip(labels.labels, *([float(value) for value in column] for column in columns), strict=True)
     return [{**dict(zip(keys, row, strict=True)), "support": int(row[-1])} for row in rows]
 
 
-def _label_indices(labels: Labels) -> tuple[list[int], list[int]]:
-    """Return the true and the extracted labels as indices of the allowed labels."""
-    index: dict[str | None, int] = {label: i for i, label in enumerate(labels.labels)} | {None: INVALID}
-    return [index[label] for label in labels.truth], [index[label] for label in labels.read]
+def _counts(labels: Labels) -> np.ndarray:
+    """Return the confusion matrix, (L, L + 1); the last column is for invalid answers."""
+    size = len(labels.labels)
+    index: dict[str | None, int] = {label: i for i, label in enumerate(labels.labels)} | {None: size}
+    cells = [index[true] * (size + 1) + index[read] for true, read in zip(labels.truth, labels.read, strict=True)]
+    return np.bincount(np.array(cells, np.int64), minlength=size * (size + 1)).reshape(size, size + 1)
 
 
-def _class_metrics(labels: Labels, classes: Sequence[int]) -> Any:
-    """Return precision, recall, F1 and support of these classes."""
-    from sklearn.metrics import precision_recall_fscore_support
+def _class_metrics(labels: Labels) -> np.ndarray:
+    """Return precision, recall, F1 and support of all labels, (4, L); 0 if undefined.
 
-    return precision_recall_fscore_support(*_label_indices(labels), labels=list(classes), zero_division=0.0)
+    Counting takes a hundredth of the time of scikit-learn's functions, which matters for thousands of resamples.
+    """
+    counts = _counts(labels)
+    correct, answered, support = counts.diagonal(), counts.sum(0)[:-1], counts.sum(1)
+    ratios = ((correct, answered), (correct, support), (2 * correct, answered + support))
+    columns = [np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0) for part, whole in ratios]
+    return np.stack([*columns, support.astype(float)])
 
 
 def _averaged(column: int, *, weighted: bool) -> Callable[[Labels], float | None]:
