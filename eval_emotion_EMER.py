@@ -1,4 +1,4 @@
-"""Answer the evaluation blocks of a YAML file; ``python -m emollama eval`` is the same.
+"""Evaluate the blocks of a YAML file; ``emollama eval`` does the same.
 
 ``torchrun --nproc-per-node 1 eval_emotion_EMER.py --cfg-path eval_configs/eval_emotion_EMER.yaml [--options a.b=c ...]``
 """
@@ -10,8 +10,8 @@ from emollama.commands.eval import run
 
 
 def main() -> None:
-    """Arguments -> evaluation."""
-    run(parse_run("Answer the blocks under evaluation_datasets, and score the answers."))
+    """Parse the command line and evaluate."""
+    run(parse_run("Answer the blocks under evaluation_datasets and score the answers."))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Train: ``torchrun --nproc-per-node 4 train.py --cfg-path train_configs/<stage>.yaml [--options a.b=c ...]``.
+"""Train a model: ``torchrun --nproc-per-node 4 train.py --cfg-path train_configs/<stage>.yaml [--options a.b=c ...]``.
 
-``emollama train`` does the same, and starts the processes itself.
+``emollama train`` does the same and starts the processes itself.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from emollama.commands.train import run
 
 
 def main() -> None:
-    """Arguments -> training."""
-    run(parse_run("Train a model as a YAML file says."))
+    """Parse the command line and train."""
+    run(parse_run("Train a model with the configuration in a YAML file."))
 
 
 if __name__ == "__main__":

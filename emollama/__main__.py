@@ -1,4 +1,4 @@
-"""``python -m emollama <command>``."""
+"""The program ``python -m emollama <command>``."""
 
 from emollama.cli import main
 

@@ -1,8 +1,9 @@
-"""Checkpoints: the trained tensors under the names of the published files, and what a run needs to go on exactly.
+"""Save and load checkpoints: the trained tensors under the names of the published files, and the state to resume a run.
 
-A file is ``{"model", "optimizer", "scaler", "step", "epoch", "skipped", "facts", "features", "config"}``; ``features`` tells,
-slot by slot, how the features were made that it was trained on. It loads with ``weights_only=True``,
-and has its SHA-256 beside it (``<file>.sha256``), because a flipped bit does not stop torch.load.
+A checkpoint is a dictionary ``{"model", "optimizer", "scaler", "step", "epoch", "skipped", "facts", "features", "config"}``.
+``facts`` contains values that must be equal in a resumed run, and ``features`` the provenance of the training features by slot.
+Checkpoints load with ``weights_only=True``. Each has a file ``<name>.sha256`` next to it, because torch.load does not detect a
+flipped bit.
 """
 
 from __future__ import annotations
@@ -31,41 +32,40 @@ BEST = "checkpoint_best.pth"
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint and its digest. Killed at any moment, it leaves the old file or the new one, with its digest.
+    """Write a checkpoint and its digest. After an interruption, either the old or the new file exists, with its digest.
 
     Raises:
-        UserError: the disk refuses (full, read-only); what was there before is untouched.
+        UserError: If the file cannot be written, for example because the disk is full. An earlier file is unchanged then.
     """
-    fresh, digest = path.with_name(f".{path.name}.new"), digest_path(path)
+    temporary, digest = path.with_name(f".{path.name}.new"), digest_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with fresh.open("wb") as file:
+        with temporary.open("wb") as file:
             torch.save(dict(content), file)
             file.flush()
             os.fsync(file.fileno())
-        line = f"{sha256(fresh)}  {path.name}\n"
+        line = f"{sha256(temporary)}  {path.name}\n"
         earlier = read_text(str(digest)) if digest.is_file() else ""
-        with atomic_write(digest) as file:  # both digests are there while the file is exchanged
+        # The file contains both digests while the checkpoint is replaced, so that one of them fits at any moment.
+        with atomic_write(digest) as file:
             file.write(earlier + line)
-        os.replace(fresh, path)
+        os.replace(temporary, path)
         with atomic_write(digest) as file:
             file.write(line)
     except (OSError, RuntimeError) as error:
         with suppress(OSError):
-            fresh.unlink()
-        raise UserError(
-            f"{path} could not be written: {error}. Free some space; the checkpoints before it are intact."
-        ) from error
+            temporary.unlink()
+        raise UserError(f"{path} could not be written: {error}. Free some disk space; earlier checkpoints are intact.") from error
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy a checkpoint with its digest; what was at the target is replaced whole.
+    """Copy a checkpoint with its digest, and atomically replace the target.
 
     Raises:
-        UserError: the source is not what was written.
+        UserError: If the source does not match its digest.
     """
     if is_intact(source) is False:
-        raise UserError(f"{source} is not what was written: its SHA-256 differs from {digest_path(source)}")
+        raise UserError(f"{source} was changed after it was saved: its SHA-256 differs from {digest_path(source)}")
     digest = sha256(source)
     with atomic_write(digest_path(target)) as file:
         file.write(f"{digest}  {target.name}\n")
@@ -74,12 +74,12 @@ def copy(source: Path, target: Path) -> None:
 
 
 def digest_path(path: str | Path) -> Path:
-    """Where a checkpoint's digest lies."""
+    """Return the path of a checkpoint's digest."""
     return Path(f"{path}.sha256")
 
 
 def is_intact(path: str | Path) -> bool | None:
-    """Whether the file's bytes are those that were written; None where no digest lies beside it."""
+    """Return whether a file matches its digest, or None if it has no digest."""
     digest = str(digest_path(path))
     if not PATHS.isfile(digest):
         return None
@@ -91,50 +91,56 @@ def read(path: str, key: str) -> dict[str, Any]:
 
     Args:
         path: a file with at least the entry ``model``.
-        key: the configuration key that named it, for messages.
+        key: the configuration key or option with the path, for messages.
 
     Raises:
-        UserError: missing, truncated, changed since it was written, or carrying anything but tensors and plain values.
+        UserError: If the file does not exist, is truncated, does not match its digest, or contains anything other than tensors
+            and plain values.
     """
     require_checkpoint_file(path, key)
     if is_intact(path) is False:
-        raise UserError(f"{key}: {path} is not what was written: its SHA-256 differs from {path}.sha256. Use another checkpoint.")
+        raise UserError(
+            f"{key}: {path} was changed after it was saved: its SHA-256 differs from {path}.sha256. Use another checkpoint."
+        )
     try:
         content = torch.load(PATHS.get_local_path(path), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        if found is None:
-            raise UserError(f"{key}: {path} is truncated, or no checkpoint. Name another file, or copy it again.") from None
+        unsafe = re.search(r"GLOBAL (\S+)", str(error))
+        if unsafe is None:
+            raise UserError(f"{key}: {path} is truncated or not a checkpoint. Copy it again, or name another file.") from None
         raise UserError(
-            f"{key}: {path} holds more than tensors and plain values ({found[1]}) and was not opened, since it could run code."
-            " Ask its author for a file that torch.load(weights_only=True) reads."
+            f"{key}: {path} contains an object of type {unsafe[1]} and was not loaded, because it could run code. Ask its author"
+            " for a file that torch.load(weights_only=True) can read."
         ) from None
-    except Exception as error:  # torch.load meets garbage with errors of many kinds
+    except Exception as error:  # torch.load raises many types of exceptions for damaged files
         reason = f"{type(error).__name__} {error}".partition("\n")[0].rstrip(". ")
-        raise UserError(f"{key}: {path} is truncated, or no checkpoint: {reason}. Copy it again.") from None
+        raise UserError(f"{key}: {path} is truncated or not a checkpoint: {reason}. Copy it again.") from None
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        raise UserError(f"{key}: {path} has no entry 'model' with tensors; it is not a checkpoint of this kind")
+        raise UserError(f"{key}: {path} is not a checkpoint: expected a dictionary with an entry 'model' that contains tensors")
     return content
 
 
 def by_stored_name(stored: Mapping[str, Any], stored_name: Callable[[str], str], path: str) -> dict[str, Tensor]:
-    """The tensors of a file under the names of the published files; those of later versions of peft are longer.
+    """Rename the tensors of a file to the names of the published files; later versions of peft write longer names.
 
     Args:
         stored: name in the file -> tensor.
-        stored_name: any of a tensor's names -> that of the published files.
-        path: the file, for messages.
+        stored_name: function from any name of a tensor to its name in the published files.
+        path: path of the file, for messages.
 
     Raises:
-        UserError: something else than a tensor, or two tensors for one name.
+        UserError: If a value is not a tensor, or two tensors have the same name.
     """
-    strange = [str(name) for name, tensor in stored.items() if not isinstance(tensor, Tensor)]
-    if strange:
-        raise UserError(f"checkpoint {path}: not tensors under 'model', {listing(strange)}; it is not a checkpoint of this kind")
+    others = [str(name) for name, tensor in stored.items() if not isinstance(tensor, Tensor)]
+    if others:
+        raise UserError(f"checkpoint {path}: all values in the entry 'model' must be tensors; other values: {listing(others)}")
     named = {stored_name(str(name)): tensor for name, tensor in stored.items()}
-    twice = [str(name) for name in stored if str(name) not in named and stored_name(str(name)) in stored]
-    if twice:
-        raise UserError(f"checkpoint {path}: a second tensor for one name, {listing(twice)}; it is not clear which is meant")
+    duplicates = [str(name) for name in stored if str(name) not in named and stored_name(str(name)) in stored]
+    if duplicates:
+        raise UserError(
+            f"checkpoint {path} contains two tensors for the same parameter. Remove one of each pair; longer names:"
+            f" {listing(duplicates)}"
+        )
     return named
 
 
@@ -144,69 +150,71 @@ def load_trainable(
     """Copy stored tensors into the model's trained parameters.
 
     Args:
-        model: names its own exceptions (``stored_name``, ``unused_names``, ``absent_together``), the keys that its
-            shapes depend on (``shape_keys``), and its ``model.arch`` (``architecture``).
+        model: the model. Its attributes define names (``stored_name``), tensors that may be unused or missing
+            (``unused_names``, ``absent_together``), and texts for messages (``shape_keys``, ``architecture``).
         stored: name in the file -> tensor.
-        path: the file, for messages.
-        allow_missing: globs of trained tensors that may be absent.
-        dry: only check; the model may be on the meta device.
+        path: path of the file, for messages.
+        allow_missing: glob patterns of trained tensors that may be missing.
+        dry: only check; the model can be on the meta device.
 
     Returns:
-        Lines for the log about tensors that keep their initial values or were set aside.
+        Log lines about tensors that keep their initial values or were ignored.
 
     Raises:
-        UserError: missing, unexpected or misshapen tensors, all of them by name.
+        UserError: If tensors are missing, unexpected or of another shape; the message lists all of them by name.
     """
     naming: Any = model
-    wanted = {naming.stored_name(name): parameter for name, parameter in trainable(model).items()}
+    parameters = {naming.stored_name(name): parameter for name, parameter in trainable(model).items()}
     stored = by_stored_name(stored, naming.stored_name, path)
-    missing = [name for name in wanted if name not in stored]
-    unexpected = [name for name in stored if name not in wanted]
-    aside = [name for name in unexpected if _matches(name, naming.unused_names)]
-    notes = [f"{path}: set aside tensors that nothing uses: {listing(aside)}"] if aside else []
+    missing = [name for name in parameters if name not in stored]
+    unexpected = [name for name in stored if name not in parameters]
+    unused = [name for name in unexpected if _matches(name, naming.unused_names)]
+    notes = [f"{path}: ignored unused tensors, {listing(unused)}"] if unused else []
     together, allowed = set(naming.absent_together), {name for name in missing if _matches(name, allow_missing)}
+    # Only if all of them are missing is this a MiniGPT-v2 file; otherwise the missing ones are an error.
     if together and together <= set(missing) <= together | allowed:
-        notes.append(f"{path}: a MiniGPT-v2 file; initialised: {listing(sorted(together))}")
+        notes.append(f"{path} is a MiniGPT-v2 checkpoint; initialized tensors, {listing(sorted(together))}")
         allowed -= together
         missing = []
     missing = [name for name in missing if name not in allowed]
     if allowed:
-        notes.append(f"{path}: not in the file, initialised as ckpt_allow_missing says: {listing(sorted(allowed))}")
-    _refuse(path, wanted, stored, (missing, sorted({*unexpected} - {*aside})), naming)
+        notes.append(f"{path}: initialized tensors that ckpt_allow_missing allows to be missing, {listing(sorted(allowed))}")
+    _require_match(path, parameters, stored, (missing, sorted({*unexpected} - {*unused})), naming)
     if not dry:
         with torch.no_grad():
-            for name, parameter in wanted.items():
+            for name, parameter in parameters.items():
                 if name in stored:
                     parameter.copy_(stored[name])
     return notes
 
 
-def _refuse(
-    path: str, wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor], names: tuple[list[str], list[str]], naming: Any
+def _require_match(
+    path: str, parameters: Mapping[str, Tensor], stored: Mapping[str, Tensor], names: tuple[list[str], list[str]], naming: Any
 ) -> None:
     missing, unexpected = names
     problems = []
     if missing:
-        problems.append(f"missing tensors (ckpt_allow_missing takes globs of those that may be), {listing(missing)}")
+        problems.append(f"missing tensors (to allow this, set ckpt_allow_missing to glob patterns), {listing(missing)}")
     if unexpected:
         problems.append(f"unexpected tensors (are train_llm, lora_target_modules and fusion the same?), {listing(unexpected)}")
     shapes = [
-        f"{name} {tuple(stored[name].shape)} where {tuple(parameter.shape)} is expected"
-        for name, parameter in wanted.items()
+        f"{name} has shape {tuple(stored[name].shape)}, expected {tuple(parameter.shape)}"
+        for name, parameter in parameters.items()
         if name in stored and stored[name].shape != parameter.shape
     ]
     if shapes:
         problems.append(f"tensors of another shape (are {naming.shape_keys} the same?), {listing(shapes)}")
     if problems:
-        raise UserError(f"checkpoint {path}: {other_architecture(wanted, stored, naming.architecture)}{'; '.join(problems)}")
+        raise UserError(f"checkpoint {path}: {other_architecture(parameters, stored, naming.architecture)}{'; '.join(problems)}")
 
 
 def mean(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of several files' tensors, summed in float64 one file after the other, in the first one's dtypes.
+    """Average the tensors of several files in float64, and return them in the dtypes of the first file.
 
     Raises:
-        UserError: they do not hold the same tensors.
+        UserError: If the files do not contain the same tensors.
     """
+    # The files are summed one by one, so that only one of them is in memory in addition to the sums.
     rest = iter(parts)
     first = next(rest)
     sums = {name: tensor.double() for name, tensor in first.items()}
@@ -215,14 +223,16 @@ def mean(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         count += 1
         different = sorted(part.keys() ^ sums.keys())
         if different:
-            raise UserError(f"these checkpoints have no mean: only some of them hold the tensors {listing(different)}")
+            raise UserError(
+                f"these checkpoints cannot be averaged, because only some of them contain the tensors {listing(different)}"
+            )
         for name, tensor in part.items():
             sums[name] += tensor
     return {name: (sums.pop(name) / count).to(tensor.dtype) for name, tensor in first.items()}
 
 
 def newest(folder: Path) -> Path | None:
-    """The checkpoint of a run's folder that went furthest among those that are complete, or None."""
+    """Return the intact checkpoint with the highest step in a run's folder, or None."""
     steps = {path: step_of(path) for path in folder.glob("checkpoint_*.pth")}
     for path in sorted((path for path in steps if steps[path] >= 0), key=lambda path: (-steps[path], path.name == BEST)):
         if is_intact(path):
@@ -231,16 +241,16 @@ def newest(folder: Path) -> Path | None:
 
 
 def step_of(path: Path) -> int:
-    """The step that a checkpoint stores, read without its tensors; -1 for a file that is not there or cannot be read."""
+    """Return a checkpoint's step without reading its tensors, or -1 if the file does not exist or cannot be read."""
     try:
         return int(torch.load(path, map_location="meta", weights_only=True, mmap=True)["step"])
-    except Exception:  # another program's file, garbage, a cut file: whatever it is, it is not one to go on from
+    except Exception:  # torch.load raises many types of exceptions for damaged files and files of other programs
         return -1
 
 
 def drop_old(folder: Path, keep_last: int) -> None:
-    """Delete all but the newest ``keep_last`` epoch checkpoints; best and last are never touched."""
-    epochs = {int(found[1]): path for path in folder.iterdir() if (found := re.fullmatch(r"checkpoint_(\d+)\.pth", path.name))}
+    """Delete all but the newest ``keep_last`` epoch checkpoints, but never the best and the last checkpoint."""
+    epochs = {int(match[1]): path for path in folder.iterdir() if (match := re.fullmatch(r"checkpoint_(\d+)\.pth", path.name))}
     for epoch in sorted(epochs)[: -keep_last or None]:
         epochs[epoch].unlink()
         digest_path(epochs[epoch]).unlink(missing_ok=True)

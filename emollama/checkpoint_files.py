@@ -1,4 +1,4 @@
-"""Checks of the language model's folder and of the checkpoint that a configuration names, with explanations."""
+"""Check that the language model and the checkpoint of a configuration exist and are of the expected kind."""
 
 from __future__ import annotations
 
@@ -14,34 +14,35 @@ from emollama.registry import MODELS
 if TYPE_CHECKING:
     from torch import Tensor
 
-_STAGES = {  # the stage in a checkpoint's path -> the configuration that trains it
+_STAGES = {  # stage of training in a checkpoint's path -> its configuration
     "1": "train_configs/Emotion-LLaMA_finetune.yaml",
     "2": "train_configs/minigptv2_tuning_stage_2.yaml",
 }
 
 
 def require_language_model(path: str) -> str:
-    """The path, if it is a folder.
+    """Check that the folder of ``model.llama_model`` exists, and return its path.
 
     Raises:
-        UserError: it is not; the message says what the folder of ``model.llama_model`` holds.
+        UserError: If it is not a folder.
     """
-    text = "Download a Hugging Face causal language model (config.json, weights, tokenizer) and name its folder."
+    text = "Download a Hugging Face causal language model (config.json, weights, tokenizer) and set the path of its folder."
     return require_folder(path, "model.llama_model", text)
 
 
 def require_checkpoint_file(path: str, key: str) -> str:
-    """The path, if it is a file.
+    """Check that a checkpoint is a file, and return its path.
 
     Args:
-        path: of a checkpoint.
-        key: the configuration key that named it, for messages.
+        path: path of the checkpoint.
+        key: the configuration key or option with the path, for messages.
 
     Raises:
-        UserError: there is none, and which stage of training produces it; or it is a folder, and which kind of folder.
+        UserError: If the file does not exist or is a folder. The message names the stage of training that produces the file,
+            or the kind of folder.
     """
     if looked_up(PATHS.isdir, path, key):
-        raise UserError(f"{key}: '{path}' is a folder, and a checkpoint is a file. {_kind_of_folder(Path(path))}")
+        raise UserError(f"{key}: '{path}' is a folder, but a checkpoint is a file. {_kind_of_folder(Path(path))}")
     if not PATHS.isfile(path):
         stages = re.findall(r"stage[_-]?([12])(?![0-9])", path, re.IGNORECASE)
         raise not_a_file(key, path, f"{_produced_by(stages[-1])} Or correct the path." if stages else "Correct the path.")
@@ -49,7 +50,7 @@ def require_checkpoint_file(path: str, key: str) -> str:
 
 
 def _produced_by(stage: str) -> str:
-    """A sentence about where the checkpoint of a stage comes from."""
+    """Return a sentence about how to get the checkpoint of a stage."""
     return (
         f"Stage {stage} of training produces this checkpoint ({_STAGES[stage]}): train it first, and copy the best checkpoint"
         " of its run folder there, or name that checkpoint in model.ckpt."
@@ -57,38 +58,37 @@ def _produced_by(stage: str) -> str:
 
 
 def _kind_of_folder(folder: Path) -> str:
-    """Sentences about what a folder is that was named in place of a checkpoint."""
+    """Return sentences about the kind of a folder that was set in place of a checkpoint, and the remedy."""
     if (folder / "adapter_config.json").is_file():
-        text = f"It holds PEFT adapters: 'emollama checkpoint convert {folder} --to pth --output FILE.pth' makes a checkpoint."
-        return f"{text} Name that file."
+        command = f"emollama checkpoint convert {folder} --to pth --output FILE.pth"
+        return f"It contains PEFT adapters. Convert them with '{command}', and set the path of that file."
     if (folder / "config.json").is_file():
-        return "It holds a language model of Hugging Face, which model.llama_model names."
+        return "It contains a Hugging Face language model, which belongs in model.llama_model."
     if names := sorted(path.name for path in folder.glob("checkpoint*.pth")):
         best = next((name for name in ("checkpoint_best.pth", "checkpoint_last.pth") if name in names), names[-1])
-        return f"It is the folder of a run: name one of its checkpoints, such as '{folder / best}'."
-    return "Name the file."
+        return f"It is the folder of a run. Set one of its checkpoints, such as '{folder / best}'."
+    return "Set the path of a file."
 
 
-def other_architecture(wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor], architecture: str) -> str:
-    """What a checkpoint is that does not fit the model: a text to put before the details; "" if its names do not tell.
+def other_architecture(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor], architecture: str) -> str:
+    """Return a text about the architecture of a checkpoint that does not fit the model; "" if it is not recognized.
 
-    The Configs of the models tell by ``recognizes`` and ``contents``; see
-    :class:`~emollama.models.configs.LLMConfig`.
+    The models' Configs recognize checkpoints with ``recognizes``; see :class:`~emollama.models.configs.LLMConfig`.
 
     Args:
-        wanted: name in the file -> tensor of the model.
+        expected: name in the file -> tensor of the model.
         stored: name in the file -> tensor of the checkpoint.
-        architecture: the ``model.arch``.
+        architecture: the value of ``model.arch``.
     """
     for other in MODELS.in_order():
         config = MODELS.config(other)
         recognizes = getattr(config, "recognizes", None)
-        if recognizes is None or not recognizes(stored.keys(), wanted.keys()):
+        if recognizes is None or not recognizes(stored.keys(), expected.keys()):
             continue
         if other == architecture:
             return ""
         return (
             f"this is a checkpoint of {config.contents or other}, for model.arch: {other}, but model.arch is {architecture}."
-            " Name another one; "
+            " Use another checkpoint. Details: "
         )
     return ""

@@ -1,4 +1,4 @@
-"""Command lines: ``emollama <command>``, and what the entry scripts share."""
+"""The command line ``emollama <command>``, and that of the entry scripts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["entry_point", "main", "parse_run"]
 
 
 def parse_run(description: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options of the entry scripts, which run in one process, or as workers of torchrun.
+    """Parse the options of an entry script, and apply ``--quiet``, ``--verbose`` and ``--debug``.
 
-    ``--quiet``, ``--verbose`` and ``--debug`` are applied.
+    The scripts run in a single process, or as workers of torchrun.
     """
     parser = Parser(description=description)
     add_run_arguments(parser)
@@ -29,14 +29,14 @@ def parse_run(description: str, arguments: Sequence[str] | None = None) -> argpa
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """``emollama <command>``.
+    """Run ``emollama <command>``.
 
     Args:
-        argv: the command line without the program's name. None takes that of this process, and ends the process at once if the
+        argv: the command line without the program's name. If None, it is that of this process, which then ends at once if the
             command failed or joined a process group.
 
     Raises:
-        SystemExit: with ``argv``, the command failed; its code is the exit status.
+        SystemExit: If ``argv`` is passed and the command failed; its code is the exit status.
     """
 
     def command() -> None:

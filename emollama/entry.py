@@ -1,4 +1,7 @@
-"""How a program ends: errors printed once and last, exit statuses, signals; alone, as a launcher, and as a worker."""
+"""Run a program and end its process: print its error once, at the end, and set the exit status, also after signals.
+
+A program runs in a single process, as a launcher, or as a worker of a launcher.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +25,14 @@ from emollama.variables import LAUNCHER, STEP
 
 
 def entry_point(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> None:
-    """Run a program, and end the process if it failed, was interrupted, or was one of several.
-
-    A worker ends at once, a failing one without waiting for the others in the process group's clean-up, a successful one
-    because threads of the libraries now and then abort the interpreter's clean-up of a finished process.
+    """Run a program, and end the process if it failed, was interrupted, or was a worker.
 
     Args:
         main: the program.
-        when_interrupted: printed after Ctrl-C, if the program itself does not say more.
+        when_interrupted: message after Ctrl-C, unless the program raises a more specific one.
     """
+    # A failed worker ends at once, because the clean-up of the process group would wait for the other workers. A successful
+    # worker ends at once, because threads of libraries sometimes abort the interpreter's clean-up of a finished process.
     if status := run(main, when_interrupted=when_interrupted):
         leave(status)
     if _leave_process_group():
@@ -38,17 +40,17 @@ def entry_point(main: Callable[[], None], *, when_interrupted: str = "interrupte
 
 
 def run(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> int:
-    """Run a program and return its exit status; errors are printed, without a traceback if they are the user's.
+    """Run a program and return its exit status. Errors are printed; those of the user without a traceback.
 
-    A program whose standard output is closed before the end (``emollama ... | head``) ends without a message, with the status
-    of one that SIGPIPE ended.
+    If standard output is closed before the end (``emollama ... | head``), the program ends without a message, with the exit
+    status of a process that SIGPIPE ended.
 
     Args:
         main: the program.
-        when_interrupted: printed after Ctrl-C, if the program itself does not say more.
+        when_interrupted: message after Ctrl-C, unless the program raises a more specific one.
 
     Raises:
-        Exception: an unexpected one, if this process is not a worker.
+        Exception: If the program raised an unexpected exception and this process is not a worker.
     """
     _replace_closed_streams()
     worker = is_worker()
@@ -92,21 +94,22 @@ def leave(status: int) -> NoReturn:
 
 
 def _run_and_flush(main: Callable[[], None]) -> None:
-    """Run a program and write its output out.
+    """Run a program and flush its output.
 
     Raises:
-        OutputClosed: nobody reads the output any more.
-        UserError: it cannot be written.
-        BaseException: whatever ended the program.
+        OutputClosed: If the program that reads the output has ended.
+        UserError: If the output cannot be written.
+        BaseException: If the program raised it.
     """
     try:
         try:
             main()
-        except SystemExit:  # after --help, for one
+        except SystemExit:  # for example after --help
             _flush()
             raise
         except BaseException:
-            with contextlib.suppress(OSError):  # what ended the program matters more
+            # An error of flushing must not replace the exception of the program.
+            with contextlib.suppress(OSError):
                 sys.stdout.flush()
             raise
         finally:
@@ -124,9 +127,9 @@ def _flush() -> None:
 
 
 def _replace_closed_streams() -> None:
-    """Open the null device for a standard stream that was closed when the process started, as by ``>&-``; Python's is None.
+    """Open the null device for standard streams that were closed when the process started (``>&-``), for which Python has None.
 
-    The lowest free number of a file is used, so nothing else that is opened later takes the number of a standard stream.
+    Files get the lowest free number, so without this, a file that is opened later would get the number of a standard stream.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -134,11 +137,11 @@ def _replace_closed_streams() -> None:
 
 
 def _is_closed(stream: Any) -> bool:
-    """Whether a stream writes to a pipe without a reader."""
+    """Return whether a stream writes to a pipe that nobody reads."""
     try:
         poll = select.poll()
         poll.register(stream.fileno(), 0)
-    except (OSError, ValueError):  # not a file of the system
+    except (OSError, ValueError):  # the stream has no file descriptor
         return False
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
@@ -152,20 +155,20 @@ def _status(ended: SystemExit) -> int:
 
 def _print_error(error: Exception, text: str) -> None:
     if is_worker() and threading.current_thread() is threading.main_thread():
-        # The launcher may have seen another rank ending, and must not end this one while it writes.
+        # The launcher may already have seen another rank end, and must not end this process while it writes.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if should_print(error):
         _print(text)
 
 
 def _print(text: str) -> None:
-    with contextlib.suppress(OSError):  # the exit status still says that there was an error
+    with contextlib.suppress(OSError):  # the exit status still reports the error
         sys.stderr.write(f"{printable(text.rstrip(), sys.stderr)}\n")
 
 
 @contextlib.contextmanager
 def _terminable(received: list[int], *, enabled: bool) -> Iterator[None]:
-    """Let SIGTERM raise KeyboardInterrupt, as Ctrl-C does, and note it; a worker ends without a word instead."""
+    """Let SIGTERM raise KeyboardInterrupt, as Ctrl-C does, and record the signal. Workers end without a message instead."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         received.append(number)
@@ -182,8 +185,9 @@ def _terminable(received: list[int], *, enabled: bool) -> Iterator[None]:
 
 
 def _leave_process_group() -> bool:
-    """Leave the process group; returns whether there was one."""
-    dist = sys.modules.get("torch.distributed")  # without torch there is no group
+    """Leave the process group, and return whether there was one."""
+    # If torch was not imported, there is no process group.
+    dist = sys.modules.get("torch.distributed")
     if dist is None or not dist.is_available() or not dist.is_initialized():
         return False
     dist.destroy_process_group()
@@ -191,14 +195,15 @@ def _leave_process_group() -> bool:
 
 
 def _end_with_parent() -> None:
-    """End this worker when its launcher is gone; a killed launcher cannot end its workers itself. One thread watches it.
+    """Start a thread that ends this worker when its launcher has ended, because a killed launcher cannot end its workers.
 
     Raises:
-        UserError: the variable of the launcher holds something else.
+        UserError: If the launcher's environment variable is not a number.
     """
     parent = integer(LAUNCHER, os.getppid())
     name = f"emollama: watch process {parent}"
-    if any(thread.name == name for thread in threading.enumerate()):  # an earlier run in this process has started it
+    # An earlier run in this process may have started the thread.
+    if any(thread.name == name for thread in threading.enumerate()):
         return
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""The error that is meant for the person at the keyboard."""
+"""Exceptions of the package."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """Something in the user's files, configuration or environment is wrong.
+    """A problem in the user's files, configuration or environment.
 
-    The message names the file, line or key and the remedy. Entry points print it without a traceback and exit with 1.
+    The message names the file, line or key and the remedy. Entry points print it without a traceback and exit with status 1.
     """
 
 
@@ -18,19 +18,20 @@ class OutputClosed(UserError):
 
 
 class EchoedError(UserError):
-    """A :class:`UserError` of another rank, raised again on this one, which does not print it."""
+    """A :class:`UserError` of another rank, which prints it. It is raised on this rank to stop it."""
 
 
 class EchoedCrash(RuntimeError):
-    """An unexpected exception of another rank, raised again on this one, which does not print it.
+    """An unexpected exception of another rank, which prints it. It is raised on this rank to stop it.
 
     Attributes:
-        rank: of the process that crashed.
-        trace: its traceback.
+        rank: rank of the process that crashed.
+        trace: traceback of that process.
     """
 
     def __init__(self, message: str, rank: int, trace: str) -> None:
-        super().__init__(message, rank, trace)  # all of them, for pickle
+        # pickle creates the exception again from the arguments of the base class, so it needs all of them.
+        super().__init__(message, rank, trace)
         self.rank, self.trace = rank, trace
 
     def __str__(self) -> str:
@@ -38,10 +39,10 @@ class EchoedCrash(RuntimeError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked the command to stop.
+    """The command was interrupted by a signal.
 
     Attributes:
-        signal_number: such as SIGINT or SIGTERM.
+        signal_number: number of the signal, such as SIGINT or SIGTERM.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:
@@ -50,12 +51,12 @@ class Interrupted(KeyboardInterrupt):
 
 
 def require_at_least(minimum: float, cfg: Any, *keys: str) -> None:
-    """Refuse values of a Config that are below a minimum, or not finite; None passes.
+    """Check that values of a Config are finite and not below a minimum. None is allowed.
 
     Raises:
-        ValueError: naming the key, its value and the minimum.
+        ValueError: If a value is too small or not finite; the message names the key, its value and the minimum.
     """
     for key in keys:
         value = getattr(cfg, key)
         if value is not None and not minimum <= value < math.inf:
-            raise ValueError(f"{key} is {value}; it must be at least {minimum}, and finite")
+            raise ValueError(f"{key} is {value}; it must be at least {minimum} and finite")

@@ -1,4 +1,4 @@
-"""Lists in messages: the first ten entries, and where all of them are."""
+"""Lists in messages, which show the first ten entries and name a file with all of them."""
 
 from __future__ import annotations
 
@@ -9,37 +9,40 @@ from pathlib import Path
 
 from emollama.paths import atomic_write, cache_folder
 
-SHOWN = 10  # entries of a list in a message
-LINES = "\n- "  # separator of a list with one entry per line
+SHOWN = 10  # maximum number of entries of a list in a message
+LINES = "\n- "  # separator for lists with one entry per line
 
 
 def listing(items: Iterable[str]) -> str:
-    """``3: a, b, c``: the number of items, then the items, abbreviated as by :func:`abbreviated`."""
+    """Return the number of items and the items, such as ``3: a, b, c``; long lists are shortened by :func:`abbreviated`."""
     items = list(items)
     return f"{len(items):,}: {abbreviated(items)}"
 
 
 def abbreviated(items: Iterable[str], separator: str = ", ", *, where: str | None = None) -> str:
-    """The items, or the first ten and ``... and 28,608 more (all of them: FILE)``.
+    """Join the items; of a long list, the first ten and ``... and 28,608 more (all of them: FILE)``.
 
     Args:
-        items: what to list.
-        separator: between the items; :data:`LINES` writes one per line.
-        where: says where all items are. None writes them into a text file in the user's cache folder, one per line, and
-            names that file; if it cannot be written, the message names no file.
+        items: the items.
+        separator: text between the items; with :data:`LINES`, there is one item per line.
+        where: text in parentheses that says where all items are. If None, they are written to a text file in the user's cache
+            folder, which the message names unless it cannot be written.
     """
     items = list(items)
     if len(items) <= SHOWN:
         return separator.join(items)
     if where is None:
-        file = _written(items)
+        file = _write_list(items)
         where = "" if file is None else f"all of them: {file}"
     more = f"... and {len(items) - SHOWN:,} more" + (f" ({where})" if where else "")
     return separator.join([*items[:SHOWN], more])
 
 
-def _written(items: list[str]) -> Path | None:
-    """The file with all items, named after its content, so that the same list is written once; None if that fails."""
+def _write_list(items: list[str]) -> Path | None:
+    """Write all items to a file and return its path, or None if that fails.
+
+    The file is named after its content, so that a repeated message does not create another file.
+    """
     text = "".join(f"{item}\n" for item in items).encode("utf-8", "backslashreplace")
     with suppress(OSError, RuntimeError):
         path = cache_folder() / "lists" / f"{hashlib.sha256(text).hexdigest()[:12]}.txt"

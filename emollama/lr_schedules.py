@@ -1,4 +1,4 @@
-"""Learning rates as functions of the step."""
+"""Learning rate schedules, as functions of the step."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from emollama.registry import LR_SCHEDULES, did_you_mean
 
 @dataclass(frozen=True)
 class LRSettings:
-    """Learning rates of a run.
+    """Settings of a learning rate schedule.
 
     Attributes:
-        init_lr, min_lr: where the decay begins and ends.
-        warmup_lr: where the warm-up begins.
-        warmup_steps: optimizer steps of the warm-up.
-        decay_rate: factor per epoch, for the step schedule.
-        iters_per_epoch, epochs: optimizer steps of an epoch, epochs of the run or of a stage of it.
+        init_lr, min_lr: learning rates at the start and at the end of the decay.
+        warmup_lr: learning rate at the start of the warm-up.
+        warmup_steps: number of optimizer steps of the warm-up.
+        decay_rate: factor per epoch of the step schedule.
+        iters_per_epoch: number of optimizer steps of an epoch.
+        epochs: number of epochs of the run, or of a stage.
     """
 
     init_lr: float
@@ -36,7 +37,8 @@ def _warmup(settings: LRSettings, step: int) -> float:
 
 
 def linear_warmup_cosine_lr(settings: LRSettings, step: int) -> float:
-    """Linear warm-up, then a cosine that is counted from step 0 over the whole run. Source: LAVIS."""
+    """Return the learning rate of a linear warm-up and a cosine decay. Source: LAVIS."""
+    # As in LAVIS, the cosine starts at step 0 and not at the end of the warm-up.
     if step < settings.warmup_steps:
         return _warmup(settings, step)
     progress = step / (settings.epochs * settings.iters_per_epoch)
@@ -44,7 +46,10 @@ def linear_warmup_cosine_lr(settings: LRSettings, step: int) -> float:
 
 
 def linear_warmup_step_lr(settings: LRSettings, step: int) -> float:
-    """Linear warm-up within epoch 0, then init_lr x decay_rate^epoch, not below min_lr. Source: LAVIS."""
+    """Return the learning rate of a linear warm-up in epoch 0 and a decay by a factor per epoch. Source: LAVIS.
+
+    After epoch 0 it is init_lr x decay_rate^epoch, but at least min_lr.
+    """
     epoch = step // settings.iters_per_epoch
     if epoch == 0:
         return min(settings.init_lr, _warmup(settings, step)) if settings.warmup_steps else settings.init_lr
@@ -56,18 +61,18 @@ STAGE_KEYS = ("init_lr", "epochs", "min_lr", "warmup_lr", "warmup_steps")
 
 @dataclass(frozen=True)
 class LearningRate:
-    """The learning rate of a run, stage after stage.
+    """The learning rate of a run with one or more stages.
 
     Attributes:
-        schedule: registered; (settings, step within the stage) -> learning rate.
-        stages: settings of each stage in turn.
+        schedule: the registered schedule, (settings, step within the stage) -> learning rate.
+        stages: settings of the stages in order.
     """
 
     schedule: Callable[[LRSettings, int], float]
     stages: tuple[LRSettings, ...]
 
     def __call__(self, step: int) -> float:
-        """The learning rate of an optimizer step (from 0); each stage's schedule counts from its own beginning."""
+        """Return the learning rate of an optimizer step (from 0). Each stage starts its schedule again."""
         for stage in self.stages[:-1]:
             steps = stage.epochs * stage.iters_per_epoch
             if step < steps:
@@ -77,7 +82,7 @@ class LearningRate:
 
 
 def learning_rate(cfg: Any) -> LearningRate:
-    """The learning rate that a ``run`` block describes; a stage takes from the run what it does not name itself."""
+    """Create the learning rate of a ``run`` block. Keys that a stage does not set have the value of the run."""
     stages = []
     for stage in cfg.stages or [{"init_lr": cfg.init_lr, "epochs": cfg.max_epoch}]:
         warmup_lr = stage["init_lr"] if cfg.warmup_lr is None else cfg.warmup_lr
@@ -87,26 +92,26 @@ def learning_rate(cfg: Any) -> LearningRate:
 
 
 def total_epochs(stages: Sequence[Mapping[str, Any]], max_epoch: int) -> int:
-    """Epochs of a run: the stages' sum, or ``max_epoch`` where there are none.
+    """Return the number of epochs of a run: the sum over its stages, or ``max_epoch`` without stages.
 
     Raises:
-        ValueError: unknown or missing keys, values that are no numbers of their kind, or a ``max_epoch`` of its own beside the
-            stages; names the stage (from 0) and the key.
+        ValueError: If keys of a stage are unknown or missing, a value is invalid, or ``max_epoch`` is not the sum of the stages;
+            the message names the stage (from 0) and the key.
     """
     for index, stage in enumerate(stages):
         for key, value in stage.items():
             kinds = (int,) if key in ("epochs", "warmup_steps") else (int, float)
             if key not in STAGE_KEYS:
-                known = ", ".join(STAGE_KEYS)
-                raise ValueError(f"stages[{index}]: unknown key '{key}'.{did_you_mean(str(key), STAGE_KEYS)} Known: {known}")
-            least = 1 if key == "epochs" else 0
-            if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value < math.inf:
-                number = "whole number" if len(kinds) == 1 else "number"
-                raise ValueError(f"stages[{index}].{key} is {value!r}; it must be a {number}, at least {least} and finite")
+                hint = did_you_mean(str(key), STAGE_KEYS)
+                raise ValueError(f"stages[{index}]: unknown key '{key}'.{hint} Keys of a stage: {', '.join(STAGE_KEYS)}")
+            minimum = 1 if key == "epochs" else 0
+            if isinstance(value, bool) or not isinstance(value, kinds) or not minimum <= value < math.inf:
+                number = "whole number" if len(kinds) == 1 else "finite number"
+                raise ValueError(f"stages[{index}].{key} is {value!r}; it must be a {number} of at least {minimum}")
         for key in ("init_lr", "epochs"):
             if key not in stage:
-                raise ValueError(f"stages[{index}] lacks {key}: a stage is {{init_lr: 1e-5, epochs: 15}}")
+                raise ValueError(f"stages[{index}]: {key} is missing. A stage is, for example, {{init_lr: 1e-5, epochs: 15}}")
     total = sum(stage["epochs"] for stage in stages) or max_epoch
     if max_epoch not in (1, total):
-        raise ValueError(f"max_epoch is {max_epoch}, but the stages have {total} epochs. Leave max_epoch out.")
+        raise ValueError(f"max_epoch is {max_epoch}, but the stages have {total} epochs. Remove max_epoch.")
     return total

@@ -8,31 +8,31 @@ from typing import Any
 import torch
 from torch import nn
 
-NO_DECAY_WORDS = ("bias", "ln", "bn")
+NO_DECAY = ("bias", "ln", "bn")  # parts of the names of parameters without weight decay, as in LAVIS
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """name -> parameter, for those that are trained, in the module tree's order."""
+    """Return name -> parameter for the trained parameters, in the order of the module tree."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def adamw(named: Iterable[tuple[str, nn.Parameter]], *, lr: float, weight_decay: float, beta2: float) -> torch.optim.AdamW:
-    """AdamW with weight decay on the weights, none on one-dimensional tensors or names with "bias", "ln" or "bn".
+    """Create AdamW without weight decay on one-dimensional tensors and on names that contain "bias", "ln" or "bn".
 
     Args:
-        named: (name, parameter) of what is trained.
-        lr: the first step's learning rate.
-        weight_decay: decoupled, as a share of lr.
-        beta2: of the second moment; the first's is 0.9.
+        named: pairs of name and trained parameter.
+        lr: learning rate of the first step.
+        weight_decay: weight decay of the other tensors.
+        beta2: decay rate of the second moment; that of the first moment is 0.9.
     """
     groups: list[dict[str, Any]] = [{"params": [], "weight_decay": weight_decay}, {"params": [], "weight_decay": 0.0}]
     for name, parameter in named:
-        plain = parameter.ndim < 2 or any(word in name for word in NO_DECAY_WORDS)
-        groups[plain]["params"].append((name, parameter))
+        has_no_decay = parameter.ndim < 2 or any(part in name for part in NO_DECAY)
+        groups[has_no_decay]["params"].append((name, parameter))
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=(0.9, beta2))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group this learning rate."""
+    """Set the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = lr

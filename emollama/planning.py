@@ -1,7 +1,7 @@
-"""What a run will need, told from its configuration alone: parameters, memory by part, tokens of a sample.
+"""Compute the number of parameters, the memory, and the tokens of a sample of a run from its configuration.
 
-The model is built on the meta device from the LLM's config.json; neither weights nor data are read. Memory figures are
-estimates of what PyTorch allocates; parameters are exact.
+The model is built on the meta device from the language model's config.json; neither weights nor data are read. The numbers of
+parameters are exact, those of memory are estimates of what PyTorch allocates.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from emollama.data.slots import FRAME
 from emollama.logs.console import aligned
 from emollama.precision import Precision
 
-CHARACTERS_PER_TOKEN = 4  # of English text, where the folder holds no tokenizer
-SENTENCE_TOKENS, ANSWER_TOKENS = 20, 100  # assumed of a sample, for the memory of activations
+CHARACTERS_PER_TOKEN = 4  # estimate for English text if the folder of the language model has no tokenizer
+SENTENCE_TOKENS, ANSWER_TOKENS = 20, 100  # assumed lengths of a sample's texts, for the memory of activations
 GIB = 2**30
-VIT, QFORMER = "vit.", "qformer."  # in names of parameters
+VIT, QFORMER = "vit.", "qformer."  # parts of the names of the encoders' parameters
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Figures of a run.
+    """Parameters, memory and tokens of a run.
 
     Attributes:
-        parameters: group -> count.
-        memory_gib: part -> GiB on each GPU.
-        tokens: part of one sample -> tokens.
-        notes: what was assumed.
+        parameters: group -> number of parameters.
+        memory_gib: part -> memory in GiB on each GPU.
+        tokens: part of a sample -> number of tokens.
+        notes: the assumptions.
     """
 
     parameters: dict[str, int]
@@ -43,25 +43,28 @@ class Plan:
     notes: list[str]
 
     def text(self) -> str:
-        """The figures as tables."""
-        blocks: list[tuple[str, Mapping[str, float], str]]
-        blocks = [("Parameters", self.parameters, "{:,}"), ("Memory per GPU (GiB, estimated)", self.memory_gib, "{:.3f}")]
-        blocks.append(("Tokens of a sample", self.tokens, "{:,}"))
-        table = iter(aligned([[name, form.format(value)] for _, rows, form in blocks for name, value in rows.items()]))
+        """Return the numbers as tables."""
+        sections: list[tuple[str, Mapping[str, float], str]]
+        sections = [("Parameters", self.parameters, "{:,}"), ("Memory per GPU (GiB, estimated)", self.memory_gib, "{:.3f}")]
+        tokens = {name.replace("rows: ", "feature tokens: "): count for name, count in self.tokens.items()}
+        sections.append(("Tokens of a sample", tokens, "{:,}"))
+        # A single table, so that the columns of all sections are aligned.
+        table = iter(aligned([[name, form.format(value)] for _, numbers, form in sections for name, value in numbers.items()]))
         lines = []
-        for title, rows, _ in blocks:
-            lines += [title, *(f"  {next(table)}" for _ in rows), ""]
+        for title, numbers, _ in sections:
+            lines += [title, *(f"  {next(table)}" for _ in numbers), ""]
         return "\n".join([*lines, *(f"* {note}" for note in self.notes)])
 
 
 def plan(config: RunConfig) -> Plan:
-    """Build on the meta device and count.
+    """Build the model on the meta device and compute the numbers.
 
     Args:
-        config: its ``model.llama_model`` needs a config.json; a tokenizer makes the text's tokens exact.
+        config: the resolved configuration. The folder ``model.llama_model`` must contain a config.json; with a tokenizer, the
+            number of text tokens is exact.
 
     Raises:
-        UserError: the folder is missing, or the configuration does not fit together.
+        UserError: If the folder does not exist, or the configuration is inconsistent.
     """
     precision = Precision(torch.device("cpu"), config.run.amp, config.run.amp_dtype)
     model = config.classes["model"](config.model, device=torch.device("meta"), frozen_dtype=precision.frozen_dtype)
@@ -73,12 +76,19 @@ def plan(config: RunConfig) -> Plan:
     batch = max((block.batch_size for block in blocks), default=1)
     memory = _memory(config, model, sum(tokens.values()), batch)
     notes.append(f"trained tensors: {', '.join(_trained_names(model))}")
-    notes.append(f"memory for micro-batches of {batch}, sentences of {SENTENCE_TOKENS} and answers of {ANSWER_TOKENS} tokens")
+    notes.append(
+        f"the memory is for micro-batches of {batch}, sentences of {SENTENCE_TOKENS} tokens and answers of {ANSWER_TOKENS} tokens"
+    )
     return Plan(parameters, memory, tokens, notes)
 
 
 def parameter_groups(model: Any, *, only_trained: bool = False) -> dict[str, int]:
-    """Number of parameters of each group that has any; ``only_trained`` counts those that require gradients."""
+    """Return the number of parameters of each group that has any.
+
+    Args:
+        model: the model.
+        only_trained: count only parameters that require gradients.
+    """
     groups = ("image encoder, frozen", "Q-Former, frozen", "language model, frozen", "language model, trained", "LoRA")
     counts = dict.fromkeys((*groups, "projection"), 0)
     for name, parameter in model.named_parameters():
@@ -99,7 +109,7 @@ def parameter_groups(model: Any, *, only_trained: bool = False) -> dict[str, int
 
 
 def _trained_names(model: Any) -> list[str]:
-    """Names in a checkpoint of what is trained, with * for the number of a layer."""
+    """Return the names of trained tensors in a checkpoint, with * in place of layer numbers."""
     trained = [model.stored_name(name) for name, parameter in model.named_parameters() if parameter.requires_grad]
     return list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in trained))
 
@@ -109,17 +119,20 @@ def _tokens(config: RunConfig, model: Any) -> tuple[dict[str, int], list[str]]:
     folder = Path(config.model.llama_model)
     exact = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
     texts = [text for block in config.datasets.values() if hasattr(block, "turns") for text in block.turns()] or [""]
-    rows = model.fusion.num_tokens({slot: shape.num_tokens for slot, shape in shapes.items()})
+    feature_tokens = model.fusion.num_tokens({slot: shape.num_tokens for slot, shape in shapes.items()})
     if exact:
         prompt = model.prompt(config.model)
         features = {slot: torch.zeros(shape.num_tokens, shape.dim) for slot, shape in shapes.items()}
         lengths = [len(prompt.sample(Record("", "", [(text, None)], features)).input_ids) for text in texts]
-        words = max(lengths) - sum(rows.values())
+        text_tokens = max(lengths) - sum(feature_tokens.values())
     else:
-        words = max(len(text) for text in texts) // CHARACTERS_PER_TOKEN + 30
-    how = "tokenized" if exact else f"estimated at {CHARACTERS_PER_TOKEN} characters a token: {folder} has no tokenizer"
-    named = {f"rows: {name}": count for name, count in rows.items()}
-    return {**named, "prompt text": words, "sentence, answer": SENTENCE_TOKENS + ANSWER_TOKENS}, [f"prompt text is {how}"]
+        text_tokens = max(len(text) for text in texts) // CHARACTERS_PER_TOKEN + 30
+    method = "tokenized" if exact else f"estimated with {CHARACTERS_PER_TOKEN} characters per token: {folder} has no tokenizer"
+    # The names are keys of the --json output; text() has plainer ones.
+    named = {f"rows: {name}": count for name, count in feature_tokens.items()}
+    return {**named, "prompt text": text_tokens, "sentence, answer": SENTENCE_TOKENS + ANSWER_TOKENS}, [
+        f"prompt text is {method}"
+    ]
 
 
 def _memory(config: RunConfig, model: Any, tokens: int, batch: int) -> dict[str, float]:
@@ -130,13 +143,13 @@ def _memory(config: RunConfig, model: Any, tokens: int, batch: int) -> dict[str,
     bytes_each = 1 if config.model.low_resource else 0.5 if config.model.load_in_4bit else size
     llm = model.llm_config.get_text_config()
     hidden, inner, layers = llm.hidden_size, llm.intermediate_size, llm.num_hidden_layers
-    places = tokens * batch
+    positions = tokens * batch
     parts = {"frozen weights": frozen * bytes_each, "trained weights (float32)": 4 * trained}
     if encoder:
         parts["frozen encoders"] = sum(parameter.numel() * parameter.element_size() for parameter in encoder)
     if config.datasets:
-        layer = places * ((10 * hidden + 4 * inner) * size + 4 * hidden * 4)  # norms keep float32 copies
-        saved = layers * places * hidden * size
+        layer = positions * ((10 * hidden + 4 * inner) * size + 4 * hidden * 4)  # norms keep float32 copies
+        saved = layers * positions * hidden * size
         parts |= {
             "gradients (float32)": 4 * trained,
             "AdamW moments (float32)": 8 * trained,
@@ -147,5 +160,5 @@ def _memory(config: RunConfig, model: Any, tokens: int, batch: int) -> dict[str,
     else:
         longest = max((block.task.max_new_tokens for block in config.evaluation_datasets.values()), default=0)
         heads = getattr(llm, "num_key_value_heads", llm.num_attention_heads) / llm.num_attention_heads
-        parts["key-value cache"] = 2 * layers * hidden * heads * (places + batch * longest) * size
+        parts["key-value cache"] = 2 * layers * hidden * heads * (positions + batch * longest) * size
     return {name: value / GIB for name, value in parts.items()} | {"sum": sum(parts.values()) / GIB}

@@ -1,9 +1,9 @@
-"""Names that a YAML file may use, and the classes behind them.
+"""Registries: the names of components in a YAML file, and the classes that they stand for.
 
-A registry returns classes; building one is ``cls(cfg, **runtime)`` in plain sight. The built-in components are listed in the
-tables below as "module:Class", and a look-up imports only the module that it needs. Where a class needs torch, its Config lives
-in a torch-free module of its own (:class:`BuiltIn`), so that a configuration is checked without torch. A user's own modules come
-through ``imports:`` in the YAML; they register their classes with a decorator.
+A registry returns a class, and the caller builds it with ``cls(cfg, **runtime)``. The tables below list built-in components as
+"module:Class"; a look-up imports only that module. The Config of a class that needs torch is in a separate module without torch
+(:class:`BuiltIn`), so that a configuration can be checked without importing torch. A user's modules are named under ``imports:``
+in the YAML file, and register their classes with a decorator.
 """
 
 from __future__ import annotations
@@ -21,42 +21,42 @@ from emollama.errors import UserError
 from emollama.listing import abbreviated
 
 T = TypeVar("T")
-PREFIX = 3  # least number of characters that suggest the names that start with them
+PREFIX = 3  # minimum length of a name for suggesting names that start with it
 
 
-def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """`` Did you mean 'x'?`` (with a leading space) for the nearest known name, or nothing if none is near.
-
-    Args:
-        name: the unknown name.
-        known: the known ones.
-        cutoff: least similarity, as difflib measures it, from 0 to 1.
-    """
-    near = nearest(name, known, cutoff)
-    return "" if near is None else f" Did you mean '{near}'?"
-
-
-def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known name that was probably meant, or None: one that starts with ``name`` is preferred to a similar one.
+def did_you_mean(name: str, valid_names: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return `` Did you mean 'x'?`` (with a leading space) with the nearest valid name, or "" if none is similar.
 
     Args:
         name: the unknown name.
-        known: the known ones.
-        cutoff: least similarity of a name that does not start with ``name``, as difflib measures it, from 0 to 1.
+        valid_names: the valid names.
+        cutoff: minimum similarity, as difflib measures it, from 0 to 1.
     """
-    names = list(known)
+    suggestion = nearest(name, valid_names, cutoff)
+    return "" if suggestion is None else f" Did you mean '{suggestion}'?"
+
+
+def nearest(name: str, valid_names: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return the valid name that was probably meant, or None.
+
+    Args:
+        name: the unknown name.
+        valid_names: the valid names. Those that start with ``name`` are preferred.
+        cutoff: minimum similarity of other names, as difflib measures it, from 0 to 1.
+    """
+    names = list(valid_names)
     longer = [each for each in names if each.startswith(name)] if len(name) >= PREFIX else []
-    found = difflib.get_close_matches(name, longer or names, n=1, cutoff=0.0 if longer else cutoff)
-    return found[0] if found else None
+    matches = difflib.get_close_matches(name, longer or names, n=1, cutoff=0.0 if longer else cutoff)
+    return matches[0] if matches else None
 
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """Where a built-in component is defined.
+    """The location of a built-in component.
 
     Attributes:
         target: "module:Class".
-        light: attribute of the class -> "module:name" of the same object in a module without torch.
+        light: attribute of the class -> "module:name" of the same object in a module that does not import torch.
     """
 
     target: str
@@ -64,151 +64,158 @@ class BuiltIn:
 
 
 class Registry(Generic[T]):
-    """Classes (or functions) of one kind by name.
+    """Classes or functions of one kind by name.
 
     Args:
-        kind: what the names stand for, as error messages say it ("model").
-        built_in: name -> where the built-in component is; its module is imported when the component is looked up.
-        needs_config: each registered class must hold a dataclass named ``Config``.
+        kind: name of the kind in error messages, such as "model".
+        built_in: name -> location of the built-in component, whose module is imported by a look-up.
+        needs_config: require that each registered class contains a dataclass named ``Config``.
     """
 
     def __init__(self, kind: str, built_in: Mapping[str, str | BuiltIn] | None = None, *, needs_config: bool = True) -> None:
         self.kind = kind
-        given = built_in or {}
-        self._built_in = {name: BuiltIn(place) if isinstance(place, str) else place for name, place in given.items()}
+        self._built_in = {
+            name: BuiltIn(location) if isinstance(location, str) else location for name, location in (built_in or {}).items()
+        }
         self._needs_config = needs_config
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """A decorator that enters a class under ``name``.
+        """Return a decorator that registers a class under ``name``.
 
         Raises:
-            ValueError: the name is taken, or the class has no dataclass ``Config``.
+            ValueError: If the name is already registered, or the class has no dataclass ``Config``.
         """
 
-        def enter(entry: T) -> T:
-            taken = self._entries.get(name, self._built_in.get(name))
-            if taken is not None:
-                raise ValueError(f"{self.kind} '{name}' is registered twice: {taken!r} and {entry!r}")
+        def decorate(entry: T) -> T:
+            existing = self._entries.get(name, self._built_in.get(name))
+            if existing is not None:
+                raise ValueError(f"{self.kind} '{name}' is registered twice: {existing!r} and {entry!r}")
             if self._needs_config and not dataclasses.is_dataclass(getattr(entry, "Config", None)):
-                raise ValueError(f"{self.kind} '{name}' ({entry!r}) has no @dataclass named Config inside it")
+                raise ValueError(f"{self.kind} '{name}' ({entry!r}) must contain a @dataclass named Config")
             self._entries[name] = entry
             return entry
 
-        return enter
+        return decorate
 
     def require(self, name: str, key: str | None = None) -> None:
-        """Check that a name is registered, without importing anything; arguments and errors as for :meth:`get`."""
+        """Check that a name is registered, without importing its module; see :meth:`get`."""
         if name not in self._entries and name not in self._built_in:
             hint = did_you_mean(name, self.names())
             where = f"{key}: " if key else ""
             raise UserError(f"{where}Unknown {self.kind} '{name}'.{hint} {self.registered()}")
 
     def get(self, name: str, key: str | None = None) -> T:
-        """The class registered under ``name``; ``key`` is the configuration key that gave it, for the message.
+        """Return the class registered under ``name``.
+
+        Args:
+            name: a registered name.
+            key: the configuration key with the name, for messages.
 
         Raises:
-            UserError: nothing has this name; the message holds the nearest one and all that are registered.
+            UserError: If the name is not registered; the message contains a suggestion and all registered names.
         """
         self.require(name, key)
-        return self._entries[name] if name in self._entries else cast("T", _imported(self._built_in[name].target))
+        return self._entries[name] if name in self._entries else cast("T", _import(self._built_in[name].target))
 
     def attribute(self, name: str, attribute: str, key: str | None = None) -> Any:
-        """An attribute of the class registered under ``name``, without importing the class where the table says how."""
+        """Return an attribute of the class registered under ``name``, if possible without importing the class."""
         self.require(name, key)
         if name not in self._entries and attribute in self._built_in[name].light:
-            return _imported(self._built_in[name].light[attribute])
+            return _import(self._built_in[name].light[attribute])
         return getattr(self.get(name), attribute)
 
     def config(self, name: str, key: str | None = None) -> Any:
-        """The Config of the class registered under ``name``, from its torch-free module; see :meth:`get`."""
+        """Return the Config of the class registered under ``name``, if possible without importing torch; see :meth:`get`."""
         return self.attribute(name, "Config", key)
 
     def configured(self, block: Mapping[str, Any], key: str) -> tuple[Any, Any]:
-        """A class and its Config, of a block of keys inside another component's: ``{type: name, ...keys of its Config}``.
+        """Return class and Config of a component from a nested block: ``{type: name, ...keys of its Config}``.
 
         Args:
-            block: the keys; ``type`` chooses the class.
-            key: the path of the block, or the option that it comes from, for messages.
+            block: the keys and values; ``type`` is the registered name.
+            key: the path of the block, or its command-line option, for messages.
 
         Raises:
-            UserError: no type, an unknown one, a key that its Config does not have or lacks, or what it refuses.
+            UserError: If ``type`` is missing or unknown, keys are unknown or missing, or a value is invalid.
         """
         if "type" not in block:
             raise UserError(f"{key}: 'type' is missing. {self.registered()}")
-        chosen: Any = self.get(str(block["type"]), key)
-        fields = dataclasses.fields(chosen.Config)
-        known = [item.name for item in fields]
-        given = {str(name): value for name, value in block.items() if name != "type"}
-        for name in given:
-            if name not in known:
-                raise UserError(f"{key}: unknown key '{name}'.{did_you_mean(name, known)} Known: {abbreviated(known) or 'none'}")
+        component: Any = self.get(str(block["type"]), key)
+        fields = dataclasses.fields(component.Config)
+        names = [item.name for item in fields]
+        values = {str(name): value for name, value in block.items() if name != "type"}
+        for name in values:
+            if name not in names:
+                valid = f"Keys of {block['type']}: {abbreviated(names) or 'none'}"
+                raise UserError(f"{key}: unknown key '{name}'.{did_you_mean(name, names)} {valid}")
         for item in fields:
-            if item.name not in given and item.default is item.default_factory is dataclasses.MISSING:
-                raise UserError(f"{key}: '{item.name}' is missing: {block['type']} needs it")
+            if item.name not in values and item.default is item.default_factory is dataclasses.MISSING:
+                raise UserError(f"{key}: '{item.name}' is missing, which {block['type']} requires")
         try:
-            return chosen, chosen.Config(**given)
+            return component, component.Config(**values)
         except ValueError as error:
             raise UserError(f"{key}: {error}") from None
 
     def built(self, block: Mapping[str, Any], key: str) -> Any:
-        """A component of such a block; see :meth:`configured`.
+        """Build the component of a nested block; see :meth:`configured`.
 
         Raises:
-            UserError: as :meth:`configured`, or raised by the class itself, with the key before its message.
+            UserError: If :meth:`configured` or the class raises it; the message starts with the key.
         """
-        chosen, cfg = self.configured(block, key)
+        component, cfg = self.configured(block, key)
         try:
-            return chosen(cfg)
+            return component(cfg)
         except UserError as error:
             raise UserError(f"{key}: {error}") from None
 
     def names(self) -> list[str]:
-        """All registered names, sorted."""
+        """Return all registered names, sorted."""
         return sorted(self.in_order())
 
     def registered(self) -> str:
-        """The names, for messages: ``Registered: a, b``."""
+        """Return the names for messages: ``Registered: a, b``."""
         return f"Registered: {abbreviated(self.names())}"
 
     def in_order(self) -> list[str]:
-        """All registered names: the built-in ones in the table's order, then the user's in the order of registration."""
+        """Return all registered names: built-in names in the table's order, then the user's in the order of registration."""
         return list(self._built_in | self._entries)
 
 
 class Components(Mapping[str, Any]):
-    """Block path -> registered class. A look-up imports the class's module; nothing is imported before.
+    """A mapping from block paths to registered classes. The module of a class is imported by the look-up.
 
     Args:
-        chosen: block path -> (registry, name in it).
+        entries: block path -> (registry, registered name).
     """
 
-    def __init__(self, chosen: Mapping[str, tuple[Registry[Any], str]]) -> None:
-        self._chosen = dict(chosen)
+    def __init__(self, entries: Mapping[str, tuple[Registry[Any], str]]) -> None:
+        self._entries = dict(entries)
 
     def __getitem__(self, path: str) -> Any:
-        registry, name = self._chosen[path]
+        registry, name = self._entries[path]
         return registry.get(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._chosen)
+        return iter(self._entries)
 
     def __len__(self) -> int:
-        return len(self._chosen)
+        return len(self._entries)
 
 
-def _imported(place: str) -> Any:
-    module, _, name = place.partition(":")
+def _import(location: str) -> Any:
+    """Import the object at "module:name"."""
+    module, _, name = location.partition(":")
     if module not in sys.modules:
         logging.getLogger("emollama").debug("importing %s", module)
     return getattr(importlib.import_module(module), name)
 
 
 def _with_config(package: str, classes: Mapping[str, str]) -> dict[str, str | BuiltIn]:
-    """name -> "module:Class" below a package, whose Config is ``<Class>Config`` in the package's module ``configs``."""
+    """Return built-in components of a package, whose Config is ``<Class>Config`` in the package's module ``configs``."""
     return {
-        name: BuiltIn(f"{package}.{place}", {"Config": f"{package}.configs:{place.partition(':')[2]}Config"})
-        for name, place in classes.items()
+        name: BuiltIn(f"{package}.{location}", {"Config": f"{package}.configs:{location.partition(':')[2]}Config"})
+        for name, location in classes.items()
     }
 
 
@@ -269,7 +276,7 @@ _METRICS = {
     "spice": "captions.metrics:SPICE",
 }
 METRICS: Registry[Any] = Registry(
-    "metric", {name: f"emollama.evaluation.{place}" for name, place in _METRICS.items()}, needs_config=False
+    "metric", {name: f"emollama.evaluation.{location}" for name, location in _METRICS.items()}, needs_config=False
 )
 _JUDGES = {"lexical": "lexical:LexicalJudge", "openai": "openai:OpenAIJudge"}
-JUDGES: Registry[Any] = Registry("judge", {name: f"emollama.evaluation.judges.{place}" for name, place in _JUDGES.items()})
+JUDGES: Registry[Any] = Registry("judge", {name: f"emollama.evaluation.judges.{location}" for name, location in _JUDGES.items()})

@@ -1,6 +1,8 @@
-"""Names of environment variables that several modules read."""
+"""Names of environment variables that several modules use."""
 
-DATA = "EMOLLAMA_DATA"  # names the folder that the shipped configurations call paths.root
-LAUNCHER = "EMOLLAMA_LAUNCHER"  # set by our launcher for its workers: the launcher's process id
-JOB_ID = "EMOLLAMA_JOB_ID"  # set by emollama train for itself and its workers: the name of the run's folder without run.job_id
-STEP = "EMOLLAMA_STEP"  # set by a command for those that it runs: after an interrupt, it prints the message itself
+DATA = "EMOLLAMA_DATA"  # the data folder, which shipped configurations use as paths.root
+LAUNCHER = "EMOLLAMA_LAUNCHER"  # process id of the launcher, which sets it for its workers
+# The name of the run's folder if run.job_id is null, which emollama train sets for itself and its workers.
+JOB_ID = "EMOLLAMA_JOB_ID"
+# Set by a command for the commands that it runs, so that only the outer command prints a message after an interrupt.
+STEP = "EMOLLAMA_STEP"

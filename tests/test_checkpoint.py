@@ -101,7 +101,9 @@ def test_the_eight_tensors_that_a_minigpt_v2_file_lacks_are_accepted_together_wi
     for name in checkpoint_names.ABSENT_TOGETHER:
         del stored[name]
     (note,) = checkpoint.load_trainable(model, stored, path="file.pth", allow_missing=[])
-    assert "a MiniGPT-v2 file" in note and "8: " in note and all(name in note for name in checkpoint_names.ABSENT_TOGETHER)
+    assert (
+        "is a MiniGPT-v2 checkpoint" in note and "8: " in note and all(name in note for name in checkpoint_names.ABSENT_TOGETHER)
+    )
     parameters = by_stored_name(model)
     assert all(bool((parameters[name] == 7).all()) for name in checkpoint_names.ABSENT_TOGETHER)
     assert parameters["llama_proj.weight"].detach().equal(stored["llama_proj.weight"])
@@ -114,7 +116,7 @@ def test_any_seven_of_them_absent_are_refused_by_name(laid_out, stored, kept):
         del stored[name]
     said = refusal(checked, laid_out, stored)
     assert said.startswith(
-        "checkpoint file.pth: missing tensors (ckpt_allow_missing takes globs of those that may be), 7: "
+        "checkpoint file.pth: missing tensors (to allow this, set ckpt_allow_missing to glob patterns), 7: "
     ) and all(name in said for name in absent)
     assert kept not in said
 
@@ -122,7 +124,7 @@ def test_any_seven_of_them_absent_are_refused_by_name(laid_out, stored, kept):
 def test_the_eight_and_one_more_absent_are_refused_by_name(laid_out, stored):
     for name in (*checkpoint_names.ABSENT_TOGETHER, "llama_proj.bias"):
         del stored[name]
-    assert "missing tensors (ckpt_allow_missing takes globs of those that may be), 9: " in refusal(checked, laid_out, stored)
+    assert "missing tensors (to allow this, set ckpt_allow_missing to glob patterns), 9: " in refusal(checked, laid_out, stored)
 
 
 def test_a_minigpt_v2_file_that_lacks_allowed_tensors_too_is_accepted(laid_out, stored):
@@ -130,7 +132,7 @@ def test_a_minigpt_v2_file_that_lacks_allowed_tensors_too_is_accepted(laid_out, 
         del stored[name]
     notes = checked(laid_out, stored, "llama_proj.bias")
     assert any("llama_proj.bias" in note and "ckpt_allow_missing" in note for note in notes)
-    assert any("a MiniGPT-v2 file" in note for note in notes)
+    assert any("is a MiniGPT-v2 checkpoint" in note for note in notes)
 
 
 def test_missing_tensors_are_named_with_their_count_and_the_remedy(laid_out, stored):
@@ -139,7 +141,7 @@ def test_missing_tensors_are_named_with_their_count_and_the_remedy(laid_out, sto
         del stored[name]
     said = refusal(checked, laid_out, stored)
     assert (
-        "missing tensors (ckpt_allow_missing takes globs of those that may be), 4: " in said
+        "missing tensors (to allow this, set ckpt_allow_missing to glob patterns), 4: " in said
         and all(name in said for name in gone)
         and "ckpt_allow_missing" in said
     )
@@ -157,7 +159,7 @@ def test_misshapen_tensors_are_named_with_both_shapes(laid_out, stored):
     stored["llama_proj.bias"] = torch.zeros(1, 64)
     said = refusal(checked, laid_out, stored)
     assert "tensors of another shape (are lora_r, slot_dims and llama_model the same?), 2: " in said
-    assert "llama_proj.weight (64, 700) where (64, 704) is expected" in said and "llama_proj.bias (1, 64)" in said
+    assert "llama_proj.weight has shape (64, 700), expected (64, 704)" in said and "llama_proj.bias has shape (1, 64)" in said
 
 
 def test_everything_that_is_wrong_is_told_at_once(laid_out, stored):
@@ -168,11 +170,11 @@ def test_everything_that_is_wrong_is_told_at_once(laid_out, stored):
     assert all(part in said for part in ("missing tensors", "unexpected tensors", "tensors of another shape"))
 
 
-def test_the_unused_tensors_of_published_files_are_set_aside_with_a_note(laid_out, stored):
+def test_the_unused_tensors_of_published_files_are_ignored_with_a_note(laid_out, stored):
     stored["attention.0.weight"] = torch.zeros(1)
     stored["attention.norm.bias"] = torch.zeros(1)
     (note,) = checked(laid_out, stored)
-    assert "set aside" in note and "2: attention.0.weight, attention.norm.bias" in note
+    assert "ignored unused tensors, 2: attention.0.weight, attention.norm.bias" in note
 
 
 def test_allowed_globs_let_tensors_be_absent_and_the_note_names_them(laid_out, stored):
@@ -235,7 +237,7 @@ def test_a_file_without_a_digest_is_read():
 def test_a_file_without_model_tensors_is_refused(tmp_path, content):
     path = tmp_path / "other.pth"
     torch.save(content, path)
-    assert "no entry 'model'" in refusal(checkpoint.read, str(path), "model.ckpt")
+    assert "expected a dictionary with an entry 'model'" in refusal(checkpoint.read, str(path), "model.ckpt")
 
 
 class Payload:
@@ -450,4 +452,4 @@ def test_a_minigpt_v2_file_may_have_gaps_that_are_allowed_beside_its_own(laid_ou
     together = sorted(laid_out.absent_together)
     kept = {name: tensor for name, tensor in stored.items() if name not in together and name != "llama_proj.bias"}
     notes = checked(laid_out, kept, "llama_proj.bias", "cls_tk_llama_proj.*")
-    assert "a MiniGPT-v2 file" in notes[0] and "1: llama_proj.bias" in notes[1]
+    assert "is a MiniGPT-v2 checkpoint" in notes[0] and "1: llama_proj.bias" in notes[1]

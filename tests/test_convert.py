@@ -135,14 +135,14 @@ def test_every_tensor_of_a_released_file_is_loaded_or_set_aside(tmp_path):
     aside = {name for name in tensors if name.startswith("attention.") or name.endswith("inv_freq")}
     first = [name for name in tensors if name in aside][:10]
     assert len(aside) == 36 + 2
-    assert f"set aside tensors that nothing uses: 38: {', '.join(first)}, ... and 28 more (all of them: " in note
+    assert f"ignored unused tensors, 38: {', '.join(first)}, ... and 28 more (all of them: " in note
     assert set(Path(note.rpartition("all of them: ")[2].rstrip(").")).read_text().split()) == aside
     parameters = by_stored_name(model)
     assert {name for name, value in parameters.items() if value.equal(tensors[name])} == set(tensors) - aside
     assert parameters.keys() | aside == tensors.keys()
 
 
-def test_every_tensor_of_a_minigpt_v2_file_is_loaded_initialised_or_set_aside(tmp_path):
+def test_every_tensor_of_a_minigpt_v2_file_is_loaded_initialized_or_ignored(tmp_path):
     tensors = {
         name: tensor
         for name, tensor in released().items()
@@ -151,7 +151,7 @@ def test_every_tensor_of_a_minigpt_v2_file_is_loaded_initialised_or_set_aside(tm
     model = model_of(tmp_path)
     before = {name: value.clone() for name, value in by_stored_name(model).items()}
     notes = load(model, tensors)
-    assert len(notes) == 2 and "2: " in notes[0] and "inv_freq" in notes[0] and "initialised: 8: " in notes[1]
+    assert len(notes) == 2 and "2: " in notes[0] and "inv_freq" in notes[0] and "initialized tensors, 8: " in notes[1]
     parameters = by_stored_name(model)
     loaded_names = {name for name in parameters if name in tensors and parameters[name].equal(tensors[name])}
     kept = {name for name in parameters if parameters[name].equal(before[name])}
@@ -173,7 +173,7 @@ def test_two_tensors_for_one_name_are_refused(tmp_path):
     twice = f"{LAYER}.q_proj.lora_A.default.weight"
     tensors[twice] = tensors[f"{LAYER}.q_proj.lora_A.weight"]
     said = refusal(load, model_of(tmp_path, META), tensors)
-    assert "a second tensor for one name, 1: " in said and twice in said
+    assert "contains two tensors for the same parameter" in said and "names: 1: " in said and twice in said
     torch.save({"model": tensors}, tmp_path / "twice.pth")
     assert twice in refusal(read, str(tmp_path / "twice.pth"), "inspect")
 

@@ -357,17 +357,17 @@ def test_a_missing_checkpoint_names_the_stage_that_produces_it(tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("file", "words"),
     [
-        ("adapter_config.json", "It holds PEFT adapters: 'emollama checkpoint convert "),
-        ("config.json", "It holds a language model of Hugging Face, which model.llama_model names."),
-        ("checkpoint_best.pth", "It is the folder of a run: name one of its checkpoints, such as "),
+        ("adapter_config.json", "It contains PEFT adapters. Convert them with 'emollama checkpoint convert "),
+        ("config.json", "It contains a Hugging Face language model, which belongs in model.llama_model."),
+        ("checkpoint_best.pth", "It is the folder of a run. Set one of its checkpoints, such as "),
         ("checkpoint_4.pth", "checkpoint_4.pth'."),
-        ("other.txt", "Name the file."),
+        ("other.txt", "Set the path of a file."),
     ],
 )
 def test_a_folder_given_as_a_checkpoint_is_identified(tmp_path, file, words):
     (tmp_path / file).write_text("{}")
     text = refusal(checkpoint.read, str(tmp_path), "model.ckpt")
-    assert text.startswith(f"model.ckpt: '{tmp_path}' is a folder, and a checkpoint is a file. ") and words in text
+    assert text.startswith(f"model.ckpt: '{tmp_path}' is a folder, but a checkpoint is a file. ") and words in text
 
 
 class Projection(nn.Module):

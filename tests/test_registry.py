@@ -82,7 +82,7 @@ def test_a_duplicate_name_is_refused_and_the_first_stays():
 @pytest.mark.parametrize("inner", [{}, {"Config": type("Config", (), {})}, {"Config": None}])
 def test_a_class_without_a_config_dataclass_is_refused_at_registration(inner):
     things = registry()
-    with pytest.raises(ValueError, match="has no @dataclass named Config"):
+    with pytest.raises(ValueError, match="must contain a @dataclass named Config"):
         things.register("bare")(type("Bare", (), inner))
     assert things.names() == []
 

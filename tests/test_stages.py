@@ -98,17 +98,17 @@ GOOD = {"init_lr": 1e-5, "epochs": 2}
 @pytest.mark.parametrize(
     ("stages", "said"),
     [
-        ([GOOD, GOOD | {"epoch": 3}], "stages[1]: unknown key 'epoch'. Did you mean 'epochs'? Known: init_lr, epochs"),
+        ([GOOD, GOOD | {"epoch": 3}], "stages[1]: unknown key 'epoch'. Did you mean 'epochs'? Keys of a stage: init_lr, epochs"),
         ([GOOD | {"max_epoch": 3}], "stages[0]: unknown key 'max_epoch'."),
-        ([{"epochs": 2}], "stages[0] lacks init_lr: a stage is {init_lr: 1e-5, epochs: 15}"),
-        ([GOOD, {"init_lr": 1e-5}], "stages[1] lacks epochs"),
-        ([{}], "stages[0] lacks init_lr"),
-        ([GOOD | {"epochs": 0}], "stages[0].epochs is 0; it must be a whole number, at least 1"),
+        ([{"epochs": 2}], "stages[0]: init_lr is missing. A stage is, for example, {init_lr: 1e-5, epochs: 15}"),
+        ([GOOD, {"init_lr": 1e-5}], "stages[1]: epochs is missing"),
+        ([{}], "stages[0]: init_lr is missing"),
+        ([GOOD | {"epochs": 0}], "stages[0].epochs is 0; it must be a whole number of at least 1"),
         ([GOOD | {"epochs": 1.5}], "stages[0].epochs is 1.5; it must be a whole number"),
         ([GOOD | {"epochs": True}], "stages[0].epochs is True"),
-        ([GOOD | {"warmup_steps": 0.5}], "stages[0].warmup_steps is 0.5; it must be a whole number, at least 0"),
+        ([GOOD | {"warmup_steps": 0.5}], "stages[0].warmup_steps is 0.5; it must be a whole number of at least 0"),
         ([GOOD | {"warmup_steps": -1}], "stages[0].warmup_steps is -1"),
-        ([GOOD, GOOD | {"init_lr": -1e-5}], "stages[1].init_lr is -1e-05; it must be a number, at least 0 and finite"),
+        ([GOOD, GOOD | {"init_lr": -1e-5}], "stages[1].init_lr is -1e-05; it must be a finite number of at least 0"),
         ([GOOD | {"init_lr": "fast"}], "stages[0].init_lr is 'fast'"),
         ([GOOD | {"min_lr": float("inf")}], "stages[0].min_lr is inf"),
         ([GOOD | {"min_lr": float("nan")}], "stages[0].min_lr is nan"),
@@ -124,7 +124,7 @@ def test_a_wrong_stage_names_itself_and_the_key(stages, said):
 def test_a_max_epoch_beside_the_stages_must_be_their_sum(tmp_path):
     tree = golden_tree(tmp_path)
     tree["run"] |= {"stages": TWO, "max_epoch": 12}
-    with pytest.raises(UserError, match=r"^run: max_epoch is 12, but the stages have 30 epochs\. Leave max_epoch out\.$"):
+    with pytest.raises(UserError, match=r"^run: max_epoch is 12, but the stages have 30 epochs\. Remove max_epoch\.$"):
         loaded(tmp_path, tree)
 
 
@@ -135,5 +135,5 @@ def test_stages_are_written_in_yaml_and_on_the_command_line(tmp_path):
     assert config.run.max_epoch == 5
     with pytest.raises(UserError, match=r"--options: 'run\.stages"):
         loaded(tmp_path, tree, "run.stages=[1e-5, 5e-6]")
-    with pytest.raises(UserError, match=r"^run: stages\[0\] lacks epochs"):
+    with pytest.raises(UserError, match=r"^run: stages\[0\]: epochs is missing"):
         loaded(tmp_path, tree, "run.stages=[{init_lr: 1e-5}]")

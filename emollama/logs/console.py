@@ -95,9 +95,9 @@ def show_cursor() -> None:
             sys.stderr.flush()
 
 
-def dry_run_summary(facts: Iterable[Sequence[str]]) -> str:
-    """Return what ``--dry-run`` prints when it finds no problem: a name and a value per line, and a closing line."""
-    return "\n".join([*aligned([list(fact) for fact in facts], left=(0, 1)), "no problem was found; nothing was written"]) + "\n"
+def dry_run_summary(rows: Iterable[Sequence[str]]) -> str:
+    """Return the output of a ``--dry-run`` without problems: a line for each pair of name and value, and a closing line."""
+    return "\n".join([*aligned([list(row) for row in rows], left=(0, 1)), "no problem was found; nothing was written"]) + "\n"
 
 
 def aligned(rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> list[str]:

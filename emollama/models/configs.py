@@ -126,7 +126,7 @@ class MiniGPTv2Config(LLMConfig):
         FUSIONS.require(self.fusion, "fusion")
         if self.image_size % (2 * PATCH):
             raise ValueError(
-                f"image_size is {self.image_size}, but must be a multiple of {2 * PATCH}, so that patches can be joined in groups"
+                f"image_size is {self.image_size}; it must be a multiple of {2 * PATCH}, so that patches can be joined in groups"
                 " of four"
             )
         if "image" not in self.slot_dims or min(self.slot_dims.values()) < 1:
