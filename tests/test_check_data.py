@@ -192,12 +192,12 @@ def test_a_block_that_cannot_be_read_leaves_the_others_to_be_checked(checked, tr
     assert found(report, "missing features") == [NAMES[2]]
 
 
-def test_what_stops_a_run_beside_its_clips_is_told(checked, tree):
+def test_problems_outside_the_annotation_files_are_reported(checked, tree):
     tree["datasets"]["other"] = tree["datasets"]["golden"] | {"batch_size": 3}
     tree["datasets"]["golden"]["curriculum"] = {"by": "valence", "epochs": 2}
     report = checked()
     assert {finding.kind for finding in report.of_level("problem")} == {"list", "batch_size"}
-    assert "one batch_size" in texts(report) and "curriculum.by" in texts(report)
+    assert "must have the same batch_size" in texts(report) and "curriculum.by" in texts(report)
 
 
 class Bare:
@@ -422,7 +422,7 @@ class SlowFolder(NpyFolder):
         return (100, 1)
 
 
-def test_several_arrays_are_waited_for_at_once_where_the_disk_is_slow_and_their_order_is_kept(tmp_path):
+def test_a_slow_disk_is_read_by_several_threads_and_the_order_is_preserved(tmp_path):
     names = [str(number) for number in range(600)]
     source = Features(SlowFolder(tmp_path, frozenset(names)), str(tmp_path), ("face",), SlotShape(1, 8), "key")
     assert list(source.check(names).good) == names
@@ -653,11 +653,11 @@ def test_checkpoints_that_do_not_fit_the_disk_are_a_problem_and_keeping_fewer_me
     assert checked("run.max_epoch=1", "run.keep_last=2").training.checkpoints == 1
 
 
-def test_without_the_models_configuration_the_size_of_a_checkpoint_is_unknown_and_said_to_be(checked, tree, tmp_path):
+def test_without_the_models_configuration_the_size_of_a_checkpoint_is_reported_as_unknown(checked, tree, tmp_path):
     tree["model"]["llama_model"] = str(tmp_path / "not downloaded yet")
     report = checked()
     assert report.training.checkpoint_bytes is None and report.training.free_bytes > 0
-    assert "checkpoints  of unknown size" in text_of(report)
+    assert "checkpoints  unknown size, because" in text_of(report)
 
 
 def test_a_configuration_that_trains_nothing_has_no_figures_of_training(checked, tree):

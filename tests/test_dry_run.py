@@ -175,7 +175,7 @@ class Choosy(RunnerBase):
 
 
 @pytest.mark.parametrize("more", [(), ("--dry-run",)])
-def test_the_checks_of_a_runner_of_ones_own_are_made(more, tmp_path, capfd, monkeypatch):
+def test_the_checks_of_a_custom_runner_are_run(more, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(RUNNERS, "_entries", {"choosy": Choosy})
     line = ("--cfg-path", str(golden_config(tmp_path)), "--options", "run.runner=choosy")
     status, _, err = outcome(capfd, "train", *line, *more)

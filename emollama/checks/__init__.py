@@ -1,1 +1,1 @@
-"""Checks of the data and of a configuration before GPU time is spent."""
+"""Checks of data and configurations, before a run spends GPU time."""

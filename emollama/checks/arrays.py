@@ -1,4 +1,4 @@
-"""The features of a block: what its arrays are, how long they take to read, and which clips stand in two blocks."""
+"""Checks of features: arrays of a block, the time to read them, and clips that occur in two blocks."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from emollama.checks.findings import ArrayCounts, Finding, LabelExtractionSummary
+from emollama.checks.findings import ArrayCounts, Finding, ReadingTime
 from emollama.data.features import CONSTANT, FeatureCheck, Features
 from emollama.data.problems import Problem
 from emollama.data.slots import FRAME
 from emollama.errors import UserError
 from emollama.logs.console import Progress
 
-MEASURED_CLIPS, MEASURED_SECONDS = 64, 5.0  # the reading is measured on so many clips, for so long at most
+MEASURED_CLIPS, MEASURED_SECONDS = 64, 5.0  # limits of the measurement of reading time
 
 
 @dataclass
-class Fingerprints:
-    """What tells the clips of a block from those of others.
+class ClipDigests:
+    """Names and feature digests of the clips of a block, to find the same clips in other blocks.
 
     Attributes:
-        names: in order.
-        training: whether they are trained on.
-        digests: slot -> clip -> digest of its array; without arrays whose values were not read or are all one number.
+        names: clip names, in order.
+        training: whether the block is used for training.
+        digests: slot -> clip name -> digest of its array. Arrays with unread or constant values are left out.
     """
 
     names: list[str]
@@ -33,24 +33,25 @@ class Fingerprints:
     digests: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
-def measure_reading(sources: Sequence[Features], names: Sequence[str]) -> LabelExtractionSummary | None:
-    """Read all arrays of some clips, spread over the list; arrays that cannot be used take their time all the same."""
+def measure_reading(sources: Sequence[Features], names: Sequence[str]) -> ReadingTime | None:
+    """Read all arrays of evenly spaced clips, including arrays that cannot be used; return None without arrays or clips."""
     if not sources or not names:
         return None
     chosen = names[:: -(-len(names) // MEASURED_CLIPS)]
-    begun, read = time.perf_counter(), 0
+    start, read = time.perf_counter(), 0
     for name in chosen:
         for source in sources:
             if name in source:
                 _read(source, name)
         read += 1
-        if time.perf_counter() - begun > MEASURED_SECONDS:
+        if time.perf_counter() - start > MEASURED_SECONDS:
             break
-    seconds = (time.perf_counter() - begun) / read
-    return LabelExtractionSummary(read, seconds, seconds * len(names))
+    seconds = (time.perf_counter() - start) / read
+    return ReadingTime(read, seconds, seconds * len(names))
 
 
 def _read(source: Features, name: str) -> None:
+    """Read an array; ignore errors, which the check of the arrays reports."""
     try:
         source.read(name)
     except UserError:
@@ -58,26 +59,30 @@ def _read(source: Features, name: str) -> None:
 
 
 @dataclass(frozen=True)
-class Surveyed(Features):
-    """Features of a block whose clips have been looked at; they are not looked at again."""
+class CheckedFeatures(Features):
+    """Features whose arrays have been checked, so that the dataset's own checks do not read them again.
 
-    survey_made: FeatureCheck = field(kw_only=True)
+    Attributes:
+        feature_check: the result of the check.
+    """
+
+    feature_check: FeatureCheck = field(kw_only=True)
 
     @classmethod
-    def of(cls, source: Features, names: Sequence[str], *, all_values: bool, block: str) -> Surveyed:
-        """Look at the arrays of a block's clips, with a progress bar."""
+    def of(cls, source: Features, names: Sequence[str], *, all_values: bool, block: str) -> CheckedFeatures:
+        """Check the arrays of a block's clips, with a progress bar."""
         with Progress(len(names), f"{block}: {' + '.join(source.slots)}") as bar:
-            made = source.check(names, all_values=all_values, advance=bar.update)
-        return cls(**vars(source), survey_made=made)
+            feature_check = source.check(names, all_values=all_values, advance=bar.update)
+        return cls(**vars(source), feature_check=feature_check)
 
     def problems(self, names: Iterable[str], *, all_values: bool = False) -> list[Problem]:
-        """What was found wrong."""
-        return self.survey_made.problems
+        """Return the problems that the check found."""
+        return self.feature_check.problems
 
 
-def table_of(source: Surveyed, names: Sequence[str]) -> ArrayCounts:
-    """The figures of one place's arrays."""
-    good, problems = source.survey_made
+def count_arrays(source: CheckedFeatures, names: Sequence[str]) -> ArrayCounts:
+    """Count the arrays of one feature folder or store by state, dtype and shape."""
+    good, problems = source.feature_check
     present = len(good) + len(problems)
     return ArrayCounts(
         key=source.key,
@@ -86,74 +91,81 @@ def table_of(source: Surveyed, names: Sequence[str]) -> ArrayCounts:
         present=present,
         missing=len(names) - present,
         unusable=len(problems),
-        values_read=sum(look.digest != "" for look in good.values()),
-        bytes=sum(int(look.size) for look in good.values()),
-        kinds=dict(Counter(f"{look.dtype} {look.shape}" for look in good.values()).most_common()),
+        values_read=sum(file.digest != "" for file in good.values()),
+        bytes=sum(int(file.size) for file in good.values()),
+        kinds=dict(Counter(f"{file.dtype} {file.shape}" for file in good.values()).most_common()),
     )
 
 
-def notes_of(source: Surveyed, block: str) -> Iterator[Finding]:
-    """Arrays that are all one number, and arrays that several clips share."""
-    good, slots = source.survey_made.good, " + ".join(source.slots)
-    alike = tuple(name for name, look in good.items() if look.digest == CONSTANT)
-    if alike:
-        text = f"{source.path} (slot {slots}): arrays whose values are all the same number, such as zeros for what is missing"
-        yield Finding("note", "constant features", text, block, alike)
-    digests = digests_of(source)
+def array_notes(source: CheckedFeatures, block: str) -> Iterator[Finding]:
+    """Yield notes about arrays with constant values and arrays that several clips share."""
+    good, slots = source.feature_check.good, " + ".join(source.slots)
+    constant = tuple(name for name, file in good.items() if file.digest == CONSTANT)
+    if constant:
+        text = f"{source.path} (slot {slots}): all values of these arrays are the same number, for example zeros for missing data"
+        yield Finding("note", "constant features", text, block, constant)
+    digests = distinguishing_digests(source)
     counts = Counter(digests.values())
     owners = defaultdict(list)
     for name, digest in digests.items():
         if counts[digest] > 1:
             owners[digest].append(name)
     if owners:
-        text = f"{source.path} (slot {slots}): clips with the very same array as another clip of the list"
+        text = f"{source.path} (slot {slots}): these clips have the same array as another clip of the annotation file"
         details = tuple(" = ".join(names) for names in owners.values())
         yield Finding("note", "same features", text, block, tuple(name for names in owners.values() for name in names), details)
 
 
-def digests_of(source: Surveyed) -> dict[str, str]:
-    """Clip -> digest, where there is one that tells arrays apart: one frame of a video does not, many begin with the same."""
+def distinguishing_digests(source: CheckedFeatures) -> dict[str, str]:
+    """Return clip name -> digest for arrays that identify their clip."""
+    # Many videos start with the same frame, so a frame does not identify its clip.
     if source.slots == (FRAME,):
         return {}
-    return {name: look.digest for name, look in source.survey_made.good.items() if look.digest not in ("", CONSTANT)}
+    return {name: file.digest for name, file in source.feature_check.good.items() if file.digest not in ("", CONSTANT)}
 
 
-def overlaps(prints: Mapping[str, Fingerprints]) -> Iterator[Finding]:
-    """Clips that stand in a block of training and in one of evaluation: under one name, or with one array under two names.
+def overlaps(blocks: Mapping[str, ClipDigests]) -> Iterator[Finding]:
+    """Yield findings about clips that occur in a training block and in an evaluation block.
 
-    A common name is no overlap where both blocks' arrays could be compared and none is the same: a note tells of these.
+    Clips are the same if they have the same name, or the same array under different names. Clips with the same name whose
+    arrays all differ are reported as a note.
     """
-    for first, second in combinations(prints, 2):
-        if prints[first].training == prints[second].training:
+    for first, second in combinations(blocks, 2):
+        if blocks[first].training == blocks[second].training:
             continue
-        one, other = prints[first], prints[second]
-        known = set(other.names)
-        common = [name for name in one.names if name in known]
-        strangers = [name for name in common if _differ(one, other, name)]
-        same = tuple(name for name in common if name not in set(strangers))
+        one, other = blocks[first], blocks[second]
+        other_names = set(other.names)
+        common = [name for name in one.names if name in other_names]
+        different = [name for name in common if _differ(one, other, name)]
+        same = tuple(name for name in common if name not in set(different))
         where = f"{first} and {second}"
         if same:
-            remedy = "Take them out of one of the two (exclude: [names], or its list)"
-            text = f"clips by the same name stand in {where}: what is trained on cannot test. {remedy}"
+            remedy = "Remove them from one of the blocks (exclude: [names], or its annotation file)"
+            text = f"{where} contain clips with the same name, so the evaluation would use training data. {remedy}"
             yield Finding("problem", "train/test overlap", text, clips=same)
-        if strangers:
-            text = f"clips of {where} have the same name, but all their features differ: different clips, it seems"
-            yield Finding("note", "same names", text, clips=tuple(strangers))
+        if different:
+            text = (
+                f"{where} contain clips with the same name, but all their features differ, so they are probably different clips"
+            )
+            yield Finding("note", "same names", text, clips=tuple(different))
         renamed = dict(_renamed(one, other))
         if renamed:
-            text = f"clips of {first} have the very same array as a clip by another name in {second}. Take them out of one"
+            text = (
+                f"these clips of {first} have the same array as a clip with another name in {second}. Remove them from one block"
+            )
             details = tuple(f"{name} = {twin}" for name, twin in renamed.items())
             yield Finding("problem", "train/test overlap", text, clips=tuple(renamed), details=details)
 
 
-def _differ(one: Fingerprints, other: Fingerprints, name: str) -> bool:
-    """Whether some arrays under this name could be compared, and all of them differ."""
+def _differ(one: ClipDigests, other: ClipDigests, name: str) -> bool:
+    """Whether the clips with this name have arrays in a common slot, and all of these arrays differ."""
     pairs = [(one.digests[slot].get(name), other.digests[slot].get(name)) for slot in one.digests if slot in other.digests]
     compared = [first != second for first, second in pairs if first and second]
     return bool(compared) and all(compared)
 
 
-def _renamed(one: Fingerprints, other: Fingerprints) -> Iterator[tuple[str, str]]:
+def _renamed(one: ClipDigests, other: ClipDigests) -> Iterator[tuple[str, str]]:
+    """Yield (name, other name) for clips that have the same array under different names."""
     for slot, digests in one.digests.items():
         names_by_digest = {digest: name for name, digest in other.digests.get(slot, {}).items()}
         for name, digest in digests.items():

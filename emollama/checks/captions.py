@@ -1,6 +1,6 @@
-"""Two readings of a caption: is it a refusal of the language model that wrote it, and does it name another label?
+"""Two checks of a caption: is it a refusal of the language model that generated it, and does it name a wrong label?
 
-Both look only at the caption's own words: what stands in quotation marks, or after "she says:", is somebody's speech.
+Both checks ignore speech, which is text in quotation marks or after a phrase such as "she says:".
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SPEECH = re.compile(
     re.DOTALL,
 )
 
-# A refusal speaks as "I" where a description speaks of a person: at the start of the caption or of a sentence.
+# A refusal says "I", at the start of the caption or of a sentence, where a description has a person as its subject.
 _START = r"(?:^|[.!?]\s+|\bbut,? |\bhowever,? )"
 _UNABLE = (
     r"(?:i|we)(?: can ?not| can't|(?:'m| am|'re| are) (?:unable|not able) to| could ?n[o']t| do(?: not|n't) have the ability to)"
@@ -29,7 +29,7 @@ _WORK = (
 _MATTER = (
     r"(?:image|video|audio|clip|picture|photo|frame|footage|file|request|content|description|caption|transcript|clue|context)s?"
 )
-_REFUSALS = (  # what a language model says in place of a description
+_REFUSALS = (  # typical replies of language models that do not describe the clip
     rf"^(?:i(?:'m| am) (?:\w+ )?sorry|(?:my |i )?apolog(?:y|ies|i[sz]e)|sorry|unfortunately)\b[^.!?]*?\b{_UNABLE} {_WORK}",
     r"^(?:i(?:'m| am) (?:\w+ )?sorry|(?:my |i )?apolog(?:y|ies|i[sz]e))\b[^.!?]*\b(?:not|no|n't) (?:enough|sufficient|any) "
     r"(?:information|context|detail|clue)",
@@ -45,9 +45,8 @@ _REFUSALS = (  # what a language model says in place of a description
     r"(?:^|[。！？，,\s])作为(?:一个|一名|一款)?(?:ai|人工智能|大型?)*(?:语言模型|人工智能|助手)",  # "as a language model"
 )
 _REFUSAL = re.compile("|".join(_REFUSALS))
-_FIRST_PERSON = re.compile(
-    r"\b(?:i|we|apolog\w+|please|no|model|ai|artificial)\b|[抱对作]"
-)  # in every refusal; quick to look for
+# Every refusal contains one of these words. Searching for them first is much faster than matching all patterns.
+_FIRST_PERSON = re.compile(r"\b(?:i|we|apolog\w+|please|no|model|ai|artificial)\b|[抱对作]")
 
 FORMS = {  # label -> words that name it
     "happy": "happy happily happiness happier",
@@ -61,7 +60,7 @@ FORMS = {  # label -> words that name it
     "doubt": "doubt doubts doubted doubting doubtful doubtfully",
     "disgust": "disgust disgusted disgusting",
 }
-NEAR = {  # label -> words that speak for it without naming it
+NEAR = {  # label -> related words, which support the label without naming it
     "happy": "joy joyful joyfully cheerful cheerfully pleased glad delight delighted",
     "sad": "sorrow sorrowful grief unhappy unhappiness tearful melancholy depressed upset",
     "neutral": "calm calmly composed indifferent indifference unemotional expressionless",
@@ -80,9 +79,9 @@ _NEGATION = (
 
 
 def is_refusal(caption: str) -> bool:
-    """Whether a caption is what a language model says when it does not describe: "I'm sorry, but I cannot ...".
+    """Whether a caption is a refusal, such as "I'm sorry, but I cannot ...".
 
-    An apology that a description reports ("she says: I am sorry") is none.
+    An apology that a description quotes ("she says: I am sorry") is not a refusal.
     """
     text = _plain(caption)
     if text.count('"') == 2 and text[0] == text[-1] == '"':
@@ -91,10 +90,11 @@ def is_refusal(caption: str) -> bool:
 
 
 class LabelWords:
-    """Finds captions that name one label alone, and not the clip's.
+    """Finds captions that name exactly one label, which is not the label of the clip.
 
-    A label is named by itself or a close form (:data:`FORMS`), unless a negation stands up to three words before it. A caption
-    that names the clip's own label, or speaks for it (:data:`NEAR`), or names several others, is left in peace.
+    A caption names a label if it contains the label or one of its forms (:data:`FORMS`) without a negation in the three words
+    before it. Captions that name the clip's own label, contain a related word (:data:`NEAR`), or name several other labels are
+    not reported.
     """
 
     def __init__(self, labels: Sequence[str]) -> None:
@@ -105,7 +105,7 @@ class LabelWords:
         self._any = re.compile(rf"({_NEGATION})\b({'|'.join(map(re.escape, self._label_of))})\b")
 
     def other(self, caption: str, own: str) -> str | None:
-        """The one other label that a caption names, or None; None too where ``own`` is not among the labels."""
+        """Return the single other label that a caption names, or None. The result is None if ``own`` is an unknown label."""
         text = _without_speech(_plain(caption))
         if own not in self._own or self._own[own].search(text):
             return None
@@ -114,21 +114,23 @@ class LabelWords:
 
 
 def _forms(label: str) -> list[str]:
+    """Return the words that name a label: those of :data:`FORMS`, or else the label and its regular adverb and noun."""
     plain = label.lower()
     stem = plain[:-1] + "i" if plain.endswith("y") else plain
     return FORMS[plain].split() if plain in FORMS else [plain, f"{stem}ly", f"{stem}ness"]
 
 
 def _words(words: Iterable[str]) -> re.Pattern[str]:
+    """Return a pattern that matches any of the words as a whole word."""
     return re.compile(rf"\b(?:{'|'.join(map(re.escape, words))})\b")
 
 
 def _plain(caption: str) -> str:
-    """Lower case, straight quotation marks, single spaces."""
+    """Return a caption in lower case, with straight quotation marks and single spaces."""
     text = caption.lower().translate(_STRAIGHT)
     return " ".join(text.split())
 
 
 def _without_speech(text: str) -> str:
-    """The text without speech."""
+    """Return a text without its speech."""
     return _SPEECH.sub("", _QUOTED.sub("", text))

@@ -1,4 +1,4 @@
-"""Look at everything that a run would read: each block on its own, then what they share."""
+"""The data check: each dataset block on its own, then all blocks together."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from emollama.checks import arrays, captioned, forecast, texts
-from emollama.checks.arrays import Fingerprints, Surveyed
+from emollama.checks.arrays import CheckedFeatures, ClipDigests
 from emollama.checks.findings import BlockSummary, CheckReport, Finding, LengthSummary
-from emollama.checks.tokens import Ruler
+from emollama.checks.tokens import TokenCounter
 from emollama.config import RunConfig
 from emollama.data.instructions import user_text
 from emollama.data.prompts.prompt_style import PromptLayout
@@ -24,66 +24,67 @@ from emollama.runners.build import batch_size, missing_files
 
 
 def check(config: RunConfig) -> CheckReport:
-    """Look at every block under ``datasets`` and ``evaluation_datasets``.
+    """Check all blocks under ``datasets`` and ``evaluation_datasets``, and return a report with all findings.
 
-    What is wrong with one block is told, and the others are still looked at. Nothing of the user's is changed.
+    An error in one block becomes a finding, and the other blocks are still checked. No file of the user is changed.
 
     Raises:
-        UserError: there is no block.
+        UserError: the configuration has no block.
     """
     if not config.datasets and not config.evaluation_datasets:
-        raise UserError("no block under 'datasets' or 'evaluation_datasets': there is nothing to check")
-    examination = _Examination(config)
-    examination.model()
-    gc.freeze()  # the libraries that were imported are not searched for garbage over and over
+        raise UserError("no block under 'datasets' or 'evaluation_datasets', so there is nothing to check. Add a block.")
+    data_check = _DataCheck(config)
+    data_check.check_model()
+    # Without this, each garbage collection would scan all objects of the imported libraries.
+    gc.freeze()
     try:
         for label, cfg in config.datasets.items():
-            examination.block(f"datasets.{label}", cfg)
+            data_check.check_block(f"datasets.{label}", cfg)
         for label, block in config.evaluation_datasets.items():
-            examination.block(f"evaluation_datasets.{label}", block.dataset, block.task)
-        examination.what_blocks_share()
-        examination.what_training_takes()
+            data_check.check_block(f"evaluation_datasets.{label}", block.dataset, block.task)
+        data_check.check_across_blocks()
+        data_check.forecast_training()
     finally:
         gc.unfreeze()
-    return examination.report
+    return data_check.report
 
 
-class _Examination:
-    """The report as it grows, and what is kept of each block to compare it with the others."""
+class _DataCheck:
+    """The steps of a data check, and the data of each block that later steps compare with other blocks."""
 
     def __init__(self, config: RunConfig) -> None:
         self.report = CheckReport(findings=[Finding("note", "configuration", text) for text in config.warnings])
         self._config = config
         self._shapes = config.classes["model"].slot_shapes(config.model)
-        self._ruler = Ruler(config)
+        self._token_counter = TokenCounter(config)
         self._datasets: dict[str, Any] = {}
         self._trained: dict[str, Any] = {}
-        self._prints: dict[str, Fingerprints] = {}
-        self._stores: dict[str, Any] = {}  # place -> the arrays there
-        self._listed: dict[str, set[str]] = defaultdict(set)  # place -> clips of the lists that use it
+        self._digests: dict[str, ClipDigests] = {}
+        self._stores: dict[str, Any] = {}  # path of features -> array store
+        self._listed: dict[str, set[str]] = defaultdict(set)  # path of features -> clips of all annotation files that use it
 
-    def model(self) -> None:
-        """Whether what the model's block names exists."""
-        self._tell(*(Finding("problem", "model", text) for text in missing_files(self._config.model)))
+    def check_model(self) -> None:
+        """Check that the files in the ``model`` block exist."""
+        self._add(*(Finding("problem", "model", text) for text in missing_files(self._config.model)))
 
-    def block(self, label: str, cfg: Any, options: Any = None) -> None:
-        """Look at one block; ``options`` are an evaluation block's, how its answers are asked for."""
-        training, made = options is None, self._config.classes[label]
-        dataset = self._unless_refused(
-            "unreadable", label, lambda: made(cfg, slot_shapes=self._shapes, label=label, training=training)
+    def check_block(self, label: str, cfg: Any, options: Any = None) -> None:
+        """Check one block. ``options`` is the task Config of an evaluation block, None for a training block."""
+        training, dataset_class = options is None, self._config.classes[label]
+        dataset = self._attempt(
+            "unreadable", label, lambda: dataset_class(cfg, slot_shapes=self._shapes, label=label, training=training)
         )
         if dataset is None:
             return
         self._datasets[label] = dataset
         if training:
             self._trained[label] = dataset
-        self._unless_refused("unreadable", label, lambda: self._examine(label, dataset, options))
+        self._attempt("unreadable", label, lambda: self._check_dataset(label, dataset, options))
 
-    def _examine(self, label: str, dataset: Any, options: Any) -> None:
+    def _check_dataset(self, label: str, dataset: Any, options: Any) -> None:
         group, _, name = label.partition(".")
         block = BlockSummary(label, self._config.resolved()[group][name]["type"], None, len(dataset), len(dataset))
         self.report.blocks.append(block)
-        self._prints[label] = Fingerprints(dataset.names(), options is None)
+        self._digests[label] = ClipDigests(dataset.names(), options is None)
         if isinstance(dataset, FeatureClips):
             self._features(block, dataset, all_values=dataset.cfg.check_values == "all")
             self._listed_clips(dataset)
@@ -92,97 +93,104 @@ class _Examination:
             self._features(block, dataset, all_values=False)
             self._captions(block, dataset, options)
         else:
-            self._tell(Finding("note", "block", "no list of clips with features: only its own checks were made", label))
-        self._tell(*(Finding("note", "dataset", note.removeprefix(f"{label}."), label) for note in dataset.notes))
-        self._tell(*(Finding.of(problem, label) for problem in dataset.problems()))
+            text = "this dataset class has no clips with features or images, so only its own checks were run"
+            self._add(Finding("note", "block", text, label))
+        self._add(*(Finding("note", "dataset", note.removeprefix(f"{label}."), label) for note in dataset.notes))
+        self._add(*(Finding.of(problem, label) for problem in dataset.problems()))
 
-    def what_blocks_share(self) -> None:
-        """Clips that are both trained on and tested with, arrays that no list names, how lengths were told."""
-        self._tell(*arrays.overlaps(self._prints))
-        unlike = provenance.mismatches(self._config, self._datasets.values())
-        self._tell(*(Finding("problem", "features made otherwise", f"{text}. {provenance.REMEDY}") for text in unlike))
-        for place, store in self._stores.items():
-            unlisted = sorted(name for name in store.names() if name not in self._listed[place])
+    def check_across_blocks(self) -> None:
+        """Find clips in both training and evaluation, features that do not fit each other, and arrays without a clip."""
+        self._add(*arrays.overlaps(self._digests))
+        mismatches = provenance.mismatches(self._config, self._datasets.values())
+        self._add(*(Finding("problem", "features made otherwise", f"{text}. {provenance.REMEDY}") for text in mismatches))
+        for path, store in self._stores.items():
+            unlisted = sorted(name for name in store.names() if name not in self._listed[path])
             if unlisted:
-                self.report.unlisted_arrays[place] = unlisted
-        if self._ruler.why_estimated:
+                self.report.unlisted_arrays[path] = unlisted
+        if self._token_counter.why_estimated:
             text = "lengths are estimated from the number of characters, because the language model cannot be read"
-            self._tell(Finding("note", "lengths", f"{text}: {self._ruler.why_estimated}"))
+            self._add(Finding("note", "lengths", f"{text}: {self._token_counter.why_estimated}"))
 
-    def what_training_takes(self) -> None:
-        """Passes over the data, and the disk that checkpoints need."""
-        size = self._unless_refused("batch_size", "", lambda: batch_size(self._trained)) if self._trained else None
+    def forecast_training(self) -> None:
+        """Compute the epochs of each dataset, and compare the size of the checkpoints with the free disk space."""
+        size = self._attempt("batch_size", "", lambda: batch_size(self._trained)) if self._trained else None
         if size is None:
             return
-        self.report.training = forecast.training_of(self._config, self._trained, size)
-        self._tell(*filter(None, [forecast.disk_finding(self.report.training)]))
+        self.report.training = forecast.training_forecast(self._config, self._trained, size)
+        self._add(*filter(None, [forecast.disk_finding(self.report.training)]))
 
-    def _unless_refused(self, kind: str, block: str, step: Callable[[], Any]) -> Any:
-        """What a step of building a run gives; None, and a problem told, where it refuses."""
+    def _attempt(self, kind: str, block: str, step: Callable[[], Any]) -> Any:
+        """Return the result of a step. If it raises a UserError, add the error as a problem and return None."""
         try:
             return step()
         except UserError as error:
-            self._tell(Finding("problem", kind, str(error).removeprefix(f"{block}: "), block))
+            self._add(Finding("problem", kind, str(error).removeprefix(f"{block}: "), block))
             return None
 
-    def _tell(self, *findings: Finding) -> None:
+    def _add(self, *findings: Finding) -> None:
         self.report.findings += findings
 
     def _features(self, block: BlockSummary, dataset: FeatureClips | Flickr30kCaption, *, all_values: bool) -> None:
+        """Check the arrays of a block, and replace its features by the checked ones."""
         names = dataset.names()
+        # Measured first, because the check would leave the files in the memory of the operating system.
         block.reading = arrays.measure_reading(dataset.features, names)
-        surveyed = [Surveyed.of(source, names, all_values=all_values, block=block.label) for source in dataset.features]
-        dataset.features = list(surveyed)
-        for source in surveyed:
-            block.arrays.append(arrays.table_of(source, names))
-            self._tell(*arrays.notes_of(source, block.label))
-            self._prints[block.label].digests[source.slots[0]] = arrays.digests_of(source)
+        checked = [CheckedFeatures.of(source, names, all_values=all_values, block=block.label) for source in dataset.features]
+        dataset.features = list(checked)
+        for source in checked:
+            block.arrays.append(arrays.count_arrays(source, names))
+            self._add(*arrays.array_notes(source, block.label))
+            self._digests[block.label].digests[source.slots[0]] = arrays.distinguishing_digests(source)
 
     def _listed_clips(self, dataset: FeatureClips) -> None:
+        """Record which clips use the stores of a block."""
         for source in dataset.features:
-            place = os.path.abspath(source.path)
-            self._stores[place] = source.store
-            self._listed[place].update(clip.name for clip in dataset.table.clips)
+            path = os.path.abspath(source.path)
+            self._stores[path] = source.store
+            self._listed[path].update(clip.name for clip in dataset.table.clips)
 
     def _texts(self, block: BlockSummary, dataset: FeatureClips, options: Any) -> None:
+        """Check labels, captions, transcripts, answers and prompts of a block of video clips."""
         block.list_file, block.listed = dataset.list_path(), len(dataset.table.clips)
         block.labels = dict(Counter(clip.label for clip in dataset.clips if clip.label).most_common())
         block.sentences = texts.sentence_counts(dataset)
         block.other_answers = texts.other_answers(dataset, self._shapes)
         answers = texts.answers(dataset)
-        self._tell(*texts.caption_findings(dataset), *texts.empty_captions(dataset), *texts.answer_findings(dataset, answers))
-        for task, by_clip in answers.items():
-            given = {name: answer for name, answer in by_clip.items() if answer is not None}
-            block.answers[task] = len(given)
-            if given:
-                self._measured(block, self._ruler.answers(block.label, task, given))
+        self._add(*texts.caption_findings(dataset), *texts.empty_captions(dataset), *texts.answer_findings(dataset, answers))
+        for task, answers_by_clip in answers.items():
+            existing = {name: answer for name, answer in answers_by_clip.items() if answer is not None}
+            block.answers[task] = len(existing)
+            if existing:
+                self._add_lengths(block, self._token_counter.answers(block.label, task, existing))
         layout: PromptLayout = options.prompt_layout if options else "train"
-        asked = texts.asked(dataset.pool, options.instruction if options else None)
-        longest = asked[
-            self._ruler.longest(block.label, [user_text(task, instruction, "") for task, instruction in asked], layout)
-        ]
-        self._measured(block, self._ruler.prompts(block.label, texts.user_texts(dataset, *longest), layout))
-        self._ruler.save()
+        instructions = texts.instructions_in_use(dataset.pool, options.instruction if options else None)
+        # Only prompts with the longest instruction are measured for all clips.
+        user_texts = [user_text(task, instruction, "") for task, instruction in instructions]
+        longest = instructions[self._token_counter.longest(block.label, user_texts, layout)]
+        self._add_lengths(block, self._token_counter.prompts(block.label, texts.user_texts(dataset, *longest), layout))
+        self._token_counter.save()
 
     def _captions(self, block: BlockSummary, dataset: Flickr30kCaption, options: Any) -> None:
+        """Check captions and prompts of a block of images."""
         block.list_file, block.listed = dataset.list_path(), dataset.listed
         block.answers[CAPTION_TASK] = sum(bool(image.captions) for image in dataset.images)
-        self._tell(*captioned.findings(dataset))
+        self._add(*captioned.findings(dataset))
         if longest := captioned.longest(dataset):
-            lengths, cut = self._ruler.answers(block.label, CAPTION_TASK, longest)
-            self._measured(block, (lengths, cut if self._loss_counts(block.label) else []))
+            lengths, cut = self._token_counter.answers(block.label, CAPTION_TASK, longest)
+            self._add_lengths(block, (lengths, cut if self._uses_loss(block.label) else []))
         layout: PromptLayout = options.prompt_layout if options else "train"
-        instructions = {words: words for _, words in texts.asked(dataset.pool, options.instruction if options else None)}
-        self._measured(block, self._ruler.prompts(block.label, instructions, layout))
-        self._ruler.save()
+        in_use = texts.instructions_in_use(dataset.pool, options.instruction if options else None)
+        instructions = {instruction: instruction for _, instruction in in_use}
+        self._add_lengths(block, self._token_counter.prompts(block.label, instructions, layout))
+        self._token_counter.save()
 
-    def _loss_counts(self, label: str) -> bool:
-        """Whether anything rests on the loss of a block's answers: training, or a metric of an evaluation."""
+    def _uses_loss(self, label: str) -> bool:
+        """Whether a block computes the loss of its answers, for training or for a metric. Only then does a cut answer matter."""
         group, _, name = label.partition(".")
         metrics = self._config.evaluation_datasets[name].scoring.metrics if group == "evaluation_datasets" else []
         return not metrics or "loss" in metrics
 
-    def _measured(self, block: BlockSummary, told: tuple[LengthSummary, list[Finding]]) -> None:
-        lengths, findings = told
+    def _add_lengths(self, block: BlockSummary, summary: tuple[LengthSummary, list[Finding]]) -> None:
+        lengths, findings = summary
         block.lengths.append(lengths)
-        self._tell(*findings)
+        self._add(*findings)

@@ -1,4 +1,4 @@
-"""``--dry-run``: what a run checks before it loads weights, the memory and disk that it needs, and a summary."""
+"""``--dry-run``: run all checks that precede the loading of weights, and summarize the run with its memory and disk space."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from emollama.runners.preparation import Preparation, Problems
 
 
 def dry_run(config: RunConfig, *, training: bool, processes: int = 1, other_checkpoints: Sequence[RunConfig] = ()) -> str:
-    """Check a run by its runner's own preparation, and describe it.
+    """Check a run with the preparation of its runner, and describe it.
 
     Args:
         config: the resolved configuration.
-        training: whether it trains, or only evaluates.
-        processes: how many it will have.
+        training: whether the run trains; otherwise it evaluates.
+        processes: number of processes of the run.
         other_checkpoints: the same configuration with other values of ``model.ckpt``, which are checked too.
 
     Returns:
-        A summary, one line per fact; empty on ranks other than 0.
+        A summary of several lines on rank 0, "" on other ranks.
 
     Raises:
-        UserError: everything that would stop the run before its first step, in one message.
+        UserError: the run would stop before its first step; the message contains all problems.
     """
     world = process_group.start(config.run.device)
-    set_up(is_main=False)  # only warnings: the summary has the rest
+    # Only warnings are logged, because the summary contains the other messages.
+    set_up(is_main=False)
     for text in config.warnings if world.is_main else ():
         get_logger().warning("%s", text)
     runner = config.classes["run"]
     if not hasattr(runner, "prepare"):
         raise UserError(
-            f"run.runner: {runner.__name__} has no method 'prepare', which --dry-run needs. Derive it from RunnerBase."
+            f"run.runner: {runner.__name__} has no method 'prepare', which --dry-run calls. Derive the class from RunnerBase."
         )
     problems, figures = Problems(), None
     processes = max(processes, world.size)
@@ -54,8 +55,8 @@ def dry_run(config: RunConfig, *, training: bool, processes: int = 1, other_chec
     problems.raise_all()
     assert figures is not None
     others = [path for other in other_checkpoints for path in checkpoint_paths(other.model.ckpt)]
-    facts = [*_run(ready), *_samples(ready), *rows, *_model(ready, figures, others)]
-    return dry_run_summary(facts) if world.is_main else ""
+    entries = [*_run(ready), *_samples(ready), *rows, *_model(ready, figures, others)]
+    return dry_run_summary(entries) if world.is_main else ""
 
 
 def _run(ready: Preparation) -> Iterator[tuple[str, str]]:
@@ -73,10 +74,10 @@ def _samples(ready: Preparation) -> Iterator[tuple[str, str]]:
 
 
 def _training(ready: Preparation, problems: Problems) -> list[tuple[str, str]]:
-    """The steps of a training run, whose checkpoints are compared with the space on the disk."""
+    """Return the number of steps, and add a problem if the checkpoints do not fit on the disk."""
     rows = []
     with problems:
-        training = forecast.training_of(ready.config, ready.datasets, batch_size(ready.datasets))
+        training = forecast.training_forecast(ready.config, ready.datasets, batch_size(ready.datasets))
         samples = training.samples_a_step * ready.processes
         rows.append(("training", f"{training.steps:,} steps of {samples:,} samples"))
         if finding := forecast.disk_finding(training):
@@ -89,4 +90,4 @@ def _model(ready: Preparation, figures: Plan, others: list[str]) -> Iterator[tup
     yield "checkpoint", abbreviated([*sources, *others]) or "none: projections and adapters start from random values"
     parameters = figures.parameters
     yield "parameters", f"{parameters['trainable']:,} trainable of {parameters['total']:,}"
-    yield "memory", f"about {figures.memory_gib['sum']:.2f} GiB on each device (emollama plan has the parts)"
+    yield "memory", f"about {figures.memory_gib['sum']:.2f} GiB on each device (emollama plan lists the parts)"

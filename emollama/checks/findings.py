@@ -1,4 +1,4 @@
-"""The content of a data check: findings, figures of each block, and the whole report."""
+"""The report of a data check: findings, counts of each block, and the forecast of training."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ Level = Literal["problem", "note"]
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to know before a run.
+    """A problem or a note.
 
     Attributes:
-        level: a problem stops the run or spoils it; a note does neither.
-        kind: what it is about, in two or three words.
-        text: names file, line or key, and the remedy.
-        block: label of the block, where it is one block's.
-        clips: whose it is, where it is some clips'.
-        details: the clips again, each or each few with a remark; or nothing.
-        names_clips: whether the text itself names the clips.
+        level: "problem" if it stops a run or makes its results unreliable, otherwise "note".
+        kind: the subject, in two or three words.
+        text: a message that names the file, line or key, and the remedy.
+        block: label of the block; "" if the finding concerns no single block.
+        clips: names of the clips that the finding concerns.
+        details: the clips with remarks, one or several per entry; may be empty.
+        names_clips: whether the text contains the names of the clips.
     """
 
     level: Level
@@ -34,22 +34,24 @@ class Finding:
 
     @classmethod
     def of(cls, problem: Problem, block: str) -> Finding:
-        """What a dataset itself says would stop the run."""
+        """Return a problem that the dataset reports as a finding."""
         return cls("problem", problem.kind, problem.text.removeprefix(f"{block}: "), block, problem.clips, problem.details, True)
 
 
 @dataclass(frozen=True)
 class ArrayCounts:
-    """What one encoder's arrays are, for the clips of one block.
+    """Counts of the arrays of one encoder for the clips of one block.
 
     Attributes:
-        key: configuration key of the place.
-        path: the place, seen from the current directory.
-        slots: that they fill.
-        present, missing, unusable: clips with a good or bad array, without one, with a bad one.
-        values_read: how many arrays' values were looked at, now or when they were remembered.
-        bytes: of the values of all good arrays.
-        kinds: dtype and shape -> how many good arrays are so.
+        key: configuration key of the path.
+        path: the folder or store, relative to the working folder.
+        slots: slots that the arrays fill.
+        present: number of clips that have an array, good or bad.
+        missing: number of clips without an array.
+        unusable: number of clips with a bad array.
+        values_read: number of arrays whose values were checked, now or in an earlier check.
+        bytes: size of the values of all good arrays.
+        kinds: dtype and shape -> number of good arrays.
     """
 
     key: str
@@ -65,15 +67,18 @@ class ArrayCounts:
 
 @dataclass(frozen=True)
 class LengthSummary:
-    """Tokens of many texts.
+    """Lengths of texts in tokens.
 
     Attributes:
         what: "answers of <task>" or "prompts".
-        exact: counted by the tokenizer; else estimated from the number of characters.
-        texts: how many.
-        minimum, median, percentile_95, maximum: tokens.
-        limit: beyond which text is cut.
-        cut: how many texts are longer.
+        exact: whether the tokenizer counted the tokens; otherwise they are estimated from the number of characters.
+        texts: number of texts.
+        minimum: length of the shortest text.
+        median: median length.
+        percentile_95: 95th percentile of the lengths.
+        maximum: length of the longest text.
+        limit: maximum length; longer texts are cut.
+        cut: number of texts above the limit.
     """
 
     what: str
@@ -88,8 +93,14 @@ class LengthSummary:
 
 
 @dataclass(frozen=True)
-class LabelExtractionSummary:
-    """How long it takes to read arrays from where they lie: measured on some clips, by one reader, before anything else."""
+class ReadingTime:
+    """Time to read the arrays of a block, measured on some of its clips with a single reader.
+
+    Attributes:
+        clips_measured: number of clips that were read.
+        seconds_a_clip: mean seconds per clip.
+        seconds_all_clips: estimated seconds for all clips of the block.
+    """
 
     clips_measured: int
     seconds_a_clip: float
@@ -98,16 +109,17 @@ class LabelExtractionSummary:
 
 @dataclass(frozen=True)
 class TrainingForecast:
-    """What training takes beside its clips, on one process.
+    """Steps, epochs and disk space of training with a single process.
 
     Attributes:
-        steps: of the whole run.
-        samples_a_step: batch_size x accum_grad_iters.
-        passes: label of the block -> how often each of its clips is drawn on average.
-        trained_parameters: None where the language model's config.json cannot be read.
-        checkpoint_bytes: of one file, estimated; None as above.
-        checkpoints: files that lie there at once, at most.
-        output_dir, free_bytes: where they go, and how much space there is.
+        steps: optimizer steps of the run.
+        samples_a_step: samples per step, batch_size x accum_grad_iters.
+        passes: label of the block -> number of passes over its samples.
+        trained_parameters: number of trained parameters; None if the language model's config.json cannot be read.
+        checkpoint_bytes: estimated size of a checkpoint; None if the number of parameters is None.
+        checkpoints: maximum number of checkpoints on disk at the same time.
+        output_dir: the folder of the checkpoints.
+        free_bytes: free space on its disk.
     """
 
     steps: int
@@ -122,21 +134,21 @@ class TrainingForecast:
 
 @dataclass
 class BlockSummary:
-    """Figures of one block.
+    """Counts of one block.
 
     Attributes:
-        label: such as "datasets.feature_face_caption".
-        type: the registered name of its class.
-        list_file: the list or table; None for a dataset that is no list of clips.
-        clips: that take part.
-        listed: rows of the list that could be read.
-        labels: label -> clips.
-        answers: task of the pool -> clips that have an answer.
-        other_answers: task that is not in the pool -> clips that could answer it.
-        sentences: what is said -> counts: clips, empty, different, rows of clips that are not listed; None without transcripts.
-        arrays: a row for each configured place of features.
-        lengths: of answers and prompts.
-        reading: None where no array was read.
+        label: path of the block, such as "datasets.feature_face_caption".
+        type: registered name of the dataset class.
+        list_file: the annotation file; None for a dataset without one.
+        clips: number of clips in use.
+        listed: number of valid rows in the annotation file.
+        labels: label -> number of clips.
+        answers: task in the task pool -> number of clips with an answer.
+        other_answers: task outside the task pool -> number of clips that have an answer for it.
+        sentences: counts of the transcripts: clips, empty, different, of clips not listed; None without transcripts.
+        arrays: counts of each feature folder or store.
+        lengths: lengths of answers and prompts.
+        reading: time to read the arrays; None if the block has no arrays.
     """
 
     label: str
@@ -150,19 +162,23 @@ class BlockSummary:
     sentences: dict[str, int] | None = None
     arrays: list[ArrayCounts] = field(default_factory=list)
     lengths: list[LengthSummary] = field(default_factory=list)
-    reading: LabelExtractionSummary | None = None
+    reading: ReadingTime | None = None
 
     @property
     def imbalance(self) -> float | None:
-        """Clips of the largest label for each clip of the smallest; None for fewer than two labels."""
+        """Number of clips of the most frequent label divided by that of the rarest; None for fewer than two labels."""
         return max(self.labels.values()) / min(self.labels.values()) if len(self.labels) > 1 else None
 
 
 @dataclass
 class CheckReport:
-    """Everything: the blocks' figures, the findings, arrays that no block's list names (place -> clips), and the run's needs.
+    """The report of a data check.
 
-    ``training`` is None where no block is trained on.
+    Attributes:
+        blocks: counts of each block.
+        findings: problems and notes of all blocks.
+        unlisted_arrays: path of features -> arrays whose clips no annotation file contains.
+        training: forecast of training; None if no block is used for training.
     """
 
     blocks: list[BlockSummary] = field(default_factory=list)
@@ -171,7 +187,7 @@ class CheckReport:
     training: TrainingForecast | None = None
 
     def of_level(self, level: Level) -> list[Finding]:
-        """The problems, or the notes."""
+        """Return all problems or all notes."""
         return [finding for finding in self.findings if finding.level == level]
 
     @property
@@ -181,7 +197,7 @@ class CheckReport:
         return ", ".join(f"{count} {level}{'' if count == 1 else 's'}" for level, count in counts.items())
 
     def plain(self) -> dict[str, Any]:
-        """All of it as plain dicts and lists."""
+        """Return the report as plain dicts and lists, for JSON."""
         blocks = [asdict(block) | {"imbalance": block.imbalance} for block in self.blocks]
         counts = {"problems": len(self.of_level("problem")), "notes": len(self.of_level("note"))}
         findings = [asdict(finding) for finding in self.findings]

@@ -1,4 +1,4 @@
-"""What training takes beside the clips: passes over the data, and the disk that its checkpoints need."""
+"""Forecast of training: steps, passes over the data, and disk space of the checkpoints."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from emollama.data.validation_cache import ValidationCache
 from emollama.errors import UserError
 from emollama.optim import trainable
 
-BYTES_OF_A_PARAMETER = 12  # in a checkpoint: its float32 value and AdamW's two moments
+BYTES_OF_A_PARAMETER = 12  # in a checkpoint: the float32 value and the two moments of AdamW
 GIB = 2**30
 
 
-def training_of(config: RunConfig, datasets: Mapping[str, Any], batch_size: int) -> TrainingForecast:
-    """The figures of a training run on one process.
+def training_forecast(config: RunConfig, datasets: Mapping[str, Any], batch_size: int) -> TrainingForecast:
+    """Return the forecast of a training run with one process.
 
     Args:
         config: the resolved configuration.
-        datasets: label -> dataset, of ``datasets``; at least one.
-        batch_size: of all of them.
+        datasets: label -> dataset for all blocks under ``datasets``; at least one.
+        batch_size: the common batch size of the datasets.
     """
     run = config.run
     steps, samples = run.max_epoch * run.iters_per_epoch, batch_size * run.accum_grad_iters
     ratios = {label: dataset.cfg.sample_ratio for label, dataset in datasets.items()}
-    draws = {label: steps * samples * ratio / sum(ratios.values()) for label, ratio in ratios.items()}
+    samples_by_block = {label: steps * samples * ratio / sum(ratios.values()) for label, ratio in ratios.items()}
     parameters = trained_parameters(config)
-    files = run.max_epoch if run.keep_last is None else min(run.max_epoch, run.keep_last + 1)  # one more while it is written
+    # The oldest checkpoint is deleted only after the new one is complete.
+    files = run.max_epoch if run.keep_last is None else min(run.max_epoch, run.keep_last + 1)
     return TrainingForecast(
         steps=steps,
         samples_a_step=samples,
-        passes={label: draws[label] / len(dataset) for label, dataset in datasets.items()},
+        passes={label: samples_by_block[label] / len(dataset) for label, dataset in datasets.items()},
         trained_parameters=parameters,
         checkpoint_bytes=None if parameters is None else parameters * BYTES_OF_A_PARAMETER,
         checkpoints=files + (run.save_every_iters is not None),
@@ -47,39 +48,40 @@ def training_of(config: RunConfig, datasets: Mapping[str, Any], batch_size: int)
 
 
 def trained_parameters(config: RunConfig) -> int | None:
-    """How many parameters are trained; None where the language model's config.json cannot be read.
+    """Return the number of trained parameters, or None if the language model's config.json cannot be read.
 
-    The model is built without weights, which takes seconds, so the number is remembered while config.json stays as it is.
+    The model is built without weights, which takes seconds, so the number is cached until config.json changes.
     """
     try:
         status = os.stat(Path(config.model.llama_model) / "config.json")
     except OSError:
         return None
-    made, stamp = config.classes["model"], (status.st_size, status.st_mtime_ns)
-    seen = ValidationCache.load("trained", os.path.abspath(config.model.llama_model), made.__qualname__, repr(config.model))
-    if (known := seen.recall("parameters", stamp)) is not None:
-        return int(known)
+    model_class, stamp = config.classes["model"], (status.st_size, status.st_mtime_ns)
+    folder = os.path.abspath(config.model.llama_model)
+    cache = ValidationCache.load("trained", folder, model_class.__qualname__, repr(config.model))
+    if (cached_count := cache.recall("parameters", stamp)) is not None:
+        return int(cached_count)
     try:
-        model = made(config.model, device=torch.device("meta"), frozen_dtype=torch.float32)
+        model = model_class(config.model, device=torch.device("meta"), frozen_dtype=torch.float32)
     except UserError:
         return None
     count = sum(parameter.numel() for parameter in trainable(model).values())
-    seen.add("parameters", stamp, str(count))
-    seen.save()
+    cache.add("parameters", stamp, str(count))
+    cache.save()
     return count
 
 
 def disk_finding(training: TrainingForecast) -> Finding | None:
-    """A problem where the checkpoints do not fit."""
+    """Return a problem if the checkpoints do not fit on the disk, otherwise None."""
     needed = (training.checkpoint_bytes or 0) * training.checkpoints
     if needed <= training.free_bytes:
         return None
     text = f"run.output_dir ({training.output_dir}): the checkpoints need about {needed / GIB:,.1f} GiB"
-    remedy = "Free some space, or keep fewer of them (run.keep_last)"
-    return Finding("problem", "disk", f"{text}, and {training.free_bytes / GIB:,.1f} GiB are free. {remedy}")
+    remedy = "Free some space, or set run.keep_last to keep fewer checkpoints"
+    return Finding("problem", "disk", f"{text}, but only {training.free_bytes / GIB:,.1f} GiB are free. {remedy}")
 
 
 def _existing(folder: str) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """Return the folder, or its nearest parent that exists."""
     path = Path(folder).absolute()
-    return next(place for place in (path, *path.parents) if place.is_dir())
+    return next(parent for parent in (path, *path.parents) if parent.is_dir())

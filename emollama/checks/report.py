@@ -1,4 +1,4 @@
-"""The report as text, for people: tables of each block, then the findings."""
+"""The printed report of a data check: tables of each block, then the findings."""
 
 from __future__ import annotations
 
@@ -10,31 +10,30 @@ from emollama.checks.forecast import GIB
 from emollama.listing import abbreviated
 from emollama.logs.console import aligned
 
-FINDINGS_SHOWN = 5  # of one kind in one block
-JSON = "--json has all"
-TEXT_SHOWN = 600  # characters of a finding
+FINDINGS_SHOWN = 5  # printed findings of one kind in one block
+JSON = "--json lists all"
+TEXT_SHOWN = 600  # printed characters of a finding
 LABELS_SHOWN = 12
 
 
 def text_of(report: CheckReport) -> str:
-    """Everything, abbreviated where it is long; the last line counts problems and notes."""
+    """Return the report as text, with long lists abbreviated. The last line contains the numbers of problems and notes."""
     lines: list[str] = []
     for block in report.blocks:
         lines += [*_block(block), ""]
     if report.training:
         lines += [*_training(report.training), ""]
-    for place, names in report.unlisted_arrays.items():
-        lines += [
-            f"{place}: {len(names):,} of its arrays are of clips that no list here names: {abbreviated(names, where=JSON)}",
-            "",
-        ]
-    for heading, found in (("Problems", report.of_level("problem")), ("Notes", report.of_level("note"))):
-        if found:
-            lines += [heading, *_findings(found), ""]
+    for path, names in report.unlisted_arrays.items():
+        text = f"{path}: {len(names):,} arrays belong to clips that no annotation file contains"
+        lines += [f"{text}: {abbreviated(names, where=JSON)}", ""]
+    for heading, findings in (("Problems", report.of_level("problem")), ("Notes", report.of_level("note"))):
+        if findings:
+            lines += [heading, *_findings(findings), ""]
     return "\n".join([*lines, report.summary, ""])
 
 
 def _block(block: BlockSummary) -> Iterator[str]:
+    """Yield the lines about one block."""
     listed = f" of {block.listed:,} listed" if block.listed != block.clips else ""
     source = f", {block.list_file}" if block.list_file else ""
     yield f"{block.label} ({block.type}{source}): {block.clips:,} clips{listed}"
@@ -55,8 +54,8 @@ def _block(block: BlockSummary) -> Iterator[str]:
     if block.reading:
         reading = block.reading
         yield (
-            f"  reading    about {_time(reading.seconds_all_clips)} for all clips once, by one reader (measured:"
-            f" {reading.clips_measured} clips, {1000 * reading.seconds_a_clip:.2f} ms each; from memory where it was read lately)"
+            f"  reading    about {_time(reading.seconds_all_clips)} to read all clips once with one reader (measured on"
+            f" {reading.clips_measured} clips, {1000 * reading.seconds_a_clip:.2f} ms each; files read recently may be in memory)"
         )
     if block.lengths:
         heads = [
@@ -73,16 +72,18 @@ def _block(block: BlockSummary) -> Iterator[str]:
 
 
 def _training(training: TrainingForecast) -> Iterator[str]:
+    """Yield the lines about training and its checkpoints."""
     passes = ", ".join(f"{label} {count:,.2f} times" for label, count in training.passes.items())
-    yield f"training, one process assumed: {training.steps:,} steps of {training.samples_a_step:,} samples, which is {passes}"
+    yield f"training with one process: {training.steps:,} steps of {training.samples_a_step:,} samples, which is {passes}"
     free = f"{training.free_bytes / GIB:,.1f} GiB are free"
     if training.checkpoint_bytes is None:
-        yield f"  checkpoints  of unknown size: the language model's config.json cannot be read; {free} for {training.output_dir}"
+        unknown = "unknown size, because the language model's config.json cannot be read"
+        yield f"  checkpoints  {unknown}; {free} in {training.output_dir}"
         return
     size, all_files = training.checkpoint_bytes / GIB, training.checkpoint_bytes * training.checkpoints / GIB
     yield (
         f"  checkpoints  about {size:,.3f} GiB each ({training.trained_parameters:,} trained parameters with AdamW's moments),"
-        f" {training.checkpoints} at most: {all_files:,.3f} GiB; {free} for {training.output_dir}"
+        f" at most {training.checkpoints} files, {all_files:,.3f} GiB; {free} in {training.output_dir}"
     )
 
 
@@ -103,26 +104,26 @@ def _lengths(row: LengthSummary) -> list[str]:
 
 
 def _table(heads: list[str], rows: Iterator[list[str]] | map[list[str]]) -> Iterator[str]:
-    """Aligned columns: the first to the left, numbers to the right, a last column of text as it is."""
-    left = [0, *(number for number, head in enumerate(heads) if head == "kinds")]
+    """Yield the lines of an aligned table, with the first column and the column of kinds to the left."""
+    left = [0, *(index for index, head in enumerate(heads) if head == "kinds")]
     yield from (f"  {line}" for line in aligned([heads, *rows], left=left))
 
 
 def _findings(findings: Sequence[Finding]) -> Iterator[str]:
-    """A heading for each kind in each block, with its count, and its first findings under it."""
+    """Yield a heading for each kind in each block, with the number of clips, followed by its first findings."""
     in_order = sorted(findings, key=lambda finding: (finding.block, finding.kind))
     for (block, kind), group in groupby(in_order, key=lambda finding: (finding.block, finding.kind)):
-        found = list(group)
-        clips = len({name for finding in found for name in finding.clips})
+        members = list(group)
+        clips = len({name for finding in members for name in finding.clips})
         where = f"{block}: " if block else ""
         yield f"  {where}{kind}" + (f", {clips:,} clip{'s' * (clips > 1)}" if clips else "")
-        yield from (f"    - {_shown(finding)}" for finding in found[:FINDINGS_SHOWN])
-        if len(found) > FINDINGS_SHOWN:
-            yield f"    - and {len(found) - FINDINGS_SHOWN:,} more of this kind ({JSON})"
+        yield from (f"    - {_shown(finding)}" for finding in members[:FINDINGS_SHOWN])
+        if len(members) > FINDINGS_SHOWN:
+            yield f"    - and {len(members) - FINDINGS_SHOWN:,} more of this kind ({JSON})"
 
 
 def _shown(finding: Finding) -> str:
-    """The text with a few of the clips."""
+    """Return the text of a finding with the names of its first clips."""
     if finding.names_clips:
         text = finding.text
     else:

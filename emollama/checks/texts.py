@@ -1,4 +1,4 @@
-"""The texts of a block: labels, answers, sentences, and captions that are not what they should be."""
+"""Checks of the texts of a block: labels, answers, transcripts and captions."""
 
 from __future__ import annotations
 
@@ -21,79 +21,80 @@ from emollama.errors import UserError
 
 
 def other_answers(dataset: FeatureClips, shapes: Mapping[str, SlotShape]) -> dict[str, int]:
-    """Task that is not in the pool -> clips that could answer it with the files as they are, if there are any.
+    """Return task outside the task pool -> number of clips that have an answer for it, without tasks that have none.
 
     Args:
-        dataset: a block's; another one is made of the same class and keys, without features.
-        shapes: what it was built with.
+        dataset: the dataset of a block. A second one is built from its class and keys, without features.
+        shapes: the slot shapes of the model.
     """
     others = [task for task in TASK_NAMES if task not in dataset.pool.tasks]
-    found = {"emotion": sum(clip.label in dataset.cfg.labels for clip in dataset.clips)} if "emotion" in others else {}
+    counts = {"emotion": sum(clip.label in dataset.cfg.labels for clip in dataset.clips)} if "emotion" in others else {}
     captioned = [task for task in others if task != "emotion"]
     if captioned:
         without: dict[str, Any] = dict.fromkeys([*SLOTS_BY_KEY, "transcription_path"])
         cfg = dataclasses.replace(dataset.cfg, task_pool=captioned, curriculum={}, **without)
         with contextlib.suppress(UserError):
             other = type(dataset)(cfg, slot_shapes=shapes, label=dataset.label, training=False)
-            found |= {task: sum(bool(other.answer(clip, task)) for clip in other.clips) for task in captioned}
-    return {task: count for task, count in found.items() if count}
+            counts |= {task: sum(bool(other.answer(clip, task)) for clip in other.clips) for task in captioned}
+    return {task: count for task, count in counts.items() if count}
 
 
 def sentence_counts(dataset: FeatureClips) -> dict[str, int] | None:
-    """Clips with a row in the transcripts, those without words, how many are different, rows of clips not listed."""
+    """Count clips with a transcript, empty transcripts, different sentences, and transcripts of clips that are not listed."""
     table = dataset.table
     if table.sentences is None:
         return None
     listed = {clip.name for clip in table.clips}
-    given = [table.sentences[name] for name in dataset.names() if name in table.sentences]
+    sentences = [table.sentences[name] for name in dataset.names() if name in table.sentences]
     return {
-        "clips": len(given),
-        "empty": sum(not sentence for sentence in given),
-        "different": len(set(given)),
+        "clips": len(sentences),
+        "empty": sum(not sentence for sentence in sentences),
+        "different": len(set(sentences)),
         "of clips not listed": sum(name not in listed for name in table.sentences),
     }
 
 
 def caption_findings(dataset: FeatureClips) -> Iterator[Finding]:
-    """Refusals, captions that name another label, repeated ones, and those of clips that the list does not name."""
+    """Yield findings about refusals, captions that name another label, repeated captions, and captions of unlisted clips."""
     labels = {clip.name: clip.label for clip in dataset.clips}
     listed = {clip.name for clip in dataset.table.clips}
-    words = LabelWords(dataset.cfg.labels)
-    for place, captions in {dataset.caption_source(task): texts for task, texts in dataset.table.captions.items()}.items():
+    label_words = LabelWords(dataset.cfg.labels)
+    # Several tasks may use the same captions, which are checked once.
+    for source, captions in {dataset.caption_source(task): texts for task, texts in dataset.table.captions.items()}.items():
         own = {name: captions[name] for name in labels if name in captions}
         refusals = tuple(name for name, text in own.items() if is_refusal(text))
         if refusals:
-            text = f"{place}: captions that are refusals of the language model that wrote them. Remedy: {dataset.label}.exclude"
+            text = f"{source}: captions in which a language model refuses to describe. Exclude them with {dataset.label}.exclude"
             yield Finding("problem", "refusal", text, dataset.label, refusals)
-        others = {name: other for name, text in own.items() if (other := words.other(text, labels[name])) is not None}
+        others = {name: other for name, text in own.items() if (other := label_words.other(text, labels[name])) is not None}
         if others:
             details = tuple(f"{name} ({labels[name]}; the caption: {other})" for name, other in others.items())
-            text = f"{place}: captions that name one label, and not the clip's. A hint: read them"
+            text = f"{source}: captions that name another label than that of the clip (only a hint; read these captions)"
             yield Finding("note", "label and caption", text, dataset.label, tuple(others), details)
         counts = Counter(own.values())
         repeated = tuple(name for name, text in own.items() if counts[text] > 1)
         if repeated:
-            text = f"{place}: clips whose caption is another clip's too, word for word"
+            text = f"{source}: these clips have exactly the same caption as another clip"
             yield Finding("note", "repeated caption", text, dataset.label, repeated)
-        strange = tuple(name for name in captions if name not in listed)
-        if strange:
-            text = f"{place}: captions of clips that {dataset.list_path()} does not list"
-            yield Finding("note", "unlisted captions", text, dataset.label, strange)
+        unlisted = tuple(name for name in captions if name not in listed)
+        if unlisted:
+            text = f"{source}: captions of clips that {dataset.list_path()} does not contain"
+            yield Finding("note", "unlisted captions", text, dataset.label, unlisted)
 
 
 def empty_captions(dataset: FeatureClips) -> Iterator[Finding]:
-    """Captions that stand in their file and hold no text; the readers take these clips as clips without one."""
+    """Yield notes about entries of caption files without text. The dataset treats such clips as clips without a caption."""
     for task, captions in dataset.table.captions.items():
         without = [name for name in dataset.names() if name not in captions]
-        given = _captioned_clips(dataset, task) if without else {}
-        empty = tuple(name for name in without if name in given)
+        with_entry = _clips_with_entry(dataset, task) if without else {}
+        empty = tuple(name for name in without if name in with_entry)
         if empty:
-            text = f"{dataset.caption_source(task)}: of the clips without a caption for task {task}, these have an empty one"
+            text = f"{dataset.caption_source(task)}: the captions of these clips for task {task} are empty"
             yield Finding("note", "empty caption", text, dataset.label, empty)
 
 
-def _captioned_clips(dataset: FeatureClips, task: str) -> set[str]:
-    """Clips whose caption has a place in its file, be it filled or not."""
+def _clips_with_entry(dataset: FeatureClips, task: str) -> set[str]:
+    """Return the clips that have an entry in the caption file or column, empty or not."""
     clips = dataset.table.clips
     if isinstance(dataset, Custom):
         column = dataset.cfg.columns.get("reason", "reason")
@@ -112,30 +113,35 @@ def _captioned_clips(dataset: FeatureClips, task: str) -> set[str]:
 
 
 def answers(dataset: FeatureClips) -> dict[str, dict[str, str | None]]:
-    """Task of the pool -> clip -> its answer, as it is trained on; None where there is none."""
+    """Return task of the task pool -> clip name -> processed answer; None for clips without an answer."""
     return {task: {clip.name: dataset.answer(clip, task) for clip in dataset.clips} for task in dataset.pool.tasks}
 
 
-def answer_findings(dataset: FeatureClips, given: Mapping[str, Mapping[str, str | None]]) -> Iterator[Finding]:
-    """Answers that are empty once processed, and clips that an evaluation cannot be scored on.
+def answer_findings(dataset: FeatureClips, answers_by_task: Mapping[str, Mapping[str, str | None]]) -> Iterator[Finding]:
+    """Yield notes about answers that are empty after processing, and about clips of an evaluation without an answer.
 
     Args:
-        dataset: the block's.
-        given: what :func:`answers` gave.
+        dataset: the dataset of the block.
+        answers_by_task: the result of :func:`answers`.
     """
-    for task, by_clip in given.items():
-        empty = tuple(name for name, answer in by_clip.items() if answer == "")
+    for task, answers_by_clip in answers_by_task.items():
+        empty = tuple(name for name, answer in answers_by_clip.items() if answer == "")
         if empty:
-            text = f"task {task}: answers of which text_processor {dataset.cfg.text_processor} leaves nothing; the model"
-            yield Finding("note", "empty answer", f"{text} learns to say nothing for these clips", dataset.label, empty)
-        none = tuple(name for name, answer in by_clip.items() if answer is None)
+            text = f"task {task}: the answers of these clips are empty after text_processor {dataset.cfg.text_processor}"
+            yield Finding("note", "empty answer", f"{text}, so the model learns empty answers", dataset.label, empty)
+        none = tuple(name for name, answer in answers_by_clip.items() if answer is None)
         if none and not dataset.training:
-            text = f"task {task}: clips without an answer; their predictions have no target to compare with"
+            text = f"task {task}: these clips have no reference answer, so their predictions are not scored"
             yield Finding("note", "no answer", text, dataset.label, none)
 
 
-def asked(pool: TaskPool, instruction: str | None) -> list[tuple[str, str]]:
-    """(task, instruction) pairs in use: every instruction in training; in evaluation the ``instruction`` of the block."""
+def instructions_in_use(pool: TaskPool, instruction: str | None) -> list[tuple[str, str]]:
+    """Return the (task, instruction) pairs in use.
+
+    Args:
+        pool: the task pool of the dataset.
+        instruction: key ``instruction`` of an evaluation block; None for training, which uses all instructions.
+    """
     if instruction is None:
         return [(task, instruction) for task in pool.tasks for instruction in pool.instructions[task]]
     return [
@@ -144,7 +150,7 @@ def asked(pool: TaskPool, instruction: str | None) -> list[tuple[str, str]]:
 
 
 def user_texts(dataset: FeatureClips, task: str, instruction: str) -> dict[str, str]:
-    """Clip -> what the user says when it is asked so; a sentence that is missing counts as an empty one."""
+    """Return clip name -> user text with this instruction; a missing sentence is replaced by an empty one."""
     sentences = dataset.table.sentences
     spoken = {name: None if sentences is None else sentences.get(name, "") for name in dataset.names()}
     return {name: user_text(task, instruction, sentence) for name, sentence in spoken.items()}

@@ -1,4 +1,4 @@
-"""How long answers and prompts are in tokens, and which of them would be cut."""
+"""Lengths of answers and prompts in tokens, and which of them are cut."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from emollama.errors import UserError
 from emollama.logs.console import Progress
 from emollama.planning import CHARACTERS_PER_TOKEN
 
-CHUNK = 2000  # texts that are tokenized between two steps of the progress bar
+CHUNK = 2000  # texts that are tokenized between two updates of the progress bar
 Measure = Callable[[Sequence[str]], list[int]]
 
 
-class Ruler:
-    """Lengths of texts in tokens; without a usable language model they are estimated from characters.
+class TokenCounter:
+    """Counts the tokens of texts, or estimates them from characters if the language model cannot be read.
 
-    Lengths that the tokenizer gave are remembered, as long as its folder's files, the model's keys and the texts stay as they
-    are; where all are, it is not loaded.
+    Counts of the tokenizer are cached until the tokenizer's files, the keys of the model or the texts change. If all counts are
+    cached, the tokenizer is not loaded.
 
     Attributes:
-        why_estimated: why lengths had to be estimated; None where they were not.
+        why_estimated: why lengths are estimated; None if they are not.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -37,13 +37,13 @@ class Ruler:
         self._limits = {key: int(getattr(config.model, key)) for key in ("max_txt_len", "max_context_len")}
         self._model, self._class = config.model, config.classes["model"]
         path = self._model.llama_model
-        self._seen = ValidationCache.load(
+        self._cache = ValidationCache.load(
             "lengths", os.path.abspath(path), _files(path), self._class.__qualname__, repr(self._model)
         )
 
     @cached_property
     def _prompt(self) -> Any | None:
-        """The renderer; None where the language model cannot be read."""
+        """The renderer of prompts; None if the language model cannot be read."""
         try:
             return self._class.prompt(self._model)
         except UserError as error:
@@ -51,40 +51,42 @@ class Ruler:
             return None
 
     def answers(self, block: str, task: str, answers: Mapping[str, str]) -> tuple[LengthSummary, list[Finding]]:
-        """Figures of a task's answers by clip (at least one), and those that are cut."""
-        tokens = self._measured(f"{block}, {task}", list(answers.values()), lambda prompt: prompt.answer_lengths)
-        return self._summarized(block, f"answers of {task}", dict(zip(answers, tokens, strict=True)), "max_txt_len")
+        """Return the lengths of a task's answers by clip (at least one), and a finding about those that are cut."""
+        tokens = self._measure(f"{block}, {task}", list(answers.values()), lambda prompt: prompt.answer_lengths)
+        return self._summarize(block, f"answers of {task}", dict(zip(answers, tokens, strict=True)), "max_txt_len")
 
-    def prompts(self, block: str, words: Mapping[str, str], layout: PromptLayout) -> tuple[LengthSummary, list[Finding]]:
-        """Figures of the text of prompts by clip (at least one), and those that are cut; ``words`` are the user's."""
-        tokens = self._measured(f"{block}, prompts, {layout}", list(words.values()), _of_prompts(layout))
-        return self._summarized(block, "prompts", dict(zip(words, tokens, strict=True)), "max_context_len")
+    def prompts(self, block: str, user_texts: Mapping[str, str], layout: PromptLayout) -> tuple[LengthSummary, list[Finding]]:
+        """Return the lengths of prompts with these user texts by clip (at least one), and a finding about those that are cut."""
+        tokens = self._measure(f"{block}, prompts, {layout}", list(user_texts.values()), _prompt_measure(layout))
+        return self._summarize(block, "prompts", dict(zip(user_texts, tokens, strict=True)), "max_context_len")
 
-    def longest(self, block: str, words: Sequence[str], layout: PromptLayout) -> int:
-        """The number of the user's words that make the longest prompt."""
-        return int(np.argmax(self._measured(f"{block}, instructions, {layout}", words, _of_prompts(layout))))
+    def longest(self, block: str, user_texts: Sequence[str], layout: PromptLayout) -> int:
+        """Return the index of the user text that has the longest prompt."""
+        return int(np.argmax(self._measure(f"{block}, instructions, {layout}", user_texts, _prompt_measure(layout))))
 
     def save(self) -> None:
-        """Remember what was measured."""
-        self._seen.save()
+        """Write the cache."""
+        self._cache.save()
 
-    def _measured(self, name: str, texts: Sequence[str], measure_of: Callable[[Any], Measure]) -> list[int]:
+    def _measure(self, name: str, texts: Sequence[str], get_measure: Callable[[Any], Measure]) -> list[int]:
+        """Return the lengths of texts from the cache or the tokenizer; ``get_measure`` returns the function of a renderer."""
         digest = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogateescape")).hexdigest()
         stamp = (len(texts), int(digest[:15], 16))
-        known = self._seen.recall(name, stamp)
-        if known is not None:
-            return [int(length) for length in known.split()]
-        measure = measure_of(self._prompt) if self._prompt else _estimate
+        cached = self._cache.recall(name, stamp)
+        if cached is not None:
+            return [int(length) for length in cached.split()]
+        measure = get_measure(self._prompt) if self._prompt else _estimate
         lengths: list[int] = []
         with Progress(len(texts), f"{name}: tokens") as bar:
             for first in range(0, len(texts), CHUNK):
                 lengths += measure(texts[first : first + CHUNK])
                 bar.update(len(lengths) - first)
         if self._prompt:
-            self._seen.add(name, stamp, " ".join(map(str, lengths)))
+            self._cache.add(name, stamp, " ".join(map(str, lengths)))
         return lengths
 
-    def _summarized(self, block: str, what: str, tokens: Mapping[str, int], key: str) -> tuple[LengthSummary, list[Finding]]:
+    def _summarize(self, block: str, what: str, tokens: Mapping[str, int], key: str) -> tuple[LengthSummary, list[Finding]]:
+        """Summarize lengths, and compare them with the limit in the key of the model."""
         limit, values = self._limits[key], np.array(list(tokens.values()))
         cut = {name: length for name, length in tokens.items() if length > limit}
         lengths = LengthSummary(
@@ -100,8 +102,8 @@ class Ruler:
         )
         if not cut:
             return lengths, []
-        level, seem = ("problem", "are") if lengths.exact else ("note", "seem to be")
-        text = f"{what} that {seem} longer than model.{key} ({limit} tokens) and cut. Raise it, or shorten them"
+        level, verb = ("problem", "are") if lengths.exact else ("note", "are probably")
+        text = f"{what} that {verb} longer than model.{key} ({limit} tokens) and are cut. Raise the limit, or shorten the texts"
         details = tuple(f"{name} ({length} tokens)" for name, length in cut.items())
         return lengths, [Finding(level, f"{what.split()[0]} cut", text, block, tuple(cut), details)]  # type: ignore[arg-type]
 
@@ -110,12 +112,12 @@ def _estimate(texts: Sequence[str]) -> list[int]:
     return [len(text) // CHARACTERS_PER_TOKEN + 1 for text in texts]
 
 
-def _of_prompts(layout: PromptLayout) -> Callable[[Any], Measure]:
-    return lambda prompt: lambda words: list(prompt.prompt_lengths(words, layout))
+def _prompt_measure(layout: PromptLayout) -> Callable[[Any], Measure]:
+    return lambda prompt: lambda user_texts: list(prompt.prompt_lengths(user_texts, layout))
 
 
 def _files(folder: str) -> str:
-    """Names, sizes and times of a folder's files; "" where there is no such folder."""
+    """Return names, sizes and times of the files in a folder as text; "" if the folder does not exist."""
     try:
         stamps = [(entry.name, entry.stat()) for entry in os.scandir(folder) if entry.is_file()]
     except OSError:
