@@ -107,7 +107,7 @@ def test_without_java_auto_falls_back_with_a_warning_and_without_meteor(no_java,
     assert (tokenizer("auto").name, tokenizer("treebank").name) == (NO_JAVA, "treebank")
 
 
-def test_without_captions_nothing_is_said_of_java(no_java, caplog):
+def test_without_captions_there_is_no_message_about_java(no_java, caplog):
     with caplog.at_level(logging.WARNING, "emollama"):
         scoring(tasks=("reason",))
     assert caplog.text == ""
@@ -124,7 +124,7 @@ def test_ptb_without_java_is_refused_with_the_remedy(no_java):
         scoring(caption_tokenizer="ptb")
 
 
-def test_a_java_that_does_not_start_is_none(tmp_path, monkeypatch):
+def test_a_java_that_does_not_start_does_not_count(tmp_path, monkeypatch):
     (tmp_path / "java").write_text(f"#!{sys.executable}\nraise SystemExit(1)\n")
     (tmp_path / "java").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))

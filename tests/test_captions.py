@@ -239,7 +239,7 @@ def test_spices_file_is_read_in_any_order_and_undefined_scores_are_0():
 
 @needs_java
 @pytest.mark.skipif(lacks_spice() is None, reason="SPICE's models are there")
-def test_spice_starts_and_what_stops_it_is_told_and_costs_its_figure_alone(caplog, monkeypatch):
+def test_spice_starts_and_its_failure_is_reported_and_only_costs_its_own_value(caplog, monkeypatch):
     captions = Captions(("a",), ["a man runs"], [["a man runs"]], "none")
     with pytest.raises(JavaFailed, match=r"SPICE failed in Java .*edu/stanford/nlp"):
         Propositions.of(captions)
@@ -268,7 +268,7 @@ def programs(folder, monkeypatch, text):
     monkeypatch.setenv("PATH", str(folder))
 
 
-def test_a_java_that_is_no_program_of_this_machine_is_none(tmp_path, monkeypatch):
+def test_a_java_for_another_machine_does_not_count(tmp_path, monkeypatch):
     programs(tmp_path, monkeypatch, "\x00\x01 of another machine")
     assert java() is None and lacks_java() == NEEDS_JAVA
     with pytest.raises(JavaFailed, match="METEOR: Java does not start"):
@@ -276,7 +276,7 @@ def test_a_java_that_is_no_program_of_this_machine_is_none(tmp_path, monkeypatch
     assert set(scored(CHECKED, metrics=[], caption_tokenizer="auto").metrics) >= {"bleu_1", "cider_d"}
 
 
-def test_a_java_program_that_does_not_end_is_stopped_and_told(tmp_path, monkeypatch):
+def test_a_java_program_that_does_not_end_is_stopped_and_reported(tmp_path, monkeypatch):
     programs(tmp_path, monkeypatch, '#!/bin/sh\n[ "$1" = -version ] || exec /bin/sleep 60\n')
     monkeypatch.setattr("emollama.evaluation.captions.java.LIMIT", 0.6)
     with pytest.raises(JavaFailed, match=r"METEOR: Java did not finish within 0.01 minutes and was stopped"):
@@ -334,7 +334,7 @@ def test_a_runs_file_is_scored_again_from_itself_alone(told, tmp_path):
     assert lines[0] == "task,file,name,bleu_1,bleu_2,bleu_3,bleu_4,rouge_l,cider_d" and len(lines) == 31
 
 
-def test_two_files_are_compared_on_the_same_clips_and_no_java_is_told(told, tmp_path, monkeypatch):
+def test_two_files_are_compared_on_the_same_samples_and_the_tokenizer_without_java_is_named(told, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     (good,) = write_predictions(tmp_path, "good", rows_of(noise=0.1))
     (poor,) = write_predictions(tmp_path, "poor", rows_of(seed=1, noise=0.9)[:28])
@@ -399,7 +399,7 @@ def test_a_table_of_image_ids_is_read_as_cocos_results_are(told, tmp_path):
     assert "task caption: 2 samples" in told("--predictions", table, tmp_path / "results.json", "--truth", truth)
 
 
-def test_image_ids_are_matched_with_the_clips_of_a_run_and_numbers_it_does_not_know_are_told(told, tmp_path):
+def test_image_ids_are_matched_with_the_samples_of_a_run_and_unknown_numbers_are_reported(told, tmp_path):
     rows = [{"name": f"{number:012d}", "prediction": "a dog", "reference": COCO_TRUE[number]} for number in COCO_SAID]
     (own,) = write_predictions(tmp_path, "own", [{**row, "task": "caption", "instruction": "?", "target": "x"} for row in rows])
     other = results(tmp_path / "other.json", "{:012d}.jpg".format)
@@ -433,7 +433,7 @@ def test_captions_by_image_that_are_faulty_are_refused_with_their_places(tmp_pat
         read_answers(str(tmp_path / name))
 
 
-def test_the_lack_of_java_is_told_once_and_only_of_what_was_asked_for(caplog, tmp_path, monkeypatch):
+def test_missing_java_is_reported_once_and_only_for_requested_metrics(caplog, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with caplog.at_level(logging.WARNING, "emollama"):
         with pytest.raises(UserError, match="k.metrics: 'meteor' cannot be computed here: it needs a Java runtime"):
@@ -449,7 +449,7 @@ def test_the_lack_of_java_is_told_once_and_only_of_what_was_asked_for(caplog, tm
     ("reference", "words"),
     [([1], "expected 'reference' to be a string or a list"), ({"a": "b"}, "expected an object"), (5, "expected")],
 )
-def test_a_reference_that_is_no_text_nor_list_of_texts_is_refused_with_its_line(tmp_path, reference, words):
+def test_a_reference_that_is_neither_text_nor_list_of_texts_is_refused_with_its_line(tmp_path, reference, words):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"name": "a", "prediction": "x", "task": "caption", "reference": reference}))
     with pytest.raises(UserError, match=rf"line 1: .*{words}"):
@@ -467,7 +467,7 @@ def test_lists_of_references_come_back_as_they_were_written(tmp_path):
     assert [answer.reference for answer in found[1:]] == [row["reference"] for row in rows[1:]]
 
 
-def test_where_one_text_is_wanted_several_references_are_a_line_each(tmp_path):
+def test_several_references_as_one_text_are_one_per_line(tmp_path):
     answer = Answer("a", "reason", "She smiles.", ["She smiles.", "Her voice is bright."])
     assert answer.truth == "She smiles.\nHer voice is bright."
     cfg = Scoring.Config(judge={"type": "lexical"}, metrics=["clue_overlap"])

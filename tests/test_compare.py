@@ -69,7 +69,7 @@ def test_the_table_has_a_row_for_each_of_a_runs_checkpoints_that_the_files_know(
     ]
 
 
-def test_json_holds_every_figure_of_the_files_at_full_precision(printed, runs):
+def test_json_contains_every_value_of_the_files_at_full_precision(printed, runs):
     found = json.loads(printed("--json"))
     written = validation_rows(6, 4)
     key = "emer/reason/clue_overlap"
@@ -101,7 +101,7 @@ def test_settings_that_differ_are_listed_and_no_others_those_of_training_only_of
     ]
 
 
-def test_training_is_no_difference_to_a_run_that_was_only_evaluated_but_the_seed_is(printed, runs):
+def test_only_the_seed_and_not_the_training_differs_from_a_run_that_was_only_evaluated(printed, runs):
     given = CONFIG.replace("seed: 42", "seed: 1").replace("1.0e-05", "1.0e-06").replace("batch_size: 4", "batch_size: 9")
     (runs[2] / "result/config.yaml").write_text(given)
     shown = settings_of(printed("--metric", "waf", folders=runs[1:]))
@@ -186,7 +186,7 @@ def test_a_figure_that_one_run_has_once_makes_no_panel(printed, runs, tmp_path):
     assert not (tmp_path / "chart.png").exists()
 
 
-def test_what_a_run_lacks_is_a_note_and_no_row_of_dashes(printed, runs):
+def test_missing_values_of_a_run_are_a_note_and_not_a_row_of_dashes(printed, runs):
     (runs[2] / "result/metrics_emer.json").unlink()
     (runs[2] / "result/config.yaml").unlink()
     (runs[1] / "eval.jsonl").write_text('{"epoch": 0, "metr')
@@ -232,7 +232,7 @@ def test_an_unknown_metric_is_refused_with_those_that_there_are(printed, tmp_pat
     assert not (tmp_path / "chart.png").exists()
 
 
-def test_fewer_than_two_runs_one_named_twice_and_what_is_none_are_refused(printed, runs, tmp_path):
+def test_fewer_than_two_runs_repeated_runs_and_other_folders_are_refused(printed, runs, tmp_path):
     with pytest.raises(UserError, match="at least two runs"):
         printed(folders=runs[:1])
     with pytest.raises(UserError, match="named twice"):

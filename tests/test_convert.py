@@ -671,7 +671,7 @@ def test_a_file_that_is_there_is_never_written_over(file, tmp_path):
     assert "already exists" in refusal(formats.average, [file, file], str(tmp_path / "mine.pth"))
 
 
-def test_a_place_that_cannot_be_written_is_told(file, tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported(file, tmp_path):
     (tmp_path / "a_file").touch()
     assert "cannot write" in refusal(exported, file, str(tmp_path / "a_file/out"))
     assert "could not be written" in refusal(formats.to_pth, read(file, "x"), str(tmp_path / "a_file/out.pth"))

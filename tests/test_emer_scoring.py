@@ -109,13 +109,13 @@ def test_a_score_of_0_is_a_score():
 
 
 @pytest.mark.parametrize("name", ["clue_overlap", "label_overlap"])
-def test_where_no_clip_has_a_score_the_metric_is_none(name):
+def test_without_any_score_the_metric_is_none(name):
     judged = {"clue_overlap": judge_clues, "label_overlap": judge_labels}[name]
     assert value(name, judged(Listening(), [])) is None
     assert value(name, judged(Listening(), [answer("a", "odd")])) is None
 
 
-def test_taken_evidence_holds_these_clips_in_this_order_and_again_where_a_place_repeats():
+def test_take_returns_the_samples_in_this_order_and_again_if_an_index_repeats():
     answers = [answer("a", ""), answer("b", "sad"), answer("c", "odd")]
     for judged in (judge_clues, judge_labels):
         taken = judged(Listening(), answers).take([1, 1, 0])

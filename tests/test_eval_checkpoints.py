@@ -196,7 +196,7 @@ def test_a_new_epoch_and_another_checkpoint_of_an_old_one_are_evaluated(again, c
     assert figures(folder / "epoch_0/result") == pytest.approx(figures(folder / "epoch_1/result"), abs=1e-6)
 
 
-def test_another_configuration_is_evaluated_anew_and_never_stands_beside_the_old_one(again, capsys):
+def test_another_configuration_is_evaluated_again_and_never_shown_with_the_old_one(again, capsys):
     run_folder, cfg = again
     checkpoint.digest_path(run_folder / "checkpoint_0.pth").unlink()
     (run_folder / "checkpoint_0.pth").unlink()

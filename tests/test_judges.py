@@ -50,7 +50,7 @@ def test_every_further_shared_clue_raises_the_score():
         assert (scores[0], scores[-1]) == (0, 10)
 
 
-def test_clue_overlap_is_symmetric_and_lies_within_the_scale():
+def test_clue_overlap_is_symmetric_and_within_the_scale():
     rng = random.Random(1)
     for _ in range(50):
         one, other = (" ".join(rng.sample(CLUES, rng.randint(1, 15))) for _ in range(2))
@@ -67,11 +67,11 @@ def test_clue_overlap_by_hand():
     assert clue("Her lips tremble at the window", "trembling lips") == pytest.approx(10 * 8 / 9)
 
 
-def test_the_shared_clues_are_told():
+def test_the_explanation_lists_the_shared_clues():
     assert JUDGE.clue_overlap([(TRUTH, "pressed lips")])[0].explanation == "shared: lips, pressed"
 
 
-def test_naming_the_emotion_is_no_clue():
+def test_naming_the_emotion_is_not_a_clue():
     assert clue("He is sad, with tears", "He is sad, with a grin") == 0
 
 
@@ -149,7 +149,7 @@ def test_words_beyond_the_wheel_match_as_equal_strings():
     assert label(["zestful"], ["happy"]) == 0
 
 
-def test_a_phrase_has_the_families_of_its_words_and_a_denial_stands_for_itself():
+def test_a_phrase_has_the_families_of_its_words_and_a_negation_is_its_own_family():
     assert label(["slightly worried"], ["anxious"]) == 10
     assert label(["not happy"], ["happy"]) == 0
 
@@ -197,7 +197,7 @@ def test_forms_of_a_word_share_a_stem(forms):
     assert len({stem(form) for form in forms.split()}) == 1
 
 
-def test_results_stand_in_the_order_asked_and_nobody_is_called():
+def test_results_are_in_the_order_of_the_questions_without_any_request():
     verdicts = JUDGE.clue_overlap([(TRUTH, TRUTH), (TRUTH, "nothing of it"), (TRUTH, TRUTH)])
     assert [verdict.score == 10 for verdict in verdicts] == [True, False, True]
     assert JUDGE.name == "lexical"

@@ -79,7 +79,7 @@ def test_words_and_labels_are_asked_for_and_read(built):
     assert server.calls[-1].data == {"reference": ["sad"], "candidate": ["happy", "sad"]}
 
 
-def test_results_stand_in_the_order_asked_though_answers_come_in_another(built):
+def test_results_are_in_the_order_of_the_questions_although_replies_arrive_in_another(built):
     def by_number(call):
         number = int(call.data["candidate"].split()[1])
         return (
@@ -216,7 +216,7 @@ def test_a_list_of_words_is_read(built, reply, words):
 @pytest.mark.parametrize(
     "reply", ["<think>the list", "sad, worried", '["sad", 3]', '{"words": ["sad"]}', '["sad"]\nor so', '["happy"]\n["sad"]', "["]
 )
-def test_what_is_no_list_of_words_is_a_recorded_failure(built, reply):
+def test_a_reply_without_a_list_of_words_is_a_recorded_failure(built, reply):
     with judge_server(lambda call: reply) as server:
         extraction = built(server.url).emotion_words(["He weeps"])[0]
     assert extraction.words is None
@@ -279,7 +279,7 @@ def trouble_for(name, response):
         (refusal(403, "moderation"), "moderation", 1),
     ],
 )
-def test_one_question_without_an_answer_is_a_recorded_failure_and_the_others_go_on(built, response, reason, attempts):
+def test_one_question_without_an_answer_is_a_recorded_failure_and_the_others_continue(built, response, reason, attempts):
     with judge_server(trouble_for("2", response)) as server:
         verdicts = built(server.url, concurrency=1).clue_overlap(pairs(5))
     assert [verdict.score for verdict in verdicts] == [5, 5, None, 5, 5]
@@ -334,7 +334,7 @@ def test_a_gateway_that_gives_up_waiting_counts_as_a_timeout(built):
     assert len(server.calls) <= 2 * 3
 
 
-def test_timeouts_between_answers_are_recorded_and_the_others_go_on(built, silence):
+def test_timeouts_between_answers_are_recorded_and_the_others_continue(built, silence):
     ended = silence(lambda candidate: int(candidate.split()[1]) % 2 == 1)
     with judge_server(lambda call: "Score: 5") as server:
         verdicts = built(server.url, retries=0, concurrency=1).clue_overlap(pairs(9))
@@ -343,7 +343,7 @@ def test_timeouts_between_answers_are_recorded_and_the_others_go_on(built, silen
     assert len(server.calls) == 5
 
 
-def test_a_further_attempt_is_made_when_the_server_asks_for_it(built):
+def test_a_question_is_retried_after_the_pause_that_the_server_requests(built):
     later = Response(429, {"error": {"message": "later"}}, {"retry-after": "1"})
     with judge_server(in_turn(later, "Score: 3")) as server:
         begun = time.perf_counter()
@@ -351,7 +351,7 @@ def test_a_further_attempt_is_made_when_the_server_asks_for_it(built):
     assert time.perf_counter() - begun >= 1.0
 
 
-def test_what_had_no_answer_is_asked_anew_the_next_time(built):
+def test_a_question_without_an_answer_is_asked_again_the_next_time(built):
     with judge_server(in_turn("Score: 5", refusal(400), "Score: 6")) as server:
         assert [verdict.score for verdict in built(server.url, concurrency=1).clue_overlap(pairs(2))] == [5, None]
         assert [verdict.score for verdict in built(server.url, concurrency=1).clue_overlap(pairs(2))] == [5, 6]
@@ -361,14 +361,14 @@ def test_what_had_no_answer_is_asked_anew_the_next_time(built):
 # Nobody there
 
 
-def test_a_judge_that_nobody_listens_for_is_told_with_its_address(built):
+def test_an_endpoint_without_a_server_is_reported_with_its_address(built):
     url = unused_url()
     with pytest.raises(JudgeUnreachable, match=f"'m' at {url} does not answer: no connection .*refused.* are cached") as raised:
         built(url, retries=0).clue_overlap(pairs(100))
     assert KEY not in str(raised.value)
 
 
-def test_a_host_that_does_not_exist_is_told(built):
+def test_an_unknown_host_is_reported(built):
     with pytest.raises(UserError, match="no connection"):
         only(built("http://judge.invalid/v1", retries=0))
 
@@ -402,7 +402,7 @@ def test_a_server_that_breaks_down_on_the_way_is_not_asked_to_the_end(built):
     assert len(server.calls) < 40
 
 
-def test_an_interrupted_scoring_goes_on_where_it_stopped(built):
+def test_interrupted_scoring_resumes_where_it_stopped(built):
     with judge_server(in_turn(*["Score: 5"] * 7, refusal(401), "Score: 6")) as server:
         with pytest.raises(UserError, match="7 of 20"):
             built(server.url, concurrency=1).clue_overlap(pairs(20))
@@ -434,7 +434,7 @@ def test_a_second_run_makes_no_call_and_repeats_every_result(built):
     assert second.usage() | {"calls": 0, "cached": 8, "prompt_tokens": 0, "completion_tokens": 0, "failed": 2} == second.usage()
 
 
-def test_one_question_is_asked_once_though_it_stands_there_often(built):
+def test_a_repeated_question_is_asked_once(built):
     with judge_server() as server:
         judge = built(server.url)
         assert len(judge.emotion_words(["He is sad"] * 50)) == 50
@@ -468,7 +468,7 @@ def test_an_unreadable_reply_is_asked_for_again_only_on_demand_and_once(built):
     assert len(server.calls) == 3
 
 
-def test_without_a_path_replies_are_kept_in_the_users_cache_folder(monkeypatch, tmp_path):
+def test_without_a_path_replies_are_cached_in_the_users_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     with judge_server() as server:
         only(JUDGES.built({"type": "openai", "model": "m", "base_url": server.url}, "judge"))
@@ -481,7 +481,7 @@ def test_building_a_judge_asks_nobody_and_writes_nothing(built, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\x00" + b"\xff" * 4000])
-def test_a_damaged_cache_is_told_when_the_judge_is_built_and_left_alone(built, tmp_path, content):
+def test_a_damaged_cache_is_reported_when_the_judge_is_built_and_not_changed(built, tmp_path, content):
     (tmp_path / "cache.sqlite3").write_bytes(content)
     with pytest.raises(UserError, match=r"cache_path: .*cache\.sqlite3.*move a damaged file away"):
         built("http://localhost/v1")
@@ -497,7 +497,7 @@ def test_a_database_of_something_else_is_refused_and_left_alone(built, tmp_path)
     assert (tmp_path / "cache.sqlite3").read_bytes() == before
 
 
-def test_a_cache_that_breaks_while_it_is_used_is_told(built, tmp_path):
+def test_a_cache_that_breaks_while_it_is_used_is_reported(built, tmp_path):
     with judge_server() as server:
         judge = built(server.url)
         only(judge)
@@ -506,7 +506,7 @@ def test_a_cache_that_breaks_while_it_is_used_is_told(built, tmp_path):
             only(judge)
 
 
-def test_a_folder_in_place_of_the_cache_is_told(built, tmp_path):
+def test_a_folder_instead_of_the_cache_is_reported(built, tmp_path):
     (tmp_path / "cache.sqlite3").mkdir()
     with pytest.raises(UserError, match="cache_path"):
         built("http://localhost/v1")
@@ -536,7 +536,7 @@ def test_several_processes_use_one_cache_at_a_time(asking, tmp_path):
         assert cache.execute("SELECT count(*) FROM replies").fetchone() == (80,)
 
 
-def test_what_a_killed_process_was_told_is_not_asked_again(built, asking):
+def test_replies_to_a_killed_process_are_not_asked_for_again(built, asking):
     def slowly(call):
         return Response(**vars(completion("Score: 7")) | {"delay": 0.02})
 
@@ -578,7 +578,7 @@ def test_usage_counts_tokens_and_their_cost(built):
     assert judge.name == "m"
 
 
-def test_without_prices_or_counts_no_cost_is_made_up(built):
+def test_without_prices_or_counts_there_is_no_cost(built):
     with judge_server(lambda call: completion("Score: 1", tokens=None)) as server:
         judge = built(server.url, price_per_million_prompt_tokens=2.0, price_per_million_completion_tokens=1.0)
         only(judge)
@@ -641,7 +641,7 @@ def test_the_errors_of_the_package_are_not_chained_to_ours(built):
     assert raised.value.__cause__ is raised.value.__context__ is None
 
 
-def test_a_missing_key_is_told_before_anything_is_asked_naming_the_variable(built, monkeypatch):
+def test_a_missing_key_is_reported_with_its_variable_before_the_first_question(built, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(UserError, match="variable OPENAI_API_KEY is not set"):
         built("http://localhost/v1")

@@ -56,7 +56,7 @@ def test_clips_without_true_words_are_left_out():
 
 
 @pytest.mark.parametrize(("truth", "predicted"), [([], []), ([[], []], [["sad"], []])])
-def test_where_nothing_can_be_compared_there_is_no_figure(truth, predicted):
+def test_without_reference_words_there_is_no_value(truth, predicted):
     assert scores(truth, predicted) == [None] * 3
 
 
@@ -106,7 +106,7 @@ def test_taking_clips_keeps_what_belongs_together_and_may_repeat():
         (" ", ()),
     ],
 )
-def test_a_cell_holds_a_list_or_plain_words(cell, words):
+def test_a_cell_contains_a_list_or_plain_words(cell, words):
     assert parse_words(cell) == words
 
 
@@ -125,7 +125,7 @@ def test_a_cell_holds_a_list_or_plain_words(cell, words):
         "happy, -3.5",
     ],
 )
-def test_a_cell_that_is_no_list_is_refused(cell):
+def test_a_cell_that_is_not_a_list_is_refused(cell):
     with pytest.raises(ValueError, match="expected a list of words"):
         parse_words(cell)
 
@@ -138,7 +138,7 @@ def test_any_text_can_be_cut_as_the_published_scorers_do():
 # Files
 
 
-def test_a_csv_holds_lists_and_single_words_by_clip(tmp_path):
+def test_a_csv_contains_lists_and_single_words_by_sample(tmp_path):
     path = written(tmp_path / "truth.csv", "name,openset\n00012,\"['Angry', 'mad']\"\nb,['surprised']\nc,[]\nd,calm\n")
     assert read_openset(str(path)) == {"00012": ("angry", "mad"), "b": ("surprised",), "c": (), "d": ("calm",)}
 
@@ -184,7 +184,7 @@ def test_a_faulty_file_is_refused_with_the_place(tmp_path, file, text, fault):
     assert fault in str(error.value)
 
 
-def test_a_file_that_is_not_there_is_told_by_its_key(tmp_path):
+def test_a_missing_file_is_reported_with_its_key(tmp_path):
     with pytest.raises(UserError, match="^openset_path: no file"):
         read_openset(str(tmp_path / "none.csv"))
     with pytest.raises(UserError, match="^synonyms_path: no file"):
@@ -249,7 +249,7 @@ class Finder:
         ]
 
 
-def test_lists_are_taken_apart_and_only_descriptions_are_given_to_the_judge():
+def test_lists_are_parsed_and_only_descriptions_go_to_the_judge():
     judge = Finder()
     predictions = {
         "a": "['Calm', 'proud']",
@@ -269,7 +269,7 @@ def test_lists_are_taken_apart_and_only_descriptions_are_given_to_the_judge():
     assert judge.asked == [["He is happy.", "this will fail", "['calm', 'sad", "sad"]]
 
 
-def test_the_judge_is_not_asked_where_nothing_is_described():
+def test_the_judge_is_not_asked_without_descriptions():
     judge = Finder()
     assert extract_words({"a": "[happy]", "b": "  "}, judge) == {"a": ("happy",), "b": ()}
     assert extract_words({}, judge) == {}

@@ -100,7 +100,7 @@ def figures(text, model):
 # Sheets
 
 
-def test_a_sheet_holds_every_description_beside_its_truth_and_empty_cells(sheet, tmp_path):
+def test_a_sheet_contains_every_description_with_its_reference_and_empty_cells(sheet, tmp_path):
     rows, key = rows_of(sheet), key_of(tmp_path)
     assert [*rows[0]] == ["item", "truth", "description", "clue_overlap", "label_overlap", "comment"]
     assert len(rows) == 48 and all(row[column] == "" for row in rows for column in (*SCALES, "comment"))
@@ -286,7 +286,7 @@ def spoiled(sheet, path, change):
 
 
 @pytest.mark.parametrize("cell", ["11", "-1", "7,5", "ten", "nan", "inf", "1e1", "7/10", "'7"])
-def test_a_cell_that_holds_no_points_is_refused_with_its_line(refused, sheet, tmp_path, cell):
+def test_a_cell_that_is_not_a_rating_is_refused_with_its_line(refused, sheet, tmp_path, cell):
     path = spoiled(sheet, tmp_path / "filled.csv", lambda rows: rows[2].update(clue_overlap=cell))
     told = refused("--read", path, "--key", tmp_path / "sheet.key.json")
     assert (
@@ -319,7 +319,7 @@ def test_a_text_that_was_changed_is_refused_with_its_line(refused, sheet, tmp_pa
     assert "filled.csv, line 3, item 'i" in told and f"{column} was changed" in told and "\n" not in told
 
 
-def test_what_a_spreadsheet_does_to_texts_is_no_change(rated, tmp_path):
+def test_changes_by_a_spreadsheet_do_not_count_as_changes(rated, tmp_path):
     texts = ["=1+1", "two\nlines", "two\r\nlines, of old", " space at its ends\n", "'quoted'", "\t=1", "'=1"]
     rows = [{"name": f"c{place}", "task": "reason", "prediction": text, "reference": text} for place, text in enumerate(texts)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -352,7 +352,7 @@ def test_all_faults_of_a_sheet_are_reported_at_once(refused, sheet, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"items": {"i1": {}}, "empty": [], "models": [], "task": "", "seed": 0}', "no"])
-def test_a_file_that_is_no_key_is_refused(refused, sheet, tmp_path, content):
+def test_a_file_that_is_not_a_key_is_refused(refused, sheet, tmp_path, content):
     (tmp_path / "k.json").write_text(content)
     assert "k.json" in refused("--read", sheet, "--key", tmp_path / "k.json")
 

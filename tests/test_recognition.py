@@ -132,7 +132,7 @@ def test_a_hit_is_a_true_label_among_those_named_even_where_the_answer_is_invali
 
 
 @pytest.mark.parametrize("labels", [SIX, ("happy",), ()])
-def test_without_clips_there_is_no_figure(labels):
+def test_metrics_of_no_samples_are_none(labels):
     nothing = evidence([], [], labels)
     assert [value(name, nothing) for name in NAMES] == [None] * 8
     assert confusion(nothing) == [[0] * (len(labels) + 1) for _ in labels]
@@ -153,7 +153,7 @@ def test_true_labels_in_another_case_are_the_labels():
     assert value("war", labels) == 1.0
 
 
-def test_a_true_label_that_is_none_is_an_error_with_the_clip_and_the_nearest_label():
+def test_an_unknown_true_label_is_an_error_with_its_sample_and_the_nearest_label():
     with pytest.raises(UserError) as error:
         evidence(["happy", "surprised"], ["happy", None])
     assert "the true label of 'clip_1' is 'surprised'" in str(error.value)

@@ -127,7 +127,7 @@ def value_of(cell):
 # What is shown
 
 
-def test_the_report_lies_in_result_and_has_every_part(whole):
+def test_the_report_is_in_result_and_has_every_part(whole):
     folder, page = whole
     assert (folder / "result/report.html").is_file()
     parts = {attributes.get("id") for tag, attributes in page.elements if tag == "section"}
@@ -202,14 +202,14 @@ def test_descriptions_go_from_the_worst_judged_to_the_best_beside_the_truth(whol
             assert f"Reference {row['reference']}" in page.text and f"Answer {row['prediction']}" in page.text
 
 
-def test_judges_usage_and_failures_are_told(whole):
+def test_usage_and_failures_of_the_judge_are_shown(whole):
     _, page = whole
     for words in ("calls 90", "prompt tokens 412,345", "cost 0.1284", "1 judgement failed"):
         assert words in page.text
     assert page.rows("failures")[1:] == [["invented_00000005", "clue_overlap", "the reply has no number"]]
 
 
-def test_the_configuration_is_shown_as_it_stands_and_nothing_of_the_environment(scored, monkeypatch):
+def test_the_configuration_is_shown_unresolved_without_values_of_the_environment(scored, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", "secret-of-the-environment")
     source = write_report(scored).read_text()
     assert "${oc.env:JUDGE_KEY}" in source and "${oc.env:LLAMA_FOLDER}" in source
@@ -313,7 +313,7 @@ def test_a_judge_that_could_not_be_reached_is_named_with_its_error_beside_the_mi
     assert ["loss", "0.5=0.5000", "lower is better"] in page.rows("scores")
 
 
-def test_without_truth_a_report_says_that_there_are_answers_only(scored):
+def test_without_references_a_report_says_why_there_are_no_scores(scored):
     for block, noun in (("dev", "labels"), ("emer", "descriptions")):
         path = scored / f"result/predictions_{block}.jsonl"
         rows = [json.loads(line) | {"reference": None, "target": None, "loss": None} for line in path.open()]
@@ -325,14 +325,14 @@ def test_without_truth_a_report_says_that_there_are_answers_only(scored):
     assert rows[0]["prediction"] in page.text and "(none in the data)" in page.text
 
 
-def test_a_judge_that_failed_every_clip_is_told(scored):
+def test_failure_of_all_judgements_is_reported(scored):
     judge = {"name": "j", "failures": [{"name": "a", "metric": "clue_overlap", "failure": "the reply has no number"}]}
     spoilt_scores(scored, "emer", metrics={"clue_overlap": None}, judge=judge, clip_scores=None)
     page = Page(write_report(scored))
     assert "No scores: every judgement failed." in page.text and "the means are over" not in page.text
 
 
-def test_blocks_stand_in_the_order_of_the_configuration_and_others_at_the_end(folder):
+def test_blocks_are_in_the_order_of_the_configuration_with_others_at_the_end(folder):
     (folder / "config.yaml").write_text("evaluation_datasets:\n  emer: {}\n  dev: {}\n")
     for block in ("extra", "another"):
         write_json(folder / f"result/metrics_{block}.json", {"tasks": {"emotion": {"metrics": {"waf": 0.5}}}})
@@ -341,7 +341,7 @@ def test_blocks_stand_in_the_order_of_the_configuration_and_others_at_the_end(fo
     assert [result.block for result in read_run(folder).results] == ["extra", "emer", "another", "dev"]
 
 
-def test_keys_that_change_what_a_score_means_stand_beside_it(scored):
+def test_settings_that_affect_the_meaning_of_scores_are_shown_next_to_them(scored):
     (scored / "result/config.yaml").write_text(
         "model: {ckpt: [a.pth, b.pth, c.pth], ensemble: predictions}\n"
         "evaluation_datasets:\n"
@@ -433,7 +433,7 @@ def test_texts_that_no_page_can_hold_and_labels_that_no_font_has_do_no_harm(scor
         ("result/predictions_emer.jsonl", {"scores", "task-1"}),
     ],
 )
-def test_one_file_alone_makes_a_report_of_what_it_holds(folder, kept, parts):
+def test_a_single_file_is_enough_for_a_report(folder, kept, parts):
     for path in [path for path in folder.rglob("*") if path.is_file() and path != folder / kept]:
         path.unlink()
     page = Page(write_report(folder))
@@ -441,7 +441,7 @@ def test_one_file_alone_makes_a_report_of_what_it_holds(folder, kept, parts):
     assert "Not everything could be read" not in page.text
 
 
-def test_a_line_that_was_cut_short_is_told_and_the_others_are_shown(folder):
+def test_a_truncated_line_is_reported_and_the_others_are_shown(folder):
     with (folder / "eval.jsonl").open("a") as file:
         file.write('{"step": 3500, "epoch": 6, "metrics": {"dev/emo')
     (folder / "result/metrics_dev.json").write_text('{"tasks": ')
@@ -451,7 +451,7 @@ def test_a_line_that_was_cut_short_is_told_and_the_others_are_shown(folder):
     assert len(page.rows("epochs")) == 7
 
 
-def test_a_spoilt_file_is_told_once(folder):
+def test_an_invalid_file_is_reported_once(folder):
     (folder / "eval.jsonl").unlink()
     (folder / "result").rename(folder / "moved")
     (folder / "result").mkdir()
@@ -482,7 +482,7 @@ def test_odd_content_never_stops_a_report(folder, seed, rendered_plots):
 
 
 @pytest.mark.parametrize("made", [None, "empty", "other"])
-def test_what_is_no_runs_folder_is_refused_with_the_files_that_it_lacks(tmp_path, made):
+def test_a_folder_that_is_not_a_runs_is_refused_with_the_missing_files(tmp_path, made):
     folder = tmp_path / "folder"
     if made:
         (folder / "result").mkdir(parents=True)
@@ -493,7 +493,7 @@ def test_what_is_no_runs_folder_is_refused_with_the_files_that_it_lacks(tmp_path
     assert not (folder / "result/report.html").exists()
 
 
-def test_a_place_that_cannot_be_written_is_told(folder):
+def test_a_folder_that_cannot_be_written_is_reported(folder):
     shutil.rmtree(folder / "result")
     (folder / "result").write_text("a file")
     with pytest.raises(UserError, match="cannot write"):
@@ -552,7 +552,7 @@ def test_the_command_prints_where_the_reports_are(scored, capsys):
     assert (scored / "result/report.html").is_file()
 
 
-def test_the_command_writes_nothing_where_one_of_the_folders_is_none_of_a_run(folder, tmp_path):
+def test_the_command_writes_nothing_if_one_of_the_folders_is_not_a_runs(folder, tmp_path):
     with pytest.raises(UserError, match="is not a folder"):
         command.run(parsed(folder, tmp_path / "absent"))
     assert not (folder / "result/report.html").exists()

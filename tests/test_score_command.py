@@ -263,7 +263,7 @@ def test_files_without_a_clip_in_common_are_refused_with_examples_of_both(refuse
 
 
 @pytest.mark.parametrize("name", ["{}.mp4", "videos/{}", "videos/{}.avi"])
-def test_names_that_differ_by_a_folder_or_an_ending_alone_are_told(refused, table, emer, name):
+def test_names_that_differ_only_in_a_folder_or_an_ending_are_reported(refused, table, emer, name):
     answers = table("a.csv", "names,chi_reasons", [[name.format(clip), text] for clip, text in TRUTH.items()])
     told = refused("--predictions", answers, "--truth", emer, "--judge", "lexical")
     assert "no sample in common" in told and "differ only in a folder or an ending" in told
@@ -271,7 +271,7 @@ def test_names_that_differ_by_a_folder_or_an_ending_alone_are_told(refused, tabl
     assert "differ by" not in refused("--predictions", other, "--truth", emer, "--judge", "lexical")
 
 
-def test_a_task_that_is_none_is_refused_by_name(refused, perfect, emer):
+def test_an_unknown_task_is_refused_by_name(refused, perfect, emer):
     told = refused("--predictions", perfect, "--truth", emer, "--task", "emotions")
     assert (
         "--task: unknown task 'emotions'. Did you mean 'emotion'?" in told
@@ -402,7 +402,7 @@ def test_an_unknown_or_impossible_metric_is_refused(refused, perfect, emer):
     assert "'ew' cannot be computed here" in refused(*common, "--metrics", "ew")
 
 
-def test_descriptions_without_a_judge_say_what_is_lacking(scored, perfect, emer):
+def test_descriptions_without_a_judge_say_what_is_missing(scored, perfect, emer):
     assert "descriptions need a judge, --judge" in scored("--predictions", perfect, "--truth", emer)
 
 
@@ -436,7 +436,7 @@ def test_clips_without_true_words_have_no_score_and_are_not_counted_among_those_
     assert "0.5000          0.5000          0.5000" in text and text.count("2 of 3") == 3
 
 
-def test_broken_lists_of_words_are_told(scored, table, tmp_path):
+def test_broken_lists_of_words_are_listed(scored, table, tmp_path):
     truth = table("openset.csv", "name,openset", [[name, "['happy']"] for name in "abcde"])
     texts = ['["happy","proud"', "[1,2]", "['happy']", "[She] is happy", "happy, proud"]
     answers = table("a.csv", "name,prediction", zip("abcde", texts, strict=True))
@@ -455,7 +455,7 @@ def test_broken_lists_of_words_are_refused_in_the_truth_with_their_line(refused,
     )
 
 
-def test_a_task_that_is_not_said_has_a_name_in_the_table_of_clips(scored, perfect, emer, tmp_path):
+def test_an_unstated_task_has_a_name_in_the_table_of_samples(scored, perfect, emer, tmp_path):
     scored("--predictions", perfect, "--truth", emer, "--judge", "lexical", "--output", tmp_path / "out")
     assert {row["task"] for row in written(tmp_path / "out")[1]} == {"unnamed"}
 
@@ -525,7 +525,7 @@ def asked(tmp_path, monkeypatch):
     return lambda server: ["--judge", "openai", "model=m", f"base_url={server.url}", "concurrency=1", f"cache_path={cache}"]
 
 
-def test_failures_of_a_judge_are_listed_and_stand_on_neither_side_of_a_difference(scored, perfect, poor, emer, asked, tmp_path):
+def test_failures_of_a_judge_are_listed_and_excluded_from_differences(scored, perfect, poor, emer, asked, tmp_path):
     def failing(call):
         reluctant = call.kind == "clues" and "shouts" in call.data["reference"] and "sits" in call.data["candidate"]
         return "I would rather not." if reluctant else sensibly(call)
@@ -569,7 +569,7 @@ def test_a_second_run_asks_nothing_and_the_key_is_written_nowhere(scored, perfec
     assert KEY not in first and not any(KEY.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
-def test_a_judge_that_goes_away_stops_the_command_which_goes_on_where_it_stopped(refused, scored, perfect, emer, asked, tmp_path):
+def test_an_unreachable_judge_stops_the_command_which_resumes_where_it_stopped(refused, scored, perfect, emer, asked, tmp_path):
     with judge_server(in_turn("Score: 5", "Score: 5", refusal(401), "Score: 6")) as server:
         arguments = ("--predictions", perfect, "--truth", emer, *asked(server), "--metrics", "clue_overlap")
         told = refused(*arguments, "--output", tmp_path / "out")
@@ -601,7 +601,7 @@ def test_p_at_the_least_that_the_draws_can_tell_is_marked(scored, perfect, poor,
     assert "p <= 0.003 (4)" in scored(*arguments, "--resamples", 800)  # 0.0025, rounded up
 
 
-def test_the_published_table_stands_under_scores_of_emer_and_is_marked(scored, perfect, poor, emer, table):
+def test_the_published_table_follows_scores_of_emer_and_is_marked(scored, perfect, poor, emer, table):
     text = scored("--predictions", perfect, poor, "--truth", emer, "--judge", "lexical")
     ours, published = text.split("Published for EMER")
     assert "NOT comparable" in published.splitlines()[0]
@@ -611,7 +611,7 @@ def test_the_published_table_stands_under_scores_of_emer_and_is_marked(scored, p
     assert "Published" not in scored("--predictions", perfect, "--truth", own, "--judge", "lexical")
 
 
-def test_the_written_record_holds_figures_intervals_differences_and_the_clips_scores(scored, perfect, poor, emer, tmp_path):
+def test_the_record_contains_values_intervals_differences_and_scores_of_samples(scored, perfect, poor, emer, tmp_path):
     folder = tmp_path / "out"
     arguments = ("--predictions", perfect, poor, "--truth", emer, "--judge", "lexical", "--seed", 5, "--resamples", 200)
     arguments += ("--metrics", "label_overlap", "clue_overlap")

@@ -125,7 +125,7 @@ def test_fewer_than_two_clips_have_no_interval_and_no_p(clips):
     assert (apart.value, apart.low, apart.p) == (0 if clips else None, None, None)
 
 
-def test_no_clip_in_common_is_no_difference():
+def test_without_common_samples_there_is_no_difference():
     found = difference(losses([1, 2], ["a", "b"]), losses([3, 4], ["c", "d"]))
     assert (found.value, found.low, found.p, found.clips) == (None, None, None, 0)
 

@@ -111,7 +111,7 @@ def test_a_hand_computed_case_at_level_2(folder):
     assert figures(Wheels.read(str(folder), 2), TRUTH, PREDICTED) == pytest.approx([precision, recall, 1 / 8], abs=1e-12)
 
 
-def test_each_figure_is_averaged_over_wheels_and_f_is_made_on_each(folder):
+def test_each_metric_is_averaged_over_wheels_and_f_is_computed_on_each(folder):
     # wheel 5 knows tears and guilt alone, in one cluster: {w}:{}, {w}:{}, left out, left out, {w}:{w}
     sheet(folder / "wheel5.xlsx", [RINGS, ("wet", "drop", "tears"), (None, None, "guilt")])
     precision, recall = 1 / 2, 3 / 8
@@ -131,7 +131,7 @@ def test_where_precision_and_recall_are_0_f_is_0(folder, level):
 
 
 @pytest.mark.parametrize(("truth", "predicted"), [([], []), ([[], ["table"]], [["glee"], []])])
-def test_where_no_truth_has_a_place_there_is_no_figure(folder, truth, predicted):
+def test_without_a_reference_on_the_wheels_there_is_no_value(folder, truth, predicted):
     assert figures(Wheels.read(str(folder), 1), truth, predicted) == [None] * 3
 
 
@@ -166,13 +166,13 @@ def refusal(folder):
     return str(error.value)
 
 
-def test_missing_files_are_told_all_at_once(folder):
+def test_all_missing_files_are_listed_at_once(folder):
     for file in ("format.csv", "wheel2.xlsx", "wheel5.xlsx"):
         (folder / file).unlink()
     assert refusal(folder).startswith(f"wheel_folder: '{folder}' lacks format.csv, wheel2.xlsx, wheel5.xlsx.")
 
 
-def test_a_folder_that_is_not_there_lacks_everything(tmp_path):
+def test_all_files_of_a_missing_folder_are_listed(tmp_path):
     text = refusal(tmp_path / "none")
     assert all(file in text for file in ("format.csv", "synonym.xlsx", *(f"wheel{number}.xlsx" for number in range(1, 6))))
 
@@ -214,7 +214,7 @@ def test_a_workbook_with_a_spoiled_part_is_refused_by_name(folder):
 WORDS = {"00012": ("happy", "don't care"), "b": (), "c": ("难过",)}
 
 
-def test_a_submission_holds_texts_and_is_read_back(tmp_path):
+def test_a_submission_contains_texts_and_is_read_back(tmp_path):
     path = str(tmp_path / "new" / "words.npz")
     write_submission(path, [*WORDS], [*WORDS.values()])
     with np.load(path, allow_pickle=False) as archive:
@@ -229,7 +229,7 @@ def test_a_submission_without_clips_is_one(tmp_path):
     assert read_submission(str(tmp_path / "words.npz")) == {}
 
 
-def test_what_others_hand_in_is_read_even_where_an_item_is_no_list(tmp_path):
+def test_submissions_of_others_are_read_even_if_an_item_is_not_a_list(tmp_path):
     items = ["['Happy','sad']", "[happy, sad]", "happy", "['don't', 'sad'", ""]
     np.savez_compressed(tmp_path / "words.npz", filenames=[*"abcde"], fileitems=items)
     assert read_submission(str(tmp_path / "words.npz")) == {
@@ -279,7 +279,7 @@ def test_a_submission_of_another_form_is_refused(tmp_path, arrays, fault):
     assert str(error.value).startswith(f"{tmp_path / 'words.npz'}: ") and fault in str(error.value)
 
 
-def test_a_file_that_is_none_or_cut_off_is_refused(tmp_path):
+def test_a_truncated_or_other_file_is_refused(tmp_path):
     path = tmp_path / "words.npz"
     with pytest.raises(UserError, match="no file"):
         read_submission(str(path))

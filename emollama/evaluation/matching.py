@@ -100,8 +100,8 @@ def match(
     files = [_with_tasks(_with_image_names(file, truth), files, truth, task) for file in files]
     tasks: dict[str, dict[str, Matched]] = {}
     for file in files:
-        for answered in sorted({answer.task for answer in file.answers}):
-            tasks.setdefault(answered, {})[file.path] = _matched(file, answered, truth)
+        for task_with_answers in sorted({answer.task for answer in file.answers}):
+            tasks.setdefault(task_with_answers, {})[file.path] = _matched(file, task_with_answers, truth)
     return Matching(tuple(predictions), truth, tasks)
 
 
@@ -156,10 +156,10 @@ def _merged_truth(truth_files: Sequence[TruthFile], files: Sequence[AnswerFile],
     own = _own_references((path, answer) for path, answer in answers if _reference(answer) and answer.task not in references)
     if not references and not own and not word_files:
         tasks = sorted({answer.task for file in files for answer in file.answers} - {""})
-        answered = f"; the answers are to {abbreviated(tasks)}" if tasks else ""
+        hint = f"; the answers are to {abbreviated(tasks)}" if tasks else ""
         about = f" to the task '{task}'" if task is not None else ""
         raise UserError(
-            f"--truth is required: none of the answers{about} has a reference{answered}. Name a file with the references."
+            f"--truth is required: none of the answers{about} has a reference{hint}. Name a file with the references."
         )
     return Truth(
         references=references | own,
@@ -266,12 +266,12 @@ def _matched(file: AnswerFile, task: str, truth: Truth) -> Matched:
     )
 
 
-def _nothing_in_common(file: AnswerFile, answered: Sequence[str], names: Sequence[str], truth: Truth) -> UserError:
-    ours, theirs = (", ".join(map(repr, some[:EXAMPLES])) for some in (answered, names))
+def _nothing_in_common(file: AnswerFile, answer_names: Sequence[str], names: Sequence[str], truth: Truth) -> UserError:
+    ours, theirs = (", ".join(map(repr, some[:EXAMPLES])) for some in (answer_names, names))
     hint = ""
-    if {_bare(name) for name in answered} & {_bare(name) for name in names}:
+    if {_bare(name) for name in answer_names} & {_bare(name) for name in names}:
         hint = " The names differ only in a folder or an ending: use the same spelling in both files."
-    elif file.by_image and not truth.ids and all(name.isdecimal() for name in answered):
+    elif file.by_image and not truth.ids and all(name.isdecimal() for name in answer_names):
         hint = ' If these are image numbers, pass COCO\'s captions with --truth: their "images" list the file names.'
     names_of_both = f"The file has {ours}; the reference data has {theirs}."
     return UserError(f"{file.path}: no sample in common with the reference data. {names_of_both}{hint}")

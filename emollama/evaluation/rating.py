@@ -94,7 +94,7 @@ def write_sheets(
     Raises:
         UserError: there are fewer samples than ``clips``, or one of the files exists.
     """
-    # Whoever knows the seed can compute which row belongs to which model, so the default seed is not predictable.
+    # A rater who knows the seed can compute which row belongs to which model, so the default seed is unpredictable.
     seed = secrets.randbelow(2**32) if seed is None else seed
     rng = np.random.default_rng(seed)
     answers = _selected_answers(files, clips, rng)

@@ -105,7 +105,7 @@ def report_sections(run: RunFiles) -> list[ReportSection]:
     """Return one section for each task of each block with results."""
     tree = evaluated_with(run.configs, run.results_epoch)
     blocks = evaluated_blocks(tree)
-    # In the configuration of a training run, several checkpoints are where the training started.
+    # During training, the configuration names the checkpoints that training started from, not an ensemble.
     ensemble = list(ensemble_note(tree)) if run.results_epoch is None else []
     return [_section(result, mapping(blocks.get(result.block)), ensemble) for result in run.results]
 

@@ -41,8 +41,8 @@ class NoReply:
     Attributes:
         reason: reason, without the key.
         hopeless: whether all other questions will fail, too.
-        forbidden: whether other questions may fail, too, unless some were answered: the key has no access, or this text was
-            rejected.
+        forbidden: whether the server refused access: either the key has none, so that all questions fail, or the server rejected
+            this text. Answers to other questions show which it is.
         timed_out: whether the question timed out.
     """
 
