@@ -73,7 +73,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
     assert rows(tmp_path, b"\xef\xbb\xbfa happy\n") == [("a", "happy")]
 
 
-def test_file_order_is_kept(tmp_path):
+def test_file_order_is_preserved(tmp_path):
     assert [name for name, _ in rows(tmp_path, "c x\na x\nb x\n")] == ["c", "a", "b"]
 
 
@@ -87,14 +87,14 @@ def test_file_order_is_kept(tmp_path):
     ],
 )
 def test_a_row_of_another_width_is_refused_with_its_line(tmp_path, text, annotation_format, line):
-    said = refusal(rows, tmp_path, text, annotation_format)
-    assert said.startswith(f"{tmp_path}/list.txt, line {line}: ") and "expected" in said
+    message = refusal(rows, tmp_path, text, annotation_format)
+    assert message.startswith(f"{tmp_path}/list.txt, line {line}: ") and "expected" in message
 
 
 @pytest.mark.parametrize("name", ["../a", "a/../../b", "..", "/etc/passwd", "a\0b", "..\\a", "a\\b", "/"])
 def test_a_name_that_could_leave_its_folder_is_refused_with_its_line(tmp_path, name):
-    said = refusal(rows, tmp_path, f"fine happy\n{name} happy\n")
-    assert said.startswith(f"{tmp_path}/list.txt, line 2: ") and repr(name) in said
+    message = refusal(rows, tmp_path, f"fine happy\n{name} happy\n")
+    assert message.startswith(f"{tmp_path}/list.txt, line 2: ") and repr(name) in message
 
 
 @pytest.mark.parametrize("name", ["clip.7", "a/b", "a..b", "it's_ok-1", "样本_1"])
@@ -104,8 +104,8 @@ def test_a_name_with_dots_dashes_or_a_subfolder_is_taken(tmp_path, name):
 
 @pytest.mark.parametrize("second", ["a happy", "a sad"])
 def test_a_repeated_name_is_refused_with_both_lines(tmp_path, second):
-    said = refusal(rows, tmp_path, f"a happy\nb sad\n{second}\n")
-    assert "line 3: clip 'a' is already listed on line 1" in said
+    message = refusal(rows, tmp_path, f"a happy\nb sad\n{second}\n")
+    assert "line 3: clip 'a' is already listed on line 1" in message
 
 
 @pytest.mark.parametrize("text", ["", "\n \n\t\n", b"\xef\xbb\xbf"])
@@ -141,12 +141,12 @@ def test_a_caption_that_is_no_text_counts_as_absent(tmp_path, value):
 
 
 def test_bad_json_names_file_and_line(tmp_path):
-    said = refusal(captions, tmp_path, '{"a": {"caption": "x"},\n"b": }\n')
-    assert said.startswith(f"{tmp_path}/captions.json, line 2: not valid JSON")
+    message = refusal(captions, tmp_path, '{"a": {"caption": "x"},\n"b": }\n')
+    assert message.startswith(f"{tmp_path}/captions.json, line 2: not valid JSON")
 
 
 @pytest.mark.parametrize("table", ["[]", '{"a": "text"}', "3", '[{"caption": "x"}]'])
-def test_json_of_another_shape_is_refused_and_the_shape_is_told(tmp_path, table):
+def test_json_of_another_shape_is_rejected_with_the_expected_shape(tmp_path, table):
     assert "one JSON object with clip names as keys" in refusal(captions, tmp_path, table)
 
 
@@ -186,32 +186,32 @@ def test_blank_csv_lines_are_ignored(tmp_path):
 
 def test_an_equal_duplicate_is_taken_and_a_different_one_refused_with_its_line(tmp_path):
     assert transcripts(tmp_path, "name,sentence\na,x\na,x\n") == {"a": "x"}
-    said = refusal(transcripts, tmp_path, "name,sentence\na,x\nb,z\na,y\n")
-    assert f"{tmp_path}/words.csv, line 4" in said and "'a'" in said
+    message = refusal(transcripts, tmp_path, "name,sentence\na,x\nb,z\na,y\n")
+    assert f"{tmp_path}/words.csv, line 4" in message and "'a'" in message
 
 
 @pytest.mark.parametrize("text", ["", "names,reasons\na,b\n", "a,hello\n", "name,text\na,b\n"])
 def test_a_csv_without_the_columns_shows_its_header(tmp_path, text):
-    said = refusal(transcripts, tmp_path, text)
-    assert "line 1: the header is" in said and "expected one of the columns" in said
+    message = refusal(transcripts, tmp_path, text)
+    assert "line 1: the header is" in message and "expected one of the columns" in message
 
 
 @pytest.mark.parametrize("text", ['name,sentence\na,"open\n', 'name,sentence\na,"x"y\n', '"name"x,sentence\na,b\n'])
 def test_broken_quoting_is_refused_with_a_line(tmp_path, text):
-    said = refusal(transcripts, tmp_path, text)
-    assert f"{tmp_path}/words.csv, line" in said and "not valid CSV" in said
+    message = refusal(transcripts, tmp_path, text)
+    assert f"{tmp_path}/words.csv, line" in message and "not valid CSV" in message
 
 
 def test_a_sentence_with_unquoted_commas_is_refused_and_not_cut(tmp_path):
-    said = refusal(transcripts, tmp_path, "name,sentence\na,fine\nb,Why, Tom?\n")
-    assert f"{tmp_path}/words.csv, line 3" in said
+    message = refusal(transcripts, tmp_path, "name,sentence\na,fine\nb,Why, Tom?\n")
+    assert f"{tmp_path}/words.csv, line 3" in message
 
 
 def test_a_row_without_a_name_is_refused_with_its_line(tmp_path):
     assert f"{tmp_path}/words.csv, line 3" in refusal(transcripts, tmp_path, "name,sentence\na,x\n,lost\n")
 
 
-def test_missing_names_keeps_the_order_asked_for():
+def test_missing_names_keeps_the_requested_order():
     assert missing_names(["c", "a", "b"], {"a": ""}) == ["c", "b"]
 
 
@@ -260,9 +260,9 @@ def test_blip_caption_leaves_its_own_output_alone():
 
 def test_blip_caption_leaves_no_run_of_space_no_listed_mark_and_at_most_max_words():
     for text, words in random_texts():
-        made = blip_caption(text, words)
-        assert made == made.strip() and "  " not in made and not set('.!"()*#:;~') & set(made)
-        assert len(made.split(" ")) <= words
+        processed = blip_caption(text, words)
+        assert processed == processed.strip() and "  " not in processed and not set('.!"()*#:;~') & set(processed)
+        assert len(processed.split(" ")) <= words
 
 
 def test_verbatim_changes_nothing():
@@ -274,21 +274,23 @@ def test_verbatim_changes_nothing():
 
 
 def test_a_row_with_too_few_cells_is_refused_and_no_clip_without_speech(tmp_path):
-    said = refusal(transcripts, tmp_path, "name,sentence\na,x\nb\n")
-    assert f"{tmp_path}/words.csv, line 3: fewer cells than columns" in said
+    message = refusal(transcripts, tmp_path, "name,sentence\na,x\nb\n")
+    assert f"{tmp_path}/words.csv, line 3: fewer cells than columns" in message
 
 
 @pytest.mark.parametrize(("text", "line"), [('name,sentence\na,"x"y\n', 2), ('name,sentence\na,x\nb,z\nc,"x"y\n', 4)])
-def test_broken_quoting_names_the_line_it_stands_on(tmp_path, text, line):
+def test_broken_quoting_names_its_line(tmp_path, text, line):
     assert f"{tmp_path}/words.csv, line {line}: not valid CSV" in refusal(transcripts, tmp_path, text)
 
 
 def test_every_faulty_row_is_reported_and_the_others_are_read(tmp_path):
-    found = []
+    problems = []
     text = "a happy\nb\n../c sad\na sad\nd angry\n"
-    clips = read_annotations(written(tmp_path, text), report=found.append)
+    clips = read_annotations(written(tmp_path, text), report=problems.append)
     assert [clip.name for clip in clips] == ["a", "d"]
-    assert [problem.text.partition(": ")[0] for problem in found] == [f"{tmp_path}/list.txt, line {line}" for line in (2, 3, 4)]
+    assert [problem.text.partition(": ")[0] for problem in problems] == [
+        f"{tmp_path}/list.txt, line {line}" for line in (2, 3, 4)
+    ]
 
 
 def test_a_name_with_a_control_character_is_refused(tmp_path):
@@ -304,5 +306,5 @@ def test_json_without_end_is_refused(tmp_path):
     assert "nested too deeply" in refusal(captions, tmp_path, "[" * 100_000)
 
 
-def test_a_clip_that_stands_twice_in_json_is_refused(tmp_path):
+def test_a_clip_that_is_in_a_json_file_twice_is_rejected(tmp_path):
     assert "the key 'a' appears twice" in refusal(captions, tmp_path, '{"a": {"caption": "x"}, "a": {"caption": "y"}}')

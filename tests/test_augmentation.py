@@ -19,16 +19,16 @@ def features(rows=64, absent=()):
     """Rows of every slot that say something; absent slots are zeros."""
     draw = np.random.default_rng(2)
     shapes = {"image": (rows, 16), "cls": (1, 16), "face": (1, 1024), "video": (1, 1024), "audio": (1, 1024)}
-    made = {slot: torch.from_numpy(draw.normal(3.0, 2.0, shape).astype(np.float32)) for slot, shape in shapes.items()}
-    return made | {slot: torch.zeros_like(made[slot]) for slot in absent}
+    result = {slot: torch.from_numpy(draw.normal(3.0, 2.0, shape).astype(np.float32)) for slot, shape in shapes.items()}
+    return result | {slot: torch.zeros_like(result[slot]) for slot in absent}
 
 
-def augmented(given, kinds, k=0, prob=1.0, noise=0.1, mask=0.25):
-    return Augmentation(prob, kinds, noise, mask)(dict(given), np.random.default_rng([9, k]))
+def augmented(original, kinds, k=0, prob=1.0, noise=0.1, mask=0.25):
+    return Augmentation(prob, kinds, noise, mask)(dict(original), np.random.default_rng([9, k]))
 
 
-def changed(given, made):
-    return {slot for slot in given if not torch.equal(given[slot], made[slot])}
+def changed(original, result):
+    return {slot for slot in original if not torch.equal(original[slot], result[slot])}
 
 
 def same(one, other):
@@ -39,55 +39,55 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5])
-def test_noise_has_the_given_share_of_each_arrays_own_deviation_and_spares_the_image(share):
-    given = features()
-    given["video"] = given["video"] * 100
-    made = augmented(given, ("noise",), noise=share)
-    assert changed(given, made) == {"face", "video", "audio"}
+def test_noise_is_a_fraction_of_each_arrays_standard_deviation_and_spares_the_image(share):
+    original = features()
+    original["video"] = original["video"] * 100
+    result = augmented(original, ("noise",), noise=share)
+    assert changed(original, result) == {"face", "video", "audio"}
     for slot in ("face", "video", "audio"):
-        noise = made[slot] - given[slot]
-        assert noise.dtype == torch.float32 and noise.shape == given[slot].shape
-        assert float(noise.std() / given[slot].std()) == pytest.approx(share, rel=0.1)
-        assert abs(float(noise.mean() / given[slot].std())) < 0.15 * share
-    parts = [made[slot] - given[slot] for slot in ("face", "audio")]
+        noise = result[slot] - original[slot]
+        assert noise.dtype == torch.float32 and noise.shape == original[slot].shape
+        assert float(noise.std() / original[slot].std()) == pytest.approx(share, rel=0.1)
+        assert abs(float(noise.mean() / original[slot].std())) < 0.15 * share
+    parts = [result[slot] - original[slot] for slot in ("face", "audio")]
     assert abs(float(torch.corrcoef(torch.cat(parts))[0, 1])) < 0.15
 
 
 def test_noise_leaves_a_missing_modality_at_zero():
-    made = augmented(features(absent=("video",)), ("noise",))
-    assert not made["video"].any() and made["face"].any()
+    result = augmented(features(absent=("video",)), ("noise",))
+    assert not result["video"].any() and result["face"].any()
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("rows", [1, 0])
 def test_slots_without_rows_stay_without(rows):
-    given = features() | {slot: torch.zeros(0, 16) for slot in ("image", "cls")} | {"face": torch.zeros(0, 1024)}
-    given["audio"] = given["audio"][:rows]
+    original = features() | {slot: torch.zeros(0, 16) for slot in ("image", "cls")} | {"face": torch.zeros(0, 1024)}
+    original["audio"] = original["audio"][:rows]
     for k in range(20):
-        made = augmented(given, KINDS, k)
-        assert {slot: made[slot].shape for slot in made} == {slot: given[slot].shape for slot in given}
+        result = augmented(original, KINDS, k)
+        assert {slot: result[slot].shape for slot in result} == {slot: original[slot].shape for slot in original}
 
 
 def test_a_modality_is_dropped_whole_and_each_in_its_turn():
-    given = features()
+    original = features()
     dropped = []
     for k in range(400):
-        made = augmented(given, ("drop_modality",), k)
-        dropped.append(tuple(slot for slot in given if slot in changed(given, made)))
-        assert not any(made[slot].any() for slot in dropped[-1])
+        result = augmented(original, ("drop_modality",), k)
+        dropped.append(tuple(slot for slot in original if slot in changed(original, result)))
+        assert not any(result[slot].any() for slot in dropped[-1])
     assert set(dropped) == set(MODALITIES)
     assert all(60 < dropped.count(slots) < 140 for slots in MODALITIES)
 
 
 def test_the_last_modality_is_never_dropped():
-    given = features(absent=("face", "video", "audio"))
-    assert all(same(augmented(given, ("drop_modality",), k), given) for k in range(30))
-    given = features(absent=("image", "cls", "face", "video"))
-    assert all(same(augmented(given, ("drop_modality",), k), given) for k in range(30))
-    made = features(absent=("face", "video"))
+    original = features(absent=("face", "video", "audio"))
+    assert all(same(augmented(original, ("drop_modality",), k), original) for k in range(30))
+    original = features(absent=("image", "cls", "face", "video"))
+    assert all(same(augmented(original, ("drop_modality",), k), original) for k in range(30))
+    result = features(absent=("face", "video"))
     for k in range(5):
-        made = augmented(made, ("drop_modality",), k)
-    assert any(rows.any() for rows in made.values())
+        result = augmented(result, ("drop_modality",), k)
+    assert any(rows.any() for rows in result.values())
 
 
 def test_a_kind_that_is_named_twice_is_refused():
@@ -96,60 +96,60 @@ def test_a_kind_that_is_named_twice_is_refused():
 
 
 def test_an_image_whose_class_row_alone_is_left_counts_as_a_modality():
-    given = features(absent=("image", "video", "audio"))
-    left = {tuple(slot for slot, rows in augmented(given, ("drop_modality",), k).items() if rows.any()) for k in range(30)}
+    original = features(absent=("image", "video", "audio"))
+    left = {tuple(slot for slot, rows in augmented(original, ("drop_modality",), k).items() if rows.any()) for k in range(30)}
     assert left == {("cls",), ("face",)}
 
 
 @pytest.mark.parametrize(("mask", "count"), [(0.0, 0), (0.25, 16), (0.5, 32), (0.3, 19), (1.0, 64)])
 def test_mask_sets_its_share_of_the_image_rows_to_zero(mask, count):
-    given = features()
+    original = features()
     hit = torch.zeros(64, dtype=torch.int64)
     for k in range(60):
-        made = augmented(given, ("mask_rows",), k, mask=mask)
-        gone = ~made["image"].any(dim=1)
-        assert int(gone.sum()) == count and torch.equal(made["image"][~gone], given["image"][~gone])
-        assert changed(given, made) <= {"image"}
+        result = augmented(original, ("mask_rows",), k, mask=mask)
+        gone = ~result["image"].any(dim=1)
+        assert int(gone.sum()) == count and torch.equal(result["image"][~gone], original["image"][~gone])
+        assert changed(original, result) <= {"image"}
         hit += gone
     assert 0 < count < 64 or set(hit.tolist()) == {60 * count // 64}
     assert count == 0 or hit.min() > 0
 
 
-def test_each_kind_happens_with_the_given_probability_by_itself():
-    given = features()
-    seen = [augmented(given, KINDS, k, prob=0.5) for k in range(400)]
-    noisy = [bool({"face", "video", "audio"} <= changed(given, made)) for made in seen]
-    dropped = [any(not rows.any() for slot, rows in made.items() if slot != "image") for made in seen]
-    masked = [16 <= int((~made["image"].any(dim=1)).sum()) < 64 for made in seen]
+def test_each_kind_happens_independently_with_the_configured_probability():
+    original = features()
+    results = [augmented(original, KINDS, k, prob=0.5) for k in range(400)]
+    noisy = [bool({"face", "video", "audio"} <= changed(original, result)) for result in results]
+    dropped = [any(not rows.any() for slot, rows in result.items() if slot != "image") for result in results]
+    masked = [16 <= int((~result["image"].any(dim=1)).sum()) < 64 for result in results]
     for happened in (noisy, dropped, masked):
         assert 140 < sum(happened) < 260
     together = sum(all(three) for three in zip(noisy, dropped, masked, strict=True))
-    assert 20 < together < 80 and any(changed(given, made) == set() for made in seen)
+    assert 20 < together < 80 and any(changed(original, result) == set() for result in results)
 
 
 # When nothing happens, and to what
 
 
 def test_probability_zero_and_no_kind_change_nothing():
-    given = features()
+    original = features()
     for k in range(20):
-        assert same(augmented(given, KINDS, k, prob=0.0), given)
-        assert same(augmented(given, (), k), given)
+        assert same(augmented(original, KINDS, k, prob=0.0), original)
+        assert same(augmented(original, (), k), original)
 
 
 def test_the_tensors_that_came_in_are_untouched():
-    given = features()
-    before = {slot: rows.clone() for slot, rows in given.items()}
+    original = features()
+    before = {slot: rows.clone() for slot, rows in original.items()}
     for k in range(10):
-        augmented(given, KINDS, k, noise=5.0, mask=1.0)
-    assert same(given, before)
+        augmented(original, KINDS, k, noise=5.0, mask=1.0)
+    assert same(original, before)
 
 
 def test_the_same_draw_gives_the_same_features_and_another_draw_others():
-    given = features()
+    original = features()
     for k in range(10):
-        assert same(augmented(given, KINDS, k), augmented(given, KINDS, k))
-    assert not same(augmented(given, KINDS, 1), augmented(given, KINDS, 2))
+        assert same(augmented(original, KINDS, k), augmented(original, KINDS, k))
+    assert not same(augmented(original, KINDS, 1), augmented(original, KINDS, 2))
 
 
 # Through a dataset's block
@@ -159,7 +159,7 @@ def test_the_same_draw_gives_the_same_features_and_another_draw_others():
 def build(tmp_path):
     """A function that builds the golden corpus under ``datasets`` or ``evaluation_datasets``."""
 
-    def made(training=True, **keys):
+    def build_dataset(training=True, **keys):
         tree = golden_tree(tmp_path)
         label, group = ("golden", "datasets") if training else ("answers", "evaluation_datasets")
         tree[group][label] |= {"task_pool": ["emotion", "reason"], "shuffle": True, **keys}
@@ -168,7 +168,7 @@ def build(tmp_path):
         block = config.datasets[label] if training else config.evaluation_datasets[label].dataset
         return config.classes[f"{group}.{label}"](block, slot_shapes=shapes, label=label, training=training)
 
-    return made
+    return build_dataset
 
 
 ON = {"enable_augmentation": True, "augmentation_prob": 1.0}
@@ -188,8 +188,8 @@ def test_nothing_changes_without_enable_augmentation_or_with_probability_zero(bu
 def test_a_block_hands_all_its_keys_to_the_augmentation(build):
     plain = read(build())
     only = build(**ON, augmentations=["mask_rows"], augmentation_mask=0.5)
-    made = read(only)
-    assert changed(plain, made) == {"image"} and int((~made["image"].any(dim=1)).sum()) == 32
+    masked = read(only)
+    assert changed(plain, masked) == {"image"} and int((~masked["image"].any(dim=1)).sum()) == 32
     loud = read(build(**ON, augmentations=["noise"], augmentation_noise=2.0))
     assert float((loud["face"] - plain["face"]).std() / plain["face"].std()) == pytest.approx(2.0, rel=0.1)
 
@@ -197,11 +197,11 @@ def test_a_block_hands_all_its_keys_to_the_augmentation(build):
 def test_evaluation_is_never_augmented(build, golden_config, golden_prompt, golden_model):
     task = golden_config.classes["run.task"]()
     options = task.Config(max_new_tokens=3)
-    plain, given = (
+    plain, augmented_answers = (
         task.answer([golden_model], golden_prompt, dataset, options, task.questions(dataset, options), 1)
         for dataset in (build(training=False), build(training=False, **ON, augmentation_noise=9.0))
     )
-    assert given == plain and all(row.loss is not None for row in plain)
+    assert augmented_answers == plain and all(row.loss is not None for row in plain)
 
 
 def test_files_and_shared_zero_rows_stay_as_they_are(build, golden_config):
@@ -217,7 +217,7 @@ def test_files_and_shared_zero_rows_stay_as_they_are(build, golden_config):
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
         ({"augmentation_prob": 1.5}, "augmentation_prob is 1.5; it must be from 0 to 1"),
         ({"augmentation_prob": -0.1}, "augmentation_prob is -0.1"),
@@ -231,10 +231,10 @@ def test_files_and_shared_zero_rows_stay_as_they_are(build, golden_config):
     ],
 )
 @pytest.mark.parametrize("enabled", [True, False])
-def test_bad_values_are_refused_by_block_and_key_even_where_they_are_off(build, keys, said, enabled):
+def test_bad_values_are_refused_by_block_and_key_even_where_they_are_off(build, keys, message, enabled):
     with pytest.raises(UserError) as error:
         build(**{"enable_augmentation": enabled, **keys})
-    assert "datasets.golden" in str(error.value) and said in str(error.value)
+    assert "datasets.golden" in str(error.value) and message in str(error.value)
 
 
 # Through the loader
@@ -244,55 +244,57 @@ def test_bad_values_are_refused_by_block_and_key_even_where_they_are_off(build, 
 def samples(build, golden_prompt):
     """A function that gives the training samples of the golden corpus with these keys."""
 
-    def made(**keys):
+    def build_samples(**keys):
         dataset = build(**keys)
         return TrainingSamples([dataset], golden_prompt, MixtureSampler(3, (dataset.sampling(),), 8))
 
-    return made
+    return build_samples
 
 
-def loaded_samples(made, split, first=0, end=3, workers=0):
+def loaded_samples(samples, split, first=0, end=3, workers=0):
     """(name, ids, rows by slot) of the samples of these steps, in the order of the loader."""
-    loader = training_loader(made, split, first_step=first, end_step=end, num_workers=workers, pin_memory=False)
-    found = []
+    loader = training_loader(samples, split, first_step=first, end_step=end, num_workers=workers, pin_memory=False)
+    collected = []
     for batch in (batch for step in step_batches(loader, split.accumulate) for batch in step):
         ids = [part.tolist() for part in batch.input_ids.split(batch.lengths)]
         slots = [
             {slot: rows.values[rows.offsets[i] : rows.offsets[i + 1]].tolist() for slot, rows in batch.slots.items()}
             for i in range(len(batch.names))
         ]
-        found += zip(batch.names, ids, slots, strict=True)
-    return found
+        collected += zip(batch.names, ids, slots, strict=True)
+    return collected
 
 
-def in_any_order(found):
-    return sorted(found, key=repr)
+def in_any_order(samples):
+    return sorted(samples, key=repr)
 
 
-def test_augmentation_changes_features_and_neither_clips_tasks_nor_words(samples):
-    plain, given = (loaded_samples(samples(**keys), BatchLayout(4, 1, 1, 0)) for keys in ({}, ON))
-    assert [(name, ids) for name, ids, _ in given] == [(name, ids) for name, ids, _ in plain]
-    assert all(one[2] != other[2] for one, other in zip(given, plain, strict=True))
+def test_augmentation_changes_features_but_not_clips_tasks_or_texts(samples):
+    plain, augmented_samples = (loaded_samples(samples(**keys), BatchLayout(4, 1, 1, 0)) for keys in ({}, ON))
+    assert [(name, ids) for name, ids, _ in augmented_samples] == [(name, ids) for name, ids, _ in plain]
+    assert all(one[2] != other[2] for one, other in zip(augmented_samples, plain, strict=True))
 
 
 def test_augmented_batches_do_not_depend_on_workers_or_the_step_they_start_at(samples):
-    given, split = samples(**ON), BatchLayout(2, 2, 1, 0)
-    whole = loaded_samples(given, split)
-    assert loaded_samples(given, split, workers=2) == whole
-    assert loaded_samples(given, split, first=2) == whole[8:]
+    augmented_samples, split = samples(**ON), BatchLayout(2, 2, 1, 0)
+    whole = loaded_samples(augmented_samples, split)
+    assert loaded_samples(augmented_samples, split, workers=2) == whole
+    assert loaded_samples(augmented_samples, split, first=2) == whole[8:]
 
 
 def test_an_augmented_global_batch_is_the_same_for_any_world_and_accumulation(samples):
-    given = samples(**ON)
-    wanted = in_any_order(loaded_samples(given, BatchLayout(4, 1, 1, 0), 1, 2))
+    augmented_samples = samples(**ON)
+    expected = in_any_order(loaded_samples(augmented_samples, BatchLayout(4, 1, 1, 0), 1, 2))
     for batch_size, accumulate, world in ((1, 4, 1), (2, 1, 2), (1, 2, 2), (1, 1, 4)):
-        ranks = [loaded_samples(given, BatchLayout(batch_size, accumulate, world, rank), 1, 2) for rank in range(world)]
-        assert in_any_order(sample for rank in ranks for sample in rank) == wanted
+        ranks = [
+            loaded_samples(augmented_samples, BatchLayout(batch_size, accumulate, world, rank), 1, 2) for rank in range(world)
+        ]
+        assert in_any_order(sample for rank in ranks for sample in rank) == expected
 
 
 def test_a_clip_is_changed_differently_each_time_it_is_drawn(samples):
-    given = samples(**ON, augmentations=["noise"])
+    augmented_samples = samples(**ON, augmentations=["noise"])
     by_name = {}
-    for name, _, slots in loaded_samples(given, BatchLayout(6, 1, 1, 0), 0, 4):
+    for name, _, slots in loaded_samples(augmented_samples, BatchLayout(6, 1, 1, 0), 0, 4):
         by_name.setdefault(name, []).append(slots["face"][0][0])
     assert all(len(values) == 4 == len(set(values)) for values in by_name.values()) and len(by_name) == 6

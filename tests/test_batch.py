@@ -15,10 +15,10 @@ from emollama.data.batch import IGNORED, collate
 def samples(golden_dataset, golden_prompt):
     """Six samples of different length."""
     tasks = ("emotion", "reason", "reason_v2")
-    asked = [(clip, tasks[clip % 3]) for clip in range(6)]
+    tasks_by_clip = [(clip, tasks[clip % 3]) for clip in range(6)]
     return [
         golden_prompt.sample(golden_dataset.record(clip, task, golden_dataset.pool.first_instruction(task)))
-        for clip, task in asked
+        for clip, task in tasks_by_clip
     ]
 
 
@@ -44,13 +44,13 @@ def test_positions_restart_with_each_sample(samples):
         assert positions.tolist() == list(range(len(positions)))
 
 
-def test_rows_of_each_slot_are_joined_with_their_clips_boundaries(samples):
+def test_feature_vectors_of_each_slot_are_packed_with_the_boundaries_of_samples(samples):
     batch = collate(samples)
     assert set(batch.slots) == {"image", "cls", "face", "video", "audio"}
     for slot, rows in batch.slots.items():
         assert len(rows.offsets) == 7 and rows.offsets[0] == 0
-        for place, sample in enumerate(samples):
-            assert rows.values[rows.offsets[place] : rows.offsets[place + 1]].equal(sample.slots[slot])
+        for index, sample in enumerate(samples):
+            assert rows.values[rows.offsets[index] : rows.offsets[index + 1]].equal(sample.slots[slot])
 
 
 def test_cut_tokens_are_summed(samples):

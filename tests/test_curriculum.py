@@ -17,7 +17,7 @@ LIST = "MERR_fine_grained.txt"  # name, count, label, valence
 def build(tmp_path, corpus):
     """A function that builds the golden training block with a curriculum."""
 
-    def made(by, epochs=3, descending=False, **keys):
+    def build_dataset(by, epochs=3, descending=False, **keys):
         tree = golden_tree(tmp_path, corpus)
         course = {"by": by, "epochs": epochs, "descending": descending}
         tree["datasets"]["golden"] |= {"annotation_file": LIST, "shuffle": True, "curriculum": course, **keys}
@@ -25,13 +25,13 @@ def build(tmp_path, corpus):
         shapes = config.classes["model"].slot_shapes(config.model)
         return config.classes["datasets.golden"](config.datasets["golden"], slot_shapes=shapes, label="datasets.golden")
 
-    return made
+    return build_dataset
 
 
-def drawn(dataset, places, samples_per_epoch=10):
+def sampled_indices(dataset, sample_indices, samples_per_epoch=10):
     """Places in the list of the clips that are drawn."""
-    made = MixtureSampler(1, (dataset.sampling(),), samples_per_epoch)
-    return {made.at(k).index for k in places}
+    sampler = MixtureSampler(1, (dataset.sampling(),), samples_per_epoch)
+    return {sampler.at(k).index for k in sample_indices}
 
 
 def table(corpus, text):
@@ -48,7 +48,7 @@ def test_no_key_is_no_curriculum_and_descending_is_off_by_default():
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("mapping", "message"),
     [
         ({"by": "x", "epoch": 3}, "unknown key 'epoch'. Did you mean 'epochs'?"),
         ({"epochs": 3}, "curriculum.by is None"),
@@ -61,13 +61,13 @@ def test_no_key_is_no_curriculum_and_descending_is_off_by_default():
         ({"by": "x", "epochs": 3, "descending": "no"}, "curriculum.descending is 'no'"),
     ],
 )
-def test_wrong_keys_and_values_are_refused_by_name(given, said):
+def test_wrong_keys_and_values_are_refused_by_name(mapping, message):
     with pytest.raises(ValueError) as error:
-        Curriculum.from_config(given)
-    assert str(error.value).startswith("curriculum") and said in str(error.value)
+        Curriculum.from_config(mapping)
+    assert str(error.value).startswith("curriculum") and message in str(error.value)
 
 
-def test_a_wrong_curriculum_is_told_with_its_block(tmp_path):
+def test_an_invalid_curriculum_is_reported_with_its_block(tmp_path):
     tree = golden_tree(tmp_path)
     with pytest.raises(UserError, match=r"^datasets\.golden: curriculum\.epochs is 0; it must be a whole number of at least 1$"):
         loaded(tmp_path, tree, "datasets.golden.curriculum.by=modalities", "datasets.golden.curriculum.epochs=0")
@@ -79,12 +79,12 @@ def test_a_wrong_curriculum_is_told_with_its_block(tmp_path):
 def test_a_column_of_the_list_sorts_by_its_numbers(build):
     dataset = build("valence")  # 2.5, -2, -2, 1, 0, -2
     assert dataset.sampling().difficulty.tolist() == [2.5, -2.0, -2.0, 1.0, 0.0, -2.0]
-    assert drawn(dataset, range(10)) < {1, 2, 5} and drawn(dataset, range(10, 20)) == {1, 2, 5, 4}
-    assert drawn(build("count"), range(10)) == {0, 3}  # 13 and 18 frames
+    assert sampled_indices(dataset, range(10)) < {1, 2, 5} and sampled_indices(dataset, range(10, 20)) == {1, 2, 5, 4}
+    assert sampled_indices(build("count"), range(10)) == {0, 3}  # 13 and 18 frames
 
 
 def test_descending_draws_the_large_values_first(build):
-    assert drawn(build("valence", descending=True), range(10)) == {0, 3}
+    assert sampled_indices(build("valence", descending=True), range(10)) == {0, 3}
 
 
 def test_modalities_draws_the_clips_that_lack_none_first(build, corpus):
@@ -92,8 +92,8 @@ def test_modalities_draws_the_clips_that_lack_none_first(build, corpus):
         (corpus / folder / f"{name}.npy").unlink()
     dataset = build("modalities", epochs=2, missing_features="zero")
     assert dataset.sampling().difficulty.tolist() == [1.0, 0.0, 0.0, 2.0, 0.0, 1.0]
-    assert drawn(dataset, range(10)) == {1, 2, 4}
-    assert drawn(dataset, range(10, 20)) == set(range(6))
+    assert sampled_indices(dataset, range(10)) == {1, 2, 4}
+    assert sampled_indices(dataset, range(10, 20)) == set(range(6))
 
 
 def test_answer_length_is_the_longest_answer_of_the_pools_tasks_in_words(build, corpus):
@@ -109,13 +109,13 @@ def test_a_further_column_of_a_table_serves_the_curriculum(build, corpus):
     text = f"name,emotion,hardness\n{NAMES[0]},happy,1e3\n{NAMES[1]},sad,-2\n{NAMES[2]},sad,0.5\n"
     dataset = build("hardness", **table(corpus, text))
     assert dataset.problems() == []
-    assert drawn(dataset, range(10)) == {1} and drawn(dataset, range(20, 40)) == {0, 1, 2}
+    assert sampled_indices(dataset, range(10)) == {1} and sampled_indices(dataset, range(20, 40)) == {0, 1, 2}
 
 
 # What cannot be sorted
 
 
-def test_a_column_that_is_not_there_is_told_at_the_start_with_the_known_ones(build, corpus):
+def test_a_missing_column_is_reported_at_the_start_with_the_existing_columns(build, corpus):
     (problem,) = build("valance").problems()
     assert problem.text == (
         f"datasets.golden: curriculum.by 'valance': {corpus}/{LIST} has no such column. Did you mean 'valence'?"
@@ -124,13 +124,13 @@ def test_a_column_that_is_not_there_is_told_at_the_start_with_the_known_ones(bui
 
 
 @pytest.mark.parametrize("cell", ["", "easy", "nan", "inf", "1;5"])
-def test_rows_without_a_number_are_all_told_at_the_start_with_their_lines(build, corpus, cell):
+def test_all_rows_without_a_number_are_reported_at_the_start_with_their_lines(build, corpus, cell):
     text = f"name,emotion,hardness\n{NAMES[0]},happy,{cell}\n{NAMES[1]},sad,1\n{NAMES[2]},sad,?\n"
     (problem,) = build("hardness", **table(corpus, text)).problems()
     assert "datasets.golden: curriculum.by 'hardness': " in problem.text and f"{corpus}/table.csv" in problem.text
     assert f"clips 2: {cell!r} (line 2, {NAMES[0]}), '?' (line 4, {NAMES[2]})" in problem.text
     remaining = build("hardness", **table(corpus, text), exclude=[NAMES[0], NAMES[2]])
-    assert remaining.problems() == [] and drawn(remaining, range(9)) == {0}
+    assert remaining.problems() == [] and sampled_indices(remaining, range(9)) == {0}
 
 
 def test_evaluation_needs_no_column_of_a_curriculum(tmp_path, corpus):
@@ -139,8 +139,8 @@ def test_evaluation_needs_no_column_of_a_curriculum(tmp_path, corpus):
     config = loaded(tmp_path, tree)
     shapes = config.classes["model"].slot_shapes(config.model)
     block = config.evaluation_datasets["answers"].dataset
-    made = config.classes["evaluation_datasets.answers"](block, slot_shapes=shapes, label="answers", training=False)
-    assert made.problems() == []
+    dataset = config.classes["evaluation_datasets.answers"](block, slot_shapes=shapes, label="answers", training=False)
+    assert dataset.problems() == []
 
 
 def test_without_a_curriculum_the_deck_is_plain(build, corpus):

@@ -28,18 +28,18 @@ def put(folder, files):
 
 def put_features(folder, names, folders=MADE, patches=64, width=176):
     """A .npy of each slot for each clip, whose values are the clip's number in names plus 1."""
-    for slot, place in folders.items():
-        (folder / place).mkdir(parents=True, exist_ok=True)
+    for slot, subfolder in folders.items():
+        (folder / subfolder).mkdir(parents=True, exist_ok=True)
         for number, name in enumerate(names, 1):
             shape = (1 + patches, width) if slot == "image" else (1024,)
-            np.save(folder / place / f"{name}.npy", np.full(shape, number, dtype=np.float32))
+            np.save(folder / subfolder / f"{name}.npy", np.full(shape, number, dtype=np.float32))
 
 
 @pytest.fixture
 def build(tmp_path):
     """A function that writes files, and builds one block of this type over them; without features unless asked."""
 
-    def made(kind, files, *options, training=True, features=False, **keys):
+    def build_dataset(kind, files, *options, training=True, features=False, **keys):
         put(tmp_path, files)
         tree = golden_tree(tmp_path)
         group, other = ("datasets", "evaluation_datasets")[:: 1 if training else -1]
@@ -50,16 +50,16 @@ def build(tmp_path):
         block = config.datasets[kind] if training else config.evaluation_datasets[kind].dataset
         return config.classes[f"{group}.{kind}"](block, slot_shapes=shapes, label=f"{group}.{kind}", training=training)
 
-    return made
+    return build_dataset
 
 
-def refusal(build, *given, **keys):
+def refusal(build, *arguments, **keys):
     with pytest.raises(UserError) as error:
-        build(*given, **keys)
+        build(*arguments, **keys)
     return str(error.value)
 
 
-def said(dataset):
+def problem_texts(dataset):
     return [problem.text for problem in dataset.problems()]
 
 
@@ -88,7 +88,7 @@ MER24_FOLDERS = {"image": "eva", "face": "mae_340_23_UTT", "video": "maeVideo_39
 def test_mer2024_reads_its_own_transcript_and_feature_folders(build, tmp_path, training):
     put_features(tmp_path, ["samplenew_1", "samplenew_2"], MER24_FOLDERS)
     dataset = build("mer2024_caption", MER24, training=training, features=True, annotation_file="list.txt")
-    assert said(dataset) == [] and answers(dataset, "emotion") == ["sad", "neutral"]
+    assert problem_texts(dataset) == [] and answers(dataset, "emotion") == ["sad", "neutral"]
     assert words(dataset) == "The person in video says: No, Ada, not today.  [emotion] Which? "
     assert words(dataset, 1) == "The person in video says: .  [emotion] Which? "
     assert {slot: float(rows[0, 0]) for slot, rows in dataset.record(1, "emotion", "?").features.items()} == dict.fromkeys(
@@ -105,7 +105,7 @@ def test_mer2024_scores_six_labels_and_shows_nine_in_the_prompt(build):
     shown = ", ".join(NINE)
     assert all(shown in instruction for instruction in dataset.pool.instructions["emotion"])
     files = MER24 | {"list.txt": MER24["list.txt"].replace("9 neutral", "9 fear")}
-    (text,) = said(build("mer2024_caption", files, annotation_file="list.txt"))
+    (text,) = problem_texts(build("mer2024_caption", files, annotation_file="list.txt"))
     assert "list.txt: unknown label (known: neutral, angry" in text and "'fear' (line 2, samplenew_2)" in text
 
 
@@ -113,7 +113,7 @@ def test_mer2024_takes_captions_as_merr_does(build):
     captions = {name: {"caption": f"Face of {name}."} for name in ("samplenew_1", "samplenew_2")}
     files = MER24 | {"MERR_coarse_grained.json": json.dumps(captions)}
     dataset = build("mer2024_caption", files, annotation_file="list.txt", task_pool=["reason"])
-    assert said(dataset) == [] and answers(dataset, "reason")[1] == "face of samplenew_2"
+    assert problem_texts(dataset) == [] and answers(dataset, "reason")[1] == "face of samplenew_2"
 
 
 # dfew
@@ -133,7 +133,7 @@ def folds(rows="1,1\n2,2\n16372,6\n"):
 def test_dfew_takes_the_folds_table_train_under_datasets_and_test_under_evaluation(build, training, fold):
     group = "datasets" if training else "evaluation_datasets"
     dataset = build("dfew", folds("101,1\n"), f"{group}.dfew.fold={fold}", training=training)
-    assert dataset.names() == [f"00{fold}01" if training else f"00{fold}50"] and said(dataset) == []
+    assert dataset.names() == [f"00{fold}01" if training else f"00{fold}50"] and problem_texts(dataset) == []
 
 
 def test_dfew_takes_another_split_where_it_is_named(build):
@@ -142,10 +142,10 @@ def test_dfew_takes_another_split_where_it_is_named(build):
 
 
 def test_dfew_maps_the_ids_one_to_seven_and_pads_names_with_zeros(build):
-    rows = "".join(f"{10**place},{place}\n" for place in range(1, 5)) + "5,5\n6,6\n7,7\n"
+    rows = "".join(f"{10**exponent},{exponent}\n" for exponent in range(1, 5)) + "5,5\n6,6\n7,7\n"
     dataset = build("dfew", folds(rows))
     labels = ["happy", "sad", "neutral", "angry", "surprise", "disgust", "fear"]
-    assert answers(dataset, "emotion") == labels and said(dataset) == []
+    assert answers(dataset, "emotion") == labels and problem_texts(dataset) == []
     assert dataset.names() == ["00010", "00100", "01000", "10000", "00005", "00006", "00007"]
     assert ", ".join(labels) in dataset.pool.first_instruction("emotion")
     assert build("dfew", folds(), zero_pad=0).names() == ["1", "2", "16372"]
@@ -155,14 +155,14 @@ def test_dfew_folds_share_the_features_at_data_root(build, tmp_path):
     put_features(tmp_path, ["00001", "00150", "00201"])
     for training, keys, value in ((True, {}, 1.0), (False, {}, 2.0), (True, {"fold": 2}, 3.0)):
         dataset = build("dfew", folds("1,1\n"), training=training, features=True, **keys)
-        assert said(dataset) == []
+        assert problem_texts(dataset) == []
         assert float(dataset.record(0, "emotion", "?").features["face"][0, 0]) == value
     transcript = {"said.csv": "name,sentence\n00001,Good morning\n"}
     assert "Good morning" in words(build("dfew", folds("1,1\n") | transcript, transcription_path="said.csv"))
 
 
 def test_dfew_names_file_and_line_of_an_id_without_a_label(build, tmp_path):
-    (text,) = said(build("dfew", folds("1,1\n2,8\n3,0\n")))
+    (text,) = problem_texts(build("dfew", folds("1,1\n2,8\n3,0\n")))
     assert f"{tmp_path}/train(single-labeled)/set_1.csv: unknown label" in text
     assert "clips 2: '8' (line 3, 00002), '0' (line 4, 00003)" in text and "label_map" in text
 
@@ -170,16 +170,16 @@ def test_dfew_names_file_and_line_of_an_id_without_a_label(build, tmp_path):
 def test_dfew_takes_a_label_map_over_its_own(build):
     labels = ["happy", "sad", "neutral", "angry", "surprise", "fear", "contempt"]
     dataset = build("dfew", folds(), label_map={"6": "contempt"}, labels=labels)
-    assert answers(dataset, "emotion") == ["happy", "sad", "contempt"] and said(dataset) == []
+    assert answers(dataset, "emotion") == ["happy", "sad", "contempt"] and problem_texts(dataset) == []
     assert "datasets.dfew: label_map: 'disgust' is neither in labels" in refusal(build, "dfew", folds(), labels=NINE)
     left = build("dfew", folds(), exclude_labels=["disgust"])
     assert left.names() == ["00001", "00002"]
 
 
-def test_dfew_label_map_takes_its_numbers_in_quotes_and_says_so(tmp_path):
+def test_dfew_label_map_accepts_numbers_only_in_quotes(tmp_path):
     text = "model: {arch: minigpt_v2, llama_model: x}\ndatasets: {dfew: {data_root: x, label_map: {%s: sad}}}\n"
-    for made in (loaded(tmp_path, text % "'6'"), loaded(tmp_path, text % "'1'", "datasets.dfew.label_map.6=sad")):
-        assert made.datasets["dfew"].label_map["6"] == "sad"
+    for config in (loaded(tmp_path, text % "'6'"), loaded(tmp_path, text % "'1'", "datasets.dfew.label_map.6=sad")):
+        assert config.datasets["dfew"].label_map["6"] == "sad"
     with pytest.raises(UserError, match=r"'datasets\.dfew\.label_map\.6': Key 6 .* Write it in quotes\."):
         loaded(tmp_path, text % "6")
 
@@ -195,10 +195,10 @@ def test_dfew_refuses_what_is_no_fold_or_has_no_table(build):
     assert "annotation_file: no file" in text and "train/set_2.csv" in text
 
 
-def test_dfew_tells_clips_that_are_the_same_once_padded(build, tmp_path):
+def test_dfew_reports_clips_that_have_the_same_padded_name(build, tmp_path):
     dataset = build("dfew", folds("1,1\n2,2\n001,3\n2,4\n"))
     assert dataset.names() == ["00001", "00002"]
-    again, padded = said(dataset)
+    again, padded = problem_texts(dataset)
     assert "set_1.csv, line 5: clip '2' is already listed on line 3" in again
     assert (
         f"{tmp_path}/train(single-labeled)/set_1.csv, line 4: clip '001' is '00001', which is already listed on line 2" in padded
@@ -206,7 +206,7 @@ def test_dfew_tells_clips_that_are_the_same_once_padded(build, tmp_path):
 
 
 def test_dfew_has_no_answers_to_other_tasks(build):
-    (text,) = said(build("dfew", folds(), task_pool=["emotion", "reason"]))
+    (text,) = problem_texts(build("dfew", folds(), task_pool=["emotion", "reason"]))
     assert "no caption for task reason, clips 3: 00001, 00002, 16372." in text
 
 
@@ -221,7 +221,7 @@ TOLD = ["she smiles broadly", "he frowns, then sighs"]
 @both
 def test_emer_reads_the_first_table_with_subtitles_and_reasons(build, training):
     dataset = build("emer", {"truth.csv": V1}, training=training, annotation_file="truth.csv")
-    assert dataset.pool.tasks == ("reason_v2",) and said(dataset) == []
+    assert dataset.pool.tasks == ("reason_v2",) and problem_texts(dataset) == []
     assert answers(dataset, "reason_v2") == TOLD and dataset.names() == ["clip_1", "clip_2"]
     assert words(dataset) == "The person in video says: We won!.  [reason_v2] Which? "
     assert words(dataset, 1) == "The person in video says: .  [reason_v2] Which? "
@@ -230,7 +230,7 @@ def test_emer_reads_the_first_table_with_subtitles_and_reasons(build, training):
 @both
 def test_emer_reads_the_second_table_without_sentences(build, training):
     dataset = build("emer", {"truth.csv": V2}, training=training, annotation_file="truth.csv")
-    assert answers(dataset, "reason_v2") == TOLD and said(dataset) == []
+    assert answers(dataset, "reason_v2") == TOLD and problem_texts(dataset) == []
     assert words(dataset) == "[reason_v2] Which? "
 
 
@@ -242,15 +242,15 @@ def test_emer_reads_a_list_with_captions_beside_it(build, training):
     }
     files = {"EMER_NCE.txt": PLAIN, "MERR_fine_grained.json": json.dumps(captions)}
     dataset = build("emer", files, training=training)
-    assert answers(dataset, "reason_v2") == TOLD and said(dataset) == []
+    assert answers(dataset, "reason_v2") == TOLD and problem_texts(dataset) == []
 
 
 @pytest.mark.parametrize("keys", [{}, {"captions_path": None}])
 def test_emer_evaluates_a_list_without_captions_and_does_not_train_on_it(build, tmp_path, keys):
     dataset = build("emer", {"EMER_NCE.txt": PLAIN}, training=False, **keys)
-    assert answers(dataset, "reason_v2") == [None, None] and said(dataset) == []
+    assert answers(dataset, "reason_v2") == [None, None] and problem_texts(dataset) == []
     if keys:
-        (text,) = said(build("emer", {}, **keys))
+        (text,) = problem_texts(build("emer", {}, **keys))
         assert (
             "no caption for task reason_v2, clips 2: clip_1, clip_2" in text
             and "set datasets.emer.captions_path to their file" in text
@@ -260,17 +260,17 @@ def test_emer_evaluates_a_list_without_captions_and_does_not_train_on_it(build, 
 
 
 @both
-def test_emer_names_a_captions_file_that_was_asked_for_and_is_not_there(build, training):
+def test_emer_names_a_configured_caption_file_that_does_not_exist(build, training):
     text = refusal(build, "emer", {"EMER_NCE.txt": PLAIN}, training=training, captions_path="captoins.json")
     assert "datasets.emer.captions_path: no file" in text and "captoins.json" in text
 
 
 @pytest.mark.parametrize("table", [V1.replace('"He frowns, then sighs"', " "), V2.replace('"He frowns, then sighs"', "")])
-def test_an_empty_description_is_told_in_training_and_no_target_in_evaluation(build, tmp_path, table):
-    (text,) = said(build("emer", {"truth.csv": table}, annotation_file="truth.csv"))
+def test_an_empty_description_is_reported_in_training_and_is_no_target_in_evaluation(build, tmp_path, table):
+    (text,) = problem_texts(build("emer", {"truth.csv": table}, annotation_file="truth.csv"))
     assert f"no caption for task reason_v2, clips 1: clip_2. Remedy: add them ({tmp_path}/truth.csv)" in text
     assert answers(build("emer", {}, training=False, annotation_file="truth.csv"), "reason_v2") == [TOLD[0], None]
-    assert said(build("emer", {}, annotation_file="truth.csv", exclude=["clip_2"])) == []
+    assert problem_texts(build("emer", {}, annotation_file="truth.csv", exclude=["clip_2"])) == []
 
 
 @both
@@ -299,7 +299,7 @@ NEEDS = {"emotion": "emotion", "reason": "reason", "reason_v2": "reason"}
 
 
 def table(columns, names=("007", "a b")):
-    rows = [",".join([name, *(CELLS[column][place] for column in columns)]) for place, name in enumerate(names)]
+    rows = [",".join([name, *(CELLS[column][index] for column in columns)]) for index, name in enumerate(names)]
     return "\n".join([",".join(["name", *columns]), *rows]) + "\n"
 
 
@@ -315,9 +315,9 @@ def test_custom_trains_on_every_subset_of_columns_that_has_what_the_task_needs(b
         assert "datasets.custom.columns" in text and "remove the task" in text
         return
     dataset = build("custom", files, **keys)
-    assert said(dataset) == [] and dataset.names() == ["007", "a b"]
-    wanted = ["happy", "sad"] if task == "emotion" else ["she smiles", "he cries"]
-    assert answers(dataset, task) == wanted
+    assert problem_texts(dataset) == [] and dataset.names() == ["007", "a b"]
+    expected = ["happy", "sad"] if task == "emotion" else ["she smiles", "he cries"]
+    assert answers(dataset, task) == expected
     assert words(dataset, 0).startswith("The person in video says: Well done.  [" if "sentence" in columns else f"[{task}] ")
 
 
@@ -325,7 +325,7 @@ def test_custom_trains_on_every_subset_of_columns_that_has_what_the_task_needs(b
 def test_custom_evaluates_any_subset_of_columns_and_has_no_target_where_there_is_none(build, columns):
     files = {"clips.csv": table(columns)}
     dataset = build("custom", files, training=False, annotation_file="clips.csv", task_pool=list(NEEDS))
-    assert said(dataset) == []
+    assert problem_texts(dataset) == []
     assert answers(dataset, "emotion") == (["happy", "sad"] if "emotion" in columns else [None, None])
     for task in ("reason", "reason_v2"):
         assert answers(dataset, task) == (["she smiles", "he cries"] if "reason" in columns else [None, None])
@@ -344,7 +344,9 @@ def test_custom_columns_may_have_names_of_ones_own(build, tmp_path):
     text = "video_name,Label,text,why\n1,happy,Hello,She smiles.\n"
     keys = {"annotation_file": "clips.csv", "columns": {"emotion": "Label", "sentence": "text", "reason": "why"}}
     dataset = build("custom", {"clips.csv": text}, task_pool=["emotion", "reason"], **keys)
-    assert said(dataset) == [] and answers(dataset, "emotion") == ["happy"] and answers(dataset, "reason") == ["she smiles"]
+    assert (
+        problem_texts(dataset) == [] and answers(dataset, "emotion") == ["happy"] and answers(dataset, "reason") == ["she smiles"]
+    )
     assert "says: Hello." in words(dataset)
     said_of_typo = refusal(build, "custom", {}, annotation_file="clips.csv", columns={"emotion": "label"})
     assert f"{tmp_path}/clips.csv, line 1: the header is" in said_of_typo and "Label" in said_of_typo
@@ -359,8 +361,8 @@ def test_custom_names_every_row_with_an_empty_or_unknown_emotion(build, tmp_path
     assert f"{tmp_path}/clips.csv: unknown label" in problem.text and problem.clips == ("b", "c", "d")
     assert "clips 3: '' (line 3, b), 'Happy' (line 4, c), '' (line 5, d)" in problem.text
     evaluated = build("custom", {}, training=False, annotation_file="clips.csv")
-    assert len(said(evaluated)) == 1 and "clips 1: 'Happy' (line 4, c)" in said(evaluated)[0]
-    assert said(build("custom", {}, annotation_file="clips.csv", exclude=["b", "c", "d"])) == []
+    assert len(problem_texts(evaluated)) == 1 and "clips 1: 'Happy' (line 4, c)" in problem_texts(evaluated)[0]
+    assert problem_texts(build("custom", {}, annotation_file="clips.csv", exclude=["b", "c", "d"])) == []
 
 
 def test_custom_names_every_row_with_an_empty_reason(build):
@@ -377,12 +379,12 @@ def test_custom_names_keep_their_zeros_and_spaces_and_find_their_features(build,
         shutil.copy(tmp_path / folder / "12.npy", tmp_path / folder / "part" / "c.npy")
     text = "name,emotion\n" + "".join(f"{name},happy\n" for name in names)
     dataset = build("custom", {"clips.csv": text}, features=True, annotation_file="clips.csv")
-    assert said(dataset) == [] and dataset.names() == names
+    assert problem_texts(dataset) == [] and dataset.names() == names
     values = [float(dataset.record(index, "emotion", "?").features["audio"][0, 0]) for index in range(4)]
     assert values == [1.0, 2.0, 3.0, 2.0]
 
 
-def test_further_columns_of_a_custom_table_are_kept_and_not_shown(build):
+def test_further_columns_of_a_custom_table_are_read_and_not_shown(build):
     text = "name,emotion,hardness,note\na,happy,3,x\n"
     dataset = build("custom", {"clips.csv": text}, annotation_file="clips.csv")
     assert dataset.clips[0].columns["hardness"] == "3" and words(dataset) == "[emotion] Which? "
@@ -395,7 +397,7 @@ def test_a_label_map_renames_before_labels_are_checked_and_excluded(build):
     text = "name,emotion\na,HAPPY\nb,blue\nc,fear\n"
     keys = {"label_map": {"HAPPY": "happy", "blue": "sad"}, "exclude_labels": ["sad"]}
     dataset = build("custom", {"clips.csv": text}, annotation_file="clips.csv", **keys)
-    assert said(dataset) == [] and [(clip.name, clip.label) for clip in dataset.clips] == [("a", "happy"), ("c", "fear")]
+    assert problem_texts(dataset) == [] and [(clip.name, clip.label) for clip in dataset.clips] == [("a", "happy"), ("c", "fear")]
     wrong = refusal(build, "custom", {}, annotation_file="clips.csv", label_map={"blue": "sadness"})
     assert wrong.startswith("datasets.custom: label_map: 'sadness' is neither in labels (happy, sad")
 
@@ -405,7 +407,7 @@ def test_exclude_leaves_clips_out_and_refuses_names_that_are_not_listed(build, t
     keys = {"annotation_file": "clips.csv", "training": training}
     text = "name,emotion\na,happy\nb,joy\nc,sad\n"
     dataset = build("custom", {"clips.csv": text}, exclude=["b"], **keys)
-    assert dataset.names() == ["a", "c"] and said(dataset) == []
+    assert dataset.names() == ["a", "c"] and problem_texts(dataset) == []
     wrong = refusal(build, "custom", {}, exclude=["a", "aa", "cc"], **keys)
     assert f"datasets.custom.exclude contains clips that {tmp_path}/clips.csv does not list, 2: aa, cc" in wrong
     assert "leave no clip of 3" in refusal(build, "custom", {}, exclude=["a", "b", "c"], **keys)
@@ -418,10 +420,10 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read_over(build, kind):
         "emer": ("clips.csv", "name,chinese,english\r\n1,x,Glad.\r\n2,y,Sad.\r\n"),
         "dfew": ("train(single-labeled)/set_1.csv", "video_name,label\r\n1,1\r\n2,2\r\n"),
     }
-    place, text = texts[kind]
-    keys = {} if kind == "dfew" else {"annotation_file": place}
-    dataset = build(kind, {place: b"\xef\xbb\xbf" + text.encode()}, **keys)
-    assert said(dataset) == [] and [name.lstrip("0") for name in dataset.names()] == ["1", "2"]
+    path, text = texts[kind]
+    keys = {} if kind == "dfew" else {"annotation_file": path}
+    dataset = build(kind, {path: b"\xef\xbb\xbf" + text.encode()}, **keys)
+    assert problem_texts(dataset) == [] and [name.lstrip("0") for name in dataset.names()] == ["1", "2"]
 
 
 def test_a_table_with_tabs_is_refused_with_the_remedy(build, tmp_path):
@@ -440,7 +442,7 @@ def test_captions_with_comments_or_a_clip_twice_are_refused_by_file(build, tmp_p
     assert text == f"{path}: the key 'samplenew_1' appears twice. Remove one of the two."
 
 
-def test_a_run_tells_every_problem_of_every_block_at_once(tmp_path):
+def test_a_run_reports_all_problems_of_all_blocks_at_once(tmp_path):
     custom = b"\xef\xbb\xbfname,emotion,hardness\r\na,happy,1\r\na,sad,2\r\n../b,sad,1\r\n,sad,1\r\nc,blue,x\r\nd,sad,1,2\r\n"
     put(
         tmp_path,
@@ -469,7 +471,7 @@ def test_a_run_tells_every_problem_of_every_block_at_once(tmp_path):
     text = str(error.value)
     first, *lines = text.split("\n- ")
     assert first == "the data cannot be used:" and not (tmp_path / "out").exists()
-    wanted = [
+    expected = [
         f"datasets.custom: {tmp_path}/clips.csv, line 3: clip 'a' is already listed on line 2",
         f"datasets.custom: {tmp_path}/clips.csv, line 4: the clip name '../b' points outside its folder",
         f"datasets.custom: {tmp_path}/clips.csv, line 5: the row has no name",
@@ -488,8 +490,8 @@ def test_a_run_tells_every_problem_of_every_block_at_once(tmp_path):
     ]
     [path] = re.findall(r"^\.\.\. and 5 more \(all of them: (.*)\)$", lines[-1])
     everything = Path(path).read_text().splitlines()
-    assert [start for start in wanted if not any(line.startswith(start) for line in everything)] == []
-    assert lines[:-1] == everything[:10] and len(everything) == len(wanted)
+    assert [start for start in expected if not any(line.startswith(start) for line in everything)] == []
+    assert lines[:-1] == everything[:10] and len(everything) == len(expected)
 
 
 # image_size
@@ -506,7 +508,7 @@ def test_image_size_gives_a_clip_its_image_placeholders_and_four_more(tmp_path, 
     shapes = config.classes["model"].slot_shapes(config.model)
     dataset = config.classes["datasets.custom"](config.datasets["custom"], slot_shapes=shapes, label="custom")
     prompt = config.classes["model"].prompt(config.model)
-    assert said(dataset) == []
+    assert problem_texts(dataset) == []
     for layout in ("train", "upstream_eval"):
         ids = prompt.sample(dataset.record(0, "emotion", "Which?"), layout=layout).input_ids
         counts = [int((ids == prompt.placeholders.id_of(name)).sum()) for name in ("image", "face", "video", "audio", "cls")]
@@ -515,7 +517,7 @@ def test_image_size_gives_a_clip_its_image_placeholders_and_four_more(tmp_path, 
 
 
 @pytest.mark.parametrize(("made_at", "patches", "image_size"), [(448, 1024, 224), (224, 256, 448)])
-def test_a_cache_made_at_the_other_size_names_both_sizes_before_any_weight_is_read(tmp_path, made_at, patches, image_size):
+def test_a_cache_of_another_image_size_names_both_sizes_before_any_weight_is_read(tmp_path, made_at, patches, image_size):
     put(tmp_path, {"clips.csv": "name,emotion\na,happy\n"})
     put_features(tmp_path, ["a"], patches=patches, width=16)
     llama = shutil.copytree(GOLDEN / "llama", tmp_path / "llama", ignore=shutil.ignore_patterns("*.safetensors"))

@@ -61,7 +61,7 @@ def test_a_fortran_ordered_array_reads_as_its_values(tmp_path):
     assert np.array_equal(folder(tmp_path, ("image", "cls"), 176, 64).read("clip")["image"].numpy(), array[1:])
 
 
-def test_a_folder_knows_its_clips_and_nothing_else(tmp_path):
+def test_a_folder_contains_its_clips_and_nothing_else(tmp_path):
     for name in ("a", "b.c"):
         stored(tmp_path, numbers(1024), name)
     (tmp_path / "notes.txt").write_text("x")
@@ -100,10 +100,10 @@ BAD_ARRAYS = {
 
 @pytest.mark.parametrize("kind", BAD_ARRAYS)
 def test_an_unusable_array_is_refused_by_file_and_slot(tmp_path, kind):
-    array, said = BAD_ARRAYS[kind]
+    array, message = BAD_ARRAYS[kind]
     stored(tmp_path, array)
     text = refusal(folder(tmp_path))
-    assert text.startswith(f"{tmp_path}/clip.npy (slot face): ") and said in text
+    assert text.startswith(f"{tmp_path}/clip.npy (slot face): ") and message in text
     assert [problem.text for problem in folder(tmp_path).problems(["clip"])] == [text]
 
 
@@ -114,7 +114,7 @@ def test_an_eva_cache_of_another_shape_names_both_slots(tmp_path, shape):
     assert "clip.npy (slot image + cls): shape" in text and "expected (65, 176), which is image_size 112" in text
 
 
-def test_an_eva_cache_made_at_another_size_names_both_sizes(tmp_path):
+def test_an_eva_cache_of_another_image_size_names_both_sizes(tmp_path):
     stored(tmp_path, numbers(1 + 256, 16))
     text = refusal(folder(tmp_path, ("image", "cls"), 16, 1024))
     assert "expected (1025, 16), which is image_size 448; it was computed at image_size 224" in text
@@ -213,14 +213,14 @@ def test_large_files_are_checked_by_header_and_size_at_the_start_and_by_value_wh
 def build(tmp_path, corpus):
     """A function that builds the training dataset over the copied corpus."""
 
-    def made(**keys):
+    def build_dataset(**keys):
         tree = golden_tree(tmp_path, corpus)
         tree["datasets"]["golden"] |= keys
         config = loaded(tmp_path, tree)
         shapes = config.classes["model"].slot_shapes(config.model)
         return config.classes["datasets.golden"](config.datasets["golden"], slot_shapes=shapes, label="datasets.golden")
 
-    return made
+    return build_dataset
 
 
 def remove(corpus, slot, *names):
@@ -288,7 +288,7 @@ def test_a_slot_without_a_folder_is_present_with_no_rows(build):
     assert shapes == {"image": (0, 176), "cls": (0, 176), "face": (1, 1024), "video": (1, 1024), "audio": (0, 1024)}
 
 
-def test_image_rows_that_do_not_group_by_four_are_told_at_the_start(build, corpus):
+def test_image_features_that_do_not_group_by_four_are_reported_at_the_start(build, corpus):
     np.save(corpus / "eva" / f"{NAMES[1]}.npy", numbers(1 + 63, 176))
     problems = build().problems()
     assert len(problems) == 1 and NAMES[1] in problems[0].text and "shape (64, 176)" in problems[0].text
@@ -354,7 +354,7 @@ def test_excluding_every_label_is_refused(build, corpus):
         build(exclude_labels=["happy"])
 
 
-def test_an_unknown_label_names_file_line_and_clip_unless_only_reasoning_is_asked(build, corpus):
+def test_an_unknown_label_names_file_line_and_clip_unless_the_only_task_is_reasoning(build, corpus):
     path = corpus / "MERR_coarse_grained.txt"
     path.write_text(path.read_text().replace("19 worried", "19 joyous"))
     (problem,) = build().problems()

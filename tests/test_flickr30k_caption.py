@@ -35,32 +35,32 @@ SHAPES = {"image": SlotShape(32, 768), FRAME: SlotShape(1, 3 * SIDE**2)}
 
 
 @pytest.fixture
-def place(tmp_path):
+def root(tmp_path):
     """Four images with captions."""
     images(tmp_path / "images", NAMES)
     put(tmp_path, {"annotations": entries(NAMES)})
     return tmp_path
 
 
-def put(place, tree):
-    (place / "captions.json").write_text(json.dumps(tree))
+def put(root, tree):
+    (root / "captions.json").write_text(json.dumps(tree))
 
 
-def config(place, **keys):
-    return Flickr30kCaption.Config(**{"annotation_file": "captions.json", "data_root": str(place), "image_path": "images"} | keys)
+def config(root, **keys):
+    return Flickr30kCaption.Config(**{"annotation_file": "captions.json", "data_root": str(root), "image_path": "images"} | keys)
 
 
-def made(place, *, training=True, shapes=SHAPES, **keys):
-    return Flickr30kCaption(config(place, **keys), slot_shapes=shapes, label="flickr", training=training)
+def build_dataset(root, *, training=True, shapes=SHAPES, **keys):
+    return Flickr30kCaption(config(root, **keys), slot_shapes=shapes, label="flickr", training=training)
 
 
-def problems(place, **keys):
-    return "\n".join(problem.text for problem in made(place, **keys).problems())
+def problems(root, **keys):
+    return "\n".join(problem.text for problem in build_dataset(root, **keys).problems())
 
 
-def refusal(place, **keys):
+def refusal(root, **keys):
     with pytest.raises(UserError) as error:
-        made(place, **keys)
+        build_dataset(root, **keys)
     return str(error.value)
 
 
@@ -68,41 +68,41 @@ def refusal(place, **keys):
 
 
 @pytest.mark.parametrize("form", ["object", "list", "numbers", "coco"])
-def test_every_form_gives_the_same_names_and_captions_in_order(place, form):
+def test_every_form_gives_the_same_names_and_captions_in_order(root, form):
     tree = entries(NAMES)
     if form == "numbers":
         tree = [entry | {"image_id": int(entry["image_id"])} for entry in tree]
-    put(place, {"object": {"annotations": tree}, "list": tree, "numbers": tree, "coco": coco(NAMES)}[form])
-    dataset = made(place)
+    put(root, {"object": {"annotations": tree}, "list": tree, "numbers": tree, "coco": coco(NAMES)}[form])
+    dataset = build_dataset(root)
     assert dataset.names() == list(NAMES) and len(dataset) == 4 and not dataset.problems()
     assert [dataset.record(place_, "caption", "").reference for place_ in range(4)] == [captions_of(name) for name in NAMES]
 
 
-def test_a_caption_without_the_list_is_the_one_reference(place):
-    put(place, entries(NAMES, several=False))
-    record = made(place, captions="random").record(1, "caption", "", np.random.default_rng(0))
+def test_a_caption_without_the_list_is_the_one_reference(root):
+    put(root, entries(NAMES, several=False))
+    record = build_dataset(root, captions="random").record(1, "caption", "", np.random.default_rng(0))
     assert record.reference == [record.turns[0][1]] == [" ".join(captions_of("12"))]
 
 
-def test_images_of_both_forms_may_lie_in_folders_and_have_other_endings(place):
-    drawn(place / "images/more/21.JPG")
-    drawn(place / "images/22.jpeg")
-    drawn(place / "images/23.png")
+def test_images_of_both_forms_may_lie_in_folders_and_have_other_endings(root):
+    drawn(root / "images/more/21.JPG")
+    drawn(root / "images/22.jpeg")
+    drawn(root / "images/23.png")
     names = ["more/21", "22", "23"]
-    put(place, entries(names))
-    assert not made(place).problems()
+    put(root, entries(names))
+    assert not build_dataset(root).problems()
     tree = coco(names, "png")
     tree["images"][0]["file_name"], tree["images"][1]["file_name"] = "more/21.JPG", "22.jpeg"
-    put(place, tree)
-    assert not made(place).problems() and made(place).names() == names
+    put(root, tree)
+    assert not build_dataset(root).problems() and build_dataset(root).names() == names
 
 
 # What is learnt and asked
 
 
-def test_an_answer_is_all_captions_joined_the_first_or_one_that_the_generator_draws(place):
+def test_an_answer_is_all_captions_joined_the_first_or_one_that_the_generator_draws(root):
     def learnt(choice, rng=None):
-        return made(place, captions=choice).record(0, "caption", "", rng).turns[0][1]
+        return build_dataset(root, captions=choice).record(0, "caption", "", rng).turns[0][1]
 
     assert learnt("joined") == learnt("joined", np.random.default_rng(1)) == " ".join(captions_of("11"))
     assert learnt("first", np.random.default_rng(1)) == learnt("random") == captions_of("11")[0]
@@ -111,70 +111,70 @@ def test_an_answer_is_all_captions_joined_the_first_or_one_that_the_generator_dr
     assert drawn_ == [learnt("random", np.random.default_rng(seed)) for seed in range(60)]
 
 
-def test_captions_are_taken_as_they_are_unless_a_processor_is_named(place):
-    processed = made(place, captions="first", text_processor="blip_caption", max_words=2).record(0, "caption", "")
+def test_captions_are_taken_as_they_are_unless_a_processor_is_named(root):
+    processed = build_dataset(root, captions="first", text_processor="blip_caption", max_words=2).record(0, "caption", "")
     assert processed.turns[0][1] == blip_caption(captions_of("11")[0], 2) != captions_of("11")[0]
     assert processed.reference == captions_of("11")
 
 
-def test_without_instructions_nothing_is_said_and_with_them_one_of_them_alone(place):
-    dataset = made(place)
+def test_the_user_text_is_empty_without_instructions_and_one_instruction_with_them(root):
+    dataset = build_dataset(root)
     assert (
         dataset.pool.tasks == ("caption",)
         and dataset.pool.first_instruction("caption") == ""
         and dataset.has_reference("caption")
     )
-    dataset = made(place, instructions={"caption": ["<ImageHere> Describe it.", "What is this?"]})
+    dataset = build_dataset(root, instructions={"caption": ["<ImageHere> Describe it.", "What is this?"]})
     task, instruction = dataset.pool.draw(np.random.default_rng(0))
     assert dataset.user_text(0, task, instruction) == dataset.record(0, task, instruction).turns[0][0] == instruction
     assert dataset.pool.first_instruction("caption") == dataset.cfg.turns()[0] == "<ImageHere> Describe it."
 
 
-def test_a_pool_over_other_tasks_knows_these_alone():
+def test_a_pool_of_other_tasks_accepts_only_these():
     with pytest.raises(ValueError, match=r"unknown task 'emotion'\. Known: caption"):
         TaskPool("emotion", {}, (), CAPTION_INSTRUCTIONS)
     assert TaskPool("caption", {}, (), CAPTION_INSTRUCTIONS).instructions == {"caption": [""]}
 
 
-def test_the_digest_follows_the_captions(place):
-    before = made(place).digest()
-    assert made(place).digest() == before
+def test_the_digest_follows_the_captions(root):
+    before = build_dataset(root).digest()
+    assert build_dataset(root).digest() == before
     tree = entries(NAMES)
     tree[2]["captions"][4] = "Another one."
-    put(place, tree)
-    assert made(place).digest() != before
+    put(root, tree)
+    assert build_dataset(root).digest() != before
 
 
-def test_training_and_evaluation_hold_out_the_same_images(place):
+def test_training_and_evaluation_hold_out_the_same_images(root):
     names = [str(number) for number in range(100)]
-    put(place, entries(names))
-    trained, answered = (made(place, held_out=0.3, training=training).names() for training in (True, False))
+    put(root, entries(names))
+    trained, answered = (build_dataset(root, held_out=0.3, training=training).names() for training in (True, False))
     assert sorted(trained + answered) == sorted(names) and 15 < len(answered) < 45
 
 
 # Images
 
 
-def test_a_record_brings_the_pixels_as_the_predecessors_resize_them_and_no_rows(place):
-    features = made(place).record(2, "caption", "").features
+def test_a_record_brings_the_pixels_as_the_predecessors_resize_them_and_no_rows(root):
+    features = build_dataset(root).record(2, "caption", "").features
     assert {slot: tuple(rows.shape) for slot, rows in features.items()} == {FRAME: (1, 3 * SIDE**2), "image": (0, 768)}
-    with Image.open(place / "images/13.jpg") as image:
+    with Image.open(root / "images/13.jpg") as image:
         expected = blip2_image(np.array(image.convert("RGB")), SIDE)
     assert torch.equal(features[FRAME].reshape(3, SIDE, SIDE), expected)
 
 
-def test_a_record_says_where_rows_are_to_be_kept_and_brings_those_that_are(place):
-    shapes = SHAPES | {"image": CachedShape.of(SlotShape(32, 768), str(place / "kept"))}
-    dataset = made(place, shapes=shapes)
+def test_a_record_has_a_cache_key_or_the_cached_features(root):
+    shapes = SHAPES | {"image": CachedShape.of(SlotShape(32, 768), str(root / "kept"))}
+    dataset = build_dataset(root, shapes=shapes)
     record = dataset.record(0, "caption", "")
-    kept = FeatureCache(str(place / "kept"), (32, 768))
-    assert record.cache_key == kept.cache_key(str(place / "images/11.jpg")) and len(record.features[FRAME]) == 1
+    cache = FeatureCache(str(root / "kept"), (32, 768))
+    assert record.cache_key == cache.cache_key(str(root / "images/11.jpg")) and len(record.features[FRAME]) == 1
     rows = np.random.default_rng(0).standard_normal((32, 768)).astype(np.float32)
-    kept.write(record.cache_key, rows)
+    cache.write(record.cache_key, rows)
     again = dataset.record(0, "caption", "")
     assert again.cache_key is None and np.array_equal(again.features["image"], rows)
     assert tuple(again.features[FRAME].shape) == (0, 3 * SIDE**2)
-    drawn(place / "images/11.jpg", "blue", size=(60, 60))
+    drawn(root / "images/11.jpg", "blue", size=(60, 60))
     assert len(dataset.record(0, "caption", "").features[FRAME]) == 1, "the image has changed"
 
 
@@ -186,8 +186,8 @@ def test_pixels_of_every_mode_are_the_colours_that_are_seen(tmp_path, mode):
         Image.fromarray(np.array(plain.convert("L")).astype(np.uint16) * 256 + 17).save(path)
     else:
         (plain.quantize() if mode == "P" else plain.convert(mode)).save(path)
-    seen = {"L": "L", "LA": "L", "I;16": "L", "1": "1"}.get(mode, "RGB")
-    pixels, expected = read_image(path), np.array(plain.convert(seen).convert("RGB"))
+    converted_mode = {"L": "L", "LA": "L", "I;16": "L", "1": "1"}.get(mode, "RGB")
+    pixels, expected = read_image(path), np.array(plain.convert(converted_mode).convert("RGB"))
     assert pixels.shape == (30, 40, 3) and pixels.dtype == np.uint8 and np.ptp(pixels) > 20
     assert np.abs(pixels.astype(int) - expected).max() <= (40 if mode == "CMYK" else 1)
 
@@ -209,9 +209,9 @@ def test_images_of_32_bits_are_refused(tmp_path):
         read_image(tmp_path / "x.tiff")
 
 
-def spoil(place):
+def spoil(root):
     """Each of the four images broken in its own way: text, nothing, cut off, missing."""
-    folder = place / "images"
+    folder = root / "images"
     (folder / "11.jpg").write_text("no image")
     (folder / "12.jpg").write_bytes(b"")
     whole = drawn(folder / "13.jpg", size=(300, 200)).read_bytes()
@@ -219,124 +219,127 @@ def spoil(place):
     (folder / "14.jpg").unlink()
 
 
-def test_missing_and_unreadable_images_are_all_told_before_the_start(place):
-    images(place / "images", ["15"])
-    put(place, entries([*NAMES, "15"]))
-    spoil(place)
+def test_all_missing_and_unreadable_images_are_reported_before_the_start(root):
+    images(root / "images", ["15"])
+    put(root, entries([*NAMES, "15"]))
+    spoil(root)
     for _ in range(2):  # what was found bad is not remembered as good
-        told = problems(place)
-        assert "no file for images 1: 14" in told and "missing_images: skip" in told
+        message = problems(root)
+        assert "no file for images 1: 14" in message and "missing_images: skip" in message
         assert (
-            "11.jpg (slot frame): cannot be read: it is not an image." in told
-            and "12.jpg (slot frame): cannot be read: the file is empty." in told
+            "11.jpg (slot frame): cannot be read: it is not an image." in message
+            and "12.jpg (slot frame): cannot be read: the file is empty." in message
         )
-        assert "13.jpg (slot frame): cannot be read: it is cut off or damaged (" in told and "15.jpg" not in told
+        assert "13.jpg (slot frame): cannot be read: it is cut off or damaged (" in message and "15.jpg" not in message
 
 
-def test_images_that_are_missing_or_unreadable_are_left_out_on_demand(place):
-    images(place / "images", ["15"])
-    put(place, entries([*NAMES, "15"]))
-    spoil(place)
-    dataset = made(place, missing_images="skip")
+def test_images_that_are_missing_or_unreadable_are_left_out_on_demand(root):
+    images(root / "images", ["15"])
+    put(root, entries([*NAMES, "15"]))
+    spoil(root)
+    dataset = build_dataset(root, missing_images="skip")
     assert dataset.names() == ["15"] and not dataset.problems()
     (note,) = dataset.notes
     assert "1 images have no file, 3 cannot be read" in note and "11, 12, 13, 14" in note
-    put(place, entries(NAMES))
-    assert "leaves no image" in refusal(place, missing_images="skip")
+    put(root, entries(NAMES))
+    assert "leaves no image" in refusal(root, missing_images="skip")
 
 
-def test_a_folder_without_any_of_the_images_is_told_with_one_name(place):
-    (place / "other").mkdir()
-    told = problems(place, image_path="other")
-    assert "no file for images 4 (all of them, such as '11'" in told and "12" not in told.replace(str(place), "")
-    assert "flickr.image_path: no folder" in refusal(place, image_path="absent")
+def test_a_folder_without_any_of_the_images_is_reported_with_one_name(root):
+    (root / "other").mkdir()
+    message = problems(root, image_path="other")
+    assert "no file for images 4 (all of them, such as '11'" in message and "12" not in message.replace(str(root), "")
+    assert "flickr.image_path: no folder" in refusal(root, image_path="absent")
 
 
-def test_an_image_that_vanishes_in_the_run_is_named(place):
-    shapes = SHAPES | {"image": CachedShape.of(SlotShape(32, 768), str(place / "kept"))}
-    for dataset in (made(place), made(place, shapes=shapes)):
-        os.rename(place / "images/12.jpg", place / "gone")
+def test_an_image_that_vanishes_in_the_run_is_named(root):
+    shapes = SHAPES | {"image": CachedShape.of(SlotShape(32, 768), str(root / "kept"))}
+    for dataset in (build_dataset(root), build_dataset(root, shapes=shapes)):
+        os.rename(root / "images/12.jpg", root / "gone")
         with pytest.raises(UserError, match=r"12\.jpg"):
             dataset.record(1, "caption", "")
-        os.rename(place / "gone", place / "images/12.jpg")
+        os.rename(root / "gone", root / "images/12.jpg")
 
 
-def test_a_model_without_an_encoder_takes_no_images(place):
-    assert "model.vit_weights" in refusal(place, shapes={"image": SlotShape(64, 176)})
+def test_a_model_without_an_encoder_takes_no_images(root):
+    assert "model.vit_weights" in refusal(root, shapes={"image": SlotShape(64, 176)})
 
 
 # Captions
 
 
-def test_faulty_entries_are_told_all_at_once(place):
+def test_invalid_entries_are_reported_all_at_once(root):
     tree = entries(NAMES)
     tree += [entries(["11"])[0], {"caption": "A."}, {"image_id": "../x", "caption": "A."}, {"image_id": "9", "captions": "A."}]
     tree += [{"image_id": True, "caption": "A."}, "text", {"image_id": "8", "caption": "", "captions": []}]
-    put(place, {"annotations": tree})
-    told = problems(place)
-    for number, says in enumerate(
+    put(root, {"annotations": tree})
+    message = problems(root)
+    for number, expected in enumerate(
         ("annotations[0] already has the image '11'", "with image_id", "outside its folder", "must be a list of texts")
     ):
-        assert any(f"annotations[{4 + number}]" in line and says in line for line in told.splitlines())
+        assert any(f"annotations[{4 + number}]" in line and expected in line for line in message.splitlines())
     assert (
-        "annotations[8]: expected the name or number of an image, got True" in told
-        and "annotations[9]: expected an object" in told
+        "annotations[8]: expected the name or number of an image, got True" in message
+        and "annotations[9]: expected an object" in message
     )
-    assert "no captions for images 1: 8" in told
-    put(place, {"annotations": [*tree[:4], tree[-1]]})
-    assert not made(place, exclude=["8"]).problems()
+    assert "no captions for images 1: 8" in message
+    put(root, {"annotations": [*tree[:4], tree[-1]]})
+    assert not build_dataset(root, exclude=["8"]).problems()
 
 
-def test_faulty_entries_of_cocos_form_are_told_all_at_once(place):
+def test_invalid_entries_of_cocos_format_are_reported_all_at_once(root):
     tree = coco(NAMES)
     tree["images"] += [{"id": 0, "file_name": "15.jpg"}, {"id": 50, "file_name": "../a.jpg"}, {"id": 51, "file_name": "11.png"}]
     tree["images"] += [{"id": 52, "file_name": "plain"}, {"id": 53}, {"id": 54, "file_name": "99.jpg"}]
     tree["annotations"] += [{"image_id": 70, "caption": "A."}, {"image_id": 71, "caption": "A."}, {"image_id": 1, "caption": 5}]
-    put(place, tree)
-    told = problems(place)
-    assert "images[4]: the id 0 already belongs to '11.jpg'" in told and "images[5]: the clip name '../a' points outside" in told
+    put(root, tree)
+    message = problems(root)
     assert (
-        "images[6]: images[0] already has the image '11'" in told
-        and "images[7]: file_name must be the name of a file with an extension, got 'plain'" in told
+        "images[4]: the id 0 already belongs to '11.jpg'" in message
+        and "images[5]: the clip name '../a' points outside" in message
     )
-    assert "images[8]: expected an object with id and file_name" in told and "image_id 2: 70, 71" in told
-    assert "annotations[22]: a caption must be text, got '5'" in told and "no captions for images 1: 99" in told
+    assert (
+        "images[6]: images[0] already has the image '11'" in message
+        and "images[7]: file_name must be the name of a file with an extension, got 'plain'" in message
+    )
+    assert "images[8]: expected an object with id and file_name" in message and "image_id 2: 70, 71" in message
+    assert "annotations[22]: a caption must be text, got '5'" in message and "no captions for images 1: 99" in message
 
 
-def test_many_faults_are_told_by_the_first_ten_and_a_count(place):
-    put(place, entries(NAMES) + [{"image_id": f"../{number}", "caption": "A."} for number in range(300)])
-    found = made(place).problems()
-    assert len(found) == 11 and "annotations[4]" in found[0].text and "290 more invalid entries" in found[-1].text
-    assert len(found[-1].clips) == 290 and max(len(problem.text) for problem in found) < 400
+def test_of_many_problems_the_first_ten_and_a_count_are_reported(root):
+    put(root, entries(NAMES) + [{"image_id": f"../{number}", "caption": "A."} for number in range(300)])
+    reported = build_dataset(root).problems()
+    assert len(reported) == 11 and "annotations[4]" in reported[0].text and "290 more invalid entries" in reported[-1].text
+    assert len(reported[-1].clips) == 290 and max(len(problem.text) for problem in reported) < 400
 
 
-def test_a_file_of_objects_is_refused_in_one_line(place):
-    put(place, coco(NAMES) | {"annotations": [{"id": number, "image_id": 0, "bbox": [1, 2, 3, 4]} for number in range(300)]})
-    told = refusal(place)
-    assert """none of the 300 "annotations" has a "caption", as in COCO\'s files of objects""" in told and "\n" not in told
+def test_a_file_of_objects_is_refused_in_one_line(root):
+    put(root, coco(NAMES) | {"annotations": [{"id": number, "image_id": 0, "bbox": [1, 2, 3, 4]} for number in range(300)]})
+    message = refusal(root)
+    assert """none of the 300 "annotations" has a "caption", as in COCO\'s files of objects""" in message and "\n" not in message
 
 
-def test_cocos_form_without_its_images_is_told_as_that_in_one_line(place):
-    put(place, coco([*NAMES, "15"])["annotations"])
-    images(place / "images", "01234")
-    (found,) = made(place).problems()
+def test_cocos_format_without_its_images_is_reported_in_one_line(root):
+    put(root, coco([*NAMES, "15"])["annotations"])
+    images(root / "images", "01234")
+    (reported,) = build_dataset(root).problems()
     assert (
         'some image_ids have several entries, 5: 0, 1, 2, 3, 4. The file seems to have COCO\'s format, but no "images"'
-        in found.text
+        in reported.text
     )
 
 
 @pytest.mark.parametrize("entry", [{"id": 2}, {"id": 2, "file_name": "plain"}, {"file_name": "13.jpg"}, "13.jpg"])
-def test_a_faulty_image_is_told_once_and_not_for_its_captions_too(place, entry):
+def test_an_invalid_image_is_reported_once_and_not_for_its_captions_too(root, entry):
     tree = coco(NAMES)
     tree["images"][2] = entry
-    put(place, tree)
-    (found,) = made(place).problems()
-    assert "images[2]" in found.text
+    put(root, tree)
+    (reported,) = build_dataset(root).problems()
+    assert "images[2]" in reported.text
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "expected"),
     [
         ('{"x": 1}', "expected"),
         ("[]", "no image or no usable entry"),
@@ -345,16 +348,16 @@ def test_a_faulty_image_is_told_once_and_not_for_its_captions_too(place, entry):
         ('{"images": [{"filename": "1.jpg", "sentences": []}]}', "emollama prepare flickr30k"),
     ],
 )
-def test_files_of_another_form_are_refused(place, text, says):
-    (place / "captions.json").write_text(text)
-    told = refusal(place)
-    assert "captions.json" in told and says in told
+def test_files_of_another_form_are_refused(root, text, expected):
+    (root / "captions.json").write_text(text)
+    message = refusal(root)
+    assert "captions.json" in message and expected in message
 
 
-def test_names_to_exclude_must_be_listed(place):
-    assert made(place, exclude=["12"]).names() == ["11", "13", "14"]
-    assert "flickr.exclude contains images" in refusal(place, exclude=["12", "77"]) and "77" in refusal(place, exclude=["77"])
-    assert "leaves no image" in refusal(place, exclude=list(NAMES))
+def test_names_to_exclude_must_be_listed(root):
+    assert build_dataset(root, exclude=["12"]).names() == ["11", "13", "14"]
+    assert "flickr.exclude contains images" in refusal(root, exclude=["12", "77"]) and "77" in refusal(root, exclude=["77"])
+    assert "leaves no image" in refusal(root, exclude=list(NAMES))
 
 
 WORDED_WRONGLY = [
@@ -366,12 +369,12 @@ WORDED_WRONGLY = [
 
 
 @pytest.mark.parametrize("keys", [{"batch_size": 0}, {"sample_ratio": 0}, {"held_out": 1.0}, {"max_words": 0}, *WORDED_WRONGLY])
-def test_values_that_make_no_sense_are_refused_by_key(place, keys):
+def test_values_that_make_no_sense_are_refused_by_key(root, keys):
     with pytest.raises(ValueError, match=next(iter(keys))):
-        config(place, **keys)
+        config(root, **keys)
 
 
-def test_instructions_of_another_form_are_refused_with_the_one_expected(tmp_path, place):
+def test_instructions_of_another_form_are_refused_with_the_one_expected(tmp_path, root):
     tree = golden_tree(tmp_path)
     block = {"type": "flickr30k_caption", "annotation_file": "captions.json", "image_path": "images"}
     tree["datasets"] = {"flickr": block | {"instructions": ["What?"]}}
@@ -383,20 +386,20 @@ def test_instructions_of_another_form_are_refused_with_the_one_expected(tmp_path
 
 
 @pytest.mark.parametrize("form", ["list", "empty", "coco"])
-def test_images_without_captions_are_answered_in_evaluation_and_refused_in_training(place, form):
+def test_images_without_captions_are_answered_in_evaluation_and_refused_in_training(root, form):
     tree = {
         "list": [{"image_id": name} for name in NAMES],
         "empty": {"annotations": [{"image_id": name, "caption": "", "captions": []} for name in NAMES]},
         "coco": coco(NAMES) | {"annotations": []},
     }[form]
-    put(place, tree)
-    dataset = made(place, training=False)
+    put(root, tree)
+    dataset = build_dataset(root, training=False)
     assert not dataset.problems() and not dataset.has_reference("caption")
     assert dataset.notes == ["flickr: images without captions are answered and not scored, 4: 11, 12, 13, 14"]
     for choice in ("joined", "first", "random"):
-        record = made(place, training=False, captions=choice).record(0, "caption", "")
+        record = build_dataset(root, training=False, captions=choice).record(0, "caption", "")
         assert record.reference is None and record.turns == [("", None)]
-    assert "no captions for images 4: 11, 12, 13, 14" in problems(place) and not made(place).notes
+    assert "no captions for images 4: 11, 12, 13, 14" in problems(root) and not build_dataset(root).notes
 
 
 def test_pictures_of_ones_own_are_captioned_by_a_list_of_names(tmp_path):
@@ -430,14 +433,14 @@ def test_pictures_of_ones_own_are_captioned_by_a_list_of_names(tmp_path):
 
 
 @pytest.fixture
-def examined(tmp_path, place):
+def examined(tmp_path, root):
     """A function that checks a configuration over the images and gives the report; the model has the golden encoder."""
 
     def report(evaluation=None, **keys):
         """``evaluation``: keys of an evaluation block; None trains on the images."""
         tree = golden_tree(tmp_path)
         tree["model"] |= {"vit_weights": str(GOLDEN / "vision/eva_tiny.safetensors"), "vit_precision": "fp32"}
-        block = dataclasses.asdict(config(place, **keys)) | {"type": "flickr30k_caption"}
+        block = dataclasses.asdict(config(root, **keys)) | {"type": "flickr30k_caption"}
         groups = ("datasets", "evaluation_datasets") if evaluation is None else ("evaluation_datasets", "datasets")
         tree[groups[0]] = {"flickr": block | (evaluation or {})}
         del tree[groups[1]]
@@ -458,13 +461,13 @@ def test_check_data_measures_captions_and_images(examined):
     assert "answers of caption" in text_of(report)
 
 
-def test_check_data_tells_what_is_wrong_with_images_and_odd_about_captions(examined, place):
-    images(place / "images", ["15", "16"])
+def test_check_data_reports_problems_of_images_and_odd_captions(examined, root):
+    images(root / "images", ["15", "16"])
     tree = entries([*NAMES, "15", "16"])
     tree[4]["captions"] = tree[4]["captions"][:4]
     tree[5] |= {key: tree[0][key] for key in ("caption", "captions")}
-    put(place, tree)
-    spoil(place)
+    put(root, tree)
+    spoil(root)
     report = examined()
     kinds = {finding.kind: finding.clips for finding in report.of_level("problem")}
     assert kinds["missing features"] == ("14",)
@@ -475,10 +478,10 @@ def test_check_data_tells_what_is_wrong_with_images_and_odd_about_captions(exami
     assert not report.of_level("problem") and "3 cannot be read" in text_of(report)
 
 
-def test_check_data_tells_captions_that_would_be_cut(examined, place):
+def test_check_data_reports_captions_that_would_be_cut(examined, root):
     tree = entries(NAMES)
     tree[3]["caption"] = "square " * 2000
-    put(place, tree)
+    put(root, tree)
     (cut,) = [finding for finding in examined().of_level("problem") if finding.kind == "answers cut"]
     assert cut.clips == ("14",)
     for metrics, kinds in ([], ["answers cut"]), (["loss", "bleu_1"], ["answers cut"]), (["bleu_1"], []):
@@ -486,8 +489,8 @@ def test_check_data_tells_captions_that_would_be_cut(examined, place):
         assert [finding.kind for finding in report.of_level("problem")] == kinds and report.blocks[0].lengths[0].cut == 1
 
 
-def test_check_data_counts_images_without_captions_as_a_note_where_they_are_answered(examined, place):
-    put(place, [*entries(NAMES[:3]), {"image_id": "14"}])
+def test_check_data_counts_images_without_captions_as_a_note_where_they_are_answered(examined, root):
+    put(root, [*entries(NAMES[:3]), {"image_id": "14"}])
     assert [finding.kind for finding in examined().of_level("problem")] == ["caption"]
     report = examined(evaluation={})
     assert not report.of_level("problem") and "answered and not scored, 1: 14" in text_of(report)

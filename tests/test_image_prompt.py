@@ -19,7 +19,7 @@ FIRST_ID = 800
 PROMPTS = ("<Img><ImageHere></Img> Describe it.", "See <ImageHere> and tell.", "<ImageHere>")
 
 
-def made(template="[INST] {} [/INST] ", end="</s>", *, prompts=PROMPTS, max_txt_len=160, max_context_len=3800):
+def make_prompt(template="[INST] {} [/INST] ", end="</s>", *, prompts=PROMPTS, max_txt_len=160, max_context_len=3800):
     style = PromptStyle(template, True, end, max_txt_len, max_context_len)
     placeholders = Placeholders(("image",), (), FIRST_ID, lambda counts: {"image": counts["image"]})
     return ImagePrompt(load_tokenizer(str(GOLDEN / "llama")), style, placeholders, prompts)
@@ -33,84 +33,86 @@ def ids(prompt, text):
     return prompt.tokenizer(text, add_special_tokens=False).input_ids
 
 
-def test_the_rows_stand_between_the_text_before_the_mark_and_the_text_behind_it():
-    prompt = made()
+def test_the_feature_tokens_are_between_the_texts_before_and_after_the_mark():
+    prompt = make_prompt()
     sample = prompt.sample(record())
     begin = [prompt.tokenizer.bos_token_id, *ids(prompt, "[INST] <Img>"), *[FIRST_ID] * ROWS]
-    asked = begin + ids(prompt, "</Img> Describe it. [/INST] ")
+    prompt_ids = begin + ids(prompt, "</Img> Describe it. [/INST] ")
     answer = ids(prompt, "two dogs run</s>")
-    assert sample.input_ids.tolist() == asked + answer
-    assert sample.labels.tolist() == [IGNORED] * len(asked) + answer
+    assert sample.input_ids.tolist() == prompt_ids + answer
+    assert sample.labels.tolist() == [IGNORED] * len(prompt_ids) + answer
 
 
 def test_a_prompt_that_begins_and_ends_with_the_mark_has_no_text_around_it_without_a_template():
-    prompt = made("{}")
+    prompt = make_prompt("{}")
     sample = prompt.sample(record("<ImageHere>"), to_generate=True)
     assert sample.input_ids.tolist() == [prompt.tokenizer.bos_token_id, *[FIRST_ID] * ROWS]
 
 
 def test_vicunas_template_and_end_are_found_again_in_a_sample():
-    prompt = made("###Human: {} ###Assistant: ", "###")
+    prompt = make_prompt("###Human: {} ###Assistant: ", "###")
     sample = prompt.sample(record())
     answer = sample.labels[sample.labels != IGNORED].tolist()
     assert answer == ids(prompt, "two dogs run###")
-    asked = sample.input_ids[: -len(answer)].tolist()
-    assert asked[-len(ids(prompt, "</Img> Describe it. ###Assistant: ")) :] == ids(prompt, "</Img> Describe it. ###Assistant: ")
+    prompt_ids = sample.input_ids[: -len(answer)].tolist()
+    assert prompt_ids[-len(ids(prompt, "</Img> Describe it. ###Assistant: ")) :] == ids(
+        prompt, "</Img> Describe it. ###Assistant: "
+    )
     assert prompt.is_finished(answer) and not prompt.is_finished(answer[:-1])
     assert prompt.answer_text(answer) == "two dogs run"
 
 
-def test_without_words_training_draws_a_prompt_and_evaluation_takes_the_first():
-    prompt = made()
-    drawn = [prompt.apply_instruction("", np.random.default_rng(seed)) for seed in range(40)]
-    assert set(drawn) == set(PROMPTS)
+def test_without_a_user_text_training_draws_a_prompt_and_evaluation_uses_the_first():
+    prompt = make_prompt()
+    instructions = [prompt.apply_instruction("", np.random.default_rng(seed)) for seed in range(40)]
+    assert set(instructions) == set(PROMPTS)
     assert prompt.apply_instruction("", None) == PROMPTS[0] == prompt.body(record())
 
 
 def test_the_same_generator_gives_the_same_prompt():
-    one, other = (made().sample(record(), rng=np.random.default_rng(3)).input_ids for _ in range(2))
+    one, other = (make_prompt().sample(record(), rng=np.random.default_rng(3)).input_ids for _ in range(2))
     assert one.equal(other)
 
 
-def test_words_of_a_dataset_win_over_the_models_prompts_and_get_the_mark_where_they_have_none():
-    prompt = made()
+def test_instructions_of_a_dataset_replace_the_models_prompts_and_get_the_mark_if_they_have_none():
+    prompt = make_prompt()
     rng = np.random.default_rng(0)
     assert prompt.apply_instruction("Look at <ImageHere>.", rng) == "Look at <ImageHere>."
     assert prompt.apply_instruction("What is it?", rng) == "<Img><ImageHere></Img> What is it?"
 
 
 def test_a_prompt_of_a_file_without_the_mark_has_the_image_first_too():
-    assert made(prompts=("What is it?",)).apply_instruction("", None) == "<Img><ImageHere></Img> What is it?"
+    assert make_prompt(prompts=("What is it?",)).apply_instruction("", None) == "<Img><ImageHere></Img> What is it?"
 
 
 def test_lengths_of_prompts_are_those_of_their_samples_without_rows():
-    prompt = made()
+    prompt = make_prompt()
     words = ["", "What is it?", "See <ImageHere> now, and tell me about it."]
     samples = [prompt.sample(record(text), to_generate=True) for text in words]
     assert prompt.prompt_lengths(words) == [len(sample.input_ids) - ROWS - 1 for sample in samples]
 
 
 def test_the_layout_of_released_emotion_checkpoints_changes_nothing_here():
-    prompt = made()
+    prompt = make_prompt()
     assert prompt.sample(record()).input_ids.equal(prompt.sample(record(), layout="upstream_eval").input_ids)
 
 
 def test_a_long_answer_is_cut_and_keeps_its_end():
-    prompt = made(max_txt_len=8)
+    prompt = make_prompt(max_txt_len=8)
     sample = prompt.sample(record(answer="dogs " * 40))
     answer = sample.labels[sample.labels != IGNORED].tolist()
     assert len(answer) == 8 and answer[-1] == prompt.tokenizer.eos_token_id
     assert sample.tokens_cut == len(ids(prompt, "dogs " * 40 + "</s>")) - 8
 
 
-def test_marks_of_the_language_model_in_words_are_text():
-    prompt = made()
+def test_special_tokens_in_user_texts_are_text():
+    prompt = make_prompt()
     sample = prompt.sample(record("</s> <ImageHere> What? </s>"), to_generate=True)
     assert prompt.tokenizer.eos_token_id not in sample.input_ids.tolist()
 
 
-def test_a_sample_knows_where_its_rows_are_to_be_kept():
-    assert made().sample(record()).cache_key == "aa/bb.npy"
+def test_a_sample_has_the_cache_key_of_its_record():
+    assert make_prompt().sample(record()).cache_key == "aa/bb.npy"
 
 
 def test_built_in_prompts_hold_the_mark_once():
@@ -124,7 +126,7 @@ def test_a_file_of_prompts_is_read_without_its_blank_lines(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (
             "<ImageHere> a\nno mark\n<ImageHere> <ImageHere>\n",
@@ -134,13 +136,13 @@ def test_a_file_of_prompts_is_read_without_its_blank_lines(tmp_path):
         ("\n\n", "contains no prompt. Expected lines such as <Img><ImageHere>"),
     ],
 )
-def test_a_file_without_usable_prompts_is_refused(tmp_path, text, told):
+def test_a_file_without_usable_prompts_is_refused(tmp_path, text, message):
     path = tmp_path / "prompts.txt"
     path.write_text(text)
-    with pytest.raises(UserError, match=f"^model.prompt_path: .*{told}"):
+    with pytest.raises(UserError, match=f"^model.prompt_path: .*{message}"):
         read_prompts(str(path), "model.prompt_path")
 
 
-def test_a_missing_file_of_prompts_is_told_with_its_key(tmp_path):
+def test_a_missing_file_of_prompts_is_reported_with_its_key(tmp_path):
     with pytest.raises(UserError, match="^model.prompt_path: no file"):
         read_prompts(str(tmp_path / "nowhere.txt"), "model.prompt_path")

@@ -31,10 +31,10 @@ def shares(pool):
     ],
 )
 def test_tasks_are_drawn_by_their_weights(pool, expected):
-    drawn = shares(TaskPool(pool, {}, ["happy"]))
-    assert set(drawn) == set(expected)
+    proportions = shares(TaskPool(pool, {}, ["happy"]))
+    assert set(proportions) == set(expected)
     for task, share in expected.items():
-        assert drawn[task] == pytest.approx(share, abs=4 * (0.25 / DRAWS) ** 0.5)
+        assert proportions[task] == pytest.approx(share, abs=4 * (0.25 / DRAWS) ** 0.5)
 
 
 def test_wordings_of_a_task_are_drawn_evenly_and_only_from_its_own():
@@ -75,7 +75,7 @@ def test_every_built_in_wording_of_emotion_shows_the_labels_and_no_other_brace()
 
 
 @pytest.mark.parametrize(
-    ("pool", "wordings", "said"),
+    ("pool", "wordings", "message"),
     [
         (["emotions"], {}, "task_pool: unknown task 'emotions'. Did you mean 'emotion'? Known: emotion, reason, reason_v2"),
         ("joy", {}, "task_pool: unknown task 'joy'"),
@@ -92,10 +92,10 @@ def test_every_built_in_wording_of_emotion_shows_the_labels_and_no_other_brace()
         (["emotion"], {"emotion": []}, "instructions: 'emotion' has no instruction"),
     ],
 )
-def test_a_pool_that_cannot_be_drawn_from_names_key_and_task(pool, wordings, said):
+def test_a_pool_that_cannot_be_drawn_from_names_key_and_task(pool, wordings, message):
     with pytest.raises(ValueError) as error:
         TaskPool(pool, wordings, ["happy"])
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("label", ["", "  ", " happy", "happy ", "a,b", "{x}", "[INST]", "<s>", "a\nb", "a\tb", "a\rb"])
@@ -104,7 +104,7 @@ def test_a_label_that_would_break_the_prompt_is_refused(label):
         check_labels(["sad", label], "labels")
 
 
-def test_a_label_given_twice_is_refused():
+def test_a_repeated_label_is_rejected():
     with pytest.raises(ValueError, match="prompt_labels: .* contains a label twice"):
         check_labels(["sad", "happy", "sad"], "prompt_labels")
 

@@ -20,16 +20,16 @@ def order(sizes=(7,), ratios=None, shuffle=True, seed=1):
     return MixtureSampler(seed, tuple(DatasetSampling(size, ratio, shuffle) for size, ratio in zip(sizes, ratios, strict=True)))
 
 
-def clips(made, places):
-    return [(draw.dataset, draw.index) for draw in map(made.at, places)]
+def clips(sampler, places):
+    return [(draw.dataset, draw.index) for draw in map(sampler.at, places)]
 
 
 # Order
 
 
 def test_each_pass_is_a_permutation_and_passes_differ():
-    made = order([7])
-    passes = [[clip for _, clip in clips(made, range(7 * lap, 7 * lap + 7))] for lap in range(20)]
+    sampler = order([7])
+    passes = [[clip for _, clip in clips(sampler, range(7 * lap, 7 * lap + 7))] for lap in range(20)]
     assert all(sorted(one) == list(range(7)) for one in passes)
     assert len({tuple(one) for one in passes}) > 15
 
@@ -38,16 +38,16 @@ def test_without_shuffle_the_order_is_the_files_and_wraps():
     assert [clip for _, clip in clips(order([3], shuffle=False), range(8))] == [0, 1, 2, 0, 1, 2, 0, 1]
 
 
-def test_a_draw_is_a_pure_function_of_seed_and_place():
+def test_a_sample_is_a_pure_function_of_seed_and_global_index():
     places = range(0, 3 * MIXING_BLOCK, 5)
     forward = clips(order([7, 5], [1, 2]), places)
     assert clips(order([7, 5], [1, 2]), reversed(places)) == forward[::-1]
     assert clips(order([7, 5], [1, 2], seed=2), places) != forward
 
 
-def test_the_generator_of_a_draw_depends_on_its_place_and_the_seed_alone():
-    def numbers(made, k):
-        return made.at(k).rng.random(3).tolist()
+def test_the_generator_of_a_sample_depends_only_on_its_global_index_and_the_seed():
+    def numbers(sampler, k):
+        return sampler.at(k).rng.random(3).tolist()
 
     assert numbers(order(), 5) == numbers(order(), 5)
     assert len({tuple(numbers(order(seed=seed), k)) for seed in (1, 2) for k in range(50)}) == 100
@@ -56,26 +56,26 @@ def test_the_generator_of_a_draw_depends_on_its_place_and_the_seed_alone():
 @pytest.mark.parametrize(
     ("ratios", "shares"), [([1, 1], [512, 512]), ([3, 1], [768, 256]), ([0.2, 0.1, 0.1], [512, 256, 256]), ([1, 1, 1], None)]
 )
-def test_every_block_of_draws_holds_each_datasets_exact_share(ratios, shares):
-    made = order([11, 7, 5][: len(ratios)], ratios)
+def test_every_block_of_samples_has_each_datasets_exact_share(ratios, shares):
+    sampler = order([11, 7, 5][: len(ratios)], ratios)
     for block in range(3):
-        counts = Counter(draw for draw, _ in clips(made, range(block * MIXING_BLOCK, (block + 1) * MIXING_BLOCK)))
-        held = [counts[dataset] for dataset in range(len(ratios))]
-        assert held == shares if shares else sorted(held) == [341, 341, 342]
+        counts = Counter(draw for draw, _ in clips(sampler, range(block * MIXING_BLOCK, (block + 1) * MIXING_BLOCK)))
+        dataset_counts = [counts[dataset] for dataset in range(len(ratios))]
+        assert dataset_counts == shares if shares else sorted(dataset_counts) == [341, 341, 342]
 
 
 def test_a_mixed_dataset_is_drawn_without_replacement_within_its_own_passes():
-    made = order([11, 7], [2, 1])
-    drawn = clips(made, range(2 * MIXING_BLOCK + 100))
+    sampler = order([11, 7], [2, 1])
+    sampled = clips(sampler, range(2 * MIXING_BLOCK + 100))
     for dataset, size in enumerate((11, 7)):
-        own = [clip for which, clip in drawn if which == dataset]
+        own = [clip for which, clip in sampled if which == dataset]
         for first in range(0, len(own) - size + 1, size):
             assert sorted(own[first : first + size]) == list(range(size))
 
 
 def test_a_small_share_is_not_lost():
-    made = order([5, 5], [1.0, 0.001])
-    assert Counter(dataset for dataset, _ in clips(made, range(MIXING_BLOCK)))[1] >= 1
+    sampler = order([5, 5], [1.0, 0.001])
+    assert Counter(dataset for dataset, _ in clips(sampler, range(MIXING_BLOCK)))[1] >= 1
 
 
 # Split
@@ -84,13 +84,13 @@ def test_a_small_share_is_not_lost():
 def step_places(step, batch_size, accumulate, world):
     """Places of one step over all ranks, and how often each occurs."""
     splits = [BatchLayout(batch_size, accumulate, world, rank) for rank in range(world)]
-    return sorted(place for split in splits for micro in split.sample_indices(step, step + 1) for place in micro)
+    return sorted(index for split in splits for micro in split.sample_indices(step, step + 1) for index in micro)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 @pytest.mark.parametrize("accumulate", [1, 2, 4])
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_a_step_holds_the_next_global_batch_of_places_each_once_for_any_split(batch_size, accumulate, world):
+def test_a_step_has_each_index_of_its_global_batch_once_for_any_layout(batch_size, accumulate, world):
     size = batch_size * accumulate * world
     assert BatchLayout(batch_size, accumulate, world, 0).global_batch == size
     for step in (0, 1, 9):
@@ -122,24 +122,26 @@ def batches(samples, split=None, first=0, end=4, workers=0):
     return [batch for step in step_batches(loader, split.accumulate) for batch in step]
 
 
-def contents(made):
+def contents(loaded_batches):
     """(names, tasks, ids, image rows) of batches, comparable."""
-    return [(b.names, b.tasks, b.input_ids.tolist(), b.slots["image"].values.tolist(), b.cu_seqlens.tolist()) for b in made]
+    return [
+        (b.names, b.tasks, b.input_ids.tolist(), b.slots["image"].values.tolist(), b.cu_seqlens.tolist()) for b in loaded_batches
+    ]
 
 
-def clip_tasks(made):
-    return sorted(pair for batch in made for pair in zip(batch.names, batch.tasks, strict=True))
+def clip_tasks(loaded_batches):
+    return sorted(pair for batch in loaded_batches for pair in zip(batch.names, batch.tasks, strict=True))
 
 
-def test_a_global_batch_holds_the_same_clips_tasks_and_words_for_any_split(samples):
-    wanted = None
+def test_a_global_batch_has_the_same_clips_tasks_and_texts_for_any_layout(samples):
+    expected = None
     for batch_size, accumulate, world in ((4, 1, 1), (1, 4, 1), (2, 1, 2), (1, 2, 2), (1, 1, 4)):
         ranks = [batches(samples, BatchLayout(batch_size, accumulate, world, rank), 1, 2) for rank in range(world)]
         one_step = [batch for rank in ranks for batch in rank]
         pieces = sorted(tuple(ids.tolist()) for batch in one_step for ids in batch.input_ids.split(batch.lengths))
-        found = clip_tasks(one_step), pieces
-        wanted = wanted or found
-        assert found == wanted
+        observed = clip_tasks(one_step), pieces
+        expected = expected or observed
+        assert observed == expected
 
 
 def test_batches_do_not_depend_on_the_number_of_workers(samples):
@@ -150,9 +152,9 @@ def test_a_loader_started_later_gives_the_step_batches_the_whole_run(samples):
     assert contents(batches(samples))[2:] == contents(batches(samples, first=2))
 
 
-def test_a_pass_of_batches_holds_every_clip_once(samples):
-    made = batches(samples, end=3)
-    assert sorted(name for batch in made for name in batch.names) == NAMES
+def test_a_pass_of_batches_has_every_clip_once(samples):
+    loaded_batches = batches(samples, end=3)
+    assert sorted(name for batch in loaded_batches for name in batch.names) == NAMES
 
 
 def test_the_tasks_of_the_pool_are_all_drawn(samples):
@@ -179,7 +181,7 @@ def test_the_global_generators_change_nothing_about_the_batches(samples):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_user_error_while_loading_is_told_in_its_own_words(golden_dataset, golden_prompt, monkeypatch, workers):
+def test_a_user_error_in_a_worker_is_raised_with_its_own_message(golden_dataset, golden_prompt, monkeypatch, workers):
     def fails(index, task, instruction, rng):
         raise UserError("clip_7.npy (slot face): contains NaN or inf. Extract this clip again.")
 
@@ -190,6 +192,6 @@ def test_a_user_error_while_loading_is_told_in_its_own_words(golden_dataset, gol
     assert str(error.value) == "clip_7.npy (slot face): contains NaN or inf. Extract this clip again."
 
 
-def test_the_loader_knows_its_length(samples):
-    made = training_loader(samples, BatchLayout(1, 3, 2, 0), first_step=2, end_step=7, num_workers=0, pin_memory=False)
-    assert len(made) == 15
+def test_the_loader_has_a_length(samples):
+    loader = training_loader(samples, BatchLayout(1, 3, 2, 0), first_step=2, end_step=7, num_workers=0, pin_memory=False)
+    assert len(loader) == 15

@@ -62,7 +62,7 @@ KINDS = {
 def films(tmp_path_factory):
     """Name -> a video of 40 frames."""
     folder = tmp_path_factory.mktemp("films")
-    return {name: write_video(folder / name, 40, **given) for name, given in KINDS.items()}
+    return {name: write_video(folder / name, 40, **options) for name, options in KINDS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def broken(tmp_path_factory):
     return write_broken(tmp_path_factory.mktemp("broken"))
 
 
-def asked(path, *choices):
+def frame_numbers(path, *choices):
     """The frames' own numbers, and the counts that the choice was given."""
     counts = []
 
@@ -98,10 +98,10 @@ def every_frame(path):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_frames_that_are_asked_for_come_in_any_order(films, name):
-    assert asked(films[name], *SCATTERED) == (SCATTERED, [40])
-    assert asked(films[name], 20) == ([20], [40])
-    assert asked(films[name], -1) == ([39], [40])
+def test_frames_are_returned_in_the_requested_order(films, name):
+    assert frame_numbers(films[name], *SCATTERED) == (SCATTERED, [40])
+    assert frame_numbers(films[name], 20) == ([20], [40])
+    assert frame_numbers(films[name], -1) == ([39], [40])
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -124,10 +124,10 @@ def test_narrow_videos_that_decord_reads_wrongly_have_three_channels(tmp_path, w
 
 
 def test_without_decord_the_frames_are_the_same(films, monkeypatch):
-    wanted = {name: read_frames(path, lambda count: SCATTERED) for name, path in films.items()}
+    expected = {name: read_frames(path, lambda count: SCATTERED) for name, path in films.items()}
     monkeypatch.setitem(sys.modules, "decord", None)
     assert read_with_decord(films["h264.mp4"], {0}) is None
-    assert all(np.array_equal(read_frames(path, lambda count: SCATTERED), wanted[name]) for name, path in films.items())
+    assert all(np.array_equal(read_frames(path, lambda count: SCATTERED), expected[name]) for name, path in films.items())
 
 
 def test_frames_are_rgb_of_the_size_of_the_video(films):
@@ -138,11 +138,11 @@ def test_frames_are_rgb_of_the_size_of_the_video(films):
 
 def test_one_frame_is_a_video(tmp_path):
     for name in ("one.mp4", "one.avi"):
-        assert asked(write_video(tmp_path / name, 1), 0, -1, 0) == ([0, 0, 0], [1])
+        assert frame_numbers(write_video(tmp_path / name, 1), 0, -1, 0) == ([0, 0, 0], [1])
 
 
 def test_a_video_without_sound_has_frames(tmp_path):
-    assert asked(write_video(tmp_path / "mute.avi", 21, fps=15, sound=()), -1) == ([20], [21])
+    assert frame_numbers(write_video(tmp_path / "mute.avi", 21, fps=15, sound=()), -1) == ([20], [21])
 
 
 def test_frames_that_a_cut_left_in_the_file_do_not_count(films, tmp_path):
@@ -150,7 +150,7 @@ def test_frames_that_a_cut_left_in_the_file_do_not_count(films, tmp_path):
     with av.open(str(cut)) as container:
         packets = [packet for packet in container.demux(video=0) if packet.size]
         assert len(packets) == 40 and any(packet.is_discard for packet in packets)
-    assert asked(cut, 0, -1) == ([5, 39], [35])
+    assert frame_numbers(cut, 0, -1) == ([5, 39], [35])
 
 
 @pytest.mark.parametrize("turned", [(90,), (180,), (270,), (-90,), (0, True), (0, False, True), (90, True)], ids=str)
@@ -177,7 +177,7 @@ def test_turned_videos_look_as_another_player_shows_them(tmp_path, degrees):
 
 def test_a_tilt_is_not_followed(tmp_path):
     path = write_video(tmp_path / "tilted.mp4", 4, turned=(135,))
-    assert asked(path, 2)[0] == [2]
+    assert frame_numbers(path, 2)[0] == [2]
 
 
 def test_many_threads_read_what_one_reads(films, tmp_path):
@@ -193,7 +193,7 @@ def test_many_threads_read_what_one_reads(films, tmp_path):
 def test_names_with_colons_spaces_and_other_letters(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a: b.mp4", "файл 1%03d.avi", "-i.mp4", "concat:x.mp4"):
-        assert asked(write_video(tmp_path / name, 3).name, 2)[0] == [2]
+        assert frame_numbers(write_video(tmp_path / name, 3).name, 2)[0] == [2]
         assert len(read_audio(name)) > 0
 
 
@@ -202,7 +202,7 @@ def test_tags_in_another_encoding_do_no_harm(tmp_path):
     data = path.read_bytes()
     assert b"TITLE" in data
     path.write_bytes(data.replace(b"TITLE", b"\xb2\xe2\xca\xd4\xff"))
-    assert asked(path, 2)[0] == [2]
+    assert frame_numbers(path, 2)[0] == [2]
     assert len(read_audio(path)) > 0
 
 
@@ -218,7 +218,7 @@ def test_broken_videos_tell_why(broken):
     assert reasons["sound"] == "it has no video track"
 
 
-def test_a_probe_finds_a_video_or_tells_why_not(films, broken):
+def test_a_probe_finds_a_video_or_gives_the_reason(films, broken):
     for path in films.values():
         probe(path)
     for path in broken.values():
@@ -228,17 +228,18 @@ def test_a_probe_finds_a_video_or_tells_why_not(films, broken):
 @pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.avi", "a.mkv"])
 @pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
 @pytest.mark.parametrize("share", [0.5, 0.8])
-def test_files_that_are_cut_off_are_unusable_whatever_is_wanted_of_them(tmp_path, name, codec, share):
+def test_files_that_are_cut_off_are_unusable_for_any_request(tmp_path, name, codec, share):
     path = cut(write_video(tmp_path / name, 60, codec=codec, index_first=name in ("a.mp4", "a.mov"), gop=6), share)
-    told = [reason(path), reason(path, every_frame), reason(path, read_audio)]
+    reasons = [reason(path), reason(path, every_frame), reason(path, read_audio)]
     assert all(
-        re.fullmatch(r"only [012]\.. of 2\.. seconds of its (video|audio) exist: the file is cut off or damaged", x) for x in told
+        re.fullmatch(r"only [012]\.. of 2\.. seconds of its (video|audio) exist: the file is cut off or damaged", x)
+        for x in reasons
     )
 
 
 def test_a_file_that_lacks_little_or_does_not_tell_its_length_is_read_as_far_as_it_goes(tmp_path):
     path = cut(write_video(tmp_path / "a.mp4", 60, index_first=True, sound=(), gop=6), 0.97)
-    (first, last), counts = asked(path, 0, -1)
+    (first, last), counts = frame_numbers(path, 0, -1)
     assert first == 0 and 53 < last < 59
     assert counts[-1] == last + 1
     path = cut(write_video(tmp_path / "a.wmv", 60, codec="wmv2"), 0.5)
@@ -247,7 +248,7 @@ def test_a_file_that_lacks_little_or_does_not_tell_its_length_is_read_as_far_as_
 
 
 @pytest.mark.parametrize(
-    ("name", "given"),
+    ("name", "options"),
     [
         ("one.mp4", {"frames": 1}),
         ("one.mkv", {"frames": 1}),
@@ -258,10 +259,10 @@ def test_a_file_that_lacks_little_or_does_not_tell_its_length_is_read_as_far_as_
         ("late.avi", {"frames": 40, "times": [*range(0, 1560, 40), 20000], "sound": ()}),
     ],
 )
-def test_whole_files_of_odd_lengths_are_whole(tmp_path, name, given):
-    path = write_video(tmp_path / name, **given)
-    assert len(read_frames(path, range)) == given["frames"]
-    assert given.get("sound") == () or len(read_audio(path)) > 0
+def test_whole_files_of_odd_lengths_are_whole(tmp_path, name, options):
+    path = write_video(tmp_path / name, **options)
+    assert len(read_frames(path, range)) == options["frames"]
+    assert options.get("sound") == () or len(read_audio(path)) > 0
 
 
 @pytest.mark.parametrize(("ending", "source"), [("mp4", "h264.mp4"), ("avi", "h264.avi"), ("mkv", "h264.mp4")])
@@ -286,7 +287,7 @@ def test_the_first_frame_alone_is_decoded_once_and_is_the_same(films, tmp_path, 
 @pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
 def test_of_a_video_that_is_damaged_halfway_the_good_frames_come(tmp_path, name, codec):
     path = damage(write_video(tmp_path / name, 60, codec=codec, sound=(), gop=6), 30)
-    assert asked(path, 0, 12, 20)[0] == [0, 12, 20]
+    assert frame_numbers(path, 0, 12, 20)[0] == [0, 12, 20]
     assert re.fullmatch("only [23]. of its 60 frames can be decoded: the file is damaged", reason(path, every_frame))
 
 
@@ -298,7 +299,7 @@ def test_a_video_that_is_damaged_near_its_end_counts_up_to_there(tmp_path, name,
     assert numbers[:54] == list(range(54)) and len(numbers) < 60
 
 
-def test_a_video_that_breaks_off_before_what_is_wanted_whatever_its_length(tmp_path):
+def test_a_video_that_is_damaged_before_the_requested_frame_is_unusable(tmp_path):
     path = damage(write_video(tmp_path / "a.mp4", 60, codec="libx264", sound=()), 57)
     text = reason(path, lambda path: read_frames(path, lambda count: [59]))
     assert re.fullmatch(r"only \d+ of its frames can be decoded", text)
@@ -308,9 +309,9 @@ def test_a_video_that_breaks_off_before_what_is_wanted_whatever_its_length(tmp_p
 @pytest.mark.parametrize("codec", ["mpeg4", "libx264", "mpeg2video"])
 def test_of_a_damaged_video_the_same_frames_come_without_decord(tmp_path, monkeypatch, name, codec):
     path = damage(write_video(tmp_path / name, 60, codec=codec, sound=(), gop=6), 57)
-    by_decord = asked(path, 0, 20, -1)
+    by_decord = frame_numbers(path, 0, 20, -1)
     monkeypatch.setitem(sys.modules, "decord", None)
-    assert asked(path, 0, 20, -1) == by_decord
+    assert frame_numbers(path, 0, 20, -1) == by_decord
 
 
 def test_frames_of_another_size_than_the_first_get_its_size(tmp_path):
@@ -323,7 +324,7 @@ def test_frames_of_another_size_than_the_first_get_its_size(tmp_path):
         for number, packet in enumerate(packets):
             packet.stream, packet.pts, packet.dts = stream, number, number
             both.mux(packet)
-    assert asked(tmp_path / "both.avi", 0, 1, 2, 3)[0] == [0, 1, 2, 3]
+    assert frame_numbers(tmp_path / "both.avi", 0, 1, 2, 3)[0] == [0, 1, 2, 3]
     by_pyav, _ = read_with_pyav(tmp_path / "both.avi", {0, 3})
     assert by_pyav[3].shape == by_pyav[0].shape and number_of(by_pyav[3]) == 3
 
@@ -338,8 +339,8 @@ def test_randomly_damaged_files_end_as_frames_or_reasons(tmp_path):
     outcomes = []
     for number in range(60):
         data = bytearray(sources[number % 2].read_bytes())
-        for place in rng.integers(0, len(data), rng.integers(1, 60)):
-            data[place] = rng.integers(256)
+        for offset in rng.integers(0, len(data), rng.integers(1, 60)):
+            data[offset] = rng.integers(256)
         path = tmp_path / f"damaged{sources[number % 2].suffix}"
         path.write_bytes(data[: rng.integers(len(data) * 19 // 20, len(data) + 1)])
         for read in (lambda path: read_frames(path, lambda count: [0, count - 1]), read_audio):
@@ -419,7 +420,7 @@ def test_sound_that_needs_no_resampling_is_read(tmp_path):
     assert 32000 <= len(sound) <= 33024
 
 
-def test_another_rate_can_be_asked_for(tmp_path):
+def test_another_sampling_rate_can_be_requested(tmp_path):
     sound = read_audio(write_sound(tmp_path / "a.wav", tone(1.0, 44100, 0.5), 44100), rate=24000)
     assert abs(len(sound) - 24000) <= 2
     assert abs(loudest(sound, 24000) - TONE) < 1
@@ -430,7 +431,7 @@ def test_sound_shorter_than_a_frame_is_read(tmp_path):
     assert len(read_audio(write_video(tmp_path / "a.mp4", 1, fps=50))) > 0
 
 
-def test_without_sound_the_reason_is_told(broken, tmp_path):
+def test_without_audio_the_reason_is_given(broken, tmp_path):
     assert reason(write_video(tmp_path / "mute.mp4", 3, sound=()), read_audio) == "it has no audio track"
     assert "cannot be read" in reason(broken["text"], read_audio)
     assert "cannot be read" in reason(broken["empty"], read_audio)
@@ -445,7 +446,7 @@ def test_an_audio_track_without_packets_is_unusable(tmp_path):
     data = path.read_bytes()
     path.write_bytes(data.replace(b"01wb", b"JUNK"))
     assert reason(path, read_audio) == "its audio track is empty"
-    assert asked(path, 2)[0] == [2]
+    assert frame_numbers(path, 2)[0] == [2]
 
 
 def test_sound_that_is_cut_off_is_unusable(tmp_path):
@@ -468,9 +469,9 @@ def test_videos_are_found_below_a_folder_by_name(tmp_path):
     for name in ("b.avi", "a.MP4", "deep/er/c.d.mkv", ".hidden.mp4", ".folder/x.mp4", "notes.txt", "label.csv"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = find_videos(tmp_path, "extraction.videos")
-    assert {name: path.name for name, path in found.items()} == {"a": "a.MP4", "b": "b.avi", "deep/er/c.d": "c.d.mkv"}
-    assert find_videos(str(tmp_path), "extraction.videos") == found
+    videos = find_videos(tmp_path, "extraction.videos")
+    assert {name: path.name for name, path in videos.items()} == {"a": "a.MP4", "b": "b.avi", "deep/er/c.d": "c.d.mkv"}
+    assert find_videos(str(tmp_path), "extraction.videos") == videos
 
 
 def test_a_folder_without_usable_videos_is_refused(tmp_path):
@@ -489,8 +490,8 @@ def test_the_video_of_a_name_is_found(tmp_path):
     for name in ("b.AVI", "x/c.mkv", "d.mp4", "d.mkv", "e.f.mov"):
         (tmp_path / name).touch()
     (tmp_path / "g.mp4").mkdir()
-    found = {name: find_video(tmp_path, name) for name in ("b", "x/c", "d", "e.f", "e", "g")}
-    assert {name: path and path.name for name, path in found.items()} == {
+    paths = {name: find_video(tmp_path, name) for name in ("b", "x/c", "d", "e.f", "e", "g")}
+    assert {name: path and path.name for name, path in paths.items()} == {
         "b": "b.AVI", "x/c": "c.mkv", "d": "d.mp4", "e.f": "e.f.mov", "e": None, "g": None,
     }  # fmt: skip
     assert ENDINGS[:2] == (".mp4", ".avi")
@@ -535,7 +536,7 @@ def test_peaks_are_read_from_captions_and_tables(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "message"),
     [
         ("p.json", '{"a": {"peak_index": "-1"}}', "peak_index of 'a' is '-1'"),
         ("p.json", '{"a": {"peak_index": true}}', "peak_index of 'a' is True"),
@@ -548,11 +549,11 @@ def test_peaks_are_read_from_captions_and_tables(tmp_path):
         ("p.csv", "name,peak\na,1\n", "peak_index"),
     ],
 )
-def test_peaks_that_are_none_are_refused(tmp_path, name, text, told):
+def test_invalid_peaks_are_rejected(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError) as caught:
         read_peaks(str(tmp_path / name))
-    assert told in str(caught.value) and name in str(caught.value)
+    assert message in str(caught.value) and name in str(caught.value)
 
 
 def test_a_file_of_peaks_that_is_absent_is_named(tmp_path):
@@ -639,8 +640,8 @@ def test_as_many_frames_are_searched_as_allowed(face_film):
 def test_threads_find_the_same_faces(face_film):
     alone = face_images(Source("a", face_film))
     with ThreadPoolExecutor(4) as threads:
-        for found in threads.map(lambda _: face_images(Source("a", face_film)), range(4)):
-            assert all(np.array_equal(one, other) for one, other in zip(alone, found, strict=True))
+        for images in threads.map(lambda _: face_images(Source("a", face_film)), range(4)):
+            assert all(np.array_equal(one, other) for one, other in zip(alone, images, strict=True))
 
 
 def test_a_video_without_a_face_is_unusable(films, broken):
@@ -668,7 +669,7 @@ def test_openface_images_are_taken_in_order_all_of_them(tmp_path, folder):
     assert [face[0, 0, 0] for face in faces] == [1, 2, 3]
 
 
-def test_absent_and_unreadable_face_images_are_told(tmp_path):
+def test_missing_and_unreadable_face_images_are_reported(tmp_path):
     source = Source("a", Path("absent.mp4"), tmp_path)
     assert "no face image in" in reason(source, face_images)
     (tmp_path / "a").mkdir()

@@ -122,12 +122,12 @@ def test_final_tensors_and_optimizer_are_bit_identical_after_resuming_with_every
 
 
 def test_a_run_of_two_stages_logs_each_stages_rates_and_ends_with_their_epochs(runs):
-    found = [row["lr"] for row in rows(runs["alone"] / "log.jsonl")]
+    learning_rates = [row["lr"] for row in rows(runs["alone"] / "log.jsonl")]
     for stage, (init, warmup) in enumerate(((1e-3, 3), (4e-4, 2))):
-        for place in range(2 * ITERS):
-            cosine = 1e-6 + (init - 1e-6) * (1 + math.cos(math.pi * place / (2 * ITERS))) / 2
-            wanted = 1e-6 + (init - 1e-6) * place / warmup if place < warmup else cosine
-            assert found[2 * ITERS * stage + place] == pytest.approx(wanted, rel=1e-9)
+        for step in range(2 * ITERS):
+            cosine = 1e-6 + (init - 1e-6) * (1 + math.cos(math.pi * step / (2 * ITERS))) / 2
+            expected = 1e-6 + (init - 1e-6) * step / warmup if step < warmup else cosine
+            assert learning_rates[2 * ITERS * stage + step] == pytest.approx(expected, rel=1e-9)
     assert (runs["alone"] / f"checkpoint_{EPOCHS - 1}.pth").exists()
 
 
@@ -194,15 +194,17 @@ def test_the_runners_batches_hold_each_datasets_exact_share_of_every_block(mixed
 
 def test_in_the_real_run_both_curricula_grow_with_the_epochs(mixed):
     draws = mixed.cfg.iters_per_epoch * GLOBAL_BATCH
-    seen = [[mixed.samples.sampler.at(k) for k in range(epoch * draws, (epoch + 1) * draws)] for epoch in range(EPOCHS + 1)]
+    samples_by_epoch = [
+        [mixed.samples.sampler.at(k) for k in range(epoch * draws, (epoch + 1) * draws)] for epoch in range(EPOCHS + 1)
+    ]
     names = [dataset.names() for dataset in mixed.samples.datasets]
 
     def pool(epoch, which):
         return {names[which][draw.index] for draw in epoch if draw.dataset == which}
 
-    assert [len(pool(epoch, 0)) for epoch in seen] == [2, 4, 6, 6, 6]
+    assert [len(pool(epoch, 0)) for epoch in samples_by_epoch] == [2, 4, 6, 6, 6]
     hardest_first = sorted(HARDNESS, key=HARDNESS.get, reverse=True)
-    for number, epoch in enumerate(seen):
+    for number, epoch in enumerate(samples_by_epoch):
         assert pool(epoch, 1) == set(hardest_first[: -(-5 * min(number + 1, 4) // 4)])
 
 

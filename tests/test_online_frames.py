@@ -43,14 +43,14 @@ def clips(tmp_path_factory):
 
 
 def tree(tmp_path, clips, *, online, **data):
-    made = golden_tree(tmp_path)
+    config_tree = golden_tree(tmp_path)
     images = {"image_feature_path": None, "image_path": str(clips / "videos")}
     keys = (images if online else {"image_feature_path": str(clips / "eva")}) | data
-    for block in (*made["datasets"].values(), *made["evaluation_datasets"].values()):
+    for block in (*config_tree["datasets"].values(), *config_tree["evaluation_datasets"].values()):
         block.update(keys)
-    made["model"] |= {"vit_weights": WEIGHTS, "vit_precision": "fp32"} if online else {}
-    made["run"] |= {"iters_per_epoch": 4, "log_freq": 1, "job_id": "online" if online else "cached"}
-    return made
+    config_tree["model"] |= {"vit_weights": WEIGHTS, "vit_precision": "fp32"} if online else {}
+    config_tree["run"] |= {"iters_per_epoch": 4, "log_freq": 1, "job_id": "online" if online else "cached"}
+    return config_tree
 
 
 def trained(tmp_path, clips, *, online, **data):
@@ -93,14 +93,14 @@ def test_answers_and_their_losses_are_those_of_cached_features(tmp_path, clips):
 
 def test_a_step_may_hold_cached_and_online_clips_and_clips_without_a_video(tmp_path, clips):
     """Two datasets in one batch, one of them lacking some videos: each clip's loss is what it is alone."""
-    made = tree(tmp_path, clips, online=True, missing_features="zero")
-    made["datasets"]["cached"] = copy.deepcopy(tree(tmp_path, clips, online=False)["datasets"]["golden"])
+    config_tree = tree(tmp_path, clips, online=True, missing_features="zero")
+    config_tree["datasets"]["cached"] = copy.deepcopy(tree(tmp_path, clips, online=False)["datasets"]["golden"])
     few = tmp_path / "few"
     few.mkdir()
     for path in sorted((clips / "videos").iterdir())[:3]:
         (few / path.name).symlink_to(path)
-    made["datasets"]["golden"]["image_path"] = str(few)
-    runner = RunnerBase(loaded(tmp_path, made))
+    config_tree["datasets"]["golden"]["image_path"] = str(few)
+    runner = RunnerBase(loaded(tmp_path, config_tree))
     records = [dataset.record(index, "emotion", "x") for dataset in runner.datasets.values() for index in (0, 4, 5)]
     samples = [runner.prompt.sample(record) for record in records]
     with torch.no_grad():
@@ -112,40 +112,40 @@ def test_a_step_may_hold_cached_and_online_clips_and_clips_without_a_video(tmp_p
 
 
 def test_gradient_checkpointing_of_the_encoder_changes_no_number(tmp_path, clips, runs):
-    made = tree(tmp_path, clips, online=True, batch_size=3)
-    made["model"]["use_grad_checkpoint_vit"] = True
-    folder = RunnerBase(loaded(tmp_path, made)).train()
+    config_tree = tree(tmp_path, clips, online=True, batch_size=3)
+    config_tree["model"]["use_grad_checkpoint_vit"] = True
+    folder = RunnerBase(loaded(tmp_path, config_tree)).train()
     assert [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()] == runs[True][0]
 
 
 def test_a_plan_counts_the_encoder_as_frozen(tmp_path, clips):
-    made = [plan(loaded(tmp_path, tree(tmp_path, clips, online=online))) for online in (True, False)]
-    count = made[0].parameters["image encoder, frozen"]
-    assert made[0].parameters["total"] - count == made[1].parameters["total"]
-    assert made[0].parameters["trainable"] == made[1].parameters["trainable"]
-    assert made[0].tokens == made[1].tokens
+    plans = [plan(loaded(tmp_path, tree(tmp_path, clips, online=online))) for online in (True, False)]
+    count = plans[0].parameters["image encoder, frozen"]
+    assert plans[0].parameters["total"] - count == plans[1].parameters["total"]
+    assert plans[0].parameters["trainable"] == plans[1].parameters["trainable"]
+    assert plans[0].tokens == plans[1].tokens
 
 
 # What is refused before weights are loaded
 
 
-def refused(tmp_path, made):
+def refused(tmp_path, config_tree):
     with pytest.raises(UserError) as refusal:
-        RunnerBase(loaded(tmp_path, made))
+        RunnerBase(loaded(tmp_path, config_tree))
     assert not (tmp_path / "out").exists()
     return str(refusal.value)
 
 
 def test_videos_without_an_encoder_in_the_model_are_refused_with_three_remedies(tmp_path, clips):
-    made = tree(tmp_path, clips, online=True)
-    made["model"]["vit_weights"] = None
-    told = refused(tmp_path, made)
-    assert all(word in told for word in ("model.vit_weights is null", "image_feature_path", "image_path: null"))
+    config_tree = tree(tmp_path, clips, online=True)
+    config_tree["model"]["vit_weights"] = None
+    message = refused(tmp_path, config_tree)
+    assert all(word in message for word in ("model.vit_weights is null", "image_feature_path", "image_path: null"))
 
 
 def test_neither_caches_nor_videos_is_a_model_without_image_rows(tmp_path, clips):
-    made = tree(tmp_path, clips, online=False, image_feature_path=None)
-    runner = RunnerBase(loaded(tmp_path, made))
+    config_tree = tree(tmp_path, clips, online=False, image_feature_path=None)
+    runner = RunnerBase(loaded(tmp_path, config_tree))
     assert len(runner.datasets["golden"].record(0, "emotion", "x").features["image"]) == 0
 
 
@@ -155,36 +155,36 @@ def test_every_missing_and_broken_video_is_named_at_once(tmp_path, clips):
     for path in sorted((clips / "videos").iterdir())[2:]:
         (videos / path.name).symlink_to(path)
     (videos / f"{NAMES[0]}.mp4").write_text("no video")
-    told = refused(tmp_path, tree(tmp_path, clips, online=True, image_path=str(videos)))
-    assert NAMES[1] in told
-    assert f"{NAMES[0]}.mp4" in told
-    assert "leave the clip out (exclude)" in told
+    message = refused(tmp_path, tree(tmp_path, clips, online=True, image_path=str(videos)))
+    assert NAMES[1] in message
+    assert f"{NAMES[0]}.mp4" in message
+    assert "leave the clip out (exclude)" in message
 
 
 def test_peaks_without_their_file_and_an_encoder_of_another_width_are_refused(tmp_path, clips):
-    told = refused(tmp_path, tree(tmp_path, clips, online=True, frame_selection="peak"))
-    assert "peak_index_path" in told
-    made = tree(tmp_path, clips, online=True)
-    made["model"]["slot_dims"] = {"image": 352}
-    made["model"]["ckpt"] = None
-    told = refused(tmp_path, made)
-    assert "has width 176, but model.slot_dims.image is 352" in told
+    message = refused(tmp_path, tree(tmp_path, clips, online=True, frame_selection="peak"))
+    assert "peak_index_path" in message
+    config_tree = tree(tmp_path, clips, online=True)
+    config_tree["model"]["slot_dims"] = {"image": 352}
+    config_tree["model"]["ckpt"] = None
+    message = refused(tmp_path, config_tree)
+    assert "has width 176, but model.slot_dims.image is 352" in message
 
 
 def test_peak_frames_follow_the_captions_peak_index(tmp_path, clips):
     data = {"frame_selection": "peak", "peak_index_path": "MERR_coarse_grained.json"}
     runner = RunnerBase(loaded(tmp_path, tree(tmp_path, clips, online=True, **data)))
     first = RunnerBase(loaded(tmp_path, tree(tmp_path, clips, online=True)))
-    frames = [made.datasets["golden"].record(0, "emotion", "x").features["frame"] for made in (runner, first)]
+    frames = [source.datasets["golden"].record(0, "emotion", "x").features["frame"] for source in (runner, first)]
     assert frames[0].shape == (1, 3 * 112**2)
     assert not torch.equal(*frames)
 
 
-def test_masking_rows_that_the_model_makes_is_refused(tmp_path, clips):
-    made = tree(tmp_path, clips, online=True)
-    made["evaluation_datasets"]["answers"]["mask_slots"] = ["image"]
+def test_masking_features_that_the_model_computes_is_rejected(tmp_path, clips):
+    config_tree = tree(tmp_path, clips, online=True)
+    config_tree["evaluation_datasets"]["answers"]["mask_slots"] = ["image"]
     with pytest.raises(UserError, match=r"answers\.mask_slots: .*emollama extract"):
-        RunnerBase(loaded(tmp_path, made), training=False)
+        RunnerBase(loaded(tmp_path, config_tree), training=False)
 
 
 # Augmentation
@@ -198,17 +198,17 @@ def augmented(tmp_path, clips, *, online, kind):
 
 
 def test_dropping_a_modality_drops_a_frame_as_often_as_cached_rows(tmp_path, clips):
-    drawn = {online: augmented(tmp_path, clips, online=online, kind="drop_modality") for online in (False, True)}
-    dropped = [not features["image"].any() for features in drawn[False]]
+    augmented_features = {online: augmented(tmp_path, clips, online=online, kind="drop_modality") for online in (False, True)}
+    dropped = [not features["image"].any() for features in augmented_features[False]]
     assert 5 < sum(dropped) < 30
-    assert [not len(features["frame"]) for features in drawn[True]] == dropped
-    for features, gone in zip(drawn[True], dropped, strict=True):
+    assert [not len(features["frame"]) for features in augmented_features[True]] == dropped
+    for features, gone in zip(augmented_features[True], dropped, strict=True):
         assert features["image"].shape == ((64, 176) if gone else (0, 176))
         assert features["cls"].shape == ((1, 176) if gone else (0, 176))
         assert not features["image"].any()
 
 
-def test_noise_leaves_pixels_alone_and_masking_rows_of_frames_is_refused(tmp_path, clips):
+def test_noise_leaves_pixels_alone_and_masking_of_frames_is_rejected(tmp_path, clips):
     frames = [features["frame"] for features in augmented(tmp_path, clips, online=True, kind="noise")]
     assert all(torch.equal(frame, frames[0]) for frame in frames)
     with pytest.raises(UserError, match=r"augmentations: mask_rows .*Remove it from the list"):
@@ -230,28 +230,30 @@ def written(tmp_path, clips, choice):
 
 
 @pytest.mark.parametrize(("choice", "fits"), [("first", True), ("middle", False)])
-def test_caches_and_frames_are_mixed_only_if_they_are_made_alike(tmp_path, clips, choice, fits):
-    made = tree(tmp_path, clips, online=True)
-    made["datasets"]["cached"] = made["datasets"]["golden"] | {"image_feature_path": written(tmp_path, clips, choice)}
+def test_caches_and_frames_are_mixed_only_if_they_were_computed_alike(tmp_path, clips, choice, fits):
+    config_tree = tree(tmp_path, clips, online=True)
+    config_tree["datasets"]["cached"] = config_tree["datasets"]["golden"] | {
+        "image_feature_path": written(tmp_path, clips, choice)
+    }
     if fits:
-        assert RunnerBase(loaded(tmp_path, made)).features["image"]["frame_selection"] == "first"
+        assert RunnerBase(loaded(tmp_path, config_tree)).features["image"]["frame_selection"] == "first"
     else:
-        assert "frame_selection: 'first' and 'middle'" in refused(tmp_path, made)
+        assert "frame_selection: 'first' and 'middle'" in refused(tmp_path, config_tree)
 
 
 def test_a_checkpoint_of_frames_answers_no_caches_of_another_frame_or_encoder(tmp_path, clips, runs):
-    made = tree(tmp_path, clips, online=False, image_feature_path=written(tmp_path, clips, "middle"))
-    made["model"]["ckpt"] = str(runs[True][1] / "checkpoint_0.pth")
+    config_tree = tree(tmp_path, clips, online=False, image_feature_path=written(tmp_path, clips, "middle"))
+    config_tree["model"]["ckpt"] = str(runs[True][1] / "checkpoint_0.pth")
     with pytest.raises(
         UserError, match="trained on image features that were extracted differently: frame_selection: 'first' and 'middle'"
     ):
-        RunnerBase(loaded(tmp_path, made), training=False)
+        RunnerBase(loaded(tmp_path, config_tree), training=False)
     tensors = {name: value * 1.01 for name, value in load_file(WEIGHTS).items()}
     save_file(tensors, tmp_path / "other.safetensors")
-    made = tree(tmp_path, clips, online=True)
-    made["model"] |= {"ckpt": str(runs[True][1] / "checkpoint_0.pth"), "vit_weights": str(tmp_path / "other.safetensors")}
+    config_tree = tree(tmp_path, clips, online=True)
+    config_tree["model"] |= {"ckpt": str(runs[True][1] / "checkpoint_0.pth"), "vit_weights": str(tmp_path / "other.safetensors")}
     with pytest.raises(UserError, match="extracted differently: weights: "):
-        RunnerBase(loaded(tmp_path, made), training=False)
+        RunnerBase(loaded(tmp_path, config_tree), training=False)
 
 
 def test_a_file_called_manifest_among_the_videos_means_nothing(tmp_path, clips):

@@ -50,7 +50,7 @@ def arrays():
     """Clips as they occur: two shapes and three types in one folder, names with digits only, spaces, dots, slashes."""
     names = ["00012", "12", "a b", "deep/er/clip", "c.d", "表情"]
     kinds = [((64,), np.float32), ((1, 64), np.float32), ((64,), np.float64), ((9, 16), np.float16)]
-    return {name: numbers(*kinds[place % 4][0], dtype=kinds[place % 4][1], seed=place) for place, name in enumerate(names)}
+    return {name: numbers(*kinds[index % 4][0], dtype=kinds[index % 4][1], seed=index) for index, name in enumerate(names)}
 
 
 @pytest.fixture
@@ -65,8 +65,8 @@ def contents(folder):
 def assert_same(store, arrays):
     assert sorted(store.names()) == sorted(arrays)
     for name, array in arrays.items():
-        found = store.load(name)
-        assert (found.dtype, found.shape) == (array.dtype, array.shape) and np.array_equal(found, array), name
+        array_read = store.load(name)
+        assert (array_read.dtype, array_read.shape) == (array.dtype, array.shape) and np.array_equal(array_read, array), name
 
 
 def assert_nothing_was_left(folder):
@@ -141,8 +141,8 @@ def test_an_empty_folder_that_exists_takes_the_shards(tmp_path, source, arrays):
 
 
 def printed_bounds(text):
-    found = re.search(r"rounding error at most (\S+), and at most (\S+) of the largest", text)
-    return float(found[1]), float(found[2])
+    match = re.search(r"rounding error at most (\S+), and at most (\S+) of the largest", text)
+    return float(match[1]), float(match[2])
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float16"])
@@ -196,9 +196,11 @@ def test_npy_files_read_as_numpy_reads_them(tmp_path, version):
     for name, array in (NPY | extra | {"fields": np.zeros(2, "f4,f8")}).items():
         with open(tmp_path / f"{name}.npy", "wb") as file:
             np.lib.format.write_array(file, np.asanyarray(array), version)
-        found, expected = NpyFolder.open(tmp_path).load(name), np.load(tmp_path / f"{name}.npy")
-        assert (found.dtype, found.shape) == (expected.dtype, expected.shape) and np.array_equal(found, expected), name
-        assert found.flags.f_contiguous == expected.flags.f_contiguous
+        packed_array, expected = NpyFolder.open(tmp_path).load(name), np.load(tmp_path / f"{name}.npy")
+        assert (packed_array.dtype, packed_array.shape) == (expected.dtype, expected.shape) and np.array_equal(
+            packed_array, expected
+        ), name
+        assert packed_array.flags.f_contiguous == expected.flags.f_contiguous
         assert NpyFolder.open(tmp_path).header(name) == (expected.shape, expected.dtype)
 
 
@@ -259,7 +261,7 @@ def test_of_very_many_unfit_arrays_the_first_are_reported(tmp_path):
     assert "arrays cannot be packed, 33:" in text and "... and 23 more" in text and "clip_09" in text and "clip_10" not in text
 
 
-def test_unfit_arrays_are_left_out_counted_and_listed_when_asked(tmp_path, source, arrays, capsys):
+def test_unfit_arrays_are_left_out_counted_and_listed_on_request(tmp_path, source, arrays, capsys):
     for number, (spoil, _) in enumerate(BAD.values()):
         path = source / f"bad_{number}.npy"
         np.save(path, numbers(4))
@@ -292,7 +294,7 @@ def test_the_largest_value_of_float16_is_preserved(tmp_path, capsys):
     assert printed_bounds(capsys.readouterr().out) == (0, 0)
 
 
-def test_clips_of_the_same_name_in_two_sources_are_refused_with_both_places(tmp_path):
+def test_clips_of_the_same_name_in_two_sources_are_rejected_with_both_paths(tmp_path):
     for name in ("first", "second"):
         folder_of(tmp_path / name, {"a": numbers(4), name: numbers(4)})
     text = refusal("--source", tmp_path / "first", tmp_path / "second", "--output", tmp_path / "out")
@@ -334,10 +336,10 @@ def test_a_disk_that_is_full_is_an_error_and_leaves_nothing(tmp_path, source):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:
-        told = refusal("--source", source, "--output", tmp_path / "out")
+        message = refusal("--source", source, "--output", tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert "cannot write" in told
+    assert "cannot write" in message
     assert_nothing_was_left(tmp_path)
 
 
@@ -381,8 +383,8 @@ def test_a_pack_that_is_killed_leaves_nothing_under_the_final_name(tmp_path, cap
 def test_the_command_prints_its_errors_without_a_traceback(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["pack", "--source", str(tmp_path), "--output", str(tmp_path / "out")])
-    told = capsys.readouterr().err
-    assert ended.value.code == 1 and told.startswith("error: --output:") and "Traceback" not in told
+    message = capsys.readouterr().err
+    assert ended.value.code == 1 and message.startswith("error: --output:") and "Traceback" not in message
 
 
 # Checking and indexing

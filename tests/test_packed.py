@@ -33,7 +33,7 @@ def numbers(*shape, dtype=np.float32, seed=1):
 
 def arrays_of_every_kind():
     shapes = [((16,), np.float32), ((1, 16), np.float32), ((16,), np.float64), ((5, 8), np.float16)]
-    return {name: numbers(*shapes[place % 4][0], dtype=shapes[place % 4][1], seed=place) for place, name in enumerate(NAMES)}
+    return {name: numbers(*shapes[index % 4][0], dtype=shapes[index % 4][1], seed=index) for index, name in enumerate(NAMES)}
 
 
 def written(folder, arrays, shard_bytes=LARGE):
@@ -86,7 +86,7 @@ def test_names_are_strings_as_they_are(tmp_path):
     assert not any(name in store for name in ["0012", "clip_", "clip_7 ", "clip_7\0", "z", "A B", "x" * 42, "x" * 45, 12, None])
 
 
-def test_names_with_the_same_checksum_are_told_apart(tmp_path):
+def test_names_with_the_same_checksum_are_distinguished(tmp_path):
     """CRC-32 is 4ddb0c25 for both."""
     store = written(tmp_path / "packed", {"plumless": numbers(4, seed=1), "buckeroo": numbers(4, seed=2)})
     assert same(store.load("plumless"), numbers(4, seed=1)) and same(store.load("buckeroo"), numbers(4, seed=2))
@@ -98,7 +98,7 @@ def test_an_array_that_was_read_is_the_readers_own(folder):
     assert same(store.load("clip_1"), numbers(64, seed=1))
 
 
-def test_arrays_that_are_all_alike_lie_at_a_fixed_stride_in_shards_of_the_asked_size(folder):
+def test_equal_kinds_of_arrays_have_a_fixed_stride_in_shards_of_the_requested_size(folder):
     raw = b"".join((folder / f"shard-{number:05d}.bin").read_bytes() for number in range(4))
     assert same(np.frombuffer(raw, np.float32).reshape(8, 64), np.stack([numbers(64, seed=number) for number in range(8)]))
     assert {path.stat().st_size for path in folder.glob("shard-*.bin")} == {512}
@@ -158,9 +158,9 @@ def cut(path, by=1):
     path.write_bytes(path.read_bytes()[:-by])
 
 
-def flip(path, place):
+def flip(path, position):
     raw = bytearray(path.read_bytes())
-    raw[place] ^= 1
+    raw[position] ^= 1
     path.write_bytes(bytes(raw))
 
 
@@ -225,12 +225,12 @@ def test_a_description_that_was_changed_is_found_by_its_digest(folder, change):
     ],
     ids=str,
 )
-def test_a_description_that_says_what_cannot_be_is_refused_whoever_wrote_it(folder, change):
+def test_an_impossible_description_is_rejected_even_with_a_correct_digest(folder, change):
     redescribed(folder, lambda about: about.update(change))
     assert "incomplete or damaged" in refusal(folder)
 
 
-def test_places_beyond_a_shard_are_refused_whoever_wrote_them(folder):
+def test_offsets_beyond_a_shard_are_rejected_even_with_a_correct_digest(folder):
     """Of the last array, whose offset is made 2**64 - 64: with its size that overflows to 192."""
     raw = bytearray((folder / "index.bin").read_bytes())
     table = np.frombuffer(raw, ENTRY, json.loads((folder / "store.json").read_text())["table_bytes"] // 64)
@@ -295,14 +295,14 @@ def test_a_flipped_bit_behind_them_is_found_by_the_check_which_names_the_clip(tm
 # Looking names up
 
 
-def test_a_name_that_stands_twice_is_told_with_both_places():
+def test_a_repeated_name_is_reported_with_both_positions():
     with pytest.raises(ValueError) as error:
         build_table(make_entries(["a", "b", "c", "b"]))
     assert error.value.args == (1, 3)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 1000, 50_000])
-def test_every_name_of_a_table_is_found_at_its_place_and_no_other_name(count):
+def test_every_name_of_a_table_is_found_and_no_other_name(count):
     names = [f"sample_{number:08d}" for number in range(count)]
     entries = make_entries(names)
     entries["offset"] = np.arange(count)
@@ -316,9 +316,9 @@ def test_many_names_are_looked_up_at_once_as_one_by_one():
     entries = make_entries(names)
     entries["shard"] = np.arange(len(names)) % 7
     index = NameIndex(build_table(entries), len(names))
-    asked = [*reversed(names), "nobody", "x" * 42, "x" * 45, "z", "\u00e8"]
-    one_by_one = [found[2] if (found := index.find(name)) else -1 for name in asked]
-    assert index.shards(asked).tolist() == one_by_one and one_by_one[-5:] == [-1] * 5 and index.shards([]).tolist() == []
+    looked_up = [*reversed(names), "nobody", "x" * 42, "x" * 45, "z", "\u00e8"]
+    one_by_one = [entry[2] if (entry := index.find(name)) else -1 for name in looked_up]
+    assert index.shards(looked_up).tolist() == one_by_one and one_by_one[-5:] == [-1] * 5 and index.shards([]).tolist() == []
 
 
 def store_of(folder: Path, count: int) -> PackedStore:
@@ -336,11 +336,11 @@ def lookup_ratio(small, large):
     """CPU seconds of lookups of random names in a large store, as a multiple of those in a small one (least of rounds)."""
     times = {}
     for store in (small, large):
-        asked = [f"sample_{number:08d}" for number in np.random.default_rng(0).integers(0, len(store), 20_000)]
-        times[store] = (asked, [])
+        looked_up = [f"sample_{number:08d}" for number in np.random.default_rng(0).integers(0, len(store), 20_000)]
+        times[store] = (looked_up, [])
     for _ in range(6):
-        for store, (asked, found) in times.items():
-            found.append(seconds(lambda store=store, asked=asked: [name in store for name in asked]))
+        for store, (looked_up, durations) in times.items():
+            durations.append(seconds(lambda store=store, looked_up=looked_up: [name in store for name in looked_up]))
     return min(times[large][1]) / min(times[small][1])
 
 
@@ -365,11 +365,11 @@ def mean_looks(count, monkeypatch):
     """How many entries of a table of so many names are looked at to find a name, on average."""
     names, looks = [f"sample_{number:08d}" for number in range(count)], []
     index, unpack = NameIndex(build_table(make_entries(names)), count), name_index._UNPACK
-    asked = np.random.default_rng(0).integers(0, count, 5000)
+    looked_up = np.random.default_rng(0).integers(0, count, 5000)
     with monkeypatch.context() as patch:
-        patch.setattr(name_index, "_UNPACK", lambda table, place: looks.append(place) or unpack(table, place))
-        assert all(index.find(names[number]) for number in asked)
-    return len(looks) / len(asked)
+        patch.setattr(name_index, "_UNPACK", lambda table, offset: looks.append(offset) or unpack(table, offset))
+        assert all(index.find(names[number]) for number in looked_up)
+    return len(looks) / len(looked_up)
 
 
 def test_lookups_stay_fast_as_a_store_grows(monkeypatch):

@@ -69,24 +69,24 @@ def test_training_ids_and_labels_equal_the_published_codes(golden_prompt, golden
 @pytest.mark.parametrize("name", NAMES)
 def test_upstream_evaluation_ids_equal_the_published_codes(golden_prompt, golden_dataset, name, task):
     expected = EXPECTED[name][task]["eval_generation"]["sequence"]
-    asked = golden_prompt.sample(golden_record(golden_dataset, name, task), layout="upstream_eval", to_generate=True)
-    assert asked.input_ids.tolist() == golden_ids(golden_prompt, expected)
+    prompt = golden_prompt.sample(golden_record(golden_dataset, name, task), layout="upstream_eval", to_generate=True)
+    assert prompt.input_ids.tolist() == golden_ids(golden_prompt, expected)
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_body_and_the_answer_read_as_the_published_codes(golden_prompt, golden_dataset, task):
     for name in NAMES:
-        made = golden_record(golden_dataset, name, task)
-        assert golden_prompt.body(made) == EXPECTED[name][task]["instruction"]
-        assert made.turns[0][1] == EXPECTED[name][task]["answer"]
+        record_read = golden_record(golden_dataset, name, task)
+        assert golden_prompt.body(record_read) == EXPECTED[name][task]["instruction"]
+        assert record_read.turns[0][1] == EXPECTED[name][task]["answer"]
 
 
 def test_a_prompt_to_generate_from_is_the_training_prompt_without_its_answer(golden_prompt, golden_dataset):
-    made = golden_record(golden_dataset, NAMES[0], "reason")
-    trained, asked = golden_prompt.sample(made), golden_prompt.sample(made, to_generate=True)
-    assert trained.input_ids[: len(asked.input_ids)].equal(asked.input_ids)
-    assert bool((asked.labels == IGNORED).all()) and float(asked.loss_weights.sum()) == 0
-    assert len(asked.input_ids) == EXPECTED[NAMES[0]]["reason"]["train_path"]["prompt_len"]
+    record_read = golden_record(golden_dataset, NAMES[0], "reason")
+    trained, prompt = golden_prompt.sample(record_read), golden_prompt.sample(record_read, to_generate=True)
+    assert trained.input_ids[: len(prompt.input_ids)].equal(prompt.input_ids)
+    assert bool((prompt.labels == IGNORED).all()) and float(prompt.loss_weights.sum()) == 0
+    assert len(prompt.input_ids) == EXPECTED[NAMES[0]]["reason"]["train_path"]["prompt_len"]
 
 
 # Length limits
@@ -96,9 +96,9 @@ def test_a_long_answer_is_cut_keeps_its_end_and_the_cut_is_counted(golden_prompt
     answer = " ".join(["words"] * 60)
     whole = golden_prompt.sample(record(("Why?", answer)))
     short = styled(golden_prompt, max_txt_len=10).sample(record(("Why?", answer)))
-    full, kept = (sample.labels[sample.labels != IGNORED].tolist() for sample in (whole, short))
-    assert len(kept) == 10 and kept[-1] == golden_prompt.tokenizer.eos_token_id
-    assert kept[:-1] == full[:9]
+    full, shortened = (sample.labels[sample.labels != IGNORED].tolist() for sample in (whole, short))
+    assert len(shortened) == 10 and shortened[-1] == golden_prompt.tokenizer.eos_token_id
+    assert shortened[:-1] == full[:9]
     assert short.tokens_cut == len(full) - 10 and whole.tokens_cut == 0
 
 
@@ -110,7 +110,7 @@ def test_an_answer_of_exactly_max_txt_len_is_not_cut(golden_prompt):
 
 
 @pytest.mark.parametrize("layout", ["train", "upstream_eval"])
-def test_a_long_context_loses_words_from_their_start_and_nothing_else(golden_prompt, layout):
+def test_a_long_context_loses_only_the_start_of_the_user_text(golden_prompt, layout):
     words = f"The person in video says: {'blah ' * 80}.  [reason] Which clues are there? "
     whole = golden_prompt.sample(record((words, "yes")), layout=layout)
     limited = styled(golden_prompt, max_context_len=60)
@@ -156,10 +156,10 @@ def test_marks_of_the_prompt_in_a_transcript_stay_text(golden_prompt, layout, ma
     assert mark in text_of(golden_prompt, marked.input_ids)
 
 
-@pytest.mark.parametrize("place", ["words", "answer"])
+@pytest.mark.parametrize("part", ["words", "answer"])
 @pytest.mark.parametrize("special", ["<s>", "</s>", "<unk>", "</s></s>", "<<s>s>", "a</s>b", "</</s>s>"])
-def test_special_tokens_in_words_or_answers_are_text(golden_prompt, place, special):
-    words, answer = (f"he said {special} here", "yes") if place == "words" else ("he said", f"yes {special} here")
+def test_special_tokens_in_user_texts_or_answers_are_text(golden_prompt, part, special):
+    words, answer = (f"he said {special} here", "yes") if part == "words" else ("he said", f"yes {special} here")
     sample = golden_prompt.sample(record((words, answer)))
     tokenizer = golden_prompt.tokenizer
     ids = sample.input_ids.tolist()
@@ -182,7 +182,7 @@ def test_a_number_of_image_vectors_that_is_not_a_multiple_of_four_is_refused_by_
 
 
 @pytest.mark.parametrize("rows", [0, 4, 8, 1024])
-def test_there_is_one_placeholder_for_each_row_that_fusion_emits(golden_prompt, rows):
+def test_there_is_one_placeholder_for_each_feature_token(golden_prompt, rows):
     sample = golden_prompt.sample(record(("Why?", "yes"), image=rows))
     assert placeholder_counts(golden_prompt, sample) == {"image": rows // 4, "face": 1, "video": 1, "audio": 1, "cls": 1}
 
@@ -238,8 +238,8 @@ def test_every_turn_has_the_template_and_only_answers_have_labels(golden_prompt)
 
 
 def test_generation_of_the_last_turn_keeps_the_earlier_answers(golden_prompt):
-    asked = golden_prompt.sample(record(("First? ", "one"), ("Second? ", None)), to_generate=True)
-    text = text_of(golden_prompt, asked.input_ids)
+    prompt = golden_prompt.sample(record(("First? ", "one"), ("Second? ", None)), to_generate=True)
+    text = text_of(golden_prompt, prompt.input_ids)
     assert "one</s>" in text and text.endswith("Second?  [/INST]")
 
 
@@ -287,14 +287,14 @@ def test_an_answers_text_ends_at_the_end_symbol_and_starts_after_the_template(go
 
 def test_answers_survive_rendering_and_reading_back(golden_prompt, golden_dataset):
     for name in NAMES:
-        made = golden_record(golden_dataset, name, "reason_v2")
-        sample = golden_prompt.sample(made)
+        record_read = golden_record(golden_dataset, name, "reason_v2")
+        sample = golden_prompt.sample(record_read)
         ids = sample.labels[sample.labels != IGNORED].tolist()
-        assert golden_prompt.answer_text(ids) == made.turns[0][1]
+        assert golden_prompt.answer_text(ids) == record_read.turns[0][1]
 
 
 def test_rendering_is_the_same_every_time_and_changes_no_feature(golden_prompt, golden_dataset):
-    made = golden_record(golden_dataset, NAMES[0], "emotion")
-    first, second = golden_prompt.sample(made), golden_prompt.sample(made)
+    record_read = golden_record(golden_dataset, NAMES[0], "emotion")
+    first, second = golden_prompt.sample(record_read), golden_prompt.sample(record_read)
     assert first.input_ids.equal(second.input_ids)
-    assert all(first.slots[slot] is made.features[slot] for slot in made.features)
+    assert all(first.slots[slot] is record_read.features[slot] for slot in record_read.features)

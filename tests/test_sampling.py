@@ -20,15 +20,15 @@ def order(*datasets, samples_per_epoch=1, seed=4):
     return MixtureSampler(seed, datasets, samples_per_epoch)
 
 
-def easiest(deck, phase):
+def easiest(settings, phase):
     """Clips of a phase, where no two are equally difficult."""
-    by = np.arange(deck.size) if deck.difficulty is None else np.argsort(deck.difficulty)
-    return sorted(by[: deck.count(phase)].tolist())
+    by = np.arange(settings.size) if settings.difficulty is None else np.argsort(settings.difficulty)
+    return sorted(by[: settings.count(phase)].tolist())
 
 
-def drawn(made, places, dataset=0):
+def sampled(sampler, places, dataset=0):
     """Clips of one dataset in the order of the draw."""
-    return [draw.index for draw in map(made.at, places) if draw.dataset == dataset]
+    return [draw.index for draw in map(sampler.at, places) if draw.dataset == dataset]
 
 
 # Without shards and curriculum
@@ -37,21 +37,21 @@ def drawn(made, places, dataset=0):
 @pytest.mark.parametrize("seed", [0, 42])
 @pytest.mark.parametrize("ratios", [(1.0,), (3.0, 1.0)])
 def test_a_plain_deck_is_drawn_by_the_permutation_of_seed_dataset_and_pass(seed, ratios):
-    made = order(*(DatasetSampling(7 - 2 * place, ratio) for place, ratio in enumerate(ratios)), seed=seed)
-    for dataset, deck in enumerate(made.datasets):
-        found = drawn(made, range(400), dataset)
-        passes = [np.random.default_rng([seed, 0, dataset, lap]).permutation(deck.size) for lap in range(60)]
-        assert found == np.concatenate(passes).tolist()[: len(found)]
-        assert len(found) > 4 * deck.size
+    sampler = order(*(DatasetSampling(7 - 2 * number, ratio) for number, ratio in enumerate(ratios)), seed=seed)
+    for dataset, settings in enumerate(sampler.datasets):
+        indices = sampled(sampler, range(400), dataset)
+        passes = [np.random.default_rng([seed, 0, dataset, lap]).permutation(settings.size) for lap in range(60)]
+        assert indices == np.concatenate(passes).tolist()[: len(indices)]
+        assert len(indices) > 4 * settings.size
 
 
 def test_the_length_of_an_epoch_changes_nothing_without_a_curriculum():
     places = range(200)
-    assert drawn(order(DatasetSampling(SIZE), samples_per_epoch=3), places) == drawn(
+    assert sampled(order(DatasetSampling(SIZE), samples_per_epoch=3), places) == sampled(
         order(DatasetSampling(SIZE), samples_per_epoch=50), places
     )
     shards = DatasetSampling(SIZE, shards=SHARDS, window=2)
-    assert drawn(order(shards, samples_per_epoch=3), places) == drawn(order(shards, samples_per_epoch=50), places)
+    assert sampled(order(shards, samples_per_epoch=3), places) == sampled(order(shards, samples_per_epoch=50), places)
 
 
 # Shards
@@ -59,40 +59,40 @@ def test_the_length_of_an_epoch_changes_nothing_without_a_curriculum():
 
 @pytest.mark.parametrize("window", [1, 2, 3, 8, 100])
 def test_clips_of_a_window_of_shards_come_together_and_each_pass_is_a_permutation(window):
-    made = order(DatasetSampling(SIZE, shards=SHARDS, window=window))
+    sampler = order(DatasetSampling(SIZE, shards=SHARDS, window=window))
     for lap in range(12):
-        found = drawn(made, range(lap * SIZE, (lap + 1) * SIZE))
-        assert sorted(found) == list(range(SIZE))
+        indices = sampled(sampler, range(lap * SIZE, (lap + 1) * SIZE))
+        assert sorted(indices) == list(range(SIZE))
         shards_left = dict(Counter(SHARDS.tolist()))
-        at, seen = 0, []
+        at, counts = 0, []
         while at < SIZE:  # a window ends where `window` whole shards have been read
             open_shards: set[int] = set()
             while at < SIZE and (len(open_shards) < window or any(shards_left[shard] for shard in open_shards)):
-                shard = int(SHARDS[found[at]])
+                shard = int(SHARDS[indices[at]])
                 open_shards.add(shard)
                 shards_left[shard] -= 1
                 at += 1
             assert not any(shards_left[shard] for shard in open_shards)
-            seen.append(len(open_shards))
-        assert seen == [window] * (8 // window) + [8 % window] * bool(8 % window)
+            counts.append(len(open_shards))
+        assert counts == [window] * (8 // window) + [8 % window] * bool(8 % window)
 
 
 def test_shards_come_in_another_order_each_pass_and_their_clips_too():
-    made = order(DatasetSampling(SIZE, shards=SHARDS, window=1))
-    passes = [drawn(made, range(lap * SIZE, (lap + 1) * SIZE)) for lap in range(30)]
+    sampler = order(DatasetSampling(SIZE, shards=SHARDS, window=1))
+    passes = [sampled(sampler, range(lap * SIZE, (lap + 1) * SIZE)) for lap in range(30)]
     assert len({tuple(dict.fromkeys(SHARDS[one].tolist())) for one in passes}) > 25
     inside = {tuple(clip for clip in one if SHARDS[clip] == 0) for one in passes}
     assert len(inside) == 6  # every order of a shard's three clips
 
 
 def test_a_window_mixes_the_clips_of_its_shards():
-    made = order(DatasetSampling(SIZE, shards=SHARDS, window=4))
-    first = [SHARDS[clip] for clip in drawn(made, range(12))]
+    sampler = order(DatasetSampling(SIZE, shards=SHARDS, window=4))
+    first = [SHARDS[clip] for clip in sampled(sampler, range(12))]
     assert sum(one != other for one, other in pairwise(first)) > 3
 
 
 def test_without_shuffle_shards_do_not_matter():
-    assert drawn(order(DatasetSampling(SIZE, shuffle=False, shards=SHARDS)), range(30)) == [*range(SIZE), *range(7)]
+    assert sampled(order(DatasetSampling(SIZE, shuffle=False, shards=SHARDS)), range(30)) == [*range(SIZE), *range(7)]
 
 
 # Curriculum
@@ -100,98 +100,98 @@ def test_without_shuffle_shards_do_not_matter():
 
 @pytest.mark.parametrize(("phases", "samples_per_epoch"), [(1, 40), (3, 40), (4, 7), (5, 60), (30, 25)])
 def test_epoch_e_of_n_draws_the_easiest_share_only_and_afterwards_all(phases, samples_per_epoch):
-    made = order(DatasetSampling(SIZE, difficulty=HARD, phases=phases), samples_per_epoch=samples_per_epoch)
+    sampler = order(DatasetSampling(SIZE, difficulty=HARD, phases=phases), samples_per_epoch=samples_per_epoch)
     for epoch in range(phases):
         pool = np.argsort(HARD)[: -(-SIZE * (epoch + 1) // phases)].tolist()
         assert len(pool) >= SIZE * (epoch + 1) / phases > len(pool) - 1
         begin, end = epoch * samples_per_epoch, (epoch + 1) * samples_per_epoch
-        found = drawn(made, range(begin, end))
-        assert set(found) <= set(pool)
-        for first in range(0, len(found) - len(pool) + 1, len(pool)):
-            assert sorted(found[first : first + len(pool)]) == sorted(pool)
+        indices = sampled(sampler, range(begin, end))
+        assert set(indices) <= set(pool)
+        for first in range(0, len(indices) - len(pool) + 1, len(pool)):
+            assert sorted(indices[first : first + len(pool)]) == sorted(pool)
     begin = (phases - 1) * samples_per_epoch
     for lap in range(4):
-        assert sorted(drawn(made, range(begin + lap * SIZE, begin + (lap + 1) * SIZE))) == list(range(SIZE))
+        assert sorted(sampled(sampler, range(begin + lap * SIZE, begin + (lap + 1) * SIZE))) == list(range(SIZE))
 
 
 def test_passes_and_phases_of_a_curriculum_differ():
-    made = order(DatasetSampling(SIZE, difficulty=np.zeros(SIZE), phases=2), samples_per_epoch=10 * SIZE)
-    firsts = {tuple(drawn(made, range(lap * 12, lap * 12 + 12))) for lap in range(15)}
+    sampler = order(DatasetSampling(SIZE, difficulty=np.zeros(SIZE), phases=2), samples_per_epoch=10 * SIZE)
+    firsts = {tuple(sampled(sampler, range(lap * 12, lap * 12 + 12))) for lap in range(15)}
     assert len(firsts) == 15
     slow = order(DatasetSampling(SIZE, difficulty=np.zeros(SIZE), phases=2 * SIZE), samples_per_epoch=SIZE)
-    last = [drawn(slow, range(epoch * SIZE, (epoch + 1) * SIZE)) for epoch in (2 * SIZE - 2, 2 * SIZE - 1)]
+    last = [sampled(slow, range(epoch * SIZE, (epoch + 1) * SIZE)) for epoch in (2 * SIZE - 2, 2 * SIZE - 1)]
     assert sorted(last[0]) == sorted(last[1]) == list(range(SIZE)) and last[0] != last[1]
 
 
 def test_equally_easy_clips_enter_at_random_and_stay():
     chosen = set()
     for seed in range(20):
-        made = order(DatasetSampling(6, difficulty=np.zeros(6), phases=3), samples_per_epoch=10, seed=seed)
-        first, second = set(drawn(made, range(10))), set(drawn(made, range(10, 20)))
+        sampler = order(DatasetSampling(6, difficulty=np.zeros(6), phases=3), samples_per_epoch=10, seed=seed)
+        first, second = set(sampled(sampler, range(10))), set(sampled(sampler, range(10, 20)))
         assert len(first) == 2 and len(second) == 4 and first < second
         chosen |= first
     assert chosen == set(range(6))
 
 
-def test_a_difficulty_that_is_not_known_comes_last_in_either_direction():
+def test_an_unknown_difficulty_comes_last_in_either_direction():
     for values in ([np.nan, 3.0, 1.0, 2.0], [np.nan, -3.0, -1.0, -2.0]):
-        made = order(DatasetSampling(4, difficulty=np.array(values), phases=4), samples_per_epoch=12)
-        assert all(0 not in drawn(made, range(12 * phase, 12 * phase + 12)) for phase in range(3))
+        sampler = order(DatasetSampling(4, difficulty=np.array(values), phases=4), samples_per_epoch=12)
+        assert all(0 not in sampled(sampler, range(12 * phase, 12 * phase + 12)) for phase in range(3))
 
 
 def test_without_shuffle_a_curriculum_goes_from_easy_to_hard_and_wraps():
-    made = order(DatasetSampling(4, shuffle=False, difficulty=np.array([3.0, 1.0, 2.0, 0.0]), phases=2), samples_per_epoch=5)
-    assert drawn(made, range(5)) == [3, 1, 3, 1, 3]
-    assert drawn(made, range(5, 11)) == [3, 1, 2, 0, 3, 1]
+    sampler = order(DatasetSampling(4, shuffle=False, difficulty=np.array([3.0, 1.0, 2.0, 0.0]), phases=2), samples_per_epoch=5)
+    assert sampled(sampler, range(5)) == [3, 1, 3, 1, 3]
+    assert sampled(sampler, range(5, 11)) == [3, 1, 2, 0, 3, 1]
 
 
 def test_a_curriculum_over_shards_keeps_both_promises():
-    made = order(DatasetSampling(SIZE, shards=SHARDS, window=1, difficulty=HARD, phases=2), samples_per_epoch=36)
+    sampler = order(DatasetSampling(SIZE, shards=SHARDS, window=1, difficulty=HARD, phases=2), samples_per_epoch=36)
     pool = sorted(np.argsort(HARD)[:12].tolist())
     for lap in range(3):
-        found = drawn(made, range(12 * lap, 12 * lap + 12))
-        assert sorted(found) == pool
-        visits = [shard for shard, before in zip(SHARDS[found], [-1, *SHARDS[found]], strict=False) if shard != before]
+        indices = sampled(sampler, range(12 * lap, 12 * lap + 12))
+        assert sorted(indices) == pool
+        visits = [shard for shard, before in zip(SHARDS[indices], [-1, *SHARDS[indices]], strict=False) if shard != before]
         assert len(visits) == len(set(visits))
 
 
 def test_mixed_curricula_restart_their_passes_at_their_own_epochs():
-    decks = (
+    all_settings = (
         DatasetSampling(SIZE, 2.0, difficulty=HARD, phases=3),
         DatasetSampling(9, 1.0, difficulty=-np.arange(9.0), phases=2),
         DatasetSampling(5, 0.5),
     )
     epoch = 300  # no multiple of the mixing block
-    made = order(*decks, samples_per_epoch=epoch)
-    whole = [made.at(k) for k in range(4 * epoch)]  # more than a block
-    for dataset, deck in enumerate(decks):
-        for phase in range(deck.phases):
-            end = (phase + 1) * epoch if phase + 1 < deck.phases else len(whole)
-            found = [draw.index for draw in whole[phase * epoch : end] if draw.dataset == dataset]
-            pool = easiest(deck, phase)
-            assert len(pool) == -(-deck.size * (phase + 1) // deck.phases) and len(found) > 3 * len(pool)
-            for first in range(0, len(found) - len(pool) + 1, len(pool)):
-                assert sorted(found[first : first + len(pool)]) == pool
+    sampler = order(*all_settings, samples_per_epoch=epoch)
+    whole = [sampler.at(k) for k in range(4 * epoch)]  # more than a block
+    for dataset, settings in enumerate(all_settings):
+        for phase in range(settings.phases):
+            end = (phase + 1) * epoch if phase + 1 < settings.phases else len(whole)
+            indices = [draw.index for draw in whole[phase * epoch : end] if draw.dataset == dataset]
+            pool = easiest(settings, phase)
+            assert len(pool) == -(-settings.size * (phase + 1) // settings.phases) and len(indices) > 3 * len(pool)
+            for first in range(0, len(indices) - len(pool) + 1, len(pool)):
+                assert sorted(indices[first : first + len(pool)]) == pool
 
 
 # Everything at once
 
 
 def everything(seed=4):
-    decks = (
+    all_settings = (
         DatasetSampling(SIZE, 3.0, shards=SHARDS, window=2),
         DatasetSampling(9, 1.0, difficulty=np.arange(9.0), phases=4),
         DatasetSampling(SIZE, 1.0, shards=SHARDS, window=3, difficulty=HARD, phases=2),
         DatasetSampling(5, 0.5, shuffle=False),
     )
-    return order(*decks, samples_per_epoch=700, seed=seed)
+    return order(*all_settings, samples_per_epoch=700, seed=seed)
 
 
-def listed(made, places):
-    return [(draw.dataset, draw.index, draw.rng.random()) for draw in map(made.at, places)]
+def listed(sampler, places):
+    return [(draw.dataset, draw.index, draw.rng.random()) for draw in map(sampler.at, places)]
 
 
-def test_a_draw_is_a_pure_function_of_seed_and_place_with_shards_and_curricula_too():
+def test_a_sample_is_a_pure_function_of_seed_and_global_index_with_shards_and_curricula_too():
     count = MIXING_BLOCK + 100  # beyond the first block, and the first epoch of 700 draws
     forward = listed(everything(), range(count))
     assert listed(everything(), reversed(range(count))) == forward[::-1]
@@ -201,25 +201,25 @@ def test_a_draw_is_a_pure_function_of_seed_and_place_with_shards_and_curricula_t
 
 
 def test_shares_stay_exact_with_shards_and_curricula():
-    held = Counter(draw[0] for draw in listed(everything(), range(MIXING_BLOCK, 2 * MIXING_BLOCK)))
-    assert [held[dataset] for dataset in range(4)] == [559, 186, 186, 93]
+    dataset_counts = Counter(draw[0] for draw in listed(everything(), range(MIXING_BLOCK, 2 * MIXING_BLOCK)))
+    assert [dataset_counts[dataset] for dataset in range(4)] == [559, 186, 186, 93]
 
 
 @pytest.mark.parametrize("split", [(1, 6, 1), (6, 1, 1), (2, 1, 3), (1, 3, 2)])
 def test_a_step_draws_the_same_clips_for_any_world_accumulation_and_batch_size(split):
     batch_size, accumulate, world = split
-    made = everything()
+    sampler = everything()
     for step in (0, 116, 117, 400):  # step 116 straddles the first epoch of 700 draws
         places = [
-            place
+            index
             for rank in range(world)
             for micro in BatchLayout(batch_size, accumulate, world, rank).sample_indices(step, step + 1)
-            for place in micro
+            for index in micro
         ]
-        assert sorted(listed(made, places)) == sorted(listed(everything(), range(6 * step, 6 * step + 6)))
+        assert sorted(listed(sampler, places)) == sorted(listed(everything(), range(6 * step, 6 * step + 6)))
 
 
-def test_a_digest_tells_shards_and_difficulties_apart_and_is_none_without():
+def test_a_digest_distinguishes_shards_and_difficulties_and_is_none_without():
     digests = [
         DatasetSampling(SIZE, difficulty=HARD).digest(),
         DatasetSampling(SIZE, difficulty=-HARD).digest(),

@@ -29,14 +29,14 @@ def packed(*arguments):
 def stores(tmp_path_factory):
     """Kind of store -> the keys of a block that reads it."""
     root = tmp_path_factory.mktemp("stores")
-    made = {"npy": {}}
+    paths = {"npy": {}}
     for kind in ("packed", "tar"):
         for folder in FOLDERS.values():
             source, output = GOLDEN / "data" / folder, root / kind / folder
             packed("--source", source, "--output", output, "--to", kind, "--shard-gib", "5e-5")
-        made[kind] = {KEYS[slot]: str(root / kind / folder) for slot, folder in FOLDERS.items()}
+        paths[kind] = {KEYS[slot]: str(root / kind / folder) for slot, folder in FOLDERS.items()}
     assert len(list((root / "tar/eva").glob("*.tar"))) == 3
-    return made
+    return paths
 
 
 def trained(folder, data, **settings):

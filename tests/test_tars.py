@@ -99,14 +99,14 @@ def test_one_shard_is_read_alone(tmp_path):
     assert "clip_4" in store and "clip_3" not in store and 4 not in store
 
 
-def test_the_shards_of_the_clips_are_told(tmp_path):
+def test_the_shards_of_the_clips_are_returned(tmp_path):
     stored(tmp_path / "shards")
     store = TarStore.open(f"{tmp_path}/shards")
     assert store.groups(["clip_11", "clip_0", "clip_5", "nobody", "clip_6"]).tolist() == [2, 0, 1, -1, 1]
     assert store.location("clip_5") == f"{tmp_path}/shards/train-001.tar, clip_5.npy"
 
 
-def test_several_arrays_of_a_clip_are_told_apart_by_slot(tmp_path):
+def test_several_arrays_of_a_clip_are_distinguished_by_slot(tmp_path):
     """As webdataset's own writer writes them, with JSON beside the arrays."""
     face, video = (
         {f"clip_{number}": numbers(8, dtype=dtype, seed=number) for number in range(5)} for dtype in (np.float32, np.float16)
@@ -121,7 +121,7 @@ def test_several_arrays_of_a_clip_are_told_apart_by_slot(tmp_path):
         assert all(same(store.load(name), array) for name, array in arrays.items())
 
 
-def test_a_slot_that_is_not_said_or_not_there_is_an_error_that_names_those_there_are(tmp_path):
+def test_a_missing_or_unknown_slot_is_an_error_that_names_the_existing_slots(tmp_path):
     members = [(f"clip_{number}.{slot}.npy", npy(numbers(4))) for number in range(3) for slot in ("face", "video")]
     tar_of(tmp_path / "train.tar", members)
     index_tars(f"{tmp_path}/train.tar", None)
@@ -130,7 +130,7 @@ def test_a_slot_that_is_not_said_or_not_there_is_an_error_that_names_those_there
     assert ".fcae.npy" in text and ".face.npy, .video.npy" in text
 
 
-def test_dots_in_the_names_of_clips_are_kept(tmp_path):
+def test_dots_in_clip_names_are_preserved(tmp_path):
     store = indexed(tmp_path / "a.tar", [("clip.1.npy", npy(numbers(4, seed=1))), ("clip.npy", npy(numbers(4, seed=2)))])
     assert list(store.names()) == ["clip.1", "clip"]
     tar_of(tmp_path / "b.tar", [("v.1-2.npy", npy(numbers(4))), ("v.2-3.npy", npy(numbers(4)))])
@@ -243,7 +243,7 @@ def test_pickled_objects_in_an_npy_member_are_refused_unread(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../clip.npy", "a/../../clip.npy", "/clip.npy", "a/..", "../x.json"])
-def test_a_member_that_names_a_place_outside_is_refused(tmp_path, name):
+def test_a_member_whose_path_leads_out_of_its_folder_is_rejected(tmp_path, name):
     tar_of(tmp_path / "train.tar", [GOOD, (name, npy(numbers(4)))])
     text = refusal(index_tars, f"{tmp_path}/train.tar", None)
     assert f"'{name}'" in text and "leads out of its folder" in text
@@ -272,17 +272,17 @@ def test_links_and_devices_are_refused(tmp_path, type):
         ("./clip.npy", npy(numbers(4)), "twice"),
     ],
 )
-def test_a_member_that_is_not_what_its_name_says_is_refused(tmp_path, name, raw, problem):
+def test_a_member_with_other_content_than_its_name_is_rejected(tmp_path, name, raw, problem):
     tar_of(tmp_path / "train.tar", [GOOD, (name, raw)])
     text = refusal(index_tars, f"{tmp_path}/train.tar", None)
     assert f"'{name}'" in text and problem in text
 
 
-@pytest.mark.parametrize("kept", [2100, 2048, 1536, 700, 512, 100, 0])
-def test_a_half_written_shard_is_refused(tmp_path, kept):
+@pytest.mark.parametrize("size", [2100, 2048, 1536, 700, 512, 100, 0])
+def test_a_half_written_shard_is_refused(tmp_path, size):
     """Two members of 1024 bytes each, then the end mark."""
     path = tar_of(tmp_path / "train.tar", [(f"clip_{number}.npy", npy(numbers(64))) for number in range(2)])
-    path.write_bytes(path.read_bytes()[:kept])
+    path.write_bytes(path.read_bytes()[:size])
     assert "train.tar" in refusal(index_tars, str(path), None)
 
 
@@ -429,7 +429,7 @@ def test_an_index_with_pickled_objects_is_refused_unread(tmp_path):
         ({"layouts": 3}, "index"),
     ],
 )
-def test_an_index_that_says_what_none_should_is_refused(tmp_path, change, problem):
+def test_an_impossible_index_is_rejected(tmp_path, change, problem):
     """Another version; arrays of objects, whose bytes numpy would take for addresses; arrays beyond the shard."""
     stored(tmp_path / "shards")
     path = tmp_path / "shards/train-001.tar.idx.npz"
@@ -459,13 +459,18 @@ def test_a_set_serves_any_of_its_shards_as_their_sidecars_do(tmp_path):
     arrays = stored(tmp_path / "shards", shards=4)
     _, numbers = tar_set.find_set(sidecars(tmp_path / "shards", [3, 1]))
     assert numbers == [3, 1]
-    asked = [*arrays, "nobody"]
+    looked_up = [*arrays, "nobody"]
 
     def read(path):
         store = TarStore.open(path)
         names = list(store.names())
         assert all(same(store.load(name), arrays[name]) for name in names)
-        return names, store.groups(asked).tolist(), [name in store for name in asked], [store.location(name) for name in names]
+        return (
+            names,
+            store.groups(looked_up).tolist(),
+            [name in store for name in looked_up],
+            [store.location(name) for name in names],
+        )
 
     paths = [f"{tmp_path}/shards{part}" for part in ("", "/train-{003,001}.tar", "/train-002.tar", "/train-*.tar")]
     by_set = [read(path) for path in paths]
@@ -475,7 +480,7 @@ def test_a_set_serves_any_of_its_shards_as_their_sidecars_do(tmp_path):
     assert by_set[1][1][4:8] == [1] * 4 and by_set[1][1][-5:] == [0] * 4 + [-1] and by_set[1][1][:4] == [-1] * 4
 
 
-def test_a_set_knows_slots(tmp_path):
+def test_a_set_supports_slots(tmp_path):
     for shard in range(2):
         members = [(f"clip_{shard}{number}.{slot}.npy", npy(numbers(4))) for number in "ab" for slot in ("face", "video")]
         tar_of(tmp_path / f"train-{shard:03d}.tar", members)
@@ -501,14 +506,14 @@ def test_a_set_whose_shards_were_indexed_anew_is_not_taken(tmp_path):
     assert tar_set.find_set(before)
 
 
-@pytest.mark.parametrize("place", [0, 9, 17, 70, 500, 2000, -5])
-def test_a_damaged_set_is_not_taken(tmp_path, place):
+@pytest.mark.parametrize("position", [0, 9, 17, 70, 500, 2000, -5])
+def test_a_damaged_set_is_not_taken(tmp_path, position):
     arrays = stored(tmp_path / "shards")
     path = tmp_path / "shards/train-000.tar.3.set"
     whole = path.read_bytes()
     raw = bytearray(whole)
-    raw[place] ^= 1
-    for damaged in (bytes(raw), whole[:place], b""):
+    raw[position] ^= 1
+    for damaged in (bytes(raw), whole[:position], b""):
         path.write_bytes(damaged)
         assert tar_set.find_set(sidecars(tmp_path / "shards", [0, 1, 2])) is None
         assert sorted(TarStore.open(f"{tmp_path}/shards").names()) == sorted(arrays)
@@ -556,7 +561,7 @@ def seconds(work):
 
 
 @pytest.mark.parametrize("count", [50_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
-def test_an_index_of_a_million_clips_opens_in_half_a_second_and_tells_their_shards_in_one(tmp_path, count):
+def test_an_index_of_a_million_clips_opens_in_half_a_second_and_returns_their_shards_in_one(tmp_path, count):
     large_set(tmp_path / "shards", count)
     names = [f"sample_{number:08d}" for number in np.random.default_rng(0).permutation(count)]
     opening = min(seconds(lambda: TarStore.open(f"{tmp_path}/shards")) for _ in range(3))
@@ -572,9 +577,9 @@ def test_an_opened_set_takes_no_memory_of_its_own(tmp_path):
     TarStore.open(f"{tmp_path}/shards/train-000.tar")
     tracemalloc.start()
     store = TarStore.open(f"{tmp_path}/shards")
-    kept, _ = tracemalloc.get_traced_memory()
+    memory, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert "sample_00199999" in store and kept < 2**20
+    assert "sample_00199999" in store and memory < 2**20
 
 
 # Shards elsewhere
@@ -696,7 +701,7 @@ def test_shards_are_read_over_http(tmp_path, web):
     assert "emollama pack --index" in refusal(TarStore.open, f"{web}/train-003.tar")
 
 
-def test_a_place_that_cannot_be_asked_has_no_manifest(tmp_path):
+def test_a_location_that_cannot_be_checked_has_no_manifest(tmp_path):
     for path in ("https://host/train-000.tar", "https://host/shards", f"{tmp_path}/train-000.tar"):
         assert Manifest.read(path) is None
 

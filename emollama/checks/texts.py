@@ -108,7 +108,7 @@ def _clips_with_entry(dataset: FeatureClips, task: str) -> set[str]:
     else:
         return set()
     configured = getattr(dataset.cfg, key)
-    path = None if configured is None else dataset.beside_list(configured)
+    path = None if configured is None else dataset.resolve_path(configured)
     return {name for name, entry in read_json(str(path)).items() if field in entry} if file_exists(path) else set()
 
 

@@ -35,6 +35,6 @@ class DFEW(FeatureClips):
         split = self.cfg.split if self.cfg.split != "auto" else "train" if self.training else "test"
         return join(self.cfg.data_root, self.cfg.annotation_file.replace("{fold}", str(self.cfg.fold)).replace("{split}", split))
 
-    def beside_list(self, path: str) -> str:
+    def resolve_path(self, path: str) -> str:
         """Resolve a path that starts at ``data_root``, because the five folds share their features."""
         return join(self.cfg.data_root, path)

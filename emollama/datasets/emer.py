@@ -50,7 +50,7 @@ class EMER(FeatureClips):
     def _listed_captions(self) -> dict[str, str]:
         if self.cfg.captions_path is None or self.pool.tasks == ("emotion",):
             return {}
-        path = self.beside_list(self.cfg.captions_path)
+        path = self.resolve_path(self.cfg.captions_path)
         if not self.training and self.cfg.captions_path == self.Config.captions_path and not file_exists(path):
             return {}
         return read_captions(path, CAPTION_FIELD, f"{self.label}.captions_path", self.report)

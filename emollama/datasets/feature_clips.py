@@ -76,14 +76,14 @@ class FeatureClips:
             keys = " and ".join(dict.fromkeys(f"{key}: null" for key in unknown.values()))
             raise UserError(f"{text}. Set {keys}; or model.arch: minigpt_v2. Use flickr30k_caption for images with captions.")
         self.features = [
-            Features.open(self.beside_list(path), SLOTS_BY_KEY[key], slot_shapes[SLOTS_BY_KEY[key][0]], f"{label}.{key}")
+            Features.open(self.resolve_path(path), SLOTS_BY_KEY[key], slot_shapes[SLOTS_BY_KEY[key][0]], f"{label}.{key}")
             for key, path in folders.items()
         ]
         if cfg.image_feature_path is None and cfg.image_path is not None:
             if training and cfg.enable_augmentation and "mask_rows" in cfg.augmentations:
                 text = f"{label}.augmentations: mask_rows cannot mask features that the model computes from frames"
                 raise UserError(f"{text} (image_feature_path: null). Remove it from the list, or extract EVA caches.")
-            peaks = None if cfg.peak_index_path is None else self.beside_list(cfg.peak_index_path)
+            peaks = None if cfg.peak_index_path is None else self.resolve_path(cfg.peak_index_path)
             folder = join(cfg.data_root, cfg.image_path)
             self.features.append(open_frames(folder, slot_shapes.get(FRAME), label, cfg.frame_selection, peaks))
         self._zeros = {slot: zeros(shape.num_tokens, shape.dim) for slot, shape in slot_shapes.items()}
@@ -97,7 +97,7 @@ class FeatureClips:
 
     def _transcripts(self) -> dict[str, str] | None:
         try:
-            return read_transcripts(self.beside_list(self.cfg.transcription_path), self.report)
+            return read_transcripts(self.resolve_path(self.cfg.transcription_path), self.report)
         except UserError as error:
             self.report(Problem("transcript", str(error)))
             return None
@@ -106,7 +106,7 @@ class FeatureClips:
         """Return the path of the annotation file, relative to the current directory."""
         return join(self.cfg.data_root, self.cfg.annotation_file)
 
-    def beside_list(self, path: str) -> str:
+    def resolve_path(self, path: str) -> str:
         """Resolve a path that starts at the folder of the annotation file."""
         return join(os.path.dirname(self.list_path()), path)
 

@@ -37,7 +37,7 @@ class FeatureFaceCaption(FeatureClips):
         default = self.Config.__dataclass_fields__[key].default
         if configured is None and self.training:
             raise UserError(f"{self.label}.{key} is null, but task_pool contains '{task}'. Set it to the file with the captions.")
-        path = None if configured is None else self.beside_list(configured)
+        path = None if configured is None else self.resolve_path(configured)
         # Evaluation needs no reference answers, so the default file may be absent.
         if not self.training and (configured is None or (configured == default and not file_exists(path))):
             return {}
