@@ -378,7 +378,7 @@ def test_a_merged_model_with_its_projectors_is_a_model_of_ours_without_adapters(
 
 
 @pytest.mark.parametrize("to", ["peft", "merged"])
-def test_an_alpha_that_nothing_tells_must_be_given(file, tmp_path, to):
+def test_a_missing_alpha_requires_the_option(file, tmp_path, to):
     weights = read(without_config(file), "convert")
     done = (formats.to_peft if to == "peft" else formats.to_merged, weights, str(tmp_path / "out"))
     assert "--lora-alpha" in refusal(*done, None, str(LLAMA))
@@ -398,7 +398,7 @@ def test_another_alpha_than_the_stored_one_is_refused_with_both(file, tmp_path):
     assert "--lora-alpha is 32, but" in said and "was trained with 16" in said
 
 
-def test_the_given_alpha_is_the_one_that_scales(embedded, file, tmp_path):
+def test_the_alpha_of_the_option_scales_the_adapters(embedded, file, tmp_path):
     rows, ours, _ = embedded
     folder = exported(without_config(file), tmp_path / "peft", alpha=32.0)
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(LLAMA), folder).eval()
@@ -778,7 +778,7 @@ def made(**recipe):
     return {"features": {"audio": {"encoder": "hubert", "layers": [-1], **recipe}}}
 
 
-def test_how_the_features_were_made_goes_along_into_averages_and_files(tmp_path):
+def test_averages_and_converted_files_contain_the_provenance_of_features(tmp_path):
     told, silent = numbered(tmp_path, 0, released(), **made()), numbered(tmp_path, 1, released())
     formats.average([silent, told], str(tmp_path / "mean.pth"))
     formats.to_pth(read(told, "k"), str(tmp_path / "copy.pth"))
@@ -786,10 +786,10 @@ def test_how_the_features_were_made_goes_along_into_averages_and_files(tmp_path)
         assert checkpoint.read(str(tmp_path / name), "k")["features"] == made()["features"]
 
 
-def test_checkpoints_of_features_made_differently_have_no_average(tmp_path):
+def test_checkpoints_with_different_features_have_no_average(tmp_path):
     files = [numbered(tmp_path, 0, released(), **made()), numbered(tmp_path, 1, released(), **made(layers=[-2]))]
     said = refusal(formats.average, files, str(tmp_path / "mean.pth"))
-    assert "audio features made otherwise, layers: [-1] and [-2]" in said
+    assert "audio features differ, layers: [-1] and [-2]" in said
     assert not (tmp_path / "mean.pth").exists()
 
 

@@ -1,1 +1,1 @@
-"""Checkpoints: inspected, compared, averaged, and converted to other formats and back."""
+"""Tools for checkpoints: inspection, comparison, averages, and conversion to other formats and back."""

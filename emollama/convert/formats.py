@@ -1,4 +1,4 @@
-"""Checkpoints made from checkpoints: averages, PEFT folders, files from PEFT folders, merged language models."""
+"""Averages of checkpoints, and conversion between checkpoints, PEFT folders and merged language models."""
 
 from __future__ import annotations
 
@@ -23,77 +23,89 @@ from emollama.tensor_files import save_tensors
 
 
 def average(sources: list[str], output: str) -> None:
-    """Write the mean of checkpoints as one that holds weights only, and lists their epochs.
+    """Write the mean of several checkpoints as a checkpoint without training state.
 
-    The halves of adapters are averaged each, which suits
-    checkpoints of one run. How their features were made goes along.
+    The matrices A and B of LoRA adapters are averaged separately, which is suitable for checkpoints of the same run. The output
+    contains the epochs of the sources and the provenance of their features.
 
     Args:
-        sources: two or more of what :func:`read` reads.
+        sources: two or more files or folders that :func:`read` accepts.
         output: the file to write.
 
     Raises:
-        UserError: other names, shapes, dtypes, alphas or features made otherwise, all of them by name; one checkpoint only; an
-            output that is there.
+        UserError: there is only one source, the output exists, or the sources differ in names, shapes, dtypes, alpha or features;
+            the message lists all differences.
     """
-    place = require_new_file(output)
+    output_path = require_new_file(output)
     if len(sources) < 2:
-        raise UserError("an average is made of at least two checkpoints")
+        raise UserError("an average needs at least two checkpoints. Name more sources.")
     first = read(sources[0], "average")
-    epochs = [first.facts.get("epoch")]
-    features = dict(first.facts.get("features") or {})
+    epochs = [first.entries.get("epoch")]
+    features = dict(first.entries.get("features") or {})
 
     def parts() -> Iterator[dict[str, Tensor]]:
         yield first.tensors
         for source in sources[1:]:
             other = read(source, "average")
             _require_same_layout(first, other, features)
-            features.update(other.facts.get("features") or {})
-            epochs.append(other.facts.get("epoch"))
+            features.update(other.entries.get("features") or {})
+            epochs.append(other.entries.get("epoch"))
             yield other.tensors
 
-    means = checkpoint.mean(parts())
-    told = {"features": features} if features else {}
-    checkpoint.save(place, {"model": means, "epoch": epochs, "averaged": list(sources), **_entries(first, "config"), **told})
+    content: dict[str, Any] = {"model": checkpoint.mean(parts()), "epoch": epochs, "averaged": list(sources)}
+    content |= _entries(first, "config")
+    if features:
+        content["features"] = features
+    checkpoint.save(output_path, content)
 
 
 def _require_same_layout(first: Weights, other: Weights, features: dict[str, Any]) -> None:
-    """Compare layouts, and how the features of the slots were made of which both sides tell."""
-    found = layout_difference(first, other)
-    sides = (first.source, found["only_in_first"]), (other.source, found["only_in_second"])
+    """Check that two checkpoints can be averaged.
+
+    Args:
+        first: the first source.
+        other: another source.
+        features: provenance of the features of all sources before ``other``.
+
+    Raises:
+        UserError: layouts or features differ; the message lists all differences.
+    """
+    layout = layout_difference(first, other)
+    sides = (first.source, layout["only_in_first"]), (other.source, layout["only_in_second"])
     problems = [f"only in {source}, {listing(names)}" for source, names in sides if names]
     for key in ("shapes", "dtypes"):
-        problems += [f"{name} {one} and {another}" for name, (one, another) in found[key].items()]
-    if found["lora_alpha"]:
-        problems.append("lora_alpha {} and {}".format(*found["lora_alpha"]))
-    for slot, facts in (other.facts.get("features") or {}).items():
-        problems += [f"{slot} features made otherwise, {told}" for told in differences(features.get(slot, facts), facts)]
+        problems += [f"{name} {one} and {another}" for name, (one, another) in layout[key].items()]
+    if layout["lora_alpha"]:
+        problems.append("lora_alpha {} and {}".format(*layout["lora_alpha"]))
+    for slot, provenance in (other.entries.get("features") or {}).items():
+        different = differences(features.get(slot, provenance), provenance)
+        problems += [f"{slot} features differ, {difference}" for difference in different]
     if problems:
-        raise UserError(f"{first.source} and {other.source} have no average: {'; '.join(problems)}")
+        raise UserError(f"cannot average {first.source} and {other.source}: {'; '.join(problems)}")
 
 
 def to_pth(weights: Weights, output: str) -> None:
-    """Write a checkpoint file that holds weights, configuration and how the features were made, with its digest.
+    """Write a checkpoint with weights, configuration and the provenance of features, and a file with its digest.
 
     Raises:
-        UserError: the output is there already, or cannot be written.
+        UserError: the output exists or cannot be written.
     """
-    place = require_new_file(output)
-    checkpoint.save(place, {"model": _own_memory(weights.tensors), **_entries(weights, "epoch", "config", "features")})
+    path = require_new_file(output)
+    checkpoint.save(path, {"model": _own_memory(weights.tensors), **_entries(weights, "epoch", "config", "features")})
 
 
 def to_peft(weights: Weights, output: str, alpha: float | None, llama_model: str | None) -> None:
-    """Write a folder that peft loads upon the language model, with everything that is no adapter in projectors.safetensors.
+    """Write adapters as a folder for peft; all other tensors are written to projectors.safetensors in that folder.
 
     Args:
-        weights: with LoRA adapters.
+        weights: tensors with LoRA adapters.
         output: the folder to write.
-        alpha: where none is stored.
-        llama_model: the language model's folder, to check that the adapters fit and to be named in adapter_config.json; None
-            leaves that out.
+        alpha: alpha of the adapters, if ``weights`` does not contain it.
+        llama_model: folder of the language model, which is written to adapter_config.json after a check that the adapters fit.
+            With None, the configuration names no language model.
 
     Raises:
-        UserError: no alpha or two, adapters that are incomplete or do not fit, an output that is there already.
+        UserError: alpha is missing or contradicts the stored one, adapters are incomplete or do not fit, or the output exists.
     """
     parts = adapters.split_adapters(weights.tensors, weights.source)
     if llama_model is not None:
@@ -109,16 +121,16 @@ def to_peft(weights: Weights, output: str, alpha: float | None, llama_model: str
 
 
 def to_merged(weights: Weights, output: str, alpha: float | None, llama_model: str) -> None:
-    """Write the language model's folder with the adapters merged in, and the rest in projectors.safetensors.
+    """Write a language model with the adapters merged in; all other tensors are written to projectors.safetensors.
 
     Args:
-        weights: with LoRA adapters.
+        weights: tensors with LoRA adapters.
         output: the folder to write.
-        alpha: where none is stored.
-        llama_model: the language model's folder, weights in safetensors. The merged weights have their dtype.
+        alpha: alpha of the adapters, if ``weights`` does not contain it.
+        llama_model: folder of the language model in safetensors. The merged weights have the same dtype.
 
     Raises:
-        UserError: as :func:`to_peft`, or weights that cannot be read or are quantized.
+        UserError: as in :func:`to_peft`, or the language model cannot be read or is quantized.
     """
     parts = adapters.split_adapters(weights.tensors, weights.source)
     adapters.check_base(llama_model, parts, weights.source)
@@ -129,33 +141,39 @@ def to_merged(weights: Weights, output: str, alpha: float | None, llama_model: s
             _save_tensors(parts.rest, folder / PROJECTORS)
 
 
-def _alpha(weights: Weights, given: float | None) -> float:
+def _alpha(weights: Weights, option: float | None) -> float:
+    """Return the stored alpha, or else the value of ``--lora-alpha``.
+
+    Raises:
+        UserError: there is no alpha, the two differ, or the value is not a positive finite number.
+    """
     stored = weights.lora_alpha
-    if stored is None and given is None:
+    if stored is None and option is None:
         raise UserError(
-            f"{weights.source} does not say with which lora_alpha it was trained. Give it by --lora-alpha (16 for the released"
+            f"{weights.source} does not contain the lora_alpha of its training. Pass it with --lora-alpha (16 for the released"
             " Emotion-LLaMA and MiniGPT-v2)."
         )
-    if stored is not None and given is not None and stored != given:
-        raise UserError(f"--lora-alpha is {given:g}, but {weights.source} was trained with {stored:g}. Leave the option out.")
-    value = given if stored is None else stored
+    if stored is not None and option is not None and stored != option:
+        raise UserError(f"--lora-alpha is {option:g}, but {weights.source} was trained with {stored:g}. Leave the option out.")
+    value = option if stored is None else stored
     assert value is not None
     if not 0 < value < float("inf"):
-        raise UserError(f"{'lora_alpha' if given is None else '--lora-alpha'} is {value:g}; it must be above 0, and finite")
+        raise UserError(f"{'lora_alpha' if option is None else '--lora-alpha'} is {value:g}; it must be above 0 and finite.")
     return int(value) if value == int(value) else value
 
 
 def _entries(weights: Weights, *names: str) -> dict[str, Any]:
-    return {name: weights.facts[name] for name in names if name in weights.facts}
+    return {name: weights.entries[name] for name in names if name in weights.entries}
 
 
 def _own_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous copies: safetensors takes no others, and of a view its whole storage would be saved."""
+    """Return contiguous copies of tensors."""
+    # safetensors saves contiguous tensors only, and torch.save would save the whole storage of a view.
     return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """A safetensors file with its digest beside it."""
+    """Write a safetensors file, and its digest to a file next to it."""
     try:
         save_tensors(_own_memory(tensors), path, {"format": "pt"})
     except SafetensorError as error:

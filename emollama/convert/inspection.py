@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and what differs between two, as plain values."""
+"""Summary of a checkpoint, and differences between two checkpoints, as plain values for text and JSON output."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from emollama.paths import sha256
 
 
 def inspect(weights: Weights) -> dict[str, Any]:
-    """What a checkpoint holds.
+    """Summarize a checkpoint.
 
     Returns:
-        Where it was read from ("source", "kind", "files" with digests), how far its run had come ("step", "epoch"),
-        "parameters" and "tensors" without those that are set aside, "lora", the names under "set_aside" and "not_finite", and
-        "groups": tensors whose names differ in a layer's number only (``*`` stands for it), of one shape and dtype.
+        "source", "kind" and "files" (with digests); "step" and "epoch" of the run; "parameters" and "tensors", the numbers of
+        parameters and tensors in use; "lora", a summary of the adapters; "set_aside", the names of unused tensors; "not_finite",
+        the names of tensors with NaN or infinity; and "groups" of tensors with the same shape and dtype whose names differ only
+        in the number of the layer (``*`` in the name of the group).
     """
     groups: dict[tuple[str, tuple[int, ...], str], list[Tensor]] = {}
     for name, tensor in weights.tensors.items():
@@ -34,8 +35,8 @@ def inspect(weights: Weights) -> dict[str, Any]:
         "source": weights.source,
         "kind": weights.kind,
         "files": [_file_info(path) for path in weights.files],
-        "step": weights.facts.get("step"),
-        "epoch": weights.facts.get("epoch"),
+        "step": weights.entries.get("step"),
+        "epoch": weights.entries.get("epoch"),
         "parameters": sum(map(Tensor.numel, used)),
         "tensors": len(used),
         "lora": _lora_info(weights),
@@ -46,47 +47,49 @@ def inspect(weights: Weights) -> dict[str, Any]:
                 "name": name,
                 "shape": list(shape),
                 "dtype": dtype,
-                "tensors": len(found),
-                "parameters": sum(map(Tensor.numel, found)),
+                "tensors": len(tensors),
+                "parameters": sum(map(Tensor.numel, tensors)),
             }
-            for (name, shape, dtype), found in groups.items()
+            for (name, shape, dtype), tensors in groups.items()
         ],
     }
 
 
 def every_tensor(weights: Weights) -> dict[str, dict[str, Any]]:
-    """name -> shape and dtype, of all tensors."""
+    """Return name -> shape and dtype for all tensors."""
     return {name: {"shape": list(tensor.shape), "dtype": dtype_name(tensor)} for name, tensor in weights.tensors.items()}
 
 
 def dtype_name(tensor: Tensor) -> str:
-    """``float32``."""
+    """Return the name of a tensor's dtype, such as ``float32``."""
     return str(tensor.dtype).removeprefix("torch.")
 
 
 def _file_info(path: Path) -> dict[str, Any]:
-    """Name, size, digest, and whether it is the digest beside the file (None where there is none)."""
+    """Return path, size and digest of a file, and whether the digest matches the .sha256 file (None if there is none)."""
     return {"file": str(path), "bytes": path.stat().st_size, "sha256": sha256(path), "as_written": checkpoint.is_intact(path)}
 
 
 def _lora_info(weights: Weights) -> dict[str, Any] | None:
-    found = {name: match for name in weights.tensors if (match := adapters.LORA.fullmatch(name))}
-    if not found:
+    """Summarize the LoRA adapters; return None if there are none."""
+    matches = {name: match for name in weights.tensors if (match := adapters.LORA.fullmatch(name))}
+    if not matches:
         return None
-    layers = dict.fromkeys(match[1] for match in found.values())
+    layers = dict.fromkeys(match[1] for match in matches.values())
     return {
+        # A has the shape (rank, in features), and B has (out features, rank).
         "ranks": sorted(
-            {weights.tensors[name].shape[match[2] == "B"] for name, match in found.items() if weights.tensors[name].ndim == 2}
+            {weights.tensors[name].shape[match[2] == "B"] for name, match in matches.items() if weights.tensors[name].ndim == 2}
         ),
         "alpha": weights.lora_alpha,
         "targets": adapters.target_modules(layers),
         "layers": len(layers),
-        "parameters": sum(weights.tensors[name].numel() for name in found),
+        "parameters": sum(weights.tensors[name].numel() for name in matches),
     }
 
 
 def layout_difference(first: Weights, second: Weights) -> dict[str, Any]:
-    """What differs before any value is compared: names, shapes, dtypes and alpha; every entry is empty where nothing does."""
+    """Return the differences in names, shapes, dtypes and alpha; entries without differences are empty."""
     one, other = first.tensors, second.tensors
     both = [name for name in one if name in other]
     alphas = [first.lora_alpha, second.lora_alpha]
@@ -104,28 +107,30 @@ def layout_difference(first: Weights, second: Weights) -> dict[str, Any]:
 
 
 def diff(first: Weights, second: Weights, tolerance: float = 0.0) -> dict[str, Any]:
-    """What differs between two checkpoints.
+    """Compare two checkpoints.
 
     Args:
-        first, second: what to compare.
-        tolerance: largest relative difference of tensors that count as equal, max |a - b| / max(max |a|, max |b|).
+        first: the first checkpoint.
+        second: the second checkpoint.
+        tolerance: largest relative difference of equal tensors, max |a - b| / max(max |a|, max |b|).
 
     Returns:
-        "equal": whether names, shapes, dtypes and alpha are the same, and values to the tolerance. The entries of
-        :func:`layout_difference`. "tensors": name -> {"max_abs", "relative"} of those of one shape (None where NaN or infinity
-        stands in one of them only). "beyond": the names beyond the tolerance. "config": key -> both values of what differs in
-        the stored configurations, which does not count.
+        "equal": whether names, shapes, dtypes and alpha are the same, and all values agree within the tolerance. The entries of
+        :func:`layout_difference`. "tensors": name -> {"max_abs", "relative"} for tensors of the same shape; both are None if only
+        one of the tensors contains NaN or infinity at some position. "beyond": names of tensors beyond the tolerance. "config":
+        key -> both values for keys that differ in the stored configurations, which do not affect "equal".
     """
     layout = layout_difference(first, second)
     comparable = [name for name in first.tensors if name in second.tensors and name not in layout["shapes"]]
     values = {name: _difference(first.tensors[name], second.tensors[name]) for name in comparable}
-    beyond = [name for name, found in values.items() if found["relative"] is None or found["relative"] > tolerance]
-    one, other = (dict(_flat(weights.facts.get("config"))) for weights in (first, second))
+    beyond = [name for name, difference in values.items() if difference["relative"] is None or difference["relative"] > tolerance]
+    one, other = (dict(_flat(weights.entries.get("config"))) for weights in (first, second))
     config = {key: [one.get(key), other.get(key)] for key in sorted({*one, *other}) if one.get(key) != other.get(key)}
     return {"equal": not (beyond or any(layout.values())), **layout, "beyond": beyond, "tensors": values, "config": config}
 
 
 def _difference(one: Tensor, other: Tensor) -> dict[str, float | None]:
+    """Return the largest absolute and relative difference of two tensors of the same shape; NaN equals NaN."""
     a, b = one.double().flatten(), other.double().flatten()
     same = (a == b) | (a.isnan() & b.isnan())
     if same.all():
@@ -138,7 +143,7 @@ def _difference(one: Tensor, other: Tensor) -> dict[str, float | None]:
 
 
 def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every leaf of a plain tree."""
+    """Yield (dotted key, value) for every leaf of a plain tree."""
     if isinstance(node, dict):
         for key, value in node.items():
             yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))

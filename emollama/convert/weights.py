@@ -1,4 +1,4 @@
-"""Trained tensors as they are exchanged: read from a checkpoint, from a PEFT folder, or from a safetensors file."""
+"""Reading of trained tensors from a checkpoint, a PEFT folder or a safetensors file."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ ADAPTERS, ADAPTERS_CONFIG, PROJECTORS = "adapter_model.safetensors", "adapter_co
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors of a checkpoint, and what is known about them.
+    """Tensors and other entries of a checkpoint.
 
     Attributes:
         source: the file or folder.
         kind: "checkpoint", "PEFT folder" or "safetensors file".
-        files: those that were read.
-        tensors: name in a checkpoint -> tensor, on the CPU.
-        facts: the other entries of a checkpoint (config, step, epoch, ...), without the optimizer's and the scaler's state.
+        files: the files that were read.
+        tensors: name in a checkpoint -> tensor on the CPU.
+        entries: the other entries of a checkpoint (config, step, epoch, ...), without the state of optimizer and scaler.
     """
 
     source: str
     kind: str
     files: list[Path]
     tensors: dict[str, Tensor]
-    facts: dict[str, Any]
+    entries: dict[str, Any]
 
     def setting(self, key: str) -> float | None:
-        """A number of the stored configuration's ``model`` block; None where there is none (``${...}`` is no number)."""
-        block = self.facts.get("config")
+        """Return a number in the ``model`` block of the stored configuration; None if it is missing or an interpolation."""
+        block = self.entries.get("config")
         for name in ("model", key):
             block = block[name] if isinstance(block, dict) and name in block else None
         return block if isinstance(block, int | float) and not isinstance(block, bool) else None
 
     @property
     def lora_alpha(self) -> float | None:
-        """The stored alpha: the adapters' output is multiplied by alpha / rank."""
+        """The stored alpha of the adapters, whose output is multiplied by alpha / rank; None if it is not stored."""
         return self.setting("lora_alpha")
 
 
@@ -54,11 +54,11 @@ def read(path: str, key: str) -> Weights:
     """Read a checkpoint file, a PEFT folder with its projectors, or a single safetensors file.
 
     Args:
-        path: the file or folder. Where a digest lies beside a file, it is compared.
-        key: the argument that named it, for messages.
+        path: the file or folder. Files are compared with their .sha256 files, if these exist.
+        key: the argument that contains the path, for messages.
 
     Raises:
-        UserError: missing, truncated, changed since it was written, able to run code, or of another kind.
+        UserError: the path does not exist, is damaged, is another kind of file, or contains code.
     """
     if Path(path).is_dir():
         return _read_peft(Path(path), key)
@@ -66,41 +66,50 @@ def read(path: str, key: str) -> Weights:
         return Weights(path, "safetensors file", [Path(path)], _read_safetensors(Path(path), key), {})
     content = checkpoint.read(path, key)
     tensors = checkpoint.by_stored_name(content["model"], checkpoint_names.stored_name, path)
-    facts = {name: value for name, value in content.items() if name not in ("model", "optimizer", "scaler")}
-    return Weights(path, "checkpoint", [Path(path)], tensors, facts)
+    entries = {name: value for name, value in content.items() if name not in ("model", "optimizer", "scaler")}
+    return Weights(path, "checkpoint", [Path(path)], tensors, entries)
 
 
 def _read_safetensors(path: Path, key: str) -> dict[str, Tensor]:
     if not path.is_file():
         raise not_a_file(key, path)
     if checkpoint.is_intact(path) is False:
-        raise UserError(f"{key}: {path} is not what was written: its SHA-256 differs from {path}.sha256. Use another copy.")
+        raise UserError(f"{key}: {path} is damaged: its SHA-256 differs from {path}.sha256. Copy the file again.")
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{key}: {path} is truncated, or no safetensors file: {error}. Copy it again.") from None
+        raise UserError(f"{key}: {path} is truncated or not a safetensors file: {error}. Copy the file again.") from None
 
 
 def _read_peft(folder: Path, key: str) -> Weights:
     if not (folder / ADAPTERS_CONFIG).is_file():
         raise UserError(f"{key}: the folder {folder} has no {ADAPTERS_CONFIG}. Name a checkpoint file or a PEFT folder.")
-    stored = adapters.read_peft_config(str(folder / ADAPTERS_CONFIG))
+    peft_config = adapters.read_peft_config(str(folder / ADAPTERS_CONFIG))
     if not (folder / ADAPTERS).is_file() and (folder / "adapter_model.bin").is_file():
-        raise UserError(f"{key}: {folder} holds adapter_model.bin, which is not read. Let peft load it and save it anew.")
+        raise UserError(
+            f"{key}: {folder} contains adapter_model.bin, which is a pickle and is not read. Load it with peft and save it again"
+            " as safetensors."
+        )
     tensors = {f"{adapters.OWNER}{name}": tensor for name, tensor in _read_safetensors(folder / ADAPTERS, key).items()}
-    strange = sorted(name for name in tensors if not adapters.LORA.fullmatch(name))
-    if strange:
-        raise UserError(f"{key}: {folder / ADAPTERS} holds more than plain LoRA, which is not supported, {listing(strange)}")
+    unsupported = sorted(name for name in tensors if not adapters.LORA.fullmatch(name))
+    if unsupported:
+        raise UserError(
+            f"{key}: {folder / ADAPTERS} contains tensors other than LoRA adapters, which are not supported,"
+            f" {listing(unsupported)}"
+        )
     rank = adapters.split_adapters(tensors, str(folder / ADAPTERS)).rank
-    if rank != stored["r"]:
-        raise UserError(f"{key}: r is {stored['r']} in {folder / ADAPTERS_CONFIG}, but {rank} in {ADAPTERS}")
+    if rank != peft_config["r"]:
+        raise UserError(f"{key}: r is {peft_config['r']} in {folder / ADAPTERS_CONFIG}, but {rank} in {ADAPTERS}. Correct r.")
     files = [folder / name for name in (ADAPTERS, PROJECTORS) if (folder / name).is_file()]
     if folder / PROJECTORS in files:
         rest = _read_safetensors(folder / PROJECTORS, key)
         twice = sorted(set(tensors) & set(rest))
         if twice:
-            raise UserError(f"{key}: tensors in both files of {folder}, {listing(twice)}; it is not clear which are meant")
+            raise UserError(
+                f"{key}: both files of {folder} contain the same tensors, {listing(twice)}. Remove them from one file."
+            )
         tensors |= rest
+    # Key of the model block -> key in adapter_config.json.
     names = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "lora_target_modules": "target_modules"}
-    settings = {ours: stored[theirs] for ours, theirs in names.items() if theirs in stored}
+    settings = {model_key: peft_config[peft_key] for model_key, peft_key in names.items() if peft_key in peft_config}
     return Weights(str(folder), "PEFT folder", files, tensors, {"config": {"model": settings}})
