@@ -194,7 +194,7 @@ def test_missing_values_of_a_run_are_a_note_and_not_a_row_of_dashes(printed, run
     assert [row[0] for row in rows_of(text, "emer/reason")] == ["run", "a/stage_2", "a/stage_2"]
     assert [row[0] for row in rows_of(text, "dev/emotion")] == ["run", "a/stage_2", "a/stage_2", "zero_shot"]
     for note in (
-        "note: zero_shot: has no emer/reason\n",
+        "note: zero_shot: missing metrics: emer/reason\n",
         f"note: {runs[2]}: no config.yaml, so its settings are not compared",
         "note: b/stage_2: no metrics in result/metrics_*.json and eval.jsonl",
         "eval.jsonl: 1 of 1 lines read were left out, because they are not JSON objects",
@@ -215,7 +215,7 @@ def test_missing_metrics_of_an_unreachable_judge_are_noted_with_its_error(printe
     text = printed("--metric", "clue_overlap")
     assert [row[0] for row in rows_of(text, "emer/reason")] == ["run", "a/stage_2", "a/stage_2", "b/stage_2"]
     assert "note: zero_shot: emer/reason: the judge could not be reached: connection refused\n" in text
-    assert "note: zero_shot: has no emer/reason" in text
+    assert "note: zero_shot: missing metrics: emer/reason" in text
     text = printed("--metric", "clue_overlap", folders=[runs[2], write_run_without_figures(runs)])
     assert "best value of a column" not in text and "no chart" in text
 

@@ -263,7 +263,7 @@ def test_no_message_spells_an_option_with_underscores():
     [
         (
             ["--metrics", "clue_overlap"],
-            "--metrics: 'clue_overlap' cannot be computed here: it needs a judge; set --judge lexical, or another one",
+            "--metrics: 'clue_overlap' cannot be computed here: it needs a judge; set --judge lexical, or another judge",
         ),
         (["--metrics", "waff"], "--metrics: Unknown metric 'waff'"),
         (["--synonyms", "nowhere.json"], "--synonyms: no file 'nowhere.json'"),

@@ -661,7 +661,7 @@ def test_the_key_is_read_when_questions_are_asked(built, monkeypatch):
 @pytest.mark.parametrize("value", [f"{KEY} {KEY}", f"{KEY}\n{KEY}", f"“{KEY}”"])
 def test_a_key_that_cannot_be_one_is_refused_without_showing_it(built, monkeypatch, value):
     monkeypatch.setenv("OPENAI_API_KEY", value)
-    with pytest.raises(UserError, match="OPENAI_API_KEY contains characters") as raised:
+    with pytest.raises(UserError, match="OPENAI_API_KEY contains spaces or characters") as raised:
         built("http://localhost/v1")
     assert KEY[:12] not in str(raised.value)
 

@@ -438,7 +438,7 @@ def test_a_single_file_is_enough_for_a_report(folder, kept, parts):
         path.unlink()
     page = Page(write_report(folder))
     assert {attributes["id"] for tag, attributes in page.elements if tag == "section"} == parts | {"versions"}
-    assert "Not everything could be read" not in page.text
+    assert "Some files could not be read completely" not in page.text
 
 
 def test_a_truncated_line_is_reported_and_the_others_are_shown(folder):

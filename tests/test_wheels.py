@@ -264,8 +264,8 @@ def test_objects_in_a_submission_are_refused_and_not_opened(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "fault"),
     [
-        ({"filenames": ["a"]}, "fileitems missing"),
-        ({"names": ["a"]}, "filenames and fileitems missing"),
+        ({"filenames": ["a"]}, "missing arrays: fileitems"),
+        ({"names": ["a"]}, "missing arrays: filenames, fileitems"),
         ({"filenames": ["a", "b"], "fileitems": ["[sad]"]}, "2 filenames and 1 fileitems"),
         ({"filenames": ["a", "a"], "fileitems": ["[sad]", "[]"]}, "filenames contains 'a' twice"),
         ({"filenames": ["a"], "fileitems": [["sad"]]}, "one-dimensional arrays of texts"),

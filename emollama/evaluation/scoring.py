@@ -228,7 +228,7 @@ class Scoring:
         if kind in JUDGED and task not in DESCRIBING:
             return "a task with descriptions (reason, reason_v2)"
         if kind in JUDGED and self.judge is None:
-            return f"a judge; set {self._spelling.component('judge', 'lexical')}, or another one"
+            return f"a judge; set {self._spelling.component('judge', 'lexical')}, or another judge"
         if (kind is Labels or kind in JUDGED) and "reference" not in self._tasks[task]:
             return "samples with a reference: labels in the annotation file, or descriptions"
         if kind in (OpenSets, WheelSets) and self._openset is None:

@@ -83,7 +83,7 @@ def _texts(path: str) -> list[list[str]]:
             " never loaded. Store texts: np.savez(file, filenames=np.array(names, str), fileitems=np.array(items, str))."
         ) from None
     if missing:
-        raise UserError(f"{path}: {' and '.join(missing)} missing. A submission contains the arrays {' and '.join(ARRAYS)}.")
+        raise UserError(f"{path}: missing arrays: {', '.join(missing)}. A submission contains the arrays {' and '.join(ARRAYS)}.")
     if any(array.ndim != 1 or (array.size and array.dtype.kind != "U") for array in arrays):
         raise UserError(f"{path}: expected {' and '.join(ARRAYS)} to be one-dimensional arrays of texts")
     return [[str(text) for text in array] for array in arrays]

@@ -166,7 +166,7 @@ def _missing_values(runs: Mapping[str, RunFiles], keys: Sequence[str], standings
         if not own:
             yield f"{name}: no metrics in result/metrics_*.json and eval.jsonl. Evaluate the run."
         elif missing:
-            yield f"{name}: has no {abbreviated(missing)}"
+            yield f"{name}: missing metrics: {abbreviated(missing)}"
 
 
 def _tokenizer_notes(runs: Mapping[str, RunFiles]) -> Iterator[str]:

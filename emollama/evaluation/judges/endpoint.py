@@ -77,7 +77,8 @@ class Endpoint:
         if not key:
             raise UserError(f"the environment variable {self.key_env} is not set. Set it to the judge's key, or key_env to null.")
         if not key.isascii() or not key.isprintable() or " " in key:
-            raise UserError(f"the environment variable {self.key_env} contains characters that no key has. Set it again.")
+            problem = "contains spaces or characters that are not printable ASCII"
+            raise UserError(f"the environment variable {self.key_env} {problem}. Set it to the judge's key.")
         return key
 
     def ask(
