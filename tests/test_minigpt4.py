@@ -288,7 +288,7 @@ def test_rows_kept_by_other_weights_stop_the_run_before_anything_is_written(worl
     other = make_flickr_world(tmp_path / "other", seed=2)
     blocks = {"cache_visual": True, "vit_weights": str(other.eva), "q_former_model": str(other.q_former)}
     told = refusal(world, tmp_path, model=blocks, run={"job_id": "other"})
-    assert told.startswith("model.visual_cache_path: ") and "weights: " in told and "name another folder" in told
+    assert told.startswith("model.visual_cache_path: ") and "weights: " in told and "set another folder" in told
     assert not (tmp_path / "out/other").exists()
 
 

@@ -214,7 +214,7 @@ def test_a_video_that_is_cut_off_has_zeros_and_the_reason(world, tmp_path):
                 packet.stream = streams[packet.stream.index]
                 target.mux(packet)
     cut(tmp_path / "cut.mkv", 0.5)
-    with pytest.raises(UserError, match="face: zero, encoders.mae: only .* seconds of its video are there"):
+    with pytest.raises(UserError, match="face: zero, encoders.mae: only .* seconds of its video exist"):
         asked(world, [tmp_path / "cut.mkv"])
 
 
@@ -413,5 +413,5 @@ def test_the_command_prints_the_inputs_and_the_answer(world, capsys):
 
 def test_one_text_for_several_videos_is_refused(world):
     videos = [str(world / "unseen/happy_1.mp4"), str(world / "unseen/sad_1.mp4")]
-    with pytest.raises(UserError, match="Ask one by one"):
+    with pytest.raises(UserError, match="Run the command once per video"):
         command(world, "--text", "Yes", "--video", *videos)

@@ -24,7 +24,10 @@ from emollama.errors import UserError
 from emollama.listing import listing
 from emollama.paths import require_file
 
-EXPECTED = 'expected {"annotations": [{"image_id": "...", "caption": "...", "captions": ["...", ...]}]}, or COCO\'s "images" too'
+EXPECTED = (
+    'expected {"annotations": [{"image_id": "...", "caption": "...", "captions": ["...", ...]}]},'
+    ' or COCO\'s "images" and "annotations"'
+)
 MAX_PROBLEMS = 10  # number of problems of one kind that are reported one by one
 
 
