@@ -90,7 +90,7 @@ def _plain(text: str) -> str:
 
 
 def _meanings(labels: Sequence[str], aliases: Mapping[str, str], spelling: KeySpelling) -> dict[str, str]:
-    """Return plain form of a label or an alias -> label."""
+    """Map the plain form of each label and alias to the label."""
     meaning: dict[str, str] = {}
     labels_key, aliases_key = spelling.name("labels"), spelling.name("aliases")
     for label in labels:

@@ -172,7 +172,7 @@ def _merged_truth(truth_files: Sequence[TruthFile], files: Sequence[AnswerFile],
 
 
 def _own_references(answers: Iterable[tuple[str, Answer]]) -> dict[str, dict[str, Reference]]:
-    """Return task -> sample name -> reference, from the references that the answers contain.
+    """Map task and sample name to the references that the answers contain.
 
     Args:
         answers: (path of its file, answer).

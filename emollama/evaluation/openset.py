@@ -129,7 +129,7 @@ def _is_list_of_words(value: Any) -> bool:
 
 
 def read_synonyms(path: str, key: str = "synonyms_path") -> dict[str, str]:
-    """Read groups of synonyms: word -> name of its group, which is one of the words.
+    """Read groups of synonyms. Returns a mapping from each word to the name of its group, which is one of the words.
 
     Args:
         path: JSON: a list of groups, each a list of words whose first word names the group; or an object

@@ -205,7 +205,7 @@ def _parse_rating(cell: str) -> float:
 
 
 def rated_scores(key: Key, ratings: Sequence[Ratings]) -> dict[str, TaskScores]:
-    """Return model -> scores, in the form of a judge's scores: the mean rating of each description over its raters."""
+    """Return the scores of each model in the form of a judge's scores: the mean rating of each description over its raters."""
     scores = {}
     for model in key.models:
         rated = {name: item.name for name, item in key.items.items() if item.model == model}

@@ -22,7 +22,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters of cells that a s
 
 
 def task_record(scores: Mapping[str, TaskScores], matched: Mapping[str, Matched], resampling: Resampling) -> dict[str, Any]:
-    """Return file -> its scores of one task, with intervals, differences from the first file, and missing or unusual answers."""
+    """Return each file's scores of one task, with intervals, differences from the first file, and missing or unusual answers."""
     return {
         file: {
             **scores_as_dict(scores[file]),
@@ -37,7 +37,7 @@ def task_record(scores: Mapping[str, TaskScores], matched: Mapping[str, Matched]
 
 
 def comparison_record(scores: Mapping[str, TaskScores], resampling: Resampling) -> dict[str, dict[str, Any]]:
-    """Return set of answers -> its metrics with intervals, and their differences from those of the first set."""
+    """Return each set's metrics with intervals, and their differences from those of the first set."""
     comparison = compare(scores, resampling)
     return {
         label: {

@@ -152,7 +152,7 @@ class Scoring:
             logging.getLogger("emollama").warning(text, spelling.path("judge"))
 
     def score(self, answers: Sequence[Answer], *, tolerant: bool = False) -> dict[str, TaskScores]:
-        """Return task -> scores. Answers to tasks that were not passed to the constructor are ignored.
+        """Return the scores of each task. Answers to tasks that were not passed to the constructor are ignored.
 
         Args:
             answers: answers to any of the tasks.

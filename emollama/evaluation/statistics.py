@@ -139,7 +139,7 @@ class _Resampled:
         return tuple(sorted(self._indices))
 
     def over(self, names: tuple[str, ...]) -> tuple[dict[str, float | None], dict[str, Values]]:
-        """Return metric -> value over these samples, and metric -> values over resamples of them."""
+        """Return the value of each metric over these samples, and its values over resamples of them."""
         if names not in self._computed:
             subset = self._input.take([self._indices[name] for name in names])
             whole = {name: one.value(subset) for name, one in self._metrics.items()}

@@ -55,7 +55,7 @@ def read_submission(path: str) -> dict[str, tuple[str, ...]]:
 
 
 def read_items(path: str) -> dict[str, str]:
-    """Read clip name -> item, the text in the file.
+    """Read the items, as texts, by clip name.
 
     Raises:
         UserError: as in :func:`read_submission`.

@@ -32,7 +32,7 @@ KINDS = {"descriptions": (ClueOverlaps, LabelOverlaps), "emotion words": (OpenSe
 
 
 def short_names(paths: Sequence[str]) -> dict[str, str]:
-    """Return path -> its shortest suffix (of whole path components) that no other path ends with."""
+    """Map each path to its shortest suffix (of whole path components) that no other path ends with."""
     parts = {path: path.split("/") for path in paths}
     names = {}
     for path, own in parts.items():
@@ -150,7 +150,7 @@ def _failed(record: Mapping[str, Any], name: str) -> list[str]:
 
 
 def _without_value(record: Mapping[str, Any], metrics: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield (metric, reason) for each metric without a value because the judge failed on every sample."""
+    """Yield (metric, reason) for each metric that has no value because the judge failed on every sample."""
     for name in metrics:
         if not _has_value(record, name) and (reasons := Counter(_failed(record, name)).most_common(1)):
             yield name, f"no sample has a score; most frequent reason: {reasons[0][0]} ({reasons[0][1]} samples)"

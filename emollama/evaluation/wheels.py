@@ -152,7 +152,7 @@ def _tree(rows: Iterable[Mapping[str, str]]) -> Tree:
 
 
 def _clusters(tree: Tree, level: int) -> dict[str, str]:
-    """Return word of a wheel -> its cluster.
+    """Map each word of a wheel to its cluster.
 
     At level 2, a word of level 1 belongs to the alphabetically first cluster below it. If a word occurs twice on a wheel, its
     last position counts.
@@ -166,7 +166,7 @@ def _clusters(tree: Tree, level: int) -> dict[str, str]:
 
 
 def _heads(path: str, on_wheels: Collection[str]) -> dict[str, set[str]]:
-    """Read word -> the words on wheels that are equal to it or have it as a synonym."""
+    """Map each word to the words on wheels that are equal to it or have it as a synonym."""
     rows = _sheet(path)
     columns = list(rows[0]) if rows else []
     runs = [column.removeprefix("word_") for column in columns if column.startswith("word_")] or ["run1"]
@@ -184,7 +184,7 @@ def _heads(path: str, on_wheels: Collection[str]) -> dict[str, set[str]]:
 
 
 def _forms(path: str, key: str) -> dict[str, set[str]]:
-    """Read form of a word -> the words that have this form."""
+    """Map each form of a word to the words that have this form."""
     header, rows = read_csv(path, key)
     name, form_column = require_column(path, header, ["name"]), require_column(path, header, ["format"])
     forms: dict[str, set[str]] = defaultdict(set)
@@ -200,6 +200,6 @@ def _follow(words: Iterable[str], heads: Mapping[str, set[str]]) -> set[str]:
 
 
 def _by_form(heads_by_form: Mapping[str, Sequence[str]], clusters: Mapping[str, str]) -> dict[str, str]:
-    """Return form of a word -> cluster, for forms that lead to a word on the wheel."""
+    """Map each form that leads to a word on the wheel to the cluster of that word."""
     first = {form: next((word for word in words if word in clusters), "") for form, words in heads_by_form.items()}
     return {form: clusters[word] for form, word in first.items() if clusters.get(word)}

@@ -42,7 +42,7 @@ def checkpoint_chart(ticks: Sequence[str], aside: int, series: Mapping[str, Seri
 
 
 def group_panels(series: Mapping[str, Series]) -> dict[tuple[str, str], list[str]]:
-    """Return (block and task, scale) -> metrics of one panel. A metric without a best value has a panel of its own."""
+    """Group metrics by panel, that is by block, task and scale. A metric without a best value has a panel of its own."""
     panels: dict[tuple[str, str], list[str]] = {}
     for key, values in series.items():
         name = key.rpartition("/")[2]

@@ -86,7 +86,7 @@ def _basis(content: Mapping[str, Any]) -> Fingerprint:
 
 
 def missing(folder: Path, row: CheckpointRow) -> dict[str, str]:
-    """Return block -> metrics file, for the files that a row needs and that do not exist."""
+    """Return the metrics files, by block, that a row needs and that do not exist."""
     return {block: str(path) for block in row.blocks if not (path := _metrics_file(folder, row, block)).is_file()}
 
 
@@ -141,7 +141,7 @@ def _column(key: str, keys: Sequence[str]) -> str:
 
 
 def best_rows(table: CheckpointTable) -> dict[str, list[str]]:
-    """Return column -> labels of its best rows, without columns whose direction is unknown or whose shown values are equal."""
+    """Return the labels of the best rows of each column, unless its direction is unknown or all shown values are equal."""
     best: dict[str, list[str]] = {}
     for column, key in table.columns.items():
         better = higher_is_better(key.rpartition("/")[2])

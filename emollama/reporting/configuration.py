@@ -48,7 +48,7 @@ def evaluated_with(configs: Mapping[str, str], epoch: int | None) -> dict[str, A
 
 
 def evaluated_blocks(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return label -> keys of the evaluated blocks, in order."""
+    """Return the keys of each evaluated block by its label, in order."""
     # Without evaluation blocks, the held-out samples of ``datasets`` are evaluated.
     return mapping(tree.get("evaluation_datasets")) or mapping(tree.get("datasets"))
 

@@ -162,7 +162,7 @@ def require_run(folder: Path) -> None:
 
 
 def metrics_by_key(results: Sequence[TaskResult]) -> dict[str, float | None]:
-    """Return ``<block>/<task>/<metric>`` -> value."""
+    """Return the metrics with keys ``<block>/<task>/<metric>``."""
     return {f"{result.block}/{result.task}/{name}": value for result in results for name, value in result.metrics.items()}
 
 

@@ -58,7 +58,7 @@ class ReplyCache:
                 raise UserError(f"cache_path: '{self.path}' is a database with other tables. Name another file.")
 
     def recall(self, keys: Iterable[str]) -> dict[str, Reply]:
-        """Return key -> reply, for the keys that are in the cache."""
+        """Return the replies of the keys that are in the cache."""
         replies = {}
         with self._connected() as file:
             file.execute(_TABLE)

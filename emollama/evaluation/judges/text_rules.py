@@ -85,7 +85,7 @@ def _continues_list(mark: str, following: str) -> bool:
 
 
 def clues(text: str) -> dict[str, str]:
-    """Return stem -> first form in the text, for all words except stop words and emotion words."""
+    """Map stems to their first form in the text, for all words except stop words and emotion words."""
     forms: dict[str, str] = {}
     for token in (token.removesuffix("'s") for token in _tokens(text)):
         if token[0].isalpha() and token not in FAMILY and token not in STOP_WORDS and "n't" not in token:
