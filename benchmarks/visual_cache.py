@@ -26,7 +26,7 @@ from emollama.config import load
 from emollama.demo.drawing_files import TABLE, write_flickr
 from emollama.demo.tiny_llama import make_tiny_llama
 from emollama.encoders.eva_vit import EvaVit
-from emollama.encoders.qformer import QFormer, under_original_names
+from emollama.encoders.qformer import QFormer, with_original_names
 from emollama.encoders.shapes import EvaShape, QFormerShape
 from emollama.runners.runner_base import RunnerBase
 
@@ -102,7 +102,7 @@ def write_encoders(folder: Path, sizes: argparse.Namespace) -> None:
     qformer = QFormer(QFormerShape(vision=sizes.vit_width), device=CPU)
     torch.nn.init.normal_(qformer.query_tokens)
     norm = {f"ln_vision.{name}": value for name, value in vit.ln_vision.state_dict().items()}
-    torch.save({"model": norm | under_original_names(qformer.state_dict())}, folder / "q_former.pth")
+    torch.save({"model": norm | with_original_names(qformer.state_dict())}, folder / "q_former.pth")
     for name, module in (("image encoder", vit), ("Q-Former", qformer)):
         sys.stdout.write(f"{name}: {sum(value.numel() for value in module.parameters()) / 1e6:.0f} million weights\n")
 

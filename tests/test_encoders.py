@@ -18,7 +18,7 @@ from media_files import write_video
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from emollama.encoders.hubert import Hubert, piece_lengths
+from emollama.encoders.hubert import Hubert, chunk_lengths
 from emollama.encoders.mae import Mae
 from emollama.encoders.videomae import VideoMae
 from emollama.encoders.weights import digest, read_tensors
@@ -138,7 +138,7 @@ def test_sound_below_one_second_is_filled_up_with_silence(folders, clips):
     [(5, [5]), (10, [10]), (12, [12]), (13, [10, 3]), (20, [10, 10]), (21, [10, 11]), (22, [10, 12]), (29, [10, 10, 9])],
 )
 def test_a_rest_of_long_sound_is_a_piece_unless_it_is_too_short(samples, pieces):
-    assert piece_lengths(samples, 10, 3) == pieces
+    assert chunk_lengths(samples, 10, 3) == pieces
 
 
 def test_long_sound_is_encoded_in_pieces_and_its_mean_is_over_all_of_them(folders, clips):
@@ -168,7 +168,7 @@ def test_published_hubert_weights_under_their_older_names_load_without_the_vecto
 
 @pytest.mark.parametrize("layers", [[], [0], [1], [-1, -1]])
 def test_layers_that_count_from_the_front_or_twice_are_refused(layers):
-    with pytest.raises(ValueError, match="count each once, from the last"):
+    with pytest.raises(ValueError, match="expected different negative numbers, counted from the last layer"):
         Hubert.Config(weights="x", layers=layers)
 
 
@@ -294,9 +294,12 @@ def test_an_original_mae_file_gets_the_normalisation_of_imagenet(folders, clips,
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tensors: tensors.pop("blocks.1.mlp.fc2.bias"), r"lacks, or has in another shape, 1: blocks\.1\.mlp\.fc2\.bias"),
-        (lambda tensors: tensors.update({"blocks.0.gamma_1": torch.ones(64)}), r"unknown tensors, 1: blocks\.0\.gamma_1"),
-        (lambda tensors: tensors.pop("pos_embed"), r"holds no MAE encoder \(its tensors: cls_token, mask_token"),
+        (
+            lambda tensors: tensors.pop("blocks.1.mlp.fc2.bias"),
+            r"lacks these tensors, or they have other shapes \(1: blocks\.1\.mlp\.fc2\.bias",
+        ),
+        (lambda tensors: tensors.update({"blocks.0.gamma_1": torch.ones(64)}), r"unknown tensors \(1: blocks\.0\.gamma_1"),
+        (lambda tensors: tensors.pop("pos_embed"), r"contains no MAE encoder \(its tensors: cls_token, mask_token"),
     ],
 )
 def test_a_file_that_is_not_maes_is_refused(tmp_path, change, message):
@@ -309,7 +312,7 @@ def test_a_file_that_is_not_maes_is_refused(tmp_path, change, message):
 
 def test_a_file_of_the_other_kind_is_refused(tmp_path):
     save_original_mae(tmp_path / "mae.pth")
-    with pytest.raises(UserError, match=r"encoders\.x\.weights: '.*mae\.pth' holds no VideoMAE encoder"):
+    with pytest.raises(UserError, match=r"encoders\.x\.weights: '.*mae\.pth' contains no VideoMAE encoder"):
         made("videomae", tmp_path / "mae.pth")
     with pytest.raises(UserError, match=r"encoders\.x\.weights: no folder '.*mae\.pth'"):
         made("hubert", tmp_path / "mae.pth")
@@ -341,7 +344,7 @@ def test_a_fine_tuned_videomae_has_no_final_norm_and_one_of_pretraining_need_not
     assert close(found, direct_tokens(tuned, frames).mean(0))
     (bare,) = encoded(made("videomae", folders / "videomae", final_norm=False), clips["videomae"][0])
     assert close(bare, direct_tokens(folders / "videomae", frames, use_mean_pooling=True).mean(0))
-    with pytest.raises(UserError, match=r"lack tensors, 2: layernorm\.bias, layernorm\.weight"):
+    with pytest.raises(UserError, match=r"lack tensors \(2: layernorm\.bias, layernorm\.weight"):
         made("videomae", tuned, final_norm=True)
 
 
@@ -404,7 +407,7 @@ def test_pairs_are_two_neighbours_in_the_middle_of_each_segment(count, pairs):
     assert segment_pairs(count, 8) == pairs
 
 
-def test_videomae_takes_pairs_and_faces_when_told(folders, clips):
+def test_videomae_uses_pairs_and_faces_if_configured(folders, clips):
     path, clip = folders / "videomae", clips["videomae"][0]
     pairs = read_frames(clip.video, lambda count: segment_pairs(count, 16))
     assert close(encoded(made("videomae", path, sampling="pairs"), clip)[0], direct_tokens(path, pairs).mean(0))
@@ -488,7 +491,7 @@ def test_weights_in_half_precision_are_computed_with_in_float32(folders, clips, 
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_random_weights_are_told_and_the_same_each_time_and_leave_the_generator_alone(folders, clips, tmp_path, caplog, name):
+def test_random_weights_are_logged_and_the_same_each_time_and_leave_the_generator_alone(folders, clips, tmp_path, caplog, name):
     shutil.copytree(folders / name, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
     torch.manual_seed(7)
     expected = torch.rand(2)
@@ -542,7 +545,7 @@ def test_another_architecture_is_refused_with_both_names(folders, name):
         lambda: made(name, folders / other),
         lambda: CLASSES[name].describe(CLASSES[name].Config(weights=str(folders / other)), "encoders.x"),
     ):
-        with pytest.raises(UserError, match=rf"holds a model of the kind {kind}, not {wanted}"):
+        with pytest.raises(UserError, match=rf"has model_type {kind}, expected {wanted}"):
             attempt()
 
 
@@ -561,10 +564,10 @@ def test_missing_and_misshapen_tensors_are_named(folders, tmp_path, name, device
     victim = next(key for key in load_file(folders / name / "model.safetensors") if "layers.1.f" in key or "layer.1.i" in key)
     for number, (change, message) in enumerate(
         [
-            (lambda tensors: tensors.pop(victim), "lack tensors, 1: "),
+            (lambda tensors: tensors.pop(victim), r"lack tensors \(1: "),
             (
                 lambda tensors: tensors.update({victim: torch.ones(3)}),
-                r"another shape, 1: .* \(3,\) where config\.json says \(96,",
+                r"other shapes than in config\.json \(1: .* \(3,\), expected \(96,",
             ),
         ]
     ):
@@ -577,7 +580,7 @@ def test_missing_and_misshapen_tensors_are_named(folders, tmp_path, name, device
 def test_parts_of_a_folder_that_are_missing_or_broken_are_named(folders, tmp_path, name):
     shutil.copytree(folders / name, tmp_path / "broken")
     (tmp_path / "broken/model.safetensors").write_bytes(b"version https://example.org/pointer\noid sha256:00\n")
-    with pytest.raises(UserError, match=r"model\.safetensors is truncated, or no file of weights"):
+    with pytest.raises(UserError, match=r"model\.safetensors is truncated or not a file of weights"):
         made(name, tmp_path / "broken")
     (tmp_path / "broken/model.safetensors").unlink()
     with pytest.raises(UserError, match="no weights"):
@@ -605,26 +608,26 @@ def test_a_processor_for_images_of_another_size_is_refused(folders, tmp_path):
     shutil.copytree(folders / "mae", tmp_path / "other")
     told = json.loads((tmp_path / "other/preprocessor_config.json").read_text(encoding="utf-8"))
     (tmp_path / "other/preprocessor_config.json").write_text(json.dumps(told | {"size": 48}), encoding="utf-8")
-    with pytest.raises(UserError, match="makes images of 48 x 48 pixels, and the model takes 32 x 32"):
+    with pytest.raises(UserError, match="produces images of 48 x 48 pixels, but the model expects 32 x 32"):
         made("mae", tmp_path / "other")
 
 
 @pytest.mark.parametrize("values", [{"image_mean": [0.0] * 3}, {"image_mean": [0.0], "image_std": [1.0]}])
 def test_half_of_a_normalisation_is_refused(values):
-    with pytest.raises(ValueError, match="give three numbers each, or neither"):
+    with pytest.raises(ValueError, match="set both to three numbers"):
         Mae.Config(weights="x", **values)
 
 
 def test_a_file_that_could_run_code_is_not_opened(tmp_path):
     torch.save({"model": {"a": torch.ones(1)}, "hook": shaken}, tmp_path / "evil.pth")
-    with pytest.raises(UserError, match=r"holds more than tensors and plain values \(encoding\.shaken\) and was not opened"):
+    with pytest.raises(UserError, match=r"contains more than tensors and plain values \(encoding\.shaken\)\. It was not loaded"):
         read_tensors(str(tmp_path / "evil.pth"), "weights")
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing of the kind", b"PK\x03\x04 and no more"])
 def test_a_file_that_holds_no_weights_is_refused(tmp_path, content):
     (tmp_path / "broken.pth").write_bytes(content)
-    with pytest.raises(UserError, match=r"broken\.pth is truncated, or no file of weights.*Download it again"):
+    with pytest.raises(UserError, match=r"broken\.pth is truncated or not a file of weights.*Download it again"):
         read_tensors(str(tmp_path / "broken.pth"), "weights")
 
 

@@ -10,7 +10,7 @@ from media_files import picture, write_video
 from safetensors.torch import load_file, save_file
 
 from emollama.encoders.eva import Eva
-from emollama.encoders.eva_vit import EvaFiles, EvaVit, interpolated, read_eva, read_ln_vision
+from emollama.encoders.eva_vit import EvaFiles, EvaVit, interpolate_positions, read_eva, read_ln_vision
 from emollama.encoders.shapes import EvaShape
 from emollama.errors import UserError
 from emollama.media.source import Source
@@ -75,12 +75,12 @@ def test_mixed_precision_is_near_float32_and_comes_out_as_float32(known, precisi
 
 def test_positions_of_another_size_are_interpolated_bicubically_without_antialiasing():
     positions = torch.randn(1, 1 + 64, 176)
-    made = interpolated(positions, 16)
+    made = interpolate_positions(positions, 16)
     grid = positions[:, 1:].reshape(1, 8, 8, 176).permute(0, 3, 1, 2)
     expected = F.interpolate(grid, (4, 4), mode="bicubic").permute(0, 2, 3, 1).reshape(1, 16, 176)
     assert torch.allclose(made[:, 1:], expected, atol=1e-6)
     assert torch.equal(made[:, :1], positions[:, :1])
-    assert interpolated(positions, 64) is positions
+    assert interpolate_positions(positions, 64) is positions
 
 
 @pytest.mark.parametrize(("size", "rows"), [(56, 17), (112, 65), (224, 257)])
@@ -112,10 +112,13 @@ def spoiled(tmp_path, change):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda t: t.pop("visual_encoder.blocks.1.attn.v_bias"), "lacks, or has in another shape, 1: blocks.1.attn.v_bias"),
+        (
+            lambda t: t.pop("visual_encoder.blocks.1.attn.v_bias"),
+            "lacks these tensors, or they have other shapes (1: blocks.1.attn.v_bias",
+        ),
         (lambda t: t.pop("visual_encoder.pos_embed"), "pos_embed"),
-        (lambda t: t.update({"visual_encoder.blocks.0.more": torch.ones(1)}), "unknown tensors, 1: blocks.0.more"),
-        (lambda t: t.pop("visual_encoder.blocks.0.attn.q_bias"), "holds no EVA transformer"),
+        (lambda t: t.update({"visual_encoder.blocks.0.more": torch.ones(1)}), "unknown tensors (1: blocks.0.more"),
+        (lambda t: t.pop("visual_encoder.blocks.0.attn.q_bias"), "contains no EVA transformer"),
         (lambda t: t.update({"visual_encoder.patch_embed.proj.weight": torch.ones(176, 3, 16, 16)}), "patches of 16"),
     ],
 )
@@ -132,10 +135,10 @@ def test_a_missing_file_is_named_with_its_key(tmp_path):
 
 def test_ln_vision_of_another_width_or_from_a_file_without_it_is_refused(tmp_path):
     save_file({"ln_vision.weight": torch.ones(8), "ln_vision.bias": torch.zeros(8)}, tmp_path / "narrow.safetensors")
-    with pytest.raises(UserError, match="8 wide, and the image encoder 176"):
+    with pytest.raises(UserError, match="has width 8, but the image encoder has width 176"):
         read_ln_vision(str(tmp_path / "narrow.safetensors"), 176, "ln_vision")
     save_file({"x": torch.ones(1)}, tmp_path / "none.safetensors")
-    with pytest.raises(UserError, match="holds no ln_vision"):
+    with pytest.raises(UserError, match="contains no ln_vision"):
         read_ln_vision(str(tmp_path / "none.safetensors"), 176, "ln_vision")
 
 
@@ -192,7 +195,7 @@ def test_random_weights_come_only_by_their_flag_and_are_the_same_each_time(video
         encoder(weights="")
 
 
-def test_random_weights_are_told_and_leave_the_generator_alone(caplog):
+def test_random_weights_are_logged_and_leave_the_generator_alone(caplog):
     torch.manual_seed(7)
     expected = torch.rand(2)
     torch.manual_seed(7)

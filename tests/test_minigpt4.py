@@ -376,9 +376,9 @@ def test_sizes_that_the_files_do_not_have_are_told(world, tmp_path, changes, tol
         trained(world, tmp_path, model=changes)
 
 
-def test_files_swapped_are_told(world, tmp_path):
+def test_swapped_files_are_reported(world, tmp_path):
     told = refusal(world, tmp_path, model={"vit_weights": str(world.q_former), "q_former_model": str(world.eva)})
-    assert told.startswith("model.vit_weights: ") and "holds no EVA transformer" in told
+    assert told.startswith("model.vit_weights: ") and "contains no EVA transformer" in told
 
 
 @pytest.mark.parametrize(

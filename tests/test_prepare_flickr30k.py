@@ -348,7 +348,7 @@ def test_lists_that_share_images_or_name_strange_ones_are_refused(place):
     told = refusal(place, tokens(place / "t"), "--splits", folder)
     assert "'11' is already in" in told and "val.txt, line 2" in told
     (folder / "val.txt").write_text("13\n99\n")
-    assert "val.txt, line 2: the annotations have no valid row for these images of the list val: 1: 99" in refusal(
+    assert "val.txt, line 2: the annotations have no valid row for these images of the list val (1: 99)" in refusal(
         place, tokens(place / "t"), "--splits", folder
     )
     assert "has its own splits: train, val, test" in refusal(place, table(place / "t.csv"), "--splits", folder)
@@ -367,8 +367,13 @@ def test_missing_and_unreadable_images_are_listed_or_left_out(place, capsys):
     path = table(place / "t.csv", rows([*SPLITS, "21", "22", "23", "24"]))
     told = refusal(place, path)
     assert (
+<<<<<<< HEAD
         "does not contain these images: 1: 21.jpg" in told
         and "22.jpg: it is not an image" in told
+=======
+        "does not contain these images (1: 21.jpg" in told
+        and "22.jpg: it is no image" in told
+>>>>>>> 5dae9d6 (Encoders: plainer texts and names)
         and "23.jpg: the file is empty" in told
     )
     assert "24.jpg: it is cut off or damaged (" in told

@@ -1,1 +1,1 @@
-"""Pretrained encoders: a clip's video, faces or sound -> the rows of a slot."""
+"""Pretrained encoders: compute the feature vectors of a slot from a clip's frames, faces or sound."""

@@ -1,6 +1,6 @@
-"""What every encoder offers, and the keys that all of them share.
+"""The base class of encoders.
 
-Letters: D an encoder's width, P patches of an image, F frames or images, S samples of sound.
+Shape letters: D width of an encoder, P patches of an image, F frames or images, S samples of sound.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class EncoderDescription:
-    """What an encoder makes, known before its weights are read.
+    """The features of an encoder, described before the values of its weights are read.
 
     Attributes:
-        shape: rows and width of its arrays, the class row not counted.
-        recipe: every setting that changes the numbers, as plain values: encoder, layers, pooling, frames, sizes.
+        shape: number and dimension of the feature vectors in its arrays, without the class token.
+        recipe: all settings that change the features, as plain values: encoder, layers, pooling, frames, sizes.
     """
 
     shape: SlotShape
@@ -39,15 +39,19 @@ class Encoder(ABC):
     """A pretrained encoder of one modality.
 
     Args:
-        cfg: the block under ``encoders``.
-        device: where it computes; on the meta device names and shapes of the weights are looked at, and nothing can be encoded.
-        key: the block's dotted name, for messages.
+        cfg: the Config of its block under ``encoders``.
+        device: device of the model. On the meta device, only names and shapes of the weights are checked.
+        key: dotted name of the block, for messages.
 
     Attributes:
-        SLOTS: what its arrays fill; ``("image", "cls")`` for arrays whose row 0 is the class token, else one name.
+        SLOTS: the slots that its arrays fill: ``("image", "cls")`` if row 0 is the class token, otherwise one name.
+        Config: the Config class of its block.
+        cfg: the Config of its block.
+        device: device of the model.
+        key: dotted name of the block.
 
     Raises:
-        UserError: weights that are missing, of another architecture, or do not fit.
+        UserError: weights are missing, or have another architecture or other shapes.
     """
 
     SLOTS: ClassVar[tuple[str, ...]]
@@ -61,31 +65,38 @@ class Encoder(ABC):
     @classmethod
     @abstractmethod
     def describe(cls, cfg: Any, key: str) -> EncoderDescription:
-        """What an encoder configured so makes; looks at names and shapes of the weights, not at their values.
+        """Describe the features for a configuration. Read names and shapes of the weights, but no values.
 
         Args:
-            cfg: the block.
-            key: the block's dotted name, for messages.
+            cfg: the Config of the block.
+            key: dotted name of the block, for messages.
 
         Raises:
-            UserError: no weights there, those of another architecture, or settings that do not fit them.
+            UserError: weights are missing or have another architecture, or a setting is not possible with them.
         """
 
     @abstractmethod
     def load(self, source: Source) -> Tensor:
-        """Read a clip and bring it into the form that :meth:`encode` takes, on the CPU; called in several threads.
+        """Read a clip and prepare it for :meth:`encode`, on the CPU. Called from several threads.
 
         Raises:
-            UnusableMedia: nothing can be made of the clip.
+            UnusableMedia: the clip cannot be encoded.
         """
 
     @abstractmethod
     def encode(self, loaded: Sequence[Tensor]) -> list[np.ndarray]:
-        """Features of some clips: (D,) float32 each, or (1 + P, D). Those of a clip do not depend on the others."""
+        """Encode clips.
+
+        Args:
+            loaded: results of :meth:`load`.
+
+        Returns:
+            (D,) or (1 + P, D) float32 for each clip. The features of a clip do not depend on the other clips.
+        """
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:
-        """Around a forward pass: the configured precision, whatever is set outside."""
+        """Use the configured precision in this block, regardless of an autocast outside."""
         mixed = self.cfg.precision != "fp32"
         dtype = DTYPES[self.cfg.precision] if mixed else torch.bfloat16
         with exact_convolutions(), torch.autocast(self.device.type, dtype=dtype, enabled=mixed):
@@ -93,19 +104,27 @@ class Encoder(ABC):
 
 
 def exact_convolutions() -> AbstractContextManager[None]:
-    """Around a forward pass: convolutions of float32 values keep all of their bits, which cuDNN cuts to 10 unless told."""
+    """Use full float32 precision in the convolutions of this block."""
+    # By default, PyTorch lets cuDNN round the inputs of float32 convolutions to TF32, with 10 bits of mantissa.
     return torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
 
 
 def in_batches(forward: Callable[[Tensor], Tensor], items: Tensor, size: int) -> Tensor:
-    """``forward`` over (N, ...) items, ``size`` at a time; what it gives, joined.
+    """Apply a function to batches of exactly ``size`` items, and concatenate the results.
 
-    The last batch is filled up with copies, so that an item is always one of ``size``: kernels that are chosen by the batch's
-    shape then give it the same numbers whatever its company.
+    Args:
+        forward: (size, ...) -> (size, ...).
+        items: (N, ...).
+        size: items per batch.
+
+    Returns:
+        (N, ...).
     """
-    parts = []
+    outputs = []
     for first in range(0, len(items), size):
-        part = items[first : first + size]
-        fill = part[-1:].expand(size - len(part), *part.shape[1:])
-        parts.append(forward(torch.cat([part, fill]))[: len(part)])
-    return torch.cat(parts)
+        batch = items[first : first + size]
+        # The last batch is filled with copies. Libraries choose kernels by the shape of a batch, and kernels differ in rounding,
+        # so an item gets the same bits only in batches of one size.
+        fill = batch[-1:].expand(size - len(batch), *batch.shape[1:])
+        outputs.append(forward(torch.cat([batch, fill]))[: len(batch)])
+    return torch.cat(outputs)

@@ -1,4 +1,7 @@
-"""EVA-CLIP ViT-g/14 over one frame of a clip: the class row and the patches' rows."""
+"""EVA-CLIP ViT-g/14 on one frame of a clip: class token and patch tokens.
+
+Shape letters: P patches of the frame, D width.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from emollama.media.source import Source
 
 
 class Eva(Encoder):
-    """The encoder behind an ``eva`` block: arrays (1 + P, D) of one frame, row 0 the class token."""
+    """The encoder of an ``eva`` block: (1 + P, D) for one frame of a clip. Row 0 is the class token."""
 
     SLOTS = ("image", "cls")
 
@@ -43,7 +46,7 @@ class Eva(Encoder):
 
     @classmethod
     def describe(cls, cfg: EvaConfig, key: str) -> EncoderDescription:
-        """Rows and width; refuses weights that are no EVA transformer's."""
+        """Describe the features; see :meth:`Encoder.describe`."""
         shape = _random_shape(cfg) if cfg.random_weights else read_eva(cfg.weights, f"{key}.weights", cfg.depth)[0]
         norm = torch.stack(read_ln_vision(cfg.ln_vision, shape.width, f"{key}.ln_vision"))
         recipe: dict[str, Any] = {
@@ -59,16 +62,16 @@ class Eva(Encoder):
         return EncoderDescription(SlotShape((cfg.image_size // PATCH) ** 2, shape.width), recipe)
 
     def load(self, source: Source) -> Tensor:
-        """One frame, (3, side, side) normalised."""
+        """Read one frame as normalized pixels of shape (3, image_size, image_size)."""
         (frame,) = read_frames(source.video, lambda count: [choose_frame(self.cfg.frame_selection, count, source)])
         return blip2_image(frame, self.cfg.image_size)
 
     @torch.inference_mode()
     def encode(self, loaded: Sequence[Tensor]) -> list[np.ndarray]:
-        """(1 + P, D) float32 of each frame."""
+        """Return (1 + P, D) float32 for each frame."""
         images = torch.stack(list(loaded))
-        rows = in_batches(lambda part: self.vit(part.to(self.device)).cpu(), images, self.cfg.batch_size)
-        return list(rows.numpy())
+        tokens = in_batches(lambda batch: self.vit(batch.to(self.device)).cpu(), images, self.cfg.batch_size)
+        return list(tokens.numpy())
 
 
 def _random_shape(cfg: EvaConfig) -> EvaShape:

@@ -1,6 +1,7 @@
-"""EVA-CLIP ViT-g/14 as the MiniGPT family uses it: patches without a final norm, then ``ln_vision``.
+"""EVA-CLIP ViT-g/14 as in the MiniGPT family: without the transformer's final norm, followed by ``ln_vision``.
 
-Letters: F images, P patches of one, D width. Source of shapes and names: the published ``eva_vit_g.pth`` (LAVIS, BLIP-2).
+Shape letters: F images, P patches of an image, D width. Source of shapes and names: the published ``eva_vit_g.pth`` (LAVIS,
+BLIP-2).
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ from emollama.data.slots import PATCH
 from emollama.dtypes import Arithmetic
 from emollama.encoders.encoder import DTYPES, exact_convolutions
 from emollama.encoders.shapes import EVA_HEAD, IDENTITY, EvaShape
-from emollama.encoders.weights import read_tensors, require_fit
+from emollama.encoders.weights import read_tensors, require_tensors
 from emollama.errors import UserError
 
-LN_EPS = 1e-5  # of ln_vision; the blocks' norms have 1e-6
-UNUSED = re.compile(r"(norm|fc_norm|head|lm_head)\.|mask_token|rel_pos_bias")  # in published files, and never run here
+LN_EPS = 1e-5  # epsilon of ln_vision; the norms of the blocks have 1e-6
+UNUSED = re.compile(r"(norm|fc_norm|head|lm_head)\.|mask_token|rel_pos_bias")  # tensors of published files that are not used
 BLOCK = re.compile(r"blocks\.(\d+)\.")
 REMEDY = "Name a file such as eva_vit_g.pth."
 
 
 @dataclass(frozen=True)
 class EvaFiles:
-    """Where a pretrained encoder lies, and how it is to run.
+    """Files and settings of a pretrained encoder.
 
     Attributes:
         path: see :func:`read_eva`.
-        image_size: side of the images in pixels; positions are interpolated where the file has those of another size.
-        precision: of the arithmetic.
-        depth: blocks that run.
+        image_size: height and width of the images in pixels. Position embeddings for another size are interpolated.
+        precision: precision of the arithmetic.
+        depth: number of blocks to use.
         ln_vision: see :func:`read_ln_vision`.
     """
 
@@ -45,67 +46,69 @@ class EvaFiles:
 
 
 def read_eva(path: str, key: str, depth: int) -> tuple[EvaShape, dict[str, Tensor]]:
-    """Shape and tensors of a weights file, under timm's names, which are the original ones.
+    """Read sizes and tensors of a weights file. Tensors have timm's names, which are also the original ones.
 
     Args:
-        path: ``.pth`` or ``.safetensors``; names may begin with ``visual_encoder.``, as in files of whole models.
-        key: the configuration key that named it, for messages.
-        depth: blocks that shall run; a file with fewer is taken as it is.
+        path: a ``.pth`` or ``.safetensors`` file; names may start with ``visual_encoder.``, as in files of entire models.
+        key: the configuration key that contains the path, for messages.
+        depth: number of blocks to use; if the file has fewer blocks, all are used.
 
     Raises:
-        UserError: no such file, or tensors that are no EVA transformer's.
+        UserError: the file does not exist, or does not contain an EVA transformer.
     """
     stored = read_tensors(path, key)
-    inside = {name.removeprefix("visual_encoder."): value for name, value in stored.items() if name.startswith("visual_encoder.")}
-    tensors = {name: value for name, value in (inside or stored).items() if not UNUSED.match(name)}
+    prefix = "visual_encoder."
+    prefixed = {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
+    tensors = {name: value for name, value in (prefixed or stored).items() if not UNUSED.match(name)}
     blocks = {int(match[1]) for name in tensors if (match := BLOCK.match(name))}
     embedding, first = tensors.get("patch_embed.proj.weight"), tensors.get("blocks.0.mlp.fc1.weight")
     if not blocks or embedding is None or first is None or "blocks.0.attn.q_bias" not in tensors:
-        held = ", ".join(list(stored)[:3])
-        raise UserError(
-            f"{key}: '{path}' holds no EVA transformer (its tensors: {held}, ...). Name a file such as eva_vit_g.pth."
-        )
+        names = ", ".join(list(stored)[:3])
+        raise UserError(f"{key}: '{path}' contains no EVA transformer (its tensors: {names}, ...). {REMEDY}")
     width, patch = embedding.shape[0], embedding.shape[-1]
     if patch != PATCH or width % EVA_HEAD:
         raise UserError(
-            f"{key}: '{path}' has patches of {patch} and width {width}; expected {PATCH}, and a multiple of {EVA_HEAD}"
+            f"{key}: '{path}' has patches of {patch} pixels and width {width}; expected {PATCH} pixels and a multiple of"
+            f" {EVA_HEAD}. {REMEDY}"
         )
     depth = min(depth, max(blocks) + 1)
-    kept = {name: value for name, value in tensors.items() if not (match := BLOCK.match(name)) or int(match[1]) < depth}
-    return EvaShape(width, depth, first.shape[0]), kept
+    used = {name: value for name, value in tensors.items() if not (match := BLOCK.match(name)) or int(match[1]) < depth}
+    return EvaShape(width, depth, first.shape[0]), used
 
 
 def read_ln_vision(source: str, width: int, key: str) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the norm behind the transformer, (D,) each.
+    """Read weight and bias of the layer norm after the transformer, (D,) each.
 
     Args:
-        source: ``identity`` (ones and zeros: minigpt_v2 and Emotion-LLaMA never load it), or a file that holds it, such as
-            BLIP-2's Q-Former file, which minigpt4 takes it from.
+        source: ``identity`` for ones and zeros, because minigpt_v2 and Emotion-LLaMA never load this norm; or a file that
+            contains it, such as BLIP-2's Q-Former file for minigpt4.
         width: D.
-        key: the configuration key that named it, for messages.
+        key: the configuration key that contains the source, for messages.
 
     Raises:
-        UserError: a file without it, or of another width.
+        UserError: the file does not contain the norm, or contains one of another width.
     """
     if source == IDENTITY:
         return torch.ones(width), torch.zeros(width)
     stored = read_tensors(source, key)
     if "ln_vision.weight" not in stored or "ln_vision.bias" not in stored:
-        raise UserError(f"{key}: '{source}' holds no ln_vision. Name BLIP-2's Q-Former file, or set {IDENTITY}.")
+        raise UserError(f"{key}: '{source}' contains no ln_vision. Name BLIP-2's Q-Former file, or set {IDENTITY}.")
     weight, bias = stored["ln_vision.weight"].float(), stored["ln_vision.bias"].float()
     if len(weight) != width:
-        raise UserError(f"{key}: ln_vision of '{source}' is {len(weight)} wide, and the image encoder {width}")
+        text = f"{key}: ln_vision of '{source}' has width {len(weight)}, but the image encoder has width {width}."
+        raise UserError(f"{text} Name files that belong together.")
     return weight, bias
 
 
 class EvaVit(nn.Module):
-    """Images -> class row and patch rows. Frozen.
+    """Computes class token and patch tokens of images. Its weights are frozen.
 
     Args:
         shape: sizes of the transformer.
-        image_size: side of the images in pixels.
-        precision: of the arithmetic; with bf16 and fp16 the large matrices are kept so too, norms in float32.
-        device: where to build it; the meta device gives shapes without weights.
+        image_size: height and width of the images in pixels.
+        precision: precision of the arithmetic. With bf16 and fp16, the large matrices are stored in this type and the norms in
+            float32.
+        device: device of the module; the meta device for shapes without weights.
     """
 
     def __init__(self, shape: EvaShape, *, image_size: int, precision: Arithmetic, device: torch.device) -> None:
@@ -140,46 +143,62 @@ class EvaVit(nn.Module):
 
     @classmethod
     def load(cls, files: EvaFiles, *, device: torch.device, key: str) -> EvaVit:
-        """Build it from files.
+        """Load the encoder from files.
 
         Args:
-            files: where they lie, and how they are to run.
-            device: as for the class; on the meta device nothing but names and shapes is looked at.
-            key: the configuration key that named the file, for messages.
+            files: the files and settings.
+            device: device of the module; on the meta device, only names and shapes are checked.
+            key: the configuration key that contains the path, for messages.
 
         Raises:
-            UserError: files that are missing, or lack a tensor.
+            UserError: a file is missing, or lacks a tensor.
         """
         shape, tensors = read_eva(files.path, key, files.depth)
-        made = cls(shape, image_size=files.image_size, precision=files.precision, device=torch.device("meta"))
-        tensors["pos_embed"] = interpolated(tensors["pos_embed"], made.patches) if "pos_embed" in tensors else torch.empty(0)
+        model = cls(shape, image_size=files.image_size, precision=files.precision, device=torch.device("meta"))
+        positions = tensors.get("pos_embed")
+        tensors["pos_embed"] = torch.empty(0) if positions is None else interpolate_positions(positions, model.patches)
         weight, bias = read_ln_vision(files.ln_vision, shape.width, f"{key} (ln_vision)")
-        require_fit(tensors, made.visual_encoder.state_dict(), file=f"{key}: '{files.path}'", remedy=REMEDY)
+        require_tensors(tensors, model.visual_encoder.state_dict(), file=f"{key}: '{files.path}'", remedy=REMEDY)
         if device.type != "meta":
-            made.to_empty(device=device)
-            for zeros in made.visual_encoder.buffers():  # the keys' biases, which no file holds
-                zeros.zero_()
-            made.visual_encoder.load_state_dict(tensors)
-            made.ln_vision.load_state_dict({"weight": weight, "bias": bias})
-        return made
+            model.to_empty(device=device)
+            for buffer in model.visual_encoder.buffers():  # biases of the keys, which are zero and in no file
+                buffer.zero_()
+            model.visual_encoder.load_state_dict(tensors)
+            model.ln_vision.load_state_dict({"weight": weight, "bias": bias})
+        return model
 
     def train(self, mode: bool = True) -> EvaVit:
-        """Stays in eval mode: it is frozen."""
+        """Stay in eval mode, because the module is frozen."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """(F, 3, side, side) normalised pixels -> (F, 1 + P, D) float32; row 0 is the class token."""
+        """Encode images.
+
+        Args:
+            images: (F, 3, image_size, image_size) normalized pixels.
+
+        Returns:
+            (F, 1 + P, D) float32. Row 0 of an image is the class token.
+        """
         half = self.precision != "fp32"
         dtype = DTYPES[self.precision] if half else torch.bfloat16
         with exact_convolutions(), torch.autocast(images.device.type, dtype=dtype, enabled=half):
-            rows = self.visual_encoder.forward_features(images)
+            tokens = self.visual_encoder.forward_features(images)
         with torch.autocast(images.device.type, enabled=False):
-            return F.layer_norm(rows.float(), (rows.shape[-1],), self.ln_vision.weight, self.ln_vision.bias, LN_EPS)
+            return F.layer_norm(tokens.float(), (tokens.shape[-1],), self.ln_vision.weight, self.ln_vision.bias, LN_EPS)
 
 
-def interpolated(positions: Tensor, patches: int) -> Tensor:
-    """Position embeddings (1, 1 + P', D) for another number of patches: bicubic, without antialiasing, as published."""
+def interpolate_positions(positions: Tensor, patches: int) -> Tensor:
+    """Interpolate position embeddings for another number of patches: bicubic, without antialiasing, as in the published code.
+
+    Args:
+        positions: (1, 1 + P', D), class token first.
+        patches: P.
+
+    Returns:
+        (1, 1 + P, D).
+    """
     if positions.shape[1] == 1 + patches:
         return positions
     old, new = round((positions.shape[1] - 1) ** 0.5), round(patches**0.5)

@@ -1,6 +1,6 @@
-"""HuBERT over a clip's sound: the states of some layers, their sum, the mean over time. wav2vec 2.0 and WavLM alike.
+"""HuBERT, wav2vec 2.0 or WavLM on the sound of a clip: sum of the states of some layers, mean over time.
 
-Letters: S samples of sound, T states over time, D width.
+Shape letters: S samples of sound, T states over time, D width.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from emollama.data.slots import SlotShape
 from emollama.encoders import hugging_face
-from emollama.encoders.configs import SHORTEST, HubertConfig
+from emollama.encoders.configs import MIN_SECONDS, HubertConfig
 from emollama.encoders.encoder import Encoder, EncoderDescription
 from emollama.encoders.weights import read_tensors
 from emollama.errors import UserError
@@ -22,11 +22,12 @@ from emollama.media.audio import read_audio
 from emollama.media.source import Source
 
 KINDS = ("hubert", "wav2vec2", "wavlm")
-WITHOUT_MASKS = {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}  # of training; so no file needs to hold their vector
+# Without the masks of training, transformers does not expect their embedding vector in the file.
+WITHOUT_MASKS = {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}
 
 
 class Hubert(Encoder):
-    """The encoder behind a ``hubert`` block: (D,) of a clip's sound."""
+    """The encoder of a ``hubert`` block: (D,) for the sound of a clip."""
 
     SLOTS = ("audio",)
 
@@ -47,7 +48,7 @@ class Hubert(Encoder):
 
     @classmethod
     def describe(cls, cfg: HubertConfig, key: str) -> EncoderDescription:
-        """Width and recipe; refuses a folder of another kind of model, and layers that it does not have."""
+        """Describe the features; see :meth:`Encoder.describe`."""
         config = hugging_face.read_config(cfg.weights, f"{key}.weights", KINDS)
         _check_layers(cfg, config.num_hidden_layers, key)
         processor = hugging_face.sound_processor(cfg.weights, f"{key}.weights")
@@ -63,33 +64,45 @@ class Hubert(Encoder):
         return EncoderDescription(SlotShape(1, config.hidden_size), recipe)
 
     def load(self, source: Source) -> Tensor:
-        """(S,) samples of one second or more, normalised as the folder says; silence after short sound."""
+        """Read the sound as (S,) samples, normalized as the model's preprocessor requires.
+
+        Sound shorter than a second is padded with silence.
+        """
         rate = self.processor.sampling_rate
         sound = read_audio(source.video, rate)
         values: Tensor = self.processor(sound, sampling_rate=rate, return_tensors="pt").input_values[0]
-        return torch.nn.functional.pad(values, (0, max(0, SHORTEST * rate - len(values))))
+        return torch.nn.functional.pad(values, (0, max(0, MIN_SECONDS * rate - len(values))))
 
     @torch.inference_mode()
     def encode(self, loaded: Sequence[Tensor]) -> list[np.ndarray]:
-        """(D,) float32 of each sound."""
+        """Return (D,) float32 for each sound."""
         rate = self.processor.sampling_rate
         features = []
         for sound in loaded:
-            pieces = sound.split(piece_lengths(len(sound), round(self.cfg.chunk_seconds * rate), SHORTEST * rate))
-            features.append(torch.cat([self._states(piece) for piece in pieces]).mean(0).cpu().numpy())
+            chunks = sound.split(chunk_lengths(len(sound), round(self.cfg.chunk_seconds * rate), MIN_SECONDS * rate))
+            features.append(torch.cat([self._states(chunk) for chunk in chunks]).mean(0).cpu().numpy())
         return features
 
-    def _states(self, piece: Tensor) -> Tensor:
-        """(S,) samples -> (T, D) float32: the sum of the layers."""
+    def _states(self, chunk: Tensor) -> Tensor:
+        """Return the sum of the layers, (T, D) float32, for (S,) samples."""
         with self.arithmetic():
-            given = self.model(piece[None].to(self.device), output_hidden_states=True)
-        # The last of the hidden states lacks the final norm, in models whose layers begin with a norm.
-        states = (*given.hidden_states[:-1], given.last_hidden_state)
+            output = self.model(chunk[None].to(self.device), output_hidden_states=True)
+        # In models whose layers start with a norm, the last of hidden_states is taken before the model's final norm.
+        states = (*output.hidden_states[:-1], output.last_hidden_state)
         return torch.stack([states[layer][0].float() for layer in sorted(self.cfg.layers)]).sum(0)
 
 
-def piece_lengths(samples: int, chunk: int, shortest: int) -> list[int]:
-    """Lengths of the pieces of a long sound: ``chunk`` each, then the rest; a rest below ``shortest`` joins the piece before."""
+def chunk_lengths(samples: int, chunk: int, shortest: int) -> list[int]:
+    """Split a number of samples into chunks.
+
+    Args:
+        samples: S.
+        chunk: samples per chunk.
+        shortest: a remainder with fewer samples is appended to the last chunk.
+
+    Returns:
+        Number of samples in each chunk.
+    """
     whole, rest = divmod(samples, chunk)
     if whole and rest < shortest:
         return [chunk] * (whole - 1) + [chunk + rest]
@@ -97,8 +110,9 @@ def piece_lengths(samples: int, chunk: int, shortest: int) -> list[int]:
 
 
 def _check_layers(cfg: HubertConfig, layers: int, key: str) -> None:
-    """Refuse layers beyond those of a model; the first that counts is what goes into its layers."""
+    # A model with N layers has N + 1 states: the first one is the input of the first layer.
     if min(cfg.layers) < -(layers + 1):
         raise UserError(
-            f"{key}.layers: the model has {layers} layers, so that {-(layers + 1)} is the first state; got {min(cfg.layers)}"
+            f"{key}.layers: the model has {layers} layers, so the lowest index is {-(layers + 1)} (the input of the first layer);"
+            f" got {min(cfg.layers)}"
         )

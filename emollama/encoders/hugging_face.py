@@ -1,4 +1,4 @@
-"""What the encoders from Hugging Face folders share: config.json, the model with all of its weights, the processor."""
+"""Load encoders from Hugging Face folders: config.json, the model with checked weights, and the preprocessor."""
 
 from __future__ import annotations
 
@@ -22,90 +22,101 @@ PROCESSOR = "preprocessor_config.json"
 
 
 def read_config(path: str, key: str, kinds: tuple[str, ...], **changes: Any) -> Any:
-    """The model's config.json.
+    """Read the config.json of a model.
 
     Args:
-        path: the folder.
-        key: the configuration key that named it, for messages.
-        kinds: values of ``model_type`` that will do.
-        changes: entries to set in place of the stored ones.
+        path: the folder of the model.
+        key: the configuration key that contains the path, for messages.
+        kinds: allowed values of ``model_type``.
+        changes: entries that replace those of the file.
+
+    Returns:
+        The configuration of transformers.
 
     Raises:
-        UserError: no such folder, no config.json in it, or a model of another kind.
+        UserError: the folder does not exist, or has no config.json, or the model is of another type.
     """
-    wanted = " or ".join(kinds)
-    text = f"Download a {wanted} model of Hugging Face ({CONFIG}, {PROCESSOR}, weights) and name its folder."
+    expected = " or ".join(kinds)
+    text = f"Download a {expected} model from Hugging Face ({CONFIG}, {PROCESSOR}, weights) and name its folder."
     require_folder(path, key, text)
     file = Path(path, CONFIG)
     if not file.is_file():
-        raise UserError(f"{key}: no {CONFIG} in the folder '{path}'. Name the folder of a {wanted} model of Hugging Face.")
+        raise UserError(f"{key}: no {CONFIG} in the folder '{path}'. Name the folder of a {expected} model from Hugging Face.")
     content = read_json(str(file))
     kind = content.get("model_type") if isinstance(content, dict) else None
     if kind not in kinds:
-        raise UserError(f"{key}: '{path}' holds a model of the kind {kind!r}, not {wanted}. Name the folder of such a model.")
+        text = f"{key}: the model in '{path}' has model_type {kind!r}, expected {expected}."
+        raise UserError(f"{text} Name the folder of such a model.")
     try:
         return AutoConfig.from_pretrained(path, local_files_only=True, **changes)
-    except Exception as error:  # transformers meets wrong values with errors of many kinds
+    except Exception as error:  # transformers raises errors of many classes for wrong values
         raise UserError(f"{key}: {file} cannot be used: {_first_line(error)}. Download it again.") from None
 
 
 def new_config(kind: str, **settings: Any) -> Any:
-    """The configuration of a model without a folder."""
+    """Return the configuration of a model that has no folder.
+
+    Args:
+        kind: its ``model_type``.
+        settings: entries that replace the defaults.
+    """
     return AutoConfig.for_model(kind, **settings)
 
 
 def build(config: Any, tensors: Mapping[str, Tensor], *, source: str, device: torch.device, key: str) -> nn.Module:
-    """The bare model (without a head or a decoder) with its weights, float32, in eval mode.
+    """Build a model without head and decoder, with its weights in float32, frozen and in eval mode.
 
     Args:
-        config: of the model.
-        tensors: name -> value; those of heads and decoders are left out.
-        source: where they come from, for messages.
-        device: where it computes; on the meta device nothing but names and shapes is looked at.
-        key: the configuration key that named it, for messages.
+        config: configuration of the model.
+        tensors: name -> tensor; those of heads and decoders are ignored.
+        source: path of the weights, for messages.
+        device: device of the model; on the meta device, only names and shapes are checked.
+        key: the configuration key that contains the path, for messages.
 
     Raises:
-        UserError: a tensor is missing, or of another shape: names all of them.
+        UserError: tensors are missing or have other shapes; all of them are listed.
     """
     from transformers import MODEL_MAPPING
 
     architecture: Any = MODEL_MAPPING[type(config)]
-    with _quietly():
+    with _without_messages():
         try:
             model, report = architecture.from_pretrained(
                 None,
                 config=config,
                 state_dict=dict(tensors),
                 dtype=torch.float32,
-                ignore_mismatched_sizes=True,  # they are told below
+                ignore_mismatched_sizes=True,  # reported below, all at once
                 output_loading_info=True,
                 device_map="meta" if device.type == "meta" else None,
             )
-        except Exception as error:  # a config.json that contradicts itself
+        except Exception as error:  # for example, the entries of config.json contradict each other
             raise UserError(f"{key}: cannot build the model of '{source}': {_first_line(error)}. Download it again.") from error
-    shapes = [f"{name} {tuple(found)} where {CONFIG} says {tuple(wanted)}" for name, found, wanted in report["mismatched_keys"]]
+    shapes = [f"{name} {tuple(stored)}, expected {tuple(expected)}" for name, stored, expected in report["mismatched_keys"]]
     missing = sorted(report["missing_keys"])
     if missing or shapes:
-        what = f"lack tensors, {listing(missing)}" if missing else f"have tensors of another shape, {listing(sorted(shapes))}"
+        what = (
+            f"lack tensors ({listing(missing)})" if missing else f"have other shapes than in {CONFIG} ({listing(sorted(shapes))})"
+        )
         raise UserError(f"{key}: the weights in '{source}' {what}. Download them again, with their {CONFIG}.")
     frozen: nn.Module = model.requires_grad_(False).eval().to(device)
     return frozen
 
 
 def build_random(config: Any, *, device: torch.device, key: str) -> nn.Module:
-    """The bare model with random weights, the same each time; says so."""
+    """Build a model without head and decoder with random weights, which are the same each time, and log a warning."""
     from transformers import AutoModel
 
-    with random_weights(key), _quietly():
+    with random_weights(key), _without_messages():
         model: nn.Module = AutoModel.from_config(config, dtype=torch.float32)
     return model.requires_grad_(False).eval().to(device)
 
 
 def sound_processor(path: str, key: str) -> Any:
-    """The folder's feature extractor: sampling rate, and whether sound is normalised.
+    """Load the feature extractor of a folder: sampling rate and normalization of sound.
 
     Raises:
-        UserError: the folder has none.
+        UserError: the folder has no usable preprocessor_config.json.
     """
     from transformers import AutoFeatureExtractor
 
@@ -113,15 +124,15 @@ def sound_processor(path: str, key: str) -> Any:
 
 
 def image_processor(path: str, key: str, **changes: Any) -> Any:
-    """The folder's image processor: how images are resized, cropped and normalised.
+    """Load the image processor of a folder, which resizes, crops and normalizes images.
 
     Args:
         path: the folder.
-        key: the configuration key that named it, for messages.
-        changes: settings in place of the stored ones.
+        key: the configuration key that contains the path, for messages.
+        changes: settings that replace those of the file.
 
     Raises:
-        UserError: the folder has none.
+        UserError: the folder has no usable preprocessor_config.json.
     """
     from transformers import AutoImageProcessor
 
@@ -129,36 +140,36 @@ def image_processor(path: str, key: str, **changes: Any) -> Any:
 
 
 def default_image_processor(kind: str, **settings: Any) -> Any:
-    """The image processor of a kind of model, where no folder has one."""
+    """Return the default image processor of a model type, for weights without preprocessor_config.json."""
     from transformers import VideoMAEImageProcessor, ViTImageProcessor
 
     return {"vit_mae": ViTImageProcessor, "videomae": VideoMAEImageProcessor}[kind](**settings)
 
 
 def processor_file(path: str, key: str) -> Path:
-    """The folder's preprocessor_config.json.
+    """Return the path of preprocessor_config.json in a folder.
 
     Raises:
-        UserError: there is none.
+        UserError: the file does not exist.
     """
     file = Path(path, PROCESSOR)
     if not file.is_file():
-        raise UserError(f"{key}: no {PROCESSOR} in the folder '{path}'. Download it too, from where the weights are.")
+        raise UserError(f"{key}: no {PROCESSOR} in the folder '{path}'. Download it, too, from the page of the weights.")
     return file
 
 
 def _processor(auto: Any, path: str, key: str, **changes: Any) -> Any:
     file = processor_file(path, key)
     try:
-        with _quietly():
+        with _without_messages():
             return auto.from_pretrained(path, local_files_only=True, **changes)
-    except Exception as error:  # transformers meets wrong values with errors of many kinds
+    except Exception as error:  # transformers raises errors of many classes for wrong values
         raise UserError(f"{key}: {file} cannot be used: {_first_line(error)}. Download it again.") from None
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Without transformers' bars and reports; what matters of them is told here."""
+def _without_messages() -> Iterator[None]:
+    """Suppress progress bars and load reports of transformers. This module reports missing and mismatched tensors itself."""
     before = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()

@@ -1,6 +1,6 @@
-"""MAE's vision transformer over the faces of a clip: a vector an image, the mean over the images.
+"""MAE's vision transformer on the faces of a clip: one vector per image, mean over the images.
 
-Letters: F images, P patches of one, S their side in pixels, D width.
+Shape letters: F images, P patches of an image, S height and width in pixels, D width.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Tokens = Callable[[Tensor], Tensor]  # (F, 3, S, S) -> (F, 1 + P, D) after the f
 
 
 class Mae(Encoder):
-    """The encoder behind a ``mae`` block: (D,) of a clip's faces."""
+    """The encoder of a ``mae`` block: (D,) for the faces of a clip."""
 
     SLOTS = ("face",)
 
@@ -39,11 +39,11 @@ class Mae(Encoder):
     def __init__(self, cfg: MaeConfig, *, device: torch.device, key: str) -> None:
         super().__init__(cfg, device=device, key=key)
         self.pixels = Pixels(cfg, KIND, _sizes(cfg, key)[1], key)
-        self.tokens = _of_file(cfg, key, device) if _is_file(cfg) else _of_folder(cfg, key, device)
+        self.tokens = _load_file(cfg, key, device) if _is_file(cfg) else _load_folder(cfg, key, device)
 
     @classmethod
     def describe(cls, cfg: MaeConfig, key: str) -> EncoderDescription:
-        """Width and recipe; refuses a folder of another kind of model, and a file that holds none."""
+        """Describe the features; see :meth:`Encoder.describe`."""
         width, side = _sizes(cfg, key)
         recipe: dict[str, Any] = {
             "encoder": "mae",
@@ -55,20 +55,20 @@ class Mae(Encoder):
         return EncoderDescription(SlotShape(1, width), recipe)
 
     def load(self, source: Source) -> Tensor:
-        """(F, 3, S, S) of the clip's faces."""
+        """Read the faces of a clip, (F, 3, S, S)."""
         return self.pixels(face_images(source, self.cfg.face, self.cfg.max_frames))
 
     @torch.inference_mode()
     def encode(self, loaded: Sequence[Tensor]) -> list[np.ndarray]:
-        """(D,) float32 of each clip."""
+        """Return (D,) float32 for each clip."""
         vectors = in_batches(self._vectors, torch.cat(list(loaded)), self.cfg.batch_size)
         return [part.mean(0).numpy() for part in vectors.split([len(images) for images in loaded])]
 
     def _vectors(self, images: Tensor) -> Tensor:
-        """(F, 3, S, S) -> (F, D) float32."""
+        """Return (F, D) float32 for images of shape (F, 3, S, S)."""
         with self.arithmetic():
-            rows = self.tokens(images.to(self.device)).float()
-        return (rows[:, 0] if self.cfg.pooling == "cls" else rows[:, 1:].mean(1)).cpu()
+            tokens = self.tokens(images.to(self.device)).float()
+        return (tokens[:, 0] if self.cfg.pooling == "cls" else tokens[:, 1:].mean(1)).cpu()
 
 
 def _is_file(cfg: MaeConfig) -> bool:
@@ -76,7 +76,7 @@ def _is_file(cfg: MaeConfig) -> bool:
 
 
 def _sizes(cfg: MaeConfig, key: str) -> tuple[int, int]:
-    """D and S of the weights."""
+    """Return D and S of the weights."""
     if _is_file(cfg):
         vit, side, _ = read_mae(cfg.weights, f"{key}.weights")
         return vit.width, side
@@ -84,18 +84,18 @@ def _sizes(cfg: MaeConfig, key: str) -> tuple[int, int]:
     return config.hidden_size, config.image_size
 
 
-def _of_file(cfg: MaeConfig, key: str, device: torch.device) -> Tokens:
+def _load_file(cfg: MaeConfig, key: str, device: torch.device) -> Tokens:
     model: Any = build_mae(cfg.weights, f"{key}.weights").to(device)
     return lambda images: model.forward_features(images)
 
 
-def _of_folder(cfg: MaeConfig, key: str, device: torch.device) -> Tokens:
-    """The model of a folder; nothing of an image is masked, and rising "noise" leaves the patches in their order."""
+def _load_folder(cfg: MaeConfig, key: str, device: torch.device) -> Tokens:
     key, path = f"{key}.weights", cfg.weights
     config = hugging_face.read_config(path, key, (KIND,), mask_ratio=0.0)
     if cfg.random_weights:
         model = hugging_face.build_random(config, device=device, key=key)
     else:
         model = hugging_face.build(config, read_tensors(path, key), source=path, device=device, key=key)
+    # transformers' MAE masks patches and sorts them by noise. With mask_ratio 0 and increasing noise, it keeps all in order.
     order = torch.arange((config.image_size // config.patch_size) ** 2, device=device)
     return lambda images: model(images, noise=order.expand(len(images), -1)).last_hidden_state

@@ -1,6 +1,8 @@
-"""MAE and VideoMAE out of the files (.pth) of their authors' code: the tensors tell the sizes, and have other names.
+"""Load MAE and VideoMAE from the files (.pth) of their authors' code.
 
-Letters: F images, P patches of one, S their side in pixels, D width.
+These files have no configuration and other tensor names than Hugging Face folders. Sizes are inferred from the tensors.
+
+Shape letters: F images, P patches of an image, S height and width in pixels, D width.
 """
 
 from __future__ import annotations
@@ -14,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from emollama.encoders.hugging_face import new_config
-from emollama.encoders.weights import read_tensors, require_fit
+from emollama.encoders.weights import read_tensors, require_tensors
 from emollama.errors import UserError
 from emollama.listing import listing
 
 BLOCK = re.compile(r"blocks\.(\d+)\.")
-EPS = 1e-6  # of the norms
-FRAMES, SIDE = 16, 224  # of VideoMAE, whose files do not tell
-DECODER = re.compile(r"decoder_|mask_token|head\.")  # of MAE, and heads: never run here
-# Parts of the names in a VideoMAE file -> in a Hugging Face folder. Queries, keys and values are one tensor there.
+EPS = 1e-6  # epsilon of the norms
+FRAMES, SIDE = 16, 224  # of VideoMAE; they cannot be inferred from the tensors
+UNUSED = re.compile(r"decoder_|mask_token|head\.")  # tensors of MAE's decoder and of heads, which are not used
+# Patterns in tensor names of a VideoMAE file -> names in a Hugging Face folder. In the file, query, key and value are one tensor.
 RENAMED = {
     r"^patch_embed\.proj\.": "embeddings.patch_embeddings.projection.",
     r"^blocks\.": "encoder.layer.",
@@ -34,14 +36,21 @@ RENAMED = {
     r"\.mlp\.fc2\.": ".output.dense.",
     r"^norm\.": "layernorm.",
 }
-KNOWN = re.compile(
+VIDEOMAE_NAMES = re.compile(
     r"(patch_embed\.proj|norm|fc_norm|head)\.(weight|bias)"
     r"|blocks\.\d+\.((norm1|norm2|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)|attn\.(qkv\.weight|q_bias|v_bias))"
 )
 
 
 class Vit(NamedTuple):
-    """Sizes of a vision transformer: D, layers, width inside a feed-forward layer, side of a patch in pixels."""
+    """Sizes of a vision transformer.
+
+    Attributes:
+        width: D.
+        depth: number of layers.
+        inner: width of the feed-forward layers.
+        patch: height and width of a patch in pixels.
+    """
 
     width: int
     depth: int
@@ -50,12 +59,18 @@ class Vit(NamedTuple):
 
     @property
     def heads(self) -> int:
-        """Heads of the published ones: each 64 wide; in ViT-H, of width 1280, 80."""
+        """Number of attention heads. Published heads have width 64, those of ViT-H (width 1280) have width 80."""
         return 16 if self.width == 1280 else max(1, self.width // 64)
 
 
 class MaeFile(NamedTuple):
-    """MAE's encoder in a file: its sizes, S, and tensors by timm's names, which are the original ones."""
+    """The encoder in an original MAE file.
+
+    Attributes:
+        vit: its sizes.
+        side: S.
+        tensors: name -> tensor, with timm's names, which are also the original ones.
+    """
 
     vit: Vit
     side: int
@@ -67,13 +82,13 @@ def read_mae(path: str, key: str) -> MaeFile:
 
     Args:
         path: the file.
-        key: the configuration key that named it, for messages.
+        key: the configuration key that contains the path, for messages.
 
     Raises:
-        UserError: no such file, or tensors that are not MAE's.
+        UserError: the file does not exist or does not contain an MAE encoder.
     """
     stored = read_tensors(path, key)
-    tensors = {name: value for name, value in stored.items() if not DECODER.match(name)}
+    tensors = {name: value for name, value in stored.items() if not UNUSED.match(name)}
     vit = _sizes(tensors, dimensions=4)
     if vit is None or "pos_embed" not in tensors or "cls_token" not in tensors:
         raise UserError(_no_encoder("MAE", path, stored, key))
@@ -81,12 +96,17 @@ def read_mae(path: str, key: str) -> MaeFile:
 
 
 def build_mae(path: str, key: str) -> nn.Module:
-    """timm's transformer with the tensors of an original MAE file, float32 on the CPU, in eval mode.
+    """Build a VisionTransformer of timm with the tensors of an original MAE file, in float32 on the CPU, in eval mode.
 
-    Its ``forward_features`` makes (F, 1 + P, D) of (F, 3, S, S), after the final norm; row 0 is the class token.
+    Its ``forward_features`` maps (F, 3, S, S) to (F, 1 + P, D) after the final norm. Row 0 is the class token.
+
+    Args:
+        path: the file.
+        key: the configuration key that contains the path, for messages.
 
     Raises:
-        UserError: as :func:`read_mae`; a tensor is missing, of another shape, or unknown: names all of them.
+        UserError: the file does not exist or does not contain an MAE encoder, or tensors are missing, unknown or have other
+            shapes.
     """
     from timm.models.vision_transformer import VisionTransformer
 
@@ -103,30 +123,33 @@ def build_mae(path: str, key: str) -> nn.Module:
             global_pool="",
             norm_layer=partial(nn.LayerNorm, eps=EPS),
         )
-    require_fit(tensors, model.state_dict(), file=f"{key}: '{path}'", remedy="Name a file of MAE's pretraining.")
+    require_tensors(tensors, model.state_dict(), file=f"{key}: '{path}'", remedy="Name a file of MAE's pretraining.")
     model.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
     return model.requires_grad_(False).eval()
 
 
 def read_videomae(path: str, final_norm: bool | None, key: str) -> tuple[Any, dict[str, Tensor]]:
-    """Configuration and tensors of an original VideoMAE file, as a Hugging Face folder has them.
+    """Read an original VideoMAE file.
 
     Args:
-        path: the file, of pretraining or of a fine-tuned model.
-        final_norm: whether the model has a norm behind its last layer; None: where the file holds one.
-        key: the configuration key that named it, for messages.
+        path: the file of a pretrained or fine-tuned model.
+        final_norm: whether the model has a norm after its last layer; None: if the file contains one.
+        key: the configuration key that contains the path, for messages.
+
+    Returns:
+        The configuration of transformers, and the tensors with their names in a Hugging Face folder.
 
     Raises:
-        UserError: no such file, or tensors that are not VideoMAE's.
+        UserError: the file does not exist, does not contain a VideoMAE encoder, or contains unknown tensors.
     """
     stored = read_tensors(path, key)
-    prefix = "encoder."  # in files of pretraining, beside "decoder."
+    prefix = "encoder."  # of the encoder in files of pretraining, which also contain "decoder."
     tensors = {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)} or stored
     vit = _sizes(tensors, dimensions=5)
     if vit is None:
         raise UserError(_no_encoder("VideoMAE", path, stored, key))
-    if strange := sorted(name for name in tensors if not KNOWN.fullmatch(name)):
-        raise UserError(f"{key}: '{path}' has unknown tensors, {listing(strange)}. Name a file of VideoMAE's pretraining.")
+    if unknown := sorted(name for name in tensors if not VIDEOMAE_NAMES.fullmatch(name)):
+        raise UserError(f"{key}: '{path}' contains unknown tensors ({listing(unknown)}). Name a file of VideoMAE's pretraining.")
     config = new_config(
         "videomae",
         hidden_size=vit.width,
@@ -140,11 +163,19 @@ def read_videomae(path: str, final_norm: bool | None, key: str) -> tuple[Any, di
         layer_norm_eps=EPS,
         use_mean_pooling="norm.weight" not in tensors if final_norm is None else not final_norm,
     )
-    return config, _renamed(tensors)
+    return config, _rename(tensors)
 
 
 def _sizes(tensors: Mapping[str, Tensor], dimensions: int) -> Vit | None:
-    """Sizes that the tensors tell; None where they are no vision transformer's, or its patches have other dimensions."""
+    """Infer the sizes from the tensors.
+
+    Args:
+        tensors: name -> tensor.
+        dimensions: expected number of dimensions of the patch embedding: 4 for images, 5 for videos.
+
+    Returns:
+        The sizes; None if the tensors are not those of such a vision transformer.
+    """
     embedding, first = tensors.get("patch_embed.proj.weight"), tensors.get("blocks.0.mlp.fc1.weight")
     if embedding is None or first is None or embedding.ndim != dimensions:
         return None
@@ -153,20 +184,19 @@ def _sizes(tensors: Mapping[str, Tensor], dimensions: int) -> Vit | None:
 
 
 def _no_encoder(what: str, path: str, stored: Mapping[str, Tensor], key: str) -> str:
-    held = ", ".join(list(stored)[:3])
-    return (
-        f"{key}: '{path}' holds no {what} encoder (its tensors: {held}, ...). Name a file of {what}'s pretraining, or a folder."
-    )
+    names = ", ".join(list(stored)[:3])
+    text = f"{key}: '{path}' contains no {what} encoder (its tensors: {names}, ...)."
+    return f"{text} Name a file of {what}'s pretraining, or a Hugging Face folder."
 
 
-def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    named: dict[str, Tensor] = {}
+def _rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    renamed: dict[str, Tensor] = {}
     for name, value in tensors.items():
         for old, new in RENAMED.items():
             name = re.sub(old, new, name)
         if name.endswith(".qkv.weight"):
             parts = zip(("query", "key", "value"), value.chunk(3), strict=True)
-            named |= {name.replace(".qkv.", f".{part}."): weight for part, weight in parts}
+            renamed |= {name.replace(".qkv.", f".{part}."): weight for part, weight in parts}
         else:
-            named[name] = value
-    return named
+            renamed[name] = value
+    return renamed

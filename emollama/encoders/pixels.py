@@ -1,6 +1,6 @@
-"""Images as vision transformers take them: the processor that belongs to the weights, and what a block changes about it.
+"""Prepare images for vision transformers with the preprocessor of the weights and the settings of a block.
 
-Letters: F images or frames, S side in pixels.
+Shape letters: F images or frames, H and W height and width of an image, S height and width of the model's input, in pixels.
 """
 
 from __future__ import annotations
@@ -22,53 +22,61 @@ IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.2
 
 
 class Pixels:
-    """Images of any size -> (F, 3, S, S) float32.
+    """Resizes and normalizes images.
 
     Args:
-        cfg: the block; beside its weights lies the processor, unless they are a single file.
+        cfg: the Config of the block. If its weights are a folder, the folder contains the preprocessor.
         kind: ``model_type`` of the model.
-        side: S that it takes.
-        key: the block's dotted name, for messages.
+        side: S.
+        key: dotted name of the block, for messages.
 
     Raises:
-        UserError: no processor beside the weights, or one for images of another size than the model's.
+        UserError: the folder has no preprocessor, or one for another image size than the model's.
     """
 
     def __init__(self, cfg: PixelConfig, kind: str, side: int, key: str) -> None:
         sizes = {"size": {"height": side, "width": side}}
-        if kind == "videomae":  # the aspect is kept, and the centre cut out
+        if kind == "videomae":  # its processor keeps the aspect ratio and crops the centre
             sizes = {"size": {"shortest_edge": side}, "crop_size": sizes["size"]}
-        changed = (
-            {} if cfg.image_mean is None else {"image_mean": cfg.image_mean, "image_std": cfg.image_std, "do_normalize": True}
-        )
+        changes: dict[str, Any] = {}
+        if cfg.image_mean is not None:
+            changes = {"image_mean": cfg.image_mean, "image_std": cfg.image_std, "do_normalize": True}
         if Path(cfg.weights).is_dir():
-            told = read_json(str(hugging_face.processor_file(cfg.weights, f"{key}.weights")))
-            missing = {name: value for name, value in sizes.items() if name not in told}
-            self.processor = hugging_face.image_processor(cfg.weights, f"{key}.weights", **missing, **changed)
+            settings = read_json(str(hugging_face.processor_file(cfg.weights, f"{key}.weights")))
+            missing = {name: value for name, value in sizes.items() if name not in settings}
+            self.processor = hugging_face.image_processor(cfg.weights, f"{key}.weights", **missing, **changes)
         else:
-            self.processor = hugging_face.default_image_processor(kind, **sizes, **{**IMAGENET, **changed})
-        made = tuple(self([np.zeros((side, side + 8, 3), np.uint8)]).shape[-2:])
-        if made != (side, side):
-            text = f"{key}.weights: {hugging_face.PROCESSOR} in '{cfg.weights}' makes images of {made[0]} x {made[1]} pixels"
-            raise UserError(f"{text}, and the model takes {side} x {side}. Correct that file.")
+            self.processor = hugging_face.default_image_processor(kind, **sizes, **{**IMAGENET, **changes})
+        # An image that is not square shows whether the processor crops to the size of the model.
+        height, width = self([np.zeros((side, side + 8, 3), np.uint8)]).shape[-2:]
+        if (height, width) != (side, side):
+            text = f"{key}.weights: {hugging_face.PROCESSOR} in '{cfg.weights}' produces images of {height} x {width} pixels"
+            raise UserError(f"{text}, but the model expects {side} x {side}. Correct that file.")
 
     def __call__(self, images: Iterable[np.ndarray]) -> Tensor:
-        """(H, W, 3) uint8 RGB each -> (F, 3, S, S)."""
+        """Prepare images.
+
+        Args:
+            images: (H, W, 3) uint8 RGB each; sizes may differ.
+
+        Returns:
+            (F, 3, S, S) float32.
+        """
         pixels: Tensor = self.processor(list(images), return_tensors="pt").pixel_values
         return pixels.reshape(-1, *pixels.shape[-3:])
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """What it does, as plain values."""
-        told = self.processor.to_dict()
-        cut = f", cut to {_words(told['crop_size'])}" if told.get("do_center_crop") else ""
+        """The settings of the processor as part of a recipe."""
+        settings = self.processor.to_dict()
+        cut = f", cut to {_size_text(settings['crop_size'])}" if settings.get("do_center_crop") else ""
         return {
-            "resize": f"{Resampling(told['resample']).name.lower()} to {_words(told['size'])}{cut}",
-            "image_mean": list(told["image_mean"]) if told["do_normalize"] else None,
-            "image_std": list(told["image_std"]) if told["do_normalize"] else None,
+            "resize": f"{Resampling(settings['resample']).name.lower()} to {_size_text(settings['size'])}{cut}",
+            "image_mean": list(settings["image_mean"]) if settings["do_normalize"] else None,
+            "image_std": list(settings["image_std"]) if settings["do_normalize"] else None,
         }
 
 
-def _words(size: dict[str, int]) -> str:
+def _size_text(size: dict[str, int]) -> str:
     shortest = size.get("shortest_edge")
     return f"{shortest} on the shorter side" if shortest else f"{size['height']} x {size['width']}"

@@ -1,21 +1,21 @@
-"""Sizes of the image encoders; the defaults are those of the published weights."""
+"""Sizes of the image encoders. The defaults are the sizes of the published weights."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 EVA_HEAD = 88  # width of an attention head of the EVA transformer
-IDENTITY = "identity"  # value of ln_vision: no norm behind the EVA transformer
+IDENTITY = "identity"  # value of ln_vision: no norm after the EVA transformer
 
 
 @dataclass(frozen=True)
 class EvaShape:
-    """Sizes of the transformer; the defaults are those of the published ViT-g.
+    """Sizes of the EVA transformer. The defaults are those of the published ViT-g.
 
     Attributes:
-        width: D.
-        depth: blocks that run; the published file holds one more, whose output nobody uses.
-        inner: width inside the feed-forward layers.
+        width: width of the tokens.
+        depth: number of blocks that are used. The published file contains one more, which no model of the MiniGPT family uses.
+        inner: width of the feed-forward layers.
     """
 
     width: int = 1408
@@ -25,16 +25,16 @@ class EvaShape:
 
 @dataclass(frozen=True)
 class QFormerShape:
-    """Sizes of the transformer; the defaults are the published ones.
+    """Sizes of the Q-Former. The defaults are those of the published weights.
 
     Attributes:
-        width: W.
-        layers: how many.
-        heads: attention heads of each.
-        inner: width inside the feed-forward layers.
-        every: the first of each so many layers looks at the image.
-        queries: Q.
-        vision: D.
+        width: width of the queries.
+        layers: number of layers.
+        heads: attention heads per layer.
+        inner: width of the feed-forward layers.
+        every: the first of every so many layers has cross-attention to the image.
+        queries: number of queries.
+        vision: width of the image tokens.
     """
 
     width: int = 768

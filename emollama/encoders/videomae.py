@@ -1,6 +1,6 @@
-"""VideoMAE over frames of a clip: the mean of all tokens.
+"""VideoMAE on frames of a clip: mean over all tokens.
 
-Letters: F frames, S their side in pixels, D width.
+Shape letters: N clips, F frames, S height and width in pixels, D width.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KIND = "videomae"
 
 
 class VideoMae(Encoder):
-    """The encoder behind a ``videomae`` block: (D,) of a clip's frames."""
+    """The encoder of a ``videomae`` block: (D,) for the frames of a clip."""
 
     SLOTS = ("video",)
 
@@ -44,12 +44,12 @@ class VideoMae(Encoder):
         if cfg.random_weights:
             self.model = hugging_face.build_random(self.config, device=device, key=f"{key}.weights")
         else:
-            stored = _with_biases(tensors or read_tensors(cfg.weights, f"{key}.weights"))
+            stored = _complete_biases(tensors or read_tensors(cfg.weights, f"{key}.weights"))
             self.model = hugging_face.build(self.config, stored, source=cfg.weights, device=device, key=f"{key}.weights")
 
     @classmethod
     def describe(cls, cfg: VideoMaeConfig, key: str) -> EncoderDescription:
-        """Width and recipe; refuses a folder of another kind of model, and a file that holds none."""
+        """Describe the features; see :meth:`Encoder.describe`."""
         config, _ = _read(cfg, f"{key}.weights")
         recipe: dict[str, Any] = {
             "encoder": "videomae",
@@ -65,39 +65,39 @@ class VideoMae(Encoder):
         return EncoderDescription(SlotShape(1, config.hidden_size), recipe)
 
     def load(self, source: Source) -> Tensor:
-        """(F, 3, S, S) of the chosen frames."""
+        """Read the selected frames of a clip, (F, 3, S, S)."""
         choose = segment_middles if self.cfg.sampling == "middles" else segment_pairs
         if self.cfg.images == "frames":
             return self.pixels(read_frames(source.video, lambda count: choose(count, self.config.num_frames)))
         faces = face_images(source, self.cfg.face, self.cfg.max_frames)
-        return self.pixels([faces[number] for number in choose(len(faces), self.config.num_frames)])
+        return self.pixels([faces[index] for index in choose(len(faces), self.config.num_frames)])
 
     @torch.inference_mode()
     def encode(self, loaded: Sequence[Tensor]) -> list[np.ndarray]:
-        """(D,) float32 of each clip."""
+        """Return (D,) float32 for each clip."""
         return list(in_batches(self._vectors, torch.stack(list(loaded)), self.cfg.batch_size).numpy())
 
     def _vectors(self, frames: Tensor) -> Tensor:
-        """(clips, F, 3, S, S) -> (clips, D) float32."""
+        """Return (N, D) float32 for frames of shape (N, F, 3, S, S)."""
         with self.arithmetic():
             tokens: Tensor = self.model(frames.to(self.device)).last_hidden_state
         return tokens.float().mean(1).cpu()
 
 
 def _read(cfg: VideoMaeConfig, key: str) -> tuple[Any, dict[str, Tensor]]:
-    """The model's configuration; and its tensors, where a file had to be read to tell."""
+    """Return the configuration of the model, and its tensors if they were read to infer it (otherwise an empty dict)."""
     if os.path.isfile(cfg.weights) and not cfg.random_weights:
         return read_videomae(cfg.weights, cfg.final_norm, key)
     changes = {} if cfg.final_norm is None else {"use_mean_pooling": not cfg.final_norm}
     return hugging_face.read_config(cfg.weights, key, (KIND,), **changes), {}
 
 
-def _with_biases(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Biases under the names that every version of transformers reads.
+def _complete_biases(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors with biases that every version of transformers reads.
 
-    Published weights say q_bias and v_bias, which some versions pass over, and have none for the keys, which some versions want;
-    it changes nothing.
+    Published weights contain q_bias and v_bias, which some versions ignore, and no biases of keys, which some versions require.
+    The added biases of keys are zero.
     """
-    named = {name.replace(".q_bias", ".query.bias").replace(".v_bias", ".value.bias"): value for name, value in tensors.items()}
-    queries = {name: value for name, value in named.items() if name.endswith(".query.bias")}
-    return {name.replace(".query.", ".key."): torch.zeros_like(value) for name, value in queries.items()} | named
+    renamed = {name.replace(".q_bias", ".query.bias").replace(".v_bias", ".value.bias"): value for name, value in tensors.items()}
+    queries = {name: value for name, value in renamed.items() if name.endswith(".query.bias")}
+    return {name.replace(".query.", ".key."): torch.zeros_like(value) for name, value in queries.items()} | renamed

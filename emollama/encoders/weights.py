@@ -1,6 +1,6 @@
-"""Files of pretrained weights: their tensors, and the digest that tells two of them apart.
+"""Read files of pretrained weights and compute their digests.
 
-A path is a file (.pth, .bin, .safetensors) or a folder as Hugging Face models are published, in one piece or in several.
+A path is a file (.pth, .bin, .safetensors) or a Hugging Face folder with one or several files of weights.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from emollama.listing import listing
 from emollama.paths import PATHS, looked_up, not_a_file, sha256
 
 CONFIG = "config.json"
-WRAPPERS = ("model", "module", "state_dict")  # entries under which training code keeps the tensors
+WRAPPERS = ("model", "module", "state_dict")  # entries of training code's checkpoints that contain the tensors
 
 
 def weight_files(path: str) -> list[Path]:
-    """The files that hold the tensors: the file itself, or those of a folder, sorted: all .safetensors, else all .bin."""
+    """Return the files with tensors: the file itself; of a folder, its .safetensors or otherwise its .bin files, sorted."""
     folder = Path(path)
     if not folder.is_dir():
         return [folder]
@@ -40,69 +40,77 @@ def weight_files(path: str) -> list[Path]:
 
 
 def digest(path: str) -> str:
-    """SHA-256 of a weights file; of a folder, over the names and digests of config.json and its weight files.
+    """Return the SHA-256 of a file; of a folder, that of the names and digests of config.json and the files of weights.
 
-    A file that did not change since is not read again.
+    Digests are cached until a file changes.
     """
     if not os.path.isdir(path):
-        return _remembered_sha256(Path(path))
+        return _cached_sha256(Path(path))
     files = [Path(path, CONFIG), *weight_files(path)]
-    lines = [f"{_remembered_sha256(file)}  {file.name}\n" for file in files if file.is_file()]
+    lines = [f"{_cached_sha256(file)}  {file.name}\n" for file in files if file.is_file()]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _remembered_sha256(path: Path) -> str:
-    seen, status = ValidationCache.load("weights", os.path.abspath(path)), os.stat(path)
+def _cached_sha256(path: Path) -> str:
+    cache, status = ValidationCache.load("weights", os.path.abspath(path)), os.stat(path)
     stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-    if (known := seen.recall(path.name, stamp)) is None:
-        known = sha256(path)
-        seen.add(path.name, stamp, known)
-        seen.save()
-    return known
+    if (checksum := cache.recall(path.name, stamp)) is None:
+        checksum = sha256(path)
+        cache.add(path.name, stamp, checksum)
+        cache.save()
+    return checksum
 
 
 def read_tensors(path: str, key: str) -> dict[str, Tensor]:
-    """Every tensor of a file or a folder by its name, on the CPU; mapped, so that only what is used is read.
+    """Read all tensors of a file or folder on the CPU. Files are memory-mapped, so that only tensors that are used are loaded.
 
     Args:
-        path: see the module; tensors under ``model``, ``module`` or ``state_dict`` are taken out of it.
-        key: the configuration key that named it, for messages.
+        path: see the module; entries ``model``, ``module`` and ``state_dict`` are unwrapped.
+        key: the configuration key that contains the path, for messages.
+
+    Returns:
+        Name -> tensor.
 
     Raises:
-        UserError: nothing there, truncated, able to run code, or without tensors.
+        UserError: a file is missing, truncated, could execute code, or contains no tensors.
     """
     files = weight_files(path)
     if not files:
-        raise UserError(f"{key}: no weights (*.safetensors, pytorch_model*.bin) in the folder '{path}'. Download them too.")
+        raise UserError(f"{key}: no weights (*.safetensors, pytorch_model*.bin) in the folder '{path}'. Download them, too.")
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors |= _read_file(str(file), key)
     return tensors
 
 
-def require_fit(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, file: str, remedy: str) -> None:
-    """Check that a file holds the tensors of a model, and no others.
+def require_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, file: str, remedy: str) -> None:
+    """Check that a file contains the tensors of a model with their shapes, and no others.
 
     Args:
-        tensors: name -> value, of the file.
-        wanted: the same of the model, on any device.
-        file: its configuration key and path, for messages.
-        remedy: for messages.
+        tensors: name -> tensor of the file.
+        expected: name -> tensor of the model, on any device.
+        file: configuration key and path of the file, for messages.
+        remedy: last sentence of the message.
 
     Raises:
-        UserError: a tensor is missing, of another shape, or unknown: names all of them.
+        UserError: tensors are missing, unknown or have other shapes; all of them are listed.
     """
-    wrong = sorted(name for name in wanted if name not in tensors or tensors[name].shape != wanted[name].shape)
-    strange = sorted(set(tensors) - set(wanted))
-    if wrong or strange:
-        what = f"lacks, or has in another shape, {listing(wrong)}" if wrong else f"has unknown tensors, {listing(strange)}"
-        raise UserError(f"{file} {what}. {remedy}")
+    wrong = sorted(name for name in expected if name not in tensors or tensors[name].shape != expected[name].shape)
+    unknown = sorted(set(tensors) - set(expected))
+    if wrong:
+        raise UserError(f"{file} lacks these tensors, or they have other shapes ({listing(wrong)}). {remedy}")
+    if unknown:
+        raise UserError(f"{file} contains unknown tensors ({listing(unknown)}). {remedy}")
 
 
 @contextmanager
 def random_weights(key: str) -> Iterator[None]:
-    """Around what builds a model with random weights on the CPU: they are the same each time. Says so, and under which key."""
-    logging.getLogger("emollama").warning("%s: random weights, for tests: the features mean nothing", key)
+    """Seed this block, which builds a model on the CPU, so that its random weights are the same each time; log a warning.
+
+    Args:
+        key: the configuration key of the weights, for the warning.
+    """
+    logging.getLogger("emollama").warning("%s: random weights for tests. The features are meaningless", key)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
@@ -115,16 +123,16 @@ def _read_file(path: str, key: str) -> dict[str, Tensor]:
     try:
         content = load_file(local) if path.endswith(".safetensors") else _load_pickle(local)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        if found is None:
-            raise UserError(f"{key}: {path} is truncated, or no file of weights. Download it again.") from None
+        match = re.search(r"GLOBAL (\S+)", str(error))
+        if match is None:
+            raise UserError(f"{key}: {path} is truncated or not a file of weights. Download it again.") from None
         raise UserError(
-            f"{key}: {path} holds more than tensors and plain values ({found[1]}) and was not opened, since it could run code."
-            " Save its tensors alone: torch.save({'model': tensors}, ...)."
+            f"{key}: {path} contains more than tensors and plain values ({match[1]}). It was not loaded, because it could execute"
+            " code. Save only its tensors: torch.save({'model': tensors}, ...)."
         ) from None
     except (SafetensorError, OSError, ValueError, RuntimeError, EOFError) as error:
         reason = f"{error}".partition("\n")[0].rstrip(". ")
-        raise UserError(f"{key}: {path} is truncated, or no file of weights: {reason}. Download it again.") from None
+        raise UserError(f"{key}: {path} is truncated or not a file of weights: {reason}. Download it again.") from None
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -132,11 +140,11 @@ def _read_file(path: str, key: str) -> dict[str, Tensor]:
         {str(name): value for name, value in content.items() if isinstance(value, Tensor)} if isinstance(content, Mapping) else {}
     )
     if not tensors:
-        raise UserError(f"{key}: {path} holds no tensors by name. Name a file of weights.")
+        raise UserError(f"{key}: {path} contains no named tensors. Name a file of weights.")
     return tensors
 
 
 def _load_pickle(path: str) -> Any:
-    """What torch.save wrote; the arguments of its training, which most published files carry, are harmless."""
+    # Most published files contain the arguments of their training, an argparse.Namespace, which is harmless.
     with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))

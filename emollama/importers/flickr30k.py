@@ -292,6 +292,6 @@ def assign_splits(collection: Collection, splits: Mapping[str, Mapping[str, str]
     for split, names in splits.items():
         unknown = tuple(name for name in names if name not in collection.images)
         if unknown:
-            text = f"the annotations have no valid row for these images of the list {split}: {listing(unknown)}"
+            text = f"the annotations have no valid row for these images of the list {split} ({listing(unknown)})"
             collection.problems.append(Problem("split", f"{names[unknown[0]]}: {text}", unknown))
     return {split: [image for name, image in collection.images.items() if name in names] for split, names in splits.items()}
