@@ -367,13 +367,8 @@ def test_missing_and_unreadable_images_are_listed_or_left_out(place, capsys):
     path = table(place / "t.csv", rows([*SPLITS, "21", "22", "23", "24"]))
     told = refusal(place, path)
     assert (
-<<<<<<< HEAD
-        "does not contain these images: 1: 21.jpg" in told
-        and "22.jpg: it is not an image" in told
-=======
         "does not contain these images (1: 21.jpg" in told
-        and "22.jpg: it is no image" in told
->>>>>>> 5dae9d6 (Encoders: plainer texts and names)
+        and "22.jpg: it is not an image" in told
         and "23.jpg: the file is empty" in told
     )
     assert "24.jpg: it is cut off or damaged (" in told
