@@ -296,7 +296,7 @@ def test_plain_files_and_values_that_skip_omegaconfs_checks_are_what_these_would
     tree["datasets"]["golden"]["task_pool"] = {"emotion": 1, "reason": 2}
     options = ("run.amp=True", "run.init_lr=1", "datasets.golden.task_pool={reason: 0.5}", "model.ckpt=null")
     fast = loaded(tmp_path, tree, *options)
-    for module in ("reading", "merging"):
+    for module in ("reading", "merging", "loading"):
         monkeypatch.setattr(f"emollama.config.{module}.is_plain", lambda node: False)
     slow = loaded(tmp_path, tree, *options)
     assert OmegaConf.to_yaml(fast.tree) == OmegaConf.to_yaml(slow.tree)

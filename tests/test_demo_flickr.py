@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from readme_commands import commands_of_the_readme, shell, workplace
+from readme_commands import commands_of_the_readme, run_in_forks, words_of
 from running import ROOT
 
 from emollama.demo.drawing_captions import CAPTIONS, FLICKR, HINTS, SECOND, captions, draw_texts
@@ -158,11 +158,12 @@ def test_the_tiny_encoders_learn_and_their_files_give_the_same_rows(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)  # a guard against hanging
-def test_four_commands_lead_to_captions_that_improve_and_it_is_the_picture_that_does_it(tmp_path):
-    commands, variables = commands_of_the_readme("--captions-only"), workplace(tmp_path)
+def test_four_commands_lead_to_captions_that_improve_and_it_is_the_picture_that_does_it(tmp_path, launch):
+    commands = commands_of_the_readme("--captions-only")
     header = (ROOT / "train_configs/demo_flickr.yaml").read_text()
     assert commands == re.findall(r"^# ((?:emollama|torchrun) .*)$", header, re.MULTILINE)
-    told = "".join(done.stdout + done.stderr for done in (shell(command, tmp_path, variables) for command in commands))
+    done = [run_in_forks(words_of(command), tmp_path, launch) for command in commands]
+    told = "".join(each.stdout + each.stderr for each in done)
     assert float(re.search(r"they name ([\d.]+)% of the facts of unseen drawings", told)[1]) >= 95
     found = tmp_path / "demo_flickr/trained/sweep_demo_flickr"
     first, last = figures(found / "pretrained"), figures(found / "epoch_4")

@@ -51,6 +51,13 @@ def is_plain(node: Any) -> bool:
     return node is None or type(node) in (bool, int, float) or (type(node) is str and "${" not in node and node != "???")
 
 
+def copied(node: Any) -> Any:
+    """Return a copy of a plain tree, in a fraction of the time of ``copy.deepcopy``."""
+    if isinstance(node, dict):
+        return {key: copied(value) for key, value in node.items()}
+    return [copied(value) for value in node] if isinstance(node, list) else node
+
+
 def drop_removed(layers: list[Layer]) -> None:
     """Remove the labelled blocks that a later layer sets to null, as in ``evaluation_datasets.x=null``.
 

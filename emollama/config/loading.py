@@ -30,7 +30,9 @@ from emollama.config.layers import (
     GROUPS,
     Layer,
     check_top_level,
+    copied,
     drop_removed,
+    is_plain,
     leaves,
     merged_plain,
 )
@@ -70,7 +72,8 @@ class RunConfig:
         extraction: Config of the extractor class; None without an ``extraction`` block.
         run: Config of the runner class.
         classes: block path ("model", "datasets.x", "run") -> registered class; "run.task" -> task class. See :class:`Components`.
-        tree: the merged configuration, including defaults, with unresolved interpolations.
+        tree: the merged configuration, including defaults, with unresolved interpolations. It does not change.
+        plain_tree: the same as plain dicts, lists and scalars. Use :meth:`plain`, which returns a copy.
         sources: dotted key of every value in the tree -> its source: "default", or the name of a layer.
         warnings: at most one warning, about keys of Emotion-LLaMA and MiniGPT-4 without effect.
     """
@@ -83,12 +86,13 @@ class RunConfig:
     run: Any
     classes: Mapping[str, Any]
     tree: DictConfig
+    plain_tree: dict[str, Any]
     sources: dict[str, str]
     warnings: list[str]
 
     def plain(self) -> dict[str, Any]:
         """Return the tree as plain dicts, lists and scalars; unresolved interpolations keep secrets in the environment."""
-        return typing.cast("dict[str, Any]", OmegaConf.to_container(self.tree, resolve=False))
+        return typing.cast("dict[str, Any]", copied(self.plain_tree))
 
     def resolved(self) -> dict[str, Any]:
         """Return the tree as plain values of the declared types, with interpolations resolved in this environment.
@@ -96,8 +100,10 @@ class RunConfig:
         A value under ``paths`` that cannot be resolved is returned unresolved, because no block uses it.
         """
         tree = self.plain()
+        # OmegaConf takes several milliseconds, and many blocks have no interpolation.
         for name in tree.keys() - set(FREE):
-            tree[name] = OmegaConf.to_container(self.tree[name], resolve=True)
+            if not is_plain(tree[name]):
+                tree[name] = OmegaConf.to_container(self.tree[name], resolve=True)
         for key in tree["paths"]:
             with contextlib.suppress(OmegaConfBaseException):
                 value = self.tree.paths[key]
@@ -170,7 +176,8 @@ def _block_layers(block: ConfigBlock, layers: list[Layer]) -> Iterator[Layer]:
 
 def _resolved(tree: DictConfig, blocks: list[ConfigBlock], layers: list[Layer]) -> RunConfig:
     """Build the Config objects from the merged tree."""
-    values = {block.path: _container(tree, block) for block in blocks}
+    plain = typing.cast("dict[str, Any]", OmegaConf.to_container(tree, resolve=False))
+    values = {block.path: _container(tree, plain, block) for block in blocks}
     objects = {block.path: [_build(keys, values[block.path], block.path) for keys in block.configs] for block in blocks}
     by_group: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
     for path, configs in objects.items():
@@ -185,33 +192,38 @@ def _resolved(tree: DictConfig, blocks: list[ConfigBlock], layers: list[Layer]) 
         run=objects["run"][0],
         classes=Components({block.path: block.chosen for block in blocks} | {"run.task": (TASKS, tree.run.task)}),
         tree=tree,
-        sources=_sources(tree, blocks, layers),
+        plain_tree=plain,
+        sources=_sources(plain, blocks, layers),
         warnings=compat.warning(layers, without_effect, values),
     )
 
 
-def _sources(tree: DictConfig, blocks: list[ConfigBlock], layers: list[Layer]) -> dict[str, str]:
+def _sources(plain: dict[str, Any], blocks: list[ConfigBlock], layers: list[Layer]) -> dict[str, str]:
     """Return dotted key -> source for every value in the tree."""
     sources = {key: source for block in blocks for key, source in block.sources.items()}
     for layer in layers:
         free = {name: value for name, value in layer.tree.items() if name in FREE}
         sources |= dict.fromkeys((key for key, _ in leaves(free)), layer.name)
-    return {key: sources.get(key, "default") for key, _ in leaves(OmegaConf.to_container(tree, resolve=False))}
+    return {key: sources.get(key, "default") for key, _ in leaves(plain)}
 
 
-def _container(tree: DictConfig, block: ConfigBlock) -> dict[str, Any]:
+def _container(tree: DictConfig, plain: dict[str, Any], block: ConfigBlock) -> dict[str, Any]:
     """Return the resolved values of a block.
 
     Raises:
         UserError: a required value is missing, or an interpolation cannot be resolved.
     """
+    group, _, label = block.path.partition(".")
+    values = plain[group].get(label) if label else plain[group]
+    if isinstance(values, dict) and is_plain(values):
+        return typing.cast("dict[str, Any]", copied(values))
     try:
         node = OmegaConf.select(tree, block.path)
         return typing.cast("dict[str, Any]", OmegaConf.to_container(node, resolve=True, throw_on_missing=True))
     except MissingMandatoryValue as error:
         raise UserError(f"'{error.full_key}' is missing. Set it in the YAML file or with --options.") from None
     except InterpolationResolutionError as error:
-        keys = [key for key, _ in leaves(OmegaConf.to_container(tree, resolve=False))]
+        keys = [key for key, _ in leaves(plain)]
         raise UserError(f"'{error.full_key}': {unresolved(error, keys)}") from None
     except OmegaConfBaseException as error:
         raise UserError(f"'{error.full_key or block.path}': {first_line(error)}") from None
