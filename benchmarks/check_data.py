@@ -1,10 +1,10 @@
-"""How long ``emollama check-data`` takes on as many clips as MERR has, cold and warm, and whether it finds what was planted.
+"""Time ``emollama check-data`` on a corpus of MERR's size, and check that it finds all planted faults.
 
     python benchmarks/check_data.py [--clips 28618] [--folder FOLDER] [--json]
 
-Writes an invented corpus (an EVA cache of image_size 112 and three utterance features a clip, captions, transcripts; 1.9 GB
-for 28,618 clips) with faults of every kind in it. "Cold" is the first look, nothing remembered, the features' files dropped
-from the page cache; "warm" is the second look.
+The script writes a synthetic corpus (EVA features of image_size 112 and three utterance features per clip, captions, transcripts;
+1.9 GB for 28,618 clips) with faults of every kind. The "cold" check is the first one, without results of earlier checks and with
+the feature files removed from the page cache; the "warm" check is the second one. The exit status is 1 if a fault was not found.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from planted import FEATURES, Planted, not_found  # noqa: E402
 
 
 def main() -> None:
-    """Write the corpus, look twice, tell the times; exits with 1 where a fault was not found."""
+    """Write the corpus, check it twice, and print the times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=28_618)
-    parser.add_argument("--folder", help="where the corpus goes, and stays (default: a temporary folder)")
+    parser.add_argument("--clips", type=int, default=28_618, help="number of clips (default: 28618)")
+    parser.add_argument("--folder", help="folder for the corpus, which is not deleted (default: a temporary folder)")
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -37,38 +37,38 @@ def main() -> None:
         planted = Planted(folder, arguments.clips, ROOT / "tests/golden/llama")
         drop_from_page_cache(folder)
         times, wrong = {}, {}
-        for look in ("cold", "warm"):
-            times[look], wrong[look] = timed(planted, Path(temporary) / "cache")
+        for check in ("cold", "warm"):
+            times[check], wrong[check] = time_check(planted, Path(temporary) / "cache")
     if arguments.json:
         sys.stdout.write(json.dumps({"clips": arguments.clips, **times, "wrong": wrong}) + "\n")
     else:
-        for look, figures in times.items():
-            sys.stdout.write(f"{look}: {figures['wall_s']:.1f} s, CPU {figures['cpu_s']:.1f} s\n")
-        sys.stdout.write(f"planted and not found, or found and not planted: {wrong}\n")
+        for check, seconds in times.items():
+            sys.stdout.write(f"{check}: {seconds['wall_s']:.1f} s, CPU {seconds['cpu_s']:.1f} s\n")
+        sys.stdout.write(f"planted faults that were not found, and other findings: {wrong}\n")
     if any(wrong.values()):
         raise SystemExit(1)
 
 
-def timed(planted: Planted, cache: Path) -> tuple[dict[str, float], dict[str, list[str]]]:
-    """Seconds of one look, its start included, and what it did not find."""
+def time_check(planted: Planted, cache: Path) -> tuple[dict[str, float], dict[str, list[str]]]:
+    """Run one check. Returns its time in seconds, including its start, and the differences to the planted faults."""
     command = [sys.executable, "-m", "emollama", "check-data", "--cfg-path", str(planted.config), "--json"]
     environment = os.environ | {"XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(ROOT)}
-    before, begun = cpu(), time.perf_counter()
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    figures = {"wall_s": time.perf_counter() - begun, "cpu_s": cpu() - before}
-    if done.returncode != 1 or not done.stdout:
-        raise SystemExit(f"check-data ended with {done.returncode}; expected a report and 1 (problems): {done.stderr}")
-    return figures, not_found(planted.expected, json.loads(done.stdout)["findings"])
+    cpu_before, start = cpu_seconds(), time.perf_counter()
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    seconds = {"wall_s": time.perf_counter() - start, "cpu_s": cpu_seconds() - cpu_before}
+    if process.returncode != 1 or not process.stdout:
+        raise SystemExit(f"expected a report and exit status 1 (problems), got {process.returncode}: {process.stderr}")
+    return seconds, not_found(planted.expected, json.loads(process.stdout)["findings"])
 
 
-def cpu() -> float:
-    """CPU seconds of the processes that have ended."""
+def cpu_seconds() -> float:
+    """Return the CPU time of the child processes that have ended, in seconds."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
 def drop_from_page_cache(folder: Path) -> None:
-    """Ask the system to read the features from the disk again."""
+    """Remove the feature files from the page cache, so that they are read from the disk again."""
     os.sync()
     for feature in FEATURES.values():
         for path in (folder / feature).iterdir():

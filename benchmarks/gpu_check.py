@@ -8,7 +8,7 @@ The script runs in a clone, whether or not the package is installed. It runs the
 language model has the shapes of Llama-2-7B and random weights, the samples are random features and texts, and the tokenizer is
 that of the tests. It writes these files to the folder OUT:
 
-    gpu_check.txt, gpu_check.json   the table of the variants, and what else was measured
+    gpu_check.txt, gpu_check.json   the table of the variants, and the other measurements
     profile_*.txt                   the operators of one step, as torch.profiler lists them
     pytest.txt                      the output of the tests
 
@@ -69,7 +69,7 @@ COMPILED = Variant("emollama batch 9, compiled", 9, False)
 
 
 def variants_of(sizes: Sizes) -> list[Variant]:
-    """All variants but the compiled one, in the order of the table."""
+    """Return all variants except the compiled one, in the order of the table."""
     return [
         Variant("emollama shipped: batch 1, ckpt", 1, True),
         Variant("emollama batch 4, ckpt", 4, True),
@@ -102,16 +102,16 @@ def check(arguments: argparse.Namespace, folder: Path, tests: str) -> None:
     """Measure everything.
 
     Args:
-        arguments: the command line's.
-        folder: for the language model and the samples.
-        tests: a summary of the tests.
+        arguments: the parsed command line.
+        folder: folder for the language model and the samples.
+        tests: summary of the tests.
     """
     sizes = TINY if arguments.tiny else FULL
     write_files(folder, sizes)
     say("random LLM and samples written")
-    begun = time.perf_counter()
+    start = time.perf_counter()
     runner = make_runner(folder, sizes)
-    start_up = time.perf_counter() - begun
+    start_up = time.perf_counter() - start
     say(f"runner built in {start_up:.1f} s")
 
     samples = [runner.samples[index] for index in range(SAMPLES)]
@@ -144,7 +144,7 @@ def check(arguments: argparse.Namespace, folder: Path, tests: str) -> None:
     peak_tokens = matmul_rate / (4 * frozen_weights(runner))
     lines = [f"{heading}, tests: {tests.splitlines()[-1]}", *table_of(timings, peak_tokens), *notes]
     rows = {name: timing and asdict(timing) for name, timing in timings.items()}
-    results = {"rows": rows, "peak": matmul_rate, "start_up": start_up, "said": notes}
+    results = {"rows": rows, "peak": matmul_rate, "start_up": start_up, "notes": notes}
     (arguments.out / "gpu_check.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     (arguments.out / "gpu_check.txt").write_text("\n".join(lines), encoding="utf-8")
     say("\n".join(["done", *lines]))
@@ -166,7 +166,7 @@ def run_tests(out: Path) -> str:
         )
         output = process.stdout + process.stderr
     except subprocess.TimeoutExpired as error:
-        # The exception holds bytes, even with text=True.
+        # The exception contains bytes, even with text=True.
         output = f"{(error.stdout or b'').decode()}\nTIMEOUT after {TEST_TIMEOUT} s"
     (out / "pytest.txt").write_text(output, encoding="utf-8")
     failures = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
@@ -177,7 +177,7 @@ def run_tests(out: Path) -> str:
 
 
 def measure_matmul(seconds: float) -> float:
-    """Operations per second of a large matrix product in bf16."""
+    """Return the operations per second of a large matrix product in bf16."""
     size = 8192 if ON_GPU else 256
     matrix = torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16)
 
@@ -189,13 +189,13 @@ def measure_matmul(seconds: float) -> float:
 
 
 def frozen_weights(runner: RunnerBase) -> int:
-    """Number of weights in the frozen linear layers of the language model, its head excluded."""
+    """Return the number of weights in the frozen linear layers of the language model, without its head."""
     named = runner.model.llama_model.named_parameters()
     return sum(value.numel() for name, value in named if not value.requires_grad and "_proj" in name)
 
 
 def profile_steps(runner: RunnerBase, out: Path) -> list[str]:
-    """Profile the shipped variant and batch 4 without checkpointing: kernels of a step, and the GPU's share of its time."""
+    """Profile the shipped variant and batch 4 without checkpointing; return lines about kernels and GPU utilization."""
     lines = []
     for batch_size, checkpointing in ((1, True), (4, False)):
         set_up(runner, PACKED, checkpointing)
@@ -223,7 +223,7 @@ def profile_step(step: Step, name: str, out: Path) -> str:
 
 
 def host_waits(runner: RunnerBase) -> list[str]:
-    """Where a step of batch 4 makes the host wait for the GPU, as PyTorch reports it."""
+    """Return lines about the source lines where a step of batch 4 waits for the GPU, as PyTorch reports them."""
     set_up(runner, PACKED, checkpointing=False)
     step = own_step(runner, 4)
     step(0)
@@ -235,12 +235,12 @@ def host_waits(runner: RunnerBase) -> list[str]:
         if ON_GPU:
             torch.cuda.set_sync_debug_mode("default")
     waits = [record for record in records if "synchroniz" in str(record.message)]
-    places = collections.Counter(f"{'/'.join(Path(wait.filename).parts[-3:])}:{wait.lineno}" for wait in waits)
-    return [f"{len(waits)} in a step", *(f"{count} x {place}" for place, count in places.most_common(14))]
+    lines = collections.Counter(f"{'/'.join(Path(wait.filename).parts[-3:])}:{wait.lineno}" for wait in waits)
+    return [f"{len(waits)} in a step", *(f"{count} x {line}" for line, count in lines.most_common(14))]
 
 
 def time_decoding(runner: RunnerBase, batch_size: int, new_tokens: int, *, is_hf: bool) -> str:
-    """Time greedy decoding of one batch by Hugging Face's generate or by the project's own loop."""
+    """Time greedy decoding of one batch with Hugging Face's generate or with the project's own loop."""
     dataset = next(iter(runner.datasets.values()))
     instruction = dataset.pool.first_instruction("reason")
     records = [dataset.record(index % len(dataset), "reason", instruction) for index in range(batch_size)]
@@ -257,20 +257,20 @@ def time_decoding(runner: RunnerBase, batch_size: int, new_tokens: int, *, is_hf
         # The first call warms up.
         decode()
         synchronize()
-        begun = time.perf_counter()
+        start = time.perf_counter()
         decode()
         synchronize()
-    elapsed = time.perf_counter() - begun
-    way = "HF generate" if is_hf else "emollama   "
+    elapsed = time.perf_counter() - start
+    name = "HF generate" if is_hf else "emollama   "
     rate, milliseconds = batch_size * new_tokens / elapsed, 1e3 * elapsed / new_tokens
-    return f"{way} batch {batch_size:3d}: {rate:7.0f} tok/s, {milliseconds:6.1f} ms a token"
+    return f"{name} batch {batch_size:3d}: {rate:7.0f} tok/s, {milliseconds:6.1f} ms per token"
 
 
 # Results
 
 
 def table_of(timings: dict[str, Timing | None], peak_tokens: float) -> list[str]:
-    """The table of the variants.
+    """Return the lines of the table of variants.
 
     Args:
         timings: name of a variant -> its timing, None if it ran out of memory.

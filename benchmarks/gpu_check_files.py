@@ -1,4 +1,4 @@
-"""The random language model and the random samples of gpu_check.py, and a runner that uses them."""
+"""Write the random language model and the random samples of gpu_check.py, and build a runner that uses them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from emollama.runners.runner_base import RunnerBase
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "train_configs/Emotion-LLaMA_finetune.yaml"
-# Where CONFIG expects the language model.
+# The folder of the language model in CONFIG.
 LLM_FOLDER = "checkpoints/Llama-2-7b-chat-hf"
 SAMPLES = 64
 ON_GPU = torch.cuda.is_available()
@@ -30,17 +30,17 @@ TEXT = "the man lowers his brows and shouts while a woman looks out of the windo
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large everything is.
+    """The sizes of model, samples and measurements.
 
     Attributes:
         llm: shape of the language model, as keyword arguments of LlamaConfig.
-        image_width: width of a feature vector of the image encoder.
-        image_size: side of an image, in pixels; the encoder makes one feature vector per 14 x 14 pixels.
-        answer_words: fewest and most words of an answer.
-        batch_sizes: those at which training without gradient checkpointing is timed.
-        warmup_steps: steps of each variant before the timed ones.
-        new_tokens: tokens that decoding generates for each prompt.
-        options: more options of the run.
+        image_width: width of the image encoder's feature vectors.
+        image_size: side of an image in pixels; there is one feature vector per 14 x 14 pixels.
+        answer_words: minimum and maximum number of words of an answer.
+        batch_sizes: batch sizes for timing steps without gradient checkpointing.
+        warmup_steps: number of steps of each variant before the timed steps.
+        new_tokens: number of tokens that decoding generates for each prompt.
+        options: additional options of the run.
     """
 
     llm: dict[str, int | float]
@@ -60,7 +60,7 @@ LLAMA_2_7B: dict[str, int | float] = {
     "num_attention_heads": 32,
     "vocab_size": 32000,
 }
-# Its weights are large enough for attention to matter to the loss, which compare_losses needs.
+# The weights are so large that attention affects the loss, which compare_losses needs.
 TINY_LLAMA: dict[str, int | float] = {
     "hidden_size": 64,
     "intermediate_size": 160,
@@ -92,7 +92,7 @@ TINY = Sizes(
 
 
 def write_files(folder: Path, sizes: Sizes) -> None:
-    """Write everything that CONFIG reads below the folder."""
+    """Write all files that CONFIG reads."""
     write_llm(folder / LLM_FOLDER, sizes)
     write_samples(folder / "MERR", sizes)
 
@@ -114,7 +114,7 @@ def write_llm(folder: Path, sizes: Sizes) -> None:
     llm.save_pretrained(folder, max_shard_size="4GB")
     for path in ROOT.glob("tests/golden/llama/tokenizer*"):
         shutil.copy(path, folder)
-    # Otherwise its memory would count in the peaks of the variants.
+    # Free its memory, which would otherwise be part of the variants' peaks.
     del llm
     gc.collect()
     if ON_GPU:
@@ -144,7 +144,7 @@ def write_samples(folder: Path, sizes: Sizes) -> None:
 
 
 def make_runner(folder: Path, sizes: Sizes) -> RunnerBase:
-    """A runner of CONFIG on the files below a folder; adapters and projections start at random."""
+    """Build a runner of CONFIG for the files in a folder; adapters and projections have random weights."""
     options = [
         f"paths.root={folder}",
         f"run.output_dir={folder / 'out'}",

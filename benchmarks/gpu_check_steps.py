@@ -1,6 +1,6 @@
-"""The training steps that gpu_check.py times: the project's own, and Hugging Face's on padded batches.
+"""The training steps that gpu_check.py times: the project's own step, and a step of Hugging Face code on padded batches.
 
-Letters: B samples, W tokens of the longest one, H width of the language model.
+Shape letters: B = samples, W = tokens of the longest sample, H = width of the language model.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from emollama.data.loader import BatchLayout, step_batches, training_loader
 from emollama.models.attention import NAME as PACKED
 from emollama.runners.runner_base import RunnerBase
 
-MAX_STEPS = 40  # timed steps of a variant
+MAX_STEPS = 40  # maximum number of timed steps of a variant
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to train.
+    """A variant of the training step.
 
     Attributes:
         name: the first column of the table.
-        batch_size: samples of a step.
-        checkpointing: whether activations are computed again in the backward pass.
+        batch_size: number of samples of a step.
+        checkpointing: whether activations are recomputed in the backward pass.
         attention: attention implementation of the language model.
         padded: whether Hugging Face's forward pass and loss on padded batches replace the project's step.
         by_length: whether the samples of a padded batch have similar lengths.
@@ -47,20 +47,29 @@ class Variant:
 
 
 class StepCounts(NamedTuple):
-    """What a step processed: tokens without padding, samples, and seconds spent waiting for data."""
+    """Tokens of a step without padding, its samples, and the seconds spent waiting for data."""
 
     tokens: int
     samples: int
     waited: float
 
 
-# Takes the number of the step.
+# A function of the number of the step.
 Step = Callable[[int], StepCounts]
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Means over the timed steps: tokens and milliseconds of a step, rates per second, share of waiting, peak memory in GiB."""
+    """Means over the timed steps.
+
+    Attributes:
+        tokens: tokens per step.
+        ms: milliseconds per step.
+        samples_s: samples per second.
+        tok_s: tokens per second.
+        wait: share of time spent waiting for data.
+        peak: peak memory in GiB.
+    """
 
     tokens: float
     ms: float
@@ -77,7 +86,7 @@ def synchronize() -> None:
 
 
 def time_variant(runner: RunnerBase, variant: Variant, samples: list[Sample], seconds: float, warmup: int) -> Timing | None:
-    """Time the steps of a variant; None if it runs out of memory."""
+    """Time the steps of a variant. Returns None if it runs out of memory."""
     set_up(runner, variant.attention, variant.checkpointing)
     timing = None
     try:
@@ -91,7 +100,7 @@ def time_variant(runner: RunnerBase, variant: Variant, samples: list[Sample], se
 
 
 def set_up(runner: RunnerBase, attention: str, checkpointing: bool) -> None:
-    """Choose the attention implementation of the language model, and whether it checkpoints activations."""
+    """Set the attention implementation and gradient checkpointing of the language model."""
     llm = runner.model.llama_model
     llm.get_base_model().set_attn_implementation(attention)
     for module in llm.modules():
@@ -100,25 +109,25 @@ def set_up(runner: RunnerBase, attention: str, checkpointing: bool) -> None:
 
 
 def measure(step: Step, seconds: float, warmup: int) -> Timing:
-    """Time at least two steps after the warm-up, and more until the seconds are over."""
+    """Run the warm-up, then time at least two steps, and more until the time in seconds has passed."""
     for number in range(warmup):
         step(number)
     synchronize()
     if ON_GPU:
         torch.cuda.reset_peak_memory_stats()
-    begun, sums, count = time.perf_counter(), np.zeros(3), 0
-    while count < 2 or (time.perf_counter() - begun < seconds and count < MAX_STEPS):
+    start, sums, count = time.perf_counter(), np.zeros(3), 0
+    while count < 2 or (time.perf_counter() - start < seconds and count < MAX_STEPS):
         sums += step(warmup + count)
         count += 1
     synchronize()
-    elapsed = time.perf_counter() - begun
+    elapsed = time.perf_counter() - start
     tokens, samples, waited = sums.tolist()
     peak = torch.cuda.max_memory_allocated() / GIB if ON_GPU else 0.0
     return Timing(tokens / count, 1e3 * elapsed / count, samples / elapsed, tokens / elapsed, waited / elapsed, peak)
 
 
 def own_step(runner: RunnerBase, batch_size: int) -> Step:
-    """The runner's own optimizer step, on batches of its own data loader."""
+    """Return the runner's own optimizer step on batches of its data loader."""
     loader = training_loader(
         runner.samples,
         BatchLayout(batch_size, accumulate=1, world=1, rank=0),
@@ -130,9 +139,9 @@ def own_step(runner: RunnerBase, batch_size: int) -> Step:
     batches = step_batches(loader, 1)
 
     def step(number: int) -> StepCounts:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         micro_batches = next(batches)
-        waited = time.perf_counter() - begun
+        waited = time.perf_counter() - start
         runner._step(number, micro_batches)
         return StepCounts(len(micro_batches[0].input_ids), batch_size, waited)
 
@@ -140,9 +149,9 @@ def own_step(runner: RunnerBase, batch_size: int) -> Step:
 
 
 def padded_step(runner: RunnerBase, variant: Variant, samples: list[Sample]) -> Step:
-    """An optimizer step with padding, logits of all tokens and Hugging Face's loss.
+    """Return an optimizer step with padding, logits of all tokens and Hugging Face's loss.
 
-    Its batches are collated beforehand, so that it never waits for data.
+    The batches are collated beforehand, so that the step never waits for data.
     """
     if variant.by_length:
         samples = sorted(samples, key=lambda sample: len(sample.input_ids))
@@ -167,7 +176,7 @@ def padded_step(runner: RunnerBase, variant: Variant, samples: list[Sample]) -> 
 
 
 def pad(runner: RunnerBase, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """A packed batch as Hugging Face pads it, on the right: embeddings (B, W, H), attention mask (B, W) and labels (B, W)."""
+    """Pad a packed batch on the right: return embeddings (B, W, H), attention mask (B, W) and labels (B, W)."""
     lengths = batch.lengths
     embeddings = pad_sequence(list(runner.model._embed(batch).split(lengths)), batch_first=True)
     labels = pad_sequence(list(batch.labels.split(lengths)), batch_first=True, padding_value=IGNORED)
@@ -177,7 +186,7 @@ def pad(runner: RunnerBase, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.no_grad()
 def compare_losses(runner: RunnerBase, samples: list[Sample]) -> str:
-    """The mean loss of the same samples packed and padded, without dropout."""
+    """Return a line with the mean losses of the same samples packed and padded, without dropout."""
     batch = collate(samples).to(runner.world.device)
     runner.model.eval()
     with runner.precision.autocast():

@@ -1,11 +1,11 @@
-"""What a training epoch of minigpt4 costs with model.cache_visual and without it; the losses are the same.
+"""Time training epochs of minigpt4 with and without model.cache_visual, and compare the losses.
 
     OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 python benchmarks/visual_cache.py
 
-Both runs train on the same drawn pictures from the same start in one process and take turns, epoch by epoch. Encoders and
-language model have random weights; the options give their sizes. The first epoch fills the cache and is told apart. The ratio is
-that of all work to the language model's: the larger that is, the smaller the ratio. Exits with 1 where a loss differs by more
-than 1e-5.
+Both runs train on the same synthetic pictures with the same initial weights, and their epochs alternate in one process. Encoders
+and language model have random weights and the sizes of the options. The first epoch fills the cache and is reported separately.
+The ratio is smaller for larger language models, whose work the cache does not reduce. The exit status is 1 if a loss differs by
+more than 1e-5.
 """
 
 from __future__ import annotations
@@ -34,67 +34,67 @@ CPU = torch.device("cpu")
 
 
 def main() -> None:
-    """Print seconds of an epoch of both, the ratio of their medians, and the largest difference of a loss."""
+    """Print the median time of an epoch of both runs, their ratio, and the largest difference of the losses."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default, what in (
-        ("images", 32, "in an epoch"),
-        ("batch-size", 8, "images of a step"),
-        ("rounds", 5, "epochs of each run behind the first"),
-        ("image-size", 224, "pixels"),
-        ("vit-width", 704, "of the image encoder: a multiple of 88; published: 1408"),
+        ("images", 32, "images per epoch"),
+        ("batch-size", 8, "images per step"),
+        ("rounds", 5, "epochs of each run after the first"),
+        ("image-size", 224, "side of an image in pixels"),
+        ("vit-width", 704, "width of the image encoder, a multiple of 88; published: 1408"),
         ("vit-depth", 12, "blocks of the image encoder; published: 39"),
-        ("llm-width", 256, "of the language model: a multiple of 16"),
-        ("llm-layers", 4, "of the language model"),
+        ("llm-width", 256, "width of the language model, a multiple of 16"),
+        ("llm-layers", 4, "layers of the language model"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{what} (default: {default})")
     sizes = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        seconds, furthest = measure(make_runners(Path(folder), sizes), sizes)
+        seconds, largest_difference = measure(make_runners(Path(folder), sizes), sizes)
     cached, computed = (median(times[1:]) for times in (seconds["cached"], seconds["computed"]))
-    first = f"the first {seconds['cached'][0]:.2f} s"
-    sys.stdout.write(f"{sizes.images} images, {sizes.rounds} epochs each in turn, medians:\n")
-    sys.stdout.write(f"cached {cached:.2f} s an epoch ({first}), computed {computed:.2f} s, ratio {computed / cached:.1f}\n")
-    sys.stdout.write(f"largest difference of a loss {furthest:.1e}\n")
-    raise SystemExit(0 if furthest <= 1e-5 else 1)
+    first = f"first epoch {seconds['cached'][0]:.2f} s"
+    sys.stdout.write(f"{sizes.images} images, medians of {sizes.rounds} alternating epochs of each run:\n")
+    sys.stdout.write(f"cached {cached:.2f} s per epoch ({first}), computed {computed:.2f} s, ratio {computed / cached:.1f}\n")
+    sys.stdout.write(f"largest difference of the losses {largest_difference:.1e}\n")
+    raise SystemExit(0 if largest_difference <= 1e-5 else 1)
 
 
 def measure(runners: dict[str, RunnerBase], sizes: argparse.Namespace) -> tuple[dict[str, list[float]], float]:
-    """Seconds of each epoch of both, and the largest difference of a loss."""
+    """Train both runs. Returns the time of each epoch in seconds, and the largest difference of the losses."""
     batches = {name: runner._step_batches() for name, runner in runners.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runners}
     losses: dict[str, list[float]] = {name: [] for name in runners}
     steps = sizes.images // sizes.batch_size
     for epoch in range(1 + sizes.rounds):
         for name, runner in runners.items():
-            begun = time.perf_counter()
+            start = time.perf_counter()
             for step in range(epoch * steps, (epoch + 1) * steps):
                 losses[name].append(runner._step(step, next(batches[name]))["loss"])
-            seconds[name].append(time.perf_counter() - begun)
+            seconds[name].append(time.perf_counter() - start)
     return seconds, max(abs(one - other) for one, other in zip(*losses.values(), strict=True))
 
 
 def make_runners(folder: Path, sizes: argparse.Namespace) -> dict[str, RunnerBase]:
-    """A run that keeps what the encoders make, and one that does not, over the same files."""
+    """Build a run with a cache and one without, on the same files."""
     write_flickr(folder, {"train": sizes.images}, seed=1)
     entries = []
     with (folder / TABLE).open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            told = json.loads(row["raw"])
-            entries.append({"image_id": Path(row["filename"]).stem, "caption": " ".join(told), "captions": told})
+            captions = json.loads(row["raw"])
+            entries.append({"image_id": Path(row["filename"]).stem, "caption": " ".join(captions), "captions": captions})
     (folder / "train.json").write_text(json.dumps({"annotations": entries}), encoding="utf-8")
     texts = [entry["caption"] for entry in entries]
     make_tiny_llama(folder / "llm", texts, seed=1, steps=1, batch_size=2, hidden=sizes.llm_width, layers=sizes.llm_layers)
     write_encoders(folder, sizes)
     runners = {}
     for name, is_cached in (("cached", True), ("computed", False)):
-        file = folder / f"{name}.yaml"
-        file.write_text(json.dumps(settings(folder, sizes, name, is_cached)), encoding="utf-8")
-        runners[name] = RunnerBase(load(str(file), []))
+        path = folder / f"{name}.yaml"
+        path.write_text(json.dumps(settings(folder, sizes, name, is_cached)), encoding="utf-8")
+        runners[name] = RunnerBase(load(str(path), []))
     return runners
 
 
 def write_encoders(folder: Path, sizes: argparse.Namespace) -> None:
-    """An image encoder of the options' sizes and a Q-Former of the published ones, with random weights."""
+    """Write an image encoder with the sizes of the options and a Q-Former of the published size, with random weights."""
     torch.manual_seed(1)
     shape = EvaShape(sizes.vit_width, sizes.vit_depth, 4 * sizes.vit_width)
     vit = EvaVit(shape, image_size=sizes.image_size, precision="fp32", device=CPU)
@@ -108,7 +108,7 @@ def write_encoders(folder: Path, sizes: argparse.Namespace) -> None:
 
 
 def settings(folder: Path, sizes: argparse.Namespace, name: str, is_cached: bool) -> dict[str, Any]:
-    """Configuration of a run."""
+    """Return the configuration of a run."""
     model = {
         "arch": "minigpt4",
         "llama_model": str(folder / "llm"),
