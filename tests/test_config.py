@@ -7,6 +7,7 @@ import copy
 import errno
 import json
 import os
+import warnings
 
 import pytest
 import yaml
@@ -85,6 +86,15 @@ def test_option_values_are_read_as_yaml(tmp_path):
     made = loaded(tmp_path, small(run={"max_grad_norm": 1.0}), *options)
     assert (made.run.init_lr, made.run.amp, made.run.max_grad_norm) == (0.001, False, None)
     assert made.model.lora_target_modules == ["k_proj", "o_proj"]
+
+
+def test_whole_numbers_are_accepted_for_floats_without_a_warning(tmp_path):
+    tree = small(run={"init_lr": 1}, datasets={"feature_face_caption": {"annotation_file": "x", "sample_ratio": 2}})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cfg = loaded(tmp_path, tree, "run.max_grad_norm=3")
+    values = (cfg.run.init_lr, cfg.run.max_grad_norm, cfg.datasets["feature_face_caption"].sample_ratio)
+    assert values == (1.0, 3.0, 2.0) and all(type(value) is float for value in values)
 
 
 def test_a_list_replaces_the_lower_layers_list(tmp_path):

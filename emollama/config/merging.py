@@ -11,7 +11,7 @@ import typing
 from dataclasses import field
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, FloatNode, OmegaConf
 from omegaconf.errors import KeyValidationError, OmegaConfBaseException
 
 from emollama.config import compat
@@ -103,9 +103,19 @@ def merge_layer(block: ConfigBlock, layer: Layer, blocks: list[ConfigBlock]) -> 
 
 def _is_assignable(node: DictConfig, name: str, value: Any) -> bool:
     """Return whether assigning a value gives the result of merging it, in a fraction of the time."""
+    # OmegaConf warns about an int that is assigned to a float, but not about one that is merged.
+    if _has_int(value) and (isinstance(value, dict | list) or isinstance(node._get_node(name), FloatNode)):
+        return False
     if isinstance(value, dict) and (OmegaConf.is_missing(node, name) or OmegaConf.is_interpolation(node, name) or node[name]):
         return False
     return is_plain(value)
+
+
+def _has_int(value: Any) -> bool:
+    """Return whether a plain value is an int, or contains one."""
+    if isinstance(value, dict | list):
+        return any(map(_has_int, value.values() if isinstance(value, dict) else value))
+    return type(value) is int
 
 
 def _merge_error(block: ConfigBlock, layer: Layer, values: dict[str, Any], error: Exception) -> UserError:
