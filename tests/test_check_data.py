@@ -626,7 +626,7 @@ def test_passes_over_each_blocks_clips_follow_steps_batch_and_share(checked, tre
     report = checked("run.max_epoch=2", "run.iters_per_epoch=10", "run.accum_grad_iters=4")
     assert (report.training.steps, report.training.samples_a_step) == (20, 8)
     assert report.training.passes == {BLOCK: 160 * 0.75 / 6, "datasets.two": 160 * 0.25 / 2}
-    assert "20 steps of 8 samples, which is datasets.golden 20.00 times, datasets.two 20.00 times" in text_of(report)
+    assert "20 steps of 8 samples; passes over datasets.golden 20.00, datasets.two 20.00" in text_of(report)
 
 
 def test_the_size_of_a_checkpoint_is_that_of_the_file(checked, tree, tmp_path):

@@ -173,7 +173,7 @@ def test_a_manifest_that_came_later_does_not_stop_a_resumed_run(tmp_path, two_co
 def test_the_check_before_a_run_tells_it_too(tmp_path, two_corpora):
     describe(tmp_path, HUBERT, changed(pooling="max"))
     found = check(loaded(tmp_path, two_corpora)).findings
-    assert any(finding.kind == "features made otherwise" and "pooling" in finding.text for finding in found)
+    assert any(finding.kind == "different features" and "pooling" in finding.text for finding in found)
 
 
 def test_the_runs_own_encoders_are_compared_with_the_folders(tmp_path, two_corpora):

@@ -102,7 +102,7 @@ class _DataCheck:
         """Find clips in both training and evaluation, features that do not fit each other, and arrays without a clip."""
         self._add(*arrays.overlaps(self._digests))
         mismatches = provenance.mismatches(self._config, self._datasets.values())
-        self._add(*(Finding("problem", "features made otherwise", f"{text}. {provenance.REMEDY}") for text in mismatches))
+        self._add(*(Finding("problem", "different features", f"{text}. {provenance.REMEDY}") for text in mismatches))
         for path, store in self._stores.items():
             unlisted = sorted(name for name in store.names() if name not in self._listed[path])
             if unlisted:

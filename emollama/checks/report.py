@@ -46,7 +46,7 @@ def _block(block: BlockSummary) -> Iterator[str]:
     if block.answers:
         yield f"  answers    {_counts(block.answers)}"
     if block.other_answers:
-        yield f"             not in task_pool, could be: {_counts(block.other_answers)}"
+        yield f"             for tasks outside task_pool: {_counts(block.other_answers)}"
     if block.sentences is not None:
         yield f"  sentences  {_counts(block.sentences)}"
     if block.arrays:
@@ -73,8 +73,8 @@ def _block(block: BlockSummary) -> Iterator[str]:
 
 def _training(training: TrainingForecast) -> Iterator[str]:
     """Yield the lines about training and its checkpoints."""
-    passes = ", ".join(f"{label} {count:,.2f} times" for label, count in training.passes.items())
-    yield f"training with one process: {training.steps:,} steps of {training.samples_a_step:,} samples, which is {passes}"
+    passes = ", ".join(f"{label} {count:,.2f}" for label, count in training.passes.items())
+    yield f"training with one process: {training.steps:,} steps of {training.samples_a_step:,} samples; passes over {passes}"
     free = f"{training.free_bytes / GIB:,.1f} GiB are free"
     if training.checkpoint_bytes is None:
         unknown = "unknown size, because the language model's config.json cannot be read"
