@@ -1,1 +1,1 @@
-"""The way from files on disk to batches: annotations, features, prompts, sampling, batches."""
+"""Data between the files on disk and the model: annotations, features, prompts, sampling and batches."""

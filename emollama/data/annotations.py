@@ -4,7 +4,7 @@ The formats are those of the published MERR, MER2023/2024, EMER and DFEW files. 
 ``name [count] [label [valence]]``, separated by white space. Captions are a JSON object with clip names as keys. Transcripts and
 tables are CSV files with a header.
 
-The readers pass problems of single rows to their ``report`` argument and skip the row. By default, the first problem raises.
+The readers pass problems of single rows to their ``report`` argument and skip the row. By default, a problem is an error.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def read_csv(path: str, key: str, report: Report = raise_problem) -> tuple[list[
             elif any(row.values()):
                 rows.append((reader.line_num, {column: cell.strip() for column, cell in row.items()}))
     except csv.Error as error:
-        # An unclosed quote extends to the end of the file, where the csv module reports it. The first line of the row helps.
+        # The csv module reports an unclosed quote at the end of the file, so the message also names the row's first line.
         start = f" (in the row that begins on line {begin})" if begin < reader.reader.line_num else ""
         raise UserError(f"{path}, line {reader.reader.line_num}: not valid CSV: {error}{start}") from None
     return header, rows

@@ -56,7 +56,7 @@ def read_captioned_images(path: str, report: Report = raise_problem) -> list[Cap
         report: receives invalid entries, unsafe and repeated names, and captions of images that are not listed.
 
     Raises:
-        UserError: the file does not exist, is not JSON or has another format, or no entry has captions or is usable.
+        UserError: the file does not exist, is not JSON, has another format, or contains no usable entry.
     """
     table = read_json(require_file(path, "annotation_file"))
     problems: list[Problem] = []

@@ -14,7 +14,7 @@ ANSWER_KEYS = {"emotion": "emotion", "reason": "reason", "reason_v2": "reason"} 
 
 
 class Custom(FeatureClips):
-    """The dataset behind a ``custom`` block."""
+    """The dataset of a ``custom`` block."""
 
     Config = CustomConfig
 

@@ -43,7 +43,9 @@ def open_frames(folder: str, shape: SlotShape | None, label: str, choice: FrameC
     if not looked_up(PATHS.isdir, folder, f"{label}.image_path"):
         raise not_found(f"{label}.image_path", folder, "It starts at data_root. Correct the path.", what="folder")
     if choice == "peak" and peaks is None:
-        raise UserError(f"{label}.frame_selection: peak needs the file with the peaks. Set {label}.peak_index_path.")
+        raise UserError(
+            f"{label}.frame_selection: peak needs a file with the most expressive frames. Set {label}.peak_index_path."
+        )
     peak_frames = read_peaks(peaks) if choice == "peak" and peaks is not None else {}
     store = FrameStore(folder, round((shape.dim / 3) ** 0.5), choice, peak_frames)
     return Features(store, folder, (FRAME,), shape, f"{label}.image_path", REMEDY)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class UnusableMedia(ValueError):
-    """A clip cannot be encoded, for example because its video is damaged. The message does not contain the clip's name."""
+    """Raised if a clip cannot be encoded, for example because its video is damaged. The message does not name the clip."""
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from mmap import mmap
 import numpy as np
 
 KEY_BYTES = 44
-ENTRY = np.dtype(
-    [("key", f"S{KEY_BYTES}"), ("kind", "<u4"), ("shard", "<u4"), ("offset", "<u8"), ("check", "<u4")]
-)  # number of the kind of array, its shard and offset there, and the CRC-32 of bytes that identify it
+# An entry has the name's key, the number of the array's kind, its shard, its offset there, and the CRC-32 of bytes of the shard
+# by which a changed shard is detected.
+ENTRY = np.dtype([("key", f"S{KEY_BYTES}"), ("kind", "<u4"), ("shard", "<u4"), ("offset", "<u8"), ("check", "<u4")])
 _ENTRY_BYTES = ENTRY.itemsize
 _UNPACK = struct.Struct(f"<{KEY_BYTES}sIIQI").unpack_from
 _EMPTY = bytes(KEY_BYTES)

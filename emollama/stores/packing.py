@@ -29,11 +29,11 @@ AHEAD = 16  # maximum number of arrays that are read ahead of the writer
 
 
 class UnpackableArray(ValueError):
-    """An array cannot be packed; the message names the array."""
+    """Raised if an array cannot be packed; the message names the array."""
 
 
 class TooLarge(UnpackableArray):
-    """A value exceeds the range of the chosen dtype."""
+    """Raised if a value exceeds the range of the chosen dtype."""
 
 
 class PreparedArray(NamedTuple):

@@ -30,7 +30,7 @@ NO_DEVIATION = Deviation(0.0, 0.0)
 
 
 def encode(array: np.ndarray, values: Values) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-    """Return the arrays to store, and the values that reading them gives.
+    """Return the arrays to store, and the values that are read back from them.
 
     Args:
         array: (..., D) finite values of n feature vectors.

@@ -1,7 +1,7 @@
 """The index of a tar shard, which stores the offset of each array, so that arrays can be read in any order.
 
 ``train-000.tar.idx.npz`` is next to ``train-000.tar``, or in another folder and then contains the path of its tar. A shard may
-contain only .npy and .json files. Members that could execute code when they are read, or whose path leads out of the shard, are
+contain only .npy and .json files. Members that could execute code when they are read, or whose path leads out of its folder, are
 rejected when the index is written. Reading with an index creates only arrays of plain numbers.
 """
 
