@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -139,6 +140,14 @@ def emollama(capsys: pytest.CaptureFixture[str]) -> Callable[..., subprocess.Com
         return subprocess.CompletedProcess(line, status, *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_ssl_context() -> Iterator[None]:
+    """Clients share one SSL context: loading the certificates takes 20 ms for each client, also of an http address."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssl, "create_default_context", cache(ssl.create_default_context))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -61,7 +61,13 @@ def config(tmp_path):
 
 @pytest.fixture
 def faulty(tmp_path, monkeypatch, request):
-    """``faulty(code)``: a configuration whose rank 1 runs this code while it loads, and rank 0 waits."""
+    """``faulty(code)``: a configuration whose rank 1 runs this code while it loads, and rank 0 waits.
+
+    torch's rendezvous inspects the stack for its log, which takes a second below pytest.
+    """
+    from torch.distributed.elastic.rendezvous import dynamic_rendezvous
+
+    monkeypatch.setattr(dynamic_rendezvous, "get_method_name", lambda *_, **__: "")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
 

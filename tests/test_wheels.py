@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import pickle
 import random
+import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,15 +56,28 @@ def sheet(path, rows):
     book.save(path)
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(scope="module")
+def five_wheels(tmp_path_factory):
     """Five equal wheels."""
-    place = tmp_path / "emotion_wheel"
+    place = tmp_path_factory.mktemp("wheels") / "emotion_wheel"
     written(place / "format.csv", FORMS)
     sheet(place / "synonym.xlsx", SYNONYMS)
-    for number in range(1, 6):
-        sheet(place / f"wheel{number}.xlsx", [RINGS, *WHEEL])
+    sheet(place / "wheel1.xlsx", [RINGS, *WHEEL])
+    for number in range(2, 6):
+        shutil.copy(place / "wheel1.xlsx", place / f"wheel{number}.xlsx")
     return place
+
+
+@pytest.fixture
+def folder(five_wheels, tmp_path):
+    """A copy of them, to be spoiled."""
+    return Path(shutil.copytree(five_wheels, tmp_path / "emotion_wheel"))
+
+
+@pytest.fixture(scope="module")
+def levels(five_wheels):
+    """The wheels that were read, by level."""
+    return {level: Wheels.read(str(five_wheels), level) for level in (1, 2)}
 
 
 def figures(wheels, truth, predicted):
@@ -89,26 +104,26 @@ def figures(wheels, truth, predicted):
         ("", None, None),
     ],
 )
-def test_a_word_is_followed_from_its_form_over_the_synonyms_to_a_cluster(folder, word, level_1, level_2):
+def test_a_word_is_followed_from_its_form_over_the_synonyms_to_a_cluster(levels, word, level_1, level_2):
     for level, cluster in ((1, level_1), (2, level_2)):
-        assert Wheels.read(str(folder), level).of([word]) == (frozenset({cluster} - {None}),) * 5
+        assert levels[level].of([word]) == (frozenset({cluster} - {None}),) * 5
 
 
 TRUTH = [["gleeful", "ashamed"], ["tearful"], ["table", "chair"], ["glee"], ["Easy", "tears"]]
 PREDICTED = [["easy"], ["merry", "table"], ["shiny"], [], ["rest", "ease", "ashamed", "chair"]]
 
 
-def test_a_hand_computed_case_at_level_1(folder):
+def test_a_hand_computed_case_at_level_1(levels):
     # {bright dark}:{bright}, {dark}:{bright}, left out, {bright}:{}, {bright dark}:{bright dark}
     precision, recall = (1 + 0 + 0 + 1) / 4, (1 / 2 + 0 + 0 + 1) / 4
     expected = [precision, recall, 2 * precision * recall / (precision + recall)]
-    assert figures(Wheels.read(str(folder), 1), TRUTH, PREDICTED) == pytest.approx(expected, abs=1e-12)
+    assert figures(levels[1], TRUTH, PREDICTED) == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_hand_computed_case_at_level_2(folder):
+def test_a_hand_computed_case_at_level_2(levels):
     # {lively bitter}:{gentle}, {heavy}:{gentle}, left out, {lively}:{}, {gentle heavy}:{gentle bitter}
     precision, recall = (0 + 0 + 0 + 1 / 2) / 4, (0 + 0 + 0 + 1 / 2) / 4
-    assert figures(Wheels.read(str(folder), 2), TRUTH, PREDICTED) == pytest.approx([precision, recall, 1 / 8], abs=1e-12)
+    assert figures(levels[2], TRUTH, PREDICTED) == pytest.approx([precision, recall, 1 / 8], abs=1e-12)
 
 
 def test_each_metric_is_averaged_over_wheels_and_f_is_computed_on_each(folder):
@@ -126,18 +141,18 @@ def test_a_wheel_without_a_place_for_any_truth_is_left_out_of_the_mean(folder):
 
 
 @pytest.mark.parametrize("level", [1, 2])
-def test_where_precision_and_recall_are_0_f_is_0(folder, level):
-    assert figures(Wheels.read(str(folder), level), [["glee"], ["ease"]], [["tears"], []]) == [0, 0, 0]
+def test_where_precision_and_recall_are_0_f_is_0(levels, level):
+    assert figures(levels[level], [["glee"], ["ease"]], [["tears"], []]) == [0, 0, 0]
 
 
 @pytest.mark.parametrize(("truth", "predicted"), [([], []), ([[], ["table"]], [["glee"], []])])
-def test_without_a_reference_on_the_wheels_there_is_no_value(folder, truth, predicted):
-    assert figures(Wheels.read(str(folder), 1), truth, predicted) == [None] * 3
+def test_without_a_reference_on_the_wheels_there_is_no_value(levels, truth, predicted):
+    assert figures(levels[1], truth, predicted) == [None] * 3
 
 
 @pytest.mark.parametrize("level", [1, 2])
-def test_random_words_give_figures_from_0_to_1_and_the_truth_itself_gives_1(folder, level):
-    wheels, rng = Wheels.read(str(folder), level), random.Random(level)
+def test_random_words_give_figures_from_0_to_1_and_the_truth_itself_gives_1(levels, level):
+    wheels, rng = levels[level], random.Random(level)
     words = ["gleeful", "merry", "easy", "tear", "ashamed", "shiny", "dark", "table"]
     for _ in range(100):
         truth, predicted = ([rng.sample(words, rng.randrange(4)) for _ in range(3)] for _ in range(2))
