@@ -611,12 +611,12 @@ class Attic(PathHandler):
 
 
 @pytest.fixture
-def attic(tmp_path):
+def attic(tmp_path, monkeypatch):
     (tmp_path / "cache").mkdir()
     handler = Attic(tmp_path / "shards", tmp_path / "cache")
+    monkeypatch.setattr(PATHS, "_path_handlers", PATHS._path_handlers.copy())
     PATHS.register_handler(handler, allow_override=True)
-    yield handler
-    del PATHS._path_handlers["attic://"]
+    return handler
 
 
 def test_a_registered_handler_fetches_each_shard_at_its_first_use_only(tmp_path, attic):
@@ -683,13 +683,12 @@ def web(tmp_path, monkeypatch):
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
     for variable in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(PATHS, "_path_handlers", PATHS._path_handlers.copy())
     PATHS.register_handler(HTTPURLHandler(), allow_override=True)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
-    for prefix in HTTPURLHandler()._get_supported_prefixes():
-        del PATHS._path_handlers[prefix]
 
 
 def test_shards_are_read_over_http(tmp_path, web):
