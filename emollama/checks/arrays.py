@@ -158,7 +158,7 @@ def overlaps(blocks: Mapping[str, ClipDigests]) -> Iterator[Finding]:
 
 
 def _differ(one: ClipDigests, other: ClipDigests, name: str) -> bool:
-    """Whether the clips with this name have arrays in a common slot, and all of these arrays differ."""
+    """Return whether the clips with this name have arrays in a common slot, and all of these arrays differ."""
     pairs = [(one.digests[slot].get(name), other.digests[slot].get(name)) for slot in one.digests if slot in other.digests]
     compared = [first != second for first, second in pairs if first and second]
     return bool(compared) and all(compared)

@@ -79,7 +79,7 @@ _NEGATION = (
 
 
 def is_refusal(caption: str) -> bool:
-    """Whether a caption is a refusal, such as "I'm sorry, but I cannot ...".
+    """Return whether a caption is a refusal, such as "I'm sorry, but I cannot ...".
 
     An apology that a description quotes ("she says: I am sorry") is not a refusal.
     """

@@ -11,7 +11,7 @@ from typing import Any
 from emollama.checks import arrays, captioned, forecast, texts
 from emollama.checks.arrays import CheckedFeatures, ClipDigests
 from emollama.checks.findings import BlockSummary, CheckReport, Finding, LengthSummary
-from emollama.checks.tokens import TokenCounter
+from emollama.checks.tokens import TokenLengths
 from emollama.config import RunConfig
 from emollama.data.instructions import user_text
 from emollama.data.prompts.prompt_style import PromptLayout
@@ -56,7 +56,7 @@ class _DataCheck:
         self.report = CheckReport(findings=[Finding("note", "configuration", text) for text in config.warnings])
         self._config = config
         self._shapes = config.classes["model"].slot_shapes(config.model)
-        self._token_counter = TokenCounter(config)
+        self._token_lengths = TokenLengths(config)
         self._datasets: dict[str, Any] = {}
         self._trained: dict[str, Any] = {}
         self._digests: dict[str, ClipDigests] = {}
@@ -107,9 +107,9 @@ class _DataCheck:
             unlisted = sorted(name for name in store.names() if name not in self._listed[path])
             if unlisted:
                 self.report.unlisted_arrays[path] = unlisted
-        if self._token_counter.why_estimated:
+        if self._token_lengths.why_estimated:
             text = "lengths are estimated from the number of characters, because the language model cannot be read"
-            self._add(Finding("note", "lengths", f"{text}: {self._token_counter.why_estimated}"))
+            self._add(Finding("note", "lengths", f"{text}: {self._token_lengths.why_estimated}"))
 
     def forecast_training(self) -> None:
         """Compute the epochs of each dataset, and compare the size of the checkpoints with the free disk space."""
@@ -161,14 +161,14 @@ class _DataCheck:
             existing = {name: answer for name, answer in answers_by_clip.items() if answer is not None}
             block.answers[task] = len(existing)
             if existing:
-                self._add_lengths(block, self._token_counter.answers(block.label, task, existing))
+                self._add_lengths(block, self._token_lengths.answers(block.label, task, existing))
         layout: PromptLayout = options.prompt_layout if options else "train"
         instructions = texts.instructions_in_use(dataset.pool, options.instruction if options else None)
         # Only prompts with the longest instruction are measured for all clips.
         user_texts = [user_text(task, instruction, "") for task, instruction in instructions]
-        longest = instructions[self._token_counter.longest(block.label, user_texts, layout)]
-        self._add_lengths(block, self._token_counter.prompts(block.label, texts.user_texts(dataset, *longest), layout))
-        self._token_counter.save()
+        longest = instructions[self._token_lengths.longest(block.label, user_texts, layout)]
+        self._add_lengths(block, self._token_lengths.prompts(block.label, texts.user_texts(dataset, *longest), layout))
+        self._token_lengths.save()
 
     def _captions(self, block: BlockSummary, dataset: Flickr30kCaption, options: Any) -> None:
         """Check captions and prompts of a block of images."""
@@ -176,16 +176,16 @@ class _DataCheck:
         block.answers[CAPTION_TASK] = sum(bool(image.captions) for image in dataset.images)
         self._add(*captioned.findings(dataset))
         if longest := captioned.longest(dataset):
-            lengths, cut = self._token_counter.answers(block.label, CAPTION_TASK, longest)
+            lengths, cut = self._token_lengths.answers(block.label, CAPTION_TASK, longest)
             self._add_lengths(block, (lengths, cut if self._uses_loss(block.label) else []))
         layout: PromptLayout = options.prompt_layout if options else "train"
         in_use = texts.instructions_in_use(dataset.pool, options.instruction if options else None)
         instructions = {instruction: instruction for _, instruction in in_use}
-        self._add_lengths(block, self._token_counter.prompts(block.label, instructions, layout))
-        self._token_counter.save()
+        self._add_lengths(block, self._token_lengths.prompts(block.label, instructions, layout))
+        self._token_lengths.save()
 
     def _uses_loss(self, label: str) -> bool:
-        """Whether a block computes the loss of its answers, for training or for a metric. Only then does a cut answer matter."""
+        """Return whether a block computes the loss of its answers, for which a cut answer matters."""
         group, _, name = label.partition(".")
         metrics = self._config.evaluation_datasets[name].scoring.metrics if group == "evaluation_datasets" else []
         return not metrics or "loss" in metrics

@@ -22,10 +22,10 @@ CHUNK = 2000  # texts that are tokenized between two updates of the progress bar
 Measure = Callable[[Sequence[str]], list[int]]
 
 
-class TokenCounter:
-    """Counts the tokens of texts, or estimates them from characters if the language model cannot be read.
+class TokenLengths:
+    """Lengths of texts in tokens, estimated from characters if the language model cannot be read.
 
-    Counts of the tokenizer are cached until the tokenizer's files, the keys of the model or the texts change. If all counts are
+    Lengths are cached until the tokenizer's files, the keys of the model or the texts change. If all lengths are
     cached, the tokenizer is not loaded.
 
     Attributes:

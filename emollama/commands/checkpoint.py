@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     formats = "peft: adapters in PEFT's format. merged: a language model with the adapters merged in. pth: a checkpoint"
     convert.add_argument("--to", required=True, choices=("peft", "pth", "merged"), help=formats)
     convert.add_argument("--output", required=True, metavar="PATH", help="the file (pth) or folder to write; it must not exist")
-    base = "folder of the language model; required for merged, and for peft used to check the adapters"
+    base = "folder of the language model. merged requires it; peft uses it to check that the adapters fit"
     convert.add_argument("--llama-model", metavar="FOLDER", help=base)
     alpha = "alpha of the adapters, if the source does not contain it"
     convert.add_argument("--lora-alpha", type=float, metavar="ALPHA", help=alpha)

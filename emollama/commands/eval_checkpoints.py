@@ -1,6 +1,6 @@
 """Evaluate the start of training and the checkpoint of each epoch with one configuration; write a table and a line chart.
 
-Checkpoints that are already evaluated are skipped. If the command was stopped, or the run has new epochs, rerun it.
+Checkpoints that are already evaluated are skipped. Rerun the command after an interruption, or when the run has new epochs.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--images", required=True, metavar="FOLDER", help="the folder of images, which is only read")
     output = "folder for flickr30k_<split>.json, where no such file must exist (default: the folder of --annotations)"
     one.add_argument("--output", metavar="FOLDER", help=output)
-    names = "splits to write (default: all). If neither the file nor --splits assigns splits, the one split of all images"
+    names = "splits to write (default: all); without any assignment of splits, the name of a single split for all images"
     one.add_argument("--split", nargs="+", metavar="NAME", help=names)
     lists = "lists of images, named after their splits (train.txt ...), or the folder of such lists; for files without splits"
     one.add_argument("--splits", nargs="+", metavar="LIST", help=lists)

@@ -210,5 +210,5 @@ def _frame_sizes(layers: list[Layer]) -> Iterator[tuple[str, int]]:
 
 
 def _renamed(layers: list[Layer], start: str) -> bool:
-    """Whether a layer uses the old name of a key whose current name starts with ``start``."""
+    """Return whether a layer uses the old name of a key whose current name starts with ``start``."""
     return any(key.startswith(start) for layer in layers for key in layer.old_keys)

@@ -72,8 +72,8 @@ class RunConfig:
         extraction: Config of the extractor class; None without an ``extraction`` block.
         run: Config of the runner class.
         classes: block path ("model", "datasets.x", "run") -> registered class; "run.task" -> task class. See :class:`Components`.
-        tree: the merged configuration, including defaults, with unresolved interpolations. It does not change.
-        plain_tree: the same as plain dicts, lists and scalars. Use :meth:`plain`, which returns a copy.
+        tree: the merged configuration, including defaults, with unresolved interpolations. It must not be changed.
+        plain_tree: the tree as plain dicts, lists and scalars. Use :meth:`plain`, which returns a copy.
         sources: dotted key of every value in the tree -> its source: "default", or the name of a layer.
         warnings: at most one warning, about keys of Emotion-LLaMA and MiniGPT-4 without effect.
     """
@@ -100,7 +100,7 @@ class RunConfig:
         A value under ``paths`` that cannot be resolved is returned unresolved, because no block uses it.
         """
         tree = self.plain()
-        # OmegaConf takes several milliseconds, and many blocks have no interpolation.
+        # OmegaConf takes several milliseconds, and blocks without interpolations do not need it.
         for name in tree.keys() - set(FREE):
             if not is_plain(tree[name]):
                 tree[name] = OmegaConf.to_container(self.tree[name], resolve=True)

@@ -1,4 +1,4 @@
-"""The typed node of a block, and how the layers of a configuration are merged into it."""
+"""Typed OmegaConf nodes of configuration blocks, and merging of layers into them."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def empty_node(block: ConfigBlock) -> DictConfig:
 
 
 class _Template:
-    """A node that is copied by unpickling it, which takes a sixth of the time of ``copy.deepcopy``.
+    """A node that is copied by unpickling, which takes a sixth of the time of ``copy.deepcopy``.
 
-    Types are not pickled, because those that ``make_dataclass`` made cannot be imported. The copies share them.
+    Types are not pickled but shared by all copies, because classes created by ``make_dataclass`` cannot be imported.
     """
 
     def __init__(self, node: DictConfig) -> None:
@@ -52,7 +52,7 @@ class _Template:
         self._pickled, self._unpickler = pickled.getvalue(), Unpickler
 
     def copy(self) -> DictConfig:
-        """Return a new node."""
+        """Return a copy of the node."""
         return typing.cast("DictConfig", self._unpickler(io.BytesIO(self._pickled)).load())
 
 
@@ -94,7 +94,7 @@ def merge_layer(block: ConfigBlock, layer: Layer, blocks: list[ConfigBlock]) -> 
                 block.node[name] = value
             else:
                 rest[name] = value
-        # All at once, because every merge visits the whole block.
+        # All values are merged at once, because every merge visits the whole block.
         if rest:
             block.node.merge_with(rest)
     except (OmegaConfBaseException, TypeError) as error:
@@ -102,7 +102,7 @@ def merge_layer(block: ConfigBlock, layer: Layer, blocks: list[ConfigBlock]) -> 
 
 
 def _is_assignable(node: DictConfig, name: str, value: Any) -> bool:
-    """Return whether assigning a value gives the result of merging it, in a fraction of the time."""
+    """Return whether a value can be assigned instead of merged, with the same result in a fraction of the time."""
     # OmegaConf warns about an int that is assigned to a float, but not about one that is merged.
     if _has_int(value) and (isinstance(value, dict | list) or isinstance(node._get_node(name), FloatNode)):
         return False

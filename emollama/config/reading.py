@@ -35,7 +35,7 @@ def read_yaml(path: str) -> dict[str, Any]:
     keys = f"A configuration is a YAML mapping with the keys {', '.join(TOP_LEVEL)}."
     try:
         tree = yaml.load(io.StringIO(text), Loader=get_yaml_loader())
-        # OmegaConf checks interpolations and types, and copies what aliases share. Most files have nothing of these.
+        # Only files with interpolations, unusual values or YAML anchors need OmegaConf, which is slower.
         if isinstance(tree, dict) and tree and is_plain(tree) and "&" not in text:
             return tree
         loaded = OmegaConf.load(io.StringIO(text))

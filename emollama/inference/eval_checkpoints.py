@@ -201,7 +201,7 @@ class CheckpointEvaluation:
         return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
     def _has_all_trained(self, tensors: dict[str, Any]) -> bool:
-        """Whether the tensors of a checkpoint include all trained parameters of the model."""
+        """Return whether the tensors of a checkpoint include all trained parameters of the model."""
         model = self._runner.members[0]
         return {model.stored_name(name) for name in trainable(model)} <= {model.stored_name(name) for name in tensors}
 
