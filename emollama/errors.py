@@ -18,11 +18,11 @@ class OutputClosed(UserError):
 
 
 class EchoedError(UserError):
-    """A :class:`UserError` of another rank, which prints it. It is raised on this rank to stop it."""
+    """A :class:`UserError` of another rank, raised on this rank to stop it. Only the other rank prints the error."""
 
 
 class EchoedCrash(RuntimeError):
-    """An unexpected exception of another rank, which prints it. It is raised on this rank to stop it.
+    """An unexpected exception of another rank, raised on this rank to stop it. Only the other rank prints the error.
 
     Attributes:
         rank: rank of the process that crashed.

@@ -205,5 +205,5 @@ def test_results_are_in_the_order_of_the_questions_without_any_request():
 
 
 def test_a_key_that_the_judge_does_not_have_is_refused():
-    with pytest.raises(ValueError, match="judge: unknown key 'model'. Known: none"):
+    with pytest.raises(ValueError, match="judge: unknown key 'model'. Keys of lexical: none"):
         JUDGES.built({"type": "lexical", "model": "x"}, "judge")
