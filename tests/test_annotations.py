@@ -42,7 +42,7 @@ def refusal(call, *args):
         ("a 3 happy -1.5\nb 4 sad -10\n", "auto"),
     ],
 )
-def test_the_published_forms_of_a_list_give_name_and_label(tmp_path, text, annotation_format):
+def test_every_published_list_format_is_read_as_names_and_labels(tmp_path, text, annotation_format):
     assert rows(tmp_path, text, annotation_format) == [("a", "happy"), ("b", "sad")]
 
 
@@ -59,17 +59,17 @@ def test_names_stay_strings(tmp_path):
     ]
 
 
-def test_names_alone_are_clips_without_labels(tmp_path):
+def test_a_list_of_names_alone_has_no_labels(tmp_path):
     assert rows(tmp_path, "a\nb\n") == rows(tmp_path, "a\nb\n", "n") == [("a", ""), ("b", "")]
     assert "line 2" in refusal(rows, tmp_path, "a\nb happy\n")
 
 
-def test_blank_lines_tabs_and_windows_line_ends_are_ignored_and_lines_count_from_one(tmp_path):
+def test_blank_lines_tabs_and_windows_line_ends_are_accepted_and_lines_count_from_one(tmp_path):
     clips = read_annotations(written(tmp_path, "\r\na\t3  happy\r\n  \r\n\r\nb 4 sad"))
     assert [(clip.name, clip.label, clip.line) for clip in clips] == [("a", "happy", 2), ("b", "sad", 5)]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
+def test_a_byte_order_mark_is_not_part_of_the_first_name(tmp_path):
     assert rows(tmp_path, b"\xef\xbb\xbfa happy\n") == [("a", "happy")]
 
 
@@ -86,7 +86,7 @@ def test_file_order_is_preserved(tmp_path):
         ("a 3 happy\nb happy\n", "ncev", 2),
     ],
 )
-def test_a_row_of_another_width_is_refused_with_its_line(tmp_path, text, annotation_format, line):
+def test_a_row_with_the_wrong_number_of_fields_is_refused_with_its_line(tmp_path, text, annotation_format, line):
     message = refusal(rows, tmp_path, text, annotation_format)
     assert message.startswith(f"{tmp_path}/list.txt, line {line}: ") and "expected" in message
 
@@ -98,7 +98,7 @@ def test_a_name_that_could_leave_its_folder_is_refused_with_its_line(tmp_path, n
 
 
 @pytest.mark.parametrize("name", ["clip.7", "a/b", "a..b", "it's_ok-1", "样本_1"])
-def test_a_name_with_dots_dashes_or_a_subfolder_is_taken(tmp_path, name):
+def test_a_name_with_dots_dashes_or_a_subfolder_is_accepted(tmp_path, name):
     assert rows(tmp_path, f"{name} happy\n") == [(name, "happy")]
 
 
@@ -113,11 +113,11 @@ def test_an_empty_list_is_refused(tmp_path, text):
     assert "the list has no usable line" in refusal(rows, tmp_path, text)
 
 
-def test_a_list_that_is_not_utf8_names_the_byte(tmp_path):
+def test_a_list_that_is_not_utf8_is_refused_with_the_byte_position(tmp_path):
     assert "not UTF-8 text (byte 2)" in refusal(rows, tmp_path, b"a \xff\xfe\n")
 
 
-def test_an_absent_list_names_the_key(tmp_path):
+def test_a_missing_list_is_reported_with_its_key(tmp_path):
     assert refusal(read_annotations, str(tmp_path / "none.txt")).startswith("annotation_file: no file")
 
 
@@ -129,14 +129,14 @@ def captions(folder, table, field="caption"):
     return read_captions(written(folder, text, "captions.json"), field, "coarse_grained_json_path")
 
 
-def test_the_configured_field_of_each_clip_is_its_caption(tmp_path):
+def test_captions_are_read_from_the_configured_field(tmp_path):
     table = {"a": {"caption": "one", "smp_reason_caption": "two", "peak_index": "3"}, "00012": {"caption": "three"}}
     assert captions(tmp_path, table) == {"a": "one", "00012": "three"}
     assert captions(tmp_path, table, "smp_reason_caption") == {"a": "two"}
 
 
 @pytest.mark.parametrize("value", ["", "  \n", None, 3, ["text"]])
-def test_a_caption_that_is_no_text_counts_as_absent(tmp_path, value):
+def test_a_caption_that_is_not_text_counts_as_missing(tmp_path, value):
     assert captions(tmp_path, {"a": {"caption": value}, "b": {"caption": "yes"}}) == {"b": "yes"}
 
 
@@ -150,7 +150,7 @@ def test_json_of_another_shape_is_rejected_with_the_expected_shape(tmp_path, tab
     assert "one JSON object with clip names as keys" in refusal(captions, tmp_path, table)
 
 
-def test_an_absent_caption_file_names_its_key(tmp_path):
+def test_a_missing_caption_file_is_reported_with_its_key(tmp_path):
     assert refusal(read_captions, str(tmp_path / "no.json"), "caption", "my_key").startswith("my_key: no file")
 
 
@@ -162,17 +162,17 @@ def transcripts(folder, text):
 
 
 @pytest.mark.parametrize("header", ["name,sentence", "name,sentence_en", "name,chinese,english", "english,name"])
-def test_the_three_published_headers_are_read(tmp_path, header):
+def test_transcripts_with_every_published_header_are_read(tmp_path, header):
     row = ",".join({"name": "a", "chinese": "你好"}.get(column, "hello") for column in header.split(","))
     assert transcripts(tmp_path, f"{header}\n{row}\n") == {"a": "hello"}
 
 
-def test_quotes_commas_line_breaks_and_doubled_quotes_are_csv(tmp_path):
+def test_quoted_commas_line_breaks_and_doubled_quotes_are_read_as_csv(tmp_path):
     text = 'name,sentence\r\na,"Why, Tom?"\r\nb,"two\nlines"\r\nc,"she said ""no"""\r\n'
     assert transcripts(tmp_path, text) == {"a": "Why, Tom?", "b": "two\nlines", "c": 'she said "no"'}
 
 
-def test_an_empty_cell_is_a_clip_without_speech(tmp_path):
+def test_an_empty_cell_is_read_as_a_clip_without_speech(tmp_path):
     assert transcripts(tmp_path, "name,sentence\na,\nb,  \nc,x\n") == {"a": "", "b": "", "c": "x"}
 
 
@@ -184,7 +184,7 @@ def test_blank_csv_lines_are_ignored(tmp_path):
     assert transcripts(tmp_path, "name,sentence\n\na,x\n\n") == {"a": "x"}
 
 
-def test_an_equal_duplicate_is_taken_and_a_different_one_refused_with_its_line(tmp_path):
+def test_an_equal_duplicate_is_accepted_and_a_different_one_refused_with_its_line(tmp_path):
     assert transcripts(tmp_path, "name,sentence\na,x\na,x\n") == {"a": "x"}
     message = refusal(transcripts, tmp_path, "name,sentence\na,x\nb,z\na,y\n")
     assert f"{tmp_path}/words.csv, line 4" in message and "'a'" in message
@@ -197,7 +197,7 @@ def test_a_csv_without_the_columns_shows_its_header(tmp_path, text):
 
 
 @pytest.mark.parametrize("text", ['name,sentence\na,"open\n', 'name,sentence\na,"x"y\n', '"name"x,sentence\na,b\n'])
-def test_broken_quoting_is_refused_with_a_line(tmp_path, text):
+def test_broken_quoting_is_refused_as_invalid_csv(tmp_path, text):
     message = refusal(transcripts, tmp_path, text)
     assert f"{tmp_path}/words.csv, line" in message and "not valid CSV" in message
 
@@ -252,13 +252,13 @@ def random_texts():
         yield "".join(generator.choices(letters, k=generator.randrange(60))), generator.randrange(1, 12)
 
 
-def test_blip_caption_leaves_its_own_output_alone():
+def test_blip_caption_is_idempotent():
     for text, words in random_texts():
         once = blip_caption(text, words)
         assert blip_caption(once, words) == once
 
 
-def test_blip_caption_leaves_no_run_of_space_no_listed_mark_and_at_most_max_words():
+def test_blip_caption_removes_double_spaces_and_listed_punctuation_and_limits_words():
     for text, words in random_texts():
         processed = blip_caption(text, words)
         assert processed == processed.strip() and "  " not in processed and not set('.!"()*#:;~') & set(processed)
@@ -273,7 +273,7 @@ def test_verbatim_changes_nothing():
 # Files that were cut or edited by hand
 
 
-def test_a_row_with_too_few_cells_is_refused_and_no_clip_without_speech(tmp_path):
+def test_a_row_with_too_few_cells_is_refused_and_not_read_as_a_clip_without_speech(tmp_path):
     message = refusal(transcripts, tmp_path, "name,sentence\na,x\nb\n")
     assert f"{tmp_path}/words.csv, line 3: fewer cells than columns" in message
 
@@ -297,12 +297,12 @@ def test_a_name_with_a_control_character_is_refused(tmp_path):
     assert "control character" in refusal(rows, tmp_path, "a\x1b[31m happy\n")
 
 
-def test_lines_are_counted_as_an_editor_counts_them(tmp_path):
+def test_line_numbers_match_those_of_an_editor(tmp_path):
     path = written(tmp_path, "a\u2028x happy\nb sad\n")
     assert [clip.line for clip in read_annotations(path, "ne", report=lambda problem: None)] == [2]
 
 
-def test_json_without_end_is_refused(tmp_path):
+def test_deeply_nested_json_is_refused(tmp_path):
     assert "nested too deeply" in refusal(captions, tmp_path, "[" * 100_000)
 
 

@@ -51,7 +51,7 @@ def test_packed_attention_is_causal_softmax_within_each_sequence(lengths, heads,
     torch.testing.assert_close(made, naive(query, key, value, lengths, window))
 
 
-def test_the_scaling_that_a_model_asks_for_is_used():
+def test_the_scaling_argument_of_a_model_is_used():
     query, key, value = tensors(4, 2, 10)
     torch.testing.assert_close(packed(query, key, value, [6, 4], scaling=0.7), naive(query, key, value, [6, 4], scaling=0.7))
 
@@ -67,7 +67,7 @@ def test_gradients_equal_those_of_masked_softmax():
         torch.testing.assert_close(ours, theirs)
 
 
-def test_a_sequence_never_sees_another_nor_its_own_future():
+def test_a_token_attends_neither_to_other_sequences_nor_to_later_tokens():
     parts = tensors(4, 2, 12)
     before = packed(*parts, [5, 7])
     changed = [tensor.clone() for tensor in parts]
@@ -78,7 +78,7 @@ def test_a_sequence_never_sees_another_nor_its_own_future():
     assert not after[:, 3:5].equal(before[:, 3:5])
 
 
-def test_dropout_is_applied_when_asked_for():
+def test_dropout_is_applied_when_it_is_above_zero():
     parts = tensors(4, 4, 12)
     torch.manual_seed(0)
     assert not packed(*parts, [5, 7], dropout=0.5).equal(packed(*parts, [5, 7]))

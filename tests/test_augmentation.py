@@ -60,7 +60,7 @@ def test_noise_leaves_a_missing_modality_at_zero():
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("rows", [1, 0])
-def test_slots_without_rows_stay_without(rows):
+def test_empty_slots_stay_empty(rows):
     original = features() | {slot: torch.zeros(0, 16) for slot in ("image", "cls")} | {"face": torch.zeros(0, 1024)}
     original["audio"] = original["audio"][:rows]
     for k in range(20):
@@ -68,7 +68,7 @@ def test_slots_without_rows_stay_without(rows):
         assert {slot: result[slot].shape for slot in result} == {slot: original[slot].shape for slot in original}
 
 
-def test_a_modality_is_dropped_whole_and_each_in_its_turn():
+def test_exactly_one_whole_modality_is_dropped_and_each_equally_often():
     original = features()
     dropped = []
     for k in range(400):
@@ -90,19 +90,19 @@ def test_the_last_modality_is_never_dropped():
     assert any(rows.any() for rows in result.values())
 
 
-def test_a_kind_that_is_named_twice_is_refused():
+def test_a_repeated_augmentation_kind_is_refused():
     with pytest.raises(ValueError, match="contains a kind twice"):
         augmented(features(), ("noise", "noise"), 1)
 
 
-def test_an_image_whose_class_row_alone_is_left_counts_as_a_modality():
+def test_an_image_with_only_its_class_vector_left_counts_as_a_modality():
     original = features(absent=("image", "video", "audio"))
     left = {tuple(slot for slot, rows in augmented(original, ("drop_modality",), k).items() if rows.any()) for k in range(30)}
     assert left == {("cls",), ("face",)}
 
 
 @pytest.mark.parametrize(("mask", "count"), [(0.0, 0), (0.25, 16), (0.5, 32), (0.3, 19), (1.0, 64)])
-def test_mask_sets_its_share_of_the_image_rows_to_zero(mask, count):
+def test_mask_sets_the_configured_share_of_image_vectors_to_zero(mask, count):
     original = features()
     hit = torch.zeros(64, dtype=torch.int64)
     for k in range(60):
@@ -130,14 +130,14 @@ def test_each_kind_happens_independently_with_the_configured_probability():
 # When nothing happens, and to what
 
 
-def test_probability_zero_and_no_kind_change_nothing():
+def test_zero_probability_or_no_augmentation_kind_changes_nothing():
     original = features()
     for k in range(20):
         assert same(augmented(original, KINDS, k, prob=0.0), original)
         assert same(augmented(original, (), k), original)
 
 
-def test_the_tensors_that_came_in_are_untouched():
+def test_the_input_tensors_are_not_modified():
     original = features()
     before = {slot: rows.clone() for slot, rows in original.items()}
     for k in range(10):
@@ -145,7 +145,7 @@ def test_the_tensors_that_came_in_are_untouched():
     assert same(original, before)
 
 
-def test_the_same_draw_gives_the_same_features_and_another_draw_others():
+def test_the_same_sample_index_gives_the_same_features_and_another_index_others():
     original = features()
     for k in range(10):
         assert same(augmented(original, KINDS, k), augmented(original, KINDS, k))
@@ -178,14 +178,14 @@ def read(dataset, k=0, index=0):
     return dataset.record(index, "emotion", "Which?", np.random.default_rng(k)).features
 
 
-def test_nothing_changes_without_enable_augmentation_or_with_probability_zero(build):
+def test_a_dataset_is_not_augmented_when_disabled_or_with_probability_zero(build):
     plain = build().record(0, "emotion", "Which?").features
     assert same(read(build(augmentation_prob=1.0)), plain)
     assert same(read(build(enable_augmentation=True, augmentation_prob=0.0)), plain)
     assert changed(plain, read(build(**ON))) >= {"image", "face"}
 
 
-def test_a_block_hands_all_its_keys_to_the_augmentation(build):
+def test_the_augmentation_uses_all_keys_of_the_dataset_block(build):
     plain = read(build())
     only = build(**ON, augmentations=["mask_rows"], augmentation_mask=0.5)
     masked = read(only)
@@ -204,7 +204,7 @@ def test_evaluation_is_never_augmented(build, golden_config, golden_prompt, gold
     assert augmented_answers == plain and all(row.loss is not None for row in plain)
 
 
-def test_files_and_shared_zero_rows_stay_as_they_are(build, golden_config):
+def test_augmentation_modifies_neither_files_nor_shared_zero_vectors(build, golden_config):
     dataset = build(**ON, video_feature_path=None, augmentation_noise=3.0)
     zeros = {slot: rows.clone() for slot, rows in (dataset._zeros | dataset._absent).items()}
     first = dataset.record(1, "emotion", "Which?").features
@@ -231,7 +231,7 @@ def test_files_and_shared_zero_rows_stay_as_they_are(build, golden_config):
     ],
 )
 @pytest.mark.parametrize("enabled", [True, False])
-def test_bad_values_are_refused_by_block_and_key_even_where_they_are_off(build, keys, message, enabled):
+def test_invalid_values_are_refused_with_block_and_key_even_when_augmentation_is_off(build, keys, message, enabled):
     with pytest.raises(UserError) as error:
         build(**{"enable_augmentation": enabled, **keys})
     assert "datasets.golden" in str(error.value) and message in str(error.value)
@@ -292,7 +292,7 @@ def test_an_augmented_global_batch_is_the_same_for_any_world_and_accumulation(sa
         assert in_any_order(sample for rank in ranks for sample in rank) == expected
 
 
-def test_a_clip_is_changed_differently_each_time_it_is_drawn(samples):
+def test_a_clip_is_augmented_differently_each_time_it_is_sampled(samples):
     augmented_samples = samples(**ON, augmentations=["noise"])
     by_name = {}
     for name, _, slots in loaded_samples(augmented_samples, BatchLayout(6, 1, 1, 0), 0, 4):

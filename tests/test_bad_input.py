@@ -43,7 +43,7 @@ def changed(path, old, new):
     path.write_text(text.replace(old, new))
 
 
-def test_the_unspoiled_corpus_runs(tmp_path, tree):
+def test_the_intact_corpus_can_be_loaded_and_nothing_is_written(tmp_path, tree):
     config = loaded(tmp_path, tree)
     assert config.classes["run"](config).total_steps == 2
     assert not (tmp_path / "out").exists()
@@ -52,13 +52,13 @@ def test_the_unspoiled_corpus_runs(tmp_path, tree):
 # Configuration
 
 
-def test_an_unknown_key(refused, tree):
+def test_an_unknown_key_is_refused_with_the_nearest_key(refused, tree):
     tree["run"]["iters_per_epochs"] = 3
     said = refused()
     assert "config.yaml: unknown key 'run.iters_per_epochs'. Did you mean 'iters_per_epoch'?" in said
 
 
-def test_an_unknown_component(refused, tree):
+def test_an_unknown_model_is_refused_with_the_nearest_name(refused, tree):
     tree["model"]["arch"] = "minigptv2"
     assert "model.arch: Unknown model 'minigptv2'. Did you mean 'minigpt_v2'? Registered: " in refused()
 
@@ -69,37 +69,37 @@ def test_an_unknown_fusion_names_its_key(refused, tree):
     assert "fusion" in said and "Did you mean 'linear'?" in said
 
 
-def test_slots_that_the_fusion_does_not_take(refused, tree):
+def test_slots_that_the_fusion_does_not_use_are_refused(refused, tree):
     tree["model"]["slot_dims"]["gait"] = 3
     assert "slot_dims" in refused()
 
 
-def test_an_unknown_task_in_the_pool(refused, tree):
+def test_an_unknown_task_in_the_pool_is_refused_with_the_nearest_name(refused, tree):
     tree["datasets"]["golden"]["task_pool"] = ["emotoin"]
     said = refused()
     assert "datasets.golden: task_pool: unknown task 'emotoin'. Did you mean 'emotion'? Known: " in said
 
 
-def test_a_prompt_label_that_would_break_the_template(refused, tree):
+def test_a_prompt_label_that_would_break_the_template_is_refused(refused, tree):
     tree["datasets"]["golden"]["prompt_labels"] = ["happy", "{sad}"]
     assert "datasets.golden: prompt_labels: the label '{sad}' would break the prompt" in refused()
 
 
-def test_no_training_block(refused, tree):
+def test_a_configuration_without_a_training_block_is_refused(refused, tree):
     tree["datasets"] = {}
     said = refused()
     assert "'datasets' has no block. Add one" in said
     assert said.endswith(" To evaluate the blocks of 'evaluation_datasets', use emollama eval.")
 
 
-def test_no_evaluation_block(refused, tree):
+def test_an_evaluation_without_an_evaluation_block_is_refused(refused, tree):
     del tree["evaluation_datasets"]
     said = refused(training=False)
     assert "'evaluation_datasets' has no block. Add one" in said and "held_out in a block of 'datasets'" in said
     assert said.endswith(" To train on 'datasets' without evaluations, use emollama train with run.evaluate=False.")
 
 
-def test_blocks_of_different_batch_size(refused, tree):
+def test_blocks_of_different_batch_sizes_are_refused(refused, tree):
     tree["datasets"]["other"] = tree["datasets"]["golden"] | {"batch_size": 3}
     said = refused()
     assert "must have the same batch_size" in said and "'other': 3" in said and "'golden': 1" in said
@@ -108,7 +108,7 @@ def test_blocks_of_different_batch_size(refused, tree):
 # The list
 
 
-def test_an_unknown_label_names_every_row(refused, corpus):
+def test_an_unknown_label_is_reported_with_every_line(refused, corpus):
     changed(corpus / LIST, "worried", "joyful")
     changed(corpus / LIST, "neutral", "calm")
     said = refused()
@@ -119,24 +119,24 @@ def test_an_unknown_label_names_every_row(refused, corpus):
     assert "known: happy" in said
 
 
-def test_a_row_of_wrong_width(refused, corpus):
+def test_a_row_with_too_many_fields_is_refused_with_its_line(refused, corpus):
     changed(corpus / LIST, "23 angry", "23 angry 1 2")
     said = refused()
     assert f"{corpus / LIST}, line 2: expected 3 or 4 fields" in said and "expected" in said
 
 
-def test_a_name_that_climbs_out(refused, corpus):
+def test_a_name_that_leaves_its_folder_is_refused_with_its_line(refused, corpus):
     changed(corpus / LIST, NAMES[3], f"../../{NAMES[3]}")
     said = refused()
     assert f"{corpus / LIST}, line 4: the clip name '../../{NAMES[3]}' points outside its folder" in said
 
 
-def test_an_empty_list(refused, corpus):
+def test_an_empty_list_is_refused(refused, corpus):
     (corpus / LIST).write_text("\n")
     assert f"{corpus / LIST}: the list has no usable line" in refused()
 
 
-def test_an_absent_list_names_the_key(refused, corpus):
+def test_a_missing_list_is_refused_with_its_key(refused, corpus):
     (corpus / LIST).unlink()
     said = refused()
     assert "annotation_file" in said and str(corpus / LIST) in said
@@ -145,7 +145,7 @@ def test_an_absent_list_names_the_key(refused, corpus):
 # Clips that lack something: all of them, with their count
 
 
-def test_clips_without_captions_transcripts_and_features_are_all_told_at_once(refused, corpus, tree):
+def test_missing_captions_transcripts_and_features_are_reported_together(refused, corpus, tree):
     tree["datasets"]["golden"]["task_pool"] = ["emotion", "reason", "reason_v2"]
     coarse = json.loads((corpus / "MERR_coarse_grained.json").read_text())
     (corpus / "MERR_coarse_grained.json").write_text(json.dumps({name: coarse[name] for name in NAMES[2:]}))
@@ -165,19 +165,19 @@ def test_clips_without_captions_transcripts_and_features_are_all_told_at_once(re
         assert f"{slot}_feature_path ({corpus}/{FOLDERS[slot]}) for clips 1: {NAMES[4]}. Remedy" in said
 
 
-def test_several_blocks_problems_are_told_at_once(refused, tree, corpus):
+def test_problems_of_several_blocks_are_reported_together(refused, tree, corpus):
     tree["datasets"]["other"] = tree["datasets"]["golden"] | {"annotation_file": "MERR_fine_grained.txt"}
     (corpus / "HL-UTT" / f"{NAMES[0]}.npy").unlink()
     said = refused()
     assert "datasets.golden: no array in" in said and "datasets.other: no array in" in said
 
 
-def test_an_absent_feature_folder_names_the_key(refused, corpus):
+def test_a_missing_feature_folder_is_refused_with_its_key(refused, corpus):
     shutil.rmtree(corpus / "HL-UTT")
     assert f"datasets.golden.audio_feature_path: no folder '{corpus}/HL-UTT'" in refused()
 
 
-def test_bad_json_of_captions(refused, corpus, tree):
+def test_invalid_json_of_captions_is_refused_with_file_and_line(refused, corpus, tree):
     tree["datasets"]["golden"]["task_pool"] = ["reason"]
     (corpus / "MERR_coarse_grained.json").write_text('{\n"a": {"caption": }\n}')
     assert f"{corpus}/MERR_coarse_grained.json, line 2: not valid JSON" in refused()
@@ -218,21 +218,21 @@ def test_an_unusable_feature_names_file_slot_and_remedy(refused, corpus, slot, k
     assert f"datasets.golden: {path} (slot {shown}): " in text and said in text and "Extract this clip again." in text
 
 
-def test_all_unusable_features_are_told_at_once(refused, corpus):
+def test_all_unusable_feature_files_are_reported_together(refused, corpus):
     for name, kind in zip(NAMES[:4], ("width", "nan", "object", "truncated"), strict=True):
         spoil(corpus / "HL-UTT" / f"{name}.npy", kind)
     said = refused()
     assert all(f"{corpus}/HL-UTT/{name}.npy (slot audio)" in said for name in NAMES[:4])
 
 
-def test_image_rows_that_do_not_group_by_four(refused, corpus):
+def test_image_vectors_that_do_not_group_by_four_are_refused(refused, corpus):
     path = corpus / "eva" / f"{NAMES[1]}.npy"
     np.save(path, np.load(path)[:-1])
     said = refused()
     assert NAMES[1] in said and "shape (64, 176), expected (65, 176)" in said
 
 
-def test_evaluation_checks_the_same_files(refused, corpus):
+def test_an_evaluation_checks_its_feature_files_too(refused, corpus):
     spoil(corpus / "HL-UTT" / f"{NAMES[0]}.npy", "nan")
     assert "evaluation_datasets.answers: " in refused(training=False)
 
@@ -255,7 +255,7 @@ def spoiled(tmp_path, tree):
     return put
 
 
-def test_a_checkpoint_with_a_missing_tensor(refused, spoiled):
+def test_a_checkpoint_with_a_missing_tensor_is_refused(refused, spoiled):
     path = spoiled(lambda content: content["model"].pop("llama_proj.weight"))
     said = refused()
     assert (
@@ -265,7 +265,7 @@ def test_a_checkpoint_with_a_missing_tensor(refused, spoiled):
     )
 
 
-def test_a_checkpoint_with_an_unexpected_tensor(refused, spoiled):
+def test_a_checkpoint_with_an_unexpected_tensor_is_refused(refused, spoiled):
     path = spoiled(lambda content: content["model"].update({"lm_head.weight": torch.zeros(1)}))
     assert (
         f"checkpoint {path}: unexpected tensors (are train_llm, lora_target_modules and fusion the same?), 1: lm_head.weight"
@@ -273,7 +273,7 @@ def test_a_checkpoint_with_an_unexpected_tensor(refused, spoiled):
     )
 
 
-def test_a_checkpoint_of_another_rank(refused, tree):
+def test_a_checkpoint_of_another_lora_rank_is_refused_with_both_shapes(refused, tree):
     tree["model"]["lora_r"] = 8
     said = refused()
     assert (
@@ -283,7 +283,7 @@ def test_a_checkpoint_of_another_rank(refused, tree):
     )
 
 
-def test_a_truncated_checkpoint(refused, spoiled):
+def test_a_truncated_checkpoint_is_refused(refused, spoiled):
     path = spoiled(lambda content: None)
     path.write_bytes(path.read_bytes()[:-500])
     said = refused()
@@ -300,7 +300,7 @@ class Payload:
         return open, (self.path, "w")
 
 
-def test_a_checkpoint_with_pickled_code(refused, spoiled, tmp_path):
+def test_a_checkpoint_with_pickled_code_is_refused_and_the_code_not_executed(refused, spoiled, tmp_path):
     proof = tmp_path / "executed"
     path = spoiled(lambda content: content.update(config=Payload(proof)))
     said = refused()
@@ -308,12 +308,12 @@ def test_a_checkpoint_with_pickled_code(refused, spoiled, tmp_path):
     assert not proof.exists()
 
 
-def test_an_absent_checkpoint(refused, tree):
+def test_a_missing_checkpoint_is_refused_with_its_key(refused, tree):
     tree["model"]["ckpt"] = "nowhere.pth"
     assert "model.ckpt: no file 'nowhere.pth'" in refused()
 
 
-def test_a_missing_llm_folder(refused, tree):
+def test_a_missing_language_model_folder_is_refused_with_its_key(refused, tree):
     tree["model"]["llama_model"] = "nowhere/llama"
     said = refused()
     assert "model.llama_model: no folder 'nowhere/llama'" in said and "Download" in said
@@ -362,7 +362,7 @@ def listed(folder):
     return sorted(str(path) for path in folder.rglob("*"))
 
 
-def test_a_fresh_run_into_a_folder_with_checkpoints(tmp_path, tree, stored_run):
+def test_a_new_run_is_refused_in_a_folder_with_checkpoints(tmp_path, tree, stored_run):
     path = stored_run()
     before = listed(tmp_path / "out")
     said = refusal(tmp_path, tree)
@@ -371,7 +371,7 @@ def test_a_fresh_run_into_a_folder_with_checkpoints(tmp_path, tree, stored_run):
     assert listed(tmp_path / "out") == before
 
 
-def test_a_resumed_configuration_that_differs(tmp_path, tree, stored_run):
+def test_resuming_with_a_changed_configuration_is_refused_with_both_values(tmp_path, tree, stored_run):
     path = stored_run()
     before = listed(tmp_path / "out")
     said = refusal(tmp_path, tree, "run.resume_ckpt_path=auto", "run.init_lr=3e-4", "run.seed=7", "model.lora_alpha=4")
@@ -381,7 +381,7 @@ def test_a_resumed_configuration_that_differs(tmp_path, tree, stored_run):
     assert listed(tmp_path / "out") == before
 
 
-def test_a_resumed_run_may_write_a_value_where_a_variable_stood(tmp_path, tree, monkeypatch, stored_run):
+def test_a_resumed_run_may_replace_an_environment_variable_with_its_value(tmp_path, tree, monkeypatch, stored_run):
     monkeypatch.setenv("RANK_OF_LORA", "4")
     tree["model"]["lora_r"] = "${oc.env:RANK_OF_LORA}"
     stored_run()
@@ -391,13 +391,13 @@ def test_a_resumed_run_may_write_a_value_where_a_variable_stood(tmp_path, tree, 
         assert config.classes["run"](config).first_step == 1
 
 
-def test_a_resumed_run_with_another_global_batch(tmp_path, tree, stored_run):
+def test_resuming_with_another_global_batch_size_is_refused(tmp_path, tree, stored_run):
     stored_run(facts={"samples of a step (processes x batch_size x accum_grad_iters)": 6})
     said = refusal(tmp_path, tree, "run.resume_ckpt_path=auto")
     assert "samples of a step" in said and "6 then, 1 now" in said
 
 
-def test_a_resumed_run_on_a_list_of_another_length(tmp_path, tree, stored_run):
+def test_resuming_with_an_annotation_list_of_another_length_is_refused(tmp_path, tree, stored_run):
     path = stored_run()
     content = checkpoint.read(str(path), "x")
     label = next(name for name in content["facts"] if name.startswith("clips of"))
@@ -414,7 +414,7 @@ def test_a_resumed_run_on_a_list_of_another_length(tmp_path, tree, stored_run):
         (["datasets.golden.task_pool=[reason,emotion]"], ["task_pool"]),
     ],
 )
-def test_a_resumed_run_with_other_input_is_refused(tmp_path, tree, options, words, stored_run):
+def test_resuming_with_other_inputs_precision_or_tasks_is_refused(tmp_path, tree, options, words, stored_run):
     stored_run()
     said = refusal(tmp_path, tree, "run.resume_ckpt_path=auto", *options)
     assert all(word in said for word in words), said
@@ -424,9 +424,7 @@ def test_a_resumed_run_with_other_input_is_refused(tmp_path, tree, options, word
     ("name", "old", "new"),
     [("MERR_coarse_grained.txt", " happy", " sad"), ("transcription_en_all.csv", "letters, Tom", "papers, Tom")],
 )
-def test_a_resumed_run_with_other_labels_or_words_under_the_same_names_is_refused(
-    tmp_path, tree, corpus, name, old, new, stored_run
-):
+def test_resuming_with_changed_labels_or_transcripts_is_refused(tmp_path, tree, corpus, name, old, new, stored_run):
     stored_run()
     path = corpus / name
     assert old in path.read_text()
@@ -434,19 +432,19 @@ def test_a_resumed_run_with_other_labels_or_words_under_the_same_names_is_refuse
     assert "list and texts of golden" in refusal(tmp_path, tree, "run.resume_ckpt_path=auto")
 
 
-def test_a_resumed_run_on_a_list_in_another_order(tmp_path, tree, stored_run):
+def test_resuming_with_a_reordered_annotation_list_is_refused(tmp_path, tree, stored_run):
     stored_run()
     path = Path(loaded(tmp_path, tree).datasets["golden"].data_root) / LIST
     path.write_text("\n".join(reversed(path.read_text().splitlines())))
     assert "list and texts of golden" in refusal(tmp_path, tree, "run.resume_ckpt_path=auto")
 
 
-def test_a_stored_run_beyond_the_new_end_is_refused(tmp_path, tree, stored_run):
+def test_resuming_beyond_the_last_epoch_is_refused(tmp_path, tree, stored_run):
     stored_run(step=10**9)
     assert "run.max_epoch" in refusal(tmp_path, tree, "run.resume_ckpt_path=auto")
 
 
-def test_resuming_imports_nothing_that_a_checkpoint_names(tmp_path, tree, monkeypatch, stored_run):
+def test_resuming_does_not_import_the_modules_that_a_checkpoint_names(tmp_path, tree, monkeypatch, stored_run):
     (tmp_path / "smuggled.py").write_text("raise SystemExit('executed')")
     monkeypatch.chdir(tmp_path)
     path = stored_run()
@@ -470,7 +468,7 @@ def test_every_lora_target_must_exist(refused, tree):
     assert "model.lora_target_modules: the language model has no layer 'v_projj'. Did you mean 'v_proj'?" in said
 
 
-def test_resuming_from_a_file_of_weights(tmp_path, tree):
+def test_resuming_from_a_file_with_weights_alone_is_refused(tmp_path, tree):
     said = refusal(tmp_path, tree, f"run.resume_ckpt_path={GOLDEN / 'checkpoint_slim.pth'}")
     assert "missing entries: optimizer, scaler, step, skipped, facts" in said and "set model.ckpt instead" in said
 
@@ -484,12 +482,12 @@ def test_a_resumed_run_may_change_paths_intervals_workers_and_epochs(tmp_path, t
     assert (runner.first_step, runner.total_steps) == (1, 6)
 
 
-def test_resuming_by_itself_needs_the_runs_name(refused, tree):
+def test_automatic_resuming_requires_a_job_id(refused, tree):
     tree["run"] |= {"resume_ckpt_path": "auto", "job_id": None}
     assert "run.resume_ckpt_path: auto needs run.job_id" in refused()
 
 
-def test_evaluation_without_a_checkpoint(tmp_path, tree):
+def test_an_evaluation_without_a_checkpoint_is_refused(tmp_path, tree):
     tree["model"]["ckpt"] = None
     config = loaded(tmp_path, tree)
     with pytest.raises(UserError, match="model.ckpt is null, so no trained weights are loaded"):

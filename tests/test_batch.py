@@ -29,7 +29,7 @@ def test_ids_labels_and_weights_are_joined_in_order_without_padding(samples):
     assert batch.names == tuple(NAMES) and batch.tasks[:2] == ("emotion", "reason")
 
 
-def test_boundaries_and_lengths_are_those_of_the_samples(samples):
+def test_a_batch_has_the_lengths_of_its_samples_and_offsets_for_all_tokens(samples):
     batch = collate(samples)
     lengths = [len(sample.input_ids) for sample in samples]
     assert len(set(lengths)) > 2
@@ -57,12 +57,12 @@ def test_cut_tokens_are_summed(samples):
     assert collate([replace(sample, tokens_cut=count) for count, sample in enumerate(samples)]).tokens_cut == 15
 
 
-def test_a_batch_of_one_is_the_sample(samples):
+def test_a_batch_of_one_sample_equals_the_sample(samples):
     batch = collate(samples[:1])
     assert batch.lengths == [len(samples[0].input_ids)] and batch.input_ids.equal(samples[0].input_ids)
 
 
-def test_moving_a_batch_keeps_every_value(samples):
+def test_moving_a_batch_to_a_device_preserves_its_values(samples):
     batch = collate(samples)
     moved = batch.to(torch.device("cpu"))
     assert moved.input_ids.equal(batch.input_ids) and moved.slots["image"].values.equal(batch.slots["image"].values)

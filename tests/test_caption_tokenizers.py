@@ -31,7 +31,7 @@ EMPTY = ["", "   ", "\n", "...", "?", "\u2028"]
 
 
 @needs_java
-def test_ptb_equals_pycocoevalcaps_own_tokenizer(tmp_path, monkeypatch):
+def test_the_ptb_tokenizer_equals_that_of_pycocoevalcap(tmp_path, monkeypatch):
     from pycocoevalcap.tokenizer import ptbtokenizer
 
     place = tmp_path / "tokenizer"  # it writes beside itself: a copy's folder, with the program linked into it
@@ -48,7 +48,7 @@ def test_ptb_equals_pycocoevalcaps_own_tokenizer(tmp_path, monkeypatch):
 
 
 @needs_java
-def test_ptb_keeps_captions_and_words_apart_whatever_is_in_them():
+def test_the_ptb_tokenizer_never_merges_captions_regardless_of_their_content():
     texts = [*EMPTY, "one", *ODD, *EMPTY, "Two."]
     found = ptb(texts)
     assert len(found) == len(texts)
@@ -57,7 +57,7 @@ def test_ptb_keeps_captions_and_words_apart_whatever_is_in_them():
     assert ptb([]) == [] and ptb(["", "😀"]) == ["", ""]
 
 
-def test_treebank_splits_contractions_and_sentences_and_drops_punctuation():
+def test_the_treebank_tokenizer_splits_contractions_and_drops_punctuation():
     assert treebank(["A man doesn't speak."]) == ["a man does n't speak"]
     assert treebank(["The dog's bone: it runs. It barks!"]) == ["the dog 's bone it runs it barks"]
     assert treebank(["Mr. Smith sees a U.S. flag. He sits."]) == ["mr. smith sees a u.s. flag he sits"]
@@ -78,7 +78,7 @@ def test_on_plain_captions_both_tokenizers_give_the_same_words():
     assert treebank(plain) == ptb(plain)
 
 
-def test_a_caption_is_split_once():
+def test_each_caption_is_tokenized_only_once():
     asked = []
     counted = Tokenizer("counted", lambda texts: asked.extend(texts) or [text.upper() for text in texts])
     assert counted.words(["a", "b", "a"]) == ["A", "B", "A"]
@@ -99,7 +99,7 @@ def scoring(tasks=("caption",), **keys):
     return Scoring(Scoring.Config(**keys), labels=[], aliases={}, tasks=given, key="evaluation_datasets.flickr30k")
 
 
-def test_without_java_auto_falls_back_with_a_warning_and_without_meteor(no_java, caplog):
+def test_without_java_auto_falls_back_to_treebank_with_a_warning_and_omits_meteor(no_java, caplog):
     with caplog.at_level(logging.WARNING, "emollama"):
         found = scoring()
     assert "evaluation_datasets.flickr30k.caption_tokenizer" in caplog.text and "Java is not installed" in caplog.text
@@ -114,7 +114,7 @@ def test_without_captions_there_is_no_message_about_java(no_java, caplog):
 
 
 @pytest.mark.parametrize("name", ["meteor", "spice"])
-def test_what_needs_java_is_refused_by_name_before_anything_is_generated(no_java, name):
+def test_metrics_that_need_java_are_refused_by_name_without_java(no_java, name):
     with pytest.raises(UserError, match=rf"flickr30k\.metrics: '{name}' cannot be computed here: .*install"):
         scoring(metrics=["bleu_4", name], caption_tokenizer="treebank")
 
@@ -133,7 +133,7 @@ def test_a_java_that_does_not_start_does_not_count(tmp_path, monkeypatch):
 
 @needs_java
 @pytest.mark.skipif(lacks_spice() is None, reason="SPICE's models are there")
-def test_spice_without_its_models_is_refused_with_the_place_where_they_go():
+def test_spice_without_its_models_is_refused_with_the_folder_for_them():
     with pytest.raises(UserError, match=r"'spice' cannot be computed here: it needs stanford-corenlp-3\.6\.0.*spice/lib"):
         scoring(metrics=["spice"])
     assert "spice" not in scoring().metrics["caption"]

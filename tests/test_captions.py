@@ -84,7 +84,7 @@ def alone(evidence, name):
 
 
 @pytest.mark.parametrize("choice", ["treebank", pytest.param("ptb", marks=needs_java)])
-def test_the_published_check_values_hold_with_both_tokenizers(choice):
+def test_both_tokenizers_reproduce_the_published_reference_scores(choice):
     found = scored(CHECKED, caption_tokenizer=choice)
     assert found.metrics["cider_d"] == pytest.approx(0.9614, abs=1e-4)
     assert alone(found.inputs[Consensus], "cider_d") == pytest.approx([1.3641, 0.5587], abs=1e-4)
@@ -93,7 +93,7 @@ def test_the_published_check_values_hold_with_both_tokenizers(choice):
 
 
 @pytest.mark.parametrize("seeds", [range(20), pytest.param(range(20, 200), marks=pytest.mark.slow)], ids=["20", "200"])
-def test_on_random_sets_all_values_are_pycocoevalcaps(seeds):
+def test_all_scores_equal_those_of_pycocoevalcap_on_random_captions(seeds):
     for seed in seeds:
         captions = random_captions(seed)
         true, said = theirs(captions)
@@ -123,7 +123,7 @@ def alignments(captions):
 
 @needs_java
 @pytest.mark.slow
-def test_meteor_is_pycocoevalcaps_and_empty_captions_score_0():
+def test_meteor_equals_pycocoevalcap_and_empty_captions_score_0():
     from pycocoevalcap.meteor.meteor import Meteor
 
     captions = random_captions(7, clips=150)
@@ -143,7 +143,7 @@ def test_meteor_is_pycocoevalcaps_and_empty_captions_score_0():
     assert metric("meteor").value(of_empty) == pytest.approx(0, abs=1e-9)
 
 
-def test_weights_of_words_are_those_of_the_whole_set_whatever_is_taken():
+def test_cider_weights_of_a_subset_are_those_of_the_whole_set():
     whole = Consensus.of(random_captions(3, clips=30))
     half = list(range(0, 30, 2))
     assert alone(whole.take(half), "cider_d") == [alone(whole, "cider_d")[place] for place in half]
@@ -152,7 +152,7 @@ def test_weights_of_words_are_those_of_the_whole_set_whatever_is_taken():
     assert alone(Consensus.of(part), "cider_d") != pytest.approx(alone(whole.take(range(15)), "cider_d"), abs=1e-3)
 
 
-def test_all_places_are_the_whole_and_repeats_a_recomputation():
+def test_taking_all_samples_reproduces_the_scores_and_repeats_equal_a_recomputation():
     captions = random_captions(5, clips=40)
     places = random.Random(0).choices(range(40), k=40)
     drawn = Captions(
@@ -167,7 +167,7 @@ def test_all_places_are_the_whole_and_repeats_a_recomputation():
     assert NGrams.of(captions).take(places).names == tuple(captions.names[place] for place in places)
 
 
-def test_a_thousand_draws_of_a_thousand_clips_are_no_recomputation():
+def test_bleu_is_computed_on_many_resamples_of_a_thousand_clips():
     rng = np.random.default_rng(0)
     found = NGrams(tuple(map(str, range(1000))), rng.integers(1, 9, (1000, 10)).astype(float), "none")
     cuts = [found.take(places) for places in Resampling(100, 0).draws(1000).tolist()]
@@ -192,7 +192,7 @@ def empty_answers():
 
 
 @pytest.mark.parametrize("choice", ["treebank", pytest.param("ptb", marks=needs_java)])
-def test_hostile_and_empty_texts_give_figures_and_empty_ones_0(choice):
+def test_unusual_texts_have_finite_scores_and_empty_texts_score_0(choice):
     found = scored(hostile_answers(), caption_tokenizer=choice, metrics=PLAIN)
     assert [*found.metrics] == PLAIN
     assert all(value is not None and math.isfinite(value) for value in found.metrics.values())
@@ -208,11 +208,11 @@ def test_only_empty_captions_score_0(choice):
     assert found.metrics == pytest.approx(dict.fromkeys(PLAIN, 0), abs=1e-9)
 
 
-def test_no_answer_at_all_gives_no_figure():
+def test_without_answers_every_caption_score_is_none():
     assert scored([]).metrics == dict.fromkeys(PLAIN)
 
 
-def test_one_caption_counts_as_a_list_of_one():
+def test_a_single_reference_text_counts_as_a_list_of_one():
     pair = [Answer("a", "caption", "a man runs", "a man runs fast"), CHECKED[1]]
     assert scored(pair).metrics == scored([Answer("a", "caption", "a man runs", ["a man runs fast"]), CHECKED[1]]).metrics
 
@@ -229,7 +229,7 @@ def test_clips_without_references_are_left_out_and_named(caplog):
 # SPICE, as far as it goes without its models
 
 
-def test_spices_file_is_read_in_any_order_and_undefined_scores_are_0():
+def test_spice_results_are_read_in_any_order_and_undefined_scores_are_0():
     rows = [(1, 0.5), (0, None), (2, "NaN"), (3, float("nan"))]
     results = [{"image_id": place, "scores": {"All": {"f": f, "pr": 1.0}}} for place, f in rows]
     assert spice_scores(results, 4) == [[0.0], [0.5], [0.0], [0.0]]
@@ -255,7 +255,7 @@ def test_spice_starts_and_its_failure_is_reported_and_only_costs_its_own_value(c
 
 @needs_java
 @pytest.mark.skipif(lacks_spice() is not None, reason="SPICE's models are not there")
-def test_spice_of_a_reference_itself_is_1():
+def test_spice_scores_a_caption_equal_to_its_reference_with_1():
     captions = Captions(("a", "b"), ["a man rides a brown horse", ""], [["a man rides a brown horse"]] * 2, "none")
     assert alone(Propositions.of(captions), "spice") == [1, 0]
 
@@ -284,7 +284,7 @@ def test_a_java_program_that_does_not_end_is_stopped_and_reported(tmp_path, monk
 
 
 @needs_java
-def test_nothing_is_written_into_the_librarys_folder():
+def test_tokenizing_writes_nothing_into_the_folder_of_pycocoevalcap():
     before = {str(path) for path in folder_of("").rglob("*") if "__pycache__" not in path.parts}
     scored(CHECKED, caption_tokenizer="ptb", metrics=["bleu_1"])
     assert {str(path) for path in folder_of("").rglob("*") if "__pycache__" not in path.parts} == before
@@ -319,7 +319,7 @@ def told(capsys):
     return call
 
 
-def test_a_runs_file_is_scored_again_from_itself_alone(told, tmp_path):
+def test_a_predictions_file_is_scored_again_without_other_files(told, tmp_path):
     (path,) = write_predictions(tmp_path, "flickr30k", rows_of())
     text = told("--predictions", path, "--output", tmp_path / "out")
     assert "task caption: 30 samples; tokenizer: treebank\n" in text
@@ -382,7 +382,7 @@ def results(path, names):
     [int, str, "{:012d}".format, "{:012d}.jpg".format],
     ids=["numbers", "numbers as texts", "names", "names of files"],
 )
-def test_cocos_results_are_scored_against_cocos_captions(told, tmp_path, names):
+def test_coco_results_are_scored_against_coco_captions(told, tmp_path, names):
     path = results(tmp_path / "results.json", names)
     text = told("--predictions", path, "--truth", coco(tmp_path), "--output", tmp_path / "out")
     assert "task caption: 2 samples" in text and "without reference data" not in text
@@ -392,7 +392,7 @@ def test_cocos_results_are_scored_against_cocos_captions(told, tmp_path, names):
     assert (found["missing"], found["unknown"]) == ([], [])
 
 
-def test_a_table_of_image_ids_is_read_as_cocos_results_are(told, tmp_path):
+def test_a_table_of_image_ids_is_read_like_coco_results(told, tmp_path):
     table, truth = tmp_path / "results.csv", coco(tmp_path)
     table.write_text("image_id,caption\n" + "".join(f'{number},"{text}"\n' for number, text in COCO_SAID.items()))
     assert read_answers(str(table)).answers == read_answers(str(results(tmp_path / "results.json", int))).answers
@@ -427,7 +427,7 @@ def test_image_ids_are_matched_with_the_samples_of_a_run_and_unknown_numbers_are
         ("a.csv", "image_id,caption\n,x\n", "line 2: expected an image_id"),
     ],
 )
-def test_captions_by_image_that_are_faulty_are_refused_with_their_places(tmp_path, name, content, words):
+def test_invalid_captions_by_image_are_refused_with_their_line_or_entry(tmp_path, name, content, words):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=words):
         read_answers(str(tmp_path / name))
@@ -456,7 +456,7 @@ def test_a_reference_that_is_neither_text_nor_list_of_texts_is_refused_with_its_
         read_answers(str(path))
 
 
-def test_lists_of_references_come_back_as_they_were_written(tmp_path):
+def test_lists_of_references_are_read_back_as_written(tmp_path):
     rows = rows_of(3)
     rows[0]["reference"] = ["half a pair \ud83d", 'a "quote"\nand a line']
     rows[0]["prediction"] = "x"
@@ -482,7 +482,7 @@ def test_several_references_as_one_text_are_one_per_line(tmp_path):
     assert "She smiles.\nHer voice is bright." in (tmp_path / "sheet.csv").read_text(encoding="utf-8-sig")
 
 
-def test_intervals_of_captions_figures_are_quick_and_seeded():
+def test_confidence_intervals_of_caption_scores_are_reproducible():
     answers = [Answer(row["name"], "caption", row["prediction"], row["reference"]) for row in rows_of(60)]
     found = [compare({"a": scored(answers)}, Resampling(200, 3)).estimates["a"] for _ in range(2)]
     assert found[0] == found[1] and all(one.low < one.high for one in found[0].values())
@@ -499,7 +499,7 @@ def run_folder(folder, tokenizer):
     return folder
 
 
-def test_the_report_shows_captions_metrics_tokenizer_and_samples_with_all_references(tmp_path):
+def test_the_report_shows_caption_metrics_the_tokenizer_and_all_references(tmp_path):
     folder = run_folder(tmp_path / "run", "treebank (no Java)")
     written = json.loads((folder / "result/metrics_flickr30k.json").read_text())["tasks"]["caption"]
     assert [*written["clip_scores"][0]] == ["name", "rouge_l", "cider_d"]
@@ -512,7 +512,7 @@ def test_the_report_shows_captions_metrics_tokenizer_and_samples_with_all_refere
     assert "[&#34;" not in page
 
 
-def test_a_comparison_of_runs_tells_that_their_captions_were_split_in_different_ways(tmp_path):
+def test_a_comparison_of_runs_notes_that_they_used_different_caption_tokenizers(tmp_path):
     folders = [run_folder(tmp_path / name, way) for name, way in (("a", "ptb"), ("b", "treebank"), ("c", "ptb"))]
     notes = [note for note in compare_runs(folders).notes if "split" in note]
     assert len(notes) == 1 and "flickr30k/caption" in notes[0] and "a by ptb, b by treebank, c by ptb" in notes[0]

@@ -74,7 +74,7 @@ def change_captions(corpus, change):
 # Everything together
 
 
-def test_the_golden_corpus_has_nothing_to_tell_but_its_figures(checked):
+def test_the_golden_corpus_has_no_findings_and_the_expected_statistics(checked):
     report = checked()
     assert report.findings == [] and report.summary == "0 problems, 0 notes" and report.unlisted_arrays == {}
     (block,) = report.blocks
@@ -93,7 +93,7 @@ def test_the_golden_corpus_has_nothing_to_tell_but_its_figures(checked):
 
 
 @pytest.mark.parametrize("clips", [150, pytest.param(1200, marks=pytest.mark.slow)])
-def test_every_planted_fault_is_found_and_nothing_else(tmp_path, clips):
+def test_every_planted_fault_is_reported_and_nothing_else(tmp_path, clips):
     planted = Planted(tmp_path / "corpus", clips, GOLDEN / "llama")
     report = check(config.load(str(planted.config)))
     assert not_found(planted.expected, report.plain()["findings"]) == {}
@@ -103,7 +103,7 @@ def test_every_planted_fault_is_found_and_nothing_else(tmp_path, clips):
     assert first.sentences["empty"] == 2 and len(first.arrays[1].kinds) == 4
 
 
-def test_a_second_look_tells_the_same_and_a_change_since_then_is_seen(tmp_path):
+def test_a_repeated_check_gives_the_same_report_and_notices_a_changed_file(tmp_path):
     planted = Planted(tmp_path / "corpus", 150, GOLDEN / "llama")
     first, second = (check(config.load(str(planted.config))).plain() for _ in range(2))
     for block in (*first["blocks"], *second["blocks"]):
@@ -116,14 +116,14 @@ def test_a_second_look_tells_the_same_and_a_change_since_then_is_seen(tmp_path):
     assert planted.names[0] in found(report, "unusable features")
 
 
-def test_lengths_that_were_remembered_are_measured_anew_when_a_text_changes(checked, corpus):
+def test_cached_lengths_are_measured_again_when_a_text_changes(checked, corpus):
     before = checked().blocks[0].lengths[1]
     change_captions(corpus, lambda content: content[NAMES[0]].update(caption="a longer text than all others " * 8))
     after = checked().blocks[0].lengths[1]
     assert before.what == after.what == "answers of reason" and after.maximum > 100 > before.maximum
 
 
-def test_a_second_look_loads_nothing_of_the_language_model(checked, monkeypatch, tmp_path):
+def test_a_repeated_check_does_not_load_the_language_model_configuration_or_tokenizer(checked, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "nothing remembered"))
     loads = []
     for loader in (transformers.AutoConfig, transformers.AutoTokenizer):
@@ -152,7 +152,7 @@ for folder in sys.argv[2:]:
 
 
 @pytest.mark.slow
-def test_a_second_look_does_not_import_the_language_models_module(checked, tree, monkeypatch, tmp_path):
+def test_a_repeated_check_does_not_import_the_language_model_module(checked, tree, monkeypatch, tmp_path):
     """In a new interpreter: a look that remembers the first one, then one that remembers nothing."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
     checked()
@@ -160,7 +160,7 @@ def test_a_second_look_does_not_import_the_language_models_module(checked, tree,
     assert done.stdout == "False [True, True, True]\nTrue [True, True, True]\n", done.stderr
 
 
-def test_nothing_of_the_source_is_changed(checked, corpus):
+def test_checking_does_not_modify_the_data(checked, corpus):
     def digests():
         return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in corpus.rglob("*") if path.is_file()}
 
@@ -169,7 +169,7 @@ def test_nothing_of_the_source_is_changed(checked, corpus):
     assert digests() == before
 
 
-def test_without_a_cache_folder_that_can_be_written_everything_is_looked_at_each_time(checked, monkeypatch, tmp_path):
+def test_the_check_works_without_a_writable_cache_folder(checked, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert checked().findings == [] == checked().findings
@@ -181,7 +181,7 @@ def test_a_configuration_without_blocks_is_refused(checked, tree):
         checked()
 
 
-def test_a_block_that_cannot_be_read_leaves_the_others_to_be_checked(checked, tree, corpus):
+def test_an_unreadable_block_does_not_prevent_the_check_of_the_others(checked, tree, corpus):
     tree["datasets"]["second"] = tree["datasets"]["golden"] | {"annotation_file": "absent.txt"}
     tree["datasets"]["third"] = tree["datasets"]["golden"] | {"face_feature_path": "nowhere"}
     (corpus / FOLDERS["audio"] / f"{NAMES[2]}.npy").unlink()
@@ -230,7 +230,7 @@ class Bare:
         return Record(self.names()[index], task, [(instruction, "happy")], {})
 
 
-def test_a_dataset_of_ones_own_is_asked_for_its_own_problems_and_names(checked, tree, monkeypatch):
+def test_the_problems_notes_and_names_of_a_custom_dataset_class_are_used(checked, tree, monkeypatch):
     monkeypatch.setattr(DATASETS, "_entries", {name: DATASETS.get(name) for name in DATASETS.names()} | {"bare": Bare})
     tree["evaluation_datasets"] = {"bare": {}}
     report = checked()
@@ -292,12 +292,12 @@ It is difficult to determine the emotion without context, but she seems calm.
 
 
 @pytest.mark.parametrize("caption", REFUSALS)
-def test_a_refusal_of_a_language_model_is_known(caption):
+def test_a_refusal_of_a_language_model_is_detected(caption):
     assert is_refusal(caption)
 
 
 @pytest.mark.parametrize("caption", [*DESCRIPTIONS, ""])
-def test_a_description_that_reports_an_apology_is_no_refusal(caption):
+def test_a_description_of_an_apology_is_not_a_refusal(caption):
     assert not is_refusal(caption)
 
 
@@ -315,7 +315,7 @@ NINE = ("happy", "sad", "neutral", "angry", "worried", "surprise", "fear", "cont
         ("The tone is calm rather than angry, and she is sad.", "worried", "sad"),
     ],
 )
-def test_a_caption_that_names_one_other_label_is_a_hint(caption, own, other):
+def test_a_caption_that_names_exactly_one_other_label_is_detected(caption, own, other):
     assert LabelWords(NINE).other(caption, own) == other
 
 
@@ -335,17 +335,17 @@ def test_a_caption_that_names_one_other_label_is_a_hint(caption, own, other):
         ("This is sad.", "label of another list"),
     ],
 )
-def test_a_caption_that_says_nothing_clear_against_the_label_is_left_in_peace(caption, own):
+def test_a_caption_that_does_not_clearly_contradict_the_label_is_accepted(caption, own):
     assert LabelWords(NINE).other(caption, own) is None
 
 
-def test_labels_of_ones_own_are_known_with_their_close_forms():
+def test_related_forms_of_custom_labels_are_recognized():
     words = LabelWords(("Cosy", "grim"))
     assert words.other("A cosiness lies in the voice.", "grim") == "Cosy"
     assert words.other("She stares grimly.", "Cosy") == "grim"
 
 
-def test_hints_are_exact_on_invented_captions_that_name_emotions_in_many_ways():
+def test_contradicting_labels_are_detected_exactly_in_generated_captions():
     rng = np.random.default_rng(3)
     frames = (  # {own}: the clip's label; {a}, {b}: others
         ("The face looks {own}, not {a}.", False),
@@ -366,7 +366,7 @@ def test_hints_are_exact_on_invented_captions_that_name_emotions_in_many_ways():
     assert told == meant > 400
 
 
-def test_refusals_name_the_key_that_leaves_them_out_and_leaving_them_out_mends_it(checked, tree, corpus):
+def test_refusals_are_reported_with_the_exclude_key_and_excluding_them_resolves_it(checked, tree, corpus):
     change_captions(corpus, lambda content: content[NAMES[1]].update(caption="As an AI language model, I cannot see."))
     report = checked()
     assert found(report, "refusal", "problem") == [NAMES[1]] and f"{BLOCK}.exclude" in texts(report)
@@ -385,7 +385,7 @@ def test_arrays_of_every_kind_are_counted_by_dtype_and_shape(checked, corpus):
     assert face.bytes == 1024 * (2 + 8 + 4 * 4)
 
 
-def test_values_of_large_arrays_are_read_only_when_asked_for_and_the_report_counts_them(checked, corpus, monkeypatch):
+def test_values_of_large_arrays_are_read_only_on_request_and_counted_in_the_report(checked, corpus, monkeypatch):
     monkeypatch.setattr(features, "VALUES_CHECKED_UP_TO", 5000)
     array = np.load(corpus / "eva" / f"{NAMES[0]}.npy")
     array[3, 3] = np.nan
@@ -433,7 +433,7 @@ def test_a_slow_disk_is_read_by_several_threads_and_the_order_is_preserved(tmp_p
 
 
 @pytest.mark.parametrize(("limit", "kind"), [("max_txt_len=30", "answers cut"), ("max_context_len=72", "prompts cut")])
-def test_what_is_cut_is_what_a_run_would_cut_to_the_token(checked, tree, tmp_path, limit, kind):
+def test_the_check_reports_exactly_the_tokens_that_a_run_would_cut(checked, tree, tmp_path, limit, kind):
     report = checked(f"model.{limit}")
     made = loaded(tmp_path, tree, f"model.{limit}")
     prompt = made.classes["model"].prompt(made.model)
@@ -454,7 +454,7 @@ def test_what_is_cut_is_what_a_run_would_cut_to_the_token(checked, tree, tmp_pat
     assert sum(lengths.cut for lengths in report.blocks[0].lengths) == len(expected)
 
 
-def test_without_the_language_model_lengths_are_estimated_and_cuts_are_notes(checked, tree, tmp_path):
+def test_without_the_language_model_lengths_are_estimated_and_cuts_reported_as_notes(checked, tree, tmp_path):
     tree["model"]["llama_model"] = str(tmp_path / "not downloaded yet")
     report = checked("model.max_txt_len=10")
     assert [found.kind for found in report.of_level("problem")] == ["model"] and not any(
@@ -465,14 +465,14 @@ def test_without_the_language_model_lengths_are_estimated_and_cuts_are_notes(che
     assert "tokens, estimated" in text_of(report)
 
 
-def test_a_model_folder_without_config_json_is_no_obstacle(checked, tree, tmp_path):
+def test_a_model_folder_without_config_json_is_accepted(checked, tree, tmp_path):
     folder = shutil.copytree(GOLDEN / "llama", tmp_path / "llama")
     (folder / "config.json").unlink()
     tree["model"]["llama_model"] = str(folder)
     assert checked().of_level("problem") == []
 
 
-def test_clips_of_an_evaluation_without_answers_are_a_note(checked, tree, corpus):
+def test_evaluation_clips_without_answers_are_reported_as_a_note(checked, tree, corpus):
     tree["evaluation_datasets"] = {"answers": tree["datasets"]["golden"]}
     tree["datasets"] = {}
     change_captions(corpus, lambda content: content.pop(NAMES[3]))
@@ -481,7 +481,7 @@ def test_clips_of_an_evaluation_without_answers_are_a_note(checked, tree, corpus
     assert report.blocks[0].answers == {"emotion": 6, "reason": 5}
 
 
-def test_captions_that_are_empty_are_counted_apart_from_absent_ones(checked, corpus):
+def test_empty_captions_are_counted_separately_from_missing_ones(checked, corpus):
     def spoil(content):
         del content[NAMES[0]]
         content[NAMES[1]]["caption"] = " \n"
@@ -509,7 +509,7 @@ def test_empty_cells_of_a_table_are_empty_captions(checked, tree, corpus, kind, 
     assert found(checked(), "caption", "problem") == found(checked(), "empty caption", "note") == [NAMES[0]]
 
 
-def test_messy_tables_are_read_as_they_are(tmp_path, tree, corpus):
+def test_a_messy_table_is_read_and_its_faulty_rows_are_reported(tmp_path, tree, corpus):
     """A byte order mark, CRLF, names of digits only, a name twice, empty cells, a row too long, spaces."""
     names = ["00012", "12", "7", "00012", "8"]
     folder = tmp_path / "own"
@@ -531,7 +531,7 @@ def test_messy_tables_are_read_as_they_are(tmp_path, tree, corpus):
     assert figures.sentences == {"clips": 4, "empty": 2, "different": 3, "of clips not listed": 0}
 
 
-def test_a_transcript_with_a_byte_order_mark_and_crlf_keeps_its_first_column(checked, corpus):
+def test_a_transcript_with_byte_order_mark_and_crlf_is_read_with_its_first_column(checked, corpus):
     rows = [("name", "sentence"), *((name, "") for name in NAMES)]
     with (corpus / TRANSCRIPTS).open("w", encoding="utf-8-sig", newline="") as file:
         csv.writer(file, lineterminator="\r\n").writerows(rows)
@@ -564,7 +564,7 @@ def two_blocks(tree, corpus):
     return made
 
 
-def test_a_clip_that_is_trained_on_and_tested_with_is_a_problem(checked, two_blocks):
+def test_a_clip_in_both_training_and_test_data_is_a_problem(checked, two_blocks):
     two_blocks({NAMES[1]: NAMES[1], "fresh_1": None})
     report = checked()
     assert found(report, "train/test overlap", "problem") == [NAMES[1]]
@@ -578,13 +578,13 @@ def test_the_same_arrays_under_another_name_are_a_problem(checked, two_blocks):
     assert f"{NAMES[1]} = renamed" in text_of(report)
 
 
-def test_the_same_name_with_other_arrays_throughout_is_a_note(checked, two_blocks):
+def test_the_same_name_with_entirely_different_arrays_is_a_note(checked, two_blocks):
     two_blocks({NAMES[1]: None, "fresh_1": None})
     report = checked()
     assert report.of_level("problem") == [] and found(report, "same names", "note") == [NAMES[1]]
 
 
-def test_videos_that_begin_with_the_same_frame_are_not_the_same(checked, two_blocks, tree, corpus):
+def test_videos_that_begin_with_the_same_frame_are_not_reported_as_duplicates(checked, two_blocks, tree, corpus):
     two_blocks({"fresh_1": None, "fresh_2": None})
     (corpus / "videos").mkdir()
     for name in (*NAMES, "fresh_1", "fresh_2"):
@@ -597,7 +597,7 @@ def test_videos_that_begin_with_the_same_frame_are_not_the_same(checked, two_blo
     assert report.of_level("problem") == [] and found(report, "same features") == []
 
 
-def test_arrays_of_zeros_make_no_two_clips_the_same(checked, two_blocks, corpus):
+def test_clips_with_arrays_of_zeros_are_not_reported_as_duplicates(checked, two_blocks, corpus):
     two_blocks({"fresh_1": None, "fresh_2": None})
     for place, name in ((corpus, NAMES[0]), (corpus, NAMES[1]), (corpus / "test", "fresh_1")):
         np.save(place / FOLDERS["face"] / f"{name}.npy", np.zeros(1024, np.float32))
@@ -606,7 +606,7 @@ def test_arrays_of_zeros_make_no_two_clips_the_same(checked, two_blocks, corpus)
     assert sorted(found(report, "constant features", "note")) == sorted([NAMES[0], NAMES[1], "fresh_1"])
 
 
-def test_arrays_of_clips_that_another_block_lists_are_listed(checked, tree, corpus):
+def test_arrays_of_clips_in_another_block_do_not_count_as_unlisted(checked, tree, corpus):
     rows = (corpus / LIST).read_text().splitlines(keepends=True)
     (corpus / LIST).write_text("".join(rows[:4]))
     assert {len(names) for names in checked().unlisted_arrays.values()} == {2}
@@ -619,7 +619,7 @@ def test_arrays_of_clips_that_another_block_lists_are_listed(checked, tree, corp
 # What training takes
 
 
-def test_passes_over_each_blocks_clips_follow_steps_batch_and_share(checked, tree, corpus):
+def test_dataset_epochs_follow_from_steps_batch_size_and_sample_ratio(checked, tree, corpus):
     (corpus / "two.txt").write_text("".join((corpus / LIST).read_text().splitlines(keepends=True)[:2]))
     tree["datasets"]["golden"] |= {"batch_size": 2, "sample_ratio": 3}
     tree["datasets"]["two"] = tree["datasets"]["golden"] | {"annotation_file": "two.txt", "sample_ratio": 1}
@@ -644,7 +644,7 @@ def test_the_size_of_a_checkpoint_is_that_of_the_file(checked, tree, tmp_path):
     assert checked("model.lora_r=8").training.trained_parameters > training.trained_parameters
 
 
-def test_checkpoints_that_do_not_fit_the_disk_are_a_problem_and_keeping_fewer_mends_it(checked):
+def test_checkpoints_that_do_not_fit_the_disk_are_a_problem_unless_fewer_are_retained(checked):
     report = checked("run.max_epoch=1000000000")
     assert [finding.kind for finding in report.of_level("problem")] == ["disk"]
     assert "run.output_dir" in texts(report) and "run.keep_last" in texts(report)
@@ -660,7 +660,7 @@ def test_without_the_models_configuration_the_size_of_a_checkpoint_is_reported_a
     assert "checkpoints  unknown size, because" in text_of(report)
 
 
-def test_a_configuration_that_trains_nothing_has_no_figures_of_training(checked, tree):
+def test_a_configuration_without_training_data_has_no_training_statistics(checked, tree):
     tree["evaluation_datasets"] = {"answers": tree["datasets"].pop("golden")}
     report = checked()
     assert report.training is None and report.plain()["training"] is None
@@ -670,7 +670,7 @@ def test_a_configuration_that_trains_nothing_has_no_figures_of_training(checked,
 # The report
 
 
-def test_the_table_shows_a_few_clips_of_many_and_the_object_all_of_them(tmp_path, tree, corpus):
+def test_the_table_shows_a_few_of_many_clips_and_the_json_report_all_of_them(tmp_path, tree, corpus):
     rows = "".join(f"absent_{number:03d} 5 happy\n" for number in range(200))
     (corpus / LIST).write_text((corpus / LIST).read_text() + rows)
     for number in range(30):
@@ -684,7 +684,7 @@ def test_the_table_shows_a_few_clips_of_many_and_the_object_all_of_them(tmp_path
     assert table.splitlines()[-1] == report.summary == f"{plain['problems']} problems, {plain['notes']} notes"
 
 
-def test_columns_are_aligned(checked):
+def test_the_columns_of_the_feature_table_are_aligned(checked):
     lines = text_of(checked()).splitlines()
     (head,) = (line for line in lines if line.startswith("  features"))
     rows = lines[lines.index(head) + 1 : lines.index(head) + 5]

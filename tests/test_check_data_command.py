@@ -40,7 +40,7 @@ def printed(tmp_path, tree, capsys):
     return made
 
 
-def test_clean_data_exit_with_0_after_tables_on_standard_output(tmp_path, printed):
+def test_the_command_prints_tables_and_exits_with_0_for_clean_data(tmp_path, printed):
     status, text = printed()
     assert status == 0
     assert text.splitlines()[-1] == "0 problems, 0 notes"
@@ -49,7 +49,7 @@ def test_clean_data_exit_with_0_after_tables_on_standard_output(tmp_path, printe
     assert "Problems" not in text and not (tmp_path / "out").exists()
 
 
-def test_problems_exit_with_1_and_name_clips_files_and_the_remedy(printed, corpus):
+def test_the_command_exits_with_1_and_names_the_clips_and_the_remedy_of_problems(printed, corpus):
     missing = corpus / FOLDERS["audio"] / f"{NAMES[1]}.npy"
     missing.unlink()
     with (corpus / "MERR_coarse_grained.txt").open("a") as file:
@@ -83,7 +83,7 @@ def test_options_override_the_file(printed):
 
 
 @pytest.mark.slow
-def test_as_many_clips_as_merr_has_take_less_than_a_minute_and_a_quarter_of_one_again():
+def test_checking_as_many_clips_as_merr_takes_under_60_s_and_15_s_when_cached():
     script = str(ROOT / "benchmarks/check_data.py")
     done = subprocess.run(
         [sys.executable, script, "--json"], env=environment(), capture_output=True, text=True, timeout=800, check=False

@@ -61,7 +61,7 @@ def by_stored_name(model):
 # Names and values
 
 
-def test_the_names_and_shapes_are_those_of_the_published_files(laid_out, stored):
+def test_names_and_shapes_of_stored_tensors_are_those_of_the_published_files(laid_out, stored):
     ours = {name: parameter.shape for name, parameter in by_stored_name(laid_out).items()}
     assert ours == {name: tensor.shape for name, tensor in stored.items()}
 
@@ -72,7 +72,7 @@ def test_loading_copies_every_tensor(model, stored):
         assert parameter.detach().equal(stored[name])
 
 
-def test_a_dry_load_changes_nothing(model, stored):
+def test_a_dry_load_changes_no_parameter(model, stored):
     assert checked(model, stored) == []
     assert all(bool((parameter == 7).all()) for parameter in trainable(model).values())
 
@@ -84,7 +84,7 @@ def test_loading_leaves_frozen_weights_alone(model, stored):
     assert frozen and all(now[name].equal(value) for name, value in frozen.items())
 
 
-def test_what_is_saved_is_read_back_equal(tmp_path, stored):
+def test_a_saved_checkpoint_is_read_back_unchanged(tmp_path, stored):
     content = {"model": stored, "step": 3, "config": {"run": {"seed": 1, "list": [1, None, "x"]}}, "scaler": {}}
     path = tmp_path / "checkpoint_0.pth"
     checkpoint.save(path, content)
@@ -97,7 +97,7 @@ def test_what_is_saved_is_read_back_equal(tmp_path, stored):
 # Missing, unexpected and misshapen tensors
 
 
-def test_the_eight_tensors_that_a_minigpt_v2_file_lacks_are_accepted_together_with_a_note(model, stored):
+def test_the_eight_tensors_missing_from_a_minigpt_v2_file_are_accepted_with_a_note(model, stored):
     for name in checkpoint_names.ABSENT_TOGETHER:
         del stored[name]
     (note,) = checkpoint.load_trainable(model, stored, path="file.pth", allow_missing=[])
@@ -110,7 +110,7 @@ def test_the_eight_tensors_that_a_minigpt_v2_file_lacks_are_accepted_together_wi
 
 
 @pytest.mark.parametrize("kept", checkpoint_names.ABSENT_TOGETHER)
-def test_any_seven_of_them_absent_are_refused_by_name(laid_out, stored, kept):
+def test_a_file_that_lacks_only_seven_of_the_eight_tensors_is_refused_by_name(laid_out, stored, kept):
     absent = [name for name in checkpoint_names.ABSENT_TOGETHER if name != kept]
     for name in absent:
         del stored[name]
@@ -121,7 +121,7 @@ def test_any_seven_of_them_absent_are_refused_by_name(laid_out, stored, kept):
     assert kept not in said
 
 
-def test_the_eight_and_one_more_absent_are_refused_by_name(laid_out, stored):
+def test_a_file_that_lacks_the_eight_tensors_and_another_is_refused(laid_out, stored):
     for name in (*checkpoint_names.ABSENT_TOGETHER, "llama_proj.bias"):
         del stored[name]
     assert "missing tensors (to allow this, set ckpt_allow_missing to glob patterns), 9: " in refusal(checked, laid_out, stored)
@@ -154,7 +154,7 @@ def test_unexpected_tensors_are_named(laid_out, stored):
     )
 
 
-def test_misshapen_tensors_are_named_with_both_shapes(laid_out, stored):
+def test_tensors_of_another_shape_are_reported_with_both_shapes(laid_out, stored):
     stored["llama_proj.weight"] = torch.zeros(64, 700)
     stored["llama_proj.bias"] = torch.zeros(1, 64)
     said = refusal(checked, laid_out, stored)
@@ -162,7 +162,7 @@ def test_misshapen_tensors_are_named_with_both_shapes(laid_out, stored):
     assert "llama_proj.weight has shape (64, 700), expected (64, 704)" in said and "llama_proj.bias has shape (1, 64)" in said
 
 
-def test_everything_that_is_wrong_is_told_at_once(laid_out, stored):
+def test_all_tensor_problems_are_reported_together(laid_out, stored):
     del stored["llama_proj.bias"]
     stored["other"] = torch.zeros(1)
     stored["feats_llama_proj1.bias"] = torch.zeros(3)
@@ -177,7 +177,7 @@ def test_the_unused_tensors_of_published_files_are_ignored_with_a_note(laid_out,
     assert "ignored unused tensors, 2: attention.0.weight, attention.norm.bias" in note
 
 
-def test_allowed_globs_let_tensors_be_absent_and_the_note_names_them(laid_out, stored):
+def test_tensors_that_match_ckpt_allow_missing_may_be_missing_and_are_noted(laid_out, stored):
     del stored["llama_proj.bias"]
     refusal(checked, laid_out, stored)
     (note,) = checked(laid_out, stored, "llama_proj.*")
@@ -185,13 +185,13 @@ def test_allowed_globs_let_tensors_be_absent_and_the_note_names_them(laid_out, s
     refusal(checked, laid_out, stored, "feats_*")
 
 
-def test_allowed_globs_allow_no_other_shape(laid_out, stored):
+def test_ckpt_allow_missing_does_not_allow_another_shape(laid_out, stored):
     stored["llama_proj.bias"] = torch.zeros(3)
     assert "another shape" in refusal(checked, laid_out, stored, "*")
 
 
 @pytest.mark.parametrize("value", [3, None, [0.0] * 64, {"weight": 1}])
-def test_an_entry_that_is_no_tensor_is_refused_by_name(laid_out, stored, value):
+def test_an_entry_that_is_not_a_tensor_is_refused_by_name(laid_out, stored, value):
     stored["llama_proj.bias"] = value
     assert "llama_proj.bias" in refusal(checked, laid_out, stored)
 
@@ -205,7 +205,7 @@ def saved(folder, content, name="checkpoint_0.pth"):
     return path
 
 
-def test_an_absent_file_names_the_key():
+def test_a_missing_file_is_reported_with_its_key():
     assert refusal(checkpoint.read, "none.pth", "model.ckpt").startswith("model.ckpt: no file 'none.pth' (working folder: ")
 
 
@@ -221,7 +221,7 @@ def test_a_truncated_file_is_refused_with_and_without_its_digest(tmp_path, store
     assert said.startswith("model.ckpt: ") and str(path) in said
 
 
-def test_a_flipped_bit_is_found_by_the_digest(tmp_path, stored):
+def test_a_flipped_bit_is_detected_by_the_digest(tmp_path, stored):
     path = saved(tmp_path, {"model": stored})
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
@@ -291,7 +291,7 @@ def broken_files():
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_whatever_the_bytes_a_file_is_read_or_refused_and_nothing_else(tmp_path):
+def test_a_corrupted_file_is_either_read_or_refused_with_a_user_error(tmp_path):
     path = tmp_path / "checkpoint_0.pth"
     refused, crashes = 0, {}
     for raw in broken_files():
@@ -306,20 +306,20 @@ def test_whatever_the_bytes_a_file_is_read_or_refused_and_nothing_else(tmp_path)
 
 
 @pytest.mark.parametrize("content", [3, [1], None, {"step": None}, {"step": "x"}, {"step": [1]}, {}, torch.zeros(3)])
-def test_looking_for_the_newest_passes_over_files_of_another_kind(tmp_path, content):
+def test_files_that_are_not_checkpoints_are_never_the_newest_checkpoint(tmp_path, content):
     path = saved(tmp_path, {"model": {}, "step": 5})
     torch.save(content, tmp_path / "checkpoint_1.pth")
     assert checkpoint.newest(tmp_path) == path
 
 
-def test_of_two_checkpoints_of_one_step_the_epochs_own_is_taken_before_the_best(tmp_path):
+def test_the_epoch_checkpoint_is_preferred_to_the_best_checkpoint_of_the_same_step(tmp_path):
     for name in ("checkpoint_best.pth", "checkpoint_3.pth"):
         saved(tmp_path, {"model": {}, "step": 5}, name)
     assert checkpoint.newest(tmp_path).name == "checkpoint_3.pth"
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_looking_for_the_newest_survives_whatever_the_bytes(tmp_path):
+def test_a_corrupted_file_does_not_disturb_the_search_for_the_newest_checkpoint(tmp_path):
     path = saved(tmp_path, {"model": {}, "step": 5}, "checkpoint_0.pth")
     broken = tmp_path / "checkpoint_1.pth"
     crashes = {}
@@ -335,7 +335,7 @@ def test_looking_for_the_newest_survives_whatever_the_bytes(tmp_path):
 # Which one goes on, and which are kept
 
 
-def test_the_newest_is_the_one_that_went_furthest(tmp_path):
+def test_the_newest_checkpoint_is_the_one_with_the_highest_step(tmp_path):
     for name, step in (("0", 100), ("10", 300), ("9", 200), ("last", 250)):
         saved(tmp_path, {"model": {}, "step": step}, f"checkpoint_{name}.pth")
     assert checkpoint.newest(tmp_path) == tmp_path / "checkpoint_10.pth"
@@ -343,7 +343,7 @@ def test_the_newest_is_the_one_that_went_furthest(tmp_path):
     assert checkpoint.newest(tmp_path) == tmp_path / "checkpoint_last.pth"
 
 
-def test_incomplete_files_are_passed_over(tmp_path, stored):
+def test_damaged_files_and_files_without_a_digest_are_never_the_newest_checkpoint(tmp_path, stored):
     for name, step in (("checkpoint_0.pth", 1), ("checkpoint_1.pth", 2), ("checkpoint_2.pth", 3), ("checkpoint_3.pth", 4)):
         saved(tmp_path, {"model": stored, "step": step}, name)
     truncated, flipped, bare = (tmp_path / f"checkpoint_{number}.pth" for number in (1, 2, 3))
@@ -355,7 +355,7 @@ def test_incomplete_files_are_passed_over(tmp_path, stored):
     assert checkpoint.newest(tmp_path) == tmp_path / "checkpoint_0.pth"
 
 
-def test_an_empty_or_absent_folder_has_no_newest(tmp_path):
+def test_an_empty_or_missing_folder_has_no_newest_checkpoint(tmp_path):
     assert checkpoint.newest(tmp_path) is None and checkpoint.newest(tmp_path / "none") is None
     (tmp_path / "checkpoint_notes.pth.txt").write_text("x")
     assert checkpoint.newest(tmp_path) is None
@@ -370,7 +370,7 @@ def test_keep_last_deletes_older_epochs_with_their_digests_and_never_best_or_las
     assert {path.name for path in tmp_path.iterdir()} == kept | {f"{name}.sha256" for name in kept} | {"notes.txt"}
 
 
-def test_keep_last_of_more_than_there_are_deletes_nothing(tmp_path):
+def test_keep_last_above_the_number_of_checkpoints_deletes_nothing(tmp_path):
     saved(tmp_path, {"model": {}, "step": 1}, "checkpoint_1.pth")
     checkpoint.drop_old(tmp_path, 3)
     assert (tmp_path / "checkpoint_1.pth").exists()
@@ -379,7 +379,7 @@ def test_keep_last_of_more_than_there_are_deletes_nothing(tmp_path):
 # Writing
 
 
-def test_an_interrupted_write_leaves_the_old_file_and_no_trace(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_file_and_no_temporary_file(tmp_path, monkeypatch):
     path = saved(tmp_path, {"model": {}, "step": 1})
 
     def half(content, file):
@@ -417,7 +417,7 @@ def test_a_write_that_is_killed_at_any_moment_leaves_an_intact_checkpoint(tmp_pa
 
 
 @pytest.mark.parametrize("mode", ["w", "wb"])
-def test_a_file_is_not_seen_before_it_is_whole(tmp_path, mode):
+def test_a_file_does_not_appear_before_it_is_complete(tmp_path, mode):
     path = tmp_path / "deep" / "file"
     with atomic_write(path, mode) as file:
         file.write(b"x" if mode == "wb" else "x")
@@ -428,7 +428,7 @@ def test_a_file_is_not_seen_before_it_is_whole(tmp_path, mode):
 # In a run
 
 
-def test_a_run_writes_files_that_load_under_the_published_names(tmp_path, stored):
+def test_a_run_writes_checkpoints_with_the_published_tensor_names(tmp_path, stored):
     tree = golden_tree(tmp_path)
     tree["run"] |= {"iters_per_epoch": 1, "init_lr": 1e-3}
     config = loaded(tmp_path, tree)
@@ -448,7 +448,7 @@ def test_a_run_writes_files_that_load_under_the_published_names(tmp_path, stored
         assert parameter.detach().equal(content["model"][name])
 
 
-def test_a_minigpt_v2_file_may_have_gaps_that_are_allowed_beside_its_own(laid_out, stored):
+def test_a_minigpt_v2_file_may_lack_further_allowed_tensors(laid_out, stored):
     together = sorted(laid_out.absent_together)
     kept = {name: tensor for name, tensor in stored.items() if name not in together and name != "llama_proj.bias"}
     notes = checked(laid_out, kept, "llama_proj.bias", "cls_tk_llama_proj.*")

@@ -94,7 +94,7 @@ def test_diff_prints_what_differs_and_exits_with_1(printed, changed, capsys):
     assert (found["equal"], found["beyond"], found["only_in_second"]) == (False, ["llama_proj.bias"], ["attention.fc_out.bias"])
 
 
-def test_diff_to_a_tolerance(printed, changed, tmp_path):
+def test_diff_ignores_differences_within_the_tolerance(printed, changed, tmp_path):
     stored = torch.load(SLIM, weights_only=True)
     stored["model"]["llama_proj.bias"] *= 1 + 1e-6
     torch.save(stored, tmp_path / "near.pth")
@@ -104,17 +104,17 @@ def test_diff_to_a_tolerance(printed, changed, tmp_path):
 
 
 @pytest.mark.parametrize("value", ["-1", "nan", "inf"])
-def test_a_tolerance_without_meaning_is_refused(printed, value):
+def test_a_negative_or_infinite_tolerance_is_refused(printed, value):
     assert "--tolerance" in refusal(printed, "diff", SLIM, SLIM, f"--tolerance={value}")
 
 
-def test_convert_there_and_back_leaves_no_difference(printed, tmp_path):
+def test_converting_to_peft_and_back_leaves_no_difference(printed, tmp_path):
     assert printed("convert", SLIM, "--to", "peft", "--output", tmp_path / "peft") == f"{tmp_path / 'peft'}: written\n"
     printed("convert", tmp_path / "peft", "--to", "pth", "--output", tmp_path / "back.pth")
     assert printed("diff", SLIM, tmp_path / "back.pth").endswith("equal: 18 tensors compared, largest relative difference 0\n")
 
 
-def test_convert_to_merged_and_average_write_where_they_say(printed, tmp_path, changed):
+def test_merging_and_averaging_write_their_results_to_the_output_path(printed, tmp_path, changed):
     printed("convert", SLIM, "--to", "merged", "--llama-model", LLAMA, "--output", tmp_path / "merged")
     assert (tmp_path / "merged/model.safetensors").is_file() and (tmp_path / "merged/tokenizer.json").is_file()
     said = printed("average", SLIM, SLIM, "--output", tmp_path / "mean.pth")
@@ -133,7 +133,7 @@ def test_convert_to_merged_and_average_write_where_they_say(printed, tmp_path, c
         (["--to", "peft", "--llama-model", str(GOLDEN / "data")], "--llama-model: "),
     ],
 )
-def test_arguments_that_do_not_go_together_are_refused(printed, tmp_path, arguments, words):
+def test_inconsistent_arguments_of_convert_are_refused(printed, tmp_path, arguments, words):
     assert words in refusal(printed, "convert", SLIM, *arguments, "--output", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -157,7 +157,7 @@ def test_a_folder_where_a_file_is_expected_is_an_error(printed, tmp_path):
     assert "has no adapter_config.json" in refusal(printed, "inspect", LLAMA)
 
 
-def test_as_a_program_it_exits_with_1_and_no_traceback(emollama, changed, tmp_path):
+def test_the_command_line_program_exits_with_1_without_a_traceback(emollama, changed, tmp_path):
     different = emollama("checkpoint", "diff", SLIM, changed)
     assert (different.returncode, different.stderr) == (1, "") and "different: " in different.stdout
     wrong = emollama("checkpoint", "inspect", tmp_path)
@@ -216,7 +216,7 @@ main(arguments)
         ),
     ],
 )
-def test_a_killed_process_leaves_nothing_under_the_outputs_name(launch, tmp_path, moment, written):
+def test_a_killed_process_leaves_nothing_at_the_output_path(launch, tmp_path, moment, written):
     """It is killed when half of a file is written, or when everything is written and the folder gets its name."""
     (tmp_path / "killed.py").write_text(KILLED)
     arguments = ("checkpoint", "convert", SLIM, "--lora-alpha", "16", "--to", "peft", "--output", str(tmp_path / "out"))

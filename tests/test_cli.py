@@ -74,7 +74,7 @@ def test_commands_without_tensors_import_no_torch(light):
     assert imported == {*SOURCES}
 
 
-def test_these_commands_do_their_work(light):
+def test_commands_without_tensors_succeed_and_print_the_expected_output(light):
     failed = {name: text for name, (status, text) in light["output"].items() if status != (2 if name == "trian" else 0)}
     assert failed == {}
     output = {name: text for name, (_, text) in light["output"].items()}
@@ -89,7 +89,7 @@ def test_these_commands_do_their_work(light):
 # Help
 
 
-def test_every_command_has_a_line_an_example_and_documentation_in_the_help():
+def test_the_help_overview_lists_every_command_with_its_example():
     text = overview()
     for name, group, module in COMMANDS:
         command = importlib.import_module(f"emollama.commands.{module}")
@@ -147,7 +147,7 @@ def test_help_before_a_command_is_the_help_of_the_command(line, usage, capsys):
     assert text.startswith(usage)
 
 
-def test_no_help_shows_the_markup_of_docstrings(capsys):
+def test_no_help_text_contains_docstring_markup(capsys):
     marked = [name for name in NAMES if re.search(r"``|:[a-z]+:`", called(capsys, name, "--help")[1])]
     assert marked == []
 
@@ -206,7 +206,7 @@ def test_no_help_shows_the_markup_of_docstrings(capsys):
         ("config -v show --cfg-path x -q", "emollama: error: argument -v/--verbose: not allowed with argument -q/--quiet"),
     ],
 )
-def test_a_wrong_command_line_is_answered_in_one_line_with_the_nearest_name(line, message, capsys):
+def test_an_invalid_command_line_is_reported_in_one_line_with_the_nearest_name(line, message, capsys):
     status, out, err = called(capsys, *line.split())
     first, second = err.splitlines()
     assert (status, out) == (2, "")
@@ -214,7 +214,7 @@ def test_a_wrong_command_line_is_answered_in_one_line_with_the_nearest_name(line
     assert re.fullmatch(r"'emollama( [\w-]+)* --help' lists the (options|commands)\.", second)
 
 
-def test_several_options_add_up_and_the_last_value_of_a_key_counts(capsys):
+def test_repeated_options_are_combined_and_the_last_value_of_a_key_wins(capsys):
     line = ["config", "show", "--json", "--cfg-path", ROOT / "train_configs/demo_stage_1.yaml"]
     line += ["--options", "run.seed=1", "run.job_id=x", "--options", "run.max_epoch=5", "run.seed=2"]
     status, text, _ = called(capsys, *line)
@@ -226,14 +226,14 @@ def test_several_options_add_up_and_the_last_value_of_a_key_counts(capsys):
     assert cli.parse_run("Train.", ["--cfg-path", "x"]).options == []
 
 
-def test_the_entry_scripts_answer_alike(capsys):
+def test_the_entry_scripts_report_unknown_options_like_the_commands(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.parse_run("Train.", ["--cfg-pth", "x"])
     assert ended.value.code == 2
     assert "unknown option '--cfg-pth'. Did you mean '--cfg-path'?" in capsys.readouterr().err
 
 
-def test_an_error_in_this_process_ends_with_its_status_and_not_the_process(capsys):
+def test_an_error_of_a_command_is_printed_and_gives_exit_status_1(capsys):
     status, out, err = called(capsys, "config", "show", "--cfg-path", "nowhere.yaml")
     assert (status, out) == (1, "")
     assert err.startswith("error: --cfg-path: no file 'nowhere.yaml'")
@@ -243,7 +243,7 @@ def test_an_error_in_this_process_ends_with_its_status_and_not_the_process(capsy
 
 
 @pytest.mark.parametrize("place", ["before", "after"])
-def test_debug_prints_the_traceback_and_the_error_last(place, capsys):
+def test_debug_prints_the_traceback_before_the_error(place, capsys):
     line = ["config", "show", "--cfg-path", "nowhere.yaml"]
     status, _, err = called(capsys, *(["--debug", *line] if place == "before" else [*line, "--debug"]))
     assert status == 1
@@ -251,7 +251,7 @@ def test_debug_prints_the_traceback_and_the_error_last(place, capsys):
     assert err.splitlines()[-1].startswith("error: --cfg-path: no file 'nowhere.yaml'")
 
 
-def test_debug_ends_with_its_command(capsys):
+def test_debug_does_not_affect_the_next_command(capsys):
     called(capsys, "--debug", "reference", "run.metrc")
     _, _, err = called(capsys, "reference", "run.metrc")
     assert "Traceback" not in err
@@ -278,7 +278,7 @@ def test_quiet_and_verbose_set_the_level_of_the_log_lines(options, main, others,
     assert logging.getLogger("emollama").level == main
 
 
-def test_verbose_prints_debug_messages_and_quiet_hides_what_is_no_warning(capsys, monkeypatch):
+def test_verbose_prints_debug_messages_and_quiet_hides_everything_below_warnings(capsys, monkeypatch):
     monkeypatch.setenv("EMOLLAMA_DATA", "data")
     line = ["config", "show", "--cfg-path", CONFIGURATIONS[0]]
     status, shown, err = called(capsys, *line, "-v")
@@ -287,7 +287,7 @@ def test_verbose_prints_debug_messages_and_quiet_hides_what_is_no_warning(capsys
     assert called(capsys, *line, "-q")[1:] == (shown, "")
 
 
-def test_commands_get_no_options_that_are_not_theirs(monkeypatch, capsys):
+def test_commands_do_not_receive_the_global_options(monkeypatch, capsys):
     seen = []
     monkeypatch.setattr(importlib.import_module("emollama.commands.report"), "run", seen.append)
     assert called(capsys, "-q", "report", "folder", "--debug")[0] == 0
@@ -308,14 +308,14 @@ def test_a_key_of_several_components_is_described_once_for_each_text(capsys):
 
 
 @pytest.mark.parametrize("block", ["model", "encoders", "datasets", "evaluation_datasets", "extraction", "run"])
-def test_a_block_is_described_by_its_part_of_the_reference(block, capsys):
+def test_a_block_is_described_by_its_section_of_the_reference(block, capsys):
     status, text, _ = called(capsys, "reference", block)
     assert status == 0
     assert set(re.findall(r"^## (\w+)", text, re.MULTILINE)) == {block}
     assert text in (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
 
 
-def test_what_is_no_components_block_is_described_too(capsys):
+def test_the_keys_imports_and_paths_are_described(capsys):
     assert called(capsys, "reference", "imports")[1].startswith("imports\n  A list of Python modules")
     described = called(capsys, "reference", "paths")[1]
     assert described.startswith("paths\n  Values of your own, which other keys refer to as ${paths.x}")
@@ -341,7 +341,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(key, hint, capsys):
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
-def test_the_completion_knows_every_command_and_its_options(shell, capsys):
+def test_the_completion_contains_every_command_and_its_options(shell, capsys):
     status, text, _ = called(capsys, "completion", shell)
     assert status == 0
     assert [name for name in NAMES if name not in text] == []
@@ -390,7 +390,7 @@ def test_env_reports_every_package_that_is_required(monkeypatch, tmp_path):
     assert env.required_packages() == ["torch", "bitsandbytes"]
 
 
-def test_programs_are_asked_for_their_versions_and_what_is_missing_or_broken_is_reported(monkeypatch, tmp_path, capsys):
+def test_env_reports_program_versions_and_missing_or_broken_programs(monkeypatch, tmp_path, capsys):
     for name, script in (("nvidia-smi", "#!/nowhere/interpreter\n"), ("ffmpeg", "#!/bin/sh\necho ffmpeg 9\necho more\n")):
         (tmp_path / name).write_text(script)
         (tmp_path / name).chmod(0o755)

@@ -40,7 +40,7 @@ def close_stdout(request, capfd, monkeypatch):
     ],
     ids=" ".join,
 )
-def test_a_command_ends_without_a_message(close_stdout, line, capfd):
+def test_a_command_whose_output_is_closed_ends_without_a_message(close_stdout, line, capfd):
     close_stdout()
     with pytest.raises(SystemExit) as ended:
         cli.main(line)
@@ -91,7 +91,7 @@ def test_output_that_cannot_be_written_is_an_error_of_one_line(full_stdout, line
     assert capfd.readouterr().err == FULL
 
 
-def test_an_error_of_the_user_is_told_rather_than_that_of_the_output(full_stdout, capfd):
+def test_a_user_error_takes_precedence_over_the_error_of_a_full_output(full_stdout, capfd):
     full_stdout(-1)
 
     def fail():
@@ -102,7 +102,7 @@ def test_an_error_of_the_user_is_told_rather_than_that_of_the_output(full_stdout
     assert capfd.readouterr().err == "error: wrong\n"
 
 
-def test_an_error_that_cannot_be_printed_keeps_its_exit_status(monkeypatch):
+def test_an_error_that_cannot_be_printed_has_the_same_exit_status(monkeypatch):
     stream = open("/dev/full", "w", buffering=1)  # noqa: SIM115
     monkeypatch.setattr(sys, "stderr", stream)
     with pytest.raises(SystemExit) as ended:
@@ -125,7 +125,7 @@ def test_a_stream_that_was_closed_before_the_start_is_the_null_device(closed, mo
         getattr(sys, name).close()
 
 
-def test_an_error_of_the_user_is_not_lost(close_stdout, capfd):
+def test_a_user_error_is_printed_although_the_output_is_closed(close_stdout, capfd):
     close_stdout()
 
     def fail():
@@ -135,7 +135,7 @@ def test_an_error_of_the_user_is_not_lost(close_stdout, capfd):
     assert capfd.readouterr().err == "error: wrong\n"
 
 
-def test_a_worker_says_why_it_ends(close_stdout, capfd, monkeypatch):
+def test_a_worker_reports_that_its_output_was_closed(close_stdout, capfd, monkeypatch):
     close_stdout()
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
@@ -145,7 +145,7 @@ def test_a_worker_says_why_it_ends(close_stdout, capfd, monkeypatch):
     assert capfd.readouterr().err == "error: the program that reads the output has ended\n"
 
 
-def test_another_broken_pipe_is_an_error_as_before():
+def test_a_broken_pipe_other_than_the_output_is_raised():
     def fail():
         raise BrokenPipeError
 
@@ -153,7 +153,7 @@ def test_another_broken_pipe_is_an_error_as_before():
         entry.run(fail)
 
 
-def test_the_exit_status_of_a_program_is_kept(capsys):
+def test_the_exit_status_of_a_program_is_returned(capsys):
     assert entry.run(lambda: sys.exit(3)) == 3
     assert entry.run(sys.exit) == 0
     assert entry.run(lambda: sys.exit("text")) == 1

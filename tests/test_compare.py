@@ -53,7 +53,7 @@ def size_of(path):
     return Image.open(io.BytesIO(path.read_bytes())).size
 
 
-def test_the_table_has_a_row_for_each_of_a_runs_checkpoints_that_the_files_know(printed, tmp_path):
+def test_the_table_has_rows_for_the_best_and_last_epochs_and_for_evaluations(printed, tmp_path):
     text = printed("--metric", "waf")
     first, second = validation_rows(6, 4), validation_rows(8, 7)
     script = json.loads((tmp_path / "zero_shot/result/metrics_dev.json").read_text())["tasks"]["emotion"]["metrics"]["waf"]
@@ -81,7 +81,7 @@ def test_json_contains_every_value_of_the_files_at_full_precision(printed, runs)
     assert found["notes"] == []
 
 
-def test_the_best_of_a_column_follows_the_metrics_direction(printed):
+def test_the_best_value_of_a_column_follows_the_direction_of_the_metric(printed):
     (head, *rows) = rows_of(printed("--metric", "loss"), "emer/reason")
     values = {row[-1].rstrip("*"): row[-1].endswith("*") for row in rows}
     assert head[-1] == "loss"
@@ -92,7 +92,7 @@ def settings_of(text):
     return [line.split() for line in text.split("Settings that differ\n")[1].split("\n\n")[0].splitlines()]
 
 
-def test_settings_that_differ_are_listed_and_no_others_those_of_training_only_of_runs_that_trained(printed):
+def test_only_differing_settings_are_listed_and_training_settings_only_of_training_runs(printed):
     assert settings_of(printed("--metric", "waf")) == [
         ["a/stage_2", "b/stage_2", "zero_shot"],
         ["model.lora_r", "64", "64", "8"],
@@ -112,7 +112,7 @@ BLOCKS = "evaluation_datasets:\n"
 LONG = "".join(f"    key_{place}: 1\n" for place in range(40))
 
 
-def test_of_a_block_that_a_run_does_not_have_the_keys_that_tell_it_from_the_others_are_listed(printed, runs):
+def test_the_distinguishing_keys_of_a_block_that_one_run_lacks_are_listed(printed, runs):
     (runs[0] / "config.yaml").write_text(f"{BLOCKS}  all:\n    mask_slots: []\n    judge: {{type: lexical}}\n{LONG}")
     (runs[1] / "config.yaml").write_text(f"{BLOCKS}  deaf:\n    mask_slots: [audio]\n    judge: {{type: lexical}}\n{LONG}")
     assert settings_of(printed("--metric", "waf", folders=runs[:2])) == [
@@ -122,7 +122,7 @@ def test_of_a_block_that_a_run_does_not_have_the_keys_that_tell_it_from_the_othe
     ]
 
 
-def test_evaluation_that_a_run_does_not_have_is_listed_where_it_is_short_and_else_counted(printed, runs):
+def test_a_missing_evaluation_block_is_listed_if_short_and_otherwise_counted(printed, runs):
     (runs[0] / "config.yaml").write_text("model: {lora_r: 8}\n")
     (runs[1] / "config.yaml").write_text(f"model: {{lora_r: 8}}\n{BLOCKS}  dev:\n    judge: {{type: lexical}}\n    top_p: 0.5\n")
     assert settings_of(printed("--metric", "waf", folders=runs[:2]))[1:] == [
@@ -151,7 +151,7 @@ def test_the_chart_has_a_panel_for_each_metric(printed, tmp_path, rendered_plots
     assert size_of(tmp_path / "chart.png")[1] < height / 2
 
 
-def test_a_run_without_epochs_is_a_level_and_the_others_are_lines(runs):
+def test_a_run_without_epochs_is_plotted_as_a_level_and_the_others_as_lines(runs):
     panels = {(panel.title, panel.block): panel for panel in comparison_panels(compare_runs(runs))}
     first, second, third = panels["clue overlap", "emer · reason"].lines
     written = validation_rows(6, 4)
@@ -176,7 +176,7 @@ def test_the_legend_names_the_run_even_where_only_one_has_curves(runs):
     assert [mark["label"] for mark in marks] == ["stage_2", "best epoch"]
 
 
-def test_a_figure_that_one_run_has_once_makes_no_panel(printed, runs, tmp_path):
+def test_a_metric_with_a_single_value_has_no_panel(printed, runs, tmp_path):
     (runs[0] / "eval.jsonl").unlink()
     write_lines(runs[1] / "eval.jsonl", [{"epoch": 0, "metrics": {"dev/emotion/waf": 0.5, "dev/emotion/own": 0.5}}])
     assert {panel.title for panel in comparison_panels(compare_runs(runs))} == {"weighted F1 (WAF)"}
@@ -226,7 +226,7 @@ def write_run_without_figures(runs):
     return folder
 
 
-def test_an_unknown_metric_is_refused_with_those_that_there_are(printed, tmp_path):
+def test_an_unknown_metric_is_refused_with_the_available_metrics(printed, tmp_path):
     with pytest.raises(UserError, match=r"has 'waff'. Did you mean 'waf'\? Available metrics: waf, war, .*clue_overlap"):
         printed("--metric", "waff")
     assert not (tmp_path / "chart.png").exists()
@@ -242,20 +242,20 @@ def test_fewer_than_two_runs_repeated_runs_and_other_folders_are_refused(printed
 
 
 @pytest.mark.parametrize("output", ["chart.svg", "chart", "folder.png"])
-def test_a_chart_is_a_png_file(printed, tmp_path, output):
+def test_the_output_path_must_be_a_png_file(printed, tmp_path, output):
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(UserError, match="--output"):
         printed("--output", str(tmp_path / output))
 
 
-def test_names_tell_runs_apart_with_no_more_of_the_way_than_needed(tmp_path):
+def test_run_names_use_no_more_parent_folders_than_needed(tmp_path):
     places = ["x/one/run", "x/two/run", "other"]
     for place in places:
         write_json(tmp_path / place / "result/metrics_dev.json", {"tasks": {"emotion": {"metrics": {"waf": 0.5}}}})
     assert [*compare_runs([tmp_path / place for place in places]).runs] == ["one/run", "two/run", "other"]
 
 
-def test_the_command_is_one_of_emollamas(runs, tmp_path, emollama):
+def test_compare_is_a_command_of_emollama(runs, tmp_path, emollama):
     done = emollama("compare", *runs, "--metric", "waf", "--output", str(tmp_path / "waf.png"))
     assert done.returncode == 0, done.stderr
     assert "dev/emotion" in done.stdout and (tmp_path / "waf.png").is_file()

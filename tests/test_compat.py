@@ -290,7 +290,7 @@ def noted(made):
 # The reference's own keys
 
 
-def test_the_references_keys_give_the_configuration_that_ours_give(tmp_path):
+def test_emotion_llama_keys_give_the_same_configuration_as_our_keys(tmp_path):
     theirs, ours = loaded(tmp_path, REFERENCE), loaded(tmp_path, OURS)
     assert (theirs.model, theirs.datasets, theirs.run) == (ours.model, ours.datasets, ours.run)
     assert theirs.plain() == ours.plain()
@@ -379,7 +379,7 @@ def ran(tmp_path_factory, launch):
     return folder / "out", names, dict(zip(texts, scripts_in_one_process(launch, folder, lines), strict=True))
 
 
-def test_training_from_the_references_keys_follows_the_reference(ran):
+def test_training_with_emotion_llama_keys_reproduces_the_reference_losses(ran):
     logged = rows(ran[0] / "reference" / "log.jsonl")
     assert len(logged) == 8
     for row, step in zip(logged, TRAJECTORY["steps"], strict=True):
@@ -388,7 +388,7 @@ def test_training_from_the_references_keys_follows_the_reference(ran):
 
 
 @pytest.mark.parametrize("stage", ["stage_1", "stage_2"])
-def test_the_released_files_of_both_stages_train_on_real_shapes(ran, stage):
+def test_the_released_configurations_of_both_stages_train_with_real_feature_widths(ran, stage):
     folder = ran[0] / stage
     assert len(rows(folder / "log.jsonl")) == 2
     stored = torch.load(folder / "checkpoint_0.pth", weights_only=True)["model"]
@@ -396,17 +396,17 @@ def test_the_released_files_of_both_stages_train_on_real_shapes(ran, stage):
     assert stored["cls_tk_llama_proj.weight"].shape == (64, 1408)
 
 
-def test_stage_1_starts_from_a_minigpt_v2_file_and_stage_2_from_stage_1(ran):
+def test_stage_1_loads_a_minigpt_v2_checkpoint_and_stage_2_that_of_stage_1(ran):
     assert "feats_llama_proj1" in ran[2]["stage_1"] and "feats_llama_proj1" not in ran[2]["stage_2"]
 
 
-def test_the_released_file_of_emer_answers_every_clip_under_its_save_path(ran):
+def test_the_released_emer_configuration_answers_every_clip_in_its_save_path(ran):
     found = rows(ran[0] / "EMER" / "result" / "predictions_feature_face_caption.jsonl")
     assert [row["name"] for row in found] == ran[1]
     assert {row["task"] for row in found} == {"reason_v2"}
 
 
-def test_each_run_warns_once(ran):
+def test_each_run_prints_the_compatibility_warning_once(ran):
     assert {name: said.count(HEADLINE) for name, said in ran[2].items()} == dict.fromkeys(ran[2], 1)
 
 
@@ -415,7 +415,7 @@ def test_the_warning_of_a_training_run_names_every_key_without_effect(ran, stage
     assert [key for key in WITHOUT_EFFECT_IN_TRAINING if key not in ran[2][stage]] == []
 
 
-def test_what_is_written_beside_a_run_holds_our_names_and_loads_in_silence(ran):
+def test_the_saved_configuration_of_a_run_uses_our_keys_and_loads_without_warnings(ran):
     for path in [ran[0] / "reference" / "config.yaml", ran[0] / "EMER" / "result" / "config.yaml"]:
         assert config.load(str(path)).warnings == []
         assert not {"build_info", "vis_processor", "eval_file_path", "save_path"} & set(
@@ -423,7 +423,7 @@ def test_what_is_written_beside_a_run_holds_our_names_and_loads_in_silence(ran):
         )
 
 
-def test_the_released_file_of_emotion_recognition_has_two_evaluations(tmp_path):
+def test_the_released_emotion_recognition_configuration_has_two_evaluation_datasets(tmp_path):
     made = loaded(tmp_path, filled(EMOTION, tmp_path))
     mer2023, mer2024 = made.evaluation_datasets.values()
     assert made.datasets == {}
@@ -435,14 +435,14 @@ def test_the_released_file_of_emotion_recognition_has_two_evaluations(tmp_path):
 # Names
 
 
-def test_build_info_is_part_of_its_block(tmp_path):
+def test_the_keys_of_build_info_are_read_as_keys_of_the_block(tmp_path):
     info = {"ann_path": "a.txt", "image_path": "v", "transcription_path": "t.csv", "face_feature_path": "f"}
     block = loaded(tmp_path, train_block(build_info=info)).datasets["feature_face_caption"]
     assert (block.annotation_file, block.image_path) == ("a.txt", "v")
     assert (block.transcription_path, block.face_feature_path) == ("t.csv", "f")
 
 
-def test_the_names_of_an_evaluation_are_accepted(tmp_path):
+def test_the_old_keys_of_an_evaluation_are_accepted(tmp_path):
     made = loaded(tmp_path, eval_block(img_path="v") | {"run": {"save_path": "there"}})
     block = made.evaluation_datasets["feature_face_caption"].dataset
     assert (block.annotation_file, block.image_path, made.run.output_dir) == ("lists/b.txt", "v", "there")
@@ -451,31 +451,31 @@ def test_the_names_of_an_evaluation_are_accepted(tmp_path):
 PROCESSOR = {"train": {"name": "blip_caption", "max_words": 7}, "eval": {"name": "verbatim", "max_words": 9}}
 
 
-def test_a_text_processor_is_the_one_of_the_blocks_split(tmp_path):
+def test_the_text_processor_of_the_split_of_a_block_is_used(tmp_path):
     trained = loaded(tmp_path, train_block(text_processor=PROCESSOR)).datasets["feature_face_caption"]
     asked = loaded(tmp_path, eval_block(text_processor=PROCESSOR)).evaluation_datasets["feature_face_caption"].dataset
     assert (trained.text_processor, trained.max_words) == ("blip_caption", 7)
     assert (asked.text_processor, asked.max_words) == ("verbatim", 9)
 
 
-def test_an_evaluation_takes_the_processor_of_training_where_there_is_no_other(tmp_path):
+def test_an_evaluation_without_its_own_text_processor_uses_that_of_training(tmp_path):
     made = loaded(tmp_path, eval_block(text_processor={"train": PROCESSOR["train"]}))
     assert made.evaluation_datasets["feature_face_caption"].dataset.max_words == 7
 
 
-def test_our_form_of_the_text_processor_stands_beside_their_build_info(tmp_path):
+def test_our_text_processor_keys_can_be_combined_with_build_info(tmp_path):
     made = loaded(tmp_path, train_block(text_processor="verbatim", max_words=3))
     block = made.datasets["feature_face_caption"]
     assert (block.text_processor, block.max_words) == ("verbatim", 3)
     assert made.warnings == loaded(tmp_path, small()).warnings
 
 
-def test_an_old_evaluation_block_takes_a_task_pool_as_a_list(tmp_path):
+def test_an_old_evaluation_block_accepts_a_task_pool_as_a_list(tmp_path):
     made = loaded(tmp_path, eval_block(task_pool=["reason", "reason", "emotion"]))
     assert made.evaluation_datasets["feature_face_caption"].dataset.pool().tasks == ("reason", "emotion")
 
 
-def test_a_number_without_a_point_is_a_number(tmp_path):
+def test_numbers_in_exponent_notation_without_a_decimal_point_are_read_as_numbers(tmp_path):
     made = loaded(tmp_path, filled(STAGE_1, tmp_path), "run.min_lr=1e-7")
     assert (made.run.init_lr, made.run.min_lr, made.run.warmup_lr) == (0.00001, 0.0000001, 0.000001)
 
@@ -489,17 +489,17 @@ def test_a_number_without_a_point_is_a_number(tmp_path):
         ("text_processor.train.max_words=50", "max_words", 50),
     ],
 )
-def test_options_override_the_file_by_either_name(tmp_path, option, key, value):
+def test_options_override_the_file_by_the_old_or_the_new_key(tmp_path, option, key, value):
     tree = train_block(build_info={"ann_path": "a.txt", "transcription_path": "t.csv"}, text_processor=PROCESSOR)
     made = loaded(tmp_path, tree, f"datasets.feature_face_caption.{option}")
     assert getattr(made.datasets["feature_face_caption"], key) == value
 
 
-def test_an_old_name_in_the_options_overrides_ours_in_the_file(tmp_path):
+def test_an_old_key_in_the_options_overrides_our_key_in_the_file(tmp_path):
     assert loaded(tmp_path, small(run={"output_dir": "here"}), "run.save_path=there").run.output_dir == "there"
 
 
-def test_old_names_in_the_file_beat_the_preset(tmp_path):
+def test_values_in_a_file_with_old_keys_override_the_preset(tmp_path):
     info = {"ann_path": "a.txt", "transcription_path": "t.csv"}
     tree = train_block(preset="mer_six_labels", build_info=info, labels=["sad"], prompt_labels=None)
     made = loaded(tmp_path, tree)
@@ -507,7 +507,7 @@ def test_old_names_in_the_file_beat_the_preset(tmp_path):
     assert "datasets.feature_face_caption.task_pool" not in str(made.warnings)
 
 
-def test_the_last_layer_that_speaks_of_the_language_models_memory_counts(tmp_path):
+def test_use_grad_checkpoint_llm_sets_use_grad_checkpoint(tmp_path):
     made = loaded(tmp_path, small(model={"use_grad_checkpoint_llm": False}))
     assert made.model.use_grad_checkpoint is False and made.warnings == loaded(tmp_path, small()).warnings
 
@@ -526,20 +526,20 @@ def test_the_last_layer_that_speaks_of_the_language_models_memory_counts(tmp_pat
         ({"text_processor": PROCESSOR, "max_words": 7}, "max_words"),
     ],
 )
-def test_two_names_for_one_key_are_both_named(tmp_path, keys, ours):
+def test_two_keys_with_the_same_meaning_are_refused(tmp_path, keys, ours):
     text = refusal(tmp_path, train_block(**keys))
     assert text.startswith(f"{tmp_path}/config.yaml: 'datasets.feature_face_caption.")
     assert f"both set '{ours}'. Keep one of them." in text
 
 
 @pytest.mark.parametrize("order", [("eval_file_path", "annotation_file"), ("annotation_file", "eval_file_path")])
-def test_two_names_of_an_evaluations_list_are_both_named_in_either_order(tmp_path, order):
+def test_two_keys_for_an_evaluation_list_are_both_named_in_either_order(tmp_path, order):
     tree = small(evaluation_datasets={"feature_face_caption": dict.fromkeys(order, "list.txt")})
     text = refusal(tmp_path, tree)
     assert f"'evaluation_datasets.feature_face_caption.{order[0]}' and" in text and "both set 'annotation_file'" in text
 
 
-def test_two_names_on_the_command_line_are_both_named(tmp_path):
+def test_two_keys_with_the_same_meaning_in_the_options_are_refused(tmp_path):
     block = "datasets.feature_face_caption"
     text = refusal(tmp_path, small(), f"{block}.annotation_file=a", f"{block}.build_info.ann_path=b")
     assert text.startswith("--options: ") and "both set 'annotation_file'" in text
@@ -566,7 +566,7 @@ def test_two_names_on_the_command_line_are_both_named(tmp_path):
         ({"build_info": {"ann_path": "a", "image_path": [1]}}, "'datasets.feature_face_caption.build_info.image_path': "),
     ],
 )
-def test_an_unknown_key_is_named_as_in_the_file(tmp_path, keys, said):
+def test_an_unknown_old_key_is_reported_as_written_in_the_file(tmp_path, keys, said):
     assert refusal(tmp_path, train_block(**keys)).startswith(f"{tmp_path}/config.yaml: ")
     assert said in refusal(tmp_path, train_block(**keys))
 
@@ -586,7 +586,7 @@ def test_an_unknown_key_is_named_as_in_the_file(tmp_path, keys, said):
         ),
     ],
 )
-def test_a_key_near_one_of_theirs_is_still_unknown(tmp_path, block, key, hint):
+def test_a_key_similar_to_an_old_key_is_refused_with_a_hint(tmp_path, block, key, hint):
     assert refusal(tmp_path, small(), f"{block}.{key}=1") == f"--options: unknown key '{block}.{key}'.{hint}"
 
 
@@ -595,12 +595,12 @@ def test_a_block_that_is_not_a_mapping_is_an_error(tmp_path):
     assert "'datasets.feature_face_caption' must be a block of keys" in refusal(tmp_path, tree)
 
 
-def test_a_build_info_without_a_list_says_that_the_list_is_missing(tmp_path):
+def test_a_missing_list_in_build_info_is_reported_as_a_missing_annotation_file(tmp_path):
     tree = small() | {"datasets": {"feature_face_caption": {"vis_processor": {}, "build_info": {"image_path": "v"}}}}
     assert refusal(tmp_path, tree).startswith("'datasets.feature_face_caption.annotation_file' is missing")
 
 
-def test_keys_of_minigpt4_are_this_models_own(tmp_path):
+def test_keys_of_the_minigpt4_model_are_used_without_a_warning(tmp_path):
     given = {"arch": "minigpt4", "q_former_model": "q.pth", "num_query_token": 8, "has_qformer": True, "prompt_path": "p.txt"}
     made = loaded(tmp_path, small(model=given | {"model_type": "pretrain_vicuna0", "freeze_qformer": True}))
     told = noted(made)
@@ -611,46 +611,46 @@ def test_keys_of_minigpt4_are_this_models_own(tmp_path):
 # The warning
 
 
-def test_a_file_in_our_names_gives_no_warning(tmp_path):
+def test_a_file_with_our_keys_gives_no_warning(tmp_path):
     assert loaded(tmp_path, OURS, "run.accum_grad_iters=4").warnings == []
 
 
 @pytest.mark.parametrize("text", [STAGE_1, STAGE_2, EMER, EMOTION])
-def test_there_is_one_warning_a_key_a_line(tmp_path, text):
+def test_a_file_gives_one_warning_with_an_explanation_for_each_key(tmp_path, text):
     made = loaded(tmp_path, filled(text, tmp_path))
     assert len(made.warnings) == 1 and made.warnings[0].startswith(f"{tmp_path}/config.yaml: {HEADLINE}")
     assert all(len(words) > 10 for words in noted(made).values())
 
 
-def test_options_count_too(tmp_path):
+def test_old_keys_in_the_options_are_included_in_the_warning(tmp_path):
     tree = small() | {"datasets": {"feature_face_caption": {"annotation_file": "a"}}}
     assert noted(loaded(tmp_path, tree, "run.job_name=x")).keys() == {"run.job_name"}
 
 
-def test_the_processors_of_an_evaluation_are_left_out(tmp_path):
+def test_a_dataset_block_with_processors_alone_is_ignored_in_an_evaluation(tmp_path):
     made = loaded(tmp_path, filled(EMER, tmp_path))
     assert made.datasets == {} and "datasets" not in made.plain()
     assert "datasets.feature_face_caption.annotation_file" in noted(made)["datasets.feature_face_caption"]
     assert "datasets.feature_face_caption.vis_processor" not in noted(made)
 
 
-def test_processors_of_a_dataset_that_nobody_registered_are_left_out_too(tmp_path):
+def test_a_block_with_processors_alone_is_ignored_for_an_unregistered_dataset(tmp_path):
     tree = small(model={"ckpt": ""}) | {"datasets": {"cc_sbu_align": {"vis_processor": {"train": {"name": "blip2_image_eval"}}}}}
     assert loaded(tmp_path, tree).datasets == {}
 
 
-def test_a_block_that_says_more_than_processors_is_trained_on(tmp_path):
+def test_a_block_with_more_keys_than_processors_is_a_training_set(tmp_path):
     blocks = {"dfew": {"data_root": "x", "vis_processor": {"train": {"name": "blip2_image_train"}}}}
     assert list(loaded(tmp_path, small() | {"datasets": blocks}).datasets) == ["dfew"]
 
 
 @pytest.mark.parametrize("name", ["annotation_file", "build_info.ann_path"])
-def test_processors_with_a_list_in_the_options_are_a_training_set(tmp_path, name):
+def test_a_block_with_processors_is_a_training_set_if_the_options_add_a_list(tmp_path, name):
     made = loaded(tmp_path, filled(EMER, tmp_path), f"datasets.feature_face_caption.{name}=list.txt")
     assert made.datasets["feature_face_caption"].annotation_file == "list.txt"
 
 
-def test_frames_of_another_size_have_words_of_their_own(tmp_path):
+def test_an_image_size_that_differs_from_the_model_is_explained_in_the_warning(tmp_path):
     key = "datasets.feature_face_caption.vis_processor.train.image_size"
     tree = train_block(vis_processor={"train": {"image_size": 224}, "eval": {"image_size": 448}})
     said = noted(loaded(tmp_path, tree))
@@ -659,24 +659,24 @@ def test_frames_of_another_size_have_words_of_their_own(tmp_path):
     assert said[key.replace("train", "eval")].startswith("is 448, but") and key not in said
 
 
-def test_accumulated_micro_batches_are_named_above_one(tmp_path):
+def test_the_warning_explains_step_counts_only_with_gradient_accumulation(tmp_path):
     assert "run.iters_per_epoch" not in noted(loaded(tmp_path, small(run={"job_name": "x", "accum_grad_iters": 1})))
     said = noted(loaded(tmp_path, small(run={"job_name": "x", "accum_grad_iters": 2})))
     assert "not micro-batches" in said["run.warmup_steps"] and "not micro-batches" in said["run.iters_per_epoch"]
 
 
-def test_defaults_that_differ_are_named_where_the_file_is_silent(tmp_path):
+def test_the_warning_names_differing_defaults_that_the_file_does_not_set(tmp_path):
     said = noted(loaded(tmp_path, eval_block()))
     block = "evaluation_datasets.feature_face_caption"
     assert "emotion" in said[f"{block}.task_pool"] and "upstream_eval" in said[f"{block}.prompt_layout"]
     assert loaded(tmp_path, eval_block(task_pool=["reason"], prompt_layout="train")).warnings == []
 
 
-def test_preprocess_is_named(tmp_path):
+def test_the_warning_names_the_preprocess_block(tmp_path):
     assert "preprocess" in noted(loaded(tmp_path, small(preprocess={"vis_processor": {}})))
 
 
-def test_a_key_that_a_component_has_is_the_components(tmp_path, monkeypatch):
+def test_a_key_that_a_component_defines_is_used_without_a_warning(tmp_path, monkeypatch):
     module = tmp_path / "own_dataset_of_a_test.py"
     module.write_text(
         "from dataclasses import dataclass\n"
@@ -698,7 +698,7 @@ def test_a_key_that_a_component_has_is_the_components(tmp_path, monkeypatch):
 # Evaluation while training
 
 
-def test_the_meaning_of_run_evaluate_is_in_the_warning(tmp_path):
+def test_the_warning_explains_the_meaning_of_run_evaluate(tmp_path):
     tree = yaml.safe_load(REFERENCE)
     tree["run"] |= {"evaluate": True}
     assert "run.evaluate_only" in noted(loaded(tmp_path, tree))["run.evaluate"]
@@ -706,5 +706,5 @@ def test_the_meaning_of_run_evaluate_is_in_the_warning(tmp_path):
     assert "run.evaluate" not in noted(loaded(tmp_path, tree))
 
 
-def test_evaluation_that_is_neither_true_nor_false_is_refused(tmp_path):
+def test_a_value_of_run_evaluate_that_is_not_boolean_is_refused(tmp_path):
     assert "run.evaluate" in refusal(tmp_path, small(run={"evaluate": "perhaps"}))

@@ -55,14 +55,14 @@ def presets(tmp_path, monkeypatch):
 # Layers
 
 
-def test_options_beat_the_yaml_which_beats_the_preset_which_beats_the_default(tmp_path, presets):
+def test_options_override_the_yaml_the_yaml_the_preset_and_the_preset_the_defaults(tmp_path, presets):
     presets("models", "slim", lora_r=8, lora_alpha=8, max_txt_len=88)
     tree = small(model={"preset": "slim", "lora_alpha": 9, "max_txt_len": 99})
     model = loaded(tmp_path, tree, "model.max_txt_len=111").model
     assert (model.lora_dropout, model.lora_r, model.lora_alpha, model.max_txt_len) == (0.05, 8, 9, 111)
 
 
-def test_a_dataset_preset_lies_under_its_block(tmp_path, presets):
+def test_a_dataset_block_overrides_its_preset(tmp_path, presets):
     presets("datasets", "quiet", transcription_path=None, batch_size=5)
     tree = small()
     tree["datasets"]["feature_face_caption"] |= {"preset": "quiet", "batch_size": 6}
@@ -105,29 +105,29 @@ def test_a_list_replaces_the_lower_layers_list(tmp_path):
 # Errors name the layer and the key
 
 
-def test_an_unknown_key_in_the_yaml_names_the_file_the_key_and_the_nearest(tmp_path):
+def test_an_unknown_key_in_the_yaml_is_reported_with_the_file_and_the_nearest_key(tmp_path):
     text = refusal(tmp_path, small(model={"lora_rnk": 3}))
     assert text == f"{tmp_path}/config.yaml: unknown key 'model.lora_rnk'. Did you mean 'lora_r'?"
 
 
-def test_an_unknown_key_in_the_options_names_the_options(tmp_path):
+def test_an_unknown_key_in_the_options_is_reported_as_an_option(tmp_path):
     text = refusal(tmp_path, small(), "run.max_epochs=3")
     assert text == "--options: unknown key 'run.max_epochs'. Did you mean 'max_epoch'?"
 
 
-def test_an_unknown_key_in_a_preset_names_the_preset_and_its_file(tmp_path, presets):
+def test_an_unknown_key_in_a_preset_is_reported_with_the_preset_and_its_file(tmp_path, presets):
     presets("models", "slim", lora_rr=8)
     text = refusal(tmp_path, small(model={"preset": "slim"}))
     assert "preset slim (" in text and "models/slim.yaml" in text and "'model.lora_rr'" in text
 
 
-def test_an_unknown_key_of_a_labelled_block_names_its_label(tmp_path):
+def test_an_unknown_key_of_a_labelled_block_is_reported_with_the_label(tmp_path):
     tree = small()
     tree["datasets"]["mine"] = {"type": "feature_face_caption", "annotation_fil": "x"}
     assert "unknown key 'datasets.mine.annotation_fil'. Did you mean 'annotation_file'?" in refusal(tmp_path, tree)
 
 
-def test_an_unknown_top_level_key_names_the_nearest_and_all(tmp_path):
+def test_an_unknown_top_level_key_is_reported_with_the_nearest_key_and_all_keys(tmp_path):
     text = refusal(tmp_path, small() | {"dataset": {}})
     assert "unknown key 'dataset'. Did you mean 'datasets'?" in text and "evaluation_datasets, extraction, run" in text
 
@@ -144,24 +144,24 @@ def test_an_unknown_top_level_key_names_the_nearest_and_all(tmp_path):
         ("model", "lora_target_modules", {"q": 1}),
     ],
 )
-def test_a_value_of_the_wrong_type_names_the_layer_and_the_key(tmp_path, block, key, value):
+def test_a_value_of_the_wrong_type_is_reported_with_the_file_and_the_key(tmp_path, block, key, value):
     text = refusal(tmp_path, small(**{block: {key: value}}))
     assert text.startswith(f"{tmp_path}/config.yaml: '{block}.{key}")
     assert "\n" not in text
 
 
-def test_a_wrong_type_in_the_options_names_the_options(tmp_path):
+def test_a_wrong_type_in_the_options_is_reported_as_an_option(tmp_path):
     assert refusal(tmp_path, small(), "run.max_epoch=many").startswith("--options: 'run.max_epoch'")
 
 
-def test_a_wrong_type_in_a_preset_names_the_preset(tmp_path, presets):
+def test_a_wrong_type_in_a_preset_is_reported_with_the_preset(tmp_path, presets):
     presets("models", "slim", lora_r="thin")
     text = refusal(tmp_path, small(model={"preset": "slim"}))
     assert text.startswith("preset slim (") and "'model.lora_r'" in text
 
 
 @pytest.mark.parametrize("pool", [["emotion", {"reason": 1}], 3, "joy", ["emotion", None]])
-def test_a_task_pool_that_is_no_pool_of_tasks_is_refused_by_name(tmp_path, pool):
+def test_an_invalid_task_pool_is_refused_with_its_key(tmp_path, pool):
     tree = small(datasets={"feature_face_caption": {"annotation_file": "list.txt", "task_pool": pool}})
     text = refusal(tmp_path, tree)
     assert "datasets.feature_face_caption" in text and "task_pool" in text
@@ -194,7 +194,7 @@ def test_an_unknown_component_names_its_key(tmp_path, option, said):
     assert said in refusal(tmp_path, small(), option)
 
 
-def test_a_label_that_is_no_registered_class_asks_for_a_type(tmp_path):
+def test_a_block_label_that_is_not_a_registered_class_requires_a_type(tmp_path):
     tree = small()
     tree["datasets"]["feature_face_captions"] = {"annotation_file": "x"}
     text = refusal(tmp_path, tree)
@@ -202,7 +202,7 @@ def test_a_label_that_is_no_registered_class_asks_for_a_type(tmp_path):
     assert "Did you mean 'feature_face_caption'?" in text
 
 
-def test_an_unknown_preset_names_the_nearest_and_all(tmp_path, presets):
+def test_an_unknown_preset_is_reported_with_the_nearest_and_all_presets(tmp_path, presets):
     presets("models", "slim")
     presets("models", "wide")
     text = refusal(tmp_path, small(model={"preset": "slimm"}))
@@ -215,7 +215,7 @@ def test_a_label_that_cannot_name_a_file_is_refused(tmp_path, label):
     assert f"label '{label}'" in refusal(tmp_path, tree)
 
 
-def test_a_label_may_hold_dashes_and_digits(tmp_path):
+def test_a_label_may_contain_dashes_and_digits(tmp_path):
     tree = small(datasets={"mer2024-noise_1": {"type": "feature_face_caption", "annotation_file": "x"}})
     assert loaded(tmp_path, tree).datasets["mer2024-noise_1"].annotation_file == "x"
 
@@ -258,7 +258,7 @@ def test_a_repeated_yaml_key_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["- model\n- run\n", "just text\n"])
-def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
+def test_a_file_that_is_not_a_mapping_is_refused(tmp_path, text):
     assert f"{tmp_path}/config.yaml" in refusal(tmp_path, text)
 
 
@@ -276,7 +276,7 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
         (b"run: " + b"[" * 3000, "not valid YAML: "),
     ],
 )
-def test_a_file_that_is_no_configuration_is_refused_with_the_reason(tmp_path, raw, reason):
+def test_a_file_that_is_not_a_configuration_is_refused_with_the_reason(tmp_path, raw, reason):
     path = tmp_path / "config.yaml"
     path.write_bytes(raw)
     with pytest.raises(UserError) as error:
@@ -284,14 +284,14 @@ def test_a_file_that_is_no_configuration_is_refused_with_the_reason(tmp_path, ra
     assert str(error.value).startswith(f"{path}: {reason}")
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
+def test_a_byte_order_mark_is_not_part_of_the_first_key(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_bytes(json.dumps(small()).encode("utf-8-sig"))
     assert config.load(str(path)).model.llama_model == "some/folder"
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), AttributeError("'NoneType' object has no attribute 'x'")])
-def test_what_is_not_the_files_fault_is_not_reported_as_bad_yaml(tmp_path, monkeypatch, failure):
+def test_an_interrupt_or_a_programming_error_is_not_reported_as_invalid_yaml(tmp_path, monkeypatch, failure):
     def interrupted(*arguments, **keys):
         raise failure
 
@@ -301,7 +301,7 @@ def test_what_is_not_the_files_fault_is_not_reported_as_bad_yaml(tmp_path, monke
     assert error.value is failure
 
 
-def test_plain_files_and_values_that_skip_omegaconfs_checks_are_what_these_would_give(tmp_path, monkeypatch):
+def test_plain_values_are_loaded_the_same_with_and_without_omegaconf_checks(tmp_path, monkeypatch):
     tree = golden_tree(tmp_path) | {"paths": {"a": 1, "b": [True, None, 1e-3]}}
     tree["datasets"]["golden"]["task_pool"] = {"emotion": 1, "reason": 2}
     options = ("run.amp=True", "run.init_lr=1", "datasets.golden.task_pool={reason: 0.5}", "model.ckpt=null")
@@ -335,7 +335,7 @@ def test_a_path_that_is_not_a_regular_file_is_named_with_its_kind(tmp_path, monk
     assert messages == {path: f"--cfg-path: {text}" for path, text in told.items()}
 
 
-def test_a_file_that_may_not_be_read_is_named_with_the_reason(tmp_path, monkeypatch):
+def test_a_file_without_read_permission_is_refused_with_the_reason(tmp_path, monkeypatch):
     def forbidden(path):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
@@ -345,7 +345,7 @@ def test_a_file_that_may_not_be_read_is_named_with_the_reason(tmp_path, monkeypa
         config.load(path)
 
 
-def test_an_absent_file_is_answered_with_the_nearest_one_beside_it(tmp_path):
+def test_a_missing_file_is_reported_with_the_nearest_file_in_its_folder(tmp_path):
     (tmp_path / "custom.yaml").write_text("{}")
     (tmp_path / "custm.txt").write_text("")
     with pytest.raises(UserError, match=rf"no file '{tmp_path}/custm.yaml' .* Did you mean '{tmp_path}/custom.yaml'\?$"):
@@ -354,19 +354,19 @@ def test_an_absent_file_is_answered_with_the_nearest_one_beside_it(tmp_path):
         config.load(f"{tmp_path}/zzz.yaml")
 
 
-def test_an_absent_file_is_named(tmp_path):
+def test_a_missing_file_is_reported_with_the_option_cfg_path(tmp_path):
     with pytest.raises(UserError, match="--cfg-path: no file"):
         config.load(str(tmp_path / "none.yaml"))
 
 
 @pytest.mark.parametrize("tree", [{"model": 3}, {"run": [1]}, {"datasets": {"x": 4}}, {"imports": "module"}, {"datasets": ["x"]}])
-def test_a_block_of_the_wrong_kind_is_named(tmp_path, tree):
+def test_a_block_of_the_wrong_type_is_reported_by_name(tmp_path, tree):
     text = refusal(tmp_path, small() | tree)
     assert f"'{next(iter(tree))}" in text and text.startswith(f"{tmp_path}/config.yaml")
 
 
 @pytest.mark.parametrize("option", ["run.max_epoch", "=3", "run.max_epoch:3", "--run.max_epoch"])
-def test_an_option_that_is_no_assignment_is_quoted(tmp_path, option):
+def test_an_option_that_is_not_an_assignment_is_quoted_in_the_error(tmp_path, option):
     assert refusal(tmp_path, small(), option).startswith(f"--options: '{option}' is not of the form a.b=c. Write ")
 
 
@@ -393,13 +393,13 @@ def test_an_option_that_does_not_fit_the_tree_is_a_user_error(tmp_path, option):
         ("run.job_id=", " has no value. Write run.job_id=null for none"),
     ],
 )
-def test_an_option_that_cannot_be_read_is_quoted_with_the_remedy(tmp_path, option, told):
+def test_an_option_that_cannot_be_parsed_is_quoted_with_the_remedy(tmp_path, option, told):
     text = refusal(tmp_path, small(), "run.seed=1", option)
     assert text.startswith(f"--options: '{option}'{told}")
     assert "\n" not in text
 
 
-def test_an_option_takes_null_and_an_empty_text(tmp_path):
+def test_an_option_accepts_null_and_an_empty_text(tmp_path):
     made = loaded(tmp_path, small(model={"ckpt": "x"}), "model.ckpt=null", "paths.root=''")
     assert (made.model.ckpt, made.plain()["paths"]["root"]) == (None, "")
 
@@ -407,13 +407,13 @@ def test_an_option_takes_null_and_an_empty_text(tmp_path):
 # Weighted pools
 
 
-def test_a_task_pool_takes_integer_and_fractional_weights(tmp_path):
+def test_a_task_pool_accepts_integer_and_fractional_weights(tmp_path):
     weights = {"reason": 0.3, "emotion": 1}
     tree = small(datasets={"feature_face_caption": {"annotation_file": "x", "task_pool": weights}})
     assert loaded(tmp_path, tree).datasets["feature_face_caption"].task_pool == weights
 
 
-def test_a_task_pool_takes_a_list_in_place_of_a_presets_mapping(tmp_path, presets):
+def test_a_task_pool_list_replaces_the_mapping_of_a_preset(tmp_path, presets):
     presets("datasets", "weighted", task_pool={"reason": 2})
     keys = {"annotation_file": "x", "preset": "weighted"}
     tree = small(datasets={"feature_face_caption": keys})
@@ -422,7 +422,7 @@ def test_a_task_pool_takes_a_list_in_place_of_a_presets_mapping(tmp_path, preset
     assert loaded(tmp_path, tree).datasets["feature_face_caption"].task_pool == ["emotion", "emotion"]
 
 
-def test_an_evaluation_block_holds_the_datasets_keys_and_the_tasks(tmp_path):
+def test_an_evaluation_block_accepts_keys_of_the_dataset_and_of_the_task(tmp_path):
     block = {"annotation_file": "x", "batch_size": 7, "max_new_tokens": 9}
     made = loaded(tmp_path, small(evaluation_datasets={"feature_face_caption": block})).evaluation_datasets
     both = made["feature_face_caption"]
@@ -432,7 +432,7 @@ def test_an_evaluation_block_holds_the_datasets_keys_and_the_tasks(tmp_path):
 # Interpolations, and the tree that is written
 
 
-def test_environment_variables_are_resolved_in_objects_and_nowhere_else(tmp_path, monkeypatch):
+def test_environment_variables_are_resolved_only_in_configuration_objects(tmp_path, monkeypatch):
     monkeypatch.setenv("LLAMA_FOLDER", "/sesame-42/place")
     made = loaded(tmp_path, small(model={"llama_model": "${oc.env:LLAMA_FOLDER}/7b"}))
     assert made.model.llama_model == "/sesame-42/place/7b"
@@ -461,13 +461,13 @@ def test_an_environment_variable_that_is_not_set_names_key_and_variable(tmp_path
         ("${oc.env:}", "the interpolation cannot be resolved: env() missing 1 required positional argument"),
     ],
 )
-def test_an_interpolation_without_a_value_is_explained_and_the_variable_only_named_where_one_is_meant(tmp_path, value, told):
+def test_an_unresolvable_interpolation_is_explained_without_mentioning_variables(tmp_path, value, told):
     text = refusal(tmp_path, small(run={"job_id": value}, paths={"root": "/data"}))
     assert text.startswith(f"'run.job_id': {told}")
     assert "ariable" not in text and "raised while" not in text
 
 
-def test_an_interpolation_of_a_key_without_a_value_names_that_key(tmp_path):
+def test_an_interpolation_of_a_key_without_a_value_is_reported_with_that_key(tmp_path):
     tree = small(run={"job_id": "${model.llama_model}"})
     del tree["model"]["llama_model"]
     assert refusal(tmp_path, tree) == "'model.llama_model' is missing. Set it in the YAML file or with --options."
@@ -488,7 +488,7 @@ def test_paths_are_shared_by_interpolation_and_overridden_by_options(tmp_path):
     assert loaded(tmp_path, tree, "paths.root=/else").model.llama_model == "/else/llama"
 
 
-def test_a_path_that_no_block_uses_need_not_have_a_value(tmp_path, monkeypatch):
+def test_an_unused_path_may_refer_to_an_unset_environment_variable(tmp_path, monkeypatch):
     monkeypatch.delenv("NOWHERE", raising=False)
     monkeypatch.setenv("ROOT", "/data")
     paths = {"unused": "${oc.env:NOWHERE}", "root": "${oc.env:ROOT}", "more": {"a": "${paths.root}/a"}}
@@ -497,7 +497,7 @@ def test_a_path_that_no_block_uses_need_not_have_a_value(tmp_path, monkeypatch):
     assert made.resolved()["model"]["llama_model"] == "/data/a"
 
 
-def test_the_written_tree_is_a_configuration_that_gives_equal_objects(tmp_path, monkeypatch):
+def test_a_written_configuration_loads_to_equal_objects(tmp_path, monkeypatch):
     monkeypatch.setenv("OUT", str(tmp_path))
     tree = golden_tree(tmp_path)
     tree["run"] |= {"output_dir": "${oc.env:OUT}/x", "job_id": "007"}
@@ -514,7 +514,7 @@ def test_the_written_tree_is_a_configuration_that_gives_equal_objects(tmp_path, 
     assert second.datasets["golden"].labels == ["no", "null", "1e3", "~", "true", "0x1f"]
 
 
-def test_the_written_tree_needs_no_preset_to_give_equal_objects(tmp_path, presets):
+def test_a_written_configuration_does_not_depend_on_its_preset(tmp_path, presets):
     presets("models", "slim", lora_r=8)
     first = loaded(tmp_path, small(model={"preset": "slim", "lora_alpha": 3}))
     config.write_yaml(first, tmp_path / "written.yaml")
@@ -525,7 +525,7 @@ def test_the_written_tree_needs_no_preset_to_give_equal_objects(tmp_path, preset
 # A stored tree
 
 
-def test_a_stored_tree_is_resolved_in_the_present_environment(tmp_path, monkeypatch):
+def test_a_stored_configuration_is_resolved_in_the_current_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("LLAMA_FOLDER", "/then")
     stored = loaded(tmp_path, small(model={"llama_model": "${oc.env:LLAMA_FOLDER}"}, paths={"root": "/r"})).plain()
     monkeypatch.setenv("LLAMA_FOLDER", "/now")
@@ -533,7 +533,7 @@ def test_a_stored_tree_is_resolved_in_the_present_environment(tmp_path, monkeypa
     assert stored["model"]["llama_model"] == "${oc.env:LLAMA_FOLDER}"
 
 
-def test_the_configuration_of_a_file_does_not_depend_on_where_it_is_read_from(tmp_path, monkeypatch):
+def test_a_configuration_does_not_depend_on_the_working_folder(tmp_path, monkeypatch):
     path = write(tmp_path, small())
     here = config.load(path)
     monkeypatch.chdir("/")
@@ -572,7 +572,7 @@ def test_each_entry_of_a_mapping_has_its_own_source(tmp_path):
     assert (sources["model.slot_dims.image"], sources["model.slot_dims.face"]) == (f"{tmp_path}/config.yaml", "default")
 
 
-def test_a_source_includes_the_old_key_of_the_file(tmp_path):
+def test_the_source_of_a_value_includes_the_old_key(tmp_path):
     tree = small()
     tree["datasets"]["feature_face_caption"] = {"build_info": {"ann_path": "list.txt"}}
     sources = loaded(tmp_path, tree, "run.save_path=there").sources
@@ -580,7 +580,7 @@ def test_a_source_includes_the_old_key_of_the_file(tmp_path):
     assert sources["run.output_dir"] == "--options (as save_path)"
 
 
-def test_what_is_shown_is_itself_the_configuration(tmp_path, capsys, monkeypatch):
+def test_the_output_of_config_show_loads_as_the_same_configuration(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("LLAMA_FOLDER", "/somewhere")
     tree = golden_tree(tmp_path) | {"paths": {"my root": "x"}}
     tree["model"] |= {"llama_model": "${oc.env:LLAMA_FOLDER}", "end_sym": "###", "prompt_template": "# {}: '\"\n"}
@@ -590,7 +590,7 @@ def test_what_is_shown_is_itself_the_configuration(tmp_path, capsys, monkeypatch
     assert config.load(str(tmp_path / "shown.yaml")).plain() == loaded(tmp_path, tree, "run.init_lr=1e-7").plain()
 
 
-def test_a_line_shows_the_value_and_its_layer(tmp_path, capsys):
+def test_config_show_prints_each_value_with_its_layer(tmp_path, capsys):
     shown(tmp_path, small(), "run.seed=3")
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["seed:", "3", "#", "--options"] in lines
@@ -598,7 +598,7 @@ def test_a_line_shows_the_value_and_its_layer(tmp_path, capsys):
     assert ["lora_r:", "64", "#", "default"] in lines
 
 
-def test_machines_get_the_value_and_the_layer_of_each_key(tmp_path, capsys):
+def test_config_show_json_contains_the_value_and_layer_of_each_key(tmp_path, capsys):
     shown(tmp_path, small(), "run.seed=3", form=["--json"])
     values = json.loads(capsys.readouterr().out)
     assert values["run.seed"] == {"value": 3, "layer": "--options"}
@@ -606,14 +606,14 @@ def test_machines_get_the_value_and_the_layer_of_each_key(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
-def test_an_environment_variable_is_shown_by_its_name(tmp_path, capsys, monkeypatch, form):
+def test_config_show_prints_the_name_and_not_the_value_of_an_environment_variable(tmp_path, capsys, monkeypatch, form):
     monkeypatch.setenv("LLAMA_FOLDER", "/sesame-42/place")
     shown(tmp_path, small(model={"llama_model": "${oc.env:LLAMA_FOLDER}/7b"}), form=form)
     said = capsys.readouterr()
     assert "${oc.env:LLAMA_FOLDER}/7b" in said.out and "sesame-42" not in said.out + said.err
 
 
-def test_the_warning_goes_beside_what_is_shown(tmp_path, capsys):
+def test_config_show_prints_warnings_to_standard_error(tmp_path, capsys):
     shown(tmp_path, small(run={"job_name": "first"}), form=["--json"])
     said = capsys.readouterr()
     assert json.loads(said.out) and said.err.startswith("warning: ") and "run.job_name" in said.err

@@ -116,7 +116,7 @@ def test_results_are_plain_in_a_pipe_and_coloured_on_a_terminal(capsys, monkeypa
 
 
 @pytest.mark.parametrize("print_result", [write, console.write_plain])
-def test_what_the_encoding_of_the_output_lacks_is_escaped(monkeypatch, print_result):
+def test_characters_that_the_output_encoding_lacks_are_escaped(monkeypatch, print_result):
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stream)
     print_result("naïve 東 \udc80\n")
@@ -127,7 +127,7 @@ def test_what_the_encoding_of_the_output_lacks_is_escaped(monkeypatch, print_res
 # Progress without a terminal
 
 
-def test_without_a_terminal_a_line_comes_about_every_ten_seconds(level, caplog, capsys):
+def test_without_a_terminal_progress_is_logged_about_every_ten_seconds(level, caplog, capsys):
     clock = Clock()
     with caplog.at_level(logging.INFO, "emollama"), Progress(200, "answering test", unit="clips", clock=clock) as bar:
         for clock.now in range(1, 41):
@@ -141,7 +141,7 @@ def test_without_a_terminal_a_line_comes_about_every_ten_seconds(level, caplog, 
     assert "\x1b" not in "".join(capsys.readouterr())
 
 
-def test_a_tracked_loop_gives_its_items_and_counts_them(level, caplog, monkeypatch):
+def test_a_tracked_loop_yields_its_items_and_logs_their_count(level, caplog, monkeypatch):
     monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
     with caplog.at_level(logging.INFO, "emollama"):
         assert list(track("abc", 3, "x", unit="letters")) == ["a", "b", "c"]
@@ -154,7 +154,7 @@ def test_a_tracked_loop_gives_its_items_and_counts_them(level, caplog, monkeypat
     [(3, 3, True, 0), (30, 30, False, 0), (30, 30, True, -1)],
     ids=["short", "another rank", "quiet"],
 )
-def test_what_is_short_disabled_or_quiet_writes_no_line(level, caplog, capsys, monkeypatch, total, seconds, enabled, verbosity):
+def test_short_disabled_or_quiet_progress_writes_no_line(level, caplog, capsys, monkeypatch, total, seconds, enabled, verbosity):
     clock = Clock()
     monkeypatch.setattr(SETTINGS, "level", verbosity)
     with caplog.at_level(logging.INFO, "emollama"), Progress(total, "x", enabled=enabled, clock=clock) as bar:
@@ -163,7 +163,7 @@ def test_what_is_short_disabled_or_quiet_writes_no_line(level, caplog, capsys, m
     assert logged(caplog) == [] and "".join(capsys.readouterr()) == ""
 
 
-def test_commands_without_a_logger_write_the_lines_to_standard_error(level, capsys, monkeypatch):
+def test_progress_lines_go_to_standard_error_when_the_logger_is_above_info(level, capsys, monkeypatch):
     monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
     level.setLevel(logging.WARNING)
     assert list(track("ab", 2, "check \x1b")) == ["a", "b"]
@@ -173,7 +173,7 @@ def test_commands_without_a_logger_write_the_lines_to_standard_error(level, caps
 
 
 @pytest.mark.parametrize("logs", [logging.INFO, logging.WARNING])
-def test_other_ranks_show_no_progress_whatever_the_logger_prints(level, caplog, capsys, monkeypatch, logs):
+def test_other_ranks_show_no_progress_at_any_log_level(level, caplog, capsys, monkeypatch, logs):
     monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
     monkeypatch.setenv("RANK", "1")
     level.setLevel(logs)
@@ -181,7 +181,7 @@ def test_other_ranks_show_no_progress_whatever_the_logger_prints(level, caplog, 
     assert logged(caplog) == [] and "".join(capsys.readouterr()) == ""
 
 
-def test_a_phase_that_fails_does_not_claim_to_be_complete(level, caplog):
+def test_a_failed_phase_is_not_logged_as_complete(level, caplog):
     clock = Clock()
     with caplog.at_level(logging.INFO, "emollama"), pytest.raises(KeyError), Progress(9, "x", clock=clock) as bar:
         bar.update(3)
@@ -193,7 +193,7 @@ def test_a_phase_that_fails_does_not_claim_to_be_complete(level, caplog):
 # Bars
 
 
-def test_a_bar_fits_80_columns_and_disappears(terminal):
+def test_a_progress_bar_fits_80_columns_and_is_erased_at_the_end(terminal):
     clock = Clock()
     label = "checking datasets.feature_face_caption.face_feature_path"
     with Progress(28618, label, unit="clips", clock=clock) as bar:
@@ -219,7 +219,7 @@ def test_a_log_line_is_written_above_the_bar(terminal):
 
 
 @pytest.mark.parametrize("no_colour", [False, True])
-def test_no_color_is_respected_by_bars_and_warnings(level, capsys, monkeypatch, no_colour):
+def test_progress_bars_and_warnings_respect_no_color(level, capsys, monkeypatch, no_colour):
     monkeypatch.setattr(console, "is_terminal", lambda stream: True)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -237,7 +237,7 @@ def test_no_color_is_respected_by_bars_and_warnings(level, capsys, monkeypatch, 
     assert (has_colour(drawn), has_colour(warned)) == (not no_colour, not no_colour)
 
 
-def test_a_bar_within_a_bar_disappears_before_the_outer_one(terminal):
+def test_a_nested_progress_bar_disappears_before_the_outer_one(terminal):
     clock = Clock()
     with Progress(4, "outer", clock=clock) as outer:
         with Progress(2, "inner", clock=clock) as inner:
@@ -251,7 +251,7 @@ def test_a_bar_within_a_bar_disappears_before_the_outer_one(terminal):
     assert "inner" in terminal() and "a line" in last and "outer" in last and "inner" not in last
 
 
-def test_training_on_a_terminal_leaves_the_lines_of_its_steps_above_the_bar(terminal, level, tmp_path, monkeypatch):
+def test_training_on_a_terminal_prints_the_step_lines_above_the_progress_bar(terminal, level, tmp_path, monkeypatch):
     monkeypatch.setattr(level, "handlers", [console.ConsoleHandler()])
     monkeypatch.setattr(console, "REFRESH_SECONDS", 0.0)
     with RunLog(tmp_path, first_step=0, total_steps=4, epoch_steps=2, log_freq=1, enabled=True) as log:
@@ -271,7 +271,7 @@ class Stopped(KeyboardInterrupt):
     """Ctrl-C."""
 
 
-def test_an_interrupt_while_training_starts_leaves_no_hidden_cursor(terminal, tmp_path, monkeypatch):
+def test_an_interrupt_at_the_start_of_training_does_not_leave_the_cursor_hidden(terminal, tmp_path, monkeypatch):
     from torch.utils import tensorboard
 
     def interrupted(*_, **__):
@@ -283,7 +283,7 @@ def test_an_interrupt_while_training_starts_leaves_no_hidden_cursor(terminal, tm
     assert terminal() == ""
 
 
-def test_a_program_that_ends_shows_the_cursor_that_a_bar_has_hidden(terminal, capsys):
+def test_the_cursor_hidden_by_a_progress_bar_is_shown_when_the_program_ends(terminal, capsys):
     def program():
         bar = Progress(4, "never closed")
         assert bar.has_bar and terminal().count(HIDE) > terminal().count(console.SHOW_CURSOR)
@@ -294,7 +294,7 @@ def test_a_program_that_ends_shows_the_cursor_that_a_bar_has_hidden(terminal, ca
     assert capsys.readouterr().err == "interrupted\n"
 
 
-def test_the_launcher_shows_the_cursor_that_a_worker_may_have_hidden(capsys, monkeypatch):
+def test_the_launcher_shows_the_cursor_again_after_an_interrupt(capsys, monkeypatch):
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.launcher import api
 
@@ -309,7 +309,7 @@ def test_the_launcher_shows_the_cursor_that_a_worker_may_have_hidden(capsys, mon
         assert capsys.readouterr().err == shown
 
 
-def test_a_pty_is_a_terminal_unless_it_is_dumb(monkeypatch, level):
+def test_a_pty_counts_as_a_terminal_unless_term_is_dumb_or_unknown(monkeypatch, level):
     master, slave = pty.openpty()
     with os.fdopen(slave, "w") as stream:
         for name in ("dumb", "unknown"):
@@ -328,7 +328,7 @@ def test_a_pty_is_a_terminal_unless_it_is_dumb(monkeypatch, level):
     assert "on a pty" in drawn and drawn.startswith("\x1b[?25l") and "\x1b[?25h" in drawn  # the cursor is hidden, then shown
 
 
-def test_a_forked_process_leaves_the_terminal_to_its_parent(monkeypatch):
+def test_a_forked_process_does_not_use_the_progress_display_of_its_parent(monkeypatch):
     from rich.console import Console
     from rich.file_proxy import FileProxy
 
@@ -339,7 +339,7 @@ def test_a_forked_process_leaves_the_terminal_to_its_parent(monkeypatch):
     assert sys.stderr is stream and bars.display() is not before
 
 
-def test_log_lines_go_to_the_present_standard_error_and_have_no_control_characters(capsys):
+def test_log_lines_go_to_the_current_standard_error_with_control_characters_escaped(capsys):
     logger = get_logger()
     before, level, logger.handlers = logger.handlers, logger.level, []
     try:
@@ -394,7 +394,7 @@ def value_of(messages, name):
     return found
 
 
-def test_the_start_says_where_with_what_and_how_long_a_run_trains(trained):
+def test_a_run_logs_its_folder_devices_parameters_data_and_steps_at_the_start(trained):
     folder, messages, _ = trained
     assert value_of(messages, "run folder") == str(folder)
     assert value_of(messages, "devices") == "1 process on cpu" and value_of(messages, "precision") == "float32"
@@ -411,7 +411,7 @@ def test_the_start_says_where_with_what_and_how_long_a_run_trains(trained):
     assert re.fullmatch(r"\d+ \(1 process x \d+ accumulated x micro-batch of \d+\)", value_of(messages, "samples per step"))
 
 
-def test_an_epoch_ends_with_its_average_loss_its_duration_and_its_checkpoint(trained):
+def test_each_epoch_logs_its_average_loss_duration_and_checkpoint(trained):
     folder, messages, _ = trained
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     for epoch in range(2):
@@ -421,7 +421,7 @@ def test_an_epoch_ends_with_its_average_loss_its_duration_and_its_checkpoint(tra
         assert re.fullmatch(rf"epoch {epoch}: average loss {sum(losses) / 2:.4f}, duration 0:\d\d:\d\d, checkpoint {path}", line)
 
 
-def test_the_end_names_the_best_checkpoint_the_report_and_the_next_command(trained):
+def test_a_run_logs_its_best_checkpoint_report_and_next_command_at_the_end(trained):
     folder, messages, _ = trained
     past = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
     best = min(past[:2], key=lambda entry: entry["metrics"]["answers/emotion/loss"])
@@ -435,7 +435,7 @@ def test_the_end_names_the_best_checkpoint_the_report_and_the_next_command(train
     assert re.fullmatch(r"\d+:\d\d:\d\d", value_of(messages, "training time"))
 
 
-def test_the_command_after_a_shipped_configuration_names_the_next_one_and_the_places_of_this_run(monkeypatch, tmp_path):
+def test_the_next_command_after_a_shipped_configuration_uses_the_next_one_and_its_paths(monkeypatch, tmp_path):
     name = str(ROOT / "train_configs/demo_stage_1.yaml")
     monkeypatch.setenv("EMOLLAMA_DEMO", "/somewhere/a demo")
     config = load(name, ["run.job_id=stage_1"])
@@ -448,7 +448,7 @@ def test_the_command_after_a_shipped_configuration_names_the_next_one_and_the_pl
     assert [each for each in summary.NEXT if not (ROOT / "train_configs" / each).is_file()] == []
 
 
-def test_a_file_with_the_name_of_a_shipped_one_has_no_follow_up_of_its_own(tmp_path, monkeypatch):
+def test_a_user_file_named_like_a_shipped_configuration_has_a_general_next_command(tmp_path, monkeypatch):
     made = golden_tree(tmp_path)
     evaluated, stored = made.pop("evaluation_datasets"), tmp_path / "checkpoint_3.pth"
     path = tmp_path / "train_configs/custom.yaml"
@@ -465,7 +465,7 @@ def test_a_file_with_the_name_of_a_shipped_one_has_no_follow_up_of_its_own(tmp_p
     assert command.startswith("emollama eval --cfg-path eval_configs/eval_emotion.yaml --options")
 
 
-def test_paths_of_the_command_that_comes_next_are_valid_options(tmp_path):
+def test_the_path_options_of_the_next_command_are_valid_options(tmp_path):
     options = ["paths.a=''", "paths.b=null", "paths.c=/data"]
     shown = summary._path_options(loaded(tmp_path, golden_tree(tmp_path), *options))
     assert shown == options
@@ -473,7 +473,7 @@ def test_paths_of_the_command_that_comes_next_are_valid_options(tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "line"), [(kind, " ".join(line)) for kind, line in summary.NEXT_KIND.items()])
-def test_after_a_configuration_of_init_the_next_kind_is_written_and_run(kind, line, tmp_path):
+def test_the_next_command_after_an_init_configuration_writes_and_runs_the_next_kind(kind, line, tmp_path):
     command, following = line.split()
     header = f"# Anything.\n# Written by `emollama init {kind}` from X, for Y.\npaths: {{root: {tmp_path}/a folder}}\n"
     made = golden_tree(tmp_path)
@@ -494,7 +494,7 @@ def test_after_a_configuration_of_init_the_next_kind_is_written_and_run(kind, li
 
 
 @pytest.mark.parametrize(("local", "number"), [(None, 2), ("2", 2), ("1", 1)], ids=["default", "one machine", "two machines"])
-def test_the_next_command_has_the_processes_of_this_machines_run(local, number, monkeypatch, tmp_path):
+def test_the_next_command_uses_the_number_of_processes_on_this_machine(local, number, monkeypatch, tmp_path):
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     if local:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
@@ -505,20 +505,20 @@ def test_the_next_command_has_the_processes_of_this_machines_run(local, number, 
     assert own.startswith(f"emollama eval --cfg-path {tmp_path}/config.yaml" + " --nproc 2" * (number == 2) + " --options")
 
 
-def test_the_header_that_init_writes_names_its_kind(tmp_path):
+def test_the_kind_is_recognized_from_the_header_written_by_init(tmp_path):
     text = SimpleNamespace(header=lambda: ["Something."])
     draft = SimpleNamespace(text=text, survey=SimpleNamespace(root="data"), missing_items=[])
     (tmp_path / "x.yaml").write_text("".join(f"# {line}\n" for line in _header("stage1", "train_configs/x.yaml", draft, [])))
     assert summary._init_kind(str(tmp_path / "x.yaml")) == "stage1"
 
 
-def test_a_resumed_run_says_where_it_resumes(trained):
+def test_a_resumed_run_logs_its_first_step_and_checkpoint(trained):
     folder, _, messages = trained
     assert value_of(messages, "resuming") == "at step 4 of 6"
     assert value_of(messages, "checkpoint") == str(folder / "checkpoint_1.pth")
 
 
-def test_tensorboard_shows_hyper_parameters_beside_the_last_metrics_of_the_same_run(trained):
+def test_tensorboard_contains_hyper_parameters_and_metrics_in_a_single_run(trained):
     folder, *_ = trained
     assert not [path for path in folder.rglob("events.out.*") if path.parent != folder]  # no run within the run
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -537,7 +537,7 @@ def test_tensorboard_shows_hyper_parameters_beside_the_last_metrics_of_the_same_
     assert "_hparams_/session_end_info" in board.summary_metadata  # the session has ended well
 
 
-def test_a_run_that_fails_has_no_successful_session(tmp_path):
+def test_a_failed_run_has_no_end_of_session_in_tensorboard(tmp_path):
     with pytest.raises(KeyError), RunLog(tmp_path, first_step=0, total_steps=2, epoch_steps=2, log_freq=1, enabled=True) as log:
         log.hyper_parameters({"a": 1}, ["train/loss"])
         raise KeyError
@@ -559,7 +559,7 @@ def test_other_ranks_do_not_repeat_the_warnings_of_rank_0(monkeypatch, caplog):
 # The demo's environment
 
 
-def test_the_demo_starts_again_once_with_the_variables_of_make_demo(monkeypatch):
+def test_the_demo_restarts_itself_once_with_the_environment_variables_of_make_demo(monkeypatch):
     started = []
     monkeypatch.setattr(os, "execve", lambda *arguments: started.append(arguments))
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "emollama", "demo", "--seed", "7"])
@@ -579,6 +579,6 @@ def test_the_demo_starts_again_once_with_the_variables_of_make_demo(monkeypatch)
     assert len(started) == 1
 
 
-def test_the_variables_are_those_of_the_makefile():
+def test_the_environment_variables_of_the_demo_are_those_of_the_makefile():
     (line,) = (line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("FAST = "))
     assert dict(pair.split("=") for pair in line.removeprefix("FAST = ").split()) == FAST

@@ -159,7 +159,7 @@ def test_every_tensor_of_a_minigpt_v2_file_is_loaded_initialized_or_ignored(tmp_
     assert loaded_names | kept == set(parameters) and len(loaded_names) + 2 == len(tensors)
 
 
-def test_a_file_with_the_names_of_later_versions_of_peft_is_loaded(tmp_path):
+def test_tensor_names_of_later_peft_versions_are_loaded(tmp_path):
     tensors = {name: tensor for name, tensor in released(angles=False).items() if not name.startswith("attention.")}
     longer = {name.replace(".weight", ".default.weight") if ".lora_" in name else name: value for name, value in tensors.items()}
     assert any("lora_A.default.weight" in name for name in longer)
@@ -188,14 +188,14 @@ def written(tmp_path_factory, no_reports):
     return str(config.classes["run"](config).train() / "checkpoint_0.pth")
 
 
-def test_a_checkpoint_of_ours_has_the_names_shapes_and_dtypes_that_the_published_code_loads(written):
+def test_our_checkpoints_have_the_names_shapes_and_dtypes_of_the_published_code(written):
     ours = {name: (tuple(value.shape), str(value.dtype)[6:]) for name, value in read(written, "x").tensors.items()}
     theirs = published()
     assert len(theirs) == 54
     assert ours == {name: row for name, row in theirs.items() if not name.startswith("attention.")}
 
 
-def test_a_checkpoint_of_ours_says_what_peft_needs(written, tmp_path):
+def test_our_checkpoints_contain_the_lora_settings_that_peft_needs(written, tmp_path):
     stored = json.loads((exported(written, tmp_path / "peft") / "adapter_config.json").read_text())
     assert (stored["r"], stored["lora_alpha"], stored["lora_dropout"]) == (4, 16, 0.0)
 
@@ -204,7 +204,7 @@ def test_a_checkpoint_of_ours_says_what_peft_needs(written, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_to_peft_and_back_is_exact_to_the_bit(tmp_path, dtype):
+def test_conversion_to_peft_and_back_is_bit_exact(tmp_path, dtype):
     before = {name: tensor.to(dtype) for name, tensor in released().items()}
     before["llama_proj.bias"] = torch.arange(64, dtype=torch.float32)[::2].repeat(2)
     checkpoint.save(tmp_path / "a.pth", {"model": before, "config": {"model": {"lora_alpha": 16}}})
@@ -220,7 +220,7 @@ def test_to_peft_and_back_is_exact_to_the_bit(tmp_path, dtype):
     assert content["config"]["model"]["lora_alpha"] == 16 and content["config"]["model"]["lora_r"] == 64
 
 
-def test_the_way_back_loads_as_model_ckpt(file, tmp_path):
+def test_a_checkpoint_converted_back_from_peft_loads_as_model_ckpt(file, tmp_path):
     formats.to_pth(read(str(exported(file, tmp_path / "peft")), "convert"), str(tmp_path / "back.pth"))
     model = model_of(tmp_path)
     load(model, checkpoint.read(str(tmp_path / "back.pth"), "model.ckpt")["model"])
@@ -270,7 +270,7 @@ def test_a_folder_that_peft_wrote_is_read(tmp_path):
         (["layers.0.experts.0.up", "layers.0.experts.1.up"], ["layers.0.experts.0.up", "layers.0.experts.1.up"]),
     ],
 )
-def test_targets_are_last_names_where_every_block_has_them_and_whole_names_elsewhere(layers, targets):
+def test_target_modules_are_short_names_if_every_block_has_them_and_full_names_otherwise(layers, targets):
     assert adapters.target_modules(layers) == targets
 
 
@@ -293,7 +293,7 @@ def embedded(tmp_path_factory, golden_dataset, golden_prompt):
     return rows, logits, batch
 
 
-def test_plain_peft_and_transformers_give_our_logits_with_the_exported_adapter(embedded, file, tmp_path):
+def test_peft_and_transformers_reproduce_our_logits_with_the_exported_adapter(embedded, file, tmp_path):
     rows, ours, _ = embedded
     folder = exported(file, tmp_path / "peft")
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(LLAMA), folder).eval()
@@ -309,7 +309,7 @@ def test_merged_weights_give_our_logits(embedded, file, tmp_path):
         assert (model(inputs_embeds=rows).logits - ours).abs().max() < 1e-5
 
 
-def test_the_projectors_beside_give_our_feature_rows(embedded, file, tmp_path):
+def test_the_exported_projectors_reproduce_our_feature_tokens(embedded, file, tmp_path):
     rows, _, batch = embedded
     layers = load_file(exported(file, tmp_path / "peft") / "projectors.safetensors")
 
@@ -324,7 +324,7 @@ def test_the_projectors_beside_give_our_feature_rows(embedded, file, tmp_path):
     assert torch.allclose(rows[0, places], torch.cat([image, face, video, audio, cls]), atol=1e-5)
 
 
-def test_a_merged_folder_is_the_base_folder_apart_from_the_adapted_weights(file, tmp_path):
+def test_a_merged_folder_differs_from_the_base_folder_only_in_the_adapted_weights(file, tmp_path):
     formats.to_merged(read(file, "convert"), str(tmp_path / "merged"), None, str(LLAMA))
     merged, base = load_file(tmp_path / "merged/model.safetensors"), load_file(LLAMA / "model.safetensors")
     changed = {name for name in base if not merged[name].equal(base[name])}
@@ -352,7 +352,7 @@ def test_merging_into_half_precision_rounds_once(file, tmp_path, dtype):
     assert (found.double() - exact).abs().max() <= exact.abs().max() * torch.finfo(dtype).eps / 2 * 1.01
 
 
-def test_weights_in_several_files_are_merged_file_by_file(file, tmp_path):
+def test_sharded_weights_are_merged_into_the_same_shards(file, tmp_path):
     base = tmp_path / "sharded"
     AutoModelForCausalLM.from_pretrained(LLAMA).save_pretrained(base, max_shard_size="200KB")
     formats.to_merged(read(file, "convert"), str(tmp_path / "sharded-merged"), None, str(base))
@@ -363,7 +363,7 @@ def test_weights_in_several_files_are_merged_file_by_file(file, tmp_path):
     assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
 
 
-def test_a_merged_model_with_its_projectors_is_a_model_of_ours_without_adapters(embedded, file, tmp_path):
+def test_a_merged_model_with_its_projectors_loads_as_a_model_without_adapters(embedded, file, tmp_path):
     _, ours, batch = embedded
     formats.to_merged(read(file, "convert"), str(tmp_path / "merged"), None, str(LLAMA))
     formats.to_pth(read(str(tmp_path / "merged/projectors.safetensors"), "convert"), str(tmp_path / "projectors.pth"))
@@ -388,12 +388,12 @@ def test_a_missing_alpha_requires_the_option(file, tmp_path, to):
 
 
 @pytest.mark.parametrize("stored", ["${oc.env:ALPHA}", None, True, "16"])
-def test_an_alpha_that_is_no_number_is_none(tmp_path, stored):
+def test_a_stored_lora_alpha_that_is_not_a_number_is_ignored(tmp_path, stored):
     torch.save({"model": released(), "config": {"model": {"lora_alpha": stored}}}, tmp_path / "a.pth")
     assert read(str(tmp_path / "a.pth"), "x").lora_alpha is None
 
 
-def test_another_alpha_than_the_stored_one_is_refused_with_both(file, tmp_path):
+def test_a_lora_alpha_that_differs_from_the_stored_value_is_refused_with_both_values(file, tmp_path):
     said = refusal(exported, file, tmp_path / "out", alpha=32.0)
     assert "--lora-alpha is 32, but" in said and "was trained with 16" in said
 
@@ -407,7 +407,7 @@ def test_the_alpha_of_the_option_scales_the_adapters(embedded, file, tmp_path):
 
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, math.inf, math.nan])
-def test_an_alpha_without_meaning_is_refused(file, tmp_path, alpha):
+def test_a_lora_alpha_that_is_not_positive_and_finite_is_refused(file, tmp_path, alpha):
     assert "--lora-alpha is" in refusal(exported, without_config(file), tmp_path / "out", alpha=alpha)
 
 
@@ -421,17 +421,17 @@ def spoiled(file, change):
     return file
 
 
-def test_half_an_adapter_is_refused_by_name(file, tmp_path):
+def test_an_adapter_without_its_lora_b_tensor_is_refused_by_name(file, tmp_path):
     spoiled(file, lambda tensors: tensors.pop(f"{LAYER}.q_proj.lora_B.weight"))
     assert "1: model.layers.0.self_attn.q_proj.lora_B" in refusal(exported, file, tmp_path / "out")
 
 
-def test_several_ranks_are_refused(file, tmp_path):
+def test_adapters_of_different_ranks_are_refused(file, tmp_path):
     spoiled(file, lambda tensors: tensors.update({f"{LAYER}.q_proj.lora_B.weight": torch.zeros(64, 8)}))
     assert "all adapters must have the same rank" in refusal(exported, file, tmp_path / "out")
 
 
-def test_another_kind_of_adapter_is_refused_by_name(file, tmp_path):
+def test_an_unsupported_adapter_tensor_is_refused_by_name(file, tmp_path):
     spoiled(file, lambda tensors: tensors.update({f"{LAYER}.q_proj.lora_magnitude_vector": torch.zeros(64)}))
     assert "lora_magnitude_vector" in refusal(exported, file, tmp_path / "out")
 
@@ -542,7 +542,7 @@ def configured(folder, **keys):
         ({"lora_alpha": -16}, "lora_alpha is -16"),
     ],
 )
-def test_an_adapter_of_another_kind_is_refused_by_its_name(folder, keys, words):
+def test_unsupported_settings_of_an_adapter_config_are_refused_by_name(folder, keys, words):
     assert words in refusal(read, configured(folder, **keys), "inspect")
 
 
@@ -554,7 +554,7 @@ def test_an_adapter_of_another_kind_is_refused_by_its_name(folder, keys, words):
         {"task_type": None},
     ],
 )
-def test_keys_without_effect_are_no_obstacle(folder, keys):
+def test_adapter_config_keys_without_effect_are_accepted(folder, keys):
     assert read(configured(folder, **keys), "inspect").lora_alpha == 16
 
 
@@ -566,12 +566,12 @@ def test_a_folder_without_adapter_config_is_refused(folder):
 @pytest.mark.parametrize(
     ("text", "words"), [("{", "adapter_config.json:1: not valid JSON"), ("[]", "peft_type"), ("{}", "peft_type")]
 )
-def test_an_adapter_config_that_is_none_is_refused(folder, text, words):
+def test_an_invalid_adapter_config_is_refused(folder, text, words):
     (folder / "adapter_config.json").write_text(text)
     assert words in refusal(read, str(folder), "inspect")
 
 
-def test_a_folder_without_its_tensors_is_refused(folder):
+def test_a_peft_folder_without_adapter_tensors_is_refused(folder):
     (folder / "adapter_model.safetensors").unlink()
     assert "no file" in refusal(read, str(folder), "inspect")
     (folder / "adapter_model.bin").touch()
@@ -596,7 +596,7 @@ def test_tensors_in_both_files_are_refused_by_name(folder):
 
 
 @pytest.mark.parametrize("name", ["file.pth", "peft/adapter_model.safetensors", "peft/projectors.safetensors"])
-def test_a_flipped_bit_is_found(folder, tmp_path, name):
+def test_a_flipped_bit_is_detected_by_the_digest(folder, tmp_path, name):
     path = tmp_path / name
     raw = bytearray(path.read_bytes())
     raw[-1000] ^= 1
@@ -614,7 +614,7 @@ def test_a_truncated_file_without_a_digest_is_refused(folder, tmp_path, name, sh
     assert "is truncated" in refusal(read, str(folder if name.startswith("peft") else path), "inspect")
 
 
-def test_whatever_the_bytes_a_safetensors_file_is_read_or_refused_and_nothing_else(tmp_path):
+def test_a_corrupted_safetensors_file_is_either_read_or_refused_with_a_user_error(tmp_path):
     path = tmp_path / "x.safetensors"
     save_file({"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}, path)
     raw, generator, refused = path.read_bytes(), random.Random(5), 0
@@ -650,7 +650,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_never_executed(tmp_path):
 
 
 @pytest.mark.parametrize("to", ["peft", "merged"])
-def test_a_folder_that_is_there_is_written_only_if_it_is_empty(file, tmp_path, to):
+def test_an_existing_output_folder_is_used_only_if_it_is_empty(file, tmp_path, to):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").write_text("kept")
     call = formats.to_peft if to == "peft" else formats.to_merged
@@ -661,7 +661,7 @@ def test_a_folder_that_is_there_is_written_only_if_it_is_empty(file, tmp_path, t
     assert (tmp_path / "out/projectors.safetensors").is_file()
 
 
-def test_a_file_that_is_there_is_never_written_over(file, tmp_path):
+def test_an_existing_output_file_is_never_overwritten(file, tmp_path):
     (tmp_path / "mine.pth").write_text("kept")
     for call in (formats.to_pth, exported):
         source = read(file, "x") if call is formats.to_pth else file
@@ -677,7 +677,7 @@ def test_a_folder_that_cannot_be_written_is_reported(file, tmp_path):
     assert "could not be written" in refusal(formats.to_pth, read(file, "x"), str(tmp_path / "a_file/out.pth"))
 
 
-def test_a_folder_is_not_seen_before_it_is_whole(file, tmp_path, monkeypatch):
+def test_an_output_folder_does_not_appear_before_it_is_complete(file, tmp_path, monkeypatch):
     seen = []
 
     def interrupted(source, target):
@@ -692,12 +692,12 @@ def test_a_folder_is_not_seen_before_it_is_whole(file, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file.pth", "file.pth.sha256"]
 
 
-def test_outputs_have_the_permissions_of_any_new_file(folder, tmp_path):
+def test_output_files_have_the_default_permissions(folder, tmp_path):
     (tmp_path / "any").touch()
     assert {path.stat().st_mode for path in folder.iterdir()} == {(tmp_path / "any").stat().st_mode}
 
 
-def test_sources_stay_as_they_are(file, folder, tmp_path):
+def test_conversion_does_not_modify_its_source_files(file, folder, tmp_path):
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     formats.to_merged(read(file, "x"), str(tmp_path / "merged"), None, str(LLAMA))
     formats.to_pth(read(str(folder), "x"), str(tmp_path / "back.pth"))
@@ -715,7 +715,7 @@ def numbered(tmp_path, number, tensors, **facts):
     return str(path)
 
 
-def test_an_average_is_the_mean_in_float64_with_the_dtype_of_the_tensors(tmp_path):
+def test_an_average_is_computed_in_float64_and_stored_in_the_original_dtype(tmp_path):
     seeds = [released(seed=seed) for seed in range(3)]
     for tensors in seeds:
         tensors["llama_proj.weight"] = tensors["llama_proj.weight"].half()
@@ -733,7 +733,7 @@ def test_the_average_of_a_file_with_itself_is_the_file(file, tmp_path):
     assert diff(read(file, "x"), read(str(tmp_path / "mean.pth"), "x"))["equal"]
 
 
-def test_an_average_holds_weights_and_configuration_and_no_run(tmp_path):
+def test_an_average_contains_weights_and_configuration_but_no_training_state(tmp_path):
     files = [numbered(tmp_path, number, released(seed=number), optimizer={}, scaler={}) for number in (4, 5)]
     formats.average(files, str(tmp_path / "mean.pth"))
     content = checkpoint.read(str(tmp_path / "mean.pth"), "x")
@@ -742,7 +742,7 @@ def test_an_average_holds_weights_and_configuration_and_no_run(tmp_path):
     assert checkpoint.is_intact(tmp_path / "mean.pth")
 
 
-def test_an_average_starts_a_run_and_is_none_to_go_on_from(written, tmp_path):
+def test_an_average_can_start_a_run_but_cannot_be_resumed_from(written, tmp_path):
     formats.average([written, written], str(tmp_path / "checkpoint_0.pth"))
     tree = golden_tree(tmp_path)
     tree["run"]["resume_ckpt_path"] = str(tmp_path / "checkpoint_0.pth")
@@ -755,7 +755,7 @@ def test_an_average_starts_a_run_and_is_none_to_go_on_from(written, tmp_path):
     assert all(parameters[name].equal(tensor) for name, tensor in read(written, "x").tensors.items())
 
 
-def test_checkpoints_of_other_layouts_have_no_average_and_the_reasons_are_named(tmp_path):
+def test_averaging_checkpoints_of_different_layouts_is_refused_with_the_reasons(tmp_path):
     tensors = released(seed=1)
     del tensors["llama_proj.bias"]
     tensors |= {"extra": torch.zeros(1), "feats_llama_proj1.bias": torch.zeros(3)}
@@ -793,7 +793,7 @@ def test_checkpoints_with_different_features_have_no_average(tmp_path):
     assert not (tmp_path / "mean.pth").exists()
 
 
-def test_one_checkpoint_has_no_average(file, tmp_path):
+def test_averaging_a_single_checkpoint_is_refused(file, tmp_path):
     assert "at least two" in refusal(formats.average, [file], str(tmp_path / "mean.pth"))
 
 
@@ -804,13 +804,13 @@ def weights(tensors, **model):
     return Weights("x", "checkpoint", [], tensors, {"config": {"model": model}} if model else {})
 
 
-def test_equal_checkpoints_have_no_difference():
+def test_the_diff_of_equal_checkpoints_is_empty():
     found = diff(weights(released(), lora_alpha=16), weights(released(), lora_alpha=16))
     assert found["equal"] and found["config"] == {} and found["beyond"] == []
     assert set(found["tensors"]) == set(released())
 
 
-def test_a_difference_is_measured_absolutely_and_relative_to_the_largest_value():
+def test_a_diff_reports_absolute_and_relative_differences():
     one, other = {"a": torch.tensor([1.0, -4.0]), "b": torch.ones(2)}, {"a": torch.tensor([1.0, -3.0]), "b": torch.ones(2)}
     found = diff(weights(one), weights(other))
     assert not found["equal"] and found["beyond"] == ["a"]
@@ -819,20 +819,20 @@ def test_a_difference_is_measured_absolutely_and_relative_to_the_largest_value()
     assert not diff(weights(one), weights(other), 0.24)["equal"]
 
 
-def test_the_last_bit_is_a_difference():
+def test_a_difference_in_the_last_bit_counts_as_a_difference():
     one = torch.ones(3)
     assert not diff(weights({"a": one}), weights({"a": torch.nextafter(one, one * 2)}))["equal"]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_not_finite_equals_itself_only(value):
+def test_nan_and_infinity_equal_only_themselves(value):
     one, other = {"a": torch.tensor([value, 1.0])}, {"a": torch.tensor([2.0, 1.0])}
     assert diff(weights(one), weights(dict(one)))["equal"]
     found = diff(weights(one), weights(other), 1e9)
     assert not found["equal"] and found["tensors"]["a"] == {"max_abs": None, "relative": None}
 
 
-def test_names_shapes_dtypes_and_alpha_are_differences_at_any_tolerance():
+def test_differing_names_shapes_dtypes_and_alpha_count_at_any_tolerance():
     zeros = torch.zeros
     for one, other, key, value in (
         ({"a": zeros(1), "b": zeros(1)}, {"a": zeros(1)}, "only_in_first", ["b"]),
@@ -846,7 +846,7 @@ def test_names_shapes_dtypes_and_alpha_are_differences_at_any_tolerance():
     assert found["lora_alpha"] == [16, 32] and not found["equal"]
 
 
-def test_keys_of_the_configuration_are_listed_and_do_not_count():
+def test_differing_configuration_keys_are_listed_but_do_not_count():
     found = diff(weights({}, lora_r=4, seed=1), weights({}, lora_r=4, seed=2, new=None))
     assert found["equal"] and found["config"] == {"model.seed": [1, 2]}
 
@@ -854,7 +854,7 @@ def test_keys_of_the_configuration_are_listed_and_do_not_count():
 # Inspection
 
 
-def test_an_inspection_tells_adapters_groups_digest_and_what_is_set_aside(file):
+def test_an_inspection_reports_adapters_groups_the_digest_and_unused_tensors(file):
     found = inspect(read(file, "inspect"))
     assert found["lora"] == {"ranks": [64], "alpha": 16, "targets": ["q_proj", "v_proj"], "layers": 4, "parameters": 32768}
     assert (found["step"], found["epoch"], found["kind"], found["tensors"]) == (40, 3, "checkpoint", 18)
@@ -880,12 +880,12 @@ def test_a_peft_folder_and_a_safetensors_file_are_inspected(folder):
     assert inspect(read(str(folder / "projectors.safetensors"), "inspect"))["lora"] is None
 
 
-def test_values_that_are_not_finite_are_named(file):
+def test_an_inspection_names_tensors_with_non_finite_values(file):
     spoiled(file, lambda tensors: tensors["llama_proj.bias"].fill_(math.nan))
     assert inspect(read(file, "inspect"))["not_finite"] == ["llama_proj.bias"]
 
 
-def test_odd_tensors_are_inspected_and_not_converted(file, tmp_path):
+def test_unusual_tensors_can_be_inspected_but_not_converted(file, tmp_path):
     odd = {f"{LAYER}.q_proj.lora_A.weight": torch.zeros(()), f"{LAYER}.q_proj.lora_B.weight": torch.zeros(8)}
     odd |= {
         "small": torch.zeros(2, dtype=torch.float8_e4m3fn),

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 
 @pytest.mark.parametrize("key_heads", [4, 2])
-def test_the_variable_length_kernel_equals_the_loop(key_heads):
+def test_the_variable_length_attention_kernel_matches_the_loop_over_sequences(key_heads):
     torch.manual_seed(0)
     query = torch.randn(1, 4, 300, 64, device="cuda", dtype=torch.bfloat16)
     key, value = (torch.randn(1, key_heads, 300, 64, device="cuda", dtype=torch.bfloat16) for _ in range(2))
@@ -36,7 +36,7 @@ def test_the_variable_length_kernel_equals_the_loop(key_heads):
 
 
 @pytest.mark.parametrize(("amp", "dtype"), [(True, "bf16"), (True, "fp16"), (False, "auto")])
-def test_training_on_the_gpu_follows_the_cpu(tmp_path, amp, dtype):
+def test_training_losses_on_the_gpu_match_those_on_the_cpu(tmp_path, amp, dtype):
     losses = {}
     for device in ("cpu", "cuda"):
         settings = {"device": device, "amp": amp and device == "cuda", "amp_dtype": dtype}
@@ -67,7 +67,7 @@ def built(encoders, name, device, **keys):
 
 @pytest.mark.parametrize("name", ["eva", "hubert", "mae", "videomae"])
 @pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-4), ("bf16", 0.1), ("fp16", 0.02)])
-def test_features_of_the_gpu_are_those_of_the_cpu(encoders, name, precision, bound):
+def test_features_computed_on_the_gpu_match_those_of_the_cpu(encoders, name, precision, bound):
     exact, encoder = built(encoders, name, "cpu"), built(encoders, name, "cuda", precision=precision)
     loaded = [exact.load(clip) for clip in encoders[name][2]]
     for one, other in zip(exact.encode(loaded), encoder.encode(loaded), strict=True):
@@ -76,7 +76,7 @@ def test_features_of_the_gpu_are_those_of_the_cpu(encoders, name, precision, bou
 
 @pytest.mark.parametrize("name", ["eva", "hubert", "mae", "videomae"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_clip_gets_the_same_numbers_in_any_company_to_the_bit_on_the_gpu(encoders, name, precision):
+def test_features_on_the_gpu_do_not_depend_on_the_other_clips_of_a_batch(encoders, name, precision):
     encoder = built(encoders, name, "cuda", precision=precision, batch_size=4)
     loaded = [encoder.load(clip) for clip in encoders[name][2]]
     alone = [encoder.encode([one])[0] for one in loaded]
@@ -86,7 +86,7 @@ def test_a_clip_gets_the_same_numbers_in_any_company_to_the_bit_on_the_gpu(encod
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_minigpt4_with_kept_rows_trains_as_without_on_the_gpu(tmp_path, precision):
+def test_minigpt4_trains_with_cached_features_as_without_a_cache_on_the_gpu(tmp_path, precision):
     world = make_flickr_world(tmp_path)
     losses = []
     for kept, name in ((False, "plain"), (True, "first"), (True, "again")):

@@ -42,7 +42,7 @@ def table(corpus, text):
 # Keys
 
 
-def test_no_key_is_no_curriculum_and_descending_is_off_by_default():
+def test_without_keys_there_is_no_curriculum_and_descending_is_off_by_default():
     assert Curriculum.from_config({}) is None
     assert Curriculum.from_config({"by": "modalities", "epochs": 4}) == Curriculum("modalities", 4, False)
 
@@ -61,7 +61,7 @@ def test_no_key_is_no_curriculum_and_descending_is_off_by_default():
         ({"by": "x", "epochs": 3, "descending": "no"}, "curriculum.descending is 'no'"),
     ],
 )
-def test_wrong_keys_and_values_are_refused_by_name(mapping, message):
+def test_invalid_curriculum_keys_and_values_are_refused_by_name(mapping, message):
     with pytest.raises(ValueError) as error:
         Curriculum.from_config(mapping)
     assert str(error.value).startswith("curriculum") and message in str(error.value)
@@ -76,18 +76,18 @@ def test_an_invalid_curriculum_is_reported_with_its_block(tmp_path):
 # Measures
 
 
-def test_a_column_of_the_list_sorts_by_its_numbers(build):
+def test_a_curriculum_can_sort_by_a_column_of_the_annotation_list(build):
     dataset = build("valence")  # 2.5, -2, -2, 1, 0, -2
     assert dataset.sampling().difficulty.tolist() == [2.5, -2.0, -2.0, 1.0, 0.0, -2.0]
     assert sampled_indices(dataset, range(10)) < {1, 2, 5} and sampled_indices(dataset, range(10, 20)) == {1, 2, 5, 4}
     assert sampled_indices(build("count"), range(10)) == {0, 3}  # 13 and 18 frames
 
 
-def test_descending_draws_the_large_values_first(build):
+def test_a_descending_curriculum_samples_the_largest_values_first(build):
     assert sampled_indices(build("valence", descending=True), range(10)) == {0, 3}
 
 
-def test_modalities_draws_the_clips_that_lack_none_first(build, corpus):
+def test_the_curriculum_modalities_samples_clips_without_missing_modalities_first(build, corpus):
     for folder, name in (("HL-UTT", NAMES[0]), ("HL-UTT", NAMES[3]), ("maeV_399_UTT", NAMES[3]), ("eva", NAMES[5])):
         (corpus / folder / f"{name}.npy").unlink()
     dataset = build("modalities", epochs=2, missing_features="zero")
@@ -96,7 +96,7 @@ def test_modalities_draws_the_clips_that_lack_none_first(build, corpus):
     assert sampled_indices(dataset, range(10, 20)) == set(range(6))
 
 
-def test_answer_length_is_the_longest_answer_of_the_pools_tasks_in_words(build, corpus):
+def test_the_curriculum_answer_length_is_the_longest_answer_of_the_tasks_in_words(build, corpus):
     text = "name,emotion,reason\n"
     text += f"{NAMES[0]},happy,one two three.\n{NAMES[1]},sad,she weeps and sighs\n{NAMES[2]},angry,he shouts\n"
     emotions = build("answer_length", **table(corpus, text), task_pool=["emotion"])
@@ -105,7 +105,7 @@ def test_answer_length_is_the_longest_answer_of_the_pools_tasks_in_words(build, 
     assert both.sampling().difficulty.tolist() == [3.0, 4.0, 2.0]
 
 
-def test_a_further_column_of_a_table_serves_the_curriculum(build, corpus):
+def test_a_curriculum_can_sort_by_an_additional_column_of_a_table(build, corpus):
     text = f"name,emotion,hardness\n{NAMES[0]},happy,1e3\n{NAMES[1]},sad,-2\n{NAMES[2]},sad,0.5\n"
     dataset = build("hardness", **table(corpus, text))
     assert dataset.problems() == []
@@ -133,7 +133,7 @@ def test_all_rows_without_a_number_are_reported_at_the_start_with_their_lines(bu
     assert remaining.problems() == [] and sampled_indices(remaining, range(9)) == {0}
 
 
-def test_evaluation_needs_no_column_of_a_curriculum(tmp_path, corpus):
+def test_an_evaluation_does_not_require_the_curriculum_column(tmp_path, corpus):
     tree = golden_tree(tmp_path, corpus)
     tree["evaluation_datasets"]["answers"]["curriculum"] = {"by": "nothing", "epochs": 2}
     config = loaded(tmp_path, tree)
@@ -143,7 +143,7 @@ def test_evaluation_needs_no_column_of_a_curriculum(tmp_path, corpus):
     assert dataset.problems() == []
 
 
-def test_without_a_curriculum_the_deck_is_plain(build, corpus):
+def test_without_a_curriculum_all_samples_are_available_from_the_start(build, corpus):
     deck = build("valence", curriculum={}).sampling()
     assert deck.difficulty is None and deck.phases == 1 and deck.digest() is None
     assert np.array_equal(deck.indices(0, np.random.default_rng(0)), np.arange(6))

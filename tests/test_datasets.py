@@ -109,7 +109,7 @@ def test_mer2024_scores_six_labels_and_shows_nine_in_the_prompt(build):
     assert "list.txt: unknown label (known: neutral, angry" in text and "'fear' (line 2, samplenew_2)" in text
 
 
-def test_mer2024_takes_captions_as_merr_does(build):
+def test_mer2024_reads_captions_like_merr(build):
     captions = {name: {"caption": f"Face of {name}."} for name in ("samplenew_1", "samplenew_2")}
     files = MER24 | {"MERR_coarse_grained.json": json.dumps(captions)}
     dataset = build("mer2024_caption", files, annotation_file="list.txt", task_pool=["reason"])
@@ -130,13 +130,13 @@ def folds(rows="1,1\n2,2\n16372,6\n"):
 
 @pytest.mark.parametrize("fold", range(1, 6))
 @both
-def test_dfew_takes_the_folds_table_train_under_datasets_and_test_under_evaluation(build, training, fold):
+def test_dfew_reads_the_training_table_of_its_fold_and_the_test_table_for_evaluation(build, training, fold):
     group = "datasets" if training else "evaluation_datasets"
     dataset = build("dfew", folds("101,1\n"), f"{group}.dfew.fold={fold}", training=training)
     assert dataset.names() == [f"00{fold}01" if training else f"00{fold}50"] and problem_texts(dataset) == []
 
 
-def test_dfew_takes_another_split_where_it_is_named(build):
+def test_dfew_reads_the_split_that_is_configured(build):
     assert build("dfew", folds(), split="test", fold=3).names() == ["00350"]
     assert build("dfew", folds(), split="train", fold=2, training=False).names() == ["00201"]
 
@@ -161,13 +161,13 @@ def test_dfew_folds_share_the_features_at_data_root(build, tmp_path):
     assert "Good morning" in words(build("dfew", folds("1,1\n") | transcript, transcription_path="said.csv"))
 
 
-def test_dfew_names_file_and_line_of_an_id_without_a_label(build, tmp_path):
+def test_dfew_reports_an_id_without_a_label_with_its_file_and_line(build, tmp_path):
     (text,) = problem_texts(build("dfew", folds("1,1\n2,8\n3,0\n")))
     assert f"{tmp_path}/train(single-labeled)/set_1.csv: unknown label" in text
     assert "clips 2: '8' (line 3, 00002), '0' (line 4, 00003)" in text and "label_map" in text
 
 
-def test_dfew_takes_a_label_map_over_its_own(build):
+def test_dfew_combines_a_configured_label_map_with_its_own(build):
     labels = ["happy", "sad", "neutral", "angry", "surprise", "fear", "contempt"]
     dataset = build("dfew", folds(), label_map={"6": "contempt"}, labels=labels)
     assert answers(dataset, "emotion") == ["happy", "sad", "contempt"] and problem_texts(dataset) == []
@@ -185,11 +185,11 @@ def test_dfew_label_map_accepts_numbers_only_in_quotes(tmp_path):
 
 
 @pytest.mark.parametrize("fold", [0, 6, -1])
-def test_dfew_refuses_another_fold(build, fold):
+def test_dfew_refuses_a_fold_outside_1_to_5(build, fold):
     assert refusal(build, "dfew", folds(), fold=fold) == f"datasets.dfew: fold is {fold}; it must be from 1 to 5"
 
 
-def test_dfew_refuses_what_is_no_fold_or_has_no_table(build):
+def test_dfew_refuses_a_fold_that_is_not_a_number_or_has_no_table(build):
     assert "'datasets.dfew.fold'" in refusal(build, "dfew", folds(), fold="two")
     text = refusal(build, "dfew", folds(), fold=2, annotation_file="{split}/set_{fold}.csv")
     assert "annotation_file: no file" in text and "train/set_2.csv" in text
@@ -235,7 +235,7 @@ def test_emer_reads_the_second_table_without_sentences(build, training):
 
 
 @both
-def test_emer_reads_a_list_with_captions_beside_it(build, training):
+def test_emer_reads_a_list_with_a_separate_caption_file(build, training):
     captions = {
         "clip_1": {"smp_reason_caption": "She smiles broadly."},
         "clip_2": {"smp_reason_caption": "He frowns, then sighs"},
@@ -280,13 +280,13 @@ def test_emer_gives_both_reasoning_tasks_the_same_answers(build, training):
     assert answers(dataset, "reason") == answers(dataset, "reason_v2") == TOLD
 
 
-def test_emer_reads_a_transcript_of_its_own_over_the_subtitles(build):
+def test_emer_prefers_a_configured_transcript_to_the_subtitles(build):
     files = {"truth.csv": V1, "said.csv": "name,chinese,english\nclip_1,x,Hooray\nclip_2,y,Oh dear\n"}
     dataset = build("emer", files, annotation_file="truth.csv", transcription_path="said.csv")
     assert "says: Oh dear." in words(dataset, 1)
 
 
-def test_emer_shows_the_header_of_a_table_without_descriptions(build, tmp_path):
+def test_emer_reports_the_header_of_a_table_without_descriptions(build, tmp_path):
     text = refusal(build, "emer", {"truth.csv": "name,openset\nclip_1,[happy]\n"}, annotation_file="truth.csv")
     assert f"{tmp_path}/truth.csv, line 1: the header is" in text and "openset" in text and "reasons, english" in text
 
@@ -305,7 +305,7 @@ def table(columns, names=("007", "a b")):
 
 @pytest.mark.parametrize("columns", SUBSETS, ids=lambda columns: "+".join(columns) or "name alone")
 @pytest.mark.parametrize("task", NEEDS)
-def test_custom_trains_on_every_subset_of_columns_that_has_what_the_task_needs(build, tmp_path, columns, task):
+def test_custom_trains_on_any_columns_that_include_the_one_needed_by_the_task(build, tmp_path, columns, task):
     files = {"clips.csv": table(columns)}
     keys = {"annotation_file": "clips.csv", "task_pool": [task]}
     if NEEDS[task] not in columns:
@@ -322,7 +322,7 @@ def test_custom_trains_on_every_subset_of_columns_that_has_what_the_task_needs(b
 
 
 @pytest.mark.parametrize("columns", SUBSETS, ids=lambda columns: "+".join(columns) or "name alone")
-def test_custom_evaluates_any_subset_of_columns_and_has_no_target_where_there_is_none(build, columns):
+def test_custom_evaluates_any_columns_and_has_no_target_for_a_missing_column(build, columns):
     files = {"clips.csv": table(columns)}
     dataset = build("custom", files, training=False, annotation_file="clips.csv", task_pool=list(NEEDS))
     assert problem_texts(dataset) == []
@@ -340,7 +340,7 @@ def test_custom_answers_questions_about_clips_without_labels(build, golden_model
     assert [(row.name, row.target, row.reference, row.loss) for row in rows] == [(name, None, None, None) for name in "ab"]
 
 
-def test_custom_columns_may_have_names_of_ones_own(build, tmp_path):
+def test_columns_of_a_custom_table_can_be_renamed(build, tmp_path):
     text = "video_name,Label,text,why\n1,happy,Hello,She smiles.\n"
     keys = {"annotation_file": "clips.csv", "columns": {"emotion": "Label", "sentence": "text", "reason": "why"}}
     dataset = build("custom", {"clips.csv": text}, task_pool=["emotion", "reason"], **keys)
@@ -355,7 +355,7 @@ def test_custom_columns_may_have_names_of_ones_own(build, tmp_path):
     assert wrong == "datasets.custom: columns: unknown key 'emotions'. Known: emotion, sentence, reason"
 
 
-def test_custom_names_every_row_with_an_empty_or_unknown_emotion(build, tmp_path):
+def test_custom_reports_every_row_with_an_empty_or_unknown_emotion(build, tmp_path):
     text = "name,emotion\na,happy\nb,\nc,Happy\nd,  \n"
     (problem,) = build("custom", {"clips.csv": text}, annotation_file="clips.csv").problems()
     assert f"{tmp_path}/clips.csv: unknown label" in problem.text and problem.clips == ("b", "c", "d")
@@ -365,13 +365,13 @@ def test_custom_names_every_row_with_an_empty_or_unknown_emotion(build, tmp_path
     assert problem_texts(build("custom", {}, annotation_file="clips.csv", exclude=["b", "c", "d"])) == []
 
 
-def test_custom_names_every_row_with_an_empty_reason(build):
+def test_custom_reports_every_row_with_an_empty_reason(build):
     text = "name,reason\na,She smiles.\nb,\n"
     (problem,) = build("custom", {"clips.csv": text}, annotation_file="clips.csv", task_pool="reason").problems()
     assert "no caption for task reason, clips 1: b." in problem.text
 
 
-def test_custom_names_keep_their_zeros_and_spaces_and_find_their_features(build, tmp_path):
+def test_custom_preserves_leading_zeros_and_spaces_in_names_of_clips_and_features(build, tmp_path):
     names = ["00012", "12", "a b", "part/c"]
     put_features(tmp_path, names[:3])
     for folder in MADE.values():
@@ -403,7 +403,7 @@ def test_a_label_map_renames_before_labels_are_checked_and_excluded(build):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_exclude_leaves_clips_out_and_refuses_names_that_are_not_listed(build, tmp_path, training):
+def test_exclude_removes_clips_and_refuses_names_that_are_not_listed(build, tmp_path, training):
     keys = {"annotation_file": "clips.csv", "training": training}
     text = "name,emotion\na,happy\nb,joy\nc,sad\n"
     dataset = build("custom", {"clips.csv": text}, exclude=["b"], **keys)
@@ -414,7 +414,7 @@ def test_exclude_leaves_clips_out_and_refuses_names_that_are_not_listed(build, t
 
 
 @pytest.mark.parametrize("kind", ["custom", "emer", "dfew"])
-def test_a_byte_order_mark_and_windows_line_ends_are_read_over(build, kind):
+def test_a_byte_order_mark_and_windows_line_ends_are_ignored(build, kind):
     texts = {
         "custom": ("clips.csv", "name,emotion\r\n1,happy\r\n\r\n2,sad\r\n"),
         "emer": ("clips.csv", "name,chinese,english\r\n1,x,Glad.\r\n2,y,Sad.\r\n"),
@@ -431,7 +431,7 @@ def test_a_table_with_tabs_is_refused_with_the_remedy(build, tmp_path):
     assert f"{tmp_path}/clips.csv, line 1: the columns seem to be separated by tabs. Save the file as CSV with commas." in text
 
 
-def test_captions_with_comments_or_a_clip_twice_are_refused_by_file(build, tmp_path):
+def test_caption_files_with_comments_or_repeated_clips_are_refused(build, tmp_path):
     keys = {"annotation_file": "list.txt", "task_pool": ["reason"]}
     path = tmp_path / "MERR_coarse_grained.json"
     comment = '{\n// checked by hand\n"samplenew_1": {"caption": "x"}}'
@@ -498,7 +498,7 @@ def test_a_run_reports_all_problems_of_all_blocks_at_once(tmp_path):
 
 
 @pytest.mark.parametrize(("image_size", "patches", "placeholders"), [(448, 1024, 256), (224, 256, 64)])
-def test_image_size_gives_a_clip_its_image_placeholders_and_four_more(tmp_path, image_size, patches, placeholders):
+def test_image_size_determines_the_image_placeholders_and_four_more_are_added(tmp_path, image_size, patches, placeholders):
     put(tmp_path, {"clips.csv": "name,emotion\na,happy\n"})
     put_features(tmp_path, ["a"], patches=patches, width=16)
     tree = golden_tree(tmp_path)

@@ -45,7 +45,7 @@ def transformers_own(model, prompt, samples, **options):
     return model.beam_search(collate(samples), prompt, plain | {"num_beams": 1} | options)
 
 
-def test_greedy_answers_are_those_of_transformers_own_search(golden_model, golden_prompt, asked):
+def test_greedy_answers_equal_those_of_transformers(golden_model, golden_prompt, asked):
     assert answers([golden_model], golden_prompt, asked) == transformers_own(golden_model, golden_prompt, asked)
 
 
@@ -65,13 +65,13 @@ def test_a_sampled_answer_depends_on_its_own_seed_alone(golden_model, golden_pro
     assert answers([golden_model], golden_prompt, asked[:6], choice, range(10, 16)) != together
 
 
-def test_top_p_leaves_only_the_likeliest_tokens_to_sample_from(golden_model, golden_prompt, asked):
+def test_top_p_restricts_sampling_to_the_most_likely_tokens(golden_model, golden_prompt, asked):
     greedy = answers([golden_model], golden_prompt, asked[:6])
     assert answers([golden_model], golden_prompt, asked[:6], SamplingParams(20, temperature=1.5, top_p=1e-6)) == greedy
     assert answers([golden_model], golden_prompt, asked[:6], SamplingParams(20, temperature=1.5)) != greedy
 
 
-def test_an_ensemble_of_one_model_twice_answers_as_the_model(golden_model, golden_prompt, asked):
+def test_an_ensemble_of_the_same_model_twice_answers_like_the_model(golden_model, golden_prompt, asked):
     assert answers([golden_model, golden_model], golden_prompt, asked) == answers([golden_model], golden_prompt, asked)
 
 
@@ -84,7 +84,7 @@ def next_distribution(model, sample, ids):
     return logits.double().softmax(-1)
 
 
-def test_an_ensemble_takes_the_likeliest_token_of_the_mean_distribution(golden_model, other, golden_prompt, asked):
+def test_an_ensemble_selects_the_most_likely_token_of_the_mean_distribution(golden_model, other, golden_prompt, asked):
     made = answers([golden_model, other], golden_prompt, asked[:4])
     single = [answers([model], golden_prompt, asked[:4]) for model in (golden_model, other)]
     assert made not in single and single[0] != single[1]
@@ -94,7 +94,7 @@ def test_an_ensemble_takes_the_likeliest_token_of_the_mean_distribution(golden_m
             assert int(mean.argmax()) == ids[place]
 
 
-def test_likelihoods_are_those_of_the_answers_losses(golden_model, golden_prompt, golden_dataset, asked):
+def test_label_likelihoods_follow_from_the_losses_of_the_answers(golden_model, golden_prompt, golden_dataset, asked):
     shares = likelihoods([golden_model], collate(asked[:3]), [golden_prompt.answer_ids(label) for label in NINE])
     assert shares.shape == (3, 9)
     record = golden_dataset.record(0, TASKS[1], golden_dataset.pool.first_instruction(TASKS[1]))
@@ -116,7 +116,7 @@ def test_likelihoods_of_an_ensemble_are_the_mean_of_its_members(golden_model, ot
     assert not each[0].allclose(each[1], atol=1e-3)
 
 
-def test_a_prompt_is_left_as_it_was_by_labels_that_were_tried(golden_model, golden_prompt, asked):
+def test_label_likelihoods_do_not_depend_on_the_order_of_the_labels(golden_model, golden_prompt, asked):
     labels = [golden_prompt.answer_ids(label) for label in NINE]
     forward = likelihoods([golden_model], collate(asked[:2]), labels)
     assert likelihoods([golden_model], collate(asked[:2]), labels[::-1]).flip(1).allclose(forward, atol=1e-6)

@@ -30,7 +30,7 @@ def corpus(tmp_path_factory):
     return make_corpus(tmp_path_factory.mktemp("corpus"), seed=3, **SIZES)
 
 
-def test_lists_captions_and_transcripts_are_read_by_the_datasets_own_readers(corpus):
+def test_the_demo_lists_captions_and_transcripts_are_readable_by_the_datasets(corpus):
     coarse = read_annotations(str(corpus.train / "MERR_coarse_grained.txt"))
     fine = read_annotations(str(corpus.train / "MERR_fine_grained.txt"))
     assert (len(coarse), len(fine)) == (40, 10)
@@ -57,7 +57,7 @@ def test_no_test_sentence_with_a_topic_occurs_in_training(corpus):
     assert not any(sentence in text for sentence in with_topic for text in corpus.texts)
 
 
-def test_shuffled_clips_hold_the_features_and_the_sentence_of_another_clip(corpus):
+def test_shuffled_clips_have_other_audio_features_than_the_original_clips(corpus):
     names = [clip.name for clip in read_annotations(str(corpus.test / "test_NCEV.txt"))]
     for name in names:
         own = np.load(corpus.test / "HL-UTT" / f"{name}.npy")
@@ -73,7 +73,7 @@ def test_the_same_seed_writes_the_same_bytes(corpus, tmp_path):
             assert path.read_bytes() == (again.train / path.relative_to(corpus.train)).read_bytes()
 
 
-def test_the_corpus_says_that_it_is_synthetic(corpus):
+def test_the_readme_of_the_corpus_states_that_it_is_synthetic(corpus):
     assert "synthetic" in (corpus.train.parent / "README.txt").read_text()
 
 
@@ -92,7 +92,7 @@ def test_the_tiny_llama_is_a_hugging_face_folder(corpus, tmp_path):
 
 
 @pytest.mark.parametrize("mark", [None, "", "{}", '{"what": "my thesis"}', json.dumps({"what": WHAT, "demo": "x"})])
-def test_a_folder_of_something_else_is_left_alone(tmp_path, emollama, mark):
+def test_a_folder_that_does_not_belong_to_a_demo_is_refused_and_not_changed(tmp_path, emollama, mark):
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus/thesis.txt").write_text("years of work")
     if mark is not None:
@@ -134,7 +134,7 @@ def test_a_demo_replaces_its_own_parts_only(tmp_path, emollama, named):
     ],
     ids=["empty", "file", "below a file", "loop", "long", "bytes"],
 )
-def test_a_folder_that_no_demo_can_have_is_refused_before_torch_is_imported(tmp_path, monkeypatch, emollama, folder, text):
+def test_an_unusable_demo_folder_is_refused_before_the_demo_restarts(tmp_path, monkeypatch, emollama, folder, text):
     from emollama.demo import environment
 
     monkeypatch.chdir(tmp_path)
@@ -157,7 +157,7 @@ def test_a_folder_that_no_demo_can_have_is_refused_before_torch_is_imported(tmp_
     ],
     ids=["system", "numpy", "rust", "torch"],
 )
-def test_a_full_disk_ends_a_demo_with_an_error_that_names_the_folder(tmp_path, monkeypatch, error, reason):
+def test_a_full_disk_is_reported_by_a_demo_with_its_folder(tmp_path, monkeypatch, error, reason):
     def fail(*_, **__):
         raise error
 
@@ -170,14 +170,14 @@ def test_a_full_disk_ends_a_demo_with_an_error_that_names_the_folder(tmp_path, m
             call(str(tmp_path / name), seed=0)
 
 
-def test_another_error_of_a_demo_keeps_its_traceback(tmp_path):
+def test_an_unexpected_error_in_a_demo_is_not_converted(tmp_path):
     with pytest.raises(KeyError), disk_errors(tmp_path):
         raise KeyError("x")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)  # a guard against hanging
-def test_a_demo_of_half_the_steps_learns_to_see_and_to_reason(tmp_path, monkeypatch, capsys, launch):
+def test_a_demo_with_half_the_steps_learns_emotions_and_descriptions(tmp_path, monkeypatch, capsys, launch):
     """The commands of the whole demo, in forks, which have torch loaded."""
 
     def step(place, arguments):

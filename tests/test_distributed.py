@@ -37,7 +37,7 @@ def splits(tmp_path_factory, ranks, no_reports):
     return folders
 
 
-def test_processes_that_see_other_data_do_not_train(tmp_path, launch):
+def test_training_is_refused_if_processes_read_different_data(tmp_path, launch):
     for rank, label in ((0, "happy"), (1, "sad")):
         shutil.copytree(GOLDEN / "data", tmp_path / str(rank))
         path = tmp_path / str(rank) / "MERR_coarse_grained.txt"
@@ -62,7 +62,7 @@ def first_gradients(folder, rank=0):
 
 @pytest.mark.parametrize("average", AVERAGES)
 @pytest.mark.parametrize("split", ["ranks", "batch"])
-def test_first_gradients_do_not_depend_on_the_split(splits, split, average):
+def test_the_first_gradients_do_not_depend_on_the_batch_layout(splits, split, average):
     reference, found = (first_gradients(splits[name, average]) for name in ("accumulate", split))
     assert set(found) == set(reference)
     for name, gradient in reference.items():
@@ -72,7 +72,7 @@ def test_first_gradients_do_not_depend_on_the_split(splits, split, average):
 
 @pytest.mark.parametrize("average", AVERAGES)
 @pytest.mark.parametrize("split", ["ranks", "batch"])
-def test_five_steps_end_in_the_same_place_for_every_split(splits, split, average):
+def test_the_weights_after_five_steps_do_not_depend_on_the_batch_layout(splits, split, average):
     import torch
 
     start = torch.load(GOLDEN / "checkpoint_slim.pth", weights_only=True)["model"]
@@ -83,17 +83,17 @@ def test_five_steps_end_in_the_same_place_for_every_split(splits, split, average
         assert (found[name] - reference[name]).abs().max() <= 0.01 * largest, name
 
 
-def test_both_loss_averages_differ_where_answers_differ_in_length(splits):
+def test_the_two_loss_averages_differ_if_answers_differ_in_length(splits):
     first = {average: rows(splits["batch", average] / "out/run/log.jsonl")[0]["loss"] for average in AVERAGES}
     assert abs(first["sample"] - first["token"]) > 1e-3
 
 
-def test_ranks_hold_equal_gradients(splits):
+def test_all_ranks_have_equal_gradients(splits):
     one, other = (first_gradients(splits["ranks", "sample"], rank) for rank in (0, 1))
     assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
 
 
-def test_two_processes_and_eight_at_once_answer_each_clip_once_and_as_one_alone_does(tmp_path, launch):
+def test_two_processes_with_batches_answer_each_sample_once_like_a_single_process(tmp_path, launch):
     answers, losses, metrics = [], [], []
     for processes, size in ((1, 1), (2, 8)):
         folder = tmp_path / str(processes)
@@ -116,7 +116,7 @@ def test_two_processes_and_eight_at_once_answer_each_clip_once_and_as_one_alone_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("amp", [False, True])
-def test_two_processes_that_evaluate_train_to_the_bit_as_two_that_do_not(tmp_path, launch, amp):
+def test_evaluation_during_training_does_not_change_the_training_of_two_processes(tmp_path, launch, amp):
     found = []
     for evaluate in (True, False):
         keys = {"amp": amp, "evaluate": evaluate, "metric": "train_layout.emotion.loss", "max_epoch": 2, "iters_per_epoch": 3}
@@ -129,7 +129,7 @@ def test_two_processes_that_evaluate_train_to_the_bit_as_two_that_do_not(tmp_pat
     assert len(rows(tmp_path / "True/out/run/eval.jsonl")) == 2
 
 
-def test_an_error_of_all_ranks_is_told_once(tmp_path, launch):
+def test_an_error_of_all_ranks_is_printed_once(tmp_path, launch):
     path = golden_config(tmp_path, data={"coarse_grained_json_path": "nowhere.json", "task_pool": ["reason"]})
     done = launch("train.py", "--cfg-path", str(path), processes=2)
     assert done.returncode != 0

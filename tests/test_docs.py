@@ -19,7 +19,7 @@ def test_fifteen_configurations_are_shipped():
     assert len(SHIPPED) == 15
 
 
-def test_a_shipped_configurations_header_names_its_command(shipped_configs):
+def test_the_header_of_every_shipped_configuration_contains_its_command(shipped_configs):
     assert sorted(shipped_configs) == SHIPPED
     for path, config in shipped_configs.items():
         command = "train" if config.datasets else "eval"
@@ -42,7 +42,7 @@ def test_make_targets_in_the_readme_exist():
     assert {"demo", "test", "test-all", "check"} <= named <= targets
 
 
-def test_ci_runs_the_readmes_tests_then_the_slow_ones():
+def test_ci_runs_the_fast_tests_before_the_slow_ones():
     lines = (ROOT / ".ci/run").read_text().splitlines()
     assert lines.index("make test") < lines.index("make test-slow")
 
@@ -56,7 +56,7 @@ def test_constraints_pin_every_requirement():
     assert "2.13" not in re.search(r"^torch==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
 
 
-def test_the_table_of_claims_names_every_test_file_and_no_other():
+def test_the_claims_table_names_exactly_the_existing_test_files():
     table = re.findall(r"^\|.*\|(.*)\|$", TEXTS["docs/testing.md"].partition("## Claims")[2], re.MULTILINE)
     named = {name for files in table for name in re.findall(r"`([^`]+)`", files)}
     assert sorted(named) == sorted(path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py"))

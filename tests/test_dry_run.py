@@ -49,7 +49,7 @@ def no_weights(monkeypatch):
     monkeypatch.setattr(running, "launch", lambda *_, **__: pytest.fail("--dry-run launches processes"))
 
 
-def test_a_run_without_problems_is_described_and_nothing_is_written(tmp_path, capfd):
+def test_a_dry_run_without_problems_describes_the_run_and_writes_nothing(tmp_path, capfd):
     path = golden_config(tmp_path, run={**MINIMUM, "evaluate": True, "metric": "train_layout.emotion.loss"})
     before = sorted(tmp_path.rglob("*"))
     status, out, _ = outcome(capfd, "train", "--dry-run", "--nproc", "2", "--cfg-path", str(path))
@@ -65,7 +65,7 @@ def test_a_run_without_problems_is_described_and_nothing_is_written(tmp_path, ca
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_all_problems_are_reported_in_one_message(tmp_path, capfd):
+def test_a_dry_run_reports_all_problems_in_one_message(tmp_path, capfd):
     path = golden_config(tmp_path, data={"coarse_grained_json_path": "nowhere.json", "task_pool": ["reason"]})
     blocked = tmp_path / "file"
     blocked.write_text("")
@@ -80,20 +80,20 @@ def test_all_problems_are_reported_in_one_message(tmp_path, capfd):
 
 @pytest.mark.parametrize("command", ["train", "eval"])
 @pytest.mark.parametrize("option", ["model.ckpt=nowhere.pth", "model.llama_model=nowhere"])
-def test_a_missing_checkpoint_or_language_model_is_a_problem(command, option, tmp_path, capfd):
+def test_a_dry_run_reports_a_missing_checkpoint_or_language_model(command, option, tmp_path, capfd):
     path = golden_config(tmp_path)
     status, _, err = outcome(capfd, command, "--dry-run", "--cfg-path", str(path), "--options", option)
     key, _, place = option.partition("=")
     assert status == 1 and err.splitlines()[-1].startswith(f"error: {key}: no f") and f"'{place}'" in err
 
 
-def test_tensors_that_do_not_fit_are_a_problem(tmp_path, capfd):
+def test_a_dry_run_reports_checkpoint_tensors_that_do_not_fit(tmp_path, capfd):
     path = golden_config(tmp_path, model={"lora_r": 8})
     status, _, err = outcome(capfd, "eval", "--dry-run", "--cfg-path", str(path))
     assert status == 1 and "checkpoint_slim.pth" in err and "lora_r" in err
 
 
-def test_an_evaluation_needs_a_checkpoint_and_training_does_not(tmp_path, capfd):
+def test_a_dry_run_requires_a_checkpoint_for_evaluation_but_not_for_training(tmp_path, capfd):
     path = golden_config(tmp_path, model={"ckpt": None})
     status, _, err = outcome(capfd, "eval", "--dry-run", "--cfg-path", str(path))
     assert status == 1 and "model.ckpt is null" in err
@@ -101,7 +101,7 @@ def test_an_evaluation_needs_a_checkpoint_and_training_does_not(tmp_path, capfd)
     assert status == 0 and "none: projections and adapters start from random values" in out
 
 
-def test_a_run_folder_with_checkpoints_is_a_problem_unless_the_run_is_resumed(tmp_path, capfd):
+def test_a_dry_run_reports_a_run_folder_with_checkpoints_unless_the_run_is_resumed(tmp_path, capfd):
     path = golden_config(tmp_path)
     folder = tmp_path / "out/run"
     folder.mkdir(parents=True)
@@ -131,7 +131,7 @@ SECOND = f"datasets.second={{type: feature_face_caption, data_root: {GOLDEN}/dat
         ("eval", ["evaluation_datasets.upstream.mask_slots=[smell]"], "evaluation_datasets.upstream.mask_slots: unknown slots"),
     ],
 )
-def test_what_stops_a_run_before_its_weights_is_a_problem_with_the_same_message(command, options, problem, tmp_path, capfd):
+def test_a_dry_run_reports_a_problem_with_the_same_message_as_the_run(command, options, problem, tmp_path, capfd):
     line = (command, "--cfg-path", str(golden_config(tmp_path)), *(["--options", *options] if options else []))
     messages = []
     for more in ((), ("--dry-run",)):
@@ -152,7 +152,7 @@ def stored_run(path, steps):
     return stored
 
 
-def test_a_resumed_run_needs_its_own_checkpoint_only_and_an_end_that_is_ahead(tmp_path, capfd):
+def test_a_dry_run_of_a_resumed_run_needs_only_its_checkpoint_and_a_later_end(tmp_path, capfd):
     path = golden_config(tmp_path, run={"save_every_iters": 4})
     line = ("train", "--dry-run", "--cfg-path", str(path), "--options", "model.ckpt=gone.pth")
     stored = stored_run(path, steps=4)
@@ -182,7 +182,7 @@ def test_the_checks_of_a_custom_runner_are_run(more, tmp_path, capfd, monkeypatc
     assert status == 1 and err.splitlines()[-1] == "error: run.seed: choose another one"
 
 
-def test_a_runner_without_preparation_cannot_be_checked(tmp_path, capfd, monkeypatch):
+def test_a_dry_run_refuses_a_runner_without_a_prepare_method(tmp_path, capfd, monkeypatch):
     class Bare:
         Config = RunnerBase.Config
 
@@ -192,7 +192,7 @@ def test_a_runner_without_preparation_cannot_be_checked(tmp_path, capfd, monkeyp
     assert status == 1 and "run.runner: Bare has no method 'prepare'" in err
 
 
-def test_names_are_aligned_whatever_their_length_and_cannot_change_the_terminal(tmp_path, capfd):
+def test_a_dry_run_aligns_long_names_and_escapes_control_characters(tmp_path, capfd):
     path = golden_config(tmp_path)
     tree, name = yaml.safe_load(path.read_text()), "a_label_that_is_much_longer_than_any_other_in_this_file"
     tree["datasets"] = {name: tree["datasets"]["clips"]}
@@ -206,7 +206,7 @@ def test_names_are_aligned_whatever_their_length_and_cannot_change_the_terminal(
     assert all(row[column - 1] == " " and row[column] != " " for row in out.splitlines()[:-1])
 
 
-def test_resuming_automatically_needs_a_name(tmp_path, capfd):
+def test_automatic_resuming_requires_a_job_id_in_a_dry_run(tmp_path, capfd):
     path = golden_config(tmp_path)
     tree = yaml.safe_load(path.read_text())
     del tree["run"]["job_id"]

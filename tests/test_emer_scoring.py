@@ -51,7 +51,7 @@ class Listening:
         return {"calls": 0, "cached": 0}
 
 
-def test_clue_overlap_is_asked_for_once_a_clip_and_averaged():
+def test_clue_overlap_is_judged_once_per_sample_and_averaged():
     judge = Listening()
     overlaps = judge_clues(judge, [answer("a", "lips"), answer("b", "")])
     assert judge.asked == [("clues", [(SAD, "lips")])]
@@ -59,7 +59,7 @@ def test_clue_overlap_is_asked_for_once_a_clip_and_averaged():
     assert value("clue_overlap", overlaps) == 2
 
 
-def test_label_overlap_takes_words_first_and_asks_for_each_text_once():
+def test_label_overlap_extracts_emotion_words_once_per_distinct_text():
     judge = Listening()
     answers = [answer("a", "so sad"), answer("b", "so sad"), answer("c", "sad", reference="sad, too"), answer("d", SAD)]
     overlaps = judge_labels(judge, answers)
@@ -69,14 +69,14 @@ def test_label_overlap_takes_words_first_and_asks_for_each_text_once():
     assert value("label_overlap", overlaps) == 6
 
 
-def test_an_empty_prediction_scores_0_without_asking_anybody():
+def test_an_empty_prediction_scores_0_without_a_call_of_the_judge():
     judge = Listening()
     for judged in (judge_clues, judge_labels):
         assert [verdict.score for verdict in judged(judge, [answer("a", ""), answer("b", " \n")]).verdicts] == [0, 0]
     assert judge.asked == []
 
 
-def test_a_prediction_without_emotion_words_scores_0_and_the_judge_compares_nothing():
+def test_a_prediction_without_emotion_words_scores_0_without_a_comparison():
     judge = Listening()
     overlaps = judge_labels(judge, [answer("a", "a table")])
     assert value("label_overlap", overlaps) == 0
@@ -86,7 +86,7 @@ def test_a_prediction_without_emotion_words_scores_0_and_the_judge_compares_noth
 @pytest.mark.parametrize(
     ("truth", "why"), [("", "empty"), (" ", "empty"), (None, "empty"), ("a table", "no emotion words in the reference")]
 )
-def test_a_truth_that_says_nothing_gives_no_score(truth, why):
+def test_a_reference_without_emotion_words_gives_no_score(truth, why):
     overlaps = judge_labels(Listening(), [answer("a", "sad", truth), answer("b", "sad")])
     assert [verdict.score for verdict in overlaps.verdicts] == [None, 6]
     assert why in overlaps.failures()[0]["failure"]
@@ -104,7 +104,7 @@ def test_failures_are_listed_and_left_out_of_the_mean():
     assert (value("clue_overlap", clues), value("label_overlap", labels)) == (4, 6)
 
 
-def test_a_score_of_0_is_a_score():
+def test_a_score_of_0_is_included_in_the_mean():
     assert value("clue_overlap", ClueOverlaps(("a", "b"), (Verdict(0.0), Verdict(5.0)))) == 2.5
 
 
@@ -124,18 +124,18 @@ def test_take_returns_the_samples_in_this_order_and_again_if_an_index_repeats():
     assert value("label_overlap", judge_labels(Listening(), answers).take([1, 1, 0])) == 4
 
 
-def test_metrics_are_registered_with_a_scale_of_10():
+def test_both_overlap_metrics_are_registered_with_a_scale_of_10():
     assert {"clue_overlap", "label_overlap"} <= set(METRICS.names())
     assert metric("clue_overlap").top == metric("label_overlap").top == 10
     assert metric("clue_overlap").better(7, 6)
 
 
-def test_the_lexical_judge_scores_a_truth_against_itself_with_10():
+def test_the_lexical_judge_scores_a_reference_against_itself_with_10():
     answers = [answer("a", SAD)]
     assert value("clue_overlap", judge_clues(LEXICAL, answers)) == value("label_overlap", judge_labels(LEXICAL, answers)) == 10
 
 
-def test_an_openai_judge_is_asked_for_a_truth_once_over_several_files(tmp_path, monkeypatch):
+def test_an_openai_judge_is_called_only_once_per_reference_over_several_files(tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with judge_server() as server:
         cache = {"key_env": None, "cache_path": str(tmp_path / "cache.sqlite3")}
@@ -149,7 +149,7 @@ def test_an_openai_judge_is_asked_for_a_truth_once_over_several_files(tmp_path, 
     assert [call.kind for call in server.calls].count("labels") == 1
 
 
-def test_failures_of_an_openai_judge_reach_the_list_with_their_reason(tmp_path, monkeypatch):
+def test_failures_of_an_openai_judge_are_listed_with_their_reason(tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
     def oddly(call):

@@ -91,13 +91,13 @@ def direct_states(folder, source, *, silence=0):
     ("stable", "normalize"),
     [(True, True), (False, False), pytest.param(True, False, marks=SLOW), pytest.param(False, True, marks=SLOW)],
 )
-def test_hubert_equals_transformers_and_the_mean_over_time(tmp_path, stable, normalize):
+def test_hubert_features_equal_the_time_mean_of_the_transformers_output(tmp_path, stable, normalize):
     folder, clip = save_hubert(tmp_path / "hubert", stable=stable, normalize=normalize), sound_clip(tmp_path, "clip", 1.7)
     (found,) = encoded(made("hubert", folder), clip)
     assert close(found, direct_states(folder, clip)[-1].mean(0))
 
 
-def test_huberts_last_state_is_behind_the_final_norm(folders, clips):
+def test_the_last_hubert_layer_is_taken_after_the_final_norm(folders, clips):
     (found,) = encoded(made("hubert", folders / "hubert"), clips["hubert"][1])
     model = transformers.HubertModel.from_pretrained(folders / "hubert", dtype=torch.float32).eval()
     behind = []
@@ -112,7 +112,7 @@ def test_huberts_last_state_is_behind_the_final_norm(folders, clips):
 
 @pytest.mark.parametrize("stable", [True, pytest.param(False, marks=SLOW)])
 @pytest.mark.parametrize("layers", [[-2, -1], [-3], *(pytest.param(these, marks=SLOW) for these in ([-1], [-1, -2, -3, -4]))])
-def test_the_states_of_several_layers_are_summed(tmp_path, stable, layers):
+def test_the_hidden_states_of_several_layers_are_summed(tmp_path, stable, layers):
     folder, clip = save_hubert(tmp_path / "hubert", stable=stable), sound_clip(tmp_path, "clip", 1.2)
     states = direct_states(folder, clip)
     (found,) = encoded(made("hubert", folder, layers=layers), clip)
@@ -120,13 +120,13 @@ def test_the_states_of_several_layers_are_summed(tmp_path, stable, layers):
 
 
 @pytest.mark.parametrize("kind", ["Wav2Vec2", "WavLM"])
-def test_wav2vec_and_wavlm_are_taken_too(tmp_path, kind):
+def test_wav2vec_and_wavlm_models_are_accepted_too(tmp_path, kind):
     folder, clip = save_hubert(tmp_path / "model", kind=kind), sound_clip(tmp_path, "clip", 1.2)
     (found,) = encoded(made("hubert", folder), clip)
     assert close(found, direct_states(folder, clip)[-1].mean(0))
 
 
-def test_sound_below_one_second_is_filled_up_with_silence(folders, clips):
+def test_audio_shorter_than_one_second_is_padded_with_silence(folders, clips):
     encoder, clip = made("hubert", folders / "hubert"), clips["hubert"][0]
     assert len(encoder.load(clip)) == RATE
     expected = direct_states(folders / "hubert", clip, silence=RATE - len(sound_of(clip)))[-1].mean(0)
@@ -137,11 +137,11 @@ def test_sound_below_one_second_is_filled_up_with_silence(folders, clips):
     ("samples", "pieces"),
     [(5, [5]), (10, [10]), (12, [12]), (13, [10, 3]), (20, [10, 10]), (21, [10, 11]), (22, [10, 12]), (29, [10, 10, 9])],
 )
-def test_a_rest_of_long_sound_is_a_piece_unless_it_is_too_short(samples, pieces):
+def test_the_remainder_of_long_audio_is_a_chunk_unless_it_is_too_short(samples, pieces):
     assert chunk_lengths(samples, 10, 3) == pieces
 
 
-def test_long_sound_is_encoded_in_pieces_and_its_mean_is_over_all_of_them(folders, clips):
+def test_long_audio_is_encoded_in_chunks_and_averaged_over_all_of_them(folders, clips):
     clip = clips["hubert"][2]
     values = transformers.AutoFeatureExtractor.from_pretrained(folders / "hubert")(
         sound_of(clip), sampling_rate=RATE, return_tensors="pt"
@@ -154,7 +154,7 @@ def test_long_sound_is_encoded_in_pieces_and_its_mean_is_over_all_of_them(folder
     assert not close(found, encoded(made("hubert", folders / "hubert"), clip)[0])
 
 
-def test_published_hubert_weights_under_their_older_names_load_without_the_vector_of_masks(folders, clips, tmp_path):
+def test_hubert_weights_with_older_names_load_without_the_mask_embedding(folders, clips, tmp_path):
     tensors = load_file(folders / "hubert/model.safetensors")
     del tensors["masked_spec_embed"]
     older = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
@@ -167,7 +167,7 @@ def test_published_hubert_weights_under_their_older_names_load_without_the_vecto
 
 
 @pytest.mark.parametrize("layers", [[], [0], [1], [-1, -1]])
-def test_layers_that_count_from_the_front_or_twice_are_refused(layers):
+def test_an_empty_non_negative_or_repeated_layer_selection_is_refused(layers):
     with pytest.raises(ValueError, match="expected different negative numbers, counted from the last layer"):
         Hubert.Config(weights="x", layers=layers)
 
@@ -191,21 +191,21 @@ def direct_rows(folder, images, mean=encoding.MEAN, std=encoding.STD):
 
 
 @pytest.mark.parametrize("pooling", ["cls", "patches"])
-def test_mae_equals_transformers_and_the_mean_over_images(folders, clips, pooling):
+def test_mae_features_equal_the_image_mean_of_the_transformers_output(folders, clips, pooling):
     rows = direct_rows(folders / "mae", faces_of("clara", 9))
     expected = rows[:, 0].mean(0) if pooling == "cls" else rows[:, 1:].mean((0, 1))
     (found,) = encoded(made("mae", folders / "mae", pooling=pooling, batch_size=4), clips["mae"][2])
     assert close(found, expected)
 
 
-def test_mae_masks_nothing_and_keeps_the_patches_in_order(folders, clips):
+def test_mae_masks_no_patches_and_preserves_their_order(folders, clips):
     encoder = made("mae", folders / "mae")
     rows = encoder.tokens(encoder.load(clips["mae"][0]))
     assert rows.shape[1] == 1 + PATCHES
     assert torch.allclose(rows, direct_rows(folders / "mae", faces_of("anna", 5)), atol=1e-5)
 
 
-def test_pixels_stay_as_they_are_with_a_mean_of_zero_and_a_deviation_of_one(folders, clips):
+def test_a_zero_mean_and_a_unit_deviation_leave_pixels_unnormalised(folders, clips):
     loaded = made("mae", folders / "mae", image_mean=[0.0, 0.0, 0.0], image_std=[1.0, 1.0, 1.0]).load(clips["mae"][1])
     resized = np.asarray(Image.fromarray(faces_of("ben", 1)[0]).resize((32, 32), Image.Resampling.BILINEAR)) / 255
     assert np.abs(loaded[0].permute(1, 2, 0).numpy() - resized).max() < 1.01 / 255
@@ -302,7 +302,7 @@ def test_an_original_mae_file_gets_the_normalisation_of_imagenet(folders, clips,
         (lambda tensors: tensors.pop("pos_embed"), r"contains no MAE encoder \(its tensors: cls_token, mask_token"),
     ],
 )
-def test_a_file_that_is_not_maes_is_refused(tmp_path, change, message):
+def test_a_file_that_is_not_an_mae_encoder_is_refused(tmp_path, change, message):
     tensors = save_original_mae(tmp_path / "mae.pth")
     change(tensors)
     torch.save(tensors, tmp_path / "mae.pth")
@@ -310,7 +310,7 @@ def test_a_file_that_is_not_maes_is_refused(tmp_path, change, message):
         made("mae", tmp_path / "mae.pth")
 
 
-def test_a_file_of_the_other_kind_is_refused(tmp_path):
+def test_a_file_of_another_encoder_type_is_refused(tmp_path):
     save_original_mae(tmp_path / "mae.pth")
     with pytest.raises(UserError, match=r"encoders\.x\.weights: '.*mae\.pth' contains no VideoMAE encoder"):
         made("videomae", tmp_path / "mae.pth")
@@ -329,7 +329,7 @@ def direct_tokens(folder, frames, **changes):
         return model(pixels).last_hidden_state[0]
 
 
-def test_videomae_equals_transformers_and_the_mean_over_tokens(folders, clips):
+def test_videomae_features_equal_the_token_mean_of_the_transformers_output(folders, clips):
     frames = read_frames(folders / "clip.mp4", lambda count: segment_middles(count, 16))
     (found,) = encoded(made("videomae", folders / "videomae"), clips["videomae"][0])
     tokens = direct_tokens(folders / "videomae", frames)
@@ -337,7 +337,7 @@ def test_videomae_equals_transformers_and_the_mean_over_tokens(folders, clips):
     assert close(found, tokens.mean(0))
 
 
-def test_a_fine_tuned_videomae_has_no_final_norm_and_one_of_pretraining_need_not_use_its_own(folders, clips, tmp_path):
+def test_a_fine_tuned_videomae_has_no_final_norm_and_a_pretrained_one_can_omit_it(folders, clips, tmp_path):
     frames = read_frames(folders / "clip.mp4", lambda count: segment_middles(count, 16))
     tuned = save_videomae(tmp_path / "tuned", kind="VideoClassification", mean_pooling=True)
     (found,) = encoded(made("videomae", tuned), clips["videomae"][0])
@@ -388,7 +388,7 @@ def test_an_original_videomae_file_equals_transformers_with_the_same_weights(tmp
     assert close(encoder.encode([pixels])[0], expected)
 
 
-def test_published_videomae_biases_are_read_under_their_names(folders, clips, tmp_path):
+def test_videomae_biases_are_read_under_their_published_names(folders, clips, tmp_path):
     tensors = {}
     for name, value in load_file(folders / "videomae/model.safetensors").items():
         if not name.endswith(".key.bias"):
@@ -403,7 +403,7 @@ def test_published_videomae_biases_are_read_under_their_names(folders, clips, tm
 
 
 @pytest.mark.parametrize(("count", "pairs"), [(17, [2, 3, 6, 7, 10, 11, 14, 15]), (4, [0, 1, 1, 2, 1, 2, 2, 3]), (1, [0] * 8)])
-def test_pairs_are_two_neighbours_in_the_middle_of_each_segment(count, pairs):
+def test_pair_sampling_selects_two_neighbouring_frames_in_the_middle_of_each_segment(count, pairs):
     assert segment_pairs(count, 8) == pairs
 
 
@@ -416,7 +416,7 @@ def test_videomae_uses_pairs_and_faces_if_configured(folders, clips):
     assert close(found, direct_tokens(path, faces).mean(0))
 
 
-def test_a_video_of_fewer_frames_than_wanted_repeats_some(folders, clips):
+def test_a_video_with_too_few_frames_repeats_some_of_them(folders, clips):
     assert made("videomae", folders / "videomae").load(clips["videomae"][1]).shape == (16, 3, 32, 32)
 
 
@@ -424,14 +424,14 @@ def test_a_video_of_fewer_frames_than_wanted_repeats_some(folders, clips):
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_weights_that_fit_are_not_refused_on_the_meta_device_and_a_label_is_any_word(folders, tmp_path, name):
+def test_encoders_load_on_the_meta_device_and_a_missing_folder_is_reported_there(folders, tmp_path, name):
     made(name, folders / name, torch.device("meta"))
     with pytest.raises(UserError, match=r"^encoders\.x\.weights: no folder"):
         made(name, tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_convolutions_of_float32_keep_their_bits_while_it_runs_and_not_beyond(folders, clips, name):
+def test_tf32_convolutions_are_disabled_only_while_the_encoder_runs(folders, clips, name):
     encoder, seen, before = made(name, folders / name), [], torch.backends.cudnn.allow_tf32
     with torch.nn.modules.module.register_module_forward_hook(lambda *given: seen.append(torch.backends.cudnn.allow_tf32)):
         encoded(encoder, clips[name][0])
@@ -440,7 +440,7 @@ def test_convolutions_of_float32_keep_their_bits_while_it_runs_and_not_beyond(fo
 
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("batch_size", [2, 8])
-def test_a_clip_gets_the_same_numbers_in_any_company_to_the_bit(folders, clips, name, batch_size):
+def test_the_features_of_a_clip_do_not_depend_on_the_other_clips_of_a_batch(folders, clips, name, batch_size):
     encoder = made(name, folders / name, batch_size=batch_size)
     loaded = [encoder.load(source) for source in clips[name]]
     alone = [encoder.encode([one])[0] for one in loaded]
@@ -450,7 +450,7 @@ def test_a_clip_gets_the_same_numbers_in_any_company_to_the_bit(folders, clips, 
         assert all(np.array_equal(found, alone[number]) for found, number in zip(together, numbers, strict=True))
 
 
-def test_images_and_clips_are_always_encoded_batch_size_at_a_time(folders, clips):
+def test_images_and_clips_are_always_encoded_in_batches_of_batch_size(folders, clips):
     """Kernels are chosen by the batch's shape, so that this is what keeps a clip's numbers."""
     seen = []
     mae, videomae = (made(name, folders / name, batch_size=4) for name in ("mae", "videomae"))
@@ -463,7 +463,7 @@ def test_images_and_clips_are_always_encoded_batch_size_at_a_time(folders, clips
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_clips_are_read_alike_in_several_threads(folders, clips, name):
+def test_clips_are_loaded_identically_in_several_threads(folders, clips, name):
     encoder = made(name, folders / name)
     expected = [encoder.load(source) for source in clips[name]]
     with ThreadPoolExecutor(4) as pool:
@@ -472,7 +472,7 @@ def test_clips_are_read_alike_in_several_threads(folders, clips, name):
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_bfloat16_is_near_float32_and_comes_out_as_float32(folders, clips, name):
+def test_bfloat16_features_are_close_to_float32_and_returned_as_float32(folders, clips, name):
     exact, mixed = (encoded(made(name, folders / name, precision=kind), *clips[name]) for kind in ("fp32", "bf16"))
     for one, other in zip(exact, mixed, strict=True):
         assert other.dtype == np.float32
@@ -480,7 +480,7 @@ def test_bfloat16_is_near_float32_and_comes_out_as_float32(folders, clips, name)
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_weights_in_half_precision_are_computed_with_in_float32(folders, clips, tmp_path, name):
+def test_half_precision_weights_are_used_in_float32(folders, clips, tmp_path, name):
     shutil.copytree(folders / name, tmp_path / "half")
     told = json.loads((tmp_path / "half/config.json").read_text(encoding="utf-8"))
     (tmp_path / "half/config.json").write_text(json.dumps(told | {"dtype": "float16"}), encoding="utf-8")
@@ -517,7 +517,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_the_recipe_is_plain_and_tells_every_setting_that_changes_the_numbers(folders, name):
+def test_the_provenance_is_plain_json_and_contains_every_setting_that_affects_features(folders, name):
     cfg = CLASSES[name].Config(weights=str(folders / name))
     plain = CLASSES[name].describe(cfg, "encoders.x")
     assert plain.shape == (1, 64)
@@ -560,7 +560,7 @@ def spoiled(folder, target, change):
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("name", CLASSES)
-def test_missing_and_misshapen_tensors_are_named(folders, tmp_path, name, device):
+def test_missing_tensors_and_tensors_of_another_shape_are_reported_by_name(folders, tmp_path, name, device):
     victim = next(key for key in load_file(folders / name / "model.safetensors") if "layers.1.f" in key or "layer.1.i" in key)
     for number, (change, message) in enumerate(
         [
@@ -577,7 +577,7 @@ def test_missing_and_misshapen_tensors_are_named(folders, tmp_path, name, device
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_parts_of_a_folder_that_are_missing_or_broken_are_named(folders, tmp_path, name):
+def test_missing_or_broken_parts_of_a_model_folder_are_reported_by_name(folders, tmp_path, name):
     shutil.copytree(folders / name, tmp_path / "broken")
     (tmp_path / "broken/model.safetensors").write_bytes(b"version https://example.org/pointer\noid sha256:00\n")
     with pytest.raises(UserError, match=r"model\.safetensors is truncated or not a file of weights"):
@@ -596,7 +596,7 @@ def test_parts_of_a_folder_that_are_missing_or_broken_are_named(folders, tmp_pat
         made(name, tmp_path / "broken")
 
 
-def test_a_configuration_with_wrong_values_is_refused(folders, tmp_path):
+def test_a_model_configuration_with_invalid_values_is_refused(folders, tmp_path):
     shutil.copytree(folders / "videomae", tmp_path / "wrong")
     told = json.loads((tmp_path / "wrong/config.json").read_text(encoding="utf-8"))
     (tmp_path / "wrong/config.json").write_text(json.dumps(told | {"hidden_size": "wide"}), encoding="utf-8")
@@ -604,7 +604,7 @@ def test_a_configuration_with_wrong_values_is_refused(folders, tmp_path):
         made("videomae", tmp_path / "wrong")
 
 
-def test_a_processor_for_images_of_another_size_is_refused(folders, tmp_path):
+def test_an_image_processor_of_another_image_size_is_refused(folders, tmp_path):
     shutil.copytree(folders / "mae", tmp_path / "other")
     told = json.loads((tmp_path / "other/preprocessor_config.json").read_text(encoding="utf-8"))
     (tmp_path / "other/preprocessor_config.json").write_text(json.dumps(told | {"size": 48}), encoding="utf-8")
@@ -613,7 +613,7 @@ def test_a_processor_for_images_of_another_size_is_refused(folders, tmp_path):
 
 
 @pytest.mark.parametrize("values", [{"image_mean": [0.0] * 3}, {"image_mean": [0.0], "image_std": [1.0]}])
-def test_half_of_a_normalisation_is_refused(values):
+def test_an_incomplete_normalisation_is_refused(values):
     with pytest.raises(ValueError, match="set both to three numbers"):
         Mae.Config(weights="x", **values)
 
@@ -625,13 +625,13 @@ def test_a_file_that_could_run_code_is_not_opened(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing of the kind", b"PK\x03\x04 and no more"])
-def test_a_file_that_holds_no_weights_is_refused(tmp_path, content):
+def test_a_file_without_weights_is_refused(tmp_path, content):
     (tmp_path / "broken.pth").write_bytes(content)
     with pytest.raises(UserError, match=r"broken\.pth is truncated or not a file of weights.*Download it again"):
         read_tensors(str(tmp_path / "broken.pth"), "weights")
 
 
-def test_tensors_are_read_from_older_files_and_from_folders_in_several_pieces(tmp_path):
+def test_tensors_are_read_from_legacy_files_and_from_sharded_folders(tmp_path):
     torch.save({"a": torch.ones(2)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert read_tensors(str(tmp_path / "old.pth"), "weights").keys() == {"a"}
     (tmp_path / "pieces").mkdir()
@@ -641,7 +641,7 @@ def test_tensors_are_read_from_older_files_and_from_folders_in_several_pieces(tm
     assert read_tensors(str(tmp_path / "pieces"), "weights").keys() == {"part1", "part2"}
 
 
-def test_the_digest_of_a_folder_changes_with_its_weights_and_configuration_alone(folders, tmp_path):
+def test_the_digest_of_a_folder_depends_only_on_its_weights_and_configuration(folders, tmp_path):
     shutil.copytree(folders / "mae", tmp_path / "copy")
     before = digest(str(folders / "mae"))
     (tmp_path / "copy/README.md").write_text("words", encoding="utf-8")

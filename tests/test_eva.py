@@ -33,11 +33,11 @@ def bare():
     return {name.removeprefix("visual_encoder."): value for name, value in load_file(WEIGHTS).items()}
 
 
-def test_features_are_the_published_ones_through_the_original_names(known):
+def test_eva_features_equal_the_reference_with_the_original_tensor_names(known):
     assert (load(ln_vision=WEIGHTS)(known["image"]) - known["features"]).abs().max() < 1e-4
 
 
-def test_the_norm_behind_the_transformer_is_the_identity_or_a_files(known, tmp_path):
+def test_the_norm_after_the_transformer_is_the_identity_or_loaded_from_a_file(known, tmp_path):
     expected = F.layer_norm(known["vit_out"], (176,), eps=1e-5)
     assert (load()(known["image"]) - expected).abs().max() < 1e-4
     norm = {"ln_vision.weight": torch.randn(176), "ln_vision.bias": torch.randn(176)}
@@ -47,7 +47,7 @@ def test_the_norm_behind_the_transformer_is_the_identity_or_a_files(known, tmp_p
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_a_pth_file_with_a_block_too_many_and_a_head_gives_the_same(known, tmp_path, wrapped):
+def test_a_pth_file_with_an_extra_block_and_a_head_gives_the_same_features(known, tmp_path, wrapped):
     tensors = {name: value for name, value in bare().items() if not name.startswith("ln_vision")}
     tensors |= {name.replace("blocks.1.", "blocks.2."): value + 1 for name, value in tensors.items() if "blocks.1." in name}
     tensors |= {"norm.weight": torch.ones(176), "head.bias": torch.ones(3), "mask_token": torch.ones(1, 1, 176)}
@@ -64,7 +64,7 @@ def test_half_precision_weights_are_read_into_float32(known, tmp_path):
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("bf16", 0.1), ("fp16", 0.02)])
-def test_mixed_precision_is_near_float32_and_comes_out_as_float32(known, precision, bound):
+def test_mixed_precision_features_are_close_to_float32_and_returned_as_float32(known, precision, bound):
     made = load(precision=precision)
     rows = made(known["image"])
     assert rows.dtype == torch.float32
@@ -73,7 +73,7 @@ def test_mixed_precision_is_near_float32_and_comes_out_as_float32(known, precisi
     assert made.visual_encoder.blocks[0].norm1.weight.dtype == torch.float32
 
 
-def test_positions_of_another_size_are_interpolated_bicubically_without_antialiasing():
+def test_position_embeddings_are_interpolated_bicubically_without_antialiasing():
     positions = torch.randn(1, 1 + 64, 176)
     made = interpolate_positions(positions, 16)
     grid = positions[:, 1:].reshape(1, 8, 8, 176).permute(0, 3, 1, 2)
@@ -84,20 +84,20 @@ def test_positions_of_another_size_are_interpolated_bicubically_without_antialia
 
 
 @pytest.mark.parametrize(("size", "rows"), [(56, 17), (112, 65), (224, 257)])
-def test_any_image_size_gives_a_row_for_each_patch_and_the_class(size, rows):
+def test_any_image_size_gives_one_vector_for_each_patch_and_the_class_token(size, rows):
     made = load(size=size)(torch.randn(1, 3, size, size))
     assert made.shape == (1, rows, 176)
     assert made.isfinite().all()
 
 
-def test_it_stays_frozen_and_in_eval_mode():
+def test_the_eva_encoder_stays_frozen_and_in_eval_mode():
     made = load().train()
     assert not made.training
     assert not any(value.requires_grad for value in made.parameters())
     assert made(torch.randn(1, 3, 112, 112, requires_grad=True)).grad_fn is None
 
 
-def test_on_the_meta_device_names_and_shapes_are_checked_without_values():
+def test_a_model_on_the_meta_device_loads_without_parameter_values():
     made = EvaVit.load(EvaFiles(str(WEIGHTS), 112, "fp32"), device=torch.device("meta"), key="k")
     assert {value.device.type for value in made.parameters()} == {"meta"}
 
@@ -122,7 +122,7 @@ def spoiled(tmp_path, change):
         (lambda t: t.update({"visual_encoder.patch_embed.proj.weight": torch.ones(176, 3, 16, 16)}), "patches of 16"),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused_by_tensor_and_file(tmp_path, change, told):
+def test_a_file_that_does_not_fit_is_refused_with_its_name_and_the_tensor(tmp_path, change, told):
     with pytest.raises(UserError, match=r"weights: '.*spoiled\.safetensors'") as refusal:
         load(spoiled(tmp_path, change))
     assert told in str(refusal.value)
@@ -133,7 +133,7 @@ def test_a_missing_file_is_named_with_its_key(tmp_path):
         load(tmp_path / "nowhere.pth")
 
 
-def test_ln_vision_of_another_width_or_from_a_file_without_it_is_refused(tmp_path):
+def test_ln_vision_of_another_width_or_missing_from_its_file_is_refused(tmp_path):
     save_file({"ln_vision.weight": torch.ones(8), "ln_vision.bias": torch.zeros(8)}, tmp_path / "narrow.safetensors")
     with pytest.raises(UserError, match="has width 8, but the image encoder has width 176"):
         read_ln_vision(str(tmp_path / "narrow.safetensors"), 176, "ln_vision")
@@ -157,7 +157,7 @@ def videos(tmp_path_factory):
     return [Source(f"clip_{number}", folder / f"clip_{number}.mp4") for number in range(5)]
 
 
-def test_a_clips_array_is_the_same_to_the_bit_in_any_company(videos):
+def test_the_features_of_a_clip_do_not_depend_on_the_other_clips_of_a_batch(videos):
     eva = encoder(batch_size=4)
     loaded = [eva.load(source) for source in videos]
     together = eva.encode(loaded)
@@ -165,7 +165,7 @@ def test_a_clips_array_is_the_same_to_the_bit_in_any_company(videos):
         assert (eva.encode([alone])[0] == together[place]).all()
 
 
-def test_description_and_arrays_agree(videos):
+def test_the_encoder_description_matches_the_encoded_arrays(videos):
     eva = encoder(frame_selection="middle")
     described = Eva.describe(eva.cfg, "encoders.eva")
     (array,) = eva.encode([eva.load(videos[0])])
@@ -174,7 +174,7 @@ def test_description_and_arrays_agree(videos):
     assert described.recipe["frame_selection"] == "middle"
 
 
-def test_the_recipe_tells_an_identity_norm_from_a_loaded_one():
+def test_the_provenance_distinguishes_an_identity_norm_from_a_loaded_norm():
     recipes = [Eva.describe(encoder(ln_vision=choice).cfg, "k").recipe["ln_vision"] for choice in ("identity", str(WEIGHTS))]
     assert recipes[0] == "identity"
     assert recipes[1] != recipes[0]
@@ -182,12 +182,12 @@ def test_the_recipe_tells_an_identity_norm_from_a_loaded_one():
 
 
 @pytest.mark.parametrize(("keys", "told"), [({"image_size": 100}, "multiple of 28"), ({"image_size": 14}, "multiple of 28")])
-def test_an_image_size_that_patches_do_not_fill_is_refused(keys, told):
+def test_an_image_size_that_is_not_a_multiple_of_the_patch_grid_is_refused(keys, told):
     with pytest.raises(ValueError, match=told):
         Eva.Config(weights="x", **keys)
 
 
-def test_random_weights_come_only_by_their_flag_and_are_the_same_each_time(videos):
+def test_random_weights_require_their_flag_and_are_reproducible(videos):
     made = [encoder(random_weights=True, weights="", width=176, depth=1) for _ in range(2)]
     arrays = [eva.encode([eva.load(videos[0])])[0] for eva in made]
     assert (arrays[0] == arrays[1]).all()
@@ -204,7 +204,7 @@ def test_random_weights_are_logged_and_leave_the_generator_alone(caplog):
     assert "encoders.e.weights: random weights" in caplog.text
 
 
-def test_convolutions_of_float32_keep_their_bits_while_it_runs_and_not_beyond(videos):
+def test_tf32_convolutions_are_disabled_only_while_the_encoder_runs(videos):
     eva, seen, before = encoder(), [], torch.backends.cudnn.allow_tf32
     eva.vit.visual_encoder.patch_embed.proj.register_forward_hook(lambda *given: seen.append(torch.backends.cudnn.allow_tf32))
     eva.encode([eva.load(videos[0])])

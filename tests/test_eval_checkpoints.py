@@ -121,7 +121,7 @@ def since(folder):
 # What it writes
 
 
-def test_each_checkpoint_has_the_figures_that_an_evaluation_of_it_alone_gives(done, tmp_path):
+def test_each_checkpoint_has_the_same_metrics_as_a_separate_evaluation(done, tmp_path):
     run_folder, cfg, _ = done
     files = {"pretrained": GOLDEN / "checkpoint_slim.pth", "epoch_1": run_folder / "checkpoint_1.pth"}
     for label, file in files.items():
@@ -132,7 +132,7 @@ def test_each_checkpoint_has_the_figures_that_an_evaluation_of_it_alone_gives(do
     assert figures(run_folder / "sweep_config/epoch_0/result") != figures(run_folder / "sweep_config/epoch_1/result")
 
 
-def test_the_table_has_a_row_a_checkpoint_and_a_column_a_metric(done):
+def test_the_table_has_one_row_per_checkpoint_and_one_column_per_metric(done):
     folder = done[0] / "sweep_config"
     head, *rows = csv.reader(io.StringIO((folder / "sweep.csv").read_text()))
     assert head == ["checkpoint", "epoch", "file", "words.waf", "words.loss", "both.emotion.loss", "both.reason.loss"]
@@ -144,7 +144,7 @@ def test_the_table_has_a_row_a_checkpoint_and_a_column_a_metric(done):
     assert [row["label"] for row in json.loads((folder / "sweep.json").read_text())["rows"]] == LABELS
 
 
-def test_the_best_of_a_column_is_bold_and_the_table_is_printed_once(done):
+def test_the_best_value_of_a_column_is_bold_and_the_table_is_printed_once(done):
     folder, said = done[0] / "sweep_config", done[2].stdout
     text = (folder / "sweep.md").read_text()
     losses = {label: figures(folder / label / "result")["words/emotion/loss"] for label in LABELS}
@@ -154,7 +154,7 @@ def test_the_best_of_a_column_is_bold_and_the_table_is_printed_once(done):
     assert said == text and "pretrained: start of the training, " in text
 
 
-def test_the_chart_is_a_picture_with_a_panel_a_scale(done):
+def test_the_chart_groups_metrics_of_the_same_scale_in_one_panel(done):
     Image.open(done[0] / "sweep_config/sweep.png").verify()
     series = {f"a/caption/{name}": [0.1, 0.2] for name in ("bleu_4", "rouge_l", "loss", "cider_d")} | {
         "b/emotion/waf": [0.1, None]
@@ -165,7 +165,7 @@ def test_the_chart_is_a_picture_with_a_panel_a_scale(done):
 
 
 @pytest.mark.parametrize("epochs", [0, 1, 60])
-def test_a_chart_is_drawn_of_few_and_of_many_checkpoints(epochs, rendered_plots):
+def test_a_chart_can_show_few_or_many_checkpoints(epochs, rendered_plots):
     ticks = ["untrained", *map(str, range(epochs)), "published"]
     picture = Image.open(
         io.BytesIO(checkpoint_chart(ticks, 1, {"a/caption/bleu_4": [0.1 * (at % 7) for at in range(epochs + 2)]}))
@@ -176,7 +176,7 @@ def test_a_chart_is_drawn_of_few_and_of_many_checkpoints(epochs, rendered_plots)
 # What it does not do twice
 
 
-def test_a_second_call_evaluates_nothing_without_the_option_again(again, capsys):
+def test_a_second_call_evaluates_only_with_the_option_again(again, capsys):
     run_folder, cfg = again
     before = stamps(run_folder / "sweep_config")
     swept(capsys, run_folder, cfg)
@@ -185,7 +185,7 @@ def test_a_second_call_evaluates_nothing_without_the_option_again(again, capsys)
     assert all(stamps(run_folder / "sweep_config")[label] > before[label] for label in LABELS)
 
 
-def test_a_new_epoch_and_another_checkpoint_of_an_old_one_are_evaluated(again, capsys):
+def test_new_and_replaced_checkpoints_are_evaluated(again, capsys):
     run_folder, cfg = again
     folder, before = run_folder / "sweep_config", stamps(run_folder / "sweep_config")
     checkpoint.copy(run_folder / "checkpoint_1.pth", run_folder / "checkpoint_2.pth")
@@ -207,7 +207,7 @@ def test_another_configuration_is_evaluated_again_and_never_shown_with_the_old_o
     assert "words.war" in text and "| epoch_0 |" not in text and "other data: epoch_0" in text
 
 
-def test_captions_that_are_rewritten_in_place_are_answered_again_in_their_block_alone(again, corpus, capsys, caplog):
+def test_changed_captions_cause_a_new_evaluation_of_their_block_only(again, corpus, capsys, caplog):
     run_folder, cfg = again
     folder, before = run_folder / "sweep_config", since(run_folder / "sweep_config")
     moved = ["--options", *(f"evaluation_datasets.{block}.data_root={corpus}" for block in before)]
@@ -230,7 +230,7 @@ def test_captions_that_are_rewritten_in_place_are_answered_again_in_their_block_
     assert answered(folder, before) == set()
 
 
-def test_a_block_that_is_taken_out_costs_nothing_and_one_that_comes_back_is_answered_alone(again, capsys):
+def test_removing_a_block_evaluates_nothing_and_restoring_it_evaluates_only_that_block(again, capsys):
     run_folder, cfg = again
     folder, before = run_folder / "sweep_config", since(run_folder / "sweep_config")
     text = swept(capsys, run_folder, cfg, "--options", "evaluation_datasets.both=null")
@@ -239,7 +239,7 @@ def test_a_block_that_is_taken_out_costs_nothing_and_one_that_comes_back_is_answ
     assert answered(folder, before) == {(label, "both") for label in LABELS}
 
 
-def test_a_row_that_is_stopped_midway_is_not_taken_for_what_it_was(again, capsys, monkeypatch):
+def test_an_interrupted_evaluation_is_repeated_and_not_counted_as_complete(again, capsys, monkeypatch):
     run_folder, cfg = again
 
     def stop(*_):
@@ -269,7 +269,7 @@ def captioning(tmp_path):
     return world, reasons
 
 
-def test_files_that_are_changed_in_place_are_noticed_by_what_they_hold(captioning, tmp_path):
+def test_files_changed_in_place_are_detected_by_their_content(captioning, tmp_path):
     world, reasons = captioning
     shutil.copytree(world.llama, tmp_path / "llama")
     given = {"llama_model": str(tmp_path / "llama")}
@@ -291,7 +291,7 @@ def test_files_that_are_changed_in_place_are_noticed_by_what_they_hold(captionin
     assert told == {"": shared, "a": ["the captions or lists of block a changed"]}
 
 
-def test_the_same_files_at_another_place_are_the_same(captioning, tmp_path, monkeypatch):
+def test_moved_model_and_annotation_files_with_the_same_content_count_as_unchanged(captioning, tmp_path, monkeypatch):
     world, reasons = captioning
     row, _ = reasons()
     moved = Path(shutil.copytree(world.prompts.parent, tmp_path / "moved"))
@@ -303,7 +303,7 @@ def test_the_same_files_at_another_place_are_the_same(captioning, tmp_path, monk
     assert reasons(row, data=pictures)[1] == {"a": ["the place of images or features of block a changed"]}
 
 
-def test_what_answers_are_compared_with_is_known_by_its_content(captioning, tmp_path):
+def test_a_changed_synonyms_file_is_detected_by_its_content(captioning, tmp_path):
     _, reasons = captioning
     groups, data = tmp_path / "groups.json", {"synonyms_path": str(tmp_path / "groups.json")}
     groups.write_text('[["glad", "happy"]]')
@@ -316,19 +316,19 @@ def test_what_answers_are_compared_with_is_known_by_its_content(captioning, tmp_
     assert reasons(row, data=data)[1] == {"a": ["what answers of block a are compared with changed"]}
 
 
-def test_weights_that_merely_moved_are_no_difference_between_run_and_evaluation(captioning):
+def test_moved_weight_files_are_not_a_difference_between_training_and_evaluation(captioning):
     world, _ = captioning
     moved = {"q_former_model": "elsewhere.pth", "vit_weights": "x.pth", "prompt_path": None, "lora_dropout": 0.5}
     assert compared(world.model()) == compared(world.model(**moved)) != compared(world.model(image_size=224))
 
 
-def test_a_dropped_checkpoint_keeps_its_row(again, capsys):
+def test_a_deleted_checkpoint_remains_in_the_table(again, capsys):
     run_folder, cfg = again
     (run_folder / "checkpoint_0.pth").unlink()
     assert "| epoch_0 |" in swept(capsys, run_folder, cfg)
 
 
-def test_table_and_chart_are_drawn_again_from_the_files(copied, capsys):
+def test_table_and_chart_are_recreated_from_stored_results(copied, capsys):
     run_folder, cfg = copied
     folder = run_folder / "sweep_config"
     text = (folder / "sweep.md").read_text()
@@ -343,7 +343,7 @@ def test_table_and_chart_are_drawn_again_from_the_files(copied, capsys):
     assert answered(folder, before) == {("epoch_0", "both")}
 
 
-def test_lost_metrics_of_one_row_do_not_stop_the_evaluation_of_another(again, capsys):
+def test_missing_metrics_of_a_checkpoint_do_not_prevent_other_evaluations(again, capsys):
     run_folder, cfg = again
     (run_folder / "sweep_config/epoch_1/result/metrics_both.json").unlink()
     assert "| epoch_1 |" in swept(capsys, run_folder, cfg, "--again")
@@ -352,7 +352,7 @@ def test_lost_metrics_of_one_row_do_not_stop_the_evaluation_of_another(again, ca
     assert "| epoch_1 |" not in swept(capsys, run_folder, cfg)
 
 
-def test_equal_rows_have_no_best(again):
+def test_equal_values_have_no_best_value(again):
     folder = again[0] / "sweep_config"
     for label in LABELS:
         path = folder / label / "result/metrics_words.json"
@@ -362,7 +362,7 @@ def test_equal_rows_have_no_best(again):
     assert "words.waf" not in best_rows(read_checkpoint_table(folder))
 
 
-def test_figures_below_what_is_shown_are_a_plain_nought_and_none_of_them_is_best(again):
+def test_values_that_round_to_zero_or_to_the_same_number_have_no_best_value(again):
     folder = again[0] / "sweep_config"
     for number, label in enumerate(LABELS):
         path = folder / label / "result/metrics_words.json"
@@ -383,7 +383,7 @@ def test_figures_below_what_is_shown_are_a_plain_nought_and_none_of_them_is_best
 # Where training began
 
 
-def test_a_run_from_random_values_begins_with_a_row_of_them(tmp_path, capsys):
+def test_the_table_of_a_run_from_random_weights_begins_with_an_untrained_row(tmp_path, capsys):
     run_folder, cfg = trained(tmp_path, model={"ckpt": None}, epochs=1)
     text = swept(capsys, run_folder, cfg, "--checkpoints", f"golden={GOLDEN / 'checkpoint_slim.pth'}")
     assert [line.split(" | ")[0] for line in text.splitlines()[2:5]] == ["| untrained", "| epoch_0", "| golden"]
@@ -424,12 +424,12 @@ def test_a_folder_that_is_not_a_run_is_refused(done, tmp_path, capsys):
         ("mine=nowhere.pth", "no file 'nowhere.pth'"),
     ],
 )
-def test_a_label_or_file_that_cannot_be_is_refused(again, capsys, given, told):
+def test_an_invalid_label_or_a_missing_file_of_a_checkpoint_is_refused(again, capsys, given, told):
     assert told in refused(capsys, *again, "--checkpoints", given, "--output", str(again[0] / "new"))
     assert not (again[0] / "new").exists()
 
 
-def test_a_damaged_checkpoint_is_refused_before_any_is_evaluated(again, capsys):
+def test_a_damaged_checkpoint_is_refused_before_the_evaluation(again, capsys):
     run_folder, cfg = again
     raw = bytearray((run_folder / "checkpoint_1.pth").read_bytes())
     raw[-100] ^= 1
@@ -439,7 +439,7 @@ def test_a_damaged_checkpoint_is_refused_before_any_is_evaluated(again, capsys):
     assert not (run_folder / "new").exists()
 
 
-def test_another_models_checkpoint_is_refused_by_its_tensors_before_any_is_evaluated(again, tmp_path, capsys):
+def test_a_checkpoint_of_another_model_is_refused_with_its_tensors(again, tmp_path, capsys):
     run_folder, cfg = again
     content = torch.load(run_folder / "checkpoint_1.pth", weights_only=True)
     content["model"]["stranger.weight"] = torch.zeros(2)
@@ -452,7 +452,7 @@ def test_another_models_checkpoint_is_refused_by_its_tensors_before_any_is_evalu
     assert not list((run_folder / "sweep_config").glob("other/result"))
 
 
-def test_an_evaluation_of_another_architecture_is_an_error_that_two_processes_print_once(again, launch):
+def test_an_evaluation_of_another_architecture_is_refused_once_by_two_processes(again, launch):
     run_folder, cfg = again
     text = (run_folder / "config.yaml").read_text().replace("arch: minigpt_v2", "arch: minigpt4", 1)
     (run_folder / "config.yaml").write_text(text)
@@ -470,7 +470,7 @@ def test_the_evaluation_of_another_run_is_not_overwritten(again, tmp_path, capsy
 # The command that evaluates
 
 
-def test_the_script_and_the_command_are_one(done, tmp_path, launch):
+def test_the_evaluation_script_gives_the_same_metrics_as_the_command(done, tmp_path, launch):
     run_folder, cfg, _ = done
     wanted = figures(run_folder / "sweep_config/epoch_1/result")
     file = run_folder / "checkpoint_1.pth"

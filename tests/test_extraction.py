@@ -191,7 +191,7 @@ def refusal(path, *options):
 # What is written
 
 
-def test_each_clip_has_its_array_under_its_name_and_nothing_else_is_there(place, told):
+def test_extraction_writes_exactly_one_array_per_clip_and_encoder(place, told):
     extract(configured(place, encoders=("bytes", "grid")))
     names = {path.relative_to(place / "videos").with_suffix("").as_posix() for path in (place / "videos").rglob("*.mp4")}
     assert len(names) == 9 and {"a/b/x", "with space"} <= names
@@ -205,7 +205,7 @@ def test_each_clip_has_its_array_under_its_name_and_nothing_else_is_there(place,
     assert any(line.startswith("bytes: 9 clips, 0 done before, 9 done now (") and line.endswith(", 0 failed") for line in told)
 
 
-def test_the_manifest_tells_recipe_weights_and_versions(place):
+def test_the_manifest_contains_the_encoder_settings_weight_digest_and_versions(place):
     extract(configured(place, encoders={"mine": {"type": "bytes", "folder": "features", "dtype": "float16", "layers": [-2, -1]}}))
     manifest = Manifest.read(str(place / "out/features"))
     assert manifest.slots == ("face",) and (manifest.rows, manifest.width, manifest.dtype) == (1, 24, "float16")
@@ -218,7 +218,7 @@ def test_the_manifest_tells_recipe_weights_and_versions(place):
 
 
 @pytest.mark.parametrize("ending", ["txt", "csv"])
-def test_of_a_list_the_named_clips_are_done_and_one_without_a_video_is_a_row(place, ending):
+def test_only_listed_clips_are_extracted_and_a_missing_video_is_listed_as_a_failure(place, ending):
     text = {"txt": "clip_1 25 happy\nnowhere 10 sad\na/b/x 3 sad\n", "csv": "name,label\nclip_1,happy\nnowhere,sad\na/b/x,sad\n"}
     (place / f"list.{ending}").write_text(text[ending])
     extract(configured(place, annotation_file=str(place / f"list.{ending}")))
@@ -228,7 +228,7 @@ def test_of_a_list_the_named_clips_are_done_and_one_without_a_video_is_a_row(pla
     assert row == told
 
 
-def test_a_clip_that_is_done_stays_done_when_its_video_is_gone(place):
+def test_a_finished_clip_remains_valid_after_its_video_is_deleted(place):
     (place / "list.txt").write_text("clip_1\nclip_2\n")
     path = configured(place, annotation_file=str(place / "list.txt"))
     extract(path)
@@ -238,7 +238,7 @@ def test_a_clip_that_is_done_stays_done_when_its_video_is_gone(place):
     assert contents(place / "out") == before and rows(place) == {}
 
 
-def test_finished_clips_are_not_redone(place):
+def test_finished_clips_are_not_extracted_again(place):
     path = configured(place)
     extract(path)
     (place / "out/bytes/clip_3.npy").unlink()
@@ -295,7 +295,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_work_is_refused_with_its_key_and_nothing_is_written(place, case):
+def test_an_invalid_extraction_is_refused_with_its_key_and_nothing_is_written(place, case):
     keys, words = REFUSED[case]
     before = contents(place)
     path = configured(place, **keys)
@@ -306,7 +306,7 @@ def test_what_cannot_work_is_refused_with_its_key_and_nothing_is_written(place, 
     assert {name: raw for name, raw in contents(place).items() if name != "config.yaml"} == before
 
 
-def test_a_dry_run_counts_the_videos_that_each_encoder_has_to_encode_and_writes_nothing(place):
+def test_a_dry_run_counts_the_remaining_videos_of_each_encoder_and_writes_nothing(place):
     path = configured(place, encoders=("bytes", "grid"))
     before = contents(place)
     facts = dict(re.split(" {2,}", line) for line in dry_run(path, processes=2).splitlines()[:-1])
@@ -319,25 +319,25 @@ def test_a_dry_run_counts_the_videos_that_each_encoder_has_to_encode_and_writes_
     assert facts["encoders.grid"].startswith("9 videos to encode, 0 done")
 
 
-def test_features_that_fit_the_model_are_extracted(place):
+def test_extraction_succeeds_if_the_features_fit_the_model(place):
     extract(configured(place, encoders=("bytes", "grid"), model=LLM))
     assert len(list((place / "out").rglob("*.npy"))) == 18
 
 
 @pytest.mark.parametrize("name", ["../clip_1", "/clip_1", "a\\b", "x" * 240])
-def test_a_listed_name_that_no_array_can_have_is_refused(place, name):
+def test_a_listed_name_that_is_not_a_valid_file_name_is_refused(place, name):
     (place / "list.txt").write_text(f"clip_0\n{name}\n")
     text = refusal(configured(place, annotation_file=str(place / "list.txt")))
     assert "list.txt" in text and name.replace("\\", "\\\\") in text and not (place / "out").exists()
 
 
-def test_a_video_whose_name_is_no_utf_8_is_refused(place):
+def test_a_video_whose_name_is_not_utf_8_is_refused(place):
     with open(os.fsencode(place / "videos") + b"/caf\xe9.mp4", "wb") as file:
         file.write(b"clip")
     assert r"'caf\udce9'" in refusal(configured(place))
 
 
-def test_a_list_none_of_whose_clips_has_a_video_is_refused(place):
+def test_a_list_without_any_matching_video_is_refused(place):
     (place / "list.txt").write_text("clip_0.mp4\nclip_1.mp4\n")
     text = refusal(configured(place, annotation_file=str(place / "list.txt")))
     assert "none of the 2 clips" in text and "write the names without extensions" in text and not (place / "out").exists()
@@ -383,7 +383,7 @@ def test_an_extraction_without_arrays_does_not_block_a_corrected_one(place, stor
 
 @pytest.mark.parametrize("damage", ["truncated", "a tensor less"])
 @pytest.mark.parametrize("kind", ["eva", "mae", "videomae", "hubert"])
-def test_weights_of_a_later_encoder_are_looked_at_before_the_first_one_begins(place, kind, damage):
+def test_the_weights_of_all_encoders_are_checked_before_the_first_one_runs(place, kind, damage):
     if kind == "eva":
         folder, file = place, place / "eva.safetensors"
         shutil.copy(GOLDEN / "vision/eva_tiny.safetensors", file)
@@ -412,7 +412,7 @@ def test_arrays_without_a_manifest_are_not_mixed(place):
     assert contents(place / "out") == before
 
 
-def test_a_file_of_failures_that_is_somebody_elses_is_not_overwritten(place):
+def test_a_failures_file_of_another_origin_is_not_overwritten(place):
     (place / "out").mkdir()
     (place / "out/failures.csv").write_text("my,own,notes\n1,2,3\n")
     assert "failures.csv: not a list of failed clips" in refusal(configured(place))
@@ -420,7 +420,7 @@ def test_a_file_of_failures_that_is_somebody_elses_is_not_overwritten(place):
 
 
 @pytest.mark.parametrize(("first", "second"), [("npy", "packed"), ("packed", "npy")])
-def test_one_folder_is_not_stored_in_two_ways(place, first, second):
+def test_a_folder_cannot_contain_both_plain_and_packed_features(place, first, second):
     extract(configured(place, stored_as=first))
     before = contents(place / "out")
     text = refusal(configured(place, stored_as=second))
@@ -443,7 +443,7 @@ def test_other_versions_of_libraries_are_logged_and_the_extraction_continues(pla
 
 
 @pytest.mark.parametrize("failures", ["report", "zero"])
-def test_clips_that_fail_are_rows_and_zeros_where_wanted_and_the_others_are_done(place, told, failures):
+def test_failed_clips_are_listed_and_optionally_zero_filled_and_the_others_extracted(place, told, failures):
     add_trouble(place)
     extract(configured(place, encoders=("bytes", "grid"), failures=failures))
     for folder, shape in (("bytes", (24,)), ("grid", (5, 24))):
@@ -464,7 +464,7 @@ def test_clips_that_fail_are_rows_and_zeros_where_wanted_and_the_others_are_done
 
 @pytest.mark.parametrize("stored_as", ["npy", "packed"])
 @pytest.mark.parametrize("failures", ["report", "zero"])
-def test_a_second_run_tries_failures_again_and_a_clip_that_works_now_leaves_the_list(place, failures, stored_as):
+def test_a_second_run_retries_failed_clips_and_removes_successful_ones_from_the_list(place, failures, stored_as):
     add_trouble(place)
     path = configured(place, failures=failures, stored_as=stored_as)
     extract(path)
@@ -480,7 +480,7 @@ def loaded(place, name, folder="bytes"):
 
 
 @pytest.mark.parametrize("stored_as", ["npy", "packed"])
-def test_zeros_go_when_failures_are_to_be_left_out(place, stored_as):
+def test_zero_arrays_are_removed_when_failures_are_only_reported(place, stored_as):
     add_trouble(place)
     extract(configured(place, failures="zero", stored_as=stored_as))
     extract(configured(place, failures="report", stored_as=stored_as))
@@ -489,7 +489,7 @@ def test_zeros_go_when_failures_are_to_be_left_out(place, stored_as):
     assert len(names) in (8, 9) and not names & TROUBLE.keys() and rows(place).keys() == {("bytes", name) for name in TROUBLE}
 
 
-def test_no_zeros_are_written_before_their_rows_are(place):
+def test_zero_arrays_are_not_written_before_the_list_of_failures(place):
     add_trouble(place)
     (place / "out/failures.csv").mkdir(parents=True)  # where the list cannot be written
     assert "failures.csv" in refusal(configured(place, failures="zero"))
@@ -503,27 +503,27 @@ def test_failures_of_another_encoder_stay_in_the_list(place):
     assert {folder for folder, _ in rows(place)} == {"bytes", "grid"} and len(rows(place)) == 2 * len(TROUBLE)
 
 
-def test_values_beyond_float16_are_a_row_and_no_infinity(place):
+def test_values_beyond_float16_are_listed_as_a_failure_and_not_stored(place):
     add_clips(place, ["large"], "clip large")
     extract(configured(place, encoders={"bytes": {"dtype": "float16"}}))
     assert [name for _, name in rows(place)] == ["large"] and not (place / "out/bytes/large.npy").exists()
 
 
-def test_an_encoder_that_does_not_keep_its_word_is_an_error_and_the_finished_clips_stay(place):
+def test_an_encoder_with_an_unexpected_shape_is_an_error_but_finished_clips_remain(place):
     add_clips(place, ["small"], "clip wide")
     text = refusal(configured(place))
     assert "(48,)" in text and "(24,)" in text and "encoders.bytes" in text
     assert len(list((place / "out").rglob("*.npy"))) >= 6
 
 
-def test_too_little_memory_of_the_device_is_an_error_with_its_keys_and_the_finished_clips_stay(place):
+def test_insufficient_device_memory_is_an_error_but_finished_clips_remain(place):
     add_clips(place, ["small"], "clip hungry")
     text = refusal(configured(place))
     assert "encoders.bytes.batch_size: " in text and "too small for 3 clips" in text and "encoders.bytes.precision" in text
     assert len(list((place / "out").rglob("*.npy"))) >= 6
 
 
-def test_an_encoder_that_makes_nothing_of_any_clip_fails_the_run_and_the_others_arrays_stay(place):
+def test_an_encoder_that_fails_on_every_clip_fails_the_run_but_other_arrays_remain(place):
     eva = {"weights": str(GOLDEN / "vision/eva_tiny.safetensors"), "image_size": 112}
     told = refusal(configured(place, encoders={"eva": eva, "bytes": {}}))
     assert "encoders.eva: could not process any clip" in told and "failures.csv" in told
@@ -537,7 +537,7 @@ def test_peaks_without_a_peak_file_are_refused_before_anything_is_written(place)
     assert not (place / "out").exists()
 
 
-def test_reasons_that_differ_in_a_number_alone_are_counted_together():
+def test_failure_reasons_that_differ_only_in_a_number_are_counted_together():
     job = SimpleNamespace(label="mae", before=0, todo=[None] * 3, absent=[])
     text = _summary(job, 0, {"a": "no face found in 20 of its frames", "b": "no face found in 5 of its frames", "c": "cut"}, 1.0)
     assert text.splitlines()[1:] == ["  2 no face found in n of its frames", "  1 cut"]
@@ -555,7 +555,7 @@ def test_an_extraction_without_any_result_fails_and_names_the_list(place):
 # Packed
 
 
-def test_packed_features_are_those_of_the_folder_and_bring_their_manifest(place):
+def test_packed_features_equal_plain_features_and_have_the_same_manifest(place):
     extract(configured(place, output=str(place / "plain")))
     extract(configured(place, stored_as="packed"))
     store = PackedStore.open(place / "out/bytes")
@@ -566,7 +566,7 @@ def test_packed_features_are_those_of_the_folder_and_bring_their_manifest(place)
     assert {path.name for path in (place / "out").iterdir()} == {"bytes", "failures.csv"}
 
 
-def test_packing_again_with_nothing_new_touches_nothing(place):
+def test_a_second_run_without_new_clips_does_not_rewrite_packed_features(place):
     add_trouble(place)
     path = configured(place, stored_as="packed")
     extract(path)
@@ -576,7 +576,7 @@ def test_packing_again_with_nothing_new_touches_nothing(place):
     assert {path.name for path in (place / "out").iterdir()} == {"bytes", "failures.csv"}
 
 
-def test_clips_that_come_later_are_packed_with_the_earlier_ones(place):
+def test_new_clips_are_packed_together_with_the_existing_ones(place):
     path = configured(place, stored_as="packed")
     extract(path)
     earlier = {name: loaded(place, name) for name in PackedStore.open(place / "out/bytes").names()}
@@ -609,7 +609,7 @@ def copy_into_parts(out):
 
 
 @pytest.mark.parametrize("state", [move_into_parts, extract_parts, copy_into_parts])
-def test_a_run_that_was_killed_while_it_packed_is_brought_to_its_end(place, state):
+def test_a_run_killed_during_packing_is_completed_by_the_next_run(place, state):
     path = configured(place, stored_as="packed")
     extract(path)
     clean = contents(place / "out")
@@ -649,7 +649,7 @@ def extract_until_killed(path, output, changes):
 
 @pytest.mark.parametrize("stored_as", ["npy", "packed"])
 @pytest.mark.parametrize("kills", [4, pytest.param(10, marks=pytest.mark.slow)])
-def test_killed_at_random_places_the_files_are_those_of_one_clean_run(place, stored_as, kills):
+def test_runs_killed_at_random_points_finally_write_the_same_files_as_a_clean_run(place, stored_as, kills):
     keys = {"encoders": many(place, 3 * kills), "failures": "zero", "num_workers": 1, "stored_as": stored_as}
     extract(configured(place, **keys, output=str(place / "clean")))
     places = random.Random(stored_as)
@@ -667,7 +667,7 @@ def test_killed_at_random_places_the_files_are_those_of_one_clean_run(place, sto
     assert len(set(counts)) > kills / 3, counts
 
 
-def test_what_killed_runs_left_half_written_is_removed(place):
+def test_incomplete_files_of_killed_runs_are_removed(place):
     path = configured(place)
     extract(path)
     clean = contents(place / "out")
@@ -679,7 +679,7 @@ def test_what_killed_runs_left_half_written_is_removed(place):
     assert contents(place / "out") == clean
 
 
-def test_a_second_run_beside_the_first_is_refused(place):
+def test_a_concurrent_second_run_is_refused(place):
     first = in_child(extract, configured(place, encoders=many(place, 0) | {"bytes": {"stuck": "clip_4"}}, num_workers=1))
     wait_for_arrays(place, 1)
     assert "another extraction is writing into" in refusal(configured(place))
@@ -697,7 +697,7 @@ def wait_for_arrays(place, count):
         time.sleep(0.01)
 
 
-def test_an_interrupt_stops_at_once_and_the_same_command_goes_on(place):
+def test_an_interrupt_stops_immediately_and_the_same_command_resumes(place):
     """At once: while a clip is read that takes longer than this test waits."""
     keys = {"encoders": many(place, 20), "num_workers": 2}
     extract(configured(place, **keys, output=str(place / "clean")))
@@ -740,7 +740,7 @@ def refuse_beyond(folder, size):
 
 
 @pytest.mark.parametrize("stored_as", ["npy", "packed"])
-def test_a_full_disk_stops_the_run_with_nothing_half_written_and_it_goes_on_when_there_is_room(place, small_disk, stored_as):
+def test_a_full_disk_leaves_no_incomplete_file_and_the_run_can_be_resumed(place, small_disk, stored_as):
     small_disk, make_room = small_disk
     add_clips(place, [f"more_{number}" for number in range(20)])
     keys = {"encoders": {"bytes": {"width": 1800}}, "stored_as": stored_as, "num_workers": 1}  # 7 KiB a clip, 29 of them
@@ -802,7 +802,7 @@ def failed(folder):
         return {(row["slot"], row["name"]): row["reason"] for row in csv.DictReader(file)}
 
 
-def test_all_four_slots_of_real_files_are_extracted_and_broken_ones_are_rows(real):
+def test_all_four_slots_of_real_files_are_extracted_and_broken_files_listed(real):
     found = failed(real / "alone")
     slots = ("image", "face", "video", "audio")
     assert found.keys() == {(slot, name) for slot in slots for name in BROKEN} | {("audio", "silent")}
@@ -816,7 +816,7 @@ def test_all_four_slots_of_real_files_are_extracted_and_broken_ones_are_rows(rea
         assert len({array.tobytes() for array in arrays}) == len(names), "no two clips are alike"
 
 
-def test_zeros_stand_in_for_what_real_files_do_not_have(real):
+def test_missing_streams_of_real_files_are_replaced_by_zeros(real):
     extract(all_four(real, failures="zero", output=str(real / "zero")))
     assert failed(real / "zero") == failed(real / "alone")
     for folder, shape in FOLDERS.items():
@@ -827,7 +827,7 @@ def test_zeros_stand_in_for_what_real_files_do_not_have(real):
     assert not np.load(real / "zero/HL-UTT/silent.npy").any() and np.load(real / "zero/eva/silent.npy").any()
 
 
-def test_a_clips_features_do_not_depend_on_its_company(real):
+def test_the_features_of_a_clip_do_not_depend_on_the_other_clips(real):
     (real / "list.txt").write_text("one\nslow\n")
     extract(all_four(real, output=str(real / "few"), annotation_file=str(real / "list.txt")))
     for folder in FOLDERS:
@@ -836,7 +836,7 @@ def test_a_clips_features_do_not_depend_on_its_company(real):
             assert few.read_bytes() == all_of_them.read_bytes()
 
 
-def test_two_processes_share_the_clips_and_write_what_one_alone_does(real):
+def test_two_processes_share_the_clips_and_write_the_same_files_as_one(real):
     (real / "place").mkdir()
     extract(all_four(real, {"meeting": {}}, output=str(real / "alone")))
     both = {"meeting": {"place": str(real / "place"), "processes": 2}}
@@ -855,7 +855,7 @@ def test_an_error_of_one_process_alone_is_reported_once_and_the_others_end_silen
     assert len([*(place / "out").rglob("*.npy")]) < 100, "the other one takes no more clips"
 
 
-def test_arrays_that_others_wrote_and_the_first_process_does_not_see_are_an_error(tmp_path):
+def test_arrays_of_other_processes_that_the_first_process_cannot_see_are_an_error(tmp_path):
     arrays = ArrayWriter(tmp_path, "bytes", packed=False)
     arrays.write("a/b", np.zeros(4))
     arrays.require_visible(["a/b"])
@@ -864,7 +864,7 @@ def test_arrays_that_others_wrote_and_the_first_process_does_not_see_are_an_erro
 
 
 @pytest.mark.slow
-def test_two_processes_killed_ten_times_write_the_files_of_one_clean_run(place):
+def test_two_processes_killed_ten_times_write_the_same_files_as_a_clean_run(place):
     quick = many(place, 300)
     extract(configured(place, encoders=quick, failures="zero", output=str(place / "clean")))
     slow = {label: {"seconds": 0.1} for label in quick}  # 31 s for two processes

@@ -76,7 +76,7 @@ def first_loss(tmp_path_factory, no_reports):
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-def test_mixed_precision_follows_float32(tmp_path, first_loss, dtype):
+def test_mixed_precision_training_starts_with_the_float32_loss(tmp_path, first_loss, dtype):
     steps = 10
     mixed = run_of(golden_config(tmp_path, run={"amp": True, "amp_dtype": dtype, "iters_per_epoch": steps})).train()
     content = torch.load(mixed / "checkpoint_0.pth", weights_only=True)
@@ -113,7 +113,7 @@ def greedy(tmp_path_factory, no_reports):
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"temperature": 0.8, "top_p": 0.9}, {"repetition_penalty": 1.5}])
-def test_a_way_of_generating_changes_answers_and_repeats_itself(tmp_path, greedy, options):
+def test_generation_options_change_the_answers_reproducibly(tmp_path, greedy, options):
     first, again = (answers_of(tmp_path / name, **options) for name in ("first", "again"))
     assert len(first) == len(greedy) == 12
     assert greedy != first == again

@@ -52,7 +52,7 @@ def test_a_copy_with_another_name_has_the_same_key(cache, image, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["cut", "empty", "other shape", "other dtype", "nan", "text"])
-def test_a_spoiled_file_counts_as_not_there(cache, image, what):
+def test_a_damaged_cache_file_counts_as_missing(cache, image, what):
     key = cache.cache_key(str(image))
     cache.write(key, ROWS)
     path = Path(cache.folder, key)
@@ -76,13 +76,13 @@ def test_an_unwritable_disk_is_reported_once_and_stops_nothing(cache, image, cap
     assert "features cannot be cached" in message and "set another folder" in message
 
 
-def test_a_new_folder_gets_the_manifest_and_takes_the_same_again(cache):
+def test_a_new_cache_folder_receives_the_manifest_and_accepts_it_again(cache):
     cache.require_same_manifest(MADE, "model.visual_cache_path", write=True)
     assert Manifest.read(cache.folder).fields() == MADE.fields()
     cache.require_same_manifest(MADE, "model.visual_cache_path", write=True)
 
 
-def test_only_looking_writes_nothing(cache):
+def test_checking_the_manifest_without_write_creates_no_folder(cache):
     cache.require_same_manifest(MADE, "model.visual_cache_path", write=False)
     assert not os.path.exists(cache.folder)
 

@@ -41,7 +41,7 @@ def numbers(*shape, dtype=np.float32):
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("shape", [(1024,), (1, 1024)])
-def test_an_utterance_feature_becomes_one_float32_row(tmp_path, shape, dtype):
+def test_an_utterance_feature_is_read_as_one_float32_vector(tmp_path, shape, dtype):
     array = stored(tmp_path, numbers(*shape, dtype=dtype))
     rows = folder(tmp_path).read("clip")
     assert list(rows) == ["face"] and rows["face"].dtype == torch.float32
@@ -49,14 +49,14 @@ def test_an_utterance_feature_becomes_one_float32_row(tmp_path, shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_an_eva_cache_is_split_into_the_class_row_and_the_image_rows(tmp_path, dtype):
+def test_an_eva_cache_is_split_into_the_class_vector_and_the_image_vectors(tmp_path, dtype):
     array = stored(tmp_path, numbers(65, 176, dtype=dtype)).astype(np.float32)
     rows = folder(tmp_path, ("image", "cls"), 176, 64).read("clip")
     assert np.array_equal(rows["cls"].numpy(), array[:1])
     assert np.array_equal(rows["image"].numpy(), array[1:])
 
 
-def test_a_fortran_ordered_array_reads_as_its_values(tmp_path):
+def test_a_fortran_ordered_array_is_read_correctly(tmp_path):
     array = stored(tmp_path, np.asfortranarray(numbers(65, 176)))
     assert np.array_equal(folder(tmp_path, ("image", "cls"), 176, 64).read("clip")["image"].numpy(), array[1:])
 
@@ -68,7 +68,7 @@ def test_a_folder_contains_its_clips_and_nothing_else(tmp_path):
     assert set(folder(tmp_path).store.names()) == {"a", "b.c"}
 
 
-def test_a_clip_in_a_subfolder_is_found_under_its_name(tmp_path):
+def test_a_clip_in_a_subfolder_is_read_by_its_path(tmp_path):
     (tmp_path / "part").mkdir()
     array = stored(tmp_path / "part", numbers(1024))
     store = folder(tmp_path)
@@ -76,7 +76,7 @@ def test_a_clip_in_a_subfolder_is_found_under_its_name(tmp_path):
     assert np.array_equal(store.read("part/clip")["face"].numpy()[0], array)
 
 
-def test_an_absent_folder_names_its_key_and_the_remedy(tmp_path):
+def test_a_missing_folder_is_refused_with_its_key_and_the_remedy(tmp_path):
     with pytest.raises(UserError, match=r"block.face_feature_path: no folder .*null"):
         folder(tmp_path / "none")
 
@@ -108,7 +108,7 @@ def test_an_unusable_array_is_refused_by_file_and_slot(tmp_path, kind):
 
 
 @pytest.mark.parametrize("shape", [(65, 175), (176,), (0, 176), (2, 65, 176), (64, 176), (66, 176)])
-def test_an_eva_cache_of_another_shape_names_both_slots(tmp_path, shape):
+def test_an_eva_cache_of_another_shape_is_refused_with_both_slots(tmp_path, shape):
     stored(tmp_path, numbers(*shape))
     text = refusal(folder(tmp_path, ("image", "cls"), 176, 64))
     assert "clip.npy (slot image + cls): shape" in text and "expected (65, 176), which is image_size 112" in text
@@ -150,7 +150,7 @@ def test_an_npz_archive_under_the_name_of_an_array_is_refused(tmp_path):
     assert refusal(folder(tmp_path)).startswith(f"{tmp_path}/clip.npy (slot face): ")
 
 
-def test_a_link_to_nowhere_is_a_problem_and_no_crash(tmp_path):
+def test_a_broken_symbolic_link_is_reported_as_a_problem(tmp_path):
     (tmp_path / "clip.npy").symlink_to(tmp_path / "gone.npy")
     store = folder(tmp_path)
     problems = store.problems(["clip"])
@@ -185,14 +185,14 @@ def test_a_bare_pickle_under_the_name_of_an_array_is_never_unpickled(tmp_path):
     assert not proof.exists()
 
 
-def test_problems_lists_every_bad_file_and_no_absent_one(tmp_path):
+def test_problems_lists_every_invalid_file_but_no_missing_file(tmp_path):
     for name, array in {"a": numbers(3), "b": numbers(1024), "c": numbers(4)}.items():
         stored(tmp_path, array, name)
     problems = folder(tmp_path).problems(["a", "b", "c", "absent"])
     assert [problem.text.split(" (slot")[0] for problem in problems] == [f"{tmp_path}/a.npy", f"{tmp_path}/c.npy"]
 
 
-def test_large_files_are_checked_by_header_and_size_at_the_start_and_by_value_when_read(tmp_path, monkeypatch):
+def test_large_files_are_checked_for_header_and_size_first_and_for_values_when_read(tmp_path, monkeypatch):
     monkeypatch.setattr(features, "VALUES_CHECKED_UP_TO", 100)
     stored(tmp_path, numbers(1023), "narrow")
     stored(tmp_path, np.full(1024, np.nan, dtype=np.float32), "nan")
@@ -233,7 +233,7 @@ def test_the_golden_corpus_has_no_problem(build):
     assert dataset.problems() == [] and dataset.notes == [] and len(dataset) == 6
 
 
-def test_error_lists_all_clips_without_a_file_with_their_count_and_folder(build, corpus):
+def test_missing_features_are_reported_with_clip_names_count_and_key(build, corpus):
     remove(corpus, "audio", NAMES[0], NAMES[4])
     remove(corpus, "face", NAMES[2])
     problems = build().problems()
@@ -244,7 +244,7 @@ def test_error_lists_all_clips_without_a_file_with_their_count_and_folder(build,
     assert "missing_features: zero or skip" in audio
 
 
-def test_zero_fills_every_slot_of_the_absent_file_and_counts(build, corpus):
+def test_the_policy_zero_fills_every_slot_of_a_missing_file_and_notes_the_count(build, corpus):
     remove(corpus, "video", NAMES[0])
     remove(corpus, "image", NAMES[1])
     dataset = build(missing_features="zero")
@@ -259,7 +259,7 @@ def test_zero_fills_every_slot_of_the_absent_file_and_counts(build, corpus):
     ]
 
 
-def test_skip_leaves_the_clips_out_and_counts(build, corpus):
+def test_the_policy_skip_removes_clips_with_missing_files_and_notes_the_count(build, corpus):
     remove(corpus, "video", NAMES[0])
     remove(corpus, "audio", NAMES[3])
     dataset = build(missing_features="skip")
@@ -275,13 +275,13 @@ def test_skip_that_leaves_no_clip_is_refused(build, corpus):
 
 
 @pytest.mark.parametrize("policy", ["zero", "skip"])
-def test_an_unusable_file_is_no_missing_one(build, corpus, policy):
+def test_an_unusable_file_is_a_problem_under_every_policy_for_missing_files(build, corpus, policy):
     np.save(corpus / "HL-UTT" / f"{NAMES[1]}.npy", numbers(7))
     problems = build(missing_features=policy).problems()
     assert len(problems) == 1 and f"{NAMES[1]}.npy (slot audio): shape (7,)" in problems[0].text
 
 
-def test_a_slot_without_a_folder_is_present_with_no_rows(build):
+def test_a_slot_without_a_folder_is_present_but_empty(build):
     dataset = build(image_feature_path=None, audio_feature_path=None)
     record = dataset.record(0, "emotion", "?")
     shapes = {slot: tuple(rows.shape) for slot, rows in record.features.items()}
@@ -297,7 +297,7 @@ def test_image_features_that_do_not_group_by_four_are_reported_at_the_start(buil
 # Answers, words and lists of the same dataset
 
 
-def test_answers_are_label_caption_and_fine_caption_after_the_text_processor(build):
+def test_answers_are_the_label_and_the_processed_coarse_and_fine_captions(build):
     dataset = build(task_pool=["emotion", "reason", "reason_v2"])
     answers = {task: dataset.record(1, task, "?").turns[0][1] for task in ("emotion", "reason", "reason_v2")}
     assert answers["emotion"] == "angry"
@@ -305,19 +305,19 @@ def test_answers_are_label_caption_and_fine_caption_after_the_text_processor(bui
     assert answers["reason_v2"].startswith("the brows are drawn together au04 and the lips")
 
 
-def test_verbatim_keeps_the_answer_as_written(build):
+def test_the_verbatim_processor_leaves_the_answer_as_written(build):
     record = build(task_pool=["reason"], text_processor="verbatim").record(1, "reason", "?")
     assert record.turns[0][1].endswith("The emotion is angry!")
 
 
-def test_the_users_turn_is_sentence_tag_and_wording_in_the_published_spacing(build):
+def test_the_user_text_is_sentence_tag_and_instruction_in_the_published_spacing(build):
     record = build().record(1, "emotion", "Which?")
     assert record.turns[0][0] == "The person in video says: Why did you throw away my letters, Tom?.  [emotion] Which? "
     without = build(transcription_path=None).record(1, "emotion", "Which?")
     assert without.turns[0][0] == "[emotion] Which? "
 
 
-def test_clips_without_caption_are_listed_with_count_key_and_task(build, corpus):
+def test_clips_without_a_caption_are_reported_with_count_key_and_task(build, corpus):
     path = corpus / "MERR_coarse_grained.json"
     path.write_text('{"' + NAMES[0] + '": {"caption": "x"}, "' + NAMES[1] + '": {"other": "x"}}')
     problems = build(task_pool=["emotion", "reason"]).problems()
@@ -344,7 +344,7 @@ def test_evaluation_needs_no_captions(tmp_path, corpus):
     assert dataset.record(0, "reason_v2", "?").turns[0][1] is not None
 
 
-def test_excluded_labels_leave_their_clips_out(build):
+def test_clips_with_excluded_labels_are_removed(build):
     assert [clip.label for clip in build(exclude_labels=["happy", "sad"]).clips] == ["angry", "worried", "surprise", "neutral"]
 
 
@@ -363,7 +363,7 @@ def test_an_unknown_label_names_file_line_and_clip_unless_the_only_task_is_reaso
     assert len(build(task_pool=["reason"])) == 6
 
 
-def test_files_beside_the_list_start_at_its_folder_and_the_list_at_data_root(build, corpus):
+def test_other_paths_are_relative_to_the_list_and_the_list_to_data_root(build, corpus):
     inner = corpus / "lists"
     inner.mkdir()
     for path in list(corpus.iterdir()):
@@ -376,7 +376,7 @@ def test_files_beside_the_list_start_at_its_folder_and_the_list_at_data_root(bui
 # What was found good before
 
 
-def test_an_array_that_changed_under_its_old_time_is_looked_at_again(tmp_path):
+def test_a_changed_array_with_the_same_modification_time_is_checked_again(tmp_path):
     stored(tmp_path, numbers(1024))
     store = folder(tmp_path)
     assert store.problems(["clip"]) == []
@@ -396,14 +396,14 @@ def test_an_unchanged_array_is_not_opened_again(tmp_path, monkeypatch):
     assert folder(tmp_path).problems(["clip"]) == [] and opened == []
 
 
-def test_without_a_home_everything_is_looked_at(tmp_path, monkeypatch):
+def test_arrays_are_checked_without_a_home_folder(tmp_path, monkeypatch):
     stored(tmp_path, numbers(3))
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr("pathlib.Path.home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     assert len(folder(tmp_path).problems(["clip"])) == 1
 
 
-def test_an_array_that_vanishes_during_a_run_stops_it_and_is_no_zero_row(build, corpus):
+def test_an_array_that_vanishes_during_a_run_is_an_error(build, corpus):
     dataset = build()
     remove(corpus, "face", NAMES[0])
     with pytest.raises(UserError, match="sample_00000104"):

@@ -68,7 +68,7 @@ def refusal(root, **keys):
 
 
 @pytest.mark.parametrize("form", ["object", "list", "numbers", "coco"])
-def test_every_form_gives_the_same_names_and_captions_in_order(root, form):
+def test_every_annotation_format_gives_the_same_names_and_captions_in_order(root, form):
     tree = entries(NAMES)
     if form == "numbers":
         tree = [entry | {"image_id": int(entry["image_id"])} for entry in tree]
@@ -78,13 +78,13 @@ def test_every_form_gives_the_same_names_and_captions_in_order(root, form):
     assert [dataset.record(place_, "caption", "").reference for place_ in range(4)] == [captions_of(name) for name in NAMES]
 
 
-def test_a_caption_without_the_list_is_the_one_reference(root):
+def test_an_entry_with_a_single_caption_has_one_reference(root):
     put(root, entries(NAMES, several=False))
     record = build_dataset(root, captions="random").record(1, "caption", "", np.random.default_rng(0))
     assert record.reference == [record.turns[0][1]] == [" ".join(captions_of("12"))]
 
 
-def test_images_of_both_forms_may_lie_in_folders_and_have_other_endings(root):
+def test_images_may_be_in_subfolders_and_have_other_extensions_in_both_formats(root):
     drawn(root / "images/more/21.JPG")
     drawn(root / "images/22.jpeg")
     drawn(root / "images/23.png")
@@ -100,7 +100,7 @@ def test_images_of_both_forms_may_lie_in_folders_and_have_other_endings(root):
 # What is learnt and asked
 
 
-def test_an_answer_is_all_captions_joined_the_first_or_one_that_the_generator_draws(root):
+def test_an_answer_is_all_captions_joined_the_first_or_a_random_one(root):
     def learnt(choice, rng=None):
         return build_dataset(root, captions=choice).record(0, "caption", "", rng).turns[0][1]
 
@@ -111,7 +111,7 @@ def test_an_answer_is_all_captions_joined_the_first_or_one_that_the_generator_dr
     assert drawn_ == [learnt("random", np.random.default_rng(seed)) for seed in range(60)]
 
 
-def test_captions_are_taken_as_they_are_unless_a_processor_is_named(root):
+def test_captions_are_processed_only_if_a_text_processor_is_configured(root):
     processed = build_dataset(root, captions="first", text_processor="blip_caption", max_words=2).record(0, "caption", "")
     assert processed.turns[0][1] == blip_caption(captions_of("11")[0], 2) != captions_of("11")[0]
     assert processed.reference == captions_of("11")
@@ -136,7 +136,7 @@ def test_a_pool_of_other_tasks_accepts_only_these():
     assert TaskPool("caption", {}, (), CAPTION_INSTRUCTIONS).instructions == {"caption": [""]}
 
 
-def test_the_digest_follows_the_captions(root):
+def test_the_dataset_digest_changes_with_the_captions(root):
     before = build_dataset(root).digest()
     assert build_dataset(root).digest() == before
     tree = entries(NAMES)
@@ -145,7 +145,7 @@ def test_the_digest_follows_the_captions(root):
     assert build_dataset(root).digest() != before
 
 
-def test_training_and_evaluation_hold_out_the_same_images(root):
+def test_training_and_evaluation_split_the_images_at_the_same_held_out_share(root):
     names = [str(number) for number in range(100)]
     put(root, entries(names))
     trained, answered = (build_dataset(root, held_out=0.3, training=training).names() for training in (True, False))
@@ -155,7 +155,7 @@ def test_training_and_evaluation_hold_out_the_same_images(root):
 # Images
 
 
-def test_a_record_brings_the_pixels_as_the_predecessors_resize_them_and_no_rows(root):
+def test_a_record_contains_pixels_resized_like_blip2_and_no_image_features(root):
     features = build_dataset(root).record(2, "caption", "").features
     assert {slot: tuple(rows.shape) for slot, rows in features.items()} == {FRAME: (1, 3 * SIDE**2), "image": (0, 768)}
     with Image.open(root / "images/13.jpg") as image:
@@ -179,7 +179,7 @@ def test_a_record_has_a_cache_key_or_the_cached_features(root):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "1", "CMYK", "I;16"])
-def test_pixels_of_every_mode_are_the_colours_that_are_seen(tmp_path, mode):
+def test_images_of_every_mode_are_read_with_their_visible_colours(tmp_path, mode):
     plain = Image.open(drawn(tmp_path / "plain.png"))
     path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
     if mode == "I;16":
@@ -192,7 +192,7 @@ def test_pixels_of_every_mode_are_the_colours_that_are_seen(tmp_path, mode):
     assert np.abs(pixels.astype(int) - expected).max() <= (40 if mode == "CMYK" else 1)
 
 
-def test_an_orientation_in_the_tags_turns_nothing(tmp_path):
+def test_an_exif_orientation_does_not_rotate_the_image(tmp_path):
     path = drawn(tmp_path / "plain.png")
     tags = Image.Exif()
     tags[0x0112] = 6  # orientation: a quarter turn
@@ -233,7 +233,7 @@ def test_all_missing_and_unreadable_images_are_reported_before_the_start(root):
         assert "13.jpg (slot frame): cannot be read: it is cut off or damaged (" in message and "15.jpg" not in message
 
 
-def test_images_that_are_missing_or_unreadable_are_left_out_on_demand(root):
+def test_missing_or_unreadable_images_are_skipped_if_configured(root):
     images(root / "images", ["15"])
     put(root, entries([*NAMES, "15"]))
     spoil(root)
@@ -252,7 +252,7 @@ def test_a_folder_without_any_of_the_images_is_reported_with_one_name(root):
     assert "flickr.image_path: no folder" in refusal(root, image_path="absent")
 
 
-def test_an_image_that_vanishes_in_the_run_is_named(root):
+def test_an_image_that_vanishes_during_a_run_is_named_in_the_error(root):
     shapes = SHAPES | {"image": CachedShape.of(SlotShape(32, 768), str(root / "kept"))}
     for dataset in (build_dataset(root), build_dataset(root, shapes=shapes)):
         os.rename(root / "images/12.jpg", root / "gone")
@@ -261,7 +261,7 @@ def test_an_image_that_vanishes_in_the_run_is_named(root):
         os.rename(root / "gone", root / "images/12.jpg")
 
 
-def test_a_model_without_an_encoder_takes_no_images(root):
+def test_images_are_refused_for_a_model_without_an_image_encoder(root):
     assert "model.vit_weights" in refusal(root, shapes={"image": SlotShape(64, 176)})
 
 
@@ -313,7 +313,7 @@ def test_of_many_problems_the_first_ten_and_a_count_are_reported(root):
     assert len(reported[-1].clips) == 290 and max(len(problem.text) for problem in reported) < 400
 
 
-def test_a_file_of_objects_is_refused_in_one_line(root):
+def test_a_coco_object_file_without_captions_is_refused_in_one_line(root):
     put(root, coco(NAMES) | {"annotations": [{"id": number, "image_id": 0, "bbox": [1, 2, 3, 4]} for number in range(300)]})
     message = refusal(root)
     assert """none of the 300 "annotations" has a "caption", as in COCO\'s files of objects""" in message and "\n" not in message
@@ -348,7 +348,7 @@ def test_an_invalid_image_is_reported_once_and_not_for_its_captions_too(root, en
         ('{"images": [{"filename": "1.jpg", "sentences": []}]}', "emollama prepare flickr30k"),
     ],
 )
-def test_files_of_another_form_are_refused(root, text, expected):
+def test_files_of_an_unknown_format_are_refused(root, text, expected):
     (root / "captions.json").write_text(text)
     message = refusal(root)
     assert "captions.json" in message and expected in message
@@ -369,12 +369,12 @@ WORDED_WRONGLY = [
 
 
 @pytest.mark.parametrize("keys", [{"batch_size": 0}, {"sample_ratio": 0}, {"held_out": 1.0}, {"max_words": 0}, *WORDED_WRONGLY])
-def test_values_that_make_no_sense_are_refused_by_key(root, keys):
+def test_invalid_values_are_refused_with_their_key(root, keys):
     with pytest.raises(ValueError, match=next(iter(keys))):
         config(root, **keys)
 
 
-def test_instructions_of_another_form_are_refused_with_the_one_expected(tmp_path, root):
+def test_instructions_of_another_type_are_refused_with_the_expected_type(tmp_path, root):
     tree = golden_tree(tmp_path)
     block = {"type": "flickr30k_caption", "annotation_file": "captions.json", "image_path": "images"}
     tree["datasets"] = {"flickr": block | {"instructions": ["What?"]}}
@@ -386,7 +386,7 @@ def test_instructions_of_another_form_are_refused_with_the_one_expected(tmp_path
 
 
 @pytest.mark.parametrize("form", ["list", "empty", "coco"])
-def test_images_without_captions_are_answered_in_evaluation_and_refused_in_training(root, form):
+def test_images_without_captions_are_accepted_in_evaluation_and_refused_in_training(root, form):
     tree = {
         "list": [{"image_id": name} for name in NAMES],
         "empty": {"annotations": [{"image_id": name, "caption": "", "captions": []} for name in NAMES]},
@@ -402,7 +402,7 @@ def test_images_without_captions_are_answered_in_evaluation_and_refused_in_train
     assert "no captions for images 4: 11, 12, 13, 14" in problems(root) and not build_dataset(root).notes
 
 
-def test_pictures_of_ones_own_are_captioned_by_a_list_of_names(tmp_path):
+def test_images_without_captions_can_be_captioned_from_a_list_of_names(tmp_path):
     world = make_flickr_world(tmp_path / "world")
     annotated = json.loads(world.test.read_text())["annotations"]
     names = [entry["image_id"] for entry in annotated]
@@ -489,7 +489,7 @@ def test_check_data_reports_captions_that_would_be_cut(examined, root):
         assert [finding.kind for finding in report.of_level("problem")] == kinds and report.blocks[0].lengths[0].cut == 1
 
 
-def test_check_data_counts_images_without_captions_as_a_note_where_they_are_answered(examined, root):
+def test_check_data_notes_images_without_captions_in_an_evaluation(examined, root):
     put(root, [*entries(NAMES[:3]), {"image_id": "14"}])
     assert [finding.kind for finding in examined().of_level("problem")] == ["caption"]
     report = examined(evaluation={})

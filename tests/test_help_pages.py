@@ -69,7 +69,7 @@ def dotted_keys(page):
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_every_key_exists(name):
+def test_every_configuration_key_in_the_pages_exists(name):
     named, known = dotted_keys(PAGES[name]), keys_of_the_reference()
     assert len({key for _, key, _ in named}) > 10
     assert sorted({f"{block}.{key}" for block, key, _ in named if key not in known[block]}) == []
@@ -80,7 +80,7 @@ def as_option(block, key, value):
     return f"{label}.{key}={value}"
 
 
-def test_every_value_is_accepted(tmp_path):
+def test_every_value_in_the_pages_is_accepted_for_its_key(tmp_path):
     """Each ``key: value`` is set in a configuration that has the block and the key, many at once."""
     stage_1 = yaml.safe_load((ROOT / STAGE_1).read_text())
     evaluated = yaml.safe_load((ROOT / "eval_configs/eval_emotion_EMER.yaml").read_text())["evaluation_datasets"]
@@ -102,7 +102,7 @@ def test_every_value_is_accepted(tmp_path):
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_every_command_and_its_options_exist(name, emollama):
+def test_every_command_in_the_pages_exists_with_its_options(name, emollama):
     lines = [code for code in code_of(PAGES[name]) if code.startswith("emollama ") and "command not found" not in code]
     commands = {}
     for line in lines:
@@ -115,7 +115,7 @@ def test_every_command_and_its_options_exist(name, emollama):
         assert sorted(option for option in options if option not in shown.stdout) == [], command
 
 
-def test_every_quoted_message_is_in_the_program():
+def test_every_message_quoted_in_troubleshooting_is_in_the_program():
     """The code spans of a table's first column; ``...`` stands for what a message fills in."""
     files = sorted((ROOT / "emollama").rglob("*.py"))
     text = "\n".join(path.read_text(encoding="utf-8") for path in files)
@@ -187,7 +187,7 @@ def spans(cell):
     return tuple(re.findall(r"`([^`]+)`", cell))
 
 
-def test_the_memory_of_shipped_configurations_is_what_plan_computes(planned):
+def test_the_documented_memory_of_shipped_configurations_equals_that_of_plan(planned):
     rows = rows_of(PAGES["hardware"], "configuration", "frozen language model")
     shipped = {
         str(path.relative_to(ROOT)) for folder in ("train_configs", "eval_configs") for path in (ROOT / folder).glob("*.yaml")
@@ -207,14 +207,14 @@ def builds_another_model(options):
     return any(option.partition("=")[0].removeprefix("model.") in SHAPES or option == "run.amp=False" for option in options)
 
 
-def test_what_options_change_is_what_plan_computes(planned):
+def test_the_documented_memory_with_options_equals_that_of_plan(planned):
     rows = [row for row in variants() if not builds_another_model(row[1])]
     assert len(rows) >= 10
     assert rows == [(path, options, row_of(planned(path, options)[1], options)) for path, options, _ in rows]
 
 
 @pytest.mark.slow
-def test_what_options_of_the_shape_change_is_what_plan_computes(planned):
+def test_the_documented_memory_with_shape_options_equals_that_of_plan(planned):
     rows = [row for row in variants() if builds_another_model(row[1])]
     assert len(rows) >= 6
     assert rows == [(path, options, row_of(planned(path, options)[1], options)) for path, options, _ in rows]
@@ -228,7 +228,7 @@ def checkpoint_row(config, plan):
     return [f"{trained:,}", f"{12 * trained / GIB:.3f}", str(files), f"{12 * trained * files / GIB:.2f}"]
 
 
-def test_sizes_of_checkpoints(planned):
+def test_the_documented_checkpoint_sizes_equal_those_of_plan(planned):
     rows = rows_of(PAGES["hardware"], "configuration", "options", "trained parameters")
     shipped = [(spans(row[0])[0], row[2:]) for row in rows if row[1] == "-"]
     assert {path for path, _ in shipped} == {spans(row[0])[0] for row in rows if spans(row[0])[0].startswith("train_configs/")}
@@ -236,13 +236,13 @@ def test_sizes_of_checkpoints(planned):
 
 
 @pytest.mark.slow
-def test_sizes_of_checkpoints_with_options(planned):
+def test_the_documented_checkpoint_sizes_with_options_equal_those_of_plan(planned):
     rows = rows_of(PAGES["hardware"], "configuration", "options", "trained parameters")
     others = [(spans(row[0])[0], spans(row[1]), row[2:]) for row in rows if row[1] != "-"]
     assert others and others == [(path, options, checkpoint_row(*planned(path, options))) for path, options, _ in others]
 
 
-def test_lengths_scale_the_plan(planned):
+def test_the_documented_memory_by_length_and_batch_size_follows_from_plan(planned):
     """Activations grow with the tokens of a micro-batch, logits with those of its answers, the cache with all of them."""
     parts, tokens = planned(STAGE_1)[1].memory_gib, sum(planned(STAGE_1)[1].tokens.values())
     without = planned(STAGE_1, ("model.use_grad_checkpoint=False",))[1].memory_gib["activations"]
@@ -261,12 +261,12 @@ def test_lengths_scale_the_plan(planned):
     assert all(text in PAGES["hardware"] for text in [*mib, f"{cache_of_a_token * 1024:.1f} MiB a token of prompt"])
 
 
-def test_what_quantization_adds():
+def test_the_documented_memory_of_quantization_matches_the_plan_constants():
     for option, added in EXTRA.items():
         assert f"{added:.2f} GiB with `{option.partition('=')[0]}`" in " ".join(PAGES["hardware"].split())
 
 
-def test_sizes_of_features():
+def test_the_documented_feature_sizes_are_correct():
     """GB of the arrays: EVA caches of 1 + P rows, and three utterances of 1024 numbers, each after a header of 128 bytes."""
     eva, head = 1025 * 1408, 128
     bytes_each = [4 * eva + head, 2 * eva + head, eva + 4 * 1025, 4 * 257 * 1408 + head]
@@ -279,7 +279,7 @@ def test_sizes_of_features():
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_links_to_sections_exist(name):
+def test_the_sections_that_links_refer_to_exist(name):
     """``#section`` of a page is one of its headings, as GitHub names them."""
     for target, section in re.findall(r"\]\(([\w.]*)#([\w-]+)\)", PAGES[name]):
         text = (ROOT / "docs" / target).read_text() if target else PAGES[name]

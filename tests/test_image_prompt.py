@@ -43,13 +43,13 @@ def test_the_feature_tokens_are_between_the_texts_before_and_after_the_mark():
     assert sample.labels.tolist() == [IGNORED] * len(prompt_ids) + answer
 
 
-def test_a_prompt_that_begins_and_ends_with_the_mark_has_no_text_around_it_without_a_template():
+def test_a_prompt_of_the_placeholder_alone_without_a_template_has_no_text():
     prompt = make_prompt("{}")
     sample = prompt.sample(record("<ImageHere>"), to_generate=True)
     assert sample.input_ids.tolist() == [prompt.tokenizer.bos_token_id, *[FIRST_ID] * ROWS]
 
 
-def test_vicunas_template_and_end_are_found_again_in_a_sample():
+def test_a_sample_contains_the_vicuna_template_and_its_end_symbol():
     prompt = make_prompt("###Human: {} ###Assistant: ", "###")
     sample = prompt.sample(record())
     answer = sample.labels[sample.labels != IGNORED].tolist()
@@ -81,23 +81,23 @@ def test_instructions_of_a_dataset_replace_the_models_prompts_and_get_the_mark_i
     assert prompt.apply_instruction("What is it?", rng) == "<Img><ImageHere></Img> What is it?"
 
 
-def test_a_prompt_of_a_file_without_the_mark_has_the_image_first_too():
+def test_a_prompt_without_the_placeholder_has_the_image_first():
     assert make_prompt(prompts=("What is it?",)).apply_instruction("", None) == "<Img><ImageHere></Img> What is it?"
 
 
-def test_lengths_of_prompts_are_those_of_their_samples_without_rows():
+def test_prompt_lengths_are_those_of_samples_without_image_tokens():
     prompt = make_prompt()
     words = ["", "What is it?", "See <ImageHere> now, and tell me about it."]
     samples = [prompt.sample(record(text), to_generate=True) for text in words]
     assert prompt.prompt_lengths(words) == [len(sample.input_ids) - ROWS - 1 for sample in samples]
 
 
-def test_the_layout_of_released_emotion_checkpoints_changes_nothing_here():
+def test_the_upstream_eval_layout_does_not_change_an_image_prompt():
     prompt = make_prompt()
     assert prompt.sample(record()).input_ids.equal(prompt.sample(record(), layout="upstream_eval").input_ids)
 
 
-def test_a_long_answer_is_cut_and_keeps_its_end():
+def test_a_long_answer_is_cut_but_retains_its_end_token():
     prompt = make_prompt(max_txt_len=8)
     sample = prompt.sample(record(answer="dogs " * 40))
     answer = sample.labels[sample.labels != IGNORED].tolist()
@@ -115,7 +115,7 @@ def test_a_sample_has_the_cache_key_of_its_record():
     assert make_prompt().sample(record()).cache_key == "aa/bb.npy"
 
 
-def test_built_in_prompts_hold_the_mark_once():
+def test_every_built_in_prompt_contains_the_image_placeholder_once():
     assert all(text.count("<ImageHere>") == 1 for text in BUILT_IN) and len(BUILT_IN) == 4
 
 

@@ -65,7 +65,7 @@ def videos(folder):
         ("videos", videos, ["emotion", "reason"]),
     ],
 )
-def test_what_an_import_writes_passes_the_doctor(tmp_path, kind, source, tasks):
+def test_the_output_of_every_importer_passes_check_data(tmp_path, kind, source, tasks):
     folder = tmp_path / "imported"
     words = written(tmp_path / "words.csv", "name,sentence\n" + "".join(f"{name},Well\n" for name in NAMES))
     run(kind, *source(tmp_path / "source"), "--transcripts", words, "--output", folder)

@@ -55,7 +55,7 @@ def refusal(folder, out, *arguments):
     return str(error.value)
 
 
-def test_a_folder_becomes_a_list_with_both_captions_and_is_not_changed(tmp_path, out):
+def test_a_folder_is_imported_with_both_captions_and_not_changed(tmp_path, out):
     folder = factory(tmp_path / "f", **{"00012": record(), "b": record(final_summary="", ground_truth_label="sadness")})
     before = tree(folder)
     words = written(tmp_path / "words.csv", 'name,sentence\n00012,"No, Tom"\nb,\n')
@@ -79,7 +79,7 @@ def test_a_folder_becomes_a_list_with_both_captions_and_is_not_changed(tmp_path,
     assert tree(folder) == before
 
 
-def test_the_coarse_caption_consists_of_the_chosen_texts_that_are_not_empty(tmp_path, out):
+def test_the_coarse_caption_joins_the_selected_texts_that_are_not_empty(tmp_path, out):
     run("mer-factory", factory(tmp_path / "f", a=record()), "--output", out, "--caption", "audio_analysis", "video_content",
         "visual_objective")  # fmt: skip
     assert table(out / "MERR_coarse_grained.json") == {"a": {"caption": "Loud. A room."}}
@@ -111,7 +111,7 @@ def test_the_label_is_the_strongest_emotion_at_the_overall_peak(changes, overall
     assert raw_label(record(**changes), "overall-or-first") == or_first
 
 
-def test_labels_that_nobody_decided_are_reported_together_and_a_map_decides_them(tmp_path, out):
+def test_unknown_labels_are_reported_together_and_resolved_by_a_label_map(tmp_path, out):
     disgust = ["Peak at 2.88s: disgust (strong)"]
     folder = factory(
         tmp_path / "f",
@@ -131,21 +131,21 @@ def test_labels_that_nobody_decided_are_reported_together_and_a_map_decides_them
     assert table(out / "import_report.json")["left_out"] == {"the label map skips 'unknown'": ["d"]}
 
 
-def test_a_peak_that_is_there_and_says_unknown_is_not_reported_as_absent(tmp_path, out):
+def test_a_peak_with_the_label_unknown_is_not_reported_as_missing(tmp_path, out):
     folder = factory(tmp_path / "f", a=record(chronological_emotion_peaks=["Peak at 2.88s: unknown"]))
     said = refusal(folder, out)
     assert f"{folder}/a/a_merr_data.json: the label 'unknown' is not one of" in said and "no peak" not in said
 
 
 @pytest.mark.parametrize("peaks", ["Peak at 2.88s: angry (slight)", None, {"0": "neutral"}, [{"time": 2.88}]])
-def test_peaks_that_are_no_list_of_texts_are_a_problem_which_no_map_hides(tmp_path, out, peaks):
+def test_peaks_that_are_not_a_list_of_texts_are_a_problem_despite_a_label_map(tmp_path, out, peaks):
     folder = factory(tmp_path / "f", a=record(), b=record(chronological_emotion_peaks=peaks))
     maps = written(tmp_path / "map.yaml", "unknown: skip\n")
     said = refusal(folder, out, "--label-map", maps)
     assert f"{folder}/b/b_merr_data.json: " in said and "'chronological_emotion_peaks' is not a list of texts" in said
 
 
-def test_overrides_win_over_map_truth_and_peaks(tmp_path, out):
+def test_overrides_take_precedence_over_label_map_ground_truth_and_peaks(tmp_path, out):
     folder = factory(tmp_path / "f", a=record(), b=record(ground_truth_label="sad"), c=record(chronological_emotion_peaks=[]),
                      d=record())  # fmt: skip
     over = written(tmp_path / "over.csv", "\ufeffname,label\r\na,happy\r\nb,fearful\r\nc,doubt\r\nd,skip\r\n")
@@ -170,7 +170,7 @@ def test_bad_overrides_are_refused_with_their_line(tmp_path, out, text, says):
     assert f"{over}, " in said and says in said
 
 
-def test_clips_of_one_name_are_named_with_both_paths(tmp_path, out):
+def test_clips_with_the_same_name_are_reported_with_both_paths(tmp_path, out):
     folder = factory(tmp_path / "f" / "one", a=record()).parent
     factory(folder / "two", a=record(), b=record())
     said = refusal(folder, out)
@@ -191,7 +191,7 @@ def test_clips_of_one_name_are_named_with_both_paths(tmp_path, out):
         ('{"chronological_emotion_peaks": ["neutral"], "final_summary": "\\ud83d"}', "an incomplete character"),
     ],
 )
-def test_a_broken_file_is_reported_with_its_line_or_left_out(tmp_path, out, text, says):
+def test_an_invalid_file_is_reported_or_skipped(tmp_path, out, text, says):
     folder = factory(tmp_path / "f", a=record(), b=text)
     said = refusal(folder, out)
     assert f"{folder}/b/b_merr_data.json" in said and says in said and "problems: 1." in said
@@ -213,7 +213,7 @@ def test_names_with_spaces_are_problems(tmp_path, out):
     assert listed(out) == [("a", "angry")]
 
 
-def test_texts_of_other_kinds_are_read_as_absent(tmp_path, out):
+def test_texts_of_the_wrong_type_count_as_missing(tmp_path, out):
     odd = record(coarse_descriptions_at_peak=["x"], final_summary={"a": 1}, overall_peak_frame_info={"timestamp": 2.88})
     run("mer-factory", factory(tmp_path / "f", a=odd), "--output", out)
     assert sorted(path.name for path in out.iterdir()) == ["clips.txt", "import_report.json"]

@@ -50,7 +50,7 @@ def refusal(path, out, *arguments):
 TRAIN = {"00012": {"emo": "angry", "val": -1.5}, "b": {"emo": "happy", "val": ""}, "c": {"emo": "worried", "val": -10}}
 
 
-def test_a_split_becomes_a_list_with_valences(tmp_path):
+def test_a_split_is_imported_as_a_list_with_valences(tmp_path):
     path = saved(tmp_path / "label-6way.npz", train_corpus=TRAIN, test1_corpus={"d": {"emo": "sad"}})
     run("mertools", path, "--split", "train", "--output", tmp_path / "train")
     assert (tmp_path / "train" / "clips.txt").read_text() == "00012 0 angry -1.5\nb 0 happy -10\nc 0 worried -10\n"
@@ -61,7 +61,7 @@ def test_a_split_becomes_a_list_with_valences(tmp_path):
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4])
-def test_numpys_own_strings_and_numbers_are_read_in_every_protocol_that_numpy_saves_in(tmp_path, protocol):
+def test_numpy_strings_and_numbers_are_read_in_every_pickle_protocol(tmp_path, protocol):
     corpus = {
         np.str_("a"): {"emo": np.str_("sad"), "val": np.float64(1.5)},
         "b": {"emo": "sad", "val": np.float32(0.25), "more": np.arange(3), "flag": np.bool_(True), "raw": b"\xff"},
@@ -87,7 +87,7 @@ class Runs:
         return os.mkdir, (self.folder,)
 
 
-def test_a_file_that_runs_code_is_refused_by_the_codes_name_and_nothing_runs(tmp_path):
+def test_a_file_that_would_run_code_is_refused_with_the_function_name_and_not_executed(tmp_path):
     mark = tmp_path / "it_ran"
     path = saved(tmp_path / "l.npz", train_corpus=as_object_array({"a": {"emo": Runs(mark), "val": 1.0}}))
     said = refusal(path, tmp_path / "out", "--on-problem", "skip")
@@ -97,7 +97,7 @@ def test_a_file_that_runs_code_is_refused_by_the_codes_name_and_nothing_runs(tmp
     assert mark.exists()  # so the file would have run
 
 
-def test_code_in_a_split_that_is_not_asked_for_is_not_even_opened(tmp_path):
+def test_a_split_that_is_not_requested_is_never_unpickled(tmp_path):
     mark = tmp_path / "it_ran"
     path = saved(tmp_path / "l.npz", train_corpus=TRAIN, test1_corpus=as_object_array(Runs(mark)))
     run("mertools", path, "--split", "train", "--output", tmp_path / "out")
@@ -117,7 +117,7 @@ def test_code_in_a_split_that_is_not_asked_for_is_not_even_opened(tmp_path):
         (np.load, "numpy.load"),
     ],
 )
-def test_whatever_is_not_plain_is_refused_by_its_name(tmp_path, value, named):
+def test_objects_other_than_plain_data_are_refused_by_name(tmp_path, value, named):
     path = with_pickle(tmp_path / "l.npz", as_object_array({"a": value}))
     assert f"it refers to {named}" in refusal(path, tmp_path / "out")
 
@@ -162,7 +162,7 @@ def test_handmade_pickles_are_refused_with_file_and_key(tmp_path, payload):
     assert said.startswith(f"{path}, 'train_corpus': ")
 
 
-def test_a_file_that_changes_its_own_helpers_changes_nothing_for_the_next(tmp_path):
+def test_a_pickle_that_tampers_with_the_reader_does_not_affect_the_next_file(tmp_path):
     spoils = ARRAY + b"(NV__defaults__\nNdNV__kwdefaults__\nNdtb."
     refusal(with_pickle(tmp_path / "bad.npz", spoils), tmp_path / "out")
     run("mertools", saved(tmp_path / "l.npz", train_corpus=TRAIN), "--split", "train", "--output", tmp_path / "out")
@@ -170,7 +170,7 @@ def test_a_file_that_changes_its_own_helpers_changes_nothing_for_the_next(tmp_pa
 
 
 @pytest.mark.parametrize("kind", ["text", "npy", "cut"])
-def test_a_file_that_is_no_npz_is_refused(tmp_path, kind):
+def test_a_file_that_is_not_an_npz_archive_is_refused(tmp_path, kind):
     path = tmp_path / "l.npz"
     if kind == "text":
         written(path, "name,discrete\n")
@@ -190,7 +190,7 @@ def test_damaged_bytes_inside_an_npz_are_refused(tmp_path):
     assert "cannot be read as a dictionary" in refusal(written(path, bytes(whole)), tmp_path / "out")
 
 
-def test_bytes_changed_anywhere_give_a_refusal_or_a_table_and_never_anything_else(tmp_path):
+def test_a_file_with_random_byte_changes_is_either_read_or_refused(tmp_path):
     generator = random.Random(11)
     packed = saved(tmp_path / "packed.npz", train_corpus=TRAIN).read_bytes()
     plain = with_pickle(tmp_path / "plain.npz", as_object_array(TRAIN)).read_bytes()
@@ -207,7 +207,7 @@ def test_bytes_changed_anywhere_give_a_refusal_or_a_table_and_never_anything_els
     assert 300 < refused < 600
 
 
-def test_opcodes_changed_anywhere_give_a_refusal_or_a_table_and_never_anything_else(tmp_path):
+def test_a_pickle_with_random_opcode_changes_is_either_read_or_refused(tmp_path):
     generator = random.Random(12)
     whole = pickle.dumps(as_object_array(TRAIN), 4)
     opcodes = b"().012NRabcdeghjlopqstu}]KMJIFVSXUCBGT\x80\x81\x85\x86\x87\x88\x89\x8c\x93\x94"
@@ -220,13 +220,13 @@ def test_opcodes_changed_anywhere_give_a_refusal_or_a_table_and_never_anything_e
             assert isinstance(read_dictionaries(str(path), ["train_corpus"])["train_corpus"], dict)
 
 
-def test_an_absent_split_is_reported_with_those_that_are_there(tmp_path):
+def test_a_missing_split_is_reported_with_the_available_entries(tmp_path):
     path = saved(tmp_path / "l.npz", whole_corpus=TRAIN, names=np.array(["a"]))
     assert "contains no 'train_corpus'. Its entries: whole_corpus, names." in refusal(path, tmp_path / "out")
 
 
 @pytest.mark.parametrize("corpus", [np.arange(3), np.array([{"a": 1}, {"b": 1}], object), np.array("text")])
-def test_an_entry_that_is_no_dictionary_is_refused(tmp_path, corpus):
+def test_an_entry_that_is_not_a_dictionary_is_refused(tmp_path, corpus):
     assert "cannot be read as a dictionary" in refusal(saved(tmp_path / "l.npz", train_corpus=corpus), tmp_path / "out")
 
 
@@ -246,7 +246,7 @@ def test_an_entry_that_is_no_dictionary_is_refused(tmp_path, corpus):
         ("b", {"emo": 3}, "the label '3' is not one of"),
     ],
 )
-def test_a_bad_entry_is_reported_with_split_and_name_or_left_out(tmp_path, name, given, says):
+def test_an_invalid_entry_is_reported_with_split_and_name_or_skipped(tmp_path, name, given, says):
     path = saved(tmp_path / "l.npz", train_corpus={"a": {"emo": "sad"}, name: given})
     said = refusal(path, tmp_path / "out")
     assert f"{path}, train_corpus, '{name}': " in said and says in said and "problems: 1." in said
@@ -254,7 +254,7 @@ def test_a_bad_entry_is_reported_with_split_and_name_or_left_out(tmp_path, name,
     assert listed(tmp_path / "out") == [("a", "sad")]
 
 
-def test_numbers_as_labels_are_named_by_a_map(tmp_path):
+def test_numeric_labels_are_translated_by_a_label_map(tmp_path):
     path = saved(tmp_path / "l.npz", train_corpus={"a": {"emo": 0, "val": -10}, "b": {"emo": np.int64(1), "val": -10}})
     maps = written(tmp_path / "map.yaml", "0: anger\n1: joy\n")
     run("mertools", path, "--split", "train", "--output", tmp_path / "out", "--label-map", maps)
@@ -267,7 +267,7 @@ def test_a_clip_in_two_splits_is_a_problem(tmp_path):
     assert "test1_corpus, 'b': the clip is also in another of these splits" in said
 
 
-def test_a_split_of_withheld_labels_is_noted(tmp_path, capsys):
+def test_a_split_with_a_single_label_is_noted(tmp_path, capsys):
     path = saved(tmp_path / "l.npz", train_corpus={name: {"emo": "neutral", "val": -10} for name in "abc"})
     run("mertools", path, "--split", "train", "--output", tmp_path / "out")
     assert "every clip of train_corpus is 'neutral'" in table(tmp_path / "out" / "import_report.json")["notes"][0]

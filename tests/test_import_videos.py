@@ -19,7 +19,7 @@ def videos(folder, *names):
     return folder
 
 
-def test_videos_take_the_labels_of_a_table_with_and_without_endings(tmp_path, out):
+def test_videos_are_matched_with_the_names_of_a_table_with_and_without_extensions(tmp_path, out):
     folder = videos(tmp_path / "v", "a.mp4", "00012.AVI", "sub/c.v2.mkv", "notes.txt", ".hidden.mp4", "._a.mp4")
     rows = "video_name,emotion,sentence,caption\na,anger,Hi,She hits.\n00012.avi,sad,,\nc.v2,joy,x,\n"
     run("videos", folder, written(tmp_path / "l.csv", rows), "--output", out)
@@ -28,14 +28,14 @@ def test_videos_take_the_labels_of_a_table_with_and_without_endings(tmp_path, ou
     assert table(out / "MERR_coarse_grained.json") == {"a": {"caption": "She hits."}}
 
 
-def test_other_columns_can_be_named(tmp_path, out):
+def test_the_columns_of_the_table_can_be_selected_by_options(tmp_path, out):
     table_file = written(tmp_path / "l.csv", "clip,name,gold,words\na,x,sad,Hi\n")
     columns = ("--name-column", "clip", "--label-column", "gold", "--sentence-column", "words")
     run("videos", videos(tmp_path / "v", "a.mp4"), table_file, "--output", out, *columns)
     assert listed(out) == [("a", "sad")] and sentences(out) == [["a", "Hi"]]
 
 
-def test_dfews_ids_are_its_labels_and_the_seventh_needs_the_users_word(tmp_path, out):
+def test_dfew_ids_are_mapped_to_labels_and_disgust_requires_a_decision_of_the_user(tmp_path, out):
     folder = videos(tmp_path / "v", *(f"{i}.mp4" for i in range(1, 8)))
     rows = written(tmp_path / "set_1.csv", "video_name,label\n" + "".join(f"{i},{i}\n" for i in range(1, 8)))
     said = refusal("videos", folder, rows, "--output", out, "--label-map", "dfew")
@@ -48,7 +48,7 @@ def test_dfews_ids_are_its_labels_and_the_seventh_needs_the_users_word(tmp_path,
     assert [label for _, label in listed(tmp_path / "seven")] == seven
 
 
-def test_videos_without_a_row_are_counted_and_rows_without_a_video_are_problems(tmp_path, out):
+def test_videos_without_a_table_row_are_noted_and_rows_without_a_video_are_problems(tmp_path, out):
     folder = videos(tmp_path / "v", "a.mp4", "b.mp4")
     rows = written(tmp_path / "l.csv", "name,label\na,sad\nz,sad\n")
     assert f"{rows}, line 3: no video has the name 'z'" in refusal("videos", folder, rows, "--output", out)
@@ -70,7 +70,7 @@ def test_a_name_that_fits_several_videos_needs_its_folder(tmp_path, out):
     assert listed(out) == [("one/a", "sad"), ("two/a", "happy")]
 
 
-def test_videos_of_one_name_collide_and_are_named_with_both_paths(tmp_path, out):
+def test_videos_with_the_same_name_are_reported_with_both_paths(tmp_path, out):
     folder = videos(tmp_path / "v", "a.mp4", "a.avi", "b.mp4", "c d.mp4")
     rows = written(tmp_path / "l.csv", "name,label\nb,sad\nc d,sad\n")
     said = refusal("videos", folder, rows, "--output", out)
@@ -79,7 +79,7 @@ def test_videos_of_one_name_collide_and_are_named_with_both_paths(tmp_path, out)
     assert listed(out) == [("b", "sad")]
 
 
-def test_a_video_whose_row_is_a_problem_is_not_reported_a_second_time_as_one_without_a_row(tmp_path, out):
+def test_a_video_with_a_faulty_table_row_is_not_also_reported_as_having_none(tmp_path, out):
     folder = videos(tmp_path / "v", "a.mp4", "b.mp4", "c d.mp4", "e.mp4")
     rows = written(tmp_path / "l.csv", "name,label\na,sad\na,happy\nb,sad\nc d,sad\n")
     run("videos", folder, rows, "--output", out, "--on-problem", "skip")
@@ -103,7 +103,7 @@ def test_a_folder_that_cannot_be_read_is_a_problem(tmp_path, out, monkeypatch):
     assert listed(out) == [("a", "sad")] and len(table(out / "import_report.json")["problems"]) == 1
 
 
-def test_linked_videos_are_taken_linked_folders_reported_and_broken_links_problems(tmp_path, out):
+def test_linked_videos_are_imported_linked_folders_noted_and_broken_links_problems(tmp_path, out):
     folder = videos(tmp_path / "v", "a.mp4")
     videos(tmp_path / "elsewhere", "b.mp4", "c.mp4")
     (folder / "b.mp4").symlink_to(tmp_path / "elsewhere" / "b.mp4")

@@ -40,7 +40,7 @@ def mer_refusal(tmp_path, text, *arguments):
 # The written form
 
 
-def test_the_written_form_passes_the_readers_of_the_datasets_for_any_names_and_texts(tmp_path):
+def test_imported_files_with_arbitrary_names_and_texts_are_readable_by_the_datasets(tmp_path):
     generator = random.Random(3)
     letters = [chr(code) for code in (*range(0x21, 0x250), 0x4E2D, 0x85, 0x2028, 0x3000, 0x1F600)]
     texts = [*letters, " ", "\t", "\n", "\r\n", '"', ","]
@@ -62,7 +62,7 @@ def test_the_written_form_passes_the_readers_of_the_datasets_for_any_names_and_t
 
 
 @pytest.mark.parametrize("name", ["a b", "a\tb", "a\u3000b", "a\x85b", "", " ", "../a", "/a", "a\\b", "a\0"])
-def test_a_name_that_a_list_cannot_hold_is_a_problem(name):
+def test_a_name_that_cannot_be_written_in_a_list_is_a_problem(name):
     collector = Collector(LabelMap(LABELS))
     assert not collector.is_usable(name, "here, line 3")
     assert collector.problems[0].text.startswith("here, line 3: ") and collector.problems[0].kind == "name"
@@ -76,7 +76,7 @@ def test_a_name_that_a_list_cannot_hold_is_a_problem(name):
         ([("0", None), ("0", None)], "a 0 0\nb 0 0\n"),
     ],
 )
-def test_the_list_has_the_columns_that_are_known(tmp_path, values, rows):
+def test_the_list_has_only_the_columns_that_have_values(tmp_path, values, rows):
     collector = Collector(LabelMap(LABELS))
     for name, (label, valence) in zip("ab", values, strict=True):
         collector.add(Entry(name, label, valence))
@@ -86,7 +86,7 @@ def test_the_list_has_the_columns_that_are_known(tmp_path, values, rows):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["clips.txt", "import_report.json"]
 
 
-def test_the_report_lists_what_was_imported_what_was_not_and_why(tmp_path, out, capsys):
+def test_the_report_lists_imported_clips_and_the_reasons_for_omitted_ones(tmp_path, out, capsys):
     words = written(tmp_path / "words.csv", "name,sentence\na,hi\n")
     maps = written(tmp_path / "map.yaml", "bored: skip\n")
     text = "name,discrete\na,sad\nb,happy\nc,bored\nd e,sad\nf,sad\nf,sad\n"
@@ -120,13 +120,13 @@ def test_hundreds_of_problems_are_counted_and_the_first_shown(tmp_path):
     assert "problems: 300." in said and "... and 290 more" in said and said.count("\n") == 11
 
 
-def test_an_import_that_leaves_no_clip_is_refused(tmp_path):
+def test_an_import_without_any_usable_clip_is_refused(tmp_path):
     said = mer_refusal(tmp_path, "name,discrete\na,bored\n", "--on-problem", "skip")
     assert "no clip of the source is left" in said and "'bored'" in said
 
 
 @pytest.mark.parametrize("blocked", ["file", "filled"])
-def test_an_output_folder_that_holds_something_is_refused_and_left_alone(tmp_path, blocked):
+def test_a_non_empty_output_folder_is_refused_and_not_changed(tmp_path, blocked):
     out = tmp_path / "out"
     written(out if blocked == "file" else out / "mine.txt", "mine")
     source = written(tmp_path / "label.csv", "name,discrete\na,sad\n")
@@ -134,13 +134,13 @@ def test_an_output_folder_that_holds_something_is_refused_and_left_alone(tmp_pat
     assert tree(tmp_path) == {"label.csv": source.read_bytes(), "out" if blocked == "file" else "out/mine.txt": b"mine"}
 
 
-def test_an_empty_output_folder_is_filled_and_no_temporary_folder_stays(tmp_path, out):
+def test_an_empty_output_folder_is_used_and_no_temporary_folder_remains(tmp_path, out):
     out.mkdir()
     assert mer(tmp_path, "name,discrete\na,sad\n", out=out) == [("a", "sad")]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["label.csv", "out"]
 
 
-def test_an_output_folder_that_is_filled_meanwhile_is_not_touched(tmp_path):
+def test_an_output_folder_that_is_filled_during_the_import_is_not_changed(tmp_path):
     collector = Collector(LabelMap(LABELS))
     collector.add(Entry("a", "sad"))
     with pytest.raises(UserError, match="cannot write"), new_folder(tmp_path / "out") as folder:
@@ -149,7 +149,7 @@ def test_an_output_folder_that_is_filled_meanwhile_is_not_touched(tmp_path):
     assert tree(tmp_path) == {"out/theirs.txt": b"theirs"}
 
 
-def test_an_output_folder_that_cannot_be_made_is_reported_before_anything_is_read(tmp_path):
+def test_an_output_folder_that_cannot_be_created_is_reported_before_the_source_is_read(tmp_path):
     below_a_file = written(tmp_path / "file", "") / "out"
     assert "--output: cannot write" in refusal("emer", tmp_path / "absent.csv", "--output", below_a_file)
 
@@ -177,16 +177,16 @@ def test_the_source_is_not_changed(tmp_path, out):
         ("", None),
     ],
 )
-def test_only_obvious_synonyms_are_known_without_a_map(raw, label):
+def test_only_obvious_synonyms_are_mapped_without_a_label_map(raw, label):
     assert LabelMap(LABELS).resolve(raw) == label
 
 
-def test_synonyms_lead_to_whatever_form_the_vocabulary_has_but_never_to_two():
+def test_a_synonym_maps_to_the_label_of_the_vocabulary_unless_it_is_ambiguous():
     assert LabelMap(["anger", "joy"]).resolve("happy") == "joy"
     assert LabelMap(["happy", "joy"]).resolve("happiness") is None
 
 
-def test_maps_are_applied_one_after_another_and_win_over_the_vocabulary():
+def test_label_maps_are_applied_in_order_and_take_precedence_over_the_vocabulary():
     labels = LabelMap(LABELS, [{"6": "Disgust", "sad": "worried"}, {"DISGUST": "contempt", "fear": "skip"}])
     assert [labels.resolve(raw) for raw in ("6", "sad", "fear", "happy", "skip")] == [
         "contempt", "worried", "skip", "happy", None,
@@ -194,7 +194,7 @@ def test_maps_are_applied_one_after_another_and_win_over_the_vocabulary():
 
 
 @pytest.mark.parametrize("name", ["map.yaml", "map.json"])
-def test_a_label_map_reads_as_text_in_both_forms(tmp_path, name):
+def test_a_label_map_is_read_as_text_in_yaml_and_json(tmp_path, name):
     text = '{"no": "neutral",\n\t"6": "fear"}' if name == "map.json" else "# ours\nno: neutral\n6: fear\n"
     assert read_label_map(str(written(tmp_path / name, "\ufeff" + text))) == {"no": "neutral", "6": "fear"}
 
@@ -214,25 +214,25 @@ def test_a_label_map_reads_as_text_in_both_forms(tmp_path, name):
         ("m.json", '["a"]', "expected a label map of the form"),
     ],
 )
-def test_a_broken_label_map_is_refused_with_its_place(tmp_path, name, text, says):
+def test_an_invalid_label_map_is_refused_with_its_file_and_line_or_key(tmp_path, name, text, says):
     with pytest.raises(UserError) as error:
         read_label_map(str(written(tmp_path / name, text)))
     assert str(error.value).startswith(f"{tmp_path}/{name}") and says in str(error.value)
 
 
-def test_a_map_that_leads_outside_the_vocabulary_is_reported_with_the_nearest_label(tmp_path):
+def test_a_label_map_to_an_unknown_label_is_reported_with_the_nearest_label(tmp_path):
     maps = written(tmp_path / "map.yaml", "bored: hapy\n")
     said = mer_refusal(tmp_path, "name,discrete\na,bored\n", "--label-map", maps)
     assert "'bored' (mapped to 'hapy')" in said and "Did you mean 'happy'?" in said
 
 
 @pytest.mark.parametrize("labels", [["very sad"], ["skip"], ["0"], ["sad", "Sad"], [""]])
-def test_a_vocabulary_that_a_list_cannot_hold_is_refused(labels):
+def test_labels_that_cannot_be_written_in_a_list_are_refused(labels):
     with pytest.raises(UserError, match="--labels"):
         LabelMap(labels)
 
 
-def test_another_vocabulary_replaces_the_nine(tmp_path, out):
+def test_another_vocabulary_replaces_the_nine_default_labels(tmp_path, out):
     assert mer(tmp_path, "name,discrete\na,bored\n", "--labels", "bored", "calm", out=out) == [("a", "bored")]
     assert "the label 'sad' is not one of bored" in mer_refusal_elsewhere(tmp_path)
 
@@ -245,7 +245,7 @@ def mer_refusal_elsewhere(tmp_path):
 # Tables
 
 
-def test_mer_labels_keep_order_names_and_valences(tmp_path, out):
+def test_imported_mer_labels_preserve_order_names_and_valences(tmp_path, out):
     text = "name,discrete,valence\n00012,sad,-1.25\nb,Happy,\nc,worried,-10\n"
     assert mer(tmp_path, text, out=out) == [("00012", "sad"), ("b", "happy"), ("c", "worried")]
     assert (out / "clips.txt").read_text() == "00012 0 sad -1.25\nb 0 happy -10\nc 0 worried -10\n"
@@ -259,7 +259,7 @@ def test_mer_labels_keep_order_names_and_valences(tmp_path, out):
         b"index,discrete,name\n0,sad,a\n1,sad,b",
     ],
 )
-def test_byte_order_marks_windows_line_ends_quotes_and_other_columns_are_read_over(tmp_path, out, text):
+def test_byte_order_marks_windows_line_ends_quotes_and_other_columns_are_accepted(tmp_path, out, text):
     assert mer(tmp_path, text, out=out) == [("a", "sad"), ("b", "sad")]
 
 
@@ -277,7 +277,7 @@ def test_byte_order_marks_windows_line_ends_quotes_and_other_columns_are_read_ov
         ("../b,sad,\n", 3, "points outside its folder"),
     ],
 )
-def test_a_bad_row_is_reported_with_its_line_or_left_out(tmp_path, out, rows, line, says):
+def test_an_invalid_table_row_is_reported_with_its_line_or_skipped(tmp_path, out, rows, line, says):
     text = "name,discrete,valence\na,sad,\n" + rows
     said = mer_refusal(tmp_path, text)
     assert f"{tmp_path}/label.csv, line {line}: " in said and says in said
@@ -285,19 +285,19 @@ def test_a_bad_row_is_reported_with_its_line_or_left_out(tmp_path, out, rows, li
     assert len(table(out / "import_report.json")["problems"]) == 1
 
 
-def test_a_file_whose_rows_are_all_faulty_is_reported_row_by_row(tmp_path):
+def test_a_table_whose_rows_are_all_invalid_is_reported_row_by_row(tmp_path):
     said = mer_refusal(tmp_path, "name,discrete\na\nb\n")
     assert "problems: 2." in said and "line 2: fewer cells" in said and "line 3: fewer cells" in said
 
 
-def test_contradicting_rows_are_reported_with_both_lines_and_neither_is_imported(tmp_path, out):
+def test_contradicting_table_rows_are_reported_with_both_lines_and_not_imported(tmp_path, out):
     text = "name,discrete\na,sad\nb,sad\na,happy\n"
     said = mer_refusal(tmp_path, text)
     assert f"{tmp_path}/label.csv, line 4: 'a' has other values than in {tmp_path}/label.csv, line 2" in said
     assert mer(tmp_path, text, "--on-problem", "skip", out=out) == [("b", "sad")]
 
 
-def test_equal_rows_are_taken_once_and_counted(tmp_path, out):
+def test_repeated_table_rows_are_imported_once_and_counted(tmp_path, out):
     assert mer(tmp_path, "name,discrete\na,sad\na,sad\n", out=out) == [("a", "sad")]
     assert list(table(out / "import_report.json")["left_out"].values()) == [["a"]]
 
@@ -318,24 +318,24 @@ def test_equal_rows_are_taken_once_and_counted(tmp_path, out):
         ("name,chinese,english\na,x,y\n", "Pass it with --transcripts"),
     ],
 )
-def test_a_file_that_is_no_table_of_labels_is_refused(tmp_path, text, says):
+def test_a_file_that_is_not_a_label_table_is_refused(tmp_path, text, says):
     said = mer_refusal(tmp_path, text, "--on-problem", "skip")
     assert said.startswith(f"{tmp_path}/label.csv") and says in said
 
 
-def test_an_absent_file_is_reported(tmp_path, out):
+def test_a_missing_file_is_reported(tmp_path, out):
     assert "FILE: no file" in refusal("mer2025", tmp_path / "none.csv", "--output", out)
 
 
 @pytest.mark.parametrize("value", ["", None, -10, "-10", -10.0])
-def test_an_empty_valence_and_minus_ten_are_none(value):
+def test_an_empty_valence_and_minus_ten_are_read_as_none(value):
     assert parse_valence(value) is None
 
 
 # mer2024 and mer2025: words, reasons, candidates
 
 
-def test_words_and_reasons_are_joined_by_name(tmp_path, out):
+def test_open_set_words_descriptions_and_transcripts_are_joined_by_name(tmp_path, out):
     words = written(tmp_path / "ov.csv", "name,openset\nb,\"['angry', 'mad']\"\na,['sad']\n")
     reasons = written(tmp_path / "reason.csv", "name,reason\na,He weeps.\nc,\n")
     spoken = written(tmp_path / "words.csv", "name,chinese,english\na,x,No.\nb,y,\nother,z,Hm\n")
@@ -355,13 +355,13 @@ def test_a_table_of_labels_decides_which_clips_are_imported(tmp_path, out):
     assert table(out / "import_report.json")["left_out"] == {"clips without a usable row in the table of labels": ["z"]}
 
 
-def test_a_table_of_labels_without_a_usable_row_takes_no_clip_of_the_others(tmp_path, out):
+def test_a_label_table_without_a_usable_row_excludes_the_clips_of_other_tables(tmp_path, out):
     labels = written(tmp_path / "label.csv", "name,discrete\n,sad\n")
     words = written(tmp_path / "ov.csv", "name,openset\na,[low]\n")
     assert "no clip of the source is left" in refusal("mer2025", words, labels, "--output", out, "--on-problem", "skip")
 
 
-def test_a_list_of_candidates_has_no_labels(tmp_path, out):
+def test_a_table_of_names_alone_is_imported_without_labels(tmp_path, out):
     run("mer2025", written(tmp_path / "all.csv", "name\n007\n008\n"), "--output", out)
     assert (out / "clips.txt").read_text() == "007 0 0\n008 0 0\n"
 
@@ -382,7 +382,7 @@ def test_two_tables_of_one_kind_are_refused(tmp_path, out):
         ("", []),
     ],
 )
-def test_words_are_read_with_and_without_quotes_and_brackets(cell, words):
+def test_open_set_words_are_read_with_and_without_quotes_and_brackets(cell, words):
     assert split_words(cell) == words
 
 
@@ -404,7 +404,7 @@ def test_bad_transcripts_are_refused(tmp_path, text, says):
     assert f"{words}" in said and says in said
 
 
-def test_a_clip_with_two_sentences_is_taken_without_one_where_problems_are_skipped(tmp_path, out):
+def test_a_clip_with_two_sentences_is_imported_without_any_if_problems_are_skipped(tmp_path, out):
     words = written(tmp_path / "words.csv", "name,sentence\na,hi\na,ho\nb,x\n")
     mer(tmp_path, "name,discrete\na,sad\nb,sad\n", "--transcripts", words, "--on-problem", "skip", out=out)
     assert sentences(out) == [["b", "x"]] and len(listed(out)) == 2
@@ -413,7 +413,7 @@ def test_a_clip_with_two_sentences_is_taken_without_one_where_problems_are_skipp
 # emer
 
 
-def test_the_first_emer_gives_descriptions_and_sentences_without_labels(tmp_path, out):
+def test_the_first_emer_table_is_imported_as_descriptions_and_sentences_without_labels(tmp_path, out):
     text = 'names,emotions,subtitles,reasons\n00012,angry,"No, Tom",He shouts.\nb,happy,,"She\nlaughs."\nc,sad,x,\n'
     run("emer", written(tmp_path / "gt.csv", "\ufeff" + text), "--output", out)
     assert (out / "clips.txt").read_text() == "00012 0 0\nb 0 0\nc 0 0\n"
@@ -425,20 +425,20 @@ def test_the_first_emer_gives_descriptions_and_sentences_without_labels(tmp_path
     assert table(out / "import_report.json")["taken_without"] == {"MERR_fine_grained.json": ["c"]}
 
 
-def test_the_second_emer_gives_the_english_description(tmp_path, out):
+def test_the_second_emer_table_is_imported_as_english_descriptions(tmp_path, out):
     run("emer", written(tmp_path / "gt.csv", "name,chinese,english\na,他笑。,He laughs.\n"), "--output", out)
     assert table(out / "MERR_fine_grained.json") == {"a": {"smp_reason_caption": "He laughs.", "chinese": "他笑。"}}
     assert not (out / "transcription_en_all.csv").exists()
 
 
-def test_predictions_of_emer_are_descriptions_too(tmp_path, out):
+def test_emer_predictions_are_imported_as_descriptions(tmp_path, out):
     run("emer", written(tmp_path / "pred.csv", 'names,chi_reasons\n00012,"He shouts, so he is angry."\nb,\n'), "--output", out)
     assert (out / "clips.txt").read_text() == "00012 0 0\nb 0 0\n"
     assert table(out / "MERR_fine_grained.json") == {"00012": {"smp_reason_caption": "He shouts, so he is angry."}}
 
 
 @pytest.mark.parametrize("header", ["names,reasons", "name,english", "a,b,c"])
-def test_a_table_that_is_not_emers_is_reported_all_headers(tmp_path, out, header):
+def test_a_table_that_is_not_from_emer_is_refused_with_all_expected_headers(tmp_path, out, header):
     said = refusal("emer", written(tmp_path / "gt.csv", f"{header}\na,b\n"), "--output", out)
     assert (
         f"the header is {header};" in said
@@ -446,7 +446,7 @@ def test_a_table_that_is_not_emers_is_reported_all_headers(tmp_path, out, header
     )
 
 
-def test_emer_rows_that_contradict_are_problems(tmp_path, out):
+def test_contradicting_rows_of_an_emer_table_are_problems(tmp_path, out):
     source = written(tmp_path / "gt.csv", "name,chinese,english\na,x,One.\na,x,Two.\nb c,x,y\nd,x,y\n")
     said = refusal("emer", source, "--output", out)
     assert "line 3: 'a' has other values" in said and "line 4: the name 'b c'" in said
@@ -454,14 +454,14 @@ def test_emer_rows_that_contradict_are_problems(tmp_path, out):
     assert listed(out) == [("d", "0")]
 
 
-def test_a_problem_of_a_reader_is_gathered_like_any_other():
+def test_a_problem_from_a_reader_is_raised_at_the_end():
     collector = Collector(LabelMap(LABELS))
     collector.report(Problem("list", "file, line 2: odd"))
     with pytest.raises(UserError, match="file, line 2: odd"):
         collector.finish("error")
 
 
-def test_decomposed_and_composed_names_stay_two_names(tmp_path, out):
+def test_composed_and_decomposed_unicode_names_remain_distinct(tmp_path, out):
     names = [unicodedata.normalize(form, "é") for form in ("NFC", "NFD")]
     text = "name,discrete\n" + "".join(f"{name},sad\n" for name in names)
     mer(tmp_path, text, out=out)
@@ -471,7 +471,7 @@ def test_decomposed_and_composed_names_stay_two_names(tmp_path, out):
 # The command
 
 
-def test_the_command_prints_a_refusal_without_a_traceback_and_exits_with_one(tmp_path, out, capsys):
+def test_the_command_prints_an_error_without_a_traceback_and_exits_with_1(tmp_path, out, capsys):
     source = written(tmp_path / "label.csv", "name,discrete\na b,sad\n")
     with pytest.raises(SystemExit) as ended:
         cli.main(["import", "mer2024", str(source), "--output", str(out)])
@@ -481,7 +481,7 @@ def test_the_command_prints_a_refusal_without_a_traceback_and_exits_with_one(tmp
 
 
 @pytest.mark.parametrize("kind", ["mer-factory", "mertools", "emer", "mer2024", "mer2025", "videos"])
-def test_every_kind_explains_itself_with_the_source_first(kind, capsys):
+def test_the_usage_of_every_importer_shows_the_source_first(kind, capsys):
     with pytest.raises(SystemExit) as ended:
         run(kind, "--help")
     assert ended.value.code == 0

@@ -118,7 +118,7 @@ def add_golden(data):
 
 
 @pytest.mark.parametrize("name", ["d${x}", "${oc.env", "two\nlines: x", "d\u2028e", "q\"uo'te #", "- a: [b", "naïve 東"])
-def test_a_folder_of_any_name_gives_a_configuration_that_finds_it(tmp_path, data, name):
+def test_a_data_folder_with_any_name_gives_a_configuration_with_correct_paths(tmp_path, data, name):
     data = data.rename(tmp_path / name)
     (data / name).mkdir()
     shutil.copytree(GOLDEN / "data", data / name / "MERR")
@@ -163,7 +163,7 @@ def test_a_complete_folder_gives_a_configuration_that_passes_check_data(data, ki
     assert "Missing" not in out
 
 
-def test_the_comments_of_the_shipped_file_stay_and_its_settings_too(data):
+def test_comments_and_settings_of_the_shipped_configuration_are_preserved(data):
     add_golden(data)
     config = loaded("stage2")
     text = Path("stage2.yaml").read_text()
@@ -191,7 +191,7 @@ def test_a_demo_folder_gives_the_demos_settings(data, tmp_path, monkeypatch):
     assert load("inside.yaml").plain() == config.plain()
 
 
-def test_the_demo_of_videos_gives_its_encoders_and_the_import_first(data, tmp_path, capsys):
+def test_the_video_demo_gives_its_encoders_and_starts_with_the_import(data, tmp_path, capsys):
     demo = tmp_path / "demo_videos"
     (demo / "videos").mkdir(parents=True)
     (demo / "encoders").mkdir()
@@ -208,7 +208,7 @@ def test_the_demo_of_videos_gives_its_encoders_and_the_import_first(data, tmp_pa
     assert commands[-1][-2:] == ["--nproc", "2"]
 
 
-def test_the_demo_of_captions_gives_its_models(data, tmp_path):
+def test_the_caption_demo_gives_its_models(data, tmp_path):
     demo = tmp_path / "demo_flickr"
     for path in ("flickr30k/images/1.jpg", "projection.pth", "encoders/eva_vit.pth", "encoders/q_former.pth"):
         (demo / path).parent.mkdir(parents=True, exist_ok=True)
@@ -222,14 +222,14 @@ def test_the_demo_of_captions_gives_its_models(data, tmp_path):
     assert missing("flickr30k") == []
 
 
-def test_data_of_ones_own_comes_before_a_demo_in_the_same_folder(data, tmp_path):
+def test_user_data_takes_precedence_over_a_demo_in_the_same_folder(data, tmp_path):
     add_golden(data)
     shutil.copytree(GOLDEN / "data", data / "demo_run/corpus/train")
     mark_demo(data / "demo_run")
     assert loaded("stage1").datasets["feature_face_caption"].data_root == str(data / "MERR")
 
 
-def test_a_demo_json_that_no_demo_wrote_does_not_mark_a_demo(data):
+def test_a_demo_json_of_another_origin_does_not_mark_a_demo(data):
     add_golden(data)
     for folder in (data, data / "MERR"):
         (folder / "demo.json").write_text('{"clips": ["clip_0"]}')
@@ -241,7 +241,7 @@ def test_a_demo_json_that_no_demo_wrote_does_not_mark_a_demo(data):
 # Partial folders
 
 
-def test_what_is_missing_is_marked_and_printed_with_its_remedy(data, capsys):
+def test_missing_files_are_marked_in_the_configuration_and_printed_with_a_remedy(data, capsys):
     names = write_list(data / "mine.txt", ["happy", "sad"])
     write_arrays(data / "HL-UTT", names, (16,))
     config = loaded("stage1")
@@ -257,7 +257,7 @@ def test_what_is_missing_is_marked_and_printed_with_its_remedy(data, capsys):
     assert "no captions or labels were found for reason" in out
 
 
-def test_a_checkpoint_that_is_only_chosen_by_its_name_is_marked_as_such(data):
+def test_a_checkpoint_selected_only_by_its_name_is_marked(data):
     add_golden(data)
     run("stage2", output="usual.yaml")
     (data / "run").mkdir()
@@ -270,12 +270,12 @@ def test_a_checkpoint_that_is_only_chosen_by_its_name_is_marked_as_such(data):
     assert "chosen by its name: check that it is the right file" in guessed
 
 
-def test_labels_outside_the_nine_are_written_into_the_block(data):
+def test_labels_outside_the_nine_defaults_are_written_into_the_dataset_block(data):
     write_features(data, write_list(data / "mine.txt", ["happiness", "sadness", "happiness"]))
     assert loaded("stage1").datasets["feature_face_caption"].labels == ["happiness", "sadness"]
 
 
-def test_features_in_another_folder_and_clips_without_them_are_named(data):
+def test_features_in_another_folder_are_used_and_clips_without_them_counted(data):
     names = write_list(data / "lists/train.txt", ["happy", "sad", "angry"])
     write_features(data / "features", names[:2])
     config = loaded("stage1")
@@ -293,20 +293,20 @@ def test_a_training_list_is_preferred_for_training_and_a_test_list_for_evaluatio
     assert config.evaluation_datasets["clips"].dataset.annotation_file == "test.txt"
 
 
-def test_an_eva_cache_with_another_number_of_rows_is_marked(data):
+def test_an_eva_cache_with_another_number_of_vectors_is_marked(data):
     write_features(data, write_list(data / "mine.txt", ["happy", "sad"]), rows=7)
     run("stage1")
     assert "image_size" in missing("stage1")
 
 
-def test_names_with_folders_are_found_in_feature_folders(data):
+def test_names_with_subfolders_are_matched_with_feature_folders(data):
     (data / "mine.txt").write_text("a/clip happy\nb/clip sad\n")
     write_features(data, ["a/clip", "b/clip"])
     assert loaded("stage1").datasets["feature_face_caption"].face_feature_path == "mae_340_UTT"
 
 
 @pytest.mark.parametrize("form", ["packed", "tar"])
-def test_features_in_shards_are_found(data, form, capsys):
+def test_packed_and_tar_features_are_detected(data, form, capsys):
     source = data.parent / "source"
     write_arrays(source, write_list(data / "mine.txt", ["happy", "sad"]), (16,))
     parser = argparse.ArgumentParser()
@@ -320,7 +320,7 @@ def test_features_in_shards_are_found(data, form, capsys):
 # The other kinds
 
 
-def test_recognition_keeps_the_blocks_whose_data_is_there(data):
+def test_recognition_contains_only_blocks_whose_data_exists(data):
     write_features(data / "MER2024", write_list(data / "MER2024/MER2024-noise_NCE.txt", ["happy", "sad"]))
     write_table(data / "DFEW/test(single-labeled)/set_1.csv", ["video_name", "label"], [["1", "1"], ["2", "3"]])
     write_features(data / "DFEW", ["00001", "00002"])
@@ -330,7 +330,7 @@ def test_recognition_keeps_the_blocks_whose_data_is_there(data):
     assert config.evaluation_datasets["dfew"].dataset.data_root == str(data / "DFEW")
 
 
-def test_emer_takes_the_published_table(data):
+def test_emer_uses_the_published_table(data):
     write_table(
         data / "EMER/emer.csv", ["names", "emotions", "subtitles", "reasons"], [["clip_0", "sad, tired", "Oh", "It is sad"]]
     )
@@ -341,7 +341,7 @@ def test_emer_takes_the_published_table(data):
     assert "tired" not in Path("emer.yaml").read_text()  # labels matter to the task emotion alone
 
 
-def test_custom_takes_a_table_and_names_its_columns(data):
+def test_custom_uses_a_table_and_maps_its_columns(data):
     write_table(data / "mine/clips.csv", ["name", "label", "sentence"], [["clip_0", "happy", "Hello"], ["clip_1", "sad", ""]])
     write_features(data / "mine", ["clip_0", "clip_1"])
     config = loaded("custom")
@@ -357,7 +357,7 @@ def test_a_table_without_answers_is_marked(data):
     assert "task_pool" in missing("custom")
 
 
-def test_custom_is_mixed_with_merr_where_it_is_there(data):
+def test_custom_is_mixed_with_merr_if_merr_exists(data):
     add_golden(data)
     write_table(data / "custom/clips.csv", ["name", "emotion", "reason"], [["clip_0", "happy", "A smile"]])
     write_features(data / "custom", ["clip_0"], width=1024)
@@ -366,7 +366,7 @@ def test_custom_is_mixed_with_merr_where_it_is_there(data):
     assert config.datasets["custom"].task_pool == ["emotion", "reason"]
 
 
-def test_videos_of_ones_own_get_encoders_of_published_sizes_and_an_import_first(data, capsys):
+def test_user_videos_give_encoders_of_published_sizes_and_start_with_the_import(data, capsys):
     (data / "films").mkdir()
     (data / "films/a.mp4").touch()
     write_table(data / "labels.csv", ["name", "emotion"], [["a", "joy"]])
@@ -386,7 +386,7 @@ def test_videos_of_ones_own_get_encoders_of_published_sizes_and_an_import_first(
     assert [line.split()[1] for line in commands] == ["import", "extract", "check-data", "train"]
 
 
-def test_flickr30k_takes_a_prepared_caption_file(data):
+def test_flickr30k_uses_a_prepared_caption_file(data):
     (data / "pictures").mkdir()
     (data / "pictures/1.jpg").touch()
     (data / "flickr30k_train.json").write_text(json.dumps([{"image_id": "1", "caption": "A dog"}]))
@@ -410,7 +410,7 @@ def test_flickr30k_as_published_is_prepared_first(data, capsys):
 # Configurations of one folder fit each other
 
 
-def test_stages_of_a_demo_that_is_not_trained_yet_name_each_others_runs(data, tmp_path, capsys):
+def test_the_stages_of_an_untrained_demo_refer_to_each_others_runs(data, tmp_path, capsys):
     add_demo(tmp_path / "X")
     chain = {"stage1": None, "stage2": "stage_1/checkpoint_3.pth", "emer": "stage_2/checkpoint_best.pth"}
     for kind, start in {**chain, "recognition": "stage_2/checkpoint_best.pth"}.items():
@@ -427,7 +427,7 @@ def test_stages_of_a_demo_that_is_not_trained_yet_name_each_others_runs(data, tm
     assert "with --options model.ckpt=FILE" in line
 
 
-def test_stages_that_have_no_configuration_yet_are_written_first(data, tmp_path, capsys):
+def test_the_next_commands_first_write_the_configurations_of_missing_stages(data, tmp_path, capsys):
     add_demo(tmp_path / "a demo")
     run("emer", "a demo")
     commands, init = next_commands(capsys), f"--data '{tmp_path}/a demo'"
@@ -443,7 +443,7 @@ def test_stages_that_have_no_configuration_yet_are_written_first(data, tmp_path,
     assert starts == [str(tmp_path / "a demo" / path) for path in ("stage_1/checkpoint_3.pth", "stage_2/checkpoint_best.pth")]
 
 
-def test_stages_of_ones_own_data_name_each_others_runs(data, capsys):
+def test_the_stages_of_user_data_refer_to_each_others_runs(data, capsys):
     add_golden(data)
     (data / "checkpoints/stage_1.pth").unlink()
     assert loaded("stage1").run.job_id == "stage_1"
@@ -456,7 +456,7 @@ def test_stages_of_ones_own_data_name_each_others_runs(data, capsys):
     assert loaded("stage2").model.ckpt == "checkpoints/save_checkpoint/stage_1/checkpoint_1.pth"
 
 
-def test_the_checkpoint_of_the_newest_epoch_is_taken_from_an_unfinished_run(data, tmp_path, capsys):
+def test_the_checkpoint_of_the_newest_epoch_of_an_unfinished_run_is_used(data, tmp_path, capsys):
     add_demo(tmp_path / "X", [f"stage_1/checkpoint_{name}.pth" for name in (0, 1, "last")])
     assert loaded("recognition", "X").model.ckpt == str(tmp_path / "X/stage_1/checkpoint_1.pth")  # stage 2 has none
     assert loaded("stage2", "X").model.ckpt == str(tmp_path / "X/stage_1/checkpoint_1.pth")
@@ -466,7 +466,7 @@ def test_the_checkpoint_of_the_newest_epoch_is_taken_from_an_unfinished_run(data
     assert next_commands(capsys)[0] == "emollama train --cfg-path stage2.yaml --nproc 2"
 
 
-def test_a_stage_that_was_trained_before_gets_another_folder_that_the_next_stage_knows(data, tmp_path):
+def test_a_stage_trained_before_gets_a_new_run_folder_used_by_the_next_stage(data, tmp_path):
     add_demo(tmp_path / "X", ["stage_1/checkpoint_3.pth"])
     assert loaded("stage2", "X").model.ckpt == str(tmp_path / "X/stage_1/checkpoint_3.pth")
     assert loaded("stage1", "X").run.job_id == "stage_1_2"
@@ -475,7 +475,7 @@ def test_a_stage_that_was_trained_before_gets_another_folder_that_the_next_stage
     assert missing("stage2") == ["ckpt"]
 
 
-def test_checkpoints_and_configurations_of_other_data_are_not_taken(data, tmp_path, capsys):
+def test_checkpoints_and_configurations_of_other_data_are_not_used(data, tmp_path, capsys):
     add_golden(data)
     (data / "checkpoints/stage_1.pth").unlink()
     run("stage1")
@@ -489,7 +489,7 @@ def test_checkpoints_and_configurations_of_other_data_are_not_taken(data, tmp_pa
     assert "stage1.yaml is for other data or has no run.job_id" in capsys.readouterr().out
 
 
-def test_the_dimension_is_printed_and_no_shape_that_only_one_array_has(data, capsys):
+def test_the_feature_dimension_is_printed_without_the_shape_of_a_single_array(data, capsys):
     names = write_list(data / "mine.txt", ["happy", "sad"])
     write_arrays(data / "mae_340_UTT", names[:1], (1, 16))
     np.save(data / "mae_340_UTT" / f"{names[1]}.npy", np.zeros(16, np.float32))
@@ -501,7 +501,7 @@ def test_the_dimension_is_printed_and_no_shape_that_only_one_array_has(data, cap
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_folder_with_nothing_usable_is_refused_with_what_was_looked_for(data, kind):
+def test_a_folder_without_usable_data_is_refused_with_the_required_data(data, kind):
     (data / "README.txt").write_text("Nothing of use in here, really.\n")
     (data / "notes.json").write_text("{}")
     with pytest.raises(UserError) as caught:
@@ -567,14 +567,14 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(dat
 # Choices
 
 
-def test_the_variable_of_the_data_folder_is_the_default(data, tmp_path, monkeypatch):
+def test_the_environment_variable_of_the_data_folder_is_the_default(data, tmp_path, monkeypatch):
     other = tmp_path / "other"
     add_golden(other)
     monkeypatch.setenv("EMOLLAMA_DATA", str(other))
     assert loaded("stage1").datasets["feature_face_caption"].data_root == str(other / "MERR")
 
 
-def test_a_wrong_variable_is_named_in_the_error(data, monkeypatch):
+def test_an_invalid_environment_variable_is_named_in_the_error(data, monkeypatch):
     monkeypatch.setenv("EMOLLAMA_DATA", "nowhere")
     with pytest.raises(UserError, match="EMOLLAMA_DATA: the folder 'nowhere' does not exist"):
         run("stage1")
@@ -588,13 +588,13 @@ def test_without_a_kind_the_kinds_are_listed(data, capsys):
     assert all(f"  {name} " in out for name in KINDS)
 
 
-def test_each_kind_is_made_from_a_shipped_file():
+def test_each_kind_has_a_shipped_template():
     for kind in KINDS.values():
         assert packaged_copy(kind.template).is_file()
         assert packaged_copy(kind.demo).is_file()
 
 
-def test_the_usual_names_and_widths_are_the_defaults_of_the_components():
+def test_the_starter_uses_the_default_names_and_widths_of_the_components():
     from emollama.models.configs import MiniGPTv2Config
     from emollama.registry import DATASETS, MODELS
     from emollama.starter.defaults import defaults, feature_folders
@@ -608,7 +608,7 @@ def test_the_usual_names_and_widths_are_the_defaults_of_the_components():
     assert feature_folders() == ["eva", "mae_340_UTT", "maeV_399_UTT", "HL-UTT"]
 
 
-def test_a_list_of_mer2024_takes_the_folders_of_its_own_dataset(data):
+def test_a_mer2024_list_uses_the_feature_folders_of_its_dataset(data):
     names = write_list(data / "MER2024/MER2024-noise_NCE.txt", ["happy", "sad"])
     write_features(data / "MER2024", names)
     write_arrays(data / "MER2024/HL_23_UTT", names, (8,))
@@ -634,14 +634,14 @@ data:
 """
 
 
-def test_a_file_without_edits_stays_as_it_is():
+def test_a_yaml_text_without_edits_is_unchanged():
     assert str(YamlText(TEXT)) == TEXT
     shipped = [packaged_copy(path) for kind in KINDS.values() for path in (kind.template, kind.demo)]
     changed = [path.name for path in shipped if str(YamlText(path.read_text())) != path.read_text()]
     assert changed == []
 
 
-def test_comments_and_blank_lines_between_keys_are_left_out():
+def test_comments_and_blank_lines_between_keys_are_removed():
     text = TEXT.replace("data:", "# between\ndata:").replace("    b:", "    # inside\n    b:").replace("  two:", "\n  two:")
     assert str(YamlText(text)) == TEXT
 
@@ -667,7 +667,7 @@ def test_values_are_read_without_their_comments():
     assert list(text.get("data")) == ["one", "two"]
 
 
-def test_new_keys_go_to_the_end_of_their_block_and_dropped_ones_leave_the_others():
+def test_new_keys_are_added_at_the_end_of_their_block_and_dropped_blocks_removed():
     text = YamlText(TEXT)
     text.set("model.new", 1)
     text.set("data.one.c", True)
@@ -682,7 +682,7 @@ def test_new_keys_go_to_the_end_of_their_block_and_dropped_ones_leave_the_others
     "value",
     ["yes", "1e5", "a: b", "#x", "-", "", "x#y", "a, b", "{a}", "007", "~", "null", "on", "1:30", "2020-01-01", "plain/path 2"],
 )
-def test_text_reads_back_as_the_same_text(value):
+def test_a_text_value_is_read_back_unchanged(value):
     import yaml
 
     text = YamlText("a:")

@@ -30,14 +30,14 @@ def shares(pool):
         ({"emotion": 0, "reason": 2}, {"reason": 1.0}),
     ],
 )
-def test_tasks_are_drawn_by_their_weights(pool, expected):
+def test_tasks_are_sampled_by_their_weights(pool, expected):
     proportions = shares(TaskPool(pool, {}, ["happy"]))
     assert set(proportions) == set(expected)
     for task, share in expected.items():
         assert proportions[task] == pytest.approx(share, abs=4 * (0.25 / DRAWS) ** 0.5)
 
 
-def test_wordings_of_a_task_are_drawn_evenly_and_only_from_its_own():
+def test_instructions_of_a_task_are_sampled_evenly_and_only_for_that_task():
     pool = TaskPool(["emotion", "reason"], {"emotion": ["a", "b", "c"], "reason": ["d"]}, ["happy"])
     rng = np.random.default_rng(0)
     counts = Counter(pool.draw(rng) for _ in range(DRAWS))
@@ -46,30 +46,30 @@ def test_wordings_of_a_task_are_drawn_evenly_and_only_from_its_own():
         assert counts["emotion", instruction] / DRAWS == pytest.approx(1 / 6, abs=0.025)
 
 
-def test_a_draw_depends_on_the_generator_alone():
+def test_a_sampled_task_and_instruction_depend_only_on_the_generator():
     pool = TaskPool(["emotion", "reason"], {}, ["happy"])
     draws = [[pool.draw(np.random.default_rng([3, k])) for k in range(50)] for _ in range(2)]
     assert draws[0] == draws[1] and len(set(draws[0])) > 5
 
 
-def test_labels_are_filled_in_in_order_and_other_braces_stay():
+def test_labels_are_inserted_in_order_and_other_braces_remain():
     instruction = 'One of {labels}? Answer as {"label": {}} or {x}; again: {labels}'
     pool = TaskPool("emotion", {"emotion": [instruction]}, ["happy", "sad"])
     assert pool.first_instruction("emotion") == 'One of happy, sad? Answer as {"label": {}} or {x}; again: happy, sad'
 
 
-def test_the_first_wording_is_the_first_of_the_list():
+def test_the_first_instruction_is_the_first_of_the_list():
     pool = TaskPool(["emotion", "reason"], {"emotion": ["one", "two"]}, ["happy"])
     assert pool.first_instruction("emotion") == "one"
     assert pool.first_instruction("reason") == BUILT_IN["reason"][0]
 
 
 @pytest.mark.parametrize("task", TASK_NAMES)
-def test_every_built_in_task_has_several_different_wordings(task):
+def test_every_built_in_task_has_several_different_instructions(task):
     assert len(set(BUILT_IN[task])) == len(BUILT_IN[task]) >= 2
 
 
-def test_every_built_in_wording_of_emotion_shows_the_labels_and_no_other_brace():
+def test_every_built_in_emotion_instruction_has_the_labels_placeholder_and_no_other_brace():
     for instruction in BUILT_IN["emotion"]:
         assert "{labels}" in instruction and "{" not in instruction.replace("{labels}", "")
 
@@ -92,7 +92,7 @@ def test_every_built_in_wording_of_emotion_shows_the_labels_and_no_other_brace()
         (["emotion"], {"emotion": []}, "instructions: 'emotion' has no instruction"),
     ],
 )
-def test_a_pool_that_cannot_be_drawn_from_names_key_and_task(pool, wordings, message):
+def test_an_invalid_task_pool_is_refused_with_key_and_task(pool, wordings, message):
     with pytest.raises(ValueError) as error:
         TaskPool(pool, wordings, ["happy"])
     assert message in str(error.value)
@@ -110,11 +110,11 @@ def test_a_repeated_label_is_rejected():
 
 
 @pytest.mark.parametrize("label", ["happy", "positive surprise", "très-heureux", "开心", "a/b"])
-def test_a_label_of_words_in_any_language_is_taken(label):
+def test_a_label_of_words_in_any_language_is_accepted(label):
     check_labels([label], "labels")
 
 
-def test_the_users_turn_has_two_spaces_before_the_tag_only_after_a_sentence():
+def test_the_user_text_has_two_spaces_before_the_tag_only_after_a_sentence():
     assert user_text("reason", "Why?", "Go") == "The person in video says: Go.  [reason] Why? "
     assert user_text("reason", "Why?", "") == "The person in video says: .  [reason] Why? "
     assert user_text("reason", "Why?", None) == "[reason] Why? "

@@ -91,7 +91,7 @@ def test_an_interrupted_evaluation_has_nothing_to_resume(tmp_path, monkeypatch, 
     assert interrupted(capfd, golden_config(tmp_path), command="eval") == "interrupted"
 
 
-def test_a_worker_writes_into_the_folder_that_its_launcher_has_chosen(tmp_path, monkeypatch):
+def test_a_worker_uses_the_run_folder_selected_by_its_launcher(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(Preparation, "_check_files", lambda self: seen.append(self.folder) or 1 / 0)
     monkeypatch.setenv(variables.JOB_ID, "chosen")

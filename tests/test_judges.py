@@ -28,7 +28,7 @@ def test_identical_descriptions_score_10():
     assert clue(TRUTH, TRUTH) == 10
 
 
-def test_forms_of_one_word_are_one_clue():
+def test_different_forms_of_a_word_are_one_clue():
     assert clue("She raises her eyebrows and cries", "with raised brows, crying") == 10
 
 
@@ -36,7 +36,7 @@ def test_descriptions_without_a_common_word_score_0():
     assert clue(TRUTH, "She jumps around and claps.") == 0
 
 
-def test_common_stop_words_and_the_frame_of_a_description_earn_nothing():
+def test_stop_words_and_standard_phrases_of_a_description_score_0():
     assert clue("In the video the person appears to be frowning", "In the video the person appears to be smiling") == 0
 
 
@@ -58,11 +58,11 @@ def test_clue_overlap_is_symmetric_and_within_the_scale():
         assert 0 <= clue(one, other) <= 10
 
 
-def test_words_for_a_face_or_a_voice_weigh_more_than_others():
+def test_words_about_face_or_voice_weigh_more_than_others():
     assert clue("frown and table", "frown and garden") > clue("frown and table", "smile and table")
 
 
-def test_clue_overlap_by_hand():
+def test_clue_overlap_equals_a_value_computed_by_hand():
     """Weights: lips 2, trembling 2, window 1; shared: lips and trembling, so 2 * 4 / (5 + 4)."""
     assert clue("Her lips tremble at the window", "trembling lips") == pytest.approx(10 * 8 / 9)
 
@@ -75,7 +75,7 @@ def test_naming_the_emotion_is_not_a_clue():
     assert clue("He is sad, with tears", "He is sad, with a grin") == 0
 
 
-def test_a_prediction_without_words_scores_0_and_a_truth_without_words_has_no_score():
+def test_a_prediction_without_words_scores_0_and_a_reference_without_words_has_no_score():
     assert clue(TRUTH, "???") == 0
     verdict = JUDGE.clue_overlap([("他很伤心", "tears")])[0]
     assert verdict.score is None
@@ -109,11 +109,11 @@ def test_a_prediction_without_words_scores_0_and_a_truth_without_words_has_no_sc
         ("", []),
     ],
 )
-def test_emotion_words_are_those_that_the_text_does_not_deny(text, words):
+def test_emotion_words_exclude_those_that_the_text_negates(text, words):
     assert list(JUDGE.emotion_words([text])[0].words) == words
 
 
-def test_a_denied_emotion_is_not_the_truths():
+def test_a_negated_emotion_does_not_match_the_reference():
     found = [extraction.words for extraction in JUDGE.emotion_words(["He is happy", "He is not happy"])]
     assert label(found[0], found[1]) == 0
 
@@ -121,16 +121,16 @@ def test_a_denied_emotion_is_not_the_truths():
 # Labels
 
 
-def test_the_same_families_score_10_whatever_the_words():
+def test_words_of_the_same_emotion_families_score_10():
     assert label(["sad", "angry"], ["furious", "sorrow", "anger"]) == 10
 
 
-def test_neighbouring_families_score_half_and_strangers_0():
+def test_neighbouring_emotion_families_score_half_and_distant_families_0():
     assert label(["worried"], ["fear"]) == 10 * NEIGHBOUR
     assert label(["happy"], ["disgust"]) == 0
 
 
-def test_label_overlap_by_hand():
+def test_label_overlap_equals_a_value_computed_by_hand():
     """Precision: joy 1, anger 0 -> 1/2; recall: joy 1, worry 0, fear 0 -> 1/3; F1 = 2 * (1/2 * 1/3) / (5/6)."""
     assert label(["happy", "worried", "afraid"], ["joy", "angry"]) == pytest.approx(10 * 0.4)
 
@@ -144,7 +144,7 @@ def test_label_overlap_is_symmetric_and_within_the_scale():
         assert label(one, one) == 10
 
 
-def test_words_beyond_the_wheel_match_as_equal_strings():
+def test_words_outside_the_emotion_wheel_match_only_as_equal_strings():
     assert label(["Zestful"], ["zestful "]) == 10
     assert label(["zestful"], ["happy"]) == 0
 
@@ -154,7 +154,7 @@ def test_a_phrase_has_the_families_of_its_words_and_a_negation_is_its_own_family
     assert label(["not happy"], ["happy"]) == 0
 
 
-def test_one_empty_side_scores_0_and_two_have_no_score():
+def test_one_empty_list_scores_0_and_two_empty_lists_have_no_score():
     assert label(["sad"], []) == label([], ["sad"]) == 0
     assert JUDGE.label_overlap([([], [])])[0].score is None
 
@@ -162,19 +162,19 @@ def test_one_empty_side_scores_0_and_two_have_no_score():
 # The wheel, and the judge as a component
 
 
-def test_the_labels_of_the_datasets_are_on_the_wheel_in_families_of_their_own():
+def test_each_dataset_label_has_its_own_family_on_the_emotion_wheel():
     labels = "happy sad neutral angry worried surprise fear contempt doubt disgust".split()
     assert len({FAMILY[word] for word in labels}) == len(labels)
 
 
-def test_families_are_neighbours_of_families():
+def test_every_emotion_family_has_a_neighbour_and_nearness_is_symmetric():
     families = set(FAMILY.values())
     assert 10 <= len(families) <= 13
     assert all(nearness(one, other) == nearness(other, one) for one in families for other in families)
     assert all(any(nearness(one, other) == NEIGHBOUR for other in families) for one in families)
 
 
-def test_every_word_of_the_wheel_is_read_as_itself():
+def test_every_word_of_the_emotion_wheel_is_recognized_as_itself():
     assert len(FAMILY) > 300
     assert all(emotion_words(word) == (word,) for word in FAMILY)
 
@@ -204,6 +204,6 @@ def test_results_are_in_the_order_of_the_questions_without_any_request():
     assert JUDGE.usage() == {"calls": 0, "cached": 0}
 
 
-def test_a_key_that_the_judge_does_not_have_is_refused():
+def test_an_unknown_key_of_the_judge_is_refused():
     with pytest.raises(ValueError, match="judge: unknown key 'model'. Keys of lexical: none"):
         JUDGES.built({"type": "lexical", "model": "x"}, "judge")

@@ -46,20 +46,20 @@ def read(answer, rule="search", several="invalid", aliases=None, labels=LABELS):
         ("чай", None),
     ],
 )
-def test_a_search_finds_a_label_as_a_whole_word(answer, label):
+def test_the_search_rule_matches_a_label_only_as_a_whole_word(answer, label):
     assert read(answer).label == label
     assert read(answer).named == ({label} if label else set())
 
 
 @pytest.mark.parametrize(("several", "label"), [("invalid", None), ("first", "sad"), ("last", "happy")])
-def test_an_answer_that_names_several_labels_is_decided_by_the_rule(several, label):
+def test_an_answer_with_several_labels_is_resolved_by_the_configured_rule(several, label):
     reading = read("sad, then angry, sad again, then happy", several=several)
     assert reading.label == label
     assert reading.named == {"sad", "angry", "happy"}
 
 
 @pytest.mark.parametrize("several", ["invalid", "first", "last"])
-def test_one_label_named_twice_is_one_label(several):
+def test_a_label_repeated_in_an_answer_counts_as_one_label(several):
     assert read("sad, very sad and joyless", several=several, aliases={"joyless": "sad"}).label == "sad"
 
 
@@ -74,11 +74,11 @@ def test_one_label_named_twice_is_one_label(several):
         ("", None),
     ],
 )
-def test_the_exact_rule_wants_nothing_but_a_label_or_an_alias(answer, label):
+def test_the_exact_rule_accepts_only_a_label_or_an_alias(answer, label):
     assert read(answer, "exact", aliases={"joyful": "happy", "over the moon": "happy"}).label == label
 
 
-def test_what_an_answer_names_does_not_depend_on_the_rule():
+def test_the_labels_named_in_an_answer_do_not_depend_on_the_rule():
     for rule in ("search", "exact", "last_word"):
         assert read("Happy or sad.", rule).named == {"happy", "sad"}
 
@@ -99,7 +99,7 @@ def test_what_an_answer_names_does_not_depend_on_the_rule():
         ("", None),
     ],
 )
-def test_the_last_word_is_read_as_in_the_published_evaluation_but_never_becomes_neutral(answer, label):
+def test_the_last_word_rule_matches_the_published_evaluation_without_its_neutral_default(answer, label):
     assert read(answer, "last_word").label == label
 
 
@@ -109,7 +109,7 @@ def published_reading(answer, labels):
     return word if word in labels else None
 
 
-def test_on_random_answers_the_last_word_is_the_published_reading():
+def test_the_last_word_rule_equals_the_published_evaluation_on_random_answers():
     rng = random.Random(3)
     pieces = ["happy", "sad", "neutral", "Happy", "sad.", "the", "is", "disgust", "unhappy", "angry,", "\n"]
     answers = [" ".join(rng.choices(pieces, k=rng.randrange(6))).strip() for _ in range(500)]
@@ -126,13 +126,13 @@ def test_an_alias_counts_as_its_label():
     assert read("she is surprised", "last_word", aliases=aliases).label == "surprise"
 
 
-def test_labels_keep_their_spelling_and_are_found_in_any_case():
+def test_labels_are_matched_in_any_case_and_returned_as_spelled():
     labels = ("Happy", "Very Sad")
     assert read("happy", labels=labels).label == "Happy"
     assert read("VERY SAD", "exact", labels=labels).label == "Very Sad"
 
 
-def test_of_labels_inside_one_another_the_longest_counts_once():
+def test_the_longest_of_overlapping_labels_is_matched():
     labels = ("doubt", "self-doubt", "no doubt", "doubt it")
     for answer, label in (
         ("self-doubt", "self-doubt"),
@@ -145,12 +145,12 @@ def test_of_labels_inside_one_another_the_longest_counts_once():
     assert read("doubt and self-doubt", labels=labels).named == {"doubt", "self-doubt"}
 
 
-def test_signs_of_patterns_in_labels_mean_themselves():
+def test_pattern_characters_in_labels_are_matched_literally():
     assert read("level a.c now", labels=("a.c", "a+b")).label == "a.c"
     assert read("abc aab", labels=("a.c", "a+b")).label is None
 
 
-def test_without_labels_nothing_is_read():
+def test_without_labels_no_label_is_read():
     assert read("happy", labels=()) == read("", labels=())
     assert read("happy", labels=()).label is None
 
@@ -166,7 +166,7 @@ def test_labels_that_differ_by_case_or_have_no_letter_are_refused():
     assert refusal(("happy", "!?")).startswith("labels: '!?' has no letter")
 
 
-def test_an_alias_of_no_label_is_refused_with_the_nearest_label():
+def test_an_alias_of_an_unknown_label_is_refused_with_the_nearest_label():
     text = refusal(aliases={"joyful": "hapy"})
     assert text.startswith("aliases: 'joyful' stands for 'hapy'") and "Did you mean 'happy'?" in text
 
@@ -180,9 +180,9 @@ def test_an_alias_of_an_alias_is_refused():
 @pytest.mark.parametrize(
     ("aliases", "alias"), [({"Sad": "happy"}, "Sad"), ({"blue": "sad", "BLUE.": "happy"}, "BLUE."), ({"--": "sad"}, "--")]
 )
-def test_an_alias_that_stands_for_two_labels_or_for_nothing_readable_is_refused_by_name(aliases, alias):
+def test_an_ambiguous_or_unreadable_alias_is_refused_by_name(aliases, alias):
     assert refusal(aliases=aliases).startswith(f"aliases: '{alias}' ")
 
 
-def test_an_alias_that_repeats_a_label_or_another_alias_does_no_harm():
+def test_an_alias_that_repeats_a_label_or_another_alias_is_accepted():
     assert read("blue", aliases={"happy": "happy", "blue": "sad", "Blue": "sad"}).label == "sad"

@@ -123,7 +123,7 @@ def parsed(*argv):
         (None, 2, "auto", 4, 2),
     ],
 )
-def test_number_of_processes(nproc, gpus, device, visible, count):
+def test_the_number_of_processes_follows_from_options_and_device(nproc, gpus, device, visible, count):
     assert launcher.process_count(nproc, gpus, device, lambda: visible) == count
 
 
@@ -136,13 +136,13 @@ def test_number_of_processes(nproc, gpus, device, visible, count):
         (3, None, "auto", 1, "--nproc 3: PyTorch sees 1 GPU on this machine. Lower --nproc, or set run.device=cpu."),
     ],
 )
-def test_too_few_gpus(nproc, gpus, device, visible, message):
+def test_more_processes_than_gpus_are_refused_with_the_remedy(nproc, gpus, device, visible, message):
     with pytest.raises(UserError) as error:
         launcher.process_count(nproc, gpus, device, lambda: visible)
     assert str(error.value) == message
 
 
-def test_nproc_and_gpus_exclude_each_other_and_are_positive(capsys):
+def test_nproc_and_gpus_are_positive_and_mutually_exclusive(capsys):
     for argv in (["--nproc", "2", "--gpus", "2"], ["--nproc", "0"], ["--gpus", "-1"], ["--nproc", "two"]):
         with pytest.raises(SystemExit) as end:
             parsed(*argv)
@@ -160,7 +160,7 @@ def test_a_worker_never_launches(monkeypatch):
 
 
 @pytest.mark.parametrize("option", ["--nproc", "--gpus"])
-def test_processes_that_are_asked_for_in_a_worker_of_another_launcher_are_an_error(option, monkeypatch):
+def test_nproc_and_gpus_are_refused_in_a_worker_of_another_launcher(option, monkeypatch):
     monkeypatch.delenv(variables.LAUNCHER, raising=False)
     for name, value in {"WORLD_SIZE": "1", "LOCAL_RANK": "0", "RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
@@ -174,7 +174,7 @@ def test_processes_that_are_asked_for_in_a_worker_of_another_launcher_are_an_err
 
 
 @pytest.mark.parametrize("cores", [1, 16])
-def test_more_processes_than_any_machine_runs_are_refused(cores, monkeypatch):
+def test_more_processes_than_the_cores_allow_are_refused(cores, monkeypatch):
     monkeypatch.setattr(launcher.os, "sched_getaffinity", lambda _: set(range(cores)))
     most = {1: 64, 16: 128}[cores]
     assert launcher.process_count(most, None, "cpu", lambda: 0) == most
@@ -204,7 +204,7 @@ def test_more_processes_than_any_machine_runs_are_refused(cores, monkeypatch):
     ],
     ids=lambda value: " ".join(f"{name}={text}" for name, text in value.items()) if isinstance(value, dict) else "",
 )
-def test_variables_that_no_launcher_sets_are_named(given, message, monkeypatch):
+def test_inconsistent_launcher_variables_are_reported_by_name(given, message, monkeypatch):
     for name in worker_variables.NAMES:
         monkeypatch.delenv(name, raising=False)
     for name, text in given.items():
@@ -216,7 +216,7 @@ def test_variables_that_no_launcher_sets_are_named(given, message, monkeypatch):
     assert str(error.value).endswith(f"if no launcher has started this process, remove the variables: unset {' '.join(order)}.")
 
 
-def test_a_launchers_variable_that_is_no_number_is_an_error_of_every_program(monkeypatch, capsys):
+def test_a_launcher_variable_that_is_not_a_number_is_an_error_in_every_program(monkeypatch, capsys):
     for name, text in {"LOCAL_RANK": "0", "WORLD_SIZE": "1", variables.LAUNCHER: "abc"}.items():
         monkeypatch.setenv(name, text)
     monkeypatch.delenv(worker_errors.ERROR_FILE, raising=False)
@@ -230,7 +230,7 @@ def test_a_launchers_variable_that_is_no_number_is_an_error_of_every_program(mon
     assert message.endswith("unset EMOLLAMA_LAUNCHER.\n")
 
 
-def test_empty_variables_are_as_good_as_none(monkeypatch):
+def test_empty_launcher_variables_count_as_unset(monkeypatch):
     for name in worker_variables.NAMES:
         monkeypatch.setenv(name, "")
     assert not worker_variables.is_worker()
@@ -238,7 +238,7 @@ def test_empty_variables_are_as_good_as_none(monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "extract", "predict", "eval-checkpoints", "sweep"])
-def test_every_command_that_computes_has_the_options(command, capsys):
+def test_every_command_that_can_use_several_processes_has_the_launch_options(command, capsys):
     assert status_of(command, "--help") == 0
     shown = capsys.readouterr().out
     assert all(option in shown for option in ("--nproc", "--gpus", "--master-port"))
@@ -255,7 +255,7 @@ def test_entry_scripts_run_in_one_process(monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["train", "eval"])
-def test_errors_of_the_configuration_are_found_before_the_launch(command, config, no_launch, capfd):
+def test_configuration_errors_are_reported_before_the_launch(command, config, no_launch, capfd):
     assert status_of(command, "--nproc", "2", "--cfg-path", str(config), "--options", "run.init_lrr=1") == 1
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) <= 5 and "run.init_lrr" in lines[-1] and lines[-1].startswith("error: ")
@@ -263,7 +263,7 @@ def test_errors_of_the_configuration_are_found_before_the_launch(command, config
 
 
 @pytest.mark.parametrize("command", ["train", "eval"])
-def test_an_output_folder_that_cannot_be_written_is_found_before_the_launch(command, config, no_launch, capfd):
+def test_an_unwritable_output_folder_is_reported_before_the_launch(command, config, no_launch, capfd):
     blocked = config.parent / "file"
     blocked.write_text("")
     argv = (command, "--nproc", "2", "--cfg-path", str(config), "--options")
@@ -285,7 +285,7 @@ def test_an_output_folder_that_cannot_be_written_is_found_before_the_launch(comm
     ],
     ids=["eval-checkpoints", "predict", "extract from", "extract to"],
 )
-def test_a_folder_that_is_missing_is_found_before_the_launch(command, options, message, config, monkeypatch, capfd):
+def test_bad_inputs_and_outputs_are_reported_before_the_launch(command, options, message, config, monkeypatch, capfd):
     monkeypatch.setattr(command, "launch", lambda *_, **__: pytest.fail("launched"))
     config.write_text(config.read_text() + "extraction: {videos: gone, output: /dev/null/x, device: cpu}\n")
     name = command.__name__.rpartition(".")[2].replace("_", "-")
@@ -293,13 +293,13 @@ def test_a_folder_that_is_missing_is_found_before_the_launch(command, options, m
     assert capfd.readouterr().err.splitlines()[-1].startswith(f"error: {message}")
 
 
-def test_gpus_on_a_machine_without_any(config, no_launch, capfd):
+def test_gpus_on_a_machine_without_gpus_are_refused(config, no_launch, capfd):
     assert status_of("train", "--gpus", "3", "--cfg-path", str(config)) == 1
     assert "--gpus 3: PyTorch sees no GPU" in capfd.readouterr().err
     assert no_launch == []
 
 
-def test_a_port_that_is_in_use_or_does_not_exist():
+def test_a_port_that_is_in_use_or_out_of_range_is_refused():
     with socket.create_server((launcher.HOST, 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"^--master-port {port}: the port is in use. Choose another port"):
@@ -311,7 +311,7 @@ def test_a_port_that_is_in_use_or_does_not_exist():
 @pytest.mark.parametrize(
     ("family", "address"), [(socket.AF_INET, "0.0.0.0"), (socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
 )
-def test_a_port_that_is_in_use_on_any_address_is_found(family, address):
+def test_a_port_in_use_on_any_address_is_refused(family, address):
     try:
         taken = socket.create_server((address, 0), family=family)
     except OSError:
@@ -323,7 +323,7 @@ def test_a_port_that_is_in_use_on_any_address_is_found(family, address):
     launcher.require_free(port)
 
 
-def test_a_port_that_is_taken_between_the_check_and_the_launch(monkeypatch):
+def test_a_port_occupied_between_the_check_and_the_launch_is_reported(monkeypatch):
     monkeypatch.setattr(launcher, "require_free", lambda port: None)
     with launcher._listen(0) as taken:
         port = taken.getsockname()[1]
@@ -333,7 +333,7 @@ def test_a_port_that_is_taken_between_the_check_and_the_launch(monkeypatch):
     assert raised.value.__cause__ is not None  # for --debug
 
 
-def test_processes_that_cannot_connect_without_a_port_of_the_users(monkeypatch):
+def test_processes_that_cannot_connect_are_reported_with_the_host_to_check(monkeypatch):
     from torch.distributed.launcher import api
 
     def refused(*_):
@@ -344,7 +344,7 @@ def test_processes_that_cannot_connect_without_a_port_of_the_users(monkeypatch):
         launcher.launch(Namespace(argv=["train"], master_port=None), 2)
 
 
-def test_no_place_for_temporary_files(monkeypatch):
+def test_a_missing_temporary_directory_is_reported_with_the_remedy(monkeypatch):
     def refused(**_):
         raise FileNotFoundError(2, "No usable temporary directory found")
 
@@ -365,7 +365,7 @@ def failure(exitcode, kind=None, text="", time_ns=0, rank=0):
 TERMINATED = failure(-signal.SIGTERM)
 
 
-def test_a_user_error_comes_first_whichever_rank_has_it():
+def test_a_user_error_of_any_rank_is_reported_before_lost_connections():
     lost = failure(1, CRASH, "RuntimeError: Connection closed by peer", time_ns=5)
     for rank in (0, 1):
         error = first_failure({rank: failure(1, USER, "clip x is broken", time_ns=9), 1 - rank: lost}, 2)
@@ -388,7 +388,7 @@ def test_the_earliest_crash_is_reported_with_its_rank_and_its_traceback_last():
         (7, 7, "ended with exit status 7 and no message"),
     ],
 )
-def test_a_process_that_ended_without_a_record_comes_before_those_that_lost_it(exitcode, status, text):
+def test_a_process_that_ended_without_a_record_is_reported_before_lost_connections(exitcode, status, text):
     lost = failure(1, CRASH, "RuntimeError: Connection closed by peer")
     error = first_failure({0: lost, 1: failure(exitcode), 2: TERMINATED}, 3)
     assert isinstance(error, WorkerCrash) and error.status == status
@@ -436,7 +436,7 @@ def worker(tmp_path, monkeypatch):
     return path
 
 
-def test_under_torchrun_the_first_failing_worker_prints_and_the_others_do_not(worker):
+def test_only_errors_echoed_by_the_first_failing_rank_are_printed_under_torchrun(worker):
     assert [worker_errors.should_print(error) for error in (EchoedError("x"), UserError("x"), KeyError("x"))] == [
         True,
         False,
@@ -513,7 +513,7 @@ def living(folder):
     return found
 
 
-def test_an_error_of_one_rank_is_all_that_is_printed(faulty, tmp_path, capfd):
+def test_an_error_of_one_rank_is_the_only_output(faulty, tmp_path, capfd):
     path = faulty('raise UserError("only rank 1 has this problem")')
     handlers = [signal.getsignal(number) for number in launcher.SIGNALS]
     assert status_of("train", "--nproc", "2", "--cfg-path", path) == 1
@@ -542,7 +542,7 @@ def test_an_interrupt_ends_all_workers_with_one_line(faulty, tmp_path, capfd):
     ],
     ids=["crash", "exit", "signal", "terminated"],
 )
-def test_the_exit_status_of_a_worker_is_that_of_the_command(faulty, tmp_path, capfd, fault, status, last):
+def test_the_command_exits_with_the_status_of_the_failed_worker(faulty, tmp_path, capfd, fault, status, last):
     assert status_of("train", "--nproc", "2", "--cfg-path", faulty(fault)) == status
     assert capfd.readouterr().err.splitlines()[-1] == last
     assert living(tmp_path) == []

@@ -26,7 +26,7 @@ def status(launches, config=None):
     return session.exitstatus
 
 
-def test_interpreters_are_counted_with_their_tests_and_other_programs_are_not():
+def test_only_python_interpreters_are_counted_and_recorded_with_their_test():
     launches = watcher()
     launches.pytest_runtest_logstart("tests/test_x.py::test_y")
     for program in (sys.executable, b"/usr/bin/python3", "emollama", "bash", "/usr/bin/ps", "nvidia-smi"):
@@ -34,14 +34,14 @@ def test_interpreters_are_counted_with_their_tests_and_other_programs_are_not():
     assert [line.partition(": ")[0] for line in launches.started] == ["tests/test_x.py::test_y"] * 3
 
 
-def test_too_many_interpreters_fail_the_default_tests_only():
+def test_too_many_interpreters_fail_only_the_default_test_selection():
     for expression, number, expected in (("not slow and not gpu", 0, 0), ("not slow and not gpu", 1, 1), ("", 1, 0)):
         launches = watcher(expression)
         launches.started = ["x"] * (LIMIT + number)
         assert status(launches) == expected
 
 
-def test_the_controller_counts_what_its_workers_started_and_not_the_workers():
+def test_the_controller_counts_the_interpreters_of_its_workers_but_not_the_workers():
     controller, config = watcher(dist="loadgroup"), SimpleNamespace(workeroutput={})
     controller.note(sys.executable)
     assert controller.started == []
@@ -53,7 +53,7 @@ def test_the_controller_counts_what_its_workers_started_and_not_the_workers():
     assert status(controller) == 1
 
 
-def test_this_process_is_watched(request, tmp_path):
+def test_interpreters_started_in_this_process_are_recorded(request, tmp_path):
     launches = request.config.pluginmanager.get_plugin("launches")
     before, absent = len(launches.started), str(tmp_path / "python")
     starts = (
@@ -73,13 +73,13 @@ def test_this_process_is_watched(request, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["distributed", "no_such_file"])
-def test_a_name_in_the_list_of_long_groups_that_is_no_group_is_an_error(name, monkeypatch):
+def test_an_unknown_name_in_the_list_of_long_groups_is_an_error(name, monkeypatch):
     monkeypatch.setattr(conftest, "LONG", [name])
     with pytest.raises(pytest.UsageError, match=f"LONG.*{name}"):
         conftest.pytest_collection_modifyitems(SimpleNamespace(), [])
 
 
-def test_files_that_fork_are_one_group_by_their_fixtures(request):
+def test_test_files_that_fork_are_in_the_group_forks(request):
     fixtures = {"fork_server", "ranks", "launch"}
     forking = {item.path for item in request.session.items if fixtures & set(getattr(item, "fixturenames", ()))}
     assert {path.name for path in forking if conftest.group_of(path) != "forks"} == set()

@@ -17,12 +17,12 @@ def test_null_removes_a_block_that_an_earlier_layer_has(tmp_path):
     assert list(loaded(tmp_path, tree).evaluation_datasets) == ["answers", "second"]
 
 
-def test_null_for_a_block_that_is_nowhere_is_refused(tmp_path):
+def test_null_for_an_unknown_block_is_refused(tmp_path):
     with pytest.raises(UserError, match="'evaluation_datasets.other' must be a block of keys, not None"):
         loaded(tmp_path, golden_tree(tmp_path), "evaluation_datasets.other=null")
 
 
-def test_null_takes_the_judge_out_of_a_block(tmp_path):
+def test_null_removes_the_judge_of_a_block(tmp_path):
     tree = golden_tree(tmp_path)
     tree["evaluation_datasets"]["answers"]["judge"] = {"type": "lexical"}
     made = loaded(tmp_path, tree, "evaluation_datasets.answers.judge=null")

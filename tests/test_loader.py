@@ -27,14 +27,14 @@ def clips(sampler, places):
 # Order
 
 
-def test_each_pass_is_a_permutation_and_passes_differ():
+def test_each_dataset_epoch_is_a_permutation_and_epochs_differ():
     sampler = order([7])
     passes = [[clip for _, clip in clips(sampler, range(7 * lap, 7 * lap + 7))] for lap in range(20)]
     assert all(sorted(one) == list(range(7)) for one in passes)
     assert len({tuple(one) for one in passes}) > 15
 
 
-def test_without_shuffle_the_order_is_the_files_and_wraps():
+def test_without_shuffle_the_order_is_that_of_the_file_and_repeats():
     assert [clip for _, clip in clips(order([3], shuffle=False), range(8))] == [0, 1, 2, 0, 1, 2, 0, 1]
 
 
@@ -64,7 +64,7 @@ def test_every_block_of_samples_has_each_datasets_exact_share(ratios, shares):
         assert dataset_counts == shares if shares else sorted(dataset_counts) == [341, 341, 342]
 
 
-def test_a_mixed_dataset_is_drawn_without_replacement_within_its_own_passes():
+def test_a_mixed_dataset_is_sampled_without_replacement_within_its_epochs():
     sampler = order([11, 7], [2, 1])
     sampled = clips(sampler, range(2 * MIXING_BLOCK + 100))
     for dataset, size in enumerate((11, 7)):
@@ -73,7 +73,7 @@ def test_a_mixed_dataset_is_drawn_without_replacement_within_its_own_passes():
             assert sorted(own[first : first + size]) == list(range(size))
 
 
-def test_a_small_share_is_not_lost():
+def test_a_very_small_sample_ratio_is_still_sampled():
     sampler = order([5, 5], [1.0, 0.001])
     assert Counter(dataset for dataset, _ in clips(sampler, range(MIXING_BLOCK)))[1] >= 1
 
@@ -97,13 +97,13 @@ def test_a_step_has_each_index_of_its_global_batch_once_for_any_layout(batch_siz
         assert step_places(step, batch_size, accumulate, world) == list(range(step * size, (step + 1) * size))
 
 
-def test_every_micro_batch_has_the_batch_size_and_every_rank_as_many():
+def test_every_micro_batch_has_the_batch_size_and_every_rank_the_same_number_of_them():
     for rank in range(3):
         micro_batches = list(BatchLayout(2, 4, 3, rank).sample_indices(5, 7))
         assert len(micro_batches) == 8 and {len(micro) for micro in micro_batches} == {2}
 
 
-def test_a_resumed_run_draws_what_the_whole_run_would_have():
+def test_a_resumed_run_uses_the_same_sample_indices_as_an_uninterrupted_run():
     split = BatchLayout(2, 3, 2, 1)
     assert list(split.sample_indices(0, 9))[4 * 3 :] == list(split.sample_indices(4, 9))
 
@@ -148,7 +148,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(samples):
     assert contents(batches(samples, workers=2)) == contents(batches(samples, workers=0))
 
 
-def test_a_loader_started_later_gives_the_step_batches_the_whole_run(samples):
+def test_a_loader_started_at_a_later_step_gives_the_batches_of_the_whole_run(samples):
     assert contents(batches(samples))[2:] == contents(batches(samples, first=2))
 
 
@@ -157,13 +157,13 @@ def test_a_pass_of_batches_has_every_clip_once(samples):
     assert sorted(name for batch in loaded_batches for name in batch.names) == NAMES
 
 
-def test_the_tasks_of_the_pool_are_all_drawn(samples):
+def test_all_tasks_of_the_pool_are_sampled(samples):
     tasks = {samples[k].task for k in range(40)}
     assert tasks == {"emotion", "reason", "reason_v2"}
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_loading_takes_nothing_from_the_global_generators(samples, workers):
+def test_loading_does_not_use_the_global_generators(samples, workers):
     def states():
         return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
 
@@ -172,7 +172,7 @@ def test_loading_takes_nothing_from_the_global_generators(samples, workers):
     assert states() == before
 
 
-def test_the_global_generators_change_nothing_about_the_batches(samples):
+def test_batches_do_not_depend_on_the_global_generators(samples):
     before = contents(batches(samples, end=2))
     torch.manual_seed(99)
     np.random.seed(99)

@@ -34,7 +34,7 @@ def told(tmp_path_factory, launch):
     return done.stderr, folder / "out/run"
 
 
-def test_a_line_names_the_epoch_the_step_in_it_and_the_figures(told):
+def test_a_log_line_contains_the_epoch_its_step_and_the_metrics(told):
     said, folder = told
     found = [match.groups() for line in said.splitlines() if (match := LINE.search(line))]
     logged = rows(folder / "log.jsonl")
@@ -44,7 +44,7 @@ def test_a_line_names_the_epoch_the_step_in_it_and_the_figures(told):
     assert " [ 5/12]" in said
 
 
-def test_the_time_of_a_step_and_its_wait_for_data_are_logged(told):
+def test_the_duration_of_a_step_and_its_wait_for_data_are_logged(told):
     logged = rows(told[1] / "log.jsonl")
     assert all(0 <= row["data_time"] <= row["step_time"] < 60 for row in logged)
     assert all(row["data_wait"] == pytest.approx(row["data_time"] / row["step_time"]) for row in logged)
@@ -70,7 +70,7 @@ def test_cut_texts_are_reported_once_also_between_logged_steps(log, caplog):
     ]
 
 
-def test_of_an_images_captions_the_first_two_are_shown_and_the_others_counted(log, caplog, tmp_path):
+def test_only_the_first_two_captions_of_an_image_are_shown_and_the_others_counted(log, caplog, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     truths = {"five": ["a dog", "a cat", "x", "y", "z"], "two": ["a dog", "a cat"], "text": "happy", "none": None}
@@ -163,7 +163,7 @@ def tracked(tmp_path_factory, offline):
     return folder / "out/run"
 
 
-def test_an_offline_run_holds_the_scalars_of_tensorboard_under_their_names(tracked):
+def test_an_offline_run_contains_the_logged_scalars_under_their_tensorboard_names(tracked):
     logged, past = rows(tracked / "log.jsonl"), rows(tracked / "eval.jsonl")
     found, ids = history(tracked)
     losses = [(row["step"], row["train/loss"]) for row in found if "train/loss" in row]
@@ -176,7 +176,7 @@ def test_an_offline_run_holds_the_scalars_of_tensorboard_under_their_names(track
     assert ids == {(tracked / "wandb_id.txt").read_text().strip()}
 
 
-def test_a_tracked_run_bears_its_folders_name_and_its_configuration_without_secrets(tracked):
+def test_a_tracked_run_has_the_name_of_its_folder_and_a_configuration_without_secrets(tracked):
     files = sorted(tracked.glob("wandb/offline-run-*/*.wandb"))
     assert len(files) == 2  # a process each time, of one run
     begun = next(record.run for record in records(files[0]) if record.WhichOneof("record_type") == "run")
@@ -203,7 +203,7 @@ def after(runner, done):
 """
 
 
-def test_a_run_that_fails_leaves_what_it_logged(tmp_path, tampered):
+def test_a_failed_run_preserves_its_logged_values(tmp_path, tampered):
     path = golden_config(tmp_path, run={**TRACKED, "max_skipped_steps": 1, "log_freq": 1})
     done = tampered(path, SPOIL)
     assert done.returncode == 1 and "consecutive steps" in done.stderr
@@ -211,14 +211,14 @@ def test_a_run_that_fails_leaves_what_it_logged(tmp_path, tampered):
     assert [row["step"] for row in found if "train/loss" in row] == [0]
 
 
-def test_a_run_whose_tracking_dies_trains_on(tmp_path, tampered):
+def test_a_run_continues_training_after_its_tracking_process_dies(tmp_path, tampered):
     done = tampered(golden_config(tmp_path, run={**TRACKED, "iters_per_epoch": 6, "log_freq": 1}), KILL)
     assert done.returncode == 0, done.stderr
     assert len(rows(tmp_path / "out/run/log.jsonl")) == 12 and (tmp_path / "out/run/checkpoint_1.pth").exists()
     assert done.stderr.count("logging to Weights & Biases has stopped") == 1
 
 
-def test_a_missing_package_is_told_before_anything_is_read(tmp_path, monkeypatch):
+def test_a_missing_wandb_package_is_reported_before_the_run_starts(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     config = load(str(golden_config(tmp_path, run=TRACKED)))
     with pytest.raises(UserError, match="run.wandb_log needs the package wandb. Install it"):
@@ -235,13 +235,13 @@ def test_a_missing_login_is_reported_once_with_the_remedy_before_anything_is_rea
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_mode_is_a_user_error(tmp_path, launch):
+def test_an_unknown_wandb_mode_is_a_user_error(tmp_path, launch):
     (tmp_path / "program.py").write_text("from emollama.logs.tracking import require; require()")
     done = launch(str(tmp_path / "program.py"), env=environment() | {"WANDB_MODE": "ofline"})
     assert "UserError: run.wandb_log: Weights & Biases did not start: " in done.stderr
 
 
-def test_tracking_may_be_turned_on_when_a_run_goes_on(tmp_path, offline):
+def test_tracking_can_be_enabled_when_a_run_is_resumed(tmp_path, offline):
     tree = golden_tree(tmp_path)
     first = loaded(tmp_path, tree)
     first.classes["run"](first).train()

@@ -136,7 +136,7 @@ def test_frames_are_rgb_of_the_size_of_the_video(films):
     assert np.abs(frames[3].astype(int) - picture(3)).mean() < 12
 
 
-def test_one_frame_is_a_video(tmp_path):
+def test_a_video_with_a_single_frame_is_read(tmp_path):
     for name in ("one.mp4", "one.avi"):
         assert frame_numbers(write_video(tmp_path / name, 1), 0, -1, 0) == ([0, 0, 0], [1])
 
@@ -145,7 +145,7 @@ def test_a_video_without_sound_has_frames(tmp_path):
     assert frame_numbers(write_video(tmp_path / "mute.avi", 21, fps=15, sound=()), -1) == ([20], [21])
 
 
-def test_frames_that_a_cut_left_in_the_file_do_not_count(films, tmp_path):
+def test_frames_before_the_start_of_a_trimmed_video_are_not_counted(films, tmp_path):
     cut = write_trimmed(tmp_path / "cut.mp4", films["h264.mp4"], 5)
     with av.open(str(cut)) as container:
         packets = [packet for packet in container.demux(video=0) if packet.size]
@@ -155,7 +155,7 @@ def test_frames_that_a_cut_left_in_the_file_do_not_count(films, tmp_path):
 
 @pytest.mark.parametrize("turned", [(90,), (180,), (270,), (-90,), (0, True), (0, False, True), (90, True)], ids=str)
 @pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
-def test_turned_and_mirrored_videos_are_upright(tmp_path, turned, codec):
+def test_rotated_and_mirrored_videos_are_returned_upright(tmp_path, turned, codec):
     degrees, across, down = (*turned, False, False)[:3]
     stored = read_frames(write_video(tmp_path / "stored.mp4", 4, codec=codec), lambda count: [2])[0]
     shown = np.rot90(stored, degrees // 90)
@@ -165,7 +165,7 @@ def test_turned_and_mirrored_videos_are_upright(tmp_path, turned, codec):
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
-def test_turned_videos_look_as_another_player_shows_them(tmp_path, degrees):
+def test_rotated_videos_look_as_in_opencv(tmp_path, degrees):
     path = write_video(tmp_path / "turned.mp4", 4, turned=(degrees,))
     player = cv2.VideoCapture(str(path))
     read, shown = player.read()
@@ -175,12 +175,12 @@ def test_turned_videos_look_as_another_player_shows_them(tmp_path, degrees):
     assert np.abs(ours.astype(int) - shown[..., ::-1]).mean() < 3
 
 
-def test_a_tilt_is_not_followed(tmp_path):
+def test_a_rotation_by_an_angle_other_than_a_quarter_turn_is_ignored(tmp_path):
     path = write_video(tmp_path / "tilted.mp4", 4, turned=(135,))
     assert frame_numbers(path, 2)[0] == [2]
 
 
-def test_many_threads_read_what_one_reads(films, tmp_path):
+def test_several_threads_read_the_same_frames_as_one_thread(films, tmp_path):
     turned = write_video(tmp_path / "turned.mp4", 40, turned=(90,))
     paths = [*films.values(), turned]
     alone = [read_frames(path, lambda count: SCATTERED) for path in paths] * 2
@@ -190,14 +190,14 @@ def test_many_threads_read_what_one_reads(films, tmp_path):
     assert all(np.array_equal(one, other) for one, other in zip(alone, together, strict=True))
 
 
-def test_names_with_colons_spaces_and_other_letters(tmp_path, monkeypatch):
+def test_file_names_may_contain_colons_spaces_and_non_latin_letters(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a: b.mp4", "файл 1%03d.avi", "-i.mp4", "concat:x.mp4"):
         assert frame_numbers(write_video(tmp_path / name, 3).name, 2)[0] == [2]
         assert len(read_audio(name)) > 0
 
 
-def test_tags_in_another_encoding_do_no_harm(tmp_path):
+def test_metadata_tags_in_another_encoding_do_not_prevent_reading(tmp_path):
     path = write_video(tmp_path / "a.avi", 3, tags={"title": "TITLE"})
     data = path.read_bytes()
     assert b"TITLE" in data
@@ -209,7 +209,7 @@ def test_tags_in_another_encoding_do_no_harm(tmp_path):
 # Broken videos
 
 
-def test_broken_videos_tell_why(broken):
+def test_unreadable_videos_are_reported_with_the_reason(broken):
     reasons = {kind: reason(path) for kind, path in broken.items()}
     for kind in ("text", "empty", "cut", "noise"):
         assert reasons[kind] == "its video cannot be read (invalid data found when processing input)"
@@ -237,7 +237,7 @@ def test_files_that_are_cut_off_are_unusable_for_any_request(tmp_path, name, cod
     )
 
 
-def test_a_file_that_lacks_little_or_does_not_tell_its_length_is_read_as_far_as_it_goes(tmp_path):
+def test_a_slightly_truncated_file_or_one_without_a_duration_is_read_to_its_end(tmp_path):
     path = cut(write_video(tmp_path / "a.mp4", 60, index_first=True, sound=(), gop=6), 0.97)
     (first, last), counts = frame_numbers(path, 0, -1)
     assert first == 0 and 53 < last < 59
@@ -259,7 +259,7 @@ def test_a_file_that_lacks_little_or_does_not_tell_its_length_is_read_as_far_as_
         ("late.avi", {"frames": 40, "times": [*range(0, 1560, 40), 20000], "sound": ()}),
     ],
 )
-def test_whole_files_of_odd_lengths_are_whole(tmp_path, name, options):
+def test_complete_files_with_unusual_durations_are_not_taken_for_truncated(tmp_path, name, options):
     path = write_video(tmp_path / name, **options)
     assert len(read_frames(path, range)) == options["frames"]
     assert options.get("sound") == () or len(read_audio(path)) > 0
@@ -275,7 +275,7 @@ def test_sound_and_pictures_may_be_of_different_lengths(films, tmp_path, ending,
     assert len(read_audio(tmp_path / f"b.{ending}")) / 16000 == pytest.approx(seconds, abs=0.03)
 
 
-def test_the_first_frame_alone_is_decoded_once_and_is_the_same(films, tmp_path, monkeypatch):
+def test_reading_only_the_first_frame_decodes_it_once_with_the_same_result(films, tmp_path, monkeypatch):
     paths = [*films.values(), write_video(tmp_path / "turned.mp4", 4, turned=(90,))]
     first = [read_frames(path, lambda count: [0, 1])[:1] for path in paths]
     for reader in ("read_with_decord", "read_with_pyav"):
@@ -285,7 +285,7 @@ def test_the_first_frame_alone_is_decoded_once_and_is_the_same(films, tmp_path, 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.avi"])
 @pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
-def test_of_a_video_that_is_damaged_halfway_the_good_frames_come(tmp_path, name, codec):
+def test_the_intact_frames_of_a_video_damaged_halfway_are_returned(tmp_path, name, codec):
     path = damage(write_video(tmp_path / name, 60, codec=codec, sound=(), gop=6), 30)
     assert frame_numbers(path, 0, 12, 20)[0] == [0, 12, 20]
     assert re.fullmatch("only [23]. of its 60 frames can be decoded: the file is damaged", reason(path, every_frame))
@@ -293,7 +293,7 @@ def test_of_a_video_that_is_damaged_halfway_the_good_frames_come(tmp_path, name,
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.mkv"])
 @pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
-def test_a_video_that_is_damaged_near_its_end_counts_up_to_there(tmp_path, name, codec):
+def test_a_video_damaged_near_its_end_is_read_up_to_the_damage(tmp_path, name, codec):
     path = damage(write_video(tmp_path / name, 60, codec=codec, sound=(), gop=6), 57)
     numbers = [number_of(image) for image in every_frame(path)]
     assert numbers[:54] == list(range(54)) and len(numbers) < 60
@@ -307,14 +307,14 @@ def test_a_video_that_is_damaged_before_the_requested_frame_is_unusable(tmp_path
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.avi"])
 @pytest.mark.parametrize("codec", ["mpeg4", "libx264", "mpeg2video"])
-def test_of_a_damaged_video_the_same_frames_come_without_decord(tmp_path, monkeypatch, name, codec):
+def test_the_frames_of_a_damaged_video_are_the_same_without_decord(tmp_path, monkeypatch, name, codec):
     path = damage(write_video(tmp_path / name, 60, codec=codec, sound=(), gop=6), 57)
     by_decord = frame_numbers(path, 0, 20, -1)
     monkeypatch.setitem(sys.modules, "decord", None)
     assert frame_numbers(path, 0, 20, -1) == by_decord
 
 
-def test_frames_of_another_size_than_the_first_get_its_size(tmp_path):
+def test_frames_are_resized_to_the_size_of_the_first_frame(tmp_path):
     small = write_video(tmp_path / "small.avi", 2, codec="mjpeg", pixels="yuvj420p", sound=())
     large = [np.array(Image.fromarray(picture(number)).resize((128, 96))) for number in (2, 3)]
     large = write_video(tmp_path / "large.avi", pictures=large, codec="mjpeg", pixels="yuvj420p", sound=())
@@ -329,11 +329,11 @@ def test_frames_of_another_size_than_the_first_get_its_size(tmp_path):
     assert by_pyav[3].shape == by_pyav[0].shape and number_of(by_pyav[3]) == 3
 
 
-def test_a_video_that_breaks_in_its_first_frame_is_unusable(tmp_path):
+def test_a_video_damaged_in_its_first_frame_is_unusable(tmp_path):
     reason(damage(write_video(tmp_path / "a.mp4", 10, codec="libx264", sound=(), gop=100), 0))
 
 
-def test_randomly_damaged_files_end_as_frames_or_reasons(tmp_path):
+def test_randomly_damaged_files_are_read_or_reported_as_unusable(tmp_path):
     rng = np.random.default_rng(1)
     sources = [write_video(tmp_path / "whole.mp4", codec="libx264"), write_video(tmp_path / "whole.avi")]
     outcomes = []
@@ -364,7 +364,7 @@ def test_no_library_writes_to_stderr(films, broken, tmp_path, capfd):
     assert captured.err == captured.out == ""
 
 
-def test_a_choice_may_refuse_the_clip(films):
+def test_a_frame_selection_can_refuse_a_clip(films):
     source = Source("a", films["h264.mp4"])
     assert "peak" in reason(source.video, lambda path: read_frames(path, lambda count: [choose_frame("peak", count, source)]))
 
@@ -379,7 +379,7 @@ def loudest(sound, rate=16000):
 
 @pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000])
 @pytest.mark.parametrize("amplitudes", [(0.5,), (0.6, 0.4)], ids=["mono", "stereo"])
-def test_a_tone_keeps_its_pitch_loudness_and_length_at_any_rate(tmp_path, rate, amplitudes):
+def test_resampling_preserves_pitch_loudness_and_length_of_a_tone(tmp_path, rate, amplitudes):
     sound = read_audio(write_sound(tmp_path / "a.wav", tone(1.0, rate, *amplitudes), rate))
     assert sound.dtype == np.float32 and sound.ndim == 1
     assert abs(len(sound) - 16000) <= 2
@@ -449,13 +449,13 @@ def test_an_audio_track_without_packets_is_unusable(tmp_path):
     assert frame_numbers(path, 2)[0] == [2]
 
 
-def test_sound_that_is_cut_off_is_unusable(tmp_path):
+def test_truncated_sound_is_unusable(tmp_path):
     for name in ("a.mp4", "a.avi", "a.mkv"):
         path = cut(write_video(tmp_path / name, pictures=[], frames=100, index_first=name == "a.mp4"), 0.6)
         assert reason(path, read_audio).endswith("seconds of its audio exist: the file is cut off or damaged")
 
 
-def test_damaged_sound_counts_up_to_there_where_that_is_near_its_end(tmp_path):
+def test_sound_damaged_near_its_end_is_read_up_to_the_damage(tmp_path):
     path = damage(write_video(tmp_path / "a.mp4", pictures=[], frames=100), 160, "audio")
     assert 55000 < len(read_audio(path)) < 62000
     path = damage(write_video(tmp_path / "a.mp4", pictures=[], frames=100), 80, "audio")
@@ -465,7 +465,7 @@ def test_damaged_sound_counts_up_to_there_where_that_is_near_its_end(tmp_path):
 # Files
 
 
-def test_videos_are_found_below_a_folder_by_name(tmp_path):
+def test_find_videos_lists_videos_by_their_path_below_the_folder(tmp_path):
     for name in ("b.avi", "a.MP4", "deep/er/c.d.mkv", ".hidden.mp4", ".folder/x.mp4", "notes.txt", "label.csv"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -485,7 +485,7 @@ def test_a_folder_without_usable_videos_is_refused(tmp_path):
         find_videos(tmp_path, "extraction.videos")
 
 
-def test_the_video_of_a_name_is_found(tmp_path):
+def test_find_video_returns_the_video_with_a_name_or_none(tmp_path):
     (tmp_path / "x").mkdir()
     for name in ("b.AVI", "x/c.mkv", "d.mp4", "d.mkv", "e.f.mov"):
         (tmp_path / name).touch()
@@ -500,7 +500,7 @@ def test_the_video_of_a_name_is_found(tmp_path):
 # Choice
 
 
-def test_frames_are_chosen_as_configured():
+def test_choose_frame_supports_the_first_the_middle_and_the_peak_frame():
     source = Source("a", Path("a.mp4"), peak=12)
     assert [choose_frame("first", count, source) for count in (1, 40)] == [0, 0]
     assert [choose_frame("middle", count, source) for count in (1, 2, 40, 41)] == [0, 1, 20, 20]
@@ -517,7 +517,7 @@ def test_a_random_frame_depends_on_the_name_alone():
     assert numbers[:3] == [752, 96, 973]  # in every process, whatever the seed of Python's hashes
 
 
-def test_segments_have_their_middle_frame():
+def test_segment_middles_returns_the_middle_frame_of_each_segment():
     assert segment_middles(16, 16) == list(range(16))
     assert segment_middles(160, 16) == list(range(5, 160, 10))
     assert segment_middles(9, 1) == [4]
@@ -526,7 +526,7 @@ def test_segments_have_their_middle_frame():
     assert all(0 <= number < count for count in range(1, 50) for number in segment_middles(count, 16))
 
 
-def test_peaks_are_read_from_captions_and_tables(tmp_path):
+def test_peak_frames_are_read_from_caption_files_and_tables(tmp_path):
     captions = tmp_path / "captions.json"
     captions.write_text(json.dumps({"a": {"peak_index": "12", "text": "x"}, "00012": {"peak_index": 3}, "c": {"text": "y"}}))
     assert read_peaks(str(captions)) == {"a": 12, "00012": 3}
@@ -556,7 +556,7 @@ def test_invalid_peaks_are_rejected(tmp_path, name, text, message):
     assert message in str(caught.value) and name in str(caught.value)
 
 
-def test_a_file_of_peaks_that_is_absent_is_named(tmp_path):
+def test_a_missing_file_of_peak_frames_is_reported(tmp_path):
     with pytest.raises(UserError, match="peak_index_path: no file"):
         read_peaks(str(tmp_path / "absent.json"))
 
@@ -566,7 +566,7 @@ def test_a_file_of_peaks_that_is_absent_is_named(tmp_path):
 
 @pytest.mark.parametrize("shape", [(48, 64), (600, 512), (1, 1), (13, 700)], ids=str)
 @pytest.mark.parametrize("size", [28, 448])
-def test_a_blip2_image_is_what_torchvision_makes_of_it(shape, size):
+def test_blip2_image_gives_the_same_tensor_as_torchvision(shape, size):
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
     theirs = Compose([Resize((size, size), InterpolationMode.BICUBIC), ToTensor(), Normalize(MEAN, STD)])(Image.fromarray(image))
     ours = blip2_image(image, size)
@@ -596,7 +596,7 @@ def face_film(portrait, tmp_path_factory):
     return write_video(tmp_path_factory.mktemp("faces") / "a.mp4", pictures=pictures, sound=())
 
 
-def test_the_face_of_a_frame_is_found(face_film):
+def test_the_face_in_each_frame_is_cropped_to_a_square(face_film):
     faces = face_images(Source("a", face_film))
     assert len(faces) == 3
     for face, at in zip(faces, (0, 100, 200), strict=True):
@@ -609,14 +609,14 @@ def test_the_face_of_a_frame_is_found(face_film):
 
 
 @pytest.mark.parametrize("scale", [0.2, 3])
-def test_small_and_large_faces_are_found(portrait, tmp_path, scale):
+def test_small_and_large_faces_are_detected(portrait, tmp_path, scale):
     size = (int(512 * scale) // 2 * 2, int(600 * scale) // 2 * 2)
     path = write_video(tmp_path / "a.mp4", pictures=[np.array(Image.fromarray(portrait).resize(size))], sound=())
     (face,) = face_images(Source("a", path))
     assert 0.4 < face.shape[0] / size[0] < 0.75
 
 
-def test_of_two_faces_the_larger_is_taken(portrait, tmp_path):
+def test_the_larger_of_two_faces_is_used(portrait, tmp_path):
     shown = np.full((600, 900, 3), 90, np.uint8)
     shown[:, :512] = portrait
     shown[:300, 600:856] = np.array(Image.fromarray(portrait).resize((256, 300)))
@@ -631,7 +631,7 @@ def test_a_face_at_the_edge_is_a_square_inside_the_frame(portrait, tmp_path, sho
     assert face.shape[0] == face.shape[1] > 230
 
 
-def test_as_many_frames_are_searched_as_allowed(face_film):
+def test_face_images_uses_at_most_max_frames_frames(face_film):
     assert len(face_images(Source("a", face_film), max_frames=1)) == 1
     assert len(face_images(Source("a", face_film), "centre", 3)) == 3
     assert len(face_images(Source("a", face_film), "centre")) == 5
@@ -650,7 +650,7 @@ def test_a_video_without_a_face_is_unusable(films, broken):
     assert "cannot be read" in reason(Source("a", broken["text"]), face_images)
 
 
-def test_the_centre_is_the_square_of_the_shorter_side(films):
+def test_the_centre_crop_is_a_square_with_the_shorter_side(films):
     image = np.arange(6 * 10 * 3).reshape(6, 10, 3)
     assert np.array_equal(central_square(image), image[:, 2:8])
     assert np.array_equal(central_square(image.transpose(1, 0, 2)), image.transpose(1, 0, 2)[2:8])
@@ -660,7 +660,7 @@ def test_the_centre_is_the_square_of_the_shorter_side(films):
 
 
 @pytest.mark.parametrize("folder", ["x/a", "x/a_aligned", "x/a/a_aligned"])
-def test_openface_images_are_taken_in_order_all_of_them(tmp_path, folder):
+def test_all_openface_images_are_used_in_order(tmp_path, folder):
     (tmp_path / folder).mkdir(parents=True)
     for number, ending in ((2, "bmp"), (1, "png"), (3, "BMP")):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / folder / f"frame_det_00_{number:06}.{ending}")

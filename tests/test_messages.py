@@ -68,7 +68,7 @@ def test_a_list_of_ten_is_complete():
     assert listing(NAMES[:10]) == "10: " + ", ".join(NAMES[:10])
 
 
-def test_a_long_list_shows_ten_entries_and_the_file_with_all():
+def test_a_long_list_shows_ten_entries_and_the_path_of_a_file_with_all_entries():
     text = listing(NAMES)
     assert text.startswith("28,618: " + ", ".join(NAMES[:10]) + ", ... and 28,608 more (all of them: ")
     assert len(text) < 400
@@ -79,7 +79,7 @@ def test_the_same_list_is_written_to_the_same_file():
     assert listing(NAMES) == listing(NAMES) != listing(NAMES[1:])
 
 
-def test_a_list_of_lines():
+def test_a_long_list_of_lines_is_abbreviated_after_ten_lines():
     text = abbreviated(NAMES[:12], LINES, where="--json has all")
     assert text.splitlines()[-2:] == ["- clip_00009", "- ... and 2 more (--json has all)"]
     assert len(text.splitlines()) == 11
@@ -112,7 +112,7 @@ def spoiled(tmp_path, twelve):
     return golden_tree(tmp_path, twelve)
 
 
-def test_a_run_that_cannot_start_lists_ten_problems_and_writes_only_the_file_with_all(tmp_path, spoiled):
+def test_a_refused_run_lists_ten_problems_and_writes_only_the_file_with_all_problems(tmp_path, spoiled):
     config = loaded(tmp_path, spoiled)
     text = refusal(build_datasets, config, training_blocks(config), training=True, check=True)
     first, *lines = text.split(LINES)
@@ -122,7 +122,7 @@ def test_a_run_that_cannot_start_lists_ten_problems_and_writes_only_the_file_wit
     assert not (tmp_path / "out").exists()
 
 
-def test_check_data_abbreviates_lists_in_its_text_and_has_all_names_under_json(tmp_path, spoiled):
+def test_check_data_abbreviates_lists_in_its_text_but_not_with_json(tmp_path, spoiled):
     del spoiled["evaluation_datasets"]
     report = check(loaded(tmp_path, spoiled))
     [missing] = [finding for finding in report.plain()["findings"] if finding["kind"] == "missing features"]
@@ -132,7 +132,7 @@ def test_check_data_abbreviates_lists_in_its_text_and_has_all_names_under_json(t
     assert file_in(line) == list(missing["clips"])
 
 
-def test_unknown_labels_are_abbreviated_and_complete_under_json(tmp_path, twelve):
+def test_unknown_labels_are_abbreviated_in_the_text_but_not_with_json(tmp_path, twelve):
     path = twelve / "MERR_coarse_grained.txt"
     rows = [row.split() for row in path.read_text().splitlines()]
     path.write_text("".join(" ".join([row[0], row[1], "glad", *row[3:]]) + "\n" for row in rows))
@@ -187,11 +187,11 @@ def test_a_key_in_the_wrong_block_points_to_the_right_one(tmp_path, option, mean
         ("model.query_width=1", "arch: minigpt4"),
     ],
 )
-def test_a_key_of_another_component_of_the_kind_is_named_with_it(tmp_path, option, components):
+def test_a_key_of_another_component_is_reported_with_that_component(tmp_path, option, components):
     assert refused(tmp_path, option).endswith(f"unknown key '{option.partition('=')[0]}'. It is a key of {components}.")
 
 
-def test_a_key_of_a_users_own_component_is_suggested(tmp_path, monkeypatch):
+def test_a_key_of_a_user_defined_component_is_suggested(tmp_path, monkeypatch):
     monkeypatch.setattr(ENCODERS, "_entries", {})
 
     @ENCODERS.register("mine")
@@ -204,16 +204,16 @@ def test_a_key_of_a_users_own_component_is_suggested(tmp_path, monkeypatch):
     assert refused(tmp_path, "run.whisker=2").endswith("Did you mean 'encoders.LABEL.whiskers' (type: mine)?")
 
 
-def test_a_key_of_the_own_block_is_preferred_to_a_similar_one_elsewhere(tmp_path):
+def test_a_similar_key_of_the_same_block_is_suggested_first(tmp_path):
     assert refused(tmp_path, "run.max_epochs=3").endswith("Did you mean 'max_epoch'?")
 
 
-def test_a_predecessors_key_without_effect_is_named_with_its_block(tmp_path):
+def test_a_key_without_effect_of_emotion_llama_is_reported_with_its_block(tmp_path):
     text = refused(tmp_path, "model.use_dist_eval_sampler=True")
     assert "It is a key of 'run' in Emotion-LLaMA or MiniGPT-4, but has no effect here: " in text
 
 
-def test_a_key_that_resembles_nothing_has_no_suggestion(tmp_path):
+def test_a_key_similar_to_no_other_key_gets_no_suggestion(tmp_path):
     assert refused(tmp_path, "run.zzzz=1").endswith("unknown key 'run.zzzz'.")
 
 
@@ -227,7 +227,7 @@ def test_a_key_that_resembles_nothing_has_no_suggestion(tmp_path):
         ("run.bogus", "'run.bogus'. 'emollama reference'"),  # every key of run shares the letters of run
     ],
 )
-def test_a_key_that_the_reference_does_not_have_is_answered_with_the_nearest_name(key, hint):
+def test_emollama_reference_suggests_the_nearest_name_for_an_unknown_key(key, hint):
     assert refusal(describe, key).startswith(f"no configuration key {hint}")
 
 
@@ -248,7 +248,7 @@ def test_a_key_that_the_reference_does_not_have_is_answered_with_the_nearest_nam
         (["=3"], "a.b=3"),
     ],
 )
-def test_an_option_without_its_equals_sign_is_shown_in_its_correct_form(tmp_path, options, meant):
+def test_an_option_without_an_equals_sign_is_refused_with_the_correct_form(tmp_path, options, meant):
     assert refused(tmp_path, *options).endswith(f" is not of the form a.b=c. Write {meant}, without spaces around '='.")
 
 
@@ -278,7 +278,7 @@ def test_no_message_spells_an_option_with_underscores():
         (["--caption-tokenizer", "ptb"], "--caption-tokenizer: ptb needs a Java runtime"),
     ],
 )
-def test_score_names_its_options_and_not_the_keys_of_a_configuration(tmp_path, monkeypatch, options, words):
+def test_errors_of_score_name_its_options_and_not_configuration_keys(tmp_path, monkeypatch, options, words):
     monkeypatch.setattr("emollama.evaluation.captions.java.java", lambda: None)
     row = {"name": "a", "task": "emotion", "prediction": "happy", "reference": "happy"}
     rows = [row, {"name": "a", "task": "reason", "prediction": "She smiles.", "reference": "She smiles."}]
@@ -293,7 +293,7 @@ def test_score_names_its_options_and_not_the_keys_of_a_configuration(tmp_path, m
 @pytest.mark.parametrize(
     "name", ["labels.csv", "metrics.csv", "aliases.csv", "judge.csv", "openset_path.csv", "wheel_folder.csv"]
 )
-def test_files_that_are_called_like_keys_are_spelled_as_they_are(tmp_path, monkeypatch, name):
+def test_a_file_named_like_a_key_is_reported_under_its_own_name(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     Path("truth.csv").write_text("name,label\na,happy\n")
     Path(name).write_text("name,prediction\na,happy\na,sad\n")
@@ -303,7 +303,7 @@ def test_files_that_are_called_like_keys_are_spelled_as_they_are(tmp_path, monke
     assert refused_score("--predictions", "answers.csv", "--truth", name).startswith(f"{name}, line 2: ")
 
 
-def test_an_unusable_file_of_synonyms_is_named_as_it_is_called(tmp_path, monkeypatch):
+def test_an_unusable_synonym_file_is_reported_with_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("words.csv").write_text("name,openset\na,['happy']\n")
     Path("metrics.json").write_text("[1]")
@@ -314,7 +314,7 @@ def test_an_unusable_file_of_synonyms_is_named_as_it_is_called(tmp_path, monkeyp
 # Files that do not exist
 
 
-def test_a_missing_file_below_the_data_folder_explains_the_variable(tmp_path, monkeypatch):
+def test_a_missing_file_in_the_data_folder_is_reported_with_emollama_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EMOLLAMA_DATA", str(tmp_path / "mine"))
     text = refusal(require_file, str(tmp_path / "mine/list.txt"), "datasets.x.annotation_file")
@@ -330,7 +330,7 @@ def test_a_missing_file_below_the_data_folder_explains_the_variable(tmp_path, mo
 
 
 @pytest.mark.parametrize("key", ["annotation_file", "transcription_path", "face_feature_path"])
-def test_each_kind_of_file_of_a_dataset_explains_the_variable(tmp_path, monkeypatch, corpus, key):
+def test_each_missing_file_of_a_dataset_is_reported_with_emollama_data(tmp_path, monkeypatch, corpus, key):
     monkeypatch.setenv("EMOLLAMA_DATA", str(corpus))
     tree = golden_tree(tmp_path, corpus)
     tree["datasets"]["golden"][key] = "nowhere"
@@ -364,7 +364,7 @@ def test_a_missing_checkpoint_names_the_stage_that_produces_it(tmp_path, monkeyp
         ("other.txt", "Set the path of a file."),
     ],
 )
-def test_a_folder_given_as_a_checkpoint_is_identified(tmp_path, file, words):
+def test_a_folder_passed_as_a_checkpoint_is_refused_with_a_description_of_its_content(tmp_path, file, words):
     (tmp_path / file).write_text("{}")
     text = refusal(checkpoint.read, str(tmp_path), "model.ckpt")
     assert text.startswith(f"model.ckpt: '{tmp_path}' is a folder, but a checkpoint is a file. ") and words in text
@@ -381,27 +381,27 @@ class Projection(nn.Module):
         self.llama_proj = nn.Linear(3, 2)
 
 
-def test_a_checkpoint_of_minigpt4_given_to_minigpt_v2_is_identified(golden_config):
+def test_loading_a_minigpt4_checkpoint_into_minigpt_v2_is_refused_with_its_origin(golden_config):
     model = golden_config.classes["model"](golden_config.model, device=torch.device("meta"), frozen_dtype=torch.float32)
     stored = {"llama_proj.weight": torch.ones(2, 3), "llama_proj.bias": torch.ones(2)}
     text = refusal(checkpoint.load_trainable, model, stored, path="a.pth", allow_missing=[])
     assert text.startswith("checkpoint a.pth: this is a checkpoint of MiniGPT-4 ") and "model.arch is minigpt_v2" in text
 
 
-def test_a_checkpoint_of_minigpt_v2_given_to_minigpt4_is_identified():
+def test_loading_a_minigpt_v2_checkpoint_into_minigpt4_is_refused_with_its_origin():
     stored = checkpoint.read(str(GOLDEN / "checkpoint_slim.pth"), "model.ckpt")["model"]
     text = refusal(checkpoint.load_trainable, Projection(), stored, path="a.pth", allow_missing=[])
     assert text.startswith("checkpoint a.pth: this is a checkpoint of MiniGPT-v2 or Emotion-LLaMA, ")
     assert "model.arch is minigpt4" in text
 
 
-def test_a_checkpoint_of_the_right_kind_that_does_not_fit_is_not_called_another():
+def test_a_minigpt4_checkpoint_of_another_shape_is_not_called_one_of_another_model():
     stored = {"llama_proj.weight": torch.ones(2, 4), "llama_proj.bias": torch.ones(2)}
     text = refusal(checkpoint.load_trainable, Projection(), stored, path="a.pth", allow_missing=[])
     assert "tensors of another shape" in text and "this is a checkpoint of" not in text
 
 
-def test_a_checkpoint_of_a_users_own_model_is_identified(monkeypatch):
+def test_a_checkpoint_of_a_user_defined_model_is_identified(monkeypatch):
     monkeypatch.setattr(MODELS, "_entries", {})
 
     @MODELS.register("owl")
@@ -467,7 +467,7 @@ def two_blocks(tmp_path):
     return SimpleNamespace(blocks=blocks, answering=answering, run=lambda folder: outcome)
 
 
-def test_evaluation_without_a_best_value_needs_no_metric(tmp_path, two_blocks):
+def test_evaluation_without_best_checkpoint_or_early_stopping_needs_no_metric(tmp_path, two_blocks):
     validation = Validation(RunnerConfig(evaluate=True, iters_per_epoch=1), two_blocks, tmp_path, 0)
     saved = []
     validation.run(1, SimpleNamespace(evaluation=lambda *_: None), lambda: saved.append(1))
@@ -476,7 +476,7 @@ def test_evaluation_without_a_best_value_needs_no_metric(tmp_path, two_blocks):
     assert not saved and not validation.exhausted and validation.best() is None
 
 
-def test_the_loss_of_a_single_block_is_watched_without_being_named(tmp_path, two_blocks):
+def test_the_loss_of_a_single_block_is_the_default_metric(tmp_path, two_blocks):
     two_blocks.blocks = {"answers": SimpleNamespace(scoring=SimpleNamespace(metrics={"emotion": ["loss", "waf"]}))}
     validation = Validation(RunnerConfig(evaluate=True, iters_per_epoch=1), two_blocks, tmp_path, 0)
     validation.run(1, SimpleNamespace(evaluation=lambda *_: None), lambda: None)
@@ -484,7 +484,7 @@ def test_the_loss_of_a_single_block_is_watched_without_being_named(tmp_path, two
 
 
 @pytest.mark.parametrize("keys", [{"save_best": True}, {"early_stop_patience": 2}, {"metric": "loss"}])
-def test_a_best_value_of_several_blocks_must_be_named(tmp_path, two_blocks, keys):
+def test_a_metric_computed_by_several_blocks_must_be_specified(tmp_path, two_blocks, keys):
     text = refusal(Validation, RunnerConfig(evaluate=True, **keys), two_blocks, tmp_path, 0)
     assert text.startswith("run.metric: 'loss' is computed more than once. Set it to one of ")
 
@@ -500,7 +500,7 @@ def block_of(tmp_path, **keys):
     return config.classes["datasets.golden"](config.datasets["golden"], slot_shapes=shapes, label="datasets.golden")
 
 
-def test_labels_outside_the_labels_can_be_excluded(tmp_path):
+def test_labels_missing_from_the_configured_labels_can_be_excluded(tmp_path):
     labels = ["happy", "sad", "neutral", "angry", "worried"]
     dataset = block_of(tmp_path, labels=labels, prompt_labels=labels, exclude_labels=["surprise"])
     assert dataset.problems() == [] and "surprise" not in {clip.label for clip in dataset.clips}
@@ -512,12 +512,12 @@ def test_a_misspelled_excluded_label_is_reported_with_the_nearest_label(tmp_path
     assert "exclude_labels: no clip of " in problem.text and "has the label 'suprise'. Did you mean 'surprise'?" in problem.text
 
 
-def test_an_excluded_label_that_merely_does_not_occur_is_noted(tmp_path):
+def test_an_excluded_label_that_does_not_occur_is_only_noted(tmp_path):
     dataset = block_of(tmp_path, exclude_labels=["xyz"])
     assert dataset.problems() == [] and any("has the label 'xyz'" in note for note in dataset.notes)
 
 
-def test_a_block_may_be_called_like_refcoco_plus(tmp_path):
+def test_a_block_name_may_contain_a_plus_sign(tmp_path):
     tree = golden_tree(tmp_path)
     tree["datasets"] = {"refcoco+": tree["datasets"]["golden"]}
     tree["evaluation_datasets"] = {"refcoco+": golden_block() | {"task_pool": "emotion"}}

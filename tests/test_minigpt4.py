@@ -144,7 +144,7 @@ def test_only_the_projection_is_trained_and_stored(plain):
     }
 
 
-def test_training_moves_the_projection_and_nothing_else(world):
+def test_training_changes_only_the_projection(world):
     model, prompt, cfg = built(world)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], lr=1.0)
@@ -161,7 +161,7 @@ def test_the_language_model_can_have_adapters_too(world):
     assert sum(".lora_A." in name for name in trained) == 4 and "llama_proj.weight" in trained
 
 
-def test_a_published_file_with_buffers_of_its_frozen_parts_is_loaded(world, tmp_path):
+def test_a_published_checkpoint_with_buffers_of_frozen_modules_is_loaded(world, tmp_path):
     model, _, _ = built(world)
     stored = checkpoint.read(str(world.projection), "k")["model"]
     extra = {"Qformer.bert.embeddings.position_ids": torch.arange(4)[None]}
@@ -170,7 +170,7 @@ def test_a_published_file_with_buffers_of_its_frozen_parts_is_loaded(world, tmp_
     assert model.fusion.llama_proj.weight.equal(stored["llama_proj.weight"])
 
 
-def test_a_checkpoint_of_the_other_model_is_refused_by_its_tensors_names(world, tmp_path):
+def test_a_checkpoint_of_minigpt_v2_is_refused_with_the_names_of_its_tensors(world, tmp_path):
     model, _, _ = built(world)
     weights = {"llama_proj.weight": torch.zeros(64, 704), "llama_proj.bias": torch.zeros(64)}
     stored = weights | {"feats_llama_proj1.bias": torch.ones(1)}
@@ -182,7 +182,7 @@ def test_a_checkpoint_of_the_other_model_is_refused_by_its_tensors_names(world, 
 
 
 @pytest.mark.parametrize("changes", [{}, {"has_qformer": False, "vit_width": 176}], ids=["q-former", "without"])
-def test_losses_are_those_of_plain_transformers_on_embeddings_put_together_by_hand(world, changes):
+def test_losses_equal_those_of_transformers_on_manually_built_embeddings(world, changes):
     model, prompt, cfg = built(world, prompt_template="[INST] {} [/INST] ", **changes)
     found = records(world, cfg)[:3]
     plain = AutoModelForCausalLM.from_pretrained(world.llama, dtype=torch.float32, attn_implementation="eager").eval()
@@ -208,13 +208,13 @@ def answer(prompt, record):
     return labels[labels != IGNORED]
 
 
-def test_without_a_q_former_four_neighbouring_rows_become_one(world):
+def test_four_adjacent_image_vectors_form_one_token_without_a_q_former(world):
     _, _, cfg = built(world, has_qformer=False, vit_width=176)
     shapes = MODELS.get("minigpt4").slot_shapes(cfg)
     assert shapes["image"][:2] == (4, 704) and shapes["frame"].dim == 3 * 56 * 56
 
 
-def test_the_norm_behind_the_image_encoder_is_of_the_q_formers_file_and_else_the_identity(world):
+def test_ln_vision_is_read_from_the_q_former_file_and_is_otherwise_the_identity(world):
     with_it, _, _ = built(world)
     stored = torch.load(world.q_former)["model"]["ln_vision.weight"]
     assert with_it.vision.vit.ln_vision.weight.equal(stored) and not stored.equal(torch.ones(176))
@@ -222,7 +222,7 @@ def test_the_norm_behind_the_image_encoder_is_of_the_q_formers_file_and_else_the
     assert without.vision.vit.ln_vision.weight.equal(torch.ones(176))
 
 
-def test_an_images_rows_are_the_same_bits_alone_and_in_company(world):
+def test_the_features_of_an_image_are_bit_identical_alone_and_in_a_batch(world):
     model, prompt, cfg = built(world)
     samples = [prompt.sample(record) for record in records(world, cfg)[:7]]
     together = model.features_for_fusion(collate(samples))["image"].values
@@ -243,7 +243,7 @@ def test_the_encoders_stay_in_eval_mode_and_in_float32_under_autocast(world):
 # What is kept
 
 
-def test_cached_and_uncached_training_give_the_same_losses_to_the_bit(world, plain, cached, tmp_path):
+def test_cached_and_uncached_training_give_bit_identical_losses(world, plain, cached, tmp_path):
     first, cache = logged(cached[0]), cached[1]
     kept = sorted(cache.glob("*/*.npy"))
     again = logged(trained(world, tmp_path, f"model.visual_cache_path={cache}", model={"cache_visual": True}))
@@ -251,7 +251,7 @@ def test_cached_and_uncached_training_give_the_same_losses_to_the_bit(world, pla
     assert sorted(cache.glob("*/*.npy")) == kept and len(kept) == 12
 
 
-def test_the_encoders_see_each_image_once(world, tmp_path, monkeypatch):
+def test_each_image_is_encoded_only_once_with_a_cache(world, tmp_path, monkeypatch):
     from emollama.models.vision import IMAGES_PER_BATCH, FrozenVision
 
     seen = []
@@ -263,7 +263,7 @@ def test_the_encoders_see_each_image_once(world, tmp_path, monkeypatch):
     assert len(seen) == 3
 
 
-def test_a_micro_batch_may_hold_kept_rows_and_new_images(world, tmp_path):
+def test_a_micro_batch_may_mix_cached_features_and_new_images(world, tmp_path):
     model, prompt, cfg = built(world, cache_visual=True, visual_cache_path=str(tmp_path / "cache"))
     new = [prompt.sample(record) for record in records(world, cfg)[:4]]
     expected = model(collate(new))
@@ -273,7 +273,7 @@ def test_a_micro_batch_may_hold_kept_rows_and_new_images(world, tmp_path):
     assert model(collate(mixed)).equal(expected)
 
 
-def test_a_spoiled_file_of_kept_rows_is_made_again(world, tmp_path):
+def test_a_damaged_file_of_cached_features_is_rewritten(world, tmp_path):
     model, prompt, cfg = built(world, cache_visual=True, visual_cache_path=str(tmp_path / "cache"))
     model(collate([prompt.sample(records(world, cfg)[0])]))
     (path,) = (tmp_path / "cache").glob("*/*.npy")
@@ -283,7 +283,7 @@ def test_a_spoiled_file_of_kept_rows_is_made_again(world, tmp_path):
     assert path.read_bytes() == whole
 
 
-def test_rows_kept_by_other_weights_stop_the_run_before_anything_is_written(world, cached, tmp_path):
+def test_a_cache_written_with_other_weights_is_refused_before_anything_is_written(world, cached, tmp_path):
     shutil.copytree(cached[1], tmp_path / "cache")
     other = make_flickr_world(tmp_path / "other", seed=2)
     blocks = {"cache_visual": True, "vit_weights": str(other.eva), "q_former_model": str(other.q_former)}
@@ -292,7 +292,7 @@ def test_rows_kept_by_other_weights_stop_the_run_before_anything_is_written(worl
     assert not (tmp_path / "out/other").exists()
 
 
-def test_a_run_with_a_cache_resumes_to_the_bit(world, cached, tmp_path):
+def test_a_run_with_a_cache_resumes_bit_identically(world, cached, tmp_path):
     alone, cache = cached
     ended = resumed(world, alone, tmp_path, f"model.visual_cache_path={cache}", model={"cache_visual": True})
     assert logged(ended) == logged(alone)[4:]
@@ -300,7 +300,7 @@ def test_a_run_with_a_cache_resumes_to_the_bit(world, cached, tmp_path):
     assert all(one[name].equal(other[name]) for name in one)
 
 
-def test_other_prompts_are_no_continuation_of_a_run(world, tmp_path):
+def test_resuming_with_other_prompts_is_refused(world, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("<ImageHere> What is it?")
     trained(world, tmp_path, "run.max_epoch=1", "run.iters_per_epoch=1", model={"prompt_path": str(prompts)})
@@ -309,7 +309,7 @@ def test_other_prompts_are_no_continuation_of_a_run(world, tmp_path):
     assert "the model's prompts: " in told
 
 
-def test_workers_and_mixed_precision_give_the_same_losses_with_and_without_kept_rows(world, tmp_path):
+def test_losses_with_workers_and_mixed_precision_are_the_same_with_and_without_a_cache(world, tmp_path):
     precision = ("run.amp=True", "run.amp_dtype=bf16", "run.device=cpu")
     options = (*precision, "run.num_workers=2", "run.max_epoch=1", "run.iters_per_epoch=3")
     plain = logged(trained(world, tmp_path / "plain", *options))
@@ -318,7 +318,7 @@ def test_workers_and_mixed_precision_give_the_same_losses_with_and_without_kept_
     assert plain == first == again and len(set(plain)) == 3
 
 
-def test_two_checkpoints_answer_together(plain, tmp_path):
+def test_two_checkpoints_can_be_evaluated_as_an_ensemble(plain, tmp_path):
     both = f"model.ckpt=[{plain}/checkpoint_0.pth,{plain}/checkpoint_1.pth]"
     places = [f"run.output_dir={tmp_path / 'out'}", "run.job_id=both", f"model.visual_cache_path={tmp_path / 'cache'}"]
     config = load(str(plain / "config.yaml"), [both, *places, "model.cache_visual=True"])
@@ -327,7 +327,7 @@ def test_two_checkpoints_answer_together(plain, tmp_path):
     assert len(rows) == 6 and len(list((tmp_path / "cache").glob("*/*.npy"))) == 6
 
 
-def test_the_cache_may_be_turned_on_when_a_run_is_resumed(world, plain, tmp_path):
+def test_the_cache_can_be_enabled_when_a_run_is_resumed(world, plain, tmp_path):
     ended = resumed(world, plain, tmp_path, model={"cache_visual": True})
     assert logged(ended) == logged(plain)[4:] and list((tmp_path / "cache").glob("*/*.npy"))
 
@@ -336,13 +336,13 @@ def test_the_cache_may_be_turned_on_when_a_run_is_resumed(world, plain, tmp_path
 
 
 @pytest.mark.parametrize("key", ["vit_weights", "q_former_model"])
-def test_a_missing_file_of_weights_is_told_with_its_key_before_anything_is_written(world, tmp_path, key):
+def test_a_missing_weight_file_is_reported_with_its_key_before_anything_is_written(world, tmp_path, key):
     told = refusal(world, tmp_path, model={key: "nowhere.pth"})
     assert told.startswith(f"model.{key}: no file 'nowhere.pth'")
     assert not (tmp_path / "out/run").exists()
 
 
-def test_a_checkpoint_is_not_evaluated_with_encoders_that_it_was_not_trained_with(plain, tmp_path):
+def test_evaluating_a_checkpoint_with_other_encoders_is_refused(plain, tmp_path):
     other = make_flickr_world(tmp_path / "other", seed=2)
     options = [f"model.ckpt={plain}/checkpoint_1.pth", f"model.q_former_model={other.q_former}"]
     config = load(str(plain / "config.yaml"), [*options, f"run.output_dir={tmp_path}"])
@@ -352,7 +352,7 @@ def test_a_checkpoint_is_not_evaluated_with_encoders_that_it_was_not_trained_wit
         config.classes["run"](config, training=False)
 
 
-def test_a_checkpoint_that_learnt_another_prompt_is_warned_of(world, plain, tmp_path, caplog, monkeypatch):
+def test_a_checkpoint_trained_with_another_prompt_template_causes_a_warning(world, plain, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("emollama"), "propagate", True)
     changed = ["model.prompt_template='###Human: {} ###Assistant: '", "model.end_sym='###'"]
     options = [f"model.ckpt={plain}/checkpoint_1.pth", f"run.output_dir={tmp_path}", *changed]
@@ -371,7 +371,7 @@ def test_a_checkpoint_that_learnt_another_prompt_is_warned_of(world, plain, tmp_
         ({"has_qformer": False}, "model.vit_width is 1408, but in model.vit_weights '.*' it is 176"),
     ],
 )
-def test_sizes_that_the_files_do_not_have_are_told(world, tmp_path, changes, told):
+def test_sizes_that_differ_from_those_in_the_weight_files_are_refused(world, tmp_path, changes, told):
     with pytest.raises(UserError, match=told):
         trained(world, tmp_path, model=changes)
 
@@ -390,13 +390,13 @@ def test_swapped_files_are_reported(world, tmp_path):
         ({"end_sym": ""}, "end_sym is empty"),
     ],
 )
-def test_keys_that_make_no_sense_are_refused_at_loading(world, tmp_path, changes, told):
+def test_invalid_values_of_keys_are_refused_when_the_configuration_is_loaded(world, tmp_path, changes, told):
     with pytest.raises(UserError) as refused:
         load(str(configured(world, tmp_path, model=changes)))
     assert told in str(refused.value)
 
 
-def test_emotion_clips_are_told_that_this_model_has_no_slot_for_them(world, tmp_path, corpus):
+def test_a_dataset_with_slots_that_the_model_lacks_is_refused(world, tmp_path, corpus):
     tree = yaml.safe_load(configured(world, tmp_path).read_text())
     tree["datasets"] = {"feature_face_caption": {"annotation_file": str(corpus / "MERR_coarse_grained.txt")}}
     path = tmp_path / "clips.yaml"
@@ -420,7 +420,7 @@ def two_processes(world, tmp_path_factory, launch):
     return folder / "out/run", done.stderr
 
 
-def test_two_processes_train_as_one_with_twice_the_batch(world, two_processes, tmp_path):
+def test_two_processes_train_like_one_process_with_twice_the_batch_size(world, two_processes, tmp_path):
     one = logged(trained(world, tmp_path, data={"batch_size": 6}, run={"max_epoch": 1}))
     assert logged(two_processes[0]) == pytest.approx(one, abs=2e-5)
 
@@ -434,11 +434,11 @@ def test_every_test_image_is_answered_once_with_all_its_captions_as_reference(wo
     assert {row["instruction"] for row in rows.values()} == {"<Img><ImageHere></Img> Describe this image."}
 
 
-def test_two_processes_share_what_is_kept(world, two_processes):
+def test_two_processes_share_the_cache(world, two_processes):
     assert len(list((two_processes[0].parents[1] / "cache").glob("*/*.npy"))) == 12 + 6
 
 
-def test_one_process_answers_and_scores_as_two_did(world, two_processes):
+def test_one_process_gives_the_same_answers_and_losses_as_two(world, two_processes):
     folder = two_processes[0]
     config = load(str(folder / "config.yaml"), [f"model.ckpt={folder}/checkpoint_0.pth", "run.job_id=alone"])
     config.classes["run"](config, training=False).evaluate()
@@ -449,7 +449,7 @@ def test_one_process_answers_and_scores_as_two_did(world, two_processes):
     assert [row["loss"] for row in alone] == pytest.approx([row["loss"] for row in then], abs=1e-6)
 
 
-def test_cider_d_has_the_weights_of_the_whole_set_whatever_the_number_of_processes(two_processes, tmp_path, launch):
+def test_cider_d_uses_the_document_frequencies_of_all_samples_with_two_processes(two_processes, tmp_path, launch):
     folder = two_processes[0]
     rows = [json.loads(line) for line in (folder / "result/epoch_0/predictions_test.jsonl").read_text().splitlines()]
     said = [row["prediction"] for row in rows]  # true captions out of what is answered, so that there is something to score
@@ -479,7 +479,7 @@ def cider_d(answers):
     return scoring.score(answers)["caption"].metrics["cider_d"]
 
 
-def test_the_run_of_a_released_configurations_keys_warns_once_and_trains(world, tmp_path, caplog):
+def test_a_released_configuration_trains_with_one_compatibility_warning(world, tmp_path, caplog):
     text = f"""
 model:
   arch: minigpt4
@@ -543,7 +543,7 @@ run:
     assert len(logged(config.classes["run"](config).train())) == 2
 
 
-def test_on_the_meta_device_the_published_encoders_stand_in_for_files_that_are_not_there(world):
+def test_on_the_meta_device_missing_weights_get_the_published_encoder_shapes(world):
     _, _, cfg = built(world)
     cfg = dataclasses.replace(cfg, vit_weights="nowhere", image_size=224)
     model = MODELS.get("minigpt4")(cfg, device=META, frozen_dtype=torch.float32)

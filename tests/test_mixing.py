@@ -103,7 +103,7 @@ def cut(runs, tmp_path):
 # Resuming
 
 
-def test_losses_gradients_and_rates_are_bit_identical_after_resuming_with_everything_on(runs):
+def test_losses_gradient_norms_and_learning_rates_are_bit_identical_after_resuming(runs):
     alone, killed = (rows(runs[name] / "log.jsonl") for name in ("alone", "killed"))
     assert [row["step"] for row in killed] == [row["step"] for row in alone] == list(range(ITERS * EPOCHS))
     for key in ("loss", "grad_norm", "lr", "tokens"):
@@ -111,7 +111,7 @@ def test_losses_gradients_and_rates_are_bit_identical_after_resuming_with_everyt
     assert len({row["loss"] for row in alone}) == len(alone)
 
 
-def test_final_tensors_and_optimizer_are_bit_identical_after_resuming_with_everything_on(runs):
+def test_final_tensors_and_optimizer_states_are_bit_identical_after_resuming(runs):
     last = f"checkpoint_{EPOCHS - 1}.pth"
     alone, killed = (torch.load(runs[name] / last, weights_only=True) for name in ("alone", "killed"))
     assert alone["model"].keys() == killed["model"].keys()
@@ -121,7 +121,7 @@ def test_final_tensors_and_optimizer_are_bit_identical_after_resuming_with_every
         assert all(torch.equal(value, killed["optimizer"]["state"][key][part]) for part, value in state.items())
 
 
-def test_a_run_of_two_stages_logs_each_stages_rates_and_ends_with_their_epochs(runs):
+def test_a_run_with_two_stages_logs_their_learning_rates_and_trains_all_epochs(runs):
     learning_rates = [row["lr"] for row in rows(runs["alone"] / "log.jsonl")]
     for stage, (init, warmup) in enumerate(((1e-3, 3), (4e-4, 2))):
         for step in range(2 * ITERS):
@@ -131,7 +131,7 @@ def test_a_run_of_two_stages_logs_each_stages_rates_and_ends_with_their_epochs(r
     assert (runs["alone"] / f"checkpoint_{EPOCHS - 1}.pth").exists()
 
 
-def test_the_config_written_beside_a_run_loads_again_and_is_the_same_run(runs):
+def test_the_saved_configuration_of_a_run_loads_again_and_resumes_the_same_run(runs):
     path = runs["alone"] / "config.yaml"
     assert load(str(path)).resolved() == load(str(runs["alone"].parent.parent / "config.yaml")).resolved()
     again = runner(path, "run.resume_ckpt_path=auto")
@@ -148,13 +148,13 @@ def test_the_config_written_beside_a_run_loads_again_and_is_the_same_run(runs):
         ({"table": {"enable_augmentation": False}}, ["datasets.table.enable_augmentation", "True then, False now"]),
     ],
 )
-def test_a_resumed_run_refuses_other_stages_shares_augmentation_or_curriculum(cut, changes, words):
+def test_resuming_with_other_stages_sample_ratios_augmentation_or_curriculum_is_refused(cut, changes, words):
     with pytest.raises(UserError) as error:
         cut(**changes)
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
-def test_a_resumed_run_refuses_a_table_whose_hardness_changed(cut, tmp_path):
+def test_resuming_with_a_changed_difficulty_in_the_table_is_refused(cut, tmp_path):
     moved = corpus(tmp_path / "moved")
     assert cut(data=moved).first_step >= 2 * ITERS
     shutil.rmtree(tmp_path / "out")
@@ -177,7 +177,7 @@ def mixed(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("block", "workers"), [(0, 0), *(pytest.param(block, 2, marks=pytest.mark.slow) for block in (0, 1))])
-def test_the_runners_batches_hold_each_datasets_exact_share_of_every_block(mixed, block, workers):
+def test_the_training_batches_contain_the_exact_share_of_each_dataset_in_each_block(mixed, block, workers):
     """The marks are the words of the table's questions, read back from the rendered ids."""
     mark = mixed.prompt.tokenizer("Tell me:", add_special_tokens=False).input_ids[1:]
     steps = BLOCK // GLOBAL_BATCH
@@ -192,7 +192,7 @@ def test_the_runners_batches_hold_each_datasets_exact_share_of_every_block(mixed
     assert (total, from_table) == (BLOCK, 43)
 
 
-def test_in_the_real_run_both_curricula_grow_with_the_epochs(mixed):
+def test_both_curricula_of_the_runner_grow_with_the_epochs(mixed):
     draws = mixed.cfg.iters_per_epoch * GLOBAL_BATCH
     samples_by_epoch = [
         [mixed.samples.sampler.at(k) for k in range(epoch * draws, (epoch + 1) * draws)] for epoch in range(EPOCHS + 1)
@@ -208,7 +208,7 @@ def test_in_the_real_run_both_curricula_grow_with_the_epochs(mixed):
         assert pool(epoch, 1) == set(hardest_first[: -(-5 * min(number + 1, 4) // 4)])
 
 
-def test_in_the_real_run_features_are_augmented_and_both_types_are_trained_on(mixed):
+def test_the_runner_augments_features_of_both_dataset_types(mixed):
     changed = Counter()
     for k in range(40):
         draw = mixed.samples.sampler.at(k)

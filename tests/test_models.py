@@ -89,7 +89,7 @@ def fusion():
     return LinearFusion({"image": 6, "face": 3, "video": 4, "audio": 5}, width=7)
 
 
-def test_image_rows_are_grouped_by_four_in_raster_order(fusion):
+def test_image_vectors_are_grouped_by_four_in_raster_order(fusion):
     slots = fusion_inputs()
     image = slots["image"].values
     emitted = fusion(slots)["image"]
@@ -99,7 +99,7 @@ def test_image_rows_are_grouped_by_four_in_raster_order(fusion):
         torch.testing.assert_close(emitted[group], fusion.llama_proj.weight @ joined + fusion.llama_proj.bias)
 
 
-def test_each_slot_has_its_own_published_projection(fusion):
+def test_each_slot_uses_the_projection_with_its_published_name(fusion):
     slots = fusion_inputs()
     emitted = fusion(slots)
     layers = {"face": "feats_llama_proj1", "video": "feats_llama_proj2", "audio": "feats_llama_proj3", "cls": "cls_tk_llama_proj"}
@@ -108,7 +108,7 @@ def test_each_slot_has_its_own_published_projection(fusion):
         torch.testing.assert_close(emitted[slot], slots[slot].values @ module.weight.T + module.bias)
 
 
-def test_the_fusion_emits_as_many_rows_as_it_says(fusion):
+def test_the_fusion_returns_as_many_feature_tokens_as_num_tokens_states(fusion):
     slots = fusion_inputs(clips=1, image=12)
     said = fusion.num_tokens({slot: len(rows.values) for slot, rows in slots.items()})
     assert (
@@ -130,7 +130,7 @@ def test_a_number_of_image_vectors_that_is_not_a_multiple_of_four_is_refused(row
         LinearFusion.num_tokens({"image": rows, "cls": 1})
 
 
-def test_rows_are_placed_where_their_placeholders_stand():
+def test_feature_tokens_replace_their_placeholders():
     ids = torch.tensor([1, 11, 10, 2, 11])
     rows = {"a": torch.full((1, 2), 5.0), "b": torch.tensor([[6.0, 6.0], [7.0, 7.0]])}
     placed = place_feature_tokens(zeros(5, 2), ids, rows, first_id=10)
@@ -138,12 +138,12 @@ def test_rows_are_placed_where_their_placeholders_stand():
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_another_number_of_rows_than_placeholders_is_refused_with_both_numbers(count):
+def test_differing_numbers_of_feature_tokens_and_placeholders_are_refused(count):
     with pytest.raises(ValueError, match=f"2 placeholders for 'a', but the fusion module returned {count} feature tokens"):
         place_feature_tokens(zeros(3, 2), torch.tensor([10, 1, 10]), {"a": zeros(count, 2)}, first_id=10)
 
 
-def test_a_batch_that_lost_a_row_is_refused_with_both_numbers(golden_model, samples):
+def test_a_batch_with_a_missing_feature_vector_is_refused_with_both_numbers(golden_model, samples):
     batch = collate(samples[:2])
     batch.slots["face"] = PackedFeatures(batch.slots["face"].values[:1], (0, 1, 1))
     with pytest.raises(ValueError, match="2 placeholders for 'face', but the fusion module returned 1 feature tokens"):
@@ -151,12 +151,12 @@ def test_a_batch_that_lost_a_row_is_refused_with_both_numbers(golden_model, samp
 
 
 @pytest.mark.parametrize("slots", [{"gait": 3}, {"image": 0}])
-def test_slots_that_the_fusion_does_not_take_are_a_user_error(build, slots):
+def test_slots_that_the_fusion_does_not_support_raise_a_user_error(build, slots):
     with pytest.raises(UserError, match="slot_dims"):
         build(slot_dims=slots)
 
 
-def test_an_unknown_fusion_names_the_registered_ones(build):
+def test_an_unknown_fusion_is_reported_with_the_registered_names(build):
     with pytest.raises(UserError, match=r"Unknown fusion 'liner'. Did you mean 'linear'\? Registered: linear"):
         build(fusion="liner")
 
@@ -199,7 +199,7 @@ def test_every_slot_reaches_the_loss(golden_model, samples):
         assert not losses(golden_model, changed).allclose(before), slot
 
 
-def test_losses_at_labelled_places_equal_those_of_full_shifted_logits(golden_model, samples):
+def test_losses_of_labelled_tokens_equal_those_of_full_shifted_logits(golden_model, samples):
     sample = samples[2]
     batch = collate([sample])
     with torch.no_grad():
@@ -208,7 +208,7 @@ def test_losses_at_labelled_places_equal_those_of_full_shifted_logits(golden_mod
     torch.testing.assert_close(losses(golden_model, sample), full[sample.labels[1:] != IGNORED], atol=1e-5, rtol=0)
 
 
-def test_losses_are_float32_and_one_a_labelled_token(golden_model, samples):
+def test_there_is_one_float32_loss_for_each_labelled_token(golden_model, samples):
     made = losses(golden_model, *samples[:4])
     assert made.dtype == torch.float32
     assert len(made) == sum(int((sample.labels != IGNORED).sum()) for sample in samples[:4])
@@ -228,7 +228,7 @@ def empty_record(record):
     return Record(record.name, record.task, record.turns, {slot: rows[:0] for slot, rows in record.features.items()})
 
 
-def test_every_trained_tensor_has_a_gradient_even_where_no_clip_has_any_row(build, golden_dataset, golden_prompt):
+def test_every_trained_tensor_has_a_gradient_although_no_sample_has_feature_vectors(build, golden_dataset, golden_prompt):
     model = build()
     sample = golden_prompt.sample(empty_record(golden_dataset.record(0, "emotion", "Which?")))
     found = gradients(model, sample)
@@ -242,14 +242,14 @@ def test_every_trained_tensor_has_a_gradient_that_is_not_zero(build, samples):
     assert all(float(grad.abs().sum()) > 0 for grad in gradients(build(), *samples[:3]).values())
 
 
-def test_recomputing_activations_changes_no_gradient(build, samples):
+def test_gradient_checkpointing_does_not_change_a_gradient(build, samples):
     with_it, without = (gradients(build(use_grad_checkpoint=on).train(), *samples[:2]) for on in (True, False))
     assert set(with_it) == set(without)
     for name, grad in with_it.items():
         torch.testing.assert_close(grad, without[name], atol=1e-6, rtol=1e-5)
 
 
-def test_activations_are_recomputed_only_when_asked_for(build):
+def test_gradient_checkpointing_is_enabled_only_by_its_key(build):
     assert [build(use_grad_checkpoint=on).llama_model.is_gradient_checkpointing for on in (True, False)] == [True, False]
 
 
@@ -291,7 +291,7 @@ def test_full_training_trains_every_weight_of_the_llm(build):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-def test_trained_weights_are_float32_beside_frozen_bfloat16_ones(build):
+def test_trained_weights_are_float32_although_frozen_weights_are_bfloat16(build):
     model = build(dtype=torch.bfloat16)
     dtypes = {trained: {p.dtype for p in model.parameters() if p.requires_grad == trained} for trained in (True, False)}
     assert dtypes == {True: {torch.float32}, False: {torch.bfloat16}}
@@ -313,7 +313,7 @@ def test_unknown_lora_targets_are_a_user_error(build):
         build(lora_target_modules=["query_projection"])
 
 
-def test_the_meta_device_lays_out_names_and_shapes_without_weights(build):
+def test_a_model_on_the_meta_device_has_names_and_shapes_without_weights(build):
     real, laid_out = build(), build(device=torch.device("meta"))
     shapes = [{name: tuple(p.shape) for name, p in trainable(model).items()} for model in (real, laid_out)]
     assert shapes[0] == shapes[1]
@@ -356,7 +356,7 @@ def test_greedy_answers_do_not_depend_on_the_batch_size(golden_model, golden_pro
     assert len({tuple(ids) for ids in alone}) > 4
 
 
-def test_a_generated_token_is_the_likeliest_after_the_tokens_before_it(golden_model, golden_prompt, golden_dataset):
+def test_each_generated_token_is_the_most_likely_one_after_the_preceding_tokens(golden_model, golden_prompt, golden_dataset):
     record = golden_dataset.record(0, "reason", golden_dataset.pool.first_instruction("reason"))
     sample = golden_prompt.sample(record, to_generate=True)
     made = generated(golden_model, golden_prompt, [sample], 1)[0]
@@ -377,7 +377,7 @@ def test_generation_ends_at_the_end_of_sequence_token(golden_model, golden_promp
         assert end not in ids[:-1] and (ids[-1] == end or len(ids) == 20)
 
 
-def test_generation_stops_at_an_end_symbol_that_is_plain_text(golden_model, golden_prompt, asked, monkeypatch):
+def test_generation_stops_at_an_end_symbol_of_ordinary_text(golden_model, golden_prompt, asked, monkeypatch):
     free = golden_prompt.answer_text(generated(golden_model, golden_prompt, asked[:1], 1, max_new_tokens=20)[0])
     words = [found[0] for found in re.finditer(r"[a-z]{3,}", free[5:])]
     symbol = words[len(words) // 2]
@@ -393,7 +393,7 @@ def test_generation_stops_at_an_end_symbol_that_is_plain_text(golden_model, gold
         assert prompt.answer_text(made) == free.split(symbol)[0].strip()
 
 
-def test_an_end_symbol_of_hashes_trains_and_generates(build, golden_dataset, tmp_path):
+def test_training_and_generation_work_with_an_end_symbol_of_hashes(build, golden_dataset, tmp_path):
     model = build(end_sym="###").eval()
     prompt = model.prompt(model.cfg)
     record = golden_dataset.record(0, "emotion", "Which?")
@@ -405,7 +405,7 @@ def test_an_end_symbol_of_hashes_trains_and_generates(build, golden_dataset, tmp
     assert 1 <= len(answer) <= 3
 
 
-def test_generation_after_training_mode_leaves_the_loss_alone(golden_model, golden_prompt, samples, asked):
+def test_generation_does_not_change_a_later_loss(golden_model, golden_prompt, samples, asked):
     before = losses(golden_model, samples[0])
     generated(golden_model, golden_prompt, asked[:2], 2)
     assert losses(golden_model, samples[0]).equal(before)
@@ -420,13 +420,13 @@ def llama(tmp_path):
     return shutil.copytree(GOLDEN / "llama", tmp_path / "llama")
 
 
-def test_a_missing_folder_names_the_key_and_the_remedy(build):
+def test_a_missing_llm_folder_is_reported_with_the_key_and_the_remedy(build):
     with pytest.raises(UserError, match=r"model.llama_model: no folder 'nowhere'.*Download"):
         build(llama_model="nowhere")
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
-def test_a_folder_without_config_or_weights_names_the_key(build, llama, file):
+def test_an_llm_folder_without_config_or_weights_is_reported_with_the_key(build, llama, file):
     (llama / file).unlink()
     with pytest.raises(UserError, match="model.llama_model: "):
         build(llama_model=str(llama))
@@ -446,7 +446,7 @@ def test_weights_of_another_shape_name_the_key(build, llama):
         build(llama_model=str(llama))
 
 
-def test_weights_in_which_a_tensor_is_missing_are_refused_by_its_name(build, llama):
+def test_weights_with_a_missing_tensor_are_refused_with_its_name(build, llama):
     config = json.loads((llama / "config.json").read_text())
     (llama / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
     with pytest.raises(UserError, match=r"model.llama_model: .*layers\.2"):
@@ -454,7 +454,7 @@ def test_weights_in_which_a_tensor_is_missing_are_refused_by_its_name(build, lla
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}"])
-def test_a_folder_without_a_usable_tokenizer_names_the_key(llama, content):
+def test_an_llm_folder_without_a_usable_tokenizer_is_reported_with_the_key(llama, content):
     for file in ("tokenizer.model", "tokenizer_config.json"):
         (llama / file).unlink()
     (llama / "tokenizer.json").unlink()

@@ -64,7 +64,7 @@ def runs(tmp_path_factory, clips, no_reports):
     return {online: trained(tmp_path_factory.mktemp("run"), clips, online=online, batch_size=3) for online in (False, True)}
 
 
-def test_training_losses_are_those_of_cached_features(runs):
+def test_training_losses_on_videos_equal_those_on_cached_features(runs):
     cached, online = runs[False][0], runs[True][0]
     assert len(cached) == 4
     assert np.abs(np.array(cached) - online).max() <= 1e-5
@@ -83,7 +83,7 @@ def answers(tmp_path, clips, *, online):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_answers_and_their_losses_are_those_of_cached_features(tmp_path, clips):
+def test_answers_and_losses_on_videos_equal_those_on_cached_features(tmp_path, clips):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     cached, online = (answers(tmp_path / name, clips, online=choice) for name, choice in (("a", False), ("b", True)))
@@ -91,7 +91,7 @@ def test_answers_and_their_losses_are_those_of_cached_features(tmp_path, clips):
     assert max(abs(one["loss"] - other["loss"]) for one, other in zip(cached, online, strict=True)) <= 1e-5
 
 
-def test_a_step_may_hold_cached_and_online_clips_and_clips_without_a_video(tmp_path, clips):
+def test_a_batch_may_mix_cached_clips_clips_encoded_online_and_clips_without_a_video(tmp_path, clips):
     """Two datasets in one batch, one of them lacking some videos: each clip's loss is what it is alone."""
     config_tree = tree(tmp_path, clips, online=True, missing_features="zero")
     config_tree["datasets"]["cached"] = copy.deepcopy(tree(tmp_path, clips, online=False)["datasets"]["golden"])
@@ -111,14 +111,14 @@ def test_a_step_may_hold_cached_and_online_clips_and_clips_without_a_video(tmp_p
     assert (together - alone).abs().max() < 1e-5
 
 
-def test_gradient_checkpointing_of_the_encoder_changes_no_number(tmp_path, clips, runs):
+def test_gradient_checkpointing_of_the_encoder_does_not_change_a_loss(tmp_path, clips, runs):
     config_tree = tree(tmp_path, clips, online=True, batch_size=3)
     config_tree["model"]["use_grad_checkpoint_vit"] = True
     folder = RunnerBase(loaded(tmp_path, config_tree)).train()
     assert [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()] == runs[True][0]
 
 
-def test_a_plan_counts_the_encoder_as_frozen(tmp_path, clips):
+def test_a_plan_counts_the_parameters_of_the_encoder_as_frozen(tmp_path, clips):
     plans = [plan(loaded(tmp_path, tree(tmp_path, clips, online=online))) for online in (True, False)]
     count = plans[0].parameters["image encoder, frozen"]
     assert plans[0].parameters["total"] - count == plans[1].parameters["total"]
@@ -136,20 +136,20 @@ def refused(tmp_path, config_tree):
     return str(refusal.value)
 
 
-def test_videos_without_an_encoder_in_the_model_are_refused_with_three_remedies(tmp_path, clips):
+def test_videos_without_an_image_encoder_are_refused_with_three_remedies(tmp_path, clips):
     config_tree = tree(tmp_path, clips, online=True)
     config_tree["model"]["vit_weights"] = None
     message = refused(tmp_path, config_tree)
     assert all(word in message for word in ("model.vit_weights is null", "image_feature_path", "image_path: null"))
 
 
-def test_neither_caches_nor_videos_is_a_model_without_image_rows(tmp_path, clips):
+def test_without_image_features_and_videos_the_image_slot_is_empty(tmp_path, clips):
     config_tree = tree(tmp_path, clips, online=False, image_feature_path=None)
     runner = RunnerBase(loaded(tmp_path, config_tree))
     assert len(runner.datasets["golden"].record(0, "emotion", "x").features["image"]) == 0
 
 
-def test_every_missing_and_broken_video_is_named_at_once(tmp_path, clips):
+def test_all_missing_and_broken_videos_are_reported_together(tmp_path, clips):
     videos = tmp_path / "videos"
     videos.mkdir()
     for path in sorted((clips / "videos").iterdir())[2:]:
@@ -161,7 +161,7 @@ def test_every_missing_and_broken_video_is_named_at_once(tmp_path, clips):
     assert "leave the clip out (exclude)" in message
 
 
-def test_peaks_without_their_file_and_an_encoder_of_another_width_are_refused(tmp_path, clips):
+def test_peak_frames_without_their_file_and_an_encoder_of_another_width_are_refused(tmp_path, clips):
     message = refused(tmp_path, tree(tmp_path, clips, online=True, frame_selection="peak"))
     assert "peak_index_path" in message
     config_tree = tree(tmp_path, clips, online=True)
@@ -171,7 +171,7 @@ def test_peaks_without_their_file_and_an_encoder_of_another_width_are_refused(tm
     assert "has width 176, but model.slot_dims.image is 352" in message
 
 
-def test_peak_frames_follow_the_captions_peak_index(tmp_path, clips):
+def test_peak_frames_are_selected_by_the_peak_index_of_the_captions(tmp_path, clips):
     data = {"frame_selection": "peak", "peak_index_path": "MERR_coarse_grained.json"}
     runner = RunnerBase(loaded(tmp_path, tree(tmp_path, clips, online=True, **data)))
     first = RunnerBase(loaded(tmp_path, tree(tmp_path, clips, online=True)))
@@ -197,7 +197,7 @@ def augmented(tmp_path, clips, *, online, kind):
     return [dataset.record(0, "emotion", "x", np.random.default_rng(draw)).features for draw in range(60)]
 
 
-def test_dropping_a_modality_drops_a_frame_as_often_as_cached_rows(tmp_path, clips):
+def test_drop_modality_drops_a_frame_exactly_when_it_drops_cached_features(tmp_path, clips):
     augmented_features = {online: augmented(tmp_path, clips, online=online, kind="drop_modality") for online in (False, True)}
     dropped = [not features["image"].any() for features in augmented_features[False]]
     assert 5 < sum(dropped) < 30
@@ -241,7 +241,7 @@ def test_caches_and_frames_are_mixed_only_if_they_were_computed_alike(tmp_path, 
         assert "frame_selection: 'first' and 'middle'" in refused(tmp_path, config_tree)
 
 
-def test_a_checkpoint_of_frames_answers_no_caches_of_another_frame_or_encoder(tmp_path, clips, runs):
+def test_a_checkpoint_trained_on_frames_is_refused_for_another_frame_or_encoder(tmp_path, clips, runs):
     config_tree = tree(tmp_path, clips, online=False, image_feature_path=written(tmp_path, clips, "middle"))
     config_tree["model"]["ckpt"] = str(runs[True][1] / "checkpoint_0.pth")
     with pytest.raises(
@@ -256,7 +256,7 @@ def test_a_checkpoint_of_frames_answers_no_caches_of_another_frame_or_encoder(tm
         RunnerBase(loaded(tmp_path, config_tree), training=False)
 
 
-def test_a_file_called_manifest_among_the_videos_means_nothing(tmp_path, clips):
+def test_a_manifest_file_in_a_folder_of_videos_is_ignored(tmp_path, clips):
     videos = tmp_path / "videos"
     videos.mkdir()
     for path in (clips / "videos").iterdir():

@@ -29,7 +29,7 @@ def scores(truth, predicted, synonyms=GROUPS):
 # The metrics
 
 
-def test_a_hand_computed_case():
+def test_scores_equal_manually_computed_values():
     truth = [["glad", "calm"], ["cross"], ["sad", "tired", "hurt"]]
     predicted = [["happy", "cheerful"], ["cross", "glad", "sad"], ["hurt", "sad"]]
     # G and P of the clips: {happy, calm} and {happy}; {angry} and {angry, happy, sad}; {sad, tired, hurt} and {hurt, sad}
@@ -42,15 +42,15 @@ def test_words_of_no_group_are_groups_of_their_own():
     assert scores([["wistful"]], [["pensive"]]) == [0, 0, 0]
 
 
-def test_case_space_and_repetition_of_words_do_not_count():
+def test_case_whitespace_and_repetition_of_words_are_ignored():
     assert scores([["Happy", " glad "]], [["CHEERFUL", "cheerful"]]) == [1, 1, 1]
 
 
-def test_an_empty_prediction_scores_nothing_and_counts():
+def test_an_empty_prediction_counts_as_zero():
     assert scores([["happy"], ["sad"]], [["happy"], []]) == [0.5, 0.5, 0.5]
 
 
-def test_clips_without_true_words_are_left_out():
+def test_clips_without_true_words_are_excluded():
     assert scores([["happy"], []], [["happy"], ["sad"]]) == [1, 1, 1]
     assert scores([["happy"], []], [["happy"], []]) == [1, 1, 1]
 
@@ -60,7 +60,7 @@ def test_without_reference_words_there_is_no_value(truth, predicted):
     assert scores(truth, predicted) == [None] * 3
 
 
-def test_random_sets_score_as_the_published_formula_says():
+def test_scores_of_random_sets_follow_the_published_formula():
     rng = random.Random(1)
     words = [*GROUPS, "sad", "calm", "proud"]
     for _ in range(50):
@@ -77,7 +77,7 @@ def test_random_sets_score_as_the_published_formula_says():
         assert all(math.isfinite(figure) for figure in found)
 
 
-def test_taking_clips_keeps_what_belongs_together_and_may_repeat():
+def test_take_selects_clips_with_their_words_and_may_repeat_them():
     sets = OpenSets.of(["a", "b"], [["happy"], ["sad"]], [["glad"], ["angry"]], GROUPS).take([0, 1, 0])
     assert sets.names == ("a", "b", "a")
     assert metric("ov").value(sets) == pytest.approx(2 / 3)
@@ -130,7 +130,7 @@ def test_a_cell_that_is_not_a_list_is_refused(cell):
         parse_words(cell)
 
 
-def test_any_text_can_be_cut_as_the_published_scorers_do():
+def test_split_words_splits_malformed_lists_like_the_published_scorers():
     assert split_words("['happy' 'sad'") == ("happy", "sad")
     assert split_words("[happy, 'don't care']") == ("happy", "don", "t care")
 
@@ -143,7 +143,7 @@ def test_a_csv_contains_lists_and_single_words_by_sample(tmp_path):
     assert read_openset(str(path)) == {"00012": ("angry", "mad"), "b": ("surprised",), "c": (), "d": ("calm",)}
 
 
-def test_what_an_import_writes_is_read(tmp_path):
+def test_the_output_of_an_import_is_read(tmp_path):
     path = written(tmp_path / "words.csv", "name,openset\na,\"['Sad', 'tired']\"\nb,['calm']\n")
     run("mer2025", path, "--output", tmp_path / "imported")
     assert (
@@ -178,7 +178,7 @@ def test_a_submission_is_read(tmp_path):
         ("t.json", "{", "t.json, line 1: not valid JSON"),
     ],
 )
-def test_a_faulty_file_is_refused_with_the_place(tmp_path, file, text, fault):
+def test_an_invalid_file_is_refused_with_the_line_or_clip(tmp_path, file, text, fault):
     with pytest.raises(UserError) as error:
         read_openset(str(written(tmp_path / file, text)))
     assert fault in str(error.value)
@@ -202,11 +202,11 @@ def test_a_missing_file_is_reported_with_its_key(tmp_path):
         {"happy": ["glad", "Cheerful"], "angry": ["cross", "angry"]},
     ],
 )
-def test_synonyms_are_groups_of_words_or_words_with_their_group(tmp_path, table):
+def test_synonyms_are_read_from_groups_of_words_and_from_words_with_their_group(tmp_path, table):
     assert read_synonyms(str(written(tmp_path / "s.json", json.dumps(table)))) == GROUPS
 
 
-def test_groups_may_be_numbered(tmp_path):
+def test_synonym_groups_may_have_numbers_as_names(tmp_path):
     synonyms = read_synonyms(str(written(tmp_path / "s.json", '{"glad": 1, "happy": 1, "cross": 2}')))
     assert synonyms["glad"] == synonyms["happy"] != synonyms["cross"]
 
@@ -225,7 +225,7 @@ def test_groups_may_be_numbered(tmp_path):
         ("happy", "expected a list of groups of words"),
     ],
 )
-def test_faulty_synonyms_are_refused(tmp_path, table, fault):
+def test_invalid_synonyms_are_refused(tmp_path, table, fault):
     with pytest.raises(UserError) as error:
         read_synonyms(str(written(tmp_path / "s.json", json.dumps(table))))
     assert fault in str(error.value)

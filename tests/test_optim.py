@@ -63,7 +63,7 @@ def test_without_warm_up_the_cosine_begins_at_init_lr_and_only_falls():
     assert all(later < earlier for earlier, later in pairwise(rates)) and rates[-1] > 1e-6
 
 
-def test_a_warm_up_from_init_lr_is_flat():
+def test_a_warm_up_that_starts_at_init_lr_is_constant():
     rates = {linear_warmup_cosine_lr(settings(warmup_lr=1e-5), step) for step in range(0, 1000, 100)}
     assert all(rate == pytest.approx(1e-5) for rate in rates)
 
@@ -99,14 +99,14 @@ def test_names_with_ln_or_bn_and_one_dimensional_tensors_do_not_decay():
     assert decayed["betas"] == (0.9, 0.99)
 
 
-def test_set_lr_reaches_every_group():
+def test_set_lr_sets_the_learning_rate_of_every_parameter_group():
     named = {"a.weight": nn.Parameter(torch.zeros(2, 2)), "a.bias": nn.Parameter(torch.zeros(2))}
     optimizer = adamw(named.items(), lr=1.0, weight_decay=0.1, beta2=0.99)
     set_lr(optimizer, 0.25)
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
 
 
-def test_trainable_leaves_frozen_parameters_out():
+def test_trainable_excludes_frozen_parameters():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[0].requires_grad_(False)
     assert list(trainable(model)) == ["1.weight", "1.bias"]

@@ -33,13 +33,13 @@ def test_a_folder_that_cannot_be_written_is_refused_by_its_key(tmp_path, trainin
 
 
 @pytest.mark.parametrize(("training", "model"), [(True, {}), (False, {"ckpt_allow_missing": ["*"]})])
-def test_a_warning_says_once_that_a_run_starts_from_random_values(tmp_path, caplog, training, model):
+def test_a_run_that_starts_from_random_values_logs_one_warning(tmp_path, caplog, training, model):
     runner_of(golden_config(tmp_path, model={"ckpt": None} | model), training=training)
     told = [record for record in caplog.records if "random values" in record.getMessage()]
     assert [record.levelname for record in told] == ["WARNING"] and "model.ckpt is null" in told[0].getMessage()
 
 
-def test_a_step_that_is_not_finite_changes_nothing_and_many_stop_the_run(tmp_path):
+def test_a_step_with_a_non_finite_loss_is_skipped_and_consecutive_ones_stop_the_run(tmp_path):
     import torch
 
     path = golden_config(tmp_path, run={"max_skipped_steps": 3}, model={"ckpt": None})
@@ -54,14 +54,14 @@ def test_a_step_that_is_not_finite_changes_nothing_and_many_stop_the_run(tmp_pat
     assert [row["skipped_steps"] for row in rows(runner.folder / "log.jsonl")] == [1, 2]
 
 
-def test_a_loss_that_is_not_finite_is_null_in_files_and_no_mean(tmp_path):
+def test_a_non_finite_loss_is_written_as_null_and_makes_the_mean_null(tmp_path):
     row = {"name": "a", "task": "emotion", "prediction": "happy", "loss": float("nan")}
     (path,) = write_predictions(tmp_path, "block", [row])
     assert json.loads(path.read_text(), parse_constant=pytest.fail)["loss"] is None
     assert METRICS.get("loss").value(Losses(("a", "b"), (float("nan"), 1.0))) is None
 
 
-def test_an_interrupt_leaves_no_traceback_and_says_that_nothing_was_saved(tmp_path, fork_server):
+def test_an_interrupt_prints_no_traceback_and_reports_that_nothing_was_saved(tmp_path, fork_server):
     started = start("train.py", "--cfg-path", str(golden_config(tmp_path, run={"iters_per_epoch": 100_000})))
     end = time.monotonic() + HANG
     while not rows(tmp_path / "out/run/log.jsonl"):
@@ -74,7 +74,7 @@ def test_an_interrupt_leaves_no_traceback_and_says_that_nothing_was_saved(tmp_pa
     assert "Traceback" not in done.stderr
 
 
-def test_the_command_prints_one_error_without_a_traceback_and_exits_with_one(tmp_path, launch):
+def test_a_configuration_error_is_printed_without_a_traceback_and_exits_with_status_1(tmp_path, launch):
     path = golden_config(tmp_path, run={"max_epochs": 3})
     done = launch("train.py", "--cfg-path", str(path))
     assert done.returncode == 1 and done.stdout == ""
@@ -82,7 +82,7 @@ def test_the_command_prints_one_error_without_a_traceback_and_exits_with_one(tmp
     assert not (tmp_path / "out").exists()
 
 
-def test_the_documented_dataset_of_ones_own_works_as_written(tmp_path, monkeypatch):
+def test_the_custom_dataset_in_the_documentation_works_as_written(tmp_path, monkeypatch):
     text = (ROOT / "docs/architecture.md").read_text()
     code = re.search(r"```python\n(# my_datasets.py.*?)```", text, re.DOTALL)[1]
     (tmp_path / "my_datasets.py").write_text(code)

@@ -76,7 +76,7 @@ def assert_nothing_was_left(folder):
 # Packing
 
 
-def test_a_folder_packs_to_what_reads_back_identical_and_stays_as_it_was(tmp_path, source, arrays, capsys):
+def test_packing_a_folder_preserves_every_array_and_does_not_change_the_folder(tmp_path, source, arrays, capsys):
     before = contents(source)
     packed("--source", source, "--output", tmp_path / "out")
     assert_same(open_store(str(tmp_path / "out"), "key"), arrays)
@@ -86,14 +86,14 @@ def test_a_folder_packs_to_what_reads_back_identical_and_stays_as_it_was(tmp_pat
     assert "6 clips, all shards match their digests" in capsys.readouterr().out
 
 
-def test_a_folder_packs_to_tars_that_read_back_identical(tmp_path, source, arrays):
+def test_packing_a_folder_to_tars_preserves_every_array(tmp_path, source, arrays):
     packed("--source", source, "--output", tmp_path / "out", "--to", "tar", "--shard-gib", 2**-20)
     store = open_store(str(tmp_path / "out"), "key")
     assert isinstance(store, TarStore) and len(list((tmp_path / "out").glob("shard-*.tar"))) > 1
     assert_same(store, arrays)
 
 
-def test_the_path_to_tars_of_clips_with_dots_in_their_names_is_printed(tmp_path, capsys):
+def test_the_configuration_path_of_tars_is_printed_if_clip_names_contain_dots(tmp_path, capsys):
     arrays = {"a.b": numbers(4), "deep.er/c.d.e": numbers(4)}
     packed("--source", folder_of(tmp_path / "source", arrays), "--output", tmp_path / "out", "--to", "tar")
     path = re.search(r"In the configuration, write '(.*)':", capsys.readouterr().out)[1]
@@ -101,7 +101,7 @@ def test_the_path_to_tars_of_clips_with_dots_in_their_names_is_printed(tmp_path,
     assert_same(open_store(path, "key"), arrays)
 
 
-def test_no_path_is_printed_where_it_is_the_output(tmp_path, source, capsys):
+def test_no_path_for_the_configuration_is_printed_if_it_equals_the_output(tmp_path, source, capsys):
     for kind in ("packed", "tar"):
         packed("--source", source, "--output", tmp_path / kind, "--to", kind)
     assert "In the configuration" not in capsys.readouterr().out
@@ -124,7 +124,7 @@ def test_packing_twice_gives_the_same_bytes(tmp_path, source, kind):
     assert first == second and len(first) >= 2
 
 
-def test_stores_of_each_kind_and_several_at_once_are_sources(tmp_path, arrays):
+def test_stores_of_each_kind_and_several_stores_are_accepted_as_sources(tmp_path, arrays):
     halves = [dict(list(arrays.items())[:3]), dict(list(arrays.items())[3:])]
     for number, half in enumerate(halves):
         folder_of(tmp_path / f"half_{number}", half)
@@ -134,7 +134,7 @@ def test_stores_of_each_kind_and_several_at_once_are_sources(tmp_path, arrays):
     assert_same(PackedStore.open(tmp_path / "again"), arrays)
 
 
-def test_an_empty_folder_that_exists_takes_the_shards(tmp_path, source, arrays):
+def test_an_existing_empty_output_folder_is_accepted(tmp_path, source, arrays):
     (tmp_path / "out").mkdir()
     packed("--source", source, "--output", tmp_path / "out")
     assert_same(PackedStore.open(tmp_path / "out"), arrays)
@@ -146,7 +146,7 @@ def printed_bounds(text):
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float16"])
-def test_smaller_values_read_back_within_the_printed_bound(tmp_path, dtype, capsys):
+def test_errors_of_smaller_dtypes_do_not_exceed_the_printed_bounds(tmp_path, dtype, capsys):
     rng = np.random.default_rng(3)
     arrays = {f"clip_{number}": numbers(17, 96, seed=number) * 10.0 ** rng.integers(-9, 3) for number in range(12)}
     arrays |= {"zeros": np.zeros((4, 8)), "tiny": np.full((2, 8), 1e-45), "wide": numbers(8, dtype=np.float64) * 1e3}
@@ -162,7 +162,7 @@ def test_smaller_values_read_back_within_the_printed_bound(tmp_path, dtype, caps
     assert {store.load(name).dtype for name in arrays} == {np.dtype(np.float32 if dtype == "int8" else np.float16)}
 
 
-def test_every_int8_value_is_within_half_a_step_of_its_row(tmp_path, capsys):
+def test_the_error_of_an_int8_value_is_at_most_half_a_step_of_its_row(tmp_path, capsys):
     array = np.concatenate([numbers(1, 96) * 1e4, numbers(1, 96) * 1e-4])
     folder_of(tmp_path / "source", {"clip": array})
     packed("--source", tmp_path / "source", "--output", tmp_path / "out", "--dtype", "int8")
@@ -191,7 +191,7 @@ NPY |= {"big endian": numbers(6, dtype=">f4"), "double": numbers(1, 9, dtype=np.
 
 
 @pytest.mark.parametrize("version", [(1, 0), (2, 0)])
-def test_npy_files_read_as_numpy_reads_them(tmp_path, version):
+def test_npy_files_are_read_like_numpy_load(tmp_path, version):
     extra = {"scalar": np.float32(2), "empty": np.zeros((0, 4)), "bool": np.array([True]), "text": np.array(["a"])}
     for name, array in (NPY | extra | {"fields": np.zeros(2, "f4,f8")}).items():
         with open(tmp_path / f"{name}.npy", "wb") as file:
@@ -204,7 +204,7 @@ def test_npy_files_read_as_numpy_reads_them(tmp_path, version):
         assert NpyFolder.open(tmp_path).header(name) == (expected.shape, expected.dtype)
 
 
-def test_headers_of_numbers_are_read_without_pythons_parser(tmp_path, monkeypatch):
+def test_headers_of_numeric_arrays_are_read_without_the_python_parser(tmp_path, monkeypatch):
     """In Python 3.11, the parser gives a SystemError if another thread uses it and garbage is collected meanwhile."""
 
     def parse(*_, **__):
@@ -240,7 +240,7 @@ BAD = {
 
 @pytest.mark.parametrize("kind", BAD)
 @pytest.mark.parametrize("to", ["packed", "tar"])
-def test_an_unfit_array_is_refused_with_its_file_before_anything_is_left(tmp_path, source, kind, to):
+def test_an_unusable_array_is_refused_with_its_file_and_no_output_remains(tmp_path, source, kind, to):
     spoil, problem = BAD[kind]
     spoil(source / "a b.npy")
     text = refusal("--source", source, "--output", tmp_path / "out", "--to", to)
@@ -248,14 +248,14 @@ def test_an_unfit_array_is_refused_with_its_file_before_anything_is_left(tmp_pat
     assert_nothing_was_left(tmp_path)
 
 
-def test_all_unfit_arrays_are_reported_at_once(tmp_path, source):
+def test_all_unusable_arrays_are_reported_together(tmp_path, source):
     for name in ("00012", "deep/er/clip"):
         np.save(source / f"{name}.npy", np.full(4, np.nan, np.float32))
     text = refusal("--source", source, "--output", tmp_path / "out")
     assert "arrays cannot be packed, 2:" in text and "00012.npy" in text and "deep/er/clip.npy" in text
 
 
-def test_of_very_many_unfit_arrays_the_first_are_reported(tmp_path):
+def test_a_long_list_of_unusable_arrays_is_abbreviated(tmp_path):
     folder_of(tmp_path / "source", {f"clip_{number:02d}": np.full(4, np.nan) for number in range(33)})
     text = refusal("--source", tmp_path / "source", "--output", tmp_path / "out")
     assert "arrays cannot be packed, 33:" in text and "... and 23 more" in text and "clip_09" in text and "clip_10" not in text
@@ -272,7 +272,7 @@ def test_unfit_arrays_are_left_out_counted_and_listed_on_request(tmp_path, sourc
     assert "9 clips left out:" in out and all(f"bad_{number}.npy" in out for number in range(9))
 
 
-def test_nothing_is_packed_where_every_array_is_unfit(tmp_path):
+def test_packing_only_unusable_arrays_is_refused(tmp_path):
     folder_of(tmp_path / "source", {"clip": np.full(4, np.nan)})
     assert "none of the arrays can be packed" in refusal(
         "--source", tmp_path / "source", "--output", tmp_path / "out", "--skip-bad"
@@ -281,7 +281,7 @@ def test_nothing_is_packed_where_every_array_is_unfit(tmp_path):
 
 
 @pytest.mark.parametrize(("dtype", "value"), [("float16", 65520.0), ("float16", -1e30), ("int8", 1e39), ("int8", 1e300)])
-def test_a_value_that_overflows_is_refused_even_where_bad_arrays_are_skipped(tmp_path, source, dtype, value):
+def test_a_value_that_overflows_the_dtype_is_refused_even_with_skip_bad(tmp_path, source, dtype, value):
     np.save(source / "12.npy", np.array([0.5, value]))
     text = refusal("--source", source, "--output", tmp_path / "out", "--dtype", dtype, "--skip-bad")
     assert f"{source}/12.npy" in text and f"too large for {dtype}" in text and "Choose another --dtype" in text
@@ -302,14 +302,14 @@ def test_clips_of_the_same_name_in_two_sources_are_rejected_with_both_paths(tmp_
     assert_nothing_was_left(tmp_path)
 
 
-def test_an_empty_source_or_none_is_refused(tmp_path):
+def test_an_empty_or_missing_source_is_refused(tmp_path):
     (tmp_path / "source").mkdir()
     assert "no arrays" in refusal("--source", tmp_path / "source", "--output", tmp_path / "out")
     assert "none" in refusal("--source", tmp_path / "none", "--output", tmp_path / "out")
     assert_nothing_was_left(tmp_path)
 
 
-def test_an_output_that_exists_is_left_alone(tmp_path, source):
+def test_an_existing_output_is_refused_and_not_changed(tmp_path, source):
     packed("--source", source, "--output", tmp_path / "out")
     before = contents(tmp_path / "out")
     assert "exists" in refusal("--source", source, "--output", tmp_path / "out")
@@ -330,7 +330,7 @@ def test_an_output_that_cannot_be_written_is_an_error(tmp_path, source):
     assert "cannot write" in refusal("--source", source, "--output", tmp_path / "file" / "out")
 
 
-def test_a_disk_that_is_full_is_an_error_and_leaves_nothing(tmp_path, source):
+def test_a_full_disk_is_an_error_and_no_output_remains(tmp_path, source):
     """This process may write files of 4 KiB at most, for a moment."""
     np.save(source / "large.npy", numbers(4096))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -344,11 +344,11 @@ def test_a_disk_that_is_full_is_an_error_and_leaves_nothing(tmp_path, source):
 
 
 @pytest.mark.parametrize("size", ["0", "-1", "nan", "inf", "1e300"])
-def test_a_size_of_shards_that_is_none_is_refused(tmp_path, source, size):
+def test_an_invalid_shard_size_is_refused(tmp_path, source, size):
     assert "--shard-gib" in refusal("--source", source, "--output", tmp_path / "out", f"--shard-gib={size}")
 
 
-def test_int8_does_not_go_into_tars_and_an_output_is_needed(tmp_path, source):
+def test_int8_tars_and_a_missing_output_option_are_refused(tmp_path, source):
     assert "--to packed" in refusal("--source", source, "--output", tmp_path / "out", "--to", "tar", "--dtype", "int8")
     assert "--output" in refusal("--source", source)
 
@@ -356,7 +356,7 @@ def test_int8_does_not_go_into_tars_and_an_output_is_needed(tmp_path, source):
 # Whole or not at all
 
 
-def test_a_pack_that_is_killed_leaves_nothing_under_the_final_name(tmp_path, capsys):
+def test_a_killed_pack_command_leaves_nothing_at_the_output_path(tmp_path, capsys):
     """The last array is a pipe that nobody writes to: the pack has written all others and waits."""
     source = folder_of(tmp_path / "source", {f"clip_{number}": numbers(4096, seed=number) for number in range(40)})
     os.mkfifo(source / "zz.npy")
@@ -390,7 +390,7 @@ def test_the_command_prints_its_errors_without_a_traceback(tmp_path, capsys):
 # Checking and indexing
 
 
-def test_the_check_finds_a_flipped_bit_and_names_shard_and_clip(tmp_path):
+def test_check_detects_a_flipped_bit_and_names_the_shard_and_the_clip(tmp_path):
     folder_of(tmp_path / "source", {f"clip_{number}": numbers(2048, seed=number) for number in range(4)})
     packed("--source", tmp_path / "source", "--output", tmp_path / "out")
     shard = tmp_path / "out/shard-00000.bin"
@@ -400,7 +400,7 @@ def test_the_check_finds_a_flipped_bit_and_names_shard_and_clip(tmp_path):
     assert "shard-00000.bin: clip_3\n" in refusal("--check", tmp_path / "out")
 
 
-def test_the_check_finds_a_shard_that_was_cut_short(tmp_path, source):
+def test_check_detects_a_truncated_shard(tmp_path, source):
     packed("--source", source, "--output", tmp_path / "out")
     shard = tmp_path / "out/shard-00000.bin"
     shard.write_bytes(shard.read_bytes()[:100])
@@ -408,7 +408,7 @@ def test_the_check_finds_a_shard_that_was_cut_short(tmp_path, source):
     assert "store.json: missing" in refusal("--check", source)
 
 
-def test_indexes_are_written_beside_tars_or_into_a_folder(tmp_path, source, arrays, capsys):
+def test_indexes_are_written_next_to_the_tars_or_into_a_folder(tmp_path, source, arrays, capsys):
     packed("--source", source, "--output", tmp_path / "out", "--to", "tar")
     index = tmp_path / "out/shard-00000.tar.idx.npz"
     written = index.read_bytes()
@@ -422,7 +422,7 @@ def test_indexes_are_written_beside_tars_or_into_a_folder(tmp_path, source, arra
     assert not index.exists()
 
 
-def test_tar_shards_are_not_called_damaged_packed_ones(tmp_path):
+def test_check_refuses_tar_shards_without_calling_them_damaged(tmp_path):
     source = folder_of(tmp_path / "source", {"a": numbers(4)}) or tmp_path / "source"
     packed("--source", source, "--output", tmp_path / "out", "--to", "tar")
     assert "contains tar shards, but --check verifies packed shards" in refusal("--check", tmp_path / "out")

@@ -41,7 +41,7 @@ def test_each_shipped_file_has_a_packaged_copy_with_the_same_bytes():
     assert different == []
 
 
-def test_without_a_file_in_the_working_folder_the_packaged_copy_is_used_and_logged_once(elsewhere, caplog):
+def test_a_shipped_file_missing_from_the_working_folder_is_read_from_the_package(elsewhere, caplog):
     with caplog.at_level(logging.INFO, "emollama"):
         config = load(STAGE_1)
         load(STAGE_1)
@@ -51,7 +51,7 @@ def test_without_a_file_in_the_working_folder_the_packaged_copy_is_used_and_logg
     ]
 
 
-def test_a_file_in_the_working_folder_wins(elsewhere, caplog):
+def test_a_file_in_the_working_folder_takes_precedence_over_the_packaged_copy(elsewhere, caplog):
     (elsewhere / "train_configs").mkdir()
     text = (ROOT / STAGE_1).read_text()
     (elsewhere / STAGE_1).write_text(text.replace("batch_size: 12", "batch_size: 7"))
@@ -61,7 +61,7 @@ def test_a_file_in_the_working_folder_wins(elsewhere, caplog):
     assert caplog.records == []
 
 
-def test_the_prompts_of_a_shipped_configuration_are_found_from_anywhere(elsewhere):
+def test_the_prompts_of_a_shipped_configuration_are_readable_from_any_folder(elsewhere):
     config = load("train_configs/minigpt4_flickr_finetune.yaml")
     assert not Path(config.model.prompt_path).exists()
     from emollama.data.prompts.image_prompt import read_prompts
@@ -70,7 +70,7 @@ def test_the_prompts_of_a_shipped_configuration_are_found_from_anywhere(elsewher
 
 
 @pytest.mark.parametrize("path", ["train_configs/demo_stage_3.yaml", "./train_configs//demo_stage_3.yaml"])
-def test_a_file_that_is_nowhere_is_an_error_that_names_both_places_and_what_exists(elsewhere, path):
+def test_a_missing_shipped_file_is_reported_with_both_searched_paths_and_existing_files(elsewhere, path):
     with pytest.raises(UserError) as caught:
         load(path)
     message = str(caught.value)
@@ -87,7 +87,7 @@ def test_only_paths_below_the_shipped_folders_have_a_packaged_copy(elsewhere, pa
         find_shipped(path, "--cfg-path")
 
 
-def test_a_misspelled_shipped_file_is_answered_with_the_nearest_one(elsewhere):
+def test_a_misspelled_shipped_file_is_refused_with_a_suggestion(elsewhere):
     with pytest.raises(UserError, match=r"Did you mean 'train_configs/custom\.yaml'\? The package contains "):
         find_shipped("train_configs/custm.yaml", "--cfg-path")
     with pytest.raises(UserError, match=r"\)\. Correct the path\. The package contains "):
@@ -110,7 +110,7 @@ def test_only_the_first_rank_logs_the_packaged_copy(elsewhere, caplog, monkeypat
     assert caplog.records == []
 
 
-def test_before_logging_is_set_up_the_line_goes_to_standard_error_unless_quiet(elsewhere, capsys, monkeypatch):
+def test_use_of_a_packaged_copy_is_printed_to_stderr_before_logging_is_configured(elsewhere, capsys, monkeypatch):
     logger = logging.getLogger("emollama")
     monkeypatch.setattr(logger, "handlers", [])
     monkeypatch.setattr(logger, "propagate", False)

@@ -72,14 +72,14 @@ def folder(tmp_path):
 # Reading
 
 
-def test_arrays_of_different_shapes_and_types_read_back_identical(tmp_path):
+def test_arrays_of_different_shapes_and_types_are_unchanged_after_packing(tmp_path):
     arrays = arrays_of_every_kind()
     store = written(tmp_path / "packed", arrays)
     assert all(same(store.load(name), array) for name, array in arrays.items())
     assert all(store.header(name) == (array.shape, array.dtype) for name, array in arrays.items())
 
 
-def test_names_are_strings_as_they_are(tmp_path):
+def test_clip_names_are_compared_as_exact_strings(tmp_path):
     store = written(tmp_path / "packed", arrays_of_every_kind())
     assert list(store.names()) == NAMES and len(store) == len(NAMES)
     assert all(name in store for name in NAMES)
@@ -92,7 +92,7 @@ def test_names_with_the_same_checksum_are_distinguished(tmp_path):
     assert same(store.load("plumless"), numbers(4, seed=1)) and same(store.load("buckeroo"), numbers(4, seed=2))
 
 
-def test_an_array_that_was_read_is_the_readers_own(folder):
+def test_changing_a_loaded_array_does_not_change_the_store(folder):
     store = PackedStore.open(folder)
     store.load("clip_1")[:] = 0
     assert same(store.load("clip_1"), numbers(64, seed=1))
@@ -104,14 +104,14 @@ def test_equal_kinds_of_arrays_have_a_fixed_stride_in_shards_of_the_requested_si
     assert {path.stat().st_size for path in folder.glob("shard-*.bin")} == {512}
 
 
-def test_a_clip_that_is_absent_is_an_error_with_its_name(folder):
+def test_a_missing_clip_is_an_error_with_its_name(folder):
     store = PackedStore.open(folder)
     for read in (store.load, store.header, store.stamp):
         with pytest.raises(OSError, match="clip_9"):
             read("clip_9")
 
 
-def test_messages_say_shard_and_clip(folder):
+def test_location_names_the_shard_and_the_clip(folder):
     assert PackedStore.open(folder).location("clip_7") == f"{folder}/shard-00003.bin, clip_7"
 
 
@@ -123,7 +123,7 @@ def test_a_stamp_changes_with_the_shard_and_differs_between_clips(folder):
     assert store.stamp("clip_0") != before
 
 
-def test_a_stamp_changes_with_a_shard_that_was_exchanged_for_one_of_the_same_size_and_time(folder):
+def test_a_stamp_changes_if_a_shard_is_replaced_by_one_of_the_same_size_and_time(folder):
     store, shard = PackedStore.open(folder), folder / "shard-00000.bin"
     before, status = store.stamp("clip_0"), shard.stat()
     (folder / "new").write_bytes(bytes(512))
@@ -137,7 +137,7 @@ def sums(store, names):
 
 
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
-def test_processes_and_threads_read_what_one_process_reads(folder, method):
+def test_processes_and_threads_read_the_same_arrays_as_one_process(folder, method):
     store, names = PackedStore.open(folder), [f"clip_{number}" for number in range(8)]
     expected = sums(store, names)
     with multiprocessing.get_context(method).Pool(2) as pool:
@@ -146,7 +146,7 @@ def test_processes_and_threads_read_what_one_process_reads(folder, method):
         assert [*threads.map(lambda name: sums(store, [name])[0], names * 50)] == expected * 50
 
 
-def test_a_pickled_store_carries_no_arrays_and_no_names(tmp_path):
+def test_a_pickled_store_contains_no_arrays_and_no_names(tmp_path):
     store = written(tmp_path / "packed", {f"clip_{number}": numbers(64) for number in range(1000)})
     assert len(pickle.dumps(store)) < 500
 
@@ -165,25 +165,25 @@ def flip(path, position):
 
 
 @pytest.mark.parametrize("name", ["shard-00003.bin", "shard-00000.bin", "index.bin"])
-def test_a_file_that_was_cut_short_is_found(folder, name):
+def test_a_truncated_file_is_refused_with_its_name(folder, name):
     cut(folder / name)
     assert name in refusal(folder) and "bytes" in refusal(folder)
 
 
 @pytest.mark.parametrize("name", ["shard-00002.bin", "index.bin", "store.json"])
-def test_a_file_that_is_missing_is_found(folder, name):
+def test_a_missing_file_is_refused_with_its_name(folder, name):
     (folder / name).unlink()
     assert name in refusal(folder)
     assert is_packed(str(folder))
 
 
-def test_a_description_that_was_cut_short_is_found(folder):
+def test_a_truncated_store_description_is_refused(folder):
     cut(folder / "store.json", 40)
     assert "store.json: not JSON" in refusal(folder)
 
 
 @pytest.mark.parametrize("key", ["clips", "kinds", "shards", "index", "table_bytes"])
-def test_a_description_that_lacks_a_key_is_found(folder, key):
+def test_a_store_description_without_a_key_is_refused(folder, key):
     redescribed(folder, lambda about: about.pop(key))
     assert key in refusal(folder)
 
@@ -197,7 +197,7 @@ def test_a_description_that_lacks_a_key_is_found(folder, key):
         lambda about: about.pop("digest"),
     ],
 )
-def test_a_description_that_was_changed_is_found_by_its_digest(folder, change):
+def test_a_modified_store_description_is_detected_by_its_digest(folder, change):
     """With a smaller shape, say, part of each array would be read."""
     about = json.loads((folder / "store.json").read_text())
     change(about)
@@ -241,7 +241,7 @@ def test_offsets_beyond_a_shard_are_rejected_even_with_a_correct_digest(folder):
 
 
 @pytest.mark.parametrize("dtype", ["|O", "O", [["a", "O"]], "<U4"])
-def test_a_description_of_arrays_of_objects_is_refused(folder, dtype):
+def test_a_store_description_with_an_object_or_string_dtype_is_refused(folder, dtype):
     """numpy would take the bytes of a map for addresses."""
     redescribed(folder, lambda about: about["kinds"][0].update(dtype=dtype))
     assert "dtype" in refusal(folder)
@@ -253,13 +253,13 @@ def test_a_later_version_is_refused(folder):
     assert "version 1" in refusal(folder)
 
 
-def test_a_flipped_bit_in_the_index_is_found(folder):
+def test_a_flipped_bit_in_the_index_is_detected(folder):
     flip(folder / "index.bin", 700)
     assert "index.bin" in refusal(folder) and "digest" in refusal(folder)
 
 
 @pytest.mark.parametrize("files", [["shard-00001.bin"], ["index.bin"], ["index.bin", "store.json"]])
-def test_files_of_another_store_of_the_same_clips_are_found(folder, tmp_path, files):
+def test_files_from_another_store_of_the_same_clips_are_refused(folder, tmp_path, files):
     other = {f"clip_{number}": numbers(64, seed=100 + number) for number in range(8)}
     other["clip_0"] = numbers(64, dtype=np.float32, seed=5)
     written(tmp_path / "other", dict(reversed(other.items())), 512)
@@ -268,7 +268,7 @@ def test_files_of_another_store_of_the_same_clips_are_found(folder, tmp_path, fi
     assert "incomplete or damaged" in refusal(folder)
 
 
-def test_a_shard_that_shrank_after_the_store_was_opened_is_an_error(folder):
+def test_a_shard_truncated_after_the_store_was_opened_is_an_error(folder):
     store = PackedStore.open(folder)
     cut(folder / "shard-00003.bin")
     with pytest.raises(ValueError, match="shard-00003"):
@@ -280,12 +280,12 @@ def test_a_folder_of_npy_files_is_not_packed(tmp_path):
     assert not is_packed(str(tmp_path)) and not is_packed(str(tmp_path / "none"))
 
 
-def test_a_flipped_bit_in_the_first_bytes_of_a_shard_is_found(folder):
+def test_a_flipped_bit_in_the_first_bytes_of_a_shard_is_detected_when_opening(folder):
     flip(folder / "shard-00002.bin", 300)
     assert "shard-00002.bin: not the shard" in refusal(folder)
 
 
-def test_a_flipped_bit_behind_them_is_found_by_the_check_which_names_the_clip(tmp_path):
+def test_find_damaged_detects_a_flipped_bit_and_names_the_clip(tmp_path):
     store = written(tmp_path / "packed", {f"clip_{number}": numbers(2048, seed=number) for number in range(4)})
     assert store.find_damaged(list) == {}
     flip(tmp_path / "packed/shard-00000.bin", 2 * 8192 + 77)
@@ -311,7 +311,7 @@ def test_every_name_of_a_table_is_found_and_no_other_name(count):
     assert not any(index.find(f"sample_{number:08d}") for number in range(count, 2 * count))
 
 
-def test_many_names_are_looked_up_at_once_as_one_by_one():
+def test_looking_up_many_names_together_gives_the_same_results_as_one_by_one():
     names = [*NAMES, *(f"sample_{number:08d}" for number in range(1000))]
     entries = make_entries(names)
     entries["shard"] = np.arange(len(names)) % 7
@@ -386,7 +386,7 @@ def test_opening_stays_fast_as_a_store_grows(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_index_of_a_million_clips_opens_in_half_a_second_and_lookups_stay_flat(tmp_path):
+def test_a_store_of_a_million_clips_opens_in_half_a_second_with_constant_lookup_time(tmp_path):
     large = store_of(tmp_path, 1_000_000)
     assert median(seconds(lambda: PackedStore.open(large.folder)) for _ in range(5)) <= 0.5
     assert lookup_ratio(store_of(tmp_path, 1000), large) <= 1.5
@@ -405,7 +405,7 @@ def reading_ratio(tmp_path, shape, dtype, count):
     return median(row[0] for row in times[1:]) / median(row[1] for row in times[1:])
 
 
-def test_utterance_features_take_fewer_operations_from_packed_shards_than_from_files(tmp_path):
+def test_reading_utterance_features_needs_fewer_operations_from_packed_shards(tmp_path):
     array = numbers(1024)
     np.save(tmp_path / "clip.npy", array)
     store = written(tmp_path / "packed", {"clip": array, "other": array})
@@ -417,5 +417,5 @@ def test_utterance_features_take_fewer_operations_from_packed_shards_than_from_f
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("shape", "dtype", "count", "ratio"), [((1025, 1408), "f2", 100, 1.3), ((1024,), "f4", 4000, 15)])
-def test_packed_shards_read_as_much_faster_as_promised(tmp_path, shape, dtype, count, ratio):
+def test_reading_packed_shards_is_faster_by_the_required_ratio(tmp_path, shape, dtype, count, ratio):
     assert reading_ratio(tmp_path, shape, dtype, count) >= ratio

@@ -53,7 +53,7 @@ def test_every_loss_equals_the_reference(predicted, expected):
 
 
 @pytest.mark.parametrize(("block", "key"), [("train_layout", "train_prompt_generation"), ("upstream", "eval_generation")])
-def test_greedy_answers_equal_the_reference_up_to_the_first_close_call(predicted, expected, tokenizer, block, key):
+def test_greedy_answers_equal_the_reference_up_to_the_first_near_tie(predicted, expected, tokenizer, block, key):
     found = rows(predicted / f"predictions_{block}.jsonl")
     assert len(found) == 18
     for row in found:
@@ -68,17 +68,17 @@ def test_greedy_answers_equal_the_reference_up_to_the_first_close_call(predicted
             assert row["prediction"].startswith(tokenizer.decode(reference[key]["ids"][:decided]).strip())
 
 
-def test_the_other_layout_gives_no_loss(predicted):
+def test_the_upstream_prompt_layout_gives_no_loss(predicted):
     assert all(row["loss"] is None for row in rows(predicted / "predictions_upstream.jsonl"))
 
 
-def test_the_csv_holds_one_answer_a_clip_under_the_scorers_header(predicted):
+def test_the_csv_contains_one_answer_per_clip_and_the_header_of_the_scorer(predicted):
     lines = (predicted / "predictions_train_layout_reason_v2.csv").read_text().splitlines()
     assert lines[0] == "names,chi_reasons"
     assert len(lines) == 7
 
 
-def test_eight_optimizer_steps_follow_the_reference(trained, trajectory):
+def test_the_losses_and_learning_rates_of_eight_steps_equal_the_reference(trained, trajectory):
     logged = rows(trained / "log.jsonl")
     assert [row["step"] for row in logged] == list(range(8))
     for row, step in zip(logged, trajectory["steps"], strict=True):
@@ -86,7 +86,7 @@ def test_eight_optimizer_steps_follow_the_reference(trained, trajectory):
         assert row["lr"] == pytest.approx(step["lr"], rel=1e-12)
 
 
-def test_trained_tensors_end_where_the_reference_ends(trained, trajectory):
+def test_trained_tensors_have_the_norms_and_updates_of_the_reference(trained, trajectory):
     after = torch.load(trained / "checkpoint_0.pth", weights_only=True)["model"]
     before = torch.load(GOLDEN / "checkpoint_slim.pth", weights_only=True)["model"]
     assert set(after) == set(before)
@@ -95,7 +95,7 @@ def test_trained_tensors_end_where_the_reference_ends(trained, trajectory):
         assert (after[name] - before[name]).norm().item() == pytest.approx(trajectory["update_norm"][name], rel=1e-4)
 
 
-def test_a_run_leaves_config_log_events_and_digest(trained: Path):
+def test_a_run_writes_its_configuration_log_events_and_digest(trained: Path):
     names = {path.name for path in trained.iterdir()}
     assert {"config.yaml", "log.jsonl", "checkpoint_0.pth", "checkpoint_0.pth.sha256"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)

@@ -90,7 +90,7 @@ def umask(request):
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_what_is_written_has_the_permissions_of_the_umask(tmp_path, umask, name):
+def test_written_files_and_folders_have_the_permissions_of_the_umask(tmp_path, umask, name):
     WRITERS[name](tmp_path)
     paths = list(tmp_path.rglob("*"))
     assert any(path.is_file() for path in paths)

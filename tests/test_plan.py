@@ -29,7 +29,7 @@ def test_stage_1_at_llama_2_7b_shape_counts_the_published_parameters(llama_folde
     assert counts["language model, frozen"] + counts["LoRA"] == 6_771_970_048
 
 
-def test_the_command_prints_them(llama_folder, emollama):
+def test_the_command_prints_the_parameter_counts(llama_folder, emollama):
     path = "train_configs/Emotion-LLaMA_finetune.yaml"
     done = emollama("plan", "--cfg-path", path, "--options", f"model.llama_model={llama_folder}")
     assert done.returncode == 0, done.stderr
@@ -46,7 +46,7 @@ def test_checkpointing_and_quantization_lower_the_estimate(llama_folder):
     assert base["frozen weights"] == pytest.approx(6_738_415_616 * 2 / 2**30)
 
 
-def test_tokens_are_exact_where_a_tokenizer_is_there(tmp_path):
+def test_token_counts_are_exact_if_the_tokenizer_exists(tmp_path):
     config = load(str(golden_config(tmp_path, model={"image_size": 112})))
     tokens = plan(config).tokens
     assert tokens["rows: image"] == 16
@@ -75,27 +75,27 @@ def test_minigpt4_at_llama_2_7b_shape_trains_exactly_the_published_projection(ll
     assert "trained tensors: llama_proj.weight, llama_proj.bias" in found.notes
 
 
-def test_its_frozen_parts_have_the_published_sizes(llama_folder):
+def test_the_frozen_modules_of_minigpt4_have_the_published_sizes(llama_folder):
     counts = flickr(llama_folder).parameters
     assert counts["image encoder, frozen"] == 985_897_344  # EVA ViT-g at 224 pixels, 39 blocks, with ln_vision
     assert counts["Q-Former, frozen"] == 105_162_240
     assert counts["language model, frozen"] == 6_738_415_616
 
 
-def test_without_a_q_former_four_joined_rows_are_projected(llama_folder):
+def test_without_a_q_former_minigpt4_projects_four_joined_image_vectors(llama_folder):
     found = flickr(llama_folder, "model.has_qformer=False")
     assert found.parameters["trainable"] == 4 * 1408 * 4096 + 4096
     assert found.tokens["rows: image"] == 64 and "Q-Former, frozen" not in found.parameters
 
 
-def test_the_command_prints_the_projections_size_and_names(llama_folder, emollama):
+def test_the_command_prints_the_size_and_the_tensor_names_of_the_projection(llama_folder, emollama):
     path = "train_configs/minigpt4_flickr_finetune.yaml"
     done = emollama("plan", "--cfg-path", path, "--options", f"model.llama_model={llama_folder}")
     assert done.returncode == 0, done.stderr
     assert "3,149,824" in done.stdout and "trained tensors: llama_proj.weight, llama_proj.bias\n" in done.stdout
 
 
-def test_what_is_trained_is_named_once_for_all_layers(llama_folder):
+def test_trained_tensors_are_listed_once_for_all_layers(llama_folder):
     path = str(ROOT / "train_configs/Emotion-LLaMA_finetune.yaml")
     (note,) = [note for note in plan(load(path, [f"model.llama_model={llama_folder}"])).notes if note.startswith("trained")]
     assert note.count("lora_A") == 2 and "layers.*.self_attn.q_proj.lora_A.weight" in note

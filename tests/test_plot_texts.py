@@ -78,7 +78,7 @@ def test_a_logarithmic_axis_has_labels_at_decades(drawn):
         assert all(np.isclose(np.log10(float(label)) % 1, [0, 1]).any() for label in labels)
 
 
-def test_every_function_that_draws_is_inspected_here():
+def test_every_plotting_function_is_covered_by_these_tests():
     sources = [path.read_text(encoding="utf-8") for path in Path(emollama.reporting.__path__[0]).glob("*.py")]
     drawing = {name for text in sources for name in re.findall(r"^def (\w+)(?:(?!^def ).)*?return png\(", text, re.M | re.S)}
     assert drawing == {"training_curves", "metric_panels", "confusion_matrix", "checkpoint_chart"}

@@ -143,11 +143,11 @@ def where(path, line):
 # Layers
 
 
-def test_every_module_has_a_place_in_the_table_of_layers():
+def test_every_module_is_in_the_table_of_layers():
     assert sorted({group_of(name) for name in MODULES} - set(ALLOWED)) == []
 
 
-def test_imports_go_one_way():
+def test_imports_follow_the_table_of_layers():
     wrong = []
     for name, path in MODULES.items():
         group = group_of(name)
@@ -157,7 +157,7 @@ def test_imports_go_one_way():
     assert wrong == []
 
 
-def test_the_table_of_layers_has_no_circle():
+def test_the_table_of_layers_has_no_cycle():
     done: set[str] = set()
     while len(done) < len(ALLOWED):
         ready = {group for group, targets in ALLOWED.items() if group not in done and targets <= done}
@@ -165,7 +165,7 @@ def test_the_table_of_layers_has_no_circle():
         done |= ready
 
 
-def test_no_modules_import_each_other_in_a_circle():
+def test_modules_have_no_circular_imports():
     targets = {name: {target for _, target in own_imports(path)} & set(MODULES) for name, path in MODULES.items()}
     done: set[str] = set()
     while len(done) < len(targets):
@@ -211,7 +211,7 @@ TORCH_FREE |= {"data.slots", "data.prompts.prompt_style", "data.prompts.image_pl
 TORCH_FREE |= {f"{package}.configs" for package in ("models", "datasets", "encoders", "extraction", "tasks")}
 
 
-def test_a_library_is_imported_in_its_place_only():
+def test_restricted_libraries_are_imported_only_by_the_listed_modules():
     found = {library: set() for library in PLACES}
     for name, path in MODULES.items():
         for library in {target.partition(".")[0] for _, target in imported(path)} & PLACES.keys():
@@ -220,7 +220,7 @@ def test_a_library_is_imported_in_its_place_only():
     assert [library for library, places in PLACES.items() if not found[library] & places] == []
 
 
-def test_what_needs_no_tensors_imports_no_torch():
+def test_modules_that_need_no_tensors_do_not_import_torch():
     heavy = {"torch", "transformers", "peft", "torchvision"}
     light = {name: path for name, path in MODULES.items() if TORCH_FREE & {name, group_of(name)}}
     assert {place for name in light for place in (name, group_of(name))} >= TORCH_FREE
@@ -228,7 +228,7 @@ def test_what_needs_no_tensors_imports_no_torch():
     assert [where(path, line) for path in files for line, name in imported(path) if name.partition(".")[0] in heavy] == []
 
 
-def test_the_runner_never_touches_ddp_nor_builds_groups_of_processes():
+def test_the_runner_does_not_use_ddp_or_process_groups_directly():
     forbidden = {"DistributedDataParallel", "init_process_group", "all_reduce", "no_sync", "dist"}
     wrong = []
     for path in (path for name, path in MODULES.items() if group_of(name) == "runners"):
@@ -264,14 +264,14 @@ def strings_of(path):
             yield node.lineno, node.value
 
 
-def test_no_file_of_the_package_holds_an_absolute_path():
+def test_no_file_of_the_package_contains_an_absolute_path():
     texts = [(where(path, line), text) for path in FILES + ENTRY_POINTS for line, text in strings_of(path)]
     wrong = [f"{place} {text}" for place, text in texts if ABSOLUTE.match(text)]
     assert len(texts) > 300
     assert wrong == []
 
 
-def test_the_global_random_generators_are_seeded_nowhere_but_from_the_step():
+def test_no_file_seeds_the_global_random_generators_of_python_or_numpy():
     wrong = []
     for path in FILES:
         for node in nodes_of(path)[ast.Call]:
@@ -280,7 +280,7 @@ def test_the_global_random_generators_are_seeded_nowhere_but_from_the_step():
     assert wrong == []
 
 
-def test_configuration_defaults_live_in_one_place():
+def test_no_file_except_config_reads_the_configuration_with_get():
     """No ``cfg.get(key, default)`` outside config.py."""
     wrong = []
     for path in FILES:
@@ -354,7 +354,7 @@ def test_every_function_is_annotated():
     assert bare == []
 
 
-def test_files_and_functions_keep_to_their_sizes():
+def test_files_and_functions_do_not_exceed_their_maximum_length():
     long = []
     for path in FILES:
         lines = len(path.read_text(encoding="utf-8").splitlines())
@@ -399,7 +399,7 @@ REPLACED_FUNCTIONS = set(
 REPLACED_CONSTANTS = {"UNSEEN", "MAY_DIFFER"}
 
 
-def test_names_that_were_replaced_by_usual_terms_do_not_come_back():
+def test_replaced_names_are_not_used_again():
     old = [name for name in MODULES if REPLACED_MODULES & set(name.split("."))]
     for path in FILES:
         for node in nodes_of(path)[ast.ClassDef]:
@@ -411,7 +411,7 @@ def test_names_that_were_replaced_by_usual_terms_do_not_come_back():
     assert old == []
 
 
-def test_no_two_classes_have_one_name():
+def test_class_names_are_unique():
     places = defaultdict(list)
     for path in FILES:
         for node in tree_of(path).body:
@@ -420,7 +420,7 @@ def test_no_two_classes_have_one_name():
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
 
 
-def test_docstrings_name_parameters_and_attributes_that_exist():
+def test_parameters_and_attributes_named_in_docstrings_exist():
     wrong = []
     for path in FILES:
         for node in nodes_of(path)[ast.FunctionDef] + nodes_of(path)[ast.ClassDef]:

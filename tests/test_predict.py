@@ -142,7 +142,7 @@ def write_clip(path, *, sound):
 @pytest.mark.parametrize(
     ("name", "options"), [(CLIPS[0], ()), (CLIPS[1], ("evaluation_datasets.answers.prompt_layout=upstream_eval",))]
 )
-def test_an_answer_is_that_of_the_evaluation_on_the_same_clip(world, name, options):
+def test_the_answer_to_a_video_equals_that_of_the_evaluation_of_its_clip(world, name, options):
     rows = evaluated(world, *options)
     (answer,) = asked(world, [world / f"videos/{name}.mp4"], *options, text=sentences(world)[name])
     assert answer.prompt == rows[name]["instruction"]
@@ -151,7 +151,7 @@ def test_an_answer_is_that_of_the_evaluation_on_the_same_clip(world, name, optio
     assert len({tuple(row["label_probabilities"].values()) for row in rows.values()}) == len(CLIPS)
 
 
-def test_generated_words_are_those_of_the_evaluation_too(world):
+def test_a_generated_answer_equals_that_of_the_evaluation(world):
     options = ["evaluation_datasets.answers.answer_by=generate", "evaluation_datasets.answers.max_new_tokens=8"]
     rows = evaluated(world, *options, job="generated")
     (answer,) = asked(world, [world / f"videos/{CLIPS[0]}.mp4"], *options, text=sentences(world)[CLIPS[0]])
@@ -173,7 +173,7 @@ def test_all_modalities_of_a_whole_video_are_real(happy):
     )
 
 
-def test_a_video_without_sound_has_zeros_for_it_and_the_reason(world, tmp_path):
+def test_the_audio_of_a_silent_video_is_zero_with_a_reason(world, tmp_path):
     write_clip(tmp_path / "silent.mp4", sound=False)
     left = only("eva", "hubert")
     (answer,) = asked(world, [tmp_path / "silent.mp4"], *left)
@@ -183,7 +183,7 @@ def test_a_video_without_sound_has_zeros_for_it_and_the_reason(world, tmp_path):
     assert masked.label_probabilities == pytest.approx(answer.label_probabilities, abs=1e-6)
 
 
-def test_what_no_encoder_makes_is_missing(world):
+def test_a_modality_without_an_encoder_is_reported_as_missing(world):
     (answer,) = asked(world, [world / "unseen/happy_1.mp4"], *only("videomae"))
     assert answer.modalities["audio"].state == "missing"
     assert "zeros" in answer.modalities["audio"].why
@@ -197,14 +197,14 @@ def online(world, *more):
     return [f"model.vit_weights={world / 'encoders/eva_vit.safetensors'}", "model.vit_precision=fp32", *paths, *more]
 
 
-def test_what_no_encoder_makes_is_missing_beside_frames_too(world):
+def test_a_modality_without_an_encoder_is_missing_also_if_frames_are_encoded_by_the_model(world):
     (answer,) = asked(world, [world / "unseen/happy_1.mp4"], *online(world, *only("mae")))
     assert answer.modalities["image"] == Modality("real", "model.vit_weights")
     assert answer.modalities["audio"].state == "missing"
     assert "no block under 'encoders'" in answer.modalities["audio"].why
 
 
-def test_a_video_that_is_cut_off_has_zeros_and_the_reason(world, tmp_path):
+def test_a_truncated_video_is_reported_with_zero_modalities_and_the_reason(world, tmp_path):
     whole = (world / "unseen/happy_1.mp4").read_bytes()
     (tmp_path / "whole.mp4").write_bytes(whole)
     with av.open(str(tmp_path / "whole.mp4")) as source, av.open(str(tmp_path / "cut.mkv"), "w") as target:
@@ -218,7 +218,7 @@ def test_a_video_that_is_cut_off_has_zeros_and_the_reason(world, tmp_path):
         asked(world, [tmp_path / "cut.mkv"])
 
 
-def test_a_feature_that_the_block_does_not_have_is_missing(world):
+def test_a_modality_without_a_feature_path_in_the_block_is_missing(world):
     (answer,) = asked(
         world, [world / "unseen/happy_1.mp4"], "evaluation_datasets.answers.face_feature_path=null", *only("eva", "mae")
     )
@@ -234,12 +234,12 @@ def test_a_masked_slot_is_reported_as_zero(world):
     assert "mask_slots" in answer.modalities["video"].why
 
 
-def test_without_text_the_sentence_is_empty_where_the_clips_have_sentences(happy):
+def test_the_default_sentence_is_empty_if_the_clips_have_sentences(happy):
     assert happy.sentence == ""
     assert "The person in video says: .  [emotion]" in happy.prompt
 
 
-def test_without_text_there_is_no_sentence_where_the_clips_have_none(world, tmp_path):
+def test_there_is_no_default_sentence_if_the_clips_have_no_sentences(world, tmp_path):
     (tmp_path / "names.csv").write_text("name,emotion\nclip_000,happy\n")
     option = f"evaluation_datasets.answers.annotation_file={tmp_path / 'names.csv'}"
     (answer,) = asked(world, [world / "unseen/happy_1.mp4"], option, *only("mae"))
@@ -247,25 +247,25 @@ def test_without_text_there_is_no_sentence_where_the_clips_have_none(world, tmp_
     assert "The person in video says" not in answer.prompt
 
 
-def test_a_frame_through_the_models_own_encoder_gives_the_answer_of_extracted_features(world, happy):
+def test_frames_encoded_by_the_model_give_the_same_answer_as_extracted_features(world, happy):
     (made,) = asked(world, [world / "unseen/happy_1.mp4"], *online(world, "encoders.eva=null"))
     assert made.modalities["image"].state == "real"
     assert made.label_probabilities == pytest.approx(happy.label_probabilities, abs=1e-4)
 
 
-def test_a_block_is_borrowed_without_its_list(world, happy):
+def test_the_data_of_the_selected_block_may_be_missing(world, happy):
     (away,) = asked(world, [world / "unseen/happy_1.mp4"], "evaluation_datasets.answers.data_root=gone", text="")
     assert away.label_probabilities == pytest.approx(happy.label_probabilities, abs=1e-6)
 
 
-def test_a_task_of_another_block_is_asked_in_its_words(world):
+def test_a_task_of_another_block_uses_the_instructions_of_that_block(world):
     options = ["datasets.clips.task_pool=[reason]", "datasets.clips.instructions={reason: [Tell why.]}"]
     (answer,) = asked(world, [world / "unseen/happy_1.mp4"], *options, *only("mae"), task="reason")
     assert answer.task == "reason"
     assert "[reason] Tell why." in answer.prompt
 
 
-def test_a_clip_of_the_extraction_keeps_its_name_and_what_is_known_of_it(world, tmp_path):
+def test_a_video_of_the_extraction_has_its_clip_name_peak_frame_and_face_folder(world, tmp_path):
     (tmp_path / "peaks.csv").write_text("name,peak_index\nsub/a.b,3\n")
     videos = tmp_path / "videos"
     for path in (videos / "sub/a.b.mp4", tmp_path / "a.b.mp4", tmp_path / "again/a.b.mp4", tmp_path / "line\nbreak.mp4"):
@@ -281,7 +281,7 @@ def test_a_clip_of_the_extraction_keeps_its_name_and_what_is_known_of_it(world, 
     assert {source.faces for source in found.values()} == {tmp_path}
 
 
-def test_a_frame_that_nobody_knows_is_zero(world, tmp_path):
+def test_an_unknown_peak_frame_gives_zero_modalities_with_the_remedy(world, tmp_path):
     (tmp_path / "peaks.csv").write_text("name,peak_index\nother,3\n")
     block = "evaluation_datasets.answers"
     options = [f"{block}.frame_selection=peak", f"{block}.peak_index_path={tmp_path / 'peaks.csv'}"]
@@ -321,7 +321,7 @@ def test_an_unknown_peak_of_a_feature_is_reported_with_the_remedy(world, tmp_pat
         (["encoders.hubert.layers=[-2]"], {}, "layers"),
     ],
 )
-def test_a_configuration_that_cannot_answer_is_refused(world, options, arguments, words):
+def test_an_unusable_configuration_is_refused(world, options, arguments, words):
     with pytest.raises(UserError, match=words.replace("[", r"\[")):
         asked(world, [world / "unseen/happy_1.mp4"], "model.llama_model=" + str(world / "llm"), *options, **arguments)
 
@@ -351,7 +351,7 @@ def test_a_dry_run_names_the_block_the_encoders_and_the_checkpoint(world):
     assert facts["checkpoint"].endswith(".pth") and sorted(world.rglob("*")) == before
 
 
-def test_what_is_no_video_is_named_in_a_sentence(tmp_path, monkeypatch):
+def test_missing_video_files_are_reported_in_one_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as error:
         find_videos(None, ["", "gone.mp4"])
@@ -359,7 +359,7 @@ def test_what_is_no_video_is_named_in_a_sentence(tmp_path, monkeypatch):
     assert str(error.value) == f"--video: {'; '.join(named)}."
 
 
-def test_what_is_no_video_is_refused_before_anything_else(world, tmp_path):
+def test_a_file_that_is_not_a_video_is_rejected_first(world, tmp_path):
     (tmp_path / "text.mp4").write_text("not a video")
     (tmp_path / "empty.mp4").write_bytes(b"")
     for name, words in (("gone.mp4", "no file"), ("text.mp4", "text.mp4"), ("empty.mp4", "empty.mp4")):
@@ -367,7 +367,7 @@ def test_what_is_no_video_is_refused_before_anything_else(world, tmp_path):
             asked(world, [tmp_path / name], "model.llama_model=gone", "encoders.mae.weights=gone")
 
 
-def test_the_command_prints_one_object_a_video(world, capsys):
+def test_the_command_prints_one_json_object_per_video(world, capsys):
     videos = [str(world / "unseen/happy_1.mp4"), str(world / "unseen/sad_1.mp4")]
     command(world, "--json", "--video", *videos)
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
@@ -377,7 +377,7 @@ def test_the_command_prints_one_object_a_video(world, capsys):
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_videos_and_answer_as_one(world, launch, capsys):
+def test_two_processes_divide_the_videos_and_answer_like_one_process(world, launch, capsys):
     videos = [str(world / "unseen/happy_1.mp4"), str(world / "unseen/sad_1.mp4"), str(world / "videos/clip_000.mp4")]
     arguments = ["--cfg-path", str(world / "config.yaml"), "--json", "--video", *videos]
     done = launch("-m", "emollama", "predict", *arguments, processes=2)

@@ -68,12 +68,12 @@ def lists(place):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_the_table_becomes_a_file_a_split_with_all_captions_and_their_joined_text(place, encoding):
+def test_a_table_is_converted_to_one_file_per_split_with_single_and_joined_captions(place, encoding):
     run(place, table(place / "flickr.csv", encoding=encoding))
     assert written(place) == EXPECTED
 
 
-def test_karpathys_file_and_the_token_file_become_the_same(place):
+def test_the_karpathy_file_and_the_token_file_give_the_same_output(place):
     run(place, karpathy(place / "any_name"))
     assert written(place) == EXPECTED
     for path in (place / "out").iterdir():
@@ -82,27 +82,27 @@ def test_karpathys_file_and_the_token_file_become_the_same(place):
     assert written(place) == EXPECTED
 
 
-def test_lists_of_splits_may_be_files_and_images_of_no_list_are_left_out_and_reported(place, capsys):
+def test_split_lists_can_be_single_files_and_unlisted_images_are_excluded_and_reported(place, capsys):
     folder = lists(place)
     run(place, tokens(place / "t"), "--splits", folder / "test.txt", folder / "val.txt")
     assert {split: len(entries) for split, entries in written(place).items()} == {"test": 1, "val": 1}
     assert "2 in no list of --splits: 11, 12" in capsys.readouterr().out
 
 
-def test_a_token_file_without_lists_goes_to_the_one_split_that_is_named(place):
+def test_a_token_file_without_split_lists_is_written_to_the_selected_split(place):
     assert "--splits train.txt" in refusal(place, tokens(place / "t"))
     run(place, tokens(place / "t"), "--split", "test")
     assert [entry["image_id"] for entry in written(place)["test"]] == list(SPLITS)
 
 
-def test_splits_can_be_picked_and_one_that_is_not_there_is_refused_with_those_that_are(place):
+def test_splits_can_be_selected_and_a_missing_split_is_refused_with_the_existing_splits(place):
     told = refusal(place, table(place / "t.csv"), "--split", "test", "dev")
     assert "no split 'dev'" in told and "train, val, test" in told
     run(place, table(place / "t.csv"), "--split", "test", "val")
     assert written(place) == {split: EXPECTED[split] for split in ("test", "val")}
 
 
-def test_the_summary_counts_images_captions_and_those_without_five(place, capsys):
+def test_the_summary_counts_images_captions_and_images_without_five_captions(place, capsys):
     given = rows()
     given[0][0] = json.dumps(captions_of("11", 4))
     run(place, table(place / "t.csv", given))
@@ -113,7 +113,7 @@ def test_the_summary_counts_images_captions_and_those_without_five(place, capsys
     assert report["other_number_of_captions"] == {"11": 4} and report["settings"]["check_images"] == "headers"
 
 
-def test_files_are_written_beside_the_annotations_where_no_output_is_named(place):
+def test_files_are_written_to_the_folder_of_the_annotations_by_default(place):
     parser = argparse.ArgumentParser()
     prepare.add_arguments(parser)
     source = table(place / "t.csv")
@@ -123,7 +123,7 @@ def test_files_are_written_beside_the_annotations_where_no_output_is_named(place
     assert made == {"prepare_report.json", *(f"flickr30k_{split}.json" for split in EXPECTED)}
 
 
-def test_no_file_is_replaced_and_others_in_the_folder_are_left_alone(place):
+def test_existing_files_in_the_output_folder_are_neither_replaced_nor_changed(place):
     (place / "out").mkdir()
     (place / "out/notes.txt").write_text("mine")
     run(place, table(place / "t.csv"), "--split", "test")
@@ -133,7 +133,7 @@ def test_no_file_is_replaced_and_others_in_the_folder_are_left_alone(place):
     assert {path.name: path.read_bytes() for path in (place / "out").iterdir()} == before
 
 
-def test_nothing_is_written_among_the_images_or_below_a_file(place):
+def test_an_output_inside_the_image_folder_or_below_a_file_is_refused(place):
     with pytest.raises(UserError, match="is inside --images"):
         run(place, table(place / "t.csv"), "--output", place / "images")
     with pytest.raises(UserError, match="cannot write under"):
@@ -153,7 +153,7 @@ BROKEN = {
 }
 
 
-def test_every_broken_cell_is_reported_with_its_line_at_once_and_skipped_on_demand(place, capsys):
+def test_all_invalid_cells_are_reported_together_with_their_lines_and_can_be_skipped(place, capsys):
     names = [str(number) for number in range(20, 20 + len(BROKEN))]
     images(place / "images", names)
     given = rows([*SPLITS, *names])
@@ -170,7 +170,7 @@ def test_every_broken_cell_is_reported_with_its_line_at_once_and_skipped_on_dema
     assert f"{len(BROKEN)} problem: row" in capsys.readouterr().out
 
 
-def test_a_row_with_a_cell_too_few_and_an_unclosed_quote_are_reported_with_their_lines(place):
+def test_a_missing_cell_and_an_unclosed_quote_are_reported_with_their_lines(place):
     path = table(place / "t.csv")
     path.write_text(path.read_text() + "x,y\n")
     assert "line 6: fewer cells" in refusal(place, path)
@@ -196,14 +196,14 @@ def test_a_row_with_a_cell_too_few_and_an_unclosed_quote_are_reported_with_their
         ("12.png", "'12' is already in"),
     ],
 )
-def test_names_that_leave_the_folder_are_no_images_or_are_listed_twice_are_reported(place, file, says):
+def test_file_names_that_leave_the_folder_are_not_images_or_are_repeated_are_reported(place, file, says):
     given = rows()
     given[3][3] = file
     told = refusal(place, table(place / "t.csv", given))
     assert "line 5" in told and says in told
 
 
-def test_of_an_image_that_is_listed_twice_the_first_row_is_used_when_problems_are_skipped(place):
+def test_the_first_row_of_a_repeated_image_is_used_if_problems_are_skipped(place):
     given = [*rows(), [json.dumps(["Another."]), "[]", "test", "11.jpg", "9"]]
     path = table(place / "t.csv", given)
     assert "line 6: the image '11' is already in" in refusal(place, path)
@@ -211,7 +211,7 @@ def test_of_an_image_that_is_listed_twice_the_first_row_is_used_when_problems_ar
     assert written(place) == EXPECTED
 
 
-def test_an_img_id_that_is_listed_twice_is_reported_with_both_rows(place):
+def test_a_repeated_img_id_is_reported_with_both_rows(place):
     given = rows()
     given[3][4] = given[1][4]
     path = table(place / "t.csv", given)
@@ -219,7 +219,7 @@ def test_an_img_id_that_is_listed_twice_is_reported_with_both_rows(place):
 
 
 @pytest.mark.parametrize("columns", [COLUMNS, COLUMNS[:4]])
-def test_a_table_without_img_ids_is_taken_as_it_is(place, columns):
+def test_a_table_without_img_ids_is_accepted(place, columns):
     given = [[*row[:4], ""][: len(columns)] for row in rows()]
     run(place, table(place / "t.csv", given, columns))
     assert written(place) == EXPECTED
@@ -232,7 +232,7 @@ def test_a_split_without_a_usable_name_is_reported(place, split):
     assert "line 3: the split of '12.jpg'" in refusal(place, table(place / "t.csv", given))
 
 
-def test_headers_with_unknown_or_missing_columns_are_refused_with_those_expected(place):
+def test_unknown_or_missing_columns_are_refused_with_the_expected_columns(place):
     told = refusal(place, table(place / "t.csv", header=("raw", "sentids", "splits", "filename", "img_id")))
     assert "lacks split" in told and "Did you mean 'split'?" in told
     given = [[*row, "x"] for row in rows()]
@@ -240,7 +240,7 @@ def test_headers_with_unknown_or_missing_columns_are_refused_with_those_expected
     assert "unknown columns: 'url'" in told and "raw,sentids,split,filename,img_id" in told
 
 
-def test_a_karpathy_entry_without_sentences_and_a_token_line_without_a_number_are_reported(place):
+def test_invalid_entries_of_a_karpathy_file_and_lines_of_a_token_file_are_reported(place):
     tree = json.loads(karpathy(place / "k").read_text())
     del tree["images"][1]["sentences"]
     tree["images"][2]["sentences"][0] = {"tokens": []}
@@ -257,7 +257,7 @@ def test_a_karpathy_entry_without_sentences_and_a_token_line_without_a_number_ar
     )
 
 
-def test_karpathys_images_without_a_split_are_reported_as_those_with_an_empty_one(place):
+def test_karpathy_images_with_a_missing_null_or_empty_split_are_reported_alike(place):
     tree = json.loads(karpathy(place / "k").read_text())
     del tree["images"][1]["split"]
     tree["images"][2]["split"] = ""
@@ -272,7 +272,7 @@ def test_karpathys_images_without_a_split_are_reported_as_those_with_an_empty_on
 
 
 @pytest.mark.parametrize(("split", "usual"), [("trian", "train"), ("Train", "train"), ("tes", "test"), ("restvla", "restval")])
-def test_a_split_that_is_almost_a_usual_one_is_a_problem_in_every_form(place, capsys, split, usual):
+def test_a_misspelled_usual_split_is_reported_for_every_kind_of_annotations(place, capsys, split, usual):
     given = rows()
     given[1][2] = split
     path = table(place / "t.csv", given)
@@ -289,21 +289,21 @@ def test_a_split_that_is_almost_a_usual_one_is_a_problem_in_every_form(place, ca
 
 
 @pytest.mark.parametrize("split", ["dev", "all", "validation", "trainval", "test2017", "minival", "rest", "restval"])
-def test_splits_with_names_of_their_own_are_taken(place, split):
+def test_splits_with_unusual_names_are_accepted(place, split):
     given = rows()
     given[1][2] = split
     run(place, table(place / "t.csv", given))
     assert [entry["image_id"] for entry in written(place)[split]] == ["12"]
 
 
-def test_no_file_is_written_of_a_split_that_no_image_is_left_of(place, capsys):
+def test_no_file_is_written_for_a_split_without_images(place, capsys):
     (place / "images/13.jpg").unlink()
     run(place, table(place / "t.csv"), "--on-problem", "skip")
     assert written(place) == {split: EXPECTED[split] for split in ("train", "test")}
     assert "0 flickr30k_val.json was not written: no image is left" in capsys.readouterr().out
 
 
-def test_rows_that_are_left_out_are_reported_a_line_each_and_named_in_the_report(place, capsys):
+def test_excluded_rows_are_printed_one_per_line_and_listed_in_the_report(place, capsys):
     names = [str(number) for number in range(20, 32)]
     images(place / "images", names)
     given = rows([*SPLITS, *names])
@@ -320,7 +320,7 @@ def test_rows_that_are_left_out_are_reported_a_line_each_and_named_in_the_report
     assert [problem["clips"] for problem in report["problems"]] == [[f"{name}.jpg"] for name in [*names, "11"]]
 
 
-def test_the_table_of_tokens_is_read_as_the_token_file_is(place):
+def test_a_table_of_tokens_is_read_like_the_token_file(place):
     lines = ["image_name| comment_number| comment"]
     lines += [f"{name}.jpg| {number}| {text}" for name in SPLITS for number, text in enumerate(captions_of(name))]
     lines[3] = lines[3].replace("| 2|", "| 2  ")  # as in one row of the published one
@@ -335,14 +335,14 @@ def test_the_table_of_tokens_is_read_as_the_token_file_is(place):
     )
 
 
-def test_images_are_found_where_the_dataset_finds_them(place):
+def test_images_with_the_other_extensions_of_the_dataset_are_accepted(place):
     os.rename(place / "images/12.jpg", place / "images/12.JPG")
     os.rename(place / "images/13.jpg", place / "images/13.jpeg")
     run(place, table(place / "t.csv"), "--check-images", "all")
     assert written(place) == EXPECTED
 
 
-def test_lists_that_share_images_or_name_strange_ones_are_refused(place):
+def test_split_lists_with_repeated_or_unknown_images_are_refused(place):
     folder = lists(place)
     (folder / "val.txt").write_text("13\n11\n")
     told = refusal(place, tokens(place / "t"), "--splits", folder)
@@ -357,7 +357,7 @@ def test_lists_that_share_images_or_name_strange_ones_are_refused(place):
 # Images
 
 
-def test_missing_and_unreadable_images_are_listed_or_left_out(place, capsys):
+def test_missing_and_unreadable_images_are_reported_or_excluded(place, capsys):
     images(place / "images", ["21", "22", "23", "24"])
     (place / "images/21.jpg").unlink()
     (place / "images/22.jpg").write_text("no image")
@@ -378,7 +378,7 @@ def test_missing_and_unreadable_images_are_listed_or_left_out(place, capsys):
     assert "1 problem: missing image: 21.jpg" in told and "3 problem: unreadable image: 22.jpg, 23.jpg, 24.jpg" in told
 
 
-def test_damage_inside_a_file_is_found_when_all_is_decoded_and_nothing_is_opened_with_none(place):
+def test_check_images_all_detects_damage_inside_a_file_and_none_skips_the_check(place):
     path = drawn(place / "images/11.png", size=(300, 200))
     (place / "images/11.jpg").unlink()
     broken = bytearray(path.read_bytes())
@@ -399,14 +399,14 @@ def test_a_folder_without_any_of_the_images_is_reported_once(place):
     assert "no folder" in refusal(place, table(place / "t.csv"), "--images", place / "absent")
 
 
-def test_an_empty_file_and_one_that_is_not_there_are_refused(place):
+def test_an_empty_and_a_missing_annotation_file_are_refused(place):
     (place / "empty").write_text(" \n")
     assert "is empty" in refusal(place, place / "empty")
     assert "--annotations: no file" in refusal(place, place / "absent")
 
 
 @pytest.mark.slow
-def test_as_many_rows_as_flickr30k_has_take_seconds(place):
+def test_a_table_of_the_size_of_flickr30k_is_converted_in_linear_time(place):
     """Quadratic work would take hours, and the test would be stopped."""
     names = [str(number) for number in range(100_000, 131_014)]
     for name in names:

@@ -56,7 +56,7 @@ def test_the_citation_has_the_version_of_the_package():
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == emollama.__version__
 
 
-def test_files_and_make_targets_that_contributing_names_exist():
+def test_files_and_make_targets_named_in_contributing_exist():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     links = {link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", prose) if "://" not in link} - {""}

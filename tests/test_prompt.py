@@ -56,7 +56,7 @@ def golden_record(dataset, name, task):
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("name", NAMES)
-def test_training_ids_and_labels_equal_the_published_codes(golden_prompt, golden_dataset, name, task):
+def test_training_ids_and_labels_equal_those_of_the_published_code(golden_prompt, golden_dataset, name, task):
     expected = EXPECTED[name][task]["train_path"]
     sample = golden_prompt.sample(golden_record(golden_dataset, name, task))
     assert sample.input_ids.tolist() == golden_ids(golden_prompt, expected["sequence"])
@@ -67,21 +67,21 @@ def test_training_ids_and_labels_equal_the_published_codes(golden_prompt, golden
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("name", NAMES)
-def test_upstream_evaluation_ids_equal_the_published_codes(golden_prompt, golden_dataset, name, task):
+def test_upstream_evaluation_ids_equal_those_of_the_published_code(golden_prompt, golden_dataset, name, task):
     expected = EXPECTED[name][task]["eval_generation"]["sequence"]
     prompt = golden_prompt.sample(golden_record(golden_dataset, name, task), layout="upstream_eval", to_generate=True)
     assert prompt.input_ids.tolist() == golden_ids(golden_prompt, expected)
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_body_and_the_answer_read_as_the_published_codes(golden_prompt, golden_dataset, task):
+def test_the_prompt_text_and_the_answer_equal_those_of_the_published_code(golden_prompt, golden_dataset, task):
     for name in NAMES:
         record_read = golden_record(golden_dataset, name, task)
         assert golden_prompt.body(record_read) == EXPECTED[name][task]["instruction"]
         assert record_read.turns[0][1] == EXPECTED[name][task]["answer"]
 
 
-def test_a_prompt_to_generate_from_is_the_training_prompt_without_its_answer(golden_prompt, golden_dataset):
+def test_a_generation_prompt_is_the_training_prompt_without_the_answer(golden_prompt, golden_dataset):
     record_read = golden_record(golden_dataset, NAMES[0], "reason")
     trained, prompt = golden_prompt.sample(record_read), golden_prompt.sample(record_read, to_generate=True)
     assert trained.input_ids[: len(prompt.input_ids)].equal(prompt.input_ids)
@@ -92,7 +92,7 @@ def test_a_prompt_to_generate_from_is_the_training_prompt_without_its_answer(gol
 # Length limits
 
 
-def test_a_long_answer_is_cut_keeps_its_end_and_the_cut_is_counted(golden_prompt):
+def test_a_long_answer_is_truncated_before_its_end_symbol_and_the_removed_tokens_counted(golden_prompt):
     answer = " ".join(["words"] * 60)
     whole = golden_prompt.sample(record(("Why?", answer)))
     short = styled(golden_prompt, max_txt_len=10).sample(record(("Why?", answer)))
@@ -125,7 +125,7 @@ def test_a_long_context_loses_only_the_start_of_the_user_text(golden_prompt, lay
     assert 60 <= text_tokens <= 60 + beginnings
 
 
-def test_a_context_of_any_limit_keeps_the_end_of_the_instruction_or_is_refused(golden_prompt):
+def test_a_truncated_context_ends_with_the_end_of_the_template_or_is_refused(golden_prompt):
     outcomes = set()
     for limit in range(8, 90):
         try:
@@ -149,7 +149,7 @@ def test_a_context_of_any_limit_keeps_the_end_of_the_instruction_or_is_refused(g
     "mark",
     ["<FeatureHere>", "<VideoHere>", "[/INST]", "</video> <feature><FeatureHere></feature>", "[INST]", "{}", "{labels}", "<img>"],
 )
-def test_marks_of_the_prompt_in_a_transcript_stay_text(golden_prompt, layout, mark):
+def test_prompt_markers_in_a_transcript_remain_ordinary_text(golden_prompt, layout, mark):
     plain = golden_prompt.sample(record(("he said  here", "yes")), layout=layout)
     marked = golden_prompt.sample(record((f"he said {mark} here", f"yes {mark}")), layout=layout)
     assert placeholder_counts(golden_prompt, marked) == placeholder_counts(golden_prompt, plain)
@@ -170,7 +170,7 @@ def test_special_tokens_in_user_texts_or_answers_are_text(golden_prompt, part, s
     assert special.replace(" ", "") in squeezed
 
 
-def test_placeholder_ids_lie_outside_the_embedding_table_and_differ(golden_prompt):
+def test_placeholder_ids_are_unique_and_outside_the_embedding_table(golden_prompt):
     places = golden_prompt.placeholders
     ids = [places.id_of(name) for name in places.video + places.feature]
     assert ids == list(range(800, 805)) and len(golden_prompt.tokenizer) <= 800
@@ -191,7 +191,7 @@ def test_there_is_one_placeholder_for_each_feature_token(golden_prompt, rows):
 
 
 @pytest.mark.parametrize("answer", ["", "sad", "a long answer of many words that is split into tokens"])
-def test_weights_of_a_sample_sum_to_one_or_to_its_tokens(golden_prompt, answer):
+def test_loss_weights_of_a_sample_sum_to_one_or_to_the_number_of_its_target_tokens(golden_prompt, answer):
     for loss_average in ("sample", "token"):
         sample = styled(golden_prompt, loss_average).sample(record(("Why?", answer)))
         count = int((sample.labels != IGNORED).sum())
@@ -202,7 +202,7 @@ def test_weights_of_a_sample_sum_to_one_or_to_its_tokens(golden_prompt, answer):
 # Templates, turns and tokenizers
 
 
-def test_without_a_chat_template_the_text_stands_alone(golden_prompt):
+def test_without_a_chat_template_the_prompt_contains_only_the_text(golden_prompt):
     bare = styled(golden_prompt, chat_template=False).sample(record(("Why? ", "yes")))
     assert text_of(golden_prompt, bare.input_ids).split() == "<s> <video> </video> <feature> </feature> Why? yes</s>".split()
     assert placeholder_counts(golden_prompt, bare)["image"] == 16
@@ -214,7 +214,7 @@ def test_another_template_wraps_the_text(golden_prompt):
     assert text.startswith("<s> USER: <video>") and text.endswith("Why?  ASSISTANT: yes</s>")
 
 
-def test_another_end_symbol_ends_every_answer_even_a_cut_one(golden_prompt):
+def test_a_custom_end_symbol_ends_every_answer_including_a_truncated_one(golden_prompt):
     hashed = styled(golden_prompt, end_sym="###", max_txt_len=8)
     end = golden_prompt.tokenizer("###", add_special_tokens=False).input_ids
     for answer in ("yes", "a long answer of many words that is split into more tokens"):
@@ -237,7 +237,7 @@ def test_every_turn_has_the_template_and_only_answers_have_labels(golden_prompt)
     assert float(sample.loss_weights.sum()) == pytest.approx(1.0)
 
 
-def test_generation_of_the_last_turn_keeps_the_earlier_answers(golden_prompt):
+def test_the_prompt_of_the_last_turn_contains_the_earlier_answers(golden_prompt):
     prompt = golden_prompt.sample(record(("First? ", "one"), ("Second? ", None)), to_generate=True)
     text = text_of(golden_prompt, prompt.input_ids)
     assert "one</s>" in text and text.endswith("Second?  [/INST]")
@@ -273,7 +273,7 @@ def test_a_tokenizer_without_bos_leaves_only_the_bos_out(golden_prompt, layout):
 # Generated ids back to text
 
 
-def test_an_answers_text_ends_at_the_end_symbol_and_starts_after_the_template(golden_prompt):
+def test_answer_text_starts_after_the_template_and_ends_at_the_end_symbol(golden_prompt):
     def ids(text):
         return golden_prompt.tokenizer(text, add_special_tokens=False).input_ids
 
@@ -285,7 +285,7 @@ def test_an_answers_text_ends_at_the_end_symbol_and_starts_after_the_template(go
     assert hashed.answer_text(ids("happy ### sad")) == "happy"
 
 
-def test_answers_survive_rendering_and_reading_back(golden_prompt, golden_dataset):
+def test_answer_text_recovers_the_answer_from_its_labels(golden_prompt, golden_dataset):
     for name in NAMES:
         record_read = golden_record(golden_dataset, name, "reason_v2")
         sample = golden_prompt.sample(record_read)
@@ -293,7 +293,7 @@ def test_answers_survive_rendering_and_reading_back(golden_prompt, golden_datase
         assert golden_prompt.answer_text(ids) == record_read.turns[0][1]
 
 
-def test_rendering_is_the_same_every_time_and_changes_no_feature(golden_prompt, golden_dataset):
+def test_rendering_is_deterministic_and_does_not_change_features(golden_prompt, golden_dataset):
     record_read = golden_record(golden_dataset, NAMES[0], "emotion")
     first, second = golden_prompt.sample(record_read), golden_prompt.sample(record_read)
     assert first.input_ids.equal(second.input_ids)

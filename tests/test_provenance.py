@@ -66,12 +66,12 @@ def packed(*arguments):
     pack.run(parser.parse_args([str(argument) for argument in arguments]))
 
 
-def test_a_manifest_is_read_as_it_was_written(tmp_path):
+def test_a_manifest_is_unchanged_after_writing_and_reading(tmp_path):
     HUBERT.write(tmp_path)
     assert Manifest.read(str(tmp_path)) == HUBERT
 
 
-def test_differences_are_told_by_name_with_both_values():
+def test_differences_are_listed_by_key_with_both_values():
     assert differences(HUBERT.fields(), changed(layers=[-4, -3, -2, -1]).fields()) == ["layers: [-1] and [-4, -3, -2, -1]"]
     assert differences({"a": 1}, {"b": 1}) == ["a: 1 and None", "b: None and 1"]
     assert differences(HUBERT.fields(), HUBERT.fields()) == []
@@ -80,17 +80,17 @@ def test_differences_are_told_by_name_with_both_values():
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"format": "another", "version": 1}', '{"format": "emollama features", "version": 1}']
 )
-def test_a_file_that_is_no_manifest_is_refused_by_name(tmp_path, text):
+def test_a_file_that_is_not_a_manifest_is_refused_with_its_name(tmp_path, text):
     (tmp_path / FILE).write_text(text)
     with pytest.raises(UserError, match=FILE):
         Manifest.read(str(tmp_path))
 
 
-def test_features_without_a_manifest_are_taken_as_they_are(tmp_path, two_corpora):
+def test_features_without_a_manifest_are_accepted(tmp_path, two_corpora):
     assert RunnerBase(loaded(tmp_path, two_corpora)).features == {}
 
 
-def test_blocks_of_a_run_whose_features_are_pooled_otherwise_are_refused(tmp_path, two_corpora):
+def test_blocks_with_differently_pooled_features_are_refused(tmp_path, two_corpora):
     describe(tmp_path, HUBERT, changed(pooling="max"))
     told = refused(tmp_path, two_corpora)
     assert "datasets.golden.audio_feature_path" in told
@@ -99,7 +99,7 @@ def test_blocks_of_a_run_whose_features_are_pooled_otherwise_are_refused(tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_blocks_of_one_label_are_compared_too(tmp_path, two_corpora):
+def test_a_training_and_an_evaluation_block_of_the_same_name_are_compared(tmp_path, two_corpora):
     two_corpora["evaluation_datasets"] = {"golden": two_corpora["evaluation_datasets"]["answers"]}
     describe(tmp_path, HUBERT, changed(pooling="max"))
     assert "pooling: 'mean' and 'max'" in refused(tmp_path, two_corpora)
@@ -110,12 +110,12 @@ def test_other_weights_of_the_same_encoder_are_refused(tmp_path, two_corpora):
     assert "weights: 'abab" in refused(tmp_path, two_corpora)
 
 
-def test_precision_and_library_versions_do_not_matter(tmp_path, two_corpora):
+def test_differences_in_precision_and_library_versions_are_ignored(tmp_path, two_corpora):
     describe(tmp_path, HUBERT, dataclasses.replace(changed(precision="bf16"), versions={"torch": "3"}))
     assert list(RunnerBase(loaded(tmp_path, two_corpora)).features) == ["audio"]
 
 
-def test_a_key_goes_on_with_a_warning(tmp_path, two_corpora, caplog, monkeypatch):
+def test_allow_other_features_turns_the_refusal_into_a_warning(tmp_path, two_corpora, caplog, monkeypatch):
     describe(tmp_path, HUBERT, changed(pooling="max"))
     monkeypatch.setattr(logging.getLogger("emollama"), "propagate", True)
     with caplog.at_level("WARNING", logger="emollama"):
@@ -123,13 +123,13 @@ def test_a_key_goes_on_with_a_warning(tmp_path, two_corpora, caplog, monkeypatch
     assert "pooling: 'mean' and 'max'" in caplog.text
 
 
-def test_a_folder_of_another_slot_is_refused(tmp_path, two_corpora):
+def test_features_of_another_slot_are_refused(tmp_path, two_corpora):
     describe(tmp_path, dataclasses.replace(HUBERT, slots=("face",), recipe={"encoder": "mae"}))
     told = refused(tmp_path, two_corpora)
     assert "contains face features of the encoder mae, expected audio" in told
 
 
-def test_a_checkpoint_answers_only_features_made_as_those_it_was_trained_on(tmp_path, two_corpora):
+def test_evaluating_a_checkpoint_on_differently_extracted_features_is_refused(tmp_path, two_corpora):
     two_corpora["run"]["evaluate"] = False
     describe(tmp_path, HUBERT)
     folder = RunnerBase(loaded(tmp_path, two_corpora)).train()
@@ -145,7 +145,7 @@ def test_a_checkpoint_answers_only_features_made_as_those_it_was_trained_on(tmp_
     )
 
 
-def test_a_resumed_run_must_find_features_made_alike(tmp_path, two_corpora):
+def test_resuming_a_run_on_differently_extracted_features_is_refused(tmp_path, two_corpora):
     two_corpora["run"] |= {"evaluate": False, "max_epoch": 2}
     describe(tmp_path, HUBERT)
     folder = RunnerBase(loaded(tmp_path, two_corpora)).train()
@@ -156,13 +156,13 @@ def test_a_resumed_run_must_find_features_made_alike(tmp_path, two_corpora):
     assert RunnerBase(loaded(tmp_path, two_corpora, "run.resume_ckpt_path=auto", "run.allow_other_features=True")).first_step
 
 
-def test_what_only_evaluation_reads_is_not_what_a_checkpoint_was_trained_on(tmp_path, two_corpora):
+def test_a_checkpoint_does_not_record_features_used_only_for_evaluation(tmp_path, two_corpora):
     describe(tmp_path, test=HUBERT)
     folder = RunnerBase(loaded(tmp_path, two_corpora)).train()
     assert read(str(folder / "checkpoint_0.pth"), "k")["features"] == {}
 
 
-def test_a_manifest_that_came_later_does_not_stop_a_resumed_run(tmp_path, two_corpora):
+def test_a_manifest_added_later_does_not_prevent_resuming(tmp_path, two_corpora):
     two_corpora["run"] |= {"evaluate": False, "max_epoch": 2}
     folder = RunnerBase(loaded(tmp_path, two_corpora)).train()
     (folder / "checkpoint_1.pth").unlink()
@@ -170,13 +170,13 @@ def test_a_manifest_that_came_later_does_not_stop_a_resumed_run(tmp_path, two_co
     assert RunnerBase(loaded(tmp_path, two_corpora, "run.resume_ckpt_path=auto", "run.evaluate=True")).first_step
 
 
-def test_the_check_before_a_run_tells_it_too(tmp_path, two_corpora):
+def test_check_data_reports_differently_extracted_features(tmp_path, two_corpora):
     describe(tmp_path, HUBERT, changed(pooling="max"))
     found = check(loaded(tmp_path, two_corpora)).findings
     assert any(finding.kind == "different features" and "pooling" in finding.text for finding in found)
 
 
-def test_the_runs_own_encoders_are_compared_with_the_folders(tmp_path, two_corpora):
+def test_the_configured_encoders_are_compared_with_the_manifests(tmp_path, two_corpora):
     weights = str(GOLDEN / "vision/eva_tiny.safetensors")
     two_corpora["encoders"] = {"eva": {"weights": weights, "image_size": 112, "frame_selection": "middle"}}
     for frame, fits in (("first", False), ("middle", True)):
@@ -192,13 +192,13 @@ def test_the_runs_own_encoders_are_compared_with_the_folders(tmp_path, two_corpo
     assert "encoders.eva and datasets.golden.image_feature_path" in refused(tmp_path, two_corpora)
 
 
-def test_encoders_whose_weights_are_not_here_stop_nothing(tmp_path, two_corpora):
+def test_an_encoder_with_missing_weights_does_not_prevent_training(tmp_path, two_corpora):
     describe(tmp_path, HUBERT, HUBERT)
     two_corpora["encoders"] = {"hubert": {"weights": str(tmp_path / "nowhere")}}
     assert RunnerBase(loaded(tmp_path, two_corpora)).features
 
 
-def test_packed_features_carry_the_manifest_along(tmp_path):
+def test_packing_copies_the_manifest(tmp_path):
     shutil.copytree(GOLDEN / "data/HL-UTT", tmp_path / "HL-UTT")
     HUBERT.write(tmp_path / "HL-UTT")
     for kind in ("packed", "tar"):
@@ -206,7 +206,7 @@ def test_packed_features_carry_the_manifest_along(tmp_path):
         assert Manifest.read(str(tmp_path / kind)) == HUBERT
 
 
-def test_tars_named_by_a_pattern_have_the_manifest_beside_them(tmp_path, two_corpora):
+def test_the_manifest_of_tars_selected_by_a_pattern_is_in_their_folder(tmp_path, two_corpora):
     for name, manifest in (("train", HUBERT), ("test", changed(pooling="max"))):
         describe(tmp_path, **{name: manifest})
         packed("--source", tmp_path / name / "HL-UTT", "--output", tmp_path / name / "tars", "--to", "tar")
@@ -218,7 +218,7 @@ def test_tars_named_by_a_pattern_have_the_manifest_beside_them(tmp_path, two_cor
     assert "pooling: 'mean' and 'max'" in refused(tmp_path, two_corpora)
 
 
-def test_tars_that_are_packed_anew_or_indexed_elsewhere_keep_the_manifest(tmp_path):
+def test_repacking_or_indexing_tars_copies_the_manifest(tmp_path):
     shutil.copytree(GOLDEN / "data/HL-UTT", tmp_path / "HL-UTT")
     HUBERT.write(tmp_path / "HL-UTT")
     packed("--source", tmp_path / "HL-UTT", "--output", tmp_path / "tars", "--to", "tar")
@@ -227,7 +227,7 @@ def test_tars_that_are_packed_anew_or_indexed_elsewhere_keep_the_manifest(tmp_pa
     assert Manifest.read(str(tmp_path / "again")) == Manifest.read(str(tmp_path / "indexes")) == HUBERT
 
 
-def test_sources_that_were_made_otherwise_are_not_packed_together(tmp_path):
+def test_packing_differently_extracted_sources_together_is_refused(tmp_path):
     for name, manifest in (("a", HUBERT), ("b", changed(pooling="max"))):
         shutil.copytree(GOLDEN / "data/HL-UTT", tmp_path / name)
         manifest.write(tmp_path / name)

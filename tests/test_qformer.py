@@ -53,7 +53,7 @@ def text_side(width=48, inner=96, layers=4):
 # Numbers
 
 
-def test_queries_are_the_published_ones_from_ln_vision_to_llama_proj(known, golden):
+def test_outputs_of_ln_vision_q_former_and_llama_proj_equal_the_published_code(known, golden):
     stored = load_file(WEIGHTS)
     weight, bias = read_ln_vision(str(WEIGHTS), 176, "k")
     rows = F.layer_norm(known["vit_out"], (176,), weight, bias, 1e-5)
@@ -64,13 +64,13 @@ def test_queries_are_the_published_ones_from_ln_vision_to_llama_proj(known, gold
     assert (projected - known["llama_proj_output"]).abs().max() < 1e-5
 
 
-def test_the_tensors_tell_the_sizes():
+def test_sizes_of_the_q_former_are_read_from_its_tensors():
     shape, tensors = read_qformer(str(WEIGHTS), "k", HEADS)
     assert shape == QFormerShape(width=48, layers=4, heads=4, inner=96, every=2, queries=8, vision=176)
     assert set(tensors) == set(QFormer(shape, device=META).state_dict())
 
 
-def test_a_pth_file_with_text_and_other_parts_gives_the_same(known, golden, tmp_path):
+def test_text_weights_and_other_modules_in_a_file_are_ignored(known, golden, tmp_path):
     torch.save({"model": load_file(WEIGHTS) | text_side()}, tmp_path / "blip2.pth")
     save_file(load_file(WEIGHTS) | text_side(), tmp_path / "blip2.safetensors")
     expected = golden(known["after_ln_vision"])
@@ -85,14 +85,14 @@ def test_half_precision_weights_are_read_into_float32(known, golden, tmp_path):
     assert 0 < (made(known["after_ln_vision"]) - golden(known["after_ln_vision"])).abs().max() < 0.05
 
 
-def test_a_batch_gives_the_rows_of_its_images_alone(known, golden):
+def test_a_batch_gives_the_same_outputs_as_its_images_alone(known, golden):
     rows = known["after_ln_vision"]
     alone = torch.cat([golden(row[None]) for row in rows])
     assert (golden(rows) - alone).abs().max() < 5e-6  # a few roundings of values up to 2.5
     assert (alone[0] - alone[1]).abs().max() > 1e-3
 
 
-def test_mixed_precision_outside_changes_nothing(known, golden):
+def test_autocast_does_not_change_the_output(known, golden):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         made = golden(known["after_ln_vision"])
     assert made.dtype == torch.float32
@@ -116,7 +116,7 @@ def original_names(layers, every):
 
 
 @pytest.mark.parametrize(("layers", "every"), [(3, 1), (4, 2), (5, 3), (2, 2)])
-def test_a_model_of_transformers_renamed_to_the_original_names_computes_the_same(tmp_path, layers, every):
+def test_a_transformers_model_with_original_tensor_names_gives_the_same_output(tmp_path, layers, every):
     from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
     torch.manual_seed(0)
@@ -136,7 +136,7 @@ def test_a_model_of_transformers_renamed_to_the_original_names_computes_the_same
     assert (made(rows) - expected).abs().max() < 1e-5
 
 
-def test_the_published_sizes_make_32_rows_of_768_with_the_published_number_of_weights():
+def test_the_published_sizes_give_32_by_768_outputs_and_the_published_parameter_count():
     made = QFormer(QFormerShape(), device=META)
     square, norm = 768 * 768 + 768, 2 * 768
     layer = 4 * square + norm + (768 * 3072 + 3072) + (3072 * 768 + 768) + norm
@@ -146,7 +146,7 @@ def test_the_published_sizes_make_32_rows_of_768_with_the_published_number_of_we
     assert made(torch.zeros(1, 257, 1408)).shape == (1, 32, 768)
 
 
-def test_it_stays_frozen_and_in_eval_mode(known, golden):
+def test_the_q_former_stays_frozen_and_in_eval_mode(known, golden):
     made = golden.train()
     assert not any(module.training for module in made.modules())
     assert not any(value.requires_grad for value in made.parameters())
@@ -186,18 +186,18 @@ def without_the_qformer(tensors):
         (without_the_qformer, r"contains no Q-Former \(its tensors: ln_vision"),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused_by_tensor_file_and_remedy(tmp_path, change, told, device):
+def test_a_file_with_wrong_tensors_is_refused_with_the_tensor_file_and_remedy(tmp_path, change, told, device):
     with pytest.raises(UserError, match=rf"^model\.q_former_model: '.*spoiled\.safetensors' .*{told}.*Name an original file"):
         load(spoiled(tmp_path, change), device=device)
 
 
 @pytest.mark.parametrize(("heads", "told"), [(None, "the width of a head, 64"), (5, "the number of heads, 5")])
-def test_a_width_that_heads_do_not_fill_is_refused(heads, told):
+def test_a_width_that_is_not_a_multiple_of_the_heads_is_refused(heads, told):
     with pytest.raises(UserError, match=rf"'.*weights\.safetensors' has width 48, which is not a multiple of {told}"):
         load(heads=heads)
 
 
-def test_a_missing_file_is_named_with_its_key(tmp_path):
+def test_a_missing_file_is_reported_with_its_key(tmp_path):
     with pytest.raises(UserError, match=r"model\.q_former_model: no file .*nowhere\.pth.*Download"):
         load(tmp_path / "nowhere.pth")
 
@@ -212,5 +212,5 @@ def test_a_truncated_file_is_refused(tmp_path, suffix):
         load(path)
 
 
-def test_on_the_meta_device_names_and_shapes_are_checked_without_values():
+def test_a_q_former_on_the_meta_device_has_no_values():
     assert {value.device.type for value in load(device=META).parameters()} == {"meta"}

@@ -28,7 +28,7 @@ def test_functions_share_one_process_group(ranks):
     assert [pid for pid, _ in first] == [pid for pid, _ in second] and len({pid for pid, _ in first}) == 2
 
 
-def test_a_function_sees_this_tests_folder_and_variables(ranks, tmp_path, monkeypatch):
+def test_a_function_runs_with_the_working_folder_and_environment_of_the_test(ranks, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SOME_VARIABLE", "here")
     assert ranks(os.getcwd) == [str(tmp_path)] * 2
@@ -55,7 +55,7 @@ if "b" in sys.argv:
 """
 
 
-def test_a_command_is_run_as_by_an_interpreter(launch, tmp_path, monkeypatch):
+def test_launch_runs_a_command_like_a_python_interpreter(launch, tmp_path, monkeypatch):
     monkeypatch.setenv("SOME_VARIABLE", "here")
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "beside.py").write_text("raise SystemExit(7)")
@@ -73,7 +73,7 @@ def test_an_uncaught_error_has_its_traceback_and_status_1(launch, tmp_path):
     assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
 
 
-def test_when_a_process_fails_the_others_are_ended(launch, tmp_path):
+def test_a_failed_process_terminates_the_other_processes(launch, tmp_path):
     (tmp_path / "program.py").write_text("import os, time\nif os.environ['RANK'] == '1': raise SystemExit(3)\ntime.sleep(3600)")
     assert launch("program.py", cwd=tmp_path, processes=2).returncode == 1
 

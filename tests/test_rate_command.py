@@ -112,7 +112,7 @@ def test_a_sheet_contains_every_description_with_its_reference_and_empty_cells(s
         assert row["description"] == f"{words} words about {item['name'][-2:]}."
 
 
-def test_a_sheet_tells_nothing_about_the_model_by_name_id_or_order(rated, files, tmp_path):
+def test_a_sheet_does_not_reveal_the_model_by_name_id_or_order(rated, files, tmp_path):
     firsts = trend = pairs = 0
     for seed in range(60):
         rated(*files, "--output", tmp_path / f"s{seed}.csv", "--seed", seed)
@@ -132,7 +132,7 @@ def test_a_sheet_tells_nothing_about_the_model_by_name_id_or_order(rated, files,
     assert binomtest(pairs, 60 * 24).pvalue > 1e-3
 
 
-def test_without_a_seed_each_sheet_has_an_order_of_its_own_that_the_key_remembers(rated, files, tmp_path):
+def test_without_a_seed_each_sheet_has_a_random_order_and_the_key_file_stores_its_seed(rated, files, tmp_path):
     for name in ("a", "b"):
         rated(*files, "--output", tmp_path / f"{name}.csv")
     assert key_of(tmp_path, "a")["items"] != key_of(tmp_path, "b")["items"]
@@ -150,7 +150,7 @@ def test_several_raters_get_the_same_items_in_orders_of_their_own(rated, files, 
     assert text.count("sheet: ") == 3 and "do not show it to the raters" in text
 
 
-def test_text_that_a_spreadsheet_would_run_does_not_begin_a_cell(rated, tmp_path):
+def test_text_that_a_spreadsheet_would_execute_is_escaped(rated, tmp_path):
     dangerous = ['=HYPERLINK("http://x")', "+1", "-2", "@SUM(A1)", "\t=1", "plain, = 1"]
     names = [f"c{place}" for place in range(6)]
     answers = tmp_path / "a.jsonl"
@@ -163,7 +163,7 @@ def test_text_that_a_spreadsheet_would_run_does_not_begin_a_cell(rated, tmp_path
     assert "unrated of 6 items: clue_overlap 0, label_overlap 0" in rated("--read", path, "--key", tmp_path / "sheet.key.json")
 
 
-def test_empty_descriptions_score_0_without_being_rated(rated, tmp_path, files):
+def test_empty_descriptions_are_scored_zero_and_excluded_from_the_sheet(rated, tmp_path, files):
     rows = [[name, "Words." if place else ""] for place, name in enumerate(CLIPS[:20])]  # one empty, four missing
     short = write(tmp_path / "short.csv", [["names", "chi_reasons"], *rows])
     text = rated("--predictions", short, *files[2:], "--output", tmp_path / "sheet.csv")
@@ -175,7 +175,7 @@ def test_empty_descriptions_score_0_without_being_rated(rated, tmp_path, files):
     assert figures(text, "short.csv") == pytest.approx([6 * 19 / 24, 10 * 19 / 24], abs=0.005)
 
 
-def test_what_is_there_already_is_not_written_over(rated, refused, files, sheet, tmp_path):
+def test_an_existing_sheet_is_not_overwritten(rated, refused, files, sheet, tmp_path):
     before = sheet.read_bytes()
     assert "exists and may contain ratings" in refused(*files, "--output", sheet)
     assert sheet.read_bytes() == before
@@ -194,7 +194,7 @@ def test_what_is_there_already_is_not_written_over(rated, refused, files, sheet,
         ([], "--predictions requires --output"),
     ],
 )
-def test_arguments_without_meaning_are_refused(refused, files, tmp_path, monkeypatch, arguments, words):
+def test_invalid_arguments_are_refused(refused, files, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     assert words in refused(*files, *arguments)
     assert not (tmp_path / "s.csv").exists()
@@ -209,7 +209,7 @@ def test_labels_cannot_be_rated_as_descriptions(refused, tmp_path):
 # Reading
 
 
-def test_filled_sheets_give_each_models_mean_over_raters_with_intervals_and_a_difference(rated, sheet, tmp_path):
+def test_completed_sheets_give_the_mean_of_each_model_over_raters_and_their_difference(rated, sheet, tmp_path):
     mild = filled(sheet, tmp_path / "mild.csv", lambda model, clip: (9, 8) if model == "good.csv" else (5, 4.5))
     strict = filled(
         sheet, tmp_path / "strict.csv", lambda model, clip: (7, 6) if model == "good.csv" else (1 + number(clip) % 3, 2)
@@ -223,7 +223,7 @@ def test_filled_sheets_give_each_models_mean_over_raters_with_intervals_and_a_di
     assert low < -4.5 < high
 
 
-def test_agreement_is_1_for_equal_sheets_and_near_0_for_unrelated_ones(rated, sheet, tmp_path):
+def test_agreement_is_one_for_equal_sheets_and_near_zero_for_unrelated_sheets(rated, sheet, tmp_path):
     rng = np.random.default_rng(0)
     one = filled(sheet, tmp_path / "one.csv", lambda model, clip: (number(clip) % 11, 10 - number(clip) % 5))
     same = filled(sheet, tmp_path / "same.csv", lambda model, clip: (number(clip) % 11, 10 - number(clip) % 5))
@@ -246,7 +246,7 @@ def test_kappa_is_weighted_by_the_square_of_the_distance(rated, sheet, tmp_path)
     assert kappa == pytest.approx(1 - np.mean((first - second) ** 2) / by_chance, abs=0.0005)
 
 
-def test_a_milder_rater_agrees_in_order_and_less_in_points(rated, sheet, tmp_path):
+def test_a_milder_rater_has_full_rank_correlation_but_a_lower_kappa(rated, sheet, tmp_path):
     one = filled(sheet, tmp_path / "one.csv", lambda model, clip: (number(clip) % 6, 5))
     mild = filled(sheet, tmp_path / "mild.csv", lambda model, clip: (number(clip) % 6 + 4, 5))
     text = rated("--read", one, mild, "--key", tmp_path / "sheet.key.json", "--resamples", 0)
@@ -255,7 +255,7 @@ def test_a_milder_rater_agrees_in_order_and_less_in_points(rated, sheet, tmp_pat
     assert label == ["48", "-", "-"]  # one number throughout
 
 
-def test_unfilled_cells_are_counted_and_left_out(rated, sheet, tmp_path):
+def test_empty_cells_are_counted_and_excluded(rated, sheet, tmp_path):
     one = filled(sheet, tmp_path / "one.csv", lambda model, clip: ("", 4) if clip == CLIPS[0] else (number(clip) % 9, ""))
     two = filled(sheet, tmp_path / "two.csv", lambda model, clip: (number(clip) % 9, ""))
     text = rated("--read", one, two, "--key", tmp_path / "sheet.key.json", "--resamples", 0)
@@ -265,7 +265,7 @@ def test_unfilled_cells_are_counted_and_left_out(rated, sheet, tmp_path):
     assert [line.split()[-3] for line in text.splitlines() if " / " in line] == ["46", "0"]
 
 
-def test_a_judges_scores_join_the_agreement(rated, capsys, files, sheet, tmp_path):
+def test_the_scores_of_a_judge_are_included_in_the_agreement(rated, capsys, files, sheet, tmp_path):
     caller(score, capsys)(*files, "--judge", "lexical", "--output", tmp_path / "judged", "--resamples", 0)
     one = filled(sheet, tmp_path / "one.csv", lambda model, clip: (number(clip) % 9, 3))
     common = ("--read", one, "--key", tmp_path / "sheet.key.json", "--resamples", 0)
@@ -305,13 +305,13 @@ def test_a_cell_that_is_not_a_rating_is_refused_with_its_line(refused, sheet, tm
         (lambda rows: None, ["contains no points. Fill in the columns clue_overlap and label_overlap."]),
     ],
 )
-def test_a_sheet_whose_rows_are_not_the_keys_is_refused(refused, sheet, tmp_path, change, words):
+def test_a_sheet_whose_rows_differ_from_the_key_file_is_refused(refused, sheet, tmp_path, change, words):
     told = refused("--read", spoiled(sheet, tmp_path / "filled.csv", change), "--key", tmp_path / "sheet.key.json")
     assert all(word in told for word in words), told
 
 
 @pytest.mark.parametrize("column", ["truth", "description"])
-def test_a_text_that_was_changed_is_refused_with_its_line(refused, sheet, tmp_path, column):
+def test_a_changed_text_is_refused_with_its_line(refused, sheet, tmp_path, column):
     path = spoiled(
         sheet, tmp_path / "filled.csv", lambda rows: rows[1].update({column: rows[1][column] + " Really.", "clue_overlap": 5})
     )
@@ -334,14 +334,14 @@ def test_changes_by_a_spreadsheet_do_not_count_as_changes(rated, tmp_path):
         assert "clue_overlap 0, label_overlap 0" in rated("--read", path, "--key", tmp_path / "sheet.key.json", "--resamples", 0)
 
 
-def test_a_sheet_with_semicolons_is_refused_in_one_message(refused, sheet, tmp_path):
+def test_a_sheet_separated_by_semicolons_is_refused_with_one_message(refused, sheet, tmp_path):
     rows = [";".join(row.values()) for row in rows_of(sheet)]
     (tmp_path / "semi.csv").write_text("\n".join([";".join(rows_of(sheet)[0]), *rows]))
     told = refused("--read", tmp_path / "semi.csv", "--key", tmp_path / "sheet.key.json")
     assert "separated by ';'" in told and "\n" not in told
 
 
-def test_all_faults_of_a_sheet_are_reported_at_once(refused, sheet, tmp_path):
+def test_all_errors_in_a_sheet_are_reported_together(refused, sheet, tmp_path):
     def change(rows):
         rows[0]["clue_overlap"] = "x"
         rows[1]["label_overlap"] = "12"
@@ -357,12 +357,12 @@ def test_a_file_that_is_not_a_key_is_refused(refused, sheet, tmp_path, content):
     assert "k.json" in refused("--read", sheet, "--key", tmp_path / "k.json")
 
 
-def test_a_repeated_sheet_or_one_without_its_key_is_refused(refused, sheet, tmp_path):
+def test_a_repeated_sheet_or_a_missing_key_option_is_refused(refused, sheet, tmp_path):
     assert "--read requires --key" in refused("--read", sheet)
     assert "a sheet occurs twice" in refused("--read", sheet, sheet, "--key", tmp_path / "sheet.key.json")
 
 
-def test_as_a_program_it_writes_and_reads(files, tmp_path, emollama):
+def test_the_installed_command_writes_and_reads_a_sheet(files, tmp_path, emollama):
     wrote = emollama("rate", *files, "--output", str(tmp_path / "sheet.csv"))
     assert (wrote.returncode, wrote.stderr) == (0, "")
     path = filled(tmp_path / "sheet.csv", tmp_path / "filled.csv", lambda model, clip: (number(clip) % 11, 3))

@@ -39,7 +39,7 @@ def answered(matrix):
 @pytest.mark.parametrize(
     ("matrix", "war", "waf"), [(FIRST, 0.9052757793764988, 0.9035772132511264), (SECOND, 0.8932853717, 0.8912298847)]
 )
-def test_the_published_matrices_give_their_published_accuracy_and_weighted_f1(matrix, war, waf):
+def test_published_confusion_matrices_give_the_published_accuracy_and_weighted_f1(matrix, war, waf):
     pairs, counts = answered(matrix)
     reader = LabelReader(SIX, {})
     readings = [reader.read(f"The person is {answer}.") for _, answer in pairs]
@@ -64,7 +64,7 @@ def random_answers(seed):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_on_random_answers_the_metrics_are_scikit_learns_with_invalid_as_a_class_of_its_own(seed):
+def test_metrics_equal_those_of_scikit_learn_with_invalid_answers_as_a_separate_class(seed):
     from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_score, recall_score
 
     truth, read = random_answers(seed)
@@ -100,7 +100,7 @@ def test_uar_is_scikit_learns_balanced_accuracy():
         assert value("uar", evidence(truth, read)) == pytest.approx(float(balanced))
 
 
-def test_the_random_answers_have_what_they_are_for():
+def test_the_random_answers_of_these_tests_cover_all_special_cases():
     drawn = [random_answers(seed) for seed in range(40)]
     assert any(None in read for _, read in drawn)
     assert any(len(set(truth)) == 1 for truth, _ in drawn)
@@ -108,7 +108,7 @@ def test_the_random_answers_have_what_they_are_for():
     assert any({*truth} - {*read} for truth, read in drawn)
 
 
-def test_a_hand_computed_case_with_an_invalid_answer_and_a_label_that_no_clip_has():
+def test_metrics_equal_manual_values_with_an_invalid_answer_and_an_unused_label():
     labels = evidence(["happy", "happy", "sad", "sad"], ["happy", None, "angry", "sad"], ("happy", "sad", "angry"))
     assert value("war", labels) == 0.5
     assert value("uar", labels) == 0.5
@@ -119,12 +119,12 @@ def test_a_hand_computed_case_with_an_invalid_answer_and_a_label_that_no_clip_ha
     assert per_class(labels)[2] == {"label": "angry", "support": 0, "precision": 0.0, "recall": 0.0, "f1": 0.0}
 
 
-def test_all_answers_invalid_score_zero():
+def test_scores_are_zero_if_all_answers_are_invalid():
     labels = evidence(["happy", "sad"], [None, None])
     assert [value(name, labels) for name in NAMES] == [0, 0, 0, 0, 0, 0, 0, 1]
 
 
-def test_a_hit_is_a_true_label_among_those_named_even_where_the_answer_is_invalid():
+def test_hit_rate_counts_a_true_label_among_the_named_labels_of_an_invalid_answer():
     both = frozenset({"happy", "sad"})
     labels = evidence(["happy", "sad", "happy", "sad"], [None, None, "sad", None], named=[both, both, {"sad"}, set()])
     assert value("hit_rate", labels) == 0.5
@@ -139,7 +139,7 @@ def test_metrics_of_no_samples_are_none(labels):
     assert [row["support"] for row in per_class(nothing)] == [0] * len(labels)
 
 
-def test_no_figure_is_nan_or_outside_0_to_1():
+def test_metrics_are_finite_and_between_zero_and_one():
     for seed in range(40):
         labels = evidence(*random_answers(seed))
         figures = [value(name, labels) for name in NAMES]
@@ -147,7 +147,7 @@ def test_no_figure_is_nan_or_outside_0_to_1():
         assert all(type(figure) is float and math.isfinite(figure) and 0 <= figure <= 1 for figure in figures)
 
 
-def test_true_labels_in_another_case_are_the_labels():
+def test_the_case_of_true_labels_is_ignored():
     labels = evidence(["Happy", "SAD"], ["happy", "sad"])
     assert labels.truth == ("happy", "sad")
     assert value("war", labels) == 1.0
@@ -160,7 +160,7 @@ def test_an_unknown_true_label_is_an_error_with_its_sample_and_the_nearest_label
     assert "Did you mean 'surprise'?" in str(error.value)
 
 
-def test_taking_clips_keeps_what_belongs_together_and_may_repeat():
+def test_take_selects_clips_with_their_answers_and_may_repeat_them():
     labels = evidence(["happy", "sad", "angry"], ["happy", None, "sad"])
     taken = labels.take([2, 0, 2])
     assert taken.names == ("clip_2", "clip_0", "clip_2") and taken.truth == ("angry", "happy", "angry")
@@ -168,5 +168,5 @@ def test_taking_clips_keeps_what_belongs_together_and_may_repeat():
     assert value("war", taken) == pytest.approx(1 / 3)
 
 
-def test_less_is_better_for_the_invalid_rate_alone():
+def test_the_invalid_rate_is_the_only_metric_where_lower_is_better():
     assert [name for name in NAMES if not metric(name).higher_is_better] == ["invalid_rate"]

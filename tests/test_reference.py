@@ -19,12 +19,12 @@ def rows(block: str) -> list[list[str]]:
     return [line.strip("|\n").split(" | ") for line in describe(block).splitlines() if line.startswith("| `")]
 
 
-def test_the_written_reference_is_up_to_date():
+def test_the_page_of_the_configuration_reference_is_up_to_date():
     assert PAGE.read_text() == markdown(), "run: python -m emollama reference > docs/configuration.md"
 
 
 @pytest.mark.parametrize("block", ["model", "datasets", "encoders"])
-def test_types_that_share_a_key_share_its_text(block):
+def test_a_key_shared_by_several_types_has_one_description(block):
     texts = Counter((row[0], row[-1]) for row in rows(block) if "See the table above." not in row[-1])
     assert [key for key, count in texts.items() if count > 1] == []
 

@@ -46,24 +46,24 @@ def test_a_lookup_returns_the_registered_class_itself():
     assert things.get("good") is Good
 
 
-def test_a_miss_names_the_kind_the_nearest_name_and_all_names_sorted():
+def test_an_unknown_name_is_reported_with_the_kind_the_nearest_and_all_names():
     with pytest.raises(UserError) as error:
         registry("walnut", "hazelnut", "almond").get("wallnut")
     assert str(error.value) == "Unknown thing 'wallnut'. Did you mean 'walnut'? Registered: almond, hazelnut, walnut"
 
 
-def test_a_miss_far_from_every_name_suggests_none():
+def test_an_unknown_name_similar_to_no_other_gets_no_suggestion():
     with pytest.raises(UserError) as error:
         registry("walnut").get("zzz")
     assert str(error.value) == "Unknown thing 'zzz'. Registered: walnut"
 
 
-def test_a_miss_among_many_names_lists_ten():
+def test_an_unknown_name_is_reported_with_at_most_ten_names():
     with pytest.raises(UserError, match=rf"Registered: (\w+, ){{10}}\.\.\. and {len(METRICS.names()) - 10} more \(all of them: "):
         METRICS.get("zzz")
 
 
-def test_did_you_mean_is_silent_without_a_near_name():
+def test_did_you_mean_is_empty_without_a_similar_name():
     assert did_you_mean("annotation", ["annotations"]) == " Did you mean 'annotations'?"
     known = ["init_lr", "iters_per_epoch_and_more", "iters_per_epoch"]
     assert did_you_mean("iters", known) == " Did you mean 'iters_per_epoch'?"
@@ -71,7 +71,7 @@ def test_did_you_mean_is_silent_without_a_near_name():
     assert did_you_mean("annotation", ["width"]) == ""
 
 
-def test_a_duplicate_name_is_refused_and_the_first_stays():
+def test_a_duplicate_name_is_refused_and_the_first_class_remains_registered():
     things = registry("walnut")
     first = things.get("walnut")
     with pytest.raises(ValueError, match="thing 'walnut' is registered twice"):
@@ -106,7 +106,7 @@ def test_a_lookup_imports_only_the_module_of_that_name(tmp_path, monkeypatch):
     del sys.modules["lazy_one"]
 
 
-def test_the_config_of_a_built_in_class_is_read_without_its_module(tmp_path, monkeypatch):
+def test_the_config_of_a_built_in_class_is_read_without_importing_its_module(tmp_path, monkeypatch):
     (tmp_path / "heavy_part.py").write_text("raise AssertionError\n")
     (tmp_path / "light_part.py").write_text("class PartConfig:\n    pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -122,7 +122,7 @@ def test_the_config_of_a_built_in_class_is_read_without_its_module(tmp_path, mon
 ALL = (MODELS, FUSIONS, DATASETS, TASKS, RUNNERS, LR_SCHEDULES, ENCODERS, EXTRACTORS, METRICS, JUDGES)
 
 
-def test_every_built_in_name_leads_to_its_class_and_every_light_attribute_to_the_same_object():
+def test_every_built_in_name_and_light_attribute_resolves_to_the_right_object():
     light = 0
     for known in ALL:
         for name, entry in known._built_in.items():
@@ -204,7 +204,7 @@ def import_failure(tmp_path, monkeypatch):
         ("from emollama.errors import UserError\nraise UserError('set MINE')\n", "of_mine.py, line 2: set MINE."),
     ],
 )
-def test_a_module_that_fails_is_named_with_the_file_and_line(import_failure, text, reason):
+def test_an_error_in_an_imported_module_is_reported_with_its_file_and_line(import_failure, text, reason):
     assert import_failure(text).startswith(f"imports: cannot import 'of_mine': {reason}")
 
 
@@ -213,16 +213,16 @@ def test_a_module_that_ends_the_program_is_an_error(import_failure, text, call):
     assert import_failure(text).startswith(f"imports: 'of_mine' called sys.exit({call}) (of_mine.py, line 2). A module")
 
 
-def test_a_module_that_fails_in_another_of_the_users_modules_names_that_one(import_failure, tmp_path):
+def test_an_error_in_an_indirectly_imported_user_module_is_reported_with_its_file(import_failure, tmp_path):
     (tmp_path / "of_mine_too.py").write_text("\nraise RuntimeError('broken')\n")
     assert import_failure("import of_mine_too\n").endswith("of_mine_too.py, line 2: RuntimeError: broken.")
 
 
-def test_a_module_is_named_without_its_ending(import_failure):
+def test_an_import_with_the_suffix_py_is_refused_with_the_remedy(import_failure):
     assert import_failure("", "of_mine.py").endswith(" Write it without '.py'.")
 
 
-def test_an_interrupt_while_a_module_is_imported_stays_one(tmp_path, monkeypatch):
+def test_an_interrupt_during_an_import_is_not_converted_to_an_error(tmp_path, monkeypatch):
     (tmp_path / "of_mine.py").write_text("raise KeyboardInterrupt\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(KeyboardInterrupt):
@@ -230,13 +230,13 @@ def test_an_interrupt_while_a_module_is_imported_stays_one(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("name", [1, None, "", " ", "..x", "a..b", "a/b.py", ["a"]])
-def test_a_name_that_is_no_modules_is_refused(tmp_path, name):
+def test_an_invalid_module_name_is_refused(tmp_path, name):
     with pytest.raises(UserError) as error:
         loaded(tmp_path, golden_tree(tmp_path) | {"imports": [name]})
     assert str(error.value).startswith(f"{tmp_path}/config.yaml: 'imports': {name!r} is not the name of a Python module.")
 
 
-def test_imports_that_are_no_list_are_refused_with_the_form(tmp_path):
+def test_imports_that_are_not_a_list_are_refused_with_the_correct_form(tmp_path):
     with pytest.raises(
         UserError, match=r"'imports' must be a list of Python module names, not 'mine'\. Write imports: \[mine\]$"
     ):

@@ -136,7 +136,7 @@ def test_the_report_is_in_result_and_has_every_part(whole):
         assert words in page.text
 
 
-def test_scores_are_those_of_the_files(whole):
+def test_scores_in_the_report_equal_those_in_the_metrics_files(whole):
     folder, page = whole
     shown = [value_of(row[1]) for row in page.rows("scores")]
     files = [json.loads((folder / f"result/metrics_{block}.json").read_text())["tasks"] for block in ("dev", "emer")]
@@ -145,7 +145,7 @@ def test_scores_are_those_of_the_files(whole):
     assert all(abs(float(text) - value) <= 0.005 for value, text in shown)
 
 
-def test_confusions_and_classes_are_those_of_the_files(whole):
+def test_confusion_matrix_and_per_class_metrics_equal_those_in_the_metrics_files(whole):
     folder, page = whole
     recognition = json.loads((folder / "result/metrics_dev.json").read_text())["tasks"]["emotion"]["recognition"]
     head, *rows = page.rows("confusion")
@@ -155,7 +155,7 @@ def test_confusions_and_classes_are_those_of_the_files(whole):
     assert shown == [[row[key] for key in ("label", "support", "precision", "recall", "f1")] for row in recognition["per_class"]]
 
 
-def test_metrics_by_epoch_are_those_of_eval_jsonl(whole):
+def test_metrics_by_epoch_equal_those_in_eval_jsonl(whole):
     _, page = whole
     head, *rows = page.rows("epochs")
     written = validation_rows(6, 4)
@@ -164,7 +164,7 @@ def test_metrics_by_epoch_are_those_of_eval_jsonl(whole):
     assert [[value_of(cell)[0] for cell in row[1:]] for row in rows] == [[*row["metrics"].values()] for row in written]
 
 
-def test_answers_are_half_wrong_half_right_and_of_every_label(whole):
+def test_the_samples_contain_ten_wrong_and_ten_right_answers_of_every_label(whole):
     folder, page = whole
     written = {row["name"]: row for row in map(json.loads, (folder / "result/predictions_dev.jsonl").open())}
     rows = page.rows("samples")[1:]
@@ -177,7 +177,7 @@ def test_answers_are_half_wrong_half_right_and_of_every_label(whole):
     assert {row[1] for row in rows[10:]} == {*SIX}
 
 
-def test_labels_are_read_as_the_configuration_says(scored):
+def test_labels_are_parsed_with_the_rules_of_the_configuration(scored):
     rows = [{"name": name, "task": "emotion", "prediction": answer, "reference": "happy"}
             for name, answer in (("a", "joyful"), ("b", "sad, no: happy"), ("c", "happy"))]  # fmt: skip
     content = label_scores([{"loss": 0.0, **row} for row in rows])
@@ -190,7 +190,7 @@ def test_labels_are_read_as_the_configuration_says(scored):
     assert [row[3] for row in Page(write_report(scored)).rows("samples")[1:]] == ["happy", "happy", "happy"]
 
 
-def test_descriptions_go_from_the_worst_judged_to_the_best_beside_the_truth(whole):
+def test_descriptions_are_sorted_from_the_lowest_to_the_highest_score_with_their_truth(whole):
     _, page = whole
     rows, scores = description_rows(30)
     known = {row["name"]: row["clue_overlap"] + row["label_overlap"] for row in scores if row["clue_overlap"] is not None}
@@ -216,7 +216,7 @@ def test_the_configuration_is_shown_unresolved_without_values_of_the_environment
     assert "secret-of-the-environment" not in source
 
 
-def test_without_the_script_the_best_validation_is_shown_and_else_the_last(folder):
+def test_without_evaluation_results_the_report_shows_the_best_or_the_last_validation(folder):
     for epoch in (0, 4, 5):
         shutil.copytree(folder / "result", folder / f"moved/epoch_{epoch}")
         path = folder / f"moved/epoch_{epoch}/metrics_emer.json"
@@ -232,7 +232,7 @@ def test_without_the_script_the_best_validation_is_shown_and_else_the_last(folde
     assert [row[0] for row in page.rows("epochs")[1:]] == ["0", "4", "5"]
 
 
-def test_pictures_in_the_page_are_the_files_beside_it_and_show_something(whole):
+def test_images_in_the_page_equal_the_plot_files_and_are_not_empty(whole):
     folder, page = whole
     files = {path.name: path.read_bytes() for path in (folder / "result/plots").iterdir()}
     assert set(files) == {"training.png", "metrics_by_epoch.png", "confusion_dev_emotion.png"}
@@ -245,12 +245,12 @@ def test_pictures_in_the_page_are_the_files_beside_it_and_show_something(whole):
     assert len(page.source) < 3_000_000
 
 
-def test_nothing_is_left_of_the_writing(whole):
+def test_writing_a_report_leaves_no_temporary_files(whole):
     folder, _ = whole
     assert [path for path in folder.rglob("*") if "tmp" in path.name] == []
 
 
-def test_the_only_line_of_a_runs_own_metrics_has_no_name_in_the_legend():
+def test_an_unnamed_line_of_a_panel_is_not_in_the_legend():
     line = Line("", [(0, 0.5), (1, 0.6)])
     assert [mark["label"] for mark in legend_entries([Panel("loss", "dev", False, [line])])] == ["best epoch"]
 
@@ -262,7 +262,7 @@ def ticks_of(axis):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 20, 33, 250, 1000, 150_000])
-def test_ticks_of_steps_are_whole_and_where_they_say(steps):
+def test_ticks_of_steps_are_integers_at_their_labelled_positions(steps):
     from matplotlib.figure import Figure
 
     figure = Figure()
@@ -298,7 +298,7 @@ def spoilt_scores(folder, block, **changed):
     write_json(path, content)
 
 
-def test_a_judge_that_could_not_be_reached_is_named_with_its_error_beside_the_missing_scores(scored):
+def test_an_unreachable_judge_is_reported_with_its_error_and_the_missing_scores(scored):
     error = "http://judge.invalid:1/v1: connection refused after 5 attempts"
     judge = {"name": "invented-judge-1", "calls": 0, "unreachable": error}
     spoilt_scores(
@@ -356,7 +356,7 @@ def test_settings_that_affect_the_meaning_of_scores_are_shown_next_to_them(score
     assert page.text.count("slots masked: audio, face") == 2  # beside the scores, and in the task's own part
 
 
-def test_nothing_is_unusual_about_defaults():
+def test_default_values_of_keys_are_not_shown_as_unusual():
     from emollama.datasets.clip_config import ClipConfig
     from emollama.tasks.image_text_pretrain import ImageTextPretrain
 
@@ -383,7 +383,7 @@ def test_a_page_refers_to_nothing_outside_itself(whole):
     assert policy.startswith("default-src 'none'; img-src data:;")
 
 
-def test_hostile_texts_are_shown_as_texts(folder, rendered_plots):
+def test_hostile_texts_are_escaped(folder, rendered_plots):
     (folder / "log.jsonl").unlink()  # numbers and no texts
     rows, scores = label_rows(40), label_scores(label_rows(40))
     for row in (*rows, *scores["recognition"]["invalid"]):
@@ -407,7 +407,7 @@ def test_hostile_texts_are_shown_as_texts(folder, rendered_plots):
     assert judged
 
 
-def test_texts_that_no_page_can_hold_and_labels_that_no_font_has_do_no_harm(scored, rendered_plots):
+def test_control_characters_and_labels_missing_from_the_font_do_not_prevent_a_report(scored, rendered_plots):
     rows = label_rows(40)
     for row in rows:
         row["prediction"] = "nul \x00 bell \x07 half \ud83d $x^{ 高兴 \u202e"
@@ -471,7 +471,7 @@ def spoilt(value, rng, share):
 
 
 @pytest.mark.parametrize("seed", [1, 3, pytest.param(0, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
-def test_odd_content_never_stops_a_report(folder, seed, rendered_plots):
+def test_randomly_damaged_files_do_not_prevent_a_report(folder, seed, rendered_plots):
     rng = random.Random(seed)
     share = (0.003, 0.02, 0.1, 0.4)[seed]
     for path in sorted([*folder.rglob("*.json"), *folder.rglob("*.jsonl")]):
@@ -545,7 +545,7 @@ def parsed(*arguments):
     return parser.parse_args([str(argument) for argument in arguments])
 
 
-def test_the_command_prints_where_the_reports_are(scored, capsys):
+def test_the_command_prints_the_paths_of_the_reports(scored, capsys):
     (scored / "result/report.html").unlink(missing_ok=True)
     command.run(parsed(scored, f"{scored}/"))
     assert capsys.readouterr().out == f"{scored}/result/report.html\n" * 2
@@ -579,6 +579,6 @@ def test_a_browser_without_a_network_shows_the_report(whole, tmp_path):
     assert colour in {found for _, found in shown.getcolors(1_000_000)}  # pictures are shown too
 
 
-def test_the_command_is_one_of_emollamas(emollama):
+def test_report_is_a_subcommand_of_emollama(emollama):
     done = emollama("report", "absent_folder")
     assert done.returncode == 1 and "'absent_folder' is not a folder" in done.stderr and "Traceback" not in done.stderr

@@ -33,14 +33,14 @@ def folders(tmp_path_factory, launch):
     return {"alone": root / "alone/out/run", "killed": root / "killed/out/run", "cut": root / "cut"}
 
 
-def test_losses_are_bit_identical(folders):
+def test_losses_and_gradient_norms_are_bit_identical_after_resuming(folders):
     alone, killed = (rows(folders[name] / "log.jsonl") for name in ("alone", "killed"))
     assert [row["step"] for row in killed] == list(range(2 * EPOCH))
     assert [row["loss"] for row in killed] == [row["loss"] for row in alone]
     assert [row["grad_norm"] for row in killed] == [row["grad_norm"] for row in alone]
 
 
-def test_final_tensors_and_optimizer_are_bit_identical(folders):
+def test_final_tensors_and_optimizer_states_are_bit_identical_after_resuming(folders):
     import torch
 
     alone, killed = (torch.load(folders[name] / "checkpoint_1.pth", weights_only=True) for name in ("alone", "killed"))
@@ -50,7 +50,7 @@ def test_final_tensors_and_optimizer_are_bit_identical(folders):
         assert all(torch.equal(value, killed["optimizer"]["state"][key][part]) for part, value in state.items())
 
 
-def test_dropout_was_on(folders):
+def test_the_losses_of_the_uninterrupted_run_all_differ(folders):
     first = rows(folders["alone"] / "log.jsonl")
     assert len({row["loss"] for row in first}) == len(first)
 
@@ -73,18 +73,18 @@ def resumed(folders, tmp_path, **changes):
         ({"model": {"dropout": 0.3}}, ["model.dropout", "0.1", "0.3"]),
     ],
 )
-def test_another_setting_is_refused_with_both_values(folders, tmp_path, changes, words):
+def test_a_changed_setting_is_refused_with_both_values(folders, tmp_path, changes, words):
     with pytest.raises(UserError) as error:
         resumed(folders, tmp_path, **changes)
     assert all(word in str(error.value) for word in words)
 
 
-def test_workers_intervals_and_a_larger_max_epoch_may_differ(folders, tmp_path):
+def test_workers_intervals_and_a_larger_max_epoch_may_change_when_resuming(folders, tmp_path):
     runner = resumed(folders, tmp_path, run={"num_workers": 0, "save_every_iters": 100, "log_freq": 7, "max_epoch": 3})
     assert (runner.first_step, runner.total_steps) == (SAVED_EVERY, 3 * EPOCH)
 
 
-def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(folders, tmp_path):
+def test_the_previous_checkpoint_is_used_if_the_last_one_is_damaged(folders, tmp_path):
     from emollama.checkpoint import newest
 
     folder = tmp_path / "run"
@@ -97,7 +97,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(folders, tmp_pat
     assert newest(folder).name in ("checkpoint_last.pth", "checkpoint_0.pth")
 
 
-def test_auto_without_a_checkpoint_starts_fresh_and_says_so(tmp_path, caplog):
+def test_resuming_automatically_without_a_checkpoint_starts_a_new_run_with_a_log_message(tmp_path, caplog):
     config = load(str(golden_config(tmp_path, run={"resume_ckpt_path": "auto", "iters_per_epoch": 1})))
     assert config.classes["run"](config).first_step == 0
     assert "starting a new run" in caplog.text

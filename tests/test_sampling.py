@@ -36,7 +36,7 @@ def sampled(sampler, places, dataset=0):
 
 @pytest.mark.parametrize("seed", [0, 42])
 @pytest.mark.parametrize("ratios", [(1.0,), (3.0, 1.0)])
-def test_a_plain_deck_is_drawn_by_the_permutation_of_seed_dataset_and_pass(seed, ratios):
+def test_each_dataset_epoch_is_a_permutation_seeded_by_the_seed_dataset_and_epoch(seed, ratios):
     sampler = order(*(DatasetSampling(7 - 2 * number, ratio) for number, ratio in enumerate(ratios)), seed=seed)
     for dataset, settings in enumerate(sampler.datasets):
         indices = sampled(sampler, range(400), dataset)
@@ -45,7 +45,7 @@ def test_a_plain_deck_is_drawn_by_the_permutation_of_seed_dataset_and_pass(seed,
         assert len(indices) > 4 * settings.size
 
 
-def test_the_length_of_an_epoch_changes_nothing_without_a_curriculum():
+def test_without_a_curriculum_the_order_does_not_depend_on_samples_per_epoch():
     places = range(200)
     assert sampled(order(DatasetSampling(SIZE), samples_per_epoch=3), places) == sampled(
         order(DatasetSampling(SIZE), samples_per_epoch=50), places
@@ -58,7 +58,7 @@ def test_the_length_of_an_epoch_changes_nothing_without_a_curriculum():
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 8, 100])
-def test_clips_of_a_window_of_shards_come_together_and_each_pass_is_a_permutation(window):
+def test_each_dataset_epoch_is_a_permutation_and_reads_one_shard_window_after_another(window):
     sampler = order(DatasetSampling(SIZE, shards=SHARDS, window=window))
     for lap in range(12):
         indices = sampled(sampler, range(lap * SIZE, (lap + 1) * SIZE))
@@ -77,7 +77,7 @@ def test_clips_of_a_window_of_shards_come_together_and_each_pass_is_a_permutatio
         assert counts == [window] * (8 // window) + [8 % window] * bool(8 % window)
 
 
-def test_shards_come_in_another_order_each_pass_and_their_clips_too():
+def test_shards_and_their_samples_are_shuffled_again_in_each_dataset_epoch():
     sampler = order(DatasetSampling(SIZE, shards=SHARDS, window=1))
     passes = [sampled(sampler, range(lap * SIZE, (lap + 1) * SIZE)) for lap in range(30)]
     assert len({tuple(dict.fromkeys(SHARDS[one].tolist())) for one in passes}) > 25
@@ -85,7 +85,7 @@ def test_shards_come_in_another_order_each_pass_and_their_clips_too():
     assert len(inside) == 6  # every order of a shard's three clips
 
 
-def test_a_window_mixes_the_clips_of_its_shards():
+def test_a_window_mixes_the_samples_of_its_shards():
     sampler = order(DatasetSampling(SIZE, shards=SHARDS, window=4))
     first = [SHARDS[clip] for clip in sampled(sampler, range(12))]
     assert sum(one != other for one, other in pairwise(first)) > 3
@@ -99,7 +99,7 @@ def test_without_shuffle_shards_do_not_matter():
 
 
 @pytest.mark.parametrize(("phases", "samples_per_epoch"), [(1, 40), (3, 40), (4, 7), (5, 60), (30, 25)])
-def test_epoch_e_of_n_draws_the_easiest_share_only_and_afterwards_all(phases, samples_per_epoch):
+def test_each_curriculum_phase_samples_only_its_easiest_share_and_the_last_one_all(phases, samples_per_epoch):
     sampler = order(DatasetSampling(SIZE, difficulty=HARD, phases=phases), samples_per_epoch=samples_per_epoch)
     for epoch in range(phases):
         pool = np.argsort(HARD)[: -(-SIZE * (epoch + 1) // phases)].tolist()
@@ -114,7 +114,7 @@ def test_epoch_e_of_n_draws_the_easiest_share_only_and_afterwards_all(phases, sa
         assert sorted(sampled(sampler, range(begin + lap * SIZE, begin + (lap + 1) * SIZE))) == list(range(SIZE))
 
 
-def test_passes_and_phases_of_a_curriculum_differ():
+def test_dataset_epochs_and_phases_of_a_curriculum_have_different_orders():
     sampler = order(DatasetSampling(SIZE, difficulty=np.zeros(SIZE), phases=2), samples_per_epoch=10 * SIZE)
     firsts = {tuple(sampled(sampler, range(lap * 12, lap * 12 + 12))) for lap in range(15)}
     assert len(firsts) == 15
@@ -123,7 +123,7 @@ def test_passes_and_phases_of_a_curriculum_differ():
     assert sorted(last[0]) == sorted(last[1]) == list(range(SIZE)) and last[0] != last[1]
 
 
-def test_equally_easy_clips_enter_at_random_and_stay():
+def test_equally_easy_samples_are_added_in_random_order_and_remain_in_the_curriculum():
     chosen = set()
     for seed in range(20):
         sampler = order(DatasetSampling(6, difficulty=np.zeros(6), phases=3), samples_per_epoch=10, seed=seed)
@@ -139,13 +139,13 @@ def test_an_unknown_difficulty_comes_last_in_either_direction():
         assert all(0 not in sampled(sampler, range(12 * phase, 12 * phase + 12)) for phase in range(3))
 
 
-def test_without_shuffle_a_curriculum_goes_from_easy_to_hard_and_wraps():
+def test_without_shuffle_a_curriculum_repeats_its_samples_from_easy_to_hard():
     sampler = order(DatasetSampling(4, shuffle=False, difficulty=np.array([3.0, 1.0, 2.0, 0.0]), phases=2), samples_per_epoch=5)
     assert sampled(sampler, range(5)) == [3, 1, 3, 1, 3]
     assert sampled(sampler, range(5, 11)) == [3, 1, 2, 0, 3, 1]
 
 
-def test_a_curriculum_over_shards_keeps_both_promises():
+def test_a_curriculum_over_shards_samples_its_easiest_share_shard_by_shard():
     sampler = order(DatasetSampling(SIZE, shards=SHARDS, window=1, difficulty=HARD, phases=2), samples_per_epoch=36)
     pool = sorted(np.argsort(HARD)[:12].tolist())
     for lap in range(3):
@@ -155,7 +155,7 @@ def test_a_curriculum_over_shards_keeps_both_promises():
         assert len(visits) == len(set(visits))
 
 
-def test_mixed_curricula_restart_their_passes_at_their_own_epochs():
+def test_mixed_curricula_start_a_new_permutation_at_each_of_their_phases():
     all_settings = (
         DatasetSampling(SIZE, 2.0, difficulty=HARD, phases=3),
         DatasetSampling(9, 1.0, difficulty=-np.arange(9.0), phases=2),
@@ -206,7 +206,7 @@ def test_shares_stay_exact_with_shards_and_curricula():
 
 
 @pytest.mark.parametrize("split", [(1, 6, 1), (6, 1, 1), (2, 1, 3), (1, 3, 2)])
-def test_a_step_draws_the_same_clips_for_any_world_accumulation_and_batch_size(split):
+def test_a_step_uses_the_same_samples_for_any_world_size_accumulation_and_batch_size(split):
     batch_size, accumulate, world = split
     sampler = everything()
     for step in (0, 116, 117, 400):  # step 116 straddles the first epoch of 700 draws

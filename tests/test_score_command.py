@@ -103,7 +103,7 @@ def values(record, task):
 # Files of answers and of truth
 
 
-def test_every_form_of_answers_is_read(table, tmp_path):
+def test_every_file_format_of_answers_is_read(table, tmp_path):
     words = {"clip_1": ("happy", "don't care"), "clip_2": ()}
     write_submission(str(tmp_path / "words.npz"), [*words], [*words.values()])
     forms = {
@@ -125,7 +125,7 @@ def test_every_form_of_answers_is_read(table, tmp_path):
     assert (answer.reference, answer.loss) == ("happy", 0.5)
 
 
-def test_every_form_of_truth_is_read(table, tmp_path, emer):
+def test_every_file_format_of_reference_data_is_read(table, tmp_path, emer):
     (tmp_path / "list.txt").write_text("clip_1 12 happy\nclip_2 9 angry -1.5\n")
     (tmp_path / "captions.json").write_text(
         json.dumps({"clip_1": {"caption": "coarse", "smp_reason_caption": "fine"}, "clip_2": {"caption": "only"}})
@@ -149,7 +149,7 @@ def test_every_form_of_truth_is_read(table, tmp_path, emer):
     assert not own.is_emer
 
 
-def test_dfews_numbers_are_its_emotions_and_names_match_with_and_without_zeros(table, scored, tmp_path):
+def test_dfew_label_numbers_and_names_with_leading_zeros_are_recognized(table, scored, tmp_path):
     truth = table("set_1.csv", "video_name,label", [["1", "1"], ["2", "6"], ["16000", "7"]])
     ours = jsonl(tmp_path / "ours.jsonl", rows_of_run("emotion", {"00001": "happy", "00002": "fear", "16000": "fear"}, {}))
     theirs = table("theirs.csv", "video_name,label", [["1", "1"], ["2", "6"], ["16000", "2"]])
@@ -164,7 +164,7 @@ def test_dfews_numbers_are_its_emotions_and_names_match_with_and_without_zeros(t
         match([str(twice)], [str(truth)])
 
 
-def test_a_list_with_a_placeholder_in_place_of_emotions_is_refused_as_truth(refused, perfect, tmp_path):
+def test_an_annotation_file_with_placeholder_labels_is_refused_as_reference_data(refused, perfect, tmp_path):
     (tmp_path / "EMER_NCE.txt").write_text("clip_1 12 0\nclip_2 9 0\n")
     assert "as labels, got 0" in refused("--predictions", perfect, "--truth", tmp_path / "EMER_NCE.txt")
 
@@ -189,7 +189,7 @@ def test_a_list_with_a_placeholder_in_place_of_emotions_is_refused_as_truth(refu
         ("gone.csv", None, ["--predictions: no file"]),
     ],
 )
-def test_an_unusable_file_of_answers_is_refused_with_its_lines(refused, tmp_path, emer, name, content, words):
+def test_an_unusable_answer_file_is_refused_with_its_lines(refused, tmp_path, emer, name, content, words):
     if content is not None:
         (tmp_path / name).write_text(content)
     told = refused("--predictions", tmp_path / name, "--truth", emer, "--judge", "lexical")
@@ -207,13 +207,13 @@ def test_an_unusable_file_of_answers_is_refused_with_its_lines(refused, tmp_path
         ("gone.csv", None, "--truth: no file"),
     ],
 )
-def test_an_unusable_file_of_truth_is_refused(refused, tmp_path, perfect, name, content, words):
+def test_an_unusable_reference_file_is_refused(refused, tmp_path, perfect, name, content, words):
     if content is not None:
         (tmp_path / name).write_text(content)
     assert words in refused("--predictions", perfect, "--truth", tmp_path / name, "--judge", "lexical")
 
 
-def test_broken_characters_and_nan_in_a_file_of_answers_do_no_harm(scored, table, tmp_path):
+def test_lone_surrogates_and_nan_in_an_answer_file_are_accepted(scored, table, tmp_path):
     line = '{"name": "clip_1", "prediction": "happy \\ud83d", "reference": "happy", "loss": NaN, "task": "emotion"}\n'
     (tmp_path / "a.jsonl").write_text(line + line.replace("clip_1", "clip_2").replace("happy \\ud83d", "\\ud83d"))
     text = scored("--predictions", tmp_path / "a.jsonl", "--output", tmp_path / "out")
@@ -248,7 +248,7 @@ def test_missing_unknown_empty_and_invalid_answers_are_counted_and_listed(scored
     ]
 
 
-def test_a_missing_description_scores_0(scored, table, emer, tmp_path):
+def test_a_missing_description_is_scored_zero(scored, table, emer, tmp_path):
     answers = table("half.csv", "names,chi_reasons", [*TRUTH.items()][:2])
     scored("--predictions", answers, "--truth", emer, "--judge", "lexical", "--output", tmp_path / "out")
     record, rows = written(tmp_path / "out")
@@ -256,7 +256,7 @@ def test_a_missing_description_scores_0(scored, table, emer, tmp_path):
     assert [row["clue_overlap"] for row in rows] == ["10.0", "10.0", "0.0", "0.0"]
 
 
-def test_files_without_a_clip_in_common_are_refused_with_examples_of_both(refused, table, emer):
+def test_files_without_a_common_sample_are_refused_with_names_from_both(refused, table, emer):
     answers = table("a.csv", "names,chi_reasons", [["video_1.mp4", "a"]])
     told = refused("--predictions", answers, "--truth", emer, "--judge", "lexical")
     assert "no sample in common" in told and "'video_1.mp4'" in told and "'clip_1', 'clip_2'" in told
@@ -280,7 +280,7 @@ def test_an_unknown_task_is_refused_by_name(refused, perfect, emer):
 
 
 @pytest.mark.parametrize(("sign", "called"), [(";", "';'"), ("\t", "tabs")])
-def test_a_table_with_other_separators_is_refused_in_one_message(refused, perfect, emer, tmp_path, sign, called):
+def test_a_table_with_other_separators_is_refused_with_one_message(refused, perfect, emer, tmp_path, sign, called):
     text = f'"name"{sign}"prediction"\nclip_1{sign}"glad, she is"\nclip_2{sign}"sad, and tired, too"\n'
     (tmp_path / "other.csv").write_text(text)
     for files in (
@@ -292,7 +292,7 @@ def test_a_table_with_other_separators_is_refused_in_one_message(refused, perfec
         assert "\n" not in told
 
 
-def test_the_references_of_a_run_are_the_truth_of_the_other_files_too(scored, table, tmp_path):
+def test_the_references_of_one_prediction_file_are_used_for_the_other_files(scored, table, tmp_path):
     ours = jsonl(tmp_path / "ours.jsonl", rows_of_run("reason_v2", dict.fromkeys(TRUTH, "He waits."), TRUTH))
     theirs = table("theirs.csv", "names,chi_reasons", TRUTH.items())
     scored("--predictions", ours, theirs, "--judge", "lexical", "--output", tmp_path / "out")
@@ -301,7 +301,7 @@ def test_the_references_of_a_run_are_the_truth_of_the_other_files_too(scored, ta
     assert (found["ours"]["loss"], found["theirs"]["loss"]) == (0.5, None)
 
 
-def test_what_a_file_of_truth_does_not_speak_of_is_taken_from_the_references_of_the_run(scored, table, emer, tmp_path):
+def test_tasks_missing_from_the_reference_file_use_the_references_of_the_predictions(scored, table, emer, tmp_path):
     said = rows_of_run("reason_v2", TRUTH, {}) + rows_of_run("emotion", {"a": "happy"}, {"a": "happy"})
     printed = scored("--predictions", jsonl(tmp_path / "both.jsonl", said), "--truth", emer, "--judge", "lexical")
     assert "task emotion: 1 samples" in printed and "task reason_v2: 4 samples" in printed
@@ -315,7 +315,7 @@ def test_references_that_contradict_each_other_are_refused(refused, tmp_path):
     )
 
 
-def test_tasks_that_are_not_looked_at_do_not_count(scored, table, tmp_path):
+def test_contradictory_references_of_unscored_tasks_are_ignored(scored, table, tmp_path):
     one = jsonl(tmp_path / "one.jsonl", rows_of_run("emotion", LABELS, LABELS) + rows_of_run("reason", TRUTH, {}))
     other = jsonl(tmp_path / "other.jsonl", rows_of_run("emotion", LABELS, LABELS | {"clip_2": "sad"}))
     described = jsonl(tmp_path / "described.jsonl", rows_of_run("reason_v2", TRUTH, TRUTH))
@@ -326,11 +326,11 @@ def test_tasks_that_are_not_looked_at_do_not_count(scored, table, tmp_path):
     assert "task reason_v2: 4 samples" in text and "task reason:" not in text
 
 
-def test_answers_without_any_truth_are_refused(refused, perfect):
+def test_answers_without_reference_data_are_refused(refused, perfect):
     assert "--truth is required" in refused("--predictions", perfect, "--judge", "lexical")
 
 
-def test_several_tasks_of_a_file_are_scored_each_against_its_own_truth(scored, tmp_path, refused, table):
+def test_several_tasks_of_a_file_are_scored_with_their_own_references(scored, tmp_path, refused, table):
     rows = rows_of_run("emotion", LABELS, LABELS) + rows_of_run("reason", TRUTH, TRUTH) + rows_of_run("reason_v2", TRUTH, TRUTH)
     ours = jsonl(tmp_path / "ours.jsonl", rows)
     text = scored("--predictions", ours, "--judge", "lexical", "--output", tmp_path / "out")
@@ -367,7 +367,7 @@ def test_a_repeated_file_is_refused(refused, perfect, emer):
     assert "the same file appears twice" in refused("--predictions", perfect, perfect, "--truth", emer)
 
 
-def test_two_truths_of_one_kind_are_refused(refused, perfect, emer, table):
+def test_two_reference_files_of_one_kind_are_refused(refused, perfect, emer, table):
     other = table("other.csv", "name,english", TRUTH.items())
     assert "Name one file of each kind" in refused("--predictions", perfect, "--truth", emer, other)
 
@@ -375,7 +375,7 @@ def test_two_truths_of_one_kind_are_refused(refused, perfect, emer, table):
 # Labels
 
 
-def test_labels_aliases_and_rules_reach_the_reader_and_aliases_the_truth_too(scored, refused, table, tmp_path):
+def test_labels_aliases_and_answer_rules_are_applied_and_aliases_also_to_the_reference(scored, refused, table, tmp_path):
     truth = table("truth.csv", "name,label", [["a", "Joy"], ["b", "sad"], ["c", "sad"]])
     answers = table("a.csv", "name,prediction", [["a", "a happy person"], ["b", "sad, not happy"], ["c", "gloom"]])
     common = ("--predictions", answers, "--truth", truth, "--labels", "happy", "sad", "--output")
@@ -394,7 +394,7 @@ def test_labels_aliases_and_rules_reach_the_reader_and_aliases_the_truth_too(sco
 # Metrics, judges, words
 
 
-def test_an_unknown_or_impossible_metric_is_refused(refused, perfect, emer):
+def test_an_unknown_metric_or_one_that_cannot_be_computed_is_refused(refused, perfect, emer):
     common = ("--predictions", perfect, "--truth", emer)
     assert "Did you mean 'clue_overlap'?" in refused(*common, "--metrics", "clue_overlaps")
     assert "'clue_overlap' cannot be computed here: it needs a judge" in refused(*common, "--metrics", "clue_overlap")
@@ -416,11 +416,11 @@ def test_descriptions_without_a_judge_say_what_is_missing(scored, perfect, emer)
         (["openai", "model=x", "concurrency=many"], "concurrency"),
     ],
 )
-def test_a_judge_that_is_configured_wrongly_is_refused(refused, perfect, emer, judge, words):
+def test_an_invalid_judge_configuration_is_refused(refused, perfect, emer, judge, words):
     assert words in refused("--predictions", perfect, "--truth", emer, "--judge", *judge)
 
 
-def test_words_without_brackets_are_lists_on_both_sides(scored, table, tmp_path):
+def test_emotion_words_without_brackets_are_parsed_as_lists_in_answers_and_references(scored, table, tmp_path):
     words = table("words.csv", "name,openset", [["a", "happy, pensive"], ["b", "['sad', 'pensive']"], ["c", "thoughtful"]])
     answers = table("same.csv", "name,openset", [["a", "happy, pensive"], ["b", "['sad', 'pensive']"], ["c", "thoughtful"]])
     scored("--predictions", answers, "--truth", words, "--output", tmp_path / "out")
@@ -429,7 +429,7 @@ def test_words_without_brackets_are_lists_on_both_sides(scored, table, tmp_path)
     assert values(record, task)["same"]["ov"] == 1.0
 
 
-def test_clips_without_true_words_have_no_score_and_are_not_counted_among_those_behind_a_figure(scored, table):
+def test_samples_without_true_words_have_no_score_and_are_not_counted(scored, table):
     truth = table("openset.csv", "name,openset", [["a", "['happy']"], ["b", "[]"], ["c", "['sad']"]])
     answers = table("a.csv", "name,openset", [["a", "['happy']"], ["b", "['sad']"], ["c", "[]"]])
     text = scored("--predictions", answers, "--truth", truth, "--resamples", 100)
@@ -447,7 +447,7 @@ def test_broken_lists_of_words_are_listed(scored, table, tmp_path):
 
 
 @pytest.mark.parametrize("cell", ['["happy","proud"', "[1,2]"])
-def test_broken_lists_of_words_are_refused_in_the_truth_with_their_line(refused, table, cell):
+def test_malformed_lists_of_words_in_the_reference_are_refused_with_their_line(refused, table, cell):
     truth = table("openset.csv", "name,openset", [["a", "['happy']"], ["b", cell]])
     answers = table("a.csv", "name,openset", [["a", "['happy']"], ["b", "[]"]])
     assert f"openset.csv, line 3: expected a list of words such as ['happy', 'sad'] or happy, sad, got {cell}" in refused(
@@ -460,7 +460,7 @@ def test_an_unstated_task_has_a_name_in_the_table_of_samples(scored, perfect, em
     assert {row["task"] for row in written(tmp_path / "out")[1]} == {"unnamed"}
 
 
-def test_words_are_scored_against_words_with_synonyms(scored, table, tmp_path):
+def test_emotion_words_are_scored_with_synonyms(scored, table, tmp_path):
     truth = table("openset.csv", "name,openset", [["a", "['happy', 'proud']"], ["b", "['sad']"]])
     write_submission(str(tmp_path / "words.npz"), ["a"], [["glad"]])
     (tmp_path / "synonyms.json").write_text('[["happy", "glad"]]')
@@ -493,7 +493,7 @@ def wheel_folder(place, levels):
     return place
 
 
-def test_words_are_scored_on_wheels_at_both_levels(scored, refused, table, tmp_path):
+def test_emotion_words_are_scored_on_wheels_at_both_levels(scored, refused, table, tmp_path):
     levels = [["level1", "level2", "level3"], ["good", "merry", "glad"], ["good", "warm", "fond"], ["bad", "low", "glum"]]
     wheels = wheel_folder(tmp_path / "wheels", levels)
     truth = table("openset.csv", "name,openset", [["a", "['glad']"], ["b", "['glum']"]])
@@ -506,7 +506,7 @@ def test_words_are_scored_on_wheels_at_both_levels(scored, refused, table, tmp_p
     assert "lacks wheel3.xlsx" in refused(*common, wheels)
 
 
-def test_descriptions_and_words_are_true_at_once(scored, perfect, emer, table, tmp_path):
+def test_reference_descriptions_and_reference_words_can_be_combined(scored, perfect, emer, table, tmp_path):
     words = table("openset.csv", "name,openset", [[name, f"['{label}']"] for name, label in LABELS.items()])
     scored("--predictions", perfect, "--truth", emer, words, "--judge", "lexical", "--output", tmp_path / "out")
     found = values(written(tmp_path / "out")[0], "")["perfect"]
@@ -544,7 +544,7 @@ def test_failures_of_a_judge_are_listed_and_excluded_from_differences(scored, pe
     assert "judge m: " in text and f", calls {len(server.calls)}, cached 0, " in text
 
 
-def test_a_metric_whose_judgements_all_failed_stays_in_the_table_with_the_reason(scored, perfect, emer, asked, tmp_path):
+def test_a_metric_whose_judgements_all_failed_is_listed_with_the_reason(scored, perfect, emer, asked, tmp_path):
     def failing(call):
         return sensibly(call) if call.kind == "clues" and "shouts" not in call.data["reference"] else "I would rather not."
 
@@ -558,7 +558,7 @@ def test_a_metric_whose_judgements_all_failed_stays_in_the_table_with_the_reason
     assert "clue_overlap 1, label_overlap 4" in text.split("judge failed")[1]
 
 
-def test_a_second_run_asks_nothing_and_the_key_is_written_nowhere(scored, perfect, poor, emer, asked, tmp_path):
+def test_a_second_run_sends_no_request_and_the_key_is_not_written_to_a_file(scored, perfect, poor, emer, asked, tmp_path):
     with judge_server() as server:
         arguments = ("--predictions", perfect, poor, "--truth", emer, *asked(server))
         first = scored(*arguments, "--output", tmp_path / "out")
@@ -583,7 +583,7 @@ def test_an_unreachable_judge_stops_the_command_which_resumes_where_it_stopped(r
 # Tables and files
 
 
-def test_tables_show_the_shortest_tail_that_tells_files_apart(scored, perfect, emer, tmp_path):
+def test_tables_show_the_shortest_distinct_suffix_of_each_path(scored, perfect, emer, tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "one/perfect.csv").write_bytes(perfect.read_bytes())
     (tmp_path / "far.csv").write_bytes(perfect.read_bytes())
@@ -595,7 +595,7 @@ def test_tables_show_the_shortest_tail_that_tells_files_apart(scored, perfect, e
     assert all(text.count(str(file)) == 1 for file in files)
 
 
-def test_p_at_the_least_that_the_draws_can_tell_is_marked(scored, perfect, poor, emer):
+def test_the_smallest_p_value_of_the_resampling_is_marked_as_an_upper_bound(scored, perfect, poor, emer):
     arguments = ("--predictions", perfect, poor, "--truth", emer, "--judge", "lexical", "--metrics", "clue_overlap")
     assert "p <= 0.010 (4)" in scored(*arguments, "--resamples", 200)
     assert "p <= 0.003 (4)" in scored(*arguments, "--resamples", 800)  # 0.0025, rounded up
@@ -632,14 +632,14 @@ def test_the_record_contains_values_intervals_differences_and_scores_of_samples(
     assert text == scored(*arguments) + f"written: {folder}/scores.json, {folder}/scores.csv\n"
 
 
-def test_text_that_a_spreadsheet_would_run_is_written_harmlessly(scored, table, tmp_path):
+def test_text_that_a_spreadsheet_would_execute_is_escaped(scored, table, tmp_path):
     truth = table("truth.csv", "name,label", [["=1+1", "happy"], ["b", "sad"]])
     answers = table("a.csv", "name,prediction", [["=1+1", "happy"], ["b", "sad"]])
     scored("--predictions", answers, "--truth", truth, "--output", tmp_path / "out")
     assert [row["name"] for row in written(tmp_path / "out")[1]] == ["'=1+1", "b"]
 
 
-def test_an_output_that_cannot_be_or_would_replace_a_file_is_refused_first(refused, perfect, emer, tmp_path):
+def test_an_output_that_is_a_file_or_contains_scores_is_refused_first(refused, perfect, emer, tmp_path):
     common = ("--predictions", perfect, "--truth", emer, "--judge", "lexical", "--output")
     assert "is a file" in refused(*common, emer)
     for name in ("scores.json", "scores.csv"):
@@ -650,7 +650,7 @@ def test_an_output_that_cannot_be_or_would_replace_a_file_is_refused_first(refus
         (tmp_path / name).unlink()
 
 
-def test_an_unreachable_judge_ends_the_command_with_1_and_writes_nothing(perfect, emer, tmp_path, emollama):
+def test_an_unreachable_judge_ends_the_command_with_status_1_and_no_output(perfect, emer, tmp_path, emollama):
     judge = [
         "openai",
         "model=none",
@@ -667,7 +667,7 @@ def test_an_unreachable_judge_ends_the_command_with_1_and_writes_nothing(perfect
     assert not (tmp_path / "out").exists()
 
 
-def test_as_a_program_it_exits_with_0_and_leaves_its_sources_alone(perfect, emer, tmp_path, emollama):
+def test_the_installed_command_exits_with_status_0_and_does_not_change_its_inputs(perfect, emer, tmp_path, emollama):
     before = [path.read_bytes() for path in (perfect, emer)]
     done = emollama("score", "--predictions", str(perfect), "--truth", str(emer), "--judge", "lexical")
     assert (done.returncode, done.stderr) == (0, "") and "clue_overlap" in done.stdout

@@ -30,7 +30,7 @@ def warm(init, start, step, steps):
 # Rates
 
 
-def test_each_stage_runs_the_cosine_from_its_own_rate_to_the_runs_minimum():
+def test_each_stage_follows_a_cosine_from_its_init_lr_to_the_min_lr_of_the_run():
     lr = rate(TWO, min_lr=1e-6)
     for step in range(300):
         init, place = (1e-5, step) if step < 150 else (5e-6, step - 150)
@@ -48,7 +48,7 @@ def test_the_runs_warm_up_begins_each_stage():
     assert lr(149) == pytest.approx(cosine(1e-5, 1e-6, 149, 150), rel=1e-12)
 
 
-def test_a_stages_own_keys_come_before_the_runs():
+def test_the_keys_of_a_stage_override_those_of_the_run():
     stages = [
         {"init_lr": 1e-4, "epochs": 2, "warmup_steps": 5, "warmup_lr": 0.0},
         {"init_lr": 1e-5, "epochs": 3, "min_lr": 1e-8, "warmup_steps": 0},
@@ -59,12 +59,12 @@ def test_a_stages_own_keys_come_before_the_runs():
     assert lr(20) == 1e-5 and lr(49) == pytest.approx(cosine(1e-5, 1e-8, 29, 30))
 
 
-def test_a_warm_up_without_warmup_lr_stays_at_the_stages_own_rate():
+def test_a_warm_up_without_warmup_lr_is_constant_at_the_init_lr_of_the_stage():
     lr = rate(TWO, warmup_steps=20)
     assert {lr(step) for step in range(20)} == {1e-5} and {lr(step) for step in range(150, 170)} == {5e-6}
 
 
-def test_the_step_schedule_counts_epochs_from_each_stages_beginning():
+def test_the_step_schedule_counts_epochs_from_the_start_of_each_stage():
     stages = [{"init_lr": 1e-4, "epochs": 3}, {"init_lr": 1e-5, "epochs": 3}]
     lr = rate(stages, lr_sched="linear_warmup_step_lr", lr_decay_rate=0.5)
     wanted = [1e-4, 5e-5, 2.5e-5, 1e-5, 5e-6, 2.5e-6]
@@ -73,7 +73,7 @@ def test_the_step_schedule_counts_epochs_from_each_stages_beginning():
 
 
 @pytest.mark.parametrize("sched", ["linear_warmup_cosine_lr", "linear_warmup_step_lr"])
-def test_one_stage_is_the_run_without_stages(sched):
+def test_a_single_stage_gives_the_same_learning_rates_as_no_stages(sched):
     keys = {"lr_sched": sched, "min_lr": 1e-7, "warmup_lr": 1e-8, "warmup_steps": 7}
     one, none = rate([{"init_lr": 3e-5, "epochs": 4}], **keys), rate([], init_lr=3e-5, max_epoch=4, **keys)
     assert [one(step) for step in range(40)] == [none(step) for step in range(40)]
@@ -85,7 +85,7 @@ def test_one_stage_is_the_run_without_stages(sched):
 @pytest.mark.parametrize(
     ("stages", "max_epoch", "total"), [(TWO, 1, 30), (TWO, 30, 30), (TWO[:1], 1, 15), ([], 7, 7), ([], 1, 1)]
 )
-def test_max_epoch_is_the_stages_sum(stages, max_epoch, total):
+def test_max_epoch_is_the_sum_of_the_epochs_of_the_stages(stages, max_epoch, total):
     assert total_epochs(stages, max_epoch) == total
     assert RunnerBase.Config(stages=stages, max_epoch=max_epoch).max_epoch == total
 
@@ -115,20 +115,20 @@ GOOD = {"init_lr": 1e-5, "epochs": 2}
         ([GOOD | {"warmup_lr": None}], "stages[0].warmup_lr is None"),
     ],
 )
-def test_a_wrong_stage_names_itself_and_the_key(stages, said):
+def test_an_invalid_stage_is_reported_with_its_index_and_key(stages, said):
     with pytest.raises(ValueError) as error:
         total_epochs(stages, 1)
     assert str(error.value).startswith(said)
 
 
-def test_a_max_epoch_beside_the_stages_must_be_their_sum(tmp_path):
+def test_a_max_epoch_that_differs_from_the_sum_of_the_stages_is_refused(tmp_path):
     tree = golden_tree(tmp_path)
     tree["run"] |= {"stages": TWO, "max_epoch": 12}
     with pytest.raises(UserError, match=r"^run: max_epoch is 12, but the stages have 30 epochs\. Remove max_epoch\.$"):
         loaded(tmp_path, tree)
 
 
-def test_stages_are_written_in_yaml_and_on_the_command_line(tmp_path):
+def test_stages_can_be_set_on_the_command_line(tmp_path):
     tree = golden_tree(tmp_path)
     config = loaded(tmp_path, tree, "run.stages=[{init_lr: 1e-5, epochs: 2}, {init_lr: 5.0e-6, epochs: 3}]")
     assert config.run.stages == [{"init_lr": 1e-5, "epochs": 2}, {"init_lr": 5e-6, "epochs": 3}]

@@ -43,48 +43,48 @@ def noise(size, seed=1):
     return np.random.default_rng(seed).normal(size=size)
 
 
-def test_an_interval_of_symmetrical_data_contains_the_estimate():
+def test_the_interval_of_symmetric_data_is_symmetric_about_the_estimate():
     values = np.concatenate([noise(40), -noise(40)])
     found = estimate(values)
     assert found.low < found.value < found.high
     assert abs((found.high - found.value) - (found.value - found.low)) < 0.1 * (found.high - found.low)
 
 
-def test_an_interval_shrinks_with_the_root_of_the_number_of_clips():
+def test_an_interval_shrinks_with_the_square_root_of_the_number_of_samples():
     widths = [found.high - found.low for found in (estimate(noise(size)) for size in (50, 800))]
     assert widths[0] / widths[1] == pytest.approx(4, rel=0.3)
 
 
-def test_the_ends_are_percentiles_of_the_metric_over_the_draws():
+def test_interval_ends_are_percentiles_of_the_metric_over_the_resamples():
     values = noise(30)
     means = values[ONCE.draws(30)].mean(axis=1)
     found = estimate(values)
     assert (found.low, found.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=1e-12)
 
 
-def test_intervals_cover_the_truth_about_19_times_in_20():
+def test_intervals_cover_the_true_value_in_about_95_percent_of_cases():
     found = [estimate(noise(60, seed), Resampling(200, seed)) for seed in range(200)]
     assert 0.89 <= np.mean([one.low <= 0 <= one.high for one in found]) <= 0.98
 
 
-def test_where_nothing_differs_p_is_below_5_percent_about_once_in_20():
+def test_without_a_true_difference_p_is_below_5_percent_in_about_5_percent_of_cases():
     pairs = [(losses(noise(60, seed)), losses(noise(60, 1000 + seed))) for seed in range(200)]
     found = [difference(*pair, Resampling(200, seed)) for seed, pair in enumerate(pairs)]
     assert 0.01 <= np.mean([one.p < 0.05 for one in found]) <= 0.11
 
 
-def test_equal_seeds_give_equal_intervals_and_other_seeds_others():
+def test_equal_seeds_give_equal_intervals_and_different_seeds_give_different_ones():
     values = noise(50)
     assert estimate(values, Resampling(200, 3)) == estimate(values, Resampling(200, 3))
     assert estimate(values, Resampling(200, 3)) != estimate(values, Resampling(200, 4))
 
 
-def test_a_set_differs_from_itself_by_0_with_p_1():
+def test_the_difference_of_a_set_from_itself_is_zero_with_p_equal_to_one():
     found = difference(losses(noise(50)), losses(noise(50)))
     assert (found.value, found.low, found.high, found.p, found.clips) == (0, 0, 0, 1, 50)
 
 
-def test_draws_are_of_the_same_clips_whatever_their_order():
+def test_both_sides_of_a_difference_are_resampled_with_the_same_samples_in_any_order():
     values = noise(50)
     names = [f"clip_{place}" for place in range(50)]
     turned = np.random.default_rng(0).permutation(50)
@@ -92,7 +92,7 @@ def test_draws_are_of_the_same_clips_whatever_their_order():
     assert (found.low, found.high) == pytest.approx((0, 0), abs=1e-12)
 
 
-def test_a_difference_clip_by_clip_is_seen_where_the_intervals_overlap():
+def test_a_paired_difference_is_detected_although_the_intervals_overlap():
     one = noise(50)
     other = one + 0.2 + 0.1 * noise(50, 2)
     first, second = estimate(one), estimate(other)
@@ -101,14 +101,14 @@ def test_a_difference_clip_by_clip_is_seen_where_the_intervals_overlap():
     assert found.p < 0.01 and 0 < found.low < found.value < found.high
 
 
-def test_differences_are_over_the_clips_of_both_whatever_their_order():
+def test_a_difference_uses_only_the_common_samples_in_any_order():
     one = losses([1, 2, 3, 4], ["a", "b", "c", "d"])
     other = losses([5, 13, 40], ["d", "c", "x"])
     found = difference(one, other)
     assert (found.value, found.clips) == (pytest.approx((1 + 10) / 2), 2)
 
 
-def test_clips_on_which_a_judge_failed_count_for_neither_side():
+def test_samples_with_a_failed_judgement_are_excluded_on_both_sides():
     comparison = compare({"a": judged([1, 2, 9, None]), "b": judged([3, 4, None, 8])}, ONCE)
     assert [comparison.estimates[label]["clue_overlap"].value for label in "ab"] == [4, 5]
     assert [comparison.estimates[label]["clue_overlap"].clips for label in "ab"] == [3, 3]
@@ -117,7 +117,7 @@ def test_clips_on_which_a_judge_failed_count_for_neither_side():
 
 
 @pytest.mark.parametrize("clips", [0, 1])
-def test_fewer_than_two_clips_have_no_interval_and_no_p(clips):
+def test_fewer_than_two_samples_give_no_interval_and_no_p_value(clips):
     values = [2.0] * clips
     found = estimate(values)
     assert (found.value, found.low, found.high) == (2.0 if clips else None, None, None)
@@ -130,13 +130,13 @@ def test_without_common_samples_there_is_no_difference():
     assert (found.value, found.low, found.p, found.clips) == (None, None, None, 0)
 
 
-def test_without_resamples_there_are_values_alone():
+def test_without_resamples_there_are_no_intervals_and_no_p_values():
     found = estimate([1, 2, 3], Resampling(0))
     assert (found.value, found.low, found.high) == (2, None, None)
     assert difference(losses([1, 2]), losses([2, 4]), Resampling(0)).p is None
 
 
-def test_several_metrics_of_one_kind_are_computed_on_the_same_draws():
+def test_several_metrics_of_one_kind_use_the_same_resamples():
     rng = np.random.default_rng(0)
     labels = ("happy", "sad", "angry")
     truth, read = (tuple(labels[place] for place in rng.integers(3, size=40)) for _ in range(2))
@@ -151,6 +151,6 @@ def test_several_metrics_of_one_kind_are_computed_on_the_same_draws():
 
 
 @pytest.mark.parametrize(("resamples", "seed", "words"), [(99, 0, "at least 100"), (-1, 0, "at least 100"), (100, -1, "--seed")])
-def test_settings_without_meaning_are_refused(resamples, seed, words):
+def test_invalid_resampling_settings_are_refused(resamples, seed, words):
     with pytest.raises(UserError, match=words):
         Resampling(resamples, seed)

@@ -57,13 +57,13 @@ def in_file_order(no_reports, stores, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["packed", "tar"])
-def test_losses_are_those_of_a_folder_of_files_to_the_bit(in_file_order, kind):
+def test_training_losses_are_bit_identical_to_those_on_npy_files(in_file_order, kind):
     assert len(in_file_order["npy"]) == STEPS
     assert in_file_order[kind] == in_file_order["npy"]
 
 
 @pytest.mark.parametrize("kind", ["packed", "tar"])
-def test_a_shuffled_run_resumes_exactly(stores, tmp_path, kind):
+def test_a_shuffled_run_on_shards_resumes_with_the_same_losses(stores, tmp_path, kind):
     data = stores[kind] | {"shuffle": True, "shuffle_window": 2}
     alone = trained(tmp_path / "alone", data)
     (tmp_path / "cut/out/run").mkdir(parents=True)
@@ -74,7 +74,7 @@ def test_a_shuffled_run_resumes_exactly(stores, tmp_path, kind):
     assert losses(resumed) == losses(alone)[3 * SAVED_AFTER :]
 
 
-def test_clips_of_a_window_of_tar_shards_are_drawn_together(stores, tmp_path):
+def test_the_sampling_of_a_dataset_uses_the_tar_shards_and_the_shuffle_window(stores, tmp_path):
     config = load(str(golden_config(tmp_path, data=stores["tar"] | {"shuffle": True, "shuffle_window": 1})))
     shapes = config.classes["model"].slot_shapes(config.model)
     dataset = config.classes["datasets.clips"](config.datasets["clips"], slot_shapes=shapes, label="clips")
@@ -82,7 +82,7 @@ def test_clips_of_a_window_of_tar_shards_are_drawn_together(stores, tmp_path):
     assert sorted(deck.shards.tolist()) == [0, 0, 1, 1, 2, 2] and deck.window == 1
 
 
-def test_a_run_on_tars_does_not_go_on_with_files_whose_order_differs(stores, tmp_path):
+def test_resuming_a_run_on_tars_with_unsharded_files_is_refused(stores, tmp_path):
     data = stores["tar"] | {"shuffle": True}
     folder = trained(tmp_path, data)
     assert (folder / "checkpoint_0.pth").is_file()

@@ -26,7 +26,7 @@ def row(name, prediction, task="reason_v2"):
     return {"name": name, "task": task, "prediction": prediction, "reference": None, "loss": None}
 
 
-def test_descriptions_and_lists_become_lists_of_words(tmp_path):
+def test_descriptions_and_lists_are_converted_to_lists_of_words(tmp_path):
     rows = [row("a", "She is happy, and not at all angry."), row("b", "['proud', 'calm']"), row("c", "")]
     assert written(tmp_path, rows) == {"a": "['happy']", "b": "['proud', 'calm']", "c": "[]"}
 
@@ -36,7 +36,7 @@ def test_answers_to_two_tasks_are_refused(tmp_path):
         written(tmp_path, [row("a", "happy", "emotion"), row("a", "She is happy.")])
 
 
-def test_a_file_that_is_there_stays(tmp_path):
+def test_an_existing_output_file_is_not_overwritten(tmp_path):
     (tmp_path / "words.npz").write_text("mine")
     with pytest.raises(UserError, match="--output"):
         written(tmp_path, [row("a", "happy")])

@@ -84,7 +84,7 @@ def stored(folder, shards=3, clips=4, seed=0):
 
 
 @pytest.mark.parametrize("path", ["", "/train-{000..002}.tar", "/train-*.tar", "/train-{000,001,002}.tar", "/train-0*.tar::"])
-def test_a_folder_braces_and_stars_name_shards(tmp_path, path):
+def test_folders_braces_and_wildcards_select_shards(tmp_path, path):
     arrays = stored(tmp_path / "shards")
     assert is_tar_path(f"{tmp_path}/shards{path}")
     store = TarStore.open(f"{tmp_path}/shards{path}")
@@ -92,7 +92,7 @@ def test_a_folder_braces_and_stars_name_shards(tmp_path, path):
     assert all(same(store.load(name), array) for name, array in arrays.items())
 
 
-def test_one_shard_is_read_alone(tmp_path):
+def test_a_single_shard_can_be_opened(tmp_path):
     arrays = stored(tmp_path / "shards")
     store = TarStore.open(f"{tmp_path}/shards/train-001.tar")
     assert list(store.names()) == list(arrays)[4:8]
@@ -152,13 +152,13 @@ def test_tars_of_every_format_are_read(tmp_path, format):
     "array",
     [np.asfortranarray(numbers(5, 8)), numbers(1, 16, dtype=np.float64), numbers(6, dtype=">f4"), numbers(33, 7, dtype="f2")],
 )
-def test_arrays_read_as_the_values_that_numpy_wrote(tmp_path, array):
+def test_arrays_have_the_values_shape_and_dtype_that_numpy_wrote(tmp_path, array):
     store = indexed(tmp_path / "train.tar", [("clip.npy", npy(array))])
     assert same(store.load("clip"), array)
     assert store.header("clip") == (array.shape, array.dtype)
 
 
-def test_a_tar_of_a_folder_with_entries_for_folders_is_read(tmp_path):
+def test_a_tar_with_entries_for_folders_is_read(tmp_path):
     (tmp_path / "data/deep").mkdir(parents=True)
     np.save(tmp_path / "data/deep/clip.npy", numbers(4))
     with tarfile.open(tmp_path / "train.tar", "w") as tar:
@@ -167,14 +167,14 @@ def test_a_tar_of_a_folder_with_entries_for_folders_is_read(tmp_path):
     assert same(TarStore.open(f"{tmp_path}/train.tar").load("deep/clip"), numbers(4))
 
 
-def test_an_array_that_was_read_is_the_readers_own(tmp_path):
+def test_changing_a_loaded_array_does_not_change_the_store(tmp_path):
     arrays = stored(tmp_path / "shards")
     store = TarStore.open(f"{tmp_path}/shards")
     store.load("clip_1")[:] = 0
     assert same(store.load("clip_1"), arrays["clip_1"])
 
 
-def test_a_clip_that_is_absent_is_an_error_with_its_name(tmp_path):
+def test_a_missing_clip_is_an_error_with_its_name(tmp_path):
     stored(tmp_path / "shards")
     store = TarStore.open(f"{tmp_path}/shards")
     for read in (store.load, store.header, store.stamp):
@@ -182,7 +182,7 @@ def test_a_clip_that_is_absent_is_an_error_with_its_name(tmp_path):
             read("clip_99")
 
 
-def test_a_stamp_changes_with_a_shard_of_which_only_values_changed(tmp_path):
+def test_a_stamp_changes_if_only_values_in_the_shard_change(tmp_path):
     """Size, headers and time of modification stay."""
     stored(tmp_path / "shards")
     store, shard = TarStore.open(f"{tmp_path}/shards"), tmp_path / "shards/train-001.tar"
@@ -201,7 +201,7 @@ def sums(store, names):
 
 
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
-def test_processes_read_what_one_process_reads(tmp_path, method):
+def test_several_processes_read_the_same_arrays_as_one_process(tmp_path, method):
     names = list(stored(tmp_path / "shards"))
     store = TarStore.open(f"{tmp_path}/shards")
     with multiprocessing.get_context(method).Pool(2) as pool:
@@ -234,7 +234,7 @@ def test_a_member_that_is_neither_npy_nor_json_is_refused_with_tar_and_name(tmp_
     assert not (tmp_path / "sprung").exists() and not (tmp_path / "train.tar.idx.npz").exists()
 
 
-def test_pickled_objects_in_an_npy_member_are_refused_unread(tmp_path):
+def test_pickled_objects_in_an_npy_member_are_refused_without_unpickling(tmp_path):
     array = np.array([Trap(str(tmp_path / "sprung"))], dtype=object)
     tar_of(tmp_path / "train.tar", [GOOD, ("trap.npy", npy(array, allow_pickle=True))])
     text = refusal(index_tars, f"{tmp_path}/train.tar", None)
@@ -279,14 +279,14 @@ def test_a_member_with_other_content_than_its_name_is_rejected(tmp_path, name, r
 
 
 @pytest.mark.parametrize("size", [2100, 2048, 1536, 700, 512, 100, 0])
-def test_a_half_written_shard_is_refused(tmp_path, size):
+def test_a_truncated_shard_is_refused(tmp_path, size):
     """Two members of 1024 bytes each, then the end mark."""
     path = tar_of(tmp_path / "train.tar", [(f"clip_{number}.npy", npy(numbers(64))) for number in range(2)])
     path.write_bytes(path.read_bytes()[:size])
     assert "train.tar" in refusal(index_tars, str(path), None)
 
 
-def test_a_header_that_was_damaged_is_refused(tmp_path):
+def test_a_damaged_header_is_refused(tmp_path):
     path = tar_of(tmp_path / "train.tar", [(f"clip_{number}.npy", npy(numbers(64))) for number in range(4)])
     raw = bytearray(path.read_bytes())
     raw[2 * 1024 + 3] ^= 1
@@ -310,14 +310,14 @@ def test_a_shard_without_arrays_is_refused(tmp_path):
 # Paths
 
 
-def test_a_path_that_means_no_shard_is_an_error(tmp_path):
+def test_a_path_without_a_matching_shard_is_an_error(tmp_path):
     stored(tmp_path / "shards")
     assert "train-003.tar" in refusal(TarStore.open, f"{tmp_path}/shards/train-{{000..003}}.tar")
     assert "val-*.tar" in refusal(TarStore.open, f"{tmp_path}/shards/val-*.tar")
     assert "braces" in refusal(TarStore.open, f"{tmp_path}/shards/train-{{000..002.tar")
 
 
-def test_a_folder_of_npy_files_with_a_tar_among_them_stays_a_folder_of_npy_files(tmp_path):
+def test_a_folder_with_npy_files_and_a_tar_is_not_a_tar_store(tmp_path):
     np.save(tmp_path / "clip.npy", numbers(4))
     tar_of(tmp_path / "backup.tar", [GOOD])
     assert not is_tar_path(str(tmp_path)) and not is_tar_path(str(tmp_path / "none"))
@@ -333,19 +333,19 @@ def test_a_folder_of_npy_files_with_a_tar_among_them_stays_a_folder_of_npy_files
         ("http://[::1]:80/a.tar::face", ("http://[::1]:80/a.tar", "face")),
     ],
 )
-def test_a_slot_is_what_follows_two_colons_at_the_end(path, parts):
+def test_a_slot_is_specified_after_two_colons_at_the_end_of_a_path(path, parts):
     assert split_slot(path) == parts
 
 
 # Indexes
 
 
-def test_shards_without_an_index_are_an_error_with_the_command_that_writes_it(tmp_path):
+def test_shards_without_an_index_are_refused_with_the_command_that_writes_it(tmp_path):
     tar_of(tmp_path / "train.tar", [GOOD])
     assert f"emollama pack --index '{tmp_path}/train.tar'" in refusal(TarStore.open, f"{tmp_path}/train.tar")
 
 
-def test_an_index_in_another_folder_stands_for_the_shards(tmp_path, monkeypatch):
+def test_a_folder_of_indexes_can_be_opened_instead_of_the_shards(tmp_path, monkeypatch):
     arrays = stored(tmp_path / "shards")
     for path in (tmp_path / "shards").glob("*.npz"):
         path.unlink()
@@ -359,14 +359,14 @@ def test_an_index_in_another_folder_stands_for_the_shards(tmp_path, monkeypatch)
     assert before == sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "shards").iterdir())
 
 
-def test_an_index_whose_tar_is_gone_is_an_error(tmp_path):
+def test_an_index_whose_tar_is_missing_is_an_error(tmp_path):
     stored(tmp_path / "shards")
     index_tars(f"{tmp_path}/shards", tmp_path / "indexes")
     (tmp_path / "shards/train-001.tar").unlink()
     assert "train-001.tar" in refusal(TarStore.open, f"{tmp_path}/indexes")
 
 
-def test_shards_of_the_same_name_are_not_indexed_into_one_folder(tmp_path):
+def test_indexing_shards_of_the_same_name_into_one_folder_is_refused(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         tar_of(tmp_path / folder / "train.tar", [GOOD])
@@ -374,7 +374,7 @@ def test_shards_of_the_same_name_are_not_indexed_into_one_folder(tmp_path):
     assert "train.tar" in text and not (tmp_path / "indexes").exists()
 
 
-def test_an_index_of_another_shard_of_the_same_size_is_noticed(tmp_path):
+def test_an_index_of_another_shard_of_the_same_size_is_detected(tmp_path):
     stored(tmp_path / "shards")
     first, second = (tmp_path / f"shards/train-00{number}.tar.idx.npz" for number in (0, 1))
     second.write_bytes(first.read_bytes())
@@ -382,7 +382,7 @@ def test_an_index_of_another_shard_of_the_same_size_is_noticed(tmp_path):
     assert "another shard" in text and f"emollama pack --index '{tmp_path}/shards/train-001.tar'" in text
 
 
-def test_an_index_of_a_shard_that_has_grown_is_noticed(tmp_path):
+def test_an_index_of_a_shard_that_has_grown_is_detected(tmp_path):
     stored(tmp_path / "shards")
     with tarfile.open(tmp_path / "shards/train-002.tar", "a") as tar:
         for number in range(20):
@@ -390,7 +390,7 @@ def test_an_index_of_a_shard_that_has_grown_is_noticed(tmp_path):
     assert "train-002.tar" in refusal(TarStore.open, f"{tmp_path}/shards")
 
 
-def test_an_index_of_a_shard_whose_members_were_exchanged_is_noticed_when_they_are_read(tmp_path):
+def test_an_index_of_a_shard_with_reordered_members_is_detected_when_they_are_loaded(tmp_path):
     arrays = {f"clip_{number}": npy(numbers(4, seed=number)) for number in range(3)}
     indexed(tmp_path / "train.tar", [(f"{name}.npy", raw) for name, raw in arrays.items()])
     tar_of(tmp_path / "train.tar", [(f"{name}.npy", arrays[name]) for name in ("clip_0", "clip_2", "clip_1")])
@@ -402,14 +402,14 @@ def test_an_index_of_a_shard_whose_members_were_exchanged_is_noticed_when_they_a
 
 
 @pytest.mark.parametrize("damage", [lambda raw: raw[:-30], lambda raw: b"", lambda raw: b"x" * 500, lambda raw: npy(numbers(4))])
-def test_a_damaged_index_is_an_error_with_the_command_that_writes_it(tmp_path, damage):
+def test_a_damaged_index_is_refused_with_the_command_that_rewrites_it(tmp_path, damage):
     stored(tmp_path / "shards")
     path = tmp_path / "shards/train-001.tar.idx.npz"
     path.write_bytes(damage(path.read_bytes()))
     assert "emollama pack --index" in refusal(TarStore.open, f"{tmp_path}/shards")
 
 
-def test_an_index_with_pickled_objects_is_refused_unread(tmp_path):
+def test_an_index_with_pickled_objects_is_refused_without_unpickling(tmp_path):
     stored(tmp_path / "shards")
     with open(tmp_path / "shards/train-001.tar.idx.npz", "wb") as file:
         np.savez(file, about=np.array([Trap(str(tmp_path / "sprung"))], dtype=object))
@@ -440,7 +440,7 @@ def test_an_impossible_index_is_rejected(tmp_path, change, problem):
     assert problem in text and "emollama pack --index" in text
 
 
-def test_a_clip_in_two_shards_is_an_error_with_both(tmp_path):
+def test_a_clip_in_two_shards_is_an_error_that_names_both_shards(tmp_path):
     for name in ("a", "b"):
         tar_of(tmp_path / f"{name}.tar", [(f"only_{name}.npy", npy(numbers(4))), GOOD])
     index_tars(str(tmp_path), None)
@@ -455,7 +455,7 @@ def sidecars(folder, numbers):
     return [f"{folder}/train-{number:03d}.tar.idx.npz" for number in numbers]
 
 
-def test_a_set_serves_any_of_its_shards_as_their_sidecars_do(tmp_path):
+def test_a_set_file_gives_the_same_results_as_the_indexes_of_its_shards(tmp_path):
     arrays = stored(tmp_path / "shards", shards=4)
     _, numbers = tar_set.find_set(sidecars(tmp_path / "shards", [3, 1]))
     assert numbers == [3, 1]
@@ -491,7 +491,7 @@ def test_a_set_supports_slots(tmp_path):
     assert store.groups(["clip_1b", "clip_0a", "clip_0a.face"]).tolist() == [1, 0, -1]
 
 
-def test_a_set_whose_shards_were_indexed_anew_is_not_taken(tmp_path):
+def test_a_set_file_is_ignored_after_one_of_its_shards_is_reindexed(tmp_path):
     """Two arrays of a shard changed places: its size and its first headers are as they were."""
     arrays = stored(tmp_path / "shards")
     before = sidecars(tmp_path / "shards", [0, 1, 2])
@@ -507,7 +507,7 @@ def test_a_set_whose_shards_were_indexed_anew_is_not_taken(tmp_path):
 
 
 @pytest.mark.parametrize("position", [0, 9, 17, 70, 500, 2000, -5])
-def test_a_damaged_set_is_not_taken(tmp_path, position):
+def test_a_damaged_set_file_is_ignored(tmp_path, position):
     arrays = stored(tmp_path / "shards")
     path = tmp_path / "shards/train-000.tar.3.set"
     whole = path.read_bytes()
@@ -519,7 +519,7 @@ def test_a_damaged_set_is_not_taken(tmp_path, position):
         assert sorted(TarStore.open(f"{tmp_path}/shards").names()) == sorted(arrays)
 
 
-def test_a_set_into_another_folder_stands_for_shards_elsewhere(tmp_path):
+def test_a_set_file_can_be_in_another_folder_than_its_shards(tmp_path):
     arrays = stored(tmp_path / "shards")
     index_tars(f"{tmp_path}/shards", tmp_path / "indexes")
     assert tar_set.find_set(sidecars(tmp_path / "indexes", [0, 1, 2]))
@@ -571,7 +571,7 @@ def test_an_index_of_a_million_clips_opens_in_half_a_second_and_returns_their_sh
     assert not store.load(names[0]).any() and opening <= 0.5 and grouping <= 1
 
 
-def test_an_opened_set_takes_no_memory_of_its_own(tmp_path):
+def test_an_open_set_file_is_memory_mapped(tmp_path):
     """The index of 200,000 clips fills 28 MiB; what a process maps it does not own."""
     large_set(tmp_path / "shards", 200_000)
     TarStore.open(f"{tmp_path}/shards/train-000.tar")
@@ -642,7 +642,7 @@ def test_an_index_of_remote_shards_is_written_into_a_folder(tmp_path, attic):
     assert store.location("clip_5") == "attic://train-001.tar, clip_5.npy"
 
 
-def test_a_remote_shard_that_is_not_the_indexed_one_is_noticed_when_it_is_read(tmp_path, attic):
+def test_a_remote_shard_that_differs_from_its_index_is_detected_when_it_is_loaded(tmp_path, attic):
     stored(tmp_path / "shards")
     store = TarStore.open("attic://train-{000..002}.tar")
     path = tmp_path / "shards/train-001.tar"
@@ -651,7 +651,7 @@ def test_a_remote_shard_that_is_not_the_indexed_one_is_noticed_when_it_is_read(t
         store.load("clip_5")
 
 
-def test_arrays_of_remote_shards_are_looked_at_each_time(tmp_path, attic, monkeypatch):
+def test_arrays_of_remote_shards_are_checked_each_time(tmp_path, attic, monkeypatch):
     """Nothing tells whether their values changed."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "remembered"))
     arrays = stored(tmp_path / "shards")
@@ -705,7 +705,7 @@ def test_a_location_that_cannot_be_checked_has_no_manifest(tmp_path):
         assert Manifest.read(path) is None
 
 
-def test_an_index_is_read_by_whoever_opens_it_later(tmp_path):
+def test_an_index_can_be_read_directly_and_a_pickled_store_is_small(tmp_path):
     arrays = stored(tmp_path / "shards")
     index = tar_index.read(f"{tmp_path}/shards/train-000.tar.idx.npz")
     assert index.endings == {"npy": 4} and index.size == (tmp_path / "shards/train-000.tar").stat().st_size

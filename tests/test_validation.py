@@ -99,7 +99,7 @@ def copied(evaluated, folder, epochs):
 # What training does not notice
 
 
-def test_a_run_that_is_evaluated_has_the_losses_of_one_that_is_not_to_the_bit(evaluated, tmp_path):
+def test_evaluation_during_training_does_not_change_the_training_losses(evaluated, tmp_path):
     keys = ("step", "loss", "grad_norm", "lr", "tokens")
     plain = trained(tmp_path / "plain")
     one, other = ([{key: row[key] for key in keys} for row in lines(run / "log.jsonl")] for run in (evaluated, plain))
@@ -109,7 +109,7 @@ def test_a_run_that_is_evaluated_has_the_losses_of_one_that_is_not_to_the_bit(ev
 # What an evaluation leaves
 
 
-def test_each_evaluation_has_a_line_and_files_of_its_own(evaluated):
+def test_each_evaluation_writes_a_line_and_its_own_files(evaluated):
     past = lines(evaluated / "eval.jsonl")
     assert [(entry["epoch"], entry["step"]) for entry in past] == [(0, 1), (1, 3), (2, 5)]
     for entry in past:
@@ -124,7 +124,7 @@ def test_the_validation_loss_is_the_mean_of_the_clips_losses(evaluated):
     assert lines(evaluated / "eval.jsonl")[1]["metrics"]["answers/emotion/loss"] == pytest.approx(mean, abs=1e-9)
 
 
-def test_the_best_checkpoint_is_that_of_the_epoch_with_the_least_loss(evaluated):
+def test_the_best_checkpoint_is_that_of_the_epoch_with_the_lowest_loss(evaluated):
     past = lines(evaluated / "eval.jsonl")
     losses = [entry["metrics"]["answers/emotion/loss"] for entry in past]
     epoch = losses.index(min(losses))
@@ -151,7 +151,7 @@ def test_a_report_is_written_after_each_evaluation_and_at_the_end(evaluated, rep
 # When a run ends, and how it goes on
 
 
-def test_a_run_ends_after_as_many_evaluations_without_a_better_metric_as_patience_says(tmp_path):
+def test_early_stopping_ends_a_run_after_its_patience_also_when_resumed(tmp_path):
     still = EVALUATED | {"init_lr": 0.0, "min_lr": 0.0, "max_epoch": 8, "iters_per_epoch": 1, "early_stop_patience": 2}
     folder = trained(tmp_path / "still", run=still, block=EMOTION)
     assert [entry["best"] for entry in lines(folder / "eval.jsonl")] == [True, False, False]
@@ -160,7 +160,7 @@ def test_a_run_ends_after_as_many_evaluations_without_a_better_metric_as_patienc
     assert len(lines(resumed / "eval.jsonl")) == 3 and lines(resumed / "log.jsonl")[-1]["epoch"] == 2
 
 
-def test_a_resumed_run_evaluates_what_it_missed_and_knows_its_best(evaluated, tmp_path):
+def test_a_resumed_run_evaluates_missed_epochs_and_restores_the_best_checkpoint(evaluated, tmp_path):
     folder = copied(evaluated, tmp_path, 2)
     (folder / "checkpoint_best.pth").unlink()
     (folder / "eval.jsonl").write_text("".join((folder / "eval.jsonl").read_text().splitlines(keepends=True)[:1]))
@@ -170,14 +170,14 @@ def test_a_resumed_run_evaluates_what_it_missed_and_knows_its_best(evaluated, tm
     assert all(best[0][key].equal(best[1][key]) for key in best[1])
 
 
-def test_an_outage_of_the_judge_does_not_count_against_the_patience(tmp_path):
+def test_evaluations_without_a_reachable_judge_do_not_count_for_early_stopping(tmp_path):
     run = EVALUATED | {"metric": "clue_overlap", "save_best": True, "early_stop_patience": 1, "iters_per_epoch": 1}
     folder = trained(tmp_path / "run", run=run, block={"task_pool": ["reason_v2"], "judge": nobody(tmp_path)})
     assert [entry["metrics"]["answers/reason_v2/clue_overlap"] for entry in lines(folder / "eval.jsonl")] == [None] * 3
     assert lines(folder / "log.jsonl")[-1]["epoch"] == 2 and not (folder / "checkpoint_best.pth").exists()
 
 
-def test_a_run_may_go_on_with_another_metric_and_fetches_the_checkpoint_that_is_best_by_it(evaluated, tmp_path):
+def test_resuming_with_another_metric_restores_the_best_checkpoint_by_that_metric(evaluated, tmp_path):
     folder = copied(evaluated, tmp_path, 2)
     past = lines(folder / "eval.jsonl")
     for entry, value in zip(past, (0.9, 0.1), strict=True):
@@ -189,7 +189,7 @@ def test_a_run_may_go_on_with_another_metric_and_fetches_the_checkpoint_that_is_
     assert best["epoch"] == 0 and [entry["best"] for entry in lines(folder / "eval.jsonl")][2] is False
 
 
-def test_a_resumed_run_whose_best_checkpoint_is_gone_keeps_the_next_one(evaluated, tmp_path):
+def test_a_resumed_run_without_its_best_checkpoint_saves_the_next_one_as_best(evaluated, tmp_path):
     folder = copied(evaluated, tmp_path, 1)
     (folder / "checkpoint_best.pth").unlink()
     content = torch.load(folder / "checkpoint_0.pth", weights_only=True)
@@ -212,7 +212,7 @@ def nobody(folder):
     return {"type": "openai", "model": "m", **address}
 
 
-def test_a_judge_that_cannot_be_reached_costs_its_metric_and_not_the_run(tmp_path, monkeypatch):
+def test_an_unreachable_judge_gives_null_metrics_and_does_not_end_training(tmp_path, monkeypatch):
     reports = []
     monkeypatch.setattr("emollama.runners.runner_base.write_report", lambda folder: reports.append(folder) or folder)
     judge = nobody(tmp_path)
@@ -231,7 +231,7 @@ def test_a_judge_that_cannot_be_reached_costs_its_metric_and_not_the_run(tmp_pat
 # What is asked for and cannot be
 
 
-def test_a_metric_that_nothing_computes_is_refused_with_those_that_are_computed(tmp_path):
+def test_a_metric_that_no_block_computes_is_refused_with_the_remedy(tmp_path):
     assert "Did you mean 'waf'?" in refused(tmp_path, run=EVALUATED | {"metric": "waff"})
     text = refused(tmp_path, run=EVALUATED | {"metric": "clue_overlap"})
     assert "no block computes 'clue_overlap': evaluation_datasets.answers needs " in text
@@ -242,17 +242,17 @@ def test_a_metric_that_nothing_computes_is_refused_with_those_that_are_computed(
     assert "does not name a block or task that computes it. Set it to one of 1: answers.emotion.waf" in text
 
 
-def test_a_metric_of_two_tasks_is_refused_with_their_names(tmp_path):
+def test_a_metric_computed_for_two_tasks_is_refused_with_the_full_names(tmp_path):
     text = refused(tmp_path, run=EVALUATED | {"metric": "loss"})
     assert "answers.emotion.loss, answers.reason_v2.loss" in text
 
 
-def test_a_block_cannot_ask_for_a_metric_of_a_judge_that_it_does_not_have(tmp_path):
+def test_a_metric_that_needs_a_judge_is_refused_in_a_block_without_one(tmp_path):
     text = refused(tmp_path, training=False, block={"metrics": ["clue_overlap"]})
     assert "evaluation_datasets.answers.metrics" in text and "judge: {type: lexical}" in text
 
 
-def test_a_metric_without_anything_to_compare_with_is_refused(tmp_path):
+def test_a_metric_without_references_is_refused(tmp_path):
     no_captions = {"fine_grained_json_path": None, "task_pool": ["reason_v2"], "judge": {"type": "lexical"}}
     text = refused(tmp_path, training=False, block=no_captions | {"metrics": ["clue_overlap"]})
     assert "'clue_overlap' cannot be computed here: it needs samples with a reference" in text
@@ -261,13 +261,13 @@ def test_a_metric_without_anything_to_compare_with_is_refused(tmp_path):
     assert "prompt_layout: train" in refused(tmp_path, training=False, block=upstream)
 
 
-def test_a_judge_with_nothing_to_compare_with_is_warned_of(tmp_path, caplog):
+def test_a_judge_without_reference_descriptions_causes_a_warning(tmp_path, caplog):
     no_captions = {"fine_grained_json_path": None, "task_pool": ["reason_v2"], "judge": {"type": "lexical"}}
     answered(tmp_path / "run", block=no_captions)
     assert "evaluation_datasets.answers.judge: the judge is not used, because the data has no descriptions" in caplog.text
 
 
-def test_an_unknown_metric_of_a_block_is_refused_with_the_nearest(tmp_path):
+def test_an_unknown_metric_of_a_block_is_refused_with_a_suggestion(tmp_path):
     with pytest.raises(UserError, match="Did you mean 'waf'"):
         loaded(tmp_path, tree(tmp_path, block={"metrics": ["wafs"]}))
 
@@ -277,17 +277,17 @@ def test_save_best_without_evaluation_is_refused(tmp_path):
         loaded(tmp_path, tree(tmp_path, run={"save_best": True, "early_stop_patience": 2}))
 
 
-def test_save_best_and_another_metric_are_refused(tmp_path):
+def test_save_best_and_metric_with_different_names_are_refused(tmp_path):
     with pytest.raises(UserError, match="save_best is 'waf', but metric is 'loss'. Set save_best: True, or the same metric"):
         loaded(tmp_path, tree(tmp_path, run={"evaluate": True, "save_best": "waf", "metric": "loss"}))
 
 
-def test_save_best_takes_a_metrics_name(tmp_path):
+def test_save_best_accepts_the_name_of_a_metric(tmp_path):
     config = loaded(tmp_path, tree(tmp_path, run={"evaluate": True, "save_best": "waf"}))
     assert config.run.metric == "waf" and config.run.save_best is True
 
 
-def test_a_metric_of_ones_own_is_computed_and_watched(tmp_path):
+def test_a_user_defined_metric_is_computed_and_can_select_the_best_checkpoint(tmp_path):
     METRICS.register("first_label")(Metric("answers that are the first label", Labels, lambda found: 0.25))
     try:
         folder = trained(tmp_path / "run", run={"evaluate": True, "max_epoch": 1, "save_best": "first_label"}, block=EMOTION)
@@ -299,7 +299,7 @@ def test_a_metric_of_ones_own_is_computed_and_watched(tmp_path):
 # Clips that are held out
 
 
-def test_held_out_clips_are_answered_and_not_trained_on(tmp_path):
+def test_held_out_samples_are_evaluated_and_not_trained_on(tmp_path):
     config = loaded(tmp_path, tree(tmp_path, data={"held_out": 0.5}, block={"held_out": 0.5}))
     shapes = config.classes["model"].slot_shapes(config.model)
     both = []
@@ -311,7 +311,7 @@ def test_held_out_clips_are_answered_and_not_trained_on(tmp_path):
     assert both[0] and both[1] and not both[0] & both[1] and len(both[0] | both[1]) == 6
 
 
-def test_clips_that_are_trained_on_and_answered_are_warned_of(tmp_path, caplog):
+def test_samples_used_for_both_training_and_evaluation_cause_a_warning(tmp_path, caplog):
     for held_out, warned in ((0.0, True), (0.5, False)):
         caplog.clear()
         keys = {"held_out": held_out}
@@ -320,7 +320,7 @@ def test_clips_that_are_trained_on_and_answered_are_warned_of(tmp_path, caplog):
         assert ("are also training samples of datasets.golden: set held_out in both blocks" in caplog.text) is warned
 
 
-def test_without_evaluation_blocks_the_held_out_clips_are_answered(tmp_path):
+def test_without_evaluation_blocks_the_held_out_samples_are_evaluated(tmp_path):
     made = tree(tmp_path, data={"held_out": 0.5}, run={"evaluate": True, "max_epoch": 1, "metric": "golden.emotion.loss"})
     made["evaluation_datasets"] = {}
     config = loaded(tmp_path, made)
@@ -329,7 +329,7 @@ def test_without_evaluation_blocks_the_held_out_clips_are_answered(tmp_path):
     assert 0 < len(answered) < 6
 
 
-def test_a_share_that_leaves_no_clip_is_refused(tmp_path):
+def test_a_held_out_share_without_samples_is_refused(tmp_path):
     assert "held_out: 0.001 of 6 clips leaves no clip for evaluation" in refused(
         tmp_path, training=False, block={"held_out": 0.001}
     )
@@ -338,7 +338,7 @@ def test_a_share_that_leaves_no_clip_is_refused(tmp_path):
 # How answers are found
 
 
-def test_labels_compared_by_likelihood_are_one_of_the_labels_with_probabilities(tmp_path):
+def test_answering_by_likelihood_gives_the_most_probable_label_and_all_probabilities(tmp_path):
     rows = by_clip(answered(tmp_path / "run", block={"answer_by": "likelihood"}))
     for row in rows.values():
         shares = row["label_probabilities"]
@@ -356,7 +356,7 @@ def plain(tmp_path_factory):
     return by_clip(answered(tmp_path_factory.mktemp("plain"), block=BY_LIKELIHOOD))
 
 
-def test_labels_are_compared_by_likelihood_as_answers_are_trained_on(tmp_path, plain):
+def test_likelihoods_are_computed_for_the_label_texts_used_in_training(tmp_path, plain):
     loud = {label: label.upper() + "!" for label in NINE}
     given = by_clip(answered(tmp_path / "loud", block=BY_LIKELIHOOD | {"labels": list(loud.values()), "label_map": loud}))
     for name, row in given.items():
@@ -364,7 +364,7 @@ def test_labels_are_compared_by_likelihood_as_answers_are_trained_on(tmp_path, p
         assert list(row["label_probabilities"].values()) == list(plain[name]["label_probabilities"].values())
 
 
-def test_the_likelihoods_of_a_label_and_of_its_aliases_add_up(tmp_path, plain):
+def test_the_likelihoods_of_a_label_and_its_aliases_are_added(tmp_path, plain):
     coarse = {"glad": ["happy", "surprise"], "low": [label for label in NINE if label not in ("happy", "surprise")]}
     keys = {"labels": list(coarse), "aliases": {word: label for label, words in coarse.items() for word in words}}
     keys["label_map"] = keys["aliases"]
@@ -376,7 +376,7 @@ def test_the_likelihoods_of_a_label_and_of_its_aliases_add_up(tmp_path, plain):
         assert after["glad"] / after["low"] == pytest.approx(odds, rel=0.2)  # "glad" and "low" themselves are hardly likely
 
 
-def test_other_labels_are_scored_through_a_label_map_and_aliases_with_the_prompt_of_training(tmp_path):
+def test_label_map_aliases_and_prompt_labels_score_other_labels_without_changing_answers(tmp_path):
     others = {label: f"rather {label}" for label in NINE}
     keys = {"labels": list(others.values()), "label_map": others, "aliases": others, "prompt_labels": NINE}
     plain, carried = (
@@ -392,7 +392,7 @@ def test_other_labels_are_scored_through_a_label_map_and_aliases_with_the_prompt
     assert found[1]["recognition"]["labels"] == list(others.values())
 
 
-def test_the_longest_prompts_are_answered_first_and_each_once(tmp_path):
+def test_prompts_are_answered_once_each_from_the_longest_to_the_shortest(tmp_path):
     config = loaded(tmp_path, tree(tmp_path))
     runner = config.classes["run"](config, training=False)
     block, seen = runner.blocks["answers"], []
@@ -409,7 +409,7 @@ def test_the_longest_prompts_are_answered_first_and_each_once(tmp_path):
     assert seen == sorted(seen, reverse=True)
 
 
-def test_masked_slots_answer_as_if_their_features_were_zero(tmp_path):
+def test_masked_slots_give_the_same_answers_as_zero_features(tmp_path):
     corpus = shutil.copytree(GOLDEN / "data", tmp_path / "data")
     for folder in ("HL-UTT", "mae_340_UTT"):
         shutil.rmtree(corpus / folder)
@@ -440,7 +440,7 @@ def each(tmp_path_factory, two):
     return [by_clip(answered(folder / f"run{i}", model={"ckpt": path}, block=EMOTION)) for i, path in enumerate(two)]
 
 
-def test_an_ensemble_of_one_checkpoint_twice_answers_as_that_checkpoint(tmp_path, two, each):
+def test_an_ensemble_of_one_checkpoint_twice_gives_the_answers_of_that_checkpoint(tmp_path, two, each):
     alone = each[0]
     twice = by_clip(answered(tmp_path, model={"ckpt": [two[0], two[0]]}, block=EMOTION))
     assert twice.keys() == alone.keys()
@@ -458,7 +458,7 @@ def test_the_loss_of_an_ensemble_is_that_of_the_mean_distribution(tmp_path, two,
         assert min(losses) <= row["loss"] < sum(losses) / 2 - 1e-7  # Jensen: better than the mean of the losses
 
 
-def test_an_ensemble_of_likelihoods_has_the_mean_of_its_members_probabilities(tmp_path, two):
+def test_label_probabilities_of_an_ensemble_are_the_mean_of_those_of_its_checkpoints(tmp_path, two):
     block = {"answer_by": "likelihood", "task_pool": ["emotion"]}
     both = by_clip(answered(tmp_path / "both", model={"ckpt": two}, block=block))
     each = [by_clip(answered(tmp_path / f"run{i}", model={"ckpt": path}, block=block)) for i, path in enumerate(two)]
@@ -467,7 +467,7 @@ def test_an_ensemble_of_likelihoods_has_the_mean_of_its_members_probabilities(tm
             assert share == pytest.approx(sum(rows[name]["label_probabilities"][label] for rows in each) / 2, abs=1e-9)
 
 
-def test_an_ensemble_of_weights_answers_as_the_mean_checkpoint(tmp_path, two):
+def test_an_ensemble_of_weights_gives_the_answers_of_the_averaged_checkpoint(tmp_path, two):
     from emollama.convert.formats import average
 
     average(two, str(tmp_path / "mean.pth"))
@@ -479,7 +479,7 @@ def test_training_refuses_an_ensemble_of_predictions(tmp_path, two):
     assert "training starts from one" in refused(tmp_path, model={"ckpt": two})
 
 
-def test_beams_need_one_model(tmp_path, two):
+def test_beam_search_is_refused_for_an_ensemble_of_predictions(tmp_path, two):
     text = refused(tmp_path, training=False, model={"ckpt": two}, block={"num_beams": 2})
     assert "num_beams" in text and "ensemble: weights" in text
 
@@ -487,7 +487,7 @@ def test_beams_need_one_model(tmp_path, two):
 # The entry scripts
 
 
-def test_train_py_answers_without_training_where_evaluate_only_says_so(tmp_path, monkeypatch):
+def test_train_py_with_evaluate_only_evaluates_without_training(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     path = write(tmp_path, tree(tmp_path, block=EMOTION))
     options = ["run.job_id=alone", "run.evaluate_only=True"]
@@ -497,7 +497,7 @@ def test_train_py_answers_without_training_where_evaluate_only_says_so(tmp_path,
     assert by_clip(tmp_path / "out/alone/result") == by_clip(answered(tmp_path, block=EMOTION))
 
 
-def test_emers_own_table_is_answered_and_its_descriptions_are_judged_as_they_stand(tmp_path):
+def test_the_original_emer_table_is_evaluated_with_unchanged_reference_descriptions(tmp_path):
     corpus = shutil.copytree(GOLDEN / "data", tmp_path / "data")
     described = "Brows are raised, and the VOICE (soft) trembles: she seems worried."
     rows = [f'{name},"worried","Well, then.","{described}"' for name in NAMES]

@@ -104,7 +104,7 @@ def figures(wheels, truth, predicted):
         ("", None, None),
     ],
 )
-def test_a_word_is_followed_from_its_form_over_the_synonyms_to_a_cluster(levels, word, level_1, level_2):
+def test_a_word_is_mapped_to_a_cluster_by_its_form_and_synonyms(levels, word, level_1, level_2):
     for level, cluster in ((1, level_1), (2, level_2)):
         assert levels[level].of([word]) == (frozenset({cluster} - {None}),) * 5
 
@@ -113,14 +113,14 @@ TRUTH = [["gleeful", "ashamed"], ["tearful"], ["table", "chair"], ["glee"], ["Ea
 PREDICTED = [["easy"], ["merry", "table"], ["shiny"], [], ["rest", "ease", "ashamed", "chair"]]
 
 
-def test_a_hand_computed_case_at_level_1(levels):
+def test_scores_at_level_1_equal_manually_computed_values(levels):
     # {bright dark}:{bright}, {dark}:{bright}, left out, {bright}:{}, {bright dark}:{bright dark}
     precision, recall = (1 + 0 + 0 + 1) / 4, (1 / 2 + 0 + 0 + 1) / 4
     expected = [precision, recall, 2 * precision * recall / (precision + recall)]
     assert figures(levels[1], TRUTH, PREDICTED) == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_hand_computed_case_at_level_2(levels):
+def test_scores_at_level_2_equal_manually_computed_values(levels):
     # {lively bitter}:{gentle}, {heavy}:{gentle}, left out, {lively}:{}, {gentle heavy}:{gentle bitter}
     precision, recall = (0 + 0 + 0 + 1 / 2) / 4, (0 + 0 + 0 + 1 / 2) / 4
     assert figures(levels[2], TRUTH, PREDICTED) == pytest.approx([precision, recall, 1 / 8], abs=1e-12)
@@ -135,13 +135,13 @@ def test_each_metric_is_averaged_over_wheels_and_f_is_computed_on_each(folder):
     assert figures(Wheels.read(str(folder), 1), TRUTH, PREDICTED) == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_wheel_without_a_place_for_any_truth_is_left_out_of_the_mean(folder):
+def test_a_wheel_without_any_true_word_is_excluded_from_the_mean(folder):
     sheet(folder / "wheel2.xlsx", [RINGS, ("odd", "odd", "odd")])
     assert figures(Wheels.read(str(folder), 1), [["glee"]], [["ease"]]) == [1, 1, 1]
 
 
 @pytest.mark.parametrize("level", [1, 2])
-def test_where_precision_and_recall_are_0_f_is_0(levels, level):
+def test_f_is_zero_if_precision_and_recall_are_zero(levels, level):
     assert figures(levels[level], [["glee"], ["ease"]], [["tears"], []]) == [0, 0, 0]
 
 
@@ -151,7 +151,7 @@ def test_without_a_reference_on_the_wheels_there_is_no_value(levels, truth, pred
 
 
 @pytest.mark.parametrize("level", [1, 2])
-def test_random_words_give_figures_from_0_to_1_and_the_truth_itself_gives_1(levels, level):
+def test_random_words_score_between_zero_and_one_and_the_true_words_score_one(levels, level):
     wheels, rng = levels[level], random.Random(level)
     words = ["gleeful", "merry", "easy", "tear", "ashamed", "shiny", "dark", "table"]
     for _ in range(100):
@@ -161,12 +161,12 @@ def test_random_words_give_figures_from_0_to_1_and_the_truth_itself_gives_1(leve
         assert figures(wheels, truth, truth) in ([1, 1, 1], [None] * 3)
 
 
-def test_of_a_word_that_a_wheel_has_twice_the_later_place_counts(folder):
+def test_the_later_entry_of_a_word_that_a_wheel_contains_twice_is_used(folder):
     sheet(folder / "wheel1.xlsx", [RINGS, *WHEEL, (None, "Sticky", "glee")])
     assert [Wheels.read(str(folder), level).of(["gleeful"])[0] for level in (1, 2)] == [{"dark"}, {"sticky"}]
 
 
-def test_taking_clips_keeps_what_belongs_together_and_may_repeat(folder):
+def test_take_selects_clips_with_their_words_and_may_repeat_them(folder):
     sets = WheelSets.of(["a", "b"], [["glee"], ["tears"]], [["ease"], ["ease"]], Wheels.read(str(folder), 1)).take([1, 0, 0])
     assert sets.names == ("b", "a", "a")
     assert metric("ew_recall").value(sets) == pytest.approx(2 / 3)
@@ -202,12 +202,12 @@ def test_all_files_of_a_missing_folder_are_listed(tmp_path):
         ("synonym.xlsx", [("word_run1", "synonym_run1"), ("glee", ""), ("glea", "")], "row 3: 'glea' is not on any wheel"),
     ],
 )
-def test_a_sheet_of_another_form_is_refused_by_name(folder, file, rows, fault):
+def test_a_sheet_with_missing_columns_or_unknown_words_is_refused_with_its_path(folder, file, rows, fault):
     sheet(folder / file, rows)
     assert str(folder / file) in refusal(folder) and fault in refusal(folder)
 
 
-def test_files_that_are_no_workbooks_or_tables_are_refused_by_name(folder):
+def test_files_that_are_not_workbooks_or_tables_are_refused_with_their_path(folder):
     written(folder / "format.csv", "word,forms\nglee,gleeful\n")
     assert "format.csv, line 1" in refusal(folder)
     for content in (b"level1,level2,level3\n", b"", b"PK\x03\x04 and no more"):
@@ -215,7 +215,7 @@ def test_files_that_are_no_workbooks_or_tables_are_refused_by_name(folder):
         assert f"{folder / 'wheel4.xlsx'}: cannot read an Excel workbook" in refusal(folder)
 
 
-def test_a_workbook_with_a_spoiled_part_is_refused_by_name(folder):
+def test_a_workbook_with_a_damaged_part_is_refused_with_its_path(folder):
     spoiled = folder / "spoiled.xlsx"
     with zipfile.ZipFile(folder / "wheel1.xlsx") as source, zipfile.ZipFile(spoiled, "w") as target:
         for part in source.namelist():
@@ -239,7 +239,7 @@ def test_a_submission_contains_texts_and_is_read_back(tmp_path):
     assert read_submission(path) == WORDS
 
 
-def test_a_submission_without_clips_is_one(tmp_path):
+def test_a_submission_without_clips_is_valid(tmp_path):
     write_submission(str(tmp_path / "words.npz"), [], [])
     assert read_submission(str(tmp_path / "words.npz")) == {}
 
@@ -262,7 +262,7 @@ class Trap:
         return open, (str(self.path), "w")
 
 
-def test_objects_in_a_submission_are_refused_and_not_opened(tmp_path):
+def test_pickled_objects_in_a_submission_are_refused_without_unpickling(tmp_path):
     trap = np.empty(1, dtype=object)
     trap[0] = Trap(tmp_path / "sprung")
     np.savez(tmp_path / "words.npz", filenames=["a"], fileitems=trap)
@@ -287,7 +287,7 @@ def test_objects_in_a_submission_are_refused_and_not_opened(tmp_path):
         ({"filenames": [1], "fileitems": ["sad"]}, "one-dimensional arrays of texts"),
     ],
 )
-def test_a_submission_of_another_form_is_refused(tmp_path, arrays, fault):
+def test_a_submission_with_invalid_arrays_is_refused(tmp_path, arrays, fault):
     np.savez(tmp_path / "words.npz", **arrays)
     with pytest.raises(UserError) as error:
         read_submission(str(tmp_path / "words.npz"))
