@@ -16,7 +16,7 @@ from running import ROOT
 from emollama.demo.drawing_captions import CAPTIONS, FLICKR, HINTS, SECOND, captions, draw_texts
 from emollama.demo.drawing_files import HEADER, TABLE, write_flickr, write_second
 from emollama.demo.drawings import COLOURS, GROUNDS, SHAPES, SIZES, WORDS, draw_picture, draw_scene
-from emollama.demo.tiny_vision import QFORMER, TinyVision, draw_batch, learn_to_see, named_share
+from emollama.demo.tiny_vision import QFORMER, TinyVision, draw_batch, named_share, train_vision
 from emollama.encoders.eva_vit import EvaFiles, EvaVit
 from emollama.encoders.qformer import QFormer
 
@@ -87,7 +87,7 @@ def test_captions_say_nothing_that_the_scene_is_not(templates):
                 assert SIZE_OF.get(size, thing.size) == thing.size
             words = set(re.findall(r"\w+", text))
             assert words & set(GROUNDS) <= {scene.ground}
-            assert not words & (FIRST_OF_ABOVE if scene.place == "left" else FIRST_OF_LEFT)
+            assert not words & (FIRST_OF_ABOVE if scene.position == "left" else FIRST_OF_LEFT)
 
 
 def test_pictures_show_the_colours_where_the_scene_has_them():
@@ -97,7 +97,7 @@ def test_pictures_show_the_colours_where_the_scene_has_them():
         pixels = np.asarray(draw_picture(rng, scene)).astype(int)
         height, width, _ = pixels.shape
         left = (pixels[:, : width // 2], pixels[:, width // 2 :])
-        halves = left if scene.place == "left" else (pixels[: height // 2], pixels[height // 2 :])
+        halves = left if scene.position == "left" else (pixels[: height // 2], pixels[height // 2 :])
         assert nearest(pixels[0, 0], GROUNDS) == scene.ground
         for half, thing in zip(halves, (scene.first, scene.second), strict=True):
             other = half.reshape(-1, 3)[(abs(half - pixels[0, 0]) > 45).any(-1).ravel()]
@@ -128,23 +128,23 @@ def test_the_llamas_texts_show_only_scenes_of_training():
     unseen = {" ".join(f"{colour} {shape}" for colour, shape in pair(draw_scene(rng, "test"))) for _ in range(1500)}
     known = {*WORDS, *(word for manner in HINTS.values() for word in manner.values())}
     for text in draw_texts(np.random.default_rng(0), 500):
-        facts = re.search(r"<Img> (.*) </Img>", text)[1].split()
-        assert set(facts) <= known
-        assert " ".join([*facts[1:3], *facts[5:7]]).lower() not in unseen
+        attributes = re.search(r"<Img> (.*) </Img>", text)[1].split()
+        assert set(attributes) <= known
+        assert " ".join([*attributes[1:3], *attributes[5:7]]).lower() not in unseen
 
 
-def test_every_fact_is_a_word():
+def test_every_attribute_is_a_word():
     scene = draw_scene(np.random.default_rng(0), "train")
-    assert len(scene.facts) == QFORMER.queries
-    assert set(scene.facts) <= set(WORDS)
-    assert scene.facts[0] in SIZES
+    assert len(scene.attributes) == QFORMER.queries
+    assert set(scene.attributes) <= set(WORDS)
+    assert scene.attributes[0] in SIZES
     assert len(WORDS) == len(set(WORDS))
 
 
-def test_the_tiny_encoders_learn_and_their_files_give_the_same_rows(tmp_path):
+def test_the_tiny_encoders_learn_and_their_files_give_the_same_features(tmp_path):
     torch.manual_seed(0)
     rng, vision = np.random.default_rng(0), TinyVision()
-    readout = learn_to_see(vision, rng, scenes=16, steps=25, batch_size=8)
+    readout = train_vision(vision, rng, scenes=16, steps=25, batch_size=8)
     scenes = [draw_scene(rng, "test") for _ in range(60)]
     assert named_share(vision, readout, scenes, rng) > 0.2  # 0.3 to 0.36 for any seed; without training 0.04
     vision.save(tmp_path / "eva.pth", tmp_path / "q_former.pth")
@@ -164,7 +164,7 @@ def test_four_commands_lead_to_captions_that_improve_and_it_is_the_picture_that_
     assert commands == re.findall(r"^# ((?:emollama|torchrun) .*)$", header, re.MULTILINE)
     done = [run_in_forks(words_of(command), tmp_path, launch) for command in commands]
     told = "".join(each.stdout + each.stderr for each in done)
-    assert float(re.search(r"they name ([\d.]+)% of the facts of unseen drawings", told)[1]) >= 95
+    assert float(re.search(r"they recognize ([\d.]+)% of the attributes of unseen drawings", told)[1]) >= 95
     found = tmp_path / "demo_flickr/trained/sweep_demo_flickr"
     first, last = figures(found / "pretrained"), figures(found / "epoch_4")
     for metric, margin in {"bleu_4": 0.2, "rouge_l": 0.1, "cider_d": 0.8}.items():

@@ -94,12 +94,11 @@ def test_the_corpus_alone_ends_with_its_places_and_the_next_commands(folder, mon
 
 def test_the_variable_is_shown_only_where_it_is_needed(folder, monkeypatch):
     place = DemoFolder((folder / "demo_run").resolve(), "EMOLLAMA_DEMO", "demo_run")
-    assert place.shown(["train"]) == "emollama train"
-    assert (
-        DemoFolder(folder / "a b", "EMOLLAMA_DEMO", "demo_run").shown(["train"]) == f"EMOLLAMA_DEMO='{folder}/a b' emollama train"
-    )
+    assert place.command_line(["train"]) == "emollama train"
+    other = DemoFolder(folder / "a b", "EMOLLAMA_DEMO", "demo_run")
+    assert other.command_line(["train"]) == f"EMOLLAMA_DEMO='{folder}/a b' emollama train"
     monkeypatch.setenv("EMOLLAMA_DEMO", "/elsewhere")
-    assert place.shown(["train"]) == f"EMOLLAMA_DEMO={folder}/demo_run emollama train"
+    assert place.command_line(["train"]) == f"EMOLLAMA_DEMO={folder}/demo_run emollama train"
 
 
 @pytest.mark.parametrize(

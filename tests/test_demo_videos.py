@@ -53,10 +53,10 @@ def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(made, tmp_p
     assert (made / "videos/clip_000.mp4").read_bytes() != (tmp_path / "other/videos/clip_000.mp4").read_bytes()
 
 
-def test_the_folder_says_that_all_is_invented_and_that_the_encoders_know_nothing(made):
+def test_the_readme_says_that_everything_is_invented_and_that_the_encoders_are_untrained(made):
     text = (made / "README.txt").read_text()
     assert "invented" in text
-    assert "know nothing" in text
+    assert "untrained" in text
 
 
 def test_a_colour_leaves_two_emotions_and_the_pitch_decides():

@@ -1,1 +1,1 @@
-"""The embedded demonstration: an invented corpus in the real on-disk formats, and a tiny Llama to train on it."""
+"""The demo (``emollama demo``): synthetic data in the real file formats, and tiny models that train on it on a CPU."""

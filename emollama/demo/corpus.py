@@ -1,10 +1,12 @@
-"""An invented corpus in the on-disk formats of MERR and MER, small enough for a few minutes on a CPU.
+"""A synthetic corpus in the file formats of MERR and MER, small enough to train on it in a few minutes on a CPU.
 
-Every clip has hidden causes. Its emotion fixes one group in each of four channels: facial cues, body motion, tone of
-voice, and the topic of the spoken sentence. A group holds three of the nine emotions, so no channel decides alone;
-any two channels together leave exactly one emotion, and in one of 25 clips one channel says nothing. The
-features carry the face, the motion and the tone (at a random intensity, with the mark of a speaker, and noise), the
-transcript carries the topic, and the captions describe all of it. Nothing here comes from real people or recordings.
+Every clip has hidden causes. Its emotion determines one group in each of four channels: facial cues, body motion, tone of
+voice, and topic of the spoken sentence. A group belongs to three of the nine emotions, so no channel alone determines the
+emotion, but any two channels do. In one of 25 clips, one channel is uninformative. The features encode face, motion and tone
+(with random intensity, the signature of a speaker, and noise), the transcript contains the topic, and the captions describe all
+channels. Nothing comes from real people or recordings.
+
+README's figures depend on the random draws. The order of calls to the generators must not change.
 """
 
 from __future__ import annotations
@@ -41,15 +43,16 @@ FOLDERS = {"face": "mae_340_UTT", "video": "maeV_399_UTT", "audio": "HL-UTT", "e
 WITHOUT_FEATURES = shutil.ignore_patterns("*.npy")
 SLOT_WIDTH, EVA_WIDTH, EVA_PATCHES = 1024, 1408, 4  # an EVA array is (1 + EVA_PATCHES, EVA_WIDTH), row 0 the class row
 SPEAKERS = 24
-SILENCES = 100  # one clip in this many has a silent face; the same for motion, tone and topic; never two in a clip
+# Each channel is uninformative in one clip of this many, and never two channels in one clip.
+SILENCES = 100
 Array = NDArray[np.floating]
-Instructions = Mapping[str, Sequence[str]]  # task -> its wordings
-Shown = tuple[int, tuple[int, ...]]  # a group, and which of its cues are there
+Instructions = Mapping[str, Sequence[str]]  # task -> its instructions
+GroupCues = tuple[int, tuple[int, ...]]  # a group, and the indices of its cues that are present
 
 
 @dataclass(frozen=True)
 class DemoClip:
-    """The hidden causes of one clip: indices into the groups of its emotion. An empty channel says nothing."""
+    """The hidden causes of a clip: indices of the cues in the group of each channel. An empty channel is uninformative."""
 
     name: str
     emotion: str
@@ -62,7 +65,15 @@ class DemoClip:
 
 @dataclass(frozen=True)
 class DemoCorpus:
-    """What `make_corpus` wrote: four data folders, and the texts for the language model."""
+    """The result of :func:`make_corpus`.
+
+    Attributes:
+        train: the training data.
+        test: unseen clips.
+        test_shuffled: the same clips with features and sentences of other clips.
+        test_sentence_only: the same clips without features.
+        texts: texts for training the language model.
+    """
 
     train: Path
     test: Path
@@ -75,41 +86,53 @@ def make_corpus(
     folder: Path, *, train_clips: int, fine_clips: int, test_clips: int, seed: int, texts: int = 6000,
     instructions: Instructions = BUILT_IN,
 ) -> DemoCorpus:  # fmt: skip
-    """Write the whole corpus under `folder`; the same arguments give the same files.
+    """Write the corpus. The same arguments give the same files.
 
-    `train_clips` clips are in the coarse list and the first `fine_clips` of them in the fine list too; `test_clips`
-    unseen clips fill the three test folders. `texts` is how many lines of text are drawn for the language model, and
-    `wordings` the questions in them. No sentence with a topic is both in the test folders and anywhere else.
+    Sentences with a topic in the test folders do not occur anywhere else.
+
+    Args:
+        folder: the folder to write to.
+        train_clips: number of clips in the coarse training list.
+        fine_clips: the fine training list contains the first ``fine_clips`` of them.
+        test_clips: number of unseen clips in each of the three test folders.
+        seed: seed of all random draws.
+        texts: number of texts for the language model.
+        instructions: task -> instructions that occur in these texts.
+
+    Raises:
+        ValueError: the numbers of clips are not possible.
     """
     if not 0 < fine_clips <= train_clips or test_clips < 2:
         raise ValueError(f"clips: need 0 < fine {fine_clips} <= train {train_clips}, and test {test_clips} >= 2")
     corpus = DemoCorpus(folder / "train", folder / "test", folder / "test_shuffled", folder / "test_sentence_only", [])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "README.txt").write_text(README.format(seed=seed), encoding="utf-8")
-    senses = _Senses(np.random.default_rng([seed, 0]))
+    encoders = _Encoders(np.random.default_rng([seed, 0]))
     rng = np.random.default_rng([seed, 1])
-    clips = [_draw_clip(rng, f"demo_{i:08d}", unseen=False) for i in range(train_clips)]
+    clips = [_random_clip(rng, f"demo_{i:08d}", unseen=False) for i in range(train_clips)]
     _write_annotations(corpus.train, clips, rng, fine=fine_clips)
-    _write_features(corpus.train, clips, senses, rng)
+    _write_features(corpus.train, clips, encoders, rng)
     rng = np.random.default_rng([seed, 2])
-    clips = [_draw_clip(rng, f"demotest_{i:08d}", unseen=True) for i in range(test_clips)]
+    clips = [_random_clip(rng, f"demotest_{i:08d}", unseen=True) for i in range(test_clips)]
     captions = _write_annotations(corpus.test, clips, rng, fine=None)
-    _write_features(corpus.test, clips, senses, rng)
+    _write_features(corpus.test, clips, encoders, rng)
     _write_shuffled(corpus, clips, rng)
     shutil.copytree(corpus.test, corpus.test_sentence_only, ignore=WITHOUT_FEATURES, dirs_exist_ok=True)
-    corpus.texts.extend(_draw_texts(np.random.default_rng([seed, 3]), texts, instructions, captions))
+    corpus.texts.extend(_random_texts(np.random.default_rng([seed, 3]), texts, instructions, captions))
     return corpus
 
 
 def _groups(emotion: str) -> tuple[int, int, int, int]:
-    """The emotion's (face, motion, tone, topic) groups, lines of a 3 x 3 plane: any two of them meet in one."""
+    """Return the (face, motion, tone, topic) groups of an emotion."""
+    # The emotions are the points of a 3 x 3 plane modulo 3, and the groups are its lines in four directions. Two lines of
+    # different directions meet in exactly one point, so any two channels determine the emotion.
     face, tone = FACE_TONE[emotion]
     return face, (face - tone) % 3, tone, (face + tone) % 3
 
 
-def _draw_clip(rng: np.random.Generator, name: str, *, unseen: bool) -> DemoClip:
+def _random_clip(rng: np.random.Generator, name: str, *, unseen: bool) -> DemoClip:
     emotion = EMOTIONS[rng.integers(len(EMOTIONS))]
-    silent = rng.integers(SILENCES)  # the number of the channel that says nothing, if there is one of that number
+    silent = rng.integers(SILENCES)  # 0 to 3: index of the uninformative channel; other values: there is none
     face_group, *_, topic = _groups(emotion)
     cues = rng.permutation(len(FACES[face_group]))[: rng.integers(1, 3)]
     return DemoClip(
@@ -119,12 +142,12 @@ def _draw_clip(rng: np.random.Generator, name: str, *, unseen: bool) -> DemoClip
         motion=() if silent == 1 else (int(rng.integers(3)),),
         tone=() if silent == 2 else (int(rng.integers(3)),),
         topic=None if silent == 3 else topic,
-        sentence=_pick(rng, FILLER_SENTENCES) if silent == 3 else _draw_sentence(rng, topic, unseen),
+        sentence=_pick(rng, FILLER_SENTENCES) if silent == 3 else _random_sentence(rng, topic, unseen),
     )
 
 
-def _draw_sentence(rng: np.random.Generator, topic: int, unseen: bool) -> str:
-    """A frame with a filler; every fourth combination is kept for unseen clips."""
+def _random_sentence(rng: np.random.Generator, topic: int, unseen: bool) -> str:
+    """Return a sentence about a topic. Every fourth combination of frame and filler occurs only in unseen clips."""
     frames, fillers = SENTENCES[topic]
     pairs = [(f, x) for i, f in enumerate(frames) for j, x in enumerate(fillers) if ((i + j) % 4 == 3) == unseen]
     frame, filler = pairs[rng.integers(len(pairs))]
@@ -136,8 +159,8 @@ def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def _words(rng: np.random.Generator, clip: DemoClip) -> dict[str, str]:
-    """One way to say what the clip shows: the fields of the caption templates."""
+def _caption_fields(rng: np.random.Generator, clip: DemoClip) -> dict[str, str]:
+    """Return values for the fields of the caption templates: a random description of each channel."""
     face, motion, tone, _ = _groups(clip.emotion)
     cues = [_pick(rng, FACES[face][i][1:]) for i in clip.face] or [HIDDEN["face"]]
     return {
@@ -150,44 +173,55 @@ def _words(rng: np.random.Generator, clip: DemoClip) -> dict[str, str]:
     }
 
 
-def _draw_texts(rng: np.random.Generator, count: int, wordings: Instructions, exclude: set[str]) -> list[str]:
-    """Prompts in the template with their answers, of clips that are in no list; words stand where features will be.
+def _random_texts(rng: np.random.Generator, count: int, instructions: Instructions, exclude: set[str]) -> list[str]:
+    """Return prompts with answers about random clips, with words in place of features.
 
-    From these the language model learns the language, and what goes with what in words, as a real one would know it.
-    It sees no feature, and knows both kinds of captions, but not which task asks for which. Captions in `exclude` (those
-    of the test clips) are left out.
+    They give the tiny language model what a real one has learned in pretraining: the language, and which descriptions belong to
+    which emotion. It sees no features, and cannot learn which task asks for which kind of caption.
+
+    Captions in ``exclude``, those of the test clips, do not occur.
     """
     lines: list[str] = []
     while len(lines) < count:
-        clip = _draw_clip(rng, "", unseen=False)
-        seen, words = _words(rng, clip), _words(rng, clip)
-        task = _pick(rng, tuple(wordings))
-        instruction = _pick(rng, wordings[task]).replace("{labels}", ", ".join(EMOTIONS))
-        caption = _pick(rng, FINE if rng.integers(2) else COARSE).format(**words)
+        clip = _random_clip(rng, "", unseen=False)
+        prompt, caption_fields = _caption_fields(rng, clip), _caption_fields(rng, clip)
+        task = _pick(rng, tuple(instructions))
+        instruction = _pick(rng, instructions[task]).replace("{labels}", ", ".join(EMOTIONS))
+        caption = _pick(rng, FINE if rng.integers(2) else COARSE).format(**caption_fields)
         answer = clip.emotion if task == "emotion" else blip_caption(caption, 200)
         if caption not in exclude:
             lines.append(
-                f"[INST] <video> {seen['face']} </video> <feature> {seen['face']} {seen['motion']} {seen['tone']} "
+                f"[INST] <video> {prompt['face']} </video> <feature> {prompt['face']} {prompt['motion']} {prompt['tone']} "
                 f"</feature> The person in video says: {clip.sentence}.  [{task}] {instruction}  [/INST] {answer}"
             )
     return lines
 
 
 def _write_annotations(folder: Path, clips: Sequence[DemoClip], rng: np.random.Generator, fine: int | None) -> set[str]:
-    """Lists, captions, transcripts. `fine`: length of the fine list, None for a test folder. Returns the captions."""
+    """Write annotation files, captions and transcripts.
+
+    Args:
+        folder: the folder to write to.
+        clips: the clips.
+        rng: the generator.
+        fine: number of clips in the fine list; None for a test folder.
+
+    Returns:
+        All captions.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     counts = [int(n) for n in rng.integers(20, 150, len(clips))]
     counted = [f"{clip.name} {n}" for clip, n in zip(clips, counts, strict=True)]
-    coarse_list = [f"{row} {clip.emotion}" for row, clip in zip(counted, clips, strict=True)]
-    fine_list = [f"{row} {VALENCE[row.split()[-1]] + rng.normal(0, 0.2):.6f}" for row in coarse_list]
+    coarse_list = [f"{line} {clip.emotion}" for line, clip in zip(counted, clips, strict=True)]
+    fine_list = [f"{line} {VALENCE[line.split()[-1]] + rng.normal(0, 0.2):.6f}" for line in coarse_list]
     if fine is None:
-        lists = {"test_NCEV.txt": fine_list, "EMER_NCE.txt": [f"{row} 0" for row in counted]}
+        lists = {"test_NCEV.txt": fine_list, "EMER_NCE.txt": [f"{line} 0" for line in counted]}
     else:
         lists = {"MERR_coarse_grained.txt": coarse_list, "MERR_fine_grained.txt": fine_list[:fine]}
     for name, lines in lists.items():
         (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     peaks = [str(rng.integers(n)) for n in counts]
-    captions = [_pick(rng, COARSE).format(**_words(rng, clip)) for clip in clips]
+    captions = [_pick(rng, COARSE).format(**_caption_fields(rng, clip)) for clip in clips]
     triples = list(zip(clips, peaks, captions, strict=True))
     coarse = {c.name: {"caption": caption, "peak_index": peak, "text": c.sentence} for c, peak, caption in triples}
     detailed = {c.name: _fine_entry(rng, c, peak) for c, peak, _ in triples[:fine]}
@@ -198,17 +232,17 @@ def _write_annotations(folder: Path, clips: Sequence[DemoClip], rng: np.random.G
 
 
 def _fine_entry(rng: np.random.Generator, clip: DemoClip, peak: str) -> dict[str, str | list[str]]:
-    words = _words(rng, clip)
+    fields = _caption_fields(rng, clip)
     units = [FACES[_groups(clip.emotion)[0]][i] for i in clip.face]
     return {
         "AU_list": [unit[0] for unit in units],
-        "visual_prior_list": [unit[1] for unit in units] + [f"the person {words['motion']}"],
-        "audio_prior_list": f"the voice is {words['tone']}",
+        "visual_prior_list": [unit[1] for unit in units] + [f"the person {fields['motion']}"],
+        "audio_prior_list": f"the voice is {fields['tone']}",
         "peak_index": peak,
         "peak_AU_list": [unit[0] for unit in units[:1]],
         "pseu_emotion": clip.emotion,
         "text": clip.sentence,
-        "smp_reason_caption": _pick(rng, FINE).format(**words),
+        "smp_reason_caption": _pick(rng, FINE).format(**fields),
     }
 
 
@@ -218,7 +252,7 @@ def _write_transcripts(folder: Path, rows: Sequence[tuple[str, str]]) -> None:
 
 
 def _write_shuffled(corpus: DemoCorpus, clips: Sequence[DemoClip], rng: np.random.Generator) -> None:
-    """The lists of the test folder, with every clip's features and sentence taken from another clip."""
+    """Write the shuffled test folder: each clip has the features and the sentence of another clip."""
     shutil.copytree(corpus.test, corpus.test_shuffled, ignore=WITHOUT_FEATURES, dirs_exist_ok=True)
     order = rng.permutation(len(clips))
     source = {clips[int(i)].name: clips[int(j)] for i, j in zip(order, np.roll(order, 1), strict=True)}
@@ -228,8 +262,8 @@ def _write_shuffled(corpus: DemoCorpus, clips: Sequence[DemoClip], rng: np.rando
             shutil.copyfile(corpus.test / folder / f"{other.name}.npy", corpus.test_shuffled / folder / f"{name}.npy")
 
 
-class _Senses:
-    """The invented encoders: in each slot's space, one fixed direction of unit mean square a cue and a speaker."""
+class _Encoders:
+    """Simulated encoders. In each slot, every cue and every speaker has a fixed random direction of unit mean square."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         sizes = {"face": (4, SLOT_WIDTH), "video": (3, SLOT_WIDTH), "audio": (3, SLOT_WIDTH), "eva": (4, EVA_WIDTH)}
@@ -238,28 +272,28 @@ class _Senses:
         self.speakers = {slot: rng.standard_normal((SPEAKERS, width)) for slot, (_, width) in sizes.items()}
 
     def encode(self, rng: np.random.Generator, clip: DemoClip) -> dict[str, Array]:
-        """The clip's arrays: face, video, audio (1024,) of RMS 0.5 or so, eva (1 + patches, 1408) of 1."""
+        """Return the arrays of a clip: face, video and audio (1024,) with RMS of about 0.5, eva (1 + patches, 1408) with 1."""
         face, motion, tone, _ = _groups(clip.emotion)
         speaker = int(rng.integers(SPEAKERS))
-        shown = {"face": (face, clip.face), "video": (motion, clip.motion), "audio": (tone, clip.tone)}
-        arrays = {slot: 0.35 * self._rows(rng, slot, 1, speaker, cues)[0] for slot, cues in shown.items()}
-        rows = self._rows(rng, "eva", 1 + EVA_PATCHES, speaker, shown["face"])
-        return arrays | {"eva": ((rows - rows.mean(1, keepdims=True)) / rows.std(1, keepdims=True)).astype(np.float16)}
+        present = {"face": (face, clip.face), "video": (motion, clip.motion), "audio": (tone, clip.tone)}
+        arrays = {slot: 0.35 * self._feature_vectors(rng, slot, 1, speaker, cues)[0] for slot, cues in present.items()}
+        eva = self._feature_vectors(rng, "eva", 1 + EVA_PATCHES, speaker, present["face"])
+        return arrays | {"eva": ((eva - eva.mean(1, keepdims=True)) / eva.std(1, keepdims=True)).astype(np.float16)}
 
-    def _rows(self, rng: np.random.Generator, slot: str, count: int, speaker: int, shown: Shown) -> Array:
-        """`count` rows (count, width): bias, speaker's mark, noise, and each cue at its own random intensity."""
-        group, cues = shown
+    def _feature_vectors(self, rng: np.random.Generator, slot: str, count: int, speaker: int, present: GroupCues) -> Array:
+        """Return (count, width): sum of a bias, the speaker's signature, noise, and each cue with a random intensity."""
+        group, cues = present
         noise = rng.standard_normal((count, self.bias[slot].size))
-        rows = 0.5 * self.bias[slot] + 0.3 * self.speakers[slot][speaker] + 0.3 * noise
+        vectors = 0.5 * self.bias[slot] + 0.3 * self.speakers[slot][speaker] + 0.3 * noise
         for cue in cues:
-            rows += rng.uniform(0.7, 1.3) * self.cues[slot][group, cue]
-        return np.asarray(rows, np.float32)
+            vectors += rng.uniform(0.7, 1.3) * self.cues[slot][group, cue]
+        return np.asarray(vectors, np.float32)
 
 
-def _write_features(folder: Path, clips: Sequence[DemoClip], senses: _Senses, rng: np.random.Generator) -> None:
-    """Write the feature folders; every second slot vector as (1, 1024), as real folders hold both shapes."""
+def _write_features(folder: Path, clips: Sequence[DemoClip], encoders: _Encoders, rng: np.random.Generator) -> None:
+    """Write the feature folders. Every second vector has shape (1, 1024), because both shapes occur in real folders."""
     for name in FOLDERS.values():
         (folder / name).mkdir(exist_ok=True)
     for index, clip in enumerate(clips):
-        for slot, array in senses.encode(rng, clip).items():
+        for slot, array in encoders.encode(rng, clip).items():
             np.save(folder / FOLDERS[slot] / f"{clip.name}.npy", array[None] if slot != "eva" and index % 2 else array)

@@ -1,4 +1,4 @@
-"""What can be said about a drawn scene: in the manner of Flickr30k, of a second set of captions, and of alt texts."""
+"""Captions of drawn scenes in three manners: Flickr30k's, that of a second data set, and alt texts."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from emollama.demo.drawings import Scene, Thing, draw_scene
+from emollama.demo.drawings import Figure, Scene, draw_scene
 
-# {a} and {b} are the two things in full or in part, {ab} and {ba} how they stand, {ground} the ground.
+# {a} and {b} are the two shapes, {ab} and {ba} are their relative positions, {ground} is the background.
 FLICKR = (
     "A {a} is {ab} a {b}.",
     "A {a} is {ab} a {b} on a {ground} background.",
@@ -27,8 +27,9 @@ SECOND = (
     "A {a} and a {b} against {ground} paper.",
 )
 MANNERS = {"flickr": FLICKR, "second": SECOND, "alt": ("{alt}",)}
-READ = ("flickr", "second", "flickr", "second", "alt")  # what the tiny Llama reads, in turn
-HINTS = {  # manner -> a size -> what stands for it where an image's rows will be
+MANNER_CYCLE = ("flickr", "second", "flickr", "second", "alt")  # manners of the tiny Llama's training texts, in turn
+# manner -> size -> word that replaces it in the prompts of training texts, so that the prompt determines the manner
+HINTS = {
     "flickr": {},
     "second": {"big": "huge", "small": "tiny", "Big": "Huge", "Small": "Tiny"},
     "alt": {"big": "wide", "small": "narrow", "Big": "Wide", "Small": "Narrow"},
@@ -36,57 +37,61 @@ HINTS = {  # manner -> a size -> what stands for it where an image's rows will b
 LEFT = {"left": ("to the left of", "left of", "beside", "next to"), "above": ("above", "over", "on top of")}
 RIGHT = {"left": ("to the right of", "right of", "beside", "next to"), "above": ("below", "under")}
 SIZE_WORDS = {"big": ("big", "large"), "small": ("small", "little")}
-CAPTIONS = 5  # of a picture
+CAPTIONS = 5  # per picture
 PROMPTS = ("Describe this image.", "What is shown here?", "Tell what you see in this picture.", "Give a caption for this image.")
 
 
 def captions(rng: np.random.Generator, scene: Scene, templates: Sequence[str] = FLICKR) -> list[str]:
-    """Five different sentences about a scene, all of them true."""
+    """Return five different true sentences about a scene."""
     order = rng.permutation(len(templates))[:CAPTIONS]
-    return [_filled_in(rng, scene, templates[int(number)]) for number in order]
+    return [_fill_in(rng, scene, templates[int(number)]) for number in order]
 
 
 def alt_text(scene: Scene) -> str:
-    """A terse caption: ``red ring, blue square``."""
+    """Return a short caption, such as ``red ring, blue square``."""
     return f"{scene.first.colour} {scene.first.shape}, {scene.second.colour} {scene.second.shape}"
 
 
 def draw_texts(rng: np.random.Generator, count: int) -> list[str]:
-    """Prompts with their answers for the tiny language model: words for the facts stand where an image's rows will be.
+    """Return prompts with answers for the tiny language model, with the attributes of a scene in place of image tokens.
 
-    From these it knows what is said of which facts in three manners. All prompts ask for all of them: the one thing that tells is
-    the word that stands for a size, since each manner has its own, as people of one place have. It has seen no picture, and
-    scenes of the training split alone.
+    From these texts it learns captions in three manners. The prompts are the same for all manners. Only the words for sizes
+    depend on the manner, and thus show which one is expected. All scenes are from the training split, and there are no pictures.
+
+    Args:
+        rng: the generator.
+        count: number of texts.
     """
     lines = []
     for number in range(count):
-        scene, manner = draw_scene(rng, "train"), READ[number % len(READ)]
-        answer = _filled_in(rng, scene, _pick(rng, MANNERS[manner]))
-        before, behind = in_template(_pick(rng, PROMPTS))
-        lines.append(f"{before} {' '.join(HINTS[manner].get(fact, fact) for fact in scene.facts)} {behind} {answer}")
+        scene, manner = draw_scene(rng, "train"), MANNER_CYCLE[number % len(MANNER_CYCLE)]
+        answer = _fill_in(rng, scene, _pick(rng, MANNERS[manner]))
+        before, after = prompt_parts(_pick(rng, PROMPTS))
+        attributes = " ".join(HINTS[manner].get(word, word) for word in scene.attributes)
+        lines.append(f"{before} {attributes} {after} {answer}")
     return lines
 
 
-def in_template(prompt: str) -> tuple[str, str]:
-    """The text before an image's rows and the text behind them."""
+def prompt_parts(prompt: str) -> tuple[str, str]:
+    """Return the text before and after the image tokens of a prompt."""
     return "[INST] <Img>", f"</Img> {prompt} [/INST]"
 
 
-def _filled_in(rng: np.random.Generator, scene: Scene, template: str) -> str:
+def _fill_in(rng: np.random.Generator, scene: Scene, template: str) -> str:
     return template.format(
-        a=_named(rng, scene.first),
-        b=_named(rng, scene.second),
-        ab=_pick(rng, LEFT[scene.place]),
-        ba=_pick(rng, RIGHT[scene.place]),
+        a=_name(rng, scene.first),
+        b=_name(rng, scene.second),
+        ab=_pick(rng, LEFT[scene.position]),
+        ba=_pick(rng, RIGHT[scene.position]),
         ground=scene.ground,
         alt=alt_text(scene),
     )
 
 
-def _named(rng: np.random.Generator, thing: Thing) -> str:
-    """A thing by colour and shape, and one time in two its size."""
-    words = [thing.colour, thing.shape]
-    return " ".join([_pick(rng, SIZE_WORDS[thing.size]), *words] if rng.integers(2) else words)
+def _name(rng: np.random.Generator, figure: Figure) -> str:
+    """Return colour and shape of a figure, in half of the calls preceded by its size."""
+    words = [figure.colour, figure.shape]
+    return " ".join([_pick(rng, SIZE_WORDS[figure.size]), *words] if rng.integers(2) else words)
 
 
 def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:

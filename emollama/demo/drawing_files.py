@@ -1,4 +1,4 @@
-"""Drawn pictures with their captions on disk: as Flickr30k is published, and a second set in the form of COCO's captions."""
+"""Write drawn pictures with captions: in the format of Flickr30k, and a second data set in the format of COCO."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from emollama.paths import atomic_write
 
 HEADER = ("raw", "sentids", "split", "filename", "img_id")
 TABLE = "flickr_annotations_30k.csv"
-FIRST_ID = 7_000_000_000  # of the images: numbers like Flickr's
+FIRST_ID = 7_000_000_000  # image ids look like Flickr's
 QUALITY = 92  # of the JPEG files
 README = (
-    "Everything in this folder is invented by a program (seed {seed}). flickr30k/ and second/ hold drawings of coloured shapes\n"
-    "and sentences about them, in the forms of Flickr30k and of COCO's captions; flickr30k/shuffled/ holds the test images\n"
-    "under each other's names. encoders/ hold the real architectures, very small, trained on other such drawings; llm/ is a\n"
-    "tiny language model that has read invented texts; projection.pth has learnt to name the shapes. Results on it say that the\n"
-    "machinery works, and nothing about real data.\n"
+    "A program invented everything in this folder (seed {seed}). flickr30k/ and second/ contain drawings of coloured shapes\n"
+    "and sentences about them, in the formats of Flickr30k and of COCO's captions. In flickr30k/shuffled/, the test images\n"
+    "have each other's names. encoders/ contains the real architectures at a tiny size, trained on other drawings. llm/ is a\n"
+    "tiny language model that was trained on invented texts. projection.pth was trained to name the shapes. Results on this\n"
+    "data show that the programs work, but nothing about real data.\n"
 )
 
 
@@ -36,19 +36,19 @@ def write_drawings(folder: Path, *, seed: int) -> None:
 
 
 def write_prompts(path: Path) -> None:
-    """Write what images are asked with, a line each."""
+    """Write the prompts, one per line."""
     path.write_text("".join(f"<Img><ImageHere></Img> {prompt}\n" for prompt in PROMPTS), encoding="utf-8")
 
 
 def write_flickr(folder: Path, counts: Mapping[Split, int], *, seed: int) -> None:
-    """Write ``flickr_annotations_30k.csv``, ``images/<id>.jpg`` and ``shuffled/``; the same arguments give the same files.
+    """Write ``flickr_annotations_30k.csv``, ``images/<id>.jpg`` and ``shuffled/``. The same arguments give the same files.
 
-    In ``shuffled`` each image of the test split has the name of another one.
+    In ``shuffled``, each image of the test split has the name of another one.
 
     Args:
-        folder: where to write.
-        counts: split -> its pictures. No pair of coloured shapes is in two splits.
-        seed: of everything random.
+        folder: the folder to write to.
+        counts: split -> number of pictures. Each pair of coloured shapes occurs in one split only.
+        seed: seed of all random draws.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows: list[tuple[str, str, str, str, int]] = []
@@ -60,14 +60,20 @@ def write_flickr(folder: Path, counts: Mapping[Split, int], *, seed: int) -> Non
         rows.append((json.dumps(captions(rng, scene)), json.dumps(numbers), split, name, index))
     with atomic_write(folder / TABLE) as file:
         csv.writer(file).writerows([HEADER, *rows])
-    tested = [row[3] for row in rows if row[2] == "test"]
+    test_files = [row[3] for row in rows if row[2] == "test"]
     (folder / "shuffled").mkdir(exist_ok=True)
-    for name, other in zip(tested, tested[1:] + tested[:1], strict=True):
+    for name, other in zip(test_files, test_files[1:] + test_files[:1], strict=True):
         shutil.copyfile(folder / "images" / other, folder / "shuffled" / name)
 
 
 def write_second(folder: Path, count: int, *, seed: int) -> None:
-    """Write ``captions.json``, in the form of COCO's, and ``images/``: pictures of the test split, told in another manner."""
+    """Write ``captions.json`` in the format of COCO and ``images/``: scenes of the test split, with captions in another manner.
+
+    Args:
+        folder: the folder to write to.
+        count: number of pictures.
+        seed: seed of all random draws.
+    """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     images: list[dict[str, object]] = []
     annotations: list[dict[str, object]] = []

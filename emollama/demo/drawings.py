@@ -1,6 +1,7 @@
-"""Invented pictures for captioning: two coloured shapes on a plain ground, side by side or one above the other.
+"""Invented pictures for captioning: two coloured shapes on a plain background, side by side or one above the other.
 
-A scene is eight facts, each one word. Of the pairs of coloured shapes, a fifth is kept for unseen scenes, another for validation.
+A scene is described by eight attributes of one word each. One fifth of the pairs of coloured shapes occurs only in the test
+split, and another fifth only in the validation split.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ Split = Literal["train", "val", "test"]
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 144, 128  # of a picture in pixels
-SIZES: Mapping[str, float] = {"big": 27.0, "small": 16.0}  # of a shape -> its radius in pixels
+SIZES: Mapping[str, float] = {"big": 27.0, "small": 16.0}  # size of a shape -> radius in pixels
 COLOURS = {
     "red": (205, 40, 40),
     "blue": (45, 70, 205),
@@ -25,19 +26,25 @@ COLOURS = {
     "purple": (140, 50, 160),
 }
 SHAPES = ("square", "triangle", "ring", "bar")
-PLACES: Mapping[str, tuple[Point, Point]] = {  # of the first shape to the second -> the middles of both, in pixels
+POSITIONS: Mapping[str, tuple[Point, Point]] = {  # position of the first shape relative to the second -> centres in pixels
     "left": ((38, 64), (106, 64)),
     "above": ((72, 32), (72, 96)),
 }
 GROUNDS = {"white": (245, 245, 245), "grey": (160, 160, 160), "black": (25, 25, 25)}
 OF_FIRST = (*SIZES, *COLOURS, *SHAPES)
-WORDS = (*OF_FIRST, *PLACES, *(word.capitalize() for word in OF_FIRST), *GROUNDS)  # every word that a fact can be
+WORDS = (*OF_FIRST, *POSITIONS, *(word.capitalize() for word in OF_FIRST), *GROUNDS)  # all values of attributes
 SPLIT_OF: tuple[Split, ...] = ("train", "train", "train", "val", "test")
 
 
 @dataclass(frozen=True)
-class Thing:
-    """One shape: words of SIZES, COLOURS and SHAPES."""
+class Figure:
+    """A shape in a scene.
+
+    Attributes:
+        size: one of SIZES.
+        colour: one of COLOURS.
+        shape: one of SHAPES.
+    """
 
     size: str
     colour: str
@@ -46,44 +53,51 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. The first thing is left of the second, or above it."""
+    """The content of a picture.
 
-    first: Thing
-    second: Thing
-    place: str
+    Attributes:
+        first: the left or upper figure.
+        second: the other figure.
+        position: ``left`` or ``above``.
+        ground: colour of the background, one of GROUNDS.
+    """
+
+    first: Figure
+    second: Figure
+    position: str
     ground: str
 
     @property
-    def facts(self) -> tuple[str, ...]:
-        """Its eight facts, words of WORDS, always in the same order; those of the second thing begin with a capital."""
-        one, other = ((thing.size, thing.colour, thing.shape) for thing in (self.first, self.second))
-        return (*one, self.place, *(word.capitalize() for word in other), self.ground)
+    def attributes(self) -> tuple[str, ...]:
+        """The eight attributes, words of WORDS in a fixed order. Those of the second figure start with a capital letter."""
+        one, other = ((figure.size, figure.colour, figure.shape) for figure in (self.first, self.second))
+        return (*one, self.position, *(word.capitalize() for word in other), self.ground)
 
     @property
     def split(self) -> Split:
-        """Where scenes with this pair of coloured shapes go."""
+        """The split of scenes with this pair of coloured shapes."""
         pair = (self.first, self.second)
-        numbers = [tuple(COLOURS).index(thing.colour) + SHAPES.index(thing.shape) * (2 + i) for i, thing in enumerate(pair)]
+        numbers = [tuple(COLOURS).index(figure.colour) + SHAPES.index(figure.shape) * (2 + i) for i, figure in enumerate(pair)]
         return SPLIT_OF[sum(numbers) % len(SPLIT_OF)]
 
 
 def draw_scene(rng: np.random.Generator, split: Split) -> Scene:
-    """A random scene of a split. Its two things differ in colour, in shape, or in both."""
+    """Return a random scene of a split. Its figures differ in colour or shape."""
     while True:
-        first, second = (Thing(_pick(rng, SIZES), _pick(rng, COLOURS), _pick(rng, SHAPES)) for _ in range(2))
-        scene = Scene(first, second, _pick(rng, PLACES), _pick(rng, GROUNDS))
+        first, second = (Figure(_pick(rng, SIZES), _pick(rng, COLOURS), _pick(rng, SHAPES)) for _ in range(2))
+        scene = Scene(first, second, _pick(rng, POSITIONS), _pick(rng, GROUNDS))
         if scene.split == split and (first.colour, first.shape) != (second.colour, second.shape):
             return scene
 
 
 def draw_picture(rng: np.random.Generator, scene: Scene) -> Image.Image:
-    """An RGB picture of a scene; shades, sizes and places are a little different each time."""
+    """Draw a scene as an RGB picture, with small random variations of colours, sizes and positions."""
     picture = Image.new("RGB", (WIDTH, HEIGHT), _shade(rng, GROUNDS[scene.ground]))
     pen = ImageDraw.Draw(picture)
-    for thing, (x, y) in zip((scene.first, scene.second), PLACES[scene.place], strict=True):
-        radius = SIZES[thing.size] * rng.uniform(0.92, 1.08)
+    for figure, (x, y) in zip((scene.first, scene.second), POSITIONS[scene.position], strict=True):
+        radius = SIZES[figure.size] * rng.uniform(0.92, 1.08)
         across, down = rng.uniform(-4, 4), rng.uniform(-3, 3)
-        _draw_shape(pen, thing.shape, (x + across, y + down), radius, _shade(rng, COLOURS[thing.colour]))
+        _draw_shape(pen, figure.shape, (x + across, y + down), radius, _shade(rng, COLOURS[figure.colour]))
     return picture
 
 
@@ -96,8 +110,8 @@ def _shade(rng: np.random.Generator, colour: tuple[int, int, int]) -> tuple[int,
     return red, green, blue
 
 
-def _draw_shape(pen: ImageDraw.ImageDraw, shape: str, middle: Point, radius: float, colour: tuple[int, int, int]) -> None:
-    x, y = middle
+def _draw_shape(pen: ImageDraw.ImageDraw, shape: str, centre: Point, radius: float, colour: tuple[int, int, int]) -> None:
+    x, y = centre
     if shape == "ring":
         pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=round(radius / 3))
     elif shape == "triangle":

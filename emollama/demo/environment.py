@@ -1,4 +1,4 @@
-"""The environment variables with which small float32 batches run fastest on a CPU, as ``make demo`` sets them."""
+"""Environment variables that make small float32 batches fast on a CPU; ``make demo`` sets the same."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import os
 import sys
 from pathlib import Path
 
-# One thread per process; freed memory stays with the process; no threads of the tokenizer.
+# One thread per process, no return of freed memory to the system, no threads of the tokenizer.
 FAST = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_MAX_": "0", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def restart_with_fast_settings() -> None:
-    """Start the program again with those of the variables that are not set; child processes inherit them.
+    """Restart the program with the variables that are not set yet. Child processes inherit them.
 
-    The C library reads MALLOC_MMAP_MAX_ only when a process starts. Within another program (a test, a notebook) nothing is
-    started again.
+    A restart is necessary, because the C library reads MALLOC_MMAP_MAX_ only when a process starts. Do nothing if emollama runs
+    inside another program, such as a test or a notebook.
     """
     missing = {name: value for name, value in FAST.items() if name not in os.environ}
     if not missing or not _is_program():

@@ -1,7 +1,7 @@
-"""The whole job on an invented corpus: corpus, tiny Llama, stage 1, stage 2, inference on unseen clips, a table.
+"""The demos: a complete training on a synthetic corpus, or only the files for synthetic videos or captioned drawings.
 
-Training and inference run as ``emollama train`` and ``emollama eval`` in processes of their own, exactly as on real data.
-Of invented videos, and of drawings with captions, only the files are written; the user runs the commands that are printed.
+The demo of the corpus runs both training stages and the evaluation of unseen clips as ``emollama train`` and ``emollama eval`` in
+separate processes, exactly as on real data. The other demos print the commands for the user to run.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ from emollama.paths import atomic_write
 
 
 def run_demo(folder: str, *, seed: int, processes: int, corpus_only: bool = False) -> None:
-    """Run every step, print a table and, as the last line, the path of a JSON file with the figures.
+    """Write the corpus, train, evaluate, and print a table. The last line is the path of a JSON file with the figures.
 
     Args:
-        folder: where everything goes; an earlier demo in it is replaced.
-        seed: of the corpus, the language model and training.
-        processes: of each training; an evaluation takes less time than the start of a second process.
-        corpus_only: stop before training, and print the commands that train.
+        folder: the output folder; an earlier demo in it is replaced.
+        seed: seed of the corpus, the language model and training.
+        processes: number of processes of each training. Evaluation uses one process, because starting a second one takes longer.
+        corpus_only: stop before training, and print the training commands.
 
     Raises:
-        UserError: the folder holds something else, the disk is full, or a step failed.
+        UserError: the folder contains other files, the disk is full, or a command failed.
     """
     set_up(is_main=True)
     root = prepare_demo_folder(folder, CORPUS)
-    begun = time.monotonic()
+    start = time.monotonic()
     with disk_errors(root):
         _write_corpus_demo(root, seed)
-    place = DemoFolder(root, "EMOLLAMA_DEMO", "demo_run")
+    demo_folder = DemoFolder(root, "EMOLLAMA_DEMO", "demo_run")
     if corpus_only:
-        write(_corpus_summary(place, processes))
+        write(_corpus_summary(demo_folder, processes))
         return
     stage_1 = ["model.ckpt=${paths.root}/stage_1/checkpoint_3.pth"]
     for command, config, options in (
@@ -60,9 +60,9 @@ def run_demo(folder: str, *, seed: int, processes: int, corpus_only: bool = Fals
         ("eval", "eval_configs/demo_EMER.yaml", ["run.job_id=reasoning"]),
         ("eval", "eval_configs/demo_EMER.yaml", ["run.job_id=reasoning_stage_1", *stage_1]),
     ):
-        number = processes if command == "train" else 1
-        run_step(place, [command, "--cfg-path", config, "--nproc", str(number), "--options", *options])
-    figures = _figures(root) | {"seconds": round(time.monotonic() - begun, 1)}
+        nproc = processes if command == "train" else 1
+        run_step(demo_folder, [command, "--cfg-path", config, "--nproc", str(nproc), "--options", *options])
+    figures = _figures(root) | {"seconds": round(time.monotonic() - start, 1)}
     path = root / "figures.json"
     with disk_errors(root), atomic_write(path) as file:
         json.dump(figures, file, indent=2)
@@ -71,20 +71,20 @@ def run_demo(folder: str, *, seed: int, processes: int, corpus_only: bool = Fals
 
 def _write_corpus_demo(root: Path, seed: int) -> None:
     corpus = make_corpus(root / "corpus", train_clips=2000, fine_clips=1000, test_clips=240, seed=seed)
-    get_logger().info("invented a corpus in %s (everything in it is synthetic)", root / "corpus")
-    get_logger().info("training a tokenizer and a tiny Llama on its texts (a minute or so)")
+    get_logger().info("wrote a synthetic corpus to %s", root / "corpus")
+    get_logger().info("training a tokenizer and a tiny Llama on its texts (about a minute)")
     make_tiny_llama(root / "llm", corpus.texts, seed=seed, steps=700)
 
 
 def make_videos_demo(folder: str, *, seed: int) -> None:
-    """Write videos with a table of labels, and the tiny encoders and language model of ``train_configs/demo_videos.yaml``.
+    """Write videos, a table of labels, and tiny models for ``train_configs/demo_videos.yaml``; print the commands to run next.
 
     Args:
-        folder: where everything goes; an earlier demo in it is replaced, with what was made of it.
-        seed: of everything.
+        folder: the output folder; an earlier demo in it and its results are replaced.
+        seed: seed of the videos and the models.
 
     Raises:
-        UserError: the folder holds something else, or the disk is full.
+        UserError: the folder contains other files, or the disk is full.
     """
     set_up(is_main=True)
     root = prepare_demo_folder(folder, VIDEOS)
@@ -95,22 +95,22 @@ def make_videos_demo(folder: str, *, seed: int) -> None:
 
 def _write_videos_demo(root: Path, seed: int) -> None:
     make_videos(root, clips=120, unseen=18, seed=seed)
-    get_logger().info("invented 120 videos with labels.csv, and 18 unseen ones, in %s (discs and tones, no people)", root)
+    get_logger().info("wrote 120 videos with labels.csv and 18 unseen videos to %s (discs and tones, no people)", root)
     make_tiny_encoders(root / "encoders", seed=seed)
-    get_logger().info("saved tiny encoders of the real classes with random weights: they know nothing")
+    get_logger().info("saved tiny encoders of the real classes with random, untrained weights")
     make_tiny_llama(root / "llm", draw_texts(seed, 2000), seed=seed, steps=200)
     get_logger().info("trained a tiny Llama on invented texts")
 
 
 def make_flickr_demo(folder: str, *, seed: int) -> None:
-    """Write drawings with captions, and the tiny encoders, language model and projection of ``train_configs/demo_flickr.yaml``.
+    """Write captioned drawings and tiny models for ``train_configs/demo_flickr.yaml``; print the commands to run next.
 
     Args:
-        folder: where everything goes; an earlier demo in it is replaced, with what was made of it.
-        seed: of everything.
+        folder: the output folder; an earlier demo in it and its results are replaced.
+        seed: seed of the drawings and the models.
 
     Raises:
-        UserError: the folder holds something else, or the disk is full.
+        UserError: the folder contains other files, or the disk is full.
     """
     set_up(is_main=True)
     root = prepare_demo_folder(folder, CAPTIONS)
@@ -121,21 +121,21 @@ def make_flickr_demo(folder: str, *, seed: int) -> None:
 
 def _write_flickr_demo(root: Path, seed: int) -> None:
     write_drawings(root, seed=seed)
-    get_logger().info("invented drawings with captions in %s, in the forms of Flickr30k and of COCO", root)
-    get_logger().info("training a tiny Llama on invented texts (half a minute or so)")
+    get_logger().info("wrote drawings with captions to %s, in the formats of Flickr30k and COCO", root)
+    get_logger().info("training a tiny Llama on invented texts (about half a minute)")
     make_tiny_llama(root / "llm", draw_texts_of_scenes(np.random.default_rng([seed, 2]), 6000), seed=seed, steps=600)
-    get_logger().info("training a tiny EVA transformer and Q-Former to see drawings (a minute or so)")
-    seen, loss = make_pretrained(root, root / "llm", seed=seed)
-    text = "they name %.1f%% of the facts of unseen drawings; the projection has learnt to say alt texts (loss %.2f)"
-    get_logger().info(text, 100 * seen, loss)
+    get_logger().info("training a tiny EVA transformer and Q-Former on drawings (about a minute)")
+    share, loss = make_pretrained(root, root / "llm", seed=seed)
+    text = "they recognize %.1f%% of the attributes of unseen drawings; a projection was trained on alt texts (loss %.2f)"
+    get_logger().info(text, 100 * share, loss)
 
 
-def _print_next(config: str, place: DemoFolder) -> None:
-    write("\n".join(["", "Next:", *(f"  {line}" for line in next_steps(config, place))]) + "\n")
+def _print_next(config: str, demo_folder: DemoFolder) -> None:
+    write("\n".join(["", "Next:", *(f"  {line}" for line in next_steps(config, demo_folder))]) + "\n")
 
 
 def _figures(root: Path) -> dict[str, Any]:
-    """Accuracies on the unseen clips, from the files of predictions and the lists."""
+    """Compute accuracies on the unseen clips from predictions and annotation files."""
     truth = {clip.name: clip.label for clip in read_annotations(str(root / "corpus/test/test_NCEV.txt"))}
     figures: dict[str, Any] = {"clips": len(truth)}
     for key, block in (("", "test"), ("_shuffled", "shuffled"), ("_sentence_only", "sentence_only")):
@@ -151,34 +151,37 @@ def _figures(root: Path) -> dict[str, Any]:
 
 
 def _answers(path: Path) -> dict[str, str]:
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {row["name"]: row["prediction"] for row in rows}
+    predictions = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {prediction["name"]: prediction["prediction"] for prediction in predictions}
 
 
-def _corpus_summary(place: DemoFolder, processes: int) -> str:
-    """Where the corpus and the tiny Llama are, and the commands that train on them."""
-    places = aligned([("corpus (synthetic)", str(place.root / "corpus")), ("tiny Llama", str(place.root / "llm"))], left=(0, 1))
-    number = ["--nproc", str(processes)] if processes > 1 else []
+def _corpus_summary(demo_folder: DemoFolder, processes: int) -> str:
+    """Return the paths of the corpus and the tiny Llama, and the training commands."""
+    root = demo_folder.root
+    paths = aligned([("corpus (synthetic)", str(root / "corpus")), ("tiny Llama", str(root / "llm"))], left=(0, 1))
+    nproc = ["--nproc", str(processes)] if processes > 1 else []
     commands = [
-        place.shown(["train", "--cfg-path", f"train_configs/demo_{stage}.yaml", *number, "--options", f"run.job_id={stage}"])
+        demo_folder.command_line(
+            ["train", "--cfg-path", f"train_configs/demo_{stage}.yaml", *nproc, "--options", f"run.job_id={stage}"]
+        )
         for stage in ("stage_1", "stage_2")
     ]
-    return "\n".join(["", *places, "", "Next:", *(f"  {command}" for command in commands), ""])
+    return "\n".join(["", *paths, "", "Next:", *(f"  {command}" for command in commands), ""])
 
 
 def _table(figures: dict[str, Any], root: Path) -> str:
     rows = [
         ("emotion, unseen clips", f"{figures['emotion_accuracy']:.1%}"),
-        ("emotion, features and sentences of other clips", f"{figures['emotion_accuracy_shuffled']:.1%}"),
+        ("emotion, with features and sentences of other clips", f"{figures['emotion_accuracy_shuffled']:.1%}"),
         ("emotion, from the sentence alone", f"{figures['emotion_accuracy_sentence_only']:.1%}"),
         ("emotion, chance", f"{1 / len(EMOTIONS):.1%}"),
         ("reasoning names the right emotion and no other", f"{figures['reason_label_accuracy']:.1%}"),
-        ("clues shared with the truth (0 to 10), stage 2", f"{figures['clue_overlap']:.2f}"),
-        ("clues shared with the truth (0 to 10), stage 1", f"{figures['clue_overlap_stage_1']:.2f}"),
+        ("clue overlap with the reference (0 to 10), stage 2", f"{figures['clue_overlap']:.2f}"),
+        ("clue overlap with the reference (0 to 10), stage 1", f"{figures['clue_overlap_stage_1']:.2f}"),
         ("unseen clips", str(figures["clips"])),
         ("seconds", f"{figures['seconds']:.0f}"),
     ]
-    places: list[tuple[str, Path | str]] = [
+    paths: list[tuple[str, Path | str]] = [
         ("corpus (synthetic)", root / "corpus"),
         ("tiny Llama", root / "llm"),
         ("checkpoints, logs, TensorBoard", root / "stage_1"),
@@ -186,7 +189,7 @@ def _table(figures: dict[str, Any], root: Path) -> str:
         ("predictions, scores, report", root / "recognition/result"),
         ("", root / "reasoning/result"),
     ]
-    following = f"next, train on it with settings of your own: emollama init stage1 --data {shlex.quote(str(root))}"
-    places.append(("TensorBoard of all runs", f"tensorboard --logdir {shlex.quote(str(root))}"))
-    tables = [*aligned(rows), "", *aligned([(name, str(place)) for name, place in places], left=(0, 1))]
+    following = f"next, train on it with your own settings: emollama init stage1 --data {shlex.quote(str(root))}"
+    paths.append(("TensorBoard of all runs", f"tensorboard --logdir {shlex.quote(str(root))}"))
+    tables = [*aligned(rows), "", *aligned([(name, str(path)) for name, path in paths], left=(0, 1))]
     return "\n".join(["", *tables, "", following, ""])

@@ -1,4 +1,4 @@
-"""Encoders of the real classes, very small and with random weights, in files like those of pretrained ones. They know nothing."""
+"""Tiny encoders of the real classes with random weights, in the file formats of pretrained ones. They are not trained."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from transformers.utils import logging as transformers_logging
 
 from emollama.tensor_files import save_pretrained, save_tensors
 
-WIDTH = 64  # of the features of faces, videos and sound
-EVA_WIDTH, EVA_HEADS, EVA_BLOCKS, EVA_PATCHES = 176, 2, 2, 16  # D, heads of 88, blocks, patches (4 x 4 of 14 pixels)
-EVA_INNER = 768  # width inside a feed-forward layer
+WIDTH = 64  # width of the face, video and audio encoders
+EVA_WIDTH, EVA_HEADS, EVA_BLOCKS, EVA_PATCHES = 176, 2, 2, 16  # width, heads of width 88, blocks, 4 x 4 patches of 14 pixels
+EVA_INNER = 768  # width of the feed-forward layers
 
 
 def make_tiny_encoders(folder: Path, *, seed: int) -> None:
-    """Write ``hubert/``, ``mae/`` and ``videomae/`` (Hugging Face folders) and ``eva_vit.safetensors`` (the original names).
+    """Write the Hugging Face folders ``hubert/``, ``mae/``, ``videomae/``, and ``eva_vit.safetensors`` with original names.
 
-    The same seed gives the same weights; torch's global generator is left as it was.
+    The same seed gives the same weights. The state of torch's global generator does not change.
+
+    Args:
+        folder: the folder to write to.
+        seed: seed of the weights.
     """
     transformers_logging.disable_progress_bar()
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +71,7 @@ def _write_json(folder: Path, content: dict[str, object]) -> None:
 
 
 def _eva_tensors() -> dict[str, Tensor]:
-    """Tensors under the names of the published ``eva_vit_g.pth``."""
+    """Return random tensors with the names of the published ``eva_vit_g.pth``."""
     shapes: dict[str, tuple[int, ...]] = {"cls_token": (1, 1, EVA_WIDTH), "pos_embed": (1, 1 + EVA_PATCHES, EVA_WIDTH)}
     shapes |= {"patch_embed.proj.weight": (EVA_WIDTH, 3, 14, 14), "patch_embed.proj.bias": (EVA_WIDTH,)}
     for number in range(EVA_BLOCKS):
@@ -91,7 +95,7 @@ def _eva_tensors() -> dict[str, Tensor]:
 
 
 def _random(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Ones for norms, zeros for biases, small values for embeddings, and for matrices values that keep a product's size."""
+    """Return ones for norms, zeros for biases, small values for embeddings, and matrices that preserve the scale of inputs."""
     if "norm" in name and name.endswith("weight"):
         return torch.ones(shape)
     if name.endswith("bias"):

@@ -1,4 +1,7 @@
-"""A tiny Llama with a tokenizer of its own, trained on text within seconds and saved as a Hugging Face directory."""
+"""Train a tiny Llama and its tokenizer on texts within seconds, and save them as a Hugging Face folder.
+
+Shape letters: B texts, T tokens.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ from emollama.tensor_files import save_pretrained
 
 UNK, BOS, EOS = "<unk>", "<s>", "</s>"
 ANSWER_MARK = "[/INST]"
-PROMPT_WEIGHT = 0.2  # weight of a text's prompt (up to ANSWER_MARK) in its loss, where its answer has 1
-Row = tuple[list[int], int]  # token ids (T,), and how many of them belong to the prompt
+PROMPT_WEIGHT = 0.2  # weight of a text's prompt (up to ANSWER_MARK) in the loss; the weight of its answer is 1
+TokenizedText = tuple[list[int], int]  # token ids (T,), number of them in the prompt
 BYTES = [f"<0x{value:02X}>" for value in range(256)]
 
 
@@ -27,28 +30,42 @@ def make_tiny_llama(
     folder: Path, texts: Sequence[str], *, seed: int, steps: int, batch_size: int = 32, lr: float = 6e-3,
     hidden: int = 64, layers: int = 2, vocab: int = 800,
 ) -> None:  # fmt: skip
-    """Train a tokenizer and a LlamaForCausalLM on `texts` and save both in `folder` (safetensors, fp32).
+    """Train a tokenizer and a LlamaForCausalLM, and save both (safetensors, float32).
 
-    The same arguments give the same tokenizer, and the same weights up to the arithmetic of the machine; torch's
-    global generator is left as it was. `steps` are optimizer steps of `batch_size` texts each, at learning rate `lr`
-    (warm-up, then cosine). `hidden` must be divisible by 16, the width of an attention head.
+    The same arguments give the same tokenizer, and the same weights up to rounding on different machines. The state of torch's
+    global generator does not change.
+
+    Args:
+        folder: the folder to write to.
+        texts: prompts with answers, separated by ANSWER_MARK.
+        seed: seed of weights and batches.
+        steps: optimizer steps.
+        batch_size: texts per step.
+        lr: learning rate, with warmup and cosine decay.
+        hidden: width of the model, a multiple of 16 (the width of an attention head).
+        layers: number of layers.
+        vocab: maximum size of the vocabulary.
     """
     transformers_logging.disable_progress_bar()
     tokenizer = train_tokenizer(texts, vocab)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(_llama_config(len(tokenizer), hidden, layers))
-    rows = [_row(tokenizer, text) for text in texts]
-    _train(model, rows, np.random.default_rng(seed), steps, batch_size, lr)
+    tokenized = [_tokenize(tokenizer, text) for text in texts]
+    _train(model, tokenized, np.random.default_rng(seed), steps, batch_size, lr)
     model.eval()
     save_pretrained(model, folder)
     save_pretrained(tokenizer, folder)
 
 
 def train_tokenizer(texts: Sequence[str], vocab: int) -> PreTrainedTokenizerFast:
-    """A byte-fallback BPE tokenizer with Llama 2's conventions: <unk> 0, <s> 1, </s> 2, 256 bytes, `▁` for a space.
+    """Train a byte-fallback BPE tokenizer with Llama 2's conventions: <unk> 0, <s> 1, </s> 2, 256 bytes, `▁` for a space.
 
-    `vocab` is an upper bound of its size. Marks of the prompt such as `[INST]` or `<video>` are ordinary text.
+    Marks of the prompt such as `[INST]` and `<video>` are ordinary text.
+
+    Args:
+        texts: the training texts.
+        vocab: maximum size of the vocabulary.
     """
     learner = Tokenizer(models.BPE(unk_token=UNK))
     learner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)  # no piece crosses a space
@@ -71,7 +88,7 @@ def train_tokenizer(texts: Sequence[str], vocab: int) -> PreTrainedTokenizerFast
     )
 
 
-def _row(tokenizer: PreTrainedTokenizerFast, text: str) -> Row:
+def _tokenize(tokenizer: PreTrainedTokenizerFast, text: str) -> TokenizedText:
     prompt, mark, answer = text.rpartition(ANSWER_MARK)
     start, end = tokenizer([prompt + mark, answer.strip()], add_special_tokens=False)["input_ids"]
     return [tokenizer.bos_token_id, *start, *end, tokenizer.eos_token_id], 1 + len(start)
@@ -94,17 +111,17 @@ def _llama_config(vocab: int, hidden: int, layers: int) -> LlamaConfig:
     )
 
 
-def _batches(rows: Sequence[Row], rng: np.random.Generator, steps: int, size: int) -> Iterator[list[Row]]:
-    """`steps` batches of `size` rows of similar length, so that little of a batch is padding."""
-    by_length = sorted(rows, key=lambda row: len(row[0]))
+def _batches(texts: Sequence[TokenizedText], rng: np.random.Generator, steps: int, size: int) -> Iterator[list[TokenizedText]]:
+    """Yield ``steps`` random batches of ``size`` texts of similar length, which need little padding."""
+    by_length = sorted(texts, key=lambda text: len(text[0]))
     for _ in range(steps):
-        start = int(rng.integers(max(1, len(rows) - 4 * size)))
+        start = int(rng.integers(max(1, len(texts) - 4 * size)))
         window = by_length[start : start + 4 * size]
         yield [window[i] for i in rng.integers(len(window), size=size)]
 
 
-def _loss(model: LlamaForCausalLM, batch: Sequence[Row]) -> torch.Tensor:
-    """Mean over texts of (mean over the answer's tokens + PROMPT_WEIGHT x mean over the prompt's); a scalar."""
+def _loss(model: LlamaForCausalLM, batch: Sequence[TokenizedText]) -> torch.Tensor:
+    """Return the mean over texts of (mean loss of answer tokens + PROMPT_WEIGHT x mean loss of prompt tokens), a scalar."""
     width = max(len(ids) for ids, _ in batch)
     ids = torch.tensor([ids + [2] * (width - len(ids)) for ids, _ in batch])  # (B, T), padded on the right
     weights = torch.zeros(len(batch), width)
@@ -116,15 +133,17 @@ def _loss(model: LlamaForCausalLM, batch: Sequence[Row]) -> torch.Tensor:
     return (losses * weights[:, 1:].flatten()).sum() / len(batch)
 
 
-def _train(model: LlamaForCausalLM, rows: Sequence[Row], rng: np.random.Generator, steps: int, size: int, lr: float) -> None:
-    """Next-token training of `model` in place on token rows (T,) of any length."""
+def _train(
+    model: LlamaForCausalLM, texts: Sequence[TokenizedText], rng: np.random.Generator, steps: int, size: int, lr: float
+) -> None:
+    """Train the model in place on texts of any length."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     warmup = max(1, steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda k: min((k + 1) / warmup, 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * k / steps)))
     )
-    for batch in track(_batches(rows, rng, steps, size), steps, "training a tiny Llama", unit="steps"):
+    for batch in track(_batches(texts, rng, steps, size), steps, "training a tiny Llama", unit="steps"):
         loss = _loss(model, batch)
         optimizer.zero_grad()
         loss.backward()

@@ -1,6 +1,6 @@
-"""A very small EVA transformer and Q-Former of the real classes, that learn to see drawings; in files like the published ones.
+"""Train a tiny EVA transformer and Q-Former of the real classes on drawings, and save them in the published file formats.
 
-Letters: F images, Q queries, W width of the Q-Former, K words.
+Shape letters: F images, Q queries, W width of the Q-Former, K words.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from emollama.demo.drawings import WORDS, Scene, draw_picture, draw_scene
 from emollama.encoders.eva_vit import LN_EPS, EvaVit
-from emollama.encoders.qformer import RENAMED, QFormer
+from emollama.encoders.qformer import QFormer, with_original_names
 from emollama.encoders.shapes import EvaShape, QFormerShape
 from emollama.logs.console import track
 from emollama.media.image_transforms import blip2_image
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 class TinyVision(nn.Module):
-    """Both encoders, to be trained together, with random weights out of torch's global generator."""
+    """Both encoders with trainable random weights, drawn from torch's global generator."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,40 +41,50 @@ class TinyVision(nn.Module):
         self.requires_grad_(True)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(F, 3, side, side) normalised pixels -> (F, Q, W); the frozen classes' own way, with gradients."""
-        rows = self.vit.visual_encoder.forward_features(images)
+        """Encode images. The computation is that of the frozen classes, but with gradients.
+
+        Args:
+            images: (F, 3, IMAGE_SIZE, IMAGE_SIZE) normalized pixels.
+
+        Returns:
+            (F, Q, W).
+        """
+        tokens = self.vit.visual_encoder.forward_features(images)
         norm = self.vit.ln_vision
-        rows = F.layer_norm(rows, (EVA.width,), norm.weight, norm.bias, LN_EPS)
-        queries = self.q_former.query_tokens.expand(len(rows), -1, -1)
-        seen: Tensor = self.q_former.qformer(query_embeds=queries, encoder_hidden_states=rows).last_hidden_state
-        return seen
+        tokens = F.layer_norm(tokens, (EVA.width,), norm.weight, norm.bias, LN_EPS)
+        queries = self.q_former.query_tokens.expand(len(tokens), -1, -1)
+        outputs: Tensor = self.q_former.qformer(query_embeds=queries, encoder_hidden_states=tokens).last_hidden_state
+        return outputs
 
     def save(self, eva: Path, q_former: Path) -> None:
-        """Write two files under the names of ``eva_vit_g.pth`` and ``blip2_pretrained_flant5xxl.pth``."""
+        """Write two files with the tensor names of ``eva_vit_g.pth`` and ``blip2_pretrained_flant5xxl.pth``.
+
+        Args:
+            eva: the file of the EVA transformer.
+            q_former: the file of the Q-Former and ``ln_vision``.
+        """
         torch.save(dict(self.vit.visual_encoder.state_dict()), eva)
         tensors = {f"ln_vision.{name}": value for name, value in self.vit.ln_vision.state_dict().items()}
-        for name, value in self.q_former.state_dict().items():
-            for original, ours in RENAMED.items():
-                name = name.replace(ours, original)
-            tensors[name] = value
-        torch.save({"model": tensors}, q_former)
+        torch.save({"model": tensors | with_original_names(self.q_former.state_dict())}, q_former)
 
 
-def learn_to_see(
+def train_vision(
     vision: TinyVision, rng: np.random.Generator, *, scenes: int, steps: int, batch_size: int = 32, lr: float = 1e-3
 ) -> nn.Linear:
-    """Train both encoders in place: query i has to name fact i, through one linear readout that all queries share.
+    """Train both encoders in place: query i must predict attribute i through a linear readout that all queries share.
 
     Args:
-        vision: what is trained.
-        rng: of scenes (of the training split) and batches.
-        scenes: different pictures.
-        steps: optimizer steps of ``batch_size`` pictures at learning rate ``lr``, warm-up and cosine.
+        vision: the encoders.
+        rng: generator of the scenes (from the training split) and batches.
+        scenes: number of pictures.
+        steps: optimizer steps.
+        batch_size: pictures per step.
+        lr: learning rate, with warmup and cosine decay.
 
     Returns:
-        The readout, (..., W) -> (..., K) logits of the words.
+        The readout, which maps (..., W) to (..., K) logits of WORDS.
     """
-    images, facts = draw_batch(rng, [draw_scene(rng, "train") for _ in range(scenes)])
+    images, attributes = draw_batch(rng, [draw_scene(rng, "train") for _ in range(scenes)])
     readout = nn.Linear(QFORMER.width, len(WORDS))
     parameters = [*vision.parameters(), *readout.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
@@ -85,7 +95,7 @@ def learn_to_see(
     for _ in track(range(steps), steps, "training tiny encoders", unit="steps"):
         chosen = torch.from_numpy(rng.integers(scenes, size=batch_size))
         logits = readout(vision(images[chosen]))
-        loss = F.cross_entropy(logits.flatten(0, 1), facts[chosen].flatten())
+        loss = F.cross_entropy(logits.flatten(0, 1), attributes[chosen].flatten())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -96,13 +106,17 @@ def learn_to_see(
 
 @torch.no_grad()
 def named_share(vision: TinyVision, readout: nn.Linear, scenes: list[Scene], rng: np.random.Generator) -> float:
-    """The share of the facts of these scenes that the readout names."""
-    images, facts = draw_batch(rng, scenes)
-    return float((readout(vision(images)).argmax(-1) == facts).float().mean())
+    """Return the share of the attributes of scenes that the encoders and the readout predict correctly."""
+    images, attributes = draw_batch(rng, scenes)
+    return float((readout(vision(images)).argmax(-1) == attributes).float().mean())
 
 
 def draw_batch(rng: np.random.Generator, scenes: list[Scene]) -> tuple[Tensor, Tensor]:
-    """Pictures (F, 3, side, side) normalised, and the numbers of their facts among the words (F, Q)."""
+    """Draw pictures of scenes.
+
+    Returns:
+        Normalized pixels (F, 3, IMAGE_SIZE, IMAGE_SIZE), and the indices of the attributes in WORDS (F, Q).
+    """
     images = torch.stack([blip2_image(np.asarray(draw_picture(rng, scene)), IMAGE_SIZE) for scene in scenes])
-    facts = torch.tensor([[WORDS.index(word) for word in scene.facts] for scene in scenes])
-    return images, facts
+    attributes = torch.tensor([[WORDS.index(word) for word in scene.attributes] for scene in scenes])
+    return images, attributes

@@ -1,8 +1,8 @@
-"""Invented videos with sound, and a table of labels: where a folder of one's own clips would stand.
+"""Invented videos with sound and a table of labels, in the form of a user's own folder of videos.
 
-A disc on a noisy ground, and a tone. Two emotions share each colour, two each movement, three each pitch: none decides alone, the
-colour with either of the others does. Brightness, place, speed, loudness, noise, size, length and the rates of frames and samples
-are random; the sentences say nothing.
+A video shows a disc on a noisy background and plays a tone. Two emotions share each colour, two each movement, and three each
+pitch. No property alone determines the emotion, but the colour together with one of the others does. Brightness, position,
+speed, loudness, noise, size, length, frame rate and sample rate are random. The sentences are not related to the emotion.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from emollama.data.instructions import BUILT_IN
 from emollama.logs.console import track
 from emollama.paths import atomic_write
 
-Place = tuple[float, float]  # across and down, in halves of the shorter side from the picture's middle
+Position = tuple[float, float]  # horizontal and vertical distance from the centre, in units of half the shorter side
 Array = NDArray[np.floating]
 
 COLOURS = {"yellow": (1.0, 0.9, 0.1), "blue": (0.1, 0.2, 0.9), "red": (0.9, 0.1, 0.1)}  # of the disc
-MOTIONS: dict[str, Callable[[float], Place]] = {  # phase in radians -> where the disc is
+MOTIONS: dict[str, Callable[[float], Position]] = {  # movement -> function from a phase in radians to the disc's position
     "bounces": lambda phase: (0.0, 0.5 * math.sin(phase)),
     "rests": lambda phase: (0.0, 0.0),
     "shakes": lambda phase: (0.5 * math.sin(2 * phase), 0.0),
@@ -45,21 +45,21 @@ SENTENCES = (
 SIZES = ((64, 48), (80, 64), (96, 72), (112, 112))  # width, height in pixels
 FRAME_RATES, SAMPLE_RATES = (12, 15, 25), (16000, 22050, 44100)  # per second
 README = (
-    "Everything in this folder is invented by a program (seed {seed}). videos/ and unseen/ show coloured discs and play tones,\n"
-    "no people; labels.csv says which emotion each stands for. encoders/ hold the real architectures, very small, with random\n"
-    "weights: they know nothing. llm/ is a tiny language model that has read invented texts. Results on it say that the\n"
-    "machinery works, and nothing about real data.\n"
+    "A program invented everything in this folder (seed {seed}). The videos in videos/ and unseen/ show coloured discs and\n"
+    "play tones; there are no people. labels.csv assigns an emotion to each. encoders/ contains the real architectures at a\n"
+    "tiny size with random, untrained weights. llm/ is a tiny language model that was trained on invented texts. Results on\n"
+    "this data show that the programs work, but nothing about real data.\n"
 )
 
 
 def make_videos(folder: Path, *, clips: int, unseen: int, seed: int) -> None:
-    """Write ``videos/``, ``labels.csv`` and ``unseen/<emotion>_<number>.mp4``; the same arguments give the same files.
+    """Write ``videos/``, ``labels.csv`` and ``unseen/<emotion>_<number>.mp4``. The same arguments give the same files.
 
     Args:
-        folder: where to write.
-        clips: videos with a row in the table, of each emotion alike.
-        unseen: videos without one.
-        seed: of everything random.
+        folder: the folder to write to.
+        clips: number of videos with a label; all emotions are equally frequent.
+        unseen: number of videos without a label.
+        seed: seed of all random draws.
     """
     emotions = tuple(LOOKS)
     rows = []
@@ -78,14 +78,14 @@ def make_videos(folder: Path, *, clips: int, unseen: int, seed: int) -> None:
 
 
 def write_video(path: Path, emotion: str, rng: np.random.Generator) -> None:
-    """One video with sound, H.264 and AAC in MP4, of 1 to 2 seconds."""
+    """Write a video of 1 to 2 seconds with sound (H.264 and AAC in MP4)."""
     import av
 
     width, height = SIZES[rng.integers(len(SIZES))]
     frame_rate, sample_rate = (int(rng.choice(rates)) for rates in (FRAME_RATES, SAMPLE_RATES))
     channels, seconds = int(rng.integers(1, 3)), rng.uniform(1.0, 2.0)
     colour, motion, pitch = LOOKS[emotion]
-    disc = _Disc.drawn(rng, COLOURS[colour])
+    disc = _Disc.random(rng, COLOURS[colour])
     phases = rng.uniform(0, 2 * math.pi) + rng.uniform(4, 6) * np.arange(round(seconds * frame_rate)) / frame_rate
     pictures = [disc.picture(rng, (height, width), MOTIONS[motion](phase)) for phase in phases]
     wave = _wave(PITCHES[pitch], rng, round(seconds * sample_rate), sample_rate)
@@ -108,7 +108,7 @@ def write_video(path: Path, emotion: str, rng: np.random.Generator) -> None:
 
 @dataclass(frozen=True)
 class _Disc:
-    """What stays the same in all pictures of a clip: colour (3,) and ground in [0, 1], radius and shift as a Place has them."""
+    """Properties that are constant in a clip: colour (3,) and background in [0, 1], radius and shift in units of Position."""
 
     colour: Array
     ground: float
@@ -116,15 +116,15 @@ class _Disc:
     shift: Array
 
     @classmethod
-    def drawn(cls, rng: np.random.Generator, colour: tuple[float, float, float]) -> _Disc:
+    def random(cls, rng: np.random.Generator, colour: tuple[float, float, float]) -> _Disc:
         shade = np.array(colour) * rng.uniform(0.7, 1.0) + rng.normal(0, 0.04, 3)
         return cls(shade, rng.uniform(0.1, 0.4), rng.uniform(0.45, 0.6), rng.uniform(-0.15, 0.15, 2))
 
-    def picture(self, rng: np.random.Generator, size: tuple[int, int], place: Place) -> NDArray[np.uint8]:
-        """(H, W, 3) with the disc at a place."""
+    def picture(self, rng: np.random.Generator, size: tuple[int, int], position: Position) -> NDArray[np.uint8]:
+        """Return a picture (H, W, 3) with the disc at a position."""
         height, width = size
         down, across = np.mgrid[:height, :width]
-        x, y = np.array(place) + self.shift
+        x, y = np.array(position) + self.shift
         half = min(size) / 2
         inside = ((across - width / 2) / half - x) ** 2 + ((down - height / 2) / half - y) ** 2 < self.radius**2
         picture = np.where(inside[..., None], self.colour, self.ground) + rng.normal(0, 0.06, (height, width, 3))
@@ -132,17 +132,22 @@ class _Disc:
 
 
 def _wave(pitch: float, rng: np.random.Generator, count: int, rate: int) -> Array:
-    """``count`` samples of sound (S,) float32 in [-1, 1]: a tone with an overtone, and noise."""
+    """Return ``count`` samples of sound, float32 in [-1, 1]: a tone with an overtone, and noise."""
     turns = pitch * rng.uniform(0.8, 1.25) * np.arange(count) / rate
     tone = np.sin(2 * math.pi * turns) + 0.4 * np.sin(4 * math.pi * turns)
     sound = rng.uniform(0.3, 0.5) * tone + rng.normal(0, 0.05, count)
     return sound.clip(-1, 1).astype(np.float32)
 
 
-def draw_texts(seed: int, count: int, wordings: Sequence[str] = BUILT_IN["emotion"]) -> list[str]:
-    """Prompts with their answers for the tiny language model: words for what is seen and heard stand where features will be.
+def draw_texts(seed: int, count: int, instructions: Sequence[str] = BUILT_IN["emotion"]) -> list[str]:
+    """Return prompts with answers for the tiny language model, with words in place of features.
 
-    From these it knows which colour, movement and pitch go with which emotion; it has seen no feature.
+    The model learns which colour, movement and pitch belong to which emotion, but it sees no features.
+
+    Args:
+        seed: seed of all random draws.
+        count: number of texts.
+        instructions: the instructions of the prompts.
     """
     rng = np.random.default_rng([seed, 2])
     labels, lines = ", ".join(LOOKS), []
@@ -150,8 +155,8 @@ def draw_texts(seed: int, count: int, wordings: Sequence[str] = BUILT_IN["emotio
         emotion = tuple(LOOKS)[rng.integers(len(LOOKS))]
         colour, motion, pitch = LOOKS[emotion]
         sentence = SENTENCES[rng.integers(len(SENTENCES))]
-        said = f"The person in video says: {sentence}.  " if rng.integers(4) else ""
-        instruction = wordings[int(rng.integers(len(wordings)))].replace("{labels}", labels)
-        seen = f"<video> {colour} </video> <feature> {colour} {motion} {pitch} </feature>"
-        lines.append(f"[INST] {seen} {said}[emotion] {instruction}  [/INST] {emotion}")
+        transcript = f"The person in video says: {sentence}.  " if rng.integers(4) else ""
+        instruction = instructions[int(rng.integers(len(instructions)))].replace("{labels}", labels)
+        features = f"<video> {colour} </video> <feature> {colour} {motion} {pitch} </feature>"
+        lines.append(f"[INST] {features} {transcript}[emotion] {instruction}  [/INST] {emotion}")
     return lines

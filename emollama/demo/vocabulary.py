@@ -1,15 +1,15 @@
-"""What the invented corpus can show and say: emotions, cues, sentences and the templates of captions."""
+"""Vocabulary of the synthetic corpus: emotions, cues, sentences and templates of captions."""
 
 from __future__ import annotations
 
 EMOTIONS = ("happy", "sad", "neutral", "angry", "worried", "surprise", "fear", "contempt", "doubt")
-# Emotion -> its (face, tone) group, each 0..2, and its valence. Topic and motion follow from the groups, see `_groups`.
+# Emotion -> its groups of face and tone, each 0 to 2. The groups of topic and motion follow from them (`corpus._groups`).
 FACE_TONE = {
     "surprise": (0, 0), "contempt": (0, 1), "happy": (0, 2), "angry": (1, 0), "doubt": (1, 1), "worried": (1, 2),
     "fear": (2, 0), "neutral": (2, 1), "sad": (2, 2),
 }  # fmt: skip
 VALENCE = dict(zip(EMOTIONS, (2.0, -1.6, 0.0, -1.4, -1.0, 0.5, -1.8, -0.8, -0.4), strict=True))
-# Three groups of facial cues: (action unit, two phrasings).
+# Three groups of facial cues: (action unit, two descriptions).
 FACES = (
     (("AU06", "raised cheeks", "lifted cheeks"), ("AU12", "raised lip corners", "lip corners pulled up"),
      ("AU14", "a dimple", "a dimpled cheek"), ("AU02", "lifted outer brows", "raised outer brows")),
@@ -22,7 +22,7 @@ TONES = (("loud", "fast", "sharp"), ("level", "dry", "slow"), ("soft", "wavering
 MOTIONS = (("leans back", "tilts the head", "stops"), ("faces the camera", "stands upright", "leans forward"),
            ("looks aside", "turns away", "steps backward"))  # fmt: skip
 TOPICS = ("the words bring news", "the words judge what someone did", "the words describe a plan")
-# The sentences of a topic: every frame with every filler.
+# Topic -> frames and fillers. Each frame with each filler is a sentence.
 SENTENCES = (
     (("The {} arrived this morning", "They told me the {} is here", "I just heard about the {}",
       "Look, the {} is on the table", "Somebody called about the {}", "There is a message with the {}"),
@@ -34,10 +34,10 @@ SENTENCES = (
       "Tomorrow I have to {}", "You and I could {}", "Maybe we {} this year"),
      ("move to the coast", "start a new job", "travel north", "sell the house", "meet the doctor", "sing on stage")),
 )  # fmt: skip
-# What stands for a channel that says nothing.
+# Descriptions of uninformative channels.
 HIDDEN = {"face": "a half hidden face", "motion": "keeps still", "tone": "muffled", "topic": "the words say little"}
 FILLER_SENTENCES = ("Yes, well, you know", "All right then", "So here we are", "Okay, let me think", "")
-# A coarse caption names one facial cue, the tone and the topic; a fine one every cue of the face, and the motion too.
+# A coarse caption contains one facial cue, the tone and the topic. A fine caption contains all facial cues and also the motion.
 COARSE = (
     "The picture shows {cue}. The voice is {tone} and {topic}. This suggests {emotion}.",
     "There is {cue}. The voice sounds {tone} and {topic}. The feeling is {emotion}.",
