@@ -152,7 +152,7 @@ def test_overrides_take_precedence_over_label_map_ground_truth_and_peaks(tmp_pat
     maps = written(tmp_path / "map.yaml", "happy: skip\n")
     run("mer-factory", folder, "--output", out, "--overrides", over, "--label-map", maps)
     assert listed(out) == [("a", "happy"), ("b", "fear"), ("c", "doubt")]
-    assert table(out / "import_report.json")["left_out"] == {"the overrides say skip": ["d"]}
+    assert table(out / "import_report.json")["left_out"] == {"skipped by --overrides": ["d"]}
 
 
 @pytest.mark.parametrize(

@@ -119,12 +119,13 @@ class EvaVit(nn.Module):
         self.width = shape.width
         self.patches = (image_size // PATCH) ** 2
 
-        class WithoutValues(Eva):
+        class UninitializedEva(Eva):
+            # Tensors on the meta device have no values, but their initialization takes most of the time of building the module.
             def init_weights(self, needs_reset: bool = True) -> None:
-                """The meta device holds no values, and the initialization takes most of the time of building the module."""
+                """Do nothing."""
 
         with device:
-            self.visual_encoder = (WithoutValues if device.type == "meta" else Eva)(
+            self.visual_encoder = (UninitializedEva if device.type == "meta" else Eva)(
                 img_size=image_size,
                 patch_size=PATCH,
                 embed_dim=shape.width,

@@ -103,7 +103,7 @@ def _label(
     override = override_labels.get(name)
     if override is not None:
         if override == SKIP:
-            collector.leave_out("the overrides say skip", name)
+            collector.leave_out("skipped by --overrides", name)
         return None if override == SKIP else override
     truth = record.get("ground_truth_label")
     raw = truth if isinstance(truth, str) and truth.strip() else raw_label(record, peak)
