@@ -131,6 +131,19 @@ def test_the_help_of_a_command_ends_with_its_example_and_documentation(capsys):
     assert "--debug" in text
 
 
+def test_a_description_is_wrapped_to_the_width_of_the_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    text = called(capsys, "rate", "--help")[1]
+    paragraphs = text.partition("\n\n")[2].partition("\n\noptions:")[0].split("\n\n")
+    assert len(paragraphs) == 3 and max(map(len, "\n".join(paragraphs).splitlines())) <= 58
+
+
+def test_the_help_of_a_sub_command_has_a_description_and_a_link(capsys):
+    text = called(capsys, "checkpoint", "diff", "--help")[1]
+    assert "\n\nCompare two checkpoints; the exit status is 1 if they differ.\n\n" in text
+    assert text.rstrip().endswith(f"documentation: {ROOT}/docs/checkpoints.md")
+
+
 @pytest.mark.parametrize(
     ("line", "usage"),
     [

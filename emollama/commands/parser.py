@@ -52,22 +52,22 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the error and exit with status 2. If there is an unknown option, it is reported in place of ``message``."""
         if unknown := self._unknown_option():
-            message = f"unknown option '{unknown}'.{_nearest_option(unknown, self.known_options())}"
+            message = f"unknown option '{unknown}'.{_nearest_option(unknown, self.all_options())}"
         elif message.endswith(": --cfg-path") and (path := self._probable_path()):
             message = f"{message}. Did you mean '--cfg-path {path}'?"
         self.exit(2, f"{self.prog}: error: {message}\n'{self.prog} --help' lists the options.\n")
 
-    def known_options(self) -> Iterator[str]:
+    def all_options(self) -> Iterator[str]:
         """Yield the option strings of this parser and its sub-parsers."""
         for action in self._actions:
             yield from action.option_strings
             if isinstance(action, argparse._SubParsersAction):
                 for parser in action.choices.values():
-                    yield from parser.known_options()
+                    yield from parser.all_options()
 
     def _unknown_option(self) -> str | None:
         """Return the first argument that looks like an option but is not an option of this parser or its sub-parsers."""
-        options = set(self.known_options())
+        options = set(self.all_options())
         names = [argument.partition("=")[0] for argument in self._arguments]
         # argparse accepts unambiguous prefixes of options.
         return next((name for name in names if _is_option(name) and not any(each.startswith(name) for each in options)), None)
@@ -166,11 +166,11 @@ def _parse_before(options: Sequence[str], rest: Sequence[str]) -> argparse.Names
         SystemExit: 2 for another option. If the option belongs to a command, the message says that it must follow the command.
     """
     parser = build_parser([])
-    program_options = set(parser.known_options())
+    program_options = set(parser.all_options())
     for option in (option.partition("=")[0] for option in options):
         if option.startswith("--") and option not in program_options:
             command = [ALIASES.get(each, each) for each in rest if each in NAMES or each in ALIASES][:1]
-            if any(option in build_parser([name]).known_options() for name in command or NAMES):
+            if any(option in build_parser([name]).all_options() for name in command or NAMES):
                 usage = f"emollama {command[0] if command else 'COMMAND'} {option} ..."
                 parser.error(f"'{option}' must follow the command: {usage}")
     return parser.parse_args(options)
