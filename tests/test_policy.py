@@ -280,12 +280,10 @@ def test_no_file_seeds_the_global_random_generators_of_python_or_numpy():
     assert wrong == []
 
 
-def test_no_file_except_config_reads_the_configuration_with_get():
-    """No ``cfg.get(key, default)`` outside config.py."""
+def test_no_file_reads_the_configuration_with_get():
+    """No ``cfg.get(key, default)``: defaults are in the Config classes."""
     wrong = []
     for path in FILES:
-        if path.name == "config.py":
-            continue
         for node in nodes_of(path)[ast.Call]:
             if dotted(node.func) in ("cfg.get", "self.cfg.get", "config.get", "self.config.get"):
                 wrong.append(where(path, node.lineno))
@@ -365,6 +363,20 @@ def test_files_and_functions_do_not_exceed_their_maximum_length():
     assert long == []
 
 
+def test_parameters_and_attributes_named_in_docstrings_exist():
+    wrong = []
+    for path in FILES:
+        for node in nodes_of(path)[ast.FunctionDef] + nodes_of(path)[ast.ClassDef]:
+            section = re.search(r"\n\s*(?:Args|Attributes):\n((?:\s{2,}.*\n?)+)", ast.get_docstring(node, clean=True) or "")
+            listed = re.findall(r"^    (\w+(?:, \w+)*): ", section[1], re.MULTILINE) if section else []
+            inner = {each.arg for each in ast.walk(node) if isinstance(each, ast.arg)}
+            inner |= {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+            inner |= {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute)}
+            inner |= {each.name for each in ast.walk(node) if isinstance(each, ast.FunctionDef)}
+            wrong += [f"{where(path, node.lineno)} {name}" for text in listed for name in text.split(", ") if name not in inner]
+    assert wrong == []
+
+
 # Shipped configurations
 
 
@@ -383,52 +395,3 @@ def test_a_shipped_preset_loads(path, tmp_path):
     base = "model: {arch: minigpt_v2, llama_model: x}\ndatasets: {feature_face_caption: {annotation_file: x}}\n"
     (tmp_path / "config.yaml").write_text(base)
     assert config.load(str(tmp_path / "config.yaml"), [f"{keys}preset={path.stem}"]).model
-
-
-# Vocabulary
-
-# Replaced by usual terms: classes and modules, and functions and methods.
-REPLACED_CLASSES = set("Order Deck Draw Split Rows KeptRows Seen Made Facts Evidence Choice Reader Sweep Intake".split())
-REPLACED_MODULES = set(
-    "order seen kept recipes sweeping exchange predecessors doctor prediction intake lenient canvas basis upstream".split()
-)
-REPLACED_FUNCTIONS = set(
-    "deck lap wording wordings said worded rows_out raw_rows kept keep seen made unlike main_first on_main everywhere"
-    " synchronised course begin advance told known found given".split()
-)
-REPLACED_CONSTANTS = {"UNSEEN", "MAY_DIFFER"}
-
-
-def test_replaced_names_are_not_used_again():
-    old = [name for name in MODULES if REPLACED_MODULES & set(name.split("."))]
-    for path in FILES:
-        for node in nodes_of(path)[ast.ClassDef]:
-            old += [where(path, node.lineno)] if node.name.strip("_") in REPLACED_CLASSES else []
-        for node in nodes_of(path)[ast.FunctionDef]:
-            old += [where(path, node.lineno)] if node.name.strip("_") in REPLACED_FUNCTIONS else []
-        for node in nodes_of(path)[ast.Name]:
-            old += [where(path, node.lineno)] if node.id in REPLACED_CONSTANTS else []
-    assert old == []
-
-
-def test_class_names_are_unique():
-    places = defaultdict(list)
-    for path in FILES:
-        for node in tree_of(path).body:
-            if isinstance(node, ast.ClassDef):
-                places[node.name].append(where(path, node.lineno))
-    assert {name: found for name, found in places.items() if len(found) > 1} == {}
-
-
-def test_parameters_and_attributes_named_in_docstrings_exist():
-    wrong = []
-    for path in FILES:
-        for node in nodes_of(path)[ast.FunctionDef] + nodes_of(path)[ast.ClassDef]:
-            section = re.search(r"\n\s*(?:Args|Attributes):\n((?:\s{2,}.*\n?)+)", ast.get_docstring(node, clean=True) or "")
-            listed = re.findall(r"^    (\w+(?:, \w+)*): ", section[1], re.MULTILINE) if section else []
-            inner = {each.arg for each in ast.walk(node) if isinstance(each, ast.arg)}
-            inner |= {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
-            inner |= {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute)}
-            inner |= {each.name for each in ast.walk(node) if isinstance(each, ast.FunctionDef)}
-            wrong += [f"{where(path, node.lineno)} {name}" for text in listed for name in text.split(", ") if name not in inner]
-    assert wrong == []

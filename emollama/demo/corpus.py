@@ -41,7 +41,7 @@ from emollama.demo.vocabulary import (
 
 FOLDERS = {"face": "mae_340_UTT", "video": "maeV_399_UTT", "audio": "HL-UTT", "eva": "eva"}
 WITHOUT_FEATURES = shutil.ignore_patterns("*.npy")
-SLOT_WIDTH, EVA_WIDTH, EVA_PATCHES = 1024, 1408, 4  # an EVA array is (1 + EVA_PATCHES, EVA_WIDTH), row 0 the class row
+SLOT_WIDTH, EVA_WIDTH, EVA_PATCHES = 1024, 1408, 4  # an EVA array is (1 + EVA_PATCHES, EVA_WIDTH), row 0 the class token
 SPEAKERS = 24
 # Each channel is uninformative in one clip of this many, and never two channels in one clip.
 SILENCES = 100

@@ -53,6 +53,6 @@ FINE = (
 )
 README = (
     "Everything in this folder is synthetic: a program (seed {seed}) invented names, sentences, labels, captions and\n"
-    "features. No person or recording stands behind them; results on them say nothing about real data. train/: two\n"
+    "features. They come from no person and no recording; results on them say nothing about real data. train/: two\n"
     "lists. test/: unseen clips; test_shuffled/: with other clips' features and sentences; test_sentence_only/: none.\n"
 )

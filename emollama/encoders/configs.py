@@ -12,7 +12,7 @@ from emollama.encoders.shapes import EVA_HEAD, IDENTITY
 from emollama.errors import require_at_least
 from emollama.media.frame_selection import FaceChoice, FrameChoice
 
-FACE_KEYS = ("face", "max_frames")  # entries of a recipe that have no effect with images of faces (extraction.face_path)
+FACE_KEYS = ("face", "max_frames")  # settings without effect if extraction.face_path provides images of faces
 MIN_SECONDS = 1  # shorter sound is padded with silence; a shorter rest of long sound is appended to the last chunk
 
 

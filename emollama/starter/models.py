@@ -112,7 +112,7 @@ def _feature_dimensions(draft: Draft) -> None:
         text = f"{image.path.name} has arrays of shape {image.shape}, not of 1 + (image_size / 14)^2 rows"
         draft.mark_missing("model.image_size", text, "extract the features again", model["image_size"])
     else:
-        draft.set_found("model.image_size", image.image_size, f"{image.shape[0] - 1} patch rows and one class row")
+        draft.set_found("model.image_size", image.image_size, f"{image.shape[0] - 1} patches and the class token")
 
 
 def _defaults(draft: Draft) -> dict[str, Any]:

@@ -1,0 +1,150 @@
+"""Names and prose use the terms of PyTorch, Hugging Face and LAVIS; those that they replaced do not come back."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+from running import ROOT
+
+PACKAGE = ROOT / "emollama"
+FILES = sorted([*PACKAGE.rglob("*.py"), ROOT / "train.py", ROOT / "eval_emotion_EMER.py", *(ROOT / "benchmarks").glob("*.py")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / ".github").rglob("*.md")])
+CONFIGS = sorted(ROOT.glob("*_configs/**/*.yaml"))
+PROMPTS = {PACKAGE / "evaluation/judges/prompts.py"}  # sent to a model, with check values
+
+# Identifiers
+
+CLASSES = set("Order Deck Draw Split Rows KeptRows Seen Made Facts Evidence Choice Reader Sweep Intake".split())
+MODULES = set(
+    "order seen kept recipes sweeping exchange predecessors doctor prediction intake lenient canvas basis upstream".split()
+)
+FUNCTIONS = set(
+    "deck lap wording wordings said worded rows_out raw_rows kept keep seen made unlike main_first on_main everywhere"
+    " synchronised course begin advance told known found given".split()
+)
+VARIABLES = set("UNSEEN MAY_DIFFER found known given told made".split())
+
+# Prose: a pattern of what is rejected, and what to write instead
+
+PHRASES = {
+    r"(?:go|goes|gone|going|went) on\b": "resume, continue",
+    r"(?:is|are|was|were|be|been|it|not|and) told\b": "print, report, say; `reported as`",
+    r"is answered with": "is rejected with",
+    r"nothing (?:that was|of)\b": "no ...",
+    r"(?:what|that|which) (?:is|are) no\b(?! longer)": "that is not a ...",
+    r"(?:of|from|with|by|around|beside|against) what (?:is|was|are|were|has|no)\b": "name the thing",
+    r"(?<!there )(?:is|are) no (?!longer\b|more\b|less\b)\w+": "is not a ...",
+    r"(?:lie|lies|lying|stand|stands) (?:in|under|beside|below|behind|there)\b": "is in, is next to",
+    r"(?:comes?|came) to (?:be\b|it\b|the end\b|nothing\b)": "becomes, ends, fails",
+    r"worded|wordings?\b": "instruction, text",
+    r"laps?\b": "dataset epoch",
+    r"decks?\b": "sampling",
+    r"recipes? (?:of|that)\b": "provenance, settings",
+    r"(?:kept|raw|packed) rows\b": "cached features, feature vectors, packed features",
+    r"(?:image|face|audio|video|class|zero) rows?\b": "feature vectors, feature tokens",
+    r"nobody (?:knows|has|is)\b": "unknown, missing",
+    r"whatever (?:the|its|it|is)\b": "for every ..., regardless of ...",
+    r"that (?:much|many)\b": "the number",
+    r"as such\b": "unchanged",
+    r"(?:is|are) (?:asked|called) (?:after|by)\b": "is named after",
+    r"of (?:one's|ones) own\b": "custom, user-defined",
+    r"is of no use\b": "cannot be used",
+    r"(?:has|have|had|says?) nothing (?:of|to)\b": "is empty, does not need",
+}
+
+
+@cache
+def tree_of(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def where(path, line):
+    return f"{path.relative_to(ROOT)}:{line}"
+
+
+def identifiers(path) -> Iterator[tuple[str, int, str]]:
+    """Yield (kind, line, name) for each class, function and variable that a file defines."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.ClassDef):
+            yield "class", node.lineno, node.name
+        elif isinstance(node, ast.FunctionDef):
+            yield "function", node.lineno, node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield "variable", node.lineno, node.id
+        elif isinstance(node, ast.arg):
+            yield "variable", node.lineno, node.arg
+
+
+def test_replaced_names_are_not_used_again():
+    rejected = {"class": CLASSES, "function": FUNCTIONS, "variable": VARIABLES}
+    names = [
+        f"{where(path, line)}: {kind} {name}"
+        for path in FILES
+        for kind, line, name in identifiers(path)
+        if name.strip("_") in rejected[kind]
+    ]
+    names += [where(path, 1) for path in FILES if MODULES & {*path.relative_to(ROOT).with_suffix("").parts}]
+    assert names == []
+
+
+def test_class_names_are_unique():
+    lines = defaultdict(list)
+    for path in FILES:
+        for node in tree_of(path).body:
+            if isinstance(node, ast.ClassDef):
+                lines[node.name].append(where(path, node.lineno))
+    assert {name: same for name, same in lines.items() if len(same) > 1} == {}
+
+
+def prose_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line, text) for the prose of a file: strings and comments of Python, comments of YAML, Markdown without code."""
+    source = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and path not in PROMPTS:
+                yield node.lineno, node.value
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            if token.type == tokenize.COMMENT:
+                yield token.start[0], token.string
+    elif path.suffix == ".yaml":
+        for number, line in enumerate(source.splitlines(), 1):
+            yield number, line.partition("#")[2]
+    else:
+        prose = re.sub(r"(?ms)^```.*?^```$", lambda block: "\n" * block[0].count("\n"), source)
+        yield 1, re.sub(r"`[^`\n]*`", lambda code: "`" * len(code[0]), prose)
+
+
+def phrases_in(text: str) -> Iterator[tuple[int, str]]:
+    """Yield (line in the text, phrase) for each rejected phrase; a line break counts as a space."""
+    flat = text.replace("\n", " ")
+    for pattern, better in PHRASES.items():
+        for match in re.finditer(rf"\b(?:{pattern})", flat, re.IGNORECASE):
+            yield text.count("\n", 0, match.start()), f"'{match[0]}' ({better})"
+
+
+@pytest.mark.parametrize("paths", [FILES, PAGES, CONFIGS], ids=["code", "pages", "configurations"])
+def test_prose_has_none_of_the_listed_phrases(paths):
+    rejected = [
+        f"{where(path, first + line)}: {phrase}"
+        for path in paths
+        for first, text in prose_of(path)
+        for line, phrase in phrases_in(text)
+    ]
+    assert len(paths) > 5
+    assert rejected == []
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("It goes\non.", 1), ("It ongoes.", 0), ("It is no clip.", 1), ("It is no longer read.", 0), ("The rows of a table.", 0)],
+)
+def test_a_phrase_is_rejected_across_lines_and_by_whole_words(text, count):
+    assert len(list(phrases_in(text))) == count
