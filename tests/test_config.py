@@ -133,21 +133,23 @@ def test_an_unknown_top_level_key_is_reported_with_the_nearest_key_and_all_keys(
 
 
 @pytest.mark.parametrize(
-    ("block", "key", "value"),
+    ("block", "key", "value", "message"),
     [
-        ("run", "max_epoch", "many"),
-        ("run", "amp", "perhaps"),
-        ("run", "device", "tpu"),
-        ("run", "init_lr", [1]),
-        ("model", "train_llm", "some"),
-        ("model", "slot_dims", {"image": "wide"}),
-        ("model", "lora_target_modules", {"q": 1}),
+        ("run", "max_epoch", "many", "expected a whole number, got 'many'."),
+        ("run", "max_epoch", None, "expected a whole number, got null."),
+        ("run", "amp", "perhaps", "expected True or False, got 'perhaps'."),
+        ("run", "device", "cud", "expected one of auto, cuda, cpu, got 'cud'. Did you mean 'cuda'?"),
+        ("run", "init_lr", [1], "expected a number, got [1]."),
+        ("run", "max_grad_norm", "x", "expected a number or null, got 'x'."),
+        ("model", "train_llm", "some", "expected one of lora, none, full, got 'some'."),
+        ("model", "slot_dims", {"image": "wide"}, "expected a mapping to whole numbers, got {'image': 'wide'}."),
+        ("model", "lora_target_modules", {"q": 1}, "expected a list of texts, got {'q': 1}."),
+        ("model", "ckpt", {"a": 1}, "expected a text or a list of texts or null, got {'a': 1}."),
     ],
 )
-def test_a_value_of_the_wrong_type_is_reported_with_the_file_and_the_key(tmp_path, block, key, value):
+def test_a_value_of_the_wrong_type_is_reported_with_the_file_the_key_and_the_type(tmp_path, block, key, value, message):
     text = refusal(tmp_path, small(**{block: {key: value}}))
-    assert text.startswith(f"{tmp_path}/config.yaml: '{block}.{key}")
-    assert "\n" not in text
+    assert text == f"{tmp_path}/config.yaml: '{block}.{key}': {message}"
 
 
 def test_a_wrong_type_in_the_options_is_reported_as_an_option(tmp_path):

@@ -180,7 +180,7 @@ def test_dfew_label_map_accepts_numbers_only_in_quotes(tmp_path):
     text = "model: {arch: minigpt_v2, llama_model: x}\ndatasets: {dfew: {data_root: x, label_map: {%s: sad}}}\n"
     for config in (loaded(tmp_path, text % "'6'"), loaded(tmp_path, text % "'1'", "datasets.dfew.label_map.6=sad")):
         assert config.datasets["dfew"].label_map["6"] == "sad"
-    with pytest.raises(UserError, match=r"'datasets\.dfew\.label_map\.6': Key 6 .* Write it in quotes\."):
+    with pytest.raises(UserError, match=r"'datasets\.dfew\.label_map\.6': Key 6 .* Write the key in quotes\."):
         loaded(tmp_path, text % "6")
 
 

@@ -12,14 +12,15 @@ from dataclasses import field
 from typing import Any
 
 from omegaconf import DictConfig, FloatNode, OmegaConf
-from omegaconf.errors import KeyValidationError, OmegaConfBaseException
+from omegaconf.errors import ConfigTypeError, KeyValidationError, OmegaConfBaseException, ValidationError
 
 from emollama.config import compat
 from emollama.config.blocks import ConfigBlock
 from emollama.config.key_hints import key_hint
 from emollama.config.layers import Layer, is_plain, leaves
-from emollama.config.omegaconf_errors import first_line
+from emollama.config.omegaconf_errors import describe_type, first_line
 from emollama.errors import UserError
+from emollama.registry import did_you_mean
 
 
 def empty_node(block: ConfigBlock) -> DictConfig:
@@ -127,8 +128,20 @@ def _merge_error(block: ConfigBlock, layer: Layer, values: dict[str, Any], error
         except (OmegaConfBaseException, TypeError) as key_error:
             name, error = key, key_error
             break
-    key_in_file = layer.old_keys.get(f"{block.path}.{name}") or getattr(error, "full_key", None) or name
-    quotes = ". Write it in quotes." if isinstance(error, KeyValidationError) else ""
-    types = {item.name: item.type for config_class in block.configs for item in dataclasses.fields(config_class)}
-    expected = f" (expected {types[name]})" if name in types else ""
-    return UserError(f"{layer.name}: '{block.path}.{key_in_file}': {first_line(error)}{expected}{quotes}")
+    hints = {key: hint for config_class in block.configs for key, hint in typing.get_type_hints(config_class).items()}
+    key_in_file = layer.old_keys.get(f"{block.path}.{name}")
+    is_type_error = isinstance(error, ValidationError | ConfigTypeError | TypeError) and not isinstance(error, KeyValidationError)
+    if name in hints and is_type_error:
+        problem = _type_problem(hints[name], values[name])
+        key_in_file = key_in_file or name
+    else:
+        problem = first_line(error) + (". Write the key in quotes." if isinstance(error, KeyValidationError) else "")
+        key_in_file = key_in_file or getattr(error, "full_key", None) or name
+    return UserError(f"{layer.name}: '{block.path}.{key_in_file}': {problem}")
+
+
+def _type_problem(hint: Any, value: Any) -> str:
+    """Return the expected type and the actual value, and a suggestion for a misspelled choice."""
+    choices = map(str, typing.get_args(hint)) if typing.get_origin(hint) is typing.Literal else ()
+    shown = "null" if value is None else repr(value)
+    return f"expected {describe_type(hint)}, got {shown}.{did_you_mean(str(value), choices)}"

@@ -1,9 +1,12 @@
-"""Readable messages for the errors of PyYAML and OmegaConf."""
+"""Readable messages for the errors of PyYAML and OmegaConf, and for the types of configuration keys."""
 
 from __future__ import annotations
 
 import re
+import types
+import typing
 from collections.abc import Iterable
+from typing import Any
 
 import yaml
 from omegaconf.errors import (
@@ -19,6 +22,30 @@ from emollama.registry import did_you_mean
 
 # The exceptions that reading invalid YAML raises. Other exceptions are not caused by the file.
 UNREADABLE = (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError)
+
+
+# Type of a key -> its description as a single value, and in the plural for lists and mappings.
+TYPES = {
+    str: ("a text", "texts"),
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    bool: ("True or False", "True or False"),
+    types.NoneType: ("null", "null"),
+}
+
+
+def describe_type(hint: Any, *, plural: bool = False) -> str:
+    """Describe the type of a key, such as ``a list of numbers or null`` for ``list[float] | None``."""
+    arguments, origin = typing.get_args(hint), typing.get_origin(hint)
+    if origin is typing.Literal:
+        return f"{'the values' if plural else 'one of'} {', '.join(map(str, arguments))}"
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(describe_type(argument, plural=plural) for argument in arguments)
+    if origin in (list, dict):
+        kind = ("list of", "lists of") if origin is list else ("mapping to", "mappings to")
+        elements = describe_type(arguments[-1], plural=True)
+        return f"{kind[1] if plural else f'a {kind[0]}'} {elements}"
+    return TYPES.get(hint, ("any value", "any values"))[plural]
 
 
 def first_line(error: Exception) -> str:
