@@ -45,6 +45,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(launches, "launches")
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Start the fork server early in the worker of xdist that is the first to get tests: those that fork."""
+    config = session.config
+    is_first = getattr(config, "workerinput", {}).get("workerid") == "gw0" and not config.pluginmanager.hasplugin("randomly")
+    if is_first and os.environ.get("OMP_NUM_THREADS") == "1" and not config.option.collectonly:
+        forks.SERVER.fork()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
     """Collect without the garbage collector: modules and rewritten tests are never garbage, and scanning them takes seconds."""
@@ -57,7 +65,8 @@ def pytest_collection() -> Iterator[None]:
 
 
 def pytest_unconfigure() -> None:
-    """Let the interpreter clean up at its end what :func:`pytest_collection` kept from the garbage collector."""
+    """End the fork server, and let the interpreter clean up what :func:`pytest_collection` kept from the garbage collector."""
+    forks.SERVER.close()
     gc.unfreeze()
 
 

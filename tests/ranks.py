@@ -14,6 +14,8 @@ What is about torchrun itself needs the real one: ``running.command``.
 
 from __future__ import annotations
 
+import importlib
+import logging
 import multiprocessing
 import os
 import runpy
@@ -22,12 +24,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing import connection, forkserver
+from multiprocessing import connection, forkserver, resource_tracker, util
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +55,32 @@ class ForkServer:
 
     def process(self, target: Callable[..., None], *args: Any) -> Any:
         """A started process that runs ``target(*args)``; the target must be importable, the arguments picklable."""
+        self._start()
+        process = self._context.Process(target=target, args=args)
+        process.start()
+        self._processes = [*(one for one in self._processes if one.exitcode is None), process]
+        return process
+
+    def fork(self) -> None:
+        """Start the server as a fork of this process, which imports the libraries first; both then have them for the time of one.
+
+        Only a process that has not run tests yet is clean enough.
+        """
+        importlib.import_module("workers.preloaded")
+        resource_tracker.ensure_running()
+        before = util.spawnv_passfds
+        util.spawnv_passfds = _fork_into
+        try:
+            self._start()
+        finally:
+            util.spawnv_passfds = before
+
+    def _start(self) -> None:
         if self._context is None:
             self._context = multiprocessing.get_context("forkserver")
             self._context.set_forkserver_preload(["workers.preloaded"])
             with _environ(environment() | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}):
                 forkserver.ensure_running()
-        process = self._context.Process(target=target, args=args)
-        process.start()
-        self._processes = [*(one for one in self._processes if one.exitcode is None), process]
-        return process
 
     def close(self) -> None:
         """End the server and the processes that are left."""
@@ -73,6 +93,33 @@ class ForkServer:
 
 
 SERVER = ForkServer()
+
+
+def _fork_into(path: bytes, args: list[str], passfds: list[int]) -> int:
+    """In place of ``spawnv_passfds``: a fork that runs the code of ``python -c code``; returns its number."""
+    if number := os.fork():
+        return number
+    try:
+        _forget_pytest(set(passfds))
+        exec(args[args.index("-c") + 1], {"__name__": "__main__"})
+    finally:
+        os._exit(1)
+
+
+def _forget_pytest(kept: set[int]) -> None:
+    """In a fork: undo what pytest has changed in the process, and let go of its files but for those that are kept."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in {int(name) for name in os.listdir("/proc/self/fd")} - kept - {null}:
+        with suppress(OSError):  # the folder that was listed
+            os.fstat(number)
+            os.dup2(null, number)  # a number that is closed would be used again, and its object might close it then
+    sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(2, "w", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+    sys.excepthook, sys.unraisablehook = sys.__excepthook__, sys.__unraisablehook__
+    threading.excepthook = threading.__excepthook__
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("_pytest")]
+    logging.getLogger().handlers.clear()
 
 
 class Group:

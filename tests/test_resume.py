@@ -10,7 +10,7 @@ from running import golden_config, kill_after_step, rows
 from emollama.config import load
 from emollama.errors import UserError
 
-EPOCH, SAVED_EVERY, KILLED_AFTER = 7, 3, 5
+EPOCH, SAVED_EVERY, KILLED_AFTER = 5, 2, 3
 SETTINGS = {"iters_per_epoch": EPOCH, "max_epoch": 2, "save_every_iters": SAVED_EVERY, "num_workers": 2, "accum_grad_iters": 2}
 DATA = {"task_pool": {"emotion": 0.2, "reason": 0.5, "reason_v2": 0.3}, "shuffle": True, "batch_size": 2, "instructions": {}}
 MODEL = {"lora_dropout": 0.1, "dropout": 0.1}

@@ -15,7 +15,7 @@ from emollama.config import load
 
 pytestmark = pytest.mark.usefixtures("no_reports")
 KEYS = {slot: f"{slot}_feature_path" for slot in FOLDERS}
-STEPS, SAVED_AFTER = 16, 5
+STEPS, SAVED_AFTER = 8, 3
 
 
 def packed(*arguments):
@@ -40,7 +40,7 @@ def stores(tmp_path_factory):
 
 
 def trained(folder, data, **settings):
-    """The folder of a run of 16 steps over the golden corpus."""
+    """The folder of a run of STEPS steps over the golden corpus."""
     run = {"iters_per_epoch": STEPS, "save_every_iters": SAVED_AFTER, **settings}
     config = load(str(golden_config(folder, run=run, data=data)))
     return config.classes["run"](config).train()
@@ -69,9 +69,9 @@ def test_a_shuffled_run_on_shards_resumes_with_the_same_losses(stores, tmp_path,
     (tmp_path / "cut/out/run").mkdir(parents=True)
     for name in ("checkpoint_last.pth", "checkpoint_last.pth.sha256"):
         shutil.copy(alone / name, tmp_path / "cut/out/run")
-    assert torch.load(alone / "checkpoint_last.pth", weights_only=True)["step"] == 3 * SAVED_AFTER
+    assert torch.load(alone / "checkpoint_last.pth", weights_only=True)["step"] == 2 * SAVED_AFTER
     resumed = trained(tmp_path / "cut", data, resume_ckpt_path="auto")
-    assert losses(resumed) == losses(alone)[3 * SAVED_AFTER :]
+    assert losses(resumed) == losses(alone)[2 * SAVED_AFTER :]
 
 
 def test_the_sampling_of_a_dataset_uses_the_tar_shards_and_the_shuffle_window(stores, tmp_path):
