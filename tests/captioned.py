@@ -50,10 +50,10 @@ def rows(names=tuple(SPLITS)) -> list[list[str]]:
     ]
 
 
-def table(path: Path, given: list[list[str]] | None = None, header=COLUMNS, encoding: str = "utf-8") -> Path:
+def table(path: Path, content: list[list[str]] | None = None, header=COLUMNS, encoding: str = "utf-8") -> Path:
     """The table, written."""
     out = io.StringIO(newline="")
-    csv.writer(out).writerows([header, *(rows() if given is None else given)])
+    csv.writer(out).writerows([header, *(rows() if content is None else content)])
     path.write_bytes(out.getvalue().encode(encoding))
     return path
 
@@ -83,16 +83,16 @@ def tokens(path: Path, names=tuple(SPLITS)) -> Path:
 
 def entries(names, *, several: bool = True) -> list[dict]:
     """Entries of MiniGPT-4's form."""
-    made = [{"image_id": name, "caption": " ".join(captions_of(name)), "captions": captions_of(name)} for name in names]
-    return made if several else [{key: entry[key] for key in ("image_id", "caption")} for entry in made]
+    captioned = [{"image_id": name, "caption": " ".join(captions_of(name)), "captions": captions_of(name)} for name in names]
+    return captioned if several else [{key: entry[key] for key in ("image_id", "caption")} for entry in captioned]
 
 
 def coco(names, ending: str = "jpg") -> dict:
     """COCO's form; ids are numbers that say nothing of the names, and captions of one image do not stand together."""
     listed = [{"id": number, "file_name": f"{name}.{ending}"} for number, name in enumerate(names)]
-    said = [
+    captions = [
         {"id": 10 * turn + number, "image_id": number, "caption": captions_of(name)[turn]}
         for turn in range(5)
         for number, name in enumerate(names)
     ]
-    return {"images": listed, "annotations": said}
+    return {"images": listed, "annotations": captions}

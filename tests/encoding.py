@@ -48,7 +48,7 @@ def save(model, folder: Path, preprocessor: dict) -> Path:
 
 def save_hubert(folder: Path, *, stable: bool = True, normalize: bool = True, kind: str = "Hubert") -> Path:
     """HuBERT as the large models are (stable: layers begin with a norm) or as the base model is."""
-    made = getattr(transformers, f"{kind}Config")(
+    config = getattr(transformers, f"{kind}Config")(
         **SIZES,
         do_stable_layer_norm=stable,
         feat_extract_norm="layer" if stable else "group",
@@ -59,14 +59,16 @@ def save_hubert(folder: Path, *, stable: bool = True, normalize: bool = True, ki
         num_conv_pos_embeddings=8,
         num_conv_pos_embedding_groups=2,
     )
-    told = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": normalize, "sampling_rate": RATE}
-    return save(shaken(getattr(transformers, f"{kind}Model")(made)), folder, told)
+    processor = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": normalize, "sampling_rate": RATE}
+    return save(shaken(getattr(transformers, f"{kind}Model")(config)), folder, processor)
 
 
 def save_mae(folder: Path) -> Path:
     """MAE as it is published: with its decoder, and an older kind of preprocessor_config.json."""
-    told = {"feature_extractor_type": "ViTFeatureExtractor", "size": 32, "resample": 2, "image_mean": MEAN, "image_std": STD}
-    return save(shaken(transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**SIZES, **IMAGE, **DECODER))), folder, told)
+    processor = {"feature_extractor_type": "ViTFeatureExtractor", "size": 32, "resample": 2, "image_mean": MEAN, "image_std": STD}
+    return save(
+        shaken(transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**SIZES, **IMAGE, **DECODER))), folder, processor
+    )
 
 
 def save_videomae(folder: Path, *, kind: str = "PreTraining", mean_pooling: bool = False) -> Path:
@@ -74,9 +76,9 @@ def save_videomae(folder: Path, *, kind: str = "PreTraining", mean_pooling: bool
     config = transformers.VideoMAEConfig(
         **SIZES, **IMAGE, **DECODER, num_frames=16, tubelet_size=2, use_mean_pooling=mean_pooling
     )
-    told = {"image_processor_type": "VideoMAEImageProcessor", "image_mean": MEAN, "image_std": STD}
-    told |= {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    return save(shaken(getattr(transformers, f"VideoMAEFor{kind}")(config)), folder, told)
+    processor = {"image_processor_type": "VideoMAEImageProcessor", "image_mean": MEAN, "image_std": STD}
+    processor |= {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    return save(shaken(getattr(transformers, f"VideoMAEFor{kind}")(config)), folder, processor)
 
 
 def sound_clip(folder: Path, name: str, seconds: float, rate: int = RATE) -> Source:

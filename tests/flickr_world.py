@@ -101,6 +101,6 @@ def _write_json(folder: Path, split: str) -> None:
     with (folder / TABLE).open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             if row["split"] == split:
-                told = json.loads(row["raw"])
-                entries.append({"image_id": Path(row["filename"]).stem, "caption": " ".join(told), "captions": told})
+                captions = json.loads(row["raw"])
+                entries.append({"image_id": Path(row["filename"]).stem, "caption": " ".join(captions), "captions": captions})
     (folder / f"{split}.json").write_text(json.dumps({"annotations": entries}, indent=1), encoding="utf-8")

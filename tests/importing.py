@@ -29,7 +29,7 @@ def refusal(*arguments: object) -> str:
     return str(error.value)
 
 
-def written(path: Path, text: str | bytes) -> Path:
+def write_file(path: Path, text: str | bytes) -> Path:
     """The path, after writing the text to it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text if isinstance(text, bytes) else text.encode())

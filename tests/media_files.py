@@ -101,10 +101,10 @@ def _mux_sound(container, audio, samples, rate):
 def write_trimmed(path, source, frames):
     """Cut the first frames off a video without encoding it anew: they stay in the file, marked as not to be shown."""
     with av.open(str(source)) as whole, av.open(str(path), "w") as container:
-        given = whole.streams.video[0]
-        video = container.add_stream_from_template(given)
-        early = round(frames / given.average_rate / given.time_base)
-        for packet in whole.demux(given):
+        original = whole.streams.video[0]
+        video = container.add_stream_from_template(original)
+        early = round(frames / original.average_rate / original.time_base)
+        for packet in whole.demux(original):
             if packet.dts is not None:
                 packet.pts, packet.dts, packet.stream = packet.pts - early, packet.dts - early, video
                 container.mux(packet)
@@ -114,7 +114,7 @@ def write_trimmed(path, source, frames):
 def write_shortened(path, source, kind, seconds):
     """Write a file anew whose sound, or whose pictures, end early."""
     with av.open(str(source)) as whole, av.open(str(path), "w") as container:
-        streams = {given.index: container.add_stream_from_template(given) for given in whole.streams}
+        streams = {stream.index: container.add_stream_from_template(stream) for stream in whole.streams}
         for packet in whole.demux():
             if packet.dts is not None and (packet.stream.type != kind or packet.dts * packet.time_base < seconds):
                 packet.stream = streams[packet.stream_index]

@@ -179,12 +179,12 @@ class Planted:
 
 def not_found(expected: dict[tuple[str, str], set[str]], findings: list[dict[str, Any]]) -> dict[str, list[str]]:
     """What was planted and not told, and what was told and not planted, by kind."""
-    told: dict[tuple[str, str], set[str]] = {}
+    reported: dict[tuple[str, str], set[str]] = {}
     for finding in findings:
-        told.setdefault((finding["kind"], finding["block"]), set()).update(finding["clips"])
+        reported.setdefault((finding["kind"], finding["block"]), set()).update(finding["clips"])
     wrong = {}
-    for key in expected.keys() | told.keys():
-        if difference := expected.get(key, {"no such kind"}) ^ told.get(key, {"no such kind"}):
+    for key in expected.keys() | reported.keys():
+        if difference := expected.get(key, {"no such kind"}) ^ reported.get(key, {"no such kind"}):
             wrong[" ".join(key)] = sorted(difference)
     return wrong
 

@@ -210,9 +210,9 @@ class Launched:
                 raise AssertionError(f"{self.arguments} hangs:\n{self.stderr()}")
             connection.wait(left, timeout=1.0)
         code = self.poll()
-        done = subprocess.CompletedProcess(self.arguments, code, (self.folder / "stdout").read_text(), self.stderr())
+        completed = subprocess.CompletedProcess(self.arguments, code, (self.folder / "stdout").read_text(), self.stderr())
         shutil.rmtree(self.folder)
-        return done
+        return completed
 
     def stderr(self) -> str:
         """What all of them have written so far."""

@@ -34,12 +34,12 @@ def run_in_forks(arguments: list[str], folder: Path, launch: Callable[..., Any],
     """
     arguments, processes = list(arguments), 1
     if "--nproc" in arguments:
-        place = arguments.index("--nproc")
-        processes = int(arguments[place + 1])
-        del arguments[place : place + 2]
-    done = launch("-m", "emollama", *arguments, processes=processes, cwd=folder, env=ranks.environment() | variables)
-    assert done.returncode == 0, f"{shlex.join(arguments)}\n{done.stderr}"
-    return done
+        index = arguments.index("--nproc")
+        processes = int(arguments[index + 1])
+        del arguments[index : index + 2]
+    completed = launch("-m", "emollama", *arguments, processes=processes, cwd=folder, env=ranks.environment() | variables)
+    assert completed.returncode == 0, f"{shlex.join(arguments)}\n{completed.stderr}"
+    return completed
 
 
 def words_of(command: str) -> list[str]:

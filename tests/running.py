@@ -71,13 +71,13 @@ def kill_after_step(step: int, config: Path, *options: str) -> None:
     more = ["--options", *options] if options else []
     training = start(str(Path(__file__).parent / "workers/killed_training.py"), str(step), "--cfg-path", str(config), *more)
     session = training.pids[0]
-    done = training.wait()
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    completed = training.wait()
+    assert completed.returncode == -signal.SIGKILL, completed.stderr
     with suppress(ProcessLookupError):
         os.killpg(session, signal.SIGKILL)
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Objects of a JSON-lines file; a last line that is still being written is left out."""
     if not path.is_file():
         return []

@@ -58,20 +58,22 @@ class Bytes(Encoder):
         return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
     def encode(self, loaded):
-        if any(words(content).startswith(b"clip heavy") for content in loaded):
+        if any(first_bytes(content).startswith(b"clip heavy") for content in loaded):
             raise RuntimeError("too\nheavy")
         hungry = int(os.environ.get("RANK", 0)) == self.cfg.hungry_process
-        if hungry or any(words(content).startswith(b"clip hungry") for content in loaded):
+        if hungry or any(first_bytes(content).startswith(b"clip hungry") for content in loaded):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return [self.rows(content) for content in loaded]
 
     def rows(self, content):
         counts = torch.bincount(content.long(), minlength=256).float().to(self.device)
         features = (counts @ self.matrix).cpu().numpy()
-        if words(content).startswith(b"clip wide"):
+        if first_bytes(content).startswith(b"clip wide"):
             return np.concatenate([features, features])
         factors = {b"clip endless": np.nan, b"clip large": 1e6}
-        return features * next((factor for start, factor in factors.items() if words(content).startswith(start)), np.float32(1))
+        return features * next(
+            (factor for start, factor in factors.items() if first_bytes(content).startswith(start)), np.float32(1)
+        )
 
 
 @ENCODERS.register("grid")
@@ -94,24 +96,24 @@ class Grid(Bytes):
 
 @ENCODERS.register("meeting")
 class Meeting(Bytes):
-    """(D,) of any file. With ``place``, a folder, no process reads its first one before ``processes`` of them do."""
+    """(D,) of any file. With a ``meeting_folder``, no process reads its first file before ``processes`` of them are there."""
 
     SLOTS = ("other",)
 
     @dataclass
     class Config(Bytes.Config):
         folder: str = "meeting"
-        place: str = ""
+        meeting_folder: str = ""
         processes: int = 1
 
     def load(self, source):
-        if self.cfg.place:
-            self._meet(Path(self.cfg.place))
+        if self.cfg.meeting_folder:
+            self._meet(Path(self.cfg.meeting_folder))
         return torch.frombuffer(bytearray(source.video.read_bytes() + b"."), dtype=torch.uint8)
 
-    def _meet(self, place):
-        (place / os.environ["RANK"]).touch()
-        wait_until(lambda: len(list(place.iterdir())) == self.cfg.processes)
+    def _meet(self, meeting_folder):
+        (meeting_folder / os.environ["RANK"]).touch()
+        wait_until(lambda: len(list(meeting_folder.iterdir())) == self.cfg.processes)
 
 
 def wait_until(condition):
@@ -122,5 +124,5 @@ def wait_until(condition):
         time.sleep(0.01)
 
 
-def words(content):
+def first_bytes(content):
     return bytes(content[:16].numpy())

@@ -14,11 +14,11 @@ from emollama.runners.runner_base import RunnerBase
 STEPS, save = int(sys.argv.pop(1)), RunnerBase._save_when_due
 
 
-def save_unless_killed(self: Any, done: int) -> None:
+def save_unless_killed(self: Any, step: int) -> None:
     """What the runner calls behind each step."""
-    if done == STEPS:
+    if step == STEPS:
         os.kill(os.getpid(), signal.SIGKILL)
-    save(self, done)
+    save(self, step)
 
 
 RunnerBase._save_when_due = save_unless_killed  # type: ignore[method-assign]

@@ -23,8 +23,8 @@ def train(paths: list[str]) -> None:
     import torch
 
     for path in paths:
-        found = gradients(path)
+        first_gradients = gradients(path)
         config = load(path)
         runner = config.classes["run"](config)
-        torch.save(found, Path(path).parent / f"gradients_{runner.world.rank}.pt")
+        torch.save(first_gradients, Path(path).parent / f"gradients_{runner.world.rank}.pt")
         runner.train()
