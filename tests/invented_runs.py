@@ -1,4 +1,4 @@
-"""Folders of runs with invented files, as training and evaluation leave them."""
+"""Run folders with invented files in the layout that training and evaluation write."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ QUESTION = "Name the clues in the face, the voice and the words, and say which e
 
 
 def write_lines(path: Path, rows: list[Any]) -> None:
-    """A JSON-lines file."""
+    """Write a JSON Lines file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """A JSON file."""
+    """Write a JSON file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
 def log_rows(steps: int, every: int = 1) -> list[dict[str, Any]]:
-    """A falling loss, a cosine after a warm-up, a noisy gradient norm; one step in 400 gave nothing finite."""
+    """A falling loss, a cosine after a warm-up, a noisy gradient norm; one step in 400 had a non-finite loss."""
     rng = random.Random(1)
     rows = []
     for step in range(0, steps, every):
@@ -56,7 +56,7 @@ def log_rows(steps: int, every: int = 1) -> list[dict[str, Any]]:
 
 
 def validation_rows(epochs: int, best: int) -> list[dict[str, Any]]:
-    """Figures that rise until the epoch ``best`` and fall after it; judging failed at epoch 1."""
+    """Metrics that rise until the epoch ``best`` and fall after it; the judge failed at epoch 1."""
     rng = random.Random(4)
     rows = []
     for epoch in range(epochs):
@@ -99,7 +99,7 @@ def label_rows(clips: int) -> list[dict[str, Any]]:
 
 
 def label_scores(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What metrics_<block>.json says of such rows, counted here in another way than the package counts."""
+    """The metrics_<block>.json of these rows, computed independently of the package."""
     class_index = {label: i for i, label in enumerate(SIX)}
     counts = [[0] * 7 for _ in SIX]
     for row in rows:
@@ -150,7 +150,7 @@ def _description(rng: random.Random, emotion: str) -> str:
 
 
 def description_scores(rows: list[dict[str, Any]], scores: list[dict[str, Any]]) -> dict[str, Any]:
-    """What metrics_<block>.json says of such rows."""
+    """The metrics_<block>.json of these rows."""
     overlaps = [row["clue_overlap"] for row in scores if row["clue_overlap"] is not None]
     failures = [{"name": row["name"], "metric": "clue_overlap", "failure": "the reply has no number"}
                 for row in scores if row["clue_overlap"] is None]  # fmt: skip
@@ -193,7 +193,7 @@ run:
 
 
 def write_run(folder: Path, *, steps: int = 60, epochs: int = 6, best: int = 4, clips: int = 120) -> Path:
-    """A run that has been trained, validated and evaluated. Returns its folder."""
+    """Write a run that has been trained, validated and evaluated; return its folder."""
     write_lines(folder / "log.jsonl", log_rows(steps))
     write_lines(folder / "eval.jsonl", validation_rows(epochs, best))
     (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
@@ -202,7 +202,7 @@ def write_run(folder: Path, *, steps: int = 60, epochs: int = 6, best: int = 4, 
 
 
 def write_results(folder: Path, clips: int, checkpoint: str | None = "runs/stage_2/checkpoint_best.pth") -> None:
-    """The files of an evaluation of two blocks."""
+    """Write the files of an evaluation of two blocks."""
     labelled = label_rows(clips)
     described, scores = description_rows(max(clips // 4, 8))
     for block, task, rows, content in (

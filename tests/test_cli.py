@@ -58,10 +58,10 @@ def light(tmp_path_factory):
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     variables = os.environ | {"PYTHONPATH": paths, "EMOLLAMA_DATA": "data", "COLUMNS": "80", "MPLBACKEND": "Agg"}
     script = ROOT / "tests/workers/light_commands.py"
-    line = [sys.executable, str(script), str(folder / "versions.json"), *map(str, CONFIGURATIONS)]
+    line = [sys.executable, str(script), str(folder / "commands.json"), *map(str, CONFIGURATIONS)]
     completed = subprocess.run(line, cwd=folder / "work", env=variables, capture_output=True, text=True, check=False)
     assert completed.returncode == 0, completed.stderr
-    return json.loads((folder / "versions.json").read_text())
+    return json.loads((folder / "commands.json").read_text())
 
 
 def test_commands_without_tensors_import_no_torch(light):

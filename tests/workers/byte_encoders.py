@@ -1,8 +1,8 @@
-"""Encoders of files that are no videos, for tests of what goes on around them: a matrix times how often each byte occurs.
+"""Encoders of files that are not videos, for tests of the extraction around them: they multiply byte counts by a matrix.
 
-A file begins with ``clip``, or cannot be read. What follows may ask for trouble: ``broken`` (reading fails), ``heavy`` (encoding
-fails), ``hungry`` (of the device's memory), ``endless`` (features are no numbers), ``wide`` (of another shape), ``large``
-(beyond float16).
+A file begins with ``clip``, or it cannot be read. The next word may cause an error: ``broken`` (reading fails), ``heavy``
+(encoding fails), ``hungry`` (the device memory is too small), ``endless`` (features are NaN), ``wide`` (wrong shape),
+``large`` (beyond float16).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from emollama.registry import ENCODERS
 
 @ENCODERS.register("bytes")
 class Bytes(Encoder):
-    """(D,) of a file. Reading the clip ``stuck`` ends when a file ``go`` is beside the weights."""
+    """Features of shape (D,). Reading the clip ``stuck`` ends when a file ``go`` exists next to the weights."""
 
     SLOTS = ("face",)
 
@@ -78,7 +78,7 @@ class Bytes(Encoder):
 
 @ENCODERS.register("grid")
 class Grid(Bytes):
-    """(1 + 4, D) of a file."""
+    """Features of shape (1 + 4, D)."""
 
     SLOTS = ("image", "cls")
 
@@ -96,7 +96,7 @@ class Grid(Bytes):
 
 @ENCODERS.register("meeting")
 class Meeting(Bytes):
-    """(D,) of any file. With a ``meeting_folder``, no process reads its first file before ``processes`` of them are there."""
+    """Features (D,) of any file. With a ``meeting_folder``, no process reads before ``processes`` of them are there."""
 
     SLOTS = ("other",)
 
@@ -117,7 +117,7 @@ class Meeting(Bytes):
 
 
 def wait_until(condition):
-    """Wait; five minutes are longer than anything takes that works."""
+    """Wait for the condition; five minutes are longer than any successful test takes."""
     end = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < end

@@ -1,4 +1,4 @@
-"""In one or several processes: gradients of the first step and tensors after training, for each configuration."""
+"""In one or several processes, store the gradients of the first step and train, for each configuration."""
 
 from __future__ import annotations
 
