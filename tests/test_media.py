@@ -1,4 +1,4 @@
-"""Videos found, their frames, sound and faces; real files of many kinds, good and broken."""
+"""Finding videos and reading their frames, sound and faces, from real files of many kinds, intact and broken."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory):
-    """Name -> a video of 40 frames."""
+    """Names and paths of videos of 40 frames."""
     folder = tmp_path_factory.mktemp("films")
     return {name: write_video(folder / name, 40, **options) for name, options in KINDS.items()}
 
@@ -71,7 +71,7 @@ def broken(tmp_path_factory):
 
 
 def frame_numbers(path, *choices):
-    """The frames' own numbers, and the counts that the choice was given."""
+    """Return the numbers in the frames and the frame counts that were passed to the choice function."""
     counts = []
 
     def choose(count):
@@ -82,7 +82,7 @@ def frame_numbers(path, *choices):
 
 
 def reason(path, read=lambda path: read_frames(path, lambda count: [0])):
-    """Why a file is unusable, which is one short line."""
+    """Return the reason why a file is unusable, after checking that it is one short line."""
     with pytest.raises(UnusableMedia) as caught:
         read(path)
     text = str(caught.value)
@@ -253,7 +253,7 @@ def test_a_slightly_truncated_file_or_one_without_a_duration_is_read_to_its_end(
         ("one.mp4", {"frames": 1}),
         ("one.mkv", {"frames": 1}),
         ("one.avi", {"frames": 1}),
-        ("slow.avi", {"frames": 1, "fps": 1}),  # its header counts two
+        ("slow.avi", {"frames": 1, "fps": 1}),  # its header states two
         ("uneven.avi", {"frames": 40, "times": [80 * number for number in range(40)], "sound": ()}),
         ("late.mkv", {"frames": 40, "times": [*range(0, 1560, 40), 20000], "sound": ()}),
         ("late.avi", {"frames": 40, "times": [*range(0, 1560, 40), 20000], "sound": ()}),
@@ -373,7 +373,7 @@ def test_a_frame_selection_can_refuse_a_clip(films):
 
 
 def loudest(sound, rate=16000):
-    """The strongest frequency in Hz."""
+    """Return the strongest frequency in Hz."""
     return np.abs(np.fft.rfft(sound)).argmax() * rate / len(sound)
 
 
@@ -392,7 +392,7 @@ def test_resampling_preserves_pitch_loudness_and_length_of_a_tone(tmp_path, rate
 @pytest.mark.parametrize("rate", [8000, 44100, 48000])
 def test_the_sound_of_a_video_is_as_long_as_the_video(tmp_path, name, rate):
     sound = read_audio(write_video(tmp_path / name, 50, rate=rate, sound=(0.5, 0.5)))
-    frames = 3 if name.endswith(".avi") else 1  # MP3 in .avi has its encoder's delay, of which the file says nothing
+    frames = 3 if name.endswith(".avi") else 1  # MP3 in .avi contains the encoder's delay, which the file does not state
     assert 0 <= len(sound) - 32000 <= frames * 1152 * 16000 / rate
     assert abs(loudest(sound[8000:24000]) - TONE) < 1
     assert np.sqrt(2 * (sound[8000:24000] ** 2).mean()) == pytest.approx(0.5, rel=0.06)
@@ -514,7 +514,7 @@ def test_a_random_frame_depends_on_the_name_alone():
     numbers = [choose(str(number)) for number in range(200)]
     assert len(set(numbers)) > 150 and 0 <= min(numbers) < 50 and 950 < max(numbers) < 1000
     assert {choose(name, 1) for name in "abc"} == {0}
-    assert numbers[:3] == [752, 96, 973]  # in every process, whatever the seed of Python's hashes
+    assert numbers[:3] == [752, 96, 973]  # the same in every process, for any seed of Python's hashes
 
 
 def test_segment_middles_returns_the_middle_frame_of_each_segment():
@@ -579,7 +579,7 @@ def test_blip2_image_gives_the_same_tensor_as_torchvision(shape, size):
 
 @pytest.fixture(scope="module")
 def portrait():
-    """(600, 512, 3): a photograph of Grace Hopper, in the public domain, which comes with matplotlib."""
+    """A photograph of Grace Hopper, (600, 512, 3); it is in the public domain and comes with matplotlib."""
     import matplotlib.cbook
 
     with Image.open(matplotlib.cbook.get_sample_data("grace_hopper.jpg")) as image:
@@ -588,7 +588,7 @@ def portrait():
 
 @pytest.fixture(scope="module")
 def face_film(portrait, tmp_path_factory):
-    """Grey, three times the portrait with its face further right, grey."""
+    """A grey frame, three frames of the portrait whose face moves to the right, and a grey frame."""
     grey = np.full((600, 800, 3), 90, np.uint8)
     pictures = [grey, *(grey.copy() for _ in range(3)), grey]
     for shown, at in zip(pictures[1:4], (0, 100, 200), strict=True):
@@ -604,7 +604,8 @@ def test_the_face_in_each_frame_is_cropped_to_a_square(face_film):
         assert face.shape == (side, side, 3) and side < 300
         frame = read_frames(face_film, lambda count, number=1 + at // 100: [number])[0]
         left, top = cv2.minMaxLoc(cv2.matchTemplate(frame, np.ascontiguousarray(face), cv2.TM_SQDIFF))[2]
-        assert left - at < 205 and left - at + side > 320  # her eyes are between, and below the top, her chin above the bottom
+        # The crop contains her eyes and her chin.
+        assert left - at < 205 and left - at + side > 320
         assert top < 165 and top + side > 315
 
 

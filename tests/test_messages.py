@@ -1,4 +1,4 @@
-"""Messages for users: what they list, what they point to, and how they spell options."""
+"""Messages for users: the lists in them, the keys they point to, and how they spell options."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ def refusal(call, *args, **kwargs):
 
 
 def refused(tmp_path, *options, tree=None):
-    """What the configuration's loader says."""
+    """Return the message with which the configuration is refused."""
     return refusal(loaded, tmp_path, tree or golden_tree(tmp_path), *options)
 
 
 def refused_score(*arguments):
-    """What ``emollama score`` says."""
+    """Return the message with which ``emollama score`` refuses its arguments."""
     parser = argparse.ArgumentParser()
     score.add_arguments(parser)
     return refusal(score.run, parser.parse_args([str(argument) for argument in arguments]))
 
 
 def file_in(message):
-    """The lines of the file that a message names."""
+    """Return the lines of the file that a message names."""
     [path] = re.findall(r"all of them: ([^)]*)\)", message)
     return Path(path).read_text(encoding="utf-8").splitlines()
 
@@ -104,7 +104,7 @@ def twelve(corpus):
 
 @pytest.fixture
 def spoiled(tmp_path, twelve):
-    """A configuration whose 12 clips each lack an array and have an unusable one."""
+    """A configuration with 12 clips, each of which lacks one array and has an unusable one."""
     for path in (twelve / "HL-UTT").glob("*.npy"):
         path.unlink()
     for path in (twelve / "mae_340_UTT").glob("*.npy"):
@@ -138,7 +138,7 @@ def test_unknown_labels_are_abbreviated_in_the_text_but_not_with_json(tmp_path, 
     path.write_text("".join(" ".join([row[0], row[1], "glad", *row[3:]]) + "\n" for row in rows))
     tree = golden_tree(tmp_path, twelve)
     del tree["evaluation_datasets"]
-    [finding] = [found for found in check(loaded(tmp_path, tree)).plain()["findings"] if found["kind"] == "label"]
+    [finding] = [entry for entry in check(loaded(tmp_path, tree)).plain()["findings"] if entry["kind"] == "label"]
     assert len(finding["details"]) == len(rows) == 12 and "... and 2 more" in finding["text"]
 
 
@@ -157,7 +157,7 @@ def test_unknown_labels_are_abbreviated_in_the_text_but_not_with_json(tmp_path, 
         ("evaluation_datasets.answers.init_lr=1", "run.init_lr"),
         ("run.videos=x", "extraction.videos"),
         ("run.img_size=448", "model.image_size"),
-        ("run.ann_path=x", "datasets.golden.annotation_file"),  # a name of the predecessors
+        ("run.ann_path=x", "datasets.golden.annotation_file"),  # the name of the key in released code
         ("model.save_path=x", "run.output_dir"),
         ("max_epoch=3", "run.max_epoch"),
         ("lora_rank=3", "model.lora_r"),
@@ -174,9 +174,9 @@ def test_unknown_labels_are_abbreviated_in_the_text_but_not_with_json(tmp_path, 
 def test_a_key_in_the_wrong_block_points_to_the_right_one(tmp_path, option, meant):
     key = option.partition("=")[0]
     text = refused(tmp_path, option)
-    written = key if key.partition(".")[0] in ("run", "model", "datasets", "evaluation_datasets") else key.partition(".")[0]
+    unknown_key = key if key.partition(".")[0] in ("run", "model", "datasets", "evaluation_datasets") else key.partition(".")[0]
     end = "" if meant.endswith("?") else "'?"
-    assert text.startswith(f"--options: unknown key '{written}'. Did you mean '{meant}{end}")
+    assert text.startswith(f"--options: unknown key '{unknown_key}'. Did you mean '{meant}{end}")
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_a_key_similar_to_no_other_key_gets_no_suggestion(tmp_path):
         ("run.metrc", "'run.metrc'. Did you mean 'run.metric'?"),
         ("run.iters", "'run.iters'. Did you mean 'run.iters_per_epoch'?"),
         ("metrc", "'metrc'. Did you mean 'run.metric'?"),
-        ("run.bogus", "'run.bogus'. 'emollama reference'"),  # every key of run shares the letters of run
+        ("run.bogus", "'run.bogus'. 'emollama reference'"),  # every key of run contains the letters of run
     ],
 )
 def test_emollama_reference_suggests_the_nearest_name_for_an_unknown_key(key, hint):
@@ -255,11 +255,11 @@ def test_an_option_without_an_equals_sign_is_refused_with_the_correct_form(tmp_p
 def test_no_message_spells_an_option_with_underscores():
     package = Path(checkpoint.__file__).parent
     texts = {path.name: path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
-    assert {name: found for name, text in texts.items() if (found := re.findall(r"--[a-z]+_[a-z_]+", text))} == {}
+    assert {name: options for name, text in texts.items() if (options := re.findall(r"--[a-z]+_[a-z_]+", text))} == {}
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "expected"),
     [
         (
             ["--metrics", "clue_overlap"],
@@ -278,14 +278,14 @@ def test_no_message_spells_an_option_with_underscores():
         (["--caption-tokenizer", "ptb"], "--caption-tokenizer: ptb needs a Java runtime"),
     ],
 )
-def test_errors_of_score_name_its_options_and_not_configuration_keys(tmp_path, monkeypatch, options, words):
+def test_errors_of_score_name_its_options_and_not_configuration_keys(tmp_path, monkeypatch, options, expected):
     monkeypatch.setattr("emollama.evaluation.captions.java.java", lambda: None)
     row = {"name": "a", "task": "emotion", "prediction": "happy", "reference": "happy"}
     rows = [row, {"name": "a", "task": "reason", "prediction": "She smiles.", "reference": "She smiles."}]
     rows.append({"name": "a", "task": "caption", "prediction": "A smile.", "reference": ["A smile."]})
     (tmp_path / "predictions_a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = refused_score("--predictions", tmp_path / "predictions_a.jsonl", *options)
-    assert text.startswith(words)
+    assert text.startswith(expected)
     assert not re.search(r"(synonyms|openset)_path|wheel_folder|caption_tokenizer|judge: \{|score[.:]", text)
     assert "ptb" not in options or text.endswith("Or set --caption-tokenizer treebank.")
 
@@ -355,7 +355,7 @@ def test_a_missing_checkpoint_names_the_stage_that_produces_it(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("file", "words"),
+    ("file", "expected"),
     [
         ("adapter_config.json", "It contains PEFT adapters. Convert them with 'emollama checkpoint convert "),
         ("config.json", "It contains a Hugging Face language model, which belongs in model.llama_model."),
@@ -364,10 +364,10 @@ def test_a_missing_checkpoint_names_the_stage_that_produces_it(tmp_path, monkeyp
         ("other.txt", "Set the path of a file."),
     ],
 )
-def test_a_folder_passed_as_a_checkpoint_is_refused_with_a_description_of_its_content(tmp_path, file, words):
+def test_a_folder_passed_as_a_checkpoint_is_refused_with_a_description_of_its_content(tmp_path, file, expected):
     (tmp_path / file).write_text("{}")
     text = refusal(checkpoint.read, str(tmp_path), "model.ckpt")
-    assert text.startswith(f"model.ckpt: '{tmp_path}' is a folder, but a checkpoint is a file. ") and words in text
+    assert text.startswith(f"model.ckpt: '{tmp_path}' is a folder, but a checkpoint is a file. ") and expected in text
 
 
 class Projection(nn.Module):
@@ -411,7 +411,7 @@ def test_a_checkpoint_of_a_user_defined_model_is_identified(monkeypatch):
             contents = "an owl"
 
             @classmethod
-            def recognizes(cls, stored, wanted):
+            def recognizes(cls, stored, expected):
                 return "beak.weight" in stored
 
     @MODELS.register("mute")
@@ -432,8 +432,8 @@ def test_check_data_fails_if_a_file_of_the_model_does_not_exist(tmp_path, capsys
     arguments = argparse.Namespace(cfg_path=write(tmp_path, tree), options=[], json=True)
     with pytest.raises(SystemExit) as ended:
         check_data.run(arguments)
-    problems = [found for found in json.loads(capsys.readouterr().out)["findings"] if found["level"] == "problem"]
-    assert ended.value.code == 1 and [found["kind"] for found in problems] == ["model"]
+    problems = [finding for finding in json.loads(capsys.readouterr().out)["findings"] if finding["level"] == "problem"]
+    assert ended.value.code == 1 and [finding["kind"] for finding in problems] == ["model"]
     assert problems[0]["text"].startswith(f"model.{key}: no f")
 
 

@@ -1,4 +1,4 @@
-"""MiniGPT-4: what is trained, how an image enters the language model, what is kept of the frozen encoders' work."""
+"""MiniGPT-4: the trained tensors, how an image enters the language model, and the cache of the frozen encoders' outputs."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    made = make_flickr_world(tmp_path_factory.mktemp("flickr"))
-    content = torch.load(made.q_former)
+    flickr = make_flickr_world(tmp_path_factory.mktemp("flickr"))
+    content = torch.load(flickr.q_former)
     content["model"]["ln_vision.weight"] += torch.linspace(-0.2, 0.2, 176)  # not the identity
-    torch.save(content, made.q_former)
-    return made
+    torch.save(content, flickr.q_former)
+    return flickr
 
 
 def configured(world, folder, *options, model=None, data=None, run=None):
-    """The path of a YAML file over the world; the dicts override blocks."""
+    """Write a YAML file over the invented data and return its path; the dicts override blocks."""
     block = {"image_path": str(world.images), "batch_size": 3} | (data or {})
     test = {"type": "flickr30k_caption", "annotation_file": str(world.test), "batch_size": 4, "max_new_tokens": 8}
     tree = {
@@ -68,26 +68,26 @@ def configured(world, folder, *options, model=None, data=None, run=None):
 
 
 def trained(world, folder, *options, **blocks):
-    """Train in this process. Returns the run's folder."""
+    """Train in this process and return the run's folder."""
     config = load(str(configured(world, folder, **blocks)), list(options))
     return config.classes["run"](config).train()
 
 
 @pytest.fixture(scope="module")
 def plain(world, tmp_path_factory, no_reports):
-    """The folder of a run without a cache. Tests leave it as they find it."""
+    """The folder of a run without a cache. Tests do not change it."""
     return trained(world, tmp_path_factory.mktemp("plain"))
 
 
 @pytest.fixture(scope="module")
 def cached(world, tmp_path_factory, no_reports):
-    """(folder, cache) of the same run with a cache, empty at first. Tests leave both as they find them."""
+    """(folder, cache) of the same run with a cache, which is empty at first. Tests do not change them."""
     root = tmp_path_factory.mktemp("cached")
     return trained(world, root, model={"cache_visual": True}), root / "cache"
 
 
 def resumed(world, begun, folder, *options, **blocks):
-    """The folder of a run that goes on with a copy of the first epoch's checkpoint of another."""
+    """The folder of a run that resumes from a copy of another run's checkpoint of the first epoch."""
     (folder / "out/run").mkdir(parents=True)
     for name in ("checkpoint_0.pth", "checkpoint_0.pth.sha256"):
         shutil.copy(begun / name, folder / "out/run")
@@ -105,35 +105,35 @@ def refusal(world, folder, **blocks):
 
 
 def built(world, **changes):
-    """(model with random or given projection, renderer, its Config)."""
+    """Return (model, prompt renderer, Config); the projection is random unless the changes set a checkpoint."""
     keys = world.model(**changes)
     keys.pop("arch")
-    made = MODELS.get("minigpt4")
-    cfg = made.Config(**keys)
+    model_class = MODELS.get("minigpt4")
+    cfg = model_class.Config(**keys)
     torch.manual_seed(0)
-    return made(cfg, device=CPU, frozen_dtype=torch.float32).eval(), made.prompt(cfg), cfg
+    return model_class(cfg, device=CPU, frozen_dtype=torch.float32).eval(), model_class.prompt(cfg), cfg
 
 
 def records(world, cfg, split="train", **keys):
-    made = DATASETS.get("flickr30k_caption")
-    block = made.Config(annotation_file=str(getattr(world, split)), image_path=str(world.images), **keys)
-    dataset = made(block, slot_shapes=MODELS.get("minigpt4").slot_shapes(cfg), label="data", training=False)
+    dataset_class = DATASETS.get("flickr30k_caption")
+    block = dataset_class.Config(annotation_file=str(getattr(world, split)), image_path=str(world.images), **keys)
+    dataset = dataset_class(block, slot_shapes=MODELS.get("minigpt4").slot_shapes(cfg), label="data", training=False)
     return [dataset.record(index, "caption", "") for index in range(len(dataset))]
 
 
-def rows_of(world, cfg, record):
-    """(rows, width) of a record's image, by the encoders alone."""
+def image_features(world, cfg, record):
+    """Return the feature vectors of a record's image, (vectors, width), computed by the encoders alone."""
     norm = str(world.q_former) if cfg.has_qformer else "identity"
     eva = EvaFiles(str(world.eva), cfg.image_size, "fp32", ln_vision=norm)
     vit = EvaVit.load(eva, device=CPU, key="eva")
-    rows = vit(record.features["frame"].reshape(1, 3, cfg.image_size, cfg.image_size))
+    vectors = vit(record.features["frame"].reshape(1, 3, cfg.image_size, cfg.image_size))
     if cfg.has_qformer:
-        return QFormer.load(str(world.q_former), device=CPU, key="q")(rows)[0]
-    groups = rows[0, 1:].split(4)
+        return QFormer.load(str(world.q_former), device=CPU, key="q")(vectors)[0]
+    groups = vectors[0, 1:].split(4)
     return torch.stack([torch.cat(list(group)) for group in groups])
 
 
-# What is trained
+# Trained tensors
 
 
 def test_only_the_projection_is_trained_and_stored(plain):
@@ -178,26 +178,26 @@ def test_a_checkpoint_of_minigpt_v2_is_refused_with_the_names_of_its_tensors(wor
         checkpoint.load_trainable(model, stored, path="file", allow_missing=[])
 
 
-# How an image enters
+# How an image enters the language model
 
 
 @pytest.mark.parametrize("changes", [{}, {"has_qformer": False, "vit_width": 176}], ids=["q-former", "without"])
 def test_losses_equal_those_of_transformers_on_manually_built_embeddings(world, changes):
     model, prompt, cfg = built(world, prompt_template="[INST] {} [/INST] ", **changes)
-    found = records(world, cfg)[:3]
+    examples = records(world, cfg)[:3]
     plain = AutoModelForCausalLM.from_pretrained(world.llama, dtype=torch.float32, attn_implementation="eager").eval()
     table = plain.get_input_embeddings()
-    losses = model(collate([prompt.sample(record) for record in found])).split([len(answer(prompt, r)) for r in found])
+    losses = model(collate([prompt.sample(record) for record in examples])).split([len(answer(prompt, r)) for r in examples])
 
     def ids(text):
         return prompt.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
 
-    for record, loss in zip(found, losses, strict=True):
-        image = model.fusion.llama_proj(rows_of(world, cfg, record))
-        asked = [table(torch.tensor([1])), table(ids("[INST] <Img>")), image, table(ids("</Img> Describe this image. [/INST] "))]
+    for record, loss in zip(examples, losses, strict=True):
+        image = model.fusion.llama_proj(image_features(world, cfg, record))
+        parts = [table(torch.tensor([1])), table(ids("[INST] <Img>")), image, table(ids("</Img> Describe this image. [/INST] "))]
         target = ids(record.turns[0][1] + "</s>")[: cfg.max_txt_len]
         target[-1] = prompt.tokenizer.eos_token_id  # a long answer is cut before its end
-        embeddings = torch.cat([*asked, table(target)])[None]
+        embeddings = torch.cat([*parts, table(target)])[None]
         labels = torch.full((1, embeddings.shape[1]), IGNORED)
         labels[0, -len(target) :] = target
         assert loss.mean().item() == pytest.approx(plain(inputs_embeds=embeddings, labels=labels).loss.item(), abs=1e-5)
@@ -240,36 +240,36 @@ def test_the_encoders_stay_in_eval_mode_and_in_float32_under_autocast(world):
     assert not model.vision.vit.training and not model.vision.qformer.training
 
 
-# What is kept
+# Cache
 
 
 def test_cached_and_uncached_training_give_bit_identical_losses(world, plain, cached, tmp_path):
     first, cache = logged(cached[0]), cached[1]
-    kept = sorted(cache.glob("*/*.npy"))
+    files = sorted(cache.glob("*/*.npy"))
     again = logged(trained(world, tmp_path, f"model.visual_cache_path={cache}", model={"cache_visual": True}))
     assert logged(plain) == first == again and len(set(first)) == 8
-    assert sorted(cache.glob("*/*.npy")) == kept and len(kept) == 12
+    assert sorted(cache.glob("*/*.npy")) == files and len(files) == 12
 
 
 def test_each_image_is_encoded_only_once_with_a_cache(world, tmp_path, monkeypatch):
     from emollama.models.vision import IMAGES_PER_BATCH, FrozenVision
 
-    seen = []
+    batch_sizes = []
     encode = FrozenVision._encode
-    monkeypatch.setattr(FrozenVision, "_encode", lambda self, images: seen.append(len(images)) or encode(self, images))
+    monkeypatch.setattr(FrozenVision, "_encode", lambda self, images: batch_sizes.append(len(images)) or encode(self, images))
     trained(world, tmp_path, model={"cache_visual": True}, data={"batch_size": 4}, run={"iters_per_epoch": 3})
-    assert seen == [IMAGES_PER_BATCH] * 3  # 12 images, drawn twice each
+    assert batch_sizes == [IMAGES_PER_BATCH] * 3  # 12 images, drawn twice each
     trained(world, tmp_path, "run.job_id=again", "run.max_epoch=1", model={"cache_visual": True})
-    assert len(seen) == 3
+    assert len(batch_sizes) == 3
 
 
 def test_a_micro_batch_may_mix_cached_features_and_new_images(world, tmp_path):
     model, prompt, cfg = built(world, cache_visual=True, visual_cache_path=str(tmp_path / "cache"))
     new = [prompt.sample(record) for record in records(world, cfg)[:4]]
     expected = model(collate(new))
-    kept = [prompt.sample(record) for record in records(world, cfg)[:4]]
-    assert [len(sample.slots["frame"]) for sample in kept] == [0] * 4
-    mixed = [kept[0], new[1], new[2], kept[3]]
+    from_cache = [prompt.sample(record) for record in records(world, cfg)[:4]]
+    assert [len(sample.slots["frame"]) for sample in from_cache] == [0] * 4
+    mixed = [from_cache[0], new[1], new[2], from_cache[3]]
     assert model(collate(mixed)).equal(expected)
 
 
@@ -287,8 +287,8 @@ def test_a_cache_written_with_other_weights_is_refused_before_anything_is_writte
     shutil.copytree(cached[1], tmp_path / "cache")
     other = make_flickr_world(tmp_path / "other", seed=2)
     blocks = {"cache_visual": True, "vit_weights": str(other.eva), "q_former_model": str(other.q_former)}
-    told = refusal(world, tmp_path, model=blocks, run={"job_id": "other"})
-    assert told.startswith("model.visual_cache_path: ") and "weights: " in told and "set another folder" in told
+    message = refusal(world, tmp_path, model=blocks, run={"job_id": "other"})
+    assert message.startswith("model.visual_cache_path: ") and "weights: " in message and "set another folder" in message
     assert not (tmp_path / "out/other").exists()
 
 
@@ -305,8 +305,8 @@ def test_resuming_with_other_prompts_is_refused(world, tmp_path):
     prompts.write_text("<ImageHere> What is it?")
     trained(world, tmp_path, "run.max_epoch=1", "run.iters_per_epoch=1", model={"prompt_path": str(prompts)})
     prompts.write_text("<ImageHere> What is this?")
-    told = refusal(world, tmp_path, model={"prompt_path": str(prompts)}, run={"resume_ckpt_path": "auto"})
-    assert "the model's prompts: " in told
+    message = refusal(world, tmp_path, model={"prompt_path": str(prompts)}, run={"resume_ckpt_path": "auto"})
+    assert "the model's prompts: " in message
 
 
 def test_losses_with_workers_and_mixed_precision_are_the_same_with_and_without_a_cache(world, tmp_path):
@@ -320,11 +320,11 @@ def test_losses_with_workers_and_mixed_precision_are_the_same_with_and_without_a
 
 def test_two_checkpoints_can_be_evaluated_as_an_ensemble(plain, tmp_path):
     both = f"model.ckpt=[{plain}/checkpoint_0.pth,{plain}/checkpoint_1.pth]"
-    places = [f"run.output_dir={tmp_path / 'out'}", "run.job_id=both", f"model.visual_cache_path={tmp_path / 'cache'}"]
-    config = load(str(plain / "config.yaml"), [both, *places, "model.cache_visual=True"])
+    options = [f"run.output_dir={tmp_path / 'out'}", "run.job_id=both", f"model.visual_cache_path={tmp_path / 'cache'}"]
+    config = load(str(plain / "config.yaml"), [both, *options, "model.cache_visual=True"])
     config.classes["run"](config, training=False).evaluate()
-    rows = (tmp_path / "out/both/result/predictions_test.jsonl").read_text().splitlines()
-    assert len(rows) == 6 and len(list((tmp_path / "cache").glob("*/*.npy"))) == 6
+    lines = (tmp_path / "out/both/result/predictions_test.jsonl").read_text().splitlines()
+    assert len(lines) == 6 and len(list((tmp_path / "cache").glob("*/*.npy"))) == 6
 
 
 def test_the_cache_can_be_enabled_when_a_run_is_resumed(world, plain, tmp_path):
@@ -337,8 +337,8 @@ def test_the_cache_can_be_enabled_when_a_run_is_resumed(world, plain, tmp_path):
 
 @pytest.mark.parametrize("key", ["vit_weights", "q_former_model"])
 def test_a_missing_weight_file_is_reported_with_its_key_before_anything_is_written(world, tmp_path, key):
-    told = refusal(world, tmp_path, model={key: "nowhere.pth"})
-    assert told.startswith(f"model.{key}: no file 'nowhere.pth'")
+    message = refusal(world, tmp_path, model={key: "nowhere.pth"})
+    assert message.startswith(f"model.{key}: no file 'nowhere.pth'")
     assert not (tmp_path / "out/run").exists()
 
 
@@ -364,25 +364,25 @@ def test_a_checkpoint_trained_with_another_prompt_template_causes_a_warning(worl
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         ({"num_query_token": 32}, "model.num_query_token is 32, but in model.q_former_model '.*' it is 8"),
         ({"query_width": 768}, "model.query_width is 768, but in model.q_former_model '.*' it is 64"),
         ({"has_qformer": False}, "model.vit_width is 1408, but in model.vit_weights '.*' it is 176"),
     ],
 )
-def test_sizes_that_differ_from_those_in_the_weight_files_are_refused(world, tmp_path, changes, told):
-    with pytest.raises(UserError, match=told):
+def test_sizes_that_differ_from_those_in_the_weight_files_are_refused(world, tmp_path, changes, expected):
+    with pytest.raises(UserError, match=expected):
         trained(world, tmp_path, model=changes)
 
 
 def test_swapped_files_are_reported(world, tmp_path):
-    told = refusal(world, tmp_path, model={"vit_weights": str(world.q_former), "q_former_model": str(world.eva)})
-    assert told.startswith("model.vit_weights: ") and "contains no EVA transformer" in told
+    message = refusal(world, tmp_path, model={"vit_weights": str(world.q_former), "q_former_model": str(world.eva)})
+    assert message.startswith("model.vit_weights: ") and "contains no EVA transformer" in message
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         ({"image_size": 50}, "image_size is 50; it must be a positive multiple of 28"),
         ({"num_query_token": 0}, "num_query_token"),
@@ -390,10 +390,10 @@ def test_swapped_files_are_reported(world, tmp_path):
         ({"end_sym": ""}, "end_sym is empty"),
     ],
 )
-def test_invalid_values_of_keys_are_refused_when_the_configuration_is_loaded(world, tmp_path, changes, told):
+def test_invalid_values_of_keys_are_refused_when_the_configuration_is_loaded(world, tmp_path, changes, expected):
     with pytest.raises(UserError) as refused:
         load(str(configured(world, tmp_path, model=changes)))
-    assert told in str(refused.value)
+    assert expected in str(refused.value)
 
 
 def test_a_dataset_with_slots_that_the_model_lacks_is_refused(world, tmp_path, corpus):
@@ -407,17 +407,17 @@ def test_a_dataset_with_slots_that_the_model_lacks_is_refused(world, tmp_path, c
         config.classes["run"](config)
 
 
-# Evaluation, processes
+# Evaluation and several processes
 
 
 @pytest.fixture(scope="module")
 def two_processes(world, tmp_path_factory, launch):
-    """(folder, output) of a run of one epoch by two processes that evaluates while training, with a cache."""
+    """(folder, output) of a run of one epoch in two processes that uses a cache and evaluates during training."""
     folder = tmp_path_factory.mktemp("two")
     path = configured(world, folder, model={"cache_visual": True}, run={"evaluate": True, "device": "cpu", "max_epoch": 1})
-    done = launch("train.py", "--cfg-path", str(path), processes=2)
-    assert done.returncode == 0, done.stderr
-    return folder / "out/run", done.stderr
+    result = launch("train.py", "--cfg-path", str(path), processes=2)
+    assert result.returncode == 0, result.stderr
+    return folder / "out/run", result.stderr
 
 
 def test_two_processes_train_like_one_process_with_twice_the_batch_size(world, two_processes, tmp_path):
@@ -442,8 +442,8 @@ def test_one_process_gives_the_same_answers_and_losses_as_two(world, two_process
     folder = two_processes[0]
     config = load(str(folder / "config.yaml"), [f"model.ckpt={folder}/checkpoint_0.pth", "run.job_id=alone"])
     config.classes["run"](config, training=False).evaluate()
-    found = folder.parent / "alone/result"
-    alone = [json.loads(line) for line in (found / "predictions_test.jsonl").read_text().splitlines()]
+    result = folder.parent / "alone/result"
+    alone = [json.loads(line) for line in (result / "predictions_test.jsonl").read_text().splitlines()]
     then = [json.loads(line) for line in (folder / "result/epoch_0/predictions_test.jsonl").read_text().splitlines()]
     assert [row["prediction"] for row in alone] == [row["prediction"] for row in then]
     assert [row["loss"] for row in alone] == pytest.approx([row["loss"] for row in then], abs=1e-6)
@@ -452,28 +452,29 @@ def test_one_process_gives_the_same_answers_and_losses_as_two(world, two_process
 def test_cider_d_uses_the_document_frequencies_of_all_samples_with_two_processes(two_processes, tmp_path, launch):
     folder = two_processes[0]
     rows = [json.loads(line) for line in (folder / "result/epoch_0/predictions_test.jsonl").read_text().splitlines()]
-    said = [row["prediction"] for row in rows]  # true captions out of what is answered, so that there is something to score
-    true = [[f"{text} a {number % 2} b", f"the {said[number - 1]}"] for number, text in enumerate(said)]
+    # The references contain predictions, so that the score is not zero.
+    predictions = [row["prediction"] for row in rows]
+    true = [[f"{text} a {number % 2} b", f"the {predictions[number - 1]}"] for number, text in enumerate(predictions)]
     entries = [{"image_id": row["name"], "caption": own[0], "captions": own} for row, own in zip(rows, true, strict=True)]
     path = tmp_path / "true.json"
     path.write_text(json.dumps(entries))
     options = [f"model.ckpt={folder}/checkpoint_0.pth", f"evaluation_datasets.test.annotation_file={path}"]
-    told = ("--cfg-path", f"{folder}/config.yaml", "--options", *options, "run.job_id=by_two")
-    done = launch("eval_emotion_EMER.py", *told, processes=2)
-    assert done.returncode == 0, done.stderr
+    arguments = ("--cfg-path", f"{folder}/config.yaml", "--options", *options, "run.job_id=by_two")
+    result = launch("eval_emotion_EMER.py", *arguments, processes=2)
+    assert result.returncode == 0, result.stderr
     config = load(str(folder / "config.yaml"), [*options, "run.job_id=by_one"])
     config.classes["run"](config, training=False).evaluate()
     files = [folder.parent / name / "result/metrics_test.json" for name in ("by_one", "by_two")]
     one, two = (json.loads(file.read_text())["tasks"]["caption"]["metrics"] for file in files)
     assert one == pytest.approx(two, abs=1e-9)
-    answers = [Answer(row["name"], "caption", text, own) for row, text, own in zip(rows, said, true, strict=True)]
+    answers = [Answer(row["name"], "caption", text, own) for row, text, own in zip(rows, predictions, true, strict=True)]
     halves = [cider_d(part) for part in (answers[0::2], answers[1::2])]
     assert one["cider_d"] == pytest.approx(cider_d(answers), abs=1e-9)
     assert one["cider_d"] > 0.1 and abs(one["cider_d"] - sum(halves) / 2) > 0.01
 
 
 def cider_d(answers):
-    """Of these answers alone."""
+    """Return the CIDEr-D score of these answers alone."""
     cfg = Scoring.Config(metrics=["cider_d"], caption_tokenizer="treebank")
     scoring = Scoring(cfg, labels=[], aliases={}, tasks={"caption": ["reference"]}, key="block")
     return scoring.score(answers)["caption"].metrics["cider_d"]
@@ -535,11 +536,11 @@ run:
     path.write_text(text)
     config = load(str(path))
     assert len(config.warnings) == 1
-    told = config.warnings[0]
+    warning = config.warnings[0]
     for key in ("model.model_type", "model.freeze_qformer", "run.job_name", "datasets.flickr30k_caption.vis_processor"):
-        assert key in told
+        assert key in warning
     for key in ("q_former_model", "prompt_path", "num_query_token", "has_qformer", "wandb_log"):
-        assert key not in told
+        assert key not in warning
     assert len(logged(config.classes["run"](config).train())) == 2
 
 

@@ -1,4 +1,4 @@
-"""Two datasets of different types in one run with curricula, augmentation and stages at once: shares, and exact resuming."""
+"""One run on two datasets of different types with curricula, augmentation and stages: shares and exact resuming."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from helpers import GOLDEN, NAMES
-from running import golden_config, kill_after_step, read_jsonl
+from running import golden_config, kill_after_step, rows
 
 from emollama.config import load
 from emollama.data import sampling
@@ -37,12 +37,12 @@ TABLE = AIDS | {
     "sample_ratio": 1.0,
     "curriculum": {"by": "hardness", "epochs": 4, "descending": True},
 }
-BLOCK = 128  # samples that hold an exact share of each dataset; 1024 outside these tests
+BLOCK = 128  # samples that contain an exact share of each dataset; 1024 outside these tests
 HARDNESS = {NAMES[0]: 3.5, NAMES[1]: -1.0, NAMES[3]: 8.0, NAMES[4]: 0.0, NAMES[5]: 2.0}  # five of the six clips
 
 
 def corpus(folder, hardness=HARDNESS):
-    """The golden corpus with a table of clips beside its list."""
+    """The golden corpus with a table of clips in addition to its list."""
     shutil.copytree(GOLDEN / "data", folder)
     cells = [f"{name},happy,He laughs aloud.,{value}" for name, value in hardness.items()]
     (folder / "clips.csv").write_text("\n".join(["name,emotion,reason,hardness", *cells]) + "\n")
@@ -50,7 +50,7 @@ def corpus(folder, hardness=HARDNESS):
 
 
 def configured(folder, data, *, run=None, table=None):
-    """A YAML file that trains on both."""
+    """Write a configuration that trains on both datasets and return its path."""
     path = golden_config(folder, run={"max_epoch": 1, **RUN, **(run or {})}, model=MODEL, data=LISTED | {"data_root": str(data)})
     tree = yaml.safe_load(path.read_text())
     tree["datasets"]["table"] = TABLE | {"data_root": str(data), **(table or {})}
@@ -66,7 +66,7 @@ def runner(path, *options):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """As the processes that are started have."""
+    """Use one thread, like the processes that the tests start."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -75,7 +75,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, fork_server, no_reports):
-    """The run left alone, and one that was killed in its second stage and resumed, on other numbers of workers."""
+    """An uninterrupted run, and one that was killed in its second stage and resumed with another number of workers."""
     root = tmp_path_factory.mktemp("mixing")
     data = corpus(root / "data")
     path = {name: configured(root / name, data) for name in ("alone", "killed")}
@@ -104,7 +104,7 @@ def cut(runs, tmp_path):
 
 
 def test_losses_gradient_norms_and_learning_rates_are_bit_identical_after_resuming(runs):
-    alone, killed = (read_jsonl(runs[name] / "log.jsonl") for name in ("alone", "killed"))
+    alone, killed = (rows(runs[name] / "log.jsonl") for name in ("alone", "killed"))
     assert [row["step"] for row in killed] == [row["step"] for row in alone] == list(range(ITERS * EPOCHS))
     for key in ("loss", "grad_norm", "lr", "tokens"):
         assert [row[key] for row in killed] == [row[key] for row in alone], key
@@ -122,7 +122,7 @@ def test_final_tensors_and_optimizer_states_are_bit_identical_after_resuming(run
 
 
 def test_a_run_with_two_stages_logs_their_learning_rates_and_trains_all_epochs(runs):
-    learning_rates = [row["lr"] for row in read_jsonl(runs["alone"] / "log.jsonl")]
+    learning_rates = [row["lr"] for row in rows(runs["alone"] / "log.jsonl")]
     for stage, (init, warmup) in enumerate(((1e-3, 3), (4e-4, 2))):
         for step in range(2 * ITERS):
             cosine = 1e-6 + (init - 1e-6) * (1 + math.cos(math.pi * step / (2 * ITERS))) / 2
@@ -139,7 +139,7 @@ def test_the_saved_configuration_of_a_run_loads_again_and_resumes_the_same_run(r
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "expected"),
     [
         ({"run": {"stages": [STAGES[0], {"init_lr": 1e-4, "epochs": 2}]}}, ["run.stages", "0.0004", "0.0001"]),
         ({"table": {"sample_ratio": 0.5}}, ["datasets.table.sample_ratio", "1.0 then, 0.5 now"]),
@@ -148,10 +148,10 @@ def test_the_saved_configuration_of_a_run_loads_again_and_resumes_the_same_run(r
         ({"table": {"enable_augmentation": False}}, ["datasets.table.enable_augmentation", "True then, False now"]),
     ],
 )
-def test_resuming_with_other_stages_sample_ratios_augmentation_or_curriculum_is_refused(cut, changes, words):
+def test_resuming_with_other_stages_sample_ratios_augmentation_or_curriculum_is_refused(cut, changes, expected):
     with pytest.raises(UserError) as error:
         cut(**changes)
-    assert all(word in str(error.value) for word in words), str(error.value)
+    assert all(word in str(error.value) for word in expected), str(error.value)
 
 
 def test_resuming_with_a_changed_difficulty_in_the_table_is_refused(cut, tmp_path):
@@ -163,12 +163,12 @@ def test_resuming_with_a_changed_difficulty_in_the_table_is_refused(cut, tmp_pat
         cut(data=changed)
 
 
-# The draw of the real runner
+# Sampling by the real runner
 
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    """A runner over both, whose epochs have 12 steps; shares are exact in each block of :data:`BLOCK` samples."""
+    """A runner over both datasets whose epochs have 12 steps; shares are exact in each block of :data:`BLOCK` samples."""
     root = tmp_path_factory.mktemp("mixed")
     table = {"instructions": {task: ["Tell me:"] for task in ("emotion", "reason")}}  # marks the table's samples
     with pytest.MonkeyPatch.context() as patch:
@@ -178,7 +178,7 @@ def mixed(tmp_path_factory):
 
 @pytest.mark.parametrize(("block", "workers"), [(0, 0), *(pytest.param(block, 2, marks=pytest.mark.slow) for block in (0, 1))])
 def test_the_training_batches_contain_the_exact_share_of_each_dataset_in_each_block(mixed, block, workers):
-    """The marks are the words of the table's questions, read back from the rendered ids."""
+    """The marks are texts in the table's questions, decoded from the rendered ids."""
     mark = mixed.prompt.tokenizer("Tell me:", add_special_tokens=False).input_ids[1:]
     steps = BLOCK // GLOBAL_BATCH
     assert mixed.layout.global_batch == GLOBAL_BATCH

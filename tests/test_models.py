@@ -1,4 +1,4 @@
-"""The model: fusion of features, the language model behind it, losses and generated answers."""
+"""The model: fusion of features, the language model, losses and generated answers."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ GREEDY = SamplingParams(max_new_tokens=12)
 
 @pytest.fixture(scope="module")
 def samples(golden_dataset, golden_prompt):
-    """Eighteen samples: every clip with every task."""
-    places = [(clip, task) for clip in range(6) for task in TASKS]
+    """Eighteen samples: each clip with each task."""
+    pairs = [(clip, task) for clip in range(6) for task in TASKS]
     return [
         golden_prompt.sample(golden_dataset.record(clip, task, golden_dataset.pool.first_instruction(task)))
-        for clip, task in places
+        for clip, task in pairs
     ]
 
 
 @pytest.fixture(scope="module")
-def asked(golden_dataset, golden_prompt):
+def questions(golden_dataset, golden_prompt):
     """The same prompts without their answers."""
-    places = [(clip, task) for clip in range(6) for task in TASKS]
-    records = [golden_dataset.record(clip, task, golden_dataset.pool.first_instruction(task)) for clip, task in places]
+    pairs = [(clip, task) for clip in range(6) for task in TASKS]
+    records = [golden_dataset.record(clip, task, golden_dataset.pool.first_instruction(task)) for clip, task in pairs]
     return [golden_prompt.sample(record, to_generate=True) for record in records]
 
 
@@ -47,7 +47,7 @@ def asked(golden_dataset, golden_prompt):
 def build(tmp_path):
     """A function that builds a tiny model with other keys; weights of adapters and fusion are random but seeded."""
 
-    def made(device=CPU, dtype=torch.float32, **keys):
+    def build_model(device=CPU, dtype=torch.float32, **keys):
         tree = golden_tree(tmp_path)
         tree["model"] |= {"ckpt": None, **keys}
         config = loaded(tmp_path, tree)
@@ -59,7 +59,7 @@ def build(tmp_path):
                     parameter.normal_(std=0.3)
         return model
 
-    return made
+    return build_model
 
 
 def losses(model, *samples):
@@ -70,7 +70,7 @@ def losses(model, *samples):
 # Fusion
 
 
-def rows_of(values, *offsets):
+def packed_features(values, *offsets):
     return PackedFeatures(values, offsets or (0, len(values)))
 
 
@@ -78,7 +78,7 @@ def fusion_inputs(clips=2, image=8):
     generator = torch.Generator().manual_seed(1)
     widths = {"image": (image, 6), "cls": (1, 6), "face": (1, 3), "video": (1, 4), "audio": (1, 5)}
     return {
-        slot: rows_of(torch.randn(clips * count, width, generator=generator), *range(0, clips * count + 1, max(count, 1)))
+        slot: packed_features(torch.randn(clips * count, width, generator=generator), *range(0, clips * count + 1, max(count, 1)))
         for slot, (count, width) in widths.items()
     }
 
@@ -110,10 +110,10 @@ def test_each_slot_uses_the_projection_with_its_published_name(fusion):
 
 def test_the_fusion_returns_as_many_feature_tokens_as_num_tokens_states(fusion):
     slots = fusion_inputs(clips=1, image=12)
-    said = fusion.num_tokens({slot: len(rows.values) for slot, rows in slots.items()})
+    expected = fusion.num_tokens({slot: len(features.values) for slot, features in slots.items()})
     assert (
         {name: len(value) for name, value in fusion(slots).items()}
-        == said
+        == expected
         == {
             "image": 3,
             "face": 1,
@@ -124,16 +124,16 @@ def test_the_fusion_returns_as_many_feature_tokens_as_num_tokens_states(fusion):
     )
 
 
-@pytest.mark.parametrize("rows", [1, 63, 1025])
-def test_a_number_of_image_vectors_that_is_not_a_multiple_of_four_is_refused(rows):
-    with pytest.raises(ValueError, match=f"{rows} image vectors cannot be joined in groups of 4"):
-        LinearFusion.num_tokens({"image": rows, "cls": 1})
+@pytest.mark.parametrize("count", [1, 63, 1025])
+def test_a_number_of_image_vectors_that_is_not_a_multiple_of_four_is_refused(count):
+    with pytest.raises(ValueError, match=f"{count} image vectors cannot be joined in groups of 4"):
+        LinearFusion.num_tokens({"image": count, "cls": 1})
 
 
 def test_feature_tokens_replace_their_placeholders():
     ids = torch.tensor([1, 11, 10, 2, 11])
-    rows = {"a": torch.full((1, 2), 5.0), "b": torch.tensor([[6.0, 6.0], [7.0, 7.0]])}
-    placed = place_feature_tokens(zeros(5, 2), ids, rows, first_id=10)
+    features = {"a": torch.full((1, 2), 5.0), "b": torch.tensor([[6.0, 6.0], [7.0, 7.0]])}
+    placed = place_feature_tokens(zeros(5, 2), ids, features, first_id=10)
     assert placed[:, 0].tolist() == [0, 6, 5, 0, 7]
 
 
@@ -183,7 +183,7 @@ def test_changing_one_sample_leaves_the_others_losses_bit_equal(golden_model, sa
     counts = [int((sample.labels != IGNORED).sum()) for sample in (first, second, third)]
     ids = second.input_ids.clone()
     ids[-10:-1] = 300
-    slots = {slot: rows + 1 for slot, rows in second.slots.items()}
+    slots = {slot: features + 1 for slot, features in second.slots.items()}
     changed = dataclasses.replace(second, input_ids=ids, slots=slots)
     before = losses(golden_model, first, second, third).split(counts)
     after = losses(golden_model, first, changed, third).split(counts)
@@ -209,9 +209,9 @@ def test_losses_of_labelled_tokens_equal_those_of_full_shifted_logits(golden_mod
 
 
 def test_there_is_one_float32_loss_for_each_labelled_token(golden_model, samples):
-    made = losses(golden_model, *samples[:4])
-    assert made.dtype == torch.float32
-    assert len(made) == sum(int((sample.labels != IGNORED).sum()) for sample in samples[:4])
+    computed = losses(golden_model, *samples[:4])
+    assert computed.dtype == torch.float32
+    assert len(computed) == sum(int((sample.labels != IGNORED).sum()) for sample in samples[:4])
 
 
 # Gradients
@@ -225,17 +225,17 @@ def gradients(model, *samples):
 
 
 def empty_record(record):
-    return Record(record.name, record.task, record.turns, {slot: rows[:0] for slot, rows in record.features.items()})
+    return Record(record.name, record.task, record.turns, {slot: features[:0] for slot, features in record.features.items()})
 
 
 def test_every_trained_tensor_has_a_gradient_although_no_sample_has_feature_vectors(build, golden_dataset, golden_prompt):
     model = build()
     sample = golden_prompt.sample(empty_record(golden_dataset.record(0, "emotion", "Which?")))
-    found = gradients(model, sample)
-    assert all(grad is not None for grad in found.values())
-    fusion = {name: float(grad.abs().sum()) for name, grad in found.items() if name.startswith("fusion.")}
+    grads = gradients(model, sample)
+    assert all(grad is not None for grad in grads.values())
+    fusion = {name: float(grad.abs().sum()) for name, grad in grads.items() if name.startswith("fusion.")}
     assert len(fusion) == 10 and set(fusion.values()) == {0.0}
-    assert all(float(grad.abs().sum()) > 0 for name, grad in found.items() if "lora_A" in name)
+    assert all(float(grad.abs().sum()) > 0 for name, grad in grads.items() if "lora_A" in name)
 
 
 def test_every_trained_tensor_has_a_gradient_that_is_not_zero(build, samples):
@@ -253,7 +253,7 @@ def test_gradient_checkpointing_is_enabled_only_by_its_key(build):
     assert [build(use_grad_checkpoint=on).llama_model.is_gradient_checkpointing for on in (True, False)] == [True, False]
 
 
-# What is trained
+# Trained tensors
 
 
 PROJECTIONS = {
@@ -341,27 +341,27 @@ def test_dropout_acts_in_training_and_not_in_evaluation(build, samples, key):
 # Generation
 
 
-def generated(model, prompt, asked, size, **options):
+def generated(model, prompt, questions, size, **options):
     out, choice = [], dataclasses.replace(GREEDY, **options)
-    for first in range(0, len(asked), size):
-        part = asked[first : first + size]
+    for first in range(0, len(questions), size):
+        part = questions[first : first + size]
         out += generate([model], collate(part), choice, prompt.is_finished, range(len(part)))
     return out
 
 
-def test_greedy_answers_do_not_depend_on_the_batch_size(golden_model, golden_prompt, asked):
-    alone = generated(golden_model, golden_prompt, asked[:9], 1)
-    assert generated(golden_model, golden_prompt, asked[:9], 9) == alone
-    assert generated(golden_model, golden_prompt, asked[:9], 4) == alone
+def test_greedy_answers_do_not_depend_on_the_batch_size(golden_model, golden_prompt, questions):
+    alone = generated(golden_model, golden_prompt, questions[:9], 1)
+    assert generated(golden_model, golden_prompt, questions[:9], 9) == alone
+    assert generated(golden_model, golden_prompt, questions[:9], 4) == alone
     assert len({tuple(ids) for ids in alone}) > 4
 
 
 def test_each_generated_token_is_the_most_likely_one_after_the_preceding_tokens(golden_model, golden_prompt, golden_dataset):
     record = golden_dataset.record(0, "reason", golden_dataset.pool.first_instruction("reason"))
     sample = golden_prompt.sample(record, to_generate=True)
-    made = generated(golden_model, golden_prompt, [sample], 1)[0]
+    token_ids = generated(golden_model, golden_prompt, [sample], 1)[0]
     ids = sample.input_ids
-    for token in made[:6]:
+    for token in token_ids[:6]:
         batch = collate([dataclasses.replace(sample, input_ids=ids, labels=ids, loss_weights=ids.float())])
         with torch.no_grad():
             logits = golden_model.llama_model(inputs_embeds=golden_model._embed(batch)[None], use_cache=False).logits[0, -1]
@@ -369,17 +369,17 @@ def test_each_generated_token_is_the_most_likely_one_after_the_preceding_tokens(
         ids = torch.cat([ids, torch.tensor([token])])
 
 
-def test_generation_ends_at_the_end_of_sequence_token(golden_model, golden_prompt, asked):
+def test_generation_ends_at_the_end_of_sequence_token(golden_model, golden_prompt, questions):
     end = golden_prompt.tokenizer.eos_token_id
-    answers = generated(golden_model, golden_prompt, asked, 6, max_new_tokens=20)
+    answers = generated(golden_model, golden_prompt, questions, 6, max_new_tokens=20)
     assert any(end in ids for ids in answers)
     for ids in answers:
         assert end not in ids[:-1] and (ids[-1] == end or len(ids) == 20)
 
 
-def test_generation_stops_at_an_end_symbol_of_ordinary_text(golden_model, golden_prompt, asked, monkeypatch):
-    free = golden_prompt.answer_text(generated(golden_model, golden_prompt, asked[:1], 1, max_new_tokens=20)[0])
-    words = [found[0] for found in re.finditer(r"[a-z]{3,}", free[5:])]
+def test_generation_stops_at_an_end_symbol_of_ordinary_text(golden_model, golden_prompt, questions, monkeypatch):
+    free = golden_prompt.answer_text(generated(golden_model, golden_prompt, questions[:1], 1, max_new_tokens=20)[0])
+    words = [match[0] for match in re.finditer(r"[a-z]{3,}", free[5:])]
     symbol = words[len(words) // 2]
     assert 0 < free.index(symbol) < len(free) - len(symbol)
     monkeypatch.setattr(golden_model, "cfg", dataclasses.replace(golden_model.cfg, end_sym=symbol))
@@ -387,10 +387,10 @@ def test_generation_stops_at_an_end_symbol_of_ordinary_text(golden_model, golden
         golden_prompt.tokenizer, dataclasses.replace(golden_prompt.style, end_sym=symbol), golden_prompt.placeholders
     )
     for size in (1, 3):
-        made = generated(golden_model, prompt, asked[:3], size, max_new_tokens=20)[0]
-        whole = str(golden_prompt.tokenizer.decode(made, skip_special_tokens=True))
+        token_ids = generated(golden_model, prompt, questions[:3], size, max_new_tokens=20)[0]
+        whole = str(golden_prompt.tokenizer.decode(token_ids, skip_special_tokens=True))
         assert symbol in whole and len(whole.split(symbol, 1)[1]) < 6
-        assert prompt.answer_text(made) == free.split(symbol)[0].strip()
+        assert prompt.answer_text(token_ids) == free.split(symbol)[0].strip()
 
 
 def test_training_and_generation_work_with_an_end_symbol_of_hashes(build, golden_dataset, tmp_path):
@@ -405,9 +405,9 @@ def test_training_and_generation_work_with_an_end_symbol_of_hashes(build, golden
     assert 1 <= len(answer) <= 3
 
 
-def test_generation_does_not_change_a_later_loss(golden_model, golden_prompt, samples, asked):
+def test_generation_does_not_change_a_later_loss(golden_model, golden_prompt, samples, questions):
     before = losses(golden_model, samples[0])
-    generated(golden_model, golden_prompt, asked[:2], 2)
+    generated(golden_model, golden_prompt, questions[:2], 2)
     assert losses(golden_model, samples[0]).equal(before)
 
 
@@ -416,7 +416,7 @@ def test_generation_does_not_change_a_later_loss(golden_model, golden_prompt, sa
 
 @pytest.fixture
 def llama(tmp_path):
-    """A copy of the tiny Llama's folder, to be spoiled."""
+    """A copy of the tiny Llama's folder, which tests may damage."""
     return shutil.copytree(GOLDEN / "llama", tmp_path / "llama")
 
 

@@ -1,4 +1,4 @@
-"""Frames through the image encoder in the step: the same numbers as cached features, and what is refused."""
+"""Frames encoded during the training step: the numbers equal those of cached features, and conflicts are refused."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def clips(tmp_path_factory):
     for number, name in enumerate(NAMES):
         path = folder / "videos" / (f"{name}.avi" if number % 2 else f"{name}.mp4")
         write_video(path, pictures=[picture(3 * number + more) for more in range(5 + number)])
-        (rows,) = encoder.encode([encoder.load(Source(name, path))])
-        np.save(folder / "eva" / f"{name}.npy", rows)
+        (features,) = encoder.encode([encoder.load(Source(name, path))])
+        np.save(folder / "eva" / f"{name}.npy", features)
     return folder
 
 
@@ -92,7 +92,7 @@ def test_answers_and_losses_on_videos_equal_those_on_cached_features(tmp_path, c
 
 
 def test_a_batch_may_mix_cached_clips_clips_encoded_online_and_clips_without_a_video(tmp_path, clips):
-    """Two datasets in one batch, one of them lacking some videos: each clip's loss is what it is alone."""
+    """Two datasets share a batch, and one lacks some videos: each clip's loss equals its loss alone."""
     config_tree = tree(tmp_path, clips, online=True, missing_features="zero")
     config_tree["datasets"]["cached"] = copy.deepcopy(tree(tmp_path, clips, online=False)["datasets"]["golden"])
     few = tmp_path / "few"
@@ -126,7 +126,7 @@ def test_a_plan_counts_the_parameters_of_the_encoder_as_frozen(tmp_path, clips):
     assert plans[0].tokens == plans[1].tokens
 
 
-# What is refused before weights are loaded
+# Errors before weights are loaded
 
 
 def refused(tmp_path, config_tree):
@@ -191,7 +191,7 @@ def test_masking_features_that_the_model_computes_is_rejected(tmp_path, clips):
 
 
 def augmented(tmp_path, clips, *, online, kind):
-    """Features of a clip drawn many times, changed by one kind of augmentation each time."""
+    """Return features of a clip sampled many times with one kind of augmentation."""
     data = {"enable_augmentation": True, "augmentation_prob": 1.0, "augmentations": [kind]}
     dataset = RunnerBase(loaded(tmp_path, tree(tmp_path, clips, online=online, **data))).datasets["golden"]
     return [dataset.record(0, "emotion", "x", np.random.default_rng(draw)).features for draw in range(60)]
@@ -215,11 +215,11 @@ def test_noise_leaves_pixels_alone_and_masking_of_frames_is_rejected(tmp_path, c
         augmented(tmp_path, clips, online=True, kind="mask_rows")
 
 
-# Cached and online rows that would be made otherwise
+# Cached and online features that were computed differently
 
 
-def written(tmp_path, clips, choice):
-    """A copy of the caches with a manifest that tells of another frame, or of the same."""
+def cache_with_manifest(tmp_path, clips, choice):
+    """Copy the caches with a manifest that states this frame selection; return the folder."""
     described = Eva.describe(Eva.Config(WEIGHTS, image_size=112, frame_selection=choice), "k")
     folder = tmp_path / choice
     folder.mkdir()
@@ -233,7 +233,7 @@ def written(tmp_path, clips, choice):
 def test_caches_and_frames_are_mixed_only_if_they_were_computed_alike(tmp_path, clips, choice, fits):
     config_tree = tree(tmp_path, clips, online=True)
     config_tree["datasets"]["cached"] = config_tree["datasets"]["golden"] | {
-        "image_feature_path": written(tmp_path, clips, choice)
+        "image_feature_path": cache_with_manifest(tmp_path, clips, choice)
     }
     if fits:
         assert RunnerBase(loaded(tmp_path, config_tree)).features["image"]["frame_selection"] == "first"
@@ -242,7 +242,7 @@ def test_caches_and_frames_are_mixed_only_if_they_were_computed_alike(tmp_path, 
 
 
 def test_a_checkpoint_trained_on_frames_is_refused_for_another_frame_or_encoder(tmp_path, clips, runs):
-    config_tree = tree(tmp_path, clips, online=False, image_feature_path=written(tmp_path, clips, "middle"))
+    config_tree = tree(tmp_path, clips, online=False, image_feature_path=cache_with_manifest(tmp_path, clips, "middle"))
     config_tree["model"]["ckpt"] = str(runs[True][1] / "checkpoint_0.pth")
     with pytest.raises(
         UserError, match="trained on image features that were extracted differently: frame_selection: 'first' and 'middle'"

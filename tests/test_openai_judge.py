@@ -1,4 +1,4 @@
-"""The openai judge against a server on loopback: right scores or recorded failures, nothing asked twice, the key nowhere."""
+"""The openai judge with a server on loopback: correct scores or recorded failures, no repeated requests, no leaked key."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ def key(monkeypatch):
 
 @pytest.fixture
 def built(tmp_path):
-    """A judge at an address, with a cache of the test's own."""
+    """A function that returns a judge at an address, with a cache of this test."""
 
     def build(url, **keys):
         block = {"type": "openai", "model": "m", "base_url": url, "retries": 2, "cache_path": str(tmp_path / "cache.sqlite3")}
@@ -46,7 +46,7 @@ def only(judge, pair=PAIR):
     return judge.clue_overlap([pair])[0]
 
 
-# What is sent
+# Requests
 
 
 def test_texts_are_sent_as_data_separate_from_the_instructions(built):
@@ -73,8 +73,8 @@ def test_temperature_max_tokens_and_the_key_can_be_omitted_from_a_request(built)
 def test_emotion_words_and_label_overlap_are_requested_and_parsed(built):
     with judge_server() as server:
         judge = built(server.url)
-        words = judge.emotion_words(["He is sad", "He is happy, then sad", "Nothing"])
-        assert [extraction.words for extraction in words] == [("sad",), ("happy", "sad"), ()]
+        extractions = judge.emotion_words(["He is sad", "He is happy, then sad", "Nothing"])
+        assert [extraction.words for extraction in extractions] == [("sad",), ("happy", "sad"), ()]
         assert judge.label_overlap([(["sad"], ["happy", "sad"])])[0].score == 7
     assert server.calls[-1].data == {"reference": ["sad"], "candidate": ["happy", "sad"]}
 
@@ -101,7 +101,7 @@ def test_the_number_of_concurrent_requests_equals_the_configured_limit(built):
             if now[0] == 3:
                 reached.set()
         reached.wait(60)
-        time.sleep(0.02)  # so that a fourth would be seen
+        time.sleep(0.02)  # so that a fourth would be noticed
         with lock:
             now[0] -= 1
         return "Score: 1"
@@ -246,9 +246,9 @@ def test_a_reply_that_quotes_the_score_of_a_prediction_is_a_failure(built, frame
     assert verdict.score is None
 
 
-# Answers that do not come
+# Missing replies
 
-NEVER = 600.0  # seconds before an answer that nobody waits for
+NEVER = 600.0  # seconds before a reply that nobody waits for
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
@@ -289,9 +289,9 @@ def test_one_question_without_an_answer_is_a_recorded_failure_and_the_others_con
 
 @pytest.fixture
 def silence(monkeypatch):
-    """``silence(is_silent)``: questions whose candidate is silent end at once as the client ends them after its time limit.
+    """``silence(is_silent)``: questions with a silent candidate fail at once, as after the client's time limit.
 
-    It returns the list of their limits, in seconds. Other questions wait for the server.
+    It returns the list of their time limits in seconds. Other questions wait for the server.
     """
     import openai
     from openai.resources.chat.completions import Completions
@@ -358,7 +358,7 @@ def test_a_question_without_an_answer_is_asked_again_the_next_time(built):
     assert len(server.calls) == 3
 
 
-# Nobody there
+# Unreachable servers
 
 
 def test_an_endpoint_without_a_server_is_reported_with_its_address(built):
@@ -423,14 +423,14 @@ def test_a_second_judge_sends_no_request_and_returns_the_same_results(built):
     with judge_server(oddly) as server:
         first = built(server.url)
         results = first.clue_overlap(pairs(5)), first.emotion_words(["sad", "1"]), first.label_overlap([(["sad"], ["sad"])])
-        asked = len(server.calls)
+        num_requests = len(server.calls)
         second = built(server.url)
         assert (
             second.clue_overlap(pairs(5)),
             second.emotion_words(["sad", "1"]),
             second.label_overlap([(["sad"], ["sad"])]),
         ) == results
-    assert asked == len(server.calls) == 8
+    assert num_requests == len(server.calls) == 8
     assert second.usage() | {"calls": 0, "cached": 8, "prompt_tokens": 0, "completion_tokens": 0, "failed": 2} == second.usage()
 
 
@@ -523,7 +523,7 @@ assert scores == [7] * 60, scores
 
 @pytest.fixture
 def asking(launch, tmp_path):
-    """A function that starts a process which asks 40 questions, some twice; their names begin with a letter."""
+    """A function that starts a process with 40 questions, some of them repeated; their names begin with a letter."""
     (tmp_path / "ask.py").write_text(ASK)
     return lambda server, name: start(str(tmp_path / "ask.py"), server.url, str(tmp_path / "cache.sqlite3"), name)
 
@@ -559,7 +559,7 @@ def test_lone_surrogates_in_texts_and_replies_are_accepted(built):
     assert len(server.calls) == 1
 
 
-# What it took
+# Usage
 
 
 def test_usage_counts_tokens_and_their_cost(built):
@@ -711,7 +711,7 @@ def test_an_address_in_the_environment_is_used_and_checked(built, monkeypatch, t
 
 
 @pytest.mark.parametrize(
-    ("keys", "words"),
+    ("keys", "expected"),
     [
         ({"model": ""}, "model: expected the name of a model"),
         ({"model": None}, "model: expected str"),
@@ -727,14 +727,14 @@ def test_an_address_in_the_environment_is_used_and_checked(built, monkeypatch, t
         ({"modle": "m"}, "judge: unknown key 'modle'. Did you mean 'model'"),
     ],
 )
-def test_an_invalid_value_is_refused_with_its_key(built, keys, words):
+def test_an_invalid_value_is_refused_with_its_key(built, keys, expected):
     with pytest.raises(ValueError) as raised:
         built("http://localhost/v1", **keys) if "base_url" not in keys else built(keys["base_url"])
-    assert words in str(raised.value)
+    assert expected in str(raised.value)
 
 
 def test_a_very_long_reply_is_parsed_in_linear_time():
-    """Quadratic work would take hours, and the test would be stopped."""
+    """With quadratic time it would take hours, and the test would time out."""
     for reply in ("*" * 200_000, "score:" + " " * 200_000 + "x", "[" * 200_000, "8" * 200_000, "\n".join(["Score: 8"] * 20_000)):
         with pytest.raises(replies.Unreadable):
             replies.read_score(reply)

@@ -1,4 +1,4 @@
-"""Open-vocabulary words: how they are read, and the set metrics of MER2024-OV."""
+"""Open-vocabulary emotion words: how they are read, and the set metrics of MER2024-OV."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 from dataclasses import dataclass, field
 
 import pytest
-from importing import run, write_file
+from importing import run, written
 
 from emollama.errors import UserError
 from emollama.evaluation.judges.judge import Extraction
@@ -67,14 +67,14 @@ def test_scores_of_random_sets_follow_the_published_formula():
         truth = [rng.sample(words, rng.randrange(1, 5)) for _ in range(8)]
         predicted = [rng.sample(words, rng.randrange(5)) for _ in range(8)]
         precisions, recalls = [], []
-        for true, given in zip(truth, predicted, strict=True):
-            g, p = ({GROUPS.get(word, word) for word in side} for side in (true, given))
+        for true, guess in zip(truth, predicted, strict=True):
+            g, p = ({GROUPS.get(word, word) for word in side} for side in (true, guess))
             precisions.append(len(g & p) / len(p) if p else 0)
             recalls.append(len(g & p) / len(g) if p else 0)
-        found = scores(truth, predicted)
+        result = scores(truth, predicted)
         means = sum(precisions) / 8, sum(recalls) / 8
-        assert found == pytest.approx([*means, sum(means) / 2], abs=1e-12)
-        assert all(math.isfinite(figure) for figure in found)
+        assert result == pytest.approx([*means, sum(means) / 2], abs=1e-12)
+        assert all(math.isfinite(figure) for figure in result)
 
 
 def test_take_selects_clips_with_their_words_and_may_repeat_them():
@@ -139,12 +139,12 @@ def test_split_words_splits_malformed_lists_like_the_published_scorers():
 
 
 def test_a_csv_contains_lists_and_single_words_by_sample(tmp_path):
-    path = write_file(tmp_path / "truth.csv", "name,openset\n00012,\"['Angry', 'mad']\"\nb,['surprised']\nc,[]\nd,calm\n")
+    path = written(tmp_path / "truth.csv", "name,openset\n00012,\"['Angry', 'mad']\"\nb,['surprised']\nc,[]\nd,calm\n")
     assert read_openset(str(path)) == {"00012": ("angry", "mad"), "b": ("surprised",), "c": (), "d": ("calm",)}
 
 
 def test_the_output_of_an_import_is_read(tmp_path):
-    path = write_file(tmp_path / "words.csv", "name,openset\na,\"['Sad', 'tired']\"\nb,['calm']\n")
+    path = written(tmp_path / "words.csv", "name,openset\na,\"['Sad', 'tired']\"\nb,['calm']\n")
     run("mer2025", path, "--output", tmp_path / "imported")
     assert (
         read_openset(str(tmp_path / "imported/openset.json"))
@@ -180,7 +180,7 @@ def test_a_submission_is_read(tmp_path):
 )
 def test_an_invalid_file_is_refused_with_the_line_or_clip(tmp_path, file, text, fault):
     with pytest.raises(UserError) as error:
-        read_openset(str(write_file(tmp_path / file, text)))
+        read_openset(str(written(tmp_path / file, text)))
     assert fault in str(error.value)
 
 
@@ -203,11 +203,11 @@ def test_a_missing_file_is_reported_with_its_key(tmp_path):
     ],
 )
 def test_synonyms_are_read_from_groups_of_words_and_from_words_with_their_group(tmp_path, table):
-    assert read_synonyms(str(write_file(tmp_path / "s.json", json.dumps(table)))) == GROUPS
+    assert read_synonyms(str(written(tmp_path / "s.json", json.dumps(table)))) == GROUPS
 
 
 def test_synonym_groups_may_have_numbers_as_names(tmp_path):
-    synonyms = read_synonyms(str(write_file(tmp_path / "s.json", '{"glad": 1, "happy": 1, "cross": 2}')))
+    synonyms = read_synonyms(str(written(tmp_path / "s.json", '{"glad": 1, "happy": 1, "cross": 2}')))
     assert synonyms["glad"] == synonyms["happy"] != synonyms["cross"]
 
 
@@ -227,24 +227,24 @@ def test_synonym_groups_may_have_numbers_as_names(tmp_path):
 )
 def test_invalid_synonyms_are_refused(tmp_path, table, fault):
     with pytest.raises(UserError) as error:
-        read_synonyms(str(write_file(tmp_path / "s.json", json.dumps(table))))
+        read_synonyms(str(written(tmp_path / "s.json", json.dumps(table))))
     assert fault in str(error.value)
 
 
-# Words of predictions
+# Emotion words in predictions
 
 
 @dataclass
 class Finder:
-    """A judge that finds the words it knows, and fails where it is told to."""
+    """A judge that extracts two emotion words, and fails for texts that contain ``fail``."""
 
-    asked: list[list[str]] = field(default_factory=list)
+    requests: list[list[str]] = field(default_factory=list)
 
     def emotion_words(self, texts):
-        self.asked.append([*texts])
-        known = ("happy", "sad")
+        self.requests.append([*texts])
+        vocabulary = ("happy", "sad")
         return [
-            Extraction(None, "no answer") if "fail" in text else Extraction(tuple(word for word in known if word in text))
+            Extraction(None, "no answer") if "fail" in text else Extraction(tuple(word for word in vocabulary if word in text))
             for text in texts
         ]
 
@@ -266,11 +266,11 @@ def test_lists_are_parsed_and_only_descriptions_go_to_the_judge():
     assert words == {
         "a": ("calm", "proud"), "b": ("happy",), "c": (), "d": None, "e": ("calm",), "f": ("sad",), "g": (), "h": ("sad",),
     }  # fmt: skip
-    assert judge.asked == [["He is happy.", "this will fail", "['calm', 'sad", "sad"]]
+    assert judge.requests == [["He is happy.", "this will fail", "['calm', 'sad", "sad"]]
 
 
 def test_the_judge_is_not_asked_without_descriptions():
     judge = Finder()
     assert extract_words({"a": "[happy]", "b": "  "}, judge) == {"a": ("happy",), "b": ()}
     assert extract_words({}, judge) == {}
-    assert judge.asked == []
+    assert judge.requests == []

@@ -1,4 +1,4 @@
-"""Learning rates by step, and which tensors decay."""
+"""Learning rates by step, and the tensors to which weight decay applies."""
 
 from __future__ import annotations
 

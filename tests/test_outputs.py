@@ -1,4 +1,4 @@
-"""What a run writes, refuses to write, and says."""
+"""The files and messages of a run, and the outputs that it refuses to write."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 
 import pytest
 from ranks import HANG, start
-from running import ROOT, golden_config, read_jsonl
+from running import ROOT, golden_config, rows
 
 from emollama.config import load
 from emollama.errors import UserError
@@ -35,8 +35,8 @@ def test_a_folder_that_cannot_be_written_is_refused_by_its_key(tmp_path, trainin
 @pytest.mark.parametrize(("training", "model"), [(True, {}), (False, {"ckpt_allow_missing": ["*"]})])
 def test_a_run_that_starts_from_random_values_logs_one_warning(tmp_path, caplog, training, model):
     runner_of(golden_config(tmp_path, model={"ckpt": None} | model), training=training)
-    told = [record for record in caplog.records if "random values" in record.getMessage()]
-    assert [record.levelname for record in told] == ["WARNING"] and "model.ckpt is null" in told[0].getMessage()
+    warnings = [record for record in caplog.records if "random values" in record.getMessage()]
+    assert [record.levelname for record in warnings] == ["WARNING"] and "model.ckpt is null" in warnings[0].getMessage()
 
 
 def test_a_step_with_a_non_finite_loss_is_skipped_and_consecutive_ones_stop_the_run(tmp_path):
@@ -51,7 +51,7 @@ def test_a_step_with_a_non_finite_loss_is_skipped_and_consecutive_ones_stop_the_
         runner.train()
     after = runner.parallel.trainable_state()
     assert all(torch.equal(before[name], after[name]) or "llama_proj.bias" in name for name in before)
-    assert [row["skipped_steps"] for row in read_jsonl(runner.folder / "log.jsonl")] == [1, 2]
+    assert [row["skipped_steps"] for row in rows(runner.folder / "log.jsonl")] == [1, 2]
 
 
 def test_a_non_finite_loss_is_written_as_null_and_makes_the_mean_null(tmp_path):
@@ -64,21 +64,21 @@ def test_a_non_finite_loss_is_written_as_null_and_makes_the_mean_null(tmp_path):
 def test_an_interrupt_prints_no_traceback_and_reports_that_nothing_was_saved(tmp_path, fork_server):
     started = start("train.py", "--cfg-path", str(golden_config(tmp_path, run={"iters_per_epoch": 100_000})))
     end = time.monotonic() + HANG
-    while not read_jsonl(tmp_path / "out/run/log.jsonl"):
+    while not rows(tmp_path / "out/run/log.jsonl"):
         assert started.poll() is None and time.monotonic() < end, started.stderr()
         time.sleep(0.05)
     started.send_signal(signal.SIGINT)
-    done = started.wait()
-    assert done.returncode == 130
-    assert done.stderr.splitlines()[-1] == "interrupted; this run has not saved a checkpoint yet"
-    assert "Traceback" not in done.stderr
+    result = started.wait()
+    assert result.returncode == 130
+    assert result.stderr.splitlines()[-1] == "interrupted; this run has not saved a checkpoint yet"
+    assert "Traceback" not in result.stderr
 
 
 def test_a_configuration_error_is_printed_without_a_traceback_and_exits_with_status_1(tmp_path, launch):
     path = golden_config(tmp_path, run={"max_epochs": 3})
-    done = launch("train.py", "--cfg-path", str(path))
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr == f"error: {path}: unknown key 'run.max_epochs'. Did you mean 'max_epoch'?\n"
+    result = launch("train.py", "--cfg-path", str(path))
+    assert result.returncode == 1 and result.stdout == ""
+    assert result.stderr == f"error: {path}: unknown key 'run.max_epochs'. Did you mean 'max_epoch'?\n"
     assert not (tmp_path / "out").exists()
 
 
@@ -91,6 +91,6 @@ def test_the_custom_dataset_in_the_documentation_works_as_written(tmp_path, monk
     base, scaled = (golden_config(tmp_path / name) for name in ("base", "scaled"))
     own = ["imports=[my_datasets]", "datasets.clips.type=whispering", "datasets.clips.volume=0.25"]
     plain, quiet = (runner_of(path, *extra).datasets["clips"] for path, extra in ((base, []), (scaled, own)))
-    rows_of = [dataset.record(0, "emotion", "?").features["audio"] for dataset in (plain, quiet)]
-    assert rows_of[1].equal(rows_of[0] * 0.25)
+    audio = [dataset.record(0, "emotion", "?").features["audio"] for dataset in (plain, quiet)]
+    assert audio[1].equal(audio[0] * 0.25)
     sys.modules.pop("my_datasets")

@@ -1,4 +1,4 @@
-"""``emollama pack``: what is packed reads back, nothing is left of what failed, and the source stays as it was."""
+"""``emollama pack``: packed arrays are read back, failures leave no output, and the source does not change."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def folder_of(path, arrays):
 
 @pytest.fixture
 def arrays():
-    """Clips as they occur: two shapes and three types in one folder, names with digits only, spaces, dots, slashes."""
+    """Clips as in real data: two shapes and three types, and names with digits only, spaces, dots or slashes."""
     names = ["00012", "12", "a b", "deep/er/clip", "c.d", "表情"]
     kinds = [((64,), np.float32), ((1, 64), np.float32), ((64,), np.float64), ((9, 16), np.float16)]
     return {name: numbers(*kinds[index % 4][0], dtype=kinds[index % 4][1], seed=index) for index, name in enumerate(names)}
@@ -205,7 +205,7 @@ def test_npy_files_are_read_like_numpy_load(tmp_path, version):
 
 
 def test_headers_of_numeric_arrays_are_read_without_the_python_parser(tmp_path, monkeypatch):
-    """In Python 3.11, the parser gives a SystemError if another thread uses it and garbage is collected meanwhile."""
+    """Python 3.11's parser raises SystemError if garbage is collected while another thread uses it."""
 
     def parse(*_, **__):
         raise SystemError
@@ -219,7 +219,7 @@ def test_headers_of_numeric_arrays_are_read_without_the_python_parser(tmp_path, 
         store.header("named")
 
 
-# What is refused
+# Errors
 
 
 BAD = {
@@ -331,7 +331,7 @@ def test_an_output_that_cannot_be_written_is_an_error(tmp_path, source):
 
 
 def test_a_full_disk_is_an_error_and_no_output_remains(tmp_path, source):
-    """This process may write files of 4 KiB at most, for a moment."""
+    """For a moment, this process can write files of at most 4 KiB."""
     np.save(source / "large.npy", numbers(4096))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
@@ -353,11 +353,11 @@ def test_int8_tars_and_a_missing_output_option_are_refused(tmp_path, source):
     assert "--output" in refusal("--source", source)
 
 
-# Whole or not at all
+# Complete output or none
 
 
 def test_a_killed_pack_command_leaves_nothing_at_the_output_path(tmp_path, capsys):
-    """The last array is a pipe that nobody writes to: the pack has written all others and waits."""
+    """The last array is a pipe without a writer, so that the command has packed all others and waits."""
     source = folder_of(tmp_path / "source", {f"clip_{number}": numbers(4096, seed=number) for number in range(40)})
     os.mkfifo(source / "zz.npy")
     arguments = ["--source", source, "--output", tmp_path / "out", "--shard-gib", 2**-16]
@@ -411,10 +411,10 @@ def test_check_detects_a_truncated_shard(tmp_path, source):
 def test_indexes_are_written_next_to_the_tars_or_into_a_folder(tmp_path, source, arrays, capsys):
     packed("--source", source, "--output", tmp_path / "out", "--to", "tar")
     index = tmp_path / "out/shard-00000.tar.idx.npz"
-    written = index.read_bytes()
+    content = index.read_bytes()
     index.unlink()
     packed("--index", tmp_path / "out")
-    assert index.read_bytes() == written
+    assert index.read_bytes() == content
     index.unlink()
     packed("--index", tmp_path / "out/shard-{00000..00000}.tar", "--output", tmp_path / "indexes")
     assert f"In the configuration, write '{tmp_path}/indexes'" in capsys.readouterr().out

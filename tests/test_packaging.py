@@ -1,4 +1,4 @@
-"""What the package contains: the shipped configurations, in a wheel and in a clone, and when they are used."""
+"""The shipped configurations in a wheel and in a clone, and when they are used."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STAGE_1 = "train_configs/demo_stage_1.yaml"
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """An empty working folder; copies that were logged before are logged again."""
+    """An empty working folder. Uses of packaged copies are logged again even if they were logged before."""
     monkeypatch.chdir(tmp_path)
     packaged._log_copy.cache_clear()
     return tmp_path
@@ -124,7 +124,7 @@ def test_use_of_a_packaged_copy_is_printed_to_stderr_before_logging_is_configure
 
 
 def copy_sources(source):
-    """Copy what an installation is made of."""
+    """Copy the files that an installation needs."""
     source.mkdir()
     for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -150,7 +150,7 @@ def test_a_wheel_contains_every_module_configuration_page_and_template(tmp_path)
 
 
 def environment(folder):
-    """A virtual environment with the libraries of this one, but without this package; returns its folder of programs."""
+    """Create a virtual environment with this one's libraries but without the package; return its folder of programs."""
     venv.create(folder, with_pip=False, symlinks=True)
     (packages,) = folder.glob("lib/python*/site-packages")
     libraries = [path for path in sys.path if path.endswith("site-packages")]
@@ -165,18 +165,18 @@ def test_an_installed_package_works_in_an_empty_folder(tmp_path, options):
     variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "EMOLLAMA_DATA")}
 
     def called(*command):
-        done = subprocess.run(list(map(str, command)), cwd=work, env=variables, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout + done.stderr
+        result = subprocess.run(list(map(str, command)), cwd=work, env=variables, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        return result.stdout + result.stderr
 
     work.mkdir()
     install = ("install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", *options, source)
     called(sys.executable, "-m", "pip", "--python", programs / "python", *install)
-    place = called(programs / "python", "-c", "import emollama; print(emollama.__path__[0])").strip()
+    location = called(programs / "python", "-c", "import emollama; print(emollama.__path__[0])").strip()
     package = source / "emollama" if options else programs.parent
-    assert Path(place).is_relative_to(package)
+    assert Path(location).is_relative_to(package)
     if not options:
-        shutil.rmtree(source)  # nothing refers to it
+        shutil.rmtree(source)  # the installation must not need it
     emollama = programs / "emollama"
     pages = re.search(r"The pages listed above are in (.*)\.\n", called(emollama, "--help"))
     assert all((Path(pages[1]) / page).is_file() for page in PAGES)

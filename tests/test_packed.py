@@ -1,4 +1,4 @@
-"""Packed shards: values, names, what is found when they open, and how fast names are found."""
+"""Packed shards: values, names, damage that is detected on opening, and the speed of lookups."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from emollama.stores.packed import PackedStore, digest, is_packed
 from emollama.stores.shard_writers import PackedWriter
 
 NAMES = ["00012", "12", "a b", "a/b", "c.d", "clip_7", "表情", "\u00e9", "e\u0301", "\udcff", "", "z\0"]
-NAMES += ["x" * 43, "x" * 44, "y" * 300]  # the longest that stands in an entry, and longer ones
+NAMES += ["x" * 43, "x" * 44, "y" * 300]  # the longest name that an entry can contain, and longer names
 LARGE = 2**30
 
 
@@ -36,7 +36,7 @@ def arrays_of_every_kind():
     return {name: numbers(*shapes[index % 4][0], dtype=shapes[index % 4][1], seed=index) for index, name in enumerate(NAMES)}
 
 
-def written(folder, arrays, shard_bytes=LARGE):
+def write_packed(folder, arrays, shard_bytes=LARGE):
     folder.mkdir(parents=True)
     writer = PackedWriter(folder, shard_bytes)
     for name, array in arrays.items():
@@ -50,7 +50,7 @@ def same(first, second):
 
 
 def redescribed(folder, change):
-    """Change what store.json says, with a digest that fits."""
+    """Change store.json and update its digest."""
     about = json.loads((folder / "store.json").read_text())
     change(about)
     (folder / "store.json").write_text(json.dumps(about | {"digest": digest(about)}))
@@ -65,7 +65,7 @@ def refusal(folder):
 @pytest.fixture
 def folder(tmp_path):
     """Eight clips in four shards."""
-    written(tmp_path / "packed", {f"clip_{number}": numbers(64, seed=number) for number in range(8)}, 512)
+    write_packed(tmp_path / "packed", {f"clip_{number}": numbers(64, seed=number) for number in range(8)}, 512)
     return tmp_path / "packed"
 
 
@@ -74,21 +74,21 @@ def folder(tmp_path):
 
 def test_arrays_of_different_shapes_and_types_are_unchanged_after_packing(tmp_path):
     arrays = arrays_of_every_kind()
-    store = written(tmp_path / "packed", arrays)
+    store = write_packed(tmp_path / "packed", arrays)
     assert all(same(store.load(name), array) for name, array in arrays.items())
     assert all(store.header(name) == (array.shape, array.dtype) for name, array in arrays.items())
 
 
 def test_clip_names_are_compared_as_exact_strings(tmp_path):
-    store = written(tmp_path / "packed", arrays_of_every_kind())
+    store = write_packed(tmp_path / "packed", arrays_of_every_kind())
     assert list(store.names()) == NAMES and len(store) == len(NAMES)
     assert all(name in store for name in NAMES)
     assert not any(name in store for name in ["0012", "clip_", "clip_7 ", "clip_7\0", "z", "A B", "x" * 42, "x" * 45, 12, None])
 
 
 def test_names_with_the_same_checksum_are_distinguished(tmp_path):
-    """CRC-32 is 4ddb0c25 for both."""
-    store = written(tmp_path / "packed", {"plumless": numbers(4, seed=1), "buckeroo": numbers(4, seed=2)})
+    """Both names have the CRC-32 4ddb0c25."""
+    store = write_packed(tmp_path / "packed", {"plumless": numbers(4, seed=1), "buckeroo": numbers(4, seed=2)})
     assert same(store.load("plumless"), numbers(4, seed=1)) and same(store.load("buckeroo"), numbers(4, seed=2))
 
 
@@ -147,11 +147,11 @@ def test_processes_and_threads_read_the_same_arrays_as_one_process(folder, metho
 
 
 def test_a_pickled_store_contains_no_arrays_and_no_names(tmp_path):
-    store = written(tmp_path / "packed", {f"clip_{number}": numbers(64) for number in range(1000)})
+    store = write_packed(tmp_path / "packed", {f"clip_{number}": numbers(64) for number in range(1000)})
     assert len(pickle.dumps(store)) < 500
 
 
-# What is found when a store opens
+# Checks when a store is opened
 
 
 def cut(path, by=1):
@@ -198,7 +198,7 @@ def test_a_store_description_without_a_key_is_refused(folder, key):
     ],
 )
 def test_a_modified_store_description_is_detected_by_its_digest(folder, change):
-    """With a smaller shape, say, part of each array would be read."""
+    """With a smaller shape, for example, only part of each array would be read."""
     about = json.loads((folder / "store.json").read_text())
     change(about)
     (folder / "store.json").write_text(json.dumps(about))
@@ -231,7 +231,7 @@ def test_an_impossible_description_is_rejected_even_with_a_correct_digest(folder
 
 
 def test_offsets_beyond_a_shard_are_rejected_even_with_a_correct_digest(folder):
-    """Of the last array, whose offset is made 2**64 - 64: with its size that overflows to 192."""
+    """The last array's offset becomes 2**64 - 64; adding its size overflows to 192."""
     raw = bytearray((folder / "index.bin").read_bytes())
     table = np.frombuffer(raw, ENTRY, json.loads((folder / "store.json").read_text())["table_bytes"] // 64)
     table["offset"][np.flatnonzero(table["key"] != b"")[-1]] = 2**64 - 64
@@ -242,7 +242,7 @@ def test_offsets_beyond_a_shard_are_rejected_even_with_a_correct_digest(folder):
 
 @pytest.mark.parametrize("dtype", ["|O", "O", [["a", "O"]], "<U4"])
 def test_a_store_description_with_an_object_or_string_dtype_is_refused(folder, dtype):
-    """numpy would take the bytes of a map for addresses."""
+    """numpy would interpret mapped bytes as addresses."""
     redescribed(folder, lambda about: about["kinds"][0].update(dtype=dtype))
     assert "dtype" in refusal(folder)
 
@@ -262,7 +262,7 @@ def test_a_flipped_bit_in_the_index_is_detected(folder):
 def test_files_from_another_store_of_the_same_clips_are_refused(folder, tmp_path, files):
     other = {f"clip_{number}": numbers(64, seed=100 + number) for number in range(8)}
     other["clip_0"] = numbers(64, dtype=np.float32, seed=5)
-    written(tmp_path / "other", dict(reversed(other.items())), 512)
+    write_packed(tmp_path / "other", dict(reversed(other.items())), 512)
     for name in files:
         (folder / name).write_bytes((tmp_path / "other" / name).read_bytes())
     assert "incomplete or damaged" in refusal(folder)
@@ -286,13 +286,13 @@ def test_a_flipped_bit_in_the_first_bytes_of_a_shard_is_detected_when_opening(fo
 
 
 def test_find_damaged_detects_a_flipped_bit_and_names_the_clip(tmp_path):
-    store = written(tmp_path / "packed", {f"clip_{number}": numbers(2048, seed=number) for number in range(4)})
+    store = write_packed(tmp_path / "packed", {f"clip_{number}": numbers(2048, seed=number) for number in range(4)})
     assert store.find_damaged(list) == {}
     flip(tmp_path / "packed/shard-00000.bin", 2 * 8192 + 77)
     assert PackedStore.open(tmp_path / "packed").find_damaged(list) == {"shard-00000.bin": ["clip_2"]}
 
 
-# Looking names up
+# Lookups of names
 
 
 def test_a_repeated_name_is_reported_with_both_positions():
@@ -322,18 +322,18 @@ def test_looking_up_many_names_together_gives_the_same_results_as_one_by_one():
 
 
 def store_of(folder: Path, count: int) -> PackedStore:
-    return written(folder / str(count), {f"sample_{number:08d}": np.zeros(1, np.float32) for number in range(count)})
+    return write_packed(folder / str(count), {f"sample_{number:08d}": np.zeros(1, np.float32) for number in range(count)})
 
 
 def seconds(work):
-    """CPU seconds, which do not depend on what else the machine does."""
+    """Return CPU seconds, which do not depend on the machine's other work."""
     begun = time.process_time()
     work()
     return time.process_time() - begun
 
 
 def lookup_ratio(small, large):
-    """CPU seconds of lookups of random names in a large store, as a multiple of those in a small one (least of rounds)."""
+    """Return the CPU time of random lookups in a large store divided by that in a small one (minimum of several rounds)."""
     times = {}
     for store in (small, large):
         looked_up = [f"sample_{number:08d}" for number in np.random.default_rng(0).integers(0, len(store), 20_000)]
@@ -345,7 +345,7 @@ def lookup_ratio(small, large):
 
 
 def calls(work):
-    """How many functions, Python's and C's, a piece of work calls: a measure of time that no other load changes."""
+    """Return the number of Python and C function calls, a measure of work that no other load changes."""
     count = 0
 
     def called(frame, event, argument):
@@ -362,7 +362,7 @@ def calls(work):
 
 
 def mean_looks(count, monkeypatch):
-    """How many entries of a table of so many names are looked at to find a name, on average."""
+    """Return the mean number of table entries that are read to find a name, in a table of this many names."""
     names, looks = [f"sample_{number:08d}" for number in range(count)], []
     index, unpack = NameIndex(build_table(make_entries(names)), count), name_index._UNPACK
     looked_up = np.random.default_rng(0).integers(0, count, 5000)
@@ -381,7 +381,7 @@ def test_lookups_stay_fast_as_a_store_grows(monkeypatch):
 def test_opening_stays_fast_as_a_store_grows(tmp_path):
     few, many = (store_of(tmp_path, count) for count in (100, 10_000))
     for store in (few, many):
-        PackedStore.open(store.folder)  # what is imported or compiled once is not counted
+        PackedStore.open(store.folder)  # one-time imports and compilation are not counted
     assert calls(lambda: PackedStore.open(many.folder)) <= calls(lambda: PackedStore.open(few.folder)) + 20
 
 
@@ -393,12 +393,12 @@ def test_a_store_of_a_million_clips_opens_in_half_a_second_with_constant_lookup_
 
 
 def reading_ratio(tmp_path, shape, dtype, count):
-    """Median CPU seconds of np.load from a folder, as a multiple of those of packed shards."""
+    """Return the median CPU time of np.load from a folder divided by that of packed shards."""
     arrays = {f"sample_{number:08d}": numbers(*shape, dtype=dtype, seed=number) for number in range(count)}
     (tmp_path / "npy").mkdir()
     for name, array in arrays.items():
         np.save(tmp_path / "npy" / f"{name}.npy", array)
-    store = written(tmp_path / "packed", arrays)
+    store = write_packed(tmp_path / "packed", arrays)
     ways = [lambda name: np.load(tmp_path / "npy" / f"{name}.npy", allow_pickle=False), store.load]
     order = [f"sample_{number:08d}" for number in np.random.default_rng(1).permutation(count)]
     times = [[seconds(lambda way=way: [way(name).shape for name in order]) for way in ways] for _ in range(6)]
@@ -408,7 +408,7 @@ def reading_ratio(tmp_path, shape, dtype, count):
 def test_reading_utterance_features_needs_fewer_operations_from_packed_shards(tmp_path):
     array = numbers(1024)
     np.save(tmp_path / "clip.npy", array)
-    store = written(tmp_path / "packed", {"clip": array, "other": array})
+    store = write_packed(tmp_path / "packed", {"clip": array, "other": array})
     store.load("other")  # maps the shard
     read = [lambda: np.load(tmp_path / "clip.npy", allow_pickle=False), lambda: store.load("clip")]
     of_file, of_shard = (calls(way) for way in read)

@@ -1,4 +1,4 @@
-"""The numbers of the published training code, through YAML of our own keys and the entry scripts' code."""
+"""The results equal those of the published training code, with this package's keys and the entry scripts' code."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import GOLDEN, golden_config, read_jsonl
+from running import GOLDEN, golden_config, rows
 
 from emollama.config import load
 from emollama.models.llm import load_tokenizer
 
-MARGIN_THAT_DECIDES = 1e-3  # below it two builds of PyTorch may pick different tokens
+MARGIN_THAT_DECIDES = 1e-3  # with a smaller margin, two builds of PyTorch may select different tokens
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +46,17 @@ def trajectory():
 
 
 def test_every_loss_equals_the_reference(predicted, expected):
-    found = read_jsonl(predicted / "predictions_train_layout.jsonl")
-    assert len(found) == 18
-    for row in found:
+    predictions = rows(predicted / "predictions_train_layout.jsonl")
+    assert len(predictions) == 18
+    for row in predictions:
         assert row["loss"] == pytest.approx(expected[row["name"]][row["task"]]["train_path"]["loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize(("block", "key"), [("train_layout", "train_prompt_generation"), ("upstream", "eval_generation")])
 def test_greedy_answers_equal_the_reference_up_to_the_first_near_tie(predicted, expected, tokenizer, block, key):
-    found = read_jsonl(predicted / f"predictions_{block}.jsonl")
-    assert len(found) == 18
-    for row in found:
+    predictions = rows(predicted / f"predictions_{block}.jsonl")
+    assert len(predictions) == 18
+    for row in predictions:
         reference = expected[row["name"]][row["task"]]
         assert row["instruction"] == reference["instruction"]
         assert row["target"] == reference["answer"]
@@ -69,7 +69,7 @@ def test_greedy_answers_equal_the_reference_up_to_the_first_near_tie(predicted, 
 
 
 def test_the_upstream_prompt_layout_gives_no_loss(predicted):
-    assert all(row["loss"] is None for row in read_jsonl(predicted / "predictions_upstream.jsonl"))
+    assert all(row["loss"] is None for row in rows(predicted / "predictions_upstream.jsonl"))
 
 
 def test_the_csv_contains_one_answer_per_clip_and_the_header_of_the_scorer(predicted):
@@ -79,7 +79,7 @@ def test_the_csv_contains_one_answer_per_clip_and_the_header_of_the_scorer(predi
 
 
 def test_the_losses_and_learning_rates_of_eight_steps_equal_the_reference(trained, trajectory):
-    logged = read_jsonl(trained / "log.jsonl")
+    logged = rows(trained / "log.jsonl")
     assert [row["step"] for row in logged] == list(range(8))
     for row, step in zip(logged, trajectory["steps"], strict=True):
         assert row["loss"] == pytest.approx(step["loss"], rel=1e-4)

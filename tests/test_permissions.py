@@ -1,4 +1,4 @@
-"""Files and folders get the permissions that the umask allows, whatever library writes them."""
+"""Files and folders have the permissions that the umask allows, with each library that writes them."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def write_merged(folder):
 
 
 def write_new_folder(folder):
-    with new_folder(folder / "new/folder") as place:
-        (place / "a.txt").write_text("a")
+    with new_folder(folder / "new/folder") as output:
+        (output / "a.txt").write_text("a")
 
 
 def write_text(folder):
@@ -61,8 +61,8 @@ def write_shards(folder, kind):
     source = folder / "source"
     source.mkdir()
     np.save(source / "a.npy", np.ones((2, 3), np.float32))
-    with new_folder(folder / "shards") as place:
-        pack(collect_sources([str(source)]), kind(place, 2**20), values="stored", advance=lambda: None)
+    with new_folder(folder / "shards") as output:
+        pack(collect_sources([str(source)]), kind(output, 2**20), values="stored", advance=lambda: None)
 
 
 WRITERS = {
@@ -76,14 +76,14 @@ WRITERS = {
     "tiny encoders": lambda folder: make_tiny_encoders(folder / "encoders", seed=0),
     "packed shards": lambda folder: write_shards(folder, PackedWriter),
     "tar shards": lambda folder: write_shards(folder, TarWriter),
-    "cached features": lambda folder: FeatureCache(str(folder / "cache"), (1, 2)).write("a/b.npy", np.ones((1, 2), np.float32)),
+    "cached features": lambda folder: FeatureCache(str(folder / "kept"), (1, 2)).write("a/b.npy", np.ones((1, 2), np.float32)),
     "judge's cache": lambda folder: ReplyCache(folder / "judge/replies.sqlite3").store("k", "m", Reply("text", "stop", 1, 1)),
 }
 
 
 @pytest.fixture(params=[0o022, 0o027])
 def umask(request):
-    """The umask for files of this test."""
+    """The umask of this test."""
     before = os.umask(request.param)
     yield request.param
     os.umask(before)
@@ -99,7 +99,7 @@ def test_written_files_and_folders_have_the_permissions_of_the_umask(tmp_path, u
     assert wrong == {}
 
 
-WRITING = ("save_file", "serialize_file", "mkstemp", "save_pretrained")  # the last one as a method
+WRITING = ("save_file", "serialize_file", "mkstemp", "save_pretrained")  # the last function is called as a method
 
 
 def test_only_one_module_calls_the_writers_of_safetensors_and_hugging_face():

@@ -1,4 +1,4 @@
-"""The plan of a run, without weights or data."""
+"""The plan of a run, which needs no weights or data."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def test_stage_1_at_llama_2_7b_shape_counts_the_published_parameters(llama_folde
 
 def test_the_command_prints_the_parameter_counts(llama_folder, emollama):
     path = "train_configs/Emotion-LLaMA_finetune.yaml"
-    done = emollama("plan", "--cfg-path", path, "--options", f"model.llama_model={llama_folder}")
-    assert done.returncode == 0, done.stderr
+    result = emollama("plan", "--cfg-path", path, "--options", f"model.llama_model={llama_folder}")
+    assert result.returncode == 0, result.stderr
     for figure in ("33,554,432", "41,439,232", "74,993,664"):
-        assert figure in done.stdout
+        assert figure in result.stdout
 
 
 def test_checkpointing_and_quantization_lower_the_estimate(llama_folder):
@@ -70,9 +70,9 @@ def flickr(llama_folder, *options):
 
 
 def test_minigpt4_at_llama_2_7b_shape_trains_exactly_the_published_projection(llama_folder):
-    found = flickr(llama_folder)
-    assert found.parameters["trainable"] == found.parameters["projection"] == 768 * 4096 + 4096 == 3_149_824
-    assert "trained tensors: llama_proj.weight, llama_proj.bias" in found.notes
+    flickr_plan = flickr(llama_folder)
+    assert flickr_plan.parameters["trainable"] == flickr_plan.parameters["projection"] == 768 * 4096 + 4096 == 3_149_824
+    assert "trained tensors: llama_proj.weight, llama_proj.bias" in flickr_plan.notes
 
 
 def test_the_frozen_modules_of_minigpt4_have_the_published_sizes(llama_folder):
@@ -83,16 +83,16 @@ def test_the_frozen_modules_of_minigpt4_have_the_published_sizes(llama_folder):
 
 
 def test_without_a_q_former_minigpt4_projects_four_joined_image_vectors(llama_folder):
-    found = flickr(llama_folder, "model.has_qformer=False")
-    assert found.parameters["trainable"] == 4 * 1408 * 4096 + 4096
-    assert found.tokens["rows: image"] == 64 and "Q-Former, frozen" not in found.parameters
+    flickr_plan = flickr(llama_folder, "model.has_qformer=False")
+    assert flickr_plan.parameters["trainable"] == 4 * 1408 * 4096 + 4096
+    assert flickr_plan.tokens["rows: image"] == 64 and "Q-Former, frozen" not in flickr_plan.parameters
 
 
 def test_the_command_prints_the_size_and_the_tensor_names_of_the_projection(llama_folder, emollama):
     path = "train_configs/minigpt4_flickr_finetune.yaml"
-    done = emollama("plan", "--cfg-path", path, "--options", f"model.llama_model={llama_folder}")
-    assert done.returncode == 0, done.stderr
-    assert "3,149,824" in done.stdout and "trained tensors: llama_proj.weight, llama_proj.bias\n" in done.stdout
+    result = emollama("plan", "--cfg-path", path, "--options", f"model.llama_model={llama_folder}")
+    assert result.returncode == 0, result.stderr
+    assert "3,149,824" in result.stdout and "trained tensors: llama_proj.weight, llama_proj.bias\n" in result.stdout
 
 
 def test_trained_tensors_are_listed_once_for_all_layers(llama_folder):

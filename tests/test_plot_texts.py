@@ -1,4 +1,4 @@
-"""No plot shows raw TeX: every text object of every plot of the package is inspected as it is drawn."""
+"""No plot shows raw TeX: each text object of each plot of the package is inspected as it is drawn."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TEX = re.compile(r"\$|\\[a-z]+|\{|\}")
 
 
 def curves(highest, lowest):
-    """A run of 60 steps whose norm and loss jump once from ``lowest`` to ``highest``, so that both axes are logarithmic."""
+    """The curves of 60 steps whose norm and loss jump once from ``lowest`` to ``highest``, which makes both axes logarithmic."""
     values = np.linspace(1, 1.2, 60) * lowest
     values[7] = highest
     return training_curves([{"step": step, "loss": v, "grad_norm": v, "lr": 1e-5 * step} for step, v in enumerate(values)])
@@ -45,7 +45,7 @@ PLOTS = {
 
 @pytest.fixture
 def drawn():
-    """The figures that were rendered: laid out and drawn, but not as pixels."""
+    """The rendered figures, which are laid out and drawn, but not converted to pixels."""
     figures = []
 
     def record(figure):

@@ -1,4 +1,4 @@
-"""The house's rules, read off the source: layering, style, documentation, sizes, shipped configurations."""
+"""Rules for the source code: layers, style, documentation, sizes and shipped configurations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 ENTRY_POINTS = [ROOT / "train.py", ROOT / "eval_emotion_EMER.py"]
 MAX_FILE, MAX_FUNCTION = 300, 60  # lines
 
-# What may import what. A group is a module or a package of emollama; "data.batch" stands below the rest of data.
+# The groups that each group may import. A group is a module or package of emollama; "data.batch" is below the rest of data.
 BASE = {"errors", "registry", "paths", "config.packaged", "listing", "dtypes", "logs.console"}
 DATA = BASE | {"config", "stores", "data.batch", "data"}
 MACHINERY = {"optim", "lr_schedules", "checkpoint", "checkpoint_files", "distributed.process_group"}
@@ -80,7 +80,7 @@ ALLOWED = {
 
 
 def module_name(path):
-    """Dotted name below the package: ``data.batch``, ``runners.runner_base``; a package's own file is the package."""
+    """Return the dotted name below emollama, such as ``data.batch``; the name of an ``__init__.py`` is that of its package."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
@@ -99,14 +99,14 @@ def tree_of(path):
 @cache
 def nodes_of(path):
     """All nodes of a file by their class."""
-    found = defaultdict(list)
+    nodes = defaultdict(list)
     for node in ast.walk(tree_of(path)):
-        found[type(node)].append(node)
-    return found
+        nodes[type(node)].append(node)
+    return nodes
 
 
 def dotted(node):
-    """``a.b.c`` of a name or of attributes of one, else an empty string."""
+    """Return ``a.b.c`` for a name or its attributes, or an empty string for other nodes."""
     if isinstance(node, ast.Attribute):
         inner = dotted(node.value)
         return f"{inner}.{node.attr}" if inner else ""
@@ -117,7 +117,7 @@ MODULES = {module_name(path): path for path in FILES}
 
 
 def imported(path):
-    """(line, dotted module) of every import of a file, inside functions too; ``from a import b`` gives a.b where that exists."""
+    """Yield (line, dotted module) of a file's imports, also inside functions; ``from a import b`` gives a.b if it is a module."""
     for node in nodes_of(path)[ast.Import]:
         for alias in node.names:
             yield node.lineno, alias.name
@@ -130,7 +130,7 @@ def imported(path):
 
 
 def own_imports(path):
-    """(line, module below the package) of a file's imports of the package."""
+    """Yield (line, module below emollama) of a file's imports of the package."""
     for line, name in imported(path):
         if name.partition(".")[0] == "emollama":
             yield line, name.removeprefix("emollama").removeprefix(".") or "__init__"
@@ -158,24 +158,24 @@ def test_imports_follow_the_table_of_layers():
 
 
 def test_the_table_of_layers_has_no_cycle():
-    done: set[str] = set()
-    while len(done) < len(ALLOWED):
-        ready = {group for group, targets in ALLOWED.items() if group not in done and targets <= done}
-        assert ready, f"a circle among {sorted(set(ALLOWED) - done)}"
-        done |= ready
+    resolved: set[str] = set()
+    while len(resolved) < len(ALLOWED):
+        ready = {group for group, targets in ALLOWED.items() if group not in resolved and targets <= resolved}
+        assert ready, f"a circle among {sorted(set(ALLOWED) - resolved)}"
+        resolved |= ready
 
 
 def test_modules_have_no_circular_imports():
     targets = {name: {target for _, target in own_imports(path)} & set(MODULES) for name, path in MODULES.items()}
-    done: set[str] = set()
-    while len(done) < len(targets):
-        ready = {name for name, needs in targets.items() if name not in done and needs - {name} <= done}
-        assert ready, f"a circle among {sorted(set(targets) - done)}"
-        done |= ready
+    resolved: set[str] = set()
+    while len(resolved) < len(targets):
+        ready = {name for name, needs in targets.items() if name not in resolved and needs - {name} <= resolved}
+        assert ready, f"a circle among {sorted(set(targets) - resolved)}"
+        resolved |= ready
 
 
-# Which modules may import a library.
-PLACES = {
+# The modules that may import a library.
+LIBRARY_USERS = {
     "omegaconf": {"config.loading", "config.merging", "config.reading", "config.omegaconf_errors"},
     "transformers": {"models.llm", "models.llm_weights", "models.attention", "models.decoding"}
     | {"encoders.hugging_face", "encoders.qformer", "demo.tiny_llama", "demo.tiny_encoders", "demo.tiny_projection"},
@@ -212,18 +212,20 @@ TORCH_FREE |= {f"{package}.configs" for package in ("models", "datasets", "encod
 
 
 def test_restricted_libraries_are_imported_only_by_the_listed_modules():
-    found = {library: set() for library in PLACES}
+    importers = {library: set() for library in LIBRARY_USERS}
     for name, path in MODULES.items():
-        for library in {target.partition(".")[0] for _, target in imported(path)} & PLACES.keys():
-            found[library].add(name)
-    assert {library: found[library] - places for library, places in PLACES.items() if not found[library] <= places} == {}
-    assert [library for library, places in PLACES.items() if not found[library] & places] == []
+        for library in {target.partition(".")[0] for _, target in imported(path)} & LIBRARY_USERS.keys():
+            importers[library].add(name)
+    assert {
+        library: importers[library] - users for library, users in LIBRARY_USERS.items() if not importers[library] <= users
+    } == {}
+    assert [library for library, users in LIBRARY_USERS.items() if not importers[library] & users] == []
 
 
 def test_modules_that_need_no_tensors_do_not_import_torch():
     heavy = {"torch", "transformers", "peft", "torchvision"}
     light = {name: path for name, path in MODULES.items() if TORCH_FREE & {name, group_of(name)}}
-    assert {place for name in light for place in (name, group_of(name))} >= TORCH_FREE
+    assert {module for name in light for module in (name, group_of(name))} >= TORCH_FREE
     files = list(light.values())
     assert [where(path, line) for path in files for line, name in imported(path) if name.partition(".")[0] in heavy] == []
 
@@ -257,7 +259,7 @@ ABSOLUTE = re.compile(r"^(?:/(?:home|root|work|mnt|data|tmp|usr|opt|workspace|sh
 
 
 def strings_of(path):
-    """(line, text) of a file's string constants, documentation apart."""
+    """Yield (line, text) of a file's string constants other than docstrings."""
     documentation = {id(node.value) for node in nodes_of(path)[ast.Expr]}
     for node in nodes_of(path)[ast.Constant]:
         if isinstance(node.value, str) and id(node) not in documentation:
@@ -266,7 +268,7 @@ def strings_of(path):
 
 def test_no_file_of_the_package_contains_an_absolute_path():
     texts = [(where(path, line), text) for path in FILES + ENTRY_POINTS for line, text in strings_of(path)]
-    wrong = [f"{place} {text}" for place, text in texts if ABSOLUTE.match(text)]
+    wrong = [f"{location} {text}" for location, text in texts if ABSOLUTE.match(text)]
     assert len(texts) > 300
     assert wrong == []
 
@@ -294,7 +296,7 @@ def test_no_file_reads_the_configuration_with_get():
 
 
 def definitions(tree):
-    """(dotted name, node) of the classes and functions of a module that are not inside a function."""
+    """Yield (dotted name, node) of a module's classes and functions that are not inside a function."""
 
     def inside(node, prefix):
         for child in node.body:
@@ -325,7 +327,7 @@ def is_stub(node):
 
 
 def test_every_field_of_a_config_class_is_documented():
-    """A string follows each field of each class whose name ends in Config and whose fields are keys of the YAML."""
+    """A string follows each field of the classes whose name ends in Config and whose fields are YAML keys."""
     silent, count = [], 0
     for path in FILES:
         for name, node in definitions(tree_of(path)):
@@ -386,7 +388,7 @@ PRESETS = sorted((PACKAGE / "config/presets").glob("*/*.yaml"))
 
 def test_every_shipped_configuration_loads(shipped_configs):
     assert sorted(shipped_configs) == [str(path.relative_to(ROOT)) for path in RUNS]
-    assert [name for name, made in shipped_configs.items() if not (made.datasets or made.evaluation_datasets)] == []
+    assert [name for name, loaded in shipped_configs.items() if not (loaded.datasets or loaded.evaluation_datasets)] == []
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -1,4 +1,4 @@
-"""predict: what is said of a video is what the evaluation says of it, and what the model was given is told."""
+"""``emollama predict``: its answers equal those of an evaluation, and it reports the inputs of the model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CLIPS = [f"clip_{number:03d}" for number in range(6)]
 
 
 def tree_over(root: Path) -> dict:
-    """A configuration over invented videos: encoders, their features, a block to train on, one to answer."""
+    """Return a configuration for invented videos: encoders, their features, a training block and an evaluation block."""
     block = {
         "type": "custom",
         "data_root": str(root),
@@ -71,7 +71,7 @@ def tree_over(root: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, no_reports):
-    """Invented videos, their features, and a model that was trained on them for two steps."""
+    """The folder of invented videos, their features, and a model that was trained on them for two steps."""
     root = tmp_path_factory.mktemp("predict")
     make_videos(root, clips=len(CLIPS), unseen=2, seed=5)
     make_tiny_encoders(root / "encoders", seed=5)
@@ -87,31 +87,31 @@ def world(tmp_path_factory, no_reports):
 
 @pytest.fixture(scope="module")
 def happy(world):
-    """The answer about one video, with nothing changed in the configuration."""
-    (answer,) = asked(world, [world / "unseen/happy_1.mp4"])
+    """The answer to one video with the unchanged configuration."""
+    (answer,) = ask(world, [world / "unseen/happy_1.mp4"])
     return answer
 
 
-def asked(root, videos, *options, **arguments):
-    """The answers by the configuration of the folder, changed by options."""
+def ask(root, videos, *options, **arguments):
+    """Return the answers to videos with the folder's configuration and these options."""
     return predict(config.load(str(root / "config.yaml"), list(options)), [str(video) for video in videos], **arguments)
 
 
 def checked(root, videos, *options):
-    """What ``emollama predict --dry-run`` prints."""
+    """Return the output of ``emollama predict --dry-run``."""
     settings = config.load(str(root / "config.yaml"), list(options))
     return dry_run(settings, [str(video) for video in videos], text=None, task=None, processes=1)
 
 
-def only(*kept):
-    """Options that leave only some encoders: each costs the time to build it."""
-    return [f"encoders.{key}=null" for key in ("eva", "mae", "videomae", "hubert") if key not in kept]
+def only(*keys):
+    """Return options that remove all other encoders, because building an encoder takes time."""
+    return [f"encoders.{key}=null" for key in ("eva", "mae", "videomae", "hubert") if key not in keys]
 
 
 def evaluated(root, *options, job="answers"):
-    """name -> row of the evaluation's file of predictions."""
-    made = config.load(str(root / "config.yaml"), [*options, f"run.job_id={job}"])
-    made.classes["run"](made, training=False).evaluate()
+    """Run an evaluation and return its rows of predictions by name."""
+    cfg = config.load(str(root / "config.yaml"), [*options, f"run.job_id={job}"])
+    cfg.classes["run"](cfg, training=False).evaluate()
     lines = (root / f"out/{job}/result/predictions_answers.jsonl").read_text().splitlines()
     return {row["name"]: row for row in map(json.loads, lines)}
 
@@ -122,7 +122,7 @@ def sentences(root):
 
 
 def write_clip(path, *, sound):
-    """A short video of noise, with sound or without any."""
+    """Write a short video of noise, with or without sound."""
     rng = np.random.default_rng(1)
     with av.open(str(path), "w") as container:
         video = container.add_stream("mpeg4", rate=10)
@@ -144,7 +144,7 @@ def write_clip(path, *, sound):
 )
 def test_the_answer_to_a_video_equals_that_of_the_evaluation_of_its_clip(world, name, options):
     rows = evaluated(world, *options)
-    (answer,) = asked(world, [world / f"videos/{name}.mp4"], *options, text=sentences(world)[name])
+    (answer,) = ask(world, [world / f"videos/{name}.mp4"], *options, text=sentences(world)[name])
     assert answer.prompt == rows[name]["instruction"]
     assert answer.answer == rows[name]["prediction"]
     assert answer.label_probabilities == pytest.approx(rows[name]["label_probabilities"], abs=1e-6)
@@ -154,14 +154,14 @@ def test_the_answer_to_a_video_equals_that_of_the_evaluation_of_its_clip(world, 
 def test_a_generated_answer_equals_that_of_the_evaluation(world):
     options = ["evaluation_datasets.answers.answer_by=generate", "evaluation_datasets.answers.max_new_tokens=8"]
     rows = evaluated(world, *options, job="generated")
-    (answer,) = asked(world, [world / f"videos/{CLIPS[0]}.mp4"], *options, text=sentences(world)[CLIPS[0]])
+    (answer,) = ask(world, [world / f"videos/{CLIPS[0]}.mp4"], *options, text=sentences(world)[CLIPS[0]])
     assert answer.answer == rows[CLIPS[0]]["prediction"]
     assert answer.label_probabilities is None
 
 
 def test_several_videos_are_answered_in_their_order(world, happy):
     videos = [world / "unseen/happy_1.mp4", world / f"videos/{CLIPS[2]}.mp4", world / f"videos/{CLIPS[0]}.mp4"]
-    together = asked(world, videos)
+    together = ask(world, videos)
     assert [answer.video for answer in together] == list(map(str, videos))
     assert together[0].label_probabilities == pytest.approx(happy.label_probabilities, abs=1e-6)
     assert len({tuple(answer.label_probabilities.values()) for answer in together}) == 3
@@ -176,29 +176,29 @@ def test_all_modalities_of_a_whole_video_are_real(happy):
 def test_the_audio_of_a_silent_video_is_zero_with_a_reason(world, tmp_path):
     write_clip(tmp_path / "silent.mp4", sound=False)
     left = only("eva", "hubert")
-    (answer,) = asked(world, [tmp_path / "silent.mp4"], *left)
+    (answer,) = ask(world, [tmp_path / "silent.mp4"], *left)
     assert answer.modalities["audio"].state == "zero"
     assert "no audio" in answer.modalities["audio"].why
-    (masked,) = asked(world, [tmp_path / "silent.mp4"], *left, "evaluation_datasets.answers.mask_slots=[audio]")
+    (masked,) = ask(world, [tmp_path / "silent.mp4"], *left, "evaluation_datasets.answers.mask_slots=[audio]")
     assert masked.label_probabilities == pytest.approx(answer.label_probabilities, abs=1e-6)
 
 
 def test_a_modality_without_an_encoder_is_reported_as_missing(world):
-    (answer,) = asked(world, [world / "unseen/happy_1.mp4"], *only("videomae"))
+    (answer,) = ask(world, [world / "unseen/happy_1.mp4"], *only("videomae"))
     assert answer.modalities["audio"].state == "missing"
     assert "zeros" in answer.modalities["audio"].why
     assert answer.modalities["video"].state == "real"
 
 
 def online(world, *more):
-    """Options by which the model makes rows of frames itself."""
+    """Return options with which the model encodes frames itself."""
     block = "evaluation_datasets.answers"
     paths = [f"{block}.image_path={world / 'videos'}", f"{block}.image_feature_path=null"]
     return [f"model.vit_weights={world / 'encoders/eva_vit.safetensors'}", "model.vit_precision=fp32", *paths, *more]
 
 
 def test_a_modality_without_an_encoder_is_missing_also_if_frames_are_encoded_by_the_model(world):
-    (answer,) = asked(world, [world / "unseen/happy_1.mp4"], *online(world, *only("mae")))
+    (answer,) = ask(world, [world / "unseen/happy_1.mp4"], *online(world, *only("mae")))
     assert answer.modalities["image"] == Modality("real", "model.vit_weights")
     assert answer.modalities["audio"].state == "missing"
     assert "no block under 'encoders'" in answer.modalities["audio"].why
@@ -208,18 +208,18 @@ def test_a_truncated_video_is_reported_with_zero_modalities_and_the_reason(world
     whole = (world / "unseen/happy_1.mp4").read_bytes()
     (tmp_path / "whole.mp4").write_bytes(whole)
     with av.open(str(tmp_path / "whole.mp4")) as source, av.open(str(tmp_path / "cut.mkv"), "w") as target:
-        streams = {given.index: target.add_stream_from_template(given) for given in source.streams}
+        streams = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
         for packet in source.demux():
             if packet.dts is not None:
                 packet.stream = streams[packet.stream.index]
                 target.mux(packet)
     cut(tmp_path / "cut.mkv", 0.5)
     with pytest.raises(UserError, match="face: zero, encoders.mae: only .* seconds of its video exist"):
-        asked(world, [tmp_path / "cut.mkv"])
+        ask(world, [tmp_path / "cut.mkv"])
 
 
 def test_a_modality_without_a_feature_path_in_the_block_is_missing(world):
-    (answer,) = asked(
+    (answer,) = ask(
         world, [world / "unseen/happy_1.mp4"], "evaluation_datasets.answers.face_feature_path=null", *only("eva", "mae")
     )
     assert answer.modalities["face"].state == "missing"
@@ -227,7 +227,7 @@ def test_a_modality_without_a_feature_path_in_the_block_is_missing(world):
 
 
 def test_a_masked_slot_is_reported_as_zero(world):
-    (answer,) = asked(
+    (answer,) = ask(
         world, [world / "unseen/happy_1.mp4"], "evaluation_datasets.answers.mask_slots=[video]", *only("eva", "videomae")
     )
     assert answer.modalities["video"].state == "zero"
@@ -242,25 +242,25 @@ def test_the_default_sentence_is_empty_if_the_clips_have_sentences(happy):
 def test_there_is_no_default_sentence_if_the_clips_have_no_sentences(world, tmp_path):
     (tmp_path / "names.csv").write_text("name,emotion\nclip_000,happy\n")
     option = f"evaluation_datasets.answers.annotation_file={tmp_path / 'names.csv'}"
-    (answer,) = asked(world, [world / "unseen/happy_1.mp4"], option, *only("mae"))
+    (answer,) = ask(world, [world / "unseen/happy_1.mp4"], option, *only("mae"))
     assert answer.sentence is None
     assert "The person in video says" not in answer.prompt
 
 
 def test_frames_encoded_by_the_model_give_the_same_answer_as_extracted_features(world, happy):
-    (made,) = asked(world, [world / "unseen/happy_1.mp4"], *online(world, "encoders.eva=null"))
-    assert made.modalities["image"].state == "real"
-    assert made.label_probabilities == pytest.approx(happy.label_probabilities, abs=1e-4)
+    (answer,) = ask(world, [world / "unseen/happy_1.mp4"], *online(world, "encoders.eva=null"))
+    assert answer.modalities["image"].state == "real"
+    assert answer.label_probabilities == pytest.approx(happy.label_probabilities, abs=1e-4)
 
 
 def test_the_data_of_the_selected_block_may_be_missing(world, happy):
-    (away,) = asked(world, [world / "unseen/happy_1.mp4"], "evaluation_datasets.answers.data_root=gone", text="")
+    (away,) = ask(world, [world / "unseen/happy_1.mp4"], "evaluation_datasets.answers.data_root=gone", text="")
     assert away.label_probabilities == pytest.approx(happy.label_probabilities, abs=1e-6)
 
 
 def test_a_task_of_another_block_uses_the_instructions_of_that_block(world):
     options = ["datasets.clips.task_pool=[reason]", "datasets.clips.instructions={reason: [Tell why.]}"]
-    (answer,) = asked(world, [world / "unseen/happy_1.mp4"], *options, *only("mae"), task="reason")
+    (answer,) = ask(world, [world / "unseen/happy_1.mp4"], *options, *only("mae"), task="reason")
     assert answer.task == "reason"
     assert "[reason] Tell why." in answer.prompt
 
@@ -273,12 +273,12 @@ def test_a_video_of_the_extraction_has_its_clip_name_peak_frame_and_face_folder(
         path.write_bytes((world / "unseen/happy_1.mp4").read_bytes())
     options = [f"extraction.videos={videos}", f"extraction.peak_index_path={tmp_path / 'peaks.csv'}"]
     options.append(f"extraction.face_path={tmp_path}")
-    made = config.load(str(world / "config.yaml"), options)
+    cfg = config.load(str(world / "config.yaml"), options)
     paths = [videos / "sub/../sub/a.b.mp4", tmp_path / "a.b.mp4", tmp_path / "again/a.b.mp4", tmp_path / "line\nbreak.mp4"]
-    found = find_videos(made, [str(path) for path in paths])
-    assert list(found) == ["sub/a.b", "a.b", "video_2", "video_3"]
-    assert [source.peak for source in found.values()] == [3, None, None, None]
-    assert {source.faces for source in found.values()} == {tmp_path}
+    sources = find_videos(cfg, [str(path) for path in paths])
+    assert list(sources) == ["sub/a.b", "a.b", "video_2", "video_3"]
+    assert [source.peak for source in sources.values()] == [3, None, None, None]
+    assert {source.faces for source in sources.values()} == {tmp_path}
 
 
 def test_an_unknown_peak_frame_gives_zero_modalities_with_the_remedy(world, tmp_path):
@@ -286,7 +286,7 @@ def test_an_unknown_peak_frame_gives_zero_modalities_with_the_remedy(world, tmp_
     block = "evaluation_datasets.answers"
     options = [f"{block}.frame_selection=peak", f"{block}.peak_index_path={tmp_path / 'peaks.csv'}"]
     options.append("run.allow_other_features=True")
-    (answer,) = asked(world, [world / "unseen/happy_1.mp4"], *online(world, *only("mae"), *options))
+    (answer,) = ask(world, [world / "unseen/happy_1.mp4"], *online(world, *only("mae"), *options))
     assert (answer.modalities["image"].state, answer.modalities["cls"].state) == ("zero", "zero")
     why = answer.modalities["image"].why
     assert "peak" in why and f"'happy_1' to {block}.peak_index_path" in why and f"{block}.frame_selection=middle" in why
@@ -296,20 +296,20 @@ def test_an_unknown_peak_of_a_feature_is_reported_with_the_remedy(world, tmp_pat
     (tmp_path / "peaks.csv").write_text("name,peak_index\nother,3\n")
     peaks = f"extraction.peak_index_path={tmp_path / 'peaks.csv'}"
     options = [peaks, "encoders.eva.frame_selection=peak", "run.allow_other_features=True", *only("eva", "mae")]
-    (answer,) = asked(world, [world / "unseen/happy_1.mp4"], *options)
+    (answer,) = ask(world, [world / "unseen/happy_1.mp4"], *options)
     assert answer.modalities["image"].state == "zero"
     for word in ("the name 'happy_1' to extraction.peak_index_path", "encoders.eva.frame_selection=middle with run.allow_other"):
         assert word in answer.modalities["image"].why
     (tmp_path / "peaks.csv").write_text("name,peak_index\nhappy_1,3\n")
-    (answer,) = asked(world, [world / "unseen/happy_1.mp4"], *options)
+    (answer,) = ask(world, [world / "unseen/happy_1.mp4"], *options)
     assert answer.modalities["image"].state == "real"
 
 
-# What is refused, before weights are loaded
+# Errors before weights are loaded
 
 
 @pytest.mark.parametrize(
-    ("options", "arguments", "words"),
+    ("options", "arguments", "expected"),
     [
         ([], {"task": "emotions"}, "unknown task 'emotions'. Did you mean 'emotion'"),
         (["model.ckpt=null"], {}, "model.ckpt is null"),
@@ -321,13 +321,13 @@ def test_an_unknown_peak_of_a_feature_is_reported_with_the_remedy(world, tmp_pat
         (["encoders.hubert.layers=[-2]"], {}, "layers"),
     ],
 )
-def test_an_unusable_configuration_is_refused(world, options, arguments, words):
-    with pytest.raises(UserError, match=words.replace("[", r"\[")):
-        asked(world, [world / "unseen/happy_1.mp4"], "model.llama_model=" + str(world / "llm"), *options, **arguments)
+def test_an_unusable_configuration_is_refused(world, options, arguments, expected):
+    with pytest.raises(UserError, match=expected.replace("[", r"\[")):
+        ask(world, [world / "unseen/happy_1.mp4"], "model.llama_model=" + str(world / "llm"), *options, **arguments)
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "expected"),
     [
         (["model.ckpt=gone.pth"], "no file 'gone.pth'"),
         (["model.lora_r=3"], "lora"),
@@ -337,18 +337,18 @@ def test_an_unusable_configuration_is_refused(world, options, arguments, words):
         (["model.slot_dims.audio=32"], "audio"),
     ],
 )
-def test_a_dry_run_reports_files_and_shapes_that_do_not_fit(world, options, words):
-    with pytest.raises(UserError, match=words):
+def test_a_dry_run_reports_files_and_shapes_that_do_not_fit(world, options, expected):
+    with pytest.raises(UserError, match=expected):
         checked(world, [world / "unseen/happy_1.mp4"], *options)
 
 
 def test_a_dry_run_names_the_block_the_encoders_and_the_checkpoint(world):
     before = sorted(world.rglob("*"))
     lines = checked(world, [world / "unseen/happy_1.mp4"], *only("mae")).splitlines()
-    facts = dict(re.split(" {2,}", line) for line in lines[:-1])
-    assert facts["block"] == "evaluation_datasets.answers" and facts["task"] == "emotion"
-    assert facts["face"] == "encoders.mae" and "image" not in facts
-    assert facts["checkpoint"].endswith(".pth") and sorted(world.rglob("*")) == before
+    summary = dict(re.split(" {2,}", line) for line in lines[:-1])
+    assert summary["block"] == "evaluation_datasets.answers" and summary["task"] == "emotion"
+    assert summary["face"] == "encoders.mae" and "image" not in summary
+    assert summary["checkpoint"].endswith(".pth") and sorted(world.rglob("*")) == before
 
 
 def test_missing_video_files_are_reported_in_one_error(tmp_path, monkeypatch):
@@ -362,9 +362,9 @@ def test_missing_video_files_are_reported_in_one_error(tmp_path, monkeypatch):
 def test_a_file_that_is_not_a_video_is_rejected_first(world, tmp_path):
     (tmp_path / "text.mp4").write_text("not a video")
     (tmp_path / "empty.mp4").write_bytes(b"")
-    for name, words in (("gone.mp4", "no file"), ("text.mp4", "text.mp4"), ("empty.mp4", "empty.mp4")):
-        with pytest.raises(UserError, match=words):
-            asked(world, [tmp_path / name], "model.llama_model=gone", "encoders.mae.weights=gone")
+    for name, expected in (("gone.mp4", "no file"), ("text.mp4", "text.mp4"), ("empty.mp4", "empty.mp4")):
+        with pytest.raises(UserError, match=expected):
+            ask(world, [tmp_path / name], "model.llama_model=gone", "encoders.mae.weights=gone")
 
 
 def test_the_command_prints_one_json_object_per_video(world, capsys):
@@ -380,9 +380,9 @@ def test_the_command_prints_one_json_object_per_video(world, capsys):
 def test_two_processes_divide_the_videos_and_answer_like_one_process(world, launch, capsys):
     videos = [str(world / "unseen/happy_1.mp4"), str(world / "unseen/sad_1.mp4"), str(world / "videos/clip_000.mp4")]
     arguments = ["--cfg-path", str(world / "config.yaml"), "--json", "--video", *videos]
-    done = launch("-m", "emollama", "predict", *arguments, processes=2)
-    assert done.returncode == 0, done.stderr
-    two = [json.loads(line) for line in done.stdout.splitlines()]
+    result = launch("-m", "emollama", "predict", *arguments, processes=2)
+    assert result.returncode == 0, result.stderr
+    two = [json.loads(line) for line in result.stdout.splitlines()]
     command(world, *arguments[2:])
     one = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     shares = [[answer.pop("label_probabilities") for answer in answers] for answers in (one, two)]

@@ -1,4 +1,4 @@
-"""The files that contributors and tools read name commands, versions and files that exist."""
+"""Commands, versions and files that are named in the files for contributors and tools exist."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 
 
 def make_targets(text):
-    """Targets of the ``make`` commands in a text."""
+    """Return the targets of the ``make`` commands in a text."""
     return set(re.findall(r"\bmake ([a-z][a-z-]*)", text))
 
 
@@ -60,8 +60,8 @@ def test_files_and_make_targets_named_in_contributing_exist():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     links = {link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", prose) if "://" not in link} - {""}
-    words = re.findall(r"`([\w./-]+)`", prose)
-    quoted = {word for word in words if "/" in word or word.endswith((".py", ".md", ".txt", ".toml", ".yaml", ".cff"))}
+    code_spans = re.findall(r"`([\w./-]+)`", prose)
+    quoted = {word for word in code_spans if "/" in word or word.endswith((".py", ".md", ".txt", ".toml", ".yaml", ".cff"))}
     assert {"docs/architecture.md", "CHANGELOG.md"} <= links
     assert len(quoted) > 5
     assert sorted(path for path in links | quoted if not (ROOT / path).exists()) == []

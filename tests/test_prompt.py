@@ -1,4 +1,4 @@
-"""Rendering: ids, labels, weights and placeholders of a record."""
+"""Rendering of records: ids, labels, weights and placeholders."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SLOT_OF = {"<img>": "image", "face": "face", "video": "video", "audio": "audio",
 
 
 def features(image=64):
-    """One clip's raw rows at the golden widths."""
-    rows = {slot: zeros(1, 1024) for slot in ("face", "video", "audio")}
-    return {"image": zeros(image, 176), "cls": zeros(1, 176), **rows}
+    """Return one clip's feature vectors at the golden widths."""
+    pooled = {slot: zeros(1, 1024) for slot in ("face", "video", "audio")}
+    return {"image": zeros(image, 176), "cls": zeros(1, 176), **pooled}
 
 
 def record(*turns, image=64, task="reason"):
@@ -26,7 +26,7 @@ def record(*turns, image=64, task="reason"):
 
 
 def styled(prompt, loss_average="sample", **style):
-    """The same renderer with another style."""
+    """Return the same renderer with another style."""
     return Prompt(prompt.tokenizer, dataclasses.replace(prompt.style, **style), prompt.placeholders, loss_average)
 
 
@@ -38,7 +38,7 @@ def placeholder_counts(prompt, sample):
 
 
 def text_of(prompt, ids):
-    """Ids below the first placeholder, decoded with special tokens."""
+    """Decode the ids below the first placeholder, with special tokens."""
     return prompt.tokenizer.decode([int(i) for i in ids if i < prompt.placeholders.first_id])
 
 
@@ -111,10 +111,10 @@ def test_an_answer_of_exactly_max_txt_len_is_not_cut(golden_prompt):
 
 @pytest.mark.parametrize("layout", ["train", "upstream_eval"])
 def test_a_long_context_loses_only_the_start_of_the_user_text(golden_prompt, layout):
-    words = f"The person in video says: {'blah ' * 80}.  [reason] Which clues are there? "
-    whole = golden_prompt.sample(record((words, "yes")), layout=layout)
+    user_text = f"The person in video says: {'blah ' * 80}.  [reason] Which clues are there? "
+    whole = golden_prompt.sample(record((user_text, "yes")), layout=layout)
     limited = styled(golden_prompt, max_context_len=60)
-    cut = limited.sample(record((words, "yes")), layout=layout)
+    cut = limited.sample(record((user_text, "yes")), layout=layout)
     assert placeholder_counts(golden_prompt, cut) == placeholder_counts(golden_prompt, whole)
     text = text_of(golden_prompt, cut.input_ids)
     assert text.endswith("[reason] Which clues are there?  [/INST] yes</s>")
@@ -141,7 +141,7 @@ def test_a_truncated_context_ends_with_the_end_of_the_template_or_is_refused(gol
     assert outcomes == {"refused", "cut", "whole"}
 
 
-# Text of the user's files is text
+# Special tokens in the user's files
 
 
 @pytest.mark.parametrize("layout", ["train", "upstream_eval"])
@@ -159,8 +159,8 @@ def test_prompt_markers_in_a_transcript_remain_ordinary_text(golden_prompt, layo
 @pytest.mark.parametrize("part", ["words", "answer"])
 @pytest.mark.parametrize("special", ["<s>", "</s>", "<unk>", "</s></s>", "<<s>s>", "a</s>b", "</</s>s>"])
 def test_special_tokens_in_user_texts_or_answers_are_text(golden_prompt, part, special):
-    words, answer = (f"he said {special} here", "yes") if part == "words" else ("he said", f"yes {special} here")
-    sample = golden_prompt.sample(record((words, answer)))
+    user_text, answer = (f"he said {special} here", "yes") if part == "words" else ("he said", f"yes {special} here")
+    sample = golden_prompt.sample(record((user_text, answer)))
     tokenizer = golden_prompt.tokenizer
     ids = sample.input_ids.tolist()
     assert ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
@@ -171,8 +171,8 @@ def test_special_tokens_in_user_texts_or_answers_are_text(golden_prompt, part, s
 
 
 def test_placeholder_ids_are_unique_and_outside_the_embedding_table(golden_prompt):
-    places = golden_prompt.placeholders
-    ids = [places.id_of(name) for name in places.video + places.feature]
+    placeholders = golden_prompt.placeholders
+    ids = [placeholders.id_of(name) for name in placeholders.video + placeholders.feature]
     assert ids == list(range(800, 805)) and len(golden_prompt.tokenizer) <= 800
 
 
@@ -181,10 +181,10 @@ def test_a_number_of_image_vectors_that_is_not_a_multiple_of_four_is_refused_by_
         golden_prompt.sample(record(("Why?", "yes"), image=63))
 
 
-@pytest.mark.parametrize("rows", [0, 4, 8, 1024])
-def test_there_is_one_placeholder_for_each_feature_token(golden_prompt, rows):
-    sample = golden_prompt.sample(record(("Why?", "yes"), image=rows))
-    assert placeholder_counts(golden_prompt, sample) == {"image": rows // 4, "face": 1, "video": 1, "audio": 1, "cls": 1}
+@pytest.mark.parametrize("vectors", [0, 4, 8, 1024])
+def test_there_is_one_placeholder_for_each_feature_token(golden_prompt, vectors):
+    sample = golden_prompt.sample(record(("Why?", "yes"), image=vectors))
+    assert placeholder_counts(golden_prompt, sample) == {"image": vectors // 4, "face": 1, "video": 1, "audio": 1, "cls": 1}
 
 
 # Loss weights
@@ -244,7 +244,7 @@ def test_the_prompt_of_the_last_turn_contains_the_earlier_answers(golden_prompt)
 
 
 class WithoutBos:
-    """A tokenizer that has no token for the beginning."""
+    """A tokenizer without a beginning-of-sequence token."""
 
     bos_token = bos_token_id = None
 
@@ -270,7 +270,7 @@ def test_a_tokenizer_without_bos_leaves_only_the_bos_out(golden_prompt, layout):
     assert text_of(golden_prompt, bare).split() == text_of(golden_prompt, usual).replace("<s>", "").split()
 
 
-# Generated ids back to text
+# Decoding of generated ids
 
 
 def test_answer_text_starts_after_the_template_and_ends_at_the_end_symbol(golden_prompt):

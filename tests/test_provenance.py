@@ -1,4 +1,4 @@
-"""How features were made is written beside them, and compared before they are mixed, trained on or answered with."""
+"""The provenance of features is stored with them, and compared before they are mixed or used with a checkpoint."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def changed(**recipe):
 
 @pytest.fixture
 def two_corpora(tmp_path):
-    """A tree that trains on one copy of the golden corpus and answers another."""
+    """A configuration that trains on one copy of the golden corpus and evaluates on another."""
     for name in ("train", "test"):
         shutil.copytree(GOLDEN / "data", tmp_path / name)
-    made = golden_tree(tmp_path)
-    made["datasets"]["golden"]["data_root"] = str(tmp_path / "train")
-    made["evaluation_datasets"]["answers"] |= {"data_root": str(tmp_path / "test"), "task_pool": ["emotion"]}
-    made["run"] |= {"evaluate": True}
-    return made
+    tree = golden_tree(tmp_path)
+    tree["datasets"]["golden"]["data_root"] = str(tmp_path / "train")
+    tree["evaluation_datasets"]["answers"] |= {"data_root": str(tmp_path / "test"), "task_pool": ["emotion"]}
+    tree["run"] |= {"evaluate": True}
+    return tree
 
 
 def describe(tmp_path, train=None, test=None):
@@ -92,10 +92,10 @@ def test_features_without_a_manifest_are_accepted(tmp_path, two_corpora):
 
 def test_blocks_with_differently_pooled_features_are_refused(tmp_path, two_corpora):
     describe(tmp_path, HUBERT, changed(pooling="max"))
-    told = refused(tmp_path, two_corpora)
-    assert "datasets.golden.audio_feature_path" in told
-    assert "evaluation_datasets.answers.audio_feature_path" in told
-    assert "pooling: 'mean' and 'max'" in told
+    message = refused(tmp_path, two_corpora)
+    assert "datasets.golden.audio_feature_path" in message
+    assert "evaluation_datasets.answers.audio_feature_path" in message
+    assert "pooling: 'mean' and 'max'" in message
     assert not (tmp_path / "out").exists()
 
 
@@ -125,8 +125,8 @@ def test_allow_other_features_turns_the_refusal_into_a_warning(tmp_path, two_cor
 
 def test_features_of_another_slot_are_refused(tmp_path, two_corpora):
     describe(tmp_path, dataclasses.replace(HUBERT, slots=("face",), recipe={"encoder": "mae"}))
-    told = refused(tmp_path, two_corpora)
-    assert "contains face features of the encoder mae, expected audio" in told
+    message = refused(tmp_path, two_corpora)
+    assert "contains face features of the encoder mae, expected audio" in message
 
 
 def test_evaluating_a_checkpoint_on_differently_extracted_features_is_refused(tmp_path, two_corpora):
@@ -138,10 +138,10 @@ def test_evaluating_a_checkpoint_on_differently_extracted_features_is_refused(tm
     describe(tmp_path, test=HUBERT)
     assert RunnerBase(loaded(tmp_path, two_corpora), training=False).features
     describe(tmp_path, test=changed(layers=[-4, -3, -2, -1]))
-    told = refused(tmp_path, two_corpora, training=False)
+    message = refused(tmp_path, two_corpora, training=False)
     assert (
         "checkpoint_0.pth was trained on audio features that were extracted differently: layers: [-1] and [-4, -3, -2, -1]"
-        in told
+        in message
     )
 
 
@@ -151,8 +151,8 @@ def test_resuming_a_run_on_differently_extracted_features_is_refused(tmp_path, t
     folder = RunnerBase(loaded(tmp_path, two_corpora)).train()
     (folder / "checkpoint_1.pth").unlink()
     describe(tmp_path, changed(layers=[-2]))
-    told = refused(tmp_path, two_corpora, "run.resume_ckpt_path=auto")
-    assert "checkpoint_0.pth was trained on audio features that were extracted differently: layers: [-1] and [-2]" in told
+    message = refused(tmp_path, two_corpora, "run.resume_ckpt_path=auto")
+    assert "checkpoint_0.pth was trained on audio features that were extracted differently: layers: [-1] and [-2]" in message
     assert RunnerBase(loaded(tmp_path, two_corpora, "run.resume_ckpt_path=auto", "run.allow_other_features=True")).first_step
 
 
@@ -172,8 +172,8 @@ def test_a_manifest_added_later_does_not_prevent_resuming(tmp_path, two_corpora)
 
 def test_check_data_reports_differently_extracted_features(tmp_path, two_corpora):
     describe(tmp_path, HUBERT, changed(pooling="max"))
-    found = check(loaded(tmp_path, two_corpora)).findings
-    assert any(finding.kind == "different features" and "pooling" in finding.text for finding in found)
+    findings = check(loaded(tmp_path, two_corpora)).findings
+    assert any(finding.kind == "different features" and "pooling" in finding.text for finding in findings)
 
 
 def test_the_configured_encoders_are_compared_with_the_manifests(tmp_path, two_corpora):

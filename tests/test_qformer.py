@@ -1,4 +1,4 @@
-"""BLIP-2's Q-Former: the published numbers through the original names, and files that do not fit."""
+"""BLIP-2's Q-Former: the published outputs with the original tensor names, and errors for unusable files."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from emollama.errors import UserError
 WEIGHTS = GOLDEN / "qformer/weights.safetensors"
 CPU, META = torch.device("cpu"), torch.device("meta")
 LAYER = "Qformer.bert.encoder.layer"
-HEADS = 4  # of the golden one, whose width of 48 does not tell them
+HEADS = 4  # of the golden Q-Former; they cannot be inferred from its width of 48
 
 
 @pytest.fixture(scope="module")
-def known():
+def reference():
     return load_file(GOLDEN / "qformer/input_to_output.safetensors")
 
 
@@ -34,7 +34,7 @@ def load(path=WEIGHTS, *, heads=HEADS, device=CPU):
 
 
 def text_side(width=48, inner=96, layers=4):
-    """What stands beside the Q-Former in the files of BLIP-2's training stages, under invented values."""
+    """Return invented values for the other tensors in the files of BLIP-2's training stages."""
     bert = {
         "Qformer.bert.embeddings.position_ids": torch.arange(16)[None],
         "Qformer.bert.embeddings.word_embeddings.weight": torch.ones(30, width),
@@ -50,18 +50,18 @@ def text_side(width=48, inner=96, layers=4):
     return bert | {name: torch.ones(3) for name in others} | {"temp": torch.tensor(0.07)}
 
 
-# Numbers
+# Outputs
 
 
-def test_outputs_of_ln_vision_q_former_and_llama_proj_equal_the_published_code(known, golden):
+def test_outputs_of_ln_vision_q_former_and_llama_proj_equal_the_published_code(reference, golden):
     stored = load_file(WEIGHTS)
     weight, bias = read_ln_vision(str(WEIGHTS), 176, "k")
-    rows = F.layer_norm(known["vit_out"], (176,), weight, bias, 1e-5)
-    assert (rows - known["after_ln_vision"]).abs().max() < 1e-5
-    queries = golden(rows)
-    assert (queries - known["query_output"]).abs().max() < 1e-5
+    vectors = F.layer_norm(reference["vit_out"], (176,), weight, bias, 1e-5)
+    assert (vectors - reference["after_ln_vision"]).abs().max() < 1e-5
+    queries = golden(vectors)
+    assert (queries - reference["query_output"]).abs().max() < 1e-5
     projected = F.linear(queries, stored["llama_proj.weight"], stored["llama_proj.bias"])
-    assert (projected - known["llama_proj_output"]).abs().max() < 1e-5
+    assert (projected - reference["llama_proj_output"]).abs().max() < 1e-5
 
 
 def test_sizes_of_the_q_former_are_read_from_its_tensors():
@@ -70,37 +70,37 @@ def test_sizes_of_the_q_former_are_read_from_its_tensors():
     assert set(tensors) == set(QFormer(shape, device=META).state_dict())
 
 
-def test_text_weights_and_other_modules_in_a_file_are_ignored(known, golden, tmp_path):
+def test_text_weights_and_other_modules_in_a_file_are_ignored(reference, golden, tmp_path):
     torch.save({"model": load_file(WEIGHTS) | text_side()}, tmp_path / "blip2.pth")
     save_file(load_file(WEIGHTS) | text_side(), tmp_path / "blip2.safetensors")
-    expected = golden(known["after_ln_vision"])
+    expected = golden(reference["after_ln_vision"])
     for name in ("blip2.pth", "blip2.safetensors"):
-        assert torch.equal(load(tmp_path / name)(known["after_ln_vision"]), expected)
+        assert torch.equal(load(tmp_path / name)(reference["after_ln_vision"]), expected)
 
 
-def test_half_precision_weights_are_read_into_float32(known, golden, tmp_path):
+def test_half_precision_weights_are_read_into_float32(reference, golden, tmp_path):
     save_file({name: value.half() for name, value in load_file(WEIGHTS).items()}, tmp_path / "half.safetensors")
-    made = load(tmp_path / "half.safetensors")
-    assert {value.dtype for value in made.parameters()} == {torch.float32}
-    assert 0 < (made(known["after_ln_vision"]) - golden(known["after_ln_vision"])).abs().max() < 0.05
+    q_former = load(tmp_path / "half.safetensors")
+    assert {value.dtype for value in q_former.parameters()} == {torch.float32}
+    assert 0 < (q_former(reference["after_ln_vision"]) - golden(reference["after_ln_vision"])).abs().max() < 0.05
 
 
-def test_a_batch_gives_the_same_outputs_as_its_images_alone(known, golden):
-    rows = known["after_ln_vision"]
-    alone = torch.cat([golden(row[None]) for row in rows])
-    assert (golden(rows) - alone).abs().max() < 5e-6  # a few roundings of values up to 2.5
+def test_a_batch_gives_the_same_outputs_as_its_images_alone(reference, golden):
+    vectors = reference["after_ln_vision"]
+    alone = torch.cat([golden(row[None]) for row in vectors])
+    assert (golden(vectors) - alone).abs().max() < 5e-6  # a few roundings of values up to 2.5
     assert (alone[0] - alone[1]).abs().max() > 1e-3
 
 
-def test_autocast_does_not_change_the_output(known, golden):
+def test_autocast_does_not_change_the_output(reference, golden):
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        made = golden(known["after_ln_vision"])
-    assert made.dtype == torch.float32
-    assert torch.equal(made, golden(known["after_ln_vision"]))
+        output = golden(reference["after_ln_vision"])
+    assert output.dtype == torch.float32
+    assert torch.equal(output, golden(reference["after_ln_vision"]))
 
 
 def original_names(layers, every):
-    """transformers' name -> the original one, written out."""
+    """Return the original tensor name of each name in transformers."""
     ends = ("weight", "bias")
     pairs = {f"layernorm.{end}": f"Qformer.bert.embeddings.LayerNorm.{end}" for end in ends}
     for layer in range(layers):
@@ -124,33 +124,33 @@ def test_a_transformers_model_with_original_tensor_names_gives_the_same_output(t
     model = Blip2QFormerModel(Blip2QFormerConfig(num_hidden_layers=layers, cross_attention_frequency=every, **sizes)).eval()
     for value in model.parameters():
         torch.nn.init.normal_(value, 0, 0.3)
-    query, rows = torch.randn(1, 5, 128), torch.randn(2, 9, 40)
+    query, vectors = torch.randn(1, 5, 128), torch.randn(2, 9, 40)
     pairs = original_names(layers, every)
     tensors = {pairs[name]: value for name, value in model.state_dict().items()}
     assert len(tensors) == len(pairs)
     torch.save({"model": tensors | {"query_tokens": query}}, tmp_path / "blip2.pth")
-    made = load(tmp_path / "blip2.pth", heads=None)
-    assert made.shape == QFormerShape(128, layers, 2, 80, every, 5, 40)
+    q_former = load(tmp_path / "blip2.pth", heads=None)
+    assert q_former.shape == QFormerShape(128, layers, 2, 80, every, 5, 40)
     with torch.no_grad():
-        expected = model(query_embeds=query.expand(2, -1, -1), encoder_hidden_states=rows).last_hidden_state
-    assert (made(rows) - expected).abs().max() < 1e-5
+        expected = model(query_embeds=query.expand(2, -1, -1), encoder_hidden_states=vectors).last_hidden_state
+    assert (q_former(vectors) - expected).abs().max() < 1e-5
 
 
 def test_the_published_sizes_give_32_by_768_outputs_and_the_published_parameter_count():
-    made = QFormer(QFormerShape(), device=META)
+    q_former = QFormer(QFormerShape(), device=META)
     square, norm = 768 * 768 + 768, 2 * 768
     layer = 4 * square + norm + (768 * 3072 + 3072) + (3072 * 768 + 768) + norm
     cross = 2 * square + 2 * (1408 * 768 + 768) + norm
-    assert sum(value.numel() for value in made.parameters()) == 12 * layer + 6 * cross + norm + 32 * 768 == 105_162_240
-    made.to_empty(device=CPU)
-    assert made(torch.zeros(1, 257, 1408)).shape == (1, 32, 768)
+    assert sum(value.numel() for value in q_former.parameters()) == 12 * layer + 6 * cross + norm + 32 * 768 == 105_162_240
+    q_former.to_empty(device=CPU)
+    assert q_former(torch.zeros(1, 257, 1408)).shape == (1, 32, 768)
 
 
-def test_the_q_former_stays_frozen_and_in_eval_mode(known, golden):
-    made = golden.train()
-    assert not any(module.training for module in made.modules())
-    assert not any(value.requires_grad for value in made.parameters())
-    assert made(known["after_ln_vision"].clone().requires_grad_()).grad_fn is None
+def test_the_q_former_stays_frozen_and_in_eval_mode(reference, golden):
+    q_former = golden.train()
+    assert not any(module.training for module in q_former.modules())
+    assert not any(value.requires_grad for value in q_former.parameters())
+    assert q_former(reference["after_ln_vision"].clone().requires_grad_()).grad_fn is None
 
 
 # Files
@@ -170,7 +170,7 @@ def without_the_qformer(tensors):
 
 @pytest.mark.parametrize("device", [CPU, META], ids=str)
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         (lambda t: t.pop(f"{LAYER}.3.attention.self.query.weight"), rf"lacks .* \(1: {LAYER}.3.attention.self.query.weight"),
         (lambda t: t.pop("Qformer.bert.embeddings.LayerNorm.bias"), "1: Qformer.bert.embeddings.LayerNorm.bias"),
@@ -186,14 +186,14 @@ def without_the_qformer(tensors):
         (without_the_qformer, r"contains no Q-Former \(its tensors: ln_vision"),
     ],
 )
-def test_a_file_with_wrong_tensors_is_refused_with_the_tensor_file_and_remedy(tmp_path, change, told, device):
-    with pytest.raises(UserError, match=rf"^model\.q_former_model: '.*spoiled\.safetensors' .*{told}.*Name an original file"):
+def test_a_file_with_wrong_tensors_is_refused_with_the_tensor_file_and_remedy(tmp_path, change, expected, device):
+    with pytest.raises(UserError, match=rf"^model\.q_former_model: '.*spoiled\.safetensors' .*{expected}.*Name an original file"):
         load(spoiled(tmp_path, change), device=device)
 
 
-@pytest.mark.parametrize(("heads", "told"), [(None, "the width of a head, 64"), (5, "the number of heads, 5")])
-def test_a_width_that_is_not_a_multiple_of_the_heads_is_refused(heads, told):
-    with pytest.raises(UserError, match=rf"'.*weights\.safetensors' has width 48, which is not a multiple of {told}"):
+@pytest.mark.parametrize(("heads", "expected"), [(None, "the width of a head, 64"), (5, "the number of heads, 5")])
+def test_a_width_that_is_not_a_multiple_of_the_heads_is_refused(heads, expected):
+    with pytest.raises(UserError, match=rf"'.*weights\.safetensors' has width 48, which is not a multiple of {expected}"):
         load(heads=heads)
 
 

@@ -1,4 +1,4 @@
-"""The processes that other tests fork: what they see, how they end, and what a failure looks like."""
+"""The processes that other tests fork: their environment, exit status and errors."""
 
 from __future__ import annotations
 
@@ -59,18 +59,18 @@ def test_launch_runs_a_command_like_a_python_interpreter(launch, tmp_path, monke
     monkeypatch.setenv("SOME_VARIABLE", "here")
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "beside.py").write_text("raise SystemExit(7)")
-    done = launch("program.py", "a", "b", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (7, "err\n")
-    assert done.stdout == f"out None None here ['a', 'b'] {tmp_path}\n"
-    done = launch("-m", "program", "a", cwd=tmp_path, processes=2)
-    assert (done.returncode, done.stderr) == (0, "err\n" * 2)
-    assert sorted(done.stdout.splitlines()) == [f"out {rank} 2 here ['a'] {tmp_path}" for rank in (0, 1)]
+    result = launch("program.py", "a", "b", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (7, "err\n")
+    assert result.stdout == f"out None None here ['a', 'b'] {tmp_path}\n"
+    result = launch("-m", "program", "a", cwd=tmp_path, processes=2)
+    assert (result.returncode, result.stderr) == (0, "err\n" * 2)
+    assert sorted(result.stdout.splitlines()) == [f"out {rank} 2 here ['a'] {tmp_path}" for rank in (0, 1)]
 
 
 def test_an_uncaught_error_has_its_traceback_and_status_1(launch, tmp_path):
     (tmp_path / "program.py").write_text("1 / 0")
-    done = launch(str(tmp_path / "program.py"))
-    assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
+    result = launch(str(tmp_path / "program.py"))
+    assert result.returncode == 1 and "ZeroDivisionError" in result.stderr
 
 
 def test_a_failed_process_terminates_the_other_processes(launch, tmp_path):

@@ -1,4 +1,4 @@
-"""``emollama rate``: sheets that tell nothing about the model, filled sheets read back, agreement."""
+"""``emollama rate``: sheets do not reveal the model; filled sheets are read and agreement is computed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def caller(command, capsys):
 
 @pytest.fixture
 def rated(capsys):
-    """A function that runs ``emollama rate`` in this process and returns what it prints."""
+    """A function that runs ``emollama rate`` in this process and returns its output."""
     return caller(rate, capsys)
 
 
@@ -51,14 +51,14 @@ def write(path, rows):
     return path
 
 
-def rows_of(path):
+def read_rows(path):
     with open(path, newline="", encoding="utf-8-sig") as file:
         return list(csv.DictReader(file))
 
 
 @pytest.fixture
 def files(tmp_path):
-    """Two models' descriptions of 24 clips, and the truth."""
+    """Descriptions of 24 clips by two models, and reference descriptions."""
     good = write(tmp_path / "good.csv", [["names", "chi_reasons"], *([n, f"First words about {n[-2:]}."] for n in CLIPS)])
     bad = write(tmp_path / "bad.csv", [["names", "chi_reasons"], *([n, f"Other words about {n[-2:]}."] for n in CLIPS)])
     truth = write(
@@ -78,9 +78,9 @@ def key_of(folder, name="sheet"):
 
 
 def filled(sheet, path, points):
-    """The sheet filled in by a rater: points(model, clip) -> the cells of the two scales."""
+    """Write a filled sheet; ``points(model, clip)`` returns the cells of the two scales."""
     key = key_of(sheet.parent)
-    rows = rows_of(sheet)
+    rows = read_rows(sheet)
     for row in rows:
         item = key["items"][row["item"]]
         row["clue_overlap"], row["label_overlap"] = points(item["model"].rpartition("/")[2], item["name"])
@@ -92,7 +92,7 @@ def number(clip):
 
 
 def figures(text, model):
-    """The two values of a model in the printed table."""
+    """Return the two values of a model in the printed table."""
     row = next(line for line in text.splitlines() if line.split()[:1] and line.split()[0] == model and "is" not in line.split())
     return [float(cell) for cell in row.split()[1:]]
 
@@ -101,28 +101,28 @@ def figures(text, model):
 
 
 def test_a_sheet_contains_every_description_with_its_reference_and_empty_cells(sheet, tmp_path):
-    rows, key = rows_of(sheet), key_of(tmp_path)
+    rows, key = read_rows(sheet), key_of(tmp_path)
     assert [*rows[0]] == ["item", "truth", "description", "clue_overlap", "label_overlap", "comment"]
     assert len(rows) == 48 and all(row[column] == "" for row in rows for column in (*SCALES, "comment"))
     texts = Counter((row["truth"], row["description"]) for row in rows)
-    assert texts == Counter((TRUTH[n], f"{words} words about {n[-2:]}.") for n in CLIPS for words in ("First", "Other"))
+    assert texts == Counter((TRUTH[n], f"{start} words about {n[-2:]}.") for n in CLIPS for start in ("First", "Other"))
     for row in rows:
         item = key["items"][row["item"]]
-        words = "First" if item["model"].endswith("good.csv") else "Other"
-        assert row["description"] == f"{words} words about {item['name'][-2:]}."
+        start = "First" if item["model"].endswith("good.csv") else "Other"
+        assert row["description"] == f"{start} words about {item['name'][-2:]}."
 
 
 def test_a_sheet_does_not_reveal_the_model_by_name_id_or_order(rated, files, tmp_path):
     firsts = trend = pairs = 0
     for seed in range(60):
         rated(*files, "--output", tmp_path / f"s{seed}.csv", "--seed", seed)
-        rows, key = rows_of(tmp_path / f"s{seed}.csv"), key_of(tmp_path, f"s{seed}")
+        rows, key = read_rows(tmp_path / f"s{seed}.csv"), key_of(tmp_path, f"s{seed}")
         is_good = {name: item["model"].endswith("good.csv") for name, item in key["items"].items()}
         by_id = [is_good[name] for name in sorted(is_good)]
         firsts += is_good[rows[0]["item"]] + by_id[0]
         trend += sum(by_id[:24])
-        place = {(key["items"][row["item"]]["name"], is_good[row["item"]]): at for at, row in enumerate(rows)}
-        pairs += sum(place[name, True] < place[name, False] for name in CLIPS)
+        position = {(key["items"][row["item"]]["name"], is_good[row["item"]]): at for at, row in enumerate(rows)}
+        pairs += sum(position[name, True] < position[name, False] for name in CLIPS)
     from scipy.stats import binomtest
 
     text = (tmp_path / "s0.csv").read_text(encoding="utf-8-sig")
@@ -142,7 +142,7 @@ def test_without_a_seed_each_sheet_has_a_random_order_and_the_key_file_stores_it
 
 def test_several_raters_get_the_same_items_in_orders_of_their_own(rated, files, tmp_path):
     text = rated(*files, "--output", tmp_path / "sheet.csv", "--raters", 3, "--clips", 5)
-    sheets = [rows_of(tmp_path / f"sheet_rater{number}.csv") for number in (1, 2, 3)]
+    sheets = [read_rows(tmp_path / f"sheet_rater{number}.csv") for number in (1, 2, 3)]
     orders = [[row["item"] for row in rows] for rows in sheets]
     assert len({tuple(order) for order in orders}) == 3 and len({frozenset(order) for order in orders}) == 1
     assert len(orders[0]) == 10 and not (tmp_path / "sheet.csv").exists()
@@ -152,24 +152,24 @@ def test_several_raters_get_the_same_items_in_orders_of_their_own(rated, files, 
 
 def test_text_that_a_spreadsheet_would_execute_is_escaped(rated, tmp_path):
     dangerous = ['=HYPERLINK("http://x")', "+1", "-2", "@SUM(A1)", "\t=1", "plain, = 1"]
-    names = [f"c{place}" for place in range(6)]
+    names = [f"c{index}" for index in range(6)]
     answers = tmp_path / "a.jsonl"
     rows = [{"name": n, "task": "reason", "prediction": t, "reference": t} for n, t in zip(names, dangerous, strict=True)]
     answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
     rated("--predictions", answers, "--output", tmp_path / "sheet.csv", "--seed", 0)
-    found = {row["description"] for row in rows_of(tmp_path / "sheet.csv")}
-    assert found == {f"'{text}" for text in dangerous[:5]} | {"plain, = 1"}
+    descriptions = {row["description"] for row in read_rows(tmp_path / "sheet.csv")}
+    assert descriptions == {f"'{text}" for text in dangerous[:5]} | {"plain, = 1"}
     path = filled(tmp_path / "sheet.csv", tmp_path / "filled.csv", lambda model, clip: (7, 7))
     assert "unrated of 6 items: clue_overlap 0, label_overlap 0" in rated("--read", path, "--key", tmp_path / "sheet.key.json")
 
 
 def test_empty_descriptions_are_scored_zero_and_excluded_from_the_sheet(rated, tmp_path, files):
-    rows = [[name, "Words." if place else ""] for place, name in enumerate(CLIPS[:20])]  # one empty, four missing
+    rows = [[name, "Words." if index else ""] for index, name in enumerate(CLIPS[:20])]  # one empty, four missing
     short = write(tmp_path / "short.csv", [["names", "chi_reasons"], *rows])
     text = rated("--predictions", short, *files[2:], "--output", tmp_path / "sheet.csv")
     assert "19 descriptions of 2 models" not in text and "5 empty descriptions score 0" in text
     sheet = tmp_path / "sheet.csv"
-    assert all(row["description"] for row in rows_of(sheet))
+    assert all(row["description"] for row in read_rows(sheet))
     path = filled(sheet, tmp_path / "filled.csv", lambda model, clip: (6, 10))
     text = rated("--read", path, "--key", tmp_path / "sheet.key.json", "--resamples", 100)
     assert figures(text, "short.csv") == pytest.approx([6 * 19 / 24, 10 * 19 / 24], abs=0.005)
@@ -182,7 +182,7 @@ def test_an_existing_sheet_is_not_overwritten(rated, refused, files, sheet, tmp_
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "expected"),
     [
         (["--output", "sheet.txt"], "must end in .csv"),
         (["--output", "s.csv", "--clips", "25"], "expected a number from 1 to 24"),
@@ -194,9 +194,9 @@ def test_an_existing_sheet_is_not_overwritten(rated, refused, files, sheet, tmp_
         ([], "--predictions requires --output"),
     ],
 )
-def test_invalid_arguments_are_refused(refused, files, tmp_path, monkeypatch, arguments, words):
+def test_invalid_arguments_are_refused(refused, files, tmp_path, monkeypatch, arguments, expected):
     monkeypatch.chdir(tmp_path)
-    assert words in refused(*files, *arguments)
+    assert expected in refused(*files, *arguments)
     assert not (tmp_path / "s.csv").exists()
 
 
@@ -230,9 +230,9 @@ def test_agreement_is_one_for_equal_sheets_and_near_zero_for_unrelated_sheets(ra
     other = filled(sheet, tmp_path / "other.csv", lambda model, clip: rng.integers(11, size=2).tolist())
     text = rated("--read", one, same, other, "--key", tmp_path / "sheet.key.json", "--resamples", 0)
     rows = [line.split()[2:] for line in text.splitlines() if " / " in line]
-    found = {(row[0].rpartition("/")[2], row[1]): [float(cell) for cell in row[3:]] for row in rows}
-    assert found["same.csv", "clue_overlap"] == found["same.csv", "label_overlap"] == [1, 1]
-    assert all(abs(figure) < 0.4 for row, pair in found.items() if row[0] == "other.csv" for figure in pair)
+    agreement = {(row[0].rpartition("/")[2], row[1]): [float(cell) for cell in row[3:]] for row in rows}
+    assert agreement["same.csv", "clue_overlap"] == agreement["same.csv", "label_overlap"] == [1, 1]
+    assert all(abs(figure) < 0.4 for row, pair in agreement.items() if row[0] == "other.csv" for figure in pair)
     assert len(rows) == 6
 
 
@@ -241,7 +241,7 @@ def test_kappa_is_weighted_by_the_square_of_the_distance(rated, sheet, tmp_path)
     two = filled(sheet, tmp_path / "two.csv", lambda model, clip: (number(clip) * 3 % 11, 1))
     text = rated("--read", one, two, "--key", tmp_path / "sheet.key.json", "--resamples", 0)
     kappa = next(float(line.split()[-2]) for line in text.splitlines() if " / " in line)
-    first, second = (np.array([give(place) for place in range(24)]) for give in (lambda n: n % 7, lambda n: n * 3 % 11))
+    first, second = (np.array([give(index) for index in range(24)]) for give in (lambda n: n % 7, lambda n: n * 3 % 11))
     by_chance = np.mean((first[:, None] - second[None, :]) ** 2)
     assert kappa == pytest.approx(1 - np.mean((first - second) ** 2) / by_chance, abs=0.0005)
 
@@ -252,7 +252,7 @@ def test_a_milder_rater_has_full_rank_correlation_but_a_lower_kappa(rated, sheet
     text = rated("--read", one, mild, "--key", tmp_path / "sheet.key.json", "--resamples", 0)
     clue, label = (line.split()[-3:] for line in text.splitlines() if " / " in line)
     assert clue[0] == "48" and 0 < float(clue[1]) < 0.5 and float(clue[2]) == 1
-    assert label == ["48", "-", "-"]  # one number throughout
+    assert label == ["48", "-", "-"]  # the same number in all cells
 
 
 def test_empty_cells_are_counted_and_excluded(rated, sheet, tmp_path):
@@ -280,7 +280,7 @@ def test_the_scores_of_a_judge_are_included_in_the_agreement(rated, capsys, file
 
 
 def spoiled(sheet, path, change):
-    rows = rows_of(sheet)
+    rows = read_rows(sheet)
     change(rows)
     return write(path, [[*rows[0]], *(row.values() for row in rows)])
 
@@ -288,15 +288,15 @@ def spoiled(sheet, path, change):
 @pytest.mark.parametrize("cell", ["11", "-1", "7,5", "ten", "nan", "inf", "1e1", "7/10", "'7"])
 def test_a_cell_that_is_not_a_rating_is_refused_with_its_line(refused, sheet, tmp_path, cell):
     path = spoiled(sheet, tmp_path / "filled.csv", lambda rows: rows[2].update(clue_overlap=cell))
-    told = refused("--read", path, "--key", tmp_path / "sheet.key.json")
+    message = refused("--read", path, "--key", tmp_path / "sheet.key.json")
     assert (
-        "filled.csv, line 4, item 'i" in told
-        and f"clue_overlap: expected a number from 0 to 10 (7, or 7.5 with a decimal point), got '{cell}'" in told
+        "filled.csv, line 4, item 'i" in message
+        and f"clue_overlap: expected a number from 0 to 10 (7, or 7.5 with a decimal point), got '{cell}'" in message
     )
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "expected"),
     [
         (lambda rows: rows[0].update(item="i99"), ["line 2: the key has no item 'i99'", "rows were removed, 1: i"]),
         (lambda rows: rows[1].update(item=rows[0]["item"]), ["line 3: line 2 already has the item 'i", "Remove one of the two"]),
@@ -305,9 +305,9 @@ def test_a_cell_that_is_not_a_rating_is_refused_with_its_line(refused, sheet, tm
         (lambda rows: None, ["contains no points. Fill in the columns clue_overlap and label_overlap."]),
     ],
 )
-def test_a_sheet_whose_rows_differ_from_the_key_file_is_refused(refused, sheet, tmp_path, change, words):
-    told = refused("--read", spoiled(sheet, tmp_path / "filled.csv", change), "--key", tmp_path / "sheet.key.json")
-    assert all(word in told for word in words), told
+def test_a_sheet_whose_rows_differ_from_the_key_file_is_refused(refused, sheet, tmp_path, change, expected):
+    message = refused("--read", spoiled(sheet, tmp_path / "filled.csv", change), "--key", tmp_path / "sheet.key.json")
+    assert all(word in message for word in expected), message
 
 
 @pytest.mark.parametrize("column", ["truth", "description"])
@@ -315,13 +315,13 @@ def test_a_changed_text_is_refused_with_its_line(refused, sheet, tmp_path, colum
     path = spoiled(
         sheet, tmp_path / "filled.csv", lambda rows: rows[1].update({column: rows[1][column] + " Really.", "clue_overlap": 5})
     )
-    told = refused("--read", path, "--key", tmp_path / "sheet.key.json")
-    assert "filled.csv, line 3, item 'i" in told and f"{column} was changed" in told and "\n" not in told
+    message = refused("--read", path, "--key", tmp_path / "sheet.key.json")
+    assert "filled.csv, line 3, item 'i" in message and f"{column} was changed" in message and "\n" not in message
 
 
 def test_changes_by_a_spreadsheet_do_not_count_as_changes(rated, tmp_path):
     texts = ["=1+1", "two\nlines", "two\r\nlines, of old", " space at its ends\n", "'quoted'", "\t=1", "'=1"]
-    rows = [{"name": f"c{place}", "task": "reason", "prediction": text, "reference": text} for place, text in enumerate(texts)]
+    rows = [{"name": f"c{index}", "task": "reason", "prediction": text, "reference": text} for index, text in enumerate(texts)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     rated("--predictions", tmp_path / "a.jsonl", "--output", tmp_path / "sheet.csv")
     for number, change in enumerate([
@@ -329,16 +329,16 @@ def test_changes_by_a_spreadsheet_do_not_count_as_changes(rated, tmp_path):
         lambda text: text.replace("\r\n", "\n"), lambda text: text.replace("\r\n", "\n").replace("\n", "\r\n"),
     ]):  # fmt: skip
         path = filled(tmp_path / "sheet.csv", tmp_path / f"filled{number}.csv", lambda model, clip: (7, 7))
-        table = [[row["item"], change(row["truth"]), change(row["description"]), 7, 7, ""] for row in rows_of(path)]
-        write(path, [[*rows_of(path)[0]], *table])
+        table = [[row["item"], change(row["truth"]), change(row["description"]), 7, 7, ""] for row in read_rows(path)]
+        write(path, [[*read_rows(path)[0]], *table])
         assert "clue_overlap 0, label_overlap 0" in rated("--read", path, "--key", tmp_path / "sheet.key.json", "--resamples", 0)
 
 
 def test_a_sheet_separated_by_semicolons_is_refused_with_one_message(refused, sheet, tmp_path):
-    rows = [";".join(row.values()) for row in rows_of(sheet)]
-    (tmp_path / "semi.csv").write_text("\n".join([";".join(rows_of(sheet)[0]), *rows]))
-    told = refused("--read", tmp_path / "semi.csv", "--key", tmp_path / "sheet.key.json")
-    assert "separated by ';'" in told and "\n" not in told
+    rows = [";".join(row.values()) for row in read_rows(sheet)]
+    (tmp_path / "semi.csv").write_text("\n".join([";".join(read_rows(sheet)[0]), *rows]))
+    message = refused("--read", tmp_path / "semi.csv", "--key", tmp_path / "sheet.key.json")
+    assert "separated by ';'" in message and "\n" not in message
 
 
 def test_all_errors_in_a_sheet_are_reported_together(refused, sheet, tmp_path):
@@ -347,8 +347,8 @@ def test_all_errors_in_a_sheet_are_reported_together(refused, sheet, tmp_path):
         rows[1]["label_overlap"] = "12"
         rows[2]["item"] = "?"
 
-    told = refused("--read", spoiled(sheet, tmp_path / "filled.csv", change), "--key", tmp_path / "sheet.key.json")
-    assert [told.count(f"line {line}") for line in (2, 3, 4)] == [1, 1, 1]
+    message = refused("--read", spoiled(sheet, tmp_path / "filled.csv", change), "--key", tmp_path / "sheet.key.json")
+    assert [message.count(f"line {line}") for line in (2, 3, 4)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"items": {"i1": {}}, "empty": [], "models": [], "task": "", "seed": 0}', "no"])

@@ -1,4 +1,4 @@
-"""Recognition metrics: published check values, scikit-learn on random answers, edge cases."""
+"""Recognition metrics: published values, scikit-learn's results for random answers, and edge cases."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def value(name, labels):
 
 
 def answered(matrix):
-    """(truth, answer) of each clip that a matrix of counts stands for."""
+    """Return (truth, answer) for each clip in a confusion matrix."""
     counts = [[int(cell) for cell in row.split()] for row in matrix.split("/")]
     return [(SIX[i], SIX[j]) for i, row in enumerate(counts) for j, count in enumerate(row) for _ in range(count)], counts
 
@@ -53,7 +53,7 @@ def test_published_confusion_matrices_give_the_published_accuracy_and_weighted_f
 
 
 def random_answers(seed):
-    """Truth and readings with invalid answers, labels that neither side has, and sometimes one class only."""
+    """Return true and parsed labels with invalid answers, unused labels, and sometimes a single class."""
     rng = np.random.default_rng(seed)
     clips = int(rng.integers(1, 60))
     true = rng.choice(SIX, size=int(rng.integers(1, 7)), replace=False)
@@ -95,7 +95,7 @@ def test_uar_is_scikit_learns_balanced_accuracy():
 
     for seed in range(20):
         truth, read = random_answers(seed)
-        with warnings.catch_warnings(action="ignore"):  # it warns of answers that no clip's label is
+        with warnings.catch_warnings(action="ignore"):  # it warns about answered labels that no clip has
             balanced = balanced_accuracy_score(truth, [label or "(invalid)" for label in read])
         assert value("uar", evidence(truth, read)) == pytest.approx(float(balanced))
 

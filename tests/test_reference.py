@@ -1,4 +1,4 @@
-"""docs/configuration.md is generated from the Config classes, and describes each key once."""
+"""docs/configuration.md is generated from the Config classes and describes each key once."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from emollama.config.sections import sections
 PAGE = ROOT / "docs/configuration.md"
 
 
-def rows(block: str) -> list[list[str]]:
-    """Cells of each key's row in the tables of a block."""
+def table_rows(block: str) -> list[list[str]]:
+    """Return the cells of each key's row in the tables of a block."""
     return [line.strip("|\n").split(" | ") for line in describe(block).splitlines() if line.startswith("| `")]
 
 
@@ -25,7 +25,7 @@ def test_the_page_of_the_configuration_reference_is_up_to_date():
 
 @pytest.mark.parametrize("block", ["model", "datasets", "encoders"])
 def test_a_key_shared_by_several_types_has_one_description(block):
-    texts = Counter((row[0], row[-1]) for row in rows(block) if "See the table above." not in row[-1])
+    texts = Counter((row[0], row[-1]) for row in table_rows(block) if "See the table above." not in row[-1])
     assert [key for key, count in texts.items() if count > 1] == []
 
 

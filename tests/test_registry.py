@@ -1,4 +1,4 @@
-"""Names and the classes behind them."""
+"""Registries: names and the classes that they resolve to."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Good:
 
 
 def registry(*names):
-    made = Registry("thing")
+    result = Registry("thing")
     for name in names:
-        made.register(name)(type(name, (Good,), {}))
-    return made
+        result.register(name)(type(name, (Good,), {}))
+    return result
 
 
 def test_a_lookup_returns_the_registered_class_itself():
@@ -65,9 +65,9 @@ def test_an_unknown_name_is_reported_with_at_most_ten_names():
 
 def test_did_you_mean_is_empty_without_a_similar_name():
     assert did_you_mean("annotation", ["annotations"]) == " Did you mean 'annotations'?"
-    known = ["init_lr", "iters_per_epoch_and_more", "iters_per_epoch"]
-    assert did_you_mean("iters", known) == " Did you mean 'iters_per_epoch'?"
-    assert did_you_mean("i", known) == did_you_mean("iters_of_an_epoch_in_all", known[:1]) == ""
+    names = ["init_lr", "iters_per_epoch_and_more", "iters_per_epoch"]
+    assert did_you_mean("iters", names) == " Did you mean 'iters_per_epoch'?"
+    assert did_you_mean("i", names) == did_you_mean("iters_of_an_epoch_in_all", names[:1]) == ""
     assert did_you_mean("annotation", ["width"]) == ""
 
 
@@ -124,12 +124,12 @@ ALL = (MODELS, FUSIONS, DATASETS, TASKS, RUNNERS, LR_SCHEDULES, ENCODERS, EXTRAC
 
 def test_every_built_in_name_and_light_attribute_resolves_to_the_right_object():
     light = 0
-    for known in ALL:
-        for name, entry in known._built_in.items():
-            found = known.get(name)
+    for each in ALL:
+        for name, entry in each._built_in.items():
+            resolved = each.get(name)
             for attribute in entry.light:
                 light += 1
-                assert known.attribute(name, attribute) is getattr(found, attribute), (known.kind, name, attribute)
+                assert each.attribute(name, attribute) is getattr(resolved, attribute), (each.kind, name, attribute)
     assert light >= 15
 
 
@@ -171,13 +171,13 @@ def test_an_import_that_fails_names_the_module(tmp_path):
 
 @pytest.fixture
 def import_failure(tmp_path, monkeypatch):
-    """A function that imports a module with a text; returns the error, the module's folder removed from it."""
+    """A function that imports a module with this text and returns the error, without the folder in its paths."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     tree = golden_tree(tmp_path)
 
-    def told(text, name="of_mine"):
+    def import_error(text, name="of_mine"):
         (tmp_path / "of_mine.py").write_text(text)
         importlib.invalidate_caches()
         with pytest.raises(UserError) as error:
@@ -185,7 +185,7 @@ def import_failure(tmp_path, monkeypatch):
         assert error.value.__cause__ is not None  # --debug prints its traceback
         return str(error.value).replace(f"{tmp_path}/", "")
 
-    yield told
+    yield import_error
     for name in ("of_mine", "of_mine_too"):
         sys.modules.pop(name, None)
 

@@ -1,4 +1,4 @@
-"""result/report.html: what it shows is what the files say, it needs nothing else, and nothing in the files can break it."""
+"""result/report.html: it shows the values of the files, needs no other file, and no content of a file can break it."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ VOID = {"meta", "img", "col", "br", "link", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """Elements of a page with their attributes and texts; tables by their class as rows of cells."""
+    """A parsed page: elements with attributes, texts, and tables by class as rows of cells."""
 
     def __init__(self, path):
         super().__init__()
-        self.elements, self.open, self.tables, self.words, self.described = [], [], [], [], []
+        self.elements, self.open, self.tables, self.texts, self.described = [], [], [], [], []
         self.source = path.read_text(encoding="utf-8")
         self.feed(self.source)
         self.close()
@@ -72,7 +72,7 @@ class Page(HTMLParser):
 
     def handle_data(self, text):
         if "style" not in self.open:
-            self.words.append(text)
+            self.texts.append(text)
         if {"article", "strong"} <= {*self.open}:
             self.described.append(text)
         if {"td", "th"} & {*self.open}:
@@ -83,13 +83,13 @@ class Page(HTMLParser):
 
     @property
     def text(self):
-        return " ".join(" ".join(self.words).split())
+        return " ".join(" ".join(self.texts).split())
 
     def rows(self, kind):
-        """Rows of the tables of this class, without their heads."""
-        found = [rows for name, rows in self.tables if kind in name.split()]
-        assert found, f"no table {kind}"
-        return [[cell.strip() for cell in row] for rows in found for row in rows]
+        """Return the rows of all tables of this class."""
+        tables = [rows for name, rows in self.tables if kind in name.split()]
+        assert tables, f"no table {kind}"
+        return [[cell.strip() for cell in row] for rows in tables for row in rows]
 
     def images(self):
         sources = [attributes["src"] for tag, attributes in self.elements if tag == "img"]
@@ -98,7 +98,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A whole run's folder and its report."""
+    """The folder of a complete run, and its report."""
     folder = write_run(tmp_path_factory.mktemp("runs") / "stage_2", steps=600)
     with plots(RENDERED):
         return folder, Page(write_report(folder))
@@ -106,25 +106,25 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A small run's folder, to be spoiled."""
+    """The folder of a small run, which tests may damage."""
     return write_run(tmp_path / "spoilt", clips=40)
 
 
 @pytest.fixture
 def scored(folder):
-    """The folder of an evaluation alone: there are no curves to draw."""
+    """The folder of an evaluation without training, which has no curves."""
     for name in ("log.jsonl", "eval.jsonl"):
         (folder / name).unlink()
     return folder
 
 
 def value_of(cell):
-    """The number in a cell, as it is in the file and as it is shown."""
+    """Return the number in a cell as stored in the file and as shown."""
     whole, _, shown = cell.partition("=")
     return (float(whole) if whole else None), shown
 
 
-# What is shown
+# Contents
 
 
 def test_the_report_is_in_result_and_has_every_part(whole):
@@ -132,16 +132,16 @@ def test_the_report_is_in_result_and_has_every_part(whole):
     assert (folder / "result/report.html").is_file()
     parts = {attributes.get("id") for tag, attributes in page.elements if tag == "section"}
     assert parts == {"scores", "training", "epochs", "task-1", "task-2", "configuration", "versions"}
-    for words in ("stage_2", "runs/stage_2/checkpoint_best.pth", "invented-judge-1", "6, best at epoch 4", "599 (epoch 5)"):
-        assert words in page.text
+    for text in ("stage_2", "runs/stage_2/checkpoint_best.pth", "invented-judge-1", "6, best at epoch 4", "599 (epoch 5)"):
+        assert text in page.text
 
 
 def test_scores_in_the_report_equal_those_in_the_metrics_files(whole):
     folder, page = whole
     shown = [value_of(row[1]) for row in page.rows("scores")]
     files = [json.loads((folder / f"result/metrics_{block}.json").read_text())["tasks"] for block in ("dev", "emer")]
-    written = [value for tasks in files for content in tasks.values() for value in content["metrics"].values()]
-    assert [value for value, _ in shown] == written
+    expected = [value for tasks in files for content in tasks.values() for value in content["metrics"].values()]
+    assert [value for value, _ in shown] == expected
     assert all(abs(float(text) - value) <= 0.005 for value, text in shown)
 
 
@@ -158,19 +158,19 @@ def test_confusion_matrix_and_per_class_metrics_equal_those_in_the_metrics_files
 def test_metrics_by_epoch_equal_those_in_eval_jsonl(whole):
     _, page = whole
     head, *rows = page.rows("epochs")
-    written = validation_rows(6, 4)
-    assert head == ["epoch", *written[0]["metrics"]]
+    expected = validation_rows(6, 4)
+    assert head == ["epoch", *expected[0]["metrics"]]
     assert [row[0] for row in rows] == ["0", "1", "2", "3", "4 (best)", "5"]
-    assert [[value_of(cell)[0] for cell in row[1:]] for row in rows] == [[*row["metrics"].values()] for row in written]
+    assert [[value_of(cell)[0] for cell in row[1:]] for row in rows] == [[*row["metrics"].values()] for row in expected]
 
 
 def test_the_samples_contain_ten_wrong_and_ten_right_answers_of_every_label(whole):
     folder, page = whole
-    written = {row["name"]: row for row in map(json.loads, (folder / "result/predictions_dev.jsonl").open())}
+    predictions = {row["name"]: row for row in map(json.loads, (folder / "result/predictions_dev.jsonl").open())}
     rows = page.rows("samples")[1:]
     assert len(rows) == 20
     for name, truth, answer, read, verdict in rows:
-        assert (truth, answer) == (written[name]["reference"], written[name]["prediction"])
+        assert (truth, answer) == (predictions[name]["reference"], predictions[name]["prediction"])
         assert verdict == ("✓ correct" if read == truth else "✗ wrong")
         assert read == next((label for label in SIX if label in answer), "invalid")
     assert [row[4] for row in rows] == ["✗ wrong"] * 10 + ["✓ correct"] * 10
@@ -193,10 +193,10 @@ def test_labels_are_parsed_with_the_rules_of_the_configuration(scored):
 def test_descriptions_are_sorted_from_the_lowest_to_the_highest_score_with_their_truth(whole):
     _, page = whole
     rows, scores = description_rows(30)
-    known = {row["name"]: row["clue_overlap"] + row["label_overlap"] for row in scores if row["clue_overlap"] is not None}
-    judged = [known[name] for name in page.described]
+    sums = {row["name"]: row["clue_overlap"] + row["label_overlap"] for row in scores if row["clue_overlap"] is not None}
+    judged = [sums[name] for name in page.described]
     assert len(judged) == 8 and judged == sorted(judged)
-    assert (judged[0], judged[-1]) == (min(known.values()), max(known.values()))
+    assert (judged[0], judged[-1]) == (min(sums.values()), max(sums.values()))
     for row in rows:
         if row["name"] in page.described:
             assert f"Reference {row['reference']}" in page.text and f"Answer {row['prediction']}" in page.text
@@ -204,8 +204,8 @@ def test_descriptions_are_sorted_from_the_lowest_to_the_highest_score_with_their
 
 def test_usage_and_failures_of_the_judge_are_shown(whole):
     _, page = whole
-    for words in ("calls 90", "prompt tokens 412,345", "cost 0.1284", "1 judgement failed"):
-        assert words in page.text
+    for text in ("calls 90", "prompt tokens 412,345", "cost 0.1284", "1 judgement failed"):
+        assert text in page.text
     assert page.rows("failures")[1:] == [["invented_00000005", "clue_overlap", "the reply has no number"]]
 
 
@@ -256,9 +256,9 @@ def test_an_unnamed_line_of_a_panel_is_not_in_the_legend():
 
 
 def ticks_of(axis):
-    """(place, label) of each of an axis's major ticks."""
-    places = axis.get_majorticklocs()
-    return list(zip(places, axis.get_major_formatter().format_ticks(places), strict=True))
+    """Return (position, label) of each major tick of an axis."""
+    positions = axis.get_majorticklocs()
+    return list(zip(positions, axis.get_major_formatter().format_ticks(positions), strict=True))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 20, 33, 250, 1000, 150_000])
@@ -268,8 +268,8 @@ def test_ticks_of_steps_are_integers_at_their_labelled_positions(steps):
     figure = Figure()
     draw_curves(figure, logged_curves([{"step": step, "loss": 1.0, "lr": 0.1} for step in (0, steps - 1)]))
     ticks = ticks_of(figure.axes[-1].xaxis)
-    assert ticks == [(place, f"{place:,.0f}") for place, _ in ticks]
-    assert all(place == int(place) for place, _ in ticks)
+    assert ticks == [(position, f"{position:,.0f}") for position, _ in ticks]
+    assert all(position == int(position) for position, _ in ticks)
     assert 1 <= len(ticks) <= 12 and (steps == 1 or len(ticks) > 1)
 
 
@@ -281,14 +281,14 @@ def test_ticks_of_epochs_are_whole(epochs):
     ax = figure.subplots()
     draw_panel(ax, Panel("loss", "dev", False, [Line("", [(epoch, 0.5) for epoch in range(epochs)])]), [""], 0)
     ticks = ticks_of(ax.xaxis)
-    assert ticks and all(place == int(label) for place, label in ticks)
+    assert ticks and all(position == int(label) for position, label in ticks)
 
 
-# Why scores are missing, and what they mean
+# Reasons for missing scores, and explanations
 
 
 def spoilt_scores(folder, block, **changed):
-    """Write a block's only task anew, with other parts; None takes a part out."""
+    """Rewrite the only task of a block with other parts; None removes a part."""
     path = folder / f"result/metrics_{block}.json"
     content = json.loads(path.read_text())
     for scores in content["tasks"].values():
@@ -305,8 +305,8 @@ def test_an_unreachable_judge_is_reported_with_its_error_and_the_missing_scores(
         scored, "emer", metrics={"clue_overlap": None, "label_overlap": None, "loss": 0.5}, judge=judge, clip_scores=None
     )
     page = Page(write_report(scored))
-    told = f"The judge invented-judge-1 could not be reached : {error} Missing metrics: clue overlap, label overlap."
-    assert page.text.count(told) == 2  # beside the scores, and in the task's own part
+    expected = f"The judge invented-judge-1 could not be reached : {error} Missing metrics: clue overlap, label overlap."
+    assert page.text.count(expected) == 2  # next to the scores, and in the section of the task
     assert "Judge invented-judge-1 (could not be reached)" in page.text
     assert "emollama score scores them" in page.text.replace("  ", " ")
     assert "unreachable" not in page.text and "the means are over" not in page.text
@@ -353,20 +353,20 @@ def test_settings_that_affect_the_meaning_of_scores_are_shown_next_to_them(score
     assert dev.unusual == ["slots masked: audio, face", "answered by: likelihood", "aliases: joyful → happy", ensemble]
     assert emer.unusual == ["prompt layout: upstream_eval", "instruction: What is felt?", ensemble]
     page = Page(write_report(scored))
-    assert page.text.count("slots masked: audio, face") == 2  # beside the scores, and in the task's own part
+    assert page.text.count("slots masked: audio, face") == 2  # next to the scores, and in the section of the task
 
 
 def test_default_values_of_keys_are_not_shown_as_unusual():
     from emollama.datasets.clip_config import ClipConfig
     from emollama.tasks.image_text_pretrain import ImageTextPretrain
 
-    made = (ClipConfig("list.txt"), ImageTextPretrain.Config(), ImageTextPretrain.scoring.Config())
-    keys = {key: value for one in made for key, value in dataclasses.asdict(one).items()}
+    configs = (ClipConfig("list.txt"), ImageTextPretrain.Config(), ImageTextPretrain.scoring.Config())
+    keys = {key: value for one in configs for key, value in dataclasses.asdict(one).items()}
     assert {*DEFAULTS, *LABEL_DEFAULTS} <= {*keys}
     assert list(changed_settings(keys, "emotion")) == []
 
 
-# What it must not do
+# Safety
 
 
 def test_a_page_refers_to_nothing_outside_itself(whole):
@@ -384,7 +384,7 @@ def test_a_page_refers_to_nothing_outside_itself(whole):
 
 
 def test_hostile_texts_are_escaped(folder, rendered_plots):
-    (folder / "log.jsonl").unlink()  # numbers and no texts
+    (folder / "log.jsonl").unlink()  # it contains numbers only
     rows, scores = label_rows(40), label_scores(label_rows(40))
     for row in (*rows, *scores["recognition"]["invalid"]):
         row["prediction"] = row["name"] = row["reference"] = row["instruction"] = HOSTILE
@@ -420,11 +420,11 @@ def test_control_characters_and_labels_missing_from_the_font_do_not_prevent_a_re
     assert not any(ord(sign) < 32 and sign not in "\n\t" for sign in page.source)
 
 
-# Files that are missing, spoilt or large
+# Missing, damaged or large files
 
 
 @pytest.mark.parametrize(
-    ("kept", "parts"),
+    ("name", "parts"),
     [
         ("log.jsonl", {"training"}),
         ("eval.jsonl", {"epochs"}),
@@ -433,8 +433,8 @@ def test_control_characters_and_labels_missing_from_the_font_do_not_prevent_a_re
         ("result/predictions_emer.jsonl", {"scores", "task-1"}),
     ],
 )
-def test_a_single_file_is_enough_for_a_report(folder, kept, parts):
-    for path in [path for path in folder.rglob("*") if path.is_file() and path != folder / kept]:
+def test_a_single_file_is_enough_for_a_report(folder, name, parts):
+    for path in [path for path in folder.rglob("*") if path.is_file() and path != folder / name]:
         path.unlink()
     page = Page(write_report(folder))
     assert {attributes["id"] for tag, attributes in page.elements if tag == "section"} == parts | {"versions"}
@@ -462,7 +462,7 @@ def test_an_invalid_file_is_reported_once(folder):
 
 
 def spoilt(value, rng, share):
-    """A value some of whose parts are something else."""
+    """Return a value in which some parts are replaced."""
     if rng.random() < share:
         return rng.choice([None, True, -1, 10**400, float("nan"), "", "text", "\ud83d", [], {}, [[None]], {"a": {"b": 1}}])
     if isinstance(value, dict):
@@ -481,12 +481,12 @@ def test_randomly_damaged_files_do_not_prevent_a_report(folder, seed, rendered_p
     assert Page(write_report(folder)).text
 
 
-@pytest.mark.parametrize("made", [None, "empty", "other"])
-def test_a_folder_that_is_not_a_runs_is_refused_with_the_missing_files(tmp_path, made):
+@pytest.mark.parametrize("content", [None, "empty", "other"])
+def test_a_folder_that_is_not_a_runs_is_refused_with_the_missing_files(tmp_path, content):
     folder = tmp_path / "folder"
-    if made:
+    if content:
         (folder / "result").mkdir(parents=True)
-    if made == "other":
+    if content == "other":
         (folder / "notes.txt").write_text("a file")
     with pytest.raises(UserError, match="is not a folder|expected one of log.jsonl, eval.jsonl"):
         write_report(folder)
@@ -501,7 +501,7 @@ def test_a_folder_that_cannot_be_written_is_reported(folder):
 
 
 def write_large_run(folder, steps, clips):
-    """Lines, answers and scores of so many steps and clips; returns how many answers are not in the page."""
+    """Write a run with this many steps and clips; return the number of answers that the page omits."""
     write_lines(folder / "log.jsonl", log_rows(steps))
     rows = label_rows(clips)
     for row in rows[:3]:
@@ -532,11 +532,11 @@ def test_a_very_large_run_is_reported_in_ten_cpu_seconds_with_its_plots(folder, 
     left = write_large_run(folder, 150_000, 20_000)
     begun = time.process_time()
     page = Page(write_report(folder))
-    assert time.process_time() - begun < 10  # about 4; what takes quadratic time takes hours
+    assert time.process_time() - begun < 10  # about 4; with quadratic time, hours
     check_large_page(page, 150_000, left)
 
 
-# The command, and a browser
+# The command and a browser
 
 
 def parsed(*arguments):
@@ -567,18 +567,18 @@ def test_a_browser_without_a_network_shows_the_report(whole, tmp_path):
     folder, _ = whole
     flags = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --hide-scrollbars".split()
     offline = ["--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND", "--proxy-server=127.0.0.1:9"]
-    place = [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'page.png'}", "--window-size=1200,3000"]
-    line = [browser(), *flags, *offline, *place, (folder / "result/report.html").as_uri()]
+    outputs = [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'page.png'}", "--window-size=1200,3000"]
+    line = [browser(), *flags, *offline, *outputs, (folder / "result/report.html").as_uri()]
     subprocess.run(line, capture_output=True, timeout=120, check=True)
     shown = Image.open(tmp_path / "page.png").convert("RGB")
     assert shown.size == (1200, 3000)
     for top in range(0, 3000, 500):
-        assert len(shown.crop((0, top, 1200, top + 500)).getcolors(1_000_000)) > 5  # something stands in each part of the page
+        assert len(shown.crop((0, top, 1200, top + 500)).getcolors(1_000_000)) > 5  # each part of the page shows something
     plot = Image.open(folder / "result/plots/confusion_dev_emotion.png").convert("RGB")
     _, colour = max((count, colour) for count, colour in plot.getcolors(1_000_000) if len({*colour}) == 3)
-    assert colour in {found for _, found in shown.getcolors(1_000_000)}  # pictures are shown too
+    assert colour in {pixel for _, pixel in shown.getcolors(1_000_000)}  # pictures are shown too
 
 
 def test_report_is_a_subcommand_of_emollama(emollama):
-    done = emollama("report", "absent_folder")
-    assert done.returncode == 1 and "'absent_folder' is not a folder" in done.stderr and "Traceback" not in done.stderr
+    result = emollama("report", "absent_folder")
+    assert result.returncode == 1 and "'absent_folder' is not a folder" in result.stderr and "Traceback" not in result.stderr

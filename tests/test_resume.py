@@ -1,11 +1,11 @@
-"""A run that is killed and resumed is the run that was left alone, to the bit."""
+"""A run that is killed and resumed is bit-identical to an uninterrupted run."""
 
 from __future__ import annotations
 
 import shutil
 
 import pytest
-from running import golden_config, kill_after_step, read_jsonl
+from running import golden_config, kill_after_step, rows
 
 from emollama.config import load
 from emollama.errors import UserError
@@ -18,23 +18,23 @@ MODEL = {"lora_dropout": 0.1, "dropout": 0.1}
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, launch):
-    """The run left alone, and the one that was killed in the middle of its first epoch and resumed."""
+    """An uninterrupted run, and one that was killed in the middle of its first epoch and resumed."""
     root = tmp_path_factory.mktemp("resume")
     config = {name: golden_config(root / name, run=SETTINGS, data=DATA, model=MODEL) for name in ("alone", "killed")}
-    done = launch("train.py", "--cfg-path", str(config["alone"]))
-    assert done.returncode == 0, done.stderr
+    result = launch("train.py", "--cfg-path", str(config["alone"]))
+    assert result.returncode == 0, result.stderr
     log = root / "killed/out/run/log.jsonl"
     kill_after_step(KILLED_AFTER, config["killed"])
     assert not (log.parent / "checkpoint_0.pth").exists()
     shutil.copytree(log.parent, root / "cut")
-    done = launch("train.py", "--cfg-path", str(config["killed"]), "--options", "run.resume_ckpt_path=auto")
-    assert done.returncode == 0, done.stderr
-    assert "checkpoint_last.pth" in done.stderr
+    result = launch("train.py", "--cfg-path", str(config["killed"]), "--options", "run.resume_ckpt_path=auto")
+    assert result.returncode == 0, result.stderr
+    assert "checkpoint_last.pth" in result.stderr
     return {"alone": root / "alone/out/run", "killed": root / "killed/out/run", "cut": root / "cut"}
 
 
 def test_losses_and_gradient_norms_are_bit_identical_after_resuming(folders):
-    alone, killed = (read_jsonl(folders[name] / "log.jsonl") for name in ("alone", "killed"))
+    alone, killed = (rows(folders[name] / "log.jsonl") for name in ("alone", "killed"))
     assert [row["step"] for row in killed] == list(range(2 * EPOCH))
     assert [row["loss"] for row in killed] == [row["loss"] for row in alone]
     assert [row["grad_norm"] for row in killed] == [row["grad_norm"] for row in alone]
@@ -51,12 +51,12 @@ def test_final_tensors_and_optimizer_states_are_bit_identical_after_resuming(fol
 
 
 def test_the_losses_of_the_uninterrupted_run_all_differ(folders):
-    first = read_jsonl(folders["alone"] / "log.jsonl")
+    first = rows(folders["alone"] / "log.jsonl")
     assert len({row["loss"] for row in first}) == len(first)
 
 
 def resumed(folders, tmp_path, **changes):
-    """A runner that resumes the cut run with changed settings."""
+    """Return a runner that resumes the killed run with changed settings."""
     shutil.copytree(folders["cut"], tmp_path / "out/run")
     blocks = {"run": SETTINGS | {"resume_ckpt_path": "auto"}, "data": DATA, "model": MODEL}
     for key, value in changes.items():
@@ -66,17 +66,17 @@ def resumed(folders, tmp_path, **changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "expected"),
     [
         ({"run": {"init_lr": 2e-3}}, ["run.init_lr", "0.001", "0.002"]),
         ({"data": {"batch_size": 4}}, ["batch_size", "2", "4"]),
         ({"model": {"dropout": 0.3}}, ["model.dropout", "0.1", "0.3"]),
     ],
 )
-def test_a_changed_setting_is_refused_with_both_values(folders, tmp_path, changes, words):
+def test_a_changed_setting_is_refused_with_both_values(folders, tmp_path, changes, expected):
     with pytest.raises(UserError) as error:
         resumed(folders, tmp_path, **changes)
-    assert all(word in str(error.value) for word in words)
+    assert all(word in str(error.value) for word in expected)
 
 
 def test_workers_intervals_and_a_larger_max_epoch_may_change_when_resuming(folders, tmp_path):

@@ -1,4 +1,4 @@
-"""Decks: shards that are read together, and curricula whose pools grow."""
+"""Sampling of datasets: windows of shards that are read together, and curricula with growing pools."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from emollama.data.loader import BatchLayout
 from emollama.data.sampling import MIXING_BLOCK, DatasetSampling, MixtureSampler
 
 SIZE = 23
-SHARDS = np.repeat(np.arange(8), 3)[:SIZE]  # eight shards of three clips, the last of two
-HARD = np.random.default_rng(5).permutation(SIZE).astype(float)  # clip -> its place from easy to hard
+SHARDS = np.repeat(np.arange(8), 3)[:SIZE]  # shards of three clips, the last one of two
+HARD = np.random.default_rng(5).permutation(SIZE).astype(float)  # clip -> its rank from easy to hard
 
 
 def order(*datasets, samples_per_epoch=1, seed=4):
@@ -21,14 +21,14 @@ def order(*datasets, samples_per_epoch=1, seed=4):
 
 
 def easiest(settings, phase):
-    """Clips of a phase, where no two are equally difficult."""
+    """Return the clips of a phase, if no two have the same difficulty."""
     by = np.arange(settings.size) if settings.difficulty is None else np.argsort(settings.difficulty)
     return sorted(by[: settings.count(phase)].tolist())
 
 
-def sampled(sampler, places, dataset=0):
-    """Clips of one dataset in the order of the draw."""
-    return [draw.index for draw in map(sampler.at, places) if draw.dataset == dataset]
+def sampled(sampler, indices, dataset=0):
+    """Return the clips of one dataset in the order of sampling."""
+    return [ref.index for ref in map(sampler.at, indices) if ref.dataset == dataset]
 
 
 # Without shards and curriculum
@@ -40,18 +40,20 @@ def test_each_dataset_epoch_is_a_permutation_seeded_by_the_seed_dataset_and_epoc
     sampler = order(*(DatasetSampling(7 - 2 * number, ratio) for number, ratio in enumerate(ratios)), seed=seed)
     for dataset, settings in enumerate(sampler.datasets):
         indices = sampled(sampler, range(400), dataset)
-        passes = [np.random.default_rng([seed, 0, dataset, lap]).permutation(settings.size) for lap in range(60)]
+        passes = [
+            np.random.default_rng([seed, 0, dataset, dataset_epoch]).permutation(settings.size) for dataset_epoch in range(60)
+        ]
         assert indices == np.concatenate(passes).tolist()[: len(indices)]
         assert len(indices) > 4 * settings.size
 
 
 def test_without_a_curriculum_the_order_does_not_depend_on_samples_per_epoch():
-    places = range(200)
-    assert sampled(order(DatasetSampling(SIZE), samples_per_epoch=3), places) == sampled(
-        order(DatasetSampling(SIZE), samples_per_epoch=50), places
+    indices = range(200)
+    assert sampled(order(DatasetSampling(SIZE), samples_per_epoch=3), indices) == sampled(
+        order(DatasetSampling(SIZE), samples_per_epoch=50), indices
     )
     shards = DatasetSampling(SIZE, shards=SHARDS, window=2)
-    assert sampled(order(shards, samples_per_epoch=3), places) == sampled(order(shards, samples_per_epoch=50), places)
+    assert sampled(order(shards, samples_per_epoch=3), indices) == sampled(order(shards, samples_per_epoch=50), indices)
 
 
 # Shards
@@ -60,8 +62,8 @@ def test_without_a_curriculum_the_order_does_not_depend_on_samples_per_epoch():
 @pytest.mark.parametrize("window", [1, 2, 3, 8, 100])
 def test_each_dataset_epoch_is_a_permutation_and_reads_one_shard_window_after_another(window):
     sampler = order(DatasetSampling(SIZE, shards=SHARDS, window=window))
-    for lap in range(12):
-        indices = sampled(sampler, range(lap * SIZE, (lap + 1) * SIZE))
+    for dataset_epoch in range(12):
+        indices = sampled(sampler, range(dataset_epoch * SIZE, (dataset_epoch + 1) * SIZE))
         assert sorted(indices) == list(range(SIZE))
         shards_left = dict(Counter(SHARDS.tolist()))
         at, counts = 0, []
@@ -79,7 +81,7 @@ def test_each_dataset_epoch_is_a_permutation_and_reads_one_shard_window_after_an
 
 def test_shards_and_their_samples_are_shuffled_again_in_each_dataset_epoch():
     sampler = order(DatasetSampling(SIZE, shards=SHARDS, window=1))
-    passes = [sampled(sampler, range(lap * SIZE, (lap + 1) * SIZE)) for lap in range(30)]
+    passes = [sampled(sampler, range(dataset_epoch * SIZE, (dataset_epoch + 1) * SIZE)) for dataset_epoch in range(30)]
     assert len({tuple(dict.fromkeys(SHARDS[one].tolist())) for one in passes}) > 25
     inside = {tuple(clip for clip in one if SHARDS[clip] == 0) for one in passes}
     assert len(inside) == 6  # every order of a shard's three clips
@@ -110,13 +112,15 @@ def test_each_curriculum_phase_samples_only_its_easiest_share_and_the_last_one_a
         for first in range(0, len(indices) - len(pool) + 1, len(pool)):
             assert sorted(indices[first : first + len(pool)]) == sorted(pool)
     begin = (phases - 1) * samples_per_epoch
-    for lap in range(4):
-        assert sorted(sampled(sampler, range(begin + lap * SIZE, begin + (lap + 1) * SIZE))) == list(range(SIZE))
+    for dataset_epoch in range(4):
+        assert sorted(sampled(sampler, range(begin + dataset_epoch * SIZE, begin + (dataset_epoch + 1) * SIZE))) == list(
+            range(SIZE)
+        )
 
 
 def test_dataset_epochs_and_phases_of_a_curriculum_have_different_orders():
     sampler = order(DatasetSampling(SIZE, difficulty=np.zeros(SIZE), phases=2), samples_per_epoch=10 * SIZE)
-    firsts = {tuple(sampled(sampler, range(lap * 12, lap * 12 + 12))) for lap in range(15)}
+    firsts = {tuple(sampled(sampler, range(dataset_epoch * 12, dataset_epoch * 12 + 12))) for dataset_epoch in range(15)}
     assert len(firsts) == 15
     slow = order(DatasetSampling(SIZE, difficulty=np.zeros(SIZE), phases=2 * SIZE), samples_per_epoch=SIZE)
     last = [sampled(slow, range(epoch * SIZE, (epoch + 1) * SIZE)) for epoch in (2 * SIZE - 2, 2 * SIZE - 1)]
@@ -148,8 +152,8 @@ def test_without_shuffle_a_curriculum_repeats_its_samples_from_easy_to_hard():
 def test_a_curriculum_over_shards_samples_its_easiest_share_shard_by_shard():
     sampler = order(DatasetSampling(SIZE, shards=SHARDS, window=1, difficulty=HARD, phases=2), samples_per_epoch=36)
     pool = sorted(np.argsort(HARD)[:12].tolist())
-    for lap in range(3):
-        indices = sampled(sampler, range(12 * lap, 12 * lap + 12))
+    for dataset_epoch in range(3):
+        indices = sampled(sampler, range(12 * dataset_epoch, 12 * dataset_epoch + 12))
         assert sorted(indices) == pool
         visits = [shard for shard, before in zip(SHARDS[indices], [-1, *SHARDS[indices]], strict=False) if shard != before]
         assert len(visits) == len(set(visits))
@@ -161,20 +165,20 @@ def test_mixed_curricula_start_a_new_permutation_at_each_of_their_phases():
         DatasetSampling(9, 1.0, difficulty=-np.arange(9.0), phases=2),
         DatasetSampling(5, 0.5),
     )
-    epoch = 300  # no multiple of the mixing block
+    epoch = 300  # not a multiple of the mixing block
     sampler = order(*all_settings, samples_per_epoch=epoch)
     whole = [sampler.at(k) for k in range(4 * epoch)]  # more than a block
     for dataset, settings in enumerate(all_settings):
         for phase in range(settings.phases):
             end = (phase + 1) * epoch if phase + 1 < settings.phases else len(whole)
-            indices = [draw.index for draw in whole[phase * epoch : end] if draw.dataset == dataset]
+            indices = [ref.index for ref in whole[phase * epoch : end] if ref.dataset == dataset]
             pool = easiest(settings, phase)
             assert len(pool) == -(-settings.size * (phase + 1) // settings.phases) and len(indices) > 3 * len(pool)
             for first in range(0, len(indices) - len(pool) + 1, len(pool)):
                 assert sorted(indices[first : first + len(pool)]) == pool
 
 
-# Everything at once
+# Everything combined
 
 
 def everything(seed=4):
@@ -187,12 +191,12 @@ def everything(seed=4):
     return order(*all_settings, samples_per_epoch=700, seed=seed)
 
 
-def listed(sampler, places):
-    return [(draw.dataset, draw.index, draw.rng.random()) for draw in map(sampler.at, places)]
+def listed(sampler, indices):
+    return [(ref.dataset, ref.index, ref.rng.random()) for ref in map(sampler.at, indices)]
 
 
 def test_a_sample_is_a_pure_function_of_seed_and_global_index_with_shards_and_curricula_too():
-    count = MIXING_BLOCK + 100  # beyond the first block, and the first epoch of 700 draws
+    count = MIXING_BLOCK + 100  # beyond the first block and the first epoch of 700 samples
     forward = listed(everything(), range(count))
     assert listed(everything(), reversed(range(count))) == forward[::-1]
     scattered = np.random.default_rng(0).permutation(count)[:100].tolist()
@@ -201,7 +205,7 @@ def test_a_sample_is_a_pure_function_of_seed_and_global_index_with_shards_and_cu
 
 
 def test_shares_stay_exact_with_shards_and_curricula():
-    dataset_counts = Counter(draw[0] for draw in listed(everything(), range(MIXING_BLOCK, 2 * MIXING_BLOCK)))
+    dataset_counts = Counter(ref[0] for ref in listed(everything(), range(MIXING_BLOCK, 2 * MIXING_BLOCK)))
     assert [dataset_counts[dataset] for dataset in range(4)] == [559, 186, 186, 93]
 
 
@@ -209,14 +213,14 @@ def test_shares_stay_exact_with_shards_and_curricula():
 def test_a_step_uses_the_same_samples_for_any_world_size_accumulation_and_batch_size(split):
     batch_size, accumulate, world = split
     sampler = everything()
-    for step in (0, 116, 117, 400):  # step 116 straddles the first epoch of 700 draws
-        places = [
+    for step in (0, 116, 117, 400):  # step 116 crosses the end of the first epoch of 700 samples
+        indices = [
             index
             for rank in range(world)
             for micro in BatchLayout(batch_size, accumulate, world, rank).sample_indices(step, step + 1)
             for index in micro
         ]
-        assert sorted(listed(sampler, places)) == sorted(listed(everything(), range(6 * step, 6 * step + 6)))
+        assert sorted(listed(sampler, indices)) == sorted(listed(everything(), range(6 * step, 6 * step + 6)))
 
 
 def test_a_digest_distinguishes_shards_and_difficulties_and_is_none_without():

@@ -1,4 +1,4 @@
-"""``emollama score``: every form of file, what is counted, tables, written files, exit codes; with the real judge of words."""
+"""``emollama score``: file formats, counts, tables, written files and exit codes, with the real lexical judge."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LABELS = {"clip_1": "happy", "clip_2": "angry", "clip_3": "sad", "clip_4": "neut
 
 @pytest.fixture
 def scored(capsys):
-    """A function that runs ``emollama score`` in this process and returns what it prints."""
+    """A function that runs ``emollama score`` in this process and returns its output."""
     parser = argparse.ArgumentParser()
     score.add_arguments(parser)
     parser.set_defaults(resamples=0)  # for speed
@@ -52,7 +52,7 @@ def refused(scored):
 
 @pytest.fixture
 def table(tmp_path):
-    """A function that writes a CSV of a header and rows."""
+    """A function that writes a CSV file with a header and rows."""
 
     def write(name, header, rows):
         with open(tmp_path / name, "w", newline="", encoding="utf-8") as file:
@@ -64,7 +64,7 @@ def table(tmp_path):
 
 @pytest.fixture
 def emer(table):
-    """The truth of four descriptions, as EMER's first table."""
+    """Four reference descriptions in the format of EMER's first table."""
     return table("emer.csv", "names,emotions,subtitles,reasons", [[n, "x", "Well, then.", text] for n, text in TRUTH.items()])
 
 
@@ -83,24 +83,24 @@ def jsonl(path, rows):
     return path
 
 
-def rows_of_run(task, predictions, references):
+def prediction_rows(task, predictions, references):
     keys = {"task": task, "instruction": "?", "target": "x", "loss": 0.5}
     return [{"name": name, "prediction": text, "reference": references.get(name), **keys} for name, text in predictions.items()]
 
 
-def written(folder):
+def read_scores(folder):
     with open(folder / "scores.csv", encoding="utf-8", newline="") as file:
         return json.loads((folder / "scores.json").read_text(encoding="utf-8")), list(csv.DictReader(file))
 
 
 def values(record, task):
-    """file's name without its ending -> metric -> value."""
+    """Return the metrics of each file, by its name without the extension."""
     files = record["tasks"][task]["files"]
     name = {file: file.rpartition("/")[2].rpartition(".")[0] for file in files}
-    return {name[file]: {key: one["value"] for key, one in found["estimates"].items()} for file, found in files.items()}
+    return {name[file]: {key: one["value"] for key, one in entry["estimates"].items()} for file, entry in files.items()}
 
 
-# Files of answers and of truth
+# Files of answers and reference data
 
 
 def test_every_file_format_of_answers_is_read(table, tmp_path):
@@ -114,12 +114,12 @@ def test_every_file_format_of_answers_is_read(table, tmp_path):
         table("e.csv", "name,openset", [["clip_1", "['glad', 'proud']"]]): ("", "['glad', 'proud']", False),
         tmp_path / "words.npz": ("", """['happy', "don't care"]""", False),
         jsonl(tmp_path / "f.jsonl", [{"name": "clip_1", "prediction": "glad"}]): ("", "glad", False),
-        jsonl(tmp_path / "g.jsonl", rows_of_run("emotion", {"clip_1": "happy"}, LABELS)): ("emotion", "happy", False),
+        jsonl(tmp_path / "g.jsonl", prediction_rows("emotion", {"clip_1": "happy"}, LABELS)): ("emotion", "happy", False),
     }
     for path, (task, text, of_labels) in forms.items():
-        found = read_answers(str(path))
-        assert (found.answers[0].name, found.answers[0].task, found.answers[0].prediction) == ("clip_1", task, text)
-        assert found.of_labels == of_labels
+        parsed = read_answers(str(path))
+        assert (parsed.answers[0].name, parsed.answers[0].task, parsed.answers[0].prediction) == ("clip_1", task, text)
+        assert parsed.of_labels == of_labels
     assert read_answers(str(tmp_path / "words.npz")).answers[1].prediction == "[]"
     (answer,) = read_answers(str(tmp_path / "g.jsonl")).answers
     assert (answer.reference, answer.loss) == ("happy", 0.5)
@@ -131,14 +131,14 @@ def test_every_file_format_of_reference_data_is_read(table, tmp_path, emer):
         json.dumps({"clip_1": {"caption": "coarse", "smp_reason_caption": "fine"}, "clip_2": {"caption": "only"}})
     )
     (tmp_path / "openset.json").write_text(json.dumps({"clip_1": ["happy"]}))
-    found = {path: read_truth(str(path)) for path in tmp_path.iterdir()}
-    assert found[emer].references["reason_v2"] == found[emer].references[""] == TRUTH
-    assert found[emer].is_emer
-    assert found[tmp_path / "list.txt"].references == {"emotion": {"clip_1": "happy", "clip_2": "angry"}}
-    captions = found[tmp_path / "captions.json"].references
+    by_path = {path: read_truth(str(path)) for path in tmp_path.iterdir()}
+    assert by_path[emer].references["reason_v2"] == by_path[emer].references[""] == TRUTH
+    assert by_path[emer].is_emer
+    assert by_path[tmp_path / "list.txt"].references == {"emotion": {"clip_1": "happy", "clip_2": "angry"}}
+    captions = by_path[tmp_path / "captions.json"].references
     assert captions["reason"] == {"clip_1": "coarse", "clip_2": "only"}
     assert captions["reason_v2"] == captions[""] == {"clip_1": "fine", "clip_2": "only"}
-    assert found[tmp_path / "openset.json"].openset == {"clip_1": ("happy",)}
+    assert by_path[tmp_path / "openset.json"].openset == {"clip_1": ("happy",)}
     v2 = read_truth(str(table("v2.csv", "name,chinese,english", [["clip_1", "-", "glad"], ["clip_2", "-", ""]])))
     assert v2.references["reason"] == {"clip_1": "glad"}
     for header in ("name,label", "name,discrete", "name,discrete,valence"):
@@ -151,14 +151,14 @@ def test_every_file_format_of_reference_data_is_read(table, tmp_path, emer):
 
 def test_dfew_label_numbers_and_names_with_leading_zeros_are_recognized(table, scored, tmp_path):
     truth = table("set_1.csv", "video_name,label", [["1", "1"], ["2", "6"], ["16000", "7"]])
-    ours = jsonl(tmp_path / "ours.jsonl", rows_of_run("emotion", {"00001": "happy", "00002": "fear", "16000": "fear"}, {}))
+    ours = jsonl(tmp_path / "ours.jsonl", prediction_rows("emotion", {"00001": "happy", "00002": "fear", "16000": "fear"}, {}))
     theirs = table("theirs.csv", "video_name,label", [["1", "1"], ["2", "6"], ["16000", "2"]])
     text = scored("--predictions", ours, theirs, "--truth", truth, "--output", tmp_path / "out")
     assert "labels happy fear disgust" in text
-    record, _ = written(tmp_path / "out")
-    found = values(record, "emotion")
-    assert (found["ours"]["war"], found["theirs"]["war"]) == (2 / 3, 2 / 3)
-    assert found["theirs"]["invalid_rate"] == 1 / 3  # sad is no label of these clips
+    record, _ = read_scores(tmp_path / "out")
+    metrics = values(record, "emotion")
+    assert (metrics["ours"]["war"], metrics["theirs"]["war"]) == (2 / 3, 2 / 3)
+    assert metrics["theirs"]["invalid_rate"] == 1 / 3  # sad is not a label of these clips
     twice = table("twice.csv", "video_name,label", [["1", "1"], ["00001", "2"]])
     with pytest.raises(UserError, match="with and without leading zeros"):
         match([str(twice)], [str(truth)])
@@ -170,7 +170,7 @@ def test_an_annotation_file_with_placeholder_labels_is_refused_as_reference_data
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "expected"),
     [
         (
             "twice.csv",
@@ -189,15 +189,15 @@ def test_an_annotation_file_with_placeholder_labels_is_refused_as_reference_data
         ("gone.csv", None, ["--predictions: no file"]),
     ],
 )
-def test_an_unusable_answer_file_is_refused_with_its_lines(refused, tmp_path, emer, name, content, words):
+def test_an_unusable_answer_file_is_refused_with_its_lines(refused, tmp_path, emer, name, content, expected):
     if content is not None:
         (tmp_path / name).write_text(content)
-    told = refused("--predictions", tmp_path / name, "--truth", emer, "--judge", "lexical")
-    assert name in told and all(word in told for word in words), told
+    message = refused("--predictions", tmp_path / name, "--truth", emer, "--judge", "lexical")
+    assert name in message and all(word in message for word in expected), message
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "expected"),
     [
         ("twice.csv", "names,reasons\nclip_1,a\nclip_1,b\n", "already listed on line 2"),
         ("other.csv", "name,text\nclip_1,a\n", "expected one of the columns reasons, english"),
@@ -207,10 +207,10 @@ def test_an_unusable_answer_file_is_refused_with_its_lines(refused, tmp_path, em
         ("gone.csv", None, "--truth: no file"),
     ],
 )
-def test_an_unusable_reference_file_is_refused(refused, tmp_path, perfect, name, content, words):
+def test_an_unusable_reference_file_is_refused(refused, tmp_path, perfect, name, content, expected):
     if content is not None:
         (tmp_path / name).write_text(content)
-    assert words in refused("--predictions", perfect, "--truth", tmp_path / name, "--judge", "lexical")
+    assert expected in refused("--predictions", perfect, "--truth", tmp_path / name, "--judge", "lexical")
 
 
 def test_lone_surrogates_and_nan_in_an_answer_file_are_accepted(scored, table, tmp_path):
@@ -218,11 +218,11 @@ def test_lone_surrogates_and_nan_in_an_answer_file_are_accepted(scored, table, t
     (tmp_path / "a.jsonl").write_text(line + line.replace("clip_1", "clip_2").replace("happy \\ud83d", "\\ud83d"))
     text = scored("--predictions", tmp_path / "a.jsonl", "--output", tmp_path / "out")
     assert "without a valid label (1): clip_2 '?'" in text
-    found = values(written(tmp_path / "out")[0], "emotion")["a"]
-    assert (found["war"], found["loss"]) == (0.5, None)
+    metrics = values(read_scores(tmp_path / "out")[0], "emotion")["a"]
+    assert (metrics["war"], metrics["loss"]) == (0.5, None)
 
 
-# Bringing them together
+# Matching of answers and reference data
 
 
 def test_missing_unknown_empty_and_invalid_answers_are_counted_and_listed(scored, table, tmp_path):
@@ -236,10 +236,10 @@ def test_missing_unknown_empty_and_invalid_answers_are_counted_and_listed(scored
     assert "answers without reference data, which are ignored (1): clip_9" in text
     assert "empty answers (1): clip_2" in text
     assert "without a valid label (3): clip_2 ''; clip_3 'gloomy'; clip_4 ''" in text
-    record, rows = written(tmp_path / "out")
-    found = record["tasks"]["emotion"]["files"][str(answers)]
-    assert (found["metrics"], found["clips"]) == ({"war": 0.25, "invalid_rate": 0.75}, 4)
-    assert (found["missing"], found["unknown"], found["empty"]) == (["clip_4"], ["clip_9"], ["clip_2"])
+    record, rows = read_scores(tmp_path / "out")
+    scores = record["tasks"]["emotion"]["files"][str(answers)]
+    assert (scores["metrics"], scores["clips"]) == ({"war": 0.25, "invalid_rate": 0.75}, 4)
+    assert (scores["missing"], scores["unknown"], scores["empty"]) == (["clip_4"], ["clip_9"], ["clip_2"])
     assert [(row["name"], row["truth"], row["label"]) for row in rows] == [
         ("clip_1", "happy", "happy"),
         ("clip_2", "angry", ""),
@@ -251,31 +251,31 @@ def test_missing_unknown_empty_and_invalid_answers_are_counted_and_listed(scored
 def test_a_missing_description_is_scored_zero(scored, table, emer, tmp_path):
     answers = table("half.csv", "names,chi_reasons", [*TRUTH.items()][:2])
     scored("--predictions", answers, "--truth", emer, "--judge", "lexical", "--output", tmp_path / "out")
-    record, rows = written(tmp_path / "out")
+    record, rows = read_scores(tmp_path / "out")
     assert values(record, "")["half"] == {"clue_overlap": 5, "label_overlap": 5, "loss": None}
     assert [row["clue_overlap"] for row in rows] == ["10.0", "10.0", "0.0", "0.0"]
 
 
 def test_files_without_a_common_sample_are_refused_with_names_from_both(refused, table, emer):
     answers = table("a.csv", "names,chi_reasons", [["video_1.mp4", "a"]])
-    told = refused("--predictions", answers, "--truth", emer, "--judge", "lexical")
-    assert "no sample in common" in told and "'video_1.mp4'" in told and "'clip_1', 'clip_2'" in told
+    message = refused("--predictions", answers, "--truth", emer, "--judge", "lexical")
+    assert "no sample in common" in message and "'video_1.mp4'" in message and "'clip_1', 'clip_2'" in message
 
 
 @pytest.mark.parametrize("name", ["{}.mp4", "videos/{}", "videos/{}.avi"])
 def test_names_that_differ_only_in_a_folder_or_an_ending_are_reported(refused, table, emer, name):
     answers = table("a.csv", "names,chi_reasons", [[name.format(clip), text] for clip, text in TRUTH.items()])
-    told = refused("--predictions", answers, "--truth", emer, "--judge", "lexical")
-    assert "no sample in common" in told and "differ only in a folder or an ending" in told
+    message = refused("--predictions", answers, "--truth", emer, "--judge", "lexical")
+    assert "no sample in common" in message and "differ only in a folder or an ending" in message
     other = table("b.csv", "names,chi_reasons", [["x.mp4", "a"]])
     assert "differ by" not in refused("--predictions", other, "--truth", emer, "--judge", "lexical")
 
 
 def test_an_unknown_task_is_refused_by_name(refused, perfect, emer):
-    told = refused("--predictions", perfect, "--truth", emer, "--task", "emotions")
+    message = refused("--predictions", perfect, "--truth", emer, "--task", "emotions")
     assert (
-        "--task: unknown task 'emotions'. Did you mean 'emotion'?" in told
-        and "Expected one of emotion, reason, reason_v2, caption." in told
+        "--task: unknown task 'emotions'. Did you mean 'emotion'?" in message
+        and "Expected one of emotion, reason, reason_v2, caption." in message
     )
 
 
@@ -287,42 +287,43 @@ def test_a_table_with_other_separators_is_refused_with_one_message(refused, perf
         ("--predictions", tmp_path / "other.csv", "--truth", emer),
         ("--predictions", perfect, "--truth", tmp_path / "other.csv"),
     ):
-        told = refused(*files)
-        assert f"other.csv, line 1: the columns seem to be separated by {called}. Save the file as CSV with commas." in told
-        assert "\n" not in told
+        message = refused(*files)
+        assert f"other.csv, line 1: the columns seem to be separated by {called}. Save the file as CSV with commas." in message
+        assert "\n" not in message
 
 
 def test_the_references_of_one_prediction_file_are_used_for_the_other_files(scored, table, tmp_path):
-    ours = jsonl(tmp_path / "ours.jsonl", rows_of_run("reason_v2", dict.fromkeys(TRUTH, "He waits."), TRUTH))
+    ours = jsonl(tmp_path / "ours.jsonl", prediction_rows("reason_v2", dict.fromkeys(TRUTH, "He waits."), TRUTH))
     theirs = table("theirs.csv", "names,chi_reasons", TRUTH.items())
     scored("--predictions", ours, theirs, "--judge", "lexical", "--output", tmp_path / "out")
-    found = values(written(tmp_path / "out")[0], "reason_v2")
-    assert found["theirs"]["clue_overlap"] == 10 > found["ours"]["clue_overlap"]
-    assert (found["ours"]["loss"], found["theirs"]["loss"]) == (0.5, None)
+    metrics = values(read_scores(tmp_path / "out")[0], "reason_v2")
+    assert metrics["theirs"]["clue_overlap"] == 10 > metrics["ours"]["clue_overlap"]
+    assert (metrics["ours"]["loss"], metrics["theirs"]["loss"]) == (0.5, None)
 
 
 def test_tasks_missing_from_the_reference_file_use_the_references_of_the_predictions(scored, table, emer, tmp_path):
-    said = rows_of_run("reason_v2", TRUTH, {}) + rows_of_run("emotion", {"a": "happy"}, {"a": "happy"})
-    printed = scored("--predictions", jsonl(tmp_path / "both.jsonl", said), "--truth", emer, "--judge", "lexical")
+    rows = prediction_rows("reason_v2", TRUTH, {}) + prediction_rows("emotion", {"a": "happy"}, {"a": "happy"})
+    printed = scored("--predictions", jsonl(tmp_path / "both.jsonl", rows), "--truth", emer, "--judge", "lexical")
     assert "task emotion: 1 samples" in printed and "task reason_v2: 4 samples" in printed
 
 
 def test_references_that_contradict_each_other_are_refused(refused, tmp_path):
-    one = jsonl(tmp_path / "one.jsonl", rows_of_run("emotion", LABELS, LABELS))
-    other = jsonl(tmp_path / "other.jsonl", rows_of_run("emotion", LABELS, LABELS | {"clip_2": "sad"}))
+    one = jsonl(tmp_path / "one.jsonl", prediction_rows("emotion", LABELS, LABELS))
+    other = jsonl(tmp_path / "other.jsonl", prediction_rows("emotion", LABELS, LABELS | {"clip_2": "sad"}))
     assert "the reference of 'clip_2' (the task 'emotion') differs from that in a previous file" in refused(
         "--predictions", one, other
     )
 
 
 def test_contradictory_references_of_unscored_tasks_are_ignored(scored, table, tmp_path):
-    one = jsonl(tmp_path / "one.jsonl", rows_of_run("emotion", LABELS, LABELS) + rows_of_run("reason", TRUTH, {}))
-    other = jsonl(tmp_path / "other.jsonl", rows_of_run("emotion", LABELS, LABELS | {"clip_2": "sad"}))
-    described = jsonl(tmp_path / "described.jsonl", rows_of_run("reason_v2", TRUTH, TRUTH))
+    one = jsonl(tmp_path / "one.jsonl", prediction_rows("emotion", LABELS, LABELS) + prediction_rows("reason", TRUTH, {}))
+    other = jsonl(tmp_path / "other.jsonl", prediction_rows("emotion", LABELS, LABELS | {"clip_2": "sad"}))
+    described = jsonl(tmp_path / "described.jsonl", prediction_rows("reason_v2", TRUTH, TRUTH))
     theirs = table("theirs.csv", "names,chi_reasons", TRUTH.items())
     files = ("--predictions", one, other, "--truth", table("truth.csv", "name,reason", TRUTH.items()))
     assert "task reason: 4 samples" in scored(*files[:2], *files[3:], "--task", "reason", "--judge", "lexical")
-    text = scored("--predictions", one, described, theirs, "--judge", "lexical")  # nothing is true about the reasons of the first
+    # The first file has no references for its reasons.
+    text = scored("--predictions", one, described, theirs, "--judge", "lexical")
     assert "task reason_v2: 4 samples" in text and "task reason:" not in text
 
 
@@ -331,7 +332,11 @@ def test_answers_without_reference_data_are_refused(refused, perfect):
 
 
 def test_several_tasks_of_a_file_are_scored_with_their_own_references(scored, tmp_path, refused, table):
-    rows = rows_of_run("emotion", LABELS, LABELS) + rows_of_run("reason", TRUTH, TRUTH) + rows_of_run("reason_v2", TRUTH, TRUTH)
+    rows = (
+        prediction_rows("emotion", LABELS, LABELS)
+        + prediction_rows("reason", TRUTH, TRUTH)
+        + prediction_rows("reason_v2", TRUTH, TRUTH)
+    )
     ours = jsonl(tmp_path / "ours.jsonl", rows)
     text = scored("--predictions", ours, "--judge", "lexical", "--output", tmp_path / "out")
     assert [line for line in text.splitlines() if line.startswith("task ")] == [
@@ -339,7 +344,7 @@ def test_several_tasks_of_a_file_are_scored_with_their_own_references(scored, tm
         "task reason: 4 samples",
         "task reason_v2: 4 samples",
     ]
-    record, _ = written(tmp_path / "out")
+    record, _ = read_scores(tmp_path / "out")
     assert values(record, "emotion")["ours"]["waf"] == 1 and values(record, "reason")["ours"]["label_overlap"] == 10
     only = scored("--predictions", ours, "--task", "emotion")
     assert "task emotion" in only and "task reason" not in only
@@ -347,19 +352,19 @@ def test_several_tasks_of_a_file_are_scored_with_their_own_references(scored, tm
     assert "could be to reason or reason_v2" in refused("--predictions", ours, theirs, "--judge", "lexical")
     both = scored("--predictions", ours, theirs, "--judge", "lexical", "--task", "reason")
     assert "Differences from" in both and "reason_v2" not in both
-    told = refused("--predictions", theirs, "--task", "reason")
-    assert "none of the answers to the task 'reason' has a reference; the answers are to reason" in told
+    message = refused("--predictions", theirs, "--task", "reason")
+    assert "none of the answers to the task 'reason' has a reference; the answers are to reason" in message
     truth = table("truth.csv", "name,label", LABELS.items())
-    told = refused("--predictions", theirs, "--truth", truth, "--task", "reason")
-    assert "nothing to score. The answers are to reason; the reference data is for emotion." in told
+    message = refused("--predictions", theirs, "--truth", truth, "--task", "reason")
+    assert "nothing to score. The answers are to reason; the reference data is for emotion." in message
 
 
 def test_a_file_that_does_not_answer_a_task_is_not_in_its_table(scored, tmp_path, table):
-    rows = rows_of_run("emotion", LABELS, LABELS) + rows_of_run("reason", TRUTH, TRUTH)
+    rows = prediction_rows("emotion", LABELS, LABELS) + prediction_rows("reason", TRUTH, TRUTH)
     ours = jsonl(tmp_path / "ours.jsonl", rows)
     theirs = table("theirs.csv", "name,label", LABELS.items())
     scored("--predictions", theirs, ours, "--judge", "lexical", "--output", tmp_path / "out")
-    record, _ = written(tmp_path / "out")
+    record, _ = read_scores(tmp_path / "out")
     assert [*values(record, "emotion")] == ["theirs", "ours"] and [*values(record, "reason")] == ["ours"]
 
 
@@ -388,10 +393,10 @@ def test_labels_aliases_and_answer_rules_are_applied_and_aliases_also_to_the_ref
     ):
         out = tmp_path / "_".join(rules)
         scored(*common, out, "--aliases", *rules)
-        assert values(written(out)[0], "emotion")["a"]["war"] == accuracy, rules
+        assert values(read_scores(out)[0], "emotion")["a"]["war"] == accuracy, rules
 
 
-# Metrics, judges, words
+# Metrics, judges and emotion words
 
 
 def test_an_unknown_metric_or_one_that_cannot_be_computed_is_refused(refused, perfect, emer):
@@ -407,7 +412,7 @@ def test_descriptions_without_a_judge_say_what_is_missing(scored, perfect, emer)
 
 
 @pytest.mark.parametrize(
-    ("judge", "words"),
+    ("judge", "expected"),
     [
         (["lexicle"], "Did you mean 'lexical'?"),
         (["lexical", "model=x"], "--judge: unknown key 'model'"),
@@ -416,15 +421,15 @@ def test_descriptions_without_a_judge_say_what_is_missing(scored, perfect, emer)
         (["openai", "model=x", "concurrency=many"], "concurrency"),
     ],
 )
-def test_an_invalid_judge_configuration_is_refused(refused, perfect, emer, judge, words):
-    assert words in refused("--predictions", perfect, "--truth", emer, "--judge", *judge)
+def test_an_invalid_judge_configuration_is_refused(refused, perfect, emer, judge, expected):
+    assert expected in refused("--predictions", perfect, "--truth", emer, "--judge", *judge)
 
 
 def test_emotion_words_without_brackets_are_parsed_as_lists_in_answers_and_references(scored, table, tmp_path):
-    words = table("words.csv", "name,openset", [["a", "happy, pensive"], ["b", "['sad', 'pensive']"], ["c", "thoughtful"]])
+    openset = table("words.csv", "name,openset", [["a", "happy, pensive"], ["b", "['sad', 'pensive']"], ["c", "thoughtful"]])
     answers = table("same.csv", "name,openset", [["a", "happy, pensive"], ["b", "['sad', 'pensive']"], ["c", "thoughtful"]])
-    scored("--predictions", answers, "--truth", words, "--output", tmp_path / "out")
-    record, _ = written(tmp_path / "out")
+    scored("--predictions", answers, "--truth", openset, "--output", tmp_path / "out")
+    record, _ = read_scores(tmp_path / "out")
     (task,) = record["tasks"]
     assert values(record, task)["same"]["ov"] == 1.0
 
@@ -442,8 +447,8 @@ def test_broken_lists_of_words_are_listed(scored, table, tmp_path):
     answers = table("a.csv", "name,prediction", zip("abcde", texts, strict=True))
     np.savez(tmp_path / "w.npz", filenames=np.array([*"abcde"]), fileitems=np.array(texts))
     text = scored("--predictions", answers, tmp_path / "w.npz", "--truth", truth)
-    told = [line.rpartition(" (")[2] for line in text.splitlines() if "broken lists of words" in line]
-    assert told == ["2): a, b", "3): a, b, d"]
+    listed = [line.rpartition(" (")[2] for line in text.splitlines() if "broken lists of words" in line]
+    assert listed == ["2): a, b", "3): a, b, d"]
 
 
 @pytest.mark.parametrize("cell", ['["happy","proud"', "[1,2]"])
@@ -457,7 +462,7 @@ def test_malformed_lists_of_words_in_the_reference_are_refused_with_their_line(r
 
 def test_an_unstated_task_has_a_name_in_the_table_of_samples(scored, perfect, emer, tmp_path):
     scored("--predictions", perfect, "--truth", emer, "--judge", "lexical", "--output", tmp_path / "out")
-    assert {row["task"] for row in written(tmp_path / "out")[1]} == {"unnamed"}
+    assert {row["task"] for row in read_scores(tmp_path / "out")[1]} == {"unnamed"}
 
 
 def test_emotion_words_are_scored_with_synonyms(scored, table, tmp_path):
@@ -470,16 +475,16 @@ def test_emotion_words_are_scored_with_synonyms(scored, table, tmp_path):
         "--output", tmp_path / "out",
     )  # fmt: skip
     assert "emotion words: 2 samples" in text and "empty answers (1): b" in text
-    found = values(written(tmp_path / "out")[0], "")
-    assert (found["words"]["ov_precision"], found["words"]["ov_recall"], found["words"]["ov"]) == (0.5, 0.25, 0.375)
-    assert (found["listed"]["ov_precision"], found["listed"]["ov_recall"]) == (0.5, 0.5)
+    metrics = values(read_scores(tmp_path / "out")[0], "")
+    assert (metrics["words"]["ov_precision"], metrics["words"]["ov_recall"], metrics["words"]["ov"]) == (0.5, 0.25, 0.375)
+    assert (metrics["listed"]["ov_precision"], metrics["listed"]["ov_recall"]) == (0.5, 0.5)
 
 
-def wheel_folder(place, levels):
-    """Five equal wheels whose inner ring is good and bad."""
+def wheel_folder(folder, levels):
+    """Write five equal wheels whose inner ring consists of good and bad."""
     import openpyxl
 
-    place.mkdir()
+    folder.mkdir()
     sheets = {
         "synonym": [["word_run1", "synonym_run1"], *([row[2], "[]"] for row in levels[1:])],
         **{f"wheel{number}": levels for number in range(1, 6)},
@@ -488,9 +493,9 @@ def wheel_folder(place, levels):
         book = openpyxl.Workbook()
         for row in rows:
             book.active.append(row)
-        book.save(place / f"{name}.xlsx")
-    (place / "format.csv").write_text("name,format\n" + "".join(f"{row[2]},[]\n" for row in levels[1:]))
-    return place
+        book.save(folder / f"{name}.xlsx")
+    (folder / "format.csv").write_text("name,format\n" + "".join(f"{row[2]},[]\n" for row in levels[1:]))
+    return folder
 
 
 def test_emotion_words_are_scored_on_wheels_at_both_levels(scored, refused, table, tmp_path):
@@ -501,42 +506,42 @@ def test_emotion_words_are_scored_on_wheels_at_both_levels(scored, refused, tabl
     common = ("--predictions", answers, "--truth", truth, "--wheels")
     for level, figure in ((1, 1.0), (2, 0.5)):
         scored(*common, wheels, "--wheel-level", level, "--output", tmp_path / f"out{level}")
-        assert values(written(tmp_path / f"out{level}")[0], "")["a"]["ew"] == figure
+        assert values(read_scores(tmp_path / f"out{level}")[0], "")["a"]["ew"] == figure
     (wheels / "wheel3.xlsx").unlink()
     assert "lacks wheel3.xlsx" in refused(*common, wheels)
 
 
 def test_reference_descriptions_and_reference_words_can_be_combined(scored, perfect, emer, table, tmp_path):
-    words = table("openset.csv", "name,openset", [[name, f"['{label}']"] for name, label in LABELS.items()])
-    scored("--predictions", perfect, "--truth", emer, words, "--judge", "lexical", "--output", tmp_path / "out")
-    found = values(written(tmp_path / "out")[0], "")["perfect"]
-    assert found["clue_overlap"] == 10 and found["ov_recall"] == 0.75  # calm is not neutral
+    openset = table("openset.csv", "name,openset", [[name, f"['{label}']"] for name, label in LABELS.items()])
+    scored("--predictions", perfect, "--truth", emer, openset, "--judge", "lexical", "--output", tmp_path / "out")
+    metrics = values(read_scores(tmp_path / "out")[0], "")["perfect"]
+    assert metrics["clue_overlap"] == 10 and metrics["ov_recall"] == 0.75  # calm is not neutral
 
 
-# A judge that is asked
+# An OpenAI-compatible judge
 
 
 @pytest.fixture
-def asked(tmp_path, monkeypatch):
-    """Arguments that name a judge on loopback, with a cache and a key of the test's own."""
+def judge_arguments(tmp_path, monkeypatch):
+    """A function that returns arguments for a judge on loopback, with a cache and a key of this test."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     cache = tmp_path / "cache.sqlite3"
     return lambda server: ["--judge", "openai", "model=m", f"base_url={server.url}", "concurrency=1", f"cache_path={cache}"]
 
 
-def test_failures_of_a_judge_are_listed_and_excluded_from_differences(scored, perfect, poor, emer, asked, tmp_path):
+def test_failures_of_a_judge_are_listed_and_excluded_from_differences(scored, perfect, poor, emer, judge_arguments, tmp_path):
     def failing(call):
         reluctant = call.kind == "clues" and "shouts" in call.data["reference"] and "sits" in call.data["candidate"]
         return "I would rather not." if reluctant else sensibly(call)
 
     with judge_server(failing) as server:
-        arguments = ("--predictions", perfect, poor, "--truth", emer, *asked(server), "--metrics", "clue_overlap")
+        arguments = ("--predictions", perfect, poor, "--truth", emer, *judge_arguments(server), "--metrics", "clue_overlap")
         text = scored(*arguments, "--resamples", 100, "--output", tmp_path / "out")
     assert "poor.csv: no score from the judge (1): clip_2 (clue_overlap): " in text
     assert [line.split() for line in text.splitlines() if line.startswith("  samples")] == [["samples", "3", "of", "4"]]
     assert ", failed 1 (questions without a usable reply)" in text
-    record, rows = written(tmp_path / "out")
+    record, rows = read_scores(tmp_path / "out")
     first, second = (record["tasks"][""]["files"][str(path)] for path in (perfect, poor))
     assert second["estimates"]["clue_overlap"]["clips"] == second["differences"]["clue_overlap"]["clips"] == 3
     assert first["estimates"]["clue_overlap"] == {"value": 7, "low": 7, "high": 7, "clips": 4}
@@ -544,12 +549,12 @@ def test_failures_of_a_judge_are_listed_and_excluded_from_differences(scored, pe
     assert "judge m: " in text and f", calls {len(server.calls)}, cached 0, " in text
 
 
-def test_a_metric_whose_judgements_all_failed_is_listed_with_the_reason(scored, perfect, emer, asked, tmp_path):
+def test_a_metric_whose_judgements_all_failed_is_listed_with_the_reason(scored, perfect, emer, judge_arguments, tmp_path):
     def failing(call):
         return sensibly(call) if call.kind == "clues" and "shouts" not in call.data["reference"] else "I would rather not."
 
     with judge_server(failing) as server:
-        text = scored("--predictions", perfect, "--truth", emer, *asked(server))
+        text = scored("--predictions", perfect, "--truth", emer, *judge_arguments(server))
     assert "clue_overlap  label_overlap" in text
     row = next(line for line in text.splitlines() if line.startswith("perfect.csv  "))
     assert row.split()[1:] == ["7.00", "-"]
@@ -558,9 +563,11 @@ def test_a_metric_whose_judgements_all_failed_is_listed_with_the_reason(scored, 
     assert "clue_overlap 1, label_overlap 4" in text.split("judge failed")[1]
 
 
-def test_a_second_run_sends_no_request_and_the_key_is_not_written_to_a_file(scored, perfect, poor, emer, asked, tmp_path):
+def test_a_second_run_sends_no_request_and_the_key_is_not_written_to_a_file(
+    scored, perfect, poor, emer, judge_arguments, tmp_path
+):
     with judge_server() as server:
-        arguments = ("--predictions", perfect, poor, "--truth", emer, *asked(server))
+        arguments = ("--predictions", perfect, poor, "--truth", emer, *judge_arguments(server))
         first = scored(*arguments, "--output", tmp_path / "out")
         calls = len(server.calls)
         second = scored(*arguments)
@@ -569,15 +576,17 @@ def test_a_second_run_sends_no_request_and_the_key_is_not_written_to_a_file(scor
     assert KEY not in first and not any(KEY.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
-def test_an_unreachable_judge_stops_the_command_which_resumes_where_it_stopped(refused, scored, perfect, emer, asked, tmp_path):
+def test_an_unreachable_judge_stops_the_command_which_resumes_where_it_stopped(
+    refused, scored, perfect, emer, judge_arguments, tmp_path
+):
     with judge_server(in_turn("Score: 5", "Score: 5", refusal(401), "Score: 6")) as server:
-        arguments = ("--predictions", perfect, "--truth", emer, *asked(server), "--metrics", "clue_overlap")
-        told = refused(*arguments, "--output", tmp_path / "out")
-        assert "2 of 4" in told and "run the same command again" in told.casefold()
+        arguments = ("--predictions", perfect, "--truth", emer, *judge_arguments(server), "--metrics", "clue_overlap")
+        message = refused(*arguments, "--output", tmp_path / "out")
+        assert "2 of 4" in message and "run the same command again" in message.casefold()
         assert not (tmp_path / "out").exists()
         scored(*arguments, "--output", tmp_path / "out")
     assert len(server.calls) == 5
-    assert values(written(tmp_path / "out")[0], "")["perfect"] == {"clue_overlap": 5.5}
+    assert values(read_scores(tmp_path / "out")[0], "")["perfect"] == {"clue_overlap": 5.5}
 
 
 # Tables and files
@@ -616,7 +625,7 @@ def test_the_record_contains_values_intervals_differences_and_scores_of_samples(
     arguments = ("--predictions", perfect, poor, "--truth", emer, "--judge", "lexical", "--seed", 5, "--resamples", 200)
     arguments += ("--metrics", "label_overlap", "clue_overlap")
     text = scored(*arguments, "--output", folder)
-    record, rows = written(folder)
+    record, rows = read_scores(folder)
     first, second = (record["tasks"][""]["files"][str(path)] for path in (perfect, poor))
     assert (record["resamples"], record["seed"], record["judge"]) == (200, 5, {"name": "lexical", "calls": 0, "cached": 0})
     assert [*first["estimates"]] == ["label_overlap", "clue_overlap"]
@@ -627,7 +636,7 @@ def test_the_record_contains_values_intervals_differences_and_scores_of_samples(
     clips = {row["name"]: row["clue_overlap"] for row in second["clip_scores"]}
     assert np.mean([*clips.values()]) == second["metrics"]["clue_overlap"]
     assert [(row["file"], row["name"], float(row["clue_overlap"])) for row in rows[4:]] == [
-        (str(poor), name, found) for name, found in clips.items()
+        (str(poor), name, value) for name, value in clips.items()
     ]
     assert text == scored(*arguments) + f"written: {folder}/scores.json, {folder}/scores.csv\n"
 
@@ -636,7 +645,7 @@ def test_text_that_a_spreadsheet_would_execute_is_escaped(scored, table, tmp_pat
     truth = table("truth.csv", "name,label", [["=1+1", "happy"], ["b", "sad"]])
     answers = table("a.csv", "name,prediction", [["=1+1", "happy"], ["b", "sad"]])
     scored("--predictions", answers, "--truth", truth, "--output", tmp_path / "out")
-    assert [row["name"] for row in written(tmp_path / "out")[1]] == ["'=1+1", "b"]
+    assert [row["name"] for row in read_scores(tmp_path / "out")[1]] == ["'=1+1", "b"]
 
 
 def test_an_output_that_is_a_file_or_contains_scores_is_refused_first(refused, perfect, emer, tmp_path):
@@ -644,8 +653,8 @@ def test_an_output_that_is_a_file_or_contains_scores_is_refused_first(refused, p
     assert "is a file" in refused(*common, emer)
     for name in ("scores.json", "scores.csv"):
         (tmp_path / name).write_text("what was written before")
-        told = refused("--predictions", perfect, "--truth", tmp_path / "gone.csv", "--output", tmp_path)
-        assert f"{name}' already exists. Name another file" in told
+        message = refused("--predictions", perfect, "--truth", tmp_path / "gone.csv", "--output", tmp_path)
+        assert f"{name}' already exists. Name another file" in message
         assert (tmp_path / name).read_text() == "what was written before"
         (tmp_path / name).unlink()
 
@@ -669,6 +678,6 @@ def test_an_unreachable_judge_ends_the_command_with_status_1_and_no_output(perfe
 
 def test_the_installed_command_exits_with_status_0_and_does_not_change_its_inputs(perfect, emer, tmp_path, emollama):
     before = [path.read_bytes() for path in (perfect, emer)]
-    done = emollama("score", "--predictions", str(perfect), "--truth", str(emer), "--judge", "lexical")
-    assert (done.returncode, done.stderr) == (0, "") and "clue_overlap" in done.stdout
+    result = emollama("score", "--predictions", str(perfect), "--truth", str(emer), "--judge", "lexical")
+    assert (result.returncode, result.stderr) == (0, "") and "clue_overlap" in result.stdout
     assert [path.read_bytes() for path in (perfect, emer)] == before

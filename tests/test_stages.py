@@ -1,4 +1,4 @@
-"""Stages of the learning rate: each runs the schedule anew, and wrong ones are refused by stage and key."""
+"""Stages of the learning rate: each restarts the schedule, and errors name the stage and key."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def warm(init, start, step, steps):
 def test_each_stage_follows_a_cosine_from_its_init_lr_to_the_min_lr_of_the_run():
     lr = rate(TWO, min_lr=1e-6)
     for step in range(300):
-        init, place = (1e-5, step) if step < 150 else (5e-6, step - 150)
-        assert lr(step) == pytest.approx(cosine(init, 1e-6, place, 150), rel=1e-12)
+        init, offset = (1e-5, step) if step < 150 else (5e-6, step - 150)
+        assert lr(step) == pytest.approx(cosine(init, 1e-6, offset, 150), rel=1e-12)
     assert lr(0) == 1e-5 and lr(150) == 5e-6
     assert lr(149) == pytest.approx(1e-6, rel=2e-3) and lr(299) == pytest.approx(1e-6, rel=2e-3)
 
@@ -42,8 +42,8 @@ def test_each_stage_follows_a_cosine_from_its_init_lr_to_the_min_lr_of_the_run()
 def test_the_runs_warm_up_begins_each_stage():
     lr = rate(TWO, min_lr=1e-6, warmup_lr=1e-7, warmup_steps=20)
     for begin, init in ((0, 1e-5), (150, 5e-6)):
-        for place in (0, 1, 19):
-            assert lr(begin + place) == pytest.approx(warm(init, 1e-7, place, 20), rel=1e-12)
+        for offset in (0, 1, 19):
+            assert lr(begin + offset) == pytest.approx(warm(init, 1e-7, offset, 20), rel=1e-12)
         assert lr(begin + 20) == pytest.approx(cosine(init, 1e-6, 20, 150), rel=1e-12)
     assert lr(149) == pytest.approx(cosine(1e-5, 1e-6, 149, 150), rel=1e-12)
 
@@ -67,9 +67,9 @@ def test_a_warm_up_without_warmup_lr_is_constant_at_the_init_lr_of_the_stage():
 def test_the_step_schedule_counts_epochs_from_the_start_of_each_stage():
     stages = [{"init_lr": 1e-4, "epochs": 3}, {"init_lr": 1e-5, "epochs": 3}]
     lr = rate(stages, lr_sched="linear_warmup_step_lr", lr_decay_rate=0.5)
-    wanted = [1e-4, 5e-5, 2.5e-5, 1e-5, 5e-6, 2.5e-6]
-    assert [lr(epoch * ITERS) for epoch in range(6)] == pytest.approx(wanted)
-    assert [lr(epoch * ITERS + ITERS - 1) for epoch in range(6)] == pytest.approx(wanted)
+    expected = [1e-4, 5e-5, 2.5e-5, 1e-5, 5e-6, 2.5e-6]
+    assert [lr(epoch * ITERS) for epoch in range(6)] == pytest.approx(expected)
+    assert [lr(epoch * ITERS + ITERS - 1) for epoch in range(6)] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("sched", ["linear_warmup_cosine_lr", "linear_warmup_step_lr"])
@@ -96,7 +96,7 @@ GOOD = {"init_lr": 1e-5, "epochs": 2}
 
 
 @pytest.mark.parametrize(
-    ("stages", "said"),
+    ("stages", "expected"),
     [
         ([GOOD, GOOD | {"epoch": 3}], "stages[1]: unknown key 'epoch'. Did you mean 'epochs'? Keys of a stage: init_lr, epochs"),
         ([GOOD | {"max_epoch": 3}], "stages[0]: unknown key 'max_epoch'."),
@@ -115,10 +115,10 @@ GOOD = {"init_lr": 1e-5, "epochs": 2}
         ([GOOD | {"warmup_lr": None}], "stages[0].warmup_lr is None"),
     ],
 )
-def test_an_invalid_stage_is_reported_with_its_index_and_key(stages, said):
+def test_an_invalid_stage_is_reported_with_its_index_and_key(stages, expected):
     with pytest.raises(ValueError) as error:
         total_epochs(stages, 1)
-    assert str(error.value).startswith(said)
+    assert str(error.value).startswith(expected)
 
 
 def test_a_max_epoch_that_differs_from_the_sum_of_the_stages_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""A run reads .npy files, packed shards and tar shards alike."""
+"""A run gives the same results with .npy files, packed shards and tar shards."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 from helpers import FOLDERS
-from running import GOLDEN, golden_config, read_jsonl
+from running import GOLDEN, golden_config, rows
 
 from emollama.commands import pack
 from emollama.config import load
@@ -27,7 +27,7 @@ def packed(*arguments):
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
-    """Kind of store -> the keys of a block that reads it."""
+    """The keys of a dataset block for each kind of store."""
     root = tmp_path_factory.mktemp("stores")
     paths = {"npy": {}}
     for kind in ("packed", "tar"):
@@ -40,14 +40,14 @@ def stores(tmp_path_factory):
 
 
 def trained(folder, data, **settings):
-    """The folder of a run of STEPS steps over the golden corpus."""
+    """Train for :data:`STEPS` steps on the golden corpus and return the run's folder."""
     run = {"iters_per_epoch": STEPS, "save_every_iters": SAVED_AFTER, **settings}
     config = load(str(golden_config(folder, run=run, data=data)))
     return config.classes["run"](config).train()
 
 
 def losses(folder):
-    return [row["loss"] for row in read_jsonl(folder / "log.jsonl")]
+    return [row["loss"] for row in rows(folder / "log.jsonl")]
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +78,8 @@ def test_the_sampling_of_a_dataset_uses_the_tar_shards_and_the_shuffle_window(st
     config = load(str(golden_config(tmp_path, data=stores["tar"] | {"shuffle": True, "shuffle_window": 1})))
     shapes = config.classes["model"].slot_shapes(config.model)
     dataset = config.classes["datasets.clips"](config.datasets["clips"], slot_shapes=shapes, label="clips")
-    deck = dataset.sampling()
-    assert sorted(deck.shards.tolist()) == [0, 0, 1, 1, 2, 2] and deck.window == 1
+    sampling = dataset.sampling()
+    assert sorted(sampling.shards.tolist()) == [0, 0, 1, 1, 2, 2] and sampling.window == 1
 
 
 def test_resuming_a_run_on_tars_with_unsharded_files_is_refused(stores, tmp_path):

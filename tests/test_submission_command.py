@@ -1,4 +1,4 @@
-"""``emollama submission``: words of descriptions and of lists, in the challenges' file."""
+"""``emollama submission``: writes the emotion words of descriptions and lists in the challenges' format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from emollama.commands import submission
 from emollama.errors import UserError
 
 
-def written(tmp_path, rows, *more):
+def submitted(tmp_path, rows, *more):
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     parser = argparse.ArgumentParser()
     submission.add_arguments(parser)
@@ -28,16 +28,16 @@ def row(name, prediction, task="reason_v2"):
 
 def test_descriptions_and_lists_are_converted_to_lists_of_words(tmp_path):
     rows = [row("a", "She is happy, and not at all angry."), row("b", "['proud', 'calm']"), row("c", "")]
-    assert written(tmp_path, rows) == {"a": "['happy']", "b": "['proud', 'calm']", "c": "[]"}
+    assert submitted(tmp_path, rows) == {"a": "['happy']", "b": "['proud', 'calm']", "c": "[]"}
 
 
 def test_answers_to_two_tasks_are_refused(tmp_path):
     with pytest.raises(UserError, match="several tasks"):
-        written(tmp_path, [row("a", "happy", "emotion"), row("a", "She is happy.")])
+        submitted(tmp_path, [row("a", "happy", "emotion"), row("a", "She is happy.")])
 
 
 def test_an_existing_output_file_is_not_overwritten(tmp_path):
     (tmp_path / "words.npz").write_text("mine")
     with pytest.raises(UserError, match="--output"):
-        written(tmp_path, [row("a", "happy")])
+        submitted(tmp_path, [row("a", "happy")])
     assert (tmp_path / "words.npz").read_text() == "mine"

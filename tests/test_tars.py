@@ -1,4 +1,4 @@
-"""Tar shards: what is read through an index, what a shard may hold, and shards that lie elsewhere."""
+"""Tar shards: reading through an index, the permitted contents of a shard, and remote shards."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def npy(array, **options):
 
 
 def tar_of(path, members, format=tarfile.PAX_FORMAT):
-    """Write a tar of (name, bytes) or ready-made members."""
+    """Write a tar file of (name, bytes) pairs or existing members."""
     with tarfile.open(path, "w", format=format) as tar:
         for member, raw in members:
             info = member if isinstance(member, tarfile.TarInfo) else tarfile.TarInfo(member)
@@ -69,7 +69,7 @@ def refusal(work, *arguments):
 
 
 def stored(folder, shards=3, clips=4, seed=0):
-    """Shards train-000.tar and so on, their names and arrays; indexed."""
+    """Indexed shards train-000.tar and so on, with their names and arrays."""
     folder.mkdir(exist_ok=True)
     arrays = {f"clip_{number}": numbers(16, seed=seed + number) for number in range(shards * clips)}
     names = list(arrays)
@@ -107,7 +107,7 @@ def test_the_shards_of_the_clips_are_returned(tmp_path):
 
 
 def test_several_arrays_of_a_clip_are_distinguished_by_slot(tmp_path):
-    """As webdataset's own writer writes them, with JSON beside the arrays."""
+    """The shards are as written by webdataset's own writer, with JSON next to the arrays."""
     face, video = (
         {f"clip_{number}": numbers(8, dtype=dtype, seed=number) for number in range(5)} for dtype in (np.float32, np.float16)
     )
@@ -183,7 +183,7 @@ def test_a_missing_clip_is_an_error_with_its_name(tmp_path):
 
 
 def test_a_stamp_changes_if_only_values_in_the_shard_change(tmp_path):
-    """Size, headers and time of modification stay."""
+    """Size, headers and time of modification do not change."""
     stored(tmp_path / "shards")
     store, shard = TarStore.open(f"{tmp_path}/shards"), tmp_path / "shards/train-001.tar"
     before, status = store.stamp("clip_5"), shard.stat()
@@ -208,11 +208,11 @@ def test_several_processes_read_the_same_arrays_as_one_process(tmp_path, method)
         assert pool.starmap(sums, [(store, [name]) for name in names]) == [[value] for value in sums(store, names)]
 
 
-# What a shard may hold
+# Contents of a shard
 
 
 class Trap:
-    """Leaves a file behind where it is unpickled."""
+    """Writes a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -280,7 +280,7 @@ def test_a_member_with_other_content_than_its_name_is_rejected(tmp_path, name, r
 
 @pytest.mark.parametrize("size", [2100, 2048, 1536, 700, 512, 100, 0])
 def test_a_truncated_shard_is_refused(tmp_path, size):
-    """Two members of 1024 bytes each, then the end mark."""
+    """The shard consists of two members of 1024 bytes each and the end mark."""
     path = tar_of(tmp_path / "train.tar", [(f"clip_{number}.npy", npy(numbers(64))) for number in range(2)])
     path.write_bytes(path.read_bytes()[:size])
     assert "train.tar" in refusal(index_tars, str(path), None)
@@ -430,7 +430,7 @@ def test_an_index_with_pickled_objects_is_refused_without_unpickling(tmp_path):
     ],
 )
 def test_an_impossible_index_is_rejected(tmp_path, change, problem):
-    """Another version; arrays of objects, whose bytes numpy would take for addresses; arrays beyond the shard."""
+    """The index has another version, object arrays (numpy would read their bytes as addresses) or arrays beyond the shard."""
     stored(tmp_path / "shards")
     path = tmp_path / "shards/train-001.tar.idx.npz"
     arrays = dict(np.load(path))
@@ -492,7 +492,7 @@ def test_a_set_supports_slots(tmp_path):
 
 
 def test_a_set_file_is_ignored_after_one_of_its_shards_is_reindexed(tmp_path):
-    """Two arrays of a shard changed places: its size and its first headers are as they were."""
+    """Two arrays of a shard are swapped, which does not change its size and first headers."""
     arrays = stored(tmp_path / "shards")
     before = sidecars(tmp_path / "shards", [0, 1, 2])
     assert tar_set.find_set(before)
@@ -537,7 +537,7 @@ def test_shards_of_several_folders_are_read_together(tmp_path):
 
 
 def large_set(folder, count):
-    """Ten sparse shards, and their indexes as of so many arrays; every byte of the shards is zero."""
+    """Write ten sparse shards of zero bytes, and their indexes of this many arrays."""
     folder.mkdir()
     head, stride, each = 640, 5120, count // 10
     layout = tar_index.Layout((1024,), np.dtype(np.float32), False, head)
@@ -554,7 +554,7 @@ def large_set(folder, count):
 
 
 def seconds(work):
-    """CPU seconds, which do not depend on what else the machine does."""
+    """Return CPU seconds, which do not depend on the machine's other work."""
     begun = time.process_time()
     work()
     return time.process_time() - begun
@@ -572,7 +572,7 @@ def test_an_index_of_a_million_clips_opens_in_half_a_second_and_returns_their_sh
 
 
 def test_an_open_set_file_is_memory_mapped(tmp_path):
-    """The index of 200,000 clips fills 28 MiB; what a process maps it does not own."""
+    """The index of 200,000 clips has 28 MiB; mapped memory is not private to a process."""
     large_set(tmp_path / "shards", 200_000)
     TarStore.open(f"{tmp_path}/shards/train-000.tar")
     tracemalloc.start()
@@ -582,11 +582,11 @@ def test_an_open_set_file_is_memory_mapped(tmp_path):
     assert "sample_00199999" in store and memory < 2**20
 
 
-# Shards elsewhere
+# Remote shards
 
 
 class Attic(PathHandler):
-    """Files under a prefix, copied when they are first asked for; counts what was fetched."""
+    """Files under a prefix, which are copied at the first request; the fetched files are counted."""
 
     def __init__(self, root, cache):
         super().__init__()
@@ -652,7 +652,7 @@ def test_a_remote_shard_that_differs_from_its_index_is_detected_when_it_is_loade
 
 
 def test_arrays_of_remote_shards_are_checked_each_time(tmp_path, attic, monkeypatch):
-    """Nothing tells whether their values changed."""
+    """There is no other way to detect changed values."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "remembered"))
     arrays = stored(tmp_path / "shards")
 
@@ -673,7 +673,7 @@ def test_arrays_of_remote_shards_are_checked_each_time(tmp_path, attic, monkeypa
 
 @pytest.fixture
 def web(tmp_path, monkeypatch):
-    """A server on this machine; yields its address."""
+    """The address of a server on this machine."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *arguments):

@@ -1,4 +1,4 @@
-"""Evaluation while training and alone: what is answered, which checkpoint is best, when a run ends, what stays untouched."""
+"""Evaluation during training and alone: answers, the best checkpoint, early stopping, and unchanged training."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ EMOTION = {"task_pool": ["emotion"]}
 
 
 def tree(folder, *, run=None, block=None, data=None, model=None):
-    made = golden_tree(folder)
-    made["run"] |= TRAINING | (run or {})
-    made["model"] |= {"lora_dropout": 0.1} | (model or {})
-    made["datasets"]["golden"] |= {"shuffle": True, "task_pool": ["emotion", "reason"]} | (data or {})
-    made["evaluation_datasets"]["answers"] |= SMALL_BLOCK | (block or {})
-    return made
+    config_tree = golden_tree(folder)
+    config_tree["run"] |= TRAINING | (run or {})
+    config_tree["model"] |= {"lora_dropout": 0.1} | (model or {})
+    config_tree["datasets"]["golden"] |= {"shuffle": True, "task_pool": ["emotion", "reason"]} | (data or {})
+    config_tree["evaluation_datasets"]["answers"] |= SMALL_BLOCK | (block or {})
+    return config_tree
 
 
 def trained(folder, *options, **parts):
@@ -68,13 +68,13 @@ def by_clip(result, task="emotion"):
 
 @pytest.fixture(scope="module")
 def reported():
-    """How many evaluations the run ``evaluated`` had behind it each time it wrote its report."""
+    """The number of evaluations that the run ``evaluated`` had completed each time it wrote its report."""
     return []
 
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory, no_reports, reported):
-    """A run of three epochs that is evaluated after each, and keeps the best checkpoint."""
+    """The folder of a run of three epochs that evaluates after each one and saves the best checkpoint."""
 
     def count(folder):
         reported.append(len(lines(folder / "eval.jsonl")))
@@ -86,17 +86,17 @@ def evaluated(tmp_path_factory, no_reports, reported):
 
 
 def copied(evaluated, folder, epochs):
-    """A copy of the run ``evaluated`` as it was after its first epochs; checkpoint_best.pth is that of the last of them."""
+    """Copy the run ``evaluated`` as it was after this many epochs; its last checkpoint is also checkpoint_best.pth."""
     run = shutil.copytree(evaluated, folder / "out/run")
     for epoch in range(epochs, 3):
         (run / f"checkpoint_{epoch}.pth").unlink()
     shutil.copy(run / f"checkpoint_{epochs - 1}.pth", run / "checkpoint_best.pth")
-    for name, kept in (("eval", epochs), ("log", 2 * epochs)):
-        (run / f"{name}.jsonl").write_text("".join((run / f"{name}.jsonl").read_text().splitlines(keepends=True)[:kept]))
+    for name, count in (("eval", epochs), ("log", 2 * epochs)):
+        (run / f"{name}.jsonl").write_text("".join((run / f"{name}.jsonl").read_text().splitlines(keepends=True)[:count]))
     return run
 
 
-# What training does not notice
+# Training is unchanged
 
 
 def test_evaluation_during_training_does_not_change_the_training_losses(evaluated, tmp_path):
@@ -106,7 +106,7 @@ def test_evaluation_during_training_does_not_change_the_training_losses(evaluate
     assert one == other and len(one) == 6
 
 
-# What an evaluation leaves
+# Files of an evaluation
 
 
 def test_each_evaluation_writes_a_line_and_its_own_files(evaluated):
@@ -114,7 +114,7 @@ def test_each_evaluation_writes_a_line_and_its_own_files(evaluated):
     assert [(entry["epoch"], entry["step"]) for entry in past] == [(0, 1), (1, 3), (2, 5)]
     for entry in past:
         files = json.loads((evaluated / f"result/epoch_{entry['epoch']}/metrics_answers.json").read_text())
-        flat = {f"answers/{task}/{name}": v for task, found in files["tasks"].items() for name, v in found["metrics"].items()}
+        flat = {f"answers/{task}/{name}": v for task, scores in files["tasks"].items() for name, v in scores["metrics"].items()}
         assert flat == entry["metrics"] and {"answers/emotion/waf", "answers/reason_v2/clue_overlap"} <= flat.keys()
 
 
@@ -148,7 +148,7 @@ def test_a_report_is_written_after_each_evaluation_and_at_the_end(evaluated, rep
     assert page == tmp_path / "run/result/report.html" and "clue overlap" in page.read_text(encoding="utf-8")
 
 
-# When a run ends, and how it goes on
+# Early stopping and resuming
 
 
 def test_early_stopping_ends_a_run_after_its_patience_also_when_resumed(tmp_path):
@@ -207,7 +207,7 @@ def test_evaluation_falls_on_every_nth_epoch_and_the_last(tmp_path):
 
 
 def nobody(folder):
-    """A judge at an address where nobody listens."""
+    """A judge at an address without a server."""
     address = {"base_url": "http://127.0.0.1:9/v1", "key_env": None, "retries": 0, "cache_path": str(folder / "cache.sqlite")}
     return {"type": "openai", "model": "m", **address}
 
@@ -228,7 +228,7 @@ def test_an_unreachable_judge_gives_null_metrics_and_does_not_end_training(tmp_p
     assert tasks["emotion"]["metrics"]["waf"] is not None and "127.0.0.1:9" in tasks["reason_v2"]["judge"]["unreachable"]
 
 
-# What is asked for and cannot be
+# Errors
 
 
 def test_a_metric_that_no_block_computes_is_refused_with_the_remedy(tmp_path):
@@ -288,7 +288,7 @@ def test_save_best_accepts_the_name_of_a_metric(tmp_path):
 
 
 def test_a_user_defined_metric_is_computed_and_can_select_the_best_checkpoint(tmp_path):
-    METRICS.register("first_label")(Metric("answers that are the first label", Labels, lambda found: 0.25))
+    METRICS.register("first_label")(Metric("answers that are the first label", Labels, lambda labels: 0.25))
     try:
         folder = trained(tmp_path / "run", run={"evaluate": True, "max_epoch": 1, "save_best": "first_label"}, block=EMOTION)
     finally:
@@ -296,7 +296,7 @@ def test_a_user_defined_metric_is_computed_and_can_select_the_best_checkpoint(tm
     assert lines(folder / "eval.jsonl")[0]["metrics"]["answers/emotion/first_label"] == 0.25
 
 
-# Clips that are held out
+# Held-out clips
 
 
 def test_held_out_samples_are_evaluated_and_not_trained_on(tmp_path):
@@ -321,9 +321,9 @@ def test_samples_used_for_both_training_and_evaluation_cause_a_warning(tmp_path,
 
 
 def test_without_evaluation_blocks_the_held_out_samples_are_evaluated(tmp_path):
-    made = tree(tmp_path, data={"held_out": 0.5}, run={"evaluate": True, "max_epoch": 1, "metric": "golden.emotion.loss"})
-    made["evaluation_datasets"] = {}
-    config = loaded(tmp_path, made)
+    config_tree = tree(tmp_path, data={"held_out": 0.5}, run={"evaluate": True, "max_epoch": 1, "metric": "golden.emotion.loss"})
+    config_tree["evaluation_datasets"] = {}
+    config = loaded(tmp_path, config_tree)
     folder = config.classes["run"](config).train()
     answered = {row["name"] for row in lines(folder / "result/epoch_0/predictions_golden.jsonl")}
     assert 0 < len(answered) < 6
@@ -335,7 +335,7 @@ def test_a_held_out_share_without_samples_is_refused(tmp_path):
     )
 
 
-# How answers are found
+# Generation and likelihoods
 
 
 def test_answering_by_likelihood_gives_the_most_probable_label_and_all_probabilities(tmp_path):
@@ -352,14 +352,14 @@ BY_LIKELIHOOD = EMOTION | {"answer_by": "likelihood", "labels": NINE, "prompt_la
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """Answers by likelihood, without a map of labels or aliases."""
+    """Answers by likelihood, without a label map or aliases."""
     return by_clip(answered(tmp_path_factory.mktemp("plain"), block=BY_LIKELIHOOD))
 
 
 def test_likelihoods_are_computed_for_the_label_texts_used_in_training(tmp_path, plain):
     loud = {label: label.upper() + "!" for label in NINE}
-    given = by_clip(answered(tmp_path / "loud", block=BY_LIKELIHOOD | {"labels": list(loud.values()), "label_map": loud}))
-    for name, row in given.items():
+    answers = by_clip(answered(tmp_path / "loud", block=BY_LIKELIHOOD | {"labels": list(loud.values()), "label_map": loud}))
+    for name, row in answers.items():
         assert row["prediction"] == loud[plain[name]["prediction"]] and row["target"] == plain[name]["target"]
         assert list(row["label_probabilities"].values()) == list(plain[name]["label_probabilities"].values())
 
@@ -368,8 +368,8 @@ def test_the_likelihoods_of_a_label_and_its_aliases_are_added(tmp_path, plain):
     coarse = {"glad": ["happy", "surprise"], "low": [label for label in NINE if label not in ("happy", "surprise")]}
     keys = {"labels": list(coarse), "aliases": {word: label for label, words in coarse.items() for word in words}}
     keys["label_map"] = keys["aliases"]
-    given = by_clip(answered(tmp_path / "coarse", block=BY_LIKELIHOOD | keys))
-    for name, row in given.items():
+    answers = by_clip(answered(tmp_path / "coarse", block=BY_LIKELIHOOD | keys))
+    for name, row in answers.items():
         before, after = plain[name]["label_probabilities"], row["label_probabilities"]
         assert sum(after.values()) == pytest.approx(1.0)
         odds = sum(before[word] for word in coarse["glad"]) / sum(before[word] for word in coarse["low"])
@@ -386,27 +386,27 @@ def test_label_map_aliases_and_prompt_labels_score_other_labels_without_changing
     assert [row["prediction"] for row in lines(plain / "predictions_answers.jsonl")] == [
         row["prediction"] for row in lines(carried / "predictions_answers.jsonl")
     ]
-    found = [json.loads((result / "metrics_answers.json").read_text())["tasks"]["emotion"] for result in (plain, carried)]
+    scores = [json.loads((result / "metrics_answers.json").read_text())["tasks"]["emotion"] for result in (plain, carried)]
     for metric in ("waf", "uar", "hit_rate", "invalid_rate"):
-        assert found[0]["metrics"][metric] == found[1]["metrics"][metric]
-    assert found[1]["recognition"]["labels"] == list(others.values())
+        assert scores[0]["metrics"][metric] == scores[1]["metrics"][metric]
+    assert scores[1]["recognition"]["labels"] == list(others.values())
 
 
 def test_prompts_are_answered_once_each_from_the_longest_to_the_shortest(tmp_path):
     config = loaded(tmp_path, tree(tmp_path))
     runner = config.classes["run"](config, training=False)
-    block, seen = runner.blocks["answers"], []
+    block, lengths = runner.blocks["answers"], []
 
     class Recorded(type(runner.task)):
         def answer(self, members, prompt, dataset, cfg, questions, seed):
             records = [dataset.record(each.index, each.task, each.instruction) for each in questions]
-            seen.extend(len(prompt.sample(record, to_generate=True).input_ids) for record in records)
+            lengths.extend(len(prompt.sample(record, to_generate=True).input_ids) for record in records)
             return super().answer(members, prompt, dataset, cfg, questions, seed)
 
     runner.task = Recorded()
     rows = runner._answering().answers("answers", block.dataset, block.options)
-    assert len(rows) == len(seen) == 12 and len(set(seen)) > 4
-    assert seen == sorted(seen, reverse=True)
+    assert len(rows) == len(lengths) == 12 and len(set(lengths)) > 4
+    assert lengths == sorted(lengths, reverse=True)
 
 
 def test_masked_slots_give_the_same_answers_as_zero_features(tmp_path):
@@ -502,13 +502,13 @@ def test_the_original_emer_table_is_evaluated_with_unchanged_reference_descripti
     described = "Brows are raised, and the VOICE (soft) trembles: she seems worried."
     rows = [f'{name},"worried","Well, then.","{described}"' for name in NAMES]
     (corpus / "EMER.csv").write_text("\n".join(["names,emotions,subtitles,reasons", *rows]) + "\n")
-    made = tree(tmp_path)
+    config_tree = tree(tmp_path)
     keys = {"data_root": str(corpus), "annotation_file": "EMER.csv", "max_new_tokens": 8, "batch_size": 8}
-    made["evaluation_datasets"] = {"emer": keys | {"judge": {"type": "lexical"}}}
-    config = loaded(tmp_path, made)
+    config_tree["evaluation_datasets"] = {"emer": keys | {"judge": {"type": "lexical"}}}
+    config = loaded(tmp_path, config_tree)
     config.classes["run"](config, training=False).evaluate()
     result = tmp_path / "out/run/result"
-    found = lines(result / "predictions_emer.jsonl")
-    assert {row["reference"] for row in found} == {described} and "Well, then." in found[0]["instruction"]
+    answers = lines(result / "predictions_emer.jsonl")
+    assert {row["reference"] for row in answers} == {described} and "Well, then." in answers[0]["instruction"]
     metrics = json.loads((result / "metrics_emer.json").read_text())["tasks"]["reason_v2"]["metrics"]
     assert 0 <= metrics["clue_overlap"] < 10 and metrics["label_overlap"] is not None

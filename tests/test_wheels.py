@@ -1,4 +1,4 @@
-"""EW metrics on an invented folder of wheels, and the file in which words are handed in."""
+"""EW metrics on an invented folder of wheels, and submission files of emotion words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from importing import write_file
+from importing import written
 
 from emollama.errors import UserError
 from emollama.evaluation.metrics import metric
@@ -59,24 +59,24 @@ def sheet(path, rows):
 @pytest.fixture(scope="module")
 def five_wheels(tmp_path_factory):
     """Five equal wheels."""
-    place = tmp_path_factory.mktemp("wheels") / "emotion_wheel"
-    write_file(place / "format.csv", FORMS)
-    sheet(place / "synonym.xlsx", SYNONYMS)
-    sheet(place / "wheel1.xlsx", [RINGS, *WHEEL])
+    wheel_folder = tmp_path_factory.mktemp("wheels") / "emotion_wheel"
+    written(wheel_folder / "format.csv", FORMS)
+    sheet(wheel_folder / "synonym.xlsx", SYNONYMS)
+    sheet(wheel_folder / "wheel1.xlsx", [RINGS, *WHEEL])
     for number in range(2, 6):
-        shutil.copy(place / "wheel1.xlsx", place / f"wheel{number}.xlsx")
-    return place
+        shutil.copy(wheel_folder / "wheel1.xlsx", wheel_folder / f"wheel{number}.xlsx")
+    return wheel_folder
 
 
 @pytest.fixture
 def folder(five_wheels, tmp_path):
-    """A copy of them, to be spoiled."""
+    """A copy of the wheels, which tests may damage."""
     return Path(shutil.copytree(five_wheels, tmp_path / "emotion_wheel"))
 
 
 @pytest.fixture(scope="module")
 def levels(five_wheels):
-    """The wheels that were read, by level."""
+    """The wheels by level."""
     return {level: Wheels.read(str(five_wheels), level) for level in (1, 2)}
 
 
@@ -91,15 +91,15 @@ def figures(wheels, truth, predicted):
         ("glee", "bright", "lively"),
         ("gleefully", "bright", "lively"),
         (" Gleeful ", "bright", "lively"),
-        ("merry", "bright", "gentle"),  # mirth is a synonym of ease and of glee: the first by the alphabet
+        ("merry", "bright", "gentle"),  # mirth is a synonym of ease and of glee; the alphabetically first one is used
         ("easy", "bright", "gentle"),
-        ("shiny", "bright", "gentle"),  # bright itself: at level 2 the first cluster below it
+        ("shiny", "bright", "gentle"),  # bright itself is a cluster: at level 2 it gives the first cluster below it
         ("dark", "dark", "bitter"),
         ("tearful", "dark", "heavy"),
         ("ashamed", "dark", "bitter"),
-        ("romp", None, None),  # on the wheels, but no form of anything
+        ("romp", None, None),  # on the wheels, but not a form of any word
         ("fun", None, None),
-        ("cloudy", None, None),  # a form of a word that is a synonym of nothing
+        ("cloudy", None, None),  # a form of a word without synonyms
         ("table", None, None),
         ("", None, None),
     ],
@@ -127,7 +127,7 @@ def test_scores_at_level_2_equal_manually_computed_values(levels):
 
 
 def test_each_metric_is_averaged_over_wheels_and_f_is_computed_on_each(folder):
-    # wheel 5 knows tears and guilt alone, in one cluster: {w}:{}, {w}:{}, left out, left out, {w}:{w}
+    # wheel 5 contains only tears and guilt, in one cluster: {w}:{}, {w}:{}, left out, left out, {w}:{w}
     sheet(folder / "wheel5.xlsx", [RINGS, ("wet", "drop", "tears"), (None, None, "guilt")])
     precision, recall = 1 / 2, 3 / 8
     both = 2 * precision * recall / (precision + recall)
@@ -156,8 +156,8 @@ def test_random_words_score_between_zero_and_one_and_the_true_words_score_one(le
     words = ["gleeful", "merry", "easy", "tear", "ashamed", "shiny", "dark", "table"]
     for _ in range(100):
         truth, predicted = ([rng.sample(words, rng.randrange(4)) for _ in range(3)] for _ in range(2))
-        found = figures(wheels, truth, predicted)
-        assert found == [None] * 3 or all(math.isfinite(figure) and 0 <= figure <= 1 for figure in found)
+        result = figures(wheels, truth, predicted)
+        assert result == [None] * 3 or all(math.isfinite(figure) and 0 <= figure <= 1 for figure in result)
         assert figures(wheels, truth, truth) in ([1, 1, 1], [None] * 3)
 
 
@@ -172,7 +172,7 @@ def test_take_selects_clips_with_their_words_and_may_repeat_them(folder):
     assert metric("ew_recall").value(sets) == pytest.approx(2 / 3)
 
 
-# Folders that are not as they should be
+# Invalid folders
 
 
 def refusal(folder):
@@ -208,10 +208,10 @@ def test_a_sheet_with_missing_columns_or_unknown_words_is_refused_with_its_path(
 
 
 def test_files_that_are_not_workbooks_or_tables_are_refused_with_their_path(folder):
-    write_file(folder / "format.csv", "word,forms\nglee,gleeful\n")
+    written(folder / "format.csv", "word,forms\nglee,gleeful\n")
     assert "format.csv, line 1" in refusal(folder)
     for content in (b"level1,level2,level3\n", b"", b"PK\x03\x04 and no more"):
-        write_file(folder / "wheel4.xlsx", content)
+        written(folder / "wheel4.xlsx", content)
         assert f"{folder / 'wheel4.xlsx'}: cannot read an Excel workbook" in refusal(folder)
 
 
@@ -266,7 +266,7 @@ def test_pickled_objects_in_a_submission_are_refused_without_unpickling(tmp_path
     trap = np.empty(1, dtype=object)
     trap[0] = Trap(tmp_path / "sprung")
     np.savez(tmp_path / "words.npz", filenames=["a"], fileitems=trap)
-    write_file(tmp_path / "bare.npz", pickle.dumps(trap[0]))
+    written(tmp_path / "bare.npz", pickle.dumps(trap[0]))
     for file in ("words.npz", "bare.npz"):
         with pytest.raises(UserError) as error:
             read_submission(str(tmp_path / file))

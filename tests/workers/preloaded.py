@@ -1,4 +1,4 @@
-"""Imports of the fork server (tests/ranks.py) before it forks: nearly all modules that the tested commands import."""
+"""What the fork server imports before it forks (tests/ranks.py): nearly all that the commands import which tests start."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ MODULES = [
     "emollama.tasks.image_text_pretrain",
 ]
 
-gc.disable()  # it would inspect all modules repeatedly
+gc.disable()  # it would look at all modules again and again
 for name in MODULES:
     importlib.import_module(name)
 
