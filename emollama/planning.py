@@ -22,6 +22,7 @@ from emollama.precision import Precision
 
 CHARACTERS_PER_TOKEN = 4  # estimate for English text if the folder of the language model has no tokenizer
 SENTENCE_TOKENS, ANSWER_TOKENS = 20, 100  # assumed lengths of a sample's texts, for the memory of activations
+BYTES_OF_4_BITS = 0.5 + 4 / 64  # 64 weights share a float32 scale
 GIB = 2**30
 VIT, QFORMER = "vit.", "qformer."  # parts of the names of the encoders' parameters
 
@@ -135,16 +136,26 @@ def _tokens(config: RunConfig, model: Any) -> tuple[dict[str, int], list[str]]:
     ]
 
 
+def _frozen_bytes(config: RunConfig, model: Any, frozen: int, size: int) -> float:
+    """Return the bytes of the language model's frozen parameters; ``size`` is that of a parameter that is not quantized."""
+    if not (config.model.low_resource or config.model.load_in_4bit):
+        return frozen * size
+    # bitsandbytes leaves the embedding table and the output layer as they are, and peft makes them float32.
+    llm = model.llama_model
+    tables = {id(module.weight): module.weight.numel() for module in (llm.get_input_embeddings(), llm.get_output_embeddings())}
+    whole = sum(tables.values())
+    return (frozen - whole) * (1 if config.model.low_resource else BYTES_OF_4_BITS) + 4 * whole
+
+
 def _memory(config: RunConfig, model: Any, tokens: int, batch: int) -> dict[str, float]:
     size = 2 if config.run.amp else 4
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     encoder = [parameter for name, parameter in model.named_parameters() if VIT in name or QFORMER in name]
     frozen = sum(parameter.numel() for parameter in model.parameters()) - trained - sum(map(torch.Tensor.numel, encoder))
-    bytes_each = 1 if config.model.low_resource else 0.5 if config.model.load_in_4bit else size
     llm = model.llm_config.get_text_config()
     hidden, inner, layers = llm.hidden_size, llm.intermediate_size, llm.num_hidden_layers
     positions = tokens * batch
-    parts = {"frozen weights": frozen * bytes_each, "trained weights (float32)": 4 * trained}
+    parts = {"frozen weights": _frozen_bytes(config, model, frozen, size), "trained weights (float32)": 4 * trained}
     if encoder:
         parts["frozen encoders"] = sum(parameter.numel() * parameter.element_size() for parameter in encoder)
     if config.datasets:

@@ -651,6 +651,8 @@ def test_checkpoints_that_do_not_fit_the_disk_are_a_problem_unless_fewer_are_ret
     report = checked("run.max_epoch=1000000000", "run.keep_last=2", "run.save_every_iters=1")
     assert report.findings == [] and report.training.checkpoints == 4
     assert checked("run.max_epoch=1", "run.keep_last=2").training.checkpoints == 1
+    best = ("run.save_best=True", "run.evaluate=True")
+    assert checked("run.max_epoch=1", "run.keep_last=2", *best).training.checkpoints == 2
 
 
 def test_without_the_models_configuration_the_size_of_a_checkpoint_is_reported_as_unknown(checked, tree, tmp_path):

@@ -144,10 +144,6 @@ PARTS = [  # as the columns of the tables
 ]
 GIB = 2**30
 GPUS, MARGIN = (12, 16, 24, 40, 80), 1.2
-EMBEDDINGS = 2 * 32000 * 4096  # parameters that are not quantized: the embedding table and the output layer
-QUANTIZED = 6_738_415_616 - EMBEDDINGS
-# GiB beyond the plan: the embeddings are float32, and 64 weights of 4 bits share a float32 scale.
-EXTRA = {"model.load_in_4bit=True": (3.5 * EMBEDDINGS + QUANTIZED / 16) / GIB, "model.low_resource=True": 3 * EMBEDDINGS / GIB}
 SHAPES = ("train_llm", "lora_r", "image_size", "has_qformer")  # keys of the tables that models differ by
 
 
@@ -175,10 +171,10 @@ def planned(tmp_path_factory):
     return figures
 
 
-def row_of(plan, options):
+def row_of(plan):
     """What a row of the tables of GPU memory says after its configuration and options."""
     memory = plan.memory_gib
-    needed = MARGIN * (memory["sum"] + sum(EXTRA.get(option, 0) for option in options)) * GIB
+    needed = MARGIN * memory["sum"] * GIB
     gpu = next((f"{size} GB" for size in GPUS if needed <= size * 1e9), "none")
     return [*(f"{memory[part]:.2f}" if part in memory else "-" for part in PARTS), gpu]
 
@@ -193,7 +189,7 @@ def test_the_documented_memory_of_shipped_configurations_equals_that_of_plan(pla
         str(path.relative_to(ROOT)) for folder in ("train_configs", "eval_configs") for path in (ROOT / folder).glob("*.yaml")
     }
     assert {spans(row[0])[0] for row in rows} == {path for path in shipped if "demo_" not in path}
-    assert {row[0]: row[1:] for row in rows} == {row[0]: row_of(planned(spans(row[0])[0])[1], ()) for row in rows}
+    assert {row[0]: row[1:] for row in rows} == {row[0]: row_of(planned(spans(row[0])[0])[1]) for row in rows}
 
 
 def variants():
@@ -210,14 +206,14 @@ def builds_another_model(options):
 def test_the_documented_memory_with_options_equals_that_of_plan(planned):
     rows = [row for row in variants() if not builds_another_model(row[1])]
     assert len(rows) >= 10
-    assert rows == [(path, options, row_of(planned(path, options)[1], options)) for path, options, _ in rows]
+    assert rows == [(path, options, row_of(planned(path, options)[1])) for path, options, _ in rows]
 
 
 @pytest.mark.slow
 def test_the_documented_memory_with_shape_options_equals_that_of_plan(planned):
     rows = [row for row in variants() if builds_another_model(row[1])]
     assert len(rows) >= 6
-    assert rows == [(path, options, row_of(planned(path, options)[1], options)) for path, options, _ in rows]
+    assert rows == [(path, options, row_of(planned(path, options)[1])) for path, options, _ in rows]
     at_448 = planned(FLICKR, ("model.has_qformer=False", "model.image_size=448"))[1].memory_gib
     assert f"{at_448['frozen encoders']:.2f} GiB at 224 and at 448 pixels" in PAGES["hardware"]
 
@@ -261,9 +257,14 @@ def test_the_documented_memory_by_length_and_batch_size_follows_from_plan(planne
     assert all(text in PAGES["hardware"] for text in [*mib, f"{cache_of_a_token * 1024:.1f} MiB a token of prompt"])
 
 
-def test_the_documented_memory_of_quantization_matches_the_plan_constants():
-    for option, added in EXTRA.items():
-        assert f"{added:.2f} GiB with `{option.partition('=')[0]}`" in " ".join(PAGES["hardware"].split())
+def test_the_documented_memory_of_quantized_weights_follows_from_the_parameters(planned):
+    """The embedding table and the output layer are float32; 64 weights of 4 bits share a float32 scale."""
+    tables = 2 * 32000 * 4096
+    row = next(line for line in PAGES["hardware"].splitlines() if line.startswith("| frozen language model |"))
+    for key, bytes_each in (("model.low_resource", 1), ("model.load_in_4bit", 0.5 + 4 / 64)):
+        expected = ((6_738_415_616 - tables) * bytes_each + 4 * tables) / GIB
+        assert planned(STAGE_1, (f"{key}=True",))[1].memory_gib["frozen weights"] == pytest.approx(expected)
+        assert f" {expected:.2f} " in row.replace(",", " ")
 
 
 def test_the_documented_feature_sizes_are_correct():

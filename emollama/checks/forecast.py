@@ -41,7 +41,7 @@ def training_forecast(config: RunConfig, datasets: Mapping[str, Any], batch_size
         passes={label: samples_by_block[label] / len(dataset) for label, dataset in datasets.items()},
         trained_parameters=parameters,
         checkpoint_bytes=None if parameters is None else parameters * BYTES_OF_A_PARAMETER,
-        checkpoints=files + (run.save_every_iters is not None),
+        checkpoints=files + (run.save_every_iters is not None) + bool(run.save_best),
         output_dir=run.output_dir,
         free_bytes=shutil.disk_usage(_existing(run.output_dir)).free,
     )
