@@ -143,7 +143,7 @@ def _frozen_bytes(config: RunConfig, model: Any, frozen: int, size: int) -> floa
     # bitsandbytes leaves the embedding table and the output layer as they are, and peft makes them float32.
     llm = model.llama_model
     tables = {id(module.weight): module.weight.numel() for module in (llm.get_input_embeddings(), llm.get_output_embeddings())}
-    whole = sum(tables.values())
+    whole: int = sum(tables.values())
     return (frozen - whole) * (1 if config.model.low_resource else BYTES_OF_4_BITS) + 4 * whole
 
 
