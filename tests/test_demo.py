@@ -194,5 +194,5 @@ def test_a_demo_with_half_the_steps_learns_emotions_and_descriptions(tmp_path, m
     assert figures["emotion_accuracy_sentence_only"] < 0.6
     assert figures["reason_label_accuracy"] >= 0.90
     assert figures["clue_overlap"] >= figures["clue_overlap_stage_1"] + 1  # of 10 points
-    for row in ("emotion, unseen clips", "emotion, chance", "reasoning names the right emotion and no other"):
+    for row in ("accuracy on unseen clips", "accuracy by chance", "reasoning mentions the correct emotion and no other"):
         assert re.search(rf"^{row} +[\d.]+%$", printed, re.MULTILINE)

@@ -171,11 +171,11 @@ def _corpus_summary(demo_folder: DemoFolder, processes: int) -> str:
 
 def _table(figures: dict[str, Any], root: Path) -> str:
     rows = [
-        ("emotion, unseen clips", f"{figures['emotion_accuracy']:.1%}"),
-        ("emotion, with features and sentences of other clips", f"{figures['emotion_accuracy_shuffled']:.1%}"),
-        ("emotion, from the sentence alone", f"{figures['emotion_accuracy_sentence_only']:.1%}"),
-        ("emotion, chance", f"{1 / len(EMOTIONS):.1%}"),
-        ("reasoning names the right emotion and no other", f"{figures['reason_label_accuracy']:.1%}"),
+        ("accuracy on unseen clips", f"{figures['emotion_accuracy']:.1%}"),
+        ("accuracy with inputs of other clips (control)", f"{figures['emotion_accuracy_shuffled']:.1%}"),
+        ("accuracy with the transcript only (control)", f"{figures['emotion_accuracy_sentence_only']:.1%}"),
+        ("accuracy by chance", f"{1 / len(EMOTIONS):.1%}"),
+        ("reasoning mentions the correct emotion and no other", f"{figures['reason_label_accuracy']:.1%}"),
         ("clue overlap with the reference (0 to 10), stage 2", f"{figures['clue_overlap']:.2f}"),
         ("clue overlap with the reference (0 to 10), stage 1", f"{figures['clue_overlap_stage_1']:.2f}"),
         ("unseen clips", str(figures["clips"])),
