@@ -1,4 +1,4 @@
-"""What the tests of captioned images share: drawn images, invented captions, the published forms of both."""
+"""Helpers for tests of captioned images: drawn images, invented captions, and the published file formats of both."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLUMNS = ("raw", "sentids", "split", "filename", "img_id")
 
 
 def drawn(path: Path, colour: str = "red", mode: str = "RGB", size: tuple[int, int] = (40, 30), **options) -> Path:
-    """A square on grey, written to the path."""
+    """Draw a square on grey, save it and return the path."""
     image = Image.new("RGB", size, (120, 120, 120))
     ImageDraw.Draw(image).rectangle((5, 5, 20, 20), fill=COLOURS[colour])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,7 +24,7 @@ def drawn(path: Path, colour: str = "red", mode: str = "RGB", size: tuple[int, i
 
 
 def captions_of(name: str, count: int = 5) -> list[str]:
-    """Invented captions, with what a CSV cell must quote."""
+    """Invented captions; some contain characters that a CSV cell must quote."""
     ways = (
         "A square, number {}.",
         'The "square" {} on grey.',
@@ -43,23 +43,23 @@ def images(folder: Path, names=tuple(SPLITS)) -> Path:
 
 
 def rows(names=tuple(SPLITS)) -> list[list[str]]:
-    """Rows of the table."""
+    """Rows of the published CSV table."""
     return [
         [json.dumps(captions_of(name)), str([5 * n + i for i in range(5)]), SPLITS.get(name, "train"), f"{name}.jpg", str(n)]
         for n, name in enumerate(names)
     ]
 
 
-def table(path: Path, given: list[list[str]] | None = None, header=COLUMNS, encoding: str = "utf-8") -> Path:
-    """The table, written."""
+def table(path: Path, content: list[list[str]] | None = None, header=COLUMNS, encoding: str = "utf-8") -> Path:
+    """Write the CSV table and return its path."""
     out = io.StringIO(newline="")
-    csv.writer(out).writerows([header, *(rows() if given is None else given)])
+    csv.writer(out).writerows([header, *(rows() if content is None else content)])
     path.write_bytes(out.getvalue().encode(encoding))
     return path
 
 
 def karpathy(path: Path, names=tuple(SPLITS)) -> Path:
-    """Karpathy's JSON, written."""
+    """Write a JSON file in Karpathy's format and return its path."""
     entries = [
         {
             "filename": f"{name}.jpg",
@@ -75,24 +75,24 @@ def karpathy(path: Path, names=tuple(SPLITS)) -> Path:
 
 
 def tokens(path: Path, names=tuple(SPLITS)) -> Path:
-    """The token file, written."""
+    """Write the token file and return its path."""
     lines = [f"{name}.jpg#{number}\t{text}\n" for name in names for number, text in enumerate(captions_of(name))]
     path.write_text("".join(lines), encoding="utf-8")
     return path
 
 
 def entries(names, *, several: bool = True) -> list[dict]:
-    """Entries of MiniGPT-4's form."""
-    made = [{"image_id": name, "caption": " ".join(captions_of(name)), "captions": captions_of(name)} for name in names]
-    return made if several else [{key: entry[key] for key in ("image_id", "caption")} for entry in made]
+    """Entries in MiniGPT-4's format."""
+    captioned = [{"image_id": name, "caption": " ".join(captions_of(name)), "captions": captions_of(name)} for name in names]
+    return captioned if several else [{key: entry[key] for key in ("image_id", "caption")} for entry in captioned]
 
 
 def coco(names, ending: str = "jpg") -> dict:
-    """COCO's form; ids are numbers that say nothing of the names, and captions of one image do not stand together."""
+    """COCO's format; ids are numbers unrelated to the names, and the captions of an image are not adjacent."""
     listed = [{"id": number, "file_name": f"{name}.{ending}"} for number, name in enumerate(names)]
-    said = [
+    captions = [
         {"id": 10 * turn + number, "image_id": number, "caption": captions_of(name)[turn]}
         for turn in range(5)
         for number, name in enumerate(names)
     ]
-    return {"images": listed, "annotations": said}
+    return {"images": listed, "annotations": captions}

@@ -1,4 +1,4 @@
-"""Fixtures over the golden corpus, and processes. Nothing here imports torch before a test needs it."""
+"""Fixtures for the golden corpus and for processes. No fixture imports torch before a test needs it."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from ranks import ROOT
 from emollama.config import RunConfig
 from emollama.logs.logger import set_up
 
-# A shell starts background commands with SIGINT ignored, and tests that interrupt a process would wait for nothing.
+# A shell starts background commands with SIGINT ignored, so tests that interrupt a process would wait forever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Groups of tests that take longest, which xdist therefore starts first; then both workers end at about the same time.
+# The slowest groups of tests. xdist starts them first, so that both workers end at about the same time.
 LONG = (
     "forks validation report convert captions check_data extraction flickr30k_caption provenance datasets online_frames media"
     " bad_input encoders score_command"
@@ -65,14 +65,14 @@ def pytest_collection() -> Iterator[None]:
 
 
 def pytest_unconfigure() -> None:
-    """End the fork server, and let the interpreter clean up what :func:`pytest_collection` kept from the garbage collector."""
+    """End the fork server and let the interpreter clean up what :func:`pytest_collection` hid from the garbage collector."""
     forks.SERVER.close()
     gc.unfreeze()
 
 
 @cache
 def group_of(path: Path) -> str:
-    """The group of a test file: all files that fork from the server of tests/ranks.py are one, any other file is its own."""
+    """The group of a test file: one for all files that fork from the server of tests/ranks.py, one for every other file."""
     forks = re.search(r"^ *def \w+\([^)]*\b(fork_server|ranks|launch)\b", path.read_text(encoding="utf-8"), re.MULTILINE)
     return "forks" if forks else path.stem.removeprefix("test_")
 
@@ -100,7 +100,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def package_log() -> None:
-    """The package's log goes to standard error and to ``caplog`` in every test, whatever earlier tests did with it."""
+    """The package's log goes to standard error and to ``caplog`` in every test, also after tests that changed it."""
     set_up(is_main=True)
     logging.getLogger("emollama").propagate = True
 
@@ -128,7 +128,7 @@ def ranks(fork_server: forks.ForkServer) -> Iterator[forks.Ranks]:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What was checked before is remembered for this session of tests only, in its processes too."""
+    """Results of earlier checks are cached for this test session only, also in its child processes."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
@@ -153,7 +153,7 @@ def emollama(capsys: pytest.CaptureFixture[str]) -> Callable[..., subprocess.Com
 
 @pytest.fixture(scope="session", autouse=True)
 def one_ssl_context() -> Iterator[None]:
-    """Clients share one SSL context: loading the certificates takes 20 ms for each client, also of an http address."""
+    """Clients share one SSL context: loading the certificates takes 20 ms for each client, even for an http address."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ssl, "create_default_context", cache(ssl.create_default_context))
         yield
@@ -161,34 +161,34 @@ def one_ssl_context() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def blank_plots() -> Iterator[None]:
-    """Plots are not rendered: see plots.py."""
+    """Do not render plots; see plots.py."""
     with plots.plots(plots.white_pixel):
         yield
 
 
 @pytest.fixture
 def rendered_plots() -> Iterator[None]:
-    """Plots are rendered in this test."""
+    """Render plots in this test."""
     with plots.plots(plots.RENDERED):
         yield
 
 
 @pytest.fixture(scope="session")
 def shipped_configs() -> dict[str, RunConfig]:
-    """Path below the repository's root -> each shipped configuration, loaded once, without any variable set."""
+    """Path below the repository's root -> each shipped configuration, loaded once, without environment variables."""
     return loaded_shipped_configs()
 
 
 @pytest.fixture(scope="session")
 def golden_config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    """The golden corpus, configured."""
+    """The loaded configuration of the golden corpus."""
     folder = tmp_path_factory.mktemp("golden")
     return loaded(folder, golden_tree(folder))
 
 
 @pytest.fixture(scope="session")
 def golden_prompt(golden_config: RunConfig) -> Any:
-    """The tiny Llama's renderer."""
+    """The prompt renderer of the tiny Llama."""
     return golden_config.classes["model"].prompt(golden_config.model)
 
 
@@ -202,7 +202,7 @@ def golden_dataset(golden_config: RunConfig) -> Any:
 
 @pytest.fixture(scope="session")
 def golden_model(golden_config: RunConfig) -> Any:
-    """The tiny model with the golden checkpoint, in eval mode. Tests leave it as they find it."""
+    """The tiny model with the golden checkpoint, in eval mode. Tests must not change it."""
     import torch
 
     from emollama import checkpoint
@@ -215,7 +215,7 @@ def golden_model(golden_config: RunConfig) -> Any:
 
 @pytest.fixture(scope="module")
 def no_reports() -> Iterator[None]:
-    """The runs of a module write no report: drawing it takes longer than training the tiny model."""
+    """Runs in this module write no report, because drawing it takes longer than training the tiny model."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("emollama.runners.runner_base.write_report", forks.no_report)
         yield
@@ -223,5 +223,5 @@ def no_reports() -> Iterator[None]:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """A copy of the golden data, to be spoiled."""
+    """A copy of the golden data that a test may damage."""
     return Path(shutil.copytree(GOLDEN / "data", tmp_path / "data"))

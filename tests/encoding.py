@@ -1,4 +1,4 @@
-"""Encoders of the real classes, very small and random, saved as pretrained ones are; and invented clips for them."""
+"""Very small random encoders of the real classes, saved like pretrained ones, and invented clips for them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def shaken(model: nn.Module, seed: int = 0) -> nn.Module:
-    """The model with every parameter random, norms and biases too, so that none can be left out unnoticed."""
+    """Randomize every parameter, also norms and biases, so that a test notices when one is not loaded."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -39,7 +39,7 @@ def shaken(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def save(model, folder: Path, preprocessor: dict) -> Path:
-    """A Hugging Face folder of the model."""
+    """Save the model as a Hugging Face folder and return its path."""
     transformers.utils.logging.disable_progress_bar()
     model.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor), encoding="utf-8")
@@ -47,8 +47,8 @@ def save(model, folder: Path, preprocessor: dict) -> Path:
 
 
 def save_hubert(folder: Path, *, stable: bool = True, normalize: bool = True, kind: str = "Hubert") -> Path:
-    """HuBERT as the large models are (stable: layers begin with a norm) or as the base model is."""
-    made = getattr(transformers, f"{kind}Config")(
+    """Save a HuBERT like the large models (stable: layers begin with a norm) or like the base model."""
+    config = getattr(transformers, f"{kind}Config")(
         **SIZES,
         do_stable_layer_norm=stable,
         feat_extract_norm="layer" if stable else "group",
@@ -59,28 +59,30 @@ def save_hubert(folder: Path, *, stable: bool = True, normalize: bool = True, ki
         num_conv_pos_embeddings=8,
         num_conv_pos_embedding_groups=2,
     )
-    told = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": normalize, "sampling_rate": RATE}
-    return save(shaken(getattr(transformers, f"{kind}Model")(made)), folder, told)
+    processor = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": normalize, "sampling_rate": RATE}
+    return save(shaken(getattr(transformers, f"{kind}Model")(config)), folder, processor)
 
 
 def save_mae(folder: Path) -> Path:
-    """MAE as it is published: with its decoder, and an older kind of preprocessor_config.json."""
-    told = {"feature_extractor_type": "ViTFeatureExtractor", "size": 32, "resample": 2, "image_mean": MEAN, "image_std": STD}
-    return save(shaken(transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**SIZES, **IMAGE, **DECODER))), folder, told)
+    """Save an MAE as it is published: with its decoder and an older form of preprocessor_config.json."""
+    processor = {"feature_extractor_type": "ViTFeatureExtractor", "size": 32, "resample": 2, "image_mean": MEAN, "image_std": STD}
+    return save(
+        shaken(transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**SIZES, **IMAGE, **DECODER))), folder, processor
+    )
 
 
 def save_videomae(folder: Path, *, kind: str = "PreTraining", mean_pooling: bool = False) -> Path:
-    """VideoMAE as it is published: with its decoder or a head."""
+    """Save a VideoMAE as it is published: with its decoder or a head."""
     config = transformers.VideoMAEConfig(
         **SIZES, **IMAGE, **DECODER, num_frames=16, tubelet_size=2, use_mean_pooling=mean_pooling
     )
-    told = {"image_processor_type": "VideoMAEImageProcessor", "image_mean": MEAN, "image_std": STD}
-    told |= {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    return save(shaken(getattr(transformers, f"VideoMAEFor{kind}")(config)), folder, told)
+    processor = {"image_processor_type": "VideoMAEImageProcessor", "image_mean": MEAN, "image_std": STD}
+    processor |= {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    return save(shaken(getattr(transformers, f"VideoMAEFor{kind}")(config)), folder, processor)
 
 
 def sound_clip(folder: Path, name: str, seconds: float, rate: int = RATE) -> Source:
-    """A clip that is nothing but sound, of 16 bits, so that reading it gives back the samples of :func:`sound_of`."""
+    """A clip with 16-bit sound and no video, so that reading it returns exactly the samples of :func:`sound_of`."""
     path = folder / f"{name}.wav"
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
@@ -93,13 +95,13 @@ def sound_clip(folder: Path, name: str, seconds: float, rate: int = RATE) -> Sou
 
 
 def sound_of(source: Source) -> np.ndarray:
-    """Its samples in [-1, 1], read without the package."""
+    """The samples of a sound clip in [-1, 1], read without the package."""
     with wave.open(str(source.video)) as file:
         return np.frombuffer(file.readframes(file.getnframes()), np.int16).astype(np.float32) / 2**15
 
 
 def face_clip(folder: Path, name: str, count: int) -> Source:
-    """A clip with face images as OpenFace writes them, each another."""
+    """A clip with different face images, in the layout that OpenFace writes."""
     faces = folder / "faces"
     (faces / name).mkdir(parents=True)
     for number, image in enumerate(faces_of(name, count)):

@@ -1,4 +1,4 @@
-"""A very small world for captioning: a few drawn images with captions in every form, and encoders that know nothing."""
+"""A very small captioning setup: a few drawn images with captions in every format, and random encoders."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ COUNTS = {"train": 12, "val": 3, "test": 6}
 
 @dataclass(frozen=True)
 class FlickrWorld:
-    """Where everything lies.
+    """Paths of the files.
 
     Attributes:
         images: folder of ``<id>.jpg``.
         table: the CSV as Flickr30k is published, of :data:`COUNTS`.
-        train, val, test: JSON of MiniGPT-4's form; ``caption`` is all of them joined, ``captions`` the five.
-        second, second_images: six more pictures in the form of COCO's captions.
+        train, val, test: JSON in MiniGPT-4's format; ``caption`` is all of them joined, ``captions`` the five.
+        second, second_images: six more images with captions in COCO's format.
         eva: an EVA transformer under the original names.
         q_former: query_tokens, Qformer.bert.* and ln_vision.* in one file ``{"model": ...}``.
         projection: a MiniGPT-4 checkpoint, ``{"model": {llama_proj.weight, llama_proj.bias}}``.
@@ -48,7 +48,7 @@ class FlickrWorld:
     llama: Path
 
     def model(self, **changes: Any) -> dict[str, Any]:
-        """A model block over it."""
+        """A model block that uses these files."""
         return {
             "arch": "minigpt4",
             "llama_model": str(self.llama),
@@ -67,7 +67,7 @@ class FlickrWorld:
 
 
 def make_flickr_world(folder: Path, *, seed: int = 1) -> FlickrWorld:
-    """Write it; the same seed gives the same files, and torch's global generator is left as it was."""
+    """Write the files. The same seed gives the same files, and torch's global generator does not change."""
     world = FlickrWorld(
         images=folder / "images",
         table=folder / TABLE,
@@ -101,6 +101,6 @@ def _write_json(folder: Path, split: str) -> None:
     with (folder / TABLE).open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             if row["split"] == split:
-                told = json.loads(row["raw"])
-                entries.append({"image_id": Path(row["filename"]).stem, "caption": " ".join(told), "captions": told})
+                captions = json.loads(row["raw"])
+                entries.append({"image_id": Path(row["filename"]).stem, "caption": " ".join(captions), "captions": captions})
     (folder / f"{split}.json").write_text(json.dumps({"annotations": entries}, indent=1), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What several test files share: the golden corpus, configurations over it, and ways to spoil both."""
+"""Helpers shared by several test files: the golden corpus, its configurations, and ways to damage both."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ INSTRUCTIONS = {
 
 
 def golden_block(data: Path | None = None) -> dict[str, Any]:
-    """A dataset's block over the golden corpus, or over a copy of it."""
+    """A dataset block for the golden corpus or a copy of it."""
     return {
         "type": "feature_face_caption",
         "data_root": str(data or GOLDEN / "data"),
@@ -50,10 +50,10 @@ def golden_block(data: Path | None = None) -> dict[str, Any]:
 
 
 def golden_tree(folder: Path, data: Path | None = None) -> dict[str, Any]:
-    """A configuration of the golden corpus, as plain dicts to be changed and written.
+    """A configuration of the golden corpus as plain dicts, which a test can change and write.
 
     Args:
-        folder: the run's outputs go to ``folder / "out"``.
+        folder: parent of the output folder ``out``.
         data: a copy of the corpus, in place of the original.
     """
     block = golden_block(data)
@@ -91,12 +91,12 @@ def write(folder: Path, tree: Any) -> str:
 
 
 def loaded(folder: Path, tree: Any, *options: str) -> RunConfig:
-    """The configuration that a tree and options give."""
+    """Load the configuration that results from a tree and options."""
     return config.load(write(folder, tree), list(options))
 
 
 def loaded_shipped_configs() -> dict[str, RunConfig]:
-    """Path below the repository's root -> each configuration under train_configs and eval_configs, without any variable set."""
+    """Path below the repository's root -> each shipped configuration, loaded without environment variables."""
     root = Path(__file__).parent.parent
     paths = sorted(path for folder in ("train_configs", "eval_configs") for path in (root / folder).glob("**/*.yaml"))
     texts = {str(path.relative_to(root)): path.read_text(encoding="utf-8") for path in paths}

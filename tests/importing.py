@@ -1,4 +1,4 @@
-"""What the tests of the importers share: invented sources, and the command run over them."""
+"""Helpers for the tests of the importers: they write invented sources and run the command on them."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from emollama.errors import UserError
 
 
 def run(*arguments: object) -> None:
-    """``emollama import`` with these arguments, in this process."""
+    """Run ``emollama import`` with these arguments in this process."""
     parser = argparse.ArgumentParser()
     importing.add_arguments(parser)
     importing.run(parser.parse_args([str(argument) for argument in arguments]))
 
 
 def refusal(*arguments: object) -> str:
-    """What the command says when it refuses these arguments."""
+    """The error message of the command for these arguments."""
     with pytest.raises(UserError) as error:
         run(*arguments)
     return str(error.value)
 
 
-def written(path: Path, text: str | bytes) -> Path:
-    """The path, after writing the text to it."""
+def write_file(path: Path, text: str | bytes) -> Path:
+    """Write the text to the path and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
 
 
 def listed(folder: Path) -> list[tuple[str, str]]:
-    """(name, label) of the list that an import wrote, through the datasets' reader."""
+    """(name, label) of each line of the list that an import wrote, read by the reader of the datasets."""
     return [(clip.name, clip.label) for clip in read_annotations(str(folder / "clips.txt"))]
 
 
 def table(path: Path) -> Any:
-    """A JSON file."""
+    """Load a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -53,5 +53,5 @@ def sentences(folder: Path) -> list[list[str]]:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Everything in a folder, to see that nothing changed."""
+    """The content of every file in a folder, to compare before and after."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

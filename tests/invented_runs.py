@@ -1,4 +1,4 @@
-"""Folders of runs with invented files, as training and evaluation leave them."""
+"""Run folders with invented files in the layout that training and evaluation write."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ QUESTION = "Name the clues in the face, the voice and the words, and say which e
 
 
 def write_lines(path: Path, rows: list[Any]) -> None:
-    """A JSON-lines file."""
+    """Write a JSON Lines file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """A JSON file."""
+    """Write a JSON file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
 def log_rows(steps: int, every: int = 1) -> list[dict[str, Any]]:
-    """A falling loss, a cosine after a warm-up, a noisy gradient norm; one step in 400 gave nothing finite."""
+    """A falling loss, a cosine after a warm-up, a noisy gradient norm; one step in 400 had a non-finite loss."""
     rng = random.Random(1)
     rows = []
     for step in range(0, steps, every):
@@ -56,7 +56,7 @@ def log_rows(steps: int, every: int = 1) -> list[dict[str, Any]]:
 
 
 def validation_rows(epochs: int, best: int) -> list[dict[str, Any]]:
-    """Figures that rise until the epoch ``best`` and fall after it; judging failed at epoch 1."""
+    """Metrics that rise until the epoch ``best`` and fall after it; the judge failed at epoch 1."""
     rng = random.Random(4)
     rows = []
     for epoch in range(epochs):
@@ -79,17 +79,17 @@ def label_rows(clips: int) -> list[dict[str, Any]]:
     """Predictions of the task emotion: mostly right, sometimes another label, one in 40 no label."""
     rng = random.Random(2)
     rows = []
-    for place in range(clips):
+    for index in range(clips):
         truth = rng.choices(SIX, (5, 5, 4, 4, 3, 1))[0]
         answer = truth if rng.random() < 0.78 else rng.choice(SIX)
-        if place % 40 == 17:
+        if index % 40 == 17:
             answer = "the person seems to be thinking about something"
         rows.append(
             {
-                "name": f"invented_{place:08d}",
+                "name": f"invented_{index:08d}",
                 "task": "emotion",
                 "instruction": "Which one of these emotions does the clip show: happy, sad, neutral, angry, worried, surprise?",
-                "prediction": answer if place % 7 else f"The person is {answer}.",
+                "prediction": answer if index % 7 else f"The person is {answer}.",
                 "target": truth,
                 "reference": truth,
                 "loss": 0.2 + rng.random(),
@@ -99,11 +99,11 @@ def label_rows(clips: int) -> list[dict[str, Any]]:
 
 
 def label_scores(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What metrics_<block>.json says of such rows, counted here in another way than the package counts."""
-    place = {label: i for i, label in enumerate(SIX)}
+    """The metrics_<block>.json of these rows, computed independently of the package."""
+    class_index = {label: i for i, label in enumerate(SIX)}
     counts = [[0] * 7 for _ in SIX]
     for row in rows:
-        counts[place[row["reference"]]][next((place[label] for label in SIX if label in row["prediction"]), 6)] += 1
+        counts[class_index[row["reference"]]][next((class_index[label] for label in SIX if label in row["prediction"]), 6)] += 1
     per_class = []
     for i, label in enumerate(SIX):
         support, answered = sum(counts[i]), sum(row[i] for row in counts)
@@ -118,8 +118,8 @@ def label_scores(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "invalid_rate": len(invalid) / len(rows),
         "loss": sum(row["loss"] for row in rows) / len(rows),
     }
-    told = [{key: row[key] for key in ("name", "reference", "prediction")} for row in invalid]
-    recognition = {"labels": SIX, "confusion": counts, "per_class": per_class, "invalid": told}
+    invalid_answers = [{key: row[key] for key in ("name", "reference", "prediction")} for row in invalid]
+    recognition = {"labels": SIX, "confusion": counts, "per_class": per_class, "invalid": invalid_answers}
     return {"clips": len(rows), "metrics": metrics, "recognition": recognition}
 
 
@@ -127,16 +127,16 @@ def description_rows(clips: int) -> tuple[list[dict[str, Any]], list[dict[str, A
     """Predictions of the task reason, and their scores by a judge."""
     rng = random.Random(3)
     rows, scores = [], []
-    for place in range(clips):
+    for index in range(clips):
         one, other = rng.choice(SIX), rng.choice(SIX)
         other = one if rng.random() < 0.6 else other
         truth, answer = _description(rng, one), _description(rng, other)
-        name = f"invented_{place:08d}"
+        name = f"invented_{index:08d}"
         common = {"name": name, "task": "reason", "instruction": QUESTION, "loss": 1.2 + rng.random()}
         rows.append({**common, "prediction": answer, "target": truth.lower(), "reference": truth})
-        clue = None if place == 5 else round(4 + 5 * rng.random() if one == other else 4 * rng.random(), 1)
-        words = {"true_words": [one, "attentive"], "predicted_words": [other]}
-        scores.append({"name": name, "clue_overlap": clue, "label_overlap": 10.0 if one == other else 2.5, **words})
+        clue = None if index == 5 else round(4 + 5 * rng.random() if one == other else 4 * rng.random(), 1)
+        word_lists = {"true_words": [one, "attentive"], "predicted_words": [other]}
+        scores.append({"name": name, "clue_overlap": clue, "label_overlap": 10.0 if one == other else 2.5, **word_lists})
     return rows, scores
 
 
@@ -150,14 +150,14 @@ def _description(rng: random.Random, emotion: str) -> str:
 
 
 def description_scores(rows: list[dict[str, Any]], scores: list[dict[str, Any]]) -> dict[str, Any]:
-    """What metrics_<block>.json says of such rows."""
-    known = [row["clue_overlap"] for row in scores if row["clue_overlap"] is not None]
+    """The metrics_<block>.json of these rows."""
+    overlaps = [row["clue_overlap"] for row in scores if row["clue_overlap"] is not None]
     failures = [{"name": row["name"], "metric": "clue_overlap", "failure": "the reply has no number"}
                 for row in scores if row["clue_overlap"] is None]  # fmt: skip
     return {
         "clips": len(rows),
         "metrics": {
-            "clue_overlap": sum(known) / len(known),
+            "clue_overlap": sum(overlaps) / len(overlaps),
             "label_overlap": sum(row["label_overlap"] for row in scores) / len(scores),
             "loss": sum(row["loss"] for row in rows) / len(rows),
         },
@@ -193,7 +193,7 @@ run:
 
 
 def write_run(folder: Path, *, steps: int = 60, epochs: int = 6, best: int = 4, clips: int = 120) -> Path:
-    """A run that has been trained, validated and evaluated. Returns its folder."""
+    """Write a run that has been trained, validated and evaluated; return its folder."""
     write_lines(folder / "log.jsonl", log_rows(steps))
     write_lines(folder / "eval.jsonl", validation_rows(epochs, best))
     (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
@@ -201,13 +201,13 @@ def write_run(folder: Path, *, steps: int = 60, epochs: int = 6, best: int = 4, 
     return folder
 
 
-def write_results(place: Path, clips: int, checkpoint: str | None = "runs/stage_2/checkpoint_best.pth") -> None:
-    """The files of an evaluation of two blocks."""
+def write_results(folder: Path, clips: int, checkpoint: str | None = "runs/stage_2/checkpoint_best.pth") -> None:
+    """Write the files of an evaluation of two blocks."""
     labelled = label_rows(clips)
     described, scores = description_rows(max(clips // 4, 8))
     for block, task, rows, content in (
         ("dev", "emotion", labelled, label_scores(labelled)),
         ("emer", "reason", described, description_scores(described, scores)),
     ):
-        write_lines(place / f"predictions_{block}.jsonl", rows)
-        write_json(place / f"metrics_{block}.json", {"block": block, "checkpoint": checkpoint, "tasks": {task: content}})
+        write_lines(folder / f"predictions_{block}.jsonl", rows)
+        write_json(folder / f"metrics_{block}.json", {"block": block, "checkpoint": checkpoint, "tasks": {task: content}})

@@ -1,4 +1,4 @@
-"""A judge on loopback that speaks OpenAI's chat protocol and answers what a test tells it to."""
+"""A local HTTP server that speaks OpenAI's chat protocol and returns the replies that a test defines."""
 
 import json
 import threading
@@ -12,30 +12,30 @@ from typing import Any
 
 @dataclass
 class Response:
-    """A raw answer of the server: 429, half a JSON, silence."""
+    """A raw response of the server, for example status 429, truncated JSON or a delay."""
 
     status: int = 200
-    body: Any = ""  # a string as it is, anything else as JSON
+    body: Any = ""  # strings unchanged, other values as JSON
     headers: dict = field(default_factory=dict)
-    delay: float = 0.0  # seconds before it comes
+    delay: float = 0.0  # seconds before it is sent
 
 
 @dataclass
 class Call:
-    """A request that came."""
+    """A received request."""
 
     path: str
-    headers: dict  # names in lower case
+    headers: dict  # header names in lower case
     body: dict
 
     @property
     def data(self):
-        """What is to be judged: the user's message."""
+        """The content to judge, from the user's message."""
         return json.loads(self.body["messages"][-1]["content"])
 
     @property
     def kind(self):
-        """clues, words or labels."""
+        """The kind of request: clues, words or labels."""
         if "text" in self.data:
             return "words"
         return "clues" if isinstance(self.data["reference"], str) else "labels"
@@ -56,7 +56,7 @@ def refusal(status, message="no", **error):
 
 
 def in_turn(*answers):
-    """Answers one after the other; the last one for good."""
+    """Return the answers one after another; the last one is repeated."""
     lock, left = threading.Lock(), list(answers)
 
     def answer(call):
@@ -67,14 +67,14 @@ def in_turn(*answers):
 
 
 def sensibly(call):
-    """Score 7 for every pair; the words happy or sad where a text holds them."""
+    """Score 7 for every pair; extract the words happy and sad from texts that contain them."""
     if call.kind == "words":
         return "The text says so.\n" + json.dumps([word for word in ("happy", "sad") if word in call.data["text"]])
     return "Both are summarised here.\nScore: 7"
 
 
 class Server:
-    """The server's address and what it was asked."""
+    """The server's address and the requests that it received."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}/v1"
@@ -112,7 +112,7 @@ def judge_server(answer: Callable[[Call], str | Response] = sensibly):
             pass
 
         def handle(self):
-            with suppress(ConnectionError, TimeoutError):  # a client that has given up
+            with suppress(ConnectionError, TimeoutError):  # the client has closed the connection
                 super().handle()
 
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -129,7 +129,7 @@ def judge_server(answer: Callable[[Call], str | Response] = sensibly):
 
 
 def unused_url():
-    """An address at which nobody listens."""
+    """An address without a server."""
     with judge_server() as server:
         pass
     return server.url

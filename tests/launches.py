@@ -1,4 +1,4 @@
-"""Counts the interpreters that tests start, and fails the default tests when there are too many: each costs CPU seconds."""
+"""Count the interpreters that tests start and fail the default tests if there are too many: each costs CPU seconds."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 LIMIT = 10
-INTERPRETERS = ("python", "emollama")  # what their names begin with; a shell, ps or a small JVM costs next to nothing
+INTERPRETERS = ("python", "emollama")  # prefixes of their names; a shell, ps or a small JVM costs almost nothing
 
 
 class Launches:
     """A plugin of pytest. Workers of xdist send their launches to the controller, which compares their sum with the limit.
 
     Attributes:
-        started: "test: command" of each interpreter that was started, also of fork servers; forks are no launches.
+        started: "test: command" of each interpreter that was started, also by fork servers; forks do not count.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -31,7 +31,7 @@ class Launches:
         self._is_limited = config.getoption("markexpr") == "not slow and not gpu"
 
     def watch(self) -> None:
-        """Note what this process starts from now on, to its end.
+        """Record every program that this process starts from now on.
 
         The functions that start processes are replaced, because an audit hook is called for millions of other events.
         """
@@ -51,22 +51,22 @@ class Launches:
         setattr(owner, name, noted)
 
     def note(self, program: str | bytes | os.PathLike[str]) -> None:
-        """Add a program that is started, if it is an interpreter."""
+        """Record a started program if it is an interpreter."""
         name = Path(os.fsdecode(program)).name
         if name.startswith(INTERPRETERS) and not self._is_controller:
             self.started.append(f"{self._test}: {name}")
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Remember which test runs."""
+        """Store the name of the running test."""
         self._test = nodeid
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """Take over what a worker started."""
+        """Add the launches of a worker."""
         self.started += getattr(node, "workeroutput", {}).get("launches", [])
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Send the launches to the controller, or fail."""
+        """Send the launches to the controller, or fail the session if there are too many."""
         if self._is_worker:
             session.config.workeroutput["launches"] = self.started  # type: ignore[attr-defined]
         elif self.excess():
@@ -81,12 +81,12 @@ class Launches:
             terminalreporter.write("".join(f"{line}\n" for line in self.started))
 
     def excess(self) -> bool:
-        """Whether the default tests started too many."""
+        """Whether the default tests started too many interpreters."""
         return self._is_limited and len(self.started) > LIMIT
 
 
 def _program(args: Any, *, executable: Any = None, shell: bool = False, **_: Any) -> Any:
-    """What a call of ``subprocess.Popen`` starts."""
+    """The program that a call of ``subprocess.Popen`` starts."""
     if shell:
         return executable or "/bin/sh"
     return executable or (args if isinstance(args, str | bytes | os.PathLike) else args[0])

@@ -1,4 +1,4 @@
-"""Real files of video and sound, made in milliseconds: each frame bears its number, the sound is a tone."""
+"""Real video and sound files, written in milliseconds: each frame shows its number, the sound is a tone."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import av
 import numpy as np
 
 WIDTH, HEIGHT = 64, 48
-STEADY = {"libx264": {"x264-params": "mbtree=0"}}  # what makes an encoder write the same bytes each time
-BITS = 8  # of a frame's number, as white and black fields along the top
+STEADY = {"libx264": {"x264-params": "mbtree=0"}}  # options that make an encoder deterministic
+BITS = 8  # bits of a frame's number, drawn as white and black fields along the top
 TONE = 440  # Hz
 
 
 def picture(number):
-    """(48, 64, 3): the number on top; below red on the left and blue on the right, which tells how a picture is turned."""
+    """(48, 64, 3): the number on top; below it red on the left and blue on the right, which shows the orientation."""
     image = np.full((HEIGHT, WIDTH, 3), 60, np.uint8)
     for bit in range(BITS):
         image[:16, bit * 8 : bit * 8 + 8] = 235 if number >> bit & 1 else 20
@@ -25,12 +25,12 @@ def picture(number):
 
 
 def number_of(image):
-    """Which frame an upright image is."""
+    """The number that an upright image shows."""
     return sum(int(image[4:12, bit * 8 + 2 : bit * 8 + 6].mean() > 127) << bit for bit in range(BITS))
 
 
 def tone(seconds, rate, *amplitudes):
-    """(channels, samples) float32 of :data:`TONE`, a channel for each amplitude."""
+    """(channels, samples) float32 of :data:`TONE`, one channel for each amplitude."""
     wave = np.sin(2 * np.pi * TONE * np.arange(round(seconds * rate)) / rate)
     return np.stack([wave * amplitude for amplitude in amplitudes]).astype(np.float32)
 
@@ -42,11 +42,11 @@ def write_video(
     """Write a video and return its path.
 
     Args:
-        times: of the frames in milliseconds, where they do not keep to ``fps``.
+        times: of the frames in milliseconds, if they do not follow ``fps``.
         turned: arguments of PyAV's ``set_display_rotation``.
-        sound: amplitude of each channel's tone; () is no audio track.
-        index_first: .mp4 with its index before the frames, of which a part can be read without the rest.
-        pictures: in place of the numbered ones.
+        sound: amplitude of each channel's tone; () for no audio track.
+        index_first: write an .mp4 with its index before the frames, so that its first part can be read without the rest.
+        pictures: images to use instead of the numbered ones.
         tags: of the container.
     """
     pictures = [picture(number) for number in range(frames)] if pictures is None else pictures
@@ -99,12 +99,12 @@ def _mux_sound(container, audio, samples, rate):
 
 
 def write_trimmed(path, source, frames):
-    """Cut the first frames off a video without encoding it anew: they stay in the file, marked as not to be shown."""
+    """Trim the first frames of a video without re-encoding: they stay in the file but are marked as not shown."""
     with av.open(str(source)) as whole, av.open(str(path), "w") as container:
-        given = whole.streams.video[0]
-        video = container.add_stream_from_template(given)
-        early = round(frames / given.average_rate / given.time_base)
-        for packet in whole.demux(given):
+        original = whole.streams.video[0]
+        video = container.add_stream_from_template(original)
+        early = round(frames / original.average_rate / original.time_base)
+        for packet in whole.demux(original):
             if packet.dts is not None:
                 packet.pts, packet.dts, packet.stream = packet.pts - early, packet.dts - early, video
                 container.mux(packet)
@@ -112,9 +112,9 @@ def write_trimmed(path, source, frames):
 
 
 def write_shortened(path, source, kind, seconds):
-    """Write a file anew whose sound, or whose pictures, end early."""
+    """Copy a file so that its sound or its video ends early."""
     with av.open(str(source)) as whole, av.open(str(path), "w") as container:
-        streams = {given.index: container.add_stream_from_template(given) for given in whole.streams}
+        streams = {stream.index: container.add_stream_from_template(stream) for stream in whole.streams}
         for packet in whole.demux():
             if packet.dts is not None and (packet.stream.type != kind or packet.dts * packet.time_base < seconds):
                 packet.stream = streams[packet.stream_index]
@@ -123,7 +123,7 @@ def write_shortened(path, source, kind, seconds):
 
 
 def write_broken(folder):
-    """Files that are no videos with frames, by what is wrong with them."""
+    """Files that are not videos with frames, named after their fault."""
     whole = write_video(folder / "whole.mp4").read_bytes()
     contents = {"text": b"This is no video.\n" * 50, "empty": b"", "cut": whole[: len(whole) // 2], "noise": noise(5000)}
     paths = {kind: folder / f"{kind}.mp4" for kind in contents}
@@ -133,18 +133,18 @@ def write_broken(folder):
 
 
 def noise(size):
-    """Bytes that mean nothing."""
+    """Random bytes."""
     return np.random.default_rng(0).bytes(size)
 
 
 def cut(path, share):
-    """Leave the first part of a file, as a copy that was stopped does."""
+    """Truncate a file like an interrupted copy."""
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     return path
 
 
 def damage(path, number, kind="video"):
-    """Overwrite a frame of a video, or a packet of its sound, with noise, as it lies in the file."""
+    """Overwrite a frame of a video, or a packet of its sound, with random bytes in place."""
     with av.open(str(path)) as container:
         packet = [packet for packet in container.demux(**{kind: 0}) if packet.size][number]
     data = bytearray(path.read_bytes())

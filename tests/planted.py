@@ -1,4 +1,4 @@
-"""A corpus in MERR's form with faults planted in it, a few of each kind. All of it is invented."""
+"""An invented corpus in MERR's format with a few faults of each kind planted in it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Planted:
     """Writes the corpus under a folder.
 
     Attributes:
-        expected: (kind of finding, block's label or "") -> the clips that it must name.
-        config: path of a configuration with a training block, two evaluation blocks, one of which has no list.
+        expected: (kind of finding, block's label or "") -> the clips that findings of this kind must name.
+        config: path of a configuration with a training block and two evaluation blocks, one of them without a list.
     """
 
     def __init__(self, folder: Path, clips: int, llama: Path) -> None:
@@ -34,7 +34,7 @@ class Planted:
         self.rng = np.random.default_rng(7)
         self.labels = {name: LABELS[int(self.rng.integers(len(LABELS)))] for name in self.names}
         self.expected: dict[tuple[str, str], set[str]] = {}
-        self._free = iter(self.names[3 : clips : max(1, clips // 120)])  # where faults go: spread over the list
+        self._free = iter(self.names[3 : clips : max(1, clips // 120)])  # positions of the faults, spread over the list
         for feature in FEATURES.values():
             (folder / feature).mkdir(parents=True)
         self._arrays(self.names)
@@ -144,7 +144,7 @@ class Planted:
         np.save(path("video", "clip_of_nobody"), good())
 
     def _test_list(self) -> None:
-        """Clips of their own, two of the training list, and one of the training list under another name."""
+        """Write new clips, two clips of the training list, and one of the training list under another name."""
         own = [f"test_{number:04d}" for number in range(TEST_CLIPS)]
         self._arrays(own)
         common = [self._plant("train/test overlap", "") for _ in range(2)]
@@ -178,13 +178,13 @@ class Planted:
 
 
 def not_found(expected: dict[tuple[str, str], set[str]], findings: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """What was planted and not told, and what was told and not planted, by kind."""
-    told: dict[tuple[str, str], set[str]] = {}
+    """Faults that were planted but not reported, or reported but not planted, by kind."""
+    reported: dict[tuple[str, str], set[str]] = {}
     for finding in findings:
-        told.setdefault((finding["kind"], finding["block"]), set()).update(finding["clips"])
+        reported.setdefault((finding["kind"], finding["block"]), set()).update(finding["clips"])
     wrong = {}
-    for key in expected.keys() | told.keys():
-        if difference := expected.get(key, {"no such kind"}) ^ told.get(key, {"no such kind"}):
+    for key in expected.keys() | reported.keys():
+        if difference := expected.get(key, {"no such kind"}) ^ reported.get(key, {"no such kind"}):
             wrong[" ".join(key)] = sorted(difference)
     return wrong
 

@@ -1,6 +1,6 @@
 """Rendering of plots, which takes most of the time of a short training run or of a report.
 
-Tests build every plot but do not render it: its file is one white pixel. A test of pictures uses the fixture ``rendered_plots``.
+Tests build every plot but write a single white pixel instead of rendering it. Tests of images use the fixture ``rendered_plots``.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ RENDERED = plotting.rendered
 
 @contextmanager
 def plots(render: Callable[..., bytes]) -> Iterator[None]:
-    """Inside ``with``, plots are rendered by a function of a figure: :data:`RENDERED`, or :func:`white_pixel`."""
+    """Inside ``with``, a function of a figure renders plots: :data:`RENDERED` or :func:`white_pixel`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plotting, "rendered", render)
         yield
 
 
 def white_pixel(figure: object) -> bytes:
-    """The smallest PNG, in place of a figure."""
+    """The smallest PNG, used instead of a figure."""
     return WHITE_PIXEL

@@ -9,7 +9,7 @@ A new interpreter needs about ten CPU seconds to import these libraries, a fork 
 
 Plots are not rendered in these processes (tests/plots.py), and runs write no report: drawing it takes longer than training the
 tiny model.
-What is about torchrun itself needs the real one: ``running.command``.
+Tests of torchrun itself need the real program: ``running.command``.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from typing import Any
 import plots
 
 ROOT = Path(__file__).parent.parent
-HANG = 600.0  # seconds after which something hangs; a loaded machine takes far less
-GRACE = 30.0  # seconds between SIGTERM and SIGKILL, as torchrun gives
+HANG = 600.0  # seconds after which a process is considered hung; a loaded machine takes far less
+GRACE = 30.0  # seconds between SIGTERM and SIGKILL, as in torchrun
 
 
 def environment() -> dict[str, str]:
-    """This process's environment with one thread each, as small batches want it."""
+    """This process's environment, with one thread per library because batches are small."""
     return os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_MAX_": "0", "PYTHONPATH": str(ROOT)}
 
 
 class ForkServer:
-    """Starts at the first use. :meth:`close` ends it, which adds its CPU time to that of this process's children."""
+    """A server that starts at its first use. :meth:`close` ends it and adds its CPU time to that of this process's children."""
 
     def __init__(self) -> None:
         self._context: Any = None
@@ -62,9 +62,9 @@ class ForkServer:
         return process
 
     def fork(self) -> None:
-        """Start the server as a fork of this process, which imports the libraries first; both then have them for the time of one.
+        """Start the server as a fork of this process, which imports the libraries first; both then share one import.
 
-        Only a process that has not run tests yet is clean enough.
+        The process must not have run any test yet.
         """
         importlib.import_module("workers.preloaded")
         resource_tracker.ensure_running()
@@ -83,7 +83,7 @@ class ForkServer:
                 forkserver.ensure_running()
 
     def close(self) -> None:
-        """End the server and the processes that are left."""
+        """End the server and the remaining processes."""
         for process in self._processes:
             process.kill()
             process.join()
@@ -96,7 +96,7 @@ SERVER = ForkServer()
 
 
 def _fork_into(path: bytes, args: list[str], passfds: list[int]) -> int:
-    """In place of ``spawnv_passfds``: a fork that runs the code of ``python -c code``; returns its number."""
+    """Replace ``spawnv_passfds``: fork a process that runs the code of ``python -c code``; return its id."""
     if number := os.fork():
         return number
     try:
@@ -106,13 +106,13 @@ def _fork_into(path: bytes, args: list[str], passfds: list[int]) -> int:
         os._exit(1)
 
 
-def _forget_pytest(kept: set[int]) -> None:
-    """In a fork: undo what pytest has changed in the process, and let go of its files but for those that are kept."""
+def _forget_pytest(passfds: set[int]) -> None:
+    """In a fork, undo the changes of pytest to the process and release its open files, except for ``passfds``."""
     null = os.open(os.devnull, os.O_RDWR)
-    for number in {int(name) for name in os.listdir("/proc/self/fd")} - kept - {null}:
-        with suppress(OSError):  # the folder that was listed
+    for number in {int(name) for name in os.listdir("/proc/self/fd")} - passfds - {null}:
+        with suppress(OSError):  # the listed folder itself, which is closed by now
             os.fstat(number)
-            os.dup2(null, number)  # a number that is closed would be used again, and its object might close it then
+            os.dup2(null, number)  # a closed number would be reused, and the old object might close it again
     sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
     sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.__stderr__ = open(2, "w", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
@@ -125,7 +125,7 @@ def _forget_pytest(kept: set[int]) -> None:
 class Group:
     """The variables that torchrun gives to each of several processes.
 
-    The store, through which they meet, is in this process and chooses its own port: no port can be taken in between.
+    The rendezvous store is in this process and chooses its own port, so no other program can take the port in between.
     """
 
     def __init__(self, size: int) -> None:
@@ -135,7 +135,7 @@ class Group:
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
     def variables(self, rank: int) -> dict[str, str]:
-        """For one of the processes."""
+        """The variables of one rank."""
         return {
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
@@ -163,11 +163,11 @@ class Launched:
 
     @property
     def pids(self) -> list[int]:
-        """Of the processes, in the order of ranks."""
+        """Process ids, in the order of ranks."""
         return [process.pid for process in self.processes]
 
     def poll(self) -> int | None:
-        """The exit status once all have ended, else None. When one fails, the others are ended, as by torchrun."""
+        """The exit status once all processes have ended, else None. If one fails, the others are ended, as in torchrun."""
         codes = [process.exitcode for process in self.processes]
         if any(codes) and self._failed is None:
             self._failed = time.monotonic()
@@ -179,29 +179,29 @@ class Launched:
         return codes[0] if len(codes) == 1 else int(any(codes))
 
     def send_signal(self, number: int) -> None:
-        """To every process that is left."""
+        """Send a signal to every running process."""
         for process in self.processes:
             if process.exitcode is None:
                 os.kill(process.pid, number)
 
     def kill(self) -> None:
-        """SIGKILL to every process and those that it started."""
+        """Kill every process and its children."""
         for process in self.processes:
             if process.exitcode is None:
-                with suppress(ProcessLookupError):  # a process that has hardly begun leads no group yet
+                with suppress(ProcessLookupError):  # a process that has just started may not lead a group yet
                     os.killpg(process.pid, signal.SIGKILL)
                 process.kill()
         for process in self.processes:
             process.join()
 
     def kill_alone(self) -> None:
-        """SIGKILL to the processes, but not to those that they started."""
+        """Kill the processes, but not their children."""
         for process in self.processes:
             process.kill()
             process.join()
 
     def wait(self, timeout: float = HANG) -> subprocess.CompletedProcess[str]:
-        """Wait for all of them; returns the exit status and what all of them wrote."""
+        """Wait for all processes; return the exit status and their output."""
         end = time.monotonic() + timeout
         while self.poll() is None:
             left = [process.sentinel for process in self.processes if process.exitcode is None]
@@ -210,12 +210,12 @@ class Launched:
                 raise AssertionError(f"{self.arguments} hangs:\n{self.stderr()}")
             connection.wait(left, timeout=1.0)
         code = self.poll()
-        done = subprocess.CompletedProcess(self.arguments, code, (self.folder / "stdout").read_text(), self.stderr())
+        completed = subprocess.CompletedProcess(self.arguments, code, (self.folder / "stdout").read_text(), self.stderr())
         shutil.rmtree(self.folder)
-        return done
+        return completed
 
     def stderr(self) -> str:
-        """What all of them have written so far."""
+        """The standard error of all processes so far."""
         return (self.folder / "stderr").read_text()
 
 
@@ -241,15 +241,16 @@ def launch(*arguments: str, processes: int = 1, cwd: Path = ROOT, env: dict[str,
 
     Args:
         arguments: ``train.py --cfg-path ...`` or ``-m emollama eval ...``.
-        processes: more than 1 have the environment that torchrun makes. One that fails ends the others; the status is 1 then.
-        cwd: where it runs.
-        env: all variables; default: this process's. Those that libraries read when they are imported have no effect.
+        processes: number of processes; several get the environment that torchrun sets.
+            If one fails, the others end and the status is 1.
+        cwd: working folder.
+        env: all variables; default: this process's. Variables that libraries read at import have no effect.
     """
     return start(*arguments, processes=processes, cwd=cwd, env=env).wait()
 
 
 def _program(arguments: list[str], variables: dict[str, str], cwd: str, folder: str, own_session: bool = True) -> None:
-    """In a fork: what the interpreter does with a command line."""
+    """Run a command line in a fork, as the interpreter would."""
     if own_session:
         os.setsid()
     _as_a_process_of_its_own()
@@ -291,13 +292,13 @@ def _program(arguments: list[str], variables: dict[str, str], cwd: str, folder: 
 
 
 def no_report(folder: Path) -> Path:
-    """In place of ``emollama.reporting.report.write_report``: where the report would be."""
+    """Replace ``emollama.reporting.report.write_report``: return the path without writing the report."""
     return Path(folder) / "result/report.html"
 
 
 def _as_a_process_of_its_own() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    multiprocessing.set_start_method(None, force=True)  # the default, in place of what the server's parent chose
+    multiprocessing.set_start_method(None, force=True)  # the default, instead of the setting of the server's parent
     plots.plots(plots.white_pixel).__enter__()
     from emollama.runners import runner_base
 
@@ -308,7 +309,7 @@ def _as_a_process_of_its_own() -> None:
 
 
 class Ranks:
-    """Two processes in one group. They start at the first call, and anew after a call that failed."""
+    """Two processes in one group. They start at the first call and restart after a failed call."""
 
     SIZE = 2
 
@@ -320,7 +321,7 @@ class Ranks:
         """``function(*args)`` in every process; returns all results, in the order of ranks.
 
         Args:
-            function: of a module that can be imported. The process group is joined: ``process_group.start`` returns it.
+            function: of an importable module. The process group exists already: ``process_group.start`` returns it.
             args: picklable, as is the result.
 
         Raises:
@@ -332,7 +333,7 @@ class Ranks:
             end.send((function, args, dict(os.environ), os.getcwd()))
         results, failures = [None] * self.SIZE, {}
         waiting = dict(enumerate(self._ends))
-        # A process that waits for one that failed waits in vain: it gets some time to fail by itself.
+        # If one process fails, the other may wait for it: give it some time to fail by itself.
         until = time.monotonic() + HANG
         while waiting and time.monotonic() < until:
             for end in connection.wait(list(waiting.values()), timeout=1.0):
@@ -368,7 +369,7 @@ class Ranks:
 
 
 def _serve(end: connection.Connection, variables: dict[str, str]) -> None:
-    """In a fork: join the group, then call what is asked for until the other end is closed."""
+    """Run in a fork: join the group, then call the requested functions until the other end is closed."""
     os.environ.update(variables)
     _as_a_process_of_its_own()
     from emollama.distributed import process_group
@@ -390,7 +391,7 @@ def _serve(end: connection.Connection, variables: dict[str, str]) -> None:
 
 
 class _environ:
-    """This process's environment, changed inside ``with``."""
+    """Change this process's environment inside ``with``."""
 
     def __init__(self, variables: dict[str, str]) -> None:
         self.variables = variables

@@ -1,4 +1,4 @@
-"""The README's blocks of commands, run in forks."""
+"""Run the command blocks of the README in forks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from running import ROOT
 
 
 def commands_of_the_readme(mark: str) -> list[str]:
-    """The lines of the one block that holds a mark, without comments; a backslash joins two."""
+    """The lines of the only block that contains a mark, without comments; lines that end with a backslash are joined."""
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (block,) = [block for block in blocks if mark in block]
     lines = block.replace("\\\n", " ").splitlines()
@@ -21,29 +21,29 @@ def commands_of_the_readme(mark: str) -> list[str]:
 
 
 def run_in_forks(arguments: list[str], folder: Path, launch: Callable[..., Any], **variables: str) -> Any:
-    """Run ``emollama <arguments>``, which must succeed, in forks: as many processes as it starts with ``--nproc``.
+    """Run ``emollama <arguments>`` in forks, one for each process of ``--nproc``, and check that it succeeds.
 
     Args:
-        arguments: words of the command line behind ``emollama``.
-        folder: where it runs.
-        launch: the fixture.
-        variables: of the environment, added to this process's.
+        arguments: arguments after ``emollama``.
+        folder: working folder.
+        launch: the fixture of this name.
+        variables: environment variables to add to those of this process.
 
     Returns:
         A ``subprocess.CompletedProcess``.
     """
     arguments, processes = list(arguments), 1
     if "--nproc" in arguments:
-        place = arguments.index("--nproc")
-        processes = int(arguments[place + 1])
-        del arguments[place : place + 2]
-    done = launch("-m", "emollama", *arguments, processes=processes, cwd=folder, env=ranks.environment() | variables)
-    assert done.returncode == 0, f"{shlex.join(arguments)}\n{done.stderr}"
-    return done
+        index = arguments.index("--nproc")
+        processes = int(arguments[index + 1])
+        del arguments[index : index + 2]
+    completed = launch("-m", "emollama", *arguments, processes=processes, cwd=folder, env=ranks.environment() | variables)
+    assert completed.returncode == 0, f"{shlex.join(arguments)}\n{completed.stderr}"
+    return completed
 
 
 def words_of(command: str) -> list[str]:
-    """The words of a command line behind ``emollama``, with which it begins."""
-    program, *words = shlex.split(command)
+    """The arguments after ``emollama`` in a command line."""
+    program, *arguments = shlex.split(command)
     assert program == "emollama"
-    return words
+    return arguments

@@ -1,4 +1,4 @@
-"""Configurations over the golden corpus, and real processes that run them (ranks.py has faster ones)."""
+"""Configurations of the golden corpus, and real processes that run them (those of ranks.py are faster)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ranks import ROOT, environment, start
 
 
 def golden_config(folder: Path, *, run: dict | None = None, model: dict | None = None, data: dict | None = None) -> Path:
-    """A YAML file over the golden corpus that trains as the reference did; the dicts override blocks."""
+    """Write a YAML file that trains on the golden corpus like the reference; the dicts override blocks."""
     block = golden_block() | {"prompt_labels": NINE}
     evaluated = block | {"task_pool": ["emotion", "reason", "reason_v2"], "max_new_tokens": 20, "batch_size": 4}
     tree = {
@@ -55,30 +55,30 @@ def golden_config(folder: Path, *, run: dict | None = None, model: dict | None =
 
 
 def command(script: str, *arguments: str, processes: int = 1) -> list[str]:
-    """A command line, under torchrun where there are several processes."""
+    """The command line of a script; several processes use torchrun."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
     return [sys.executable, *launcher, script, *arguments]
 
 
 def run(script: str, *arguments: str, processes: int = 1, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Run to the end from the repository's root; output is captured."""
+    """Run a script to its end in the repository's root and capture its output."""
     line = command(script, *arguments, processes=processes)
     return subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout, check=False)
 
 
 def kill_after_step(step: int, config: Path, *options: str) -> None:
-    """Train in a new process that SIGKILL ends once this many steps are logged; data workers are killed with it."""
+    """Train in a new process and kill it and its data workers with SIGKILL after a number of logged steps."""
     more = ["--options", *options] if options else []
     training = start(str(Path(__file__).parent / "workers/killed_training.py"), str(step), "--cfg-path", str(config), *more)
     session = training.pids[0]
-    done = training.wait()
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    completed = training.wait()
+    assert completed.returncode == -signal.SIGKILL, completed.stderr
     with suppress(ProcessLookupError):
         os.killpg(session, signal.SIGKILL)
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
-    """Objects of a JSON-lines file; a last line that is still being written is left out."""
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Load the objects of a JSON Lines file, except for an incomplete last line."""
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]

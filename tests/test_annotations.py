@@ -12,14 +12,14 @@ from emollama.data.text_processors import TEXT_PROCESSORS, blip_caption
 from emollama.errors import UserError
 
 
-def written(folder, text, name="list.txt"):
+def write_list(folder, text, name="list.txt"):
     path = folder / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return str(path)
 
 
-def rows(folder, text, annotation_format="auto"):
-    return [(clip.name, clip.label) for clip in read_annotations(written(folder, text), annotation_format)]
+def names_and_labels(folder, text, annotation_format="auto"):
+    return [(clip.name, clip.label) for clip in read_annotations(write_list(folder, text), annotation_format)]
 
 
 def refusal(call, *args):
@@ -43,15 +43,15 @@ def refusal(call, *args):
     ],
 )
 def test_every_published_list_format_is_read_as_names_and_labels(tmp_path, text, annotation_format):
-    assert rows(tmp_path, text, annotation_format) == [("a", "happy"), ("b", "sad")]
+    assert names_and_labels(tmp_path, text, annotation_format) == [("a", "happy"), ("b", "sad")]
 
 
 def test_the_placeholder_column_of_a_reasoning_list_is_its_label(tmp_path):
-    assert rows(tmp_path, "samplenew_00000019 87 0\n") == [("samplenew_00000019", "0")]
+    assert names_and_labels(tmp_path, "samplenew_00000019 87 0\n") == [("samplenew_00000019", "0")]
 
 
 def test_names_stay_strings(tmp_path):
-    assert rows(tmp_path, "00012 happy\n1e3 sad\nNaN angry\n0x1f sad\n") == [
+    assert names_and_labels(tmp_path, "00012 happy\n1e3 sad\nNaN angry\n0x1f sad\n") == [
         ("00012", "happy"),
         ("1e3", "sad"),
         ("NaN", "angry"),
@@ -60,21 +60,21 @@ def test_names_stay_strings(tmp_path):
 
 
 def test_a_list_of_names_alone_has_no_labels(tmp_path):
-    assert rows(tmp_path, "a\nb\n") == rows(tmp_path, "a\nb\n", "n") == [("a", ""), ("b", "")]
-    assert "line 2" in refusal(rows, tmp_path, "a\nb happy\n")
+    assert names_and_labels(tmp_path, "a\nb\n") == names_and_labels(tmp_path, "a\nb\n", "n") == [("a", ""), ("b", "")]
+    assert "line 2" in refusal(names_and_labels, tmp_path, "a\nb happy\n")
 
 
 def test_blank_lines_tabs_and_windows_line_ends_are_accepted_and_lines_count_from_one(tmp_path):
-    clips = read_annotations(written(tmp_path, "\r\na\t3  happy\r\n  \r\n\r\nb 4 sad"))
+    clips = read_annotations(write_list(tmp_path, "\r\na\t3  happy\r\n  \r\n\r\nb 4 sad"))
     assert [(clip.name, clip.label, clip.line) for clip in clips] == [("a", "happy", 2), ("b", "sad", 5)]
 
 
 def test_a_byte_order_mark_is_not_part_of_the_first_name(tmp_path):
-    assert rows(tmp_path, b"\xef\xbb\xbfa happy\n") == [("a", "happy")]
+    assert names_and_labels(tmp_path, b"\xef\xbb\xbfa happy\n") == [("a", "happy")]
 
 
 def test_file_order_is_preserved(tmp_path):
-    assert [name for name, _ in rows(tmp_path, "c x\na x\nb x\n")] == ["c", "a", "b"]
+    assert [name for name, _ in names_and_labels(tmp_path, "c x\na x\nb x\n")] == ["c", "a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -87,34 +87,34 @@ def test_file_order_is_preserved(tmp_path):
     ],
 )
 def test_a_row_with_the_wrong_number_of_fields_is_refused_with_its_line(tmp_path, text, annotation_format, line):
-    message = refusal(rows, tmp_path, text, annotation_format)
+    message = refusal(names_and_labels, tmp_path, text, annotation_format)
     assert message.startswith(f"{tmp_path}/list.txt, line {line}: ") and "expected" in message
 
 
 @pytest.mark.parametrize("name", ["../a", "a/../../b", "..", "/etc/passwd", "a\0b", "..\\a", "a\\b", "/"])
 def test_a_name_that_could_leave_its_folder_is_refused_with_its_line(tmp_path, name):
-    message = refusal(rows, tmp_path, f"fine happy\n{name} happy\n")
+    message = refusal(names_and_labels, tmp_path, f"fine happy\n{name} happy\n")
     assert message.startswith(f"{tmp_path}/list.txt, line 2: ") and repr(name) in message
 
 
 @pytest.mark.parametrize("name", ["clip.7", "a/b", "a..b", "it's_ok-1", "样本_1"])
 def test_a_name_with_dots_dashes_or_a_subfolder_is_accepted(tmp_path, name):
-    assert rows(tmp_path, f"{name} happy\n") == [(name, "happy")]
+    assert names_and_labels(tmp_path, f"{name} happy\n") == [(name, "happy")]
 
 
 @pytest.mark.parametrize("second", ["a happy", "a sad"])
 def test_a_repeated_name_is_refused_with_both_lines(tmp_path, second):
-    message = refusal(rows, tmp_path, f"a happy\nb sad\n{second}\n")
+    message = refusal(names_and_labels, tmp_path, f"a happy\nb sad\n{second}\n")
     assert "line 3: clip 'a' is already listed on line 1" in message
 
 
 @pytest.mark.parametrize("text", ["", "\n \n\t\n", b"\xef\xbb\xbf"])
 def test_an_empty_list_is_refused(tmp_path, text):
-    assert "the list has no usable line" in refusal(rows, tmp_path, text)
+    assert "the list has no usable line" in refusal(names_and_labels, tmp_path, text)
 
 
 def test_a_list_that_is_not_utf8_is_refused_with_the_byte_position(tmp_path):
-    assert "not UTF-8 text (byte 2)" in refusal(rows, tmp_path, b"a \xff\xfe\n")
+    assert "not UTF-8 text (byte 2)" in refusal(names_and_labels, tmp_path, b"a \xff\xfe\n")
 
 
 def test_a_missing_list_is_reported_with_its_key(tmp_path):
@@ -126,7 +126,7 @@ def test_a_missing_list_is_reported_with_its_key(tmp_path):
 
 def captions(folder, table, field="caption"):
     text = table if isinstance(table, str) else json.dumps(table)
-    return read_captions(written(folder, text, "captions.json"), field, "coarse_grained_json_path")
+    return read_captions(write_list(folder, text, "captions.json"), field, "coarse_grained_json_path")
 
 
 def test_captions_are_read_from_the_configured_field(tmp_path):
@@ -158,7 +158,7 @@ def test_a_missing_caption_file_is_reported_with_its_key(tmp_path):
 
 
 def transcripts(folder, text):
-    return read_transcripts(written(folder, text, "words.csv"))
+    return read_transcripts(write_list(folder, text, "words.csv"))
 
 
 @pytest.mark.parametrize("header", ["name,sentence", "name,sentence_en", "name,chinese,english", "english,name"])
@@ -253,21 +253,21 @@ def random_texts():
 
 
 def test_blip_caption_is_idempotent():
-    for text, words in random_texts():
-        once = blip_caption(text, words)
-        assert blip_caption(once, words) == once
+    for text, max_words in random_texts():
+        once = blip_caption(text, max_words)
+        assert blip_caption(once, max_words) == once
 
 
 def test_blip_caption_removes_double_spaces_and_listed_punctuation_and_limits_words():
-    for text, words in random_texts():
-        processed = blip_caption(text, words)
+    for text, max_words in random_texts():
+        processed = blip_caption(text, max_words)
         assert processed == processed.strip() and "  " not in processed and not set('.!"()*#:;~') & set(processed)
-        assert len(processed.split(" ")) <= words
+        assert len(processed.split(" ")) <= max_words
 
 
 def test_verbatim_changes_nothing():
-    for text, words in random_texts():
-        assert TEXT_PROCESSORS["verbatim"](text, words) == text
+    for text, max_words in random_texts():
+        assert TEXT_PROCESSORS["verbatim"](text, max_words) == text
 
 
 # Files that were cut or edited by hand
@@ -286,7 +286,7 @@ def test_broken_quoting_names_its_line(tmp_path, text, line):
 def test_every_faulty_row_is_reported_and_the_others_are_read(tmp_path):
     problems = []
     text = "a happy\nb\n../c sad\na sad\nd angry\n"
-    clips = read_annotations(written(tmp_path, text), report=problems.append)
+    clips = read_annotations(write_list(tmp_path, text), report=problems.append)
     assert [clip.name for clip in clips] == ["a", "d"]
     assert [problem.text.partition(": ")[0] for problem in problems] == [
         f"{tmp_path}/list.txt, line {line}" for line in (2, 3, 4)
@@ -294,11 +294,11 @@ def test_every_faulty_row_is_reported_and_the_others_are_read(tmp_path):
 
 
 def test_a_name_with_a_control_character_is_refused(tmp_path):
-    assert "control character" in refusal(rows, tmp_path, "a\x1b[31m happy\n")
+    assert "control character" in refusal(names_and_labels, tmp_path, "a\x1b[31m happy\n")
 
 
 def test_line_numbers_match_those_of_an_editor(tmp_path):
-    path = written(tmp_path, "a\u2028x happy\nb sad\n")
+    path = write_list(tmp_path, "a\u2028x happy\nb sad\n")
     assert [clip.line for clip in read_annotations(path, "ne", report=lambda problem: None)] == [2]
 
 

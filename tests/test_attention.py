@@ -27,12 +27,12 @@ def naive(query, key, value, lengths, window=None, scaling=None):
     heads, tokens = query.shape[1], query.shape[2]
     key, value = (tensor.repeat_interleave(heads // key.shape[1], dim=1) for tensor in (key, value))
     owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    place = torch.arange(tokens)
-    seen = (owner[:, None] == owner[None]) & (place[:, None] >= place[None])
+    positions = torch.arange(tokens)
+    visible = (owner[:, None] == owner[None]) & (positions[:, None] >= positions[None])
     if window is not None:
-        seen &= place[:, None] - place[None] < window
+        visible &= positions[:, None] - positions[None] < window
     scores = query @ key.transpose(2, 3) * (scaling or WIDTH**-0.5)
-    return (scores.masked_fill(~seen, -torch.inf).softmax(-1) @ value).transpose(1, 2)
+    return (scores.masked_fill(~visible, -torch.inf).softmax(-1) @ value).transpose(1, 2)
 
 
 def packed(query, key, value, lengths, **kwargs):
@@ -46,9 +46,9 @@ def packed(query, key, value, lengths, **kwargs):
 @pytest.mark.parametrize("window", [None, 1, 3, 100])
 def test_packed_attention_is_causal_softmax_within_each_sequence(lengths, heads, kv_heads, window):
     query, key, value = tensors(heads, kv_heads, sum(lengths))
-    made = packed(query, key, value, lengths, sliding_window=window)
-    assert made.shape == (1, sum(lengths), heads, WIDTH)
-    torch.testing.assert_close(made, naive(query, key, value, lengths, window))
+    output = packed(query, key, value, lengths, sliding_window=window)
+    assert output.shape == (1, sum(lengths), heads, WIDTH)
+    torch.testing.assert_close(output, naive(query, key, value, lengths, window))
 
 
 def test_the_scaling_argument_of_a_model_is_used():
@@ -95,7 +95,7 @@ def test_the_variable_length_kernel_equals_masked_softmax(heads, kv_heads, windo
     query, key, value = (
         torch.randn(1, count, sum(lengths), 64, generator=generator).cuda().bfloat16() for count in (heads, kv_heads, kv_heads)
     )
-    made = packed_attention(
+    output = packed_attention(
         nn.Module(),
         query,
         key,
@@ -106,5 +106,5 @@ def test_the_variable_length_kernel_equals_masked_softmax(heads, kv_heads, windo
         sliding_window=window,
         scaling=0.125,
     )[0]
-    wanted = naive(query.double().cpu(), key.double().cpu(), value.double().cpu(), lengths, window, scaling=0.125)
-    torch.testing.assert_close(made.double().cpu(), wanted, atol=2e-2, rtol=2e-2)
+    expected = naive(query.double().cpu(), key.double().cpu(), value.double().cpu(), lengths, window, scaling=0.125)
+    torch.testing.assert_close(output.double().cpu(), expected, atol=2e-2, rtol=2e-2)

@@ -15,10 +15,10 @@ from emollama.errors import UserError
 KINDS = ("noise", "drop_modality", "mask_rows")
 
 
-def features(rows=64, absent=()):
+def features(num_tokens=64, absent=()):
     """Rows of every slot that say something; absent slots are zeros."""
     draw = np.random.default_rng(2)
-    shapes = {"image": (rows, 16), "cls": (1, 16), "face": (1, 1024), "video": (1, 1024), "audio": (1, 1024)}
+    shapes = {"image": (num_tokens, 16), "cls": (1, 16), "face": (1, 1024), "video": (1, 1024), "audio": (1, 1024)}
     result = {slot: torch.from_numpy(draw.normal(3.0, 2.0, shape).astype(np.float32)) for slot, shape in shapes.items()}
     return result | {slot: torch.zeros_like(result[slot]) for slot in absent}
 
@@ -59,10 +59,10 @@ def test_noise_leaves_a_missing_modality_at_zero():
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("rows", [1, 0])
-def test_empty_slots_stay_empty(rows):
+@pytest.mark.parametrize("num_tokens", [1, 0])
+def test_empty_slots_stay_empty(num_tokens):
     original = features() | {slot: torch.zeros(0, 16) for slot in ("image", "cls")} | {"face": torch.zeros(0, 1024)}
-    original["audio"] = original["audio"][:rows]
+    original["audio"] = original["audio"][:num_tokens]
     for k in range(20):
         result = augmented(original, KINDS, k)
         assert {slot: result[slot].shape for slot in result} == {slot: original[slot].shape for slot in original}
@@ -87,7 +87,7 @@ def test_the_last_modality_is_never_dropped():
     result = features(absent=("face", "video"))
     for k in range(5):
         result = augmented(result, ("drop_modality",), k)
-    assert any(rows.any() for rows in result.values())
+    assert any(vectors.any() for vectors in result.values())
 
 
 def test_a_repeated_augmentation_kind_is_refused():
@@ -97,7 +97,9 @@ def test_a_repeated_augmentation_kind_is_refused():
 
 def test_an_image_with_only_its_class_vector_left_counts_as_a_modality():
     original = features(absent=("image", "video", "audio"))
-    left = {tuple(slot for slot, rows in augmented(original, ("drop_modality",), k).items() if rows.any()) for k in range(30)}
+    left = {
+        tuple(slot for slot, vectors in augmented(original, ("drop_modality",), k).items() if vectors.any()) for k in range(30)
+    }
     assert left == {("cls",), ("face",)}
 
 
@@ -119,7 +121,7 @@ def test_each_kind_happens_independently_with_the_configured_probability():
     original = features()
     results = [augmented(original, KINDS, k, prob=0.5) for k in range(400)]
     noisy = [bool({"face", "video", "audio"} <= changed(original, result)) for result in results]
-    dropped = [any(not rows.any() for slot, rows in result.items() if slot != "image") for result in results]
+    dropped = [any(not vectors.any() for slot, vectors in result.items() if slot != "image") for result in results]
     masked = [16 <= int((~result["image"].any(dim=1)).sum()) < 64 for result in results]
     for happened in (noisy, dropped, masked):
         assert 140 < sum(happened) < 260
@@ -139,7 +141,7 @@ def test_zero_probability_or_no_augmentation_kind_changes_nothing():
 
 def test_the_input_tensors_are_not_modified():
     original = features()
-    before = {slot: rows.clone() for slot, rows in original.items()}
+    before = {slot: vectors.clone() for slot, vectors in original.items()}
     for k in range(10):
         augmented(original, KINDS, k, noise=5.0, mask=1.0)
     assert same(original, before)
@@ -206,7 +208,7 @@ def test_evaluation_is_never_augmented(build, golden_config, golden_prompt, gold
 
 def test_augmentation_modifies_neither_files_nor_shared_zero_vectors(build, golden_config):
     dataset = build(**ON, video_feature_path=None, augmentation_noise=3.0)
-    zeros = {slot: rows.clone() for slot, rows in (dataset._zeros | dataset._absent).items()}
+    zeros = {slot: vectors.clone() for slot, vectors in (dataset._zeros | dataset._absent).items()}
     first = dataset.record(1, "emotion", "Which?").features
     for k in range(10):
         read(dataset, k, 1)
@@ -258,7 +260,7 @@ def loaded_samples(samples, split, first=0, end=3, workers=0):
     for batch in (batch for step in step_batches(loader, split.accumulate) for batch in step):
         ids = [part.tolist() for part in batch.input_ids.split(batch.lengths)]
         slots = [
-            {slot: rows.values[rows.offsets[i] : rows.offsets[i + 1]].tolist() for slot, rows in batch.slots.items()}
+            {slot: packed.values[packed.offsets[i] : packed.offsets[i + 1]].tolist() for slot, packed in batch.slots.items()}
             for i in range(len(batch.names))
         ]
         collected += zip(batch.names, ids, slots, strict=True)

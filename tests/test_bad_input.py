@@ -54,8 +54,8 @@ def test_the_intact_corpus_can_be_loaded_and_nothing_is_written(tmp_path, tree):
 
 def test_an_unknown_key_is_refused_with_the_nearest_key(refused, tree):
     tree["run"]["iters_per_epochs"] = 3
-    said = refused()
-    assert "config.yaml: unknown key 'run.iters_per_epochs'. Did you mean 'iters_per_epoch'?" in said
+    message = refused()
+    assert "config.yaml: unknown key 'run.iters_per_epochs'. Did you mean 'iters_per_epoch'?" in message
 
 
 def test_an_unknown_model_is_refused_with_the_nearest_name(refused, tree):
@@ -65,8 +65,8 @@ def test_an_unknown_model_is_refused_with_the_nearest_name(refused, tree):
 
 def test_an_unknown_fusion_names_its_key(refused, tree):
     tree["model"]["fusion"] = "lineal"
-    said = refused()
-    assert "fusion" in said and "Did you mean 'linear'?" in said
+    message = refused()
+    assert "fusion" in message and "Did you mean 'linear'?" in message
 
 
 def test_slots_that_the_fusion_does_not_use_are_refused(refused, tree):
@@ -76,8 +76,8 @@ def test_slots_that_the_fusion_does_not_use_are_refused(refused, tree):
 
 def test_an_unknown_task_in_the_pool_is_refused_with_the_nearest_name(refused, tree):
     tree["datasets"]["golden"]["task_pool"] = ["emotoin"]
-    said = refused()
-    assert "datasets.golden: task_pool: unknown task 'emotoin'. Did you mean 'emotion'? Known: " in said
+    message = refused()
+    assert "datasets.golden: task_pool: unknown task 'emotoin'. Did you mean 'emotion'? Known: " in message
 
 
 def test_a_prompt_label_that_would_break_the_template_is_refused(refused, tree):
@@ -87,22 +87,22 @@ def test_a_prompt_label_that_would_break_the_template_is_refused(refused, tree):
 
 def test_a_configuration_without_a_training_block_is_refused(refused, tree):
     tree["datasets"] = {}
-    said = refused()
-    assert "'datasets' has no block. Add one" in said
-    assert said.endswith(" To evaluate the blocks of 'evaluation_datasets', use emollama eval.")
+    message = refused()
+    assert "'datasets' has no block. Add one" in message
+    assert message.endswith(" To evaluate the blocks of 'evaluation_datasets', use emollama eval.")
 
 
 def test_an_evaluation_without_an_evaluation_block_is_refused(refused, tree):
     del tree["evaluation_datasets"]
-    said = refused(training=False)
-    assert "'evaluation_datasets' has no block. Add one" in said and "held_out in a block of 'datasets'" in said
-    assert said.endswith(" To train on 'datasets' without evaluations, use emollama train with run.evaluate=False.")
+    message = refused(training=False)
+    assert "'evaluation_datasets' has no block. Add one" in message and "held_out in a block of 'datasets'" in message
+    assert message.endswith(" To train on 'datasets' without evaluations, use emollama train with run.evaluate=False.")
 
 
 def test_blocks_of_different_batch_sizes_are_refused(refused, tree):
     tree["datasets"]["other"] = tree["datasets"]["golden"] | {"batch_size": 3}
-    said = refused()
-    assert "must have the same batch_size" in said and "'other': 3" in said and "'golden': 1" in said
+    message = refused()
+    assert "must have the same batch_size" in message and "'other': 3" in message and "'golden': 1" in message
 
 
 # The list
@@ -111,24 +111,24 @@ def test_blocks_of_different_batch_sizes_are_refused(refused, tree):
 def test_an_unknown_label_is_reported_with_every_line(refused, corpus):
     changed(corpus / LIST, "worried", "joyful")
     changed(corpus / LIST, "neutral", "calm")
-    said = refused()
+    message = refused()
     assert (
-        f"{corpus / LIST}: unknown label" in said
-        and f"clips 2: 'joyful' (line 3, {NAMES[2]}), 'calm' (line 5, {NAMES[4]})" in said
+        f"{corpus / LIST}: unknown label" in message
+        and f"clips 2: 'joyful' (line 3, {NAMES[2]}), 'calm' (line 5, {NAMES[4]})" in message
     )
-    assert "known: happy" in said
+    assert "known: happy" in message
 
 
 def test_a_row_with_too_many_fields_is_refused_with_its_line(refused, corpus):
     changed(corpus / LIST, "23 angry", "23 angry 1 2")
-    said = refused()
-    assert f"{corpus / LIST}, line 2: expected 3 or 4 fields" in said and "expected" in said
+    message = refused()
+    assert f"{corpus / LIST}, line 2: expected 3 or 4 fields" in message and "expected" in message
 
 
 def test_a_name_that_leaves_its_folder_is_refused_with_its_line(refused, corpus):
     changed(corpus / LIST, NAMES[3], f"../../{NAMES[3]}")
-    said = refused()
-    assert f"{corpus / LIST}, line 4: the clip name '../../{NAMES[3]}' points outside its folder" in said
+    message = refused()
+    assert f"{corpus / LIST}, line 4: the clip name '../../{NAMES[3]}' points outside its folder" in message
 
 
 def test_an_empty_list_is_refused(refused, corpus):
@@ -138,8 +138,8 @@ def test_an_empty_list_is_refused(refused, corpus):
 
 def test_a_missing_list_is_refused_with_its_key(refused, corpus):
     (corpus / LIST).unlink()
-    said = refused()
-    assert "annotation_file" in said and str(corpus / LIST) in said
+    message = refused()
+    assert "annotation_file" in message and str(corpus / LIST) in message
 
 
 # Clips that lack something: all of them, with their count
@@ -152,24 +152,24 @@ def test_missing_captions_transcripts_and_features_are_reported_together(refused
     fine = json.loads((corpus / "MERR_fine_grained.json").read_text())
     del fine[NAMES[5]]["smp_reason_caption"]
     (corpus / "MERR_fine_grained.json").write_text(json.dumps(fine))
-    rows = (corpus / "transcription_en_all.csv").read_text().splitlines()
-    (corpus / "transcription_en_all.csv").write_text("\n".join(row for row in rows if NAMES[1] not in row))
+    lines = (corpus / "transcription_en_all.csv").read_text().splitlines()
+    (corpus / "transcription_en_all.csv").write_text("\n".join(row for row in lines if NAMES[1] not in row))
     for slot, folder in FOLDERS.items():
         (corpus / folder / f"{NAMES[0 if slot == 'image' else 4]}.npy").unlink()
-    said = refused()
-    assert f"no caption for task reason, clips 2: {NAMES[0]}, {NAMES[1]}. Remedy" in said
-    assert f"no caption for task reason_v2, clips 1: {NAMES[5]}. Remedy" in said
-    assert f"no row in transcription_en_all.csv for clips 1: {NAMES[1]}. Remedy" in said
-    assert f"image_feature_path ({corpus}/eva) for clips 1: {NAMES[0]}. Remedy" in said
+    message = refused()
+    assert f"no caption for task reason, clips 2: {NAMES[0]}, {NAMES[1]}. Remedy" in message
+    assert f"no caption for task reason_v2, clips 1: {NAMES[5]}. Remedy" in message
+    assert f"no row in transcription_en_all.csv for clips 1: {NAMES[1]}. Remedy" in message
+    assert f"image_feature_path ({corpus}/eva) for clips 1: {NAMES[0]}. Remedy" in message
     for slot in ("face", "video", "audio"):
-        assert f"{slot}_feature_path ({corpus}/{FOLDERS[slot]}) for clips 1: {NAMES[4]}. Remedy" in said
+        assert f"{slot}_feature_path ({corpus}/{FOLDERS[slot]}) for clips 1: {NAMES[4]}. Remedy" in message
 
 
 def test_problems_of_several_blocks_are_reported_together(refused, tree, corpus):
     tree["datasets"]["other"] = tree["datasets"]["golden"] | {"annotation_file": "MERR_fine_grained.txt"}
     (corpus / "HL-UTT" / f"{NAMES[0]}.npy").unlink()
-    said = refused()
-    assert "datasets.golden: no array in" in said and "datasets.other: no array in" in said
+    message = refused()
+    assert "datasets.golden: no array in" in message and "datasets.other: no array in" in message
 
 
 def test_a_missing_feature_folder_is_refused_with_its_key(refused, corpus):
@@ -201,7 +201,7 @@ def spoil(path, kind):
 
 @pytest.mark.parametrize("slot", FOLDERS)
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "expected"),
     [
         ("width", "expected ("),
         ("nan", "contains NaN or inf"),
@@ -210,26 +210,26 @@ def spoil(path, kind):
         ("truncated", "cannot be read"),
     ],
 )
-def test_an_unusable_feature_names_file_slot_and_remedy(refused, corpus, slot, kind, said):
+def test_an_unusable_feature_names_file_slot_and_remedy(refused, corpus, slot, kind, expected):
     path = corpus / FOLDERS[slot] / f"{NAMES[2]}.npy"
     spoil(path, kind)
     text = refused()
     shown = "image + cls" if slot == "image" else slot
-    assert f"datasets.golden: {path} (slot {shown}): " in text and said in text and "Extract this clip again." in text
+    assert f"datasets.golden: {path} (slot {shown}): " in text and expected in text and "Extract this clip again." in text
 
 
 def test_all_unusable_feature_files_are_reported_together(refused, corpus):
     for name, kind in zip(NAMES[:4], ("width", "nan", "object", "truncated"), strict=True):
         spoil(corpus / "HL-UTT" / f"{name}.npy", kind)
-    said = refused()
-    assert all(f"{corpus}/HL-UTT/{name}.npy (slot audio)" in said for name in NAMES[:4])
+    message = refused()
+    assert all(f"{corpus}/HL-UTT/{name}.npy (slot audio)" in message for name in NAMES[:4])
 
 
 def test_image_vectors_that_do_not_group_by_four_are_refused(refused, corpus):
     path = corpus / "eva" / f"{NAMES[1]}.npy"
     np.save(path, np.load(path)[:-1])
-    said = refused()
-    assert NAMES[1] in said and "shape (64, 176), expected (65, 176)" in said
+    message = refused()
+    assert NAMES[1] in message and "shape (64, 176), expected (65, 176)" in message
 
 
 def test_an_evaluation_checks_its_feature_files_too(refused, corpus):
@@ -257,11 +257,11 @@ def spoiled(tmp_path, tree):
 
 def test_a_checkpoint_with_a_missing_tensor_is_refused(refused, spoiled):
     path = spoiled(lambda content: content["model"].pop("llama_proj.weight"))
-    said = refused()
+    message = refused()
     assert (
         f"checkpoint {path}: missing tensors (to allow this, set ckpt_allow_missing to glob patterns), 1: llama_proj.weight"
-        in said
-        and "ckpt_allow_missing" in said
+        in message
+        and "ckpt_allow_missing" in message
     )
 
 
@@ -275,19 +275,19 @@ def test_a_checkpoint_with_an_unexpected_tensor_is_refused(refused, spoiled):
 
 def test_a_checkpoint_of_another_lora_rank_is_refused_with_both_shapes(refused, tree):
     tree["model"]["lora_r"] = 8
-    said = refused()
+    message = refused()
     assert (
-        "tensors of another shape (are lora_r, slot_dims and llama_model the same?), 8: " in said
-        and "lora_A.weight has shape (4, 64), expected (8, 64)" in said
-        and "lora_r" in said
+        "tensors of another shape (are lora_r, slot_dims and llama_model the same?), 8: " in message
+        and "lora_A.weight has shape (4, 64), expected (8, 64)" in message
+        and "lora_r" in message
     )
 
 
 def test_a_truncated_checkpoint_is_refused(refused, spoiled):
     path = spoiled(lambda content: None)
     path.write_bytes(path.read_bytes()[:-500])
-    said = refused()
-    assert f"model.ckpt: {path} is truncated" in said and "Copy it again" in said
+    message = refused()
+    assert f"model.ckpt: {path} is truncated" in message and "Copy it again" in message
 
 
 class Payload:
@@ -303,8 +303,8 @@ class Payload:
 def test_a_checkpoint_with_pickled_code_is_refused_and_the_code_not_executed(refused, spoiled, tmp_path):
     proof = tmp_path / "executed"
     path = spoiled(lambda content: content.update(config=Payload(proof)))
-    said = refused()
-    assert f"model.ckpt: {path} contains an object of type" in said and "Ask its author" in said
+    message = refused()
+    assert f"model.ckpt: {path} contains an object of type" in message and "Ask its author" in message
     assert not proof.exists()
 
 
@@ -315,8 +315,8 @@ def test_a_missing_checkpoint_is_refused_with_its_key(refused, tree):
 
 def test_a_missing_language_model_folder_is_refused_with_its_key(refused, tree):
     tree["model"]["llama_model"] = "nowhere/llama"
-    said = refused()
-    assert "model.llama_model: no folder 'nowhere/llama'" in said and "Download" in said
+    message = refused()
+    assert "model.llama_model: no folder 'nowhere/llama'" in message and "Download" in message
 
 
 # Runs that exist
@@ -365,19 +365,19 @@ def listed(folder):
 def test_a_new_run_is_refused_in_a_folder_with_checkpoints(tmp_path, tree, stored_run):
     path = stored_run()
     before = listed(tmp_path / "out")
-    said = refusal(tmp_path, tree)
-    assert f"{path.parent} contains the checkpoints of another run" in said
-    assert "run.resume_ckpt_path=auto" in said and "run.job_id" in said
+    message = refusal(tmp_path, tree)
+    assert f"{path.parent} contains the checkpoints of another run" in message
+    assert "run.resume_ckpt_path=auto" in message and "run.job_id" in message
     assert listed(tmp_path / "out") == before
 
 
 def test_resuming_with_a_changed_configuration_is_refused_with_both_values(tmp_path, tree, stored_run):
     path = stored_run()
     before = listed(tmp_path / "out")
-    said = refusal(tmp_path, tree, "run.resume_ckpt_path=auto", "run.init_lr=3e-4", "run.seed=7", "model.lora_alpha=4")
-    assert f"run.resume_ckpt_path: {path}" in said and "Restore these values" in said and "model.ckpt" in said
+    message = refusal(tmp_path, tree, "run.resume_ckpt_path=auto", "run.init_lr=3e-4", "run.seed=7", "model.lora_alpha=4")
+    assert f"run.resume_ckpt_path: {path}" in message and "Restore these values" in message and "model.ckpt" in message
     for line in ("run.init_lr: 1e-05 then, 0.0003 now", "run.seed: 42 then, 7 now", "model.lora_alpha: 16 then, 4 now"):
-        assert line in said
+        assert line in message
     assert listed(tmp_path / "out") == before
 
 
@@ -393,8 +393,8 @@ def test_a_resumed_run_may_replace_an_environment_variable_with_its_value(tmp_pa
 
 def test_resuming_with_another_global_batch_size_is_refused(tmp_path, tree, stored_run):
     stored_run(facts={"samples of a step (processes x batch_size x accum_grad_iters)": 6})
-    said = refusal(tmp_path, tree, "run.resume_ckpt_path=auto")
-    assert "samples of a step" in said and "6 then, 1 now" in said
+    message = refusal(tmp_path, tree, "run.resume_ckpt_path=auto")
+    assert "samples of a step" in message and "6 then, 1 now" in message
 
 
 def test_resuming_with_an_annotation_list_of_another_length_is_refused(tmp_path, tree, stored_run):
@@ -406,7 +406,7 @@ def test_resuming_with_an_annotation_list_of_another_length_is_refused(tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "expected"),
     [
         (["datasets.golden.transcription_path=null"], ["datasets.golden.transcription_path", "None now"]),
         (["datasets.golden.audio_feature_path=null"], ["datasets.golden.audio_feature_path", "None now"]),
@@ -414,10 +414,10 @@ def test_resuming_with_an_annotation_list_of_another_length_is_refused(tmp_path,
         (["datasets.golden.task_pool=[reason,emotion]"], ["task_pool"]),
     ],
 )
-def test_resuming_with_other_inputs_precision_or_tasks_is_refused(tmp_path, tree, options, words, stored_run):
+def test_resuming_with_other_inputs_precision_or_tasks_is_refused(tmp_path, tree, options, expected, stored_run):
     stored_run()
-    said = refusal(tmp_path, tree, "run.resume_ckpt_path=auto", *options)
-    assert all(word in said for word in words), said
+    message = refusal(tmp_path, tree, "run.resume_ckpt_path=auto", *options)
+    assert all(word in message for word in expected), message
 
 
 @pytest.mark.parametrize(
@@ -464,13 +464,13 @@ def test_a_run_value_out_of_range_is_refused_by_its_key(tmp_path, tree, option):
 
 def test_every_lora_target_must_exist(refused, tree):
     tree["model"]["lora_target_modules"] = ["q_proj", "v_projj"]
-    said = refused()
-    assert "model.lora_target_modules: the language model has no layer 'v_projj'. Did you mean 'v_proj'?" in said
+    message = refused()
+    assert "model.lora_target_modules: the language model has no layer 'v_projj'. Did you mean 'v_proj'?" in message
 
 
 def test_resuming_from_a_file_with_weights_alone_is_refused(tmp_path, tree):
-    said = refusal(tmp_path, tree, f"run.resume_ckpt_path={GOLDEN / 'checkpoint_slim.pth'}")
-    assert "missing entries: optimizer, scaler, step, skipped, facts" in said and "set model.ckpt instead" in said
+    message = refusal(tmp_path, tree, f"run.resume_ckpt_path={GOLDEN / 'checkpoint_slim.pth'}")
+    assert "missing entries: optimizer, scaler, step, skipped, facts" in message and "set model.ckpt instead" in message
 
 
 def test_a_resumed_run_may_change_paths_intervals_workers_and_epochs(tmp_path, tree, stored_run):

@@ -47,10 +47,10 @@ def test_positions_restart_with_each_sample(samples):
 def test_feature_vectors_of_each_slot_are_packed_with_the_boundaries_of_samples(samples):
     batch = collate(samples)
     assert set(batch.slots) == {"image", "cls", "face", "video", "audio"}
-    for slot, rows in batch.slots.items():
-        assert len(rows.offsets) == 7 and rows.offsets[0] == 0
+    for slot, packed in batch.slots.items():
+        assert len(packed.offsets) == 7 and packed.offsets[0] == 0
         for index, sample in enumerate(samples):
-            assert rows.values[rows.offsets[index] : rows.offsets[index + 1]].equal(sample.slots[slot])
+            assert packed.values[packed.offsets[index] : packed.offsets[index + 1]].equal(sample.slots[slot])
 
 
 def test_cut_tokens_are_summed(samples):

@@ -34,26 +34,26 @@ EMPTY = ["", "   ", "\n", "...", "?", "\u2028"]
 def test_the_ptb_tokenizer_equals_that_of_pycocoevalcap(tmp_path, monkeypatch):
     from pycocoevalcap.tokenizer import ptbtokenizer
 
-    place = tmp_path / "tokenizer"  # it writes beside itself: a copy's folder, with the program linked into it
-    place.mkdir()
-    (place / ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR).symlink_to(
+    folder = tmp_path / "tokenizer"  # it writes beside itself: a copy's folder, with the program linked into it
+    folder.mkdir()
+    (folder / ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR).symlink_to(
         ptbtokenizer.__file__.replace("ptbtokenizer.py", ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
     )
-    monkeypatch.setattr(ptbtokenizer, "__file__", str(place / "ptbtokenizer.py"))
+    monkeypatch.setattr(ptbtokenizer, "__file__", str(folder / "ptbtokenizer.py"))
     monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Dfile.encoding=UTF-8")
     # what breaks lines in Java it takes for several captions; here a caption is one, whatever is in it
     texts = [" ".join(text.split()) for text in ODD]
-    theirs = ptbtokenizer.PTBTokenizer().tokenize({place: [{"caption": text}] for place, text in enumerate(texts)})
-    assert ptb(ODD) == [theirs[place][0] for place in range(len(ODD))]
+    theirs = ptbtokenizer.PTBTokenizer().tokenize({index: [{"caption": text}] for index, text in enumerate(texts)})
+    assert ptb(ODD) == [theirs[index][0] for index in range(len(ODD))]
 
 
 @needs_java
 def test_the_ptb_tokenizer_never_merges_captions_regardless_of_their_content():
     texts = [*EMPTY, "one", *ODD, *EMPTY, "Two."]
-    found = ptb(texts)
-    assert len(found) == len(texts)
-    assert found[: len(EMPTY) + 1] == [""] * len(EMPTY) + ["one"]
-    assert found[-1 - len(EMPTY) :] == [""] * len(EMPTY) + ["two"]
+    tokenized = ptb(texts)
+    assert len(tokenized) == len(texts)
+    assert tokenized[: len(EMPTY) + 1] == [""] * len(EMPTY) + ["one"]
+    assert tokenized[-1 - len(EMPTY) :] == [""] * len(EMPTY) + ["two"]
     assert ptb([]) == [] and ptb(["", "😀"]) == ["", ""]
 
 
@@ -79,11 +79,11 @@ def test_on_plain_captions_both_tokenizers_give_the_same_words():
 
 
 def test_each_caption_is_tokenized_only_once():
-    asked = []
-    counted = Tokenizer("counted", lambda texts: asked.extend(texts) or [text.upper() for text in texts])
+    texts_tokenized = []
+    counted = Tokenizer("counted", lambda texts: texts_tokenized.extend(texts) or [text.upper() for text in texts])
     assert counted.words(["a", "b", "a"]) == ["A", "B", "A"]
     assert counted.words(["b", "c"]) == ["B", "C"]
-    assert asked == ["a", "b", "c"]
+    assert texts_tokenized == ["a", "b", "c"]
 
 
 # Without Java
@@ -95,15 +95,15 @@ def no_java(monkeypatch, tmp_path):
 
 
 def scoring(tasks=("caption",), **keys):
-    given = dict.fromkeys(tasks, ("reference",))
-    return Scoring(Scoring.Config(**keys), labels=[], aliases={}, tasks=given, key="evaluation_datasets.flickr30k")
+    fields = dict.fromkeys(tasks, ("reference",))
+    return Scoring(Scoring.Config(**keys), labels=[], aliases={}, tasks=fields, key="evaluation_datasets.flickr30k")
 
 
 def test_without_java_auto_falls_back_to_treebank_with_a_warning_and_omits_meteor(no_java, caplog):
     with caplog.at_level(logging.WARNING, "emollama"):
-        found = scoring()
+        without_java = scoring()
     assert "evaluation_datasets.flickr30k.caption_tokenizer" in caplog.text and "Java is not installed" in caplog.text
-    assert found.metrics == {"caption": ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d"]}
+    assert without_java.metrics == {"caption": ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d"]}
     assert (tokenizer("auto").name, tokenizer("treebank").name) == (NO_JAVA, "treebank")
 
 

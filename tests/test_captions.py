@@ -54,8 +54,8 @@ HOSTILE = ["", "  ", "...", "a\nb", "a\tb\r\nc", "a ||| b |||", "|||", "東京 �
 def scored(answers, **keys):
     """Scores of answers to the task caption, without Java unless the keys say so."""
     cfg = Scoring.Config(**{"caption_tokenizer": "treebank", "metrics": PLAIN} | keys)
-    made = Scoring(cfg, labels=[], aliases={}, tasks={"caption": ("reference",)}, key="k")
-    return made.score(answers)["caption"]
+    caption_scoring = Scoring(cfg, labels=[], aliases={}, tasks={"caption": ("reference",)}, key="k")
+    return caption_scoring.score(answers)["caption"]
 
 
 def caption(rng, least=1):
@@ -67,17 +67,17 @@ def random_captions(seed, clips=12):
     rng = random.Random(seed)
     references = [[caption(rng) for _ in range(rng.randint(1, 5))] for _ in range(clips)]
     predicted = [rng.choice(["", caption(rng), caption(rng), "a man is running", rng.choice(true)]) for true in references]
-    return Captions(tuple(f"c{place}" for place in range(clips)), predicted, references, "none")
+    return Captions(tuple(f"c{index}" for index in range(clips)), predicted, references, "none")
 
 
 def theirs(captions):
     """The two dictionaries that pycocoevalcap takes."""
-    return dict(enumerate(captions.references)), {place: [text] for place, text in enumerate(captions.predicted)}
+    return dict(enumerate(captions.references)), {index: [text] for index, text in enumerate(captions.predicted)}
 
 
 def alone(evidence, name):
     """A metric of each clip by itself."""
-    return [metric(name).value(evidence.take([place])) for place in range(len(evidence.names))]
+    return [metric(name).value(evidence.take([index])) for index in range(len(evidence.names))]
 
 
 # Values
@@ -85,30 +85,30 @@ def alone(evidence, name):
 
 @pytest.mark.parametrize("choice", ["treebank", pytest.param("ptb", marks=needs_java)])
 def test_both_tokenizers_reproduce_the_published_reference_scores(choice):
-    found = scored(CHECKED, caption_tokenizer=choice)
-    assert found.metrics["cider_d"] == pytest.approx(0.9614, abs=1e-4)
-    assert alone(found.inputs[Consensus], "cider_d") == pytest.approx([1.3641, 0.5587], abs=1e-4)
-    assert found.metrics["bleu_1"] == pytest.approx(0.4278, abs=1e-4)
-    assert found.inputs[NGrams].tokenizer == choice
+    scores = scored(CHECKED, caption_tokenizer=choice)
+    assert scores.metrics["cider_d"] == pytest.approx(0.9614, abs=1e-4)
+    assert alone(scores.inputs[Consensus], "cider_d") == pytest.approx([1.3641, 0.5587], abs=1e-4)
+    assert scores.metrics["bleu_1"] == pytest.approx(0.4278, abs=1e-4)
+    assert scores.inputs[NGrams].tokenizer == choice
 
 
 @pytest.mark.parametrize("seeds", [range(20), pytest.param(range(20, 200), marks=pytest.mark.slow)], ids=["20", "200"])
 def test_all_scores_equal_those_of_pycocoevalcap_on_random_captions(seeds):
     for seed in seeds:
         captions = random_captions(seed)
-        true, said = theirs(captions)
+        true, predicted = theirs(captions)
         counts, parts, weights = NGrams.of(captions), Subsequences.of(captions), Consensus.of(captions)
-        whole, by_clip = Bleu(4).compute_score(true, said, verbose=0)
+        whole, by_clip = Bleu(4).compute_score(true, predicted, verbose=0)
         for longest in range(4):
             name = f"bleu_{longest + 1}"
             assert metric(name).value(counts) == pytest.approx(whole[longest], abs=1e-6)
             assert alone(counts, name) == pytest.approx(by_clip[longest], abs=1e-6)
-        whole, by_clip = Rouge().compute_score(true, said)
+        whole, by_clip = Rouge().compute_score(true, predicted)
         assert (metric("rouge_l").value(parts), alone(parts, "rouge_l")) == (
             pytest.approx(whole, abs=1e-6),
             pytest.approx(by_clip, abs=1e-6),
         )
-        whole, by_clip = Cider().compute_score(true, said)
+        whole, by_clip = Cider().compute_score(true, predicted)
         assert metric("cider_d").value(weights) == pytest.approx(whole, abs=1e-6)
         assert alone(weights, "cider_d") == pytest.approx(by_clip, abs=1e-6)
 
@@ -116,9 +116,9 @@ def test_all_scores_equal_those_of_pycocoevalcap_on_random_captions(seeds):
 def alignments(captions):
     """METEOR's evidence of several sets of captions, by one start of the program, which takes ten CPU seconds."""
     parts = zip(*((one.names, one.predicted, one.references) for one in captions), strict=True)
-    found = Alignments.of(Captions(*([item for part in column for item in part] for column in parts), captions[0].tokenizer))
+    alignment = Alignments.of(Captions(*([item for part in column for item in part] for column in parts), captions[0].tokenizer))
     ends = np.cumsum([len(one.names) for one in captions])
-    return [found.take(range(end - len(one.names), end)) for one, end in zip(captions, ends, strict=True)]
+    return [alignment.take(range(end - len(one.names), end)) for one, end in zip(captions, ends, strict=True)]
 
 
 @needs_java
@@ -127,26 +127,26 @@ def test_meteor_equals_pycocoevalcap_and_empty_captions_score_0():
     from pycocoevalcap.meteor.meteor import Meteor
 
     captions = random_captions(7, clips=150)
-    program, (true, said) = Meteor(), theirs(captions)
-    whole, by_clip = program.compute_score(true, said)
+    program, (true, predicted) = Meteor(), theirs(captions)
+    whole, by_clip = program.compute_score(true, predicted)
     hostile, empty = (Captions.of(answers, tokenizer("ptb")) for answers in (hostile_answers(), empty_answers()))
-    found, of_hostile, of_empty = alignments([captions, hostile, empty])
+    alignment, of_hostile, of_empty = alignments([captions, hostile, empty])
     assert any(true == [text] or text in true for true, text in zip(captions.references, captions.predicted, strict=True))
-    assert metric("meteor").value(found) == pytest.approx(whole, abs=1e-6)
-    assert alone(found, "meteor") == pytest.approx(by_clip, abs=1e-6)
+    assert metric("meteor").value(alignment) == pytest.approx(whole, abs=1e-6)
+    assert alone(alignment, "meteor") == pytest.approx(by_clip, abs=1e-6)
     places = random.Random(1).choices(range(150), k=40)  # with repeats
-    drawn = {new: true[old] for new, old in enumerate(places)}, {new: said[old] for new, old in enumerate(places)}
-    assert metric("meteor").value(found.take(places)) == pytest.approx(program.compute_score(*drawn)[0], abs=1e-6)
+    drawn = {new: true[old] for new, old in enumerate(places)}, {new: predicted[old] for new, old in enumerate(places)}
+    assert metric("meteor").value(alignment.take(places)) == pytest.approx(program.compute_score(*drawn)[0], abs=1e-6)
     assert all(map(math.isfinite, alone(of_hostile, "meteor"))) and math.isfinite(metric("meteor").value(of_hostile))
     by_name = dict(zip(of_hostile.names, alone(of_hostile, "meteor"), strict=True))
-    assert [by_name[f"p{place}"] for place in EMPTY_ONES] == [0, 0, 0, 0]
+    assert [by_name[f"p{index}"] for index in EMPTY_ONES] == [0, 0, 0, 0]
     assert metric("meteor").value(of_empty) == pytest.approx(0, abs=1e-9)
 
 
 def test_cider_weights_of_a_subset_are_those_of_the_whole_set():
     whole = Consensus.of(random_captions(3, clips=30))
     half = list(range(0, 30, 2))
-    assert alone(whole.take(half), "cider_d") == [alone(whole, "cider_d")[place] for place in half]
+    assert alone(whole.take(half), "cider_d") == [alone(whole, "cider_d")[index] for index in half]
     captions = random_captions(3, clips=30)
     part = Captions(captions.names[:15], captions.predicted[:15], captions.references[:15], "none")
     assert alone(Consensus.of(part), "cider_d") != pytest.approx(alone(whole.take(range(15)), "cider_d"), abs=1e-3)
@@ -156,7 +156,7 @@ def test_taking_all_samples_reproduces_the_scores_and_repeats_equal_a_recomputat
     captions = random_captions(5, clips=40)
     places = random.Random(0).choices(range(40), k=40)
     drawn = Captions(
-        *([list(each)[place] for place in places] for each in (captions.names, captions.predicted, captions.references)), ""
+        *([list(each)[index] for index in places] for each in (captions.names, captions.predicted, captions.references)), ""
     )
     for kind, names in ((NGrams, PLAIN[:4]), (Subsequences, ["rouge_l"]), (Consensus, ["cider_d"])):
         whole = kind.of(captions)
@@ -164,13 +164,13 @@ def test_taking_all_samples_reproduces_the_scores_and_repeats_equal_a_recomputat
             assert metric(name).value(whole.take(range(40))) == metric(name).value(whole)
             if kind is not Consensus:
                 assert metric(name).value(whole.take(places)) == pytest.approx(metric(name).value(kind.of(drawn)), abs=1e-12)
-    assert NGrams.of(captions).take(places).names == tuple(captions.names[place] for place in places)
+    assert NGrams.of(captions).take(places).names == tuple(captions.names[index] for index in places)
 
 
 def test_bleu_is_computed_on_many_resamples_of_a_thousand_clips():
     rng = np.random.default_rng(0)
-    found = NGrams(tuple(map(str, range(1000))), rng.integers(1, 9, (1000, 10)).astype(float), "none")
-    cuts = [found.take(places) for places in Resampling(100, 0).draws(1000).tolist()]
+    ngrams = NGrams(tuple(map(str, range(1000))), rng.integers(1, 9, (1000, 10)).astype(float), "none")
+    cuts = [ngrams.take(places) for places in Resampling(100, 0).draws(1000).tolist()]
     assert len({metric("bleu_4").value(cut) for cut in cuts}) > 50
 
 
@@ -182,30 +182,30 @@ EMPTY_ONES = (0, 1, 2, 8)  # places in HOSTILE of what holds no word
 
 def hostile_answers():
     rng = random.Random(0)
-    answers = [Answer(f"p{place}", "caption", text, ["a b c", caption(rng)]) for place, text in enumerate(HOSTILE)]
-    return answers + [Answer(f"r{place}", "caption", "a man", [text, "x"]) for place, text in enumerate(HOSTILE)]
+    answers = [Answer(f"p{index}", "caption", text, ["a b c", caption(rng)]) for index, text in enumerate(HOSTILE)]
+    return answers + [Answer(f"r{index}", "caption", "a man", [text, "x"]) for index, text in enumerate(HOSTILE)]
 
 
 def empty_answers():
     pairs = (("", "a man"), ("...", "..."), ("a man", "..."))
-    return [Answer(str(place), "caption", said, [true]) for place, (said, true) in enumerate(pairs)]
+    return [Answer(str(index), "caption", prediction, [true]) for index, (prediction, true) in enumerate(pairs)]
 
 
 @pytest.mark.parametrize("choice", ["treebank", pytest.param("ptb", marks=needs_java)])
 def test_unusual_texts_have_finite_scores_and_empty_texts_score_0(choice):
-    found = scored(hostile_answers(), caption_tokenizer=choice, metrics=PLAIN)
-    assert [*found.metrics] == PLAIN
-    assert all(value is not None and math.isfinite(value) for value in found.metrics.values())
+    scores = scored(hostile_answers(), caption_tokenizer=choice, metrics=PLAIN)
+    assert [*scores.metrics] == PLAIN
+    assert all(value is not None and math.isfinite(value) for value in scores.metrics.values())
     for name in PLAIN:
-        evidence = found.inputs[metric(name).input_type]
+        evidence = scores.inputs[metric(name).input_type]
         by_clip = dict(zip(evidence.names, alone(evidence, name), strict=True))
-        assert [by_clip[f"p{place}"] for place in EMPTY_ONES] == [0, 0, 0, 0], name
+        assert [by_clip[f"p{index}"] for index in EMPTY_ONES] == [0, 0, 0, 0], name
 
 
 @pytest.mark.parametrize("choice", ["treebank", pytest.param("ptb", marks=needs_java)])
 def test_only_empty_captions_score_0(choice):
-    found = scored(empty_answers(), caption_tokenizer=choice, metrics=PLAIN)
-    assert found.metrics == pytest.approx(dict.fromkeys(PLAIN, 0), abs=1e-9)
+    scores = scored(empty_answers(), caption_tokenizer=choice, metrics=PLAIN)
+    assert scores.metrics == pytest.approx(dict.fromkeys(PLAIN, 0), abs=1e-9)
 
 
 def test_without_answers_every_caption_score_is_none():
@@ -220,18 +220,18 @@ def test_a_single_reference_text_counts_as_a_list_of_one():
 def test_clips_without_references_are_left_out_and_named(caplog):
     bare = [Answer("bare", "caption", "a dog"), Answer("none", "caption", "a dog", []), Answer("blank", "caption", "x", [" "])]
     with caplog.at_level(logging.WARNING, "emollama"):
-        found = scored([*CHECKED, *bare])
+        scores = scored([*CHECKED, *bare])
     assert "caption metrics leave out samples without a reference caption, 3: bare, none, blank" in caplog.text
-    assert found.metrics == scored(CHECKED).metrics
-    assert scores_as_dict(found)["captions"] == {"tokenizer": "treebank", "without_reference": ["bare", "none", "blank"]}
+    assert scores.metrics == scored(CHECKED).metrics
+    assert scores_as_dict(scores)["captions"] == {"tokenizer": "treebank", "without_reference": ["bare", "none", "blank"]}
 
 
 # SPICE, as far as it goes without its models
 
 
 def test_spice_results_are_read_in_any_order_and_undefined_scores_are_0():
-    rows = [(1, 0.5), (0, None), (2, "NaN"), (3, float("nan"))]
-    results = [{"image_id": place, "scores": {"All": {"f": f, "pr": 1.0}}} for place, f in rows]
+    pairs = [(1, 0.5), (0, None), (2, "NaN"), (3, float("nan"))]
+    results = [{"image_id": index, "scores": {"All": {"f": f, "pr": 1.0}}} for index, f in pairs]
     assert spice_scores(results, 4) == [[0.0], [0.5], [0.0], [0.0]]
     with pytest.raises(JavaFailed, match="scores of 1 samples, expected 2"):
         spice_scores(results[1:2], 2)
@@ -244,13 +244,15 @@ def test_spice_starts_and_its_failure_is_reported_and_only_costs_its_own_value(c
     with pytest.raises(JavaFailed, match=r"SPICE failed in Java .*edu/stanford/nlp"):
         Propositions.of(captions)
     monkeypatch.setattr("emollama.evaluation.captions.gathering.lacks_spice", lambda: None)
-    made = Scoring(Scoring.Config(metrics=["bleu_1", "spice"]), labels=[], aliases={}, tasks={"caption": ("reference",)}, key="k")
+    caption_scoring = Scoring(
+        Scoring.Config(metrics=["bleu_1", "spice"]), labels=[], aliases={}, tasks={"caption": ("reference",)}, key="k"
+    )
     with caplog.at_level(logging.WARNING, "emollama"):
-        found = made.score(CHECKED, tolerant=True)["caption"].metrics
-    assert found == {"bleu_1": pytest.approx(0.4278, abs=1e-4), "spice": None}
+        metrics = caption_scoring.score(CHECKED, tolerant=True)["caption"].metrics
+    assert metrics == {"bleu_1": pytest.approx(0.4278, abs=1e-4), "spice": None}
     assert "k: SPICE failed in Java" in caplog.text
     with pytest.raises(JavaFailed):
-        made.score(CHECKED)
+        caption_scoring.score(CHECKED)
 
 
 @needs_java
@@ -297,16 +299,16 @@ def rows_of(clips=30, seed=0, noise=0.5):
     """Rows as a run writes them."""
     rng, other = random.Random(0), random.Random(seed)
     rows = []
-    for place in range(clips):
+    for index in range(clips):
         true = [caption(rng, 4) for _ in range(rng.randint(1, 5))]
-        said = caption(other) if other.random() < noise else other.choice(true)
+        prediction = caption(other) if other.random() < noise else other.choice(true)
         keys = {"task": "caption", "instruction": "?", "target": " ".join(true), "loss": None}
-        rows.append({"name": f"image_{place}", "prediction": said, "reference": true, **keys})
+        rows.append({"name": f"image_{index}", "prediction": prediction, "reference": true, **keys})
     return rows
 
 
 @pytest.fixture
-def told(capsys):
+def printed(capsys):
     """A function that runs ``emollama score`` in this process and returns what it prints."""
     parser = argparse.ArgumentParser()
     score.add_arguments(parser)
@@ -319,9 +321,9 @@ def told(capsys):
     return call
 
 
-def test_a_predictions_file_is_scored_again_without_other_files(told, tmp_path):
+def test_a_predictions_file_is_scored_again_without_other_files(printed, tmp_path):
     (path,) = write_predictions(tmp_path, "flickr30k", rows_of())
-    text = told("--predictions", path, "--output", tmp_path / "out")
+    text = printed("--predictions", path, "--output", tmp_path / "out")
     assert "task caption: 30 samples; tokenizer: treebank\n" in text
     assert "bleu_4" in text and "BLEU-4" not in text  # a name that says it all has no legend
     record = json.loads((tmp_path / "out/scores.json").read_text())["tasks"]["caption"]["files"][str(path)]
@@ -334,17 +336,17 @@ def test_a_predictions_file_is_scored_again_without_other_files(told, tmp_path):
     assert lines[0] == "task,file,name,bleu_1,bleu_2,bleu_3,bleu_4,rouge_l,cider_d" and len(lines) == 31
 
 
-def test_two_files_are_compared_on_the_same_samples_and_the_tokenizer_without_java_is_named(told, tmp_path, monkeypatch):
+def test_two_files_are_compared_on_the_same_samples_and_the_tokenizer_without_java_is_named(printed, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     (good,) = write_predictions(tmp_path, "good", rows_of(noise=0.1))
     (poor,) = write_predictions(tmp_path, "poor", rows_of(seed=1, noise=0.9)[:28])
-    text = told("--predictions", good, poor, "--caption-tokenizer", "auto")
+    text = printed("--predictions", good, poor, "--caption-tokenizer", "auto")
     assert "tokenizer: treebank (no Java)" in text
     assert "Differences from predictions_good.jsonl" in text and "p <= 0.020 (30)" in text
     assert "samples without an answer, which count as empty (2): image_28, image_29" in text
 
 
-def test_other_models_captions_are_scored_against_a_caption_file(told, tmp_path):
+def test_other_models_captions_are_scored_against_a_caption_file(printed, tmp_path):
     rows = rows_of(4)
     (tmp_path / "other.csv").write_text("name,prediction\n" + "".join(f'{row["name"]},"{row["prediction"]}"\n' for row in rows))
     entries = [{"image_id": row["name"], "caption": " ".join(row["reference"]), "captions": row["reference"]} for row in rows]
@@ -352,8 +354,8 @@ def test_other_models_captions_are_scored_against_a_caption_file(told, tmp_path)
     (tmp_path / "bare.json").write_text(json.dumps(entries))
     (path,) = write_predictions(tmp_path, "own", rows)
     for truth in (["--truth", tmp_path / "test.json"], ["--truth", tmp_path / "bare.json"]):
-        assert "task caption: 4 samples" in told("--predictions", tmp_path / "other.csv", *truth)
-    assert "task caption: 4 samples" in told("--predictions", path, tmp_path / "other.csv")
+        assert "task caption: 4 samples" in printed("--predictions", tmp_path / "other.csv", *truth)
+    assert "task caption: 4 samples" in printed("--predictions", path, tmp_path / "other.csv")
     assert read_truth(str(tmp_path / "test.json")).references == {"caption": {row["name"]: row["reference"] for row in rows}}
 
 
@@ -365,7 +367,7 @@ def coco(folder):
     """COCO's captions of two images, whose numbers and names are as COCO's are."""
     images = [{"id": number, "file_name": f"{number:012d}.jpg", "height": 2} for number in COCO_TRUE]
     captions = [{"image_id": number, "caption": text} for number, texts in COCO_TRUE.items() for text in texts]
-    annotations = [{"id": place, **caption} for place, caption in enumerate(captions)]
+    annotations = [{"id": index, **caption} for index, caption in enumerate(captions)]
     path = folder / "captions_val2017.json"
     path.write_text(json.dumps({"info": {}, "licenses": [], "images": images, "annotations": annotations}))
     return path
@@ -382,37 +384,37 @@ def results(path, names):
     [int, str, "{:012d}".format, "{:012d}.jpg".format],
     ids=["numbers", "numbers as texts", "names", "names of files"],
 )
-def test_coco_results_are_scored_against_coco_captions(told, tmp_path, names):
+def test_coco_results_are_scored_against_coco_captions(printed, tmp_path, names):
     path = results(tmp_path / "results.json", names)
-    text = told("--predictions", path, "--truth", coco(tmp_path), "--output", tmp_path / "out")
+    text = printed("--predictions", path, "--truth", coco(tmp_path), "--output", tmp_path / "out")
     assert "task caption: 2 samples" in text and "without reference data" not in text
-    found = json.loads((tmp_path / "out/scores.json").read_text())["tasks"]["caption"]["files"][str(path)]
+    scores = json.loads((tmp_path / "out/scores.json").read_text())["tasks"]["caption"]["files"][str(path)]
     answers = [Answer(f"{number:012d}", "caption", COCO_SAID[number], COCO_TRUE[number]) for number in COCO_SAID]
-    assert found["metrics"] == pytest.approx(scored(answers).metrics) and found["metrics"]["bleu_4"] > 0
-    assert (found["missing"], found["unknown"]) == ([], [])
+    assert scores["metrics"] == pytest.approx(scored(answers).metrics) and scores["metrics"]["bleu_4"] > 0
+    assert (scores["missing"], scores["unknown"]) == ([], [])
 
 
-def test_a_table_of_image_ids_is_read_like_coco_results(told, tmp_path):
+def test_a_table_of_image_ids_is_read_like_coco_results(printed, tmp_path):
     table, truth = tmp_path / "results.csv", coco(tmp_path)
     table.write_text("image_id,caption\n" + "".join(f'{number},"{text}"\n' for number, text in COCO_SAID.items()))
     assert read_answers(str(table)).answers == read_answers(str(results(tmp_path / "results.json", int))).answers
-    assert "task caption: 2 samples" in told("--predictions", table, tmp_path / "results.json", "--truth", truth)
+    assert "task caption: 2 samples" in printed("--predictions", table, tmp_path / "results.json", "--truth", truth)
 
 
-def test_image_ids_are_matched_with_the_samples_of_a_run_and_unknown_numbers_are_reported(told, tmp_path):
+def test_image_ids_are_matched_with_the_samples_of_a_run_and_unknown_numbers_are_reported(printed, tmp_path):
     rows = [{"name": f"{number:012d}", "prediction": "a dog", "reference": COCO_TRUE[number]} for number in COCO_SAID]
     (own,) = write_predictions(tmp_path, "own", [{**row, "task": "caption", "instruction": "?", "target": "x"} for row in rows])
     other = results(tmp_path / "other.json", "{:012d}.jpg".format)
-    assert "task caption: 2 samples" in told("--predictions", own, other)
+    assert "task caption: 2 samples" in printed("--predictions", own, other)
     with pytest.raises(UserError, match="has '42', '7'; .* pass COCO's captions with --truth: their \"images\" list"):
-        told("--predictions", own, results(tmp_path / "numbers.json", int))
+        printed("--predictions", own, results(tmp_path / "numbers.json", int))
     both = results(tmp_path / "both.json", {42: 42, 7: "000000000042.jpg"}.get)
     with pytest.raises(UserError, match="a sample appears twice, by number and by file name"):
-        told("--predictions", both, "--truth", coco(tmp_path))
+        printed("--predictions", both, "--truth", coco(tmp_path))
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "expected"),
     [
         ("a.json", '{"7": "a dog"}', r"a\.json: expected a JSON list of answers \(COCO results, \[{\"image_id\": 7"),
         ("a.json", "[]", "contains no answers"),
@@ -427,9 +429,9 @@ def test_image_ids_are_matched_with_the_samples_of_a_run_and_unknown_numbers_are
         ("a.csv", "image_id,caption\n,x\n", "line 2: expected an image_id"),
     ],
 )
-def test_invalid_captions_by_image_are_refused_with_their_line_or_entry(tmp_path, name, content, words):
+def test_invalid_captions_by_image_are_refused_with_their_line_or_entry(tmp_path, name, content, expected):
     (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=expected):
         read_answers(str(tmp_path / name))
 
 
@@ -446,13 +448,13 @@ def test_missing_java_is_reported_once_and_only_for_requested_metrics(caplog, tm
 
 
 @pytest.mark.parametrize(
-    ("reference", "words"),
+    ("reference", "expected"),
     [([1], "expected 'reference' to be a string or a list"), ({"a": "b"}, "expected an object"), (5, "expected")],
 )
-def test_a_reference_that_is_neither_text_nor_list_of_texts_is_refused_with_its_line(tmp_path, reference, words):
+def test_a_reference_that_is_neither_text_nor_list_of_texts_is_refused_with_its_line(tmp_path, reference, expected):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"name": "a", "prediction": "x", "task": "caption", "reference": reference}))
-    with pytest.raises(UserError, match=rf"line 1: .*{words}"):
+    with pytest.raises(UserError, match=rf"line 1: .*{expected}"):
         read_answers(str(path))
 
 
@@ -462,17 +464,17 @@ def test_lists_of_references_are_read_back_as_written(tmp_path):
     rows[0]["prediction"] = "x"
     path = tmp_path / "predictions_a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = read_answers(str(path)).answers
-    assert found[0].reference == ["half a pair ?", 'a "quote"\nand a line']
-    assert [answer.reference for answer in found[1:]] == [row["reference"] for row in rows[1:]]
+    answers = read_answers(str(path)).answers
+    assert answers[0].reference == ["half a pair ?", 'a "quote"\nand a line']
+    assert [answer.reference for answer in answers[1:]] == [row["reference"] for row in rows[1:]]
 
 
 def test_several_references_as_one_text_are_one_per_line(tmp_path):
     answer = Answer("a", "reason", "She smiles.", ["She smiles.", "Her voice is bright."])
     assert answer.truth == "She smiles.\nHer voice is bright."
     cfg = Scoring.Config(judge={"type": "lexical"}, metrics=["clue_overlap"])
-    made = Scoring(cfg, labels=[], aliases={}, tasks={"reason": ("reference",)}, key="k")
-    assert 0 < made.score([answer])["reason"].metrics["clue_overlap"] < 10
+    caption_scoring = Scoring(cfg, labels=[], aliases={}, tasks={"reason": ("reference",)}, key="k")
+    assert 0 < caption_scoring.score([answer])["reason"].metrics["clue_overlap"] < 10
     (path,) = (tmp_path / "a.jsonl",)
     path.write_text(json.dumps({"name": "a", "task": "reason", "prediction": "She smiles.", "reference": answer.reference}))
     from emollama.evaluation.matching import match
@@ -484,8 +486,8 @@ def test_several_references_as_one_text_are_one_per_line(tmp_path):
 
 def test_confidence_intervals_of_caption_scores_are_reproducible():
     answers = [Answer(row["name"], "caption", row["prediction"], row["reference"]) for row in rows_of(60)]
-    found = [compare({"a": scored(answers)}, Resampling(200, 3)).estimates["a"] for _ in range(2)]
-    assert found[0] == found[1] and all(one.low < one.high for one in found[0].values())
+    estimates = [compare({"a": scored(answers)}, Resampling(200, 3)).estimates["a"] for _ in range(2)]
+    assert estimates[0] == estimates[1] and all(one.low < one.high for one in estimates[0].values())
 
 
 def run_folder(folder, tokenizer):
@@ -501,12 +503,12 @@ def run_folder(folder, tokenizer):
 
 def test_the_report_shows_caption_metrics_the_tokenizer_and_all_references(tmp_path):
     folder = run_folder(tmp_path / "run", "treebank (no Java)")
-    written = json.loads((folder / "result/metrics_flickr30k.json").read_text())["tasks"]["caption"]
-    assert [*written["clip_scores"][0]] == ["name", "rouge_l", "cider_d"]
+    scores = json.loads((folder / "result/metrics_flickr30k.json").read_text())["tasks"]["caption"]
+    assert [*scores["clip_scores"][0]] == ["name", "rouge_l", "cider_d"]
     page = write_report(folder).read_text(encoding="utf-8")
-    for words in ("BLEU-4", "ROUGE-L", "CIDEr-D", "tokenizer: treebank (no Java)", "from the worst to the best score", "cider d"):
-        assert words in page
-    best = max(written["clip_scores"], key=lambda row: row["cider_d"])["name"]
+    for text in ("BLEU-4", "ROUGE-L", "CIDEr-D", "tokenizer: treebank (no Java)", "from the worst to the best score", "cider d"):
+        assert text in page
+    best = max(scores["clip_scores"], key=lambda row: row["cider_d"])["name"]
     true = next(row["reference"] for row in rows_of() if row["name"] == best)
     assert "\n".join(true).replace("'", "&#39;") in page
     assert "[&#34;" not in page

@@ -41,10 +41,10 @@ BLOCK = "datasets.golden"
 @pytest.fixture
 def tree(tmp_path, corpus):
     """A configuration of one training block over the copied corpus, to be spoiled with it."""
-    made = golden_tree(tmp_path, corpus)
-    del made["evaluation_datasets"]
-    made["datasets"]["golden"]["task_pool"] = ["emotion", "reason"]
-    return made
+    content = golden_tree(tmp_path, corpus)
+    del content["evaluation_datasets"]
+    content["datasets"]["golden"]["task_pool"] = ["emotion", "reason"]
+    return content
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def checked(tmp_path, tree):
     return lambda *options: check(loaded(tmp_path, tree, *options))
 
 
-def found(report, kind, level=None):
+def reported_names(report, kind, level=None):
     """The clips that findings of a kind name."""
     return [
         name for finding in report.findings if finding.kind == kind and level in (None, finding.level) for name in finding.clips
@@ -113,7 +113,7 @@ def test_a_repeated_check_gives_the_same_report_and_notices_a_changed_file(tmp_p
     assert first == second
     np.save(planted.folder / "HL-UTT" / f"{planted.names[0]}.npy", np.full(1024, np.nan, np.float32))
     report = check(config.load(str(planted.config)))
-    assert planted.names[0] in found(report, "unusable features")
+    assert planted.names[0] in reported_names(report, "unusable features")
 
 
 def test_cached_lengths_are_measured_again_when_a_text_changes(checked, corpus):
@@ -156,8 +156,8 @@ def test_a_repeated_check_does_not_import_the_language_model_module(checked, tre
     """In a new interpreter: a look that remembers the first one, then one that remembers nothing."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
     checked()
-    done = running.run("-c", LOOK, write(tmp_path, tree), str(tmp_path / "first"), str(tmp_path / "nothing"))
-    assert done.stdout == "False [True, True, True]\nTrue [True, True, True]\n", done.stderr
+    completed = running.run("-c", LOOK, write(tmp_path, tree), str(tmp_path / "first"), str(tmp_path / "nothing"))
+    assert completed.stdout == "False [True, True, True]\nTrue [True, True, True]\n", completed.stderr
 
 
 def test_checking_does_not_modify_the_data(checked, corpus):
@@ -189,7 +189,7 @@ def test_an_unreadable_block_does_not_prevent_the_check_of_the_others(checked, t
     assert [block.label for block in report.blocks] == [BLOCK]
     assert {finding.block for finding in report.findings if finding.kind == "unreadable"} == {"datasets.second", "datasets.third"}
     assert "absent.txt" in texts(report) and "face_feature_path: no folder" in texts(report)
-    assert found(report, "missing features") == [NAMES[2]]
+    assert reported_names(report, "missing features") == [NAMES[2]]
 
 
 def test_problems_outside_the_annotation_files_are_reported(checked, tree):
@@ -235,7 +235,7 @@ def test_the_problems_notes_and_names_of_a_custom_dataset_class_are_used(checked
     tree["evaluation_datasets"] = {"bare": {}}
     report = checked()
     assert "its own complaint" in texts(report) and "bare note" in texts(report, "note")
-    assert found(report, "train/test overlap") == [NAMES[0]]
+    assert reported_names(report, "train/test overlap") == [NAMES[0]]
 
 
 # Captions
@@ -340,9 +340,9 @@ def test_a_caption_that_does_not_clearly_contradict_the_label_is_accepted(captio
 
 
 def test_related_forms_of_custom_labels_are_recognized():
-    words = LabelWords(("Cosy", "grim"))
-    assert words.other("A cosiness lies in the voice.", "grim") == "Cosy"
-    assert words.other("She stares grimly.", "Cosy") == "grim"
+    label_words = LabelWords(("Cosy", "grim"))
+    assert label_words.other("A cosiness lies in the voice.", "grim") == "Cosy"
+    assert label_words.other("She stares grimly.", "Cosy") == "grim"
 
 
 def test_contradicting_labels_are_detected_exactly_in_generated_captions():
@@ -356,20 +356,20 @@ def test_contradicting_labels_are_detected_exactly_in_generated_captions():
         ("The eyes are wide: this is {a}.", True),
         ("The person seems {a}, and neither {b} nor anything else.", True),
     )
-    words, told, meant = LabelWords(NINE), 0, 0
+    label_words, reported, contradictions = LabelWords(NINE), 0, 0
     for _ in range(2000):
         own, a, b = rng.choice(NINE, 3, replace=False)
         frame, disagrees = frames[int(rng.integers(len(frames)))]
-        hint = words.other(frame.format(own=own, a=a, b=b), own)
+        hint = label_words.other(frame.format(own=own, a=a, b=b), own)
         assert hint == (a if disagrees else None), frame
-        told, meant = told + (hint is not None), meant + disagrees
-    assert told == meant > 400
+        reported, contradictions = reported + (hint is not None), contradictions + disagrees
+    assert reported == contradictions > 400
 
 
 def test_refusals_are_reported_with_the_exclude_key_and_excluding_them_resolves_it(checked, tree, corpus):
     change_captions(corpus, lambda content: content[NAMES[1]].update(caption="As an AI language model, I cannot see."))
     report = checked()
-    assert found(report, "refusal", "problem") == [NAMES[1]] and f"{BLOCK}.exclude" in texts(report)
+    assert reported_names(report, "refusal", "problem") == [NAMES[1]] and f"{BLOCK}.exclude" in texts(report)
     tree["datasets"]["golden"]["exclude"] = [NAMES[1]]
     assert checked().findings == [] and checked().blocks[0].clips == 5
 
@@ -393,7 +393,7 @@ def test_values_of_large_arrays_are_read_only_on_request_and_counted_in_the_repo
     report = checked()
     assert report.findings == [] and [row.values_read for row in report.blocks[0].arrays] == [0, 6, 6, 6]
     report = checked(f"{BLOCK}.check_values=all")
-    assert found(report, "unusable features") == [NAMES[0]] and "NaN" in texts(report)
+    assert reported_names(report, "unusable features") == [NAMES[0]] and "NaN" in texts(report)
     assert [row.values_read for row in report.blocks[0].arrays] == [5, 6, 6, 6]
 
 
@@ -435,10 +435,10 @@ def test_a_slow_disk_is_read_by_several_threads_and_the_order_is_preserved(tmp_p
 @pytest.mark.parametrize(("limit", "kind"), [("max_txt_len=30", "answers cut"), ("max_context_len=72", "prompts cut")])
 def test_the_check_reports_exactly_the_tokens_that_a_run_would_cut(checked, tree, tmp_path, limit, kind):
     report = checked(f"model.{limit}")
-    made = loaded(tmp_path, tree, f"model.{limit}")
-    prompt = made.classes["model"].prompt(made.model)
-    shapes = made.classes["model"].slot_shapes(made.model)
-    dataset = made.classes[BLOCK](made.datasets["golden"], slot_shapes=shapes, label=BLOCK)
+    cfg = loaded(tmp_path, tree, f"model.{limit}")
+    prompt = cfg.classes["model"].prompt(cfg.model)
+    shapes = cfg.classes["model"].slot_shapes(cfg.model)
+    dataset = cfg.classes[BLOCK](cfg.datasets["golden"], slot_shapes=shapes, label=BLOCK)
     cut = {
         name: max(
             prompt.sample(dataset.record(index, task, instruction)).tokens_cut
@@ -457,11 +457,11 @@ def test_the_check_reports_exactly_the_tokens_that_a_run_would_cut(checked, tree
 def test_without_the_language_model_lengths_are_estimated_and_cuts_reported_as_notes(checked, tree, tmp_path):
     tree["model"]["llama_model"] = str(tmp_path / "not downloaded yet")
     report = checked("model.max_txt_len=10")
-    assert [found.kind for found in report.of_level("problem")] == ["model"] and not any(
+    assert [finding.kind for finding in report.of_level("problem")] == ["model"] and not any(
         lengths.exact for lengths in report.blocks[0].lengths
     )
     assert "lengths are estimated" in texts(report, "note") and "not downloaded yet" in texts(report, "note")
-    assert len(found(report, "answers cut", "note")) == 6
+    assert len(reported_names(report, "answers cut", "note")) == 6
     assert "tokens, estimated" in text_of(report)
 
 
@@ -477,7 +477,7 @@ def test_evaluation_clips_without_answers_are_reported_as_a_note(checked, tree, 
     tree["datasets"] = {}
     change_captions(corpus, lambda content: content.pop(NAMES[3]))
     report = checked()
-    assert report.summary == "0 problems, 1 note" and found(report, "no answer") == [NAMES[3]]
+    assert report.summary == "0 problems, 1 note" and reported_names(report, "no answer") == [NAMES[3]]
     assert report.blocks[0].answers == {"emotion": 6, "reason": 5}
 
 
@@ -490,7 +490,10 @@ def test_empty_captions_are_counted_separately_from_missing_ones(checked, corpus
 
     change_captions(corpus, spoil)
     report = checked()
-    assert found(report, "caption", "problem") == NAMES[:4] and found(report, "empty caption", "note") == NAMES[1:3]
+    assert (
+        reported_names(report, "caption", "problem") == NAMES[:4]
+        and reported_names(report, "empty caption", "note") == NAMES[1:3]
+    )
     assert report.summary == "1 problem, 1 note"
 
 
@@ -506,26 +509,28 @@ def test_empty_cells_of_a_table_are_empty_captions(checked, tree, corpus, kind, 
     (corpus / "table.csv").write_text(text.format(*NAMES))
     block = {"type": kind, "data_root": str(corpus), "annotation_file": "table.csv", "task_pool": ["reason"]}
     tree["datasets"]["golden"] = block
-    assert found(checked(), "caption", "problem") == found(checked(), "empty caption", "note") == [NAMES[0]]
+    assert reported_names(checked(), "caption", "problem") == reported_names(checked(), "empty caption", "note") == [NAMES[0]]
 
 
 def test_a_messy_table_is_read_and_its_faulty_rows_are_reported(tmp_path, tree, corpus):
     """A byte order mark, CRLF, names of digits only, a name twice, empty cells, a row too long, spaces."""
     names = ["00012", "12", "7", "00012", "8"]
     folder = tmp_path / "own"
-    for number, place in enumerate(FOLDERS.values()):
-        (folder / place).mkdir(parents=True)
+    for number, slot_folder in enumerate(FOLDERS.values()):
+        (folder / slot_folder).mkdir(parents=True)
         for name in names:
-            if place != "eva":
-                np.save(folder / place / f"{name}.npy", np.linspace(number, int(name), 1024, dtype=np.float32))
+            if slot_folder != "eva":
+                np.save(folder / slot_folder / f"{name}.npy", np.linspace(number, int(name), 1024, dtype=np.float32))
     rows = ["name,emotion,sentence,reason", "00012, happy ,Hello,she smiles", "12,sad,,", ",,,", "7,angry,,he frowns"]
     rows += ["00012,happy,Hello,she smiles", "8,sad,a,b,c", ",sad,words,why", '9,sad,"one, two",', ""]
     (folder / "own.csv").write_bytes(("\ufeff" + "\r\n".join(rows) + "\r\n").encode())
     block = {"type": "custom", "data_root": str(folder), "annotation_file": "own.csv", "task_pool": ["emotion", "reason"]}
     tree["datasets"] = {"own": block | {"image_feature_path": None}}
     report = check(loaded(tmp_path, tree))
-    assert sorted(found(report, "list")) == ["", "00012", "8"] and "line 6" in texts(report) and "line 7" in texts(report)
-    assert found(report, "caption") == ["12", "9"] and set(found(report, "missing features")) == {"9"}
+    assert (
+        sorted(reported_names(report, "list")) == ["", "00012", "8"] and "line 6" in texts(report) and "line 7" in texts(report)
+    )
+    assert reported_names(report, "caption") == ["12", "9"] and set(reported_names(report, "missing features")) == {"9"}
     (figures,) = report.blocks
     assert figures.clips == 4 and figures.labels == {"sad": 2, "happy": 1, "angry": 1}
     assert figures.sentences == {"clips": 4, "empty": 2, "different": 3, "of clips not listed": 0}
@@ -546,42 +551,42 @@ def test_a_transcript_with_byte_order_mark_and_crlf_is_read_with_its_first_colum
 def two_blocks(tree, corpus):
     """The training block beside a test block of three clips, whose arrays lie in folders of their own."""
     folder = corpus / "test"
-    for place in FOLDERS.values():
-        (folder / place).mkdir(parents=True)
+    for slot_folder in FOLDERS.values():
+        (folder / slot_folder).mkdir(parents=True)
     tree["evaluation_datasets"] = {
         "test": tree["datasets"]["golden"]
         | {"annotation_file": "test/list.txt", "task_pool": "emotion", "transcription_path": None}
     }
 
-    def made(names):
+    def write_test_block(names):
         """``names``: clip of the test -> the clip of training whose arrays it gets; None: arrays of its own."""
         (folder / "list.txt").write_text("".join(f"{name} happy\n" for name in names))
-        for place in FOLDERS.values():
+        for slot_folder in FOLDERS.values():
             for name, source in names.items():
-                array = np.load(corpus / place / f"{source or NAMES[0]}.npy")
-                np.save(folder / place / f"{name}.npy", array if source else array * 0.5 + len(name) + ord(name[-1]))
+                array = np.load(corpus / slot_folder / f"{source or NAMES[0]}.npy")
+                np.save(folder / slot_folder / f"{name}.npy", array if source else array * 0.5 + len(name) + ord(name[-1]))
 
-    return made
+    return write_test_block
 
 
 def test_a_clip_in_both_training_and_test_data_is_a_problem(checked, two_blocks):
     two_blocks({NAMES[1]: NAMES[1], "fresh_1": None})
     report = checked()
-    assert found(report, "train/test overlap", "problem") == [NAMES[1]]
+    assert reported_names(report, "train/test overlap", "problem") == [NAMES[1]]
     assert "datasets.golden and evaluation_datasets.test" in texts(report) and "exclude" in texts(report)
 
 
 def test_the_same_arrays_under_another_name_are_a_problem(checked, two_blocks):
     two_blocks({"renamed": NAMES[1], "fresh_1": None})
     report = checked()
-    assert found(report, "train/test overlap", "problem") == [NAMES[1]]
+    assert reported_names(report, "train/test overlap", "problem") == [NAMES[1]]
     assert f"{NAMES[1]} = renamed" in text_of(report)
 
 
 def test_the_same_name_with_entirely_different_arrays_is_a_note(checked, two_blocks):
     two_blocks({NAMES[1]: None, "fresh_1": None})
     report = checked()
-    assert report.of_level("problem") == [] and found(report, "same names", "note") == [NAMES[1]]
+    assert report.of_level("problem") == [] and reported_names(report, "same names", "note") == [NAMES[1]]
 
 
 def test_videos_that_begin_with_the_same_frame_are_not_reported_as_duplicates(checked, two_blocks, tree, corpus):
@@ -594,16 +599,16 @@ def test_videos_that_begin_with_the_same_frame_are_not_reported_as_duplicates(ch
             block |= {"image_feature_path": None, "image_path": str(corpus / "videos")}
     tree["model"]["vit_weights"] = str(GOLDEN / "vision/eva_tiny.safetensors")
     report = checked()
-    assert report.of_level("problem") == [] and found(report, "same features") == []
+    assert report.of_level("problem") == [] and reported_names(report, "same features") == []
 
 
 def test_clips_with_arrays_of_zeros_are_not_reported_as_duplicates(checked, two_blocks, corpus):
     two_blocks({"fresh_1": None, "fresh_2": None})
-    for place, name in ((corpus, NAMES[0]), (corpus, NAMES[1]), (corpus / "test", "fresh_1")):
-        np.save(place / FOLDERS["face"] / f"{name}.npy", np.zeros(1024, np.float32))
+    for folder, name in ((corpus, NAMES[0]), (corpus, NAMES[1]), (corpus / "test", "fresh_1")):
+        np.save(folder / FOLDERS["face"] / f"{name}.npy", np.zeros(1024, np.float32))
     report = checked()
     assert report.of_level("problem") == []
-    assert sorted(found(report, "constant features", "note")) == sorted([NAMES[0], NAMES[1], "fresh_1"])
+    assert sorted(reported_names(report, "constant features", "note")) == sorted([NAMES[0], NAMES[1], "fresh_1"])
 
 
 def test_arrays_of_clips_in_another_block_do_not_count_as_unlisted(checked, tree, corpus):
@@ -613,7 +618,7 @@ def test_arrays_of_clips_in_another_block_do_not_count_as_unlisted(checked, tree
     (corpus / "rest.txt").write_text("".join(rows[4:]))
     tree["evaluation_datasets"] = {"rest": tree["datasets"]["golden"] | {"annotation_file": "rest.txt"}}
     report = checked()
-    assert report.unlisted_arrays == {} and found(report, "train/test overlap") == []
+    assert report.unlisted_arrays == {} and reported_names(report, "train/test overlap") == []
 
 
 # What training takes
@@ -630,8 +635,8 @@ def test_dataset_epochs_follow_from_steps_batch_size_and_sample_ratio(checked, t
 
 
 def test_the_size_of_a_checkpoint_is_that_of_the_file(checked, tree, tmp_path):
-    made = loaded(tmp_path, tree)
-    model = made.classes["model"](made.model, device=torch.device("cpu"), frozen_dtype=torch.float32)
+    cfg = loaded(tmp_path, tree)
+    model = cfg.classes["model"](cfg.model, device=torch.device("cpu"), frozen_dtype=torch.float32)
     named = optim.trainable(model)
     optimizer = optim.adamw(named.items(), lr=1e-5, weight_decay=0.05, beta2=0.999)
     for parameter in named.values():

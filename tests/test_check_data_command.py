@@ -18,16 +18,16 @@ from emollama import cli
 @pytest.fixture
 def tree(tmp_path, corpus):
     """One training block over the copied corpus."""
-    made = golden_tree(tmp_path, corpus)
-    del made["evaluation_datasets"]
-    return made
+    content = golden_tree(tmp_path, corpus)
+    del content["evaluation_datasets"]
+    return content
 
 
 @pytest.fixture
 def printed(tmp_path, tree, capsys):
     """A function that runs the command in this process and returns its exit status and what it printed."""
 
-    def made(*arguments):
+    def run_command(*arguments):
         status = 0
         try:
             cli.main(["check-data", "--cfg-path", write(tmp_path, tree), *arguments])
@@ -37,15 +37,15 @@ def printed(tmp_path, tree, capsys):
         assert "Traceback" not in printed.err
         return status, printed.out
 
-    return made
+    return run_command
 
 
 def test_the_command_prints_tables_and_exits_with_0_for_clean_data(tmp_path, printed):
     status, text = printed()
     assert status == 0
     assert text.splitlines()[-1] == "0 problems, 0 notes"
-    for words in ("datasets.golden (feature_face_caption", "6 clips", "happy 1", "image + cls", "answers of emotion", "reading"):
-        assert words in text
+    for part in ("datasets.golden (feature_face_caption", "6 clips", "happy 1", "image + cls", "answers of emotion", "reading"):
+        assert part in text
     assert "Problems" not in text and not (tmp_path / "out").exists()
 
 
@@ -85,11 +85,11 @@ def test_options_override_the_file(printed):
 @pytest.mark.slow
 def test_checking_as_many_clips_as_merr_takes_under_60_s_and_15_s_when_cached():
     script = str(ROOT / "benchmarks/check_data.py")
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, script, "--json"], env=environment(), capture_output=True, text=True, timeout=800, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    report = json.loads(done.stdout)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    report = json.loads(completed.stdout)
     assert report["clips"] == 28_618 and report["wrong"] == {"cold": {}, "warm": {}}
     # CPU time, because wall time doubles where cores are shared. The second look took 10.4 s on a core of 2 GHz.
     assert report["cold"]["cpu_s"] < 60

@@ -31,11 +31,11 @@ def stored():
 @pytest.fixture
 def model(golden_config):
     """The tiny model with adapters and projections of other values than the golden ones."""
-    made = golden_config.classes["model"](golden_config.model, device=torch.device("cpu"), frozen_dtype=torch.float32)
+    loaded_model = golden_config.classes["model"](golden_config.model, device=torch.device("cpu"), frozen_dtype=torch.float32)
     with torch.no_grad():
-        for parameter in trainable(made).values():
+        for parameter in trainable(loaded_model).values():
             parameter.fill_(7.0)
-    return made
+    return loaded_model
 
 
 @pytest.fixture(scope="module")
@@ -109,16 +109,16 @@ def test_the_eight_tensors_missing_from_a_minigpt_v2_file_are_accepted_with_a_no
     assert parameters["llama_proj.weight"].detach().equal(stored["llama_proj.weight"])
 
 
-@pytest.mark.parametrize("kept", checkpoint_names.ABSENT_TOGETHER)
-def test_a_file_that_lacks_only_seven_of_the_eight_tensors_is_refused_by_name(laid_out, stored, kept):
-    absent = [name for name in checkpoint_names.ABSENT_TOGETHER if name != kept]
+@pytest.mark.parametrize("present", checkpoint_names.ABSENT_TOGETHER)
+def test_a_file_that_lacks_only_seven_of_the_eight_tensors_is_refused_by_name(laid_out, stored, present):
+    absent = [name for name in checkpoint_names.ABSENT_TOGETHER if name != present]
     for name in absent:
         del stored[name]
-    said = refusal(checked, laid_out, stored)
-    assert said.startswith(
+    message = refusal(checked, laid_out, stored)
+    assert message.startswith(
         "checkpoint file.pth: missing tensors (to allow this, set ckpt_allow_missing to glob patterns), 7: "
-    ) and all(name in said for name in absent)
-    assert kept not in said
+    ) and all(name in message for name in absent)
+    assert present not in message
 
 
 def test_a_file_that_lacks_the_eight_tensors_and_another_is_refused(laid_out, stored):
@@ -139,11 +139,11 @@ def test_missing_tensors_are_named_with_their_count_and_the_remedy(laid_out, sto
     gone = [name for name in stored if ".layers.1." in name]
     for name in gone:
         del stored[name]
-    said = refusal(checked, laid_out, stored)
+    message = refusal(checked, laid_out, stored)
     assert (
-        "missing tensors (to allow this, set ckpt_allow_missing to glob patterns), 4: " in said
-        and all(name in said for name in gone)
-        and "ckpt_allow_missing" in said
+        "missing tensors (to allow this, set ckpt_allow_missing to glob patterns), 4: " in message
+        and all(name in message for name in gone)
+        and "ckpt_allow_missing" in message
     )
 
 
@@ -157,17 +157,19 @@ def test_unexpected_tensors_are_named(laid_out, stored):
 def test_tensors_of_another_shape_are_reported_with_both_shapes(laid_out, stored):
     stored["llama_proj.weight"] = torch.zeros(64, 700)
     stored["llama_proj.bias"] = torch.zeros(1, 64)
-    said = refusal(checked, laid_out, stored)
-    assert "tensors of another shape (are lora_r, slot_dims and llama_model the same?), 2: " in said
-    assert "llama_proj.weight has shape (64, 700), expected (64, 704)" in said and "llama_proj.bias has shape (1, 64)" in said
+    message = refusal(checked, laid_out, stored)
+    assert "tensors of another shape (are lora_r, slot_dims and llama_model the same?), 2: " in message
+    assert (
+        "llama_proj.weight has shape (64, 700), expected (64, 704)" in message and "llama_proj.bias has shape (1, 64)" in message
+    )
 
 
 def test_all_tensor_problems_are_reported_together(laid_out, stored):
     del stored["llama_proj.bias"]
     stored["other"] = torch.zeros(1)
     stored["feats_llama_proj1.bias"] = torch.zeros(3)
-    said = refusal(checked, laid_out, stored)
-    assert all(part in said for part in ("missing tensors", "unexpected tensors", "tensors of another shape"))
+    message = refusal(checked, laid_out, stored)
+    assert all(part in message for part in ("missing tensors", "unexpected tensors", "tensors of another shape"))
 
 
 def test_the_unused_tensors_of_published_files_are_ignored_with_a_note(laid_out, stored):
@@ -217,8 +219,8 @@ def test_a_truncated_file_is_refused_with_and_without_its_digest(tmp_path, store
     path.write_bytes(raw[: int(len(raw) * share)])
     if not digest:
         checkpoint.digest_path(path).unlink()
-    said = refusal(checkpoint.read, str(path), "model.ckpt")
-    assert said.startswith("model.ckpt: ") and str(path) in said
+    message = refusal(checkpoint.read, str(path), "model.ckpt")
+    assert message.startswith("model.ckpt: ") and str(path) in message
 
 
 def test_a_flipped_bit_is_detected_by_the_digest(tmp_path, stored):
@@ -254,8 +256,8 @@ class Payload:
 def test_pickled_code_is_refused_and_never_executed(tmp_path, stored, new_format):
     proof, path = tmp_path / "executed", tmp_path / "bad.pth"
     torch.save({"model": stored, "config": Payload(proof)}, path, _use_new_zipfile_serialization=new_format)
-    said = refusal(checkpoint.read, str(path), "model.ckpt")
-    assert "could run code" in said and str(path) in said
+    message = refusal(checkpoint.read, str(path), "model.ckpt")
+    assert "could run code" in message and str(path) in message
     assert not proof.exists()
     torch.load(path, weights_only=False)["config"].close()
     assert proof.exists()
@@ -366,8 +368,8 @@ def test_keep_last_deletes_older_epochs_with_their_digests_and_never_best_or_las
         saved(tmp_path, {"model": {}, "step": 1}, name)
     (tmp_path / "notes.txt").write_text("x")
     checkpoint.drop_old(tmp_path, 2)
-    kept = {"checkpoint_9.pth", "checkpoint_10.pth", "checkpoint_best.pth", "checkpoint_last.pth"}
-    assert {path.name for path in tmp_path.iterdir()} == kept | {f"{name}.sha256" for name in kept} | {"notes.txt"}
+    expected = {"checkpoint_9.pth", "checkpoint_10.pth", "checkpoint_best.pth", "checkpoint_last.pth"}
+    assert {path.name for path in tmp_path.iterdir()} == expected | {f"{name}.sha256" for name in expected} | {"notes.txt"}
 
 
 def test_keep_last_above_the_number_of_checkpoints_deletes_nothing(tmp_path):
@@ -450,6 +452,6 @@ def test_a_run_writes_checkpoints_with_the_published_tensor_names(tmp_path, stor
 
 def test_a_minigpt_v2_file_may_lack_further_allowed_tensors(laid_out, stored):
     together = sorted(laid_out.absent_together)
-    kept = {name: tensor for name, tensor in stored.items() if name not in together and name != "llama_proj.bias"}
-    notes = checked(laid_out, kept, "llama_proj.bias", "cls_tk_llama_proj.*")
+    tensors = {name: tensor for name, tensor in stored.items() if name not in together and name != "llama_proj.bias"}
+    notes = checked(laid_out, tensors, "llama_proj.bias", "cls_tk_llama_proj.*")
     assert "is a MiniGPT-v2 checkpoint" in notes[0] and "1: llama_proj.bias" in notes[1]

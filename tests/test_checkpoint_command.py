@@ -70,8 +70,8 @@ def test_inspect_all_prints_every_tensor(printed):
     stored = torch.load(SLIM, weights_only=True)["model"]
     text = printed("inspect", SLIM, "--all")
     assert all(name in text for name in stored)
-    found = json.loads(printed("inspect", SLIM, "--all", "--json"))
-    assert found["all"] == {name: {"shape": list(tensor.shape), "dtype": "float32"} for name, tensor in stored.items()}
+    report = json.loads(printed("inspect", SLIM, "--all", "--json"))
+    assert report["all"] == {name: {"shape": list(tensor.shape), "dtype": "float32"} for name, tensor in stored.items()}
     assert "all" not in json.loads(printed("inspect", SLIM, "--json"))
 
 
@@ -90,8 +90,12 @@ def test_diff_prints_what_differs_and_exits_with_1(printed, changed, capsys):
     assert lines[3].startswith("different: 18 tensors compared, largest relative difference ")
     with pytest.raises(SystemExit):
         printed("diff", SLIM, changed, "--json")
-    found = json.loads(capsys.readouterr().out)
-    assert (found["equal"], found["beyond"], found["only_in_second"]) == (False, ["llama_proj.bias"], ["attention.fc_out.bias"])
+    report = json.loads(capsys.readouterr().out)
+    assert (report["equal"], report["beyond"], report["only_in_second"]) == (
+        False,
+        ["llama_proj.bias"],
+        ["attention.fc_out.bias"],
+    )
 
 
 def test_diff_ignores_differences_within_the_tolerance(printed, changed, tmp_path):
@@ -117,13 +121,13 @@ def test_converting_to_peft_and_back_leaves_no_difference(printed, tmp_path):
 def test_merging_and_averaging_write_their_results_to_the_output_path(printed, tmp_path, changed):
     printed("convert", SLIM, "--to", "merged", "--llama-model", LLAMA, "--output", tmp_path / "merged")
     assert (tmp_path / "merged/model.safetensors").is_file() and (tmp_path / "merged/tokenizer.json").is_file()
-    said = printed("average", SLIM, SLIM, "--output", tmp_path / "mean.pth")
-    assert said == f"{tmp_path / 'mean.pth'}: the mean of 2 checkpoints\n"
+    output = printed("average", SLIM, SLIM, "--output", tmp_path / "mean.pth")
+    assert output == f"{tmp_path / 'mean.pth'}: the mean of 2 checkpoints\n"
     assert printed("diff", SLIM, tmp_path / "mean.pth").startswith("equal")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "expected"),
     [
         (["--to", "merged"], "--to merged requires --llama-model"),
         (["--to", "pth", "--lora-alpha", "16"], "no effect with --to pth"),
@@ -133,8 +137,8 @@ def test_merging_and_averaging_write_their_results_to_the_output_path(printed, t
         (["--to", "peft", "--llama-model", str(GOLDEN / "data")], "--llama-model: "),
     ],
 )
-def test_inconsistent_arguments_of_convert_are_refused(printed, tmp_path, arguments, words):
-    assert words in refusal(printed, "convert", SLIM, *arguments, "--output", tmp_path / "out")
+def test_inconsistent_arguments_of_convert_are_refused(printed, tmp_path, arguments, expected):
+    assert expected in refusal(printed, "convert", SLIM, *arguments, "--output", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -192,7 +196,7 @@ main(arguments)
 
 
 @pytest.mark.parametrize(
-    ("moment", "written"),
+    ("moment", "expected"),
     [
         ("adapter_model.safetensors", ["adapter_config.json", "adapter_model.safetensors"]),
         (
@@ -216,11 +220,11 @@ main(arguments)
         ),
     ],
 )
-def test_a_killed_process_leaves_nothing_at_the_output_path(launch, tmp_path, moment, written):
+def test_a_killed_process_leaves_nothing_at_the_output_path(launch, tmp_path, moment, expected):
     """It is killed when half of a file is written, or when everything is written and the folder gets its name."""
     (tmp_path / "killed.py").write_text(KILLED)
     arguments = ("checkpoint", "convert", SLIM, "--lora-alpha", "16", "--to", "peft", "--output", str(tmp_path / "out"))
-    done = launch(str(tmp_path / "killed.py"), moment, *arguments)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    completed = launch(str(tmp_path / "killed.py"), moment, *arguments)
+    assert completed.returncode == -signal.SIGKILL, completed.stderr
     assert not (tmp_path / "out").exists()
-    assert sorted(path.name for path in tmp_path.glob(".out.tmp*/*")) == written
+    assert sorted(path.name for path in tmp_path.glob(".out.tmp*/*")) == expected

@@ -58,10 +58,10 @@ def light(tmp_path_factory):
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     variables = os.environ | {"PYTHONPATH": paths, "EMOLLAMA_DATA": "data", "COLUMNS": "80", "MPLBACKEND": "Agg"}
     script = ROOT / "tests/workers/light_commands.py"
-    line = [sys.executable, str(script), str(folder / "found.json"), *map(str, CONFIGURATIONS)]
-    done = subprocess.run(line, cwd=folder / "work", env=variables, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads((folder / "found.json").read_text())
+    line = [sys.executable, str(script), str(folder / "commands.json"), *map(str, CONFIGURATIONS)]
+    completed = subprocess.run(line, cwd=folder / "work", env=variables, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
+    return json.loads((folder / "commands.json").read_text())
 
 
 def test_commands_without_tensors_import_no_torch(light):
@@ -102,9 +102,9 @@ def test_the_help_overview_lists_every_command_with_its_example():
 @pytest.mark.parametrize(("name", "module"), [(name, module) for name, _, module in COMMANDS])
 def test_the_example_is_a_valid_command_line(name, module):
     example = importlib.import_module(f"emollama.commands.{module}").EXAMPLE
-    words = shlex.split(example.partition(" > ")[0])
-    assert words[:2] == ["emollama", name]
-    assert build_parser([name]).parse_args(words[1:]).command == name
+    arguments = shlex.split(example.partition(" > ")[0])
+    assert arguments[:2] == ["emollama", name]
+    assert build_parser([name]).parse_args(arguments[1:]).command == name
 
 
 def anchors(page):
@@ -255,10 +255,10 @@ def test_an_error_of_a_command_is_printed_and_gives_exit_status_1(capsys):
 # Options that every command has
 
 
-@pytest.mark.parametrize("place", ["before", "after"])
-def test_debug_prints_the_traceback_before_the_error(place, capsys):
+@pytest.mark.parametrize("position", ["before", "after"])
+def test_debug_prints_the_traceback_before_the_error(position, capsys):
     line = ["config", "show", "--cfg-path", "nowhere.yaml"]
-    status, _, err = called(capsys, *(["--debug", *line] if place == "before" else [*line, "--debug"]))
+    status, _, err = called(capsys, *(["--debug", *line] if position == "before" else [*line, "--debug"]))
     assert status == 1
     assert err.startswith("Traceback (most recent call last):")
     assert err.splitlines()[-1].startswith("error: --cfg-path: no file 'nowhere.yaml'")
@@ -301,10 +301,10 @@ def test_verbose_prints_debug_messages_and_quiet_hides_everything_below_warnings
 
 
 def test_commands_do_not_receive_the_global_options(monkeypatch, capsys):
-    seen = []
-    monkeypatch.setattr(importlib.import_module("emollama.commands.report"), "run", seen.append)
+    received = []
+    monkeypatch.setattr(importlib.import_module("emollama.commands.report"), "run", received.append)
     assert called(capsys, "-q", "report", "folder", "--debug")[0] == 0
-    assert {"quiet", "verbose", "debug"} & vars(seen[0]).keys() == set()
+    assert {"quiet", "verbose", "debug"} & vars(received[0]).keys() == set()
 
 
 # Small commands
@@ -378,13 +378,13 @@ def test_env_reports_versions_devices_and_programs(capsys, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     monkeypatch.setattr("emollama.commands.env._program", lambda name, option: f"{name} 1.0")
     status, text, _ = called(capsys, "env", "--json")
-    found = json.loads(text)
+    report = json.loads(text)
     assert status == 0
-    assert found["emollama"] == __version__
-    assert found["packages"]["torch"] == torch.__version__.partition("+")[0]
-    assert found["torch"]["cuda"] == torch.version.cuda
-    assert len(found["torch"]["devices"]) == torch.cuda.device_count()
-    assert found["programs"] == {name: f"{name} 1.0" for name in ("java", "ffmpeg", "nvidia-smi")}
+    assert report["emollama"] == __version__
+    assert report["packages"]["torch"] == torch.__version__.partition("+")[0]
+    assert report["torch"]["cuda"] == torch.version.cuda
+    assert len(report["torch"]["devices"]) == torch.cuda.device_count()
+    assert report["programs"] == {name: f"{name} 1.0" for name in ("java", "ffmpeg", "nvidia-smi")}
     _, plain, _ = called(capsys, "env")
     assert f"emollama: {__version__}\n" in plain
     assert "  torch: " in plain
@@ -410,9 +410,9 @@ def test_env_reports_program_versions_and_missing_or_broken_programs(monkeypatch
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "torch", None)
     _, text, _ = called(capsys, "env", "--json")
-    found = json.loads(text)
-    assert found["torch"]["error"].startswith(("ImportError", "ModuleNotFoundError"))
-    assert found["programs"] == {"java": None, "ffmpeg": "ffmpeg 9", "nvidia-smi": "does not run: FileNotFoundError"}
+    report = json.loads(text)
+    assert report["torch"]["error"].startswith(("ImportError", "ModuleNotFoundError"))
+    assert report["programs"] == {"java": None, "ffmpeg": "ffmpeg 9", "nvidia-smi": "does not run: FileNotFoundError"}
 
 
 def test_debug_prints_the_cause_of_an_error_before_the_error(monkeypatch, capsys):

@@ -33,14 +33,14 @@ def runs(tmp_path):
 def printed(runs, tmp_path, capsys):
     """A function that compares the runs and gives what is printed; the chart goes to ``tmp_path / chart.png``."""
 
-    def made(*arguments, folders=runs):
+    def run_command(*arguments, folders=runs):
         parser = argparse.ArgumentParser()
         command.add_arguments(parser)
-        given = [*map(str, folders), "--output", str(tmp_path / "chart.png"), *arguments]
-        command.run(parser.parse_args(given))
+        command_line = [*map(str, folders), "--output", str(tmp_path / "chart.png"), *arguments]
+        command.run(parser.parse_args(command_line))
         return capsys.readouterr().out
 
-    return made
+    return run_command
 
 
 def rows_of(text, heading):
@@ -70,15 +70,15 @@ def test_the_table_has_rows_for_the_best_and_last_epochs_and_for_evaluations(pri
 
 
 def test_json_contains_every_value_of_the_files_at_full_precision(printed, runs):
-    found = json.loads(printed("--json"))
-    written = validation_rows(6, 4)
+    report = json.loads(printed("--json"))
+    validations = validation_rows(6, 4)
     key = "emer/reason/clue_overlap"
-    assert found["standings"][0] == {
-        "run": "a/stage_2", "of": "best", "epoch": 4, "checkpoint": None, "metrics": written[4]["metrics"],
+    assert report["standings"][0] == {
+        "run": "a/stage_2", "of": "best", "epoch": 4, "checkpoint": None, "metrics": validations[4]["metrics"],
     }  # fmt: skip
-    assert found["by_epoch"][key]["a/stage_2"] == [[row["epoch"], row["metrics"][key]] for row in written]
-    assert found["runs"]["zero_shot"] == str(runs[2])
-    assert found["notes"] == []
+    assert report["by_epoch"][key]["a/stage_2"] == [[row["epoch"], row["metrics"][key]] for row in validations]
+    assert report["runs"]["zero_shot"] == str(runs[2])
+    assert report["notes"] == []
 
 
 def test_the_best_value_of_a_column_follows_the_direction_of_the_metric(printed):
@@ -102,14 +102,14 @@ def test_only_differing_settings_are_listed_and_training_settings_only_of_traini
 
 
 def test_only_the_seed_and_not_the_training_differs_from_a_run_that_was_only_evaluated(printed, runs):
-    given = CONFIG.replace("seed: 42", "seed: 1").replace("1.0e-05", "1.0e-06").replace("batch_size: 4", "batch_size: 9")
-    (runs[2] / "result/config.yaml").write_text(given)
+    config_text = CONFIG.replace("seed: 42", "seed: 1").replace("1.0e-05", "1.0e-06").replace("batch_size: 4", "batch_size: 9")
+    (runs[2] / "result/config.yaml").write_text(config_text)
     shown = settings_of(printed("--metric", "waf", folders=runs[1:]))
     assert shown == [["stage_2", "zero_shot"], ["run.seed", "42", "1"]]
 
 
 BLOCKS = "evaluation_datasets:\n"
-LONG = "".join(f"    key_{place}: 1\n" for place in range(40))
+LONG = "".join(f"    key_{index}: 1\n" for index in range(40))
 
 
 def test_the_distinguishing_keys_of_a_block_that_one_run_lacks_are_listed(printed, runs):
@@ -154,8 +154,8 @@ def test_the_chart_has_a_panel_for_each_metric(printed, tmp_path, rendered_plots
 def test_a_run_without_epochs_is_plotted_as_a_level_and_the_others_as_lines(runs):
     panels = {(panel.title, panel.block): panel for panel in comparison_panels(compare_runs(runs))}
     first, second, third = panels["clue overlap", "emer · reason"].lines
-    written = validation_rows(6, 4)
-    assert first.points == [(row["epoch"], value) for row in written if (value := row["metrics"]["emer/reason/clue_overlap"])]
+    validations = validation_rows(6, 4)
+    assert first.points == [(row["epoch"], value) for row in validations if (value := row["metrics"]["emer/reason/clue_overlap"])]
     assert (first.name, first.level, len(second.points)) == ("a/stage_2", None, 7)
     assert (third.name, third.points) == ("zero_shot", []) and third.level is not None
 
@@ -250,12 +250,12 @@ def test_the_output_path_must_be_a_png_file(printed, tmp_path, output):
 
 def test_run_names_use_no_more_parent_folders_than_needed(tmp_path):
     places = ["x/one/run", "x/two/run", "other"]
-    for place in places:
-        write_json(tmp_path / place / "result/metrics_dev.json", {"tasks": {"emotion": {"metrics": {"waf": 0.5}}}})
-    assert [*compare_runs([tmp_path / place for place in places]).runs] == ["one/run", "two/run", "other"]
+    for folder in places:
+        write_json(tmp_path / folder / "result/metrics_dev.json", {"tasks": {"emotion": {"metrics": {"waf": 0.5}}}})
+    assert [*compare_runs([tmp_path / folder for folder in places]).runs] == ["one/run", "two/run", "other"]
 
 
 def test_compare_is_a_command_of_emollama(runs, tmp_path, emollama):
-    done = emollama("compare", *runs, "--metric", "waf", "--output", str(tmp_path / "waf.png"))
-    assert done.returncode == 0, done.stderr
-    assert "dev/emotion" in done.stdout and (tmp_path / "waf.png").is_file()
+    completed = emollama("compare", *runs, "--metric", "waf", "--output", str(tmp_path / "waf.png"))
+    assert completed.returncode == 0, completed.stderr
+    assert "dev/emotion" in completed.stdout and (tmp_path / "waf.png").is_file()

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from helpers import GOLDEN, INSTRUCTIONS, TRAJECTORY, loaded
-from running import rows
+from running import read_jsonl
 
 from emollama import config
 from emollama.errors import UserError
@@ -244,10 +244,10 @@ WITHOUT_EFFECT_IN_TRAINING = [
 HEADLINE = "keys of Emotion-LLaMA or MiniGPT-4 that have no effect or another meaning here"
 
 
-def filled(text, folder, **words):
+def filled(text, folder, **replacements):
     """The text with folder's places in it, and other words replaced."""
-    for word, place in {"LLAMA": GOLDEN / "llama", "DATA": folder / "data", "OUT": folder / "out", **words}.items():
-        text = text.replace(word, str(place))
+    for word, value in {"LLAMA": GOLDEN / "llama", "DATA": folder / "data", "OUT": folder / "out", **replacements}.items():
+        text = text.replace(word, str(value))
     return text
 
 
@@ -280,11 +280,11 @@ def refusal(folder, tree, *options):
     return str(error.value)
 
 
-def noted(made):
+def noted(cfg):
     """key -> words of the one warning."""
-    (text,) = made.warnings
+    (text,) = cfg.warnings
     lines = [line.removeprefix("- ").partition(": ") for line in text.splitlines()[1:]]
-    return {key: words for keys, _, words in lines for key in keys.split(", ")}
+    return {key: explanation for keys, _, explanation in lines for key in keys.split(", ")}
 
 
 # The reference's own keys
@@ -309,9 +309,9 @@ for line in json.loads(sys.argv[1]):
 def scripts_in_one_process(launch, folder, lines):
     """Run command lines of the entry scripts one after the other; returns what each said on standard error."""
     (folder / "scripts.py").write_text(SCRIPTS)
-    done = launch(str(folder / "scripts.py"), json.dumps(lines))
-    assert done.returncode == 0, done.stderr
-    return done.stderr.split("=====\n")[1:]
+    completed = launch(str(folder / "scripts.py"), json.dumps(lines))
+    assert completed.returncode == 0, completed.stderr
+    return completed.stderr.split("=====\n")[1:]
 
 
 def real_shapes(folder):
@@ -338,8 +338,8 @@ def real_shapes(folder):
 
 def minigpt_v2_checkpoint(cfg_path, path):
     """A file as stage 1 starts from: adapters and the image's projection, nothing of faces, sounds and class rows."""
-    made = config.load(cfg_path)
-    model = made.classes["model"](made.model, device=torch.device("cpu"), frozen_dtype=torch.float32)
+    cfg = config.load(cfg_path)
+    model = cfg.classes["model"](cfg.model, device=torch.device("cpu"), frozen_dtype=torch.float32)
     named = {stored_name(name): parameter.detach() for name, parameter in trainable(model).items()}
     torch.save(
         {"model": {name: value for name, value in named.items() if "lora_" in name or name.startswith("llama_proj")}}, path
@@ -380,7 +380,7 @@ def ran(tmp_path_factory, launch):
 
 
 def test_training_with_emotion_llama_keys_reproduces_the_reference_losses(ran):
-    logged = rows(ran[0] / "reference" / "log.jsonl")
+    logged = read_jsonl(ran[0] / "reference" / "log.jsonl")
     assert len(logged) == 8
     for row, step in zip(logged, TRAJECTORY["steps"], strict=True):
         assert row["loss"] == pytest.approx(step["loss"], rel=1e-4)
@@ -390,7 +390,7 @@ def test_training_with_emotion_llama_keys_reproduces_the_reference_losses(ran):
 @pytest.mark.parametrize("stage", ["stage_1", "stage_2"])
 def test_the_released_configurations_of_both_stages_train_with_real_feature_widths(ran, stage):
     folder = ran[0] / stage
-    assert len(rows(folder / "log.jsonl")) == 2
+    assert len(read_jsonl(folder / "log.jsonl")) == 2
     stored = torch.load(folder / "checkpoint_0.pth", weights_only=True)["model"]
     assert stored["llama_proj.weight"].shape == (64, 5632)
     assert stored["cls_tk_llama_proj.weight"].shape == (64, 1408)
@@ -401,13 +401,13 @@ def test_stage_1_loads_a_minigpt_v2_checkpoint_and_stage_2_that_of_stage_1(ran):
 
 
 def test_the_released_emer_configuration_answers_every_clip_in_its_save_path(ran):
-    found = rows(ran[0] / "EMER" / "result" / "predictions_feature_face_caption.jsonl")
-    assert [row["name"] for row in found] == ran[1]
-    assert {row["task"] for row in found} == {"reason_v2"}
+    answers = read_jsonl(ran[0] / "EMER" / "result" / "predictions_feature_face_caption.jsonl")
+    assert [row["name"] for row in answers] == ran[1]
+    assert {row["task"] for row in answers} == {"reason_v2"}
 
 
 def test_each_run_prints_the_compatibility_warning_once(ran):
-    assert {name: said.count(HEADLINE) for name, said in ran[2].items()} == dict.fromkeys(ran[2], 1)
+    assert {name: output.count(HEADLINE) for name, output in ran[2].items()} == dict.fromkeys(ran[2], 1)
 
 
 @pytest.mark.parametrize("stage", ["stage_1", "stage_2"])
@@ -424,9 +424,9 @@ def test_the_saved_configuration_of_a_run_uses_our_keys_and_loads_without_warnin
 
 
 def test_the_released_emotion_recognition_configuration_has_two_evaluation_datasets(tmp_path):
-    made = loaded(tmp_path, filled(EMOTION, tmp_path))
-    mer2023, mer2024 = made.evaluation_datasets.values()
-    assert made.datasets == {}
+    cfg = loaded(tmp_path, filled(EMOTION, tmp_path))
+    mer2023, mer2024 = cfg.evaluation_datasets.values()
+    assert cfg.datasets == {}
     assert mer2023.dataset.labels == ["neutral", "angry", "happy", "sad", "worried", "surprise"]
     assert mer2024.dataset.annotation_file == f"{tmp_path}/data/MER2024-noise_NCE.txt"
     assert (mer2024.dataset.face_feature_path, mer2024.task.max_new_tokens) == ("mae_340_23_UTT", 500)
@@ -443,9 +443,9 @@ def test_the_keys_of_build_info_are_read_as_keys_of_the_block(tmp_path):
 
 
 def test_the_old_keys_of_an_evaluation_are_accepted(tmp_path):
-    made = loaded(tmp_path, eval_block(img_path="v") | {"run": {"save_path": "there"}})
-    block = made.evaluation_datasets["feature_face_caption"].dataset
-    assert (block.annotation_file, block.image_path, made.run.output_dir) == ("lists/b.txt", "v", "there")
+    cfg = loaded(tmp_path, eval_block(img_path="v") | {"run": {"save_path": "there"}})
+    block = cfg.evaluation_datasets["feature_face_caption"].dataset
+    assert (block.annotation_file, block.image_path, cfg.run.output_dir) == ("lists/b.txt", "v", "there")
 
 
 PROCESSOR = {"train": {"name": "blip_caption", "max_words": 7}, "eval": {"name": "verbatim", "max_words": 9}}
@@ -453,31 +453,31 @@ PROCESSOR = {"train": {"name": "blip_caption", "max_words": 7}, "eval": {"name":
 
 def test_the_text_processor_of_the_split_of_a_block_is_used(tmp_path):
     trained = loaded(tmp_path, train_block(text_processor=PROCESSOR)).datasets["feature_face_caption"]
-    asked = loaded(tmp_path, eval_block(text_processor=PROCESSOR)).evaluation_datasets["feature_face_caption"].dataset
+    dataset = loaded(tmp_path, eval_block(text_processor=PROCESSOR)).evaluation_datasets["feature_face_caption"].dataset
     assert (trained.text_processor, trained.max_words) == ("blip_caption", 7)
-    assert (asked.text_processor, asked.max_words) == ("verbatim", 9)
+    assert (dataset.text_processor, dataset.max_words) == ("verbatim", 9)
 
 
 def test_an_evaluation_without_its_own_text_processor_uses_that_of_training(tmp_path):
-    made = loaded(tmp_path, eval_block(text_processor={"train": PROCESSOR["train"]}))
-    assert made.evaluation_datasets["feature_face_caption"].dataset.max_words == 7
+    cfg = loaded(tmp_path, eval_block(text_processor={"train": PROCESSOR["train"]}))
+    assert cfg.evaluation_datasets["feature_face_caption"].dataset.max_words == 7
 
 
 def test_our_text_processor_keys_can_be_combined_with_build_info(tmp_path):
-    made = loaded(tmp_path, train_block(text_processor="verbatim", max_words=3))
-    block = made.datasets["feature_face_caption"]
+    cfg = loaded(tmp_path, train_block(text_processor="verbatim", max_words=3))
+    block = cfg.datasets["feature_face_caption"]
     assert (block.text_processor, block.max_words) == ("verbatim", 3)
-    assert made.warnings == loaded(tmp_path, small()).warnings
+    assert cfg.warnings == loaded(tmp_path, small()).warnings
 
 
 def test_an_old_evaluation_block_accepts_a_task_pool_as_a_list(tmp_path):
-    made = loaded(tmp_path, eval_block(task_pool=["reason", "reason", "emotion"]))
-    assert made.evaluation_datasets["feature_face_caption"].dataset.pool().tasks == ("reason", "emotion")
+    cfg = loaded(tmp_path, eval_block(task_pool=["reason", "reason", "emotion"]))
+    assert cfg.evaluation_datasets["feature_face_caption"].dataset.pool().tasks == ("reason", "emotion")
 
 
 def test_numbers_in_exponent_notation_without_a_decimal_point_are_read_as_numbers(tmp_path):
-    made = loaded(tmp_path, filled(STAGE_1, tmp_path), "run.min_lr=1e-7")
-    assert (made.run.init_lr, made.run.min_lr, made.run.warmup_lr) == (0.00001, 0.0000001, 0.000001)
+    cfg = loaded(tmp_path, filled(STAGE_1, tmp_path), "run.min_lr=1e-7")
+    assert (cfg.run.init_lr, cfg.run.min_lr, cfg.run.warmup_lr) == (0.00001, 0.0000001, 0.000001)
 
 
 @pytest.mark.parametrize(
@@ -491,8 +491,8 @@ def test_numbers_in_exponent_notation_without_a_decimal_point_are_read_as_number
 )
 def test_options_override_the_file_by_the_old_or_the_new_key(tmp_path, option, key, value):
     tree = train_block(build_info={"ann_path": "a.txt", "transcription_path": "t.csv"}, text_processor=PROCESSOR)
-    made = loaded(tmp_path, tree, f"datasets.feature_face_caption.{option}")
-    assert getattr(made.datasets["feature_face_caption"], key) == value
+    cfg = loaded(tmp_path, tree, f"datasets.feature_face_caption.{option}")
+    assert getattr(cfg.datasets["feature_face_caption"], key) == value
 
 
 def test_an_old_key_in_the_options_overrides_our_key_in_the_file(tmp_path):
@@ -502,14 +502,14 @@ def test_an_old_key_in_the_options_overrides_our_key_in_the_file(tmp_path):
 def test_values_in_a_file_with_old_keys_override_the_preset(tmp_path):
     info = {"ann_path": "a.txt", "transcription_path": "t.csv"}
     tree = train_block(preset="mer_six_labels", build_info=info, labels=["sad"], prompt_labels=None)
-    made = loaded(tmp_path, tree)
-    assert made.datasets["feature_face_caption"].labels == ["sad"]
-    assert "datasets.feature_face_caption.task_pool" not in str(made.warnings)
+    cfg = loaded(tmp_path, tree)
+    assert cfg.datasets["feature_face_caption"].labels == ["sad"]
+    assert "datasets.feature_face_caption.task_pool" not in str(cfg.warnings)
 
 
 def test_use_grad_checkpoint_llm_sets_use_grad_checkpoint(tmp_path):
-    made = loaded(tmp_path, small(model={"use_grad_checkpoint_llm": False}))
-    assert made.model.use_grad_checkpoint is False and made.warnings == loaded(tmp_path, small()).warnings
+    cfg = loaded(tmp_path, small(model={"use_grad_checkpoint_llm": False}))
+    assert cfg.model.use_grad_checkpoint is False and cfg.warnings == loaded(tmp_path, small()).warnings
 
 
 # Bad input
@@ -546,7 +546,7 @@ def test_two_keys_with_the_same_meaning_in_the_options_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "expected"),
     [
         (
             {"build_info": {"ann_pth": "a"}},
@@ -566,9 +566,9 @@ def test_two_keys_with_the_same_meaning_in_the_options_are_refused(tmp_path):
         ({"build_info": {"ann_path": "a", "image_path": [1]}}, "'datasets.feature_face_caption.build_info.image_path': "),
     ],
 )
-def test_an_unknown_old_key_is_reported_as_written_in_the_file(tmp_path, keys, said):
+def test_an_unknown_old_key_is_reported_as_written_in_the_file(tmp_path, keys, expected):
     assert refusal(tmp_path, train_block(**keys)).startswith(f"{tmp_path}/config.yaml: ")
-    assert said in refusal(tmp_path, train_block(**keys))
+    assert expected in refusal(tmp_path, train_block(**keys))
 
 
 @pytest.mark.parametrize(
@@ -601,11 +601,11 @@ def test_a_missing_list_in_build_info_is_reported_as_a_missing_annotation_file(t
 
 
 def test_keys_of_the_minigpt4_model_are_used_without_a_warning(tmp_path):
-    given = {"arch": "minigpt4", "q_former_model": "q.pth", "num_query_token": 8, "has_qformer": True, "prompt_path": "p.txt"}
-    made = loaded(tmp_path, small(model=given | {"model_type": "pretrain_vicuna0", "freeze_qformer": True}))
-    told = noted(made)
-    assert {"model.model_type", "model.freeze_qformer"} <= told.keys()
-    assert not {f"model.{key}" for key in given} & told.keys() and made.model.q_former_model == "q.pth"
+    keys = {"arch": "minigpt4", "q_former_model": "q.pth", "num_query_token": 8, "has_qformer": True, "prompt_path": "p.txt"}
+    cfg = loaded(tmp_path, small(model=keys | {"model_type": "pretrain_vicuna0", "freeze_qformer": True}))
+    notes = noted(cfg)
+    assert {"model.model_type", "model.freeze_qformer"} <= notes.keys()
+    assert not {f"model.{key}" for key in keys} & notes.keys() and cfg.model.q_former_model == "q.pth"
 
 
 # The warning
@@ -617,9 +617,9 @@ def test_a_file_with_our_keys_gives_no_warning(tmp_path):
 
 @pytest.mark.parametrize("text", [STAGE_1, STAGE_2, EMER, EMOTION])
 def test_a_file_gives_one_warning_with_an_explanation_for_each_key(tmp_path, text):
-    made = loaded(tmp_path, filled(text, tmp_path))
-    assert len(made.warnings) == 1 and made.warnings[0].startswith(f"{tmp_path}/config.yaml: {HEADLINE}")
-    assert all(len(words) > 10 for words in noted(made).values())
+    cfg = loaded(tmp_path, filled(text, tmp_path))
+    assert len(cfg.warnings) == 1 and cfg.warnings[0].startswith(f"{tmp_path}/config.yaml: {HEADLINE}")
+    assert all(len(explanation) > 10 for explanation in noted(cfg).values())
 
 
 def test_old_keys_in_the_options_are_included_in_the_warning(tmp_path):
@@ -628,10 +628,10 @@ def test_old_keys_in_the_options_are_included_in_the_warning(tmp_path):
 
 
 def test_a_dataset_block_with_processors_alone_is_ignored_in_an_evaluation(tmp_path):
-    made = loaded(tmp_path, filled(EMER, tmp_path))
-    assert made.datasets == {} and "datasets" not in made.plain()
-    assert "datasets.feature_face_caption.annotation_file" in noted(made)["datasets.feature_face_caption"]
-    assert "datasets.feature_face_caption.vis_processor" not in noted(made)
+    cfg = loaded(tmp_path, filled(EMER, tmp_path))
+    assert cfg.datasets == {} and "datasets" not in cfg.plain()
+    assert "datasets.feature_face_caption.annotation_file" in noted(cfg)["datasets.feature_face_caption"]
+    assert "datasets.feature_face_caption.vis_processor" not in noted(cfg)
 
 
 def test_a_block_with_processors_alone_is_ignored_for_an_unregistered_dataset(tmp_path):
@@ -646,29 +646,29 @@ def test_a_block_with_more_keys_than_processors_is_a_training_set(tmp_path):
 
 @pytest.mark.parametrize("name", ["annotation_file", "build_info.ann_path"])
 def test_a_block_with_processors_is_a_training_set_if_the_options_add_a_list(tmp_path, name):
-    made = loaded(tmp_path, filled(EMER, tmp_path), f"datasets.feature_face_caption.{name}=list.txt")
-    assert made.datasets["feature_face_caption"].annotation_file == "list.txt"
+    cfg = loaded(tmp_path, filled(EMER, tmp_path), f"datasets.feature_face_caption.{name}=list.txt")
+    assert cfg.datasets["feature_face_caption"].annotation_file == "list.txt"
 
 
 def test_an_image_size_that_differs_from_the_model_is_explained_in_the_warning(tmp_path):
     key = "datasets.feature_face_caption.vis_processor.train.image_size"
     tree = train_block(vis_processor={"train": {"image_size": 224}, "eval": {"image_size": 448}})
-    said = noted(loaded(tmp_path, tree))
-    assert said[key].startswith("is 224, but") and key.replace("train", "eval") not in said
-    said = noted(loaded(tmp_path, tree, "model.image_size=224"))
-    assert said[key.replace("train", "eval")].startswith("is 448, but") and key not in said
+    notes = noted(loaded(tmp_path, tree))
+    assert notes[key].startswith("is 224, but") and key.replace("train", "eval") not in notes
+    notes = noted(loaded(tmp_path, tree, "model.image_size=224"))
+    assert notes[key.replace("train", "eval")].startswith("is 448, but") and key not in notes
 
 
 def test_the_warning_explains_step_counts_only_with_gradient_accumulation(tmp_path):
     assert "run.iters_per_epoch" not in noted(loaded(tmp_path, small(run={"job_name": "x", "accum_grad_iters": 1})))
-    said = noted(loaded(tmp_path, small(run={"job_name": "x", "accum_grad_iters": 2})))
-    assert "not micro-batches" in said["run.warmup_steps"] and "not micro-batches" in said["run.iters_per_epoch"]
+    notes = noted(loaded(tmp_path, small(run={"job_name": "x", "accum_grad_iters": 2})))
+    assert "not micro-batches" in notes["run.warmup_steps"] and "not micro-batches" in notes["run.iters_per_epoch"]
 
 
 def test_the_warning_names_differing_defaults_that_the_file_does_not_set(tmp_path):
-    said = noted(loaded(tmp_path, eval_block()))
+    notes = noted(loaded(tmp_path, eval_block()))
     block = "evaluation_datasets.feature_face_caption"
-    assert "emotion" in said[f"{block}.task_pool"] and "upstream_eval" in said[f"{block}.prompt_layout"]
+    assert "emotion" in notes[f"{block}.task_pool"] and "upstream_eval" in notes[f"{block}.prompt_layout"]
     assert loaded(tmp_path, eval_block(task_pool=["reason"], prompt_layout="train")).warnings == []
 
 
@@ -691,8 +691,8 @@ def test_a_key_that_a_component_defines_is_used_without_a_warning(tmp_path, monk
 
     DATASETS.names()
     monkeypatch.setitem(DATASETS._entries, "own", own_dataset_of_a_test.Own)
-    made = loaded(tmp_path, small() | {"datasets": {"own": {"annotation_file": "a", "data_type": "images"}}})
-    assert made.datasets["own"].data_type == "images" and made.warnings == []
+    cfg = loaded(tmp_path, small() | {"datasets": {"own": {"annotation_file": "a", "data_type": "images"}}})
+    assert cfg.datasets["own"].data_type == "images" and cfg.warnings == []
 
 
 # Evaluation while training

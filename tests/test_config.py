@@ -83,9 +83,9 @@ def test_options_alone_can_add_a_block(tmp_path):
 
 def test_option_values_are_read_as_yaml(tmp_path):
     options = ["run.init_lr=1e-3", "run.amp=False", "run.max_grad_norm=null", "model.lora_target_modules=[k_proj,o_proj]"]
-    made = loaded(tmp_path, small(run={"max_grad_norm": 1.0}), *options)
-    assert (made.run.init_lr, made.run.amp, made.run.max_grad_norm) == (0.001, False, None)
-    assert made.model.lora_target_modules == ["k_proj", "o_proj"]
+    cfg = loaded(tmp_path, small(run={"max_grad_norm": 1.0}), *options)
+    assert (cfg.run.init_lr, cfg.run.amp, cfg.run.max_grad_norm) == (0.001, False, None)
+    assert cfg.model.lora_target_modules == ["k_proj", "o_proj"]
 
 
 def test_whole_numbers_are_accepted_for_floats_without_a_warning(tmp_path):
@@ -182,7 +182,7 @@ def test_a_missing_arch_lists_the_models(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "said"),
+    ("option", "expected"),
     [
         ("model.arch=minigptv2", "model.arch: Unknown model 'minigptv2'. Did you mean 'minigpt_v2'?"),
         ("run.runner=runer_base", "run.runner: Unknown runner 'runer_base'. Did you mean 'runner_base'?"),
@@ -192,8 +192,8 @@ def test_a_missing_arch_lists_the_models(tmp_path):
         ("run.lr_sched=cosine", "Unknown LR schedule 'cosine'."),
     ],
 )
-def test_an_unknown_component_names_its_key(tmp_path, option, said):
-    assert said in refusal(tmp_path, small(), option)
+def test_an_unknown_component_names_its_key(tmp_path, option, expected):
+    assert expected in refusal(tmp_path, small(), option)
 
 
 def test_a_block_label_that_is_not_a_registered_class_requires_a_type(tmp_path):
@@ -223,7 +223,7 @@ def test_a_label_may_contain_dashes_and_digits(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "said"),
+    ("option", "expected"),
     [
         ("model.lora_r=0", "model: lora_r is 0"),
         ("model.prompt_template=Hello", "model: prompt_template 'Hello' must contain {} exactly once"),
@@ -237,8 +237,8 @@ def test_a_label_may_contain_dashes_and_digits(tmp_path):
         ("datasets.feature_face_caption.label_map={glad: joy}", "label_map: 'joy' is neither in labels"),
     ],
 )
-def test_a_value_out_of_range_names_its_block_and_key(tmp_path, option, said):
-    assert said in refusal(tmp_path, small(), option)
+def test_a_value_out_of_range_names_its_block_and_key(tmp_path, option, expected):
+    assert expected in refusal(tmp_path, small(), option)
 
 
 def test_top_p_without_a_temperature_is_refused_with_the_remedy(tmp_path):
@@ -320,7 +320,7 @@ def test_a_path_that_is_not_a_regular_file_is_named_with_its_kind(tmp_path, monk
     os.mkfifo("pipe")
     os.symlink("circle", "circle")
     os.symlink("gone.yaml", "link.yaml")
-    told = {
+    kinds = {
         ".": "'.' is a folder. Name a regular file.",
         "pipe": "'pipe' is a device or a pipe. Name a regular file.",
         "/dev/null": "'/dev/null' is a device or a pipe. Name a regular file.",
@@ -330,11 +330,11 @@ def test_a_path_that_is_not_a_regular_file_is_named_with_its_kind(tmp_path, monk
         "": f"no file '' (working folder: {tmp_path}). Correct the path.",
     }
     messages = {}
-    for path in told:
+    for path in kinds:
         with pytest.raises(UserError) as error:
             config.load(path)
         messages[path] = str(error.value)
-    assert messages == {path: f"--cfg-path: {text}" for path, text in told.items()}
+    assert messages == {path: f"--cfg-path: {text}" for path, text in kinds.items()}
 
 
 def test_a_file_without_read_permission_is_refused_with_the_reason(tmp_path, monkeypatch):
@@ -378,7 +378,7 @@ def test_an_option_that_does_not_fit_the_tree_is_a_user_error(tmp_path, option):
 
 
 @pytest.mark.parametrize(
-    ("option", "told"),
+    ("option", "expected"),
     [
         (
             "run.max_epoch=[1",
@@ -395,15 +395,15 @@ def test_an_option_that_does_not_fit_the_tree_is_a_user_error(tmp_path, option):
         ("run.job_id=", " has no value. Write run.job_id=null for none"),
     ],
 )
-def test_an_option_that_cannot_be_parsed_is_quoted_with_the_remedy(tmp_path, option, told):
+def test_an_option_that_cannot_be_parsed_is_quoted_with_the_remedy(tmp_path, option, expected):
     text = refusal(tmp_path, small(), "run.seed=1", option)
-    assert text.startswith(f"--options: '{option}'{told}")
+    assert text.startswith(f"--options: '{option}'{expected}")
     assert "\n" not in text
 
 
 def test_an_option_accepts_null_and_an_empty_text(tmp_path):
-    made = loaded(tmp_path, small(model={"ckpt": "x"}), "model.ckpt=null", "paths.root=''")
-    assert (made.model.ckpt, made.plain()["paths"]["root"]) == (None, "")
+    cfg = loaded(tmp_path, small(model={"ckpt": "x"}), "model.ckpt=null", "paths.root=''")
+    assert (cfg.model.ckpt, cfg.plain()["paths"]["root"]) == (None, "")
 
 
 # Weighted pools
@@ -426,8 +426,8 @@ def test_a_task_pool_list_replaces_the_mapping_of_a_preset(tmp_path, presets):
 
 def test_an_evaluation_block_accepts_keys_of_the_dataset_and_of_the_task(tmp_path):
     block = {"annotation_file": "x", "batch_size": 7, "max_new_tokens": 9}
-    made = loaded(tmp_path, small(evaluation_datasets={"feature_face_caption": block})).evaluation_datasets
-    both = made["feature_face_caption"]
+    blocks = loaded(tmp_path, small(evaluation_datasets={"feature_face_caption": block})).evaluation_datasets
+    both = blocks["feature_face_caption"]
     assert (both.dataset.batch_size, both.task.max_new_tokens) == (7, 9)
 
 
@@ -435,12 +435,12 @@ def test_an_evaluation_block_accepts_keys_of_the_dataset_and_of_the_task(tmp_pat
 
 
 def test_environment_variables_are_resolved_only_in_configuration_objects(tmp_path, monkeypatch):
-    monkeypatch.setenv("LLAMA_FOLDER", "/sesame-42/place")
-    made = loaded(tmp_path, small(model={"llama_model": "${oc.env:LLAMA_FOLDER}/7b"}))
-    assert made.model.llama_model == "/sesame-42/place/7b"
-    config.write_yaml(made, tmp_path / "written.yaml")
-    written = (tmp_path / "written.yaml").read_text()
-    for text in (str(made.plain()), written):
+    monkeypatch.setenv("LLAMA_FOLDER", "/sesame-42/models")
+    cfg = loaded(tmp_path, small(model={"llama_model": "${oc.env:LLAMA_FOLDER}/7b"}))
+    assert cfg.model.llama_model == "/sesame-42/models/7b"
+    config.write_yaml(cfg, tmp_path / "written.yaml")
+    saved_text = (tmp_path / "written.yaml").read_text()
+    for text in (str(cfg.plain()), saved_text):
         assert "${oc.env:LLAMA_FOLDER}/7b" in text and "sesame-42" not in text
 
 
@@ -454,7 +454,7 @@ def test_an_environment_variable_that_is_not_set_names_key_and_variable(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "expected"),
     [
         ("${nope.x}", "'${nope.x}' is not a key of the configuration. Correct it,"),
         ("${path.root}", "'${path.root}' is not a key of the configuration. Did you mean 'paths.root'? Correct it,"),
@@ -463,9 +463,9 @@ def test_an_environment_variable_that_is_not_set_names_key_and_variable(tmp_path
         ("${oc.env:}", "the interpolation cannot be resolved: env() missing 1 required positional argument"),
     ],
 )
-def test_an_unresolvable_interpolation_is_explained_without_mentioning_variables(tmp_path, value, told):
+def test_an_unresolvable_interpolation_is_explained_without_mentioning_variables(tmp_path, value, expected):
     text = refusal(tmp_path, small(run={"job_id": value}, paths={"root": "/data"}))
-    assert text.startswith(f"'run.job_id': {told}")
+    assert text.startswith(f"'run.job_id': {expected}")
     assert "ariable" not in text and "raised while" not in text
 
 
@@ -494,9 +494,9 @@ def test_an_unused_path_may_refer_to_an_unset_environment_variable(tmp_path, mon
     monkeypatch.delenv("NOWHERE", raising=False)
     monkeypatch.setenv("ROOT", "/data")
     paths = {"unused": "${oc.env:NOWHERE}", "root": "${oc.env:ROOT}", "more": {"a": "${paths.root}/a"}}
-    made = loaded(tmp_path, small(paths=paths, model={"llama_model": "${paths.more.a}"}))
-    assert made.resolved()["paths"] == {"unused": "${oc.env:NOWHERE}", "root": "/data", "more": {"a": "/data/a"}}
-    assert made.resolved()["model"]["llama_model"] == "/data/a"
+    cfg = loaded(tmp_path, small(paths=paths, model={"llama_model": "${paths.more.a}"}))
+    assert cfg.resolved()["paths"] == {"unused": "${oc.env:NOWHERE}", "root": "/data", "more": {"a": "/data/a"}}
+    assert cfg.resolved()["model"]["llama_model"] == "/data/a"
 
 
 def test_a_written_configuration_loads_to_equal_objects(tmp_path, monkeypatch):
@@ -554,9 +554,9 @@ def shown(folder, tree, *options, form=()):
 
 
 def test_every_value_has_a_source(tmp_path):
-    made = loaded(tmp_path, golden_tree(tmp_path), "run.seed=3")
-    assert set(made.sources) == {key for key, _ in leaves(made.plain())}
-    assert set(made.sources.values()) == {"default", f"{tmp_path}/config.yaml", "--options"}
+    cfg = loaded(tmp_path, golden_tree(tmp_path), "run.seed=3")
+    assert set(cfg.sources) == {key for key, _ in leaves(cfg.plain())}
+    assert set(cfg.sources.values()) == {"default", f"{tmp_path}/config.yaml", "--options"}
 
 
 def test_the_source_is_the_last_layer_that_gave_the_value(tmp_path, presets):
@@ -609,13 +609,13 @@ def test_config_show_json_contains_the_value_and_layer_of_each_key(tmp_path, cap
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
 def test_config_show_prints_the_name_and_not_the_value_of_an_environment_variable(tmp_path, capsys, monkeypatch, form):
-    monkeypatch.setenv("LLAMA_FOLDER", "/sesame-42/place")
+    monkeypatch.setenv("LLAMA_FOLDER", "/sesame-42/models")
     shown(tmp_path, small(model={"llama_model": "${oc.env:LLAMA_FOLDER}/7b"}), form=form)
-    said = capsys.readouterr()
-    assert "${oc.env:LLAMA_FOLDER}/7b" in said.out and "sesame-42" not in said.out + said.err
+    captured = capsys.readouterr()
+    assert "${oc.env:LLAMA_FOLDER}/7b" in captured.out and "sesame-42" not in captured.out + captured.err
 
 
 def test_config_show_prints_warnings_to_standard_error(tmp_path, capsys):
     shown(tmp_path, small(run={"job_name": "first"}), form=["--json"])
-    said = capsys.readouterr()
-    assert json.loads(said.out) and said.err.startswith("warning: ") and "run.job_name" in said.err
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) and captured.err.startswith("warning: ") and "run.job_name" in captured.err

@@ -359,10 +359,10 @@ TRAINING = {"max_epoch": 2, "iters_per_epoch": 2, "log_freq": 1, "evaluate": Tru
 
 
 def tree(folder):
-    made = golden_tree(folder)
-    made["run"] |= TRAINING | {"save_best": True}
-    made["evaluation_datasets"]["answers"] |= {"max_new_tokens": 1, "batch_size": 18}
-    return made
+    content = golden_tree(folder)
+    content["run"] |= TRAINING | {"save_best": True}
+    content["evaluation_datasets"]["answers"] |= {"max_new_tokens": 1, "batch_size": 18}
+    return content
 
 
 @pytest.fixture(scope="module")
@@ -390,8 +390,8 @@ def trained(tmp_path_factory, no_reports):
 
 
 def value_of(messages, name):
-    (found,) = {line.removeprefix(name).strip() for line in messages if re.match(rf"{re.escape(name)}  +", line)}
-    return found
+    (value,) = {line.removeprefix(name).strip() for line in messages if re.match(rf"{re.escape(name)}  +", line)}
+    return value
 
 
 def test_a_run_logs_its_folder_devices_parameters_data_and_steps_at_the_start(trained):
@@ -449,15 +449,15 @@ def test_the_next_command_after_a_shipped_configuration_uses_the_next_one_and_it
 
 
 def test_a_user_file_named_like_a_shipped_configuration_has_a_general_next_command(tmp_path, monkeypatch):
-    made = golden_tree(tmp_path)
-    evaluated, stored = made.pop("evaluation_datasets"), tmp_path / "checkpoint_3.pth"
+    content = golden_tree(tmp_path)
+    evaluated, stored = content.pop("evaluation_datasets"), tmp_path / "checkpoint_3.pth"
     path = tmp_path / "train_configs/custom.yaml"
     path.parent.mkdir()
-    path.write_text(json.dumps(made))
+    path.write_text(json.dumps(content))
     monkeypatch.chdir(tmp_path)
     for name in (str(path), "train_configs/custom.yaml"):
         assert summary._next_command(tmp_path, load(name), stored) == f"emollama checkpoint inspect {stored}"
-    path.write_text(json.dumps(made | {"evaluation_datasets": evaluated}))
+    path.write_text(json.dumps(content | {"evaluation_datasets": evaluated}))
     command = f"emollama eval --cfg-path {tmp_path}/config.yaml --options model.ckpt={stored}"
     assert summary._next_command(tmp_path, load(str(path)), stored) == command
     path.unlink()
@@ -476,10 +476,10 @@ def test_the_path_options_of_the_next_command_are_valid_options(tmp_path):
 def test_the_next_command_after_an_init_configuration_writes_and_runs_the_next_kind(kind, line, tmp_path):
     command, following = line.split()
     header = f"# Anything.\n# Written by `emollama init {kind}` from X, for Y.\npaths: {{root: {tmp_path}/a folder}}\n"
-    made = golden_tree(tmp_path)
-    made["evaluation_datasets"] = {}
+    content = golden_tree(tmp_path)
+    content["evaluation_datasets"] = {}
     path, stored = tmp_path / f"{kind}.yaml", tmp_path / "checkpoint_3.pth"
-    path.write_text(header + yaml.safe_dump(made))
+    path.write_text(header + yaml.safe_dump(content))
     init = f"emollama init {following} --data '{tmp_path}/a folder'"
     expected = f"{init} && emollama {command} --cfg-path {following}.yaml --options model.ckpt={stored}"
     assert summary._next_command(tmp_path, load(str(path)), stored) == expected

@@ -42,10 +42,10 @@ def refusal(call, *args, **kwargs):
 def published():
     """name -> (shape, dtype) of the files that the published training code writes at the golden sizes."""
     lines = (GOLDEN / "state_keys.txt").read_text().splitlines()[1:]
-    rows = (line.split("\t") for line in lines)
+    records = (line.split("\t") for line in lines)
     return {
         name: (tuple(json.loads(shape.replace("(", "[").replace(",)", ")").replace(")", "]"))), dtype)
-        for name, shape, dtype in rows
+        for name, shape, dtype in records
     }
 
 
@@ -120,9 +120,9 @@ def without_config(path):
     return path
 
 
-def exported(source, place, alpha=None, base=None):
-    formats.to_peft(read(source, "convert"), str(place), alpha, base)
-    return place
+def exported(source, output, alpha=None, base=None):
+    formats.to_peft(read(source, "convert"), str(output), alpha, base)
+    return output
 
 
 # Published files
@@ -154,9 +154,9 @@ def test_every_tensor_of_a_minigpt_v2_file_is_loaded_initialized_or_ignored(tmp_
     assert len(notes) == 2 and "2: " in notes[0] and "inv_freq" in notes[0] and "initialized tensors, 8: " in notes[1]
     parameters = by_stored_name(model)
     loaded_names = {name for name in parameters if name in tensors and parameters[name].equal(tensors[name])}
-    kept = {name for name in parameters if parameters[name].equal(before[name])}
-    assert kept == set(checkpoint_names.ABSENT_TOGETHER)
-    assert loaded_names | kept == set(parameters) and len(loaded_names) + 2 == len(tensors)
+    unchanged = {name for name in parameters if parameters[name].equal(before[name])}
+    assert unchanged == set(checkpoint_names.ABSENT_TOGETHER)
+    assert loaded_names | unchanged == set(parameters) and len(loaded_names) + 2 == len(tensors)
 
 
 def test_tensor_names_of_later_peft_versions_are_loaded(tmp_path):
@@ -172,14 +172,14 @@ def test_two_tensors_for_one_name_are_refused(tmp_path):
     tensors = released()
     twice = f"{LAYER}.q_proj.lora_A.default.weight"
     tensors[twice] = tensors[f"{LAYER}.q_proj.lora_A.weight"]
-    said = refusal(load, model_of(tmp_path, META), tensors)
-    assert "contains two tensors for the same parameter" in said and "names: 1: " in said and twice in said
+    message = refusal(load, model_of(tmp_path, META), tensors)
+    assert "contains two tensors for the same parameter" in message and "names: 1: " in message and twice in message
     torch.save({"model": tensors}, tmp_path / "twice.pth")
     assert twice in refusal(read, str(tmp_path / "twice.pth"), "inspect")
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory, no_reports):
+def saved_checkpoint(tmp_path_factory, no_reports):
     """A checkpoint that the runner wrote over the golden corpus."""
     folder = tmp_path_factory.mktemp("written")
     tree = golden_tree(folder)
@@ -188,15 +188,15 @@ def written(tmp_path_factory, no_reports):
     return str(config.classes["run"](config).train() / "checkpoint_0.pth")
 
 
-def test_our_checkpoints_have_the_names_shapes_and_dtypes_of_the_published_code(written):
-    ours = {name: (tuple(value.shape), str(value.dtype)[6:]) for name, value in read(written, "x").tensors.items()}
+def test_our_checkpoints_have_the_names_shapes_and_dtypes_of_the_published_code(saved_checkpoint):
+    ours = {name: (tuple(value.shape), str(value.dtype)[6:]) for name, value in read(saved_checkpoint, "x").tensors.items()}
     theirs = published()
     assert len(theirs) == 54
     assert ours == {name: row for name, row in theirs.items() if not name.startswith("attention.")}
 
 
-def test_our_checkpoints_contain_the_lora_settings_that_peft_needs(written, tmp_path):
-    stored = json.loads((exported(written, tmp_path / "peft") / "adapter_config.json").read_text())
+def test_our_checkpoints_contain_the_lora_settings_that_peft_needs(saved_checkpoint, tmp_path):
+    stored = json.loads((exported(saved_checkpoint, tmp_path / "peft") / "adapter_config.json").read_text())
     assert (stored["r"], stored["lora_alpha"], stored["lora_dropout"]) == (4, 16, 0.0)
 
 
@@ -285,43 +285,43 @@ def embedded(tmp_path_factory, golden_dataset, golden_prompt):
     record = golden_dataset.record(0, "reason", golden_dataset.pool.first_instruction("reason"))
     batch = collate([golden_prompt.sample(record)])
     with torch.no_grad():
-        rows = model._embed(batch)[None]
-        logits = model.llama_model(inputs_embeds=rows, use_cache=False).logits
+        embeddings = model._embed(batch)[None]
+        logits = model.llama_model(inputs_embeds=embeddings, use_cache=False).logits
         with model.llama_model.disable_adapter():
-            plain = model.llama_model(inputs_embeds=rows, use_cache=False).logits
+            plain = model.llama_model(inputs_embeds=embeddings, use_cache=False).logits
     assert (logits - plain).abs().max() > 1  # the adapters matter
-    return rows, logits, batch
+    return embeddings, logits, batch
 
 
 def test_peft_and_transformers_reproduce_our_logits_with_the_exported_adapter(embedded, file, tmp_path):
-    rows, ours, _ = embedded
+    embeddings, ours, _ = embedded
     folder = exported(file, tmp_path / "peft")
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(LLAMA), folder).eval()
     with torch.no_grad():
-        assert (model(inputs_embeds=rows).logits - ours).abs().max() < 1e-5
+        assert (model(inputs_embeds=embeddings).logits - ours).abs().max() < 1e-5
 
 
 def test_merged_weights_give_our_logits(embedded, file, tmp_path):
-    rows, ours, _ = embedded
+    embeddings, ours, _ = embedded
     formats.to_merged(read(file, "convert"), str(tmp_path / "merged"), None, str(LLAMA))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     with torch.no_grad():
-        assert (model(inputs_embeds=rows).logits - ours).abs().max() < 1e-5
+        assert (model(inputs_embeds=embeddings).logits - ours).abs().max() < 1e-5
 
 
 def test_the_exported_projectors_reproduce_our_feature_tokens(embedded, file, tmp_path):
-    rows, _, batch = embedded
+    embeddings, _, batch = embedded
     layers = load_file(exported(file, tmp_path / "peft") / "projectors.safetensors")
 
     def projected(name, values):
         return F.linear(values, layers[f"{name}.weight"], layers[f"{name}.bias"])
 
-    slots = {name: found.values for name, found in batch.slots.items()}
+    slots = {name: packed.values for name, packed in batch.slots.items()}
     image = projected("llama_proj", slots["image"].reshape(16, -1))
     face, video, audio = (projected(f"feats_llama_proj{i}", slots[x]) for i, x in enumerate(("face", "video", "audio"), 1))
     cls = projected("cls_tk_llama_proj", slots["cls"])
     places = (batch.input_ids >= 800).nonzero().squeeze(1)
-    assert torch.allclose(rows[0, places], torch.cat([image, face, video, audio, cls]), atol=1e-5)
+    assert torch.allclose(embeddings[0, places], torch.cat([image, face, video, audio, cls]), atol=1e-5)
 
 
 def test_a_merged_folder_differs_from_the_base_folder_only_in_the_adapted_weights(file, tmp_path):
@@ -347,9 +347,9 @@ def test_merging_into_half_precision_rounds_once(file, tmp_path, dtype):
         weight.double()
         + tensors[f"{LAYER}.q_proj.lora_B.weight"].double() @ tensors[f"{LAYER}.q_proj.lora_A.weight"].double() / 4
     )
-    found = load_file(tmp_path / "merged/model.safetensors")["model.layers.0.self_attn.q_proj.weight"]
-    assert found.dtype == dtype
-    assert (found.double() - exact).abs().max() <= exact.abs().max() * torch.finfo(dtype).eps / 2 * 1.01
+    merged = load_file(tmp_path / "merged/model.safetensors")["model.layers.0.self_attn.q_proj.weight"]
+    assert merged.dtype == dtype
+    assert (merged.double() - exact).abs().max() <= exact.abs().max() * torch.finfo(dtype).eps / 2 * 1.01
 
 
 def test_sharded_weights_are_merged_into_the_same_shards(file, tmp_path):
@@ -380,10 +380,10 @@ def test_a_merged_model_with_its_projectors_loads_as_a_model_without_adapters(em
 @pytest.mark.parametrize("to", ["peft", "merged"])
 def test_a_missing_alpha_requires_the_option(file, tmp_path, to):
     weights = read(without_config(file), "convert")
-    done = (formats.to_peft if to == "peft" else formats.to_merged, weights, str(tmp_path / "out"))
-    assert "--lora-alpha" in refusal(*done, None, str(LLAMA))
+    call = (formats.to_peft if to == "peft" else formats.to_merged, weights, str(tmp_path / "out"))
+    assert "--lora-alpha" in refusal(*call, None, str(LLAMA))
     assert not (tmp_path / "out").exists()
-    done[0](*done[1:], 16.0, str(LLAMA))
+    call[0](*call[1:], 16.0, str(LLAMA))
     assert (tmp_path / "out").is_dir()
 
 
@@ -394,16 +394,16 @@ def test_a_stored_lora_alpha_that_is_not_a_number_is_ignored(tmp_path, stored):
 
 
 def test_a_lora_alpha_that_differs_from_the_stored_value_is_refused_with_both_values(file, tmp_path):
-    said = refusal(exported, file, tmp_path / "out", alpha=32.0)
-    assert "--lora-alpha is 32, but" in said and "was trained with 16" in said
+    message = refusal(exported, file, tmp_path / "out", alpha=32.0)
+    assert "--lora-alpha is 32, but" in message and "was trained with 16" in message
 
 
 def test_the_alpha_of_the_option_scales_the_adapters(embedded, file, tmp_path):
-    rows, ours, _ = embedded
+    embeddings, ours, _ = embedded
     folder = exported(without_config(file), tmp_path / "peft", alpha=32.0)
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(LLAMA), folder).eval()
     with torch.no_grad():
-        assert (model(inputs_embeds=rows).logits - ours).abs().max() > 0.1
+        assert (model(inputs_embeds=embeddings).logits - ours).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, math.inf, math.nan])
@@ -444,11 +444,11 @@ def test_a_file_without_adapters_is_refused(file, tmp_path):
 def test_adapters_of_another_language_model_are_refused_by_name(file, tmp_path):
     spoiled(file, lambda tensors: tensors.update({f"{LAYER}.q_proj.lora_A.weight": torch.zeros(64, 32)}))
     for call in (formats.to_peft, formats.to_merged):
-        said = refusal(call, read(file, "x"), str(tmp_path / "out"), None, str(LLAMA))
-        assert "q_proj.lora_A.weight has shape (64, 32), expected (64, 64)" in said and "1: " in said
+        message = refusal(call, read(file, "x"), str(tmp_path / "out"), None, str(LLAMA))
+        assert "q_proj.lora_A.weight has shape (64, 32), expected (64, 64)" in message and "1: " in message
     spoiled(file, lambda tensors: [tensors.pop(name) for name in list(tensors) if ".layers.1." in name])
-    said = refusal(formats.to_peft, read(file, "x"), str(tmp_path / "out"), None, str(LLAMA))
-    assert "layers.1.self_attn.v_proj.lora_B.weight (64, 64) is missing" in said
+    message = refusal(formats.to_peft, read(file, "x"), str(tmp_path / "out"), None, str(LLAMA))
+    assert "layers.1.self_attn.v_proj.lora_B.weight (64, 64) is missing" in message
     assert not (tmp_path / "out").exists()
 
 
@@ -494,7 +494,7 @@ def folder_that_lacks_a_weight(folder):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("spoil", "expected"),
     [
         (lambda folder: None, "no folder"),
         (folder_without_weights, "pytorch_model.bin"),
@@ -506,10 +506,10 @@ def folder_that_lacks_a_weight(folder):
         (folder_that_lacks_a_weight, "1: model.layers.1.self_attn.v_proj.weight"),
     ],
 )
-def test_a_language_model_that_cannot_be_merged_into_is_refused(file, tmp_path, spoil, words):
+def test_a_language_model_that_cannot_be_merged_into_is_refused(file, tmp_path, spoil, expected):
     spoil(tmp_path / "base")
-    said = refusal(formats.to_merged, read(file, "x"), str(tmp_path / "out"), None, str(tmp_path / "base"))
-    assert said.startswith("--llama-model: ") and words in said
+    message = refusal(formats.to_merged, read(file, "x"), str(tmp_path / "out"), None, str(tmp_path / "base"))
+    assert message.startswith("--llama-model: ") and expected in message
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == []
 
 
@@ -523,7 +523,7 @@ def configured(folder, **keys):
 
 
 @pytest.mark.parametrize(
-    ("keys", "words"),
+    ("keys", "expected"),
     [
         ({"peft_type": "LOHA"}, "peft_type is LOHA"),
         ({"use_dora": True}, "use_dora = true"),
@@ -542,8 +542,8 @@ def configured(folder, **keys):
         ({"lora_alpha": -16}, "lora_alpha is -16"),
     ],
 )
-def test_unsupported_settings_of_an_adapter_config_are_refused_by_name(folder, keys, words):
-    assert words in refusal(read, configured(folder, **keys), "inspect")
+def test_unsupported_settings_of_an_adapter_config_are_refused_by_name(folder, keys, expected):
+    assert expected in refusal(read, configured(folder, **keys), "inspect")
 
 
 @pytest.mark.parametrize(
@@ -564,11 +564,11 @@ def test_a_folder_without_adapter_config_is_refused(folder):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("{", "adapter_config.json:1: not valid JSON"), ("[]", "peft_type"), ("{}", "peft_type")]
+    ("text", "expected"), [("{", "adapter_config.json:1: not valid JSON"), ("[]", "peft_type"), ("{}", "peft_type")]
 )
-def test_an_invalid_adapter_config_is_refused(folder, text, words):
+def test_an_invalid_adapter_config_is_refused(folder, text, expected):
     (folder / "adapter_config.json").write_text(text)
-    assert words in refusal(read, str(folder), "inspect")
+    assert expected in refusal(read, str(folder), "inspect")
 
 
 def test_a_peft_folder_without_adapter_tensors_is_refused(folder):
@@ -678,17 +678,17 @@ def test_a_folder_that_cannot_be_written_is_reported(file, tmp_path):
 
 
 def test_an_output_folder_does_not_appear_before_it_is_complete(file, tmp_path, monkeypatch):
-    seen = []
+    states = []
 
     def interrupted(source, target):
-        seen.append((sorted(path.name for path in source.iterdir()), target.exists()))
+        states.append((sorted(path.name for path in source.iterdir()), target.exists()))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         exported(file, tmp_path / "out")
     parts = ["adapter_model.safetensors", "projectors.safetensors"]
-    assert seen == [(sorted(["adapter_config.json", *parts, *(f"{name}.sha256" for name in parts)]), False)]
+    assert states == [(sorted(["adapter_config.json", *parts, *(f"{name}.sha256" for name in parts)]), False)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file.pth", "file.pth.sha256"]
 
 
@@ -708,10 +708,10 @@ def test_conversion_does_not_modify_its_source_files(file, folder, tmp_path):
 # Averages
 
 
-def numbered(tmp_path, number, tensors, **facts):
+def numbered(tmp_path, number, tensors, **entries):
     path = tmp_path / f"checkpoint_{number}.pth"
     config = {"model": {"lora_alpha": 16, "lora_r": 64}}
-    checkpoint.save(path, {"model": tensors, "config": config, "epoch": number, "step": 10 * number, **facts})
+    checkpoint.save(path, {"model": tensors, "config": config, "epoch": number, "step": 10 * number, **entries})
     return str(path)
 
 
@@ -721,9 +721,9 @@ def test_an_average_is_computed_in_float64_and_stored_in_the_original_dtype(tmp_
         tensors["llama_proj.weight"] = tensors["llama_proj.weight"].half()
     files = [numbered(tmp_path, number, tensors) for number, tensors in enumerate(seeds)]
     formats.average(files, str(tmp_path / "mean.pth"))
-    found = read(str(tmp_path / "mean.pth"), "x").tensors
-    assert found.keys() == seeds[0].keys()
-    for name, tensor in found.items():
+    averaged = read(str(tmp_path / "mean.pth"), "x").tensors
+    assert averaged.keys() == seeds[0].keys()
+    for name, tensor in averaged.items():
         exact = torch.stack([tensors[name].double() for tensors in seeds]).mean(0)
         assert tensor.dtype == seeds[0][name].dtype and tensor.equal(exact.to(tensor.dtype))
 
@@ -742,8 +742,8 @@ def test_an_average_contains_weights_and_configuration_but_no_training_state(tmp
     assert checkpoint.is_intact(tmp_path / "mean.pth")
 
 
-def test_an_average_can_start_a_run_but_cannot_be_resumed_from(written, tmp_path):
-    formats.average([written, written], str(tmp_path / "checkpoint_0.pth"))
+def test_an_average_can_start_a_run_but_cannot_be_resumed_from(saved_checkpoint, tmp_path):
+    formats.average([saved_checkpoint, saved_checkpoint], str(tmp_path / "checkpoint_0.pth"))
     tree = golden_tree(tmp_path)
     tree["run"]["resume_ckpt_path"] = str(tmp_path / "checkpoint_0.pth")
     config = loaded(tmp_path, tree)
@@ -752,7 +752,7 @@ def test_an_average_can_start_a_run_but_cannot_be_resumed_from(written, tmp_path
     tree["run"]["resume_ckpt_path"], tree["model"]["ckpt"] = None, str(tmp_path / "checkpoint_0.pth")
     config = loaded(tmp_path, tree)
     parameters = by_stored_name(config.classes["run"](config).model)
-    assert all(parameters[name].equal(tensor) for name, tensor in read(written, "x").tensors.items())
+    assert all(parameters[name].equal(tensor) for name, tensor in read(saved_checkpoint, "x").tensors.items())
 
 
 def test_averaging_checkpoints_of_different_layouts_is_refused_with_the_reasons(tmp_path):
@@ -761,35 +761,38 @@ def test_averaging_checkpoints_of_different_layouts_is_refused_with_the_reasons(
     tensors |= {"extra": torch.zeros(1), "feats_llama_proj1.bias": torch.zeros(3)}
     tensors["cls_tk_llama_proj.bias"] = tensors["cls_tk_llama_proj.bias"].half()
     other = numbered(tmp_path, 1, tensors, config={"model": {"lora_alpha": 32}})
-    said = refusal(formats.average, [numbered(tmp_path, 0, released()), other], str(tmp_path / "mean.pth"))
-    for words in (
+    message = refusal(formats.average, [numbered(tmp_path, 0, released()), other], str(tmp_path / "mean.pth"))
+    for part in (
         "checkpoint_0.pth, 1: llama_proj.bias",
         "checkpoint_1.pth, 1: extra",
         "feats_llama_proj1.bias [64] and [3]",
         "cls_tk_llama_proj.bias float32 and float16",
         "lora_alpha 16 and 32",
     ):
-        assert words in said
+        assert part in message
     assert not (tmp_path / "mean.pth").exists()
 
 
-def made(**recipe):
+def feature_entries(**recipe):
     """Entries of a checkpoint that was trained on audio features made this way."""
     return {"features": {"audio": {"encoder": "hubert", "layers": [-1], **recipe}}}
 
 
 def test_averages_and_converted_files_contain_the_provenance_of_features(tmp_path):
-    told, silent = numbered(tmp_path, 0, released(), **made()), numbered(tmp_path, 1, released())
-    formats.average([silent, told], str(tmp_path / "mean.pth"))
-    formats.to_pth(read(told, "k"), str(tmp_path / "copy.pth"))
+    described, undescribed = numbered(tmp_path, 0, released(), **feature_entries()), numbered(tmp_path, 1, released())
+    formats.average([undescribed, described], str(tmp_path / "mean.pth"))
+    formats.to_pth(read(described, "k"), str(tmp_path / "copy.pth"))
     for name in ("mean.pth", "copy.pth"):
-        assert checkpoint.read(str(tmp_path / name), "k")["features"] == made()["features"]
+        assert checkpoint.read(str(tmp_path / name), "k")["features"] == feature_entries()["features"]
 
 
 def test_checkpoints_with_different_features_have_no_average(tmp_path):
-    files = [numbered(tmp_path, 0, released(), **made()), numbered(tmp_path, 1, released(), **made(layers=[-2]))]
-    said = refusal(formats.average, files, str(tmp_path / "mean.pth"))
-    assert "audio features differ, layers: [-1] and [-2]" in said
+    files = [
+        numbered(tmp_path, 0, released(), **feature_entries()),
+        numbered(tmp_path, 1, released(), **feature_entries(layers=[-2])),
+    ]
+    message = refusal(formats.average, files, str(tmp_path / "mean.pth"))
+    assert "audio features differ, layers: [-1] and [-2]" in message
     assert not (tmp_path / "mean.pth").exists()
 
 
@@ -805,16 +808,16 @@ def weights(tensors, **model):
 
 
 def test_the_diff_of_equal_checkpoints_is_empty():
-    found = diff(weights(released(), lora_alpha=16), weights(released(), lora_alpha=16))
-    assert found["equal"] and found["config"] == {} and found["beyond"] == []
-    assert set(found["tensors"]) == set(released())
+    report = diff(weights(released(), lora_alpha=16), weights(released(), lora_alpha=16))
+    assert report["equal"] and report["config"] == {} and report["beyond"] == []
+    assert set(report["tensors"]) == set(released())
 
 
 def test_a_diff_reports_absolute_and_relative_differences():
     one, other = {"a": torch.tensor([1.0, -4.0]), "b": torch.ones(2)}, {"a": torch.tensor([1.0, -3.0]), "b": torch.ones(2)}
-    found = diff(weights(one), weights(other))
-    assert not found["equal"] and found["beyond"] == ["a"]
-    assert found["tensors"] == {"a": {"max_abs": 1.0, "relative": 0.25}, "b": {"max_abs": 0.0, "relative": 0.0}}
+    report = diff(weights(one), weights(other))
+    assert not report["equal"] and report["beyond"] == ["a"]
+    assert report["tensors"] == {"a": {"max_abs": 1.0, "relative": 0.25}, "b": {"max_abs": 0.0, "relative": 0.0}}
     assert diff(weights(one), weights(other), 0.25)["equal"]
     assert not diff(weights(one), weights(other), 0.24)["equal"]
 
@@ -828,8 +831,8 @@ def test_a_difference_in_the_last_bit_counts_as_a_difference():
 def test_nan_and_infinity_equal_only_themselves(value):
     one, other = {"a": torch.tensor([value, 1.0])}, {"a": torch.tensor([2.0, 1.0])}
     assert diff(weights(one), weights(dict(one)))["equal"]
-    found = diff(weights(one), weights(other), 1e9)
-    assert not found["equal"] and found["tensors"]["a"] == {"max_abs": None, "relative": None}
+    report = diff(weights(one), weights(other), 1e9)
+    assert not report["equal"] and report["tensors"]["a"] == {"max_abs": None, "relative": None}
 
 
 def test_differing_names_shapes_dtypes_and_alpha_count_at_any_tolerance():
@@ -840,43 +843,43 @@ def test_differing_names_shapes_dtypes_and_alpha_count_at_any_tolerance():
         ({"a": zeros(2, 3)}, {"a": zeros(3, 2)}, "shapes", {"a": [[2, 3], [3, 2]]}),
         ({"a": zeros(2)}, {"a": zeros(2).half()}, "dtypes", {"a": ["float32", "float16"]}),
     ):
-        found = diff(weights(one), weights(other), 1.0)
-        assert found[key] == value and not found["equal"]
-    found = diff(weights({}, lora_alpha=16), weights({}, lora_alpha=32))
-    assert found["lora_alpha"] == [16, 32] and not found["equal"]
+        report = diff(weights(one), weights(other), 1.0)
+        assert report[key] == value and not report["equal"]
+    report = diff(weights({}, lora_alpha=16), weights({}, lora_alpha=32))
+    assert report["lora_alpha"] == [16, 32] and not report["equal"]
 
 
 def test_differing_configuration_keys_are_listed_but_do_not_count():
-    found = diff(weights({}, lora_r=4, seed=1), weights({}, lora_r=4, seed=2, new=None))
-    assert found["equal"] and found["config"] == {"model.seed": [1, 2]}
+    report = diff(weights({}, lora_r=4, seed=1), weights({}, lora_r=4, seed=2, new=None))
+    assert report["equal"] and report["config"] == {"model.seed": [1, 2]}
 
 
 # Inspection
 
 
 def test_an_inspection_reports_adapters_groups_the_digest_and_unused_tensors(file):
-    found = inspect(read(file, "inspect"))
-    assert found["lora"] == {"ranks": [64], "alpha": 16, "targets": ["q_proj", "v_proj"], "layers": 4, "parameters": 32768}
-    assert (found["step"], found["epoch"], found["kind"], found["tensors"]) == (40, 3, "checkpoint", 18)
-    assert found["parameters"] == 32768 + 64 * (704 + 3 * 1024 + 176 + 5)
-    assert len(found["set_aside"]) == 38 and found["not_finite"] == []
-    (facts,) = found["files"]
-    assert facts["as_written"] is True and facts["sha256"] == checkpoint.digest_path(file).read_text().split()[0]
-    groups = {row["name"]: row for row in found["groups"]}
+    report = inspect(read(file, "inspect"))
+    assert report["lora"] == {"ranks": [64], "alpha": 16, "targets": ["q_proj", "v_proj"], "layers": 4, "parameters": 32768}
+    assert (report["step"], report["epoch"], report["kind"], report["tensors"]) == (40, 3, "checkpoint", 18)
+    assert report["parameters"] == 32768 + 64 * (704 + 3 * 1024 + 176 + 5)
+    assert len(report["set_aside"]) == 38 and report["not_finite"] == []
+    (file_report,) = report["files"]
+    assert file_report["as_written"] is True and file_report["sha256"] == checkpoint.digest_path(file).read_text().split()[0]
+    groups = {row["name"]: row for row in report["groups"]}
     row = groups["llama_model.base_model.model.model.layers.*.self_attn.q_proj.lora_A.weight"]
     assert (row["shape"], row["dtype"], row["tensors"], row["parameters"]) == ([64, 64], "float32", 2, 8192)
-    assert sum(row["tensors"] for row in found["groups"]) == 18 + 38
+    assert sum(row["tensors"] for row in report["groups"]) == 18 + 38
 
 
 def test_a_released_file_without_digest_or_configuration_is_inspected(file):
-    found = inspect(read(without_config(file), "inspect"))
-    assert found["files"][0]["as_written"] is None and found["lora"]["alpha"] is None and found["step"] is None
+    report = inspect(read(without_config(file), "inspect"))
+    assert report["files"][0]["as_written"] is None and report["lora"]["alpha"] is None and report["step"] is None
 
 
 def test_a_peft_folder_and_a_safetensors_file_are_inspected(folder):
-    found = inspect(read(str(folder), "inspect"))
-    assert found["kind"] == "PEFT folder" and found["lora"]["alpha"] == 16 and len(found["set_aside"]) == 38
-    assert [facts["as_written"] for facts in found["files"]] == [True, True]
+    report = inspect(read(str(folder), "inspect"))
+    assert report["kind"] == "PEFT folder" and report["lora"]["alpha"] == 16 and len(report["set_aside"]) == 38
+    assert [file_report["as_written"] for file_report in report["files"]] == [True, True]
     assert inspect(read(str(folder / "projectors.safetensors"), "inspect"))["lora"] is None
 
 

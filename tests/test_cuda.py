@@ -10,7 +10,7 @@ import yaml
 from flickr_world import make_flickr_world
 from helpers import GOLDEN
 from media_files import write_video
-from running import golden_config, rows
+from running import golden_config, read_jsonl
 
 from emollama.config import load
 from emollama.encoders.eva import Eva
@@ -41,7 +41,7 @@ def test_training_losses_on_the_gpu_match_those_on_the_cpu(tmp_path, amp, dtype)
     for device in ("cpu", "cuda"):
         settings = {"device": device, "amp": amp and device == "cuda", "amp_dtype": dtype}
         config = load(str(golden_config(tmp_path / device, run=settings)))
-        losses[device] = [row["loss"] for row in rows(config.classes["run"](config).train() / "log.jsonl")]
+        losses[device] = [row["loss"] for row in read_jsonl(config.classes["run"](config).train() / "log.jsonl")]
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=0.05 if amp else 1e-3)
 
 
@@ -61,8 +61,8 @@ def encoders(tmp_path_factory):
 
 
 def built(encoders, name, device, **keys):
-    kind, given, _ = encoders[name]
-    return kind(kind.Config(**given, **keys), device=torch.device(device), key="encoders.x")
+    kind, cfg, _ = encoders[name]
+    return kind(kind.Config(**cfg, **keys), device=torch.device(device), key="encoders.x")
 
 
 @pytest.mark.parametrize("name", ["eva", "hubert", "mae", "videomae"])
@@ -82,15 +82,15 @@ def test_features_on_the_gpu_do_not_depend_on_the_other_clips_of_a_batch(encoder
     alone = [encoder.encode([one])[0] for one in loaded]
     for order in ([0, 1, 2], [2, 1, 0], [1, 0, 0, 1, 1]):
         together = encoder.encode([loaded[number] for number in order])
-        assert all(np.array_equal(found, alone[number]) for found, number in zip(together, order, strict=True))
+        assert all(np.array_equal(features, alone[number]) for features, number in zip(together, order, strict=True))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_minigpt4_trains_with_cached_features_as_without_a_cache_on_the_gpu(tmp_path, precision):
     world = make_flickr_world(tmp_path)
     losses = []
-    for kept, name in ((False, "plain"), (True, "first"), (True, "again")):
-        changes = {"cache_visual": kept, "visual_cache_path": str(tmp_path / "cache"), "vit_precision": precision}
+    for cached, name in ((False, "plain"), (True, "first"), (True, "again")):
+        changes = {"cache_visual": cached, "visual_cache_path": str(tmp_path / "cache"), "vit_precision": precision}
         settings = {"device": "cuda", "amp": True, "amp_dtype": "bf16", "max_epoch": 2, "iters_per_epoch": 4, "num_workers": 0}
         tree = {
             "model": world.model(**changes),
@@ -100,6 +100,6 @@ def test_minigpt4_trains_with_cached_features_as_without_a_cache_on_the_gpu(tmp_
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(tree))
         config = load(str(path))
-        losses.append([row["loss"] for row in rows(config.classes["run"](config).train() / "log.jsonl")])
+        losses.append([row["loss"] for row in read_jsonl(config.classes["run"](config).train() / "log.jsonl")])
     plain, first, again = losses
     assert first == pytest.approx(plain, rel=1e-3) and again == pytest.approx(plain, rel=1e-3)

@@ -144,6 +144,6 @@ def test_an_evaluation_does_not_require_the_curriculum_column(tmp_path, corpus):
 
 
 def test_without_a_curriculum_all_samples_are_available_from_the_start(build, corpus):
-    deck = build("valence", curriculum={}).sampling()
-    assert deck.difficulty is None and deck.phases == 1 and deck.digest() is None
-    assert np.array_equal(deck.indices(0, np.random.default_rng(0)), np.arange(6))
+    sampling = build("valence", curriculum={}).sampling()
+    assert sampling.difficulty is None and sampling.phases == 1 and sampling.digest() is None
+    assert np.array_equal(sampling.indices(0, np.random.default_rng(0)), np.arange(6))

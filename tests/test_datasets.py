@@ -67,7 +67,7 @@ def answers(dataset, task):
     return [dataset.answer(clip, task) for clip in dataset.clips]
 
 
-def words(dataset, index=0):
+def user_text(dataset, index=0):
     """The user's turn of a clip."""
     return dataset.record(index, dataset.pool.tasks[0], "Which?").turns[0][0]
 
@@ -89,9 +89,9 @@ def test_mer2024_reads_its_own_transcript_and_feature_folders(build, tmp_path, t
     put_features(tmp_path, ["samplenew_1", "samplenew_2"], MER24_FOLDERS)
     dataset = build("mer2024_caption", MER24, training=training, features=True, annotation_file="list.txt")
     assert problem_texts(dataset) == [] and answers(dataset, "emotion") == ["sad", "neutral"]
-    assert words(dataset) == "The person in video says: No, Ada, not today.  [emotion] Which? "
-    assert words(dataset, 1) == "The person in video says: .  [emotion] Which? "
-    assert {slot: float(rows[0, 0]) for slot, rows in dataset.record(1, "emotion", "?").features.items()} == dict.fromkeys(
+    assert user_text(dataset) == "The person in video says: No, Ada, not today.  [emotion] Which? "
+    assert user_text(dataset, 1) == "The person in video says: .  [emotion] Which? "
+    assert {slot: float(vectors[0, 0]) for slot, vectors in dataset.record(1, "emotion", "?").features.items()} == dict.fromkeys(
         ("image", "cls", "face", "video", "audio"), 2.0
     )
     shutil.rmtree(tmp_path / "HL_23_UTT")
@@ -158,7 +158,7 @@ def test_dfew_folds_share_the_features_at_data_root(build, tmp_path):
         assert problem_texts(dataset) == []
         assert float(dataset.record(0, "emotion", "?").features["face"][0, 0]) == value
     transcript = {"said.csv": "name,sentence\n00001,Good morning\n"}
-    assert "Good morning" in words(build("dfew", folds("1,1\n") | transcript, transcription_path="said.csv"))
+    assert "Good morning" in user_text(build("dfew", folds("1,1\n") | transcript, transcription_path="said.csv"))
 
 
 def test_dfew_reports_an_id_without_a_label_with_its_file_and_line(build, tmp_path):
@@ -223,15 +223,15 @@ def test_emer_reads_the_first_table_with_subtitles_and_reasons(build, training):
     dataset = build("emer", {"truth.csv": V1}, training=training, annotation_file="truth.csv")
     assert dataset.pool.tasks == ("reason_v2",) and problem_texts(dataset) == []
     assert answers(dataset, "reason_v2") == TOLD and dataset.names() == ["clip_1", "clip_2"]
-    assert words(dataset) == "The person in video says: We won!.  [reason_v2] Which? "
-    assert words(dataset, 1) == "The person in video says: .  [reason_v2] Which? "
+    assert user_text(dataset) == "The person in video says: We won!.  [reason_v2] Which? "
+    assert user_text(dataset, 1) == "The person in video says: .  [reason_v2] Which? "
 
 
 @both
 def test_emer_reads_the_second_table_without_sentences(build, training):
     dataset = build("emer", {"truth.csv": V2}, training=training, annotation_file="truth.csv")
     assert answers(dataset, "reason_v2") == TOLD and problem_texts(dataset) == []
-    assert words(dataset) == "[reason_v2] Which? "
+    assert user_text(dataset) == "[reason_v2] Which? "
 
 
 @both
@@ -283,7 +283,7 @@ def test_emer_gives_both_reasoning_tasks_the_same_answers(build, training):
 def test_emer_prefers_a_configured_transcript_to_the_subtitles(build):
     files = {"truth.csv": V1, "said.csv": "name,chinese,english\nclip_1,x,Hooray\nclip_2,y,Oh dear\n"}
     dataset = build("emer", files, annotation_file="truth.csv", transcription_path="said.csv")
-    assert "says: Oh dear." in words(dataset, 1)
+    assert "says: Oh dear." in user_text(dataset, 1)
 
 
 def test_emer_reports_the_header_of_a_table_without_descriptions(build, tmp_path):
@@ -318,7 +318,7 @@ def test_custom_trains_on_any_columns_that_include_the_one_needed_by_the_task(bu
     assert problem_texts(dataset) == [] and dataset.names() == ["007", "a b"]
     expected = ["happy", "sad"] if task == "emotion" else ["she smiles", "he cries"]
     assert answers(dataset, task) == expected
-    assert words(dataset, 0).startswith("The person in video says: Well done.  [" if "sentence" in columns else f"[{task}] ")
+    assert user_text(dataset, 0).startswith("The person in video says: Well done.  [" if "sentence" in columns else f"[{task}] ")
 
 
 @pytest.mark.parametrize("columns", SUBSETS, ids=lambda columns: "+".join(columns) or "name alone")
@@ -336,8 +336,8 @@ def test_custom_answers_questions_about_clips_without_labels(build, golden_model
     task = golden_config.classes["run.task"]()
     options = task.Config(max_new_tokens=2)
     questions = task.questions(dataset, options)
-    rows = task.answer([golden_model], golden_prompt, dataset, options, questions, 1)
-    assert [(row.name, row.target, row.reference, row.loss) for row in rows] == [(name, None, None, None) for name in "ab"]
+    predictions = task.answer([golden_model], golden_prompt, dataset, options, questions, 1)
+    assert [(row.name, row.target, row.reference, row.loss) for row in predictions] == [(name, None, None, None) for name in "ab"]
 
 
 def test_columns_of_a_custom_table_can_be_renamed(build, tmp_path):
@@ -347,7 +347,7 @@ def test_columns_of_a_custom_table_can_be_renamed(build, tmp_path):
     assert (
         problem_texts(dataset) == [] and answers(dataset, "emotion") == ["happy"] and answers(dataset, "reason") == ["she smiles"]
     )
-    assert "says: Hello." in words(dataset)
+    assert "says: Hello." in user_text(dataset)
     said_of_typo = refusal(build, "custom", {}, annotation_file="clips.csv", columns={"emotion": "label"})
     assert f"{tmp_path}/clips.csv, line 1: the header is" in said_of_typo and "Label" in said_of_typo
     assert "one of the columns label" in said_of_typo
@@ -387,7 +387,7 @@ def test_custom_preserves_leading_zeros_and_spaces_in_names_of_clips_and_feature
 def test_further_columns_of_a_custom_table_are_read_and_not_shown(build):
     text = "name,emotion,hardness,note\na,happy,3,x\n"
     dataset = build("custom", {"clips.csv": text}, annotation_file="clips.csv")
-    assert dataset.clips[0].columns["hardness"] == "3" and words(dataset) == "[emotion] Which? "
+    assert dataset.clips[0].columns["hardness"] == "3" and user_text(dataset) == "[emotion] Which? "
 
 
 # What all share

@@ -16,7 +16,7 @@ GREEDY = SamplingParams(max_new_tokens=20)
 
 
 @pytest.fixture(scope="module")
-def asked(golden_dataset, golden_prompt):
+def samples(golden_dataset, golden_prompt):
     """Eighteen prompts of several lengths without their answers."""
     places = [(clip, task) for clip in range(6) for task in TASKS]
     records = [golden_dataset.record(clip, task, golden_dataset.pool.first_instruction(task)) for clip, task in places]
@@ -27,13 +27,13 @@ def asked(golden_dataset, golden_prompt):
 def other(golden_model):
     """A model that shares what is frozen and has other adapters."""
     frozen = {id(value): value for value in golden_model.parameters() if not value.requires_grad}
-    made = copy.deepcopy(golden_model, frozen)
+    perturbed = copy.deepcopy(golden_model, frozen)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in perturbed.parameters():
             if parameter.requires_grad:
                 parameter += 0.03 * torch.randn(parameter.shape, generator=generator)
-    return made
+    return perturbed
 
 
 def answers(members, prompt, samples, choice=GREEDY, seeds=None):
@@ -45,34 +45,34 @@ def transformers_own(model, prompt, samples, **options):
     return model.beam_search(collate(samples), prompt, plain | {"num_beams": 1} | options)
 
 
-def test_greedy_answers_equal_those_of_transformers(golden_model, golden_prompt, asked):
-    assert answers([golden_model], golden_prompt, asked) == transformers_own(golden_model, golden_prompt, asked)
+def test_greedy_answers_equal_those_of_transformers(golden_model, golden_prompt, samples):
+    assert answers([golden_model], golden_prompt, samples) == transformers_own(golden_model, golden_prompt, samples)
 
 
-def test_a_repetition_penalty_acts_as_in_transformers(golden_model, golden_prompt, asked):
-    penalised = answers([golden_model], golden_prompt, asked, SamplingParams(20, repetition_penalty=1.7))
+def test_a_repetition_penalty_acts_as_in_transformers(golden_model, golden_prompt, samples):
+    penalised = answers([golden_model], golden_prompt, samples, SamplingParams(20, repetition_penalty=1.7))
     # One prompt a time: with padded embeddings transformers leaves as many new tokens unpenalised as there is padding.
-    alone = [transformers_own(golden_model, golden_prompt, [sample], repetition_penalty=1.7)[0] for sample in asked]
+    alone = [transformers_own(golden_model, golden_prompt, [sample], repetition_penalty=1.7)[0] for sample in samples]
     assert penalised == alone
-    assert penalised != answers([golden_model], golden_prompt, asked)
+    assert penalised != answers([golden_model], golden_prompt, samples)
 
 
-def test_a_sampled_answer_depends_on_its_own_seed_alone(golden_model, golden_prompt, asked):
+def test_a_sampled_answer_depends_on_its_own_seed_alone(golden_model, golden_prompt, samples):
     choice = SamplingParams(12, temperature=1.3, top_p=0.9)
-    together = answers([golden_model], golden_prompt, asked[:6], choice, range(6))
-    alone = [answers([golden_model], golden_prompt, [asked[i]], choice, [i])[0] for i in range(6)]
+    together = answers([golden_model], golden_prompt, samples[:6], choice, range(6))
+    alone = [answers([golden_model], golden_prompt, [samples[i]], choice, [i])[0] for i in range(6)]
     assert together == alone
-    assert answers([golden_model], golden_prompt, asked[:6], choice, range(10, 16)) != together
+    assert answers([golden_model], golden_prompt, samples[:6], choice, range(10, 16)) != together
 
 
-def test_top_p_restricts_sampling_to_the_most_likely_tokens(golden_model, golden_prompt, asked):
-    greedy = answers([golden_model], golden_prompt, asked[:6])
-    assert answers([golden_model], golden_prompt, asked[:6], SamplingParams(20, temperature=1.5, top_p=1e-6)) == greedy
-    assert answers([golden_model], golden_prompt, asked[:6], SamplingParams(20, temperature=1.5)) != greedy
+def test_top_p_restricts_sampling_to_the_most_likely_tokens(golden_model, golden_prompt, samples):
+    greedy = answers([golden_model], golden_prompt, samples[:6])
+    assert answers([golden_model], golden_prompt, samples[:6], SamplingParams(20, temperature=1.5, top_p=1e-6)) == greedy
+    assert answers([golden_model], golden_prompt, samples[:6], SamplingParams(20, temperature=1.5)) != greedy
 
 
-def test_an_ensemble_of_the_same_model_twice_answers_like_the_model(golden_model, golden_prompt, asked):
-    assert answers([golden_model, golden_model], golden_prompt, asked) == answers([golden_model], golden_prompt, asked)
+def test_an_ensemble_of_the_same_model_twice_answers_like_the_model(golden_model, golden_prompt, samples):
+    assert answers([golden_model, golden_model], golden_prompt, samples) == answers([golden_model], golden_prompt, samples)
 
 
 def next_distribution(model, sample, ids):
@@ -84,39 +84,39 @@ def next_distribution(model, sample, ids):
     return logits.double().softmax(-1)
 
 
-def test_an_ensemble_selects_the_most_likely_token_of_the_mean_distribution(golden_model, other, golden_prompt, asked):
-    made = answers([golden_model, other], golden_prompt, asked[:4])
-    single = [answers([model], golden_prompt, asked[:4]) for model in (golden_model, other)]
-    assert made not in single and single[0] != single[1]
-    for sample, ids in zip(asked[:4], made, strict=True):
-        for place in range(min(5, len(ids))):
-            mean = sum(next_distribution(model, sample, ids[:place]) for model in (golden_model, other)) / 2
-            assert int(mean.argmax()) == ids[place]
+def test_an_ensemble_selects_the_most_likely_token_of_the_mean_distribution(golden_model, other, golden_prompt, samples):
+    ensemble = answers([golden_model, other], golden_prompt, samples[:4])
+    single = [answers([model], golden_prompt, samples[:4]) for model in (golden_model, other)]
+    assert ensemble not in single and single[0] != single[1]
+    for sample, ids in zip(samples[:4], ensemble, strict=True):
+        for length in range(min(5, len(ids))):
+            mean = sum(next_distribution(model, sample, ids[:length]) for model in (golden_model, other)) / 2
+            assert int(mean.argmax()) == ids[length]
 
 
-def test_label_likelihoods_follow_from_the_losses_of_the_answers(golden_model, golden_prompt, golden_dataset, asked):
-    shares = likelihoods([golden_model], collate(asked[:3]), [golden_prompt.answer_ids(label) for label in NINE])
+def test_label_likelihoods_follow_from_the_losses_of_the_answers(golden_model, golden_prompt, golden_dataset, samples):
+    shares = likelihoods([golden_model], collate(samples[:3]), [golden_prompt.answer_ids(label) for label in NINE])
     assert shares.shape == (3, 9)
     record = golden_dataset.record(0, TASKS[1], golden_dataset.pool.first_instruction(TASKS[1]))
-    words = record.turns[0][0]
+    user_text = record.turns[0][0]
     totals = []
     for label in NINE:
-        answered = golden_prompt.sample(Record(record.name, record.task, [(words, label)], record.features))
+        answered = golden_prompt.sample(Record(record.name, record.task, [(user_text, label)], record.features))
         with torch.inference_mode():
             totals.append(-golden_model(collate([answered])).double().sum())
     assert shares[1].allclose(torch.stack(totals).softmax(0), atol=1e-5)
     assert shares[1].max() > 0.3 and shares.sum(1).allclose(torch.ones(3, dtype=torch.float64))
 
 
-def test_likelihoods_of_an_ensemble_are_the_mean_of_its_members(golden_model, other, golden_prompt, asked):
+def test_likelihoods_of_an_ensemble_are_the_mean_of_its_members(golden_model, other, golden_prompt, samples):
     labels = [golden_prompt.answer_ids(label) for label in NINE]
-    both = likelihoods([golden_model, other], collate(asked[:3]), labels)
-    each = [likelihoods([model], collate(asked[:3]), labels) for model in (golden_model, other)]
+    both = likelihoods([golden_model, other], collate(samples[:3]), labels)
+    each = [likelihoods([model], collate(samples[:3]), labels) for model in (golden_model, other)]
     assert both.allclose(sum(each) / 2)
     assert not each[0].allclose(each[1], atol=1e-3)
 
 
-def test_label_likelihoods_do_not_depend_on_the_order_of_the_labels(golden_model, golden_prompt, asked):
+def test_label_likelihoods_do_not_depend_on_the_order_of_the_labels(golden_model, golden_prompt, samples):
     labels = [golden_prompt.answer_ids(label) for label in NINE]
-    forward = likelihoods([golden_model], collate(asked[:2]), labels)
-    assert likelihoods([golden_model], collate(asked[:2]), labels[::-1]).flip(1).allclose(forward, atol=1e-6)
+    forward = likelihoods([golden_model], collate(samples[:2]), labels)
+    assert likelihoods([golden_model], collate(samples[:2]), labels[::-1]).flip(1).allclose(forward, atol=1e-6)

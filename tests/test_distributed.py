@@ -12,7 +12,7 @@ import time
 
 import pytest
 from ranks import HANG, start
-from running import GOLDEN, ROOT, command, environment, golden_config, rows
+from running import GOLDEN, ROOT, command, environment, golden_config, read_jsonl
 from workers import splits as worker
 
 # batch size, accumulation, processes: three splits of one global batch of four
@@ -43,9 +43,9 @@ def test_training_is_refused_if_processes_read_different_data(tmp_path, launch):
         path = tmp_path / str(rank) / "MERR_coarse_grained.txt"
         path.write_text(re.sub(r"(sample_00000104 \d+) \w+", rf"\1 {label}", path.read_text()))
     config = golden_config(tmp_path / "run", data={"data_root": f"{tmp_path}/${{oc.env:RANK}}"})
-    done = launch("train.py", "--cfg-path", str(config), processes=2)
-    assert done.returncode != 0 and not (tmp_path / "run/out").exists()
-    assert done.stderr.count("error: the data of process 1 differ from those of process 0: list and texts of clips.") == 1
+    completed = launch("train.py", "--cfg-path", str(config), processes=2)
+    assert completed.returncode != 0 and not (tmp_path / "run/out").exists()
+    assert completed.stderr.count("error: the data of process 1 differ from those of process 0: list and texts of clips.") == 1
 
 
 def tensors(folder):
@@ -63,11 +63,11 @@ def first_gradients(folder, rank=0):
 @pytest.mark.parametrize("average", AVERAGES)
 @pytest.mark.parametrize("split", ["ranks", "batch"])
 def test_the_first_gradients_do_not_depend_on_the_batch_layout(splits, split, average):
-    reference, found = (first_gradients(splits[name, average]) for name in ("accumulate", split))
-    assert set(found) == set(reference)
+    reference, gradients = (first_gradients(splits[name, average]) for name in ("accumulate", split))
+    assert set(gradients) == set(reference)
     for name, gradient in reference.items():
         assert gradient.norm() > 0
-        assert (found[name] - gradient).norm() <= 1e-6 * gradient.norm(), name
+        assert (gradients[name] - gradient).norm() <= 1e-6 * gradient.norm(), name
 
 
 @pytest.mark.parametrize("average", AVERAGES)
@@ -76,15 +76,15 @@ def test_the_weights_after_five_steps_do_not_depend_on_the_batch_layout(splits, 
     import torch
 
     start = torch.load(GOLDEN / "checkpoint_slim.pth", weights_only=True)["model"]
-    reference, found = tensors(splits["accumulate", average]), tensors(splits[split, average])
+    reference, weights = tensors(splits["accumulate", average]), tensors(splits[split, average])
     largest = max((reference[name] - start[name]).abs().max() for name in reference)
     assert largest > 1e-3
     for name in reference:
-        assert (found[name] - reference[name]).abs().max() <= 0.01 * largest, name
+        assert (weights[name] - reference[name]).abs().max() <= 0.01 * largest, name
 
 
 def test_the_two_loss_averages_differ_if_answers_differ_in_length(splits):
-    first = {average: rows(splits["batch", average] / "out/run/log.jsonl")[0]["loss"] for average in AVERAGES}
+    first = {average: read_jsonl(splits["batch", average] / "out/run/log.jsonl")[0]["loss"] for average in AVERAGES}
     assert abs(first["sample"] - first["token"]) > 1e-3
 
 
@@ -100,14 +100,14 @@ def test_two_processes_with_batches_answer_each_sample_once_like_a_single_proces
         sizes = {"batch_size": size, "max_new_tokens": 6}
         blocks = ("train_layout", "upstream")
         options = [f"evaluation_datasets.{block}.{key}={value}" for block in blocks for key, value in sizes.items()]
-        told = ["--cfg-path", str(golden_config(folder)), "--options", *options]
-        done = launch("eval_emotion_EMER.py", *told, processes=processes)
-        assert done.returncode == 0, done.stderr
+        arguments = ["--cfg-path", str(golden_config(folder)), "--options", *options]
+        completed = launch("eval_emotion_EMER.py", *arguments, processes=processes)
+        assert completed.returncode == 0, completed.stderr
         result = folder / "out/run/result"
-        found = [row for name in ("train_layout", "upstream") for row in rows(result / f"predictions_{name}.jsonl")]
-        assert len(found) == 36
-        answers.append([(row["name"], row["task"], row["prediction"]) for row in found])
-        losses.append([row["loss"] for row in found[:18]])
+        predictions = [row for name in ("train_layout", "upstream") for row in read_jsonl(result / f"predictions_{name}.jsonl")]
+        assert len(predictions) == 36
+        answers.append([(row["name"], row["task"], row["prediction"]) for row in predictions])
+        losses.append([row["loss"] for row in predictions[:18]])
         metrics.append(json.loads((result / "metrics_train_layout.json").read_text())["tasks"]["emotion"]["metrics"])
     assert answers[0] == answers[1] and len(set(answers[0][:18])) == 18
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
@@ -117,24 +117,24 @@ def test_two_processes_with_batches_answer_each_sample_once_like_a_single_proces
 @pytest.mark.slow
 @pytest.mark.parametrize("amp", [False, True])
 def test_evaluation_during_training_does_not_change_the_training_of_two_processes(tmp_path, launch, amp):
-    found = []
+    logged = []
     for evaluate in (True, False):
         keys = {"amp": amp, "evaluate": evaluate, "metric": "train_layout.emotion.loss", "max_epoch": 2, "iters_per_epoch": 3}
         path = golden_config(tmp_path / str(evaluate), run=keys, model={"lora_dropout": 0.1})
-        done = launch("train.py", "--cfg-path", str(path), processes=2)
-        assert done.returncode == 0, done.stderr
-        log = rows(tmp_path / str(evaluate) / "out/run/log.jsonl")
-        found.append([(row["loss"], row["grad_norm"]) for row in log])
-    assert found[0] == found[1] and len(found[0]) == 6
-    assert len(rows(tmp_path / "True/out/run/eval.jsonl")) == 2
+        completed = launch("train.py", "--cfg-path", str(path), processes=2)
+        assert completed.returncode == 0, completed.stderr
+        log = read_jsonl(tmp_path / str(evaluate) / "out/run/log.jsonl")
+        logged.append([(row["loss"], row["grad_norm"]) for row in log])
+    assert logged[0] == logged[1] and len(logged[0]) == 6
+    assert len(read_jsonl(tmp_path / "True/out/run/eval.jsonl")) == 2
 
 
 def test_an_error_of_all_ranks_is_printed_once(tmp_path, launch):
     path = golden_config(tmp_path, data={"coarse_grained_json_path": "nowhere.json", "task_pool": ["reason"]})
-    done = launch("train.py", "--cfg-path", str(path), processes=2)
-    assert done.returncode != 0
-    assert done.stderr.count("error: ") == 1
-    assert "nowhere.json" in done.stderr
+    completed = launch("train.py", "--cfg-path", str(path), processes=2)
+    assert completed.returncode != 0
+    assert completed.stderr.count("error: ") == 1
+    assert "nowhere.json" in completed.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -180,7 +180,7 @@ def test_workers_end_when_torchrun_is_killed(tmp_path):
 def ended_with_its_launcher(living, log, kill):
     """Kill a launcher once its processes train; they must end by themselves. ``living`` lists the launcher and its processes."""
     try:
-        wait_until(lambda: len(rows(log)) > 3)
+        wait_until(lambda: len(read_jsonl(log)) > 3)
         assert len(living()) > 2
         kill()
         wait_until(lambda: not living())

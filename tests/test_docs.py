@@ -31,8 +31,8 @@ def test_links_and_configurations_in_the_docs_exist(name):
     folder = (ROOT / name).parent
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", TEXTS[name]) if "://" not in link]
     assert all((folder / link).exists() for link in links), links
-    written = {f"{kind}.yaml" for kind in KINDS}  # by emollama init
-    paths = {*re.findall(r"--cfg-path (\S+\.yaml)", TEXTS[name])} - written
+    generated = {f"{kind}.yaml" for kind in KINDS}  # by emollama init
+    paths = {*re.findall(r"--cfg-path (\S+\.yaml)", TEXTS[name])} - generated
     assert all((ROOT / path).is_file() for path in paths)
 
 

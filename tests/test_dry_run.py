@@ -54,13 +54,13 @@ def test_a_dry_run_without_problems_describes_the_run_and_writes_nothing(tmp_pat
     before = sorted(tmp_path.rglob("*"))
     status, out, _ = outcome(capfd, "train", "--dry-run", "--nproc", "2", "--cfg-path", str(path))
     assert status == 0
-    facts = dict(re.split(" {2,}", line) for line in out.splitlines()[:-1])
-    assert facts["run folder"] == str(tmp_path / "out/run") and facts["processes"].startswith("2 on ")
-    assert facts["datasets.clips"] == "6 samples; tasks: emotion"
-    assert facts["evaluation: train_layout"] == "6 samples; tasks: emotion, reason, reason_v2"
-    assert facts["training"] == "16 steps of 2 samples"
-    assert facts["checkpoint"].endswith("checkpoint_slim.pth")
-    assert facts["parameters"] == "255,296 trainable of 458,368"
+    summary = dict(re.split(" {2,}", line) for line in out.splitlines()[:-1])
+    assert summary["run folder"] == str(tmp_path / "out/run") and summary["processes"].startswith("2 on ")
+    assert summary["datasets.clips"] == "6 samples; tasks: emotion"
+    assert summary["evaluation: train_layout"] == "6 samples; tasks: emotion, reason, reason_v2"
+    assert summary["training"] == "16 steps of 2 samples"
+    assert summary["checkpoint"].endswith("checkpoint_slim.pth")
+    assert summary["parameters"] == "255,296 trainable of 458,368"
     assert out.splitlines()[-1] == "no problem was found; nothing was written"
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -83,8 +83,8 @@ def test_a_dry_run_reports_all_problems_in_one_message(tmp_path, capfd):
 def test_a_dry_run_reports_a_missing_checkpoint_or_language_model(command, option, tmp_path, capfd):
     path = golden_config(tmp_path)
     status, _, err = outcome(capfd, command, "--dry-run", "--cfg-path", str(path), "--options", option)
-    key, _, place = option.partition("=")
-    assert status == 1 and err.splitlines()[-1].startswith(f"error: {key}: no f") and f"'{place}'" in err
+    key, _, missing_path = option.partition("=")
+    assert status == 1 and err.splitlines()[-1].startswith(f"error: {key}: no f") and f"'{missing_path}'" in err
 
 
 def test_a_dry_run_reports_checkpoint_tensors_that_do_not_fit(tmp_path, capfd):

@@ -144,8 +144,8 @@ def test_an_openai_judge_is_called_only_once_per_reference_over_several_files(tm
             answers = [answer(name, f"{file} {name} is sad", f"{name} is sad") for name in "abc"]
             assert value("label_overlap", judge_labels(judge, answers)) == 7
             assert value("clue_overlap", judge_clues(judge, answers)) == 7
-    words = [call.data["text"] for call in server.calls if call.kind == "words"]
-    assert len(words) == len(set(words)) == 3 + 6
+    texts = [call.data["text"] for call in server.calls if call.kind == "words"]
+    assert len(texts) == len(set(texts)) == 3 + 6
     assert [call.kind for call in server.calls].count("labels") == 1
 
 

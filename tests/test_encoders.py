@@ -56,7 +56,7 @@ def clips(folders):
 CLASSES = {"hubert": Hubert, "mae": Mae, "videomae": VideoMae}
 
 
-def made(name, path, device=CPU, **keys):
+def build_encoder(name, path, device=CPU, **keys):
     encoder = CLASSES[name]
     return encoder(encoder.Config(weights=str(path), **keys), device=device, key="encoders.x")
 
@@ -65,11 +65,11 @@ def encoded(encoder, *sources):
     return encoder.encode([encoder.load(source) for source in sources])
 
 
-def close(found, expected, bound=1e-5):
-    assert found.dtype == np.float32
-    assert found.shape == tuple(expected.shape)
+def close(features, expected, bound=1e-5):
+    assert features.dtype == np.float32
+    assert features.shape == tuple(expected.shape)
     assert np.abs(expected).max() > 0.1
-    return np.abs(found - np.asarray(expected)).max() <= bound
+    return np.abs(features - np.asarray(expected)).max() <= bound
 
 
 # HuBERT
@@ -93,21 +93,21 @@ def direct_states(folder, source, *, silence=0):
 )
 def test_hubert_features_equal_the_time_mean_of_the_transformers_output(tmp_path, stable, normalize):
     folder, clip = save_hubert(tmp_path / "hubert", stable=stable, normalize=normalize), sound_clip(tmp_path, "clip", 1.7)
-    (found,) = encoded(made("hubert", folder), clip)
-    assert close(found, direct_states(folder, clip)[-1].mean(0))
+    (features,) = encoded(build_encoder("hubert", folder), clip)
+    assert close(features, direct_states(folder, clip)[-1].mean(0))
 
 
 def test_the_last_hubert_layer_is_taken_after_the_final_norm(folders, clips):
-    (found,) = encoded(made("hubert", folders / "hubert"), clips["hubert"][1])
+    (features,) = encoded(build_encoder("hubert", folders / "hubert"), clips["hubert"][1])
     model = transformers.HubertModel.from_pretrained(folders / "hubert", dtype=torch.float32).eval()
     behind = []
-    model.encoder.layer_norm.register_forward_hook(lambda module, given, result: behind.append(result))
+    model.encoder.layer_norm.register_forward_hook(lambda module, inputs, result: behind.append(result))
     sound = transformers.AutoFeatureExtractor.from_pretrained(folders / "hubert")(
         sound_of(clips["hubert"][1]), sampling_rate=RATE, return_tensors="pt"
     )
     with torch.no_grad():
         model(sound.input_values)
-    assert close(found, behind[0][0].mean(0))
+    assert close(features, behind[0][0].mean(0))
 
 
 @pytest.mark.parametrize("stable", [True, pytest.param(False, marks=SLOW)])
@@ -115,19 +115,19 @@ def test_the_last_hubert_layer_is_taken_after_the_final_norm(folders, clips):
 def test_the_hidden_states_of_several_layers_are_summed(tmp_path, stable, layers):
     folder, clip = save_hubert(tmp_path / "hubert", stable=stable), sound_clip(tmp_path, "clip", 1.2)
     states = direct_states(folder, clip)
-    (found,) = encoded(made("hubert", folder, layers=layers), clip)
-    assert close(found, sum(states[layer] for layer in layers).mean(0), 2e-5)
+    (features,) = encoded(build_encoder("hubert", folder, layers=layers), clip)
+    assert close(features, sum(states[layer] for layer in layers).mean(0), 2e-5)
 
 
 @pytest.mark.parametrize("kind", ["Wav2Vec2", "WavLM"])
 def test_wav2vec_and_wavlm_models_are_accepted_too(tmp_path, kind):
     folder, clip = save_hubert(tmp_path / "model", kind=kind), sound_clip(tmp_path, "clip", 1.2)
-    (found,) = encoded(made("hubert", folder), clip)
-    assert close(found, direct_states(folder, clip)[-1].mean(0))
+    (features,) = encoded(build_encoder("hubert", folder), clip)
+    assert close(features, direct_states(folder, clip)[-1].mean(0))
 
 
 def test_audio_shorter_than_one_second_is_padded_with_silence(folders, clips):
-    encoder, clip = made("hubert", folders / "hubert"), clips["hubert"][0]
+    encoder, clip = build_encoder("hubert", folders / "hubert"), clips["hubert"][0]
     assert len(encoder.load(clip)) == RATE
     expected = direct_states(folders / "hubert", clip, silence=RATE - len(sound_of(clip)))[-1].mean(0)
     assert close(encoded(encoder, clip)[0], expected)
@@ -149,9 +149,9 @@ def test_long_audio_is_encoded_in_chunks_and_averaged_over_all_of_them(folders, 
     model = transformers.HubertModel.from_pretrained(folders / "hubert", dtype=torch.float32).eval()
     with torch.no_grad():
         states = torch.cat([model(values[:, :16800]).last_hidden_state[0], model(values[:, 16800:]).last_hidden_state[0]])
-    (found,) = encoded(made("hubert", folders / "hubert", chunk_seconds=1.05), clip)
-    assert close(found, states.mean(0))
-    assert not close(found, encoded(made("hubert", folders / "hubert"), clip)[0])
+    (features,) = encoded(build_encoder("hubert", folders / "hubert", chunk_seconds=1.05), clip)
+    assert close(features, states.mean(0))
+    assert not close(features, encoded(build_encoder("hubert", folders / "hubert"), clip)[0])
 
 
 def test_hubert_weights_with_older_names_load_without_the_mask_embedding(folders, clips, tmp_path):
@@ -162,8 +162,10 @@ def test_hubert_weights_with_older_names_load_without_the_mask_embedding(folders
         tensors[f"encoder.pos_conv_embed.conv.{old}"] = tensors.pop(f"encoder.pos_conv_embed.conv.{new}")
     shutil.copytree(folders / "hubert", tmp_path / "older", ignore=shutil.ignore_patterns("*.safetensors"))
     torch.save(tensors, tmp_path / "older/pytorch_model.bin")
-    found, expected = (encoded(made("hubert", path), clips["hubert"][1])[0] for path in (tmp_path / "older", folders / "hubert"))
-    assert np.array_equal(found, expected)
+    features, expected = (
+        encoded(build_encoder("hubert", path), clips["hubert"][1])[0] for path in (tmp_path / "older", folders / "hubert")
+    )
+    assert np.array_equal(features, expected)
 
 
 @pytest.mark.parametrize("layers", [[], [0], [1], [-1, -1]])
@@ -192,21 +194,21 @@ def direct_rows(folder, images, mean=encoding.MEAN, std=encoding.STD):
 
 @pytest.mark.parametrize("pooling", ["cls", "patches"])
 def test_mae_features_equal_the_image_mean_of_the_transformers_output(folders, clips, pooling):
-    rows = direct_rows(folders / "mae", faces_of("clara", 9))
-    expected = rows[:, 0].mean(0) if pooling == "cls" else rows[:, 1:].mean((0, 1))
-    (found,) = encoded(made("mae", folders / "mae", pooling=pooling, batch_size=4), clips["mae"][2])
-    assert close(found, expected)
+    tokens = direct_rows(folders / "mae", faces_of("clara", 9))
+    expected = tokens[:, 0].mean(0) if pooling == "cls" else tokens[:, 1:].mean((0, 1))
+    (features,) = encoded(build_encoder("mae", folders / "mae", pooling=pooling, batch_size=4), clips["mae"][2])
+    assert close(features, expected)
 
 
 def test_mae_masks_no_patches_and_preserves_their_order(folders, clips):
-    encoder = made("mae", folders / "mae")
-    rows = encoder.tokens(encoder.load(clips["mae"][0]))
-    assert rows.shape[1] == 1 + PATCHES
-    assert torch.allclose(rows, direct_rows(folders / "mae", faces_of("anna", 5)), atol=1e-5)
+    encoder = build_encoder("mae", folders / "mae")
+    tokens = encoder.tokens(encoder.load(clips["mae"][0]))
+    assert tokens.shape[1] == 1 + PATCHES
+    assert torch.allclose(tokens, direct_rows(folders / "mae", faces_of("anna", 5)), atol=1e-5)
 
 
 def test_a_zero_mean_and_a_unit_deviation_leave_pixels_unnormalised(folders, clips):
-    loaded = made("mae", folders / "mae", image_mean=[0.0, 0.0, 0.0], image_std=[1.0, 1.0, 1.0]).load(clips["mae"][1])
+    loaded = build_encoder("mae", folders / "mae", image_mean=[0.0, 0.0, 0.0], image_std=[1.0, 1.0, 1.0]).load(clips["mae"][1])
     resized = np.asarray(Image.fromarray(faces_of("ben", 1)[0]).resize((32, 32), Image.Resampling.BILINEAR)) / 255
     assert np.abs(loaded[0].permute(1, 2, 0).numpy() - resized).max() < 1.01 / 255
 
@@ -276,18 +278,19 @@ def test_an_original_mae_file_equals_transformers_with_the_same_weights(clips, t
         output_loading_info=True,
     )
     assert not report["missing_keys"]
-    encoder = made("mae", tmp_path / "mae_340.pth")
+    encoder = build_encoder("mae", tmp_path / "mae_340.pth")
     pixels = encoder.load(clips["mae"][2])
     with torch.no_grad():
-        rows = model.eval()(pixels, noise=torch.arange(float(PATCHES)).repeat(len(pixels), 1)).last_hidden_state
-    assert close(encoder.encode([pixels])[0], rows[:, 0].mean(0))
+        tokens = model.eval()(pixels, noise=torch.arange(float(PATCHES)).repeat(len(pixels), 1)).last_hidden_state
+    assert close(encoder.encode([pixels])[0], tokens[:, 0].mean(0))
     assert Mae.describe(encoder.cfg, "encoders.m").shape == (1, 64)
 
 
 def test_an_original_mae_file_gets_the_normalisation_of_imagenet(folders, clips, tmp_path):
     save_original_mae(tmp_path / "mae.pth")
     assert torch.equal(
-        made("mae", tmp_path / "mae.pth").load(clips["mae"][0]), made("mae", folders / "mae").load(clips["mae"][0])
+        build_encoder("mae", tmp_path / "mae.pth").load(clips["mae"][0]),
+        build_encoder("mae", folders / "mae").load(clips["mae"][0]),
     )
 
 
@@ -307,15 +310,15 @@ def test_a_file_that_is_not_an_mae_encoder_is_refused(tmp_path, change, message)
     change(tensors)
     torch.save(tensors, tmp_path / "mae.pth")
     with pytest.raises(UserError, match=message):
-        made("mae", tmp_path / "mae.pth")
+        build_encoder("mae", tmp_path / "mae.pth")
 
 
 def test_a_file_of_another_encoder_type_is_refused(tmp_path):
     save_original_mae(tmp_path / "mae.pth")
     with pytest.raises(UserError, match=r"encoders\.x\.weights: '.*mae\.pth' contains no VideoMAE encoder"):
-        made("videomae", tmp_path / "mae.pth")
+        build_encoder("videomae", tmp_path / "mae.pth")
     with pytest.raises(UserError, match=r"encoders\.x\.weights: no folder '.*mae\.pth'"):
-        made("hubert", tmp_path / "mae.pth")
+        build_encoder("hubert", tmp_path / "mae.pth")
 
 
 # VideoMAE
@@ -331,21 +334,21 @@ def direct_tokens(folder, frames, **changes):
 
 def test_videomae_features_equal_the_token_mean_of_the_transformers_output(folders, clips):
     frames = read_frames(folders / "clip.mp4", lambda count: segment_middles(count, 16))
-    (found,) = encoded(made("videomae", folders / "videomae"), clips["videomae"][0])
+    (features,) = encoded(build_encoder("videomae", folders / "videomae"), clips["videomae"][0])
     tokens = direct_tokens(folders / "videomae", frames)
     assert tokens.shape == (8 * PATCHES, 64)
-    assert close(found, tokens.mean(0))
+    assert close(features, tokens.mean(0))
 
 
 def test_a_fine_tuned_videomae_has_no_final_norm_and_a_pretrained_one_can_omit_it(folders, clips, tmp_path):
     frames = read_frames(folders / "clip.mp4", lambda count: segment_middles(count, 16))
     tuned = save_videomae(tmp_path / "tuned", kind="VideoClassification", mean_pooling=True)
-    (found,) = encoded(made("videomae", tuned), clips["videomae"][0])
-    assert close(found, direct_tokens(tuned, frames).mean(0))
-    (bare,) = encoded(made("videomae", folders / "videomae", final_norm=False), clips["videomae"][0])
+    (features,) = encoded(build_encoder("videomae", tuned), clips["videomae"][0])
+    assert close(features, direct_tokens(tuned, frames).mean(0))
+    (bare,) = encoded(build_encoder("videomae", folders / "videomae", final_norm=False), clips["videomae"][0])
     assert close(bare, direct_tokens(folders / "videomae", frames, use_mean_pooling=True).mean(0))
     with pytest.raises(UserError, match=r"lack tensors \(2: layernorm\.bias, layernorm\.weight"):
-        made("videomae", tuned, final_norm=True)
+        build_encoder("videomae", tuned, final_norm=True)
 
 
 VIDEOMAE_NAMES = {**{old: new for old, new in MAE_NAMES.items() if old not in ("cls_token", "pos_embed")}}
@@ -380,7 +383,7 @@ def test_an_original_videomae_file_equals_transformers_with_the_same_weights(tmp
     biases |= {name.replace("query", "key"): torch.zeros(width) for name in biases if name.endswith("query.bias")}
     model, report = transformers.VideoMAEModel.from_pretrained(None, config=config, state_dict=biases, output_loading_info=True)
     assert not report["missing_keys"]
-    encoder = made("videomae", tmp_path / "maev_399.pth", final_norm=final_norm)
+    encoder = build_encoder("videomae", tmp_path / "maev_399.pth", final_norm=final_norm)
     pixels = encoder.load(clips["videomae"][0])
     assert pixels.shape == (16, 3, 224, 224)
     with torch.no_grad():
@@ -396,10 +399,10 @@ def test_videomae_biases_are_read_under_their_published_names(folders, clips, tm
     assert any("q_bias" in name for name in tensors)
     shutil.copytree(folders / "videomae", tmp_path / "older")
     save_file(tensors, tmp_path / "older/model.safetensors", {"format": "pt"})
-    found, expected = (
-        encoded(made("videomae", path), clips["videomae"][0])[0] for path in (tmp_path / "older", folders / "videomae")
+    features, expected = (
+        encoded(build_encoder("videomae", path), clips["videomae"][0])[0] for path in (tmp_path / "older", folders / "videomae")
     )
-    assert np.abs(found - expected).max() < 1e-5
+    assert np.abs(features - expected).max() < 1e-5
 
 
 @pytest.mark.parametrize(("count", "pairs"), [(17, [2, 3, 6, 7, 10, 11, 14, 15]), (4, [0, 1, 1, 2, 1, 2, 2, 3]), (1, [0] * 8)])
@@ -410,14 +413,14 @@ def test_pair_sampling_selects_two_neighbouring_frames_in_the_middle_of_each_seg
 def test_videomae_uses_pairs_and_faces_if_configured(folders, clips):
     path, clip = folders / "videomae", clips["videomae"][0]
     pairs = read_frames(clip.video, lambda count: segment_pairs(count, 16))
-    assert close(encoded(made("videomae", path, sampling="pairs"), clip)[0], direct_tokens(path, pairs).mean(0))
+    assert close(encoded(build_encoder("videomae", path, sampling="pairs"), clip)[0], direct_tokens(path, pairs).mean(0))
     faces = [faces_of("clara", 9)[number] for number in segment_pairs(9, 16)]
-    (found,) = encoded(made("videomae", path, sampling="pairs", images="faces"), clips["mae"][2])
-    assert close(found, direct_tokens(path, faces).mean(0))
+    (features,) = encoded(build_encoder("videomae", path, sampling="pairs", images="faces"), clips["mae"][2])
+    assert close(features, direct_tokens(path, faces).mean(0))
 
 
 def test_a_video_with_too_few_frames_repeats_some_of_them(folders, clips):
-    assert made("videomae", folders / "videomae").load(clips["videomae"][1]).shape == (16, 3, 32, 32)
+    assert build_encoder("videomae", folders / "videomae").load(clips["videomae"][1]).shape == (16, 3, 32, 32)
 
 
 # All of them
@@ -425,55 +428,55 @@ def test_a_video_with_too_few_frames_repeats_some_of_them(folders, clips):
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_encoders_load_on_the_meta_device_and_a_missing_folder_is_reported_there(folders, tmp_path, name):
-    made(name, folders / name, torch.device("meta"))
+    build_encoder(name, folders / name, torch.device("meta"))
     with pytest.raises(UserError, match=r"^encoders\.x\.weights: no folder"):
-        made(name, tmp_path / "nowhere")
+        build_encoder(name, tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_tf32_convolutions_are_disabled_only_while_the_encoder_runs(folders, clips, name):
-    encoder, seen, before = made(name, folders / name), [], torch.backends.cudnn.allow_tf32
-    with torch.nn.modules.module.register_module_forward_hook(lambda *given: seen.append(torch.backends.cudnn.allow_tf32)):
+    encoder, flags, before = build_encoder(name, folders / name), [], torch.backends.cudnn.allow_tf32
+    with torch.nn.modules.module.register_module_forward_hook(lambda *inputs: flags.append(torch.backends.cudnn.allow_tf32)):
         encoded(encoder, clips[name][0])
-    assert set(seen) == {False} and torch.backends.cudnn.allow_tf32 is before is True
+    assert set(flags) == {False} and torch.backends.cudnn.allow_tf32 is before is True
 
 
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("batch_size", [2, 8])
 def test_the_features_of_a_clip_do_not_depend_on_the_other_clips_of_a_batch(folders, clips, name, batch_size):
-    encoder = made(name, folders / name, batch_size=batch_size)
+    encoder = build_encoder(name, folders / name, batch_size=batch_size)
     loaded = [encoder.load(source) for source in clips[name]]
     alone = [encoder.encode([one])[0] for one in loaded]
     for order in (range(len(loaded)), reversed(range(len(loaded))), [1, 0, 0, 1, 1]):
         numbers = list(order)
         together = encoder.encode([loaded[number] for number in numbers])
-        assert all(np.array_equal(found, alone[number]) for found, number in zip(together, numbers, strict=True))
+        assert all(np.array_equal(features, alone[number]) for features, number in zip(together, numbers, strict=True))
 
 
 def test_images_and_clips_are_always_encoded_in_batches_of_batch_size(folders, clips):
     """Kernels are chosen by the batch's shape, so that this is what keeps a clip's numbers."""
-    seen = []
-    mae, videomae = (made(name, folders / name, batch_size=4) for name in ("mae", "videomae"))
+    sizes = []
+    mae, videomae = (build_encoder(name, folders / name, batch_size=4) for name in ("mae", "videomae"))
     tokens = mae.tokens
-    mae.tokens = lambda images: seen.append(len(images)) or tokens(images)
+    mae.tokens = lambda images: sizes.append(len(images)) or tokens(images)
     encoded(mae, *clips["mae"])
-    videomae.model.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
+    videomae.model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
     encoded(videomae, clips["videomae"][0])
-    assert seen == [4] * 5
+    assert sizes == [4] * 5
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_clips_are_loaded_identically_in_several_threads(folders, clips, name):
-    encoder = made(name, folders / name)
+    encoder = build_encoder(name, folders / name)
     expected = [encoder.load(source) for source in clips[name]]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(encoder.load, clips[name] * 4))
-    assert all(torch.equal(one, other) for one, other in zip(found, expected * 4, strict=True))
+        loaded = list(pool.map(encoder.load, clips[name] * 4))
+    assert all(torch.equal(one, other) for one, other in zip(loaded, expected * 4, strict=True))
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_bfloat16_features_are_close_to_float32_and_returned_as_float32(folders, clips, name):
-    exact, mixed = (encoded(made(name, folders / name, precision=kind), *clips[name]) for kind in ("fp32", "bf16"))
+    exact, mixed = (encoded(build_encoder(name, folders / name, precision=kind), *clips[name]) for kind in ("fp32", "bf16"))
     for one, other in zip(exact, mixed, strict=True):
         assert other.dtype == np.float32
         assert 0 < np.abs(one - other).max() < 0.05 * np.abs(one).max()
@@ -482,12 +485,12 @@ def test_bfloat16_features_are_close_to_float32_and_returned_as_float32(folders,
 @pytest.mark.parametrize("name", CLASSES)
 def test_half_precision_weights_are_used_in_float32(folders, clips, tmp_path, name):
     shutil.copytree(folders / name, tmp_path / "half")
-    told = json.loads((tmp_path / "half/config.json").read_text(encoding="utf-8"))
-    (tmp_path / "half/config.json").write_text(json.dumps(told | {"dtype": "float16"}), encoding="utf-8")
+    settings = json.loads((tmp_path / "half/config.json").read_text(encoding="utf-8"))
+    (tmp_path / "half/config.json").write_text(json.dumps(settings | {"dtype": "float16"}), encoding="utf-8")
     halves = {key: value.half() for key, value in load_file(folders / name / "model.safetensors").items()}
     save_file(halves, tmp_path / "half/model.safetensors", {"format": "pt"})
-    found, expected = (encoded(made(name, path), clips[name][0])[0] for path in (tmp_path / "half", folders / name))
-    assert 0 < np.abs(found - expected).max() < 0.01 * np.abs(expected).max()
+    features, expected = (encoded(build_encoder(name, path), clips[name][0])[0] for path in (tmp_path / "half", folders / name))
+    assert 0 < np.abs(features - expected).max() < 0.01 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -496,12 +499,12 @@ def test_random_weights_are_logged_and_the_same_each_time_and_leave_the_generato
     torch.manual_seed(7)
     expected = torch.rand(2)
     torch.manual_seed(7)
-    encoders = [made(name, tmp_path / "bare", random_weights=True) for _ in range(2)]
+    encoders = [build_encoder(name, tmp_path / "bare", random_weights=True) for _ in range(2)]
     assert torch.equal(torch.rand(2), expected)
     first, second = (encoded(encoder, clips[name][0])[0] for encoder in encoders)
     assert np.array_equal(first, second)
     assert "random weights" in caplog.text
-    assert not np.allclose(first, encoded(made(name, folders / name), clips[name][0])[0], atol=1e-2)
+    assert not np.allclose(first, encoded(build_encoder(name, folders / name), clips[name][0])[0], atol=1e-2)
 
 
 SETTINGS = {
@@ -540,12 +543,12 @@ def test_a_missing_folder_says_what_to_download(tmp_path, name):
 def test_another_architecture_is_refused_with_both_names(folders, name):
     other = "mae" if name != "mae" else "hubert"
     kind = {"hubert": "'hubert'", "mae": "'vit_mae'"}[other]
-    wanted = {"hubert": "hubert or", "mae": "vit_mae", "videomae": "videomae"}[name]
+    expected_type = {"hubert": "hubert or", "mae": "vit_mae", "videomae": "videomae"}[name]
     for attempt in (
-        lambda: made(name, folders / other),
+        lambda: build_encoder(name, folders / other),
         lambda: CLASSES[name].describe(CLASSES[name].Config(weights=str(folders / other)), "encoders.x"),
     ):
-        with pytest.raises(UserError, match=rf"has model_type {kind}, expected {wanted}"):
+        with pytest.raises(UserError, match=rf"has model_type {kind}, expected {expected_type}"):
             attempt()
 
 
@@ -572,7 +575,7 @@ def test_missing_tensors_and_tensors_of_another_shape_are_reported_by_name(folde
         ]
     ):
         with pytest.raises(UserError, match=message) as error:
-            made(name, spoiled(folders / name, tmp_path / str(number), change), torch.device(device))
+            build_encoder(name, spoiled(folders / name, tmp_path / str(number), change), torch.device(device))
         assert victim.split(".")[-1] in str(error.value)
 
 
@@ -581,35 +584,35 @@ def test_missing_or_broken_parts_of_a_model_folder_are_reported_by_name(folders,
     shutil.copytree(folders / name, tmp_path / "broken")
     (tmp_path / "broken/model.safetensors").write_bytes(b"version https://example.org/pointer\noid sha256:00\n")
     with pytest.raises(UserError, match=r"model\.safetensors is truncated or not a file of weights"):
-        made(name, tmp_path / "broken")
+        build_encoder(name, tmp_path / "broken")
     (tmp_path / "broken/model.safetensors").unlink()
     with pytest.raises(UserError, match="no weights"):
-        made(name, tmp_path / "broken")
+        build_encoder(name, tmp_path / "broken")
     (tmp_path / "broken/preprocessor_config.json").unlink()
     with pytest.raises(UserError, match=r"no preprocessor_config\.json in the folder"):
-        made(name, tmp_path / "broken")
+        build_encoder(name, tmp_path / "broken")
     (tmp_path / "broken/config.json").write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match=r"config\.json, line 1: not valid JSON"):
-        made(name, tmp_path / "broken")
+        build_encoder(name, tmp_path / "broken")
     (tmp_path / "broken/config.json").unlink()
     with pytest.raises(UserError, match=r"no config\.json in the folder"):
-        made(name, tmp_path / "broken")
+        build_encoder(name, tmp_path / "broken")
 
 
 def test_a_model_configuration_with_invalid_values_is_refused(folders, tmp_path):
     shutil.copytree(folders / "videomae", tmp_path / "wrong")
-    told = json.loads((tmp_path / "wrong/config.json").read_text(encoding="utf-8"))
-    (tmp_path / "wrong/config.json").write_text(json.dumps(told | {"hidden_size": "wide"}), encoding="utf-8")
+    settings = json.loads((tmp_path / "wrong/config.json").read_text(encoding="utf-8"))
+    (tmp_path / "wrong/config.json").write_text(json.dumps(settings | {"hidden_size": "wide"}), encoding="utf-8")
     with pytest.raises(UserError, match=r"encoders\.x\.weights: .*"):
-        made("videomae", tmp_path / "wrong")
+        build_encoder("videomae", tmp_path / "wrong")
 
 
 def test_an_image_processor_of_another_image_size_is_refused(folders, tmp_path):
     shutil.copytree(folders / "mae", tmp_path / "other")
-    told = json.loads((tmp_path / "other/preprocessor_config.json").read_text(encoding="utf-8"))
-    (tmp_path / "other/preprocessor_config.json").write_text(json.dumps(told | {"size": 48}), encoding="utf-8")
+    settings = json.loads((tmp_path / "other/preprocessor_config.json").read_text(encoding="utf-8"))
+    (tmp_path / "other/preprocessor_config.json").write_text(json.dumps(settings | {"size": 48}), encoding="utf-8")
     with pytest.raises(UserError, match="produces images of 48 x 48 pixels, but the model expects 32 x 32"):
-        made("mae", tmp_path / "other")
+        build_encoder("mae", tmp_path / "other")
 
 
 @pytest.mark.parametrize("values", [{"image_mean": [0.0] * 3}, {"image_mean": [0.0], "image_std": [1.0]}])

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def known():
+def reference():
     return load_file(GOLDEN / "vision/image_to_features.safetensors")
 
 
@@ -33,73 +33,73 @@ def bare():
     return {name.removeprefix("visual_encoder."): value for name, value in load_file(WEIGHTS).items()}
 
 
-def test_eva_features_equal_the_reference_with_the_original_tensor_names(known):
-    assert (load(ln_vision=WEIGHTS)(known["image"]) - known["features"]).abs().max() < 1e-4
+def test_eva_features_equal_the_reference_with_the_original_tensor_names(reference):
+    assert (load(ln_vision=WEIGHTS)(reference["image"]) - reference["features"]).abs().max() < 1e-4
 
 
-def test_the_norm_after_the_transformer_is_the_identity_or_loaded_from_a_file(known, tmp_path):
-    expected = F.layer_norm(known["vit_out"], (176,), eps=1e-5)
-    assert (load()(known["image"]) - expected).abs().max() < 1e-4
+def test_the_norm_after_the_transformer_is_the_identity_or_loaded_from_a_file(reference, tmp_path):
+    expected = F.layer_norm(reference["vit_out"], (176,), eps=1e-5)
+    assert (load()(reference["image"]) - expected).abs().max() < 1e-4
     norm = {"ln_vision.weight": torch.randn(176), "ln_vision.bias": torch.randn(176)}
     torch.save({"model": norm}, tmp_path / "blip2.pth")
-    rows = load(ln_vision=tmp_path / "blip2.pth")(known["image"])
-    assert (rows - (expected * norm["ln_vision.weight"] + norm["ln_vision.bias"])).abs().max() < 1e-3
+    features = load(ln_vision=tmp_path / "blip2.pth")(reference["image"])
+    assert (features - (expected * norm["ln_vision.weight"] + norm["ln_vision.bias"])).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_a_pth_file_with_an_extra_block_and_a_head_gives_the_same_features(known, tmp_path, wrapped):
+def test_a_pth_file_with_an_extra_block_and_a_head_gives_the_same_features(reference, tmp_path, wrapped):
     tensors = {name: value for name, value in bare().items() if not name.startswith("ln_vision")}
     tensors |= {name.replace("blocks.1.", "blocks.2."): value + 1 for name, value in tensors.items() if "blocks.1." in name}
     tensors |= {"norm.weight": torch.ones(176), "head.bias": torch.ones(3), "mask_token": torch.ones(1, 1, 176)}
     torch.save({"model": tensors} if wrapped else tensors, tmp_path / "eva_vit_g.pth")
-    made = load(tmp_path / "eva_vit_g.pth", depth=2)
-    assert torch.equal(made(known["image"]), load()(known["image"]))
+    vit = load(tmp_path / "eva_vit_g.pth", depth=2)
+    assert torch.equal(vit(reference["image"]), load()(reference["image"]))
 
 
-def test_half_precision_weights_are_read_into_float32(known, tmp_path):
+def test_half_precision_weights_are_read_into_float32(reference, tmp_path):
     save_file({name: value.half() for name, value in load_file(WEIGHTS).items()}, tmp_path / "half.safetensors")
-    made = load(tmp_path / "half.safetensors")
-    assert {value.dtype for value in made.parameters()} == {torch.float32}
-    assert (made(known["image"]) - load()(known["image"])).abs().max() < 0.05
+    vit = load(tmp_path / "half.safetensors")
+    assert {value.dtype for value in vit.parameters()} == {torch.float32}
+    assert (vit(reference["image"]) - load()(reference["image"])).abs().max() < 0.05
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("bf16", 0.1), ("fp16", 0.02)])
-def test_mixed_precision_features_are_close_to_float32_and_returned_as_float32(known, precision, bound):
-    made = load(precision=precision)
-    rows = made(known["image"])
-    assert rows.dtype == torch.float32
-    assert 0 < (rows - load()(known["image"])).abs().max() < bound
-    assert made.visual_encoder.blocks[0].mlp.fc1.weight.dtype in (torch.bfloat16, torch.float16)
-    assert made.visual_encoder.blocks[0].norm1.weight.dtype == torch.float32
+def test_mixed_precision_features_are_close_to_float32_and_returned_as_float32(reference, precision, bound):
+    vit = load(precision=precision)
+    features = vit(reference["image"])
+    assert features.dtype == torch.float32
+    assert 0 < (features - load()(reference["image"])).abs().max() < bound
+    assert vit.visual_encoder.blocks[0].mlp.fc1.weight.dtype in (torch.bfloat16, torch.float16)
+    assert vit.visual_encoder.blocks[0].norm1.weight.dtype == torch.float32
 
 
 def test_position_embeddings_are_interpolated_bicubically_without_antialiasing():
     positions = torch.randn(1, 1 + 64, 176)
-    made = interpolate_positions(positions, 16)
+    interpolated = interpolate_positions(positions, 16)
     grid = positions[:, 1:].reshape(1, 8, 8, 176).permute(0, 3, 1, 2)
     expected = F.interpolate(grid, (4, 4), mode="bicubic").permute(0, 2, 3, 1).reshape(1, 16, 176)
-    assert torch.allclose(made[:, 1:], expected, atol=1e-6)
-    assert torch.equal(made[:, :1], positions[:, :1])
+    assert torch.allclose(interpolated[:, 1:], expected, atol=1e-6)
+    assert torch.equal(interpolated[:, :1], positions[:, :1])
     assert interpolate_positions(positions, 64) is positions
 
 
-@pytest.mark.parametrize(("size", "rows"), [(56, 17), (112, 65), (224, 257)])
-def test_any_image_size_gives_one_vector_for_each_patch_and_the_class_token(size, rows):
-    made = load(size=size)(torch.randn(1, 3, size, size))
-    assert made.shape == (1, rows, 176)
-    assert made.isfinite().all()
+@pytest.mark.parametrize(("size", "num_vectors"), [(56, 17), (112, 65), (224, 257)])
+def test_any_image_size_gives_one_vector_for_each_patch_and_the_class_token(size, num_vectors):
+    features = load(size=size)(torch.randn(1, 3, size, size))
+    assert features.shape == (1, num_vectors, 176)
+    assert features.isfinite().all()
 
 
 def test_the_eva_encoder_stays_frozen_and_in_eval_mode():
-    made = load().train()
-    assert not made.training
-    assert not any(value.requires_grad for value in made.parameters())
-    assert made(torch.randn(1, 3, 112, 112, requires_grad=True)).grad_fn is None
+    vit = load().train()
+    assert not vit.training
+    assert not any(value.requires_grad for value in vit.parameters())
+    assert vit(torch.randn(1, 3, 112, 112, requires_grad=True)).grad_fn is None
 
 
 def test_a_model_on_the_meta_device_loads_without_parameter_values():
-    made = EvaVit.load(EvaFiles(str(WEIGHTS), 112, "fp32"), device=torch.device("meta"), key="k")
-    assert {value.device.type for value in made.parameters()} == {"meta"}
+    vit = EvaVit.load(EvaFiles(str(WEIGHTS), 112, "fp32"), device=torch.device("meta"), key="k")
+    assert {value.device.type for value in vit.parameters()} == {"meta"}
 
 
 def spoiled(tmp_path, change):
@@ -110,7 +110,7 @@ def spoiled(tmp_path, change):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         (
             lambda t: t.pop("visual_encoder.blocks.1.attn.v_bias"),
@@ -122,10 +122,10 @@ def spoiled(tmp_path, change):
         (lambda t: t.update({"visual_encoder.patch_embed.proj.weight": torch.ones(176, 3, 16, 16)}), "patches of 16"),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused_with_its_name_and_the_tensor(tmp_path, change, told):
+def test_a_file_that_does_not_fit_is_refused_with_its_name_and_the_tensor(tmp_path, change, expected):
     with pytest.raises(UserError, match=r"weights: '.*spoiled\.safetensors'") as refusal:
         load(spoiled(tmp_path, change))
-    assert told in str(refusal.value)
+    assert expected in str(refusal.value)
 
 
 def test_a_missing_file_is_named_with_its_key(tmp_path):
@@ -161,8 +161,8 @@ def test_the_features_of_a_clip_do_not_depend_on_the_other_clips_of_a_batch(vide
     eva = encoder(batch_size=4)
     loaded = [eva.load(source) for source in videos]
     together = eva.encode(loaded)
-    for place, alone in enumerate(loaded):
-        assert (eva.encode([alone])[0] == together[place]).all()
+    for index, alone in enumerate(loaded):
+        assert (eva.encode([alone])[0] == together[index]).all()
 
 
 def test_the_encoder_description_matches_the_encoded_arrays(videos):
@@ -181,15 +181,15 @@ def test_the_provenance_distinguishes_an_identity_norm_from_a_loaded_norm():
     assert "eva_tiny" not in recipes[1]  # the same norm in another file is the same
 
 
-@pytest.mark.parametrize(("keys", "told"), [({"image_size": 100}, "multiple of 28"), ({"image_size": 14}, "multiple of 28")])
-def test_an_image_size_that_is_not_a_multiple_of_the_patch_grid_is_refused(keys, told):
-    with pytest.raises(ValueError, match=told):
+@pytest.mark.parametrize(("keys", "expected"), [({"image_size": 100}, "multiple of 28"), ({"image_size": 14}, "multiple of 28")])
+def test_an_image_size_that_is_not_a_multiple_of_the_patch_grid_is_refused(keys, expected):
+    with pytest.raises(ValueError, match=expected):
         Eva.Config(weights="x", **keys)
 
 
 def test_random_weights_require_their_flag_and_are_reproducible(videos):
-    made = [encoder(random_weights=True, weights="", width=176, depth=1) for _ in range(2)]
-    arrays = [eva.encode([eva.load(videos[0])])[0] for eva in made]
+    encoders = [encoder(random_weights=True, weights="", width=176, depth=1) for _ in range(2)]
+    arrays = [eva.encode([eva.load(videos[0])])[0] for eva in encoders]
     assert (arrays[0] == arrays[1]).all()
     with pytest.raises(UserError, match=r"^encoders\.e\.weights: "):
         encoder(weights="")
@@ -205,10 +205,10 @@ def test_random_weights_are_logged_and_leave_the_generator_alone(caplog):
 
 
 def test_tf32_convolutions_are_disabled_only_while_the_encoder_runs(videos):
-    eva, seen, before = encoder(), [], torch.backends.cudnn.allow_tf32
-    eva.vit.visual_encoder.patch_embed.proj.register_forward_hook(lambda *given: seen.append(torch.backends.cudnn.allow_tf32))
+    eva, flags, before = encoder(), [], torch.backends.cudnn.allow_tf32
+    eva.vit.visual_encoder.patch_embed.proj.register_forward_hook(lambda *inputs: flags.append(torch.backends.cudnn.allow_tf32))
     eva.encode([eva.load(videos[0])])
-    assert seen == [False] and torch.backends.cudnn.allow_tf32 is before is True
+    assert flags == [False] and torch.backends.cudnn.allow_tf32 is before is True
 
 
 @pytest.mark.slow
@@ -226,9 +226,9 @@ def test_the_full_vit_g_runs_an_image_of_448_pixels_on_the_cpu(tmp_path):
     del tensors
     assert read_eva(str(tmp_path / "eva_vit_g.pth"), "weights", 39)[0] == shape
     # In bf16 this takes seven minutes on a processor without bf16 instructions.
-    made = load(tmp_path / "eva_vit_g.pth", size=448, precision="fp32")
-    count = sum(value.numel() for value in made.visual_encoder.parameters())
+    vit = load(tmp_path / "eva_vit_g.pth", size=448, precision="fp32")
+    count = sum(value.numel() for value in vit.visual_encoder.parameters())
     assert 0.98e9 < count < 1.0e9
-    rows = made(torch.randn(1, 3, 448, 448))
-    assert rows.shape == (1, 1025, 1408)
-    assert rows.isfinite().all()
+    features = vit(torch.randn(1, 3, 448, 448))
+    assert features.shape == (1, 1025, 1408)
+    assert features.isfinite().all()

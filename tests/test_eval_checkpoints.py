@@ -35,13 +35,13 @@ LABELS = ["pretrained", "epoch_0", "epoch_1"]
 
 def tree(folder, *, model=None, epochs=2):
     """A run of two epochs, or another number; two blocks are evaluated, of which one has two tasks."""
-    made = golden_tree(folder)
-    made["model"] |= model or {}
-    made["run"] |= {"max_epoch": epochs, "iters_per_epoch": 2, "init_lr": 1e-3, "min_lr": 1e-3}
-    answers = made["evaluation_datasets"]["answers"] | {"max_new_tokens": 2}
+    content = golden_tree(folder)
+    content["model"] |= model or {}
+    content["run"] |= {"max_epoch": epochs, "iters_per_epoch": 2, "init_lr": 1e-3, "min_lr": 1e-3}
+    answers = content["evaluation_datasets"]["answers"] | {"max_new_tokens": 2}
     one = answers | {"task_pool": ["emotion"], "metrics": ["waf", "loss"]}
-    made["evaluation_datasets"] = {"words": one, "both": answers | {"task_pool": ["emotion", "reason"], "metrics": ["loss"]}}
-    return made
+    content["evaluation_datasets"] = {"words": one, "both": answers | {"task_pool": ["emotion", "reason"], "metrics": ["loss"]}}
+    return content
 
 
 def trained(folder, **parts):
@@ -75,13 +75,13 @@ def figures(result):
     return {
         f"{file['block']}/{task}/{name}": value
         for file in files
-        for task, found in file["tasks"].items()
-        for name, value in found["metrics"].items()
+        for task, results in file["tasks"].items()
+        for name, value in results["metrics"].items()
     }
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory, launch, no_reports):
+def evaluated(tmp_path_factory, launch, no_reports):
     """A run and the sweep over it, by two processes."""
     folder = tmp_path_factory.mktemp("sweep")
     run_folder, cfg = trained(folder)
@@ -91,9 +91,9 @@ def done(tmp_path_factory, launch, no_reports):
 
 
 @pytest.fixture
-def copied(done, tmp_path):
+def copied(evaluated, tmp_path):
     """A copy of the run with its sweep, to be spoiled, and the YAML file."""
-    return Path(shutil.copytree(done[0], tmp_path / "run")), done[1]
+    return Path(shutil.copytree(evaluated[0], tmp_path / "run")), evaluated[1]
 
 
 @pytest.fixture
@@ -121,41 +121,41 @@ def since(folder):
 # What it writes
 
 
-def test_each_checkpoint_has_the_same_metrics_as_a_separate_evaluation(done, tmp_path):
-    run_folder, cfg, _ = done
+def test_each_checkpoint_has_the_same_metrics_as_a_separate_evaluation(evaluated, tmp_path):
+    run_folder, cfg, _ = evaluated
     files = {"pretrained": GOLDEN / "checkpoint_slim.pth", "epoch_1": run_folder / "checkpoint_1.pth"}
     for label, file in files.items():
         options = [f"model.ckpt={file}", f"run.output_dir={tmp_path}", f"run.job_id={label}"]
         evaluation.run(parse_run("", ["--cfg-path", str(cfg), "--options", *options]))
-        found, wanted = (figures(place / label / "result") for place in (run_folder / "sweep_config", tmp_path))
-        assert found == pytest.approx(wanted, abs=1e-6) and len(wanted) == 4
+        metrics, expected = (figures(parent / label / "result") for parent in (run_folder / "sweep_config", tmp_path))
+        assert metrics == pytest.approx(expected, abs=1e-6) and len(expected) == 4
     assert figures(run_folder / "sweep_config/epoch_0/result") != figures(run_folder / "sweep_config/epoch_1/result")
 
 
-def test_the_table_has_one_row_per_checkpoint_and_one_column_per_metric(done):
-    folder = done[0] / "sweep_config"
+def test_the_table_has_one_row_per_checkpoint_and_one_column_per_metric(evaluated):
+    folder = evaluated[0] / "sweep_config"
     head, *rows = csv.reader(io.StringIO((folder / "sweep.csv").read_text()))
     assert head == ["checkpoint", "epoch", "file", "words.waf", "words.loss", "both.emotion.loss", "both.reason.loss"]
     assert [row[:2] for row in rows] == [["pretrained", ""], ["epoch_0", "0"], ["epoch_1", "1"]]
     for label, *_, waf, loss, _, reason in rows:
-        found = figures(folder / label / "result")
-        wanted = [found["words/emotion/waf"], found["words/emotion/loss"], found["both/reason/loss"]]
-        assert [float(value) for value in (waf, loss, reason)] == wanted
+        metrics = figures(folder / label / "result")
+        expected = [metrics["words/emotion/waf"], metrics["words/emotion/loss"], metrics["both/reason/loss"]]
+        assert [float(value) for value in (waf, loss, reason)] == expected
     assert [row["label"] for row in json.loads((folder / "sweep.json").read_text())["rows"]] == LABELS
 
 
-def test_the_best_value_of_a_column_is_bold_and_the_table_is_printed_once(done):
-    folder, said = done[0] / "sweep_config", done[2].stdout
+def test_the_best_value_of_a_column_is_bold_and_the_table_is_printed_once(evaluated):
+    folder, printed = evaluated[0] / "sweep_config", evaluated[2].stdout
     text = (folder / "sweep.md").read_text()
     losses = {label: figures(folder / label / "result")["words/emotion/loss"] for label in LABELS}
     best = min(losses, key=losses.get)
     lines = {line.split(" | ")[0][2:]: line for line in text.splitlines() if line.startswith("| ")}
     assert [f"**{losses[label]:.4f}**" in text for label in LABELS] == [label == best for label in LABELS], lines
-    assert said == text and "pretrained: start of the training, " in text
+    assert printed == text and "pretrained: start of the training, " in text
 
 
-def test_the_chart_groups_metrics_of_the_same_scale_in_one_panel(done):
-    Image.open(done[0] / "sweep_config/sweep.png").verify()
+def test_the_chart_groups_metrics_of_the_same_scale_in_one_panel(evaluated):
+    Image.open(evaluated[0] / "sweep_config/sweep.png").verify()
     series = {f"a/caption/{name}": [0.1, 0.2] for name in ("bleu_4", "rouge_l", "loss", "cider_d")} | {
         "b/emotion/waf": [0.1, None]
     }
@@ -220,8 +220,8 @@ def test_changed_captions_cause_a_new_evaluation_of_their_block_only(again, corp
     with caplog.at_level(logging.INFO, "emollama"):
         text = swept(capsys, run_folder, cfg, *moved)
     assert answered(folder, before) == {(label, "both") for label in LABELS}
-    told = "evaluating again because the captions or lists of block both changed: pretrained, epoch_0, epoch_1"
-    assert told in caplog.messages and sum("captions or lists" in line for line in caplog.messages) == 1
+    message = "evaluating again because the captions or lists of block both changed: pretrained, epoch_0, epoch_1"
+    assert message in caplog.messages and sum("captions or lists" in line for line in caplog.messages) == 1
     now = {label: figures(folder / label / "result") for label in LABELS}
     changed = {key for label in LABELS for key in now[label] if now[label][key] != losses[label][key]}
     assert changed == {"both/reason/loss"} and all(f"| {label} |" in text for label in LABELS)
@@ -261,8 +261,8 @@ def captioning(tmp_path):
     block = {"type": "flickr30k_caption", "annotation_file": str(world.test), "image_path": str(world.images)}
 
     def reasons(changes_of=None, data=None, **model):
-        made = {"model": world.model(**model), "evaluation_datasets": {"a": block | (data or {}), "b": block}}
-        basis = fingerprint_of(loaded(tmp_path, made | {"run": {"device": "cpu", "amp": False}}), 1)
+        content = {"model": world.model(**model), "evaluation_datasets": {"a": block | (data or {}), "b": block}}
+        basis = fingerprint_of(loaded(tmp_path, content | {"run": {"device": "cpu", "amp": False}}), 1)
         row = CheckpointRow("epoch_0", 0, (), basis=basis)
         return row, changes(changes_of, row) if changes_of else None
 
@@ -272,9 +272,9 @@ def captioning(tmp_path):
 def test_files_changed_in_place_are_detected_by_their_content(captioning, tmp_path):
     world, reasons = captioning
     shutil.copytree(world.llama, tmp_path / "llama")
-    given = {"llama_model": str(tmp_path / "llama")}
-    row, _ = reasons(**given)
-    assert reasons(row, **given)[1] == {}
+    model_keys = {"llama_model": str(tmp_path / "llama")}
+    row, _ = reasons(**model_keys)
+    assert reasons(row, **model_keys)[1] == {}
 
     world.prompts.write_text("<Img><ImageHere></Img> What is it?\n")
     content = torch.load(world.q_former)
@@ -286,9 +286,9 @@ def test_files_changed_in_place_are_detected_by_their_content(captioning, tmp_pa
     listed["annotations"][0]["captions"][0] += " indeed"
     (tmp_path / "list.json").write_text(json.dumps(listed))
 
-    told = reasons(row, data={"annotation_file": str(tmp_path / "list.json")}, **given)[1]
+    changed = reasons(row, data={"annotation_file": str(tmp_path / "list.json")}, **model_keys)[1]
     shared = ["the language model changed", "the model's prompts changed", "the way image features are made changed"]
-    assert told == {"": shared, "a": ["the captions or lists of block a changed"]}
+    assert changed == {"": shared, "a": ["the captions or lists of block a changed"]}
 
 
 def test_moved_model_and_annotation_files_with_the_same_content_count_as_unchanged(captioning, tmp_path, monkeypatch):
@@ -367,13 +367,13 @@ def test_values_that_round_to_zero_or_to_the_same_number_have_no_best_value(agai
     for number, label in enumerate(LABELS):
         path = folder / label / "result/metrics_words.json"
         content = json.loads(path.read_text())
-        found = content["tasks"]["emotion"]["metrics"]
-        found |= {"waf": 5.18e-10 / 10 ** (3 * number), "war": 0.2 + 1e-6 * number, "uar": 0.2 * number}
+        metrics = content["tasks"]["emotion"]["metrics"]
+        metrics |= {"waf": 5.18e-10 / 10 ** (3 * number), "war": 0.2 + 1e-6 * number, "uar": 0.2 * number}
         path.write_text(json.dumps(content))
     sweep = read_checkpoint_table(folder)
     text = write_checkpoint_table(sweep)
-    rows = {line.split(" | ")[0]: line.split(" | ") for line in text.splitlines()[:5]}
-    figures_of = dict(zip((cell.strip(" |") for cell in rows["| checkpoint"]), rows["| epoch_1"], strict=True))
+    lines = {line.split(" | ")[0]: line.split(" | ") for line in text.splitlines()[:5]}
+    figures_of = dict(zip((cell.strip(" |") for cell in lines["| checkpoint"]), lines["| epoch_1"], strict=True))
     shown = {name: figures_of[f"words.{name}"].strip(" |") for name in ("waf", "war", "uar")}
     assert shown == {"waf": "0.0000", "war": "0.2000", "uar": "**0.4000**"}
     assert not {"words.waf", "words.war"} & best_rows(sweep).keys()
@@ -407,25 +407,25 @@ def test_a_dry_run_lists_the_checkpoints_and_writes_nothing(copied, capsys):
 # What it refuses, before it evaluates anything
 
 
-def test_a_folder_that_is_not_a_run_is_refused(done, tmp_path, capsys):
-    cfg = done[1]
+def test_a_folder_that_is_not_a_run_is_refused(evaluated, tmp_path, capsys):
+    cfg = evaluated[1]
     assert "no folder" in refused(capsys, tmp_path / "nowhere", cfg)
     assert "is not the folder of a run: it has no config.yaml" in refused(capsys, tmp_path, cfg)
-    shutil.copy(done[0] / "config.yaml", tmp_path)
+    shutil.copy(evaluated[0] / "config.yaml", tmp_path)
     assert "no checkpoint_<epoch>.pth" in refused(capsys, tmp_path, cfg)
     assert "contains no evaluated checkpoints" in refused(capsys, tmp_path, cfg, "--table-only")
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("value", "expected"),
     [
         ("epoch_0=x.pth", "is already the name of a row of the run"),
         ("a/b=x.pth", "becomes the name of a folder. Use letters"),
         ("mine=nowhere.pth", "no file 'nowhere.pth'"),
     ],
 )
-def test_an_invalid_label_or_a_missing_file_of_a_checkpoint_is_refused(again, capsys, given, told):
-    assert told in refused(capsys, *again, "--checkpoints", given, "--output", str(again[0] / "new"))
+def test_an_invalid_label_or_a_missing_file_of_a_checkpoint_is_refused(again, capsys, value, expected):
+    assert expected in refused(capsys, *again, "--checkpoints", value, "--output", str(again[0] / "new"))
     assert not (again[0] / "new").exists()
 
 
@@ -435,7 +435,9 @@ def test_a_damaged_checkpoint_is_refused_before_the_evaluation(again, capsys):
     raw[-100] ^= 1
     (run_folder / "checkpoint_1.pth").write_bytes(raw)
     assert "epoch_1: " in refused(capsys, run_folder, cfg, "--dry-run", "--output", str(run_folder / "new"))
-    assert "epoch_1: " in (said := refused(capsys, run_folder, cfg, "--output", str(run_folder / "new"))) and "SHA-256" in said
+    assert (
+        "epoch_1: " in (message := refused(capsys, run_folder, cfg, "--output", str(run_folder / "new"))) and "SHA-256" in message
+    )
     assert not (run_folder / "new").exists()
 
 
@@ -446,8 +448,8 @@ def test_a_checkpoint_of_another_model_is_refused_with_its_tensors(again, tmp_pa
     torch.save(content, tmp_path / "other.pth")
     options = ["--checkpoints", f"other={tmp_path / 'other.pth'}"]
     assert "other.pth: unexpected tensors" in refused(capsys, run_folder, cfg, *options, "--dry-run")
-    said = refused(capsys, run_folder, cfg, *options, "--again")
-    assert "other.pth: unexpected tensors" in said and "stranger.weight" in said
+    message = refused(capsys, run_folder, cfg, *options, "--again")
+    assert "other.pth: unexpected tensors" in message and "stranger.weight" in message
     assert (run_folder / "sweep_config/epoch_0/evaluated.json").exists()
     assert not list((run_folder / "sweep_config").glob("other/result"))
 
@@ -463,18 +465,18 @@ def test_an_evaluation_of_another_architecture_is_refused_once_by_two_processes(
 def test_the_evaluation_of_another_run_is_not_overwritten(again, tmp_path, capsys):
     run_folder, cfg = again
     other = Path(shutil.copytree(run_folder, tmp_path / "other"))
-    said = refused(capsys, other, cfg, "--output", str(run_folder / "sweep_config"))
-    assert "contains the evaluation of another run, run" in said
+    message = refused(capsys, other, cfg, "--output", str(run_folder / "sweep_config"))
+    assert "contains the evaluation of another run, run" in message
 
 
 # The command that evaluates
 
 
-def test_the_evaluation_script_gives_the_same_metrics_as_the_command(done, tmp_path, launch):
-    run_folder, cfg, _ = done
-    wanted = figures(run_folder / "sweep_config/epoch_1/result")
+def test_the_evaluation_script_gives_the_same_metrics_as_the_command(evaluated, tmp_path, launch):
+    run_folder, cfg, _ = evaluated
+    expected = figures(run_folder / "sweep_config/epoch_1/result")
     file = run_folder / "checkpoint_1.pth"
-    given = ["--cfg-path", str(cfg), "--options", f"model.ckpt={file}", f"run.output_dir={tmp_path}", "run.job_id=script"]
-    ended = launch("eval_emotion_EMER.py", *given)
+    arguments = ["--cfg-path", str(cfg), "--options", f"model.ckpt={file}", f"run.output_dir={tmp_path}", "run.job_id=script"]
+    ended = launch("eval_emotion_EMER.py", *arguments)
     assert ended.returncode == 0 and "wrote " in ended.stderr, ended.stderr
-    assert figures(tmp_path / "script/result") == pytest.approx(wanted, abs=1e-6)
+    assert figures(tmp_path / "script/result") == pytest.approx(expected, abs=1e-6)

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from running import GOLDEN, golden_config, rows
+from running import GOLDEN, golden_config, read_jsonl
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from emollama.config import load
@@ -61,18 +61,18 @@ def run_of(path, *options, training=True):
 def test_a_model_of_another_family_trains_and_answers(folder, tmp_path):
     path = golden_config(tmp_path, model={"llama_model": str(folder), "ckpt": None}, data={"batch_size": 3})
     run = run_of(path, "run.iters_per_epoch=12", "run.init_lr=5e-3").train()
-    losses = [row["loss"] for row in rows(run / "log.jsonl")]
+    losses = [row["loss"] for row in read_jsonl(run / "log.jsonl")]
     assert all(map(math.isfinite, losses)) and losses[-1] < losses[0] - 0.1
     short = block(task_pool="[emotion,reason]", max_new_tokens=4, batch_size=12)
     run_of(path, f"model.ckpt={run}/checkpoint_0.pth", *short, training=False).evaluate()
-    assert len(rows(run / "result/predictions_train_layout.jsonl")) == 12
+    assert len(read_jsonl(run / "result/predictions_train_layout.jsonl")) == 12
 
 
 @pytest.fixture(scope="module")
 def first_loss(tmp_path_factory, no_reports):
     """The loss of the first step in float32."""
     path = golden_config(tmp_path_factory.mktemp("full"), run={"iters_per_epoch": 1})
-    return rows(run_of(path).train() / "log.jsonl")[0]["loss"]
+    return read_jsonl(run_of(path).train() / "log.jsonl")[0]["loss"]
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
@@ -81,7 +81,7 @@ def test_mixed_precision_training_starts_with_the_float32_loss(tmp_path, first_l
     mixed = run_of(golden_config(tmp_path, run={"amp": True, "amp_dtype": dtype, "iters_per_epoch": steps})).train()
     content = torch.load(mixed / "checkpoint_0.pth", weights_only=True)
     assert all(tensor.dtype == torch.float32 for tensor in content["model"].values())
-    assert rows(mixed / "log.jsonl")[0]["loss"] == pytest.approx(first_loss, rel=0.02)
+    assert read_jsonl(mixed / "log.jsonl")[0]["loss"] == pytest.approx(first_loss, rel=0.02)
     if dtype == "fp16":
         skipped = content["skipped"][0]
         assert 0 < skipped < steps and content["scaler"]["scale"] == 2.0 ** (16 - skipped)
@@ -89,13 +89,13 @@ def test_mixed_precision_training_starts_with_the_float32_loss(tmp_path, first_l
 
 
 def test_answers_do_not_depend_on_the_batch_size(tmp_path):
-    found = []
+    answers = []
     for size in (1, 6):
         path = golden_config(tmp_path / str(size))
         run_of(path, *block(batch_size=size, task_pool="[emotion,reason]", max_new_tokens=8), training=False).evaluate()
-        found.append(rows(tmp_path / str(size) / "out/run/result/predictions_train_layout.jsonl"))
-    assert [row["prediction"] for row in found[0]] == [row["prediction"] for row in found[1]]
-    assert [row["loss"] for row in found[0]] == pytest.approx([row["loss"] for row in found[1]], rel=1e-6)
+        answers.append(read_jsonl(tmp_path / str(size) / "out/run/result/predictions_train_layout.jsonl"))
+    assert [row["prediction"] for row in answers[0]] == [row["prediction"] for row in answers[1]]
+    assert [row["loss"] for row in answers[0]] == pytest.approx([row["loss"] for row in answers[1]], rel=1e-6)
 
 
 def answers_of(folder, **options):
@@ -103,7 +103,7 @@ def answers_of(folder, **options):
     path = golden_config(folder)
     keys = {"task_pool": "[emotion,reason]", "max_new_tokens": 8, "batch_size": 12} | options
     run_of(path, *block(**keys), training=False).evaluate()
-    return [row["prediction"] for row in rows(folder / "out/run/result/predictions_train_layout.jsonl")]
+    return [row["prediction"] for row in read_jsonl(folder / "out/run/result/predictions_train_layout.jsonl")]
 
 
 @pytest.fixture(scope="module")
@@ -123,5 +123,5 @@ def test_labels_are_filled_into_an_instruction_of_the_evaluation_block(tmp_path)
     path = golden_config(tmp_path)
     instruction = "Pick one of {labels} {or none}."
     run_of(path, *block(instruction=f"'{instruction}'", max_new_tokens=1, batch_size=18), training=False).evaluate()
-    texts = {row["instruction"] for row in rows(tmp_path / "out/run/result/predictions_train_layout.jsonl")}
+    texts = {row["instruction"] for row in read_jsonl(tmp_path / "out/run/result/predictions_train_layout.jsonl")}
     assert all("Pick one of happy, sad, neutral, " in text and "doubt {or none}. " in text for text in texts)

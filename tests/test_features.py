@@ -17,8 +17,8 @@ from emollama.data.slots import SlotShape
 from emollama.errors import UserError
 
 
-def folder(path, slots=("face",), width=1024, rows=1):
-    return Features.open(str(path), slots, SlotShape(rows, width), f"block.{slots[0]}_feature_path")
+def folder(path, slots=("face",), width=1024, num_tokens=1):
+    return Features.open(str(path), slots, SlotShape(num_tokens, width), f"block.{slots[0]}_feature_path")
 
 
 def stored(path, array, name="clip"):
@@ -43,17 +43,17 @@ def numbers(*shape, dtype=np.float32):
 @pytest.mark.parametrize("shape", [(1024,), (1, 1024)])
 def test_an_utterance_feature_is_read_as_one_float32_vector(tmp_path, shape, dtype):
     array = stored(tmp_path, numbers(*shape, dtype=dtype))
-    rows = folder(tmp_path).read("clip")
-    assert list(rows) == ["face"] and rows["face"].dtype == torch.float32
-    assert np.array_equal(rows["face"].numpy(), array.reshape(1, 1024).astype(np.float32))
+    vectors = folder(tmp_path).read("clip")
+    assert list(vectors) == ["face"] and vectors["face"].dtype == torch.float32
+    assert np.array_equal(vectors["face"].numpy(), array.reshape(1, 1024).astype(np.float32))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_an_eva_cache_is_split_into_the_class_vector_and_the_image_vectors(tmp_path, dtype):
     array = stored(tmp_path, numbers(65, 176, dtype=dtype)).astype(np.float32)
-    rows = folder(tmp_path, ("image", "cls"), 176, 64).read("clip")
-    assert np.array_equal(rows["cls"].numpy(), array[:1])
-    assert np.array_equal(rows["image"].numpy(), array[1:])
+    vectors = folder(tmp_path, ("image", "cls"), 176, 64).read("clip")
+    assert np.array_equal(vectors["cls"].numpy(), array[:1])
+    assert np.array_equal(vectors["image"].numpy(), array[1:])
 
 
 def test_a_fortran_ordered_array_is_read_correctly(tmp_path):
@@ -284,7 +284,7 @@ def test_an_unusable_file_is_a_problem_under_every_policy_for_missing_files(buil
 def test_a_slot_without_a_folder_is_present_but_empty(build):
     dataset = build(image_feature_path=None, audio_feature_path=None)
     record = dataset.record(0, "emotion", "?")
-    shapes = {slot: tuple(rows.shape) for slot, rows in record.features.items()}
+    shapes = {slot: tuple(vectors.shape) for slot, vectors in record.features.items()}
     assert shapes == {"image": (0, 176), "cls": (0, 176), "face": (1, 1024), "video": (1, 1024), "audio": (0, 1024)}
 
 

@@ -157,22 +157,22 @@ def test_training_and_evaluation_split_the_images_at_the_same_held_out_share(roo
 
 def test_a_record_contains_pixels_resized_like_blip2_and_no_image_features(root):
     features = build_dataset(root).record(2, "caption", "").features
-    assert {slot: tuple(rows.shape) for slot, rows in features.items()} == {FRAME: (1, 3 * SIDE**2), "image": (0, 768)}
+    assert {slot: tuple(vectors.shape) for slot, vectors in features.items()} == {FRAME: (1, 3 * SIDE**2), "image": (0, 768)}
     with Image.open(root / "images/13.jpg") as image:
         expected = blip2_image(np.array(image.convert("RGB")), SIDE)
     assert torch.equal(features[FRAME].reshape(3, SIDE, SIDE), expected)
 
 
 def test_a_record_has_a_cache_key_or_the_cached_features(root):
-    shapes = SHAPES | {"image": CachedShape.of(SlotShape(32, 768), str(root / "kept"))}
+    shapes = SHAPES | {"image": CachedShape.of(SlotShape(32, 768), str(root / "cache"))}
     dataset = build_dataset(root, shapes=shapes)
     record = dataset.record(0, "caption", "")
-    cache = FeatureCache(str(root / "kept"), (32, 768))
+    cache = FeatureCache(str(root / "cache"), (32, 768))
     assert record.cache_key == cache.cache_key(str(root / "images/11.jpg")) and len(record.features[FRAME]) == 1
-    rows = np.random.default_rng(0).standard_normal((32, 768)).astype(np.float32)
-    cache.write(record.cache_key, rows)
+    features = np.random.default_rng(0).standard_normal((32, 768)).astype(np.float32)
+    cache.write(record.cache_key, features)
     again = dataset.record(0, "caption", "")
-    assert again.cache_key is None and np.array_equal(again.features["image"], rows)
+    assert again.cache_key is None and np.array_equal(again.features["image"], features)
     assert tuple(again.features[FRAME].shape) == (0, 3 * SIDE**2)
     drawn(root / "images/11.jpg", "blue", size=(60, 60))
     assert len(dataset.record(0, "caption", "").features[FRAME]) == 1, "the image has changed"
@@ -253,7 +253,7 @@ def test_a_folder_without_any_of_the_images_is_reported_with_one_name(root):
 
 
 def test_an_image_that_vanishes_during_a_run_is_named_in_the_error(root):
-    shapes = SHAPES | {"image": CachedShape.of(SlotShape(32, 768), str(root / "kept"))}
+    shapes = SHAPES | {"image": CachedShape.of(SlotShape(32, 768), str(root / "cache"))}
     for dataset in (build_dataset(root), build_dataset(root, shapes=shapes)):
         os.rename(root / "images/12.jpg", root / "gone")
         with pytest.raises(UserError, match=r"12\.jpg"):
@@ -421,12 +421,12 @@ def test_images_without_captions_can_be_captioned_from_a_list_of_names(tmp_path)
         (metrics,) = (tmp_path / "out").rglob(f"metrics_{label}.json")
         return [json.loads(line) for line in path.read_text().splitlines()], json.loads(metrics.read_text())
 
-    rows, metrics = answers("mine")
-    assert [row["name"] for row in rows] == sorted(names)
-    assert {(row["reference"], row["target"], row["loss"]) for row in rows} == {(None, None, None)}
+    predictions, metrics = answers("mine")
+    assert [row["name"] for row in predictions] == sorted(names)
+    assert {(row["reference"], row["target"], row["loss"]) for row in predictions} == {(None, None, None)}
     assert "bleu_1" not in json.dumps(metrics)
-    rows, metrics = answers("half")
-    assert [row["name"] for row in rows if row["reference"]] == sorted(names[:3]) and "bleu_1" in json.dumps(metrics)
+    predictions, metrics = answers("half")
+    assert [row["name"] for row in predictions if row["reference"]] == sorted(names[:3]) and "bleu_1" in json.dumps(metrics)
 
 
 # check-data

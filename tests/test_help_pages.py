@@ -35,7 +35,7 @@ def code_of(page):
 
 def rows_of(page, *heads):
     """The rows of each table whose head begins with these cells, as lists of cells."""
-    lines, found, inside = page.splitlines(), [], False
+    lines, table_rows, inside = page.splitlines(), [], False
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
         cells = [cell.strip() for cell in line.strip("|").split(" | ")] if line.startswith("|") else []
         if following.startswith("|---"):
@@ -43,8 +43,8 @@ def rows_of(page, *heads):
         elif not cells:
             inside = False
         elif inside and not line.startswith("|---"):
-            found.append(cells)
-    return found
+            table_rows.append(cells)
+    return table_rows
 
 
 # Keys, values, commands, messages
@@ -55,8 +55,8 @@ def keys_of_the_reference():
     """Block -> its keys, out of docs/configuration.md, which test_reference.py compares with the program."""
     keys = {block: set() for block in BLOCKS}
     for section in re.split("^## ", (ROOT / "docs/configuration.md").read_text(), flags=re.MULTILINE)[1:]:
-        if found := re.match(r"(\w+), .*?(?:`(\w+): \w+`)?\n", section):  # the block, and the key that names its component
-            keys[found[1]] |= {*re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE), *filter(None, [found[2]])}
+        if match := re.match(r"(\w+), .*?(?:`(\w+): \w+`)?\n", section):  # the block, and the key that names its component
+            keys[match[1]] |= {*re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE), *filter(None, [match[2]])}
     keys["evaluation_datasets"] |= keys["datasets"]
     return keys
 
@@ -65,14 +65,14 @@ def dotted_keys(page):
     """(block, key, value) of every code span or option that names a key; the value is None where there is none."""
     pattern = rf"\b({'|'.join(BLOCKS)})((?:\.\w+)+)(?:(?:: |=)(.+))?$"
     matches = [re.match(pattern, span) for span in code_of(page) if "..." not in span]
-    return [(found[1], found[2].rpartition(".")[2], found[3]) for found in matches if found]
+    return [(match[1], match[2].rpartition(".")[2], match[3]) for match in matches if match]
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_every_configuration_key_in_the_pages_exists(name):
-    named, known = dotted_keys(PAGES[name]), keys_of_the_reference()
+    named, existing = dotted_keys(PAGES[name]), keys_of_the_reference()
     assert len({key for _, key, _ in named}) > 10
-    assert sorted({f"{block}.{key}" for block, key, _ in named if key not in known[block]}) == []
+    assert sorted({f"{block}.{key}" for block, key, _ in named if key not in existing[block]}) == []
 
 
 def as_option(block, key, value):
@@ -109,8 +109,8 @@ def test_every_command_in_the_pages_exists_with_its_options(name, emollama):
         commands.setdefault(line.split()[1], set()).update(re.findall(r"--[a-z-]+", line))
     assert {"plan", "check-data", "env"} <= commands.keys()
     for command, options in commands.items():
-        words = [command, "show"] if command == "config" else [command]
-        shown = emollama(*words, "--help")
+        arguments = [command, "show"] if command == "config" else [command]
+        shown = emollama(*arguments, "--help")
         assert shown.returncode == 0, f"{command}: {shown.stderr}"
         assert sorted(option for option in options if option not in shown.stdout) == [], command
 
@@ -158,12 +158,12 @@ def planned(tmp_path_factory):
     @cache
     def figures(path, options=()):
         config = load(str(ROOT / path), [f"model.llama_model={folder}", *options])
-        made = config.classes["model"]
+        model_class = config.classes["model"]
 
         def build(cfg, **how):
-            key = (made, str(how), *(getattr(cfg, name, None) for name in SHAPES))
+            key = (model_class, str(how), *(getattr(cfg, name, None) for name in SHAPES))
             if key not in models:
-                models[key] = made(cfg, **how)
+                models[key] = model_class(cfg, **how)
             return models[key]
 
         return config, plan(dataclasses.replace(config, classes={"model": build}))

@@ -25,8 +25,8 @@ def make_prompt(template="[INST] {} [/INST] ", end="</s>", *, prompts=PROMPTS, m
     return ImagePrompt(load_tokenizer(str(GOLDEN / "llama")), style, placeholders, prompts)
 
 
-def record(words="", answer="two dogs run"):
-    return Record("clip", "caption", [(words, answer)], {"image": torch.zeros(ROWS, 4)}, cache_key="aa/bb.npy")
+def record(user_text="", answer="two dogs run"):
+    return Record("clip", "caption", [(user_text, answer)], {"image": torch.zeros(ROWS, 4)}, cache_key="aa/bb.npy")
 
 
 def ids(prompt, text):
@@ -87,9 +87,9 @@ def test_a_prompt_without_the_placeholder_has_the_image_first():
 
 def test_prompt_lengths_are_those_of_samples_without_image_tokens():
     prompt = make_prompt()
-    words = ["", "What is it?", "See <ImageHere> now, and tell me about it."]
-    samples = [prompt.sample(record(text), to_generate=True) for text in words]
-    assert prompt.prompt_lengths(words) == [len(sample.input_ids) - ROWS - 1 for sample in samples]
+    texts = ["", "What is it?", "See <ImageHere> now, and tell me about it."]
+    samples = [prompt.sample(record(text), to_generate=True) for text in texts]
+    assert prompt.prompt_lengths(texts) == [len(sample.input_ids) - ROWS - 1 for sample in samples]
 
 
 def test_the_upstream_eval_layout_does_not_change_an_image_prompt():

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from helpers import FOLDERS, GOLDEN, loaded
-from importing import listed, run, written
+from importing import listed, run, write_file
 
 from emollama.checks.check_data import check
 
@@ -22,7 +22,7 @@ def mer_factory(folder):
             "coarse_descriptions_at_peak": {"audio_analysis": f"The voice of {name} is loud."},
             "final_summary": f"The brow of {name} is low.",
         }
-        written(folder / f"{name}_merr_data.json", json.dumps(record))
+        write_file(folder / f"{name}_merr_data.json", json.dumps(record))
     return [folder]
 
 
@@ -34,24 +34,27 @@ def mertools(folder):
 
 def emer(folder):
     rows = "".join(f"{name},happy,Well,The lips of {name} rise.\n" for name in NAMES)
-    return [written(folder / "truth.csv", "names,emotions,subtitles,reasons\n" + rows)]
+    return [write_file(folder / "truth.csv", "names,emotions,subtitles,reasons\n" + rows)]
 
 
 def mer2024(folder):
-    return [written(folder / "label.csv", "name,discrete,valence\n" + "".join(f"{name},worried,\n" for name in NAMES))]
+    return [write_file(folder / "label.csv", "name,discrete,valence\n" + "".join(f"{name},worried,\n" for name in NAMES))]
 
 
 def mer2025(folder):
-    words = "".join(f"{name},\"['sad', 'tired']\"\n" for name in NAMES)
+    labels = "".join(f"{name},\"['sad', 'tired']\"\n" for name in NAMES)
     reasons = "".join(f"{name},The head of {name} drops.\n" for name in NAMES)
-    return [written(folder / "words.csv", "name,openset\n" + words), written(folder / "why.csv", "name,reason\n" + reasons)]
+    return [
+        write_file(folder / "words.csv", "name,openset\n" + labels),
+        write_file(folder / "why.csv", "name,reason\n" + reasons),
+    ]
 
 
 def videos(folder):
     for name in NAMES:
-        written(folder / "videos" / f"{name}.mp4", b"")
+        write_file(folder / "videos" / f"{name}.mp4", b"")
     rows = "".join(f"{name}.mp4,surprise,Oh,The eyes of {name} widen.\n" for name in NAMES)
-    return [folder / "videos", written(folder / "labels.csv", "name,label,sentence,caption\n" + rows)]
+    return [folder / "videos", write_file(folder / "labels.csv", "name,label,sentence,caption\n" + rows)]
 
 
 @pytest.mark.parametrize(
@@ -67,13 +70,13 @@ def videos(folder):
 )
 def test_the_output_of_every_importer_passes_check_data(tmp_path, kind, source, tasks):
     folder = tmp_path / "imported"
-    words = written(tmp_path / "words.csv", "name,sentence\n" + "".join(f"{name},Well\n" for name in NAMES))
-    run(kind, *source(tmp_path / "source"), "--transcripts", words, "--output", folder)
+    transcripts = write_file(tmp_path / "words.csv", "name,sentence\n" + "".join(f"{name},Well\n" for name in NAMES))
+    run(kind, *source(tmp_path / "source"), "--transcripts", transcripts, "--output", folder)
     generator = np.random.default_rng(5)
-    for slot, place in FOLDERS.items():
-        (folder / place).mkdir()
+    for slot, slot_folder in FOLDERS.items():
+        (folder / slot_folder).mkdir()
         for name in NAMES:
-            np.save(folder / place / f"{name}.npy", generator.normal(size=(65, 176) if slot == "image" else 1024))
+            np.save(folder / slot_folder / f"{name}.npy", generator.normal(size=(65, 176) if slot == "image" else 1024))
     block = {"type": "feature_face_caption", "data_root": str(folder), "annotation_file": "clips.txt", "task_pool": tasks}
     model = {"arch": "minigpt_v2", "llama_model": str(GOLDEN / "llama"), "slot_dims": {"image": 176}, "image_size": 112}
     report = check(loaded(tmp_path, {"model": model, "datasets": {kind: block}, "run": {"output_dir": str(tmp_path / "out")}}))

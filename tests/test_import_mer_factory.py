@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from importing import listed, run, sentences, table, tree, written
+from importing import listed, run, sentences, table, tree, write_file
 
 from emollama.errors import UserError
 from emollama.importers.mer_factory import raw_label
@@ -37,9 +37,9 @@ def record(**changes):
 def factory(folder, **records):
     """A MER-Factory output folder: name -> record (a dict), or the file's text."""
     for name, one in records.items():
-        written(folder / name / f"{name}_merr_data.json", one if isinstance(one, str) else json.dumps(one, indent=4))
-        written(folder / name / f"{name}_au_analysis.json", "{}")
-        written(folder / name / f"{name}.csv", "frame,timestamp\n1,0.0\n")
+        write_file(folder / name / f"{name}_merr_data.json", one if isinstance(one, str) else json.dumps(one, indent=4))
+        write_file(folder / name / f"{name}_au_analysis.json", "{}")
+        write_file(folder / name / f"{name}.csv", "frame,timestamp\n1,0.0\n")
     return folder
 
 
@@ -58,8 +58,8 @@ def refusal(folder, out, *arguments):
 def test_a_folder_is_imported_with_both_captions_and_not_changed(tmp_path, out):
     folder = factory(tmp_path / "f", **{"00012": record(), "b": record(final_summary="", ground_truth_label="sadness")})
     before = tree(folder)
-    words = written(tmp_path / "words.csv", 'name,sentence\n00012,"No, Tom"\nb,\n')
-    run("mer-factory", folder, "--output", out, "--transcripts", words)
+    transcripts = write_file(tmp_path / "words.csv", 'name,sentence\n00012,"No, Tom"\nb,\n')
+    run("mer-factory", folder, "--output", out, "--transcripts", transcripts)
     assert listed(out) == [("00012", "angry"), ("b", "sad")]
     assert table(out / "MERR_coarse_grained.json") == {"00012": {"caption": "The person is **angry**.\n\nThe brow says so."}}
     assert table(out / "MERR_fine_grained.json") == {
@@ -121,11 +121,14 @@ def test_unknown_labels_are_reported_together_and_resolved_by_a_label_map(tmp_pa
         d=record(chronological_emotion_peaks=[]),
         e=record(chronological_emotion_peaks=["neutral"]),
     )
-    said = refusal(folder, out)
-    assert "problems: 2." in said
-    assert f"{folder}/b/b_merr_data.json: the label 'disgust' is not one of happy, sad" in said and "(number of clips: 2)" in said
-    assert f"{folder}/d/d_merr_data.json (no peak at the time of the overall peak): the label 'unknown' is not one of" in said
-    maps = written(tmp_path / "map.yaml", "disgust: contempt\nunknown: skip\n")
+    message = refusal(folder, out)
+    assert "problems: 2." in message
+    assert (
+        f"{folder}/b/b_merr_data.json: the label 'disgust' is not one of happy, sad" in message
+        and "(number of clips: 2)" in message
+    )
+    assert f"{folder}/d/d_merr_data.json (no peak at the time of the overall peak): the label 'unknown' is not one of" in message
+    maps = write_file(tmp_path / "map.yaml", "disgust: contempt\nunknown: skip\n")
     run("mer-factory", folder, "--output", out, "--label-map", maps)
     assert listed(out) == [("a", "angry"), ("b", "contempt"), ("c", "contempt"), ("e", "neutral")]
     assert table(out / "import_report.json")["left_out"] == {"the label map skips 'unknown'": ["d"]}
@@ -133,23 +136,23 @@ def test_unknown_labels_are_reported_together_and_resolved_by_a_label_map(tmp_pa
 
 def test_a_peak_with_the_label_unknown_is_not_reported_as_missing(tmp_path, out):
     folder = factory(tmp_path / "f", a=record(chronological_emotion_peaks=["Peak at 2.88s: unknown"]))
-    said = refusal(folder, out)
-    assert f"{folder}/a/a_merr_data.json: the label 'unknown' is not one of" in said and "no peak" not in said
+    message = refusal(folder, out)
+    assert f"{folder}/a/a_merr_data.json: the label 'unknown' is not one of" in message and "no peak" not in message
 
 
 @pytest.mark.parametrize("peaks", ["Peak at 2.88s: angry (slight)", None, {"0": "neutral"}, [{"time": 2.88}]])
 def test_peaks_that_are_not_a_list_of_texts_are_a_problem_despite_a_label_map(tmp_path, out, peaks):
     folder = factory(tmp_path / "f", a=record(), b=record(chronological_emotion_peaks=peaks))
-    maps = written(tmp_path / "map.yaml", "unknown: skip\n")
-    said = refusal(folder, out, "--label-map", maps)
-    assert f"{folder}/b/b_merr_data.json: " in said and "'chronological_emotion_peaks' is not a list of texts" in said
+    maps = write_file(tmp_path / "map.yaml", "unknown: skip\n")
+    message = refusal(folder, out, "--label-map", maps)
+    assert f"{folder}/b/b_merr_data.json: " in message and "'chronological_emotion_peaks' is not a list of texts" in message
 
 
 def test_overrides_take_precedence_over_label_map_ground_truth_and_peaks(tmp_path, out):
     folder = factory(tmp_path / "f", a=record(), b=record(ground_truth_label="sad"), c=record(chronological_emotion_peaks=[]),
                      d=record())  # fmt: skip
-    over = written(tmp_path / "over.csv", "\ufeffname,label\r\na,happy\r\nb,fearful\r\nc,doubt\r\nd,skip\r\n")
-    maps = written(tmp_path / "map.yaml", "happy: skip\n")
+    over = write_file(tmp_path / "over.csv", "\ufeffname,label\r\na,happy\r\nb,fearful\r\nc,doubt\r\nd,skip\r\n")
+    maps = write_file(tmp_path / "map.yaml", "happy: skip\n")
     run("mer-factory", folder, "--output", out, "--overrides", over, "--label-map", maps)
     assert listed(out) == [("a", "happy"), ("b", "fear"), ("c", "doubt")]
     assert table(out / "import_report.json")["left_out"] == {"skipped by --overrides": ["d"]}
@@ -165,16 +168,16 @@ def test_overrides_take_precedence_over_label_map_ground_truth_and_peaks(tmp_pat
     ],
 )
 def test_bad_overrides_are_refused_with_their_line(tmp_path, out, text, says):
-    over = written(tmp_path / "over.csv", text)
-    said = refusal(factory(tmp_path / "f", a=record()), out, "--overrides", over)
-    assert f"{over}, " in said and says in said
+    over = write_file(tmp_path / "over.csv", text)
+    message = refusal(factory(tmp_path / "f", a=record()), out, "--overrides", over)
+    assert f"{over}, " in message and says in message
 
 
 def test_clips_with_the_same_name_are_reported_with_both_paths(tmp_path, out):
     folder = factory(tmp_path / "f" / "one", a=record()).parent
     factory(folder / "two", a=record(), b=record())
-    said = refusal(folder, out)
-    assert f"2 clips have the name 'a': {folder}/one/a/a_merr_data.json, {folder}/two/a/a_merr_data.json" in said
+    message = refusal(folder, out)
+    assert f"2 clips have the name 'a': {folder}/one/a/a_merr_data.json, {folder}/two/a/a_merr_data.json" in message
     run("mer-factory", folder, "--output", out, "--on-problem", "skip")
     assert listed(out) == [("b", "angry")]
 
@@ -193,8 +196,8 @@ def test_clips_with_the_same_name_are_reported_with_both_paths(tmp_path, out):
 )
 def test_an_invalid_file_is_reported_or_skipped(tmp_path, out, text, says):
     folder = factory(tmp_path / "f", a=record(), b=text)
-    said = refusal(folder, out)
-    assert f"{folder}/b/b_merr_data.json" in said and says in said and "problems: 1." in said
+    message = refusal(folder, out)
+    assert f"{folder}/b/b_merr_data.json" in message and says in message and "problems: 1." in message
     run("mer-factory", folder, "--output", out, "--on-problem", "skip")
     assert listed(out) == [("a", "angry")]
     assert table(out / "import_report.json")["problems"][0]["clips"] == ["b"]
@@ -202,7 +205,7 @@ def test_an_invalid_file_is_reported_or_skipped(tmp_path, out, text, says):
 
 def test_a_file_that_is_not_utf8_is_a_problem(tmp_path, out):
     folder = factory(tmp_path / "f", a=record())
-    written(folder / "b" / "b_merr_data.json", b'{"final_summary": "\xff"}')
+    write_file(folder / "b" / "b_merr_data.json", b'{"final_summary": "\xff"}')
     assert f"{folder}/b/b_merr_data.json: not UTF-8 text" in refusal(folder, out)
 
 
@@ -220,6 +223,6 @@ def test_texts_of_the_wrong_type_count_as_missing(tmp_path, out):
 
 
 def test_a_folder_without_records_is_refused(tmp_path, out):
-    written(tmp_path / "f" / "a.json", "{}")
+    write_file(tmp_path / "f" / "a.json", "{}")
     assert "contains no file <clip>_merr_data.json, also in subfolders" in refusal(tmp_path / "f", out)
     assert "no folder" in refusal(tmp_path / "nowhere", out)

@@ -13,7 +13,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from importing import listed, run, table, written
+from importing import listed, run, table, write_file
 
 from emollama.errors import UserError
 from emollama.importers.npz import read_dictionaries
@@ -68,11 +68,11 @@ def test_numpy_strings_and_numbers_are_read_in_every_pickle_protocol(tmp_path, p
         "样本": {"emo": "sad", "val": np.int64(2), "words": np.array(["x", "yy"]), "big": np.array([1.0], ">f4")},
     }
     path = with_pickle(tmp_path / "l.npz", as_object_array(corpus), protocol)
-    found = read_dictionaries(str(path), ["train_corpus"])["train_corpus"]
-    assert found["a"] == {"emo": "sad", "val": 1.5}
-    assert found["b"]["val"] == 0.25 and found["b"]["more"].values == [0, 1, 2] and found["b"]["flag"] is True
-    assert found["b"]["raw"] == b"\xff"
-    assert found["样本"]["words"].values == ["x", "yy"] and found["样本"]["big"].values == [1.0]
+    entries = read_dictionaries(str(path), ["train_corpus"])["train_corpus"]
+    assert entries["a"] == {"emo": "sad", "val": 1.5}
+    assert entries["b"]["val"] == 0.25 and entries["b"]["more"].values == [0, 1, 2] and entries["b"]["flag"] is True
+    assert entries["b"]["raw"] == b"\xff"
+    assert entries["样本"]["words"].values == ["x", "yy"] and entries["样本"]["big"].values == [1.0]
     run("mertools", path, "--split", "train", "--output", tmp_path / "out")
     assert (tmp_path / "out" / "clips.txt").read_text() == "a 0 sad 1.5\nb 0 sad 0.25\n样本 0 sad 2.0\n"
 
@@ -90,8 +90,8 @@ class Runs:
 def test_a_file_that_would_run_code_is_refused_with_the_function_name_and_not_executed(tmp_path):
     mark = tmp_path / "it_ran"
     path = saved(tmp_path / "l.npz", train_corpus=as_object_array({"a": {"emo": Runs(mark), "val": 1.0}}))
-    said = refusal(path, tmp_path / "out", "--on-problem", "skip")
-    assert "posix.mkdir" in said and "No code of the file was executed" in said and f"{path}, 'train_corpus'" in said
+    message = refusal(path, tmp_path / "out", "--on-problem", "skip")
+    assert "posix.mkdir" in message and "No code of the file was executed" in message and f"{path}, 'train_corpus'" in message
     assert not mark.exists()
     np.load(path, allow_pickle=True)["train_corpus"]
     assert mark.exists()  # so the file would have run
@@ -158,8 +158,8 @@ DTYPE = b"cnumpy\ndtype\n"
 )
 def test_handmade_pickles_are_refused_with_file_and_key(tmp_path, payload):
     path = with_pickle(tmp_path / "l.npz", payload)
-    said = refusal(path, tmp_path / "out")
-    assert said.startswith(f"{path}, 'train_corpus': ")
+    message = refusal(path, tmp_path / "out")
+    assert message.startswith(f"{path}, 'train_corpus': ")
 
 
 def test_a_pickle_that_tampers_with_the_reader_does_not_affect_the_next_file(tmp_path):
@@ -173,13 +173,13 @@ def test_a_pickle_that_tampers_with_the_reader_does_not_affect_the_next_file(tmp
 def test_a_file_that_is_not_an_npz_archive_is_refused(tmp_path, kind):
     path = tmp_path / "l.npz"
     if kind == "text":
-        written(path, "name,discrete\n")
+        write_file(path, "name,discrete\n")
     elif kind == "npy":
         with path.open("wb") as file:
             np.save(file, np.zeros(3))
     else:
         whole = saved(tmp_path / "whole.npz", train_corpus=TRAIN).read_bytes()
-        written(path, whole[: len(whole) // 2])
+        write_file(path, whole[: len(whole) // 2])
     assert "not an .npz file" in refusal(path, tmp_path / "out")
 
 
@@ -187,7 +187,7 @@ def test_damaged_bytes_inside_an_npz_are_refused(tmp_path):
     path = saved(tmp_path / "l.npz", train_corpus=TRAIN)
     whole = bytearray(path.read_bytes())
     whole[90:110] = b"\0" * 20
-    assert "cannot be read as a dictionary" in refusal(written(path, bytes(whole)), tmp_path / "out")
+    assert "cannot be read as a dictionary" in refusal(write_file(path, bytes(whole)), tmp_path / "out")
 
 
 def test_a_file_with_random_byte_changes_is_either_read_or_refused(tmp_path):
@@ -199,7 +199,7 @@ def test_a_file_with_random_byte_changes_is_either_read_or_refused(tmp_path):
         spoiled = bytearray(packed if round_ % 2 else plain)
         for _ in range(generator.randrange(1, 4)):
             spoiled[generator.randrange(len(spoiled))] = generator.randrange(256)
-        path = written(tmp_path / "l.npz", bytes(spoiled))
+        path = write_file(tmp_path / "l.npz", bytes(spoiled))
         try:
             assert isinstance(read_dictionaries(str(path), ["train_corpus"])["train_corpus"], dict)
         except UserError:
@@ -231,7 +231,7 @@ def test_an_entry_that_is_not_a_dictionary_is_refused(tmp_path, corpus):
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "says"),
+    ("name", "entry", "says"),
     [
         (7, {"emo": "sad"}, "expected a name with"),
         ("b", "sad", "expected a name with"),
@@ -246,25 +246,25 @@ def test_an_entry_that_is_not_a_dictionary_is_refused(tmp_path, corpus):
         ("b", {"emo": 3}, "the label '3' is not one of"),
     ],
 )
-def test_an_invalid_entry_is_reported_with_split_and_name_or_skipped(tmp_path, name, given, says):
-    path = saved(tmp_path / "l.npz", train_corpus={"a": {"emo": "sad"}, name: given})
-    said = refusal(path, tmp_path / "out")
-    assert f"{path}, train_corpus, '{name}': " in said and says in said and "problems: 1." in said
+def test_an_invalid_entry_is_reported_with_split_and_name_or_skipped(tmp_path, name, entry, says):
+    path = saved(tmp_path / "l.npz", train_corpus={"a": {"emo": "sad"}, name: entry})
+    message = refusal(path, tmp_path / "out")
+    assert f"{path}, train_corpus, '{name}': " in message and says in message and "problems: 1." in message
     run("mertools", path, "--split", "train", "--output", tmp_path / "out", "--on-problem", "skip")
     assert listed(tmp_path / "out") == [("a", "sad")]
 
 
 def test_numeric_labels_are_translated_by_a_label_map(tmp_path):
     path = saved(tmp_path / "l.npz", train_corpus={"a": {"emo": 0, "val": -10}, "b": {"emo": np.int64(1), "val": -10}})
-    maps = written(tmp_path / "map.yaml", "0: anger\n1: joy\n")
+    maps = write_file(tmp_path / "map.yaml", "0: anger\n1: joy\n")
     run("mertools", path, "--split", "train", "--output", tmp_path / "out", "--label-map", maps)
     assert listed(tmp_path / "out") == [("a", "angry"), ("b", "happy")]
 
 
 def test_a_clip_in_two_splits_is_a_problem(tmp_path):
     path = saved(tmp_path / "l.npz", train_corpus=TRAIN, test1_corpus={"b": {"emo": "sad"}})
-    said = refusal(path, tmp_path / "out", "--split", "train", "test1")
-    assert "test1_corpus, 'b': the clip is also in another of these splits" in said
+    message = refusal(path, tmp_path / "out", "--split", "train", "test1")
+    assert "test1_corpus, 'b': the clip is also in another of these splits" in message
 
 
 def test_a_split_with_a_single_label_is_noted(tmp_path, capsys):

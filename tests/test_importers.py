@@ -7,7 +7,7 @@ import re
 import unicodedata
 
 import pytest
-from importing import listed, refusal, run, sentences, table, tree, written
+from importing import listed, refusal, run, sentences, table, tree, write_file
 
 from emollama import cli
 from emollama.data.annotations import LABELS, read_annotations, read_captions, read_transcripts
@@ -27,14 +27,14 @@ def out(tmp_path):
 
 def mer(tmp_path, text, *arguments, out):
     """Import one table of labels."""
-    run("mer2024", written(tmp_path / "label.csv", text), "--output", out, *arguments)
+    run("mer2024", write_file(tmp_path / "label.csv", text), "--output", out, *arguments)
     return listed(out)
 
 
 def mer_refusal(tmp_path, text, *arguments):
-    said = refusal("mer2024", written(tmp_path / "label.csv", text), "--output", tmp_path / "out", *arguments)
+    message = refusal("mer2024", write_file(tmp_path / "label.csv", text), "--output", tmp_path / "out", *arguments)
     assert not (tmp_path / "out").exists()
-    return said
+    return message
 
 
 # The written form
@@ -87,10 +87,10 @@ def test_the_list_has_only_the_columns_that_have_values(tmp_path, values, rows):
 
 
 def test_the_report_lists_imported_clips_and_the_reasons_for_omitted_ones(tmp_path, out, capsys):
-    words = written(tmp_path / "words.csv", "name,sentence\na,hi\n")
-    maps = written(tmp_path / "map.yaml", "bored: skip\n")
+    transcripts = write_file(tmp_path / "words.csv", "name,sentence\na,hi\n")
+    maps = write_file(tmp_path / "map.yaml", "bored: skip\n")
     text = "name,discrete\na,sad\nb,happy\nc,bored\nd e,sad\nf,sad\nf,sad\n"
-    mer(tmp_path, text, "--on-problem", "skip", "--label-map", maps, "--transcripts", words, out=out)
+    mer(tmp_path, text, "--on-problem", "skip", "--label-map", maps, "--transcripts", transcripts, out=out)
     report = table(out / "import_report.json")
     assert report["clips"] == 3 and report["labels"] == {"sad": 2, "happy": 1}
     assert report["files"] == {"clips.txt": 3, "transcription_en_all.csv": 1}
@@ -107,29 +107,29 @@ def test_the_report_lists_imported_clips_and_the_reasons_for_omitted_ones(tmp_pa
 
 
 def test_all_problems_are_reported_at_once_and_nothing_is_written(tmp_path):
-    said = mer_refusal(tmp_path, "name,discrete\na b,sad\nc,\nd,bored\ne,bored\nf,tired\n")
-    assert said.startswith("nothing was written; problems: 4.") and "--on-problem skip" in said
-    assert f"{tmp_path}/label.csv, line 2: the name 'a b' contains white space" in said
-    assert f"{tmp_path}/label.csv, line 3: 'c' has no label" in said
-    assert f"{tmp_path}/label.csv, line 4: the label 'bored' is not one of" in said and "number of clips: 2" in said
-    assert f"{tmp_path}/label.csv, line 6: the label 'tired'" in said
+    message = mer_refusal(tmp_path, "name,discrete\na b,sad\nc,\nd,bored\ne,bored\nf,tired\n")
+    assert message.startswith("nothing was written; problems: 4.") and "--on-problem skip" in message
+    assert f"{tmp_path}/label.csv, line 2: the name 'a b' contains white space" in message
+    assert f"{tmp_path}/label.csv, line 3: 'c' has no label" in message
+    assert f"{tmp_path}/label.csv, line 4: the label 'bored' is not one of" in message and "number of clips: 2" in message
+    assert f"{tmp_path}/label.csv, line 6: the label 'tired'" in message
 
 
 def test_hundreds_of_problems_are_counted_and_the_first_shown(tmp_path):
-    said = mer_refusal(tmp_path, "name,discrete\n" + "".join(f"a {i},sad\n" for i in range(300)))
-    assert "problems: 300." in said and "... and 290 more" in said and said.count("\n") == 11
+    message = mer_refusal(tmp_path, "name,discrete\n" + "".join(f"a {i},sad\n" for i in range(300)))
+    assert "problems: 300." in message and "... and 290 more" in message and message.count("\n") == 11
 
 
 def test_an_import_without_any_usable_clip_is_refused(tmp_path):
-    said = mer_refusal(tmp_path, "name,discrete\na,bored\n", "--on-problem", "skip")
-    assert "no clip of the source is left" in said and "'bored'" in said
+    message = mer_refusal(tmp_path, "name,discrete\na,bored\n", "--on-problem", "skip")
+    assert "no clip of the source is left" in message and "'bored'" in message
 
 
 @pytest.mark.parametrize("blocked", ["file", "filled"])
 def test_a_non_empty_output_folder_is_refused_and_not_changed(tmp_path, blocked):
     out = tmp_path / "out"
-    written(out if blocked == "file" else out / "mine.txt", "mine")
-    source = written(tmp_path / "label.csv", "name,discrete\na,sad\n")
+    write_file(out if blocked == "file" else out / "mine.txt", "mine")
+    source = write_file(tmp_path / "label.csv", "name,discrete\na,sad\n")
     assert "not an empty folder" in refusal("mer2024", source, "--output", out)
     assert tree(tmp_path) == {"label.csv": source.read_bytes(), "out" if blocked == "file" else "out/mine.txt": b"mine"}
 
@@ -145,12 +145,12 @@ def test_an_output_folder_that_is_filled_during_the_import_is_not_changed(tmp_pa
     collector.add(Entry("a", "sad"))
     with pytest.raises(UserError, match="cannot write"), new_folder(tmp_path / "out") as folder:
         write(folder, collector, {})
-        written(tmp_path / "out/theirs.txt", "theirs")
+        write_file(tmp_path / "out/theirs.txt", "theirs")
     assert tree(tmp_path) == {"out/theirs.txt": b"theirs"}
 
 
 def test_an_output_folder_that_cannot_be_created_is_reported_before_the_source_is_read(tmp_path):
-    below_a_file = written(tmp_path / "file", "") / "out"
+    below_a_file = write_file(tmp_path / "file", "") / "out"
     assert "--output: cannot write" in refusal("emer", tmp_path / "absent.csv", "--output", below_a_file)
 
 
@@ -196,7 +196,7 @@ def test_label_maps_are_applied_in_order_and_take_precedence_over_the_vocabulary
 @pytest.mark.parametrize("name", ["map.yaml", "map.json"])
 def test_a_label_map_is_read_as_text_in_yaml_and_json(tmp_path, name):
     text = '{"no": "neutral",\n\t"6": "fear"}' if name == "map.json" else "# ours\nno: neutral\n6: fear\n"
-    assert read_label_map(str(written(tmp_path / name, "\ufeff" + text))) == {"no": "neutral", "6": "fear"}
+    assert read_label_map(str(write_file(tmp_path / name, "\ufeff" + text))) == {"no": "neutral", "6": "fear"}
 
 
 @pytest.mark.parametrize(
@@ -216,14 +216,14 @@ def test_a_label_map_is_read_as_text_in_yaml_and_json(tmp_path, name):
 )
 def test_an_invalid_label_map_is_refused_with_its_file_and_line_or_key(tmp_path, name, text, says):
     with pytest.raises(UserError) as error:
-        read_label_map(str(written(tmp_path / name, text)))
+        read_label_map(str(write_file(tmp_path / name, text)))
     assert str(error.value).startswith(f"{tmp_path}/{name}") and says in str(error.value)
 
 
 def test_a_label_map_to_an_unknown_label_is_reported_with_the_nearest_label(tmp_path):
-    maps = written(tmp_path / "map.yaml", "bored: hapy\n")
-    said = mer_refusal(tmp_path, "name,discrete\na,bored\n", "--label-map", maps)
-    assert "'bored' (mapped to 'hapy')" in said and "Did you mean 'happy'?" in said
+    maps = write_file(tmp_path / "map.yaml", "bored: hapy\n")
+    message = mer_refusal(tmp_path, "name,discrete\na,bored\n", "--label-map", maps)
+    assert "'bored' (mapped to 'hapy')" in message and "Did you mean 'happy'?" in message
 
 
 @pytest.mark.parametrize("labels", [["very sad"], ["skip"], ["0"], ["sad", "Sad"], [""]])
@@ -238,7 +238,7 @@ def test_another_vocabulary_replaces_the_nine_default_labels(tmp_path, out):
 
 
 def mer_refusal_elsewhere(tmp_path):
-    source = written(tmp_path / "two.csv", "name,discrete\na,sad\n")
+    source = write_file(tmp_path / "two.csv", "name,discrete\na,sad\n")
     return refusal("mer2024", source, "--output", tmp_path / "out2", "--labels", "bored")
 
 
@@ -279,21 +279,21 @@ def test_byte_order_marks_windows_line_ends_quotes_and_other_columns_are_accepte
 )
 def test_an_invalid_table_row_is_reported_with_its_line_or_skipped(tmp_path, out, rows, line, says):
     text = "name,discrete,valence\na,sad,\n" + rows
-    said = mer_refusal(tmp_path, text)
-    assert f"{tmp_path}/label.csv, line {line}: " in said and says in said
+    message = mer_refusal(tmp_path, text)
+    assert f"{tmp_path}/label.csv, line {line}: " in message and says in message
     assert mer(tmp_path, text, "--on-problem", "skip", out=out) == [("a", "sad")]
     assert len(table(out / "import_report.json")["problems"]) == 1
 
 
 def test_a_table_whose_rows_are_all_invalid_is_reported_row_by_row(tmp_path):
-    said = mer_refusal(tmp_path, "name,discrete\na\nb\n")
-    assert "problems: 2." in said and "line 2: fewer cells" in said and "line 3: fewer cells" in said
+    message = mer_refusal(tmp_path, "name,discrete\na\nb\n")
+    assert "problems: 2." in message and "line 2: fewer cells" in message and "line 3: fewer cells" in message
 
 
 def test_contradicting_table_rows_are_reported_with_both_lines_and_not_imported(tmp_path, out):
     text = "name,discrete\na,sad\nb,sad\na,happy\n"
-    said = mer_refusal(tmp_path, text)
-    assert f"{tmp_path}/label.csv, line 4: 'a' has other values than in {tmp_path}/label.csv, line 2" in said
+    message = mer_refusal(tmp_path, text)
+    assert f"{tmp_path}/label.csv, line 4: 'a' has other values than in {tmp_path}/label.csv, line 2" in message
     assert mer(tmp_path, text, "--on-problem", "skip", out=out) == [("b", "sad")]
 
 
@@ -319,8 +319,8 @@ def test_repeated_table_rows_are_imported_once_and_counted(tmp_path, out):
     ],
 )
 def test_a_file_that_is_not_a_label_table_is_refused(tmp_path, text, says):
-    said = mer_refusal(tmp_path, text, "--on-problem", "skip")
-    assert said.startswith(f"{tmp_path}/label.csv") and says in said
+    message = mer_refusal(tmp_path, text, "--on-problem", "skip")
+    assert message.startswith(f"{tmp_path}/label.csv") and says in message
 
 
 def test_a_missing_file_is_reported(tmp_path, out):
@@ -336,10 +336,10 @@ def test_an_empty_valence_and_minus_ten_are_read_as_none(value):
 
 
 def test_open_set_words_descriptions_and_transcripts_are_joined_by_name(tmp_path, out):
-    words = written(tmp_path / "ov.csv", "name,openset\nb,\"['angry', 'mad']\"\na,['sad']\n")
-    reasons = written(tmp_path / "reason.csv", "name,reason\na,He weeps.\nc,\n")
-    spoken = written(tmp_path / "words.csv", "name,chinese,english\na,x,No.\nb,y,\nother,z,Hm\n")
-    run("mer2025", words, reasons, "--transcripts", spoken, "--output", out)
+    openset = write_file(tmp_path / "ov.csv", "name,openset\nb,\"['angry', 'mad']\"\na,['sad']\n")
+    reasons = write_file(tmp_path / "reason.csv", "name,reason\na,He weeps.\nc,\n")
+    spoken = write_file(tmp_path / "words.csv", "name,chinese,english\na,x,No.\nb,y,\nother,z,Hm\n")
+    run("mer2025", openset, reasons, "--transcripts", spoken, "--output", out)
     assert (out / "clips.txt").read_text() == "b 0 0\na 0 0\nc 0 0\n"
     assert table(out / "openset.json") == {"b": ["angry", "mad"], "a": ["sad"]}
     assert table(out / "MERR_fine_grained.json") == {"a": {"smp_reason_caption": "He weeps."}}
@@ -348,26 +348,26 @@ def test_open_set_words_descriptions_and_transcripts_are_joined_by_name(tmp_path
 
 
 def test_a_table_of_labels_decides_which_clips_are_imported(tmp_path, out):
-    labels = written(tmp_path / "label.csv", "name,discrete\na,sad\nb,bored\n")
-    words = written(tmp_path / "ov.csv", "name,openset\na,[low]\nz,[high]\n")
-    run("mer2025", words, labels, "--output", out, "--on-problem", "skip")
+    labels = write_file(tmp_path / "label.csv", "name,discrete\na,sad\nb,bored\n")
+    openset = write_file(tmp_path / "ov.csv", "name,openset\na,[low]\nz,[high]\n")
+    run("mer2025", openset, labels, "--output", out, "--on-problem", "skip")
     assert listed(out) == [("a", "sad")] and table(out / "openset.json") == {"a": ["low"]}
     assert table(out / "import_report.json")["left_out"] == {"clips without a usable row in the table of labels": ["z"]}
 
 
 def test_a_label_table_without_a_usable_row_excludes_the_clips_of_other_tables(tmp_path, out):
-    labels = written(tmp_path / "label.csv", "name,discrete\n,sad\n")
-    words = written(tmp_path / "ov.csv", "name,openset\na,[low]\n")
-    assert "no clip of the source is left" in refusal("mer2025", words, labels, "--output", out, "--on-problem", "skip")
+    labels = write_file(tmp_path / "label.csv", "name,discrete\n,sad\n")
+    openset = write_file(tmp_path / "ov.csv", "name,openset\na,[low]\n")
+    assert "no clip of the source is left" in refusal("mer2025", openset, labels, "--output", out, "--on-problem", "skip")
 
 
 def test_a_table_of_names_alone_is_imported_without_labels(tmp_path, out):
-    run("mer2025", written(tmp_path / "all.csv", "name\n007\n008\n"), "--output", out)
+    run("mer2025", write_file(tmp_path / "all.csv", "name\n007\n008\n"), "--output", out)
     assert (out / "clips.txt").read_text() == "007 0 0\n008 0 0\n"
 
 
 def test_two_tables_of_one_kind_are_refused(tmp_path, out):
-    one, two = (written(tmp_path / name, "name,openset\na,[x]\n") for name in ("one.csv", "two.csv"))
+    one, two = (write_file(tmp_path / name, "name,openset\na,[x]\n") for name in ("one.csv", "two.csv"))
     assert f"{two}: this is the second table with the column 'openset'" in refusal("mer2025", one, two, "--output", out)
 
 
@@ -399,14 +399,14 @@ def test_open_set_words_are_read_with_and_without_quotes_and_brackets(cell, word
     ],
 )
 def test_bad_transcripts_are_refused(tmp_path, text, says):
-    words = written(tmp_path / "words.csv", text)
-    said = mer_refusal(tmp_path, "name,discrete\na,sad\n", "--transcripts", words)
-    assert f"{words}" in said and says in said
+    transcripts = write_file(tmp_path / "words.csv", text)
+    message = mer_refusal(tmp_path, "name,discrete\na,sad\n", "--transcripts", transcripts)
+    assert f"{transcripts}" in message and says in message
 
 
 def test_a_clip_with_two_sentences_is_imported_without_any_if_problems_are_skipped(tmp_path, out):
-    words = written(tmp_path / "words.csv", "name,sentence\na,hi\na,ho\nb,x\n")
-    mer(tmp_path, "name,discrete\na,sad\nb,sad\n", "--transcripts", words, "--on-problem", "skip", out=out)
+    transcripts = write_file(tmp_path / "words.csv", "name,sentence\na,hi\na,ho\nb,x\n")
+    mer(tmp_path, "name,discrete\na,sad\nb,sad\n", "--transcripts", transcripts, "--on-problem", "skip", out=out)
     assert sentences(out) == [["b", "x"]] and len(listed(out)) == 2
 
 
@@ -415,7 +415,7 @@ def test_a_clip_with_two_sentences_is_imported_without_any_if_problems_are_skipp
 
 def test_the_first_emer_table_is_imported_as_descriptions_and_sentences_without_labels(tmp_path, out):
     text = 'names,emotions,subtitles,reasons\n00012,angry,"No, Tom",He shouts.\nb,happy,,"She\nlaughs."\nc,sad,x,\n'
-    run("emer", written(tmp_path / "gt.csv", "\ufeff" + text), "--output", out)
+    run("emer", write_file(tmp_path / "gt.csv", "\ufeff" + text), "--output", out)
     assert (out / "clips.txt").read_text() == "00012 0 0\nb 0 0\nc 0 0\n"
     assert table(out / "MERR_fine_grained.json") == {
         "00012": {"smp_reason_caption": "He shouts.", "pseu_emotion": "angry", "text": "No, Tom"},
@@ -426,30 +426,30 @@ def test_the_first_emer_table_is_imported_as_descriptions_and_sentences_without_
 
 
 def test_the_second_emer_table_is_imported_as_english_descriptions(tmp_path, out):
-    run("emer", written(tmp_path / "gt.csv", "name,chinese,english\na,他笑。,He laughs.\n"), "--output", out)
+    run("emer", write_file(tmp_path / "gt.csv", "name,chinese,english\na,他笑。,He laughs.\n"), "--output", out)
     assert table(out / "MERR_fine_grained.json") == {"a": {"smp_reason_caption": "He laughs.", "chinese": "他笑。"}}
     assert not (out / "transcription_en_all.csv").exists()
 
 
 def test_emer_predictions_are_imported_as_descriptions(tmp_path, out):
-    run("emer", written(tmp_path / "pred.csv", 'names,chi_reasons\n00012,"He shouts, so he is angry."\nb,\n'), "--output", out)
+    run("emer", write_file(tmp_path / "pred.csv", 'names,chi_reasons\n00012,"He shouts, so he is angry."\nb,\n'), "--output", out)
     assert (out / "clips.txt").read_text() == "00012 0 0\nb 0 0\n"
     assert table(out / "MERR_fine_grained.json") == {"00012": {"smp_reason_caption": "He shouts, so he is angry."}}
 
 
 @pytest.mark.parametrize("header", ["names,reasons", "name,english", "a,b,c"])
 def test_a_table_that_is_not_from_emer_is_refused_with_all_expected_headers(tmp_path, out, header):
-    said = refusal("emer", written(tmp_path / "gt.csv", f"{header}\na,b\n"), "--output", out)
+    message = refusal("emer", write_file(tmp_path / "gt.csv", f"{header}\na,b\n"), "--output", out)
     assert (
-        f"the header is {header};" in said
-        and "names,emotions,subtitles,reasons or name,chinese,english or names,chi_reasons" in said
+        f"the header is {header};" in message
+        and "names,emotions,subtitles,reasons or name,chinese,english or names,chi_reasons" in message
     )
 
 
 def test_contradicting_rows_of_an_emer_table_are_problems(tmp_path, out):
-    source = written(tmp_path / "gt.csv", "name,chinese,english\na,x,One.\na,x,Two.\nb c,x,y\nd,x,y\n")
-    said = refusal("emer", source, "--output", out)
-    assert "line 3: 'a' has other values" in said and "line 4: the name 'b c'" in said
+    source = write_file(tmp_path / "gt.csv", "name,chinese,english\na,x,One.\na,x,Two.\nb c,x,y\nd,x,y\n")
+    message = refusal("emer", source, "--output", out)
+    assert "line 3: 'a' has other values" in message and "line 4: the name 'b c'" in message
     run("emer", source, "--output", out, "--on-problem", "skip")
     assert listed(out) == [("d", "0")]
 
@@ -472,12 +472,12 @@ def test_composed_and_decomposed_unicode_names_remain_distinct(tmp_path, out):
 
 
 def test_the_command_prints_an_error_without_a_traceback_and_exits_with_1(tmp_path, out, capsys):
-    source = written(tmp_path / "label.csv", "name,discrete\na b,sad\n")
+    source = write_file(tmp_path / "label.csv", "name,discrete\na b,sad\n")
     with pytest.raises(SystemExit) as ended:
         cli.main(["import", "mer2024", str(source), "--output", str(out)])
-    told = capsys.readouterr().err
+    error = capsys.readouterr().err
     assert ended.value.code == 1 and not out.exists()
-    assert told.startswith("error: nothing was written; problems: 1.") and "Traceback" not in told
+    assert error.startswith("error: nothing was written; problems: 1.") and "Traceback" not in error
 
 
 @pytest.mark.parametrize("kind", ["mer-factory", "mertools", "emer", "mer2024", "mer2025", "videos"])

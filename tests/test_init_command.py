@@ -57,8 +57,8 @@ def write_arrays(folder, names, shape):
         np.save(folder / f"{name}.npy", np.zeros(shape, np.float32))
 
 
-def write_features(folder, names, width=8, rows=5):
-    write_arrays(folder / "eva", names, (rows, width))
+def write_features(folder, names, width=8, num_tokens=5):
+    write_arrays(folder / "eva", names, (num_tokens, width))
     for name in ("mae_340_UTT", "maeV_399_UTT", "HL-UTT"):
         write_arrays(folder / name, names, (width,))
 
@@ -138,10 +138,10 @@ def test_a_data_folder_with_any_name_gives_a_configuration_with_correct_paths(tm
 def test_a_name_that_is_not_utf_8_is_an_error_and_nothing_is_written(data, emollama, below):
     bad = data / "a\udcff"
     shutil.copytree(GOLDEN / "data", bad)
-    done = emollama("init", "stage1", "--data", data if below else bad)
-    assert done.returncode == 1
+    completed = emollama("init", "stage1", "--data", data if below else bad)
+    assert completed.returncode == 1
     name = "datasets.feature_face_caption.data_root: the name '${paths.root}" if below else f"--data: the name '{data}"
-    assert done.stderr == f"error: {name}/a\\udcff' is not UTF-8. Rename it, or use another path.\n"
+    assert completed.stderr == f"error: {name}/a\\udcff' is not UTF-8. Rename it, or use another path.\n"
     assert not Path("stage1.yaml").exists()
 
 
@@ -294,7 +294,7 @@ def test_a_training_list_is_preferred_for_training_and_a_test_list_for_evaluatio
 
 
 def test_an_eva_cache_with_another_number_of_vectors_is_marked(data):
-    write_features(data, write_list(data / "mine.txt", ["happy", "sad"]), rows=7)
+    write_features(data, write_list(data / "mine.txt", ["happy", "sad"]), num_tokens=7)
     run("stage1")
     assert "image_size" in missing("stage1")
 
@@ -652,7 +652,7 @@ def test_a_value_is_replaced_and_its_comment_stays():
     text.set("model.prompt", "c")
     text.set("data.two.a", {"x": "{y}"}, "two")
     lines = str(text).splitlines()
-    edited = [lines[place].split("  #") for place in (3, 5, -1)]
+    edited = [lines[index].split("  #") for index in (3, 5, -1)]
     assert [value.rstrip() for value, _ in edited] == ["  arch: z", '  prompt: "c"', """    a: {x: "{y}"}"""]
     assert [comment for _, comment in edited] == [" the model", " ask", " two"]
     assert lines[-1].index("#") == 43

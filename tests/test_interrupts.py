@@ -60,7 +60,7 @@ def test_the_printed_options_resume_a_run_whose_name_is_the_time(number, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("options", "saved", "said"),
+    ("options", "saved", "expected"),
     [
         ([], False, "interrupted; this run has not saved a checkpoint yet"),
         (["run.job_id=mine"], True, f"{RESUME}run.resume_ckpt_path=auto"),
@@ -69,7 +69,7 @@ def test_the_printed_options_resume_a_run_whose_name_is_the_time(number, tmp_pat
     ],
 )
 @pytest.mark.parametrize("nproc", [1, 2])
-def test_the_message_names_only_the_options_that_are_missing(options, saved, said, nproc, tmp_path, monkeypatch, capfd):
+def test_the_message_names_only_the_options_that_are_missing(options, saved, expected, nproc, tmp_path, monkeypatch, capfd):
     def stop(*_, **__):
         if saved:
             folder = tmp_path / "out" / os.environ[variables.JOB_ID]
@@ -80,7 +80,7 @@ def test_the_message_names_only_the_options_that_are_missing(options, saved, sai
     monkeypatch.setattr(running, "launch", stop)
     monkeypatch.setattr(RunnerBase, "__init__", stop)
     monkeypatch.setattr("emollama.paths.new_job_id", lambda: "chosen")
-    assert interrupted(capfd, golden_config(tmp_path), *options, nproc=nproc) == said
+    assert interrupted(capfd, golden_config(tmp_path), *options, nproc=nproc) == expected
 
 
 def test_an_interrupted_evaluation_has_nothing_to_resume(tmp_path, monkeypatch, capfd):
@@ -92,11 +92,11 @@ def test_an_interrupted_evaluation_has_nothing_to_resume(tmp_path, monkeypatch, 
 
 
 def test_a_worker_uses_the_run_folder_selected_by_its_launcher(tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(Preparation, "_check_files", lambda self: seen.append(self.folder) or 1 / 0)
+    folders = []
+    monkeypatch.setattr(Preparation, "_check_files", lambda self: folders.append(self.folder) or 1 / 0)
     monkeypatch.setenv(variables.JOB_ID, "chosen")
     for job_id, name in ((None, "chosen"), ("mine", "mine")):
         with pytest.raises(ZeroDivisionError):
             main(["train", "--cfg-path", str(golden_config(tmp_path, run={"job_id": job_id})), "--nproc", "1"])
-        assert seen.pop() == tmp_path / "out" / name
+        assert folders.pop() == tmp_path / "out" / name
     assert os.environ[variables.JOB_ID] == "chosen"

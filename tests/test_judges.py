@@ -43,8 +43,8 @@ def test_stop_words_and_standard_phrases_of_a_description_score_0():
 def test_every_further_shared_clue_raises_the_score():
     rng = random.Random(0)
     for _ in range(50):
-        words = rng.sample(CLUES, 12)
-        truth, other = words[:8], words[8:]
+        clues = rng.sample(CLUES, 12)
+        truth, other = clues[:8], clues[8:]
         scores = [clue(" ".join(truth), " ".join([*truth[:shared], *other[: 4 - shared // 2]])) for shared in range(9)]
         assert scores == sorted(set(scores))
         assert (scores[0], scores[-1]) == (0, 10)
@@ -86,7 +86,7 @@ def test_a_prediction_without_words_scores_0_and_a_reference_without_words_has_n
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "expected"),
     [
         ("He is happy.", ["happy"]),
         ("She looks WORRIED, even anxious; worried indeed", ["worried", "anxious"]),
@@ -109,13 +109,13 @@ def test_a_prediction_without_words_scores_0_and_a_reference_without_words_has_n
         ("", []),
     ],
 )
-def test_emotion_words_exclude_those_that_the_text_negates(text, words):
-    assert list(JUDGE.emotion_words([text])[0].words) == words
+def test_emotion_words_exclude_those_that_the_text_negates(text, expected):
+    assert list(JUDGE.emotion_words([text])[0].words) == expected
 
 
 def test_a_negated_emotion_does_not_match_the_reference():
-    found = [extraction.words for extraction in JUDGE.emotion_words(["He is happy", "He is not happy"])]
-    assert label(found[0], found[1]) == 0
+    word_lists = [extraction.words for extraction in JUDGE.emotion_words(["He is happy", "He is not happy"])]
+    assert label(word_lists[0], word_lists[1]) == 0
 
 
 # Labels

@@ -189,7 +189,7 @@ def test_more_processes_than_the_cores_allow_are_refused(cores, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("launcher_variables", "message"),
     [
         ({"WORLD_SIZE": "abc"}, "the environment variable WORLD_SIZE is 'abc', not a whole number."),
         ({"RANK": "-1"}, "the environment variable RANK is '-1', not a whole number."),
@@ -204,15 +204,15 @@ def test_more_processes_than_the_cores_allow_are_refused(cores, monkeypatch):
     ],
     ids=lambda value: " ".join(f"{name}={text}" for name, text in value.items()) if isinstance(value, dict) else "",
 )
-def test_inconsistent_launcher_variables_are_reported_by_name(given, message, monkeypatch):
+def test_inconsistent_launcher_variables_are_reported_by_name(launcher_variables, message, monkeypatch):
     for name in worker_variables.NAMES:
         monkeypatch.delenv(name, raising=False)
-    for name, text in given.items():
+    for name, text in launcher_variables.items():
         monkeypatch.setenv(name, text)
     with pytest.raises(UserError) as error:
         process_group.start("cpu")
     assert message in str(error.value)
-    order = [name for name in worker_variables.NAMES if name in given]
+    order = [name for name in worker_variables.NAMES if name in launcher_variables]
     assert str(error.value).endswith(f"if no launcher has started this process, remove the variables: unset {' '.join(order)}.")
 
 
@@ -503,14 +503,14 @@ def test_a_worker_can_run_several_programs_in_any_thread(worker, monkeypatch, ca
 
 def living(folder):
     """Workers that are still there."""
-    found = []
+    names = []
     for path in folder.glob("pid_?"):
         try:
             os.kill(int(path.read_text()), 0)
         except ProcessLookupError:
             continue
-        found.append(path.name)
-    return found
+        names.append(path.name)
+    return names
 
 
 def test_an_error_of_one_rank_is_the_only_output(faulty, tmp_path, capfd):
@@ -554,8 +554,8 @@ def test_the_summary_of_torchrun_contains_the_message(faulty, capfd):
 
     path = faulty('raise UserError("only rank 1 has this problem")')
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "emollama"]
-    done = subprocess.run([*line, "eval", "--cfg-path", path], cwd=Path(__file__).parent.parent, check=False)
+    completed = subprocess.run([*line, "eval", "--cfg-path", path], cwd=Path(__file__).parent.parent, check=False)
     err = capfd.readouterr().err
-    assert done.returncode == 1
+    assert completed.returncode == 1
     assert [text for text in err.splitlines() if text.startswith("error: ")] == ["error: only rank 1 has this problem"]
     assert "traceback : only rank 1 has this problem" in err.partition("FAILED")[2]

@@ -12,8 +12,8 @@ def test_null_removes_a_block_that_an_earlier_layer_has(tmp_path):
     tree = golden_tree(tmp_path)
     tree["evaluation_datasets"]["second"] = dict(tree["evaluation_datasets"]["answers"])
     assert list(loaded(tmp_path, tree, "evaluation_datasets.second=null").evaluation_datasets) == ["answers"]
-    made = loaded(tmp_path, tree, "evaluation_datasets=null")
-    assert made.evaluation_datasets == {} and list(made.datasets) == ["golden"]
+    cfg = loaded(tmp_path, tree, "evaluation_datasets=null")
+    assert cfg.evaluation_datasets == {} and list(cfg.datasets) == ["golden"]
     assert list(loaded(tmp_path, tree).evaluation_datasets) == ["answers", "second"]
 
 
@@ -25,5 +25,5 @@ def test_null_for_an_unknown_block_is_refused(tmp_path):
 def test_null_removes_the_judge_of_a_block(tmp_path):
     tree = golden_tree(tmp_path)
     tree["evaluation_datasets"]["answers"]["judge"] = {"type": "lexical"}
-    made = loaded(tmp_path, tree, "evaluation_datasets.answers.judge=null")
-    assert made.evaluation_datasets["answers"].scoring.judge is None
+    cfg = loaded(tmp_path, tree, "evaluation_datasets.answers.judge=null")
+    assert cfg.evaluation_datasets["answers"].scoring.judge is None

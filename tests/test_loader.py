@@ -29,7 +29,7 @@ def clips(sampler, places):
 
 def test_each_dataset_epoch_is_a_permutation_and_epochs_differ():
     sampler = order([7])
-    passes = [[clip for _, clip in clips(sampler, range(7 * lap, 7 * lap + 7))] for lap in range(20)]
+    passes = [[clip for _, clip in clips(sampler, range(7 * epoch, 7 * epoch + 7))] for epoch in range(20)]
     assert all(sorted(one) == list(range(7)) for one in passes)
     assert len({tuple(one) for one in passes}) > 15
 

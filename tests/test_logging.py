@@ -11,7 +11,7 @@ import sys
 import pytest
 from helpers import golden_tree, loaded, write
 from ranks import environment
-from running import golden_config, rows
+from running import golden_config, read_jsonl
 
 from emollama.config import load
 from emollama.errors import UserError
@@ -25,27 +25,27 @@ TRACKED = {"max_epoch": 2, "iters_per_epoch": 2, "wandb_log": True, "wandb_proje
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory, launch):
+def trained(tmp_path_factory, launch):
     """What a run of two epochs of 12 steps says, and its folder."""
-    folder = tmp_path_factory.mktemp("told")
+    folder = tmp_path_factory.mktemp("trained")
     path = golden_config(folder, run={"max_epoch": 2, "iters_per_epoch": 12, "log_freq": 5})
-    done = launch("train.py", "--cfg-path", str(path))
-    assert done.returncode == 0, done.stderr
-    return done.stderr, folder / "out/run"
+    completed = launch("train.py", "--cfg-path", str(path))
+    assert completed.returncode == 0, completed.stderr
+    return completed.stderr, folder / "out/run"
 
 
-def test_a_log_line_contains_the_epoch_its_step_and_the_metrics(told):
-    said, folder = told
-    found = [match.groups() for line in said.splitlines() if (match := LINE.search(line))]
-    logged = rows(folder / "log.jsonl")
-    assert [(int(epoch), int(step)) for epoch, step, *_ in found] == [(0, 0), (0, 5), (0, 10), (1, 3), (1, 8), (1, 11)]
-    assert [loss for _, _, loss, *_ in found] == [f"{row['loss']:.4f}" for row in logged]
-    assert [int(memory) for *_, memory in found] == [round(row["peak_memory_gib"] * 1024) for row in logged]
-    assert " [ 5/12]" in said
+def test_a_log_line_contains_the_epoch_its_step_and_the_metrics(trained):
+    output, folder = trained
+    lines = [match.groups() for line in output.splitlines() if (match := LINE.search(line))]
+    logged = read_jsonl(folder / "log.jsonl")
+    assert [(int(epoch), int(step)) for epoch, step, *_ in lines] == [(0, 0), (0, 5), (0, 10), (1, 3), (1, 8), (1, 11)]
+    assert [loss for _, _, loss, *_ in lines] == [f"{row['loss']:.4f}" for row in logged]
+    assert [int(memory) for *_, memory in lines] == [round(row["peak_memory_gib"] * 1024) for row in logged]
+    assert " [ 5/12]" in output
 
 
-def test_the_duration_of_a_step_and_its_wait_for_data_are_logged(told):
-    logged = rows(told[1] / "log.jsonl")
+def test_the_duration_of_a_step_and_its_wait_for_data_are_logged(trained):
+    logged = read_jsonl(trained[1] / "log.jsonl")
     assert all(0 <= row["data_time"] <= row["step_time"] < 60 for row in logged)
     assert all(row["data_wait"] == pytest.approx(row["data_time"] / row["step_time"]) for row in logged)
     assert {"samples_per_s", "tokens_per_s", "peak_memory_gib", "grad_norm", "tokens"} <= logged[0].keys()
@@ -53,8 +53,8 @@ def test_the_duration_of_a_step_and_its_wait_for_data_are_logged(told):
 
 @pytest.fixture
 def log(tmp_path):
-    with RunLog(tmp_path, first_step=0, total_steps=8, epoch_steps=8, log_freq=4, enabled=True) as made:
-        yield made
+    with RunLog(tmp_path, first_step=0, total_steps=8, epoch_steps=8, log_freq=4, enabled=True) as run_log:
+        yield run_log
 
 
 STEP = {"epoch": 0, "loss": 1.0, "lr": 0.1, "tokens": 5}
@@ -77,11 +77,11 @@ def test_only_the_first_two_captions_of_an_image_are_shown_and_the_others_counte
     rows = [{"name": name, "task": "caption", "prediction": "dogs", "reference": truth} for name, truth in truths.items()]
     with caplog.at_level(logging.INFO, "emollama"):
         log.evaluation(0, 0, {}, {"block": rows})
-    told = {"five": "a dog / a cat (+3)", "two": "a dog / a cat", "text": "happy", "none": "None"}
-    expected = [f"{name} (caption): dogs  | truth: {text}" for name, text in told.items()]
+    shown = {"five": "a dog / a cat (+3)", "two": "a dog / a cat", "text": "happy", "none": "None"}
+    expected = [f"{name} (caption): dogs  | truth: {text}" for name, text in shown.items()]
     assert [record.getMessage() for record in caplog.records] == expected
     board = EventAccumulator(str(tmp_path)).Reload()
-    for name, text in told.items():
+    for name, text in shown.items():
         (event,) = board.Tensors(f"eval/block/caption/{name}/text_summary")
         assert event.tensor_proto.string_val[0].decode() == f"dogs\n\n*truth:* {text}"
 
@@ -106,15 +106,15 @@ def records(path):
 
 def history(folder):
     """Each logged row, of all processes of a run, and the ids of the runs."""
-    found, ids = [], set()
+    history_rows, ids = [], set()
     for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
         for record in records(path):
             if record.WhichOneof("record_type") == "run":
                 ids.add(record.run.run_id)
             if record.WhichOneof("record_type") == "history":
                 items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-                found.append(items)
-    return found, ids
+                history_rows.append(items)
+    return history_rows, ids
 
 
 @pytest.fixture(scope="module")
@@ -158,20 +158,20 @@ def tracked(tmp_path_factory, offline):
     folder = tmp_path_factory.mktemp("tracked")
     path = tracked_tree(folder)
     for more in ([], ["run.max_epoch=3", "run.resume_ckpt_path=auto"]):
-        done = offline(path, *more, processes=2)
-        assert done.returncode == 0, done.stderr
+        completed = offline(path, *more, processes=2)
+        assert completed.returncode == 0, completed.stderr
     return folder / "out/run"
 
 
 def test_an_offline_run_contains_the_logged_scalars_under_their_tensorboard_names(tracked):
-    logged, past = rows(tracked / "log.jsonl"), rows(tracked / "eval.jsonl")
-    found, ids = history(tracked)
-    losses = [(row["step"], row["train/loss"]) for row in found if "train/loss" in row]
+    logged, past = read_jsonl(tracked / "log.jsonl"), read_jsonl(tracked / "eval.jsonl")
+    history_rows, ids = history(tracked)
+    losses = [(row["step"], row["train/loss"]) for row in history_rows if "train/loss" in row]
     assert losses == [(row["step"], row["loss"]) for row in logged] and len(losses) == 6
     assert {f"train/{key}" for key in logged[0].keys() - {"step", "epoch"}} <= next(
-        row for row in found if "train/lr" in row
+        row for row in history_rows if "train/lr" in row
     ).keys()
-    measured = [(row["step"], row["eval/answers/emotion/loss"]) for row in found if "eval/answers/emotion/loss" in row]
+    measured = [(row["step"], row["eval/answers/emotion/loss"]) for row in history_rows if "eval/answers/emotion/loss" in row]
     assert measured == [(row["step"], row["metrics"]["answers/emotion/loss"]) for row in past] and len(measured) == 3
     assert ids == {(tracked / "wandb_id.txt").read_text().strip()}
 
@@ -205,17 +205,17 @@ def after(runner, done):
 
 def test_a_failed_run_preserves_its_logged_values(tmp_path, tampered):
     path = golden_config(tmp_path, run={**TRACKED, "max_skipped_steps": 1, "log_freq": 1})
-    done = tampered(path, SPOIL)
-    assert done.returncode == 1 and "consecutive steps" in done.stderr
-    found, _ = history(tmp_path / "out/run")
-    assert [row["step"] for row in found if "train/loss" in row] == [0]
+    completed = tampered(path, SPOIL)
+    assert completed.returncode == 1 and "consecutive steps" in completed.stderr
+    history_rows, _ = history(tmp_path / "out/run")
+    assert [row["step"] for row in history_rows if "train/loss" in row] == [0]
 
 
 def test_a_run_continues_training_after_its_tracking_process_dies(tmp_path, tampered):
-    done = tampered(golden_config(tmp_path, run={**TRACKED, "iters_per_epoch": 6, "log_freq": 1}), KILL)
-    assert done.returncode == 0, done.stderr
-    assert len(rows(tmp_path / "out/run/log.jsonl")) == 12 and (tmp_path / "out/run/checkpoint_1.pth").exists()
-    assert done.stderr.count("logging to Weights & Biases has stopped") == 1
+    completed = tampered(golden_config(tmp_path, run={**TRACKED, "iters_per_epoch": 6, "log_freq": 1}), KILL)
+    assert completed.returncode == 0, completed.stderr
+    assert len(read_jsonl(tmp_path / "out/run/log.jsonl")) == 12 and (tmp_path / "out/run/checkpoint_1.pth").exists()
+    assert completed.stderr.count("logging to Weights & Biases has stopped") == 1
 
 
 def test_a_missing_wandb_package_is_reported_before_the_run_starts(tmp_path, monkeypatch):
@@ -229,22 +229,26 @@ def test_a_missing_wandb_package_is_reported_before_the_run_starts(tmp_path, mon
 def test_a_missing_login_is_reported_once_with_the_remedy_before_anything_is_read(tmp_path, launch):
     path = golden_config(tmp_path, run=TRACKED)
     bare = {key: value for key, value in environment().items() if not key.startswith("WANDB_")} | {"HOME": str(tmp_path)}
-    done = launch("train.py", "--cfg-path", str(path), processes=2, env=bare)
-    assert done.returncode == 1 and done.stderr.count("error: run.wandb_log") == 1
-    assert "you are not logged in" in done.stderr and "WANDB_MODE=offline" in done.stderr and "tracking.py" not in done.stderr
+    completed = launch("train.py", "--cfg-path", str(path), processes=2, env=bare)
+    assert completed.returncode == 1 and completed.stderr.count("error: run.wandb_log") == 1
+    assert (
+        "you are not logged in" in completed.stderr
+        and "WANDB_MODE=offline" in completed.stderr
+        and "tracking.py" not in completed.stderr
+    )
     assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_wandb_mode_is_a_user_error(tmp_path, launch):
     (tmp_path / "program.py").write_text("from emollama.logs.tracking import require; require()")
-    done = launch(str(tmp_path / "program.py"), env=environment() | {"WANDB_MODE": "ofline"})
-    assert "UserError: run.wandb_log: Weights & Biases did not start: " in done.stderr
+    completed = launch(str(tmp_path / "program.py"), env=environment() | {"WANDB_MODE": "ofline"})
+    assert "UserError: run.wandb_log: Weights & Biases did not start: " in completed.stderr
 
 
 def test_tracking_can_be_enabled_when_a_run_is_resumed(tmp_path, offline):
     tree = golden_tree(tmp_path)
     first = loaded(tmp_path, tree)
     first.classes["run"](first).train()
-    done = offline(tmp_path / "config.yaml", "run.max_epoch=2", "run.resume_ckpt_path=auto", "run.wandb_log=true")
-    assert done.returncode == 0, done.stderr
+    completed = offline(tmp_path / "config.yaml", "run.max_epoch=2", "run.resume_ckpt_path=auto", "run.wandb_log=true")
+    assert completed.returncode == 0, completed.stderr
     assert history(tmp_path / "out/run")[0]

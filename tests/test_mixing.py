@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from helpers import GOLDEN, NAMES
-from running import golden_config, kill_after_step, rows
+from running import golden_config, kill_after_step, read_jsonl
 
 from emollama.config import load
 from emollama.data import sampling
@@ -104,7 +104,7 @@ def cut(runs, tmp_path):
 
 
 def test_losses_gradient_norms_and_learning_rates_are_bit_identical_after_resuming(runs):
-    alone, killed = (rows(runs[name] / "log.jsonl") for name in ("alone", "killed"))
+    alone, killed = (read_jsonl(runs[name] / "log.jsonl") for name in ("alone", "killed"))
     assert [row["step"] for row in killed] == [row["step"] for row in alone] == list(range(ITERS * EPOCHS))
     for key in ("loss", "grad_norm", "lr", "tokens"):
         assert [row[key] for row in killed] == [row[key] for row in alone], key
@@ -122,7 +122,7 @@ def test_final_tensors_and_optimizer_states_are_bit_identical_after_resuming(run
 
 
 def test_a_run_with_two_stages_logs_their_learning_rates_and_trains_all_epochs(runs):
-    learning_rates = [row["lr"] for row in rows(runs["alone"] / "log.jsonl")]
+    learning_rates = [row["lr"] for row in read_jsonl(runs["alone"] / "log.jsonl")]
     for stage, (init, warmup) in enumerate(((1e-3, 3), (4e-4, 2))):
         for step in range(2 * ITERS):
             cosine = 1e-6 + (init - 1e-6) * (1 + math.cos(math.pi * step / (2 * ITERS))) / 2

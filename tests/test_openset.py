@@ -8,7 +8,7 @@ import random
 from dataclasses import dataclass, field
 
 import pytest
-from importing import run, written
+from importing import run, write_file
 
 from emollama.errors import UserError
 from emollama.evaluation.judges.judge import Extraction
@@ -139,12 +139,12 @@ def test_split_words_splits_malformed_lists_like_the_published_scorers():
 
 
 def test_a_csv_contains_lists_and_single_words_by_sample(tmp_path):
-    path = written(tmp_path / "truth.csv", "name,openset\n00012,\"['Angry', 'mad']\"\nb,['surprised']\nc,[]\nd,calm\n")
+    path = write_file(tmp_path / "truth.csv", "name,openset\n00012,\"['Angry', 'mad']\"\nb,['surprised']\nc,[]\nd,calm\n")
     assert read_openset(str(path)) == {"00012": ("angry", "mad"), "b": ("surprised",), "c": (), "d": ("calm",)}
 
 
 def test_the_output_of_an_import_is_read(tmp_path):
-    path = written(tmp_path / "words.csv", "name,openset\na,\"['Sad', 'tired']\"\nb,['calm']\n")
+    path = write_file(tmp_path / "words.csv", "name,openset\na,\"['Sad', 'tired']\"\nb,['calm']\n")
     run("mer2025", path, "--output", tmp_path / "imported")
     assert (
         read_openset(str(tmp_path / "imported/openset.json"))
@@ -180,7 +180,7 @@ def test_a_submission_is_read(tmp_path):
 )
 def test_an_invalid_file_is_refused_with_the_line_or_clip(tmp_path, file, text, fault):
     with pytest.raises(UserError) as error:
-        read_openset(str(written(tmp_path / file, text)))
+        read_openset(str(write_file(tmp_path / file, text)))
     assert fault in str(error.value)
 
 
@@ -203,11 +203,11 @@ def test_a_missing_file_is_reported_with_its_key(tmp_path):
     ],
 )
 def test_synonyms_are_read_from_groups_of_words_and_from_words_with_their_group(tmp_path, table):
-    assert read_synonyms(str(written(tmp_path / "s.json", json.dumps(table)))) == GROUPS
+    assert read_synonyms(str(write_file(tmp_path / "s.json", json.dumps(table)))) == GROUPS
 
 
 def test_synonym_groups_may_have_numbers_as_names(tmp_path):
-    synonyms = read_synonyms(str(written(tmp_path / "s.json", '{"glad": 1, "happy": 1, "cross": 2}')))
+    synonyms = read_synonyms(str(write_file(tmp_path / "s.json", '{"glad": 1, "happy": 1, "cross": 2}')))
     assert synonyms["glad"] == synonyms["happy"] != synonyms["cross"]
 
 
@@ -227,7 +227,7 @@ def test_synonym_groups_may_have_numbers_as_names(tmp_path):
 )
 def test_invalid_synonyms_are_refused(tmp_path, table, fault):
     with pytest.raises(UserError) as error:
-        read_synonyms(str(written(tmp_path / "s.json", json.dumps(table))))
+        read_synonyms(str(write_file(tmp_path / "s.json", json.dumps(table))))
     assert fault in str(error.value)
 
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 from ranks import HANG, start
-from running import ROOT, golden_config, rows
+from running import ROOT, golden_config, read_jsonl
 
 from emollama.config import load
 from emollama.errors import UserError
@@ -51,7 +51,7 @@ def test_a_step_with_a_non_finite_loss_is_skipped_and_consecutive_ones_stop_the_
         runner.train()
     after = runner.parallel.trainable_state()
     assert all(torch.equal(before[name], after[name]) or "llama_proj.bias" in name for name in before)
-    assert [row["skipped_steps"] for row in rows(runner.folder / "log.jsonl")] == [1, 2]
+    assert [row["skipped_steps"] for row in read_jsonl(runner.folder / "log.jsonl")] == [1, 2]
 
 
 def test_a_non_finite_loss_is_written_as_null_and_makes_the_mean_null(tmp_path):
@@ -64,7 +64,7 @@ def test_a_non_finite_loss_is_written_as_null_and_makes_the_mean_null(tmp_path):
 def test_an_interrupt_prints_no_traceback_and_reports_that_nothing_was_saved(tmp_path, fork_server):
     started = start("train.py", "--cfg-path", str(golden_config(tmp_path, run={"iters_per_epoch": 100_000})))
     end = time.monotonic() + HANG
-    while not rows(tmp_path / "out/run/log.jsonl"):
+    while not read_jsonl(tmp_path / "out/run/log.jsonl"):
         assert started.poll() is None and time.monotonic() < end, started.stderr()
         time.sleep(0.05)
     started.send_signal(signal.SIGINT)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import GOLDEN, golden_config, rows
+from running import GOLDEN, golden_config, read_jsonl
 
 from emollama.config import load
 from emollama.models.llm import load_tokenizer
@@ -46,7 +46,7 @@ def trajectory():
 
 
 def test_every_loss_equals_the_reference(predicted, expected):
-    predictions = rows(predicted / "predictions_train_layout.jsonl")
+    predictions = read_jsonl(predicted / "predictions_train_layout.jsonl")
     assert len(predictions) == 18
     for row in predictions:
         assert row["loss"] == pytest.approx(expected[row["name"]][row["task"]]["train_path"]["loss"], rel=1e-5)
@@ -54,7 +54,7 @@ def test_every_loss_equals_the_reference(predicted, expected):
 
 @pytest.mark.parametrize(("block", "key"), [("train_layout", "train_prompt_generation"), ("upstream", "eval_generation")])
 def test_greedy_answers_equal_the_reference_up_to_the_first_near_tie(predicted, expected, tokenizer, block, key):
-    predictions = rows(predicted / f"predictions_{block}.jsonl")
+    predictions = read_jsonl(predicted / f"predictions_{block}.jsonl")
     assert len(predictions) == 18
     for row in predictions:
         reference = expected[row["name"]][row["task"]]
@@ -69,7 +69,7 @@ def test_greedy_answers_equal_the_reference_up_to_the_first_near_tie(predicted, 
 
 
 def test_the_upstream_prompt_layout_gives_no_loss(predicted):
-    assert all(row["loss"] is None for row in rows(predicted / "predictions_upstream.jsonl"))
+    assert all(row["loss"] is None for row in read_jsonl(predicted / "predictions_upstream.jsonl"))
 
 
 def test_the_csv_contains_one_answer_per_clip_and_the_header_of_the_scorer(predicted):
@@ -79,7 +79,7 @@ def test_the_csv_contains_one_answer_per_clip_and_the_header_of_the_scorer(predi
 
 
 def test_the_losses_and_learning_rates_of_eight_steps_equal_the_reference(trained, trajectory):
-    logged = rows(trained / "log.jsonl")
+    logged = read_jsonl(trained / "log.jsonl")
     assert [row["step"] for row in logged] == list(range(8))
     for row, step in zip(logged, trajectory["steps"], strict=True):
         assert row["loss"] == pytest.approx(step["loss"], rel=1e-4)

@@ -76,7 +76,7 @@ WRITERS = {
     "tiny encoders": lambda folder: make_tiny_encoders(folder / "encoders", seed=0),
     "packed shards": lambda folder: write_shards(folder, PackedWriter),
     "tar shards": lambda folder: write_shards(folder, TarWriter),
-    "cached features": lambda folder: FeatureCache(str(folder / "kept"), (1, 2)).write("a/b.npy", np.ones((1, 2), np.float32)),
+    "cached features": lambda folder: FeatureCache(str(folder / "cache"), (1, 2)).write("a/b.npy", np.ones((1, 2), np.float32)),
     "judge's cache": lambda folder: ReplyCache(folder / "judge/replies.sqlite3").store("k", "m", Reply("text", "stop", 1, 1)),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from running import golden_config, kill_after_step, rows
+from running import golden_config, kill_after_step, read_jsonl
 
 from emollama.config import load
 from emollama.errors import UserError
@@ -34,7 +34,7 @@ def folders(tmp_path_factory, launch):
 
 
 def test_losses_and_gradient_norms_are_bit_identical_after_resuming(folders):
-    alone, killed = (rows(folders[name] / "log.jsonl") for name in ("alone", "killed"))
+    alone, killed = (read_jsonl(folders[name] / "log.jsonl") for name in ("alone", "killed"))
     assert [row["step"] for row in killed] == list(range(2 * EPOCH))
     assert [row["loss"] for row in killed] == [row["loss"] for row in alone]
     assert [row["grad_norm"] for row in killed] == [row["grad_norm"] for row in alone]
@@ -51,7 +51,7 @@ def test_final_tensors_and_optimizer_states_are_bit_identical_after_resuming(fol
 
 
 def test_the_losses_of_the_uninterrupted_run_all_differ(folders):
-    first = rows(folders["alone"] / "log.jsonl")
+    first = read_jsonl(folders["alone"] / "log.jsonl")
     assert len({row["loss"] for row in first}) == len(first)
 
 

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 from helpers import FOLDERS
-from running import GOLDEN, golden_config, rows
+from running import GOLDEN, golden_config, read_jsonl
 
 from emollama.commands import pack
 from emollama.config import load
@@ -47,7 +47,7 @@ def trained(folder, data, **settings):
 
 
 def losses(folder):
-    return [row["loss"] for row in rows(folder / "log.jsonl")]
+    return [row["loss"] for row in read_jsonl(folder / "log.jsonl")]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from importing import written
+from importing import write_file
 
 from emollama.errors import UserError
 from emollama.evaluation.metrics import metric
@@ -60,7 +60,7 @@ def sheet(path, rows):
 def five_wheels(tmp_path_factory):
     """Five equal wheels."""
     wheel_folder = tmp_path_factory.mktemp("wheels") / "emotion_wheel"
-    written(wheel_folder / "format.csv", FORMS)
+    write_file(wheel_folder / "format.csv", FORMS)
     sheet(wheel_folder / "synonym.xlsx", SYNONYMS)
     sheet(wheel_folder / "wheel1.xlsx", [RINGS, *WHEEL])
     for number in range(2, 6):
@@ -208,10 +208,10 @@ def test_a_sheet_with_missing_columns_or_unknown_words_is_refused_with_its_path(
 
 
 def test_files_that_are_not_workbooks_or_tables_are_refused_with_their_path(folder):
-    written(folder / "format.csv", "word,forms\nglee,gleeful\n")
+    write_file(folder / "format.csv", "word,forms\nglee,gleeful\n")
     assert "format.csv, line 1" in refusal(folder)
     for content in (b"level1,level2,level3\n", b"", b"PK\x03\x04 and no more"):
-        written(folder / "wheel4.xlsx", content)
+        write_file(folder / "wheel4.xlsx", content)
         assert f"{folder / 'wheel4.xlsx'}: cannot read an Excel workbook" in refusal(folder)
 
 
@@ -266,7 +266,7 @@ def test_pickled_objects_in_a_submission_are_refused_without_unpickling(tmp_path
     trap = np.empty(1, dtype=object)
     trap[0] = Trap(tmp_path / "sprung")
     np.savez(tmp_path / "words.npz", filenames=["a"], fileitems=trap)
-    written(tmp_path / "bare.npz", pickle.dumps(trap[0]))
+    write_file(tmp_path / "bare.npz", pickle.dumps(trap[0]))
     for file in ("words.npz", "bare.npz"):
         with pytest.raises(UserError) as error:
             read_submission(str(tmp_path / file))

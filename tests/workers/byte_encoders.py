@@ -1,8 +1,8 @@
-"""Encoders of files that are no videos, for tests of what goes on around them: a matrix times how often each byte occurs.
+"""Encoders of files that are not videos, for tests of the extraction around them: they multiply byte counts by a matrix.
 
-A file begins with ``clip``, or cannot be read. What follows may ask for trouble: ``broken`` (reading fails), ``heavy`` (encoding
-fails), ``hungry`` (of the device's memory), ``endless`` (features are no numbers), ``wide`` (of another shape), ``large``
-(beyond float16).
+A file begins with ``clip``, or it cannot be read. The next word may cause an error: ``broken`` (reading fails), ``heavy``
+(encoding fails), ``hungry`` (the device memory is too small), ``endless`` (features are NaN), ``wide`` (wrong shape),
+``large`` (beyond float16).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from emollama.registry import ENCODERS
 
 @ENCODERS.register("bytes")
 class Bytes(Encoder):
-    """(D,) of a file. Reading the clip ``stuck`` ends when a file ``go`` is beside the weights."""
+    """Features of shape (D,). Reading the clip ``stuck`` ends when a file ``go`` exists next to the weights."""
 
     SLOTS = ("face",)
 
@@ -58,25 +58,27 @@ class Bytes(Encoder):
         return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
     def encode(self, loaded):
-        if any(words(content).startswith(b"clip heavy") for content in loaded):
+        if any(first_bytes(content).startswith(b"clip heavy") for content in loaded):
             raise RuntimeError("too\nheavy")
         hungry = int(os.environ.get("RANK", 0)) == self.cfg.hungry_process
-        if hungry or any(words(content).startswith(b"clip hungry") for content in loaded):
+        if hungry or any(first_bytes(content).startswith(b"clip hungry") for content in loaded):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return [self.rows(content) for content in loaded]
 
     def rows(self, content):
         counts = torch.bincount(content.long(), minlength=256).float().to(self.device)
         features = (counts @ self.matrix).cpu().numpy()
-        if words(content).startswith(b"clip wide"):
+        if first_bytes(content).startswith(b"clip wide"):
             return np.concatenate([features, features])
         factors = {b"clip endless": np.nan, b"clip large": 1e6}
-        return features * next((factor for start, factor in factors.items() if words(content).startswith(start)), np.float32(1))
+        return features * next(
+            (factor for start, factor in factors.items() if first_bytes(content).startswith(start)), np.float32(1)
+        )
 
 
 @ENCODERS.register("grid")
 class Grid(Bytes):
-    """(1 + 4, D) of a file."""
+    """Features of shape (1 + 4, D)."""
 
     SLOTS = ("image", "cls")
 
@@ -94,33 +96,33 @@ class Grid(Bytes):
 
 @ENCODERS.register("meeting")
 class Meeting(Bytes):
-    """(D,) of any file. With ``place``, a folder, no process reads its first one before ``processes`` of them do."""
+    """Features (D,) of any file. With a ``meeting_folder``, no process reads before ``processes`` of them are there."""
 
     SLOTS = ("other",)
 
     @dataclass
     class Config(Bytes.Config):
         folder: str = "meeting"
-        place: str = ""
+        meeting_folder: str = ""
         processes: int = 1
 
     def load(self, source):
-        if self.cfg.place:
-            self._meet(Path(self.cfg.place))
+        if self.cfg.meeting_folder:
+            self._meet(Path(self.cfg.meeting_folder))
         return torch.frombuffer(bytearray(source.video.read_bytes() + b"."), dtype=torch.uint8)
 
-    def _meet(self, place):
-        (place / os.environ["RANK"]).touch()
-        wait_until(lambda: len(list(place.iterdir())) == self.cfg.processes)
+    def _meet(self, meeting_folder):
+        (meeting_folder / os.environ["RANK"]).touch()
+        wait_until(lambda: len(list(meeting_folder.iterdir())) == self.cfg.processes)
 
 
 def wait_until(condition):
-    """Wait; five minutes are longer than anything takes that works."""
+    """Wait for the condition; five minutes are longer than any successful test takes."""
     end = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
 
 
-def words(content):
+def first_bytes(content):
     return bytes(content[:16].numpy())

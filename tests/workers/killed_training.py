@@ -1,4 +1,4 @@
-"""train.py, killed once it has logged a number of steps: ``killed_training.py 21 --cfg-path config.yaml``."""
+"""Run train.py and kill it after a number of logged steps: ``killed_training.py 21 --cfg-path config.yaml``."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from emollama.runners.runner_base import RunnerBase
 STEPS, save = int(sys.argv.pop(1)), RunnerBase._save_when_due
 
 
-def save_unless_killed(self: Any, done: int) -> None:
-    """What the runner calls behind each step."""
-    if done == STEPS:
+def save_unless_killed(self: Any, step: int) -> None:
+    """Replace the method that the runner calls after each step."""
+    if step == STEPS:
         os.kill(os.getpid(), signal.SIGKILL)
-    save(self, done)
+    save(self, step)
 
 
 RunnerBase._save_when_due = save_unless_killed  # type: ignore[method-assign]

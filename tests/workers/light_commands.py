@@ -1,7 +1,7 @@
-"""Run every command that must not import torch, one after another in this process, and note which libraries they import.
+"""Run every command that must not import torch, one after another in this process, and record which libraries they import.
 
 The arguments are the file to write and the configurations to show. The file gets {"loaded": {command: [heavy libraries loaded
-after it]}, "output": {command: [exit status, what it printed]}}. Before the commands, modules are imported and a judge is built.
+after it]}, "output": {command: [exit status, standard output]}}. Before the commands, modules are imported and a judge is built.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def write_inputs() -> None:
 
 
 def write_sources() -> None:
-    """What the importers read, in the working folder."""
+    """Sources of the importers, in the working folder."""
     import numpy as np
 
     np.savez_compressed("label-6way.npz", train_corpus={name: {"emo": label, "val": 0.5} for name, label in LABELS.items()})
@@ -95,7 +95,7 @@ def commands(configurations: list[str]) -> list[list[str]]:
 
 
 def build_judge() -> None:
-    """Build a judge that asks a language model, which asks nothing yet."""
+    """Build a judge that uses a language model, without a request."""
     from emollama.registry import JUDGES
 
     JUDGES.built({"type": "openai", "model": "m", "key_env": None, "cache_path": "replies.sqlite3"}, "judge")

@@ -1,4 +1,4 @@
-"""What the fork server imports before it forks (tests/ranks.py): nearly all that the commands import which tests start."""
+"""Imports of the fork server (tests/ranks.py) before it forks: nearly all modules that the tested commands import."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ MODULES = [
     "emollama.tasks.image_text_pretrain",
 ]
 
-gc.disable()  # it would look at all modules again and again
+gc.disable()  # it would inspect all modules repeatedly
 for name in MODULES:
     importlib.import_module(name)
 

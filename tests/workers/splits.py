@@ -1,4 +1,4 @@
-"""In one or several processes: gradients of the first step and tensors after training, for each configuration."""
+"""In one or several processes, store the gradients of the first step and train, for each configuration."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def train(paths: list[str]) -> None:
     import torch
 
     for path in paths:
-        found = gradients(path)
+        first_gradients = gradients(path)
         config = load(path)
         runner = config.classes["run"](config)
-        torch.save(found, Path(path).parent / f"gradients_{runner.world.rank}.pt")
+        torch.save(first_gradients, Path(path).parent / f"gradients_{runner.world.rank}.pt")
         runner.train()
