@@ -127,7 +127,9 @@ def _require_folder_name(folder: str, key: str) -> None:
     except ValueError:
         folder = "/"
     if "/" in folder or "{" in folder or folder.startswith("."):
-        raise UserError(f"{key}: must be the name of a folder in extraction.output, without '/', '{{' and a leading dot.")
+        raise UserError(
+            f"{key}: must be the name of a folder in extraction.output, without '/' or '{{' and without a leading dot."
+        )
 
 
 def _require_distinct(values: dict[str, str], what: str) -> None:

@@ -69,10 +69,10 @@ class VideoExtraction:
             processes: number of processes that will extract.
 
         Returns:
-            A summary, one line per fact; empty on ranks other than 0.
+            A summary for the terminal; empty on ranks other than 0.
 
         Raises:
-            UserError: anything wrong with the configuration, videos, weights, or the features that exist already.
+            UserError: the configuration, videos or weights are not usable, or existing arrays have other settings.
         """
 
         def summary() -> str:
