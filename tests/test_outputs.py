@@ -89,7 +89,7 @@ def test_the_custom_dataset_in_the_documentation_works_as_written(tmp_path, monk
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(DATASETS, "_entries", {name: DATASETS.get(name) for name in DATASETS.names()})
     base, scaled = (golden_config(tmp_path / name) for name in ("base", "scaled"))
-    own = ["imports=[my_datasets]", "datasets.clips.type=whispering", "datasets.clips.volume=0.25"]
+    own = ["imports=[my_datasets]", "datasets.clips.type=scaled_audio", "datasets.clips.audio_scale=0.25"]
     plain, quiet = (runner_of(path, *extra).datasets["clips"] for path, extra in ((base, []), (scaled, own)))
     audio = [dataset.record(0, "emotion", "?").features["audio"] for dataset in (plain, quiet)]
     assert audio[1].equal(audio[0] * 0.25)
