@@ -1,4 +1,4 @@
-"""The embedded demo: its corpus is in the real formats, its Llama is a Hugging Face folder, its figures hold."""
+"""The embedded demo: its corpus has the real formats, its Llama is a Hugging Face folder, and its scores reach the required values."""
 
 from __future__ import annotations
 
@@ -97,10 +97,11 @@ def test_a_folder_that_does_not_belong_to_a_demo_is_refused_and_not_changed(tmp_
     (tmp_path / "corpus/thesis.txt").write_text("years of work")
     if mark is not None:
         (tmp_path / "demo.json").write_text(mark)
-    done = emollama("demo", "--folder", tmp_path)
-    assert done.returncode == 1
+    result = emollama("demo", "--folder", tmp_path)
+    assert result.returncode == 1
     assert (
-        done.stderr == f"error: --folder: '{tmp_path}' contains files that are not part of a demo. Name a new or empty folder.\n"
+        result.stderr
+        == f"error: --folder: '{tmp_path}' contains files that are not part of a demo. Name a new or empty folder.\n"
     )
     assert (tmp_path / "corpus/thesis.txt").read_text() == "years of work"
 
@@ -114,9 +115,9 @@ def test_a_demo_replaces_its_own_parts_only(tmp_path, emollama, named):
         (tmp_path / name).mkdir()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "encoders").symlink_to(tmp_path / "elsewhere")
-    done = emollama("demo", "--folder", tmp_path)
-    assert done.returncode == 1
-    assert done.stderr == f"error: --folder: '{tmp_path}' contains another demo (videos). Name a new or empty folder.\n"
+    result = emollama("demo", "--folder", tmp_path)
+    assert result.returncode == 1
+    assert result.stderr == f"error: --folder: '{tmp_path}' contains another demo (videos). Name a new or empty folder.\n"
     assert (tmp_path / "llm").is_dir()
     prepare_demo_folder(str(tmp_path), "videos")
     assert {path.name for path in tmp_path.iterdir()} == {"demo.json", "stage_1", "elsewhere"}
@@ -142,9 +143,9 @@ def test_an_unusable_demo_folder_is_refused_before_the_demo_restarts(tmp_path, m
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
     for option in ("--corpus-only", "--videos-only", "--captions-only"):
-        done = emollama("demo", option, "--folder", folder)
-        assert done.returncode == 1
-        assert done.stderr == f"error: --folder: {text.format(here=tmp_path)}\n"
+        result = emollama("demo", option, "--folder", folder)
+        assert result.returncode == 1
+        assert result.stderr == f"error: --folder: {text.format(here=tmp_path)}\n"
 
 
 @pytest.mark.parametrize(
@@ -178,11 +179,11 @@ def test_an_unexpected_error_in_a_demo_is_not_converted(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)  # a guard against hanging
 def test_a_demo_with_half_the_steps_learns_emotions_and_descriptions(tmp_path, monkeypatch, capsys, launch):
-    """The commands of the whole demo, in forks, which have torch loaded."""
+    """Run the commands of the demo in forked processes, which have torch loaded."""
 
-    def step(place, arguments):
-        shorter = ["run.iters_per_epoch=100"] if arguments[0] == "train" else []  # of 200
-        run_in_forks([*arguments, *shorter], tmp_path, launch, **{place.variable: str(place.root)})
+    def step(demo_folder, arguments):
+        shorter = ["run.iters_per_epoch=100"] if arguments[0] == "train" else []  # instead of 200
+        run_in_forks([*arguments, *shorter], tmp_path, launch, **{demo_folder.variable: str(demo_folder.root)})
 
     monkeypatch.setattr(demo, "run_step", step)
     demo.run_demo(str(tmp_path / "demo"), seed=42, processes=2)

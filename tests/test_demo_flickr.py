@@ -1,4 +1,4 @@
-"""The drawn world for captioning: true captions, unseen test scenes, encoders that see; four commands that lead to a table."""
+"""The captioning demo: true captions, unseen test scenes, trained encoders, and four commands that lead to a table of scores."""
 
 from __future__ import annotations
 
@@ -28,47 +28,47 @@ FIRST_OF_LEFT, FIRST_OF_ABOVE = {"left", "right", "beside", "next"}, {"above", "
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def drawings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawings")
     write_flickr(folder, COUNTS, seed=3)
     write_second(folder / "second", 5, seed=3)
     return folder
 
 
-def rows_of(folder):
+def read_table(folder):
     with (folder / TABLE).open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
-def test_the_table_has_flickr30ks_form_and_every_image_is_there(made):
-    rows = rows_of(made)
+def test_the_table_has_flickr30ks_form_and_every_image_is_there(drawings):
+    rows = read_table(drawings)
     assert tuple(rows[0]) == HEADER == ("raw", "sentids", "split", "filename", "img_id")
     assert {split: sum(row["split"] == split for row in rows) for split in COUNTS} == COUNTS
     assert all(len(set(json.loads(row["raw"]))) == len(json.loads(row["sentids"])) == CAPTIONS for row in rows)
-    assert {row["filename"] for row in rows} == {path.name for path in made.glob("images/*.jpg")}
+    assert {row["filename"] for row in rows} == {path.name for path in drawings.glob("images/*.jpg")}
     assert all(re.fullmatch(r"\d{10}\.jpg", row["filename"]) for row in rows)
-    assert {Image.open(path).format for path in made.glob("images/*")} == {"JPEG"}
+    assert {Image.open(path).format for path in drawings.glob("images/*")} == {"JPEG"}
 
 
-def test_the_second_set_has_the_form_of_cocos_captions(made):
-    content = json.loads((made / "second/captions.json").read_text())
+def test_the_second_set_has_the_form_of_cocos_captions(drawings):
+    content = json.loads((drawings / "second/captions.json").read_text())
     ids = [image["id"] for image in content["images"]]
-    assert all((made / "second/images" / image["file_name"]).is_file() for image in content["images"])
+    assert all((drawings / "second/images" / image["file_name"]).is_file() for image in content["images"])
     assert [row["image_id"] for row in content["annotations"]] == [number for number in ids for _ in range(CAPTIONS)]
     assert len({row["id"] for row in content["annotations"]}) == CAPTIONS * len(ids)
 
 
-def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(made, tmp_path):
+def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(drawings, tmp_path):
     write_flickr(tmp_path / "again", COUNTS, seed=3)
     write_flickr(tmp_path / "other", COUNTS, seed=4)
     for path in (TABLE, "images/7000000000.jpg"):
-        assert (made / path).read_bytes() == (tmp_path / "again" / path).read_bytes()
-        assert (made / path).read_bytes() != (tmp_path / "other" / path).read_bytes()
+        assert (drawings / path).read_bytes() == (tmp_path / "again" / path).read_bytes()
+        assert (drawings / path).read_bytes() != (tmp_path / "other" / path).read_bytes()
 
 
-def test_a_shuffled_image_is_another_ones(made):
-    names = [row["filename"] for row in rows_of(made) if row["split"] == "test"]
-    own, shuffled = ([(made / folder / name).read_bytes() for name in names] for folder in ("images", "shuffled"))
+def test_a_shuffled_image_is_another_ones(drawings):
+    names = [row["filename"] for row in read_table(drawings) if row["split"] == "test"]
+    own, shuffled = ([(drawings / folder / name).read_bytes() for name in names] for folder in ("images", "shuffled"))
     assert sorted(own) == sorted(shuffled)
     assert not any(one == other for one, other in zip(own, shuffled, strict=True))
 
@@ -78,9 +78,9 @@ def test_captions_say_nothing_that_the_scene_is_not(templates):
     rng = np.random.default_rng(0)
     for _ in range(200):
         scene = draw_scene(rng, "train")
-        told = captions(rng, scene, templates)
-        assert len(set(told)) == CAPTIONS
-        for text in told:
+        texts = captions(rng, scene, templates)
+        assert len(set(texts)) == CAPTIONS
+        for text in texts:
             first, second = THING.findall(text)
             for (size, *named), thing in zip((first, second), (scene.first, scene.second), strict=True):
                 assert named == [thing.colour, thing.shape]
@@ -114,9 +114,8 @@ def test_no_pair_of_coloured_shapes_is_in_two_splits():
     assert not pairs["train"] & pairs["test"]
     assert not pairs["train"] & pairs["val"]
     assert not pairs["val"] & pairs["test"]
-    assert all(
-        {pair[0] for pair in pairs[split]} == {pair[0] for pair in pairs["train"]} for split in pairs
-    )  # each alone is known
+    # Each coloured shape alone occurs in every split.
+    assert all({pair[0] for pair in pairs[split]} == {pair[0] for pair in pairs["train"]} for split in pairs)
 
 
 def pair(scene):
@@ -126,10 +125,10 @@ def pair(scene):
 def test_the_llamas_texts_show_only_scenes_of_training():
     rng = np.random.default_rng(2)
     unseen = {" ".join(f"{colour} {shape}" for colour, shape in pair(draw_scene(rng, "test"))) for _ in range(1500)}
-    known = {*WORDS, *(word for manner in HINTS.values() for word in manner.values())}
+    vocabulary = {*WORDS, *(word for manner in HINTS.values() for word in manner.values())}
     for text in draw_texts(np.random.default_rng(0), 500):
         attributes = re.search(r"<Img> (.*) </Img>", text)[1].split()
-        assert set(attributes) <= known
+        assert set(attributes) <= vocabulary
         assert " ".join([*attributes[1:3], *attributes[5:7]]).lower() not in unseen
 
 
@@ -146,7 +145,7 @@ def test_the_tiny_encoders_learn_and_their_files_give_the_same_features(tmp_path
     rng, vision = np.random.default_rng(0), TinyVision()
     readout = train_vision(vision, rng, scenes=16, steps=25, batch_size=8)
     scenes = [draw_scene(rng, "test") for _ in range(60)]
-    assert named_share(vision, readout, scenes, rng) > 0.2  # 0.3 to 0.36 for any seed; without training 0.04
+    assert named_share(vision, readout, scenes, rng) > 0.2  # 0.3 to 0.36 for any seed; 0.04 without training
     vision.save(tmp_path / "eva.pth", tmp_path / "q_former.pth")
     files = EvaFiles(str(tmp_path / "eva.pth"), 56, "fp32", ln_vision=str(tmp_path / "q_former.pth"))
     vit = EvaVit.load(files, device=CPU, key="vit_weights")
@@ -162,23 +161,23 @@ def test_four_commands_lead_to_captions_that_improve_and_it_is_the_picture_that_
     commands = commands_of_the_readme("--captions-only")
     header = (ROOT / "train_configs/demo_flickr.yaml").read_text()
     assert commands == re.findall(r"^# ((?:emollama|torchrun) .*)$", header, re.MULTILINE)
-    done = [run_in_forks(words_of(command), tmp_path, launch) for command in commands]
-    told = "".join(each.stdout + each.stderr for each in done)
-    assert float(re.search(r"they recognize ([\d.]+)% of the attributes of unseen drawings", told)[1]) >= 95
-    found = tmp_path / "demo_flickr/trained/sweep_demo_flickr"
-    first, last = figures(found / "pretrained"), figures(found / "epoch_4")
+    results = [run_in_forks(words_of(command), tmp_path, launch) for command in commands]
+    output = "".join(each.stdout + each.stderr for each in results)
+    assert float(re.search(r"they recognize ([\d.]+)% of the attributes of unseen drawings", output)[1]) >= 95
+    sweep_folder = tmp_path / "demo_flickr/trained/sweep_demo_flickr"
+    first, last = figures(sweep_folder / "pretrained"), figures(sweep_folder / "epoch_4")
     for metric, margin in {"bleu_4": 0.2, "rouge_l": 0.1, "cider_d": 0.8}.items():
         assert last["flickr30k"][metric] >= first["flickr30k"][metric] + margin
         assert last["flickr30k"][metric] >= last["shuffled"][metric] + margin
     assert last["second"]["bleu_4"] > first["second"]["bleu_4"]
-    with (found / "sweep.csv").open(newline="") as file:
+    with (sweep_folder / "sweep.csv").open(newline="") as file:
         assert [row["checkpoint"] for row in csv.DictReader(file)] == ["pretrained", *(f"epoch_{n}" for n in range(5))]
-    assert "epoch_4" in (found / "sweep.md").read_text()
-    Image.open(found / "sweep.png").verify()  # forks do not render it
+    assert "epoch_4" in (sweep_folder / "sweep.md").read_text()
+    Image.open(sweep_folder / "sweep.png").verify()  # forked processes do not render it
 
 
 def figures(folder):
-    """block -> metric -> value."""
+    """Return the metrics of each block."""
     blocks = ("flickr30k", "shuffled", "second")
     contents = {block: json.loads((folder / f"result/metrics_{block}.json").read_text()) for block in blocks}
     return {block: content["tasks"]["caption"]["metrics"] for block, content in contents.items()}

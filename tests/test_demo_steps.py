@@ -1,4 +1,4 @@
-"""The demo's commands: those that it runs, from any folder, and those that it prints."""
+"""The commands that a demo runs, from any working folder, and those that it prints."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The processes that were started; each returns the status that is set here."""
-    made = SimpleNamespace(started=[], status=0)
+    """The started processes. Each returns the status that the test sets."""
+    recorded = SimpleNamespace(started=[], status=0)
 
     def start(command, **settings):
-        made.started.append((command, settings))
-        return subprocess.CompletedProcess(command, made.status)
+        recorded.started.append((command, settings))
+        return subprocess.CompletedProcess(command, recorded.status)
 
     monkeypatch.setattr(steps.subprocess, "run", start)
-    return made
+    return recorded
 
 
 def test_a_step_runs_this_package_in_the_working_folder(folder, calls):
-    place = DemoFolder(folder / "elsewhere", "EMOLLAMA_DEMO", "demo_run")
-    run_step(place, ["train", "--cfg-path", "train_configs/demo_stage_1.yaml", "--nproc", "2"])
+    demo_folder = DemoFolder(folder / "elsewhere", "EMOLLAMA_DEMO", "demo_run")
+    run_step(demo_folder, ["train", "--cfg-path", "train_configs/demo_stage_1.yaml", "--nproc", "2"])
     ((command, settings),) = calls.started
     assert command[:3] == [sys.executable, "-m", "emollama"]
     assert command[3:] == ["train", "--cfg-path", "train_configs/demo_stage_1.yaml", "--nproc", "2"]
@@ -62,8 +62,8 @@ def test_a_step_that_fails_stops_the_demo_with_its_command_line(folder, calls):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_step_ends_the_demo_with_one_line(number, status, folder, calls, capsys):
     calls.status = 128 + number
-    place = DemoFolder(folder / "other", "EMOLLAMA_DEMO", "demo_run")
-    assert entry.run(lambda: run_step(place, ["eval", "x"])) == status
+    demo_folder = DemoFolder(folder / "other", "EMOLLAMA_DEMO", "demo_run")
+    assert entry.run(lambda: run_step(demo_folder, ["eval", "x"])) == status
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
     ((_, settings),) = calls.started
     assert settings["env"][variables.STEP]
@@ -82,8 +82,8 @@ def test_the_corpus_alone_ends_with_its_places_and_the_next_commands(folder, mon
     monkeypatch.setattr(demo, "make_tiny_llama", lambda *_, **__: None)
     demo.run_demo("demo_run", seed=1, processes=2, corpus_only=True)
     lines = capsys.readouterr().out.splitlines()
-    for name, place in (("corpus (synthetic)", "corpus"), ("tiny Llama", "llm")):
-        assert any(re.fullmatch(rf"{re.escape(name)} +{folder}/demo_run/{place}", line) for line in lines)
+    for name, subfolder in (("corpus (synthetic)", "corpus"), ("tiny Llama", "llm")):
+        assert any(re.fullmatch(rf"{re.escape(name)} +{folder}/demo_run/{subfolder}", line) for line in lines)
     first, second = (line.strip() for line in lines[lines.index("Next:") + 1 :])
     assert first == "emollama train --cfg-path train_configs/demo_stage_1.yaml --nproc 2 --options run.job_id=stage_1"
     assert second == "emollama train --cfg-path train_configs/demo_stage_2.yaml --nproc 2 --options run.job_id=stage_2"
@@ -93,12 +93,12 @@ def test_the_corpus_alone_ends_with_its_places_and_the_next_commands(folder, mon
 
 
 def test_the_variable_is_shown_only_where_it_is_needed(folder, monkeypatch):
-    place = DemoFolder((folder / "demo_run").resolve(), "EMOLLAMA_DEMO", "demo_run")
-    assert place.command_line(["train"]) == "emollama train"
+    demo_folder = DemoFolder((folder / "demo_run").resolve(), "EMOLLAMA_DEMO", "demo_run")
+    assert demo_folder.command_line(["train"]) == "emollama train"
     other = DemoFolder(folder / "a b", "EMOLLAMA_DEMO", "demo_run")
     assert other.command_line(["train"]) == f"EMOLLAMA_DEMO='{folder}/a b' emollama train"
     monkeypatch.setenv("EMOLLAMA_DEMO", "/elsewhere")
-    assert place.command_line(["train"]) == f"EMOLLAMA_DEMO={folder}/demo_run emollama train"
+    assert demo_folder.command_line(["train"]) == f"EMOLLAMA_DEMO={folder}/demo_run emollama train"
 
 
 @pytest.mark.parametrize(
@@ -116,11 +116,11 @@ def test_the_next_steps_are_those_of_the_shipped_header_for_the_demos_folder(fol
     assert lines == [line for line in re.findall(r"^# (emollama .*)$", header, re.MULTILINE) if " demo " not in line]
     moved = next_steps(path, DemoFolder(folder / "other", variable, default))
     for line in moved:
-        words = [word for word in shlex.split(line) if not word.startswith(f"{variable}=")]
-        assert words[:1] == ["emollama"]
-        assert words[1] in NAMES
+        arguments = [word for word in shlex.split(line) if not word.startswith(f"{variable}=")]
+        assert arguments[:1] == ["emollama"]
+        assert arguments[1] in NAMES
         assert not re.search(rf"(^|[ =]){default}/", line)
-        assert line.startswith(f"{variable}={folder}/other ") == ("--cfg-path" in words)
+        assert line.startswith(f"{variable}={folder}/other ") == ("--cfg-path" in arguments)
     assert any(f"{folder}/other/" in line for line in moved)
 
 
