@@ -1,4 +1,4 @@
-"""The embedded demo: its corpus has the real formats, its Llama is a Hugging Face folder, and its scores reach the required values."""
+"""The embedded demo: a corpus in the real formats, a Hugging Face folder of a tiny Llama, and the scores after training."""
 
 from __future__ import annotations
 
