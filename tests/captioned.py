@@ -14,7 +14,7 @@ SPLITS = {"11": "train", "12": "train", "13": "val", "14": "test"}
 COLUMNS = ("raw", "sentids", "split", "filename", "img_id")
 
 
-def drawn(path: Path, colour: str = "red", mode: str = "RGB", size: tuple[int, int] = (40, 30), **options) -> Path:
+def draw_image(path: Path, colour: str = "red", mode: str = "RGB", size: tuple[int, int] = (40, 30), **options) -> Path:
     """Draw a square on grey, save it and return the path."""
     image = Image.new("RGB", size, (120, 120, 120))
     ImageDraw.Draw(image).rectangle((5, 5, 20, 20), fill=COLOURS[colour])
@@ -38,7 +38,7 @@ def captions_of(name: str, count: int = 5) -> list[str]:
 def images(folder: Path, names=tuple(SPLITS)) -> Path:
     """A folder of drawn images."""
     for name, colour in zip(names, [*COLOURS] * len(names), strict=False):
-        drawn(folder / f"{name}.jpg", colour)
+        draw_image(folder / f"{name}.jpg", colour)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Attention over packed sequences, against masked softmax written out."""
+"""Attention over packed sequences, compared with an explicit masked softmax."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def offsets(lengths):
 
 
 def naive(query, key, value, lengths, window=None, scaling=None):
-    """(1, T, H, E): softmax under a T x T mask: same sequence, not later, at most window - 1 back."""
+    """Attention (1, T, H, E) by softmax with a T x T mask: same sequence, not later, at most window - 1 tokens back."""
     heads, tokens = query.shape[1], query.shape[2]
     key, value = (tensor.repeat_interleave(heads // key.shape[1], dim=1) for tensor in (key, value))
     owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))

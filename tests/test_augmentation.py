@@ -1,4 +1,4 @@
-"""Features changed at random in training: what each kind does, when nothing happens, and that a draw repeats it."""
+"""Random augmentation of features: the effect of each kind, cases without any effect, and reproducibility."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KINDS = ("noise", "drop_modality", "mask_rows")
 
 
 def features(num_tokens=64, absent=()):
-    """Rows of every slot that say something; absent slots are zeros."""
+    """Non-zero feature vectors for every slot; absent slots are zeros."""
     draw = np.random.default_rng(2)
     shapes = {"image": (num_tokens, 16), "cls": (1, 16), "face": (1, 1024), "video": (1, 1024), "audio": (1, 1024)}
     result = {slot: torch.from_numpy(draw.normal(3.0, 2.0, shape).astype(np.float32)) for slot, shape in shapes.items()}
@@ -129,7 +129,7 @@ def test_each_kind_happens_independently_with_the_configured_probability():
     assert 20 < together < 80 and any(changed(original, result) == set() for result in results)
 
 
-# When nothing happens, and to what
+# Cases without any effect, and what stays unchanged
 
 
 def test_zero_probability_or_no_augmentation_kind_changes_nothing():
@@ -154,7 +154,7 @@ def test_the_same_sample_index_gives_the_same_features_and_another_index_others(
     assert not same(augmented(original, KINDS, 1), augmented(original, KINDS, 2))
 
 
-# Through a dataset's block
+# With the configuration of a dataset block
 
 
 @pytest.fixture
@@ -239,7 +239,7 @@ def test_invalid_values_are_refused_with_block_and_key_even_when_augmentation_is
     assert "datasets.golden" in str(error.value) and message in str(error.value)
 
 
-# Through the loader
+# With the loader
 
 
 @pytest.fixture
@@ -254,7 +254,7 @@ def samples(build, golden_prompt):
 
 
 def loaded_samples(samples, split, first=0, end=3, workers=0):
-    """(name, ids, rows by slot) of the samples of these steps, in the order of the loader."""
+    """(name, ids, feature vectors by slot) of the samples of these steps, in the order of the loader."""
     loader = training_loader(samples, split, first_step=first, end_step=end, num_workers=workers, pin_memory=False)
     collected = []
     for batch in (batch for step in step_batches(loader, split.accumulate) for batch in step):

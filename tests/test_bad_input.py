@@ -1,4 +1,4 @@
-"""Bad input, end to end: the error names file, line or key and the remedy, and nothing has been written."""
+"""Bad input, end to end: the error names the file, line or key and the remedy, and no output is written."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ LIST = "MERR_coarse_grained.txt"
 
 @pytest.fixture
 def tree(tmp_path, corpus):
-    """A configuration over the copied corpus, to be spoiled with it."""
+    """A configuration of the copied corpus; tests damage one or both."""
     return golden_tree(tmp_path, corpus)
 
 
 @pytest.fixture
 def refused(tmp_path, tree):
-    """A function that runs the tree and returns the error's text; it checks that no output was written."""
+    """A function that runs the configuration, checks that no output is written and returns the error message."""
 
     def text(*options, training=True, output="out"):
         with pytest.raises(UserError) as error:
@@ -105,7 +105,7 @@ def test_blocks_of_different_batch_sizes_are_refused(refused, tree):
     assert "must have the same batch_size" in message and "'other': 3" in message and "'golden': 1" in message
 
 
-# The list
+# The annotation file
 
 
 def test_an_unknown_label_is_reported_with_every_line(refused, corpus):
@@ -142,7 +142,7 @@ def test_a_missing_list_is_refused_with_its_key(refused, corpus):
     assert "annotation_file" in message and str(corpus / LIST) in message
 
 
-# Clips that lack something: all of them, with their count
+# All clips with missing data are listed and counted
 
 
 def test_missing_captions_transcripts_and_features_are_reported_together(refused, corpus, tree):
@@ -242,7 +242,7 @@ def test_an_evaluation_checks_its_feature_files_too(refused, corpus):
 
 @pytest.fixture
 def spoiled(tmp_path, tree):
-    """A function that puts a changed copy of the golden checkpoint in the configuration's place; returns its path."""
+    """A function that configures a changed copy of the golden checkpoint and returns its path."""
 
     def put(change):
         content = torch.load(GOLDEN / "checkpoint_slim.pth", weights_only=True)
@@ -291,7 +291,7 @@ def test_a_truncated_checkpoint_is_refused(refused, spoiled):
 
 
 class Payload:
-    """Unpickling it creates a file."""
+    """An object whose unpickling creates a file."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -319,12 +319,12 @@ def test_a_missing_language_model_folder_is_refused_with_its_key(refused, tree):
     assert "model.llama_model: no folder 'nowhere/llama'" in message and "Download" in message
 
 
-# Runs that exist
+# Existing runs
 
 
 @pytest.fixture(scope="module")
 def stored_content(tmp_path_factory):
-    """What a run over the golden corpus stores after a step, but its configuration, which names the folders."""
+    """The checkpoint of a run on the golden corpus after a step, without the configuration, which contains paths."""
     folder = tmp_path_factory.mktemp("stored")
     config = loaded(folder, golden_tree(folder))
     runner = config.classes["run"](config)
@@ -341,7 +341,7 @@ def stored_content(tmp_path_factory):
 
 @pytest.fixture
 def stored_run(tmp_path, tree, stored_content):
-    """A function that stores in the run's folder what a run of the tree would have stored after a step."""
+    """A function that writes the checkpoint of a run of this configuration after a step to the run folder."""
 
     def store(**keys):
         path = tmp_path / "out" / "run" / "checkpoint_last.pth"

@@ -1,4 +1,4 @@
-"""Joining samples into one row without padding."""
+"""Packing of samples into one sequence without padding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from emollama.data.batch import IGNORED, collate
 
 @pytest.fixture
 def samples(golden_dataset, golden_prompt):
-    """Six samples of different length."""
+    """Six samples of different lengths."""
     tasks = ("emotion", "reason", "reason_v2")
     tasks_by_clip = [(clip, tasks[clip % 3]) for clip in range(6)]
     return [

@@ -1,4 +1,4 @@
-"""Captions into words: COCO's way through Java, and the one without Java."""
+"""Tokenizers of captions: COCO's Java program and the one without Java."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ EMPTY = ["", "   ", "\n", "...", "?", "\u2028"]
 def test_the_ptb_tokenizer_equals_that_of_pycocoevalcap(tmp_path, monkeypatch):
     from pycocoevalcap.tokenizer import ptbtokenizer
 
-    folder = tmp_path / "tokenizer"  # it writes beside itself: a copy's folder, with the program linked into it
+    folder = tmp_path / "tokenizer"  # it writes next to its own file
     folder.mkdir()
     (folder / ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR).symlink_to(
         ptbtokenizer.__file__.replace("ptbtokenizer.py", ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
     )
     monkeypatch.setattr(ptbtokenizer, "__file__", str(folder / "ptbtokenizer.py"))
     monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Dfile.encoding=UTF-8")
-    # what breaks lines in Java it takes for several captions; here a caption is one, whatever is in it
+    # it splits captions at characters that are line breaks in Java; here they stay one caption
     texts = [" ".join(text.split()) for text in ODD]
     theirs = ptbtokenizer.PTBTokenizer().tokenize({index: [{"caption": text}] for index, text in enumerate(texts)})
     assert ptb(ODD) == [theirs[index][0] for index in range(len(ODD))]

@@ -1,4 +1,4 @@
-"""Metrics of captions: published check values, pycocoevalcap's own functions, cuts of the evidence, files and tables."""
+"""Caption metrics: published check values, comparison with pycocoevalcap, subsets of the metric inputs, files and tables."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ HOSTILE = ["", "  ", "...", "a\nb", "a\tb\r\nc", "a ||| b |||", "|||", "東京 �
 
 
 def scored(answers, **keys):
-    """Scores of answers to the task caption, without Java unless the keys say so."""
+    """Scores of answers to the task caption, without Java unless the keys configure it."""
     cfg = Scoring.Config(**{"caption_tokenizer": "treebank", "metrics": PLAIN} | keys)
     caption_scoring = Scoring(cfg, labels=[], aliases={}, tasks={"caption": ("reference",)}, key="k")
     return caption_scoring.score(answers)["caption"]
@@ -63,7 +63,7 @@ def caption(rng, least=1):
 
 
 def random_captions(seed, clips=12):
-    """Captions as a tokenizer would leave them: with empty and with repeated candidates, 1 to 5 references."""
+    """Tokenized captions, some of them empty or repeated, with 1 to 5 references each."""
     rng = random.Random(seed)
     references = [[caption(rng) for _ in range(rng.randint(1, 5))] for _ in range(clips)]
     predicted = [rng.choice(["", caption(rng), caption(rng), "a man is running", rng.choice(true)]) for true in references]
@@ -71,12 +71,12 @@ def random_captions(seed, clips=12):
 
 
 def theirs(captions):
-    """The two dictionaries that pycocoevalcap takes."""
+    """The two dictionaries that pycocoevalcap expects."""
     return dict(enumerate(captions.references)), {index: [text] for index, text in enumerate(captions.predicted)}
 
 
 def alone(evidence, name):
-    """A metric of each clip by itself."""
+    """The metric of each clip alone."""
     return [metric(name).value(evidence.take([index])) for index in range(len(evidence.names))]
 
 
@@ -114,7 +114,7 @@ def test_all_scores_equal_those_of_pycocoevalcap_on_random_captions(seeds):
 
 
 def alignments(captions):
-    """METEOR's evidence of several sets of captions, by one start of the program, which takes ten CPU seconds."""
+    """METEOR's alignments of several sets of captions from one start of the program, which takes ten CPU seconds."""
     parts = zip(*((one.names, one.predicted, one.references) for one in captions), strict=True)
     alignment = Alignments.of(Captions(*([item for part in column for item in part] for column in parts), captions[0].tokenizer))
     ends = np.cumsum([len(one.names) for one in captions])
@@ -134,7 +134,7 @@ def test_meteor_equals_pycocoevalcap_and_empty_captions_score_0():
     assert any(true == [text] or text in true for true, text in zip(captions.references, captions.predicted, strict=True))
     assert metric("meteor").value(alignment) == pytest.approx(whole, abs=1e-6)
     assert alone(alignment, "meteor") == pytest.approx(by_clip, abs=1e-6)
-    places = random.Random(1).choices(range(150), k=40)  # with repeats
+    places = random.Random(1).choices(range(150), k=40)  # with repetitions
     drawn = {new: true[old] for new, old in enumerate(places)}, {new: predicted[old] for new, old in enumerate(places)}
     assert metric("meteor").value(alignment.take(places)) == pytest.approx(program.compute_score(*drawn)[0], abs=1e-6)
     assert all(map(math.isfinite, alone(of_hostile, "meteor"))) and math.isfinite(metric("meteor").value(of_hostile))
@@ -174,10 +174,10 @@ def test_bleu_is_computed_on_many_resamples_of_a_thousand_clips():
     assert len({metric("bleu_4").value(cut) for cut in cuts}) > 50
 
 
-# What may be in captions
+# Unusual captions
 
 
-EMPTY_ONES = (0, 1, 2, 8)  # places in HOSTILE of what holds no word
+EMPTY_ONES = (0, 1, 2, 8)  # indices of the texts in HOSTILE without any word
 
 
 def hostile_answers():
@@ -226,7 +226,7 @@ def test_clips_without_references_are_left_out_and_named(caplog):
     assert scores_as_dict(scores)["captions"] == {"tokenizer": "treebank", "without_reference": ["bare", "none", "blank"]}
 
 
-# SPICE, as far as it goes without its models
+# SPICE, as far as it runs without its models
 
 
 def test_spice_results_are_read_in_any_order_and_undefined_scores_are_0():
@@ -263,7 +263,7 @@ def test_spice_scores_a_caption_equal_to_its_reference_with_1():
 
 
 def programs(folder, monkeypatch, text):
-    """The PATH holds one file, ``java``."""
+    """Set PATH to a folder that contains only ``java``."""
     path = folder / "java"
     path.write_text(text)
     path.chmod(0o755)
@@ -296,7 +296,7 @@ def test_tokenizing_writes_nothing_into_the_folder_of_pycocoevalcap():
 
 
 def rows_of(clips=30, seed=0, noise=0.5):
-    """Rows as a run writes them."""
+    """Rows of a predictions file of a run."""
     rng, other = random.Random(0), random.Random(seed)
     rows = []
     for index in range(clips):
@@ -325,7 +325,7 @@ def test_a_predictions_file_is_scored_again_without_other_files(printed, tmp_pat
     (path,) = write_predictions(tmp_path, "flickr30k", rows_of())
     text = printed("--predictions", path, "--output", tmp_path / "out")
     assert "task caption: 30 samples; tokenizer: treebank\n" in text
-    assert "bleu_4" in text and "BLEU-4" not in text  # a name that says it all has no legend
+    assert "bleu_4" in text and "BLEU-4" not in text  # a self-explanatory name has no legend
     record = json.loads((tmp_path / "out/scores.json").read_text())["tasks"]["caption"]["files"][str(path)]
     answers = [Answer(row["name"], "caption", row["prediction"], row["reference"]) for row in rows_of()]
     assert record["metrics"] == pytest.approx(scored(answers).metrics)
@@ -359,12 +359,12 @@ def test_other_models_captions_are_scored_against_a_caption_file(printed, tmp_pa
     assert read_truth(str(tmp_path / "test.json")).references == {"caption": {row["name"]: row["reference"] for row in rows}}
 
 
-COCO_SAID = {42: "a dog runs in the street", 7: "a man reads a book"}
+COCO_PREDICTED = {42: "a dog runs in the street", 7: "a man reads a book"}
 COCO_TRUE = {42: ["a dog runs on the street", "the dog is running"], 7: ["a man reads a large book", "someone reads"]}
 
 
 def coco(folder):
-    """COCO's captions of two images, whose numbers and names are as COCO's are."""
+    """A COCO caption file of two images, with ids and names like those of COCO."""
     images = [{"id": number, "file_name": f"{number:012d}.jpg", "height": 2} for number in COCO_TRUE]
     captions = [{"image_id": number, "caption": text} for number, texts in COCO_TRUE.items() for text in texts]
     annotations = [{"id": index, **caption} for index, caption in enumerate(captions)]
@@ -374,8 +374,8 @@ def coco(folder):
 
 
 def results(path, names):
-    """COCO_SAID under other names, as COCO's results."""
-    path.write_text(json.dumps([{"image_id": names(number), "caption": text} for number, text in COCO_SAID.items()]))
+    """A COCO results file with COCO_PREDICTED under other ids."""
+    path.write_text(json.dumps([{"image_id": names(number), "caption": text} for number, text in COCO_PREDICTED.items()]))
     return path
 
 
@@ -389,20 +389,20 @@ def test_coco_results_are_scored_against_coco_captions(printed, tmp_path, names)
     text = printed("--predictions", path, "--truth", coco(tmp_path), "--output", tmp_path / "out")
     assert "task caption: 2 samples" in text and "without reference data" not in text
     scores = json.loads((tmp_path / "out/scores.json").read_text())["tasks"]["caption"]["files"][str(path)]
-    answers = [Answer(f"{number:012d}", "caption", COCO_SAID[number], COCO_TRUE[number]) for number in COCO_SAID]
+    answers = [Answer(f"{number:012d}", "caption", COCO_PREDICTED[number], COCO_TRUE[number]) for number in COCO_PREDICTED]
     assert scores["metrics"] == pytest.approx(scored(answers).metrics) and scores["metrics"]["bleu_4"] > 0
     assert (scores["missing"], scores["unknown"]) == ([], [])
 
 
 def test_a_table_of_image_ids_is_read_like_coco_results(printed, tmp_path):
     table, truth = tmp_path / "results.csv", coco(tmp_path)
-    table.write_text("image_id,caption\n" + "".join(f'{number},"{text}"\n' for number, text in COCO_SAID.items()))
+    table.write_text("image_id,caption\n" + "".join(f'{number},"{text}"\n' for number, text in COCO_PREDICTED.items()))
     assert read_answers(str(table)).answers == read_answers(str(results(tmp_path / "results.json", int))).answers
     assert "task caption: 2 samples" in printed("--predictions", table, tmp_path / "results.json", "--truth", truth)
 
 
 def test_image_ids_are_matched_with_the_samples_of_a_run_and_unknown_numbers_are_reported(printed, tmp_path):
-    rows = [{"name": f"{number:012d}", "prediction": "a dog", "reference": COCO_TRUE[number]} for number in COCO_SAID]
+    rows = [{"name": f"{number:012d}", "prediction": "a dog", "reference": COCO_TRUE[number]} for number in COCO_PREDICTED]
     (own,) = write_predictions(tmp_path, "own", [{**row, "task": "caption", "instruction": "?", "target": "x"} for row in rows])
     other = results(tmp_path / "other.json", "{:012d}.jpg".format)
     assert "task caption: 2 samples" in printed("--predictions", own, other)
@@ -491,7 +491,7 @@ def test_confidence_intervals_of_caption_scores_are_reproducible():
 
 
 def run_folder(folder, tokenizer):
-    """A run's folder with an evaluation of captions."""
+    """A run folder with an evaluation of captions."""
     rows = rows_of()
     answers = [Answer(row["name"], "caption", row["prediction"], row["reference"]) for row in rows]
     write_predictions(folder / "result", "flickr30k", rows)

@@ -1,4 +1,4 @@
-"""The doctor: what it finds in data, what it leaves in peace, and what it remembers."""
+"""The data check: what it reports, what it accepts, and what it caches."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ BLOCK = "datasets.golden"
 
 @pytest.fixture
 def tree(tmp_path, corpus):
-    """A configuration of one training block over the copied corpus, to be spoiled with it."""
+    """A configuration with one training block on the copied corpus; tests damage one or both."""
     content = golden_tree(tmp_path, corpus)
     del content["evaluation_datasets"]
     content["datasets"]["golden"]["task_pool"] = ["emotion", "reason"]
@@ -49,12 +49,12 @@ def tree(tmp_path, corpus):
 
 @pytest.fixture
 def checked(tmp_path, tree):
-    """A function that looks at the tree."""
+    """A function that checks the configuration."""
     return lambda *options: check(loaded(tmp_path, tree, *options))
 
 
 def reported_names(report, kind, level=None):
-    """The clips that findings of a kind name."""
+    """The clips that the findings of a kind list."""
     return [
         name for finding in report.findings if finding.kind == kind and level in (None, finding.level) for name in finding.clips
     ]
@@ -153,7 +153,7 @@ for folder in sys.argv[2:]:
 
 @pytest.mark.slow
 def test_a_repeated_check_does_not_import_the_language_model_module(checked, tree, monkeypatch, tmp_path):
-    """In a new interpreter: a look that remembers the first one, then one that remembers nothing."""
+    """In a new interpreter: a check that uses the cache of the first one, then a check without a cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
     checked()
     completed = running.run("-c", LOOK, write(tmp_path, tree), str(tmp_path / "first"), str(tmp_path / "nothing"))
@@ -201,11 +201,11 @@ def test_problems_outside_the_annotation_files_are_reported(checked, tree):
 
 
 class Bare:
-    """The least that a dataset of one's own offers."""
+    """The minimum that a custom dataset must define."""
 
     @dataclass
     class Config:
-        """No keys but those that all need."""
+        """Only the required keys."""
 
         batch_size: int = 1
         shuffle: bool = True
@@ -405,7 +405,7 @@ def test_missing_features_that_the_block_allows_are_a_note(checked, corpus, poli
 
 
 class SlowFolder(NpyFolder):
-    """A disk on which every array has to be waited for. ``most`` is how many are waited for at once."""
+    """A folder that delays the reading of every array. ``most`` is the highest number of concurrent reads."""
 
     lock, waiting, most = threading.Lock(), 0, 0
 
@@ -513,7 +513,7 @@ def test_empty_cells_of_a_table_are_empty_captions(checked, tree, corpus, kind, 
 
 
 def test_a_messy_table_is_read_and_its_faulty_rows_are_reported(tmp_path, tree, corpus):
-    """A byte order mark, CRLF, names of digits only, a name twice, empty cells, a row too long, spaces."""
+    """The table has a byte order mark, CRLF, numeric names, a repeated name, empty cells, spaces and a row that is too long."""
     names = ["00012", "12", "7", "00012", "8"]
     folder = tmp_path / "own"
     for number, slot_folder in enumerate(FOLDERS.values()):
@@ -549,7 +549,7 @@ def test_a_transcript_with_byte_order_mark_and_crlf_is_read_with_its_first_colum
 
 @pytest.fixture
 def two_blocks(tree, corpus):
-    """The training block beside a test block of three clips, whose arrays lie in folders of their own."""
+    """A training block and a test block of three clips, whose arrays are in separate folders."""
     folder = corpus / "test"
     for slot_folder in FOLDERS.values():
         (folder / slot_folder).mkdir(parents=True)
@@ -559,7 +559,7 @@ def two_blocks(tree, corpus):
     }
 
     def write_test_block(names):
-        """``names``: clip of the test -> the clip of training whose arrays it gets; None: arrays of its own."""
+        """Write the test block. ``names`` maps test clips to training clips whose arrays they get, or None for new arrays."""
         (folder / "list.txt").write_text("".join(f"{name} happy\n" for name in names))
         for slot_folder in FOLDERS.values():
             for name, source in names.items():
@@ -621,7 +621,7 @@ def test_arrays_of_clips_in_another_block_do_not_count_as_unlisted(checked, tree
     assert report.unlisted_arrays == {} and reported_names(report, "train/test overlap") == []
 
 
-# What training takes
+# Requirements of training
 
 
 def test_dataset_epochs_follow_from_steps_batch_size_and_sample_ratio(checked, tree, corpus):
@@ -644,7 +644,7 @@ def test_the_size_of_a_checkpoint_is_that_of_the_file(checked, tree, tmp_path):
     optimizer.step()
     values = {name: parameter.detach() for name, parameter in named.items()}
     checkpoint.save(tmp_path / "checkpoint.pth", {"model": values, "optimizer": optimizer.state_dict()})
-    for training in (checked().training, checked().training):  # measured, then remembered
+    for training in (checked().training, checked().training):  # measured, then read from the cache
         assert training.checkpoint_bytes == pytest.approx((tmp_path / "checkpoint.pth").stat().st_size, rel=0.05)
     assert checked("model.lora_r=8").training.trained_parameters > training.trained_parameters
 

@@ -1,4 +1,4 @@
-"""``emollama check-data``: what it prints, its exit status, and its speed on as many clips as MERR has."""
+"""``emollama check-data``: its output, exit status, and speed for the number of clips in MERR."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from emollama import cli
 
 @pytest.fixture
 def tree(tmp_path, corpus):
-    """One training block over the copied corpus."""
+    """A configuration with one training block on the copied corpus."""
     content = golden_tree(tmp_path, corpus)
     del content["evaluation_datasets"]
     return content
@@ -63,7 +63,7 @@ def test_the_command_exits_with_1_and_names_the_clips_and_the_remedy_of_problems
 def test_json_is_one_object_with_every_name(printed, corpus):
     with (corpus / "MERR_coarse_grained.txt").open("a") as file:
         file.writelines(f"absent_{number} 3 happy\n" for number in range(50))
-    strange = os.fsencode(corpus / FOLDERS["face"]) + b"/not\xffutf8.npy"  # the name of a file need not be text
+    strange = os.fsencode(corpus / FOLDERS["face"]) + b"/not\xffutf8.npy"  # a file name is not necessarily text
     Path(os.fsdecode(strange)).write_bytes(b"")
     status, text = printed("--json")
     report = json.loads(text)
@@ -91,6 +91,6 @@ def test_checking_as_many_clips_as_merr_takes_under_60_s_and_15_s_when_cached():
     assert completed.returncode == 0, completed.stdout + completed.stderr
     report = json.loads(completed.stdout)
     assert report["clips"] == 28_618 and report["wrong"] == {"cold": {}, "warm": {}}
-    # CPU time, because wall time doubles where cores are shared. The second look took 10.4 s on a core of 2 GHz.
+    # CPU time, because wall time doubles on shared cores. The second check took 10.4 s on a core of 2 GHz.
     assert report["cold"]["cpu_s"] < 60
     assert report["warm"]["cpu_s"] < 15

@@ -1,4 +1,4 @@
-"""Files of trained tensors: names, completeness, safety, and which one goes on."""
+"""Checkpoints: tensor names, completeness, safe reading, and which file a run resumes from."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ META = torch.device("meta")
 
 @pytest.fixture
 def stored():
-    """The golden checkpoint's tensors, to be spoiled."""
+    """The tensors of the golden checkpoint, which a test may change."""
     return dict(torch.load(SLIM, weights_only=True)["model"])
 
 
 @pytest.fixture
 def model(golden_config):
-    """The tiny model with adapters and projections of other values than the golden ones."""
+    """The tiny model with adapters and projections that differ from the golden ones."""
     loaded_model = golden_config.classes["model"](golden_config.model, device=torch.device("cpu"), frozen_dtype=torch.float32)
     with torch.no_grad():
         for parameter in trainable(loaded_model).values():
@@ -40,7 +40,7 @@ def model(golden_config):
 
 @pytest.fixture(scope="module")
 def laid_out(golden_config):
-    """The same model's names and shapes."""
+    """The tensor names and shapes of the same model."""
     return golden_config.classes["model"](golden_config.model, device=META, frozen_dtype=torch.float32)
 
 
@@ -243,7 +243,7 @@ def test_a_file_without_model_tensors_is_refused(tmp_path, content):
 
 
 class Payload:
-    """Unpickling it creates a file."""
+    """An object whose unpickling creates a file."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -273,11 +273,11 @@ def test_a_bare_pickle_is_refused_and_never_executed(tmp_path):
 
 
 def broken_files():
-    """Bytes that are no checkpoint: random ones, and golden ones with bytes changed (seeded)."""
+    """Files that are not checkpoints: random bytes, and the golden checkpoint with changed bytes (seeded)."""
     generator = random.Random(7)
     buffer = io.BytesIO()
     torch.save({"model": {"a": torch.zeros(3)}, "step": 1}, buffer)
-    old = io.BytesIO()  # without tensors, whose names in the old format are memory addresses
+    old = io.BytesIO()  # without tensors, because the old format names them after memory addresses
     torch.save({"model": {}, "step": 1, "list": [1, (2, "x")]}, old, _use_new_zipfile_serialization=False)
     yield b"name,sentence\n"
     yield b"<html></html>"
@@ -334,7 +334,7 @@ def test_a_corrupted_file_does_not_disturb_the_search_for_the_newest_checkpoint(
     assert crashes == {}
 
 
-# Which one goes on, and which are kept
+# Which checkpoint is resumed, and which are preserved
 
 
 def test_the_newest_checkpoint_is_the_one_with_the_highest_step(tmp_path):

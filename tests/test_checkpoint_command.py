@@ -1,4 +1,4 @@
-"""``emollama checkpoint``: what is printed, exit codes, errors, and a process that is killed."""
+"""``emollama checkpoint``: output, exit codes, errors, and killed processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def printed(capsys):
 
 @pytest.fixture
 def changed(tmp_path):
-    """The golden checkpoint with one value changed and one tensor more."""
+    """The golden checkpoint with one changed value and one additional tensor."""
     content = torch.load(SLIM, weights_only=True)
     content["model"]["llama_proj.bias"][0] += 0.5
     content["model"]["attention.fc_out.bias"] = torch.zeros(6)
@@ -221,7 +221,7 @@ main(arguments)
     ],
 )
 def test_a_killed_process_leaves_nothing_at_the_output_path(launch, tmp_path, moment, expected):
-    """It is killed when half of a file is written, or when everything is written and the folder gets its name."""
+    """The process is killed when half of a file is written, or when the complete folder is about to be renamed."""
     (tmp_path / "killed.py").write_text(KILLED)
     arguments = ("checkpoint", "convert", SLIM, "--lora-alpha", "16", "--to", "peft", "--output", str(tmp_path / "out"))
     completed = launch(str(tmp_path / "killed.py"), moment, *arguments)

@@ -52,7 +52,7 @@ def _verbosity():
 
 @pytest.fixture(scope="module")
 def light(tmp_path_factory):
-    """What tests/workers/light_commands.py found: one process for all commands that import no torch."""
+    """The results of tests/workers/light_commands.py: one process runs all commands that must not import torch."""
     folder = tmp_path_factory.mktemp("light")
     (folder / "work").mkdir()
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
@@ -66,7 +66,7 @@ def light(tmp_path_factory):
 
 def test_commands_without_tensors_import_no_torch(light):
     heavy = {name: set(loaded) for name, loaded in light["loaded"].items() if loaded}
-    assert heavy == {"compare run_a run_b": {"matplotlib"}, "report run_a": {"matplotlib", "jinja2"}}  # the last ones
+    assert heavy == {"compare run_a run_b": {"matplotlib"}, "report run_a": {"matplotlib", "jinja2"}}  # the last lines
     assert {"build_judge", "import_reporting"} < light["loaded"].keys()
     shown = [name for name in light["loaded"] if name.startswith("config show ")]
     imported = {name.split()[1] for name in light["loaded"] if name.startswith("import ")}

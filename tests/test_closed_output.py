@@ -1,4 +1,4 @@
-"""Commands whose output is closed before they begin or end, as `emollama ... | head` does, or cannot be written."""
+"""Commands whose output is closed before they start or end, as in `emollama ... | head`, or cannot be written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STATUS = 128 + signal.SIGPIPE
 
 @pytest.fixture(params=[-1, 1], ids=["buffered", "line by line"])
 def close_stdout(request, capfd, monkeypatch):
-    """A function that makes standard output a pipe without a reader; pytest sets its own again when a test begins."""
+    """A function that makes standard output a pipe without a reader; pytest restores its own when a test begins."""
     reader, writer = os.pipe()
     os.close(reader)
     stream = open(writer, "w", buffering=request.param)  # noqa: SIM115
@@ -50,7 +50,7 @@ def test_a_command_whose_output_is_closed_ends_without_a_message(close_stdout, l
 
 @pytest.fixture
 def full_stdout(capfd, monkeypatch):
-    """A function that makes standard output a file on a full disk, as :func:`close_stdout`; its argument is the buffering."""
+    """Like :func:`close_stdout`, but standard output is a file on a full disk; the argument is the buffering."""
     streams = []
 
     def fill(buffering):

@@ -1,4 +1,4 @@
-"""``emollama compare``: its table is what the files of the runs say, and what they lack is told."""
+"""``emollama compare``: its table contains the values of the run folders, and missing values are reported."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from emollama.reporting.panels import legend_entries
 
 @pytest.fixture
 def runs(tmp_path):
-    """Two trained runs with the same name, and one that was only evaluated."""
+    """Two trained runs with the same name and one run that was only evaluated."""
     first, second = write_run(tmp_path / "a/stage_2"), write_run(tmp_path / "b/stage_2", epochs=8, best=7)
     for folder in (first, second):
         shutil.rmtree(folder / "result")
@@ -31,7 +31,7 @@ def runs(tmp_path):
 
 @pytest.fixture
 def printed(runs, tmp_path, capsys):
-    """A function that compares the runs and gives what is printed; the chart goes to ``tmp_path / chart.png``."""
+    """A function that compares the runs and returns the output; the chart is ``tmp_path / chart.png``."""
 
     def run_command(*arguments, folders=runs):
         parser = argparse.ArgumentParser()
@@ -44,7 +44,7 @@ def printed(runs, tmp_path, capsys):
 
 
 def rows_of(text, heading):
-    """Cells of the table under a heading, split at two spaces or more."""
+    """Cells of the table under a heading, separated by two or more spaces."""
     lines = text.split(f"{heading} (* best value of a column)\n")[1].split("\n\n")[0].splitlines()
     return [line.split() for line in lines]
 

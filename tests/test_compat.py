@@ -1,4 +1,4 @@
-"""YAML of the predecessors: it gives the configuration that ours gives, runs, and says in one warning what does nothing here."""
+"""YAML files of Emotion-LLaMA and MiniGPT-4: they load and run, and one warning lists the keys without effect."""
 
 from __future__ import annotations
 
@@ -245,14 +245,14 @@ HEADLINE = "keys of Emotion-LLaMA or MiniGPT-4 that have no effect or another me
 
 
 def filled(text, folder, **replacements):
-    """The text with folder's places in it, and other words replaced."""
+    """Replace the placeholders of paths in the text, and further words."""
     for word, value in {"LLAMA": GOLDEN / "llama", "DATA": folder / "data", "OUT": folder / "out", **replacements}.items():
         text = text.replace(word, str(value))
     return text
 
 
 def small(**blocks):
-    """A small tree in the predecessors' names."""
+    """A small configuration with the old keys."""
     tree = {
         "model": {"arch": "minigpt_v2", "llama_model": "some/folder"},
         "datasets": {"feature_face_caption": {"build_info": {"ann_path": "lists/a.txt"}}},
@@ -263,12 +263,12 @@ def small(**blocks):
 
 
 def train_block(**keys):
-    """A small tree whose dataset's block has these keys beside the list."""
+    """A small configuration whose dataset block has these keys besides the annotation file."""
     return small(datasets={"feature_face_caption": {"build_info": {"ann_path": "lists/a.txt"}} | keys})
 
 
 def eval_block(**keys):
-    """A small tree that evaluates, with these keys beside the list."""
+    """A small configuration of an evaluation whose block has these keys besides the annotation file."""
     tree = small(evaluation_datasets={"feature_face_caption": {"eval_file_path": "lists/b.txt", **keys}})
     tree["datasets"] = {}
     return tree
@@ -281,13 +281,13 @@ def refusal(folder, tree, *options):
 
 
 def noted(cfg):
-    """key -> words of the one warning."""
+    """key -> explanation in the only warning."""
     (text,) = cfg.warnings
     lines = [line.removeprefix("- ").partition(": ") for line in text.splitlines()[1:]]
     return {key: explanation for keys, _, explanation in lines for key in keys.split(", ")}
 
 
-# The reference's own keys
+# The keys of the reference
 
 
 def test_emotion_llama_keys_give_the_same_configuration_as_our_keys(tmp_path):
@@ -307,7 +307,7 @@ for line in json.loads(sys.argv[1]):
 
 
 def scripts_in_one_process(launch, folder, lines):
-    """Run command lines of the entry scripts one after the other; returns what each said on standard error."""
+    """Run command lines of the entry scripts one after another; return the standard error of each."""
     (folder / "scripts.py").write_text(SCRIPTS)
     completed = launch(str(folder / "scripts.py"), json.dumps(lines))
     assert completed.returncode == 0, completed.stderr
@@ -315,7 +315,7 @@ def scripts_in_one_process(launch, folder, lines):
 
 
 def real_shapes(folder):
-    """A corpus of three clips with features as large as the real ones; returns their names."""
+    """Write a corpus of three clips with features of the real sizes; return the names."""
     names = [f"clip_{number}" for number in range(3)]
     random = np.random.default_rng(0)
     for sub, shape, dtype in [
@@ -337,7 +337,7 @@ def real_shapes(folder):
 
 
 def minigpt_v2_checkpoint(cfg_path, path):
-    """A file as stage 1 starts from: adapters and the image's projection, nothing of faces, sounds and class rows."""
+    """A checkpoint like the one that stage 1 starts from: adapters and the image projection, without those of other slots."""
     cfg = config.load(cfg_path)
     model = cfg.classes["model"](cfg.model, device=torch.device("cpu"), frozen_dtype=torch.float32)
     named = {stored_name(name): parameter.detach() for name, parameter in trainable(model).items()}
@@ -695,7 +695,7 @@ def test_a_key_that_a_component_defines_is_used_without_a_warning(tmp_path, monk
     assert cfg.datasets["own"].data_type == "images" and cfg.warnings == []
 
 
-# Evaluation while training
+# Evaluation during training
 
 
 def test_the_warning_explains_the_meaning_of_run_evaluate(tmp_path):

@@ -41,7 +41,7 @@ def refusal(folder, tree, *options):
 
 @pytest.fixture
 def presets(tmp_path, monkeypatch):
-    """A folder of presets in place of the package's, and a function that writes one."""
+    """Replace the folder of presets and return a function that writes a preset."""
     folder = tmp_path / "presets"
     monkeypatch.setattr("emollama.config.loading.PRESETS", folder)
 
@@ -247,7 +247,7 @@ def test_top_p_without_a_temperature_is_refused_with_the_remedy(tmp_path):
     assert text.startswith("evaluation_datasets.feature_face_caption: top_p has no effect") and "Set a temperature" in text
 
 
-# Files and options that are not what they should be
+# Invalid files and options
 
 
 def test_malformed_yaml_names_file_and_line(tmp_path):
@@ -431,7 +431,7 @@ def test_an_evaluation_block_accepts_keys_of_the_dataset_and_of_the_task(tmp_pat
     assert (both.dataset.batch_size, both.task.max_new_tokens) == (7, 9)
 
 
-# Interpolations, and the tree that is written
+# Interpolations and the written configuration
 
 
 def test_environment_variables_are_resolved_only_in_configuration_objects(tmp_path, monkeypatch):
@@ -524,7 +524,7 @@ def test_a_written_configuration_does_not_depend_on_its_preset(tmp_path, presets
     assert config.load(str(tmp_path / "written.yaml")).model == first.model
 
 
-# A stored tree
+# Stored configurations
 
 
 def test_a_stored_configuration_is_resolved_in_the_current_environment(tmp_path, monkeypatch):
@@ -542,11 +542,11 @@ def test_a_configuration_does_not_depend_on_the_working_folder(tmp_path, monkeyp
     assert config.load(path).plain() == here.plain()
 
 
-# Where a value came from
+# Sources of values
 
 
 def shown(folder, tree, *options, form=()):
-    """What ``emollama config show`` prints."""
+    """The output of ``emollama config show``."""
     parser = argparse.ArgumentParser()
     show.add_arguments(parser)
     line = ["show", "--cfg-path", write(folder, tree), *form, *(["--options", *options] if options else [])]

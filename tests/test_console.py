@@ -1,4 +1,4 @@
-"""Console output: bars and colour on a terminal, plain text and occasional lines elsewhere, summaries, hyper-parameters."""
+"""Console output: bars and colours on a terminal, plain lines elsewhere, summaries, hyper-parameters."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from emollama.starter.kinds import KINDS
 from emollama.starter.starter import _header
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:[349]|10)\d(?:;\d+)*m")  # text or background, bright ones too
+COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:[349]|10)\d(?:;\d+)*m")  # of text or background, also bright ones
 HIDE = "\x1b[?25l"
 STEP = {"epoch": 0, "loss": 1.0, "lr": 0.1, "tokens": 5, "tokens_cut": 0}
 
 
 class Clock:
-    """Seconds that a test sets."""
+    """A clock that a test sets."""
 
     def __init__(self):
         self.now = 0.0
@@ -50,7 +50,7 @@ class Clock:
 
 @pytest.fixture
 def level():
-    """The package's logger at INFO, as a command sets it, and back."""
+    """Set the package's logger to INFO, as a command does, and restore it."""
     logger = get_logger()
     before = logger.level
     logger.setLevel(logging.INFO)
@@ -60,7 +60,7 @@ def level():
 
 @pytest.fixture
 def terminal(level, monkeypatch):
-    """Standard error as a terminal of 80 columns; returns a function that gives what was drawn so far."""
+    """Make standard error a terminal of 80 columns; return a function that returns the output so far."""
     from rich.console import Console
 
     drawn = io.StringIO()
@@ -71,7 +71,7 @@ def terminal(level, monkeypatch):
 
 
 def read_now(descriptor):
-    """What can be read without waiting; "" where that is nothing."""
+    """What can be read without waiting, possibly ""."""
     try:
         return os.read(descriptor, 1 << 16).decode()
     except BlockingIOError:
@@ -202,7 +202,7 @@ def test_a_progress_bar_fits_80_columns_and_is_erased_at_the_end(terminal):
         lines = ESCAPES.sub("", terminal()).replace("\r", "\n").split("\n")
         assert max(map(len, lines)) <= 80
         assert "12861/28618  45% 3.6 clips/s, eta 1:13:30" in lines[-1]
-    assert terminal().endswith("\r\x1b[2K\x1b[?25h\r")  # the bar's line is erased, and the cursor is back
+    assert terminal().endswith("\r\x1b[2K\x1b[?25h\r")  # the line of the bar is erased and the cursor visible again
 
 
 def test_a_log_line_is_written_above_the_bar(terminal):
@@ -214,7 +214,7 @@ def test_a_log_line_is_written_above_the_bar(terminal):
         bar.update(2)
         drawn = terminal()
     line = f"careful [x] {'y' * 100}"
-    assert line in ESCAPES.sub("", drawn) and "\x1b[33m" in drawn  # in one piece, in yellow
+    assert line in ESCAPES.sub("", drawn) and "\x1b[33m" in drawn  # without a break, in yellow
     assert ESCAPES.sub("", drawn).rindex("2/4") > ESCAPES.sub("", drawn).index(line)
 
 
@@ -367,7 +367,7 @@ def tree(folder):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, no_reports):
-    """A run of two epochs: its folder and its messages; then those of its continuation by an epoch."""
+    """A run of two epochs: its folder and its messages; then the messages after resuming it for another epoch."""
     folder = tmp_path_factory.mktemp("console")
     messages = []
 
@@ -520,7 +520,7 @@ def test_a_resumed_run_logs_its_first_step_and_checkpoint(trained):
 
 def test_tensorboard_contains_hyper_parameters_and_metrics_in_a_single_run(trained):
     folder, *_ = trained
-    assert not [path for path in folder.rglob("events.out.*") if path.parent != folder]  # no run within the run
+    assert not [path for path in folder.rglob("events.out.*") if path.parent != folder]  # no run folder inside the run folder
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams import plugin_data_pb2
 
@@ -534,7 +534,7 @@ def test_tensorboard_contains_hyper_parameters_and_metrics_in_a_single_run(train
     tags = {info.name.tag for info in experiment.metric_infos}
     assert {"train/loss", "eval/answers/emotion/loss"} <= tags
     assert tags & {*board.Tags()["scalars"]} >= {"train/loss", "eval/answers/emotion/loss"}
-    assert "_hparams_/session_end_info" in board.summary_metadata  # the session has ended well
+    assert "_hparams_/session_end_info" in board.summary_metadata  # the session has succeeded
 
 
 def test_a_failed_run_has_no_end_of_session_in_tensorboard(tmp_path):
@@ -556,7 +556,7 @@ def test_other_ranks_do_not_repeat_the_warnings_of_rank_0(monkeypatch, caplog):
     assert logged(caplog) == []
 
 
-# The demo's environment
+# Environment of the demo
 
 
 def test_the_demo_restarts_itself_once_with_the_environment_variables_of_make_demo(monkeypatch):
@@ -567,7 +567,7 @@ def test_the_demo_restarts_itself_once_with_the_environment_variables_of_make_de
     for name in ("MALLOC_MMAP_MAX_", "TOKENIZERS_PARALLELISM"):
         monkeypatch.delenv(name, raising=False)
     restart_with_fast_settings()
-    assert started == []  # a test is another program
+    assert started == []  # in a test, the program has another name
     monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=SimpleNamespace(name="emollama.__main__")))
     restart_with_fast_settings()
     ((program, line, environment),) = started

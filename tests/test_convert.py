@@ -1,4 +1,4 @@
-"""Checkpoints in and out: published names, PEFT folders, merged models, averages, differences."""
+"""Conversion of checkpoints: published names, PEFT folders, merged models, averages, differences."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def published():
 def random_tensors(seed):
     """Random tensors under the names of a released Emotion-LLaMA file, with adapters of rank 64 (the golden ones have rank 4).
 
-    The tensors named ``attention.*``, which nothing uses, are small here, so that files are 1 MB rather than 20.
+    The unused tensors ``attention.*`` are small here, so that files have 1 MB instead of 20 MB.
     """
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
@@ -66,7 +66,7 @@ def random_tensors(seed):
 
 
 def released(seed=0, angles=True):
-    """A new dict of :func:`random_tensors`, with the rotary angles that older files hold. Tests do not write into the tensors."""
+    """A new dict of :func:`random_tensors`, with the rotary angles of older files. Tests must not change the tensors."""
     tensors = dict(random_tensors(seed))
     if angles:
         tensors |= {f"llama_model.base_model.model.model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(8) for i in (0, 1)}
@@ -109,12 +109,12 @@ def file(origin, tmp_path):
 
 @pytest.fixture
 def folder(origin, file, tmp_path):
-    """A copy of the PEFT folder beside the copy of the checkpoint, which the test may change."""
+    """A copy of the PEFT folder next to the copy of the checkpoint, which the test may change."""
     return Path(shutil.copytree(origin / "peft", tmp_path / "peft"))
 
 
 def without_config(path):
-    """The same file as another program writes it: tensors only, no digest."""
+    """The same file as another program writes it: only tensors, without a digest."""
     torch.save({"model": torch.load(path, weights_only=True)["model"]}, path)
     checkpoint.digest_path(path).unlink()
     return path
@@ -180,7 +180,7 @@ def test_two_tensors_for_one_name_are_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def saved_checkpoint(tmp_path_factory, no_reports):
-    """A checkpoint that the runner wrote over the golden corpus."""
+    """A checkpoint that the runner saved on the golden corpus."""
     folder = tmp_path_factory.mktemp("written")
     tree = golden_tree(folder)
     tree["run"] |= {"iters_per_epoch": 1, "init_lr": 1e-3}
@@ -200,7 +200,7 @@ def test_our_checkpoints_contain_the_lora_settings_that_peft_needs(saved_checkpo
     assert (stored["r"], stored["lora_alpha"], stored["lora_dropout"]) == (4, 16, 0.0)
 
 
-# PEFT and back
+# To PEFT and back
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -274,12 +274,12 @@ def test_target_modules_are_short_names_if_every_block_has_them_and_full_names_o
     assert adapters.target_modules(layers) == targets
 
 
-# The same numbers outside
+# The same logits in other programs
 
 
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory, golden_dataset, golden_prompt):
-    """Text and feature rows of a clip as inputs_embeds (1, T, H), our logits with the adapters, and the batch."""
+    """The inputs_embeds (1, T, H) of a clip with features, our logits with the adapters, and the batch."""
     model = model_of(tmp_path_factory.mktemp("embedded"))
     load(model, released())
     record = golden_dataset.record(0, "reason", golden_dataset.pool.first_instruction("reason"))
@@ -289,7 +289,7 @@ def embedded(tmp_path_factory, golden_dataset, golden_prompt):
         logits = model.llama_model(inputs_embeds=embeddings, use_cache=False).logits
         with model.llama_model.disable_adapter():
             plain = model.llama_model(inputs_embeds=embeddings, use_cache=False).logits
-    assert (logits - plain).abs().max() > 1  # the adapters matter
+    assert (logits - plain).abs().max() > 1  # the adapters change the logits
     return embeddings, logits, batch
 
 
@@ -411,7 +411,7 @@ def test_a_lora_alpha_that_is_not_positive_and_finite_is_refused(file, tmp_path,
     assert "--lora-alpha is" in refusal(exported, without_config(file), tmp_path / "out", alpha=alpha)
 
 
-# What cannot be converted
+# Checkpoints that cannot be converted
 
 
 def spoiled(file, change):
@@ -631,7 +631,7 @@ def test_a_corrupted_safetensors_file_is_either_read_or_refused_with_a_user_erro
 
 
 class Payload:
-    """Unpickling it creates a file."""
+    """An object whose unpickling creates a file."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -646,7 +646,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_never_executed(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-# Where outputs go
+# Output paths
 
 
 @pytest.mark.parametrize("to", ["peft", "merged"])
@@ -774,7 +774,7 @@ def test_averaging_checkpoints_of_different_layouts_is_refused_with_the_reasons(
 
 
 def feature_entries(**recipe):
-    """Entries of a checkpoint that was trained on audio features made this way."""
+    """Entries of a checkpoint that was trained on audio features with this provenance."""
     return {"features": {"audio": {"encoder": "hubert", "layers": [-1], **recipe}}}
 
 

@@ -1,4 +1,4 @@
-"""Paths that need a GPU; they skip themselves elsewhere."""
+"""Tests that need a GPU; they are skipped on other machines."""
 
 from __future__ import annotations
 

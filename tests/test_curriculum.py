@@ -1,4 +1,4 @@
-"""What a curriculum sorts clips by, from its keys to the order of the draw."""
+"""Curricula: their keys, the difficulty measures, and the order of sampling."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def build(tmp_path, corpus):
 
 
 def sampled_indices(dataset, sample_indices, samples_per_epoch=10):
-    """Places in the list of the clips that are drawn."""
+    """Indices of the sampled clips in the annotation file."""
     sampler = MixtureSampler(1, (dataset.sampling(),), samples_per_epoch)
     return {sampler.at(k).index for k in sample_indices}
 
@@ -112,7 +112,7 @@ def test_a_curriculum_can_sort_by_an_additional_column_of_a_table(build, corpus)
     assert sampled_indices(dataset, range(10)) == {1} and sampled_indices(dataset, range(20, 40)) == {0, 1, 2}
 
 
-# What cannot be sorted
+# Clips that cannot be sorted
 
 
 def test_a_missing_column_is_reported_at_the_start_with_the_existing_columns(build, corpus):

@@ -1,4 +1,4 @@
-"""The registered datasets: what each reads, and how it says what is wrong. Files and features are invented."""
+"""The registered datasets: the files that each reads and its error messages. Files and features are invented."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from emollama.errors import UserError
 
 SIX = ["neutral", "angry", "happy", "sad", "worried", "surprise"]
 NO_FEATURES = dict.fromkeys(("image_feature_path", "face_feature_path", "video_feature_path", "audio_feature_path"))
-MADE = {"image": "eva", "face": "mae_340_UTT", "video": "maeV_399_UTT", "audio": "HL-UTT"}
+FEATURE_FOLDERS = {"image": "eva", "face": "mae_340_UTT", "video": "maeV_399_UTT", "audio": "HL-UTT"}
 
 
 def put(folder, files):
@@ -26,8 +26,8 @@ def put(folder, files):
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
-def put_features(folder, names, folders=MADE, patches=64, width=176):
-    """A .npy of each slot for each clip, whose values are the clip's number in names plus 1."""
+def put_features(folder, names, folders=FEATURE_FOLDERS, patches=64, width=176):
+    """Write an .npy of each slot for each clip; its values are the index of the clip plus 1."""
     for slot, subfolder in folders.items():
         (folder / subfolder).mkdir(parents=True, exist_ok=True)
         for number, name in enumerate(names, 1):
@@ -37,7 +37,7 @@ def put_features(folder, names, folders=MADE, patches=64, width=176):
 
 @pytest.fixture
 def build(tmp_path):
-    """A function that writes files, and builds one block of this type over them; without features unless asked."""
+    """A function that writes files and builds a block of this type on them, without features by default."""
 
     def build_dataset(kind, files, *options, training=True, features=False, **keys):
         put(tmp_path, files)
@@ -68,7 +68,7 @@ def answers(dataset, task):
 
 
 def user_text(dataset, index=0):
-    """The user's turn of a clip."""
+    """The user text of a clip."""
     return dataset.record(index, dataset.pool.tasks[0], "Which?").turns[0][0]
 
 
@@ -120,7 +120,7 @@ def test_mer2024_reads_captions_like_merr(build):
 
 
 def folds(rows="1,1\n2,2\n16372,6\n"):
-    """The ten tables of five folds; fold n's clips are numbered from n x 100, each split its own."""
+    """The ten tables of five folds; the clips of fold n are numbered from n x 100, and each split differs."""
     tables = {"train(single-labeled)/set_1.csv": "video_name,label\n" + rows}
     for fold in range(1, 6):
         tables.setdefault(f"train(single-labeled)/set_{fold}.csv", f"video_name,label\n{fold}01,1\n")
@@ -157,8 +157,8 @@ def test_dfew_folds_share_the_features_at_data_root(build, tmp_path):
         dataset = build("dfew", folds("1,1\n"), training=training, features=True, **keys)
         assert problem_texts(dataset) == []
         assert float(dataset.record(0, "emotion", "?").features["face"][0, 0]) == value
-    transcript = {"said.csv": "name,sentence\n00001,Good morning\n"}
-    assert "Good morning" in user_text(build("dfew", folds("1,1\n") | transcript, transcription_path="said.csv"))
+    transcript = {"transcript.csv": "name,sentence\n00001,Good morning\n"}
+    assert "Good morning" in user_text(build("dfew", folds("1,1\n") | transcript, transcription_path="transcript.csv"))
 
 
 def test_dfew_reports_an_id_without_a_label_with_its_file_and_line(build, tmp_path):
@@ -215,14 +215,14 @@ def test_dfew_has_no_answers_to_other_tasks(build):
 V1 = 'names,emotions,subtitles,reasons\nclip_1,"joy, pride",We won!,She smiles broadly.\nclip_2,doubt,,"He frowns, then sighs"\n'
 V2 = 'name,chinese,english\nclip_1,笑,She smiles broadly.\nclip_2,皱眉,"He frowns, then sighs"\n'
 PLAIN = "clip_1 30 0\nclip_2 41 0\n"
-TOLD = ["she smiles broadly", "he frowns, then sighs"]
+REASONS = ["she smiles broadly", "he frowns, then sighs"]
 
 
 @both
 def test_emer_reads_the_first_table_with_subtitles_and_reasons(build, training):
     dataset = build("emer", {"truth.csv": V1}, training=training, annotation_file="truth.csv")
     assert dataset.pool.tasks == ("reason_v2",) and problem_texts(dataset) == []
-    assert answers(dataset, "reason_v2") == TOLD and dataset.names() == ["clip_1", "clip_2"]
+    assert answers(dataset, "reason_v2") == REASONS and dataset.names() == ["clip_1", "clip_2"]
     assert user_text(dataset) == "The person in video says: We won!.  [reason_v2] Which? "
     assert user_text(dataset, 1) == "The person in video says: .  [reason_v2] Which? "
 
@@ -230,7 +230,7 @@ def test_emer_reads_the_first_table_with_subtitles_and_reasons(build, training):
 @both
 def test_emer_reads_the_second_table_without_sentences(build, training):
     dataset = build("emer", {"truth.csv": V2}, training=training, annotation_file="truth.csv")
-    assert answers(dataset, "reason_v2") == TOLD and problem_texts(dataset) == []
+    assert answers(dataset, "reason_v2") == REASONS and problem_texts(dataset) == []
     assert user_text(dataset) == "[reason_v2] Which? "
 
 
@@ -242,7 +242,7 @@ def test_emer_reads_a_list_with_a_separate_caption_file(build, training):
     }
     files = {"EMER_NCE.txt": PLAIN, "MERR_fine_grained.json": json.dumps(captions)}
     dataset = build("emer", files, training=training)
-    assert answers(dataset, "reason_v2") == TOLD and problem_texts(dataset) == []
+    assert answers(dataset, "reason_v2") == REASONS and problem_texts(dataset) == []
 
 
 @pytest.mark.parametrize("keys", [{}, {"captions_path": None}])
@@ -269,7 +269,7 @@ def test_emer_names_a_configured_caption_file_that_does_not_exist(build, trainin
 def test_an_empty_description_is_reported_in_training_and_is_no_target_in_evaluation(build, tmp_path, table):
     (text,) = problem_texts(build("emer", {"truth.csv": table}, annotation_file="truth.csv"))
     assert f"no caption for task reason_v2, clips 1: clip_2. Remedy: add them ({tmp_path}/truth.csv)" in text
-    assert answers(build("emer", {}, training=False, annotation_file="truth.csv"), "reason_v2") == [TOLD[0], None]
+    assert answers(build("emer", {}, training=False, annotation_file="truth.csv"), "reason_v2") == [REASONS[0], None]
     assert problem_texts(build("emer", {}, annotation_file="truth.csv", exclude=["clip_2"])) == []
 
 
@@ -277,12 +277,12 @@ def test_an_empty_description_is_reported_in_training_and_is_no_target_in_evalua
 def test_emer_gives_both_reasoning_tasks_the_same_answers(build, training):
     keys = {"annotation_file": "truth.csv", "task_pool": {"reason": 1, "reason_v2": 2}}
     dataset = build("emer", {"truth.csv": V1}, training=training, **keys)
-    assert answers(dataset, "reason") == answers(dataset, "reason_v2") == TOLD
+    assert answers(dataset, "reason") == answers(dataset, "reason_v2") == REASONS
 
 
 def test_emer_prefers_a_configured_transcript_to_the_subtitles(build):
-    files = {"truth.csv": V1, "said.csv": "name,chinese,english\nclip_1,x,Hooray\nclip_2,y,Oh dear\n"}
-    dataset = build("emer", files, annotation_file="truth.csv", transcription_path="said.csv")
+    files = {"truth.csv": V1, "transcript.csv": "name,chinese,english\nclip_1,x,Hooray\nclip_2,y,Oh dear\n"}
+    dataset = build("emer", files, annotation_file="truth.csv", transcription_path="transcript.csv")
     assert "says: Oh dear." in user_text(dataset, 1)
 
 
@@ -374,7 +374,7 @@ def test_custom_reports_every_row_with_an_empty_reason(build):
 def test_custom_preserves_leading_zeros_and_spaces_in_names_of_clips_and_features(build, tmp_path):
     names = ["00012", "12", "a b", "part/c"]
     put_features(tmp_path, names[:3])
-    for folder in MADE.values():
+    for folder in FEATURE_FOLDERS.values():
         (tmp_path / folder / "part").mkdir()
         shutil.copy(tmp_path / folder / "12.npy", tmp_path / folder / "part" / "c.npy")
     text = "name,emotion\n" + "".join(f"{name},happy\n" for name in names)
@@ -390,7 +390,7 @@ def test_further_columns_of_a_custom_table_are_read_and_not_shown(build):
     assert dataset.clips[0].columns["hardness"] == "3" and user_text(dataset) == "[emotion] Which? "
 
 
-# What all share
+# Common behaviour
 
 
 def test_a_label_map_renames_before_labels_are_checked_and_excluded(build):
@@ -451,7 +451,7 @@ def test_a_run_reports_all_problems_of_all_blocks_at_once(tmp_path):
             **folds("1,1\n2,8\n0001,2\n"),
             "EMER_NCE.txt": "clip_1\t30\t0\nclip_2 0\nclip_3 many 0\n",
             "MERR_fine_grained.json": '{"clip_9": {"smp_reason_caption": "x"}}',
-            "said.csv": "name,sentence\nclip_7,x\n,y\n",
+            "transcript.csv": "name,sentence\nclip_7,x\n,y\n",
         },
     )
     put_features(tmp_path, ["00001", "00002"])
@@ -462,9 +462,9 @@ def test_a_run_reports_all_problems_of_all_blocks_at_once(tmp_path):
     tree["datasets"] = {
         "custom": shared | {"annotation_file": "clips.csv", "curriculum": {"by": "hardness", "epochs": 2}},
         "dfew": {"data_root": str(tmp_path)},
-        "emer": shared | {"transcription_path": "said.csv"},
+        "emer": shared | {"transcription_path": "transcript.csv"},
     }
-    tree["model"]["ckpt"] = str(tmp_path / "nowhere.pth")  # would be told next: nothing of the model is read before
+    tree["model"]["ckpt"] = str(tmp_path / "nowhere.pth")  # would be reported next: files of the model are read later
     config = loaded(tmp_path, tree)
     with pytest.raises(UserError) as error:
         config.classes["run"](config)
@@ -485,8 +485,8 @@ def test_a_run_reports_all_problems_of_all_blocks_at_once(tmp_path):
         f"datasets.emer: {tmp_path}/EMER_NCE.txt, line 2: expected 3 or 4 fields",
         f"datasets.emer: {tmp_path}/EMER_NCE.txt, line 3: the second field of",
         "datasets.emer: no caption for task reason_v2, clips 1: clip_1.",
-        "datasets.emer: no row in said.csv for clips 1: clip_1.",
-        f"datasets.emer: {tmp_path}/said.csv, line 3: the row has no name",
+        "datasets.emer: no row in transcript.csv for clips 1: clip_1.",
+        f"datasets.emer: {tmp_path}/transcript.csv, line 3: the row has no name",
     ]
     [path] = re.findall(r"^\.\.\. and 5 more \(all of them: (.*)\)$", lines[-1])
     everything = Path(path).read_text().splitlines()
@@ -524,9 +524,9 @@ def test_a_cache_of_another_image_size_names_both_sizes_before_any_weight_is_rea
     tree = golden_tree(tmp_path)
     tree["model"] |= {"image_size": image_size, "slot_dims": {"image": 16}, "llama_model": str(llama), "ckpt": "nowhere.pth"}
     block = {"type": "custom", "data_root": str(tmp_path), "annotation_file": "clips.csv"}
-    tree["datasets"], tree["evaluation_datasets"] = {"clips": block}, {"asked": block}
+    tree["datasets"], tree["evaluation_datasets"] = {"clips": block}, {"questions": block}
     config = loaded(tmp_path, tree)
-    for training, label in ((True, "datasets.clips"), (False, "evaluation_datasets.asked")):
+    for training, label in ((True, "datasets.clips"), (False, "evaluation_datasets.questions")):
         with pytest.raises(UserError) as error:
             config.classes["run"](config, training=training)
         text = str(error.value)

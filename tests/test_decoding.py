@@ -1,4 +1,4 @@
-"""Continuing prompts together: the same ids as alone, as transformers' own search, and as arithmetic on full passes."""
+"""Batched decoding: the same ids as one at a time, as the search of transformers, and as full forward passes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GREEDY = SamplingParams(max_new_tokens=20)
 
 @pytest.fixture(scope="module")
 def samples(golden_dataset, golden_prompt):
-    """Eighteen prompts of several lengths without their answers."""
+    """Eighteen prompts of different lengths without their answers."""
     places = [(clip, task) for clip in range(6) for task in TASKS]
     records = [golden_dataset.record(clip, task, golden_dataset.pool.first_instruction(task)) for clip, task in places]
     return [golden_prompt.sample(record, to_generate=True) for record in records]
@@ -25,7 +25,7 @@ def samples(golden_dataset, golden_prompt):
 
 @pytest.fixture(scope="module")
 def other(golden_model):
-    """A model that shares what is frozen and has other adapters."""
+    """A model with the same frozen weights and other adapters."""
     frozen = {id(value): value for value in golden_model.parameters() if not value.requires_grad}
     perturbed = copy.deepcopy(golden_model, frozen)
     generator = torch.Generator().manual_seed(5)
@@ -51,7 +51,7 @@ def test_greedy_answers_equal_those_of_transformers(golden_model, golden_prompt,
 
 def test_a_repetition_penalty_acts_as_in_transformers(golden_model, golden_prompt, samples):
     penalised = answers([golden_model], golden_prompt, samples, SamplingParams(20, repetition_penalty=1.7))
-    # One prompt a time: with padded embeddings transformers leaves as many new tokens unpenalised as there is padding.
+    # One prompt at a time: with padded embeddings, transformers does not penalise as many new tokens as there is padding.
     alone = [transformers_own(golden_model, golden_prompt, [sample], repetition_penalty=1.7)[0] for sample in samples]
     assert penalised == alone
     assert penalised != answers([golden_model], golden_prompt, samples)
@@ -76,7 +76,7 @@ def test_an_ensemble_of_the_same_model_twice_answers_like_the_model(golden_model
 
 
 def next_distribution(model, sample, ids):
-    """Probabilities of the next token by one full pass over prompt and ids."""
+    """Probabilities of the next token from one full forward pass over prompt and ids."""
     tokens = torch.cat([sample.input_ids, torch.tensor(ids, dtype=torch.long)])
     batch = collate([type(sample)(sample.name, sample.task, tokens, tokens, tokens.float(), sample.slots)])
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Several processes: gloo on this machine. Where nothing else is said, they are forks (tests/ranks.py)."""
+"""Several processes with gloo on this machine. Most of them are forks (tests/ranks.py)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ranks import HANG, start
 from running import GOLDEN, ROOT, command, environment, golden_config, read_jsonl
 from workers import splits as worker
 
-# batch size, accumulation, processes: three splits of one global batch of four
+# batch size, accumulation, processes: three layouts of one global batch of four
 SPLITS = {"accumulate": (1, 4, 1), "ranks": (1, 2, 2), "batch": (4, 1, 1)}
 AVERAGES = ("sample", "token")
-TASKS = {"emotion": 1, "reason": 1, "reason_v2": 1}  # answers of very different length
+TASKS = {"emotion": 1, "reason": 1, "reason_v2": 1}  # answers of very different lengths
 
 
 @pytest.fixture(scope="module")
@@ -173,12 +173,12 @@ def test_workers_end_when_torchrun_is_killed(tmp_path):
         launcher.send_signal(signal.SIGKILL)
         launcher.wait()
 
-    # torchrun gives each of its processes a session of its own.
+    # torchrun starts each process in its own session.
     ended_with_its_launcher(lambda: started_with(str(path)), tmp_path / "out/run/log.jsonl", kill)
 
 
 def ended_with_its_launcher(living, log, kill):
-    """Kill a launcher once its processes train; they must end by themselves. ``living`` lists the launcher and its processes."""
+    """Kill a launcher once its processes train and check that they end. ``living`` lists the launcher and its processes."""
     try:
         wait_until(lambda: len(read_jsonl(log)) > 3)
         assert len(living()) > 2
@@ -190,12 +190,12 @@ def ended_with_its_launcher(living, log, kill):
 
 
 def in_session(session: int) -> list[int]:
-    """Living processes of a session."""
+    """Running processes of a session."""
     return [int(pid) for pid, state, own, _ in processes() if own == str(session) and not state.startswith("Z")]
 
 
 def started_with(argument: str) -> list[int]:
-    """Living processes that have an argument on their command line."""
+    """Running processes with this argument on their command line."""
     return [int(pid) for pid, state, _, line in processes() if argument in line.split() and not state.startswith("Z")]
 
 

@@ -1,4 +1,4 @@
-"""The README and docs speak of files, targets and keys that exist."""
+"""Files, targets and keys that the README and docs name exist."""
 
 from __future__ import annotations
 

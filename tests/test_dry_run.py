@@ -1,4 +1,4 @@
-"""--dry-run: what it finds before weights are loaded, and what it prints."""
+"""--dry-run: the errors that it detects before weights are loaded, and its output."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def outcome(capfd, *argv):
 
 @pytest.fixture(autouse=True)
 def no_weights(monkeypatch):
-    """Weights of the language model are built on the meta device only, and nothing is launched."""
+    """Fail if weights of the language model are built outside the meta device or a process is launched."""
     build = llm_weights.build
 
     def built(options, config, *, dtype, device):
@@ -165,7 +165,7 @@ def test_a_dry_run_of_a_resumed_run_needs_only_its_checkpoint_and_a_later_end(tm
 
 
 class Choosy(RunnerBase):
-    """A runner with a check of its own."""
+    """A runner with an additional check."""
 
     @classmethod
     def prepare(cls, config, world, **how):

@@ -1,4 +1,4 @@
-"""EMER's scores: what a judge is asked, what it is not, and the means over the clips that have a score."""
+"""EMER scores: the requests to a judge, and the means over the clips that have a score."""
 
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ def value(name, evidence):
 
 
 class Listening:
-    """A judge that notes what it is asked; clips with "odd" in a text get no answer."""
+    """A judge that records its requests; clips with "odd" in a text get no score."""
 
     @dataclass
     class Config:
@@ -33,18 +33,18 @@ class Listening:
     name = "listening"
 
     def __init__(self):
-        self.cfg, self.asked = self.Config(), []
+        self.cfg, self.requests = self.Config(), []
 
     def clue_overlap(self, pairs):
-        self.asked.append(("clues", list(pairs)))
+        self.requests.append(("clues", list(pairs)))
         return [Verdict(None, "odd") if "odd" in prediction else Verdict(4.0) for _, prediction in pairs]
 
     def emotion_words(self, texts):
-        self.asked.append(("words", list(texts)))
+        self.requests.append(("words", list(texts)))
         return [Extraction(None, "odd") if "odd" in text else Extraction(("sad",) if "sad" in text else ()) for text in texts]
 
     def label_overlap(self, pairs):
-        self.asked.append(("labels", list(pairs)))
+        self.requests.append(("labels", list(pairs)))
         return [Verdict(6.0) for _ in pairs]
 
     def usage(self):
@@ -54,7 +54,7 @@ class Listening:
 def test_clue_overlap_is_judged_once_per_sample_and_averaged():
     judge = Listening()
     overlaps = judge_clues(judge, [answer("a", "lips"), answer("b", "")])
-    assert judge.asked == [("clues", [(SAD, "lips")])]
+    assert judge.requests == [("clues", [(SAD, "lips")])]
     assert [verdict.score for verdict in overlaps.verdicts] == [4, 0]
     assert value("clue_overlap", overlaps) == 2
 
@@ -63,7 +63,7 @@ def test_label_overlap_extracts_emotion_words_once_per_distinct_text():
     judge = Listening()
     answers = [answer("a", "so sad"), answer("b", "so sad"), answer("c", "sad", reference="sad, too"), answer("d", SAD)]
     overlaps = judge_labels(judge, answers)
-    assert judge.asked == [("words", [SAD, "so sad", "sad, too", "sad"]), ("labels", [(("sad",), ("sad",))] * 4)]
+    assert judge.requests == [("words", [SAD, "so sad", "sad, too", "sad"]), ("labels", [(("sad",), ("sad",))] * 4)]
     assert overlaps.names == ("a", "b", "c", "d")
     assert overlaps.true_words == overlaps.predicted_words == (("sad",),) * 4
     assert value("label_overlap", overlaps) == 6
@@ -73,14 +73,14 @@ def test_an_empty_prediction_scores_0_without_a_call_of_the_judge():
     judge = Listening()
     for judged in (judge_clues, judge_labels):
         assert [verdict.score for verdict in judged(judge, [answer("a", ""), answer("b", " \n")]).verdicts] == [0, 0]
-    assert judge.asked == []
+    assert judge.requests == []
 
 
 def test_a_prediction_without_emotion_words_scores_0_without_a_comparison():
     judge = Listening()
     overlaps = judge_labels(judge, [answer("a", "a table")])
     assert value("label_overlap", overlaps) == 0
-    assert [kind for kind, _ in judge.asked] == ["words"]
+    assert [kind for kind, _ in judge.requests] == ["words"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""HuBERT, MAE and VideoMAE: the same numbers as transformers gives by itself, whatever the company; weights that do not fit."""
+"""HuBERT, MAE and VideoMAE: the same features as transformers for any batch composition, and weights that do not fit."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PATCHES = (encoding.IMAGE["image_size"] // encoding.IMAGE["patch_size"]) ** 2
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """The three encoders as they are published, and clips: sound, faces and a video."""
+    """The three encoders in their published form, and clips: sound, faces and a video."""
     root = tmp_path_factory.mktemp("encoders")
     save_hubert(root / "hubert")
     save_mae(root / "mae")
@@ -76,7 +76,7 @@ def close(features, expected, bound=1e-5):
 
 
 def direct_states(folder, source, *, silence=0):
-    """All states of a clip's sound, (T, D) each, in the published sense: the last one behind the final norm."""
+    """All hidden states (T, D) of a clip's sound as published: the last one is after the final norm."""
     values = transformers.AutoFeatureExtractor.from_pretrained(folder)(
         sound_of(source), sampling_rate=RATE, return_tensors="pt"
     ).input_values
@@ -183,8 +183,8 @@ def test_a_layer_that_the_model_does_not_have_is_refused(folders):
 # MAE
 
 
-def direct_rows(folder, images, mean=encoding.MEAN, std=encoding.STD):
-    """(F, 1 + P, D) of face images."""
+def direct_face_tokens(folder, images, mean=encoding.MEAN, std=encoding.STD):
+    """Hidden states (F, 1 + P, D) of face images."""
     processor = transformers.AutoImageProcessor.from_pretrained(folder, image_mean=mean, image_std=std)
     pixels = processor(images, return_tensors="pt").pixel_values
     model = transformers.ViTMAEModel.from_pretrained(folder, mask_ratio=0.0, dtype=torch.float32).eval()
@@ -194,7 +194,7 @@ def direct_rows(folder, images, mean=encoding.MEAN, std=encoding.STD):
 
 @pytest.mark.parametrize("pooling", ["cls", "patches"])
 def test_mae_features_equal_the_image_mean_of_the_transformers_output(folders, clips, pooling):
-    tokens = direct_rows(folders / "mae", faces_of("clara", 9))
+    tokens = direct_face_tokens(folders / "mae", faces_of("clara", 9))
     expected = tokens[:, 0].mean(0) if pooling == "cls" else tokens[:, 1:].mean((0, 1))
     (features,) = encoded(build_encoder("mae", folders / "mae", pooling=pooling, batch_size=4), clips["mae"][2])
     assert close(features, expected)
@@ -204,7 +204,7 @@ def test_mae_masks_no_patches_and_preserves_their_order(folders, clips):
     encoder = build_encoder("mae", folders / "mae")
     tokens = encoder.tokens(encoder.load(clips["mae"][0]))
     assert tokens.shape[1] == 1 + PATCHES
-    assert torch.allclose(tokens, direct_rows(folders / "mae", faces_of("anna", 5)), atol=1e-5)
+    assert torch.allclose(tokens, direct_face_tokens(folders / "mae", faces_of("anna", 5)), atol=1e-5)
 
 
 def test_a_zero_mean_and_a_unit_deviation_leave_pixels_unnormalised(folders, clips):
@@ -214,7 +214,7 @@ def test_a_zero_mean_and_a_unit_deviation_leave_pixels_unnormalised(folders, cli
 
 
 def save_original_mae(path):
-    """A file as MAE's own code writes it: decoder, optimizer and arguments in it. Returns its tensors."""
+    """Save a file in the format of MAE's code, with decoder, optimizer and arguments; return its tensors."""
     width, inner = encoding.SIZES["hidden_size"], encoding.SIZES["intermediate_size"]
     shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 1 + PATCHES, width), "mask_token": (1, 1, 8)}
     shapes |= {"patch_embed.proj.weight": (width, 3, 8, 8), "patch_embed.proj.bias": (width,), "norm.weight": (width,)}
@@ -255,7 +255,7 @@ MAE_NAMES = {
 
 
 def published_names(tensors, names):
-    """Original names -> those of Hugging Face folders, written anew here."""
+    """Original names -> names in Hugging Face folders, independent of the package."""
     renamed = {}
     for name, value in tensors.items():
         for old, new in names.items():
@@ -325,7 +325,7 @@ def test_a_file_of_another_encoder_type_is_refused(tmp_path):
 
 
 def direct_tokens(folder, frames, **changes):
-    """(T, D) of 16 frames."""
+    """Hidden states (T, D) of 16 frames."""
     pixels = transformers.AutoImageProcessor.from_pretrained(folder)(list(frames), return_tensors="pt").pixel_values
     model = transformers.VideoMAEModel.from_pretrained(folder, dtype=torch.float32, **changes).eval()
     with torch.no_grad():
@@ -423,7 +423,7 @@ def test_a_video_with_too_few_frames_repeats_some_of_them(folders, clips):
     assert build_encoder("videomae", folders / "videomae").load(clips["videomae"][1]).shape == (16, 3, 32, 32)
 
 
-# All of them
+# All encoders
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -454,7 +454,7 @@ def test_the_features_of_a_clip_do_not_depend_on_the_other_clips_of_a_batch(fold
 
 
 def test_images_and_clips_are_always_encoded_in_batches_of_batch_size(folders, clips):
-    """Kernels are chosen by the batch's shape, so that this is what keeps a clip's numbers."""
+    """Libraries choose kernels by the shape of a batch, so features are only reproducible with a constant shape."""
     sizes = []
     mae, videomae = (build_encoder(name, folders / name, batch_size=4) for name in ("mae", "videomae"))
     tokens = mae.tokens
@@ -553,7 +553,7 @@ def test_another_architecture_is_refused_with_both_names(folders, name):
 
 
 def spoiled(folder, target, change):
-    """A copy of a folder whose tensors were changed."""
+    """Copy a folder and change its tensors."""
     shutil.copytree(folder, target)
     tensors = load_file(folder / "model.safetensors")
     change(tensors)

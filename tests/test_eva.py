@@ -1,4 +1,4 @@
-"""EVA: the published numbers through the original names, any image size, and files that do not fit."""
+"""EVA: the published features with the original tensor names, any image size, and files that do not fit."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_the_provenance_distinguishes_an_identity_norm_from_a_loaded_norm():
     recipes = [Eva.describe(encoder(ln_vision=choice).cfg, "k").recipe["ln_vision"] for choice in ("identity", str(WEIGHTS))]
     assert recipes[0] == "identity"
     assert recipes[1] != recipes[0]
-    assert "eva_tiny" not in recipes[1]  # the same norm in another file is the same
+    assert "eva_tiny" not in recipes[1]  # the same norm in another file gives the same features
 
 
 @pytest.mark.parametrize(("keys", "expected"), [({"image_size": 100}, "multiple of 28"), ({"image_size": 14}, "multiple of 28")])
@@ -213,7 +213,7 @@ def test_tf32_convolutions_are_disabled_only_while_the_encoder_runs(videos):
 
 @pytest.mark.slow
 def test_the_full_vit_g_runs_an_image_of_448_pixels_on_the_cpu(tmp_path):
-    """Width 1408, 39 blocks, random weights in a file under the original names with positions for 224 pixels."""
+    """The file has width 1408, 39 blocks, random weights, the original names and positions for 224 pixels."""
     shape = EvaShape()
     with torch.device("meta"):
         built = EvaVit(shape, image_size=224, precision="fp32", device=torch.device("meta"))
@@ -225,7 +225,7 @@ def test_the_full_vit_g_runs_an_image_of_448_pixels_on_the_cpu(tmp_path):
     torch.save(tensors, tmp_path / "eva_vit_g.pth")
     del tensors
     assert read_eva(str(tmp_path / "eva_vit_g.pth"), "weights", 39)[0] == shape
-    # In bf16 this takes seven minutes on a processor without bf16 instructions.
+    # With bf16, this takes seven minutes on a CPU without bf16 instructions.
     vit = load(tmp_path / "eva_vit_g.pth", size=448, precision="fp32")
     count = sum(value.numel() for value in vit.visual_encoder.parameters())
     assert 0.98e9 < count < 1.0e9

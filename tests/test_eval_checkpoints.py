@@ -34,7 +34,7 @@ LABELS = ["pretrained", "epoch_0", "epoch_1"]
 
 
 def tree(folder, *, model=None, epochs=2):
-    """A run of two epochs, or another number; two blocks are evaluated, of which one has two tasks."""
+    """A configuration of a run of two epochs by default and of two evaluation blocks, one of them with two tasks."""
     content = golden_tree(folder)
     content["model"] |= model or {}
     content["run"] |= {"max_epoch": epochs, "iters_per_epoch": 2, "init_lr": 1e-3, "min_lr": 1e-3}
@@ -45,7 +45,7 @@ def tree(folder, *, model=None, epochs=2):
 
 
 def trained(folder, **parts):
-    """The folder of a run, and the YAML file that evaluates it."""
+    """A run folder and the YAML file that evaluates it."""
     config = loaded(folder, tree(folder, **parts))
     run_folder = config.classes["run"](config).train()
     evaluation = tree(folder, **parts)
@@ -55,8 +55,8 @@ def trained(folder, **parts):
     return run_folder, Path(write(folder / "eval", evaluation))
 
 
-def swept(capsys, run_folder, cfg, *arguments):
-    """What a sweep prints, in this process."""
+def evaluate(capsys, run_folder, cfg, *arguments):
+    """Run ``emollama eval-checkpoints`` in this process and return its output."""
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     command.run(parser.parse_args(["--cfg-path", str(cfg), "--run-folder", str(run_folder), *arguments]))
@@ -65,12 +65,12 @@ def swept(capsys, run_folder, cfg, *arguments):
 
 def refused(capsys, run_folder, cfg, *arguments):
     with pytest.raises(UserError) as error:
-        swept(capsys, run_folder, cfg, *arguments)
+        evaluate(capsys, run_folder, cfg, *arguments)
     return str(error.value)
 
 
 def figures(result):
-    """``block/task/metric`` -> value, of a folder of results."""
+    """``block/task/metric`` -> value in a folder of results."""
     files = [json.loads(path.read_text()) for path in sorted(result.glob("metrics_*.json"))]
     return {
         f"{file['block']}/{task}/{name}": value
@@ -82,7 +82,7 @@ def figures(result):
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory, launch, no_reports):
-    """A run and the sweep over it, by two processes."""
+    """A run whose checkpoints two processes have evaluated."""
     folder = tmp_path_factory.mktemp("sweep")
     run_folder, cfg = trained(folder)
     ended = launch("-m", "emollama", "sweep", "--cfg-path", str(cfg), "--run-folder", str(run_folder), processes=2)
@@ -92,33 +92,33 @@ def evaluated(tmp_path_factory, launch, no_reports):
 
 @pytest.fixture
 def copied(evaluated, tmp_path):
-    """A copy of the run with its sweep, to be spoiled, and the YAML file."""
+    """A copy of the run with its evaluations, which a test may change, and the YAML file."""
     return Path(shutil.copytree(evaluated[0], tmp_path / "run")), evaluated[1]
 
 
 @pytest.fixture
 def again(copied, monkeypatch):
-    """The same, for sweeps in this process that draw no charts."""
+    """The same for evaluations in this process without charts."""
     monkeypatch.setattr("emollama.reporting.checkpoint_table.checkpoint_chart", lambda *_: WHITE_PIXEL)
     return copied
 
 
-def stamps(folder, block="words"):
+def mtimes(folder, block="words"):
     return {path.parent.parent.name: path.stat().st_mtime_ns for path in folder.glob(f"*/result/metrics_{block}.json")}
 
 
 def answered(folder, before):
-    """The (row, block) that were answered since."""
+    """The (row, block) pairs that were evaluated since then."""
     return {
-        (label, block) for block, old in before.items() for label, at in stamps(folder, block).items() if old.get(label) != at
+        (label, block) for block, old in before.items() for label, at in mtimes(folder, block).items() if old.get(label) != at
     }
 
 
 def since(folder):
-    return {block: stamps(folder, block) for block in ("words", "both")}
+    return {block: mtimes(folder, block) for block in ("words", "both")}
 
 
-# What it writes
+# Output files
 
 
 def test_each_checkpoint_has_the_same_metrics_as_a_separate_evaluation(evaluated, tmp_path):
@@ -173,25 +173,25 @@ def test_a_chart_can_show_few_or_many_checkpoints(epochs, rendered_plots):
     assert picture.width > 800
 
 
-# What it does not do twice
+# Work that is not repeated
 
 
 def test_a_second_call_evaluates_only_with_the_option_again(again, capsys):
     run_folder, cfg = again
-    before = stamps(run_folder / "sweep_config")
-    swept(capsys, run_folder, cfg)
-    assert stamps(run_folder / "sweep_config") == before and before.keys() == set(LABELS)
-    swept(capsys, run_folder, cfg, "--again")
-    assert all(stamps(run_folder / "sweep_config")[label] > before[label] for label in LABELS)
+    before = mtimes(run_folder / "sweep_config")
+    evaluate(capsys, run_folder, cfg)
+    assert mtimes(run_folder / "sweep_config") == before and before.keys() == set(LABELS)
+    evaluate(capsys, run_folder, cfg, "--again")
+    assert all(mtimes(run_folder / "sweep_config")[label] > before[label] for label in LABELS)
 
 
 def test_new_and_replaced_checkpoints_are_evaluated(again, capsys):
     run_folder, cfg = again
-    folder, before = run_folder / "sweep_config", stamps(run_folder / "sweep_config")
+    folder, before = run_folder / "sweep_config", mtimes(run_folder / "sweep_config")
     checkpoint.copy(run_folder / "checkpoint_1.pth", run_folder / "checkpoint_2.pth")
     checkpoint.copy(run_folder / "checkpoint_1.pth", run_folder / "checkpoint_0.pth")
-    text = swept(capsys, run_folder, cfg)
-    changed = {label for label, stamp in stamps(folder).items() if before.get(label) != stamp}
+    text = evaluate(capsys, run_folder, cfg)
+    changed = {label for label, stamp in mtimes(folder).items() if before.get(label) != stamp}
     assert changed == {"epoch_0", "epoch_2"} and "| epoch_2 |" in text
     assert figures(folder / "epoch_0/result") == pytest.approx(figures(folder / "epoch_1/result"), abs=1e-6)
 
@@ -200,9 +200,9 @@ def test_another_configuration_is_evaluated_again_and_never_shown_with_the_old_o
     run_folder, cfg = again
     checkpoint.digest_path(run_folder / "checkpoint_0.pth").unlink()
     (run_folder / "checkpoint_0.pth").unlink()
-    before = stamps(run_folder / "sweep_config")
-    text = swept(capsys, run_folder, cfg, "--options", "evaluation_datasets.words.metrics=[war]")
-    after = stamps(run_folder / "sweep_config")
+    before = mtimes(run_folder / "sweep_config")
+    text = evaluate(capsys, run_folder, cfg, "--options", "evaluation_datasets.words.metrics=[war]")
+    after = mtimes(run_folder / "sweep_config")
     assert {label for label in LABELS if after[label] != before[label]} == {"pretrained", "epoch_1"}
     assert "words.war" in text and "| epoch_0 |" not in text and "other data: epoch_0" in text
 
@@ -211,14 +211,14 @@ def test_changed_captions_cause_a_new_evaluation_of_their_block_only(again, corp
     run_folder, cfg = again
     folder, before = run_folder / "sweep_config", since(run_folder / "sweep_config")
     moved = ["--options", *(f"evaluation_datasets.{block}.data_root={corpus}" for block in before)]
-    swept(capsys, run_folder, cfg, *moved)
-    assert answered(folder, before) == {(label, block) for label in LABELS for block in before}  # arrays are known by their place
+    evaluate(capsys, run_folder, cfg, *moved)
+    assert answered(folder, before) == {(label, block) for label in LABELS for block in before}  # by path
     losses = {label: figures(folder / label / "result") for label in LABELS}
     before = since(folder)
     captions = corpus / "MERR_coarse_grained.json"
     captions.write_text(captions.read_text().replace("A young woman", "An old man"))
     with caplog.at_level(logging.INFO, "emollama"):
-        text = swept(capsys, run_folder, cfg, *moved)
+        text = evaluate(capsys, run_folder, cfg, *moved)
     assert answered(folder, before) == {(label, "both") for label in LABELS}
     message = "evaluating again because the captions or lists of block both changed: pretrained, epoch_0, epoch_1"
     assert message in caplog.messages and sum("captions or lists" in line for line in caplog.messages) == 1
@@ -226,16 +226,16 @@ def test_changed_captions_cause_a_new_evaluation_of_their_block_only(again, corp
     changed = {key for label in LABELS for key in now[label] if now[label][key] != losses[label][key]}
     assert changed == {"both/reason/loss"} and all(f"| {label} |" in text for label in LABELS)
     before = since(folder)
-    swept(capsys, run_folder, cfg, *moved)
+    evaluate(capsys, run_folder, cfg, *moved)
     assert answered(folder, before) == set()
 
 
 def test_removing_a_block_evaluates_nothing_and_restoring_it_evaluates_only_that_block(again, capsys):
     run_folder, cfg = again
     folder, before = run_folder / "sweep_config", since(run_folder / "sweep_config")
-    text = swept(capsys, run_folder, cfg, "--options", "evaluation_datasets.both=null")
+    text = evaluate(capsys, run_folder, cfg, "--options", "evaluation_datasets.both=null")
     assert answered(folder, before) == set() and "| checkpoint | words.waf | words.loss |" in text and "both." not in text
-    swept(capsys, run_folder, cfg)
+    evaluate(capsys, run_folder, cfg)
     assert answered(folder, before) == {(label, "both") for label in LABELS}
 
 
@@ -248,15 +248,15 @@ def test_an_interrupted_evaluation_is_repeated_and_not_counted_as_complete(again
     with monkeypatch.context() as patch:
         patch.setattr(RunnerBase, "evaluate", stop)
         with pytest.raises(KeyboardInterrupt):
-            swept(capsys, run_folder, cfg, "--options", "evaluation_datasets.both.max_new_tokens=1")
+            evaluate(capsys, run_folder, cfg, "--options", "evaluation_datasets.both.max_new_tokens=1")
     folder, before = run_folder / "sweep_config", since(run_folder / "sweep_config")
-    swept(capsys, run_folder, cfg)
+    evaluate(capsys, run_folder, cfg)
     assert answered(folder, before) == {("pretrained", "words"), ("pretrained", "both")}
 
 
 @pytest.fixture
 def captioning(tmp_path):
-    """A small world of captions, and why an evaluation of it would be made again since it was last asked."""
+    """A small captioning setup and a function that returns the reasons to repeat its evaluation."""
     world = make_flickr_world(tmp_path / "world")
     block = {"type": "flickr30k_caption", "annotation_file": str(world.test), "image_path": str(world.images)}
 
@@ -325,7 +325,7 @@ def test_moved_weight_files_are_not_a_difference_between_training_and_evaluation
 def test_a_deleted_checkpoint_remains_in_the_table(again, capsys):
     run_folder, cfg = again
     (run_folder / "checkpoint_0.pth").unlink()
-    assert "| epoch_0 |" in swept(capsys, run_folder, cfg)
+    assert "| epoch_0 |" in evaluate(capsys, run_folder, cfg)
 
 
 def test_table_and_chart_are_recreated_from_stored_results(copied, capsys):
@@ -334,22 +334,22 @@ def test_table_and_chart_are_recreated_from_stored_results(copied, capsys):
     text = (folder / "sweep.md").read_text()
     for name in ("sweep.md", "sweep.csv", "sweep.png"):
         (folder / name).unlink()
-    assert swept(capsys, run_folder, cfg, "--table-only") == text == (folder / "sweep.md").read_text()
+    assert evaluate(capsys, run_folder, cfg, "--table-only") == text == (folder / "sweep.md").read_text()
     Image.open(folder / "sweep.png").verify()
     (folder / "epoch_0/result/metrics_both.json").unlink()
     assert "metrics are missing, 1: " in refused(capsys, run_folder, cfg, "--table-only")
     before = since(folder)
-    swept(capsys, run_folder, cfg)
+    evaluate(capsys, run_folder, cfg)
     assert answered(folder, before) == {("epoch_0", "both")}
 
 
 def test_missing_metrics_of_a_checkpoint_do_not_prevent_other_evaluations(again, capsys):
     run_folder, cfg = again
     (run_folder / "sweep_config/epoch_1/result/metrics_both.json").unlink()
-    assert "| epoch_1 |" in swept(capsys, run_folder, cfg, "--again")
+    assert "| epoch_1 |" in evaluate(capsys, run_folder, cfg, "--again")
     (run_folder / "sweep_config/epoch_1/result/metrics_both.json").unlink()
     (run_folder / "checkpoint_1.pth").unlink()
-    assert "| epoch_1 |" not in swept(capsys, run_folder, cfg)
+    assert "| epoch_1 |" not in evaluate(capsys, run_folder, cfg)
 
 
 def test_equal_values_have_no_best_value(again):
@@ -380,12 +380,12 @@ def test_values_that_round_to_zero_or_to_the_same_number_have_no_best_value(agai
     assert "5.18e-10" in (folder / "sweep.csv").read_text() and "5.18e-10" in (folder / "sweep.json").read_text()
 
 
-# Where training began
+# Start of the training
 
 
 def test_the_table_of_a_run_from_random_weights_begins_with_an_untrained_row(tmp_path, capsys):
     run_folder, cfg = trained(tmp_path, model={"ckpt": None}, epochs=1)
-    text = swept(capsys, run_folder, cfg, "--checkpoints", f"golden={GOLDEN / 'checkpoint_slim.pth'}")
+    text = evaluate(capsys, run_folder, cfg, "--checkpoints", f"golden={GOLDEN / 'checkpoint_slim.pth'}")
     assert [line.split(" | ")[0] for line in text.splitlines()[2:5]] == ["| untrained", "| epoch_0", "| golden"]
     assert "untrained: start of the training, with random projections and adapters" in text
     config = load(str(cfg), ["model.ckpt_allow_missing=['*']"])
@@ -399,12 +399,12 @@ def test_a_dry_run_lists_the_checkpoints_and_writes_nothing(copied, capsys):
     run_folder, cfg = copied
     shutil.rmtree(run_folder / "sweep_config")
     before = sorted(run_folder.rglob("*"))
-    printed = swept(capsys, run_folder, cfg, "--dry-run")
+    printed = evaluate(capsys, run_folder, cfg, "--dry-run")
     assert str(run_folder / "checkpoint_0.pth") in printed and "no problem was found; nothing was written" in printed
     assert sorted(run_folder.rglob("*")) == before
 
 
-# What it refuses, before it evaluates anything
+# Errors before the first evaluation
 
 
 def test_a_folder_that_is_not_a_run_is_refused(evaluated, tmp_path, capsys):
@@ -469,7 +469,7 @@ def test_the_evaluation_of_another_run_is_not_overwritten(again, tmp_path, capsy
     assert "contains the evaluation of another run, run" in message
 
 
-# The command that evaluates
+# The evaluation script
 
 
 def test_the_evaluation_script_gives_the_same_metrics_as_the_command(evaluated, tmp_path, launch):

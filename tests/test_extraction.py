@@ -1,4 +1,4 @@
-"""Extraction around the encoders: what is written, what is refused, failures, stopping and going on, several processes."""
+"""Feature extraction around the encoders: output files, errors, failed clips, stopping and resuming, several processes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ WHY = {
 
 @pytest.fixture(scope="module", autouse=True)
 def own_encoders():
-    """The encoders that configurations here import are known to no other tests."""
+    """Register the encoders of these configurations only for the tests of this file."""
     yield
     for name in ("bytes", "grid", "meeting"):
         ENCODERS._entries.pop(name, None)
@@ -64,7 +64,7 @@ def own_encoders():
 
 @pytest.fixture
 def root(tmp_path):
-    """A folder with weights and 9 clips, two of them in folders below, one of them with a space."""
+    """A folder with weights and 9 clips; two are in subfolders and one has a space in its name."""
     names = [*(f"clip_{number}" for number in range(6)), "a/clip_0", "a/b/x", "with space"]
     (tmp_path / "weights.bin").write_bytes(b"seed")
     add_clips(tmp_path, names)
@@ -73,7 +73,7 @@ def root(tmp_path):
 
 @pytest.fixture
 def log_lines():
-    """What is logged."""
+    """The logged messages."""
     lines = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())
@@ -95,7 +95,7 @@ def add_trouble(root):
 
 
 def configured(root, *, encoders=("bytes",), model=None, **extraction):
-    """A YAML file; each encoder's keys may be given as a mapping."""
+    """Write a YAML file; ``encoders`` is a sequence of names or maps names to keys."""
     keys = encoders if isinstance(encoders, dict) else {label: {} for label in encoders}
     tree = {
         "imports": [IMPORTED],
@@ -108,7 +108,7 @@ def configured(root, *, encoders=("bytes",), model=None, **extraction):
 
 
 def extract(path, *options):
-    """In this process, with one thread for arithmetic, as the processes that tests start have."""
+    """Extract in this process with one thread, like the processes that tests start."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -119,23 +119,23 @@ def extract(path, *options):
 
 
 def dry_run(path, *, processes=1):
-    """What ``emollama extract --dry-run`` prints."""
+    """The output of ``emollama extract --dry-run``."""
     config = configuration.load(path, [], needs_model=False)
     return config.classes["extraction"](config).dry_run(processes)
 
 
 def in_child(function, *arguments):
-    """A process forked off this one, which has imported everything already."""
+    """Fork a process from this one, which has already imported the libraries."""
     process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
     process.start()
     return process
 
 
-HANG = 240.0  # seconds after which something hangs; a loaded machine takes far less
+HANG = 240.0  # seconds after which a process is considered hung; a loaded machine takes far less
 
 
 def commanded(path, log_path, variables):
-    """The command itself, in a forked process; what it says goes into a file."""
+    """Run the command in a forked process; its standard error goes to a file."""
     os.environ.update(variables)
     get_logger().handlers.clear()
     torch.set_num_threads(1)
@@ -147,7 +147,7 @@ def commanded(path, log_path, variables):
 
 @contextmanager
 def running_together(root, path, processes):
-    """The command in some processes of one group, each of which writes what it says into ``log_<rank>``; kills what is left."""
+    """Run the command in processes of one group, which write ``log_<rank>``; kill those that remain at the end."""
     group = Group(processes)
     variables = [group.variables(rank) if processes > 1 else {} for rank in range(processes)]
     running = [in_child(commanded, path, root / f"log_{rank}", environment) for rank, environment in enumerate(variables)]
@@ -160,7 +160,7 @@ def running_together(root, path, processes):
 
 
 def together(root, path, processes):
-    """Run the command in some processes of one group; (exit status, what it said) of each."""
+    """Run the command in processes of one group; return the (exit status, standard error) of each."""
     with running_together(root, path, processes) as running:
         for process in running:
             process.join(HANG)
@@ -188,7 +188,7 @@ def refusal(path, *options):
     return str(error.value)
 
 
-# What is written
+# Output files
 
 
 def test_extraction_writes_exactly_one_array_per_clip_and_encoder(root, log_lines):
@@ -259,7 +259,7 @@ def test_finished_clips_are_not_extracted_again(root):
 
 def test_without_a_terminal_lines_show_the_progress(root, log_lines, monkeypatch):
     monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
-    extract(configured(root))  # three groups; when the first one is encoded, nothing is written yet
+    extract(configured(root))  # three groups; the first is encoded before any is written
     assert [line.split(" clips")[0] for line in log_lines if " of 9 clips (" in line] == [
         f"bytes: {count} of 9" for count in (3, 6, 9)
     ]
@@ -284,7 +284,7 @@ def test_face_images_replace_the_keys_of_face_detection_in_the_manifest(tmp_path
     assert "pooling" in mismatches(config, [SimpleNamespace(features=[source])])[0]
 
 
-# What is refused, before anything is written
+# Errors before anything is written
 
 LLM = {"arch": "minigpt_v2", "llama_model": "nowhere", "slot_dims": {"image": 24, "face": 24}, "image_size": 28}
 TWO = {"bytes": {}, "other": {"type": "bytes"}}
@@ -506,7 +506,7 @@ def test_zero_arrays_are_removed_when_failures_are_only_reported(root, stored_as
 
 def test_zero_arrays_are_not_written_before_the_list_of_failures(root):
     add_trouble(root)
-    (root / "out/failures.csv").mkdir(parents=True)  # where the list cannot be written
+    (root / "out/failures.csv").mkdir(parents=True)  # so that the list cannot be written
     assert "failures.csv" in refusal(configured(root, failures="zero"))
     assert {path.stem for path in (root / "out/bytes").rglob("*.npy")} & TROUBLE.keys() == set()
 
@@ -603,13 +603,13 @@ def test_new_clips_are_packed_together_with_the_existing_ones(root):
 
 
 def move_into_parts(out):
-    """As a run that is killed while it packs anew leaves it."""
+    """The state after a run is killed while it rewrites the pack."""
     extract_parts(out)
     (out / "bytes").rename(out / "bytes.npy_parts/.packed")
 
 
 def extract_parts(out, count=2):
-    """As a run that is killed before it has packed some new arrays, or has packed and not yet removed them, leaves it."""
+    """The state after a run is killed before it packs some new arrays, or after packing but before it deletes them."""
     store = PackedStore.open(out / "bytes")
     (out / "bytes.npy_parts").mkdir()
     shutil.copy(out / "bytes/manifest.json", out / "bytes.npy_parts")
@@ -618,7 +618,7 @@ def extract_parts(out, count=2):
 
 
 def copy_into_parts(out):
-    """As a run that is killed after it has packed anew leaves it."""
+    """The state after a run is killed when it has rewritten the pack."""
     extract_parts(out)
     shutil.copytree(out / "bytes", out / "bytes.npy_parts/.packed")
 
@@ -633,18 +633,18 @@ def test_a_run_killed_during_packing_is_completed_by_the_next_run(root, state):
     assert contents(root / "out") == clean
 
 
-# Stopping and going on
+# Stopping and resuming
 
 
 def many(root, clips, seconds=0.0):
-    """A folder of some more clips, with trouble, and two encoders over it that take some time for each."""
+    """Add clips, some of them faulty, and return two encoders that take some time for each clip."""
     add_clips(root, [f"more_{number:02d}" for number in range(clips)])
     add_trouble(root)
     return {"bytes": {"seconds": seconds}, "grid": {"seconds": seconds / 2}}
 
 
 def extract_until_killed(path, output, changes):
-    """Extract, and be killed when so many files of the output were begun or renamed: before that, or in the middle of writing."""
+    """Extract, and be killed after a number of output files were opened or renamed: before the next one or during its writing."""
     left = [changes]
 
     def watch(event, arguments):
@@ -652,7 +652,7 @@ def extract_until_killed(path, output, changes):
         if (begun or event == "os.rename") and str(arguments[0]).startswith(output):
             left[0] -= 1
             if left[0] == 0 and begun:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50))  # a write beyond so many bytes kills
+                resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50))  # a write beyond this number of bytes kills the process
             elif left[0] == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
@@ -672,7 +672,7 @@ def test_runs_killed_at_random_points_finally_write_the_same_files_as_a_clean_ru
     while len(counts) < kills:
         process = in_child(extract_until_killed, path, str(root / "out"), places.randint(1, 60))
         process.join()
-        if process.exitcode == 0:  # it was done before
+        if process.exitcode == 0:  # it had finished before
             shutil.rmtree(root / "out")
         else:
             assert process.exitcode in (-signal.SIGKILL, -signal.SIGXFSZ), "the run failed"
@@ -713,7 +713,7 @@ def wait_for_arrays(root, count):
 
 
 def test_an_interrupt_stops_immediately_and_the_same_command_resumes(root):
-    """At once: while a clip is read that takes longer than this test waits."""
+    """The interrupt takes effect while a clip is read that takes longer than this test waits."""
     keys = {"encoders": many(root, 20), "num_workers": 2}
     extract(configured(root, **keys, output=str(root / "clean")))
     path = configured(root, **keys | {"encoders": {label: {"stuck": "more_10"} for label in keys["encoders"]}})
@@ -735,7 +735,7 @@ def test_an_interrupt_stops_immediately_and_the_same_command_resumes(root):
 
 @pytest.fixture(params=["its own", "any"])
 def small_disk(tmp_path, request, monkeypatch):
-    """A folder on a disk of 128 KiB, and what makes room there: a file system of its own, or any that says it is full."""
+    """A folder on a disk of 128 KiB and a function that enlarges it: a separate file system, or simulated errors."""
     folder = tmp_path / "out"
     folder.mkdir()
     if request.param == "any":
@@ -749,7 +749,7 @@ def small_disk(tmp_path, request, monkeypatch):
 
 
 def refuse_beyond(folder, size):
-    """As a disk does that has no more room when a file's bytes are to reach it."""
+    """Fail like a full disk when the bytes of a file are flushed to it."""
     if sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) > size:
         raise OSError(ENOSPC, os.strerror(ENOSPC))
 
@@ -758,7 +758,7 @@ def refuse_beyond(folder, size):
 def test_a_full_disk_leaves_no_incomplete_file_and_the_run_can_be_resumed(root, small_disk, stored_as):
     small_disk, make_room = small_disk
     add_clips(root, [f"more_{number}" for number in range(20)])
-    keys = {"encoders": {"bytes": {"width": 1800}}, "stored_as": stored_as, "num_workers": 1}  # 7 KiB a clip, 29 of them
+    keys = {"encoders": {"bytes": {"width": 1800}}, "stored_as": stored_as, "num_workers": 1}  # 7 KiB per clip, 29 clips
     extract(configured(root, **keys, output=str(root / "clean")))
     path = configured(root, **keys)
     text = refusal(path)
@@ -787,7 +787,7 @@ FOLDERS = {"eva": (1 + 4, 176), "mae_340_UTT": (64,), "maeV_399_UTT": (64,), "HL
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
-    """Videos of several kinds with broken ones among them, and a tiny encoder of each kind, extracted into ``alone``."""
+    """Videos of several kinds, some of them broken, and a tiny encoder of each kind; features are in ``alone``."""
     root = tmp_path_factory.mktemp("real")
     (root / "videos/below").mkdir(parents=True)
     for name, keys in VIDEOS.items():

@@ -1,4 +1,4 @@
-"""Other language models by the same code, other precisions, other ways to generate."""
+"""Other language model families, other precisions, other generation options."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMALL = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "vocab_size": 832,  # more rows than the tokenizer has pieces
+    "vocab_size": 832,  # larger than the tokenizer's vocabulary
     "max_position_embeddings": 2048,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -49,7 +49,7 @@ ONE_BLOCK = "evaluation_datasets.upstream=null"
 
 
 def block(**options):
-    """Options of the only block that is answered."""
+    """Options of the only evaluation block."""
     return [ONE_BLOCK, *(f"evaluation_datasets.train_layout.{key}={value}" for key, value in options.items())]
 
 
@@ -99,7 +99,7 @@ def test_answers_do_not_depend_on_the_batch_size(tmp_path):
 
 
 def answers_of(folder, **options):
-    """What the golden model answers to two tasks; the options are of the block."""
+    """Answers of the golden model to two tasks; the options belong to the block."""
     path = golden_config(folder)
     keys = {"task_pool": "[emotion,reason]", "max_new_tokens": 8, "batch_size": 12} | options
     run_of(path, *block(**keys), training=False).evaluate()
@@ -108,7 +108,7 @@ def answers_of(folder, **options):
 
 @pytest.fixture(scope="module")
 def greedy(tmp_path_factory, no_reports):
-    """The answers without any option."""
+    """The answers without options."""
     return answers_of(tmp_path_factory.mktemp("greedy"))
 
 

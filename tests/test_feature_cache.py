@@ -1,4 +1,4 @@
-"""Rows that a model made of images, kept on disk."""
+"""Cached image features on disk."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from emollama.stores.feature_cache import FeatureCache
 from emollama.stores.manifest import Manifest
 
 SHAPE = (3, 4)
-ROWS = np.arange(12, dtype=np.float32).reshape(SHAPE)
-MADE = Manifest(("image",), *SHAPE, {"encoder": "eva, q-former", "image_size": 56}, "abc", "float32")
+FEATURES = np.arange(12, dtype=np.float32).reshape(SHAPE)
+MANIFEST = Manifest(("image",), *SHAPE, {"encoder": "eva, q-former", "image_size": 56}, "abc", "float32")
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def image(tmp_path):
 def test_cached_features_are_bit_identical(cache, image):
     key = cache.cache_key(str(image))
     assert cache.read(key) is None
-    cache.write(key, ROWS)
-    assert cache.read(key).tobytes() == ROWS.tobytes()
+    cache.write(key, FEATURES)
+    assert cache.read(key).tobytes() == FEATURES.tobytes()
 
 
 def test_a_changed_image_has_another_key_even_with_the_same_name_size_and_time(cache, image):
@@ -54,7 +54,7 @@ def test_a_copy_with_another_name_has_the_same_key(cache, image, tmp_path):
 @pytest.mark.parametrize("what", ["cut", "empty", "other shape", "other dtype", "nan", "text"])
 def test_a_damaged_cache_file_counts_as_missing(cache, image, what):
     key = cache.cache_key(str(image))
-    cache.write(key, ROWS)
+    cache.write(key, FEATURES)
     path = Path(cache.folder, key)
     content = path.read_bytes()
     spoiled = {"cut": content[:-5], "empty": b"", "text": b"no array"}
@@ -63,7 +63,7 @@ def test_a_damaged_cache_file_counts_as_missing(cache, image, what):
     elif what == "nan":
         np.save(path, np.full(SHAPE, np.nan, np.float32))
     else:
-        np.save(path, ROWS.reshape(4, 3) if what == "other shape" else ROWS.astype(np.float64))
+        np.save(path, FEATURES.reshape(4, 3) if what == "other shape" else FEATURES.astype(np.float64))
     assert cache.read(key) is None
 
 
@@ -71,25 +71,25 @@ def test_an_unwritable_disk_is_reported_once_and_stops_nothing(cache, image, cap
     monkeypatch.setattr(logging.getLogger("emollama"), "propagate", True)
     Path(cache.folder).touch()  # a file where the folder should be
     for _ in range(3):
-        cache.write(cache.cache_key(str(image)), ROWS)
+        cache.write(cache.cache_key(str(image)), FEATURES)
     (message,) = {id(record): record.getMessage() for record in caplog.records}.values()  # other tests may have added handlers
     assert "features cannot be cached" in message and "set another folder" in message
 
 
 def test_a_new_cache_folder_receives_the_manifest_and_accepts_it_again(cache):
-    cache.require_same_manifest(MADE, "model.visual_cache_path", write=True)
-    assert Manifest.read(cache.folder).fields() == MADE.fields()
-    cache.require_same_manifest(MADE, "model.visual_cache_path", write=True)
+    cache.require_same_manifest(MANIFEST, "model.visual_cache_path", write=True)
+    assert Manifest.read(cache.folder).fields() == MANIFEST.fields()
+    cache.require_same_manifest(MANIFEST, "model.visual_cache_path", write=True)
 
 
 def test_checking_the_manifest_without_write_creates_no_folder(cache):
-    cache.require_same_manifest(MADE, "model.visual_cache_path", write=False)
+    cache.require_same_manifest(MANIFEST, "model.visual_cache_path", write=False)
     assert not os.path.exists(cache.folder)
 
 
 @pytest.mark.parametrize("write", [True, False])
 def test_features_of_other_encoders_are_rejected_with_the_differences(cache, write):
-    cache.require_same_manifest(MADE, "model.visual_cache_path", write=True)
+    cache.require_same_manifest(MANIFEST, "model.visual_cache_path", write=True)
     other = Manifest(("image",), *SHAPE, {"encoder": "eva, q-former", "image_size": 112}, "def", "float32")
     message = r"features in the folder were computed differently.*image_size: 56 and 112; weights: 'abc' and 'def'\. Delete '.*'"
     with pytest.raises(UserError, match=f"^model.visual_cache_path: the {message}"):
@@ -98,18 +98,18 @@ def test_features_of_other_encoders_are_rejected_with_the_differences(cache, wri
 
 @pytest.mark.parametrize("spoiled", ["gone", "no JSON"])
 def test_features_without_a_readable_manifest_are_rejected(cache, image, spoiled):
-    cache.require_same_manifest(MADE, "model.visual_cache_path", write=True)
-    cache.write(cache.cache_key(str(image)), ROWS)
+    cache.require_same_manifest(MANIFEST, "model.visual_cache_path", write=True)
+    cache.write(cache.cache_key(str(image)), FEATURES)
     manifest = Path(cache.folder, "manifest.json")
     manifest.unlink() if spoiled == "gone" else manifest.write_text("{")
     with pytest.raises(UserError, match=r"^model.visual_cache_path: .*records how .* were computed\. Delete '.*'"):
-        cache.require_same_manifest(MADE, "model.visual_cache_path", write=True)
+        cache.require_same_manifest(MANIFEST, "model.visual_cache_path", write=True)
 
 
 @pytest.mark.parametrize("write", [True, False])
 def test_a_folder_that_cannot_be_created_is_reported_with_its_key(tmp_path, write):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="^model.visual_cache_path: "):
-        FeatureCache(str(tmp_path / "file"), SHAPE).require_same_manifest(MADE, "model.visual_cache_path", write=write)
+        FeatureCache(str(tmp_path / "file"), SHAPE).require_same_manifest(MANIFEST, "model.visual_cache_path", write=write)
     with pytest.raises(UserError, match="^model.visual_cache_path: cannot write"):
-        FeatureCache("/proc/kept", SHAPE).require_same_manifest(MADE, "model.visual_cache_path", write=write)
+        FeatureCache("/proc/cache", SHAPE).require_same_manifest(MANIFEST, "model.visual_cache_path", write=write)

@@ -1,4 +1,4 @@
-"""Feature folders, and what a dataset does about clips without a file."""
+"""Feature folders, and how a dataset treats clips without a file."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_missing_folder_is_refused_with_its_key_and_the_remedy(tmp_path):
         folder(tmp_path / "none")
 
 
-# Refusing: each error names the file and the slot
+# Errors name the file and the slot
 
 BAD_ARRAYS = {
     "another width": (numbers(1023), "shape (1023,), expected (1024,) or (1, 1024)"),
@@ -158,7 +158,7 @@ def test_a_broken_symbolic_link_is_reported_as_a_problem(tmp_path):
 
 
 class Payload:
-    """Unpickling it creates a file."""
+    """An object whose unpickling creates a file."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -206,7 +206,7 @@ def test_large_files_are_checked_for_header_and_size_first_and_for_values_when_r
     assert "NaN or inf" in refusal(store, "nan")
 
 
-# A dataset whose clips lack files
+# A dataset with missing files
 
 
 @pytest.fixture
@@ -294,7 +294,7 @@ def test_image_features_that_do_not_group_by_four_are_reported_at_the_start(buil
     assert len(problems) == 1 and NAMES[1] in problems[0].text and "shape (64, 176)" in problems[0].text
 
 
-# Answers, words and lists of the same dataset
+# Answers, texts and annotation files of the same dataset
 
 
 def test_answers_are_the_label_and_the_processed_coarse_and_fine_captions(build):
@@ -373,7 +373,7 @@ def test_other_paths_are_relative_to_the_list_and_the_list_to_data_root(build, c
     assert dataset.problems() == [] and dataclasses.asdict(dataset.clips[0])["name"] == NAMES[0]
 
 
-# What was found good before
+# Cached checks
 
 
 def test_a_changed_array_with_the_same_modification_time_is_checked_again(tmp_path):

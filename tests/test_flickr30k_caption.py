@@ -1,4 +1,4 @@
-"""The dataset ``flickr30k_caption``: both forms of caption files, the images, what is learnt, what is refused, check-data."""
+"""The dataset ``flickr30k_caption``: both formats of caption files, images, prompts and answers, errors, check-data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from captioned import captions_of, coco, drawn, entries, images
+from captioned import captions_of, coco, draw_image, entries, images
 from flickr_world import make_flickr_world
 from helpers import GOLDEN, golden_tree, loaded
 from PIL import Image
@@ -64,7 +64,7 @@ def refusal(root, **keys):
     return str(error.value)
 
 
-# Forms
+# File formats
 
 
 @pytest.mark.parametrize("form", ["object", "list", "numbers", "coco"])
@@ -85,9 +85,9 @@ def test_an_entry_with_a_single_caption_has_one_reference(root):
 
 
 def test_images_may_be_in_subfolders_and_have_other_extensions_in_both_formats(root):
-    drawn(root / "images/more/21.JPG")
-    drawn(root / "images/22.jpeg")
-    drawn(root / "images/23.png")
+    draw_image(root / "images/more/21.JPG")
+    draw_image(root / "images/22.jpeg")
+    draw_image(root / "images/23.png")
     names = ["more/21", "22", "23"]
     put(root, entries(names))
     assert not build_dataset(root).problems()
@@ -97,7 +97,7 @@ def test_images_may_be_in_subfolders_and_have_other_extensions_in_both_formats(r
     assert not build_dataset(root).problems() and build_dataset(root).names() == names
 
 
-# What is learnt and asked
+# Prompts and answers
 
 
 def test_an_answer_is_all_captions_joined_the_first_or_a_random_one(root):
@@ -106,9 +106,9 @@ def test_an_answer_is_all_captions_joined_the_first_or_a_random_one(root):
 
     assert learnt("joined") == learnt("joined", np.random.default_rng(1)) == " ".join(captions_of("11"))
     assert learnt("first", np.random.default_rng(1)) == learnt("random") == captions_of("11")[0]
-    drawn_ = [learnt("random", np.random.default_rng(seed)) for seed in range(60)]
-    assert {*drawn_} == {*captions_of("11")}
-    assert drawn_ == [learnt("random", np.random.default_rng(seed)) for seed in range(60)]
+    draws = [learnt("random", np.random.default_rng(seed)) for seed in range(60)]
+    assert {*draws} == {*captions_of("11")}
+    assert draws == [learnt("random", np.random.default_rng(seed)) for seed in range(60)]
 
 
 def test_captions_are_processed_only_if_a_text_processor_is_configured(root):
@@ -174,13 +174,13 @@ def test_a_record_has_a_cache_key_or_the_cached_features(root):
     again = dataset.record(0, "caption", "")
     assert again.cache_key is None and np.array_equal(again.features["image"], features)
     assert tuple(again.features[FRAME].shape) == (0, 3 * SIDE**2)
-    drawn(root / "images/11.jpg", "blue", size=(60, 60))
+    draw_image(root / "images/11.jpg", "blue", size=(60, 60))
     assert len(dataset.record(0, "caption", "").features[FRAME]) == 1, "the image has changed"
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "1", "CMYK", "I;16"])
 def test_images_of_every_mode_are_read_with_their_visible_colours(tmp_path, mode):
-    plain = Image.open(drawn(tmp_path / "plain.png"))
+    plain = Image.open(draw_image(tmp_path / "plain.png"))
     path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
     if mode == "I;16":
         Image.fromarray(np.array(plain.convert("L")).astype(np.uint16) * 256 + 17).save(path)
@@ -193,7 +193,7 @@ def test_images_of_every_mode_are_read_with_their_visible_colours(tmp_path, mode
 
 
 def test_an_exif_orientation_does_not_rotate_the_image(tmp_path):
-    path = drawn(tmp_path / "plain.png")
+    path = draw_image(tmp_path / "plain.png")
     tags = Image.Exif()
     tags[0x0112] = 6  # orientation: a quarter turn
     with Image.open(path) as image:
@@ -210,11 +210,11 @@ def test_images_of_32_bits_are_refused(tmp_path):
 
 
 def spoil(root):
-    """Each of the four images broken in its own way: text, nothing, cut off, missing."""
+    """Damage each of the four images differently: text, empty, truncated, missing."""
     folder = root / "images"
     (folder / "11.jpg").write_text("no image")
     (folder / "12.jpg").write_bytes(b"")
-    whole = drawn(folder / "13.jpg", size=(300, 200)).read_bytes()
+    whole = draw_image(folder / "13.jpg", size=(300, 200)).read_bytes()
     (folder / "13.jpg").write_bytes(whole[: len(whole) - 300])
     (folder / "14.jpg").unlink()
 
@@ -223,7 +223,7 @@ def test_all_missing_and_unreadable_images_are_reported_before_the_start(root):
     images(root / "images", ["15"])
     put(root, entries([*NAMES, "15"]))
     spoil(root)
-    for _ in range(2):  # what was found bad is not remembered as good
+    for _ in range(2):  # bad files are not cached as good
         message = problems(root)
         assert "no file for images 1: 14" in message and "missing_images: skip" in message
         assert (
@@ -434,10 +434,10 @@ def test_images_without_captions_can_be_captioned_from_a_list_of_names(tmp_path)
 
 @pytest.fixture
 def examined(tmp_path, root):
-    """A function that checks a configuration over the images and gives the report; the model has the golden encoder."""
+    """A function that checks a configuration of the images and returns the report; the model has the golden encoder."""
 
     def report(evaluation=None, **keys):
-        """``evaluation``: keys of an evaluation block; None trains on the images."""
+        """Return the report. ``evaluation`` contains keys of an evaluation block; None trains on the images."""
         tree = golden_tree(tmp_path)
         tree["model"] |= {"vit_weights": str(GOLDEN / "vision/eva_tiny.safetensors"), "vit_precision": "fp32"}
         block = dataclasses.asdict(config(root, **keys)) | {"type": "flickr30k_caption"}

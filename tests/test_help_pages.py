@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md and docs/hardware.md: keys, values, commands and messages exist; computed figures are right."""
+"""docs/troubleshooting.md and docs/hardware.md: keys, values, commands and messages exist; computed numbers are correct."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def code_of(page):
 
 
 def rows_of(page, *heads):
-    """The rows of each table whose head begins with these cells, as lists of cells."""
+    """The rows of each table whose header begins with these cells, as lists of cells."""
     lines, table_rows, inside = page.splitlines(), [], False
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
         cells = [cell.strip() for cell in line.strip("|").split(" | ")] if line.startswith("|") else []
@@ -52,7 +52,7 @@ def rows_of(page, *heads):
 
 @cache
 def keys_of_the_reference():
-    """Block -> its keys, out of docs/configuration.md, which test_reference.py compares with the program."""
+    """Block -> its keys in docs/configuration.md, which test_reference.py compares with the program."""
     keys = {block: set() for block in BLOCKS}
     for section in re.split("^## ", (ROOT / "docs/configuration.md").read_text(), flags=re.MULTILINE)[1:]:
         if match := re.match(r"(\w+), .*?(?:`(\w+): \w+`)?\n", section):  # the block, and the key that names its component
@@ -62,7 +62,7 @@ def keys_of_the_reference():
 
 
 def dotted_keys(page):
-    """(block, key, value) of every code span or option that names a key; the value is None where there is none."""
+    """(block, key, value) of every code span or option that names a key; a missing value is None."""
     pattern = rf"\b({'|'.join(BLOCKS)})((?:\.\w+)+)(?:(?:: |=)(.+))?$"
     matches = [re.match(pattern, span) for span in code_of(page) if "..." not in span]
     return [(match[1], match[2].rpartition(".")[2], match[3]) for match in matches if match]
@@ -81,7 +81,7 @@ def as_option(block, key, value):
 
 
 def test_every_value_in_the_pages_is_accepted_for_its_key(tmp_path):
-    """Each ``key: value`` is set in a configuration that has the block and the key, many at once."""
+    """Set each ``key: value`` in a configuration that has the block and the key, many at once."""
     stage_1 = yaml.safe_load((ROOT / STAGE_1).read_text())
     evaluated = yaml.safe_load((ROOT / "eval_configs/eval_emotion_EMER.yaml").read_text())["evaluation_datasets"]
     both = tmp_path / "both.yaml"
@@ -116,10 +116,10 @@ def test_every_command_in_the_pages_exists_with_its_options(name, emollama):
 
 
 def test_every_message_quoted_in_troubleshooting_is_in_the_program():
-    """The code spans of a table's first column; ``...`` stands for what a message fills in."""
+    """The messages are code spans in the first column of tables; ``...`` stands for variable parts."""
     files = sorted((ROOT / "emollama").rglob("*.py"))
     text = "\n".join(path.read_text(encoding="utf-8") for path in files)
-    text = re.sub(r'"\s*\n\s*f?"', "", text).replace("{LINES}", "")  # strings that go on in the next line
+    text = re.sub(r'"\s*\n\s*f?"', "", text).replace("{LINES}", "")  # strings that continue on the next line
     quoted = {span for row in rows_of(PAGES["troubleshooting"], "you see") for span in re.findall(r"`([^`]+)`", row[0])}
     messages = {span for span in quoted - FOREIGN if not re.fullmatch(r"[a-z]+_[a-z]+|fp16|batch_size", span)}
     assert len(messages) > 35
@@ -129,9 +129,9 @@ def test_every_message_quoted_in_troubleshooting_is_in_the_program():
     assert fields and sorted(field for field in fields if f'"{field}"' not in text) == []
 
 
-# Figures of hardware.md
+# Numbers of hardware.md
 
-PARTS = [  # as the columns of the tables
+PARTS = [  # in the order of the table columns
     "frozen weights",
     "frozen encoders",
     "trained weights (float32)",
@@ -144,12 +144,12 @@ PARTS = [  # as the columns of the tables
 ]
 GIB = 2**30
 GPUS, MARGIN = (12, 16, 24, 40, 80), 1.2
-SHAPES = ("train_llm", "lora_r", "image_size", "has_qformer")  # keys of the tables that models differ by
+SHAPES = ("train_llm", "lora_r", "image_size", "has_qformer")  # keys in the tables by which models differ
 
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
-    """``planned(path, options)``: the plan of a shipped configuration with Llama-2-7B's shape; equal models are built once."""
+    """``planned(path, options)``: the plan of a shipped configuration with Llama-2-7B's shape. Equal models are built once."""
     from emollama.planning import plan
 
     folder, models = tmp_path_factory.mktemp("llama"), {}
@@ -172,7 +172,7 @@ def planned(tmp_path_factory):
 
 
 def row_of(plan):
-    """What a row of the tables of GPU memory says after its configuration and options."""
+    """The cells of a GPU memory table after the configuration and options."""
     memory = plan.memory_gib
     needed = MARGIN * memory["sum"] * GIB
     gpu = next((f"{size} GB" for size in GPUS if needed <= size * 1e9), "none")
@@ -239,7 +239,7 @@ def test_the_documented_checkpoint_sizes_with_options_equal_those_of_plan(planne
 
 
 def test_the_documented_memory_by_length_and_batch_size_follows_from_plan(planned):
-    """Activations grow with the tokens of a micro-batch, logits with those of its answers, the cache with all of them."""
+    """Activations scale with the tokens of a micro-batch, logits with its answer tokens, the cache with all tokens."""
     parts, tokens = planned(STAGE_1)[1].memory_gib, sum(planned(STAGE_1)[1].tokens.values())
     without = planned(STAGE_1, ("model.use_grad_checkpoint=False",))[1].memory_gib["activations"]
     evaluated = "eval_configs/eval_emotion_EMER.yaml"

@@ -1,4 +1,4 @@
-"""Prompts with one image in them."""
+"""Prompts that contain an image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every kind of import: what it writes passes the doctor once its clips have features."""
+"""The output of every importer passes check-data once its clips have features."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ PEAKS = ["Peak at 0.27s: happy (moderate), angry (slight)", "Peak at 2.88s: angr
 
 
 def record(**changes):
-    """A record as MER-Factory writes it, about nobody."""
+    """An invented record in the format of MER-Factory."""
     return {
         "source_path": "clips/somebody.mp4",
         "audio_path": "clips/somebody.wav",
@@ -35,7 +35,7 @@ def record(**changes):
 
 
 def factory(folder, **records):
-    """A MER-Factory output folder: name -> record (a dict), or the file's text."""
+    """Write a MER-Factory output folder from name -> record (a dict) or the text of its file."""
     for name, one in records.items():
         write_file(folder / name / f"{name}_merr_data.json", one if isinstance(one, str) else json.dumps(one, indent=4))
         write_file(folder / name / f"{name}_au_analysis.json", "{}")

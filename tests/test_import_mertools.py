@@ -1,4 +1,4 @@
-"""The kind mertools, and the reader of dictionaries in .npz files: what it takes, what it refuses, and that nothing runs."""
+"""The kind mertools, and the reader of dictionaries in .npz files: what is read, what is rejected, and that no code runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def saved(path, **corpora):
 
 
 def with_pickle(path, payload, protocol=4, key="train_corpus"):
-    """An .npz whose entry is an array of objects by its header, and any pickle by its content."""
+    """Write an .npz whose header declares an object array and whose content is this pickle."""
     entry = io.BytesIO()
     np.lib.format.write_array_header_1_0(entry, {"descr": "|O", "fortran_order": False, "shape": ()})
     entry.write(payload if isinstance(payload, bytes) else pickle.dumps(payload, protocol))
@@ -78,7 +78,7 @@ def test_numpy_strings_and_numbers_are_read_in_every_pickle_protocol(tmp_path, p
 
 
 class Runs:
-    """A pickle that makes a folder when it is opened carelessly."""
+    """An object that creates a folder if it is unpickled without checks."""
 
     def __init__(self, folder):
         self.folder = str(folder)
@@ -94,7 +94,7 @@ def test_a_file_that_would_run_code_is_refused_with_the_function_name_and_not_ex
     assert "posix.mkdir" in message and "No code of the file was executed" in message and f"{path}, 'train_corpus'" in message
     assert not mark.exists()
     np.load(path, allow_pickle=True)["train_corpus"]
-    assert mark.exists()  # so the file would have run
+    assert mark.exists()  # the file would have run code
 
 
 def test_a_split_that_is_not_requested_is_never_unpickled(tmp_path):

@@ -1,4 +1,4 @@
-"""The kind videos: files found, names matched, labels named, links and collisions."""
+"""The kind videos: discovery of files, matching of names, labels, links and collisions."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_folder_that_cannot_be_read_is_a_problem(tmp_path, out, monkeypatch):
     folder = videos(tmp_path / "v", "a.mp4")
     deep = folder.resolve()
     monkeypatch.chdir(deep)
-    for _ in range(20):  # a path beyond what the system opens, which stops even root
+    for _ in range(20):  # a path that is too long for the system, also for root
         os.mkdir("d" * 250)
         os.chdir("d" * 250)
     monkeypatch.chdir(tmp_path)

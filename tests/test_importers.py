@@ -1,4 +1,4 @@
-"""The written form, label maps, tables, and the kinds emer, mer2024 and mer2025."""
+"""The output format, label maps, tables, and the kinds emer, mer2024 and mer2025."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def mer_refusal(tmp_path, text, *arguments):
     return message
 
 
-# The written form
+# The output format
 
 
 def test_imported_files_with_arbitrary_names_and_texts_are_readable_by_the_datasets(tmp_path):
@@ -386,7 +386,7 @@ def test_open_set_words_are_read_with_and_without_quotes_and_brackets(cell, word
     assert split_words(cell) == words
 
 
-# Transcripts beside a source
+# Transcripts in addition to a source
 
 
 @pytest.mark.parametrize(

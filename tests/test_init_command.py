@@ -1,4 +1,4 @@
-"""emollama init: starter configurations, filled in with what a folder contains."""
+"""emollama init: starter configurations, filled in from the contents of a folder."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def loaded(kind, data=None):
 
 
 def missing(kind):
-    """Keys that the written file marks as missing."""
+    """Keys that the new file marks as missing."""
     lines = Path(f"{kind}.yaml").read_text().splitlines()
     return [line.partition(":")[0].strip() for line in lines if "# MISSING" in line]
 
@@ -76,7 +76,7 @@ def write_table(path, header, rows):
 
 
 def add_demo(folder, checkpoints=()):
-    """The folder of a demo with a corpus, a language model and checkpoints."""
+    """Write a demo folder with a corpus, a language model and checkpoints."""
     shutil.copytree(GOLDEN / "data", folder / "corpus/train")
     shutil.copytree(GOLDEN / "data", folder / "corpus/test")
     shutil.copy(folder / "corpus/test/MERR_fine_grained.txt", folder / "corpus/test/EMER_NCE.txt")
@@ -87,7 +87,7 @@ def add_demo(folder, checkpoints=()):
 
 
 def mark_demo(folder):
-    """Mark a folder as one that ``emollama demo`` wrote."""
+    """Mark a folder as an output of ``emollama demo``."""
     (folder / "demo.json").write_text(json.dumps({"what": WHAT}))
 
 
@@ -107,7 +107,7 @@ def write_llm(folder):
 
 
 def add_golden(data):
-    """The golden corpus as a complete folder for stages 1 and 2."""
+    """Write the golden corpus as a complete folder for stages 1 and 2."""
     shutil.copytree(GOLDEN / "data", data / "MERR")
     shutil.copytree(GOLDEN / "llama", data / "checkpoints/Llama-2-7b-chat-hf")
     shutil.copy(GOLDEN / "checkpoint_slim.pth", data / "checkpoints/minigptv2_checkpoint.pth")
@@ -326,7 +326,7 @@ def test_recognition_contains_only_blocks_whose_data_exists(data):
     write_features(data / "DFEW", ["00001", "00002"])
     config = loaded("recognition")
     assert config.evaluation_datasets.keys() == {"mer2024", "dfew"}
-    assert config.evaluation_datasets["mer2024"].dataset.face_feature_path == "mae_340_UTT"  # what is there, not the default
+    assert config.evaluation_datasets["mer2024"].dataset.face_feature_path == "mae_340_UTT"  # the existing file, not the default
     assert config.evaluation_datasets["dfew"].dataset.data_root == str(data / "DFEW")
 
 
@@ -338,7 +338,7 @@ def test_emer_uses_the_published_table(data):
     config = loaded("emer")
     assert config.evaluation_datasets["emer"].dataset.annotation_file == "emer.csv"
     assert config.evaluation_datasets["emer"].dataset.transcription_path is None
-    assert "tired" not in Path("emer.yaml").read_text()  # labels matter to the task emotion alone
+    assert "tired" not in Path("emer.yaml").read_text()  # only the task emotion needs labels
 
 
 def test_custom_uses_a_table_and_maps_its_columns(data):
@@ -407,7 +407,7 @@ def test_flickr30k_as_published_is_prepared_first(data, capsys):
     assert command[4] == str(data / "flickr30k/flickr_annotations_30k.csv")
 
 
-# Configurations of one folder fit each other
+# Configurations of one folder are consistent
 
 
 def test_the_stages_of_an_untrained_demo_refer_to_each_others_runs(data, tmp_path, capsys):
@@ -458,11 +458,11 @@ def test_the_stages_of_user_data_refer_to_each_others_runs(data, capsys):
 
 def test_the_checkpoint_of_the_newest_epoch_of_an_unfinished_run_is_used(data, tmp_path, capsys):
     add_demo(tmp_path / "X", [f"stage_1/checkpoint_{name}.pth" for name in (0, 1, "last")])
-    assert loaded("recognition", "X").model.ckpt == str(tmp_path / "X/stage_1/checkpoint_1.pth")  # stage 2 has none
+    assert loaded("recognition", "X").model.ckpt == str(tmp_path / "X/stage_1/checkpoint_1.pth")  # stage 2 has no checkpoint
     assert loaded("stage2", "X").model.ckpt == str(tmp_path / "X/stage_1/checkpoint_1.pth")
     assert missing("stage2") == missing("recognition") == []
     run("emer", "X")
-    assert missing("emer") == ["ckpt"]  # stage 1 does not stand in for stage 2
+    assert missing("emer") == ["ckpt"]  # stage 1 does not replace stage 2
     assert next_commands(capsys)[0] == "emollama train --cfg-path stage2.yaml --nproc 2"
 
 

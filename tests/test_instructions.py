@@ -1,4 +1,4 @@
-"""Task pools, wordings and labels."""
+"""Task pools, instructions and labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DRAWS = 6000
 
 
 def shares(pool):
-    """task -> share of many seeded draws."""
+    """task -> its share in many seeded samples."""
     rng = np.random.default_rng(0)
     counts = Counter(pool.draw(rng)[0] for _ in range(DRAWS))
     return {task: counts[task] / DRAWS for task in pool.tasks}

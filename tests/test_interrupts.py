@@ -1,4 +1,4 @@
-"""What ``emollama train`` says after Ctrl-C: whether the run has saved a checkpoint, and the options that resume it."""
+"""Message of ``emollama train`` after Ctrl-C: whether a checkpoint was saved, and the options that resume the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lexical judge: scores that follow from shared words, emotion words without the denied ones."""
+"""The lexical judge: scores from shared words, and emotion words except for negated ones."""
 
 import random
 

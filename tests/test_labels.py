@@ -1,4 +1,4 @@
-"""Reading labels out of answers."""
+"""Extraction of labels from answers."""
 
 from __future__ import annotations
 
@@ -90,10 +90,10 @@ def test_the_labels_named_in_an_answer_do_not_depend_on_the_rule():
         ("the person is sad", "sad"),
         ("the person is sad \n", "sad"),
         ("happy and then sad", "sad"),
-        ("happy.", None),  # the published evaluation compares letter for letter
+        ("happy.", None),  # the published evaluation is case-sensitive
         ("Happy", None),
         ("happy because he laughs", None),
-        ("emotion:\nhappy", None),  # and knows no separator but the space
+        ("emotion:\nhappy", None),  # and only separates words at spaces
         ("emotion:happy", None),
         ("disgust", None),  # and calls this neutral
         ("", None),

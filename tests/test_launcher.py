@@ -1,4 +1,4 @@
-"""Commands in several processes: how many, what is checked before they start, and how their errors and signals end."""
+"""Commands in several processes: their number, the checks before they start, their errors and signals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from emollama.distributed import launcher, process_group, worker_errors, worker_
 from emollama.distributed.worker_errors import CRASH, USER, WorkerCrash, first_failure
 from emollama.errors import EchoedCrash, EchoedError, UserError
 
-# Imported by every process that loads the configuration; outside a worker it does nothing.
+# Every process that loads the configuration imports this; it only acts in a worker.
 FAULTS = """
 import os, signal, time
 from pathlib import Path
@@ -50,7 +50,7 @@ NOTHING_SAVED = "interrupted; this run has not saved a checkpoint yet"
 
 @pytest.fixture(autouse=True)
 def no_gpus(monkeypatch):
-    """The machine has no GPU, whatever it has."""
+    """Hide the GPUs of the machine."""
     monkeypatch.setattr(launcher, "visible_gpus", lambda: 0)
 
 
@@ -61,9 +61,9 @@ def config(tmp_path):
 
 @pytest.fixture
 def faulty(tmp_path, monkeypatch, request):
-    """``faulty(code)``: a configuration whose rank 1 runs this code while it loads, and rank 0 waits.
+    """``faulty(code)``: a configuration; while it loads, rank 1 runs this code and rank 0 waits.
 
-    torch's rendezvous inspects the stack for its log, which takes a second below pytest.
+    torch's rendezvous inspects the stack for its log, which takes a second under pytest.
     """
     from torch.distributed.elastic.rendezvous import dynamic_rendezvous
 
@@ -251,7 +251,7 @@ def test_entry_scripts_run_in_one_process(monkeypatch):
     assert launcher.processes_for(parse_run("", ["--cfg-path", "x.yaml"]), "auto") == 1
 
 
-# Before anything starts
+# Checks before processes start
 
 
 @pytest.mark.parametrize("command", ["train", "eval"])
@@ -357,7 +357,7 @@ def test_a_missing_temporary_directory_is_reported_with_the_remedy(monkeypatch):
 
 
 def failure(exitcode, kind=None, text="", time_ns=0, rank=0):
-    """What the launcher gets of a worker; without a kind, the worker recorded nothing."""
+    """The failure of a worker as the launcher gets it; without a kind, the worker recorded no error."""
     extra = {"py_callstack": text, "timestamp": "0", "kind": kind, "time_ns": time_ns, "rank": rank}
     return SimpleNamespace(exitcode=exitcode, error_file_data={"message": {"extraInfo": extra} if kind else "<NONE>"})
 
@@ -426,7 +426,7 @@ def test_an_echoed_crash_is_recorded_with_the_traceback_of_the_rank_that_crashed
 
 @pytest.fixture
 def worker(tmp_path, monkeypatch):
-    """This process looks like a worker of torchrun whose error file has been written."""
+    """Make this process look like a worker of torchrun; return its error file."""
     path = tmp_path / "attempt_0" / "1" / "error.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(worker_errors.error_record(UserError("x"))))
@@ -467,7 +467,7 @@ def test_a_signal_ends_a_single_process_with_one_line(number, status, capsys):
 
 
 def in_a_thread(function):
-    """The result of a function that another thread than the main one calls."""
+    """Call a function in another thread than the main one and return its result."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(function).result()
 
@@ -502,7 +502,7 @@ def test_a_worker_can_run_several_programs_in_any_thread(worker, monkeypatch, ca
 
 
 def living(folder):
-    """Workers that are still there."""
+    """Names of the workers that are still running."""
     names = []
     for path in folder.glob("pid_?"):
         try:

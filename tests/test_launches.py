@@ -14,13 +14,13 @@ from launches import LIMIT, Launches
 
 
 def watcher(expression="not slow and not gpu", dist="no", **attributes):
-    """A plugin that watches nothing."""
+    """A plugin that does not watch this process."""
     options = {"markexpr": expression, "dist": dist}
     return Launches(SimpleNamespace(getoption=lambda name, *_: options[name], **attributes))
 
 
 def status(launches, config=None):
-    """The exit status of a session of tests that passed."""
+    """The exit status of a session whose tests passed."""
     session = SimpleNamespace(exitstatus=0, config=config)
     launches.pytest_sessionfinish(session)
     return session.exitstatus

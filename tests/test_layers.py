@@ -1,4 +1,4 @@
-"""Layers of a configuration: what a later one takes out of an earlier one."""
+"""Layers of a configuration: how a later layer removes entries of an earlier one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order of the draw, and how it is split over ranks and micro-batches."""
+"""The sampling order and its distribution over ranks and micro-batches."""
 
 from __future__ import annotations
 
@@ -78,11 +78,11 @@ def test_a_very_small_sample_ratio_is_still_sampled():
     assert Counter(dataset for dataset, _ in clips(sampler, range(MIXING_BLOCK)))[1] >= 1
 
 
-# Split
+# Batch layout
 
 
-def step_places(step, batch_size, accumulate, world):
-    """Places of one step over all ranks, and how often each occurs."""
+def step_indices(step, batch_size, accumulate, world):
+    """The sorted sample indices of one step over all ranks, including repeated ones."""
     splits = [BatchLayout(batch_size, accumulate, world, rank) for rank in range(world)]
     return sorted(index for split in splits for micro in split.sample_indices(step, step + 1) for index in micro)
 
@@ -94,7 +94,7 @@ def test_a_step_has_each_index_of_its_global_batch_once_for_any_layout(batch_siz
     size = batch_size * accumulate * world
     assert BatchLayout(batch_size, accumulate, world, 0).global_batch == size
     for step in (0, 1, 9):
-        assert step_places(step, batch_size, accumulate, world) == list(range(step * size, (step + 1) * size))
+        assert step_indices(step, batch_size, accumulate, world) == list(range(step * size, (step + 1) * size))
 
 
 def test_every_micro_batch_has_the_batch_size_and_every_rank_the_same_number_of_them():
@@ -123,7 +123,7 @@ def batches(samples, split=None, first=0, end=4, workers=0):
 
 
 def contents(loaded_batches):
-    """(names, tasks, ids, image rows) of batches, comparable."""
+    """(names, tasks, ids, image features) of batches, for comparison."""
     return [
         (b.names, b.tasks, b.input_ids.tolist(), b.slots["image"].values.tolist(), b.cu_seqlens.tolist()) for b in loaded_batches
     ]

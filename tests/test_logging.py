@@ -1,4 +1,4 @@
-"""What a run says of its steps: the console's line, log.jsonl, and Weights & Biases beside TensorBoard."""
+"""Logging of steps: lines on the console, log.jsonl, Weights & Biases and TensorBoard."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TRACKED = {"max_epoch": 2, "iters_per_epoch": 2, "wandb_log": True, "wandb_proje
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, launch):
-    """What a run of two epochs of 12 steps says, and its folder."""
+    """The standard error of a run of two epochs of 12 steps, and its folder."""
     folder = tmp_path_factory.mktemp("trained")
     path = golden_config(folder, run={"max_epoch": 2, "iters_per_epoch": 12, "log_freq": 5})
     completed = launch("train.py", "--cfg-path", str(path))
@@ -87,7 +87,7 @@ def test_only_the_first_two_captions_of_an_image_are_shown_and_the_others_counte
 
 
 def records(path):
-    """The records of a .wandb file: blocks of 32 KiB with chunks of a record, each behind CRC, length and kind of chunk."""
+    """The records of a .wandb file: blocks of 32 KiB with chunks, each after its CRC, length and kind."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     raw, at, whole = path.read_bytes(), 7, b""
@@ -99,13 +99,13 @@ def records(path):
         length, kind = struct.unpack("<HB", raw[at + 4 : at + 7])
         whole += raw[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # a record in one chunk, the last chunk of one
+        if kind in (1, 4):  # a complete record, or its last chunk
             yield Record.FromString(whole)
             whole = b""
 
 
 def history(folder):
-    """Each logged row, of all processes of a run, and the ids of the runs."""
+    """The logged rows of all processes of a run, and the ids of the runs."""
     history_rows, ids = [], set()
     for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
         for record in records(path):
@@ -119,7 +119,7 @@ def history(folder):
 
 @pytest.fixture(scope="module")
 def offline(launch):
-    """Training from a file, tracked offline."""
+    """Train from a file with offline tracking."""
 
     def trained(path, *options, processes=1):
         variables = environment() | {"WANDB_MODE": "offline", "GOLDEN_SECRET": "sesame-42"}
@@ -131,7 +131,7 @@ def offline(launch):
 
 @pytest.fixture
 def tampered(launch, tmp_path):
-    """Training by one process, offline, after each step of which ``after(runner, steps)`` of a code is called."""
+    """Train in one process with offline tracking; ``after(runner, steps)`` of the code is called after each step."""
     frame = (
         "import os, sys\nfrom emollama.cli import entry_point\nfrom emollama.config import load\n"
         "config = load(sys.argv[1])\nrunner = config.classes['run'](config)\nsave = runner._save_when_due\n"
@@ -154,7 +154,7 @@ def tracked_tree(folder):
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory, offline):
-    """A run of two epochs by two processes, tracked offline, then gone on with for another epoch."""
+    """A run of two epochs in two processes with offline tracking, then resumed for another epoch."""
     folder = tmp_path_factory.mktemp("tracked")
     path = tracked_tree(folder)
     for more in ([], ["run.max_epoch=3", "run.resume_ckpt_path=auto"]):
@@ -178,7 +178,7 @@ def test_an_offline_run_contains_the_logged_scalars_under_their_tensorboard_name
 
 def test_a_tracked_run_has_the_name_of_its_folder_and_a_configuration_without_secrets(tracked):
     files = sorted(tracked.glob("wandb/offline-run-*/*.wandb"))
-    assert len(files) == 2  # a process each time, of one run
+    assert len(files) == 2  # one process each time, of the same run
     begun = next(record.run for record in records(files[0]) if record.WhichOneof("record_type") == "run")
     config = {item.key: json.loads(item.value_json) for item in begun.config.update}
     assert (begun.display_name, begun.project) == ("run", "golden")

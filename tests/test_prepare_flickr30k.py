@@ -7,7 +7,7 @@ import json
 import os
 
 import pytest
-from captioned import COLUMNS, SPLITS, captions_of, drawn, images, karpathy, rows, table, tokens
+from captioned import COLUMNS, SPLITS, captions_of, draw_image, images, karpathy, rows, table, tokens
 
 from emollama.commands import prepare
 from emollama.errors import UserError
@@ -381,7 +381,7 @@ def test_missing_and_unreadable_images_are_reported_or_excluded(root, capsys):
 
 
 def test_check_images_all_detects_damage_inside_a_file_and_none_skips_the_check(root):
-    path = drawn(root / "images/11.png", size=(300, 200))
+    path = draw_image(root / "images/11.png", size=(300, 200))
     (root / "images/11.jpg").unlink()
     broken = bytearray(path.read_bytes())
     broken[len(broken) // 2] ^= 255
