@@ -378,7 +378,7 @@ def test_instructions_of_another_type_are_refused_with_the_expected_type(tmp_pat
     tree = golden_tree(tmp_path)
     block = {"type": "flickr30k_caption", "annotation_file": "captions.json", "image_path": "images"}
     tree["datasets"] = {"flickr": block | {"instructions": ["What?"]}}
-    with pytest.raises(UserError, match=r"flickr\.instructions': .*expected dict\[str, list\[str\]\]"):
+    with pytest.raises(UserError, match=r"flickr\.instructions': expected a mapping to lists of texts, got \['What\?'\]"):
         loaded(tmp_path, tree)
 
 
