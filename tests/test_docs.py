@@ -36,6 +36,16 @@ def test_links_and_configurations_in_the_docs_exist(name):
     assert all((ROOT / path).is_file() for path in paths)
 
 
+@pytest.mark.parametrize("name", [*DOCS, "tests/golden/README.md"])
+def test_prose_of_the_docs_has_at_most_100_columns(name):
+    prose = re.sub(r"(?ms)^ *```.*?^ *```$", lambda code: "\n" * code[0].count("\n"), (ROOT / name).read_text())
+    exempt = re.compile(r"\||.*https?://|`[^`]*`\W*$")  # tables, URLs, lines of code
+    lines = [
+        f"{name}:{number}" for number, line in enumerate(prose.splitlines(), 1) if len(line) > 100 and not exempt.match(line)
+    ]
+    assert lines == []
+
+
 def test_make_targets_in_the_readme_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"make ([a-z-]+)", TEXTS["README.md"]))

@@ -55,7 +55,7 @@ def keys_of_the_reference():
     """Block -> its keys in docs/configuration.md, which test_reference.py compares with the program."""
     keys = {block: set() for block in BLOCKS}
     for section in re.split("^## ", (ROOT / "docs/configuration.md").read_text(), flags=re.MULTILINE)[1:]:
-        if match := re.match(r"(\w+), .*?(?:`(\w+): \w+`)?\n", section):  # the block, and the key that names its component
+        if match := re.match(r"(\w+)[,:] .*?(?:`(\w+): \w+`)?\n", section):  # the block, and the key that names its component
             keys[match[1]] |= {*re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE), *filter(None, [match[2]])}
     keys["evaluation_datasets"] |= keys["datasets"]
     return keys

@@ -19,28 +19,28 @@ from emollama.media.frame_selection import FrameChoice
 class ClipConfig:
     """Keys that all datasets of video clips share.
 
-    Relative paths start at ``data_root``, or at the current directory.
+    Relative paths are relative to ``data_root``, or to the current directory if it is null.
     """
 
     annotation_file: str = MISSING
     """The annotation file: the list of clips."""
     data_root: str | None = None
-    """Folder at which annotation_file and image_path start. Null: the current directory."""
+    """Base folder for relative annotation_file and image_path. If null, they are relative to the current directory."""
     image_path: str | None = None
     """Folder of the videos, <name>.mp4 or .avi. They are read only if image_feature_path is null."""
     frame_selection: FrameChoice = "first"
     """The frame of a video that is read: first (as published), middle, random (the same frame each time), or peak."""
     peak_index_path: str | None = None
     """File with the index of the most expressive frame of each clip, for peak: captions with peak_index (.json), or a CSV
-    name,peak_index. Starts at the folder of the annotation file."""
+    name,peak_index. Relative to the folder of the annotation file."""
     task_pool: Union[str, list[str], dict[str, Any]] = "emotion"  # noqa: UP007
     """Tasks that training draws from: one name, a list (each repetition adds to the weight) or a mapping name -> weight."""
     instructions: dict[str, list[str]] = field(default_factory=dict)
     """task -> instructions that replace the built-in ones. {labels} in an instruction becomes the prompt labels."""
     labels: list[str] = field(default_factory=lambda: list(LABELS))
-    """Accepted labels of clips."""
+    """Accepted labels of samples."""
     prompt_labels: list[str] | None = None
-    """Labels in the prompt, in this order. Null: those in labels."""
+    """Labels in the prompt, in this order. If null, those in labels are used."""
     label_map: dict[str, str] = field(default_factory=dict)
     """Label in the annotation file -> label in training and evaluation. Other labels are unchanged."""
     exclude_labels: list[str] = field(default_factory=list)
@@ -48,32 +48,33 @@ class ClipConfig:
     exclude: list[str] = field(default_factory=list)
     """Names of clips to leave out, such as those whose caption is a refusal."""
     held_out: float = 0.0
-    """Fraction of the clips, selected by their names, that is held out: a block under datasets does not train on them, and a
-    block under evaluation_datasets evaluates only them. Lists with common clips hold out the same clips."""
+    """Fraction of the samples that is held out: a block under datasets does not train on them, and a block under
+    evaluation_datasets evaluates only them. The choice depends only on a hash of the name, so a sample that is listed in several
+    annotation files is held out in all of them."""
     transcription_path: str | None = None
-    """CSV of the spoken sentences (name,sentence). Starts at the folder of the annotation file. Null: the sentences in the
-    annotation file, or prompts without a sentence if it has none."""
+    """CSV of the spoken sentences (name,sentence). Relative to the folder of the annotation file. If null, the sentences of the
+    annotation file are used; if it has none, prompts contain no sentence."""
     image_feature_path: str | None = "eva"
-    """EVA caches, one array (1 + P, D) per clip of the class token and P patches: a folder of .npy files or of packed shards, or
-    tar shards (a folder, or name-{000..011}.tar). Null: the model encodes frames of the videos in image_path in each step
-    (model.vit_weights); without image_path, clips have no image and class features."""
+    """EVA features: a folder of .npy files or of packed shards, or tar shards (a folder, or name-{000..011}.tar). The array of a
+    clip, (1 + P, D), contains the class token and P patches. If null, the model encodes frames of the videos in image_path in
+    each step (model.vit_weights); without image_path, clips have no image and class features."""
     face_feature_path: str | None = "mae_340_UTT"
-    """MAE features, in the same kinds of stores as image_feature_path. Null: no face features."""
+    """MAE features, in one of the formats of image_feature_path. If null, there are no face features."""
     video_feature_path: str | None = "maeV_399_UTT"
-    """VideoMAE features, in the same kinds of stores as image_feature_path. Null: no video features."""
+    """VideoMAE features, in one of the formats of image_feature_path. If null, there are no video features."""
     audio_feature_path: str | None = "HL-UTT"
-    """HuBERT features, in the same kinds of stores as image_feature_path. Null: no audio features."""
+    """HuBERT features, in one of the formats of image_feature_path. If null, there are no audio features."""
     missing_features: Literal["error", "zero", "skip"] = "error"
     """What to do with a clip without a feature array: stop, use zeros, or leave the clip out."""
     check_values: Literal["small", "all"] = "small"
     """Which arrays are checked for NaN and inf at the start: those up to 1 MiB (larger ones when they are used), or all."""
     text_processor: Literal["blip_caption", "verbatim"] = "blip_caption"
-    """How answers are changed before tokenization. blip_caption: lower case, most punctuation removed, cut to max_words.
+    """How target texts are changed before tokenization. blip_caption: lower case, most punctuation removed, cut to max_words.
     verbatim: unchanged."""
     max_words: int = 200
-    """Maximum number of words of an answer, to which blip_caption cuts it."""
+    """Maximum number of words of a target text, to which blip_caption cuts it."""
     shuffle: bool = True
-    """Whether clips are shuffled. False: they come in file order, repeatedly."""
+    """Whether samples are shuffled. If False, they are read in file order, again and again."""
     shuffle_window: int = 4
     """Number of tar shards whose clips are shuffled together; the shards come in random order. Clips in other stores are shuffled
     all together."""
@@ -94,7 +95,7 @@ class ClipConfig:
     """Fraction of the image feature vectors that mask_rows replaces by zeros."""
     curriculum: dict[str, Any] = field(default_factory=dict)
     """{by: modalities | answer_length | a column of the annotation file, epochs: n, descending: False}: epoch e of n uses only
-    the easiest (e + 1) / n of the clips, those with the smallest values. Empty: all clips from the start."""
+    the easiest (e + 1) / n of the clips, those with the smallest values. If empty, all clips are used from the start."""
 
     def __post_init__(self) -> None:
         check_labels(self.labels, "labels")

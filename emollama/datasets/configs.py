@@ -25,11 +25,12 @@ class FeatureFaceCaptionConfig(ClipConfig):
     """Format of the list: n (names without labels), ne (name label), ncev (name count label [valence]), or auto (depending on
     the number of fields in the first line)."""
     coarse_grained_json_path: str | None = "MERR_coarse_grained.json"
-    """Captions of the task reason. Starts at the folder of the annotation file."""
+    """Captions of the task reason. Relative to the folder of the annotation file."""
     fine_grained_json_path: str | None = "MERR_fine_grained.json"
-    """Captions of the task reason_v2. Starts at the folder of the annotation file."""
+    """Captions of the task reason_v2. Relative to the folder of the annotation file."""
     transcription_path: str | None = "transcription_en_all.csv"
-    """CSV of spoken sentences (name,sentence). Starts at the folder of the annotation file. Null: prompts have no sentence."""
+    """CSV of spoken sentences (name,sentence). Relative to the folder of the annotation file. If null, prompts contain no
+    sentence."""
 
 
 @dataclass
@@ -37,22 +38,23 @@ class MER2024CaptionConfig(FeatureFaceCaptionConfig):
     """Keys of a ``mer2024_caption`` block."""
 
     labels: list[str] = field(default_factory=lambda: ["neutral", "angry", "happy", "sad", "worried", "surprise"])
-    """Accepted labels of clips."""
+    """Accepted labels of samples."""
     prompt_labels: list[str] | None = field(default_factory=lambda: list(LABELS))
-    """Labels in the prompt, in this order. Null: those in labels."""
+    """Labels in the prompt, in this order. If null, those in labels are used."""
     transcription_path: str | None = "transcription_all_new.csv"
-    """CSV of the spoken sentences with the columns name and sentence, sentence_en or english. Null: prompts have no sentence."""
+    """CSV of the spoken sentences with the columns name and sentence, sentence_en or english. If null, prompts contain no
+    sentence."""
     face_feature_path: str | None = "mae_340_23_UTT"
-    """MAE features, in the same kinds of stores as image_feature_path. Null: no face features."""
+    """MAE features, in one of the formats of image_feature_path. If null, there are no face features."""
     video_feature_path: str | None = "maeVideo_399_23_UTT"
-    """VideoMAE features, in the same kinds of stores as image_feature_path. Null: no video features."""
+    """VideoMAE features, in one of the formats of image_feature_path. If null, there are no video features."""
     audio_feature_path: str | None = "HL_23_UTT"
-    """HuBERT features, in the same kinds of stores as image_feature_path. Null: no audio features."""
+    """HuBERT features, in one of the formats of image_feature_path. If null, there are no audio features."""
 
 
 @dataclass
 class DFEWConfig(ClipConfig):
-    """Keys of a ``dfew`` block. ``--options datasets.dfew.fold=2`` selects the fold. All paths start at ``data_root``."""
+    """Keys of a ``dfew`` block. ``--options datasets.dfew.fold=2`` selects the fold. All paths are relative to ``data_root``."""
 
     fold: int = 1
     """Number of the fold, 1 to 5."""
@@ -61,9 +63,10 @@ class DFEWConfig(ClipConfig):
     annotation_file: str = "{split}(single-labeled)/set_{fold}.csv"
     """The table of the fold, video_name,label. {split} and {fold} are replaced by their values."""
     zero_pad: int = 5
-    """Number of digits to which clip names are padded with zeros (1 -> 00001), as in names of feature files. 0: no padding."""
+    """Number of digits to which clip names are padded with zeros (1 -> 00001), as in names of feature files. With 0, names are
+    not padded."""
     labels: list[str] = field(default_factory=lambda: list(DFEW_LABELS.values()))
-    """Accepted labels of clips."""
+    """Accepted labels of samples."""
     label_map: dict[str, str] = field(default_factory=lambda: dict(DFEW_LABELS))
     """Label in the annotation file -> label in training and evaluation. Other labels are unchanged."""
 
@@ -82,8 +85,8 @@ class EMERConfig(ClipConfig):
     task_pool: Union[str, list[str], dict[str, Any]] = "reason_v2"  # noqa: UP007
     """Tasks that training draws from: one name, a list (each repetition adds to the weight) or a mapping name -> weight."""
     captions_path: str | None = "MERR_fine_grained.json"
-    """Descriptions for a .txt list: a JSON object with clip names as keys and smp_reason_caption in each value. Starts at the
-    folder of the annotation file. Null, or a missing file with the default name: evaluation has no reference answers."""
+    """Descriptions for a .txt list: a JSON object with clip names as keys and smp_reason_caption in each value. Relative to the
+    folder of the annotation file. If null, or if there is no file with the default name, evaluation has no reference answers."""
 
 
 @dataclass
@@ -102,33 +105,37 @@ class CustomConfig(ClipConfig):
 
 @dataclass
 class Flickr30kCaptionConfig:
-    """Keys of a ``flickr30k_caption`` block. Relative paths start at ``data_root``, or at the current directory."""
+    """Keys of a ``flickr30k_caption`` block.
+
+    Relative paths are relative to ``data_root``, or to the current directory if it is null.
+    """
 
     annotation_file: str = MISSING
     """Captions as JSON in the format of MiniGPT-4 (written by emollama prepare flickr30k) or COCO."""
     data_root: str | None = None
-    """Folder at which annotation_file and image_path start. Null: the current directory."""
+    """Base folder for relative annotation_file and image_path. If null, they are relative to the current directory."""
     image_path: str = MISSING
     """Folder of the images: <image_id>.jpg, .jpeg or .png, or the file names in a COCO file."""
     captions: Literal["joined", "random", "first"] = "joined"
     """Target text in training and of the metric loss: all captions of the image joined, a random one (evaluation uses the first),
     or the first. Generated captions are compared with each of the captions."""
     instructions: dict[str, list[str]] = field(default_factory=dict)
-    """caption -> instructions, with <ImageHere> at the position of the image. Empty: the model's own prompts."""
+    """caption -> instructions, with <ImageHere> at the position of the image. If empty, the model's own prompts are used."""
     missing_images: Literal["error", "skip"] = "error"
     """What to do with an image that is missing or unreadable: stop, or leave it out."""
     exclude: list[str] = field(default_factory=list)
     """Names of images to leave out: <image_id>, or the file name without its extension."""
     held_out: float = 0.0
-    """Fraction of the images, selected by their names, that is held out: a block under datasets does not train on them, and a
-    block under evaluation_datasets evaluates only them."""
+    """Fraction of the samples that is held out: a block under datasets does not train on them, and a block under
+    evaluation_datasets evaluates only them. The choice depends only on a hash of the name, so a sample that is listed in several
+    annotation files is held out in all of them."""
     text_processor: Literal["blip_caption", "verbatim"] = "verbatim"
-    """How captions are changed before tokenization. blip_caption: lower case, most punctuation removed, cut to max_words.
+    """How target texts are changed before tokenization. blip_caption: lower case, most punctuation removed, cut to max_words.
     verbatim: unchanged."""
     max_words: int = 200
-    """Maximum number of words of a caption, to which blip_caption cuts it."""
+    """Maximum number of words of a target text, to which blip_caption cuts it."""
     shuffle: bool = True
-    """Whether images are shuffled. False: they come in file order, repeatedly."""
+    """Whether samples are shuffled. If False, they are read in file order, again and again."""
     batch_size: int = 1
     """Samples per micro-batch in one process."""
     sample_ratio: float = 1.0

@@ -25,9 +25,11 @@ class EncoderConfig:
     folder: str = MISSING
     """Name of the folder for this encoder's features in extraction.output."""
     batch_size: int = 8
-    """Number of images, clips or chunks of sound that are encoded together. Features do not depend on it beyond rounding."""
+    """Number of frames, faces, clips or chunks of sound that are encoded together. Features do not depend on it beyond
+    rounding."""
     precision: Arithmetic = "fp32"
-    """Arithmetic of the encoder: fp32, or mixed precision with bf16 or fp16. The results are float32 in any case."""
+    """Precision of the encoder's computations: fp32, or mixed precision with bf16 or fp16. The results are float32 in any
+    case."""
     dtype: Literal["float32", "float16"] = "float32"
     """Data type of the stored arrays."""
     random_weights: bool = False
@@ -42,10 +44,11 @@ class PixelConfig(EncoderConfig):
     """Keys of the encoders that read images."""
 
     image_mean: list[float] | None = None
-    """Mean of red, green and blue, subtracted from pixels in [0, 1]. Null: the values of the weights' preprocessor; ImageNet's
-    for a .pth file."""
+    """Mean of red, green and blue, subtracted from pixels in [0, 1]. If null, the values of the weights' preprocessor are used,
+    or ImageNet's for a .pth file."""
     image_std: list[float] | None = None
-    """Standard deviation by which they are divided. Null as for image_mean. [0, 0, 0] and [1, 1, 1] leave pixels unchanged."""
+    """Standard deviation of red, green and blue, by which the pixels are divided afterwards. If null, it is chosen as for
+    image_mean. [0, 0, 0] and [1, 1, 1] leave pixels unchanged."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,9 +94,9 @@ class EvaConfig(EncoderConfig):
     """Layer norm after the transformer: identity as in minigpt_v2 and Emotion-LLaMA, or BLIP-2's Q-Former file for minigpt4.
     The wrong choice gives wrong features without an error."""
     depth: int = 39
-    """Number of blocks that are used. The published file contains one more."""
+    """Number of transformer layers that are used. The published file contains one more."""
     width: int = 1408
-    """Width of the transformer with random_weights. Otherwise the width of the weights is used."""
+    """Hidden size of the transformer if random_weights is True. Otherwise the hidden size of the weights is used."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,7 +119,8 @@ class MaeConfig(FaceConfig):
     folder: str = "mae_340_UTT"
     """Name of the folder for this encoder's features in extraction.output."""
     batch_size: int = 32
-    """Number of face images that are encoded together. Features do not depend on it beyond rounding."""
+    """Number of frames, faces, clips or chunks of sound that are encoded together. Features do not depend on it beyond
+    rounding."""
     pooling: Literal["cls", "patches"] = "cls"
     """Vector of an image, after the final norm. cls: the class token, as in the published features. patches: the mean over the
     patches."""
@@ -138,8 +142,8 @@ class VideoMaeConfig(FaceConfig):
     """Which 16 frames are used. middles: the middle frame of each of 16 equal segments. pairs: two consecutive frames in the
     middle of each of 8 segments."""
     final_norm: bool | None = None
-    """Apply the norm after the last layer before the mean over tokens. Null: as the weights were trained, that is, True for
-    pretrained and False for fine-tuned weights."""
+    """Apply the norm after the last layer before the mean over tokens. If null, this depends on how the weights were trained:
+    True for pretrained and False for fine-tuned weights."""
 
 
 @dataclass

@@ -77,20 +77,20 @@ class Scoring:
         """Keys of a block under ``evaluation_datasets`` that concern its scores."""
 
         metrics: list[str] = field(default_factory=list)
-        """Metrics to compute. Empty: all that the block's tasks and the keys below allow."""
+        """Metrics to compute. If empty, all metrics that the block's tasks and the keys below allow are computed."""
         answer_rule: AnswerRule = "search"
         """How a label is extracted from an answer. exact: the whole answer is a label. search: the answer is a label, or contains
         one as a whole word. last_word: the last word is a label, as in the evaluation published with Emotion-LLaMA."""
         several_hits: SeveralHits = "invalid"
         """Result for an answer that contains several labels: invalid, or the first or last of them."""
         judge: dict[str, Any] | None = None
-        """Judge of descriptions: {type: lexical}, or {type: openai, model: ..., base_url: ...}. Null: no judge, and no metrics
-        clue_overlap and label_overlap."""
+        """Judge of descriptions: {type: lexical}, or {type: openai, model: ..., base_url: ...}. If null, there is no judge, and
+        clue_overlap and label_overlap are not computed."""
         openset_path: str | None = None
         """True emotion words of each clip (name,openset as CSV, or an imported openset.json), for the metrics ov and ew. Relative
         to the current directory."""
         synonyms_path: str | None = None
-        """Groups of synonyms for ov, JSON: a list of lists of words, {group: [words]} or {word: group}. Null: each word is a
+        """Groups of synonyms for ov, JSON: a list of lists of words, {group: [words]} or {word: group}. If null, each word is a
         group of its own."""
         wheel_folder: str | None = None
         """Folder of emotion wheels in the layout of MERTools, for ew."""

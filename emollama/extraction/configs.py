@@ -11,17 +11,17 @@ from emollama.errors import require_at_least
 
 @dataclass
 class VideoExtractionConfig:
-    """Keys of the ``extraction`` block. Relative paths start at the working folder."""
+    """Keys of the ``extraction`` block. Paths are relative to the current directory."""
 
     videos: str = MISSING
     """Folder of videos. The name of a clip is the path of its video in this folder, without the extension."""
     output: str = MISSING
     """Output folder. It will contain a folder of features for each encoder, and failures.csv."""
     annotation_file: str | None = None
-    """List of the clips to extract: .txt with the name at the start of each line, or .csv with a column name. Null: all videos
-    in the folder and its subfolders."""
+    """List of the clips to extract: .txt with the name at the start of each line, or .csv with a column name. If null, all videos
+    in the folder and its subfolders are extracted."""
     face_path: str | None = None
-    """Folder of face images that OpenFace wrote: <name>/ or <name>_aligned/. Null: faces are detected in the frames."""
+    """Folder of face images that OpenFace wrote: <name>/ or <name>_aligned/. If null, faces are detected in the frames."""
     peak_index_path: str | None = None
     """File with the index of the most expressive frame of each clip: captions with peak_index (.json), or a CSV
     name,peak_index."""

@@ -63,7 +63,8 @@ class LLMConfig:
     prompt_template: str = "[INST] {} [/INST]"
     """Template for the user's turn; {} is replaced by its text."""
     chat_template: bool = True
-    """Apply prompt_template."""
+    """Wrap the user's turn in prompt_template. If False, it is inserted unchanged. (This is not the tokenizer's chat
+    template.)"""
 
     def __post_init__(self) -> None:
         if self.prompt_template.count("{}") != 1:
@@ -108,18 +109,18 @@ class MiniGPTv2Config(LLMConfig):
     fusion: str = "linear"
     """Name of the registered fusion module."""
     slot_dims: dict[str, int] = field(default_factory=lambda: {"image": 1408, "face": 1024, "video": 1024, "audio": 1024})
-    """Width of each slot's feature vectors; the class token has the width of image."""
+    """Dimension of each slot's feature vectors. The class token has the dimension of image."""
     image_size: int = 448
-    """Side in pixels of the frames from which EVA features were extracted: each frame has (image_size / 14)^2 patch vectors
-    and a class token. Features of another size are an error."""
+    """Side in pixels of the frames from which EVA features were extracted: each frame has (image_size / 14)^2 patch vectors and a
+    class token. Features of a different size are rejected."""
     vit_weights: str | None = None
-    """Weights of the image encoder (eva_vit_g.pth) for datasets whose image_feature_path is null: it encodes their frames in
-    each step. The encoder is neither trained nor saved. Null: image features are extracted beforehand."""
+    """Weights of the image encoder (eva_vit_g.pth) for datasets whose image_feature_path is null: it encodes their frames in each
+    step. The encoder is neither trained nor saved. If null, image features must have been extracted beforehand."""
     vit_precision: Arithmetic = "fp16"
     """Precision of the image encoder's computations."""
     use_grad_checkpoint_vit: bool = False
-    """Recompute the image encoder's activations in the backward pass. This saves no memory, because the encoder is frozen and
-    stores no activations."""
+    """Accepted for compatibility with existing configurations. It has no benefit, because the image encoder is frozen and stores
+    no activations that could be recomputed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -156,8 +157,8 @@ class MiniGPT4Config(LLMConfig):
     max_txt_len: int = 160
     """Maximum number of tokens of an answer, including the end symbol."""
     prompt_path: str | None = None
-    """Text file with one prompt per line, each with <ImageHere> where the image goes, for datasets without instructions.
-    Training chooses one at random, evaluation uses the first. Null: four built-in prompts."""
+    """Text file with one prompt per line, each with <ImageHere> where the image goes, for datasets without instructions. Training
+    chooses one at random, evaluation uses the first. If null, four built-in prompts are used."""
     image_size: int = 224
     """Side in pixels to which images are resized."""
     vit_weights: str = "eva_vit_g.pth"
@@ -173,13 +174,14 @@ class MiniGPT4Config(LLMConfig):
     num_query_token: int = QFormerShape.queries
     """Number of query tokens of the Q-Former per image; it must match q_former_model."""
     query_width: int = QFormerShape.width
-    """Width of the query tokens; it must match q_former_model."""
+    """Hidden size of the Q-Former's query tokens; it must match q_former_model."""
     vit_width: int = EvaShape.width
-    """Width of the image encoder's patch vectors if has_qformer is False; it must match vit_weights."""
+    """Dimension of the image encoder's patch vectors if has_qformer is False; it must match vit_weights."""
     cache_visual: bool = False
     """Cache the output of the frozen encoders on disk, so that each image is encoded only once."""
     visual_cache_path: str = "visual_cache"
-    """Folder of the cache: 98 KB per image, or 1.4 MB without the Q-Former. A cache of other encoders is an error."""
+    """Folder of the cache: 98 KB per image, or 1.4 MB without the Q-Former. A cache that was written with other encoders is
+    rejected."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,7 +20,7 @@ class RunnerConfig:
     output_dir: str = "checkpoints/save_checkpoint"
     """Folder in which each run has its own folder."""
     job_id: str | None = None
-    """Name of this run's folder in output_dir. Null: the current time."""
+    """Name of this run's folder in output_dir. If null, the current time is used."""
     seed: int = 42
     """Random seed of initial weights, sample order, choice of tasks and instructions, and dropout."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
@@ -38,17 +38,17 @@ class RunnerConfig:
     lr_sched: str = "linear_warmup_cosine_lr"
     """Name of the registered learning rate schedule."""
     init_lr: float = 1e-5
-    """Learning rate at the start of the decay."""
+    """Peak learning rate, after the warm-up."""
     min_lr: float = 1e-6
     """Learning rate at the end of the decay."""
     warmup_lr: float | None = None
-    """Learning rate at the start of the warm-up. Null: init_lr."""
+    """Learning rate at the start of the warm-up. If null, it is init_lr, and the rate is constant during the warm-up."""
     warmup_steps: int = 0
     """Iterations of the warm-up."""
     stages: list[dict[str, Any]] = field(default_factory=list)
-    """Stages of the learning rate, such as [{init_lr: 1e-5, epochs: 15}, {init_lr: 5e-6, epochs: 15}]. The schedule starts
-    again with each stage. A stage can also set min_lr, warmup_lr and warmup_steps; otherwise those of the run apply. max_epoch
-    is the sum of all epochs. Empty: a single stage."""
+    """Stages of the learning rate, such as [{init_lr: 1e-5, epochs: 15}, {init_lr: 5e-6, epochs: 15}]. The schedule starts again
+    with each stage. A stage can also set min_lr, warmup_lr and warmup_steps; otherwise those of the run apply. max_epoch is the
+    sum of all epochs. If empty, there is a single stage."""
     lr_decay_rate: float = 0.9
     """Factor per epoch of the schedule linear_warmup_step_lr."""
     weight_decay: float = 0.05
@@ -56,12 +56,12 @@ class RunnerConfig:
     beta2: float = 0.999
     """Decay rate of AdamW's second moment."""
     max_grad_norm: float | None = None
-    """Gradients are clipped to this global L2 norm. Null: no clipping."""
+    """Gradients are clipped to this global L2 norm. If null, they are not clipped."""
     loss_average: LossAverage = "sample"
     """sample: mean over the answer tokens of each sample, then over samples. token: mean over all answer tokens of the global
     batch."""
     amp: bool = True
-    """Use mixed precision. False: float32."""
+    """Use mixed precision. If False, computations are in float32."""
     amp_dtype: AmpDtype = "auto"
     """Data type of mixed precision. auto: bf16 if the device supports it, otherwise fp16."""
     max_skipped_steps: int = 25
@@ -74,14 +74,14 @@ class RunnerConfig:
     wandb_project: str = "emollama"
     """Project of Weights & Biases. The run there has the name of the run's folder."""
     save_every_iters: int | None = None
-    """Iterations between saves of checkpoint_last.pth. Null: checkpoints are only saved at the end of epochs."""
+    """Iterations between saves of checkpoint_last.pth. If null, checkpoints are only saved at the end of epochs."""
     keep_last: int | None = None
-    """Number of epoch checkpoints that are not deleted. Null: all."""
+    """Number of most recent epoch checkpoints to keep. If null, all are kept."""
     resume_ckpt_path: str | None = None
     """Checkpoint to resume from. auto: the newest complete checkpoint in the folder of job_id."""
     allow_other_features: bool = False
-    """Continue with a warning if features were extracted differently (encoder, layers, pooling, frame) from those of another
-    block, of the encoders in this file, or of the checkpoint's training."""
+    """Only warn if features have a different provenance (encoder, layers, pooling, frame) than those of other blocks, than the
+    encoders section of this file describes, or than those that the checkpoint was trained on."""
     evaluate: bool = False
     """Evaluate during training: the blocks of evaluation_datasets, or, if there are none, the held-out samples of datasets."""
     evaluate_only: bool = False
@@ -89,12 +89,13 @@ class RunnerConfig:
     eval_epoch_interval: int = 1
     """Epochs between evaluations. There is always an evaluation after the last epoch."""
     metric: str | None = None
-    """Metric that selects the best checkpoint, as block.metric or block.task.metric if several blocks or tasks compute it.
-    Null: loss. With save_best or early_stop_patience, exactly one block must compute it."""
+    """Metric that selects the best checkpoint, as block.metric or block.task.metric if several blocks or tasks compute it. If
+    null, it is the loss. With save_best or early_stop_patience, exactly one block must compute it."""
     save_best: Union[bool, str] = False  # noqa: UP007
     """Save the checkpoint with the best metric as checkpoint_best.pth. The name of a metric also sets run.metric."""
     early_stop_patience: int | None = None
-    """Training ends after this number of consecutive evaluations without an improvement of the metric. Null: never."""
+    """Training ends after this number of consecutive evaluations without an improvement of the metric. If null, training never
+    ends early."""
     show_clips: int = 3
     """Number of samples per block whose answers are logged after each evaluation. They are always the same samples."""
 

@@ -38,9 +38,10 @@ class OpenAIJudge:
         model: str
         """Name of the model at the endpoint."""
         base_url: str | None = None
-        """Address of the endpoint, such as http://localhost:8000/v1. Null: $OPENAI_BASE_URL, else OpenAI's endpoint."""
+        """Address of the endpoint, such as http://localhost:8000/v1. If null, the address is $OPENAI_BASE_URL, or OpenAI's
+        endpoint if that is not set."""
         key_env: str | None = "OPENAI_API_KEY"
-        """Name of the environment variable that contains the key. Null: the server needs no key."""
+        """Name of the environment variable that contains the key. Set it to null if the server needs no key."""
         concurrency: int = 4
         """Number of concurrent questions."""
         timeout: float = 60.0
@@ -50,15 +51,16 @@ class OpenAIJudge:
         """Retries after status 429 or 5xx or a lost connection, with increasing pauses (0.5 to 8 s, or what the server requests,
         up to 60 s); at most one retry after a timeout."""
         temperature: float | None = 0.0
-        """Sampling temperature. Null: not sent, for models that reject it."""
+        """Sampling temperature. If null, it is not sent, for models that reject it."""
         max_tokens: int | None = 1024
-        """Maximum tokens of a reply; a truncated reply counts as failed. Null: not sent, for models that reject it."""
+        """Maximum tokens of a reply; a truncated reply counts as failed. If null, it is not sent, for models that reject it."""
         price_per_million_prompt_tokens: float | None = None
-        """Price of a million prompt tokens, in any currency. Null: no cost is reported."""
+        """Price of a million prompt tokens, in any currency. If null, no cost is reported."""
         price_per_million_completion_tokens: float | None = None
-        """Price of a million completion tokens. Null: no cost is reported."""
+        """Price of a million completion tokens. If null, no cost is reported."""
         cache_path: str | None = None
-        """File that caches the replies. Null: judge_replies.sqlite3 in the user's cache folder ($XDG_CACHE_HOME/emollama)."""
+        """File that caches the replies. If null, this is judge_replies.sqlite3 in the user's cache folder
+        ($XDG_CACHE_HOME/emollama)."""
         ask_again: bool = False
         """Ask again if the cached reply cannot be parsed."""
 
