@@ -133,13 +133,15 @@ def by_stored_name(stored: Mapping[str, Any], stored_name: Callable[[str], str],
     """
     others = [str(name) for name, tensor in stored.items() if not isinstance(tensor, Tensor)]
     if others:
-        raise UserError(f"checkpoint {path}: all values in the entry 'model' must be tensors; other values: {listing(others)}")
+        raise UserError(
+            f"checkpoint {path}: all values in the entry 'model' must be tensors; got {listing(others, 'other value')}"
+        )
     named = {stored_name(str(name)): tensor for name, tensor in stored.items()}
     duplicates = [str(name) for name in stored if str(name) not in named and stored_name(str(name)) in stored]
     if duplicates:
         raise UserError(
-            f"checkpoint {path} contains two tensors for the same parameter. Remove one of each pair; longer names:"
-            f" {listing(duplicates)}"
+            f"checkpoint {path} contains two tensors for the same parameter. Remove one of each pair:"
+            f" {listing(duplicates, 'longer name')}"
         )
     return named
 
@@ -169,16 +171,16 @@ def load_trainable(
     missing = [name for name in parameters if name not in stored]
     unexpected = [name for name in stored if name not in parameters]
     unused = [name for name in unexpected if _matches(name, naming.unused_names)]
-    notes = [f"{path}: ignored unused tensors, {listing(unused)}"] if unused else []
+    notes = [f"{path}: ignored {listing(unused, 'unused tensor')}"] if unused else []
     together, allowed = set(naming.absent_together), {name for name in missing if _matches(name, allow_missing)}
     # Only if all of them are missing is this a MiniGPT-v2 file; otherwise the missing ones are an error.
     if together and together <= set(missing) <= together | allowed:
-        notes.append(f"{path} is a MiniGPT-v2 checkpoint; initialized tensors, {listing(sorted(together))}")
+        notes.append(f"{path} is a MiniGPT-v2 checkpoint; initialized {listing(sorted(together), 'missing tensor')}")
         allowed -= together
         missing = []
     missing = [name for name in missing if name not in allowed]
     if allowed:
-        notes.append(f"{path}: initialized tensors that ckpt_allow_missing allows to be missing, {listing(sorted(allowed))}")
+        notes.append(f"{path}: initialized {listing(sorted(allowed), 'missing tensor')} (allowed by ckpt_allow_missing)")
     _require_match(path, parameters, stored, (missing, sorted({*unexpected} - {*unused})), naming)
     if not dry:
         with torch.no_grad():
@@ -194,16 +196,17 @@ def _require_match(
     missing, unexpected = names
     problems = []
     if missing:
-        problems.append(f"missing tensors (to allow this, set ckpt_allow_missing to glob patterns), {listing(missing)}")
+        problems.append(f"{listing(missing, 'missing tensor')} (to allow this, set ckpt_allow_missing to glob patterns)")
     if unexpected:
-        problems.append(f"unexpected tensors (are train_llm, lora_target_modules and fusion the same?), {listing(unexpected)}")
+        problems.append(f"{listing(unexpected, 'unexpected tensor')} (are train_llm, lora_target_modules and fusion the same?)")
     shapes = [
         f"{name} has shape {tuple(stored[name].shape)}, expected {tuple(parameter.shape)}"
         for name, parameter in parameters.items()
         if name in stored and stored[name].shape != parameter.shape
     ]
     if shapes:
-        problems.append(f"tensors of another shape (are {naming.shape_keys} the same?), {listing(shapes)}")
+        details = listing(shapes, "tensor with a different shape", "tensors with different shapes")
+        problems.append(f"{details} (are {naming.shape_keys} the same?)")
     if problems:
         raise UserError(f"checkpoint {path}: {other_architecture(parameters, stored, naming.architecture)}{'; '.join(problems)}")
 
@@ -224,7 +227,7 @@ def mean(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         different = sorted(part.keys() ^ sums.keys())
         if different:
             raise UserError(
-                f"these checkpoints cannot be averaged, because only some of them contain the tensors {listing(different)}"
+                f"these checkpoints cannot be averaged, because only some of them contain {listing(different, 'tensor')}"
             )
         for name, tensor in part.items():
             sums[name] += tensor

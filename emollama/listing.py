@@ -13,10 +13,16 @@ SHOWN = 10  # maximum number of entries of a list in a message
 LINES = "\n- "  # separator for lists with one entry per line
 
 
-def listing(items: Iterable[str]) -> str:
-    """Return the number of items and the items, such as ``3: a, b, c``; long lists are shortened by :func:`abbreviated`."""
+def listing(items: Iterable[str], noun: str, plural: str | None = None) -> str:
+    """Return the number of items and the items, such as ``3 tensors: a, b, c``.
+
+    Args:
+        items: the items; :func:`abbreviated` shortens long lists.
+        noun: what one item is, such as ``tensor``.
+        plural: plural of the noun. If None, it is the noun with an ``s``.
+    """
     items = list(items)
-    return f"{len(items):,}: {abbreviated(items)}"
+    return f"{len(items):,} {noun if len(items) == 1 else plural or f'{noun}s'}: {abbreviated(items)}"
 
 
 def abbreviated(items: Iterable[str], separator: str = ", ", *, where: str | None = None) -> str:

@@ -221,7 +221,7 @@ def test_clips_without_references_are_left_out_and_named(caplog):
     bare = [Answer("bare", "caption", "a dog"), Answer("none", "caption", "a dog", []), Answer("blank", "caption", "x", [" "])]
     with caplog.at_level(logging.WARNING, "emollama"):
         scores = scored([*CHECKED, *bare])
-    assert "caption metrics leave out samples without a reference caption, 3: bare, none, blank" in caplog.text
+    assert "caption metrics leave out samples without a reference caption (3 samples: bare, none, blank" in caplog.text
     assert scores.metrics == scored(CHECKED).metrics
     assert scores_as_dict(scores)["captions"] == {"tokenizer": "treebank", "without_reference": ["bare", "none", "blank"]}
 

@@ -135,7 +135,7 @@ def test_every_tensor_of_a_released_file_is_loaded_or_set_aside(tmp_path):
     aside = {name for name in tensors if name.startswith("attention.") or name.endswith("inv_freq")}
     first = [name for name in tensors if name in aside][:10]
     assert len(aside) == 36 + 2
-    assert f"ignored unused tensors, 38: {', '.join(first)}, ... and 28 more (all of them: " in note
+    assert f"ignored 38 unused tensors: {', '.join(first)}, ... and 28 more (all of them: " in note
     assert set(Path(note.rpartition("all of them: ")[2].rstrip(").")).read_text().split()) == aside
     parameters = by_stored_name(model)
     assert {name for name, value in parameters.items() if value.equal(tensors[name])} == set(tensors) - aside
@@ -151,7 +151,12 @@ def test_every_tensor_of_a_minigpt_v2_file_is_loaded_initialized_or_ignored(tmp_
     model = model_of(tmp_path)
     before = {name: value.clone() for name, value in by_stored_name(model).items()}
     notes = load(model, tensors)
-    assert len(notes) == 2 and "2: " in notes[0] and "inv_freq" in notes[0] and "initialized tensors, 8: " in notes[1]
+    assert (
+        len(notes) == 2
+        and "2 unused tensors: " in notes[0]
+        and "inv_freq" in notes[0]
+        and "initialized 8 missing tensors: " in notes[1]
+    )
     parameters = by_stored_name(model)
     loaded_names = {name for name in parameters if name in tensors and parameters[name].equal(tensors[name])}
     unchanged = {name for name in parameters if parameters[name].equal(before[name])}
@@ -173,7 +178,7 @@ def test_two_tensors_for_one_name_are_refused(tmp_path):
     twice = f"{LAYER}.q_proj.lora_A.default.weight"
     tensors[twice] = tensors[f"{LAYER}.q_proj.lora_A.weight"]
     message = refusal(load, model_of(tmp_path, META), tensors)
-    assert "contains two tensors for the same parameter" in message and "names: 1: " in message and twice in message
+    assert "contains two tensors for the same parameter" in message and "1 longer name: " in message and twice in message
     torch.save({"model": tensors}, tmp_path / "twice.pth")
     assert twice in refusal(read, str(tmp_path / "twice.pth"), "inspect")
 
@@ -423,7 +428,7 @@ def spoiled(file, change):
 
 def test_an_adapter_without_its_lora_b_tensor_is_refused_by_name(file, tmp_path):
     spoiled(file, lambda tensors: tensors.pop(f"{LAYER}.q_proj.lora_B.weight"))
-    assert "1: model.layers.0.self_attn.q_proj.lora_B" in refusal(exported, file, tmp_path / "out")
+    assert "1 missing tensor: model.layers.0.self_attn.q_proj.lora_B" in refusal(exported, file, tmp_path / "out")
 
 
 def test_adapters_of_different_ranks_are_refused(file, tmp_path):
@@ -445,7 +450,7 @@ def test_adapters_of_another_language_model_are_refused_by_name(file, tmp_path):
     spoiled(file, lambda tensors: tensors.update({f"{LAYER}.q_proj.lora_A.weight": torch.zeros(64, 32)}))
     for call in (formats.to_peft, formats.to_merged):
         message = refusal(call, read(file, "x"), str(tmp_path / "out"), None, str(LLAMA))
-        assert "q_proj.lora_A.weight has shape (64, 32), expected (64, 64)" in message and "1: " in message
+        assert "q_proj.lora_A.weight has shape (64, 32), expected (64, 64)" in message and "1 mismatch: " in message
     spoiled(file, lambda tensors: [tensors.pop(name) for name in list(tensors) if ".layers.1." in name])
     message = refusal(formats.to_peft, read(file, "x"), str(tmp_path / "out"), None, str(LLAMA))
     assert "layers.1.self_attn.v_proj.lora_B.weight (64, 64) is missing" in message
@@ -503,7 +508,7 @@ def folder_that_lacks_a_weight(folder):
         (folder_with_a_strange_index, "../../model.safetensors"),
         (folder_with_a_damaged_index, "is damaged"),
         (folder_with_quantized_weights, "int8"),
-        (folder_that_lacks_a_weight, "1: model.layers.1.self_attn.v_proj.weight"),
+        (folder_that_lacks_a_weight, "1 tensor: model.layers.1.self_attn.v_proj.weight"),
     ],
 )
 def test_a_language_model_that_cannot_be_merged_into_is_refused(file, tmp_path, spoil, expected):
@@ -589,7 +594,7 @@ def test_tensors_in_both_files_are_refused_by_name(folder):
     path = folder / "projectors.safetensors"
     save_file({f"{LAYER}.q_proj.lora_A.weight": torch.zeros(2)}, path)
     checkpoint.digest_path(path).unlink()
-    assert f"1: {LAYER}.q_proj.lora_A.weight" in refusal(read, str(folder), "inspect")
+    assert f"1 tensor: {LAYER}.q_proj.lora_A.weight" in refusal(read, str(folder), "inspect")
 
 
 # Damaged files
@@ -763,8 +768,8 @@ def test_averaging_checkpoints_of_different_layouts_is_refused_with_the_reasons(
     other = numbered(tmp_path, 1, tensors, config={"model": {"lora_alpha": 32}})
     message = refusal(formats.average, [numbered(tmp_path, 0, released()), other], str(tmp_path / "mean.pth"))
     for part in (
-        "checkpoint_0.pth, 1: llama_proj.bias",
-        "checkpoint_1.pth, 1: extra",
+        "checkpoint_0.pth: 1 tensor: llama_proj.bias",
+        "checkpoint_1.pth: 1 tensor: extra",
         "feats_llama_proj1.bias [64] and [3]",
         "cls_tk_llama_proj.bias float32 and float16",
         "lora_alpha 16 and 32",

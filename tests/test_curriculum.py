@@ -128,7 +128,7 @@ def test_all_rows_without_a_number_are_reported_at_the_start_with_their_lines(bu
     text = f"name,emotion,hardness\n{NAMES[0]},happy,{cell}\n{NAMES[1]},sad,1\n{NAMES[2]},sad,?\n"
     (problem,) = build("hardness", **table(corpus, text)).problems()
     assert "datasets.golden: curriculum.by 'hardness': " in problem.text and f"{corpus}/table.csv" in problem.text
-    assert f"clips 2: {cell!r} (line 2, {NAMES[0]}), '?' (line 4, {NAMES[2]})" in problem.text
+    assert f"for 2 clips: {cell!r} (line 2, {NAMES[0]}), '?' (line 4, {NAMES[2]})" in problem.text
     remaining = build("hardness", **table(corpus, text), exclude=[NAMES[0], NAMES[2]])
     assert remaining.problems() == [] and sampled_indices(remaining, range(9)) == {0}
 

@@ -106,7 +106,7 @@ def test_mer2024_scores_six_labels_and_shows_nine_in_the_prompt(build):
     assert all(shown in instruction for instruction in dataset.pool.instructions["emotion"])
     files = MER24 | {"list.txt": MER24["list.txt"].replace("9 neutral", "9 fear")}
     (text,) = problem_texts(build("mer2024_caption", files, annotation_file="list.txt"))
-    assert "list.txt: unknown label (known: neutral, angry" in text and "'fear' (line 2, samplenew_2)" in text
+    assert "list.txt: 1 unknown label: 'fear' (line 2, samplenew_2). Known: neutral, angry" in text
 
 
 def test_mer2024_reads_captions_like_merr(build):
@@ -163,8 +163,8 @@ def test_dfew_folds_share_the_features_at_data_root(build, tmp_path):
 
 def test_dfew_reports_an_id_without_a_label_with_its_file_and_line(build, tmp_path):
     (text,) = problem_texts(build("dfew", folds("1,1\n2,8\n3,0\n")))
-    assert f"{tmp_path}/train(single-labeled)/set_1.csv: unknown label" in text
-    assert "clips 2: '8' (line 3, 00002), '0' (line 4, 00003)" in text and "label_map" in text
+    assert f"{tmp_path}/train(single-labeled)/set_1.csv: 2 unknown labels: '8' (line 3, 00002), '0' (line 4, 00003)" in text
+    assert "label_map" in text
 
 
 def test_dfew_combines_a_configured_label_map_with_its_own(build):
@@ -207,7 +207,7 @@ def test_dfew_reports_clips_that_have_the_same_padded_name(build, tmp_path):
 
 def test_dfew_has_no_answers_to_other_tasks(build):
     (text,) = problem_texts(build("dfew", folds(), task_pool=["emotion", "reason"]))
-    assert "no caption for task reason, clips 3: 00001, 00002, 16372." in text
+    assert "no caption for task reason for 3 clips: 00001, 00002, 16372." in text
 
 
 # emer
@@ -252,7 +252,7 @@ def test_emer_evaluates_a_list_without_captions_and_does_not_train_on_it(build, 
     if keys:
         (text,) = problem_texts(build("emer", {}, **keys))
         assert (
-            "no caption for task reason_v2, clips 2: clip_1, clip_2" in text
+            "no caption for task reason_v2 for 2 clips: clip_1, clip_2" in text
             and "set datasets.emer.captions_path to their file" in text
         )
     else:
@@ -268,7 +268,7 @@ def test_emer_names_a_configured_caption_file_that_does_not_exist(build, trainin
 @pytest.mark.parametrize("table", [V1.replace('"He frowns, then sighs"', " "), V2.replace('"He frowns, then sighs"', "")])
 def test_an_empty_description_is_reported_in_training_and_is_no_target_in_evaluation(build, tmp_path, table):
     (text,) = problem_texts(build("emer", {"truth.csv": table}, annotation_file="truth.csv"))
-    assert f"no caption for task reason_v2, clips 1: clip_2. Remedy: add them ({tmp_path}/truth.csv)" in text
+    assert f"no caption for task reason_v2 for 1 clip: clip_2. Remedy: add them ({tmp_path}/truth.csv)" in text
     assert answers(build("emer", {}, training=False, annotation_file="truth.csv"), "reason_v2") == [REASONS[0], None]
     assert problem_texts(build("emer", {}, annotation_file="truth.csv", exclude=["clip_2"])) == []
 
@@ -358,17 +358,17 @@ def test_columns_of_a_custom_table_can_be_renamed(build, tmp_path):
 def test_custom_reports_every_row_with_an_empty_or_unknown_emotion(build, tmp_path):
     text = "name,emotion\na,happy\nb,\nc,Happy\nd,  \n"
     (problem,) = build("custom", {"clips.csv": text}, annotation_file="clips.csv").problems()
-    assert f"{tmp_path}/clips.csv: unknown label" in problem.text and problem.clips == ("b", "c", "d")
-    assert "clips 3: '' (line 3, b), 'Happy' (line 4, c), '' (line 5, d)" in problem.text
+    assert f"{tmp_path}/clips.csv: 3 unknown labels: " in problem.text and problem.clips == ("b", "c", "d")
+    assert "'' (line 3, b), 'Happy' (line 4, c), '' (line 5, d)" in problem.text
     evaluated = build("custom", {}, training=False, annotation_file="clips.csv")
-    assert len(problem_texts(evaluated)) == 1 and "clips 1: 'Happy' (line 4, c)" in problem_texts(evaluated)[0]
+    assert len(problem_texts(evaluated)) == 1 and "1 unknown label: 'Happy' (line 4, c)" in problem_texts(evaluated)[0]
     assert problem_texts(build("custom", {}, annotation_file="clips.csv", exclude=["b", "c", "d"])) == []
 
 
 def test_custom_reports_every_row_with_an_empty_reason(build):
     text = "name,reason\na,She smiles.\nb,\n"
     (problem,) = build("custom", {"clips.csv": text}, annotation_file="clips.csv", task_pool="reason").problems()
-    assert "no caption for task reason, clips 1: b." in problem.text
+    assert "no caption for task reason for 1 clip: b." in problem.text
 
 
 def test_custom_preserves_leading_zeros_and_spaces_in_names_of_clips_and_features(build, tmp_path):
@@ -409,7 +409,7 @@ def test_exclude_removes_clips_and_refuses_names_that_are_not_listed(build, tmp_
     dataset = build("custom", {"clips.csv": text}, exclude=["b"], **keys)
     assert dataset.names() == ["a", "c"] and problem_texts(dataset) == []
     wrong = refusal(build, "custom", {}, exclude=["a", "aa", "cc"], **keys)
-    assert f"datasets.custom.exclude contains clips that {tmp_path}/clips.csv does not list, 2: aa, cc" in wrong
+    assert f"datasets.custom.exclude contains 2 clips: aa, cc. {tmp_path}/clips.csv does not list them" in wrong
     assert "leave no clip of 3" in refusal(build, "custom", {}, exclude=["a", "b", "c"], **keys)
 
 
@@ -476,16 +476,16 @@ def test_a_run_reports_all_problems_of_all_blocks_at_once(tmp_path):
         f"datasets.custom: {tmp_path}/clips.csv, line 4: the clip name '../b' points outside its folder",
         f"datasets.custom: {tmp_path}/clips.csv, line 5: the row has no name",
         f"datasets.custom: {tmp_path}/clips.csv, line 7: more cells than columns",
-        f"datasets.custom: {tmp_path}/clips.csv: unknown label",
+        f"datasets.custom: {tmp_path}/clips.csv: 1 unknown label: ",
         "datasets.custom: curriculum.by 'hardness': ",
         f"datasets.dfew: {tmp_path}/train(single-labeled)/set_1.csv, line 4: clip '0001' is '00001'",
-        f"datasets.dfew: {tmp_path}/train(single-labeled)/set_1.csv: unknown label",
+        f"datasets.dfew: {tmp_path}/train(single-labeled)/set_1.csv: 1 unknown label: ",
         "datasets.dfew: no array in datasets.dfew.image_feature_path",
         f"datasets.dfew: {tmp_path}/HL-UTT/00002.npy (slot audio): contains NaN or inf",
         f"datasets.emer: {tmp_path}/EMER_NCE.txt, line 2: expected 3 or 4 fields",
         f"datasets.emer: {tmp_path}/EMER_NCE.txt, line 3: the second field of",
-        "datasets.emer: no caption for task reason_v2, clips 1: clip_1.",
-        "datasets.emer: no row in transcript.csv for clips 1: clip_1.",
+        "datasets.emer: no caption for task reason_v2 for 1 clip: clip_1.",
+        "datasets.emer: no row in transcript.csv for 1 clip: clip_1.",
         f"datasets.emer: {tmp_path}/transcript.csv, line 3: the row has no name",
     ]
     [path] = re.findall(r"^\.\.\. and 5 more \(all of them: (.*)\)$", lines[-1])

@@ -128,7 +128,11 @@ SECOND = f"datasets.second={{type: feature_face_caption, data_root: {GOLDEN}/dat
         ("train", ["model.lora_r=8"], "checkpoint_slim.pth"),
         ("train", ["model.ckpt=nowhere.pth"], "model.ckpt: no file"),
         ("eval", ["model.ckpt=null"], "model.ckpt is null"),
-        ("eval", ["evaluation_datasets.upstream.mask_slots=[smell]"], "evaluation_datasets.upstream.mask_slots: unknown slots"),
+        (
+            "eval",
+            ["evaluation_datasets.upstream.mask_slots=[smell]"],
+            "evaluation_datasets.upstream.mask_slots: 1 unknown slot: smell",
+        ),
     ],
 )
 def test_a_dry_run_reports_a_problem_with_the_same_message_as_the_run(command, options, problem, tmp_path, capfd):

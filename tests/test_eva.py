@@ -114,10 +114,10 @@ def spoiled(tmp_path, change):
     [
         (
             lambda t: t.pop("visual_encoder.blocks.1.attn.v_bias"),
-            "lacks these tensors, or they have other shapes (1: blocks.1.attn.v_bias",
+            "missing tensors or wrong shapes (1 tensor: blocks.1.attn.v_bias",
         ),
         (lambda t: t.pop("visual_encoder.pos_embed"), "pos_embed"),
-        (lambda t: t.update({"visual_encoder.blocks.0.more": torch.ones(1)}), "unknown tensors (1: blocks.0.more"),
+        (lambda t: t.update({"visual_encoder.blocks.0.more": torch.ones(1)}), "1 unknown tensor: blocks.0.more"),
         (lambda t: t.pop("visual_encoder.blocks.0.attn.q_bias"), "contains no EVA transformer"),
         (lambda t: t.update({"visual_encoder.patch_embed.proj.weight": torch.ones(176, 3, 16, 16)}), "patches of 16"),
     ],

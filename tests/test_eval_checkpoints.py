@@ -337,7 +337,7 @@ def test_table_and_chart_are_recreated_from_stored_results(copied, capsys):
     assert evaluate(capsys, run_folder, cfg, "--table-only") == text == (folder / "sweep.md").read_text()
     Image.open(folder / "sweep.png").verify()
     (folder / "epoch_0/result/metrics_both.json").unlink()
-    assert "metrics are missing, 1: " in refused(capsys, run_folder, cfg, "--table-only")
+    assert "1 missing metrics file: " in refused(capsys, run_folder, cfg, "--table-only")
     before = since(folder)
     evaluate(capsys, run_folder, cfg)
     assert answered(folder, before) == {("epoch_0", "both")}
@@ -447,9 +447,9 @@ def test_a_checkpoint_of_another_model_is_refused_with_its_tensors(again, tmp_pa
     content["model"]["stranger.weight"] = torch.zeros(2)
     torch.save(content, tmp_path / "other.pth")
     options = ["--checkpoints", f"other={tmp_path / 'other.pth'}"]
-    assert "other.pth: unexpected tensors" in refused(capsys, run_folder, cfg, *options, "--dry-run")
+    assert "other.pth: 1 unexpected tensor: " in refused(capsys, run_folder, cfg, *options, "--dry-run")
     message = refused(capsys, run_folder, cfg, *options, "--again")
-    assert "other.pth: unexpected tensors" in message and "stranger.weight" in message
+    assert "other.pth: 1 unexpected tensor: " in message and "stranger.weight" in message
     assert (run_folder / "sweep_config/epoch_0/evaluated.json").exists()
     assert not list((run_folder / "sweep_config").glob("other/result"))
 

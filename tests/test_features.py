@@ -239,8 +239,8 @@ def test_missing_features_are_reported_with_clip_names_count_and_key(build, corp
     problems = build().problems()
     assert len(problems) == 2
     face, audio = (problem.text for problem in problems)
-    assert "datasets.golden.face_feature_path" in face and f"clips 1: {NAMES[2]}." in face
-    assert "datasets.golden.audio_feature_path" in audio and f"clips 2: {NAMES[0]}, {NAMES[4]}." in audio
+    assert "datasets.golden.face_feature_path" in face and f"for 1 clip: {NAMES[2]}." in face
+    assert "datasets.golden.audio_feature_path" in audio and f"for 2 clips: {NAMES[0]}, {NAMES[4]}." in audio
     assert "missing_features: zero or skip" in audio
 
 
@@ -322,7 +322,7 @@ def test_clips_without_a_caption_are_reported_with_count_key_and_task(build, cor
     path.write_text('{"' + NAMES[0] + '": {"caption": "x"}, "' + NAMES[1] + '": {"other": "x"}}')
     problems = build(task_pool=["emotion", "reason"]).problems()
     assert len(problems) == 1
-    assert f"no caption for task reason, clips 5: {', '.join(NAMES[1:])}." in problems[0].text
+    assert f"no caption for task reason for 5 clips: {', '.join(NAMES[1:])}." in problems[0].text
     assert "coarse_grained_json_path" in problems[0].text
 
 
@@ -358,7 +358,7 @@ def test_an_unknown_label_names_file_line_and_clip_unless_the_only_task_is_reaso
     path = corpus / "MERR_coarse_grained.txt"
     path.write_text(path.read_text().replace("19 worried", "19 joyous"))
     (problem,) = build().problems()
-    assert f"{path}: unknown label" in problem.text and f"clips 1: 'joyous' (line 3, {NAMES[2]})" in problem.text
+    assert f"{path}: 1 unknown label: 'joyous' (line 3, {NAMES[2]})" in problem.text
     assert problem.kind == "label" and problem.clips == (NAMES[2],)
     assert len(build(task_pool=["reason"])) == 6
 

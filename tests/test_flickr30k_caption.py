@@ -225,7 +225,7 @@ def test_all_missing_and_unreadable_images_are_reported_before_the_start(root):
     spoil(root)
     for _ in range(2):  # bad files are not cached as good
         message = problems(root)
-        assert "no file for images 1: 14" in message and "missing_images: skip" in message
+        assert "no file for 1 image: 14" in message and "missing_images: skip" in message
         assert (
             "11.jpg (slot frame): cannot be read: it is not an image." in message
             and "12.jpg (slot frame): cannot be read: the file is empty." in message
@@ -248,7 +248,7 @@ def test_missing_or_unreadable_images_are_skipped_if_configured(root):
 def test_a_folder_without_any_of_the_images_is_reported_with_one_name(root):
     (root / "other").mkdir()
     message = problems(root, image_path="other")
-    assert "no file for images 4 (all of them, such as '11'" in message and "12" not in message.replace(str(root), "")
+    assert "no file for all 4 images, such as '11'" in message and "12" not in message.replace(str(root), "")
     assert "flickr.image_path: no folder" in refusal(root, image_path="absent")
 
 
@@ -282,7 +282,7 @@ def test_invalid_entries_are_reported_all_at_once(root):
         "annotations[8]: expected the name or number of an image, got True" in message
         and "annotations[9]: expected an object" in message
     )
-    assert "no captions for images 1: 8" in message
+    assert "no captions for 1 image: 8" in message
     put(root, {"annotations": [*tree[:4], tree[-1]]})
     assert not build_dataset(root, exclude=["8"]).problems()
 
@@ -302,8 +302,8 @@ def test_invalid_entries_of_cocos_format_are_reported_all_at_once(root):
         "images[6]: images[0] already has the image '11'" in message
         and "images[7]: file_name must be the name of a file with an extension, got 'plain'" in message
     )
-    assert "images[8]: expected an object with id and file_name" in message and "image_id 2: 70, 71" in message
-    assert "annotations[22]: a caption must be text, got '5'" in message and "no captions for images 1: 99" in message
+    assert "images[8]: expected an object with id and file_name" in message and "2 image_ids: 70, 71" in message
+    assert "annotations[22]: a caption must be text, got '5'" in message and "no captions for 1 image: 99" in message
 
 
 def test_of_many_problems_the_first_ten_and_a_count_are_reported(root):
@@ -324,8 +324,7 @@ def test_cocos_format_without_its_images_is_reported_in_one_line(root):
     images(root / "images", "01234")
     (reported,) = build_dataset(root).problems()
     assert (
-        'some image_ids have several entries, 5: 0, 1, 2, 3, 4. The file seems to have COCO\'s format, but no "images"'
-        in reported.text
+        'several entries for 5 image_ids: 0, 1, 2, 3, 4. The file seems to have COCO\'s format, but no "images"' in reported.text
     )
 
 
@@ -356,7 +355,7 @@ def test_files_of_an_unknown_format_are_refused(root, text, expected):
 
 def test_names_to_exclude_must_be_listed(root):
     assert build_dataset(root, exclude=["12"]).names() == ["11", "13", "14"]
-    assert "flickr.exclude contains images" in refusal(root, exclude=["12", "77"]) and "77" in refusal(root, exclude=["77"])
+    assert "flickr.exclude contains 1 image: 77" in refusal(root, exclude=["12", "77"]) and "77" in refusal(root, exclude=["77"])
     assert "leaves no image" in refusal(root, exclude=list(NAMES))
 
 
@@ -395,11 +394,11 @@ def test_images_without_captions_are_accepted_in_evaluation_and_refused_in_train
     put(root, tree)
     dataset = build_dataset(root, training=False)
     assert not dataset.problems() and not dataset.has_reference("caption")
-    assert dataset.notes == ["flickr: images without captions are answered and not scored, 4: 11, 12, 13, 14"]
+    assert dataset.notes == ["flickr: images without captions get predictions, but no scores (4 images: 11, 12, 13, 14)"]
     for choice in ("joined", "first", "random"):
         record = build_dataset(root, training=False, captions=choice).record(0, "caption", "")
         assert record.reference is None and record.turns == [("", None)]
-    assert "no captions for images 4: 11, 12, 13, 14" in problems(root) and not build_dataset(root).notes
+    assert "no captions for 4 images: 11, 12, 13, 14" in problems(root) and not build_dataset(root).notes
 
 
 def test_images_without_captions_can_be_captioned_from_a_list_of_names(tmp_path):
@@ -493,4 +492,4 @@ def test_check_data_notes_images_without_captions_in_an_evaluation(examined, roo
     put(root, [*entries(NAMES[:3]), {"image_id": "14"}])
     assert [finding.kind for finding in examined().of_level("problem")] == ["caption"]
     report = examined(evaluation={})
-    assert not report.of_level("problem") and "answered and not scored, 1: 14" in text_of(report)
+    assert not report.of_level("problem") and "get predictions, but no scores (1 image: 14)" in text_of(report)

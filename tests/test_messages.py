@@ -65,18 +65,23 @@ def file_in(message):
 
 
 def test_a_list_of_ten_is_complete():
-    assert listing(NAMES[:10]) == "10: " + ", ".join(NAMES[:10])
+    assert listing(NAMES[:10], "clip") == "10 clips: " + ", ".join(NAMES[:10])
+
+
+def test_a_list_of_one_entry_has_a_singular_noun_and_an_irregular_plural_can_be_set():
+    assert listing(["a"], "mismatch", "mismatches") == "1 mismatch: a"
+    assert listing(["a", "b"], "mismatch", "mismatches") == "2 mismatches: a, b"
 
 
 def test_a_long_list_shows_ten_entries_and_the_path_of_a_file_with_all_entries():
-    text = listing(NAMES)
-    assert text.startswith("28,618: " + ", ".join(NAMES[:10]) + ", ... and 28,608 more (all of them: ")
+    text = listing(NAMES, "clip")
+    assert text.startswith("28,618 clips: " + ", ".join(NAMES[:10]) + ", ... and 28,608 more (all of them: ")
     assert len(text) < 400
     assert file_in(text) == NAMES
 
 
 def test_the_same_list_is_written_to_the_same_file():
-    assert listing(NAMES) == listing(NAMES) != listing(NAMES[1:])
+    assert listing(NAMES, "clip") == listing(NAMES, "clip") != listing(NAMES[1:], "clip")
 
 
 def test_a_long_list_of_lines_is_abbreviated_after_ten_lines():
@@ -128,7 +133,7 @@ def test_check_data_abbreviates_lists_in_its_text_but_not_with_json(tmp_path, sp
     [missing] = [finding for finding in report.plain()["findings"] if finding["kind"] == "missing features"]
     assert len(missing["clips"]) == 12
     line = next(line for line in text_of(report).splitlines() if "no array in" in line)
-    assert "12: " in line and "... and 2 more (all of them: " in line and missing["clips"][11] not in line
+    assert "12 clips: " in line and "... and 2 more (all of them: " in line and missing["clips"][11] not in line
     assert file_in(line) == list(missing["clips"])
 
 
@@ -398,7 +403,7 @@ def test_loading_a_minigpt_v2_checkpoint_into_minigpt4_is_refused_with_its_origi
 def test_a_minigpt4_checkpoint_of_another_shape_is_not_called_one_of_another_model():
     stored = {"llama_proj.weight": torch.ones(2, 4), "llama_proj.bias": torch.ones(2)}
     text = refusal(checkpoint.load_trainable, Projection(), stored, path="a.pth", allow_missing=[])
-    assert "tensors of another shape" in text and "this is a checkpoint of" not in text
+    assert "1 tensor with a different shape: " in text and "this is a checkpoint of" not in text
 
 
 def test_a_checkpoint_of_a_user_defined_model_is_identified(monkeypatch):
@@ -486,7 +491,7 @@ def test_the_loss_of_a_single_block_is_the_default_metric(tmp_path, two_blocks):
 @pytest.mark.parametrize("keys", [{"save_best": True}, {"early_stop_patience": 2}, {"metric": "loss"}])
 def test_a_metric_computed_by_several_blocks_must_be_specified(tmp_path, two_blocks, keys):
     text = refusal(Validation, RunnerConfig(evaluate=True, **keys), two_blocks, tmp_path, 0)
-    assert text.startswith("run.metric: 'loss' is computed more than once. Set it to one of ")
+    assert text.startswith("run.metric: 'loss' is computed more than once. Possible values: ")
 
 
 # Labels and names of blocks

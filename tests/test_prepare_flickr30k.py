@@ -276,14 +276,14 @@ def test_a_misspelled_usual_split_is_reported_for_every_kind_of_annotations(root
     table_rows = rows()
     table_rows[1][2] = split
     path = table(root / "t.csv", table_rows)
-    says = f"a split is named '{split}' (images 1: 12.jpg). Did you mean '{usual}'?"
+    says = f"a split is named '{split}' (1 image: 12.jpg). Did you mean '{usual}'?"
     assert f"{path}: {says}" in refusal(root, path)
     run(root, path, "--on-problem", "skip")
     assert split not in entries_by_split(root) and "1 problem: split: 12.jpg" in capsys.readouterr().out
     report = json.loads((root / "out/prepare_report.json").read_text())
     assert report["left_out"] == {"problem: split": ["12.jpg"]}
     message = refusal_without_output(root, tokens(root / "t"), "--split", split)
-    assert f"a split is named '{split}' (images 4: 11.jpg" in message and f"Did you mean '{usual}'?" in message
+    assert f"a split is named '{split}' (4 images: 11.jpg" in message and f"Did you mean '{usual}'?" in message
     (root / f"{split}.txt").write_text("12\n")
     assert says in refusal_without_output(root, tokens(root / "t"), "--splits", root / f"{split}.txt")
 
@@ -350,7 +350,7 @@ def test_split_lists_with_repeated_or_unknown_images_are_refused(root):
     message = refusal(root, tokens(root / "t"), "--splits", folder)
     assert "'11' is already in" in message and "val.txt, line 2" in message
     (folder / "val.txt").write_text("13\n99\n")
-    assert "val.txt, line 2: the annotations have no valid row for these images of the list val (1: 99)" in refusal(
+    assert "val.txt, line 2: the annotations have no valid row for 1 image: 99 of the list val" in refusal(
         root, tokens(root / "t"), "--splits", folder
     )
     assert "has its own splits: train, val, test" in refusal(root, table(root / "t.csv"), "--splits", folder)
@@ -369,7 +369,7 @@ def test_missing_and_unreadable_images_are_reported_or_excluded(root, capsys):
     path = table(root / "t.csv", rows([*SPLITS, "21", "22", "23", "24"]))
     message = refusal(root, path)
     assert (
-        "does not contain these images (1: 21.jpg" in message
+        "does not contain 1 image: 21.jpg" in message
         and "22.jpg: it is not an image" in message
         and "23.jpg: the file is empty" in message
     )

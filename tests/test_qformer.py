@@ -172,16 +172,19 @@ def without_the_qformer(tensors):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda t: t.pop(f"{LAYER}.3.attention.self.query.weight"), rf"lacks .* \(1: {LAYER}.3.attention.self.query.weight"),
-        (lambda t: t.pop("Qformer.bert.embeddings.LayerNorm.bias"), "1: Qformer.bert.embeddings.LayerNorm.bias"),
-        (lambda t: t.pop("query_tokens"), "1: query_tokens"),
-        (lambda t: t.pop(f"{LAYER}.0.crossattention.self.key.weight"), f"1: {LAYER}.0.crossattention.self.key.weight"),
-        (lambda t: t.update({"query_tokens": torch.ones(8, 48)}), "1: query_tokens"),
-        (lambda t: t.update({"query_tokens": torch.ones(1, 8, 64)}), "1: query_tokens"),
+        (
+            lambda t: t.pop(f"{LAYER}.3.attention.self.query.weight"),
+            rf"missing tensors or wrong shapes \(1 tensor: {LAYER}.3.attention.self.query.weight",
+        ),
+        (lambda t: t.pop("Qformer.bert.embeddings.LayerNorm.bias"), "1 tensor: Qformer.bert.embeddings.LayerNorm.bias"),
+        (lambda t: t.pop("query_tokens"), "1 tensor: query_tokens"),
+        (lambda t: t.pop(f"{LAYER}.0.crossattention.self.key.weight"), f"1 tensor: {LAYER}.0.crossattention.self.key.weight"),
+        (lambda t: t.update({"query_tokens": torch.ones(8, 48)}), "1 tensor: query_tokens"),
+        (lambda t: t.update({"query_tokens": torch.ones(1, 8, 64)}), "1 tensor: query_tokens"),
         (lambda t: t.update({f"{LAYER}.2.crossattention.self.value.weight": torch.ones(48, 99)}), "2.crossattention.self.value"),
         (
             lambda t: t.update({f"{LAYER}.1.attention.self.more": torch.ones(1)}),
-            rf"unknown tensors \(1: {LAYER}.1.attention.self.more",
+            rf"1 unknown tensor: {LAYER}.1.attention.self.more",
         ),
         (without_the_qformer, r"contains no Q-Former \(its tensors: ln_vision"),
     ],

@@ -298,9 +298,9 @@ def test_a_cell_that_is_not_a_rating_is_refused_with_its_line(refused, sheet, tm
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda rows: rows[0].update(item="i99"), ["line 2: the key has no item 'i99'", "rows were removed, 1: i"]),
+        (lambda rows: rows[0].update(item="i99"), ["line 2: the key has no item 'i99'", "the sheet lacks 1 row: i"]),
         (lambda rows: rows[1].update(item=rows[0]["item"]), ["line 3: line 2 already has the item 'i", "Remove one of the two"]),
-        (lambda rows: rows.pop(), ["rows were removed, 1: i"]),
+        (lambda rows: rows.pop(), ["the sheet lacks 1 row: i"]),
         (lambda rows: [row.pop("item") for row in rows], ["expected one of the columns item"]),
         (lambda rows: None, ["contains no points. Fill in the columns clue_overlap and label_overlap."]),
     ],

@@ -239,7 +239,7 @@ def test_a_metric_that_no_block_computes_is_refused_with_the_remedy(tmp_path):
     text = refused(tmp_path, run=EVALUATED | {"metric": "war"}, block={"metrics": ["waf"]})
     assert "no block computes 'war': evaluation_datasets.answers needs its name in evaluation_datasets.answers.metrics" in text
     text = refused(tmp_path, run=EVALUATED | {"metric": "nowhere.waf"})
-    assert "does not name a block or task that computes it. Set it to one of 1: answers.emotion.waf" in text
+    assert "does not name a block or task that computes it. Possible values: answers.emotion.waf" in text
 
 
 def test_a_metric_computed_for_two_tasks_is_refused_with_the_full_names(tmp_path):
@@ -422,7 +422,7 @@ def test_masked_slots_give_the_same_answers_as_zero_features(tmp_path):
 
 def test_an_unknown_slot_is_refused_with_those_of_the_model(tmp_path):
     text = refused(tmp_path, training=False, block={"mask_slots": ["voice"]})
-    assert "mask_slots: unknown slots, 1: voice. The slots of this model are image, cls, face, video, audio." in text
+    assert "mask_slots: 1 unknown slot: voice. The slots of this model are image, cls, face, video, audio." in text
 
 
 # Several checkpoints

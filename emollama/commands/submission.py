@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     judge = JUDGES.built(judge_block(arguments.judge) or {"type": "lexical"}, "--judge")
     words_by_clip = extract_words({answer.name: answer.prediction for answer in file.answers}, judge)
     if unanswered := [name for name, words in words_by_clip.items() if words is None]:
-        raise UserError(f"the judge '{judge.name}' gave no valid answer for clips {listing(unanswered)}. Rerun the command.")
+        raise UserError(f"the judge '{judge.name}' gave no valid answer for {listing(unanswered, 'clip')}. Rerun the command.")
     write_submission(str(path), list(words_by_clip), [words or () for words in words_by_clip.values()])
     empty = sum(not words for words in words_by_clip.values())
     write_plain(f"{path}: {len(words_by_clip)} clips, {empty} of them without an emotion word\n")

@@ -72,7 +72,7 @@ def _require_same_layout(first: Weights, other: Weights, features: dict[str, Any
     """
     layout = layout_difference(first, other)
     sides = (first.source, layout["only_in_first"]), (other.source, layout["only_in_second"])
-    problems = [f"only in {source}, {listing(names)}" for source, names in sides if names]
+    problems = [f"only in {source}: {listing(names, 'tensor')}" for source, names in sides if names]
     for key in ("shapes", "dtypes"):
         problems += [f"{name} {one} and {another}" for name, (one, another) in layout[key].items()]
     if layout["lora_alpha"]:

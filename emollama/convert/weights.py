@@ -94,8 +94,7 @@ def _read_peft(folder: Path, key: str) -> Weights:
     unsupported = sorted(name for name in tensors if not adapters.LORA.fullmatch(name))
     if unsupported:
         raise UserError(
-            f"{key}: {folder / ADAPTERS} contains tensors other than LoRA adapters, which are not supported,"
-            f" {listing(unsupported)}"
+            f"{key}: {folder / ADAPTERS} contains {listing(unsupported, 'tensor')}. Only LoRA adapters are supported."
         )
     rank = adapters.split_adapters(tensors, str(folder / ADAPTERS)).rank
     if rank != peft_config["r"]:
@@ -105,9 +104,7 @@ def _read_peft(folder: Path, key: str) -> Weights:
         rest = _read_safetensors(folder / PROJECTORS, key)
         twice = sorted(set(tensors) & set(rest))
         if twice:
-            raise UserError(
-                f"{key}: both files of {folder} contain the same tensors, {listing(twice)}. Remove them from one file."
-            )
+            raise UserError(f"{key}: both files of {folder} contain {listing(twice, 'tensor')}. Remove them from one file.")
         tensors |= rest
     # Key of the model block -> key in adapter_config.json.
     names = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "lora_target_modules": "target_modules"}

@@ -235,7 +235,7 @@ def read_captions(path: str, field: str, key: str, report: Report = raise_proble
         raise UserError(f"{path}: {expected}")
     entries = {name: entry for name, entry in table.items() if isinstance(entry, dict)}
     if invalid := [name for name in table if name not in entries]:
-        report(Problem("caption", f"{path}: {expected}; got other values for {listing(invalid)}", tuple(invalid)))
+        report(Problem("caption", f"{path}: {expected}; got other values for {listing(invalid, 'clip')}", tuple(invalid)))
     captions = {name: entry.get(field) for name, entry in entries.items()}
     return {name: text for name, text in captions.items() if isinstance(text, str) and text.strip()}
 

@@ -134,7 +134,7 @@ class _ImageNames:
 def _from_entries(path: str, entries: list[Any], report: Report) -> Iterator[CaptionedImage]:
     names, remedy = _ImageNames(), "Merge the two entries into one, with all captions in the list 'captions'."
     if repeated := _repeated(entries):
-        text = f"{path}: some image_ids have several entries, {listing(repeated)}. The file seems to have COCO's format, but no"
+        text = f"{path}: several entries for {listing(repeated, 'image_id')}. The file seems to have COCO's format, but no"
         report(Problem("caption", f'{text} "images". Add them, or write one entry per image, with a list "captions".', repeated))
     for number, entry in enumerate(entries):
         if repeated and str(entry.get("image_id") if isinstance(entry, dict) else "") in names:
@@ -182,7 +182,7 @@ def _from_coco(path: str, table: dict[str, Any], report: Report) -> Iterator[Cap
     unlisted = [key for key in captions if key not in files and key not in invalid]
     # A caption of an invalid image is not a second problem. If such an image has no id, no caption can be judged.
     if unlisted and "" not in invalid:
-        text = f'{path}: "images" does not list the images of some captions, image_id {listing(unlisted)}. Add these images, or'
+        text = f'{path}: captions refer to {listing(unlisted, "image_id")}, which "images" does not list. Add the images, or'
         report(Problem("caption", f"{text} remove the captions.", tuple(unlisted)))
     for key, file in files.items():
         texts = tuple(captions.get(key, ()))

@@ -72,7 +72,7 @@ def column_values(clips: Sequence[Clip], column: str, key: str, path: str) -> li
     pairs = zip(clips, cells, strict=True)
     invalid = [f"{cell!r} (line {clip.line}, {clip.name})" for clip, cell in pairs if not _is_number(cell)]
     if invalid:
-        raise UserError(f"{key} '{column}': not a number in {path} for clips {listing(invalid)}. Correct or exclude them.")
+        raise UserError(f"{key} '{column}': not a number in {path} for {listing(invalid, 'clip')}. Correct or exclude them.")
     unknown = NO_VALENCE if column == "valence" else None
     return [math.nan if float(cell) == unknown else float(cell) for cell in cells]
 

@@ -183,7 +183,7 @@ class FeatureClips:
             missing = missing_names(names, source)
             if missing and self.cfg.missing_features == "error":
                 what = "video (or peak)" if source.slots == (FRAME,) else "array"
-                text = f"no {what} in {source.key} ({source.path}) for clips {listing(missing)}. Remedy: add them, or set"
+                text = f"no {what} in {source.key} ({source.path}) for {listing(missing, 'clip')}. Remedy: add them, or set"
                 problems.append(Problem("missing features", f"{text} missing_features: zero or skip.", tuple(missing)))
             problems += source.problems(names, all_values=self.cfg.check_values == "all")
         return [dataclasses.replace(problem, text=f"{self.label}: {problem.text}") for problem in problems]
@@ -225,11 +225,11 @@ class FeatureClips:
             missing = [] if task == "emotion" else missing_names(names, self.table.captions.get(task, {}))
             if missing:
                 remedy = f"add them ({self.caption_source(task)}), or remove the clips from the list, or '{task}' from task_pool"
-                text = f"no caption for task {task}, clips {listing(missing)}. Remedy: {remedy}."
+                text = f"no caption for task {task} for {listing(missing, 'clip')}. Remedy: {remedy}."
                 problems.append(Problem("caption", text, tuple(missing)))
         missing = [] if self.table.sentences is None else missing_names(names, self.table.sentences)
         if missing:
-            text = f"no row in {self.cfg.transcription_path} for clips {listing(missing)}. Remedy: add the rows (an empty"
+            text = f"no row in {self.cfg.transcription_path} for {listing(missing, 'clip')}. Remedy: add the rows (an empty"
             text += " sentence means a clip without speech), or set transcription_path: null."
             problems.append(Problem("transcript", text, tuple(missing)))
         return problems
@@ -243,13 +243,13 @@ class FeatureClips:
             unknown = [clip for clip in labelled if clip.label not in cfg.labels and clip.label not in cfg.exclude_labels]
             if unknown:
                 details = tuple(f"'{clip.label}' (line {clip.line}, {clip.name})" for clip in unknown)
-                remedy = "correct the list, labels or label_map; only a task_pool without 'emotion' allows a list without labels"
-                text = f"{self.list_path()}: unknown label (known: {abbreviated(cfg.labels)}; {remedy}), clips {listing(details)}"
+                remedy = "Correct the list, labels or label_map; only a task_pool without 'emotion' allows a list without labels"
+                text = f"{self.list_path()}: {listing(details, 'unknown label')}. Known: {abbreviated(cfg.labels)}. {remedy}."
                 self.report(Problem("label", text, tuple(clip.name for clip in unknown), details))
         self._check_excluded_labels(list(dict.fromkeys(clip.label for clip in clips if clip.label)))
         unlisted = missing_names(cfg.exclude, {clip.name for clip in clips})
         if unlisted:
-            raise UserError(f"{self.label}.exclude contains clips that {self.list_path()} does not list, {listing(unlisted)}")
+            raise UserError(f"{self.label}.exclude contains {listing(unlisted, 'clip')}. {self.list_path()} does not list them")
         included = [clip for clip in clips if clip.label not in cfg.exclude_labels and clip.name not in excluded]
         if not included:
             raise UserError(f"{self.list_path()}: exclude and exclude_labels leave no clip of {len(clips)}")

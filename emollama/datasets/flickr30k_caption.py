@@ -71,7 +71,9 @@ class Flickr30kCaption:
             self._skip_missing()
         self._uncaptioned = [image.name for image in self.images if not image.captions]
         if self._uncaptioned and not training:
-            self.notes.append(f"{label}: images without captions are answered and not scored, {listing(self._uncaptioned)}")
+            self.notes.append(
+                f"{label}: images without captions get predictions, but no scores ({listing(self._uncaptioned, 'image')})"
+            )
         self._absent = {slot: zeros(0, shape.dim) for slot, shape in slot_shapes.items()}
         shape = slot_shapes["image"]
         self._cache = FeatureCache(shape.cache_folder, shape) if isinstance(shape, CachedShape) else None
@@ -125,14 +127,14 @@ class Flickr30kCaption:
         problems, names = list(self._reported), self.names()
         if self._uncaptioned and self.training:
             text = (
-                f"{self.list_path()}: no captions for images {listing(self._uncaptioned)}. Add captions, or exclude the images."
+                f"{self.list_path()}: no captions for {listing(self._uncaptioned, 'image')}. Add captions, or exclude the images."
             )
             problems.append(Problem("caption", text, tuple(self._uncaptioned)))
         (source,) = self.features
         missing = missing_names(names, source)
         if missing:
-            count = listing(missing) if len(missing) < len(names) else f"{len(names)} (all of them, such as '{names[0]}')"
-            text = f"{source.key} ({source.path}): no file for images {count}; accepted extensions: {' '.join(ENDINGS)}."
+            which = listing(missing, "image") if len(missing) < len(names) else f"all {len(names)} images, such as '{names[0]}'"
+            text = f"{source.key} ({source.path}): no file for {which}; accepted extensions: {' '.join(ENDINGS)}."
             remedy = "Add the files, exclude the images, or set missing_images: skip."
             problems.append(Problem("missing features", f"{text} {remedy}", tuple(missing)))
         problems += source.problems(names)
@@ -164,7 +166,7 @@ class Flickr30kCaption:
         """Return the images that the block includes, whether their files exist or not."""
         unlisted = missing_names(self.cfg.exclude, {image.name for image in listed})
         if unlisted:
-            raise UserError(f"{self.label}.exclude contains images that {self.list_path()} does not list, {listing(unlisted)}")
+            raise UserError(f"{self.label}.exclude contains {listing(unlisted, 'image')}. {self.list_path()} does not list them")
         included = [image for image in listed if image.name not in set(self.cfg.exclude)]
         if not included:
             raise UserError(f"{self.list_path()}: exclude leaves no image of {len(listed)}")

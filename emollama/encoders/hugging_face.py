@@ -96,7 +96,9 @@ def build(config: Any, tensors: Mapping[str, Tensor], *, source: str, device: to
     missing = sorted(report["missing_keys"])
     if missing or shapes:
         what = (
-            f"lack tensors ({listing(missing)})" if missing else f"have other shapes than in {CONFIG} ({listing(sorted(shapes))})"
+            f"lack {listing(missing, 'tensor')}"
+            if missing
+            else f"have other shapes than in {CONFIG} ({listing(sorted(shapes), 'tensor')})"
         )
         raise UserError(f"{key}: the weights in '{source}' {what}. Download them again, with their {CONFIG}.")
     frozen: nn.Module = model.requires_grad_(False).eval().to(device)

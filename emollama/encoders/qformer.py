@@ -63,7 +63,7 @@ def read_qformer(path: str, key: str, heads: int | None = None) -> tuple[QFormer
         names = ", ".join(list(stored)[:3])
         raise UserError(f"{key}: '{path}' contains no Q-Former (its tensors: {names}, ...). {REMEDY}")
     if wrong := [name for name, dimensions in SIZE_TENSORS.items() if name not in tensors or tensors[name].ndim != dimensions]:
-        raise UserError(f"{key}: '{path}' lacks these tensors, or they have other shapes ({listing(wrong)}). {REMEDY}")
+        raise UserError(f"{key}: '{path}' has missing tensors or wrong shapes ({listing(wrong, 'tensor')}). {REMEDY}")
     query, feed_forward, cross = (tensors[name] for name in SIZE_TENSORS)
     inner, width = feed_forward.shape
     if width % (heads or HEAD):

@@ -98,9 +98,9 @@ def require_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor
     wrong = sorted(name for name in expected if name not in tensors or tensors[name].shape != expected[name].shape)
     unknown = sorted(set(tensors) - set(expected))
     if wrong:
-        raise UserError(f"{file} lacks these tensors, or they have other shapes ({listing(wrong)}). {remedy}")
+        raise UserError(f"{file} has missing tensors or wrong shapes ({listing(wrong, 'tensor')}). {remedy}")
     if unknown:
-        raise UserError(f"{file} contains unknown tensors ({listing(unknown)}). {remedy}")
+        raise UserError(f"{file} contains {listing(unknown, 'unknown tensor')}. {remedy}")
 
 
 @contextmanager

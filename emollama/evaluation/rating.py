@@ -192,7 +192,7 @@ def read_ratings(path: str, key: Key) -> Ratings:
             except ValueError as error:
                 faults.append(f"{path}, line {line}, item '{name}': {scale}: {error}")
     if missing := [name for name in key.items if name not in lines]:
-        faults.append(f"{path}: rows were removed, {listing(missing)}. Restore them; leave the cells of unrated rows empty.")
+        faults.append(f"{path}: the sheet lacks {listing(missing, 'row')}. Restore them; leave the cells of unrated rows empty.")
     if faults:
         raise UserError(abbreviated(faults, "\n"))
     return Ratings(path, points)

@@ -279,7 +279,7 @@ class Scoring:
         predicted = extract_words(predictions, self.judge or JUDGES.built({"type": "lexical"}, "judge"))
         failed = [name for name, words in predicted.items() if words is None]
         if failed:
-            text = f"ov and ew leave out these samples, because the judge found no emotion words, {listing(failed)}"
+            text = f"ov and ew leave out {listing(failed, 'sample')}, because the judge found no emotion words"
             logging.getLogger("emollama").warning("%s", self._spelling.in_block(text))
         names = [name for name, words in predicted.items() if words is not None]
         return names, [self._openset[name] for name in names], [predicted[name] or () for name in names]

@@ -68,7 +68,9 @@ def _require_usable_names(names: list[str], cfg: Any) -> None:
     """Check that the clip names can be file names of arrays; report all unusable names in one error."""
     unusable = [repr(name) for name in names if not _is_usable(name)]
     if unusable:
-        text = f"{cfg.annotation_file or cfg.videos}: these clip names cannot be file names of arrays ({listing(unusable)})."
+        text = (
+            f"{cfg.annotation_file or cfg.videos}: clip names must be valid file names, got {listing(unusable, 'invalid name')}."
+        )
         rule = f"at most {MAX_NAME_BYTES} bytes between slashes"
         raise UserError(f"{text} Rename them: UTF-8, no backslash, no control character, {rule}.")
 

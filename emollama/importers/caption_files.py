@@ -90,7 +90,7 @@ def with_readable_images(splits: Splits, folder: str, check: CheckImages, collec
     missing = tuple(image.file for image in images if image.name not in present)
     if missing:
         collection.problems.append(
-            Problem("missing image", f"--images: {folder} does not contain these images ({listing(missing)})", missing)
+            Problem("missing image", f"--images: {folder} does not contain {listing(missing, 'image')}", missing)
         )
     look = {"headers": probe_image, "all": read_image, "none": None}[check]
     paths = {name: Path(folder, file) for name, file in present.items()}

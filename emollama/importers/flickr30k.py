@@ -219,7 +219,7 @@ def without_misspelled(collection: Collection, splits: Mapping[str, list[Image]]
     for split, published in intended.items():
         if published:
             files = tuple(image.file for image in splits[split])
-            text = f"{source}: a split is named '{split}' (images {listing(files)}). Did you mean '{published}'?"
+            text = f"{source}: a split is named '{split}' ({listing(files, 'image')}). Did you mean '{published}'?"
             collection.problems.append(Problem("split", text, files))
     return {split: [] if intended[split] else images for split, images in splits.items()}
 
@@ -292,6 +292,6 @@ def assign_splits(collection: Collection, splits: Mapping[str, Mapping[str, str]
     for split, names in splits.items():
         unknown = tuple(name for name in names if name not in collection.images)
         if unknown:
-            text = f"the annotations have no valid row for these images of the list {split} ({listing(unknown)})"
+            text = f"the annotations have no valid row for {listing(unknown, 'image')} of the list {split}"
             collection.problems.append(Problem("split", f"{names[unknown[0]]}: {text}", unknown))
     return {split: [image for name, image in collection.images.items() if name in names] for split, names in splits.items()}

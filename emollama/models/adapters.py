@@ -71,11 +71,12 @@ def split_adapters(tensors: Mapping[str, Tensor], source: str) -> Adapters:
         raise UserError(f"{source} contains no LoRA adapters, so there is nothing to convert.{hint}")
     if unexpected:
         raise UserError(
-            f"{source} contains tensors of the language model that are not LoRA adapters (lora_A, lora_B): {listing(unexpected)}"
+            f"{source}: only LoRA adapters (lora_A, lora_B) of the language model are supported,"
+            f" got {listing(unexpected, 'other tensor')}"
         )
     absent = [f"{layer}.lora_{side}" for layer, pair in layers.items() for side in "AB" if side not in pair]
     if absent:
-        raise UserError(f"{source}: each adapter needs both lora_A and lora_B; missing tensors: {listing(absent)}")
+        raise UserError(f"{source}: each adapter needs both lora_A and lora_B; {listing(absent, 'missing tensor')}")
     ranks = {size for pair in layers.values() for size in (pair["A"].shape[:1], pair["B"].shape[1:])}
     if len(ranks) > 1 or len(next(iter(ranks))) != 1:
         shapes = sorted({f"A {tuple(pair['A'].shape)} B {tuple(pair['B'].shape)}" for pair in layers.values()})
@@ -152,7 +153,7 @@ def read_peft_config(path: str) -> dict[str, Any]:
     if not (isinstance(initialization, bool) or initialization == "gaussian"):
         extras.append(f"init_lora_weights = {json.dumps(initialization)}")
     if extras:
-        raise UserError(f"{path}: only plain LoRA is supported; unsupported settings: {listing(extras)}")
+        raise UserError(f"{path}: only plain LoRA is supported; remove {listing(extras, 'unsupported setting')}")
     for key in ("r", "lora_alpha"):
         if isinstance(stored.get(key), bool) or not isinstance(stored.get(key), int | float) or stored[key] <= 0:
             raise UserError(f"{path}: {key} is {stored.get(key)!r}; expected a number above 0")
@@ -198,4 +199,4 @@ def check_base(folder: str, adapters: Adapters, source: str) -> None:
         if hasattr(module, "lora_A") and type(module.get_base_layer()) is not nn.Linear
     ]
     if problems:
-        raise UserError(f"{source} does not fit the language model in {folder}: {listing(problems)}")
+        raise UserError(f"{source} does not fit the language model in {folder}: {listing(problems, 'mismatch', 'mismatches')}")

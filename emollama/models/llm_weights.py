@@ -81,8 +81,8 @@ def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch
         raise UserError(f"model.llama_model: cannot load the weights in '{options.path}': {error}") from error
     model, report = loaded
     if report["missing_keys"]:
-        missing = listing(sorted(report["missing_keys"]))
-        raise UserError(f"model.llama_model: missing tensors in the weights in '{options.path}', {missing}. Download them again.")
+        missing = listing(sorted(report["missing_keys"]), "tensor")
+        raise UserError(f"model.llama_model: the weights in '{options.path}' lack {missing}. Download them again.")
     if quantization:
         from peft import prepare_model_for_kbit_training
 

@@ -44,7 +44,7 @@ def merge(folder: Path, adapters: Adapters, scale: float, target: Path) -> None:
     names = {file: _names(folder / file) for file in _weight_files(folder)}
     absent = sorted(set(pairs).difference(*names.values()))
     if absent:
-        raise UserError(f"--llama-model: missing tensors in the weights in {folder}, {listing(absent)}")
+        raise UserError(f"--llama-model: the weights in {folder} lack {listing(absent, 'tensor')}")
     for file in names:
         tensors, metadata = _read(folder / file)
         for name in tensors.keys() & pairs.keys():
@@ -71,7 +71,8 @@ def _weight_files(folder: Path) -> list[str]:
         raise UserError(f"--llama-model: {folder / INDEX} is damaged. Download it again.") from None
     if outside:
         raise UserError(
-            f"--llama-model: {folder / INDEX} names files that are not .safetensors files in the same folder: {listing(outside)}"
+            f"--llama-model: {folder / INDEX} must name only .safetensors files in the same folder,"
+            f" got {listing(outside, 'other file')}"
         )
     return names
 

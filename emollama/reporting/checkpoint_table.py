@@ -114,7 +114,7 @@ def read_checkpoint_table(folder: Path, basis: Fingerprint | None = None) -> Che
     if left_out := [row.label for row in records if row not in rows]:
         notes.append(f"left out, because they were evaluated with another configuration or other data: {abbreviated(left_out)}")
     if missing_files := list(chain(*(missing(folder, row).values() for row in rows))):
-        raise UserError(f"metrics are missing, {listing(missing_files)}. Run the command without --table-only.")
+        raise UserError(f"{listing(missing_files, 'missing metrics file')}. Run the command without --table-only.")
     values_by_key = {row.label: dict(_metrics(folder, row, notes)) for row in rows}
     keys = list(dict.fromkeys(chain(*values_by_key.values())))
     if not keys:

@@ -81,7 +81,7 @@ def build_blocks(config: RunConfig, *, check: bool) -> dict[str, EvaluationSet]:
         unknown = [slot for slot in block.task.mask_slots if slot not in slots]
         if unknown:
             raise UserError(
-                f"{key}.mask_slots: unknown slots, {listing(unknown)}. The slots of this model are {abbreviated(slots)}."
+                f"{key}.mask_slots: {listing(unknown, 'unknown slot')}. The slots of this model are {abbreviated(slots)}."
             )
         if {*IMAGE} & {*block.task.mask_slots} and any(FRAME in source.slots for source in getattr(dataset, "features", ())):
             raise UserError(

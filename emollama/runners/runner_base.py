@@ -230,7 +230,7 @@ class RunnerBase:
         kind = UserError if self.world.is_main else EchoedError
         raise kind(
             f"the loss or gradient was not finite in {self.skipped_in_row} consecutive steps. Lower run.init_lr, set"
-            f" run.max_grad_norm, or check the features of the last step's samples, {listing(names)}"
+            f" run.max_grad_norm, or check the features in the last step ({listing(names, 'sample')})"
         )
 
     def _save_when_due(self, done: int) -> None:

@@ -15,7 +15,7 @@ from emollama import checkpoint
 from emollama.distributed.process_group import World
 from emollama.errors import UserError
 from emollama.evaluation.metrics import metric
-from emollama.listing import abbreviated, listing
+from emollama.listing import abbreviated
 from emollama.logs.logger import get_logger
 from emollama.logs.run_log import RunLog, entries_before
 from emollama.paths import atomic_write
@@ -162,7 +162,7 @@ def watched_key(cfg: Any, blocks: Mapping[str, EvaluationSet]) -> str | None:
         return None
     if same_metric:
         problem = "is computed more than once" if matches else "does not name a block or task that computes it"
-        raise UserError(f"run.metric: '{cfg.metric}' {problem}. Set it to one of {_dotted(matches or same_metric)}.")
+        raise UserError(f"run.metric: '{cfg.metric}' {problem}. Possible values: {_dotted(matches or same_metric)}.")
     if metric_name in METRICS.names():
         needs = [f"{block.scoring.key} needs {block.scoring.needs(metric_name)}" for block in blocks.values()]
         raise UserError(f"run.metric: no block computes '{cfg.metric}': {abbreviated(needs, '; ')}")
@@ -171,4 +171,4 @@ def watched_key(cfg: Any, blocks: Mapping[str, EvaluationSet]) -> str | None:
 
 
 def _dotted(keys: list[tuple[str, str, str]]) -> str:
-    return listing([".".join(key) for key in keys])
+    return abbreviated(".".join(key) for key in keys)

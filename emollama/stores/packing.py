@@ -192,7 +192,7 @@ def index_tars(path: str, output: Path | None) -> list[Path]:
     shards = tars.list_shards(tars.split_slot(path)[0])
     names = [os.path.basename(shard) for shard in shards]
     if duplicates := sorted({name for name in names if output and names.count(name) > 1}):
-        text = f"several shards have the same name, {listing(duplicates)}"
+        text = f"several shards have the same name ({listing(duplicates, 'name')})"
         raise UserError(f"--output: {text}. Write their indexes into different folders.")
     indexes: dict[str, TarIndex] = {}
     for shard, name in zip(shards, names, strict=True):

@@ -52,7 +52,7 @@ class CaptionInputs:
         """
         without_reference = [answer.name for answer in answers if not answer.captions]
         if without_reference and without_reference != self._warned:
-            text = f"caption metrics leave out samples without a reference caption, {listing(without_reference)}"
+            text = f"caption metrics leave out samples without a reference caption ({listing(without_reference, 'sample')})"
             logging.getLogger("emollama").warning("%s", self._spelling.in_block(text))
             self._warned = without_reference
         return kind.of(Captions.of(answers, self._tokenizer))
