@@ -192,7 +192,7 @@ def test_dfew_refuses_a_fold_outside_1_to_5(build, fold):
 def test_dfew_refuses_a_fold_that_is_not_a_number_or_has_no_table(build):
     assert "'datasets.dfew.fold'" in refusal(build, "dfew", folds(), fold="two")
     text = refusal(build, "dfew", folds(), fold=2, annotation_file="{split}/set_{fold}.csv")
-    assert "annotation_file: no file" in text and "train/set_2.csv" in text
+    assert text.startswith("datasets.dfew.annotation_file: no file") and "train/set_2.csv" in text
 
 
 def test_dfew_reports_clips_that_have_the_same_padded_name(build, tmp_path):

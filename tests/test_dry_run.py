@@ -218,3 +218,18 @@ def test_automatic_resuming_requires_a_job_id_in_a_dry_run(tmp_path, capfd):
     options = ("--options", "run.resume_ckpt_path=auto")
     status, _, err = outcome(capfd, "train", "--dry-run", "--cfg-path", str(path), *options)
     assert status == 1 and "run.resume_ckpt_path: auto needs run.job_id" in err
+
+
+def test_errors_of_all_blocks_are_reported_in_one_message(tmp_path, capfd):
+    path = golden_config(tmp_path)
+    tree = yaml.safe_load(path.read_text())
+    (block,) = tree["datasets"].values()
+    tree["datasets"] = {
+        "first": block | {"type": block.get("type", "feature_face_caption"), "annotation_file": "missing_1.txt"},
+        "second": block | {"type": block.get("type", "feature_face_caption"), "annotation_file": "missing_2.txt"},
+    }
+    path.write_text(yaml.safe_dump(tree))
+    status, _, error = outcome(capfd, "train", "--dry-run", "--cfg-path", str(path))
+    assert status == 1
+    for name, file in (("first", "missing_1.txt"), ("second", "missing_2.txt")):
+        assert re.search(rf"- datasets\.{name}\.annotation_file: no file '[^']*{file}'", error)

@@ -9,17 +9,16 @@ The readers pass problems of single rows to their ``report`` argument and skip t
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
+from emollama.data.csv_files import read_csv, require_column, split_lines
 from emollama.data.problems import Problem, Report, raise_problem
 from emollama.errors import UserError
-from emollama.listing import abbreviated, listing
+from emollama.listing import listing
 from emollama.paths import PATHS, read_text, require_file
 
 AnnotationFormat = Literal["auto", "n", "ne", "ncev"]
@@ -65,7 +64,12 @@ class Table:
     captions: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
-def read_annotations(path: str, annotation_format: AnnotationFormat = "auto", report: Report = raise_problem) -> list[Clip]:
+def read_annotations(
+    path: str,
+    annotation_format: AnnotationFormat = "auto",
+    report: Report = raise_problem,
+    key: str = "annotation_file",
+) -> list[Clip]:
     """Read an annotation list in file order.
 
     Args:
@@ -73,12 +77,13 @@ def read_annotations(path: str, annotation_format: AnnotationFormat = "auto", re
         annotation_format: ``n`` is ``name``; ``ne`` is ``name label``; ``ncev`` is ``name count label [valence]``; ``auto``
             chooses by the number of fields in the first line.
         report: receives lines with another number of fields, unsafe names and repeated names, with file and line number.
+        key: the configuration key of the path, for messages.
 
     Raises:
         UserError: no line is usable, or a problem that :func:`raise_problem` raises.
     """
     clips: dict[str, Clip] = {}
-    for line_number, line in enumerate(_lines(read_text(require_file(path, "annotation_file"))), 1):
+    for line_number, line in enumerate(split_lines(read_text(require_file(path, key))), 1):
         fields = line.split()
         if not fields:
             continue
@@ -92,11 +97,6 @@ def read_annotations(path: str, annotation_format: AnnotationFormat = "auto", re
     if not clips:
         raise UserError(f"{path}: the list has no usable line. Expected lines 'name count label [valence]' or 'name label'.")
     return list(clips.values())
-
-
-def _lines(text: str) -> list[str]:
-    """Split a text into lines as editors number them; ``str.splitlines`` also splits at form feeds and other characters."""
-    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def _parse_line(fields: list[str], line: str, annotation_format: AnnotationFormat, line_number: int) -> Clip:
@@ -136,73 +136,22 @@ def safe_name(name: str) -> str:
     return name
 
 
-def read_csv(path: str, key: str, report: Report = raise_problem) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Read the header of a CSV file and the (line number, cells by column) of each row.
-
-    Cells are stripped and empty rows are skipped.
-
-    Args:
-        path: UTF-8 text, separated by commas; a cell that contains a comma is enclosed in quotes.
-        key: the configuration key, for messages.
-        report: receives rows with more or fewer cells than the header.
-
-    Raises:
-        UserError: the file does not exist, is not CSV, uses semicolons or tabs as separators, or repeats a column.
-    """
-    text = read_text(require_file(path, key))
-    first = _lines(text)[0]
-    if "," not in first and (separator := next((character for character in ";\t" if character in first), None)):
-        name = "';'" if separator == ";" else "tabs"
-        raise UserError(f"{path}, line 1: the columns seem to be separated by {name}. Save the file as CSV with commas.")
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    rows, begin = [], 1
-    try:
-        header = [name.strip() for name in reader.fieldnames or []]
-        if len(set(header)) < len(header):
-            raise UserError(f"{path}, line 1: the header contains a column twice: {abbreviated(header)}")
-        reader.fieldnames = header
-        begin = reader.line_num + 1
-        for row in reader:
-            begin = reader.line_num + 1
-            if None in row or None in row.values():
-                fault = 'more cells than columns. Enclose a cell that contains a comma in quotes: name,"Why, Tom?"'
-                if None not in row:
-                    fault = "fewer cells than columns. Write a comma for each empty cell, too: name,"
-                report(Problem("list", f"{path}, line {reader.line_num}: {fault}", (row[header[0]],)))
-            elif any(row.values()):
-                rows.append((reader.line_num, {column: cell.strip() for column, cell in row.items()}))
-    except csv.Error as error:
-        # The csv module reports an unclosed quote at the end of the file, so the message also names the row's first line.
-        start = f" (in the row that begins on line {begin})" if begin < reader.reader.line_num else ""
-        raise UserError(f"{path}, line {reader.reader.line_num}: not valid CSV: {error}{start}") from None
-    return header, rows
-
-
-def require_column(path: str, header: Sequence[str], columns: Sequence[str]) -> str:
-    """Return the first of the accepted column names that the header contains.
-
-    Raises:
-        UserError: the header contains none of them.
-    """
-    for name in columns:
-        if name in header:
-            return name
-    raise UserError(f"{path}, line 1: the header is {abbreviated(header)}; expected one of the columns {', '.join(columns)}")
-
-
-def read_clip_table(path: str, label_column: str | None, report: Report = raise_problem) -> list[Clip]:
+def read_clip_table(
+    path: str, label_column: str | None, report: Report = raise_problem, key: str = "annotation_file"
+) -> list[Clip]:
     """Read a CSV table of clips with one of the columns :data:`NAME_COLUMNS` and any other columns.
 
     Args:
         path: the CSV file.
         label_column: the column with the label; None if the table has no labels.
         report: receives rows without a name, unsafe names and repeated names, with file and line number.
+        key: the configuration key of the path, for messages.
 
     Raises:
         UserError: the table has no usable row, or its header lacks one of these columns.
     """
     clips: dict[str, Clip] = {}
-    header, rows = read_csv(path, "annotation_file", report)
+    header, rows = read_csv(path, key, report)
     name_column = require_column(path, header, NAME_COLUMNS)
     if label_column is not None:
         require_column(path, header, [label_column])

@@ -48,17 +48,18 @@ class CaptionedImage:
     joined: str
 
 
-def read_captioned_images(path: str, report: Report = raise_problem) -> list[CaptionedImage]:
+def read_captioned_images(path: str, report: Report = raise_problem, key: str = "annotation_file") -> list[CaptionedImage]:
     """Read the images of a caption file in order.
 
     Args:
         path: the JSON file.
         report: receives invalid entries, unsafe and repeated names, and captions of images that are not listed.
+        key: the configuration key of the path, for messages.
 
     Raises:
         UserError: the file does not exist, is not JSON, has another format, or contains no usable entry.
     """
-    table = read_json(require_file(path, "annotation_file"))
+    table = read_json(require_file(path, key))
     problems: list[Problem] = []
     if isinstance(table, dict) and isinstance(table.get("images"), list):
         if not isinstance(table.get("annotations"), list):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from emollama.data.annotations import Clip, Table, read_clip_table, require_column
+from emollama.data.annotations import Clip, Table, read_clip_table
+from emollama.data.csv_files import require_column
 from emollama.datasets.configs import CustomConfig
 from emollama.datasets.feature_clips import FeatureClips
 from emollama.errors import UserError
@@ -27,7 +28,7 @@ class Custom(FeatureClips):
             UserError: a column of ``columns``, or the answer column of a training task, is missing.
         """
         path = self.list_path()
-        clips = read_clip_table(path, None, self.report)
+        clips = read_clip_table(path, None, self.report, self.list_key)
         header = list(clips[0].columns)
         for key in self.cfg.columns:
             require_column(path, header, [self._column(key)])

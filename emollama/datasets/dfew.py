@@ -21,7 +21,7 @@ class DFEW(FeatureClips):
     def read_table(self) -> Table:
         """Read the table of the fold and pad the clip names."""
         path, clips = self.list_path(), dict[str, Clip]()
-        for clip in read_clip_table(path, "label", self.report):
+        for clip in read_clip_table(path, "label", self.report, self.list_key):
             name = clip.name.zfill(self.cfg.zero_pad)
             if name in clips:
                 text = f"clip '{clip.name}' is '{name}', which is already listed on line {clips[name].line}. Remove one of them."

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from emollama.data.annotations import Table, file_exists, read_annotations, read_captions, read_clip_table, require_column
+from emollama.data.annotations import Table, file_exists, read_annotations, read_captions, read_clip_table
+from emollama.data.csv_files import require_column
 from emollama.datasets.configs import EMERConfig
 from emollama.datasets.feature_clips import FeatureClips
 
@@ -27,8 +28,10 @@ class EMER(FeatureClips):
         """Read the table or the list."""
         path = self.list_path()
         if not path.endswith(".csv"):
-            return Table(read_annotations(path, report=self.report), None, self._answers(self._listed_captions()))
-        clips = read_clip_table(path, None, self.report)
+            return Table(
+                read_annotations(path, report=self.report, key=self.list_key), None, self._answers(self._listed_captions())
+            )
+        clips = read_clip_table(path, None, self.report, self.list_key)
         first = clips[0].columns
         column = require_column(path, list(first), DESCRIPTIONS)
         labelled = [dataclasses.replace(clip, label=clip.columns.get("emotions", "")) for clip in clips]

@@ -102,6 +102,11 @@ class FeatureClips:
             self.report(Problem("transcript", str(error)))
             return None
 
+    @property
+    def list_key(self) -> str:
+        """The configuration key of the annotation file, for messages."""
+        return f"{self.label}.annotation_file"
+
     def list_path(self) -> str:
         """Return the path of the annotation file, relative to the current directory."""
         return join(self.cfg.data_root, self.cfg.annotation_file)

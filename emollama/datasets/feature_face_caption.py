@@ -23,7 +23,7 @@ class FeatureFaceCaption(FeatureClips):
 
     def read_table(self) -> Table:
         """Read the list, and the captions that the tasks need."""
-        clips = read_annotations(self.list_path(), self.cfg.annotation_format, self.report)
+        clips = read_annotations(self.list_path(), self.cfg.annotation_format, self.report, self.list_key)
         return Table(clips, None, {task: self._read_captions(task) for task in self.pool.tasks if task in CAPTIONS})
 
     def caption_source(self, task: str) -> str:

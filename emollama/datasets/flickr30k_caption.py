@@ -60,7 +60,7 @@ class Flickr30kCaption:
         self.pool = cfg.pool()
         self.notes: list[str] = []
         self._reported: list[Problem] = []
-        listed = read_captioned_images(self.list_path(), self._reported.append)
+        listed = read_captioned_images(self.list_path(), self._reported.append, f"{label}.annotation_file")
         self.listed = len(listed)
         self.images = self._select(listed)
         folder, key = join(cfg.data_root, cfg.image_path), f"{label}.image_path"

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from os.path import splitext
 from typing import Any
 
-from emollama.data.annotations import DFEW_LABELS, Clip, read_annotations, read_clip_table, read_csv, read_json, require_column
+from emollama.data.annotations import DFEW_LABELS, Clip, read_annotations, read_clip_table, read_json
 from emollama.data.captions import read_captioned_images
+from emollama.data.csv_files import read_csv, require_column
 from emollama.data.problems import Problem, Report
 from emollama.errors import UserError
 from emollama.evaluation.answers import Answer, Reference

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from emollama.data.annotations import NAME_COLUMNS, read_csv, read_json, require_column
+from emollama.data.annotations import NAME_COLUMNS, read_json
+from emollama.data.csv_files import read_csv, require_column
 from emollama.errors import UserError
 from emollama.evaluation.judges.judge import Judge
 from emollama.evaluation.metrics import Metric

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from emollama.data.annotations import read_csv, read_json, require_column
+from emollama.data.annotations import read_json
+from emollama.data.csv_files import read_csv, require_column
 from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.evaluation.answers import Answer

@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from emollama.data.annotations import read_csv, require_column
+from emollama.data.csv_files import read_csv, require_column
 from emollama.errors import UserError
 from emollama.evaluation.metrics import Metric
 from emollama.evaluation.word_lists import normalized_words, split_words

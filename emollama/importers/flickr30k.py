@@ -17,8 +17,9 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
-from emollama.data.annotations import read_csv, read_json, safe_name
+from emollama.data.annotations import read_json, safe_name
 from emollama.data.captions import parse_captions
+from emollama.data.csv_files import read_csv
 from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing

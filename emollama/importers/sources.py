@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from emollama.data.annotations import NAME_COLUMNS, read_csv, require_column
+from emollama.data.annotations import NAME_COLUMNS
+from emollama.data.csv_files import read_csv, require_column
 from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.importers.collector import Collector

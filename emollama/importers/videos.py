@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from emollama.data.annotations import NAME_COLUMNS, SENTENCE_COLUMNS, require_column
+from emollama.data.annotations import NAME_COLUMNS, SENTENCE_COLUMNS
+from emollama.data.csv_files import require_column
 from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.importers.collector import Collector, Entry

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from emollama.data.annotations import NAME_COLUMNS, read_csv, read_json, require_column
+from emollama.data.annotations import NAME_COLUMNS, read_json
+from emollama.data.csv_files import read_csv, require_column
 from emollama.errors import UserError
 from emollama.media.source import Source, UnusableMedia
 from emollama.paths import require_file

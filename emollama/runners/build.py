@@ -55,10 +55,18 @@ def build_datasets(config: RunConfig, blocks: Mapping[str, tuple[Any, Any]], *, 
         add = f"Add one, such as {{feature_face_caption: {{annotation_file: ...}}}}{other}"
         raise UserError(f"'{group}' has no block{ignored}. {add}.{_command_for_other_blocks(config, training)}")
     shapes = config.classes["model"].slot_shapes(config.model)
-    datasets = {path: cls(cfg, slot_shapes=shapes, label=path, training=training) for path, (cls, cfg) in blocks.items()}
+    datasets: dict[str, Any] = {}
+    errors = []
+    for path, (cls, cfg) in blocks.items():
+        try:
+            datasets[path] = cls(cfg, slot_shapes=shapes, label=path, training=training)
+        except UserError as error:
+            errors.append(str(error))  # the other blocks are checked as well, so that one message lists all errors
     problems = [problem.text for dataset in datasets.values() for problem in dataset.problems()] if check else []
     if problems:
-        raise UserError(f"the data cannot be used:{LINES}{abbreviated(problems, LINES)}")
+        errors.append(f"the data cannot be used:{LINES}{abbreviated(problems, LINES)}")
+    if errors:
+        raise UserError(errors[0] if len(errors) == 1 else f"{len(errors)} errors:{LINES}{LINES.join(errors)}")
     for dataset in datasets.values():
         for note in dataset.notes:
             get_logger().info("%s", note)

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from emollama.data.annotations import NAME_COLUMNS, read_annotations, read_captions, read_csv
+from emollama.data.annotations import NAME_COLUMNS, read_annotations, read_captions
+from emollama.data.csv_files import read_csv
 from emollama.data.problems import Problem
 from emollama.demo.folder import demo_in
 from emollama.errors import UserError
