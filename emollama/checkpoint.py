@@ -163,7 +163,7 @@ def load_trainable(
         Log lines about tensors that keep their initial values or were ignored.
 
     Raises:
-        UserError: If tensors are missing, unexpected or of another shape; the message lists all of them by name.
+        UserError: If tensors are missing, unexpected or of a different shape; the message lists all of them by name.
     """
     naming: Any = model
     parameters = {naming.stored_name(name): parameter for name, parameter in trainable(model).items()}
@@ -173,7 +173,7 @@ def load_trainable(
     unused = [name for name in unexpected if _matches(name, naming.unused_names)]
     notes = [f"{path}: ignored {listing(unused, 'unused tensor')}"] if unused else []
     together, allowed = set(naming.absent_together), {name for name in missing if _matches(name, allow_missing)}
-    # Only if all of them are missing is this a MiniGPT-v2 file; otherwise the missing ones are an error.
+    # Only if all of them are missing is this a MiniGPT-v2 file; otherwise the missing tensors are reported.
     if together and together <= set(missing) <= together | allowed:
         notes.append(f"{path} is a MiniGPT-v2 checkpoint; initialized {listing(sorted(together), 'missing tensor')}")
         allowed -= together

@@ -59,7 +59,7 @@ def data_folder_hint(path: str | os.PathLike[str]) -> str:
         return ""
     if not root:
         return (
-            f" The environment variable {variables.DATA} (the folder of your data) is not set, so 'data' in the working folder"
+            f" The environment variable {variables.DATA} (the folder of your data) is not set, so 'data' in the current directory"
             f" is used. To set it: export {variables.DATA}=FOLDER."
         )
     missing = "" if os.path.isdir(root) else ", which does not exist"
@@ -75,7 +75,7 @@ def not_found(key: str, path: str | os.PathLike[str], remedy: str = "Correct the
         remedy: a sentence that says how to fix the error.
         what: "file" or "folder".
     """
-    return UserError(f"{key}: no {what} '{os.fspath(path)}' (working folder: {os.getcwd()}).{data_folder_hint(path)} {remedy}")
+    return UserError(f"{key}: no {what} '{os.fspath(path)}' (current directory: {os.getcwd()}).{data_folder_hint(path)} {remedy}")
 
 
 def not_a_file(key: str, path: str | os.PathLike[str], remedy: str = "Correct the path.") -> UserError:
@@ -88,7 +88,7 @@ def not_a_file(key: str, path: str | os.PathLike[str], remedy: str = "Correct th
             return not_found(key, path, remedy)
         return UserError(f"{key}: cannot read '{os.fspath(path)}'{link}: {getattr(error, 'strerror', error)}. {remedy}")
     kind = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
-    return UserError(f"{key}: '{os.fspath(path)}' is {kind}. Name a regular file.")
+    return UserError(f"{key}: '{os.fspath(path)}' is {kind}. Specify a regular file.")
 
 
 def looked_up(look: Callable[[str], bool], path: str, key: str) -> bool:
@@ -173,7 +173,7 @@ def require_writable(folder: Path, key: str) -> None:
         # Raises if a name is too long.
         folder.is_dir()
     except OSError as error:
-        raise UserError(f"{key}: cannot write under '{existing}': {error.strerror}. Name another folder.") from None
+        raise UserError(f"{key}: cannot write under '{existing}': {error.strerror}. Specify another folder.") from None
 
 
 @contextmanager
@@ -237,10 +237,10 @@ def require_new(output: str | Path, sources: Iterable[str | Path] = (), key: str
     """
     folder = Path(output).resolve()
     if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{key}: '{output}' already exists and is not an empty folder. Name a new folder.")
+        raise UserError(f"{key}: '{output}' already exists and is not an empty folder. Specify a new folder.")
     for source in sources:
         if folder.is_relative_to(Path(source).resolve()):
-            raise UserError(f"{key}: '{output}' is inside the source '{source}', which is read-only. Name another folder.")
+            raise UserError(f"{key}: '{output}' is inside the source '{source}', which is read-only. Specify another folder.")
     require_writable(folder, key)
     return folder
 
@@ -253,7 +253,7 @@ def require_new_file(output: str) -> Path:
     """
     path = Path(os.path.abspath(output))
     if os.path.lexists(path):
-        problem = "is a folder. Name a file." if path.is_dir() else "already exists. Name another file, or delete this one."
+        problem = "is a folder. Specify a file." if path.is_dir() else "already exists. Specify another file, or delete this one."
         raise UserError(f"--output: '{output}' {problem}")
     return path
 

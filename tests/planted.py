@@ -14,7 +14,7 @@ import numpy as np
 FEATURES = {"image": "eva", "face": "mae_340_UTT", "video": "maeV_399_UTT", "audio": "HL-UTT"}
 LABELS = ("happy", "sad", "neutral", "angry", "worried", "surprise", "fear", "contempt", "doubt")
 WIDTH = 1024
-IMAGE = (1 + 64, 176)  # an EVA cache of image_size 112 and this width
+IMAGE = (1 + 64, 176)  # EVA features of image_size 112 and this width
 TEST_CLIPS = 40
 CUES = ("the brows rise", "the lips part", "the chin drops", "the eyes narrow", "the head turns", "the hands open")
 TONES = ("bright", "low", "shaky", "sharp", "flat", "warm")

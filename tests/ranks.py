@@ -243,7 +243,7 @@ def launch(*arguments: str, processes: int = 1, cwd: Path = ROOT, env: dict[str,
         arguments: ``train.py --cfg-path ...`` or ``-m emollama eval ...``.
         processes: number of processes; several get the environment that torchrun sets.
             If one fails, the others end and the status is 1.
-        cwd: working folder.
+        cwd: current directory.
         env: all variables; default: this process's. Variables that libraries read at import have no effect.
     """
     return start(*arguments, processes=processes, cwd=cwd, env=env).wait()

@@ -25,7 +25,7 @@ def run_in_forks(arguments: list[str], folder: Path, launch: Callable[..., Any],
 
     Args:
         arguments: arguments after ``emollama``.
-        folder: working folder.
+        folder: current directory.
         launch: the fixture of this name.
         variables: environment variables to add to those of this process.
 

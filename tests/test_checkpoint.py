@@ -202,7 +202,7 @@ def saved(folder, content, name="checkpoint_0.pth"):
 
 
 def test_a_missing_file_is_reported_with_its_key():
-    assert refusal(checkpoint.read, "none.pth", "model.ckpt").startswith("model.ckpt: no file 'none.pth' (working folder: ")
+    assert refusal(checkpoint.read, "none.pth", "model.ckpt").startswith("model.ckpt: no file 'none.pth' (current directory: ")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])

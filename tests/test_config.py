@@ -321,13 +321,13 @@ def test_a_path_that_is_not_a_regular_file_is_named_with_its_kind(tmp_path, monk
     os.symlink("circle", "circle")
     os.symlink("gone.yaml", "link.yaml")
     kinds = {
-        ".": "'.' is a folder. Name a regular file.",
-        "pipe": "'pipe' is a device or a pipe. Name a regular file.",
-        "/dev/null": "'/dev/null' is a device or a pipe. Name a regular file.",
+        ".": "'.' is a folder. Specify a regular file.",
+        "pipe": "'pipe' is a device or a pipe. Specify a regular file.",
+        "/dev/null": "'/dev/null' is a device or a pipe. Specify a regular file.",
         "circle": f"cannot read 'circle' (a symbolic link to 'circle'): {os.strerror(errno.ELOOP)}. Correct the path.",
         "link.yaml": f"cannot read 'link.yaml' (a symbolic link to 'gone.yaml'): {os.strerror(errno.ENOENT)}. Correct the path.",
         "https://host/c.yaml": "'https://host/c.yaml' is a URL. Download the file and name the local copy.",
-        "": f"no file '' (working folder: {tmp_path}). Correct the path.",
+        "": f"no file '' (current directory: {tmp_path}). Correct the path.",
     }
     messages = {}
     for path in kinds:

@@ -672,7 +672,7 @@ def test_an_existing_output_file_is_never_overwritten(file, tmp_path):
         source = read(file, "x") if call is formats.to_pth else file
         assert "already" in refusal(call, source, str(tmp_path / "mine.pth"))
     assert (tmp_path / "mine.pth").read_text() == "kept"
-    assert "Name a file" in refusal(formats.to_pth, read(file, "x"), str(tmp_path))
+    assert "Specify a file" in refusal(formats.to_pth, read(file, "x"), str(tmp_path))
     assert "already exists" in refusal(formats.average, [file, file], str(tmp_path / "mine.pth"))
 
 

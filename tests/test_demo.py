@@ -101,7 +101,7 @@ def test_a_folder_that_does_not_belong_to_a_demo_is_refused_and_not_changed(tmp_
     assert result.returncode == 1
     assert (
         result.stderr
-        == f"error: --folder: '{tmp_path}' contains files that are not part of a demo. Name a new or empty folder.\n"
+        == f"error: --folder: '{tmp_path}' contains files that are not part of a demo. Specify a new or empty folder.\n"
     )
     assert (tmp_path / "corpus/thesis.txt").read_text() == "years of work"
 
@@ -117,7 +117,7 @@ def test_a_demo_replaces_its_own_parts_only(tmp_path, emollama, named):
     (tmp_path / "encoders").symlink_to(tmp_path / "elsewhere")
     result = emollama("demo", "--folder", tmp_path)
     assert result.returncode == 1
-    assert result.stderr == f"error: --folder: '{tmp_path}' contains another demo (videos). Name a new or empty folder.\n"
+    assert result.stderr == f"error: --folder: '{tmp_path}' contains another demo (videos). Specify a new or empty folder.\n"
     assert (tmp_path / "llm").is_dir()
     prepare_demo_folder(str(tmp_path), "videos")
     assert {path.name for path in tmp_path.iterdir()} == {"demo.json", "stage_1", "elsewhere"}
@@ -126,11 +126,11 @@ def test_a_demo_replaces_its_own_parts_only(tmp_path, emollama, named):
 @pytest.mark.parametrize(
     ("folder", "text"),
     [
-        ("", "the name is empty. Name a folder."),
-        ("file", "cannot write under '{here}/file': Not a directory. Name another folder."),
-        ("/dev/null/x", "cannot write under '/dev/null': Not a directory. Name another folder."),
-        ("loop", "cannot write under '{here}/loop': Too many levels of symbolic links. Name another folder."),
-        ("a" * 300, "cannot write under '{here}': File name too long. Name another folder."),
+        ("", "the name is empty. Specify a folder."),
+        ("file", "cannot write under '{here}/file': Not a directory. Specify another folder."),
+        ("/dev/null/x", "cannot write under '/dev/null': Not a directory. Specify another folder."),
+        ("loop", "cannot write under '{here}/loop': Too many levels of symbolic links. Specify another folder."),
+        ("a" * 300, "cannot write under '{here}': File name too long. Specify another folder."),
         ("a\udcff", "the name 'a\\udcff' is not UTF-8. Rename it, or use another path."),
     ],
     ids=["empty", "file", "below a file", "loop", "long", "bytes"],

@@ -1,4 +1,4 @@
-"""The commands that a demo runs, from any working folder, and those that it prints."""
+"""The commands that a demo runs, from any current directory, and those that it prints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from emollama.errors import UserError
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty working folder without variables of demos."""
+    """An empty current directory without variables of demos."""
     monkeypatch.chdir(tmp_path)
     for name in ("EMOLLAMA_DEMO", "EMOLLAMA_DEMO_VIDEOS", "EMOLLAMA_DEMO_FLICKR"):
         monkeypatch.delenv(name, raising=False)

@@ -373,9 +373,8 @@ def test_features_with_other_settings_are_not_mixed(root, change, expected_parts
         change = {}
     before = contents(root / "out")
     text = refusal(configured(root, encoders={"bytes": change}, stored_as=stored_as))
-    assert all(word in text for word in [*expected_parts, str(root / "out/bytes"), "Name another folder, or delete that one"]), (
-        text
-    )
+    remedy = "Specify another folder, or delete that one"
+    assert all(part in text for part in [*expected_parts, str(root / "out/bytes"), remedy]), text
     assert contents(root / "out") == before
 
 

@@ -84,7 +84,7 @@ def test_a_missing_folder_is_refused_with_its_key_and_the_remedy(tmp_path):
 # Errors name the file and the slot
 
 BAD_ARRAYS = {
-    "another width": (numbers(1023), "shape (1023,), expected (1024,) or (1, 1024)"),
+    "a different width": (numbers(1023), "shape (1023,), expected (1024,) or (1, 1024)"),
     "two rows": (numbers(2, 1024), "shape (2, 1024)"),
     "three axes": (numbers(1, 1, 1024), "shape (1, 1, 1024)"),
     "no axis": (np.float32(1), "shape ()"),

@@ -268,7 +268,7 @@ def test_the_documented_memory_of_quantized_weights_follows_from_the_parameters(
 
 
 def test_the_documented_feature_sizes_are_correct():
-    """GB of the arrays: EVA caches of 1 + P rows, and three utterances of 1024 numbers, each after a header of 128 bytes."""
+    """GB of the arrays: EVA features of 1 + P vectors, and three utterances of 1024 numbers, each after a header of 128 bytes."""
     eva, head = 1025 * 1408, 128
     bytes_each = [4 * eva + head, 2 * eva + head, eva + 4 * 1025, 4 * 257 * 1408 + head]
     rows = rows_of(PAGES["hardware"], "clips", "EVA at 448 pixels, float32")

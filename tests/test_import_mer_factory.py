@@ -224,5 +224,5 @@ def test_texts_of_the_wrong_type_count_as_missing(tmp_path, out):
 
 def test_a_folder_without_records_is_refused(tmp_path, out):
     write_file(tmp_path / "f" / "a.json", "{}")
-    assert "contains no file <clip>_merr_data.json, also in subfolders" in refusal(tmp_path / "f", out)
+    assert "no file <clip>_merr_data.json, also in subfolders" in refusal(tmp_path / "f", out)
     assert "no folder" in refusal(tmp_path / "nowhere", out)

@@ -27,7 +27,7 @@ from emollama.starter.yaml_text import YamlText
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """An empty data folder below the working folder."""
+    """An empty data folder below the current directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EMOLLAMA_DATA", raising=False)
     (tmp_path / "data").mkdir()
@@ -182,7 +182,7 @@ def test_a_demo_folder_gives_the_demos_settings(data, tmp_path, monkeypatch):
     shutil.copytree(GOLDEN / "llama", demo / "llm")
     mark_demo(demo)
     data.rmdir()
-    config = loaded("stage1")  # demo_run is in the working folder
+    config = loaded("stage1")  # demo_run is in the current directory
     assert config.tree.model.preset == "tiny"
     assert config.datasets["feature_face_caption"].data_root == str(demo / "corpus/train")
     assert config.run.output_dir == str(demo)

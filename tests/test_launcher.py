@@ -269,7 +269,7 @@ def test_an_unwritable_output_folder_is_reported_before_the_launch(command, conf
     argv = (command, "--nproc", "2", "--cfg-path", str(config), "--options")
     assert status_of(*argv, f"run.output_dir={blocked}/runs") == 1
     message = capfd.readouterr().err
-    assert message.startswith(f"error: run.output_dir: cannot write under '{blocked}'") and "Name another folder." in message
+    assert message.startswith(f"error: run.output_dir: cannot write under '{blocked}'") and "Specify another folder." in message
     assert no_launch == []
     assert status_of(*argv, f"run.output_dir={config.parent}/runs") == 0
     assert no_launch == [2]
@@ -278,7 +278,7 @@ def test_an_unwritable_output_folder_is_reported_before_the_launch(command, conf
 @pytest.mark.parametrize(
     ("command", "options", "message"),
     [
-        (eval_checkpoints, ["--run-folder", "gone"], "--run-folder: no folder 'gone'. Name the folder of a training run,"),
+        (eval_checkpoints, ["--run-folder", "gone"], "--run-folder: no folder 'gone'. Specify the folder of a training run,"),
         (predict, ["--video", "gone.mp4"], "--video: no file 'gone.mp4'"),
         (extract, [], "extraction.videos: no folder 'gone'"),
         (extract, ["--options", "extraction.videos=."], "extraction.output: cannot write under '/dev/null'"),
@@ -467,7 +467,7 @@ def test_a_signal_ends_a_single_process_with_one_line(number, status, capsys):
 
 
 def in_a_thread(function):
-    """Call a function in another thread than the main one and return its result."""
+    """Call a function in a thread other than the main thread and return its result."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(function).result()
 

@@ -330,7 +330,7 @@ def test_a_missing_file_in_the_data_folder_is_reported_with_emollama_data(tmp_pa
     assert "EMOLLAMA_DATA" not in refusal(require_file, str(tmp_path / "other/list.txt"), "key")
     monkeypatch.delenv("EMOLLAMA_DATA")
     text = refusal(require_file, "data/list.txt", "datasets.x.annotation_file")
-    assert "is not set, so 'data' in the working folder is used. To set it: export EMOLLAMA_DATA=FOLDER." in text
+    assert "is not set, so 'data' in the current directory is used. To set it: export EMOLLAMA_DATA=FOLDER." in text
     assert "EMOLLAMA_DATA" not in refusal(require_file, "list.txt", "key")
 
 

@@ -29,7 +29,7 @@ NAMES = [line.split()[0] for line in (GOLDEN / "data/MERR_coarse_grained.txt").r
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """Videos of the golden clips, and EVA caches of their first frames in float32."""
+    """Videos of the golden clips, and EVA features of their first frames in float32."""
     folder = tmp_path_factory.mktemp("clips")
     (folder / "videos").mkdir()
     (folder / "eva").mkdir()

@@ -29,7 +29,7 @@ STAGE_1 = "train_configs/demo_stage_1.yaml"
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """An empty working folder. Uses of packaged copies are logged again even if they were logged before."""
+    """An empty current directory. Uses of packaged copies are logged again even if they were logged before."""
     monkeypatch.chdir(tmp_path)
     packaged._log_copy.cache_clear()
     return tmp_path

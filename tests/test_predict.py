@@ -355,7 +355,7 @@ def test_missing_video_files_are_reported_in_one_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as error:
         find_videos(None, ["", "gone.mp4"])
-    named = [f"no file '{name}' (working folder: {tmp_path}). Correct the path" for name in ("", "gone.mp4")]
+    named = [f"no file '{name}' (current directory: {tmp_path}). Correct the path" for name in ("", "gone.mp4")]
     assert str(error.value) == f"--video: {'; '.join(named)}."
 
 

@@ -374,7 +374,7 @@ def test_a_repeated_file_is_refused(refused, perfect, emer):
 
 def test_two_reference_files_of_one_kind_are_refused(refused, perfect, emer, table):
     other = table("other.csv", "name,english", TRUTH.items())
-    assert "Name one file of each kind" in refused("--predictions", perfect, "--truth", emer, other)
+    assert "Specify one file of each kind" in refused("--predictions", perfect, "--truth", emer, other)
 
 
 # Labels
@@ -654,7 +654,7 @@ def test_an_output_that_is_a_file_or_contains_scores_is_refused_first(refused, p
     for name in ("scores.json", "scores.csv"):
         (tmp_path / name).write_text("what was written before")
         message = refused("--predictions", perfect, "--truth", tmp_path / "gone.csv", "--output", tmp_path)
-        assert f"{name}' already exists. Name another file" in message
+        assert f"{name}' already exists. Specify another file" in message
         assert (tmp_path / name).read_text() == "what was written before"
         (tmp_path / name).unlink()
 

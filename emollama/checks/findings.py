@@ -44,7 +44,7 @@ class ArrayCounts:
 
     Attributes:
         key: configuration key of the path.
-        path: the folder or store, relative to the working folder.
+        path: the folder or store, relative to the current directory.
         slots: slots that the arrays fill.
         present: number of clips that have an array, good or bad.
         missing: number of clips without an array.

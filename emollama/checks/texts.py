@@ -69,7 +69,7 @@ def caption_findings(dataset: FeatureClips) -> Iterator[Finding]:
         others = {name: other for name, text in own.items() if (other := label_words.other(text, labels[name])) is not None}
         if others:
             details = tuple(f"{name} ({labels[name]}; the caption: {other})" for name, other in others.items())
-            text = f"{source}: captions that name another label than that of the clip (only a hint; read these captions)"
+            text = f"{source}: captions that name a label other than the clip's (only a hint; read these captions)"
             yield Finding("note", "label and caption", text, dataset.label, tuple(others), details)
         counts = Counter(own.values())
         repeated = tuple(name for name, text in own.items() if counts[text] > 1)

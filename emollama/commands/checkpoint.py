@@ -106,7 +106,7 @@ def _convert(arguments: argparse.Namespace) -> None:
 def _inspection(report: dict[str, Any]) -> str:
     from emollama.listing import abbreviated
 
-    # A file whose digest differs from its .sha256 file is an error before this point.
+    # A file whose digest differs from its .sha256 file has been rejected before this point.
     states = {True: "matches its .sha256 file", None: "no .sha256 file"}
     lines = [f"{report['source']}: {report['kind']}"]
     lines += [

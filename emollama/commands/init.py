@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     kinds = f"kind of configuration: {', '.join(KINDS)}. Without a kind, the command describes all kinds"
     parser.add_argument("kind", nargs="?", choices=[*KINDS], metavar="KIND", help=kinds)
-    data = "folder to search for data (default: $EMOLLAMA_DATA, or data/ if it exists, or the working folder)"
+    data = "folder to search for data (default: $EMOLLAMA_DATA, or data/ if it exists, or the current directory)"
     parser.add_argument("--data", metavar="FOLDER", help=data)
     parser.add_argument("--output", metavar="FILE", help="the file to write, which must not exist (default: KIND.yaml)")
 
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
         with atomic_write(path) as file:
             file.write(starter.text)
     except OSError as error:
-        raise UserError(f"--output: cannot write '{output}': {error.strerror}. Name another file.") from None
+        raise UserError(f"--output: cannot write '{output}': {error.strerror}. Specify another file.") from None
     lines = [f"Wrote {output} for {starter.folder}.", "Found:", *(f"  {line}" for line in starter.found_items)]
     if starter.missing_items:
         lines += ["Missing (search the file for MISSING):", *(f"  {line}" for line in starter.missing_items)]

@@ -29,7 +29,7 @@ NEAR = 0.7  # minimum similarity of a suggested option; many short names are sim
 class Parser(argparse.ArgumentParser):
     """An argument parser with short errors, which suggest a name for a misspelled command, option or choice.
 
-    Repeating an option with values is an error, because argparse would silently use the last one.
+    An option with values must not be repeated, because argparse would silently use the last one.
     """
 
     def __init__(self, **settings: Any) -> None:

@@ -102,7 +102,7 @@ def _read(arguments: argparse.Namespace) -> None:
     from emollama.evaluation.statistics import Resampling
 
     if len({Path(path).resolve() for path in arguments.read}) < len(arguments.read):
-        raise UserError("--read: a sheet occurs twice. Name each sheet once.")
+        raise UserError("--read: a sheet occurs twice. Specify each sheet once.")
     resampling = Resampling(arguments.resamples, arguments.seed or 0)
     key = rating.read_key(arguments.key)
     ratings = [rating.read_ratings(path, key) for path in arguments.read]

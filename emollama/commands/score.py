@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wheel-level", type=int, choices=(1, 2), default=1, help="wheel level of the ew metrics (default: 1)")
     tokenizer = "tokenizer of captions. ptb requires Java. auto: ptb if Java is installed, otherwise treebank (default)"
     parser.add_argument("--caption-tokenizer", choices=("auto", "ptb", "treebank"), default="auto", help=tokenizer)
-    output = "folder to write: scores.json (all values) and scores.csv (one row per sample); existing files are an error"
+    output = "folder to write: scores.json (all values) and scores.csv (one row per sample); existing files are not overwritten"
     parser.add_argument("--output", metavar="FOLDER", help=output)
     add_resampling(parser)
 
@@ -100,7 +100,7 @@ def _require_free(output: str) -> None:
     from emollama.paths import require_new_file, require_writable
 
     if Path(output).exists() and not Path(output).is_dir():
-        raise UserError(f"--output: '{output}' is a file. Name a folder.")
+        raise UserError(f"--output: '{output}' is a file. Specify a folder.")
     require_writable(Path(output), "--output")
     for name in WRITTEN:
         require_new_file(str(Path(output) / name))

@@ -43,7 +43,7 @@ def chosen_blocks(layers: list[Layer], needs_model: bool) -> Iterator[ConfigBloc
 
     Args:
         layers: layers with translated keys.
-        needs_model: whether a configuration without a model is an error.
+        needs_model: whether a configuration without a model is rejected.
 
     Raises:
         UserError: the model is missing, or a component is unknown; the message names the key and a similar component.

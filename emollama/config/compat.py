@@ -15,8 +15,8 @@ from emollama.errors import UserError
 
 DATASETS = ("datasets", "evaluation_datasets")
 
-# Old key -> current key, by kind of block. The keys in a dataset's build_info become keys of its block. It is an error if one
-# layer contains both an old key and its current name.
+# Old key -> current key, by kind of block. The keys in a dataset's build_info become keys of its block. A layer that contains
+# both an old key and its current name is rejected.
 RENAMED = {
     "model": {"use_grad_checkpoint_llm": "use_grad_checkpoint"},
     "datasets": {"ann_path": "annotation_file"},
@@ -183,7 +183,7 @@ def _other_meanings(layers: list[Layer], blocks: dict[str, dict[str, Any]]) -> I
         yield "run.evaluate", "evaluates evaluation_datasets during training; run.evaluate_only evaluates without training"
     for key, size in dict(_frame_sizes(layers)).items():
         if size != model.get("image_size", size):
-            yield key, f"is {size}, but images and the frames of EVA caches have the size model.image_size {model['image_size']}"
+            yield key, f"is {size}, but images and frames of EVA features have the size model.image_size {model['image_size']}"
     if run.get("accum_grad_iters", 1) > 1:
         meaning = "count optimizer steps here, not micro-batches; for the old meaning, divide them by accum_grad_iters"
         yield "run.iters_per_epoch, run.warmup_steps", meaning

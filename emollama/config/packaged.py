@@ -1,4 +1,4 @@
-"""Look-up of the shipped configurations: files in the working folder, or else the package's copies."""
+"""Look-up of the shipped configurations: files in the current directory, or else the package's copies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def find_shipped(path: str, key: str) -> str:
     """Return the path if it is a file, or else the package's copy of it. The use of a copy is logged.
 
     Args:
-        path: a path relative to the working folder. Only paths below the SHIPPED folders have a copy.
+        path: a path relative to the current directory. Only paths below the SHIPPED folders have a copy.
         key: the option or configuration key, for messages.
 
     Raises:
@@ -34,7 +34,7 @@ def find_shipped(path: str, key: str) -> str:
     folder = PACKAGE / copy.relative_to(PACKAGE).parts[0]
     names = sorted(str(file.relative_to(PACKAGE)) for file in folder.rglob(f"*{copy.suffix}") if file.is_file())
     raise UserError(
-        f"{key}: no file '{path}', neither in the working folder ({os.getcwd()}) nor in the package ({copy})."
+        f"{key}: no file '{path}', neither in the current directory ({os.getcwd()}) nor in the package ({copy})."
         f" {_remedy(path, names)} The package contains {abbreviated(names, where=f'all of them: {folder}')}."
     )
 

@@ -35,7 +35,7 @@ def check_imports(layer: str, value: Any) -> None:
         if not isinstance(name, str) or not re.fullmatch(r"[^\s./\\]+(\.[^\s./\\]+)*", name):
             raise UserError(
                 f"{layer}: 'imports': {name!r} is not the name of a Python module."
-                " Write package.module, relative to the working folder."
+                " Write package.module, relative to the current directory."
             )
 
 
@@ -45,7 +45,7 @@ def import_user_modules(names: Sequence[str]) -> None:
     Raises:
         UserError: a module cannot be imported or exits; the message names the module, the file and the line.
     """
-    # Appended rather than inserted: installed packages take precedence over modules in the working folder.
+    # Appended rather than inserted: installed packages take precedence over modules in the current directory.
     if names and "" not in sys.path:
         sys.path.append("")
     for name in names:

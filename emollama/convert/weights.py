@@ -83,7 +83,7 @@ def _read_safetensors(path: Path, key: str) -> dict[str, Tensor]:
 
 def _read_peft(folder: Path, key: str) -> Weights:
     if not (folder / ADAPTERS_CONFIG).is_file():
-        raise UserError(f"{key}: the folder {folder} has no {ADAPTERS_CONFIG}. Name a checkpoint file or a PEFT folder.")
+        raise UserError(f"{key}: the folder {folder} has no {ADAPTERS_CONFIG}. Specify a checkpoint file or a PEFT folder.")
     peft_config = adapters.read_peft_config(str(folder / ADAPTERS_CONFIG))
     if not (folder / ADAPTERS).is_file() and (folder / "adapter_model.bin").is_file():
         raise UserError(

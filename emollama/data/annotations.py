@@ -4,7 +4,7 @@ The formats are those of the published MERR, MER2023/2024, EMER and DFEW files. 
 ``name [count] [label [valence]]``, separated by white space. Captions are a JSON object with clip names as keys. Transcripts and
 tables are CSV files with a header.
 
-The readers pass problems of single rows to their ``report`` argument and skip the row. By default, a problem is an error.
+The readers pass problems of single rows to their ``report`` argument and skip the row. By default, a problem raises an error.
 """
 
 from __future__ import annotations

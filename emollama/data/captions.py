@@ -57,7 +57,7 @@ def read_captioned_images(path: str, report: Report = raise_problem, key: str = 
         key: the configuration key of the path, for messages.
 
     Raises:
-        UserError: the file does not exist, is not JSON, has another format, or contains no usable entry.
+        UserError: the file does not exist, is not JSON, has an unexpected format, or contains no usable entry.
     """
     table = read_json(require_file(path, key))
     problems: list[Problem] = []

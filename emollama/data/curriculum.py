@@ -35,7 +35,7 @@ class Curriculum:
         """Create a curriculum from a block's ``curriculum`` key; None if it is empty.
 
         Raises:
-            ValueError: a key is unknown or missing, or its value has another type; names the key.
+            ValueError: a key is unknown or missing, or its value has the wrong type. The message names the key.
         """
         if not mapping:
             return None

@@ -1,7 +1,7 @@
 """Features of samples, read from an array store and checked against the shapes that the model expects.
 
-Utterance features (MAE, VideoMAE, HuBERT) are arrays of shape (D,) or (1, D). An EVA cache is an array (1 + P, D) of the class
-token and P patches; this one array fills the slots ``cls`` and ``image``.
+Utterance features (MAE, VideoMAE, HuBERT) are arrays of shape (D,) or (1, D). The EVA features of a clip are one array
+(1 + P, D) of the class token and P patches; it fills the slots ``cls`` and ``image``.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Features:
     Args:
         store: the arrays.
         path: the configured path of the store.
-        slots: the slots that each array fills; ``("image", "cls")`` for an EVA cache, else one name.
+        slots: the slots that each array fills; ``("image", "cls")`` for EVA features, else one name.
         shape: the shape that the model expects of the first slot.
         key: the configuration key that named the store, for messages.
         remedy: what to do about an unusable array, for messages.
@@ -103,10 +103,10 @@ class Features:
         """Read a clip's feature vectors as float32: {"image": (P, D), "cls": (1, D)} or {slot: (n, D)}.
 
         Raises:
-            UserError: another shape or dtype, a truncated file, NaN or inf; names the file and the slot.
+            UserError: an unexpected shape or dtype, a truncated file, NaN or inf; names the file and the slot.
         """
         vectors = torch.from_numpy(np.atleast_2d(self._finite(name, self._from_store(self.store.load, name))))
-        return {"image": vectors[1:], "cls": vectors[:1]} if self._is_cache else {self.slots[0]: vectors}
+        return {"image": vectors[1:], "cls": vectors[:1]} if self._has_class_token else {self.slots[0]: vectors}
 
     def problems(self, names: Iterable[str], *, all_values: bool = False) -> list[Problem]:
         """Check the arrays of these clips with a progress bar, and return the problems; see :meth:`check`."""
@@ -185,9 +185,9 @@ class Features:
         num_tokens, dim = self.shape
         if dtype not in FLOAT_TYPES:
             raise UserError(self._complaint(name, f"dtype {dtype}, expected float16, float32 or float64"))
-        if not self._is_cache and shape not in ((dim,), (1, dim)):
+        if not self._has_class_token and shape not in ((dim,), (1, dim)):
             raise UserError(self._complaint(name, f"shape {shape}, expected ({dim},) or (1, {dim})"))
-        if self._is_cache and shape != (1 + num_tokens, dim):
+        if self._has_class_token and shape != (1 + num_tokens, dim):
             image_size, stored_size = round(num_tokens**0.5) * PATCH, _image_size(shape)
             mismatch = f"; it was computed at image_size {stored_size}" if stored_size and stored_size != image_size else ""
             expected = f"expected ({1 + num_tokens}, {dim}), which is image_size {image_size}{mismatch}"
@@ -197,12 +197,12 @@ class Features:
         return f"{self.store.location(name)} (slot {' + '.join(self.slots)}): {problem}. {self.remedy}"
 
     @property
-    def _is_cache(self) -> bool:
+    def _has_class_token(self) -> bool:
         return self.slots == IMAGE
 
 
 def _image_size(shape: tuple[int, ...]) -> int | None:
-    """Return the image_size of an EVA cache with this shape; None if its patches do not form a square."""
+    """Return the image_size of EVA features with this shape; None if its patches do not form a square."""
     patches = round(max(shape[0] - 1, 0) ** 0.5) if len(shape) == 2 else 0
     return patches * PATCH if patches and patches**2 == shape[0] - 1 else None
 

@@ -122,7 +122,7 @@ class ClipConfig:
         return [user_text(task, instruction, "") for task in pool.tasks for instruction in pool.instructions[task]]
 
     def augmentation(self) -> Augmentation | None:
-        """Create the augmentation; None if it is disabled. Invalid values are an error even then."""
+        """Create the augmentation; None if it is disabled. Invalid values are rejected even then."""
         kinds = tuple(self.augmentations)
         augmentation = Augmentation(self.augmentation_prob, kinds, self.augmentation_noise, self.augmentation_mask)
         return augmentation if self.enable_augmentation else None

@@ -82,7 +82,7 @@ class FeatureClips:
         if cfg.image_feature_path is None and cfg.image_path is not None:
             if training and cfg.enable_augmentation and "mask_rows" in cfg.augmentations:
                 text = f"{label}.augmentations: mask_rows cannot mask features that the model computes from frames"
-                raise UserError(f"{text} (image_feature_path: null). Remove it from the list, or extract EVA caches.")
+                raise UserError(f"{text} (image_feature_path: null). Remove it from the list, or extract EVA features.")
             peaks = None if cfg.peak_index_path is None else self.resolve_path(cfg.peak_index_path)
             folder = join(cfg.data_root, cfg.image_path)
             self.features.append(open_frames(folder, slot_shapes.get(FRAME), label, cfg.frame_selection, peaks))
@@ -112,7 +112,7 @@ class FeatureClips:
         return join(self.cfg.data_root, self.cfg.annotation_file)
 
     def resolve_path(self, path: str) -> str:
-        """Resolve a path that starts at the folder of the annotation file."""
+        """Resolve a path that is relative to the folder of the annotation file."""
         return join(os.path.dirname(self.list_path()), path)
 
     def caption_source(self, task: str) -> str:

@@ -38,10 +38,10 @@ def open_frames(folder: str, shape: SlotShape | None, label: str, choice: FrameC
     if shape is None:
         raise UserError(
             f"{label}: image_feature_path is null, so the model would encode frames of image_path, but model.vit_weights is null."
-            " Set model.vit_weights to the encoder's weights, or image_feature_path to EVA caches, or image_path: null."
+            " Set model.vit_weights to the encoder's weights, or image_feature_path to EVA features, or image_path: null."
         )
     if not looked_up(PATHS.isdir, folder, f"{label}.image_path"):
-        raise not_found(f"{label}.image_path", folder, "It starts at data_root. Correct the path.", what="folder")
+        raise not_found(f"{label}.image_path", folder, "It is relative to data_root. Correct the path.", what="folder")
     if choice == "peak" and peaks is None:
         raise UserError(
             f"{label}.frame_selection: peak needs a file with the most expressive frames. Set {label}.peak_index_path."

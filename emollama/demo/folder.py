@@ -41,15 +41,15 @@ def require_demo_folder(folder: str, demo: str) -> Path:
         UserError: the folder contains other files or another demo, or is not writable.
     """
     if not folder:
-        raise UserError("--folder: the name is empty. Name a folder.")
+        raise UserError("--folder: the name is empty. Specify a folder.")
     root = Path(require_utf8(folder, "--folder"))
     require_writable(root, "--folder")
     if root.is_dir() and any(root.iterdir()):
         existing_demo = demo_in(root)
         if existing_demo is None:
-            raise UserError(f"--folder: '{root}' contains files that are not part of a demo. Name a new or empty folder.")
+            raise UserError(f"--folder: '{root}' contains files that are not part of a demo. Specify a new or empty folder.")
         if existing_demo != demo:
-            raise UserError(f"--folder: '{root}' contains another demo ({existing_demo}). Name a new or empty folder.")
+            raise UserError(f"--folder: '{root}' contains another demo ({existing_demo}). Specify a new or empty folder.")
     return root.resolve()
 
 

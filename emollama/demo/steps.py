@@ -25,7 +25,7 @@ class DemoFolder:
     Attributes:
         root: absolute path of the folder.
         variable: the environment variable that contains the folder in the configurations.
-        default: the folder that the configurations use if the variable is not set, relative to the working folder.
+        default: the folder that the configurations use if the variable is not set, relative to the current directory.
     """
 
     root: Path
@@ -44,7 +44,7 @@ class DemoFolder:
 
 
 def run_step(demo_folder: DemoFolder, arguments: Sequence[str]) -> None:
-    """Run ``emollama <arguments>`` with this Python in the working folder, and wait until it ends.
+    """Run ``emollama <arguments>`` with this Python in the current directory, and wait until it ends.
 
     Raises:
         Interrupted: a signal stopped the command.

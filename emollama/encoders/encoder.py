@@ -51,7 +51,7 @@ class Encoder(ABC):
         key: dotted name of the block.
 
     Raises:
-        UserError: weights are missing, or have another architecture or other shapes.
+        UserError: weights are missing, or have a different architecture or different shapes.
     """
 
     SLOTS: ClassVar[tuple[str, ...]]
@@ -72,7 +72,7 @@ class Encoder(ABC):
             key: dotted name of the block, for messages.
 
         Raises:
-            UserError: weights are missing or have another architecture, or a setting is not possible with them.
+            UserError: weights are missing or have a different architecture, or a setting is not possible with them.
         """
 
     @abstractmethod

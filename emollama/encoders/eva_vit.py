@@ -23,7 +23,7 @@ from emollama.errors import UserError
 LN_EPS = 1e-5  # epsilon of ln_vision; the norms of the blocks have 1e-6
 UNUSED = re.compile(r"(norm|fc_norm|head|lm_head)\.|mask_token|rel_pos_bias")  # tensors of published files that are not used
 BLOCK = re.compile(r"blocks\.(\d+)\.")
-REMEDY = "Name a file such as eva_vit_g.pth."
+REMEDY = "Specify a file such as eva_vit_g.pth."
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class EvaFiles:
 
     Attributes:
         path: see :func:`read_eva`.
-        image_size: height and width of the images in pixels. Position embeddings for another size are interpolated.
+        image_size: height and width of the images in pixels. Position embeddings for a different size are interpolated.
         precision: precision of the arithmetic.
         depth: number of blocks to use.
         ln_vision: see :func:`read_ln_vision`.
@@ -86,7 +86,7 @@ def read_ln_vision(source: str, width: int, key: str) -> tuple[Tensor, Tensor]:
         key: the configuration key that contains the source, for messages.
 
     Raises:
-        UserError: the file does not contain the norm, or contains one of another width.
+        UserError: the file does not contain the norm, or contains a norm of a different width.
     """
     if source == IDENTITY:
         return torch.ones(width), torch.zeros(width)

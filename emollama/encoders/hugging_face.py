@@ -34,19 +34,19 @@ def read_config(path: str, key: str, kinds: tuple[str, ...], **changes: Any) -> 
         The configuration of transformers.
 
     Raises:
-        UserError: the folder does not exist, or has no config.json, or the model is of another type.
+        UserError: the folder does not exist, or has no config.json, or the model is of a different type.
     """
     expected = " or ".join(kinds)
     text = f"Download a {expected} model from Hugging Face ({CONFIG}, {PROCESSOR}, weights) and name its folder."
     require_folder(path, key, text)
     file = Path(path, CONFIG)
     if not file.is_file():
-        raise UserError(f"{key}: no {CONFIG} in the folder '{path}'. Name the folder of a {expected} model from Hugging Face.")
+        raise UserError(f"{key}: no {CONFIG} in the folder '{path}'. Specify the folder of a {expected} model from Hugging Face.")
     content = read_json(str(file))
     kind = content.get("model_type") if isinstance(content, dict) else None
     if kind not in kinds:
         text = f"{key}: the model in '{path}' has model_type {kind!r}, expected {expected}."
-        raise UserError(f"{text} Name the folder of such a model.")
+        raise UserError(f"{text} Specify the folder of such a model.")
     try:
         return AutoConfig.from_pretrained(path, local_files_only=True, **changes)
     except Exception as error:  # transformers raises errors of many classes for wrong values

@@ -123,7 +123,7 @@ def build_mae(path: str, key: str) -> nn.Module:
             global_pool="",
             norm_layer=partial(nn.LayerNorm, eps=EPS),
         )
-    require_tensors(tensors, model.state_dict(), file=f"{key}: '{path}'", remedy="Name a file of MAE's pretraining.")
+    require_tensors(tensors, model.state_dict(), file=f"{key}: '{path}'", remedy="Specify a file of MAE's pretraining.")
     model.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
     return model.requires_grad_(False).eval()
 
@@ -186,7 +186,7 @@ def _sizes(tensors: Mapping[str, Tensor], dimensions: int) -> Vit | None:
 def _no_encoder(what: str, path: str, stored: Mapping[str, Tensor], key: str) -> str:
     names = ", ".join(list(stored)[:3])
     text = f"{key}: '{path}' contains no {what} encoder (its tensors: {names}, ...)."
-    return f"{text} Name a file of {what}'s pretraining, or a Hugging Face folder."
+    return f"{text} Specify a file of {what}'s pretraining, or a Hugging Face folder."
 
 
 def _rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

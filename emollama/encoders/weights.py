@@ -140,7 +140,7 @@ def _read_file(path: str, key: str) -> dict[str, Tensor]:
         {str(name): value for name, value in content.items() if isinstance(value, Tensor)} if isinstance(content, Mapping) else {}
     )
     if not tensors:
-        raise UserError(f"{key}: {path} contains no named tensors. Name a file of weights.")
+        raise UserError(f"{key}: {path} contains no named tensors. Specify a file of weights.")
     return tensors
 
 

@@ -146,12 +146,12 @@ def _merged_truth(truth_files: Sequence[TruthFile], files: Sequence[AnswerFile],
     for file in truth_files:
         for kind, table in file.references.items():
             if kind in references:
-                raise UserError(f"--truth: {file.path} has the same kind of data as another file. Name one file of each kind.")
+                raise UserError(f"--truth: {file.path} has the same kind of data as another file. Specify one file of each kind.")
             references[kind] = table
     word_files = [file for file in truth_files if file.openset is not None]
     if len(word_files) > 1:
         paths = " and in ".join(file.path for file in word_files)
-        raise UserError(f"--truth: there are emotion words in {paths}. Name one file of each kind.")
+        raise UserError(f"--truth: there are emotion words in {paths}. Specify one file of each kind.")
     answers = [(file.path, answer) for file in files for answer in file.answers if task is None or answer.task == task]
     own = _own_references((path, answer) for path, answer in answers if _reference(answer) and answer.task not in references)
     if not references and not own and not word_files:
@@ -159,7 +159,7 @@ def _merged_truth(truth_files: Sequence[TruthFile], files: Sequence[AnswerFile],
         hint = f"; the answers are to {abbreviated(tasks)}" if tasks else ""
         about = f" to the task '{task}'" if task is not None else ""
         raise UserError(
-            f"--truth is required: none of the answers{about} has a reference{hint}. Name a file with the references."
+            f"--truth is required: none of the answers{about} has a reference{hint}. Specify a file with the references."
         )
     return Truth(
         references=references | own,
@@ -186,7 +186,7 @@ def _own_references(answers: Iterable[tuple[str, Answer]]) -> dict[str, dict[str
         if references.setdefault(answer.task, {}).setdefault(answer.name, reference) != reference:
             raise UserError(
                 f"{path}: the reference of '{answer.name}' ({task_name(answer.task)}) differs from that in a previous file."
-                " Name the correct references with --truth."
+                " Specify the correct references with --truth."
             )
     return references
 

@@ -138,7 +138,7 @@ def read_synonyms(path: str, key: str = "synonyms_path") -> dict[str, str]:
         key: the configuration key, for messages.
 
     Raises:
-        UserError: the file has another format, or a word is in two groups.
+        UserError: the file has an unexpected format, or a word is in two groups.
     """
     table = read_json(require_file(path, key))
     groups = table

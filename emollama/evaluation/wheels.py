@@ -58,7 +58,7 @@ class Wheels:
         assert level in (1, 2), level
         missing = [file for file in (FORMS, SYNONYMS, *WHEELS) if not looked_up(PATHS.isfile, join(folder, file), key)]
         if missing:
-            raise UserError(f"{key}: '{folder}' lacks {', '.join(missing)}. Name the folder emotion_wheel of MERTools.")
+            raise UserError(f"{key}: '{folder}' lacks {', '.join(missing)}. Specify the folder emotion_wheel of MERTools.")
         trees = [_tree(_sheet(join(folder, file), RINGS)) for file in WHEELS]
         on_wheels = {word for tree in trees for word in _clusters(tree, 1)}
         heads = _heads(join(folder, SYNONYMS), on_wheels)

@@ -65,7 +65,7 @@ class ArrayWriter:
             manifest: the settings of this extraction.
 
         Raises:
-            UserError: existing arrays have other settings (all are listed), another format, or no manifest.
+            UserError: existing arrays have different settings (all are listed), have a different format, or have no manifest.
         """
         shards = is_packed(str(self.folder)) or is_tar_path(str(self.folder))
         if self.packed and not shards and not _is_unused(self.folder):
@@ -193,10 +193,10 @@ def _require_same_manifest(folder: Path, manifest: Manifest) -> None:
     existing = Manifest.read(str(folder))
     if existing is None:
         text = f"{folder}: contains arrays but no manifest.json, so their settings are unknown."
-        raise UserError(f"{text} Name another folder, or delete that one.")
+        raise UserError(f"{text} Specify another folder, or delete that one.")
     if different := differences(_manifest_fields(existing), _manifest_fields(manifest)):
         text = f"{folder}: its features were extracted with other settings (existing, configured): {'; '.join(different)}."
-        raise UserError(f"{text} Name another folder, or delete that one.")
+        raise UserError(f"{text} Specify another folder, or delete that one.")
     if versions := differences(existing.versions, manifest.versions):
         text = "%s: its first features were extracted with other versions (existing, installed): %s"
         get_logger().info(text, folder, "; ".join(versions))

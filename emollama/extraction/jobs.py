@@ -145,7 +145,7 @@ def _require_model_shape(label: str, description: EncoderDescription, slot: str,
     (num_tokens, dim), key = description.shape, f"encoders.{label}"
     if dim != shapes[slot].dim:
         text = f"{key}.weights: features of slot '{slot}' have dimension {dim}; model.slot_dims expects {shapes[slot].dim}."
-        raise UserError(f"{text} Name the weights that the model was trained with, or set model.slot_dims: {{{slot}: {dim}}}.")
+        raise UserError(f"{text} Specify the weights that the model was trained with, or set model.slot_dims: {{{slot}: {dim}}}.")
     if num_tokens != shapes[slot].num_tokens:
         text = f"{key}.image_size: a clip has {num_tokens} feature vectors in slot '{slot}'"
         text += f"; model.image_size expects {shapes[slot].num_tokens}."

@@ -35,7 +35,7 @@ def require_output_folder(folder: Path, images: str) -> None:
         UserError: the folder is not writable, or it is inside the folder of images.
     """
     if folder.resolve().is_relative_to(Path(images).resolve()):
-        raise UserError(f"--output: '{folder}' is inside --images '{images}', which must not be changed. Name another folder.")
+        raise UserError(f"--output: '{folder}' is inside --images '{images}', which must not be changed. Specify another folder.")
     require_writable(folder, "--output")
 
 
@@ -47,7 +47,7 @@ def require_new(folder: Path, splits: Splits) -> None:
     """
     existing = [name for name in (*map(_file, splits), REPORT) if os.path.lexists(folder / name)]
     if existing:
-        raise UserError(f"--output: '{folder}' already contains {', '.join(existing)}. Name another folder, or delete them.")
+        raise UserError(f"--output: '{folder}' already contains {', '.join(existing)}. Specify another folder, or delete them.")
 
 
 def select_splits(splits: Splits, names: Sequence[str] | None, source: str) -> dict[str, Sequence[Image]]:
@@ -86,7 +86,7 @@ def with_readable_images(splits: Splits, folder: str, check: CheckImages, collec
     present = image_files(folder, [image.name for image in images], "--images")
     if images and not present:
         what = f"none of the {len(images):,} images, such as {images[0].file}, is in '{folder}'"
-        raise UserError(f"--images: {what}. Name the folder that directly contains the image files.")
+        raise UserError(f"--images: {what}. Specify the folder that directly contains the image files.")
     missing = tuple(image.file for image in images if image.name not in present)
     if missing:
         collection.problems.append(

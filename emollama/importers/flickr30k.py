@@ -97,7 +97,7 @@ def read(path: str) -> Collection:
     """Read a source in any of the formats.
 
     Raises:
-        UserError: the file does not exist, has another format, or contains no image.
+        UserError: the file does not exist, has an unexpected format, or contains no image.
     """
     text = read_text(require_file(path, "--annotations"))
     first_character = text.lstrip()[:1]
@@ -189,8 +189,8 @@ def _image(file: Any, captions: Any, split: Any) -> Image:
     """Check the values of a row and return its image.
 
     Raises:
-        ValueError: the file name points outside the folder or has another extension than an image, the captions are not a list
-            of texts, or the name of the split is not valid.
+        ValueError: the file name points outside the folder or does not have the extension of an image, the captions are not a
+            list of texts, or the name of the split is not valid.
     """
     if not isinstance(file, str) or not file.strip():
         raise ValueError("the row has no file name")

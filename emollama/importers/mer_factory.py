@@ -51,7 +51,7 @@ def read(folder: str, collector: Collector, *, caption: Sequence[str], peak: str
         if path.name.endswith(SUFFIX):
             paths_by_name.setdefault(path.name.removesuffix(SUFFIX), []).append(path)
     if not paths_by_name:
-        raise UserError(f"{folder}: contains no file <clip>{SUFFIX}, also in subfolders. Name the output folder of MER-Factory.")
+        raise UserError(f"{folder}: no file <clip>{SUFFIX}, also in subfolders. Specify the output folder of MER-Factory.")
     override_labels = _read_overrides(overrides, paths_by_name, collector) if overrides else {}
     for name, paths in paths_by_name.items():
         if len(paths) > 1:

@@ -106,7 +106,7 @@ def read_dictionaries(path: str, keys: list[str]) -> dict[str, dict[Any, Any]]:
     local = PATHS.get_local_path(require_file(path, "FILE"))
     if not zipfile.is_zipfile(local):
         raise UserError(
-            f"{path}: not an .npz file, or an incomplete one. Name the label file that MERTools writes with numpy's savez."
+            f"{path}: not an .npz file, or an incomplete one. Specify the label file that MERTools writes with numpy's savez."
         )
     return {key: _read(path, local, key) for key in keys}
 

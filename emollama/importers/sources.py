@@ -102,7 +102,7 @@ def files_below(folder: str, collector: Collector) -> Iterator[Path]:
         UserError: the folder does not exist.
     """
     if not os.path.isdir(folder):
-        raise UserError(f"FOLDER: no folder '{folder}' (working folder: {os.getcwd()}). Correct the path.")
+        raise UserError(f"FOLDER: no folder '{folder}' (current directory: {os.getcwd()}). Correct the path.")
 
     def report_unreadable(error: OSError) -> None:
         text = f"{error.filename}: the folder cannot be read ({error.strerror}), so its files are missing."

@@ -113,7 +113,8 @@ class CheckpointEvaluation:
         earlier = read_records(self._output)
         if others := sorted({row.run for row in earlier} - {self._run_name}):
             raise UserError(
-                f"--output: '{self._output}' contains the evaluation of another run, {abbreviated(others)}. Name another folder."
+                f"--output: '{self._output}' contains the evaluation of another run, {abbreviated(others)}. Specify another"
+                " folder."
             )
         for key, (run_value, evaluation_value) in self._differences().items():
             get_logger().warning("%s: %r in the run, %r in this evaluation", key, run_value, evaluation_value)

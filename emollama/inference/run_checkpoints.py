@@ -33,7 +33,7 @@ def start_of(folder: Path) -> Start:
         UserError: the folder does not exist, or contains no valid configuration.
     """
     if not folder.is_dir():
-        raise UserError(f"--run-folder: no folder '{folder}'. Name the folder of a training run, output_dir/<job_id>.")
+        raise UserError(f"--run-folder: no folder '{folder}'. Specify the folder of a training run, output_dir/<job_id>.")
     path = folder / CONFIG
     if not path.is_file():
         raise UserError(f"--run-folder: '{folder}' is not the folder of a run: it has no {CONFIG}. Name output_dir/<job_id>.")

@@ -63,7 +63,7 @@ def find_videos(config: RunConfig, videos: Sequence[str]) -> dict[str, Source]:
 def _problem(video: str) -> str | None:
     """Return why a file cannot be used as a video, or None if it can."""
     if not os.path.isfile(video):
-        return f"no file '{video}' (working folder: {os.getcwd()}).{data_folder_hint(video)} Correct the path"
+        return f"no file '{video}' (current directory: {os.getcwd()}).{data_folder_hint(video)} Correct the path"
     try:
         probe(Path(video))
     except UnusableMedia as error:

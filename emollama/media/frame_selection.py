@@ -67,7 +67,8 @@ def read_peaks(path: str) -> dict[str, int]:
         Clip name -> index of the frame, from 0.
 
     Raises:
-        UserError: the file does not exist or has another format, an index is not a number, or a clip has two different indices.
+        UserError: the file does not exist or has an unexpected format, an index is not a number, or a clip has two different
+            indices.
     """
     require_file(path, "peak_index_path")
     peaks: dict[str, int] = {}

@@ -95,7 +95,7 @@ def image_files(folder: str, names: Iterable[str], key: str) -> dict[str, str]:
         listed = {entry.name for entry in os.scandir(folder)}
     except OSError as error:
         reason = "no folder" if isinstance(error, FileNotFoundError | NotADirectoryError) else f"{error.strerror}:"
-        raise UserError(f"{key}: {reason} '{folder}' (working folder: {os.getcwd()}). Correct the path.") from None
+        raise UserError(f"{key}: {reason} '{folder}' (current directory: {os.getcwd()}). Correct the path.") from None
     files = ((name, next((file for file in _candidates(name) if _exists(folder, file, listed)), None)) for name in names)
     return {name: file for name, file in files if file is not None}
 

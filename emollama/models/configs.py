@@ -91,7 +91,7 @@ class LLMConfig:
 
         Args:
             stored: names of the checkpoint's tensors.
-            expected: names of the tensors of the model that the checkpoint does not fit, possibly of another architecture.
+            expected: names of the tensors of the model that the checkpoint does not fit, possibly of a different architecture.
         """
         return False
 

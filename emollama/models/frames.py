@@ -35,7 +35,7 @@ def build(weights: str, cfg: Any, device: torch.device) -> EvaVit:
     if encoder.width != cfg.slot_dims["image"]:
         raise UserError(
             f"{key}: the encoder in '{weights}' has width {encoder.width}, but model.slot_dims.image is"
-            f" {cfg.slot_dims['image']}. Correct one of them."
+            f" {cfg.slot_dims['image']}. Change one of them so that they agree."
         )
     encoder.visual_encoder.set_grad_checkpointing(cfg.use_grad_checkpoint_vit)
     return encoder

@@ -61,7 +61,7 @@ def _weight_files(folder: Path) -> list[str]:
         if (folder / SINGLE).is_file():
             return [SINGLE]
         raise UserError(
-            f"--llama-model: {folder} does not contain {SINGLE}. To convert weights of another format (pytorch_model.bin) to"
+            f"--llama-model: {folder} does not contain {SINGLE}. To convert weights in a different format (pytorch_model.bin) to"
             " safetensors, load and save the model with transformers."
         )
     try:

@@ -54,7 +54,7 @@ class MiniGPT4(PackedLLM):
         """Return the manifest of the features that the model computes from images.
 
         Raises:
-            UserError: If weights do not exist, or are of another architecture or size than configured.
+            UserError: If weights do not exist, or are of a different architecture or size than configured.
         """
         return vision.manifest(cfg, MiniGPT4.slot_shapes(cfg)["image"], choice)
 

@@ -47,7 +47,7 @@ class FrozenVision(nn.Module):
         qformer: (F, 1 + P, D) -> (F, Q, W), or None if ``has_qformer`` is False.
 
     Raises:
-        UserError: If a file does not exist or has another architecture or size, or if the cached features have another
+        UserError: If a file does not exist or has a different architecture or size, or if the cached features have a different
             manifest.
     """
 
@@ -113,7 +113,7 @@ def manifest(cfg: Any, shape: SlotShape, choice: FrameChoice) -> Manifest:
         choice: which frame of a video is encoded; it has no effect on images.
 
     Raises:
-        UserError: If weights do not exist, or are of another architecture or size than configured.
+        UserError: If weights do not exist, or are of a different architecture or size than configured.
     """
     _require_agreement(cfg)
     eva = frames.manifest(cfg.vit_weights, cfg, choice, _norm(cfg))
@@ -156,4 +156,5 @@ def _require_agreement(cfg: Any) -> None:
 
 def _require_equal(key: str, configured: int, stored: int, file_key: str, path: str) -> None:
     if configured != stored:
-        raise UserError(f"model.{key} is {configured}, but in {file_key} '{path}' it is {stored}. Correct one of them.")
+        text = f"model.{key} is {configured}, but in {file_key} '{path}' it is {stored}."
+        raise UserError(f"{text} Set model.{key} to {stored}, or use a different file.")

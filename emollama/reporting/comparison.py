@@ -92,7 +92,7 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
     if len(paths) < 2:
         raise UserError("expected the folders of at least two runs to compare")
     if repeated := [str(path) for path in paths if paths.count(path) > 1]:
-        raise UserError(f"'{repeated[0]}' is named twice. Name each run once.")
+        raise UserError(f"'{repeated[0]}' is named twice. Specify each run once.")
     names = []
     for path in paths:
         same = [other for other in paths if other.name == path.name]

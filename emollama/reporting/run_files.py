@@ -155,7 +155,7 @@ def require_run(folder: Path) -> None:
         UserError: the folder does not exist or contains no file of a run.
     """
     if not folder.is_dir():
-        raise UserError(f"'{folder}' is not a folder. Name the folder of a run, output_dir/<job_id>.")
+        raise UserError(f"'{folder}' is not a folder. Specify the folder of a run, output_dir/<job_id>.")
     parts = (LOG, EVALUATIONS, CONFIG, f"{RESULT}/**/metrics_*.json", f"{RESULT}/**/predictions_*.jsonl")
     if not any(True for part in parts for _ in folder.glob(part)):
         raise UserError(f"{folder}: not a run's folder; expected one of {', '.join(parts)} in it. Name output_dir/<job_id>.")

@@ -90,7 +90,7 @@ def batch_size(datasets: dict[str, Any]) -> int:
     """
     sizes = {label: dataset.cfg.batch_size for label, dataset in datasets.items()}
     if len(set(sizes.values())) > 1:
-        raise UserError(f"all blocks under 'datasets' must have the same batch_size, but these have {sizes}. Change them.")
+        raise UserError(f"all blocks under 'datasets' must have the same batch_size, but it is {sizes}. Set it to one value.")
     return int(next(iter(sizes.values())))
 
 
@@ -154,7 +154,7 @@ def checkpoint_tensors(
     cfg, ensemble = config.model, not resumed and is_ensemble(config.model)
     if training and ensemble:
         raise UserError(
-            "model.ckpt lists several checkpoints, but training starts from one. Name a single checkpoint, or set"
+            "model.ckpt lists several checkpoints, but training starts from one. Specify a single checkpoint, or set"
             " model.ensemble: weights to start from their mean."
         )
     shapes = config.classes["model"](cfg, device=torch.device("meta"), frozen_dtype=precision.frozen_dtype)
@@ -188,8 +188,8 @@ def require_checkpoint(cfg: Any) -> None:
     """
     if not cfg.ckpt and not cfg.ckpt_allow_missing:
         raise UserError(
-            "model.ckpt is null, so no trained weights are loaded. Name a checkpoint, or set model.ckpt_allow_missing: ['*'] to"
-            " evaluate random projections and adapters."
+            "model.ckpt is null, so no trained weights are loaded. Specify a checkpoint, or set model.ckpt_allow_missing: ['*']"
+            " to evaluate random projections and adapters."
         )
     for path in checkpoint_paths(cfg.ckpt):
         require_checkpoint_file(path, "model.ckpt")

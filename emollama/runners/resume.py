@@ -183,7 +183,7 @@ def _check_same_run(content: dict[str, Any], config: RunConfig, fields: dict[str
 
 
 def _is_resumable_override(key: str, then: Any, now: Any) -> bool:
-    """Return whether a run can be resumed with another value of a key.
+    """Return whether a run can be resumed with a different value of a key.
 
     A file of a dataset can have another path, but a file cannot be added or removed, because that changes the samples.
     """

@@ -72,7 +72,7 @@ def build_starter(name: str, data: Path, output: str, source: str = "--data") ->
             " folder that contains it."
         )
     raise UserError(
-        f"{source}: '{data}' contains no data for '{name}'. Searched for: {'; '.join(kind.required_data)}. Name the folder"
+        f"{source}: '{data}' contains no data for '{name}'. Searched for: {'; '.join(kind.required_data)}. Specify the folder"
         f" that contains them. The shipped {kind.template} can be used without init: --cfg-path {kind.template}"
     )
 

@@ -100,7 +100,7 @@ def require_data_folder(root: Path, source: str) -> None:
         UserError: the folder does not exist.
     """
     if not root.is_dir():
-        raise UserError(f"{source}: the folder '{root}' does not exist (working folder: {os.getcwd()}). Correct the path.")
+        raise UserError(f"{source}: the folder '{root}' does not exist (current directory: {os.getcwd()}). Correct the path.")
 
 
 class FolderSurvey:

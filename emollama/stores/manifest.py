@@ -65,7 +65,7 @@ class Manifest:
         try:
             content = json.loads(read_text(path))
             if (content.pop("format"), content.pop("version")) != (FORMAT, VERSION):
-                raise ValueError("another format")
+                raise ValueError("unknown format")
             return cls(**content | {"slots": tuple(content["slots"])})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             text = f"{path}: not a manifest of features ({error}). Extract the features again, or delete the file to disable"

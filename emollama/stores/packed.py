@@ -216,7 +216,7 @@ def _read_about(root: Path) -> dict[str, Any]:
 
 
 def _kind(shape: list[int], dtype: str, scales: int) -> ArrayKind:
-    # With another dtype, such as object, numpy would interpret the bytes of a file as pointers.
+    # With a different dtype, such as object, numpy would interpret the bytes of a file as pointers.
     if dtype not in TYPES:
         raise TypeError(f"dtype {dtype}")
     if not shape or any(not isinstance(size, int) or size < 1 for size in shape):

@@ -150,7 +150,7 @@ def prepare(store: ArrayStore, name: str, values: Values) -> PreparedArray:
     """Read, check and convert an array.
 
     Raises:
-        UnpackableArray: the array is unreadable, is empty, contains NaN or inf, or has another dtype than float16, float32 or
+        UnpackableArray: the array is unreadable, is empty, contains NaN or inf, or has a dtype other than float16, float32 or
             float64.
         TooLarge: a value exceeds the range of the chosen dtype.
     """

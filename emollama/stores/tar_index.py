@@ -162,7 +162,7 @@ def layouts_from_json(values: list[Any]) -> tuple[Layout, ...]:
     """
     layouts = tuple(Layout(tuple(shape), np.dtype(dtype), *rest) for shape, dtype, *rest in values)
     if any(layout.dtype.kind not in PLAIN for layout in layouts):
-        raise ValueError("an array has another dtype than plain numbers")
+        raise ValueError("an array does not contain plain numbers")
     if any(not isinstance(size, int) or size < 0 for layout in layouts for size in (*layout.shape, layout.head)):
         raise ValueError("a size is negative")
     return layouts
@@ -217,7 +217,7 @@ def _layout(file: IO[bytes], member: tarfile.TarInfo) -> tuple[Layout, int]:
     """Return the layout of a member's array, and the offset of its values in the shard.
 
     Raises:
-        ValueError: the member is not an array of plain numbers, or has another length than its header says.
+        ValueError: the member is not an array of plain numbers, or its length differs from the one in its header.
     """
     file.seek(member.offset_data)
     shape, fortran, dtype = npy_header(file)

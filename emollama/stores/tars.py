@@ -65,7 +65,7 @@ def list_shards(pattern: str) -> list[str]:
         raise UserError(f"{pattern}: the braces are not closed. Correct the path.") from None
     shards = [shard for part in expanded for shard in (_glob(part) if "*" in part else [part])]
     if not shards:
-        raise UserError(f"no tar '{pattern}' (working folder: {os.getcwd()}). Correct the path.")
+        raise UserError(f"no tar '{pattern}' (current directory: {os.getcwd()}). Correct the path.")
     return shards
 
 
@@ -83,7 +83,7 @@ def is_local(shard: str) -> bool:
         # iopath cannot check whether a file exists at this remote location.
         exists = True
     if not exists:
-        raise UserError(f"no tar '{shard}' (working folder: {os.getcwd()}). Correct the path.")
+        raise UserError(f"no tar '{shard}' (current directory: {os.getcwd()}). Correct the path.")
     return False
 
 

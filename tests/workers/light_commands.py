@@ -19,7 +19,7 @@ LABELS = {"clip_1": "happy", "clip_2": "angry", "clip_3": "sad"}
 
 
 def write_inputs() -> None:
-    """Lists, captions, images, arrays and runs for the commands, in the working folder."""
+    """Lists, captions, images, arrays and runs for the commands, in the current directory."""
     import numpy as np
     from invented_runs import write_run
     from PIL import Image
@@ -45,7 +45,7 @@ def write_inputs() -> None:
 
 
 def write_sources() -> None:
-    """Sources of the importers, in the working folder."""
+    """Sources of the importers, in the current directory."""
     import numpy as np
 
     np.savez_compressed("label-6way.npz", train_corpus={name: {"emo": label, "val": 0.5} for name, label in LABELS.items()})

@@ -31,7 +31,7 @@ def java() -> str | None:
 def _starts(path: str) -> bool:
     try:
         return subprocess.run([path, "-version"], capture_output=True).returncode == 0
-    # The file may be a program for another architecture.
+    # The file may be a program for a different architecture.
     except OSError:
         return False
 
@@ -63,7 +63,7 @@ def run_java(what: str, arguments: Sequence[str], folder: Path, text: str = "") 
     Args:
         what: name of the program in messages.
         arguments: arguments of ``java``.
-        folder: working folder.
+        folder: current directory of the process.
         text: standard input.
 
     Returns:

@@ -55,7 +55,7 @@ class ReplyCache:
             with self._connected() as file:
                 tables = {name for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if tables and tables != {"replies"}:
-                raise UserError(f"cache_path: '{self.path}' is a database with other tables. Name another file.")
+                raise UserError(f"cache_path: '{self.path}' is a database with other tables. Specify another file.")
 
     def recall(self, keys: Iterable[str]) -> dict[str, Reply]:
         """Return the replies of the keys that are in the cache."""
