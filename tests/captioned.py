@@ -87,9 +87,9 @@ def entries(names, *, several: bool = True) -> list[dict]:
     return captioned if several else [{key: entry[key] for key in ("image_id", "caption")} for entry in captioned]
 
 
-def coco(names, ending: str = "jpg") -> dict:
+def coco(names, extension: str = "jpg") -> dict:
     """COCO's format; ids are numbers unrelated to the names, and the captions of an image are not adjacent."""
-    listed = [{"id": number, "file_name": f"{name}.{ending}"} for number, name in enumerate(names)]
+    listed = [{"id": number, "file_name": f"{name}.{extension}"} for number, name in enumerate(names)]
     captions = [
         {"id": 10 * turn + number, "image_id": number, "caption": captions_of(name)[turn]}
         for turn in range(5)

@@ -219,11 +219,11 @@ def test_the_manifest_contains_the_encoder_settings_weight_digest_and_versions(r
     assert np.load(root / "out/features/clip_0.npy").dtype == np.float16
 
 
-@pytest.mark.parametrize("ending", ["txt", "csv"])
-def test_only_listed_clips_are_extracted_and_a_missing_video_is_listed_as_a_failure(root, ending):
+@pytest.mark.parametrize("extension", ["txt", "csv"])
+def test_only_listed_clips_are_extracted_and_a_missing_video_is_listed_as_a_failure(root, extension):
     text = {"txt": "clip_1 25 happy\nnowhere 10 sad\na/b/x 3 sad\n", "csv": "name,label\nclip_1,happy\nnowhere,sad\na/b/x,sad\n"}
-    (root / f"list.{ending}").write_text(text[ending])
-    extract(configured(root, annotation_file=str(root / f"list.{ending}")))
+    (root / f"list.{extension}").write_text(text[extension])
+    extract(configured(root, annotation_file=str(root / f"list.{extension}")))
     assert {path for path in contents(root / "out") if path.endswith(".npy")} == {"bytes/clip_1.npy", "bytes/a/b/x.npy"}
     (row,) = listed_failures(root).values()
     expected_row = {

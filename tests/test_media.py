@@ -35,7 +35,7 @@ from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize
 from emollama.errors import UserError
 from emollama.media.audio import read_audio
 from emollama.media.faces import central_square, face_images
-from emollama.media.files import ENDINGS, find_video, find_videos
+from emollama.media.files import EXTENSIONS, find_video, find_videos
 from emollama.media.frame_selection import choose_frame, read_peaks, segment_middles
 from emollama.media.frames import _outline, probe, read_frames, read_with_decord, read_with_pyav
 from emollama.media.image_transforms import MEAN, STD, blip2_image
@@ -265,14 +265,14 @@ def test_complete_files_with_unusual_durations_are_not_taken_for_truncated(tmp_p
     assert options.get("sound") == () or len(read_audio(path)) > 0
 
 
-@pytest.mark.parametrize(("ending", "source"), [("mp4", "h264.mp4"), ("avi", "h264.avi"), ("mkv", "h264.mp4")])
-def test_sound_and_pictures_may_be_of_different_lengths(films, tmp_path, ending, source):
+@pytest.mark.parametrize(("extension", "source"), [("mp4", "h264.mp4"), ("avi", "h264.avi"), ("mkv", "h264.mp4")])
+def test_sound_and_pictures_may_be_of_different_lengths(films, tmp_path, extension, source):
     path = films[source]
     seconds = len(read_audio(path)) / 16000
-    assert len(read_frames(write_shortened(tmp_path / f"a.{ending}", path, "audio", 0.3), range)) == 40
-    assert 0.2 < len(read_audio(tmp_path / f"a.{ending}")) / 16000 < 0.4
-    assert 5 <= len(read_frames(write_shortened(tmp_path / f"b.{ending}", path, "video", 0.3), range)) < 20
-    assert len(read_audio(tmp_path / f"b.{ending}")) / 16000 == pytest.approx(seconds, abs=0.03)
+    assert len(read_frames(write_shortened(tmp_path / f"a.{extension}", path, "audio", 0.3), range)) == 40
+    assert 0.2 < len(read_audio(tmp_path / f"a.{extension}")) / 16000 < 0.4
+    assert 5 <= len(read_frames(write_shortened(tmp_path / f"b.{extension}", path, "video", 0.3), range)) < 20
+    assert len(read_audio(tmp_path / f"b.{extension}")) / 16000 == pytest.approx(seconds, abs=0.03)
 
 
 def test_reading_only_the_first_frame_decodes_it_once_with_the_same_result(films, tmp_path, monkeypatch):
@@ -494,7 +494,7 @@ def test_find_video_returns_the_video_with_a_name_or_none(tmp_path):
     assert {name: path and path.name for name, path in paths.items()} == {
         "b": "b.AVI", "x/c": "c.mkv", "d": "d.mp4", "e.f": "e.f.mov", "e": None, "g": None,
     }  # fmt: skip
-    assert ENDINGS[:2] == (".mp4", ".avi")
+    assert EXTENSIONS[:2] == (".mp4", ".avi")
 
 
 # Choice
@@ -663,8 +663,8 @@ def test_the_centre_crop_is_a_square_with_the_shorter_side(films):
 @pytest.mark.parametrize("folder", ["x/a", "x/a_aligned", "x/a/a_aligned"])
 def test_all_openface_images_are_used_in_order(tmp_path, folder):
     (tmp_path / folder).mkdir(parents=True)
-    for number, ending in ((2, "bmp"), (1, "png"), (3, "BMP")):
-        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / folder / f"frame_det_00_{number:06}.{ending}")
+    for number, extension in ((2, "bmp"), (1, "png"), (3, "BMP")):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / folder / f"frame_det_00_{number:06}.{extension}")
     (tmp_path / folder / "frames.csv").touch()
     faces = face_images(Source("x/a", Path("absent.mp4"), tmp_path), max_frames=1)
     assert [face[0, 0, 0] for face in faces] == [1, 2, 3]

@@ -96,7 +96,7 @@ def test_packing_a_folder_to_tars_preserves_every_array(tmp_path, source, arrays
 def test_the_configuration_path_of_tars_is_printed_if_clip_names_contain_dots(tmp_path, capsys):
     arrays = {"a.b": numbers(4), "deep.er/c.d.e": numbers(4)}
     packed("--source", folder_of(tmp_path / "source", arrays), "--output", tmp_path / "out", "--to", "tar")
-    path = re.search(r"In the configuration, write '(.*)':", capsys.readouterr().out)[1]
+    path = re.search(r"In the configuration, use '(.*)'\.", capsys.readouterr().out)[1]
     assert path == f"{tmp_path}/out::"
     assert_same(open_store(path, "key"), arrays)
 
@@ -417,7 +417,7 @@ def test_indexes_are_written_next_to_the_tars_or_into_a_folder(tmp_path, source,
     assert index.read_bytes() == content
     index.unlink()
     packed("--index", tmp_path / "out/shard-{00000..00000}.tar", "--output", tmp_path / "indexes")
-    assert f"In the configuration, write '{tmp_path}/indexes'" in capsys.readouterr().out
+    assert f"In the configuration, use '{tmp_path}/indexes'" in capsys.readouterr().out
     assert_same(open_store(str(tmp_path / "indexes"), "key"), arrays)
     assert not index.exists()
 

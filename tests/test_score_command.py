@@ -184,7 +184,7 @@ def test_an_annotation_file_with_placeholder_labels_is_refused_as_reference_data
         ("empty.csv", "name,prediction\n", ["no usable row"]),
         ("other.csv", "name,text\nclip_1,a\n", ["expected one of the columns chi_reasons, prediction"]),
         ("wide.csv", "name,prediction\nclip_1,a,b\n", ["line 2", "more cells than columns"]),
-        ("answers.txt", "clip_1 happy\n", ["Expected a file ending in .jsonl"]),
+        ("answers.txt", "clip_1 happy\n", ["Expected a file with the extension .jsonl"]),
         ("broken.npz", "no archive", ["broken.npz"]),
         ("gone.csv", None, ["--predictions: no file"]),
     ],
@@ -266,7 +266,7 @@ def test_files_without_a_common_sample_are_refused_with_names_from_both(refused,
 def test_names_that_differ_only_in_a_folder_or_an_ending_are_reported(refused, table, emer, name):
     answers = table("a.csv", "names,chi_reasons", [[name.format(clip), text] for clip, text in TRUTH.items()])
     message = refused("--predictions", answers, "--truth", emer, "--judge", "lexical")
-    assert "no sample in common" in message and "differ only in a folder or an ending" in message
+    assert "no sample in common" in message and "differ only in a folder or an extension" in message
     other = table("b.csv", "names,chi_reasons", [["x.mp4", "a"]])
     assert "differ by" not in refused("--predictions", other, "--truth", emer, "--judge", "lexical")
 

@@ -87,10 +87,10 @@ def _pack(arguments: argparse.Namespace) -> None:
 
 
 def _report(report: PackingReport, dtype: str, output: str) -> str:
-    shards, size, ending = report.output
+    shards, size, path_suffix = report.output
     lines = [f"{report.clips} clips packed into {output}, {size / 2**30:.2f} GiB; shards: {shards}"]
-    if ending:
-        lines.append(f"In the configuration, write '{output}{ending}': the ending says that the dots belong to the clip names.")
+    if path_suffix:
+        lines.append(f"In the configuration, use '{output}{path_suffix}'. The trailing '::' means that names contain dots.")
     if dtype != "stored":
         absolute, relative = map(rounded_up, report.deviation)
         lines.append(f"{dtype}: rounding error at most {absolute}, and at most {relative} of the largest value of the array")
@@ -107,7 +107,7 @@ def _index(shards: str, output: str | None) -> None:
     if output:
         if (manifest := common_manifest([shards])) is not None:
             manifest.write(output)
-        write_plain(f"In the configuration, write '{output}' instead of the path of the shards.\n")
+        write_plain(f"In the configuration, use '{output}' instead of the path of the shards.\n")
 
 
 def _check(folder: str) -> None:

@@ -23,7 +23,7 @@ from emollama.datasets.feature_clips import name_fraction
 from emollama.datasets.image_files import open_images
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
-from emollama.media.image_files import ENDINGS, image_files
+from emollama.media.image_files import EXTENSIONS, image_files
 from emollama.paths import join
 from emollama.stores.feature_cache import FeatureCache
 
@@ -134,7 +134,7 @@ class Flickr30kCaption:
         missing = missing_names(names, source)
         if missing:
             which = listing(missing, "image") if len(missing) < len(names) else f"all {len(names)} images, such as '{names[0]}'"
-            text = f"{source.key} ({source.path}): no file for {which}; accepted extensions: {' '.join(ENDINGS)}."
+            text = f"{source.key} ({source.path}): no file for {which}; accepted extensions: {' '.join(EXTENSIONS)}."
             remedy = "Add the files, exclude the images, or set missing_images: skip."
             problems.append(Problem("missing features", f"{text} {remedy}", tuple(missing)))
         problems += source.problems(names)

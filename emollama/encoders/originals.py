@@ -149,7 +149,9 @@ def read_videomae(path: str, final_norm: bool | None, key: str) -> tuple[Any, di
     if vit is None:
         raise UserError(_no_encoder("VideoMAE", path, stored, key))
     if unknown := sorted(name for name in tensors if not VIDEOMAE_NAMES.fullmatch(name)):
-        raise UserError(f"{key}: '{path}' contains {listing(unknown, 'unknown tensor')}. Name a file of VideoMAE's pretraining.")
+        raise UserError(
+            f"{key}: '{path}' contains {listing(unknown, 'unknown tensor')}. Specify a file of VideoMAE's pretraining."
+        )
     config = new_config(
         "videomae",
         hidden_size=vit.width,

@@ -1,4 +1,4 @@
-"""Readers for answer files of any program and for files with reference data. The file ending and the header determine the format.
+"""Readers for answer files of any program and for files with reference data. Extension and header determine the format.
 
 Answers: ``predictions_*.jsonl`` of a run; CSV ``names,chi_reasons`` (English text in spite of the column name) and ``name`` with
 one of :data:`ANSWER_COLUMNS`; submissions (``.npz``) with lists of words; captions by image: COCO results, a JSON list of
@@ -49,7 +49,7 @@ class AnswerFile:
         answers: answers in file order; their task is "" if the file does not state it.
         of_labels: whether the file's column contains labels.
         unreadable: names of samples of a submission whose word list cannot be parsed.
-        by_image: whether answers are named by an ``image_id``: the number of an image, or its file with or without the ending.
+        by_image: whether answers are named by an ``image_id``: the number of an image, or its file with or without the extension.
     """
 
     path: str
@@ -96,7 +96,7 @@ def read_answers(path: str) -> AnswerFile:
         return AnswerFile(path, tuple(_read_coco_results(path)), by_image=True)
     if not path.endswith(".csv"):
         formats = f".jsonl (predictions of a run), .csv, .npz (submission) or .json ({RESULTS_FORMAT})"
-        raise UserError(f"{path}: unknown format of answers. Expected a file ending in {formats}.")
+        raise UserError(f"{path}: unknown format of answers. Expected a file with the extension {formats}.")
     problems: list[Problem] = []
     header, rows = read_csv(path, "--predictions", problems.append)
     if {*header} >= IMAGE_COLUMNS:

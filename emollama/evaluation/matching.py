@@ -202,7 +202,7 @@ def _with_task(file: AnswerFile, task: str) -> AnswerFile:
 
 
 def _with_image_names(file: AnswerFile, truth: Truth) -> AnswerFile:
-    """Replace each ``image_id`` of a file by the image's name in the reference data, which has no file ending."""
+    """Replace each ``image_id`` of a file by the image's name in the reference data, which has no file extension."""
     if not file.by_image:
         return file
     captions = truth.references.get(CAPTION, {})
@@ -251,7 +251,7 @@ def _matched(file: AnswerFile, task: str, truth: Truth) -> Matched:
     own = [answer for answer in file.answers if answer.task == task]
     by_name = {_padded(answer.name, truth.digits): answer for answer in own}
     if len(by_name) < len(own):
-        images, clips = "by number and by file name, or with and without an ending", "with and without leading zeros"
+        images, clips = "by number and by file name, or with and without an extension", "with and without leading zeros"
         raise UserError(f"{file.path}: a sample appears twice, {images if file.by_image else clips}. Remove one of the two.")
     if not by_name.keys() & {*names}:
         raise _nothing_in_common(file, sorted(by_name), names, truth)
@@ -270,7 +270,7 @@ def _nothing_in_common(file: AnswerFile, answer_names: Sequence[str], names: Seq
     ours, theirs = (", ".join(map(repr, some[:EXAMPLES])) for some in (answer_names, names))
     hint = ""
     if {_bare(name) for name in answer_names} & {_bare(name) for name in names}:
-        hint = " The names differ only in a folder or an ending: use the same spelling in both files."
+        hint = " The names differ only in a folder or an extension: use the same spelling in both files."
     elif file.by_image and not truth.ids and all(name.isdecimal() for name in answer_names):
         hint = ' If these are image numbers, pass COCO\'s captions with --truth: their "images" list the file names.'
     names_of_both = f"The file has {ours}; the reference data has {theirs}."
@@ -278,7 +278,7 @@ def _nothing_in_common(file: AnswerFile, answer_names: Sequence[str], names: Seq
 
 
 def _bare(name: str) -> str:
-    """Return a sample's name without folders and without an ending."""
+    """Return a sample's name without its folder and its extension."""
     return splitext(name.replace("\\", "/").rpartition("/")[2])[0]
 
 

@@ -82,7 +82,7 @@ def write_sheets(
     """Write one sheet per rater, and the key.
 
     Args:
-        output: path of the sheet; with several raters, ``_rater1`` and so on is inserted before the ending.
+        output: path of the sheet; with several raters, ``_rater1`` and so on is inserted before the extension.
         task: the task of the answers.
         files: answer file -> its answers.
         clips: number of samples to select at random; None for all.

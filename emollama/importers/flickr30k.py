@@ -23,7 +23,7 @@ from emollama.data.csv_files import read_csv
 from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
-from emollama.media.image_files import ENDINGS
+from emollama.media.image_files import EXTENSIONS
 from emollama.paths import read_text, require_file
 from emollama.registry import did_you_mean
 
@@ -194,9 +194,9 @@ def _image(file: Any, captions: Any, split: Any) -> Image:
     """
     if not isinstance(file, str) or not file.strip():
         raise ValueError("the row has no file name")
-    name, ending = os.path.splitext(safe_name(file.strip()))
-    if ending.lower() not in ENDINGS:
-        raise ValueError(f"the file '{file}' has none of the extensions {' '.join(ENDINGS)}")
+    name, extension = os.path.splitext(safe_name(file.strip()))
+    if extension.lower() not in EXTENSIONS:
+        raise ValueError(f"the file '{file}' has none of the extensions {' '.join(EXTENSIONS)}")
     if split is not None and (not isinstance(split, str) or not _SPLIT_NAME.fullmatch(split)):
         raise ValueError(f"the split of '{file}' is {split!r}; expected a name such as train, val or test")
     try:
@@ -277,8 +277,8 @@ def _list_files(paths: Iterable[str]) -> Iterator[str]:
 
 
 def _without_ending(name: str) -> str:
-    stem, ending = os.path.splitext(name)
-    return stem if ending.lower() in ENDINGS else name
+    stem, extension = os.path.splitext(name)
+    return stem if extension.lower() in EXTENSIONS else name
 
 
 def assign_splits(collection: Collection, splits: Mapping[str, Mapping[str, str]]) -> dict[str, list[Image]]:

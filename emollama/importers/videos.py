@@ -13,7 +13,7 @@ from emollama.errors import UserError
 from emollama.importers.collector import Collector, Entry
 from emollama.importers.sources import Sheet, files_below, rows_by_clip
 from emollama.listing import abbreviated
-from emollama.media.files import ENDINGS
+from emollama.media.files import EXTENSIONS
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ def _video_names(folder: str, collector: Collector) -> list[str]:
     """Return the names of the videos in a folder and its subfolders; report unusable ones."""
     paths: dict[str, list[Path]] = {}
     for path in files_below(folder, collector):
-        if path.suffix.lower() in ENDINGS:
+        if path.suffix.lower() in EXTENSIONS:
             paths.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
     if not paths:
-        raise UserError(f"{folder}: contains no video, also in subfolders (extensions: {' '.join(ENDINGS)})")
+        raise UserError(f"{folder}: contains no video, also in subfolders (extensions: {' '.join(EXTENSIONS)})")
     for name, same_name in list(paths.items()):
         if len(same_name) > 1:
             text = f"{len(same_name)} videos have the name '{name}': {abbreviated(map(str, same_name))}. Rename all but one."
@@ -97,7 +97,7 @@ class _VideoFinder:
         If no video or several videos match, return the text itself without its extension.
         """
         name = text.replace("\\", "/")
-        name = name[: name.rindex(".")] if name.lower().endswith(ENDINGS) else name
+        name = name[: name.rindex(".")] if name.lower().endswith(EXTENSIONS) else name
         matches = self._matches(name)
         return matches[0] if len(matches) == 1 else name
 

@@ -21,7 +21,7 @@ from emollama.inference.template import Template, find_template
 from emollama.inference.videos import Extracted, extract, find_videos, plan_extraction
 from emollama.logs.console import dry_run_summary
 from emollama.logs.logger import get_logger, set_up
-from emollama.media.files import ENDINGS
+from emollama.media.files import EXTENSIONS
 from emollama.media.frame_selection import NO_PEAK
 from emollama.media.source import Source
 from emollama.precision import Precision
@@ -184,8 +184,8 @@ def _link_videos(sources: Mapping[str, Source], folder: Path) -> Path:
     """Create a folder with links to the videos, named after their clips."""
     videos = folder / "videos"
     for name, source in sources.items():
-        ending = source.video.suffix if source.video.suffix.lower() in ENDINGS else ENDINGS[0]
-        link = videos / f"{name}{ending}"
+        extension = source.video.suffix if source.video.suffix.lower() in EXTENSIONS else EXTENSIONS[0]
+        link = videos / f"{name}{extension}"
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(source.video.resolve())
     return videos

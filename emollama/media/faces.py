@@ -18,7 +18,7 @@ from emollama.media.frame_selection import FaceChoice, segment_middles
 from emollama.media.frames import read_frames
 from emollama.media.source import Source, UnusableMedia
 
-ENDINGS = (".bmp", ".png", ".jpg", ".jpeg")
+EXTENSIONS = (".bmp", ".png", ".jpg", ".jpeg")
 CASCADE = "haarcascade_frontalface_alt2.xml"  # one of OpenCV's detectors
 MARGIN = 0.1  # fraction of the box that is added on each side; the box reaches from the forehead to the chin
 SMALLEST = 8  # the side of a face is at least 1 / SMALLEST of the frame's shorter side
@@ -61,7 +61,7 @@ def _face_image_paths(faces: Path, name: str) -> list[Path]:
     """Return the paths of a clip's face images in any of the usual folders of OpenFace."""
     last = PurePosixPath(name).name
     for folder in (faces / f"{name}_aligned", faces / name / f"{last}_aligned", faces / name):
-        paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in ENDINGS and not path.name.startswith("."))
+        paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."))
         if paths:
             return paths
     raise UnusableMedia(f"no face image in {faces / name} or {faces / name}_aligned")

@@ -8,7 +8,7 @@ from pathlib import Path
 from emollama.errors import UserError
 from emollama.paths import require_folder
 
-ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".flv", ".wmv", ".mpg", ".mpeg", ".m4v")
+EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".flv", ".wmv", ".mpg", ".mpeg", ".m4v")
 
 
 def find_videos(folder: str | os.PathLike[str], key: str) -> dict[str, Path]:
@@ -33,12 +33,14 @@ def find_videos(folder: str | os.PathLike[str], key: str) -> dict[str, Path]:
     for root, folders, files in os.walk(folder, onerror=raise_unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (Path(root, name) for name in sorted(files) if not name.startswith(".")):
-            if path.suffix.lower() in ENDINGS:
+            if path.suffix.lower() in EXTENSIONS:
                 name = path.relative_to(folder).with_suffix("").as_posix()
                 if (other := videos.setdefault(name, path)) != path:
                     raise UserError(f"{key}: '{name}' is the name of two videos, {other} and {path}. Rename one of them.")
     if not videos:
-        raise UserError(f"{key}: no video in '{os.fspath(folder)}' or its subfolders; accepted extensions: {' '.join(ENDINGS)}")
+        raise UserError(
+            f"{key}: no video in '{os.fspath(folder)}' or its subfolders; accepted extensions: {' '.join(EXTENSIONS)}"
+        )
     return videos
 
 
@@ -48,10 +50,10 @@ def find_video(folder: str | os.PathLike[str], name: str) -> Path | None:
     Args:
         folder: the folder of the videos.
         name: the clip's name, which may contain folders. If there are several videos, the one with the first extension in
-            :data:`ENDINGS` is returned. Extensions may be in upper case.
+            :data:`EXTENSIONS` is returned. Extensions may be in upper case.
     """
-    for ending in ENDINGS:
-        for path in (Path(folder, name + ending), Path(folder, name + ending.upper())):
+    for extension in EXTENSIONS:
+        for path in (Path(folder, name + extension), Path(folder, name + extension.upper())):
             if path.is_file():
                 return path
     return None

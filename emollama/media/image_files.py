@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from emollama.errors import UserError
 from emollama.media.source import UnusableMedia
 
-ENDINGS = (".jpg", ".jpeg", ".png")
+EXTENSIONS = (".jpg", ".jpeg", ".png")
 _LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # the end of a complete file
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error, Image.DecompressionBombError)
 
@@ -82,7 +82,7 @@ def image_files(folder: str, names: Iterable[str], key: str) -> dict[str, str]:
     Args:
         folder: the folder of the images.
         names: names of the images, which may contain folders and extensions. A name without an extension matches the first of
-            :data:`ENDINGS` that exists, in lower or upper case.
+            :data:`EXTENSIONS` that exists, in lower or upper case.
         key: the configuration key or option that named the folder, for messages.
 
     Returns:
@@ -101,9 +101,9 @@ def image_files(folder: str, names: Iterable[str], key: str) -> dict[str, str]:
 
 
 def _candidates(name: str) -> list[str]:
-    if name.lower().endswith(ENDINGS):
+    if name.lower().endswith(EXTENSIONS):
         return [name]
-    return [name + extension for ending in ENDINGS for extension in (ending, ending.upper())]
+    return [name + extension for lower_case in EXTENSIONS for extension in (lower_case, lower_case.upper())]
 
 
 def _exists(folder: str, file: str, listed: set[str]) -> bool:

@@ -177,7 +177,7 @@ def _best_captions(draft: Draft, clip_file: ClipFile, usual: str, field: str) ->
     Of equal files, the usual name next to the annotation file comes first, then any file next to it.
     """
     here = clip_file.path.parent
-    paths = sorted(draft.survey.files_ending(".json"), key=lambda path: (path != here / usual, path.parent != here))
+    paths = sorted(draft.survey.files_with_extension(".json"), key=lambda path: (path != here / usual, path.parent != here))
     names, best, most = {*clip_file.names}, None, 0
     for path in paths:
         count = len(captioned_names(path, field) & names)

@@ -10,7 +10,7 @@ from emollama.data.captions import CaptionedImage, read_captioned_images
 from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.starter.draft import Draft
-from emollama.starter.survey import IMAGE_ENDINGS, MAX_TEXT, image_folders
+from emollama.starter.survey import IMAGE_EXTENSIONS, MAX_TEXT, image_folders
 
 PUBLISHED = ("flickr_annotations_30k.csv", "dataset_flickr30k.json", "results_20130124.token", "results.csv")
 
@@ -28,7 +28,7 @@ def fill(draft: Draft, path: str) -> list[str] | None:
     data_root, usual = draft.configured_path(f"{path}.data_root"), draft.text.get(f"{path}.annotation_file") or ""
     candidates = [data_root / usual] if data_root is not None else []
     candidates += draft.survey.files_named(usual)
-    candidates += sorted(draft.survey.files_ending(".json"), key=lambda file: "train" not in file.name)
+    candidates += sorted(draft.survey.files_with_extension(".json"), key=lambda file: "train" not in file.name)
     for file in candidates:
         if images := _read(file):
             draft.text.set(f"{path}.data_root", draft.config_path(file.parent))
@@ -71,7 +71,7 @@ def _image_folder(draft: Draft, path: str, here: Path, images: list[CaptionedIma
     key = f"{path}.image_path"
     usual = here / (draft.text.get(key) or "images")
     folders = [usual, *(folder for folder, _ in image_folders(draft.survey))]
-    names = [images[0].file, *(f"{images[0].name}{ending}" for ending in IMAGE_ENDINGS)]
+    names = [images[0].file, *(f"{images[0].name}{extension}" for extension in IMAGE_EXTENSIONS)]
     folder = next((folder for folder in folders if any((folder / name).is_file() for name in names)), None)
     if folder is None:
         draft.mark_missing(key, f"no image '{images[0].name}' in any folder", "put the images there")

@@ -86,7 +86,7 @@ def find_weights(draft: Draft, file: WeightFile, suits: Callable[[Path], bool] =
     configured = draft.configured_path(file.key)
     if configured is not None and configured.is_file():
         return configured
-    paths = [path for path in draft.survey.files_ending(".pth", ".pt", ".safetensors") if suits(path)]
+    paths = [path for path in draft.survey.files_with_extension(".pth", ".pt", ".safetensors") if suits(path)]
     # Reversed, because paths are in natural order and the last of several checkpoints is the newest epoch.
     return next((path for pattern in file.patterns for path in reversed(paths) if path.match(pattern)), None)
 
@@ -121,7 +121,9 @@ def _defaults(draft: Draft) -> dict[str, Any]:
 
 def fill_encoders(draft: Draft) -> None:
     """Fill in the encoders of an extraction with weights from the data folder, at the published sizes."""
-    weights = next((path for path in draft.survey.files_ending(".pth", ".safetensors") if "eva" in path.name.lower()), None)
+    weights = next(
+        (path for path in draft.survey.files_with_extension(".pth", ".safetensors") if "eva" in path.name.lower()), None
+    )
     eva = f"{ROOT}/checkpoints/eva_vit_g.pth" if weights is None else draft.config_path(weights)
     size = _defaults(draft)["image_size"]
     _encoder(draft, "eva", {"weights": eva, "image_size": size, "frame_selection": "middle"}, weights)

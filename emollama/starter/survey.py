@@ -20,7 +20,7 @@ from emollama.data.csv_files import read_csv
 from emollama.data.problems import Problem
 from emollama.demo.folder import demo_in
 from emollama.errors import UserError
-from emollama.media.files import ENDINGS
+from emollama.media.files import EXTENSIONS
 from emollama.starter.defaults import feature_folders
 from emollama.stores.manifest import Manifest
 from emollama.stores.packed import is_packed
@@ -29,7 +29,7 @@ from emollama.stores.store import ArrayStore, open_store
 MAX_DEPTH, MAX_FOLDERS = 6, 10_000  # below the data folder
 
 MAX_TEXT = 200 * 2**20  # bytes of a list, table or JSON file that is opened
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png")
 # The first pattern that matches decides. "maeV" must come before "mae", which it contains.
 SLOT_NAMES = (
     ("video", re.compile(r"maev|videomae|video", re.IGNORECASE)),
@@ -129,26 +129,26 @@ class FolderSurvey:
         """Return the files with one of these names, nearest to the root first."""
         return self._paths(lambda name: name in names)
 
-    def files_ending(self, *endings: str) -> list[Path]:
-        """Return the files whose lowercase names have one of these endings, nearest to the root first."""
-        return self._paths(lambda name: name.lower().endswith(endings))
+    def files_with_extension(self, *extensions: str) -> list[Path]:
+        """Return the files whose lowercase names have one of these extensions, nearest to the root first."""
+        return self._paths(lambda name: name.lower().endswith(extensions))
 
-    def folders_with(self, *endings: str) -> list[tuple[Path, int]]:
-        """Return the folders that contain files with these endings and the number of such files, largest number first."""
-        counts = {folder: sum(name.lower().endswith(endings) for name in names) for folder, names in self.files.items()}
+    def folders_with(self, *extensions: str) -> list[tuple[Path, int]]:
+        """Return the folders that contain files with these extensions and the number of such files, largest number first."""
+        counts = {folder: sum(name.lower().endswith(extensions) for name in names) for folder, names in self.files.items()}
         return sorted(((folder, count) for folder, count in counts.items() if count), key=lambda item: -item[1])
 
     @functools.cached_property
     def lists(self) -> list[ClipFile]:
         """The .txt files that are annotation lists of clips with at least one array in a feature folder."""
         # Any text of one or two words per line reads as a list, so the names must also occur in a feature folder.
-        candidates = [clip_file for path in self.files_ending(".txt") if (clip_file := read_list(path)) is not None]
+        candidates = [clip_file for path in self.files_with_extension(".txt") if (clip_file := read_list(path)) is not None]
         return [clip_file for clip_file in candidates if any(folder.coverage(clip_file.names) for folder in self.features)]
 
     @functools.cached_property
     def tables(self) -> list[ClipFile]:
         """The .csv files that have a column of clip names."""
-        return [table for path in self.files_ending(".csv") if (table := read_table(path)) is not None]
+        return [table for path in self.files_with_extension(".csv") if (table := read_table(path)) is not None]
 
     @functools.cached_property
     def features(self) -> list[FeatureFolder]:
@@ -290,9 +290,9 @@ def _slot_of(folder: Path) -> str | None:
 
 def video_folders(survey: FolderSurvey) -> list[tuple[Path, int]]:
     """Return the folders that contain videos and the number of videos, largest number first."""
-    return survey.folders_with(*ENDINGS)
+    return survey.folders_with(*EXTENSIONS)
 
 
 def image_folders(survey: FolderSurvey) -> list[tuple[Path, int]]:
     """Return the folders that contain images and the number of images, largest number first."""
-    return survey.folders_with(*IMAGE_ENDINGS)
+    return survey.folders_with(*IMAGE_EXTENSIONS)

@@ -24,12 +24,12 @@ class WrittenShards(NamedTuple):
     Attributes:
         shards: number of shards.
         bytes: total size of the shards.
-        ending: suffix that must be appended to the folder's path to read it: ``::`` if the name of every clip in tars has a dot.
+        path_suffix: text that must be appended to the folder's path: ``::`` if the name of every clip in tars has a dot.
     """
 
     shards: int
     bytes: int
-    ending: str = ""
+    path_suffix: str = ""
 
 
 class Writer(Protocol):

@@ -54,8 +54,8 @@ def list_shards(pattern: str) -> list[str]:
         UserError: there are no tars, or the braces in the path are not closed.
     """
     if names := sorted(_list_folder(pattern)):
-        for ending in (".tar", tar_index.SUFFIX, *_TAR):
-            if shards := [os.path.join(pattern, name) for name in names if name.endswith(ending)]:
+        for extension in (".tar", tar_index.SUFFIX, *_TAR):
+            if shards := [os.path.join(pattern, name) for name in names if name.endswith(extension)]:
                 return shards
     if os.path.exists(pattern):
         return [pattern]
@@ -122,7 +122,7 @@ class TarStore:
         shards_in_set = tar_set.find_set(paths) or _build_set(paths)
         descriptions = [shards_in_set[0].shards[number] for number in shards_in_set[1]]
         shards = [_shard_path(shard, index) for shard, index in zip(descriptions, paths, strict=True)]
-        _check_slot(pattern, slot, {ending for shard in descriptions for ending in shard.endings})
+        _check_slot(pattern, slot, {extension for shard in descriptions for extension in shard.endings})
         store = cls(path, slot, shards, shards_in_set)
         for number, shard in enumerate(shards):
             if is_local(shard):
@@ -246,14 +246,14 @@ def _shard_path(shard: TarIndex | tar_set.Shard, index: str) -> str:
     return shard.tar or index.removesuffix(tar_index.SUFFIX)
 
 
-def _check_slot(pattern: str, slot: str | None, endings: set[str]) -> None:
-    shown = ", ".join(f".{ending}" for ending in sorted(endings)[:8])
-    if slot and f"{slot}.npy" not in endings and not any(ending.endswith(f".{slot}.npy") for ending in endings):
+def _check_slot(pattern: str, slot: str | None, extensions: set[str]) -> None:
+    shown = ", ".join(f".{extension}" for extension in sorted(extensions)[:8])
+    if slot and f"{slot}.npy" not in extensions and not any(extension.endswith(f".{slot}.npy") for extension in extensions):
         raise UserError(f"{pattern}::{slot}: no member ends with .{slot}.npy. Members end with {shown}. Correct the slot.")
-    if slot is None and "npy" not in endings:
+    if slot is None and "npy" not in extensions:
         raise UserError(
             f"{pattern}: its members end with {shown}. Append the slot of the array to the path, as in "
-            f"'{pattern}::{min(endings).removesuffix('.npy')}', or append '::' if the dots belong to the clip names."
+            f"'{pattern}::{min(extensions).removesuffix('.npy')}', or append '::' if the dots belong to the clip names."
         )
 
 
