@@ -1,8 +1,8 @@
 """The order of samples in training, a pure function of the seed and the global sample index.
 
 The global sample index is step x global batch size + position in the global batch. Rank and micro-batch follow from the position.
-A step therefore contains the same samples for any number of processes and accumulated micro-batches, and a resumed run needs only
-its step number.
+With a fixed global batch size, a step therefore contains the same samples for any division into processes and micro-batches, and a
+resumed run needs only its step number.
 """
 
 from __future__ import annotations
