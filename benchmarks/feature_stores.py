@@ -101,7 +101,7 @@ def print_tars(folder: Path, count: int) -> None:
     names = [f"sample_{index:08d}" for index in np.random.default_rng(0).permutation(count // 10 * 10)]
     opened = median(timed(TarStore.open, [path]) for _ in range(ROUNDS))
     store = TarStore.open(path)
-    grouped = median(timed(lambda _: store.groups(names), [path]) for _ in range(ROUNDS))
+    grouped = median(timed(lambda _: store.shard_ids(names), [path]) for _ in range(ROUNDS))
     looked_up = median(timed(store.__contains__, names[:100_000]) for _ in range(ROUNDS))
     sys.stdout.write(f"index of {count} clips in 10 tars opens in {opened:.3f} s, groups all clips by shard in {grouped:.3f} s")
     sys.stdout.write(f"   lookup {1e6 * looked_up:6.3f} us\n")

@@ -244,7 +244,7 @@ def time_decoding(runner: RunnerBase, batch_size: int, new_tokens: int, *, is_hf
     dataset = next(iter(runner.datasets.values()))
     instruction = dataset.pool.first_instruction("reason")
     records = [dataset.record(index % len(dataset), "reason", instruction) for index in range(batch_size)]
-    batch = collate([runner.prompt.sample(record, to_generate=True) for record in records]).to(runner.world.device)
+    batch = collate([runner.prompt.tokenize(record, for_generation=True) for record in records]).to(runner.world.device)
 
     def decode() -> None:
         if is_hf:

@@ -29,6 +29,7 @@ from emollama.paths import PATHS, atomic_write, read_text, sha256
 
 LAST = "checkpoint_last.pth"
 BEST = "checkpoint_best.pth"
+RESUME_FIELDS_KEY = "facts"  # historical name of this entry of a checkpoint
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
@@ -153,7 +154,7 @@ def load_trainable(
 
     Args:
         model: the model. Its attributes define names (``stored_name``), tensors that may be unused or missing
-            (``unused_names``, ``absent_together``), and texts for messages (``shape_keys``, ``architecture``).
+            (``ignored_tensors``, ``optional_tensor_group``), and names for messages (``shape_keys``, ``architecture``).
         stored: name in the file -> tensor.
         path: path of the file, for messages.
         allow_missing: glob patterns of trained tensors that may be missing.
@@ -170,9 +171,9 @@ def load_trainable(
     stored = by_stored_name(stored, naming.stored_name, path)
     missing = [name for name in parameters if name not in stored]
     unexpected = [name for name in stored if name not in parameters]
-    unused = [name for name in unexpected if _matches(name, naming.unused_names)]
+    unused = [name for name in unexpected if _matches(name, naming.ignored_tensors)]
     notes = [f"{path}: ignored {listing(unused, 'unused tensor')}"] if unused else []
-    together, allowed = set(naming.absent_together), {name for name in missing if _matches(name, allow_missing)}
+    together, allowed = set(naming.optional_tensor_group), {name for name in missing if _matches(name, allow_missing)}
     # Only if all of them are missing is this a MiniGPT-v2 file; otherwise the missing tensors are reported.
     if together and together <= set(missing) <= together | allowed:
         notes.append(f"{path} is a MiniGPT-v2 checkpoint; initialized {listing(sorted(together), 'missing tensor')}")
@@ -206,7 +207,7 @@ def _require_match(
     ]
     if shapes:
         details = listing(shapes, "tensor with a different shape", "tensors with different shapes")
-        problems.append(f"{details} (are {naming.shape_keys} the same?)")
+        problems.append(f"{details} (do {', '.join(naming.shape_keys)} differ?)")
     if problems:
         raise UserError(f"checkpoint {path}: {other_architecture(parameters, stored, naming.architecture)}{'; '.join(problems)}")
 

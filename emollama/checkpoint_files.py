@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emollama.errors import UserError
-from emollama.paths import PATHS, looked_up, not_a_file, require_folder
+from emollama.paths import PATHS, not_a_file, path_exists, require_folder
 from emollama.registry import MODELS
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def require_checkpoint_file(path: str, key: str) -> str:
         UserError: If the file does not exist or is a folder. The message names the stage of training that produces the file,
             or the kind of folder.
     """
-    if looked_up(PATHS.isdir, path, key):
+    if path_exists(PATHS.isdir, path, key):
         raise UserError(f"{key}: '{path}' is a folder, but a checkpoint is a file. {_kind_of_folder(Path(path))}")
     if not PATHS.isfile(path):
         stages = re.findall(r"stage[_-]?([12])(?![0-9])", path, re.IGNORECASE)
@@ -87,8 +87,9 @@ def other_architecture(expected: Mapping[str, Tensor], stored: Mapping[str, Tens
             continue
         if other == architecture:
             return ""
+        description = config.checkpoint_description or other
         return (
-            f"this is a checkpoint of {config.contents or other}, for model.arch: {other}, but model.arch is {architecture}."
+            f"this is a checkpoint of {description}, for model.arch: {other}, but model.arch is {architecture}."
             " Use another checkpoint. Details: "
         )
     return ""

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from typing import Literal
 
-Arithmetic = Literal["fp32", "bf16", "fp16"]  # dtype in which an encoder computes
+ComputeDtype = Literal["fp32", "bf16", "fp16"]  # dtype in which an encoder computes
 AmpDtype = Literal["auto", "bf16", "fp16"]  # dtype of autocast in training

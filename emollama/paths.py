@@ -91,7 +91,7 @@ def not_a_file(key: str, path: str | os.PathLike[str], remedy: str = "Correct th
     return UserError(f"{key}: '{os.fspath(path)}' is {kind}. Specify a regular file.")
 
 
-def looked_up(look: Callable[[str], bool], path: str, key: str) -> bool:
+def path_exists(look: Callable[[str], bool], path: str, key: str) -> bool:
     """Return ``look(path)``, where ``look`` is ``PATHS.isfile`` or ``PATHS.isdir``; raise a UserError for a URL."""
     try:
         return look(path)
@@ -105,7 +105,7 @@ def require_folder(path: str, key: str, remedy: str = "Correct the path.") -> st
     Raises:
         UserError: the folder does not exist; the message names the configuration key.
     """
-    if not looked_up(PATHS.isdir, path, key):
+    if not path_exists(PATHS.isdir, path, key):
         raise not_found(key, path, remedy, what="folder")
     return path
 
@@ -116,7 +116,7 @@ def require_file(path: str, key: str, remedy: str = "Correct the path.") -> str:
     Raises:
         UserError: the file does not exist; the message names the configuration key.
     """
-    if not looked_up(PATHS.isfile, path, key):
+    if not path_exists(PATHS.isfile, path, key):
         raise not_a_file(key, path, remedy)
     return path
 

@@ -16,7 +16,7 @@ import torch
 
 from emollama.config import RunConfig
 from emollama.data.batch import Record
-from emollama.data.slots import FRAME
+from emollama.data.slots import PIXELS
 from emollama.logs.console import aligned
 from emollama.precision import Precision
 
@@ -116,15 +116,15 @@ def _trained_names(model: Any) -> list[str]:
 
 
 def _tokens(config: RunConfig, model: Any) -> tuple[dict[str, int], list[str]]:
-    shapes = {slot: shape for slot, shape in model.slot_shapes(config.model).items() if slot != FRAME}
+    shapes = {slot: shape for slot, shape in model.slot_shapes(config.model).items() if slot != PIXELS}
     folder = Path(config.model.llama_model)
     exact = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
     texts = [text for block in config.datasets.values() if hasattr(block, "turns") for text in block.turns()] or [""]
-    feature_tokens = model.fusion.num_tokens({slot: shape.num_tokens for slot, shape in shapes.items()})
+    feature_tokens = model.fusion.num_feature_tokens({slot: shape.num_vectors for slot, shape in shapes.items()})
     if exact:
-        prompt = model.prompt(config.model)
-        features = {slot: torch.zeros(shape.num_tokens, shape.dim) for slot, shape in shapes.items()}
-        lengths = [len(prompt.sample(Record("", "", [(text, None)], features)).input_ids) for text in texts]
+        prompt = model.prompt_format(config.model)
+        features = {slot: torch.zeros(shape.num_vectors, shape.dim) for slot, shape in shapes.items()}
+        lengths = [len(prompt.tokenize(Record("", "", [(text, None)], features)).input_ids) for text in texts]
         text_tokens = max(lengths) - sum(feature_tokens.values())
     else:
         text_tokens = max(len(text) for text in texts) // CHARACTERS_PER_TOKEN + 30

@@ -189,8 +189,8 @@ def golden_config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 @pytest.fixture(scope="session")
 def golden_prompt(golden_config: RunConfig) -> Any:
-    """The prompt renderer of the tiny Llama."""
-    return golden_config.classes["model"].prompt(golden_config.model)
+    """The prompt format of the tiny Llama."""
+    return golden_config.classes["model"].prompt_format(golden_config.model)
 
 
 @pytest.fixture(scope="session")

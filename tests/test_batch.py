@@ -17,7 +17,7 @@ def samples(golden_dataset, golden_prompt):
     tasks = ("emotion", "reason", "reason_v2")
     tasks_by_clip = [(clip, tasks[clip % 3]) for clip in range(6)]
     return [
-        golden_prompt.sample(golden_dataset.record(clip, task, golden_dataset.pool.first_instruction(task)))
+        golden_prompt.tokenize(golden_dataset.record(clip, task, golden_dataset.pool.first_instruction(task)))
         for clip, task in tasks_by_clip
     ]
 

@@ -425,7 +425,7 @@ class SlowFolder(NpyFolder):
 def test_a_slow_disk_is_read_by_several_threads_and_the_order_is_preserved(tmp_path):
     names = [str(number) for number in range(600)]
     source = Features(SlowFolder(tmp_path, frozenset(names)), str(tmp_path), ("face",), SlotShape(1, 8), "key")
-    assert list(source.check(names).good) == names
+    assert list(source.check(names).valid) == names
     assert SlowFolder.most > 1
 
 
@@ -436,12 +436,12 @@ def test_a_slow_disk_is_read_by_several_threads_and_the_order_is_preserved(tmp_p
 def test_the_check_reports_exactly_the_tokens_that_a_run_would_cut(checked, tree, tmp_path, limit, kind):
     report = checked(f"model.{limit}")
     cfg = loaded(tmp_path, tree, f"model.{limit}")
-    prompt = cfg.classes["model"].prompt(cfg.model)
+    prompt = cfg.classes["model"].prompt_format(cfg.model)
     shapes = cfg.classes["model"].slot_shapes(cfg.model)
     dataset = cfg.classes[BLOCK](cfg.datasets["golden"], slot_shapes=shapes, label=BLOCK)
     cut = {
         name: max(
-            prompt.sample(dataset.record(index, task, instruction)).tokens_cut
+            prompt.tokenize(dataset.record(index, task, instruction)).tokens_cut
             for task in dataset.pool.tasks
             for instruction in dataset.pool.instructions[task]
         )

@@ -98,22 +98,22 @@ def test_a_saved_checkpoint_is_read_back_unchanged(tmp_path, stored):
 
 
 def test_the_eight_tensors_missing_from_a_minigpt_v2_file_are_accepted_with_a_note(model, stored):
-    for name in checkpoint_names.ABSENT_TOGETHER:
+    for name in checkpoint_names.OPTIONAL_TENSOR_GROUP:
         del stored[name]
     (note,) = checkpoint.load_trainable(model, stored, path="file.pth", allow_missing=[])
     assert (
         "is a MiniGPT-v2 checkpoint" in note
         and "8 missing tensors: " in note
-        and all(name in note for name in checkpoint_names.ABSENT_TOGETHER)
+        and all(name in note for name in checkpoint_names.OPTIONAL_TENSOR_GROUP)
     )
     parameters = by_stored_name(model)
-    assert all(bool((parameters[name] == 7).all()) for name in checkpoint_names.ABSENT_TOGETHER)
+    assert all(bool((parameters[name] == 7).all()) for name in checkpoint_names.OPTIONAL_TENSOR_GROUP)
     assert parameters["llama_proj.weight"].detach().equal(stored["llama_proj.weight"])
 
 
-@pytest.mark.parametrize("present", checkpoint_names.ABSENT_TOGETHER)
+@pytest.mark.parametrize("present", checkpoint_names.OPTIONAL_TENSOR_GROUP)
 def test_a_file_that_lacks_only_seven_of_the_eight_tensors_is_refused_by_name(laid_out, stored, present):
-    absent = [name for name in checkpoint_names.ABSENT_TOGETHER if name != present]
+    absent = [name for name in checkpoint_names.OPTIONAL_TENSOR_GROUP if name != present]
     for name in absent:
         del stored[name]
     message = refusal(checked, laid_out, stored)
@@ -122,13 +122,13 @@ def test_a_file_that_lacks_only_seven_of_the_eight_tensors_is_refused_by_name(la
 
 
 def test_a_file_that_lacks_the_eight_tensors_and_another_is_refused(laid_out, stored):
-    for name in (*checkpoint_names.ABSENT_TOGETHER, "llama_proj.bias"):
+    for name in (*checkpoint_names.OPTIONAL_TENSOR_GROUP, "llama_proj.bias"):
         del stored[name]
     assert "9 missing tensors: " in refusal(checked, laid_out, stored)
 
 
 def test_a_minigpt_v2_file_that_lacks_allowed_tensors_too_is_accepted(laid_out, stored):
-    for name in (*checkpoint_names.ABSENT_TOGETHER, "llama_proj.bias"):
+    for name in (*checkpoint_names.OPTIONAL_TENSOR_GROUP, "llama_proj.bias"):
         del stored[name]
     notes = checked(laid_out, stored, "llama_proj.bias")
     assert any("llama_proj.bias" in note and "ckpt_allow_missing" in note for note in notes)
@@ -152,7 +152,7 @@ def test_tensors_of_another_shape_are_reported_with_both_shapes(laid_out, stored
     stored["llama_proj.weight"] = torch.zeros(64, 700)
     stored["llama_proj.bias"] = torch.zeros(1, 64)
     message = refusal(checked, laid_out, stored)
-    assert "2 tensors with different shapes: " in message and "(are lora_r, slot_dims and llama_model the same?)" in message
+    assert "2 tensors with different shapes: " in message and "(do lora_r, slot_dims, llama_model differ?)" in message
     assert (
         "llama_proj.weight has shape (64, 700), expected (64, 704)" in message and "llama_proj.bias has shape (1, 64)" in message
     )
@@ -445,7 +445,7 @@ def test_a_run_writes_checkpoints_with_the_published_tensor_names(tmp_path, stor
 
 
 def test_a_minigpt_v2_file_may_lack_further_allowed_tensors(laid_out, stored):
-    together = sorted(laid_out.absent_together)
+    together = sorted(laid_out.optional_tensor_group)
     tensors = {name: tensor for name, tensor in stored.items() if name not in together and name != "llama_proj.bias"}
     notes = checked(laid_out, tensors, "llama_proj.bias", "cls_tk_llama_proj.*")
     assert "is a MiniGPT-v2 checkpoint" in notes[0] and "1 missing tensor: llama_proj.bias" in notes[1]

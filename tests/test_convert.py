@@ -146,7 +146,7 @@ def test_every_tensor_of_a_minigpt_v2_file_is_loaded_initialized_or_ignored(tmp_
     tensors = {
         name: tensor
         for name, tensor in released().items()
-        if name not in checkpoint_names.ABSENT_TOGETHER and not name.startswith("attention.")
+        if name not in checkpoint_names.OPTIONAL_TENSOR_GROUP and not name.startswith("attention.")
     }
     model = model_of(tmp_path)
     before = {name: value.clone() for name, value in by_stored_name(model).items()}
@@ -160,7 +160,7 @@ def test_every_tensor_of_a_minigpt_v2_file_is_loaded_initialized_or_ignored(tmp_
     parameters = by_stored_name(model)
     loaded_names = {name for name in parameters if name in tensors and parameters[name].equal(tensors[name])}
     unchanged = {name for name in parameters if parameters[name].equal(before[name])}
-    assert unchanged == set(checkpoint_names.ABSENT_TOGETHER)
+    assert unchanged == set(checkpoint_names.OPTIONAL_TENSOR_GROUP)
     assert loaded_names | unchanged == set(parameters) and len(loaded_names) + 2 == len(tensors)
 
 
@@ -288,7 +288,7 @@ def embedded(tmp_path_factory, golden_dataset, golden_prompt):
     model = model_of(tmp_path_factory.mktemp("embedded"))
     load(model, released())
     record = golden_dataset.record(0, "reason", golden_dataset.pool.first_instruction("reason"))
-    batch = collate([golden_prompt.sample(record)])
+    batch = collate([golden_prompt.tokenize(record)])
     with torch.no_grad():
         embeddings = model._embed(batch)[None]
         logits = model.llama_model(inputs_embeds=embeddings, use_cache=False).logits
@@ -778,9 +778,9 @@ def test_averaging_checkpoints_of_different_layouts_is_refused_with_the_reasons(
     assert not (tmp_path / "mean.pth").exists()
 
 
-def feature_entries(**recipe):
+def feature_entries(**settings):
     """Entries of a checkpoint that was trained on audio features with this provenance."""
-    return {"features": {"audio": {"encoder": "hubert", "layers": [-1], **recipe}}}
+    return {"features": {"audio": {"encoder": "hubert", "layers": [-1], **settings}}}
 
 
 def test_averages_and_converted_files_contain_the_provenance_of_features(tmp_path):

@@ -507,13 +507,13 @@ def test_image_size_determines_the_image_placeholders_and_four_more_are_added(tm
     config = loaded(tmp_path, tree)
     shapes = config.classes["model"].slot_shapes(config.model)
     dataset = config.classes["datasets.custom"](config.datasets["custom"], slot_shapes=shapes, label="custom")
-    prompt = config.classes["model"].prompt(config.model)
+    prompt = config.classes["model"].prompt_format(config.model)
     assert problem_texts(dataset) == []
     for layout in ("train", "upstream_eval"):
-        ids = prompt.sample(dataset.record(0, "emotion", "Which?"), layout=layout).input_ids
-        counts = [int((ids == prompt.placeholders.id_of(name)).sum()) for name in ("image", "face", "video", "audio", "cls")]
+        ids = prompt.tokenize(dataset.record(0, "emotion", "Which?"), layout=layout).input_ids
+        counts = [int((ids == prompt.feature_tokens.id_of(name)).sum()) for name in ("image", "face", "video", "audio", "cls")]
         assert counts == [placeholders, 1, 1, 1, 1]
-        assert int((ids >= prompt.placeholders.first_id).sum()) == placeholders + 4
+        assert int((ids >= prompt.feature_tokens.first_id).sum()) == placeholders + 4
 
 
 @pytest.mark.parametrize(("made_at", "patches", "image_size"), [(448, 1024, 224), (224, 256, 448)])

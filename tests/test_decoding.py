@@ -9,7 +9,7 @@ import torch
 from helpers import NINE, TASKS
 
 from emollama.data.batch import Record, collate
-from emollama.models.decoding import generate, likelihoods
+from emollama.models.decoding import candidate_probabilities, generate
 from emollama.models.sampling_params import SamplingParams
 
 GREEDY = SamplingParams(max_new_tokens=20)
@@ -20,7 +20,7 @@ def samples(golden_dataset, golden_prompt):
     """Eighteen prompts of different lengths without their answers."""
     places = [(clip, task) for clip in range(6) for task in TASKS]
     records = [golden_dataset.record(clip, task, golden_dataset.pool.first_instruction(task)) for clip, task in places]
-    return [golden_prompt.sample(record, to_generate=True) for record in records]
+    return [golden_prompt.tokenize(record, for_generation=True) for record in records]
 
 
 @pytest.fixture(scope="module")
@@ -95,13 +95,13 @@ def test_an_ensemble_selects_the_most_likely_token_of_the_mean_distribution(gold
 
 
 def test_label_likelihoods_follow_from_the_losses_of_the_answers(golden_model, golden_prompt, golden_dataset, samples):
-    shares = likelihoods([golden_model], collate(samples[:3]), [golden_prompt.answer_ids(label) for label in NINE])
+    shares = candidate_probabilities([golden_model], collate(samples[:3]), [golden_prompt.answer_ids(label) for label in NINE])
     assert shares.shape == (3, 9)
     record = golden_dataset.record(0, TASKS[1], golden_dataset.pool.first_instruction(TASKS[1]))
     user_text = record.turns[0][0]
     totals = []
     for label in NINE:
-        answered = golden_prompt.sample(Record(record.name, record.task, [(user_text, label)], record.features))
+        answered = golden_prompt.tokenize(Record(record.name, record.task, [(user_text, label)], record.features))
         with torch.inference_mode():
             totals.append(-golden_model(collate([answered])).double().sum())
     assert shares[1].allclose(torch.stack(totals).softmax(0), atol=1e-5)
@@ -110,13 +110,13 @@ def test_label_likelihoods_follow_from_the_losses_of_the_answers(golden_model, g
 
 def test_likelihoods_of_an_ensemble_are_the_mean_of_its_members(golden_model, other, golden_prompt, samples):
     labels = [golden_prompt.answer_ids(label) for label in NINE]
-    both = likelihoods([golden_model, other], collate(samples[:3]), labels)
-    each = [likelihoods([model], collate(samples[:3]), labels) for model in (golden_model, other)]
+    both = candidate_probabilities([golden_model, other], collate(samples[:3]), labels)
+    each = [candidate_probabilities([model], collate(samples[:3]), labels) for model in (golden_model, other)]
     assert both.allclose(sum(each) / 2)
     assert not each[0].allclose(each[1], atol=1e-3)
 
 
 def test_label_likelihoods_do_not_depend_on_the_order_of_the_labels(golden_model, golden_prompt, samples):
     labels = [golden_prompt.answer_ids(label) for label in NINE]
-    forward = likelihoods([golden_model], collate(samples[:2]), labels)
-    assert likelihoods([golden_model], collate(samples[:2]), labels[::-1]).flip(1).allclose(forward, atol=1e-6)
+    forward = candidate_probabilities([golden_model], collate(samples[:2]), labels)
+    assert candidate_probabilities([golden_model], collate(samples[:2]), labels[::-1]).flip(1).allclose(forward, atol=1e-6)

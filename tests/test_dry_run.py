@@ -124,7 +124,11 @@ SECOND = f"datasets.second={{type: feature_face_caption, data_root: {GOLDEN}/dat
         ("train", ["run.evaluate=True", "run.metric=cider_d"], "run.metric: no block computes 'cider_d'"),
         ("train", ["run.resume_ckpt_path=auto", "run.job_id=null"], "run.resume_ckpt_path: auto needs run.job_id"),
         ("train", [SECOND + ", batch_size: 3}"], "all blocks under 'datasets' must have the same batch_size"),
-        ("train", [SECOND + ", sample_ratio: 0.000001}"], "sample_ratio: "),
+        (
+            "train",
+            [SECOND + ", sample_ratio: 0.000001}"],
+            "datasets.second.sample_ratio is too small: 0.001 of every 1024 samples",
+        ),
         ("train", ["model.lora_r=8"], "checkpoint_slim.pth"),
         ("train", ["model.ckpt=nowhere.pth"], "model.ckpt: no file"),
         ("eval", ["model.ckpt=null"], "model.ckpt is null"),

@@ -524,9 +524,11 @@ def test_the_provenance_is_plain_json_and_contains_every_setting_that_affects_fe
     cfg = CLASSES[name].Config(weights=str(folders / name))
     plain = CLASSES[name].describe(cfg, "encoders.x")
     assert plain.shape == (1, 64)
-    assert json.loads(json.dumps(plain.recipe)) == plain.recipe
-    recipes = [plain.recipe] + [CLASSES[name].describe(replace(cfg, **keys), "encoders.x").recipe for keys in SETTINGS[name]]
-    assert len({json.dumps(recipe) for recipe in recipes}) == len(recipes)
+    assert json.loads(json.dumps(plain.settings)) == plain.settings
+    all_settings = [plain.settings] + [
+        CLASSES[name].describe(replace(cfg, **keys), "encoders.x").settings for keys in SETTINGS[name]
+    ]
+    assert len({json.dumps(settings) for settings in all_settings}) == len(all_settings)
     assert CLASSES[name].describe(replace(cfg, batch_size=3, folder="other"), "encoders.x") == plain
 
 

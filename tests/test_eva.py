@@ -169,16 +169,16 @@ def test_the_encoder_description_matches_the_encoded_arrays(videos):
     eva = encoder(frame_selection="middle")
     described = Eva.describe(eva.cfg, "encoders.eva")
     (array,) = eva.encode([eva.load(videos[0])])
-    assert array.shape == (1 + described.shape.num_tokens, described.shape.dim) == (65, 176)
+    assert array.shape == (1 + described.shape.num_vectors, described.shape.dim) == (65, 176)
     assert str(array.dtype) == "float32"
-    assert described.recipe["frame_selection"] == "middle"
+    assert described.settings["frame_selection"] == "middle"
 
 
 def test_the_provenance_distinguishes_an_identity_norm_from_a_loaded_norm():
-    recipes = [Eva.describe(encoder(ln_vision=choice).cfg, "k").recipe["ln_vision"] for choice in ("identity", str(WEIGHTS))]
-    assert recipes[0] == "identity"
-    assert recipes[1] != recipes[0]
-    assert "eva_tiny" not in recipes[1]  # the same norm in another file gives the same features
+    norms = [Eva.describe(encoder(ln_vision=choice).cfg, "k").settings["ln_vision"] for choice in ("identity", str(WEIGHTS))]
+    assert norms[0] == "identity"
+    assert norms[1] != norms[0]
+    assert "eva_tiny" not in norms[1]  # the same norm in another file gives the same features
 
 
 @pytest.mark.parametrize(("keys", "expected"), [({"image_size": 100}, "multiple of 28"), ({"image_size": 14}, "multiple of 28")])

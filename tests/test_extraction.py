@@ -210,8 +210,8 @@ def test_extraction_writes_exactly_one_array_per_clip_and_encoder(root, log_line
 def test_the_manifest_contains_the_encoder_settings_weight_digest_and_versions(root):
     extract(configured(root, encoders={"mine": {"type": "bytes", "folder": "features", "dtype": "float16", "layers": [-2, -1]}}))
     manifest = Manifest.read(str(root / "out/features"))
-    assert manifest.slots == ("face",) and (manifest.rows, manifest.width, manifest.dtype) == (1, 24, "float16")
-    assert manifest.recipe == {"encoder": "bytes", "layers": [-2, -1]}
+    assert manifest.slots == ("face",) and (manifest.num_vectors, manifest.dim, manifest.dtype) == (1, 24, "float16")
+    assert manifest.settings == {"encoder": "bytes", "layers": [-2, -1]}
     assert manifest.weights == "19b25856e1c150ca834cffc8b59b23adbd0ec0389e58eb22b3b64768098d002b"  # sha256sum of "seed"
     assert (
         manifest.versions["torch"] == torch.__version__ and {"emollama", "transformers", "timm", "av"} <= manifest.versions.keys()
@@ -274,7 +274,7 @@ def test_face_images_replace_the_keys_of_face_detection_in_the_manifest(tmp_path
         path = configured(tmp_path, encoders={"mae": {"weights": weights, "max_frames": frames}}, face_path=str(clip.faces))
         extract(path)
     manifest = Manifest.read(str(tmp_path / "out/mae_340_UTT"))
-    assert manifest.inputs == {"faces": "images"} and not {"face", "max_frames"} & manifest.recipe.keys()
+    assert manifest.inputs == {"faces": "images"} and not {"face", "max_frames"} & manifest.settings.keys()
     source = SimpleNamespace(
         slots=("face",), filled_slots=("face",), path=str(tmp_path / "out/mae_340_UTT"), key="datasets.a.face"
     )
@@ -388,7 +388,7 @@ def test_an_extraction_without_arrays_does_not_block_a_corrected_one(root, store
     assert "could not process any clip" in refusal(configured(root, stored_as=stored_as))
     video.write_text(content)
     extract(configured(root, encoders={"bytes": {"layers": [-2]}}, stored_as=then))
-    assert Manifest.read(str(root / "out/bytes")).recipe["layers"] == [-2]
+    assert Manifest.read(str(root / "out/bytes")).settings["layers"] == [-2]
     assert np.allclose(loaded(root, "clip_0"), expected(root, "clip_0"), atol=1e-4)
     assert {path.name for path in (root / "out").iterdir()} == {"bytes", "failures.csv"}
 

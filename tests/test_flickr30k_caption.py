@@ -19,7 +19,7 @@ from emollama.checks.report import text_of
 from emollama.cli import parse_run
 from emollama.commands import eval as evaluate
 from emollama.data.instructions import TaskPool
-from emollama.data.slots import FRAME, CachedShape, SlotShape
+from emollama.data.slots import PIXELS, CachedShape, SlotShape
 from emollama.data.text_processors import blip_caption
 from emollama.datasets.configs import CAPTION_INSTRUCTIONS
 from emollama.datasets.flickr30k_caption import Flickr30kCaption
@@ -31,7 +31,7 @@ from emollama.stores.feature_cache import FeatureCache
 
 NAMES = ("11", "12", "13", "14")
 SIDE = 28
-SHAPES = {"image": SlotShape(32, 768), FRAME: SlotShape(1, 3 * SIDE**2)}
+SHAPES = {"image": SlotShape(32, 768), PIXELS: SlotShape(1, 3 * SIDE**2)}
 
 
 @pytest.fixture
@@ -157,10 +157,10 @@ def test_training_and_evaluation_split_the_images_at_the_same_held_out_share(roo
 
 def test_a_record_contains_pixels_resized_like_blip2_and_no_image_features(root):
     features = build_dataset(root).record(2, "caption", "").features
-    assert {slot: tuple(vectors.shape) for slot, vectors in features.items()} == {FRAME: (1, 3 * SIDE**2), "image": (0, 768)}
+    assert {slot: tuple(vectors.shape) for slot, vectors in features.items()} == {PIXELS: (1, 3 * SIDE**2), "image": (0, 768)}
     with Image.open(root / "images/13.jpg") as image:
         expected = blip2_image(np.array(image.convert("RGB")), SIDE)
-    assert torch.equal(features[FRAME].reshape(3, SIDE, SIDE), expected)
+    assert torch.equal(features[PIXELS].reshape(3, SIDE, SIDE), expected)
 
 
 def test_a_record_has_a_cache_key_or_the_cached_features(root):
@@ -168,14 +168,14 @@ def test_a_record_has_a_cache_key_or_the_cached_features(root):
     dataset = build_dataset(root, shapes=shapes)
     record = dataset.record(0, "caption", "")
     cache = FeatureCache(str(root / "cache"), (32, 768))
-    assert record.cache_key == cache.cache_key(str(root / "images/11.jpg")) and len(record.features[FRAME]) == 1
+    assert record.cache_key == cache.cache_key(str(root / "images/11.jpg")) and len(record.features[PIXELS]) == 1
     features = np.random.default_rng(0).standard_normal((32, 768)).astype(np.float32)
     cache.write(record.cache_key, features)
     again = dataset.record(0, "caption", "")
     assert again.cache_key is None and np.array_equal(again.features["image"], features)
-    assert tuple(again.features[FRAME].shape) == (0, 3 * SIDE**2)
+    assert tuple(again.features[PIXELS].shape) == (0, 3 * SIDE**2)
     draw_image(root / "images/11.jpg", "blue", size=(60, 60))
-    assert len(dataset.record(0, "caption", "").features[FRAME]) == 1, "the image has changed"
+    assert len(dataset.record(0, "caption", "").features[PIXELS]) == 1, "the image has changed"
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "1", "CMYK", "I;16"])
@@ -456,7 +456,7 @@ def test_check_data_measures_captions_and_images(examined):
     assert [row.what for row in block.lengths] == ["answers of caption", "prompts"]
     assert block.lengths[0].texts == 4 and block.lengths[1].texts == 2 and block.reading.clips_measured == 4
     (row,) = block.arrays
-    assert (row.present, row.missing, row.unusable) == (4, 0, 0) and row.slots == (FRAME,)
+    assert (row.present, row.missing, row.unusable) == (4, 0, 0) and row.slots == (PIXELS,)
     assert "answers of caption" in text_of(report)
 
 

@@ -8,8 +8,8 @@ import torch
 from helpers import GOLDEN
 
 from emollama.data.batch import IGNORED, Record
-from emollama.data.prompts.image_prompt import BUILT_IN, ImagePrompt, read_prompts
-from emollama.data.prompts.prompt import Placeholders
+from emollama.data.prompts.image_prompt import BUILT_IN, ImagePromptFormat, read_prompts
+from emollama.data.prompts.prompt import FeatureTokenLayout
 from emollama.data.prompts.prompt_style import PromptStyle
 from emollama.errors import UserError
 from emollama.models.llm import load_tokenizer
@@ -21,8 +21,8 @@ PROMPTS = ("<Img><ImageHere></Img> Describe it.", "See <ImageHere> and tell.", "
 
 def make_prompt(template="[INST] {} [/INST] ", end="</s>", *, prompts=PROMPTS, max_txt_len=160, max_context_len=3800):
     style = PromptStyle(template, True, end, max_txt_len, max_context_len)
-    placeholders = Placeholders(("image",), (), FIRST_ID, lambda counts: {"image": counts["image"]})
-    return ImagePrompt(load_tokenizer(str(GOLDEN / "llama")), style, placeholders, prompts)
+    feature_tokens = FeatureTokenLayout(("image",), (), FIRST_ID, lambda counts: {"image": counts["image"]})
+    return ImagePromptFormat(load_tokenizer(str(GOLDEN / "llama")), style, feature_tokens, prompts)
 
 
 def record(user_text="", answer="two dogs run"):
@@ -35,7 +35,7 @@ def ids(prompt, text):
 
 def test_the_feature_tokens_are_between_the_texts_before_and_after_the_mark():
     prompt = make_prompt()
-    sample = prompt.sample(record())
+    sample = prompt.tokenize(record())
     begin = [prompt.tokenizer.bos_token_id, *ids(prompt, "[INST] <Img>"), *[FIRST_ID] * ROWS]
     prompt_ids = begin + ids(prompt, "</Img> Describe it. [/INST] ")
     answer = ids(prompt, "two dogs run</s>")
@@ -45,13 +45,13 @@ def test_the_feature_tokens_are_between_the_texts_before_and_after_the_mark():
 
 def test_a_prompt_of_the_placeholder_alone_without_a_template_has_no_text():
     prompt = make_prompt("{}")
-    sample = prompt.sample(record("<ImageHere>"), to_generate=True)
+    sample = prompt.tokenize(record("<ImageHere>"), for_generation=True)
     assert sample.input_ids.tolist() == [prompt.tokenizer.bos_token_id, *[FIRST_ID] * ROWS]
 
 
 def test_a_sample_contains_the_vicuna_template_and_its_end_symbol():
     prompt = make_prompt("###Human: {} ###Assistant: ", "###")
-    sample = prompt.sample(record())
+    sample = prompt.tokenize(record())
     answer = sample.labels[sample.labels != IGNORED].tolist()
     assert answer == ids(prompt, "two dogs run###")
     prompt_ids = sample.input_ids[: -len(answer)].tolist()
@@ -70,7 +70,7 @@ def test_without_a_user_text_training_draws_a_prompt_and_evaluation_uses_the_fir
 
 
 def test_the_same_generator_gives_the_same_prompt():
-    one, other = (make_prompt().sample(record(), rng=np.random.default_rng(3)).input_ids for _ in range(2))
+    one, other = (make_prompt().tokenize(record(), rng=np.random.default_rng(3)).input_ids for _ in range(2))
     assert one.equal(other)
 
 
@@ -88,18 +88,18 @@ def test_a_prompt_without_the_placeholder_has_the_image_first():
 def test_prompt_lengths_are_those_of_samples_without_image_tokens():
     prompt = make_prompt()
     texts = ["", "What is it?", "See <ImageHere> now, and tell me about it."]
-    samples = [prompt.sample(record(text), to_generate=True) for text in texts]
+    samples = [prompt.tokenize(record(text), for_generation=True) for text in texts]
     assert prompt.prompt_lengths(texts) == [len(sample.input_ids) - ROWS - 1 for sample in samples]
 
 
 def test_the_upstream_eval_layout_does_not_change_an_image_prompt():
     prompt = make_prompt()
-    assert prompt.sample(record()).input_ids.equal(prompt.sample(record(), layout="upstream_eval").input_ids)
+    assert prompt.tokenize(record()).input_ids.equal(prompt.tokenize(record(), layout="upstream_eval").input_ids)
 
 
 def test_a_long_answer_is_cut_but_retains_its_end_token():
     prompt = make_prompt(max_txt_len=8)
-    sample = prompt.sample(record(answer="dogs " * 40))
+    sample = prompt.tokenize(record(answer="dogs " * 40))
     answer = sample.labels[sample.labels != IGNORED].tolist()
     assert len(answer) == 8 and answer[-1] == prompt.tokenizer.eos_token_id
     assert sample.tokens_cut == len(ids(prompt, "dogs " * 40 + "</s>")) - 8
@@ -107,15 +107,15 @@ def test_a_long_answer_is_cut_but_retains_its_end_token():
 
 def test_special_tokens_in_user_texts_are_text():
     prompt = make_prompt()
-    sample = prompt.sample(record("</s> <ImageHere> What? </s>"), to_generate=True)
+    sample = prompt.tokenize(record("</s> <ImageHere> What? </s>"), for_generation=True)
     assert prompt.tokenizer.eos_token_id not in sample.input_ids.tolist()
 
 
 def test_a_sample_has_the_cache_key_of_its_record():
-    assert make_prompt().sample(record()).cache_key == "aa/bb.npy"
+    assert make_prompt().tokenize(record()).cache_key == "aa/bb.npy"
 
 
-def test_every_built_in_prompt_contains_the_image_placeholder_once():
+def test_every_built_in_prompt_contains_the_image_tag_once():
     assert all(text.count("<ImageHere>") == 1 for text in BUILT_IN) and len(BUILT_IN) == 4
 
 

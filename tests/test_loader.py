@@ -11,7 +11,7 @@ import torch
 from helpers import NAMES
 
 from emollama.data.loader import BatchLayout, TrainingSamples, step_batches, training_loader
-from emollama.data.sampling import MIXING_BLOCK, DatasetSampling, MixtureSampler
+from emollama.data.sampling import MIXING_WINDOW, DatasetSampling, MixtureSampler
 from emollama.errors import UserError
 
 
@@ -39,7 +39,7 @@ def test_without_shuffle_the_order_is_that_of_the_file_and_repeats():
 
 
 def test_a_sample_is_a_pure_function_of_seed_and_global_index():
-    places = range(0, 3 * MIXING_BLOCK, 5)
+    places = range(0, 3 * MIXING_WINDOW, 5)
     forward = clips(order([7, 5], [1, 2]), places)
     assert clips(order([7, 5], [1, 2]), reversed(places)) == forward[::-1]
     assert clips(order([7, 5], [1, 2], seed=2), places) != forward
@@ -59,14 +59,14 @@ def test_the_generator_of_a_sample_depends_only_on_its_global_index_and_the_seed
 def test_every_block_of_samples_has_each_datasets_exact_share(ratios, shares):
     sampler = order([11, 7, 5][: len(ratios)], ratios)
     for block in range(3):
-        counts = Counter(draw for draw, _ in clips(sampler, range(block * MIXING_BLOCK, (block + 1) * MIXING_BLOCK)))
+        counts = Counter(draw for draw, _ in clips(sampler, range(block * MIXING_WINDOW, (block + 1) * MIXING_WINDOW)))
         dataset_counts = [counts[dataset] for dataset in range(len(ratios))]
         assert dataset_counts == shares if shares else sorted(dataset_counts) == [341, 341, 342]
 
 
 def test_a_mixed_dataset_is_sampled_without_replacement_within_its_epochs():
     sampler = order([11, 7], [2, 1])
-    sampled = clips(sampler, range(2 * MIXING_BLOCK + 100))
+    sampled = clips(sampler, range(2 * MIXING_WINDOW + 100))
     for dataset, size in enumerate((11, 7)):
         own = [clip for which, clip in sampled if which == dataset]
         for first in range(0, len(own) - size + 1, size):
@@ -75,7 +75,7 @@ def test_a_mixed_dataset_is_sampled_without_replacement_within_its_epochs():
 
 def test_a_very_small_sample_ratio_is_still_sampled():
     sampler = order([5, 5], [1.0, 0.001])
-    assert Counter(dataset for dataset, _ in clips(sampler, range(MIXING_BLOCK)))[1] >= 1
+    assert Counter(dataset for dataset, _ in clips(sampler, range(MIXING_WINDOW)))[1] >= 1
 
 
 # Batch layout

@@ -378,7 +378,11 @@ def test_a_folder_passed_as_a_checkpoint_is_refused_with_a_description_of_its_co
 class Projection(nn.Module):
     """The trained part of MiniGPT-4."""
 
-    unused_names, absent_together, shape_keys = MiniGPT4.unused_names, MiniGPT4.absent_together, MiniGPT4.shape_keys
+    ignored_tensors, optional_tensor_group, shape_keys = (
+        MiniGPT4.ignored_tensors,
+        MiniGPT4.optional_tensor_group,
+        MiniGPT4.shape_keys,
+    )
     stored_name, architecture = staticmethod(MiniGPT4.stored_name), MiniGPT4.architecture
 
     def __init__(self):
@@ -413,7 +417,7 @@ def test_a_checkpoint_of_a_user_defined_model_is_identified(monkeypatch):
     class Owl:
         @dataclass
         class Config:
-            contents = "an owl"
+            checkpoint_description = "an owl"
 
             @classmethod
             def recognizes(cls, stored, expected):

@@ -105,13 +105,13 @@ def refusal(world, folder, **blocks):
 
 
 def built(world, **changes):
-    """Return (model, prompt renderer, Config); the projection is random unless the changes set a checkpoint."""
+    """Return (model, prompt format, Config); the projection is random unless the changes set a checkpoint."""
     keys = world.model(**changes)
     keys.pop("arch")
     model_class = MODELS.get("minigpt4")
     cfg = model_class.Config(**keys)
     torch.manual_seed(0)
-    return model_class(cfg, device=CPU, frozen_dtype=torch.float32).eval(), model_class.prompt(cfg), cfg
+    return model_class(cfg, device=CPU, frozen_dtype=torch.float32).eval(), model_class.prompt_format(cfg), cfg
 
 
 def records(world, cfg, split="train", **keys):
@@ -149,7 +149,7 @@ def test_training_changes_only_the_projection(world):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], lr=1.0)
     model.train()
-    model(collate([prompt.sample(record) for record in records(world, cfg)[:3]])).sum().backward()
+    model(collate([prompt.tokenize(record) for record in records(world, cfg)[:3]])).sum().backward()
     optimizer.step()
     moved = [name for name, value in model.state_dict().items() if not value.equal(before[name])]
     assert sorted(moved) == ["fusion.llama_proj.bias", "fusion.llama_proj.weight"]
@@ -187,7 +187,7 @@ def test_losses_equal_those_of_transformers_on_manually_built_embeddings(world, 
     examples = records(world, cfg)[:3]
     plain = AutoModelForCausalLM.from_pretrained(world.llama, dtype=torch.float32, attn_implementation="eager").eval()
     table = plain.get_input_embeddings()
-    losses = model(collate([prompt.sample(record) for record in examples])).split([len(answer(prompt, r)) for r in examples])
+    losses = model(collate([prompt.tokenize(record) for record in examples])).split([len(answer(prompt, r)) for r in examples])
 
     def ids(text):
         return prompt.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
@@ -204,7 +204,7 @@ def test_losses_equal_those_of_transformers_on_manually_built_embeddings(world, 
 
 
 def answer(prompt, record):
-    labels = prompt.sample(record).labels
+    labels = prompt.tokenize(record).labels
     return labels[labels != IGNORED]
 
 
@@ -224,7 +224,7 @@ def test_ln_vision_is_read_from_the_q_former_file_and_is_otherwise_the_identity(
 
 def test_the_features_of_an_image_are_bit_identical_alone_and_in_a_batch(world):
     model, prompt, cfg = built(world)
-    samples = [prompt.sample(record) for record in records(world, cfg)[:7]]
+    samples = [prompt.tokenize(record) for record in records(world, cfg)[:7]]
     together = model.features_for_fusion(collate(samples))["image"].values
     alone = torch.cat([model.features_for_fusion(collate([sample]))["image"].values for sample in samples])
     assert together.equal(alone)
@@ -232,7 +232,7 @@ def test_the_features_of_an_image_are_bit_identical_alone_and_in_a_batch(world):
 
 def test_the_encoders_stay_in_eval_mode_and_in_float32_under_autocast(world):
     model, prompt, cfg = built(world)
-    batch = collate([prompt.sample(records(world, cfg)[0])])
+    batch = collate([prompt.tokenize(records(world, cfg)[0])])
     expected = model.features_for_fusion(batch)["image"].values
     model.train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -265,9 +265,9 @@ def test_each_image_is_encoded_only_once_with_a_cache(world, tmp_path, monkeypat
 
 def test_a_micro_batch_may_mix_cached_features_and_new_images(world, tmp_path):
     model, prompt, cfg = built(world, cache_visual=True, visual_cache_path=str(tmp_path / "cache"))
-    new = [prompt.sample(record) for record in records(world, cfg)[:4]]
+    new = [prompt.tokenize(record) for record in records(world, cfg)[:4]]
     expected = model(collate(new))
-    from_cache = [prompt.sample(record) for record in records(world, cfg)[:4]]
+    from_cache = [prompt.tokenize(record) for record in records(world, cfg)[:4]]
     assert [len(sample.slots["frame"]) for sample in from_cache] == [0] * 4
     mixed = [from_cache[0], new[1], new[2], from_cache[3]]
     assert model(collate(mixed)).equal(expected)
@@ -275,11 +275,11 @@ def test_a_micro_batch_may_mix_cached_features_and_new_images(world, tmp_path):
 
 def test_a_damaged_file_of_cached_features_is_rewritten(world, tmp_path):
     model, prompt, cfg = built(world, cache_visual=True, visual_cache_path=str(tmp_path / "cache"))
-    model(collate([prompt.sample(records(world, cfg)[0])]))
+    model(collate([prompt.tokenize(records(world, cfg)[0])]))
     (path,) = (tmp_path / "cache").glob("*/*.npy")
     whole = path.read_bytes()
     path.write_bytes(whole[:100])
-    model(collate([prompt.sample(records(world, cfg)[0])]))
+    model(collate([prompt.tokenize(records(world, cfg)[0])]))
     assert path.read_bytes() == whole
 
 

@@ -172,7 +172,7 @@ def mixed(tmp_path_factory):
     root = tmp_path_factory.mktemp("mixed")
     table = {"instructions": {task: ["Tell me:"] for task in ("emotion", "reason")}}  # marks the table's samples
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, "MIXING_BLOCK", BLOCK)
+        patch.setattr(sampling, "MIXING_WINDOW", BLOCK)
         yield runner(configured(root, corpus(root / "data"), table=table, run={"iters_per_epoch": 12}))
 
 

@@ -30,7 +30,7 @@ def samples(golden_dataset, golden_prompt):
     """Eighteen samples: each clip with each task."""
     pairs = [(clip, task) for clip in range(6) for task in TASKS]
     return [
-        golden_prompt.sample(golden_dataset.record(clip, task, golden_dataset.pool.first_instruction(task)))
+        golden_prompt.tokenize(golden_dataset.record(clip, task, golden_dataset.pool.first_instruction(task)))
         for clip, task in pairs
     ]
 
@@ -40,7 +40,7 @@ def questions(golden_dataset, golden_prompt):
     """The same prompts without their answers."""
     pairs = [(clip, task) for clip in range(6) for task in TASKS]
     records = [golden_dataset.record(clip, task, golden_dataset.pool.first_instruction(task)) for clip, task in pairs]
-    return [golden_prompt.sample(record, to_generate=True) for record in records]
+    return [golden_prompt.tokenize(record, for_generation=True) for record in records]
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def fusion_inputs(clips=2, image=8):
 @pytest.fixture
 def fusion():
     torch.manual_seed(0)
-    return LinearFusion({"image": 6, "face": 3, "video": 4, "audio": 5}, width=7)
+    return LinearFusion({"image": 6, "face": 3, "video": 4, "audio": 5}, hidden_size=7)
 
 
 def test_image_vectors_are_grouped_by_four_in_raster_order(fusion):
@@ -110,7 +110,7 @@ def test_each_slot_uses_the_projection_with_its_published_name(fusion):
 
 def test_the_fusion_returns_as_many_feature_tokens_as_num_tokens_states(fusion):
     slots = fusion_inputs(clips=1, image=12)
-    expected = fusion.num_tokens({slot: len(features.values) for slot, features in slots.items()})
+    expected = fusion.num_feature_tokens({slot: len(features.values) for slot, features in slots.items()})
     assert (
         {name: len(value) for name, value in fusion(slots).items()}
         == expected
@@ -127,7 +127,7 @@ def test_the_fusion_returns_as_many_feature_tokens_as_num_tokens_states(fusion):
 @pytest.mark.parametrize("count", [1, 63, 1025])
 def test_a_number_of_image_vectors_that_is_not_a_multiple_of_four_is_refused(count):
     with pytest.raises(ValueError, match=f"{count} image vectors cannot be joined in groups of 4"):
-        LinearFusion.num_tokens({"image": count, "cls": 1})
+        LinearFusion.num_feature_tokens({"image": count, "cls": 1})
 
 
 def test_feature_tokens_replace_their_placeholders():
@@ -230,7 +230,7 @@ def empty_record(record):
 
 def test_every_trained_tensor_has_a_gradient_although_no_sample_has_feature_vectors(build, golden_dataset, golden_prompt):
     model = build()
-    sample = golden_prompt.sample(empty_record(golden_dataset.record(0, "emotion", "Which?")))
+    sample = golden_prompt.tokenize(empty_record(golden_dataset.record(0, "emotion", "Which?")))
     grads = gradients(model, sample)
     assert all(grad is not None for grad in grads.values())
     fusion = {name: float(grad.abs().sum()) for name, grad in grads.items() if name.startswith("fusion.")}
@@ -358,7 +358,7 @@ def test_greedy_answers_do_not_depend_on_the_batch_size(golden_model, golden_pro
 
 def test_each_generated_token_is_the_most_likely_one_after_the_preceding_tokens(golden_model, golden_prompt, golden_dataset):
     record = golden_dataset.record(0, "reason", golden_dataset.pool.first_instruction("reason"))
-    sample = golden_prompt.sample(record, to_generate=True)
+    sample = golden_prompt.tokenize(record, for_generation=True)
     token_ids = generated(golden_model, golden_prompt, [sample], 1)[0]
     ids = sample.input_ids
     for token in token_ids[:6]:
@@ -384,7 +384,7 @@ def test_generation_stops_at_an_end_symbol_of_ordinary_text(golden_model, golden
     assert 0 < free.index(symbol) < len(free) - len(symbol)
     monkeypatch.setattr(golden_model, "cfg", dataclasses.replace(golden_model.cfg, end_sym=symbol))
     prompt = type(golden_prompt)(
-        golden_prompt.tokenizer, dataclasses.replace(golden_prompt.style, end_sym=symbol), golden_prompt.placeholders
+        golden_prompt.tokenizer, dataclasses.replace(golden_prompt.style, end_sym=symbol), golden_prompt.feature_tokens
     )
     for size in (1, 3):
         token_ids = generated(golden_model, prompt, questions[:3], size, max_new_tokens=20)[0]
@@ -395,13 +395,13 @@ def test_generation_stops_at_an_end_symbol_of_ordinary_text(golden_model, golden
 
 def test_training_and_generation_work_with_an_end_symbol_of_hashes(build, golden_dataset, tmp_path):
     model = build(end_sym="###").eval()
-    prompt = model.prompt(model.cfg)
+    prompt = model.prompt_format(model.cfg)
     record = golden_dataset.record(0, "emotion", "Which?")
-    batch = collate([prompt.sample(record)])
+    batch = collate([prompt.tokenize(record)])
     labels = batch.labels[batch.labels != IGNORED].tolist()
     assert prompt.tokenizer.decode(labels) == "happy###"
-    assert torch.isfinite(losses(model, prompt.sample(record))).all()
-    answer = generated(model, prompt, [prompt.sample(record, to_generate=True)], 1, max_new_tokens=3)[0]
+    assert torch.isfinite(losses(model, prompt.tokenize(record))).all()
+    answer = generated(model, prompt, [prompt.tokenize(record, for_generation=True)], 1, max_new_tokens=3)[0]
     assert 1 <= len(answer) <= 3
 
 

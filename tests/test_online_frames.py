@@ -102,7 +102,7 @@ def test_a_batch_may_mix_cached_clips_clips_encoded_online_and_clips_without_a_v
     config_tree["datasets"]["golden"]["image_path"] = str(few)
     runner = RunnerBase(loaded(tmp_path, config_tree))
     records = [dataset.record(index, "emotion", "x") for dataset in runner.datasets.values() for index in (0, 4, 5)]
-    samples = [runner.prompt.sample(record) for record in records]
+    samples = [runner.prompt.tokenize(record) for record in records]
     with torch.no_grad():
         runner.model.eval()
         together = runner.model(collate(samples))
@@ -168,7 +168,7 @@ def test_peak_frames_without_their_file_and_an_encoder_of_another_width_are_refu
     config_tree["model"]["slot_dims"] = {"image": 352}
     config_tree["model"]["ckpt"] = None
     message = refused(tmp_path, config_tree)
-    assert "has width 176, but model.slot_dims.image is 352" in message
+    assert "has hidden size 176, but model.slot_dims.image is 352" in message
 
 
 def test_peak_frames_are_selected_by_the_peak_index_of_the_captions(tmp_path, clips):
@@ -225,7 +225,7 @@ def cache_with_manifest(tmp_path, clips, choice):
     folder.mkdir()
     for path in (clips / "eva").iterdir():
         (folder / path.name).symlink_to(path)
-    Manifest(("image", "cls"), *described.shape, described.recipe, digest(WEIGHTS), "float32").write(folder)
+    Manifest(("image", "cls"), *described.shape, described.settings, digest(WEIGHTS), "float32").write(folder)
     return str(folder)
 
 

@@ -200,7 +200,7 @@ TORCH_FREE |= {
     "datasets.clip_config",
     "encoders.shapes",
 }
-TORCH_FREE |= {"data.slots", "data.prompts.prompt_style", "data.prompts.image_placeholder", "models.sampling_params"}
+TORCH_FREE |= {"data.slots", "data.prompts.prompt_style", "data.prompts.image_tag", "models.sampling_params"}
 TORCH_FREE |= {f"{package}.configs" for package in ("models", "datasets", "encoders", "extraction", "tasks")}
 
 

@@ -9,7 +9,7 @@ from helpers import EXPECTED, NAMES, TASKS
 from torch import zeros
 
 from emollama.data.batch import IGNORED, Record
-from emollama.data.prompts.prompt import Prompt
+from emollama.data.prompts.prompt import PromptFormat
 from emollama.errors import UserError
 
 SLOT_OF = {"<img>": "image", "face": "face", "video": "video", "audio": "audio", "cls": "cls"}
@@ -26,24 +26,24 @@ def record(*turns, image=64, task="reason"):
 
 
 def styled(prompt, loss_average="sample", **style):
-    """Return the same renderer with another style."""
-    return Prompt(prompt.tokenizer, dataclasses.replace(prompt.style, **style), prompt.placeholders, loss_average)
+    """Return the same prompt format with another style."""
+    return PromptFormat(prompt.tokenizer, dataclasses.replace(prompt.style, **style), prompt.feature_tokens, loss_average)
 
 
 def placeholder_counts(prompt, sample):
     return {
-        name: int((sample.input_ids == prompt.placeholders.id_of(name)).sum())
-        for name in prompt.placeholders.video + prompt.placeholders.feature
+        name: int((sample.input_ids == prompt.feature_tokens.id_of(name)).sum())
+        for name in prompt.feature_tokens.video_tag + prompt.feature_tokens.feature_tag
     }
 
 
 def text_of(prompt, ids):
     """Decode the ids below the first placeholder, with special tokens."""
-    return prompt.tokenizer.decode([int(i) for i in ids if i < prompt.placeholders.first_id])
+    return prompt.tokenizer.decode([int(i) for i in ids if i < prompt.feature_tokens.first_id])
 
 
 def golden_ids(prompt, sequence):
-    return [item if isinstance(item, int) else prompt.placeholders.id_of(SLOT_OF[item]) for item in sequence]
+    return [item if isinstance(item, int) else prompt.feature_tokens.id_of(SLOT_OF[item]) for item in sequence]
 
 
 def golden_record(dataset, name, task):
@@ -58,7 +58,7 @@ def golden_record(dataset, name, task):
 @pytest.mark.parametrize("name", NAMES)
 def test_training_ids_and_labels_equal_those_of_the_published_code(golden_prompt, golden_dataset, name, task):
     expected = EXPECTED[name][task]["train_path"]
-    sample = golden_prompt.sample(golden_record(golden_dataset, name, task))
+    sample = golden_prompt.tokenize(golden_record(golden_dataset, name, task))
     assert sample.input_ids.tolist() == golden_ids(golden_prompt, expected["sequence"])
     start = expected["prompt_len"]
     assert sample.labels.tolist() == [IGNORED] * start + sample.input_ids[start:].tolist()
@@ -69,7 +69,7 @@ def test_training_ids_and_labels_equal_those_of_the_published_code(golden_prompt
 @pytest.mark.parametrize("name", NAMES)
 def test_upstream_evaluation_ids_equal_those_of_the_published_code(golden_prompt, golden_dataset, name, task):
     expected = EXPECTED[name][task]["eval_generation"]["sequence"]
-    prompt = golden_prompt.sample(golden_record(golden_dataset, name, task), layout="upstream_eval", to_generate=True)
+    prompt = golden_prompt.tokenize(golden_record(golden_dataset, name, task), layout="upstream_eval", for_generation=True)
     assert prompt.input_ids.tolist() == golden_ids(golden_prompt, expected)
 
 
@@ -83,7 +83,7 @@ def test_the_prompt_text_and_the_answer_equal_those_of_the_published_code(golden
 
 def test_a_generation_prompt_is_the_training_prompt_without_the_answer(golden_prompt, golden_dataset):
     record_read = golden_record(golden_dataset, NAMES[0], "reason")
-    trained, prompt = golden_prompt.sample(record_read), golden_prompt.sample(record_read, to_generate=True)
+    trained, prompt = golden_prompt.tokenize(record_read), golden_prompt.tokenize(record_read, for_generation=True)
     assert trained.input_ids[: len(prompt.input_ids)].equal(prompt.input_ids)
     assert bool((prompt.labels == IGNORED).all()) and float(prompt.loss_weights.sum()) == 0
     assert len(prompt.input_ids) == EXPECTED[NAMES[0]]["reason"]["train_path"]["prompt_len"]
@@ -94,8 +94,8 @@ def test_a_generation_prompt_is_the_training_prompt_without_the_answer(golden_pr
 
 def test_a_long_answer_is_truncated_before_its_end_symbol_and_the_removed_tokens_counted(golden_prompt):
     answer = " ".join(["words"] * 60)
-    whole = golden_prompt.sample(record(("Why?", answer)))
-    short = styled(golden_prompt, max_txt_len=10).sample(record(("Why?", answer)))
+    whole = golden_prompt.tokenize(record(("Why?", answer)))
+    short = styled(golden_prompt, max_txt_len=10).tokenize(record(("Why?", answer)))
     full, shortened = (sample.labels[sample.labels != IGNORED].tolist() for sample in (whole, short))
     assert len(shortened) == 10 and shortened[-1] == golden_prompt.tokenizer.eos_token_id
     assert shortened[:-1] == full[:9]
@@ -103,24 +103,24 @@ def test_a_long_answer_is_truncated_before_its_end_symbol_and_the_removed_tokens
 
 
 def test_an_answer_of_exactly_max_txt_len_is_not_cut(golden_prompt):
-    whole = golden_prompt.sample(record(("Why?", "a happy person")))
+    whole = golden_prompt.tokenize(record(("Why?", "a happy person")))
     size = int((whole.labels != IGNORED).sum())
-    same = styled(golden_prompt, max_txt_len=size).sample(record(("Why?", "a happy person")))
+    same = styled(golden_prompt, max_txt_len=size).tokenize(record(("Why?", "a happy person")))
     assert same.input_ids.equal(whole.input_ids) and same.tokens_cut == 0
 
 
 @pytest.mark.parametrize("layout", ["train", "upstream_eval"])
 def test_a_long_context_loses_only_the_start_of_the_user_text(golden_prompt, layout):
     user_text = f"The person in video says: {'blah ' * 80}.  [reason] Which clues are there? "
-    whole = golden_prompt.sample(record((user_text, "yes")), layout=layout)
+    whole = golden_prompt.tokenize(record((user_text, "yes")), layout=layout)
     limited = styled(golden_prompt, max_context_len=60)
-    cut = limited.sample(record((user_text, "yes")), layout=layout)
+    cut = limited.tokenize(record((user_text, "yes")), layout=layout)
     assert placeholder_counts(golden_prompt, cut) == placeholder_counts(golden_prompt, whole)
     text = text_of(golden_prompt, cut.input_ids)
     assert text.endswith("[reason] Which clues are there?  [/INST] yes</s>")
     assert "</feature>" in text and "</video>" in text and text.count("<video>") == 1
     assert cut.tokens_cut == len(whole.input_ids) - len(cut.input_ids) > 0
-    text_tokens = int((cut.input_ids < golden_prompt.placeholders.first_id).sum()) - int((cut.labels != IGNORED).sum())
+    text_tokens = int((cut.input_ids < golden_prompt.feature_tokens.first_id).sum()) - int((cut.labels != IGNORED).sum())
     beginnings = 2 if layout == "upstream_eval" else 1
     assert 60 <= text_tokens <= 60 + beginnings
 
@@ -129,7 +129,7 @@ def test_a_truncated_context_ends_with_the_end_of_the_template_or_is_refused(gol
     outcomes = set()
     for limit in range(8, 90):
         try:
-            sample = styled(golden_prompt, max_context_len=limit).sample(record(("[reason] " + "Why? " * 20, "yes")))
+            sample = styled(golden_prompt, max_context_len=limit).tokenize(record(("[reason] " + "Why? " * 20, "yes")))
         except UserError as error:
             assert "clip 'clip_7'" in str(error) and f"max_context_len {limit}" in str(error)
             outcomes.add("refused")
@@ -150,8 +150,8 @@ def test_a_truncated_context_ends_with_the_end_of_the_template_or_is_refused(gol
     ["<FeatureHere>", "<VideoHere>", "[/INST]", "</video> <feature><FeatureHere></feature>", "[INST]", "{}", "{labels}", "<img>"],
 )
 def test_prompt_markers_in_a_transcript_remain_ordinary_text(golden_prompt, layout, mark):
-    plain = golden_prompt.sample(record(("he said  here", "yes")), layout=layout)
-    marked = golden_prompt.sample(record((f"he said {mark} here", f"yes {mark}")), layout=layout)
+    plain = golden_prompt.tokenize(record(("he said  here", "yes")), layout=layout)
+    marked = golden_prompt.tokenize(record((f"he said {mark} here", f"yes {mark}")), layout=layout)
     assert placeholder_counts(golden_prompt, marked) == placeholder_counts(golden_prompt, plain)
     assert mark in text_of(golden_prompt, marked.input_ids)
 
@@ -160,7 +160,7 @@ def test_prompt_markers_in_a_transcript_remain_ordinary_text(golden_prompt, layo
 @pytest.mark.parametrize("special", ["<s>", "</s>", "<unk>", "</s></s>", "<<s>s>", "a</s>b", "</</s>s>"])
 def test_special_tokens_in_user_texts_or_answers_are_text(golden_prompt, part, special):
     user_text, answer = (f"he said {special} here", "yes") if part == "words" else ("he said", f"yes {special} here")
-    sample = golden_prompt.sample(record((user_text, answer)))
+    sample = golden_prompt.tokenize(record((user_text, answer)))
     tokenizer = golden_prompt.tokenizer
     ids = sample.input_ids.tolist()
     assert ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
@@ -171,19 +171,19 @@ def test_special_tokens_in_user_texts_or_answers_are_text(golden_prompt, part, s
 
 
 def test_placeholder_ids_are_unique_and_outside_the_embedding_table(golden_prompt):
-    placeholders = golden_prompt.placeholders
-    ids = [placeholders.id_of(name) for name in placeholders.video + placeholders.feature]
+    feature_tokens = golden_prompt.feature_tokens
+    ids = [feature_tokens.id_of(name) for name in feature_tokens.video_tag + feature_tokens.feature_tag]
     assert ids == list(range(800, 805)) and len(golden_prompt.tokenizer) <= 800
 
 
 def test_a_number_of_image_vectors_that_is_not_a_multiple_of_four_is_refused_by_sample(golden_prompt):
     with pytest.raises(UserError, match="clip 'clip_7': 63 image vectors cannot be joined in groups of 4"):
-        golden_prompt.sample(record(("Why?", "yes"), image=63))
+        golden_prompt.tokenize(record(("Why?", "yes"), image=63))
 
 
 @pytest.mark.parametrize("vectors", [0, 4, 8, 1024])
 def test_there_is_one_placeholder_for_each_feature_token(golden_prompt, vectors):
-    sample = golden_prompt.sample(record(("Why?", "yes"), image=vectors))
+    sample = golden_prompt.tokenize(record(("Why?", "yes"), image=vectors))
     assert placeholder_counts(golden_prompt, sample) == {"image": vectors // 4, "face": 1, "video": 1, "audio": 1, "cls": 1}
 
 
@@ -193,7 +193,7 @@ def test_there_is_one_placeholder_for_each_feature_token(golden_prompt, vectors)
 @pytest.mark.parametrize("answer", ["", "sad", "a long answer of many words that is split into tokens"])
 def test_loss_weights_of_a_sample_sum_to_one_or_to_the_number_of_its_target_tokens(golden_prompt, answer):
     for loss_average in ("sample", "token"):
-        sample = styled(golden_prompt, loss_average).sample(record(("Why?", answer)))
+        sample = styled(golden_prompt, loss_average).tokenize(record(("Why?", answer)))
         count = int((sample.labels != IGNORED).sum())
         assert float(sample.loss_weights.sum()) == pytest.approx(1.0 if loss_average == "sample" else count)
         assert bool(((sample.loss_weights > 0) == (sample.labels != IGNORED)).all())
@@ -203,14 +203,14 @@ def test_loss_weights_of_a_sample_sum_to_one_or_to_the_number_of_its_target_toke
 
 
 def test_without_a_chat_template_the_prompt_contains_only_the_text(golden_prompt):
-    bare = styled(golden_prompt, chat_template=False).sample(record(("Why? ", "yes")))
+    bare = styled(golden_prompt, chat_template=False).tokenize(record(("Why? ", "yes")))
     assert text_of(golden_prompt, bare.input_ids).split() == "<s> <video> </video> <feature> </feature> Why? yes</s>".split()
     assert placeholder_counts(golden_prompt, bare)["image"] == 16
 
 
 def test_another_template_wraps_the_text(golden_prompt):
     style = styled(golden_prompt, template="USER: {} ASSISTANT:")
-    text = text_of(golden_prompt, style.sample(record(("Why? ", "yes"))).input_ids)
+    text = text_of(golden_prompt, style.tokenize(record(("Why? ", "yes"))).input_ids)
     assert text.startswith("<s> USER: <video>") and text.endswith("Why?  ASSISTANT: yes</s>")
 
 
@@ -218,7 +218,7 @@ def test_a_custom_end_symbol_ends_every_answer_including_a_truncated_one(golden_
     hashed = styled(golden_prompt, end_sym="###", max_txt_len=8)
     end = golden_prompt.tokenizer("###", add_special_tokens=False).input_ids
     for answer in ("yes", "a long answer of many words that is split into more tokens"):
-        sample = hashed.sample(record(("Why?", answer)))
+        sample = hashed.tokenize(record(("Why?", answer)))
         labels = sample.labels[sample.labels != IGNORED].tolist()
         assert golden_prompt.tokenizer.decode(labels).endswith("###") and len(labels) <= 8
         assert golden_prompt.tokenizer.eos_token_id not in labels
@@ -227,7 +227,7 @@ def test_a_custom_end_symbol_ends_every_answer_including_a_truncated_one(golden_
 
 def test_every_turn_has_the_template_and_only_answers_have_labels(golden_prompt):
     turns = [("First? ", "one"), ("Second? ", "two words"), ("Third? ", "three")]
-    sample = golden_prompt.sample(record(*turns))
+    sample = golden_prompt.tokenize(record(*turns))
     text = text_of(golden_prompt, sample.input_ids)
     assert text.count("[INST]") == text.count("[/INST]") == 3 and text.count("<video>") == 1
     assert placeholder_counts(golden_prompt, sample) == {"image": 16, "face": 1, "video": 1, "audio": 1, "cls": 1}
@@ -238,7 +238,7 @@ def test_every_turn_has_the_template_and_only_answers_have_labels(golden_prompt)
 
 
 def test_the_prompt_of_the_last_turn_contains_the_earlier_answers(golden_prompt):
-    prompt = golden_prompt.sample(record(("First? ", "one"), ("Second? ", None)), to_generate=True)
+    prompt = golden_prompt.tokenize(record(("First? ", "one"), ("Second? ", None)), for_generation=True)
     text = text_of(golden_prompt, prompt.input_ids)
     assert "one</s>" in text and text.endswith("Second?  [/INST]")
 
@@ -260,13 +260,13 @@ class WithoutBos:
 
 @pytest.mark.parametrize("layout", ["train", "upstream_eval"])
 def test_a_tokenizer_without_bos_leaves_only_the_bos_out(golden_prompt, layout):
-    without = Prompt(WithoutBos(golden_prompt.tokenizer), golden_prompt.style, golden_prompt.placeholders)
-    bare = without.sample(record(("Why?", "yes")), layout=layout).input_ids
-    usual = golden_prompt.sample(record(("Why?", "yes")), layout=layout).input_ids
+    without = PromptFormat(WithoutBos(golden_prompt.tokenizer), golden_prompt.style, golden_prompt.feature_tokens)
+    bare = without.tokenize(record(("Why?", "yes")), layout=layout).input_ids
+    usual = golden_prompt.tokenize(record(("Why?", "yes")), layout=layout).input_ids
     assert golden_prompt.tokenizer.bos_token_id not in bare.tolist()
     drop = 2 if layout == "upstream_eval" else 1
     assert len(usual) - len(bare) in (drop, drop - 1)
-    assert placeholder_counts(golden_prompt, without.sample(record(("Why?", "yes")), layout=layout))["image"] == 16
+    assert placeholder_counts(golden_prompt, without.tokenize(record(("Why?", "yes")), layout=layout))["image"] == 16
     assert text_of(golden_prompt, bare).split() == text_of(golden_prompt, usual).replace("<s>", "").split()
 
 
@@ -288,13 +288,13 @@ def test_answer_text_starts_after_the_template_and_ends_at_the_end_symbol(golden
 def test_answer_text_recovers_the_answer_from_its_labels(golden_prompt, golden_dataset):
     for name in NAMES:
         record_read = golden_record(golden_dataset, name, "reason_v2")
-        sample = golden_prompt.sample(record_read)
+        sample = golden_prompt.tokenize(record_read)
         ids = sample.labels[sample.labels != IGNORED].tolist()
         assert golden_prompt.answer_text(ids) == record_read.turns[0][1]
 
 
 def test_rendering_is_deterministic_and_does_not_change_features(golden_prompt, golden_dataset):
     record_read = golden_record(golden_dataset, NAMES[0], "emotion")
-    first, second = golden_prompt.sample(record_read), golden_prompt.sample(record_read)
+    first, second = golden_prompt.tokenize(record_read), golden_prompt.tokenize(record_read)
     assert first.input_ids.equal(second.input_ids)
     assert all(first.slots[slot] is record_read.features[slot] for slot in record_read.features)

@@ -22,17 +22,17 @@ from emollama.stores.manifest import FILE, Manifest, differences
 pytestmark = pytest.mark.usefixtures("no_reports")
 HUBERT = Manifest(
     slots=("audio",),
-    rows=1,
-    width=1024,
-    recipe={"encoder": "hubert", "layers": [-1], "pooling": "mean", "precision": "fp32"},
+    num_vectors=1,
+    dim=1024,
+    settings={"encoder": "hubert", "layers": [-1], "pooling": "mean", "precision": "fp32"},
     weights="ab" * 32,
     dtype="float32",
     versions={"torch": "2"},
 )
 
 
-def changed(**recipe):
-    return dataclasses.replace(HUBERT, recipe=HUBERT.recipe | recipe)
+def changed(**settings):
+    return dataclasses.replace(HUBERT, settings=HUBERT.settings | settings)
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_allow_other_features_turns_the_refusal_into_a_warning(tmp_path, two_cor
 
 
 def test_features_of_another_slot_are_refused(tmp_path, two_corpora):
-    describe(tmp_path, dataclasses.replace(HUBERT, slots=("face",), recipe={"encoder": "mae"}))
+    describe(tmp_path, dataclasses.replace(HUBERT, slots=("face",), settings={"encoder": "mae"}))
     message = refused(tmp_path, two_corpora)
     assert "contains face features of the encoder mae, expected audio" in message
 
@@ -181,7 +181,7 @@ def test_the_configured_encoders_are_compared_with_the_manifests(tmp_path, two_c
     two_corpora["encoders"] = {"eva": {"weights": weights, "image_size": 112, "frame_selection": "middle"}}
     for frame, fits in (("first", False), ("middle", True)):
         described = Eva.describe(Eva.Config(weights=weights, image_size=112, frame_selection=frame), "k")
-        manifest = Manifest(("image", "cls"), *described.shape, described.recipe, digest(weights), "float32")
+        manifest = Manifest(("image", "cls"), *described.shape, described.settings, digest(weights), "float32")
         for name in ("train", "test"):
             manifest.write(tmp_path / name / "eva")
         if fits:

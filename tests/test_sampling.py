@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from emollama.data.loader import BatchLayout
-from emollama.data.sampling import MIXING_BLOCK, DatasetSampling, MixtureSampler
+from emollama.data.sampling import MIXING_WINDOW, DatasetSampling, MixtureSampler
 
 SIZE = 23
 SHARDS = np.repeat(np.arange(8), 3)[:SIZE]  # shards of three clips, the last one of two
@@ -196,7 +196,7 @@ def listed(sampler, indices):
 
 
 def test_a_sample_is_a_pure_function_of_seed_and_global_index_with_shards_and_curricula_too():
-    count = MIXING_BLOCK + 100  # beyond the first block and the first epoch of 700 samples
+    count = MIXING_WINDOW + 100  # beyond the first block and the first epoch of 700 samples
     forward = listed(everything(), range(count))
     assert listed(everything(), reversed(range(count))) == forward[::-1]
     scattered = np.random.default_rng(0).permutation(count)[:100].tolist()
@@ -205,7 +205,7 @@ def test_a_sample_is_a_pure_function_of_seed_and_global_index_with_shards_and_cu
 
 
 def test_shares_stay_exact_with_shards_and_curricula():
-    dataset_counts = Counter(ref[0] for ref in listed(everything(), range(MIXING_BLOCK, 2 * MIXING_BLOCK)))
+    dataset_counts = Counter(ref[0] for ref in listed(everything(), range(MIXING_WINDOW, 2 * MIXING_WINDOW)))
     assert [dataset_counts[dataset] for dataset in range(4)] == [559, 186, 186, 93]
 
 

@@ -102,7 +102,7 @@ def test_a_single_shard_can_be_opened(tmp_path):
 def test_the_shards_of_the_clips_are_returned(tmp_path):
     stored(tmp_path / "shards")
     store = TarStore.open(f"{tmp_path}/shards")
-    assert store.groups(["clip_11", "clip_0", "clip_5", "nobody", "clip_6"]).tolist() == [2, 0, 1, -1, 1]
+    assert store.shard_ids(["clip_11", "clip_0", "clip_5", "nobody", "clip_6"]).tolist() == [2, 0, 1, -1, 1]
     assert store.location("clip_5") == f"{tmp_path}/shards/train-001.tar, clip_5.npy"
 
 
@@ -467,7 +467,7 @@ def test_a_set_file_gives_the_same_results_as_the_indexes_of_its_shards(tmp_path
         assert all(same(store.load(name), arrays[name]) for name in names)
         return (
             names,
-            store.groups(looked_up).tolist(),
+            store.shard_ids(looked_up).tolist(),
             [name in store for name in looked_up],
             [store.location(name) for name in names],
         )
@@ -488,7 +488,7 @@ def test_a_set_supports_slots(tmp_path):
     assert tar_set.find_set(sidecars(tmp_path, [0, 1]))
     store = TarStore.open(f"{tmp_path}::video")
     assert list(store.names()) == ["clip_0a", "clip_0b", "clip_1a", "clip_1b"]
-    assert store.groups(["clip_1b", "clip_0a", "clip_0a.face"]).tolist() == [1, 0, -1]
+    assert store.shard_ids(["clip_1b", "clip_0a", "clip_0a.face"]).tolist() == [1, 0, -1]
 
 
 def test_a_set_file_is_ignored_after_one_of_its_shards_is_reindexed(tmp_path):
@@ -566,8 +566,8 @@ def test_an_index_of_a_million_clips_opens_in_half_a_second_and_returns_their_sh
     names = [f"sample_{number:08d}" for number in np.random.default_rng(0).permutation(count)]
     opening = min(seconds(lambda: TarStore.open(f"{tmp_path}/shards")) for _ in range(3))
     store = TarStore.open(f"{tmp_path}/shards/train-*.tar")
-    grouping = min(seconds(lambda: store.groups(names)) for _ in range(2))
-    assert store.groups(names).tolist() == [int(name[7:]) // (count // 10) for name in names]
+    grouping = min(seconds(lambda: store.shard_ids(names)) for _ in range(2))
+    assert store.shard_ids(names).tolist() == [int(name[7:]) // (count // 10) for name in names]
     assert not store.load(names[0]).any() and opening <= 0.5 and grouping <= 1
 
 

@@ -400,7 +400,7 @@ def test_prompts_are_answered_once_each_from_the_longest_to_the_shortest(tmp_pat
     class Recorded(type(runner.task)):
         def answer(self, members, prompt, dataset, cfg, questions, seed):
             records = [dataset.record(each.index, each.task, each.instruction) for each in questions]
-            lengths.extend(len(prompt.sample(record, to_generate=True).input_ids) for record in records)
+            lengths.extend(len(prompt.tokenize(record, for_generation=True).input_ids) for record in records)
             return super().answer(members, prompt, dataset, cfg, questions, seed)
 
     runner.task = Recorded()

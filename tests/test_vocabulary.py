@@ -22,15 +22,19 @@ PROMPTS = {PACKAGE / "evaluation/judges/prompts.py"}  # sent to a model, with ch
 
 # Identifiers
 
-CLASSES = set("Order Deck Draw Split Rows KeptRows Seen Made Facts Evidence Choice Reader Sweep Intake".split())
+CLASSES = set("Order Deck Draw Split Rows KeptRows Seen Made Facts Evidence Choice Reader Sweep Intake Placeholders".split())
 MODULES = set(
-    "order seen kept recipes sweeping exchange predecessors doctor prediction intake lenient canvas basis upstream".split()
+    "order seen kept image_placeholder recipes sweeping exchange predecessors doctor prediction intake lenient canvas basis"
+    " upstream".split()
 )
 FUNCTIONS = set(
     "deck lap wording wordings said worded rows_out raw_rows kept keep seen made unlike main_first on_main everywhere"
-    " synchronised course begin advance told known found given".split()
+    " synchronised course begin advance told known found given with_frames at_least_steady looked_up likelihoods".split()
 )
-VARIABLES = set("UNSEEN MAY_DIFFER found known given told made".split())
+VARIABLES = set(
+    "UNSEEN MAY_DIFFER STEADY_ROWS MIXING_BLOCK ABOUT FREE_KEYS OWNER ABSENT_TOGETHER to_generate recipe found known given"
+    " told made".split()
+)
 
 # Prose: a pattern of what is rejected, and what to write instead
 
@@ -57,6 +61,7 @@ PHRASES = {
     r"(?:is|are) (?:asked|called) (?:after|by)\b": "is named after",
     r"of (?:one's|ones) own\b": "custom, user-defined",
     r"is of no use\b": "cannot be used",
+    r"(?:the|prompt|same) renderers?\b": "prompt format",
     r"(?:has|have|had|says?) nothing (?:of|to)\b": "is empty, does not need",
 }
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 from emollama.checks.findings import ArrayCounts, Finding, ReadingTime
-from emollama.data.features import CONSTANT, FeatureCheck, Features
+from emollama.data.features import CONSTANT_DIGEST, FeatureCheck, Features
 from emollama.data.problems import Problem
-from emollama.data.slots import FRAME
+from emollama.data.slots import PIXELS
 from emollama.errors import UserError
 from emollama.logs.console import Progress
 
@@ -82,8 +82,8 @@ class CheckedFeatures(Features):
 
 def count_arrays(source: CheckedFeatures, names: Sequence[str]) -> ArrayCounts:
     """Count the arrays of one feature folder or store by state, dtype and shape."""
-    good, problems = source.feature_check
-    present = len(good) + len(problems)
+    valid, problems = source.feature_check
+    present = len(valid) + len(problems)
     return ArrayCounts(
         key=source.key,
         path=source.path,
@@ -91,16 +91,16 @@ def count_arrays(source: CheckedFeatures, names: Sequence[str]) -> ArrayCounts:
         present=present,
         missing=len(names) - present,
         unusable=len(problems),
-        values_read=sum(file.digest != "" for file in good.values()),
-        bytes=sum(int(file.size) for file in good.values()),
-        kinds=dict(Counter(f"{file.dtype} {file.shape}" for file in good.values()).most_common()),
+        values_read=sum(file.digest != "" for file in valid.values()),
+        bytes=sum(int(file.size) for file in valid.values()),
+        kinds=dict(Counter(f"{file.dtype} {file.shape}" for file in valid.values()).most_common()),
     )
 
 
 def array_notes(source: CheckedFeatures, block: str) -> Iterator[Finding]:
     """Yield notes about arrays with constant values and arrays that several clips share."""
-    good, slots = source.feature_check.good, " + ".join(source.slots)
-    constant = tuple(name for name, file in good.items() if file.digest == CONSTANT)
+    valid, slots = source.feature_check.valid, " + ".join(source.slots)
+    constant = tuple(name for name, file in valid.items() if file.digest == CONSTANT_DIGEST)
     if constant:
         text = f"{source.path} (slot {slots}): all values of these arrays are the same number, for example zeros for missing data"
         yield Finding("note", "constant features", text, block, constant)
@@ -119,9 +119,9 @@ def array_notes(source: CheckedFeatures, block: str) -> Iterator[Finding]:
 def distinguishing_digests(source: CheckedFeatures) -> dict[str, str]:
     """Return clip name -> digest for arrays that identify their clip."""
     # Many videos start with the same frame, so a frame does not identify its clip.
-    if source.slots == (FRAME,):
+    if source.slots == (PIXELS,):
         return {}
-    return {name: file.digest for name, file in source.feature_check.good.items() if file.digest not in ("", CONSTANT)}
+    return {name: file.digest for name, file in source.feature_check.valid.items() if file.digest not in ("", CONSTANT_DIGEST)}
 
 
 def overlaps(blocks: Mapping[str, ClipDigests]) -> Iterator[Finding]:

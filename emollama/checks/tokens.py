@@ -43,9 +43,9 @@ class TokenLengths:
 
     @cached_property
     def _prompt(self) -> Any | None:
-        """The renderer of prompts; None if the language model cannot be read."""
+        """The prompt format; None if the language model cannot be read."""
         try:
-            return self._class.prompt(self._model)
+            return self._class.prompt_format(self._model)
         except UserError as error:
             self.why_estimated = str(error)
             return None
@@ -69,7 +69,7 @@ class TokenLengths:
         self._cache.save()
 
     def _measure(self, name: str, texts: Sequence[str], get_measure: Callable[[Any], Measure]) -> list[int]:
-        """Return the lengths of texts from the cache or the tokenizer; ``get_measure`` returns the function of a renderer."""
+        """Return the lengths of texts from the cache or the tokenizer; ``get_measure`` returns a function of a prompt format."""
         digest = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogateescape")).hexdigest()
         stamp = (len(texts), int(digest[:15], 16))
         cached = self._cache.recall(name, stamp)

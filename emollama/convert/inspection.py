@@ -72,7 +72,7 @@ def _file_info(path: Path) -> dict[str, Any]:
 
 def _lora_info(weights: Weights) -> dict[str, Any] | None:
     """Summarize the LoRA adapters; return None if there are none."""
-    matches = {name: match for name in weights.tensors if (match := adapters.LORA.fullmatch(name))}
+    matches = {name: match for name in weights.tensors if (match := adapters.LORA_TENSOR_NAME.fullmatch(name))}
     if not matches:
         return None
     layers = dict.fromkeys(match[1] for match in matches.values())

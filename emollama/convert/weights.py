@@ -90,8 +90,8 @@ def _read_peft(folder: Path, key: str) -> Weights:
             f"{key}: {folder} contains adapter_model.bin, which is a pickle and is not read. Load it with peft and save it again"
             " as safetensors."
         )
-    tensors = {f"{adapters.OWNER}{name}": tensor for name, tensor in _read_safetensors(folder / ADAPTERS, key).items()}
-    unsupported = sorted(name for name in tensors if not adapters.LORA.fullmatch(name))
+    tensors = {f"{adapters.LLM_PREFIX}{name}": tensor for name, tensor in _read_safetensors(folder / ADAPTERS, key).items()}
+    unsupported = sorted(name for name in tensors if not adapters.LORA_TENSOR_NAME.fullmatch(name))
     if unsupported:
         raise UserError(
             f"{key}: {folder / ADAPTERS} contains {listing(unsupported, 'tensor')}. Only LoRA adapters are supported."

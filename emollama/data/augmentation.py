@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from emollama.data.slots import FRAME, IMAGE, PATCH
+from emollama.data.slots import IMAGE, PATCH, PIXELS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +62,9 @@ class Augmentation:
         return features
 
     def _add_noise(self, features: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
-        vectors_by_slot = {slot: vectors for slot, vectors in features.items() if slot not in (*IMAGE, FRAME) and vectors.numel()}
+        vectors_by_slot = {
+            slot: vectors for slot, vectors in features.items() if slot not in (*IMAGE, PIXELS) and vectors.numel()
+        }
         return {
             slot: vectors + _normal(vectors, rng) * vectors.std(correction=0) * self.noise
             for slot, vectors in vectors_by_slot.items()
@@ -73,7 +75,7 @@ class Augmentation:
         # Imported here so that the Config classes can check an augmentation without torch.
         import torch
 
-        frame = features.get(FRAME, torch.zeros(0, 0))
+        frame = features.get(PIXELS, torch.zeros(0, 0))
         present = [slots for slots in MODALITIES if any(features[slot].any() for slot in slots if slot in features)]
         present = [IMAGE, *present] if len(frame) else present
         if len(present) < 2:
@@ -82,7 +84,7 @@ class Augmentation:
         if dropped == IMAGE and len(frame):
             # The model would compute image features from the frame. Remove the frame and supply zeros in their place.
             counts = {"image": frame.shape[1] // 3 // PATCH**2, "cls": 1}
-            return {FRAME: frame[:0]} | {slot: torch.zeros(count, features[slot].shape[1]) for slot, count in counts.items()}
+            return {PIXELS: frame[:0]} | {slot: torch.zeros(count, features[slot].shape[1]) for slot, count in counts.items()}
         return {slot: torch.zeros_like(features[slot]) for slot in dropped}
 
     def _mask_vectors(self, features: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:

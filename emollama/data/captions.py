@@ -137,10 +137,10 @@ def _from_entries(path: str, entries: list[Any], report: Report) -> Iterator[Cap
     if repeated := _repeated(entries):
         text = f"{path}: several entries for {listing(repeated, 'image_id')}. The file seems to have COCO's format, but no"
         report(Problem("caption", f'{text} "images". Add them, or write one entry per image, with a list "captions".', repeated))
-    for number, entry in enumerate(entries):
+    for index, entry in enumerate(entries):
         if repeated and str(entry.get("image_id") if isinstance(entry, dict) else "") in names:
             continue
-        where = f"annotations[{number}]"
+        where = f"annotations[{index}]"
         try:
             fields = _require_fields(entry, "image_id")
             name = names.add(_parse_id(fields["image_id"]), where, remedy)
@@ -165,8 +165,8 @@ def _from_coco(path: str, table: dict[str, Any], report: Report) -> Iterator[Cap
     files: dict[str, str] = {}
     invalid: set[str] = set()  # ids of invalid images; "" for an image without an id
     names = _ImageNames()
-    for number, entry in enumerate(table["images"]):
-        where = f"images[{number}]"
+    for index, entry in enumerate(table["images"]):
+        where = f"images[{index}]"
         try:
             fields = _require_fields(entry, "id", "file_name")
             file, key = fields["file_name"], _parse_id(fields["id"])
@@ -195,12 +195,12 @@ def _captions_by_id(path: str, entries: list[Any], report: Report) -> dict[str, 
     if entries and not any(isinstance(entry, dict) and "caption" in entry for entry in entries):
         text = f'none of the {len(entries):,} "annotations" has a "caption", as in COCO\'s files of objects ("instances")'
         raise UserError(f"{path}: {text}. Set annotation_file to the file with the captions.")
-    for number, entry in enumerate(entries):
+    for index, entry in enumerate(entries):
         try:
             fields = _require_fields(entry, "image_id", "caption")
             captions.setdefault(_parse_id(fields["image_id"]), []).append(_parse_caption(fields["caption"]))
         except ValueError as error:
-            report(Problem("caption", f"{path}, annotations[{number}]: {error}"))
+            report(Problem("caption", f"{path}, annotations[{index}]: {error}"))
     return captions
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from emollama.data.problems import Problem
-from emollama.data.slots import FRAME, IMAGE, PATCH, SlotShape
+from emollama.data.slots import IMAGE, PATCH, PIXELS, SlotShape
 from emollama.data.validation_cache import ValidationCache
 from emollama.errors import UserError
 from emollama.logs.console import Progress
@@ -32,7 +32,8 @@ T = TypeVar("T")
 VALUES_CHECKED_UP_TO = 1 << 20
 MAX_THREADS = 16
 CHUNK_SIZE = 64  # arrays that each thread checks before the number of threads is chosen again
-CONSTANT = "alike"  # replaces the digest of an array whose values are all equal
+# Replaces the digest of an array whose values are all equal. Validation caches contain this value.
+CONSTANT_DIGEST = "alike"
 
 
 class FileCheck(NamedTuple):
@@ -41,7 +42,7 @@ class FileCheck(NamedTuple):
     Attributes:
         dtype, shape: of the stored array.
         size: bytes of its values.
-        digest: hash of its values; :data:`CONSTANT` if all values are equal, "" if the values were not read.
+        digest: hash of its values; :data:`CONSTANT_DIGEST` if all values are equal, "" if the values were not read.
     """
 
     dtype: str
@@ -54,11 +55,11 @@ class FeatureCheck(NamedTuple):
     """Result of checking the arrays of several clips.
 
     Attributes:
-        good: clip name -> properties of its array, for arrays that passed.
+        valid: clip name -> properties of its array, for arrays that passed.
         problems: what is wrong with the others.
     """
 
-    good: dict[str, FileCheck]
+    valid: dict[str, FileCheck]
     problems: list[Problem]
 
 
@@ -97,7 +98,7 @@ class Features:
     @property
     def filled_slots(self) -> tuple[str, ...]:
         """The model's slots that these arrays fill. The model replaces a frame by image and class features."""
-        return IMAGE if self.slots == (FRAME,) else self.slots
+        return IMAGE if self.slots == (PIXELS,) else self.slots
 
     def read(self, name: str) -> dict[str, Tensor]:
         """Read a clip's feature vectors as float32: {"image": (P, D), "cls": (1, D)} or {slot: (n, D)}.
@@ -133,7 +134,7 @@ class Features:
                 if isinstance(outcome, Problem):
                     result.problems.append(outcome)
                 else:
-                    result.good[name] = outcome
+                    result.valid[name] = outcome
             advance(len(batch))
         cache.save()
         return result
@@ -161,7 +162,7 @@ class Features:
         self._finite(name, array)
         digest = hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=8).hexdigest()
         constant = (array == array.flat[0]).all()
-        return FileCheck(str(array.dtype), str(array.shape), str(array.nbytes), CONSTANT if constant else digest)
+        return FileCheck(str(array.dtype), str(array.shape), str(array.nbytes), CONSTANT_DIGEST if constant else digest)
 
     def _from_store(self, read: Callable[[str], Any], name: str) -> Any:
         """Call a method of the store; its errors become user errors that name the array."""
@@ -182,15 +183,15 @@ class Features:
         return array
 
     def _check_shape(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        num_tokens, dim = self.shape
+        num_vectors, dim = self.shape
         if dtype not in FLOAT_TYPES:
             raise UserError(self._complaint(name, f"dtype {dtype}, expected float16, float32 or float64"))
         if not self._has_class_token and shape not in ((dim,), (1, dim)):
             raise UserError(self._complaint(name, f"shape {shape}, expected ({dim},) or (1, {dim})"))
-        if self._has_class_token and shape != (1 + num_tokens, dim):
-            image_size, stored_size = round(num_tokens**0.5) * PATCH, _image_size(shape)
+        if self._has_class_token and shape != (1 + num_vectors, dim):
+            image_size, stored_size = round(num_vectors**0.5) * PATCH, _image_size(shape)
             mismatch = f"; it was computed at image_size {stored_size}" if stored_size and stored_size != image_size else ""
-            expected = f"expected ({1 + num_tokens}, {dim}), which is image_size {image_size}{mismatch}"
+            expected = f"expected ({1 + num_vectors}, {dim}), which is image_size {image_size}{mismatch}"
             raise UserError(self._complaint(name, f"shape {shape}, {expected} (or set model.image_size)"))
 
     def _complaint(self, name: str, problem: str) -> str:
@@ -211,7 +212,7 @@ def _in_batches(check: Callable[[str], T], names: Sequence[str]) -> Iterator[tup
     """Apply ``check`` to each name in order, and yield batches of names with their results.
 
     The number of threads adapts so that they keep one core busy. Several threads help if the disk is slow. For files in memory
-    one thread is fastest, because more would pass Python's global lock back and forth.
+    one thread is fastest, because of the GIL.
     """
     threads, first = 1, 0
     with ThreadPoolExecutor(MAX_THREADS) as pool:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from emollama.data.batch import Batch, Record, Sample, collate
 from emollama.data.instructions import TaskPool
 from emollama.data.problems import Problem
-from emollama.data.prompts.prompt import Prompt
+from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.sampling import DatasetSampling, MixtureSampler
 from emollama.errors import UserError
 
@@ -70,7 +70,7 @@ class SampleDataset(Protocol):
 class TrainingSamples(Dataset[Sample]):
     """Map-style dataset of a training run: item i is the sample with the global index i."""
 
-    def __init__(self, datasets: Sequence[SampleDataset], prompt: Prompt, sampler: MixtureSampler) -> None:
+    def __init__(self, datasets: Sequence[SampleDataset], prompt: PromptFormat, sampler: MixtureSampler) -> None:
         self.datasets = datasets
         self.prompt = prompt
         self.sampler = sampler
@@ -79,7 +79,7 @@ class TrainingSamples(Dataset[Sample]):
         ref = self.sampler.at(index)
         dataset = self.datasets[ref.dataset]
         task, instruction = dataset.pool.draw(ref.rng)
-        return self.prompt.sample(dataset.record(ref.index, task, instruction, ref.rng), rng=ref.rng)
+        return self.prompt.tokenize(dataset.record(ref.index, task, instruction, ref.rng), rng=ref.rng)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The order of samples in training, a pure function of the seed and the global sample index.
 
 The global sample index is step x global batch size + position in the global batch. Rank and micro-batch follow from the position.
-With a fixed global batch size, a step therefore contains the same samples for any division into processes and micro-batches, and a
-resumed run needs only its step number.
+With a fixed global batch size, a step therefore contains the same samples for any division into processes and micro-batches, and
+a resumed run needs only its step number.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 
 from emollama.errors import UserError
 
-# Number of consecutive samples among which every dataset has its exact share.
-MIXING_BLOCK = 1024
+# Number of consecutive samples in which every dataset has its exact share.
+MIXING_WINDOW = 1024
 # Each use of random numbers has its own entry after the seed, so that no two streams overlap.
-_SHUFFLE, _MIX, _SAMPLE, _TIES = 0, 1, 2, 3
+_SHUFFLE, _MIX, _SAMPLE, _TIE_BREAK = 0, 1, 2, 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class DatasetSampling:
         size: number of samples.
         ratio: relative share of this dataset in a mixture, on any positive scale.
         shuffle: whether samples are shuffled; otherwise they come in file order (with a curriculum: easy ones first), repeatedly.
-        shards: (size,) shard number of each sample; shards come in random order, and samples are shuffled within ``window``
+        shards: (size,) shard index of each sample; shards come in random order, and samples are shuffled within ``window``
             shards. None: all samples are shuffled together.
         window: number of shards whose samples are shuffled together.
         difficulty: (size,) sort key of a curriculum: ascending, NaN last, equal values in random order. None: no curriculum.
@@ -65,7 +65,7 @@ class SampleRef:
     """A reference to one sample.
 
     Attributes:
-        dataset: number of the dataset.
+        dataset: index of the dataset in the mixture.
         index: index of the sample in the dataset.
         rng: generator of all random numbers for this sample.
     """
@@ -83,48 +83,56 @@ class MixtureSampler:
         seed: the run's seed.
         datasets: how each dataset is sampled.
         samples_per_epoch: number of samples per epoch, for curricula.
+        names: names of the datasets in error messages, such as ``datasets.merr``.
 
     Raises:
-        UserError: the ratio of a dataset is too small for one sample per block.
+        UserError: the ratio of a dataset is too small for one sample per mixing window.
     """
 
     seed: int
     datasets: tuple[DatasetSampling, ...]
     samples_per_epoch: int = 1
+    names: tuple[str, ...] = ()
     _shares: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         ratios = np.array([dataset.ratio for dataset in self.datasets])
-        exact = ratios / ratios.sum() * MIXING_BLOCK
+        exact = ratios / ratios.sum() * MIXING_WINDOW
         shares = np.floor(exact).astype(int)
         # Largest remainder method: the samples lost by rounding down go to the datasets that lost most.
-        for index in np.argsort(shares - exact, kind="stable")[: MIXING_BLOCK - shares.sum()]:
+        for index in np.argsort(shares - exact, kind="stable")[: MIXING_WINDOW - shares.sum()]:
             shares[index] += 1
         if not shares.all():
-            text = f"{ratios.tolist()} gives a dataset less than one of {MIXING_BLOCK} samples. Increase its ratio."
-            raise UserError(f"sample_ratio: {text}")
+            index = int(shares.argmin())
+            name = self.names[index] if self.names else f"datasets[{index}]"
+            text = f"{exact[index]:.2g} of every {MIXING_WINDOW} samples. Increase it to at least 1 sample."
+            raise UserError(f"{name}.sample_ratio is too small: {text}")
         object.__setattr__(self, "_shares", tuple(int(share) for share in shares))
 
     def at(self, index: int) -> SampleRef:
         """Return the sample with this global index (from 0)."""
-        number = self._dataset(index)
-        dataset = self.datasets[number]
+        dataset_index = self._dataset_index(index)
+        dataset = self.datasets[dataset_index]
         phase = min(index // self.samples_per_epoch, dataset.phases - 1)
-        position = self._before(index, number) - self._before(phase * self.samples_per_epoch, number)
+        position = self._count_before(index, dataset_index) - self._count_before(phase * self.samples_per_epoch, dataset_index)
         dataset_epoch, offset = divmod(position, dataset.count(phase))
-        order = _order(self.seed, dataset, number, phase, dataset_epoch if dataset.shuffle else 0)
-        return SampleRef(number, int(order[offset]), _generator(self.seed, _SAMPLE, index))
+        order = _order(self.seed, dataset, dataset_index, phase, dataset_epoch if dataset.shuffle else 0)
+        return SampleRef(dataset_index, int(order[offset]), _generator(self.seed, _SAMPLE, index))
 
-    def _dataset(self, index: int) -> int:
-        """Return the number of the dataset that the sample comes from."""
-        return 0 if len(self.datasets) == 1 else int(_block(self.seed, self._shares, index // MIXING_BLOCK)[index % MIXING_BLOCK])
+    def _dataset_index(self, index: int) -> int:
+        """Return the index of the dataset that the sample comes from."""
+        if len(self.datasets) == 1:
+            return 0
+        window, offset = divmod(index, MIXING_WINDOW)
+        return int(_mixing_window(self.seed, self._shares, window)[offset])
 
-    def _before(self, index: int, number: int) -> int:
-        """Return how many samples of a dataset come before a global index."""
+    def _count_before(self, index: int, dataset_index: int) -> int:
+        """Return how many samples of a dataset come before a global sample index."""
         if len(self.datasets) == 1:
             return index
-        block, offset = divmod(index, MIXING_BLOCK)
-        return block * self._shares[number] + int((_block(self.seed, self._shares, block)[:offset] == number).sum())
+        window, offset = divmod(index, MIXING_WINDOW)
+        in_window = (_mixing_window(self.seed, self._shares, window)[:offset] == dataset_index).sum()
+        return window * self._shares[dataset_index] + int(in_window)
 
 
 def _generator(seed: int, stream: int, *numbers: int) -> np.random.Generator:
@@ -132,19 +140,19 @@ def _generator(seed: int, stream: int, *numbers: int) -> np.random.Generator:
 
 
 @lru_cache(maxsize=16)
-def _block(seed: int, shares: tuple[int, ...], block: int) -> np.ndarray:
-    """Return the (MIXING_BLOCK,) dataset number of each sample in a block."""
-    numbers = np.repeat(np.arange(len(shares)), shares)
-    return numbers[_generator(seed, _MIX, block).permutation(MIXING_BLOCK)]
+def _mixing_window(seed: int, shares: tuple[int, ...], window: int) -> np.ndarray:
+    """Return the (MIXING_WINDOW,) dataset index of each sample in a mixing window."""
+    dataset_indices = np.repeat(np.arange(len(shares)), shares)
+    return dataset_indices[_generator(seed, _MIX, window).permutation(MIXING_WINDOW)]
 
 
 @lru_cache(maxsize=16)
-def _order(seed: int, dataset: DatasetSampling, number: int, phase: int, dataset_epoch: int) -> np.ndarray:
+def _order(seed: int, dataset: DatasetSampling, dataset_index: int, phase: int, dataset_epoch: int) -> np.ndarray:
     """Return the samples of one dataset epoch in the order of their use."""
-    indices = dataset.indices(phase, _generator(seed, _TIES, number))
+    indices = dataset.indices(phase, _generator(seed, _TIE_BREAK, dataset_index))
     if not dataset.shuffle:
         return indices
-    rng = _generator(seed, _SHUFFLE, number, dataset_epoch, *([phase] if dataset.phases > 1 else []))
+    rng = _generator(seed, _SHUFFLE, dataset_index, dataset_epoch, *([phase] if dataset.phases > 1 else []))
     if dataset.shards is None:
         return indices[rng.permutation(len(indices))]
     shards, shard_of = np.unique(dataset.shards[indices], return_inverse=True)

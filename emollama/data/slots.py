@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 PATCH = 14  # side of an EVA patch in pixels
-FRAME = "frame"  # slot of pixels, which an image encoder inside the model replaces by the slots of IMAGE
+PIXELS = "frame"  # slot of a frame's or an image's pixels, which an encoder inside the model replaces by the slots of IMAGE
 IMAGE = ("image", "cls")
 
 
@@ -13,12 +13,12 @@ class SlotShape(NamedTuple):
     """The shape that a model expects of a slot's features.
 
     Attributes:
-        num_tokens: number of feature vectors per sample. Arrays of the slot "image" must have this number; for any slot it is
+        num_vectors: number of feature vectors per sample. Arrays of the slot "image" must have this number; for any slot it is
             the number of zero vectors that replace a missing array.
         dim: size D of each feature vector; arrays must have it.
     """
 
-    num_tokens: int
+    num_vectors: int
     dim: int
 
 

@@ -12,7 +12,7 @@ from emollama.data.curriculum import Curriculum
 from emollama.data.instructions import TaskPool, check_labels, user_text
 from emollama.errors import require_at_least
 from emollama.listing import abbreviated
-from emollama.media.frame_selection import FrameChoice
+from emollama.media.frame_selection import FrameSelection
 
 
 @dataclass
@@ -28,7 +28,7 @@ class ClipConfig:
     """Base folder for relative annotation_file and image_path. If null, they are relative to the current directory."""
     image_path: str | None = None
     """Folder of the videos, <name>.mp4 or .avi. They are read only if image_feature_path is null."""
-    frame_selection: FrameChoice = "first"
+    frame_selection: FrameSelection = "first"
     """The frame of a video that is read: first (as published), middle, random (the same frame each time), or peak."""
     peak_index_path: str | None = None
     """File with the index of the most expressive frame of each clip, for peak: captions with peak_index (.json), or a CSV

@@ -8,7 +8,7 @@ from typing import Any, Literal, Union
 from emollama.config import MISSING
 from emollama.data.annotations import DFEW_LABELS, LABELS, AnnotationFormat
 from emollama.data.instructions import TaskPool
-from emollama.data.prompts.image_placeholder import check_instruction
+from emollama.data.prompts.image_tag import check_instruction
 from emollama.datasets.clip_config import ClipConfig
 from emollama.errors import require_at_least
 

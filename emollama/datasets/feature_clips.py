@@ -23,7 +23,7 @@ from emollama.data.features import Features
 from emollama.data.instructions import user_text
 from emollama.data.problems import Problem
 from emollama.data.sampling import DatasetSampling
-from emollama.data.slots import FRAME, IMAGE, SlotShape
+from emollama.data.slots import IMAGE, PIXELS, SlotShape
 from emollama.data.text_processors import TEXT_PROCESSORS
 from emollama.datasets.frame_store import open_frames
 from emollama.errors import UserError
@@ -85,8 +85,8 @@ class FeatureClips:
                 raise UserError(f"{text} (image_feature_path: null). Remove it from the list, or extract EVA features.")
             peaks = None if cfg.peak_index_path is None else self.resolve_path(cfg.peak_index_path)
             folder = join(cfg.data_root, cfg.image_path)
-            self.features.append(open_frames(folder, slot_shapes.get(FRAME), label, cfg.frame_selection, peaks))
-        self._zeros = {slot: zeros(shape.num_tokens, shape.dim) for slot, shape in slot_shapes.items()}
+            self.features.append(open_frames(folder, slot_shapes.get(PIXELS), label, cfg.frame_selection, peaks))
+        self._zeros = {slot: zeros(shape.num_vectors, shape.dim) for slot, shape in slot_shapes.items()}
         self._absent = {slot: zeros(0, shape.dim) for slot, shape in slot_shapes.items()}
         self.notes += self._apply_missing_policy()
         self._difficulty = self._compute_difficulty()
@@ -187,7 +187,7 @@ class FeatureClips:
         for source in self.features:
             missing = missing_names(names, source)
             if missing and self.cfg.missing_features == "error":
-                what = "video (or peak)" if source.slots == (FRAME,) else "array"
+                what = "video (or peak)" if source.slots == (PIXELS,) else "array"
                 text = f"no {what} in {source.key} ({source.path}) for {listing(missing, 'clip')}. Remedy: add them, or set"
                 problems.append(Problem("missing features", f"{text} missing_features: zero or skip.", tuple(missing)))
             problems += source.problems(names, all_values=self.cfg.check_values == "all")
@@ -196,8 +196,8 @@ class FeatureClips:
     def sampling(self) -> DatasetSampling:
         """Return how training draws the clips: by shard if the store reads faster this way, easy ones first in a curriculum."""
         cfg, curriculum = self.cfg, self.cfg.curriculum_schedule()
-        groups = (source.store.groups(self.names()) for source in self.features)
-        shards = next((numbers for numbers in groups if numbers is not None), None)
+        shard_ids = (source.store.shard_ids(self.names()) for source in self.features)
+        shards = next((ids for ids in shard_ids if ids is not None), None)
         phases = curriculum.epochs if curriculum and self._difficulty is not None else 1
         return DatasetSampling(len(self), cfg.sample_ratio, cfg.shuffle, shards, cfg.shuffle_window, self._difficulty, phases)
 

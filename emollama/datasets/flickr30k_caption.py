@@ -16,7 +16,7 @@ from emollama.data.batch import Record
 from emollama.data.captions import CaptionedImage, read_captioned_images
 from emollama.data.problems import Problem
 from emollama.data.sampling import DatasetSampling
-from emollama.data.slots import FRAME, CachedShape, SlotShape
+from emollama.data.slots import PIXELS, CachedShape, SlotShape
 from emollama.data.text_processors import TEXT_PROCESSORS
 from emollama.datasets.configs import Flickr30kCaptionConfig
 from emollama.datasets.feature_clips import name_fraction
@@ -66,7 +66,7 @@ class Flickr30kCaption:
         folder, key = join(cfg.data_root, cfg.image_path), f"{label}.image_path"
         present = image_files(folder, [image.file for image in self.images], key)
         files = {image.name: present[image.file] for image in self.images if image.file in present}
-        self.features = [open_images(folder, files, slot_shapes.get(FRAME), key)]
+        self.features = [open_images(folder, files, slot_shapes.get(PIXELS), key)]
         if cfg.missing_images == "skip":
             self._skip_missing()
         self._uncaptioned = [image.name for image in self.images if not image.captions]

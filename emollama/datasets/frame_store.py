@@ -10,19 +10,19 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from emollama.data.features import Features
-from emollama.data.slots import FRAME, SlotShape
+from emollama.data.slots import PIXELS, SlotShape
 from emollama.errors import UserError
 from emollama.media.files import find_video
-from emollama.media.frame_selection import FrameChoice, choose_frame, read_peaks
+from emollama.media.frame_selection import FrameSelection, choose_frame, read_peaks
 from emollama.media.frames import probe, read_frames
 from emollama.media.image_transforms import blip2_image
 from emollama.media.source import Source
-from emollama.paths import PATHS, looked_up, not_found
+from emollama.paths import PATHS, not_found, path_exists
 
 REMEDY = "Replace the video, or leave the clip out (exclude)."
 
 
-def open_frames(folder: str, shape: SlotShape | None, label: str, choice: FrameChoice, peaks: str | None) -> Features:
+def open_frames(folder: str, shape: SlotShape | None, label: str, choice: FrameSelection, peaks: str | None) -> Features:
     """Open a folder of videos as the source of the slot ``frame``.
 
     Args:
@@ -40,7 +40,7 @@ def open_frames(folder: str, shape: SlotShape | None, label: str, choice: FrameC
             f"{label}: image_feature_path is null, so the model would encode frames of image_path, but model.vit_weights is null."
             " Set model.vit_weights to the encoder's weights, or image_feature_path to EVA features, or image_path: null."
         )
-    if not looked_up(PATHS.isdir, folder, f"{label}.image_path"):
+    if not path_exists(PATHS.isdir, folder, f"{label}.image_path"):
         raise not_found(f"{label}.image_path", folder, "It is relative to data_root. Correct the path.", what="folder")
     if choice == "peak" and peaks is None:
         raise UserError(
@@ -48,7 +48,7 @@ def open_frames(folder: str, shape: SlotShape | None, label: str, choice: FrameC
         )
     peak_frames = read_peaks(peaks) if choice == "peak" and peaks is not None else {}
     store = FrameStore(folder, round((shape.dim / 3) ** 0.5), choice, peak_frames)
-    return Features(store, folder, (FRAME,), shape, f"{label}.image_path", REMEDY)
+    return Features(store, folder, (PIXELS,), shape, f"{label}.image_path", REMEDY)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class FrameStore:
 
     folder: str
     side: int
-    choice: FrameChoice
+    choice: FrameSelection
     peaks: Mapping[str, int] = field(default_factory=dict)
 
     def __contains__(self, name: object) -> bool:
@@ -107,7 +107,7 @@ class FrameStore:
         settings = zlib.crc32(f"{self.side} {self.choice} {self.peaks.get(name)}".encode())
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, settings
 
-    def groups(self, names: Sequence[str]) -> np.ndarray | None:
+    def shard_ids(self, names: Sequence[str]) -> np.ndarray | None:
         """Return None, because separate files can be read in any order."""
         return None
 

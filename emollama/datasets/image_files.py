@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from emollama.data.features import Features, FileCheck
-from emollama.data.slots import FRAME, SlotShape
+from emollama.data.slots import PIXELS, SlotShape
 from emollama.errors import UserError
-from emollama.media.frame_selection import FrameChoice
+from emollama.media.frame_selection import FrameSelection
 from emollama.media.image_files import probe_image, read_image
 from emollama.media.image_transforms import blip2_image
 
@@ -34,7 +34,7 @@ def open_images(folder: str, files: Mapping[str, str], shape: SlotShape | None, 
     if shape is None:
         text = f"{key}: the model encodes the images, but model.vit_weights is null"
         raise UserError(f"{text}. Set model.vit_weights to the encoder's weights.")
-    return ImageFeatures(ImageFiles(folder, files, round((shape.dim / 3) ** 0.5)), folder, (FRAME,), shape, key, REMEDY)
+    return ImageFeatures(ImageFiles(folder, files, round((shape.dim / 3) ** 0.5)), folder, (PIXELS,), shape, key, REMEDY)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ImageFiles:
     folder: str
     files: Mapping[str, str]
     side: int
-    choice: FrameChoice = "first"
+    choice: FrameSelection = "first"
 
     def __contains__(self, name: object) -> bool:
         return name in self.files
@@ -88,7 +88,7 @@ class ImageFiles:
         status = os.stat(self.location(name))
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
-    def groups(self, names: Sequence[str]) -> np.ndarray | None:
+    def shard_ids(self, names: Sequence[str]) -> np.ndarray | None:
         """Return None, because separate files can be read in any order."""
         return None
 

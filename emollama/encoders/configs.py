@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from emollama.config import MISSING
 from emollama.data.slots import PATCH
-from emollama.dtypes import Arithmetic
+from emollama.dtypes import ComputeDtype
 from emollama.encoders.shapes import EVA_HEAD, IDENTITY
 from emollama.errors import require_at_least
-from emollama.media.frame_selection import FaceChoice, FrameChoice
+from emollama.media.frame_selection import FaceChoice, FrameSelection
 
 FACE_KEYS = ("face", "max_frames")  # settings without effect if extraction.face_path provides images of faces
 MIN_SECONDS = 1  # shorter sound is padded with silence; a shorter rest of long sound is appended to the last chunk
@@ -27,7 +27,7 @@ class EncoderConfig:
     batch_size: int = 8
     """Number of frames, faces, clips or chunks of sound that are encoded together. Features do not depend on it beyond
     rounding."""
-    precision: Arithmetic = "fp32"
+    precision: ComputeDtype = "fp32"
     """Precision of the encoder's computations: fp32, or mixed precision with bf16 or fp16. The results are float32 in any
     case."""
     dtype: Literal["float32", "float16"] = "float32"
@@ -74,8 +74,8 @@ class FaceConfig(PixelConfig):
         require_at_least(1, self, "max_frames")
 
     @property
-    def face_recipe(self) -> dict[str, Any]:
-        """The keys of this class as part of a recipe."""
+    def face_settings(self) -> dict[str, Any]:
+        """The keys of this class as part of an encoder's settings."""
         return {name: getattr(self, name) for name in FACE_KEYS}
 
 
@@ -87,7 +87,7 @@ class EvaConfig(EncoderConfig):
     """Name of the folder for this encoder's features in extraction.output."""
     image_size: int = 448
     """Height and width in pixels that frames are resized to. Position embeddings for other sizes are interpolated."""
-    frame_selection: FrameChoice = "first"
+    frame_selection: FrameSelection = "first"
     """Which frame of a clip is encoded. Published checkpoints were trained with the first one. For your own training, peak is
     better than middle, and middle is better than first. random depends on the clip's name and is the same each time."""
     ln_vision: str = IDENTITY

@@ -28,11 +28,11 @@ class EncoderDescription:
 
     Attributes:
         shape: number and dimension of the feature vectors in its arrays, without the class token.
-        recipe: all settings that change the features, as plain values: encoder, layers, pooling, frames, sizes.
+        settings: all settings that change the features, as plain values: encoder, layers, pooling, frames, sizes.
     """
 
     shape: SlotShape
-    recipe: dict[str, Any]
+    settings: dict[str, Any]
 
 
 class Encoder(ABC):

@@ -49,7 +49,7 @@ class Eva(Encoder):
         """Describe the features; see :meth:`Encoder.describe`."""
         shape = _random_shape(cfg) if cfg.random_weights else read_eva(cfg.weights, f"{key}.weights", cfg.depth)[0]
         norm = torch.stack(read_ln_vision(cfg.ln_vision, shape.width, f"{key}.ln_vision"))
-        recipe: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "encoder": "eva",
             "depth": shape.depth,
             "image_size": cfg.image_size,
@@ -59,7 +59,7 @@ class Eva(Encoder):
             "pooling": "none",
             "precision": cfg.precision,
         }
-        return EncoderDescription(SlotShape((cfg.image_size // PATCH) ** 2, shape.width), recipe)
+        return EncoderDescription(SlotShape((cfg.image_size // PATCH) ** 2, shape.width), settings)
 
     def load(self, source: Source) -> Tensor:
         """Read one frame as normalized pixels of shape (3, image_size, image_size)."""

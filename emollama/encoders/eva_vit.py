@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emollama.data.slots import PATCH
-from emollama.dtypes import Arithmetic
+from emollama.dtypes import ComputeDtype
 from emollama.encoders.encoder import DTYPES, exact_convolutions
 from emollama.encoders.shapes import EVA_HEAD, IDENTITY, EvaShape
 from emollama.encoders.weights import read_tensors, require_tensors
 from emollama.errors import UserError
 
-LN_EPS = 1e-5  # epsilon of ln_vision; the norms of the blocks have 1e-6
+LN_EPS = 1e-5  # epsilon of ln_vision; the norms of the transformer layers have 1e-6
 UNUSED = re.compile(r"(norm|fc_norm|head|lm_head)\.|mask_token|rel_pos_bias")  # tensors of published files that are not used
 BLOCK = re.compile(r"blocks\.(\d+)\.")
 REMEDY = "Specify a file such as eva_vit_g.pth."
@@ -34,13 +34,13 @@ class EvaFiles:
         path: see :func:`read_eva`.
         image_size: height and width of the images in pixels. Position embeddings for a different size are interpolated.
         precision: precision of the arithmetic.
-        depth: number of blocks to use.
+        depth: number of transformer layers to use.
         ln_vision: see :func:`read_ln_vision`.
     """
 
     path: str
     image_size: int
-    precision: Arithmetic
+    precision: ComputeDtype
     depth: int = EvaShape.depth
     ln_vision: str = IDENTITY
 
@@ -51,7 +51,7 @@ def read_eva(path: str, key: str, depth: int) -> tuple[EvaShape, dict[str, Tenso
     Args:
         path: a ``.pth`` or ``.safetensors`` file; names may start with ``visual_encoder.``, as in files of entire models.
         key: the configuration key that contains the path, for messages.
-        depth: number of blocks to use; if the file has fewer blocks, all are used.
+        depth: number of transformer layers to use; if the file has fewer, all are used.
 
     Raises:
         UserError: the file does not exist, or does not contain an EVA transformer.
@@ -111,7 +111,7 @@ class EvaVit(nn.Module):
         device: device of the module; the meta device for shapes without weights.
     """
 
-    def __init__(self, shape: EvaShape, *, image_size: int, precision: Arithmetic, device: torch.device) -> None:
+    def __init__(self, shape: EvaShape, *, image_size: int, precision: ComputeDtype, device: torch.device) -> None:
         from timm.models.eva import Eva
 
         super().__init__()

@@ -52,7 +52,7 @@ class Hubert(Encoder):
         config = hugging_face.read_config(cfg.weights, f"{key}.weights", KINDS)
         _check_layers(cfg, config.num_hidden_layers, key)
         processor = hugging_face.sound_processor(cfg.weights, f"{key}.weights")
-        recipe: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "encoder": config.model_type,
             "layers": sorted(cfg.layers),
             "pooling": "mean over time",
@@ -61,7 +61,7 @@ class Hubert(Encoder):
             "chunk_seconds": cfg.chunk_seconds,
             "precision": cfg.precision,
         }
-        return EncoderDescription(SlotShape(1, config.hidden_size), recipe)
+        return EncoderDescription(SlotShape(1, config.hidden_size), settings)
 
     def load(self, source: Source) -> Tensor:
         """Read the sound as (S,) samples, normalized as the model's preprocessor requires.

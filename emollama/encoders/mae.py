@@ -45,14 +45,14 @@ class Mae(Encoder):
     def describe(cls, cfg: MaeConfig, key: str) -> EncoderDescription:
         """Describe the features; see :meth:`Encoder.describe`."""
         width, side = _sizes(cfg, key)
-        recipe: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "encoder": "mae",
             "pooling": f"{cfg.pooling}, mean over images",
-            **cfg.face_recipe,
-            **Pixels(cfg, KIND, side, key).recipe,
+            **cfg.face_settings,
+            **Pixels(cfg, KIND, side, key).settings,
             "precision": cfg.precision,
         }
-        return EncoderDescription(SlotShape(1, width), recipe)
+        return EncoderDescription(SlotShape(1, width), settings)
 
     def load(self, source: Source) -> Tensor:
         """Read the faces of a clip, (F, 3, S, S)."""

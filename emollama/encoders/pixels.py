@@ -66,8 +66,8 @@ class Pixels:
         return pixels.reshape(-1, *pixels.shape[-3:])
 
     @property
-    def recipe(self) -> dict[str, Any]:
-        """The settings of the processor as part of a recipe."""
+    def settings(self) -> dict[str, Any]:
+        """The settings of the processor as part of an encoder's settings."""
         settings = self.processor.to_dict()
         cut = f", cut to {_size_text(settings['crop_size'])}" if settings.get("do_center_crop") else ""
         return {

@@ -14,7 +14,7 @@ class EvaShape:
 
     Attributes:
         width: width of the tokens.
-        depth: number of blocks that are used. The published file contains one more, which no model of the MiniGPT family uses.
+        depth: number of transformer layers that are used. The published file contains one more, which no MiniGPT model uses.
         inner: width of the feed-forward layers.
     """
 

@@ -51,18 +51,18 @@ class VideoMae(Encoder):
     def describe(cls, cfg: VideoMaeConfig, key: str) -> EncoderDescription:
         """Describe the features; see :meth:`Encoder.describe`."""
         config, _ = _read(cfg, f"{key}.weights")
-        recipe: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "encoder": "videomae",
             "pooling": "mean over tokens",
             "final_norm": not config.use_mean_pooling,
             "frames": config.num_frames,
             "images": cfg.images,
             "sampling": cfg.sampling,
-            **(cfg.face_recipe if cfg.images == "faces" else {}),
-            **Pixels(cfg, KIND, config.image_size, key).recipe,
+            **(cfg.face_settings if cfg.images == "faces" else {}),
+            **Pixels(cfg, KIND, config.image_size, key).settings,
             "precision": cfg.precision,
         }
-        return EncoderDescription(SlotShape(1, config.hidden_size), recipe)
+        return EncoderDescription(SlotShape(1, config.hidden_size), settings)
 
     def load(self, source: Source) -> Tensor:
         """Read the selected frames of a clip, (F, 3, S, S)."""

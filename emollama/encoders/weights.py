@@ -25,7 +25,7 @@ from torch import Tensor
 from emollama.data.validation_cache import ValidationCache
 from emollama.errors import UserError
 from emollama.listing import listing
-from emollama.paths import PATHS, looked_up, not_a_file, sha256
+from emollama.paths import PATHS, not_a_file, path_exists, sha256
 
 CONFIG = "config.json"
 WRAPPERS = ("model", "module", "state_dict")  # entries of training code's checkpoints that contain the tensors
@@ -117,7 +117,7 @@ def random_weights(key: str) -> Iterator[None]:
 
 
 def _read_file(path: str, key: str) -> dict[str, Tensor]:
-    if not looked_up(PATHS.isfile, path, key):
+    if not path_exists(PATHS.isfile, path, key):
         raise not_a_file(key, path, "Download the weights, or correct the path.")
     local = PATHS.get_local_path(path)
     try:

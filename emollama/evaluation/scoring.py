@@ -16,7 +16,7 @@ from emollama.evaluation.answers import Answer
 from emollama.evaluation.captions.gathering import CAPTION, CaptionInputs
 from emollama.evaluation.captions.java import JavaFailed
 from emollama.evaluation.captions.metric_inputs import CAPTION_METRIC_INPUTS, CaptionNumbers
-from emollama.evaluation.captions.tokenizers import TokenizerChoice
+from emollama.evaluation.captions.tokenizers import CaptionTokenizer
 from emollama.evaluation.emer import ClueOverlaps, LabelOverlaps, judge_clues, judge_labels
 from emollama.evaluation.judges.judge import JudgeUnreachable
 from emollama.evaluation.labels import AnswerRule, LabelReader, SeveralHits
@@ -96,7 +96,7 @@ class Scoring:
         """Folder of emotion wheels in the layout of MERTools, for ew."""
         wheel_level: int = 1
         """Level of the wheels at which ew compares words: 1 or 2."""
-        caption_tokenizer: TokenizerChoice = "auto"
+        caption_tokenizer: CaptionTokenizer = "auto"
         """Tokenizer that splits captions into words. ptb: Stanford's tokenizer, as in COCO's evaluation; needs Java. treebank:
         NLTK's; its scores are close to those of ptb, but not equal. auto: ptb if Java is installed, else treebank."""
 

@@ -27,7 +27,7 @@ from emollama.errors import UserError
 from emollama.evaluation.metrics import Metric
 from emollama.evaluation.word_lists import normalized_words, split_words
 from emollama.listing import abbreviated
-from emollama.paths import PATHS, join, looked_up
+from emollama.paths import PATHS, join, path_exists
 
 FORMS, SYNONYMS = "format.csv", "synonym.xlsx"
 WHEELS = tuple(f"wheel{number}.xlsx" for number in range(1, 6))
@@ -56,7 +56,7 @@ class Wheels:
                 synonyms is not on any wheel.
         """
         assert level in (1, 2), level
-        missing = [file for file in (FORMS, SYNONYMS, *WHEELS) if not looked_up(PATHS.isfile, join(folder, file), key)]
+        missing = [file for file in (FORMS, SYNONYMS, *WHEELS) if not path_exists(PATHS.isfile, join(folder, file), key)]
         if missing:
             raise UserError(f"{key}: '{folder}' lacks {', '.join(missing)}. Specify the folder emotion_wheel of MERTools.")
         trees = [_tree(_sheet(join(folder, file), RINGS)) for file in WHEELS]

@@ -142,30 +142,30 @@ def _require_distinct(values: dict[str, str], what: str) -> None:
 def _require_model_shape(label: str, description: EncoderDescription, slot: str, shapes: dict[str, Any]) -> None:
     if slot not in shapes:
         return
-    (num_tokens, dim), key = description.shape, f"encoders.{label}"
+    (num_vectors, dim), key = description.shape, f"encoders.{label}"
     if dim != shapes[slot].dim:
         text = f"{key}.weights: features of slot '{slot}' have dimension {dim}; model.slot_dims expects {shapes[slot].dim}."
         raise UserError(f"{text} Specify the weights that the model was trained with, or set model.slot_dims: {{{slot}: {dim}}}.")
-    if num_tokens != shapes[slot].num_tokens:
-        text = f"{key}.image_size: a clip has {num_tokens} feature vectors in slot '{slot}'"
-        text += f"; model.image_size expects {shapes[slot].num_tokens}."
+    if num_vectors != shapes[slot].num_vectors:
+        text = f"{key}.image_size: a clip has {num_vectors} feature vectors in slot '{slot}'"
+        text += f"; model.image_size expects {shapes[slot].num_vectors}."
         raise UserError(f"{text} Set both to the same size.")
 
 
 def _array_shape(slots: tuple[str, ...], description: EncoderDescription) -> tuple[int, ...]:
-    num_tokens, dim = description.shape
+    num_vectors, dim = description.shape
     if "cls" in slots:
-        return 1 + num_tokens, dim
-    return (dim,) if num_tokens == 1 else (num_tokens, dim)
+        return 1 + num_vectors, dim
+    return (dim,) if num_vectors == 1 else (num_vectors, dim)
 
 
 def _manifest(slots: tuple[str, ...], block: Any, description: EncoderDescription, *, faces: bool) -> Manifest:
     # Through JSON, so that it compares equal to a manifest that was read from disk (lists in place of tuples).
-    recipe = json.loads(json.dumps(description.recipe))
+    settings = json.loads(json.dumps(description.settings))
     weights = "random" if block.random_weights else digest(block.weights)
-    inputs = {"faces": "images"} if faces and "face" in recipe else {}
-    recipe = {name: value for name, value in recipe.items() if not (inputs and name in FACE_KEYS)}
-    return Manifest(slots, *description.shape, recipe, weights, block.dtype, _versions(), inputs)
+    inputs = {"faces": "images"} if faces and "face" in settings else {}
+    settings = {name: value for name, value in settings.items() if not (inputs and name in FACE_KEYS)}
+    return Manifest(slots, *description.shape, settings, weights, block.dtype, _versions(), inputs)
 
 
 def _versions() -> dict[str, str]:

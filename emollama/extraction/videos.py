@@ -181,7 +181,7 @@ class VideoExtraction:
 
 def _require_no_peaks(descriptions: dict[str, EncoderDescription]) -> None:
     for label, description in descriptions.items():
-        if description.recipe.get("frame_selection") == "peak":
+        if description.settings.get("frame_selection") == "peak":
             text = f"encoders.{label}.frame_selection: peak needs extraction.peak_index_path, the file with the peak frames."
             raise UserError(f"{text} Set it, or choose first, middle or random.")
 

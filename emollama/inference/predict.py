@@ -242,7 +242,7 @@ def _answers(config: RunConfig, key: str, block: EvaluationSet, world: World) ->
     run, model = config.run, config.classes["model"]
     precision = Precision(world.device, run.amp, run.amp_dtype)
     features = provenance.provenance_of_run(config, [block.dataset])
-    prompt = model.prompt(config.model, run.loss_average)
+    prompt = model.prompt_format(config.model, run.loss_average)
     tensors = world.rank_zero_first(lambda: checkpoint_tensors(config, precision, None, features, training=False))
     members = build_models(config, world, precision, tensors)
     answering = Answering(config.classes["run.task"](), [member.eval() for member in members], prompt, world, precision, run.seed)

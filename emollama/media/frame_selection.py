@@ -14,13 +14,13 @@ from emollama.errors import UserError
 from emollama.media.source import Source, UnusableMedia
 from emollama.paths import require_file
 
-FrameChoice = Literal["first", "middle", "random", "peak"]
+FrameSelection = Literal["first", "middle", "random", "peak"]
 FaceChoice = Literal["detect", "centre"]
 PEAK = "peak_index"
 NO_PEAK = "the index of its most expressive frame (peak) is unknown"
 
 
-def choose_frame(choice: FrameChoice, count: int, source: Source) -> int:
+def choose_frame(choice: FrameSelection, count: int, source: Source) -> int:
     """Return the index of the frame to read from a clip.
 
     Args:

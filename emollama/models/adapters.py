@@ -1,6 +1,6 @@
 """Separate the LoRA adapters of a checkpoint from its other tensors, and read and write peft's adapter configuration.
 
-Shape letters: r = LoRA rank, I and O = input and output width of an adapted linear layer.
+Shape letters: r = LoRA rank, I and O = input and output features of an adapted linear layer.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from emollama.listing import abbreviated, listing
 from emollama.models import checkpoint_names
 from emollama.paths import read_text
 
-OWNER = "llama_model."  # prefix of the language model's tensors in a checkpoint; peft's own names follow it
-LORA = re.compile(r"llama_model\.base_model\.model\.(.+)\.lora_([AB])\.weight")
+LLM_PREFIX = "llama_model."  # prefix of the language model's tensors in a checkpoint; peft's own names follow it
+LORA_TENSOR_NAME = re.compile(r"llama_model\.base_model\.model\.(.+)\.lora_([AB])\.weight")
 # Keys of adapter_config.json that may have any value. All other keys must have the default of LoraConfig.
-FREE_KEYS = {"r", "lora_alpha", "lora_dropout", "target_modules", "inference_mode", "init_lora_weights", "task_type"}
-FREE_KEYS |= {"base_model_name_or_path", "revision", "auto_mapping", "peft_version", "peft_type"}
+ALLOWED_PEFT_KEYS = {"r", "lora_alpha", "lora_dropout", "target_modules", "inference_mode", "init_lora_weights", "task_type"}
+ALLOWED_PEFT_KEYS |= {"base_model_name_or_path", "revision", "auto_mapping", "peft_version", "peft_type"}
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ def split_adapters(tensors: Mapping[str, Tensor], source: str) -> Adapters:
     layers: dict[str, dict[str, Tensor]] = {}
     rest: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if match := LORA.fullmatch(name):
+        if match := LORA_TENSOR_NAME.fullmatch(name):
             layers.setdefault(match[1], {})[match[2]] = tensor
         else:
             rest[name] = tensor
-    unexpected = [name for name in rest if name.startswith(OWNER) and not checkpoint_names.is_unused(name)]
+    unexpected = [name for name in rest if name.startswith(LLM_PREFIX) and not checkpoint_names.is_unused(name)]
     if not layers:
         hint = " It contains the weights of the language model itself, as train_llm: full saves them." if unexpected else ""
         raise UserError(f"{source} contains no LoRA adapters, so there is nothing to convert.{hint}")
@@ -84,20 +84,20 @@ def split_adapters(tensors: Mapping[str, Tensor], source: str) -> Adapters:
     return Adapters(layers, next(iter(ranks))[0], rest)
 
 
-def target_modules(layers: Iterable[str]) -> list[str]:
-    """Return peft's ``target_modules`` for these layers.
+def target_modules(names: Iterable[str]) -> list[str]:
+    """Return peft's ``target_modules`` for these adapted linear layers.
 
-    Short names such as ``q_proj`` are used if every block of the model contains each of them, otherwise full names.
+    Short names such as ``q_proj`` are used if every decoder layer of the model contains each of them, otherwise full names.
     """
-    layers = list(layers)
-    blocks: dict[str, list[list[str]]] = {}
-    for layer in layers:
-        before, _, last = layer.rpartition(".")
-        blocks.setdefault(last, []).append(re.findall(r"\d+", before))
-    count = max(map(len, blocks.values()))
-    all_blocks = [[str(index)] for index in range(count)]
-    uniform = all(sorted(indices, key=lambda index: [int(n) for n in index]) == all_blocks for indices in blocks.values())
-    return sorted(blocks) if uniform else sorted(layers)
+    names = list(names)
+    layers_of: dict[str, list[list[str]]] = {}  # short name -> indices in the full names
+    for name in names:
+        before, _, last = name.rpartition(".")
+        layers_of.setdefault(last, []).append(re.findall(r"\d+", before))
+    count = max(map(len, layers_of.values()))
+    every_layer = [[str(index)] for index in range(count)]
+    uniform = all(sorted(indices, key=lambda index: [int(n) for n in index]) == every_layer for indices in layers_of.values())
+    return sorted(layers_of) if uniform else sorted(names)
 
 
 def peft_config(adapters: Adapters, *, alpha: float, dropout: float, base: str | None) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def read_peft_config(path: str) -> dict[str, Any]:
     extras = [
         f"{key} = {json.dumps(value)}"
         for key, value in stored.items()
-        if key not in FREE_KEYS and value and value != plain.get(key)
+        if key not in ALLOWED_PEFT_KEYS and value and value != plain.get(key)
     ]
     initialization = stored.get("init_lora_weights", True)
     # Other initializations, such as PiSSA, also change the base weights, which the adapters alone cannot reproduce.

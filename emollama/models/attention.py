@@ -3,7 +3,7 @@
 Tokens attend only to tokens of their own sequence.
 
 Shape letters: B = sequences, T = tokens of all sequences, H = query heads, K = key/value heads (H is a multiple of K),
-E = head width.
+E = head_dim.
 
 In training and scoring, ``cu_seqlens`` is passed and the batch is a single row of concatenated sequences: on CUDA in fp16 or
 bf16 this is one call of PyTorch's variable-length flash attention, elsewhere a loop of scaled_dot_product_attention over the

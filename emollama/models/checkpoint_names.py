@@ -6,10 +6,10 @@ import fnmatch
 
 # Tensors in these files that no model uses: 36 tensors of a head that the published training code creates, and the angles of
 # the rotary embedding (one tensor per layer), which transformers up to 4.31 stored and which are now computed.
-UNUSED = ("attention.*", "llama_model.*.rotary_emb.inv_freq")
+IGNORED_TENSORS = ("attention.*", "llama_model.*.rotary_emb.inv_freq")
 
 # A MiniGPT-v2 checkpoint, from which stage 1 starts, lacks all of these. They are initialized, and a log line says so.
-ABSENT_TOGETHER = tuple(
+OPTIONAL_TENSOR_GROUP = tuple(
     f"{layer}.{kind}"
     for layer in ("feats_llama_proj1", "feats_llama_proj2", "feats_llama_proj3", "cls_tk_llama_proj")
     for kind in ("weight", "bias")
@@ -27,4 +27,4 @@ def stored_name(name: str) -> str:
 
 def is_unused(name: str) -> bool:
     """Return whether a stored tensor is ignored when its file is loaded."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in UNUSED)
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in IGNORED_TENSORS)

@@ -9,7 +9,7 @@ from typing import Literal, Union
 from emollama.config import MISSING
 from emollama.data.prompts.prompt_style import PromptStyle
 from emollama.data.slots import PATCH
-from emollama.dtypes import Arithmetic
+from emollama.dtypes import ComputeDtype
 from emollama.encoders.shapes import EvaShape, QFormerShape
 from emollama.errors import require_at_least
 from emollama.registry import FUSIONS
@@ -22,10 +22,10 @@ class LLMConfig:
     """Keys of a ``model`` block that configure its language model.
 
     Attributes:
-        contents: name of the model's checkpoints in error messages; "" for the value of ``arch``.
+        checkpoint_description: name of the model's checkpoints in error messages; "" for the value of ``arch``.
     """
 
-    contents = ""
+    checkpoint_description = ""
 
     llama_model: str = MISSING
     """Folder that contains a Hugging Face causal language model and its tokenizer."""
@@ -104,7 +104,7 @@ class LLMConfig:
 class MiniGPTv2Config(LLMConfig):
     """Keys of the ``model`` block of ``arch: minigpt_v2``."""
 
-    contents = "MiniGPT-v2 or Emotion-LLaMA"
+    checkpoint_description = "MiniGPT-v2 or Emotion-LLaMA"
 
     fusion: str = "linear"
     """Name of the registered fusion module."""
@@ -116,7 +116,7 @@ class MiniGPTv2Config(LLMConfig):
     vit_weights: str | None = None
     """Weights of the image encoder (eva_vit_g.pth) for datasets whose image_feature_path is null: it encodes their frames in each
     step. The encoder is neither trained nor saved. If null, image features must have been extracted beforehand."""
-    vit_precision: Arithmetic = "fp16"
+    vit_precision: ComputeDtype = "fp16"
     """Precision of the image encoder's computations."""
     use_grad_checkpoint_vit: bool = False
     """Accepted for compatibility with existing configurations. It has no benefit, because the image encoder is frozen and stores
@@ -131,7 +131,7 @@ class MiniGPTv2Config(LLMConfig):
                 " of four"
             )
         if "image" not in self.slot_dims or min(self.slot_dims.values()) < 1:
-            raise ValueError(f"slot_dims {self.slot_dims} must contain 'image', and every width must be at least 1")
+            raise ValueError(f"slot_dims {self.slot_dims} must contain 'image', and every size must be at least 1")
 
     @classmethod
     def recognizes(cls, stored: Collection[str], expected: Collection[str]) -> bool:
@@ -145,7 +145,7 @@ class MiniGPTv2Config(LLMConfig):
 class MiniGPT4Config(LLMConfig):
     """Keys of the ``model`` block of ``arch: minigpt4``."""
 
-    contents = "MiniGPT-4 (an image projection, no adapters)"
+    checkpoint_description = "MiniGPT-4 (an image projection, no adapters)"
 
     train_llm: TrainLLM = "none"
     """What to train of the language model: lora (adapters), none, or full (all weights)."""
@@ -163,7 +163,7 @@ class MiniGPT4Config(LLMConfig):
     """Side in pixels to which images are resized."""
     vit_weights: str = "eva_vit_g.pth"
     """Weights of the image encoder, EVA-CLIP ViT-g/14. The encoder is neither trained nor saved."""
-    vit_precision: Arithmetic = "fp16"
+    vit_precision: ComputeDtype = "fp16"
     """Precision of the image encoder's computations. The Q-Former computes in float32."""
     has_qformer: bool = True
     """True, as in MiniGPT-4 with Vicuna: a Q-Former follows the image encoder. False, as in MiniGPT-4 with Llama 2: groups of

@@ -1,4 +1,4 @@
-"""Batched generation, and log-likelihoods of fixed answers, with one model or an ensemble.
+"""Batched generation, and probabilities of candidate answers, with one model or an ensemble.
 
 Shape letters: B = unfinished sequences, T = tokens of all prompts, W = width of the padded cache, Q = new tokens per sequence,
 V = vocabulary size, L = candidate answers.
@@ -38,7 +38,7 @@ class DecodingState:
     """Key-value cache and attention mask of B sequences.
 
     Attributes:
-        cache: the language model's keys and values, (B, heads, W, head width) per layer, padded on the left.
+        cache: the language model's keys and values, (B, heads, W, head_dim) per layer, padded on the left.
         mask: (B, W) int64, 0 at padding.
     """
 
@@ -47,7 +47,7 @@ class DecodingState:
 
     @classmethod
     def from_packed(cls, packed: Any, lengths: list[int]) -> DecodingState:
-        """Unpack and pad the cache of a packed forward pass, (1, heads, T, head width) per layer."""
+        """Unpack and pad the cache of a packed forward pass, (1, heads, T, head_dim) per layer."""
         cache = DynamicCache()
         for index, layer in enumerate(packed.layers):
             cache.update(_unpack(layer.keys, lengths), _unpack(layer.values, lengths), index)
@@ -105,7 +105,7 @@ def generate(
     device = batch.input_ids.device
     prefilled = [model.prefill(batch) for model in models]
     states = [state for _, state in prefilled]
-    scores = _mean_distribution([logits for logits, _ in prefilled])
+    scores = _ensemble_log_probs([logits for logits, _ in prefilled])
     processors = _processors(params)
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds] if params.temperature > 0 else []
     answers: list[list[int]] = [[] for _ in batch.names]
@@ -128,11 +128,11 @@ def generate(
                 state.select(rows)
             active, tokens = [active[row] for row in unfinished], tokens[rows]
         logits = [_decode_step(model, tokens[:, None], state)[:, -1] for model, state in zip(models, states, strict=True)]
-        scores = _mean_distribution(logits)
+        scores = _ensemble_log_probs(logits)
 
 
 @torch.inference_mode()
-def likelihoods(models: Sequence[DecoderModel], batch: Batch, answers: Sequence[list[int]]) -> Tensor:
+def candidate_probabilities(models: Sequence[DecoderModel], batch: Batch, answers: Sequence[list[int]]) -> Tensor:
     """Compute the probability of each of L candidate answers, normalized over the candidates and averaged over the models.
 
     Args:
@@ -167,8 +167,8 @@ def _decode_step(model: DecoderModel, ids: Tensor, state: DecodingState) -> Tens
     return logits
 
 
-def _mean_distribution(logits: list[Tensor]) -> Tensor:
-    """Return the logarithm of the mean distribution of several models; the logits of a single model are not changed."""
+def _ensemble_log_probs(logits: list[Tensor]) -> Tensor:
+    """Return the log-probabilities of the mean distribution; for a single model, its logits, which differ by a constant."""
     if len(logits) == 1:
         return logits[0]
     return torch.stack([part.log_softmax(-1) for part in logits]).logsumexp(0) - math.log(len(logits))
@@ -181,7 +181,7 @@ def _sample(scores: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
 
 
 def _unpack(packed: Tensor, lengths: list[int]) -> Tensor:
-    """Convert (1, heads, T, head width) to (B, heads, W, head width), padded with zeros on the left."""
+    """Convert (1, heads, T, head_dim) to (B, heads, W, head_dim), padded with zeros on the left."""
     pieces = packed[0].transpose(0, 1).split(lengths)
     return pad_sequence(list(pieces), batch_first=True, padding_side="left").transpose(1, 2)
 

@@ -1,6 +1,6 @@
 """Encode frames with a frozen image encoder in the training step, for datasets that return pixels instead of features.
 
-Shape letters: F = frames of a micro-batch, P = patches of a frame, n = feature vectors of a frame in a slot, D = their width.
+Shape letters: F = frames of a micro-batch, P = patches of a frame, n = feature vectors of a frame in a slot, D = their size.
 """
 
 from __future__ import annotations
@@ -12,36 +12,36 @@ import torch
 from torch import Tensor
 
 from emollama.data.batch import PackedFeatures
-from emollama.data.slots import FRAME, IMAGE
+from emollama.data.slots import IMAGE, PIXELS
 from emollama.encoders.eva import Eva
 from emollama.encoders.eva_vit import EvaFiles, EvaVit, read_eva
 from emollama.encoders.shapes import IDENTITY, EvaShape
 from emollama.encoders.weights import digest
 from emollama.errors import UserError
-from emollama.media.frame_selection import FrameChoice
+from emollama.media.frame_selection import FrameSelection
 from emollama.stores.manifest import Manifest
 
 TokenCounter = Callable[[Mapping[str, int]], dict[str, int]]
 
 
 def build(weights: str, cfg: Any, device: torch.device) -> EvaVit:
-    """Load the encoder that a ``model`` block configures, as in Emotion-LLaMA: 39 blocks, and ``ln_vision`` is the identity.
+    """Load the encoder that a ``model`` block configures, as in Emotion-LLaMA: 39 layers, and ``ln_vision`` is the identity.
 
     Raises:
-        UserError: If the file does not exist, is not an EVA transformer, or its width differs from ``slot_dims.image``.
+        UserError: If the file does not exist, is not an EVA transformer, or its hidden size differs from ``slot_dims.image``.
     """
     key = "model.vit_weights"
     encoder = EvaVit.load(EvaFiles(weights, cfg.image_size, cfg.vit_precision), device=device, key=key)
     if encoder.width != cfg.slot_dims["image"]:
         raise UserError(
-            f"{key}: the encoder in '{weights}' has width {encoder.width}, but model.slot_dims.image is"
+            f"{key}: the encoder in '{weights}' has hidden size {encoder.width}, but model.slot_dims.image is"
             f" {cfg.slot_dims['image']}. Change one of them so that they agree."
         )
     encoder.visual_encoder.set_grad_checkpointing(cfg.use_grad_checkpoint_vit)
     return encoder
 
 
-def manifest(weights: str, cfg: Any, choice: FrameChoice, ln_vision: str = IDENTITY) -> Manifest:
+def manifest(weights: str, cfg: Any, choice: FrameSelection, ln_vision: str = IDENTITY) -> Manifest:
     """Return the manifest of features that this encoder computes.
 
     Args:
@@ -57,23 +57,23 @@ def manifest(weights: str, cfg: Any, choice: FrameChoice, ln_vision: str = IDENT
     read_eva(weights, "model.vit_weights", EvaShape.depth)
     eva = Eva.Config(weights, image_size=cfg.image_size, precision=cfg.vit_precision, frame_selection=choice, ln_vision=ln_vision)
     described = Eva.describe(eva, "model")
-    return Manifest(IMAGE, described.shape.num_tokens, described.shape.dim, described.recipe, digest(weights), "float32")
+    return Manifest(IMAGE, described.shape.num_vectors, described.shape.dim, described.settings, digest(weights), "float32")
 
 
-def with_frames(num_tokens: TokenCounter, vectors_per_frame: Mapping[str, int]) -> TokenCounter:
-    """Extend a fusion module's ``num_tokens`` to samples with frames: a frame counts as the feature vectors encoded from it.
+def count_tokens_with_pixels(num_feature_tokens: TokenCounter, vectors_per_frame: Mapping[str, int]) -> TokenCounter:
+    """Wrap a fusion module's token count so that each frame or image adds the vectors that its encoder will return.
 
     Args:
-        num_tokens: number of feature vectors by slot -> number of feature tokens by placeholder.
+        num_feature_tokens: number of feature vectors by slot -> number of feature tokens by name.
         vectors_per_frame: slot -> number of feature vectors that are encoded from one frame.
     """
 
-    def num_tokens_with_frames(counts: Mapping[str, int]) -> dict[str, int]:
-        rest = {slot: count for slot, count in counts.items() if slot != FRAME}
-        frames = counts.get(FRAME, 0)
-        return num_tokens(rest | {slot: rest[slot] + frames * count for slot, count in vectors_per_frame.items()})
+    def count_tokens(counts: Mapping[str, int]) -> dict[str, int]:
+        rest = {slot: count for slot, count in counts.items() if slot != PIXELS}
+        frames = counts.get(PIXELS, 0)
+        return num_feature_tokens(rest | {slot: rest[slot] + frames * count for slot, count in vectors_per_frame.items()})
 
-    return num_tokens_with_frames
+    return count_tokens
 
 
 def image_and_class(vit: EvaVit) -> Callable[[Tensor], dict[str, Tensor]]:
@@ -86,7 +86,7 @@ def image_and_class(vit: EvaVit) -> Callable[[Tensor], dict[str, Tensor]]:
     return encode
 
 
-def encode_frames(
+def encode_pixels(
     slots: Mapping[str, PackedFeatures], encode: Callable[[Tensor], Mapping[str, Tensor]]
 ) -> dict[str, PackedFeatures]:
     """Replace the slot ``frame`` by features: those of a sample's frame follow the cached features of the sample.
@@ -95,8 +95,8 @@ def encode_frames(
         slots: packed features by slot, including the pixels ``frame`` (F, 3 x side x side).
         encode: (F, 3, side, side) -> slot -> (F, n, D).
     """
-    rest = {slot: features for slot, features in slots.items() if slot != FRAME}
-    frames = slots[FRAME]
+    rest = {slot: features for slot, features in slots.items() if slot != PIXELS}
+    frames = slots[PIXELS]
     if not len(frames.values):
         return rest
     side = round((frames.values.shape[1] / 3) ** 0.5)

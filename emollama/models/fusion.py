@@ -1,7 +1,7 @@
-"""Fusion modules: they project the feature vectors of each slot to feature tokens of the language model's width.
+"""Fusion modules: they project the feature vectors of each slot to feature tokens of the language model's hidden size.
 
-Shape letters: n = feature vectors of a slot in the whole micro-batch, D = width of the slot, H = width of the language model,
-T = tokens of a packed micro-batch.
+Shape letters: n = feature vectors of a slot in the whole micro-batch, D = size of a feature vector of the slot, H = hidden size
+of the language model, T = tokens of a packed micro-batch.
 """
 
 from __future__ import annotations
@@ -16,41 +16,42 @@ from emollama.errors import UserError
 GROUP = 4  # number of neighbouring patch vectors, in raster order, that are concatenated into one
 # CPU libraries multiply matrices with fewer rows by a different routine, which sums in a different order. Smaller inputs are
 # padded, so that the features of a sample are bit-equal alone and in a micro-batch.
-STEADY_ROWS = 4
+MIN_GEMM_ROWS = 4
 
 
 class LinearFusion(nn.Module):
     """Five linear projections, as published with Emotion-LLaMA. The layers have the names in its checkpoints.
 
     Args:
-        slot_dims: D of image, face, video and audio; the class token has the width of image.
-        width: H.
+        slot_dims: D of image, face, video and audio; the class token has the D of image.
+        hidden_size: H.
         dropout: dropout probability on the feature tokens during training.
 
     Raises:
         UserError: If ``slot_dims`` does not name exactly these four slots.
     """
 
-    VIDEO = ("image",)
-    FEATURE = ("face", "video", "audio", "cls")
+    # Names of the feature tokens between <video> and </video>, and of those between <feature> and </feature>.
+    VIDEO_TAG = ("image",)
+    FEATURE_TAG = ("face", "video", "audio", "cls")
 
-    def __init__(self, slot_dims: Mapping[str, int], width: int, dropout: float = 0.0) -> None:
+    def __init__(self, slot_dims: Mapping[str, int], hidden_size: int, dropout: float = 0.0) -> None:
         super().__init__()
         if set(slot_dims) != {"image", "face", "video", "audio"}:
             names = ", ".join(sorted(slot_dims))
             raise UserError(
                 f"model.slot_dims has the slots {names}, but the fusion module 'linear' expects image, face, video and audio"
             )
-        self.llama_proj = nn.Linear(GROUP * slot_dims["image"], width)
-        self.feats_llama_proj1 = nn.Linear(slot_dims["face"], width)
-        self.feats_llama_proj2 = nn.Linear(slot_dims["video"], width)
-        self.feats_llama_proj3 = nn.Linear(slot_dims["audio"], width)
-        self.cls_tk_llama_proj = nn.Linear(slot_dims["image"], width)
+        self.llama_proj = nn.Linear(GROUP * slot_dims["image"], hidden_size)
+        self.feats_llama_proj1 = nn.Linear(slot_dims["face"], hidden_size)
+        self.feats_llama_proj2 = nn.Linear(slot_dims["video"], hidden_size)
+        self.feats_llama_proj3 = nn.Linear(slot_dims["audio"], hidden_size)
+        self.cls_tk_llama_proj = nn.Linear(slot_dims["image"], hidden_size)
         self.dropout = nn.Dropout(dropout)
 
     @staticmethod
-    def num_tokens(counts: Mapping[str, int]) -> dict[str, int]:
-        """Convert the number of a sample's feature vectors by slot to the number of feature tokens by placeholder.
+    def num_feature_tokens(counts: Mapping[str, int]) -> dict[str, int]:
+        """Convert the number of a sample's feature vectors by slot to the number of feature tokens by name.
 
         Raises:
             ValueError: If the number of image vectors is not a multiple of four.
@@ -71,7 +72,7 @@ class LinearFusion(nn.Module):
                 four, so that a group never contains vectors of two samples.
 
         Returns:
-            placeholder -> (number of feature tokens, H).
+            name of the feature tokens -> (number of feature tokens, H).
         """
         image = slots["image"].values
         # All five layers run even on empty slots, because DDP expects a gradient for each parameter on every rank.
@@ -91,21 +92,21 @@ class ImageProjection(nn.Module):
     It is not registered, because it is the only fusion module of ``arch: minigpt4``.
 
     Args:
-        feature_width: D.
-        width: H.
+        feature_dim: D.
+        hidden_size: H.
         dropout: dropout probability on the feature tokens during training.
     """
 
-    VIDEO = ("image",)
-    FEATURE = ()
+    VIDEO_TAG = ("image",)
+    FEATURE_TAG = ()
 
-    def __init__(self, feature_width: int, width: int, dropout: float = 0.0) -> None:
+    def __init__(self, feature_dim: int, hidden_size: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.llama_proj = nn.Linear(feature_width, width)
+        self.llama_proj = nn.Linear(feature_dim, hidden_size)
         self.dropout = nn.Dropout(dropout)
 
     @staticmethod
-    def num_tokens(counts: Mapping[str, int]) -> dict[str, int]:
+    def num_feature_tokens(counts: Mapping[str, int]) -> dict[str, int]:
         """Return the number of feature tokens, which equals the number of the image's feature vectors."""
         return {"image": counts["image"]}
 
@@ -114,24 +115,24 @@ class ImageProjection(nn.Module):
         return {"image": self.dropout(_project(self.llama_proj, slots["image"].values))}
 
 
-def _project(layer: nn.Module, rows: Tensor) -> Tensor:
-    """Apply the layer to the rows, padded to at least ``STEADY_ROWS``."""
-    padding = max(0, STEADY_ROWS - len(rows))
-    projected: Tensor = layer(nn.functional.pad(rows, (0, 0, 0, padding)))
-    return projected[: len(rows)]
+def _project(layer: nn.Module, vectors: Tensor) -> Tensor:
+    """Apply the layer to the feature vectors (n, D), padded to at least ``MIN_GEMM_ROWS``."""
+    padding = max(0, MIN_GEMM_ROWS - len(vectors))
+    projected: Tensor = layer(nn.functional.pad(vectors, (0, 0, 0, padding)))
+    return projected[: len(vectors)]
 
 
 def place_feature_tokens(text: Tensor, ids: Tensor, tokens: Mapping[str, Tensor], first_id: int) -> Tensor:
-    """Replace the embeddings of placeholders by feature tokens.
+    """Replace the embeddings at placeholder ids by feature tokens.
 
     Args:
-        text: (T, H) embeddings of the text; the values at placeholders are not used.
-        ids: (T,) token ids; ``first_id + j`` is a placeholder for a feature token of the j-th entry of ``tokens``.
-        tokens: placeholder -> (count, H), in the order of the placeholders in ``ids``.
-        first_id: number of rows of the embedding table.
+        text: (T, H) embeddings of the text; the values at placeholder ids are not used.
+        ids: (T,) token ids; ``first_id + j`` is the placeholder id of a feature token of the j-th entry of ``tokens``.
+        tokens: name of the feature tokens -> (count, H), in the order of their placeholder ids.
+        first_id: the first placeholder id, which is the number of rows of the embedding table.
 
     Raises:
-        ValueError: If the numbers of placeholders and of feature tokens differ.
+        ValueError: If the numbers of placeholder ids and of feature tokens differ.
     """
     for index, (name, value) in enumerate(tokens.items()):
         positions = (ids == first_id + index).nonzero().squeeze(1)

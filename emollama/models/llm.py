@@ -33,7 +33,7 @@ def embedding_rows(config: Any) -> int:
     return int(config.get_text_config().vocab_size)
 
 
-def width(config: Any) -> int:
+def hidden_size(config: Any) -> int:
     """Return the hidden size of the language model."""
     return int(config.get_text_config().hidden_size)
 

@@ -1,6 +1,6 @@
 """Merge LoRA adapters into the weights of a language model's folder, file by file.
 
-Shape letters: r = LoRA rank, I and O = input and output width of an adapted linear layer.
+Shape letters: r = LoRA rank, I and O = input and output features of an adapted linear layer.
 """
 
 from __future__ import annotations

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import torch
 
 from emollama.data.batch import Batch, PackedFeatures
-from emollama.data.prompts.image_prompt import BUILT_IN, ImagePrompt, read_prompts
-from emollama.data.prompts.prompt import Placeholders
+from emollama.data.prompts.image_prompt import BUILT_IN, ImagePromptFormat, read_prompts
+from emollama.data.prompts.prompt import FeatureTokenLayout
 from emollama.data.prompts.prompt_style import LossAverage
-from emollama.data.slots import FRAME, CachedShape, SlotShape
-from emollama.media.frame_selection import FrameChoice
+from emollama.data.slots import PIXELS, CachedShape, SlotShape
+from emollama.media.frame_selection import FrameSelection
 from emollama.models import checkpoint_names, frames, llm, vision
 from emollama.models.configs import MiniGPT4Config
 from emollama.models.fusion import GROUP, ImageProjection
@@ -28,15 +28,15 @@ class MiniGPT4(PackedLLM):
     Config = MiniGPT4Config
 
     # The published training code also stores this buffer of the frozen Q-Former.
-    unused_names = (*checkpoint_names.UNUSED, "Qformer.bert.embeddings.position_ids")
-    shape_keys = "has_qformer, llama_model and lora_r"
+    ignored_tensors = (*checkpoint_names.IGNORED_TENSORS, "Qformer.bert.embeddings.position_ids")
+    shape_keys = ("has_qformer", "llama_model", "lora_r")
     architecture = "minigpt4"
 
     def __init__(self, cfg: MiniGPT4Config, *, device: torch.device, frozen_dtype: torch.dtype) -> None:
         super().__init__(cfg, device=device, frozen_dtype=frozen_dtype)
         image = self.slot_shapes(cfg)["image"]
         with device:
-            self.fusion = ImageProjection(image.dim, llm.width(self.llm_config), cfg.dropout)
+            self.fusion = ImageProjection(image.dim, llm.hidden_size(self.llm_config), cfg.dropout)
         self.vision = vision.FrozenVision(cfg, image, device=device)
 
     @staticmethod
@@ -47,10 +47,10 @@ class MiniGPT4(PackedLLM):
         else:
             image = SlotShape(cfg.patches // GROUP, GROUP * cfg.vit_width)
         cached = CachedShape.of(image, cfg.visual_cache_path) if cfg.cache_visual else image
-        return {"image": cached, FRAME: SlotShape(1, 3 * cfg.image_size**2)}
+        return {"image": cached, PIXELS: SlotShape(1, 3 * cfg.image_size**2)}
 
     @staticmethod
-    def frame_manifest(cfg: MiniGPT4Config, choice: FrameChoice) -> Manifest:
+    def frame_manifest(cfg: MiniGPT4Config, choice: FrameSelection) -> Manifest:
         """Return the manifest of the features that the model computes from images.
 
         Raises:
@@ -59,19 +59,21 @@ class MiniGPT4(PackedLLM):
         return vision.manifest(cfg, MiniGPT4.slot_shapes(cfg)["image"], choice)
 
     @staticmethod
-    def prompt(cfg: MiniGPT4Config, loss_average: LossAverage = "sample") -> ImagePrompt:
-        """Return the prompt renderer of this model. It reads the language model's folder, but not its weights."""
+    def prompt_format(cfg: MiniGPT4Config, loss_average: LossAverage = "sample") -> ImagePromptFormat:
+        """Return the prompt format of this model. It reads the language model's folder, but not its weights."""
         prompts = BUILT_IN if cfg.prompt_path is None else read_prompts(cfg.prompt_path, "model.prompt_path")
-        placeholders = Placeholders(
-            video=ImageProjection.VIDEO,
-            feature=ImageProjection.FEATURE,
+        feature_tokens = FeatureTokenLayout(
+            video_tag=ImageProjection.VIDEO_TAG,
+            feature_tag=ImageProjection.FEATURE_TAG,
             first_id=llm.embedding_rows(llm.read_config(cfg.llama_model)),
-            num_tokens=frames.with_frames(ImageProjection.num_tokens, {"image": MiniGPT4.slot_shapes(cfg)["image"].num_tokens}),
+            num_feature_tokens=frames.count_tokens_with_pixels(
+                ImageProjection.num_feature_tokens, {"image": MiniGPT4.slot_shapes(cfg)["image"].num_vectors}
+            ),
         )
-        return ImagePrompt(llm.load_tokenizer(cfg.llama_model), cfg.style(), placeholders, prompts, loss_average)
+        return ImagePromptFormat(llm.load_tokenizer(cfg.llama_model), cfg.style(), feature_tokens, prompts, loss_average)
 
     def features_for_fusion(self, batch: Batch) -> Mapping[str, PackedFeatures]:
         """Return the image features: cached ones, and those computed now from the samples' pixels."""
-        offsets = batch.slots[FRAME].offsets
+        offsets = batch.slots[PIXELS].offsets
         keys = [key for index, key in enumerate(batch.cache_key) if offsets[index] < offsets[index + 1]]
-        return frames.encode_frames(batch.slots, lambda images: {"image": self.vision(images, keys)})
+        return frames.encode_pixels(batch.slots, lambda images: {"image": self.vision(images, keys)})

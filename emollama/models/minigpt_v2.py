@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 
 from emollama.data.batch import Batch, PackedFeatures
-from emollama.data.prompts.prompt import Placeholders, Prompt
+from emollama.data.prompts.prompt import FeatureTokenLayout, PromptFormat
 from emollama.data.prompts.prompt_style import LossAverage
-from emollama.data.slots import FRAME, PATCH, SlotShape
-from emollama.media.frame_selection import FrameChoice
+from emollama.data.slots import PATCH, PIXELS, SlotShape
+from emollama.media.frame_selection import FrameSelection
 from emollama.models import checkpoint_names, frames, llm
 from emollama.models.configs import MiniGPTv2Config
 from emollama.models.packed_llm import PackedLLM
@@ -23,13 +23,13 @@ class MiniGPTv2(PackedLLM):
 
     Config = MiniGPTv2Config
 
-    absent_together = checkpoint_names.ABSENT_TOGETHER
+    optional_tensor_group = checkpoint_names.OPTIONAL_TENSOR_GROUP
     architecture = "minigpt_v2"
 
     def __init__(self, cfg: MiniGPTv2Config, *, device: torch.device, frozen_dtype: torch.dtype) -> None:
         super().__init__(cfg, device=device, frozen_dtype=frozen_dtype)
         with device:
-            self.fusion = FUSIONS.get(cfg.fusion)(cfg.slot_dims, llm.width(self.llm_config), cfg.dropout)
+            self.fusion = FUSIONS.get(cfg.fusion)(cfg.slot_dims, llm.hidden_size(self.llm_config), cfg.dropout)
         self.vit = frames.build(cfg.vit_weights, cfg, device) if cfg.vit_weights is not None else None
 
     @staticmethod
@@ -37,12 +37,12 @@ class MiniGPTv2(PackedLLM):
         """Return the expected shape of a sample's features for each slot."""
         dims = cfg.slot_dims
         image = SlotShape((cfg.image_size // PATCH) ** 2, dims["image"])
-        others = {slot: SlotShape(1, width) for slot, width in dims.items() if slot != "image"}
-        pixels = {FRAME: SlotShape(1, 3 * cfg.image_size**2)} if cfg.vit_weights is not None else {}
+        others = {slot: SlotShape(1, dim) for slot, dim in dims.items() if slot != "image"}
+        pixels = {PIXELS: SlotShape(1, 3 * cfg.image_size**2)} if cfg.vit_weights is not None else {}
         return {"image": image, "cls": SlotShape(1, dims["image"])} | others | pixels
 
     @staticmethod
-    def frame_manifest(cfg: MiniGPTv2Config, choice: FrameChoice) -> Manifest:
+    def frame_manifest(cfg: MiniGPTv2Config, choice: FrameSelection) -> Manifest:
         """Return the manifest of the features that the model computes from frames.
 
         Raises:
@@ -52,17 +52,19 @@ class MiniGPTv2(PackedLLM):
         return frames.manifest(cfg.vit_weights, cfg, choice)
 
     @staticmethod
-    def prompt(cfg: MiniGPTv2Config, loss_average: LossAverage = "sample") -> Prompt:
-        """Return the prompt renderer of this model. It reads the language model's folder, but not its weights."""
+    def prompt_format(cfg: MiniGPTv2Config, loss_average: LossAverage = "sample") -> PromptFormat:
+        """Return the prompt format of this model. It reads the language model's folder, but not its weights."""
         fusion = FUSIONS.get(cfg.fusion)
-        placeholders = Placeholders(
-            video=fusion.VIDEO,
-            feature=fusion.FEATURE,
+        feature_tokens = FeatureTokenLayout(
+            video_tag=fusion.VIDEO_TAG,
+            feature_tag=fusion.FEATURE_TAG,
             first_id=llm.embedding_rows(llm.read_config(cfg.llama_model)),
-            num_tokens=frames.with_frames(fusion.num_tokens, {"image": (cfg.image_size // PATCH) ** 2, "cls": 1}),
+            num_feature_tokens=frames.count_tokens_with_pixels(
+                fusion.num_feature_tokens, {"image": (cfg.image_size // PATCH) ** 2, "cls": 1}
+            ),
         )
-        return Prompt(llm.load_tokenizer(cfg.llama_model), cfg.style(), placeholders, loss_average)
+        return PromptFormat(llm.load_tokenizer(cfg.llama_model), cfg.style(), feature_tokens, loss_average)
 
     def features_for_fusion(self, batch: Batch) -> Mapping[str, PackedFeatures]:
         """Return the features by slot; those computed from frames are in ``image`` and ``cls``."""
-        return batch.slots if self.vit is None else frames.encode_frames(batch.slots, frames.image_and_class(self.vit))
+        return batch.slots if self.vit is None else frames.encode_pixels(batch.slots, frames.image_and_class(self.vit))

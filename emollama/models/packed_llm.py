@@ -1,7 +1,7 @@
-"""Base class of the models: a language model that reads packed micro-batches with feature tokens at placeholders.
+"""Base class of the models: a language model that reads packed micro-batches with feature tokens at placeholder ids.
 
 Shape letters: T = tokens of a packed micro-batch, B = samples, L = labelled tokens, Q = new tokens per sequence,
-H = width of the language model, V = size of its vocabulary.
+H = hidden size of the language model, V = size of its vocabulary.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emollama.data.batch import IGNORED, Batch, PackedFeatures
-from emollama.data.prompts.prompt import Prompt
+from emollama.data.prompts.prompt import PromptFormat
 from emollama.models import checkpoint_names, llm
 from emollama.models.decoding import DecodingState, empty_cache
-from emollama.models.fusion import STEADY_ROWS, place_feature_tokens
+from emollama.models.fusion import MIN_GEMM_ROWS, place_feature_tokens
 
 
 class PackedLLM(nn.Module, ABC):
@@ -30,12 +30,17 @@ class PackedLLM(nn.Module, ABC):
         frozen_dtype: dtype of frozen weights; trained weights are float32.
 
     Attributes:
-        fusion: the fusion module (features by slot -> feature tokens by placeholder), which the subclass sets.
+        ignored_tensors: glob patterns of checkpoint tensors that the model does not use.
+        optional_tensor_group: trained tensors that may be missing from a checkpoint if all of them are.
+        shape_keys: keys of the ``model`` block that determine tensor shapes, for messages.
+        architecture: the value of ``model.arch``, for messages.
+        stored_name: function from a parameter's name to its name in a checkpoint.
+        fusion: the fusion module (features by slot -> feature tokens by name), which the subclass sets.
     """
 
-    unused_names: tuple[str, ...] = checkpoint_names.UNUSED
-    absent_together: tuple[str, ...] = ()
-    shape_keys = "lora_r, slot_dims and llama_model"
+    ignored_tensors: tuple[str, ...] = checkpoint_names.IGNORED_TENSORS
+    optional_tensor_group: tuple[str, ...] = ()
+    shape_keys: tuple[str, ...] = ("lora_r", "slot_dims", "llama_model")
     architecture = ""
     stored_name = staticmethod(checkpoint_names.stored_name)
     fusion: nn.Module
@@ -74,14 +79,14 @@ class PackedLLM(nn.Module, ABC):
         """Return the cross-entropy of each labelled token, (L,) float32, in the batch's order."""
         positions = (batch.labels != IGNORED).nonzero().squeeze(1)
         # Logits are computed only where a label follows: those of all tokens, (T, V), would need far more memory.
-        logits = self._packed_logits(batch, _at_least_steady(positions) - 1, use_cache=False)[: len(positions)]
+        logits = self._packed_logits(batch, _pad_positions(positions) - 1, use_cache=False)[: len(positions)]
         return F.cross_entropy(logits.float(), batch.labels[positions], reduction="none")
 
     def prefill(self, batch: Batch) -> tuple[Tensor, DecodingState]:
         """Process B prompts; return next-token logits (B, V) float32 and the decoding state."""
         cache = empty_cache()
         last = batch.cu_seqlens[1:].long() - 1
-        logits = self._packed_logits(batch, _at_least_steady(last), past_key_values=cache, use_cache=True)[: len(last)]
+        logits = self._packed_logits(batch, _pad_positions(last), past_key_values=cache, use_cache=True)[: len(last)]
         return logits.float(), DecodingState.from_packed(cache, batch.lengths)
 
     def decode(self, ids: Tensor, state: DecodingState) -> Tensor:
@@ -98,12 +103,12 @@ class PackedLLM(nn.Module, ABC):
         return logits.float()
 
     @torch.inference_mode()
-    def beam_search(self, batch: Batch, prompt: Prompt, options: Mapping[str, Any]) -> list[list[int]]:
+    def beam_search(self, batch: Batch, prompt: PromptFormat, options: Mapping[str, Any]) -> list[list[int]]:
         """Generate a continuation of each prompt with the beam search of transformers.
 
         Args:
             batch: B prompts without answers.
-            prompt: the renderer of the batch; it defines how an answer ends.
+            prompt: the prompt format of the batch; it defines how an answer ends.
             options: keyword arguments of transformers' ``generate``.
 
         Returns:
@@ -139,16 +144,16 @@ class PackedLLM(nn.Module, ABC):
         return logits
 
     def _embed(self, batch: Batch) -> Tensor:
-        """Return the input embeddings (T, H): text embeddings, and feature tokens at placeholders."""
+        """Return the input embeddings (T, H): text embeddings, and feature tokens at placeholder ids."""
         table = self.llama_model.get_input_embeddings()
         is_text = batch.input_ids < self.first_placeholder
         text = table(batch.input_ids.where(is_text, 0))
         return place_feature_tokens(text, batch.input_ids, self.fusion(self.features_for_fusion(batch)), self.first_placeholder)
 
 
-def _at_least_steady(positions: Tensor) -> Tensor:
-    """Repeat the last position until there are ``STEADY_ROWS``, so that the head never multiplies fewer rows."""
-    return torch.cat([positions, positions[-1:].expand(max(0, STEADY_ROWS - len(positions)))])
+def _pad_positions(positions: Tensor) -> Tensor:
+    """Repeat the last position until there are ``MIN_GEMM_ROWS``, because the head multiplies one matrix row per position."""
+    return torch.cat([positions, positions[-1:].expand(max(0, MIN_GEMM_ROWS - len(positions)))])
 
 
 def _until(ids: list[int], end: int | None) -> list[int]:

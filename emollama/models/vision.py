@@ -1,6 +1,6 @@
 """MiniGPT-4's image encoders: a frozen EVA transformer, BLIP-2's norm and a frozen Q-Former, with a cache on disk.
 
-Shape letters: F = images, Q = feature vectors of an image, W = their width, P = patches, D = width of the EVA transformer.
+Shape letters: F = images, Q = feature vectors of an image, W = their size, P = patches, D = hidden size of the EVA transformer.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from emollama.encoders.qformer import HEAD, QFormer, read_qformer
 from emollama.encoders.shapes import IDENTITY, EvaShape, QFormerShape
 from emollama.encoders.weights import digest
 from emollama.errors import UserError
-from emollama.media.frame_selection import FrameChoice
+from emollama.media.frame_selection import FrameSelection
 from emollama.models import frames
 from emollama.models.fusion import GROUP
-from emollama.paths import PATHS, looked_up
+from emollama.paths import PATHS, path_exists
 from emollama.stores.feature_cache import FeatureCache
 from emollama.stores.manifest import Manifest
 
@@ -54,7 +54,7 @@ class FrozenVision(nn.Module):
     def __init__(self, cfg: Any, shape: SlotShape, *, device: torch.device) -> None:
         super().__init__()
         self._cache = FeatureCache(shape.cache_folder, shape) if isinstance(shape, CachedShape) else None
-        if device.type == "meta" and (absent := [path for path in _files(cfg) if not looked_up(PATHS.isfile, path, "model")]):
+        if device.type == "meta" and (absent := [path for path in _files(cfg) if not path_exists(PATHS.isfile, path, "model")]):
             text = "%s: file not found; the sizes of the published encoders are assumed"
             logging.getLogger("emollama").info(text, " and ".join(absent))
             self._build_published(cfg, device)
@@ -104,7 +104,7 @@ def group_patches(patches: Tensor) -> Tensor:
     return patches.reshape(len(patches), -1, GROUP * patches.shape[2])
 
 
-def manifest(cfg: Any, shape: SlotShape, choice: FrameChoice) -> Manifest:
+def manifest(cfg: Any, shape: SlotShape, choice: FrameSelection) -> Manifest:
     """Return the manifest of the features that the encoders compute.
 
     Args:
@@ -121,7 +121,7 @@ def manifest(cfg: Any, shape: SlotShape, choice: FrameChoice) -> Manifest:
         changes = {"q_former_model": digest(cfg.q_former_model)[:16]}
     else:
         changes = {"pooling": f"{GROUP} neighbouring rows joined"}
-    return replace(eva, slots=("image",), rows=shape.num_tokens, width=shape.dim, recipe={**eva.recipe, **changes})
+    return replace(eva, slots=("image",), num_vectors=shape.num_vectors, dim=shape.dim, settings={**eva.settings, **changes})
 
 
 def _files(cfg: Any) -> list[str]:
@@ -149,8 +149,8 @@ def _require_agreement(cfg: Any) -> None:
     _require_equal("num_query_token", cfg.num_query_token, qformer.queries, QFORMER, cfg.q_former_model)
     if qformer.vision != eva.width:
         raise UserError(
-            f"{VIT}: the encoder in '{cfg.vit_weights}' has width {eva.width}, but the Q-Former in {QFORMER}"
-            f" '{cfg.q_former_model}' expects width {qformer.vision}. Use files that belong together."
+            f"{VIT}: the encoder in '{cfg.vit_weights}' has hidden size {eva.width}, but the Q-Former in {QFORMER}"
+            f" '{cfg.q_former_model}' expects hidden size {qformer.vision}. Use files that belong together."
         )
 
 

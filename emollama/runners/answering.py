@@ -9,7 +9,7 @@ from operator import itemgetter
 from typing import Any
 
 from emollama.data.loader import SampleDataset
-from emollama.data.prompts.prompt import Prompt
+from emollama.data.prompts.prompt import PromptFormat
 from emollama.distributed.process_group import World
 from emollama.logs.console import Progress
 from emollama.precision import Precision
@@ -22,7 +22,7 @@ class Answering:
     Attributes:
         task: the task, which defines the questions and answers them.
         members: the model in eval mode, or the members of an ensemble.
-        prompt: the prompt renderer of the model.
+        prompt: the prompt format of the model.
         world: the processes among which the questions are distributed.
         precision: precision of the model's computations.
         seed: random seed of sampling, which is used if the temperature is above 0.
@@ -30,7 +30,7 @@ class Answering:
 
     task: Any
     members: Sequence[Any]
-    prompt: Prompt
+    prompt: PromptFormat
     world: World
     precision: Precision
     seed: int

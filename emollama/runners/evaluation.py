@@ -13,7 +13,7 @@ from typing import Any
 
 from emollama.config import EvaluationBlock, RunConfig
 from emollama.data.loader import SampleDataset
-from emollama.data.slots import FRAME, IMAGE
+from emollama.data.slots import IMAGE, PIXELS
 from emollama.errors import UserError
 from emollama.evaluation.answers import Answer
 from emollama.evaluation.prediction_files import write_metrics, write_predictions
@@ -74,7 +74,7 @@ def build_blocks(config: RunConfig, *, check: bool) -> dict[str, EvaluationSet]:
     }
     classes = {key: (config.classes[key], block.dataset) for key, block in blocks.items()}
     datasets = build_datasets(config, classes, training=False, check=check)
-    slots = [slot for slot in config.classes["model"].slot_shapes(config.model) if slot != FRAME]
+    slots = [slot for slot in config.classes["model"].slot_shapes(config.model) if slot != PIXELS]
     sets = {}
     for key, block in blocks.items():
         dataset = datasets[key]
@@ -83,7 +83,7 @@ def build_blocks(config: RunConfig, *, check: bool) -> dict[str, EvaluationSet]:
             raise UserError(
                 f"{key}.mask_slots: {listing(unknown, 'unknown slot')}. The slots of this model are {abbreviated(slots)}."
             )
-        if {*IMAGE} & {*block.task.mask_slots} and any(FRAME in source.slots for source in getattr(dataset, "features", ())):
+        if {*IMAGE} & {*block.task.mask_slots} and any(PIXELS in source.slots for source in getattr(dataset, "features", ())):
             raise UserError(
                 f"{key}.mask_slots: image features that the model computes from frames cannot be masked. Extract them"
                 " beforehand (emollama extract)."

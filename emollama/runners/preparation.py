@@ -73,7 +73,7 @@ class Preparation:
 
     Attributes:
         folder: folder of the run.
-        precision, prompt: precision and prompt renderer of the model.
+        precision, prompt: precision and prompt format of the model.
         datasets: label -> training dataset; empty for an evaluation.
         blocks: label -> evaluation block; empty if nothing is evaluated.
         features: slot -> provenance of the run's features, for slots with a manifest.
@@ -139,8 +139,8 @@ class Preparation:
             on_rank_zero(lambda: require_writable(self.folder, "run.output_dir"))
         with self._step:
             on_rank_zero(lambda: require_language_model(model.llama_model))
-            render = self.config.classes["model"].prompt
-            self.prompt = self.world.rank_zero_first(lambda: render(model, run.loss_average))
+            prompt_format = self.config.classes["model"].prompt_format
+            self.prompt = self.world.rank_zero_first(lambda: prompt_format(model, run.loss_average))
 
     def _check_checkpoints(self) -> None:
         """Check that the files of ``model.ckpt`` exist. A resumed run loads its own checkpoint instead."""
@@ -190,7 +190,8 @@ class Preparation:
         self.layout = BatchLayout(size, run.accum_grad_iters, self.processes, self.world.rank)
         samplings = [dataset.sampling() for dataset in self.datasets.values()]
         samples_per_epoch = self.layout.global_batch * run.iters_per_epoch
-        self.sampler = self.world.rank_zero_first(lambda: MixtureSampler(run.seed, tuple(samplings), samples_per_epoch))
+        names = tuple(f"datasets.{name}" for name in self.datasets)
+        self.sampler = self.world.rank_zero_first(lambda: MixtureSampler(run.seed, tuple(samplings), samples_per_epoch, names))
         fields = sampling_fields(self.layout, self.datasets, samplings, self.world)
         self.resume_fields = run_fields(fields, self.precision, self.prompt)
         self.resumed = resume_content(self.config, self.folder, self.resume_fields, self.world)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from emollama.config import RunConfig
-from emollama.data.slots import FRAME
+from emollama.data.slots import PIXELS
 from emollama.encoders.configs import FACE_KEYS
 from emollama.encoders.weights import digest
 from emollama.errors import UserError
@@ -113,7 +113,7 @@ def checkpoint_mismatches(stored: Any, features: Mapping[str, ProvenanceFields],
 
 def _provenance_of_sources(config: RunConfig, datasets: Iterable[Any]) -> Iterator[FeatureProvenance]:
     for source in (source for dataset in datasets for source in getattr(dataset, "features", ())):
-        online = source.slots == (FRAME,)
+        online = source.slots == (PIXELS,)
         if online:
             manifest = config.classes["model"].frame_manifest(config.model, source.store.choice)
         else:
@@ -127,7 +127,7 @@ def _misplaced(source: FeatureProvenance) -> bool:
 
 
 def _kind(manifest: Manifest) -> str:
-    return f"contains {' + '.join(manifest.slots)} features of the encoder {manifest.recipe.get('encoder')}"
+    return f"contains {' + '.join(manifest.slots)} features of the encoder {manifest.settings.get('encoder')}"
 
 
 def _encoder_mismatches(config: RunConfig, first: Mapping[str, FeatureProvenance]) -> Iterator[str]:
@@ -138,14 +138,14 @@ def _encoder_mismatches(config: RunConfig, first: Mapping[str, FeatureProvenance
         if source is None:
             continue
         try:
-            recipe = encoder.describe(cfg, f"encoders.{label}").recipe
+            settings = encoder.describe(cfg, f"encoders.{label}").settings
             weights = "random" if cfg.random_weights else digest(cfg.weights)
         except UserError as error:
             # The weights of the encoders are often not on the machine that trains, where only features are needed.
             get_logger().info("encoders.%s is not compared with %s: %s", label, source.where, error)
             continue
         ignored = ROUNDING + (FACE_KEYS if "faces" in source.manifest.inputs else ())
-        expected = {key: value for key, value in recipe.items() if key not in ignored} | {"weights": weights}
+        expected = {key: value for key, value in settings.items() if key not in ignored} | {"weights": weights}
         stored = {key: source.fields.get(key) for key in expected}
         if different := differences(expected, stored):
             yield f"encoders.{label} and {source.where} do not agree: {'; '.join(different)}"

@@ -91,7 +91,7 @@ def run_fields(sampling: dict[str, Any], precision: Precision, prompt: Any) -> d
     Args:
         sampling: the result of :func:`sampling_fields`.
         precision: precision of the run.
-        prompt: prompt renderer of the model.
+        prompt: prompt format of the model.
 
     Returns:
         name -> value.
@@ -158,7 +158,9 @@ def _checkpoint_to_resume(configured: str | None, folder: Path) -> str | None:
 
 
 def _check_same_run(content: dict[str, Any], config: RunConfig, fields: dict[str, Any], path: str) -> None:
-    missing = [key for key in ("optimizer", "scaler", "step", "skipped", "facts", "config") if key not in content]
+    missing = [
+        key for key in ("optimizer", "scaler", "step", "skipped", checkpoint.RESUME_FIELDS_KEY, "config") if key not in content
+    ]
     if missing:
         raise UserError(
             f"run.resume_ckpt_path: {path} contains weights, but not the state of a run (missing entries: {', '.join(missing)})."
@@ -172,7 +174,7 @@ def _check_same_run(content: dict[str, Any], config: RunConfig, fields: dict[str
         for key in sorted({*then, *now})
         if then.get(key) != now.get(key) and not _is_resumable_override(key, then.get(key), now.get(key))
     }
-    stored_fields = content["facts"]
+    stored_fields = content[checkpoint.RESUME_FIELDS_KEY]
     different |= {name: (stored_fields.get(name), value) for name, value in fields.items() if stored_fields.get(name) != value}
     if different:
         changed = abbreviated((f"{key}: {old!r} then, {new!r} now" for key, (old, new) in different.items()), "; ")

@@ -252,7 +252,7 @@ class RunnerBase:
             "step": done,
             "epoch": (done - 1) // self.cfg.iters_per_epoch,
             "skipped": [self.skipped, self.skipped_in_row],
-            "facts": self._resume_fields,
+            checkpoint.RESUME_FIELDS_KEY: self._resume_fields,
             "features": self.features,
             "config": self.config.plain(),
         }

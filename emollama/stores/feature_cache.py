@@ -27,25 +27,25 @@ class FeatureCache:
 
     Attributes:
         folder: the folder, which need not exist yet.
-        shape: (num_tokens, D) of the features of an image.
+        shape: (num_vectors, D) of the features of an image.
     """
 
     folder: str
     shape: tuple[int, int]
 
     @staticmethod
-    def cache_key(image: str) -> str:
+    def cache_key(image_path: str) -> str:
         """Return the key of an image, which is the path of its features below the folder.
 
         Raises:
             OSError: the image cannot be read.
         """
-        with open(image, "rb") as file:
+        with open(image_path, "rb") as file:
             digest = hashlib.blake2b(file.read(), digest_size=16).hexdigest()
         return os.path.join(digest[:2], f"{digest[2:]}.npy")
 
     def read(self, key: str) -> np.ndarray | None:
-        """Read the cached features (num_tokens, D) float32; None if there are none or the file is damaged."""
+        """Read the cached features (num_vectors, D) float32; None if there are none or the file is damaged."""
         try:
             with open(os.path.join(self.folder, key), "rb") as file:
                 vectors = read_npy(file)
@@ -55,7 +55,7 @@ class FeatureCache:
         return vectors if valid else None
 
     def write(self, key: str, vectors: np.ndarray) -> None:
-        """Cache features (num_tokens, D) float32. If the file cannot be written, log a warning once and continue."""
+        """Cache features (num_vectors, D) float32. If the file cannot be written, log a warning once and continue."""
         try:
             with atomic_write(os.path.join(self.folder, key), "wb", durable=False) as file:
                 np.save(file, vectors)

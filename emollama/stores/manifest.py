@@ -13,16 +13,17 @@ from emollama.stores import tars
 
 FILE = "manifest.json"
 FORMAT, VERSION = "emollama features", 1
+KEYS = {"num_vectors": "rows", "dim": "width", "settings": "recipe"}  # attributes whose key in the file differs
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """How the arrays of a folder were computed. The attributes are the keys of ``manifest.json``.
+    """How the arrays of a folder were computed.
 
     Attributes:
         slots: the slots that the arrays fill.
-        rows, width: number and size of the feature vectors in an array, without the class token.
-        recipe: every setting that changes the values, as plain values.
+        num_vectors, dim: number and size of the feature vectors in an array, without the class token.
+        settings: every setting that changes the values, as plain values.
         weights: SHA-256 of the encoder's weights.
         dtype: dtype of the stored values.
         versions: package -> version with which the features were computed.
@@ -30,9 +31,9 @@ class Manifest:
     """
 
     slots: tuple[str, ...]
-    rows: int
-    width: int
-    recipe: dict[str, Any]
+    num_vectors: int
+    dim: int
+    settings: dict[str, Any]
     weights: str
     dtype: str
     versions: dict[str, str] = field(default_factory=dict)
@@ -41,7 +42,8 @@ class Manifest:
     def write(self, folder: str | os.PathLike[str]) -> None:
         """Write the manifest into a folder of features."""
         with atomic_write(os.path.join(folder, FILE)) as file:
-            json.dump({"format": FORMAT, "version": VERSION, **asdict(self)}, file, indent=1)
+            content = {KEYS.get(name, name): value for name, value in asdict(self).items()}
+            json.dump({"format": FORMAT, "version": VERSION, **content}, file, indent=1)
             file.write("\n")
 
     @classmethod
@@ -66,14 +68,15 @@ class Manifest:
             content = json.loads(read_text(path))
             if (content.pop("format"), content.pop("version")) != (FORMAT, VERSION):
                 raise ValueError("unknown format")
-            return cls(**content | {"slots": tuple(content["slots"])})
+            attributes = {key: name for name, key in KEYS.items()}
+            return cls(**{attributes.get(key, key): value for key, value in content.items()} | {"slots": tuple(content["slots"])})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             text = f"{path}: not a manifest of features ({error}). Extract the features again, or delete the file to disable"
             raise UserError(f"{text} its checks.") from None
 
     def fields(self) -> dict[str, Any]:
         """Return everything that changes the values of features, by its name in messages."""
-        return {**self.recipe, **self.inputs, "weights": self.weights, "rows": self.rows, "width": self.width}
+        return {**self.settings, **self.inputs, "weights": self.weights, "rows": self.num_vectors, "width": self.dim}
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:

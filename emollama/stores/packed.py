@@ -26,7 +26,7 @@ from emollama.paths import PATHS, read_text, sha256
 from emollama.stores.name_index import NameIndex, extract_entries, map_columns, require_within, split_names
 from emollama.stores.quantization import dequantize
 
-ABOUT, INDEX = "store.json", "index.bin"
+METADATA, INDEX = "store.json", "index.bin"
 FORMAT, VERSION = "emollama packed arrays", 1
 TYPES = ("<f2", "<f4", "<f8", "|i1")  # dtypes of stored values
 ALIGNMENT = 64  # bytes
@@ -53,21 +53,21 @@ class ArrayKind(NamedTuple):
         return 4 * self.scales + math.prod(self.shape) * self.dtype.itemsize
 
 
-def shard_name(number: int) -> str:
+def shard_name(shard_index: int) -> str:
     """Return the file name of a shard, such as ``shard-00003.bin``."""
-    return f"shard-{number:05d}.bin"
+    return f"shard-{shard_index:05d}.bin"
 
 
-def digest(about: dict[str, Any]) -> str:
+def digest(metadata: dict[str, Any]) -> str:
     """Return the hexadecimal SHA-256 of ``store.json`` without its own digest."""
-    rest = {key: value for key, value in about.items() if key != "digest"}
+    rest = {key: value for key, value in metadata.items() if key != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def is_packed(folder: str) -> bool:
     """Return whether a folder contains packed shards, even incomplete ones."""
     try:
-        return any(PATHS.isfile(os.path.join(folder, name)) for name in (ABOUT, INDEX, shard_name(0)))
+        return any(PATHS.isfile(os.path.join(folder, name)) for name in (METADATA, INDEX, shard_name(0)))
     except NotImplementedError:
         # iopath cannot check whether a file exists at this remote location.
         return False
@@ -80,12 +80,12 @@ class PackedStore:
     file is truncated while it is mapped, the process dies (SIGBUS), as with any memory map.
     """
 
-    def __init__(self, folder: Path, about: dict[str, Any], index: mmap.mmap) -> None:
+    def __init__(self, folder: Path, metadata: dict[str, Any], index: mmap.mmap) -> None:
         self.folder = folder
-        self._about = about
-        self._kinds = [_kind(**kind) for kind in about["kinds"]]
-        table, self._ends, self._text = map_columns(index, 0, about["table_bytes"], about["clips"])
-        sizes = [shard["bytes"] for shard in about["shards"]]
+        self._metadata = metadata
+        self._kinds = [_kind(**kind) for kind in metadata["kinds"]]
+        table, self._ends, self._text = map_columns(index, 0, metadata["table_bytes"], metadata["clips"])
+        sizes = [shard["bytes"] for shard in metadata["shards"]]
         require_within(extract_entries(table, len(self)), [kind.nbytes for kind in self._kinds], sizes)
         self._index = NameIndex(table, len(self))
         self._shard = functools.lru_cache(MAX_OPEN_MAPS)(self._map_shard)
@@ -98,21 +98,21 @@ class PackedStore:
             UserError: a file is missing, truncated or from another store, or the index was changed.
         """
         root = Path(PATHS.get_local_path(str(folder)))
-        about = _read_about(root)
+        metadata = _read_metadata(root)
         try:
-            for number, shard in enumerate(about["shards"]):
-                _check_shard(root / shard_name(number), shard)
-            return cls(root, about, _map_index(root, about))
+            for shard_index, shard in enumerate(metadata["shards"]):
+                _check_shard(root / shard_name(shard_index), shard)
+            return cls(root, metadata, _map_index(root, metadata))
         except UserError:
             raise
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise _damaged(root / ABOUT, f"an entry is missing, unknown or wrong: {error}") from None
+            raise _damaged(root / METADATA, f"an entry is missing, unknown or wrong: {error}") from None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PackedStore.open, (str(self.folder),)
 
     def __len__(self) -> int:
-        return int(self._about["clips"])
+        return int(self._metadata["clips"])
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self._index.find(name) is not None
@@ -127,9 +127,9 @@ class PackedStore:
         Raises:
             OSError, ValueError: the clip does not exist, or its shard cannot be read.
         """
-        _, number, shard, offset, _ = self._find(name)
-        shape, dtype, scales = self._kinds[number]
-        data = self._shard(shard)
+        _, kind_index, shard_index, offset, _ = self._find(name)
+        shape, dtype, scales = self._kinds[kind_index]
+        data = self._shard(shard_index)
         if scales:
             factors = np.ndarray((scales, 1), np.float32, data, offset)
             return dequantize(factors, np.ndarray(shape, dtype, data, offset + factors.nbytes))
@@ -156,18 +156,18 @@ class PackedStore:
         Raises:
             OSError: the clip or the shard does not exist.
         """
-        _, _, shard, offset, _ = self._find(name)
-        status = os.stat(self.folder / shard_name(shard))
+        _, _, shard_index, offset, _ = self._find(name)
+        status = os.stat(self.folder / shard_name(shard_index))
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, offset
 
-    def groups(self, names: Sequence[str]) -> np.ndarray | None:
+    def shard_ids(self, names: Sequence[str]) -> np.ndarray | None:
         """Return None, because packed shards can be read in any order."""
         return None
 
     @property
     def shards(self) -> int:
         """Number of shards."""
-        return len(self._about["shards"])
+        return len(self._metadata["shards"])
 
     def find_damaged(self, advance: Callable[[], object]) -> dict[str, list[str]]:
         """Read all shards, and return those whose digest differs from the recorded one, with the clips that changed.
@@ -176,15 +176,17 @@ class PackedStore:
             advance: called after each shard.
         """
         damaged = {}
-        for number, shard in enumerate(self._about["shards"]):
-            if sha256(self.folder / shard_name(number)) != shard["sha256"]:
-                damaged[shard_name(number)] = [name for name in self.names() if self._is_damaged(name, number)]
+        for shard_index, shard in enumerate(self._metadata["shards"]):
+            if sha256(self.folder / shard_name(shard_index)) != shard["sha256"]:
+                damaged[shard_name(shard_index)] = [name for name in self.names() if self._is_damaged(name, shard_index)]
             advance()
         return damaged
 
-    def _is_damaged(self, name: str, shard: int) -> bool:
-        _, number, shard_number, offset, check = self._find(name)
-        return shard_number == shard and zlib.crc32(self._shard(shard)[offset : offset + self._kinds[number].nbytes]) != check
+    def _is_damaged(self, name: str, shard_index: int) -> bool:
+        _, kind_index, shard_of_array, offset, check = self._find(name)
+        if shard_of_array != shard_index:
+            return False
+        return zlib.crc32(self._shard(shard_index)[offset : offset + self._kinds[kind_index].nbytes]) != check
 
     def _find(self, name: str) -> tuple[bytes, int, int, int, int]:
         entry = self._index.find(name)
@@ -192,27 +194,27 @@ class PackedStore:
             raise FileNotFoundError(f"no clip '{name}' in {self.folder}")
         return entry
 
-    def _map_shard(self, number: int) -> mmap.mmap:
-        with open(self.folder / shard_name(number), "rb") as file:
+    def _map_shard(self, shard_index: int) -> mmap.mmap:
+        with open(self.folder / shard_name(shard_index), "rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if len(data) != self._about["shards"][number]["bytes"]:
-            raise ValueError(f"the size of {shard_name(number)} has changed since the store was opened")
+        if len(data) != self._metadata["shards"][shard_index]["bytes"]:
+            raise ValueError(f"the size of {shard_name(shard_index)} has changed since the store was opened")
         return data
 
 
-def _read_about(root: Path) -> dict[str, Any]:
-    path = root / ABOUT
+def _read_metadata(root: Path) -> dict[str, Any]:
+    path = root / METADATA
     if not path.is_file():
         raise _damaged(path, "missing")
     try:
-        about = json.loads(read_text(str(path)))
+        metadata = json.loads(read_text(str(path)))
     except ValueError as error:
         raise _damaged(path, f"not JSON: {error}") from None
-    if not isinstance(about, dict) or (about.get("format"), about.get("version")) != (FORMAT, VERSION):
+    if not isinstance(metadata, dict) or (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
         raise _damaged(path, f"not '{FORMAT}', version {VERSION}")
-    if about.get("digest") != digest(about):
+    if metadata.get("digest") != digest(metadata):
         raise _damaged(path, "its digest differs from the recorded one")
-    return about
+    return metadata
 
 
 def _kind(shape: list[int], dtype: str, scales: int) -> ArrayKind:
@@ -230,18 +232,18 @@ def _check_shard(path: Path, recorded: dict[str, Any]) -> None:
     with _open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size != recorded["bytes"]:
-            raise _damaged(path, f"has {size} bytes, expected {recorded['bytes']} ({ABOUT})")
+            raise _damaged(path, f"has {size} bytes, expected {recorded['bytes']} ({METADATA})")
         if zlib.crc32(file.read(HEAD_BYTES)) != recorded["head"]:
-            raise _damaged(path, f"not the shard that {ABOUT} describes")
+            raise _damaged(path, f"not the shard that {METADATA} describes")
 
 
-def _map_index(root: Path, about: dict[str, Any]) -> mmap.mmap:
+def _map_index(root: Path, metadata: dict[str, Any]) -> mmap.mmap:
     with _open_file(root / INDEX) as file:
         size = os.fstat(file.fileno()).st_size
-        if size != about["index"]["bytes"]:
-            raise _damaged(root / INDEX, f"has {size} bytes, expected {about['index']['bytes']} ({ABOUT})")
+        if size != metadata["index"]["bytes"]:
+            raise _damaged(root / INDEX, f"has {size} bytes, expected {metadata['index']['bytes']} ({METADATA})")
         index = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if hashlib.sha256(index).hexdigest() != about["index"]["sha256"]:
+    if hashlib.sha256(index).hexdigest() != metadata["index"]["sha256"]:
         raise _damaged(root / INDEX, "its digest differs from the recorded one")
     return index
 

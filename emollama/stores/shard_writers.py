@@ -85,7 +85,7 @@ class PackedWriter:
         ends, text = join_names(self._names)
         index = _Shard(self.folder / packed.INDEX)
         index.append((table, ends, text))
-        about: dict[str, Any] = {
+        metadata: dict[str, Any] = {
             "format": packed.FORMAT,
             "version": packed.VERSION,
             "clips": len(self._names),
@@ -94,9 +94,9 @@ class PackedWriter:
             "index": index.finish(),
             "shards": self._shards,
         }
-        about["digest"] = packed.digest(about)
-        with atomic_write(self.folder / packed.ABOUT) as file:
-            json.dump(about, file, indent=1)
+        metadata["digest"] = packed.digest(metadata)
+        with atomic_write(self.folder / packed.METADATA) as file:
+            json.dump(metadata, file, indent=1)
         return WrittenShards(len(self._shards), sum(shard["bytes"] for shard in self._shards))
 
     def close(self) -> None:

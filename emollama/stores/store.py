@@ -51,8 +51,8 @@ class ArrayStore(Protocol):
         """Return numbers that change if the array may have changed; empty if there are none, so that checks are not cached."""
         ...
 
-    def groups(self, names: Sequence[str]) -> np.ndarray | None:
-        """Return the (len(names),) shard number of each clip if reading shard by shard is faster; else None."""
+    def shard_ids(self, names: Sequence[str]) -> np.ndarray | None:
+        """Return the (len(names),) shard index of each clip if reading shard by shard is faster; else None."""
         ...
 
 
@@ -111,7 +111,7 @@ class NpyFolder:
         status = os.stat(self.location(name))
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
-    def groups(self, names: Sequence[str]) -> np.ndarray | None:
+    def shard_ids(self, names: Sequence[str]) -> np.ndarray | None:
         """Return None, because separate files can be read in any order."""
         return None
 

@@ -98,7 +98,7 @@ def scan(local: str, shown: str, tar: str | None = None) -> TarIndex:
         raise UserError(f"{shown}: not a complete, uncompressed tar: {error}. Write it again, or decompress it.") from None
     if not members:
         raise UserError(f"{shown}: contains no .npy file. Correct the path, or write the shard again.")
-    layouts = {layout: number for number, layout in enumerate(dict.fromkeys(layout for layout, _, _ in members.values()))}
+    layouts = {layout: index for index, layout in enumerate(dict.fromkeys(layout for layout, _, _ in members.values()))}
     entries = make_entries(list(members))
     entries["kind"] = [layouts[layout] for layout, _, _ in members.values()]
     entries["offset"] = [offset for _, offset, _ in members.values()]
@@ -110,8 +110,8 @@ def scan(local: str, shown: str, tar: str | None = None) -> TarIndex:
 def write(index: TarIndex, path: str | Path) -> None:
     """Write an index file."""
     layouts = layouts_to_json(index.layouts)
-    about = {"version": VERSION, "tar": index.tar, "bytes": index.size, "layouts": layouts, "endings": index.endings}
-    text = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    metadata = {"version": VERSION, "tar": index.tar, "bytes": index.size, "layouts": layouts, "endings": index.endings}
+    text = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
     with atomic_write(path, "wb") as file:
         np.savez(file, about=text, entries=index.entries, ends=index.ends, names=index.names)
 
@@ -124,11 +124,13 @@ def read(path: str) -> TarIndex:
     """
     try:
         with np.load(PATHS.get_local_path(path), allow_pickle=False) as arrays:
-            about: dict[str, Any] = json.loads(arrays["about"].tobytes())
-            if about["version"] != VERSION or arrays["entries"].dtype != ENTRY:
-                raise ValueError(f"version {about['version']}, expected {VERSION}")
+            metadata: dict[str, Any] = json.loads(arrays["about"].tobytes())
+            if metadata["version"] != VERSION or arrays["entries"].dtype != ENTRY:
+                raise ValueError(f"version {metadata['version']}, expected {VERSION}")
             columns = arrays["entries"], arrays["ends"], arrays["names"]
-        index = TarIndex(about["tar"], about["bytes"], layouts_from_json(about["layouts"]), about["endings"], *columns)
+        index = TarIndex(
+            metadata["tar"], metadata["bytes"], layouts_from_json(metadata["layouts"]), metadata["endings"], *columns
+        )
         if not len(index.entries) or len(index.ends) != len(index.entries):
             raise ValueError("no arrays, or another number of names")
         require_within(index.entries, [layout.nbytes for layout in index.layouts], [index.size])

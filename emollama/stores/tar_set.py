@@ -107,13 +107,13 @@ def write(indexes: Sequence[TarIndex], paths: Sequence[str]) -> None:
         tar_set = build(indexes, paths)
     except ValueError:
         return
-    about = {
+    metadata = {
         "layouts": tar_index.layouts_to_json(tar_set.layouts),
         "table_bytes": tar_set.table.nbytes,
         "shards": [shard._asdict() for shard in tar_set.shards],
         "seals": [tar_index.fingerprint(path) for path in paths],
     }
-    raw = json.dumps(about).encode()
+    raw = json.dumps(metadata).encode()
     parts: list[Any] = [raw + b" " * (-len(raw) % _HEAD.size)]
     parts += [part.view(np.uint8).data for part in (tar_set.table, tar_set.ends, tar_set.text)]
     check = 0
@@ -151,18 +151,18 @@ def _open(path: str, index_paths: Sequence[str]) -> tuple[TarSet, list[int]] | N
         magic, size, check = _HEAD.unpack(file.read(_HEAD.size))
         if magic != _MAGIC:
             return None
-        about: dict[str, Any] = json.loads(file.read(size))
-        shards = tuple(Shard(**shard) for shard in about["shards"])
-        numbers = {shard.sidecar: number for number, shard in enumerate(shards)}
+        metadata: dict[str, Any] = json.loads(file.read(size))
+        shards = tuple(Shard(**shard) for shard in metadata["shards"])
+        shard_indices = {shard.sidecar: index for index, shard in enumerate(shards)}
         for name in index_paths:
-            number = numbers.get(os.path.basename(name))
-            if number is None or about["seals"][number] != tar_index.fingerprint(name):
+            shard_index = shard_indices.get(os.path.basename(name))
+            if shard_index is None or metadata["seals"][shard_index] != tar_index.fingerprint(name):
                 return None
         raw = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if zlib.crc32(memoryview(raw)[_HEAD.size :]) != check:
         raise ValueError("its checksum differs from the recorded one")
-    layouts, count = tar_index.layouts_from_json(about["layouts"]), sum(shard.arrays for shard in shards)
-    tar_set = TarSet(shards, layouts, *map_columns(raw, _HEAD.size + size, about["table_bytes"], count))
+    layouts, count = tar_index.layouts_from_json(metadata["layouts"]), sum(shard.arrays for shard in shards)
+    tar_set = TarSet(shards, layouts, *map_columns(raw, _HEAD.size + size, metadata["table_bytes"], count))
     entries = extract_entries(tar_set.table, count)
     require_within(entries, [layout.nbytes for layout in layouts], [shard.bytes for shard in shards])
-    return tar_set, [numbers[os.path.basename(name)] for name in index_paths]
+    return tar_set, [shard_indices[os.path.basename(name)] for name in index_paths]

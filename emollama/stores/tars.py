@@ -96,12 +96,12 @@ class TarStore:
 
     def __init__(self, path: str, slot: str | None, shards: list[str], shards_in_set: tuple[TarSet, list[int]]) -> None:
         self.path, self._shards = path, shards
-        self._set, self._numbers = shards_in_set  # a set may have more shards than this store
+        self._set, self._set_indices = shards_in_set  # a set may have more shards than this store
         self._suffix = f".{slot}" if slot else ""
         self._index = NameIndex(self._set.table, len(self._set.ends))
-        # Maps the number of a shard in the set to its position in self._shards, or -1. The last element maps -1 to -1.
+        # Maps the index of a shard in the set to its index in self._shards, or -1. The last element maps -1 to -1.
         self._positions = np.full(len(self._set.shards) + 1, -1)
-        self._positions[self._numbers] = np.arange(len(shards))
+        self._positions[self._set_indices] = np.arange(len(shards))
         self._shard = functools.lru_cache(MAX_OPEN_MAPS)(self._map_shard)
 
     @classmethod
@@ -120,13 +120,13 @@ class TarStore:
         for shard in matches:
             is_local(shard)
         shards_in_set = tar_set.find_set(paths) or _build_set(paths)
-        descriptions = [shards_in_set[0].shards[number] for number in shards_in_set[1]]
+        descriptions = [shards_in_set[0].shards[index] for index in shards_in_set[1]]
         shards = [_shard_path(shard, index) for shard, index in zip(descriptions, paths, strict=True)]
         _check_slot(pattern, slot, {extension for shard in descriptions for extension in shard.endings})
         store = cls(path, slot, shards, shards_in_set)
-        for number, shard in enumerate(shards):
+        for shard_index, shard in enumerate(shards):
             if is_local(shard):
-                store._check_shard(number)
+                store._check_shard(shard_index)
         return store
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -137,8 +137,8 @@ class TarStore:
 
     def names(self) -> Iterable[str]:
         """Yield the names of all clips that have an array (of the slot), shard by shard."""
-        for number in self._numbers:
-            for name in self._set.names(number):
+        for set_index in self._set_indices:
+            for name in self._set.names(set_index):
                 if name.endswith(self._suffix):
                     yield name.removesuffix(self._suffix)
 
@@ -149,11 +149,11 @@ class TarStore:
             OSError, ValueError: the clip does not exist, or its shard cannot be downloaded.
             UserError: the shard has changed since it was indexed.
         """
-        kind, number, offset, check = self._find(name)
-        layout = self._set.layouts[kind]
-        shard = self._shard(number)
+        kind_index, shard_index, offset, check = self._find(name)
+        layout = self._set.layouts[kind_index]
+        shard = self._shard(shard_index)
         if zlib.crc32(shard[offset - layout.head : offset]) != check:
-            raise _stale_index(self._shards[number])
+            raise _stale_index(self._shards[shard_index])
         order: Any = "F" if layout.fortran else "C"
         array: np.ndarray = np.ndarray(layout.shape, layout.dtype, shard, offset, order=order).copy(order="K")
         return array
@@ -178,21 +178,21 @@ class TarStore:
         Raises:
             OSError: the clip does not exist.
         """
-        _, number, offset, _ = self._find(name)
+        _, shard_index, offset, _ = self._find(name)
         try:
-            status = os.stat(self._shards[number])
+            status = os.stat(self._shards[shard_index])
         except OSError:
             return ()
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, offset
 
-    def groups(self, names: Sequence[str]) -> np.ndarray | None:
+    def shard_ids(self, names: Sequence[str]) -> np.ndarray | None:
         """Return the (len(names),) int64 shard number of each clip; -1 for unknown clips."""
         members = [name + self._suffix for name in names] if self._suffix else names
         positions: np.ndarray = self._positions[self._index.shards(members)]
         return positions
 
     def _entry(self, name: str) -> tuple[int, int, int, int] | None:
-        """Return (kind, position in ``_shards``, offset, check), or None."""
+        """Return (index of the layout, index in ``_shards``, offset, check), or None."""
         entry = self._index.find(name + self._suffix)
         if entry is None or (position := int(self._positions[entry[2]])) < 0:
             return None
@@ -204,24 +204,24 @@ class TarStore:
             raise FileNotFoundError(f"no member '{name}{self._suffix}.npy' in {self.path}")
         return entry
 
-    def _map_shard(self, number: int) -> mmap.mmap:
-        with open(PATHS.get_local_path(self._shards[number]), "rb") as file:
+    def _map_shard(self, shard_index: int) -> mmap.mmap:
+        with open(PATHS.get_local_path(self._shards[shard_index]), "rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if len(data) != self._set.shards[self._numbers[number]].bytes:
-            raise _stale_index(self._shards[number])
+        if len(data) != self._set.shards[self._set_indices[shard_index]].bytes:
+            raise _stale_index(self._shards[shard_index])
         return data
 
-    def _check_shard(self, number: int) -> None:
+    def _check_shard(self, shard_index: int) -> None:
         """Compare the size of a shard and the headers of its first array with the index."""
-        first = self._index.find(next(self._set.names(self._numbers[number])))
+        first = self._index.find(next(self._set.names(self._set_indices[shard_index])))
         try:
-            data = self._shard(number)
+            data = self._shard(shard_index)
         except OSError as error:
             raise UserError(
-                f"{self._shards[number]}: cannot be read: {error.strerror}. Correct the file or its permissions."
+                f"{self._shards[shard_index]}: cannot be read: {error.strerror}. Correct the file or its permissions."
             ) from None
         if first is None or zlib.crc32(data[first[3] - self._set.layouts[first[1]].head : first[3]]) != first[4]:
-            raise _stale_index(self._shards[number])
+            raise _stale_index(self._shards[shard_index])
 
 
 def _build_set(paths: list[str]) -> tuple[TarSet, list[int]]:
@@ -234,7 +234,7 @@ def _build_set(paths: list[str]) -> tuple[TarSet, list[int]]:
     try:
         return tar_set.build(indexes, paths), list(range(len(paths)))
     except ValueError as error:
-        owners = [number for number, index in enumerate(indexes) for _ in index.ends]
+        owners = [position for position, index in enumerate(indexes) for _ in index.ends]
         names = [name for index in indexes for name in split_names(index.ends, index.names)]
         first, second = (_shard_path(indexes[owners[index]], paths[owners[index]]) for index in error.args)
         name = names[error.args[0]]

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from emollama.data.batch import IGNORED, Batch, Record, collate
 from emollama.data.loader import SampleDataset, mix_seed
-from emollama.data.prompts.prompt import Prompt
+from emollama.data.prompts.prompt import PromptFormat
 from emollama.evaluation.scoring import Scoring
-from emollama.models.decoding import generate, likelihoods
+from emollama.models.decoding import candidate_probabilities, generate
 from emollama.tasks.configs import ImageTextPretrainConfig
 
 Answered = tuple[str, dict[str, float] | None]  # an answer, and the labels' probabilities with answer_by: likelihood
@@ -83,7 +83,7 @@ class ImageTextPretrain:
     def answer(
         self,
         members: Sequence[Any],
-        prompt: Prompt,
+        prompt: PromptFormat,
         dataset: SampleDataset,
         cfg: ImageTextPretrainConfig,
         questions: Sequence[Question],
@@ -93,7 +93,7 @@ class ImageTextPretrain:
 
         Args:
             members: the model in eval mode, or the members of an ensemble.
-            prompt: the prompt renderer of the model.
+            prompt: the prompt format of the model.
             dataset: the dataset of the samples.
             cfg: how to answer.
             questions: questions that are answered in one batch.
@@ -106,7 +106,7 @@ class ImageTextPretrain:
         for rows in (sorted(by_label), [row for row in range(len(records)) if row not in by_label]):
             if not rows:
                 continue
-            samples = [prompt.sample(records[row], layout=cfg.prompt_layout, to_generate=True) for row in rows]
+            samples = [prompt.tokenize(records[row], layout=cfg.prompt_layout, for_generation=True) for row in rows]
             batch = collate(samples).to(members[0].device)
             if rows[0] in by_label:
                 batch_answers = _most_likely_labels(members, prompt, batch, dataset, cfg.aliases)
@@ -136,7 +136,7 @@ def _masked(record: Record, slots: Sequence[str]) -> Record:
 
 
 def _generate(
-    members: Sequence[Any], prompt: Prompt, batch: Batch, cfg: ImageTextPretrainConfig, seeds: list[int]
+    members: Sequence[Any], prompt: PromptFormat, batch: Batch, cfg: ImageTextPretrainConfig, seeds: list[int]
 ) -> list[Answered]:
     if cfg.num_beams == 1:
         ids = generate(members, batch, cfg.sampling_params(), prompt.is_finished, seeds)
@@ -147,13 +147,13 @@ def _generate(
 
 
 def _most_likely_labels(
-    members: Sequence[Any], prompt: Prompt, batch: Batch, dataset: SampleDataset, aliases: Mapping[str, str]
+    members: Sequence[Any], prompt: PromptFormat, batch: Batch, dataset: SampleDataset, aliases: Mapping[str, str]
 ) -> list[Answered]:
     """Return the most probable label of each prompt, and the probability of each label."""
     labels = list(dataset.cfg.labels)
     # process_answer applies the text processing of training, so that labels are compared in the form that the model has learned.
     label_of = {dataset.process_answer(word): label for word, label in [*aliases.items(), *zip(labels, labels, strict=True)]}
-    probabilities = likelihoods(members, batch, [prompt.answer_ids(word) for word in label_of])
+    probabilities = candidate_probabilities(members, batch, [prompt.answer_ids(word) for word in label_of])
     answers: list[Answered] = []
     for row in probabilities.tolist():
         by_label = dict.fromkeys(labels, 0.0)
@@ -164,12 +164,12 @@ def _most_likely_labels(
 
 
 @torch.inference_mode()
-def _losses(members: Sequence[Any], prompt: Prompt, records: list[Record]) -> dict[int, float]:
+def _losses(members: Sequence[Any], prompt: PromptFormat, records: list[Record]) -> dict[int, float]:
     """Return index in records -> mean loss of the record's target; an ensemble's loss is that of its mean distribution."""
     scored = [index for index, record in enumerate(records) if record.turns[-1][1] is not None]
     if not scored:
         return {}
-    batch = collate([prompt.sample(records[index]) for index in scored]).to(members[0].device)
+    batch = collate([prompt.tokenize(records[index]) for index in scored]).to(members[0].device)
     counts = [int((labels != IGNORED).sum()) for labels in batch.labels.split(batch.lengths)]
     by_member = torch.stack([member(batch) for member in members])  # (members, labelled tokens)
     losses = math.log(len(members)) - by_member.neg().logsumexp(0)

@@ -1,1 +1,1 @@
-"""Prompt formats, which turn a record into token ids, labels and placeholders of feature tokens."""
+"""Prompt formats, which turn a record into token ids, labels and placeholder ids of feature tokens."""

@@ -14,13 +14,13 @@ import numpy as np
 
 from emollama.config.packaged import find_shipped
 from emollama.data.batch import Record
-from emollama.data.prompts.image_placeholder import MARK, check_instruction
-from emollama.data.prompts.prompt import Parts, Placeholders, Prompt
+from emollama.data.prompts.image_tag import IMAGE_TAG, check_instruction
+from emollama.data.prompts.prompt import FeatureTokenLayout, PromptFormat, TurnParts
 from emollama.data.prompts.prompt_style import LossAverage, PromptLayout, PromptStyle
 from emollama.errors import UserError
 from emollama.paths import read_text
 
-IMAGE = f"<Img>{MARK}</Img> "  # prepended to an instruction without <ImageHere>
+IMAGE = f"<Img>{IMAGE_TAG}</Img> "  # prepended to an instruction without <ImageHere>
 BUILT_IN = (
     f"{IMAGE}Describe this picture.",
     f"{IMAGE}What does this picture show?",
@@ -50,26 +50,26 @@ def read_prompts(path: str, key: str) -> tuple[str, ...]:
     return tuple(prompts)
 
 
-class ImagePrompt(Prompt):
+class ImagePromptFormat(PromptFormat):
     """The prompt format of MiniGPT-4. A record with an empty user text gets one of the model's own prompts.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
         style: the model's template, end symbol and length limits.
-        placeholders: the feature tokens of the fusion module, all of which are inserted at ``<ImageHere>``.
+        feature_tokens: the feature tokens of the fusion module, all of which are inserted at ``<ImageHere>``.
         prompts: the model's own prompts; training draws one, evaluation uses the first.
-        loss_average: see :class:`~emollama.data.prompts.prompt.Prompt`.
+        loss_average: see :class:`~emollama.data.prompts.prompt.PromptFormat`.
     """
 
     def __init__(
         self,
         tokenizer: Any,
         style: PromptStyle,
-        placeholders: Placeholders,
+        feature_tokens: FeatureTokenLayout,
         prompts: Sequence[str],
         loss_average: LossAverage = "sample",
     ) -> None:
-        super().__init__(tokenizer, style, placeholders, loss_average)
+        super().__init__(tokenizer, style, feature_tokens, loss_average)
         self.prompts = prompts
 
     def digest(self) -> str:
@@ -84,9 +84,9 @@ class ImagePrompt(Prompt):
         """Return the user text with ``<ImageHere>``; an empty one is replaced by one of the model's own prompts."""
         if not user_text.strip():
             user_text = self.prompts[0 if rng is None else int(rng.integers(len(self.prompts)))]
-        return user_text if MARK in user_text else IMAGE + user_text
+        return user_text if IMAGE_TAG in user_text else IMAGE + user_text
 
-    def first_turn(self, user_text: str, layout: PromptLayout) -> tuple[Parts, str, str]:
-        """Split at the image: the parts up to the image, an empty text, and the text after it. All layouts are equal."""
-        before, _, after = user_text.partition(MARK)
-        return [self.style.opening + self._as_text(before), self.placeholders.video], "", after
+    def first_turn(self, user_text: str, layout: PromptLayout) -> TurnParts:
+        """Split at the image: the segments up to the image, an empty prefix, and the text after it. All layouts are equal."""
+        before, _, after = user_text.partition(IMAGE_TAG)
+        return TurnParts([self.style.opening + self._as_text(before), self.feature_tokens.video_tag], "", after)

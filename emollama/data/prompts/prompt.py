@@ -1,8 +1,8 @@
 """Rendering of records into token ids. No other file tokenizes.
 
-A prompt is a list of segments, which are texts and placeholders. One helper appends ids, labels and placeholders together, so
-that they always agree. A placeholder is an id outside the LLM's embedding table; there is one for each feature token, which
-replaces it in the model. Text from user files stays text: nothing in a transcript or an answer becomes part of the structure.
+A prompt is a list of segments, which are texts and feature tokens. One helper appends ids and labels together, so that they
+always agree. A placeholder id is an id outside the LLM's embedding table; there is one for each feature token, which replaces it
+in the model. Text from user files stays text: nothing in a transcript or an answer becomes part of the structure.
 
 Layouts (as in the published Emotion-LLaMA training and evaluation code):
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,32 +25,45 @@ from emollama.data.batch import IGNORED, Record, Sample
 from emollama.data.prompts.prompt_style import LossAverage, PromptLayout, PromptStyle
 from emollama.errors import UserError
 
-Parts = list[str | tuple[str, ...]]  # texts, and tuples of placeholder names, in the order of the prompt
 HEAD = "<video><VideoHere></video> <feature><FeatureHere></feature> "
 
 
 @dataclass(frozen=True)
-class Placeholders:
-    """The feature tokens that a fusion module returns, and their ids in a prompt.
+class FeatureTokenLayout:
+    """Where a prompt has the feature tokens of a fusion module, and their placeholder ids.
 
     Attributes:
-        video: names of the placeholders between ``<video>`` and ``</video>``, in order.
-        feature: names of the placeholders between ``<feature>`` and ``</feature>``, in order.
-        first_id: id of the first placeholder, which is the size of the LLM's embedding table.
-        num_tokens: function from the number of feature vectors by slot to the number of feature tokens by placeholder.
+        video_tag: names of the feature tokens between ``<video>`` and ``</video>``, in order.
+        feature_tag: names of the feature tokens between ``<feature>`` and ``</feature>``, in order.
+        first_id: the first placeholder id, which is the size of the LLM's embedding table.
+        num_feature_tokens: function from the number of feature vectors by slot to the number of feature tokens by name.
     """
 
-    video: tuple[str, ...]
-    feature: tuple[str, ...]
+    video_tag: tuple[str, ...]
+    feature_tag: tuple[str, ...]
     first_id: int
-    num_tokens: Callable[[Mapping[str, int]], dict[str, int]]
+    num_feature_tokens: Callable[[Mapping[str, int]], dict[str, int]]
 
     def id_of(self, name: str) -> int:
-        """Return the id of one feature token of this placeholder."""
-        return self.first_id + (self.video + self.feature).index(name)
+        """Return the placeholder id of the feature tokens with this name."""
+        return self.first_id + (self.video_tag + self.feature_tag).index(name)
 
 
-class _Rendering:
+class TurnParts(NamedTuple):
+    """The parts of a user turn, before they are tokenized.
+
+    Attributes:
+        segments: texts, and tuples of names of feature tokens, in the order of the prompt.
+        prefix: the text between the segments and the user text.
+        user_text: the only text that is shortened if the prompt is too long.
+    """
+
+    segments: list[str | tuple[str, ...]]
+    prefix: str
+    user_text: str
+
+
+class _TokenizedSample:
     """Token ids and labels of one sample, which are appended together."""
 
     def __init__(self) -> None:
@@ -58,32 +71,32 @@ class _Rendering:
         self.labels: list[int] = []
         self.answer_lengths: list[int] = []  # for the loss weights
 
-    def prompt(self, ids: list[int]) -> None:
+    def append_prompt(self, ids: list[int]) -> None:
         self.ids += ids
         self.labels += [IGNORED] * len(ids)
 
-    def answer(self, ids: list[int]) -> None:
+    def append_answer(self, ids: list[int]) -> None:
         self.ids += ids
         self.labels += ids
         self.answer_lengths.append(len(ids))
 
 
-class Prompt:
+class PromptFormat:
     """A prompt format: turns records into tokenized samples, and generated ids into text.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
         style: the model's template, end symbol and length limits.
-        placeholders: the feature tokens of the fusion module.
+        feature_tokens: the layout of the fusion module's feature tokens.
         loss_average: ``sample`` gives each of the n answer tokens of a sample the weight 1 / n, ``token`` the weight 1.
     """
 
     def __init__(
-        self, tokenizer: Any, style: PromptStyle, placeholders: Placeholders, loss_average: LossAverage = "sample"
+        self, tokenizer: Any, style: PromptStyle, feature_tokens: FeatureTokenLayout, loss_average: LossAverage = "sample"
     ) -> None:
         self.tokenizer = tokenizer
         self.style = style
-        self.placeholders = placeholders
+        self.feature_tokens = feature_tokens
         self.loss_average = loss_average
         special = [re.escape(text) for text in tokenizer.get_added_vocab() if text.strip()]
         # `is_finished` looks for the text of the end symbol in the last tokens, since a tokenizer may split it in any way.
@@ -91,7 +104,7 @@ class Prompt:
         self._special = re.compile("|".join(sorted(special, key=len, reverse=True))) if special else None
 
     def body(self, record: Record) -> str:
-        """Return the text of the first turn with marks at the positions of features, as shown next to a prediction."""
+        """Return the text of the first turn with tags at the positions of features, as shown next to a prediction."""
         return HEAD + record.turns[0][0]
 
     def digest(self) -> str | None:
@@ -102,12 +115,12 @@ class Prompt:
         """Return the user text of the first turn. Subclasses may change it; ``rng`` is for random choices in training."""
         return user_text
 
-    def sample(
+    def tokenize(
         self,
         record: Record,
         *,
         layout: PromptLayout = "train",
-        to_generate: bool = False,
+        for_generation: bool = False,
         rng: np.random.Generator | None = None,
     ) -> Sample:
         """Tokenize a record.
@@ -115,7 +128,7 @@ class Prompt:
         Args:
             record: the texts and features of the sample.
             layout: the positions of the feature tokens (see the module docstring).
-            to_generate: stop before the last turn's answer.
+            for_generation: leave out the last turn's answer.
             rng: the sample's generator in training; None in evaluation.
 
         Raises:
@@ -123,25 +136,25 @@ class Prompt:
                 ``max_context_len``; names the clip.
         """
         try:
-            counts = self.placeholders.num_tokens({slot: len(vectors) for slot, vectors in record.features.items()})
+            counts = self.feature_tokens.num_feature_tokens({slot: len(vectors) for slot, vectors in record.features.items()})
         except ValueError as error:
             raise UserError(f"clip '{record.name}': {error}") from None
-        rendering = _Rendering()
+        tokens = _TokenizedSample()
         if self.tokenizer.bos_token_id is not None:
-            rendering.prompt([self.tokenizer.bos_token_id])
+            tokens.append_prompt([self.tokenizer.bos_token_id])
         cut = 0
         for turn, (user_text, answer) in enumerate(record.turns):
             if turn == 0:
-                parts, last, user_text = self.first_turn(self.apply_instruction(user_text, rng), layout)
+                parts = self.first_turn(self.apply_instruction(user_text, rng), layout)
             else:
-                parts, last = [], self.style.opening
-            cut += self._append_prompt(rendering, parts, (last, user_text), counts, record.name)
-            if answer is not None and not (to_generate and turn == len(record.turns) - 1):
-                cut += self._append_answer(rendering, answer)
-        labels = torch.tensor(rendering.labels)
-        total = sum(rendering.answer_lengths) if self.loss_average == "sample" else 1
+                parts = TurnParts([], self.style.opening, user_text)
+            cut += self._append_prompt(tokens, parts, counts, record.name)
+            if answer is not None and not (for_generation and turn == len(record.turns) - 1):
+                cut += self._append_answer(tokens, answer)
+        labels = torch.tensor(tokens.labels)
+        total = sum(tokens.answer_lengths) if self.loss_average == "sample" else 1
         weights = (labels != IGNORED).float() / max(total, 1)
-        ids = torch.tensor(rendering.ids)
+        ids = torch.tensor(tokens.ids)
         return Sample(record.name, record.task, ids, labels, weights, record.features, cut, record.cache_key)
 
     @property
@@ -175,54 +188,48 @@ class Prompt:
     def prompt_lengths(self, user_texts: Sequence[str], layout: PromptLayout = "train") -> list[int]:
         """Return the number of text tokens of a first turn with each user text, before it is cut to ``max_context_len``."""
         turns = [self.first_turn(self.apply_instruction(text, None), layout) for text in user_texts]
-        texts = [[part for part in parts if isinstance(part, str)] for parts, _, _ in turns]
+        texts = [[segment for segment in turn.segments if isinstance(segment, str)] for turn in turns]
         # The texts before the user text are the same for most turns, so each is tokenized once.
-        lengths = {part: len(self._ids(part)) for part in {part for parts in texts for part in parts}}
-        tails = self._lengths([last + self._as_text(rest) + self.style.closing for _, last, rest in turns])
-        return [sum(lengths[part] for part in parts) + tail for parts, tail in zip(texts, tails, strict=True)]
+        lengths = {segment: len(self._ids(segment)) for segment in {segment for segments in texts for segment in segments}}
+        tails = self._lengths([turn.prefix + self._as_text(turn.user_text) + self.style.closing for turn in turns])
+        return [sum(lengths[segment] for segment in segments) + tail for segments, tail in zip(texts, tails, strict=True)]
 
-    def first_turn(self, user_text: str, layout: PromptLayout) -> tuple[Parts, str, str]:
-        """Split a first turn: the parts before the user text, the text directly before it, and the user text."""
-        video, feature = self.placeholders.video, self.placeholders.feature
+    def first_turn(self, user_text: str, layout: PromptLayout) -> TurnParts:
+        """Return the parts of a first turn."""
+        video, feature = self.feature_tokens.video_tag, self.feature_tokens.feature_tag
         opening = self.style.opening
-        head: Parts
         if layout == "train":
-            head, last = [f"{opening}<video>", video, "</video> <feature>", feature], "</feature> "
-        else:
-            head = [f"{self.tokenizer.bos_token or ''}{opening}<video>", video + feature]
-            last = "</video> <feature><FeatureHere></feature> "
-        return head, last, user_text
+            return TurnParts([f"{opening}<video>", video, "</video> <feature>", feature], "</feature> ", user_text)
+        segments: list[str | tuple[str, ...]] = [f"{self.tokenizer.bos_token or ''}{opening}<video>", video + feature]
+        return TurnParts(segments, "</video> <feature><FeatureHere></feature> ", user_text)
 
-    def _append_prompt(
-        self, rendering: _Rendering, parts: Parts, end: tuple[str, str], counts: Mapping[str, int], name: str
-    ) -> int:
-        """Append a turn without its answer: its parts, then ``end``, a fixed text and the user text. Return the tokens cut."""
-        last, user_text = end
-        pieces = [self._ids(part) if isinstance(part, str) else part for part in parts]
-        tail = self._ids(last + self._as_text(user_text) + self.style.closing)
+    def _append_prompt(self, tokens: _TokenizedSample, parts: TurnParts, counts: Mapping[str, int], name: str) -> int:
+        """Append a turn without its answer. Return the number of tokens that were cut from the user text."""
+        pieces = [self._ids(part) if isinstance(part, str) else part for part in parts.segments]
+        tail = self._ids(parts.prefix + self._as_text(parts.user_text) + self.style.closing)
         excess = len(tail) + sum(len(part) for part in pieces if isinstance(part, list)) - self.style.max_context_len
         if excess > 0:
-            fixed = len(self._ids(last))
+            fixed = len(self._ids(parts.prefix))
             if excess >= len(tail) - fixed - len(self._ids(self.style.closing)):
                 limit = self.style.max_context_len
                 raise UserError(f"clip '{name}': model.max_context_len {limit} leaves no room for the instruction. Increase it.")
             tail = tail[:fixed] + tail[fixed + excess :]
         for part in pieces:
             if isinstance(part, list):
-                rendering.prompt(part)
+                tokens.append_prompt(part)
             else:
-                for placeholder in part:
-                    rendering.prompt([self.placeholders.id_of(placeholder)] * counts[placeholder])
-        rendering.prompt(tail)
+                for token_name in part:
+                    tokens.append_prompt([self.feature_tokens.id_of(token_name)] * counts[token_name])
+        tokens.append_prompt(tail)
         return max(excess, 0)
 
-    def _append_answer(self, rendering: _Rendering, answer: str) -> int:
+    def _append_answer(self, tokens: _TokenizedSample, answer: str) -> int:
         ids = self.answer_ids(answer)
         excess = len(ids) - self.style.max_txt_len
         if excess > 0:
             end = self._ids(self.style.end_sym)
             ids = ids[: self.style.max_txt_len - len(end)] + end
-        rendering.answer(ids)
+        tokens.append_answer(ids)
         return max(excess, 0)
 
     def _ids(self, text: str) -> list[int]:

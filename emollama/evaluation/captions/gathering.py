@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from emollama.evaluation.answers import Answer
 from emollama.evaluation.captions.java import NEEDS_JAVA, lacks_java, lacks_spice
 from emollama.evaluation.captions.metric_inputs import Alignments, CaptionNumbers, Captions, Propositions
-from emollama.evaluation.captions.tokenizers import NO_JAVA, TokenizerChoice, tokenizer
+from emollama.evaluation.captions.tokenizers import NO_JAVA, CaptionTokenizer, tokenizer
 from emollama.evaluation.spelling import KeySpelling
 from emollama.listing import listing
 
@@ -26,7 +26,7 @@ class CaptionInputs:
         UserError: the chosen tokenizer cannot run here.
     """
 
-    def __init__(self, choice: TokenizerChoice, spelling: KeySpelling) -> None:
+    def __init__(self, choice: CaptionTokenizer, spelling: KeySpelling) -> None:
         self._spelling = spelling
         self._warned: list[str] = []
         self._tokenizer = tokenizer(choice, spelling)

@@ -15,7 +15,7 @@ from emollama.errors import UserError
 from emollama.evaluation.captions.java import JavaFailed, folder_of, java, lacks_java, run_java
 from emollama.evaluation.spelling import KEYS, KeySpelling
 
-TokenizerChoice = Literal["auto", "ptb", "treebank"]
+CaptionTokenizer = Literal["auto", "ptb", "treebank"]
 NO_JAVA = "treebank (no Java)"
 # COCO's list. Lower-case brackets ("-lrb-") are not on it, so they remain words, as in COCO's evaluation.
 PUNCTUATION = {"''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"}
@@ -51,7 +51,7 @@ class Tokenizer:
         return [self._cache[caption] for caption in captions]
 
 
-def tokenizer(choice: TokenizerChoice, spelling: KeySpelling = KEYS) -> Tokenizer:
+def tokenizer(choice: CaptionTokenizer, spelling: KeySpelling = KEYS) -> Tokenizer:
     """Return the chosen tokenizer; ``auto`` is ptb if Java is installed.
 
     Args:
