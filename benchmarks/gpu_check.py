@@ -1,7 +1,7 @@
 """Training throughput, memory, host waits and decoding speed on one GPU, next to plain Hugging Face code.
 
-    python benchmarks/gpu_check.py --out OUT                            # with a GPU: less than 8 minutes on an H200
-    python benchmarks/gpu_check.py --tiny --seconds 1 --skip-tests      # without one: runs the same code on tiny shapes
+    python benchmarks/gpu_check.py --out OUT                            # on a machine with a GPU
+    python benchmarks/gpu_check.py --tiny --seconds 1 --skip-tests      # without a GPU: runs the same code on tiny shapes
 
 The script runs in a clone, whether or not the package is installed. It runs the tests marked ``gpu`` first. Then it times
 `RunnerBase._step` on batches of the training data loader, with the shipped configuration of stage 1. It needs no downloads: the
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="use tiny shapes, for a CPU")
     parser.add_argument("--seconds", type=float, default=5.0, help="how long to time each variant (default: 5)")
     parser.add_argument("--skip-tests", action="store_true", help="do not run the tests marked gpu")
-    parser.add_argument("--compile", action="store_true", help="time compiled layers, too; takes two more minutes")
+    parser.add_argument("--compile", action="store_true", help="also time compiled layers")
     arguments = parser.parse_args(argv)
     arguments.out.mkdir(parents=True, exist_ok=True)
     tests = "skipped" if arguments.skip_tests else run_tests(arguments.out)
