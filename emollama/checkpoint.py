@@ -108,7 +108,7 @@ def read(path: str, key: str) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         unsafe = re.search(r"GLOBAL (\S+)", str(error))
         if unsafe is None:
-            raise UserError(f"{key}: {path} is truncated or not a checkpoint. Copy it again, or name another file.") from None
+            raise UserError(f"{key}: {path} is truncated or not a checkpoint. Copy it again, or specify another file.") from None
         raise UserError(
             f"{key}: {path} contains an object of type {unsafe[1]} and was not loaded, because it could run code. Ask its author"
             " for a file that torch.load(weights_only=True) can read."

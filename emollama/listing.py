@@ -1,4 +1,4 @@
-"""Lists in messages, which show the first ten entries and name a file with all of them."""
+"""Lists in messages, which show the first ten entries and the path of a file with all of them."""
 
 from __future__ import annotations
 

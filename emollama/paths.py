@@ -282,7 +282,7 @@ def new_folder(output: str | Path, sources: Iterable[str | Path] = (), key: str 
         os.replace(temporary, folder)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"{key}: cannot write '{output}': {reason}. Free some space, or name another folder.") from None
+        raise UserError(f"{key}: cannot write '{output}': {reason}. Free some space, or specify another folder.") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

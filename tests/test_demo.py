@@ -166,7 +166,7 @@ def test_a_full_disk_is_reported_by_a_demo_with_its_folder(tmp_path, monkeypatch
     monkeypatch.setattr(demo, "make_videos", fail)
     monkeypatch.setattr(demo, "write_drawings", fail)
     for name, call in {"a": partial(demo.run_demo, processes=1), "b": demo.make_videos_demo, "c": demo.make_flickr_demo}.items():
-        text = rf"^--folder: cannot write '{tmp_path / name}': {reason}\. Free disk space, or name another folder\.$"
+        text = rf"^--folder: cannot write '{tmp_path / name}': {reason}\. Free disk space, or specify another folder\.$"
         with pytest.raises(UserError, match=text):
             call(str(tmp_path / name), seed=0)
 

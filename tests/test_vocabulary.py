@@ -63,6 +63,13 @@ PHRASES = {
     r"is of no use\b": "cannot be used",
     r"(?:the|prompt|same) renderers?\b": "prompt format",
     r"(?:has|have|had|says?) nothing (?:of|to)\b": "is empty, does not need",
+    r"EVA caches?\b": "EVA features",
+    r"working folder\b": "current directory",
+    r"(?:is|are) an error\b": "is rejected, raises an error",
+    r"starts? at (?:the folder|data_root)|paths start\b": "relative to",
+    r"(?:an|the|file|no) endings?\b": "extension",
+    r"name (?:a|one|another|a single) (?:file|folder|checkpoint)\b": "specify a file",
+    r"another (?:shape|size|dtype|format|width|architecture)\b": "a different shape",
 }
 
 

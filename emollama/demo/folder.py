@@ -95,7 +95,7 @@ def disk_errors(root: Path) -> Iterator[None]:
         if not isinstance(error, OSError) and not any(sign in str(error) for sign in FAILED_WRITES):
             raise
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise UserError(f"--folder: cannot write '{root}': {reason}. Free disk space, or name another folder.") from error
+        raise UserError(f"--folder: cannot write '{root}': {reason}. Free disk space, or specify another folder.") from error
 
 
 def demo_in(folder: Path) -> str | None:

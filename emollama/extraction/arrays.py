@@ -70,11 +70,11 @@ class ArrayWriter:
         shards = is_packed(str(self.folder)) or is_tar_path(str(self.folder))
         if self.packed and not shards and not _is_unused(self.folder):
             text = f"{self.folder}: contains files other than packed shards, but extraction.stored_as is packed."
-            raise UserError(f"{text} Set stored_as: npy (emollama pack packs them later), or name another folder.")
+            raise UserError(f"{text} Set stored_as: npy (emollama pack packs them later), or specify another folder.")
         if not self.packed and (shards or not _is_unused(self.parts)):
             written = self.folder if shards else self.parts
             text = f"{written}: was written with stored_as: packed, but extraction.stored_as is npy."
-            raise UserError(f"{text} Set it to packed, name another folder, or delete that one.")
+            raise UserError(f"{text} Set it to packed, specify another folder, or delete that one.")
         for folder in self._array_folders():
             _require_same_manifest(folder, manifest)
 

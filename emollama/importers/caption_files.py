@@ -160,7 +160,7 @@ def write(folder: Path, splits: Splits, collection: Collection, settings: Mappin
         for path in finished:
             path.unlink()
         text = f"--output: cannot write to '{folder}': {error.strerror or error}"
-        raise UserError(f"{text}. Free disk space, or name another folder.") from None
+        raise UserError(f"{text}. Free disk space, or specify another folder.") from None
     return report
 
 

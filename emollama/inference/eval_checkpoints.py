@@ -238,7 +238,7 @@ def _digest_of(path: str, label: str) -> str:
         UserError: the file does not exist or is damaged.
     """
     if not Path(path).is_file():
-        raise not_found(label, path, f"Correct the path, or name another file with --checkpoints {label}=FILE.")
+        raise not_found(label, path, f"Correct the path, or specify another file with --checkpoints {label}=FILE.")
     if checkpoint.is_intact(path) is False:
         raise UserError(f"{label}: {path} is damaged: its SHA-256 differs from {path}.sha256. Copy the file again.")
     return sha256(path)

@@ -58,7 +58,7 @@ def checkpoints_of(folder: Path, named: dict[str, str]) -> tuple[Start, list[Che
     epochs = {int(match[1]): path for path in folder.iterdir() if (match := re.fullmatch(r"checkpoint_(\d+)\.pth", path.name))}
     if not epochs:
         raise UserError(
-            f"--run-folder: no checkpoint_<epoch>.pth in '{folder}'. Train first, or name the folder of a run with checkpoints."
+            f"--run-folder: no checkpoint_<epoch>.pth in '{folder}'. Train first, or specify a run folder with checkpoints."
         )
     files = [named[PRETRAINED]] if PRETRAINED in named else checkpoint_paths(start.model.get("ckpt"))
     rows = [CheckpointRow(PRETRAINED if files else UNTRAINED, -1, tuple(files))]

@@ -109,7 +109,7 @@ def read_checkpoint_table(folder: Path, basis: Fingerprint | None = None) -> Che
     records = read_records(folder)
     rows = [row for row in records if row.basis == basis]
     if not rows:
-        remedy = "Run the command without --table-only, or name the folder with --output."
+        remedy = "Run the command without --table-only, or specify the folder with --output."
         raise UserError(f"'{folder}' contains no evaluated checkpoints. {remedy}")
     if left_out := [row.label for row in records if row not in rows]:
         notes.append(f"left out, because they were evaluated with another configuration or other data: {abbreviated(left_out)}")

@@ -84,7 +84,7 @@ class ReplyCache:
         except (sqlite3.Error, OSError) as error:
             raise JudgeUnreachable(
                 f"cache_path: cannot store the judge's replies in '{self.path}': {error}. "
-                "Free disk space, name another file, or move a damaged file away (its questions are then asked again)."
+                "Free disk space, specify another file, or move a damaged file away (its questions are then asked again)."
             ) from None
 
 
