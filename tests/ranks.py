@@ -14,6 +14,7 @@ Tests of torchrun itself need the real program: ``running.command``.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import multiprocessing
@@ -44,6 +45,16 @@ GRACE = 30.0  # seconds between SIGTERM and SIGKILL, as in torchrun
 def environment() -> dict[str, str]:
     """This process's environment, with one thread per library because batches are small."""
     return os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_MAX_": "0", "PYTHONPATH": str(ROOT)}
+
+
+def fork_context() -> Any:
+    """The ``fork`` context of multiprocessing, after a collection of garbage.
+
+    A forked process would collect the parent's garbage, too. The destructor of a decoded video frame then waits forever for
+    threads that exist only in the parent.
+    """
+    gc.collect()
+    return multiprocessing.get_context("fork")
 
 
 class ForkServer:

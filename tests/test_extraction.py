@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import multiprocessing
 import os
 import random
 import re
@@ -26,7 +25,7 @@ import torch
 import yaml
 from helpers import GOLDEN
 from media_files import write_broken, write_video
-from ranks import Group
+from ranks import Group, fork_context
 from safetensors.torch import load_file, save_file
 
 from emollama import cli
@@ -126,7 +125,7 @@ def dry_run(path, *, processes=1):
 
 def in_child(function, *arguments):
     """Fork a process from this one, which has already imported the libraries."""
-    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+    process = fork_context().Process(target=function, args=arguments)
     process.start()
     return process
 

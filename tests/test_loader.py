@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import random
 from collections import Counter
 
@@ -195,3 +197,32 @@ def test_a_user_error_in_a_worker_is_raised_with_its_own_message(golden_dataset,
 def test_the_loader_has_a_length(samples):
     loader = training_loader(samples, BatchLayout(1, 3, 2, 0), first_step=2, end_step=7, num_workers=0, pin_memory=False)
     assert len(loader) == 15
+
+
+class Forkable:
+    """Garbage that only a collection destroys, and that writes a file if this happens in another process."""
+
+    def __init__(self, path):
+        self.itself, self.path, self.process = self, path, os.getpid()
+
+    def __del__(self):
+        if os.getpid() != self.process:
+            self.path.touch()
+
+
+class Collecting(torch.utils.data.Dataset):
+    """Samples during whose loading the garbage is collected."""
+
+    def __getitem__(self, index):
+        return gc.collect()
+
+    def __len__(self):
+        return 4
+
+
+def test_data_workers_do_not_destroy_garbage_of_their_parent(tmp_path):
+    gc.collect()
+    Forkable(tmp_path / "destroyed")
+    loader = torch.utils.data.DataLoader(Collecting(), batch_size=1, num_workers=1, multiprocessing_context="fork")
+    assert len(list(step_batches(loader, 2))) == 2
+    assert not (tmp_path / "destroyed").exists()

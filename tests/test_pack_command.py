@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import re
 import resource
@@ -12,6 +11,7 @@ import time
 import numpy as np
 import pytest
 import webdataset
+from ranks import fork_context
 
 from emollama import cli
 from emollama.commands import pack
@@ -361,7 +361,7 @@ def test_a_killed_pack_command_leaves_nothing_at_the_output_path(tmp_path, capsy
     source = folder_of(tmp_path / "source", {f"clip_{number}": numbers(4096, seed=number) for number in range(40)})
     os.mkfifo(source / "zz.npy")
     arguments = ["--source", source, "--output", tmp_path / "out", "--shard-gib", 2**-16]
-    process = multiprocessing.get_context("fork").Process(target=packed, args=arguments)
+    process = fork_context().Process(target=packed, args=arguments)
     process.start()
     deadline = time.monotonic() + 300
     while not list(tmp_path.glob(".out.*/shard-00005.bin")):

@@ -15,6 +15,7 @@ from statistics import median
 
 import numpy as np
 import pytest
+from ranks import fork_context
 
 from emollama.errors import UserError
 from emollama.stores import name_index
@@ -140,7 +141,8 @@ def sums(store, names):
 def test_processes_and_threads_read_the_same_arrays_as_one_process(folder, method):
     store, names = PackedStore.open(folder), [f"clip_{number}" for number in range(8)]
     expected = sums(store, names)
-    with multiprocessing.get_context(method).Pool(2) as pool:
+    context = fork_context() if method == "fork" else multiprocessing.get_context(method)
+    with context.Pool(2) as pool:
         assert pool.starmap(sums, [(store, [name]) for name in names]) == [[value] for value in expected]
     with ThreadPoolExecutor(8) as threads:
         assert [*threads.map(lambda name: sums(store, [name])[0], names * 50)] == expected * 50

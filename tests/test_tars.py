@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import webdataset
 from iopath.common.file_io import HTTPURLHandler, PathHandler
+from ranks import fork_context
 
 from emollama.data.features import Features
 from emollama.data.slots import SlotShape
@@ -204,7 +205,8 @@ def sums(store, names):
 def test_several_processes_read_the_same_arrays_as_one_process(tmp_path, method):
     names = list(stored(tmp_path / "shards"))
     store = TarStore.open(f"{tmp_path}/shards")
-    with multiprocessing.get_context(method).Pool(2) as pool:
+    context = fork_context() if method == "fork" else multiprocessing.get_context(method)
+    with context.Pool(2) as pool:
         assert pool.starmap(sums, [(store, [name]) for name in names]) == [[value] for value in sums(store, names)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -152,6 +153,10 @@ def step_batches(loader: DataLoader[Batch], accumulate: int) -> Iterator[list[Ba
     Raises:
         UserError: a data worker raised it; the message comes without the worker's traceback.
     """
+    if loader.num_workers:
+        # A forked worker would collect the parent's garbage. The destructor of a decoded video frame then waits forever for
+        # threads that exist only in the parent.
+        gc.collect()
     batches = iter(loader)
     try:
         while step := list(islice(batches, accumulate)):
