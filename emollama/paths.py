@@ -103,7 +103,7 @@ def require_folder(path: str, key: str, remedy: str = "Correct the path.") -> st
     """Return the path of an existing folder.
 
     Raises:
-        UserError: the folder does not exist; the message names the configuration key.
+        UserError: If the folder does not exist. The message names the configuration key.
     """
     if not path_exists(PATHS.isdir, path, key):
         raise not_found(key, path, remedy, what="folder")
@@ -114,7 +114,7 @@ def require_file(path: str, key: str, remedy: str = "Correct the path.") -> str:
     """Return the path of an existing file.
 
     Raises:
-        UserError: the file does not exist; the message names the configuration key.
+        UserError: If the file does not exist. The message names the configuration key.
     """
     if not path_exists(PATHS.isfile, path, key):
         raise not_a_file(key, path, remedy)
@@ -131,7 +131,7 @@ def read_text(path: str) -> str:
     """Read a whole file as UTF-8 text, without its byte order mark.
 
     Raises:
-        UserError: the file is not UTF-8; the message contains the position of the first invalid byte.
+        UserError: If the file is not UTF-8. The message contains the position of the first invalid byte.
     """
     with PATHS.open(path, "rb") as file:
         raw = file.read()
@@ -145,7 +145,7 @@ def require_utf8(path: str, key: str) -> str:
     """Return the path, which must be valid UTF-8: other names cannot be written to YAML and JSON files.
 
     Raises:
-        UserError: the path is not UTF-8; the message names the option or configuration key.
+        UserError: If the path is not UTF-8. The message names the option or configuration key.
     """
     try:
         path.encode()
@@ -163,7 +163,7 @@ def require_writable(folder: Path, key: str) -> None:
     """Check that files can be written to a folder, which may not exist yet. The check leaves no files behind.
 
     Raises:
-        UserError: nothing can be written there; the message names the configuration key.
+        UserError: If nothing can be written there. The message names the configuration key.
     """
     existing = folder
     try:
@@ -219,7 +219,7 @@ def cache_folder() -> Path:
     """Return the user's cache folder, ``$XDG_CACHE_HOME/emollama`` or ``~/.cache/emollama``, which may not exist.
 
     Raises:
-        RuntimeError: the user has no home folder.
+        RuntimeError: If the user has no home folder.
     """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emollama"
 
@@ -233,7 +233,7 @@ def require_new(output: str | Path, sources: Iterable[str | Path] = (), key: str
         key: the option or configuration key of the output, for messages.
 
     Raises:
-        UserError: the output exists and is not an empty folder, is inside a source, or cannot be written.
+        UserError: If the output exists and is not an empty folder, is inside a source, or cannot be written.
     """
     folder = Path(output).resolve()
     if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
@@ -249,7 +249,7 @@ def require_new_file(output: str) -> Path:
     """Check that a file does not exist, and return its absolute path.
 
     Raises:
-        UserError: the path exists.
+        UserError: If the path exists.
     """
     path = Path(os.path.abspath(output))
     if os.path.lexists(path):
@@ -268,7 +268,7 @@ def new_folder(output: str | Path, sources: Iterable[str | Path] = (), key: str 
         key: as in :func:`require_new`.
 
     Raises:
-        UserError: :func:`require_new` raises it, or writing fails, for example because the disk is full.
+        UserError: If :func:`require_new` raises it, or if writing fails, for example because the disk is full.
     """
     folder = require_new(output, sources, key)
     temporary = folder.with_name(f"{temporary_prefix(folder)}{os.getpid()}")

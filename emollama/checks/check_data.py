@@ -29,7 +29,7 @@ def check(config: RunConfig) -> CheckReport:
     An error in one block becomes a finding, and the other blocks are still checked. No file of the user is changed.
 
     Raises:
-        UserError: the configuration has no block.
+        UserError: If the configuration has no block.
     """
     if not config.datasets and not config.evaluation_datasets:
         raise UserError("no block under 'datasets' or 'evaluation_datasets', so there is nothing to check. Add a block.")

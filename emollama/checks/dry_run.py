@@ -30,7 +30,7 @@ def dry_run(config: RunConfig, *, training: bool, processes: int = 1, other_chec
         A summary of several lines on rank 0, "" on other ranks.
 
     Raises:
-        UserError: the run would stop before its first step; the message contains all problems.
+        UserError: If the run would stop before its first step. The message contains all problems.
     """
     world = process_group.start(config.run.device)
     # Only warnings are logged, because the summary contains the other messages.

@@ -109,7 +109,7 @@ def pairs(items: Sequence[str], option: str, form: str) -> dict[str, str]:
         form: the expected form, such as ``KEY=VALUE``, for messages.
 
     Raises:
-        UserError: an argument does not have this form, or a key occurs twice.
+        UserError: If an argument does not have this form, or a key occurs twice.
     """
     mapping: dict[str, str] = {}
     for item in items:

@@ -135,7 +135,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         The arguments. ``run`` is the function of the command; without a command, it prints the help of the program.
 
     Raises:
-        SystemExit: 2 after an error, 0 after ``--help`` before or after a command, or ``--version``.
+        SystemExit: With status 2 after an error, and 0 after ``--help`` before or after a command, or after ``--version``.
     """
     index = next((index for index, word in enumerate(arguments) if not word.startswith("-")), len(arguments))
     before = [word for word in arguments[:index] if word != "--"]
@@ -163,7 +163,8 @@ def _parse_before(options: Sequence[str], rest: Sequence[str]) -> argparse.Names
     """Parse the options that precede the command, which must be options of the program.
 
     Raises:
-        SystemExit: 2 for another option. If the option belongs to a command, the message says that it must follow the command.
+        SystemExit: With status 2, for any other option. If the option belongs to a command, the message says that it must follow
+            the command.
     """
     parser = build_parser([])
     program_options = set(parser.all_options())

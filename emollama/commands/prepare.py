@@ -64,7 +64,8 @@ def _splits(arguments: argparse.Namespace, collection: Collection) -> Splits:
     """Return split -> images for the splits to write.
 
     Raises:
-        UserError: a selected split does not exist, --splits is set although the file contains splits, or nothing assigns splits.
+        UserError: If a selected split does not exist, --splits is set although the file contains splits, or nothing assigns
+            splits.
     """
     from emollama.importers import caption_files, flickr30k
 

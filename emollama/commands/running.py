@@ -32,7 +32,7 @@ def run_model(arguments: argparse.Namespace, *, evaluate: bool) -> None:
         evaluate: evaluate even if ``run.evaluate_only`` is False.
 
     Raises:
-        KeyboardInterrupt: a signal stopped the run. For training, the message says how to resume it.
+        KeyboardInterrupt: If a signal stopped the run. For training, the message says how to resume it.
     """
     from emollama.config import load
     from emollama.logs.logger import get_logger

@@ -46,7 +46,7 @@ def chosen_blocks(layers: list[Layer], needs_model: bool) -> Iterator[ConfigBloc
         needs_model: whether a configuration without a model is rejected.
 
     Raises:
-        UserError: the model is missing, or a component is unknown; the message names the key and a similar component.
+        UserError: If the model is missing, or a component is unknown. The message names the key and a similar component.
     """
     if needs_model or any(layer.tree.get("model") for layer in layers):
         arch = selected(layers, ["model", "arch"], None)

@@ -75,7 +75,7 @@ def translated(layer: Layer) -> Layer:
     """Return the layer with current key names; values that should be mappings and are not are left for later checks.
 
     Raises:
-        UserError: a key occurs under its old and its current name, or ``build_info`` is not a mapping.
+        UserError: If a key occurs under its old and its current name, or ``build_info`` is not a mapping.
     """
     tree: dict[str, Any] = {}
     old_keys: dict[str, str] = {}

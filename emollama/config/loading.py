@@ -120,7 +120,7 @@ def load(cfg_path: str, options: list[str] | None = None, *, needs_model: bool =
         needs_model: whether the ``model`` block is required. The extraction of features does not need it.
 
     Raises:
-        UserError: a key, component or preset is unknown, a value has the wrong type, or a required value is missing. The
+        UserError: If a key, component or preset is unknown, a value has the wrong type, or a required value is missing. The
             message names the layer and the key and suggests a similar name.
     """
     return _merged([Layer(cfg_path, read_yaml(cfg_path)), Layer("--options", read_options(options or []))], needs_model)
@@ -211,7 +211,7 @@ def _container(tree: DictConfig, plain: dict[str, Any], block: ConfigBlock) -> d
     """Return the resolved values of a block.
 
     Raises:
-        UserError: a required value is missing, or an interpolation cannot be resolved.
+        UserError: If a required value is missing, or an interpolation cannot be resolved.
     """
     group, _, label = block.path.partition(".")
     values = plain[group].get(label) if label else plain[group]

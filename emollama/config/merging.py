@@ -72,7 +72,7 @@ def merge_layer(block: ConfigBlock, layer: Layer, blocks: list[ConfigBlock]) -> 
     """Merge one layer into the block's node and record the sources of its values.
 
     Raises:
-        UserError: a key is unknown, or a value has the wrong type.
+        UserError: If a key is unknown, or a value has the wrong type.
     """
     keys = [str(key) for key in block.node]
     values: dict[str, Any] = {}

@@ -23,7 +23,7 @@ def find_shipped(path: str, key: str) -> str:
         key: the option or configuration key, for messages.
 
     Raises:
-        UserError: neither exists; the message names both.
+        UserError: If neither exists. The message names both.
     """
     copy = None if os.path.lexists(path) else packaged_copy(path)
     if copy is None:

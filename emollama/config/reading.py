@@ -25,7 +25,7 @@ def read_yaml(path: str) -> dict[str, Any]:
         path: a path for :func:`find_shipped`.
 
     Raises:
-        UserError: the file does not exist, cannot be read, is not valid YAML, or is not a mapping.
+        UserError: If the file does not exist, cannot be read, is not valid YAML, or is not a mapping.
     """
     existing_path = find_shipped(path, "--cfg-path")
     try:
@@ -57,7 +57,7 @@ def read_options(options: list[str]) -> dict[str, Any]:
     """Read ``a.b=c`` pairs with YAML values as a plain tree. If a key occurs several times, its last value counts.
 
     Raises:
-        UserError: an option is not such a pair; the message quotes it and suggests a correction.
+        UserError: If an option is not such a pair. The message quotes it and suggests a correction.
     """
     for index, option in enumerate(options):
         if "=" not in option or option.startswith("="):
@@ -75,7 +75,7 @@ def _check_option(option: str) -> None:
     """Check one ``a.b=c`` pair.
 
     Raises:
-        UserError: the key has an empty part, surrounding spaces or brackets, or the value is empty or not valid YAML.
+        UserError: If the key has an empty part, surrounding spaces or brackets, or the value is empty or not valid YAML.
     """
     key, _, value = option.partition("=")
     parts = [part.strip() for part in re.split(r"[.\[\]]", key)]

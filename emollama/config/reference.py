@@ -131,7 +131,7 @@ def describe(key: str) -> str:
             have the same name, the block is described.
 
     Raises:
-        UserError: no block has this key; the message suggests the nearest one.
+        UserError: If no block has this key. The message suggests the nearest one.
     """
     if tables := [table for block, table in _tables() if block == key]:
         return "\n".join(tables)

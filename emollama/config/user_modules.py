@@ -26,7 +26,7 @@ def check_imports(layer: str, value: Any) -> None:
         value: the configured value.
 
     Raises:
-        UserError: it is not such a list; the message names the layer and the entry.
+        UserError: If it is not such a list. The message names the layer and the entry.
     """
     if not isinstance(value, list):
         remedy = f" Write imports: [{value}]" if isinstance(value, str) else ""
@@ -43,7 +43,7 @@ def import_user_modules(names: Sequence[str]) -> None:
     """Import modules, which register their components on import.
 
     Raises:
-        UserError: a module cannot be imported or exits; the message names the module, the file and the line.
+        UserError: If a module cannot be imported or exits. The message names the module, the file and the line.
     """
     # Appended rather than inserted: installed packages take precedence over modules in the current directory.
     if names and "" not in sys.path:

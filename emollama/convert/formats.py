@@ -33,8 +33,8 @@ def average(sources: list[str], output: str) -> None:
         output: the file to write.
 
     Raises:
-        UserError: there is only one source, the output exists, or the sources differ in names, shapes, dtypes, alpha or features;
-            the message lists all differences.
+        UserError: If there is only one source, the output exists, or the sources differ in names, shapes, dtypes, alpha or
+            features. The message lists all differences.
     """
     output_path = require_new_file(output)
     if len(sources) < 2:
@@ -68,7 +68,7 @@ def _require_same_layout(first: Weights, other: Weights, features: dict[str, Any
         features: provenance of the features of all sources before ``other``.
 
     Raises:
-        UserError: layouts or features differ; the message lists all differences.
+        UserError: If layouts or features differ. The message lists all differences.
     """
     layout = layout_difference(first, other)
     sides = (first.source, layout["only_in_first"]), (other.source, layout["only_in_second"])
@@ -88,7 +88,7 @@ def to_pth(weights: Weights, output: str) -> None:
     """Write a checkpoint with weights, configuration and the provenance of features, and a file with its digest.
 
     Raises:
-        UserError: the output exists or cannot be written.
+        UserError: If the output exists or cannot be written.
     """
     path = require_new_file(output)
     checkpoint.save(path, {"model": _own_memory(weights.tensors), **_entries(weights, "epoch", "config", "features")})
@@ -105,7 +105,7 @@ def to_peft(weights: Weights, output: str, alpha: float | None, llama_model: str
             With None, the configuration names no language model.
 
     Raises:
-        UserError: alpha is missing or contradicts the stored one, adapters are incomplete or do not fit, or the output exists.
+        UserError: If alpha is missing or contradicts the stored one, adapters are incomplete or do not fit, or the output exists.
     """
     parts = adapters.split_adapters(weights.tensors, weights.source)
     if llama_model is not None:
@@ -130,7 +130,7 @@ def to_merged(weights: Weights, output: str, alpha: float | None, llama_model: s
         llama_model: folder of the language model in safetensors. The merged weights have the same dtype.
 
     Raises:
-        UserError: as in :func:`to_peft`, or the language model cannot be read or is quantized.
+        UserError: As in :func:`to_peft`, or if the language model cannot be read or is quantized.
     """
     parts = adapters.split_adapters(weights.tensors, weights.source)
     adapters.check_base(llama_model, parts, weights.source)
@@ -145,7 +145,7 @@ def _alpha(weights: Weights, option: float | None) -> float:
     """Return the stored alpha, or else the value of ``--lora-alpha``.
 
     Raises:
-        UserError: there is no alpha, the two differ, or the value is not a positive finite number.
+        UserError: If there is no alpha, the two differ, or the value is not a positive finite number.
     """
     stored = weights.lora_alpha
     if stored is None and option is None:

@@ -58,7 +58,7 @@ def read(path: str, key: str) -> Weights:
         key: the argument that contains the path, for messages.
 
     Raises:
-        UserError: the path does not exist, is damaged, is another kind of file, or contains code.
+        UserError: If the path does not exist, is damaged, is another kind of file, or contains code.
     """
     if Path(path).is_dir():
         return _read_peft(Path(path), key)

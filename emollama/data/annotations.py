@@ -80,7 +80,7 @@ def read_annotations(
         key: the configuration key of the path, for messages.
 
     Raises:
-        UserError: no line is usable, or a problem that :func:`raise_problem` raises.
+        UserError: If no line is usable, or by :func:`raise_problem`.
     """
     clips: dict[str, Clip] = {}
     for line_number, line in enumerate(split_lines(read_text(require_file(path, key))), 1):
@@ -124,7 +124,7 @@ def safe_name(name: str) -> str:
     """Return the name if a file with this name stays inside its folder.
 
     Raises:
-        ValueError: the name is absolute, contains ``..``, a backslash or a control character.
+        ValueError: If the name is absolute, or contains ``..``, a backslash or a control character.
     """
     if name and not _SUSPICIOUS & {*name} and ".." not in name:
         return name
@@ -148,7 +148,7 @@ def read_clip_table(
         key: the configuration key of the path, for messages.
 
     Raises:
-        UserError: the table has no usable row, or its header lacks one of these columns.
+        UserError: If the table has no usable row, or its header lacks one of these columns.
     """
     clips: dict[str, Clip] = {}
     header, rows = read_csv(path, key, report)
@@ -176,7 +176,7 @@ def read_captions(path: str, field: str, key: str, report: Report = raise_proble
         report: receives clips whose value is not an object.
 
     Raises:
-        UserError: not JSON (with the line number), a clip name twice, or not an object.
+        UserError: If the file is not JSON (the message has the line number), contains a clip name twice, or is not an object.
     """
     table = read_json(require_file(path, key))
     expected = f"expected one JSON object with clip names as keys, and objects with '{field}' as values"
@@ -193,7 +193,8 @@ def read_json(path: str) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: not JSON (with the line number), nested too deeply, or an object with a repeated key.
+        UserError: If the text is not JSON (the message has the line number), is nested too deeply, or has an object with a
+            repeated key.
     """
     text = read_text(path)
     try:
@@ -220,7 +221,7 @@ def read_transcripts(path: str, report: Report = raise_problem) -> dict[str, str
     An empty cell means a clip without speech and is read as an empty string.
 
     Raises:
-        UserError: a column is missing; and, by default, a row without a name or a second, different sentence for a clip.
+        UserError: If a column is missing and, by default, if a row has no name or a clip has two different sentences.
     """
     sentences: dict[str, str] = {}
     header, rows = read_csv(path, "transcription_path", report)

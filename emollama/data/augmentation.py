@@ -31,7 +31,8 @@ class Augmentation:
         mask: fraction of the image feature vectors that become zeros.
 
     Raises:
-        ValueError: a probability or fraction is outside 0 to 1, a kind is repeated, or the noise is negative; names the key.
+        ValueError: If a probability or fraction is outside 0 to 1, a kind is repeated, or the noise is negative. The message
+            names the key.
     """
 
     prob: float

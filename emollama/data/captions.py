@@ -57,7 +57,7 @@ def read_captioned_images(path: str, report: Report = raise_problem, key: str = 
         key: the configuration key of the path, for messages.
 
     Raises:
-        UserError: the file does not exist, is not JSON, has an unexpected format, or contains no usable entry.
+        UserError: If the file does not exist, is not JSON, has an unexpected format, or contains no usable entry.
     """
     table = read_json(require_file(path, key))
     problems: list[Problem] = []
@@ -94,7 +94,7 @@ def parse_captions(value: Any) -> tuple[str, ...]:
     """Return the stripped captions of a list.
 
     Raises:
-        ValueError: not a list, an empty list, or a caption that is not text, is empty or cannot be encoded as UTF-8.
+        ValueError: If the value is not a list or is empty, or if a caption is not text, is empty or cannot be encoded as UTF-8.
     """
     if not isinstance(value, list):
         raise ValueError("the captions must be a list of texts")

@@ -23,7 +23,7 @@ def read_csv(path: str, key: str, report: Report = raise_problem) -> tuple[list[
         report: receives rows with more or fewer cells than the header.
 
     Raises:
-        UserError: the file does not exist, is not CSV, uses semicolons or tabs as separators, or repeats a column.
+        UserError: If the file does not exist, is not CSV, uses semicolons or tabs as separators, or repeats a column.
     """
     text = read_text(require_file(path, key))
     first = split_lines(text)[0]
@@ -58,7 +58,7 @@ def require_column(path: str, header: Sequence[str], columns: Sequence[str]) -> 
     """Return the first of the accepted column names that the header contains.
 
     Raises:
-        UserError: the header contains none of them.
+        UserError: If the header contains none of them.
     """
     for name in columns:
         if name in header:

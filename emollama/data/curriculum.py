@@ -35,7 +35,7 @@ class Curriculum:
         """Create a curriculum from a block's ``curriculum`` key; None if it is empty.
 
         Raises:
-            ValueError: a key is unknown or missing, or its value has the wrong type. The message names the key.
+            ValueError: If a key is unknown or missing, or its value has the wrong type. The message names the key.
         """
         if not mapping:
             return None
@@ -62,7 +62,7 @@ def column_values(clips: Sequence[Clip], column: str, key: str, path: str) -> li
         path: the annotation file, for messages.
 
     Raises:
-        UserError: the column does not exist, or contains something else than numbers; lists all such rows.
+        UserError: If the column does not exist, or contains anything but numbers. The message lists all such rows.
     """
     names = ["modalities", "answer_length", *clips[0].columns]
     if not any(column in clip.columns for clip in clips):

@@ -88,7 +88,7 @@ class Features:
         """Open the store at a path.
 
         Raises:
-            UserError: the store does not exist.
+            UserError: If the store does not exist.
         """
         return cls(open_store(path, key), path, slots, shape, key)
 
@@ -104,7 +104,8 @@ class Features:
         """Read a clip's feature vectors as float32: {"image": (P, D), "cls": (1, D)} or {slot: (n, D)}.
 
         Raises:
-            UserError: an unexpected shape or dtype, a truncated file, NaN or inf; names the file and the slot.
+            UserError: If an array has an unexpected shape or dtype, is truncated, or contains NaN or inf. The message names the
+                file and the slot.
         """
         vectors = torch.from_numpy(np.atleast_2d(self._finite(name, self._from_store(self.store.load, name))))
         return {"image": vectors[1:], "cls": vectors[:1]} if self._has_class_token else {self.slots[0]: vectors}

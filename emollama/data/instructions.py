@@ -43,7 +43,7 @@ def check_labels(labels: Sequence[str], key: str) -> None:
     """Check that labels are unique, are not empty, and do not break the format of a prompt.
 
     Raises:
-        ValueError: a label is invalid; names the key, the label and the characters that a label must not contain.
+        ValueError: If a label is invalid. The message names the key, the label and the characters that a label must not contain.
     """
     for label in labels:
         if not label.strip() or label != label.strip() or _BREAKS_A_PROMPT & set(label):
@@ -69,7 +69,7 @@ class TaskPool:
         instructions: task -> its instructions with the labels filled in.
 
     Raises:
-        ValueError: a task is unknown or has no instructions, or no weight is positive; names the key.
+        ValueError: If a task is unknown or has no instructions, or no weight is positive. The message names the key.
     """
 
     def __init__(

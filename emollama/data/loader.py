@@ -151,7 +151,7 @@ def step_batches(loader: DataLoader[Batch], accumulate: int) -> Iterator[list[Ba
     """Yield the list of ``accumulate`` micro-batches of each step.
 
     Raises:
-        UserError: a data worker raised it; the message comes without the worker's traceback.
+        UserError: If a data worker raised it. The message does not contain the worker's traceback.
     """
     if loader.num_workers:
         # A forked worker would collect the parent's garbage. The destructor of a decoded video frame then waits forever for

@@ -32,6 +32,6 @@ def raise_problem(problem: Problem) -> None:
     """Raise the problem as an error. This is the default of the readers' ``report`` argument.
 
     Raises:
-        UserError: always.
+        UserError: Always.
     """
     raise UserError(problem.text)

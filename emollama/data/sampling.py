@@ -86,7 +86,7 @@ class MixtureSampler:
         names: names of the datasets in error messages, such as ``datasets.merr``.
 
     Raises:
-        UserError: the ratio of a dataset is too small for one sample per mixing window.
+        UserError: If the ratio of a dataset is too small for one sample per mixing window.
     """
 
     seed: int

@@ -25,7 +25,7 @@ class Custom(FeatureClips):
         """Read the table.
 
         Raises:
-            UserError: a column of ``columns``, or the answer column of a training task, is missing.
+            UserError: If a column of ``columns``, or the answer column of a training task, is missing.
         """
         path = self.list_path()
         clips = read_clip_table(path, None, self.report, self.list_key)

@@ -55,7 +55,7 @@ class FeatureClips:
         notes: lines for the log.
 
     Raises:
-        UserError: a file is missing or unreadable. Problems of single clips are returned by :meth:`problems`.
+        UserError: If a file is missing or unreadable. Problems of single clips are returned by :meth:`problems`.
     """
 
     def __init__(self, cfg: Any, *, slot_shapes: Mapping[str, SlotShape], label: str, training: bool = True) -> None:

@@ -44,7 +44,7 @@ class Flickr30kCaption:
         notes: lines for the log.
 
     Raises:
-        UserError: a file or folder is missing or unreadable. Problems of single images are returned by :meth:`problems`.
+        UserError: If a file or folder is missing or unreadable. Problems of single images are returned by :meth:`problems`.
     """
 
     Config = Flickr30kCaptionConfig

@@ -33,7 +33,7 @@ def open_frames(folder: str, shape: SlotShape | None, label: str, choice: FrameS
         peaks: path of the file with the most expressive frames; required by ``peak``.
 
     Raises:
-        UserError: the model has no image encoder, the folder does not exist, or ``peak`` has no file.
+        UserError: If the model has no image encoder, the folder does not exist, or ``peak`` has no file.
     """
     if shape is None:
         raise UserError(
@@ -80,8 +80,8 @@ class FrameStore:
         """Read the pixels of the frame.
 
         Raises:
-            FileNotFoundError: the clip has no video.
-            UnusableMedia: the frame cannot be read.
+            FileNotFoundError: If the clip has no video.
+            UnusableMedia: If the frame cannot be read.
         """
         source = self._source(name)
         (frame,) = read_frames(source.video, lambda count: [choose_frame(self.choice, count, source)])
@@ -91,8 +91,8 @@ class FrameStore:
         """Return shape and dtype after opening the video, without decoding it.
 
         Raises:
-            FileNotFoundError: the clip has no video.
-            UnusableMedia: the video cannot be opened.
+            FileNotFoundError: If the clip has no video.
+            UnusableMedia: If the video cannot be opened.
         """
         probe(self._source(name).video)
         return (1, 3 * self.side**2), np.dtype(np.float32)

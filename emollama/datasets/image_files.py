@@ -29,7 +29,7 @@ def open_images(folder: str, files: Mapping[str, str], shape: SlotShape | None, 
         key: the configuration key that named the folder, for messages.
 
     Raises:
-        UserError: the model has no image encoder.
+        UserError: If the model has no image encoder.
     """
     if shape is None:
         text = f"{key}: the model encodes the images, but model.vit_weights is null"
@@ -66,7 +66,7 @@ class ImageFiles:
         """Read the pixels.
 
         Raises:
-            UnusableMedia: the image cannot be read.
+            UnusableMedia: If the image cannot be read.
         """
         return blip2_image(read_image(self.location(name)), self.side).reshape(1, -1).numpy()
 
@@ -74,7 +74,7 @@ class ImageFiles:
         """Return shape and dtype after opening the file; it is decoded only if it seems incomplete.
 
         Raises:
-            UnusableMedia: the image cannot be read.
+            UnusableMedia: If the image cannot be read.
         """
         probe_image(self.location(name))
         return (1, 3 * self.side**2), np.dtype(np.float32)

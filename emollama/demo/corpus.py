@@ -100,7 +100,7 @@ def make_corpus(
         instructions: task -> instructions that occur in these texts.
 
     Raises:
-        ValueError: the numbers of clips are not possible.
+        ValueError: If the numbers of clips are not possible.
     """
     if not 0 < fine_clips <= train_clips or test_clips < 2:
         raise ValueError(f"clips: need 0 < fine {fine_clips} <= train {train_clips}, and test {test_clips} >= 2")

@@ -38,7 +38,7 @@ def require_demo_folder(folder: str, demo: str) -> Path:
         The absolute path of the folder.
 
     Raises:
-        UserError: the folder contains other files or another demo, or is not writable.
+        UserError: If the folder contains other files or another demo, or is not writable.
     """
     if not folder:
         raise UserError("--folder: the name is empty. Specify a folder.")
@@ -64,7 +64,7 @@ def prepare_demo_folder(folder: str, demo: str) -> Path:
         The absolute path of the folder.
 
     Raises:
-        UserError: the demo must not write there (see :func:`require_demo_folder`), or the earlier demo cannot be removed.
+        UserError: If the demo must not write there (see :func:`require_demo_folder`), or the earlier demo cannot be removed.
     """
     root = require_demo_folder(folder, demo)
     with disk_errors(root):
@@ -87,7 +87,7 @@ def disk_errors(root: Path) -> Iterator[None]:
         root: the demo's folder.
 
     Raises:
-        UserError: a file cannot be written, because the disk is full or read-only for example.
+        UserError: If a file cannot be written, because the disk is full or read-only for example.
     """
     try:
         yield

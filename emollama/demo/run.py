@@ -41,7 +41,7 @@ def run_demo(folder: str, *, seed: int, processes: int, corpus_only: bool = Fals
         corpus_only: stop before training, and print the training commands.
 
     Raises:
-        UserError: the folder contains other files, the disk is full, or a command failed.
+        UserError: If the folder contains other files, the disk is full, or a command failed.
     """
     set_up(is_main=True)
     root = prepare_demo_folder(folder, CORPUS)
@@ -84,7 +84,7 @@ def make_videos_demo(folder: str, *, seed: int) -> None:
         seed: seed of the videos and the models.
 
     Raises:
-        UserError: the folder contains other files, or the disk is full.
+        UserError: If the folder contains other files, or the disk is full.
     """
     set_up(is_main=True)
     root = prepare_demo_folder(folder, VIDEOS)
@@ -110,7 +110,7 @@ def make_flickr_demo(folder: str, *, seed: int) -> None:
         seed: seed of the drawings and the models.
 
     Raises:
-        UserError: the folder contains other files, or the disk is full.
+        UserError: If the folder contains other files, or the disk is full.
     """
     set_up(is_main=True)
     root = prepare_demo_folder(folder, CAPTIONS)

@@ -47,8 +47,8 @@ def run_step(demo_folder: DemoFolder, arguments: Sequence[str]) -> None:
     """Run ``emollama <arguments>`` with this Python in the current directory, and wait until it ends.
 
     Raises:
-        Interrupted: a signal stopped the command.
-        UserError: the command failed.
+        Interrupted: If a signal stopped the command.
+        UserError: If the command failed.
     """
     line = demo_folder.command_line(arguments)
     get_logger().info("running: %s", line)

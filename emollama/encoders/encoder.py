@@ -51,7 +51,7 @@ class Encoder(ABC):
         key: dotted name of the block.
 
     Raises:
-        UserError: weights are missing, or have a different architecture or different shapes.
+        UserError: If weights are missing, or have a different architecture or different shapes.
     """
 
     SLOTS: ClassVar[tuple[str, ...]]
@@ -72,7 +72,7 @@ class Encoder(ABC):
             key: dotted name of the block, for messages.
 
         Raises:
-            UserError: weights are missing or have a different architecture, or a setting is not possible with them.
+            UserError: If weights are missing or have a different architecture, or a setting is not possible with them.
         """
 
     @abstractmethod
@@ -80,7 +80,7 @@ class Encoder(ABC):
         """Read a clip and prepare it for :meth:`encode`, on the CPU. Called from several threads.
 
         Raises:
-            UnusableMedia: the clip cannot be encoded.
+            UnusableMedia: If the clip cannot be encoded.
         """
 
     @abstractmethod

@@ -54,7 +54,7 @@ def read_eva(path: str, key: str, depth: int) -> tuple[EvaShape, dict[str, Tenso
         depth: number of transformer layers to use; if the file has fewer, all are used.
 
     Raises:
-        UserError: the file does not exist, or does not contain an EVA transformer.
+        UserError: If the file does not exist, or does not contain an EVA transformer.
     """
     stored = read_tensors(path, key)
     prefix = "visual_encoder."
@@ -86,7 +86,7 @@ def read_ln_vision(source: str, width: int, key: str) -> tuple[Tensor, Tensor]:
         key: the configuration key that contains the source, for messages.
 
     Raises:
-        UserError: the file does not contain the norm, or contains a norm of a different width.
+        UserError: If the file does not contain the norm, or contains a norm of a different width.
     """
     if source == IDENTITY:
         return torch.ones(width), torch.zeros(width)
@@ -152,7 +152,7 @@ class EvaVit(nn.Module):
             key: the configuration key that contains the path, for messages.
 
         Raises:
-            UserError: a file is missing, or lacks a tensor.
+            UserError: If a file is missing, or lacks a tensor.
         """
         shape, tensors = read_eva(files.path, key, files.depth)
         model = cls(shape, image_size=files.image_size, precision=files.precision, device=torch.device("meta"))

@@ -34,7 +34,7 @@ def read_config(path: str, key: str, kinds: tuple[str, ...], **changes: Any) -> 
         The configuration of transformers.
 
     Raises:
-        UserError: the folder does not exist, or has no config.json, or the model is of a different type.
+        UserError: If the folder does not exist, or has no config.json, or the model is of a different type.
     """
     expected = " or ".join(kinds)
     text = f"Download a {expected} model from Hugging Face ({CONFIG}, {PROCESSOR}, weights) and name its folder."
@@ -74,7 +74,7 @@ def build(config: Any, tensors: Mapping[str, Tensor], *, source: str, device: to
         key: the configuration key that contains the path, for messages.
 
     Raises:
-        UserError: tensors are missing or have other shapes; all of them are listed.
+        UserError: If tensors are missing or have other shapes. The message lists all of them.
     """
     from transformers import MODEL_MAPPING
 
@@ -118,7 +118,7 @@ def sound_processor(path: str, key: str) -> Any:
     """Load the feature extractor of a folder: sampling rate and normalization of sound.
 
     Raises:
-        UserError: the folder has no usable preprocessor_config.json.
+        UserError: If the folder has no usable preprocessor_config.json.
     """
     from transformers import AutoFeatureExtractor
 
@@ -134,7 +134,7 @@ def image_processor(path: str, key: str, **changes: Any) -> Any:
         changes: settings that replace those of the file.
 
     Raises:
-        UserError: the folder has no usable preprocessor_config.json.
+        UserError: If the folder has no usable preprocessor_config.json.
     """
     from transformers import AutoImageProcessor
 
@@ -152,7 +152,7 @@ def processor_file(path: str, key: str) -> Path:
     """Return the path of preprocessor_config.json in a folder.
 
     Raises:
-        UserError: the file does not exist.
+        UserError: If the file does not exist.
     """
     file = Path(path, PROCESSOR)
     if not file.is_file():

@@ -85,7 +85,7 @@ def read_mae(path: str, key: str) -> MaeFile:
         key: the configuration key that contains the path, for messages.
 
     Raises:
-        UserError: the file does not exist or does not contain an MAE encoder.
+        UserError: If the file does not exist or does not contain an MAE encoder.
     """
     stored = read_tensors(path, key)
     tensors = {name: value for name, value in stored.items() if not UNUSED.match(name)}
@@ -105,7 +105,7 @@ def build_mae(path: str, key: str) -> nn.Module:
         key: the configuration key that contains the path, for messages.
 
     Raises:
-        UserError: the file does not exist or does not contain an MAE encoder, or tensors are missing, unknown or have other
+        UserError: If the file does not exist or does not contain an MAE encoder, or tensors are missing, unknown or have other
             shapes.
     """
     from timm.models.vision_transformer import VisionTransformer
@@ -140,7 +140,7 @@ def read_videomae(path: str, final_norm: bool | None, key: str) -> tuple[Any, di
         The configuration of transformers, and the tensors with their names in a Hugging Face folder.
 
     Raises:
-        UserError: the file does not exist, does not contain a VideoMAE encoder, or contains unknown tensors.
+        UserError: If the file does not exist, does not contain a VideoMAE encoder, or contains unknown tensors.
     """
     stored = read_tensors(path, key)
     prefix = "encoder."  # of the encoder in files of pretraining, which also contain "decoder."

@@ -31,7 +31,7 @@ class Pixels:
         key: dotted name of the block, for messages.
 
     Raises:
-        UserError: the folder has no preprocessor, or one for another image size than the model's.
+        UserError: If the folder has no preprocessor, or one for another image size than the model's.
     """
 
     def __init__(self, cfg: PixelConfig, kind: str, side: int, key: str) -> None:

@@ -51,7 +51,7 @@ def read_qformer(path: str, key: str, heads: int | None = None) -> tuple[QFormer
         Its sizes, and its tensors with the names of :class:`QFormer`.
 
     Raises:
-        UserError: the file does not exist or does not contain a Q-Former, or its width is not a multiple of the head width.
+        UserError: If the file does not exist or does not contain a Q-Former, or its width is not a multiple of the head width.
     """
     stored = read_tensors(path, key)
     tensors = {
@@ -119,7 +119,7 @@ class QFormer(nn.Module):
             heads: see :func:`read_qformer`.
 
         Raises:
-            UserError: see :func:`read_qformer`; or tensors are missing, unknown or have other shapes.
+            UserError: As in :func:`read_qformer`, or if tensors are missing, unknown or have other shapes.
         """
         shape, tensors = read_qformer(path, key, heads)
         model = cls(shape, device=torch.device("meta"))

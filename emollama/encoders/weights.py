@@ -72,7 +72,7 @@ def read_tensors(path: str, key: str) -> dict[str, Tensor]:
         Name -> tensor.
 
     Raises:
-        UserError: a file is missing, truncated, could execute code, or contains no tensors.
+        UserError: If a file is missing or truncated, could execute code, or contains no tensors.
     """
     files = weight_files(path)
     if not files:
@@ -93,7 +93,7 @@ def require_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor
         remedy: last sentence of the message.
 
     Raises:
-        UserError: tensors are missing, unknown or have other shapes; all of them are listed.
+        UserError: If tensors are missing, unknown or have other shapes. The message lists all of them.
     """
     wrong = sorted(name for name in expected if name not in tensors or tensors[name].shape != expected[name].shape)
     unknown = sorted(set(tensors) - set(expected))

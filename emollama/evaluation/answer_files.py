@@ -84,7 +84,8 @@ def read_answers(path: str) -> AnswerFile:
     """Read a file of answers.
 
     Raises:
-        UserError: the file does not exist, its format is unknown, or rows are invalid or repeated (all are listed, with lines).
+        UserError: If the file does not exist, its format is unknown, or rows are invalid or repeated (all are listed, with
+            lines).
     """
     require_file(path, "--predictions")
     if path.endswith(".jsonl"):
@@ -116,7 +117,7 @@ def read_truth(path: str) -> TruthFile:
     """Read a file of reference data.
 
     Raises:
-        UserError: as in :func:`read_answers`; also if labels are numbers other than DFEW's.
+        UserError: As in :func:`read_answers`, and if labels are numbers other than DFEW's.
     """
     require_file(path, "--truth")
     if path.endswith(".txt"):
@@ -194,7 +195,7 @@ def _parse_caption(entry: Any) -> Answer:
     """Return the answer of an entry; keys other than image_id and caption are ignored.
 
     Raises:
-        ValueError: the entry has no valid image_id and caption.
+        ValueError: If the entry has no valid image_id and caption.
     """
     name, caption = (entry.get("image_id"), entry.get("caption")) if isinstance(entry, dict) else (None, None)
     if isinstance(name, bool) or not isinstance(name, int | str) or not str(name).strip() or not isinstance(caption, str):
@@ -206,7 +207,7 @@ def _parse_answer(line: str) -> Answer:
     """Return the answer of one line.
 
     Raises:
-        ValueError: the line is not a JSON object with the expected fields.
+        ValueError: If the line is not a JSON object with the expected fields.
     """
     try:
         row = json.loads(line, parse_constant=lambda _: None)
@@ -235,7 +236,7 @@ def _require_valid(read: Callable[[Report], list[Clip]]) -> list[Clip]:
     """Return the rows of a file, all of which must be valid.
 
     Raises:
-        UserError: the file has problems; all are listed.
+        UserError: If the file has problems. The message lists all of them.
     """
     problems: list[Problem] = []
     try:
@@ -257,7 +258,7 @@ def _emotion_names(path: str, labels: dict[str, str]) -> dict[str, str]:
     """Return the labels, with DFEW's numbers replaced by the emotions that they encode.
 
     Raises:
-        UserError: the labels are other numbers.
+        UserError: If the labels are other numbers.
     """
     distinct = set(labels.values()) - {""}
     if distinct and distinct <= DFEW_LABELS.keys():

@@ -72,7 +72,7 @@ def judge_clues(judge: Judge, answers: Sequence[Answer]) -> ClueOverlaps:
     """Let the judge compare the clues of answers with those of their references.
 
     Raises:
-        UserError: the judge cannot be used.
+        UserError: If the judge cannot be used.
     """
     verdicts = [_verdict_without_judge(answer) for answer in answers]
     pairs = [(answer.truth or "", answer.prediction) for answer, verdict in zip(answers, verdicts, strict=True) if not verdict]
@@ -83,7 +83,7 @@ def judge_labels(judge: Judge, answers: Sequence[Answer]) -> LabelOverlaps:
     """Let the judge compare the emotion words of answers with those of their references.
 
     Raises:
-        UserError: the judge cannot be used.
+        UserError: If the judge cannot be used.
     """
     verdicts = [_verdict_without_judge(answer) for answer in answers]
     open_answers = [answer for answer, verdict in zip(answers, verdicts, strict=True) if verdict is None]

@@ -48,8 +48,8 @@ class LabelReader:
         spelling: how messages name the keys ``labels`` and ``aliases``.
 
     Raises:
-        UserError: a label or an alias has no letter, two labels differ only in case, an alias stands for an unknown label, or an
-            alias stands for two labels.
+        UserError: If a label or an alias has no letter, two labels differ only in case, an alias stands for an unknown label, or
+            an alias stands for two labels.
     """
 
     def __init__(

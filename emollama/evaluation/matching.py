@@ -88,8 +88,8 @@ def match(
         aliases: label in the reference data -> label that it stands for; case is ignored.
 
     Raises:
-        UserError: a file is unusable or appears twice, the task is unknown, there is no reference data, or no sample has both an
-            answer and reference data.
+        UserError: If a file is unusable or appears twice, the task is unknown, there is no reference data, or no sample has both
+            an answer and reference data.
     """
     if len(set(predictions)) < len(predictions):
         raise UserError(f"--predictions: the same file appears twice in {' '.join(predictions)}. Remove one of the two.")
@@ -120,7 +120,7 @@ def allowed_labels(truth: Truth, labels: Sequence[str] | None) -> list[str]:
     """Return the labels that answers may have: ``labels``, or those of the reference data in their usual order.
 
     Raises:
-        UserError: the reference data has labels that are not in ``labels`` (all are listed).
+        UserError: If the reference data has labels that are not in ``labels`` (all are listed).
     """
     true_labels = set(map(str, truth.references.get("emotion", {}).values()))
     if labels is None:
@@ -178,7 +178,7 @@ def _own_references(answers: Iterable[tuple[str, Answer]]) -> dict[str, dict[str
         answers: (path of its file, answer).
 
     Raises:
-        UserError: a sample has two different references.
+        UserError: If a sample has two different references.
     """
     references: dict[str, dict[str, Reference]] = {}
     for path, answer in answers:
@@ -218,7 +218,7 @@ def _with_tasks(file: AnswerFile, files: Sequence[AnswerFile], truth: Truth, tas
     """Return the file with the answers to tasks that have reference data, each with its task.
 
     Raises:
-        UserError: no answer is left, or answers without a task could belong to several tasks.
+        UserError: If no answer is left, or answers without a task could belong to several tasks.
     """
     if any(not answer.task for answer in file.answers):
         file = _with_task(file, _inferred_task(file, files, truth))

@@ -53,7 +53,7 @@ def metric(name: str) -> Metric:
     """Return the metric that is registered under a name.
 
     Raises:
-        UserError: no metric has this name.
+        UserError: If no metric has this name.
     """
     registered: Metric = METRICS.get(name, "metric")
     return registered

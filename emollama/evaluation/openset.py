@@ -90,8 +90,8 @@ def read_openset(path: str, key: str = "openset_path") -> dict[str, Words]:
         key: the configuration key, for messages.
 
     Raises:
-        UserError: the file does not exist or has other columns, a cell is not a list of words, or a sample has no name or two
-            rows; messages name the line.
+        UserError: If the file does not exist or has other columns, a cell is not a list of words, or a sample has no name or two
+            rows. The message names the line.
     """
     require_file(path, key)
     if path.endswith(".npz"):
@@ -138,7 +138,7 @@ def read_synonyms(path: str, key: str = "synonyms_path") -> dict[str, str]:
         key: the configuration key, for messages.
 
     Raises:
-        UserError: the file has an unexpected format, or a word is in two groups.
+        UserError: If the file has an unexpected format, or a word is in two groups.
     """
     table = read_json(require_file(path, key))
     groups = table

@@ -93,7 +93,7 @@ def write_sheets(
         The key, and the files that were written, the file of the key last.
 
     Raises:
-        UserError: there are fewer samples than ``clips``, or one of the files exists.
+        UserError: If there are fewer samples than ``clips``, or one of the files exists.
     """
     # A rater who knows the seed can compute which row belongs to which model, so the default seed is unpredictable.
     seed = secrets.randbelow(2**32) if seed is None else seed
@@ -151,7 +151,7 @@ def read_key(path: str) -> Key:
     """Read the key of rating sheets.
 
     Raises:
-        UserError: the file does not exist or is not a key.
+        UserError: If the file does not exist or is not a key.
     """
     content = read_json(require_file(path, "--key"))
     try:
@@ -167,8 +167,8 @@ def read_ratings(path: str, key: Key) -> Ratings:
     """Read a filled sheet.
 
     Raises:
-        UserError: rows do not belong to the key, or are missing, changed or repeated, or cells are not ratings; all are listed
-            with their lines.
+        UserError: If rows do not belong to the key, or are missing, changed or repeated, or cells are not ratings. The message
+            lists all of them with their lines.
     """
     problems: list[Problem] = []
     header, rows = read_csv(path, "--read", problems.append)
@@ -229,7 +229,7 @@ def read_judge_ratings(path: str, key: Key) -> Ratings:
     """Read a judge's scores of the items from the ``scores.json`` of ``emollama score``.
 
     Raises:
-        UserError: the file does not exist, or has no scores of the answers in the key's files.
+        UserError: If the file does not exist, or has no scores of the answers in the key's files.
     """
     content = read_json(require_file(path, "--scores"))
     try:

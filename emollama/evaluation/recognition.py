@@ -38,7 +38,7 @@ class Labels:
         labels: the allowed labels, in the order of tables.
 
     Raises:
-        UserError: a true label is not an allowed label.
+        UserError: If a true label is not an allowed label.
     """
 
     names: tuple[str, ...]

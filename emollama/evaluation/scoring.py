@@ -69,7 +69,7 @@ class Scoring:
         options: key -> the option that sets it, for messages; None for a block of a configuration.
 
     Raises:
-        UserError: a metric is unknown or cannot be computed here, the judge is configured incorrectly, or a file is unusable.
+        UserError: If a metric is unknown or cannot be computed here, the judge is configured incorrectly, or a file is unusable.
     """
 
     @dataclass
@@ -159,8 +159,8 @@ class Scoring:
             tolerant: if a judge cannot be reached or a Java program fails, its metrics are None, with a warning.
 
         Raises:
-            JudgeUnreachable: the judge cannot be reached, unless ``tolerant``.
-            JavaFailed: a Java program failed, unless ``tolerant``.
+            JudgeUnreachable: If the judge cannot be reached, unless ``tolerant``.
+            JavaFailed: If a Java program failed, unless ``tolerant``.
         """
         by_task = {task: [answer for answer in answers if answer.task == task] for task in self.metrics}
         return {task: self._scores(by_task[task], metrics, tolerant) for task, metrics in self.metrics.items()}

@@ -35,7 +35,7 @@ class Resampling:
         seed: seed of the resamples; the same seed gives the same intervals.
 
     Raises:
-        UserError: there are too few resamples for an interval, or the seed is negative.
+        UserError: If there are too few resamples for an interval, or the seed is negative.
     """
 
     resamples: int = 1000

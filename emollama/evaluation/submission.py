@@ -42,8 +42,8 @@ def read_submission(path: str) -> dict[str, tuple[str, ...]]:
         Clip name -> words in lower case.
 
     Raises:
-        UserError: the file does not exist, has other arrays or arrays of Python objects (pickles are never loaded), or contains
-            a clip twice.
+        UserError: If the file does not exist, has other arrays or arrays of Python objects (pickles are never loaded), or
+            contains a clip twice.
     """
     words: dict[str, tuple[str, ...]] = {}
     for name, item in read_items(path).items():
@@ -58,7 +58,7 @@ def read_items(path: str) -> dict[str, str]:
     """Read the items, as texts, by clip name.
 
     Raises:
-        UserError: as in :func:`read_submission`.
+        UserError: As in :func:`read_submission`.
     """
     filenames, items = _texts(path)
     if len(filenames) != len(items):

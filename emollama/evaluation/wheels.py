@@ -52,7 +52,7 @@ class Wheels:
             key: the configuration key or option, for messages.
 
         Raises:
-            UserError: files are missing (all are listed), a file is not a workbook or lacks columns, or a word in the sheet of
+            UserError: If files are missing (all are listed), a file is not a workbook or lacks columns, or a word in the sheet of
                 synonyms is not on any wheel.
         """
         assert level in (1, 2), level
@@ -125,7 +125,7 @@ def _sheet(path: str, columns: Sequence[str] = ()) -> list[dict[str, str]]:
         Column -> text in lower case ("" for an empty cell), for each row below the header.
 
     Raises:
-        UserError: the file is not a workbook, or columns are missing.
+        UserError: If the file is not a workbook, or columns are missing.
     """
     import openpyxl
 

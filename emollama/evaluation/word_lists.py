@@ -17,7 +17,7 @@ def parse_words(text: str) -> tuple[str, ...]:
         The words, normalized by :func:`normalized_words`.
 
     Raises:
-        ValueError: the text has unbalanced brackets or quotes, nested lists, quoted words without a comma between them, or
+        ValueError: If the text has unbalanced brackets or quotes, nested lists, quoted words without a comma between them, or
             numbers.
     """
     text = text.strip()

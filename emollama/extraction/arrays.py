@@ -65,7 +65,7 @@ class ArrayWriter:
             manifest: the settings of this extraction.
 
         Raises:
-            UserError: existing arrays have different settings (all are listed), have a different format, or have no manifest.
+            UserError: If existing arrays have different settings (all are listed), have a different format, or have no manifest.
         """
         shards = is_packed(str(self.folder)) or is_tar_path(str(self.folder))
         if self.packed and not shards and not _is_unused(self.folder):
@@ -86,7 +86,7 @@ class ArrayWriter:
                 libraries, is written again instead.
 
         Raises:
-            UserError: the manifest cannot be written.
+            UserError: If the manifest cannot be written.
         """
         for folder in (self.folder, self.parts):
             for leftover in folder.parent.glob(f"{temporary_prefix(folder)}*"):
@@ -118,7 +118,7 @@ class ArrayWriter:
         """Write the .npy file of a clip, completely or not at all.
 
         Raises:
-            UserError: the disk is full, or the file cannot be written for another reason.
+            UserError: If the disk is full, or the file cannot be written for another reason.
         """
         # numpy's error for a failed write into a file does not contain the reason. The file object's own write does.
         buffer = io.BytesIO()
@@ -133,7 +133,7 @@ class ArrayWriter:
             names: the clips whose arrays were written.
 
         Raises:
-            UserError: it cannot, for example because each machine writes to its own disk.
+            UserError: If it cannot, for example because each machine writes to its own disk.
         """
         visible = {*_npy_names(self.target)}
         if invisible := [name for name in names if name not in visible]:
@@ -159,7 +159,7 @@ class ArrayWriter:
         """Pack the arrays if ``packed`` is set and there is something new.
 
         Raises:
-            UserError: the disk is full, or files cannot be written for another reason. The folder of parts then remains.
+            UserError: If the disk is full, or files cannot be written for another reason. The folder of parts then remains.
         """
         if not self.packed:
             return

@@ -37,7 +37,7 @@ def find_clips(cfg: Any) -> Clips:
         cfg: the ``extraction`` block.
 
     Raises:
-        UserError: a folder or file does not exist, a clip name cannot be a file name, or none of the listed clips has a video.
+        UserError: If a folder or file does not exist, a clip name cannot be a file name, or none of the listed clips has a video.
     """
     if cfg.face_path is not None:
         require_folder(cfg.face_path, "extraction.face_path")

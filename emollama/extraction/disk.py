@@ -23,7 +23,7 @@ def write_errors(path: Path) -> Iterator[None]:
         path: the file or folder, for messages.
 
     Raises:
-        UserError: an OSError occurred. After the disk was full, the same command continues the extraction.
+        UserError: If an OSError occurred. After the disk was full, the same command continues the extraction.
     """
     try:
         yield
@@ -41,7 +41,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Lock the output folder of an extraction. The operating system releases the lock even if the process is killed.
 
     Raises:
-        UserError: another extraction has locked the folder.
+        UserError: If another extraction has locked the folder.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -42,7 +42,7 @@ def read(output: Path) -> list[ExtractionFailure]:
     """Read the failures of earlier extractions; return an empty list if the file does not exist.
 
     Raises:
-        UserError: the file was not written by an extraction.
+        UserError: If the file was not written by an extraction.
     """
     path = output / FILE
     if not path.is_file():

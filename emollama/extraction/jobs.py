@@ -57,7 +57,7 @@ def describe_encoders(config: RunConfig) -> dict[str, EncoderDescription]:
     """Return label -> description of the features of each encoder.
 
     Raises:
-        UserError: there are no encoders, two encoders have the same folder or slot, weights are missing or have another
+        UserError: If there are no encoders, two encoders have the same folder or slot, weights are missing or have another
             architecture, or features have other sizes than the model of the configuration expects.
     """
     if not config.encoders:
@@ -81,7 +81,7 @@ def require_weights(config: RunConfig) -> None:
     All encoders are checked before the first one starts, because each of them may take hours.
 
     Raises:
-        UserError: a file is missing or truncated, or lacks a tensor.
+        UserError: If a file is missing or truncated, or lacks a tensor.
     """
     for label, cfg in config.encoders.items():
         if not cfg.random_weights:
@@ -100,7 +100,7 @@ def plan_jobs(
         failed: (folder, clip name) of earlier failures, which are tried again.
 
     Raises:
-        UserError: existing arrays have other settings.
+        UserError: If existing arrays have other settings.
     """
     cfg = config.extraction
     sizes = {name: _size(source.video) for name, source in clips.sources.items()}

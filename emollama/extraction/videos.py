@@ -36,7 +36,7 @@ class VideoExtraction:
         config: the resolved configuration.
 
     Raises:
-        UserError: the device is not available.
+        UserError: If the device is not available.
     """
 
     Config = VideoExtractionConfig
@@ -54,7 +54,7 @@ class VideoExtraction:
         """Extract the features of the clips that have no array yet.
 
         Raises:
-            UserError: files or weights are not usable (checked before anything is written), the disk is full, or an encoder
+            UserError: If files or weights are not usable (checked before anything is written), the disk is full, or an encoder
                 could not process any clip.
         """
         with ExitStack() as stack:
@@ -72,7 +72,7 @@ class VideoExtraction:
             A summary for the terminal; empty on ranks other than 0.
 
         Raises:
-            UserError: the configuration, videos or weights are not usable, or existing arrays have other settings.
+            UserError: If the configuration, videos or weights are not usable, or existing arrays have other settings.
         """
 
         def summary() -> str:
@@ -170,7 +170,7 @@ class VideoExtraction:
             outcomes: label -> (number of arrays, number of failed clips).
 
         Raises:
-            UserError: an encoder could not process any clip.
+            UserError: If an encoder could not process any clip.
         """
         details = f"{self.output / failures.FILE} lists them with reasons. Run the same command again to retry"
         if without := [f"encoders.{label}" for label, (arrays, _) in outcomes.items() if not arrays]:

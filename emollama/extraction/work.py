@@ -50,7 +50,7 @@ class Share:
         """Encode clips until none is left. Threads read ahead, and write the arrays of a batch while the next one is encoded.
 
         Raises:
-            UserError: the disk is full, the device has too little memory, or an array has a different shape than the encoder's
+            UserError: If the disk is full, the device has too little memory, or an array has a different shape than the encoder's
                 description. The other processes then finish the clips that they have started, and start no others.
         """
         try:

@@ -50,7 +50,7 @@ def add_sentences(collector: Collector, sentences: Mapping[str, str], path: str)
         path: the transcript file, for messages.
 
     Raises:
-        UserError: the file has no row for any of the clips.
+        UserError: If the file has no row for any of the clips.
     """
     if not sentences.keys() & collector.entries.keys():
         examples = f"Its names look like '{next(iter(sentences), '')}', the clip names like '{next(iter(collector.entries))}'"

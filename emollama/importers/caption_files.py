@@ -32,7 +32,7 @@ def require_output_folder(folder: Path, images: str) -> None:
     """Check that the output folder is writable and not inside the folder of images.
 
     Raises:
-        UserError: the folder is not writable, or it is inside the folder of images.
+        UserError: If the folder is not writable, or it is inside the folder of images.
     """
     if folder.resolve().is_relative_to(Path(images).resolve()):
         raise UserError(f"--output: '{folder}' is inside --images '{images}', which must not be changed. Specify another folder.")
@@ -43,7 +43,7 @@ def require_new(folder: Path, splits: Splits) -> None:
     """Check that no file would be replaced.
 
     Raises:
-        UserError: the folder already contains an output file.
+        UserError: If the folder already contains an output file.
     """
     existing = [name for name in (*map(_file, splits), REPORT) if os.path.lexists(folder / name)]
     if existing:
@@ -59,7 +59,7 @@ def select_splits(splits: Splits, names: Sequence[str] | None, source: str) -> d
         source: where the splits come from, for messages.
 
     Raises:
-        UserError: a split does not exist.
+        UserError: If a split does not exist.
     """
     unknown = [name for name in names or () if name not in splits]
     if unknown:
@@ -80,7 +80,7 @@ def with_readable_images(splits: Splits, folder: str, check: CheckImages, collec
         Split -> images.
 
     Raises:
-        UserError: the folder does not exist, or contains none of the images.
+        UserError: If the folder does not exist, or contains none of the images.
     """
     images = [image for members in splits.values() for image in members]
     present = image_files(folder, [image.name for image in images], "--images")
@@ -121,7 +121,7 @@ def require_usable(collection: Collection, splits: Splits, on_problem: OnProblem
     """Check that there are no problems, or that ``--on-problem skip`` leaves at least one image.
 
     Raises:
-        UserError: there are problems (all in one message), or no image is left.
+        UserError: If there are problems (one message lists all of them), or no image is left.
     """
     texts = [problem.text for problem in collection.problems]
     details = "\n  " + abbreviated(texts, "\n  ") if texts else ""
@@ -146,7 +146,7 @@ def write(folder: Path, splits: Splits, collection: Collection, settings: Mappin
         The content of the report.
 
     Raises:
-        UserError: a file cannot be written.
+        UserError: If a file cannot be written.
     """
     report = _report(splits, collection, settings)
     tables = {_file(split): {"annotations": list(map(_entry, images))} for split, images in splits.items() if images}

@@ -108,7 +108,7 @@ class Collector:
         """Check the collection after the source was read.
 
         Raises:
-            UserError: there are problems and ``on_problem`` is ``error`` (all in one message), or no clip is left.
+            UserError: If there are problems and ``on_problem`` is ``error`` (all in one message), or no clip is left.
         """
         # An unknown label is one problem, even if many clips have it: one entry of the label map solves it.
         for raw, clips in self._unknown.items():
@@ -136,7 +136,7 @@ def parse_valence(value: Any) -> float | None:
     """Return a valence as a number; None if it is absent, empty or -10.
 
     Raises:
-        ValueError: the value is not a finite number.
+        ValueError: If the value is not a finite number.
     """
     if value is None or value == "":
         return None

@@ -25,7 +25,7 @@ def read(path: str, collector: Collector) -> None:
     """Read the clips in order, without labels, because EMER scores descriptions.
 
     Raises:
-        UserError: the header is not one of EMER's.
+        UserError: If the header is not one of EMER's.
     """
     sheet = Sheet.read(path, collector)
     columns = next((columns for columns in HEADERS if set(columns) <= set(sheet.header)), None)

@@ -97,7 +97,7 @@ def read(path: str) -> Collection:
     """Read a source in any of the formats.
 
     Raises:
-        UserError: the file does not exist, has an unexpected format, or contains no image.
+        UserError: If the file does not exist, has an unexpected format, or contains no image.
     """
     text = read_text(require_file(path, "--annotations"))
     first_character = text.lstrip()[:1]
@@ -189,7 +189,7 @@ def _image(file: Any, captions: Any, split: Any) -> Image:
     """Check the values of a row and return its image.
 
     Raises:
-        ValueError: the file name points outside the folder or does not have the extension of an image, the captions are not a
+        ValueError: If the file name points outside the folder or does not have the extension of an image, the captions are not a
             list of texts, or the name of the split is not valid.
     """
     if not isinstance(file, str) or not file.strip():
@@ -245,7 +245,8 @@ def read_splits(paths: Iterable[str]) -> dict[str, dict[str, str]]:
         Split -> image name -> file and line of the name.
 
     Raises:
-        UserError: a file does not exist, a folder contains no lists, two lists have the same name, or an image is listed twice.
+        UserError: If a file does not exist, a folder contains no lists, two lists have the same name, or an image is listed
+            twice.
     """
     splits: dict[str, dict[str, str]] = {}
     first_uses: dict[str, str] = {}

@@ -32,7 +32,7 @@ class LabelMap:
         maps: raw label -> label or ``skip``, applied one after another; case and surrounding white space are ignored.
 
     Raises:
-        UserError: an annotation file cannot contain one of the labels, or a label is in the vocabulary twice.
+        UserError: If an annotation file cannot contain one of the labels, or a label is in the vocabulary twice.
     """
 
     def __init__(self, labels: Sequence[str], maps: Sequence[Mapping[str, str]] = ()) -> None:
@@ -73,7 +73,7 @@ def read_label_map(path: str) -> dict[str, str]:
     YAML values are read as text: ``6``, ``no`` and ``on`` are ordinary labels.
 
     Raises:
-        UserError: the file is not a label map, or maps one label to two labels.
+        UserError: If the file is not a label map, or maps one label to two labels.
     """
     if path in BUILT_IN:
         return dict(BUILT_IN[path])

@@ -26,7 +26,7 @@ def read(paths: Sequence[str], collector: Collector) -> None:
     labels.
 
     Raises:
-        UserError: a table has another header, or two tables are of the same kind.
+        UserError: If a table has another header, or two tables are of the same kind.
     """
     tables: dict[str, RowsByClip] = {}
     for path in paths:

@@ -44,7 +44,7 @@ def read(folder: str, collector: Collector, *, caption: Sequence[str], peak: str
         overrides: a CSV file ``name,label``, or None.
 
     Raises:
-        UserError: the folder does not exist or contains no file of MER-Factory, or an override is not a label.
+        UserError: If the folder does not exist or contains no file of MER-Factory, or an override is not a label.
     """
     paths_by_name: dict[str, list[Path]] = {}
     for path in files_below(folder, collector):

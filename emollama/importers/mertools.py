@@ -18,7 +18,7 @@ def read(path: str, splits: Sequence[str], collector: Collector) -> None:
     """Read the clips of these splits in order.
 
     Raises:
-        UserError: see :func:`~emollama.importers.npz.read_dictionaries`.
+        UserError: As in :func:`~emollama.importers.npz.read_dictionaries`.
     """
     for key, table in read_dictionaries(path, [f"{split}_corpus" for split in splits]).items():
         before = len(collector.entries)

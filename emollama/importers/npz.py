@@ -100,7 +100,7 @@ def read_dictionaries(path: str, keys: list[str]) -> dict[str, dict[Any, Any]]:
     """Read the dictionaries under these keys of an .npz file. Other entries are not opened.
 
     Raises:
-        UserError: the file is not an .npz file, a key is absent, or an entry is not a dictionary of plain values or refers to
+        UserError: If the file is not an .npz file, a key is absent, or an entry is not a dictionary of plain values or refers to
             code, which is not executed.
     """
     local = PATHS.get_local_path(require_file(path, "FILE"))

@@ -44,7 +44,7 @@ class Sheet(NamedTuple):
         """Read a file. Invalid rows are reported to the collector.
 
         Raises:
-            UserError: the file does not exist, is not a CSV file, has a column twice, or contains no row at all.
+            UserError: If the file does not exist, is not a CSV file, has a column twice, or contains no row at all.
         """
         problems_before = len(collector.problems)
         header, rows = read_csv(path, "FILE", collector.report)
@@ -72,7 +72,7 @@ def rows_by_clip(
         Clip name -> row.
 
     Raises:
-        UserError: the file has no column of names.
+        UserError: If the file has no column of names.
     """
     name_column = require_column(sheet.path, sheet.header, name_columns)
     rows: dict[str, SourceRow] = {}
@@ -99,7 +99,7 @@ def files_below(folder: str, collector: Collector) -> Iterator[Path]:
     Links to folders are not followed, and are reported as left out. A folder that cannot be read is a problem.
 
     Raises:
-        UserError: the folder does not exist.
+        UserError: If the folder does not exist.
     """
     if not os.path.isdir(folder):
         raise UserError(f"FOLDER: no folder '{folder}' (current directory: {os.getcwd()}). Correct the path.")

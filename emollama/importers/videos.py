@@ -37,7 +37,7 @@ def read(folder: str, table: str, columns: Columns, collector: Collector) -> Non
     """Read the videos that have a row. The name of a clip is the path of its video in the folder, without the extension.
 
     Raises:
-        UserError: the folder does not exist or contains no video, or the table has no column of names or labels.
+        UserError: If the folder does not exist or contains no video, or the table has no column of names or labels.
     """
     videos = _video_names(folder, collector)
     sheet = Sheet.read(table, collector)

@@ -69,8 +69,8 @@ class CheckpointEvaluation:
         """Evaluate the rows that have no valid record, or all rows with ``again``. Returns the table on rank 0, "" elsewhere.
 
         Raises:
-            UserError: a checkpoint is missing, damaged or belongs to another model, which is checked before the first
-                evaluation; or an evaluation fails.
+            UserError: If a checkpoint is missing, is damaged or belongs to another model, which is checked before the first
+                evaluation, or if an evaluation fails.
         """
         world = self._world
         self._rows = world.on_rank_zero(self._with_digests)
@@ -98,7 +98,7 @@ class CheckpointEvaluation:
         """Check the checkpoints and the output folder, and return the configuration that evaluates each row.
 
         Raises:
-            UserError: a checkpoint is missing or damaged, or the output belongs to another run.
+            UserError: If a checkpoint is missing or damaged, or the output belongs to another run.
         """
         self._rows = self._world.on_rank_zero(self._with_digests)
         return [self._load_config(self._values(row)) for row in self._rows]
@@ -107,7 +107,7 @@ class CheckpointEvaluation:
         """Return the rows with their digests.
 
         Raises:
-            UserError: a checkpoint is missing or damaged, or the output cannot be written or belongs to another run.
+            UserError: If a checkpoint is missing or damaged, or the output cannot be written or belongs to another run.
         """
         require_writable(self._output, "--output")
         earlier = read_records(self._output)
@@ -130,7 +130,7 @@ class CheckpointEvaluation:
         """Return ``model.<key>`` -> (value of the run, value of the evaluation) for the relevant keys that differ.
 
         Raises:
-            UserError: the architectures differ.
+            UserError: If the architectures differ.
         """
         trained, evaluated = (compared(tree) for tree in (self._start.model, self._config.resolved()["model"]))
         run_arch, arch = trained["model.arch"], evaluated["model.arch"]
@@ -210,7 +210,7 @@ class CheckpointEvaluation:
         """Compare the tensors and features of all checkpoints with the model.
 
         Raises:
-            UserError: a checkpoint belongs to another model.
+            UserError: If a checkpoint belongs to another model.
         """
         for row in rows:
             allowed = self._load_config(self._values(row)).model.ckpt_allow_missing
@@ -235,7 +235,7 @@ def _digest_of(path: str, label: str) -> str:
     """Return the SHA-256 of a checkpoint.
 
     Raises:
-        UserError: the file does not exist or is damaged.
+        UserError: If the file does not exist or is damaged.
     """
     if not Path(path).is_file():
         raise not_found(label, path, f"Correct the path, or specify another file with --checkpoints {label}=FILE.")

@@ -42,7 +42,7 @@ def fingerprint_of(config: RunConfig, seed: int) -> Fingerprint:
         seed: ``run.seed`` of the training.
 
     Raises:
-        UserError: data, files or weights cannot be used for an evaluation.
+        UserError: If data, files or weights cannot be used for an evaluation.
     """
     tree = config.resolved()
     # The evaluation repeats all warnings.

@@ -80,7 +80,7 @@ def predict(config: RunConfig, videos: Sequence[str], *, text: str | None = None
         task: emotion, reason or reason_v2. None selects the first task of the block.
 
     Raises:
-        UserError: a video does not exist or provides no features at all, the checkpoint is missing, the task is unknown, or an
+        UserError: If a video does not exist or provides no features at all, the checkpoint is missing, the task is unknown, or an
             extraction or evaluation with this configuration fails.
     """
     world = process_group.start(config.run.device)
@@ -126,7 +126,7 @@ def dry_run(config: RunConfig, videos: Sequence[str], *, text: str | None, task:
         A summary of several lines on rank 0, "" on other ranks.
 
     Raises:
-        UserError: a video, the weights of an encoder, the language model or the checkpoint cannot be used.
+        UserError: If a video, the weights of an encoder, the language model or the checkpoint cannot be used.
     """
     world = process_group.start(config.run.device)
     set_up(is_main=False)

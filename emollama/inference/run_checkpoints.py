@@ -30,7 +30,7 @@ def start_of(folder: Path) -> Start:
     """Read the start of the run in a folder.
 
     Raises:
-        UserError: the folder does not exist, or contains no valid configuration.
+        UserError: If the folder does not exist, or contains no valid configuration.
     """
     if not folder.is_dir():
         raise UserError(f"--run-folder: no folder '{folder}'. Specify the folder of a training run, output_dir/<job_id>.")
@@ -52,7 +52,8 @@ def checkpoints_of(folder: Path, named: dict[str, str]) -> tuple[Start, list[Che
         named: label -> checkpoint file. The label "pretrained" replaces the file of the start.
 
     Raises:
-        UserError: the folder is not a run or has no checkpoints of epochs, or a label is used twice or cannot be a folder name.
+        UserError: If the folder is not a run or has no checkpoints of epochs, or a label is used twice or cannot be a folder
+            name.
     """
     start = start_of(folder)
     epochs = {int(match[1]): path for path in folder.iterdir() if (match := re.fullmatch(r"checkpoint_(\d+)\.pth", path.name))}

@@ -100,7 +100,7 @@ def find_template(config: RunConfig, task: str | None) -> Template:
         task: the task; None selects the first task of the first block.
 
     Raises:
-        UserError: the task is unknown, or no block has clips with features.
+        UserError: If the task is unknown, or no block has clips with features.
     """
     if task is not None and task not in TASK_NAMES:
         raise UserError(f"--task: unknown task '{task}'.{did_you_mean(task, TASK_NAMES)} Tasks: {', '.join(TASK_NAMES)}")

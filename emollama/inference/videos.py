@@ -45,7 +45,7 @@ def find_videos(config: RunConfig, videos: Sequence[str]) -> dict[str, Source]:
     on the name.
 
     Raises:
-        UserError: videos do not exist or cannot be read; the message lists all of them.
+        UserError: If videos do not exist or cannot be read. The message lists all of them.
     """
     if problems := [problem for video in videos if (problem := _problem(video))]:
         raise UserError(f"--video: {abbreviated(problems, '; ').rstrip('.')}.")
@@ -85,7 +85,7 @@ def extract(config: RunConfig, slots: set[str], sources: dict[str, Source], outp
         First slot of an encoder -> its features.
 
     Raises:
-        UserError: weights are missing or do not fit the encoder or the model.
+        UserError: If weights are missing or do not fit the encoder or the model.
     """
     config = _with_encoders_for(config, slots, output)
     if not config.encoders:
@@ -103,7 +103,7 @@ def plan_extraction(config: RunConfig, slots: set[str], sources: dict[str, Sourc
     """Return the jobs of :func:`extract` after checking the encoders' weights by names and shapes; write nothing.
 
     Raises:
-        UserError: weights are missing or do not fit the encoder or the model.
+        UserError: If weights are missing or do not fit the encoder or the model.
     """
     config = _with_encoders_for(config, slots, output)
     if not config.encoders:

@@ -24,8 +24,8 @@ def read_audio(path: str | os.PathLike[str], rate: int = 16000) -> np.ndarray:
         rate: sampling rate of the result, in Hz.
 
     Raises:
-        UnusableMedia: the file cannot be opened, has no audio track, is cut off (:func:`emollama.media.containers.packets`), or
-            more than a tenth of its audio cannot be decoded. Audio that is shorter than the video is accepted.
+        UnusableMedia: If the file cannot be opened, has no audio track, is cut off (:func:`emollama.media.containers.packets`),
+            or more than a tenth of its audio cannot be decoded. Audio that is shorter than the video is accepted.
     """
     # libswresample only resamples. Its own conversion to mono is the sum of left and right divided by the square root of two,
     # which is louder than either channel and can exceed [-1, 1].

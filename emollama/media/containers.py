@@ -22,7 +22,7 @@ def open_media(path: str | os.PathLike[str], kind: Literal["video", "audio"]) ->
     """Open a file as a context manager that returns its container and its best stream of a kind.
 
     Raises:
-        UnusableMedia: the file does not exist, has an unknown format or no such stream, or cannot be decoded.
+        UnusableMedia: If the file does not exist, has an unknown format or no such stream, or cannot be decoded.
     """
     try:
         # The path is absolute because FFmpeg interprets text before a colon as a protocol. Tags may have any encoding.
@@ -42,7 +42,8 @@ def packets(container: Any, stream: Any) -> Iterator[Any]:
     formats, and for files that were not closed, FFmpeg only guesses the duration, so they are not checked.
 
     Raises:
-        UnusableMedia: at the end, if less than :data:`MIN_COMPLETE` of the announced duration exists, so the file is damaged.
+        UnusableMedia: At the end, if less than :data:`MIN_COMPLETE` of the announced duration exists, so that the file is
+            damaged.
         av.FFmpegError: the file cannot be read to its end.
     """
     ends: dict[int, float] = {}

@@ -37,7 +37,7 @@ def face_images(source: Source, find: FaceChoice = "detect", max_frames: int = 3
         max_frames: maximum number of frames, evenly spaced.
 
     Raises:
-        UnusableMedia: there is no face, a face image cannot be read, or the video is damaged.
+        UnusableMedia: If there is no face, a face image cannot be read, or the video is damaged.
     """
     if source.faces is not None:
         return [_read(path) for path in _face_image_paths(source.faces, source.name)]

@@ -22,7 +22,7 @@ def find_videos(folder: str | os.PathLike[str], key: str) -> dict[str, Path]:
         Clip name -> path of the video, sorted by path. The name is the path below the folder, without the extension.
 
     Raises:
-        UserError: a folder does not exist or cannot be read, there is no video, or two videos have the same name.
+        UserError: If a folder does not exist or cannot be read, there is no video, or two videos have the same name.
     """
     require_folder(os.fspath(folder), key)
 

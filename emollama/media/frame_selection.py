@@ -30,7 +30,7 @@ def choose_frame(choice: FrameSelection, count: int, source: Source) -> int:
         source: the clip.
 
     Raises:
-        UnusableMedia: ``peak`` is chosen, but the clip's most expressive frame is unknown.
+        UnusableMedia: If ``peak`` is chosen, but the clip's most expressive frame is unknown.
     """
     if choice == "first":
         return 0
@@ -67,7 +67,7 @@ def read_peaks(path: str) -> dict[str, int]:
         Clip name -> index of the frame, from 0.
 
     Raises:
-        UserError: the file does not exist or has an unexpected format, an index is not a number, or a clip has two different
+        UserError: If the file does not exist or has an unexpected format, an index is not a number, or a clip has two different
             indices.
     """
     require_file(path, "peak_index_path")

@@ -34,8 +34,8 @@ def read_frames(path: str | os.PathLike[str], choose: ChooseFrames) -> np.ndarra
             the video is damaged before the last of them, the function is called again with the number of decodable frames.
 
     Raises:
-        UnusableMedia: the file cannot be opened or is cut off (:func:`emollama.media.containers.packets`), fewer than nine tenths
-            of the frames can be decoded and the others are needed, or a requested frame does not exist.
+        UnusableMedia: If the file cannot be opened or is cut off (:func:`emollama.media.containers.packets`), fewer than nine
+            tenths of the frames can be decoded and the others are needed, or a requested frame does not exist.
     """
     outline = _outline(path)
     indices = choose(outline.frames)
@@ -58,7 +58,7 @@ def probe(path: str | os.PathLike[str]) -> None:
     """Check that a file has a video track, without decoding it.
 
     Raises:
-        UnusableMedia: the file cannot be opened, or has no video track.
+        UnusableMedia: If the file cannot be opened, or has no video track.
     """
     with open_media(path, "video"):
         pass
@@ -71,7 +71,7 @@ def read_with_pyav(path: str | os.PathLike[str], indices: set[int]) -> tuple[dic
         The frames by index, up to the first frame that cannot be decoded, and the number of decoded frames.
 
     Raises:
-        UnusableMedia: the first frame cannot be decoded.
+        UnusableMedia: If the first frame cannot be decoded.
     """
     frames: dict[int, np.ndarray] = {}
     decoded, last = 0, max(indices)

@@ -25,7 +25,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     is ignored, as in the published code.
 
     Raises:
-        UnusableMedia: the file is not an image, is cut off, or has 32-bit pixels.
+        UnusableMedia: If the file is not an image, is cut off, or has 32-bit pixels.
     """
     try:
         with Image.open(path) as image:
@@ -43,7 +43,7 @@ def probe_image(path: str | os.PathLike[str]) -> None:
     """Check the header and the last bytes of an image file. The image is decoded only if the last bytes are unusual.
 
     Raises:
-        UnusableMedia: as for :func:`read_image`.
+        UnusableMedia: As for :func:`read_image`.
     """
     try:
         with Image.open(path) as image, open(path, "rb") as file:
@@ -89,7 +89,7 @@ def image_files(folder: str, names: Iterable[str], key: str) -> dict[str, str]:
         Name -> path below the folder, of the existing images.
 
     Raises:
-        UserError: the folder does not exist or cannot be read.
+        UserError: If the folder does not exist or cannot be read.
     """
     try:
         listed = {entry.name for entry in os.scandir(folder)}

@@ -102,7 +102,7 @@ def read_checkpoint_table(folder: Path, basis: Fingerprint | None = None) -> Che
         basis: only read rows with this basis; None: the basis of the last evaluation in this folder.
 
     Raises:
-        UserError: the folder has no results, or metrics are missing.
+        UserError: If the folder has no results, or metrics are missing.
     """
     notes: Notes = []
     basis = basis or _basis(read_object(folder / SUMMARY, notes))

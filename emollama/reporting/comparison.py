@@ -67,7 +67,7 @@ def compare_runs(folders: Sequence[Path], metrics: Sequence[str] = ()) -> RunCom
         metrics: names of the metrics to compare; empty for all metrics of all runs.
 
     Raises:
-        UserError: there are fewer than two runs, a run is named twice, a folder is not a run's folder, or no run has a metric.
+        UserError: If there are fewer than two runs, a run is named twice, a folder is not a run's folder, or no run has a metric.
     """
     runs = dict(zip(distinct_names(folders), (read_run(folder, answers=False) for folder in folders), strict=True))
     standings = [standing for name, run in runs.items() for standing in _standings(name, run)]
@@ -86,7 +86,7 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
     """Return the names of the folders, with as many parent folders as needed to tell equal names apart.
 
     Raises:
-        UserError: there are fewer than two folders, or one is named twice.
+        UserError: If there are fewer than two folders, or one is named twice.
     """
     paths = [folder.resolve() for folder in folders]
     if len(paths) < 2:

@@ -44,7 +44,7 @@ def write_report(folder: Path) -> Path:
         The path of the page.
 
     Raises:
-        UserError: the folder is not a run's folder, or the files cannot be written.
+        UserError: If the folder is not a run's folder, or the files cannot be written.
     """
     run = read_run(folder)
     best = best_validation(run.validations)

@@ -129,7 +129,7 @@ def read_run(folder: Path, *, answers: bool = True) -> RunFiles:
         answers: also read the log and the predictions, which can be long.
 
     Raises:
-        UserError: the folder does not exist or contains no file of a run.
+        UserError: If the folder does not exist or contains no file of a run.
     """
     notes: Notes = []
     require_run(folder)
@@ -152,7 +152,7 @@ def require_run(folder: Path) -> None:
     """Check that a folder is a run's folder.
 
     Raises:
-        UserError: the folder does not exist or contains no file of a run.
+        UserError: If the folder does not exist or contains no file of a run.
     """
     if not folder.is_dir():
         raise UserError(f"'{folder}' is not a folder. Specify the folder of a run, output_dir/<job_id>.")

@@ -49,7 +49,7 @@ def build_starter(name: str, data: Path, output: str, source: str = "--data") ->
         source: the option or variable that contains the folder's path, for messages.
 
     Raises:
-        UserError: the folder does not exist, or contains no data for this kind.
+        UserError: If the folder does not exist, or contains no data for this kind.
     """
     kind, survey, output_folder = KINDS[name], FolderSurvey(data, source), Path(output).parent
     for template, folder, is_demo in _candidates(kind, survey):

@@ -97,7 +97,7 @@ def require_data_folder(root: Path, source: str) -> None:
         source: the option or variable that contains its path.
 
     Raises:
-        UserError: the folder does not exist.
+        UserError: If the folder does not exist.
     """
     if not root.is_dir():
         raise UserError(f"{source}: the folder '{root}' does not exist (current directory: {os.getcwd()}). Correct the path.")
@@ -116,7 +116,7 @@ class FolderSurvey:
         demos: folders below the root that ``emollama demo`` wrote.
 
     Raises:
-        UserError: the folder does not exist.
+        UserError: If the folder does not exist.
     """
 
     def __init__(self, root: Path, source: str = "--data") -> None:

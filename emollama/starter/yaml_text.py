@@ -72,7 +72,7 @@ class YamlText:
             note: a comment that replaces the comment of the key.
 
         Raises:
-            UserError: a file name in the value is not UTF-8.
+            UserError: If a file name in the value is not UTF-8.
         """
         block = self.tree
         for name in path.split(".")[:-1]:

@@ -38,7 +38,7 @@ class FeatureCache:
         """Return the key of an image, which is the path of its features below the folder.
 
         Raises:
-            OSError: the image cannot be read.
+            OSError: If the image cannot be read.
         """
         with open(image_path, "rb") as file:
             digest = hashlib.blake2b(file.read(), digest_size=16).hexdigest()
@@ -71,8 +71,8 @@ class FeatureCache:
             write: write the manifest if the folder has none.
 
         Raises:
-            UserError: the features were computed differently (lists the differences), there is no readable manifest, or the
-                folder is not writable.
+            UserError: If the features were computed differently (the message lists the differences), there is no readable
+                manifest, or the folder is not writable.
         """
         remedy = f"Delete '{self.folder}' to compute the features again, or set another folder."
         try:

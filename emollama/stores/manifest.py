@@ -54,7 +54,7 @@ class Manifest:
             store: a path for :func:`emollama.stores.store.open_store`.
 
         Raises:
-            UserError: the file is not a manifest.
+            UserError: If the file is not a manifest.
         """
         pattern, _ = tars.split_slot(store)
         path = os.path.join(os.path.dirname(pattern) if pattern.endswith(".tar") else pattern, FILE)

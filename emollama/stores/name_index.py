@@ -51,7 +51,7 @@ def build_table(entries: np.ndarray) -> np.ndarray:
     """Build the hash table of n entries, with 2 n + 1 buckets and a few more at the end.
 
     Raises:
-        ValueError: two entries have the same name; the arguments of the error are their indices.
+        ValueError: If two entries have the same name; the arguments of the error are their indices.
     """
     home = _home_buckets(entries["key"], bucket_count(len(entries)))
     order = np.argsort(home, kind="stable")
@@ -69,7 +69,7 @@ def extract_entries(table: np.ndarray, count: int) -> np.ndarray:
     """Return the (count,) entries of a table.
 
     Raises:
-        ValueError: the table has another number of entries, or a search in it would not end.
+        ValueError: If the table has another number of entries, or a search in it would not end.
     """
     full = table.view(np.uint8).reshape(len(table), _ENTRY_BYTES)[:, KEY_BYTES - 1] != 0
     if not count or np.count_nonzero(full) != count or len(table) <= bucket_count(count) or full[-1]:
@@ -87,7 +87,7 @@ def require_within(entries: np.ndarray, array_bytes: Sequence[int], shard_bytes:
         shard_bytes: size of each shard.
 
     Raises:
-        ValueError: an entry has an unknown kind or shard, or points beyond the end of its shard.
+        ValueError: If an entry has an unknown kind or shard, or points beyond the end of its shard.
     """
     kinds, shards = entries["kind"], entries["shard"]
     if kinds.max() >= len(array_bytes) or shards.max() >= len(shard_bytes):
@@ -153,7 +153,7 @@ def map_columns(raw: mmap, begin: int, table_bytes: int, count: int) -> tuple[np
     """Return views of a mapped file that contains a table and concatenated names: the table, the ends of the names, their bytes.
 
     Raises:
-        ValueError, TypeError: the file does not have this content.
+        ValueError, TypeError: If the file does not have this content.
     """
     table = np.frombuffer(raw, np.uint8, table_bytes, begin).view(ENTRY)
     ends = np.frombuffer(raw, np.uint64, count, begin + table_bytes)

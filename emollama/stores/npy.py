@@ -20,7 +20,7 @@ def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Read shape, whether the array is in Fortran order, and dtype. The file is then positioned at the first value.
 
     Raises:
-        ValueError: not a .npy file, or one of version 3, which numpy writes only for named fields.
+        ValueError: If the file is not a .npy file, or has version 3, which numpy writes only for named fields.
     """
     version = np.lib.format.read_magic(file)
     if version not in _READERS:
@@ -42,7 +42,7 @@ def read_npy(file: IO[bytes]) -> np.ndarray:
     """Read the array of an open file on disk.
 
     Raises:
-        ValueError: the array contains objects, or is shorter than its header says.
+        ValueError: If the array contains objects, or is shorter than its header says.
     """
     shape, fortran, dtype = npy_header(file)
     if dtype.hasobject:

@@ -95,7 +95,7 @@ class PackedStore:
         """Open a folder, and check the sizes and first bytes of its files and the digest of its index.
 
         Raises:
-            UserError: a file is missing, truncated or from another store, or the index was changed.
+            UserError: If a file is missing, truncated or from another store, or the index was changed.
         """
         root = Path(PATHS.get_local_path(str(folder)))
         metadata = _read_metadata(root)
@@ -125,7 +125,7 @@ class PackedStore:
         """Return a copy of a clip's array, with the stored dtype, or float32 if the values are int8.
 
         Raises:
-            OSError, ValueError: the clip does not exist, or its shard cannot be read.
+            OSError, ValueError: If the clip does not exist, or its shard cannot be read.
         """
         _, kind_index, shard_index, offset, _ = self._find(name)
         shape, dtype, scales = self._kinds[kind_index]
@@ -140,7 +140,7 @@ class PackedStore:
         """Return shape and dtype of the array that :meth:`load` returns.
 
         Raises:
-            OSError: the clip does not exist.
+            OSError: If the clip does not exist.
         """
         shape, dtype, scales = self._kinds[self._find(name)[1]]
         return shape, np.dtype(np.float32) if scales else dtype
@@ -154,7 +154,7 @@ class PackedStore:
         """Return size, modification time, change time and inode of the shard, and the array's offset in it.
 
         Raises:
-            OSError: the clip or the shard does not exist.
+            OSError: If the clip or the shard does not exist.
         """
         _, _, shard_index, offset, _ = self._find(name)
         status = os.stat(self.folder / shard_name(shard_index))

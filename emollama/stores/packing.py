@@ -69,7 +69,7 @@ def collect_sources(paths: list[str]) -> dict[str, ArrayStore]:
     """Return the sorted clip names of several sources with the store of each clip.
 
     Raises:
-        UserError: a store does not exist, the stores are empty, or two stores have a clip of the same name.
+        UserError: If a store does not exist, the stores are empty, or two stores have a clip of the same name.
     """
     stores: dict[str, ArrayStore] = {}
     duplicates = []
@@ -91,7 +91,7 @@ def common_manifest(paths: list[str]) -> Manifest | None:
     """Return the manifest of several sources; None if they have none.
 
     Raises:
-        UserError: the manifests differ, or only some sources have one.
+        UserError: If the manifests differ, or only some sources have one.
     """
     manifests = {path: Manifest.read(path) for path in paths}
     first, *others = manifests
@@ -120,7 +120,7 @@ def pack(
         advance: called after each clip.
 
     Raises:
-        UserError: some arrays cannot be packed; lists all of them. The caller must delete the incomplete output.
+        UserError: If some arrays cannot be packed. The message lists all of them. The caller must delete the incomplete output.
     """
     worst, count = NO_DEVIATION, 0
     skipped: list[str] = []
@@ -150,9 +150,9 @@ def prepare(store: ArrayStore, name: str, values: Values) -> PreparedArray:
     """Read, check and convert an array.
 
     Raises:
-        UnpackableArray: the array is unreadable, is empty, contains NaN or inf, or has a dtype other than float16, float32 or
+        UnpackableArray: If the array is unreadable, is empty, contains NaN or inf, or has a dtype other than float16, float32 or
             float64.
-        TooLarge: a value exceeds the range of the chosen dtype.
+        TooLarge: If a value exceeds the range of the chosen dtype.
     """
     try:
         array = store.load(name)
@@ -187,7 +187,7 @@ def index_tars(path: str, output: Path | None) -> list[Path]:
         The paths of the shards' indexes.
 
     Raises:
-        UserError: there are no shards, a shard has unsuitable members, or an index cannot be written.
+        UserError: If there are no shards, a shard has unsuitable members, or an index cannot be written.
     """
     shards = tars.list_shards(tars.split_slot(path)[0])
     names = [os.path.basename(shard) for shard in shards]

@@ -37,7 +37,7 @@ def encode(array: np.ndarray, values: Values) -> tuple[tuple[np.ndarray, ...], n
         values: ``stored`` keeps the dtype; ``float16`` rounds; ``int8`` stores (n, 1) float32 scales and (..., D) int8 values.
 
     Raises:
-        OverflowError: a value exceeds float16's 65504, or float32, to which int8 values are converted when they are read.
+        OverflowError: If a value exceeds float16's 65504, or float32, to which int8 values are converted when they are read.
     """
     if values == "stored":
         return (np.ascontiguousarray(array),), array

@@ -31,7 +31,7 @@ class ArrayStore(Protocol):
         """Read a clip's array into memory of its own.
 
         Raises:
-            OSError, ValueError: the array is missing, unreadable, or not an array of plain numbers.
+            OSError, ValueError: If the array is missing, unreadable, or not an array of plain numbers.
         """
         ...
 
@@ -39,7 +39,7 @@ class ArrayStore(Protocol):
         """Read shape and dtype without the values.
 
         Raises:
-            OSError, ValueError: as for :meth:`load`, or the file is shorter than its header says.
+            OSError, ValueError: As for :meth:`load`, or if the file is shorter than its header says.
         """
         ...
 
@@ -84,7 +84,7 @@ class NpyFolder:
         """Read the array of a file.
 
         Raises:
-            OSError, ValueError: the file is missing, unreadable, or not an array of plain numbers.
+            OSError, ValueError: If the file is missing, unreadable, or not an array of plain numbers.
         """
         with open(self.location(name), "rb") as file:
             return read_npy(file)
@@ -93,7 +93,7 @@ class NpyFolder:
         """Read shape and dtype from the header of a file.
 
         Raises:
-            OSError, ValueError: the file is missing, unreadable, or shorter than its header says.
+            OSError, ValueError: If the file is missing, unreadable, or shorter than its header says.
         """
         with open(self.location(name), "rb") as file:
             shape, _, dtype = npy_header(file)
@@ -124,7 +124,7 @@ def open_store(path: str, key: str) -> ArrayStore:
         key: the configuration key that named the path, for messages.
 
     Raises:
-        UserError: the path does not exist, or its shards are unusable.
+        UserError: If the path does not exist, or its shards are unusable.
     """
     if tars.is_tar_path(path):
         return tars.TarStore.open(path)

@@ -85,7 +85,8 @@ def scan(local: str, shown: str, tar: str | None = None) -> TarIndex:
         tar: path of the shard to store in the index; None if the index will be next to the shard.
 
     Raises:
-        UserError: not a tar, a truncated tar, or a member of another kind; names shard and member.
+        UserError: If the file is not a tar or is truncated, or has a member of another kind. The message names the shard and the
+            member.
     """
     try:
         with tarfile.open(local, "r:") as shard, open(local, "rb") as file:
@@ -120,7 +121,7 @@ def read(path: str) -> TarIndex:
     """Read an index file.
 
     Raises:
-        UserError: the file does not exist, is damaged or has another version.
+        UserError: If the file does not exist, is damaged or has another version.
     """
     try:
         with np.load(PATHS.get_local_path(path), allow_pickle=False) as arrays:
@@ -160,7 +161,7 @@ def layouts_from_json(values: list[Any]) -> tuple[Layout, ...]:
     """Convert JSON values to layouts.
 
     Raises:
-        ValueError, TypeError: a layout is invalid, or its dtype is not a plain number.
+        ValueError, TypeError: If a layout is invalid, or its dtype is not a plain number.
     """
     layouts = tuple(Layout(tuple(shape), np.dtype(dtype), *rest) for shape, dtype, *rest in values)
     if any(layout.dtype.kind not in PLAIN for layout in layouts):
@@ -219,7 +220,7 @@ def _layout(file: IO[bytes], member: tarfile.TarInfo) -> tuple[Layout, int]:
     """Return the layout of a member's array, and the offset of its values in the shard.
 
     Raises:
-        ValueError: the member is not an array of plain numbers, or its length differs from the one in its header.
+        ValueError: If the member is not an array of plain numbers, or its length differs from the one in its header.
     """
     file.seek(member.offset_data)
     shape, fortran, dtype = npy_header(file)

@@ -80,7 +80,8 @@ def build(indexes: Sequence[TarIndex], paths: Sequence[str]) -> TarSet:
         paths: the paths of the index files.
 
     Raises:
-        ValueError: a name appears twice; the arguments of the error are the positions of both entries, counted over all shards.
+        ValueError: If a name appears twice; the arguments of the error are the positions of both entries, counted over all
+            shards.
     """
     layouts: list[Layout] = []
     entries = np.concatenate([index.entries for index in indexes])

@@ -51,7 +51,7 @@ def list_shards(pattern: str) -> list[str]:
     """Return the tars of a path without a slot, in order; for a folder without tars, the indexes.
 
     Raises:
-        UserError: there are no tars, or the braces in the path are not closed.
+        UserError: If there are no tars, or the braces in the path are not closed.
     """
     if names := sorted(_list_folder(pattern)):
         for extension in (".tar", tar_index.SUFFIX, *_TAR):
@@ -73,7 +73,7 @@ def is_local(shard: str) -> bool:
     """Return whether a shard is on this machine rather than at a remote location.
 
     Raises:
-        UserError: the file does not exist; at some remote locations, this cannot be checked.
+        UserError: If the file does not exist. At some remote locations, this cannot be checked.
     """
     if os.path.isfile(shard):
         return True
@@ -109,8 +109,8 @@ class TarStore:
         """Read the indexes of the shards, and compare them with the shards on this machine.
 
         Raises:
-            UserError: there are no shards, an index is missing or belongs to another shard, two shards have the same clip, or no
-                member has the slot.
+            UserError: If there are no shards, an index is missing or belongs to another shard, two shards have the same clip, or
+                no member has the slot.
         """
         pattern, slot = split_slot(path)
         matches = list_shards(pattern)
@@ -146,8 +146,8 @@ class TarStore:
         """Return a copy of a clip's array.
 
         Raises:
-            OSError, ValueError: the clip does not exist, or its shard cannot be downloaded.
-            UserError: the shard has changed since it was indexed.
+            OSError, ValueError: If the clip does not exist, or its shard cannot be downloaded.
+            UserError: If the shard has changed since it was indexed.
         """
         kind_index, shard_index, offset, check = self._find(name)
         layout = self._set.layouts[kind_index]
@@ -162,7 +162,7 @@ class TarStore:
         """Return shape and dtype from the index.
 
         Raises:
-            OSError: the clip does not exist.
+            OSError: If the clip does not exist.
         """
         layout = self._set.layouts[self._find(name)[0]]
         return layout.shape, layout.dtype
@@ -176,7 +176,7 @@ class TarStore:
         """Return size, modification time, change time and inode of the shard, and the array's offset; empty for a remote shard.
 
         Raises:
-            OSError: the clip does not exist.
+            OSError: If the clip does not exist.
         """
         _, shard_index, offset, _ = self._find(name)
         try:
@@ -228,7 +228,7 @@ def _build_set(paths: list[str]) -> tuple[TarSet, list[int]]:
     """Build the set of shards from their index files. Return it and the positions of the shards in it.
 
     Raises:
-        UserError: an index is missing, or two shards have the same clip.
+        UserError: If an index is missing, or two shards have the same clip.
     """
     indexes = [tar_index.read(path) for path in paths]
     try:

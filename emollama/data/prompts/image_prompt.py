@@ -37,7 +37,7 @@ def read_prompts(path: str, key: str) -> tuple[str, ...]:
         key: the configuration key that named the file, for messages.
 
     Raises:
-        UserError: the file does not exist or has no prompt, or :func:`check_instruction` rejects a line.
+        UserError: If the file does not exist or has no prompt, or :func:`check_instruction` rejects a line.
     """
     prompts = []
     for line_number, line in enumerate(read_text(find_shipped(path, key)).splitlines(), 1):

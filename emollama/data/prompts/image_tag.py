@@ -12,7 +12,7 @@ def check_instruction(instruction: str) -> str:
     """Return the instruction if it contains ``<ImageHere>`` at most once. Without it, the image comes first.
 
     Raises:
-        ValueError: ``<ImageHere>`` appears more than once, or is misspelled.
+        ValueError: If ``<ImageHere>`` appears more than once, or is misspelled.
     """
     tags = SPELLINGS.findall(instruction)
     if len(tags) > 1 or (tags and tags[0] != IMAGE_TAG):

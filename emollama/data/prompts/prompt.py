@@ -132,8 +132,8 @@ class PromptFormat:
             rng: the sample's generator in training; None in evaluation.
 
         Raises:
-            UserError: the fusion module cannot process this number of feature vectors, or the instruction exceeds
-                ``max_context_len``; names the clip.
+            UserError: If the fusion module cannot process this number of feature vectors, or the instruction exceeds
+                ``max_context_len``. The message names the clip.
         """
         try:
             counts = self.feature_tokens.num_feature_tokens({slot: len(vectors) for slot, vectors in record.features.items()})

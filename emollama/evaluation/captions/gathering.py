@@ -23,7 +23,7 @@ class CaptionInputs:
         spelling: how messages name the block and its keys.
 
     Raises:
-        UserError: the chosen tokenizer cannot run here.
+        UserError: If the chosen tokenizer cannot run here.
     """
 
     def __init__(self, choice: CaptionTokenizer, spelling: KeySpelling) -> None:
@@ -48,7 +48,7 @@ class CaptionInputs:
         """Build a metric input from the answers that have references, and warn once about the others.
 
         Raises:
-            JavaFailed: a Java program failed.
+            JavaFailed: If a Java program failed.
         """
         without_reference = [answer.name for answer in answers if not answer.captions]
         if without_reference and without_reference != self._warned:

@@ -70,7 +70,7 @@ def run_java(what: str, arguments: Sequence[str], folder: Path, text: str = "") 
         The standard output.
 
     Raises:
-        JavaFailed: the program failed or exceeded the time limit, or Java does not start.
+        JavaFailed: If the program failed or exceeded the time limit, or Java does not start.
     """
     command = [java() or "java", "-Dfile.encoding=UTF-8", *arguments]
     try:

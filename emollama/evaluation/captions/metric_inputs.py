@@ -40,7 +40,7 @@ class Captions:
         """Tokenize the answers that have references, and their references.
 
         Raises:
-            JavaFailed: the tokenizer failed.
+            JavaFailed: If the tokenizer failed.
         """
         captioned = [answer for answer in answers if answer.captions]
         texts = [text for answer in captioned for text in (answer.prediction, *answer.captions)]
@@ -135,7 +135,7 @@ class Alignments(CaptionNumbers):
         """Align each answer with the reference that METEOR selects, the one with the best score.
 
         Raises:
-            JavaFailed: METEOR failed.
+            JavaFailed: If METEOR failed.
         """
         pairs = zip(captions.predicted, captions.references, strict=True)
         # METEOR reads "|||" as the separator of the fields of a line.
@@ -161,7 +161,7 @@ class Propositions(CaptionNumbers):
         """Parse captions with Stanford's CoreNLP 3.6.0, whose files are in pycocoevalcap's folder spice/lib.
 
         Raises:
-            JavaFailed: SPICE failed.
+            JavaFailed: If SPICE failed.
         """
         pairs = zip(captions.predicted, captions.references, strict=True)
         entries = [{"image_id": index, "test": predicted, "refs": true} for index, (predicted, true) in enumerate(pairs)]
@@ -186,7 +186,7 @@ def spice_scores(results: Sequence[Any], samples: int) -> list[list[float]]:
         samples: number of samples.
 
     Raises:
-        JavaFailed: samples are missing.
+        JavaFailed: If samples are missing.
     """
     by_index = {row["image_id"]: row["scores"]["All"]["f"] for row in results}
     if sorted(by_index) != list(range(samples)):

@@ -44,7 +44,7 @@ class Tokenizer:
         """Return the words of each caption, joined with single spaces; "" for a caption without words.
 
         Raises:
-            JavaFailed: a tokenizer in Java failed.
+            JavaFailed: If a tokenizer in Java failed.
         """
         new = [caption for caption in dict.fromkeys(captions) if caption not in self._cache]
         self._cache.update(zip(new, self._split(new), strict=True))
@@ -59,7 +59,7 @@ def tokenizer(choice: CaptionTokenizer, spelling: KeySpelling = KEYS) -> Tokeniz
         spelling: how messages name the key ``caption_tokenizer``.
 
     Raises:
-        UserError: ptb is chosen, but Java is missing.
+        UserError: If ptb is chosen, but Java is missing.
     """
     missing = lacks_java()
     if choice == "ptb" and missing:
@@ -74,7 +74,7 @@ def ptb(captions: Sequence[str]) -> list[str]:
     """Split captions with Stanford's tokenizer.
 
     Raises:
-        JavaFailed: the tokenizer failed.
+        JavaFailed: If the tokenizer failed.
     """
     lines = [" ".join(caption.split()) for caption in captions]
     not_empty = [line for line in lines if line]

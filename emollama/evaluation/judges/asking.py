@@ -53,8 +53,8 @@ class JudgeClient:
             read: function that extracts the value from a reply; it raises Unreadable if the reply contains none.
 
         Raises:
-            JudgeUnreachable: see :meth:`Endpoint.ask`. Replies that arrived before are cached.
-            UserError: the cache cannot be read or written.
+            JudgeUnreachable: As in :meth:`Endpoint.ask`. Replies that arrived before are cached.
+            UserError: If the cache cannot be read or written.
         """
         keys = [self._key(question) for question in questions]
         outcomes: dict[str, Reply | NoReply] = {

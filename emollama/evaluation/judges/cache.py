@@ -45,7 +45,7 @@ class ReplyCache:
         path: the file, which is created if necessary; None for the file in the user's cache folder.
 
     Raises:
-        UserError: the file is not a reply cache, is damaged, or cannot be written.
+        UserError: If the file is not a reply cache, is damaged, or cannot be written.
     """
 
     def __init__(self, path: str | None) -> None:

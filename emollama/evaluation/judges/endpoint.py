@@ -69,7 +69,7 @@ class Endpoint:
         """Return the key in the environment; None if the server needs none.
 
         Raises:
-            UserError: the variable is not set, or its value cannot be a key. The message only contains the variable's name.
+            UserError: If the variable is not set, or its value cannot be a key. The message only contains the variable's name.
         """
         if self.key_env is None:
             return None
@@ -100,7 +100,7 @@ class Endpoint:
             The outcomes, in the order of the questions.
 
         Raises:
-            JudgeUnreachable: more questions would be useless; see above.
+            JudgeUnreachable: If more questions would be useless; see above.
         """
         import openai
 

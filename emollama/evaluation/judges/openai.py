@@ -28,7 +28,7 @@ class OpenAIJudge:
     """Asks a language model, several questions at a time.
 
     Raises:
-        UserError: the key is missing in the environment, or the endpoint's address or the cache cannot be used.
+        UserError: If the key is missing in the environment, or the endpoint's address or the cache cannot be used.
     """
 
     @dataclass

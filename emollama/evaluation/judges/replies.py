@@ -27,7 +27,7 @@ def read_score(reply: str) -> float:
     """Return the score in a reply, 0 to 10.
 
     Raises:
-        Unreadable: the reply contains no score, several, or one outside the scale.
+        Unreadable: If the reply contains no score, several, or one outside the scale.
     """
     lines = _lines(reply)
     scores = [
@@ -49,7 +49,7 @@ def read_words(reply: str) -> tuple[str, ...]:
     """Return the distinct words in a reply, in lower case. The last line, or the whole reply, must be a JSON list of strings.
 
     Raises:
-        Unreadable: neither is such a list, or several lines are.
+        Unreadable: If neither is such a list, or several lines are.
     """
     lines = [line for line in _lines(reply) if not line.startswith("```")]
     lists = [strings for line in lines if (strings := _strings(line)) is not None]
