@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from emollama.distributed.worker_errors import WorkerCrash, format_traceback, record_errors, should_print
 from emollama.distributed.worker_variables import integer, is_worker
-from emollama.errors import EchoedError, Interrupted, OutputClosed, UserError
+from emollama.errors import Interrupted, OutputClosed, RemoteUserError, UserError
 from emollama.logs.console import end_bars, output_errors, printable
 from emollama.logs.verbosity import show_traceback
 from emollama.variables import LAUNCHER, STEP
@@ -65,7 +65,7 @@ def run(main: Callable[[], None], *, when_interrupted: str = "interrupted") -> i
     except UserError as error:
         if isinstance(error, OutputClosed) and not worker:
             return 128 + signal.SIGPIPE
-        if not isinstance(error, EchoedError):
+        if not isinstance(error, RemoteUserError):
             show_traceback()
         _print_error(error, f"error: {error}")
         return 1

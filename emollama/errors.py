@@ -17,11 +17,11 @@ class OutputClosed(UserError):
     """The program that reads standard output or standard error has ended, as ``head`` does after ten lines."""
 
 
-class EchoedError(UserError):
+class RemoteUserError(UserError):
     """A :class:`UserError` of another rank, raised on this rank to stop it. Only the other rank prints the error."""
 
 
-class EchoedCrash(RuntimeError):
+class RemoteCrash(RuntimeError):
     """An unexpected exception of another rank, raised on this rank to stop it. Only the other rank prints the error.
 
     Attributes:

@@ -335,7 +335,7 @@ def stored_run(tmp_path, tree, stored_content):
 
     def store(**keys):
         path = tmp_path / "out" / "run" / "checkpoint_last.pth"
-        checkpoint.save(path, stored_content | {"config": loaded(tmp_path, tree).plain()} | keys)
+        checkpoint.save(path, stored_content | {"config": loaded(tmp_path, tree).unresolved()} | keys)
         return path
 
     return store
@@ -366,7 +366,11 @@ def test_resuming_with_a_changed_configuration_is_refused_with_both_values(tmp_p
     before = listed(tmp_path / "out")
     message = refusal(tmp_path, tree, "run.resume_ckpt_path=auto", "run.init_lr=3e-4", "run.seed=7", "model.lora_alpha=4")
     assert f"run.resume_ckpt_path: {path}" in message and "Restore these values" in message and "model.ckpt" in message
-    for line in ("run.init_lr: 1e-05 then, 0.0003 now", "run.seed: 42 then, 7 now", "model.lora_alpha: 16 then, 4 now"):
+    for line in (
+        "run.init_lr: 1e-05 in the checkpoint, 0.0003 in this run",
+        "run.seed: 42 in the checkpoint, 7 in this run",
+        "model.lora_alpha: 16 in the checkpoint, 4 in this run",
+    ):
         assert line in message
     assert listed(tmp_path / "out") == before
 
@@ -384,7 +388,7 @@ def test_a_resumed_run_may_replace_an_environment_variable_with_its_value(tmp_pa
 def test_resuming_with_another_global_batch_size_is_refused(tmp_path, tree, stored_run):
     stored_run(facts={"samples of a step (processes x batch_size x accum_grad_iters)": 6})
     message = refusal(tmp_path, tree, "run.resume_ckpt_path=auto")
-    assert "samples of a step" in message and "6 then, 1 now" in message
+    assert "samples of a step" in message and "6 in the checkpoint, 1 in this run" in message
 
 
 def test_resuming_with_an_annotation_list_of_another_length_is_refused(tmp_path, tree, stored_run):
@@ -392,15 +396,21 @@ def test_resuming_with_an_annotation_list_of_another_length_is_refused(tmp_path,
     content = checkpoint.read(str(path), "x")
     label = next(name for name in content["facts"] if name.startswith("clips of"))
     checkpoint.save(path, content | {"facts": content["facts"] | {label: 5}})
-    assert f"{label}: 5 then, 6 now" in refusal(tmp_path, tree, "run.resume_ckpt_path=auto")
+    assert f"{label}: 5 in the checkpoint, 6 in this run" in refusal(tmp_path, tree, "run.resume_ckpt_path=auto")
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["datasets.golden.transcription_path=null"], ["datasets.golden.transcription_path", "None now"]),
-        (["datasets.golden.audio_feature_path=null"], ["datasets.golden.audio_feature_path", "None now"]),
-        (["run.amp=True"], ["run.amp: False then, True now", "dtype: 'torch.float32' then, 'torch.bfloat16' now"]),
+        (["datasets.golden.transcription_path=null"], ["datasets.golden.transcription_path", "None in this run"]),
+        (["datasets.golden.audio_feature_path=null"], ["datasets.golden.audio_feature_path", "None in this run"]),
+        (
+            ["run.amp=True"],
+            [
+                "run.amp: False in the checkpoint, True in this run",
+                "dtype: 'torch.float32' in the checkpoint, 'torch.bfloat16' in this run",
+            ],
+        ),
         (["datasets.golden.task_pool=[reason,emotion]"], ["task_pool"]),
     ],
 )
@@ -419,14 +429,14 @@ def test_resuming_with_changed_labels_or_transcripts_is_refused(tmp_path, tree, 
     path = corpus / name
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new, 1))
-    assert "list and texts of golden" in refusal(tmp_path, tree, "run.resume_ckpt_path=auto")
+    assert "annotation file and texts of golden" in refusal(tmp_path, tree, "run.resume_ckpt_path=auto")
 
 
 def test_resuming_with_a_reordered_annotation_list_is_refused(tmp_path, tree, stored_run):
     stored_run()
     path = Path(loaded(tmp_path, tree).datasets["golden"].data_root) / LIST
     path.write_text("\n".join(reversed(path.read_text().splitlines())))
-    assert "list and texts of golden" in refusal(tmp_path, tree, "run.resume_ckpt_path=auto")
+    assert "annotation file and texts of golden" in refusal(tmp_path, tree, "run.resume_ckpt_path=auto")
 
 
 def test_resuming_beyond_the_last_epoch_is_refused(tmp_path, tree, stored_run):

@@ -293,7 +293,7 @@ def noted(cfg):
 def test_emotion_llama_keys_give_the_same_configuration_as_our_keys(tmp_path):
     theirs, ours = loaded(tmp_path, REFERENCE), loaded(tmp_path, OURS)
     assert (theirs.model, theirs.datasets, theirs.run) == (ours.model, ours.datasets, ours.run)
-    assert theirs.plain() == ours.plain()
+    assert theirs.unresolved() == ours.unresolved()
     assert theirs.warnings and not ours.warnings
 
 
@@ -629,7 +629,7 @@ def test_old_keys_in_the_options_are_included_in_the_warning(tmp_path):
 
 def test_a_dataset_block_with_processors_alone_is_ignored_in_an_evaluation(tmp_path):
     cfg = loaded(tmp_path, filled(EMER, tmp_path))
-    assert cfg.datasets == {} and "datasets" not in cfg.plain()
+    assert cfg.datasets == {} and "datasets" not in cfg.unresolved()
     assert "datasets.feature_face_caption.annotation_file" in noted(cfg)["datasets.feature_face_caption"]
     assert "datasets.feature_face_caption.vis_processor" not in noted(cfg)
 

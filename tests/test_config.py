@@ -403,7 +403,7 @@ def test_an_option_that_cannot_be_parsed_is_quoted_with_the_remedy(tmp_path, opt
 
 def test_an_option_accepts_null_and_an_empty_text(tmp_path):
     cfg = loaded(tmp_path, small(model={"ckpt": "x"}), "model.ckpt=null", "paths.root=''")
-    assert (cfg.model.ckpt, cfg.plain()["paths"]["root"]) == (None, "")
+    assert (cfg.model.ckpt, cfg.unresolved()["paths"]["root"]) == (None, "")
 
 
 # Weighted pools
@@ -440,7 +440,7 @@ def test_environment_variables_are_resolved_only_in_configuration_objects(tmp_pa
     assert cfg.model.llama_model == "/sesame-42/models/7b"
     config.write_yaml(cfg, tmp_path / "written.yaml")
     saved_text = (tmp_path / "written.yaml").read_text()
-    for text in (str(cfg.plain()), saved_text):
+    for text in (str(cfg.unresolved()), saved_text):
         assert "${oc.env:LLAMA_FOLDER}/7b" in text and "sesame-42" not in text
 
 
@@ -512,7 +512,7 @@ def test_a_written_configuration_loads_to_equal_objects(tmp_path, monkeypatch):
     second = config.load(str(tmp_path / "written.yaml"))
     assert (second.model, second.datasets, second.run) == (first.model, first.datasets, first.run)
     assert second.evaluation_datasets == first.evaluation_datasets
-    assert second.plain() == first.plain()
+    assert second.unresolved() == first.unresolved()
     assert second.datasets["golden"].labels == ["no", "null", "1e3", "~", "true", "0x1f"]
 
 
@@ -529,9 +529,9 @@ def test_a_written_configuration_does_not_depend_on_its_preset(tmp_path, presets
 
 def test_a_stored_configuration_is_resolved_in_the_current_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("LLAMA_FOLDER", "/then")
-    stored = loaded(tmp_path, small(model={"llama_model": "${oc.env:LLAMA_FOLDER}"}, paths={"root": "/r"})).plain()
+    stored = loaded(tmp_path, small(model={"llama_model": "${oc.env:LLAMA_FOLDER}"}, paths={"root": "/r"})).unresolved()
     monkeypatch.setenv("LLAMA_FOLDER", "/now")
-    assert config.from_plain(stored, "stored").resolved()["model"]["llama_model"] == "/now"
+    assert config.from_dict(stored, "stored").resolved()["model"]["llama_model"] == "/now"
     assert stored["model"]["llama_model"] == "${oc.env:LLAMA_FOLDER}"
 
 
@@ -539,7 +539,7 @@ def test_a_configuration_does_not_depend_on_the_working_folder(tmp_path, monkeyp
     path = write(tmp_path, small())
     here = config.load(path)
     monkeypatch.chdir("/")
-    assert config.load(path).plain() == here.plain()
+    assert config.load(path).unresolved() == here.unresolved()
 
 
 # Sources of values
@@ -555,7 +555,7 @@ def shown(folder, tree, *options, form=()):
 
 def test_every_value_has_a_source(tmp_path):
     cfg = loaded(tmp_path, golden_tree(tmp_path), "run.seed=3")
-    assert set(cfg.sources) == {key for key, _ in leaves(cfg.plain())}
+    assert set(cfg.sources) == {key for key, _ in leaves(cfg.unresolved())}
     assert set(cfg.sources.values()) == {"default", f"{tmp_path}/config.yaml", "--options"}
 
 
@@ -589,7 +589,7 @@ def test_the_output_of_config_show_loads_as_the_same_configuration(tmp_path, cap
     tree["datasets"]["golden"] |= {"labels": ["no", "null", "1e3", "~", "# x"], "prompt_labels": None}
     shown(tmp_path, tree, "run.init_lr=1e-7")
     (tmp_path / "shown.yaml").write_text(capsys.readouterr().out)
-    assert config.load(str(tmp_path / "shown.yaml")).plain() == loaded(tmp_path, tree, "run.init_lr=1e-7").plain()
+    assert config.load(str(tmp_path / "shown.yaml")).unresolved() == loaded(tmp_path, tree, "run.init_lr=1e-7").unresolved()
 
 
 def test_config_show_prints_each_value_with_its_layer(tmp_path, capsys):

@@ -410,7 +410,9 @@ def test_exclude_removes_clips_and_refuses_names_that_are_not_listed(build, tmp_
     assert dataset.names() == ["a", "c"] and problem_texts(dataset) == []
     wrong = refusal(build, "custom", {}, exclude=["a", "aa", "cc"], **keys)
     assert f"datasets.custom.exclude contains 2 clips: aa, cc. {tmp_path}/clips.csv does not list them" in wrong
-    assert "leave no clip of 3" in refusal(build, "custom", {}, exclude=["a", "b", "c"], **keys)
+    assert "exclude and exclude_labels remove all clips (3 in total)" in refusal(
+        build, "custom", {}, exclude=["a", "b", "c"], **keys
+    )
 
 
 @pytest.mark.parametrize("kind", ["custom", "emer", "dfew"])

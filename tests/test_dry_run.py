@@ -154,7 +154,13 @@ def stored_run(path, steps):
     """Write a checkpoint of the run that a file configures; returns the checkpoint's path."""
     config = load(str(path))
     ready = Preparation(config, process_group.start("cpu"), training=True)
-    content = {"step": steps, "model": ready.tensors[0], "facts": ready.resume_fields, "features": {}, "config": config.plain()}
+    content = {
+        "step": steps,
+        "model": ready.tensors[0],
+        "facts": ready.resume_fields,
+        "features": {},
+        "config": config.unresolved(),
+    }
     stored = path.with_name("stored.pth")
     checkpoint.save(stored, content | {"optimizer": {}, "scaler": {}, "skipped": [0, 0]})
     return stored

@@ -242,7 +242,7 @@ def test_missing_or_unreadable_images_are_skipped_if_configured(root):
     (note,) = dataset.notes
     assert "1 images have no file, 3 cannot be read" in note and "11, 12, 13, 14" in note
     put(root, entries(NAMES))
-    assert "leaves no image" in refusal(root, missing_images="skip")
+    assert "leaves no images" in refusal(root, missing_images="skip")
 
 
 def test_a_folder_without_any_of_the_images_is_reported_with_one_name(root):
@@ -356,7 +356,7 @@ def test_files_of_an_unknown_format_are_refused(root, text, expected):
 def test_names_to_exclude_must_be_listed(root):
     assert build_dataset(root, exclude=["12"]).names() == ["11", "13", "14"]
     assert "flickr.exclude contains 1 image: 77" in refusal(root, exclude=["12", "77"]) and "77" in refusal(root, exclude=["77"])
-    assert "leaves no image" in refusal(root, exclude=list(NAMES))
+    assert "exclude removes all images (4 in total)" in refusal(root, exclude=list(NAMES))
 
 
 WORDED_WRONGLY = [

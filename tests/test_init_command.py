@@ -188,7 +188,7 @@ def test_a_demo_folder_gives_the_demos_settings(data, tmp_path, monkeypatch):
     assert config.run.output_dir == str(demo)
     assert missing("stage1") == []
     run("stage1", demo / "corpus/train", "inside.yaml")  # a folder inside the demo
-    assert load("inside.yaml").plain() == config.plain()
+    assert load("inside.yaml").unresolved() == config.unresolved()
 
 
 def test_the_video_demo_gives_its_encoders_and_starts_with_the_import(data, tmp_path, capsys):

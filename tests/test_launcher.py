@@ -21,7 +21,7 @@ from emollama.cli import main, parse_run
 from emollama.commands import eval_checkpoints, extract, predict, running
 from emollama.distributed import launcher, process_group, worker_errors, worker_variables
 from emollama.distributed.worker_errors import CRASH, USER, WorkerCrash, first_failure
-from emollama.errors import EchoedCrash, EchoedError, UserError
+from emollama.errors import RemoteCrash, RemoteUserError, UserError
 
 # Every process that loads the configuration imports this; it only acts in a worker.
 FAULTS = """
@@ -414,9 +414,9 @@ def test_error_files_have_the_format_of_torch_elastic(tmp_path, monkeypatch):
 
 def test_an_echoed_crash_is_recorded_with_the_traceback_of_the_rank_that_crashed(monkeypatch):
     monkeypatch.setenv("RANK", "0")
-    recorded = worker_errors.error_record(EchoedCrash("KeyError: 'x'", 1, "Traceback of rank 1"))["message"]["extraInfo"]
+    recorded = worker_errors.error_record(RemoteCrash("KeyError: 'x'", 1, "Traceback of rank 1"))["message"]["extraInfo"]
     assert (recorded["kind"], recorded["rank"], recorded["py_callstack"]) == (CRASH, 1, "Traceback of rank 1")
-    assert worker_errors.error_record(EchoedError("bad"))["message"]["extraInfo"]["kind"] == USER
+    assert worker_errors.error_record(RemoteUserError("bad"))["message"]["extraInfo"]["kind"] == USER
     try:
         {}["missing"]
     except KeyError as error:
@@ -437,7 +437,7 @@ def worker(tmp_path, monkeypatch):
 
 
 def test_only_errors_echoed_by_the_first_failing_rank_are_printed_under_torchrun(worker):
-    assert [worker_errors.should_print(error) for error in (EchoedError("x"), UserError("x"), KeyError("x"))] == [
+    assert [worker_errors.should_print(error) for error in (RemoteUserError("x"), UserError("x"), KeyError("x"))] == [
         True,
         False,
         False,
@@ -452,7 +452,7 @@ def test_under_our_launcher_no_worker_prints(worker, monkeypatch):
 def test_a_worker_that_could_not_record_its_error_prints_it(worker):
     worker.unlink()
     assert worker_errors.should_print(UserError("x")) and worker_errors.should_print(KeyError("x"))
-    assert not worker_errors.should_print(EchoedError("x")) and not worker_errors.should_print(EchoedCrash("x", 0, ""))
+    assert not worker_errors.should_print(RemoteUserError("x")) and not worker_errors.should_print(RemoteCrash("x", 0, ""))
 
 
 # Signals

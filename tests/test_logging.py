@@ -134,8 +134,8 @@ def tampered(launch, tmp_path):
     """Train in one process with offline tracking; ``after(runner, steps)`` of the code is called after each step."""
     frame = (
         "import os, sys\nfrom emollama.cli import entry_point\nfrom emollama.config import load\n"
-        "config = load(sys.argv[1])\nrunner = config.classes['run'](config)\nsave = runner._save_when_due\n"
-        "runner._save_when_due = lambda done: (save(done), after(runner, done))\nentry_point(runner.train)\n"
+        "config = load(sys.argv[1])\nrunner = config.classes['run'](config)\nsave = runner._maybe_save\n"
+        "runner._maybe_save = lambda step: (save(step), after(runner, step))\nentry_point(runner.train)\n"
     )
 
     def trained(path, code):

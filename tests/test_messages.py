@@ -482,7 +482,7 @@ def test_evaluation_without_best_checkpoint_or_early_stopping_needs_no_metric(tm
     validation.run(1, SimpleNamespace(evaluation=lambda *_: None), lambda: saved.append(1))
     [entry] = map(json.loads, (tmp_path / "eval.jsonl").read_text().splitlines())
     assert entry["metrics"] == {"answers/emotion/loss": 1.0} and entry["best"] is False
-    assert not saved and not validation.exhausted and validation.best() is None
+    assert not saved and not validation.should_stop_early and validation.best() is None
 
 
 def test_the_loss_of_a_single_block_is_the_default_metric(tmp_path, two_blocks):

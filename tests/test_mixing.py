@@ -142,10 +142,16 @@ def test_the_saved_configuration_of_a_run_loads_again_and_resumes_the_same_run(r
     ("changes", "expected"),
     [
         ({"run": {"stages": [STAGES[0], {"init_lr": 1e-4, "epochs": 2}]}}, ["run.stages", "0.0004", "0.0001"]),
-        ({"table": {"sample_ratio": 0.5}}, ["datasets.table.sample_ratio", "1.0 then, 0.5 now"]),
-        ({"table": {"augmentation_noise": 0.2}}, ["datasets.table.augmentation_noise", "0.3 then, 0.2 now"]),
-        ({"table": {"curriculum": {"by": "hardness", "epochs": 3}}}, ["datasets.table.curriculum.epochs", "4 then, 3 now"]),
-        ({"table": {"enable_augmentation": False}}, ["datasets.table.enable_augmentation", "True then, False now"]),
+        ({"table": {"sample_ratio": 0.5}}, ["datasets.table.sample_ratio", "1.0 in the checkpoint, 0.5 in this run"]),
+        ({"table": {"augmentation_noise": 0.2}}, ["datasets.table.augmentation_noise", "0.3 in the checkpoint, 0.2 in this run"]),
+        (
+            {"table": {"curriculum": {"by": "hardness", "epochs": 3}}},
+            ["datasets.table.curriculum.epochs", "4 in the checkpoint, 3 in this run"],
+        ),
+        (
+            {"table": {"enable_augmentation": False}},
+            ["datasets.table.enable_augmentation", "True in the checkpoint, False in this run"],
+        ),
     ],
 )
 def test_resuming_with_other_stages_sample_ratios_augmentation_or_curriculum_is_refused(cut, changes, expected):
@@ -159,7 +165,7 @@ def test_resuming_with_a_changed_difficulty_in_the_table_is_refused(cut, tmp_pat
     assert cut(data=moved).first_step >= 2 * ITERS
     shutil.rmtree(tmp_path / "out")
     changed = corpus(tmp_path / "changed", HARDNESS | {NAMES[0]: -7.0})
-    with pytest.raises(UserError, match="difficulty of table: '[0-9a-f]+' then, '[0-9a-f]+' now"):
+    with pytest.raises(UserError, match="difficulty of table: '[0-9a-f]+' in the checkpoint, '[0-9a-f]+' in this run"):
         cut(data=changed)
 
 

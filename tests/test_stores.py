@@ -86,5 +86,5 @@ def test_resuming_a_run_on_tars_with_unsharded_files_is_refused(stores, tmp_path
     data = stores["tar"] | {"shuffle": True}
     folder = trained(tmp_path, data)
     assert (folder / "checkpoint_0.pth").is_file()
-    with pytest.raises(ValueError, match=r"shards or difficulty of clips"):
+    with pytest.raises(ValueError, match=r"shards or curriculum difficulty of clips"):
         trained(tmp_path, {"shuffle": True}, resume_ckpt_path="auto", max_epoch=2)

@@ -330,7 +330,7 @@ def test_without_evaluation_blocks_the_held_out_samples_are_evaluated(tmp_path):
 
 
 def test_a_held_out_share_without_samples_is_refused(tmp_path):
-    assert "held_out: 0.001 of 6 clips leaves no clip for evaluation" in refused(
+    assert "held_out: 0.001 leaves no clips for evaluation (6 in total); use a larger value" in refused(
         tmp_path, training=False, block={"held_out": 0.001}
     )
 

@@ -22,14 +22,18 @@ PROMPTS = {PACKAGE / "evaluation/judges/prompts.py"}  # sent to a model, with ch
 
 # Identifiers
 
-CLASSES = set("Order Deck Draw Split Rows KeptRows Seen Made Facts Evidence Choice Reader Sweep Intake Placeholders".split())
+CLASSES = set(
+    "Order Deck Draw Split Rows KeptRows Seen Made Facts Evidence Choice Reader Sweep Intake"
+    " Placeholders Problems EchoedError EchoedCrash".split()
+)
 MODULES = set(
     "order seen kept image_placeholder recipes sweeping exchange predecessors doctor prediction intake lenient canvas basis"
     " upstream".split()
 )
 FUNCTIONS = set(
     "deck lap wording wordings said worded rows_out raw_rows kept keep seen made unlike main_first on_main everywhere"
-    " synchronised course begin advance told known found given with_frames at_least_steady looked_up likelihoods".split()
+    " synchronised course begin advance told known found given with_frames at_least_steady looked_up likelihoods"
+    " watched_key exhausted from_plain end_epoch_when_due".split()
 )
 VARIABLES = set(
     "UNSEEN MAY_DIFFER STEADY_ROWS MIXING_BLOCK ABOUT FREE_KEYS OWNER ABSENT_TOGETHER to_generate recipe found known given"

@@ -104,7 +104,7 @@ def array_notes(source: CheckedFeatures, block: str) -> Iterator[Finding]:
     if constant:
         text = f"{source.path} (slot {slots}): all values of these arrays are the same number, for example zeros for missing data"
         yield Finding("note", "constant features", text, block, constant)
-    digests = distinguishing_digests(source)
+    digests = identifying_digests(source)
     counts = Counter(digests.values())
     owners = defaultdict(list)
     for name, digest in digests.items():
@@ -116,7 +116,7 @@ def array_notes(source: CheckedFeatures, block: str) -> Iterator[Finding]:
         yield Finding("note", "same features", text, block, tuple(name for names in owners.values() for name in names), details)
 
 
-def distinguishing_digests(source: CheckedFeatures) -> dict[str, str]:
+def identifying_digests(source: CheckedFeatures) -> dict[str, str]:
     """Return clip name -> digest for arrays that identify their clip."""
     # Many videos start with the same frame, so a frame does not identify its clip.
     if source.slots == (PIXELS,):
@@ -136,7 +136,7 @@ def overlaps(blocks: Mapping[str, ClipDigests]) -> Iterator[Finding]:
         one, other = blocks[first], blocks[second]
         other_names = set(other.names)
         common = [name for name in one.names if name in other_names]
-        different = [name for name in common if _differ(one, other, name)]
+        different = [name for name in common if _all_arrays_differ(one, other, name)]
         same = tuple(name for name in common if name not in set(different))
         where = f"{first} and {second}"
         if same:
@@ -148,27 +148,27 @@ def overlaps(blocks: Mapping[str, ClipDigests]) -> Iterator[Finding]:
                 f"{where} contain clips with the same name, but all their features differ, so they are probably different clips"
             )
             yield Finding("note", "same names", text, clips=tuple(different))
-        renamed = dict(_renamed(one, other))
+        renamed = dict(_same_array_other_name(one, other))
         if renamed:
             text = (
                 f"these clips of {first} have the same array as a clip with another name in {second}. Remove them from one block"
             )
-            details = tuple(f"{name} = {twin}" for name, twin in renamed.items())
+            details = tuple(f"{name} = {duplicate}" for name, duplicate in renamed.items())
             yield Finding("problem", "train/test overlap", text, clips=tuple(renamed), details=details)
 
 
-def _differ(one: ClipDigests, other: ClipDigests, name: str) -> bool:
+def _all_arrays_differ(one: ClipDigests, other: ClipDigests, name: str) -> bool:
     """Return whether the clips with this name have arrays in a common slot, and all of these arrays differ."""
     pairs = [(one.digests[slot].get(name), other.digests[slot].get(name)) for slot in one.digests if slot in other.digests]
     compared = [first != second for first, second in pairs if first and second]
     return bool(compared) and all(compared)
 
 
-def _renamed(one: ClipDigests, other: ClipDigests) -> Iterator[tuple[str, str]]:
+def _same_array_other_name(one: ClipDigests, other: ClipDigests) -> Iterator[tuple[str, str]]:
     """Yield (name, other name) for clips that have the same array under different names."""
     for slot, digests in one.digests.items():
         names_by_digest = {digest: name for name, digest in other.digests.get(slot, {}).items()}
         for name, digest in digests.items():
-            twin = names_by_digest.get(digest)
-            if twin is not None and twin != name and digest != other.digests[slot].get(name):
-                yield name, twin
+            duplicate = names_by_digest.get(digest)
+            if duplicate is not None and duplicate != name and digest != other.digests[slot].get(name):
+                yield name, duplicate

@@ -140,7 +140,7 @@ class _DataCheck:
         for source in checked:
             block.arrays.append(arrays.count_arrays(source, names))
             self._add(*arrays.array_notes(source, block.label))
-            self._digests[block.label].digests[source.slots[0]] = arrays.distinguishing_digests(source)
+            self._digests[block.label].digests[source.slots[0]] = arrays.identifying_digests(source)
 
     def _listed_clips(self, dataset: FeatureClips) -> None:
         """Record which clips use the stores of a block."""

@@ -14,7 +14,7 @@ from emollama.logs.console import dry_run_summary
 from emollama.logs.logger import get_logger, set_up
 from emollama.planning import Plan, plan
 from emollama.runners.build import batch_size, checkpoint_paths, checkpoint_tensors
-from emollama.runners.preparation import Preparation, Problems
+from emollama.runners.preparation import ErrorCollector, Preparation
 
 
 def dry_run(config: RunConfig, *, training: bool, processes: int = 1, other_checkpoints: Sequence[RunConfig] = ()) -> str:
@@ -42,51 +42,51 @@ def dry_run(config: RunConfig, *, training: bool, processes: int = 1, other_chec
         raise UserError(
             f"run.runner: {runner.__name__} has no method 'prepare', which --dry-run calls. Derive the class from RunnerBase."
         )
-    problems, figures = Problems(), None
+    problems, figures = ErrorCollector(), None
     processes = max(processes, world.size)
-    ready: Preparation = runner.prepare(config, world, training=training, processes=processes, problems=problems)
-    rows = _training(ready, problems) if ready.datasets else []
+    preparation: Preparation = runner.prepare(config, world, training=training, processes=processes, problems=problems)
+    rows = _training(preparation, problems) if preparation.datasets else []
     for other in other_checkpoints if not problems else ():
         with problems:
-            checkpoint_tensors(other, ready.precision, None, ready.features, training=False)
+            checkpoint_tensors(other, preparation.precision, None, preparation.features, training=False)
     if not problems:
         with problems:
             figures = plan(config)
     problems.raise_all()
     assert figures is not None
     others = [path for other in other_checkpoints for path in checkpoint_paths(other.model.ckpt)]
-    entries = [*_run(ready), *_samples(ready), *rows, *_model(ready, figures, others)]
+    entries = [*_run(preparation), *_samples(preparation), *rows, *_model(preparation, figures, others)]
     return dry_run_summary(entries) if world.is_main else ""
 
 
-def _run(ready: Preparation) -> Iterator[tuple[str, str]]:
-    folder = str(ready.folder) if ready.config.run.job_id else f"a new one in {ready.folder.parent}"
+def _run(preparation: Preparation) -> Iterator[tuple[str, str]]:
+    folder = str(preparation.folder) if preparation.config.run.job_id else f"a new one in {preparation.folder.parent}"
     yield "run folder", folder
-    yield "processes", f"{ready.processes} on {ready.world.device.type}"
+    yield "processes", f"{preparation.processes} on {preparation.world.device.type}"
 
 
-def _samples(ready: Preparation) -> Iterator[tuple[str, str]]:
-    datasets: Mapping[str, Any] = {f"datasets.{label}": dataset for label, dataset in ready.datasets.items()} | {
-        f"evaluation: {label}": block.dataset for label, block in ready.blocks.items()
+def _samples(preparation: Preparation) -> Iterator[tuple[str, str]]:
+    datasets: Mapping[str, Any] = {f"datasets.{label}": dataset for label, dataset in preparation.datasets.items()} | {
+        f"evaluation: {label}": block.dataset for label, block in preparation.blocks.items()
     }
     for name, dataset in datasets.items():
         yield name, f"{len(dataset):,} samples; tasks: {', '.join(dataset.pool.tasks)}"
 
 
-def _training(ready: Preparation, problems: Problems) -> list[tuple[str, str]]:
+def _training(preparation: Preparation, problems: ErrorCollector) -> list[tuple[str, str]]:
     """Return the number of steps, and add a problem if the checkpoints do not fit on the disk."""
     rows = []
     with problems:
-        training = forecast.training_forecast(ready.config, ready.datasets, batch_size(ready.datasets))
-        samples = training.samples_a_step * ready.processes
+        training = forecast.training_forecast(preparation.config, preparation.datasets, batch_size(preparation.datasets))
+        samples = training.samples_a_step * preparation.processes
         rows.append(("training", f"{training.steps:,} steps of {samples:,} samples"))
         if finding := forecast.disk_finding(training):
             raise UserError(finding.text)
     return rows
 
 
-def _model(ready: Preparation, figures: Plan, others: list[str]) -> Iterator[tuple[str, str]]:
-    sources = [str(ready.resumed["path"])] if ready.resumed else checkpoint_paths(ready.config.model.ckpt)
+def _model(preparation: Preparation, figures: Plan, others: list[str]) -> Iterator[tuple[str, str]]:
+    sources = [str(preparation.resumed["path"])] if preparation.resumed else checkpoint_paths(preparation.config.model.ckpt)
     yield "checkpoint", abbreviated([*sources, *others]) or "none: projections and adapters start from random values"
     parameters = figures.parameters
     yield "parameters", f"{parameters['trainable']:,} trainable of {parameters['total']:,}"

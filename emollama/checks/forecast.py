@@ -16,7 +16,7 @@ from emollama.data.validation_cache import ValidationCache
 from emollama.errors import UserError
 from emollama.optim import trainable
 
-BYTES_OF_A_PARAMETER = 12  # in a checkpoint: the float32 value and the two moments of AdamW
+CHECKPOINT_BYTES_PER_PARAMETER = 12  # the float32 value and the two moments of AdamW
 GIB = 2**30
 
 
@@ -40,7 +40,7 @@ def training_forecast(config: RunConfig, datasets: Mapping[str, Any], batch_size
         samples_a_step=samples,
         passes={label: samples_by_block[label] / len(dataset) for label, dataset in datasets.items()},
         trained_parameters=parameters,
-        checkpoint_bytes=None if parameters is None else parameters * BYTES_OF_A_PARAMETER,
+        checkpoint_bytes=None if parameters is None else parameters * CHECKPOINT_BYTES_PER_PARAMETER,
         checkpoints=files + (run.save_every_iters is not None) + bool(run.save_best),
         output_dir=run.output_dir,
         free_bytes=shutil.disk_usage(_existing(run.output_dir)).free,

@@ -21,7 +21,7 @@ from emollama.errors import UserError
 
 
 def other_answers(dataset: FeatureClips, shapes: Mapping[str, SlotShape]) -> dict[str, int]:
-    """Return task outside the task pool -> number of clips that have an answer for it, without tasks that have none.
+    """Return the tasks that are not in ``task_pool`` but could be: task -> number of clips with an answer.
 
     Args:
         dataset: the dataset of a block. A second one is built from its class and keys, without features.

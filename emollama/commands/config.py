@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
     from emollama.config.layers import leaves
 
     config = load(arguments.cfg_path, arguments.options)
-    tree = config.plain()
+    tree = config.unresolved()
     if arguments.json:
         values = {key: {"value": value, "layer": config.sources[key]} for key, value in leaves(tree)}
         write_plain(json.dumps(values, indent=2, ensure_ascii=False) + "\n")

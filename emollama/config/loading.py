@@ -45,7 +45,7 @@ from emollama.listing import abbreviated
 from emollama.paths import atomic_write
 from emollama.registry import TASKS, Components, did_you_mean
 
-__all__ = ["MISSING", "EvaluationBlock", "RunConfig", "from_plain", "load", "write_yaml"]
+__all__ = ["MISSING", "EvaluationBlock", "RunConfig", "from_dict", "load", "write_yaml"]
 
 PRESETS = Path(__file__).parent / "presets"
 FREE = ("imports", "paths")  # top-level keys that do not configure a component
@@ -90,7 +90,7 @@ class RunConfig:
     sources: dict[str, str]
     warnings: list[str]
 
-    def plain(self) -> dict[str, Any]:
+    def unresolved(self) -> dict[str, Any]:
         """Return the tree as plain dicts, lists and scalars; unresolved interpolations keep secrets in the environment."""
         return typing.cast("dict[str, Any]", copied(self.plain_tree))
 
@@ -99,7 +99,7 @@ class RunConfig:
 
         A value under ``paths`` that cannot be resolved is returned unresolved, because no block uses it.
         """
-        tree = self.plain()
+        tree = self.unresolved()
         # OmegaConf takes several milliseconds, and blocks without interpolations do not need it.
         for name in tree.keys() - set(FREE):
             if not is_plain(tree[name]):
@@ -151,7 +151,7 @@ def write_yaml(config: RunConfig, path: Path) -> None:
         file.write(OmegaConf.to_yaml(config.tree, resolve=False))
 
 
-def from_plain(tree: dict[str, Any], name: str) -> RunConfig:
+def from_dict(tree: dict[str, Any], name: str) -> RunConfig:
     """Build a configuration from a stored plain tree, with the checks of a YAML file; messages call the tree ``name``."""
     return _merged([Layer(name, tree)])
 

@@ -257,13 +257,14 @@ class FeatureClips:
             raise UserError(f"{self.label}.exclude contains {listing(unlisted, 'clip')}. {self.list_path()} does not list them")
         included = [clip for clip in clips if clip.label not in cfg.exclude_labels and clip.name not in excluded]
         if not included:
-            raise UserError(f"{self.list_path()}: exclude and exclude_labels leave no clip of {len(clips)}")
+            raise UserError(f"{self.list_path()}: exclude and exclude_labels remove all clips ({len(clips)} in total)")
         if not cfg.held_out:
             return included
         selected = [clip for clip in included if (name_fraction(clip.name) < cfg.held_out) != self.training]
         if not selected:
             use = "training" if self.training else "evaluation"
-            text = f"{cfg.held_out} of {len(included)} clips leaves no clip for {use}. Change it."
+            size = "smaller" if self.training else "larger"
+            text = f"{cfg.held_out} leaves no clips for {use} ({len(included)} in total); use a {size} value"
             raise UserError(f"{self.label}.held_out: {text}")
         return selected
 
@@ -289,7 +290,7 @@ class FeatureClips:
             dropped = {name for names in missing.values() for name in names}
             self.clips = [clip for clip in self.clips if clip.name not in dropped]
             if not self.clips:
-                raise UserError(f"{self.label}: missing_features: skip leaves no clip, because each lacks a feature array")
+                raise UserError(f"{self.label}: missing_features: skip leaves no clips, because each lacks a feature array")
         note = f"of {count} clips have no array (missing_features: {policy})"
         return [f"{key}: {len(names)} {note}" for key, names in missing.items() if names]
 

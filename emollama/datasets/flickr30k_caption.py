@@ -169,13 +169,14 @@ class Flickr30kCaption:
             raise UserError(f"{self.label}.exclude contains {listing(unlisted, 'image')}. {self.list_path()} does not list them")
         included = [image for image in listed if image.name not in set(self.cfg.exclude)]
         if not included:
-            raise UserError(f"{self.list_path()}: exclude leaves no image of {len(listed)}")
+            raise UserError(f"{self.list_path()}: exclude removes all images ({len(listed)} in total)")
         if not self.cfg.held_out:
             return included
         selected = [image for image in included if (name_fraction(image.name) < self.cfg.held_out) != self.training]
         if not selected:
             use = "training" if self.training else "evaluation"
-            text = f"{self.cfg.held_out} of {len(included)} images leaves no image for {use}. Change it."
+            size = "smaller" if self.training else "larger"
+            text = f"{self.cfg.held_out} leaves no images for {use} ({len(included)} in total); use a {size} value"
             raise UserError(f"{self.label}.held_out: {text}")
         return selected
 
@@ -188,7 +189,7 @@ class Flickr30kCaption:
         self.images = [image for image in self.images if image.name not in dropped]
         if not self.images:
             raise UserError(
-                f"{source.key}: missing_images: skip leaves no image, because none of {len(names)} is in {source.path}"
+                f"{source.key}: missing_images: skip leaves no images, because none of {len(names)} is in {source.path}"
             )
         if dropped:
             text = f"{source.key}: {len(missing)} images have no file, {len(unusable)} cannot be read (missing_images: skip)"

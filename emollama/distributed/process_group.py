@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from emollama.distributed.worker_variables import integer, require_group
-from emollama.errors import EchoedCrash, EchoedError, UserError
+from emollama.errors import RemoteCrash, RemoteUserError, UserError
 from emollama.optim import trainable
 
 T = TypeVar("T")
@@ -76,13 +76,13 @@ class World:
         """Call a function on rank 0 only. Every rank gets its result, or an exception if it failed.
 
         Raises:
-            Exception: The exception of the function; on other ranks an :class:`EchoedError` or :class:`EchoedCrash`.
+            Exception: The exception of the function; on other ranks an :class:`RemoteUserError` or :class:`RemoteCrash`.
         """
         outcome: list[Any] = [None, None]
         failure: Exception | None = None
         if self.is_main:
             outcome[0], failure = _attempt(function)
-            outcome[1] = self._echo(failure)
+            outcome[1] = self._remote_error(failure)
         if self.size > 1:
             dist.broadcast_object_list(outcome)
         if failure is not None:
@@ -99,18 +99,22 @@ class World:
 
         Raises:
             UserError: If the function raised it on this rank; on rank 0, also if another rank raised it. The other ranks raise
-                :class:`EchoedError`.
-            EchoedCrash: If another rank raised another exception.
+                :class:`RemoteUserError`.
+            RemoteCrash: If another rank raised another exception.
             Exception: Any other exception of the function on this rank.
         """
         result, failure = _attempt(function)
-        outcomes: list[tuple[Any, EchoedError | EchoedCrash | None]] = self.gather((result, self._echo(failure)))
-        echoes = [echo for _, echo in outcomes if echo is not None]
+        outcomes: list[tuple[Any, RemoteUserError | RemoteCrash | None]] = self.gather((result, self._remote_error(failure)))
+        remote_errors = [error for _, error in outcomes if error is not None]
         if failure is not None and (self.is_main or not isinstance(failure, UserError)):
             raise failure
-        for echo in echoes:
-            raise UserError(*echo.args) if self.is_main and isinstance(echo, EchoedError) else echo
+        for error in remote_errors:
+            raise UserError(*error.args) if self.is_main and isinstance(error, RemoteUserError) else error
         return [result for result, _ in outcomes]
+
+    def user_error(self, message: str) -> UserError:
+        """Return the error to raise if all ranks detect the same problem; only rank 0 prints it."""
+        return UserError(message) if self.is_main else RemoteUserError(message)
 
     def rank_zero_first(self, function: Callable[[], T]) -> T:
         """Call a function on rank 0, then on the others, so that an error or warning on all ranks is reported only once."""
@@ -126,14 +130,14 @@ class World:
         finally:
             LOGGER.setLevel(level)
 
-    def _echo(self, failure: Exception | None) -> EchoedError | EchoedCrash | None:
+    def _remote_error(self, failure: Exception | None) -> RemoteUserError | RemoteCrash | None:
         """Return the exception that other ranks raise if this rank fails."""
-        if failure is None or isinstance(failure, EchoedError | EchoedCrash):
+        if failure is None or isinstance(failure, RemoteUserError | RemoteCrash):
             return failure
         if isinstance(failure, UserError):
-            return EchoedError(str(failure))
+            return RemoteUserError(str(failure))
         trace = "".join(traceback.format_exception(failure))
-        return EchoedCrash(f"{type(failure).__name__}: {failure}", self.rank, trace)
+        return RemoteCrash(f"{type(failure).__name__}: {failure}", self.rank, trace)
 
 
 def _attempt(function: Callable[[], T]) -> tuple[T | None, Exception | None]:

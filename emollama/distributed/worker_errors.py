@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from emollama.distributed.worker_variables import is_worker
-from emollama.errors import EchoedCrash, EchoedError, UserError
+from emollama.errors import RemoteCrash, RemoteUserError, UserError
 from emollama.variables import LAUNCHER
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # set by torch elastic for each worker
@@ -81,21 +81,21 @@ def error_record(error: BaseException) -> dict[str, Any]:
         "timestamp": str(now // 10**9),
         "kind": USER if user else CRASH,
         "time_ns": now,
-        "rank": error.rank if isinstance(error, EchoedCrash) else int(os.environ.get("RANK", 0)),
+        "rank": error.rank if isinstance(error, RemoteCrash) else int(os.environ.get("RANK", 0)),
     }
     return {"message": {"message": f"{type(error).__name__}: {error}", "extraInfo": extra}}
 
 
 def format_traceback(error: BaseException) -> str:
     """Return the traceback of an exception; for an echoed crash, the traceback of the rank that crashed."""
-    return error.trace if isinstance(error, EchoedCrash) else "".join(traceback.format_exception(error))
+    return error.trace if isinstance(error, RemoteCrash) else "".join(traceback.format_exception(error))
 
 
 def should_print(error: BaseException) -> bool:
     """Return whether this process prints its error, which only one of the processes of a launcher does."""
     path = os.environ.get(ERROR_FILE)
     if not (is_worker() and path and Path(path).is_file()):
-        return not isinstance(error, EchoedError | EchoedCrash)
+        return not isinstance(error, RemoteUserError | RemoteCrash)
     if LAUNCHER in os.environ:
         return False
     try:

@@ -155,7 +155,7 @@ def _checked(
     template = find_template(config, task)
     sources = find_videos(config, videos)
     require_checkpoint(config.model)
-    # A damaged checkpoint must not be found only after the videos are encoded, which takes long.
+    # A damaged checkpoint must be detected before the videos are encoded, which is expensive.
     for path in checkpoint_paths(config.model.ckpt):
         checkpoint.read(path, "model.ckpt")
     return template, sources, _sentence(template, config, text)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emollama.config import from_plain
+from emollama.config import from_dict
 from emollama.errors import UserError
 from emollama.paths import read_text
 from emollama.reporting.checkpoint_table import CheckpointRow
@@ -40,7 +40,7 @@ def start_of(folder: Path) -> Start:
     tree = parse_config(read_text(str(path))) or {}
     needed = {key: tree[key] for key in ("imports", "paths", "model") if tree.get(key)}
     seed = {key: value for key, value in mapping(tree.get("run")).items() if key == "seed"}
-    config = from_plain(needed | {"run": seed}, str(path))
+    config = from_dict(needed | {"run": seed}, str(path))
     return Start(config.resolved()["model"], config.run.seed)
 
 

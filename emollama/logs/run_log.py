@@ -156,7 +156,7 @@ class RunLog:
         self._show(step, values, (now - self._start) / (step + 1 - self._first))
         self._window, self._waited, self._steps, self._tokens, self._samples = now, 0.0, 0, 0, 0
 
-    def end_epoch_when_due(self, done: int) -> None:
+    def maybe_end_epoch(self, done: int) -> None:
         """Log average loss, duration and checkpoint of an epoch after its last step.
 
         Args:

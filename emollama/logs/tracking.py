@@ -17,7 +17,7 @@ UPLOAD = 300.0  # seconds for the upload at the end of a run; data that are not 
 
 
 def require() -> None:
-    """Check that logging to Weights & Biases is possible, before anything else takes long.
+    """Check that logging to Weights & Biases is possible, before expensive work starts.
 
     Raises:
         UserError: If the package is not installed, or there is no login.

@@ -1,4 +1,4 @@
-"""Build the datasets and models of a run, and check them before anything takes long."""
+"""Build the datasets and models of a run, and check them before expensive work starts."""
 
 from __future__ import annotations
 
@@ -50,10 +50,12 @@ def build_datasets(config: RunConfig, blocks: Mapping[str, tuple[Any, Any]], *, 
         UserError: If there is no block, or the data has problems; the message lists all of them.
     """
     if not blocks:
-        ignored = "".join(config.warnings) and " (blocks without samples are ignored, see the warning)"
-        group, other = ("datasets", "") if training else ("evaluation_datasets", ", or set held_out in a block of 'datasets'")
-        add = f"Add one, such as {{feature_face_caption: {{annotation_file: ...}}}}{other}"
-        raise UserError(f"'{group}' has no block{ignored}. {add}.{_command_for_other_blocks(config, training)}")
+        group = "datasets" if training else "evaluation_datasets"
+        reason = " (blocks without samples are ignored, see the warning)" if config.warnings else ""
+        remedy = "Add one, such as {feature_face_caption: {annotation_file: ...}}"
+        if not training:
+            remedy += ", or set held_out in a block of 'datasets'"
+        raise UserError(f"'{group}' has no block{reason}. {remedy}.{_command_for_other_blocks(config, training)}")
     shapes = config.classes["model"].slot_shapes(config.model)
     datasets: dict[str, Any] = {}
     errors = []
@@ -181,7 +183,7 @@ def _sources(config: RunConfig, resumed: dict[str, Any] | None) -> tuple[list[st
 
 
 def require_checkpoint(cfg: Any) -> None:
-    """Check that the checkpoint of a ``model`` block exists, before anything takes long.
+    """Check that the checkpoint of a ``model`` block exists, before expensive work starts.
 
     Raises:
         UserError: If ``ckpt`` is null or not a file.

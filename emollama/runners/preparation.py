@@ -16,7 +16,7 @@ from emollama.config import RunConfig
 from emollama.data.loader import BatchLayout, SampleDataset
 from emollama.data.sampling import MixtureSampler
 from emollama.distributed.process_group import World
-from emollama.errors import EchoedError, UserError
+from emollama.errors import RemoteUserError, UserError
 from emollama.logs import tracking
 from emollama.paths import new_job_id, require_writable
 from emollama.precision import Precision
@@ -24,10 +24,10 @@ from emollama.runners import provenance
 from emollama.runners.build import batch_size, build_datasets, checkpoint_paths, checkpoint_tensors, training_blocks
 from emollama.runners.evaluation import EvaluationSet, build_blocks, warn_of_training_samples
 from emollama.runners.resume import require_job_id, resume_content, run_fields, sampling_fields
-from emollama.runners.validation import watched_key
+from emollama.runners.validation import monitored_metric
 
 
-class Problems:
+class ErrorCollector:
     """Collects the errors of independent checks; as a context manager, it catches a :class:`UserError` of its body."""
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Problems:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+    def __exit__(self, error_class: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
         if not isinstance(error, UserError):
             return False
         self._errors.setdefault(str(error), error)
@@ -50,14 +50,14 @@ class Problems:
 
         Raises:
             UserError: If an error was collected.
-            EchoedError: If all collected errors are those of another rank.
+            RemoteUserError: If all collected errors are those of another rank.
         """
         if not self._errors:
             return
         texts = list(self._errors)
-        echoed = all(isinstance(error, EchoedError) for error in self._errors.values())
+        are_remote = all(isinstance(error, RemoteUserError) for error in self._errors.values())
         text = texts[0] if len(texts) == 1 else f"{len(texts)} problems:\n- " + "\n- ".join(texts)
-        raise (EchoedError if echoed else UserError)(text)
+        raise (RemoteUserError if are_remote else UserError)(text)
 
 
 class Preparation:
@@ -101,7 +101,7 @@ class Preparation:
         *,
         training: bool,
         processes: int | None = None,
-        problems: Problems | None = None,
+        problems: ErrorCollector | None = None,
     ) -> None:
         self.config, self.world, self.training = config, world, training
         self.processes = processes or world.size
@@ -109,7 +109,7 @@ class Preparation:
         self.blocks: dict[str, EvaluationSet] = {}
         self.resumed: dict[str, Any] | None = None
         self.first_step = 0
-        self._step: AbstractContextManager[None] = nullcontext() if problems is None else problems
+        self._collect_errors: AbstractContextManager[None] = nullcontext() if problems is None else problems
         job_id = config.run.job_id or world.on_rank_zero(new_job_id)
         self.folder = Path(config.run.output_dir) / job_id
         self.precision = Precision(world.device, config.run.amp, config.run.amp_dtype)
@@ -119,25 +119,25 @@ class Preparation:
         if problems:
             return
         if training:
-            with self._step:
+            with self._collect_errors:
                 self._prepare_steps()
         if problems:
             return
-        with self._step:
+        with self._collect_errors:
             self.tensors = world.rank_zero_first(self._checkpoint_tensors)
 
     def _check_files(self) -> None:
         """Check the run's folder, Weights & Biases, and the language model."""
         run, model, on_rank_zero = self.config.run, self.config.model, self.world.on_rank_zero
         if self.training:
-            with self._step:
+            with self._collect_errors:
                 on_rank_zero(lambda: require_job_id(run))
         if self.training and run.wandb_log:
-            with self._step:
+            with self._collect_errors:
                 on_rank_zero(tracking.require)
-        with self._step:
+        with self._collect_errors:
             on_rank_zero(lambda: require_writable(self.folder, "run.output_dir"))
-        with self._step:
+        with self._collect_errors:
             on_rank_zero(lambda: require_language_model(model.llama_model))
             prompt_format = self.config.classes["model"].prompt_format
             self.prompt = self.world.rank_zero_first(lambda: prompt_format(model, run.loss_average))
@@ -146,28 +146,28 @@ class Preparation:
         """Check that the files of ``model.ckpt`` exist. A resumed run loads its own checkpoint instead."""
         resumes = self.training and self.config.run.resume_ckpt_path
         for path in () if resumes else checkpoint_paths(self.config.model.ckpt):
-            with self._step:
+            with self._collect_errors:
                 self.world.on_rank_zero(partial(require_checkpoint_file, path, "model.ckpt"))
 
     def _build_data(self) -> None:
         """Build datasets and evaluation blocks, and compare the provenance of their features."""
         run, world = self.config.run, self.world
         datasets = blocks = None
-        with self._step:
+        with self._collect_errors:
             datasets = self.datasets = self._datasets()
-        with self._step:
+        with self._collect_errors:
             blocks = self.blocks = self._blocks()
         if self.training and run.evaluate and blocks is not None:
-            with self._step:
-                world.on_rank_zero(lambda: watched_key(run, self.blocks))
+            with self._collect_errors:
+                world.on_rank_zero(lambda: monitored_metric(run, self.blocks))
         if datasets is None or blocks is None:
             return
         if world.is_main:
             warn_of_training_samples(blocks, datasets)
         evaluated = [block.dataset for block in blocks.values()]
-        own, others = (datasets.values(), evaluated) if self.training else (evaluated, [])
-        with self._step:
-            self.features = world.rank_zero_first(lambda: provenance.provenance_of_run(self.config, own, others))
+        used, compared = (list(datasets.values()), evaluated) if self.training else (evaluated, [])
+        with self._collect_errors:
+            self.features = world.rank_zero_first(lambda: provenance.provenance_of_run(self.config, used, compared))
 
     def _datasets(self) -> dict[str, SampleDataset]:
         """Build the training datasets, whose files rank 0 checks first."""
@@ -199,8 +199,7 @@ class Preparation:
             return
         self.first_step, total = int(self.resumed["step"]), run.max_epoch * run.iters_per_epoch
         if self.first_step > total:
-            kind = UserError if self.world.is_main else EchoedError
-            raise kind(
+            raise self.world.user_error(
                 f"run.max_epoch: the checkpoint to resume from is at step {self.first_step}, but this run ends at step {total}."
                 " Increase run.max_epoch."
             )

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from emollama import checkpoint
-from emollama.config import RunConfig, from_plain
+from emollama.config import RunConfig, from_dict
 from emollama.config.layers import leaves
 from emollama.data.loader import BatchLayout
 from emollama.data.sampling import DatasetSampling
 from emollama.distributed.process_group import World
-from emollama.errors import EchoedError, UserError
+from emollama.errors import UserError
 from emollama.listing import abbreviated
 from emollama.logs.logger import get_logger
 from emollama.precision import Precision
@@ -53,6 +53,13 @@ RESUMABLE_OVERRIDES = (
 )
 
 
+# Prefixes of names in checkpoints -> what messages show instead. The stored names must not change.
+DISPLAY_NAMES = {
+    "list and texts of ": "annotation file and texts of ",
+    "shards or difficulty of ": "shards or curriculum difficulty of ",
+}
+
+
 def sampling_fields(
     layout: BatchLayout, datasets: dict[str, Any], samplings: list[DatasetSampling], world: World
 ) -> dict[str, Any]:
@@ -79,10 +86,16 @@ def sampling_fields(
     for rank, theirs in enumerate(others, 1):
         different = [name for name, value in first.items() if theirs[name] != value]
         if different:
-            kind = UserError if world.is_main else EchoedError
-            names = ", ".join(different)
-            raise kind(f"the data of process {rank} differ from those of process 0: {names}. Give all nodes the same data.")
+            names = ", ".join(map(_display_name, different))
+            raise world.user_error(
+                f"the data of process {rank} differ from those of process 0: {names}. Give all nodes the same data."
+            )
     return fields
+
+
+def _display_name(field: str) -> str:
+    prefix = next((prefix for prefix in DISPLAY_NAMES if field.startswith(prefix)), "")
+    return DISPLAY_NAMES.get(prefix, "") + field.removeprefix(prefix)
 
 
 def run_fields(sampling: dict[str, Any], precision: Precision, prompt: Any) -> dict[str, Any]:
@@ -168,7 +181,7 @@ def _check_same_run(content: dict[str, Any], config: RunConfig, fields: dict[str
         )
     # The modules of `imports` are not loaded, because a checkpoint must not be able to run code.
     stored = {key: value for key, value in content["config"].items() if key != "imports"}
-    then, now = (dict(leaves(tree.resolved())) for tree in (from_plain(stored, path), config))
+    then, now = (dict(leaves(tree.resolved())) for tree in (from_dict(stored, path), config))
     different = {
         key: (then.get(key), now.get(key))
         for key in sorted({*then, *now})
@@ -177,7 +190,13 @@ def _check_same_run(content: dict[str, Any], config: RunConfig, fields: dict[str
     stored_fields = content[checkpoint.RESUME_FIELDS_KEY]
     different |= {name: (stored_fields.get(name), value) for name, value in fields.items() if stored_fields.get(name) != value}
     if different:
-        changed = abbreviated((f"{key}: {old!r} then, {new!r} now" for key, (old, new) in different.items()), "; ")
+        changed = abbreviated(
+            (
+                f"{_display_name(key)}: {checkpoint_value!r} in the checkpoint, {value!r} in this run"
+                for key, (checkpoint_value, value) in different.items()
+            ),
+            "; ",
+        )
         raise UserError(
             f"run.resume_ckpt_path: {path} belongs to a run that was configured differently: {changed}. Restore these"
             " values, or start a new run from its weights with model.ckpt."

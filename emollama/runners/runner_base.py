@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +21,6 @@ from emollama.data.batch import Batch
 from emollama.data.loader import TrainingSamples, mix_seed, step_batches, training_loader
 from emollama.distributed import process_group
 from emollama.distributed.process_group import World
-from emollama.errors import EchoedError, UserError
 from emollama.listing import listing
 from emollama.logs.logger import get_logger, log_metrics, set_up
 from emollama.logs.run_log import RunLog
@@ -31,7 +29,7 @@ from emollama.runners import summary
 from emollama.runners.answering import Answering
 from emollama.runners.build import build_models, checkpoint_paths
 from emollama.runners.evaluation import Evaluation
-from emollama.runners.preparation import Preparation
+from emollama.runners.preparation import ErrorCollector, Preparation
 from emollama.runners.run_config import RunnerConfig
 from emollama.runners.validation import Validation
 
@@ -56,27 +54,37 @@ class RunnerBase:
         set_up(self.world.is_main)
         for text in config.warnings if self.world.is_main else ():
             get_logger().warning("%s", text)
-        ready = self.prepare(config, self.world, training=training)
-        self.folder, self.precision, self.prompt = ready.folder, ready.precision, ready.prompt
-        self.datasets, self.blocks, self.features = ready.datasets, ready.blocks, ready.features
+        preparation = self.prepare(config, self.world, training=training)
+        self.folder, self.precision, self.prompt = preparation.folder, preparation.precision, preparation.prompt
+        self.datasets, self.blocks, self.features = preparation.datasets, preparation.blocks, preparation.features
         self.task = config.classes["run.task"]()
-        self.members = build_models(config, self.world, self.precision, ready.tensors, ready.resumed)
+        self.members = build_models(config, self.world, self.precision, preparation.tensors, preparation.resumed)
         self.model = self.members[0]
-        self.skipped: int = ready.resumed["skipped"][0] if ready.resumed else 0
-        self.skipped_in_row: int = ready.resumed["skipped"][1] if ready.resumed else 0
+        self.skipped: int = preparation.resumed["skipped"][0] if preparation.resumed else 0
+        self.consecutive_skipped: int = preparation.resumed["skipped"][1] if preparation.resumed else 0
         if training:
-            self._prepare_training(ready)
+            self._prepare_training(preparation)
 
     @classmethod
-    def prepare(cls, config: RunConfig, world: World, **how: Any) -> Preparation:
+    def prepare(
+        cls,
+        config: RunConfig,
+        world: World,
+        *,
+        training: bool,
+        processes: int | None = None,
+        problems: ErrorCollector | None = None,
+    ) -> Preparation:
         """Build and check everything that needs no weights: the first part of ``__init__``, and all of ``--dry-run``.
 
         Args:
             config: the resolved configuration.
             world: the processes.
-            how: ``training``, ``processes`` and ``problems`` of :class:`Preparation`.
+            training: True to train, False to only evaluate.
+            processes: number of processes of the run; None is that of ``world``.
+            problems: collects the errors of independent checks; if None, the first error is raised.
         """
-        return Preparation(config, world, **how)
+        return Preparation(config, world, training=training, processes=processes, problems=problems)
 
     def train(self) -> Path:
         """Run the remaining steps of the training. Returns the run's folder."""
@@ -93,7 +101,7 @@ class RunnerBase:
         )
         with log:
             if cfg.wandb_log:
-                self.world.on_rank_zero(lambda: log.track(cfg.wandb_project, self.config.plain()))
+                self.world.on_rank_zero(lambda: log.track(cfg.wandb_project, self.config.unresolved()))
             log.hyper_parameters(summary.hyper_parameters(self.config), summary.scalar_tags(self.blocks))
             self._train_steps(log)
         best = self.validation.best() if self.validation else None
@@ -116,9 +124,8 @@ class RunnerBase:
         self.world.on_rank_zero(lambda: write_yaml(self.config, result / "config.yaml"))
         files = [*outcome.files, *self.world.on_rank_zero(self._report)]
         if outcome.unreachable:
-            kind = UserError if self.world.is_main else EchoedError
             reasons = "; ".join(f"{label}: {reason}" for label, reason in outcome.unreachable.items())
-            raise kind(
+            raise self.world.user_error(
                 f"{reasons} The answers and all other scores are in {result}; to judge the answers later, use 'emollama score'."
             )
         return files
@@ -136,34 +143,34 @@ class RunnerBase:
     def _answering(self) -> Answering:
         return Answering(self.task, self.members, self.prompt, self.world, self.precision, self.cfg.seed)
 
-    def _evaluate_when_due(self, done: int, log: RunLog) -> bool:
+    def _maybe_evaluate(self, completed_steps: int, log: RunLog) -> bool:
         """Evaluate if an evaluation is due. Returns whether training ends early."""
         if self.validation is None:
             return False
-        if self.validation.due(done):
+        if self.validation.should_evaluate(completed_steps):
             with log.paused():
-                self.validation.run(done, log, lambda: self._save(checkpoint.BEST, done))
+                self.validation.run(completed_steps, log, lambda: self._save(checkpoint.BEST, completed_steps))
                 self.world.on_rank_zero(self._report)
-        if self.validation.exhausted and done < self.total_steps:
+        if self.validation.should_stop_early and completed_steps < self.total_steps:
             text = "run.early_stop_patience: no better %s in %d evaluations; training ends early"
             get_logger().info(text, self.cfg.metric, self.cfg.early_stop_patience)
-        return self.validation.exhausted
+        return self.validation.should_stop_early
 
     def _train_steps(self, log: RunLog) -> None:
         """Run the remaining steps, with checkpoints and evaluations when they are due."""
         batches = self._step_batches()
-        ended = self._evaluate_when_due(self.first_step, log)
+        ended = self._maybe_evaluate(self.first_step, log)
         for step in range(self.first_step, self.total_steps):
             if ended:
                 break
             with log.waiting():
                 micro_batches = next(batches)
             values = self._step(step, micro_batches)
-            self._stop_if_stuck(micro_batches)
+            self._stop_after_skipped_steps(micro_batches)
             log.step(step, {"epoch": step // self.cfg.iters_per_epoch, **values}, samples=self.layout.global_batch)
-            self._save_when_due(step + 1)
-            log.end_epoch_when_due(step + 1)
-            ended = self._evaluate_when_due(step + 1, log)
+            self._maybe_save(step + 1)
+            log.maybe_end_epoch(step + 1)
+            ended = self._maybe_evaluate(step + 1, log)
 
     def _step(self, step: int, micro_batches: list[Batch]) -> dict[str, float]:
         """Run one optimizer step: gradients of all micro-batches, clipping, update. Returns the values to log, over all ranks."""
@@ -184,7 +191,7 @@ class RunnerBase:
         scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.skipped += not finite
-        self.skipped_in_row = 0 if finite else self.skipped_in_row + 1
+        self.consecutive_skipped = 0 if finite else self.consecutive_skipped + 1
         return {
             "loss": mean_loss,
             "lr": lr,
@@ -223,47 +230,46 @@ class RunnerBase:
         )
         return step_batches(loader, self.cfg.accum_grad_iters)
 
-    def _stop_if_stuck(self, micro_batches: list[Batch]) -> None:
-        if self.skipped_in_row < self.cfg.max_skipped_steps:
+    def _stop_after_skipped_steps(self, micro_batches: list[Batch]) -> None:
+        if self.consecutive_skipped < self.cfg.max_skipped_steps:
             return
         names = list(chain(*self.world.gather([name for batch in micro_batches for name in batch.names])))
-        kind = UserError if self.world.is_main else EchoedError
-        raise kind(
-            f"the loss or gradient was not finite in {self.skipped_in_row} consecutive steps. Lower run.init_lr, set"
+        raise self.world.user_error(
+            f"the loss or gradient was not finite in {self.consecutive_skipped} consecutive steps. Lower run.init_lr, set"
             f" run.max_grad_norm, or check the features in the last step ({listing(names, 'sample')})"
         )
 
-    def _save_when_due(self, done: int) -> None:
+    def _maybe_save(self, completed_steps: int) -> None:
         """Save checkpoint_<epoch>.pth at the end of an epoch, and checkpoint_last.pth every ``save_every_iters`` steps."""
         cfg = self.cfg
-        if done % cfg.iters_per_epoch == 0:
-            self._save(f"checkpoint_{done // cfg.iters_per_epoch - 1}.pth", done)
+        if completed_steps % cfg.iters_per_epoch == 0:
+            self._save(f"checkpoint_{completed_steps // cfg.iters_per_epoch - 1}.pth", completed_steps)
             if cfg.keep_last:
                 self.world.on_rank_zero(partial(checkpoint.drop_old, self.folder, cfg.keep_last))
-        elif cfg.save_every_iters and done % cfg.save_every_iters == 0:
-            self._save(checkpoint.LAST, done)
+        elif cfg.save_every_iters and completed_steps % cfg.save_every_iters == 0:
+            self._save(checkpoint.LAST, completed_steps)
 
-    def _save(self, name: str, done: int) -> None:
-        """Save a checkpoint after ``done`` steps. Every rank calls it."""
+    def _save(self, name: str, completed_steps: int) -> None:
+        """Save a checkpoint after this number of steps. Every rank calls it."""
         content = {
             "model": {self.model.stored_name(key): value for key, value in self.parallel.trainable_state().items()},
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
-            "step": done,
-            "epoch": (done - 1) // self.cfg.iters_per_epoch,
-            "skipped": [self.skipped, self.skipped_in_row],
+            "step": completed_steps,
+            "epoch": (completed_steps - 1) // self.cfg.iters_per_epoch,
+            "skipped": [self.skipped, self.consecutive_skipped],
             checkpoint.RESUME_FIELDS_KEY: self._resume_fields,
             "features": self.features,
-            "config": self.config.plain(),
+            "config": self.config.unresolved(),
         }
         self.world.on_rank_zero(lambda: checkpoint.save(self.folder / name, content))
 
-    def _prepare_training(self, ready: Preparation) -> None:
-        cfg, resumed = self.cfg, ready.resumed
-        self.layout, self._resume_fields, self.first_step = ready.layout, ready.resume_fields, ready.first_step
+    def _prepare_training(self, preparation: Preparation) -> None:
+        cfg, resumed = self.cfg, preparation.resumed
+        self.layout, self._resume_fields, self.first_step = preparation.layout, preparation.resume_fields, preparation.first_step
         self.total_steps = cfg.max_epoch * cfg.iters_per_epoch
         self.learning_rate = lr_schedules.learning_rate(cfg)
-        self.samples = TrainingSamples(list(self.datasets.values()), self.prompt, ready.sampler)
+        self.samples = TrainingSamples(list(self.datasets.values()), self.prompt, preparation.sampler)
         self.model.train()
         self.parallel = process_group.Parallel(self.model, self.world, cfg.parallel)
         named = optim.trainable(self.model).items()

@@ -144,7 +144,7 @@ def training_steps(cfg: Any, layout: BatchLayout, first_step: int) -> Rows:
 def hyper_parameters(config: RunConfig) -> dict[str, bool | int | float | str]:
     """Return dotted key -> value for the blocks model, datasets and run."""
     # Interpolations stay unresolved, so that secrets from environment variables are not written to a file.
-    tree = config.plain()
+    tree = config.unresolved()
     values = {key: value for name in ("model", "datasets", "run") for key, value in leaves(tree.get(name, {}), name)}
     return {
         key: value if isinstance(value, bool | int | float | str) else json.dumps(value, default=str)
@@ -237,7 +237,7 @@ def _path_options(config: RunConfig) -> list[str]:
     """Return options for paths that this run got from ``--options`` or an environment variable."""
     resolved = config.resolved().get("paths", {})
     options = []
-    for key, value in config.plain().get("paths", {}).items():
+    for key, value in config.unresolved().get("paths", {}).items():
         variables = re.findall(r"\$\{oc\.env:(\w+)", str(value))
         if config.sources.get(f"paths.{key}") == "--options" or any(name in os.environ for name in variables):
             text = "null" if resolved[key] is None else str(resolved[key]) or "''"

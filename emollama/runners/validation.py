@@ -41,20 +41,20 @@ class Validation:
         self._evaluation = evaluation
         self._world: World = evaluation.answering.world
         self._folder = folder
-        self._key = self._world.on_rank_zero(lambda: watched_key(cfg, evaluation.blocks))
+        self._key = self._world.on_rank_zero(lambda: monitored_metric(cfg, evaluation.blocks))
         self._metric = None if self._key is None else metric(self._key.rpartition("/")[2])
         self._past = self._world.on_rank_zero(lambda: entries_before(folder / "eval.jsonl", first_step))
         self._has_best_checkpoint = self._world.on_rank_zero(self._restore_best_checkpoint)
 
-    def due(self, done: int) -> bool:
-        """Return whether to evaluate after ``done`` steps: at the end of an epoch that has not been evaluated before."""
+    def should_evaluate(self, completed_steps: int) -> bool:
+        """Return whether to evaluate after this step: at the end of an epoch that has not been evaluated before."""
         cfg = self._cfg
-        epochs, rest = divmod(done, cfg.iters_per_epoch)
+        epochs, rest = divmod(completed_steps, cfg.iters_per_epoch)
         is_end = rest == 0 and epochs > 0 and (epochs % cfg.eval_epoch_interval == 0 or epochs == cfg.max_epoch)
-        return is_end and all(entry["step"] != done - 1 for entry in self._past)
+        return is_end and all(entry["step"] != completed_steps - 1 for entry in self._past)
 
     @property
-    def exhausted(self) -> bool:
+    def should_stop_early(self) -> bool:
         """Whether ``early_stop_patience`` evaluations followed the best one; evaluations without a value are not counted."""
         values = [value for value in self._values() if value is not None]
         patience = self._cfg.early_stop_patience
@@ -67,31 +67,31 @@ class Validation:
         value = values[index] if index >= 0 else None
         return None if value is None or self._key is None else (self._key, value, self._past[index]["epoch"])
 
-    def run(self, done: int, log: RunLog, save_best: Callable[[], None]) -> None:
-        """Evaluate after ``done`` steps, and save the checkpoint if it is the best so far."""
-        epoch = done // self._cfg.iters_per_epoch - 1
+    def run(self, completed_steps: int, log: RunLog, save_best: Callable[[], None]) -> None:
+        """Evaluate, and save the checkpoint if it is the best so far."""
+        epoch = completed_steps // self._cfg.iters_per_epoch - 1
         model = self._evaluation.answering.members[0]
         model.eval()
         outcome = self._evaluation.run(self._folder / "result" / f"epoch_{epoch}")
         model.train()
         value = None if self._key is None else outcome.metrics[self._key]
         values = [*self._values(), value]
-        is_lost = self._cfg.save_best and not self._has_best_checkpoint
-        is_best = value is not None and (is_lost or self._index_of_best(values) == len(values) - 1)
+        best_checkpoint_is_missing = self._cfg.save_best and not self._has_best_checkpoint
+        is_best = value is not None and (best_checkpoint_is_missing or self._index_of_best(values) == len(values) - 1)
         # The checkpoint is written before its line in eval.jsonl: a run that is killed in between evaluates again.
         if self._cfg.save_best and is_best:
             save_best()
             self._has_best_checkpoint = True
             get_logger().info("%s %.4f is the best so far: saved as %s", self._key, value, checkpoint.BEST)
-        self._past.append({"step": done - 1, "epoch": epoch, "metrics": outcome.metrics, "best": is_best})
+        self._past.append({"step": completed_steps - 1, "epoch": epoch, "metrics": outcome.metrics, "best": is_best})
         self._world.on_rank_zero(self._write)
         examples = {label: self._examples(answers) for label, answers in outcome.answers.items()}
-        log.evaluation(done - 1, epoch, outcome.metrics, examples)
+        log.evaluation(completed_steps - 1, epoch, outcome.metrics, examples)
         if value is None and self._key is not None:
             get_logger().warning("%s has no value after epoch %d, so this epoch cannot be the best", self._key, epoch)
 
     def _values(self) -> list[float | None]:
-        """Return the watched metric of every evaluation so far; None if it was not computed."""
+        """Return the monitored metric of every evaluation so far; None if it was not computed."""
         return [None if self._key is None else entry["metrics"].get(self._key) for entry in self._past]
 
     def _index_of_best(self, values: Sequence[float | None]) -> int:
@@ -137,7 +137,7 @@ class Validation:
         return [answer for answer in answers if answer["name"] in chosen]
 
 
-def watched_key(cfg: Any, blocks: Mapping[str, EvaluationSet]) -> str | None:
+def monitored_metric(cfg: Any, blocks: Mapping[str, EvaluationSet]) -> str | None:
     """Return the key "block/task/metric" to which ``run.metric`` refers.
 
     Args:

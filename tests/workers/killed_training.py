@@ -11,7 +11,7 @@ from typing import Any
 
 from emollama.runners.runner_base import RunnerBase
 
-STEPS, save = int(sys.argv.pop(1)), RunnerBase._save_when_due
+STEPS, save = int(sys.argv.pop(1)), RunnerBase._maybe_save
 
 
 def save_unless_killed(self: Any, step: int) -> None:
@@ -21,5 +21,5 @@ def save_unless_killed(self: Any, step: int) -> None:
     save(self, step)
 
 
-RunnerBase._save_when_due = save_unless_killed  # type: ignore[method-assign]
+RunnerBase._maybe_save = save_unless_killed  # type: ignore[method-assign]
 runpy.run_path(str(Path(__file__).parents[2] / "train.py"), run_name="__main__")
