@@ -15,10 +15,10 @@ from emollama.errors import UserError
 KINDS = ("noise", "drop_modality", "mask_rows")
 
 
-def features(num_tokens=64, absent=()):
+def features(num_vectors=64, absent=()):
     """Non-zero feature vectors for every slot; absent slots are zeros."""
     draw = np.random.default_rng(2)
-    shapes = {"image": (num_tokens, 16), "cls": (1, 16), "face": (1, 1024), "video": (1, 1024), "audio": (1, 1024)}
+    shapes = {"image": (num_vectors, 16), "cls": (1, 16), "face": (1, 1024), "video": (1, 1024), "audio": (1, 1024)}
     result = {slot: torch.from_numpy(draw.normal(3.0, 2.0, shape).astype(np.float32)) for slot, shape in shapes.items()}
     return result | {slot: torch.zeros_like(result[slot]) for slot in absent}
 
@@ -59,10 +59,10 @@ def test_noise_leaves_a_missing_modality_at_zero():
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("num_tokens", [1, 0])
-def test_empty_slots_stay_empty(num_tokens):
+@pytest.mark.parametrize("num_vectors", [1, 0])
+def test_empty_slots_stay_empty(num_vectors):
     original = features() | {slot: torch.zeros(0, 16) for slot in ("image", "cls")} | {"face": torch.zeros(0, 1024)}
-    original["audio"] = original["audio"][:num_tokens]
+    original["audio"] = original["audio"][:num_vectors]
     for k in range(20):
         result = augmented(original, KINDS, k)
         assert {slot: result[slot].shape for slot in result} == {slot: original[slot].shape for slot in original}

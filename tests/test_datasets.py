@@ -499,8 +499,10 @@ def test_a_run_reports_all_problems_of_all_blocks_at_once(tmp_path):
 # image_size
 
 
-@pytest.mark.parametrize(("image_size", "patches", "placeholders"), [(448, 1024, 256), (224, 256, 64)])
-def test_image_size_determines_the_image_placeholders_and_four_more_are_added(tmp_path, image_size, patches, placeholders):
+@pytest.mark.parametrize(("image_size", "patches", "image_tokens"), [(448, 1024, 256), (224, 256, 64)])
+def test_image_size_determines_the_number_of_image_tokens_and_four_more_tokens_are_added(
+    tmp_path, image_size, patches, image_tokens
+):
     put(tmp_path, {"clips.csv": "name,emotion\na,happy\n"})
     put_features(tmp_path, ["a"], patches=patches, width=16)
     tree = golden_tree(tmp_path)
@@ -514,8 +516,8 @@ def test_image_size_determines_the_image_placeholders_and_four_more_are_added(tm
     for layout in ("train", "upstream_eval"):
         ids = prompt.tokenize(dataset.record(0, "emotion", "Which?"), layout=layout).input_ids
         counts = [int((ids == prompt.feature_tokens.id_of(name)).sum()) for name in ("image", "face", "video", "audio", "cls")]
-        assert counts == [placeholders, 1, 1, 1, 1]
-        assert int((ids >= prompt.feature_tokens.first_id).sum()) == placeholders + 4
+        assert counts == [image_tokens, 1, 1, 1, 1]
+        assert int((ids >= prompt.feature_tokens.first_id).sum()) == image_tokens + 4
 
 
 @pytest.mark.parametrize(("made_at", "patches", "image_size"), [(448, 1024, 224), (224, 256, 448)])

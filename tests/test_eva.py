@@ -213,7 +213,7 @@ def test_tf32_convolutions_are_disabled_only_while_the_encoder_runs(videos):
 
 @pytest.mark.slow
 def test_the_full_vit_g_runs_an_image_of_448_pixels_on_the_cpu(tmp_path):
-    """The file has width 1408, 39 blocks, random weights, the original names and positions for 224 pixels."""
+    """The file has width 1408, 39 layers, random weights, the original names and positions for 224 pixels."""
     shape = EvaShape()
     with torch.device("meta"):
         built = EvaVit(shape, image_size=224, precision="fp32", device=torch.device("meta"))

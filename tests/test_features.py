@@ -17,8 +17,8 @@ from emollama.data.slots import SlotShape
 from emollama.errors import UserError
 
 
-def folder(path, slots=("face",), width=1024, num_tokens=1):
-    return Features.open(str(path), slots, SlotShape(num_tokens, width), f"block.{slots[0]}_feature_path")
+def folder(path, slots=("face",), width=1024, num_vectors=1):
+    return Features.open(str(path), slots, SlotShape(num_vectors, width), f"block.{slots[0]}_feature_path")
 
 
 def stored(path, array, name="clip"):

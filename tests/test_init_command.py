@@ -57,8 +57,8 @@ def write_arrays(folder, names, shape):
         np.save(folder / f"{name}.npy", np.zeros(shape, np.float32))
 
 
-def write_features(folder, names, width=8, num_tokens=5):
-    write_arrays(folder / "eva", names, (num_tokens, width))
+def write_features(folder, names, width=8, num_vectors=5):
+    write_arrays(folder / "eva", names, (num_vectors, width))
     for name in ("mae_340_UTT", "maeV_399_UTT", "HL-UTT"):
         write_arrays(folder / name, names, (width,))
 
@@ -294,7 +294,7 @@ def test_a_training_list_is_preferred_for_training_and_a_test_list_for_evaluatio
 
 
 def test_an_eva_cache_with_another_number_of_vectors_is_marked(data):
-    write_features(data, write_list(data / "mine.txt", ["happy", "sad"]), num_tokens=7)
+    write_features(data, write_list(data / "mine.txt", ["happy", "sad"]), num_vectors=7)
     run("stage1")
     assert "image_size" in missing("stage1")
 

@@ -77,7 +77,7 @@ def test_minigpt4_at_llama_2_7b_shape_trains_exactly_the_published_projection(ll
 
 def test_the_frozen_modules_of_minigpt4_have_the_published_sizes(llama_folder):
     counts = flickr(llama_folder).parameters
-    assert counts["image encoder, frozen"] == 985_897_344  # EVA ViT-g at 224 pixels, 39 blocks, with ln_vision
+    assert counts["image encoder, frozen"] == 985_897_344  # EVA ViT-g at 224 pixels, 39 layers, with ln_vision
     assert counts["Q-Former, frozen"] == 105_162_240
     assert counts["language model, frozen"] == 6_738_415_616
 

@@ -1,4 +1,4 @@
-"""Rendering of records: ids, labels, weights and placeholders."""
+"""Rendering of records: ids, labels, weights and placeholder ids."""
 
 from __future__ import annotations
 

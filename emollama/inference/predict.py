@@ -52,7 +52,7 @@ class VideoAnswer:
     Attributes:
         video: the path as the caller passed it.
         task: the task: emotion, reason or reason_v2.
-        prompt: the user turn, with marks for the feature tokens.
+        prompt: the user turn, with tags at the positions of feature tokens.
         sentence: the spoken sentence in the prompt; None if the prompt has no sentence.
         modalities: slot -> the model's input for it.
         answer: the generated answer.

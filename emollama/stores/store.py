@@ -28,7 +28,7 @@ class ArrayStore(Protocol):
         ...
 
     def load(self, name: str) -> np.ndarray:
-        """Read a clip's array into memory of its own.
+        """Read a clip's array as a copy.
 
         Raises:
             OSError, ValueError: If the array is missing, unreadable, or not an array of plain numbers.

@@ -41,7 +41,7 @@ class Prediction:
     """The answer to one question.
 
     Attributes:
-        instruction: text of the user's turn, with the placeholders of feature tokens.
+        instruction: text of the user's turn, with tags at the positions of feature tokens.
         prediction: the model's answer.
         target: the reference answer in the form used for training, or None if the data has none.
         reference: the reference answer as in the data file; a list if there are several.
