@@ -6,7 +6,7 @@ emotion, but any two channels do. In one of 25 clips, one channel is uninformati
 (with random intensity, the signature of a speaker, and noise), the transcript contains the topic, and the captions describe all
 channels. Nothing comes from real people or recordings.
 
-README's figures depend on the random draws. The order of calls to the generators must not change.
+The README's results depend on the random draws. The order of calls to the generators must not change.
 """
 
 from __future__ import annotations
