@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from emollama.config import load
-from emollama.runners.answering import Answering
+from emollama.runners.answering import PredictionRunner
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,7 +32,7 @@ def main() -> None:
     config = load(str(ROOT / "eval_configs/demo_EMER.yaml"), ["run.job_id=generation_benchmark"])
     runner = config.classes["run"](config, training=False)
     runner.model.eval()
-    answering = Answering(runner.task, runner.members, runner.prompt, runner.world, runner.precision, seed=0)
+    prediction_runner = PredictionRunner(runner.task, runner.members, runner.prompt, runner.world, runner.precision, seed=0)
     block = runner.blocks["emer"]
     block.dataset.clips = block.dataset.clips[: arguments.clips]
     seconds: dict[int, list[float]] = {1: [], 8: []}
@@ -49,7 +49,7 @@ def main() -> None:
             block.dataset.cfg.batch_size = size
             ids.clear()
             start = time.perf_counter()
-            count = len(answering.answers("emer", block.dataset, block.options))
+            count = len(prediction_runner.predict("emer", block.dataset, block.options))
             times.append(time.perf_counter() - start)
             answers[size] = list(ids)
         if number:  # round 0 is a warm-up

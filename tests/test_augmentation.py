@@ -200,7 +200,7 @@ def test_evaluation_is_never_augmented(build, golden_config, golden_prompt, gold
     task = golden_config.classes["run.task"]()
     options = task.Config(max_new_tokens=3)
     plain, augmented_answers = (
-        task.answer([golden_model], golden_prompt, dataset, options, task.questions(dataset, options), 1)
+        task.predict([golden_model], golden_prompt, dataset, options, task.evaluation_items(dataset, options), 1)
         for dataset in (build(training=False), build(training=False, **ON, augmentation_noise=9.0))
     )
     assert augmented_answers == plain and all(row.loss is not None for row in plain)

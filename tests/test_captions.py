@@ -17,8 +17,6 @@ from pycocoevalcap.rouge.rouge import Rouge
 
 from emollama.commands import score
 from emollama.errors import UserError
-from emollama.evaluation.answer_files import read_answers, read_truth
-from emollama.evaluation.answers import Answer
 from emollama.evaluation.captions.java import NEEDS_JAVA, JavaFailed, folder_of, java, lacks_java, lacks_spice, run_java
 from emollama.evaluation.captions.metric_inputs import (
     Alignments,
@@ -30,8 +28,10 @@ from emollama.evaluation.captions.metric_inputs import (
     spice_scores,
 )
 from emollama.evaluation.captions.tokenizers import tokenizer
+from emollama.evaluation.input_files import read_predictions, read_references
 from emollama.evaluation.metrics import metric
 from emollama.evaluation.prediction_files import scores_as_dict, write_metrics, write_predictions
+from emollama.evaluation.predictions import Prediction
 from emollama.evaluation.rating import write_sheets
 from emollama.evaluation.scoring import Scoring
 from emollama.evaluation.statistics import Resampling, compare
@@ -42,11 +42,11 @@ needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="no Java ru
 WORDS = "a man woman dog dogs is are run runs running the big large child in on street road two of house , . '".split()
 PLAIN = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d"]
 CHECKED = [
-    Answer(
+    Prediction(
         "one", "caption", "a man is speaking",
         ["a man speaks.", "someone speaks.", "a man is speaking while a bird is chirping in the background"],
     ),
-    Answer("two", "caption", "rain falls", ["rain is falling hard on a surface"]),
+    Prediction("two", "caption", "rain falls", ["rain is falling hard on a surface"]),
 ]  # fmt: skip
 HOSTILE = ["", "  ", "...", "a\nb", "a\tb\r\nc", "a ||| b |||", "|||", "東京 😀", "\u2028", "</s>", "EVAL ||| 1 2"]
 
@@ -77,7 +77,7 @@ def theirs(captions):
 
 def alone(evidence, name):
     """The metric of each clip alone."""
-    return [metric(name).value(evidence.take([index])) for index in range(len(evidence.names))]
+    return [metric(name).compute(evidence.take([index])) for index in range(len(evidence.names))]
 
 
 # Values
@@ -101,15 +101,15 @@ def test_all_scores_equal_those_of_pycocoevalcap_on_random_captions(seeds):
         whole, by_clip = Bleu(4).compute_score(true, predicted, verbose=0)
         for longest in range(4):
             name = f"bleu_{longest + 1}"
-            assert metric(name).value(counts) == pytest.approx(whole[longest], abs=1e-6)
+            assert metric(name).compute(counts) == pytest.approx(whole[longest], abs=1e-6)
             assert alone(counts, name) == pytest.approx(by_clip[longest], abs=1e-6)
         whole, by_clip = Rouge().compute_score(true, predicted)
-        assert (metric("rouge_l").value(parts), alone(parts, "rouge_l")) == (
+        assert (metric("rouge_l").compute(parts), alone(parts, "rouge_l")) == (
             pytest.approx(whole, abs=1e-6),
             pytest.approx(by_clip, abs=1e-6),
         )
         whole, by_clip = Cider().compute_score(true, predicted)
-        assert metric("cider_d").value(weights) == pytest.approx(whole, abs=1e-6)
+        assert metric("cider_d").compute(weights) == pytest.approx(whole, abs=1e-6)
         assert alone(weights, "cider_d") == pytest.approx(by_clip, abs=1e-6)
 
 
@@ -132,15 +132,15 @@ def test_meteor_equals_pycocoevalcap_and_empty_captions_score_0():
     hostile, empty = (Captions.of(answers, tokenizer("ptb")) for answers in (hostile_answers(), empty_answers()))
     alignment, of_hostile, of_empty = alignments([captions, hostile, empty])
     assert any(true == [text] or text in true for true, text in zip(captions.references, captions.predicted, strict=True))
-    assert metric("meteor").value(alignment) == pytest.approx(whole, abs=1e-6)
+    assert metric("meteor").compute(alignment) == pytest.approx(whole, abs=1e-6)
     assert alone(alignment, "meteor") == pytest.approx(by_clip, abs=1e-6)
     places = random.Random(1).choices(range(150), k=40)  # with repetitions
     drawn = {new: true[old] for new, old in enumerate(places)}, {new: predicted[old] for new, old in enumerate(places)}
-    assert metric("meteor").value(alignment.take(places)) == pytest.approx(program.compute_score(*drawn)[0], abs=1e-6)
-    assert all(map(math.isfinite, alone(of_hostile, "meteor"))) and math.isfinite(metric("meteor").value(of_hostile))
+    assert metric("meteor").compute(alignment.take(places)) == pytest.approx(program.compute_score(*drawn)[0], abs=1e-6)
+    assert all(map(math.isfinite, alone(of_hostile, "meteor"))) and math.isfinite(metric("meteor").compute(of_hostile))
     by_name = dict(zip(of_hostile.names, alone(of_hostile, "meteor"), strict=True))
     assert [by_name[f"p{index}"] for index in EMPTY_ONES] == [0, 0, 0, 0]
-    assert metric("meteor").value(of_empty) == pytest.approx(0, abs=1e-9)
+    assert metric("meteor").compute(of_empty) == pytest.approx(0, abs=1e-9)
 
 
 def test_cider_weights_of_a_subset_are_those_of_the_whole_set():
@@ -161,17 +161,17 @@ def test_taking_all_samples_reproduces_the_scores_and_repeats_equal_a_recomputat
     for kind, names in ((NGrams, PLAIN[:4]), (Subsequences, ["rouge_l"]), (Consensus, ["cider_d"])):
         whole = kind.of(captions)
         for name in names:
-            assert metric(name).value(whole.take(range(40))) == metric(name).value(whole)
+            assert metric(name).compute(whole.take(range(40))) == metric(name).compute(whole)
             if kind is not Consensus:
-                assert metric(name).value(whole.take(places)) == pytest.approx(metric(name).value(kind.of(drawn)), abs=1e-12)
+                assert metric(name).compute(whole.take(places)) == pytest.approx(metric(name).compute(kind.of(drawn)), abs=1e-12)
     assert NGrams.of(captions).take(places).names == tuple(captions.names[index] for index in places)
 
 
 def test_bleu_is_computed_on_many_resamples_of_a_thousand_clips():
     rng = np.random.default_rng(0)
     ngrams = NGrams(tuple(map(str, range(1000))), rng.integers(1, 9, (1000, 10)).astype(float), "none")
-    cuts = [ngrams.take(places) for places in Resampling(100, 0).draws(1000).tolist()]
-    assert len({metric("bleu_4").value(cut) for cut in cuts}) > 50
+    cuts = [ngrams.take(places) for places in Resampling(100, 0).indices(1000).tolist()]
+    assert len({metric("bleu_4").compute(cut) for cut in cuts}) > 50
 
 
 # Unusual captions
@@ -182,13 +182,13 @@ EMPTY_ONES = (0, 1, 2, 8)  # indices of the texts in HOSTILE without any word
 
 def hostile_answers():
     rng = random.Random(0)
-    answers = [Answer(f"p{index}", "caption", text, ["a b c", caption(rng)]) for index, text in enumerate(HOSTILE)]
-    return answers + [Answer(f"r{index}", "caption", "a man", [text, "x"]) for index, text in enumerate(HOSTILE)]
+    answers = [Prediction(f"p{index}", "caption", text, ["a b c", caption(rng)]) for index, text in enumerate(HOSTILE)]
+    return answers + [Prediction(f"r{index}", "caption", "a man", [text, "x"]) for index, text in enumerate(HOSTILE)]
 
 
 def empty_answers():
     pairs = (("", "a man"), ("...", "..."), ("a man", "..."))
-    return [Answer(str(index), "caption", prediction, [true]) for index, (prediction, true) in enumerate(pairs)]
+    return [Prediction(str(index), "caption", prediction, [true]) for index, (prediction, true) in enumerate(pairs)]
 
 
 @pytest.mark.parametrize("choice", ["treebank", pytest.param("ptb", marks=needs_java)])
@@ -213,12 +213,16 @@ def test_without_answers_every_caption_score_is_none():
 
 
 def test_a_single_reference_text_counts_as_a_list_of_one():
-    pair = [Answer("a", "caption", "a man runs", "a man runs fast"), CHECKED[1]]
-    assert scored(pair).metrics == scored([Answer("a", "caption", "a man runs", ["a man runs fast"]), CHECKED[1]]).metrics
+    pair = [Prediction("a", "caption", "a man runs", "a man runs fast"), CHECKED[1]]
+    assert scored(pair).metrics == scored([Prediction("a", "caption", "a man runs", ["a man runs fast"]), CHECKED[1]]).metrics
 
 
 def test_clips_without_references_are_left_out_and_named(caplog):
-    bare = [Answer("bare", "caption", "a dog"), Answer("none", "caption", "a dog", []), Answer("blank", "caption", "x", [" "])]
+    bare = [
+        Prediction("bare", "caption", "a dog"),
+        Prediction("none", "caption", "a dog", []),
+        Prediction("blank", "caption", "x", [" "]),
+    ]
     with caplog.at_level(logging.WARNING, "emollama"):
         scores = scored([*CHECKED, *bare])
     assert "caption metrics leave out samples without a reference caption (3 samples: bare, none, blank" in caplog.text
@@ -327,7 +331,7 @@ def test_a_predictions_file_is_scored_again_without_other_files(printed, tmp_pat
     assert "task caption: 30 samples; tokenizer: treebank\n" in text
     assert "bleu_4" in text and "BLEU-4" not in text  # a self-explanatory name has no legend
     record = json.loads((tmp_path / "out/scores.json").read_text())["tasks"]["caption"]["files"][str(path)]
-    answers = [Answer(row["name"], "caption", row["prediction"], row["reference"]) for row in rows_of()]
+    answers = [Prediction(row["name"], "caption", row["prediction"], row["reference"]) for row in rows_of()]
     assert record["metrics"] == pytest.approx(scored(answers).metrics)
     for name in PLAIN:
         one = record["estimates"][name]
@@ -343,7 +347,7 @@ def test_two_files_are_compared_on_the_same_samples_and_the_tokenizer_without_ja
     text = printed("--predictions", good, poor, "--caption-tokenizer", "auto")
     assert "tokenizer: treebank (no Java)" in text
     assert "Differences from predictions_good.jsonl" in text and "p <= 0.020 (30)" in text
-    assert "samples without an answer, which count as empty (2): image_28, image_29" in text
+    assert "samples without a prediction, which count as empty (2): image_28, image_29" in text
 
 
 def test_other_models_captions_are_scored_against_a_caption_file(printed, tmp_path):
@@ -356,7 +360,7 @@ def test_other_models_captions_are_scored_against_a_caption_file(printed, tmp_pa
     for truth in (["--truth", tmp_path / "test.json"], ["--truth", tmp_path / "bare.json"]):
         assert "task caption: 4 samples" in printed("--predictions", tmp_path / "other.csv", *truth)
     assert "task caption: 4 samples" in printed("--predictions", path, tmp_path / "other.csv")
-    assert read_truth(str(tmp_path / "test.json")).references == {"caption": {row["name"]: row["reference"] for row in rows}}
+    assert read_references(str(tmp_path / "test.json")).references == {"caption": {row["name"]: row["reference"] for row in rows}}
 
 
 COCO_PREDICTED = {42: "a dog runs in the street", 7: "a man reads a book"}
@@ -389,7 +393,7 @@ def test_coco_results_are_scored_against_coco_captions(printed, tmp_path, names)
     text = printed("--predictions", path, "--truth", coco(tmp_path), "--output", tmp_path / "out")
     assert "task caption: 2 samples" in text and "without reference data" not in text
     scores = json.loads((tmp_path / "out/scores.json").read_text())["tasks"]["caption"]["files"][str(path)]
-    answers = [Answer(f"{number:012d}", "caption", COCO_PREDICTED[number], COCO_TRUE[number]) for number in COCO_PREDICTED]
+    answers = [Prediction(f"{number:012d}", "caption", COCO_PREDICTED[number], COCO_TRUE[number]) for number in COCO_PREDICTED]
     assert scores["metrics"] == pytest.approx(scored(answers).metrics) and scores["metrics"]["bleu_4"] > 0
     assert (scores["missing"], scores["unknown"]) == ([], [])
 
@@ -397,7 +401,7 @@ def test_coco_results_are_scored_against_coco_captions(printed, tmp_path, names)
 def test_a_table_of_image_ids_is_read_like_coco_results(printed, tmp_path):
     table, truth = tmp_path / "results.csv", coco(tmp_path)
     table.write_text("image_id,caption\n" + "".join(f'{number},"{text}"\n' for number, text in COCO_PREDICTED.items()))
-    assert read_answers(str(table)).answers == read_answers(str(results(tmp_path / "results.json", int))).answers
+    assert read_predictions(str(table)).predictions == read_predictions(str(results(tmp_path / "results.json", int))).predictions
     assert "task caption: 2 samples" in printed("--predictions", table, tmp_path / "results.json", "--truth", truth)
 
 
@@ -416,8 +420,8 @@ def test_image_ids_are_matched_with_the_samples_of_a_run_and_unknown_numbers_are
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("a.json", '{"7": "a dog"}', r"a\.json: expected a JSON list of answers \(COCO results, \[{\"image_id\": 7"),
-        ("a.json", "[]", "contains no answers"),
+        ("a.json", '{"7": "a dog"}', r"a\.json: expected a JSON list of captions \(COCO results, \[{\"image_id\": 7"),
+        ("a.json", "[]", "contains no predictions"),
         ("a.json", '[{"image_id": 7, "caption": "x"}, {"image_id": true, "caption": "x"}, 5]', "entry 2: .*\n.*entry 3: "),
         ("a.json", '[{"image_id": 7, "caption": null}]', "entry 1: expected an image_id and a caption"),
         (
@@ -432,7 +436,7 @@ def test_image_ids_are_matched_with_the_samples_of_a_run_and_unknown_numbers_are
 def test_invalid_captions_by_image_are_refused_with_their_line_or_entry(tmp_path, name, content, expected):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=expected):
-        read_answers(str(tmp_path / name))
+        read_predictions(str(tmp_path / name))
 
 
 def test_missing_java_is_reported_once_and_only_for_requested_metrics(caplog, tmp_path, monkeypatch):
@@ -455,7 +459,7 @@ def test_a_reference_that_is_neither_text_nor_list_of_texts_is_refused_with_its_
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"name": "a", "prediction": "x", "task": "caption", "reference": reference}))
     with pytest.raises(UserError, match=rf"line 1: .*{expected}"):
-        read_answers(str(path))
+        read_predictions(str(path))
 
 
 def test_lists_of_references_are_read_back_as_written(tmp_path):
@@ -464,14 +468,14 @@ def test_lists_of_references_are_read_back_as_written(tmp_path):
     rows[0]["prediction"] = "x"
     path = tmp_path / "predictions_a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    answers = read_answers(str(path)).answers
+    answers = read_predictions(str(path)).predictions
     assert answers[0].reference == ["half a pair ?", 'a "quote"\nand a line']
     assert [answer.reference for answer in answers[1:]] == [row["reference"] for row in rows[1:]]
 
 
 def test_several_references_as_one_text_are_one_per_line(tmp_path):
-    answer = Answer("a", "reason", "She smiles.", ["She smiles.", "Her voice is bright."])
-    assert answer.truth == "She smiles.\nHer voice is bright."
+    answer = Prediction("a", "reason", "She smiles.", ["She smiles.", "Her voice is bright."])
+    assert answer.reference_text == "She smiles.\nHer voice is bright."
     cfg = Scoring.Config(judge={"type": "lexical"}, metrics=["clue_overlap"])
     caption_scoring = Scoring(cfg, labels=[], aliases={}, tasks={"reason": ("reference",)}, key="k")
     assert 0 < caption_scoring.score([answer])["reason"].metrics["clue_overlap"] < 10
@@ -480,12 +484,12 @@ def test_several_references_as_one_text_are_one_per_line(tmp_path):
     from emollama.evaluation.matching import match
 
     files = match([str(path)], []).tasks["reason"]
-    write_sheets(tmp_path / "sheet.csv", "reason", files, clips=None, raters=1, seed=0)
+    write_sheets(tmp_path / "sheet.csv", "reason", files, num_samples=None, raters=1, seed=0)
     assert "She smiles.\nHer voice is bright." in (tmp_path / "sheet.csv").read_text(encoding="utf-8-sig")
 
 
 def test_confidence_intervals_of_caption_scores_are_reproducible():
-    answers = [Answer(row["name"], "caption", row["prediction"], row["reference"]) for row in rows_of(60)]
+    answers = [Prediction(row["name"], "caption", row["prediction"], row["reference"]) for row in rows_of(60)]
     estimates = [compare({"a": scored(answers)}, Resampling(200, 3)).estimates["a"] for _ in range(2)]
     assert estimates[0] == estimates[1] and all(one.low < one.high for one in estimates[0].values())
 
@@ -493,7 +497,7 @@ def test_confidence_intervals_of_caption_scores_are_reproducible():
 def run_folder(folder, tokenizer):
     """A run folder with an evaluation of captions."""
     rows = rows_of()
-    answers = [Answer(row["name"], "caption", row["prediction"], row["reference"]) for row in rows]
+    answers = [Prediction(row["name"], "caption", row["prediction"], row["reference"]) for row in rows]
     write_predictions(folder / "result", "flickr30k", rows)
     write_metrics(folder / "result", "flickr30k", {"caption": scored(answers)}, "checkpoint_4.pth")
     path = folder / "result/metrics_flickr30k.json"

@@ -61,7 +61,7 @@ def test_the_table_has_rows_for_the_best_and_last_epochs_and_for_evaluations(pri
     leader = max(best, last, other, script)
     shown = [f"{value:.4f}{'*' if value == leader else ''}" for value in (best, last, other, script)]
     assert rows_of(text, "dev/emotion") == [
-        ["run", "figures", "epoch", "waf"],
+        ["run", "results", "epoch", "waf"],
         ["a/stage_2", "best", "4", shown[0]],
         ["a/stage_2", "last", "5", shown[1]],
         ["b/stage_2", "best,", "last", "7", shown[2]],
@@ -216,11 +216,11 @@ def test_missing_metrics_of_an_unreachable_judge_are_noted_with_its_error(printe
     assert [row[0] for row in rows_of(text, "emer/reason")] == ["run", "a/stage_2", "a/stage_2", "b/stage_2"]
     assert "note: zero_shot: emer/reason: the judge could not be reached: connection refused\n" in text
     assert "note: zero_shot: missing metrics: emer/reason" in text
-    text = printed("--metric", "clue_overlap", folders=[runs[2], write_run_without_figures(runs)])
+    text = printed("--metric", "clue_overlap", folders=[runs[2], write_run_without_results(runs)])
     assert "best value of a column" not in text and "no chart" in text
 
 
-def write_run_without_figures(runs):
+def write_run_without_results(runs):
     folder = runs[0].parent / "stage_0"
     write_lines(folder / "log.jsonl", [{"step": 0}])
     return folder

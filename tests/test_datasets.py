@@ -335,8 +335,8 @@ def test_custom_answers_questions_about_clips_without_labels(build, golden_model
     dataset = build("custom", {"clips.csv": "name\na\nb\n"}, training=False, annotation_file="clips.csv")
     task = golden_config.classes["run.task"]()
     options = task.Config(max_new_tokens=2)
-    questions = task.questions(dataset, options)
-    predictions = task.answer([golden_model], golden_prompt, dataset, options, questions, 1)
+    questions = task.evaluation_items(dataset, options)
+    predictions = task.predict([golden_model], golden_prompt, dataset, options, questions, 1)
     assert [(row.name, row.target, row.reference, row.loss) for row in predictions] == [(name, None, None, None) for name in "ab"]
 
 

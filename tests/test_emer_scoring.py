@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import pytest
 from judging import judge_server, refusal
 
-from emollama.evaluation.answers import Answer
 from emollama.evaluation.emer import ClueOverlaps, judge_clues, judge_labels
 from emollama.evaluation.judges.judge import Extraction, Verdict
 from emollama.evaluation.metrics import metric
+from emollama.evaluation.predictions import Prediction
 from emollama.registry import JUDGES, METRICS
 
 LEXICAL = JUDGES.built({"type": "lexical"}, "judge")
@@ -16,11 +16,11 @@ SAD = "Her lips tremble and she is sad."
 
 
 def answer(name, prediction, reference=SAD):
-    return Answer(name, "reason", prediction, reference)
+    return Prediction(name, "reason", prediction, reference)
 
 
 def value(name, evidence):
-    return metric(name).value(evidence)
+    return metric(name).compute(evidence)
 
 
 class Listening:
@@ -65,7 +65,7 @@ def test_label_overlap_extracts_emotion_words_once_per_distinct_text():
     overlaps = judge_labels(judge, answers)
     assert judge.requests == [("words", [SAD, "so sad", "sad, too", "sad"]), ("labels", [(("sad",), ("sad",))] * 4)]
     assert overlaps.names == ("a", "b", "c", "d")
-    assert overlaps.true_words == overlaps.predicted_words == (("sad",),) * 4
+    assert overlaps.reference_words == overlaps.predicted_words == (("sad",),) * 4
     assert value("label_overlap", overlaps) == 6
 
 
@@ -126,8 +126,8 @@ def test_take_returns_the_samples_in_this_order_and_again_if_an_index_repeats():
 
 def test_both_overlap_metrics_are_registered_with_a_scale_of_10():
     assert {"clue_overlap", "label_overlap"} <= set(METRICS.names())
-    assert metric("clue_overlap").top == metric("label_overlap").top == 10
-    assert metric("clue_overlap").better(7, 6)
+    assert metric("clue_overlap").max_value == metric("label_overlap").max_value == 10
+    assert metric("clue_overlap").is_better(7, than=6)
 
 
 def test_the_lexical_judge_scores_a_reference_against_itself_with_10():

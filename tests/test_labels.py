@@ -48,14 +48,14 @@ def read(answer, rule="search", several="invalid", aliases=None, labels=LABELS):
 )
 def test_the_search_rule_matches_a_label_only_as_a_whole_word(answer, label):
     assert read(answer).label == label
-    assert read(answer).named == ({label} if label else set())
+    assert read(answer).mentioned == ({label} if label else set())
 
 
 @pytest.mark.parametrize(("several", "label"), [("invalid", None), ("first", "sad"), ("last", "happy")])
 def test_an_answer_with_several_labels_is_resolved_by_the_configured_rule(several, label):
     reading = read("sad, then angry, sad again, then happy", several=several)
     assert reading.label == label
-    assert reading.named == {"sad", "angry", "happy"}
+    assert reading.mentioned == {"sad", "angry", "happy"}
 
 
 @pytest.mark.parametrize("several", ["invalid", "first", "last"])
@@ -80,7 +80,7 @@ def test_the_exact_rule_accepts_only_a_label_or_an_alias(answer, label):
 
 def test_the_labels_named_in_an_answer_do_not_depend_on_the_rule():
     for rule in ("search", "exact", "last_word"):
-        assert read("Happy or sad.", rule).named == {"happy", "sad"}
+        assert read("Happy or sad.", rule).mentioned == {"happy", "sad"}
 
 
 @pytest.mark.parametrize(
@@ -141,8 +141,8 @@ def test_the_longest_of_overlapping_labels_is_matched():
         ("a doubt", "doubt"),
     ):
         assert read(answer, labels=labels) == read(label, labels=labels)
-        assert read(answer, labels=labels).named == {label}
-    assert read("doubt and self-doubt", labels=labels).named == {"doubt", "self-doubt"}
+        assert read(answer, labels=labels).mentioned == {label}
+    assert read("doubt and self-doubt", labels=labels).mentioned == {"doubt", "self-doubt"}
 
 
 def test_pattern_characters_in_labels_are_matched_literally():

@@ -78,12 +78,12 @@ def test_only_the_first_two_captions_of_an_image_are_shown_and_the_others_counte
     with caplog.at_level(logging.INFO, "emollama"):
         log.evaluation(0, 0, {}, {"block": rows})
     shown = {"five": "a dog / a cat (+3)", "two": "a dog / a cat", "text": "happy", "none": "None"}
-    expected = [f"{name} (caption): dogs  | truth: {text}" for name, text in shown.items()]
+    expected = [f"{name} (caption): dogs  | reference: {text}" for name, text in shown.items()]
     assert [record.getMessage() for record in caplog.records] == expected
     board = EventAccumulator(str(tmp_path)).Reload()
     for name, text in shown.items():
         (event,) = board.Tensors(f"eval/block/caption/{name}/text_summary")
-        assert event.tensor_proto.string_val[0].decode() == f"dogs\n\n*truth:* {text}"
+        assert event.tensor_proto.string_val[0].decode() == f"dogs\n\n*reference:* {text}"
 
 
 def records(path):

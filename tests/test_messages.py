@@ -24,7 +24,7 @@ from emollama.config import load
 from emollama.config.reference import describe
 from emollama.distributed import process_group
 from emollama.errors import UserError
-from emollama.evaluation.answers import Answer
+from emollama.evaluation.predictions import Prediction
 from emollama.listing import LINES, abbreviated, listing
 from emollama.models.minigpt4 import MiniGPT4
 from emollama.paths import require_file, require_folder
@@ -454,7 +454,7 @@ def test_messages_of_evaluation_name_the_block(tmp_path):
     tree["evaluation_datasets"]["answers"]["labels"] = ["happy", "sad"]
     blocks = build_blocks(loaded(tmp_path, tree), check=False)
     scoring = blocks["answers"].scoring
-    text = refusal(scoring.score, [Answer("a", "emotion", "happy", "joyful", None)])
+    text = refusal(scoring.score, [Prediction("a", "emotion", "happy", "joyful", None)])
     assert text.startswith("evaluation_datasets.answers: labels: the true label of 'a' is 'joyful'")
     for key, value in (("synonyms_path", "nowhere.json"), ("wheel_folder", "nowhere"), ("openset_path", "nowhere.csv")):
         tree["evaluation_datasets"]["answers"] |= {key: value}
@@ -472,8 +472,8 @@ def two_blocks(tmp_path):
     tree["evaluation_datasets"]["more"] = tree["evaluation_datasets"]["answers"]
     blocks = build_blocks(loaded(tmp_path, tree), check=False)
     outcome = Outcome({"answers/emotion/loss": 1.0}, {}, [], {})
-    answering = SimpleNamespace(world=process_group.start("cpu"), members=[nn.Linear(1, 1)])
-    return SimpleNamespace(blocks=blocks, answering=answering, run=lambda folder: outcome)
+    prediction_runner = SimpleNamespace(world=process_group.start("cpu"), members=[nn.Linear(1, 1)])
+    return SimpleNamespace(blocks=blocks, prediction_runner=prediction_runner, run=lambda folder: outcome)
 
 
 def test_evaluation_without_best_checkpoint_or_early_stopping_needs_no_metric(tmp_path, two_blocks):
@@ -534,9 +534,9 @@ def test_a_block_name_may_contain_a_plus_sign(tmp_path):
     config = loaded(tmp_path, tree, "datasets.refcoco+.batch_size=2", "evaluation_datasets.refcoco+.batch_size=3")
     assert config.datasets["refcoco+"].batch_size == 2
     blocks = build_blocks(config, check=False)
-    answering = SimpleNamespace(world=process_group.start("cpu"), members=[nn.Linear(1, 1)])
+    prediction_runner = SimpleNamespace(world=process_group.start("cpu"), members=[nn.Linear(1, 1)])
     outcome = Outcome({"refcoco+/emotion/waf": 0.5}, {}, [], {})
-    evaluation = SimpleNamespace(blocks=blocks, answering=answering, run=lambda folder: outcome)
+    evaluation = SimpleNamespace(blocks=blocks, prediction_runner=prediction_runner, run=lambda folder: outcome)
     saved = []
     Validation(config.run, evaluation, tmp_path, 0).run(2, SimpleNamespace(evaluation=lambda *_: None), lambda: saved.append(1))
     assert saved == [1] and blocks["refcoco+"].scoring.key == "evaluation_datasets.refcoco+"

@@ -21,7 +21,7 @@ from emollama.data.batch import IGNORED, collate
 from emollama.encoders.eva_vit import EvaFiles, EvaVit
 from emollama.encoders.qformer import QFormer
 from emollama.errors import UserError
-from emollama.evaluation.answers import Answer
+from emollama.evaluation.predictions import Prediction
 from emollama.evaluation.scoring import Scoring
 from emollama.registry import DATASETS, MODELS
 
@@ -467,7 +467,7 @@ def test_cider_d_uses_the_document_frequencies_of_all_samples_with_two_processes
     files = [folder.parent / name / "result/metrics_test.json" for name in ("by_one", "by_two")]
     one, two = (json.loads(file.read_text())["tasks"]["caption"]["metrics"] for file in files)
     assert one == pytest.approx(two, abs=1e-9)
-    answers = [Answer(row["name"], "caption", text, own) for row, text, own in zip(rows, predictions, true, strict=True)]
+    answers = [Prediction(row["name"], "caption", text, own) for row, text, own in zip(rows, predictions, true, strict=True)]
     halves = [cider_d(part) for part in (answers[0::2], answers[1::2])]
     assert one["cider_d"] == pytest.approx(cider_d(answers), abs=1e-9)
     assert one["cider_d"] > 0.1 and abs(one["cider_d"] - sum(halves) / 2) > 0.01

@@ -23,7 +23,7 @@ GROUPS = {"glad": "happy", "happy": "happy", "cheerful": "happy", "cross": "angr
 def scores(truth, predicted, synonyms=GROUPS):
     names = [f"clip_{i}" for i in range(len(truth))]
     sets = OpenSets.of(names, truth, predicted, synonyms)
-    return [metric(name).value(sets) for name in ("ov_precision", "ov_recall", "ov")]
+    return [metric(name).compute(sets) for name in ("ov_precision", "ov_recall", "ov")]
 
 
 # The metrics
@@ -80,7 +80,7 @@ def test_scores_of_random_sets_follow_the_published_formula():
 def test_take_selects_clips_with_their_words_and_may_repeat_them():
     sets = OpenSets.of(["a", "b"], [["happy"], ["sad"]], [["glad"], ["angry"]], GROUPS).take([0, 1, 0])
     assert sets.names == ("a", "b", "a")
-    assert metric("ov").value(sets) == pytest.approx(2 / 3)
+    assert metric("ov").compute(sets) == pytest.approx(2 / 3)
 
 
 # Lists of words

@@ -58,7 +58,7 @@ def test_a_non_finite_loss_is_written_as_null_and_makes_the_mean_null(tmp_path):
     row = {"name": "a", "task": "emotion", "prediction": "happy", "loss": float("nan")}
     (path,) = write_predictions(tmp_path, "block", [row])
     assert json.loads(path.read_text(), parse_constant=pytest.fail)["loss"] is None
-    assert METRICS.get("loss").value(Losses(("a", "b"), (float("nan"), 1.0))) is None
+    assert METRICS.get("loss").compute(Losses(("a", "b"), (float("nan"), 1.0))) is None
 
 
 def test_an_interrupt_prints_no_traceback_and_reports_that_nothing_was_saved(tmp_path, fork_server):

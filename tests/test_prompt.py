@@ -131,7 +131,7 @@ def test_a_truncated_context_ends_with_the_end_of_the_template_or_is_refused(gol
         try:
             sample = styled(golden_prompt, max_context_len=limit).tokenize(record(("[reason] " + "Why? " * 20, "yes")))
         except UserError as error:
-            assert "clip 'clip_7'" in str(error) and f"max_context_len {limit}" in str(error)
+            assert "sample 'clip_7'" in str(error) and f"max_context_len {limit}" in str(error)
             outcomes.add("refused")
             continue
         text = text_of(golden_prompt, sample.input_ids)
@@ -177,7 +177,7 @@ def test_placeholder_ids_are_unique_and_outside_the_embedding_table(golden_promp
 
 
 def test_a_number_of_image_vectors_that_is_not_a_multiple_of_four_is_refused_by_sample(golden_prompt):
-    with pytest.raises(UserError, match="clip 'clip_7': 63 image vectors cannot be joined in groups of 4"):
+    with pytest.raises(UserError, match="sample 'clip_7': 63 image vectors cannot be joined in groups of 4"):
         golden_prompt.tokenize(record(("Why?", "yes"), image=63))
 
 

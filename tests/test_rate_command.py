@@ -271,7 +271,7 @@ def test_the_scores_of_a_judge_are_included_in_the_agreement(rated, capsys, file
     common = ("--read", one, "--key", tmp_path / "sheet.key.json", "--resamples", 0)
     text = rated(*common, "--scores", tmp_path / "judged/scores.json")
     assert [" ".join(line.split()[1:4]) for line in text.splitlines() if " / " in line] == ["/ judge lexical"] * 2
-    with pytest.raises(UserError, match="no scores of a judge for answers without a task"):
+    with pytest.raises(UserError, match="no scores of a judge for predictions without a task"):
         rated(*common, "--scores", tmp_path / "sheet.key.json")
     record = json.loads((tmp_path / "judged/scores.json").read_text())
     (tmp_path / "other.json").write_text(json.dumps(record).replace("/good.csv", "/x.csv").replace("/bad.csv", "/y.csv"))
@@ -298,7 +298,7 @@ def test_a_cell_that_is_not_a_rating_is_refused_with_its_line(refused, sheet, tm
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda rows: rows[0].update(item="i99"), ["line 2: the key has no item 'i99'", "the sheet lacks 1 row: i"]),
+        (lambda rows: rows[0].update(item="i99"), ["line 2: the answer key has no item 'i99'", "the sheet lacks 1 row: i"]),
         (lambda rows: rows[1].update(item=rows[0]["item"]), ["line 3: line 2 already has the item 'i", "Remove one of the two"]),
         (lambda rows: rows.pop(), ["the sheet lacks 1 row: i"]),
         (lambda rows: [row.pop("item") for row in rows], ["expected one of the columns item"]),

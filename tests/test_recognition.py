@@ -27,7 +27,7 @@ def evidence(truth, read, labels=SIX, named=None):
 
 
 def value(name, labels):
-    return metric(name).value(labels)
+    return metric(name).compute(labels)
 
 
 def answered(matrix):
@@ -43,7 +43,7 @@ def test_published_confusion_matrices_give_the_published_accuracy_and_weighted_f
     pairs, counts = answered(matrix)
     reader = LabelReader(SIX, {})
     readings = [reader.read(f"The person is {answer}.") for _, answer in pairs]
-    labels = evidence([true for true, _ in pairs], [reading.label for reading in readings], named=[r.named for r in readings])
+    labels = evidence([true for true, _ in pairs], [reading.label for reading in readings], named=[r.mentioned for r in readings])
     assert value("war", labels) == pytest.approx(war, abs=1e-9)
     assert value("recall", labels) == pytest.approx(war, abs=1e-9)
     assert value("waf", labels) == pytest.approx(waf, abs=1e-9)
@@ -149,7 +149,7 @@ def test_metrics_are_finite_and_between_zero_and_one():
 
 def test_the_case_of_true_labels_is_ignored():
     labels = evidence(["Happy", "SAD"], ["happy", "sad"])
-    assert labels.truth == ("happy", "sad")
+    assert labels.references == ("happy", "sad")
     assert value("war", labels) == 1.0
 
 
@@ -163,8 +163,8 @@ def test_an_unknown_true_label_is_an_error_with_its_sample_and_the_nearest_label
 def test_take_selects_clips_with_their_answers_and_may_repeat_them():
     labels = evidence(["happy", "sad", "angry"], ["happy", None, "sad"])
     taken = labels.take([2, 0, 2])
-    assert taken.names == ("clip_2", "clip_0", "clip_2") and taken.truth == ("angry", "happy", "angry")
-    assert taken.read == ("sad", "happy", "sad") and taken.named[0] == {"sad"} and taken.labels == labels.labels
+    assert taken.names == ("clip_2", "clip_0", "clip_2") and taken.references == ("angry", "happy", "angry")
+    assert taken.predicted == ("sad", "happy", "sad") and taken.mentioned[0] == {"sad"} and taken.labels == labels.labels
     assert value("war", taken) == pytest.approx(1 / 3)
 
 

@@ -12,7 +12,7 @@ from judging import in_turn, judge_server, refusal, sensibly
 
 from emollama.commands import score
 from emollama.errors import UserError
-from emollama.evaluation.answer_files import read_answers, read_truth
+from emollama.evaluation.input_files import read_predictions, read_references
 from emollama.evaluation.matching import match
 from emollama.evaluation.submission import write_submission
 
@@ -100,7 +100,7 @@ def values(record, task):
     return {name[file]: {key: one["value"] for key, one in entry["estimates"].items()} for file, entry in files.items()}
 
 
-# Files of answers and reference data
+# Files of predictions and references
 
 
 def test_every_file_format_of_answers_is_read(table, tmp_path):
@@ -117,11 +117,11 @@ def test_every_file_format_of_answers_is_read(table, tmp_path):
         jsonl(tmp_path / "g.jsonl", prediction_rows("emotion", {"clip_1": "happy"}, LABELS)): ("emotion", "happy", False),
     }
     for path, (task, text, of_labels) in forms.items():
-        parsed = read_answers(str(path))
-        assert (parsed.answers[0].name, parsed.answers[0].task, parsed.answers[0].prediction) == ("clip_1", task, text)
+        parsed = read_predictions(str(path))
+        assert (parsed.predictions[0].name, parsed.predictions[0].task, parsed.predictions[0].text) == ("clip_1", task, text)
         assert parsed.of_labels == of_labels
-    assert read_answers(str(tmp_path / "words.npz")).answers[1].prediction == "[]"
-    (answer,) = read_answers(str(tmp_path / "g.jsonl")).answers
+    assert read_predictions(str(tmp_path / "words.npz")).predictions[1].text == "[]"
+    (answer,) = read_predictions(str(tmp_path / "g.jsonl")).predictions
     assert (answer.reference, answer.loss) == ("happy", 0.5)
 
 
@@ -131,7 +131,7 @@ def test_every_file_format_of_reference_data_is_read(table, tmp_path, emer):
         json.dumps({"clip_1": {"caption": "coarse", "smp_reason_caption": "fine"}, "clip_2": {"caption": "only"}})
     )
     (tmp_path / "openset.json").write_text(json.dumps({"clip_1": ["happy"]}))
-    by_path = {path: read_truth(str(path)) for path in tmp_path.iterdir()}
+    by_path = {path: read_references(str(path)) for path in tmp_path.iterdir()}
     assert by_path[emer].references["reason_v2"] == by_path[emer].references[""] == TRUTH
     assert by_path[emer].is_emer
     assert by_path[tmp_path / "list.txt"].references == {"emotion": {"clip_1": "happy", "clip_2": "angry"}}
@@ -139,12 +139,12 @@ def test_every_file_format_of_reference_data_is_read(table, tmp_path, emer):
     assert captions["reason"] == {"clip_1": "coarse", "clip_2": "only"}
     assert captions["reason_v2"] == captions[""] == {"clip_1": "fine", "clip_2": "only"}
     assert by_path[tmp_path / "openset.json"].openset == {"clip_1": ("happy",)}
-    v2 = read_truth(str(table("v2.csv", "name,chinese,english", [["clip_1", "-", "glad"], ["clip_2", "-", ""]])))
+    v2 = read_references(str(table("v2.csv", "name,chinese,english", [["clip_1", "-", "glad"], ["clip_2", "-", ""]])))
     assert v2.references["reason"] == {"clip_1": "glad"}
     for header in ("name,label", "name,discrete", "name,discrete,valence"):
         row = ["clip_1", "happy", "1"][: header.count(",") + 1]
-        assert read_truth(str(table("l.csv", header, [row]))).references == {"emotion": {"clip_1": "happy"}}
-    own = read_truth(str(table("own.csv", "name,emotion,reason", [["clip_1", "happy", "smiles"]])))
+        assert read_references(str(table("l.csv", header, [row]))).references == {"emotion": {"clip_1": "happy"}}
+    own = read_references(str(table("own.csv", "name,emotion,reason", [["clip_1", "happy", "smiles"]])))
     assert (own.references["emotion"], own.references["reason"]) == ({"clip_1": "happy"}, {"clip_1": "smiles"})
     assert not own.is_emer
 
@@ -180,7 +180,7 @@ def test_an_annotation_file_with_placeholder_labels_is_refused_as_reference_data
         ("twice.jsonl", '{"name": "clip_1", "prediction": "a"}\n' * 2, ["line 2", "line 1 already"]),
         ("list.jsonl", '["clip_1"]\n{"name": "clip_1"}\n{"name": 1, "prediction": "a"}\n', ["line 1", "line 2", "line 3"]),
         ("cut.jsonl", '{"name": "clip_1", "predic', ["line 1: invalid JSON"]),
-        ("empty.jsonl", "\n", ["contains no answers"]),
+        ("empty.jsonl", "\n", ["contains no predictions"]),
         ("empty.csv", "name,prediction\n", ["no usable row"]),
         ("other.csv", "name,text\nclip_1,a\n", ["expected one of the columns chi_reasons, prediction"]),
         ("wide.csv", "name,prediction\nclip_1,a,b\n", ["line 2", "more cells than columns"]),
@@ -222,7 +222,7 @@ def test_lone_surrogates_and_nan_in_an_answer_file_are_accepted(scored, table, t
     assert (metrics["war"], metrics["loss"]) == (0.5, None)
 
 
-# Matching of answers and reference data
+# Matching of predictions with references
 
 
 def test_missing_unknown_empty_and_invalid_answers_are_counted_and_listed(scored, table, tmp_path):
@@ -233,8 +233,8 @@ def test_missing_unknown_empty_and_invalid_answers_are_counted_and_listed(scored
     row = next(line for line in text.splitlines() if line.startswith("a.csv ") and line.endswith("-"))
     assert row.split()[1:] == ["2", "1", "1", "1", "3", "-"]
     assert "count as empty (1): clip_4" in text
-    assert "answers without reference data, which are ignored (1): clip_9" in text
-    assert "empty answers (1): clip_2" in text
+    assert "predictions without a reference, which are ignored (1): clip_9" in text
+    assert "empty predictions (1): clip_2" in text
     assert "without a valid label (3): clip_2 ''; clip_3 'gloomy'; clip_4 ''" in text
     record, rows = read_scores(tmp_path / "out")
     scores = record["tasks"]["emotion"]["files"][str(answers)]
@@ -263,10 +263,10 @@ def test_files_without_a_common_sample_are_refused_with_names_from_both(refused,
 
 
 @pytest.mark.parametrize("name", ["{}.mp4", "videos/{}", "videos/{}.avi"])
-def test_names_that_differ_only_in_a_folder_or_an_ending_are_reported(refused, table, emer, name):
+def test_names_that_differ_only_in_a_folder_or_an_extension_are_reported(refused, table, emer, name):
     answers = table("a.csv", "names,chi_reasons", [[name.format(clip), text] for clip, text in TRUTH.items()])
     message = refused("--predictions", answers, "--truth", emer, "--judge", "lexical")
-    assert "no sample in common" in message and "differ only in a folder or an extension" in message
+    assert "no sample in common" in message and "differ only in a folder or a file extension" in message
     other = table("b.csv", "names,chi_reasons", [["x.mp4", "a"]])
     assert "differ by" not in refused("--predictions", other, "--truth", emer, "--judge", "lexical")
 
@@ -349,14 +349,14 @@ def test_several_tasks_of_a_file_are_scored_with_their_own_references(scored, tm
     only = scored("--predictions", ours, "--task", "emotion")
     assert "task emotion" in only and "task reason" not in only
     theirs = table("theirs.csv", "name,english", TRUTH.items())
-    assert "could be to reason or reason_v2" in refused("--predictions", ours, theirs, "--judge", "lexical")
+    assert "could be for reason or reason_v2" in refused("--predictions", ours, theirs, "--judge", "lexical")
     both = scored("--predictions", ours, theirs, "--judge", "lexical", "--task", "reason")
     assert "Differences from" in both and "reason_v2" not in both
     message = refused("--predictions", theirs, "--task", "reason")
-    assert "none of the answers to the task 'reason' has a reference; the answers are to reason" in message
+    assert "none of the predictions for the task 'reason' has a reference; the predictions are for reason" in message
     truth = table("truth.csv", "name,label", LABELS.items())
     message = refused("--predictions", theirs, "--truth", truth, "--task", "reason")
-    assert "nothing to score. The answers are to reason; the reference data is for emotion." in message
+    assert "nothing to score. The predictions are for reason; the references are for emotion." in message
 
 
 def test_a_file_that_does_not_answer_a_task_is_not_in_its_table(scored, tmp_path, table):
@@ -374,7 +374,9 @@ def test_a_repeated_file_is_refused(refused, perfect, emer):
 
 def test_two_reference_files_of_one_kind_are_refused(refused, perfect, emer, table):
     other = table("other.csv", "name,english", TRUTH.items())
-    assert "Specify one file of each kind" in refused("--predictions", perfect, "--truth", emer, other)
+    assert "and a previous file contain descriptions. Specify one of the two" in refused(
+        "--predictions", perfect, "--truth", emer, other
+    )
 
 
 # Labels
@@ -384,7 +386,7 @@ def test_labels_aliases_and_answer_rules_are_applied_and_aliases_also_to_the_ref
     truth = table("truth.csv", "name,label", [["a", "Joy"], ["b", "sad"], ["c", "sad"]])
     answers = table("a.csv", "name,prediction", [["a", "a happy person"], ["b", "sad, not happy"], ["c", "gloom"]])
     common = ("--predictions", answers, "--truth", truth, "--labels", "happy", "sad", "--output")
-    assert "the reference data has other labels: 'Joy'" in refused(*common, tmp_path / "none")
+    assert "the references have other labels: 'Joy'" in refused(*common, tmp_path / "none")
     for rules, accuracy in (
         (("joy=happy",), 1 / 3),
         (("joy=happy", "gloom=sad"), 2 / 3),
@@ -474,7 +476,7 @@ def test_emotion_words_are_scored_with_synonyms(scored, table, tmp_path):
         "--predictions", tmp_path / "words.npz", listed, "--truth", truth, "--synonyms", tmp_path / "synonyms.json",
         "--output", tmp_path / "out",
     )  # fmt: skip
-    assert "emotion words: 2 samples" in text and "empty answers (1): b" in text
+    assert "emotion words: 2 samples" in text and "empty predictions (1): b" in text
     metrics = values(read_scores(tmp_path / "out")[0], "")
     assert (metrics["words"]["ov_precision"], metrics["words"]["ov_recall"], metrics["words"]["ov"]) == (0.5, 0.25, 0.375)
     assert (metrics["listed"]["ov_precision"], metrics["listed"]["ov_recall"]) == (0.5, 0.5)

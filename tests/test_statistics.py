@@ -57,7 +57,7 @@ def test_an_interval_shrinks_with_the_square_root_of_the_number_of_samples():
 
 def test_interval_ends_are_percentiles_of_the_metric_over_the_resamples():
     values = noise(30)
-    means = values[ONCE.draws(30)].mean(axis=1)
+    means = values[ONCE.indices(30)].mean(axis=1)
     interval = estimate(values)
     assert (interval.low, interval.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=1e-12)
 
@@ -81,7 +81,7 @@ def test_equal_seeds_give_equal_intervals_and_different_seeds_give_different_one
 
 def test_the_difference_of_a_set_from_itself_is_zero_with_p_equal_to_one():
     result = difference(losses(noise(50)), losses(noise(50)))
-    assert (result.value, result.low, result.high, result.p, result.clips) == (0, 0, 0, 1, 50)
+    assert (result.value, result.low, result.high, result.p, result.num_samples) == (0, 0, 0, 1, 50)
 
 
 def test_both_sides_of_a_difference_are_resampled_with_the_same_samples_in_any_order():
@@ -105,15 +105,15 @@ def test_a_difference_uses_only_the_common_samples_in_any_order():
     one = losses([1, 2, 3, 4], ["a", "b", "c", "d"])
     other = losses([5, 13, 40], ["d", "c", "x"])
     result = difference(one, other)
-    assert (result.value, result.clips) == (pytest.approx((1 + 10) / 2), 2)
+    assert (result.value, result.num_samples) == (pytest.approx((1 + 10) / 2), 2)
 
 
 def test_samples_with_a_failed_judgement_are_excluded_on_both_sides():
     comparison = compare({"a": judged([1, 2, 9, None]), "b": judged([3, 4, None, 8])}, ONCE)
     assert [comparison.estimates[label]["clue_overlap"].value for label in "ab"] == [4, 5]
-    assert [comparison.estimates[label]["clue_overlap"].clips for label in "ab"] == [3, 3]
+    assert [comparison.estimates[label]["clue_overlap"].num_samples for label in "ab"] == [3, 3]
     result = comparison.differences["b"]["clue_overlap"]
-    assert (result.value, result.clips) == (2, 2)
+    assert (result.value, result.num_samples) == (2, 2)
 
 
 @pytest.mark.parametrize("clips", [0, 1])
@@ -127,7 +127,7 @@ def test_fewer_than_two_samples_give_no_interval_and_no_p_value(clips):
 
 def test_without_common_samples_there_is_no_difference():
     result = difference(losses([1, 2], ["a", "b"]), losses([3, 4], ["c", "d"]))
-    assert (result.value, result.low, result.p, result.clips) == (None, None, None, 0)
+    assert (result.value, result.low, result.p, result.num_samples) == (None, None, None, 0)
 
 
 def test_without_resamples_there_are_no_intervals_and_no_p_values():

@@ -234,10 +234,10 @@ def test_an_unreachable_judge_gives_null_metrics_and_does_not_end_training(tmp_p
 def test_a_metric_that_no_block_computes_is_refused_with_the_remedy(tmp_path):
     assert "Did you mean 'waf'?" in refused(tmp_path, run=EVALUATED | {"metric": "waff"})
     text = refused(tmp_path, run=EVALUATED | {"metric": "clue_overlap"})
-    assert "no block computes 'clue_overlap': evaluation_datasets.answers needs " in text
+    assert "no block computes 'clue_overlap': evaluation_datasets.answers: it needs " in text
     assert "a judge; set judge: {type: lexical}" in text
     text = refused(tmp_path, run=EVALUATED | {"metric": "war"}, block={"metrics": ["waf"]})
-    assert "no block computes 'war': evaluation_datasets.answers needs its name in evaluation_datasets.answers.metrics" in text
+    assert "no block computes 'war': evaluation_datasets.answers: it is not listed in evaluation_datasets.answers.metrics" in text
     text = refused(tmp_path, run=EVALUATED | {"metric": "nowhere.waf"})
     assert "does not name a block or task that computes it. Possible values: answers.emotion.waf" in text
 
@@ -398,13 +398,13 @@ def test_prompts_are_answered_once_each_from_the_longest_to_the_shortest(tmp_pat
     block, lengths = runner.blocks["answers"], []
 
     class Recorded(type(runner.task)):
-        def answer(self, members, prompt, dataset, cfg, questions, seed):
-            records = [dataset.record(each.index, each.task, each.instruction) for each in questions]
+        def predict(self, members, prompt, dataset, cfg, items, seed):
+            records = [dataset.record(item.index, item.task, item.instruction) for item in items]
             lengths.extend(len(prompt.tokenize(record, for_generation=True).input_ids) for record in records)
-            return super().answer(members, prompt, dataset, cfg, questions, seed)
+            return super().predict(members, prompt, dataset, cfg, items, seed)
 
     runner.task = Recorded()
-    rows = runner._answering().answers("answers", block.dataset, block.options)
+    rows = runner._prediction_runner().predict("answers", block.dataset, block.options)
     assert len(rows) == len(lengths) == 12 and len(set(lengths)) > 4
     assert lengths == sorted(lengths, reverse=True)
 

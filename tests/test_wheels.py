@@ -82,7 +82,7 @@ def levels(five_wheels):
 
 def figures(wheels, truth, predicted):
     sets = WheelSets.of([str(i) for i in range(len(truth))], truth, predicted, wheels)
-    return [metric(name).value(sets) for name in ("ew_precision", "ew_recall", "ew")]
+    return [metric(name).compute(sets) for name in ("ew_precision", "ew_recall", "ew")]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_the_later_entry_of_a_word_that_a_wheel_contains_twice_is_used(folder):
 def test_take_selects_clips_with_their_words_and_may_repeat_them(folder):
     sets = WheelSets.of(["a", "b"], [["glee"], ["tears"]], [["ease"], ["ease"]], Wheels.read(str(folder), 1)).take([1, 0, 0])
     assert sets.names == ("b", "a", "a")
-    assert metric("ew_recall").value(sets) == pytest.approx(2 / 3)
+    assert metric("ew_recall").compute(sets) == pytest.approx(2 / 3)
 
 
 # Invalid folders

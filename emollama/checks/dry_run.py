@@ -42,7 +42,7 @@ def dry_run(config: RunConfig, *, training: bool, processes: int = 1, other_chec
         raise UserError(
             f"run.runner: {runner.__name__} has no method 'prepare', which --dry-run calls. Derive the class from RunnerBase."
         )
-    problems, figures = ErrorCollector(), None
+    problems, planned = ErrorCollector(), None
     processes = max(processes, world.size)
     preparation: Preparation = runner.prepare(config, world, training=training, processes=processes, problems=problems)
     rows = _training(preparation, problems) if preparation.datasets else []
@@ -51,11 +51,11 @@ def dry_run(config: RunConfig, *, training: bool, processes: int = 1, other_chec
             checkpoint_tensors(other, preparation.precision, None, preparation.features, training=False)
     if not problems:
         with problems:
-            figures = plan(config)
+            planned = plan(config)
     problems.raise_all()
-    assert figures is not None
+    assert planned is not None
     others = [path for other in other_checkpoints for path in checkpoint_paths(other.model.ckpt)]
-    entries = [*_run(preparation), *_samples(preparation), *rows, *_model(preparation, figures, others)]
+    entries = [*_run(preparation), *_samples(preparation), *rows, *_model(preparation, planned, others)]
     return dry_run_summary(entries) if world.is_main else ""
 
 
@@ -85,9 +85,9 @@ def _training(preparation: Preparation, problems: ErrorCollector) -> list[tuple[
     return rows
 
 
-def _model(preparation: Preparation, figures: Plan, others: list[str]) -> Iterator[tuple[str, str]]:
+def _model(preparation: Preparation, planned: Plan, others: list[str]) -> Iterator[tuple[str, str]]:
     sources = [str(preparation.resumed["path"])] if preparation.resumed else checkpoint_paths(preparation.config.model.ckpt)
     yield "checkpoint", abbreviated([*sources, *others]) or "none: projections and adapters start from random values"
-    parameters = figures.parameters
+    parameters = planned.parameters
     yield "parameters", f"{parameters['trainable']:,} trainable of {parameters['total']:,}"
-    yield "memory", f"about {figures.memory_gib['sum']:.2f} GiB on each device (emollama plan lists the parts)"
+    yield "memory", f"about {planned.memory_gib['sum']:.2f} GiB on each device (emollama plan lists the parts)"

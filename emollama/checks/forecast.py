@@ -59,7 +59,7 @@ def trained_parameters(config: RunConfig) -> int | None:
     model_class, stamp = config.classes["model"], (status.st_size, status.st_mtime_ns)
     folder = os.path.abspath(config.model.llama_model)
     cache = ValidationCache.load("trained", folder, model_class.__qualname__, repr(config.model))
-    if (cached_count := cache.recall("parameters", stamp)) is not None:
+    if (cached_count := cache.get("parameters", stamp)) is not None:
         return int(cached_count)
     try:
         model = model_class(config.model, device=torch.device("meta"), frozen_dtype=torch.float32)

@@ -72,7 +72,7 @@ class TokenLengths:
         """Return the lengths of texts from the cache or the tokenizer; ``get_measure`` returns a function of a prompt format."""
         digest = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogateescape")).hexdigest()
         stamp = (len(texts), int(digest[:15], 16))
-        cached = self._cache.recall(name, stamp)
+        cached = self._cache.get(name, stamp)
         if cached is not None:
             return [int(length) for length in cached.split()]
         measure = get_measure(self._prompt) if self._prompt else _estimate

@@ -63,7 +63,7 @@ def _plain(comparison: RunComparison, chart: str | None) -> dict[str, Any]:
         "standings": [
             {
                 "run": standing.run,
-                "of": standing.of,
+                "of": standing.source,
                 "epoch": standing.epoch,
                 "checkpoint": standing.checkpoint or None,
                 "metrics": {key: standing.metrics.get(key) for key in comparison.keys},
@@ -109,7 +109,7 @@ def _metric_rows(comparison: RunComparison, keys: list[str]) -> Iterator[list[st
 
     names = [key.rpartition("/")[2] for key in keys]
     best = {key: leaders(comparison, key) for key in keys}
-    yield ["run", "figures", "epoch", *names]
+    yield ["run", "results", "epoch", *names]
     for standing in comparison.standings:
         if all(standing.metrics.get(key) is None for key in keys):
             continue
@@ -119,7 +119,7 @@ def _metric_rows(comparison: RunComparison, keys: list[str]) -> Iterator[list[st
             cells.append(
                 (format_value(value, metric_digits(name)) if value is not None else "-") + ("*" if standing in best[key] else "")
             )
-        yield [standing.run, standing.of, "-" if standing.epoch is None else str(standing.epoch), *cells]
+        yield [standing.run, standing.source, "-" if standing.epoch is None else str(standing.epoch), *cells]
 
 
 def _setting(values: dict[str, Any], name: str) -> str:

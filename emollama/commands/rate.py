@@ -1,8 +1,8 @@
 """Write blinded rating sheets for human raters, or read filled sheets and print scores and agreement.
 
 With --predictions, the command writes a sheet (CSV) with one description per row, in random order and without the name of the
-model. Raters fill the columns clue_overlap and label_overlap with points from 0 to 10, and leave cells empty that they cannot
-rate. The key (JSON), written next to the sheet, assigns rows to models: do not show it to the raters.
+model. Raters fill the columns clue_overlap and label_overlap with points from 0 to 10, and leave a cell empty if they cannot rate
+it. The answer key (JSON), written next to the sheet, maps rows to models: do not show it to the raters.
 
 With --read, the command prints the table of ``emollama score`` for the filled sheets, and how far the raters agree.
 """
@@ -32,14 +32,14 @@ the description contains. label_overlap: how far the emotions in the two texts a
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of writing (``--predictions`` and others) and of reading (``--read`` and others)."""
     add_answers(parser, required=False)
-    parser.add_argument("--output", metavar="CSV", help="the sheet to write; the key is written next to it")
-    parser.add_argument("--clips", type=int, metavar="N", help="number of randomly selected clips (default: all)")
+    parser.add_argument("--output", metavar="CSV", help="the sheet to write; the answer key is written next to it")
+    parser.add_argument("--clips", type=int, metavar="N", help="number of randomly selected samples (default: all)")
     parser.add_argument("--raters", type=int, default=1, metavar="N", help="number of sheets, each in its own order (default: 1)")
     parser.add_argument("--read", nargs="+", metavar="CSV", help="filled sheets, one per rater")
-    parser.add_argument("--key", metavar="JSON", help="the key of the filled sheets")
+    parser.add_argument("--key", metavar="JSON", help="the answer key of the filled sheets")
     scores = "scores.json of emollama score, whose judge is compared with the raters"
     parser.add_argument("--scores", metavar="JSON", help=scores)
-    seed = "seed of order and clips when writing (default: random, stored in the key), and of the bootstrap (default: 0)"
+    seed = "seed of order and selection when writing (default: random, stored in the key), and of the bootstrap (default: 0)"
     add_resampling(parser, seed)
     parser.set_defaults(seed=None)
 
@@ -63,7 +63,7 @@ def _write(arguments: argparse.Namespace) -> None:
     from emollama.errors import UserError
     from emollama.evaluation.matching import match
     from emollama.evaluation.rating import write_sheets
-    from emollama.evaluation.scoring import DESCRIBING
+    from emollama.evaluation.scoring import DESCRIPTION_TASKS
     from emollama.paths import require_writable
 
     output = Path(arguments.output)
@@ -75,14 +75,16 @@ def _write(arguments: argparse.Namespace) -> None:
         raise UserError(f"--seed must be at least 0, not {arguments.seed}.")
     require_writable(output.parent, "--output")
     tasks = match(arguments.predictions, arguments.truth, arguments.task).tasks
-    described = [task for task in tasks if task in DESCRIBING]
+    described = [task for task in tasks if task in DESCRIPTION_TASKS]
     if len(described) != 1:
         problem = f"several tasks have descriptions: {', '.join(described)}" if described else "no task has descriptions"
         raise UserError(
             f"rate: {problem}, but a sheet contains one. Select a task with --task, or other files with --predictions."
         )
     task = described[0]
-    key, paths = write_sheets(output, task, tasks[task], clips=arguments.clips, raters=arguments.raters, seed=arguments.seed)
+    key, paths = write_sheets(
+        output, task, tasks[task], num_samples=arguments.clips, raters=arguments.raters, seed=arguments.seed
+    )
     write(_report(key, paths))
 
 
@@ -90,7 +92,7 @@ def _report(key: Key, paths: list[Path]) -> str:
     empty = f"; {len(key.empty)} empty descriptions score 0 without a rating" if key.empty else ""
     lines = [f"{len(key.items)} descriptions of {len(key.models)} models to rate{empty}"]
     lines += [f"sheet: {path}" for path in paths[:-1]]
-    lines += [f"key (do not show it to the raters): {paths[-1]}", SCALES]
+    lines += [f"answer key (do not show it to the raters): {paths[-1]}", SCALES]
     return "\n".join(lines)
 
 
@@ -106,13 +108,13 @@ def _read(arguments: argparse.Namespace) -> None:
     resampling = Resampling(arguments.resamples, arguments.seed or 0)
     key = rating.read_key(arguments.key)
     ratings = [rating.read_ratings(path, key) for path in arguments.read]
-    if not any(points for one in ratings for points in one.points.values()):
+    if not any(points for rater in ratings for points in rater.points.values()):
         raise UserError(
             f"--read: {', '.join(arguments.read)} contains no points. Fill in the columns clue_overlap and label_overlap."
         )
     judge = [rating.read_judge_ratings(arguments.scores, key)] if arguments.scores else []
     short = tables.short_names([*key.models, *arguments.read])
-    ratings = [replace(one, rater=short[one.rater]) for one in ratings]
+    ratings = [replace(rater_ratings, rater=short[rater_ratings.rater]) for rater_ratings in ratings]
     record = comparison_record(rating.rated_scores(key, ratings), resampling)
     lines = [*path_lines, ""] if (path_lines := tables.path_lines(short)) else []
     lines += tables.task_text(key.task, {short[model]: scores for model, scores in record.items()})
@@ -125,12 +127,12 @@ def _read(arguments: argparse.Namespace) -> None:
 
 def _unfilled(key: Key, ratings: list[Ratings]) -> list[str]:
     lines = []
-    for one in ratings:
-        empty = [f"{scale} {len(key.items) - len(points)}" for scale, points in one.points.items()]
-        lines.append(f"{one.rater}: unrated of {len(key.items)} items: {', '.join(empty)}")
+    for rater_ratings in ratings:
+        empty = [f"{scale} {len(key.items) - len(points)}" for scale, points in rater_ratings.points.items()]
+        lines.append(f"{rater_ratings.rater}: unrated of {len(key.items)} items: {', '.join(empty)}")
     return lines
 
 
 def _row(pair: Agreement) -> list[str]:
-    figures = ["-" if figure is None else f"{figure:.3f}" for figure in (pair.kappa, pair.spearman)]
-    return [" / ".join(pair.raters), pair.scale, str(pair.items), *figures]
+    coefficients = ["-" if value is None else f"{value:.3f}" for value in (pair.kappa, pair.spearman)]
+    return [" / ".join(pair.raters), pair.scale, str(pair.items), *coefficients]

@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
     except JudgeUnreachable as error:
         raise JudgeUnreachable(f"{error} Then run the same command again to continue.") from None
     record = _record(arguments, matching, scoring, scores, resampling)
-    write(_text(record, matching.truth.is_emer))
+    write(_text(record, matching.references.is_emer))
     if arguments.output:
         paths = write_records(Path(arguments.output), record, scores)
         write(f"written: {', '.join(map(str, paths))}\n")
@@ -107,7 +107,7 @@ def _require_free(output: str) -> None:
 
 
 def _scoring(arguments: argparse.Namespace, matching: Matching, aliases: dict[str, str]) -> Scoring:
-    from emollama.evaluation.matching import allowed_labels
+    from emollama.evaluation.references import allowed_labels
     from emollama.evaluation.scoring import Scoring
     from emollama.registry import JUDGES, METRICS
 
@@ -121,7 +121,7 @@ def _scoring(arguments: argparse.Namespace, matching: Matching, aliases: dict[st
         answer_rule=arguments.answer_rule,
         several_hits=arguments.several_hits,
         judge=judge or None,
-        openset_path=matching.truth.openset_path,
+        openset_path=matching.references.openset_path,
         synonyms_path=arguments.synonyms,
         wheel_folder=arguments.wheels,
         wheel_level=arguments.wheel_level,
@@ -129,7 +129,7 @@ def _scoring(arguments: argparse.Namespace, matching: Matching, aliases: dict[st
     )
     return Scoring(
         cfg,
-        labels=allowed_labels(matching.truth, arguments.labels),
+        labels=allowed_labels(matching.references, arguments.labels),
         aliases=aliases,
         tasks=dict.fromkeys(matching.tasks, ("reference", "loss")),
         key="",
@@ -142,7 +142,7 @@ def _scores(scoring: Scoring, matching: Matching) -> dict[str, dict[str, TaskSco
     scores: dict[str, dict[str, TaskScores]] = {task: {} for task in matching.tasks}
     for file in matching.files:
         tasks = [task for task, files in matching.tasks.items() if file in files]
-        file_scores = scoring.score([answer for task in tasks for answer in matching.tasks[task][file].answers])
+        file_scores = scoring.score([prediction for task in tasks for prediction in matching.tasks[task][file].predictions])
         for task in tasks:
             scores[task][file] = file_scores[task]
     return scores

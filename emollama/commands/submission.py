@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Extract the emotion words of each answer and write them."""
     from emollama.errors import UserError
-    from emollama.evaluation.answer_files import read_answers
+    from emollama.evaluation.input_files import read_predictions
     from emollama.evaluation.openset import extract_words
     from emollama.evaluation.submission import write_submission
     from emollama.listing import listing
@@ -30,15 +30,15 @@ def run(arguments: argparse.Namespace) -> None:
     from emollama.registry import JUDGES
 
     path = require_new_file(arguments.output)
-    file = read_answers(arguments.predictions)
-    tasks = {answer.task for answer in file.answers}
+    file = read_predictions(arguments.predictions)
+    tasks = {prediction.task for prediction in file.predictions}
     if len(tasks) > 1:
         raise UserError(
             f"{file.path} contains answers to several tasks ({', '.join(sorted(tasks))}),"
             " but a submission has one answer per clip. Split the file by task."
         )
     judge = JUDGES.built(judge_block(arguments.judge) or {"type": "lexical"}, "--judge")
-    words_by_clip = extract_words({answer.name: answer.prediction for answer in file.answers}, judge)
+    words_by_clip = extract_words({prediction.name: prediction.text for prediction in file.predictions}, judge)
     if unanswered := [name for name, words in words_by_clip.items() if words is None]:
         raise UserError(f"the judge '{judge.name}' gave no valid answer for {listing(unanswered, 'clip')}. Rerun the command.")
     write_submission(str(path), list(words_by_clip), [words or () for words in words_by_clip.values()])

@@ -143,7 +143,7 @@ class Features:
     def _check_cached(self, name: str, values_up_to: int, cache: ValidationCache) -> FileCheck | Problem:
         try:
             stamp = self._from_store(self.store.stamp, name)
-            if (cached := cache.recall(name, stamp)) is not None:
+            if (cached := cache.get(name, stamp)) is not None:
                 return FileCheck(*cached.split("|"))
             file_check = self._check_array(name, stamp[0] if stamp else sys.maxsize, values_up_to)
         except UserError as error:

@@ -46,7 +46,7 @@ class ValidationCache:
             entries = {}
         return cls(path, entries if isinstance(entries, dict) else {})
 
-    def recall(self, name: str, stamp: Stamp) -> str | None:
+    def get(self, name: str, stamp: Stamp) -> str | None:
         """Return the cached result for a name and stamp; None if there is no such result or the stamp is empty."""
         cached_stamp, _, result = str(self.entries.get(name)).partition(";")
         return result if stamp and cached_stamp == str(stamp) else None

@@ -32,7 +32,7 @@ from emollama.paths import atomic_write
 
 
 def run_demo(folder: str, *, seed: int, processes: int, corpus_only: bool = False) -> None:
-    """Write the corpus, train, evaluate, and print a table. The last line is the path of a JSON file with the figures.
+    """Write the corpus, train, evaluate, and print a table. The last line is the path of a JSON file with the results.
 
     Args:
         folder: the output folder; an earlier demo in it is replaced.
@@ -62,11 +62,11 @@ def run_demo(folder: str, *, seed: int, processes: int, corpus_only: bool = Fals
     ):
         nproc = processes if command == "train" else 1
         run_step(demo_folder, [command, "--cfg-path", config, "--nproc", str(nproc), "--options", *options])
-    figures = _figures(root) | {"seconds": round(time.monotonic() - start, 1)}
+    results = _results(root) | {"seconds": round(time.monotonic() - start, 1)}
     path = root / "figures.json"
     with disk_errors(root), atomic_write(path) as file:
-        json.dump(figures, file, indent=2)
-    write(_table(figures, root) + f"\n{path.resolve()}\n")
+        json.dump(results, file, indent=2)
+    write(_table(results, root) + f"\n{path.resolve()}\n")
 
 
 def _write_corpus_demo(root: Path, seed: int) -> None:
@@ -134,20 +134,20 @@ def _print_next(config: str, demo_folder: DemoFolder) -> None:
     write("\n".join(["", "Next:", *(f"  {line}" for line in next_steps(config, demo_folder))]) + "\n")
 
 
-def _figures(root: Path) -> dict[str, Any]:
+def _results(root: Path) -> dict[str, Any]:
     """Compute accuracies on the unseen clips from predictions and annotation files."""
-    truth = {clip.name: clip.label for clip in read_annotations(str(root / "corpus/test/test_NCEV.txt"))}
-    figures: dict[str, Any] = {"clips": len(truth)}
+    true_labels = {clip.name: clip.label for clip in read_annotations(str(root / "corpus/test/test_NCEV.txt"))}
+    results: dict[str, Any] = {"clips": len(true_labels)}
     for key, block in (("", "test"), ("_shuffled", "shuffled"), ("_sentence_only", "sentence_only")):
         answers = _answers(root / f"recognition/result/predictions_{block}.jsonl")
-        figures[f"emotion_accuracy{key}"] = sum(answers[name] == label for name, label in truth.items()) / len(truth)
+        results[f"emotion_accuracy{key}"] = sum(answers[name] == label for name, label in true_labels.items()) / len(true_labels)
     reasons = _answers(root / "reasoning/result/predictions_emer.jsonl")
-    named = {name: set(re.findall(r"\w+", text)) & set(EMOTIONS) for name, text in reasons.items()}
+    mentioned = {name: set(re.findall(r"\w+", text)) & set(EMOTIONS) for name, text in reasons.items()}
     for key, run in (("", "reasoning"), ("_stage_1", "reasoning_stage_1")):
         metrics = json.loads((root / f"{run}/result/metrics_emer.json").read_text(encoding="utf-8"))
-        figures[f"clue_overlap{key}"] = metrics["tasks"]["reason_v2"]["metrics"]["clue_overlap"]
-    figures["reason_label_accuracy"] = sum(named[name] == {label} for name, label in truth.items()) / len(truth)
-    return figures
+        results[f"clue_overlap{key}"] = metrics["tasks"]["reason_v2"]["metrics"]["clue_overlap"]
+    results["reason_label_accuracy"] = sum(mentioned[name] == {label} for name, label in true_labels.items()) / len(true_labels)
+    return results
 
 
 def _answers(path: Path) -> dict[str, str]:
@@ -169,17 +169,17 @@ def _corpus_summary(demo_folder: DemoFolder, processes: int) -> str:
     return "\n".join(["", *paths, "", "Next:", *(f"  {command}" for command in commands), ""])
 
 
-def _table(figures: dict[str, Any], root: Path) -> str:
+def _table(results: dict[str, Any], root: Path) -> str:
     rows = [
-        ("accuracy on unseen clips", f"{figures['emotion_accuracy']:.1%}"),
-        ("accuracy with inputs of other clips (control)", f"{figures['emotion_accuracy_shuffled']:.1%}"),
-        ("accuracy with the transcript only (control)", f"{figures['emotion_accuracy_sentence_only']:.1%}"),
+        ("accuracy on unseen clips", f"{results['emotion_accuracy']:.1%}"),
+        ("accuracy with inputs of other clips (control)", f"{results['emotion_accuracy_shuffled']:.1%}"),
+        ("accuracy with the transcript only (control)", f"{results['emotion_accuracy_sentence_only']:.1%}"),
         ("accuracy by chance", f"{1 / len(EMOTIONS):.1%}"),
-        ("reasoning mentions the correct emotion and no other", f"{figures['reason_label_accuracy']:.1%}"),
-        ("clue overlap with the reference (0 to 10), stage 2", f"{figures['clue_overlap']:.2f}"),
-        ("clue overlap with the reference (0 to 10), stage 1", f"{figures['clue_overlap_stage_1']:.2f}"),
-        ("unseen clips", str(figures["clips"])),
-        ("seconds", f"{figures['seconds']:.0f}"),
+        ("reasoning mentions the correct emotion and no other", f"{results['reason_label_accuracy']:.1%}"),
+        ("clue overlap with the reference (0 to 10), stage 2", f"{results['clue_overlap']:.2f}"),
+        ("clue overlap with the reference (0 to 10), stage 1", f"{results['clue_overlap_stage_1']:.2f}"),
+        ("unseen clips", str(results["clips"])),
+        ("seconds", f"{results['seconds']:.0f}"),
     ]
     paths: list[tuple[str, Path | str]] = [
         ("corpus (synthetic)", root / "corpus"),

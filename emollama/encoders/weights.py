@@ -54,7 +54,7 @@ def digest(path: str) -> str:
 def _cached_sha256(path: Path) -> str:
     cache, status = ValidationCache.load("weights", os.path.abspath(path)), os.stat(path)
     stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-    if (checksum := cache.recall(path.name, stamp)) is None:
+    if (checksum := cache.get(path.name, stamp)) is None:
         checksum = sha256(path)
         cache.add(path.name, stamp, checksum)
         cache.save()

@@ -36,20 +36,20 @@ class Agreement:
 
 def agreements(ratings: Sequence[Ratings]) -> list[Agreement]:
     """Compute the agreement of every pair of raters on every scale, over the descriptions that both rated."""
-    return [_agreement(one, other, scale) for scale in SCALES for one, other in combinations(ratings, 2)]
+    return [_agreement(first, second, scale) for scale in SCALES for first, second in combinations(ratings, 2)]
 
 
-def _agreement(one: Ratings, other: Ratings, scale: str) -> Agreement:
+def _agreement(first: Ratings, second: Ratings, scale: str) -> Agreement:
     from scipy.stats import spearmanr
     from sklearn.metrics import cohen_kappa_score
 
-    common = sorted(one.points[scale].keys() & other.points[scale].keys())
-    first, second = (np.array([each.points[scale][name] for name in common]) for each in (one, other))
-    rounded = [np.rint(points).astype(int) for points in (first, second)]
+    common = sorted(first.points[scale].keys() & second.points[scale].keys())
+    pair = [np.array([ratings.points[scale][name] for name in common]) for ratings in (first, second)]
+    rounded = [np.rint(points).astype(int) for points in pair]
     # Both statistics are undefined for constant ratings: their denominators are 0.
     kappa = spearman = None
     if len({*rounded[0].tolist(), *rounded[1].tolist()}) > 1:
         kappa = float(cohen_kappa_score(*rounded, labels=range(TOP + 1), weights="quadratic"))
-    if min(len(set(points.tolist())) for points in (first, second)) > 1:
-        spearman = float(spearmanr(first, second).statistic)
-    return Agreement((one.rater, other.rater), scale, len(common), kappa, spearman)
+    if min(len(set(points.tolist())) for points in pair) > 1:
+        spearman = float(spearmanr(*pair).statistic)
+    return Agreement((first.rater, second.rater), scale, len(common), kappa, spearman)

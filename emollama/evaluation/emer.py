@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from emollama.evaluation.answers import Answer
 from emollama.evaluation.judges.judge import Extraction, Judge, Verdict
 from emollama.evaluation.metrics import Metric
+from emollama.evaluation.predictions import Prediction
 
 Failures = list[dict[str, str]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,13 @@ class LabelOverlaps:
     Attributes:
         names: names of the samples.
         verdicts: one verdict per sample.
-        true_words: emotion words of each reference; () if there are none or the judge was not asked.
+        reference_words: emotion words of each reference; () if there are none or the judge was not asked.
         predicted_words: emotion words of each prediction; () if there are none or the judge was not asked.
     """
 
     names: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
-    true_words: tuple[tuple[str, ...], ...]
+    reference_words: tuple[tuple[str, ...], ...]
     predicted_words: tuple[tuple[str, ...], ...]
 
     def take(self, indices: Sequence[int]) -> Self:
@@ -59,7 +60,7 @@ class LabelOverlaps:
         return type(self)(
             _take(self.names, indices),
             _take(self.verdicts, indices),
-            _take(self.true_words, indices),
+            _take(self.reference_words, indices),
             _take(self.predicted_words, indices),
         )
 
@@ -68,65 +69,68 @@ class LabelOverlaps:
         return _failures("label_overlap", self.names, self.verdicts)
 
 
-def judge_clues(judge: Judge, answers: Sequence[Answer]) -> ClueOverlaps:
-    """Let the judge compare the clues of answers with those of their references.
+def judge_clues(judge: Judge, predictions: Sequence[Prediction]) -> ClueOverlaps:
+    """Let the judge compare the clues of predictions with those of their references.
 
     Raises:
         UserError: If the judge cannot be used.
     """
-    verdicts = [_verdict_without_judge(answer) for answer in answers]
-    pairs = [(answer.truth or "", answer.prediction) for answer, verdict in zip(answers, verdicts, strict=True) if not verdict]
-    return ClueOverlaps(tuple(answer.name for answer in answers), _filled(verdicts, pairs, judge.clue_overlap))
+    verdicts = [_verdict_without_judge(prediction) for prediction in predictions]
+    pairs = [(prediction.reference_text or "", prediction.text) for prediction in _without_verdict(predictions, verdicts)]
+    return ClueOverlaps(tuple(prediction.name for prediction in predictions), _filled(verdicts, pairs, judge.clue_overlap))
 
 
-def judge_labels(judge: Judge, answers: Sequence[Answer]) -> LabelOverlaps:
-    """Let the judge compare the emotion words of answers with those of their references.
+def judge_labels(judge: Judge, predictions: Sequence[Prediction]) -> LabelOverlaps:
+    """Let the judge compare the emotion words of predictions with those of their references.
 
     Raises:
         UserError: If the judge cannot be used.
     """
-    verdicts = [_verdict_without_judge(answer) for answer in answers]
-    open_answers = [answer for answer, verdict in zip(answers, verdicts, strict=True) if verdict is None]
-    texts = list(dict.fromkeys(text for answer in open_answers for text in (answer.truth or "", answer.prediction)))
+    verdicts = [_verdict_without_judge(prediction) for prediction in predictions]
+    to_judge = _without_verdict(predictions, verdicts)
+    texts = list(dict.fromkeys(text for prediction in to_judge for text in (prediction.reference_text or "", prediction.text)))
     extractions = dict(zip(texts, judge.emotion_words(texts) if texts else [], strict=True))
     empty = Extraction(())
-    true = [extractions.get(answer.truth or "", empty) for answer in answers]
-    predicted = [extractions.get(answer.prediction, empty) for answer in answers]
-    verdicts = [verdict or _verdict_from_words(*words) for verdict, *words in zip(verdicts, true, predicted, strict=True)]
-    pairs = [
-        (one.words or (), other.words or ()) for one, other, verdict in zip(true, predicted, verdicts, strict=True) if not verdict
-    ]
+    in_references = [extractions.get(prediction.reference_text or "", empty) for prediction in predictions]
+    in_predictions = [extractions.get(prediction.text, empty) for prediction in predictions]
+    both = list(zip(in_references, in_predictions, strict=True))
+    verdicts = [verdict or _verdict_from_words(*words) for verdict, words in zip(verdicts, both, strict=True)]
+    pairs = [(reference.words or (), predicted.words or ()) for reference, predicted in _without_verdict(both, verdicts)]
     return LabelOverlaps(
-        names=tuple(answer.name for answer in answers),
+        names=tuple(prediction.name for prediction in predictions),
         verdicts=_filled(verdicts, pairs, judge.label_overlap),
-        true_words=tuple(extraction.words or () for extraction in true),
-        predicted_words=tuple(extraction.words or () for extraction in predicted),
+        reference_words=tuple(extraction.words or () for extraction in in_references),
+        predicted_words=tuple(extraction.words or () for extraction in in_predictions),
     )
 
 
-def _verdict_without_judge(answer: Answer) -> Verdict | None:
-    """Return the verdict on an answer that needs no judge, because it or its reference is empty; None for other answers."""
-    if not (answer.truth or "").strip():
+def _verdict_without_judge(prediction: Prediction) -> Verdict | None:
+    """Return the verdict on a prediction that needs no judge, because it or its reference is empty; None for others."""
+    if not (prediction.reference_text or "").strip():
         return Verdict(None, "the reference is empty")
-    return None if answer.prediction.strip() else Verdict(0.0, explanation="the prediction is empty")
+    return None if prediction.text.strip() else Verdict(0.0, explanation="the prediction is empty")
 
 
-def _verdict_from_words(true: Extraction, predicted: Extraction) -> Verdict | None:
+def _verdict_from_words(reference: Extraction, predicted: Extraction) -> Verdict | None:
     """Return the verdict on emotion words that need no judge, because there are none; None for other words."""
-    for source, extraction in (("reference", true), ("prediction", predicted)):
+    for source, extraction in (("reference", reference), ("prediction", predicted)):
         if extraction.words is None:
             return Verdict(None, f"emotion words of the {source}: {extraction.failure}")
-    if not true.words:
+    if not reference.words:
         return Verdict(None, "the judge found no emotion words in the reference")
     return None if predicted.words else Verdict(0.0, explanation="the prediction has no emotion words")
+
+
+def _without_verdict(values: Sequence[T], verdicts: Sequence[Verdict | None]) -> list[T]:
+    return [value for value, verdict in zip(values, verdicts, strict=True) if verdict is None]
 
 
 def _filled(
     verdicts: Sequence[Verdict | None], pairs: list[Any], ask: Callable[[list[Any]], list[Verdict]]
 ) -> tuple[Verdict, ...]:
     """Replace each None in ``verdicts``, in order, by the judge's verdict on the next pair."""
-    answers = iter(ask(pairs) if pairs else [])
-    return tuple(verdict or next(answers) for verdict in verdicts)
+    judged = iter(ask(pairs) if pairs else [])
+    return tuple(verdict or next(judged) for verdict in verdicts)
 
 
 def _failures(metric: str, names: tuple[str, ...], verdicts: tuple[Verdict, ...]) -> Failures:
@@ -146,5 +150,5 @@ def _mean(overlaps: ClueOverlaps | LabelOverlaps) -> float | None:
     return sum(scores) / len(scores) if scores else None
 
 
-CLUE_OVERLAP = Metric("clue overlap", ClueOverlaps, _mean, top=10.0)
-LABEL_OVERLAP = Metric("label overlap", LabelOverlaps, _mean, top=10.0)
+CLUE_OVERLAP = Metric("clue overlap", ClueOverlaps, _mean, max_value=10.0)
+LABEL_OVERLAP = Metric("label overlap", LabelOverlaps, _mean, max_value=10.0)

@@ -24,11 +24,11 @@ class ExtractedLabel:
 
     Attributes:
         label: the extracted label; None if the answer is invalid.
-        named: all labels that occur in the answer as whole words, regardless of the rule.
+        mentioned: all labels that occur in the answer as whole words, regardless of the rule.
     """
 
     label: str | None
-    named: frozenset[str]
+    mentioned: frozenset[str]
 
 
 class LabelReader:

@@ -27,4 +27,4 @@ def _mean(losses: Losses) -> float | None:
     return mean if math.isfinite(mean) else None
 
 
-LOSS = Metric("loss", Losses, _mean, higher_is_better=False, top=None)
+LOSS = Metric("loss", Losses, _mean, higher_is_better=False, max_value=None)

@@ -1,4 +1,4 @@
-"""The interface of metrics: a metric is a number that is computed from one kind of metric input.
+"""The interface of metrics: a metric is a number that is computed from a metric input.
 
 A metric input is a frozen object with data about the samples of one task (losses, extracted labels, verdicts, sets of words). It
 can be restricted to some of its samples (:meth:`MetricInput.take`); the bootstrap needs nothing else.
@@ -32,21 +32,22 @@ class Metric:
 
     Attributes:
         title: name of the metric in tables and plots.
-        input_type: class of the metric input that ``value`` takes.
-        value: function from the metric input to the value, never NaN; None if the value is undefined, as for no samples.
+        input_type: class of the metric input that ``compute`` takes.
+        compute: function from the metric input to the value, never NaN; None if the value is undefined, as for no samples.
         higher_is_better: whether larger values are better.
-        top: best value of the scale: 1 for fractions, 10 for a judge's scores; None without an upper limit or if lower is better.
+        max_value: upper end of the scale: 1 for fractions, 10 for a judge's scores; None without an upper limit, or if lower is
+            better.
     """
 
     title: str
     input_type: type
-    value: Callable[[Any], float | None]
+    compute: Callable[[Any], float | None]
     higher_is_better: bool = True
-    top: float | None = 1.0
+    max_value: float | None = 1.0
 
-    def better(self, one: float, other: float) -> bool:
-        """Return whether ``one`` is strictly better than ``other``."""
-        return one > other if self.higher_is_better else one < other
+    def is_better(self, value: float, than: float) -> bool:
+        """Return whether a value is strictly better than another one."""
+        return value > than if self.higher_is_better else value < than
 
 
 def metric(name: str) -> Metric:

@@ -30,45 +30,47 @@ class OpenSets:
     """Groups of synonyms in the reference and in the prediction of each sample."""
 
     names: tuple[str, ...]
-    truth: tuple[frozenset[str], ...]
+    references: tuple[frozenset[str], ...]
     predicted: tuple[frozenset[str], ...]
 
     @classmethod
     def of(
-        cls, names: Sequence[str], true_words: Sequence[Sequence[str]], predicted_words: Sequence[Sequence[str]],
+        cls, names: Sequence[str], reference_words: Sequence[Sequence[str]], predicted_words: Sequence[Sequence[str]],
         synonyms: Mapping[str, str],
     ) -> Self:  # fmt: skip
         """Build the sets from words; a word without a group is a group of its own.
 
         Args:
             names: names of the samples.
-            true_words: reference words of each sample.
+            reference_words: reference words of each sample.
             predicted_words: predicted words of each sample.
             synonyms: word -> name of its group.
         """
-        truth, predicted = (
+        references, predicted = (
             tuple(frozenset(synonyms.get(word, word) for word in normalized_words(words)) for words in side)
-            for side in (true_words, predicted_words)
+            for side in (reference_words, predicted_words)
         )
-        return cls(tuple(names), truth, predicted)
+        return cls(tuple(names), references, predicted)
 
     def take(self, indices: Sequence[int]) -> Self:
         """Return the sets of the samples at these indices."""
         names = tuple(self.names[i] for i in indices)
-        return type(self)(names, tuple(self.truth[i] for i in indices), tuple(self.predicted[i] for i in indices))
+        return type(self)(names, tuple(self.references[i] for i in indices), tuple(self.predicted[i] for i in indices))
 
 
 def _mean(share: Callable[[frozenset[str], frozenset[str]], float], sets: OpenSets) -> float | None:
-    shares = [share(true, predicted) for true, predicted in zip(sets.truth, sets.predicted, strict=True) if true]
+    shares = [
+        share(reference, predicted) for reference, predicted in zip(sets.references, sets.predicted, strict=True) if reference
+    ]
     return sum(shares) / len(shares) if shares else None
 
 
 def _precision(sets: OpenSets) -> float | None:
-    return _mean(lambda true, predicted: len(true & predicted) / len(predicted) if predicted else 0.0, sets)
+    return _mean(lambda reference, predicted: len(reference & predicted) / len(predicted) if predicted else 0.0, sets)
 
 
 def _recall(sets: OpenSets) -> float | None:
-    return _mean(lambda true, predicted: len(true & predicted) / len(true), sets)
+    return _mean(lambda reference, predicted: len(reference & predicted) / len(reference), sets)
 
 
 def _score(sets: OpenSets) -> float | None:
@@ -160,21 +162,21 @@ def read_synonyms(path: str, key: str = "synonyms_path") -> dict[str, str]:
     return synonyms
 
 
-def extract_words(predictions: Mapping[str, str], judge: Judge) -> dict[str, Words | None]:
+def extract_words(texts: Mapping[str, str], judge: Judge) -> dict[str, Words | None]:
     """Return the emotion words of predictions, which are lists of words or descriptions.
 
     Args:
-        predictions: sample name -> text. A list in brackets is parsed and an empty text has no words; the judge extracts the
+        texts: sample name -> text. A list in brackets is parsed and an empty text has no words; the judge extracts the
             words of all other texts.
         judge: called once with all of these texts, or not at all if there are none.
 
     Returns:
         Sample name -> words in order; None if the judge failed.
     """
-    words_by_name: dict[str, Words | None] = {name: _parse_list(text) for name, text in predictions.items()}
+    words_by_name: dict[str, Words | None] = {name: _parse_list(text) for name, text in texts.items()}
     described = [name for name, words in words_by_name.items() if words is None]
     if described:
-        extractions = judge.emotion_words([predictions[name] for name in described])
+        extractions = judge.emotion_words([texts[name] for name in described])
         words_by_name |= {name: extraction.words for name, extraction in zip(described, extractions, strict=True)}
     return words_by_name
 

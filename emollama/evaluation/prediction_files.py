@@ -9,10 +9,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emollama.evaluation.answers import Answer
 from emollama.evaluation.captions.metric_inputs import CaptionNumbers
 from emollama.evaluation.emer import ClueOverlaps, LabelOverlaps
 from emollama.evaluation.metrics import metric
+from emollama.evaluation.predictions import Prediction
 from emollama.evaluation.recognition import Labels, confusion, per_class
 from emollama.evaluation.scoring import TaskScores
 from emollama.paths import atomic_write
@@ -73,45 +73,49 @@ def write_metrics(folder: Path, block: str, scores: Mapping[str, TaskScores], so
 
 
 def scores_as_dict(scores: TaskScores) -> dict[str, Any]:
-    """Return scores as plain values: number of samples, metrics, and the details of each kind of metric input."""
-    content: dict[str, Any] = {"clips": scores.clips, "metrics": scores.metrics}
+    """Return scores as plain values: number of samples, metrics, and the details of each metric input."""
+    content: dict[str, Any] = {"clips": scores.num_samples, "metrics": scores.metrics}
     labels = scores.inputs.get(Labels)
     if isinstance(labels, Labels):
         content["recognition"] = {
             "labels": list(labels.labels),
             "confusion": confusion(labels),
             "per_class": per_class(labels),
-            "invalid": _invalid(labels, scores.answers),
+            "invalid": _invalid(labels, scores.predictions),
         }
-    judged = [overlaps for kind in (ClueOverlaps, LabelOverlaps) if isinstance(overlaps := scores.inputs.get(kind), kind)]
+    judged = [overlaps for overlaps in scores.inputs.values() if isinstance(overlaps, ClueOverlaps | LabelOverlaps)]
     if scores.judge:
         content["judge"] = scores.judge | {"failures": [failure for overlaps in judged for failure in overlaps.failures()]}
     if judged:
         content["clip_scores"] = list(_judged_scores(judged))
     if captioned := [numbers for numbers in scores.inputs.values() if isinstance(numbers, CaptionNumbers)]:
-        content["captions"] = _captions(captioned[0], scores.answers)
+        content["captions"] = _captions(captioned[0], scores.predictions)
         content["clip_scores"] = list(_caption_scores(captioned, scores.metrics))
     return content
 
 
-def _captions(numbers: CaptionNumbers, answers: Sequence[Answer]) -> dict[str, Any]:
+def _captions(numbers: CaptionNumbers, predictions: Sequence[Prediction]) -> dict[str, Any]:
     """Return the tokenizer, and the samples without a reference."""
     scored = {*numbers.names}
-    return {"tokenizer": numbers.tokenizer, "without_reference": [each.name for each in answers if each.name not in scored]}
+    return {
+        "tokenizer": numbers.tokenizer,
+        "without_reference": [prediction.name for prediction in predictions if prediction.name not in scored],
+    }
 
 
 def _caption_scores(captioned: Sequence[CaptionNumbers], metrics: Collection[str]) -> Iterator[dict[str, Any]]:
     """Yield one row per sample with its own metrics."""
-    inputs = {name: one for name in PER_SAMPLE if name in metrics for one in captioned if type(one) is metric(name).input_type}
+    by_type = {type(numbers): numbers for numbers in captioned}
+    inputs = {name: by_type.get(metric(name).input_type) for name in PER_SAMPLE if name in metrics}
     for index, name in enumerate(captioned[0].names):
-        yield {"name": name} | {key: metric(key).value(one.take([index])) for key, one in inputs.items()}
+        yield {"name": name} | {key: metric(key).compute(numbers.take([index])) for key, numbers in inputs.items() if numbers}
 
 
-def _invalid(labels: Labels, answers: Sequence[Answer]) -> list[dict[str, Any]]:
-    """Return the answers from which no label was extracted."""
-    texts = {answer.name: answer.prediction for answer in answers}
-    rows = zip(labels.names, labels.truth, labels.read, strict=True)
-    return [{"name": name, "reference": truth, "prediction": texts[name]} for name, truth, read in rows if read is None]
+def _invalid(labels: Labels, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    """Return the predictions from which no label was extracted."""
+    texts = {prediction.name: prediction.text for prediction in predictions}
+    rows = zip(labels.names, labels.references, labels.predicted, strict=True)
+    return [{"name": name, "reference": label, "prediction": texts[name]} for name, label, predicted in rows if predicted is None]
 
 
 def _judged_scores(judged: Sequence[ClueOverlaps | LabelOverlaps]) -> Iterator[dict[str, Any]]:
@@ -124,5 +128,5 @@ def _judged_scores(judged: Sequence[ClueOverlaps | LabelOverlaps]) -> Iterator[d
                 row["clue_overlap"] = overlaps.verdicts[index].score
             else:
                 row["label_overlap"] = overlaps.verdicts[index].score
-                row["true_words"], row["predicted_words"] = overlaps.true_words[index], overlaps.predicted_words[index]
+                row["true_words"], row["predicted_words"] = overlaps.reference_words[index], overlaps.predicted_words[index]
     yield from rows.values()

@@ -1,4 +1,4 @@
-"""Blinded rating by people: sheets of descriptions without model names, the key that identifies the models, and filled sheets.
+"""Blinded rating by people: sheets of descriptions without model names, the answer key that maps rows to models, filled sheets.
 
 A sheet is a CSV with one row per description in random order; ``item`` does not reveal the model or the sample. Cells that a
 spreadsheet would run as formulas begin with an apostrophe.
@@ -22,12 +22,13 @@ from emollama.data.annotations import read_json
 from emollama.data.csv_files import read_csv, require_column
 from emollama.data.problems import Problem
 from emollama.errors import UserError
-from emollama.evaluation.answers import Answer
 from emollama.evaluation.emer import ClueOverlaps, LabelOverlaps
 from emollama.evaluation.judges.judge import Verdict
-from emollama.evaluation.matching import EMPTY, Matched, task_name
+from emollama.evaluation.matching import EMPTY, Matched
 from emollama.evaluation.metrics import metric
+from emollama.evaluation.predictions import Prediction
 from emollama.evaluation.records import FORMULA, escape_formula
+from emollama.evaluation.references import task_name
 from emollama.evaluation.scoring import TaskScores
 from emollama.listing import abbreviated, listing
 from emollama.paths import atomic_write, require_file
@@ -52,9 +53,9 @@ class Key:
     """The model and the sample behind each row of the sheets.
 
     Attributes:
-        task: the task of the answers.
+        task: the task of the predictions.
         seed: seed of the selection of samples and of all orders.
-        models: answer files, in the order of tables.
+        models: prediction files, in the order of tables.
         items: row -> model and sample.
         digests: row -> digests of its texts, reference and description.
         empty: descriptions without words, which score 0 and are not rated.
@@ -77,34 +78,34 @@ class Ratings:
 
 
 def write_sheets(
-    output: Path, task: str, files: Mapping[str, Matched], *, clips: int | None, raters: int, seed: int | None
+    output: Path, task: str, files: Mapping[str, Matched], *, num_samples: int | None, raters: int, seed: int | None
 ) -> tuple[Key, list[Path]]:
-    """Write one sheet per rater, and the key.
+    """Write one sheet per rater, and the answer key.
 
     Args:
         output: path of the sheet; with several raters, ``_rater1`` and so on is inserted before the extension.
-        task: the task of the answers.
-        files: answer file -> its answers.
-        clips: number of samples to select at random; None for all.
+        task: the task of the predictions.
+        files: prediction file -> its predictions.
+        num_samples: number of samples to select at random; None for all.
         raters: number of sheets, each in a different order.
         seed: seed of the selection and of the orders; None for a random one.
 
     Returns:
-        The key, and the files that were written, the file of the key last.
+        The answer key, and the files that were written, the file of the answer key last.
 
     Raises:
-        UserError: If there are fewer samples than ``clips``, or one of the files exists.
+        UserError: If there are fewer samples than ``num_samples``, or one of the files exists.
     """
     # A rater who knows the seed can compute which row belongs to which model, so the default seed is unpredictable.
     seed = secrets.randbelow(2**32) if seed is None else seed
     rng = np.random.default_rng(seed)
-    answers = _selected_answers(files, clips, rng)
-    empty = [item for item, answer in answers.items() if answer.prediction.strip() in EMPTY]
-    rated = [item for item, answer in answers.items() if answer.prediction.strip() not in EMPTY]
+    predictions = _selected_predictions(files, num_samples, rng)
+    empty = [item for item, prediction in predictions.items() if prediction.text.strip() in EMPTY]
+    rated = [item for item, prediction in predictions.items() if prediction.text.strip() not in EMPTY]
     shuffled = [rated[index] for index in rng.permutation(len(rated))]
     items = {f"i{number:0{len(str(len(rated)))}}": item for number, item in enumerate(shuffled, 1)}
-    rows = [(name, answers[item]) for name, item in items.items()]
-    digests = {name: [_digest(str(answer.truth)), _digest(answer.prediction)] for name, answer in rows}
+    rows = [(name, predictions[item]) for name, item in items.items()]
+    digests = {name: [_digest(str(prediction.reference_text)), _digest(prediction.text)] for name, prediction in rows}
     key = Key(task, seed, [*files], items, digests, empty)
     sheets = [output.with_name(f"{output.stem}_rater{number}{output.suffix}") for number in range(1, raters + 1)]
     paths = [*(sheets if raters > 1 else [output]), output.with_suffix(".key.json")]
@@ -117,15 +118,22 @@ def write_sheets(
     return key, paths
 
 
-def _selected_answers(files: Mapping[str, Matched], clips: int | None, rng: np.random.Generator) -> dict[Item, Answer]:
-    """Select samples at random, and return every file's answers to them."""
-    names = sorted({answer.name for matched in files.values() for answer in matched.answers if answer.reference is not None})
-    if clips is not None:
-        if not 1 <= clips <= len(names):
-            raise UserError(f"--clips: expected a number from 1 to {len(names)} (the samples with a description), got {clips}")
-        names = [names[index] for index in rng.choice(len(names), clips, replace=False)]
+def _selected_predictions(
+    files: Mapping[str, Matched], num_samples: int | None, rng: np.random.Generator
+) -> dict[Item, Prediction]:
+    """Select samples at random, and return every file's predictions for them."""
+    predictions = {
+        Item(file, prediction.name): prediction for file, matched in files.items() for prediction in matched.predictions
+    }
+    names = sorted({item.name for item, prediction in predictions.items() if prediction.reference is not None})
+    if num_samples is not None:
+        if not 1 <= num_samples <= len(names):
+            raise UserError(
+                f"--clips: expected a number from 1 to {len(names)} (the samples with a description), got {num_samples}"
+            )
+        names = [names[index] for index in rng.choice(len(names), num_samples, replace=False)]
     selected = set(names)
-    return {Item(file, a.name): a for file, matched in files.items() for a in matched.answers if a.name in selected}
+    return {item: prediction for item, prediction in predictions.items() if item.name in selected}
 
 
 def _digest(text: str) -> str:
@@ -137,21 +145,21 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _write_sheet(path: Path, rows: Sequence[tuple[str, Answer]]) -> None:
+def _write_sheet(path: Path, rows: Sequence[tuple[str, Prediction]]) -> None:
     with atomic_write(path) as file:
         # Spreadsheets detect UTF-8 by the byte order mark.
         file.write("\ufeff")
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        for name, answer in rows:
-            writer.writerow([name, escape_formula(str(answer.truth)), escape_formula(answer.prediction), "", "", ""])
+        for name, prediction in rows:
+            writer.writerow([name, escape_formula(str(prediction.reference_text)), escape_formula(prediction.text), "", "", ""])
 
 
 def read_key(path: str) -> Key:
-    """Read the key of rating sheets.
+    """Read the answer key of rating sheets.
 
     Raises:
-        UserError: If the file does not exist or is not a key.
+        UserError: If the file does not exist or is not an answer key.
     """
     content = read_json(require_file(path, "--key"))
     try:
@@ -160,7 +168,9 @@ def read_key(path: str) -> Key:
         digests = {name: list(content["digests"][name]) for name in items}
         return Key(content["task"], content["seed"], list(content["models"]), items, digests, empty)
     except (TypeError, KeyError, AttributeError):
-        raise UserError(f"{path}: not the key of a rating sheet. Pass the .key.json that was written with the sheet.") from None
+        raise UserError(
+            f"{path}: not the answer key of a rating sheet. Pass the .key.json that was written with the sheet."
+        ) from None
 
 
 def read_ratings(path: str, key: Key) -> Ratings:
@@ -180,7 +190,7 @@ def read_ratings(path: str, key: Key) -> Ratings:
     for line, row in rows:
         name = row["item"]
         if name not in key.items:
-            faults.append(f"{path}, line {line}: the key has no item '{name}'. Restore the cell.")
+            faults.append(f"{path}, line {line}: the answer key has no item '{name}'. Restore the cell.")
         elif lines.setdefault(name, line) != line:
             faults.append(f"{path}, line {line}: line {lines[name]} already has the item '{name}'. Remove one of the two.")
         for column, digest in zip(TEXTS, key.digests.get(name, ()), strict=False):
@@ -212,16 +222,16 @@ def rated_scores(key: Key, ratings: Sequence[Ratings]) -> dict[str, TaskScores]:
         rated = {name: item.name for name, item in key.items.items() if item.model == model}
         empty = [item.name for item in key.empty if item.model == model]
         inputs: dict[type, Any] = {}
-        for scale, kind in SCALES.items():
-            by_item = [[one.points[scale][name] for one in ratings if name in one.points[scale]] for name in rated]
-            verdicts = [Verdict(sum(each) / len(each)) if each else Verdict(None, "nobody rated it") for each in by_item]
+        for scale, input_type in SCALES.items():
+            by_item = [[rater.points[scale][name] for rater in ratings if name in rater.points[scale]] for name in rated]
+            verdicts = [Verdict(sum(points) / len(points)) if points else Verdict(None, "nobody rated it") for points in by_item]
             names, verdicts = [*rated.values(), *empty], [*verdicts, *(Verdict(0.0) for _ in empty)]
             no_words = ((),) * len(names)
-            words = (no_words, no_words) if kind is LabelOverlaps else ()
-            inputs[kind] = kind(tuple(names), tuple(verdicts), *words)
-        answers = [Answer(name, key.task, "") for name in inputs[ClueOverlaps].names]
-        values = {scale: metric(scale).value(inputs[kind]) for scale, kind in SCALES.items()}
-        scores[model] = TaskScores(answers, values, inputs, {"name": f"{len(ratings)} raters"})
+            words = (no_words, no_words) if input_type is LabelOverlaps else ()
+            inputs[input_type] = input_type(tuple(names), tuple(verdicts), *words)
+        predictions = [Prediction(name, key.task, "") for name in inputs[ClueOverlaps].names]
+        values = {scale: metric(scale).compute(inputs[input_type]) for scale, input_type in SCALES.items()}
+        scores[model] = TaskScores(predictions, values, inputs, {"name": f"{len(ratings)} raters"})
     return scores
 
 
@@ -229,7 +239,7 @@ def read_judge_ratings(path: str, key: Key) -> Ratings:
     """Read a judge's scores of the items from the ``scores.json`` of ``emollama score``.
 
     Raises:
-        UserError: If the file does not exist, or has no scores of the answers in the key's files.
+        UserError: If the file does not exist, or has no scores of the predictions in the key's files.
     """
     content = read_json(require_file(path, "--scores"))
     try:

@@ -5,7 +5,7 @@ their numbers of samples, WAR is the accuracy, and UAR is the mean recall of the
 and recall, are reported by the challenges MER2023 and MER2024, the benchmark DFEW and the evaluation published with
 Emotion-LLaMA.
 
-Means over classes (UAR, macro F1) cover the labels that occur in the reference data: a label without samples changes neither,
+Means over classes (UAR, macro F1) cover the labels that occur in the references: a label without samples changes neither,
 even if some answer is that label.
 """
 
@@ -32,9 +32,9 @@ class Labels:
 
     Attributes:
         names: names of the samples.
-        truth: true labels; differences in case from ``labels`` are corrected.
-        read: labels of the answers; None for an invalid answer.
-        named: all labels that occur in each answer.
+        references: true labels; differences in case from ``labels`` are corrected.
+        predicted: labels of the answers; None for an invalid answer.
+        mentioned: all labels that occur in each answer.
         labels: the allowed labels, in the order of tables.
 
     Raises:
@@ -42,30 +42,30 @@ class Labels:
     """
 
     names: tuple[str, ...]
-    truth: tuple[str, ...]
-    read: tuple[str | None, ...]
-    named: tuple[frozenset[str], ...]
+    references: tuple[str, ...]
+    predicted: tuple[str | None, ...]
+    mentioned: tuple[frozenset[str], ...]
     labels: tuple[str, ...]
 
     def __post_init__(self) -> None:
         spelled = {label.casefold(): label for label in self.labels}
-        for name, label in zip(self.names, self.truth, strict=True):
+        for name, label in zip(self.names, self.references, strict=True):
             if label.casefold() not in spelled:
                 raise UserError(
                     f"the true label of '{name}' is '{label}', which is not one of the labels {abbreviated(self.labels)}."
                     f"{did_you_mean(label, self.labels)} Correct the annotation file, or add the label."
                 )
-        object.__setattr__(self, "truth", tuple(spelled[label.casefold()] for label in self.truth))
+        object.__setattr__(self, "references", tuple(spelled[label.casefold()] for label in self.references))
 
     def take(self, indices: Sequence[int]) -> Self:
         """Return the labels of the samples at these indices."""
-        names, truth = tuple(self.names[i] for i in indices), tuple(self.truth[i] for i in indices)
-        read, named = tuple(self.read[i] for i in indices), tuple(self.named[i] for i in indices)
-        return type(self)(names, truth, read, named, self.labels)
+        names, references = tuple(self.names[i] for i in indices), tuple(self.references[i] for i in indices)
+        predicted, mentioned = tuple(self.predicted[i] for i in indices), tuple(self.mentioned[i] for i in indices)
+        return type(self)(names, references, predicted, mentioned, self.labels)
 
     @cached_property
     def class_metrics(self) -> np.ndarray:
-        """Precision, recall, F1 and support of the labels that occur in ``truth``; computed once for all metrics."""
+        """Precision, recall, F1 and support of the labels that occur in ``references``; computed once for all metrics."""
         metrics = _class_metrics(self)
         return metrics[:, metrics[_SUPPORT] > 0]
 
@@ -93,7 +93,8 @@ def _counts(labels: Labels) -> np.ndarray:
     """Return the confusion matrix, (L, L + 1); the last column is for invalid answers."""
     size = len(labels.labels)
     index: dict[str | None, int] = {label: i for i, label in enumerate(labels.labels)} | {None: size}
-    cells = [index[true] * (size + 1) + index[read] for true, read in zip(labels.truth, labels.read, strict=True)]
+    pairs = zip(labels.references, labels.predicted, strict=True)
+    cells = [index[reference] * (size + 1) + index[predicted] for reference, predicted in pairs]
     return np.bincount(np.array(cells, np.int64), minlength=size * (size + 1)).reshape(size, size + 1)
 
 
@@ -112,31 +113,31 @@ def _class_metrics(labels: Labels) -> np.ndarray:
 def _averaged(column: int, *, weighted: bool) -> Callable[[Labels], float | None]:
     """Return a metric that averages one class metric over the true labels, optionally weighted by their numbers of samples."""
 
-    def value(labels: Labels) -> float | None:
+    def compute(labels: Labels) -> float | None:
         if not labels.names:
             return None
         return float(np.average(labels.class_metrics[column], weights=labels.class_metrics[_SUPPORT] if weighted else None))
 
-    return value
+    return compute
 
 
 def _fraction(condition: Callable[[Labels], Sequence[bool]]) -> Callable[[Labels], float | None]:
-    def value(labels: Labels) -> float | None:
+    def compute(labels: Labels) -> float | None:
         return sum(condition(labels)) / len(labels.names) if labels.names else None
 
-    return value
+    return compute
 
 
 def _correct(labels: Labels) -> list[bool]:
-    return [true == read for true, read in zip(labels.truth, labels.read, strict=True)]
+    return [reference == predicted for reference, predicted in zip(labels.references, labels.predicted, strict=True)]
 
 
-def _named(labels: Labels) -> list[bool]:
-    return [true in named for true, named in zip(labels.truth, labels.named, strict=True)]
+def _mentioned(labels: Labels) -> list[bool]:
+    return [reference in mentioned for reference, mentioned in zip(labels.references, labels.mentioned, strict=True)]
 
 
 def _invalid(labels: Labels) -> list[bool]:
-    return [read is None for read in labels.read]
+    return [predicted is None for predicted in labels.predicted]
 
 
 WAR = Metric("accuracy (WAR)", Labels, _fraction(_correct))
@@ -145,5 +146,5 @@ UAR = Metric("mean recall over classes (UAR)", Labels, _averaged(_RECALL, weight
 MACRO_F1 = Metric("mean F1 over classes", Labels, _averaged(_F1, weighted=False))
 PRECISION = Metric("weighted precision", Labels, _averaged(_PRECISION, weighted=True))
 RECALL = Metric("weighted recall", Labels, _averaged(_RECALL, weighted=True))
-HIT_RATE = Metric("answers that contain the true label", Labels, _fraction(_named))
-INVALID_RATE = Metric("invalid answers", Labels, _fraction(_invalid), higher_is_better=False, top=None)
+HIT_RATE = Metric("answers that contain the true label", Labels, _fraction(_mentioned))
+INVALID_RATE = Metric("invalid answers", Labels, _fraction(_invalid), higher_is_better=False, max_value=None)

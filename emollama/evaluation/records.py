@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters of cells that a s
 
 
 def task_record(scores: Mapping[str, TaskScores], matched: Mapping[str, Matched], resampling: Resampling) -> dict[str, Any]:
-    """Return each file's scores of one task, with intervals, differences from the first file, and missing or unusual answers."""
+    """Return each file's scores of one task, with intervals, differences from the first file, and missing predictions."""
     return {
         file: {
             **scores_as_dict(scores[file]),
@@ -41,9 +40,9 @@ def comparison_record(scores: Mapping[str, TaskScores], resampling: Resampling) 
     comparison = compare(scores, resampling)
     return {
         label: {
-            "clips": result.clips,
-            "estimates": {name: asdict(one) for name, one in comparison.estimates[label].items()},
-            "differences": {name: asdict(one) for name, one in comparison.differences.get(label, {}).items()},
+            "clips": result.num_samples,
+            "estimates": {name: estimate.as_dict() for name, estimate in comparison.estimates[label].items()},
+            "differences": {name: estimate.as_dict() for name, estimate in comparison.differences.get(label, {}).items()},
         }
         for label, result in scores.items()
     }
@@ -76,16 +75,17 @@ def write_records(folder: Path, record: Mapping[str, Any], scores: Mapping[str, 
 def _sample_rows(task: str, path: str, scores: TaskScores) -> Iterator[dict[str, Any]]:
     """Yield one row per sample: its extracted label, and every other metric computed from this sample alone."""
     rows: dict[str, dict[str, Any]] = {}
-    for answer in scores.answers:
-        rows[answer.name] = {"task": task or "unnamed", "file": path, "name": answer.name}
-    for kind, metric_input in scores.inputs.items():
+    for prediction in scores.predictions:
+        rows[prediction.name] = {"task": task or "unnamed", "file": path, "name": prediction.name}
+    for input_type, metric_input in scores.inputs.items():
         if isinstance(metric_input, Labels):
-            for name, truth, read in zip(metric_input.names, metric_input.truth, metric_input.read, strict=True):
-                rows[name] |= {"truth": truth, "label": read}
+            columns = (metric_input.names, metric_input.references, metric_input.predicted)
+            for name, reference, predicted in zip(*columns, strict=True):
+                rows[name] |= {"truth": reference, "label": predicted}
             continue
         for index, name in enumerate(metric_input.names):
             alone = metric_input.take([index])
-            rows[name] |= {key: metric(key).value(alone) for key in scores.metrics if metric(key).input_type is kind}
+            rows[name] |= {key: metric(key).compute(alone) for key in scores.metrics if metric(key).input_type is input_type}
     yield from rows.values()
 
 

@@ -1,6 +1,6 @@
 """Scoring: selects the metrics that a block's tasks and keys allow, builds their metric inputs, and computes their values.
 
-All errors in the keys are detected when a :class:`Scoring` is constructed, before any answer is generated.
+All errors in the keys are detected when a :class:`Scoring` is constructed, before any text is generated.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from functools import partial
 from typing import Any
 
 from emollama.errors import UserError, require_at_least
-from emollama.evaluation.answers import Answer
-from emollama.evaluation.captions.gathering import CAPTION, CaptionInputs
+from emollama.evaluation.captions.gathering import CaptionInputs
 from emollama.evaluation.captions.java import JavaFailed
 from emollama.evaluation.captions.metric_inputs import CAPTION_METRIC_INPUTS, CaptionNumbers
 from emollama.evaluation.captions.tokenizers import CaptionTokenizer
@@ -23,48 +22,49 @@ from emollama.evaluation.labels import AnswerRule, LabelReader, SeveralHits
 from emollama.evaluation.losses import Losses
 from emollama.evaluation.metrics import Metric, MetricInput, metric
 from emollama.evaluation.openset import OpenSets, extract_words, read_openset, read_synonyms
+from emollama.evaluation.predictions import CAPTION, Prediction
 from emollama.evaluation.recognition import Labels
 from emollama.evaluation.spelling import KeySpelling
 from emollama.evaluation.wheels import Wheels, WheelSets
 from emollama.listing import listing
 from emollama.registry import JUDGES, METRICS
 
-DESCRIBING = ("reason", "reason_v2", "")  # tasks whose answers are descriptions; "" if a file does not state its task
-JUDGED = (ClueOverlaps, LabelOverlaps)
-MAY_USE_JUDGE = (*JUDGED, OpenSets, WheelSets)  # the judge also extracts the words of descriptions
-COUNTED = ("calls", "cached", "failed", "prompt_tokens", "completion_tokens", "cost")
+DESCRIPTION_TASKS = ("reason", "reason_v2", "")  # "" if a file does not state its task
+JUDGE_INPUTS = (ClueOverlaps, LabelOverlaps)
+INPUTS_THAT_MAY_USE_JUDGE = (*JUDGE_INPUTS, OpenSets, WheelSets)  # the judge also extracts the words of descriptions
+USAGE_COUNTERS = ("calls", "cached", "failed", "prompt_tokens", "completion_tokens", "cost")
 
 
 @dataclass(frozen=True)
 class TaskScores:
-    """Scores of the answers to one task.
+    """Scores of the predictions for one task.
 
     Attributes:
-        answers: the answers.
+        predictions: the predictions.
         metrics: name -> value; None if it is undefined.
         inputs: the metric inputs by class.
         judge: name and usage of the judge, and why it was ``unreachable`` if so; empty if no judge was used.
     """
 
-    answers: Sequence[Answer]
+    predictions: Sequence[Prediction]
     metrics: dict[str, float | None]
     inputs: dict[type, MetricInput]
     judge: dict[str, Any]
 
     @property
-    def clips(self) -> int:
-        """Number of answers."""
-        return len(self.answers)
+    def num_samples(self) -> int:
+        """Number of samples, one for each prediction."""
+        return len(self.predictions)
 
 
 class Scoring:
-    """Scores the answers of an evaluation block or of a file.
+    """Scores the predictions of an evaluation block or of a file.
 
     Args:
         cfg: configuration of the scores.
         labels: labels that answers to the task ``emotion`` may have.
         aliases: word in an answer -> label that it stands for.
-        tasks: task -> what its answers have: "reference", "loss", both or neither.
+        tasks: task -> what its predictions have: "reference", "loss", both or neither.
         key: name of the block in messages; "" if its keys come from options.
         options: key -> the option that sets it, for messages; None for a block of a configuration.
 
@@ -134,57 +134,60 @@ class Scoring:
             raise UserError(spelling.in_block(error)) from None
         captioned = "reference" in tasks.get(CAPTION, ())
         self._captions = CaptionInputs(cfg.caption_tokenizer, spelling) if captioned else None
-        self._builders: dict[type, Callable[[list[Answer]], MetricInput]] = {
+        self._builders: dict[type, Callable[[list[Prediction]], MetricInput]] = {
             Labels: self._labels,
             ClueOverlaps: self._clues,
             LabelOverlaps: self._label_overlaps,
             OpenSets: self._open_sets,
             WheelSets: self._wheel_sets,
-            **{kind: partial(self._caption_numbers, kind) for kind in CAPTION_METRIC_INPUTS},
+            **{input_type: partial(self._caption_numbers, input_type) for input_type in CAPTION_METRIC_INPUTS},
             Losses: self._losses,
         }
         self.metrics = {task: self._computable(task) for task in tasks}
         self._require_computable()
         if self._captions and any(metric(name).input_type in CAPTION_METRIC_INPUTS for name in self.metrics[CAPTION]):
             self._captions.warn(without_meteor=not cfg.metrics)
-        if self.judge and not any(metric(name).input_type in JUDGED for names in self.metrics.values() for name in names):
+        if self.judge and not any(metric(name).input_type in JUDGE_INPUTS for names in self.metrics.values() for name in names):
             text = "%s: the judge is not used, because the data has no descriptions to compare with. Add data that has them."
             logging.getLogger("emollama").warning(text, spelling.path("judge"))
 
-    def score(self, answers: Sequence[Answer], *, tolerant: bool = False) -> dict[str, TaskScores]:
-        """Return the scores of each task. Answers to tasks that were not passed to the constructor are ignored.
+    def score(self, predictions: Sequence[Prediction], *, tolerant: bool = False) -> dict[str, TaskScores]:
+        """Return the scores of each task. Predictions for tasks that were not passed to the constructor are ignored.
 
         Args:
-            answers: answers to any of the tasks.
+            predictions: predictions for any of the tasks.
             tolerant: if a judge cannot be reached or a Java program fails, its metrics are None, with a warning.
 
         Raises:
             JudgeUnreachable: If the judge cannot be reached, unless ``tolerant``.
             JavaFailed: If a Java program failed, unless ``tolerant``.
         """
-        by_task = {task: [answer for answer in answers if answer.task == task] for task in self.metrics}
+        by_task = {task: [prediction for prediction in predictions if prediction.task == task] for task in self.metrics}
         return {task: self._scores(by_task[task], metrics, tolerant) for task, metrics in self.metrics.items()}
 
-    def _scores(self, answers: list[Answer], metrics: list[str], tolerant: bool) -> TaskScores:
-        chosen = {name: metric(name) for name in metrics}
-        kinds = [kind for kind in self._builders if any(one.input_type is kind for one in chosen.values())]
-        uses_judge = self.judge is not None and any(kind in MAY_USE_JUDGE for kind in kinds)
+    def _scores(self, predictions: list[Prediction], metrics: list[str], tolerant: bool) -> TaskScores:
+        input_types = {name: metric(name).input_type for name in metrics}
+        needed = [input_type for input_type in self._builders if input_type in input_types.values()]
+        uses_judge = self.judge is not None and any(input_type in INPUTS_THAT_MAY_USE_JUDGE for input_type in needed)
         before = self.judge.usage() if uses_judge else {}
-        inputs, failure = self._build_inputs(kinds, answers, tolerant)
+        inputs, failure = self._build_inputs(needed, predictions, tolerant)
         unreachable = {"unreachable": str(failure)} if failure else {}
-        values = {name: one.value(inputs[one.input_type]) if one.input_type in inputs else None for name, one in chosen.items()}
+        values = {
+            name: metric(name).compute(inputs[input_type]) if input_type in inputs else None
+            for name, input_type in input_types.items()
+        }
         judge = {"name": self.judge.name, **_usage_between(before, self.judge.usage()), **unreachable} if uses_judge else {}
-        return TaskScores(answers, values, inputs, judge)
+        return TaskScores(predictions, values, inputs, judge)
 
     def _build_inputs(
-        self, kinds: list[type], answers: list[Answer], tolerant: bool
+        self, input_types: list[type], predictions: list[Prediction], tolerant: bool
     ) -> tuple[dict[type, MetricInput], JudgeUnreachable | None]:
         """Build the metric inputs; if the judge cannot be reached, return those built so far and the error."""
         inputs: dict[type, MetricInput] = {}
         # Inputs that may need the judge come last, so that an unreachable judge costs no other metric.
-        for kind in sorted(kinds, key=MAY_USE_JUDGE.__contains__):
+        for input_type in sorted(input_types, key=INPUTS_THAT_MAY_USE_JUDGE.__contains__):
             try:
-                inputs[kind] = self._builders[kind](answers)
+                inputs[input_type] = self._builders[input_type](predictions)
             except (JudgeUnreachable, JavaFailed) as error:
                 if not tolerant:
                     raise
@@ -205,78 +208,81 @@ class Scoring:
         for name in self.cfg.metrics:
             if not any(name in computable for computable in self.metrics.values()):
                 key = self._spelling.path("metrics")
-                raise UserError(f"{key}: '{name}' cannot be computed here: it needs {self.needs(name)}")
+                raise UserError(f"{key}: '{name}' cannot be computed here: {self.why_not_computed(name)}")
 
-    def needs(self, name: str) -> str:
-        """Return what a metric needs that this block does not have."""
+    def why_not_computed(self, name: str) -> str:
+        """Return the reason why a metric is not computed for any task of this block."""
+        if metric(name).input_type not in self._builders:
+            return f"no builder is registered for its metric input {metric(name).input_type.__name__}"
         missing = {self._missing(metric(name), task) for task in self._tasks}
-        return f"its name in {self._spelling.path('metrics')}" if None in missing else " or ".join(sorted(map(str, missing)))
+        if None in missing:
+            return f"it is not listed in {self._spelling.path('metrics')}"
+        return f"it needs {' or '.join(sorted(map(str, missing)))}"
 
     def _missing(self, requested: Metric, task: str) -> str | None:
         """Return what is missing to compute a metric for a task; None if nothing is."""
-        kind = requested.input_type
-        if kind not in self._builders:
-            return f"a metric input of the class {kind.__name__}, which no code builds"
-        if kind is Losses and "loss" not in self._tasks[task]:
+        input_type = requested.input_type
+        if input_type not in self._builders:
+            return f"a builder of {input_type.__name__}"
+        if input_type is Losses and "loss" not in self._tasks[task]:
             return "samples with a target answer, and prompt_layout: train"
-        if kind is Labels and task != "emotion":
+        if input_type is Labels and task != "emotion":
             return "the task 'emotion'"
-        if kind in CAPTION_METRIC_INPUTS and task != CAPTION:
+        if input_type in CAPTION_METRIC_INPUTS and task != CAPTION:
             return f"the task '{CAPTION}'"
-        if kind in CAPTION_METRIC_INPUTS:
-            return self._captions.missing(kind) if self._captions else "samples with reference captions"
-        if kind in JUDGED and task not in DESCRIBING:
+        if input_type in CAPTION_METRIC_INPUTS:
+            return self._captions.missing(input_type) if self._captions else "samples with reference captions"
+        if input_type in JUDGE_INPUTS and task not in DESCRIPTION_TASKS:
             return "a task with descriptions (reason, reason_v2)"
-        if kind in JUDGED and self.judge is None:
+        if input_type in JUDGE_INPUTS and self.judge is None:
             return f"a judge; set {self._spelling.component('judge', 'lexical')}, or another judge"
-        if (kind is Labels or kind in JUDGED) and "reference" not in self._tasks[task]:
+        if (input_type is Labels or input_type in JUDGE_INPUTS) and "reference" not in self._tasks[task]:
             return "samples with a reference: labels in the annotation file, or descriptions"
-        if kind in (OpenSets, WheelSets) and self._openset is None:
+        if input_type in (OpenSets, WheelSets) and self._openset is None:
             return f"{self._spelling.name('openset_path')}, the true emotion words of the samples"
-        return (
-            f"{self._spelling.name('wheel_folder')}, the emotion wheels" if kind is WheelSets and self._wheels is None else None
-        )
+        needs_wheels = input_type is WheelSets and self._wheels is None
+        return f"{self._spelling.name('wheel_folder')}, the emotion wheels" if needs_wheels else None
 
-    def _caption_numbers(self, kind: type[CaptionNumbers], answers: list[Answer]) -> MetricInput:
+    def _caption_numbers(self, input_type: type[CaptionNumbers], predictions: list[Prediction]) -> MetricInput:
         assert self._captions is not None
-        return self._captions.build(kind, answers)
+        return self._captions.build(input_type, predictions)
 
-    def _losses(self, answers: list[Answer]) -> Losses:
-        losses = [(answer.name, answer.loss) for answer in answers if answer.loss is not None]
+    def _losses(self, predictions: list[Prediction]) -> Losses:
+        losses = [(prediction.name, prediction.loss) for prediction in predictions if prediction.loss is not None]
         return Losses(tuple(name for name, _ in losses), tuple(loss for _, loss in losses))
 
-    def _labels(self, answers: list[Answer]) -> Labels:
-        annotated = [answer for answer in answers if answer.reference is not None]
-        extracted = [self._reader.read(answer.prediction) for answer in annotated]
+    def _labels(self, predictions: list[Prediction]) -> Labels:
+        annotated = [prediction for prediction in predictions if prediction.reference is not None]
+        extracted = [self._reader.read(prediction.text) for prediction in annotated]
         try:
             return Labels(
-                names=tuple(answer.name for answer in annotated),
-                truth=tuple(str(answer.truth) for answer in annotated),
-                read=tuple(one.label for one in extracted),
-                named=tuple(one.named for one in extracted),
+                names=tuple(prediction.name for prediction in annotated),
+                references=tuple(str(prediction.reference_text) for prediction in annotated),
+                predicted=tuple(extraction.label for extraction in extracted),
+                mentioned=tuple(extraction.mentioned for extraction in extracted),
                 labels=self._reader.labels,
             )
         except UserError as error:
             raise UserError(f"{self._spelling.name('labels')}: {error}") from None
 
-    def _clues(self, answers: list[Answer]) -> ClueOverlaps:
-        return judge_clues(self.judge, [answer for answer in answers if answer.reference is not None])
+    def _clues(self, predictions: list[Prediction]) -> ClueOverlaps:
+        return judge_clues(self.judge, [prediction for prediction in predictions if prediction.reference is not None])
 
-    def _label_overlaps(self, answers: list[Answer]) -> LabelOverlaps:
-        return judge_labels(self.judge, [answer for answer in answers if answer.reference is not None])
+    def _label_overlaps(self, predictions: list[Prediction]) -> LabelOverlaps:
+        return judge_labels(self.judge, [prediction for prediction in predictions if prediction.reference is not None])
 
-    def _open_sets(self, answers: list[Answer]) -> OpenSets:
-        return OpenSets.of(*self._word_sets(answers), self._synonyms)
+    def _open_sets(self, predictions: list[Prediction]) -> OpenSets:
+        return OpenSets.of(*self._word_sets(predictions), self._synonyms)
 
-    def _wheel_sets(self, answers: list[Answer]) -> WheelSets:
+    def _wheel_sets(self, predictions: list[Prediction]) -> WheelSets:
         assert self._wheels is not None
-        return WheelSets.of(*self._word_sets(answers), self._wheels)
+        return WheelSets.of(*self._word_sets(predictions), self._wheels)
 
-    def _word_sets(self, answers: list[Answer]) -> tuple[list[str], list[Sequence[str]], list[Sequence[str]]]:
-        """Return three lists (names, true words, predicted words), without samples whose words could not be extracted."""
+    def _word_sets(self, predictions: list[Prediction]) -> tuple[list[str], list[Sequence[str]], list[Sequence[str]]]:
+        """Return three lists (names, reference words, predicted words), without samples whose words could not be extracted."""
         assert self._openset is not None
-        predictions = {answer.name: answer.prediction for answer in answers if answer.name in self._openset}
-        predicted = extract_words(predictions, self.judge or JUDGES.built({"type": "lexical"}, "judge"))
+        predicted_texts = {prediction.name: prediction.text for prediction in predictions if prediction.name in self._openset}
+        predicted = extract_words(predicted_texts, self.judge or JUDGES.built({"type": "lexical"}, "judge"))
         failed = [name for name, words in predicted.items() if words is None]
         if failed:
             text = f"ov and ew leave out {listing(failed, 'sample')}, because the judge found no emotion words"
@@ -287,5 +293,5 @@ class Scoring:
 
 def _usage_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """Return a judge's usage between two reports: the counts of ``after`` less those of ``before``."""
-    counts = {key: after[key] - (before[key] or 0) for key in COUNTED if after.get(key) is not None}
+    counts = {key: after[key] - (before[key] or 0) for key in USAGE_COUNTERS if after.get(key) is not None}
     return {**after, **counts}

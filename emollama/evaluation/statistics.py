@@ -1,14 +1,14 @@
-"""Bootstrap confidence intervals over samples, for one set of answers and for paired comparisons of two sets.
+"""Bootstrap confidence intervals over samples, for one set of predictions and for paired comparisons of two sets.
 
 Samples are drawn with replacement, as many as there are, and the metric is computed for each resample; intervals are the central
-95% of these values (percentile bootstrap). A paired comparison uses the same resamples for both sets of answers, of the samples
-that both have scores for.
+95% of these values (percentile bootstrap). A paired comparison uses the same resamples for both sets of predictions, of the
+samples that both have scores for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,9 +48,9 @@ class Resampling:
         if self.seed < 0:
             raise UserError(f"--seed: expected a number of at least 0, got {self.seed}")
 
-    def draws(self, clips: int) -> NDArray[np.int64]:
-        """Return indices of samples, shape (resamples, clips)."""
-        return np.random.default_rng(self.seed).integers(clips, size=(self.resamples, clips))
+    def indices(self, num_samples: int) -> NDArray[np.int64]:
+        """Return the samples of each resample as indices, shape (resamples, num_samples)."""
+        return np.random.default_rng(self.seed).integers(num_samples, size=(self.resamples, num_samples))
 
 
 @dataclass(frozen=True)
@@ -61,18 +61,22 @@ class Estimate:
         value: value over all samples that have a score.
         low: lower end of the interval; None without an interval, as for fewer than two samples.
         high: upper end of the interval; None without an interval.
-        clips: number of samples that have a score.
+        num_samples: number of samples that have a score.
     """
 
     value: float | None
     low: float | None
     high: float | None
-    clips: int
+    num_samples: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as ``scores.json`` contains them; there, the number of samples is called ``clips``."""
+        return {"clips" if name == "num_samples" else name: value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
 class Difference(Estimate):
-    """The difference of a metric from that of the first set of answers, over the samples that both have scores for.
+    """The difference of a metric from that of the first set of predictions, over the samples that both have scores for.
 
     Attributes:
         p: two-sided p-value: twice the fraction of resamples on the rarer side of 0; None without an interval.
@@ -85,26 +89,29 @@ class Difference(Estimate):
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """Several sets of answers to one task: set -> metric -> value. The first set has no differences."""
+    """Several sets of predictions for one task: set -> metric -> value. The first set has no differences."""
 
     estimates: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     differences: dict[str, dict[str, Difference]] = field(default_factory=dict)
 
 
 def compare(scores: Mapping[str, TaskScores], resampling: Resampling) -> PairedComparison:
-    """Compute intervals of every metric for every set of answers, and differences from the first set.
+    """Compute intervals of every metric for every set of predictions, and differences from the first set.
 
     Args:
-        scores: set of answers (a file) -> its scores of one task; the metrics of the first set are compared.
+        scores: set of predictions (a file) -> its scores of one task; the metrics of the first set are compared.
         resampling: settings of the bootstrap.
     """
     first, *others = scores
     comparison = PairedComparison({label: {} for label in scores}, {label: {} for label in others})
-    for kind in dict.fromkeys(metric(name).input_type for name in scores[first].metrics):
-        names = [name for name in scores[first].metrics if metric(name).input_type is kind]
-        sets = {label: _Resampled(with_scores(each.inputs[kind]), names, resampling) for label, each in scores.items()}
-        for label, one in sets.items():
-            comparison.estimates[label] |= {name: one.estimate(name) for name in names}
+    for input_type in dict.fromkeys(metric(name).input_type for name in scores[first].metrics):
+        names = [name for name in scores[first].metrics if metric(name).input_type is input_type]
+        sets = {
+            label: _Resampled(with_scores(task_scores.inputs[input_type]), names, resampling)
+            for label, task_scores in scores.items()
+        }
+        for label, resampled in sets.items():
+            comparison.estimates[label] |= {name: resampled.estimate(name) for name in names}
         for label in others:
             comparison.differences[label] |= {name: sets[label].difference(sets[first], name) for name in names}
     return comparison
@@ -115,9 +122,9 @@ def with_scores(metric_input: Any) -> Any:
     if isinstance(metric_input, ClueOverlaps | LabelOverlaps):
         has_score = [verdict.score is not None for verdict in metric_input.verdicts]
     elif isinstance(metric_input, OpenSets):
-        has_score = [bool(words) for words in metric_input.truth]
+        has_score = [bool(words) for words in metric_input.references]
     elif isinstance(metric_input, WheelSets):
-        has_score = [any(wheels) for wheels in metric_input.truth]
+        has_score = [any(wheels) for wheels in metric_input.references]
     else:
         return metric_input
     return metric_input.take([index for index, scored in enumerate(has_score) if scored])
@@ -142,37 +149,37 @@ class _Resampled:
         """Return the value of each metric over these samples, and its values over resamples of them."""
         if names not in self._computed:
             subset = self._input.take([self._indices[name] for name in names])
-            whole = {name: one.value(subset) for name, one in self._metrics.items()}
-            draws = self._resampling.draws(len(names)).tolist() if names else []
-            rows = [self._values(subset.take(indices)) for indices in draws]
+            whole = {name: metric.compute(subset) for name, metric in self._metrics.items()}
+            resamples = self._resampling.indices(len(names)).tolist() if names else []
+            rows = [self._values(subset.take(indices)) for indices in resamples]
             columns = np.array(rows, dtype=np.float64).reshape(len(rows), len(self._metrics)).T
             self._computed[names] = whole, dict(zip(self._metrics, columns, strict=True))
         return self._computed[names]
 
     def _values(self, resample: MetricInput) -> list[float]:
-        values = [one.value(resample) for one in self._metrics.values()]
+        values = [metric.compute(resample) for metric in self._metrics.values()]
         return [np.nan if value is None else value for value in values]
 
     def estimate(self, name: str) -> Estimate:
         """Return a metric over all samples."""
-        whole, draws = self.over(self.names)
-        return Estimate(whole[name], *_interval(draws[name], len(self.names)), len(self.names))
+        whole, resampled = self.over(self.names)
+        return Estimate(whole[name], *_interval(resampled[name], len(self.names)), len(self.names))
 
     def difference(self, first: _Resampled, name: str) -> Difference:
         """Return the difference of a metric from that of the first set, over the samples that both sets have."""
         common = tuple(sorted(self._indices.keys() & first._indices.keys()))
-        (whole, draws), (first_whole, first_draws) = self.over(common), first.over(common)
-        one, other = whole[name], first_whole[name]
-        if one is None or other is None:
+        (whole, resampled), (first_whole, first_resampled) = self.over(common), first.over(common)
+        value, first_value = whole[name], first_whole[name]
+        if value is None or first_value is None:
             return Difference(None, None, None, len(common))
-        differences = draws[name] - first_draws[name]
+        differences = resampled[name] - first_resampled[name]
         low, high = _interval(differences, len(common))
-        return Difference(one - other, low, high, len(common), *((None, False) if low is None else _p_value(differences)))
+        return Difference(value - first_value, low, high, len(common), *((None, False) if low is None else _p_value(differences)))
 
 
-def _interval(values: Values, clips: int) -> tuple[float | None, float | None]:
+def _interval(values: Values, num_samples: int) -> tuple[float | None, float | None]:
     values = values[~np.isnan(values)]
-    if clips < 2 or not len(values):
+    if num_samples < 2 or not len(values):
         return None, None
     low, high = np.percentile(values, PERCENTILES)
     return float(low), float(high)

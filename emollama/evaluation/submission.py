@@ -23,14 +23,14 @@ UNREADABLE = (
 
 
 def write_submission(path: str, names: Sequence[str], words: Sequence[Sequence[str]]) -> None:
-    """Write the emotion words of clips in the format of the challenges.
+    """Write the emotion words of samples in the format of the challenges.
 
     Args:
         path: output file; an existing file is replaced.
-        names: names of the clips.
-        words: emotion words of each clip.
+        names: names of the samples.
+        words: emotion words of each sample.
     """
-    items = [str(list(one)) for one in words]
+    items = [str(list(sample_words)) for sample_words in words]
     with atomic_write(path, "wb") as file:
         np.savez_compressed(file, filenames=np.array(names, dtype=str), fileitems=np.array(items, dtype=str))
 
@@ -39,11 +39,11 @@ def read_submission(path: str) -> dict[str, tuple[str, ...]]:
     """Read a submission of any program. Items that are not lists are split at commas and quotes, as by the published scorer.
 
     Returns:
-        Clip name -> words in lower case.
+        Sample name -> words in lower case.
 
     Raises:
         UserError: If the file does not exist, has other arrays or arrays of Python objects (pickles are never loaded), or
-            contains a clip twice.
+            contains a sample twice.
     """
     words: dict[str, tuple[str, ...]] = {}
     for name, item in read_items(path).items():

@@ -21,14 +21,14 @@ from emollama.logs.console import aligned
 Files = Mapping[str, Mapping[str, Any]]  # file -> its record
 WIDTH = 5  # metrics per table
 LEAST_P = 0.001  # smallest p that is shown
-TEXT_SHOWN = 60  # characters of an answer
+TEXT_SHOWN = 60  # characters of a prediction
 LISTS = {
-    "missing": "samples without an answer, which count as empty",
-    "unknown": "answers without reference data, which are ignored",
-    "empty": "empty answers",
+    "missing": "samples without a prediction, which count as empty",
+    "unknown": "predictions without a reference, which are ignored",
+    "empty": "empty predictions",
     "unreadable": "broken lists of words, treated as descriptions (in .npz: split at quotes and commas)",
 }
-KINDS = {"descriptions": (ClueOverlaps, LabelOverlaps), "emotion words": (OpenSets, WheelSets)}
+INPUTS_BY_CONTENT = {"descriptions": (ClueOverlaps, LabelOverlaps), "emotion words": (OpenSets, WheelSets)}
 
 
 def short_names(paths: Sequence[str]) -> dict[str, str]:
@@ -36,8 +36,8 @@ def short_names(paths: Sequence[str]) -> dict[str, str]:
     parts = {path: path.split("/") for path in paths}
     names = {}
     for path, own in parts.items():
-        others = [each for other, each in parts.items() if other != path]
-        depth = next((n for n in range(1, len(own)) if all(each[-n:] != own[-n:] for each in others)), len(own))
+        others = [components for other_path, components in parts.items() if other_path != path]
+        depth = next((n for n in range(1, len(own)) if all(components[-n:] != own[-n:] for components in others)), len(own))
         names[path] = "/".join(own[-depth:])
     return names
 
@@ -51,26 +51,28 @@ def task_text(task: str, files: Files) -> Iterator[str]:
     """Yield the lines of all tables of one task."""
     first, *others = files
     metrics = [
-        name for name in files[first]["estimates"] if any(_has_value(one, name) or _failed(one, name) for one in files.values())
+        name
+        for name in files[first]["estimates"]
+        if any(_has_value(record, name) or _failed(record, name) for record in files.values())
     ]
     labels = f"; labels {' '.join(files[first]['recognition']['labels'])}" if "recognition" in files[first] else ""
     tokenizer = f"; tokenizer: {files[first]['captions']['tokenizer']}" if "captions" in files[first] else ""
-    yield f"{f'task {task}' if task else _kind(files[first])}: {files[first]['clips']} samples{labels}{tokenizer}"
+    yield f"{f'task {task}' if task else _description(files[first])}: {files[first]['clips']} samples{labels}{tokenizer}"
     if not metrics:
         yield "no metrics: descriptions need a judge, --judge"
     parts = [metrics[start : start + WIDTH] for start in range(0, len(metrics), WIDTH)]
-    for some in parts:
+    for part in parts:
         yield ""
-        yield from values(files, some)
+        yield from values(files, part)
     legend = [f"{name}: {_title(name)}" for name in metrics if _title(name).lower().replace("-", " ") != name.replace("_", " ")]
     legend += [f"{file}: {name}: {reason}" for file, record in files.items() for name, reason in _without_value(record, metrics)]
     yield from ["", *legend] if legend else []
     if others and metrics:
         yield ""
         yield f"Differences from {first}, over the samples that both have scores for: 95% interval, two-sided p (samples)"
-        for some in parts:
+        for part in parts:
             yield ""
-            yield from differences({file: files[file] for file in others}, some)
+            yield from differences({file: files[file] for file in others}, part)
     yield ""
 
 
@@ -79,10 +81,11 @@ def values(files: Files, metrics: Sequence[str]) -> list[str]:
     rows = [["", *metrics]]
     for file, record in files.items():
         estimates = [(name, record["estimates"][name]) for name in metrics]
-        rows.append([file, *(_number(name, one["value"]) for name, one in estimates)])
-        rows.append(["", *(_interval(name, one) for name, one in estimates)])
-        some = [f"{one['clips']} of {record['clips']}" if one["clips"] < record["clips"] else "" for _, one in estimates]
-        rows += [["  samples", *some]] if any(some) else []
+        rows.append([file, *(_number(name, estimate["value"]) for name, estimate in estimates)])
+        rows.append(["", *(_interval(name, estimate) for name, estimate in estimates)])
+        total = record["clips"]
+        scored = [f"{estimate['clips']} of {total}" if estimate["clips"] < total else "" for _, estimate in estimates]
+        rows += [["  samples", *scored]] if any(scored) else []
     return aligned(rows)
 
 
@@ -90,10 +93,10 @@ def differences(files: Files, metrics: Sequence[str]) -> list[str]:
     """Return a table with one row per file: the difference of each metric from the first file, its interval, p and samples."""
     rows = [["", *metrics]]
     for file, record in files.items():
-        estimates = [(name, record["differences"][name]) for name in metrics]
-        rows.append([file, *(_number(name, one["value"], signed=True) for name, one in estimates)])
-        rows.append(["", *(_interval(name, one) for name, one in estimates)])
-        rows.append(["", *(_p_text(one) for _, one in estimates)])
+        per_metric = [(name, record["differences"][name]) for name in metrics]
+        rows.append([file, *(_number(name, difference["value"], signed=True) for name, difference in per_metric)])
+        rows.append(["", *(_interval(name, difference) for name, difference in per_metric)])
+        rows.append(["", *(_p_text(difference) for _, difference in per_metric)])
     return aligned(rows)
 
 
@@ -101,7 +104,7 @@ def counts(files: Files) -> list[str]:
     """Return a table with one row per file: numbers of answered, missing, empty, ignored, invalid and unscored samples."""
     rows = [["", "answered", "missing", "empty", "no reference", "invalid", "judge failed"]]
     for file, record in files.items():
-        missing, empty, unknown = (len(record[kind]) for kind in ("missing", "empty", "unknown"))
+        missing, empty, unknown = (len(record[key]) for key in ("missing", "empty", "unknown"))
         invalid = len(record["recognition"]["invalid"]) if "recognition" in record else "-"
         by_metric = Counter(row["metric"] for row in record["judge"]["failures"]) if "judge" in record else {}
         failed = ", ".join(f"{name} {number}" for name, number in by_metric.items()) or ("0" if "judge" in record else "-")
@@ -113,11 +116,11 @@ def counts(files: Files) -> list[str]:
 def name_lists(files: Files) -> Iterator[str]:
     """Yield the first few names behind each of the counts."""
     for file, record in files.items():
-        for kind, title in LISTS.items():
-            yield from _listed(f"{file}: {title}", record[kind], ", ")
+        for key, title in LISTS.items():
+            yield from _listed(f"{file}: {title}", record[key], ", ")
         invalid = record["recognition"]["invalid"] if "recognition" in record else []
         lines = [f"{row['name']} {row['prediction'][:TEXT_SHOWN]!r}" for row in invalid]
-        yield from _listed(f"{file}: answers without a valid label", lines, "; ")
+        yield from _listed(f"{file}: predictions without a valid label", lines, "; ")
         failures = record["judge"]["failures"] if "judge" in record else []
         lines = [f"{row['name']} ({row['metric']}): {row['failure']}" for row in failures]
         yield from _listed(f"{file}: no score from the judge", lines, "; ")
@@ -156,15 +159,15 @@ def _without_value(record: Mapping[str, Any], metrics: Sequence[str]) -> Iterato
             yield name, f"no sample has a score; most frequent reason: {reasons[0][0]} ({reasons[0][1]} samples)"
 
 
-def _kind(record: Mapping[str, Any]) -> str:
-    """Return a name for answers without a task, based on their metrics."""
+def _description(record: Mapping[str, Any]) -> str:
+    """Return a name for predictions without a task, based on their metrics."""
     input_types = {metric(name).input_type for name in record["estimates"]}
-    return " and ".join(kind for kind, types in KINDS.items() if input_types & {*types}) or "descriptions"
+    return " and ".join(content for content, types in INPUTS_BY_CONTENT.items() if input_types & {*types}) or "descriptions"
 
 
 def _title(name: str) -> str:
-    one = metric(name)
-    return one.title if one.higher_is_better else f"{one.title}; lower is better"
+    title = metric(name).title
+    return title if metric(name).higher_is_better else f"{title}; lower is better"
 
 
 def _number(name: str, value: float | None, *, signed: bool = False) -> str:
@@ -174,24 +177,24 @@ def _number(name: str, value: float | None, *, signed: bool = False) -> str:
 
 
 def _digits(name: str) -> int:
-    return 2 if metric(name).top == 10 else 4
+    return 2 if metric(name).max_value == 10 else 4
 
 
-def _interval(name: str, one: Mapping[str, Any]) -> str:
+def _interval(name: str, estimate: Mapping[str, Any]) -> str:
     """Return the ends of the interval; those of fractions and losses have one digit less than the value."""
-    if one["low"] is None:
+    if estimate["low"] is None:
         return "-"
     digits = min(_digits(name), 3)
-    return f"[{one['low']:.{digits}f}, {one['high']:.{digits}f}]"
+    return f"[{estimate['low']:.{digits}f}, {estimate['high']:.{digits}f}]"
 
 
-def _p_text(one: Mapping[str, Any]) -> str:
+def _p_text(difference: Mapping[str, Any]) -> str:
     """Return p and the number of samples; a p below the resolution of the resamples or of the table is an upper bound."""
-    if one["p"] is None:
+    if difference["p"] is None:
         return "-"
-    if one["at_most"] or one["p"] < LEAST_P:
-        return f"p <= {ceil(one['p'] / LEAST_P) * LEAST_P:.3f} ({one['clips']})"
-    return f"p {one['p']:.3f} ({one['clips']})"
+    if difference["at_most"] or difference["p"] < LEAST_P:
+        return f"p <= {ceil(difference['p'] / LEAST_P) * LEAST_P:.3f} ({difference['clips']})"
+    return f"p {difference['p']:.3f} ({difference['clips']})"
 
 
 def _listed(title: str, items: Sequence[str], separator: str) -> Iterator[str]:

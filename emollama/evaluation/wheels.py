@@ -76,41 +76,43 @@ class WheelSets:
     """Clusters of the reference and of the prediction of each sample."""
 
     names: tuple[str, ...]
-    truth: tuple[Clusters, ...]
+    references: tuple[Clusters, ...]
     predicted: tuple[Clusters, ...]
 
     @classmethod
     def of(
-        cls, names: Sequence[str], true_words: Sequence[Sequence[str]], predicted_words: Sequence[Sequence[str]], wheels: Wheels
-    ) -> Self:
+        cls, names: Sequence[str], reference_words: Sequence[Sequence[str]], predicted_words: Sequence[Sequence[str]],
+        wheels: Wheels,
+    ) -> Self:  # fmt: skip
         """Look up the words of each sample on the wheels."""
-        return cls(tuple(names), tuple(map(wheels.of, true_words)), tuple(map(wheels.of, predicted_words)))
+        return cls(tuple(names), tuple(map(wheels.of, reference_words)), tuple(map(wheels.of, predicted_words)))
 
     def take(self, indices: Sequence[int]) -> Self:
         """Return the clusters of the samples at these indices."""
         names = tuple(self.names[i] for i in indices)
-        return type(self)(names, tuple(self.truth[i] for i in indices), tuple(self.predicted[i] for i in indices))
+        return type(self)(names, tuple(self.references[i] for i in indices), tuple(self.predicted[i] for i in indices))
 
 
 def _scores(sets: WheelSets) -> list[tuple[float, float, float]]:
     """Return precision, recall and F on each wheel that contains words of at least one reference."""
     scores = []
-    for truths, predictions in zip(zip(*sets.truth, strict=True), zip(*sets.predicted, strict=True), strict=True):
-        pairs = [(true, predicted) for true, predicted in zip(truths, predictions, strict=True) if true]
+    # From one tuple per sample to one tuple per wheel.
+    for references, predictions in zip(zip(*sets.references, strict=True), zip(*sets.predicted, strict=True), strict=True):
+        pairs = [(reference, predicted) for reference, predicted in zip(references, predictions, strict=True) if reference]
         if pairs:
-            precision = sum(len(true & predicted) / max(len(predicted), 1) for true, predicted in pairs) / len(pairs)
-            recall = sum(len(true & predicted) / len(true) for true, predicted in pairs) / len(pairs)
+            precision = sum(len(reference & predicted) / max(len(predicted), 1) for reference, predicted in pairs) / len(pairs)
+            recall = sum(len(reference & predicted) / len(reference) for reference, predicted in pairs) / len(pairs)
             both = precision + recall
             scores.append((precision, recall, 2 * precision * recall / both if both else 0.0))
     return scores
 
 
 def _mean(column: int) -> Callable[[WheelSets], float | None]:
-    def value(sets: WheelSets) -> float | None:
+    def compute(sets: WheelSets) -> float | None:
         values = [scores[column] for scores in _scores(sets)]
         return sum(values) / len(values) if values else None
 
-    return value
+    return compute
 
 
 EW_PRECISION = Metric("precision on emotion wheels", WheelSets, _mean(0))
@@ -170,7 +172,7 @@ def _heads(path: str, on_wheels: Collection[str]) -> dict[str, set[str]]:
     rows = _sheet(path)
     columns = list(rows[0]) if rows else []
     runs = [column.removeprefix("word_") for column in columns if column.startswith("word_")] or ["run1"]
-    if missing := {f"{kind}_{run}" for kind in ("word", "synonym") for run in runs} - {*columns}:
+    if missing := {f"{prefix}_{run}" for prefix in ("word", "synonym") for run in runs} - {*columns}:
         raise UserError(f"{path}: the first sheet lacks the columns {', '.join(sorted(missing))}")
     heads: dict[str, set[str]] = defaultdict(set)
     for number, row in enumerate(rows, 2):

@@ -26,7 +26,7 @@ from emollama.media.frame_selection import NO_PEAK
 from emollama.media.source import Source
 from emollama.precision import Precision
 from emollama.runners import provenance
-from emollama.runners.answering import Answering
+from emollama.runners.answering import PredictionRunner
 from emollama.runners.build import build_models, checkpoint_paths, checkpoint_tensors, require_checkpoint
 from emollama.runners.evaluation import EvaluationSet, build_blocks
 
@@ -245,5 +245,7 @@ def _answers(config: RunConfig, key: str, block: EvaluationSet, world: World) ->
     prompt = model.prompt_format(config.model, run.loss_average)
     tensors = world.rank_zero_first(lambda: checkpoint_tensors(config, precision, None, features, training=False))
     members = build_models(config, world, precision, tensors)
-    answering = Answering(config.classes["run.task"](), [member.eval() for member in members], prompt, world, precision, run.seed)
-    return answering.answers(key, block.dataset, block.options)
+    prediction_runner = PredictionRunner(
+        config.classes["run.task"](), [member.eval() for member in members], prompt, world, precision, run.seed
+    )
+    return prediction_runner.predict(key, block.dataset, block.options)

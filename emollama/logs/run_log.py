@@ -175,7 +175,7 @@ class RunLog:
         self._epoch_losses, self._epoch_start = [], now
 
     def evaluation(
-        self, step: int, epoch: int, metrics: dict[str, float | None], answers: dict[str, list[dict[str, Any]]]
+        self, step: int, epoch: int, metrics: dict[str, float | None], predictions: dict[str, list[dict[str, Any]]]
     ) -> None:
         """Log the metrics and a few answers of an evaluation on the console and in TensorBoard.
 
@@ -183,18 +183,18 @@ class RunLog:
             step: number of the last training step before the evaluation, from 0.
             epoch: the epoch that ended before the evaluation, from 0.
             metrics: "block/task/metric" -> value.
-            answers: block -> answers with name, task, prediction and reference; at most two references are shown.
+            predictions: block -> predictions with name, task, prediction and reference; at most two references are shown.
         """
         if not self._enabled:
             return
         log_metrics(metrics, f"epoch {epoch}, ")
         self._scalars(step, {f"eval/{name}": value for name, value in metrics.items() if value is not None})
-        for block, block_answers in answers.items():
-            for answer in block_answers:
-                truth = _one_line(answer["reference"])
-                get_logger().info("%s (%s): %s  | truth: %s", answer["name"], answer["task"], answer["prediction"], truth)
-                text = f"{answer['prediction']}\n\n*truth:* {truth}"
-                self._board.add_text(f"eval/{block}/{answer['task']}/{answer['name']}", text, step)
+        for block, block_predictions in predictions.items():
+            for prediction in block_predictions:
+                reference = _one_line(prediction["reference"])
+                name, task, answer = (prediction[key] for key in ("name", "task", "prediction"))
+                get_logger().info("%s (%s): %s  | reference: %s", name, task, answer, reference)
+                self._board.add_text(f"eval/{block}/{task}/{name}", f"{answer}\n\n*reference:* {reference}", step)
         self._board.flush()
 
     def _warn_of_cuts(self, step: int, tokens: int) -> None:
@@ -225,13 +225,13 @@ class RunLog:
         steps = self._epoch_steps
         done = step % steps
         step_of_epoch = f"[{done:{len(str(steps))}d}/{steps}]"
-        figures = (
+        numbers = (
             f"lr: {values['lr']:.6f}  loss: {values['loss']:.4f}  time: {values['step_time']:.4f}"
             f"  data: {values['data_time']:.4f}  max mem: {values['peak_memory_gib'] * 1024:.0f}"
         )
         self._bar.label = f"epoch {values['epoch']} {step_of_epoch}"
         eta = duration(step_seconds * (steps - done - 1))
-        get_logger().info("Train: data epoch: [%d]  %s  eta: %s  %s", values["epoch"], step_of_epoch, eta, figures)
+        get_logger().info("Train: data epoch: [%d]  %s  eta: %s  %s", values["epoch"], step_of_epoch, eta, numbers)
 
 
 def _one_line(reference: str | list[str] | None) -> str | None:

@@ -47,7 +47,7 @@ def group_panels(series: Mapping[str, Series]) -> dict[tuple[str, str], list[str
     for key, values in series.items():
         name = key.rpartition("/")[2]
         metric = registered_metric(name)
-        scale = name if metric is None or metric.top is None else f"{metric.top:g}"
+        scale = name if metric is None or metric.max_value is None else f"{metric.max_value:g}"
         if any(value is not None for value in values):
             panels.setdefault((block_and_task(key), scale), []).append(key)
     return panels

@@ -147,8 +147,8 @@ def best_rows(table: CheckpointTable) -> dict[str, list[str]]:
         better = higher_is_better(key.rpartition("/")[2])
         values = {label: value for label, row in table.metrics.items() if (value := row[column]) is not None}
         if better is not None and len({_formatted(value, key) for value in values.values()}) > 1:
-            top = (max if better else min)(values.values())
-            best[column] = [label for label, value in values.items() if value == top]
+            best_value = (max if better else min)(values.values())
+            best[column] = [label for label, value in values.items() if value == best_value]
     return best
 
 
@@ -210,7 +210,7 @@ def _formatted(value: float | None, key: str) -> str:
     """Format a value of ``block/task/metric``; metrics with a best value always have the same number of decimals."""
     name = key.rpartition("/")[2]
     metric, digits = registered_metric(name), metric_digits(name)
-    if value is None or metric is None or metric.top is None:
+    if value is None or metric is None or metric.max_value is None:
         return format_value(value, digits)
     # Adding 0.0 turns -0.0 into 0.0.
     return f"{round(value, digits) + 0.0:.{digits}f}"

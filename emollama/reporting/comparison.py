@@ -26,14 +26,14 @@ class Standing:
 
     Attributes:
         run: name of the run.
-        of: "evaluation" (by the script), "best" or "last" validation, or "best, last" if these are the same.
+        source: "evaluation" (by the script), "best" or "last" validation, or "best, last" if these are the same.
         epoch: epoch of the validation; None for an evaluation by the script.
         checkpoint: the evaluated checkpoint; "" if the files do not state it.
         metrics: ``<block>/<task>/<metric>`` -> value.
     """
 
     run: str
-    of: str
+    source: str
     epoch: int | None
     checkpoint: str
     metrics: dict[str, float | None]
@@ -95,8 +95,10 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
         raise UserError(f"'{repeated[0]}' is named twice. Specify each run once.")
     names = []
     for path in paths:
-        same = [other for other in paths if other.name == path.name]
-        depth = next(deep for deep in range(1, len(path.parts) + 1) if len({other.parts[-deep:] for other in same}) == len(same))
+        same = [candidate for candidate in paths if candidate.name == path.name]
+        depth = next(
+            deep for deep in range(1, len(path.parts) + 1) if len({candidate.parts[-deep:] for candidate in same}) == len(same)
+        )
         names.append(os.path.join(*path.parts[-depth:]))
     return names
 
@@ -111,7 +113,7 @@ def comparison_panels(comparison: RunComparison) -> list[Panel]:
     for key in comparison.keys:
         lines = []
         for name, run in comparison.runs.items():
-            points = [(one.epoch, value) for one in run.validations if (value := one.metrics.get(key)) is not None]
+            points = [(record.epoch, value) for record in run.validations if (value := record.metrics.get(key)) is not None]
             lines.append(Line(name, points, levels.get(name, {}).get(key)))
         metric = key.rpartition("/")[2]
         if sum(len(line.points) + (line.level is not None) for line in lines) > 1:
@@ -140,7 +142,7 @@ def _standings(name: str, run: RunFiles) -> Iterator[Standing]:
     if last:
         yield Standing(name, "best, last" if best is last else "last", last.epoch, "", last.metrics)
     if not last and (not run.results or run.results_epoch is not None):
-        yield Standing(name, "no figures", None, "", {})
+        yield Standing(name, "no results", None, "", {})
 
 
 def _selected_keys(keys: Sequence[str], metrics: Sequence[str]) -> list[str]:
@@ -158,7 +160,9 @@ def _missing_values(runs: Mapping[str, RunFiles], keys: Sequence[str], standings
         for result in run.results:
             if error := text(result.judge.get("unreachable")):
                 yield f"{name}: {result.block}/{result.task}: the judge could not be reached: {error}"
-        own = {key for one in standings if one.run == name for key, value in one.metrics.items() if value is not None}
+        own = {
+            key for standing in standings if standing.run == name for key, value in standing.metrics.items() if value is not None
+        }
         tasks = {key.rpartition("/")[0] for key in own}
         missing = dict.fromkeys(
             key if key.rpartition("/")[0] in tasks else key.rpartition("/")[0].rstrip("/") for key in keys if key not in own

@@ -32,7 +32,7 @@ def metric_title(name: str) -> str:
 def metric_digits(name: str) -> int:
     """Return the number of decimals of a metric in tables: 2 for a judge's scores, else 4."""
     registered = registered_metric(name)
-    return 2 if registered and registered.top == 10 else 4
+    return 2 if registered and registered.max_value == 10 else 4
 
 
 def block_and_task(key: str) -> str:

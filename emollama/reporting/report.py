@@ -75,7 +75,7 @@ def panels_by_epoch(run: RunFiles) -> list[Panel]:
     panels = []
     for key in _keys(run):
         name = key.rpartition("/")[2]
-        points = [(one.epoch, value) for one in run.validations if (value := one.metrics.get(key)) is not None]
+        points = [(record.epoch, value) for record in run.validations if (value := record.metrics.get(key)) is not None]
         panels.append(Panel(metric_title(name), block_and_task(key), higher_is_better(name), [Line("", points)]))
     return panels
 

@@ -73,7 +73,7 @@ class TaskResult:
         block: label of the block.
         task: name of the task.
         checkpoint: the evaluated checkpoint; "" if the file does not state it.
-        clips: number of answers; None if the file does not state it.
+        num_samples: number of predictions; None if the file does not state it.
         metrics: name -> value.
         recognition: results of label recognition; None for other tasks.
         judge: name, usage and failures of the judge, and why it could not be reached; empty without a judge.
@@ -86,7 +86,7 @@ class TaskResult:
     block: str
     task: str
     checkpoint: str = ""
-    clips: int | None = None
+    num_samples: int | None = None
     metrics: dict[str, float | None] = field(default_factory=dict)
     recognition: Recognition | None = None
     judge: dict[str, Any] = field(default_factory=dict)
@@ -238,7 +238,7 @@ def _with_scores(result: TaskResult, scores: Mapping[str, Any]) -> TaskResult:
         block=result.block,
         task=result.task,
         checkpoint=result.checkpoint,
-        clips=whole_number(scores.get("clips")),
+        num_samples=whole_number(scores.get("clips")),
         metrics=numbers(scores.get("metrics")),
         recognition=_recognition(recognition) if recognition else None,
         judge=mapping(scores.get("judge")),

@@ -24,7 +24,7 @@ class ReportSample:
 
     Attributes:
         name: name of the sample.
-        truth: reference text, one line per caption, or else the training target; None if the data has neither.
+        reference: reference text, one line per caption, or else the training target; None if the data has neither.
         answer: the answer.
         read: the extracted label; "" if there is none or the task has no labels.
         right: whether the label is correct; None for a task without labels.
@@ -34,7 +34,7 @@ class ReportSample:
     """
 
     name: str
-    truth: str | None
+    reference: str | None
     answer: str
     read: str = ""
     right: bool | None = None
@@ -85,14 +85,14 @@ def _labelled(result: TaskResult, rows: Sequence[Mapping[str, Any]], reader: Lab
     invalid = {text(row.get("name")) for row in result.recognition.invalid}
     groups: dict[bool, dict[str, list[ReportSample]]] = {False: defaultdict(list), True: defaultdict(list)}
     for row in rows:
-        truth = _truth(row)
-        if truth is not None:
+        reference = _reference(row)
+        if reference is not None:
             read = "" if text(row.get("name")) in invalid else reader.read(text(row.get("prediction"))).label or ""
-            right = bool(read) and read.casefold() == truth.strip().casefold()
+            right = bool(read) and read.casefold() == reference.strip().casefold()
             sample = ReportSample(
-                text(row.get("name")), truth, text(row.get("prediction")), read, right, loss=number(row.get("loss"))
+                text(row.get("name")), reference, text(row.get("prediction")), read, right, loss=number(row.get("loss"))
             )
-            groups[right][truth].append(sample)
+            groups[right][reference].append(sample)
     wrong, correct = (list(_in_turn(groups[right])) for right in (False, True))
     half = LABELLED // 2
     return wrong[: max(half, LABELLED - len(correct))] + correct[: max(half, LABELLED - len(wrong))]
@@ -107,15 +107,15 @@ def _in_turn(groups: Mapping[str, Sequence[ReportSample]]) -> Iterator[ReportSam
 def _described(row: Mapping[str, Any], judged: Mapping[str, Any]) -> ReportSample:
     words = (texts(judged.get("true_words")), texts(judged.get("predicted_words")))
     answer, loss = text(row.get("prediction")), number(row.get("loss"))
-    return ReportSample(text(row.get("name")), _truth(row), answer, scores=sample_scores(judged), words=words, loss=loss)
+    return ReportSample(text(row.get("name")), _reference(row), answer, scores=sample_scores(judged), words=words, loss=loss)
 
 
 def _judged(result: TaskResult, row: Mapping[str, Any]) -> Mapping[str, Any]:
     return result.clip_scores.get(text(row.get("name")), {})
 
 
-def _truth(row: Mapping[str, Any]) -> str | None:
-    truth = next((row[key] for key in ("reference", "target") if row.get(key) is not None), None)
-    if truth is None:
+def _reference(row: Mapping[str, Any]) -> str | None:
+    reference = next((row[key] for key in ("reference", "target") if row.get(key) is not None), None)
+    if reference is None:
         return None
-    return "\n".join(texts(truth)) if isinstance(truth, list) else text(truth)
+    return "\n".join(texts(reference)) if isinstance(reference, list) else text(reference)

@@ -60,9 +60,9 @@ class ReportSection:
     unusual: list[str]
 
     @property
-    def clips(self) -> int:
+    def num_samples(self) -> int:
         """Number of answers."""
-        return len(self.result.predictions) if self.result.clips is None else self.result.clips
+        return len(self.result.predictions) if self.result.num_samples is None else self.result.num_samples
 
     @property
     def instruction(self) -> str:
@@ -96,8 +96,8 @@ class ReportSection:
         if self.unreachable or any(value is not None for value in result.metrics.values()):
             return ""
         if result.predictions and not any(row.get(key) for row in result.predictions for key in ("reference", "target")):
-            truth = {"emotion": "labels", "caption": "captions"}.get(result.task, "descriptions")
-            return f"No scores: the data has no {truth} to compare the answers with."
+            references = {"emotion": "labels", "caption": "captions"}.get(result.task, "descriptions")
+            return f"No scores: the data has no {references} to compare the answers with."
         return "No scores: every judgement failed." if self.failures else "No scores: the files contain none."
 
 

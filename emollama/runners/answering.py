@@ -1,4 +1,4 @@
-"""Answer the samples of an evaluation block, each of them on one of the processes."""
+"""Predictions for the samples of an evaluation block; each sample is processed on one of the processes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from emollama.precision import Precision
 
 
 @dataclass(frozen=True)
-class Answering:
-    """Everything that is needed to answer samples.
+class PredictionRunner:
+    """Runs the model on evaluation blocks.
 
     Attributes:
-        task: the task, which defines the questions and answers them.
+        task: the task, which defines the evaluation items and makes a prediction for each.
         members: the model in eval mode, or the members of an ensemble.
         prompt: the prompt format of the model.
-        world: the processes among which the questions are distributed.
+        world: the processes among which the items are distributed.
         precision: precision of the model's computations.
         seed: random seed of sampling, which is used if the temperature is above 0.
     """
@@ -35,28 +35,28 @@ class Answering:
     precision: Precision
     seed: int
 
-    def answers(self, label: str, dataset: SampleDataset, options: Any) -> list[dict[str, Any]]:
-        """Answer every question about a dataset.
+    def predict(self, label: str, dataset: SampleDataset, options: Any) -> list[dict[str, Any]]:
+        """Make a prediction for every evaluation item of a dataset.
 
         Args:
             label: label of the block for the progress bar.
             dataset: the samples.
-            options: the task's Config, which defines how to answer.
+            options: the task's Config, which defines how answers are generated.
 
         Returns:
-            One dictionary per answer, sorted by name and task; all ranks get the same list.
+            One dictionary per prediction, sorted by name and task; all ranks get the same list.
         """
-        questions = self.task.questions(dataset, options)
-        texts = [dataset.user_text(each.index, each.task, each.instruction) for each in questions]
+        items = self.task.evaluation_items(dataset, options)
+        texts = [dataset.user_text(item.index, item.task, item.instruction) for item in items]
         lengths = self.prompt.prompt_lengths(texts, options.prompt_layout)
         # Prompts of similar length share a batch, so that little of the padded cache is wasted, and every process gets its
         # share of long prompts.
-        by_length = sorted(range(len(questions)), key=lambda index: -lengths[index])
-        own = [questions[index] for index in by_length[self.world.rank :: self.world.size]]
-        answers: list[Any] = []
+        by_length = sorted(range(len(items)), key=lambda index: -lengths[index])
+        own = [items[index] for index in by_length[self.world.rank :: self.world.size]]
+        predictions: list[Any] = []
         with Progress(len(own), f"answering {label}", enabled=self.world.is_main) as bar, self.precision.autocast():
             for first in range(0, len(own), dataset.cfg.batch_size):
                 part = own[first : first + dataset.cfg.batch_size]
-                answers += self.task.answer(self.members, self.prompt, dataset, options, part, self.seed)
+                predictions += self.task.predict(self.members, self.prompt, dataset, options, part, self.seed)
                 bar.update(len(part))
-        return sorted(map(asdict, chain(*self.world.gather(answers))), key=itemgetter("name", "task"))
+        return sorted(map(asdict, chain(*self.world.gather(predictions))), key=itemgetter("name", "task"))

@@ -1,4 +1,4 @@
-"""Evaluate the blocks of a run: answer, score, and write predictions and metrics.
+"""Evaluate the blocks of a run: predict, score, and write predictions and metrics.
 
 ``emollama eval``, the entry scripts and validation during training share this code.
 """
@@ -15,14 +15,14 @@ from emollama.config import EvaluationBlock, RunConfig
 from emollama.data.loader import SampleDataset
 from emollama.data.slots import IMAGE, PIXELS
 from emollama.errors import UserError
-from emollama.evaluation.answers import Answer
 from emollama.evaluation.prediction_files import write_metrics, write_predictions
+from emollama.evaluation.predictions import Prediction
 from emollama.listing import abbreviated, listing
 from emollama.logs.logger import get_logger
-from emollama.runners.answering import Answering
+from emollama.runners.answering import PredictionRunner
 from emollama.runners.build import build_datasets, is_ensemble
 
-Answers = list[dict[str, Any]]
+PredictionRows = list[dict[str, Any]]  # lines of predictions_*.jsonl
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class EvaluationSet:
 
     Attributes:
         dataset: the samples.
-        options: the task's Config, which defines how to answer.
-        scoring: the task's scoring, which computes metrics from answers.
+        options: the task's Config, which defines how answers are generated.
+        scoring: the task's scoring, which computes metrics from predictions.
     """
 
     dataset: SampleDataset
@@ -46,13 +46,13 @@ class Outcome:
 
     Attributes:
         metrics: "block/task/metric" -> value, or None if the metric could not be computed.
-        answers: block -> answers, sorted by name and task.
+        predictions: block -> predictions, sorted by name and task.
         files: the files that were written.
         unreachable: block -> reason why its judge could not be reached, for blocks with such a judge.
     """
 
     metrics: dict[str, float | None]
-    answers: dict[str, Answers]
+    predictions: dict[str, PredictionRows]
     files: list[Path]
     unreachable: dict[str, str]
 
@@ -120,40 +120,40 @@ def _available_inputs(dataset: SampleDataset, task: str, options: Any) -> list[s
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Answers and scores evaluation blocks.
+    """Makes predictions for evaluation blocks and scores them.
 
     Attributes:
         blocks: label -> block.
-        answering: the model and processes that answer.
+        prediction_runner: the model, and the processes that run it.
         source: name of the evaluated checkpoint in the metrics files; None during training.
     """
 
     blocks: dict[str, EvaluationSet]
-    answering: Answering
+    prediction_runner: PredictionRunner
     source: str | None
 
     def run(self, folder: Path) -> Outcome:
-        """Answer and score every block, and write predictions and metrics into a folder.
+        """Predict and score every block, and write predictions and metrics into a folder.
 
         If a judge cannot be reached, its metrics are None.
         """
-        world = self.answering.world
+        world = self.prediction_runner.world
         outcome = Outcome({}, {}, [], {})
         for label, block in self.blocks.items():
-            answers = self.answering.answers(label, block.dataset, block.options)
-            outcome.files.extend(world.on_rank_zero(partial(write_predictions, folder, label, answers)))
-            metrics, unreachable, path = world.on_rank_zero(partial(self._score, folder, label, block, answers))
+            predictions = self.prediction_runner.predict(label, block.dataset, block.options)
+            outcome.files.extend(world.on_rank_zero(partial(write_predictions, folder, label, predictions)))
+            metrics, unreachable, path = world.on_rank_zero(partial(self._score, folder, label, block, predictions))
             outcome.metrics.update(metrics)
             outcome.unreachable.update(unreachable)
             outcome.files.append(path)
-            outcome.answers[label] = answers
+            outcome.predictions[label] = predictions
         return outcome
 
     def _score(
-        self, folder: Path, label: str, block: EvaluationSet, answers: Answers
+        self, folder: Path, label: str, block: EvaluationSet, predictions: PredictionRows
     ) -> tuple[dict[str, float | None], dict[str, str], Path]:
         """Return metrics by their full names, the reason if the judge could not be reached, and the metrics file."""
-        inputs = [Answer(each["name"], each["task"], each["prediction"], each["reference"], each["loss"]) for each in answers]
+        inputs = [Prediction(row["name"], row["task"], row["prediction"], row["reference"], row["loss"]) for row in predictions]
         scores = block.scoring.score(inputs, tolerant=True)
         metrics = {f"{label}/{task}/{name}": value for task, score in scores.items() for name, value in score.metrics.items()}
         reasons = [score.judge["unreachable"] for score in scores.values() if "unreachable" in score.judge]

@@ -26,7 +26,7 @@ from emollama.logs.logger import get_logger, log_metrics, set_up
 from emollama.logs.run_log import RunLog
 from emollama.reporting.report import write_report
 from emollama.runners import summary
-from emollama.runners.answering import Answering
+from emollama.runners.answering import PredictionRunner
 from emollama.runners.build import build_models, checkpoint_paths
 from emollama.runners.evaluation import Evaluation
 from emollama.runners.preparation import ErrorCollector, Preparation
@@ -119,7 +119,7 @@ class RunnerBase:
             member.eval()
         source = ", ".join(checkpoint_paths(self.config.model.ckpt)) or None
         result = self.folder / "result"
-        outcome = Evaluation(self.blocks, self._answering(), source).run(result)
+        outcome = Evaluation(self.blocks, self._prediction_runner(), source).run(result)
         log_metrics(outcome.metrics)
         self.world.on_rank_zero(lambda: write_yaml(self.config, result / "config.yaml"))
         files = [*outcome.files, *self.world.on_rank_zero(self._report)]
@@ -140,8 +140,8 @@ class RunnerBase:
             get_logger().warning(text, type(error).__name__, error, self.folder)
             return []
 
-    def _answering(self) -> Answering:
-        return Answering(self.task, self.members, self.prompt, self.world, self.precision, self.cfg.seed)
+    def _prediction_runner(self) -> PredictionRunner:
+        return PredictionRunner(self.task, self.members, self.prompt, self.world, self.precision, self.cfg.seed)
 
     def _maybe_evaluate(self, completed_steps: int, log: RunLog) -> bool:
         """Evaluate if an evaluation is due. Returns whether training ends early."""
@@ -280,5 +280,5 @@ class RunnerBase:
             self.precision.scaler.load_state_dict(resumed["scaler"])
         self.validation: Validation | None = None
         if cfg.evaluate:
-            evaluation = Evaluation(self.blocks, self._answering(), None)
+            evaluation = Evaluation(self.blocks, self._prediction_runner(), None)
             self.validation = Validation(cfg, evaluation, self.folder, self.first_step)

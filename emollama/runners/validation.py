@@ -39,7 +39,7 @@ class Validation:
     def __init__(self, cfg: Any, evaluation: Evaluation, folder: Path, first_step: int) -> None:
         self._cfg = cfg
         self._evaluation = evaluation
-        self._world: World = evaluation.answering.world
+        self._world: World = evaluation.prediction_runner.world
         self._folder = folder
         self._key = self._world.on_rank_zero(lambda: monitored_metric(cfg, evaluation.blocks))
         self._metric = None if self._key is None else metric(self._key.rpartition("/")[2])
@@ -70,7 +70,7 @@ class Validation:
     def run(self, completed_steps: int, log: RunLog, save_best: Callable[[], None]) -> None:
         """Evaluate, and save the checkpoint if it is the best so far."""
         epoch = completed_steps // self._cfg.iters_per_epoch - 1
-        model = self._evaluation.answering.members[0]
+        model = self._evaluation.prediction_runner.members[0]
         model.eval()
         outcome = self._evaluation.run(self._folder / "result" / f"epoch_{epoch}")
         model.train()
@@ -85,7 +85,7 @@ class Validation:
             get_logger().info("%s %.4f is the best so far: saved as %s", self._key, value, checkpoint.BEST)
         self._past.append({"step": completed_steps - 1, "epoch": epoch, "metrics": outcome.metrics, "best": is_best})
         self._world.on_rank_zero(self._write)
-        examples = {label: self._examples(answers) for label, answers in outcome.answers.items()}
+        examples = {label: self._examples(predictions) for label, predictions in outcome.predictions.items()}
         log.evaluation(completed_steps - 1, epoch, outcome.metrics, examples)
         if value is None and self._key is not None:
             get_logger().warning("%s has no value after epoch %d, so this epoch cannot be the best", self._key, epoch)
@@ -99,7 +99,7 @@ class Validation:
         best, best_value = -1, None
         for index, value in enumerate(values):
             if value is not None and (
-                best_value is None or (self._metric is not None and self._metric.better(value, best_value))
+                best_value is None or (self._metric is not None and self._metric.is_better(value, than=best_value))
             ):
                 best, best_value = index, value
         return best
@@ -164,8 +164,8 @@ def monitored_metric(cfg: Any, blocks: Mapping[str, EvaluationSet]) -> str | Non
         problem = "is computed more than once" if matches else "does not name a block or task that computes it"
         raise UserError(f"run.metric: '{cfg.metric}' {problem}. Possible values: {_dotted(matches or same_metric)}.")
     if metric_name in METRICS.names():
-        needs = [f"{block.scoring.key} needs {block.scoring.needs(metric_name)}" for block in blocks.values()]
-        raise UserError(f"run.metric: no block computes '{cfg.metric}': {abbreviated(needs, '; ')}")
+        reasons = [f"{block.scoring.key}: {block.scoring.why_not_computed(metric_name)}" for block in blocks.values()]
+        raise UserError(f"run.metric: no block computes '{cfg.metric}': {abbreviated(reasons, '; ')}")
     hint = did_you_mean(metric_name, METRICS.names())
     raise UserError(f"run.metric: unknown metric '{cfg.metric}'.{hint} Metrics of this run: {_dotted(computed)}")
 

@@ -1,4 +1,4 @@
-"""The task of answering questions about a sample: its weighted training loss, and its answers in evaluation."""
+"""The task of answering an instruction about a sample: its weighted training loss, and its predictions in evaluation."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from emollama.evaluation.scoring import Scoring
 from emollama.models.decoding import candidate_probabilities, generate
 from emollama.tasks.configs import ImageTextPretrainConfig
 
-Answered = tuple[str, dict[str, float] | None]  # an answer, and the labels' probabilities with answer_by: likelihood
+Output = tuple[str, dict[str, float] | None]  # the model's answer, and with answer_by: likelihood the labels' probabilities
 
 
 @dataclass(frozen=True)
-class Question:
-    """A question about one sample.
+class EvaluationItem:
+    """One task of one sample, for which evaluation makes a prediction.
 
     Attributes:
         index: index of the sample in the dataset.
@@ -37,8 +37,8 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """The answer to one question.
+class PredictionRecord:
+    """The prediction for one evaluation item: a line of ``predictions_*.jsonl``.
 
     Attributes:
         instruction: text of the user's turn, with tags at the positions of feature tokens.
@@ -71,59 +71,59 @@ class ImageTextPretrain:
         weights: Tensor = batch.loss_weights[batch.labels != IGNORED]
         return (model(batch) * weights).sum()
 
-    def questions(self, dataset: SampleDataset, cfg: ImageTextPretrainConfig) -> list[Question]:
-        """Return one question for every sample and every task of the dataset."""
+    def evaluation_items(self, dataset: SampleDataset, cfg: ImageTextPretrainConfig) -> list[EvaluationItem]:
+        """Return one item for every sample and every task of the dataset."""
         pool = dataset.pool
         texts = {
             task: pool.first_instruction(task) if cfg.instruction == "first" else pool.fill_labels(cfg.instruction)
             for task in pool.tasks
         }
-        return [Question(index, task, instruction) for index in range(len(dataset)) for task, instruction in texts.items()]
+        return [EvaluationItem(index, task, instruction) for index in range(len(dataset)) for task, instruction in texts.items()]
 
-    def answer(
+    def predict(
         self,
         members: Sequence[Any],
         prompt: PromptFormat,
         dataset: SampleDataset,
         cfg: ImageTextPretrainConfig,
-        questions: Sequence[Question],
+        items: Sequence[EvaluationItem],
         seed: int,
-    ) -> list[Prediction]:
-        """Answer a micro-batch of questions, and compute the loss of reference answers.
+    ) -> list[PredictionRecord]:
+        """Predict a batch of evaluation items, and compute the loss of their targets.
 
         Args:
             members: the model in eval mode, or the members of an ensemble.
             prompt: the prompt format of the model.
             dataset: the dataset of the samples.
-            cfg: how to answer.
-            questions: questions that are answered in one batch.
+            cfg: how to generate answers.
+            items: items of one batch.
             seed: random seed of sampling, which is used if the temperature is above 0.
         """
-        records = [_masked(dataset.record(each.index, each.task, each.instruction), cfg.mask_slots) for each in questions]
-        seeds = [mix_seed(seed, each.index, dataset.pool.tasks.index(each.task)) for each in questions]
-        by_label = {row for row, each in enumerate(questions) if each.task == "emotion" and cfg.answer_by == "likelihood"}
-        answers: dict[int, Answered] = {}
+        records = [_masked(dataset.record(item.index, item.task, item.instruction), cfg.mask_slots) for item in items]
+        seeds = [mix_seed(seed, item.index, dataset.pool.tasks.index(item.task)) for item in items]
+        by_label = {row for row, item in enumerate(items) if item.task == "emotion" and cfg.answer_by == "likelihood"}
+        outputs: dict[int, Output] = {}
         for rows in (sorted(by_label), [row for row in range(len(records)) if row not in by_label]):
             if not rows:
                 continue
             samples = [prompt.tokenize(records[row], layout=cfg.prompt_layout, for_generation=True) for row in rows]
             batch = collate(samples).to(members[0].device)
             if rows[0] in by_label:
-                batch_answers = _most_likely_labels(members, prompt, batch, dataset, cfg.aliases)
+                batch_outputs = _most_likely_labels(members, prompt, batch, dataset, cfg.aliases)
             else:
-                batch_answers = _generate(members, prompt, batch, cfg, [seeds[row] for row in rows])
-            answers |= dict(zip(rows, batch_answers, strict=True))
+                batch_outputs = _generate(members, prompt, batch, cfg, [seeds[row] for row in rows])
+            outputs |= dict(zip(rows, batch_outputs, strict=True))
         losses = _losses(members, prompt, records) if cfg.prompt_layout == "train" else {}
         return [
-            Prediction(
+            PredictionRecord(
                 name=record.name,
                 task=record.task,
                 instruction=prompt.body(record),
-                prediction=answers[row][0],
+                prediction=outputs[row][0],
                 target=record.turns[-1][1],
                 reference=record.reference,
                 loss=losses.get(row),
-                label_probabilities=answers[row][1],
+                label_probabilities=outputs[row][1],
             )
             for row, record in enumerate(records)
         ]
@@ -137,7 +137,7 @@ def _masked(record: Record, slots: Sequence[str]) -> Record:
 
 def _generate(
     members: Sequence[Any], prompt: PromptFormat, batch: Batch, cfg: ImageTextPretrainConfig, seeds: list[int]
-) -> list[Answered]:
+) -> list[Output]:
     if cfg.num_beams == 1:
         ids = generate(members, batch, cfg.sampling_params(), prompt.is_finished, seeds)
     else:
@@ -148,19 +148,19 @@ def _generate(
 
 def _most_likely_labels(
     members: Sequence[Any], prompt: PromptFormat, batch: Batch, dataset: SampleDataset, aliases: Mapping[str, str]
-) -> list[Answered]:
+) -> list[Output]:
     """Return the most probable label of each prompt, and the probability of each label."""
     labels = list(dataset.cfg.labels)
     # process_answer applies the text processing of training, so that labels are compared in the form that the model has learned.
     label_of = {dataset.process_answer(word): label for word, label in [*aliases.items(), *zip(labels, labels, strict=True)]}
     probabilities = candidate_probabilities(members, batch, [prompt.answer_ids(word) for word in label_of])
-    answers: list[Answered] = []
+    outputs: list[Output] = []
     for row in probabilities.tolist():
         by_label = dict.fromkeys(labels, 0.0)
         for label, probability in zip(label_of.values(), row, strict=True):
             by_label[label] += probability
-        answers.append((max(by_label, key=by_label.__getitem__), by_label))
-    return answers
+        outputs.append((max(by_label, key=by_label.__getitem__), by_label))
+    return outputs
 
 
 @torch.inference_mode()

@@ -133,12 +133,12 @@ class PromptFormat:
 
         Raises:
             UserError: If the fusion module cannot process this number of feature vectors, or the instruction exceeds
-                ``max_context_len``. The message names the clip.
+                ``max_context_len``. The message names the sample.
         """
         try:
             counts = self.feature_tokens.num_feature_tokens({slot: len(vectors) for slot, vectors in record.features.items()})
         except ValueError as error:
-            raise UserError(f"clip '{record.name}': {error}") from None
+            raise UserError(f"sample '{record.name}': {error}") from None
         tokens = _TokenizedSample()
         if self.tokenizer.bos_token_id is not None:
             tokens.append_prompt([self.tokenizer.bos_token_id])
@@ -212,7 +212,9 @@ class PromptFormat:
             fixed = len(self._ids(parts.prefix))
             if excess >= len(tail) - fixed - len(self._ids(self.style.closing)):
                 limit = self.style.max_context_len
-                raise UserError(f"clip '{name}': model.max_context_len {limit} leaves no room for the instruction. Increase it.")
+                raise UserError(
+                    f"sample '{name}': model.max_context_len {limit} leaves no room for the instruction. Increase it."
+                )
             tail = tail[:fixed] + tail[fixed + excess :]
         for part in pieces:
             if isinstance(part, list):

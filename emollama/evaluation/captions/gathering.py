@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from emollama.evaluation.answers import Answer
 from emollama.evaluation.captions.java import NEEDS_JAVA, lacks_java, lacks_spice
 from emollama.evaluation.captions.metric_inputs import Alignments, CaptionNumbers, Captions, Propositions
 from emollama.evaluation.captions.tokenizers import NO_JAVA, CaptionTokenizer, tokenizer
+from emollama.evaluation.predictions import Prediction
 from emollama.evaluation.spelling import KeySpelling
 from emollama.listing import listing
-
-CAPTION = "caption"  # the task whose answers are compared with several references each
 
 
 class CaptionInputs:
@@ -38,21 +36,21 @@ class CaptionInputs:
             need = ", and METEOR is not computed. Both need" if without_meteor else ". ptb needs"
             logging.getLogger("emollama").warning("%s: %s%s %s", self._spelling.path("caption_tokenizer"), text, need, NEEDS_JAVA)
 
-    def missing(self, kind: type) -> str | None:
-        """Return what is missing to build a kind of metric input; None if nothing is."""
-        if kind is Propositions:
+    def missing(self, input_type: type) -> str | None:
+        """Return what is missing to build a metric input; None if nothing is."""
+        if input_type is Propositions:
             return lacks_spice()
-        return lacks_java() if kind is Alignments else None
+        return lacks_java() if input_type is Alignments else None
 
-    def build(self, kind: type[CaptionNumbers], answers: Sequence[Answer]) -> CaptionNumbers:
-        """Build a metric input from the answers that have references, and warn once about the others.
+    def build(self, input_type: type[CaptionNumbers], predictions: Sequence[Prediction]) -> CaptionNumbers:
+        """Build a metric input from the predictions that have references, and warn once about the others.
 
         Raises:
             JavaFailed: If a Java program failed.
         """
-        without_reference = [answer.name for answer in answers if not answer.captions]
+        without_reference = [prediction.name for prediction in predictions if not prediction.captions]
         if without_reference and without_reference != self._warned:
             text = f"caption metrics leave out samples without a reference caption ({listing(without_reference, 'sample')})"
             logging.getLogger("emollama").warning("%s", self._spelling.in_block(text))
             self._warned = without_reference
-        return kind.of(Captions.of(answers, self._tokenizer))
+        return input_type.of(Captions.of(predictions, self._tokenizer))

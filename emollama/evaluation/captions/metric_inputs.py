@@ -17,9 +17,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from emollama.evaluation.answers import Answer
 from emollama.evaluation.captions.java import JavaFailed, folder_of, run_java
 from emollama.evaluation.captions.tokenizers import Tokenizer
+from emollama.evaluation.predictions import Prediction
 
 Numbers = NDArray[np.float64]
 LONGEST = 4  # words of the longest n-grams
@@ -36,17 +36,17 @@ class Captions:
     tokenizer: str
 
     @classmethod
-    def of(cls, answers: Sequence[Answer], tokenizer: Tokenizer) -> Self:
+    def of(cls, predictions: Sequence[Prediction], tokenizer: Tokenizer) -> Self:
         """Tokenize the answers that have references, and their references.
 
         Raises:
             JavaFailed: If the tokenizer failed.
         """
-        captioned = [answer for answer in answers if answer.captions]
-        texts = [text for answer in captioned for text in (answer.prediction, *answer.captions)]
+        captioned = [prediction for prediction in predictions if prediction.captions]
+        texts = [text for prediction in captioned for text in (prediction.text, *prediction.captions)]
         tokenized = iter(tokenizer.words(texts))
-        samples = [[next(tokenized) for _ in range(1 + len(answer.captions))] for answer in captioned]
-        names = tuple(answer.name for answer in captioned)
+        samples = [[next(tokenized) for _ in range(1 + len(prediction.captions))] for prediction in captioned]
+        names = tuple(prediction.name for prediction in captioned)
         return cls(names, [sample[0] for sample in samples], [sample[1:] for sample in samples], tokenizer.name)
 
 
@@ -139,7 +139,10 @@ class Alignments(CaptionNumbers):
         """
         pairs = zip(captions.predicted, captions.references, strict=True)
         # METEOR reads "|||" as the separator of the fields of a line.
-        lines = [" ||| ".join(["SCORE", *(text.replace("|||", " ") for text in [*true, predicted])]) for predicted, true in pairs]
+        lines = [
+            " ||| ".join(["SCORE", *(text.replace("|||", " ") for text in [*references, predicted])])
+            for predicted, references in pairs
+        ]
         arguments = ("-Xmx2G", "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm")
         text = "".join(f"{line}\n" for line in lines)
         output = run_java("METEOR", arguments, folder_of("meteor"), text).splitlines() if lines else []
@@ -164,7 +167,9 @@ class Propositions(CaptionNumbers):
             JavaFailed: If SPICE failed.
         """
         pairs = zip(captions.predicted, captions.references, strict=True)
-        entries = [{"image_id": index, "test": predicted, "refs": true} for index, (predicted, true) in enumerate(pairs)]
+        entries = [
+            {"image_id": index, "test": predicted, "refs": references} for index, (predicted, references) in enumerate(pairs)
+        ]
         with tempfile.TemporaryDirectory() as folder:
             input_file, output_file = Path(folder) / "captions.json", Path(folder) / "scores.json"
             input_file.write_text(json.dumps(entries), encoding="utf-8")

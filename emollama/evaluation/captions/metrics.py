@@ -31,7 +31,7 @@ STAGES = np.array([1.0, 0.6, 0.8, 0.6])
 def _bleu(longest: int) -> Callable[[NGrams], float | None]:
     """Return BLEU up to n-grams of this length: the geometric mean of their precisions, with a penalty for short answers."""
 
-    def value(ngrams: NGrams) -> float | None:
+    def compute(ngrams: NGrams) -> float | None:
         if not ngrams.names:
             return None
         totals = ngrams.values.sum(0)
@@ -40,7 +40,7 @@ def _bleu(longest: int) -> Callable[[NGrams], float | None]:
         ratio = (float(totals[-2]) + TINY) / (float(totals[-1]) + SMALL)
         return precision * math.exp(min(0.0, 1 - 1 / ratio))
 
-    return value
+    return compute
 
 
 def _mean(numbers: CaptionNumbers) -> float | None:
@@ -64,6 +64,6 @@ def _meteor(alignments: Alignments) -> float | None:
 
 BLEU_1, BLEU_2, BLEU_3, BLEU_4 = (Metric(f"BLEU-{length}", NGrams, _bleu(length)) for length in range(1, LONGEST + 1))
 ROUGE_L = Metric("ROUGE-L", Subsequences, _mean)
-CIDER_D = Metric("CIDEr-D", Consensus, _mean, top=None)
+CIDER_D = Metric("CIDEr-D", Consensus, _mean, max_value=None)
 METEOR = Metric("METEOR", Alignments, _meteor)
 SPICE = Metric("SPICE", Propositions, _mean)

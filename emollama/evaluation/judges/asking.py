@@ -59,7 +59,7 @@ class JudgeClient:
         keys = [self._key(question) for question in questions]
         outcomes: dict[str, Reply | NoReply] = {
             key: reply
-            for key, reply in self._cache.recall(dict.fromkeys(keys)).items()
+            for key, reply in self._cache.get(dict.fromkeys(keys)).items()
             if not self._is_to_ask_again(key, reply, read)
         }
         missing = {key: question for key, question in zip(keys, questions, strict=True) if key not in outcomes}

@@ -18,7 +18,7 @@ from emollama.paths import cache_folder, require_writable
 _LOCK_SECONDS = 60.0  # how long to wait for another writer
 _TABLE = """CREATE TABLE IF NOT EXISTS replies
     (key TEXT PRIMARY KEY, model TEXT, text TEXT, finish TEXT, prompt_tokens INTEGER, completion_tokens INTEGER)"""
-_RECALL = "SELECT text, finish, prompt_tokens, completion_tokens FROM replies WHERE key = ?"
+_SELECT = "SELECT text, finish, prompt_tokens, completion_tokens FROM replies WHERE key = ?"
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class ReplyCache:
             if tables and tables != {"replies"}:
                 raise UserError(f"cache_path: '{self.path}' is a database with other tables. Specify another file.")
 
-    def recall(self, keys: Iterable[str]) -> dict[str, Reply]:
+    def get(self, keys: Iterable[str]) -> dict[str, Reply]:
         """Return the replies of the keys that are in the cache."""
         replies = {}
         with self._connected() as file:
             file.execute(_TABLE)
             for key in keys:
-                row = file.execute(_RECALL, (key,)).fetchone()
+                row = file.execute(_SELECT, (key,)).fetchone()
                 if row:
                     replies[key] = Reply(*row)
         return replies

@@ -66,9 +66,11 @@ class OpenAIJudge:
 
         def __post_init__(self) -> None:
             for name, hint in get_type_hints(type(self)).items():
-                kinds, value_type = get_args(hint) or (hint,), type(getattr(self, name))
-                if value_type not in kinds and not (value_type is int and float in kinds):
-                    expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+                types, value_type = get_args(hint) or (hint,), type(getattr(self, name))
+                if value_type not in types and not (value_type is int and float in types):
+                    expected = " or ".join(
+                        "null" if expected_type is type(None) else expected_type.__name__ for expected_type in types
+                    )
                     raise ValueError(f"{name}: expected {expected}, got {value_type.__name__}")
             require_at_least(1, self, "concurrency", "max_tokens")
             require_at_least(0.001, self, "timeout")

@@ -53,8 +53,8 @@ FAMILY = {word: family for family, words in _FAMILIES.items() for word in words.
 _PAIRS = {frozenset(pair.split()) for pair in _NEIGHBOURS.split(",")}
 
 
-def nearness(one: str, other: str) -> float:
+def nearness(family: str, other: str) -> float:
     """Return the nearness of two families: 1 for equal, NEIGHBOUR for neighbouring, 0 for other families."""
-    if one == other:
+    if family == other:
         return 1.0
-    return NEIGHBOUR if {one, other} in _PAIRS else 0.0
+    return NEIGHBOUR if {family, other} in _PAIRS else 0.0

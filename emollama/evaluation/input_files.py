@@ -1,17 +1,16 @@
-"""Readers for answer files of any program and for files with reference data. Extension and header determine the format.
+"""Readers for prediction files of any program and for reference files. Extension and header determine the format.
 
-Answers: ``predictions_*.jsonl`` of a run; CSV ``names,chi_reasons`` (English text in spite of the column name) and ``name`` with
-one of :data:`ANSWER_COLUMNS`; submissions (``.npz``) with lists of words; captions by image: COCO results, a JSON list of
+Predictions: ``predictions_*.jsonl`` of a run; CSV ``names,chi_reasons`` (English text in spite of the column name) and ``name``
+with one of :data:`ANSWER_COLUMNS`; submissions (``.npz``) with lists of words; captions by image: COCO results, a JSON list of
 ``{"image_id": 7, "caption": "..."}`` (source: COCO's page on result formats), and CSV ``image_id,caption``.
 
-Reference data: tables of EMER (``names,emotions,subtitles,reasons`` and ``name,chinese,english``), of labels (``name,label``,
+References: tables of EMER (``names,emotions,subtitles,reasons`` and ``name,chinese,english``), of labels (``name,label``,
 ``name,discrete``, DFEW's ``video_name,label``), of words (``name,openset``) and your own (``name,emotion,reason``);
 annotation files (``.txt``); captions and words as JSON objects; captions of images (:mod:`emollama.data.captions`).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os.path import splitext
@@ -22,9 +21,8 @@ from emollama.data.captions import read_captioned_images
 from emollama.data.csv_files import read_csv, require_column
 from emollama.data.problems import Problem, Report
 from emollama.errors import UserError
-from emollama.evaluation.answers import Answer, Reference
-from emollama.evaluation.captions.gathering import CAPTION
 from emollama.evaluation.openset import read_openset
+from emollama.evaluation.predictions import CAPTION, Prediction, Reference, encodable, parse_caption, parse_prediction
 from emollama.evaluation.submission import read_items, read_submission
 from emollama.evaluation.word_lists import is_list
 from emollama.listing import abbreviated
@@ -41,27 +39,32 @@ DFEW_DIGITS = 5  # clip names of DFEW have five digits; its tables omit leading 
 
 
 @dataclass(frozen=True)
-class AnswerFile:
-    """The answers of one file.
+class PredictionFile:
+    """The predictions in one file.
 
     Attributes:
         path: path as the user wrote it.
-        answers: answers in file order; their task is "" if the file does not state it.
+        predictions: predictions in file order; their task is "" if the file does not state it.
         of_labels: whether the file's column contains labels.
         unreadable: names of samples of a submission whose word list cannot be parsed.
-        by_image: whether answers are named by an ``image_id``: the number of an image, or its file with or without the extension.
+        by_image: whether samples are named by an ``image_id``: the number of an image, or its file with or without extension.
     """
 
     path: str
-    answers: tuple[Answer, ...]
+    predictions: tuple[Prediction, ...]
     of_labels: bool = False
     unreadable: tuple[str, ...] = ()
     by_image: bool = False
 
+    @property
+    def tasks(self) -> set[str]:
+        """Tasks of the predictions."""
+        return {prediction.task for prediction in self.predictions}
+
 
 @dataclass(frozen=True)
-class TruthFile:
-    """The reference data of one file.
+class ReferenceFile:
+    """The references in one file.
 
     Attributes:
         path: path as the user wrote it.
@@ -80,8 +83,8 @@ class TruthFile:
     ids: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_answers(path: str) -> AnswerFile:
-    """Read a file of answers.
+def read_predictions(path: str) -> PredictionFile:
+    """Read a file of predictions.
 
     Raises:
         UserError: If the file does not exist, its format is unknown, or rows are invalid or repeated (all are listed, with
@@ -89,20 +92,21 @@ def read_answers(path: str) -> AnswerFile:
     """
     require_file(path, "--predictions")
     if path.endswith(".jsonl"):
-        return AnswerFile(path, tuple(_read_run_answers(path)))
+        return PredictionFile(path, tuple(_read_run_predictions(path)))
     if path.endswith(".npz"):
-        answers = tuple(Answer(name, "", repr(list(words))) for name, words in read_submission(path).items())
-        return AnswerFile(path, answers, unreadable=tuple(name for name, item in read_items(path).items() if not is_list(item)))
+        predictions = tuple(Prediction(name, "", repr(list(words))) for name, words in read_submission(path).items())
+        unreadable = tuple(name for name, item in read_items(path).items() if not is_list(item))
+        return PredictionFile(path, predictions, unreadable=unreadable)
     if path.endswith(".json"):
-        return AnswerFile(path, tuple(_read_coco_results(path)), by_image=True)
+        return PredictionFile(path, tuple(_read_coco_results(path)), by_image=True)
     if not path.endswith(".csv"):
         formats = f".jsonl (predictions of a run), .csv, .npz (submission) or .json ({RESULTS_FORMAT})"
-        raise UserError(f"{path}: unknown format of answers. Expected a file with the extension {formats}.")
+        raise UserError(f"{path}: unknown format of predictions. Expected a file with the extension {formats}.")
     problems: list[Problem] = []
     header, rows = read_csv(path, "--predictions", problems.append)
     if {*header} >= IMAGE_COLUMNS:
         entries = ((f"line {line}", row) for line, row in rows)
-        return AnswerFile(path, tuple(_image_answers(path, entries, problems)), by_image=True)
+        return PredictionFile(path, tuple(_image_predictions(path, entries, problems)), by_image=True)
     clips = _require_valid(lambda report: read_clip_table(path, None, report))
     column = require_column(path, list(clips[0].columns), ANSWER_COLUMNS)
     texts = {clip.name: clip.columns[column] for clip in clips}
@@ -110,21 +114,21 @@ def read_answers(path: str) -> AnswerFile:
         texts = {name: repr(list(words)) for name, words in read_openset(path, "--predictions").items()}
     if column in LABEL_COLUMNS:
         texts = _emotion_names(path, texts)
-    return AnswerFile(path, tuple(Answer(name, "", text) for name, text in texts.items()), column in LABEL_COLUMNS)
+    return PredictionFile(path, tuple(Prediction(name, "", text) for name, text in texts.items()), column in LABEL_COLUMNS)
 
 
-def read_truth(path: str) -> TruthFile:
-    """Read a file of reference data.
+def read_references(path: str) -> ReferenceFile:
+    """Read a file of references.
 
     Raises:
-        UserError: As in :func:`read_answers`, and if labels are numbers other than DFEW's.
+        UserError: As in :func:`read_predictions`, and if labels are numbers other than DFEW's.
     """
     require_file(path, "--truth")
     if path.endswith(".txt"):
         annotated = _require_valid(lambda report: read_annotations(path, report=report))
-        return TruthFile(path, {"emotion": _emotion_names(path, {clip.name: clip.label for clip in annotated})})
+        return ReferenceFile(path, {"emotion": _emotion_names(path, {clip.name: clip.label for clip in annotated})})
     if path.endswith(".json"):
-        return _read_truth_json(path)
+        return _read_reference_json(path)
     if not path.endswith(".csv"):
         raise UserError(f"{path}: unknown reference format. Expected .csv, .txt (annotations) or .json (captions, words).")
     clips = _require_valid(lambda report: read_clip_table(path, None, report))
@@ -138,36 +142,36 @@ def read_truth(path: str) -> TruthFile:
         references["emotion"] = _emotion_names(path, labels)
     is_dfew = labels is not None and labels != references["emotion"]
     openset = read_openset(path, "--truth") if "openset" in header else None
-    return TruthFile(path, references, openset, DFEW_DIGITS * is_dfew, any(column in header for column in EMER_COLUMNS))
+    return ReferenceFile(path, references, openset, DFEW_DIGITS * is_dfew, any(column in header for column in EMER_COLUMNS))
 
 
-def _read_run_answers(path: str) -> Iterator[Answer]:
-    """Yield the answers of a ``predictions_*.jsonl``; task, reference and loss may be absent or null; NaN is read as null."""
+def _read_run_predictions(path: str) -> Iterator[Prediction]:
+    """Yield the predictions of a ``predictions_*.jsonl``; task, reference and loss may be absent or null; NaN is read as null."""
     lines: dict[tuple[str, str], int] = {}
     problems = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
-            answer = _parse_answer(line)
-            if (first := lines.setdefault((answer.name, answer.task), number)) != number:
-                raise ValueError(f"line {first} already has an answer for '{answer.name}'. Remove one of the two.")
-            yield answer
+            prediction = parse_prediction(line)
+            if (first := lines.setdefault((prediction.name, prediction.task), number)) != number:
+                raise ValueError(f"line {first} already has a prediction for '{prediction.name}'. Remove one of the two.")
+            yield prediction
         except ValueError as error:
             problems.append(Problem("list", f"{path}, line {number}: {error}"))
     _raise_if_any(problems)
     if not lines:
-        raise UserError(f"{path}: the file contains no answers")
+        raise UserError(f"{path}: the file contains no predictions")
 
 
-def _read_coco_results(path: str) -> list[Answer]:
+def _read_coco_results(path: str) -> list[Prediction]:
     table = read_json(path)
     if not isinstance(table, list):
-        raise UserError(f"{path}: expected a JSON list of answers ({RESULTS_FORMAT})")
-    return _image_answers(path, ((f"entry {number}", entry) for number, entry in enumerate(table, 1)), [])
+        raise UserError(f"{path}: expected a JSON list of captions ({RESULTS_FORMAT})")
+    return _image_predictions(path, ((f"entry {number}", entry) for number, entry in enumerate(table, 1)), [])
 
 
-def _image_answers(path: str, entries: Iterable[tuple[str, Any]], problems: list[Problem]) -> list[Answer]:
+def _image_predictions(path: str, entries: Iterable[tuple[str, Any]], problems: list[Problem]) -> list[Prediction]:
     """Return one caption per image.
 
     Args:
@@ -176,60 +180,19 @@ def _image_answers(path: str, entries: Iterable[tuple[str, Any]], problems: list
         problems: problems of the file that were detected before; they are reported together with those of the entries.
     """
     positions: dict[str, str] = {}
-    answers = []
+    predictions = []
     for position, entry in entries:
         try:
-            answer = _parse_caption(entry)
-            if (first := positions.setdefault(answer.name, position)) != position:
-                raise ValueError(f"{first} already has a caption for the image '{answer.name}'. Remove one of the two.")
-            answers.append(answer)
+            prediction = parse_caption(entry)
+            if (first := positions.setdefault(prediction.name, position)) != position:
+                raise ValueError(f"{first} already has a caption for the image '{prediction.name}'. Remove one of the two.")
+            predictions.append(prediction)
         except ValueError as error:
             problems.append(Problem("list", f"{path}, {position}: {error}"))
     _raise_if_any(problems)
-    if not answers:
-        raise UserError(f"{path}: the file contains no answers")
-    return answers
-
-
-def _parse_caption(entry: Any) -> Answer:
-    """Return the answer of an entry; keys other than image_id and caption are ignored.
-
-    Raises:
-        ValueError: If the entry has no valid image_id and caption.
-    """
-    name, caption = (entry.get("image_id"), entry.get("caption")) if isinstance(entry, dict) else (None, None)
-    if isinstance(name, bool) or not isinstance(name, int | str) or not str(name).strip() or not isinstance(caption, str):
-        raise ValueError(f'expected an image_id and a caption, {{"image_id": 7, "caption": "..."}}, got {str(entry)[:60]}')
-    return Answer(_encodable(str(name)), CAPTION, _encodable(caption))
-
-
-def _parse_answer(line: str) -> Answer:
-    """Return the answer of one line.
-
-    Raises:
-        ValueError: If the line is not a JSON object with the expected fields.
-    """
-    try:
-        row = json.loads(line, parse_constant=lambda _: None)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"invalid JSON: {error.msg}") from None
-    except RecursionError:
-        raise ValueError("the JSON is nested too deeply") from None
-    optional = {"task": str, "reference": str | list, "loss": float | int}
-    kinds: dict[str, Any] = {"name": str, "prediction": str} | {key: kind | None for key, kind in optional.items()}
-    if not isinstance(row, dict) or not all(isinstance(row.get(key), kind) for key, kind in kinds.items()):
-        raise ValueError("expected an object with the strings 'name' and 'prediction' (optional: 'task', 'reference', 'loss')")
-    reference = row.get("reference")
-    if isinstance(reference, list) and not all(isinstance(text, str) for text in reference):
-        raise ValueError("expected 'reference' to be a string or a list of strings")
-    if reference is not None:
-        reference = list(map(_encodable, reference)) if isinstance(reference, list) else _encodable(reference)
-    return Answer(_encodable(row["name"]), row.get("task") or "", _encodable(row["prediction"]), reference, row.get("loss"))
-
-
-def _encodable(text: str) -> str:
-    """Replace lone surrogates by question marks: JSON escapes can contain them, but UTF-8 files cannot."""
-    return text.encode("utf-8", "replace").decode()
+    if not predictions:
+        raise UserError(f"{path}: the file contains no predictions")
+    return predictions
 
 
 def _require_valid(read: Callable[[Report], list[Clip]]) -> list[Clip]:
@@ -249,7 +212,6 @@ def _require_valid(read: Callable[[Report], list[Clip]]) -> list[Clip]:
 
 
 def _raise_if_any(problems: Sequence[Problem]) -> None:
-    """Raise one UserError that lists all problems of a file."""
     if problems:
         raise UserError(abbreviated((problem.text for problem in problems), "\n"))
 
@@ -269,7 +231,7 @@ def _emotion_names(path: str, labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
-def _read_truth_json(path: str) -> TruthFile:
+def _read_reference_json(path: str) -> ReferenceFile:
     """Read captions (one object per sample, or several captions per image) or words (one list per sample)."""
     table: Any = read_json(path)
     if (isinstance(table, dict) and "annotations" in table) or (isinstance(table, list) and table):
@@ -277,16 +239,17 @@ def _read_truth_json(path: str) -> TruthFile:
         listed = table.get("images") if isinstance(table, dict) else None
         # read_captioned_images has already validated the entries.
         images = listed if isinstance(listed, list) else ()
-        return TruthFile(path, {CAPTION: captions}, ids={str(image["id"]): splitext(image["file_name"])[0] for image in images})
+        ids = {str(image["id"]): splitext(image["file_name"])[0] for image in images}
+        return ReferenceFile(path, {CAPTION: captions}, ids=ids)
     if not isinstance(table, dict) or not table:
-        raise UserError(f"{path}: expected one JSON object keyed by clip name, with captions or lists of words")
+        raise UserError(f"{path}: expected one JSON object keyed by sample name, with captions or lists of words")
     if all(isinstance(words, list) for words in table.values()):
-        return TruthFile(path, openset=read_openset(path, "--truth"))
+        return ReferenceFile(path, openset=read_openset(path, "--truth"))
     references: dict[str, dict[str, str]] = {task: _captions(table, fields) for task, fields in CAPTION_FIELDS.items()}
     references[""] = references["reason_v2"]
     if not references[""]:
-        raise UserError(f"{path}: expected a caption in 'smp_reason_caption' or 'caption', but no clip has one")
-    return TruthFile(path, references)
+        raise UserError(f"{path}: expected a caption in 'smp_reason_caption' or 'caption', but no sample has one")
+    return ReferenceFile(path, references)
 
 
 def _captions(table: dict[str, Any], fields: Sequence[str]) -> dict[str, str]:
@@ -294,7 +257,6 @@ def _captions(table: dict[str, Any], fields: Sequence[str]) -> dict[str, str]:
     captions = {}
     for name, entry in table.items():
         candidates = [entry.get(field) for field in fields] if isinstance(entry, dict) else []
-        text = next((caption for caption in candidates if isinstance(caption, str) and caption.strip()), None)
-        if text is not None:
-            captions[name] = _encodable(text)
+        if texts := [caption for caption in candidates if isinstance(caption, str) and caption.strip()]:
+            captions[name] = encodable(texts[0])
     return captions
