@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from pathlib import Path
@@ -113,3 +114,11 @@ def test_a_folder_that_cannot_be_created_is_reported_with_its_key(tmp_path, writ
         FeatureCache(str(tmp_path / "file"), SHAPE).require_same_manifest(MANIFEST, "model.visual_cache_path", write=write)
     with pytest.raises(UserError, match="^model.visual_cache_path: cannot write"):
         FeatureCache("/proc/cache", SHAPE).require_same_manifest(MANIFEST, "model.visual_cache_path", write=write)
+
+
+def test_a_manifest_file_keeps_the_keys_of_format_version_1(tmp_path):
+    MANIFEST.write(tmp_path)
+    content = json.loads((tmp_path / "manifest.json").read_text())
+    assert (content["rows"], content["width"], content["recipe"]) == (3, 4, {"encoder": "eva, q-former", "image_size": 56})
+    assert set(content) == {"format", "version", "slots", "rows", "width", "recipe", "weights", "dtype", "versions", "inputs"}
+    assert Manifest.read(str(tmp_path)) == MANIFEST
