@@ -45,7 +45,7 @@ def nearest(name: str, valid_names: Iterable[str], cutoff: float = 0.6) -> str |
         cutoff: minimum similarity of other names, as difflib measures it, from 0 to 1.
     """
     names = list(valid_names)
-    longer = [each for each in names if each.startswith(name)] if len(name) >= PREFIX else []
+    longer = [registered for registered in names if registered.startswith(name)] if len(name) >= PREFIX else []
     matches = difflib.get_close_matches(name, longer or names, n=1, cutoff=0.0 if longer else cutoff)
     return matches[0] if matches else None
 

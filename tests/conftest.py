@@ -198,7 +198,7 @@ def golden_dataset(golden_config: RunConfig) -> Any:
     """The golden corpus with the answers of all three tasks."""
     shapes = golden_config.classes["model"].slot_shapes(golden_config.model)
     block = golden_config.evaluation_datasets["answers"].dataset
-    return golden_config.classes["evaluation_datasets.answers"](block, slot_shapes=shapes, label="golden")
+    return golden_config.classes["evaluation_datasets.answers"](block, slot_shapes=shapes, block_path="golden")
 
 
 @pytest.fixture(scope="session")

@@ -168,7 +168,7 @@ def build(tmp_path):
         config = loaded(tmp_path, tree)
         shapes = config.classes["model"].slot_shapes(config.model)
         block = config.datasets[label] if training else config.evaluation_datasets[label].dataset
-        return config.classes[f"{group}.{label}"](block, slot_shapes=shapes, label=label, training=training)
+        return config.classes[f"{group}.{label}"](block, slot_shapes=shapes, block_path=label, training=training)
 
     return build_dataset
 

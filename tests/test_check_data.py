@@ -438,7 +438,7 @@ def test_the_check_reports_exactly_the_tokens_that_a_run_would_cut(checked, tree
     cfg = loaded(tmp_path, tree, f"model.{limit}")
     prompt = cfg.classes["model"].prompt_format(cfg.model)
     shapes = cfg.classes["model"].slot_shapes(cfg.model)
-    dataset = cfg.classes[BLOCK](cfg.datasets["golden"], slot_shapes=shapes, label=BLOCK)
+    dataset = cfg.classes[BLOCK](cfg.datasets["golden"], slot_shapes=shapes, block_path=BLOCK)
     cut = {
         name: max(
             prompt.tokenize(dataset.record(index, task, instruction)).tokens_cut

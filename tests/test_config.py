@@ -211,13 +211,13 @@ def test_an_unknown_preset_is_reported_with_the_nearest_and_all_presets(tmp_path
     assert text == "model.preset: unknown preset 'slimm'. Did you mean 'slim'? Presets: slim, wide"
 
 
-@pytest.mark.parametrize("label", ["a/b", "../a", "a.b", "a[0]", ""])
-def test_a_label_that_cannot_name_a_file_is_refused(tmp_path, label):
-    tree = small(datasets={label: {"type": "feature_face_caption", "annotation_file": "x"}})
-    assert f"label '{label}'" in refusal(tmp_path, tree)
+@pytest.mark.parametrize("name", ["a/b", "../a", "a.b", "a[0]", ""])
+def test_a_block_name_that_cannot_name_a_file_is_refused(tmp_path, name):
+    tree = small(datasets={name: {"type": "feature_face_caption", "annotation_file": "x"}})
+    assert f"the block name '{name}'" in refusal(tmp_path, tree)
 
 
-def test_a_label_may_contain_dashes_and_digits(tmp_path):
+def test_a_block_name_may_contain_dashes_and_digits(tmp_path):
     tree = small(datasets={"mer2024-noise_1": {"type": "feature_face_caption", "annotation_file": "x"}})
     assert loaded(tmp_path, tree).datasets["mer2024-noise_1"].annotation_file == "x"
 

@@ -23,7 +23,7 @@ def build(tmp_path, corpus):
         tree["datasets"]["golden"] |= {"annotation_file": LIST, "shuffle": True, "curriculum": course, **keys}
         config = loaded(tmp_path, tree)
         shapes = config.classes["model"].slot_shapes(config.model)
-        return config.classes["datasets.golden"](config.datasets["golden"], slot_shapes=shapes, label="datasets.golden")
+        return config.classes["datasets.golden"](config.datasets["golden"], slot_shapes=shapes, block_path="datasets.golden")
 
     return build_dataset
 
@@ -139,7 +139,7 @@ def test_an_evaluation_does_not_require_the_curriculum_column(tmp_path, corpus):
     config = loaded(tmp_path, tree)
     shapes = config.classes["model"].slot_shapes(config.model)
     block = config.evaluation_datasets["answers"].dataset
-    dataset = config.classes["evaluation_datasets.answers"](block, slot_shapes=shapes, label="answers", training=False)
+    dataset = config.classes["evaluation_datasets.answers"](block, slot_shapes=shapes, block_path="answers", training=False)
     assert dataset.problems() == []
 
 

@@ -48,7 +48,7 @@ def build(tmp_path):
         config = loaded(tmp_path, tree, *options)
         shapes = config.classes["model"].slot_shapes(config.model)
         block = config.datasets[kind] if training else config.evaluation_datasets[kind].dataset
-        return config.classes[f"{group}.{kind}"](block, slot_shapes=shapes, label=f"{group}.{kind}", training=training)
+        return config.classes[f"{group}.{kind}"](block, slot_shapes=shapes, block_path=f"{group}.{kind}", training=training)
 
     return build_dataset
 
@@ -510,7 +510,7 @@ def test_image_size_determines_the_number_of_image_tokens_and_four_more_tokens_a
     tree["datasets"] = {"custom": {"data_root": str(tmp_path), "annotation_file": "clips.csv"}}
     config = loaded(tmp_path, tree)
     shapes = config.classes["model"].slot_shapes(config.model)
-    dataset = config.classes["datasets.custom"](config.datasets["custom"], slot_shapes=shapes, label="custom")
+    dataset = config.classes["datasets.custom"](config.datasets["custom"], slot_shapes=shapes, block_path="custom")
     prompt = config.classes["model"].prompt_format(config.model)
     assert problem_texts(dataset) == []
     for layout in ("train", "upstream_eval"):

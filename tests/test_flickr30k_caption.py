@@ -51,7 +51,7 @@ def config(root, **keys):
 
 
 def build_dataset(root, *, training=True, shapes=SHAPES, **keys):
-    return Flickr30kCaption(config(root, **keys), slot_shapes=shapes, label="flickr", training=training)
+    return Flickr30kCaption(config(root, **keys), slot_shapes=shapes, block_path="flickr", training=training)
 
 
 def problems(root, **keys):

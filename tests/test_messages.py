@@ -506,7 +506,7 @@ def block_of(tmp_path, **keys):
     tree["datasets"]["golden"] |= keys
     config = loaded(tmp_path, tree)
     shapes = config.classes["model"].slot_shapes(config.model)
-    return config.classes["datasets.golden"](config.datasets["golden"], slot_shapes=shapes, label="datasets.golden")
+    return config.classes["datasets.golden"](config.datasets["golden"], slot_shapes=shapes, block_path="datasets.golden")
 
 
 def test_labels_missing_from_the_configured_labels_can_be_excluded(tmp_path):

@@ -117,7 +117,7 @@ def built(world, **changes):
 def records(world, cfg, split="train", **keys):
     dataset_class = DATASETS.get("flickr30k_caption")
     block = dataset_class.Config(annotation_file=str(getattr(world, split)), image_path=str(world.images), **keys)
-    dataset = dataset_class(block, slot_shapes=MODELS.get("minigpt4").slot_shapes(cfg), label="data", training=False)
+    dataset = dataset_class(block, slot_shapes=MODELS.get("minigpt4").slot_shapes(cfg), block_path="data", training=False)
     return [dataset.record(index, "caption", "") for index in range(len(dataset))]
 
 

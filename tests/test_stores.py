@@ -77,7 +77,7 @@ def test_a_shuffled_run_on_shards_resumes_with_the_same_losses(stores, tmp_path,
 def test_the_sampling_of_a_dataset_uses_the_tar_shards_and_the_shuffle_window(stores, tmp_path):
     config = load(str(golden_config(tmp_path, data=stores["tar"] | {"shuffle": True, "shuffle_window": 1})))
     shapes = config.classes["model"].slot_shapes(config.model)
-    dataset = config.classes["datasets.clips"](config.datasets["clips"], slot_shapes=shapes, label="clips")
+    dataset = config.classes["datasets.clips"](config.datasets["clips"], slot_shapes=shapes, block_path="clips")
     sampling = dataset.sampling()
     assert sorted(sampling.shards.tolist()) == [0, 0, 1, 1, 2, 2] and sampling.window == 1
 

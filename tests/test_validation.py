@@ -307,7 +307,7 @@ def test_held_out_samples_are_evaluated_and_not_trained_on(tmp_path):
         ("datasets.golden", config.datasets["golden"], True),
         ("evaluation_datasets.answers", config.evaluation_datasets["answers"].dataset, False),
     ):
-        both.append(set(config.classes[key](block, slot_shapes=shapes, label=key, training=training).names()))
+        both.append(set(config.classes[key](block, slot_shapes=shapes, block_path=key, training=training).names()))
     assert both[0] and both[1] and not both[0] & both[1] and len(both[0] | both[1]) == 6
 
 

@@ -25,14 +25,14 @@ def findings(dataset: Flickr30kCaption) -> Iterator[Finding]:
     usual, _ = Counter(counts.values()).most_common(1)[0] if counts else (0, 0)
     if usual == 1 and not dataset.training:
         text = f"{dataset.list_path()}: most images have a single caption, so answers are compared with that caption only"
-        yield Finding("note", "captions", text, dataset.label)
+        yield Finding("note", "captions", text, dataset.block_path)
     other = {name: count for name, count in counts.items() if count != usual}
     if other:
         text = f"{dataset.list_path()}: most images have {usual} captions, but these have another number"
         details = tuple(f"{name} ({count})" for name, count in other.items())
-        yield Finding("note", "captions", text, dataset.label, tuple(other), details)
+        yield Finding("note", "captions", text, dataset.block_path, tuple(other), details)
     owners = Counter(image.joined for image in dataset.images if image.captions)
     repeated = tuple(image.name for image in dataset.images if owners[image.joined] > 1)
     if repeated:
         text = f"{dataset.list_path()}: these images have exactly the same captions as another image"
-        yield Finding("note", "repeated caption", text, dataset.label, repeated)
+        yield Finding("note", "repeated caption", text, dataset.block_path, repeated)

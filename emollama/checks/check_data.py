@@ -71,7 +71,7 @@ class _DataCheck:
         """Check one block. ``options`` is the task Config of an evaluation block, None for a training block."""
         training, dataset_class = options is None, self._config.classes[label]
         dataset = self._attempt(
-            "unreadable", label, lambda: dataset_class(cfg, slot_shapes=self._shapes, label=label, training=training)
+            "unreadable", label, lambda: dataset_class(cfg, slot_shapes=self._shapes, block_path=label, training=training)
         )
         if dataset is None:
             return

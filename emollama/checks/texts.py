@@ -34,7 +34,7 @@ def other_answers(dataset: FeatureClips, shapes: Mapping[str, SlotShape]) -> dic
         without: dict[str, Any] = dict.fromkeys([*SLOTS_BY_KEY, "transcription_path"])
         cfg = dataclasses.replace(dataset.cfg, task_pool=captioned, curriculum={}, **without)
         with contextlib.suppress(UserError):
-            other = type(dataset)(cfg, slot_shapes=shapes, label=dataset.label, training=False)
+            other = type(dataset)(cfg, slot_shapes=shapes, block_path=dataset.block_path, training=False)
             counts |= {task: sum(bool(other.answer(clip, task)) for clip in other.clips) for task in captioned}
     return {task: count for task, count in counts.items() if count}
 
@@ -64,22 +64,23 @@ def caption_findings(dataset: FeatureClips) -> Iterator[Finding]:
         own = {name: captions[name] for name in labels if name in captions}
         refusals = tuple(name for name, text in own.items() if is_refusal(text))
         if refusals:
-            text = f"{source}: captions in which a language model refuses to describe. Exclude them with {dataset.label}.exclude"
-            yield Finding("problem", "refusal", text, dataset.label, refusals)
+            text = f"{source}: captions in which a language model refuses to describe. Exclude them with"
+            text += f" {dataset.block_path}.exclude"
+            yield Finding("problem", "refusal", text, dataset.block_path, refusals)
         others = {name: other for name, text in own.items() if (other := label_words.other(text, labels[name])) is not None}
         if others:
             details = tuple(f"{name} ({labels[name]}; the caption: {other})" for name, other in others.items())
             text = f"{source}: captions that name a label other than the clip's (only a hint; read these captions)"
-            yield Finding("note", "label and caption", text, dataset.label, tuple(others), details)
+            yield Finding("note", "label and caption", text, dataset.block_path, tuple(others), details)
         counts = Counter(own.values())
         repeated = tuple(name for name, text in own.items() if counts[text] > 1)
         if repeated:
             text = f"{source}: these clips have exactly the same caption as another clip"
-            yield Finding("note", "repeated caption", text, dataset.label, repeated)
+            yield Finding("note", "repeated caption", text, dataset.block_path, repeated)
         unlisted = tuple(name for name in captions if name not in listed)
         if unlisted:
             text = f"{source}: captions of clips that {dataset.list_path()} does not contain"
-            yield Finding("note", "unlisted captions", text, dataset.label, unlisted)
+            yield Finding("note", "unlisted captions", text, dataset.block_path, unlisted)
 
 
 def empty_captions(dataset: FeatureClips) -> Iterator[Finding]:
@@ -90,7 +91,7 @@ def empty_captions(dataset: FeatureClips) -> Iterator[Finding]:
         empty = tuple(name for name in without if name in with_entry)
         if empty:
             text = f"{dataset.caption_source(task)}: the captions of these clips for task {task} are empty"
-            yield Finding("note", "empty caption", text, dataset.label, empty)
+            yield Finding("note", "empty caption", text, dataset.block_path, empty)
 
 
 def _clips_with_entry(dataset: FeatureClips, task: str) -> set[str]:
@@ -128,11 +129,11 @@ def answer_findings(dataset: FeatureClips, answers_by_task: Mapping[str, Mapping
         empty = tuple(name for name, answer in answers_by_clip.items() if answer == "")
         if empty:
             text = f"task {task}: the answers of these clips are empty after text_processor {dataset.cfg.text_processor}"
-            yield Finding("note", "empty answer", f"{text}, so the model learns empty answers", dataset.label, empty)
+            yield Finding("note", "empty answer", f"{text}, so the model learns empty answers", dataset.block_path, empty)
         none = tuple(name for name, answer in answers_by_clip.items() if answer is None)
         if none and not dataset.training:
             text = f"task {task}: these clips have no reference answer, so their predictions are not scored"
-            yield Finding("note", "no answer", text, dataset.label, none)
+            yield Finding("note", "no answer", text, dataset.block_path, none)
 
 
 def instructions_in_use(pool: TaskPool, instruction: str | None) -> list[tuple[str, str]]:

@@ -72,7 +72,11 @@ def _plain(comparison: RunComparison, chart: str | None) -> dict[str, Any]:
         ],
         "by_epoch": {
             key: {
-                name: [[one.epoch, one.metrics[key]] for one in run_data.validations if key in one.metrics]
+                name: [
+                    [validation.epoch, validation.metrics[key]]
+                    for validation in run_data.validations
+                    if key in validation.metrics
+                ]
                 for name, run_data in comparison.runs.items()
             }
             for key in comparison.keys

@@ -37,19 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for kind, (source, text) in SOURCES.items():
         # The source comes first in the usage, because an option with several values would include it.
         usage = f"%(prog)s {source} --output FOLDER [options]"
-        one = kinds.add_parser(kind, help=text, description=f"Import {text}.", usage=usage)
-        _add_source(one, kind, text)
-        one.add_argument("--output", required=True, metavar="FOLDER", help="the new folder to write")
+        subparser = kinds.add_parser(kind, help=text, description=f"Import {text}.", usage=usage)
+        _add_source(subparser, kind, text)
+        subparser.add_argument("--output", required=True, metavar="FOLDER", help="the new folder to write")
         stop = "error: report all problems and write nothing (default). skip: leave out clips with problems"
-        one.add_argument("--on-problem", choices=("error", "skip"), default="error", help=stop)
+        subparser.add_argument("--on-problem", choices=("error", "skip"), default="error", help=stop)
         columns = " or ".join(f"name,{column}" for column in SENTENCE_COLUMNS)
-        one.add_argument("--transcripts", metavar="CSV", help=f"spoken sentences, with the columns {columns}")
+        subparser.add_argument("--transcripts", metavar="CSV", help=f"spoken sentences, with the columns {columns}")
         if kind != "emer":
             labels = f"allowed labels (default: {' '.join(LABELS)})"
-            one.add_argument("--labels", nargs="+", default=list(LABELS), metavar="LABEL", help=labels)
+            subparser.add_argument("--labels", nargs="+", default=list(LABELS), metavar="LABEL", help=labels)
             maps = f"YAML or JSON files that rename labels, with entries 'source label: label' or 'source label: {SKIP}'"
             also = f", or the built-in map {', '.join(BUILT_IN)}; several maps are applied in order"
-            one.add_argument("--label-map", nargs="+", default=[], metavar="MAP", help=maps + also)
+            subparser.add_argument("--label-map", nargs="+", default=[], metavar="MAP", help=maps + also)
 
 
 def _add_source(parser: argparse.ArgumentParser, kind: str, text: str) -> None:

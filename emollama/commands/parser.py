@@ -70,7 +70,7 @@ class Parser(argparse.ArgumentParser):
         options = set(self.all_options())
         names = [argument.partition("=")[0] for argument in self._arguments]
         # argparse accepts unambiguous prefixes of options.
-        return next((name for name in names if _is_option(name) and not any(each.startswith(name) for each in options)), None)
+        return next((name for name in names if _is_option(name) and not any(option.startswith(name) for option in options)), None)
 
     def _probable_path(self) -> str | None:
         """Return the argument that was probably meant as the value of the missing ``--cfg-path``."""
@@ -170,7 +170,7 @@ def _parse_before(options: Sequence[str], rest: Sequence[str]) -> argparse.Names
     program_options = set(parser.all_options())
     for option in (option.partition("=")[0] for option in options):
         if option.startswith("--") and option not in program_options:
-            command = [ALIASES.get(each, each) for each in rest if each in NAMES or each in ALIASES][:1]
+            command = [ALIASES.get(word, word) for word in rest if word in NAMES or word in ALIASES][:1]
             if any(option in build_parser([name]).all_options() for name in command or NAMES):
                 usage = f"emollama {command[0] if command else 'COMMAND'} {option} ..."
                 parser.error(f"'{option}' must follow the command: {usage}")
@@ -231,7 +231,7 @@ def _module(name: str) -> Any:
 
 def _nearest_option(option: str, options: Iterable[str]) -> str:
     """Return a sentence that suggests an option. The dashes, which all options share, do not count as similar."""
-    names = {each.removeprefix("--") for each in options if each.startswith("--")}
+    names = {option.removeprefix("--") for option in options if option.startswith("--")}
     return did_you_mean(option.removeprefix("--"), names, NEAR).replace("'", "'--", 1) if option.startswith("--") else ""
 
 

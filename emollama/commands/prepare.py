@@ -24,23 +24,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add a sub-command for each data set."""
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     text = "convert the captions of Flickr30k"
-    one = kinds.add_parser("flickr30k", help=text)
+    subparser = kinds.add_parser("flickr30k", help=text)
     formats = (
         "flickr_annotations_30k.csv, dataset_flickr30k.json, results_20130124.token or results.csv;"
         " the command recognizes the format by the content"
     )
-    one.add_argument("--annotations", required=True, metavar="FILE", help=formats)
-    one.add_argument("--images", required=True, metavar="FOLDER", help="the folder of images, which is only read")
+    subparser.add_argument("--annotations", required=True, metavar="FILE", help=formats)
+    subparser.add_argument("--images", required=True, metavar="FOLDER", help="the folder of images, which is only read")
     output = "folder for flickr30k_<split>.json, where no such file must exist (default: the folder of --annotations)"
-    one.add_argument("--output", metavar="FOLDER", help=output)
+    subparser.add_argument("--output", metavar="FOLDER", help=output)
     names = "splits to write (default: all); without any assignment of splits, the name of a single split for all images"
-    one.add_argument("--split", nargs="+", metavar="NAME", help=names)
+    subparser.add_argument("--split", nargs="+", metavar="NAME", help=names)
     lists = "lists of images, named after their splits (train.txt ...), or the folder of such lists; for files without splits"
-    one.add_argument("--splits", nargs="+", metavar="LIST", help=lists)
+    subparser.add_argument("--splits", nargs="+", metavar="LIST", help=lists)
     checks = "headers: open each image (default). all: decode each image. none: check only that each file exists"
-    one.add_argument("--check-images", choices=("headers", "all", "none"), default="headers", help=checks)
+    subparser.add_argument("--check-images", choices=("headers", "all", "none"), default="headers", help=checks)
     stop = "error: report all problems and write nothing (default). skip: leave out images with problems"
-    one.add_argument("--on-problem", choices=("error", "skip"), default="error", help=stop)
+    subparser.add_argument("--on-problem", choices=("error", "skip"), default="error", help=stop)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -54,9 +54,9 @@ def chosen_blocks(layers: list[Layer], needs_model: bool) -> Iterator[ConfigBloc
             raise UserError(f"{layers[0].name}: 'model.arch' is missing. {MODELS.registered()}")
         preset = selected(layers, ["model", "preset"], None)
         yield _block("model", (MODELS, arch, "model.arch"), {"arch": arch, "preset": preset})
-    for label in dict.fromkeys(label for layer in layers for label in layer.tree.get("encoders", {})):
-        name = typing.cast("str", selected(layers, ["encoders", label, "type"], label))
-        yield _block(f"encoders.{label}", (ENCODERS, name, f"encoders.{label}.type"), {"type": name})
+    for block_name in dict.fromkeys(block_name for layer in layers for block_name in layer.tree.get("encoders", {})):
+        name = typing.cast("str", selected(layers, ["encoders", block_name, "type"], block_name))
+        yield _block(f"encoders.{block_name}", (ENCODERS, name, f"encoders.{block_name}.type"), {"type": name})
     if any(layer.tree.get("extraction") for layer in layers):
         name = typing.cast("str", selected(layers, ["extraction", "type"], "videos"))
         yield _block("extraction", (EXTRACTORS, name, "extraction.type"), {"type": name})
@@ -64,12 +64,14 @@ def chosen_blocks(layers: list[Layer], needs_model: bool) -> Iterator[ConfigBloc
     task = typing.cast("str", selected(layers, ["run", "task"], "image_text_pretrain"))
     TASKS.require(task, "run.task")
     for group in ("datasets", "evaluation_datasets"):
-        labels = dict.fromkeys(label for layer in layers for label in layer.tree.get(group, {}))
+        block_names = dict.fromkeys(block_name for layer in layers for block_name in layer.tree.get(group, {}))
         unused = compat.processor_blocks(layers) if group == "datasets" else []
-        for label in (label for label in labels if label not in unused):
-            name = typing.cast("str", selected(layers, [group, label, "type"], label))
-            preset = selected(layers, [group, label, "preset"], None)
-            block = _block(f"{group}.{label}", (DATASETS, name, f"{group}.{label}.type"), {"type": name, "preset": preset})
+        for block_name in (block_name for block_name in block_names if block_name not in unused):
+            name = typing.cast("str", selected(layers, [group, block_name, "type"], block_name))
+            preset = selected(layers, [group, block_name, "preset"], None)
+            block = _block(
+                f"{group}.{block_name}", (DATASETS, name, f"{group}.{block_name}.type"), {"type": name, "preset": preset}
+            )
             if group == "evaluation_datasets":
                 block.configs += [TASKS.config(task), TASKS.attribute(task, "scoring").Config]
             yield block

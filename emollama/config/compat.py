@@ -81,7 +81,9 @@ def translated(layer: Layer) -> Layer:
     old_keys: dict[str, str] = {}
     for group, block in layer.tree.items():
         if group in DATASETS and isinstance(block, dict):
-            tree[group] = {label: _block(layer.name, f"{group}.{label}", keys, old_keys) for label, keys in block.items()}
+            tree[group] = {
+                block_name: _block(layer.name, f"{group}.{block_name}", keys, old_keys) for block_name, keys in block.items()
+            }
         elif group in ("model", "run"):
             tree[group] = _block(layer.name, group, block, old_keys)
         elif group == "preprocess":
@@ -101,9 +103,9 @@ def processor_blocks(layers: list[Layer]) -> list[str]:
     """Return the labels under ``datasets`` whose blocks only configure the processors of an evaluation."""
     blocks: dict[str, set[str]] = {}
     for layer in layers:
-        for label, keys in layer.tree.get("datasets", {}).items():
-            blocks.setdefault(label, set()).update(keys)
-    return [label for label, keys in blocks.items() if "vis_processor" in keys and keys <= PROCESSOR_KEYS]
+        for block_name, keys in layer.tree.get("datasets", {}).items():
+            blocks.setdefault(block_name, set()).update(keys)
+    return [block_name for block_name, keys in blocks.items() if "vis_processor" in keys and keys <= PROCESSOR_KEYS]
 
 
 def warning(layers: list[Layer], without_effect: dict[str, str], blocks: dict[str, dict[str, Any]]) -> list[str]:
@@ -112,14 +114,14 @@ def warning(layers: list[Layer], without_effect: dict[str, str], blocks: dict[st
     Args:
         layers: layers with translated keys.
         without_effect: dotted key as written in the file -> why it has no effect.
-        blocks: "model", "datasets.<label>", ..., "run" -> the block's values, resolved.
+        blocks: "model", "datasets.<block_name>", ..., "run" -> the block's values, resolved.
     """
     reasons = dict(without_effect)
     if any("preprocess" in layer.old_keys for layer in layers):
         reasons["preprocess"] = PREPROCESS
-    for label in processor_blocks(layers):
-        reason = f"the block has no annotation file and is ignored. To train on it, set datasets.{label}.annotation_file"
-        reasons[f"datasets.{label}"] = reason
+    for block_name in processor_blocks(layers):
+        reason = f"the block has no annotation file and is ignored. To train on it, set datasets.{block_name}.annotation_file"
+        reasons[f"datasets.{block_name}"] = reason
     if reasons or any(layer.old_keys for layer in layers):
         reasons |= dict(_other_meanings(layers, blocks))
     if not reasons:

@@ -71,10 +71,12 @@ def drop_removed(layers: list[Layer]) -> None:
                 for earlier_blocks in earlier:
                     earlier_blocks.clear()
             elif isinstance(blocks, dict):
-                labels = {label for earlier_blocks in earlier for label in earlier_blocks}
-                for label in [label for label, keys in blocks.items() if keys is None and label in labels]:
+                block_names = {block_name for earlier_blocks in earlier for block_name in earlier_blocks}
+                for block_name in [
+                    block_name for block_name, keys in blocks.items() if keys is None and block_name in block_names
+                ]:
                     for labelled_blocks in [*earlier, blocks]:
-                        labelled_blocks.pop(label, None)
+                        labelled_blocks.pop(block_name, None)
 
 
 def check_top_level(layer: Layer, hint: Callable[[str], str]) -> None:
@@ -94,12 +96,12 @@ def check_top_level(layer: Layer, hint: Callable[[str], str]) -> None:
         elif not isinstance(value, dict):
             raise UserError(f"{layer.name}: '{key}' must be a mapping, not {value!r}")
     for group in GROUPS:
-        for label, value in layer.tree.get(group, {}).items():
+        for block_name, value in layer.tree.get(group, {}).items():
             if not isinstance(value, dict):
-                raise UserError(f"{layer.name}: '{group}.{label}' must be a block of keys, not {value!r}")
-            if not re.fullmatch(r"[\w+-]+", str(label)):
+                raise UserError(f"{layer.name}: '{group}.{block_name}' must be a block of keys, not {value!r}")
+            if not re.fullmatch(r"[\w+-]+", str(block_name)):
                 raise UserError(
-                    f"{layer.name}: the label '{label}' under '{group}' becomes part of file names."
+                    f"{layer.name}: the block name '{block_name}' under '{group}' becomes part of file names."
                     " Use letters, digits, _, + and - only."
                 )
 

@@ -66,9 +66,9 @@ class RunConfig:
 
     Attributes:
         model: Config of the model class; None in a configuration that only extracts features.
-        encoders: label -> Config of the block's encoder class.
-        datasets: label -> Config of the block's dataset class.
-        evaluation_datasets: label -> :class:`EvaluationBlock`.
+        encoders: block name -> Config of the block's encoder class.
+        datasets: block name -> Config of the block's dataset class.
+        evaluation_datasets: block name -> :class:`EvaluationBlock`.
         extraction: Config of the extractor class; None without an ``extraction`` block.
         run: Config of the runner class.
         classes: block path ("model", "datasets.x", "run") -> registered class; "run.task" -> task class. See :class:`Components`.
@@ -168,10 +168,10 @@ def _block_layers(block: ConfigBlock, layers: list[Layer]) -> Iterator[Layer]:
             raise UserError(f"{block.path}.preset: unknown preset '{preset}'.{hint} Presets: {abbreviated(presets)}")
         path = str(folder / f"{preset}.yaml")
         yield Layer(f"preset {preset} ({path})", read_yaml(path))
-    group, _, label = block.path.partition(".")
+    group, _, block_name = block.path.partition(".")
     for layer in layers:
         keys = layer.tree.get(group, {})
-        yield Layer(layer.name, keys.get(label, {}) if label else keys, layer.old_keys)
+        yield Layer(layer.name, keys.get(block_name, {}) if block_name else keys, layer.old_keys)
 
 
 def _resolved(tree: DictConfig, blocks: list[ConfigBlock], layers: list[Layer]) -> RunConfig:
@@ -181,9 +181,9 @@ def _resolved(tree: DictConfig, blocks: list[ConfigBlock], layers: list[Layer]) 
     objects = {block.path: [_build(keys, values[block.path], block.path) for keys in block.configs] for block in blocks}
     by_group: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
     for path, configs in objects.items():
-        group, _, label = path.partition(".")
-        if label:
-            by_group[group][label] = EvaluationBlock(*configs) if group == "evaluation_datasets" else configs[0]
+        group, _, block_name = path.partition(".")
+        if block_name:
+            by_group[group][block_name] = EvaluationBlock(*configs) if group == "evaluation_datasets" else configs[0]
     without_effect = {key: reason for block in blocks for key, reason in block.without_effect.items()}
     return RunConfig(
         model=objects.get("model", [None])[0],
@@ -213,8 +213,8 @@ def _container(tree: DictConfig, plain: dict[str, Any], block: ConfigBlock) -> d
     Raises:
         UserError: If a required value is missing, or an interpolation cannot be resolved.
     """
-    group, _, label = block.path.partition(".")
-    values = plain[group].get(label) if label else plain[group]
+    group, _, block_name = block.path.partition(".")
+    values = plain[group].get(block_name) if block_name else plain[group]
     if isinstance(values, dict) and is_plain(values):
         return typing.cast("dict[str, Any]", copied(values))
     try:

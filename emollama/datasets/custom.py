@@ -35,9 +35,9 @@ class Custom(FeatureClips):
         for task in self.pool.tasks if self.training else ():
             if self._column(ANSWER_KEYS[task]) not in header:
                 raise UserError(
-                    f"{path}, line 1: the task '{task}' of {self.label}.task_pool needs the column"
+                    f"{path}, line 1: the task '{task}' of {self.block_path}.task_pool needs the column"
                     f" '{self._column(ANSWER_KEYS[task])}'; besides the name, the header has {abbreviated(header) or 'nothing'}."
-                    f" Add the column, set its name in {self.label}.columns, or remove the task."
+                    f" Add the column, set its name in {self.block_path}.columns, or remove the task."
                 )
         sentences, reasons = self._texts(clips, "sentence"), self._texts(clips, "reason")
         emotions = self._texts(clips, "emotion") or {}

@@ -44,7 +44,7 @@ class EMER(FeatureClips):
         if self.list_path().endswith(".csv"):
             return self.list_path()
         if self.cfg.captions_path is None:
-            return f"set {self.label}.captions_path to their file; it is null"
+            return f"set {self.block_path}.captions_path to their file; it is null"
         return f"'{CAPTION_FIELD}' in {self.cfg.captions_path}"
 
     def _answers(self, captions: dict[str, str]) -> dict[str, dict[str, str]]:
@@ -56,4 +56,4 @@ class EMER(FeatureClips):
         path = self.resolve_path(self.cfg.captions_path)
         if not self.training and self.cfg.captions_path == self.Config.captions_path and not file_exists(path):
             return {}
-        return read_captions(path, CAPTION_FIELD, f"{self.label}.captions_path", self.report)
+        return read_captions(path, CAPTION_FIELD, f"{self.block_path}.captions_path", self.report)

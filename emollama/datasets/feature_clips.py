@@ -45,7 +45,7 @@ class FeatureClips:
     Args:
         cfg: the dataset's block of the configuration.
         slot_shapes: slot -> the shape that the model expects.
-        label: the label of the block, for messages.
+        block_path: path of the config block, such as ``datasets.merr``, for messages.
         training: False for evaluation, in which a missing reference answer is None and not a problem.
 
     Attributes:
@@ -58,9 +58,9 @@ class FeatureClips:
         UserError: If a file is missing or unreadable. Problems of single clips are returned by :meth:`problems`.
     """
 
-    def __init__(self, cfg: Any, *, slot_shapes: Mapping[str, SlotShape], label: str, training: bool = True) -> None:
+    def __init__(self, cfg: Any, *, slot_shapes: Mapping[str, SlotShape], block_path: str, training: bool = True) -> None:
         self.cfg = cfg
-        self.label = label
+        self.block_path = block_path
         self.training = training
         self.pool = cfg.pool()
         self._augmentation = cfg.augmentation()
@@ -72,20 +72,20 @@ class FeatureClips:
         self.clips = self._select_clips()
         folders = {key: path for key in SLOTS_BY_KEY if (path := getattr(cfg, key)) is not None}
         if unknown := {slot: key for key in folders for slot in SLOTS_BY_KEY[key] if slot not in slot_shapes}:
-            text = f"{label}: the model has no slots for the features {', '.join(unknown)}; it has {', '.join(slot_shapes)}"
+            text = f"{block_path}: the model has no slots for the features {', '.join(unknown)}; it has {', '.join(slot_shapes)}"
             keys = " and ".join(dict.fromkeys(f"{key}: null" for key in unknown.values()))
             raise UserError(f"{text}. Set {keys}; or model.arch: minigpt_v2. Use flickr30k_caption for images with captions.")
         self.features = [
-            Features.open(self.resolve_path(path), SLOTS_BY_KEY[key], slot_shapes[SLOTS_BY_KEY[key][0]], f"{label}.{key}")
+            Features.open(self.resolve_path(path), SLOTS_BY_KEY[key], slot_shapes[SLOTS_BY_KEY[key][0]], f"{block_path}.{key}")
             for key, path in folders.items()
         ]
         if cfg.image_feature_path is None and cfg.image_path is not None:
             if training and cfg.enable_augmentation and "mask_rows" in cfg.augmentations:
-                text = f"{label}.augmentations: mask_rows cannot mask features that the model computes from frames"
+                text = f"{block_path}.augmentations: mask_rows cannot mask features that the model computes from frames"
                 raise UserError(f"{text} (image_feature_path: null). Remove it from the list, or extract EVA features.")
             peaks = None if cfg.peak_index_path is None else self.resolve_path(cfg.peak_index_path)
             folder = join(cfg.data_root, cfg.image_path)
-            self.features.append(open_frames(folder, slot_shapes.get(PIXELS), label, cfg.frame_selection, peaks))
+            self.features.append(open_frames(folder, slot_shapes.get(PIXELS), block_path, cfg.frame_selection, peaks))
         self._zeros = {slot: zeros(shape.num_vectors, shape.dim) for slot, shape in slot_shapes.items()}
         self._absent = {slot: zeros(0, shape.dim) for slot, shape in slot_shapes.items()}
         self.notes += self._apply_missing_policy()
@@ -105,7 +105,7 @@ class FeatureClips:
     @property
     def list_key(self) -> str:
         """The configuration key of the annotation file, for messages."""
-        return f"{self.label}.annotation_file"
+        return f"{self.block_path}.annotation_file"
 
     def list_path(self) -> str:
         """Return the path of the annotation file, relative to the current directory."""
@@ -191,7 +191,7 @@ class FeatureClips:
                 text = f"no {what} in {source.key} ({source.path}) for {listing(missing, 'clip')}. Remedy: add them, or set"
                 problems.append(Problem("missing features", f"{text} missing_features: zero or skip.", tuple(missing)))
             problems += source.problems(names, all_values=self.cfg.check_values == "all")
-        return [dataclasses.replace(problem, text=f"{self.label}: {problem.text}") for problem in problems]
+        return [dataclasses.replace(problem, text=f"{self.block_path}: {problem.text}") for problem in problems]
 
     def sampling(self) -> DatasetSampling:
         """Return how training draws the clips: by shard if the store reads faster this way, easy ones first in a curriculum."""
@@ -213,7 +213,7 @@ class FeatureClips:
             return None
         if len(np.unique(values)) == 1:
             text = f"all clips have the same {curriculum.by}, so each of its epochs draws a random part of the clips"
-            self.notes.append(f"{self.label}.curriculum: {text}")
+            self.notes.append(f"{self.block_path}.curriculum: {text}")
         return np.array(values) * (-1.0 if curriculum.descending else 1.0)
 
     def _values(self, by: str) -> list[float]:
@@ -254,7 +254,8 @@ class FeatureClips:
         self._check_excluded_labels(list(dict.fromkeys(clip.label for clip in clips if clip.label)))
         unlisted = missing_names(cfg.exclude, {clip.name for clip in clips})
         if unlisted:
-            raise UserError(f"{self.label}.exclude contains {listing(unlisted, 'clip')}. {self.list_path()} does not list them")
+            names = listing(unlisted, "clip")
+            raise UserError(f"{self.block_path}.exclude contains {names}. {self.list_path()} does not list them")
         included = [clip for clip in clips if clip.label not in cfg.exclude_labels and clip.name not in excluded]
         if not included:
             raise UserError(f"{self.list_path()}: exclude and exclude_labels remove all clips ({len(clips)} in total)")
@@ -262,10 +263,9 @@ class FeatureClips:
             return included
         selected = [clip for clip in included if (name_fraction(clip.name) < cfg.held_out) != self.training]
         if not selected:
-            use = "training" if self.training else "evaluation"
-            size = "smaller" if self.training else "larger"
+            use, size = ("training", "smaller") if self.training else ("evaluation", "larger")
             text = f"{cfg.held_out} leaves no clips for {use} ({len(included)} in total); use a {size} value"
-            raise UserError(f"{self.label}.held_out: {text}")
+            raise UserError(f"{self.block_path}.held_out: {text}")
         return selected
 
     def _check_excluded_labels(self, present: list[str]) -> None:
@@ -278,7 +278,7 @@ class FeatureClips:
             if hint:
                 self.report(Problem("label", f"{text}{hint} Its labels: {abbreviated(present)}."))
             else:
-                self.notes.append(f"{self.label}.{text}")
+                self.notes.append(f"{self.block_path}.{text}")
 
     def _apply_missing_policy(self) -> list[str]:
         """Apply ``missing_features``: drop clips, or count their missing arrays. Return lines for the log."""
@@ -290,7 +290,7 @@ class FeatureClips:
             dropped = {name for names in missing.values() for name in names}
             self.clips = [clip for clip in self.clips if clip.name not in dropped]
             if not self.clips:
-                raise UserError(f"{self.label}: missing_features: skip leaves no clips, because each lacks a feature array")
+                raise UserError(f"{self.block_path}: missing_features: skip leaves no clips, because each lacks a feature array")
         note = f"of {count} clips have no array (missing_features: {policy})"
         return [f"{key}: {len(names)} {note}" for key, names in missing.items() if names]
 

@@ -36,9 +36,11 @@ class FeatureFaceCaption(FeatureClips):
         configured: str | None = getattr(self.cfg, key)
         default = self.Config.__dataclass_fields__[key].default
         if configured is None and self.training:
-            raise UserError(f"{self.label}.{key} is null, but task_pool contains '{task}'. Set it to the file with the captions.")
+            raise UserError(
+                f"{self.block_path}.{key} is null, but task_pool contains '{task}'. Set it to the file with the captions."
+            )
         path = None if configured is None else self.resolve_path(configured)
         # Evaluation needs no reference answers, so the default file may be absent.
         if not self.training and (configured is None or (configured == default and not file_exists(path))):
             return {}
-        return read_captions(require_file(str(path), f"{self.label}.{key}"), field, key, self.report)
+        return read_captions(require_file(str(path), f"{self.block_path}.{key}"), field, key, self.report)

@@ -34,7 +34,7 @@ class Flickr30kCaption:
     Args:
         cfg: the dataset's block of the configuration.
         slot_shapes: slot -> the shape that the model expects.
-        label: the label of the block, for messages.
+        block_path: path of the config block, such as ``datasets.merr``, for messages.
         training: False for evaluation, in which images without captions are answered and not scored.
 
     Attributes:
@@ -52,18 +52,18 @@ class Flickr30kCaption:
     cfg: Flickr30kCaptionConfig
 
     def __init__(
-        self, cfg: Flickr30kCaptionConfig, *, slot_shapes: Mapping[str, SlotShape], label: str, training: bool = True
+        self, cfg: Flickr30kCaptionConfig, *, slot_shapes: Mapping[str, SlotShape], block_path: str, training: bool = True
     ) -> None:
         self.cfg = cfg
-        self.label = label
+        self.block_path = block_path
         self.training = training
         self.pool = cfg.pool()
         self.notes: list[str] = []
         self._reported: list[Problem] = []
-        listed = read_captioned_images(self.list_path(), self._reported.append, f"{label}.annotation_file")
+        listed = read_captioned_images(self.list_path(), self._reported.append, f"{block_path}.annotation_file")
         self.listed = len(listed)
         self.images = self._select(listed)
-        folder, key = join(cfg.data_root, cfg.image_path), f"{label}.image_path"
+        folder, key = join(cfg.data_root, cfg.image_path), f"{block_path}.image_path"
         present = image_files(folder, [image.file for image in self.images], key)
         files = {image.name: present[image.file] for image in self.images if image.file in present}
         self.features = [open_images(folder, files, slot_shapes.get(PIXELS), key)]
@@ -72,7 +72,7 @@ class Flickr30kCaption:
         self._uncaptioned = [image.name for image in self.images if not image.captions]
         if self._uncaptioned and not training:
             self.notes.append(
-                f"{label}: images without captions get predictions, but no scores ({listing(self._uncaptioned, 'image')})"
+                f"{block_path}: images without captions get predictions, but no scores ({listing(self._uncaptioned, 'image')})"
             )
         self._absent = {slot: zeros(0, shape.dim) for slot, shape in slot_shapes.items()}
         shape = slot_shapes["image"]
@@ -138,7 +138,7 @@ class Flickr30kCaption:
             remedy = "Add the files, exclude the images, or set missing_images: skip."
             problems.append(Problem("missing features", f"{text} {remedy}", tuple(missing)))
         problems += source.problems(names)
-        return [dataclasses.replace(problem, text=f"{self.label}: {problem.text}") for problem in problems]
+        return [dataclasses.replace(problem, text=f"{self.block_path}: {problem.text}") for problem in problems]
 
     def _target(self, image: CaptionedImage, rng: np.random.Generator | None) -> str:
         if self.cfg.captions == "joined":
@@ -166,7 +166,9 @@ class Flickr30kCaption:
         """Return the images that the block includes, whether their files exist or not."""
         unlisted = missing_names(self.cfg.exclude, {image.name for image in listed})
         if unlisted:
-            raise UserError(f"{self.label}.exclude contains {listing(unlisted, 'image')}. {self.list_path()} does not list them")
+            raise UserError(
+                f"{self.block_path}.exclude contains {listing(unlisted, 'image')}. {self.list_path()} does not list them"
+            )
         included = [image for image in listed if image.name not in set(self.cfg.exclude)]
         if not included:
             raise UserError(f"{self.list_path()}: exclude removes all images ({len(listed)} in total)")
@@ -177,7 +179,7 @@ class Flickr30kCaption:
             use = "training" if self.training else "evaluation"
             size = "smaller" if self.training else "larger"
             text = f"{self.cfg.held_out} leaves no images for {use} ({len(included)} in total); use a {size} value"
-            raise UserError(f"{self.label}.held_out: {text}")
+            raise UserError(f"{self.block_path}.held_out: {text}")
         return selected
 
     def _skip_missing(self) -> None:

@@ -22,13 +22,13 @@ from emollama.paths import PATHS, not_found, path_exists
 REMEDY = "Replace the video, or leave the clip out (exclude)."
 
 
-def open_frames(folder: str, shape: SlotShape | None, label: str, choice: FrameSelection, peaks: str | None) -> Features:
+def open_frames(folder: str, shape: SlotShape | None, block_path: str, choice: FrameSelection, peaks: str | None) -> Features:
     """Open a folder of videos as the source of the slot ``frame``.
 
     Args:
         folder: the folder of the videos.
         shape: shape of the slot ``frame``; None if the model has no image encoder.
-        label: label of the dataset's block, for messages.
+        block_path: path of the dataset's config block, for messages.
         choice: which frame of a video is read.
         peaks: path of the file with the most expressive frames; required by ``peak``.
 
@@ -37,18 +37,19 @@ def open_frames(folder: str, shape: SlotShape | None, label: str, choice: FrameS
     """
     if shape is None:
         raise UserError(
-            f"{label}: image_feature_path is null, so the model would encode frames of image_path, but model.vit_weights is null."
+            f"{block_path}: image_feature_path is null, so the model would encode frames of image_path, but"
+            " model.vit_weights is null."
             " Set model.vit_weights to the encoder's weights, or image_feature_path to EVA features, or image_path: null."
         )
-    if not path_exists(PATHS.isdir, folder, f"{label}.image_path"):
-        raise not_found(f"{label}.image_path", folder, "It is relative to data_root. Correct the path.", what="folder")
+    if not path_exists(PATHS.isdir, folder, f"{block_path}.image_path"):
+        raise not_found(f"{block_path}.image_path", folder, "It is relative to data_root. Correct the path.", what="folder")
     if choice == "peak" and peaks is None:
         raise UserError(
-            f"{label}.frame_selection: peak needs a file with the most expressive frames. Set {label}.peak_index_path."
+            f"{block_path}.frame_selection: peak needs a file with the most expressive frames. Set {block_path}.peak_index_path."
         )
     peak_frames = read_peaks(peaks) if choice == "peak" and peaks is not None else {}
     store = FrameStore(folder, round((shape.dim / 3) ** 0.5), choice, peak_frames)
-    return Features(store, folder, (PIXELS,), shape, f"{label}.image_path", REMEDY)
+    return Features(store, folder, (PIXELS,), shape, f"{block_path}.image_path", REMEDY)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Template:
         cfg = dataclasses.replace(self.cfg, **WITHOUT_FEATURES, **WHOLE_LIST)
         shapes = config.classes["model"].slot_shapes(config.model)
         try:
-            dataset = self.dataset_class(cfg, slot_shapes=shapes, label=self.key, training=False)
+            dataset = self.dataset_class(cfg, slot_shapes=shapes, block_path=self.key, training=False)
             return dataset.table.sentences is not None
         except UserError as error:
             text = "%s: the annotation file cannot be read, so its samples are assumed to have no sentences: %s"

@@ -177,7 +177,9 @@ def _ensemble_log_probs(logits: list[Tensor]) -> Tensor:
 def _sample(scores: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     # One call per row, because torch.multinomial takes a single generator and each sequence has its own.
     probabilities = scores.softmax(-1)
-    return torch.cat([torch.multinomial(row, 1, generator=each) for row, each in zip(probabilities, generators, strict=True)])
+    return torch.cat(
+        [torch.multinomial(row, 1, generator=generator) for row, generator in zip(probabilities, generators, strict=True)]
+    )
 
 
 def _unpack(packed: Tensor, lengths: list[int]) -> Tensor:

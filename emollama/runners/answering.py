@@ -35,11 +35,11 @@ class PredictionRunner:
     precision: Precision
     seed: int
 
-    def predict(self, label: str, dataset: SampleDataset, options: Any) -> list[dict[str, Any]]:
+    def predict(self, block_name: str, dataset: SampleDataset, options: Any) -> list[dict[str, Any]]:
         """Make a prediction for every evaluation item of a dataset.
 
         Args:
-            label: label of the block for the progress bar.
+            block_name: name of the config block, for the progress bar.
             dataset: the samples.
             options: the task's Config, which defines how answers are generated.
 
@@ -54,7 +54,7 @@ class PredictionRunner:
         by_length = sorted(range(len(items)), key=lambda index: -lengths[index])
         own = [items[index] for index in by_length[self.world.rank :: self.world.size]]
         predictions: list[Any] = []
-        with Progress(len(own), f"answering {label}", enabled=self.world.is_main) as bar, self.precision.autocast():
+        with Progress(len(own), f"answering {block_name}", enabled=self.world.is_main) as bar, self.precision.autocast():
             for first in range(0, len(own), dataset.cfg.batch_size):
                 part = own[first : first + dataset.cfg.batch_size]
                 predictions += self.task.predict(self.members, self.prompt, dataset, options, part, self.seed)

@@ -31,7 +31,9 @@ NON_SHAPE_KEYS = {
 
 def training_blocks(config: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Return path -> (class, Config) for each block under ``datasets``."""
-    return {f"datasets.{label}": (config.classes[f"datasets.{label}"], cfg) for label, cfg in config.datasets.items()}
+    return {
+        f"datasets.{block_name}": (config.classes[f"datasets.{block_name}"], cfg) for block_name, cfg in config.datasets.items()
+    }
 
 
 def build_datasets(config: RunConfig, blocks: Mapping[str, tuple[Any, Any]], *, training: bool, check: bool) -> dict[str, Any]:
@@ -61,7 +63,7 @@ def build_datasets(config: RunConfig, blocks: Mapping[str, tuple[Any, Any]], *, 
     errors = []
     for path, (cls, cfg) in blocks.items():
         try:
-            datasets[path] = cls(cfg, slot_shapes=shapes, label=path, training=training)
+            datasets[path] = cls(cfg, slot_shapes=shapes, block_path=path, training=training)
         except UserError as error:
             errors.append(str(error))  # the other blocks are checked as well, so that one message lists all errors
     problems = [problem.text for dataset in datasets.values() for problem in dataset.problems()] if check else []
@@ -90,7 +92,7 @@ def batch_size(datasets: dict[str, Any]) -> int:
     Raises:
         UserError: If the sizes differ.
     """
-    sizes = {label: dataset.cfg.batch_size for label, dataset in datasets.items()}
+    sizes = {block_name: dataset.cfg.batch_size for block_name, dataset in datasets.items()}
     if len(set(sizes.values())) > 1:
         raise UserError(f"all blocks under 'datasets' must have the same batch_size, but it is {sizes}. Set it to one value.")
     return int(next(iter(sizes.values())))

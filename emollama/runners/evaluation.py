@@ -61,15 +61,15 @@ def build_blocks(config: RunConfig, *, check: bool) -> dict[str, EvaluationSet]:
     """Build the blocks under ``evaluation_datasets``, or, if there are none, the held-out samples of ``datasets``.
 
     Returns:
-        label -> block.
+        block name -> block.
 
     Raises:
         UserError: If there is no block, or the data or options of a block cannot be used.
     """
     task = config.classes["run.task"]
-    blocks = {f"evaluation_datasets.{label}": block for label, block in config.evaluation_datasets.items()} or {
-        f"datasets.{label}": EvaluationBlock(cfg, task.Config(), task.scoring.Config())
-        for label, cfg in config.datasets.items()
+    blocks = {f"evaluation_datasets.{block_name}": block for block_name, block in config.evaluation_datasets.items()} or {
+        f"datasets.{block_name}": EvaluationBlock(cfg, task.Config(), task.scoring.Config())
+        for block_name, cfg in config.datasets.items()
         if getattr(cfg, "held_out", 0)
     }
     classes = {key: (config.classes[key], block.dataset) for key, block in blocks.items()}
@@ -100,7 +100,7 @@ def build_blocks(config: RunConfig, *, check: bool) -> dict[str, EvaluationSet]:
 
 def warn_of_training_samples(blocks: Mapping[str, EvaluationSet], trained: Mapping[str, SampleDataset]) -> None:
     """Warn about evaluation samples that are also training samples, which makes their metrics too good."""
-    for label, block in blocks.items():
+    for block_name, block in blocks.items():
         names = set(block.dataset.names())
         for other, dataset in trained.items():
             if common := names & set(dataset.names()):
@@ -108,7 +108,7 @@ def warn_of_training_samples(blocks: Mapping[str, EvaluationSet], trained: Mappi
                     "evaluation_datasets.%s: %d of its %d samples are also training samples of datasets.%s: set held_out in both"
                     " blocks"
                 )
-                get_logger().warning(text, label, len(common), len(names), other)
+                get_logger().warning(text, block_name, len(common), len(names), other)
 
 
 def _available_inputs(dataset: SampleDataset, task: str, options: Any) -> list[str]:
@@ -123,7 +123,7 @@ class Evaluation:
     """Makes predictions for evaluation blocks and scores them.
 
     Attributes:
-        blocks: label -> block.
+        blocks: block name -> block.
         prediction_runner: the model, and the processes that run it.
         source: name of the evaluated checkpoint in the metrics files; None during training.
     """
@@ -139,23 +139,25 @@ class Evaluation:
         """
         world = self.prediction_runner.world
         outcome = Outcome({}, {}, [], {})
-        for label, block in self.blocks.items():
-            predictions = self.prediction_runner.predict(label, block.dataset, block.options)
-            outcome.files.extend(world.on_rank_zero(partial(write_predictions, folder, label, predictions)))
-            metrics, unreachable, path = world.on_rank_zero(partial(self._score, folder, label, block, predictions))
+        for block_name, block in self.blocks.items():
+            predictions = self.prediction_runner.predict(block_name, block.dataset, block.options)
+            outcome.files.extend(world.on_rank_zero(partial(write_predictions, folder, block_name, predictions)))
+            metrics, unreachable, path = world.on_rank_zero(partial(self._score, folder, block_name, block, predictions))
             outcome.metrics.update(metrics)
             outcome.unreachable.update(unreachable)
             outcome.files.append(path)
-            outcome.predictions[label] = predictions
+            outcome.predictions[block_name] = predictions
         return outcome
 
     def _score(
-        self, folder: Path, label: str, block: EvaluationSet, predictions: PredictionRows
+        self, folder: Path, block_name: str, block: EvaluationSet, predictions: PredictionRows
     ) -> tuple[dict[str, float | None], dict[str, str], Path]:
         """Return metrics by their full names, the reason if the judge could not be reached, and the metrics file."""
         inputs = [Prediction(row["name"], row["task"], row["prediction"], row["reference"], row["loss"]) for row in predictions]
         scores = block.scoring.score(inputs, tolerant=True)
-        metrics = {f"{label}/{task}/{name}": value for task, score in scores.items() for name, value in score.metrics.items()}
+        metrics = {
+            f"{block_name}/{task}/{name}": value for task, score in scores.items() for name, value in score.metrics.items()
+        }
         reasons = [score.judge["unreachable"] for score in scores.values() if "unreachable" in score.judge]
-        unreachable = {label: reasons[0]} if reasons else {}
-        return metrics, unreachable, write_metrics(folder, label, scores, self.source)
+        unreachable = {block_name: reasons[0]} if reasons else {}
+        return metrics, unreachable, write_metrics(folder, block_name, scores, self.source)

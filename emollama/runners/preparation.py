@@ -74,8 +74,8 @@ class Preparation:
     Attributes:
         folder: folder of the run.
         precision, prompt: precision and prompt format of the model.
-        datasets: label -> training dataset; empty for an evaluation.
-        blocks: label -> evaluation block; empty if nothing is evaluated.
+        datasets: block name -> training dataset; empty for an evaluation.
+        blocks: block name -> evaluation block; empty if nothing is evaluated.
         features: slot -> provenance of the run's features, for slots with a manifest.
         layout, sampler: layout of a training step and order of the samples.
         resume_fields: name -> value that must be the same in a resumed run (:func:`~emollama.runners.resume.run_fields`).

@@ -132,20 +132,20 @@ def _kind(manifest: Manifest) -> str:
 
 def _encoder_mismatches(config: RunConfig, first: Mapping[str, FeatureProvenance]) -> Iterator[str]:
     """Yield messages about features that the run's ``encoders`` would compute differently."""
-    for label, cfg in config.encoders.items():
-        encoder = config.classes[f"encoders.{label}"]
+    for block_name, cfg in config.encoders.items():
+        encoder = config.classes[f"encoders.{block_name}"]
         source = first.get(encoder.SLOTS[0])
         if source is None:
             continue
         try:
-            settings = encoder.describe(cfg, f"encoders.{label}").settings
+            settings = encoder.describe(cfg, f"encoders.{block_name}").settings
             weights = "random" if cfg.random_weights else digest(cfg.weights)
         except UserError as error:
             # The weights of the encoders are often not on the machine that trains, where only features are needed.
-            get_logger().info("encoders.%s is not compared with %s: %s", label, source.where, error)
+            get_logger().info("encoders.%s is not compared with %s: %s", block_name, source.where, error)
             continue
         ignored = ROUNDING + (FACE_KEYS if "faces" in source.manifest.inputs else ())
         expected = {key: value for key, value in settings.items() if key not in ignored} | {"weights": weights}
         stored = {key: source.fields.get(key) for key in expected}
         if different := differences(expected, stored):
-            yield f"encoders.{label} and {source.where} do not agree: {'; '.join(different)}"
+            yield f"encoders.{block_name} and {source.where} do not agree: {'; '.join(different)}"

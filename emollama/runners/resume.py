@@ -77,11 +77,11 @@ def sampling_fields(
         "samples of a step (processes x batch_size x accum_grad_iters)": layout.global_batch,
         "datasets in order": list(datasets),
     }
-    for (label, dataset), sampling in zip(datasets.items(), samplings, strict=True):
-        fields[f"clips of {label}"] = len(dataset)
-        fields[f"list and texts of {label}"] = dataset.digest()
-        fields[f"tasks of {label} in order"] = list(dataset.pool.tasks)
-        fields[f"shards or difficulty of {label}"] = sampling.digest()
+    for (block_name, dataset), sampling in zip(datasets.items(), samplings, strict=True):
+        fields[f"clips of {block_name}"] = len(dataset)
+        fields[f"list and texts of {block_name}"] = dataset.digest()
+        fields[f"tasks of {block_name} in order"] = list(dataset.pool.tasks)
+        fields[f"shards or difficulty of {block_name}"] = sampling.digest()
     first, *others = world.gather(fields)
     for rank, theirs in enumerate(others, 1):
         different = [name for name, value in first.items() if theirs[name] != value]

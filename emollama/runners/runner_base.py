@@ -124,7 +124,7 @@ class RunnerBase:
         self.world.on_rank_zero(lambda: write_yaml(self.config, result / "config.yaml"))
         files = [*outcome.files, *self.world.on_rank_zero(self._report)]
         if outcome.unreachable:
-            reasons = "; ".join(f"{label}: {reason}" for label, reason in outcome.unreachable.items())
+            reasons = "; ".join(f"{block_name}: {reason}" for block_name, reason in outcome.unreachable.items())
             raise self.world.user_error(
                 f"{reasons} The answers and all other scores are in {result}; to judge the answers later, use 'emollama score'."
             )

@@ -122,10 +122,10 @@ def _weights(model: Any, config: RunConfig, resumed: str | None) -> Rows:
 
 def _samples(datasets: Mapping[str, SampleDataset], blocks: Mapping[str, EvaluationSet]) -> Rows:
     """Return rows with the size of each training dataset and evaluation block."""
-    rows = [(f"training set {label}", _size(dataset)) for label, dataset in datasets.items()]
-    for label, block in blocks.items():
+    rows = [(f"training set {block_name}", _size(dataset)) for block_name, dataset in datasets.items()]
+    for block_name, block in blocks.items():
         held_out = ", held out of training" if getattr(block.dataset.cfg, "held_out", 0) else ""
-        rows.append((f"evaluation set {label}", _size(block.dataset) + held_out))
+        rows.append((f"evaluation set {block_name}", _size(block.dataset) + held_out))
     return rows
 
 
@@ -155,8 +155,8 @@ def hyper_parameters(config: RunConfig) -> dict[str, bool | int | float | str]:
 
 def scalar_tags(blocks: Mapping[str, EvaluationSet]) -> list[str]:
     """Return the tags of the scalars that TensorBoard shows with the hyper-parameters."""
-    tasks = [(label, task, names) for label, block in blocks.items() for task, names in block.scoring.metrics.items()]
-    return ["train/loss", *(f"eval/{label}/{task}/{name}" for label, task, names in tasks for name in names)]
+    tasks = [(block_name, task, names) for block_name, block in blocks.items() for task, names in block.scoring.metrics.items()]
+    return ["train/loss", *(f"eval/{block_name}/{task}/{name}" for block_name, task, names in tasks for name in names)]
 
 
 def _processes(number: int) -> str:
@@ -201,7 +201,7 @@ def _next_command(folder: Path, config: RunConfig, checkpoint: Path, processes: 
     if initial:
         path, (command, kind) = initial
         candidates = (str(Path(path).with_name(f"{kind}.yaml")), f"{kind}.yaml")
-        if following := next((each for each in candidates if _init_kind(each) == kind), None):
+        if following := next((path for path in candidates if _init_kind(path) == kind), None):
             return line(command, following, [])
         if root := config.resolved().get("paths", {}).get("root"):
             return f"{shlex.join(['emollama', 'init', kind, '--data', str(root)])} && {line(command, f'{kind}.yaml', [])}"

@@ -85,7 +85,7 @@ class Validation:
             get_logger().info("%s %.4f is the best so far: saved as %s", self._key, value, checkpoint.BEST)
         self._past.append({"step": completed_steps - 1, "epoch": epoch, "metrics": outcome.metrics, "best": is_best})
         self._world.on_rank_zero(self._write)
-        examples = {label: self._examples(predictions) for label, predictions in outcome.predictions.items()}
+        examples = {block_name: self._examples(predictions) for block_name, predictions in outcome.predictions.items()}
         log.evaluation(completed_steps - 1, epoch, outcome.metrics, examples)
         if value is None and self._key is not None:
             get_logger().warning("%s has no value after epoch %d, so this epoch cannot be the best", self._key, epoch)
@@ -142,7 +142,7 @@ def monitored_metric(cfg: Any, blocks: Mapping[str, EvaluationSet]) -> str | Non
 
     Args:
         cfg: the ``run`` block.
-        blocks: label -> evaluation block.
+        blocks: block name -> evaluation block.
 
     Returns:
         The key, or None if ``run.metric`` is null and the loss is not computed exactly once.
@@ -152,7 +152,10 @@ def monitored_metric(cfg: Any, blocks: Mapping[str, EvaluationSet]) -> str | Non
     """
     *qualifiers, metric_name = (cfg.metric or "loss").split(".")
     computed = [
-        (label, task, name) for label, block in blocks.items() for task, names in block.scoring.metrics.items() for name in names
+        (block_name, task, name)
+        for block_name, block in blocks.items()
+        for task, names in block.scoring.metrics.items()
+        for name in names
     ]
     same_metric = [key for key in computed if key[2] == metric_name]
     matches = [key for key in same_metric if set(qualifiers) <= {key[0], key[1]}]
