@@ -174,7 +174,7 @@ def test_a_submission_is_read(tmp_path):
         ("t.json", '{"a": ["sad"], "a": []}', "the key 'a' appears twice"),
         ("t.json", '{"a": ["sad"], "b": "tired"}', "t.json, 'b': expected a list of words"),
         ("t.json", '{"a": ["sad", 3]}', "t.json, 'a': expected a list of words"),
-        ("t.json", '["sad"]', "expected one object keyed by clip name"),
+        ("t.json", '["sad"]', "expected one object keyed by sample name"),
         ("t.json", "{", "t.json, line 1: not valid JSON"),
     ],
 )

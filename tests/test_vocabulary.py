@@ -24,7 +24,7 @@ PROMPTS = {PACKAGE / "evaluation/judges/prompts.py"}  # sent to a model, with ch
 
 CLASSES = set(
     "Order Deck Draw Split Rows KeptRows Seen Made Facts Evidence Choice Reader Sweep Intake"
-    " Placeholders Problems EchoedError EchoedCrash".split()
+    " Placeholders Problems EchoedError EchoedCrash Answer Answered Answering Answers Question Truth TruthFile".split()
 )
 MODULES = set(
     "order seen kept image_placeholder recipes sweeping exchange predecessors doctor prediction intake lenient canvas basis"
@@ -37,7 +37,7 @@ FUNCTIONS = set(
 )
 VARIABLES = set(
     "UNSEEN MAY_DIFFER STEADY_ROWS MIXING_BLOCK ABOUT FREE_KEYS OWNER ABSENT_TOGETHER to_generate recipe found known given"
-    " told made".split()
+    " told made truth truths".split()
 )
 
 # Prose: a pattern of what is rejected, and what to write instead

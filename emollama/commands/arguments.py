@@ -60,13 +60,11 @@ def add_dry_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help=text)
 
 
-def add_answers(parser: argparse.ArgumentParser, *, required: bool) -> None:
+def add_predictions(parser: argparse.ArgumentParser, *, required: bool) -> None:
     """Add ``--predictions``, ``--truth`` and ``--task`` to a parser."""
-    parser.add_argument("--predictions", nargs="+", required=required, metavar="FILE", help="files of answers, one per model")
-    truth = (
-        "reference files with labels, descriptions or emotion words, one of each kind (default: the references in .jsonl files)"
-    )
-    parser.add_argument("--truth", nargs="+", default=[], metavar="FILE", help=truth)
+    parser.add_argument("--predictions", nargs="+", required=required, metavar="FILE", help="files of predictions, one per model")
+    references = "files of references: labels, descriptions or emotion words, one of each kind (default: those in .jsonl files)"
+    parser.add_argument("--truth", nargs="+", default=[], metavar="FILE", help=references)
     task = "use only this task, if the files contain several: emotion, reason, reason_v2 or caption"
     parser.add_argument("--task", metavar="NAME", help=task)
 

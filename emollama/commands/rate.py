@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emollama.commands.arguments import add_answers, add_resampling
+from emollama.commands.arguments import add_predictions, add_resampling
 from emollama.logs.console import aligned, write
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ the description contains. label_overlap: how far the emotions in the two texts a
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of writing (``--predictions`` and others) and of reading (``--read`` and others)."""
-    add_answers(parser, required=False)
+    add_predictions(parser, required=False)
     parser.add_argument("--output", metavar="CSV", help="the sheet to write; the answer key is written next to it")
     parser.add_argument("--clips", type=int, metavar="N", help="number of randomly selected samples (default: all)")
     parser.add_argument("--raters", type=int, default=1, metavar="N", help="number of sheets, each in its own order (default: 1)")

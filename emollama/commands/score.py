@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emollama.commands.arguments import add_answers, add_judge, add_resampling, judge_block, pairs
+from emollama.commands.arguments import add_judge, add_predictions, add_resampling, judge_block, pairs
 from emollama.logs.console import write
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ DOCS = "docs/evaluation.md#score-files-side-by-side"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of answers, references, metrics, judge and output."""
-    add_answers(parser, required=True)
+    add_predictions(parser, required=True)
     add_judge(parser)
     metrics = "metrics to compute, in the order of the table (default: all that the answers and references allow)"
     parser.add_argument("--metrics", nargs="+", default=[], metavar="METRIC", help=metrics)

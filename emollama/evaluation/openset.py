@@ -120,7 +120,7 @@ def _from_csv(path: str, key: str) -> dict[str, Words]:
 def _from_json(path: str) -> dict[str, Words]:
     table = read_json(path)
     if not isinstance(table, dict):
-        raise UserError(f"{path}: expected one object keyed by clip name, each value a list of words")
+        raise UserError(f"{path}: expected one object keyed by sample name, each value a list of words")
     for name, words in table.items():
         if not _is_list_of_words(words):
             raise UserError(f'{path}, \'{name}\': expected a list of words such as ["happy", "sad"]')

@@ -55,14 +55,14 @@ def read_submission(path: str) -> dict[str, tuple[str, ...]]:
 
 
 def read_items(path: str) -> dict[str, str]:
-    """Read the items, as texts, by clip name.
+    """Read the items, as texts, by sample name.
 
     Raises:
         UserError: As in :func:`read_submission`.
     """
     filenames, items = _texts(path)
     if len(filenames) != len(items):
-        raise UserError(f"{path}: expected one item per clip, got {len(filenames)} filenames and {len(items)} fileitems")
+        raise UserError(f"{path}: expected one item per sample, got {len(filenames)} filenames and {len(items)} fileitems")
     items_by_name: dict[str, str] = {}
     for name, item in zip(filenames, items, strict=True):
         if name in items_by_name:

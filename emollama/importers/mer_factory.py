@@ -105,8 +105,8 @@ def _label(
         if override == SKIP:
             collector.leave_out("skipped by --overrides", name)
         return None if override == SKIP else override
-    truth = record.get("ground_truth_label")
-    raw = truth if isinstance(truth, str) and truth.strip() else raw_label(record, peak)
+    stated_label = record.get("ground_truth_label")
+    raw = stated_label if isinstance(stated_label, str) and stated_label.strip() else raw_label(record, peak)
     if raw is None:
         return collector.label(UNKNOWN, name, f"{path} (no peak at the time of the overall peak)")
     return collector.label(raw, name, str(path))

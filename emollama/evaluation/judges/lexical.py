@@ -58,21 +58,22 @@ class LexicalJudge:
         return {"calls": 0, "cached": 0}
 
 
-def _clue_overlap(truth: str, prediction: str) -> Verdict:
-    true, predicted = clues(truth), clues(prediction)
-    if not true:
+def _clue_overlap(reference: str, prediction: str) -> Verdict:
+    reference_clues, predicted = clues(reference), clues(prediction)
+    if not reference_clues:
         return Verdict(None, "the reference has no English clues")
-    shared = [clue for clue in true if clue in predicted]
-    total = sum(map(weight, true)) + sum(map(weight, predicted))
-    return Verdict(10 * 2 * sum(map(weight, shared)) / total, explanation="shared: " + ", ".join(true[clue] for clue in shared))
+    shared = [clue for clue in reference_clues if clue in predicted]
+    total = sum(map(weight, reference_clues)) + sum(map(weight, predicted))
+    explanation = "shared: " + ", ".join(reference_clues[clue] for clue in shared)
+    return Verdict(10 * 2 * sum(map(weight, shared)) / total, explanation=explanation)
 
 
-def _label_overlap(truth: Sequence[str], prediction: Sequence[str]) -> Verdict:
-    true, predicted = _families(truth), _families(prediction)
-    if not true and not predicted:
+def _label_overlap(reference: Sequence[str], prediction: Sequence[str]) -> Verdict:
+    reference_families, predicted = _families(reference), _families(prediction)
+    if not reference_families and not predicted:
         return Verdict(None, "neither side has emotion words")
-    explanation = f"{', '.join(sorted(true)) or 'nothing'} against {', '.join(sorted(predicted)) or 'nothing'}"
-    precision, recall = _covered(predicted, true), _covered(true, predicted)
+    explanation = f"{', '.join(sorted(reference_families)) or 'nothing'} against {', '.join(sorted(predicted)) or 'nothing'}"
+    precision, recall = _covered(predicted, reference_families), _covered(reference_families, predicted)
     f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
     return Verdict(10 * f1, explanation=explanation)
 

@@ -45,9 +45,9 @@ emotions.
 {_SCORE}"""
 
 
-def clue_question(truth: str, prediction: str) -> Messages:
-    """Return a question for a score: how much of the evidence in ``truth`` does ``prediction`` share?"""
-    return _messages(_CLUES, {"reference": truth, "candidate": prediction})
+def clue_question(reference: str, prediction: str) -> Messages:
+    """Return a question for a score: how much of the evidence in ``reference`` does ``prediction`` share?"""
+    return _messages(_CLUES, {"reference": reference, "candidate": prediction})
 
 
 def words_question(text: str) -> Messages:
@@ -55,10 +55,10 @@ def words_question(text: str) -> Messages:
     return _messages(_WORDS, {"text": text})
 
 
-def label_question(truth: Sequence[str], prediction: Sequence[str]) -> Messages:
+def label_question(reference: Sequence[str], prediction: Sequence[str]) -> Messages:
     """Return a question for a score: how far do two lists of emotion words agree?"""
     # Sorted words give equal lists the same cache key.
-    return _messages(_LABELS, {"reference": sorted(set(truth)), "candidate": sorted(set(prediction))})
+    return _messages(_LABELS, {"reference": sorted(set(reference)), "candidate": sorted(set(prediction))})
 
 
 def _messages(instructions: str, data: dict[str, Any]) -> Messages:
