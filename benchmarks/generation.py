@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from emollama.config import load
-from emollama.runners.answering import PredictionRunner
+from emollama.runners.prediction_runner import PredictionRunner
 
 ROOT = Path(__file__).parent.parent
 

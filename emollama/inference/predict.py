@@ -26,9 +26,9 @@ from emollama.media.frame_selection import NO_PEAK
 from emollama.media.source import Source
 from emollama.precision import Precision
 from emollama.runners import provenance
-from emollama.runners.answering import PredictionRunner
 from emollama.runners.build import build_models, checkpoint_paths, checkpoint_tensors, require_checkpoint
 from emollama.runners.evaluation import EvaluationSet, build_blocks
+from emollama.runners.prediction_runner import PredictionRunner
 
 
 @dataclass(frozen=True)

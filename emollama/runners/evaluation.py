@@ -19,8 +19,8 @@ from emollama.evaluation.prediction_files import write_metrics, write_prediction
 from emollama.evaluation.predictions import Prediction
 from emollama.listing import abbreviated, listing
 from emollama.logs.logger import get_logger
-from emollama.runners.answering import PredictionRunner
 from emollama.runners.build import build_datasets, is_ensemble
+from emollama.runners.prediction_runner import PredictionRunner
 
 PredictionRows = list[dict[str, Any]]  # lines of predictions_*.jsonl
 

@@ -26,9 +26,9 @@ from emollama.logs.logger import get_logger, log_metrics, set_up
 from emollama.logs.run_log import RunLog
 from emollama.reporting.report import write_report
 from emollama.runners import summary
-from emollama.runners.answering import PredictionRunner
 from emollama.runners.build import build_models, checkpoint_paths
 from emollama.runners.evaluation import Evaluation
+from emollama.runners.prediction_runner import PredictionRunner
 from emollama.runners.preparation import ErrorCollector, Preparation
 from emollama.runners.run_config import RunnerConfig
 from emollama.runners.validation import Validation

@@ -14,8 +14,8 @@ from typing import Any, get_args, get_type_hints
 from urllib.parse import urlsplit
 
 from emollama.errors import UserError, require_at_least
-from emollama.evaluation.judges.asking import JudgeClient
 from emollama.evaluation.judges.cache import ReplyCache
+from emollama.evaluation.judges.client import JudgeClient
 from emollama.evaluation.judges.endpoint import Endpoint
 from emollama.evaluation.judges.judge import Extraction, Verdict
 from emollama.evaluation.judges.prompts import Messages, clue_question, label_question, words_question
