@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 
 import pytest
 
@@ -119,6 +120,11 @@ def test_a_list_that_is_not_utf8_is_refused_with_the_byte_position(tmp_path):
 
 def test_a_missing_list_is_reported_with_its_key(tmp_path):
     assert refusal(read_annotations, str(tmp_path / "none.txt")).startswith("annotation_file: no file")
+
+
+def test_a_json_file_instead_of_a_list_is_reported_in_one_line(tmp_path):
+    text = refusal(names_and_labels, tmp_path, '{\n "clip_1": {"caption": "happy"}\n}\n')
+    assert re.fullmatch(r"annotation_file: \S+ is a JSON file\. Specify the list, .*", text)
 
 
 # Captions

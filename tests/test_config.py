@@ -619,3 +619,9 @@ def test_config_show_prints_warnings_to_standard_error(tmp_path, capsys):
     shown(tmp_path, small(run={"job_name": "first"}), form=["--json"])
     captured = capsys.readouterr()
     assert json.loads(captured.out) and captured.err.startswith("warning: ") and "run.job_name" in captured.err
+
+
+@pytest.mark.parametrize("value", ['"1e-3"', "1", "1e-3"])
+@pytest.mark.filterwarnings("error")
+def test_a_number_in_another_notation_is_converted_without_a_warning(tmp_path, value):
+    assert isinstance(loaded(tmp_path, small(), f"run.init_lr={value}").run.init_lr, float)

@@ -83,7 +83,12 @@ def read_annotations(
         UserError: If no line is usable, or by :func:`raise_problem`.
     """
     clips: dict[str, Clip] = {}
-    for line_number, line in enumerate(split_lines(read_text(require_file(path, key))), 1):
+    text = read_text(require_file(path, key))
+    if text.lstrip()[:1] in ("{", "["):
+        raise UserError(
+            f"{key}: {path} is a JSON file. Specify the list, with lines 'name count label [valence]' or 'name label'."
+        )
+    for line_number, line in enumerate(split_lines(text), 1):
         fields = line.split()
         if not fields:
             continue

@@ -70,7 +70,7 @@ def build_datasets(config: RunConfig, blocks: Mapping[str, tuple[Any, Any]], *, 
     if problems:
         errors.append(f"the data cannot be used:{LINES}{abbreviated(problems, LINES)}")
     if errors:
-        raise UserError(errors[0] if len(errors) == 1 else f"{len(errors)} errors:{LINES}{LINES.join(errors)}")
+        raise UserError(errors[0] if len(errors) == 1 else f"{len(errors)} problems:{LINES}{LINES.join(errors)}")
     for dataset in datasets.values():
         for note in dataset.notes:
             get_logger().info("%s", note)
