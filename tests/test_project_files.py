@@ -66,3 +66,17 @@ def test_files_and_make_targets_named_in_contributing_exist():
     assert len(quoted) > 5
     assert sorted(path for path in links | quoted if not (ROOT / path).exists()) == []
     assert {"test", "test-slow", "test-all", "test-random", "check"} <= make_targets(text) <= set(RULES)
+
+
+def test_the_renaming_table_of_the_changelog_names_modules_and_objects_that_exist():
+    table = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").partition("### Renamed in this version")[2]
+    new_names = [line.split("|")[2] for line in table.splitlines() if line.startswith("| `emollama.")]
+    missing = []
+    for name in re.findall(r"`(emollama\.[\w.]+(?::\w+)?)", " ".join(new_names)):
+        module, _, item = name.partition(":")
+        path = ROOT / module.replace(".", "/")
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if not file.is_file() or (item and not re.search(rf"^ *(class|def) {item}\b|^{item}\b", file.read_text(), re.MULTILINE)):
+            missing.append(name)
+    assert len(new_names) > 100
+    assert missing == []
