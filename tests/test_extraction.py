@@ -32,7 +32,7 @@ from emollama import cli
 from emollama import config as configuration
 from emollama.errors import UserError
 from emollama.extraction.arrays import ArrayWriter
-from emollama.extraction.videos import _summary
+from emollama.extraction.videos import VideoExtraction, _summary
 from emollama.logs import console
 from emollama.logs.logger import get_logger
 from emollama.registry import ENCODERS
@@ -314,6 +314,14 @@ def test_an_invalid_extraction_is_refused_with_its_key_and_nothing_is_written(ro
     with pytest.raises(UserError, match=re.escape(text)):
         dry_run(path)
     assert {name: raw for name, raw in contents(root).items() if name != "config.yaml"} == before
+
+
+def test_a_dry_run_of_an_extractor_without_that_method_is_refused(root, monkeypatch, capsys):
+    monkeypatch.delattr(VideoExtraction, "dry_run")
+    monkeypatch.setattr(sys, "argv", ["emollama", "extract", "--dry-run", "--cfg-path", configured(root)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "error: extraction.type: VideoExtraction has no method 'dry_run'" in capsys.readouterr().err
 
 
 def test_a_dry_run_counts_the_remaining_videos_of_each_encoder_and_writes_nothing(root):

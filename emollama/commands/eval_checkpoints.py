@@ -9,8 +9,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from emollama.commands.arguments import add_dry_run, add_run_arguments, pairs
-from emollama.distributed.launcher import add_launch_arguments, launch, processes_for
+from emollama.commands import running
+from emollama.commands.arguments import pairs
+from emollama.distributed.launcher import launch, processes_for
 from emollama.logs.console import write
 
 HELP = "evaluate all checkpoints of a run; write a table and a chart of the metrics by epoch"
@@ -21,9 +22,7 @@ WHEN_INTERRUPTED = "stopped; rerun the same command to continue"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--run-folder``, ``--checkpoints``, ``--output``, ``--again`` and ``--table-only``, and the arguments of a run."""
-    add_run_arguments(parser)
-    add_dry_run(parser)
-    add_launch_arguments(parser)
+    running.add_arguments(parser)
     folder = "folder of the training run, output_dir/<job_id> (under torchrun, use the long name: torchrun has its own --run)"
     parser.add_argument("--run-folder", "--run", type=Path, required=True, metavar="FOLDER", dest="folder", help=folder)
     checkpoints = "additional checkpoints to evaluate; pretrained=FILE replaces the start of training in the run's config.yaml"

@@ -8,21 +8,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from emollama.commands.arguments import add_dry_run, add_run_arguments
-from emollama.distributed.launcher import add_launch_arguments, launch, processes_for
+from emollama.commands.running import add_arguments
+from emollama.distributed.launcher import launch, processes_for
 from emollama.logs.console import write
 
+__all__ = ["add_arguments"]
 HELP = "extract features from videos with the encoders of a configuration"
 EXAMPLE = "emollama extract --cfg-path train_configs/demo_videos.yaml"
 DOCS = "docs/extraction.md#extract"
 WHEN_INTERRUPTED = "stopped; rerun the same command to continue"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--cfg-path``, ``--options``, ``--dry-run`` and the arguments of the launcher."""
-    add_run_arguments(parser)
-    add_dry_run(parser)
-    add_launch_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -43,6 +37,9 @@ def run(arguments: argparse.Namespace) -> None:
         return
     extraction = config.classes["extraction"](config)
     if arguments.dry_run:
+        if not hasattr(extraction, "dry_run"):
+            text = f"{type(extraction).__name__} has no method 'dry_run'. Add it, or derive the class from VideoExtraction."
+            raise UserError(f"extraction.type: {text}")
         write(extraction.dry_run(processes))
         return
     try:

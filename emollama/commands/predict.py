@@ -11,8 +11,8 @@ import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from emollama.commands.arguments import add_dry_run, add_run_arguments
-from emollama.distributed.launcher import add_launch_arguments, launch, processes_for
+from emollama.commands import running
+from emollama.distributed.launcher import launch, processes_for
 from emollama.logs.console import aligned, write
 
 if TYPE_CHECKING:
@@ -25,9 +25,7 @@ DOCS = "docs/extraction.md#ask-about-a-video"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--video``, ``--text``, ``--task`` and ``--json``, and the arguments of a run and of the launcher."""
-    add_run_arguments(parser)
-    add_dry_run(parser)
-    add_launch_arguments(parser)
+    running.add_arguments(parser)
     parser.add_argument("--video", nargs="+", required=True, metavar="FILE", help="the videos")
     parser.add_argument("--text", metavar="SENTENCE", help="the sentence that is spoken in the video; requires a single video")
     task = "emotion, reason or reason_v2 (default: the first task of the configuration's first block)"

@@ -1,4 +1,4 @@
-"""The common implementation of ``emollama train`` and ``emollama eval``."""
+"""The arguments of all commands that may start several processes, and the common part of ``emollama train`` and ``eval``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """The base class of the emotion datasets: clips with texts and pre-extracted features.
 
-A clip's row of the annotation file, its caption, its transcript and its feature arrays become a ``Record``. Subclasses only read
-the texts (:meth:`FeatureClips.read_table`).
+The texts and feature arrays of a clip become a ``Record``. Subclasses only read the texts (:meth:`FeatureClips.read_table`).
 """
 
 from __future__ import annotations
