@@ -318,9 +318,8 @@ def test_an_invalid_extraction_is_refused_with_its_key_and_nothing_is_written(ro
 
 def test_a_dry_run_of_an_extractor_without_that_method_is_refused(root, monkeypatch, capsys):
     monkeypatch.delattr(VideoExtraction, "dry_run")
-    monkeypatch.setattr(sys, "argv", ["emollama", "extract", "--dry-run", "--cfg-path", configured(root)])
     with pytest.raises(SystemExit):
-        cli.main()
+        cli.main(["extract", "--dry-run", "--cfg-path", configured(root)])
     assert "error: extraction.type: VideoExtraction has no method 'dry_run'" in capsys.readouterr().err
 
 
