@@ -21,7 +21,7 @@ PROMPTS = ("<Img><ImageHere></Img> Describe it.", "See <ImageHere> and tell.", "
 
 def make_prompt(template="[INST] {} [/INST] ", end="</s>", *, prompts=PROMPTS, max_txt_len=160, max_context_len=3800):
     style = PromptStyle(template, True, end, max_txt_len, max_context_len)
-    feature_tokens = FeatureTokenLayout(("image",), (), FIRST_ID, lambda counts: {"image": counts["image"]})
+    feature_tokens = FeatureTokenLayout({"image": ("image",)}, FIRST_ID, lambda counts: {"image": counts["image"]})
     return ImagePromptFormat(load_tokenizer(str(GOLDEN / "llama")), style, feature_tokens, prompts)
 
 

@@ -31,10 +31,7 @@ def styled(prompt, loss_average="sample", **style):
 
 
 def placeholder_counts(prompt, sample):
-    return {
-        name: int((sample.input_ids == prompt.feature_tokens.id_of(name)).sum())
-        for name in prompt.feature_tokens.video_tag + prompt.feature_tokens.feature_tag
-    }
+    return {name: int((sample.input_ids == prompt.feature_tokens.id_of(name)).sum()) for name in prompt.feature_tokens.parts}
 
 
 def text_of(prompt, ids):
@@ -172,7 +169,7 @@ def test_special_tokens_in_user_texts_or_answers_are_text(golden_prompt, part, s
 
 def test_placeholder_ids_are_unique_and_outside_the_embedding_table(golden_prompt):
     feature_tokens = golden_prompt.feature_tokens
-    ids = [feature_tokens.id_of(name) for name in feature_tokens.video_tag + feature_tokens.feature_tag]
+    ids = [feature_tokens.id_of(name) for name in feature_tokens.parts]
     assert ids == list(range(800, 805)) and len(golden_prompt.tokenizer) <= 800
 
 

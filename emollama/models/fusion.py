@@ -97,9 +97,6 @@ class ImageProjection(nn.Module):
         dropout: dropout probability on the feature tokens during training.
     """
 
-    VIDEO_TAG = ("image",)
-    FEATURE_TAG = ()
-
     def __init__(self, feature_dim: int, hidden_size: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.llama_proj = nn.Linear(feature_dim, hidden_size)

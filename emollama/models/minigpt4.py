@@ -63,8 +63,7 @@ class MiniGPT4(PackedLLM):
         """Return the prompt format of this model. It reads the language model's folder, but not its weights."""
         prompts = BUILT_IN if cfg.prompt_path is None else read_prompts(cfg.prompt_path, "model.prompt_path")
         feature_tokens = FeatureTokenLayout(
-            video_tag=ImageProjection.VIDEO_TAG,
-            feature_tag=ImageProjection.FEATURE_TAG,
+            outputs={"image": ("image",)},
             first_id=llm.embedding_rows(llm.read_config(cfg.llama_model)),
             num_feature_tokens=frames.count_tokens_with_pixels(
                 ImageProjection.num_feature_tokens, {"image": MiniGPT4.slot_shapes(cfg)["image"].num_vectors}

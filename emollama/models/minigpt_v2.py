@@ -56,8 +56,7 @@ class MiniGPTv2(PackedLLM):
         """Return the prompt format of this model. It reads the language model's folder, but not its weights."""
         fusion = FUSIONS.get(cfg.fusion)
         feature_tokens = FeatureTokenLayout(
-            video_tag=fusion.VIDEO_TAG,
-            feature_tag=fusion.FEATURE_TAG,
+            outputs={"video": fusion.VIDEO_TAG, "feature": fusion.FEATURE_TAG},
             first_id=llm.embedding_rows(llm.read_config(cfg.llama_model)),
             num_feature_tokens=frames.count_tokens_with_pixels(
                 fusion.num_feature_tokens, {"image": (cfg.image_size // PATCH) ** 2, "cls": 1}

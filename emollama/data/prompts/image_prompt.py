@@ -89,4 +89,4 @@ class ImagePromptFormat(PromptFormat):
     def first_turn(self, user_text: str, layout: PromptLayout) -> TurnParts:
         """Split at the image: the segments up to the image, an empty prefix, and the text after it. All layouts are equal."""
         before, _, after = user_text.partition(IMAGE_TAG)
-        return TurnParts([self.style.opening + self._as_text(before), self.feature_tokens.video_tag], "", after)
+        return TurnParts([self.style.opening + self._as_text(before), self.feature_tokens.outputs["image"]], "", after)

@@ -30,30 +30,34 @@ HEAD = "<video><VideoHere></video> <feature><FeatureHere></feature> "
 
 @dataclass(frozen=True)
 class FeatureTokenLayout:
-    """Where a prompt has the feature tokens of a fusion module, and their placeholder ids.
+    """The outputs of a fusion module, and the placeholder ids of their feature tokens.
 
     Attributes:
-        video_tag: names of the feature tokens between ``<video>`` and ``</video>``, in order.
-        feature_tag: names of the feature tokens between ``<feature>`` and ``</feature>``, in order.
+        outputs: name of an output, which a prompt format places in a prompt -> names of its parts, in order. The placeholder id
+            of a part is ``first_id`` plus its index among the parts of all outputs.
         first_id: the first placeholder id, which is the size of the LLM's embedding table.
-        num_feature_tokens: function from the number of feature vectors by slot to the number of feature tokens by name.
+        num_feature_tokens: function from the number of feature vectors by slot to the number of feature tokens by part.
     """
 
-    video_tag: tuple[str, ...]
-    feature_tag: tuple[str, ...]
+    outputs: Mapping[str, tuple[str, ...]]
     first_id: int
     num_feature_tokens: Callable[[Mapping[str, int]], dict[str, int]]
 
-    def id_of(self, name: str) -> int:
-        """Return the placeholder id of the feature tokens with this name."""
-        return self.first_id + (self.video_tag + self.feature_tag).index(name)
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of all outputs, in the order of their placeholder ids."""
+        return tuple(part for parts in self.outputs.values() for part in parts)
+
+    def id_of(self, part: str) -> int:
+        """Return the placeholder id of the feature tokens of a part."""
+        return self.first_id + self.parts.index(part)
 
 
 class TurnParts(NamedTuple):
     """The parts of a user turn, before they are tokenized.
 
     Attributes:
-        segments: texts, and tuples of names of feature tokens, in the order of the prompt.
+        segments: texts, and tuples of parts of the fusion module's outputs, in the order of the prompt.
         prefix: the text between the segments and the user text.
         user_text: the only text that is shortened if the prompt is too long.
     """
@@ -196,7 +200,7 @@ class PromptFormat:
 
     def first_turn(self, user_text: str, layout: PromptLayout) -> TurnParts:
         """Return the parts of a first turn."""
-        video, feature = self.feature_tokens.video_tag, self.feature_tokens.feature_tag
+        video, feature = self.feature_tokens.outputs["video"], self.feature_tokens.outputs["feature"]
         opening = self.style.opening
         if layout == "train":
             return TurnParts([f"{opening}<video>", video, "</video> <feature>", feature], "</feature> ", user_text)
@@ -220,8 +224,8 @@ class PromptFormat:
             if isinstance(part, list):
                 tokens.append_prompt(part)
             else:
-                for token_name in part:
-                    tokens.append_prompt([self.feature_tokens.id_of(token_name)] * counts[token_name])
+                for part_name in part:
+                    tokens.append_prompt([self.feature_tokens.id_of(part_name)] * counts[part_name])
         tokens.append_prompt(tail)
         return max(excess, 0)
 
