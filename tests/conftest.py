@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import re
 import shutil
 import signal
 import ssl
@@ -22,7 +21,7 @@ import plots
 import pytest
 import ranks as forks
 from helpers import GOLDEN, golden_tree, loaded, loaded_shipped_configs
-from launches import Launches
+from launches import Launches, group_of
 from ranks import ROOT
 
 from emollama.config import RunConfig
@@ -71,21 +70,10 @@ def pytest_unconfigure() -> None:
     gc.unfreeze()
 
 
-@cache
-def group_of(path: Path) -> str:
-    """The group of a test file: one for all files that fork from the server of tests/ranks.py, one for every other file."""
-    forks = re.search(r"^ *def \w+\([^)]*\b(fork_server|ranks|launch)\b", path.read_text(encoding="utf-8"), re.MULTILINE)
-    return "forks" if forks else path.stem.removeprefix("test_")
-
-
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give all tests of a group to the same worker (the groups of xdist 3.8 have no effect with pytest 9.2)."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class Groups(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return group_of(config.rootpath / nodeid.partition("::")[0])
+    """Give all tests of a group to the same worker."""
+    from scheduling import Groups
 
     return Groups(config, log) if config.getvalue("dist") == "loadgroup" else None
 

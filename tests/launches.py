@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import subprocess
 from collections.abc import Callable
+from functools import cache
 from multiprocessing import util
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,13 @@ import pytest
 
 LIMIT = 10
 INTERPRETERS = ("python", "emollama")  # prefixes of their names; a shell, ps or a small JVM costs almost nothing
+
+
+@cache
+def group_of(path: Path) -> str:
+    """The group of a test file: one for all files that fork from the server of tests/ranks.py, one for every other file."""
+    forks = re.search(r"^ *def \w+\([^)]*\b(fork_server|ranks|launch)\b", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return "forks" if forks else path.stem.removeprefix("test_")
 
 
 class Launches:

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import conftest
 import pytest
-from launches import LIMIT, Launches
+from launches import LIMIT, Launches, group_of
+from scheduling import Groups
 
 
 def watcher(expression="not slow and not gpu", dist="no", **attributes):
@@ -82,5 +83,71 @@ def test_an_unknown_name_in_the_list_of_long_groups_is_an_error(name, monkeypatc
 def test_test_files_that_fork_are_in_the_group_forks(request):
     fixtures = {"fork_server", "ranks", "launch"}
     forking = {item.path for item in request.session.items if fixtures & set(getattr(item, "fixturenames", ()))}
-    assert {path.name for path in forking if conftest.group_of(path) != "forks"} == set()
-    assert conftest.group_of(conftest.ROOT / "tests/test_docs.py") == "docs"
+    assert {path.name for path in forking if group_of(path) != "forks"} == set()
+    assert group_of(conftest.ROOT / "tests/test_docs.py") == "docs"
+
+
+class Worker:
+    """A worker of xdist. It starts a test only when it knows the next one or shuts down."""
+
+    def __init__(self):
+        self.queue = []
+        self.shutting_down = False
+        self.gateway = SimpleNamespace(id="gw")
+
+    def send_runtest_some(self, indexes):
+        self.queue += indexes
+
+    def shutdown(self):
+        self.shutting_down = True
+
+    def next_test(self):
+        return self.queue.pop(0) if len(self.queue) > (0 if self.shutting_down else 1) else None
+
+
+class Session:
+    """A session of xdist that replaces workers that died."""
+
+    def __init__(self, folder, tests):
+        for file in {test.partition("::")[0] for test in tests}:
+            (folder / file).touch()
+        config = SimpleNamespace(
+            getvalue=lambda name: ["2*popen"], rootpath=folder, option=SimpleNamespace(loadscopereorder=False)
+        )
+        self.scheduler, self.tests, self.passed, self.crashed = Groups(config), tests, [], []
+
+    def start(self):
+        worker = Worker()
+        self.scheduler.add_node(worker)
+        self.scheduler.add_node_collection(worker, self.tests)
+        return worker
+
+    def run(self):
+        workers = [self.start(), self.start()]
+        self.scheduler.schedule()
+        while ready := [(worker, test) for worker in workers if (test := worker.next_test()) is not None]:
+            for worker, test in ready:
+                if self.tests[test].endswith("_dies"):
+                    self.crashed.append(self.scheduler.remove_node(worker))
+                    workers[workers.index(worker)] = self.start()
+                    self.scheduler.schedule()
+                else:
+                    self.passed.append(self.tests[test])
+                    self.scheduler.mark_test_complete(worker, test)
+            if self.scheduler.tests_finished:
+                for worker in workers:
+                    worker.shutdown()
+
+
+@pytest.mark.parametrize("contents", ["abD", "Dab", "aDb", "D", "DD", "aaaaDbbD"])
+def test_a_test_that_ends_its_worker_fails_once_and_all_others_run(contents, tmp_path):
+    files = [contents, "a", "abcd", contents, "ab", "a"]
+    tests = [
+        f"test_{number}.py::{at}{'_dies' * (letter == 'D')}"
+        for number, file in enumerate(files)
+        for at, letter in enumerate(file)
+    ]
+    session = Session(tmp_path, tests)
+    session.run()
+    assert sorted(session.crashed) == [test for test in tests if test.endswith("_dies")]
+    assert sorted(session.passed) == [test for test in tests if not test.endswith("_dies")]
