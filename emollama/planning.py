@@ -68,7 +68,7 @@ def plan(config: RunConfig) -> Plan:
         UserError: If the folder does not exist, or the configuration is inconsistent.
     """
     precision = Precision(torch.device("cpu"), config.run.amp, config.run.amp_dtype)
-    model = config.classes["model"](config.model, device=torch.device("meta"), frozen_dtype=precision.frozen_dtype)
+    model = config.model_class(config.model, device=torch.device("meta"), frozen_dtype=precision.frozen_dtype)
     parameters = parameter_groups(model)
     trained = sum(parameter_groups(model, only_trained=True).values())
     parameters |= {"trainable": trained, "total": sum(parameters.values())}

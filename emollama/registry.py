@@ -13,7 +13,7 @@ import difflib
 import importlib
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
@@ -180,27 +180,6 @@ class Registry(Generic[T]):
     def in_order(self) -> list[str]:
         """Return all registered names: built-in names in the table's order, then the user's in the order of registration."""
         return list(self._built_in | self._entries)
-
-
-class Components(Mapping[str, Any]):
-    """A mapping from block paths to registered classes. The module of a class is imported by the look-up.
-
-    Args:
-        entries: block path -> (registry, registered name).
-    """
-
-    def __init__(self, entries: Mapping[str, tuple[Registry[Any], str]]) -> None:
-        self._entries = dict(entries)
-
-    def __getitem__(self, path: str) -> Any:
-        registry, name = self._entries[path]
-        return registry.get(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
 
 
 def _import(location: str) -> Any:

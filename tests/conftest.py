@@ -178,15 +178,15 @@ def golden_config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 @pytest.fixture(scope="session")
 def golden_prompt(golden_config: RunConfig) -> Any:
     """The prompt format of the tiny Llama."""
-    return golden_config.classes["model"].prompt_format(golden_config.model)
+    return golden_config.model_class.prompt_format(golden_config.model)
 
 
 @pytest.fixture(scope="session")
 def golden_dataset(golden_config: RunConfig) -> Any:
     """The golden corpus with the answers of all three tasks."""
-    shapes = golden_config.classes["model"].slot_shapes(golden_config.model)
+    shapes = golden_config.model_class.slot_shapes(golden_config.model)
     block = golden_config.evaluation_datasets["answers"].dataset
-    return golden_config.classes["evaluation_datasets.answers"](block, slot_shapes=shapes, block_path="golden")
+    return golden_config.dataset_class("evaluation_datasets.answers")(block, slot_shapes=shapes, block_path="golden")
 
 
 @pytest.fixture(scope="session")
@@ -196,7 +196,7 @@ def golden_model(golden_config: RunConfig) -> Any:
 
     from emollama import checkpoint
 
-    model = golden_config.classes["model"](golden_config.model, device=torch.device("cpu"), frozen_dtype=torch.float32)
+    model = golden_config.model_class(golden_config.model, device=torch.device("cpu"), frozen_dtype=torch.float32)
     path = str(golden_config.model.ckpt)
     checkpoint.load_trainable(model, checkpoint.read(path, "model.ckpt")["model"], path=path, allow_missing=[])
     return model.eval()

@@ -166,9 +166,9 @@ def build(tmp_path):
         label, group = ("golden", "datasets") if training else ("answers", "evaluation_datasets")
         tree[group][label] |= {"task_pool": ["emotion", "reason"], "shuffle": True, **keys}
         config = loaded(tmp_path, tree)
-        shapes = config.classes["model"].slot_shapes(config.model)
+        shapes = config.model_class.slot_shapes(config.model)
         block = config.datasets[label] if training else config.evaluation_datasets[label].dataset
-        return config.classes[f"{group}.{label}"](block, slot_shapes=shapes, block_path=label, training=training)
+        return config.dataset_class(f"{group}.{label}")(block, slot_shapes=shapes, block_path=label, training=training)
 
     return build_dataset
 
@@ -197,7 +197,7 @@ def test_the_augmentation_uses_all_keys_of_the_dataset_block(build):
 
 
 def test_evaluation_is_never_augmented(build, golden_config, golden_prompt, golden_model):
-    task = golden_config.classes["run.task"]()
+    task = golden_config.task_class()
     options = task.Config(max_new_tokens=3)
     plain, augmented_answers = (
         task.predict([golden_model], golden_prompt, dataset, options, task.evaluation_items(dataset, options), 1)

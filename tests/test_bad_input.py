@@ -30,7 +30,7 @@ def refused(tmp_path, tree):
     def text(*options, training=True, output="out"):
         with pytest.raises(UserError) as error:
             config = loaded(tmp_path, tree, *options)
-            config.classes["run"](config, training=training)
+            config.runner_class(config, training=training)
         assert not (tmp_path / output).exists()
         return str(error.value)
 
@@ -45,7 +45,7 @@ def changed(path, old, new):
 
 def test_the_intact_corpus_can_be_loaded_and_nothing_is_written(tmp_path, tree):
     config = loaded(tmp_path, tree)
-    assert config.classes["run"](config).total_steps == 2
+    assert config.runner_class(config).total_steps == 2
     assert not (tmp_path / "out").exists()
 
 
@@ -317,7 +317,7 @@ def stored_content(tmp_path_factory):
     """The checkpoint of a run on the golden corpus after a step, without the configuration, which contains paths."""
     folder = tmp_path_factory.mktemp("stored")
     config = loaded(folder, golden_tree(folder))
-    runner = config.classes["run"](config)
+    runner = config.runner_class(config)
     return {
         "model": torch.load(GOLDEN / "checkpoint_slim.pth", weights_only=True)["model"],
         "optimizer": runner.optimizer.state_dict(),
@@ -344,7 +344,7 @@ def stored_run(tmp_path, tree, stored_content):
 def refusal(tmp_path, tree, *options):
     with pytest.raises(UserError) as error:
         config = loaded(tmp_path, tree, *options)
-        config.classes["run"](config)
+        config.runner_class(config)
     return str(error.value)
 
 
@@ -382,7 +382,7 @@ def test_a_resumed_run_may_replace_an_environment_variable_with_its_value(tmp_pa
     for rank in ("${oc.env:RANK_OF_LORA}", 4):
         tree["model"]["lora_r"] = rank
         config = loaded(tmp_path, tree, "run.resume_ckpt_path=auto")
-        assert config.classes["run"](config).first_step == 1
+        assert config.runner_class(config).first_step == 1
 
 
 def test_resuming_with_another_global_batch_size_is_refused(tmp_path, tree, stored_run):
@@ -451,7 +451,7 @@ def test_resuming_does_not_import_the_modules_that_a_checkpoint_names(tmp_path, 
     content = checkpoint.read(str(path), "x")
     checkpoint.save(path, content | {"config": content["config"] | {"imports": ["smuggled"]}})
     config = loaded(tmp_path, tree, "run.resume_ckpt_path=auto")
-    assert config.classes["run"](config).first_step == 1
+    assert config.runner_class(config).first_step == 1
 
 
 @pytest.mark.parametrize(
@@ -478,7 +478,7 @@ def test_a_resumed_run_may_change_paths_intervals_workers_and_epochs(tmp_path, t
     options = ["run.resume_ckpt_path=auto", "run.max_epoch=3", "run.num_workers=1", "run.log_freq=3", "run.keep_last=2"]
     moved = shutil.copytree(tree["datasets"]["golden"]["data_root"], tmp_path / "moved")
     config = loaded(tmp_path, tree, *options, f"datasets.golden.data_root={moved}")
-    runner = config.classes["run"](config)
+    runner = config.runner_class(config)
     assert (runner.first_step, runner.total_steps) == (1, 6)
 
 
@@ -491,4 +491,4 @@ def test_an_evaluation_without_a_checkpoint_is_refused(tmp_path, tree):
     tree["model"]["ckpt"] = None
     config = loaded(tmp_path, tree)
     with pytest.raises(UserError, match="model.ckpt is null, so no trained weights are loaded"):
-        config.classes["run"](config, training=False)
+        config.runner_class(config, training=False)

@@ -436,9 +436,9 @@ def test_a_slow_disk_is_read_by_several_threads_and_the_order_is_preserved(tmp_p
 def test_the_check_reports_exactly_the_tokens_that_a_run_would_cut(checked, tree, tmp_path, limit, kind):
     report = checked(f"model.{limit}")
     cfg = loaded(tmp_path, tree, f"model.{limit}")
-    prompt = cfg.classes["model"].prompt_format(cfg.model)
-    shapes = cfg.classes["model"].slot_shapes(cfg.model)
-    dataset = cfg.classes[BLOCK](cfg.datasets["golden"], slot_shapes=shapes, block_path=BLOCK)
+    prompt = cfg.model_class.prompt_format(cfg.model)
+    shapes = cfg.model_class.slot_shapes(cfg.model)
+    dataset = cfg.dataset_class(BLOCK)(cfg.datasets["golden"], slot_shapes=shapes, block_path=BLOCK)
     cut = {
         name: max(
             prompt.tokenize(dataset.record(index, task, instruction)).tokens_cut
@@ -636,7 +636,7 @@ def test_dataset_epochs_follow_from_steps_batch_size_and_sample_ratio(checked, t
 
 def test_the_size_of_a_checkpoint_is_that_of_the_file(checked, tree, tmp_path):
     cfg = loaded(tmp_path, tree)
-    model = cfg.classes["model"](cfg.model, device=torch.device("cpu"), frozen_dtype=torch.float32)
+    model = cfg.model_class(cfg.model, device=torch.device("cpu"), frozen_dtype=torch.float32)
     named = optim.trainable(model)
     optimizer = optim.adamw(named.items(), lr=1e-5, weight_decay=0.05, beta2=0.999)
     for parameter in named.values():

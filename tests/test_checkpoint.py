@@ -31,7 +31,7 @@ def stored():
 @pytest.fixture
 def model(golden_config):
     """The tiny model with adapters and projections that differ from the golden ones."""
-    loaded_model = golden_config.classes["model"](golden_config.model, device=torch.device("cpu"), frozen_dtype=torch.float32)
+    loaded_model = golden_config.model_class(golden_config.model, device=torch.device("cpu"), frozen_dtype=torch.float32)
     with torch.no_grad():
         for parameter in trainable(loaded_model).values():
             parameter.fill_(7.0)
@@ -41,7 +41,7 @@ def model(golden_config):
 @pytest.fixture(scope="module")
 def laid_out(golden_config):
     """The tensor names and shapes of the same model."""
-    return golden_config.classes["model"](golden_config.model, device=META, frozen_dtype=torch.float32)
+    return golden_config.model_class(golden_config.model, device=META, frozen_dtype=torch.float32)
 
 
 def checked(model, stored, *allow_missing):
@@ -428,7 +428,7 @@ def test_a_run_writes_checkpoints_with_the_published_tensor_names(tmp_path, stor
     tree = golden_tree(tmp_path)
     tree["run"] |= {"iters_per_epoch": 1, "init_lr": 1e-3}
     config = loaded(tmp_path, tree)
-    folder = config.classes["run"](config).train()
+    folder = config.runner_class(config).train()
     content = checkpoint.read(str(folder / "checkpoint_0.pth"), "model.ckpt")
     assert {name: tensor.shape for name, tensor in content["model"].items()} == {k: v.shape for k, v in stored.items()}
     assert (content["step"], content["epoch"]) == (1, 0)
@@ -439,7 +439,7 @@ def test_a_run_writes_checkpoints_with_the_published_tensor_names(tmp_path, stor
     shutil.copy(folder / "checkpoint_0.pth", tmp_path / "start.pth")
     tree["model"]["ckpt"] = str(tmp_path / "start.pth")
     again = loaded(tmp_path, tree, "run.job_id=again")
-    runner = again.classes["run"](again)
+    runner = again.runner_class(again)
     for name, parameter in by_stored_name(runner.model).items():
         assert parameter.detach().equal(content["model"][name])
 

@@ -339,7 +339,7 @@ def real_shapes(folder):
 def minigpt_v2_checkpoint(cfg_path, path):
     """A checkpoint like the one that stage 1 starts from: adapters and the image projection, without those of other slots."""
     cfg = config.load(cfg_path)
-    model = cfg.classes["model"](cfg.model, device=torch.device("cpu"), frozen_dtype=torch.float32)
+    model = cfg.model_class(cfg.model, device=torch.device("cpu"), frozen_dtype=torch.float32)
     named = {stored_name(name): parameter.detach() for name, parameter in trainable(model).items()}
     torch.save(
         {"model": {name: value for name, value in named.items() if "lora_" in name or name.startswith("llama_proj")}}, path

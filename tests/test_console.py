@@ -381,7 +381,7 @@ def trained(tmp_path_factory, no_reports):
         parts = []
         for options in ([], ["run.max_epoch=3", "run.resume_ckpt_path=auto"]):
             config = loaded(folder, tree(folder), *options)
-            config.classes["run"](config).train()
+            config.runner_class(config).train()
             parts.append(list(messages))
             messages.clear()
     finally:

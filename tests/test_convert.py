@@ -78,7 +78,7 @@ def model_of(tmp_path, device=CPU, **keys):
     tree["model"] |= {"ckpt": None, "lora_r": 64, **keys}
     config = loaded(tmp_path, tree)
     torch.manual_seed(1)
-    return config.classes["model"](config.model, device=device, frozen_dtype=torch.float32).eval()
+    return config.model_class(config.model, device=device, frozen_dtype=torch.float32).eval()
 
 
 def load(model, tensors):
@@ -190,7 +190,7 @@ def saved_checkpoint(tmp_path_factory, no_reports):
     tree = golden_tree(folder)
     tree["run"] |= {"iters_per_epoch": 1, "init_lr": 1e-3}
     config = loaded(folder, tree)
-    return str(config.classes["run"](config).train() / "checkpoint_0.pth")
+    return str(config.runner_class(config).train() / "checkpoint_0.pth")
 
 
 def test_our_checkpoints_have_the_names_shapes_and_dtypes_of_the_published_code(saved_checkpoint):
@@ -752,11 +752,11 @@ def test_an_average_can_start_a_run_but_cannot_be_resumed_from(saved_checkpoint,
     tree = golden_tree(tmp_path)
     tree["run"]["resume_ckpt_path"] = str(tmp_path / "checkpoint_0.pth")
     config = loaded(tmp_path, tree)
-    assert "contains weights, but not the state of a run" in refusal(config.classes["run"], config)
+    assert "contains weights, but not the state of a run" in refusal(config.runner_class, config)
     assert checkpoint.newest(tmp_path) is None
     tree["run"]["resume_ckpt_path"], tree["model"]["ckpt"] = None, str(tmp_path / "checkpoint_0.pth")
     config = loaded(tmp_path, tree)
-    parameters = by_stored_name(config.classes["run"](config).model)
+    parameters = by_stored_name(config.runner_class(config).model)
     assert all(parameters[name].equal(tensor) for name, tensor in read(saved_checkpoint, "x").tensors.items())
 
 

@@ -41,7 +41,7 @@ def test_training_losses_on_the_gpu_match_those_on_the_cpu(tmp_path, amp, dtype)
     for device in ("cpu", "cuda"):
         settings = {"device": device, "amp": amp and device == "cuda", "amp_dtype": dtype}
         config = load(str(golden_config(tmp_path / device, run=settings)))
-        losses[device] = [row["loss"] for row in read_jsonl(config.classes["run"](config).train() / "log.jsonl")]
+        losses[device] = [row["loss"] for row in read_jsonl(config.runner_class(config).train() / "log.jsonl")]
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=0.05 if amp else 1e-3)
 
 
@@ -100,6 +100,6 @@ def test_minigpt4_trains_with_cached_features_as_without_a_cache_on_the_gpu(tmp_
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(tree))
         config = load(str(path))
-        losses.append([row["loss"] for row in read_jsonl(config.classes["run"](config).train() / "log.jsonl")])
+        losses.append([row["loss"] for row in read_jsonl(config.runner_class(config).train() / "log.jsonl")])
     plain, first, again = losses
     assert first == pytest.approx(plain, rel=1e-3) and again == pytest.approx(plain, rel=1e-3)

@@ -22,8 +22,10 @@ def build(tmp_path, corpus):
         course = {"by": by, "epochs": epochs, "descending": descending}
         tree["datasets"]["golden"] |= {"annotation_file": LIST, "shuffle": True, "curriculum": course, **keys}
         config = loaded(tmp_path, tree)
-        shapes = config.classes["model"].slot_shapes(config.model)
-        return config.classes["datasets.golden"](config.datasets["golden"], slot_shapes=shapes, block_path="datasets.golden")
+        shapes = config.model_class.slot_shapes(config.model)
+        return config.dataset_class("datasets.golden")(
+            config.datasets["golden"], slot_shapes=shapes, block_path="datasets.golden"
+        )
 
     return build_dataset
 
@@ -137,9 +139,9 @@ def test_an_evaluation_does_not_require_the_curriculum_column(tmp_path, corpus):
     tree = golden_tree(tmp_path, corpus)
     tree["evaluation_datasets"]["answers"]["curriculum"] = {"by": "nothing", "epochs": 2}
     config = loaded(tmp_path, tree)
-    shapes = config.classes["model"].slot_shapes(config.model)
+    shapes = config.model_class.slot_shapes(config.model)
     block = config.evaluation_datasets["answers"].dataset
-    dataset = config.classes["evaluation_datasets.answers"](block, slot_shapes=shapes, block_path="answers", training=False)
+    dataset = config.dataset_class("evaluation_datasets.answers")(block, slot_shapes=shapes, block_path="answers", training=False)
     assert dataset.problems() == []
 
 

@@ -46,9 +46,9 @@ def build(tmp_path):
         tree[group] = {kind: {"data_root": str(tmp_path), **({} if features else NO_FEATURES), **keys}}
         tree[other] = {}
         config = loaded(tmp_path, tree, *options)
-        shapes = config.classes["model"].slot_shapes(config.model)
+        shapes = config.model_class.slot_shapes(config.model)
         block = config.datasets[kind] if training else config.evaluation_datasets[kind].dataset
-        return config.classes[f"{group}.{kind}"](block, slot_shapes=shapes, block_path=f"{group}.{kind}", training=training)
+        return config.dataset_class(f"{group}.{kind}")(block, slot_shapes=shapes, block_path=f"{group}.{kind}", training=training)
 
     return build_dataset
 
@@ -333,7 +333,7 @@ def test_custom_evaluates_any_columns_and_has_no_target_for_a_missing_column(bui
 
 def test_custom_answers_questions_about_clips_without_labels(build, golden_model, golden_prompt, golden_config):
     dataset = build("custom", {"clips.csv": "name\na\nb\n"}, training=False, annotation_file="clips.csv")
-    task = golden_config.classes["run.task"]()
+    task = golden_config.task_class()
     options = task.Config(max_new_tokens=2)
     questions = task.evaluation_items(dataset, options)
     predictions = task.predict([golden_model], golden_prompt, dataset, options, questions, 1)
@@ -469,7 +469,7 @@ def test_a_run_reports_all_problems_of_all_blocks_at_once(tmp_path):
     tree["model"]["ckpt"] = str(tmp_path / "nowhere.pth")  # would be reported next: files of the model are read later
     config = loaded(tmp_path, tree)
     with pytest.raises(UserError) as error:
-        config.classes["run"](config)
+        config.runner_class(config)
     text = str(error.value)
     first, *lines = text.split("\n- ")
     assert first == "the data cannot be used:" and not (tmp_path / "out").exists()
@@ -509,9 +509,9 @@ def test_image_size_determines_the_number_of_image_tokens_and_four_more_tokens_a
     tree["model"] |= {"image_size": image_size, "slot_dims": {"image": 16}}
     tree["datasets"] = {"custom": {"data_root": str(tmp_path), "annotation_file": "clips.csv"}}
     config = loaded(tmp_path, tree)
-    shapes = config.classes["model"].slot_shapes(config.model)
-    dataset = config.classes["datasets.custom"](config.datasets["custom"], slot_shapes=shapes, block_path="custom")
-    prompt = config.classes["model"].prompt_format(config.model)
+    shapes = config.model_class.slot_shapes(config.model)
+    dataset = config.dataset_class("datasets.custom")(config.datasets["custom"], slot_shapes=shapes, block_path="custom")
+    prompt = config.model_class.prompt_format(config.model)
     assert problem_texts(dataset) == []
     for layout in ("train", "upstream_eval"):
         ids = prompt.tokenize(dataset.record(0, "emotion", "Which?"), layout=layout).input_ids
@@ -532,7 +532,7 @@ def test_a_cache_of_another_image_size_names_both_sizes_before_any_weight_is_rea
     config = loaded(tmp_path, tree)
     for training, label in ((True, "datasets.clips"), (False, "evaluation_datasets.questions")):
         with pytest.raises(UserError) as error:
-            config.classes["run"](config, training=training)
+            config.runner_class(config, training=training)
         text = str(error.value)
         assert f"{label}: {tmp_path}/eva/a.npy (slot image + cls): shape ({1 + patches}, 16)" in text
         assert f"which is image_size {image_size}; it was computed at image_size {made_at}" in text

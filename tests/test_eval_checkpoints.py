@@ -47,7 +47,7 @@ def tree(folder, *, model=None, epochs=2):
 def trained(folder, **parts):
     """A run folder and the YAML file that evaluates it."""
     config = loaded(folder, tree(folder, **parts))
-    run_folder = config.classes["run"](config).train()
+    run_folder = config.runner_class(config).train()
     evaluation = tree(folder, **parts)
     evaluation["model"]["ckpt"] = None
     del evaluation["datasets"]
@@ -389,7 +389,7 @@ def test_the_table_of_a_run_from_random_weights_begins_with_an_untrained_row(tmp
     assert [line.split(" | ")[0] for line in text.splitlines()[2:5]] == ["| untrained", "| epoch_0", "| golden"]
     assert "untrained: start of the training, with random projections and adapters" in text
     config = load(str(cfg), ["model.ckpt_allow_missing=['*']"])
-    runner = config.classes["run"](config, training=False)
+    runner = config.runner_class(config, training=False)
     runner.folder = tmp_path / "alone"
     runner.evaluate()
     assert figures(tmp_path / "alone/result") == pytest.approx(figures(run_folder / "sweep_config/untrained/result"), abs=1e-6)

@@ -112,7 +112,7 @@ def extract(path, *options):
     torch.set_num_threads(1)
     try:
         config = configuration.load(path, list(options), needs_model=False)
-        config.classes["extraction"](config).run()
+        config.extractor_class(config).run()
     finally:
         torch.set_num_threads(threads)
 
@@ -120,7 +120,7 @@ def extract(path, *options):
 def dry_run(path, *, processes=1):
     """The output of ``emollama extract --dry-run``."""
     config = configuration.load(path, [], needs_model=False)
-    return config.classes["extraction"](config).dry_run(processes)
+    return config.extractor_class(config).dry_run(processes)
 
 
 def in_child(function, *arguments):

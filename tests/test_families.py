@@ -55,7 +55,7 @@ def block(**options):
 
 def run_of(path, *options, training=True):
     config = load(str(path), list(options))
-    return config.classes["run"](config, training=training)
+    return config.runner_class(config, training=training)
 
 
 def test_a_model_of_another_family_trains_and_answers(folder, tmp_path):

@@ -217,8 +217,10 @@ def build(tmp_path, corpus):
         tree = golden_tree(tmp_path, corpus)
         tree["datasets"]["golden"] |= keys
         config = loaded(tmp_path, tree)
-        shapes = config.classes["model"].slot_shapes(config.model)
-        return config.classes["datasets.golden"](config.datasets["golden"], slot_shapes=shapes, block_path="datasets.golden")
+        shapes = config.model_class.slot_shapes(config.model)
+        return config.dataset_class("datasets.golden")(
+            config.datasets["golden"], slot_shapes=shapes, block_path="datasets.golden"
+        )
 
     return build_dataset
 
@@ -336,9 +338,9 @@ def test_evaluation_needs_no_captions(tmp_path, corpus):
     (corpus / "MERR_coarse_grained.json").unlink()
     tree = golden_tree(tmp_path, corpus)
     config = loaded(tmp_path, tree)
-    shapes = config.classes["model"].slot_shapes(config.model)
+    shapes = config.model_class.slot_shapes(config.model)
     block = config.evaluation_datasets["answers"].dataset
-    dataset = config.classes["evaluation_datasets.answers"](block, slot_shapes=shapes, block_path="answers", training=False)
+    dataset = config.dataset_class("evaluation_datasets.answers")(block, slot_shapes=shapes, block_path="answers", training=False)
     assert dataset.problems() == []
     assert dataset.record(0, "reason", "?").turns[0][1] is None
     assert dataset.record(0, "reason_v2", "?").turns[0][1] is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections import Counter, defaultdict
@@ -13,7 +12,7 @@ import yaml
 from helpers import LLAMA_2_7B
 from ranks import ROOT
 
-from emollama.config import load
+from emollama.config import RunConfig, load
 
 PAGES = {name: (ROOT / f"docs/{name}.md").read_text(encoding="utf-8") for name in ("troubleshooting", "hardware")}
 BLOCKS = ("model", "datasets", "evaluation_datasets", "encoders", "extraction", "run")
@@ -158,7 +157,7 @@ def planned(tmp_path_factory):
     @cache
     def figures(path, options=()):
         config = load(str(ROOT / path), [f"model.llama_model={folder}", *options])
-        model_class = config.classes["model"]
+        model_class = config.model_class
 
         def build(cfg, **how):
             key = (model_class, str(how), *(getattr(cfg, name, None) for name in SHAPES))
@@ -166,7 +165,9 @@ def planned(tmp_path_factory):
                 models[key] = model_class(cfg, **how)
             return models[key]
 
-        return config, plan(dataclasses.replace(config, classes={"model": build}))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(RunConfig, "model_class", property(lambda self: build))
+            return config, plan(config)
 
     return figures
 

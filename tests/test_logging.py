@@ -134,7 +134,7 @@ def tampered(launch, tmp_path):
     """Train in one process with offline tracking; ``after(runner, steps)`` of the code is called after each step."""
     frame = (
         "import os, sys\nfrom emollama.cli import entry_point\nfrom emollama.config import load\n"
-        "config = load(sys.argv[1])\nrunner = config.classes['run'](config)\nsave = runner._maybe_save\n"
+        "config = load(sys.argv[1])\nrunner = config.runner_class(config)\nsave = runner._maybe_save\n"
         "runner._maybe_save = lambda step: (save(step), after(runner, step))\nentry_point(runner.train)\n"
     )
 
@@ -222,7 +222,7 @@ def test_a_missing_wandb_package_is_reported_before_the_run_starts(tmp_path, mon
     monkeypatch.setitem(sys.modules, "wandb", None)
     config = load(str(golden_config(tmp_path, run=TRACKED)))
     with pytest.raises(UserError, match="run.wandb_log needs the package wandb. Install it"):
-        config.classes["run"](config)
+        config.runner_class(config)
     assert not (tmp_path / "out").exists()
 
 
@@ -248,7 +248,7 @@ def test_an_unknown_wandb_mode_is_a_user_error(tmp_path, launch):
 def test_tracking_can_be_enabled_when_a_run_is_resumed(tmp_path, offline):
     tree = golden_tree(tmp_path)
     first = loaded(tmp_path, tree)
-    first.classes["run"](first).train()
+    first.runner_class(first).train()
     completed = offline(tmp_path / "config.yaml", "run.max_epoch=2", "run.resume_ckpt_path=auto", "run.wandb_log=true")
     assert completed.returncode == 0, completed.stderr
     assert history(tmp_path / "out/run")[0]

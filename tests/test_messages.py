@@ -391,7 +391,7 @@ class Projection(nn.Module):
 
 
 def test_loading_a_minigpt4_checkpoint_into_minigpt_v2_is_refused_with_its_origin(golden_config):
-    model = golden_config.classes["model"](golden_config.model, device=torch.device("meta"), frozen_dtype=torch.float32)
+    model = golden_config.model_class(golden_config.model, device=torch.device("meta"), frozen_dtype=torch.float32)
     stored = {"llama_proj.weight": torch.ones(2, 3), "llama_proj.bias": torch.ones(2)}
     text = refusal(checkpoint.load_trainable, model, stored, path="a.pth", allow_missing=[])
     assert text.startswith("checkpoint a.pth: this is a checkpoint of MiniGPT-4 ") and "model.arch is minigpt_v2" in text
@@ -505,8 +505,8 @@ def block_of(tmp_path, **keys):
     tree = golden_tree(tmp_path)
     tree["datasets"]["golden"] |= keys
     config = loaded(tmp_path, tree)
-    shapes = config.classes["model"].slot_shapes(config.model)
-    return config.classes["datasets.golden"](config.datasets["golden"], slot_shapes=shapes, block_path="datasets.golden")
+    shapes = config.model_class.slot_shapes(config.model)
+    return config.dataset_class("datasets.golden")(config.datasets["golden"], slot_shapes=shapes, block_path="datasets.golden")
 
 
 def test_labels_missing_from_the_configured_labels_can_be_excluded(tmp_path):

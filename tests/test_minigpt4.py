@@ -70,7 +70,7 @@ def configured(world, folder, *options, model=None, data=None, run=None):
 def trained(world, folder, *options, **blocks):
     """Train in this process and return the run's folder."""
     config = load(str(configured(world, folder, **blocks)), list(options))
-    return config.classes["run"](config).train()
+    return config.runner_class(config).train()
 
 
 @pytest.fixture(scope="module")
@@ -322,7 +322,7 @@ def test_two_checkpoints_can_be_evaluated_as_an_ensemble(plain, tmp_path):
     both = f"model.ckpt=[{plain}/checkpoint_0.pth,{plain}/checkpoint_1.pth]"
     options = [f"run.output_dir={tmp_path / 'out'}", "run.job_id=both", f"model.visual_cache_path={tmp_path / 'cache'}"]
     config = load(str(plain / "config.yaml"), [both, *options, "model.cache_visual=True"])
-    config.classes["run"](config, training=False).evaluate()
+    config.runner_class(config, training=False).evaluate()
     lines = (tmp_path / "out/both/result/predictions_test.jsonl").read_text().splitlines()
     assert len(lines) == 6 and len(list((tmp_path / "cache").glob("*/*.npy"))) == 6
 
@@ -349,7 +349,7 @@ def test_evaluating_a_checkpoint_with_other_encoders_is_refused(plain, tmp_path)
     with pytest.raises(
         UserError, match=r"(?s)was trained on image features that were extracted differently: .*q_former_model: .*allow_other"
     ):
-        config.classes["run"](config, training=False)
+        config.runner_class(config, training=False)
 
 
 def test_a_checkpoint_trained_with_another_prompt_template_causes_a_warning(world, plain, tmp_path, caplog, monkeypatch):
@@ -357,7 +357,7 @@ def test_a_checkpoint_trained_with_another_prompt_template_causes_a_warning(worl
     changed = ["model.prompt_template='###Human: {} ###Assistant: '", "model.end_sym='###'"]
     options = [f"model.ckpt={plain}/checkpoint_1.pth", f"run.output_dir={tmp_path}", *changed]
     config = load(str(plain / "config.yaml"), options)
-    config.classes["run"](config, training=False)
+    config.runner_class(config, training=False)
     template = world.model()["prompt_template"]
     assert f"was trained with prompt_template {template!r}, but this run has '###Human: {{}} ###Assistant: '" in caplog.text
     assert "was trained with end_sym '</s>', but this run has '###': its answers end with another symbol" in caplog.text
@@ -404,7 +404,7 @@ def test_a_dataset_with_slots_that_the_model_lacks_is_refused(world, tmp_path, c
     config = load(str(path))
     message = r"datasets.feature_face_caption: .*no slots for .*cls, face, video, audio; it has image, frame.*flickr30k_caption"
     with pytest.raises(UserError, match=message):
-        config.classes["run"](config)
+        config.runner_class(config)
 
 
 # Evaluation and several processes
@@ -441,7 +441,7 @@ def test_two_processes_share_the_cache(world, two_processes):
 def test_one_process_gives_the_same_answers_and_losses_as_two(world, two_processes):
     folder = two_processes[0]
     config = load(str(folder / "config.yaml"), [f"model.ckpt={folder}/checkpoint_0.pth", "run.job_id=alone"])
-    config.classes["run"](config, training=False).evaluate()
+    config.runner_class(config, training=False).evaluate()
     result = folder.parent / "alone/result"
     alone = [json.loads(line) for line in (result / "predictions_test.jsonl").read_text().splitlines()]
     then = [json.loads(line) for line in (folder / "result/epoch_0/predictions_test.jsonl").read_text().splitlines()]
@@ -463,7 +463,7 @@ def test_cider_d_uses_the_document_frequencies_of_all_samples_with_two_processes
     result = launch("eval_emotion_EMER.py", *arguments, processes=2)
     assert result.returncode == 0, result.stderr
     config = load(str(folder / "config.yaml"), [*options, "run.job_id=by_one"])
-    config.classes["run"](config, training=False).evaluate()
+    config.runner_class(config, training=False).evaluate()
     files = [folder.parent / name / "result/metrics_test.json" for name in ("by_one", "by_two")]
     one, two = (json.loads(file.read_text())["tasks"]["caption"]["metrics"] for file in files)
     assert one == pytest.approx(two, abs=1e-9)
@@ -541,7 +541,7 @@ run:
         assert key in warning
     for key in ("q_former_model", "prompt_path", "num_query_token", "has_qformer", "wandb_log"):
         assert key not in warning
-    assert len(logged(config.classes["run"](config).train())) == 2
+    assert len(logged(config.runner_class(config).train())) == 2
 
 
 def test_on_the_meta_device_missing_weights_get_the_published_encoder_shapes(world):

@@ -61,7 +61,7 @@ def configured(folder, data, *, run=None, table=None):
 
 def runner(path, *options):
     config = load(str(path), list(options))
-    return config.classes["run"](config)
+    return config.runner_class(config)
 
 
 @pytest.fixture(scope="module", autouse=True)

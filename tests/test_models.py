@@ -52,7 +52,7 @@ def build(tmp_path):
         tree["model"] |= {"ckpt": None, **keys}
         config = loaded(tmp_path, tree)
         torch.manual_seed(0)
-        model = config.classes["model"](config.model, device=device, frozen_dtype=dtype)
+        model = config.model_class(config.model, device=device, frozen_dtype=dtype)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "lora_B" in name and device == CPU:

@@ -21,7 +21,7 @@ from emollama.registry import DATASETS, METRICS
 
 def runner_of(path, *options, training=True):
     config = load(str(path), list(options))
-    return config.classes["run"](config, training=training)
+    return config.runner_class(config, training=training)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -19,14 +19,14 @@ MARGIN_THAT_DECIDES = 1e-3  # with a smaller margin, two builds of PyTorch may s
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parity")
     config = load(str(golden_config(folder)))
-    return config.classes["run"](config).train()
+    return config.runner_class(config).train()
 
 
 @pytest.fixture(scope="module")
 def predicted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("answers")
     config = load(str(golden_config(folder)))
-    config.classes["run"](config, training=False).evaluate()
+    config.runner_class(config, training=False).evaluate()
     return folder / "out" / "run" / "result"
 
 

@@ -56,7 +56,7 @@ def test_token_counts_are_exact_if_the_tokenizer_exists(tmp_path):
 
 
 def tokens_of(config, spoken):
-    prompt = config.classes["model"].prompt_format(config.model)
+    prompt = config.model_class.prompt_format(config.model)
     text = "</feature> The person in video says: {}.  [emotion] "
     return len(prompt.tokenizer(text.format(spoken)).input_ids) - len(prompt.tokenizer(text.format("")).input_ids)
 

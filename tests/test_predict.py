@@ -79,9 +79,9 @@ def world(tmp_path_factory, no_reports):
     tree = tree_over(root)
     path = write(root, tree)
     extraction = config.load(path)
-    extraction.classes["extraction"](extraction).run()
+    extraction.extractor_class(extraction).run()
     training = config.load(path, ["model.ckpt=null", "run.job_id=trained"])
-    training.classes["run"](training).train()
+    training.runner_class(training).train()
     return root
 
 
@@ -111,7 +111,7 @@ def only(*keys):
 def evaluated(root, *options, job="answers"):
     """Run an evaluation and return its rows of predictions by name."""
     cfg = config.load(str(root / "config.yaml"), [*options, f"run.job_id={job}"])
-    cfg.classes["run"](cfg, training=False).evaluate()
+    cfg.runner_class(cfg, training=False).evaluate()
     lines = (root / f"out/{job}/result/predictions_answers.jsonl").read_text().splitlines()
     return {row["name"]: row for row in map(json.loads, lines)}
 

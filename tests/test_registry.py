@@ -156,7 +156,7 @@ def test_a_user_module_in_imports_adds_its_component_to_a_yaml(tmp_path, monkeyp
     tree["imports"] = ["my_clips"]
     tree["datasets"]["golden"] |= {"type": "my_clips", "brightness": 2}
     config = loaded(tmp_path, tree)
-    assert config.classes["datasets.golden"] is sys.modules["my_clips"].MyClips
+    assert config.dataset_class("datasets.golden") is sys.modules["my_clips"].MyClips
     assert config.datasets["golden"].brightness == 2.0
     del sys.modules["my_clips"]
 

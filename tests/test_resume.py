@@ -62,7 +62,7 @@ def resumed(folders, tmp_path, **changes):
     for key, value in changes.items():
         blocks[key] = blocks[key] | value
     config = load(str(golden_config(tmp_path, **blocks)))
-    return config.classes["run"](config)
+    return config.runner_class(config)
 
 
 @pytest.mark.parametrize(
@@ -99,5 +99,5 @@ def test_the_previous_checkpoint_is_used_if_the_last_one_is_damaged(folders, tmp
 
 def test_resuming_automatically_without_a_checkpoint_starts_a_new_run_with_a_log_message(tmp_path, caplog):
     config = load(str(golden_config(tmp_path, run={"resume_ckpt_path": "auto", "iters_per_epoch": 1})))
-    assert config.classes["run"](config).first_step == 0
+    assert config.runner_class(config).first_step == 0
     assert "starting a new run" in caplog.text

@@ -43,7 +43,7 @@ def trained(folder, data, **settings):
     """Train for :data:`STEPS` steps on the golden corpus and return the run's folder."""
     run = {"iters_per_epoch": STEPS, "save_every_iters": SAVED_AFTER, **settings}
     config = load(str(golden_config(folder, run=run, data=data)))
-    return config.classes["run"](config).train()
+    return config.runner_class(config).train()
 
 
 def losses(folder):
@@ -76,8 +76,8 @@ def test_a_shuffled_run_on_shards_resumes_with_the_same_losses(stores, tmp_path,
 
 def test_the_sampling_of_a_dataset_uses_the_tar_shards_and_the_shuffle_window(stores, tmp_path):
     config = load(str(golden_config(tmp_path, data=stores["tar"] | {"shuffle": True, "shuffle_window": 1})))
-    shapes = config.classes["model"].slot_shapes(config.model)
-    dataset = config.classes["datasets.clips"](config.datasets["clips"], slot_shapes=shapes, block_path="clips")
+    shapes = config.model_class.slot_shapes(config.model)
+    dataset = config.dataset_class("datasets.clips")(config.datasets["clips"], slot_shapes=shapes, block_path="clips")
     sampling = dataset.sampling()
     assert sorted(sampling.shards.tolist()) == [0, 0, 1, 1, 2, 2] and sampling.window == 1
 

@@ -40,20 +40,20 @@ def tree(folder, *, run=None, block=None, data=None, model=None):
 def trained(folder, *options, **parts):
     folder.mkdir(exist_ok=True)
     config = loaded(folder, tree(folder, **parts), *options)
-    return config.classes["run"](config).train()
+    return config.runner_class(config).train()
 
 
 def answered(folder, *options, **parts):
     folder.mkdir(exist_ok=True)
     config = loaded(folder, tree(folder, **parts), *options)
-    config.classes["run"](config, training=False).evaluate()
+    config.runner_class(config, training=False).evaluate()
     return folder / "out/run/result"
 
 
 def refused(folder, *, training=True, **parts):
     config = loaded(folder, tree(folder, **parts))
     with pytest.raises(UserError) as error:
-        config.classes["run"](config, training=training)
+        config.runner_class(config, training=training)
     assert not (folder / "out").exists()
     return str(error.value)
 
@@ -221,7 +221,7 @@ def test_an_unreachable_judge_gives_null_metrics_and_does_not_end_training(tmp_p
     assert metrics["answers/reason_v2/clue_overlap"] is None and metrics["answers/reason_v2/loss"] > 0
     config = loaded(tmp_path / "run", tree(tmp_path / "run", run={"job_id": "alone"}, block={"judge": judge}))
     with pytest.raises(UserError, match="127.0.0.1:9.*'emollama score'"):
-        config.classes["run"](config, training=False).evaluate()
+        config.runner_class(config, training=False).evaluate()
     result = tmp_path / "run/out/alone/result"
     assert len(lines(result / "predictions_answers.jsonl")) == 12 and reports[-1] == result.parent
     tasks = json.loads((result / "metrics_answers.json").read_text())["tasks"]
@@ -301,13 +301,13 @@ def test_a_user_defined_metric_is_computed_and_can_select_the_best_checkpoint(tm
 
 def test_held_out_samples_are_evaluated_and_not_trained_on(tmp_path):
     config = loaded(tmp_path, tree(tmp_path, data={"held_out": 0.5}, block={"held_out": 0.5}))
-    shapes = config.classes["model"].slot_shapes(config.model)
+    shapes = config.model_class.slot_shapes(config.model)
     both = []
     for key, block, training in (
         ("datasets.golden", config.datasets["golden"], True),
         ("evaluation_datasets.answers", config.evaluation_datasets["answers"].dataset, False),
     ):
-        both.append(set(config.classes[key](block, slot_shapes=shapes, block_path=key, training=training).names()))
+        both.append(set(config.dataset_class(key)(block, slot_shapes=shapes, block_path=key, training=training).names()))
     assert both[0] and both[1] and not both[0] & both[1] and len(both[0] | both[1]) == 6
 
 
@@ -316,7 +316,7 @@ def test_samples_used_for_both_training_and_evaluation_cause_a_warning(tmp_path,
         caplog.clear()
         keys = {"held_out": held_out}
         config = loaded(tmp_path, tree(tmp_path, run=EVALUATED, data=keys, block={"held_out": 0.5}))
-        config.classes["run"](config)
+        config.runner_class(config)
         assert ("are also training samples of datasets.golden: set held_out in both blocks" in caplog.text) is warned
 
 
@@ -324,7 +324,7 @@ def test_without_evaluation_blocks_the_held_out_samples_are_evaluated(tmp_path):
     config_tree = tree(tmp_path, data={"held_out": 0.5}, run={"evaluate": True, "max_epoch": 1, "metric": "golden.emotion.loss"})
     config_tree["evaluation_datasets"] = {}
     config = loaded(tmp_path, config_tree)
-    folder = config.classes["run"](config).train()
+    folder = config.runner_class(config).train()
     answered = {row["name"] for row in lines(folder / "result/epoch_0/predictions_golden.jsonl")}
     assert 0 < len(answered) < 6
 
@@ -394,7 +394,7 @@ def test_label_map_aliases_and_prompt_labels_score_other_labels_without_changing
 
 def test_prompts_are_answered_once_each_from_the_longest_to_the_shortest(tmp_path):
     config = loaded(tmp_path, tree(tmp_path))
-    runner = config.classes["run"](config, training=False)
+    runner = config.runner_class(config, training=False)
     block, lengths = runner.blocks["answers"], []
 
     class Recorded(type(runner.task)):
@@ -506,7 +506,7 @@ def test_the_original_emer_table_is_evaluated_with_unchanged_reference_descripti
     keys = {"data_root": str(corpus), "annotation_file": "EMER.csv", "max_new_tokens": 8, "batch_size": 8}
     config_tree["evaluation_datasets"] = {"emer": keys | {"judge": {"type": "lexical"}}}
     config = loaded(tmp_path, config_tree)
-    config.classes["run"](config, training=False).evaluate()
+    config.runner_class(config, training=False).evaluate()
     result = tmp_path / "out/run/result"
     answers = lines(result / "predictions_emer.jsonl")
     assert {row["reference"] for row in answers} == {described} and "Well, then." in answers[0]["instruction"]

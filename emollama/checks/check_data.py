@@ -55,7 +55,7 @@ class _DataCheck:
     def __init__(self, config: RunConfig) -> None:
         self.report = CheckReport(findings=[Finding("note", "configuration", text) for text in config.warnings])
         self._config = config
-        self._shapes = config.classes["model"].slot_shapes(config.model)
+        self._shapes = config.model_class.slot_shapes(config.model)
         self._token_lengths = TokenLengths(config)
         self._datasets: dict[str, Any] = {}
         self._trained: dict[str, Any] = {}
@@ -69,7 +69,7 @@ class _DataCheck:
 
     def check_block(self, label: str, cfg: Any, options: Any = None) -> None:
         """Check one block. ``options`` is the task Config of an evaluation block, None for a training block."""
-        training, dataset_class = options is None, self._config.classes[label]
+        training, dataset_class = options is None, self._config.dataset_class(label)
         dataset = self._attempt(
             "unreadable", label, lambda: dataset_class(cfg, slot_shapes=self._shapes, block_path=label, training=training)
         )

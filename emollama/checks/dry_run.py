@@ -37,7 +37,7 @@ def dry_run(config: RunConfig, *, training: bool, processes: int = 1, other_chec
     set_up(is_main=False)
     for text in config.warnings if world.is_main else ():
         get_logger().warning("%s", text)
-    runner = config.classes["run"]
+    runner = config.runner_class
     if not hasattr(runner, "prepare"):
         raise UserError(
             f"run.runner: {runner.__name__} has no method 'prepare', which --dry-run calls. Derive the class from RunnerBase."

@@ -56,7 +56,7 @@ def trained_parameters(config: RunConfig) -> int | None:
         status = os.stat(Path(config.model.llama_model) / "config.json")
     except OSError:
         return None
-    model_class, stamp = config.classes["model"], (status.st_size, status.st_mtime_ns)
+    model_class, stamp = config.model_class, (status.st_size, status.st_mtime_ns)
     folder = os.path.abspath(config.model.llama_model)
     cache = ValidationCache.load("trained", folder, model_class.__qualname__, repr(config.model))
     if (cached_count := cache.get("parameters", stamp)) is not None:

@@ -35,7 +35,7 @@ class TokenLengths:
     def __init__(self, config: RunConfig) -> None:
         self.why_estimated: str | None = None
         self._limits = {key: int(getattr(config.model, key)) for key in ("max_txt_len", "max_context_len")}
-        self._model, self._class = config.model, config.classes["model"]
+        self._model, self._class = config.model, config.model_class
         path = self._model.llama_model
         self._cache = ValidationCache.load(
             "lengths", os.path.abspath(path), _files(path), self._class.__qualname__, repr(self._model)

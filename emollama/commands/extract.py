@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
         require_writable(Path(config.extraction.output), "extraction.output")
         launch(arguments, processes, when_interrupted=WHEN_INTERRUPTED)
         return
-    extraction = config.classes["extraction"](config)
+    extraction = config.extractor_class(config)
     if arguments.dry_run:
         if not hasattr(extraction, "dry_run"):
             text = f"{type(extraction).__name__} has no method 'dry_run'. Add it, or derive the class from VideoExtraction."

@@ -52,7 +52,7 @@ def run_model(arguments: argparse.Namespace, *, evaluate: bool) -> None:
             require_writable(Path(config.run.output_dir), "run.output_dir")
             launch(arguments, processes)
             return
-        runner = config.classes["run"](config, training=training)
+        runner = config.runner_class(config, training=training)
         if training:
             runner.train()
             return

@@ -20,7 +20,7 @@ class ConfigBlock:
     Attributes:
         path: dotted name of the block, such as "datasets.mine".
         kind: first part of the path: "model", "run", or a group of labelled blocks.
-        chosen: the registry of the component and its name there.
+        name: registered name of the component.
         configs: Config classes whose fields are the block's keys. An evaluation block has several: dataset, task and scoring.
         selectors: key that selects the component or a preset -> its value.
         node: the merged keys, an OmegaConf node.
@@ -30,7 +30,7 @@ class ConfigBlock:
 
     path: str
     kind: str
-    chosen: tuple[Registry[Any], str]
+    name: str
     configs: list[Any]
     selectors: dict[str, str | None]
     node: Any = None
@@ -81,4 +81,4 @@ def chosen_blocks(layers: list[Layer], needs_model: bool) -> Iterator[ConfigBloc
 def _block(path: str, chosen: tuple[Registry[Any], str, str], selectors: dict[str, str | None]) -> ConfigBlock:
     """Return a component's block; ``chosen`` is its registry, its name there and the key that selected it."""
     registry, name, key = chosen
-    return ConfigBlock(path, path.partition(".")[0], (registry, name), [registry.config(name, key)], selectors)
+    return ConfigBlock(path, path.partition(".")[0], name, [registry.config(name, key)], selectors)

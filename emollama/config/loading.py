@@ -16,7 +16,7 @@ import dataclasses
 import logging
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from emollama.config.user_modules import import_user_modules
 from emollama.errors import UserError
 from emollama.listing import abbreviated
 from emollama.paths import atomic_write
-from emollama.registry import TASKS, Components, did_you_mean
+from emollama.registry import DATASETS, ENCODERS, EXTRACTORS, MODELS, RUNNERS, TASKS, did_you_mean
 
 __all__ = ["MISSING", "EvaluationBlock", "RunConfig", "from_dict", "load", "write_yaml"]
 
@@ -71,11 +71,14 @@ class RunConfig:
         evaluation_datasets: block name -> :class:`EvaluationBlock`.
         extraction: Config of the extractor class; None without an ``extraction`` block.
         run: Config of the runner class.
-        classes: block path ("model", "datasets.x", "run") -> registered class; "run.task" -> task class. See :class:`Components`.
+        names: block path ("model", "datasets.x", "run") -> registered name of its class; "run.task" -> name of the task.
         tree: the merged configuration, including defaults, with unresolved interpolations. It must not be changed.
         plain_tree: the tree as plain dicts, lists and scalars. Use :meth:`plain`, which returns a copy.
         sources: dotted key of every value in the tree -> its source: "default", or the name of a layer.
         warnings: at most one warning, about keys of Emotion-LLaMA and MiniGPT-4 without effect.
+        replaced_datasets: block path -> dataset class that replaces the registered one, for a block that was made in Python.
+
+    The classes are looked up when they are needed, because most of their modules import torch.
     """
 
     model: Any
@@ -84,11 +87,40 @@ class RunConfig:
     evaluation_datasets: dict[str, EvaluationBlock]
     extraction: Any
     run: Any
-    classes: Mapping[str, Any]
+    names: Mapping[str, str]
     tree: DictConfig
     plain_tree: dict[str, Any]
     sources: dict[str, str]
     warnings: list[str]
+    replaced_datasets: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def model_class(self) -> Any:
+        """The class of the model."""
+        return MODELS.get(self.names["model"])
+
+    @property
+    def runner_class(self) -> Any:
+        """The class of the runner."""
+        return RUNNERS.get(self.names["run"])
+
+    @property
+    def task_class(self) -> Any:
+        """The class of the task (``run.task``)."""
+        return TASKS.get(self.names["run.task"])
+
+    @property
+    def extractor_class(self) -> Any:
+        """The class of the extractor."""
+        return EXTRACTORS.get(self.names["extraction"])
+
+    def dataset_class(self, path: str) -> Any:
+        """Return the class of the dataset of a block, such as "datasets.x" or "evaluation_datasets.x"."""
+        return self.replaced_datasets[path] if path in self.replaced_datasets else DATASETS.get(self.names[path])
+
+    def encoder_class(self, path: str) -> Any:
+        """Return the class of the encoder of a block, such as "encoders.mae"."""
+        return ENCODERS.get(self.names[path])
 
     def unresolved(self) -> dict[str, Any]:
         """Return the tree as plain dicts, lists and scalars; unresolved interpolations keep secrets in the environment."""
@@ -190,7 +222,7 @@ def _resolved(tree: DictConfig, blocks: list[ConfigBlock], layers: list[Layer]) 
         **by_group,
         extraction=objects.get("extraction", [None])[0],
         run=objects["run"][0],
-        classes=Components({block.path: block.chosen for block in blocks} | {"run.task": (TASKS, tree.run.task)}),
+        names={block.path: block.name for block in blocks} | {"run.task": tree.run.task},
         tree=tree,
         plain_tree=plain,
         sources=_sources(plain, blocks, layers),

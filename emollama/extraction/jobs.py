@@ -62,14 +62,14 @@ def describe_encoders(config: RunConfig) -> dict[str, EncoderDescription]:
     """
     if not config.encoders:
         raise UserError("encoders: contains no encoder. Add one: {mae: {weights: ...}}, or eva, videomae, hubert.")
-    classes = {label: config.classes[f"encoders.{label}"] for label in config.encoders}
+    classes = {label: config.encoder_class(f"encoders.{label}") for label in config.encoders}
     for label, cfg in config.encoders.items():
         _require_folder_name(cfg.folder, f"encoders.{label}.folder")
     _require_distinct({label: cfg.folder for label, cfg in config.encoders.items()}, "write into the same folder")
     _require_distinct({label: cls.SLOTS[0] for label, cls in classes.items()}, "fill the same slot")
     descriptions = {label: cls.describe(config.encoders[label], f"encoders.{label}") for label, cls in classes.items()}
     if config.model is not None:
-        shapes = config.classes["model"].slot_shapes(config.model)
+        shapes = config.model_class.slot_shapes(config.model)
         for label, description in descriptions.items():
             _require_model_shape(label, description, classes[label].SLOTS[0], shapes)
     return descriptions
@@ -85,7 +85,7 @@ def require_weights(config: RunConfig) -> None:
     """
     for label, cfg in config.encoders.items():
         if not cfg.random_weights:
-            config.classes[f"encoders.{label}"](cfg, device=torch.device("meta"), key=f"encoders.{label}")
+            config.encoder_class(f"encoders.{label}")(cfg, device=torch.device("meta"), key=f"encoders.{label}")
 
 
 def plan_jobs(
@@ -108,7 +108,7 @@ def plan_jobs(
     order = sorted(clips.sources, key=lambda name: (-sizes[name], name))
     jobs = []
     for label, description in descriptions.items():
-        encoder, block = config.classes[f"encoders.{label}"], config.encoders[label]
+        encoder, block = config.encoder_class(f"encoders.{label}"), config.encoders[label]
         arrays = ArrayWriter(Path(cfg.output), block.folder, packed=cfg.stored_as == "packed")
         manifest = _manifest(encoder.SLOTS, block, description, faces=cfg.face_path is not None)
         arrays.require_compatible(manifest)

@@ -132,7 +132,7 @@ class VideoExtraction:
     def _work(self, job: Job) -> tuple[int, dict[str, str]]:
         """Encode this process's share of a job; return the number of encoded clips, and clip name -> reason of a failure."""
         share, key = Share(job, self.world), f"encoders.{job.label}"
-        encoder_class = self.config.classes[key]
+        encoder_class = self.config.encoder_class(key)
         try:
             if job.todo:
                 encoder = self.world.rank_zero_first(lambda: encoder_class(job.cfg, device=self.world.device, key=key))

@@ -182,7 +182,7 @@ class CheckpointEvaluation:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self._runner = config.classes["run"](config, training=False)
+        self._runner = config.runner_class(config, training=False)
         self._blocks = self._runner.blocks
 
     def _values(self, row: CheckpointRow) -> list[str]:

@@ -47,7 +47,7 @@ def fingerprint_of(config: RunConfig, seed: int) -> Fingerprint:
     tree = config.resolved()
     # The evaluation repeats all warnings.
     with _quiet():
-        prompt = config.classes["model"].prompt_format(config.model, config.run.loss_average)
+        prompt = config.model_class.prompt_format(config.model, config.run.loss_average)
         blocks = build_blocks(config, check=False)
         features = provenance.provenance_of_run(config, [block.dataset for block in blocks.values()])
     # These names are stored in records. Renaming one would make every stored record outdated.

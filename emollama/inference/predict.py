@@ -239,13 +239,13 @@ def _require_features(sources: Mapping[str, Source], modalities_by_name: Mapping
 
 def _answers(config: RunConfig, key: str, block: EvaluationSet, world: World) -> list[dict[str, Any]]:
     """Load the model and generate the answers; each is a dictionary with the keys of a predictions file."""
-    run, model = config.run, config.classes["model"]
+    run, model = config.run, config.model_class
     precision = Precision(world.device, run.amp, run.amp_dtype)
     features = provenance.provenance_of_run(config, [block.dataset])
     prompt = model.prompt_format(config.model, run.loss_average)
     tensors = world.rank_zero_first(lambda: checkpoint_tensors(config, precision, None, features, training=False))
     members = build_models(config, world, precision, tensors)
     prediction_runner = PredictionRunner(
-        config.classes["run.task"](), [member.eval() for member in members], prompt, world, precision, run.seed
+        config.task_class(), [member.eval() for member in members], prompt, world, precision, run.seed
     )
     return prediction_runner.predict(key, block.dataset, block.options)

@@ -58,7 +58,7 @@ class Template:
         if self.cfg.transcription_path is not None:
             return True
         cfg = dataclasses.replace(self.cfg, **WITHOUT_FEATURES, **WHOLE_LIST)
-        shapes = config.classes["model"].slot_shapes(config.model)
+        shapes = config.model_class.slot_shapes(config.model)
         try:
             dataset = self.dataset_class(cfg, slot_shapes=shapes, block_path=self.key, training=False)
             return dataset.table.sentences is not None
@@ -87,9 +87,9 @@ class Template:
         changes = {"task_pool": self.task, "transcription_path": None, "image_path": image_path, **paths, **WHOLE_LIST}
         cfg = dataclasses.replace(self.cfg, **changes)
         label = self.key.partition(".")[2]
-        block = EvaluationBlock(cfg, self.block.task, config.classes["run.task"].scoring.Config())
-        classes = {**config.classes, f"evaluation_datasets.{label}": dataset_class}
-        return dataclasses.replace(config, evaluation_datasets={label: block}, classes=classes)
+        block = EvaluationBlock(cfg, self.block.task, config.task_class.scoring.Config())
+        replaced = {f"evaluation_datasets.{label}": dataset_class}
+        return dataclasses.replace(config, evaluation_datasets={label: block}, replaced_datasets=replaced)
 
 
 def find_template(config: RunConfig, task: str | None) -> Template:
@@ -104,11 +104,11 @@ def find_template(config: RunConfig, task: str | None) -> Template:
     """
     if task is not None and task not in TASK_NAMES:
         raise UserError(f"--task: unknown task '{task}'.{did_you_mean(task, TASK_NAMES)} Tasks: {', '.join(TASK_NAMES)}")
-    kind = config.classes["run.task"]
+    kind = config.task_class
     blocks = {f"evaluation_datasets.{label}": block for label, block in config.evaluation_datasets.items()}
     for label, cfg in config.datasets.items():
         blocks[f"datasets.{label}"] = EvaluationBlock(cfg, kind.Config(), kind.scoring.Config())
-    usable = {key: block for key, block in blocks.items() if issubclass(config.classes[key], FeatureClips)}
+    usable = {key: block for key, block in blocks.items() if issubclass(config.dataset_class(key), FeatureClips)}
     if not usable:
         text = "no block under evaluation_datasets or datasets has video clips, whose labels and instructions predict needs"
         raise UserError(f"{text}. Add the block that the checkpoint was trained with. To caption images, use emollama eval.")
@@ -116,4 +116,4 @@ def find_template(config: RunConfig, task: str | None) -> Template:
     if task is not None and not suitable:
         get_logger().warning("no block of this configuration has the task '%s', so the model may not be trained for it", task)
     key = (suitable or list(usable))[0]
-    return Template(key, config.classes[key], usable[key], task or usable[key].dataset.pool().tasks[0])
+    return Template(key, config.dataset_class(key), usable[key], task or usable[key].dataset.pool().tasks[0])

@@ -114,7 +114,9 @@ def plan_extraction(config: RunConfig, slots: set[str], sources: dict[str, Sourc
 
 def _with_encoders_for(config: RunConfig, slots: set[str], output: Path) -> RunConfig:
     """Return the configuration with only the encoders that fill these slots, and with ``output`` as the extraction's output."""
-    encoders = {label: cfg for label, cfg in config.encoders.items() if config.classes[f"encoders.{label}"].SLOTS[0] in slots}
+    encoders = {
+        label: cfg for label, cfg in config.encoders.items() if config.encoder_class(f"encoders.{label}").SLOTS[0] in slots
+    }
     return dataclasses.replace(config, encoders=encoders, extraction=_settings(config, str(output)))
 
 
@@ -129,7 +131,7 @@ def _open_jobs(config: RunConfig, sources: dict[str, Source]) -> list[Job]:
 def _encode_share(config: RunConfig, job: Job, world: World) -> dict[str, str]:
     """Encode this process's part of the videos; return clip name -> why it could not be encoded."""
     share, key = Share(job, world), f"encoders.{job.label}"
-    encoder_class = config.classes[key]
+    encoder_class = config.encoder_class(key)
     encoder = world.rank_zero_first(lambda: encoder_class(job.cfg, device=world.device, key=key))
     share.work(encoder, config.extraction.num_workers)
     return share.failed

@@ -32,7 +32,8 @@ NON_SHAPE_KEYS = {
 def training_blocks(config: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Return path -> (class, Config) for each block under ``datasets``."""
     return {
-        f"datasets.{block_name}": (config.classes[f"datasets.{block_name}"], cfg) for block_name, cfg in config.datasets.items()
+        f"datasets.{block_name}": (config.dataset_class(f"datasets.{block_name}"), cfg)
+        for block_name, cfg in config.datasets.items()
     }
 
 
@@ -58,7 +59,7 @@ def build_datasets(config: RunConfig, blocks: Mapping[str, tuple[Any, Any]], *, 
         if not training:
             remedy += ", or set held_out in a block of 'datasets'"
         raise UserError(f"'{group}' has no block{reason}. {remedy}.{_command_for_other_blocks(config, training)}")
-    shapes = config.classes["model"].slot_shapes(config.model)
+    shapes = config.model_class.slot_shapes(config.model)
     datasets: dict[str, Any] = {}
     errors = []
     for path, (cls, cfg) in blocks.items():
@@ -115,7 +116,7 @@ def build_models(
     Raises:
         UserError: If the language model cannot be used.
     """
-    cfg, model_class, (sources, allowed) = config.model, config.classes["model"], _sources(config, resumed)
+    cfg, model_class, (sources, allowed) = config.model, config.model_class, _sources(config, resumed)
     if world.is_main:
         get_logger().info("loading the language model from %s", cfg.llama_model)
     if world.is_main and not tensors:
@@ -161,7 +162,7 @@ def checkpoint_tensors(
             "model.ckpt lists several checkpoints, but training starts from one. Specify a single checkpoint, or set"
             " model.ensemble: weights to start from their mean."
         )
-    shapes = config.classes["model"](cfg, device=torch.device("meta"), frozen_dtype=precision.frozen_dtype)
+    shapes = config.model_class(cfg, device=torch.device("meta"), frozen_dtype=precision.frozen_dtype)
     if not training:
         require_checkpoint(cfg)
     sources, allowed = _sources(config, resumed)

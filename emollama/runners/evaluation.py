@@ -66,15 +66,15 @@ def build_blocks(config: RunConfig, *, check: bool) -> dict[str, EvaluationSet]:
     Raises:
         UserError: If there is no block, or the data or options of a block cannot be used.
     """
-    task = config.classes["run.task"]
+    task = config.task_class
     blocks = {f"evaluation_datasets.{block_name}": block for block_name, block in config.evaluation_datasets.items()} or {
         f"datasets.{block_name}": EvaluationBlock(cfg, task.Config(), task.scoring.Config())
         for block_name, cfg in config.datasets.items()
         if getattr(cfg, "held_out", 0)
     }
-    classes = {key: (config.classes[key], block.dataset) for key, block in blocks.items()}
+    classes = {key: (config.dataset_class(key), block.dataset) for key, block in blocks.items()}
     datasets = build_datasets(config, classes, training=False, check=check)
-    slots = [slot for slot in config.classes["model"].slot_shapes(config.model) if slot != PIXELS]
+    slots = [slot for slot in config.model_class.slot_shapes(config.model) if slot != PIXELS]
     sets = {}
     for key, block in blocks.items():
         dataset = datasets[key]

@@ -139,7 +139,7 @@ class Preparation:
             on_rank_zero(lambda: require_writable(self.folder, "run.output_dir"))
         with self._collect_errors:
             on_rank_zero(lambda: require_language_model(model.llama_model))
-            prompt_format = self.config.classes["model"].prompt_format
+            prompt_format = self.config.model_class.prompt_format
             self.prompt = self.world.rank_zero_first(lambda: prompt_format(model, run.loss_average))
 
     def _check_checkpoints(self) -> None:

@@ -114,12 +114,14 @@ def checkpoint_mismatches(stored: Any, features: Mapping[str, ProvenanceFields],
 def _provenance_of_sources(config: RunConfig, datasets: Iterable[Any]) -> Iterator[FeatureProvenance]:
     for source in (source for dataset in datasets for source in getattr(dataset, "features", ())):
         online = source.slots == (PIXELS,)
-        if online:
-            manifest = config.classes["model"].frame_manifest(config.model, source.store.choice)
-        else:
-            manifest = Manifest.read(source.path)
+        manifest = _online_manifest(config, source) if online else Manifest.read(source.path)
         if manifest is not None:
             yield FeatureProvenance(f"{source.key} ({source.path})", manifest.slots if online else source.filled_slots, manifest)
+
+
+def _online_manifest(config: RunConfig, source: Any) -> Manifest:
+    manifest: Manifest = config.model_class.frame_manifest(config.model, source.store.choice)
+    return manifest
 
 
 def _misplaced(source: FeatureProvenance) -> bool:
@@ -133,7 +135,7 @@ def _kind(manifest: Manifest) -> str:
 def _encoder_mismatches(config: RunConfig, first: Mapping[str, FeatureProvenance]) -> Iterator[str]:
     """Yield messages about features that the run's ``encoders`` would compute differently."""
     for block_name, cfg in config.encoders.items():
-        encoder = config.classes[f"encoders.{block_name}"]
+        encoder = config.encoder_class(f"encoders.{block_name}")
         source = first.get(encoder.SLOTS[0])
         if source is None:
             continue

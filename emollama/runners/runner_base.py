@@ -57,7 +57,7 @@ class RunnerBase:
         preparation = self.prepare(config, self.world, training=training)
         self.folder, self.precision, self.prompt = preparation.folder, preparation.precision, preparation.prompt
         self.datasets, self.blocks, self.features = preparation.datasets, preparation.blocks, preparation.features
-        self.task = config.classes["run.task"]()
+        self.task = config.task_class()
         self.members = build_models(config, self.world, self.precision, preparation.tensors, preparation.resumed)
         self.model = self.members[0]
         self.skipped: int = preparation.resumed["skipped"][0] if preparation.resumed else 0

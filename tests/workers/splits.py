@@ -13,7 +13,7 @@ def gradients(path: str) -> dict[str, Any]:
     from emollama.optim import trainable
 
     config = load(path)
-    runner = config.classes["run"](config)
+    runner = config.runner_class(config)
     runner._gradients(0, next(runner._step_batches()))
     return {name: parameter.grad.clone() for name, parameter in trainable(runner.model).items()}
 
@@ -25,6 +25,6 @@ def train(paths: list[str]) -> None:
     for path in paths:
         first_gradients = gradients(path)
         config = load(path)
-        runner = config.classes["run"](config)
+        runner = config.runner_class(config)
         torch.save(first_gradients, Path(path).parent / f"gradients_{runner.world.rank}.pt")
         runner.train()
