@@ -93,8 +93,11 @@ def judge_server(answer: Callable[[Call], str | Response] = sensibly):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            call = Call(self.path, {name.lower(): value for name, value in self.headers.items()}, body)
+            size = int(self.headers["Content-Length"])
+            body = self.rfile.read(size)
+            if len(body) < size:
+                return  # the client has closed the connection
+            call = Call(self.path, {name.lower(): value for name, value in self.headers.items()}, json.loads(body))
             server.calls.append(call)
             response = answer(call)
             response = completion(response) if isinstance(response, str) else response

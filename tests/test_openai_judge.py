@@ -16,6 +16,7 @@ from emollama.evaluation.judges import replies
 from emollama.evaluation.judges.judge import JudgeUnreachable
 from emollama.registry import JUDGES
 
+NEVER = 600.0  # seconds before a reply that nobody waits for
 KEY = "sk-very-secret-0123456789"
 PAIR = ("He frowns and is sad.", "He has a frown and is sad.")
 
@@ -25,6 +26,14 @@ def key(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def no_backoff(monkeypatch):
+    """The client retries without a pause, unless the server requests one."""
+    import openai
+
+    monkeypatch.setattr(openai._base_client, "INITIAL_RETRY_DELAY", 0.0)
 
 
 @pytest.fixture
@@ -248,13 +257,11 @@ def test_a_reply_that_quotes_the_score_of_a_prediction_is_a_failure(built, frame
 
 # Missing replies
 
-NEVER = 600.0  # seconds before a reply that nobody waits for
 
-
-@pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_temporary_error_is_retried(built, status):
-    with judge_server(in_turn(refusal(status), refusal(status), "Score: 3")) as server:
-        judge = built(server.url)
+@pytest.mark.parametrize("response", [refusal(408), refusal(429), refusal(500), refusal(503), Response(delay=NEVER)])
+def test_a_question_is_retried_after_a_temporary_error_or_a_timeout(built, response):
+    with judge_server(in_turn(response, response, "Score: 3")) as server:
+        judge = built(server.url, timeout=0.3 if response.delay else 60.0)
         assert only(judge).score == 3
     assert len(server.calls) == 3
     assert judge.usage()["calls"] == 1
@@ -324,14 +331,14 @@ def test_a_request_that_times_out_is_a_recorded_failure(built, silence):
 @pytest.mark.parametrize(("concurrency", "calls"), [(1, 5), (4, 12), (32, 96)])
 def test_scoring_stops_after_a_few_timeouts_if_the_judge_never_answers(built, concurrency, calls):
     with judge_server(lambda call: Response(delay=NEVER)) as server, pytest.raises(JudgeUnreachable, match="0.3 s"):
-        built(server.url, timeout=0.3, retries=4, concurrency=concurrency).clue_overlap(pairs(100))
+        built(server.url, timeout=0.3, retries=1, concurrency=concurrency).clue_overlap(pairs(100))
     assert len(server.calls) <= calls
 
 
 def test_a_gateway_timeout_counts_as_a_timeout_of_the_judge(built):
     with judge_server(lambda call: refusal(504)) as server, pytest.raises(JudgeUnreachable):
         built(server.url, retries=4, concurrency=2).clue_overlap(pairs(100))
-    # 4 are enough, and more are sent until the judge is given up; 16 questions are sent 5 times each after another error.
+    # Two questions are enough, and more are sent until the judge is given up; after other errors, 16 are needed.
     assert len(server.calls) < 16 * 5
 
 
@@ -345,11 +352,11 @@ def test_timeouts_between_answers_are_recorded_and_the_others_continue(built, si
 
 
 def test_a_question_is_retried_after_the_pause_that_the_server_requests(built):
-    later = Response(429, {"error": {"message": "later"}}, {"retry-after": "1"})
+    later = Response(429, {"error": {"message": "later"}}, {"retry-after": "0.3"})
     with judge_server(in_turn(later, "Score: 3")) as server:
         begun = time.perf_counter()
         assert only(built(server.url)).score == 3
-    assert time.perf_counter() - begun >= 1.0
+    assert time.perf_counter() - begun >= 0.3
 
 
 def test_a_question_without_an_answer_is_asked_again_the_next_time(built):
@@ -381,6 +388,14 @@ def test_a_refused_key_or_model_stops_scoring_immediately(built, status, remedy)
     with judge_server(lambda call: refusal(status)) as server, pytest.raises(UserError, match=remedy):
         built(server.url, concurrency=2).clue_overlap(pairs(100))
     assert len(server.calls) <= 6
+
+
+def test_no_question_is_retried_after_scoring_has_stopped(built):
+    later = Response(429, {"error": {"message": "later"}}, {"retry-after": "0.2"})
+    with judge_server(lambda call: later if call.data["candidate"] == "prediction 0" else refusal(401)) as server:
+        with pytest.raises(UserError, match="check the key"):
+            built(server.url, concurrency=2).clue_overlap(pairs(2))
+        assert sorted(call.data["candidate"] for call in server.calls) == ["prediction 0", "prediction 1"]
 
 
 def test_an_exhausted_quota_stops_scoring_immediately(built):

@@ -9,12 +9,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import random
 import re
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +24,6 @@ from emollama.logs.console import track
 
 GIVE_UP_AFTER = 16  # consecutive failed questions, each after its retries; one that timed out counts as several
 CONNECT_SECONDS = 10.0
-MAX_PAUSE = 60.0  # seconds; if a server requests a longer pause, the usual pause is used
 MIN_SECRET_LENGTH = 6  # characters; a shorter key is a stand-in such as "none" or "x" and may be part of any text
 _TIMEOUT_STATUS = (408, 504, 524)  # timeouts reported by the server or a proxy
 _NO_MONEY = "insufficient_quota"  # code of a 429 that does not go away with waiting
@@ -84,12 +80,11 @@ class Endpoint:
     def ask(
         self, questions: Sequence[Messages], store: Callable[[int, Reply], None], answered_before: int
     ) -> list[Reply | NoReply]:
-        """Ask several questions concurrently.
+        """Ask several questions concurrently. The client retries each of them up to ``retries`` times.
 
         It raises JudgeUnreachable when the endpoint cannot be reached, the key or the model is rejected, no question of the batch
         was answered, GIVE_UP_AFTER consecutive questions failed, or as many consecutive questions timed out as run at a time (at
-        least 2). Remaining questions are then not sent. Without any reply, it raises at most 3 timeouts (5 with concurrency 1)
-        plus one second after the last reply: one question times out twice while another one is running.
+        least 2). Remaining questions are then not sent.
 
         Args:
             questions: the messages of each request.
@@ -106,23 +101,23 @@ class Endpoint:
 
         key = self.key()
         limits = openai.Timeout(self.timeout, connect=min(self.timeout, CONNECT_SECONDS))
-        client = openai.OpenAI(api_key=key or "none", base_url=self.url, timeout=limits, max_retries=0)
-        redact, stopped = _redaction(key), threading.Event()
+        client = openai.OpenAI(api_key=key or "none", base_url=self.url, timeout=limits, max_retries=self.retries)
+        redact = _redaction(key)
 
         def ask_and_store(index: int) -> Reply | NoReply:
-            outcome = self._ask_one(client, questions[index], redact, stopped)
+            outcome = self._ask_one(client, questions[index], redact)
             if isinstance(outcome, Reply):
                 store(index, outcome)
             return outcome
 
         pool = ThreadPoolExecutor(self.concurrency)
-        with client:
-            try:
-                futures = [pool.submit(ask_and_store, index) for index in range(len(questions))]
-                self._watch(futures, answered_before)
-            finally:
-                stopped.set()
-                pool.shutdown(cancel_futures=True)
+        try:
+            futures = [pool.submit(ask_and_store, index) for index in range(len(questions))]
+            self._watch(futures, answered_before)
+        finally:
+            # A closed client sends nothing, so questions that still wait for a retry end.
+            client.close()
+            pool.shutdown(cancel_futures=True)
         return [future.result() for future in futures]
 
     def _watch(self, futures: list[Future[Reply | NoReply]], answered_before: int) -> None:
@@ -143,25 +138,16 @@ class Endpoint:
                     f"({answered + answered_before} of {len(futures) + answered_before} of this step) are cached."
                 )
 
-    def _ask_one(
-        self, client: Any, messages: Messages, redact: Callable[[str], str], stopped: threading.Event
-    ) -> Reply | NoReply:
-        """Ask one question with retries, at most one after a timeout."""
+    def _ask_one(self, client: Any, messages: Messages, redact: Callable[[str], str]) -> Reply | NoReply:
         import openai
 
         settings = {"temperature": self.temperature, "max_tokens": self.max_tokens}
         optional = {name: value for name, value in settings.items() if value is not None}
-        attempt = 0
-        while True:
-            try:
-                response = client.chat.completions.with_raw_response.create(model=self.model, messages=messages, **optional)
-                return _parse_response(response.text, redact)
-            except openai.OpenAIError as error:
-                outcome, pause = self._no_reply(error, redact), _pause(error, attempt)
-                retries = 1 if outcome.timed_out else self.retries if _is_temporary(error) else 0
-            if attempt >= min(retries, self.retries) or stopped.wait(pause):
-                return outcome
-            attempt += 1
+        try:
+            response = client.chat.completions.with_raw_response.create(model=self.model, messages=messages, **optional)
+            return _parse_response(response.text, redact)
+        except openai.OpenAIError as error:
+            return self._no_reply(error, redact)
 
     def _no_reply(self, error: Exception, redact: Callable[[str], str]) -> NoReply:
         import openai
@@ -187,24 +173,6 @@ def _redaction(key: str | None) -> Callable[[str], str]:
         return encodable
     secret = re.compile(re.escape(key) if len(key) >= MIN_SECRET_LENGTH else f"(?<=[Bb]earer ){re.escape(key)}")
     return lambda text: encodable(secret.sub("[key]", text))
-
-
-def _is_temporary(error: Exception) -> bool:
-    """Return whether the same question may succeed later."""
-    import openai
-
-    status = getattr(error, "status_code", 0)
-    return isinstance(error, openai.APIConnectionError) or status in (409, 429) or status >= 500
-
-
-def _pause(error: Exception, attempt: int) -> float:
-    """Return the seconds until the next attempt: what the server requests, or an exponential backoff with jitter."""
-    headers = getattr(getattr(error, "response", None), "headers", {})
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        with suppress(ValueError):
-            if 0 < (seconds := float(headers.get(name, "")) * unit) <= MAX_PAUSE:
-                return seconds
-    return 0.5 * 2.0 ** min(attempt, 4) * random.uniform(0.75, 1.0)
 
 
 def _cannot_connect(error: Exception) -> bool:

@@ -45,11 +45,11 @@ class OpenAIJudge:
         concurrency: int = 4
         """Number of concurrent questions."""
         timeout: float = 60.0
-        """Seconds without a reply after which an attempt fails. If the judge stops answering, the command fails after 3 times as
-        long (5 times with concurrency 1)."""
+        """Seconds without a reply after which an attempt fails. A judge that stops answering is given up after retries + 1
+        attempts (twice as many with concurrency 1)."""
         retries: int = 4
-        """Retries after status 429 or 5xx or a lost connection, with increasing pauses (0.5 to 8 s, or what the server requests,
-        up to 60 s); at most one retry after a timeout."""
+        """Retries by OpenAI's client after a timeout, a lost connection, or status 408, 409, 429 or 5xx. The pauses grow from 0.5
+        to 8 s unless the server requests others (Retry-After)."""
         temperature: float | None = 0.0
         """Sampling temperature. If null, it is not sent, for models that reject it."""
         max_tokens: int | None = 1024
