@@ -119,7 +119,7 @@ def _tokens(config: RunConfig, model: Any) -> tuple[dict[str, int], list[str]]:
     shapes = {slot: shape for slot, shape in model.slot_shapes(config.model).items() if slot != PIXELS}
     folder = Path(config.model.llama_model)
     exact = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
-    texts = [text for block in config.datasets.values() if hasattr(block, "turns") for text in block.turns()] or [""]
+    texts = [text for block in config.datasets.values() for text in block.turns()] or [""]
     feature_tokens = model.fusion.num_feature_tokens({slot: shape.num_vectors for slot, shape in shapes.items()})
     if exact:
         prompt = model.prompt_format(config.model)

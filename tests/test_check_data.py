@@ -8,7 +8,7 @@ import json
 import shutil
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -24,11 +24,10 @@ from emollama.checks.captions import LabelWords, is_refusal
 from emollama.checks.check_data import check
 from emollama.checks.report import text_of
 from emollama.data import features
-from emollama.data.batch import Record
+from emollama.data.dataset import DatasetContent
 from emollama.data.features import Features
 from emollama.data.instructions import TaskPool
 from emollama.data.problems import Problem
-from emollama.data.sampling import DatasetSampling
 from emollama.data.slots import SlotShape
 from emollama.errors import UserError
 from emollama.registry import DATASETS
@@ -201,15 +200,17 @@ def test_problems_outside_the_annotation_files_are_reported(checked, tree):
 
 
 class Bare:
-    """The minimum that a custom dataset must define."""
+    """A dataset class of its own, with a single text."""
 
     @dataclass
     class Config:
-        """Only the required keys."""
+        """The keys that every dataset has."""
 
         batch_size: int = 1
-        shuffle: bool = True
-        sample_ratio: float = 1.0
+        held_out: float = 0.0
+        labels: list[str] = field(default_factory=list)
+
+    features = ()
 
     def __init__(self, cfg, **built_with):
         self.cfg, self.notes, self.pool = cfg, ["bare note"], TaskPool("emotion", {}, ["happy"])
@@ -220,14 +221,14 @@ class Bare:
     def names(self):
         return [NAMES[0], "b"]
 
+    def inspect(self):
+        return DatasetContent(listed=self.names(), answers={"emotion": {NAMES[0]: "happy", "b": None}})
+
     def problems(self):
         return [Problem("list", "its own complaint", ("b",))]
 
-    def sampling(self):
-        return DatasetSampling(2, 1.0, True)
-
-    def record(self, index, task, instruction, rng=None):
-        return Record(self.names()[index], task, [(instruction, "happy")], {})
+    def user_text(self, index, task, instruction):
+        return f"{self.names()[index]}: {instruction}"
 
 
 def test_the_problems_notes_and_names_of_a_custom_dataset_class_are_used(checked, tree, monkeypatch):
@@ -236,6 +237,9 @@ def test_the_problems_notes_and_names_of_a_custom_dataset_class_are_used(checked
     report = checked()
     assert "its own complaint" in texts(report) and "bare note" in texts(report, "note")
     assert reported_names(report, "train/test overlap") == [NAMES[0]]
+    own = report.blocks[-1]
+    assert own.list_file is None and own.answers == {"emotion": 1} and [row.texts for row in own.lengths] == [1, 2]
+    assert reported_names(report, "no answer") == ["b"]
 
 
 # Captions

@@ -64,7 +64,7 @@ IMPORTS = {
     "runners": "checkpoint checkpoint_files config data data.batch distributed.process_group"
     " distributed.worker_variables dtypes encoders errors evaluation listing logs logs.console"
     " lr_schedules optim paths planning precision registry reporting stores",
-    "checks": "config data datasets distributed.process_group errors listing logs logs.console optim planning runners",
+    "checks": "config data distributed.process_group errors listing logs logs.console optim planning runners",
     "convert": "checkpoint errors listing models paths stores tensor_files",
     "inference": "checkpoint checkpoint_files config data datasets distributed.process_group encoders errors"
     " extraction listing logs logs.console media optim paths precision registry reporting runners",

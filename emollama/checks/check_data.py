@@ -8,16 +8,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from emollama.checks import arrays, captioned, forecast, texts
+from emollama.checks import arrays, forecast, texts
 from emollama.checks.arrays import CheckedFeatures, ClipDigests
 from emollama.checks.findings import BlockSummary, CheckReport, Finding, LengthSummary
 from emollama.checks.tokens import TokenLengths
 from emollama.config import RunConfig
-from emollama.data.instructions import user_text
+from emollama.data.dataset import DatasetContent, SampleDataset
 from emollama.data.prompts.prompt_style import PromptLayout
-from emollama.datasets.configs import CAPTION_TASK
-from emollama.datasets.feature_clips import FeatureClips
-from emollama.datasets.flickr30k_caption import Flickr30kCaption
 from emollama.errors import UserError
 from emollama.runners import provenance
 from emollama.runners.build import batch_size, missing_files
@@ -80,21 +77,17 @@ class _DataCheck:
             self._trained[label] = dataset
         self._attempt("unreadable", label, lambda: self._check_dataset(label, dataset, options))
 
-    def _check_dataset(self, label: str, dataset: Any, options: Any) -> None:
+    def _check_dataset(self, label: str, dataset: SampleDataset, options: Any) -> None:
         group, _, name = label.partition(".")
-        block = BlockSummary(label, self._config.resolved()[group][name]["type"], None, len(dataset), len(dataset))
+        content, type_name = dataset.inspect(), self._config.resolved()[group][name]["type"]
+        block = BlockSummary(label, type_name, content.list_file, len(dataset), len(content.listed))
         self.report.blocks.append(block)
         self._digests[label] = ClipDigests(dataset.names(), options is None)
-        if isinstance(dataset, FeatureClips):
-            self._features(block, dataset, all_values=dataset.cfg.check_values == "all")
-            self._listed_clips(dataset)
-            self._texts(block, dataset, options)
-        elif isinstance(dataset, Flickr30kCaption):
-            self._features(block, dataset, all_values=False)
-            self._captions(block, dataset, options)
-        else:
-            text = "this dataset class has no clips with features or images, so only its own checks were run"
-            self._add(Finding("note", "block", text, label))
+        self._features(block, dataset, content)
+        self._texts(block, dataset, content, training=options is None)
+        if len(dataset):
+            self._prompts(block, dataset, options)
+        self._token_lengths.save()
         self._add(*(Finding("note", "dataset", note.removeprefix(f"{label}."), label) for note in dataset.notes))
         self._add(*(Finding.of(problem, label) for problem in dataset.problems()))
 
@@ -130,59 +123,51 @@ class _DataCheck:
     def _add(self, *findings: Finding) -> None:
         self.report.findings += findings
 
-    def _features(self, block: BlockSummary, dataset: FeatureClips | Flickr30kCaption, *, all_values: bool) -> None:
+    def _features(self, block: BlockSummary, dataset: Any, content: DatasetContent) -> None:
         """Check the arrays of a block, and replace its features by the checked ones."""
         names = dataset.names()
         # Measured first, because the check would leave the files in the memory of the operating system.
         block.reading = arrays.measure_reading(dataset.features, names)
+        all_values = getattr(dataset.cfg, "check_values", "small") == "all"
         checked = [CheckedFeatures.of(source, names, all_values=all_values, block=block.label) for source in dataset.features]
         dataset.features = list(checked)
         for source in checked:
             block.arrays.append(arrays.count_arrays(source, names))
             self._add(*arrays.array_notes(source, block.label))
             self._digests[block.label].digests[source.slots[0]] = arrays.identifying_digests(source)
-
-    def _listed_clips(self, dataset: FeatureClips) -> None:
-        """Record which clips use the stores of a block."""
-        for source in dataset.features:
             path = os.path.abspath(source.path)
             self._stores[path] = source.store
-            self._listed[path].update(clip.name for clip in dataset.table.clips)
+            self._listed[path].update(content.listed)
 
-    def _texts(self, block: BlockSummary, dataset: FeatureClips, options: Any) -> None:
-        """Check labels, captions, transcripts, answers and prompts of a block of video clips."""
-        block.list_file, block.listed = dataset.list_path(), len(dataset.table.clips)
-        block.labels = dict(Counter(clip.label for clip in dataset.clips if clip.label).most_common())
-        block.sentences = texts.sentence_counts(dataset)
-        block.other_answers = texts.other_answers(dataset, self._shapes)
-        answers = texts.answers(dataset)
-        self._add(*texts.caption_findings(dataset), *texts.empty_captions(dataset), *texts.answer_findings(dataset, answers))
-        for task, answers_by_clip in answers.items():
-            existing = {name: answer for name, answer in answers_by_clip.items() if answer is not None}
+    def _texts(self, block: BlockSummary, dataset: SampleDataset, content: DatasetContent, *, training: bool) -> None:
+        """Count and check labels, captions, sentences and answers of a block."""
+        names, label = dataset.names(), block.label
+        block.labels = dict(Counter(content.labels.values()).most_common())
+        block.sentences = texts.sentence_counts(content, names)
+        block.other_answers = dict(content.other_answers)
+        self._add(*texts.caption_findings(content, names, dataset.cfg.labels, label))
+        self._add(*(Finding("note", note.kind, note.text, label, note.clips, note.details) for note in content.notes))
+        self._add(*texts.answer_findings(content, label, training=training))
+        for task, answers in content.answers.items():
+            existing = {name: answer for name, answer in answers.items() if answer is not None}
             block.answers[task] = len(existing)
             if existing:
-                self._add_lengths(block, self._token_lengths.answers(block.label, task, existing))
+                lengths, cut = self._token_lengths.answers(label, task, existing)
+                self._add_lengths(block, lengths, cut if self._uses_loss(label) else [])
+
+    def _prompts(self, block: BlockSummary, dataset: SampleDataset, options: Any) -> None:
+        """Measure the prompts of a block with at least one sample."""
         layout: PromptLayout = options.prompt_layout if options else "train"
         instructions = texts.instructions_in_use(dataset.pool, options.instruction if options else None)
-        # Only prompts with the longest instruction are measured for all clips.
-        user_texts = [user_text(task, instruction, "") for task, instruction in instructions]
-        longest = instructions[self._token_lengths.longest(block.label, user_texts, layout)]
-        self._add_lengths(block, self._token_lengths.prompts(block.label, texts.user_texts(dataset, *longest), layout))
-        self._token_lengths.save()
-
-    def _captions(self, block: BlockSummary, dataset: Flickr30kCaption, options: Any) -> None:
-        """Check captions and prompts of a block of images."""
-        block.list_file, block.listed = dataset.list_path(), dataset.listed
-        block.answers[CAPTION_TASK] = sum(bool(image.captions) for image in dataset.images)
-        self._add(*captioned.findings(dataset))
-        if longest := captioned.longest(dataset):
-            lengths, cut = self._token_lengths.answers(block.label, CAPTION_TASK, longest)
-            self._add_lengths(block, (lengths, cut if self._uses_loss(block.label) else []))
-        layout: PromptLayout = options.prompt_layout if options else "train"
-        in_use = texts.instructions_in_use(dataset.pool, options.instruction if options else None)
-        instructions = {instruction: instruction for _, instruction in in_use}
-        self._add_lengths(block, self._token_lengths.prompts(block.label, instructions, layout))
-        self._token_lengths.save()
+        user_texts = [dataset.user_text(0, *instruction) for instruction in instructions]
+        if user_texts == [instruction for _, instruction in instructions]:
+            # Prompts without texts of the samples are the same for all of them.
+            prompts = {text: text for text in user_texts}
+        else:
+            # Only prompts with the longest instruction are measured for all samples.
+            longest = instructions[self._token_lengths.longest(block.label, user_texts, layout)]
+            prompts = {name: dataset.user_text(index, *longest) for index, name in enumerate(dataset.names())}
+        self._add_lengths(block, *self._token_lengths.prompts(block.label, prompts, layout))
 
     def _uses_loss(self, label: str) -> bool:
         """Return whether a block computes the loss of its answers, for which a cut answer matters."""
@@ -190,7 +175,6 @@ class _DataCheck:
         metrics = self._config.evaluation_datasets[name].scoring.metrics if group == "evaluation_datasets" else []
         return not metrics or "loss" in metrics
 
-    def _add_lengths(self, block: BlockSummary, summary: tuple[LengthSummary, list[Finding]]) -> None:
-        lengths, findings = summary
+    def _add_lengths(self, block: BlockSummary, lengths: LengthSummary, findings: list[Finding]) -> None:
         block.lengths.append(lengths)
         self._add(*findings)

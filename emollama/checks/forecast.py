@@ -30,7 +30,7 @@ def training_forecast(config: RunConfig, datasets: Mapping[str, Any], batch_size
     """
     run = config.run
     steps, samples = run.max_epoch * run.iters_per_epoch, batch_size * run.accum_grad_iters
-    ratios = {label: dataset.cfg.sample_ratio for label, dataset in datasets.items()}
+    ratios = {label: dataset.sampling().ratio for label, dataset in datasets.items()}
     samples_by_block = {label: steps * samples * ratio / sum(ratios.values()) for label, ratio in ratios.items()}
     parameters = trained_parameters(config)
     # The oldest checkpoint is deleted only after the new one is complete.

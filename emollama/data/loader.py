@@ -1,4 +1,4 @@
-"""The Protocol of a dataset, and the loading of micro-batches from global sample indices."""
+"""The loading of micro-batches from global sample indices."""
 
 from __future__ import annotations
 
@@ -6,66 +6,16 @@ import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from emollama.data.batch import Batch, Record, Sample, collate
-from emollama.data.instructions import TaskPool
-from emollama.data.problems import Problem
+from emollama.data.batch import Batch, Sample, collate
+from emollama.data.dataset import SampleDataset
 from emollama.data.prompts.prompt import PromptFormat
-from emollama.data.sampling import DatasetSampling, MixtureSampler
+from emollama.data.sampling import MixtureSampler
 from emollama.errors import UserError
-
-
-class SampleDataset(Protocol):
-    """What a registered dataset must provide.
-
-    Attributes:
-        pool: the tasks with their instructions.
-        cfg: the dataset's block of the configuration, with at least ``batch_size``.
-        notes: lines for the log.
-    """
-
-    pool: TaskPool
-    cfg: Any
-    notes: list[str]
-
-    def __len__(self) -> int: ...
-
-    def names(self) -> list[str]:
-        """Return the names of the samples in order."""
-        ...
-
-    def digest(self) -> str:
-        """Return a hash of the prompts and targets; a resumed run compares it with the stored one."""
-        ...
-
-    def problems(self) -> list[Problem]:
-        """Check the data and return everything that would stop the run later."""
-        ...
-
-    def sampling(self) -> DatasetSampling:
-        """Return how training draws the samples."""
-        ...
-
-    def has_reference(self, task: str) -> bool:
-        """Return whether any sample has a reference answer to a task."""
-        ...
-
-    def process_answer(self, text: str) -> str:
-        """Apply the text processor of training to an answer."""
-        ...
-
-    def user_text(self, index: int, task: str, instruction: str) -> str:
-        """Return the user text of sample ``index`` as in its record, without reading features."""
-        ...
-
-    def record(self, index: int, task: str, instruction: str, rng: np.random.Generator | None = None) -> Record:
-        """Return sample ``index`` with an instruction of a task. ``rng`` is for augmentation in training, None in evaluation."""
-        ...
 
 
 class TrainingSamples(Dataset[Sample]):

@@ -10,10 +10,10 @@ from emollama.errors import UserError
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem in the data that would stop a run.
+    """A problem in the data that would stop a run, or a remark that ``emollama check-data`` reports as a note.
 
     Attributes:
-        kind: "list", "label", "caption", "transcript", "missing features" or "unusable features".
+        kind: the subject in two or three words, such as "list", "label", "caption", "transcript" or "missing features".
         text: the message, which names the file, line or key, and the remedy.
         clips: names of the clips or images that have the problem; empty if it does not concern single ones.
         details: one text per clip that says what is wrong with it; empty if the clips' names suffice.

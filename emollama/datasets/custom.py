@@ -45,6 +45,10 @@ class Custom(FeatureClips):
         captions = {name: text for name, text in (reasons or {}).items() if text}
         return Table(labelled, sentences, {task: captions for task in self.pool.tasks if task != "emotion"})
 
+    def caption_entries(self, task: str) -> set[str]:
+        """Return the clips whose row has the column ``reason``."""
+        return {clip.name for clip in self.table.clips if self._column("reason") in clip.columns}
+
     def _column(self, key: str) -> str:
         return self.cfg.columns.get(key, key)
 

@@ -47,6 +47,12 @@ class EMER(FeatureClips):
             return f"set {self.block_path}.captions_path to their file; it is null"
         return f"'{CAPTION_FIELD}' in {self.cfg.captions_path}"
 
+    def caption_entries(self, task: str) -> set[str]:
+        """Return the clips with a description in their row or, for a list, in the caption file, empty or not."""
+        if self.list_path().endswith(".csv"):
+            return {clip.name for clip in self.table.clips if any(column in clip.columns for column in DESCRIPTIONS)}
+        return self.names_with_field(self.cfg.captions_path, CAPTION_FIELD)
+
     def _answers(self, captions: dict[str, str]) -> dict[str, dict[str, str]]:
         return {task: captions for task in self.pool.tasks if task != "emotion"}
 

@@ -31,6 +31,11 @@ class FeatureFaceCaption(FeatureClips):
         key, field = CAPTIONS[task]
         return f"'{field}' in {key}: {getattr(self.cfg, key)}"
 
+    def caption_entries(self, task: str) -> set[str]:
+        """Return the clips whose object in the caption file has the field, empty or not."""
+        key, field = CAPTIONS[task]
+        return self.names_with_field(getattr(self.cfg, key), field)
+
     def _read_captions(self, task: str) -> dict[str, str]:
         key, field = CAPTIONS[task]
         configured: str | None = getattr(self.cfg, key)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -14,12 +15,13 @@ from torch import Tensor, zeros
 from emollama.data.annotations import missing_names
 from emollama.data.batch import Record
 from emollama.data.captions import CaptionedImage, read_captioned_images
+from emollama.data.dataset import DatasetContent
 from emollama.data.problems import Problem
 from emollama.data.sampling import DatasetSampling
 from emollama.data.slots import PIXELS, CachedShape, SlotShape
 from emollama.data.text_processors import TEXT_PROCESSORS
-from emollama.datasets.configs import Flickr30kCaptionConfig
-from emollama.datasets.feature_clips import name_fraction
+from emollama.datasets.clip_texts import name_fraction
+from emollama.datasets.configs import CAPTION_TASK, Flickr30kCaptionConfig
 from emollama.datasets.image_files import open_images
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
@@ -38,7 +40,7 @@ class Flickr30kCaption:
         training: False for evaluation, in which images without captions are answered and not scored.
 
     Attributes:
-        listed: number of images in the caption file.
+        listed: names of the images in the caption file.
         images: the selected images.
         features: the pixels of the images.
         notes: lines for the log.
@@ -61,7 +63,7 @@ class Flickr30kCaption:
         self.notes: list[str] = []
         self._reported: list[Problem] = []
         listed = read_captioned_images(self.list_path(), self._reported.append, f"{block_path}.annotation_file")
-        self.listed = len(listed)
+        self.listed = [image.name for image in listed]
         self.images = self._select(listed)
         folder, key = join(cfg.data_root, cfg.image_path), f"{block_path}.image_path"
         present = image_files(folder, [image.file for image in self.images], key)
@@ -121,6 +123,38 @@ class Flickr30kCaption:
     def has_reference(self, task: str) -> bool:
         """Return whether any image has a caption."""
         return any(image.captions for image in self.images)
+
+    def inspect(self) -> DatasetContent:
+        """Return the texts for ``emollama check-data``. ``notes`` of the dataset lists the images without captions."""
+        captioned = [image for image in self.images if image.captions]
+        return DatasetContent(
+            listed=self.listed,
+            answers={CAPTION_TASK: {image.name: self._longest_target(image) for image in captioned}},
+            list_file=self.list_path(),
+            exclude_key=f"{self.block_path}.exclude",
+            notes=list(self._caption_notes(captioned)),
+        )
+
+    def _longest_target(self, image: CaptionedImage) -> str:
+        """Return the longest text in characters that the model is trained to produce for an image with captions."""
+        targets = {"joined": (image.joined,), "random": image.captions, "first": image.captions[:1]}[self.cfg.captions]
+        return max(map(self.process_answer, targets), key=len)
+
+    def _caption_notes(self, captioned: list[CaptionedImage]) -> Iterator[Problem]:
+        """Yield notes about images with an unusual number of captions and images that share captions."""
+        counts = {image.name: len(image.captions) for image in captioned}
+        usual, _ = Counter(counts.values()).most_common(1)[0] if counts else (0, 0)
+        if usual == 1 and not self.training:
+            text = "most images have a single caption, so answers are compared with that caption only"
+            yield Problem("captions", f"{self.list_path()}: {text}")
+        other = {name: count for name, count in counts.items() if count != usual}
+        if other:
+            text = f"{self.list_path()}: most images have {usual} captions, but these have another number"
+            yield Problem("captions", text, tuple(other), tuple(f"{name} ({count})" for name, count in other.items()))
+        owners = Counter(image.joined for image in captioned)
+        if repeated := tuple(image.name for image in captioned if owners[image.joined] > 1):
+            text = f"{self.list_path()}: these images have exactly the same captions as another image"
+            yield Problem("repeated caption", text, repeated)
 
     def problems(self) -> list[Problem]:
         """Return everything that would stop the run later: invalid entries, missing or unreadable images, missing captions."""

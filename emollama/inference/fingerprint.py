@@ -85,9 +85,7 @@ def _of_block(label: str, tree: Mapping[str, Any], block: EvaluationSet) -> dict
     path_keys = {key for key in tree if (key.endswith("_path") and key != "peak_index_path") or key in PATH_KEYS}
     return {
         f"the captions or lists of block {label}": block.dataset.digest(),
-        f"the place of images or features of block {label}": [
-            os.path.realpath(source.path) for source in getattr(block.dataset, "features", ())
-        ],
+        f"the place of images or features of block {label}": [os.path.realpath(source.path) for source in block.dataset.features],
         f"what answers of block {label} are compared with": [_contents(tree[key]) for key in SCORING_KEYS if tree.get(key)],
         f"the configuration of block {label}": {key: value for key, value in tree.items() if key not in path_keys},
     }

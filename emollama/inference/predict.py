@@ -193,7 +193,7 @@ def _link_videos(sources: Mapping[str, Source], folder: Path) -> Path:
 
 def _modalities(template: Template, block: EvaluationSet, name: str, extracted: Mapping[str, Extracted]) -> dict[str, Modality]:
     """Return slot -> the model's input for one video clip, according to the block's dataset."""
-    present = {slot: name in source for source in getattr(block.dataset, "features", ()) for slot in source.filled_slots}
+    present = {slot: name in source for source in block.dataset.features for slot in source.filled_slots}
     modalities = {}
     for key, slots in SLOTS_BY_KEY.items():
         encoded = extracted.get(slots[0])

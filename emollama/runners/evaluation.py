@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from emollama.config import EvaluationBlock, RunConfig
-from emollama.data.loader import SampleDataset
+from emollama.data.dataset import SampleDataset
 from emollama.data.slots import IMAGE, PIXELS
 from emollama.errors import UserError
 from emollama.evaluation.prediction_files import write_metrics, write_predictions
@@ -70,7 +70,7 @@ def build_blocks(config: RunConfig, *, check: bool) -> dict[str, EvaluationSet]:
     blocks = {f"evaluation_datasets.{block_name}": block for block_name, block in config.evaluation_datasets.items()} or {
         f"datasets.{block_name}": EvaluationBlock(cfg, task.Config(), task.scoring.Config())
         for block_name, cfg in config.datasets.items()
-        if getattr(cfg, "held_out", 0)
+        if cfg.held_out
     }
     classes = {key: (config.dataset_class(key), block.dataset) for key, block in blocks.items()}
     datasets = build_datasets(config, classes, training=False, check=check)
@@ -83,7 +83,7 @@ def build_blocks(config: RunConfig, *, check: bool) -> dict[str, EvaluationSet]:
             raise UserError(
                 f"{key}.mask_slots: {listing(unknown, 'unknown slot')}. The slots of this model are {abbreviated(slots)}."
             )
-        if {*IMAGE} & {*block.task.mask_slots} and any(PIXELS in source.slots for source in getattr(dataset, "features", ())):
+        if {*IMAGE} & {*block.task.mask_slots} and any(PIXELS in source.slots for source in dataset.features):
             raise UserError(
                 f"{key}.mask_slots: image features that the model computes from frames cannot be masked. Extract them"
                 " beforehand (emollama extract)."

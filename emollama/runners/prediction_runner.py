@@ -8,7 +8,7 @@ from itertools import chain
 from operator import itemgetter
 from typing import Any
 
-from emollama.data.loader import SampleDataset
+from emollama.data.dataset import SampleDataset
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.distributed.process_group import World
 from emollama.logs.console import Progress

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from emollama.checkpoint_files import require_checkpoint_file, require_language_model
 from emollama.config import RunConfig
-from emollama.data.loader import BatchLayout, SampleDataset
+from emollama.data.dataset import SampleDataset
+from emollama.data.loader import BatchLayout
 from emollama.data.sampling import MixtureSampler
 from emollama.distributed.process_group import World
 from emollama.errors import RemoteUserError, UserError

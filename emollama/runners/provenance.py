@@ -112,7 +112,7 @@ def checkpoint_mismatches(stored: Any, features: Mapping[str, ProvenanceFields],
 
 
 def _provenance_of_sources(config: RunConfig, datasets: Iterable[Any]) -> Iterator[FeatureProvenance]:
-    for source in (source for dataset in datasets for source in getattr(dataset, "features", ())):
+    for source in (source for dataset in datasets for source in dataset.features):
         online = source.slots == (PIXELS,)
         manifest = _online_manifest(config, source) if online else Manifest.read(source.path)
         if manifest is not None:

@@ -16,7 +16,8 @@ import torch
 
 from emollama.config import RunConfig
 from emollama.config.layers import leaves
-from emollama.data.loader import BatchLayout, SampleDataset
+from emollama.data.dataset import SampleDataset
+from emollama.data.loader import BatchLayout
 from emollama.distributed.process_group import World
 from emollama.distributed.worker_variables import integer
 from emollama.logs.console import aligned, duration
@@ -124,7 +125,7 @@ def _samples(datasets: Mapping[str, SampleDataset], blocks: Mapping[str, Evaluat
     """Return rows with the size of each training dataset and evaluation block."""
     rows = [(f"training set {block_name}", _size(dataset)) for block_name, dataset in datasets.items()]
     for block_name, block in blocks.items():
-        held_out = ", held out of training" if getattr(block.dataset.cfg, "held_out", 0) else ""
+        held_out = ", held out of training" if block.dataset.cfg.held_out else ""
         rows.append((f"evaluation set {block_name}", _size(block.dataset) + held_out))
     return rows
 
@@ -195,7 +196,7 @@ def _next_command(folder: Path, config: RunConfig, checkpoint: Path, processes: 
     shipped = next((NEXT[name] for path in files if (name := os.path.basename(path)) in NEXT and _is_shipped(path)), None)
     if shipped:
         return line(*shipped, options)
-    if config.evaluation_datasets or any(getattr(cfg, "held_out", 0) for cfg in config.datasets.values()):
+    if config.evaluation_datasets or any(cfg.held_out for cfg in config.datasets.values()):
         return line("eval", str(folder / "config.yaml"), options)
     initial = next(((path, NEXT_KIND[kind]) for path in files if (kind := _init_kind(path)) in NEXT_KIND), None)
     if initial:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from emollama.data.batch import IGNORED, Batch, Record, collate
-from emollama.data.loader import SampleDataset, mix_seed
+from emollama.data.dataset import SampleDataset
+from emollama.data.loader import mix_seed
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.evaluation.scoring import Scoring
 from emollama.models.decoding import candidate_probabilities, generate

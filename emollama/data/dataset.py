@@ -1,0 +1,148 @@
+"""The Protocol of a dataset. A dataset class implements it without inheriting from a class of this package.
+
+The class is registered in ``DATASETS`` and built as ``cls(cfg, slot_shapes=..., block_path=..., training=...)``; ``cfg`` is an
+object of its nested dataclass ``Config``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from emollama.data.batch import Record
+from emollama.data.instructions import TaskPool
+from emollama.data.problems import Problem
+from emollama.data.sampling import DatasetSampling
+from emollama.data.slots import SlotShape
+
+
+class DatasetConfig(Protocol):
+    """What the ``Config`` of a dataset class must provide; its other fields are up to the class."""
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per micro-batch in one process."""
+        ...
+
+    @property
+    def held_out(self) -> float:
+        """Fraction of the samples that a block under ``datasets`` leaves out and an evaluation uses; 0 without such a split."""
+        ...
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """Labels that answers to the task ``emotion`` are compared with; may be empty."""
+        ...
+
+    def pool(self) -> TaskPool:
+        """Create the pool of tasks with their instructions."""
+        ...
+
+    def turns(self) -> list[str]:
+        """Return all user texts of a sample without a spoken sentence, for ``emollama plan``."""
+        ...
+
+
+@dataclass(frozen=True)
+class DatasetContent:
+    """The texts of a dataset, which ``emollama check-data`` counts and checks.
+
+    Attributes:
+        listed: names of all valid entries of the annotation file, in use or not.
+        answers: task in the pool -> name -> answer as the model is trained to produce it, the longest if there are several. None
+            marks a sample without an answer, which is reported; samples can be left out instead.
+        list_file: the annotation file; None without one.
+        labels: name -> label, for the samples that have one.
+        sentences: name -> spoken sentence, "" without speech; None if prompts contain no sentence. May contain unlisted names.
+        captions: where captions are read from -> name -> caption as stored. May contain unlisted names.
+        other_answers: task outside the pool -> number of samples with an answer to it.
+        exclude_key: the configuration key that leaves out samples by name; None without such a key.
+        notes: remarks about the samples in ``clips``, whose names are printed after the text. They do not stop a run.
+    """
+
+    listed: Collection[str]
+    answers: Mapping[str, Mapping[str, str | None]]
+    list_file: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    sentences: Mapping[str, str] | None = None
+    captions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    other_answers: Mapping[str, int] = field(default_factory=dict)
+    exclude_key: str | None = None
+    notes: Sequence[Problem] = ()
+
+
+class SampleDataset(Protocol):
+    """What a registered dataset class must provide.
+
+    Args:
+        cfg: the dataset's block of the configuration.
+        slot_shapes: slot -> the shape that the model expects.
+        block_path: path of the block, such as ``datasets.merr``, for messages.
+        training: whether the samples are trained on; an evaluation does not need reference answers.
+
+    Attributes:
+        notes: lines for the log.
+
+    Raises:
+        UserError: If a file is missing or unreadable. :meth:`problems` returns problems of single samples.
+    """
+
+    notes: list[str]
+
+    def __init__(self, cfg: Any, *, slot_shapes: Mapping[str, SlotShape], block_path: str, training: bool) -> None: ...
+
+    @property
+    def cfg(self) -> DatasetConfig:
+        """The dataset's block of the configuration."""
+        ...
+
+    @property
+    def pool(self) -> TaskPool:
+        """The tasks with their instructions."""
+        ...
+
+    @property
+    def features(self) -> Sequence[Any]:
+        """The stores that features are read from; empty if the dataset has none."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def names(self) -> list[str]:
+        """Return the names of the samples in order."""
+        ...
+
+    def digest(self) -> str:
+        """Return a hash of the prompts and targets; a resumed run compares it with the stored one."""
+        ...
+
+    def inspect(self) -> DatasetContent:
+        """Return the texts for ``emollama check-data``."""
+        ...
+
+    def problems(self) -> list[Problem]:
+        """Check the data and return everything that would stop the run later."""
+        ...
+
+    def sampling(self) -> DatasetSampling:
+        """Return how training draws the samples."""
+        ...
+
+    def has_reference(self, task: str) -> bool:
+        """Return whether any sample has a reference answer to a task."""
+        ...
+
+    def process_answer(self, text: str) -> str:
+        """Apply the text processor of training to an answer."""
+        ...
+
+    def user_text(self, index: int, task: str, instruction: str) -> str:
+        """Return the user text of sample ``index`` as in its record, without reading features."""
+        ...
+
+    def record(self, index: int, task: str, instruction: str, rng: np.random.Generator | None = None) -> Record:
+        """Return sample ``index`` with an instruction of a task. ``rng`` is for augmentation in training, None in evaluation."""
+        ...
