@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from emollama.registry import LR_SCHEDULES, did_you_mean
+from emollama.registry import LR_SCHEDULES
+from emollama.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ IMPORTS = {
     "logs.bars": "",
     "logs.verbosity": "",
     "optim": "",
+    "suggestions": "",
     "variables": "",
     "distributed.worker_variables": "errors variables",
     "logs.console": "errors logs.bars logs.verbosity",
@@ -42,36 +43,38 @@ IMPORTS = {
     "tensor_files": "paths",
     "distributed.launcher": "distributed.worker_errors distributed.worker_variables errors logs.console variables",
     "entry": "distributed.worker_errors distributed.worker_variables errors logs.console logs.verbosity variables",
-    "registry": "errors listing",
+    "registration": "errors listing suggestions",
+    "registry": "registration",
     "stores": "errors listing paths",
     "checkpoint_files": "errors paths registry",
-    "config.packaged": "errors listing paths registry variables",
-    "lr_schedules": "registry",
+    "config.packaged": "errors listing paths suggestions variables",
+    "lr_schedules": "registry suggestions",
     "checkpoint": "checkpoint_files errors listing optim paths",
-    "config": "config.packaged errors listing paths registry",
-    "data": "config.packaged data.batch errors listing logs.console paths registry stores",
-    "evaluation": "data errors listing logs.console paths registry",
+    "config": "config.packaged errors listing paths registration registry suggestions",
+    "data": "config.packaged data.batch errors listing logs.console paths stores suggestions",
+    "evaluation": "data errors listing logs.console paths registry suggestions",
     "media": "data errors paths",
     "planning": "config data data.batch logs.console precision",
-    "datasets": "config data data.batch errors listing media paths registry stores",
+    "datasets": "config data data.batch errors listing media paths stores suggestions",
     "encoders": "config data dtypes errors listing media paths",
-    "importers": "data errors listing logs.console media paths registry",
-    "reporting": "__init__ errors evaluation listing paths registry",
-    "starter": "config data demo.folder errors media paths registry stores",
+    "importers": "data errors listing logs.console media paths suggestions",
+    "reporting": "__init__ errors evaluation listing paths suggestions",
+    "starter": "config data demo.folder errors media paths registration registry stores",
     "demo": "data demo.folder encoders errors logs logs.console media paths tensor_files variables",
     "extraction": "__init__ config data distributed.process_group encoders errors listing logs logs.console media paths stores",
-    "models": "checkpoint_files config data data.batch dtypes encoders errors listing media paths registry stores tensor_files",
+    "models": "checkpoint_files config data data.batch dtypes encoders errors listing media paths registry"
+    " stores suggestions tensor_files",
     "runners": "checkpoint checkpoint_files config data data.batch distributed.process_group"
     " distributed.worker_variables dtypes encoders errors evaluation listing logs logs.console"
-    " lr_schedules optim paths planning precision registry reporting stores",
+    " lr_schedules optim paths planning precision registry reporting stores suggestions",
     "checks": "config data distributed.process_group errors listing logs logs.console optim planning runners",
     "convert": "checkpoint errors listing models paths stores tensor_files",
     "inference": "checkpoint checkpoint_files config data datasets distributed.process_group encoders errors"
-    " extraction listing logs logs.console media optim paths precision registry reporting runners",
+    " extraction listing logs logs.console media optim paths precision reporting runners suggestions",
     "tasks": "data data.batch errors evaluation models",
     "commands": "__init__ checks config convert data demo demo.folder distributed.launcher"
     " distributed.worker_variables errors evaluation importers inference listing logs logs.console"
-    " logs.verbosity models paths planning registry reporting starter stores variables",
+    " logs.verbosity models paths planning registry reporting starter stores suggestions variables",
     "cli": "commands entry",
     "__main__": "cli",
 }
@@ -187,7 +190,7 @@ LIBRARY_USERS = {
     "nltk": {"evaluation.captions.tokenizers"},
 }
 # Packages and single modules that need no tensors.
-TORCH_FREE = {"evaluation", "reporting", "registry", "config", "errors", "paths", "stores"}
+TORCH_FREE = {"evaluation", "reporting", "registry", "registration", "config", "errors", "paths", "stores"}
 TORCH_FREE |= {
     "importers",
     "starter",

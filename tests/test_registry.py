@@ -10,21 +10,9 @@ import pytest
 from helpers import golden_tree, loaded
 
 from emollama.errors import UserError
-from emollama.registry import (
-    DATASETS,
-    ENCODERS,
-    EXTRACTORS,
-    FUSIONS,
-    JUDGES,
-    LR_SCHEDULES,
-    METRICS,
-    MODELS,
-    RUNNERS,
-    TASKS,
-    BuiltIn,
-    Registry,
-    did_you_mean,
-)
+from emollama.registration import BuiltIn, Registry
+from emollama.registry import DATASETS, ENCODERS, EXTRACTORS, FUSIONS, JUDGES, LR_SCHEDULES, METRICS, MODELS, RUNNERS, TASKS
+from emollama.suggestions import did_you_mean
 
 
 class Good:

@@ -18,7 +18,7 @@ from emollama.commands import ALIASES, COMMANDS
 from emollama.commands.arguments import add_output_options
 from emollama.logs.console import write_plain
 from emollama.paths import PACKAGE
-from emollama.registry import did_you_mean
+from emollama.suggestions import did_you_mean
 
 DESCRIPTION = "Train and evaluate multimodal emotion language models."
 NAMES = tuple(name for name, _, _ in COMMANDS)

@@ -10,7 +10,8 @@ from typing import Any
 from emollama.config import compat
 from emollama.config.layers import Layer, selected
 from emollama.errors import UserError
-from emollama.registry import DATASETS, ENCODERS, EXTRACTORS, MODELS, RUNNERS, TASKS, Registry
+from emollama.registration import Registry
+from emollama.registry import DATASETS, ENCODERS, EXTRACTORS, MODELS, RUNNERS, TASKS
 
 
 @dataclass

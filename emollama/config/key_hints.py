@@ -10,7 +10,7 @@ from emollama.config import compat
 from emollama.config.blocks import ConfigBlock
 from emollama.config.layers import GROUPS, TOP_LEVEL
 from emollama.config.sections import sections
-from emollama.registry import did_you_mean, nearest
+from emollama.suggestions import did_you_mean, nearest
 
 LABEL = "LABEL"  # stands for the label of a block that the configuration does not have
 

@@ -43,7 +43,8 @@ from emollama.config.user_modules import import_user_modules
 from emollama.errors import UserError
 from emollama.listing import abbreviated
 from emollama.paths import atomic_write
-from emollama.registry import DATASETS, ENCODERS, EXTRACTORS, MODELS, RUNNERS, TASKS, did_you_mean
+from emollama.registry import DATASETS, ENCODERS, EXTRACTORS, MODELS, RUNNERS, TASKS
+from emollama.suggestions import did_you_mean
 
 __all__ = ["MISSING", "EvaluationBlock", "RunConfig", "from_dict", "load", "write_yaml"]
 

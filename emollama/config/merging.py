@@ -21,7 +21,7 @@ from emollama.config.key_hints import key_hint
 from emollama.config.layers import Layer, is_plain, leaves
 from emollama.config.omegaconf_errors import describe_type, first_line
 from emollama.errors import UserError
-from emollama.registry import did_you_mean
+from emollama.suggestions import did_you_mean
 
 
 def empty_node(block: ConfigBlock) -> DictConfig:

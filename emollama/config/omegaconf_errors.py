@@ -18,7 +18,7 @@ from omegaconf.errors import (
     UnsupportedInterpolationType,
 )
 
-from emollama.registry import did_you_mean
+from emollama.suggestions import did_you_mean
 
 # The exceptions that reading invalid YAML raises. Other exceptions are not caused by the file.
 UNREADABLE = (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError)

@@ -12,7 +12,7 @@ from emollama import variables
 from emollama.errors import UserError
 from emollama.listing import abbreviated
 from emollama.paths import PACKAGE, packaged_copy, require_file
-from emollama.registry import nearest
+from emollama.suggestions import nearest
 
 
 def find_shipped(path: str, key: str) -> str:

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from emollama.config.sections import ConfigSection, sections
 from emollama.errors import UserError
-from emollama.registry import FUSIONS, LR_SCHEDULES, METRICS, TASKS, nearest
+from emollama.registry import FUSIONS, LR_SCHEDULES, METRICS, TASKS
+from emollama.suggestions import nearest
 
 INTRODUCTION = """# Configuration
 

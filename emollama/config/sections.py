@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from emollama.registry import DATASETS, ENCODERS, EXTRACTORS, JUDGES, MODELS, RUNNERS, TASKS, Registry
+from emollama.registration import Registry
+from emollama.registry import DATASETS, ENCODERS, EXTRACTORS, JUDGES, MODELS, RUNNERS, TASKS
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from emollama.data.annotations import NO_VALENCE, Clip
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
-from emollama.registry import did_you_mean
+from emollama.suggestions import did_you_mean
 
 KEYS = ("by", "epochs", "descending")
 

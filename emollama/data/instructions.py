@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from emollama.registry import did_you_mean
+from emollama.suggestions import did_you_mean
 
 _REASONS = [
     "Look at the face, listen to the voice and read the words: which emotion does this person feel, and what shows it?",

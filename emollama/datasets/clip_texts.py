@@ -18,7 +18,7 @@ from emollama.data.text_processors import TEXT_PROCESSORS
 from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
 from emollama.paths import join
-from emollama.registry import did_you_mean
+from emollama.suggestions import did_you_mean
 
 
 class ClipTexts:

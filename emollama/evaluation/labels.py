@@ -10,7 +10,7 @@ from typing import Literal
 from emollama.errors import UserError
 from emollama.evaluation.spelling import KEYS, KeySpelling
 from emollama.listing import abbreviated
-from emollama.registry import did_you_mean
+from emollama.suggestions import did_you_mean
 
 AnswerRule = Literal["search", "exact", "last_word"]
 SeveralHits = Literal["invalid", "first", "last"]

@@ -13,7 +13,7 @@ from emollama.evaluation.references import References, merge_references, relabel
 from emollama.evaluation.scoring import DESCRIPTION_TASKS
 from emollama.evaluation.word_lists import is_broken_list
 from emollama.listing import abbreviated
-from emollama.registry import did_you_mean
+from emollama.suggestions import did_you_mean
 
 EMPTY = ("", "[]")  # predictions without words
 EXAMPLES = 3  # names in a message

@@ -21,7 +21,7 @@ import numpy as np
 from emollama.errors import UserError
 from emollama.evaluation.metrics import Metric
 from emollama.listing import abbreviated
-from emollama.registry import did_you_mean
+from emollama.suggestions import did_you_mean
 
 _PRECISION, _RECALL, _F1, _SUPPORT = range(4)
 

@@ -11,7 +11,7 @@ from emollama.data.problems import Problem
 from emollama.errors import UserError
 from emollama.importers.labels import NO_LABEL, SKIP, LabelMap
 from emollama.listing import abbreviated
-from emollama.registry import did_you_mean
+from emollama.suggestions import did_you_mean
 
 OnProblem = Literal["error", "skip"]
 

@@ -25,7 +25,7 @@ from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
 from emollama.media.image_files import EXTENSIONS
 from emollama.paths import read_text, require_file
-from emollama.registry import did_you_mean
+from emollama.suggestions import did_you_mean
 
 COLUMNS = ("raw", "sentids", "split", "filename", "img_id")
 NEEDED = ("raw", "split", "filename")

@@ -15,7 +15,7 @@ from emollama.datasets.feature_clips import SLOTS_BY_KEY, FeatureClips
 from emollama.errors import UserError
 from emollama.logs.logger import get_logger
 from emollama.media.source import Source
-from emollama.registry import did_you_mean
+from emollama.suggestions import did_you_mean
 
 WITHOUT_FEATURES = {**dict.fromkeys(SLOTS_BY_KEY), "image_path": None}
 # Keys that select clips or decide what happens to missing features, set so that no video is left out.

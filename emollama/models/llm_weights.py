@@ -20,7 +20,7 @@ from emollama.errors import UserError
 from emollama.listing import abbreviated, listing
 from emollama.models import attention
 from emollama.models.configs import TrainLLM
-from emollama.registry import did_you_mean
+from emollama.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)

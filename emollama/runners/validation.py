@@ -19,8 +19,9 @@ from emollama.listing import abbreviated
 from emollama.logs.logger import get_logger
 from emollama.logs.run_log import RunLog, entries_before
 from emollama.paths import atomic_write
-from emollama.registry import METRICS, did_you_mean
+from emollama.registry import METRICS
 from emollama.runners.evaluation import Evaluation, EvaluationSet
+from emollama.suggestions import did_you_mean
 
 
 class Validation:

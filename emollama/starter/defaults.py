@@ -7,7 +7,8 @@ import functools
 from typing import Any
 
 from emollama.config import MISSING
-from emollama.registry import ENCODERS, Registry
+from emollama.registration import Registry
+from emollama.registry import ENCODERS
 
 
 def defaults(registry: Registry[Any], name: str) -> dict[str, Any]:

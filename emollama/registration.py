@@ -1,0 +1,157 @@
+"""The class of a registry: registration of classes by name, and look-ups that import only the module of one class."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+
+from emollama.errors import UserError
+from emollama.listing import abbreviated
+from emollama.suggestions import did_you_mean
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """The location of a built-in component.
+
+    Attributes:
+        target: "module:Class".
+        light: attribute of the class -> "module:name" of the same object in a module that does not import torch.
+    """
+
+    target: str
+    light: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+class Registry(Generic[T]):
+    """Classes or functions of one kind by name.
+
+    Args:
+        kind: name of the kind in error messages, such as "model".
+        built_in: name -> location of the built-in component, whose module is imported by a look-up.
+        needs_config: require that each registered class contains a dataclass named ``Config``.
+    """
+
+    def __init__(self, kind: str, built_in: Mapping[str, str | BuiltIn] | None = None, *, needs_config: bool = True) -> None:
+        self.kind = kind
+        self._built_in = {
+            name: BuiltIn(location) if isinstance(location, str) else location for name, location in (built_in or {}).items()
+        }
+        self._needs_config = needs_config
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Return a decorator that registers a class under ``name``.
+
+        Raises:
+            ValueError: If the name is already registered, or the class has no dataclass ``Config``.
+        """
+
+        def decorate(entry: T) -> T:
+            existing = self._entries.get(name, self._built_in.get(name))
+            if existing is not None:
+                raise ValueError(f"{self.kind} '{name}' is registered twice: {existing!r} and {entry!r}")
+            if self._needs_config and not dataclasses.is_dataclass(getattr(entry, "Config", None)):
+                raise ValueError(f"{self.kind} '{name}' ({entry!r}) must contain a @dataclass named Config")
+            self._entries[name] = entry
+            return entry
+
+        return decorate
+
+    def require(self, name: str, key: str | None = None) -> None:
+        """Check that a name is registered, without importing its module; see :meth:`get`."""
+        if name not in self._entries and name not in self._built_in:
+            hint = did_you_mean(name, self.names())
+            where = f"{key}: " if key else ""
+            raise UserError(f"{where}Unknown {self.kind} '{name}'.{hint} {self.registered()}")
+
+    def get(self, name: str, key: str | None = None) -> T:
+        """Return the class registered under ``name``.
+
+        Args:
+            name: a registered name.
+            key: the configuration key with the name, for messages.
+
+        Raises:
+            UserError: If the name is not registered; the message contains a suggestion and all registered names.
+        """
+        self.require(name, key)
+        return self._entries[name] if name in self._entries else cast("T", _import(self._built_in[name].target))
+
+    def attribute(self, name: str, attribute: str, key: str | None = None) -> Any:
+        """Return an attribute of the class registered under ``name``, if possible without importing the class."""
+        self.require(name, key)
+        if name not in self._entries and attribute in self._built_in[name].light:
+            return _import(self._built_in[name].light[attribute])
+        return getattr(self.get(name), attribute)
+
+    def config(self, name: str, key: str | None = None) -> Any:
+        """Return the Config of the class registered under ``name``, if possible without importing torch; see :meth:`get`."""
+        return self.attribute(name, "Config", key)
+
+    def configured(self, block: Mapping[str, Any], key: str) -> tuple[Any, Any]:
+        """Return class and Config of a component from a nested block: ``{type: name, ...keys of its Config}``.
+
+        Args:
+            block: the keys and values; ``type`` is the registered name.
+            key: the path of the block, or its command-line option, for messages.
+
+        Raises:
+            UserError: If ``type`` is missing or unknown, keys are unknown or missing, or a value is invalid.
+        """
+        if "type" not in block:
+            raise UserError(f"{key}: 'type' is missing. {self.registered()}")
+        component: Any = self.get(str(block["type"]), key)
+        fields = dataclasses.fields(component.Config)
+        names = [item.name for item in fields]
+        values = {str(name): value for name, value in block.items() if name != "type"}
+        for name in values:
+            if name not in names:
+                valid = f"Keys of {block['type']}: {abbreviated(names) or 'none'}"
+                raise UserError(f"{key}: unknown key '{name}'.{did_you_mean(name, names)} {valid}")
+        for item in fields:
+            if item.name not in values and item.default is item.default_factory is dataclasses.MISSING:
+                raise UserError(f"{key}: '{item.name}' is missing, which {block['type']} requires")
+        try:
+            return component, component.Config(**values)
+        except ValueError as error:
+            raise UserError(f"{key}: {error}") from None
+
+    def built(self, block: Mapping[str, Any], key: str) -> Any:
+        """Build the component of a nested block; see :meth:`configured`.
+
+        Raises:
+            UserError: If :meth:`configured` or the class raises it; the message starts with the key.
+        """
+        component, cfg = self.configured(block, key)
+        try:
+            return component(cfg)
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from None
+
+    def names(self) -> list[str]:
+        """Return all registered names, sorted."""
+        return sorted(self.in_order())
+
+    def registered(self) -> str:
+        """Return the names for messages: ``Registered: a, b``."""
+        return f"Registered: {abbreviated(self.names())}"
+
+    def in_order(self) -> list[str]:
+        """Return all registered names: built-in names in the table's order, then the user's in the order of registration."""
+        return list(self._built_in | self._entries)
+
+
+def _import(location: str) -> Any:
+    """Import the object at "module:name"."""
+    module, _, name = location.partition(":")
+    if module not in sys.modules:
+        logging.getLogger("emollama").debug("importing %s", module)
+    return getattr(importlib.import_module(module), name)
