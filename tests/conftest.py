@@ -202,14 +202,6 @@ def golden_model(golden_config: RunConfig) -> Any:
     return model.eval()
 
 
-@pytest.fixture(scope="module")
-def no_reports() -> Iterator[None]:
-    """Runs in this module write no report, because drawing it takes longer than training the tiny model."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("emollama.runners.runner_base.write_report", forks.no_report)
-        yield
-
-
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """A copy of the golden data that a test may damage."""

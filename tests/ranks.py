@@ -311,9 +311,9 @@ def _as_a_process_of_its_own() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     multiprocessing.set_start_method(None, force=True)  # the default, instead of the setting of the server's parent
     plots.plots(plots.white_pixel).__enter__()
-    from emollama.runners import runner_base
+    from emollama.reporting import report
 
-    runner_base.write_report = no_report
+    report.write_report = no_report
 
 
 # Functions

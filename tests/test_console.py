@@ -366,7 +366,7 @@ def tree(folder):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, no_reports):
+def trained(tmp_path_factory):
     """A run of two epochs: its folder and its messages; then the messages after resuming it for another epoch."""
     folder = tmp_path_factory.mktemp("console")
     messages = []
@@ -381,7 +381,7 @@ def trained(tmp_path_factory, no_reports):
         parts = []
         for options in ([], ["run.max_epoch=3", "run.resume_ckpt_path=auto"]):
             config = loaded(folder, tree(folder), *options)
-            config.runner_class(config).train()
+            config.runner_class(config).train(lambda folder: folder / "result/report.html")
             parts.append(list(messages))
             messages.clear()
     finally:

@@ -184,7 +184,7 @@ def test_two_tensors_for_one_name_are_refused(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def saved_checkpoint(tmp_path_factory, no_reports):
+def saved_checkpoint(tmp_path_factory):
     """A checkpoint that the runner saved on the golden corpus."""
     folder = tmp_path_factory.mktemp("written")
     tree = golden_tree(folder)

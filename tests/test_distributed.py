@@ -22,7 +22,7 @@ TASKS = {"emotion": 1, "reason": 1, "reason_v2": 1}  # answers of very different
 
 
 @pytest.fixture(scope="module")
-def splits(tmp_path_factory, ranks, no_reports):
+def splits(tmp_path_factory, ranks):
     """(split, average) -> folder with gradients_0.pt and the run's output."""
     root = tmp_path_factory.mktemp("splits")
     folders = {}

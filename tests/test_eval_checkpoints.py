@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import ranks
 import torch
 from flickr_world import make_flickr_world
 from helpers import GOLDEN, golden_tree, loaded, write
@@ -29,8 +30,15 @@ from emollama.reporting.checkpoint_chart import checkpoint_chart, group_panels
 from emollama.reporting.checkpoint_table import CheckpointRow, best_rows, read_checkpoint_table, write_checkpoint_table
 from emollama.runners.runner_base import RunnerBase
 
-pytestmark = pytest.mark.usefixtures("no_reports")
 LABELS = ["pretrained", "epoch_0", "epoch_1"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_reports():
+    """Commands write no report, because drawing it takes longer than evaluating the tiny model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("emollama.reporting.report.write_report", ranks.no_report)
+        yield
 
 
 def tree(folder, *, model=None, epochs=2):
@@ -81,7 +89,7 @@ def figures(result):
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory, launch, no_reports):
+def evaluated(tmp_path_factory, launch):
     """A run whose checkpoints two processes have evaluated."""
     folder = tmp_path_factory.mktemp("sweep")
     run_folder, cfg = trained(folder)

@@ -12,8 +12,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from emollama.config import load
 
-pytestmark = pytest.mark.usefixtures("no_reports")
-
 SMALL = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -69,7 +67,7 @@ def test_a_model_of_another_family_trains_and_answers(folder, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def first_loss(tmp_path_factory, no_reports):
+def first_loss(tmp_path_factory):
     """The loss of the first step in float32."""
     path = golden_config(tmp_path_factory.mktemp("full"), run={"iters_per_epoch": 1})
     return read_jsonl(run_of(path).train() / "log.jsonl")[0]["loss"]
@@ -107,7 +105,7 @@ def answers_of(folder, **options):
 
 
 @pytest.fixture(scope="module")
-def greedy(tmp_path_factory, no_reports):
+def greedy(tmp_path_factory):
     """The answers without options."""
     return answers_of(tmp_path_factory.mktemp("greedy"))
 

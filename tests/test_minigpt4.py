@@ -25,7 +25,6 @@ from emollama.evaluation.predictions import Prediction
 from emollama.evaluation.scoring import Scoring
 from emollama.registry import DATASETS, MODELS
 
-pytestmark = pytest.mark.usefixtures("no_reports")
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 
@@ -74,13 +73,13 @@ def trained(world, folder, *options, **blocks):
 
 
 @pytest.fixture(scope="module")
-def plain(world, tmp_path_factory, no_reports):
+def plain(world, tmp_path_factory):
     """The folder of a run without a cache. Tests do not change it."""
     return trained(world, tmp_path_factory.mktemp("plain"))
 
 
 @pytest.fixture(scope="module")
-def cached(world, tmp_path_factory, no_reports):
+def cached(world, tmp_path_factory):
     """(folder, cache) of the same run with a cache, which is empty at first. Tests do not change them."""
     root = tmp_path_factory.mktemp("cached")
     return trained(world, root, model={"cache_visual": True}), root / "cache"

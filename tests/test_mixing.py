@@ -74,7 +74,7 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, fork_server, no_reports):
+def runs(tmp_path_factory, fork_server):
     """An uninterrupted run, and one that was killed in its second stage and resumed with another number of workers."""
     root = tmp_path_factory.mktemp("mixing")
     data = corpus(root / "data")

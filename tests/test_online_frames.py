@@ -22,7 +22,6 @@ from emollama.planning import plan
 from emollama.runners.runner_base import RunnerBase
 from emollama.stores.manifest import Manifest
 
-pytestmark = pytest.mark.usefixtures("no_reports")
 WEIGHTS = str(GOLDEN / "vision/eva_tiny.safetensors")
 NAMES = [line.split()[0] for line in (GOLDEN / "data/MERR_coarse_grained.txt").read_text().splitlines() if line.strip()]
 
@@ -60,7 +59,7 @@ def trained(tmp_path, clips, *, online, **data):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, clips, no_reports):
+def runs(tmp_path_factory, clips):
     return {online: trained(tmp_path_factory.mktemp("run"), clips, online=online, batch_size=3) for online in (False, True)}
 
 

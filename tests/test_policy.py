@@ -58,7 +58,7 @@ IMPORTS = {
     "datasets": "config data data.batch errors listing media paths stores suggestions",
     "encoders": "config data dtypes errors listing media paths",
     "importers": "data errors listing logs.console media paths suggestions",
-    "reporting": "__init__ errors evaluation listing paths suggestions",
+    "reporting": "__init__ errors evaluation listing logs paths suggestions",
     "starter": "config data demo.folder errors media paths registration registry stores",
     "demo": "data demo.folder encoders errors logs logs.console media paths tensor_files variables",
     "extraction": "__init__ config data distributed.process_group encoders errors listing logs logs.console media paths stores",
@@ -66,7 +66,7 @@ IMPORTS = {
     " stores suggestions tensor_files",
     "runners": "checkpoint checkpoint_files config data data.batch distributed.process_group"
     " distributed.worker_variables dtypes encoders errors evaluation listing logs logs.console"
-    " lr_schedules optim paths planning precision registry reporting stores suggestions",
+    " lr_schedules optim paths planning precision registry stores suggestions",
     "checks": "config data distributed.process_group errors listing logs logs.console optim planning runners",
     "convert": "checkpoint errors listing models paths stores tensor_files",
     "inference": "checkpoint checkpoint_files config data datasets distributed.process_group encoders errors"

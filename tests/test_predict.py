@@ -22,7 +22,6 @@ from emollama.errors import UserError
 from emollama.inference.predict import Modality, dry_run, predict
 from emollama.inference.videos import find_videos
 
-pytestmark = pytest.mark.usefixtures("no_reports")
 LABELS = ["happy", "sad", "neutral", "angry", "worried", "surprise"]
 CLIPS = [f"clip_{number:03d}" for number in range(6)]
 
@@ -70,7 +69,7 @@ def tree_over(root: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory, no_reports):
+def world(tmp_path_factory):
     """The folder of invented videos, their features, and a model that was trained on them for two steps."""
     root = tmp_path_factory.mktemp("predict")
     make_videos(root, clips=len(CLIPS), unseen=2, seed=5)

@@ -19,7 +19,6 @@ from emollama.errors import UserError
 from emollama.runners.runner_base import RunnerBase
 from emollama.stores.manifest import FILE, Manifest, differences
 
-pytestmark = pytest.mark.usefixtures("no_reports")
 HUBERT = Manifest(
     slots=("audio",),
     num_vectors=1,

@@ -35,7 +35,7 @@ from emollama.errors import UserError
 from emollama.reporting.configuration import DEFAULTS, LABEL_DEFAULTS, changed_settings
 from emollama.reporting.curves import draw_curves, logged_curves
 from emollama.reporting.panels import Line, Panel, draw_panel, legend_entries
-from emollama.reporting.report import write_report
+from emollama.reporting.report import write_report, write_report_if_possible
 from emollama.reporting.run_files import read_run
 from emollama.reporting.sections import report_sections
 
@@ -498,6 +498,11 @@ def test_a_folder_that_cannot_be_written_is_reported(folder):
     (folder / "result").write_text("a file")
     with pytest.raises(UserError, match="cannot write"):
         write_report(folder)
+
+
+def test_a_command_that_cannot_write_its_report_only_logs_a_warning(tmp_path, caplog):
+    assert write_report_if_possible(tmp_path) is None
+    assert "cannot write the report: UserError: " in caplog.text and f"emollama report {tmp_path}\n" in caplog.text
 
 
 def write_large_run(folder, steps, clips):

@@ -13,7 +13,6 @@ from running import GOLDEN, golden_config, read_jsonl
 from emollama.commands import pack
 from emollama.config import load
 
-pytestmark = pytest.mark.usefixtures("no_reports")
 KEYS = {slot: f"{slot}_feature_path" for slot in FOLDERS}
 STEPS, SAVED_AFTER = 8, 3
 
@@ -51,7 +50,7 @@ def losses(folder):
 
 
 @pytest.fixture(scope="module")
-def in_file_order(no_reports, stores, tmp_path_factory):
+def in_file_order(stores, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     return {kind: losses(trained(root / kind, keys)) for kind, keys in stores.items()}
 

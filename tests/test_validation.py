@@ -6,7 +6,6 @@ import importlib
 import json
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,8 +17,7 @@ from emollama.evaluation.metrics import Metric
 from emollama.evaluation.recognition import Labels
 from emollama.registry import METRICS
 from emollama.reporting.report import write_report
-
-pytestmark = pytest.mark.usefixtures("no_reports")
+from emollama.runners.runner_base import no_report
 
 TRAINING = {"max_epoch": 3, "iters_per_epoch": 2, "init_lr": 1e-3, "min_lr": 1e-3, "log_freq": 1}
 EVALUATED = {"evaluate": True, "metric": "answers.emotion.loss"}
@@ -37,10 +35,10 @@ def tree(folder, *, run=None, block=None, data=None, model=None):
     return config_tree
 
 
-def trained(folder, *options, **parts):
+def trained(folder, *options, write_report=no_report, **parts):
     folder.mkdir(exist_ok=True)
     config = loaded(folder, tree(folder, **parts), *options)
-    return config.runner_class(config).train()
+    return config.runner_class(config).train(write_report)
 
 
 def answered(folder, *options, **parts):
@@ -73,16 +71,13 @@ def reported():
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory, no_reports, reported):
+def evaluated(tmp_path_factory, reported):
     """The folder of a run of three epochs that evaluates after each one and saves the best checkpoint."""
 
     def count(folder):
         reported.append(len(lines(folder / "eval.jsonl")))
-        return Path(folder) / "report.html"
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("emollama.runners.runner_base.write_report", count)
-        return trained(tmp_path_factory.mktemp("evaluated"), **WATCHED)
+    return trained(tmp_path_factory.mktemp("evaluated"), write_report=count, **WATCHED)
 
 
 def copied(evaluated, folder, epochs):
@@ -212,18 +207,17 @@ def nobody(folder):
     return {"type": "openai", "model": "m", **address}
 
 
-def test_an_unreachable_judge_gives_null_metrics_and_does_not_end_training(tmp_path, monkeypatch):
+def test_an_unreachable_judge_gives_null_metrics_and_does_not_end_training(tmp_path):
     reports = []
-    monkeypatch.setattr("emollama.runners.runner_base.write_report", lambda folder: reports.append(folder) or folder)
     judge = nobody(tmp_path)
     folder = trained(tmp_path / "run", run=EVALUATED | {"max_epoch": 1, "iters_per_epoch": 1}, block={"judge": judge})
     metrics = lines(folder / "eval.jsonl")[0]["metrics"]
     assert metrics["answers/reason_v2/clue_overlap"] is None and metrics["answers/reason_v2/loss"] > 0
     config = loaded(tmp_path / "run", tree(tmp_path / "run", run={"job_id": "alone"}, block={"judge": judge}))
     with pytest.raises(UserError, match="127.0.0.1:9.*'emollama score'"):
-        config.runner_class(config, training=False).evaluate()
+        config.runner_class(config, training=False).evaluate(reports.append)
     result = tmp_path / "run/out/alone/result"
-    assert len(lines(result / "predictions_answers.jsonl")) == 12 and reports[-1] == result.parent
+    assert len(lines(result / "predictions_answers.jsonl")) == 12 and reports == [result.parent]
     tasks = json.loads((result / "metrics_answers.json").read_text())["tasks"]
     assert tasks["emotion"]["metrics"]["waf"] is not None and "127.0.0.1:9" in tasks["reason_v2"]["judge"]["unreachable"]
 
@@ -487,13 +481,14 @@ def test_beam_search_is_refused_for_an_ensemble_of_predictions(tmp_path, two):
 # The entry scripts
 
 
-def test_train_py_with_evaluate_only_evaluates_without_training(tmp_path, monkeypatch):
+def test_train_py_with_evaluate_only_evaluates_without_training_and_writes_the_report(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     path = write(tmp_path, tree(tmp_path, block=EMOTION))
     options = ["run.job_id=alone", "run.evaluate_only=True"]
     monkeypatch.setattr(sys, "argv", ["train.py", "--cfg-path", path, "--options", *options])
     importlib.import_module("train").main()
     assert not (tmp_path / "out/alone/log.jsonl").exists() and not list((tmp_path / "out/alone").glob("*.pth"))
+    assert (tmp_path / "out/alone/result/report.html").is_file()
     assert by_clip(tmp_path / "out/alone/result") == by_clip(answered(tmp_path, block=EMOTION))
 
 

@@ -37,6 +37,7 @@ def run_model(arguments: argparse.Namespace, *, evaluate: bool) -> None:
     from emollama.config import load
     from emollama.logs.logger import get_logger
     from emollama.paths import require_writable
+    from emollama.reporting.report import write_report_if_possible
 
     config = load(arguments.cfg_path, arguments.options)
     training = not (evaluate or config.run.evaluate_only)
@@ -54,9 +55,9 @@ def run_model(arguments: argparse.Namespace, *, evaluate: bool) -> None:
             return
         runner = config.runner_class(config, training=training)
         if training:
-            runner.train()
+            runner.train(write_report_if_possible)
             return
-        for path in runner.evaluate():
+        for path in runner.evaluate(write_report_if_possible):
             get_logger().info("wrote %s", path)
 
 

@@ -37,6 +37,7 @@ from emollama.reporting.checkpoint_table import (
     read_records,
     write_checkpoint_table,
 )
+from emollama.reporting.report import write_report_if_possible
 from emollama.runners import provenance
 
 
@@ -89,7 +90,7 @@ class CheckpointEvaluation:
             # The record is removed first, so that an evaluation that is killed leaves no record of an earlier one.
             world.on_rank_zero(lambda row=row: self._record_path(row).unlink(missing_ok=True))  # type: ignore[misc]
             self._runner.blocks = {label: self._blocks[label] for label in blocks}
-            self._runner.evaluate()
+            self._runner.evaluate(write_report_if_possible)
             world.on_rank_zero(lambda row=row: self._write_record(row))  # type: ignore[misc]
             table = world.on_rank_zero(self._write_table)
         return table if world.is_main else ""

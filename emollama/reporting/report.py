@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from emollama.errors import UserError
+from emollama.logs.logger import get_logger
 from emollama.paths import atomic_write
 from emollama.reporting.configuration import RESULT
 from emollama.reporting.curves import training_curves
@@ -68,6 +69,17 @@ def write_report(folder: Path) -> Path:
     )
     pictures = [plot for plot in (training, epochs, *(section.confusion for section in sections)) if plot]
     return _write(folder / RESULT, page, {plot.file: plot.png for plot in pictures})
+
+
+def write_report_if_possible(folder: Path) -> Path | None:
+    """Write the report of a run. Returns its path, or None after an error, which is logged as a warning."""
+    try:
+        return write_report(folder)
+    except Exception as error:
+        # A run of several days must not fail because a chart cannot be drawn.
+        text = "cannot write the report: %s: %s. Try again with: emollama report %s"
+        get_logger().warning(text, type(error).__name__, error, folder)
+        return None
 
 
 def panels_by_epoch(run: RunFiles) -> list[Panel]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -24,7 +24,6 @@ from emollama.distributed.process_group import World
 from emollama.listing import listing
 from emollama.logs.logger import get_logger, log_metrics, set_up
 from emollama.logs.run_log import RunLog
-from emollama.reporting.report import write_report
 from emollama.runners import summary
 from emollama.runners.build import build_models, checkpoint_paths
 from emollama.runners.evaluation import Evaluation
@@ -32,6 +31,13 @@ from emollama.runners.prediction_runner import PredictionRunner
 from emollama.runners.preparation import ErrorCollector, Preparation
 from emollama.runners.run_config import RunnerConfig
 from emollama.runners.validation import Validation
+
+# Writes the report of the run in a folder, and returns its path; None if there is no report.
+WriteReport = Callable[[Path], Path | None]
+
+
+def no_report(folder: Path) -> None:
+    """Write no report."""
 
 
 class RunnerBase:
@@ -86,8 +92,15 @@ class RunnerBase:
         """
         return Preparation(config, world, training=training, processes=processes, problems=problems)
 
-    def train(self) -> Path:
-        """Run the remaining steps of the training. Returns the run's folder."""
+    def train(self, write_report: WriteReport = no_report) -> Path:
+        """Run the remaining steps of the training.
+
+        Args:
+            write_report: writes the report, on rank 0 after every evaluation and at the end.
+
+        Returns:
+            The run's folder.
+        """
         cfg, start_time = self.cfg, time.monotonic()
         self.world.on_rank_zero(lambda: write_yaml(self.config, self.folder / "config.yaml"))
         summary.show_start(self, self.resumed_from, summary.training_steps(cfg, self.layout, self.first_step))
@@ -103,13 +116,19 @@ class RunnerBase:
             if cfg.wandb_log:
                 self.world.on_rank_zero(lambda: log.track(cfg.wandb_project, self.config.unresolved()))
             log.hyper_parameters(summary.hyper_parameters(self.config), summary.scalar_tags(self.blocks))
-            self._train_steps(log)
+            self._train_steps(log, write_report)
         best = self.validation.best() if self.validation else None
-        summary.show_end(self, time.monotonic() - start_time, self.world.on_rank_zero(self._report), best)
+        summary.show_end(self, time.monotonic() - start_time, self._report(write_report), best)
         return self.folder
 
-    def evaluate(self) -> list[Path]:
-        """Evaluate every block under ``evaluation_datasets``. Returns the files written.
+    def evaluate(self, write_report: WriteReport = no_report) -> list[Path]:
+        """Evaluate every block under ``evaluation_datasets``.
+
+        Args:
+            write_report: writes the report, on rank 0 after the evaluation.
+
+        Returns:
+            The files written.
 
         Raises:
             UserError: If a judge could not be reached. All answers and other scores were written.
@@ -122,44 +141,37 @@ class RunnerBase:
         outcome = Evaluation(self.blocks, self._prediction_runner(), source).run(result)
         log_metrics(outcome.metrics)
         self.world.on_rank_zero(lambda: write_yaml(self.config, result / "config.yaml"))
-        files = [*outcome.files, *self.world.on_rank_zero(self._report)]
+        report = self._report(write_report)
         if outcome.unreachable:
             reasons = "; ".join(f"{block_name}: {reason}" for block_name, reason in outcome.unreachable.items())
             raise self.world.user_error(
                 f"{reasons} The answers and all other scores are in {result}; to judge the answers later, use 'emollama score'."
             )
-        return files
+        return [*outcome.files, report] if report else outcome.files
 
-    def _report(self) -> list[Path]:
-        """Write report.html again. Returns its path, or an empty list if that failed."""
-        try:
-            return [write_report(self.folder)]
-        except Exception as error:
-            # Any error is only a warning: a run of several days must not fail because a chart cannot be drawn.
-            text = "cannot write the report: %s: %s. Try again with: emollama report %s"
-            get_logger().warning(text, type(error).__name__, error, self.folder)
-            return []
+    def _report(self, write_report: WriteReport) -> Path | None:
+        return self.world.on_rank_zero(lambda: write_report(self.folder))
 
     def _prediction_runner(self) -> PredictionRunner:
         return PredictionRunner(self.task, self.members, self.prompt, self.world, self.precision, self.cfg.seed)
 
-    def _maybe_evaluate(self, completed_steps: int, log: RunLog) -> bool:
+    def _maybe_evaluate(self, completed_steps: int, log: RunLog, write_report: WriteReport) -> bool:
         """Evaluate if an evaluation is due. Returns whether training ends early."""
         if self.validation is None:
             return False
         if self.validation.should_evaluate(completed_steps):
             with log.paused():
                 self.validation.run(completed_steps, log, lambda: self._save(checkpoint.BEST, completed_steps))
-                self.world.on_rank_zero(self._report)
+                self._report(write_report)
         if self.validation.should_stop_early and completed_steps < self.total_steps:
             text = "run.early_stop_patience: no better %s in %d evaluations; training ends early"
             get_logger().info(text, self.cfg.metric, self.cfg.early_stop_patience)
         return self.validation.should_stop_early
 
-    def _train_steps(self, log: RunLog) -> None:
+    def _train_steps(self, log: RunLog, write_report: WriteReport) -> None:
         """Run the remaining steps, with checkpoints and evaluations when they are due."""
         batches = self._step_batches()
-        ended = self._maybe_evaluate(self.first_step, log)
+        ended = self._maybe_evaluate(self.first_step, log, write_report)
         for step in range(self.first_step, self.total_steps):
             if ended:
                 break
@@ -170,7 +182,7 @@ class RunnerBase:
             log.step(step, {"epoch": step // self.cfg.iters_per_epoch, **values}, samples=self.layout.global_batch)
             self._maybe_save(step + 1)
             log.maybe_end_epoch(step + 1)
-            ended = self._maybe_evaluate(step + 1, log)
+            ended = self._maybe_evaluate(step + 1, log, write_report)
 
     def _step(self, step: int, micro_batches: list[Batch]) -> dict[str, float]:
         """Run one optimizer step: gradients of all micro-batches, clipping, update. Returns the values to log, over all ranks."""

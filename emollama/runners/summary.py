@@ -71,13 +71,13 @@ def show_start(run: Run, resumed: str | None = None, steps: Rows | None = None) 
         get_logger().info("evaluation_datasets are not evaluated during training: run.evaluate is False")
 
 
-def show_end(run: Run, seconds: float, report: list[Path], best: tuple[str, float, int] | None) -> None:
+def show_end(run: Run, seconds: float, report: Path | None, best: tuple[str, float, int] | None) -> None:
     """Log a table with training time, best metric and checkpoint, report, and the next commands.
 
     Args:
         run: the runner.
         seconds: duration of the training in seconds.
-        report: path of the report; empty if it could not be written.
+        report: path of the report; None if there is none.
         best: key, value and epoch of the best evaluation; None if no evaluation has a value.
     """
     if not get_logger().isEnabledFor(logging.INFO):
@@ -91,7 +91,8 @@ def show_end(run: Run, seconds: float, report: list[Path], best: tuple[str, floa
         rows.append(("best metric", f"{key} {value:.4f} after epoch {epoch}"))
     if checkpoint:
         rows.append(("best checkpoint" if best else "last checkpoint", str(checkpoint)))
-    rows += [("report", str(path)) for path in report]
+    if report:
+        rows.append(("report", str(report)))
     if checkpoint:
         rows.append(("next command", _next_command(folder, run.config, checkpoint, _processes_here(run.world))))
     _show([*rows, ("TensorBoard", f"tensorboard --logdir {shlex.quote(str(folder))}")])
