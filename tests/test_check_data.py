@@ -401,6 +401,14 @@ def test_values_of_large_arrays_are_read_only_on_request_and_counted_in_the_repo
     assert [row.values_read for row in report.blocks[0].arrays] == [5, 6, 6, 6]
 
 
+def test_an_unusable_array_is_read_by_the_measurement_and_by_one_check(checked, corpus, monkeypatch):
+    np.save(corpus / FOLDERS["face"] / f"{NAMES[0]}.npy", np.full(1024, np.nan, np.float32))
+    reads, load = [], NpyFolder.load
+    monkeypatch.setattr(NpyFolder, "load", lambda store, name: reads.append((store.folder.name, name)) or load(store, name))
+    assert reported_names(checked(), "unusable features") == [NAMES[0]]
+    assert reads.count((FOLDERS["face"], NAMES[0])) == 2
+
+
 @pytest.mark.parametrize("policy", ["zero", "skip"])
 def test_missing_features_that_the_block_allows_are_a_note(checked, corpus, policy):
     (corpus / FOLDERS["video"] / f"{NAMES[0]}.npy").unlink()

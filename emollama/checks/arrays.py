@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
 from emollama.checks.findings import ArrayCounts, Finding, ReadingTime
-from emollama.data.features import CONSTANT_DIGEST, FeatureCheck, Features
-from emollama.data.problems import Problem
+from emollama.data.dataset import FeatureSource
+from emollama.data.features import CONSTANT_DIGEST, FeatureCheck
 from emollama.data.slots import PIXELS
 from emollama.errors import UserError
 from emollama.logs.console import Progress
@@ -33,7 +33,7 @@ class ClipDigests:
     digests: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
-def measure_reading(sources: Sequence[Features], names: Sequence[str]) -> ReadingTime | None:
+def measure_reading(sources: Sequence[FeatureSource], names: Sequence[str]) -> ReadingTime | None:
     """Read all arrays of evenly spaced clips, including arrays that cannot be used; return None without arrays or clips."""
     if not sources or not names:
         return None
@@ -50,7 +50,7 @@ def measure_reading(sources: Sequence[Features], names: Sequence[str]) -> Readin
     return ReadingTime(read, seconds, seconds * len(names))
 
 
-def _read(source: Features, name: str) -> None:
+def _read(source: FeatureSource, name: str) -> None:
     """Read an array; ignore errors, which the check of the arrays reports."""
     try:
         source.read(name)
@@ -58,31 +58,21 @@ def _read(source: Features, name: str) -> None:
         return
 
 
-@dataclass(frozen=True)
-class CheckedFeatures(Features):
-    """Features whose arrays have been checked, so that the dataset's own checks do not read them again.
+def checked(source: FeatureSource, names: Sequence[str], block: str) -> FeatureCheck:
+    """Check the arrays of a block's samples, with a progress bar."""
+    with Progress(len(names), f"{block}: {' + '.join(source.slots)}") as bar:
+        return source.check(names, bar.update)
 
-    Attributes:
-        feature_check: the result of the check.
+
+def count_arrays(source: FeatureSource, names: Sequence[str], check: FeatureCheck) -> ArrayCounts:
+    """Count the arrays of one feature folder or store by state, dtype and shape.
+
+    Args:
+        source: the arrays.
+        names: names of the block's samples.
+        check: the result of checking their arrays.
     """
-
-    feature_check: FeatureCheck = field(kw_only=True)
-
-    @classmethod
-    def of(cls, source: Features, names: Sequence[str], *, all_values: bool, block: str) -> CheckedFeatures:
-        """Check the arrays of a block's clips, with a progress bar."""
-        with Progress(len(names), f"{block}: {' + '.join(source.slots)}") as bar:
-            feature_check = source.check(names, all_values=all_values, advance=bar.update)
-        return cls(**vars(source), feature_check=feature_check)
-
-    def problems(self, names: Iterable[str], *, all_values: bool = False) -> list[Problem]:
-        """Return the problems that the check found."""
-        return self.feature_check.problems
-
-
-def count_arrays(source: CheckedFeatures, names: Sequence[str]) -> ArrayCounts:
-    """Count the arrays of one feature folder or store by state, dtype and shape."""
-    valid, problems = source.feature_check
+    valid, problems = check
     present = len(valid) + len(problems)
     return ArrayCounts(
         key=source.key,
@@ -97,14 +87,14 @@ def count_arrays(source: CheckedFeatures, names: Sequence[str]) -> ArrayCounts:
     )
 
 
-def array_notes(source: CheckedFeatures, block: str) -> Iterator[Finding]:
+def array_notes(source: FeatureSource, check: FeatureCheck, block: str) -> Iterator[Finding]:
     """Yield notes about arrays with constant values and arrays that several clips share."""
-    valid, slots = source.feature_check.valid, " + ".join(source.slots)
+    valid, slots = check.valid, " + ".join(source.slots)
     constant = tuple(name for name, file in valid.items() if file.digest == CONSTANT_DIGEST)
     if constant:
         text = f"{source.path} (slot {slots}): all values of these arrays are the same number, for example zeros for missing data"
         yield Finding("note", "constant features", text, block, constant)
-    digests = identifying_digests(source)
+    digests = identifying_digests(source, check)
     counts = Counter(digests.values())
     owners = defaultdict(list)
     for name, digest in digests.items():
@@ -116,12 +106,12 @@ def array_notes(source: CheckedFeatures, block: str) -> Iterator[Finding]:
         yield Finding("note", "same features", text, block, tuple(name for names in owners.values() for name in names), details)
 
 
-def identifying_digests(source: CheckedFeatures) -> dict[str, str]:
+def identifying_digests(source: FeatureSource, check: FeatureCheck) -> dict[str, str]:
     """Return clip name -> digest for arrays that identify their clip."""
     # Many videos start with the same frame, so a frame does not identify its clip.
     if source.slots == (PIXELS,):
         return {}
-    return {name: file.digest for name, file in source.feature_check.valid.items() if file.digest not in ("", CONSTANT_DIGEST)}
+    return {name: file.digest for name, file in check.valid.items() if file.digest not in ("", CONSTANT_DIGEST)}
 
 
 def overlaps(blocks: Mapping[str, ClipDigests]) -> Iterator[Finding]:

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 from emollama.checks import arrays, forecast, texts
-from emollama.checks.arrays import CheckedFeatures, ClipDigests
+from emollama.checks.arrays import ClipDigests
 from emollama.checks.findings import BlockSummary, CheckReport, Finding, LengthSummary
 from emollama.checks.tokens import TokenLengths
 from emollama.config import RunConfig
-from emollama.data.dataset import DatasetContent, SampleDataset
+from emollama.data.dataset import DatasetContent, FeatureSource, SampleDataset
 from emollama.data.prompts.prompt_style import PromptLayout
 from emollama.errors import UserError
 from emollama.runners import provenance
@@ -54,10 +54,10 @@ class _DataCheck:
         self._config = config
         self._shapes = config.model_class.slot_shapes(config.model)
         self._token_lengths = TokenLengths(config)
-        self._datasets: dict[str, Any] = {}
-        self._trained: dict[str, Any] = {}
+        self._datasets: dict[str, SampleDataset] = {}
+        self._trained: dict[str, SampleDataset] = {}
         self._digests: dict[str, ClipDigests] = {}
-        self._stores: dict[str, Any] = {}  # path of features -> array store
+        self._sources: dict[str, FeatureSource] = {}  # path of features -> their source
         self._listed: dict[str, set[str]] = defaultdict(set)  # path of features -> clips of all annotation files that use it
 
     def check_model(self) -> None:
@@ -96,8 +96,8 @@ class _DataCheck:
         self._add(*arrays.overlaps(self._digests))
         mismatches = provenance.mismatches(self._config, self._datasets.values())
         self._add(*(Finding("problem", "different features", f"{text}. {provenance.REMEDY}") for text in mismatches))
-        for path, store in self._stores.items():
-            unlisted = sorted(name for name in store.names() if name not in self._listed[path])
+        for path, source in self._sources.items():
+            unlisted = sorted(name for name in source.names() if name not in self._listed[path])
             if unlisted:
                 self.report.unlisted_arrays[path] = unlisted
         if self._token_lengths.why_estimated:
@@ -123,20 +123,18 @@ class _DataCheck:
     def _add(self, *findings: Finding) -> None:
         self.report.findings += findings
 
-    def _features(self, block: BlockSummary, dataset: Any, content: DatasetContent) -> None:
-        """Check the arrays of a block, and replace its features by the checked ones."""
+    def _features(self, block: BlockSummary, dataset: SampleDataset, content: DatasetContent) -> None:
+        """Check the arrays of a block."""
         names = dataset.names()
         # Measured first, because the check would leave the files in the memory of the operating system.
         block.reading = arrays.measure_reading(dataset.features, names)
-        all_values = getattr(dataset.cfg, "check_values", "small") == "all"
-        checked = [CheckedFeatures.of(source, names, all_values=all_values, block=block.label) for source in dataset.features]
-        dataset.features = list(checked)
-        for source in checked:
-            block.arrays.append(arrays.count_arrays(source, names))
-            self._add(*arrays.array_notes(source, block.label))
-            self._digests[block.label].digests[source.slots[0]] = arrays.identifying_digests(source)
+        for source in dataset.features:
+            checked = arrays.checked(source, names, block.label)
+            block.arrays.append(arrays.count_arrays(source, names, checked))
+            self._add(*arrays.array_notes(source, checked, block.label))
+            self._digests[block.label].digests[source.slots[0]] = arrays.identifying_digests(source, checked)
             path = os.path.abspath(source.path)
-            self._stores[path] = source.store
+            self._sources[path] = source
             self._listed[path].update(content.listed)
 
     def _texts(self, block: BlockSummary, dataset: SampleDataset, content: DatasetContent, *, training: bool) -> None:

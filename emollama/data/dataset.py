@@ -6,13 +6,15 @@ object of its nested dataclass ``Config``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+from torch import Tensor
 
 from emollama.data.batch import Record
+from emollama.data.features import FeatureCheck
 from emollama.data.instructions import TaskPool
 from emollama.data.problems import Problem
 from emollama.data.sampling import DatasetSampling
@@ -74,6 +76,58 @@ class DatasetContent:
     notes: Sequence[Problem] = ()
 
 
+class FeatureSource(Protocol):
+    """Arrays that a dataset reads, one for each sample.
+
+    :class:`~emollama.data.features.Features` implements it for array stores.
+    """
+
+    @property
+    def key(self) -> str:
+        """The configuration key that named the arrays, for messages."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """The place of the arrays. A manifest in this folder describes how they were extracted."""
+        ...
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The slots of the model that an array fills, or ("frame",) for pixels that the model encodes."""
+        ...
+
+    @property
+    def frame_selection(self) -> str | None:
+        """For pixels, which frame of a video they are, such as "first"; None for features."""
+        ...
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def names(self) -> Iterable[str]:
+        """Return the names of all samples that have an array, whether the dataset contains them or not; may be empty."""
+        ...
+
+    def read(self, name: str) -> dict[str, Tensor]:
+        """Return slot -> feature vectors (n, D), float32, of a sample that has an array.
+
+        Raises:
+            UserError: If the array cannot be used.
+        """
+        ...
+
+    def check(self, names: Iterable[str], advance: Callable[[int], Any] = int) -> FeatureCheck:
+        """Check the arrays of these samples without training on them; samples without an array are skipped.
+
+        ``emollama check-data`` calls it before :meth:`SampleDataset.problems`, which should not read the arrays again.
+
+        Args:
+            names: names of the samples.
+            advance: called with the number of arrays that were checked since the last call.
+        """
+        ...
+
+
 class SampleDataset(Protocol):
     """What a registered dataset class must provide.
 
@@ -105,8 +159,8 @@ class SampleDataset(Protocol):
         ...
 
     @property
-    def features(self) -> Sequence[Any]:
-        """The stores that features are read from; empty if the dataset has none."""
+    def features(self) -> Sequence[FeatureSource]:
+        """The arrays that records are read from; empty if the dataset has none."""
         ...
 
     def __len__(self) -> int: ...

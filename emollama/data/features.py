@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -74,6 +74,9 @@ class Features:
         shape: the shape that the model expects of the first slot.
         key: the configuration key that named the store, for messages.
         remedy: what to do about an unusable array, for messages.
+        all_values: whether a check reads the values of large arrays, too.
+        frame_selection: which frame of a video the store reads; None for features. ``model.frame_manifest`` describes the
+            features that the model computes from it.
     """
 
     store: ArrayStore
@@ -82,6 +85,10 @@ class Features:
     shape: SlotShape
     key: str
     remedy: str = "Extract this clip again."
+    all_values: bool = False
+    frame_selection: str | None = None
+    # Names passed to check() -> the problems of their arrays.
+    _problems: dict[tuple[str, ...], list[Problem]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def open(cls, path: str, slots: tuple[str, ...], shape: SlotShape, key: str) -> Features:
@@ -94,6 +101,10 @@ class Features:
 
     def __contains__(self, name: object) -> bool:
         return name in self.store
+
+    def names(self) -> Iterable[str]:
+        """Return the names of all clips that have an array, or none if the store does not list them."""
+        return self.store.names()
 
     @property
     def filled_slots(self) -> tuple[str, ...]:
@@ -110,23 +121,30 @@ class Features:
         vectors = torch.from_numpy(np.atleast_2d(self._finite(name, self._from_store(self.store.load, name))))
         return {"image": vectors[1:], "cls": vectors[:1]} if self._has_class_token else {self.slots[0]: vectors}
 
-    def problems(self, names: Iterable[str], *, all_values: bool = False) -> list[Problem]:
-        """Check the arrays of these clips with a progress bar, and return the problems; see :meth:`check`."""
-        names = list(names)
+    def problems(self, names: Iterable[str]) -> list[Problem]:
+        """Return the problems of these clips' arrays, which are checked unless :meth:`check` has checked the same clips."""
+        names = tuple(names)
+        if names in self._problems:
+            return self._problems[names]
         with Progress(len(names), f"checking {' + '.join(self.slots)}", unit="clips") as bar:
-            return self.check(names, all_values=all_values, advance=bar.update).problems
+            return self._checked(names, bar.update).problems
 
-    def check(self, names: Iterable[str], *, all_values: bool = False, advance: Callable[[int], Any] = int) -> FeatureCheck:
+    def check(self, names: Iterable[str], advance: Callable[[int], Any] = int) -> FeatureCheck:
         """Check header and size of the arrays of these clips, and the values of small arrays. Missing arrays are skipped.
 
         Arrays that passed are remembered by their stamps (:mod:`emollama.data.validation_cache`) and not opened again.
 
         Args:
             names: names of the clips.
-            all_values: also read and check the values of large arrays.
             advance: called with the number of arrays that were checked since the last call.
         """
-        limit = sys.maxsize if all_values else VALUES_CHECKED_UP_TO
+        names = tuple(names)
+        result = self._checked(names, advance)
+        self._problems[names] = result.problems
+        return result
+
+    def _checked(self, names: Sequence[str], advance: Callable[[int], Any]) -> FeatureCheck:
+        limit = sys.maxsize if self.all_values else VALUES_CHECKED_UP_TO
         present = [name for name in names if name in self.store]
         cache = ValidationCache.load("arrays", os.path.abspath(self.path), str(self.slots), str(tuple(self.shape)), str(limit))
         result = FeatureCheck({}, [])

@@ -68,6 +68,8 @@ class FeatureClips(ClipTexts):
             peaks = None if cfg.peak_index_path is None else self.resolve_path(cfg.peak_index_path)
             folder = join(cfg.data_root, cfg.image_path)
             self.features.append(open_frames(folder, slot_shapes.get(PIXELS), block_path, cfg.frame_selection, peaks))
+        all_values = cfg.check_values == "all"
+        self.features = [dataclasses.replace(source, all_values=all_values) for source in self.features]
         self._zeros = {slot: zeros(shape.num_vectors, shape.dim) for slot, shape in slot_shapes.items()}
         self._absent = {slot: zeros(0, shape.dim) for slot, shape in slot_shapes.items()}
         self.notes += self._apply_missing_policy()
@@ -105,7 +107,7 @@ class FeatureClips(ClipTexts):
                 what = "video (or peak)" if source.slots == (PIXELS,) else "array"
                 text = f"no {what} in {source.key} ({source.path}) for {listing(missing, 'clip')}. Remedy: add them, or set"
                 problems.append(Problem("missing features", f"{text} missing_features: zero or skip.", tuple(missing)))
-            problems += source.problems(names, all_values=self.cfg.check_values == "all")
+            problems += source.problems(names)
         return [dataclasses.replace(problem, text=f"{self.block_path}: {problem.text}") for problem in problems]
 
     def sampling(self) -> DatasetSampling:

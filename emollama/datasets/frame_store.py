@@ -49,7 +49,7 @@ def open_frames(folder: str, shape: SlotShape | None, block_path: str, choice: F
         )
     peak_frames = read_peaks(peaks) if choice == "peak" and peaks is not None else {}
     store = FrameStore(folder, round((shape.dim / 3) ** 0.5), choice, peak_frames)
-    return Features(store, folder, (PIXELS,), shape, f"{block_path}.image_path", REMEDY)
+    return Features(store, folder, (PIXELS,), shape, f"{block_path}.image_path", REMEDY, frame_selection=choice)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import numpy as np
 from emollama.data.features import Features, FileCheck
 from emollama.data.slots import PIXELS, SlotShape
 from emollama.errors import UserError
-from emollama.media.frame_selection import FrameSelection
 from emollama.media.image_files import probe_image, read_image
 from emollama.media.image_transforms import blip2_image
 
@@ -34,7 +33,9 @@ def open_images(folder: str, files: Mapping[str, str], shape: SlotShape | None, 
     if shape is None:
         text = f"{key}: the model encodes the images, but model.vit_weights is null"
         raise UserError(f"{text}. Set model.vit_weights to the encoder's weights.")
-    return ImageFeatures(ImageFiles(folder, files, round((shape.dim / 3) ** 0.5)), folder, (PIXELS,), shape, key, REMEDY)
+    store = ImageFiles(folder, files, round((shape.dim / 3) ** 0.5))
+    # An image is its only frame.
+    return ImageFeatures(store, folder, (PIXELS,), shape, key, REMEDY, frame_selection="first")
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,11 @@ class ImageFiles:
         folder: the folder of the images.
         files: name -> path below the folder, of the existing images.
         side: width and height to which images are resized, in pixels.
-        choice: always ``first``, because an image is its only frame.
     """
 
     folder: str
     files: Mapping[str, str]
     side: int
-    choice: FrameSelection = "first"
 
     def __contains__(self, name: object) -> bool:
         return name in self.files

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from emollama import checkpoint
 from emollama.checkpoint_files import require_language_model
 from emollama.config import RunConfig
+from emollama.data.dataset import FeatureSource
 from emollama.data.slots import IMAGE
 from emollama.datasets.feature_clips import SLOTS_BY_KEY
 from emollama.distributed import process_group
@@ -193,7 +194,7 @@ def _link_videos(sources: Mapping[str, Source], folder: Path) -> Path:
 
 def _modalities(template: Template, block: EvaluationSet, name: str, extracted: Mapping[str, Extracted]) -> dict[str, Modality]:
     """Return slot -> the model's input for one video clip, according to the block's dataset."""
-    present = {slot: name in source for source in block.dataset.features for slot in source.filled_slots}
+    present = {slot: name in source for source in block.dataset.features for slot in _filled(source)}
     modalities = {}
     for key, slots in SLOTS_BY_KEY.items():
         encoded = extracted.get(slots[0])
@@ -215,6 +216,11 @@ def _modalities(template: Template, block: EvaluationSet, name: str, extracted: 
             else:
                 modalities[slot] = Modality("missing", f"no block under 'encoders' computes {slot} features; zeros replace them")
     return modalities
+
+
+def _filled(source: FeatureSource) -> tuple[str, ...]:
+    """Return the slots that the model fills from a source; it replaces a frame by image and class features."""
+    return source.slots if source.frame_selection is None else IMAGE
 
 
 def _remedy(peaks: str, frames: str, name: str) -> str:

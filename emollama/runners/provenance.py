@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from emollama.config import RunConfig
-from emollama.data.slots import PIXELS
+from emollama.data.dataset import SampleDataset
 from emollama.encoders.configs import FACE_KEYS
 from emollama.encoders.weights import digest
 from emollama.errors import UserError
@@ -44,7 +44,7 @@ class FeatureProvenance(NamedTuple):
         return {key: value for key, value in self.manifest.fields().items() if key not in ROUNDING}
 
 
-def mismatches(config: RunConfig, datasets: Iterable[Any]) -> list[str]:
+def mismatches(config: RunConfig, datasets: Iterable[SampleDataset]) -> list[str]:
     """Return messages about features of datasets that cannot be combined.
 
     Args:
@@ -54,7 +54,9 @@ def mismatches(config: RunConfig, datasets: Iterable[Any]) -> list[str]:
     return _problems(config, list(_provenance_of_sources(config, datasets)))
 
 
-def provenance_of_run(config: RunConfig, datasets: Iterable[Any], others: Iterable[Any] = ()) -> dict[str, ProvenanceFields]:
+def provenance_of_run(
+    config: RunConfig, datasets: Iterable[SampleDataset], others: Iterable[SampleDataset] = ()
+) -> dict[str, ProvenanceFields]:
     """Return slot -> provenance of the features of these datasets, for slots with a manifest.
 
     Args:
@@ -111,17 +113,16 @@ def checkpoint_mismatches(stored: Any, features: Mapping[str, ProvenanceFields],
     return [f"{source} {text.format(slot, '; '.join(changes))}" for slot, changes in different.items() if changes]
 
 
-def _provenance_of_sources(config: RunConfig, datasets: Iterable[Any]) -> Iterator[FeatureProvenance]:
+def _provenance_of_sources(config: RunConfig, datasets: Iterable[SampleDataset]) -> Iterator[FeatureProvenance]:
     for source in (source for dataset in datasets for source in dataset.features):
-        online = source.slots == (PIXELS,)
-        manifest = _online_manifest(config, source) if online else Manifest.read(source.path)
+        manifest: Manifest | None
+        if source.frame_selection is not None:
+            manifest = config.model_class.frame_manifest(config.model, source.frame_selection)
+            slots = manifest.slots
+        else:
+            manifest, slots = Manifest.read(source.path), source.slots
         if manifest is not None:
-            yield FeatureProvenance(f"{source.key} ({source.path})", manifest.slots if online else source.filled_slots, manifest)
-
-
-def _online_manifest(config: RunConfig, source: Any) -> Manifest:
-    manifest: Manifest = config.model_class.frame_manifest(config.model, source.store.choice)
-    return manifest
+            yield FeatureProvenance(f"{source.key} ({source.path})", slots, manifest)
 
 
 def _misplaced(source: FeatureProvenance) -> bool:
