@@ -16,15 +16,15 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from emollama.checkpoint_files import other_architecture, require_checkpoint_file
 from emollama.errors import UserError
 from emollama.listing import listing
-from emollama.optim import trainable
+from emollama.optim import HasParameters, trainable
 from emollama.paths import PATHS, atomic_write, read_text, sha256
 
 LAST = "checkpoint_last.pth"
@@ -147,8 +147,21 @@ def by_stored_name(stored: Mapping[str, Any], stored_name: Callable[[str], str],
     return named
 
 
+class StoredModel(HasParameters, Protocol):
+    """A model whose trained parameters are stored in checkpoints; see :class:`~emollama.components.Model`."""
+
+    ignored_tensors: tuple[str, ...]
+    optional_tensor_group: tuple[str, ...]
+    shape_keys: tuple[str, ...]
+    architecture: str
+
+    def stored_name(self, name: str, /) -> str:
+        """Return the name in a checkpoint of the parameter with this name."""
+        ...
+
+
 def load_trainable(
-    model: nn.Module, stored: Mapping[str, Tensor], *, path: str, allow_missing: list[str], dry: bool = False
+    model: StoredModel, stored: Mapping[str, Tensor], *, path: str, allow_missing: list[str], dry: bool = False
 ) -> list[str]:
     """Copy stored tensors into the model's trained parameters.
 
@@ -166,7 +179,7 @@ def load_trainable(
     Raises:
         UserError: If tensors are missing, unexpected or of a different shape; the message lists all of them by name.
     """
-    naming: Any = model
+    naming = model
     parameters = {naming.stored_name(name): parameter for name, parameter in trainable(model).items()}
     stored = by_stored_name(stored, naming.stored_name, path)
     missing = [name for name in parameters if name not in stored]
@@ -192,7 +205,11 @@ def load_trainable(
 
 
 def _require_match(
-    path: str, parameters: Mapping[str, Tensor], stored: Mapping[str, Tensor], names: tuple[list[str], list[str]], naming: Any
+    path: str,
+    parameters: Mapping[str, Tensor],
+    stored: Mapping[str, Tensor],
+    names: tuple[list[str], list[str]],
+    naming: StoredModel,
 ) -> None:
     missing, unexpected = names
     problems = []

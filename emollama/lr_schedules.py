@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from emollama.registry import LR_SCHEDULES
 from emollama.suggestions import did_you_mean
@@ -31,6 +31,14 @@ class LRSettings:
     decay_rate: float
     iters_per_epoch: int
     epochs: int
+
+
+class LRSchedule(Protocol):
+    """What a registered learning rate schedule, a function, must provide."""
+
+    def __call__(self, settings: LRSettings, step: int, /) -> float:
+        """Return the learning rate of an optimizer step, counted from 0 within the stage of ``settings``."""
+        ...
 
 
 def _warmup(settings: LRSettings, step: int) -> float:
@@ -65,11 +73,11 @@ class LearningRate:
     """The learning rate of a run with one or more stages.
 
     Attributes:
-        schedule: the registered schedule, (settings, step within the stage) -> learning rate.
+        schedule: the registered schedule.
         stages: settings of the stages in order.
     """
 
-    schedule: Callable[[LRSettings, int], float]
+    schedule: LRSchedule
     stages: tuple[LRSettings, ...]
 
     def __call__(self, step: int) -> float:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -11,7 +11,15 @@ from torch import nn
 NO_DECAY = ("bias", "ln", "bn")  # parts of the names of parameters without weight decay, as in LAVIS
 
 
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+class HasParameters(Protocol):
+    """A :class:`torch.nn.Module`, or another object with named parameters."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Return name and parameter, in the order of the module tree."""
+        ...
+
+
+def trainable(model: HasParameters) -> dict[str, nn.Parameter]:
     """Return name -> parameter for the trained parameters, in the order of the module tree."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 

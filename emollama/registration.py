@@ -14,7 +14,9 @@ from emollama.errors import UserError
 from emollama.listing import abbreviated
 from emollama.suggestions import did_you_mean
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)  # type of the registered objects
+E = TypeVar("E")
+Instance = TypeVar("Instance")
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class BuiltIn:
     light: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-class Registry(Generic[T]):
+class Registry(Generic[T_co]):
     """Classes or functions of one kind by name.
 
     Args:
@@ -45,22 +47,22 @@ class Registry(Generic[T]):
             name: BuiltIn(location) if isinstance(location, str) else location for name, location in (built_in or {}).items()
         }
         self._needs_config = needs_config
-        self._entries: dict[str, T] = {}
+        self._entries: dict[str, T_co] = {}
 
-    def register(self, name: str) -> Callable[[T], T]:
+    def register(self, name: str) -> Callable[[E], E]:
         """Return a decorator that registers a class under ``name``.
 
         Raises:
             ValueError: If the name is already registered, or the class has no dataclass ``Config``.
         """
 
-        def decorate(entry: T) -> T:
+        def decorate(entry: E) -> E:
             existing = self._entries.get(name, self._built_in.get(name))
             if existing is not None:
                 raise ValueError(f"{self.kind} '{name}' is registered twice: {existing!r} and {entry!r}")
             if self._needs_config and not dataclasses.is_dataclass(getattr(entry, "Config", None)):
                 raise ValueError(f"{self.kind} '{name}' ({entry!r}) must contain a @dataclass named Config")
-            self._entries[name] = entry
+            self._entries[name] = cast("T_co", entry)
             return entry
 
         return decorate
@@ -72,7 +74,7 @@ class Registry(Generic[T]):
             where = f"{key}: " if key else ""
             raise UserError(f"{where}Unknown {self.kind} '{name}'.{hint} {self.registered()}")
 
-    def get(self, name: str, key: str | None = None) -> T:
+    def get(self, name: str, key: str | None = None) -> T_co:
         """Return the class registered under ``name``.
 
         Args:
@@ -83,7 +85,7 @@ class Registry(Generic[T]):
             UserError: If the name is not registered; the message contains a suggestion and all registered names.
         """
         self.require(name, key)
-        return self._entries[name] if name in self._entries else cast("T", _import(self._built_in[name].target))
+        return self._entries[name] if name in self._entries else cast("T_co", _import(self._built_in[name].target))
 
     def attribute(self, name: str, attribute: str, key: str | None = None) -> Any:
         """Return an attribute of the class registered under ``name``, if possible without importing the class."""
@@ -96,7 +98,7 @@ class Registry(Generic[T]):
         """Return the Config of the class registered under ``name``, if possible without importing torch; see :meth:`get`."""
         return self.attribute(name, "Config", key)
 
-    def configured(self, block: Mapping[str, Any], key: str) -> tuple[Any, Any]:
+    def configured(self, block: Mapping[str, Any], key: str) -> tuple[T_co, Any]:
         """Return class and Config of a component from a nested block: ``{type: name, ...keys of its Config}``.
 
         Args:
@@ -124,7 +126,7 @@ class Registry(Generic[T]):
         except ValueError as error:
             raise UserError(f"{key}: {error}") from None
 
-    def built(self, block: Mapping[str, Any], key: str) -> Any:
+    def built(self: Registry[Callable[[Any], Instance]], block: Mapping[str, Any], key: str) -> Instance:
         """Build the component of a nested block; see :meth:`configured`.
 
         Raises:

@@ -9,9 +9,20 @@ in the YAML file, and register their classes with a decorator.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from emollama.registration import BuiltIn, Registry
+
+if TYPE_CHECKING:
+    # Only types: a look-up imports the module of one component, and nothing else.
+    from emollama.components import Fusion, Model, Task
+    from emollama.data.dataset import SampleDataset
+    from emollama.encoders.encoder import Encoder
+    from emollama.evaluation.judges.judge import Judge
+    from emollama.evaluation.metrics import Metric
+    from emollama.extraction.extractor import Extractor
+    from emollama.lr_schedules import LRSchedule
+    from emollama.runners.runner import Runner
 
 
 def _with_config(package: str, classes: Mapping[str, str]) -> dict[str, str | BuiltIn]:
@@ -22,10 +33,10 @@ def _with_config(package: str, classes: Mapping[str, str]) -> dict[str, str | Bu
     }
 
 
-MODELS: Registry[Any] = Registry(
+MODELS: Registry[type[Model]] = Registry(
     "model", _with_config("emollama.models", {"minigpt_v2": "minigpt_v2:MiniGPTv2", "minigpt4": "minigpt4:MiniGPT4"})
 )
-FUSIONS: Registry[Any] = Registry("fusion", {"linear": "emollama.models.fusion:LinearFusion"}, needs_config=False)
+FUSIONS: Registry[type[Fusion]] = Registry("fusion", {"linear": "emollama.models.fusion:LinearFusion"}, needs_config=False)
 _DATASETS = {
     "feature_face_caption": "feature_face_caption:FeatureFaceCaption",
     "mer2024_caption": "mer2024_caption:MER2024Caption",
@@ -34,23 +45,27 @@ _DATASETS = {
     "custom": "custom:Custom",
     "flickr30k_caption": "flickr30k_caption:Flickr30kCaption",
 }
-DATASETS: Registry[Any] = Registry("dataset", _with_config("emollama.datasets", _DATASETS))
+DATASETS: Registry[type[SampleDataset]] = Registry("dataset", _with_config("emollama.datasets", _DATASETS))
 _IMAGE_TEXT = {
     "Config": "emollama.tasks.configs:ImageTextPretrainConfig",
     "scoring": "emollama.evaluation.scoring:Scoring",
 }
-TASKS: Registry[Any] = Registry(
+TASKS: Registry[type[Task]] = Registry(
     "task", {"image_text_pretrain": BuiltIn("emollama.tasks.image_text_pretrain:ImageTextPretrain", _IMAGE_TEXT)}
 )
 _RUN_CONFIG = {"Config": "emollama.runners.run_config:RunnerConfig"}
-RUNNERS: Registry[Any] = Registry("runner", {"runner_base": BuiltIn("emollama.runners.runner_base:RunnerBase", _RUN_CONFIG)})
+RUNNERS: Registry[type[Runner]] = Registry(
+    "runner", {"runner_base": BuiltIn("emollama.runners.runner_base:RunnerBase", _RUN_CONFIG)}
+)
 _LR_SCHEDULES = ("linear_warmup_cosine_lr", "linear_warmup_step_lr")
-LR_SCHEDULES: Registry[Any] = Registry(
+LR_SCHEDULES: Registry[LRSchedule] = Registry(
     "LR schedule", {name: f"emollama.lr_schedules:{name}" for name in _LR_SCHEDULES}, needs_config=False
 )
 _ENCODERS = {"eva": "eva:Eva", "mae": "mae:Mae", "videomae": "videomae:VideoMae", "hubert": "hubert:Hubert"}
-ENCODERS: Registry[Any] = Registry("encoder", _with_config("emollama.encoders", _ENCODERS))
-EXTRACTORS: Registry[Any] = Registry("extractor", _with_config("emollama.extraction", {"videos": "videos:VideoExtraction"}))
+ENCODERS: Registry[type[Encoder]] = Registry("encoder", _with_config("emollama.encoders", _ENCODERS))
+EXTRACTORS: Registry[type[Extractor]] = Registry(
+    "extractor", _with_config("emollama.extraction", {"videos": "videos:VideoExtraction"})
+)
 _METRICS = {
     "loss": "losses:LOSS",
     "war": "recognition:WAR",
@@ -78,8 +93,10 @@ _METRICS = {
     "meteor": "captions.metrics:METEOR",
     "spice": "captions.metrics:SPICE",
 }
-METRICS: Registry[Any] = Registry(
+METRICS: Registry[Metric] = Registry(
     "metric", {name: f"emollama.evaluation.{location}" for name, location in _METRICS.items()}, needs_config=False
 )
 _JUDGES = {"lexical": "lexical:LexicalJudge", "openai": "openai:OpenAIJudge"}
-JUDGES: Registry[Any] = Registry("judge", {name: f"emollama.evaluation.judges.{location}" for name, location in _JUDGES.items()})
+JUDGES: Registry[type[Judge]] = Registry(
+    "judge", {name: f"emollama.evaluation.judges.{location}" for name, location in _JUDGES.items()}
+)

@@ -54,6 +54,7 @@ IMPORTS = {
     "data": "config.packaged data.batch errors listing logs.console paths stores suggestions",
     "evaluation": "data errors listing logs.console paths registry suggestions",
     "media": "data errors paths",
+    "components": "data data.batch evaluation media stores",
     "planning": "config data data.batch logs.console precision",
     "datasets": "config data data.batch errors listing media paths stores suggestions",
     "encoders": "config data dtypes errors listing media paths",
@@ -62,16 +63,16 @@ IMPORTS = {
     "starter": "config data demo.folder errors media paths registration registry stores",
     "demo": "data demo.folder encoders errors logs logs.console media paths tensor_files variables",
     "extraction": "__init__ config data distributed.process_group encoders errors listing logs logs.console media paths stores",
-    "models": "checkpoint_files config data data.batch dtypes encoders errors listing media paths registry"
-    " stores suggestions tensor_files",
-    "runners": "checkpoint checkpoint_files config data data.batch distributed.process_group"
+    "models": "checkpoint_files components config data data.batch dtypes encoders errors listing media paths"
+    " registry stores suggestions tensor_files",
+    "runners": "checkpoint checkpoint_files components config data data.batch distributed.process_group"
     " distributed.worker_variables dtypes encoders errors evaluation listing logs logs.console"
     " lr_schedules optim paths planning precision registry stores suggestions",
     "checks": "config data distributed.process_group errors listing logs logs.console optim planning runners",
     "convert": "checkpoint errors listing models paths stores tensor_files",
     "inference": "checkpoint checkpoint_files config data datasets distributed.process_group encoders errors"
     " extraction listing logs logs.console media optim paths precision reporting runners suggestions",
-    "tasks": "data data.batch errors evaluation models",
+    "tasks": "components data data.batch errors evaluation models",
     "commands": "__init__ checks config convert data demo demo.folder distributed.launcher"
     " distributed.worker_variables errors evaluation importers inference listing logs logs.console"
     " logs.verbosity models paths planning registry reporting starter stores suggestions variables",
@@ -117,12 +118,21 @@ def dotted(node):
 MODULES = {module_name(path): path for path in FILES}
 
 
+# Registries and configurations name the Protocols of all components as types, but do not import them: a look-up imports only the
+# module of one component.
+IMPORTS_OF_TYPES = {"registry", "config.loading"}
+
+
 def imported(path):
     """Yield (line, dotted module) of a file's imports, also inside functions; ``from a import b`` gives a.b if it is a module."""
+    of_types = set()
+    if module_name(path) in IMPORTS_OF_TYPES:
+        blocks = [node for node in nodes_of(path)[ast.If] if dotted(node.test) == "TYPE_CHECKING"]
+        of_types = {child for block in blocks for child in block.body}
     for node in nodes_of(path)[ast.Import]:
         for alias in node.names:
             yield node.lineno, alias.name
-    for node in nodes_of(path)[ast.ImportFrom]:
+    for node in (node for node in nodes_of(path)[ast.ImportFrom] if node not in of_types):
         assert node.level == 0, f"{path}:{node.lineno}: a relative import"
         for alias in node.names:
             inner = f"{node.module}.{alias.name}"

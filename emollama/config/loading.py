@@ -18,7 +18,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
@@ -46,6 +46,15 @@ from emollama.paths import atomic_write
 from emollama.registry import DATASETS, ENCODERS, EXTRACTORS, MODELS, RUNNERS, TASKS
 from emollama.suggestions import did_you_mean
 
+if TYPE_CHECKING:
+    # Only types: a configuration is checked without importing torch.
+    from emollama.components import Model, Task
+    from emollama.data.dataset import DatasetConfig, SampleDataset
+    from emollama.encoders.encoder import Encoder
+    from emollama.extraction.extractor import Extractor
+    from emollama.runners.run_config import RunnerConfig
+    from emollama.runners.runner import Runner
+
 __all__ = ["MISSING", "EvaluationBlock", "RunConfig", "from_dict", "load", "write_yaml"]
 
 PRESETS = Path(__file__).parent / "presets"
@@ -56,7 +65,7 @@ FREE = ("imports", "paths")  # top-level keys that do not configure a component
 class EvaluationBlock:
     """A block under ``evaluation_datasets``: the Config objects of its dataset, its task (how to answer) and its scoring."""
 
-    dataset: Any
+    dataset: DatasetConfig
     task: Any
     scoring: Any
 
@@ -84,42 +93,42 @@ class RunConfig:
 
     model: Any
     encoders: dict[str, Any]
-    datasets: dict[str, Any]
+    datasets: dict[str, DatasetConfig]
     evaluation_datasets: dict[str, EvaluationBlock]
     extraction: Any
-    run: Any
+    run: RunnerConfig
     names: Mapping[str, str]
     tree: DictConfig
     plain_tree: dict[str, Any]
     sources: dict[str, str]
     warnings: list[str]
-    replaced_datasets: Mapping[str, Any] = field(default_factory=dict)
+    replaced_datasets: Mapping[str, type[SampleDataset]] = field(default_factory=dict)
 
     @property
-    def model_class(self) -> Any:
+    def model_class(self) -> type[Model]:
         """The class of the model."""
         return MODELS.get(self.names["model"])
 
     @property
-    def runner_class(self) -> Any:
+    def runner_class(self) -> type[Runner]:
         """The class of the runner."""
         return RUNNERS.get(self.names["run"])
 
     @property
-    def task_class(self) -> Any:
+    def task_class(self) -> type[Task]:
         """The class of the task (``run.task``)."""
         return TASKS.get(self.names["run.task"])
 
     @property
-    def extractor_class(self) -> Any:
+    def extractor_class(self) -> type[Extractor]:
         """The class of the extractor."""
         return EXTRACTORS.get(self.names["extraction"])
 
-    def dataset_class(self, path: str) -> Any:
+    def dataset_class(self, path: str) -> type[SampleDataset]:
         """Return the class of the dataset of a block, such as "datasets.x" or "evaluation_datasets.x"."""
         return self.replaced_datasets[path] if path in self.replaced_datasets else DATASETS.get(self.names[path])
 
-    def encoder_class(self, path: str) -> Any:
+    def encoder_class(self, path: str) -> type[Encoder]:
         """Return the class of the encoder of a block, such as "encoders.mae"."""
         return ENCODERS.get(self.names[path])
 

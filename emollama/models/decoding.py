@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +23,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from emollama.components import DecodingState, Model
 from emollama.data.batch import Batch
 from emollama.models.sampling_params import SamplingParams
 
@@ -33,58 +33,19 @@ def empty_cache() -> Any:
     return DynamicCache()
 
 
-@dataclass
-class DecodingState:
-    """Key-value cache and attention mask of B sequences.
-
-    Attributes:
-        cache: the language model's keys and values, (B, heads, W, head_dim) per layer, padded on the left.
-        mask: (B, W) int64, 0 at padding.
-    """
-
-    cache: Any
-    mask: Tensor
-
-    @classmethod
-    def from_packed(cls, packed: Any, lengths: list[int]) -> DecodingState:
-        """Unpack and pad the cache of a packed forward pass, (1, heads, T, head_dim) per layer."""
-        cache = DynamicCache()
-        for index, layer in enumerate(packed.layers):
-            cache.update(_unpack(layer.keys, lengths), _unpack(layer.values, lengths), index)
-        sizes = torch.tensor(lengths, device=packed.layers[0].keys.device)
-        width = int(sizes.max())
-        return cls(cache, (torch.arange(width, device=sizes.device) >= width - sizes[:, None]).long())
-
-    def extended(self, tokens: int) -> tuple[Tensor, Tensor]:
-        """Return the mask (B, W + tokens) and position_ids (B, tokens) for new tokens, without changing the state."""
-        ones = self.mask.new_ones(len(self.mask), tokens)
-        return torch.cat([self.mask, ones], 1), self.mask.sum(1, keepdim=True) + ones.cumsum(1) - 1
-
-    def select(self, rows: Tensor) -> None:
-        """Keep only the sequences at these indices."""
-        self.cache.batch_select_indices(rows)
-        self.mask = self.mask[rows]
-
-    def crop(self, tokens: int) -> None:
-        """Remove the last tokens of every sequence from the cache. The mask does not change."""
-        self.cache.crop(-tokens)
-
-
-class DecoderModel(Protocol):
-    """The methods of a model that decoding calls."""
-
-    def prefill(self, batch: Batch) -> tuple[Tensor, DecodingState]:
-        """Process B prompts; return next-token logits (B, V) float32 and the decoding state."""
-        ...
-
-    def decode(self, ids: Tensor, state: DecodingState) -> Tensor:
-        """Append tokens (B, Q) to ``state.cache``; return the logits after each of them, (B, Q, V) float32."""
-        ...
+def unpacked_state(packed: Any, lengths: list[int]) -> DecodingState:
+    """Unpack and pad the cache of a packed forward pass, (1, heads, T, head_dim) per layer."""
+    cache = DynamicCache()
+    for index, layer in enumerate(packed.layers):
+        cache.update(_unpack(layer.keys, lengths), _unpack(layer.values, lengths), index)
+    sizes = torch.tensor(lengths, device=packed.layers[0].keys.device)
+    width = int(sizes.max())
+    return DecodingState(cache, (torch.arange(width, device=sizes.device) >= width - sizes[:, None]).long())
 
 
 @torch.inference_mode()
 def generate(
-    models: Sequence[DecoderModel],
+    models: Sequence[Model],
     batch: Batch,
     params: SamplingParams,
     is_finished: Callable[[list[int]], bool],
@@ -132,7 +93,7 @@ def generate(
 
 
 @torch.inference_mode()
-def candidate_probabilities(models: Sequence[DecoderModel], batch: Batch, answers: Sequence[list[int]]) -> Tensor:
+def candidate_probabilities(models: Sequence[Model], batch: Batch, answers: Sequence[list[int]]) -> Tensor:
     """Compute the probability of each of L candidate answers, normalized over the candidates and averaged over the models.
 
     Args:
@@ -146,7 +107,7 @@ def candidate_probabilities(models: Sequence[DecoderModel], batch: Batch, answer
     return torch.stack([_log_likelihoods(model, batch, answers).softmax(-1) for model in models]).mean(0)
 
 
-def _log_likelihoods(model: DecoderModel, batch: Batch, answers: Sequence[list[int]]) -> Tensor:
+def _log_likelihoods(model: Model, batch: Batch, answers: Sequence[list[int]]) -> Tensor:
     """Return the log-probability of each answer after each prompt, (B, L) float64."""
     first, state = model.prefill(batch)
     columns = []
@@ -161,7 +122,7 @@ def _log_likelihoods(model: DecoderModel, batch: Batch, answers: Sequence[list[i
     return torch.stack(columns, 1)
 
 
-def _decode_step(model: DecoderModel, ids: Tensor, state: DecodingState) -> Tensor:
+def _decode_step(model: Model, ids: Tensor, state: DecodingState) -> Tensor:
     logits = model.decode(ids, state)
     state.mask, _ = state.extended(ids.shape[1])
     return logits

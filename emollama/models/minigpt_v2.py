@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -54,7 +55,7 @@ class MiniGPTv2(PackedLLM):
     @staticmethod
     def prompt_format(cfg: MiniGPTv2Config, loss_average: LossAverage = "sample") -> PromptFormat:
         """Return the prompt format of this model. It reads the language model's folder, but not its weights."""
-        fusion = FUSIONS.get(cfg.fusion)
+        fusion: Any = FUSIONS.get(cfg.fusion)
         feature_tokens = FeatureTokenLayout(
             outputs={"video": fusion.VIDEO_TAG, "feature": fusion.FEATURE_TAG},
             first_id=llm.embedding_rows(llm.read_config(cfg.llama_model)),

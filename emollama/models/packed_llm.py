@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from emollama.components import DecodingState, Fusion
 from emollama.data.batch import IGNORED, Batch, PackedFeatures
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.models import checkpoint_names, llm
-from emollama.models.decoding import DecodingState, empty_cache
+from emollama.models.decoding import empty_cache, unpacked_state
 from emollama.models.fusion import MIN_GEMM_ROWS, place_feature_tokens
 
 
@@ -43,7 +44,7 @@ class PackedLLM(nn.Module, ABC):
     shape_keys: tuple[str, ...] = ("lora_r", "slot_dims", "llama_model")
     architecture = ""
     stored_name = staticmethod(checkpoint_names.stored_name)
-    fusion: nn.Module
+    fusion: Fusion
 
     def __init__(self, cfg: Any, *, device: torch.device, frozen_dtype: torch.dtype) -> None:
         # Imported here because it takes seconds, and most commands need no weights.
@@ -87,7 +88,7 @@ class PackedLLM(nn.Module, ABC):
         cache = empty_cache()
         last = batch.cu_seqlens[1:].long() - 1
         logits = self._packed_logits(batch, _pad_positions(last), past_key_values=cache, use_cache=True)[: len(last)]
-        return logits.float(), DecodingState.from_packed(cache, batch.lengths)
+        return logits.float(), unpacked_state(cache, batch.lengths)
 
     def decode(self, ids: Tensor, state: DecodingState) -> Tensor:
         """Append tokens (B, Q) to ``state.cache``; return the logits after each of them, (B, Q, V) float32."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from emollama.components import EvaluationItem, Model, PredictionRecord
 from emollama.data.batch import IGNORED, Batch, Record, collate
 from emollama.data.dataset import SampleDataset
 from emollama.data.loader import mix_seed
@@ -20,44 +19,6 @@ from emollama.models.decoding import candidate_probabilities, generate
 from emollama.tasks.configs import ImageTextPretrainConfig
 
 Output = tuple[str, dict[str, float] | None]  # the model's answer, and with answer_by: likelihood the labels' probabilities
-
-
-@dataclass(frozen=True)
-class EvaluationItem:
-    """One task of one sample, for which evaluation makes a prediction.
-
-    Attributes:
-        index: index of the sample in the dataset.
-        task: name of the task.
-        instruction: text of the instruction.
-    """
-
-    index: int
-    task: str
-    instruction: str
-
-
-@dataclass(frozen=True)
-class PredictionRecord:
-    """The prediction for one evaluation item: a line of ``predictions_*.jsonl``.
-
-    Attributes:
-        instruction: text of the user's turn, with tags at the positions of feature tokens.
-        prediction: the model's answer.
-        target: the reference answer in the form used for training, or None if the data has none.
-        reference: the reference answer as in the data file; a list if there are several.
-        loss: mean cross-entropy (natural logarithm) of the target's tokens in the training layout; None without a target.
-        label_probabilities: label -> probability with ``answer_by: likelihood``, otherwise None.
-    """
-
-    name: str
-    task: str
-    instruction: str
-    prediction: str
-    target: str | None
-    reference: str | list[str] | None
-    loss: float | None
-    label_probabilities: dict[str, float] | None = None
 
 
 class ImageTextPretrain:
@@ -83,7 +44,7 @@ class ImageTextPretrain:
 
     def predict(
         self,
-        members: Sequence[Any],
+        members: Sequence[Model],
         prompt: PromptFormat,
         dataset: SampleDataset,
         cfg: ImageTextPretrainConfig,
@@ -137,7 +98,7 @@ def _masked(record: Record, slots: Sequence[str]) -> Record:
 
 
 def _generate(
-    members: Sequence[Any], prompt: PromptFormat, batch: Batch, cfg: ImageTextPretrainConfig, seeds: list[int]
+    members: Sequence[Model], prompt: PromptFormat, batch: Batch, cfg: ImageTextPretrainConfig, seeds: list[int]
 ) -> list[Output]:
     if cfg.num_beams == 1:
         ids = generate(members, batch, cfg.sampling_params(), prompt.is_finished, seeds)
@@ -148,7 +109,7 @@ def _generate(
 
 
 def _most_likely_labels(
-    members: Sequence[Any], prompt: PromptFormat, batch: Batch, dataset: SampleDataset, aliases: Mapping[str, str]
+    members: Sequence[Model], prompt: PromptFormat, batch: Batch, dataset: SampleDataset, aliases: Mapping[str, str]
 ) -> list[Output]:
     """Return the most probable label of each prompt, and the probability of each label."""
     labels = list(dataset.cfg.labels)
@@ -165,7 +126,7 @@ def _most_likely_labels(
 
 
 @torch.inference_mode()
-def _losses(members: Sequence[Any], prompt: PromptFormat, records: list[Record]) -> dict[int, float]:
+def _losses(members: Sequence[Model], prompt: PromptFormat, records: list[Record]) -> dict[int, float]:
     """Return index in records -> mean loss of the record's target; an ensemble's loss is that of its mean distribution."""
     scored = [index for index, record in enumerate(records) if record.turns[-1][1] is not None]
     if not scored:

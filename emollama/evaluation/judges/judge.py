@@ -46,6 +46,8 @@ class Judge(Protocol):
 
     cfg: Any
 
+    def __init__(self, cfg: Any) -> None: ...
+
     @property
     def name(self) -> str:
         """Name in tables: lexical, or the name of the model."""

@@ -1,0 +1,269 @@
+"""The Protocols of models, fusion modules and tasks, and the objects that they exchange.
+
+A class implements a Protocol without inheriting from it. Other kinds of components are defined next to the code that uses them:
+datasets in ``data/dataset.py``, encoders in ``encoders/encoder.py``, extractors in ``extraction/extractor.py``, runners in
+``runners/runner.py``, metrics in ``evaluation/metrics.py``, judges in ``evaluation/judges/judge.py``, and learning rate schedules
+in ``lr_schedules.py``.
+
+Shape letters: B = sequences, W = width of the padded cache, Q = new tokens per sequence, L = labelled tokens, V = size of the
+vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from emollama.data.batch import Batch, PackedFeatures
+from emollama.data.dataset import SampleDataset
+from emollama.data.prompts.prompt import PromptFormat
+from emollama.data.prompts.prompt_style import LossAverage
+from emollama.data.slots import SlotShape
+from emollama.evaluation.scoring import Scoring
+from emollama.media.frame_selection import FrameSelection
+from emollama.stores.manifest import Manifest
+
+
+class Fusion(Protocol):
+    """What a registered fusion module, a :class:`torch.nn.Module`, must provide."""
+
+    def __init__(self, slot_dims: Mapping[str, int], hidden_size: int, dropout: float = 0.0) -> None: ...
+
+    @staticmethod
+    def num_feature_tokens(counts: Mapping[str, int]) -> dict[str, int]:
+        """Convert the number of a sample's feature vectors by slot to the number of feature tokens by name.
+
+        Raises:
+            ValueError: If the module cannot process these numbers.
+        """
+        ...
+
+    def __call__(self, slots: Mapping[str, PackedFeatures]) -> dict[str, Tensor]:
+        """Convert feature vectors (n, D) by slot to feature tokens (count, H) by name."""
+        ...
+
+
+@dataclass
+class DecodingState:
+    """Key-value cache and attention mask of B sequences.
+
+    Attributes:
+        cache: a cache of transformers with the keys and values, (B, heads, W, head_dim) per layer, padded on the left.
+        mask: (B, W) int64, 0 at padding.
+    """
+
+    cache: Any
+    mask: Tensor
+
+    def extended(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """Return the mask (B, W + tokens) and position_ids (B, tokens) for new tokens, without changing the state."""
+        ones = self.mask.new_ones(len(self.mask), tokens)
+        return torch.cat([self.mask, ones], 1), self.mask.sum(1, keepdim=True) + ones.cumsum(1) - 1
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only the sequences at these indices."""
+        self.cache.batch_select_indices(rows)
+        self.mask = self.mask[rows]
+
+    def crop(self, tokens: int) -> None:
+        """Remove the last tokens of every sequence from the cache. The mask does not change."""
+        self.cache.crop(-tokens)
+
+
+class LanguageModel(Protocol):
+    """A causal language model of transformers, with or without the adapters of peft."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the embedding table."""
+        ...
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the output layer."""
+        ...
+
+
+class Model(Protocol):
+    """What a registered model, a :class:`torch.nn.Module`, must provide.
+
+    Args:
+        cfg: the ``model`` block, an object of the class ``Config``.
+        device: device of the model; on the meta device it has shapes but no weights.
+        frozen_dtype: dtype of frozen weights; trained weights are float32.
+
+    Attributes:
+        Config: dataclass with the keys of the ``model`` block.
+        ignored_tensors: glob patterns of checkpoint tensors that the model does not use.
+        optional_tensor_group: trained tensors that may be missing from a checkpoint if all of them are.
+        shape_keys: keys of the ``model`` block that determine tensor shapes, for messages.
+        architecture: the value of ``model.arch``, for messages.
+        llm_config: the configuration of the language model, an object of transformers.
+    """
+
+    Config: ClassVar[type[Any]]
+    ignored_tensors: tuple[str, ...]
+    optional_tensor_group: tuple[str, ...]
+    shape_keys: tuple[str, ...]
+    architecture: str
+    llm_config: Any
+
+    def __init__(self, cfg: Any, *, device: torch.device, frozen_dtype: torch.dtype) -> None: ...
+
+    @staticmethod
+    def slot_shapes(cfg: Any) -> dict[str, SlotShape]:
+        """Return the expected shape of a sample's features for each slot."""
+        ...
+
+    @staticmethod
+    def frame_manifest(cfg: Any, choice: FrameSelection) -> Manifest:
+        """Return the manifest of the features that the model computes from frames.
+
+        Raises:
+            UserError: If weights do not exist, or are not those of the configured encoder.
+        """
+        ...
+
+    @staticmethod
+    def prompt_format(cfg: Any, loss_average: LossAverage = "sample") -> PromptFormat:
+        """Return the prompt format of this model. It reads the language model's folder, but not its weights."""
+        ...
+
+    @staticmethod
+    def stored_name(name: str, /) -> str:
+        """Return the name in a checkpoint of the parameter with this name."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Device on which the model expects its inputs."""
+        ...
+
+    @property
+    def llama_model(self) -> LanguageModel:
+        """The language model."""
+        ...
+
+    @property
+    def fusion(self) -> Fusion:
+        """The fusion module."""
+        ...
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return the cross-entropy of each labelled token, (L,) float32, in the batch's order."""
+        ...
+
+    def prefill(self, batch: Batch) -> tuple[Tensor, DecodingState]:
+        """Process B prompts; return next-token logits (B, V) float32 and the decoding state."""
+        ...
+
+    def decode(self, ids: Tensor, state: DecodingState) -> Tensor:
+        """Append tokens (B, Q) to ``state.cache``; return the logits after each of them, (B, Q, V) float32."""
+        ...
+
+    def beam_search(self, batch: Batch, prompt: PromptFormat, options: Mapping[str, Any]) -> list[list[int]]:
+        """Generate a continuation of each of B prompts; ``options`` are keyword arguments of transformers' ``generate``."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Return the parameters, as a :class:`torch.nn.Module` does."""
+        ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Return name and parameter, as a :class:`torch.nn.Module` does."""
+        ...
+
+    def buffers(self) -> Iterator[Tensor]:
+        """Return the buffers, as a :class:`torch.nn.Module` does."""
+        ...
+
+    def train(self) -> Self:
+        """Enable dropout."""
+        ...
+
+    def eval(self) -> Self:
+        """Disable dropout."""
+        ...
+
+
+@dataclass(frozen=True)
+class EvaluationItem:
+    """One task of one sample, for which evaluation makes a prediction.
+
+    Attributes:
+        index: index of the sample in the dataset.
+        task: name of the task.
+        instruction: text of the instruction.
+    """
+
+    index: int
+    task: str
+    instruction: str
+
+
+@dataclass(frozen=True)
+class PredictionRecord:
+    """The prediction for one evaluation item: a line of ``predictions_*.jsonl``.
+
+    Attributes:
+        instruction: text of the user's turn, with tags at the positions of feature tokens.
+        prediction: the model's answer.
+        target: the reference answer in the form used for training, or None if the data has none.
+        reference: the reference answer as in the data file; a list if there are several.
+        loss: mean cross-entropy (natural logarithm) of the target's tokens in the training layout; None without a target.
+        label_probabilities: label -> probability with ``answer_by: likelihood``, otherwise None.
+    """
+
+    name: str
+    task: str
+    instruction: str
+    prediction: str
+    target: str | None
+    reference: str | list[str] | None
+    loss: float | None
+    label_probabilities: dict[str, float] | None = None
+
+
+class Task(Protocol):
+    """What a registered task (``run.task``) must provide: the loss of a batch, and predictions.
+
+    Attributes:
+        Config: dataclass with the keys of evaluation blocks that define how samples are answered.
+        scoring: the class that computes metrics from predictions. Its ``Config`` adds keys to evaluation blocks, too.
+    """
+
+    Config: ClassVar[type[Any]]
+    scoring: ClassVar[type[Scoring]]
+
+    def __init__(self) -> None: ...
+
+    def loss(self, model: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
+        """Return the weighted sum of the answer tokens' cross-entropies, a scalar to be divided by the step's total weight."""
+        ...
+
+    def evaluation_items(self, dataset: SampleDataset, cfg: Any) -> list[EvaluationItem]:
+        """Return the items for which an evaluation makes predictions; ``cfg`` is an object of the class ``Config``."""
+        ...
+
+    def predict(
+        self,
+        members: Sequence[Model],
+        prompt: PromptFormat,
+        dataset: SampleDataset,
+        cfg: Any,
+        items: Sequence[EvaluationItem],
+        seed: int,
+    ) -> list[PredictionRecord]:
+        """Make a prediction for each item of a batch.
+
+        Args:
+            members: the model in eval mode, or the members of an ensemble.
+            prompt: the prompt format of the model.
+            dataset: the dataset of the samples.
+            cfg: an object of the class ``Config``.
+            items: items of one batch.
+            seed: random seed of sampling.
+        """
+        ...

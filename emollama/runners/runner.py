@@ -1,0 +1,69 @@
+"""The Protocol of a runner, which commands and the evaluation of checkpoints use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from emollama.components import Model
+from emollama.config import RunConfig
+from emollama.distributed.process_group import World
+from emollama.runners.evaluation import EvaluationSet
+from emollama.runners.preparation import ErrorCollector, Preparation
+from emollama.runners.provenance import ProvenanceFields
+
+
+class Runner(Protocol):
+    """What a registered runner must provide. Everything is built in ``__init__``.
+
+    Args:
+        config: the resolved configuration.
+        training: True to call :meth:`train`, False to call :meth:`evaluate`.
+
+    Attributes:
+        Config: dataclass with the keys of the ``run`` block.
+        config: the resolved configuration.
+        folder: folder of the run.
+        members: the model, or the members of an ensemble.
+        blocks: block name -> evaluation block.
+        features: slot -> provenance of the run's features.
+    """
+
+    Config: ClassVar[type[Any]]
+    config: RunConfig
+    folder: Path
+    members: list[Model]
+    blocks: dict[str, EvaluationSet]
+    features: Mapping[str, ProvenanceFields]
+
+    def __init__(self, config: RunConfig, *, training: bool = True) -> None: ...
+
+    @classmethod
+    def prepare(
+        cls,
+        config: RunConfig,
+        world: World,
+        *,
+        training: bool,
+        processes: int | None = None,
+        problems: ErrorCollector | None = None,
+    ) -> Preparation:
+        """Build and check everything that needs no weights: the first part of ``__init__``, and all of ``--dry-run``.
+
+        Args:
+            config: the resolved configuration.
+            world: the processes.
+            training: True to train, False to only evaluate.
+            processes: number of processes of the run; None is that of ``world``.
+            problems: collects the errors of independent checks; if None, the first error is raised.
+        """
+        ...
+
+    def train(self) -> Path:
+        """Run the remaining steps of the training. Returns the run's folder."""
+        ...
+
+    def evaluate(self) -> list[Path]:
+        """Evaluate every block under ``evaluation_datasets``. Returns the files written."""
+        ...
