@@ -96,6 +96,24 @@ _METRICS = {
 METRICS: Registry[Metric] = Registry(
     "metric", {name: f"emollama.evaluation.{location}" for name, location in _METRICS.items()}, needs_config=False
 )
+# Tables show metrics in the order of their inputs.
+_METRIC_INPUTS = {
+    "labels": "recognition:Labels",
+    "clue_overlaps": "emer:ClueOverlaps",
+    "label_overlaps": "emer:LabelOverlaps",
+    "open_sets": "openset:OpenSets",
+    "wheel_sets": "wheels:WheelSets",
+    "ngrams": "captions.metric_inputs:NGrams",
+    "subsequences": "captions.metric_inputs:Subsequences",
+    "consensus": "captions.metric_inputs:Consensus",
+    "alignments": "captions.metric_inputs:Alignments",
+    "propositions": "captions.metric_inputs:Propositions",
+    "losses": "losses:Losses",
+    "answers": "answer_texts:AnswerTexts",
+}
+METRIC_INPUTS: Registry[Any] = Registry(
+    "metric input", {name: f"emollama.evaluation.{location}" for name, location in _METRIC_INPUTS.items()}
+)
 _JUDGES = {"lexical": "lexical:LexicalJudge", "openai": "openai:OpenAIJudge"}
 JUDGES: Registry[type[Judge]] = Registry(
     "judge", {name: f"emollama.evaluation.judges.{location}" for name, location in _JUDGES.items()}

@@ -20,13 +20,13 @@ from emollama.errors import UserError
 from emollama.evaluation.captions.java import NEEDS_JAVA, JavaFailed, folder_of, java, lacks_java, lacks_spice, run_java
 from emollama.evaluation.captions.metric_inputs import (
     Alignments,
-    Captions,
     Consensus,
     NGrams,
     Propositions,
     Subsequences,
     spice_scores,
 )
+from emollama.evaluation.captions.reader import Captions
 from emollama.evaluation.captions.tokenizers import tokenizer
 from emollama.evaluation.input_files import read_predictions, read_references
 from emollama.evaluation.metrics import metric
@@ -87,9 +87,9 @@ def alone(evidence, name):
 def test_both_tokenizers_reproduce_the_published_reference_scores(choice):
     scores = scored(CHECKED, caption_tokenizer=choice)
     assert scores.metrics["cider_d"] == pytest.approx(0.9614, abs=1e-4)
-    assert alone(scores.inputs[Consensus], "cider_d") == pytest.approx([1.3641, 0.5587], abs=1e-4)
+    assert alone(scores.inputs["consensus"], "cider_d") == pytest.approx([1.3641, 0.5587], abs=1e-4)
     assert scores.metrics["bleu_1"] == pytest.approx(0.4278, abs=1e-4)
-    assert scores.inputs[NGrams].tokenizer == choice
+    assert scores.inputs["ngrams"].tokenizer == choice
 
 
 @pytest.mark.parametrize("seeds", [range(20), pytest.param(range(20, 200), marks=pytest.mark.slow)], ids=["20", "200"])
@@ -197,7 +197,7 @@ def test_unusual_texts_have_finite_scores_and_empty_texts_score_0(choice):
     assert [*scores.metrics] == PLAIN
     assert all(value is not None and math.isfinite(value) for value in scores.metrics.values())
     for name in PLAIN:
-        evidence = scores.inputs[metric(name).input_type]
+        evidence = scores.inputs[metric(name).metric_input]
         by_clip = dict(zip(evidence.names, alone(evidence, name), strict=True))
         assert [by_clip[f"p{index}"] for index in EMPTY_ONES] == [0, 0, 0, 0], name
 
@@ -247,7 +247,7 @@ def test_spice_starts_and_its_failure_is_reported_and_only_costs_its_own_value(c
     captions = Captions(("a",), ["a man runs"], [["a man runs"]], "none")
     with pytest.raises(JavaFailed, match=r"SPICE failed in Java .*edu/stanford/nlp"):
         Propositions.of(captions)
-    monkeypatch.setattr("emollama.evaluation.captions.gathering.lacks_spice", lambda: None)
+    monkeypatch.setattr("emollama.evaluation.captions.metric_inputs.lacks_spice", lambda: None)
     caption_scoring = Scoring(
         Scoring.Config(metrics=["bleu_1", "spice"]), labels=[], aliases={}, tasks={"caption": ("reference",)}, key="k"
     )

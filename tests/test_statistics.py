@@ -20,14 +20,14 @@ def losses(values, names=None):
     """Return scores whose only metric is a mean."""
     names = names or [f"clip_{index:04}" for index in range(len(values))]
     metric_input = Losses(tuple(names), tuple(map(float, values)))
-    return TaskScores([], {"loss": float(np.mean(values)) if len(values) else None}, {Losses: metric_input}, {})
+    return TaskScores([], {"loss": float(np.mean(values)) if len(values) else None}, {"losses": metric_input}, {})
 
 
 def judged(values):
     """Return scores of a judge; None means that it failed."""
     verdicts = tuple(Verdict(value, None if value is not None else "no digit") for value in values)
     names = tuple(f"clip_{index}" for index in range(len(values)))
-    return TaskScores([], {"clue_overlap": None}, {ClueOverlaps: ClueOverlaps(names, verdicts)}, {})
+    return TaskScores([], {"clue_overlap": None}, {"clue_overlaps": ClueOverlaps(names, verdicts)}, {})
 
 
 def estimate(values, resampling=ONCE):
@@ -142,7 +142,7 @@ def test_several_metrics_of_one_kind_use_the_same_resamples():
     truth, read = (tuple(labels[index] for index in rng.integers(3, size=40)) for _ in range(2))
     metric_input = Labels(tuple(map(str, range(40))), truth, read, tuple(frozenset({one}) for one in read), labels)
     names = ("war", "hit_rate", "recall")
-    estimates = compare({"a": TaskScores([], dict.fromkeys(names), {Labels: metric_input}, {})}, Resampling(100)).estimates["a"]
+    estimates = compare({"a": TaskScores([], dict.fromkeys(names), {"labels": metric_input}, {})}, Resampling(100)).estimates["a"]
     right = np.mean([one == other for one, other in zip(truth, read, strict=True)])
     for name in names:  # the three are equal if each answer has one label
         assert (estimates[name].value, estimates[name].low, estimates[name].high) == pytest.approx(

@@ -14,7 +14,6 @@ from running import ROOT
 
 from emollama.errors import UserError
 from emollama.evaluation.metrics import Metric
-from emollama.evaluation.recognition import Labels
 from emollama.registry import METRICS
 from emollama.reporting.report import write_report
 from emollama.runners.runner_base import no_report
@@ -282,7 +281,7 @@ def test_save_best_accepts_the_name_of_a_metric(tmp_path):
 
 
 def test_a_user_defined_metric_is_computed_and_can_select_the_best_checkpoint(tmp_path):
-    METRICS.register("first_label")(Metric("answers that are the first label", Labels, lambda labels: 0.25))
+    METRICS.register("first_label")(Metric("answers that are the first label", "labels", lambda labels: 0.25))
     try:
         folder = trained(tmp_path / "run", run={"evaluate": True, "max_epoch": 1, "save_best": "first_label"}, block=EMOTION)
     finally:

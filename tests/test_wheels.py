@@ -16,7 +16,8 @@ from importing import write_file
 from emollama.errors import UserError
 from emollama.evaluation.metrics import metric
 from emollama.evaluation.submission import read_submission, write_submission
-from emollama.evaluation.wheels import Wheels, WheelSets
+from emollama.evaluation.wheel_files import Wheels
+from emollama.evaluation.wheels import WheelSets
 
 RINGS = ("level1", "level2", "level3")
 WHEEL = (

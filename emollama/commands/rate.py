@@ -62,8 +62,8 @@ def run(arguments: argparse.Namespace) -> None:
 def _write(arguments: argparse.Namespace) -> None:
     from emollama.errors import UserError
     from emollama.evaluation.matching import match
+    from emollama.evaluation.predictions import DESCRIPTION_TASKS
     from emollama.evaluation.rating import write_sheets
-    from emollama.evaluation.scoring import DESCRIPTION_TASKS
     from emollama.paths import require_writable
 
     output = Path(arguments.output)

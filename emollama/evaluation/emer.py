@@ -13,95 +13,139 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from emollama.evaluation.judges.judge import Extraction, Judge, Verdict
-from emollama.evaluation.metrics import Metric
-from emollama.evaluation.predictions import Prediction
+from emollama.evaluation.metrics import Metric, MetricInput
+from emollama.evaluation.predictions import DESCRIPTION_TASKS, Prediction
+from emollama.evaluation.resources import NEEDS_REFERENCE, ScoringResources
 
 Failures = list[dict[str, str]]
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class ClueOverlaps:
-    """Verdicts on the clues that descriptions share with their references, one per sample."""
+class JudgedOverlaps(MetricInput):
+    """Base class of metric inputs of descriptions that a judge has compared with their references.
 
-    names: tuple[str, ...]
+    Attributes:
+        verdicts: one verdict per sample.
+        metric: name of the metric.
+    """
+
     verdicts: tuple[Verdict, ...]
 
-    def take(self, indices: Sequence[int]) -> Self:
-        """Return the verdicts at these indices."""
-        return type(self)(_take(self.names, indices), _take(self.verdicts, indices))
+    metric: ClassVar[str]
+    content = "descriptions"
+    uses_judge = True
+
+    @classmethod
+    def missing(cls, resources: ScoringResources, task: str) -> str | None:
+        """Return what is missing: a task with descriptions, a judge, or references."""
+        if task not in DESCRIPTION_TASKS:
+            return "a task with descriptions (reason, reason_v2)"
+        if resources.judge is None:
+            return f"a judge; set {resources.spelling.component('judge', 'lexical')}, or another judge"
+        return None if "reference" in resources.tasks[task] else NEEDS_REFERENCE
+
+    @classmethod
+    def of(cls, judge: Judge, predictions: Sequence[Prediction]) -> Self:
+        """Let the judge compare predictions with their references.
+
+        Raises:
+            UserError: If the judge cannot be used.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def compute(cls, predictions: Sequence[Prediction], resources: ScoringResources) -> Self:
+        """Let the judge compare the predictions that have references with them."""
+        assert resources.judge is not None
+        return cls.of(resources.judge, [prediction for prediction in predictions if prediction.reference is not None])
+
+    def scored(self) -> Self:
+        """Return the samples for which the judge did not fail."""
+        return self.take([index for index, verdict in enumerate(self.verdicts) if verdict.score is not None])
+
+    def details(self, predictions: Sequence[Prediction], metrics: Sequence[str]) -> dict[str, Any]:
+        """Return the score of each sample, and why others have none."""
+        rows = zip(self.names, self.verdicts, strict=True)
+        return {
+            "failures": self.failures(),
+            "clip_scores": [{"name": name, self.metric: verdict.score} for name, verdict in rows],
+        }
 
     def failures(self) -> Failures:
         """Return ``{name, metric, failure}`` for every sample without a score."""
-        return _failures("clue_overlap", self.names, self.verdicts)
+        return [
+            {"name": name, "metric": self.metric, "failure": verdict.failure or "the judge gave no reason"}
+            for name, verdict in zip(self.names, self.verdicts, strict=True)
+            if verdict.score is None
+        ]
+
+
+class ClueOverlaps(JudgedOverlaps):
+    """Verdicts on the clues that descriptions share with their references, one per sample."""
+
+    metric = "clue_overlap"
+
+    @classmethod
+    def of(cls, judge: Judge, predictions: Sequence[Prediction]) -> Self:
+        """Let the judge compare the clues of predictions with those of their references.
+
+        Raises:
+            UserError: If the judge cannot be used.
+        """
+        verdicts = [_verdict_without_judge(prediction) for prediction in predictions]
+        pairs = [(prediction.reference_text or "", prediction.text) for prediction in _without_verdict(predictions, verdicts)]
+        return cls(tuple(prediction.name for prediction in predictions), _filled(verdicts, pairs, judge.clue_overlap))
 
 
 @dataclass(frozen=True)
-class LabelOverlaps:
+class LabelOverlaps(JudgedOverlaps):
     """Verdicts on the emotion words of descriptions, one per sample, with the words.
 
     Attributes:
-        names: names of the samples.
-        verdicts: one verdict per sample.
         reference_words: emotion words of each reference; () if there are none or the judge was not asked.
         predicted_words: emotion words of each prediction; () if there are none or the judge was not asked.
     """
 
-    names: tuple[str, ...]
-    verdicts: tuple[Verdict, ...]
     reference_words: tuple[tuple[str, ...], ...]
     predicted_words: tuple[tuple[str, ...], ...]
 
-    def take(self, indices: Sequence[int]) -> Self:
-        """Return the verdicts at these indices."""
-        return type(self)(
-            _take(self.names, indices),
-            _take(self.verdicts, indices),
-            _take(self.reference_words, indices),
-            _take(self.predicted_words, indices),
+    metric = "label_overlap"
+
+    @classmethod
+    def of(cls, judge: Judge, predictions: Sequence[Prediction]) -> Self:
+        """Let the judge compare the emotion words of predictions with those of their references.
+
+        Raises:
+            UserError: If the judge cannot be used.
+        """
+        verdicts = [_verdict_without_judge(prediction) for prediction in predictions]
+        texts = [(prediction.reference_text or "", prediction.text) for prediction in _without_verdict(predictions, verdicts)]
+        distinct = list(dict.fromkeys(text for pair in texts for text in pair))
+        extractions = dict(zip(distinct, judge.emotion_words(distinct) if distinct else [], strict=True))
+        empty = Extraction(())
+        in_references = [extractions.get(prediction.reference_text or "", empty) for prediction in predictions]
+        in_predictions = [extractions.get(prediction.text, empty) for prediction in predictions]
+        both = list(zip(in_references, in_predictions, strict=True))
+        verdicts = [verdict or _verdict_from_words(*words) for verdict, words in zip(verdicts, both, strict=True)]
+        pairs = [(reference.words or (), predicted.words or ()) for reference, predicted in _without_verdict(both, verdicts)]
+        return cls(
+            names=tuple(prediction.name for prediction in predictions),
+            verdicts=_filled(verdicts, pairs, judge.label_overlap),
+            reference_words=tuple(extraction.words or () for extraction in in_references),
+            predicted_words=tuple(extraction.words or () for extraction in in_predictions),
         )
 
-    def failures(self) -> Failures:
-        """Return ``{name, metric, failure}`` for every sample without a score."""
-        return _failures("label_overlap", self.names, self.verdicts)
-
-
-def judge_clues(judge: Judge, predictions: Sequence[Prediction]) -> ClueOverlaps:
-    """Let the judge compare the clues of predictions with those of their references.
-
-    Raises:
-        UserError: If the judge cannot be used.
-    """
-    verdicts = [_verdict_without_judge(prediction) for prediction in predictions]
-    pairs = [(prediction.reference_text or "", prediction.text) for prediction in _without_verdict(predictions, verdicts)]
-    return ClueOverlaps(tuple(prediction.name for prediction in predictions), _filled(verdicts, pairs, judge.clue_overlap))
-
-
-def judge_labels(judge: Judge, predictions: Sequence[Prediction]) -> LabelOverlaps:
-    """Let the judge compare the emotion words of predictions with those of their references.
-
-    Raises:
-        UserError: If the judge cannot be used.
-    """
-    verdicts = [_verdict_without_judge(prediction) for prediction in predictions]
-    to_judge = _without_verdict(predictions, verdicts)
-    texts = list(dict.fromkeys(text for prediction in to_judge for text in (prediction.reference_text or "", prediction.text)))
-    extractions = dict(zip(texts, judge.emotion_words(texts) if texts else [], strict=True))
-    empty = Extraction(())
-    in_references = [extractions.get(prediction.reference_text or "", empty) for prediction in predictions]
-    in_predictions = [extractions.get(prediction.text, empty) for prediction in predictions]
-    both = list(zip(in_references, in_predictions, strict=True))
-    verdicts = [verdict or _verdict_from_words(*words) for verdict, words in zip(verdicts, both, strict=True)]
-    pairs = [(reference.words or (), predicted.words or ()) for reference, predicted in _without_verdict(both, verdicts)]
-    return LabelOverlaps(
-        names=tuple(prediction.name for prediction in predictions),
-        verdicts=_filled(verdicts, pairs, judge.label_overlap),
-        reference_words=tuple(extraction.words or () for extraction in in_references),
-        predicted_words=tuple(extraction.words or () for extraction in in_predictions),
-    )
+    def details(self, predictions: Sequence[Prediction], metrics: Sequence[str]) -> dict[str, Any]:
+        """Return the score and the emotion words of each sample, and why others have no score."""
+        content = super().details(predictions, metrics)
+        rows = zip(content["clip_scores"], self.reference_words, self.predicted_words, strict=True)
+        return content | {
+            "clip_scores": [row | {"true_words": reference, "predicted_words": predicted} for row, reference, predicted in rows]
+        }
 
 
 def _verdict_without_judge(prediction: Prediction) -> Verdict | None:
@@ -133,22 +177,10 @@ def _filled(
     return tuple(verdict or next(judged) for verdict in verdicts)
 
 
-def _failures(metric: str, names: tuple[str, ...], verdicts: tuple[Verdict, ...]) -> Failures:
-    return [
-        {"name": name, "metric": metric, "failure": verdict.failure or "the judge gave no reason"}
-        for name, verdict in zip(names, verdicts, strict=True)
-        if verdict.score is None
-    ]
-
-
-def _take(values: tuple[Any, ...], indices: Sequence[int]) -> tuple[Any, ...]:
-    return tuple(values[index] for index in indices)
-
-
-def _mean(overlaps: ClueOverlaps | LabelOverlaps) -> float | None:
+def _mean(overlaps: JudgedOverlaps) -> float | None:
     scores = [verdict.score for verdict in overlaps.verdicts if verdict.score is not None]
     return sum(scores) / len(scores) if scores else None
 
 
-CLUE_OVERLAP = Metric("clue overlap", ClueOverlaps, _mean, max_value=10.0)
-LABEL_OVERLAP = Metric("label overlap", LabelOverlaps, _mean, max_value=10.0)
+CLUE_OVERLAP = Metric("clue overlap", "clue_overlaps", _mean, max_value=10.0)
+LABEL_OVERLAP = Metric("label overlap", "label_overlaps", _mean, max_value=10.0)

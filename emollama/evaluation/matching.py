@@ -8,9 +8,8 @@ from os.path import splitext
 
 from emollama.errors import UserError
 from emollama.evaluation.input_files import CAPTION_FIELDS, PredictionFile, read_predictions, read_references
-from emollama.evaluation.predictions import CAPTION, Prediction
+from emollama.evaluation.predictions import CAPTION, DESCRIPTION_TASKS, Prediction
 from emollama.evaluation.references import References, merge_references, relabel
-from emollama.evaluation.scoring import DESCRIPTION_TASKS
 from emollama.evaluation.word_lists import is_broken_list
 from emollama.listing import abbreviated
 from emollama.suggestions import did_you_mean

@@ -1,29 +1,99 @@
-"""The interface of metrics: a metric is a number that is computed from a metric input.
+"""The interfaces of metrics and of metric inputs.
 
-A metric input is a frozen object with data about the samples of one task (losses, extracted labels, verdicts, sets of words). It
-can be restricted to some of its samples (:meth:`MetricInput.take`); the bootstrap needs nothing else.
+A metric is a number that is computed from a metric input. A metric input contains what metrics need to know about the samples of
+one task (losses, extracted labels, verdicts, sets of words). It states what it needs, computes itself from predictions, and can
+be restricted to some of its samples; the bootstrap needs nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from numbers import Real
+from typing import Any, ClassVar, Self
 
-from emollama.registry import METRICS
+from emollama.errors import UserError
+from emollama.evaluation.component_errors import MetricFailed, reported, source_file
+from emollama.evaluation.predictions import Prediction
+from emollama.evaluation.resources import ScoringResources
+from emollama.listing import abbreviated
+from emollama.registry import METRIC_INPUTS, METRICS
 
 
-class MetricInput(Protocol):
-    """The data from which metrics are computed, one entry per sample."""
+@dataclass(frozen=True, eq=False)
+class MetricInput:
+    """Base class of metric inputs, which are registered in METRIC_INPUTS. A subclass must define :meth:`compute`.
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the samples."""
-        ...
+    Subclasses are frozen dataclasses. Each field that is a tuple has one entry per sample; for others, override :meth:`take`.
+
+    Attributes:
+        names: names of the samples.
+        content: what the answers contain, such as "emotion words", for tables of predictions without a task; "" if anything.
+        uses_judge: whether the judge may be asked. Such inputs are computed last, so that a judge that cannot be reached costs no
+            other metric.
+    """
+
+    names: tuple[str, ...]
+
+    content: ClassVar[str] = ""
+    uses_judge: ClassVar[bool] = False
+
+    @dataclass
+    class Config:
+        """Keys of ``metric_inputs.<name>`` in a block under ``evaluation_datasets``; by default, there are none."""
+
+    @classmethod
+    def missing(cls, resources: ScoringResources, task: str) -> str | None:
+        """Return what is missing to compute this input for a task, such as "a judge"; None if nothing is."""
+        return None
+
+    @classmethod
+    def warning(cls, resources: ScoringResources) -> str | None:
+        """Return a warning to log before predictions are generated; None if there is none."""
+        return None
+
+    @classmethod
+    def compute(cls, predictions: Sequence[Prediction], resources: ScoringResources) -> Self:
+        """Compute the input from the predictions for one task; samples may be left out.
+
+        Raises:
+            UserError: If the data or a file cannot be used.
+        """
+        raise NotImplementedError(f"{cls.__name__} does not define compute(predictions, resources)")
 
     def take(self, indices: Sequence[int]) -> Self:
         """Return the entries of the samples at these indices; an index may repeat."""
-        ...
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return type(self)(
+            **{
+                name: tuple(value[index] for index in indices) if isinstance(value, tuple) else value
+                for name, value in values.items()
+            }
+        )
+
+    def scored(self) -> Self:
+        """Return the entries of the samples that have a score, to which intervals and differences refer; by default all."""
+        return self
+
+    def details(self, predictions: Sequence[Prediction], metrics: Sequence[str]) -> dict[str, Any]:
+        """Return what ``metrics_*.json`` contains about this input besides its metrics, as plain values.
+
+        Args:
+            predictions: the predictions from which the input was computed.
+            metrics: names of the metrics that were computed from the input.
+
+        Returns:
+            Key -> value. Two keys are merged with those of other inputs: ``clip_scores``, a list of ``{name, ...}`` with the
+            scores of each sample, and ``failures``, a list of ``{name, metric, failure}`` of samples without a score.
+        """
+        return {}
+
+    def sample_rows(self, metrics: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the columns of each sample in ``scores.csv``, with ``name``; by default, the metrics of the sample alone."""
+        alone = [self.take([index]) for index in range(len(self.names))]
+        return [{"name": one.names[0]} | {key: metric_value(key, one) for key in metrics} for one in alone]
 
 
 @dataclass(frozen=True)
@@ -32,18 +102,26 @@ class Metric:
 
     Attributes:
         title: name of the metric in tables and plots.
-        input_type: class of the metric input that ``compute`` takes.
+        metric_input: name in METRIC_INPUTS of the input that ``compute`` takes, such as "answers".
         compute: function from the metric input to the value, never NaN; None if the value is undefined, as for no samples.
         higher_is_better: whether larger values are better.
         max_value: upper end of the scale: 1 for fractions, 10 for a judge's scores; None without an upper limit, or if lower is
             better.
+
+    Raises:
+        TypeError: If ``metric_input`` is not a name.
     """
 
     title: str
-    input_type: type
+    metric_input: str
     compute: Callable[[Any], float | None]
     higher_is_better: bool = True
     max_value: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.metric_input, str):
+            expected = "the name of a registered metric input, such as 'answers'"
+            raise TypeError(f"metric '{self.title}': metric_input must be {expected}, not {self.metric_input!r}")
 
     def is_better(self, value: float, than: float) -> bool:
         """Return whether a value is strictly better than another one."""
@@ -58,3 +136,87 @@ def metric(name: str) -> Metric:
     """
     registered: Metric = METRICS.get(name, "metric")
     return registered
+
+
+def input_type(name: str) -> type[MetricInput]:
+    """Return the class of the metric input from which a metric is computed.
+
+    Args:
+        name: name of the metric.
+
+    Raises:
+        UserError: If the metric or its input is not registered, or the input is not a :class:`MetricInput`.
+    """
+    input_name = metric(name).metric_input
+    try:
+        registered: Any = METRIC_INPUTS.get(input_name, f"metric '{name}'")
+    except UserError as error:
+        remedy = f"Register its class with @METRIC_INPUTS.register('{input_name}'), in a module that is imported."
+        raise UserError(f"{error}. {remedy}") from None
+    if not (isinstance(registered, type) and issubclass(registered, MetricInput)):
+        where = f"metric input '{input_name}' ({source_file(registered)})"
+        raise UserError(f"{where}: {registered!r} must be a subclass of emollama.evaluation.metrics.MetricInput")
+    return registered
+
+
+def input_config(name: str, keys: Any) -> Any:
+    """Return the Config of a metric input.
+
+    Args:
+        name: the registered name.
+        keys: its keys and values.
+
+    Raises:
+        UserError: If the input is not registered, or keys or values are invalid.
+    """
+    key = f"metric_inputs.{name}"
+    if not isinstance(keys, Mapping):
+        raise UserError(f"{key}: expected {{key: value}}, got {keys!r}")
+    return METRIC_INPUTS.configured({**keys, "type": name}, key)[1]
+
+
+def compute_input(
+    name: str, metric_input: type[MetricInput], predictions: Sequence[Prediction], resources: ScoringResources
+) -> MetricInput:
+    """Compute a metric input, and check its samples.
+
+    Args:
+        name: the registered name.
+        metric_input: the class.
+        predictions: the predictions for one task.
+        resources: what the block offers.
+
+    Raises:
+        UserError: If the data or a file cannot be used.
+        MetricFailed: If the input raised an exception or is unusable.
+    """
+    what = f"metric input '{name}', class {metric_input.__name__}"
+    with reported(what, metric_input):
+        computed: Any = metric_input.compute(predictions, resources)
+    place = f"{what} ({source_file(metric_input)})"
+    if not isinstance(computed, metric_input):
+        raise MetricFailed(f"{place}: compute returned {computed!r:.60}. Expected an object of this class.")
+    unknown = {*computed.names} - {prediction.name for prediction in predictions}
+    if unknown or len({*computed.names}) < len(computed.names):
+        problem = f"has samples without a prediction: {abbreviated(sorted(unknown))}" if unknown else "has a sample twice"
+        raise MetricFailed(f"{place} {problem}. Expected each sample at most once.")
+    return computed
+
+
+def metric_value(name: str, metric_input: MetricInput) -> float | None:
+    """Compute a metric.
+
+    Args:
+        name: name of the metric.
+        metric_input: an input of the class that the metric takes.
+
+    Raises:
+        MetricFailed: If the metric raised an exception, or its value is neither a finite number nor None.
+    """
+    compute = metric(name).compute
+    with reported(f"metric '{name}'", compute):
+        value: Any = compute(metric_input)
+    if value is None or (isinstance(value, Real) and math.isfinite(value)):
+        return None if value is None else float(value)
+    remedy = "Expected a finite number, or None if the value is undefined."
+    raise MetricFailed(f"metric '{name}' ({source_file(compute)}) returned {value!r:.60}. {remedy}")

@@ -9,6 +9,7 @@ reference words are left out, because the published formula would divide by zero
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -17,19 +18,35 @@ from emollama.data.annotations import NAME_COLUMNS, read_json
 from emollama.data.csv_files import read_csv, require_column
 from emollama.errors import UserError
 from emollama.evaluation.judges.judge import Judge
-from emollama.evaluation.metrics import Metric
+from emollama.evaluation.metrics import Metric, MetricInput
+from emollama.evaluation.predictions import Prediction
+from emollama.evaluation.resources import ScoringResources
 from emollama.evaluation.submission import read_submission
 from emollama.evaluation.word_lists import normalized_words, parse_words
+from emollama.listing import listing
 from emollama.paths import require_file
+from emollama.registry import JUDGES
 
 Words = tuple[str, ...]
 
 
+class WordSets(MetricInput):
+    """Base class of metric inputs of emotion words. The judge extracts the words of descriptions."""
+
+    content = "emotion words"
+    uses_judge = True
+
+    @classmethod
+    def missing(cls, resources: ScoringResources, task: str) -> str | None:
+        """Return what is missing: reference words."""
+        key = resources.spelling.name("openset_path")
+        return f"{key}, the true emotion words of the samples" if resources.openset is None else None
+
+
 @dataclass(frozen=True)
-class OpenSets:
+class OpenSets(WordSets):
     """Groups of synonyms in the reference and in the prediction of each sample."""
 
-    names: tuple[str, ...]
     references: tuple[frozenset[str], ...]
     predicted: tuple[frozenset[str], ...]
 
@@ -52,10 +69,14 @@ class OpenSets:
         )
         return cls(tuple(names), references, predicted)
 
-    def take(self, indices: Sequence[int]) -> Self:
-        """Return the sets of the samples at these indices."""
-        names = tuple(self.names[i] for i in indices)
-        return type(self)(names, tuple(self.references[i] for i in indices), tuple(self.predicted[i] for i in indices))
+    @classmethod
+    def compute(cls, predictions: Sequence[Prediction], resources: ScoringResources) -> Self:
+        """Extract the words of the predictions for samples that have reference words."""
+        return cls.of(*word_sets(predictions, resources), resources.synonyms)
+
+    def scored(self) -> Self:
+        """Return the samples that have reference words."""
+        return self.take([index for index, words in enumerate(self.references) if words])
 
 
 def _mean(share: Callable[[frozenset[str], frozenset[str]], float], sets: OpenSets) -> float | None:
@@ -78,9 +99,9 @@ def _score(sets: OpenSets) -> float | None:
     return None if precision is None or recall is None else (precision + recall) / 2
 
 
-OV_PRECISION = Metric("precision of open-vocabulary words", OpenSets, _precision)
-OV_RECALL = Metric("recall of open-vocabulary words", OpenSets, _recall)
-OV = Metric("open-vocabulary score (mean of precision and recall)", OpenSets, _score)
+OV_PRECISION = Metric("precision of open-vocabulary words", "open_sets", _precision)
+OV_RECALL = Metric("recall of open-vocabulary words", "open_sets", _recall)
+OV = Metric("open-vocabulary score (mean of precision and recall)", "open_sets", _score)
 
 
 def read_openset(path: str, key: str = "openset_path") -> dict[str, Words]:
@@ -179,6 +200,20 @@ def extract_words(texts: Mapping[str, str], judge: Judge) -> dict[str, Words | N
         extractions = judge.emotion_words([texts[name] for name in described])
         words_by_name |= {name: extraction.words for name, extraction in zip(described, extractions, strict=True)}
     return words_by_name
+
+
+def word_sets(
+    predictions: Sequence[Prediction], resources: ScoringResources
+) -> tuple[list[str], list[Sequence[str]], list[Sequence[str]]]:
+    """Return three lists (names, reference words, predicted words), without samples whose words could not be extracted."""
+    assert resources.openset is not None
+    predicted_texts = {prediction.name: prediction.text for prediction in predictions if prediction.name in resources.openset}
+    predicted = extract_words(predicted_texts, resources.judge or JUDGES.built({"type": "lexical"}, "judge"))
+    if failed := [name for name, words in predicted.items() if words is None]:
+        text = f"ov and ew leave out {listing(failed, 'sample')}, because the judge found no emotion words"
+        logging.getLogger("emollama").warning("%s", resources.spelling.in_block(text))
+    names = [name for name, words in predicted.items() if words is not None]
+    return names, [resources.openset[name] for name in names], [predicted[name] or () for name in names]
 
 
 def _parse_list(text: str) -> Words | None:

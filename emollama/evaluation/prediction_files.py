@@ -5,20 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emollama.evaluation.captions.metric_inputs import CaptionNumbers
-from emollama.evaluation.emer import ClueOverlaps, LabelOverlaps
-from emollama.evaluation.metrics import metric
-from emollama.evaluation.predictions import Prediction
-from emollama.evaluation.recognition import Labels, confusion, per_class
+from emollama.evaluation.component_errors import reported
 from emollama.evaluation.scoring import TaskScores
 from emollama.paths import atomic_write
 
 REASONING_TASKS = ("reason", "reason_v2")
-PER_SAMPLE = ("rouge_l", "cider_d", "meteor", "spice")  # caption metrics that are meaningful for a single sample
 
 
 def write_predictions(folder: Path, block: str, rows: Sequence[dict[str, Any]]) -> list[Path]:
@@ -75,58 +70,19 @@ def write_metrics(folder: Path, block: str, scores: Mapping[str, TaskScores], so
 def scores_as_dict(scores: TaskScores) -> dict[str, Any]:
     """Return scores as plain values: number of samples, metrics, and the details of each metric input."""
     content: dict[str, Any] = {"clips": scores.num_samples, "metrics": scores.metrics}
-    labels = scores.inputs.get(Labels)
-    if isinstance(labels, Labels):
-        content["recognition"] = {
-            "labels": list(labels.labels),
-            "confusion": confusion(labels),
-            "per_class": per_class(labels),
-            "invalid": _invalid(labels, scores.predictions),
-        }
-    judged = [overlaps for overlaps in scores.inputs.values() if isinstance(overlaps, ClueOverlaps | LabelOverlaps)]
+    failures: list[dict[str, Any]] = []
+    clip_scores: dict[str, dict[str, Any]] | None = None
+    for name, metric_input in scores.inputs.items():
+        with reported(f"metric input '{name}', class {type(metric_input).__name__}", type(metric_input)):
+            details = metric_input.details(scores.predictions, scores.metrics_of(name))
+        failures += details.pop("failures", [])
+        if "clip_scores" in details:
+            clip_scores = clip_scores or {}
+            for row in details.pop("clip_scores"):
+                clip_scores.setdefault(row["name"], {}).update(row)
+        content |= details
     if scores.judge:
-        content["judge"] = scores.judge | {"failures": [failure for overlaps in judged for failure in overlaps.failures()]}
-    if judged:
-        content["clip_scores"] = list(_judged_scores(judged))
-    if captioned := [numbers for numbers in scores.inputs.values() if isinstance(numbers, CaptionNumbers)]:
-        content["captions"] = _captions(captioned[0], scores.predictions)
-        content["clip_scores"] = list(_caption_scores(captioned, scores.metrics))
+        content["judge"] = scores.judge | {"failures": failures}
+    if clip_scores is not None:
+        content["clip_scores"] = list(clip_scores.values())
     return content
-
-
-def _captions(numbers: CaptionNumbers, predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """Return the tokenizer, and the samples without a reference."""
-    scored = {*numbers.names}
-    return {
-        "tokenizer": numbers.tokenizer,
-        "without_reference": [prediction.name for prediction in predictions if prediction.name not in scored],
-    }
-
-
-def _caption_scores(captioned: Sequence[CaptionNumbers], metrics: Collection[str]) -> Iterator[dict[str, Any]]:
-    """Yield one row per sample with its own metrics."""
-    by_type = {type(numbers): numbers for numbers in captioned}
-    inputs = {name: by_type.get(metric(name).input_type) for name in PER_SAMPLE if name in metrics}
-    for index, name in enumerate(captioned[0].names):
-        yield {"name": name} | {key: metric(key).compute(numbers.take([index])) for key, numbers in inputs.items() if numbers}
-
-
-def _invalid(labels: Labels, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-    """Return the predictions from which no label was extracted."""
-    texts = {prediction.name: prediction.text for prediction in predictions}
-    rows = zip(labels.names, labels.references, labels.predicted, strict=True)
-    return [{"name": name, "reference": label, "prediction": texts[name]} for name, label, predicted in rows if predicted is None]
-
-
-def _judged_scores(judged: Sequence[ClueOverlaps | LabelOverlaps]) -> Iterator[dict[str, Any]]:
-    """Yield one row per sample with its scores and its emotion words."""
-    rows: dict[str, dict[str, Any]] = {}
-    for overlaps in judged:
-        for index, name in enumerate(overlaps.names):
-            row = rows.setdefault(name, {"name": name})
-            if isinstance(overlaps, ClueOverlaps):
-                row["clue_overlap"] = overlaps.verdicts[index].score
-            else:
-                row["label_overlap"] = overlaps.verdicts[index].score
-                row["true_words"], row["predicted_words"] = overlaps.reference_words[index], overlaps.predicted_words[index]
-    yield from rows.values()

@@ -8,6 +8,7 @@ from typing import Any
 
 Reference = str | list[str]  # one reference text, or several: the captions of an image
 CAPTION = "caption"  # the task whose predictions are compared with several references each
+DESCRIPTION_TASKS = ("reason", "reason_v2", "")  # "" if a file does not state its task
 
 
 @dataclass(frozen=True)

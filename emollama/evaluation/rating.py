@@ -11,10 +11,9 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,7 +24,7 @@ from emollama.errors import UserError
 from emollama.evaluation.emer import ClueOverlaps, LabelOverlaps
 from emollama.evaluation.judges.judge import Verdict
 from emollama.evaluation.matching import EMPTY, Matched
-from emollama.evaluation.metrics import metric
+from emollama.evaluation.metrics import MetricInput, metric, metric_value
 from emollama.evaluation.predictions import Prediction
 from emollama.evaluation.records import FORMULA, escape_formula
 from emollama.evaluation.references import task_name
@@ -33,7 +32,7 @@ from emollama.evaluation.scoring import TaskScores
 from emollama.listing import abbreviated, listing
 from emollama.paths import atomic_write, require_file
 
-SCALES = {"clue_overlap": ClueOverlaps, "label_overlap": LabelOverlaps}
+SCALES = ("clue_overlap", "label_overlap")  # metrics
 TOP = 10  # maximum of both scales
 TEXTS = ("truth", "description")
 COLUMNS = ("item", *TEXTS, *SCALES, "comment")
@@ -221,18 +220,23 @@ def rated_scores(key: Key, ratings: Sequence[Ratings]) -> dict[str, TaskScores]:
     for model in key.models:
         rated = {name: item.name for name, item in key.items.items() if item.model == model}
         empty = [item.name for item in key.empty if item.model == model]
-        inputs: dict[type, Any] = {}
-        for scale, input_type in SCALES.items():
-            by_item = [[rater.points[scale][name] for rater in ratings if name in rater.points[scale]] for name in rated]
-            verdicts = [Verdict(sum(points) / len(points)) if points else Verdict(None, "nobody rated it") for points in by_item]
-            names, verdicts = [*rated.values(), *empty], [*verdicts, *(Verdict(0.0) for _ in empty)]
-            no_words = ((),) * len(names)
-            words = (no_words, no_words) if input_type is LabelOverlaps else ()
-            inputs[input_type] = input_type(tuple(names), tuple(verdicts), *words)
-        predictions = [Prediction(name, key.task, "") for name in inputs[ClueOverlaps].names]
-        values = {scale: metric(scale).compute(inputs[input_type]) for scale, input_type in SCALES.items()}
+        names = (*rated.values(), *empty)
+        verdicts = {scale: (*_mean_ratings(ratings, scale, rated), *(Verdict(0.0) for _ in empty)) for scale in SCALES}
+        no_words = ((),) * len(names)
+        inputs: dict[str, MetricInput] = {
+            "clue_overlaps": ClueOverlaps(names, verdicts["clue_overlap"]),
+            "label_overlaps": LabelOverlaps(names, verdicts["label_overlap"], no_words, no_words),
+        }
+        predictions = [Prediction(name, key.task, "") for name in names]
+        values = {scale: metric_value(scale, inputs[metric(scale).metric_input]) for scale in SCALES}
         scores[model] = TaskScores(predictions, values, inputs, {"name": f"{len(ratings)} raters"})
     return scores
+
+
+def _mean_ratings(ratings: Sequence[Ratings], scale: str, rows: Iterable[str]) -> list[Verdict]:
+    """Return the mean rating of each row on a scale."""
+    points = [[rater.points[scale][row] for rater in ratings if row in rater.points[scale]] for row in rows]
+    return [Verdict(sum(own) / len(own)) if own else Verdict(None, "nobody rated it") for own in points]
 
 
 def read_judge_ratings(path: str, key: Key) -> Ratings:

@@ -19,7 +19,9 @@ from typing import Any, Self
 import numpy as np
 
 from emollama.errors import UserError
-from emollama.evaluation.metrics import Metric
+from emollama.evaluation.metrics import Metric, MetricInput
+from emollama.evaluation.predictions import Prediction
+from emollama.evaluation.resources import NEEDS_REFERENCE, ScoringResources
 from emollama.listing import abbreviated
 from emollama.suggestions import did_you_mean
 
@@ -27,7 +29,7 @@ _PRECISION, _RECALL, _F1, _SUPPORT = range(4)
 
 
 @dataclass(frozen=True)
-class Labels:
+class Labels(MetricInput):
     """True labels, and the labels extracted from the answers.
 
     Attributes:
@@ -41,7 +43,6 @@ class Labels:
         UserError: If a true label is not an allowed label.
     """
 
-    names: tuple[str, ...]
     references: tuple[str, ...]
     predicted: tuple[str | None, ...]
     mentioned: tuple[frozenset[str], ...]
@@ -57,11 +58,53 @@ class Labels:
                 )
         object.__setattr__(self, "references", tuple(spelled[label.casefold()] for label in self.references))
 
+    @classmethod
+    def missing(cls, resources: ScoringResources, task: str) -> str | None:
+        """Return what is missing: the task ``emotion``, or references."""
+        if task != "emotion":
+            return "the task 'emotion'"
+        return None if "reference" in resources.tasks[task] else NEEDS_REFERENCE
+
+    @classmethod
+    def compute(cls, predictions: Sequence[Prediction], resources: ScoringResources) -> Self:
+        """Extract the labels of the answers that have a reference.
+
+        Raises:
+            UserError: If a reference is not an allowed label.
+        """
+        annotated = [prediction for prediction in predictions if prediction.reference is not None]
+        extracted = [resources.label_reader.read(prediction.text) for prediction in annotated]
+        try:
+            return cls(
+                names=tuple(prediction.name for prediction in annotated),
+                references=tuple(str(prediction.reference_text) for prediction in annotated),
+                predicted=tuple(extraction.label for extraction in extracted),
+                mentioned=tuple(extraction.mentioned for extraction in extracted),
+                labels=resources.label_reader.labels,
+            )
+        except UserError as error:
+            raise UserError(f"{resources.spelling.name('labels')}: {error}") from None
+
     def take(self, indices: Sequence[int]) -> Self:
         """Return the labels of the samples at these indices."""
         names, references = tuple(self.names[i] for i in indices), tuple(self.references[i] for i in indices)
         predicted, mentioned = tuple(self.predicted[i] for i in indices), tuple(self.mentioned[i] for i in indices)
         return type(self)(names, references, predicted, mentioned, self.labels)
+
+    def details(self, predictions: Sequence[Prediction], metrics: Sequence[str]) -> dict[str, Any]:
+        """Return the confusion matrix, the metrics of each class and the invalid answers."""
+        recognition = {
+            "labels": list(self.labels),
+            "confusion": confusion(self),
+            "per_class": per_class(self),
+            "invalid": _invalid_answers(self, predictions),
+        }
+        return {"recognition": recognition}
+
+    def sample_rows(self, metrics: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the true and the extracted label of each sample."""
+        rows = zip(self.names, self.references, self.predicted, strict=True)
+        return [{"name": name, "truth": reference, "label": predicted} for name, reference, predicted in rows]
 
     @cached_property
     def class_metrics(self) -> np.ndarray:
@@ -87,6 +130,13 @@ def per_class(labels: Labels) -> list[dict[str, Any]]:
     keys = ("label", "precision", "recall", "f1", "support")
     rows = zip(labels.labels, *([float(value) for value in column] for column in columns), strict=True)
     return [{**dict(zip(keys, row, strict=True)), "support": int(row[-1])} for row in rows]
+
+
+def _invalid_answers(labels: Labels, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    """Return the predictions from which no label was extracted."""
+    texts = {prediction.name: prediction.text for prediction in predictions}
+    rows = zip(labels.names, labels.references, labels.predicted, strict=True)
+    return [{"name": name, "reference": label, "prediction": texts[name]} for name, label, predicted in rows if predicted is None]
 
 
 def _counts(labels: Labels) -> np.ndarray:
@@ -140,11 +190,11 @@ def _invalid(labels: Labels) -> list[bool]:
     return [predicted is None for predicted in labels.predicted]
 
 
-WAR = Metric("accuracy (WAR)", Labels, _fraction(_correct))
-WAF = Metric("weighted F1 (WAF)", Labels, _averaged(_F1, weighted=True))
-UAR = Metric("mean recall over classes (UAR)", Labels, _averaged(_RECALL, weighted=False))
-MACRO_F1 = Metric("mean F1 over classes", Labels, _averaged(_F1, weighted=False))
-PRECISION = Metric("weighted precision", Labels, _averaged(_PRECISION, weighted=True))
-RECALL = Metric("weighted recall", Labels, _averaged(_RECALL, weighted=True))
-HIT_RATE = Metric("answers that contain the true label", Labels, _fraction(_mentioned))
-INVALID_RATE = Metric("invalid answers", Labels, _fraction(_invalid), higher_is_better=False, max_value=None)
+WAR = Metric("accuracy (WAR)", "labels", _fraction(_correct))
+WAF = Metric("weighted F1 (WAF)", "labels", _averaged(_F1, weighted=True))
+UAR = Metric("mean recall over classes (UAR)", "labels", _averaged(_RECALL, weighted=False))
+MACRO_F1 = Metric("mean F1 over classes", "labels", _averaged(_F1, weighted=False))
+PRECISION = Metric("weighted precision", "labels", _averaged(_PRECISION, weighted=True))
+RECALL = Metric("weighted recall", "labels", _averaged(_RECALL, weighted=True))
+HIT_RATE = Metric("answers that contain the true label", "labels", _fraction(_mentioned))
+INVALID_RATE = Metric("invalid answers", "labels", _fraction(_invalid), higher_is_better=False, max_value=None)

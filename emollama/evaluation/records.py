@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from emollama.evaluation.matching import Matched
-from emollama.evaluation.metrics import metric
 from emollama.evaluation.prediction_files import scores_as_dict
-from emollama.evaluation.recognition import Labels
 from emollama.evaluation.scoring import TaskScores
 from emollama.evaluation.statistics import Resampling, compare
 from emollama.paths import atomic_write
@@ -73,19 +71,13 @@ def write_records(folder: Path, record: Mapping[str, Any], scores: Mapping[str, 
 
 
 def _sample_rows(task: str, path: str, scores: TaskScores) -> Iterator[dict[str, Any]]:
-    """Yield one row per sample: its extracted label, and every other metric computed from this sample alone."""
+    """Yield one row per sample with the columns of every metric input."""
     rows: dict[str, dict[str, Any]] = {}
     for prediction in scores.predictions:
         rows[prediction.name] = {"task": task or "unnamed", "file": path, "name": prediction.name}
-    for input_type, metric_input in scores.inputs.items():
-        if isinstance(metric_input, Labels):
-            columns = (metric_input.names, metric_input.references, metric_input.predicted)
-            for name, reference, predicted in zip(*columns, strict=True):
-                rows[name] |= {"truth": reference, "label": predicted}
-            continue
-        for index, name in enumerate(metric_input.names):
-            alone = metric_input.take([index])
-            rows[name] |= {key: metric(key).compute(alone) for key in scores.metrics if metric(key).input_type is input_type}
+    for input_name, metric_input in scores.inputs.items():
+        for row in metric_input.sample_rows(scores.metrics_of(input_name)):
+            rows[row["name"]] |= row
     yield from rows.values()
 
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 from emollama.data.annotations import LABELS
 from emollama.errors import UserError
 from emollama.evaluation.input_files import PredictionFile, ReferenceFile
-from emollama.evaluation.predictions import CAPTION, Prediction, Reference
-from emollama.evaluation.scoring import DESCRIPTION_TASKS
+from emollama.evaluation.predictions import CAPTION, DESCRIPTION_TASKS, Prediction, Reference
 from emollama.listing import abbreviated
 
 

@@ -6,32 +6,25 @@ All errors in the keys are detected when a :class:`Scoring` is constructed, befo
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from emollama.errors import UserError, require_at_least
-from emollama.evaluation.captions.gathering import CaptionInputs
 from emollama.evaluation.captions.java import JavaFailed
-from emollama.evaluation.captions.metric_inputs import CAPTION_METRIC_INPUTS, CaptionNumbers
+from emollama.evaluation.captions.reader import CaptionReader
 from emollama.evaluation.captions.tokenizers import CaptionTokenizer
-from emollama.evaluation.emer import ClueOverlaps, LabelOverlaps, judge_clues, judge_labels
 from emollama.evaluation.judges.judge import JudgeUnreachable
 from emollama.evaluation.labels import AnswerRule, LabelReader, SeveralHits
-from emollama.evaluation.losses import Losses
-from emollama.evaluation.metrics import Metric, MetricInput, metric
-from emollama.evaluation.openset import OpenSets, extract_words, read_openset, read_synonyms
+from emollama.evaluation.metrics import MetricInput, compute_input, input_config, input_type, metric, metric_value
+from emollama.evaluation.openset import read_openset, read_synonyms
 from emollama.evaluation.predictions import CAPTION, Prediction
-from emollama.evaluation.recognition import Labels
+from emollama.evaluation.resources import ScoringResources
 from emollama.evaluation.spelling import KeySpelling
-from emollama.evaluation.wheels import Wheels, WheelSets
-from emollama.listing import listing
-from emollama.registry import JUDGES, METRICS
+from emollama.evaluation.wheel_files import Wheels
+from emollama.registry import JUDGES, METRIC_INPUTS, METRICS
 
-DESCRIPTION_TASKS = ("reason", "reason_v2", "")  # "" if a file does not state its task
-JUDGE_INPUTS = (ClueOverlaps, LabelOverlaps)
-INPUTS_THAT_MAY_USE_JUDGE = (*JUDGE_INPUTS, OpenSets, WheelSets)  # the judge also extracts the words of descriptions
 USAGE_COUNTERS = ("calls", "cached", "failed", "prompt_tokens", "completion_tokens", "cost")
 
 
@@ -42,19 +35,23 @@ class TaskScores:
     Attributes:
         predictions: the predictions.
         metrics: name -> value; None if it is undefined.
-        inputs: the metric inputs by class.
+        inputs: the metric inputs by their registered names.
         judge: name and usage of the judge, and why it was ``unreachable`` if so; empty if no judge was used.
     """
 
     predictions: Sequence[Prediction]
     metrics: dict[str, float | None]
-    inputs: dict[type, MetricInput]
+    inputs: dict[str, MetricInput]
     judge: dict[str, Any]
 
     @property
     def num_samples(self) -> int:
         """Number of samples, one for each prediction."""
         return len(self.predictions)
+
+    def metrics_of(self, input_name: str) -> list[str]:
+        """Return the names of the metrics that are computed from a metric input."""
+        return [name for name in self.metrics if metric(name).metric_input == input_name]
 
 
 class Scoring:
@@ -99,10 +96,15 @@ class Scoring:
         caption_tokenizer: CaptionTokenizer = "auto"
         """Tokenizer that splits captions into words. ptb: Stanford's tokenizer, as in COCO's evaluation; needs Java. treebank:
         NLTK's; its scores are close to those of ptb, but not equal. auto: ptb if Java is installed, else treebank."""
+        metric_inputs: dict[str, Any] = field(default_factory=dict)
+        """Keys of metric inputs that have their own: {name: {key: value}}. The built-in ones have none."""
 
         def __post_init__(self) -> None:
             for name in self.metrics:
-                METRICS.get(name, "metrics")
+                METRICS.require(name, "metrics")
+                input_type(name)
+            for name, keys in self.metric_inputs.items():
+                input_config(name, keys)
             require_at_least(1, self, "wheel_level")
             if self.wheel_level > 2:
                 raise ValueError(f"wheel_level: expected 1 or 2, got {self.wheel_level}")
@@ -121,35 +123,64 @@ class Scoring:
     ) -> None:
         self.cfg = cfg
         self.key = key
-        spelling = self._spelling = KeySpelling(key, options or {})
-        self._tasks = tasks
-        self.judge: Any = JUDGES.built(cfg.judge, spelling.path("judge")) if cfg.judge else None
-        try:
-            self._reader = LabelReader(labels, aliases, cfg.answer_rule, cfg.several_hits, spelling=spelling)
-            self._openset = read_openset(cfg.openset_path, spelling.name("openset_path")) if cfg.openset_path else None
-            self._synonyms = read_synonyms(cfg.synonyms_path, spelling.name("synonyms_path")) if cfg.synonyms_path else {}
-            folder = cfg.wheel_folder
-            self._wheels = Wheels.read(folder, cfg.wheel_level, spelling.name("wheel_folder")) if folder else None
-        except UserError as error:
-            raise UserError(spelling.in_block(error)) from None
-        captioned = "reference" in tasks.get(CAPTION, ())
-        self._captions = CaptionInputs(cfg.caption_tokenizer, spelling) if captioned else None
-        self._builders: dict[type, Callable[[list[Prediction]], MetricInput]] = {
-            Labels: self._labels,
-            ClueOverlaps: self._clues,
-            LabelOverlaps: self._label_overlaps,
-            OpenSets: self._open_sets,
-            WheelSets: self._wheel_sets,
-            **{input_type: partial(self._caption_numbers, input_type) for input_type in CAPTION_METRIC_INPUTS},
-            Losses: self._losses,
-        }
-        self.metrics = {task: self._computable(task) for task in tasks}
+        self._spelling = KeySpelling(key, options or {})
+        self.judge: Any = JUDGES.built(cfg.judge, self._spelling.path("judge")) if cfg.judge else None
+        self._resources = self._read(tasks, labels, aliases)
+        with self._named_in_errors():
+            self.metrics = {task: self._computable(task) for task in tasks}
         self._require_computable()
-        if self._captions and any(metric(name).input_type in CAPTION_METRIC_INPUTS for name in self.metrics[CAPTION]):
-            self._captions.warn(without_meteor=not cfg.metrics)
-        if self.judge and not any(metric(name).input_type in JUDGE_INPUTS for names in self.metrics.values() for name in names):
-            text = "%s: the judge is not used, because the data has no descriptions to compare with. Add data that has them."
-            logging.getLogger("emollama").warning(text, spelling.path("judge"))
+        self._warn()
+
+    def _read(self, tasks: Mapping[str, Collection[str]], labels: Sequence[str], aliases: Mapping[str, str]) -> ScoringResources:
+        """Return what the block offers to metric inputs, and read its files."""
+        cfg, spelling = self.cfg, self._spelling
+        with self._named_in_errors():
+            reader = LabelReader(labels, aliases, cfg.answer_rule, cfg.several_hits, spelling=spelling)
+            openset = read_openset(cfg.openset_path, spelling.name("openset_path")) if cfg.openset_path else None
+            synonyms = read_synonyms(cfg.synonyms_path, spelling.name("synonyms_path")) if cfg.synonyms_path else {}
+            folder = cfg.wheel_folder
+            wheels = Wheels.read(folder, cfg.wheel_level, spelling.name("wheel_folder")) if folder else None
+        captioned = "reference" in tasks.get(CAPTION, ())
+        captions = CaptionReader(cfg.caption_tokenizer, spelling, every_metric=not cfg.metrics) if captioned else None
+        return ScoringResources(
+            tasks=tasks,
+            spelling=spelling,
+            label_reader=reader,
+            judge=self.judge,
+            openset=openset,
+            synonyms=synonyms,
+            wheels=wheels,
+            caption_reader=captions,
+        )
+
+    def _warn(self) -> None:
+        """Log what differs because of something that is not installed, and a judge that is not asked."""
+        computed = self._needed(name for names in self.metrics.values() for name in names)
+        texts = [metric_input.warning(self._resources_of(name)) for name, metric_input in computed.items()]
+        if self.judge and not any(metric_input.uses_judge for metric_input in computed.values()):
+            text = "the judge is not used, because the data has no descriptions to compare with. Add data that has them."
+            texts.append(f"{self._spelling.path('judge')}: {text}")
+        for warning in dict.fromkeys(filter(None, texts)):
+            logging.getLogger("emollama").warning("%s", warning)
+
+    def _needed(self, metrics: Iterable[str]) -> dict[str, type[MetricInput]]:
+        """Return the inputs of these metrics by name, in the order of their registration."""
+        needed = {metric(name).metric_input: input_type(name) for name in metrics}
+        return {name: needed[name] for name in METRIC_INPUTS.in_order() if name in needed}
+
+    def _resources_of(self, input_name: str) -> ScoringResources:
+        """Return the resources for a metric input."""
+        return replace(self._resources, cfg=input_config(input_name, self.cfg.metric_inputs.get(input_name, {})))
+
+    @contextmanager
+    def _named_in_errors(self) -> Iterator[None]:
+        """Put the path of the block in front of the message of a UserError."""
+        try:
+            yield
+        except (JudgeUnreachable, JavaFailed):
+            raise
+        except UserError as error:
+            raise type(error)(self._spelling.in_block(error)) from error.__cause__
 
     def score(self, predictions: Sequence[Prediction], *, tolerant: bool = False) -> dict[str, TaskScores]:
         """Return the scores of each task. Predictions for tasks that were not passed to the constructor are ignored.
@@ -166,43 +197,43 @@ class Scoring:
         return {task: self._scores(by_task[task], metrics, tolerant) for task, metrics in self.metrics.items()}
 
     def _scores(self, predictions: list[Prediction], metrics: list[str], tolerant: bool) -> TaskScores:
-        input_types = {name: metric(name).input_type for name in metrics}
-        needed = [input_type for input_type in self._builders if input_type in input_types.values()]
-        uses_judge = self.judge is not None and any(input_type in INPUTS_THAT_MAY_USE_JUDGE for input_type in needed)
+        needed = self._needed(metrics)
+        uses_judge = self.judge is not None and any(metric_input.uses_judge for metric_input in needed.values())
         before = self.judge.usage() if uses_judge else {}
-        inputs, failure = self._build_inputs(needed, predictions, tolerant)
+        inputs, failure = self._compute_inputs(needed, predictions, tolerant)
         unreachable = {"unreachable": str(failure)} if failure else {}
-        values = {
-            name: metric(name).compute(inputs[input_type]) if input_type in inputs else None
-            for name, input_type in input_types.items()
-        }
+        with self._named_in_errors():
+            input_names = {name: metric(name).metric_input for name in metrics}
+            values = {
+                name: metric_value(name, inputs[input_name]) if input_name in inputs else None
+                for name, input_name in input_names.items()
+            }
         judge = {"name": self.judge.name, **_usage_between(before, self.judge.usage()), **unreachable} if uses_judge else {}
         return TaskScores(predictions, values, inputs, judge)
 
-    def _build_inputs(
-        self, input_types: list[type], predictions: list[Prediction], tolerant: bool
-    ) -> tuple[dict[type, MetricInput], JudgeUnreachable | None]:
-        """Build the metric inputs; if the judge cannot be reached, return those built so far and the error."""
-        inputs: dict[type, MetricInput] = {}
+    def _compute_inputs(
+        self, needed: Mapping[str, type[MetricInput]], predictions: list[Prediction], tolerant: bool
+    ) -> tuple[dict[str, MetricInput], JudgeUnreachable | None]:
+        """Compute the metric inputs; if the judge cannot be reached, return those computed so far and the error."""
+        inputs: dict[str, MetricInput] = {}
         # Inputs that may need the judge come last, so that an unreachable judge costs no other metric.
-        for input_type in sorted(input_types, key=INPUTS_THAT_MAY_USE_JUDGE.__contains__):
+        for name, metric_input in sorted(needed.items(), key=lambda item: item[1].uses_judge):
             try:
-                inputs[input_type] = self._builders[input_type](predictions)
+                with self._named_in_errors():
+                    inputs[name] = compute_input(name, metric_input, predictions, self._resources_of(name))
             except (JudgeUnreachable, JavaFailed) as error:
                 if not tolerant:
                     raise
                 logging.getLogger("emollama").warning("%s", self._spelling.in_block(error))
                 if isinstance(error, JudgeUnreachable):
                     return inputs, error
-            except UserError as error:
-                raise UserError(self._spelling.in_block(error)) from None
         return inputs, None
 
     def _computable(self, task: str) -> list[str]:
         """Return the requested metrics that can be computed for a task."""
-        names = [name for name in self.cfg.metrics or METRICS.in_order() if self._missing(metric(name), task) is None]
-        order = list(self._builders)
-        return names if self.cfg.metrics else sorted(names, key=lambda name: order.index(metric(name).input_type))
+        names = [name for name in self.cfg.metrics or METRICS.in_order() if self._missing(name, task) is None]
+        order = METRIC_INPUTS.in_order()
+        return names if self.cfg.metrics else sorted(names, key=lambda name: order.index(metric(name).metric_input))
 
     def _require_computable(self) -> None:
         for name in self.cfg.metrics:
@@ -212,83 +243,14 @@ class Scoring:
 
     def why_not_computed(self, name: str) -> str:
         """Return the reason why a metric is not computed for any task of this block."""
-        if metric(name).input_type not in self._builders:
-            return f"no builder is registered for its metric input {metric(name).input_type.__name__}"
-        missing = {self._missing(metric(name), task) for task in self._tasks}
+        missing = {self._missing(name, task) for task in self.metrics}
         if None in missing:
             return f"it is not listed in {self._spelling.path('metrics')}"
         return f"it needs {' or '.join(sorted(map(str, missing)))}"
 
-    def _missing(self, requested: Metric, task: str) -> str | None:
+    def _missing(self, name: str, task: str) -> str | None:
         """Return what is missing to compute a metric for a task; None if nothing is."""
-        input_type = requested.input_type
-        if input_type not in self._builders:
-            return f"a builder of {input_type.__name__}"
-        if input_type is Losses and "loss" not in self._tasks[task]:
-            return "samples with a target answer, and prompt_layout: train"
-        if input_type is Labels and task != "emotion":
-            return "the task 'emotion'"
-        if input_type in CAPTION_METRIC_INPUTS and task != CAPTION:
-            return f"the task '{CAPTION}'"
-        if input_type in CAPTION_METRIC_INPUTS:
-            return self._captions.missing(input_type) if self._captions else "samples with reference captions"
-        if input_type in JUDGE_INPUTS and task not in DESCRIPTION_TASKS:
-            return "a task with descriptions (reason, reason_v2)"
-        if input_type in JUDGE_INPUTS and self.judge is None:
-            return f"a judge; set {self._spelling.component('judge', 'lexical')}, or another judge"
-        if (input_type is Labels or input_type in JUDGE_INPUTS) and "reference" not in self._tasks[task]:
-            return "samples with a reference: labels in the annotation file, or descriptions"
-        if input_type in (OpenSets, WheelSets) and self._openset is None:
-            return f"{self._spelling.name('openset_path')}, the true emotion words of the samples"
-        needs_wheels = input_type is WheelSets and self._wheels is None
-        return f"{self._spelling.name('wheel_folder')}, the emotion wheels" if needs_wheels else None
-
-    def _caption_numbers(self, input_type: type[CaptionNumbers], predictions: list[Prediction]) -> MetricInput:
-        assert self._captions is not None
-        return self._captions.build(input_type, predictions)
-
-    def _losses(self, predictions: list[Prediction]) -> Losses:
-        losses = [(prediction.name, prediction.loss) for prediction in predictions if prediction.loss is not None]
-        return Losses(tuple(name for name, _ in losses), tuple(loss for _, loss in losses))
-
-    def _labels(self, predictions: list[Prediction]) -> Labels:
-        annotated = [prediction for prediction in predictions if prediction.reference is not None]
-        extracted = [self._reader.read(prediction.text) for prediction in annotated]
-        try:
-            return Labels(
-                names=tuple(prediction.name for prediction in annotated),
-                references=tuple(str(prediction.reference_text) for prediction in annotated),
-                predicted=tuple(extraction.label for extraction in extracted),
-                mentioned=tuple(extraction.mentioned for extraction in extracted),
-                labels=self._reader.labels,
-            )
-        except UserError as error:
-            raise UserError(f"{self._spelling.name('labels')}: {error}") from None
-
-    def _clues(self, predictions: list[Prediction]) -> ClueOverlaps:
-        return judge_clues(self.judge, [prediction for prediction in predictions if prediction.reference is not None])
-
-    def _label_overlaps(self, predictions: list[Prediction]) -> LabelOverlaps:
-        return judge_labels(self.judge, [prediction for prediction in predictions if prediction.reference is not None])
-
-    def _open_sets(self, predictions: list[Prediction]) -> OpenSets:
-        return OpenSets.of(*self._word_sets(predictions), self._synonyms)
-
-    def _wheel_sets(self, predictions: list[Prediction]) -> WheelSets:
-        assert self._wheels is not None
-        return WheelSets.of(*self._word_sets(predictions), self._wheels)
-
-    def _word_sets(self, predictions: list[Prediction]) -> tuple[list[str], list[Sequence[str]], list[Sequence[str]]]:
-        """Return three lists (names, reference words, predicted words), without samples whose words could not be extracted."""
-        assert self._openset is not None
-        predicted_texts = {prediction.name: prediction.text for prediction in predictions if prediction.name in self._openset}
-        predicted = extract_words(predicted_texts, self.judge or JUDGES.built({"type": "lexical"}, "judge"))
-        failed = [name for name, words in predicted.items() if words is None]
-        if failed:
-            text = f"ov and ew leave out {listing(failed, 'sample')}, because the judge found no emotion words"
-            logging.getLogger("emollama").warning("%s", self._spelling.in_block(text))
-        names = [name for name, words in predicted.items() if words is not None]
-        return names, [self._openset[name] for name in names], [predicted[name] or () for name in names]
+        return input_type(name).missing(self._resources_of(metric(name).metric_input), task)
 
 
 def _usage_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,11 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emollama.errors import UserError
-from emollama.evaluation.emer import ClueOverlaps, LabelOverlaps
-from emollama.evaluation.metrics import MetricInput, metric
-from emollama.evaluation.openset import OpenSets
+from emollama.evaluation.metrics import MetricInput, metric, metric_value
 from emollama.evaluation.scoring import TaskScores
-from emollama.evaluation.wheels import WheelSets
 
 PERCENTILES = (2.5, 97.5)  # ends of a 95% interval
 MIN_RESAMPLES = 100  # for percentiles of this precision
@@ -104,11 +101,10 @@ def compare(scores: Mapping[str, TaskScores], resampling: Resampling) -> PairedC
     """
     first, *others = scores
     comparison = PairedComparison({label: {} for label in scores}, {label: {} for label in others})
-    for input_type in dict.fromkeys(metric(name).input_type for name in scores[first].metrics):
-        names = [name for name in scores[first].metrics if metric(name).input_type is input_type]
+    for input_name in dict.fromkeys(metric(name).metric_input for name in scores[first].metrics):
+        names = scores[first].metrics_of(input_name)
         sets = {
-            label: _Resampled(with_scores(task_scores.inputs[input_type]), names, resampling)
-            for label, task_scores in scores.items()
+            label: _Resampled(task_scores.inputs[input_name].scored(), names, resampling) for label, task_scores in scores.items()
         }
         for label, resampled in sets.items():
             comparison.estimates[label] |= {name: resampled.estimate(name) for name in names}
@@ -117,26 +113,13 @@ def compare(scores: Mapping[str, TaskScores], resampling: Resampling) -> PairedC
     return comparison
 
 
-def with_scores(metric_input: Any) -> Any:
-    """Restrict a metric input to samples that have a score: the judge did not fail, and the reference has words."""
-    if isinstance(metric_input, ClueOverlaps | LabelOverlaps):
-        has_score = [verdict.score is not None for verdict in metric_input.verdicts]
-    elif isinstance(metric_input, OpenSets):
-        has_score = [bool(words) for words in metric_input.references]
-    elif isinstance(metric_input, WheelSets):
-        has_score = [any(wheels) for wheels in metric_input.references]
-    else:
-        return metric_input
-    return metric_input.take([index for index, scored in enumerate(has_score) if scored])
-
-
 class _Resampled:
     """Metrics of one metric input over resamples of its samples; each set of samples is computed once."""
 
     def __init__(self, metric_input: MetricInput, metrics: Sequence[str], resampling: Resampling) -> None:
         self._indices = {name: index for index, name in enumerate(metric_input.names)}
         self._input = metric_input
-        self._metrics = {name: metric(name) for name in metrics}
+        self._metrics = metrics
         self._resampling = resampling
         self._computed: dict[tuple[str, ...], tuple[dict[str, float | None], dict[str, Values]]] = {}
 
@@ -149,7 +132,7 @@ class _Resampled:
         """Return the value of each metric over these samples, and its values over resamples of them."""
         if names not in self._computed:
             subset = self._input.take([self._indices[name] for name in names])
-            whole = {name: metric.compute(subset) for name, metric in self._metrics.items()}
+            whole = {name: metric_value(name, subset) for name in self._metrics}
             resamples = self._resampling.indices(len(names)).tolist() if names else []
             rows = [self._values(subset.take(indices)) for indices in resamples]
             columns = np.array(rows, dtype=np.float64).reshape(len(rows), len(self._metrics)).T
@@ -157,7 +140,7 @@ class _Resampled:
         return self._computed[names]
 
     def _values(self, resample: MetricInput) -> list[float]:
-        values = [metric.compute(resample) for metric in self._metrics.values()]
+        values = [metric_value(name, resample) for name in self._metrics]
         return [np.nan if value is None else value for value in values]
 
     def estimate(self, name: str) -> Estimate:

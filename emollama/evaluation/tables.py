@@ -10,11 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 from typing import Any
 
-from emollama.evaluation.emer import ClueOverlaps, LabelOverlaps
-from emollama.evaluation.metrics import metric
-from emollama.evaluation.openset import OpenSets
+from emollama.evaluation.metrics import input_type, metric
 from emollama.evaluation.published import CAUTION, EMER
-from emollama.evaluation.wheels import WheelSets
 from emollama.listing import abbreviated
 from emollama.logs.console import aligned
 
@@ -28,7 +25,6 @@ LISTS = {
     "empty": "empty predictions",
     "unreadable": "broken lists of words, treated as descriptions (in .npz: split at quotes and commas)",
 }
-INPUTS_BY_CONTENT = {"descriptions": (ClueOverlaps, LabelOverlaps), "emotion words": (OpenSets, WheelSets)}
 
 
 def short_names(paths: Sequence[str]) -> dict[str, str]:
@@ -161,8 +157,8 @@ def _without_value(record: Mapping[str, Any], metrics: Sequence[str]) -> Iterato
 
 def _description(record: Mapping[str, Any]) -> str:
     """Return a name for predictions without a task, based on their metrics."""
-    input_types = {metric(name).input_type for name in record["estimates"]}
-    return " and ".join(content for content, types in INPUTS_BY_CONTENT.items() if input_types & {*types}) or "descriptions"
+    contents = [input_type(name).content for name in record["estimates"]]
+    return " and ".join(sorted({*filter(None, contents)})) or "descriptions"
 
 
 def _title(name: str) -> str:

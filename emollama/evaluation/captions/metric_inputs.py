@@ -17,61 +17,66 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from emollama.evaluation.captions.java import JavaFailed, folder_of, run_java
-from emollama.evaluation.captions.tokenizers import Tokenizer
-from emollama.evaluation.predictions import Prediction
+from emollama.evaluation.captions.java import JavaFailed, folder_of, lacks_java, lacks_spice, run_java
+from emollama.evaluation.captions.reader import Captions
+from emollama.evaluation.metrics import MetricInput
+from emollama.evaluation.predictions import CAPTION, Prediction
+from emollama.evaluation.resources import ScoringResources
 
 Numbers = NDArray[np.float64]
 LONGEST = 4  # words of the longest n-grams
 METEOR_STATISTICS = 23  # numbers that METEOR prints per sample
 
 
-@dataclass(frozen=True)
-class Captions:
-    """Tokenized captions, one entry per sample: words joined with single spaces. Each sample has at least one reference."""
-
-    names: tuple[str, ...]
-    predicted: list[str]
-    references: list[list[str]]
-    tokenizer: str
-
-    @classmethod
-    def of(cls, predictions: Sequence[Prediction], tokenizer: Tokenizer) -> Self:
-        """Tokenize the answers that have references, and their references.
-
-        Raises:
-            JavaFailed: If the tokenizer failed.
-        """
-        captioned = [prediction for prediction in predictions if prediction.captions]
-        texts = [text for prediction in captioned for text in (prediction.text, *prediction.captions)]
-        tokenized = iter(tokenizer.words(texts))
-        samples = [[next(tokenized) for _ in range(1 + len(prediction.captions))] for prediction in captioned]
-        names = tuple(prediction.name for prediction in captioned)
-        return cls(names, [sample[0] for sample in samples], [sample[1:] for sample in samples], tokenizer.name)
-
-
 @dataclass(frozen=True, eq=False)
-class CaptionNumbers:
+class CaptionNumbers(MetricInput):
     """Base class of the metric inputs of captions.
 
     Attributes:
-        names: names of the samples.
         values: (samples, columns); the subclass defines the columns.
         tokenizer: name of the tokenizer that split the captions.
     """
 
-    names: tuple[str, ...]
     values: Numbers
     tokenizer: str
+
+    @classmethod
+    def missing(cls, resources: ScoringResources, task: str) -> str | None:
+        """Return what is missing: the task ``caption``, or reference captions."""
+        if task != CAPTION:
+            return f"the task '{CAPTION}'"
+        return None if resources.caption_reader else "samples with reference captions"
+
+    @classmethod
+    def warning(cls, resources: ScoringResources) -> str | None:
+        """Return how the scores differ if Java is not installed."""
+        return resources.caption_reader.warning() if resources.caption_reader else None
 
     @classmethod
     def of(cls, captions: Captions) -> Self:
         """Compute the numbers of tokenized captions."""
         raise NotImplementedError
 
+    @classmethod
+    def compute(cls, predictions: Sequence[Prediction], resources: ScoringResources) -> Self:
+        """Compute the numbers of the predictions that have references.
+
+        Raises:
+            JavaFailed: If a Java program failed.
+        """
+        assert resources.caption_reader is not None
+        return cls.of(resources.caption_reader.read(predictions))
+
     def take(self, indices: Sequence[int]) -> Self:
         """Return the numbers of the samples at these indices."""
         return type(self)(tuple(self.names[i] for i in indices), self.values[np.asarray(indices, np.int64)], self.tokenizer)
+
+    def details(self, predictions: Sequence[Prediction], metrics: Sequence[str]) -> dict[str, Any]:
+        """Return the tokenizer, the samples without a reference, and the metrics of each sample."""
+        scored = {*self.names}
+        without_reference = [prediction.name for prediction in predictions if prediction.name not in scored]
+        captions = {"tokenizer": self.tokenizer, "without_reference": without_reference}
+        return {"captions": captions, "clip_scores": self.sample_rows(metrics)}
 
 
 class NGrams(CaptionNumbers):
@@ -91,6 +96,10 @@ class NGrams(CaptionNumbers):
             statistics = cook_test(predicted, cook_refs(references, n=LONGEST), eff="closest", n=LONGEST)
             rows.append([*statistics["correct"], *statistics["guess"], statistics["testlen"], statistics["reflen"]])
         return cls(captions.names, _table(rows, 2 * LONGEST + 2), captions.tokenizer)
+
+    def details(self, predictions: Sequence[Prediction], metrics: Sequence[str]) -> dict[str, Any]:
+        """Return the details without BLEU of each sample, which says little about a single sentence."""
+        return super().details(predictions, ())
 
 
 class Subsequences(CaptionNumbers):
@@ -131,6 +140,11 @@ class Alignments(CaptionNumbers):
     """
 
     @classmethod
+    def missing(cls, resources: ScoringResources, task: str) -> str | None:
+        """Return what is missing: what all captions need, or Java."""
+        return super().missing(resources, task) or lacks_java()
+
+    @classmethod
     def of(cls, captions: Captions) -> Self:
         """Align each answer with the reference that METEOR selects, the one with the best score.
 
@@ -160,6 +174,11 @@ class Propositions(CaptionNumbers):
     """One column: SPICE, the F of the objects, attributes and relations in answer and references; 0 if undefined."""
 
     @classmethod
+    def missing(cls, resources: ScoringResources, task: str) -> str | None:
+        """Return what is missing: what all captions need, Java, or SPICE's models."""
+        return super().missing(resources, task) or lacks_spice()
+
+    @classmethod
     def of(cls, captions: Captions) -> Self:
         """Parse captions with Stanford's CoreNLP 3.6.0, whose files are in pycocoevalcap's folder spice/lib.
 
@@ -178,9 +197,6 @@ class Propositions(CaptionNumbers):
                 run_java("SPICE", arguments, folder_of("spice"))
             results = json.loads(output_file.read_text(encoding="utf-8")) if entries else []
         return cls(captions.names, _table(spice_scores(results, len(entries)), 1), captions.tokenizer)
-
-
-CAPTION_METRIC_INPUTS = (NGrams, Subsequences, Consensus, Alignments, Propositions)
 
 
 def spice_scores(results: Sequence[Any], samples: int) -> list[list[float]]:

@@ -11,15 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from emollama.evaluation.captions.metric_inputs import (
-    LONGEST,
-    Alignments,
-    CaptionNumbers,
-    Consensus,
-    NGrams,
-    Propositions,
-    Subsequences,
-)
+from emollama.evaluation.captions.metric_inputs import LONGEST, Alignments, CaptionNumbers, NGrams
 from emollama.evaluation.metrics import Metric
 
 TINY, SMALL = 1e-15, 1e-9  # constants with which pycocoevalcap avoids divisions by 0 in BLEU
@@ -62,8 +54,8 @@ def _meteor(alignments: Alignments) -> float | None:
     return float(mean * (1 - GAMMA * (2 * chunks / totals[21:].sum()) ** BETA))
 
 
-BLEU_1, BLEU_2, BLEU_3, BLEU_4 = (Metric(f"BLEU-{length}", NGrams, _bleu(length)) for length in range(1, LONGEST + 1))
-ROUGE_L = Metric("ROUGE-L", Subsequences, _mean)
-CIDER_D = Metric("CIDEr-D", Consensus, _mean, max_value=None)
-METEOR = Metric("METEOR", Alignments, _meteor)
-SPICE = Metric("SPICE", Propositions, _mean)
+BLEU_1, BLEU_2, BLEU_3, BLEU_4 = (Metric(f"BLEU-{length}", "ngrams", _bleu(length)) for length in range(1, LONGEST + 1))
+ROUGE_L = Metric("ROUGE-L", "subsequences", _mean)
+CIDER_D = Metric("CIDEr-D", "consensus", _mean, max_value=None)
+METEOR = Metric("METEOR", "alignments", _meteor)
+SPICE = Metric("SPICE", "propositions", _mean)

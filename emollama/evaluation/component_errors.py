@@ -1,0 +1,48 @@
+"""Errors of metrics and metric inputs, which may be a user's code."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from emollama.errors import UserError
+
+
+class MetricFailed(UserError):
+    """A metric or a metric input raised an exception or returned something unusable."""
+
+
+@contextmanager
+def reported(what: str, component: Any) -> Iterator[None]:
+    """Report any exception of a component, except a :class:`UserError`, with the file and line of the component's code.
+
+    Args:
+        what: the component in the message, such as "metric 'war'".
+        component: its class or function.
+
+    Raises:
+        MetricFailed: If the component raised an exception, which is the cause of this one.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        logging.getLogger("emollama").debug("%s", what, exc_info=True)
+        file = source_file(component)
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        place = f"{file}, line {lines[-1]}" if lines else file
+        problem = f"{type(error).__name__}: {error}".removesuffix(": ")
+        raise MetricFailed(f"{what} ({place}) failed with {problem.rstrip('.')}. Correct its code.") from error
+
+
+def source_file(component: Any) -> str:
+    """Return the file of a class or function, or its module if the file is unknown."""
+    try:
+        return inspect.getsourcefile(inspect.unwrap(component)) or ""
+    except TypeError:
+        return str(getattr(component, "__module__", type(component).__module__))
