@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from emollama.data.dataset import SampleDataset
     from emollama.encoders.encoder import Encoder
     from emollama.evaluation.judges.judge import Judge
-    from emollama.evaluation.metrics import Metric
+    from emollama.evaluation.metrics import Metric, MetricInput
     from emollama.extraction.extractor import Extractor
     from emollama.lr_schedules import LRSchedule
     from emollama.runners.runner import Runner
@@ -111,7 +111,7 @@ _METRIC_INPUTS = {
     "losses": "losses:Losses",
     "answers": "answer_texts:AnswerTexts",
 }
-METRIC_INPUTS: Registry[Any] = Registry(
+METRIC_INPUTS: Registry[type[MetricInput]] = Registry(
     "metric input", {name: f"emollama.evaluation.{location}" for name, location in _METRIC_INPUTS.items()}
 )
 _JUDGES = {"lexical": "lexical:LexicalJudge", "openai": "openai:OpenAIJudge"}

@@ -134,8 +134,7 @@ def metric(name: str) -> Metric:
     Raises:
         UserError: If no metric has this name.
     """
-    registered: Metric = METRICS.get(name, "metric")
-    return registered
+    return METRICS.get(name, "metric")
 
 
 def input_type(name: str) -> type[MetricInput]:
@@ -149,7 +148,7 @@ def input_type(name: str) -> type[MetricInput]:
     """
     input_name = metric(name).metric_input
     try:
-        registered: Any = METRIC_INPUTS.get(input_name, f"metric '{name}'")
+        registered = METRIC_INPUTS.get(input_name, f"metric '{name}'")
     except UserError as error:
         remedy = f"Register its class with @METRIC_INPUTS.register('{input_name}'), in a module that is imported."
         raise UserError(f"{error}. {remedy}") from None

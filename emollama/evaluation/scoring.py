@@ -15,7 +15,7 @@ from emollama.errors import UserError, require_at_least
 from emollama.evaluation.captions.java import JavaFailed
 from emollama.evaluation.captions.reader import CaptionReader
 from emollama.evaluation.captions.tokenizers import CaptionTokenizer
-from emollama.evaluation.judges.judge import JudgeUnreachable
+from emollama.evaluation.judges.judge import Judge, JudgeUnreachable
 from emollama.evaluation.labels import AnswerRule, LabelReader, SeveralHits
 from emollama.evaluation.metrics import MetricInput, compute_input, input_config, input_type, metric, metric_value
 from emollama.evaluation.openset import read_openset, read_synonyms
@@ -124,7 +124,7 @@ class Scoring:
         self.cfg = cfg
         self.key = key
         self._spelling = KeySpelling(key, options or {})
-        self.judge: Any = JUDGES.built(cfg.judge, self._spelling.path("judge")) if cfg.judge else None
+        self.judge: Judge | None = JUDGES.built(cfg.judge, self._spelling.path("judge")) if cfg.judge else None
         self._resources = self._read(tasks, labels, aliases)
         with self._named_in_errors():
             self.metrics = {task: self._computable(task) for task in tasks}
@@ -198,8 +198,8 @@ class Scoring:
 
     def _scores(self, predictions: list[Prediction], metrics: list[str], tolerant: bool) -> TaskScores:
         needed = self._needed(metrics)
-        uses_judge = self.judge is not None and any(metric_input.uses_judge for metric_input in needed.values())
-        before = self.judge.usage() if uses_judge else {}
+        judge = self.judge if any(metric_input.uses_judge for metric_input in needed.values()) else None
+        before = judge.usage() if judge else {}
         inputs, failure = self._compute_inputs(needed, predictions, tolerant)
         unreachable = {"unreachable": str(failure)} if failure else {}
         with self._named_in_errors():
@@ -208,8 +208,8 @@ class Scoring:
                 name: metric_value(name, inputs[input_name]) if input_name in inputs else None
                 for name, input_name in input_names.items()
             }
-        judge = {"name": self.judge.name, **_usage_between(before, self.judge.usage()), **unreachable} if uses_judge else {}
-        return TaskScores(predictions, values, inputs, judge)
+        usage = {"name": judge.name, **_usage_between(before, judge.usage()), **unreachable} if judge else {}
+        return TaskScores(predictions, values, inputs, usage)
 
     def _compute_inputs(
         self, needed: Mapping[str, type[MetricInput]], predictions: list[Prediction], tolerant: bool
