@@ -24,7 +24,6 @@ from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.prompts.prompt_style import LossAverage
 from emollama.data.slots import SlotShape
 from emollama.evaluation.scoring import Scoring
-from emollama.media.frame_selection import FrameSelection
 from emollama.stores.manifest import Manifest
 
 
@@ -118,8 +117,12 @@ class Model(Protocol):
         ...
 
     @staticmethod
-    def frame_manifest(cfg: Any, choice: FrameSelection) -> Manifest:
+    def frame_manifest(cfg: Any, choice: Any) -> Manifest:
         """Return the manifest of the features that the model computes from frames.
+
+        Args:
+            cfg: the ``model`` block.
+            choice: which frame of a video the dataset reads (its key ``frame_selection``).
 
         Raises:
             UserError: If weights do not exist, or are not those of the configured encoder.

@@ -54,7 +54,7 @@ IMPORTS = {
     "data": "config.packaged data.batch errors listing logs.console paths stores suggestions",
     "evaluation": "data errors listing logs.console paths registry suggestions",
     "media": "data errors paths",
-    "components": "data data.batch evaluation media stores",
+    "components": "data data.batch evaluation stores",
     "planning": "config data data.batch logs.console precision",
     "datasets": "config data data.batch errors listing media paths stores suggestions",
     "encoders": "config data dtypes errors listing media paths",

@@ -16,7 +16,7 @@ from emollama.errors import UserError
 from emollama.evaluation.metrics import Metric
 from emollama.registry import METRICS
 from emollama.reporting.report import write_report
-from emollama.runners.runner_base import no_report
+from emollama.runners.runner import no_report
 
 TRAINING = {"max_epoch": 3, "iters_per_epoch": 2, "init_lr": 1e-3, "min_lr": 1e-3, "log_freq": 1}
 EVALUATED = {"evaluate": True, "metric": "answers.emotion.loss"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -12,6 +12,13 @@ from emollama.distributed.process_group import World
 from emollama.runners.evaluation import EvaluationSet
 from emollama.runners.preparation import ErrorCollector, Preparation
 from emollama.runners.provenance import ProvenanceFields
+
+# Writes the report of the run in a folder, and returns its path; None if there is no report.
+WriteReport = Callable[[Path], Path | None]
+
+
+def no_report(folder: Path) -> None:
+    """Write no report."""
 
 
 class Runner(Protocol):
@@ -60,10 +67,24 @@ class Runner(Protocol):
         """
         ...
 
-    def train(self) -> Path:
-        """Run the remaining steps of the training. Returns the run's folder."""
+    def train(self, write_report: WriteReport = no_report) -> Path:
+        """Run the remaining steps of the training.
+
+        Args:
+            write_report: writes the report, on rank 0 after every evaluation and at the end.
+
+        Returns:
+            The run's folder.
+        """
         ...
 
-    def evaluate(self) -> list[Path]:
-        """Evaluate every block under ``evaluation_datasets``. Returns the files written."""
+    def evaluate(self, write_report: WriteReport = no_report) -> list[Path]:
+        """Evaluate every block under ``evaluation_datasets``.
+
+        Args:
+            write_report: writes the report, on rank 0 after the evaluation.
+
+        Returns:
+            The files written.
+        """
         ...

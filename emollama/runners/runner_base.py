@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -30,14 +30,8 @@ from emollama.runners.evaluation import Evaluation
 from emollama.runners.prediction_runner import PredictionRunner
 from emollama.runners.preparation import ErrorCollector, Preparation
 from emollama.runners.run_config import RunnerConfig
+from emollama.runners.runner import WriteReport, no_report
 from emollama.runners.validation import Validation
-
-# Writes the report of the run in a folder, and returns its path; None if there is no report.
-WriteReport = Callable[[Path], Path | None]
-
-
-def no_report(folder: Path) -> None:
-    """Write no report."""
 
 
 class RunnerBase:
