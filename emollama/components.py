@@ -76,11 +76,11 @@ class DecodingState:
 class LanguageModel(Protocol):
     """A causal language model of transformers, with or without the adapters of peft."""
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Embedding:
         """Return the embedding table."""
         ...
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> nn.Linear:
         """Return the output layer."""
         ...
 

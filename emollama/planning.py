@@ -10,10 +10,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from emollama.components import Model
 from emollama.config import RunConfig
 from emollama.data.batch import Record
 from emollama.data.slots import PIXELS
@@ -83,7 +83,7 @@ def plan(config: RunConfig) -> Plan:
     return Plan(parameters, memory, tokens, notes)
 
 
-def parameter_groups(model: Any, *, only_trained: bool = False) -> dict[str, int]:
+def parameter_groups(model: Model, *, only_trained: bool = False) -> dict[str, int]:
     """Return the number of parameters of each group that has any.
 
     Args:
@@ -109,13 +109,13 @@ def parameter_groups(model: Any, *, only_trained: bool = False) -> dict[str, int
     return {name: count for name, count in counts.items() if count}
 
 
-def _trained_names(model: Any) -> list[str]:
+def _trained_names(model: Model) -> list[str]:
     """Return the names of trained tensors in a checkpoint, with * in place of layer numbers."""
     trained = [model.stored_name(name) for name, parameter in model.named_parameters() if parameter.requires_grad]
     return list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in trained))
 
 
-def _tokens(config: RunConfig, model: Any) -> tuple[dict[str, int], list[str]]:
+def _tokens(config: RunConfig, model: Model) -> tuple[dict[str, int], list[str]]:
     shapes = {slot: shape for slot, shape in model.slot_shapes(config.model).items() if slot != PIXELS}
     folder = Path(config.model.llama_model)
     exact = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
@@ -136,7 +136,7 @@ def _tokens(config: RunConfig, model: Any) -> tuple[dict[str, int], list[str]]:
     ]
 
 
-def _frozen_bytes(config: RunConfig, model: Any, frozen: int, size: int) -> float:
+def _frozen_bytes(config: RunConfig, model: Model, frozen: int, size: int) -> float:
     """Return the bytes of the language model's frozen parameters; ``size`` is that of a parameter that is not quantized."""
     if not (config.model.low_resource or config.model.load_in_4bit):
         return frozen * size
@@ -147,7 +147,7 @@ def _frozen_bytes(config: RunConfig, model: Any, frozen: int, size: int) -> floa
     return (frozen - whole) * (1 if config.model.low_resource else BYTES_OF_4_BITS) + 4 * whole
 
 
-def _memory(config: RunConfig, model: Any, tokens: int, batch: int) -> dict[str, float]:
+def _memory(config: RunConfig, model: Model, tokens: int, batch: int) -> dict[str, float]:
     size = 2 if config.run.amp else 4
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     encoder = [parameter for name, parameter in model.named_parameters() if VIT in name or QFORMER in name]

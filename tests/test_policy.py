@@ -55,7 +55,7 @@ IMPORTS = {
     "evaluation": "data errors listing logs.console paths registry suggestions",
     "media": "data errors paths",
     "components": "data data.batch evaluation stores",
-    "planning": "config data data.batch logs.console precision",
+    "planning": "components config data data.batch logs.console precision",
     "datasets": "config data data.batch errors listing media paths stores suggestions",
     "encoders": "config data dtypes errors listing media paths",
     "importers": "data errors listing logs.console media paths suggestions",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from emollama.checks import forecast
 from emollama.config import RunConfig
+from emollama.data.dataset import SampleDataset
 from emollama.distributed import process_group
 from emollama.errors import UserError
 from emollama.listing import abbreviated
@@ -66,7 +66,7 @@ def _run(preparation: Preparation) -> Iterator[tuple[str, str]]:
 
 
 def _samples(preparation: Preparation) -> Iterator[tuple[str, str]]:
-    datasets: Mapping[str, Any] = {f"datasets.{label}": dataset for label, dataset in preparation.datasets.items()} | {
+    datasets: Mapping[str, SampleDataset] = {f"datasets.{label}": dataset for label, dataset in preparation.datasets.items()} | {
         f"evaluation: {label}": block.dataset for label, block in preparation.blocks.items()
     }
     for name, dataset in datasets.items():

@@ -6,12 +6,12 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from emollama.checks.findings import Finding, TrainingForecast
 from emollama.config import RunConfig
+from emollama.data.dataset import SampleDataset
 from emollama.data.validation_cache import ValidationCache
 from emollama.errors import UserError
 from emollama.optim import trainable
@@ -20,7 +20,7 @@ CHECKPOINT_BYTES_PER_PARAMETER = 12  # the float32 value and the two moments of 
 GIB = 2**30
 
 
-def training_forecast(config: RunConfig, datasets: Mapping[str, Any], batch_size: int) -> TrainingForecast:
+def training_forecast(config: RunConfig, datasets: Mapping[str, SampleDataset], batch_size: int) -> TrainingForecast:
     """Return the forecast of a training run with one process.
 
     Args:

@@ -6,12 +6,12 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from emollama.checks.findings import Finding, LengthSummary
 from emollama.config import RunConfig
+from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.prompts.prompt_style import PromptLayout
 from emollama.data.validation_cache import ValidationCache
 from emollama.errors import UserError
@@ -42,7 +42,7 @@ class TokenLengths:
         )
 
     @cached_property
-    def _prompt(self) -> Any | None:
+    def _prompt(self) -> PromptFormat | None:
         """The prompt format; None if the language model cannot be read."""
         try:
             return self._class.prompt_format(self._model)
@@ -68,7 +68,7 @@ class TokenLengths:
         """Write the cache."""
         self._cache.save()
 
-    def _measure(self, name: str, texts: Sequence[str], get_measure: Callable[[Any], Measure]) -> list[int]:
+    def _measure(self, name: str, texts: Sequence[str], get_measure: Callable[[PromptFormat], Measure]) -> list[int]:
         """Return the lengths of texts from the cache or the tokenizer; ``get_measure`` returns a function of a prompt format."""
         digest = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogateescape")).hexdigest()
         stamp = (len(texts), int(digest[:15], 16))
@@ -112,7 +112,7 @@ def _estimate(texts: Sequence[str]) -> list[int]:
     return [len(text) // CHARACTERS_PER_TOKEN + 1 for text in texts]
 
 
-def _prompt_measure(layout: PromptLayout) -> Callable[[Any], Measure]:
+def _prompt_measure(layout: PromptLayout) -> Callable[[PromptFormat], Measure]:
     return lambda prompt: lambda user_texts: list(prompt.prompt_lengths(user_texts, layout))
 
 

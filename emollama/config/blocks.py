@@ -79,7 +79,7 @@ def chosen_blocks(layers: list[Layer], needs_model: bool) -> Iterator[ConfigBloc
     yield _block("run", (RUNNERS, runner, "run.runner"), {"runner": runner, "task": task})
 
 
-def _block(path: str, chosen: tuple[Registry[Any], str, str], selectors: dict[str, str | None]) -> ConfigBlock:
+def _block(path: str, chosen: tuple[Registry[object], str, str], selectors: dict[str, str | None]) -> ConfigBlock:
     """Return a component's block; ``chosen`` is its registry, its name there and the key that selected it."""
     registry, name, key = chosen
     return ConfigBlock(path, path.partition(".")[0], name, [registry.config(name, key)], selectors)

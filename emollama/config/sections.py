@@ -27,7 +27,7 @@ class ConfigSection:
     title: str
     config: Any
     choice: str
-    registry: Registry[Any]
+    registry: Registry[object]
     inner: str = ""
 
 
@@ -54,7 +54,7 @@ def sections() -> list[ConfigSection]:
     ]
 
 
-def _of_blocks(block: str, selector: str, registry: Registry[Any], prefix: str = "") -> Iterator[ConfigSection]:
+def _of_blocks(block: str, selector: str, registry: Registry[object], prefix: str = "") -> Iterator[ConfigSection]:
     """Yield a section for each component of a registry; ``prefix`` precedes the component in the title."""
     for name in registry.names():
         choice = f"{selector}: {name}"

@@ -85,8 +85,8 @@ def _sizes(cfg: MaeConfig, key: str) -> tuple[int, int]:
 
 
 def _load_file(cfg: MaeConfig, key: str, device: torch.device) -> Tokens:
-    model: Any = build_mae(cfg.weights, f"{key}.weights").to(device)
-    return lambda images: model.forward_features(images)
+    vit: Any = build_mae(cfg.weights, f"{key}.weights").to(device)
+    return lambda images: vit.forward_features(images)
 
 
 def _load_folder(cfg: MaeConfig, key: str, device: torch.device) -> Tokens:

@@ -39,6 +39,8 @@ from emollama.reporting.checkpoint_table import (
 )
 from emollama.reporting.report import write_report_if_possible
 from emollama.runners import provenance
+from emollama.runners.evaluation import EvaluationSet
+from emollama.runners.runner import Runner
 
 
 class CheckpointEvaluation:
@@ -53,7 +55,7 @@ class CheckpointEvaluation:
 
     def __init__(
         self,
-        load_config: Callable[[list[str]], Any],
+        load_config: Callable[[list[str]], RunConfig],
         start_and_rows: tuple[Start, list[CheckpointRow]],
         folder: Path,
         output: Path,
@@ -63,8 +65,8 @@ class CheckpointEvaluation:
         self._config: RunConfig = load_config(["model.ckpt=null", "model.ckpt_allow_missing=['*']"])
         self._world: World = process_group.start(self._config.run.device)
         set_up(self._world.is_main)
-        self._runner: Any = None
-        self._blocks: dict[str, Any] = {}
+        self._current_runner: Runner | None = None
+        self._blocks: dict[str, EvaluationSet] = {}
 
     def run(self, *, again: bool) -> str:
         """Evaluate the rows that have no valid record, or all rows with ``again``. Returns the table on rank 0, "" elsewhere.
@@ -168,10 +170,15 @@ class CheckpointEvaluation:
             get_logger().info("evaluating again because %s: %s", reason, ", ".join(labels))
         return pending
 
+    @property
+    def _runner(self) -> Runner:
+        assert self._current_runner is not None, "no row is prepared"
+        return self._current_runner
+
     def _prepare(self, row: CheckpointRow) -> None:
         """Load the row's tensors into the runner. Build a new runner if the tensors do not replace all trained ones."""
         config = self._load_config(self._values(row))
-        reusable = self._runner is not None and len(row.files) == 1
+        reusable = self._current_runner is not None and len(row.files) == 1
         tensors = self._world.rank_zero_first(lambda: checkpoint.read(row.files[0], row.label))["model"] if reusable else {}
         if tensors and self._has_all_trained(tensors):
             for member in self._runner.members:
@@ -179,11 +186,11 @@ class CheckpointEvaluation:
             self._runner.config, self._runner.folder = config, self._output / row.label
             return
         # The next model needs the memory of this one.
-        self._runner = None
+        self._current_runner = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self._runner = config.runner_class(config, training=False)
+        self._current_runner = config.runner_class(config, training=False)
         self._blocks = self._runner.blocks
 
     def _values(self, row: CheckpointRow) -> list[str]:

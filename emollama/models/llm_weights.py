@@ -90,11 +90,11 @@ def build(options: LLMOptions, config: Any, *, dtype: torch.dtype, device: torch
     return _with_options(model, options)
 
 
-def _with_options(model: Any, options: LLMOptions) -> Any:
+def _with_options(llm: Any, options: LLMOptions) -> Any:
     """Set which weights are trained, add adapters, and enable activation checkpointing."""
-    model.requires_grad_(options.train == "full")
+    llm.requires_grad_(options.train == "full")
     if options.train == "lora":
-        _check_targets(model, options.lora_targets)
+        _check_targets(llm, options.lora_targets)
         # Imported here because a model without adapters does not need peft.
         from peft import LoraConfig, get_peft_model
 
@@ -107,22 +107,22 @@ def _with_options(model: Any, options: LLMOptions) -> Any:
             task_type="CAUSAL_LM",
         )
         try:
-            model = get_peft_model(model, lora)
+            llm = get_peft_model(llm, lora)
         except ValueError as error:
             raise UserError(f"model.lora_target_modules: {error}") from None
     if options.checkpointing:
         # The method was renamed in transformers 5.23, where the old name still works with a warning.
         name = "activation_checkpointing_enable"
-        enable = getattr(model, name, None) or model.gradient_checkpointing_enable
+        enable = getattr(llm, name, None) or llm.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    model.config.use_cache = False
-    return model
+    llm.config.use_cache = False
+    return llm
 
 
-def _check_targets(model: Any, targets: list[str]) -> None:
-    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+def _check_targets(llm: torch.nn.Module, targets: list[str]) -> None:
+    names = {name.rpartition(".")[2] for name, module in llm.named_modules() if isinstance(module, torch.nn.Linear)}
     for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name, _ in model.named_modules()):
+        if not any(name == target or name.endswith(f".{target}") for name, _ in llm.named_modules()):
             hint = did_you_mean(target, names)
             raise UserError(
                 f"model.lora_target_modules: the language model has no layer '{target}'.{hint} Linear layers:"

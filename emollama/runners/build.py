@@ -12,13 +12,17 @@ from torch import Tensor
 
 from emollama import checkpoint
 from emollama.checkpoint_files import require_checkpoint_file, require_language_model
+from emollama.components import Model
 from emollama.config import RunConfig
+from emollama.data.dataset import DatasetConfig, SampleDataset
 from emollama.distributed.process_group import World
 from emollama.errors import UserError
 from emollama.listing import LINES, abbreviated
 from emollama.logs.logger import get_logger
 from emollama.precision import Precision
 from emollama.runners import provenance
+
+DatasetBlock = tuple[type[SampleDataset], DatasetConfig]  # the dataset class of a block, and its Config
 
 # Keys of a model that a tensor-shape check cannot detect -> the effect of a different value.
 NON_SHAPE_KEYS = {
@@ -29,7 +33,7 @@ NON_SHAPE_KEYS = {
 }
 
 
-def training_blocks(config: RunConfig) -> dict[str, tuple[Any, Any]]:
+def training_blocks(config: RunConfig) -> dict[str, DatasetBlock]:
     """Return path -> (class, Config) for each block under ``datasets``."""
     return {
         f"datasets.{block_name}": (config.dataset_class(f"datasets.{block_name}"), cfg)
@@ -37,7 +41,9 @@ def training_blocks(config: RunConfig) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def build_datasets(config: RunConfig, blocks: Mapping[str, tuple[Any, Any]], *, training: bool, check: bool) -> dict[str, Any]:
+def build_datasets(
+    config: RunConfig, blocks: Mapping[str, DatasetBlock], *, training: bool, check: bool
+) -> dict[str, SampleDataset]:
     """Build the dataset of each block.
 
     Args:
@@ -60,7 +66,7 @@ def build_datasets(config: RunConfig, blocks: Mapping[str, tuple[Any, Any]], *, 
             remedy += ", or set held_out in a block of 'datasets'"
         raise UserError(f"'{group}' has no block{reason}. {remedy}.{_command_for_other_blocks(config, training)}")
     shapes = config.model_class.slot_shapes(config.model)
-    datasets: dict[str, Any] = {}
+    datasets: dict[str, SampleDataset] = {}
     errors = []
     for path, (cls, cfg) in blocks.items():
         try:
@@ -87,7 +93,7 @@ def _command_for_other_blocks(config: RunConfig, training: bool) -> str:
     return ""
 
 
-def batch_size(datasets: dict[str, Any]) -> int:
+def batch_size(datasets: dict[str, SampleDataset]) -> int:
     """Return the micro-batch size, which must be the same for all datasets of a run.
 
     Raises:
@@ -101,7 +107,7 @@ def batch_size(datasets: dict[str, Any]) -> int:
 
 def build_models(
     config: RunConfig, world: World, precision: Precision, tensors: list[dict[str, Tensor]], resumed: dict[str, Any] | None = None
-) -> list[Any]:
+) -> list[Model]:
     """Build the model on this process's device and load its checkpoint, or build all members of an ensemble.
 
     The members of an ensemble share their frozen weights.

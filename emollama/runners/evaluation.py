@@ -17,6 +17,7 @@ from emollama.data.slots import IMAGE, PIXELS
 from emollama.errors import UserError
 from emollama.evaluation.prediction_files import write_metrics, write_predictions
 from emollama.evaluation.predictions import Prediction
+from emollama.evaluation.scoring import Scoring
 from emollama.listing import abbreviated, listing
 from emollama.logs.logger import get_logger
 from emollama.runners.build import build_datasets, is_ensemble
@@ -37,7 +38,7 @@ class EvaluationSet:
 
     dataset: SampleDataset
     options: Any
-    scoring: Any
+    scoring: Scoring
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from itertools import chain
 from operator import itemgetter
 from typing import Any
 
+from emollama.components import Model, Task
 from emollama.data.dataset import SampleDataset
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.distributed.process_group import World
@@ -28,8 +29,8 @@ class PredictionRunner:
         seed: random seed of sampling, which is used if the temperature is above 0.
     """
 
-    task: Any
-    members: Sequence[Any]
+    task: Task
+    members: Sequence[Model]
     prompt: PromptFormat
     world: World
     precision: Precision

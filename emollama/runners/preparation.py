@@ -15,6 +15,7 @@ from emollama.checkpoint_files import require_checkpoint_file, require_language_
 from emollama.config import RunConfig
 from emollama.data.dataset import SampleDataset
 from emollama.data.loader import BatchLayout
+from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.sampling import MixtureSampler
 from emollama.distributed.process_group import World
 from emollama.errors import RemoteUserError, UserError
@@ -88,7 +89,7 @@ class Preparation:
         UserError: If files, features, checkpoints or the environment have a problem. Nothing was written then.
     """
 
-    prompt: Any
+    prompt: PromptFormat
     layout: BatchLayout
     sampler: MixtureSampler
     resume_fields: dict[str, Any]

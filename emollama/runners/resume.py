@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from emollama import checkpoint
 from emollama.config import RunConfig, from_dict
 from emollama.config.layers import leaves
+from emollama.data.dataset import SampleDataset
 from emollama.data.loader import BatchLayout
+from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.sampling import DatasetSampling
 from emollama.distributed.process_group import World
 from emollama.errors import UserError
@@ -61,7 +64,7 @@ DISPLAY_NAMES = {
 
 
 def sampling_fields(
-    layout: BatchLayout, datasets: dict[str, Any], samplings: list[DatasetSampling], world: World
+    layout: BatchLayout, datasets: Mapping[str, SampleDataset], samplings: list[DatasetSampling], world: World
 ) -> dict[str, Any]:
     """Return everything outside the configuration that the order and content of the training samples depend on.
 
@@ -98,7 +101,7 @@ def _display_name(field: str) -> str:
     return DISPLAY_NAMES.get(prefix, "") + field.removeprefix(prefix)
 
 
-def run_fields(sampling: dict[str, Any], precision: Precision, prompt: Any) -> dict[str, Any]:
+def run_fields(sampling: dict[str, Any], precision: Precision, prompt: PromptFormat) -> dict[str, Any]:
     """Return everything outside the configuration that must be the same when a run is resumed.
 
     Args:

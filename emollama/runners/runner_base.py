@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from emollama import checkpoint, lr_schedules, optim
 from emollama.config import RunConfig, write_yaml
@@ -277,6 +277,8 @@ class RunnerBase:
         self.learning_rate = lr_schedules.learning_rate(cfg)
         self.samples = TrainingSamples(list(self.datasets.values()), self.prompt, preparation.sampler)
         self.model.train()
+        # A Protocol cannot require a base class.
+        assert isinstance(self.model, nn.Module)
         self.parallel = process_group.Parallel(self.model, self.world, cfg.parallel)
         named = optim.trainable(self.model).items()
         self.optimizer = optim.adamw(named, lr=cfg.init_lr, weight_decay=cfg.weight_decay, beta2=cfg.beta2)

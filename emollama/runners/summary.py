@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
+from emollama.components import Model
 from emollama.config import RunConfig
 from emollama.config.layers import leaves
 from emollama.data.dataset import SampleDataset
@@ -50,8 +51,8 @@ class Run(Protocol):
     folder: Path
     world: World
     precision: Precision
-    model: Any
-    datasets: dict[str, Any]
+    model: Model
+    datasets: dict[str, SampleDataset]
     blocks: dict[str, EvaluationSet]
 
 
@@ -110,7 +111,7 @@ def _environment(folder: Path, world: World, precision: Precision) -> Rows:
     return [("run folder", str(folder)), ("devices", f"{_processes(world.size)} on {device}"), ("precision", kind)]
 
 
-def _weights(model: Any, config: RunConfig, resumed: str | None) -> Rows:
+def _weights(model: Model, config: RunConfig, resumed: str | None) -> Rows:
     """Return rows with the trainable parameters by group, and the checkpoint that was loaded."""
     total = sum(parameter.numel() for parameter in model.parameters())
     groups = parameter_groups(model, only_trained=True)

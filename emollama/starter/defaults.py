@@ -11,7 +11,7 @@ from emollama.registration import Registry
 from emollama.registry import ENCODERS
 
 
-def defaults(registry: Registry[Any], name: str) -> dict[str, Any]:
+def defaults(registry: Registry[object], name: str) -> dict[str, Any]:
     """Return key -> default value of a component's Config. Keys without a default are left out."""
     values = {}
     for item in dataclasses.fields(registry.config(name)):
