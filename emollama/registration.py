@@ -98,8 +98,8 @@ class Registry(Generic[T_co]):
         """Return the Config of the class registered under ``name``, if possible without importing torch; see :meth:`get`."""
         return self.attribute(name, "Config", key)
 
-    def configured(self, block: Mapping[str, Any], key: str) -> tuple[T_co, Any]:
-        """Return class and Config of a component from a nested block: ``{type: name, ...keys of its Config}``.
+    def nested_config(self, block: Mapping[str, Any], key: str) -> Any:
+        """Return the Config of a component from a nested block: ``{type: name, ...keys of its Config}``.
 
         Args:
             block: the keys and values; ``type`` is the registered name.
@@ -110,8 +110,8 @@ class Registry(Generic[T_co]):
         """
         if "type" not in block:
             raise UserError(f"{key}: 'type' is missing. {self.registered()}")
-        component: Any = self.get(str(block["type"]), key)
-        fields = dataclasses.fields(component.Config)
+        config_class = self.config(str(block["type"]), key)
+        fields = dataclasses.fields(config_class)
         names = [item.name for item in fields]
         values = {str(name): value for name, value in block.items() if name != "type"}
         for name in values:
@@ -122,9 +122,14 @@ class Registry(Generic[T_co]):
             if item.name not in values and item.default is item.default_factory is dataclasses.MISSING:
                 raise UserError(f"{key}: '{item.name}' is missing, which {block['type']} requires")
         try:
-            return component, component.Config(**values)
+            return config_class(**values)
         except ValueError as error:
             raise UserError(f"{key}: {error}") from None
+
+    def configured(self, block: Mapping[str, Any], key: str) -> tuple[T_co, Any]:
+        """Return class and Config of a component from a nested block; see :meth:`nested_config`."""
+        cfg = self.nested_config(block, key)
+        return self.get(str(block["type"])), cfg
 
     def built(self: Registry[Callable[[Any], Instance]], block: Mapping[str, Any], key: str) -> Instance:
         """Build the component of a nested block; see :meth:`configured`.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     # Only types: a look-up imports the module of one component, and nothing else.
     from emollama.components import Fusion, Model, Task
     from emollama.data.dataset import SampleDataset
+    from emollama.data.prompts.prompt import PromptFormat
     from emollama.encoders.encoder import Encoder
     from emollama.evaluation.judges.judge import Judge
     from emollama.evaluation.metrics import Metric, MetricInput
@@ -57,6 +58,12 @@ _RUN_CONFIG = {"Config": "emollama.runners.run_config:RunnerConfig"}
 RUNNERS: Registry[type[Runner]] = Registry(
     "runner", {"runner_base": BuiltIn("emollama.runners.runner_base:RunnerBase", _RUN_CONFIG)}
 )
+_PROMPT_FORMATS = {
+    "emotion_llama": "formats:EmotionLlamaFormat",
+    "minigpt4": "formats:MiniGPT4Format",
+    "template": "formats:TemplateFormat",
+}
+PROMPT_FORMATS: Registry[type[PromptFormat]] = Registry("prompt format", _with_config("emollama.data.prompts", _PROMPT_FORMATS))
 _LR_SCHEDULES = ("linear_warmup_cosine_lr", "linear_warmup_step_lr")
 LR_SCHEDULES: Registry[LRSchedule] = Registry(
     "LR schedule", {name: f"emollama.lr_schedules:{name}" for name in _LR_SCHEDULES}, needs_config=False

@@ -8,7 +8,8 @@ import torch
 from helpers import GOLDEN
 
 from emollama.data.batch import IGNORED, Record
-from emollama.data.prompts.image_prompt import BUILT_IN, ImagePromptFormat, read_prompts
+from emollama.data.prompts.formats import MiniGPT4Format
+from emollama.data.prompts.image_tag import read_prompts
 from emollama.data.prompts.prompt import FeatureTokenLayout
 from emollama.data.prompts.prompt_style import PromptStyle
 from emollama.errors import UserError
@@ -22,7 +23,8 @@ PROMPTS = ("<Img><ImageHere></Img> Describe it.", "See <ImageHere> and tell.", "
 def make_prompt(template="[INST] {} [/INST] ", end="</s>", *, prompts=PROMPTS, max_txt_len=160, max_context_len=3800):
     style = PromptStyle(template, True, end, max_txt_len, max_context_len)
     feature_tokens = FeatureTokenLayout({"image": ("image",)}, FIRST_ID, lambda counts: {"image": counts["image"]})
-    return ImagePromptFormat(load_tokenizer(str(GOLDEN / "llama")), style, feature_tokens, prompts)
+    cfg = MiniGPT4Format.Config(prompts=list(prompts))
+    return MiniGPT4Format(cfg, tokenizer=load_tokenizer(str(GOLDEN / "llama")), style=style, feature_tokens=feature_tokens)
 
 
 def record(user_text="", answer="two dogs run"):
@@ -116,13 +118,14 @@ def test_a_sample_has_the_cache_key_of_its_record():
 
 
 def test_every_built_in_prompt_contains_the_image_tag_once():
-    assert all(text.count("<ImageHere>") == 1 for text in BUILT_IN) and len(BUILT_IN) == 4
+    built_in = MiniGPT4Format.Config().prompts
+    assert all(text.count("<ImageHere>") == 1 for text in built_in) and len(built_in) == 4
 
 
 def test_a_file_of_prompts_is_read_without_its_blank_lines(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("﻿<ImageHere> one\r\n\n  \ntwo <ImageHere>\n", encoding="utf-8")
-    assert read_prompts(str(path), "model.prompt_path") == ("<ImageHere> one", "two <ImageHere>")
+    assert read_prompts(str(path), "model.prompt_path") == ["<ImageHere> one", "two <ImageHere>"]
 
 
 @pytest.mark.parametrize(

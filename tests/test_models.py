@@ -383,9 +383,7 @@ def test_generation_stops_at_an_end_symbol_of_ordinary_text(golden_model, golden
     symbol = words[len(words) // 2]
     assert 0 < free.index(symbol) < len(free) - len(symbol)
     monkeypatch.setattr(golden_model, "cfg", dataclasses.replace(golden_model.cfg, end_sym=symbol))
-    prompt = type(golden_prompt)(
-        golden_prompt.tokenizer, dataclasses.replace(golden_prompt.style, end_sym=symbol), golden_prompt.feature_tokens
-    )
+    prompt = golden_model.prompt_format(golden_model.cfg)
     for size in (1, 3):
         token_ids = generated(golden_model, prompt, questions[:3], size, max_new_tokens=20)[0]
         whole = str(golden_prompt.tokenizer.decode(token_ids, skip_special_tokens=True))

@@ -64,7 +64,7 @@ def test_a_file_in_the_working_folder_takes_precedence_over_the_packaged_copy(el
 def test_the_prompts_of_a_shipped_configuration_are_readable_from_any_folder(elsewhere):
     config = load("train_configs/minigpt4_flickr_finetune.yaml")
     assert not Path(config.model.prompt_path).exists()
-    from emollama.data.prompts.image_prompt import read_prompts
+    from emollama.data.prompts.image_tag import read_prompts
 
     assert read_prompts(config.model.prompt_path, "model.prompt_path")
 

@@ -213,7 +213,8 @@ TORCH_FREE |= {
     "datasets.clip_config",
     "encoders.shapes",
 }
-TORCH_FREE |= {"data.slots", "data.prompts.prompt_style", "data.prompts.image_tag", "models.sampling_params"}
+TORCH_FREE |= {"data.slots", "models.sampling_params"}
+TORCH_FREE |= {f"data.prompts.{name}" for name in ("configs", "image_tag", "prompt_style", "segments", "template")}
 TORCH_FREE |= {f"{package}.configs" for package in ("models", "datasets", "encoders", "extraction", "tasks")}
 
 

@@ -9,7 +9,7 @@ from helpers import EXPECTED, NAMES, TASKS
 from torch import zeros
 
 from emollama.data.batch import IGNORED, Record
-from emollama.data.prompts.prompt import PromptFormat
+from emollama.data.prompts.formats import TemplateFormat
 from emollama.errors import UserError
 
 SLOT_OF = {"<img>": "image", "face": "face", "video": "video", "audio": "audio", "cls": "cls"}
@@ -25,9 +25,15 @@ def record(*turns, image=64, task="reason"):
     return Record("clip_7", task, list(turns), features(image))
 
 
+def rebuilt(prompt, cfg=None, **arguments):
+    """Return a prompt format with other arguments than ``prompt``."""
+    own = {name: getattr(prompt, name) for name in ("tokenizer", "style", "feature_tokens", "loss_average")}
+    return TemplateFormat(cfg or prompt.cfg, **own | arguments)
+
+
 def styled(prompt, loss_average="sample", **style):
     """Return the same prompt format with another style."""
-    return PromptFormat(prompt.tokenizer, dataclasses.replace(prompt.style, **style), prompt.feature_tokens, loss_average)
+    return rebuilt(prompt, style=dataclasses.replace(prompt.style, **style), loss_average=loss_average)
 
 
 def placeholder_counts(prompt, sample):
@@ -257,7 +263,7 @@ class WithoutBos:
 
 @pytest.mark.parametrize("layout", ["train", "upstream_eval"])
 def test_a_tokenizer_without_bos_leaves_only_the_bos_out(golden_prompt, layout):
-    without = PromptFormat(WithoutBos(golden_prompt.tokenizer), golden_prompt.style, golden_prompt.feature_tokens)
+    without = rebuilt(golden_prompt, tokenizer=WithoutBos(golden_prompt.tokenizer))
     bare = without.tokenize(record(("Why?", "yes")), layout=layout).input_ids
     usual = golden_prompt.tokenize(record(("Why?", "yes")), layout=layout).input_ids
     assert golden_prompt.tokenizer.bos_token_id not in bare.tolist()

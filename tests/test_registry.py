@@ -11,7 +11,19 @@ from helpers import golden_tree, loaded
 
 from emollama.errors import UserError
 from emollama.registration import BuiltIn, Registry
-from emollama.registry import DATASETS, ENCODERS, EXTRACTORS, FUSIONS, JUDGES, LR_SCHEDULES, METRICS, MODELS, RUNNERS, TASKS
+from emollama.registry import (
+    DATASETS,
+    ENCODERS,
+    EXTRACTORS,
+    FUSIONS,
+    JUDGES,
+    LR_SCHEDULES,
+    METRICS,
+    MODELS,
+    PROMPT_FORMATS,
+    RUNNERS,
+    TASKS,
+)
 from emollama.suggestions import did_you_mean
 
 
@@ -107,7 +119,7 @@ def test_the_config_of_a_built_in_class_is_read_without_importing_its_module(tmp
     del sys.modules["light_part"]
 
 
-ALL = (MODELS, FUSIONS, DATASETS, TASKS, RUNNERS, LR_SCHEDULES, ENCODERS, EXTRACTORS, METRICS, JUDGES)
+ALL = (MODELS, FUSIONS, PROMPT_FORMATS, DATASETS, TASKS, RUNNERS, LR_SCHEDULES, ENCODERS, EXTRACTORS, METRICS, JUDGES)
 
 
 def test_every_built_in_name_and_light_attribute_resolves_to_the_right_object():

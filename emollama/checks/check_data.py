@@ -14,7 +14,6 @@ from emollama.checks.findings import BlockSummary, CheckReport, Finding, LengthS
 from emollama.checks.tokens import TokenLengths
 from emollama.config import RunConfig
 from emollama.data.dataset import DatasetContent, FeatureSource, SampleDataset
-from emollama.data.prompts.prompt_style import PromptLayout
 from emollama.errors import UserError
 from emollama.runners import provenance
 from emollama.runners.build import batch_size, missing_files
@@ -155,7 +154,7 @@ class _DataCheck:
 
     def _prompts(self, block: BlockSummary, dataset: SampleDataset, options: Any) -> None:
         """Measure the prompts of a block with at least one sample."""
-        layout: PromptLayout = options.prompt_layout if options else "train"
+        layout: str = options.prompt_layout if options else "train"
         instructions = texts.instructions_in_use(dataset.pool, options.instruction if options else None)
         user_texts = [dataset.user_text(0, *instruction) for instruction in instructions]
         if user_texts == [instruction for _, instruction in instructions]:

@@ -12,7 +12,6 @@ import numpy as np
 from emollama.checks.findings import Finding, LengthSummary
 from emollama.config import RunConfig
 from emollama.data.prompts.prompt import PromptFormat
-from emollama.data.prompts.prompt_style import PromptLayout
 from emollama.data.validation_cache import ValidationCache
 from emollama.errors import UserError
 from emollama.logs.console import Progress
@@ -55,12 +54,12 @@ class TokenLengths:
         tokens = self._measure(f"{block}, {task}", list(answers.values()), lambda prompt: prompt.answer_lengths)
         return self._summarize(block, f"answers of {task}", dict(zip(answers, tokens, strict=True)), "max_txt_len")
 
-    def prompts(self, block: str, user_texts: Mapping[str, str], layout: PromptLayout) -> tuple[LengthSummary, list[Finding]]:
+    def prompts(self, block: str, user_texts: Mapping[str, str], layout: str) -> tuple[LengthSummary, list[Finding]]:
         """Return the lengths of prompts with these user texts by clip (at least one), and a finding about those that are cut."""
         tokens = self._measure(f"{block}, prompts, {layout}", list(user_texts.values()), _prompt_measure(layout))
         return self._summarize(block, "prompts", dict(zip(user_texts, tokens, strict=True)), "max_context_len")
 
-    def longest(self, block: str, user_texts: Sequence[str], layout: PromptLayout) -> int:
+    def longest(self, block: str, user_texts: Sequence[str], layout: str) -> int:
         """Return the index of the user text that has the longest prompt."""
         return int(np.argmax(self._measure(f"{block}, instructions, {layout}", user_texts, _prompt_measure(layout))))
 
@@ -112,7 +111,7 @@ def _estimate(texts: Sequence[str]) -> list[int]:
     return [len(text) // CHARACTERS_PER_TOKEN + 1 for text in texts]
 
 
-def _prompt_measure(layout: PromptLayout) -> Callable[[PromptFormat], Measure]:
+def _prompt_measure(layout: str) -> Callable[[PromptFormat], Measure]:
     return lambda prompt: lambda user_texts: list(prompt.prompt_lengths(user_texts, layout))
 
 

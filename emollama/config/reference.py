@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from emollama.config.sections import ConfigSection, sections
 from emollama.errors import UserError
-from emollama.registry import FUSIONS, LR_SCHEDULES, METRIC_INPUTS, METRICS, TASKS
+from emollama.registry import FUSIONS, LR_SCHEDULES, METRIC_INPUTS, METRICS, PROMPT_FORMATS, TASKS
 from emollama.suggestions import nearest
 
 INTRODUCTION = """# Configuration
@@ -53,7 +53,8 @@ PLURALS = {"arch": "architectures", "type": "types"}  # the key that selects a c
 
 def markdown() -> str:
     """Return the reference: all blocks with their keys, defaults and texts."""
-    names = {"fusion": FUSIONS, "lr_sched": LR_SCHEDULES, "task": TASKS, "metric": METRICS, "metric_inputs": METRIC_INPUTS}
+    models = {"fusion": FUSIONS, "prompt_format": PROMPT_FORMATS}
+    names = models | {"lr_sched": LR_SCHEDULES, "task": TASKS, "metric": METRICS, "metric_inputs": METRIC_INPUTS}
     rows = [f"| `{key}` | {_quoted(registry.names())} |\n" for key, registry in names.items()]
     listed = f"## Names of registered components\n\n| key | names |\n|---|---|\n{''.join(rows)}"
     return "\n".join([INTRODUCTION, *(table for _, table in _tables()), listed])

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from emollama.data.prompts.image_tag import IMAGE_TAG
 from emollama.suggestions import did_you_mean
 
 _REASONS = [
@@ -33,9 +34,11 @@ _BREAKS_A_PROMPT = set("{}[]<>,\n\r\t")
 def user_text(task: str, instruction: str, sentence: str | None) -> str:
     """Return the text of the user's turn: the transcript (absent if None), the task's tag, the instruction.
 
-    The format is that of the published Emotion-LLaMA training code, including the double space before the tag.
+    The format is that of the published Emotion-LLaMA training code, including the double space before the tag. A transcript that
+    spells ``<ImageHere>`` gets a space in it, because only an instruction can be the position of an image.
     """
-    transcript = "" if sentence is None else f"The person in video says: {sentence}.  "
+    spoken = None if sentence is None else sentence.replace(IMAGE_TAG, f"{IMAGE_TAG[0]} {IMAGE_TAG[1:]}")
+    transcript = "" if spoken is None else f"The person in video says: {spoken}.  "
     return f"{transcript}[{task}] {instruction} "
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Literal, Union
+from typing import Any, Literal, Union
 
 from emollama.config import MISSING
 from emollama.data.prompts.prompt_style import PromptStyle
@@ -12,7 +12,7 @@ from emollama.data.slots import PATCH
 from emollama.dtypes import ComputeDtype
 from emollama.encoders.shapes import EvaShape, QFormerShape
 from emollama.errors import require_at_least
-from emollama.registry import FUSIONS
+from emollama.registry import FUSIONS, PROMPT_FORMATS
 
 TrainLLM = Literal["lora", "none", "full"]
 
@@ -65,6 +65,9 @@ class LLMConfig:
     chat_template: bool = True
     """Wrap the user's turn in prompt_template. If False, it is inserted unchanged. (This is not the tokenizer's chat
     template.)"""
+    prompt_format: Union[str, dict[str, Any]] = "emotion_llama"  # noqa: UP007
+    """Prompt format: where a prompt has the feature tokens and the user text. The name of a registered format, or
+    {type: template, template: ..., ...} (docs/prompt_formats.md)."""
 
     def __post_init__(self) -> None:
         if self.prompt_template.count("{}") != 1:
@@ -79,6 +82,7 @@ class LLMConfig:
             )
         require_at_least(1, self, "lora_r", "lora_alpha")
         require_at_least(8, self, "max_txt_len", "max_context_len")
+        PROMPT_FORMATS.nested_config(self.prompt_format_block(), "prompt_format")
         for key in ("lora_dropout", "dropout"):
             if not 0 <= getattr(self, key) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}; it must be in [0, 1)")
@@ -94,6 +98,15 @@ class LLMConfig:
             expected: names of the tensors of the model that the checkpoint does not fit, possibly of a different architecture.
         """
         return False
+
+    def prompt_format_block(self) -> dict[str, Any]:
+        """Return the prompt format as a block with its ``type`` and its keys."""
+        return {"type": self.prompt_format} if isinstance(self.prompt_format, str) else dict(self.prompt_format)
+
+    def prompt_layouts(self) -> tuple[str, ...]:
+        """Return the layouts of the prompt format, which ``prompt_layout`` of an evaluation block selects."""
+        cfg = PROMPT_FORMATS.nested_config(self.prompt_format_block(), "model.prompt_format")
+        return tuple(cfg.layout_names)
 
     def style(self) -> PromptStyle:
         """Return the template, end symbol and length limits of prompts."""
@@ -156,6 +169,9 @@ class MiniGPT4Config(LLMConfig):
     """Text that ends every answer."""
     max_txt_len: int = 160
     """Maximum number of tokens of an answer, including the end symbol."""
+    prompt_format: Union[str, dict[str, Any]] = "minigpt4"  # noqa: UP007
+    """Prompt format: where a prompt has the feature tokens and the user text. The name of a registered format, or
+    {type: template, template: ..., ...} (docs/prompt_formats.md)."""
     prompt_path: str | None = None
     """Text file with one prompt per line, each with <ImageHere> where the image goes, for datasets without instructions. Training
     chooses one at random, evaluation uses the first. If null, four built-in prompts are used."""
@@ -188,6 +204,8 @@ class MiniGPT4Config(LLMConfig):
         if self.image_size < 2 * PATCH or self.image_size % (2 * PATCH):
             raise ValueError(f"image_size is {self.image_size}; it must be a positive multiple of {2 * PATCH} (two patches)")
         require_at_least(1, self, "num_query_token", "query_width", "vit_width")
+        if self.prompt_path is not None and "prompts" in self.prompt_format_block():
+            raise ValueError("prompt_path and prompt_format.prompts are both set. Remove one of them.")
 
     @classmethod
     def recognizes(cls, stored: Collection[str], expected: Collection[str]) -> bool:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import torch
 
 from emollama.data.batch import Batch, PackedFeatures
-from emollama.data.prompts.image_prompt import BUILT_IN, ImagePromptFormat, read_prompts
-from emollama.data.prompts.prompt import FeatureTokenLayout
+from emollama.data.prompts.image_tag import read_prompts
+from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.prompts.prompt_style import LossAverage
 from emollama.data.slots import PIXELS, CachedShape, SlotShape
 from emollama.media.frame_selection import FrameSelection
-from emollama.models import checkpoint_names, frames, llm, vision
+from emollama.models import checkpoint_names, frames, llm, prompt_formats, vision
 from emollama.models.configs import MiniGPT4Config
 from emollama.models.fusion import GROUP, ImageProjection
 from emollama.models.packed_llm import PackedLLM
@@ -59,17 +59,15 @@ class MiniGPT4(PackedLLM):
         return vision.manifest(cfg, MiniGPT4.slot_shapes(cfg)["image"], choice)
 
     @staticmethod
-    def prompt_format(cfg: MiniGPT4Config, loss_average: LossAverage = "sample") -> ImagePromptFormat:
+    def prompt_format(cfg: MiniGPT4Config, loss_average: LossAverage = "sample") -> PromptFormat:
         """Return the prompt format of this model. It reads the language model's folder, but not its weights."""
-        prompts = BUILT_IN if cfg.prompt_path is None else read_prompts(cfg.prompt_path, "model.prompt_path")
-        feature_tokens = FeatureTokenLayout(
-            outputs={"image": ("image",)},
-            first_id=llm.embedding_rows(llm.read_config(cfg.llama_model)),
-            num_feature_tokens=frames.count_tokens_with_pixels(
-                ImageProjection.num_feature_tokens, {"image": MiniGPT4.slot_shapes(cfg)["image"].num_vectors}
-            ),
+        block = cfg.prompt_format_block()
+        if cfg.prompt_path is not None:
+            block["prompts"] = read_prompts(cfg.prompt_path, "model.prompt_path")
+        num_feature_tokens = frames.count_tokens_with_pixels(
+            ImageProjection.num_feature_tokens, {"image": MiniGPT4.slot_shapes(cfg)["image"].num_vectors}
         )
-        return ImagePromptFormat(llm.load_tokenizer(cfg.llama_model), cfg.style(), feature_tokens, prompts, loss_average)
+        return prompt_formats.build(cfg, block, {"image": ("image",)}, num_feature_tokens, loss_average)
 
     def features_for_fusion(self, batch: Batch) -> Mapping[str, PackedFeatures]:
         """Return the image features: cached ones, and those computed now from the samples' pixels."""

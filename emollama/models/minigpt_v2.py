@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from emollama.data.batch import Batch, PackedFeatures
-from emollama.data.prompts.prompt import FeatureTokenLayout, PromptFormat
+from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.prompts.prompt_style import LossAverage
 from emollama.data.slots import PATCH, PIXELS, SlotShape
 from emollama.media.frame_selection import FrameSelection
-from emollama.models import checkpoint_names, frames, llm
+from emollama.models import checkpoint_names, frames, llm, prompt_formats
 from emollama.models.configs import MiniGPTv2Config
 from emollama.models.packed_llm import PackedLLM
 from emollama.registry import FUSIONS
@@ -56,14 +56,11 @@ class MiniGPTv2(PackedLLM):
     def prompt_format(cfg: MiniGPTv2Config, loss_average: LossAverage = "sample") -> PromptFormat:
         """Return the prompt format of this model. It reads the language model's folder, but not its weights."""
         fusion: Any = FUSIONS.get(cfg.fusion)
-        feature_tokens = FeatureTokenLayout(
-            outputs={"video": fusion.VIDEO_TAG, "feature": fusion.FEATURE_TAG},
-            first_id=llm.embedding_rows(llm.read_config(cfg.llama_model)),
-            num_feature_tokens=frames.count_tokens_with_pixels(
-                fusion.num_feature_tokens, {"image": (cfg.image_size // PATCH) ** 2, "cls": 1}
-            ),
+        outputs = {"video": fusion.VIDEO_TAG, "feature": fusion.FEATURE_TAG}
+        num_feature_tokens = frames.count_tokens_with_pixels(
+            fusion.num_feature_tokens, {"image": (cfg.image_size // PATCH) ** 2, "cls": 1}
         )
-        return PromptFormat(llm.load_tokenizer(cfg.llama_model), cfg.style(), feature_tokens, loss_average)
+        return prompt_formats.build(cfg, cfg.prompt_format_block(), outputs, num_feature_tokens, loss_average)
 
     def features_for_fusion(self, batch: Batch) -> Mapping[str, PackedFeatures]:
         """Return the features by slot; those computed from frames are in ``image`` and ``cls``."""

@@ -22,6 +22,7 @@ from emollama.listing import abbreviated, listing
 from emollama.logs.logger import get_logger
 from emollama.runners.build import build_datasets, is_ensemble
 from emollama.runners.prediction_runner import PredictionRunner
+from emollama.suggestions import did_you_mean
 
 PredictionRows = list[dict[str, Any]]  # lines of predictions_*.jsonl
 
@@ -84,6 +85,10 @@ def build_blocks(config: RunConfig, *, check: bool) -> dict[str, EvaluationSet]:
             raise UserError(
                 f"{key}.mask_slots: {listing(unknown, 'unknown slot')}. The slots of this model are {abbreviated(slots)}."
             )
+        layouts, layout = config.model.prompt_layouts(), block.task.prompt_layout
+        if layout not in layouts:
+            text = f"{key}.prompt_layout: unknown layout '{layout}'.{did_you_mean(layout, layouts)}"
+            raise UserError(f"{text} The layouts of model.prompt_format are {abbreviated(layouts)}.")
         if {*IMAGE} & {*block.task.mask_slots} and any(PIXELS in source.slots for source in dataset.features):
             raise UserError(
                 f"{key}.mask_slots: image features that the model computes from frames cannot be masked. Extract them"

@@ -1,11 +1,10 @@
-"""The settings of a prompt format: template, length limits, layout and loss averaging."""
+"""The settings of the ``model`` block for every prompt format: template of a turn, end symbol, length limits, loss averaging."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-PromptLayout = Literal["train", "upstream_eval"]
 LossAverage = Literal["sample", "token"]
 
 

@@ -1,0 +1,45 @@
+"""The prompt format of a model, built from the outputs of its fusion module and its tokenizer, without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from emollama.data.prompts.prompt import FeatureTokenLayout, PromptFormat
+from emollama.data.prompts.prompt_style import LossAverage
+from emollama.errors import UserError
+from emollama.models import llm
+from emollama.models.configs import LLMConfig
+from emollama.registry import PROMPT_FORMATS
+
+KEY = "model.prompt_format"
+
+
+def build(
+    cfg: LLMConfig,
+    block: Mapping[str, Any],
+    outputs: Mapping[str, tuple[str, ...]],
+    num_feature_tokens: Callable[[Mapping[str, int]], dict[str, int]],
+    loss_average: LossAverage,
+) -> PromptFormat:
+    """Return the prompt format of a ``model`` block. It reads the language model's folder, but not its weights.
+
+    Args:
+        cfg: the ``model`` block.
+        block: the prompt format: its ``type`` and its keys.
+        outputs: output of the fusion module -> its parts.
+        num_feature_tokens: number of feature vectors by slot -> number of feature tokens by part.
+        loss_average: how the loss of a sample is averaged.
+
+    Raises:
+        UserError: If the folder is not that of a language model, or the format does not fit its tokenizer or the outputs.
+    """
+    format_class, format_cfg = PROMPT_FORMATS.configured(block, KEY)
+    feature_tokens = FeatureTokenLayout(outputs, llm.embedding_rows(llm.read_config(cfg.llama_model)), num_feature_tokens)
+    tokenizer, style = llm.load_tokenizer(cfg.llama_model), cfg.style()
+    try:
+        return format_class(
+            format_cfg, tokenizer=tokenizer, style=style, feature_tokens=feature_tokens, loss_average=loss_average
+        )
+    except UserError as error:
+        raise UserError(f"{KEY}: {error}") from None
