@@ -76,6 +76,25 @@ def add_resampling(parser: argparse.ArgumentParser, seed: str = "seed of the boo
     parser.add_argument("--seed", type=int, default=0, metavar="N", help=seed)
 
 
+def add_imports(parser: argparse.ArgumentParser, components: str) -> None:
+    """Add ``--imports`` to a parser of a command without a configuration; ``components`` are those that it can use."""
+    text = f"your Python modules that register {components}, such as my_metrics (for my_metrics.py in the current directory)"
+    parser.add_argument("--imports", nargs="+", default=[], metavar="MODULE", help=text)
+
+
+def import_modules(arguments: argparse.Namespace) -> None:
+    """Import the modules of ``--imports``.
+
+    Raises:
+        UserError: If a module cannot be imported.
+    """
+    if arguments.imports:
+        from emollama.config.user_modules import import_user_modules, require_module_names
+
+        require_module_names("--imports", arguments.imports)
+        import_user_modules(arguments.imports, "--imports")
+
+
 def add_judge(parser: argparse.ArgumentParser) -> None:
     """Add ``--judge`` to a parser."""
     text = "judge of descriptions: lexical, or openai with its keys, such as openai model=NAME base_url=URL"

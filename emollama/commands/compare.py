@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emollama.commands.arguments import add_imports, import_modules
 from emollama.logs.console import aligned, write
 
 if TYPE_CHECKING:
@@ -20,13 +21,14 @@ SETTING = 40  # maximum number of characters of a printed setting
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the run folders, ``--metric``, ``--output`` and ``--json``."""
+    """Add the run folders, ``--metric``, ``--output``, ``--json`` and ``--imports``."""
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER", help="folder of a run, output_dir/<job_id>")
     metric = "compare only this metric; the option can be repeated (default: all metrics)"
     parser.add_argument("--metric", action="append", default=[], metavar="NAME", help=metric)
     chart = "PNG file of the chart (default: compare.png)"
     parser.add_argument("--output", type=Path, default=Path("compare.png"), metavar="FILE", help=chart)
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of tables")
+    add_imports(parser, "metrics of the runs")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -36,6 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     from emollama.reporting.comparison import compare_runs, comparison_panels
     from emollama.reporting.panels import PANELS, metric_panels
 
+    import_modules(arguments)
     output = arguments.output
     if output.suffix.lower() != ".png" or output.is_dir():
         raise UserError(f"--output: '{output}' must be the name of a .png file, such as compare.png.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from emollama.commands.arguments import add_imports, import_modules
 from emollama.logs.console import write_plain
 
 HELP = "write the HTML report of a run: curves, scores, sample answers and configuration"
@@ -16,8 +17,9 @@ DOCS = "docs/evaluation.md#the-report"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the run folders."""
+    """Add the run folders and ``--imports``."""
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER", help="folder of a run, output_dir/<job_id>")
+    add_imports(parser, "metrics of the runs")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -25,6 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
     from emollama.reporting.report import write_report
     from emollama.reporting.run_files import require_run
 
+    import_modules(arguments)
     for folder in arguments.runs:
         require_run(folder)
     for folder in arguments.runs:

@@ -16,7 +16,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emollama.commands.arguments import add_judge, add_predictions, add_resampling, judge_block, pairs
+from emollama.commands.arguments import (
+    add_imports,
+    add_judge,
+    add_predictions,
+    add_resampling,
+    import_modules,
+    judge_block,
+    pairs,
+)
 from emollama.logs.console import write
 
 if TYPE_CHECKING:
@@ -35,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_judge(parser)
     metrics = "metrics to compute, in the order of the table (default: all that the answers and references allow)"
     parser.add_argument("--metrics", nargs="+", default=[], metavar="METRIC", help=metrics)
+    add_imports(parser, "metrics, metric inputs or judges")
     parser.add_argument("--labels", nargs="+", metavar="LABEL", help="allowed labels (default: the labels of the references)")
     aliases = "other words for a label, for example joy=happy"
     parser.add_argument("--aliases", nargs="+", default=[], metavar="WORD=LABEL", help=aliases)
@@ -76,6 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
     from emollama.evaluation.records import write_records
     from emollama.evaluation.statistics import Resampling
 
+    import_modules(arguments)
     resampling = Resampling(arguments.resamples, arguments.seed)
     if arguments.output:
         _require_free(arguments.output)

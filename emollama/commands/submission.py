@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from emollama.commands.arguments import add_judge, judge_block
+from emollama.commands.arguments import add_imports, add_judge, import_modules, judge_block
 from emollama.logs.console import write_plain
 
 HELP = "write the emotion words of answers as a challenge submission (.npz)"
@@ -13,9 +13,10 @@ DOCS = "docs/evaluation.md#score-files-side-by-side"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--predictions``, ``--judge`` and ``--output``."""
+    """Add ``--predictions``, ``--judge``, ``--imports`` and ``--output``."""
     parser.add_argument("--predictions", required=True, metavar="FILE", help="file of answers: descriptions, or lists of words")
     add_judge(parser)
+    add_imports(parser, "judges")
     parser.add_argument("--output", required=True, metavar="FILE.npz", help="the file to write; it must not exist")
 
 
@@ -29,6 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
     from emollama.paths import require_new_file
     from emollama.registry import JUDGES
 
+    import_modules(arguments)
     path = require_new_file(arguments.output)
     file = read_predictions(arguments.predictions)
     tasks = {prediction.task for prediction in file.predictions}

@@ -8,7 +8,7 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from emollama.errors import UserError
@@ -31,16 +31,27 @@ def check_imports(layer: str, value: Any) -> None:
     if not isinstance(value, list):
         remedy = f" Write imports: [{value}]" if isinstance(value, str) else ""
         raise UserError(f"{layer}: 'imports' must be a list of Python module names, not {value!r}.{remedy}")
-    for name in value:
+    require_module_names(f"{layer}: 'imports'", value)
+
+
+def require_module_names(key: str, names: Iterable[Any]) -> None:
+    """Check that all names are those of Python modules; ``key`` is the key or option in messages.
+
+    Raises:
+        UserError: If one is not.
+    """
+    for name in names:
         if not isinstance(name, str) or not re.fullmatch(r"[^\s./\\]+(\.[^\s./\\]+)*", name):
-            raise UserError(
-                f"{layer}: 'imports': {name!r} is not the name of a Python module."
-                " Write package.module, relative to the current directory."
-            )
+            remedy = "Write package.module, relative to the current directory."
+            raise UserError(f"{key}: {name!r} is not the name of a Python module. {remedy}")
 
 
-def import_user_modules(names: Sequence[str]) -> None:
+def import_user_modules(names: Sequence[str], key: str = "imports") -> None:
     """Import modules, which register their components on import.
+
+    Args:
+        names: names of modules, or of modules in the current directory.
+        key: the key or option that lists them, for messages.
 
     Raises:
         UserError: If a module cannot be imported or exits. The message names the module, the file and the line.
@@ -54,14 +65,14 @@ def import_user_modules(names: Sequence[str]) -> None:
         except SystemExit as error:
             called = f"sys.exit({'' if error.code is None else repr(error.code)})"
             text = "A module under imports must not exit."
-            raise UserError(f"imports: '{name}' called {called} ({_location(error)}). {text}") from error
+            raise UserError(f"{key}: '{name}' called {called} ({_location(error)}). {text}") from error
         except Exception as error:
             location = _location(error)
             kind = "" if isinstance(error, ImportError | UserError) else f"{type(error).__name__}: "
             text = error.msg if isinstance(error, SyntaxError) else str(error)
             hint = " Write it without '.py'." if isinstance(error, ModuleNotFoundError) and name.endswith(".py") else ""
             where = f"{location}: " if location else ""
-            raise UserError(f"imports: cannot import '{name}': {where}{kind}{text.rstrip('.')}.{hint}") from error
+            raise UserError(f"{key}: cannot import '{name}': {where}{kind}{text.rstrip('.')}.{hint}") from error
 
 
 def _location(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -174,14 +175,11 @@ def input_config(name: str, keys: Any) -> Any:
     return METRIC_INPUTS.configured({**keys, "type": name}, key)[1]
 
 
-def compute_input(
-    name: str, metric_input: type[MetricInput], predictions: Sequence[Prediction], resources: ScoringResources
-) -> MetricInput:
+def compute_input(metrics: Sequence[str], predictions: Sequence[Prediction], resources: ScoringResources) -> MetricInput:
     """Compute a metric input, and check its samples.
 
     Args:
-        name: the registered name.
-        metric_input: the class.
+        metrics: names of the metrics that need it, at least one.
         predictions: the predictions for one task.
         resources: what the block offers.
 
@@ -189,16 +187,21 @@ def compute_input(
         UserError: If the data or a file cannot be used.
         MetricFailed: If the input raised an exception or is unusable.
     """
-    what = f"metric input '{name}', class {metric_input.__name__}"
+    metric_input = input_type(metrics[0])
+    what = f"metric input '{metric(metrics[0]).metric_input}' of {', '.join(metrics)}, class {metric_input.__name__}"
     with reported(what, metric_input):
         computed: Any = metric_input.compute(predictions, resources)
     place = f"{what} ({source_file(metric_input)})"
     if not isinstance(computed, metric_input):
         raise MetricFailed(f"{place}: compute returned {computed!r:.60}. Expected an object of this class.")
-    unknown = {*computed.names} - {prediction.name for prediction in predictions}
-    if unknown or len({*computed.names}) < len(computed.names):
-        problem = f"has samples without a prediction: {abbreviated(sorted(unknown))}" if unknown else "has a sample twice"
-        raise MetricFailed(f"{place} {problem}. Expected each sample at most once.")
+    if surplus := Counter(computed.names) - Counter(prediction.name for prediction in predictions):
+        problem = f"names has {abbreviated(map(repr, surplus))} more often than the predictions"
+        raise MetricFailed(f"{place}: {problem}. Expected each sample at most once.")
+    for field in dataclasses.fields(computed) if metric_input.take is MetricInput.take else ():
+        value = getattr(computed, field.name)
+        if isinstance(value, tuple) and len(value) != len(computed.names):
+            problem = f"{field.name} has {len(value)} entries for {len(computed.names)} samples"
+            raise MetricFailed(f"{place}: {problem}. A tuple must have one entry per sample, unless the class overrides take.")
     return computed
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from emollama.evaluation.component_errors import reported
 from emollama.evaluation.matching import Matched
 from emollama.evaluation.prediction_files import scores_as_dict
 from emollama.evaluation.scoring import TaskScores
@@ -76,8 +77,9 @@ def _sample_rows(task: str, path: str, scores: TaskScores) -> Iterator[dict[str,
     for prediction in scores.predictions:
         rows[prediction.name] = {"task": task or "unnamed", "file": path, "name": prediction.name}
     for input_name, metric_input in scores.inputs.items():
-        for row in metric_input.sample_rows(scores.metrics_of(input_name)):
-            rows[row["name"]] |= row
+        with reported(f"metric input '{input_name}', class {type(metric_input).__name__}", type(metric_input)):
+            for row in metric_input.sample_rows(scores.metrics_of(input_name)):
+                rows[row["name"]] |= row
     yield from rows.values()
 
 

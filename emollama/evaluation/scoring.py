@@ -15,6 +15,7 @@ from emollama.errors import UserError, require_at_least
 from emollama.evaluation.captions.java import JavaFailed
 from emollama.evaluation.captions.reader import CaptionReader
 from emollama.evaluation.captions.tokenizers import CaptionTokenizer
+from emollama.evaluation.component_errors import reported
 from emollama.evaluation.judges.judge import Judge, JudgeUnreachable
 from emollama.evaluation.labels import AnswerRule, LabelReader, SeveralHits
 from emollama.evaluation.metrics import MetricInput, compute_input, input_config, input_type, metric, metric_value
@@ -200,7 +201,7 @@ class Scoring:
         needed = self._needed(metrics)
         judge = self.judge if any(metric_input.uses_judge for metric_input in needed.values()) else None
         before = judge.usage() if judge else {}
-        inputs, failure = self._compute_inputs(needed, predictions, tolerant)
+        inputs, failure = self._compute_inputs(metrics, predictions, tolerant)
         unreachable = {"unreachable": str(failure)} if failure else {}
         with self._named_in_errors():
             input_names = {name: metric(name).metric_input for name in metrics}
@@ -212,15 +213,16 @@ class Scoring:
         return TaskScores(predictions, values, inputs, usage)
 
     def _compute_inputs(
-        self, needed: Mapping[str, type[MetricInput]], predictions: list[Prediction], tolerant: bool
+        self, metrics: Sequence[str], predictions: list[Prediction], tolerant: bool
     ) -> tuple[dict[str, MetricInput], JudgeUnreachable | None]:
         """Compute the metric inputs; if the judge cannot be reached, return those computed so far and the error."""
         inputs: dict[str, MetricInput] = {}
         # Inputs that may need the judge come last, so that an unreachable judge costs no other metric.
-        for name, metric_input in sorted(needed.items(), key=lambda item: item[1].uses_judge):
+        for name, _ in sorted(self._needed(metrics).items(), key=lambda item: item[1].uses_judge):
+            own = [one for one in metrics if metric(one).metric_input == name]
             try:
                 with self._named_in_errors():
-                    inputs[name] = compute_input(name, metric_input, predictions, self._resources_of(name))
+                    inputs[name] = compute_input(own, predictions, self._resources_of(name))
             except (JudgeUnreachable, JavaFailed) as error:
                 if not tolerant:
                     raise
@@ -250,7 +252,9 @@ class Scoring:
 
     def _missing(self, name: str, task: str) -> str | None:
         """Return what is missing to compute a metric for a task; None if nothing is."""
-        return input_type(name).missing(self._resources_of(metric(name).metric_input), task)
+        metric_input = input_type(name)
+        with reported(f"metric input '{metric(name).metric_input}', class {metric_input.__name__}", metric_input):
+            return metric_input.missing(self._resources_of(metric(name).metric_input), task)
 
 
 def _usage_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from emollama.config import EvaluationBlock, RunConfig
 from emollama.data.dataset import SampleDataset
 from emollama.data.slots import IMAGE, PIXELS
 from emollama.errors import UserError
+from emollama.evaluation.component_errors import MetricFailed
 from emollama.evaluation.prediction_files import write_metrics, write_predictions
 from emollama.evaluation.predictions import Prediction
 from emollama.evaluation.scoring import Scoring
@@ -158,12 +159,22 @@ class Evaluation:
     def _score(
         self, folder: Path, block_name: str, block: EvaluationSet, predictions: PredictionRows
     ) -> tuple[dict[str, float | None], dict[str, str], Path]:
-        """Return metrics by their full names, the reason if the judge could not be reached, and the metrics file."""
+        """Return metrics by their full names, the reason if the judge could not be reached, and the metrics file.
+
+        Raises:
+            MetricFailed: If a metric or a metric input raised an exception. The message names the file of the predictions.
+        """
         inputs = [Prediction(row["name"], row["task"], row["prediction"], row["reference"], row["loss"]) for row in predictions]
-        scores = block.scoring.score(inputs, tolerant=True)
+        try:
+            scores = block.scoring.score(inputs, tolerant=True)
+            path = write_metrics(folder, block_name, scores, self.source)
+        except MetricFailed as error:
+            predictions_file = folder / f"predictions_{block_name}.jsonl"
+            text = f"{error} The predictions are in {predictions_file}; to score them later, use 'emollama score'."
+            raise MetricFailed(text) from error.__cause__
         metrics = {
             f"{block_name}/{task}/{name}": value for task, score in scores.items() for name, value in score.metrics.items()
         }
         reasons = [score.judge["unreachable"] for score in scores.values() if "unreachable" in score.judge]
         unreachable = {block_name: reasons[0]} if reasons else {}
-        return metrics, unreachable, write_metrics(folder, block_name, scores, self.source)
+        return metrics, unreachable, path
