@@ -24,6 +24,7 @@ from emollama.data.prompts.prompt import PromptFormat
 from emollama.data.prompts.prompt_style import LossAverage
 from emollama.data.slots import SlotShape
 from emollama.evaluation.scoring import Scoring
+from emollama.run_folder import PredictionRecord
 from emollama.stores.manifest import Manifest
 
 
@@ -204,29 +205,6 @@ class EvaluationItem:
     index: int
     task: str
     instruction: str
-
-
-@dataclass(frozen=True)
-class PredictionRecord:
-    """The prediction for one evaluation item: a line of ``predictions_*.jsonl``.
-
-    Attributes:
-        instruction: text of the user's turn, with tags at the positions of feature tokens.
-        prediction: the model's answer.
-        target: the reference answer in the form used for training, or None if the data has none.
-        reference: the reference answer as in the data file; a list if there are several.
-        loss: mean cross-entropy (natural logarithm) of the target's tokens in the training layout; None without a target.
-        label_probabilities: label -> probability with ``answer_by: likelihood``, otherwise None.
-    """
-
-    name: str
-    task: str
-    instruction: str
-    prediction: str
-    target: str | None
-    reference: str | list[str] | None
-    loss: float | None
-    label_probabilities: dict[str, float] | None = None
 
 
 class Task(Protocol):

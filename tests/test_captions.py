@@ -8,6 +8,7 @@ import logging
 import math
 import random
 import shutil
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -37,6 +38,7 @@ from emollama.evaluation.scoring import Scoring
 from emollama.evaluation.statistics import Resampling, compare
 from emollama.reporting.comparison import compare_runs
 from emollama.reporting.report import write_report
+from emollama.run_folder import PredictionRecord
 
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="no Java runtime on this machine")
 WORDS = "a man woman dog dogs is are run runs running the big large child in on street road two of house , . '".split()
@@ -300,14 +302,13 @@ def test_tokenizing_writes_nothing_into_the_folder_of_pycocoevalcap():
 
 
 def rows_of(clips=30, seed=0, noise=0.5):
-    """Rows of a predictions file of a run."""
+    """The predictions of a run."""
     rng, other = random.Random(0), random.Random(seed)
     rows = []
     for index in range(clips):
         true = [caption(rng, 4) for _ in range(rng.randint(1, 5))]
         prediction = caption(other) if other.random() < noise else other.choice(true)
-        keys = {"task": "caption", "instruction": "?", "target": " ".join(true), "loss": None}
-        rows.append({"name": f"image_{index}", "prediction": prediction, "reference": true, **keys})
+        rows.append(PredictionRecord(f"image_{index}", "caption", "?", prediction, " ".join(true), true, None))
     return rows
 
 
@@ -331,7 +332,7 @@ def test_a_predictions_file_is_scored_again_without_other_files(printed, tmp_pat
     assert "task caption: 30 samples; tokenizer: treebank\n" in text
     assert "bleu_4" in text and "BLEU-4" not in text  # a self-explanatory name has no legend
     record = json.loads((tmp_path / "out/scores.json").read_text())["tasks"]["caption"]["files"][str(path)]
-    answers = [Prediction(row["name"], "caption", row["prediction"], row["reference"]) for row in rows_of()]
+    answers = [Prediction(row.name, "caption", row.prediction, row.reference) for row in rows_of()]
     assert record["metrics"] == pytest.approx(scored(answers).metrics)
     for name in PLAIN:
         one = record["estimates"][name]
@@ -352,15 +353,15 @@ def test_two_files_are_compared_on_the_same_samples_and_the_tokenizer_without_ja
 
 def test_other_models_captions_are_scored_against_a_caption_file(printed, tmp_path):
     rows = rows_of(4)
-    (tmp_path / "other.csv").write_text("name,prediction\n" + "".join(f'{row["name"]},"{row["prediction"]}"\n' for row in rows))
-    entries = [{"image_id": row["name"], "caption": " ".join(row["reference"]), "captions": row["reference"]} for row in rows]
+    (tmp_path / "other.csv").write_text("name,prediction\n" + "".join(f'{row.name},"{row.prediction}"\n' for row in rows))
+    entries = [{"image_id": row.name, "caption": " ".join(row.reference), "captions": row.reference} for row in rows]
     (tmp_path / "test.json").write_text(json.dumps({"annotations": entries}))
     (tmp_path / "bare.json").write_text(json.dumps(entries))
     (path,) = write_predictions(tmp_path, "own", rows)
     for truth in (["--truth", tmp_path / "test.json"], ["--truth", tmp_path / "bare.json"]):
         assert "task caption: 4 samples" in printed("--predictions", tmp_path / "other.csv", *truth)
     assert "task caption: 4 samples" in printed("--predictions", path, tmp_path / "other.csv")
-    assert read_references(str(tmp_path / "test.json")).references == {"caption": {row["name"]: row["reference"] for row in rows}}
+    assert read_references(str(tmp_path / "test.json")).references == {"caption": {row.name: row.reference for row in rows}}
 
 
 COCO_PREDICTED = {42: "a dog runs in the street", 7: "a man reads a book"}
@@ -406,8 +407,8 @@ def test_a_table_of_image_ids_is_read_like_coco_results(printed, tmp_path):
 
 
 def test_image_ids_are_matched_with_the_samples_of_a_run_and_unknown_numbers_are_reported(printed, tmp_path):
-    rows = [{"name": f"{number:012d}", "prediction": "a dog", "reference": COCO_TRUE[number]} for number in COCO_PREDICTED]
-    (own,) = write_predictions(tmp_path, "own", [{**row, "task": "caption", "instruction": "?", "target": "x"} for row in rows])
+    rows = [PredictionRecord(f"{n:012d}", "caption", "?", "a dog", "x", COCO_TRUE[n], None) for n in COCO_PREDICTED]
+    (own,) = write_predictions(tmp_path, "own", rows)
     other = results(tmp_path / "other.json", "{:012d}.jpg".format)
     assert "task caption: 2 samples" in printed("--predictions", own, other)
     with pytest.raises(UserError, match="has '42', '7'; .* pass COCO's captions with --truth: their \"images\" list"):
@@ -464,13 +465,12 @@ def test_a_reference_that_is_neither_text_nor_list_of_texts_is_refused_with_its_
 
 def test_lists_of_references_are_read_back_as_written(tmp_path):
     rows = rows_of(3)
-    rows[0]["reference"] = ["half a pair \ud83d", 'a "quote"\nand a line']
-    rows[0]["prediction"] = "x"
+    rows[0] = replace(rows[0], reference=["half a pair \ud83d", 'a "quote"\nand a line'], prediction="x")
     path = tmp_path / "predictions_a.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
     answers = read_predictions(str(path)).predictions
     assert answers[0].reference == ["half a pair ?", 'a "quote"\nand a line']
-    assert [answer.reference for answer in answers[1:]] == [row["reference"] for row in rows[1:]]
+    assert [answer.reference for answer in answers[1:]] == [row.reference for row in rows[1:]]
 
 
 def test_several_references_as_one_text_are_one_per_line(tmp_path):
@@ -489,7 +489,7 @@ def test_several_references_as_one_text_are_one_per_line(tmp_path):
 
 
 def test_confidence_intervals_of_caption_scores_are_reproducible():
-    answers = [Prediction(row["name"], "caption", row["prediction"], row["reference"]) for row in rows_of(60)]
+    answers = [Prediction(row.name, "caption", row.prediction, row.reference) for row in rows_of(60)]
     estimates = [compare({"a": scored(answers)}, Resampling(200, 3)).estimates["a"] for _ in range(2)]
     assert estimates[0] == estimates[1] and all(one.low < one.high for one in estimates[0].values())
 
@@ -497,7 +497,7 @@ def test_confidence_intervals_of_caption_scores_are_reproducible():
 def run_folder(folder, tokenizer):
     """A run folder with an evaluation of captions."""
     rows = rows_of()
-    answers = [Prediction(row["name"], "caption", row["prediction"], row["reference"]) for row in rows]
+    answers = [Prediction(row.name, "caption", row.prediction, row.reference) for row in rows]
     write_predictions(folder / "result", "flickr30k", rows)
     write_metrics(folder / "result", "flickr30k", {"caption": scored(answers)}, "checkpoint_4.pth")
     path = folder / "result/metrics_flickr30k.json"
@@ -513,7 +513,7 @@ def test_the_report_shows_caption_metrics_the_tokenizer_and_all_references(tmp_p
     for text in ("BLEU-4", "ROUGE-L", "CIDEr-D", "tokenizer: treebank (no Java)", "from the worst to the best score", "cider d"):
         assert text in page
     best = max(scores["clip_scores"], key=lambda row: row["cider_d"])["name"]
-    true = next(row["reference"] for row in rows_of() if row["name"] == best)
+    true = next(row.reference for row in rows_of() if row.name == best)
     assert "\n".join(true).replace("'", "&#39;") in page
     assert "[&#34;" not in page
 

@@ -35,7 +35,7 @@ from emollama.starter.starter import _header
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:[349]|10)\d(?:;\d+)*m")  # of text or background, also bright ones
 HIDE = "\x1b[?25l"
-STEP = {"epoch": 0, "loss": 1.0, "lr": 0.1, "tokens": 5, "tokens_cut": 0}
+STEP = {"epoch": 0, "loss": 1.0, "lr": 0.1, "grad_norm": 1.0, "skipped_steps": 0, "tokens": 5, "tokens_cut": 0}
 
 
 class Clock:

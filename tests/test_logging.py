@@ -16,6 +16,7 @@ from running import golden_config, read_jsonl
 from emollama.config import load
 from emollama.errors import UserError
 from emollama.logs.run_log import RunLog
+from emollama.run_folder import PredictionRecord
 
 LINE = re.compile(
     r"Train: data epoch: \[(\d+)\]  \[ *(\d+)/12\]  eta: \d:\d\d:\d\d  lr: 0\.\d{6}  loss: (\d+\.\d{4})  time: (\d+\.\d{4})"
@@ -57,7 +58,7 @@ def log(tmp_path):
         yield run_log
 
 
-STEP = {"epoch": 0, "loss": 1.0, "lr": 0.1, "tokens": 5}
+STEP = {"epoch": 0, "loss": 1.0, "lr": 0.1, "grad_norm": 1.0, "skipped_steps": 0, "tokens": 5}
 
 
 def test_cut_texts_are_reported_once_also_between_logged_steps(log, caplog):
@@ -74,7 +75,7 @@ def test_only_the_first_two_captions_of_an_image_are_shown_and_the_others_counte
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     truths = {"five": ["a dog", "a cat", "x", "y", "z"], "two": ["a dog", "a cat"], "text": "happy", "none": None}
-    rows = [{"name": name, "task": "caption", "prediction": "dogs", "reference": truth} for name, truth in truths.items()]
+    rows = [PredictionRecord(name, "caption", "", "dogs", None, truth, None) for name, truth in truths.items()]
     with caplog.at_level(logging.INFO, "emollama"):
         log.evaluation(0, 0, {}, {"block": rows})
     shown = {"five": "a dog / a cat (+3)", "two": "a dog / a cat", "text": "happy", "none": "None"}

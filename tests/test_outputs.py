@@ -17,6 +17,7 @@ from emollama.errors import UserError
 from emollama.evaluation.losses import Losses
 from emollama.evaluation.prediction_files import write_predictions
 from emollama.registry import DATASETS, METRICS
+from emollama.run_folder import PredictionRecord
 
 
 def runner_of(path, *options, training=True):
@@ -55,7 +56,7 @@ def test_a_step_with_a_non_finite_loss_is_skipped_and_consecutive_ones_stop_the_
 
 
 def test_a_non_finite_loss_is_written_as_null_and_makes_the_mean_null(tmp_path):
-    row = {"name": "a", "task": "emotion", "prediction": "happy", "loss": float("nan")}
+    row = PredictionRecord("a", "emotion", "", "happy", None, None, float("nan"))
     (path,) = write_predictions(tmp_path, "block", [row])
     assert json.loads(path.read_text(), parse_constant=pytest.fail)["loss"] is None
     assert METRICS.get("loss").compute(Losses(("a", "b"), (float("nan"), 1.0))) is None

@@ -14,6 +14,7 @@ from emollama.reporting.checkpoint_chart import checkpoint_chart
 from emollama.reporting.confusion import confusion_matrix
 from emollama.reporting.curves import training_curves
 from emollama.reporting.panels import Line, Panel, metric_panels
+from emollama.run_folder import StepRecord
 
 TEX = re.compile(r"\$|\\[a-z]+|\{|\}")
 
@@ -22,7 +23,7 @@ def curves(highest, lowest):
     """The curves of 60 steps whose norm and loss jump once from ``lowest`` to ``highest``, which makes both axes logarithmic."""
     values = np.linspace(1, 1.2, 60) * lowest
     values[7] = highest
-    return training_curves([{"step": step, "loss": v, "grad_norm": v, "lr": 1e-5 * step} for step, v in enumerate(values)])
+    return training_curves([StepRecord(step, loss=v, grad_norm=v, lr=1e-5 * step) for step, v in enumerate(values)])
 
 
 def panels(values):

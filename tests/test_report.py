@@ -38,6 +38,7 @@ from emollama.reporting.panels import Line, Panel, draw_panel, legend_entries
 from emollama.reporting.report import write_report, write_report_if_possible
 from emollama.reporting.run_files import read_run
 from emollama.reporting.sections import report_sections
+from emollama.run_folder import StepRecord
 
 HOSTILE = "</td></pre></style><script>alert(1)</script><img src=http://example.org/x onerror=alert(2)>"
 VOID = {"meta", "img", "col", "br", "link", "input", "hr"}
@@ -266,7 +267,7 @@ def test_ticks_of_steps_are_integers_at_their_labelled_positions(steps):
     from matplotlib.figure import Figure
 
     figure = Figure()
-    draw_curves(figure, logged_curves([{"step": step, "loss": 1.0, "lr": 0.1} for step in (0, steps - 1)]))
+    draw_curves(figure, logged_curves([StepRecord(step, loss=1.0, lr=0.1) for step in (0, steps - 1)]))
     ticks = ticks_of(figure.axes[-1].xaxis)
     assert ticks == [(position, f"{position:,.0f}") for position, _ in ticks]
     assert all(position == int(position) for position, _ in ticks)

@@ -29,6 +29,7 @@ from emollama.demo.vocabulary import EMOTIONS
 from emollama.logs.console import aligned, write
 from emollama.logs.logger import get_logger, set_up
 from emollama.paths import atomic_write
+from emollama.run_folder import PredictionRecord, parse_all, predictions_file
 
 
 def run_demo(folder: str, *, seed: int, processes: int, corpus_only: bool = False) -> None:
@@ -139,9 +140,9 @@ def _results(root: Path) -> dict[str, Any]:
     true_labels = {clip.name: clip.label for clip in read_annotations(str(root / "corpus/test/test_NCEV.txt"))}
     results: dict[str, Any] = {"clips": len(true_labels)}
     for key, block in (("", "test"), ("_shuffled", "shuffled"), ("_sentence_only", "sentence_only")):
-        answers = _answers(root / f"recognition/result/predictions_{block}.jsonl")
+        answers = _answers(root / "recognition/result" / predictions_file(block))
         results[f"emotion_accuracy{key}"] = sum(answers[name] == label for name, label in true_labels.items()) / len(true_labels)
-    reasons = _answers(root / "reasoning/result/predictions_emer.jsonl")
+    reasons = _answers(root / "reasoning/result" / predictions_file("emer"))
     mentioned = {name: set(re.findall(r"\w+", text)) & set(EMOTIONS) for name, text in reasons.items()}
     for key, run in (("", "reasoning"), ("_stage_1", "reasoning_stage_1")):
         metrics = json.loads((root / f"{run}/result/metrics_emer.json").read_text(encoding="utf-8"))
@@ -151,8 +152,8 @@ def _results(root: Path) -> dict[str, Any]:
 
 
 def _answers(path: Path) -> dict[str, str]:
-    predictions = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {prediction["name"]: prediction["prediction"] for prediction in predictions}
+    predictions = parse_all(PredictionRecord, map(json.loads, path.read_text(encoding="utf-8").splitlines()))
+    return {record.name: record.prediction for record in predictions}
 
 
 def _corpus_summary(demo_folder: DemoFolder, processes: int) -> str:

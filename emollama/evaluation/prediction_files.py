@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,12 @@ from typing import Any
 from emollama.evaluation.component_errors import reported
 from emollama.evaluation.scoring import TaskScores
 from emollama.paths import atomic_write
+from emollama.run_folder import PredictionRecord, json_line, metrics_file, predictions_file
 
 REASONING_TASKS = ("reason", "reason_v2")
 
 
-def write_predictions(folder: Path, block: str, rows: Sequence[dict[str, Any]]) -> list[Path]:
+def write_predictions(folder: Path, block: str, predictions: Sequence[PredictionRecord]) -> list[Path]:
     """Write ``predictions_<block>.jsonl`` and, for reasoning tasks, the CSV that EMER's scorers read.
 
     The CSV (``names,chi_reasons``; English text in spite of the column name) is named after the block, and after the task too if
@@ -25,27 +25,22 @@ def write_predictions(folder: Path, block: str, rows: Sequence[dict[str, Any]]) 
     Args:
         folder: output folder; it is created if necessary.
         block: label of the evaluation block.
-        rows: one object per prediction, with at least name, task and prediction.
+        predictions: the predictions.
 
     Returns:
         The files that were written.
     """
-    files = [folder / f"predictions_{block}.jsonl"]
+    files = [folder / predictions_file(block)]
     with atomic_write(files[0]) as file:
-        file.writelines(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows)
-    tasks = sorted({row["task"] for row in rows} & set(REASONING_TASKS))
+        file.writelines(map(json_line, predictions))
+    tasks = sorted({record.task for record in predictions} & set(REASONING_TASKS))
     for task in tasks:
         files.append(folder / (f"predictions_{block}.csv" if len(tasks) == 1 else f"predictions_{block}_{task}.csv"))
         with atomic_write(files[-1]) as file:
             writer = csv.writer(file)
             writer.writerow(["names", "chi_reasons"])
-            writer.writerows([row["name"], row["prediction"]] for row in rows if row["task"] == task)
+            writer.writerows([record.name, record.prediction] for record in predictions if record.task == task)
     return files
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """Return the row with null instead of a loss that is not finite, because JSON has no such numbers."""
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
 
 
 def write_metrics(folder: Path, block: str, scores: Mapping[str, TaskScores], source: str | None) -> Path:
@@ -60,7 +55,7 @@ def write_metrics(folder: Path, block: str, scores: Mapping[str, TaskScores], so
     Returns:
         The file that was written.
     """
-    path = folder / f"metrics_{block}.json"
+    path = folder / metrics_file(block)
     content = {"block": block, "checkpoint": source, "tasks": {task: scores_as_dict(result) for task, result in scores.items()}}
     with atomic_write(path) as file:
         json.dump(content, file, indent=1, ensure_ascii=False)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from emollama import checkpoint
 from emollama.checkpoint_files import require_language_model
@@ -26,6 +26,7 @@ from emollama.media.files import EXTENSIONS
 from emollama.media.frame_selection import NO_PEAK
 from emollama.media.source import Source
 from emollama.precision import Precision
+from emollama.run_folder import PredictionRecord
 from emollama.runners import provenance
 from emollama.runners.build import build_models, checkpoint_paths, checkpoint_tensors, require_checkpoint
 from emollama.runners.evaluation import EvaluationSet, build_blocks
@@ -98,16 +99,16 @@ def predict(config: RunConfig, videos: Sequence[str], *, text: str | None = None
         block = world.rank_zero_first(lambda: next(iter(build_blocks(video_config, check=world.is_main).values())))
         modalities = {name: _modalities(template, block, name, extracted) for name in sources}
         _require_features(sources, modalities)
-        answers = {answer["name"]: answer for answer in _answers(video_config, template.key, block, world)}
+        answers = {answer.name: answer for answer in _answers(video_config, template.key, block, world)}
     return [
         VideoAnswer(
             video=video,
             task=template.task,
-            prompt=answers[name]["instruction"],
+            prompt=answers[name].instruction,
             sentence=sentence,
             modalities=modalities[name],
-            answer=answers[name]["prediction"],
-            label_probabilities=answers[name]["label_probabilities"],
+            answer=answers[name].prediction,
+            label_probabilities=answers[name].label_probabilities,
         )
         for video, name in zip(videos, sources, strict=True)
     ]
@@ -243,8 +244,8 @@ def _require_features(sources: Mapping[str, Source], modalities_by_name: Mapping
             raise UserError(f"--video: the model gets no features of '{sources[name].video}':{reasons}")
 
 
-def _answers(config: RunConfig, key: str, block: EvaluationSet, world: World) -> list[dict[str, Any]]:
-    """Load the model and generate the answers; each is a dictionary with the keys of a predictions file."""
+def _answers(config: RunConfig, key: str, block: EvaluationSet, world: World) -> list[PredictionRecord]:
+    """Load the model and generate the answers."""
     run, model = config.run, config.model_class
     precision = Precision(world.device, run.amp, run.amp_dtype)
     features = provenance.provenance_of_run(config, [block.dataset])

@@ -9,10 +9,11 @@ from typing import Any
 
 from emollama.config import from_dict
 from emollama.errors import UserError
+from emollama.json_io import mapping
 from emollama.paths import read_text
 from emollama.reporting.checkpoint_table import CheckpointRow
-from emollama.reporting.configuration import CONFIG, parse_config
-from emollama.reporting.json_io import mapping
+from emollama.reporting.configuration import parse_config
+from emollama.run_folder import CONFIG
 from emollama.runners.build import checkpoint_paths
 
 PRETRAINED, UNTRAINED = "pretrained", "untrained"

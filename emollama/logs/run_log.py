@@ -8,6 +8,7 @@ import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +18,7 @@ from emollama.logs.console import Progress, duration
 from emollama.logs.logger import get_logger, log_metrics
 from emollama.logs.tracking import Tracking
 from emollama.paths import atomic_write
+from emollama.run_folder import LOG, PredictionRecord, StepRecord, json_line
 
 SHOWN_REFERENCES = 2  # number of reference captions of an image that are shown
 # If an interrupt prevents the wake-up of TensorBoard's writer thread, the end of the run waits for up to this number of seconds.
@@ -56,10 +58,10 @@ class RunLog:
         self._tracking: Tracking | None = None
         self._session_end: Any = None
         if enabled:
-            path = folder / "log.jsonl"
+            path = folder / LOG
             entries = entries_before(path, first_step)
             with atomic_write(path) as file:
-                file.writelines(json.dumps(entry) + "\n" for entry in entries)
+                file.writelines(map(json_line, entries))
             self._file = path.open("a", encoding="utf-8")
             # Imported here because it is slow, and only rank 0 needs it.
             from torch.utils.tensorboard import SummaryWriter
@@ -129,7 +131,7 @@ class RunLog:
 
         Args:
             step: number of the step, from 0.
-            values: values of this step over all ranks, at least epoch, loss, lr, tokens and tokens_cut.
+            values: values of this step over all ranks: those of :class:`StepRecord` up to tokens_cut.
             samples: number of samples of this step over all ranks.
         """
         if not self._enabled:
@@ -175,7 +177,7 @@ class RunLog:
         self._epoch_losses, self._epoch_start = [], now
 
     def evaluation(
-        self, step: int, epoch: int, metrics: dict[str, float | None], predictions: dict[str, list[dict[str, Any]]]
+        self, step: int, epoch: int, metrics: dict[str, float | None], predictions: Mapping[str, Sequence[PredictionRecord]]
     ) -> None:
         """Log the metrics and a few answers of an evaluation on the console and in TensorBoard.
 
@@ -183,7 +185,7 @@ class RunLog:
             step: number of the last training step before the evaluation, from 0.
             epoch: the epoch that ended before the evaluation, from 0.
             metrics: "block/task/metric" -> value.
-            predictions: block -> predictions with name, task, prediction and reference; at most two references are shown.
+            predictions: block -> predictions; at most two references of each are shown.
         """
         if not self._enabled:
             return
@@ -191,8 +193,8 @@ class RunLog:
         self._scalars(step, {f"eval/{name}": value for name, value in metrics.items() if value is not None})
         for block, block_predictions in predictions.items():
             for prediction in block_predictions:
-                reference = _one_line(prediction["reference"])
-                name, task, answer = (prediction[key] for key in ("name", "task", "prediction"))
+                reference = _one_line(prediction.reference)
+                name, task, answer = prediction.name, prediction.task, prediction.prediction
                 get_logger().info("%s (%s): %s  | reference: %s", name, task, answer, reference)
                 self._board.add_text(f"eval/{block}/{task}/{name}", f"{answer}\n\n*reference:* {reference}", step)
         self._board.flush()
@@ -209,8 +211,9 @@ class RunLog:
             self._warned_of_cuts = True
 
     def _write(self, step: int, values: dict[str, Any]) -> None:
-        plain = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
-        self._file.write(json.dumps({"step": step, **plain}) + "\n")
+        # A custom runner may log other values, too.
+        assert {field.name for field in fields(StepRecord)} <= {"step", *values}
+        self._file.write(json_line({"step": step, **values}))
         self._file.flush()
         self._scalars(step, {f"train/{name}": value for name, value in values.items() if name != "epoch"})
 

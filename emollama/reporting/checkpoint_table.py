@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from emollama.errors import UserError
+from emollama.json_io import Notes, mapping, numbers, read_object
 from emollama.listing import abbreviated, listing
 from emollama.paths import PACKAGE, atomic_write
 from emollama.reporting.checkpoint_chart import checkpoint_chart
-from emollama.reporting.json_io import Notes, mapping, numbers, read_object, text, texts, whole_number
 from emollama.reporting.measures import format_value, higher_is_better, metric_digits, registered_metric
+from emollama.run_folder import RESULT, metrics_file, parse
 
-RECORD, SUMMARY, RESULT = "evaluated.json", "sweep.json", "result"
+RECORD, SUMMARY = "evaluated.json", "sweep.json"
 Fingerprint = dict[str, dict[str, str]]  # block ("" for all blocks) -> what its scores depend on -> digest
 
 
@@ -48,6 +49,23 @@ class CheckpointRow:
 
 
 @dataclass(frozen=True)
+class CheckpointSummary:
+    """The content of ``sweep.json``.
+
+    Attributes:
+        basis: what the scores of all rows depend on.
+        columns: column -> ``block/task/metric``.
+        best: column -> labels of its best rows.
+        rows: the fields of each :class:`CheckpointRow`, and its ``metrics``: column -> value.
+    """
+
+    basis: Fingerprint
+    columns: dict[str, str]
+    best: dict[str, list[str]]
+    rows: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class CheckpointTable:
     """The models that were evaluated with the same settings and data, in order.
 
@@ -70,19 +88,8 @@ class CheckpointTable:
 
 def read_records(folder: Path) -> list[CheckpointRow]:
     """Read the evaluated models in order: the start of the training, epochs, then files that the user named."""
-    rows = [CheckpointRow(**_fields(content)) for path in folder.glob(f"*/{RECORD}") if (content := read_object(path, []))]
+    rows = [parse(CheckpointRow, content) for path in folder.glob(f"*/{RECORD}") if (content := read_object(path, []))]
     return sorted(rows, key=lambda row: (row.epoch is None, row.epoch or 0, row.label))
-
-
-def _fields(content: Mapping[str, Any]) -> dict[str, Any]:
-    lists = {key: tuple(texts(content.get(key))) for key in ("files", "sha256")}
-    strings = {key: text(content.get(key)) for key in ("label", "run")}
-    return lists | strings | {"epoch": whole_number(content.get("epoch")), "basis": _basis(content)}
-
-
-def _basis(content: Mapping[str, Any]) -> Fingerprint:
-    blocks = mapping(content.get("basis")).items()
-    return {label: {part: text(value) for part, value in mapping(parts).items()} for label, parts in blocks}
 
 
 def missing(folder: Path, row: CheckpointRow) -> dict[str, str]:
@@ -91,7 +98,7 @@ def missing(folder: Path, row: CheckpointRow) -> dict[str, str]:
 
 
 def _metrics_file(folder: Path, row: CheckpointRow, block: str) -> Path:
-    return folder / row.label / RESULT / f"metrics_{block}.json"
+    return folder / row.label / RESULT / metrics_file(block)
 
 
 def read_checkpoint_table(folder: Path, basis: Fingerprint | None = None) -> CheckpointTable:
@@ -105,7 +112,7 @@ def read_checkpoint_table(folder: Path, basis: Fingerprint | None = None) -> Che
         UserError: If the folder has no results, or metrics are missing.
     """
     notes: Notes = []
-    basis = basis or _basis(read_object(folder / SUMMARY, notes))
+    basis = basis or parse(CheckpointSummary, read_object(folder / SUMMARY, notes)).basis
     records = read_records(folder)
     rows = [row for row in records if row.basis == basis]
     if not rows:
@@ -161,7 +168,7 @@ def write_checkpoint_table(table: CheckpointTable) -> str:
     best = best_rows(table)
     rows = [{**asdict(row), "metrics": table.metrics[row.label]} for row in table.rows]
     with atomic_write(table.folder / SUMMARY) as file:
-        json.dump({"basis": table.basis, "columns": table.columns, "best": best, "rows": rows}, file, indent=1)
+        json.dump(asdict(CheckpointSummary(table.basis, table.columns, best, rows)), file, indent=1)
     with atomic_write(table.folder / "sweep.csv") as file:
         writer = csv.writer(file)
         writer.writerow(["checkpoint", "epoch", "file", *table.columns])

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from emollama.errors import UserError
+from emollama.json_io import Notes, text
 from emollama.listing import abbreviated
-from emollama.reporting.configuration import CONFIG, RESULT, parse_config
-from emollama.reporting.json_io import Notes, text
+from emollama.reporting.configuration import parse_config
 from emollama.reporting.measures import block_and_task, higher_is_better, metric_title
 from emollama.reporting.panels import Line, Panel
 from emollama.reporting.run_files import RunFiles, best_validation, metrics_by_key, read_run
 from emollama.reporting.settings import settings_that_differ
+from emollama.run_folder import CONFIG, RESULT
 from emollama.suggestions import did_you_mean
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from emollama.reporting.json_io import mapping, text, texts
+from emollama.json_io import mapping, text, texts
+from emollama.run_folder import CONFIG, RESULT
 
-CONFIG, RESULT = "config.yaml", "result"
 # Key of an evaluation block -> its default, and the title of other values in a report.
 DEFAULTS: dict[str, tuple[Any, str]] = {
     "mask_slots": ([], "slots masked"),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emollama.reporting.json_io import number
 from emollama.reporting.plotting import COLOURS, WIDTH, integer_ticks, log_scale, png
+from emollama.run_folder import StepRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,18 +17,23 @@ if TYPE_CHECKING:
 
 Curve = tuple[str, str, str, tuple[NDArray[np.float64], NDArray[np.float64]]]  # name, title, colour, (steps, values)
 
-CURVES = (("loss", "training loss", COLOURS[0]), ("lr", "learning rate", COLOURS[2]), ("grad_norm", "gradient norm", COLOURS[1]))
+# Name, title, colour and values of each curve.
+CURVES: tuple[tuple[str, str, str, Callable[[StepRecord], float | None]], ...] = (
+    ("loss", "training loss", COLOURS[0], lambda record: record.loss),
+    ("lr", "learning rate", COLOURS[2], lambda record: record.lr),
+    ("grad_norm", "gradient norm", COLOURS[1], lambda record: record.grad_norm),
+)
 
 
-def training_curves(steps: Sequence[Mapping[str, Any]]) -> bytes | None:
+def training_curves(steps: Sequence[StepRecord]) -> bytes | None:
     """Draw loss, learning rate and gradient norm by step, with moving averages. Returns a PNG, or None if nothing was logged."""
     curves = logged_curves(steps)
     return png(lambda figure: draw_curves(figure, curves), WIDTH, 1.2 + 2.1 * len(curves)) if curves else None
 
 
-def logged_curves(steps: Sequence[Mapping[str, Any]]) -> list[Curve]:
+def logged_curves(steps: Sequence[StepRecord]) -> list[Curve]:
     """Return those of :data:`CURVES` that have logged values."""
-    curves = [(name, title, colour, _curve(steps, name)) for name, title, colour in CURVES]
+    curves = [(name, title, colour, _curve(steps, value_of)) for name, title, colour, value_of in CURVES]
     return [curve for curve in curves if len(curve[3][0])]
 
 
@@ -46,10 +51,11 @@ def draw_curves(figure: Figure, curves: Sequence[Curve]) -> None:
     integer_ticks(axes[-1].xaxis, 10)
 
 
-def _curve(steps: Sequence[Mapping[str, Any]], name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    pairs = [(number(row.get("step")), number(row.get(name))) for row in steps]
-    points = [(at, value) for at, value in pairs if at is not None and value is not None]
-    return np.array([at for at, _ in points]), np.array([value for _, value in points])
+def _curve(
+    steps: Sequence[StepRecord], value_of: Callable[[StepRecord], float | None]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    points = [(record.step, value) for record in steps if (value := value_of(record)) is not None]
+    return np.array([at for at, _ in points], dtype=float), np.array([value for _, value in points], dtype=float)
 
 
 def _draw_curve(ax: Axes, at: NDArray[np.float64], values: NDArray[np.float64], colour: str, *, smooth: bool) -> None:

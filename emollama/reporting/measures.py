@@ -6,7 +6,7 @@ from typing import Any
 
 from emollama.errors import UserError
 from emollama.evaluation.metrics import Metric, metric
-from emollama.reporting.json_io import number
+from emollama.json_io import number
 
 
 def registered_metric(name: str) -> Metric | None:

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from emollama.errors import UserError
+from emollama.json_io import text
 from emollama.logs.logger import get_logger
 from emollama.paths import atomic_write
-from emollama.reporting.configuration import RESULT
 from emollama.reporting.curves import training_curves
-from emollama.reporting.json_io import text
 from emollama.reporting.measures import (
     block_and_task,
     format_value,
@@ -26,6 +25,7 @@ from emollama.reporting.panels import PANELS, Line, Panel, metric_panels
 from emollama.reporting.run_files import RunFiles, best_validation, read_run
 from emollama.reporting.run_summary import summary_rows, versions
 from emollama.reporting.sections import picture, report_sections
+from emollama.run_folder import RESULT
 
 NAME = "report.html"
 LIMITS = {"invalid": 100, "failures": 50, "panels": PANELS}  # maximum numbers; the first two for each task

@@ -1,20 +1,14 @@
-"""Readers for the files of a run. Missing and invalid files are tolerated.
-
-A run's folder contains ``log.jsonl`` (one line per logged step), ``eval.jsonl`` (one line per validation), ``config.yaml``, the
-results of the evaluation script in ``result/`` and those of each validation in ``result/epoch_<e>/``.
-"""
+"""Readers for the files of a run. Missing and invalid files are tolerated."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from emollama.errors import UserError
-from emollama.reporting.configuration import CONFIG, RESULT, evaluated_blocks, evaluated_with
-from emollama.reporting.json_io import (
+from emollama.json_io import (
     Notes,
     mapping,
     number,
@@ -27,24 +21,23 @@ from emollama.reporting.json_io import (
     texts,
     whole_number,
 )
+from emollama.reporting.configuration import evaluated_blocks, evaluated_with
+from emollama.run_folder import (
+    CONFIG,
+    EVALUATIONS,
+    LOG,
+    RESULT,
+    PredictionRecord,
+    StepRecord,
+    ValidationRecord,
+    block_of,
+    epoch_folders,
+    metrics_file,
+    parse_all,
+    predictions_file,
+)
 
-LOG, EVALUATIONS = "log.jsonl", "eval.jsonl"
 LOG_LINES = 60_000  # about this many lines are read of a longer log
-
-
-@dataclass(frozen=True)
-class ValidationRecord:
-    """The result of a validation during training.
-
-    Attributes:
-        epoch: epoch of the validation.
-        metrics: ``<block>/<task>/<metric>`` -> value.
-        best: whether its checkpoint was the best so far.
-    """
-
-    epoch: int
-    metrics: dict[str, float | None]
-    best: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,7 +72,7 @@ class TaskResult:
         judge: name, usage and failures of the judge, and why it could not be reached; empty without a judge.
         clip_scores: sample name -> its scores and emotion words; empty without scores of single samples.
         tokenizer: tokenizer of captions; "" for other tasks.
-        predictions: name, prediction, target and reference of each sample.
+        predictions: the predictions.
     """
 
     file: Path
@@ -92,7 +85,7 @@ class TaskResult:
     judge: dict[str, Any] = field(default_factory=dict)
     clip_scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     tokenizer: str = ""
-    predictions: list[dict[str, Any]] = field(default_factory=list)
+    predictions: list[PredictionRecord] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -101,7 +94,7 @@ class RunFiles:
 
     Attributes:
         folder: the folder.
-        steps: logged steps in order; each has at least "step".
+        steps: logged steps in order.
         validations: validations in order of epochs.
         results: results of the evaluation script; without them those of the best validation, or else of the last one. Blocks have
             the order of the configuration; blocks that it does not contain come last.
@@ -112,7 +105,7 @@ class RunFiles:
     """
 
     folder: Path
-    steps: list[dict[str, Any]]
+    steps: list[StepRecord]
     validations: list[ValidationRecord]
     results: list[TaskResult]
     results_epoch: int | None
@@ -156,7 +149,7 @@ def require_run(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise UserError(f"'{folder}' is not a folder. Specify the folder of a run, output_dir/<job_id>.")
-    parts = (LOG, EVALUATIONS, CONFIG, f"{RESULT}/**/metrics_*.json", f"{RESULT}/**/predictions_*.jsonl")
+    parts = (LOG, EVALUATIONS, CONFIG, *(f"{RESULT}/**/{file('*')}" for file in (metrics_file, predictions_file)))
     if not any(True for part in parts for _ in folder.glob(part)):
         raise UserError(f"{folder}: not a run's folder; expected one of {', '.join(parts)} in it. Name output_dir/<job_id>.")
 
@@ -171,35 +164,27 @@ def best_validation(validations: Sequence[ValidationRecord]) -> ValidationRecord
     return next((validation for validation in reversed(validations) if validation.best), None)
 
 
-def _steps(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _steps(rows: Sequence[dict[str, Any]]) -> list[StepRecord]:
     """Return the rows with a step number in order; if a step occurs several times, its last row."""
-    last = {step: row for row in rows if (step := whole_number(row.get("step"))) is not None}
-    return [last[step] | {"step": step} for step in sorted(last)]
+    last = {record.step: record for record in parse_all(StepRecord, rows)}
+    return [last[step] for step in sorted(last)]
 
 
 def _validations(folder: Path, notes: Notes, configs: Mapping[str, str]) -> list[ValidationRecord]:
     """Read the validations in eval.jsonl, or, if there are none, those in the result folders of epochs."""
-    lines = read_lines(folder / EVALUATIONS, notes)
-    rows = {epoch: row for row in lines if (epoch := whole_number(row.get("epoch"))) is not None}
-    records = {
-        epoch: ValidationRecord(epoch, numbers(row.get("metrics")), row.get("best") is True) for epoch, row in rows.items()
-    }
+    records = {record.epoch: record for record in parse_all(ValidationRecord, read_lines(folder / EVALUATIONS, notes))}
     if not records:
-        for epoch, path in _epoch_folders(folder):
-            records[epoch] = ValidationRecord(epoch, metrics_by_key(list(_results(path, notes, _block_order(configs, epoch)))))
+        for epoch, path in epoch_folders(folder).items():
+            metrics = metrics_by_key(list(_results(path, notes, _block_order(configs, epoch))))
+            records[epoch] = ValidationRecord(None, epoch, metrics)
     return [records[epoch] for epoch in sorted(records)]
-
-
-def _epoch_folders(folder: Path) -> list[tuple[int, Path]]:
-    matches = [(re.fullmatch(r"epoch_([0-9]{1,9})", path.name), path) for path in (folder / RESULT).glob("epoch_*")]
-    return sorted((int(match[1]), path) for match, path in matches if match and path.is_dir())
 
 
 def _results_folder(folder: Path, validations: Sequence[ValidationRecord]) -> tuple[Path, int | None]:
     """Return the folder with the results to show, and their epoch."""
-    folders = dict(_epoch_folders(folder))
+    folders = epoch_folders(folder)
     best = best_validation(validations)
-    if any((folder / RESULT).glob("metrics_*.json")) or any((folder / RESULT).glob("predictions_*.jsonl")) or not folders:
+    if not folders or any(True for file in (metrics_file, predictions_file) for _ in (folder / RESULT).glob(file("*"))):
         return folder / RESULT, None
     epoch = best.epoch if best and best.epoch in folders else max(folders)
     return folders[epoch], epoch
@@ -212,16 +197,18 @@ def _block_order(configs: Mapping[str, str], epoch: int | None) -> list[str]:
 
 def _results(folder: Path, notes: Notes, order: Sequence[str], answers: bool = False) -> Iterator[TaskResult]:
     """Yield the results of each task of each block in a folder; blocks that ``order`` does not contain come last."""
-    scored = {path.stem.removeprefix("metrics_"): path for path in sorted(folder.glob("metrics_*.json"))}
-    answered = {path.stem.removeprefix("predictions_"): path for path in sorted(folder.glob("predictions_*.jsonl"))}
+    scored, answered = (
+        {block_of(path): path for path in sorted(folder.glob(file("*")))} for file in (metrics_file, predictions_file)
+    )
     blocks = sorted({*scored, *answered})
     for block in sorted(blocks, key=[*order, *blocks].index):
         content = read_object(scored[block], notes) if block in scored else {}
         rows = read_lines(answered[block], notes) if answers and block in answered else []
+        predictions = parse_all(PredictionRecord, rows)
         tasks = mapping(content.get("tasks"))
-        for task in sorted({*tasks, *(text(row.get("task")) for row in rows)}):
-            own = [row for row in rows if text(row.get("task")) == task]
-            file = folder / f"predictions_{block}.jsonl"
+        for task in sorted({*tasks, *(record.task for record in predictions)}):
+            own = [record for record in predictions if record.task == task]
+            file = folder / predictions_file(block)
             checkpoint = _checkpoint_name(content.get("checkpoint"))
             yield _with_scores(TaskResult(file, block, task, checkpoint, predictions=own), mapping(tasks.get(task)))
 

@@ -9,8 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import emollama
-from emollama.reporting.json_io import number, text, whole_number
+from emollama.json_io import text
 from emollama.reporting.run_files import RunFiles, best_validation
+from emollama.run_folder import StepRecord
 
 PACKAGES = ("torch", "transformers", "peft", "numpy")
 
@@ -36,25 +37,22 @@ def _judge(judge: Mapping[str, Any]) -> str:
     return text(judge["name"]) + (" (could not be reached)" if judge.get("unreachable") else "")
 
 
-def _training(steps: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+def _training(steps: Sequence[StepRecord]) -> Iterator[tuple[str, str]]:
     last = steps[-1]
-    epoch = whole_number(last.get("epoch"))
-    yield "Last logged step", f"{last['step']:,}" + ("" if epoch is None else f" (epoch {epoch})")
-    if skipped := _column(steps, "skipped_steps"):
+    yield "Last logged step", f"{last.step:,}" + ("" if last.epoch is None else f" (epoch {last.epoch})")
+    if skipped := [record.skipped_steps for record in steps if record.skipped_steps is not None]:
         yield "Skipped steps", f"{max(skipped):,.0f}"
+    samples = [record.samples_per_s for record in steps if record.samples_per_s is not None]
+    tokens = [record.tokens_per_s for record in steps if record.tokens_per_s is not None]
     speeds = [
-        f"{statistics.median(values):,.{1 if unit == 'samples' else 0}f} {unit}/s"
-        for unit in ("samples", "tokens")
-        if (values := _column(steps, f"{unit}_per_s"))
+        f"{statistics.median(values):,.{digits}f} {unit}/s"
+        for values, digits, unit in ((samples, 1, "samples"), (tokens, 0, "tokens"))
+        if values
     ]
     if speeds:
         yield "Median speed", ", ".join(speeds)
-    if memory := _column(steps, "peak_memory_gib"):
+    if memory := [record.peak_memory_gib for record in steps if record.peak_memory_gib is not None]:
         yield "Peak memory", f"{max(memory):,.1f} GiB"
-
-
-def _column(steps: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    return [value for row in steps if (value := number(row.get(name))) is not None]
 
 
 def versions() -> Iterator[tuple[str, str]]:

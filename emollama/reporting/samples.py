@@ -11,8 +11,9 @@ from typing import Any
 
 from emollama.errors import UserError
 from emollama.evaluation.labels import LabelReader
-from emollama.reporting.json_io import mapping, number, text, texts
+from emollama.json_io import mapping, text, texts
 from emollama.reporting.run_files import TaskResult, sample_scores
+from emollama.run_folder import PredictionRecord
 
 LABELLED = 20  # answers of a recognition task; half of them are wrong if enough are
 DESCRIBED = 8  # answers of other tasks
@@ -50,7 +51,7 @@ def select_samples(result: TaskResult, keys: Mapping[str, Any]) -> list[ReportSa
         result: results of the task.
         keys: keys of its block in the configuration, which determine how labels are extracted from answers.
     """
-    rows = sorted(result.predictions, key=lambda row: text(row.get("name")))
+    rows = sorted(result.predictions, key=lambda row: row.name)
     if result.recognition:
         return _labelled(result, rows, _reader(result.recognition.labels, keys))
     score_counts = [len(sample_scores(_judged(result, row))) for row in rows]
@@ -79,7 +80,7 @@ def _reader(labels: Sequence[str], keys: Mapping[str, Any]) -> LabelReader:
     return LabelReader((), {})
 
 
-def _labelled(result: TaskResult, rows: Sequence[Mapping[str, Any]], reader: LabelReader) -> list[ReportSample]:
+def _labelled(result: TaskResult, rows: Sequence[PredictionRecord], reader: LabelReader) -> list[ReportSample]:
     """Select wrong and then correct answers, alternating between the true labels."""
     assert result.recognition
     invalid = {text(row.get("name")) for row in result.recognition.invalid}
@@ -87,12 +88,9 @@ def _labelled(result: TaskResult, rows: Sequence[Mapping[str, Any]], reader: Lab
     for row in rows:
         reference = _reference(row)
         if reference is not None:
-            read = "" if text(row.get("name")) in invalid else reader.read(text(row.get("prediction"))).label or ""
+            read = "" if row.name in invalid else reader.read(row.prediction).label or ""
             right = bool(read) and read.casefold() == reference.strip().casefold()
-            sample = ReportSample(
-                text(row.get("name")), reference, text(row.get("prediction")), read, right, loss=number(row.get("loss"))
-            )
-            groups[right][reference].append(sample)
+            groups[right][reference].append(ReportSample(row.name, reference, row.prediction, read, right, loss=row.loss))
     wrong, correct = (list(_in_turn(groups[right])) for right in (False, True))
     half = LABELLED // 2
     return wrong[: max(half, LABELLED - len(correct))] + correct[: max(half, LABELLED - len(wrong))]
@@ -104,18 +102,16 @@ def _in_turn(groups: Mapping[str, Sequence[ReportSample]]) -> Iterator[ReportSam
     return islice((sample for sample in turns if sample is not None), LABELLED)
 
 
-def _described(row: Mapping[str, Any], judged: Mapping[str, Any]) -> ReportSample:
+def _described(row: PredictionRecord, judged: Mapping[str, Any]) -> ReportSample:
     words = (texts(judged.get("true_words")), texts(judged.get("predicted_words")))
-    answer, loss = text(row.get("prediction")), number(row.get("loss"))
-    return ReportSample(text(row.get("name")), _reference(row), answer, scores=sample_scores(judged), words=words, loss=loss)
+    scores = sample_scores(judged)
+    return ReportSample(row.name, _reference(row), row.prediction, scores=scores, words=words, loss=row.loss)
 
 
-def _judged(result: TaskResult, row: Mapping[str, Any]) -> Mapping[str, Any]:
-    return result.clip_scores.get(text(row.get("name")), {})
+def _judged(result: TaskResult, row: PredictionRecord) -> Mapping[str, Any]:
+    return result.clip_scores.get(row.name, {})
 
 
-def _reference(row: Mapping[str, Any]) -> str | None:
-    reference = next((row[key] for key in ("reference", "target") if row.get(key) is not None), None)
-    if reference is None:
-        return None
-    return "\n".join(texts(reference)) if isinstance(reference, list) else text(reference)
+def _reference(row: PredictionRecord) -> str | None:
+    reference = row.target if row.reference is None else row.reference
+    return "\n".join(reference) if isinstance(reference, list) else reference

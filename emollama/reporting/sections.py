@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from emollama.json_io import mapping, objects, text
 from emollama.reporting.configuration import changed_settings, ensemble_note, evaluated_blocks, evaluated_with
 from emollama.reporting.confusion import confusion_matrix
-from emollama.reporting.json_io import mapping, objects, text
 from emollama.reporting.measures import metric_title
 from emollama.reporting.plotting import DPI
 from emollama.reporting.run_files import RunFiles, TaskResult
@@ -67,7 +67,7 @@ class ReportSection:
     @property
     def instruction(self) -> str:
         """Prompt of the first sample."""
-        return "".join(text(row.get("instruction")) for row in self.result.predictions[:1])
+        return "".join(record.instruction for record in self.result.predictions[:1])
 
     @property
     def failures(self) -> list[dict[str, Any]]:
@@ -95,7 +95,7 @@ class ReportSection:
         result = self.result
         if self.unreachable or any(value is not None for value in result.metrics.values()):
             return ""
-        if result.predictions and not any(row.get(key) for row in result.predictions for key in ("reference", "target")):
+        if result.predictions and not any(record.reference or record.target for record in result.predictions):
             references = {"emotion": "labels", "caption": "captions"}.get(result.task, "descriptions")
             return f"No scores: the data has no {references} to compare the answers with."
         return "No scores: every judgement failed." if self.failures else "No scores: the files contain none."

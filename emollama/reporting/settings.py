@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
-from emollama.reporting.json_io import mapping
+from emollama.json_io import mapping
 
 Setting = tuple[str, dict[str, Any]]  # dotted key, run -> value, without runs that lack the key
 Configs = Mapping[str, Mapping[str, Any]]  # run -> keys

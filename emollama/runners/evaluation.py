@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,11 +21,10 @@ from emollama.evaluation.predictions import Prediction
 from emollama.evaluation.scoring import Scoring
 from emollama.listing import abbreviated, listing
 from emollama.logs.logger import get_logger
+from emollama.run_folder import PredictionRecord, predictions_file
 from emollama.runners.build import build_datasets, is_ensemble
 from emollama.runners.prediction_runner import PredictionRunner
 from emollama.suggestions import did_you_mean
-
-PredictionRows = list[dict[str, Any]]  # lines of predictions_*.jsonl
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Outcome:
     """
 
     metrics: dict[str, float | None]
-    predictions: dict[str, PredictionRows]
+    predictions: dict[str, list[PredictionRecord]]
     files: list[Path]
     unreachable: dict[str, str]
 
@@ -157,20 +156,20 @@ class Evaluation:
         return outcome
 
     def _score(
-        self, folder: Path, block_name: str, block: EvaluationSet, predictions: PredictionRows
+        self, folder: Path, block_name: str, block: EvaluationSet, predictions: Sequence[PredictionRecord]
     ) -> tuple[dict[str, float | None], dict[str, str], Path]:
         """Return metrics by their full names, the reason if the judge could not be reached, and the metrics file.
 
         Raises:
             MetricFailed: If a metric or a metric input raised an exception. The message names the file of the predictions.
         """
-        inputs = [Prediction(row["name"], row["task"], row["prediction"], row["reference"], row["loss"]) for row in predictions]
+        inputs = [Prediction(row.name, row.task, row.prediction, row.reference, row.loss) for row in predictions]
         try:
             scores = block.scoring.score(inputs, tolerant=True)
             path = write_metrics(folder, block_name, scores, self.source)
         except MetricFailed as error:
-            predictions_file = folder / f"predictions_{block_name}.jsonl"
-            text = f"{error} The predictions are in {predictions_file}; to score them later, use 'emollama score'."
+            path = folder / predictions_file(block_name)
+            text = f"{error} The predictions are in {path}; to score them later, use 'emollama score'."
             raise MetricFailed(text) from error.__cause__
         metrics = {
             f"{block_name}/{task}/{name}": value for task, score in scores.items() for name, value in score.metrics.items()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
-from operator import itemgetter
+from operator import attrgetter
 from typing import Any
 
 from emollama.components import Model, Task
@@ -14,6 +14,7 @@ from emollama.data.prompts.prompt import PromptFormat
 from emollama.distributed.process_group import World
 from emollama.logs.console import Progress
 from emollama.precision import Precision
+from emollama.run_folder import PredictionRecord
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class PredictionRunner:
     precision: Precision
     seed: int
 
-    def predict(self, block_name: str, dataset: SampleDataset, options: Any) -> list[dict[str, Any]]:
+    def predict(self, block_name: str, dataset: SampleDataset, options: Any) -> list[PredictionRecord]:
         """Make a prediction for every evaluation item of a dataset.
 
         Args:
@@ -45,7 +46,7 @@ class PredictionRunner:
             options: the task's Config, which defines how answers are generated.
 
         Returns:
-            One dictionary per prediction, sorted by name and task; all ranks get the same list.
+            The predictions, sorted by name and task; all ranks get the same list.
         """
         items = self.task.evaluation_items(dataset, options)
         texts = [dataset.user_text(item.index, item.task, item.instruction) for item in items]
@@ -54,10 +55,10 @@ class PredictionRunner:
         # share of long prompts.
         by_length = sorted(range(len(items)), key=lambda index: -lengths[index])
         own = [items[index] for index in by_length[self.world.rank :: self.world.size]]
-        predictions: list[Any] = []
+        predictions: list[PredictionRecord] = []
         with Progress(len(own), f"answering {block_name}", enabled=self.world.is_main) as bar, self.precision.autocast():
             for first in range(0, len(own), dataset.cfg.batch_size):
                 part = own[first : first + dataset.cfg.batch_size]
                 predictions += self.task.predict(self.members, self.prompt, dataset, options, part, self.seed)
                 bar.update(len(part))
-        return sorted(map(asdict, chain(*self.world.gather(predictions))), key=itemgetter("name", "task"))
+        return sorted(chain(*self.world.gather(predictions)), key=attrgetter("name", "task"))

@@ -6,7 +6,6 @@ of evaluations since then are derived from these lines, so that a resumed run ha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from emollama.logs.logger import get_logger
 from emollama.logs.run_log import RunLog, entries_before
 from emollama.paths import atomic_write
 from emollama.registry import METRICS
+from emollama.run_folder import EVALUATIONS, RESULT, PredictionRecord, ValidationRecord, epoch_folder, json_line, parse_all
 from emollama.runners.evaluation import Evaluation, EvaluationSet
 from emollama.suggestions import did_you_mean
 
@@ -44,7 +44,8 @@ class Validation:
         self._folder = folder
         self._key = self._world.on_rank_zero(lambda: monitored_metric(cfg, evaluation.blocks))
         self._metric = None if self._key is None else metric(self._key.rpartition("/")[2])
-        self._past = self._world.on_rank_zero(lambda: entries_before(folder / "eval.jsonl", first_step))
+        earlier = self._world.on_rank_zero(lambda: entries_before(folder / EVALUATIONS, first_step))
+        self._past = parse_all(ValidationRecord, earlier)
         self._has_best_checkpoint = self._world.on_rank_zero(self._restore_best_checkpoint)
 
     def should_evaluate(self, completed_steps: int) -> bool:
@@ -52,7 +53,7 @@ class Validation:
         cfg = self._cfg
         epochs, rest = divmod(completed_steps, cfg.iters_per_epoch)
         is_end = rest == 0 and epochs > 0 and (epochs % cfg.eval_epoch_interval == 0 or epochs == cfg.max_epoch)
-        return is_end and all(entry["step"] != completed_steps - 1 for entry in self._past)
+        return is_end and all(record.step != completed_steps - 1 for record in self._past)
 
     @property
     def should_stop_early(self) -> bool:
@@ -66,14 +67,14 @@ class Validation:
         values = self._values()
         index = self._index_of_best(values)
         value = values[index] if index >= 0 else None
-        return None if value is None or self._key is None else (self._key, value, self._past[index]["epoch"])
+        return None if value is None or self._key is None else (self._key, value, self._past[index].epoch)
 
     def run(self, completed_steps: int, log: RunLog, save_best: Callable[[], None]) -> None:
         """Evaluate, and save the checkpoint if it is the best so far."""
         epoch = completed_steps // self._cfg.iters_per_epoch - 1
         model = self._evaluation.prediction_runner.members[0]
         model.eval()
-        outcome = self._evaluation.run(self._folder / "result" / f"epoch_{epoch}")
+        outcome = self._evaluation.run(self._folder / RESULT / epoch_folder(epoch))
         model.train()
         value = None if self._key is None else outcome.metrics[self._key]
         values = [*self._values(), value]
@@ -84,7 +85,7 @@ class Validation:
             save_best()
             self._has_best_checkpoint = True
             get_logger().info("%s %.4f is the best so far: saved as %s", self._key, value, checkpoint.BEST)
-        self._past.append({"step": completed_steps - 1, "epoch": epoch, "metrics": outcome.metrics, "best": is_best})
+        self._past.append(ValidationRecord(completed_steps - 1, epoch, outcome.metrics, is_best))
         self._world.on_rank_zero(self._write)
         examples = {block_name: self._examples(predictions) for block_name, predictions in outcome.predictions.items()}
         log.evaluation(completed_steps - 1, epoch, outcome.metrics, examples)
@@ -93,7 +94,7 @@ class Validation:
 
     def _values(self) -> list[float | None]:
         """Return the monitored metric of every evaluation so far; None if it was not computed."""
-        return [None if self._key is None else entry["metrics"].get(self._key) for entry in self._past]
+        return [None if self._key is None else record.metrics.get(self._key) for record in self._past]
 
     def _index_of_best(self, values: Sequence[float | None]) -> int:
         """Return the index of the best value, the first of equal values, or -1 if there is no value."""
@@ -111,31 +112,32 @@ class Validation:
         Returns:
             Whether checkpoint_best.pth is now that of the best evaluation.
         """
-        best = self._index_of_best(self._values())
-        if best < 0 or not self._cfg.save_best:
+        index = self._index_of_best(self._values())
+        if index < 0 or not self._cfg.save_best:
             return False
-        step, path = self._past[best]["step"] + 1, self._folder / checkpoint.BEST
-        if checkpoint.step_of(path) == step:
+        best, path = self._past[index], self._folder / checkpoint.BEST
+        assert best.step is not None
+        if checkpoint.step_of(path) == best.step + 1:
             return True
-        source = self._folder / f"checkpoint_{self._past[best]['epoch']}.pth"
-        if checkpoint.step_of(source) != step:
+        source = self._folder / f"checkpoint_{best.epoch}.pth"
+        if checkpoint.step_of(source) != best.step + 1:
             text = "epoch %d was the best, but its checkpoint is neither %s nor %s: the next evaluation counts as the best"
-            get_logger().warning(text, self._past[best]["epoch"], path, source)
+            get_logger().warning(text, best.epoch, path, source)
             return False
         checkpoint.copy(source, path)
-        get_logger().info("copied the checkpoint of epoch %d to %s, because it is the best", self._past[best]["epoch"], path)
+        get_logger().info("copied the checkpoint of epoch %d to %s, because it is the best", best.epoch, path)
         return True
 
     def _write(self) -> None:
-        with atomic_write(self._folder / "eval.jsonl") as file:
-            file.writelines(json.dumps(entry) + "\n" for entry in self._past)
+        with atomic_write(self._folder / EVALUATIONS) as file:
+            file.writelines(map(json_line, self._past))
 
-    def _examples(self, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _examples(self, answers: Sequence[PredictionRecord]) -> list[PredictionRecord]:
         """Return the answers about a few samples, evenly spread over the sorted names."""
-        names = list(dict.fromkeys(answer["name"] for answer in answers))
+        names = list(dict.fromkeys(answer.name for answer in answers))
         count = min(self._cfg.show_clips, len(names))
         chosen = {names[index * len(names) // count] for index in range(count)}
-        return [answer for answer in answers if answer["name"] in chosen]
+        return [answer for answer in answers if answer.name in chosen]
 
 
 def monitored_metric(cfg: Any, blocks: Mapping[str, EvaluationSet]) -> str | None:

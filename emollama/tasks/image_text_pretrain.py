@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from emollama.components import EvaluationItem, Model, PredictionRecord
+from emollama.components import EvaluationItem, Model
 from emollama.data.batch import IGNORED, Batch, Record, collate
 from emollama.data.dataset import SampleDataset
 from emollama.data.loader import mix_seed
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.evaluation.scoring import Scoring
 from emollama.models.decoding import candidate_probabilities, generate
+from emollama.run_folder import PredictionRecord
 from emollama.tasks.configs import ImageTextPretrainConfig
 
 Output = tuple[str, dict[str, float] | None]  # the model's answer, and with answer_by: likelihood the labels' probabilities
