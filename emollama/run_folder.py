@@ -9,7 +9,7 @@ names and types. Unknown keys in a file are ignored.
 ``eval.jsonl``                                  one :class:`ValidationRecord` per evaluation during training
 ``result/config.yaml``                          the configuration of the last evaluation by the script
 ``result/predictions_<block>.jsonl``            one :class:`PredictionRecord` per sample and task
-``result/metrics_<block>.json``                 the metrics of a block
+``result/metrics_<block>.json``                 one :class:`BlockScores` with :class:`TaskRecord` for each task
 ``result/epoch_<e>/``                           predictions and metrics of the evaluation after epoch e
 ``result/report.html``                          the report
 ==============================================  ========================================================================
@@ -22,7 +22,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import UnionType
@@ -116,6 +116,67 @@ class PredictionRecord:
     label_probabilities: dict[str, float] | None = None
 
 
+@dataclass(frozen=True)
+class RecognitionRecord:
+    """The results of label recognition.
+
+    Attributes:
+        labels: the labels.
+        confusion: numbers of samples: one row per true label, one column per extracted label, a last column for answers without.
+        per_class: label, precision, recall, f1 and support of each label.
+        invalid: name, reference and prediction of the answers without a label.
+    """
+
+    labels: list[str]
+    confusion: list[list[int]]
+    per_class: list[dict[str, Any]]
+    invalid: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class CaptionsRecord:
+    """How captions were scored: the tokenizer, and the names of the samples without a reference."""
+
+    tokenizer: str
+    without_reference: list[str]
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """The scores of a task in ``metrics_<block>.json``. Metric inputs may add other keys.
+
+    Attributes:
+        clips: number of predictions.
+        metrics: name -> value; None if it is undefined.
+        recognition: results of label recognition; None for other tasks.
+        captions: how captions were scored; None for other tasks.
+        judge: name, usage and failures of the judge, and why it was ``unreachable`` if so; None without a judge.
+        clip_scores: scores and emotion words of each sample, with its name; None without scores of single samples.
+    """
+
+    clips: int | None
+    metrics: dict[str, float | None]
+    recognition: RecognitionRecord | None = None
+    captions: CaptionsRecord | None = None
+    judge: dict[str, Any] | None = None
+    clip_scores: list[dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class BlockScores:
+    """The content of ``metrics_<block>.json``.
+
+    Attributes:
+        block: name of the block.
+        checkpoint: the evaluated checkpoint, or several; None during training.
+        tasks: task -> the fields of its :class:`TaskRecord`, without those that are None.
+    """
+
+    block: str
+    checkpoint: str | list[str] | None
+    tasks: dict[str, dict[str, Any]]
+
+
 def predictions_file(block: str) -> str:
     """Return the name of the file with the predictions of a block; ``*`` as the block gives a glob pattern."""
     return f"predictions_{block}.jsonl"
@@ -195,7 +256,9 @@ def _convert(hint: Any, value: Any) -> Any:
         items = {key: _convert(arguments[1], item) for key, item in mapping(value).items()}
         return items if arguments[1] in (Any, float | None) else {key: item for key, item in items.items() if item is not None}
     if origin in (list, tuple):
-        is_object = get_origin(arguments[0]) is dict
-        elements = value if isinstance(value, list) else []
-        return origin(_convert(arguments[0], item) for item in elements if not is_object or isinstance(item, dict))
+        element = get_origin(arguments[0]) or arguments[0]
+        elements = [item for item in value if element is not dict or isinstance(item, dict)] if isinstance(value, list) else []
+        return origin(converted for item in elements if (converted := _convert(arguments[0], item)) is not None)
+    if isinstance(hint, type) and is_dataclass(hint):
+        return parse(hint, value) if mapping(value) else None
     return value if hint is Any else _SCALARS[hint](value)

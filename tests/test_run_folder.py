@@ -8,7 +8,9 @@ from dataclasses import asdict, fields
 import pytest
 
 from emollama.evaluation.input_files import read_predictions
-from emollama.evaluation.prediction_files import write_predictions
+from emollama.evaluation.prediction_files import write_metrics, write_predictions
+from emollama.evaluation.predictions import Prediction
+from emollama.evaluation.scoring import Scoring
 from emollama.logs.run_log import RunLog
 from emollama.reporting.checkpoint_table import CheckpointRow
 from emollama.reporting.run_files import read_run
@@ -39,13 +41,32 @@ def test_predictions_are_read_back_by_the_report_and_by_scoring(tmp_path):
     (result,) = read_run(tmp_path).results
     assert (result.block, result.task, result.file, result.predictions) == ("dev", "reason", path, [PREDICTION])
     (answer,) = read_predictions(str(path)).predictions
-    assert (answer.name, answer.task, answer.text, answer.reference, answer.loss) == (
-        "a",
-        "reason",
-        "Calm…",
-        ["calm", "quiet"],
-        0.5,
-    )
+    assert answer == Prediction("a", "reason", "Calm…", ["calm", "quiet"], 0.5)
+
+
+def scores(*answers, **keys):
+    """The scores of answers to one task."""
+    (task,) = {answer.task for answer in answers}
+    tasks = {task: ("reference",)}
+    return Scoring(Scoring.Config(**keys), labels=["calm", "sad"], aliases={}, tasks=tasks, key="k").score(answers)
+
+
+def test_scores_are_read_back_with_their_details(tmp_path):
+    by_block = {
+        "labels": scores(Prediction("a", "emotion", "calm", "calm"), Prediction("b", "emotion", "?", "sad")),
+        "texts": scores(Prediction("a", "reason", "She smiles, happy.", "A smile: she is happy."), judge={"type": "lexical"}),
+    }
+    for block, by_task in by_block.items():
+        write_metrics(tmp_path / "result", block, by_task, "a.pth")
+    results = {result.block: result for result in read_run(tmp_path).results}
+    for block, result in results.items():
+        written = by_block[block][result.task]
+        assert (result.metrics, result.num_samples, result.checkpoint) == (written.metrics, written.num_samples, "a.pth")
+    labels, texts = (results[block] for block in by_block)
+    assert labels.recognition.labels == ["calm", "sad"] and labels.recognition.confusion == [[1, 0, 0], [0, 0, 1]]
+    assert labels.recognition.per_class[0]["label"] == "calm" and labels.recognition.invalid[0]["name"] == "b"
+    assert texts.judge["name"] == "lexical" and texts.judge["failures"] == []
+    assert texts.clip_scores["a"]["clue_overlap"] == texts.metrics["clue_overlap"] and texts.clip_scores["a"]["true_words"]
 
 
 @pytest.mark.parametrize(

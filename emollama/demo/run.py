@@ -29,7 +29,7 @@ from emollama.demo.vocabulary import EMOTIONS
 from emollama.logs.console import aligned, write
 from emollama.logs.logger import get_logger, set_up
 from emollama.paths import atomic_write
-from emollama.run_folder import PredictionRecord, parse_all, predictions_file
+from emollama.run_folder import BlockScores, PredictionRecord, TaskRecord, metrics_file, parse, parse_all, predictions_file
 
 
 def run_demo(folder: str, *, seed: int, processes: int, corpus_only: bool = False) -> None:
@@ -145,8 +145,8 @@ def _results(root: Path) -> dict[str, Any]:
     reasons = _answers(root / "reasoning/result" / predictions_file("emer"))
     mentioned = {name: set(re.findall(r"\w+", text)) & set(EMOTIONS) for name, text in reasons.items()}
     for key, run in (("", "reasoning"), ("_stage_1", "reasoning_stage_1")):
-        metrics = json.loads((root / f"{run}/result/metrics_emer.json").read_text(encoding="utf-8"))
-        results[f"clue_overlap{key}"] = metrics["tasks"]["reason_v2"]["metrics"]["clue_overlap"]
+        scores = parse(BlockScores, json.loads((root / run / "result" / metrics_file("emer")).read_text(encoding="utf-8")))
+        results[f"clue_overlap{key}"] = parse(TaskRecord, scores.tasks["reason_v2"]).metrics["clue_overlap"]
     results["reason_label_accuracy"] = sum(mentioned[name] == {label} for name, label in true_labels.items()) / len(true_labels)
     return results
 

@@ -11,7 +11,7 @@ from typing import Any
 from emollama.evaluation.component_errors import reported
 from emollama.evaluation.scoring import TaskScores
 from emollama.paths import atomic_write
-from emollama.run_folder import PredictionRecord, json_line, metrics_file, predictions_file
+from emollama.run_folder import BlockScores, PredictionRecord, TaskRecord, json_line, metrics_file, predictions_file
 
 REASONING_TASKS = ("reason", "reason_v2")
 
@@ -56,15 +56,15 @@ def write_metrics(folder: Path, block: str, scores: Mapping[str, TaskScores], so
         The file that was written.
     """
     path = folder / metrics_file(block)
-    content = {"block": block, "checkpoint": source, "tasks": {task: scores_as_dict(result) for task, result in scores.items()}}
+    content = BlockScores(block, source, {task: scores_as_dict(result) for task, result in scores.items()})
     with atomic_write(path) as file:
-        json.dump(content, file, indent=1, ensure_ascii=False)
+        json.dump(vars(content), file, indent=1, ensure_ascii=False)
     return path
 
 
 def scores_as_dict(scores: TaskScores) -> dict[str, Any]:
-    """Return scores as plain values: number of samples, metrics, and the details of each metric input."""
-    content: dict[str, Any] = {"clips": scores.num_samples, "metrics": scores.metrics}
+    """Return scores as plain values: the fields of :class:`TaskRecord` that are not None, and other details of metric inputs."""
+    content: dict[str, Any] = {}
     failures: list[dict[str, Any]] = []
     clip_scores: dict[str, dict[str, Any]] | None = None
     for name, metric_input in scores.inputs.items():
@@ -76,8 +76,10 @@ def scores_as_dict(scores: TaskScores) -> dict[str, Any]:
             for row in details.pop("clip_scores"):
                 clip_scores.setdefault(row["name"], {}).update(row)
         content |= details
-    if scores.judge:
-        content["judge"] = scores.judge | {"failures": failures}
-    if clip_scores is not None:
-        content["clip_scores"] = list(clip_scores.values())
-    return content
+    record = TaskRecord(
+        clips=scores.num_samples,
+        metrics=scores.metrics,
+        judge=scores.judge | {"failures": failures} if scores.judge else None,
+        clip_scores=None if clip_scores is None else list(clip_scores.values()),
+    )
+    return {name: value for name, value in vars(record).items() if value is not None} | content

@@ -12,7 +12,7 @@ even if some answer is that label.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Self
 
@@ -23,6 +23,7 @@ from emollama.evaluation.metrics import Metric, MetricInput
 from emollama.evaluation.predictions import Prediction
 from emollama.evaluation.resources import NEEDS_REFERENCE, ScoringResources
 from emollama.listing import abbreviated
+from emollama.run_folder import RecognitionRecord
 from emollama.suggestions import did_you_mean
 
 _PRECISION, _RECALL, _F1, _SUPPORT = range(4)
@@ -93,13 +94,8 @@ class Labels(MetricInput):
 
     def details(self, predictions: Sequence[Prediction], metrics: Sequence[str]) -> dict[str, Any]:
         """Return the confusion matrix, the metrics of each class and the invalid answers."""
-        recognition = {
-            "labels": list(self.labels),
-            "confusion": confusion(self),
-            "per_class": per_class(self),
-            "invalid": _invalid_answers(self, predictions),
-        }
-        return {"recognition": recognition}
+        invalid = _invalid_answers(self, predictions)
+        return {"recognition": asdict(RecognitionRecord(list(self.labels), confusion(self), per_class(self), invalid))}
 
     def sample_rows(self, metrics: Sequence[str]) -> list[dict[str, Any]]:
         """Return the true and the extracted label of each sample."""

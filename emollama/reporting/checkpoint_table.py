@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from emollama.errors import UserError
-from emollama.json_io import Notes, mapping, numbers, read_object
+from emollama.json_io import Notes, read_object
 from emollama.listing import abbreviated, listing
 from emollama.paths import PACKAGE, atomic_write
 from emollama.reporting.checkpoint_chart import checkpoint_chart
 from emollama.reporting.measures import format_value, higher_is_better, metric_digits, registered_metric
-from emollama.run_folder import RESULT, metrics_file, parse
+from emollama.run_folder import RESULT, BlockScores, TaskRecord, metrics_file, parse
 
 RECORD, SUMMARY = "evaluated.json", "sweep.json"
 Fingerprint = dict[str, dict[str, str]]  # block ("" for all blocks) -> what its scores depend on -> digest
@@ -135,9 +135,9 @@ def read_checkpoint_table(folder: Path, basis: Fingerprint | None = None) -> Che
 def _metrics(folder: Path, row: CheckpointRow, notes: Notes) -> Iterator[tuple[str, float | None]]:
     """Yield (``block/task/metric``, value)."""
     for block in row.blocks:
-        tasks = mapping(read_object(_metrics_file(folder, row, block), notes).get("tasks"))
-        for task, scores in tasks.items():
-            for name, value in numbers(mapping(scores).get("metrics")).items():
+        scores = parse(BlockScores, read_object(_metrics_file(folder, row, block), notes))
+        for task, content in scores.tasks.items():
+            for name, value in parse(TaskRecord, content).metrics.items():
                 yield f"{block}/{task}/{name}", value
 
 

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from emollama.errors import UserError
 from emollama.json_io import (
     Notes,
-    mapping,
     number,
-    numbers,
-    objects,
     read_lines,
     read_object,
     read_text,
     text,
-    texts,
-    whole_number,
 )
 from emollama.reporting.configuration import evaluated_blocks, evaluated_with
 from emollama.run_folder import (
@@ -27,34 +22,21 @@ from emollama.run_folder import (
     EVALUATIONS,
     LOG,
     RESULT,
+    BlockScores,
     PredictionRecord,
+    RecognitionRecord,
     StepRecord,
+    TaskRecord,
     ValidationRecord,
     block_of,
     epoch_folders,
     metrics_file,
+    parse,
     parse_all,
     predictions_file,
 )
 
 LOG_LINES = 60_000  # about this many lines are read of a longer log
-
-
-@dataclass(frozen=True)
-class Recognition:
-    """The results of label recognition.
-
-    Attributes:
-        labels: the labels.
-        confusion: one row per true label, the last column for answers without a label; empty if the file's matrix is invalid.
-        per_class: metrics of each label.
-        invalid: answers without a label.
-    """
-
-    labels: list[str]
-    confusion: list[list[int]]
-    per_class: list[dict[str, Any]]
-    invalid: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -68,7 +50,7 @@ class TaskResult:
         checkpoint: the evaluated checkpoint; "" if the file does not state it.
         num_samples: number of predictions; None if the file does not state it.
         metrics: name -> value.
-        recognition: results of label recognition; None for other tasks.
+        recognition: results of label recognition, without an invalid confusion matrix; None for other tasks.
         judge: name, usage and failures of the judge, and why it could not be reached; empty without a judge.
         clip_scores: sample name -> its scores and emotion words; empty without scores of single samples.
         tokenizer: tokenizer of captions; "" for other tasks.
@@ -81,7 +63,7 @@ class TaskResult:
     checkpoint: str = ""
     num_samples: int | None = None
     metrics: dict[str, float | None] = field(default_factory=dict)
-    recognition: Recognition | None = None
+    recognition: RecognitionRecord | None = None
     judge: dict[str, Any] = field(default_factory=dict)
     clip_scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     tokenizer: str = ""
@@ -202,46 +184,33 @@ def _results(folder: Path, notes: Notes, order: Sequence[str], answers: bool = F
     )
     blocks = sorted({*scored, *answered})
     for block in sorted(blocks, key=[*order, *blocks].index):
-        content = read_object(scored[block], notes) if block in scored else {}
+        scores = parse(BlockScores, read_object(scored[block], notes) if block in scored else {})
         rows = read_lines(answered[block], notes) if answers and block in answered else []
         predictions = parse_all(PredictionRecord, rows)
-        tasks = mapping(content.get("tasks"))
-        for task in sorted({*tasks, *(record.task for record in predictions)}):
+        checkpoint = ", ".join(scores.checkpoint) if isinstance(scores.checkpoint, list) else scores.checkpoint or ""
+        for task in sorted({*scores.tasks, *(record.task for record in predictions)}):
             own = [record for record in predictions if record.task == task]
-            file = folder / predictions_file(block)
-            checkpoint = _checkpoint_name(content.get("checkpoint"))
-            yield _with_scores(TaskResult(file, block, task, checkpoint, predictions=own), mapping(tasks.get(task)))
+            result = TaskResult(folder / predictions_file(block), block, task, checkpoint, predictions=own)
+            yield _with_scores(result, parse(TaskRecord, scores.tasks.get(task, {})))
 
 
-def _checkpoint_name(checkpoint: Any) -> str:
-    """Return the name of a checkpoint, or the names of the members of an ensemble."""
-    return ", ".join(texts(checkpoint)) if isinstance(checkpoint, list) else text(checkpoint)
-
-
-def _with_scores(result: TaskResult, scores: Mapping[str, Any]) -> TaskResult:
-    recognition = mapping(scores.get("recognition"))
-    return TaskResult(
-        file=result.file,
-        block=result.block,
-        task=result.task,
-        checkpoint=result.checkpoint,
-        num_samples=whole_number(scores.get("clips")),
-        metrics=numbers(scores.get("metrics")),
-        recognition=_recognition(recognition) if recognition else None,
-        judge=mapping(scores.get("judge")),
-        clip_scores={text(row.get("name")): row for row in objects(scores.get("clip_scores"))},
-        tokenizer=text(mapping(scores.get("captions")).get("tokenizer")),
-        predictions=result.predictions,
+def _with_scores(result: TaskResult, scores: TaskRecord) -> TaskResult:
+    return replace(
+        result,
+        num_samples=scores.clips,
+        metrics=scores.metrics,
+        recognition=_recognition(scores.recognition) if scores.recognition else None,
+        judge=scores.judge or {},
+        clip_scores={text(row.get("name")): row for row in scores.clip_scores or ()},
+        tokenizer=scores.captions.tokenizer if scores.captions else "",
     )
 
 
-def _recognition(content: Mapping[str, Any]) -> Recognition:
-    labels = texts(content.get("labels"))
-    matrix = content.get("confusion")
-    rows = [[whole_number(cell) for cell in row] for row in matrix if isinstance(row, list)] if isinstance(matrix, list) else []
-    counts = [[cell for cell in row if cell is not None and cell >= 0] for row in rows]
-    fits = len(counts) == len(labels) > 0 and all(len(row) == len(labels) + 1 for row in counts)
-    return Recognition(labels, counts if fits else [], objects(content.get("per_class")), objects(content.get("invalid")))
+def _recognition(record: RecognitionRecord) -> RecognitionRecord:
+    """Return the record, without a confusion matrix that does not fit the labels."""
+    size, counts = len(record.labels), record.confusion
+    fits = len(counts) == size > 0 and all(len(row) == size + 1 and min(row) >= 0 for row in counts)
+    return record if fits else replace(record, confusion=[])
 
 
 def sample_scores(row: Mapping[str, Any]) -> dict[str, float]:

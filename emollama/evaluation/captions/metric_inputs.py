@@ -10,7 +10,7 @@ import json
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +22,7 @@ from emollama.evaluation.captions.reader import Captions
 from emollama.evaluation.metrics import MetricInput
 from emollama.evaluation.predictions import CAPTION, Prediction
 from emollama.evaluation.resources import ScoringResources
+from emollama.run_folder import CaptionsRecord
 
 Numbers = NDArray[np.float64]
 LONGEST = 4  # words of the longest n-grams
@@ -75,8 +76,8 @@ class CaptionNumbers(MetricInput):
         """Return the tokenizer, the samples without a reference, and the metrics of each sample."""
         scored = {*self.names}
         without_reference = [prediction.name for prediction in predictions if prediction.name not in scored]
-        captions = {"tokenizer": self.tokenizer, "without_reference": without_reference}
-        return {"captions": captions, "clip_scores": self.sample_rows(metrics)}
+        captions = CaptionsRecord(self.tokenizer, without_reference)
+        return {"captions": asdict(captions), "clip_scores": self.sample_rows(metrics)}
 
 
 class NGrams(CaptionNumbers):
