@@ -261,5 +261,5 @@ def test_a_report_shows_the_plain_name_of_an_unknown_metric_and_its_title_with_i
     assert emollama("report", folder).returncode == 0
     page = folder / "result/report.html"
     assert "mean_words" in page.read_text() and "words per answer" not in page.read_text()
-    assert emollama("report", folder, "--imports", module("my_metrics", EXAMPLES["my_metrics"])).returncode == 0
+    assert emollama("report", "--imports", module("my_metrics", EXAMPLES["my_metrics"]), folder).returncode == 0
     assert "words per answer" in page.read_text()

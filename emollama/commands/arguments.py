@@ -76,10 +76,21 @@ def add_resampling(parser: argparse.ArgumentParser, seed: str = "seed of the boo
     parser.add_argument("--seed", type=int, default=0, metavar="N", help=seed)
 
 
-def add_imports(parser: argparse.ArgumentParser, components: str) -> None:
-    """Add ``--imports`` to a parser of a command without a configuration; ``components`` are those that it can use."""
-    text = f"your Python modules that register {components}, such as my_metrics (for my_metrics.py in the current directory)"
-    parser.add_argument("--imports", nargs="+", default=[], metavar="MODULE", help=text)
+def add_imports(parser: argparse.ArgumentParser, components: str, *, repeated: bool = False) -> None:
+    """Add ``--imports`` to the parser of a command without a configuration.
+
+    Args:
+        parser: the parser.
+        components: the components that the command can use, for its help.
+        repeated: whether the option takes one module and can be repeated, as in commands with positional arguments, which would
+            otherwise be read as modules.
+    """
+    if repeated:
+        text = f"your Python module that registers {components}, such as my_metrics; the option can be repeated"
+        parser.add_argument("--imports", action="append", default=[], metavar="MODULE", help=text)
+    else:
+        text = f"your Python modules that register {components}, such as my_metrics (for my_metrics.py in the current directory)"
+        parser.add_argument("--imports", nargs="+", default=[], metavar="MODULE", help=text)
 
 
 def import_modules(arguments: argparse.Namespace) -> None:

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     chart = "PNG file of the chart (default: compare.png)"
     parser.add_argument("--output", type=Path, default=Path("compare.png"), metavar="FILE", help=chart)
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of tables")
-    add_imports(parser, "metrics of the runs")
+    add_imports(parser, "metrics of the runs", repeated=True)
 
 
 def run(arguments: argparse.Namespace) -> None:

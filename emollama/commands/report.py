@@ -19,7 +19,7 @@ DOCS = "docs/evaluation.md#the-report"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the run folders and ``--imports``."""
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER", help="folder of a run, output_dir/<job_id>")
-    add_imports(parser, "metrics of the runs")
+    add_imports(parser, "metrics of the runs", repeated=True)
 
 
 def run(arguments: argparse.Namespace) -> None:
