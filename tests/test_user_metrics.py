@@ -21,6 +21,7 @@ from emollama.evaluation.predictions import Prediction
 from emollama.evaluation.scoring import Scoring
 from emollama.evaluation.statistics import Resampling, compare
 from emollama.registry import METRIC_INPUTS, METRICS
+from emollama.run_folder import PredictionRecord
 
 SECTION = (ROOT / "docs/evaluation.md").read_text().partition("## Add a metric")[2].partition("\n## ")[0]
 BLOCKS = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
@@ -244,13 +245,13 @@ def test_predictions_are_written_before_a_metric_fails(module, tmp_path):
     from emollama.runners.evaluation import Evaluation, EvaluationSet
 
     import_user_modules([module("my_broken", INPUT.format(compute="return predictions[9]", value="pass"))])
-    rows = [{"name": each.name, "task": "reason", "prediction": each.text, "reference": None, "loss": None} for each in ANSWERS]
+    rows = [PredictionRecord(each.name, "reason", "?", each.text, None, None, None) for each in ANSWERS]
     runner = SimpleNamespace(world=process_group.start("cpu"), predict=lambda *_: rows)
     evaluation = Evaluation({"dev": EvaluationSet(None, None, scoring("length"))}, runner, None)
     text = refusal(evaluation.run, tmp_path / "result")
     path = tmp_path / "result/predictions_dev.jsonl"
     assert text.endswith(f"The predictions are in {path}; to score them later, use 'emollama score'.")
-    assert [json.loads(line) for line in path.read_text().splitlines()] == rows
+    assert [json.loads(line)["prediction"] for line in path.read_text().splitlines()] == WORDS
 
 
 def test_a_report_shows_the_plain_name_of_an_unknown_metric_and_its_title_with_imports(module, tmp_path, emollama):
