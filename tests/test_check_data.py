@@ -466,6 +466,17 @@ def test_the_check_reports_exactly_the_tokens_that_a_run_would_cut(checked, tree
     assert sum(lengths.cut for lengths in report.blocks[0].lengths) == len(expected)
 
 
+def test_a_prompt_format_or_layout_that_would_stop_a_run_is_a_problem(checked, tree):
+    tree["model"]["prompt_format"] = {"type": "template", "template": "{video} {text}"}
+    block = {key: value for key, value in tree["datasets"]["golden"].items() if key != "shuffle"}
+    tree["evaluation_datasets"] = {"answers": block | {"prompt_layout": "upstream_eval"}}
+    findings = [finding for finding in checked().of_level("problem") if finding.kind == "prompt format"]
+    layout, template = sorted(findings, key=lambda finding: finding.text.startswith("model."))
+    assert layout.block == "evaluation_datasets.answers"
+    assert layout.text.endswith("unknown layout 'upstream_eval'. The layouts of model.prompt_format are train.")
+    assert template.text.startswith("model.prompt_format: template has no {feature}")
+
+
 def test_without_the_language_model_lengths_are_estimated_and_cuts_reported_as_notes(checked, tree, tmp_path):
     tree["model"]["llama_model"] = str(tmp_path / "not downloaded yet")
     report = checked("model.max_txt_len=10")

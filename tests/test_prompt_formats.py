@@ -290,6 +290,12 @@ def test_an_unknown_layout_of_an_evaluation_block_is_refused_with_the_layouts_of
     )
 
 
+def test_a_registered_format_that_does_not_fit_the_fusion_module_names_the_key_to_set(golden_prompt):
+    message = r"template: unknown output {video}.*"
+    with pytest.raises(UserError, match=message + r"set model\.prompt_format: {type: template, template: \.\.\.}"):
+        build(golden_prompt, "type: emotion_llama", {"gaze": ("gaze",)})
+
+
 def test_prompts_from_two_sources_are_refused(tmp_path):
     tree = golden_tree(tmp_path)
     model = {"arch": "minigpt4", "llama_model": tree["model"]["llama_model"], "prompt_path": "prompts.txt"}

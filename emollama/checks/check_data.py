@@ -14,6 +14,7 @@ from emollama.checks.findings import BlockSummary, CheckReport, Finding, LengthS
 from emollama.checks.tokens import TokenLengths
 from emollama.config import RunConfig
 from emollama.data.dataset import DatasetContent, FeatureSource, SampleDataset
+from emollama.data.prompts.configs import TRAIN
 from emollama.errors import UserError
 from emollama.runners import provenance
 from emollama.runners.build import batch_size, missing_files
@@ -85,7 +86,7 @@ class _DataCheck:
         self._features(block, dataset, content)
         self._texts(block, dataset, content, training=options is None)
         if len(dataset):
-            self._prompts(block, dataset, options)
+            self._attempt("prompt format", label, lambda: self._prompts(block, dataset, options))
         self._token_lengths.save()
         self._add(*(Finding("note", "dataset", note.removeprefix(f"{label}."), label) for note in dataset.notes))
         self._add(*(Finding.of(problem, label) for problem in dataset.problems()))
@@ -99,9 +100,12 @@ class _DataCheck:
             unlisted = sorted(name for name in source.names() if name not in self._listed[path])
             if unlisted:
                 self.report.unlisted_arrays[path] = unlisted
-        if self._token_lengths.why_estimated:
+        why = self._token_lengths.why_estimated
+        if why and why.startswith("model.llama_model"):
             text = "lengths are estimated from the number of characters, because the language model cannot be read"
-            self._add(Finding("note", "lengths", f"{text}: {self._token_lengths.why_estimated}"))
+            self._add(Finding("note", "lengths", f"{text}: {why}"))
+        elif why:
+            self._add(Finding("problem", "prompt format", why))
 
     def forecast_training(self) -> None:
         """Compute the epochs of each dataset, and compare the size of the checkpoints with the free disk space."""
@@ -154,7 +158,8 @@ class _DataCheck:
 
     def _prompts(self, block: BlockSummary, dataset: SampleDataset, options: Any) -> None:
         """Measure the prompts of a block with at least one sample."""
-        layout: str = options.prompt_layout if options else "train"
+        layout = options.prompt_layout if options else TRAIN
+        self._config.model.require_layout(layout, f"{block.label}.prompt_layout")
         instructions = texts.instructions_in_use(dataset.pool, options.instruction if options else None)
         user_texts = [dataset.user_text(0, *instruction) for instruction in instructions]
         if user_texts == [instruction for _, instruction in instructions]:

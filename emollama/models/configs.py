@@ -11,8 +11,10 @@ from emollama.data.prompts.prompt_style import PromptStyle
 from emollama.data.slots import PATCH
 from emollama.dtypes import ComputeDtype
 from emollama.encoders.shapes import EvaShape, QFormerShape
-from emollama.errors import require_at_least
+from emollama.errors import UserError, require_at_least
+from emollama.listing import abbreviated
 from emollama.registry import FUSIONS, PROMPT_FORMATS
+from emollama.suggestions import did_you_mean
 
 TrainLLM = Literal["lora", "none", "full"]
 
@@ -103,10 +105,16 @@ class LLMConfig:
         """Return the prompt format as a block with its ``type`` and its keys."""
         return {"type": self.prompt_format} if isinstance(self.prompt_format, str) else dict(self.prompt_format)
 
-    def prompt_layouts(self) -> tuple[str, ...]:
-        """Return the layouts of the prompt format, which ``prompt_layout`` of an evaluation block selects."""
-        cfg = PROMPT_FORMATS.nested_config(self.prompt_format_block(), "model.prompt_format")
-        return tuple(cfg.layout_names)
+    def require_layout(self, name: str, key: str) -> None:
+        """Check that the prompt format has a layout.
+
+        Raises:
+            UserError: If it does not. The message starts with ``key`` and contains the names of all layouts.
+        """
+        layouts = PROMPT_FORMATS.nested_config(self.prompt_format_block(), "model.prompt_format").layout_names
+        if name not in layouts:
+            text = f"{key}: unknown layout '{name}'.{did_you_mean(name, layouts)}"
+            raise UserError(f"{text} The layouts of model.prompt_format are {abbreviated(layouts)}.")
 
     def style(self) -> PromptStyle:
         """Return the template, end symbol and length limits of prompts."""

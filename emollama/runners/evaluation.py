@@ -13,6 +13,7 @@ from typing import Any
 
 from emollama.config import EvaluationBlock, RunConfig
 from emollama.data.dataset import SampleDataset
+from emollama.data.prompts.configs import TRAIN
 from emollama.data.slots import IMAGE, PIXELS
 from emollama.errors import UserError
 from emollama.evaluation.component_errors import MetricFailed
@@ -24,7 +25,6 @@ from emollama.logs.logger import get_logger
 from emollama.run_folder import PredictionRecord, predictions_file
 from emollama.runners.build import build_datasets, is_ensemble
 from emollama.runners.prediction_runner import PredictionRunner
-from emollama.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,7 @@ def build_blocks(config: RunConfig, *, check: bool) -> dict[str, EvaluationSet]:
             raise UserError(
                 f"{key}.mask_slots: {listing(unknown, 'unknown slot')}. The slots of this model are {abbreviated(slots)}."
             )
-        layouts, layout = config.model.prompt_layouts(), block.task.prompt_layout
-        if layout not in layouts:
-            text = f"{key}.prompt_layout: unknown layout '{layout}'.{did_you_mean(layout, layouts)}"
-            raise UserError(f"{text} The layouts of model.prompt_format are {abbreviated(layouts)}.")
+        config.model.require_layout(block.task.prompt_layout, f"{key}.prompt_layout")
         if {*IMAGE} & {*block.task.mask_slots} and any(PIXELS in source.slots for source in dataset.features):
             raise UserError(
                 f"{key}.mask_slots: image features that the model computes from frames cannot be masked. Extract them"
@@ -121,7 +118,7 @@ def _available_inputs(dataset: SampleDataset, task: str, options: Any) -> list[s
     """Return which metric inputs the answers to a task contain: references, and losses in the layout of training."""
     if not dataset.has_reference(task):
         return []
-    return ["reference", "loss"] if options.prompt_layout == "train" else ["reference"]
+    return ["reference", "loss"] if options.prompt_layout == TRAIN else ["reference"]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from emollama.data.prompts.configs import TRAIN
 from emollama.errors import require_at_least
 from emollama.models.sampling_params import SamplingParams
 
@@ -26,7 +27,7 @@ class ImageTextPretrainConfig:
     """Sample only from the most likely tokens whose probabilities add up to this value. It needs a temperature above 0."""
     repetition_penalty: float = 1.0
     """Values above 1 make tokens that were already generated less likely."""
-    prompt_layout: str = "train"
+    prompt_layout: str = TRAIN
     """Layout of the prompt format. train: the layout of training. Other layouts are for evaluation only, and no loss is computed
     with them: upstream_eval is the layout in which the released Emotion-LLaMA checkpoints were evaluated; the layouts of your own
     prompt format are those of model.prompt_format.layouts."""

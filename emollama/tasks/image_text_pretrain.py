@@ -13,6 +13,7 @@ from emollama.components import EvaluationItem, Model
 from emollama.data.batch import IGNORED, Batch, Record, collate
 from emollama.data.dataset import SampleDataset
 from emollama.data.loader import mix_seed
+from emollama.data.prompts.configs import TRAIN
 from emollama.data.prompts.prompt import PromptFormat
 from emollama.evaluation.scoring import Scoring
 from emollama.models.decoding import candidate_probabilities, generate
@@ -76,7 +77,7 @@ class ImageTextPretrain:
             else:
                 batch_outputs = _generate(members, prompt, batch, cfg, [seeds[row] for row in rows])
             outputs |= dict(zip(rows, batch_outputs, strict=True))
-        losses = _losses(members, prompt, records) if cfg.prompt_layout == "train" else {}
+        losses = _losses(members, prompt, records) if cfg.prompt_layout == TRAIN else {}
         return [
             PredictionRecord(
                 name=record.name,

@@ -66,7 +66,9 @@ class TemplateFormat:
             try:
                 layout.template.check_outputs(outputs, key, () if tagged is None else (tagged,))
             except ValueError as error:
-                raise UserError(str(error)) from None
+                own = key.partition(".")[0] in self.cfg.changed()
+                remedy = "" if own else " To write your own, set model.prompt_format: {type: template, template: ...}."
+                raise UserError(f"{error}{remedy}") from None
 
     def _bos(self) -> tuple[int | None, str]:
         """Return the id of the BOS token (None without one) and its text."""

@@ -55,9 +55,8 @@ class FeatureTokenLayout:
             counts = self.num_feature_tokens({slot: len(vectors) for slot, vectors in record.features.items()})
         except ValueError as error:
             raise UserError(f"sample '{record.name}': {error}") from None
-        return {
-            output: [self.id_of(part) for part in parts for _ in range(counts[part])] for output, parts in self.outputs.items()
-        }
+        ids = {part: [self.first_id + index] * counts[part] for index, part in enumerate(self.parts)}
+        return {output: [token for part in parts for token in ids[part]] for output, parts in self.outputs.items()}
 
 
 class TokenizedTurns:
